@@ -1,0 +1,228 @@
+//! Who is asking.
+
+use http::{Extensions, HeaderMap, Method, Request, Uri};
+use siphasher::sip128::{Hasher128, SipHasher13};
+use std::{
+    collections::hash_map::RandomState,
+    fmt,
+    hash::{BuildHasher, Hash},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+/// How many leading bits of an address make a client.
+///
+/// Defaults to 32 for IPv4 and 64 for IPv6, because a /64 is the smallest network a subscriber
+/// gets (RIPE-690 section 4.2): whoever has one address of it has all 2^64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefix {
+    v4: u8,
+    v6: u8,
+}
+
+impl Prefix {
+    /// `v4` bits of an IPv4 address, at most 32, and `v6` bits of an IPv6 address, at most 128.
+    /// `None` if one is more than its address has.
+    pub const fn new(v4: u8, v6: u8) -> Option<Self> {
+        if v4 <= 32 && v6 <= 128 { Some(Self { v4, v6 }) } else { None }
+    }
+}
+
+impl Default for Prefix {
+    fn default() -> Self {
+        Self { v4: 32, v6: 64 }
+    }
+}
+
+/// What guards count by: the network of an address, or a hash of whatever else tells clients
+/// apart. 16 bytes, `Copy`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ClientKey(u128);
+
+impl ClientKey {
+    /// The one key of all requests of which nobody knows who sent them.
+    pub const SHARED: Self = Self(0);
+
+    /// The network of `address`. An IPv4-mapped IPv6 address counts as the IPv4 address it is.
+    ///
+    /// ```
+    /// use palisade_core::{ClientKey, Prefix};
+    /// let key = |text: &str| ClientKey::address(text.parse().unwrap(), Prefix::default());
+    /// assert_eq!(key("2001:db8::1"), key("2001:db8::ffff")); // One /64, one client.
+    /// assert_eq!(key("::ffff:192.0.2.1"), key("192.0.2.1"));
+    /// assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
+    /// ```
+    pub fn address(address: IpAddr, prefix: Prefix) -> Self {
+        let (bits, kept) = match address.to_canonical() {
+            IpAddr::V4(v4) => (v4.to_ipv6_mapped().to_bits(), 96 + u32::from(prefix.v4)),
+            IpAddr::V6(v6) => (v6.to_bits(), u32::from(prefix.v6)),
+        };
+        Self(bits & u128::MAX.checked_shl(128u32.saturating_sub(kept)).unwrap_or(0))
+    }
+
+    /// A 128-bit hash of `value`, keyed by a random number of this process, so that nobody can
+    /// aim for another client's key. The same value gives another key in the next process.
+    pub fn of(value: &(impl Hash + ?Sized)) -> Self {
+        static SEED: OnceLock<(u64, u64)> = OnceLock::new();
+        let (k0, k1) = *SEED.get_or_init(random_seed);
+        let mut hasher = SipHasher13::new_with_keys(k0, k1);
+        value.hash(&mut hasher);
+        Self(hasher.finish128().as_u128())
+    }
+
+    pub(crate) fn to_bits(self) -> u128 {
+        self.0
+    }
+}
+
+/// 128 bits from the operating system, by way of the standard library's own random state.
+pub(crate) fn random_seed() -> (u64, u64) {
+    (RandomState::new().hash_one(0u8), RandomState::new().hash_one(1u8))
+}
+
+impl fmt::Debug for ClientKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ClientKey({})", IpAddr::V6(Ipv6Addr::from_bits(self.0)).to_canonical())
+    }
+}
+
+/// One connection, as every request on it sees it: an `Arc<ConnInfo>` in the request's extensions.
+///
+/// It is put there by whoever accepts the connection, once per connection made and once per
+/// request cloned in, so that no guard has to work out again who is asking.
+///
+/// ```
+/// # use palisade_core::{ConnInfo, Prefix};
+/// # use std::sync::Arc;
+/// let info = Arc::new(ConnInfo::new("192.0.2.1:4711".parse().unwrap(), None, Prefix::default()));
+/// let mut request = http::Request::new(());
+/// request.extensions_mut().insert(info.clone());
+/// ```
+#[derive(Debug)]
+pub struct ConnInfo {
+    id: u64,
+    peer: SocketAddr,
+    local: Option<SocketAddr>,
+    client: ClientKey,
+}
+
+impl ConnInfo {
+    /// A connection from `peer` to `local`. Its client is the `prefix` of the peer's address.
+    pub fn new(peer: SocketAddr, local: Option<SocketAddr>, prefix: Prefix) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self {
+            id: NEXT.fetch_add(1, Relaxed),
+            peer,
+            local,
+            client: ClientKey::address(peer.ip(), prefix),
+        }
+    }
+
+    /// Counts up from 1 over all connections of this process.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The other end of the socket.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Our end of the socket, where known.
+    pub fn local(&self) -> Option<SocketAddr> {
+        self.local
+    }
+
+    /// What guards count this connection's requests by.
+    pub fn client(&self) -> ClientKey {
+        self.client
+    }
+
+    /// The connection of the request with these extensions, if somebody put it there.
+    pub fn of(extensions: &Extensions) -> Option<&Arc<Self>> {
+        extensions.get::<Arc<Self>>()
+    }
+}
+
+/// A request without its body, borrowed: what predicates, costs and key extractors look at.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestHead<'a> {
+    /// The method.
+    pub method: &'a Method,
+    /// The target.
+    pub uri: &'a Uri,
+    /// The headers, as the client wrote them.
+    pub headers: &'a HeaderMap,
+    /// What servers and layers before this one left for those after.
+    pub extensions: &'a Extensions,
+}
+
+impl<'a, B> From<&'a Request<B>> for RequestHead<'a> {
+    fn from(request: &'a Request<B>) -> Self {
+        Self {
+            method: request.method(),
+            uri: request.uri(),
+            headers: request.headers(),
+            extensions: request.extensions(),
+        }
+    }
+}
+
+/// What a [`KeyExtractor`] makes of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extracted {
+    /// Count it under this key.
+    Key(ClientKey),
+    /// Let it pass uncounted.
+    Exempt,
+    /// Refuse it with 500: the server is not set up to tell who is asking.
+    Refuse,
+}
+
+/// Tells by what a request is counted.
+///
+/// Any `Fn(&RequestHead<'_>) -> Extracted` is one. Do not key by a header that the client can
+/// set before it is checked: that hands out a fresh quota for every value it makes up.
+pub trait KeyExtractor: Send + Sync + 'static {
+    /// The key of the request with this head. Called once per request: be quick, never panic.
+    fn key(&self, head: &RequestHead<'_>) -> Extracted;
+}
+
+impl<F> KeyExtractor for F
+where
+    F: Fn(&RequestHead<'_>) -> Extracted + Send + Sync + 'static,
+{
+    fn key(&self, head: &RequestHead<'_>) -> Extracted {
+        self(head)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(text: &str, v4: u8, v6: u8) -> ClientKey {
+        ClientKey::address(text.parse().unwrap(), Prefix::new(v4, v6).unwrap())
+    }
+
+    #[test]
+    fn a_prefix_keeps_exactly_its_bits() {
+        assert_eq!(key("192.0.2.1", 24, 64), key("192.0.2.255", 24, 64));
+        assert_ne!(key("192.0.2.1", 24, 64), key("192.0.3.1", 24, 64));
+        assert_eq!(key("2001:db8::1", 32, 48), key("2001:db8:0:ffff::1", 32, 48));
+        assert_ne!(key("2001:db8::1", 32, 128), key("2001:db8::2", 32, 128));
+        assert_eq!(key("1.2.3.4", 0, 0), key("5.6.7.8", 0, 0));
+        assert_eq!(key("2001:db8::1", 0, 0), ClientKey::SHARED);
+        assert_eq!(Prefix::new(33, 64), None);
+        assert_eq!(Prefix::new(32, 129), None);
+    }
+
+    #[test]
+    fn hashed_keys_agree_with_themselves_and_with_nobody_else() {
+        assert_eq!(ClientKey::of("tenant"), ClientKey::of("tenant"));
+        assert_ne!(ClientKey::of("tenant"), ClientKey::of("other"));
+    }
+}

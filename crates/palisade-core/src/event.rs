@@ -1,0 +1,182 @@
+//! What the guards did, told to whoever wants to know.
+//!
+//! A guard decides first and records second: [`Metrics`] cannot change a verdict. Whatever may
+//! become a metric label is an enum, so no peer can add a time series. Addresses are for logs.
+
+use crate::{ConnInfo, Guard, Mode, Rejection, Violation};
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+};
+
+/// One thing a guard did. Only transitions are told; levels are asked for, see [`Levels`].
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// A guard answered a request itself, or would have in [`Mode::Shadow`].
+    #[non_exhaustive]
+    Refused {
+        /// Which guard, why, and with what answer.
+        rejection: &'a Rejection,
+        /// [`Mode::Shadow`] if the request was let pass all the same.
+        mode: Mode,
+        /// The connection, where one is known.
+        conn: Option<&'a ConnInfo>,
+    },
+    /// A guard ended a body whose response head was sent already, or would have in
+    /// [`Mode::Shadow`].
+    #[non_exhaustive]
+    Cut {
+        /// Which guard and why.
+        violation: &'a Violation,
+        /// [`Mode::Shadow`] if the body went on all the same.
+        mode: Mode,
+        /// The connection, where one is known.
+        conn: Option<&'a ConnInfo>,
+    },
+    /// Somebody changed a limit while the server runs.
+    #[non_exhaustive]
+    LimitChanged {
+        /// Whose limit.
+        guard: Guard,
+        /// The new one.
+        limit: u64,
+    },
+}
+
+/// Hears what the guards do. Called inside `poll` and `drop`: return at once, never panic.
+///
+/// ```
+/// use palisade_core::{Event, Metrics, Recorder};
+/// use std::sync::{Arc, atomic::{AtomicU64, Ordering::Relaxed}};
+///
+/// #[derive(Debug, Default)]
+/// struct Refusals(AtomicU64);
+///
+/// impl Metrics for Refusals {
+///     fn record(&self, event: &Event<'_>) {
+///         if let Event::Refused { .. } = event {
+///             self.0.fetch_add(1, Relaxed);
+///         }
+///     }
+/// }
+///
+/// let refusals = Arc::new(Refusals::default());
+/// let recorder = Recorder::from(refusals.clone()); // What every guard's `.metrics(..)` takes.
+/// ```
+pub trait Metrics: Send + Sync + 'static {
+    /// Takes note of `event`.
+    fn record(&self, event: &Event<'_>);
+
+    /// Will be asked for `levels` whenever somebody looks. Defaults to nobody looking.
+    fn register(&self, levels: Weak<dyn Levels>) {
+        let _ = levels;
+    }
+}
+
+/// A number that a guard keeps and [`Levels`] shows.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Level {
+    /// Requests that hold a slot now.
+    Working,
+    /// Requests that are here and wait for their own client now.
+    Waiting,
+    /// Requests that wait for a slot now.
+    Queued,
+    /// The limit on [`Level::Working`].
+    Limit,
+    /// Requests admitted since the start. Only grows.
+    Admitted,
+    /// Keys for which a table holds a debt now.
+    Keys,
+    /// Keys that a table could hold.
+    KeyCapacity,
+    /// Keys forgotten while they were in debt, because the table was full. Only grows.
+    KeysEvicted,
+}
+
+impl Level {
+    /// Every level, so that `ALL[level as usize] == level`.
+    pub const ALL: &'static [Self] = &[
+        Self::Working,
+        Self::Waiting,
+        Self::Queued,
+        Self::Limit,
+        Self::Admitted,
+        Self::Keys,
+        Self::KeyCapacity,
+        Self::KeysEvicted,
+    ];
+
+    /// Whether it only ever grows.
+    pub const fn is_total(self) -> bool {
+        matches!(self, Self::Admitted | Self::KeysEvicted)
+    }
+}
+
+/// The numbers that one guard keeps anyway, read when somebody looks. A request pays nothing for
+/// them beyond the guard's own counting.
+pub trait Levels: Send + Sync {
+    /// Whose they are.
+    fn guard(&self) -> Guard;
+
+    /// Calls `visit` with each level and its value. A [`Level`] that the guard does not keep is
+    /// left out.
+    fn sample(&self, visit: &mut dyn FnMut(Level, u64));
+}
+
+/// A guard's handle on the metrics, if there are any. Silent by default, cheap to clone.
+#[derive(Clone, Default)]
+pub struct Recorder(Option<Arc<dyn Metrics>>);
+
+impl Recorder {
+    /// Records. The event is not even built when nobody listens.
+    #[inline]
+    pub fn record<'a>(&self, event: impl FnOnce() -> Event<'a>) {
+        if let Some(metrics) = &self.0 {
+            metrics.record(&event());
+        }
+    }
+
+    /// Shows `levels` to whoever listens.
+    pub fn register(&self, levels: Weak<dyn Levels>) {
+        if let Some(metrics) = &self.0 {
+            metrics.register(levels);
+        }
+    }
+}
+
+impl fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Recorder(on)" } else { "Recorder(silent)" })
+    }
+}
+
+impl<M: Metrics> From<M> for Recorder {
+    fn from(metrics: M) -> Self {
+        Self(Some(Arc::new(metrics)))
+    }
+}
+
+impl<M: Metrics + ?Sized> Metrics for Arc<M> {
+    fn record(&self, event: &Event<'_>) {
+        (**self).record(event);
+    }
+
+    fn register(&self, levels: Weak<dyn Levels>) {
+        (**self).register(levels);
+    }
+}
+
+impl<A: Metrics, B: Metrics> Metrics for (A, B) {
+    fn record(&self, event: &Event<'_>) {
+        self.0.record(event);
+        self.1.record(event);
+    }
+
+    fn register(&self, levels: Weak<dyn Levels>) {
+        self.0.register(levels.clone());
+        self.1.register(levels);
+    }
+}

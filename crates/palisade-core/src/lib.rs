@@ -1,0 +1,30 @@
+//! The words that palisade's guards share.
+//!
+//! You rarely need this crate by itself: every guard re-exports what its own options take. It is
+//! for those who write a [`Metrics`] of their own, a [`KeyExtractor`], or another guard.
+//!
+//! - What a guard says: [`Guard`], [`Reason`], [`Phase`], [`Mode`], [`Violation`], [`Rejection`].
+//! - Who hears it: [`Metrics`], [`Event`], [`Levels`], and a guard's handle on them, [`Recorder`].
+//! - Who is asking: [`ConnInfo`], [`ClientKey`], [`RequestHead`], [`KeyExtractor`].
+//! - What guards are made of: [`Settings`], [`GuardBody`], [`Table`], [`Clock`], [`Pressure`].
+#![forbid(unsafe_code)]
+
+mod body;
+mod client;
+mod clock;
+mod event;
+mod pressure;
+mod rejection;
+mod settings;
+mod table;
+mod words;
+
+pub use body::{BoxError, GuardBody};
+pub use client::{ClientKey, ConnInfo, Extracted, KeyExtractor, Prefix, RequestHead};
+pub use clock::Clock;
+pub use event::{Event, Level, Levels, Metrics, Recorder};
+pub use pressure::Pressure;
+pub use rejection::{AnswerForm, Rejection, Violation};
+pub use settings::{OnReject, Settings};
+pub use table::{Occupancy, Table};
+pub use words::{Guard, Mode, Phase, Reason};

@@ -1,0 +1,393 @@
+//! A guard's verdict, and the answer that suits the client.
+
+use crate::{Guard, GuardBody, Phase, Reason};
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
+    header::{CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER},
+};
+use http_body::Body;
+use std::{fmt, time::Duration};
+
+/// Which rule was broken, and by how much. Also the error that a cut body fails with.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Who noticed.
+    pub guard: Guard,
+    /// What it was.
+    pub reason: Reason,
+    /// When it was.
+    pub phase: Phase,
+    /// What is allowed, in [`Reason::unit`].
+    pub limit: u64,
+    /// What was seen, in [`Reason::unit`].
+    pub observed: u64,
+}
+
+impl Violation {
+    /// `observed` where `limit` is allowed.
+    pub const fn new(
+        guard: Guard,
+        reason: Reason,
+        phase: Phase,
+        limit: u64,
+        observed: u64,
+    ) -> Self {
+        Self { guard, reason, phase, limit, observed }
+    }
+
+    /// The violation in the chain of sources of `error`, if a palisade guard caused it.
+    ///
+    /// ```
+    /// # use palisade_core::{Guard, Phase, Reason, Violation};
+    /// let cut = Violation::new(Guard::BodyLimit, Reason::TooLarge, Phase::RequestBody, 10, 11);
+    /// let error = std::io::Error::other(cut);
+    /// assert_eq!(Violation::behind(&error), Some(&cut));
+    /// ```
+    pub fn behind<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Self> {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if let Some(violation) = error.downcast_ref() {
+                return Some(violation);
+            }
+            next = match error.downcast_ref::<std::io::Error>() {
+                Some(io) => io.get_ref().map(|inner| inner as &(dyn std::error::Error + 'static)),
+                None => error.source(),
+            };
+        }
+        None
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { guard, reason, phase, limit, observed } = self;
+        write!(f, "{guard}: {reason} in {phase}: ")?;
+        write!(f, "{observed} where {limit} is allowed, in {}", reason.unit())
+    }
+}
+
+impl std::error::Error for Violation {}
+
+/// In which form the client expects its answer. Worked out while the request is still here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnswerForm {
+    /// A status and a few bytes. `close` if the request may have bytes on the way that nobody
+    /// will read: on HTTP/1 the connection then ends after the answer.
+    Http {
+        /// Whether to say `Connection: close`.
+        close: bool,
+    },
+    /// 200, trailers-only, `grpc-status`.
+    Grpc,
+    /// 200, and the trailers as a frame of the body.
+    GrpcWeb,
+    /// The same frame in base64.
+    GrpcWebText,
+}
+
+impl AnswerForm {
+    /// The form that suits `request`.
+    pub fn of<B: Body>(request: &Request<B>) -> Self {
+        // gRPC is always a POST, so that nobody else pays for the look at the headers.
+        if request.method() == Method::POST
+            && let Some(kind) = request.headers().get(CONTENT_TYPE)
+            && let Some(rest) = kind.as_bytes().strip_prefix(b"application/grpc")
+        {
+            return match rest {
+                [b'-', b'w', b'e', b'b', b'-', b't', b'e', b'x', b't', ..] => Self::GrpcWebText,
+                [b'-', b'w', b'e', b'b', ..] => Self::GrpcWeb,
+                _ => Self::Grpc,
+            };
+        }
+        let http1 = request.version() <= Version::HTTP_11;
+        Self::Http { close: http1 && !request.body().is_end_stream() }
+    }
+
+    /// Whether gRPC speaks, in one of its forms.
+    pub fn is_grpc(self) -> bool {
+        !matches!(self, Self::Http { .. })
+    }
+}
+
+/// A request that a guard answers itself.
+#[derive(Clone, Debug)]
+pub struct Rejection {
+    violation: Violation,
+    status: StatusCode,
+    retry_after: Option<Duration>,
+    form: AnswerForm,
+}
+
+impl Rejection {
+    /// Refused for `violation`, with `status` for clients that speak plain HTTP.
+    pub fn new(violation: Violation, status: StatusCode, form: AnswerForm) -> Self {
+        Self { violation, status, retry_after: None, form }
+    }
+
+    /// Tells the client when to try again. Defaults to not saying.
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+
+    /// What was violated.
+    pub fn violation(&self) -> &Violation {
+        &self.violation
+    }
+
+    /// The HTTP status; what a gRPC client gets stands in [`Self::grpc_status`].
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// After how long another try makes sense, if that is known.
+    pub fn wait(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// The form of the answer.
+    pub fn form(&self) -> AnswerForm {
+        self.form
+    }
+
+    /// The gRPC status code: 4 `DEADLINE_EXCEEDED` where time ran out, 13 `INTERNAL` where the
+    /// server is not set up, else 8 `RESOURCE_EXHAUSTED`.
+    pub fn grpc_status(&self) -> u8 {
+        match self.violation.reason {
+            Reason::Deadline
+            | Reason::TotalDeadline
+            | Reason::Gap
+            | Reason::Rate
+            | Reason::BodyTotal => 4,
+            Reason::PeerMissing => 13,
+            _ => 8,
+        }
+    }
+
+    /// A short text for people. Plain ASCII without `%`, so that it may stand in a header.
+    pub fn message(&self) -> &'static str {
+        match self.violation.reason {
+            Reason::Full | Reason::QueueFull | Reason::QueueTimeout => "server is busy",
+            Reason::Displaced => "server is busy, request body too slow",
+            Reason::ClientFull => "too many requests at once",
+            Reason::RateExceeded => "too many requests",
+            Reason::CostOverBurst => "request costs more than the quota",
+            Reason::PeerMissing => "server cannot tell who is asking",
+            Reason::TooLarge => "body too large",
+            Reason::TinyFrames => "body in too many small pieces",
+            Reason::Deadline | Reason::TotalDeadline => "request took too long",
+            Reason::Gap | Reason::Rate | Reason::BodyTotal => "body too slow",
+        }
+    }
+
+    /// The default answer.
+    ///
+    /// Plain HTTP: the status, [`Self::message`], `Retry-After` in whole seconds, rounded up and
+    /// at least 1 (RFC 9110 section 10.2.3), and `Connection: close` where bytes of the request
+    /// may be on the way. gRPC: 200, `grpc-status`, `grpc-message`, `grpc-retry-pushback-ms`
+    /// (gRFC A6), trailers-only.
+    pub fn into_response<B, T>(self) -> Response<GuardBody<B, T>> {
+        match self.form {
+            AnswerForm::Http { .. } => {
+                let answer = Bytes::from_static(self.message().as_bytes());
+                self.respond(Response::new(answer))
+            }
+            AnswerForm::Grpc => {
+                let mut response = Response::new(GuardBody::answer(Bytes::new()));
+                *response.headers_mut() = self.grpc_trailers();
+                response.headers_mut().insert(CONTENT_TYPE, GRPC);
+                response
+            }
+            AnswerForm::GrpcWeb | AnswerForm::GrpcWebText => {
+                let frame = trailer_frame(&self.grpc_trailers());
+                let (kind, frame) = match self.form {
+                    AnswerForm::GrpcWebText => (GRPC_WEB_TEXT, base64(&frame)),
+                    _ => (GRPC_WEB, frame),
+                };
+                let mut response = Response::new(GuardBody::answer(frame));
+                response.headers_mut().insert(CONTENT_TYPE, kind);
+                response
+            }
+        }
+    }
+
+    /// `response` in place of the default one for plain HTTP: it gets the status if it is still
+    /// 200, `Retry-After` if it has none, and `Connection: close` where that is needed.
+    pub(crate) fn respond<B, T>(&self, response: Response<Bytes>) -> Response<GuardBody<B, T>> {
+        let mut response = response.map(GuardBody::answer);
+        if response.status() == StatusCode::OK {
+            *response.status_mut() = self.status;
+        }
+        if let Some(wait) = self.retry_after
+            && !response.headers().contains_key(RETRY_AFTER)
+        {
+            response.headers_mut().reserve(2);
+            response.headers_mut().insert(RETRY_AFTER, seconds(wait));
+        }
+        if self.form == (AnswerForm::Http { close: true }) {
+            response.headers_mut().insert(CONNECTION, CLOSE);
+        }
+        response
+    }
+
+    fn grpc_trailers(&self) -> HeaderMap {
+        let mut trailers = HeaderMap::with_capacity(6);
+        trailers.insert(GRPC_STATUS, HeaderValue::from(u16::from(self.grpc_status())));
+        trailers.insert(GRPC_MESSAGE, HeaderValue::from_static(self.message()));
+        if let Some(wait) = self.retry_after {
+            // A signed 32-bit number to the client; a longer wait than that means "do not".
+            let millis = i32::try_from(wait.as_millis()).unwrap_or(-1);
+            trailers.insert(GRPC_PUSHBACK, HeaderValue::from(millis));
+        }
+        trailers
+    }
+}
+
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
+const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+const GRPC_WEB: HeaderValue = HeaderValue::from_static("application/grpc-web+proto");
+const GRPC_WEB_TEXT: HeaderValue = HeaderValue::from_static("application/grpc-web-text+proto");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+
+/// `wait` as `Retry-After` has it. A value made from a number costs 4 allocations; the waits that
+/// clients usually get cost none.
+fn seconds(wait: Duration) -> HeaderValue {
+    const SMALL: [&str; 10] = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10"];
+    let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1);
+    let small = usize::try_from(seconds).ok().and_then(|n| SMALL.get(n.saturating_sub(1)));
+    small.map_or_else(|| HeaderValue::from(seconds), |text| HeaderValue::from_static(text))
+}
+
+/// The trailers as gRPC-Web has them: a frame of the body with the top bit of its flags set
+/// (gRPC-Web protocol, "Message framing").
+fn trailer_frame(trailers: &HeaderMap) -> Bytes {
+    let mut text = BytesMut::new();
+    for (name, value) in trailers {
+        text.put(name.as_str().as_bytes());
+        text.put(&b": "[..]);
+        text.put(value.as_bytes());
+        text.put(&b"\r\n"[..]);
+    }
+    let mut frame = BytesMut::with_capacity(text.len().saturating_add(5));
+    frame.put_u8(0x80);
+    frame.put_u32(u32::try_from(text.len()).unwrap_or(u32::MAX));
+    frame.put(text);
+    frame.freeze()
+}
+
+/// RFC 4648 section 4, with padding.
+fn base64(bytes: &[u8]) -> Bytes {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = BytesMut::new();
+    for chunk in bytes.chunks(3) {
+        let byte = |place: usize| u32::from(chunk.get(place).copied().unwrap_or(0));
+        let group = (byte(0) << 16) | (byte(1) << 8) | byte(2);
+        for place in 0..4 {
+            let sextet = (group >> (18 - 6 * place)) & 63;
+            text.put_u8(if place > chunk.len() { b'=' } else { ALPHABET[sextet as usize] });
+        }
+    }
+    text.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::{BodyExt, Empty, Full};
+
+    fn rejection(form: AnswerForm) -> Rejection {
+        let violation =
+            Violation::new(Guard::RateLimit, Reason::RateExceeded, Phase::RequestHead, 0, 1500);
+        Rejection::new(violation, StatusCode::TOO_MANY_REQUESTS, form)
+    }
+
+    fn request(content_type: &'static str) -> Request<Full<Bytes>> {
+        let mut request = Request::post("/").body(Full::new(Bytes::from("unread"))).unwrap();
+        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        request
+    }
+
+    #[test]
+    fn the_form_follows_the_content_type_of_a_post() {
+        assert_eq!(AnswerForm::of(&request("application/grpc")), AnswerForm::Grpc);
+        assert_eq!(AnswerForm::of(&request("application/grpc+proto")), AnswerForm::Grpc);
+        assert_eq!(AnswerForm::of(&request("application/grpc-web+proto")), AnswerForm::GrpcWeb);
+        assert_eq!(AnswerForm::of(&request("application/grpc-web-text")), AnswerForm::GrpcWebText);
+        assert_eq!(AnswerForm::of(&request("text/html")), AnswerForm::Http { close: true });
+        let get = Request::new(Empty::<Bytes>::new());
+        assert_eq!(AnswerForm::of(&get), AnswerForm::Http { close: false });
+    }
+
+    #[test]
+    fn only_an_unread_http1_body_closes_the_connection() {
+        let mut h2 = request("text/html");
+        *h2.version_mut() = Version::HTTP_2;
+        assert_eq!(AnswerForm::of(&h2), AnswerForm::Http { close: false });
+        let close = AnswerForm::of(&request("text/html"));
+        let response = rejection(close).into_response::<Full<Bytes>, ()>();
+        assert_eq!(response.headers()[CONNECTION], "close");
+    }
+
+    #[test]
+    fn retry_after_is_whole_seconds_rounded_up_and_never_zero() {
+        let answer = |millis| {
+            let form = AnswerForm::Http { close: false };
+            let wait = Duration::from_millis(millis);
+            let response = rejection(form).retry_after(wait).into_response::<Full<Bytes>, ()>();
+            response.headers()[RETRY_AFTER].to_str().unwrap().to_owned()
+        };
+        assert_eq!(answer(0), "1");
+        assert_eq!(answer(999), "1");
+        assert_eq!(answer(1001), "2");
+        assert_eq!(answer(10_000), "10");
+        assert_eq!(answer(10_001), "11");
+        assert_eq!(answer(u64::MAX), "18446744073709552");
+    }
+
+    #[test]
+    fn grpc_gets_trailers_only_with_pushback() {
+        let wait = Duration::from_millis(1500);
+        let response = rejection(AnswerForm::Grpc).retry_after(wait);
+        let response = response.into_response::<Full<Bytes>, ()>();
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["grpc-status"], "8");
+        assert_eq!(response.headers()["grpc-message"], "too many requests");
+        assert_eq!(response.headers()["grpc-retry-pushback-ms"], "1500");
+        assert_eq!(response.headers()[CONTENT_TYPE], "application/grpc");
+        assert!(response.body().is_end_stream());
+    }
+
+    #[tokio::test]
+    async fn grpc_web_gets_its_trailers_as_a_frame_of_the_body() {
+        let response = rejection(AnswerForm::GrpcWeb).into_response::<Full<Bytes>, ()>();
+        let frame = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(frame[..5], [0x80, 0, 0, 0, 49]);
+        assert_eq!(frame[5..], b"grpc-status: 8\r\ngrpc-message: too many requests\r\n"[..]);
+        let response = rejection(AnswerForm::GrpcWebText).into_response::<Full<Bytes>, ()>();
+        let text = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(text, base64(&frame));
+    }
+
+    #[test]
+    fn base64_agrees_with_the_vectors_of_rfc_4648() {
+        for (plain, text) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v")] {
+            assert_eq!(base64(plain.as_bytes()), text);
+        }
+        assert_eq!(base64(b"foobar"), "Zm9vYmFy");
+    }
+
+    #[test]
+    fn every_message_may_stand_in_a_header() {
+        for reason in Reason::ALL {
+            let violation =
+                Violation { reason: *reason, ..*rejection(AnswerForm::Grpc).violation() };
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            let message = Rejection::new(violation, status, AnswerForm::Grpc).message();
+            assert!(message.bytes().all(|byte| (b' '..=b'~').contains(&byte) && byte != b'%'));
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The closed enums. They are the only things that may become a metric label.
+
+/// An enum whose variants have a fixed, lower-case name and can be listed.
+macro_rules! closed_enum {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$doc])* $variant,)+
+        }
+
+        impl $name {
+            /// Every value, in the order of declaration, so that `ALL[value as usize] == value`.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The fixed name used in labels and logs.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)+
+                }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+closed_enum! {
+    /// Which guard acted.
+    #[non_exhaustive]
+    Guard {
+        /// `palisade-rate-limit`.
+        RateLimit = "rate_limit",
+        /// `palisade-timeout`.
+        Timeout = "timeout",
+        /// `palisade-body-limit`.
+        BodyLimit = "body_limit",
+        /// `palisade-slow-body`.
+        SlowBody = "slow_body",
+        /// `palisade-concurrency-limit`.
+        ConcurrencyLimit = "concurrency_limit",
+    }
+}
+
+closed_enum! {
+    /// Why it acted. Each reason fixes the unit of [`Violation`](crate::Violation)'s numbers.
+    #[non_exhaustive]
+    Reason {
+        /// Every slot is taken. Requests.
+        Full = "full",
+        /// The client has as many requests present as one client may have. Requests.
+        ClientFull = "client_full",
+        /// The queue for a slot is full. Requests.
+        QueueFull = "queue_full",
+        /// Waited for a slot for as long as the queue allows. Milliseconds.
+        QueueTimeout = "queue_timeout",
+        /// As many requests wait for their own clients as may, and this one waited longest. Requests.
+        Displaced = "displaced",
+        /// More requests than the quota grants. Milliseconds until one more is granted; limit 0.
+        RateExceeded = "rate_exceeded",
+        /// The request costs more than the quota can ever grant at once. Cells.
+        CostOverBurst = "cost_over_burst",
+        /// Nothing in the request says who its peer is. No numbers.
+        PeerMissing = "peer_missing",
+        /// The body is longer than allowed. Bytes.
+        TooLarge = "too_large",
+        /// The body comes in more frames than its bytes justify. Frames.
+        TinyFrames = "tiny_frames",
+        /// The response head was not ready in time. Milliseconds.
+        Deadline = "deadline",
+        /// The response was not finished in time. Milliseconds.
+        TotalDeadline = "total_deadline",
+        /// Nothing came, or nothing was taken, for too long. Milliseconds.
+        Gap = "gap",
+        /// Fewer bytes than required came, or were taken, within a window. Bytes per second.
+        Rate = "rate",
+        /// The body as a whole took too long for its length. Milliseconds.
+        BodyTotal = "body_total",
+    }
+}
+
+impl Reason {
+    /// The unit of [`Violation::limit`](crate::Violation::limit) and `observed`.
+    pub const fn unit(self) -> &'static str {
+        match self {
+            Self::Full | Self::ClientFull | Self::QueueFull | Self::Displaced => "requests",
+            Self::QueueTimeout
+            | Self::RateExceeded
+            | Self::Deadline
+            | Self::TotalDeadline
+            | Self::Gap
+            | Self::BodyTotal => "milliseconds",
+            Self::CostOverBurst => "cells",
+            Self::TooLarge => "bytes",
+            Self::TinyFrames => "frames",
+            Self::Rate => "bytes_per_second",
+            Self::PeerMissing => "none",
+        }
+    }
+
+    /// The option that changes the limit, for the log line of a refusal.
+    pub const fn option(self) -> &'static str {
+        match self {
+            Self::Full => "ConcurrencyLimitLayer::new(limit)",
+            Self::ClientFull => "ConcurrencyLimitLayer::per_client(requests)",
+            Self::QueueFull | Self::QueueTimeout => "ConcurrencyLimitLayer::queue(waiters, wait)",
+            Self::Displaced => "ConcurrencyLimitLayer::present(requests)",
+            Self::RateExceeded => "RateLimitLayer::new(quota)",
+            Self::CostOverBurst => "Quota::burst(cells) or RateLimitLayer::cost(..)",
+            Self::PeerMissing => "ClientIp::missing(policy)",
+            Self::TooLarge => "BodyLimitLayer::new(bytes) or .response(bytes)",
+            Self::TinyFrames => "BodyLimitLayer::tiny_frames(..)",
+            Self::Deadline => "TimeoutLayer::new(duration)",
+            Self::TotalDeadline => "TimeoutLayer::total(duration)",
+            Self::Gap => "SlowBodyLayer, Pace::gap(duration)",
+            Self::Rate => "SlowBodyLayer, Pace::rate(bytes_per_second)",
+            Self::BodyTotal => "SlowBodyLayer, Pace::total(..)",
+        }
+    }
+}
+
+closed_enum! {
+    /// Where in the life of a request it happened.
+    #[non_exhaustive]
+    Phase {
+        /// The head is here, nothing was done for it yet.
+        RequestHead = "request_head",
+        /// The request body is being received, the response head is unsent.
+        RequestBody = "request_body",
+        /// The handler is at work, the response head is unsent.
+        Handler = "handler",
+        /// The response head is sent, its body is on the way.
+        ResponseBody = "response_body",
+    }
+}
+
+closed_enum! {
+    /// Whether a guard acts on its verdicts.
+    #[derive(Default)]
+    Mode {
+        /// Refuses and cuts.
+        #[default]
+        Enforce = "enforce",
+        /// Records what it would have refused or cut, and lets it pass.
+        Shadow = "shadow",
+        /// Does not look.
+        Off = "off",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_value_stands_at_its_own_place_in_all() {
+        for (place, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, place);
+        }
+        for (place, guard) in Guard::ALL.iter().enumerate() {
+            assert_eq!(*guard as usize, place);
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Each layer on a real axum server.
