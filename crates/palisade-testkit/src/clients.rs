@@ -1,0 +1,142 @@
+//! Clients: one that writes raw bytes, and hyper's own on one connection.
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body::Body;
+use http_body_util::{BodyExt, Empty};
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
+use tower::BoxError;
+
+/// How long any client here waits for anything.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A socket from loopback's `from` to `to`. `127.0.0.2` and on are other clients to the server.
+pub async fn connect(from: Ipv4Addr, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((IpAddr::V4(from), 0).into())?;
+    timeout(PATIENCE, socket.connect(to)).await?
+}
+
+/// Writes and reads the bytes of HTTP/1 as it is told, right or wrong.
+#[derive(Debug)]
+pub struct RawClient {
+    /// The socket itself.
+    pub stream: TcpStream,
+    read: Vec<u8>,
+}
+
+/// The head of an HTTP/1 answer.
+#[derive(Clone, Debug)]
+pub struct RawHead {
+    /// The status.
+    pub status: StatusCode,
+    /// The head as text, names as the server wrote them.
+    pub text: String,
+}
+
+impl RawHead {
+    /// The value of header `name`, if it is there.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let lines = self.text.lines().skip(1).filter_map(|line| line.split_once(": "));
+        lines.into_iter().find(|(seen, _)| seen.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+}
+
+impl RawClient {
+    /// Connects from 127.0.0.1.
+    pub async fn connect(to: SocketAddr) -> io::Result<Self> {
+        Self::connect_from(Ipv4Addr::LOCALHOST, to).await
+    }
+
+    /// Connects from another address of loopback.
+    pub async fn connect_from(from: Ipv4Addr, to: SocketAddr) -> io::Result<Self> {
+        Ok(Self { stream: connect(from, to).await?, read: Vec::new() })
+    }
+
+    /// Writes all of `bytes`.
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        timeout(PATIENCE, self.stream.write_all(bytes.as_ref())).await?
+    }
+
+    /// Reads the head of the next answer; what follows it stays for later.
+    pub async fn head(&mut self) -> io::Result<RawHead> {
+        let end = loop {
+            if let Some(at) = self.read.windows(4).position(|window| window == b"\r\n\r\n") {
+                break at + 4;
+            }
+            if self.fill().await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        };
+        let text = String::from_utf8_lossy(&self.read[..end]).into_owned();
+        self.read.drain(..end);
+        let status = text.get(9..12).and_then(|code| code.parse().ok());
+        let status = status.ok_or_else(|| io::Error::other(format!("not a head: {text}")))?;
+        Ok(RawHead { status, text })
+    }
+
+    /// Reads until the server ends the connection, by FIN or by RST, and says what came.
+    pub async fn rest(&mut self) -> Vec<u8> {
+        while matches!(self.fill().await, Ok(count) if count > 0) {}
+        std::mem::take(&mut self.read)
+    }
+
+    async fn fill(&mut self) -> io::Result<usize> {
+        let mut chunk = [0; 16 * 1024];
+        let count = timeout(PATIENCE, self.stream.read(&mut chunk)).await??;
+        self.read.extend_from_slice(&chunk[..count]);
+        Ok(count)
+    }
+}
+
+/// hyper's HTTP/1 client on a connection from `from`.
+pub async fn http1<B>(from: Ipv4Addr, to: SocketAddr) -> Result<http1::SendRequest<B>, BoxError>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let io = TokioIo::new(connect(from, to).await?);
+    let (sender, connection) = http1::handshake(io).await?;
+    tokio::spawn(connection.with_upgrades());
+    Ok(sender)
+}
+
+/// hyper's HTTP/2 client on a connection from `from`.
+pub async fn http2<B>(from: Ipv4Addr, to: SocketAddr) -> Result<http2::SendRequest<B>, BoxError>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<BoxError>,
+{
+    let io = TokioIo::new(connect(from, to).await?);
+    let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+/// `GET path` over a fresh HTTP/1 connection, and the answer whole.
+pub async fn get(from: Ipv4Addr, to: SocketAddr, path: &str) -> Result<Response<Bytes>, BoxError> {
+    let request = Request::get(path).header("host", "test").body(Empty::new())?;
+    let mut sender = http1::<Empty<Bytes>>(from, to).await?;
+    whole(timeout(PATIENCE, sender.send_request(request)).await??).await
+}
+
+/// Reads the body of `response` to its end.
+pub async fn whole(response: Response<Incoming>) -> Result<Response<Bytes>, BoxError> {
+    let (parts, body) = response.into_parts();
+    let body = timeout(PATIENCE, body.collect()).await??.to_bytes();
+    Ok(Response::from_parts(parts, body))
+}

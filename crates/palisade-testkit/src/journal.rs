@@ -1,0 +1,87 @@
+//! A [`Metrics`] that remembers.
+
+use palisade_core::{Event, Guard, Level, Levels, Metrics, Mode, Reason, Violation};
+use parking_lot::Mutex;
+use std::sync::{Arc, Weak};
+
+/// Writes down every event, in order. Clones share the pages.
+#[derive(Clone, Default)]
+pub struct Journal(Arc<Pages>);
+
+#[derive(Default)]
+struct Pages {
+    refused: Mutex<Vec<(Violation, Mode)>>,
+    cut: Mutex<Vec<(Violation, Mode)>>,
+    limits: Mutex<Vec<(Guard, u64)>>,
+    levels: Mutex<Vec<Weak<dyn Levels>>>,
+}
+
+impl Journal {
+    /// Guard and reason of every refusal so far, shadowed ones too.
+    pub fn refused(&self) -> Vec<(Guard, Reason)> {
+        self.0.refused.lock().iter().map(|(v, _)| (v.guard, v.reason)).collect()
+    }
+
+    /// Every refusal so far in full.
+    pub fn refusals(&self) -> Vec<(Violation, Mode)> {
+        self.0.refused.lock().clone()
+    }
+
+    /// Guard and reason of every body cut so far, shadowed ones too.
+    pub fn cut(&self) -> Vec<(Guard, Reason)> {
+        self.0.cut.lock().iter().map(|(v, _)| (v.guard, v.reason)).collect()
+    }
+
+    /// Every cut so far in full.
+    pub fn cuts(&self) -> Vec<(Violation, Mode)> {
+        self.0.cut.lock().clone()
+    }
+
+    /// Every change of a limit so far.
+    pub fn limits(&self) -> Vec<(Guard, u64)> {
+        self.0.limits.lock().clone()
+    }
+
+    /// The sum of `level` over all living instances of `guard`; `None` if none keeps it.
+    pub fn level(&self, guard: Guard, level: Level) -> Option<u64> {
+        let mut sum = None;
+        for levels in self.0.levels.lock().iter().filter_map(Weak::upgrade) {
+            if levels.guard() == guard {
+                levels.sample(&mut |kept, value| {
+                    if kept == level {
+                        sum = Some(sum.unwrap_or(0) + value);
+                    }
+                });
+            }
+        }
+        sum
+    }
+}
+
+impl std::fmt::Debug for Journal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Journal")
+            .field("refused", &*self.0.refused.lock())
+            .field("cut", &*self.0.cut.lock())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Metrics for Journal {
+    fn record(&self, event: &Event<'_>) {
+        match event {
+            Event::Refused { rejection, mode, .. } => {
+                self.0.refused.lock().push((*rejection.violation(), *mode));
+            }
+            Event::Cut { violation, mode, .. } => self.0.cut.lock().push((**violation, *mode)),
+            Event::LimitChanged { guard, limit, .. } => {
+                self.0.limits.lock().push((*guard, *limit));
+            }
+            _ => {}
+        }
+    }
+
+    fn register(&self, levels: Weak<dyn Levels>) {
+        self.0.levels.lock().push(levels);
+    }
+}

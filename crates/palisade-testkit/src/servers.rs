@@ -1,0 +1,115 @@
+//! Servers on loopback that end when they are dropped.
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use std::net::{Ipv4Addr, SocketAddr};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_stream::wrappers::TcpListenerStream;
+use tower::{BoxError, Service, ServiceExt};
+
+/// A server task and its address. Dropping it ends the server and its connections.
+#[derive(Debug)]
+pub struct Server {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    /// A server that runs as `task` and listens on `addr`.
+    pub fn new(addr: SocketAddr, task: JoinHandle<()>) -> Self {
+        Self { addr, task }
+    }
+
+    /// `http://` and the address.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A listener on a free port of loopback.
+pub async fn listener() -> TcpListener {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("loopback has a free port")
+}
+
+/// `axum::serve(listener, router)`, the form in which layers are applied anew per connection. No
+/// peer is known to the layers.
+pub async fn axum_bare(router: axum::Router) -> Server {
+    let listener = listener().await;
+    let addr = listener.local_addr().expect("a bound socket has an address");
+    let task = tokio::spawn(async move { axum::serve(listener, router).await.expect("serves") });
+    Server::new(addr, task)
+}
+
+/// `axum::serve` with `into_make_service_with_connect_info`.
+pub async fn axum(router: axum::Router) -> Server {
+    let listener = listener().await;
+    let addr = listener.local_addr().expect("a bound socket has an address");
+    let app = router.into_make_service_with_connect_info::<SocketAddr>();
+    let task = tokio::spawn(async move { axum::serve(listener, app).await.expect("serves") });
+    Server::new(addr, task)
+}
+
+/// hyper-util's `auto` builder by hand, for HTTP/1 and HTTP/2, each request with its peer's
+/// `SocketAddr` among the extensions.
+pub async fn hyper<S, B>(service: S) -> Server
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<BoxError> + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let listener = listener().await;
+    let addr = listener.local_addr().expect("a bound socket has an address");
+    let task = tokio::spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        while let Ok((stream, peer)) = listener.accept().await {
+            let service = service.clone().map_request(move |mut request: Request<Incoming>| {
+                request.extensions_mut().insert(peer);
+                request
+            });
+            connections.spawn(async move {
+                let service = TowerToHyperService::new(service);
+                let builder = auto::Builder::new(TokioExecutor::new());
+                // An error here is a client that went away or was cut; tests look at clients.
+                let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+            });
+            while connections.try_join_next().is_some() {}
+        }
+    });
+    Server::new(addr, task)
+}
+
+/// `tonic::transport::Server` with whatever layers and services `router` has.
+pub async fn tonic<L, B>(router: tonic::transport::server::Router<L>) -> Server
+where
+    L: tower::Layer<tonic::service::Routes> + Clone + Send + 'static,
+    L::Service: Service<Request<tonic::body::Body>, Response = Response<B>>,
+    L::Service: Clone + Send + 'static,
+    <L::Service as Service<Request<tonic::body::Body>>>::Future: Send,
+    <L::Service as Service<Request<tonic::body::Body>>>::Error: Into<BoxError> + Send,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let listener = listener().await;
+    let addr = listener.local_addr().expect("a bound socket has an address");
+    let incoming = TcpListenerStream::new(listener);
+    let task = tokio::spawn(async move {
+        router.serve_with_incoming(incoming).await.expect("serves");
+    });
+    Server::new(addr, task)
+}
