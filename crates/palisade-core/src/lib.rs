@@ -6,13 +6,14 @@
 //! - What a guard says: [`Guard`], [`Reason`], [`Phase`], [`Mode`], [`Violation`], [`Rejection`].
 //! - Who hears it: [`Metrics`], [`Event`], [`Levels`], and a guard's handle on them, [`Recorder`].
 //! - Who is asking: [`ConnInfo`], [`ClientKey`], [`RequestHead`], [`KeyExtractor`].
-//! - What guards are made of: [`Settings`], [`GuardBody`], [`Table`], [`Clock`], [`Pressure`].
+//! - What guards are made of: [`Settings`], [`GuardBody`], [`Table`], [`Gcra`], [`Clock`], [`Pressure`].
 #![forbid(unsafe_code)]
 
 mod body;
 mod client;
 mod clock;
 mod event;
+mod gcra;
 mod pressure;
 mod rejection;
 mod settings;
@@ -23,6 +24,7 @@ pub use body::{BoxError, GuardBody};
 pub use client::{ClientKey, ConnInfo, Extracted, KeyExtractor, Prefix, RequestHead};
 pub use clock::Clock;
 pub use event::{Event, Level, Levels, Metrics, Recorder};
+pub use gcra::{Denied, Gcra};
 pub use pressure::Pressure;
 pub use rejection::{AnswerForm, Rejection, Violation};
 pub use settings::{OnReject, Settings};

@@ -1,12 +1,13 @@
 //! A table of debts, one per key, that hostile keys cannot grow.
 //!
 //! A debt is a time: how far the key's "theoretical arrival time" (TAT, ITU-T I.371) lies ahead of
-//! now. Time pays it off by itself, so nothing ever has to be swept. Every key has two lines of
+//! now. Time pays it off by itself, so nothing ever has to be swept in time. Every key has two lines of
 //! eight words to live in, chosen by a keyed hash; where all sixteen are taken the one with the
 //! least debt goes, so that nobody can wash a debt off by bringing other keys along.
 
 use crate::{ClientKey, client::random_seed};
 use siphasher::sip::SipHasher13;
+use std::fmt;
 
 #[cfg(palisade_loom)]
 use loom::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -15,20 +16,34 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// How often a word that others change under us is tried again.
 const TRIES: usize = 8;
-const WORDS: usize = 8;
+/// As many as a cache line has; fewer make the model checker's work finite.
+const WORDS: usize = if cfg!(palisade_loom) { 2 } else { 8 };
 /// A word is a tag of 22 bits, never 0, above a TAT of 42 bits: microseconds, modulo 51 days.
 const TAT_BITS: u32 = 42;
 const TAT_MASK: u64 = (1 << TAT_BITS) - 1;
 const TAG_MASK: u64 = (1 << (64 - TAT_BITS)) - 1;
 /// Bits of the hash that choose each line.
 const LINE_BITS: u32 = 21;
+/// All lines are tidied once in 2^41 microseconds, 25 days: a debt that was paid just after its
+/// line was tidied is wiped 25 days later, and would look like one to come after 38 days.
+const TIDY_BITS: u32 = TAT_BITS - 1;
+/// The most lines that one update tidies.
+const TIDY_AT_ONCE: u64 = 8;
 
 /// One cache line.
 #[derive(Debug)]
 #[repr(align(64))]
 struct Line([AtomicU64; WORDS]);
 
+/// A counter on a cache line of its own, so that counting slows no reader of its neighbours.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Apart(AtomicU64);
+
 /// Debts in microseconds by key, in a fixed number of words of 8 bytes.
+///
+/// Whoever shares a table must agree on the clock (microseconds since one epoch) and on
+/// `max_debt`, the longest debt that any of them gives: what looks longer counts as paid.
 ///
 /// ```
 /// use palisade_core::{ClientKey, Table};
@@ -38,11 +53,12 @@ struct Line([AtomicU64; WORDS]);
 /// assert_eq!(table.update(key, 0, 60_000_000, owe(500)), Some(Ok(0)));
 /// assert_eq!(table.update(key, 100, 60_000_000, owe(500)), Some(Ok(400))); // 100 are paid off.
 /// ```
-#[derive(Debug)]
 pub struct Table {
     lines: Box<[Line]>,
     seed: (u64, u64),
-    evicted: AtomicU64,
+    /// Lines tidied since the epoch, counted over all passes.
+    tidied: AtomicU64,
+    evicted: Apart,
 }
 
 /// How full a [`Table`] is.
@@ -78,7 +94,8 @@ impl Table {
         Self {
             lines: (0..lines).map(|_| Line(Default::default())).collect(),
             seed: random_seed(),
-            evicted: AtomicU64::new(0),
+            tidied: AtomicU64::new(0),
+            evicted: Apart(AtomicU64::new(0)),
         }
     }
 
@@ -86,10 +103,12 @@ impl Table {
     ///
     /// `decide` gets the debt and returns the new one, or an error that leaves it as it was. It
     /// may be called several times; the last call counts. A debt beyond `max_debt` is not kept,
-    /// and one that is found counts as paid: it is left from another quota, or older than the
-    /// word can tell (a key that comes back after 51 days less its last debt).
+    /// and one that is found counts as paid.
     ///
-    /// `None` if other threads changed the word in each of 8 tries; nothing was changed then.
+    /// `None` if other threads changed the word in each of 8 tries, which means that they got at
+    /// least 8 decisions on it meanwhile; nothing was changed then. Two threads that bring the
+    /// same new key at the same moment, while others change its two lines, may each find room for
+    /// it; the debt of one of them is then not seen again.
     pub fn update<T, E>(
         &self,
         key: ClientKey,
@@ -98,6 +117,7 @@ impl Table {
         decide: impl Fn(u64) -> Result<(T, u64), E>,
     ) -> Option<Result<T, E>> {
         let max_debt = max_debt.min(Self::MAX_DEBT);
+        self.tidy(now, max_debt);
         let hash = self.hash(key);
         for _ in 0..TRIES {
             let place = self.place(hash, now, max_debt);
@@ -105,10 +125,13 @@ impl Table {
                 Ok(decided) => decided,
                 Err(error) => return Some(Err(error)),
             };
+            if debt == 0 && !place.found {
+                return Some(Ok(value)); // Whoever owes nothing takes nobody's place.
+            }
             let word = (tag(hash) << TAT_BITS) | (now.wrapping_add(debt.min(max_debt)) & TAT_MASK);
             if place.word.compare_exchange(place.seen, word, Relaxed, Relaxed).is_ok() {
                 if !place.found && place.debt > 0 {
-                    self.evicted.fetch_add(1, Relaxed);
+                    self.evicted.0.fetch_add(1, Relaxed);
                 }
                 return Some(Ok(value));
             }
@@ -123,13 +146,14 @@ impl Table {
     }
 
     /// Counts the keys in debt at `now`. Reads every word: about a millisecond per million.
-    pub fn occupancy(&self, now: u64) -> Occupancy {
+    pub fn occupancy(&self, now: u64, max_debt: u64) -> Occupancy {
+        let max_debt = max_debt.min(Self::MAX_DEBT);
         let words = self.lines.iter().flat_map(|line| &line.0);
-        let keys = words.filter(|word| debt(word.load(Relaxed), now, Self::MAX_DEBT) > 0).count();
+        let keys = words.filter(|word| debt(word.load(Relaxed), now, max_debt) > 0).count();
         Occupancy {
             keys: keys as u64,
             capacity: (self.lines.len() * WORDS) as u64,
-            evicted: self.evicted.load(Relaxed),
+            evicted: self.evicted.0.load(Relaxed),
         }
     }
 
@@ -150,7 +174,7 @@ impl Table {
                 }
             }
         }
-        let [(free, first), (other_free, other)] = lines.map(|line| cheapest(line, now));
+        let [(free, first), (other_free, other)] = lines.map(|line| cheapest(line, now, max_debt));
         let first_is_better = if free == 0 && other_free == 0 {
             first.debt <= other.debt
         } else {
@@ -163,19 +187,58 @@ impl Table {
         let mask = self.lines.len() - 1;
         let low = hash as usize;
         let first = low & mask;
-        // Never the same line twice: what is added is odd or there is only one line to differ by.
+        // Never the same line twice: what is flipped is an odd number of at most `mask`.
         let second = first ^ (((low >> LINE_BITS) & mask) | 1);
         [&self.lines[first], &self.lines[second]]
+    }
+
+    /// Wipes paid debts before they are so old that they look like debts again. There is no task
+    /// for it: whoever comes along does the few lines that are due, one in 16 seconds if the
+    /// table has room for a million keys.
+    fn tidy(&self, now: u64, max_debt: u64) {
+        let due = now >> (TIDY_BITS - self.lines.len().trailing_zeros());
+        let tidied = self.tidied.load(Relaxed);
+        if tidied < due {
+            self.tidy_lines(tidied, due, now, max_debt);
+        }
+    }
+
+    #[cold]
+    fn tidy_lines(&self, tidied: u64, due: u64, now: u64, max_debt: u64) {
+        let from = tidied.max(due.saturating_sub(self.lines.len() as u64));
+        let to = due.min(from + TIDY_AT_ONCE);
+        if self.tidied.compare_exchange(tidied, to, Relaxed, Relaxed).is_err() {
+            return; // Somebody else is at it.
+        }
+        for line in from..to {
+            for word in &self.lines[line as usize & (self.lines.len() - 1)].0 {
+                let seen = word.load(Relaxed);
+                if seen != 0 && debt(seen, now, max_debt) == 0 {
+                    // A word that changed meanwhile is in use.
+                    let _ = word.compare_exchange(seen, 0, Relaxed, Relaxed);
+                }
+            }
+        }
+    }
+}
+
+/// Without its million words, and without the seed, which is a secret.
+impl fmt::Debug for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Table")
+            .field("capacity", &(self.lines.len() * WORDS))
+            .field("evicted", &self.evicted.0.load(Relaxed))
+            .finish_non_exhaustive()
     }
 }
 
 /// The word of `line` that is best taken over, and how many words of it are free of debt.
-fn cheapest(line: &Line, now: u64) -> (usize, Place<'_>) {
+fn cheapest(line: &Line, now: u64, max_debt: u64) -> (usize, Place<'_>) {
     let mut free = 0;
     let mut best: Option<Place<'_>> = None;
     for word in &line.0 {
         let seen = word.load(Relaxed);
-        let debt = debt(seen, now, Table::MAX_DEBT);
+        let debt = debt(seen, now, max_debt);
         free += usize::from(debt == 0);
         if best.as_ref().is_none_or(|best| debt < best.debt) {
             best = Some(Place { word, seen, debt, found: false });
