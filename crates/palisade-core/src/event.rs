@@ -139,6 +139,12 @@ impl Recorder {
         }
     }
 
+    /// Whether anybody listens.
+    #[inline]
+    pub fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Shows `levels` to whoever listens.
     pub fn register(&self, levels: Weak<dyn Levels>) {
         if let Some(metrics) = &self.0 {

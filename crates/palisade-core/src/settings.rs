@@ -2,7 +2,7 @@
 
 use crate::{AnswerForm, ConnInfo, Event, GuardBody, Mode, Recorder, Rejection, Violation};
 use bytes::Bytes;
-use http::Response;
+use http::{Extensions, Response};
 use std::{fmt, sync::Arc};
 
 /// Makes the answer to a refused request in place of the default one.
@@ -24,6 +24,13 @@ impl Settings {
     #[inline]
     pub fn is_on(&self) -> bool {
         self.mode != Mode::Off
+    }
+
+    /// The connection of the request with these extensions, for events that come after the
+    /// request is handed on. Not looked for when nobody listens.
+    #[inline]
+    pub fn conn(&self, extensions: &Extensions) -> Option<Arc<ConnInfo>> {
+        if self.recorder.is_on() { ConnInfo::of(extensions).cloned() } else { None }
     }
 
     /// Records `rejection`. `true` if it is to be enforced, `false` if the request passes.

@@ -115,7 +115,7 @@ impl Reason {
             Self::TooLarge => "BodyLimitLayer::new(bytes) or .response(bytes)",
             Self::TinyFrames => "BodyLimitLayer::tiny_frames(..)",
             Self::Deadline => "TimeoutLayer::new(duration)",
-            Self::TotalDeadline => "TimeoutLayer::total(duration)",
+            Self::TotalDeadline => "TimeoutLayer::total(duration), or the client's own grpc-timeout",
             Self::Gap => "SlowBodyLayer, Pace::gap(duration)",
             Self::Rate => "SlowBodyLayer, Pace::rate(bytes_per_second)",
             Self::BodyTotal => "SlowBodyLayer, Pace::total(..)",
@@ -129,7 +129,8 @@ closed_enum! {
     Phase {
         /// The head is here, nothing was done for it yet.
         RequestHead = "request_head",
-        /// The request body is being received, the response head is unsent.
+        /// The request body is being received; unless its end is told as a cut, the response
+        /// head is unsent.
         RequestBody = "request_body",
         /// The handler is at work, the response head is unsent.
         Handler = "handler",
