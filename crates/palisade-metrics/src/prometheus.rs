@@ -52,3 +52,27 @@ fn escaped(text: &str, quoted: bool) -> String {
     let text = text.replace('\\', r"\\").replace('\n', r"\n");
     if quoted { text.replace('"', r#"\""#) } else { text }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::read;
+
+    #[test]
+    fn text_that_would_end_a_value_is_escaped() {
+        let family = Family { name: "a", help: "back\\slash\nand \"line\"", is_total: false };
+        let hostile = "\"} 1\na{x=\"\\";
+        let mut text = Exposition::default();
+        text.sample(family, [("x", hostile), ("y", "")], 1);
+        let text = text.finish();
+        assert_eq!(text.lines().count(), 3);
+        assert!(text.starts_with("# HELP a back\\\\slash\\nand \"line\"\n# TYPE a gauge\n"));
+        let (labels, _) = read(&text)["a"].samples.clone().pop_first().unwrap();
+        assert_eq!(labels[0], ("x".to_owned(), hostile.to_owned()));
+    }
+
+    #[test]
+    fn no_samples_are_no_text() {
+        assert_eq!(Exposition::default().finish(), "");
+    }
+}

@@ -94,9 +94,10 @@ const CUTS: &[(Guard, Reason, Phase)] = &[
 pub(crate) fn level_family(level: Level) -> Option<Family> {
     let (name, help) = match level {
         Level::Working => ("palisade_requests_working", "Requests that hold a slot"),
-        Level::Waiting => {
-            ("palisade_requests_waiting", "Requests that wait for their own client and hold no slot")
-        }
+        Level::Waiting => (
+            "palisade_requests_waiting",
+            "Requests that wait for their own client and hold no slot",
+        ),
         Level::Queued => ("palisade_queue_depth", "Requests that wait for a slot"),
         Level::Limit => ("palisade_concurrency_limit", "Requests that may hold a slot at once"),
         Level::Admitted => ("palisade_requests_admitted_total", "Requests that a guard let in"),

@@ -168,14 +168,14 @@ impl Metrics for Snapshot {
 /// A table for people: what was refused and cut, and the levels. Nothing that is zero.
 impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (family, title) in [(false, "requests refused"), (true, "bodies cut")] {
-            let total = |mode| if family { self.total_cut(mode) } else { self.total_refused(mode) };
+        for (cut, title) in [(false, "requests refused"), (true, "bodies cut")] {
+            let total = |mode| if cut { self.total_cut(mode) } else { self.total_refused(mode) };
             let (enforced, shadow) = (total(Mode::Enforce), total(Mode::Shadow));
             writeln!(f, "{title}: {enforced}, and {shadow} more in shadow mode")?;
-            let counts = self.counts().filter(|(s, n)| *n > 0 && s.cut_in.is_some() == family);
+            let counts = self.counts().filter(|(s, n)| *n > 0 && s.cut_in.is_some() == cut);
             for (Series { guard, reason, cut_in, mode }, count) in counts {
                 let phase = cut_in.map_or("", Phase::as_str);
-                // `pad` of the names' own Display would be lost: they write their text as it is.
+                // As `str`, because the Display of these enums knows no padding.
                 let (guard, reason, mode) = (guard.as_str(), reason.as_str(), mode.as_str());
                 writeln!(f, "  {guard:<18} {reason:<16} {phase:<14} {mode:<8} {count:>12}")?;
             }
@@ -188,5 +188,171 @@ impl fmt::Display for Snapshot {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Shown, Teller, read};
+    use palisade_core::{ConnInfo, Prefix};
+    use std::collections::BTreeSet;
+
+    fn labels(of: &[(&str, &str)]) -> Vec<(String, String)> {
+        of.iter().map(|(label, value)| (label.to_string(), value.to_string())).collect()
+    }
+
+    #[test]
+    fn refusals_and_cuts_are_counted_apart_and_by_mode() {
+        let snapshot = Snapshot::new();
+        let enforce = Teller::new(snapshot.clone(), Mode::Enforce);
+        let shadow = Teller::new(snapshot.clone(), Mode::Shadow);
+        enforce.refuse(Guard::RateLimit, Reason::RateExceeded, None);
+        enforce.refuse(Guard::RateLimit, Reason::RateExceeded, None);
+        shadow.refuse(Guard::RateLimit, Reason::RateExceeded, None);
+        enforce.cut(Guard::SlowBody, Reason::Gap, Phase::RequestBody);
+        enforce.cut(Guard::SlowBody, Reason::Gap, Phase::ResponseBody);
+        shadow.cut(Guard::SlowBody, Reason::Rate, Phase::ResponseBody);
+
+        assert_eq!(snapshot.refused(Guard::RateLimit, Reason::RateExceeded), 2);
+        assert_eq!(snapshot.would_refuse(Guard::RateLimit, Reason::RateExceeded), 1);
+        assert_eq!(snapshot.cut(Guard::SlowBody, Reason::Gap), 2);
+        assert_eq!(snapshot.cut(Guard::SlowBody, Reason::Rate), 0);
+        assert_eq!(snapshot.would_cut(Guard::SlowBody, Reason::Rate), 1);
+        assert_eq!(snapshot.refused(Guard::SlowBody, Reason::Gap), 0);
+        let totals = |mode| (snapshot.total_refused(mode), snapshot.total_cut(mode));
+        assert_eq!(totals(Mode::Enforce), (2, 2));
+        assert_eq!(totals(Mode::Shadow), (1, 1));
+        assert_eq!(totals(Mode::Off), (0, 0));
+    }
+
+    #[test]
+    fn eight_threads_lose_no_count() {
+        const EACH: u64 = 10_000;
+        let snapshot = Snapshot::new();
+        std::thread::scope(|scope| {
+            for thread in 0..8 {
+                let teller = Teller::new(snapshot.clone(), Mode::ALL[thread % 2]);
+                let (snapshot, own) = (&snapshot, Guard::ALL[thread % 4]);
+                scope.spawn(move || {
+                    let slots = Arc::new(Shown(own, vec![(Level::Admitted, EACH)]));
+                    snapshot.register(Arc::downgrade(&slots) as Weak<dyn Levels>);
+                    for round in 0..EACH {
+                        teller.refuse(own, Reason::Full, None);
+                        teller.cut(Guard::BodyLimit, Reason::TooLarge, Phase::RequestBody);
+                        if round % 1000 == 0 {
+                            read(&snapshot.prometheus());
+                        }
+                    }
+                    // Looked at before it goes, so that nothing of it is lost.
+                    snapshot.levels();
+                });
+            }
+        });
+        for mode in [Mode::Enforce, Mode::Shadow] {
+            assert_eq!(snapshot.total_refused(mode), 4 * EACH);
+            assert_eq!(snapshot.total_cut(mode), 4 * EACH);
+        }
+        let counted = |guard| {
+            snapshot.refused(guard, Reason::Full) + snapshot.would_refuse(guard, Reason::Full)
+        };
+        for guard in &Guard::ALL[..4] {
+            assert_eq!(counted(*guard), 2 * EACH);
+            assert_eq!(snapshot.level(*guard, Level::Admitted), Some(2 * EACH));
+        }
+    }
+
+    #[test]
+    fn the_text_reads_back_as_what_was_counted() {
+        let snapshot = Snapshot::new();
+        let teller = Teller::new(snapshot.clone(), Mode::Enforce);
+        teller.refuse(Guard::ConcurrencyLimit, Reason::Full, None);
+        teller.cut(Guard::SlowBody, Reason::Gap, Phase::ResponseBody);
+        let shown = vec![(Level::Working, 7), (Level::Limit, 9), (Level::KeysEvicted, 3)];
+        let guard = Arc::new(Shown(Guard::ConcurrencyLimit, shown));
+        snapshot.register(Arc::downgrade(&guard) as Weak<dyn Levels>);
+
+        let text = snapshot.prometheus();
+        assert!(!text.contains("\n\n"));
+        let families = read(&text);
+        let value = |name: &str, of: &[(&str, &str)]| families[name].samples[&labels(of)];
+        let refused = [("guard", "concurrency_limit"), ("mode", "enforce"), ("reason", "full")];
+        assert_eq!(value("palisade_requests_refused_total", &refused), 1.0);
+        let refused = [("guard", "concurrency_limit"), ("mode", "shadow"), ("reason", "full")];
+        assert_eq!(value("palisade_requests_refused_total", &refused), 0.0);
+        let cut = [
+            ("guard", "slow_body"),
+            ("mode", "enforce"),
+            ("phase", "response_body"),
+            ("reason", "gap"),
+        ];
+        assert_eq!(value("palisade_bodies_cut_total", &cut), 1.0);
+        let of = [("guard", "concurrency_limit")];
+        assert_eq!(value("palisade_requests_working", &of), 7.0);
+        assert_eq!(value("palisade_concurrency_limit", &of), 9.0);
+        assert_eq!(value("palisade_key_evictions_total", &of), 3.0);
+        assert_eq!(value("palisade_levels_ignored_total", &[]), 0.0);
+        assert_eq!(families["palisade_requests_working"].kind, "gauge");
+        assert_eq!(families["palisade_requests_working"].help, "Requests that hold a slot");
+    }
+
+    #[test]
+    fn peers_add_no_series_and_every_label_comes_from_an_enum() {
+        let snapshot = Snapshot::new();
+        let teller = Teller::new(snapshot.clone(), Mode::Enforce);
+        teller.refuse(Guard::RateLimit, Reason::RateExceeded, None);
+        let series = |text: &str| -> BTreeSet<_> {
+            let families = read(text).into_iter();
+            families
+                .flat_map(|(name, read)| read.samples.into_keys().map(move |l| (name.clone(), l)))
+                .collect()
+        };
+        let before = series(&snapshot.prometheus());
+        for n in 0..10_000u32 {
+            let peer = (std::net::Ipv4Addr::from_bits(n), 1).into();
+            let conn = ConnInfo::new(peer, None, Prefix::default());
+            teller.refuse(Guard::RateLimit, Reason::RateExceeded, Some(&conn));
+        }
+        assert_eq!(series(&snapshot.prometheus()), before);
+        assert_eq!(snapshot.refused(Guard::RateLimit, Reason::RateExceeded), 10_001);
+
+        // Even if everything happens everywhere.
+        for mode in Mode::ALL {
+            let teller = Teller::new(snapshot.clone(), *mode);
+            for (guard, reason) in
+                Guard::ALL.iter().flat_map(|g| Reason::ALL.iter().map(move |r| (*g, *r)))
+            {
+                teller.refuse(guard, reason, None);
+                Phase::ALL.iter().for_each(|phase| teller.cut(guard, reason, *phase));
+            }
+        }
+        let known = |label: &str, value: &str| match label {
+            "guard" => Guard::ALL.iter().any(|known| known.as_str() == value),
+            "reason" => Reason::ALL.iter().any(|known| known.as_str() == value),
+            "phase" => Phase::ALL.iter().any(|known| known.as_str() == value),
+            "mode" => Mode::ALL.iter().any(|known| known.as_str() == value),
+            _ => false,
+        };
+        let all = series(&snapshot.prometheus());
+        for (name, labels) in &all {
+            assert!(labels.iter().all(|(label, value)| known(label, value)), "{name} {labels:?}");
+        }
+        assert_eq!(all.len(), Series::all().count() + 1); // And the levels ignored.
+    }
+
+    #[test]
+    fn the_table_shows_what_is_not_zero() {
+        let snapshot = Snapshot::new();
+        Teller::new(snapshot.clone(), Mode::Shadow).refuse(Guard::RateLimit, Reason::Full, None);
+        let guard = Arc::new(Shown(Guard::RateLimit, vec![(Level::Keys, 12)]));
+        snapshot.register(Arc::downgrade(&guard) as Weak<dyn Levels>);
+        let table = snapshot.to_string();
+        let lines: Vec<Vec<_>> =
+            table.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines[0].join(" "), "requests refused: 0, and 1 more in shadow mode");
+        assert_eq!(lines[1], ["rate_limit", "full", "shadow", "1"]);
+        assert_eq!(lines[2].join(" "), "bodies cut: 0, and 0 more in shadow mode");
+        assert_eq!(lines[4], ["rate_limit", "tracked_keys", "12"]);
+        assert_eq!(lines.len(), 5);
     }
 }
