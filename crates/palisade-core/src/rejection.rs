@@ -213,6 +213,13 @@ impl Rejection {
         }
     }
 
+    /// The trailers that end a gRPC response whose head is sent already, so that the client sees
+    /// the status and not a broken stream. `None` in every other form: there the body can only
+    /// fail.
+    pub fn trailers(&self) -> Option<HeaderMap> {
+        (self.form == AnswerForm::Grpc).then(|| self.grpc_trailers())
+    }
+
     /// `response` in place of the default one for plain HTTP: it gets the status if it is still
     /// 200, `Retry-After` if it has none, and `Connection: close` where that is needed.
     pub(crate) fn respond<B, T>(&self, response: Response<Bytes>) -> Response<GuardBody<B, T>> {

@@ -1,0 +1,345 @@
+//! The request body as the handler sees it.
+
+use crate::{
+    frames::{Pack, SMALL, UNTOUCHED, Wait},
+    watch::{Watch, too_large},
+};
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use palisade_core::{BoxError, Guard, Mode, Phase, Reason, Violation};
+use pin_project_lite::pin_project;
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+use tokio::time::Instant;
+
+/// So many frames are taken from the inner body in one poll at most, so that a body that is always
+/// ready leaves something for others.
+const AT_ONCE: u32 = 1024;
+
+pin_project! {
+    /// The request body that [`BodyLimit`](crate::BodyLimit) gives to the handler.
+    ///
+    /// Fails with a [`Violation`] when a rule is broken, and is at its end then.
+    #[derive(Debug)]
+    pub struct RequestBody<B> {
+        #[pin]
+        inner: B,
+        // `None` where nothing can be wrong with the body, or nobody looks.
+        counted: Option<Counted>,
+    }
+}
+
+#[derive(Debug)]
+struct Counted {
+    watch: Arc<Watch>,
+    stage: Stage,
+    /// Small frames so far, until there is a `pack`.
+    small: u32,
+    limit: u64,
+    remaining: u64,
+    pack: Option<Box<Packed>>,
+}
+
+/// A body of many small frames.
+#[derive(Debug)]
+struct Packed {
+    pack: Pack,
+    /// What came after what is held.
+    next: Option<Result<Frame<Bytes>, BoxError>>,
+    /// The inner body has ended.
+    ended: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Not polled yet.
+    Fresh,
+    Reading,
+    /// Something was found in shadow mode: one event per request is enough.
+    Found,
+    /// Refused.
+    Over,
+}
+
+/// What became of a frame.
+enum Taken {
+    /// It is large, or nothing is joined: it goes on by itself.
+    Apart,
+    Joined,
+    /// Joined, and no other can be.
+    Full,
+}
+
+type Polled = Poll<Option<Result<Frame<Bytes>, BoxError>>>;
+
+// === RequestBody ===
+
+impl<B> RequestBody<B> {
+    pub(crate) fn unwatched(inner: B) -> Self {
+        Self { inner, counted: None }
+    }
+
+    pub(crate) fn watched(inner: B, watch: Arc<Watch>, limit: u64) -> Self {
+        let counted =
+            Counted { watch, stage: Stage::Fresh, small: 0, limit, remaining: limit, pack: None };
+        Self { inner, counted: Some(counted) }
+    }
+}
+
+impl<B> Body for RequestBody<B>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    #[inline]
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+        let this = self.project();
+        let Some(counted) = this.counted else {
+            return this.inner.poll_frame(cx).map_err(Into::into);
+        };
+        if counted.stage != Stage::Reading || counted.pack.is_some() {
+            return counted.poll_slowly(this.inner, cx);
+        }
+        match ready!(this.inner.poll_frame(cx)) {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) if counted.has_room_for(&data) => {
+                    counted.remaining -= data.len() as u64;
+                    Poll::Ready(Some(Ok(Frame::data(data))))
+                }
+                Ok(data) => counted.take_first(data),
+                Err(frame) => Poll::Ready(Some(Ok(frame))),
+            },
+            Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.counted {
+            None => self.inner.is_end_stream(),
+            Some(counted) => match (counted.stage, &counted.pack) {
+                (Stage::Over, pack) => !pack.as_ref().is_some_and(|packed| packed.holds()),
+                (_, None) => self.inner.is_end_stream(),
+                (_, Some(packed)) => {
+                    !packed.holds() && (packed.ended || self.inner.is_end_stream())
+                }
+            },
+        }
+    }
+
+    /// The inner body's, and no more than what is left of the limit.
+    fn size_hint(&self) -> SizeHint {
+        let hint = self.inner.size_hint();
+        let Some(counted) = &self.counted else { return hint };
+        let held = counted.pack.as_ref().map_or(0, |packed| packed.held());
+        let (mut lower, mut upper) = (hint.lower(), hint.upper());
+        if counted.stage == Stage::Over {
+            (lower, upper) = (0, Some(0));
+        } else if counted.watch.shared.settings.mode == Mode::Enforce
+            && !(counted.stage == Stage::Fresh && counted.watch.shared.overridable)
+            && counted.limit < u64::MAX
+        {
+            upper = Some(upper.map_or(counted.remaining, |upper| upper.min(counted.remaining)));
+        }
+        // A body that declares more than it may have fails where it is read. It must not fail
+        // here, so its lower bound wins.
+        let mut tightened = SizeHint::new();
+        tightened.set_lower(lower.saturating_add(held));
+        if let Some(upper) = upper {
+            tightened.set_upper(upper.max(lower).saturating_add(held));
+        }
+        tightened
+    }
+}
+
+// === Counted ===
+
+impl Counted {
+    /// Whether `data` is large enough not to be counted, and within the limit.
+    #[inline]
+    fn has_room_for(&self, data: &Bytes) -> bool {
+        data.len() >= SMALL && data.len() as u64 <= self.remaining
+    }
+
+    /// Whatever is not the next large frame of a body that comes in large frames.
+    #[cold]
+    fn poll_slowly<B>(&mut self, inner: Pin<&mut B>, cx: &mut Context<'_>) -> Polled
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>>,
+    {
+        if self.stage == Stage::Fresh {
+            self.stage = Stage::Reading;
+            if self.watch.shared.overridable {
+                self.limit = self.watch.start_reading();
+                self.remaining = self.limit;
+                let declared = inner.size_hint().lower();
+                if declared > self.limit {
+                    let violation = too_large(Phase::RequestBody, self.limit, declared);
+                    if let Err(error) = self.found(violation) {
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                }
+            }
+        }
+        if self.pack.is_some() {
+            return self.poll_packed(inner, cx);
+        }
+        if self.stage == Stage::Over {
+            return Poll::Ready(None);
+        }
+        match ready!(inner.poll_frame(cx)) {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => self.take_first(data),
+                Err(frame) => Poll::Ready(Some(Ok(frame))),
+            },
+            Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
+            None => Poll::Ready(None),
+        }
+    }
+
+    /// A frame of a body that has not come in many small ones so far.
+    fn take_first(&mut self, data: Bytes) -> Polled {
+        if let Err(error) = self.take_bytes(data.len()) {
+            return Poll::Ready(Some(Err(error)));
+        }
+        if data.len() < SMALL && self.watch.shared.tiny_frames.is_some() {
+            self.small += 1;
+            if self.small == UNTOUCHED {
+                let pack = Pack::new(Instant::now());
+                self.pack = Some(Box::new(Packed { pack, next: None, ended: false }));
+            }
+        }
+        Poll::Ready(Some(Ok(Frame::data(data))))
+    }
+
+    /// The body of many small frames: puts together what is ready, and waits once for more.
+    fn poll_packed<B>(&mut self, mut inner: Pin<&mut B>, cx: &mut Context<'_>) -> Polled
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>>,
+    {
+        for _ in 0..AT_ONCE {
+            let may_hold = !self.watch.grpc;
+            let Some(packed) = &mut self.pack else { break };
+            if let Some(next) = packed.next.take() {
+                return Poll::Ready(Some(next));
+            }
+            if packed.ended || self.stage == Stage::Over {
+                return Poll::Ready(None);
+            }
+            let next = match inner.as_mut().poll_frame(cx) {
+                Poll::Pending => match packed.pack.wait(may_hold) {
+                    Wait::Empty => return Poll::Pending,
+                    Wait::Flush => return packed.flush(),
+                    Wait::Ask => {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                },
+                Poll::Ready(None) => {
+                    packed.ended = true;
+                    None
+                }
+                Poll::Ready(Some(Err(error))) => Some(Err(error.into())),
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Err(other) => Some(Ok(other)),
+                    Ok(data) => match self.take_packed(&data) {
+                        Err(error) => Some(Err(error)),
+                        Ok(Taken::Apart) => Some(Ok(Frame::data(data))),
+                        Ok(Taken::Joined) if !inner.is_end_stream() => continue,
+                        Ok(Taken::Joined | Taken::Full) => None,
+                    },
+                },
+            };
+            // What is held goes first, and then what came after it.
+            let Some(packed) = &mut self.pack else { break };
+            if packed.pack.held() > 0 {
+                packed.next = next;
+                return packed.flush();
+            }
+            return Poll::Ready(next);
+        }
+        let Some(packed) = &mut self.pack else { return Poll::Ready(None) };
+        if packed.pack.held() > 0 {
+            return packed.flush();
+        }
+        // Nothing but empty frames: let others have a turn.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Counts a frame of a body of many small ones, and joins it to what is held if it is one.
+    fn take_packed(&mut self, data: &[u8]) -> Result<Taken, BoxError> {
+        self.take_bytes(data.len())?;
+        let received = self.limit.saturating_sub(self.remaining);
+        let Watch { shared, grpc, .. } = &*self.watch;
+        let (Some(packed), Some(allowed)) = (&mut self.pack, &shared.tiny_frames) else {
+            return Ok(Taken::Apart);
+        };
+        if data.len() >= SMALL {
+            return Ok(Taken::Apart);
+        }
+        let counted = match self.stage {
+            Stage::Reading => packed.pack.count(received, allowed, *grpc, Instant::now),
+            _ => Ok(()),
+        };
+        packed.pack.push(data);
+        let taken = if packed.pack.is_full() { Taken::Full } else { Taken::Joined };
+        if let Err((limit, frames)) = counted {
+            let reason = Reason::TinyFrames;
+            let phase = Phase::RequestBody;
+            self.found(Violation::new(Guard::BodyLimit, reason, phase, limit, frames))?;
+        }
+        Ok(taken)
+    }
+
+    /// Counts `length` bytes.
+    fn take_bytes(&mut self, length: usize) -> Result<(), BoxError> {
+        let length = length as u64;
+        if let Some(remaining) = self.remaining.checked_sub(length) {
+            self.remaining = remaining;
+            return Ok(());
+        }
+        if self.stage == Stage::Found {
+            return Ok(());
+        }
+        let received = (self.limit - self.remaining).saturating_add(length);
+        self.found(too_large(Phase::RequestBody, self.limit, received))
+    }
+
+    /// A rule is broken. An error if that ends the body.
+    fn found(&mut self, violation: Violation) -> Result<(), BoxError> {
+        if self.watch.violated(&violation) {
+            self.stage = Stage::Over;
+            return Err(violation.into());
+        }
+        self.stage = Stage::Found;
+        self.remaining = u64::MAX;
+        Ok(())
+    }
+}
+
+// === Packed ===
+
+impl Packed {
+    fn holds(&self) -> bool {
+        self.pack.held() > 0 || self.next.is_some()
+    }
+
+    /// The bytes that the inner body has given and the handler does not have.
+    fn held(&self) -> u64 {
+        let next = match &self.next {
+            Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
+            _ => 0,
+        };
+        (self.pack.held() as u64).saturating_add(next as u64)
+    }
+
+    fn flush(&mut self) -> Polled {
+        Poll::Ready(Some(Ok(Frame::data(self.pack.flush()))))
+    }
+}

@@ -1,0 +1,139 @@
+//! The response body, where it is limited.
+
+use crate::watch::{Watch, rejection, too_large};
+use bytes::Bytes;
+use http::{Response, header::CONTENT_LENGTH};
+use http_body::{Body, Frame, SizeHint};
+use palisade_core::{BoxError, GuardBody, Phase, Rejection, Violation};
+use pin_project_lite::pin_project;
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+pin_project! {
+    /// The handler's body, cut where it becomes longer than
+    /// [`BodyLimitLayer::response`](crate::BodyLimitLayer::response) allows: it fails with a
+    /// [`Violation`], or ends with trailers in gRPC.
+    #[derive(Debug)]
+    pub struct ResponseBody<B> {
+        #[pin]
+        inner: B,
+        counted: Option<Counted>,
+    }
+}
+
+#[derive(Debug)]
+struct Counted {
+    watch: Arc<Watch>,
+    limit: u64,
+    remaining: u64,
+    over: bool,
+}
+
+// === ResponseBody ===
+
+impl<B> ResponseBody<B> {
+    pub(crate) fn unlimited(inner: B) -> GuardBody<Self> {
+        GuardBody::passing(Self { inner, counted: None })
+    }
+}
+
+impl<B> ResponseBody<B>
+where
+    B: Body<Data = Bytes>,
+{
+    /// Limits the body of `response`, or says why it must not be sent.
+    pub(crate) fn limited(
+        response: Response<B>,
+        watch: &Arc<Watch>,
+    ) -> Result<Response<GuardBody<Self>>, Rejection> {
+        let Some(limit) = watch.shared.response.filter(|_| !response.body().is_end_stream()) else {
+            return Ok(response.map(Self::unlimited));
+        };
+        let declared = declared(&response);
+        if declared > limit {
+            let rejection = rejection(too_large(Phase::Handler, limit, declared), watch.form);
+            if watch.shared.settings.refuse(&rejection, watch.conn.as_deref()) {
+                return Err(rejection);
+            }
+            return Ok(response.map(Self::unlimited));
+        }
+        Ok(response.map(|inner| {
+            let watch = watch.clone();
+            let counted = Some(Counted { watch, limit, remaining: limit, over: false });
+            GuardBody::passing(Self { inner, counted })
+        }))
+    }
+}
+
+/// The length of the body as far as it is known. A `Content-Length` that contradicts what the body
+/// itself knows is the server's to refuse.
+fn declared<B: Body>(response: &Response<B>) -> u64 {
+    let hint = response.body().size_hint();
+    if hint.exact().is_some() {
+        return hint.lower();
+    }
+    let header = response.headers().get(CONTENT_LENGTH);
+    let length = header.and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(0);
+    hint.lower().max(length)
+}
+
+impl<B> Body for ResponseBody<B>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    #[inline]
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.project();
+        let Some(counted) = this.counted else {
+            return this.inner.poll_frame(cx).map_err(Into::into);
+        };
+        if counted.over {
+            return Poll::Ready(None);
+        }
+        let frame = match ready!(this.inner.poll_frame(cx)) {
+            Some(Ok(frame)) => frame,
+            other => return Poll::Ready(other.map(|result| result.map_err(Into::into))),
+        };
+        let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+        let Some(remaining) = counted.remaining.checked_sub(length) else {
+            let sent = counted.limit.saturating_sub(counted.remaining);
+            let observed = sent.saturating_add(length);
+            let violation = too_large(Phase::ResponseBody, counted.limit, observed);
+            let Watch { shared, conn, form, .. } = &*counted.watch;
+            if !shared.settings.cut(&violation, conn.as_deref()) {
+                *this.counted = None;
+                return Poll::Ready(Some(Ok(frame)));
+            }
+            counted.over = true;
+            return Poll::Ready(Some(ending(violation, *form)));
+        };
+        counted.remaining = remaining;
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.counted.as_ref().is_some_and(|counted| counted.over) || self.inner.is_end_stream()
+    }
+
+    /// The inner body's: a smaller upper bound could turn into a `Content-Length`.
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// The last frame of a body that is cut for `violation`.
+fn ending(violation: Violation, form: palisade_core::AnswerForm) -> Result<Frame<Bytes>, BoxError> {
+    match rejection(violation, form).trailers() {
+        Some(trailers) => Ok(Frame::trailers(trailers)),
+        None => Err(violation.into()),
+    }
+}
