@@ -1,0 +1,174 @@
+//! T21: metric cardinality and the log as targets.
+//!
+//! A client that is refused anyway sends ten thousand different paths, methods and header values,
+//! with escapes and line breaks in every form that a server lets in. It must not add a time
+//! series, nor forge or flood the log, nor keep its neighbour from being served.
+
+use axum::{
+    Router,
+    extract::{ConnectInfo, Request, State},
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use bytes::Bytes;
+use http::StatusCode;
+use http_body_util::Empty;
+use palisade_core::{
+    AnswerForm, ConnInfo, Guard, Mode, Phase, Prefix, Reason, Recorder, Rejection, Settings,
+    Violation,
+};
+use palisade_metrics::{Log, Snapshot};
+use palisade_testkit::{clients, servers};
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex},
+};
+use tokio::time::Instant;
+use tracing_subscriber::{fmt::MakeWriter, util::SubscriberInitExt};
+
+const HOSTILE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+const HONEST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
+const VALUES: u64 = 10_000;
+/// Stands in everything that the hostile client writes.
+const MARK: &str = "forged";
+
+/// A log in memory.
+#[derive(Clone, Debug, Default)]
+struct Written(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for Written {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
+}
+
+/// Refuses the hostile address and nobody else, in the words that every guard uses.
+async fn guard(
+    State(settings): State<Settings>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let conn = ConnInfo::new(peer, None, Prefix::default());
+    let violation =
+        Violation::new(Guard::RateLimit, Reason::RateExceeded, Phase::RequestHead, 0, 1000);
+    let rejection =
+        Rejection::new(violation, StatusCode::TOO_MANY_REQUESTS, AnswerForm::of(&request));
+    if peer.ip() == IpAddr::V4(HOSTILE) && settings.refuse(&rejection, Some(&conn)) {
+        let refused: Response<palisade_core::GuardBody<axum::body::Body>> =
+            settings.answer(rejection);
+        return refused.into_response();
+    }
+    next.run(request).await
+}
+
+/// Everything in `text` but the values.
+fn series(text: &str) -> BTreeSet<&str> {
+    text.lines().map(|line| line.rsplit_once(' ').unwrap().0).collect()
+}
+
+#[tokio::test]
+async fn hostile_text_adds_no_series_and_no_line_and_the_neighbour_is_served() {
+    // Tasks of this runtime run on this thread, so that the subscriber hears them.
+    let written = Written::default();
+    let subscriber = tracing_subscriber::fmt().with_writer(written.clone()).finish();
+    let _listening = subscriber.set_default();
+
+    let snapshot = Snapshot::new();
+    let recorder = Recorder::from((snapshot.clone(), Log::new()));
+    let settings = Settings { mode: Mode::Enforce, recorder, on_reject: None };
+    let router = Router::new()
+        .route("/", get(|| async { "served" }))
+        .layer(from_fn_with_state(settings, guard));
+    let server = servers::axum(router).await;
+    let before = snapshot.prometheus();
+    let started = Instant::now();
+
+    // What is no HTTP is answered before any guard; what may be is refused by the guard.
+    for raw in [
+        "GET /forged%0d%0alevel=ERROR%1b[31m HTTP/1.1\r\nhost: a\r\n\r\n",
+        "GET /?q=forged\u{202e}\u{85}\u{2028} HTTP/1.1\r\nhost: a\r\n\r\n",
+        "GET /\u{1b}[2Jforged HTTP/1.1\r\nhost: a\r\n\r\n",
+        "forged / HTTP/1.1\r\nhost: a\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: forged\"} 1\r\nx-forwarded-for: forged\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: a\r\nuser-agent: forged\tpeer=10.0.0.1\\n\u{9b}31m\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: a\r\nuser-agent: forged\u{1b}[31m\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: a\r\nuser-agent: one\r\n forged: folded\r\n\r\n",
+        "POST / HTTP/1.1\r\nhost: a\r\ncontent-type: application/grpc\r\ngrpc-message: forged\r\n\
+         content-length: 0\r\n\r\n",
+    ] {
+        let mut client = clients::RawClient::connect_from(HOSTILE, server.addr).await.unwrap();
+        client.send(raw).await.unwrap();
+        // A gRPC client sees its refusal in trailers under 200.
+        let head = client.head().await.unwrap();
+        let refused = head.status == 429 || head.header("grpc-status") == Some("8");
+        assert!(refused || head.status == 400, "{raw:?}: {}", head.text);
+    }
+    let raw_refused = snapshot.refused(Guard::RateLimit, Reason::RateExceeded);
+    assert!(raw_refused >= 4, "{raw_refused}");
+
+    let mut hostile = clients::http1::<Empty<Bytes>>(HOSTILE, server.addr).await.unwrap();
+    let mut honest_served = 0;
+    for n in 0..VALUES {
+        let request = http::Request::builder()
+            .method(format!("FORGED{n}").as_str())
+            .uri(format!("/{MARK}/{n}%0A?{MARK}={n}%1B"))
+            .header("host", format!("{MARK}-{n}"))
+            .header("user-agent", format!("{MARK} {n}\tlevel=ERROR"))
+            .header(
+                "x-request-id",
+                &[&n.to_be_bytes().map(|byte| byte | 0x80)[..], b"forged"].concat()[..],
+            )
+            .body(Empty::new())
+            .unwrap();
+        hostile.ready().await.unwrap();
+        let answer = clients::whole(hostile.send_request(request).await.unwrap()).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::TOO_MANY_REQUESTS);
+        if n % 100 == 0 {
+            let answer = clients::get(HONEST, server.addr, "/").await.unwrap();
+            assert_eq!((answer.status(), &answer.body()[..]), (StatusCode::OK, &b"served"[..]));
+            honest_served += 1;
+        }
+    }
+    assert_eq!(honest_served, VALUES / 100);
+
+    // All of them were counted, and nothing is there that was not there before.
+    let refused = snapshot.refused(Guard::RateLimit, Reason::RateExceeded);
+    assert_eq!(refused, raw_refused + VALUES);
+    let after = snapshot.prometheus();
+    assert_eq!(series(&after), series(&before));
+    assert!(!after.to_lowercase().contains(MARK));
+
+    let seconds = started.elapsed().as_secs() + 1;
+    let log = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+    let lines: Vec<_> = log.lines().collect();
+    assert!(!lines.is_empty() && lines.len() as u64 <= Log::LINES as u64 * seconds);
+    let mut suppressed = 0;
+    for line in &lines {
+        assert!(line.len() < 512 && !line.contains(char::is_control), "{line:?}");
+        assert!(!line.to_lowercase().contains(MARK), "{line}");
+        // What the operator needs is there.
+        for field in ["WARN palisade: request refused", "peer=127.0.0.2:", "observed=1000"] {
+            assert!(line.contains(field), "{line}");
+        }
+        let (_, count) = line.rsplit_once("suppressed=").unwrap();
+        suppressed += count.parse::<u64>().unwrap();
+    }
+    assert!(lines.len() as u64 + suppressed <= refused);
+}
