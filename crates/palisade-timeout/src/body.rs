@@ -1,0 +1,174 @@
+//! The bodies of a timed request: one stops the clock, the other ends with it.
+
+use crate::{
+    clock::{Hand, after, millis},
+    layer::Shared,
+};
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use palisade_core::{BoxError, ConnInfo, Guard, Phase, Reason, Violation};
+use pin_project_lite::pin_project;
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+pin_project! {
+    /// The request body as the inner service gets it. The deadline stands still while this has
+    /// nothing to give.
+    #[derive(Debug)]
+    pub struct RequestBody<B> {
+        #[pin]
+        body: B,
+        hand: Option<Hand>,
+    }
+}
+
+pin_project! {
+    /// The response body of the inner service, cut when the time for the whole response is up.
+    #[derive(Debug)]
+    pub struct ResponseBody<B> {
+        #[pin]
+        body: B,
+        total: Option<Pin<Box<Total>>>,
+        cut: bool,
+    }
+}
+
+pin_project! {
+    /// What is left of [`Limits::total`](crate::Limits) once the head is out.
+    #[derive(Debug)]
+    pub(crate) struct Total {
+        started: Instant,
+        limit: Duration,
+        shared: Arc<Shared>,
+        conn: Option<Arc<ConnInfo>>,
+        #[pin]
+        alarm: Option<Sleep>,
+    }
+}
+
+// === RequestBody ===
+
+impl<B> RequestBody<B> {
+    pub(crate) fn new(body: B, hand: Option<Hand>) -> Self {
+        Self { body, hand }
+    }
+}
+
+impl<B: Body> Body for RequestBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let this = self.project();
+        let frame = this.body.poll_frame(cx);
+        if let Some(hand) = this.hand {
+            match &frame {
+                Poll::Pending => hand.stop(),
+                Poll::Ready(Some(Ok(_))) => hand.go_on(),
+                Poll::Ready(end) => {
+                    if end.is_none() {
+                        hand.end();
+                    }
+                    *this.hand = None;
+                }
+            }
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+// === ResponseBody ===
+
+impl<B> ResponseBody<B> {
+    pub(crate) fn new(body: B, total: Option<Pin<Box<Total>>>) -> Self {
+        Self { body, total, cut: false }
+    }
+}
+
+impl<B> Body for ResponseBody<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.project();
+        if *this.cut {
+            return Poll::Ready(None);
+        }
+        let frame = this.body.poll_frame(cx);
+        // A body that has come to its end in this very poll is not cut: there is nothing left.
+        if let Some(total) = this.total
+            && !matches!(frame, Poll::Ready(None | Some(Err(_))))
+            && let Some(violation) = total.as_mut().check(frame.is_pending(), cx)
+        {
+            let enforced = total.shared.settings.cut(&violation, total.conn.as_deref());
+            *this.total = None;
+            if enforced {
+                *this.cut = true;
+                return Poll::Ready(Some(Err(violation.into())));
+            }
+        }
+        frame.map(|frame| frame.map(|frame| frame.map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.cut || self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+// === Total ===
+
+impl Total {
+    pub(crate) fn new(
+        started: Instant,
+        limit: Duration,
+        shared: Arc<Shared>,
+        conn: Option<Arc<ConnInfo>>,
+    ) -> Pin<Box<Self>> {
+        Box::pin(Self { started, limit, shared, conn, alarm: None })
+    }
+
+    /// Whether the time is up. If not, and the body has nothing to give, the task of `cx` is
+    /// woken when it is.
+    fn check(self: Pin<&mut Self>, pending: bool, cx: &mut Context<'_>) -> Option<Violation> {
+        let mut this = self.project();
+        if pending {
+            if this.alarm.is_none() {
+                this.alarm.set(Some(sleep_until(after(*this.started, *this.limit))));
+            }
+            let _ = this.alarm.as_mut().as_pin_mut()?.poll(cx);
+        }
+        let taken = Instant::now().saturating_duration_since(*this.started);
+        (taken >= *this.limit).then(|| {
+            let (limit, observed) = (millis(*this.limit), millis(taken));
+            let phase = Phase::ResponseBody;
+            Violation::new(Guard::Timeout, Reason::TotalDeadline, phase, limit, observed)
+        })
+    }
+}

@@ -1,0 +1,63 @@
+//! Answers 503 when the response is not ready in time. The time in which the client is waited for
+//! does not count.
+//!
+//! A handler that hangs, or that stands in a queue, holds memory and often a slot for as long as
+//! nobody ends it. Unlike tower's and tower-http's timeouts this one
+//!
+//! - stands still while the handler waits for bytes of the request body, so that 30 seconds are
+//!   right for a slow phone's upload as well as for a database query. How slow a client may be
+//!   is for `palisade-slow-body` to say: without it, a client that stalls for ever is never ended;
+//! - counts the wait for a slot of a concurrency limit inside it, because that limit waits in the
+//!   response future and not in `poll_ready`;
+//! - drops the handler's future before it answers, and answers gRPC with `DEADLINE_EXCEEDED`;
+//! - obeys the client's own `grpc-timeout` where that is shorter;
+//! - costs a handler that is ready at once no timer and no look at the clock, and any other
+//!   handler one timer.
+//!
+//! Put it outside of whatever waits, and inside of what refuses without waiting:
+//!
+//! ```
+//! use palisade_timeout::TimeoutLayer;
+//! use std::{convert::Infallible, time::Duration};
+//! use bytes::Bytes;
+//! use http::{Request, Response, StatusCode};
+//! use http_body_util::Empty;
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), Infallible> {
+//! let service = ServiceBuilder::new()
+//!     .layer(TimeoutLayer::new(Duration::from_secs(30)))
+//!     .service(service_fn(|_| async {
+//!         tokio::time::sleep(Duration::from_secs(60)).await;
+//!         Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+//!     }));
+//! let response = service.oneshot(Request::new(Empty::<Bytes>::new())).await?;
+//! assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What it cannot see
+//!
+//! The clock stands still from when the handler asked the request body for more and got nothing
+//! until the body has something for it or is dropped. A handler that asks once, gives the answer
+//! no further thought, keeps the body and works on something else is not timed in between, unless
+//! [`total`](TimeoutLayer::total) is set.
+//!
+//! # Panics
+//!
+//! The first wait of a request needs a tokio runtime whose timer is on.
+#![forbid(unsafe_code)]
+
+mod body;
+mod clock;
+mod future;
+mod grpc;
+mod layer;
+
+pub use body::{RequestBody, ResponseBody};
+pub use clock::Deadline;
+pub use future::ResponseFuture;
+pub use layer::{Limits, Timeout, TimeoutLayer};
+pub use palisade_core::{Mode, Recorder, Rejection, RequestHead};
