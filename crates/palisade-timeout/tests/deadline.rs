@@ -41,7 +41,7 @@ fn plain() -> Request<Nothing> {
 
 fn upload() -> (Sender<Bytes, Infallible>, Request<Wire>) {
     let (sender, body) = Channel::new(64);
-    (sender, Request::post("/").body(body).unwrap())
+    (sender, Request::post("/").body(body).expect("is a request"))
 }
 
 async fn read(request: Upload) -> usize {
@@ -369,7 +369,7 @@ async fn what_ends_in_time_or_was_upgraded_is_not_cut() {
 
 fn grpc(timeout: &str) -> Request<Nothing> {
     let request = Request::post("/demo.Echo/Unary").header("content-type", "application/grpc");
-    request.header("grpc-timeout", timeout).body(Empty::new()).unwrap()
+    request.header("grpc-timeout", timeout).body(Empty::new()).expect("is a request")
 }
 
 #[tokio::test(start_paused = true)]
