@@ -44,6 +44,13 @@ pub enum Event<'a> {
     },
 }
 
+impl Event<'_> {
+    /// Somebody changed the limit of `guard` to `limit`.
+    pub const fn limit_changed(guard: Guard, limit: u64) -> Self {
+        Self::LimitChanged { guard, limit }
+    }
+}
+
 /// Hears what the guards do. Called inside `poll` and `drop`: return at once, never panic.
 ///
 /// ```

@@ -1,0 +1,214 @@
+//! From the request to the response head.
+
+use crate::{
+    body::{RequestBody, ResponseBody},
+    layer::{Shared, ends_at_head},
+    ticket::{Displaced, Lease, TicketOwner},
+};
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body::Body;
+use palisade_core::{BoxError, Guard, GuardBody, Phase, Reason, Rejection, Violation};
+use pin_project_lite::pin_project;
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use tokio::time::{Sleep, sleep};
+use tower_service::Service;
+
+pin_project! {
+    /// Response future of [`ConcurrencyLimit`](crate::ConcurrencyLimit).
+    ///
+    /// Dropping it gives the slot, or the place in the queue, back.
+    pub struct ResponseFuture<S, B>
+    where
+        S: Service<Request<RequestBody<B>>>,
+    {
+        #[pin]
+        state: State<S, B>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<S, B>
+    where
+        S: Service<Request<RequestBody<B>>>,
+    {
+        Admitted { #[pin] inner: S::Future, lease: Option<Lease>, connect: bool },
+        Refused { shared: Option<Arc<Shared>>, rejection: Option<Rejection> },
+        Queued { queued: Pin<Box<Queued<S, B>>> },
+    }
+}
+
+pin_project! {
+    /// A newcomer in the queue: all that is needed to go on later.
+    pub(crate) struct Queued<S, B> {
+        ready: Option<(S, Request<RequestBody<B>>, TicketOwner)>,
+        wait: Duration,
+        #[pin]
+        sleep: Sleep,
+    }
+}
+
+type Refusal = (Arc<Shared>, Rejection);
+
+// === Queued ===
+
+impl<S, B> Queued<S, B> {
+    /// `ready` is the instance that was made ready for `request`.
+    pub(crate) fn new(
+        ready: S,
+        request: Request<RequestBody<B>>,
+        owner: TicketOwner,
+        wait: Duration,
+    ) -> Self {
+        Self { ready: Some((ready, request, owner)), wait, sleep: sleep(wait) }
+    }
+
+    /// Ready with everything once there is a slot, or with a refusal once it took too long.
+    #[expect(clippy::type_complexity, reason = "said once, taken apart at once")]
+    fn poll(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(S, Request<RequestBody<B>>, TicketOwner), Option<Refusal>>> {
+        let this = self.project();
+        let Some((_, _, owner)) = this.ready else { return Poll::Ready(Err(None)) };
+        if owner.ticket.poll_work(cx).is_ready() {
+            return Poll::Ready(this.ready.take().ok_or(None));
+        }
+        ready!(this.sleep.poll(cx));
+        let millis = u64::try_from(this.wait.as_millis()).unwrap_or(u64::MAX);
+        let violation = Violation::new(
+            Guard::ConcurrencyLimit,
+            Reason::QueueTimeout,
+            Phase::RequestHead,
+            millis,
+            millis,
+        );
+        let refusal = owner.refuse(violation, StatusCode::SERVICE_UNAVAILABLE);
+        *this.ready = None;
+        Poll::Ready(Err(Some(refusal)))
+    }
+}
+
+// === ResponseFuture ===
+
+impl<S, B> ResponseFuture<S, B>
+where
+    S: Service<Request<RequestBody<B>>>,
+{
+    pub(crate) fn admitted(inner: S::Future, lease: Option<Lease>, connect: bool) -> Self {
+        Self { state: State::Admitted { inner, lease, connect } }
+    }
+
+    pub(crate) fn refused(shared: Arc<Shared>, rejection: Rejection) -> Self {
+        Self { state: State::Refused { shared: Some(shared), rejection: Some(rejection) } }
+    }
+
+    pub(crate) fn queued(queued: Queued<S, B>) -> Self {
+        Self { state: State::Queued { queued: Box::pin(queued) } }
+    }
+}
+
+impl<S, B, ResBody> Future for ResponseFuture<S, B>
+where
+    S: Service<Request<RequestBody<B>>, Response = Response<ResBody>>,
+    ResBody: Body<Data = Bytes>,
+    ResBody::Error: Into<BoxError>,
+{
+    type Output = Result<Response<GuardBody<ResponseBody<ResBody>>>, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.project().state;
+        loop {
+            let (shared, rejection) = match state.as_mut().project() {
+                StateProj::Admitted { inner, lease, connect } => {
+                    if let Err(Displaced) = ready!(poll_handler(lease, cx)) {
+                        displaced(lease)
+                    } else {
+                        let polled = inner.poll(cx);
+                        // The handler may have heard of it from its body just now.
+                        if let Poll::Ready(Err(Displaced)) = poll_handler(lease, cx) {
+                            displaced(lease)
+                        } else {
+                            let response = ready!(polled);
+                            let lease = lease.take();
+                            let connect = *connect;
+                            return Poll::Ready(
+                                response.map(|response| respond(response, lease, connect)),
+                            );
+                        }
+                    }
+                }
+                StateProj::Queued { queued } => match ready!(queued.as_mut().poll(cx)) {
+                    Ok((mut service, request, owner)) => {
+                        let connect = is_connect(&request);
+                        let lease = Some(Lease::Ticket(owner));
+                        let inner = service.call(request);
+                        state.set(State::Admitted { inner, lease, connect });
+                        continue;
+                    }
+                    Err(refusal) => refusal.expect("polled after completion"),
+                },
+                StateProj::Refused { shared, rejection } => {
+                    let shared = shared.take().expect("polled after completion");
+                    let rejection = rejection.take().expect("polled after completion");
+                    return Poll::Ready(Ok(shared.settings.answer(rejection)));
+                }
+            };
+            // The handler is dropped here, before anybody hears the answer.
+            state.set(State::Refused { shared: Some(shared), rejection: Some(rejection) });
+        }
+    }
+}
+
+impl<S, B> fmt::Debug for ResponseFuture<S, B>
+where
+    S: Service<Request<RequestBody<B>>>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
+
+/// Ready once the handler may go on.
+fn poll_handler(lease: &Option<Lease>, cx: &Context<'_>) -> Poll<Result<(), Displaced>> {
+    match lease {
+        Some(Lease::Ticket(owner)) => owner.ticket.poll_handler(cx),
+        _ => Poll::Ready(Ok(())),
+    }
+}
+
+/// Takes the lease of a request that has to go.
+fn displaced(lease: &mut Option<Lease>) -> Refusal {
+    let Some(Lease::Ticket(mut owner)) = lease.take() else {
+        unreachable!("only tickets are displaced")
+    };
+    let violation = owner.ticket.displacement(Phase::RequestBody);
+    owner.refuse(violation, StatusCode::REQUEST_TIMEOUT)
+}
+
+fn respond<B>(
+    response: Response<B>,
+    lease: Option<Lease>,
+    connect: bool,
+) -> Response<GuardBody<ResponseBody<B>>>
+where
+    B: Body<Data = Bytes>,
+{
+    let at_head = lease.as_ref().and_then(Lease::shared).is_some_and(|s| s.release_at_head)
+        || response.body().is_end_stream()
+        || ends_at_head(&response, connect);
+    let lease = if at_head { None } else { lease };
+    response.map(|body| GuardBody::passing(ResponseBody::new(body, lease)))
+}
+
+/// Whether this request asks for a tunnel.
+pub(crate) fn is_connect<B>(request: &Request<B>) -> bool {
+    request.method() == http::Method::CONNECT
+}

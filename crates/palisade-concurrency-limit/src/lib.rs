@@ -1,0 +1,55 @@
+//! Caps the requests at work. The one over the cap is answered 503 at once; it never waits.
+//!
+//! A request is *at work* while our own code is what everybody waits for. While it waits for its
+//! own client, for the next bytes of an upload or for somebody to take the next piece of an answer,
+//! it gives its slot up and takes it again, in order and before newcomers, when there is something
+//! to do. So five hundred clients that drip a byte a second into their uploads hold no slot that
+//! an honest request needs. How many requests may be here at all, at work or waiting, is capped too
+//! ([`ConcurrencyLimitLayer::present`]); there the one that has waited for its client longest goes.
+//!
+//! It differs from tower's `ConcurrencyLimit` in that it
+//! - refuses instead of queueing without bound (`LoadShed` is not needed, and no error type changes),
+//! - counts a request until its response body ends, fails or is dropped, not until the head is out,
+//! - is one limit for all routes and connections, however often the layer is applied,
+//! - can be changed while the server runs ([`ConcurrencyLimitLayer::handle`]).
+//!
+//! ```
+//! use palisade_concurrency_limit::ConcurrencyLimitLayer;
+//! # use bytes::Bytes;
+//! # use http_body_util::{Empty, Full};
+//! # use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+//! # async fn handler<B>(_: http::Request<B>) -> Result<http::Response<Full<Bytes>>, std::convert::Infallible> {
+//! #     Ok(http::Response::new(Full::default()))
+//! # }
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! let limit = ConcurrencyLimitLayer::new(1);
+//! let mut service = ServiceBuilder::new().layer(limit).service(service_fn(handler));
+//!
+//! let request = || http::Request::new(Empty::<Bytes>::new());
+//! let first = service.ready().await.unwrap().call(request()); // Holds the only slot.
+//! let second = service.ready().await.unwrap().call(request()).await.unwrap();
+//! assert_eq!(second.status(), 503);
+//! assert_eq!(first.await.unwrap().status(), 200);
+//! # }
+//! ```
+//!
+//! What ends the count early: a `101`, a `2xx` to `CONNECT`, and `text/event-stream`, because such
+//! streams live for hours and cost next to nothing; cap them by the connection. Other long streams
+//! of your own: put [`ConcurrencyLimitLayer::release_at_head`] on their routes.
+//!
+//! What it cannot see: a handler that keeps an unread request body and goes on with other work
+//! after it had to wait for that body once works without a slot until it asks for the body again
+//! or drops it.
+#![forbid(unsafe_code)]
+
+mod body;
+mod future;
+mod layer;
+mod ledger;
+mod slots;
+mod ticket;
+
+pub use body::{RequestBody, ResponseBody};
+pub use future::ResponseFuture;
+pub use layer::{ConcurrencyLimit, ConcurrencyLimitHandle, ConcurrencyLimitLayer};

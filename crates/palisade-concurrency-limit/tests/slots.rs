@@ -1,0 +1,741 @@
+//! Who holds a slot when, exactly, on paused time and without sockets.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::{Request, Response, StatusCode};
+use http_body_util::{
+    BodyExt, Collected, Empty, Full, channel::Channel, channel::Sender, combinators::BoxBody,
+};
+use palisade_client_ip::ClientIp;
+use palisade_concurrency_limit::{ConcurrencyLimit, ConcurrencyLimitLayer, RequestBody};
+use palisade_core::{BoxError, Guard, GuardBody, Level, Mode, Reason, Violation};
+use palisade_testkit::Journal;
+use parking_lot::Mutex;
+use std::{
+    convert::Infallible, future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::advance,
+};
+use tower::{Layer, Service, ServiceExt, service_fn};
+
+type Body = BoxBody<Bytes, io::Error>;
+type Inner = RequestBody<Body>;
+type Answer = Response<Body>;
+type HandlerFuture = Pin<Box<dyn Future<Output = Result<Answer, Infallible>> + Send>>;
+type Handler = tower::util::BoxCloneService<Request<Inner>, Answer, Infallible>;
+type Guarded = ConcurrencyLimit<Handler>;
+type Outcome = Response<GuardBody<palisade_concurrency_limit::ResponseBody<Body>>>;
+
+const GUARD: Guard = Guard::ConcurrencyLimit;
+
+fn handler<F>(run: impl Fn(Request<Inner>) -> F + Clone + Send + 'static) -> Handler
+where
+    F: Future<Output = Answer> + Send + 'static,
+{
+    let run = move |request| -> HandlerFuture { Box::pin(run(request).map(Ok)) };
+    Handler::new(service_fn(run))
+}
+
+fn full(text: &'static str) -> Body {
+    Full::new(Bytes::from_static(text.as_bytes())).map_err(|never| match never {}).boxed()
+}
+
+fn channel() -> (Sender<Bytes, io::Error>, Body) {
+    let (sender, body) = Channel::<Bytes, io::Error>::new(16);
+    (sender, body.boxed())
+}
+
+fn get() -> Request<Body> {
+    Request::new(Empty::new().map_err(|never| match never {}).boxed())
+}
+
+fn post(body: Body) -> Request<Body> {
+    Request::post("/").body(body).unwrap()
+}
+
+fn from(address: &str, mut request: Request<Body>) -> Request<Body> {
+    request.extensions_mut().insert(format!("{address}:1").parse::<SocketAddr>().unwrap());
+    request
+}
+
+/// Sends `request` in a task of its own, which then reads the answer to its end.
+fn send(
+    service: &Guarded,
+    request: Request<Body>,
+) -> JoinHandle<(StatusCode, Result<Bytes, BoxError>)> {
+    let answer = service.clone().oneshot(request);
+    tokio::spawn(async move {
+        let (parts, body) = answer.await.unwrap().into_parts();
+        (parts.status, body.collect().await.map(Collected::to_bytes))
+    })
+}
+
+/// Calls now, as `ServiceExt::oneshot` would do later.
+fn call(
+    service: &Guarded,
+    request: Request<Body>,
+) -> impl Future<Output = Result<Outcome, Infallible>> + use<> {
+    let mut service = service.clone();
+    assert!(service.ready().now_or_never().unwrap().is_ok());
+    service.call(request)
+}
+
+/// Lets every task run until all of them wait.
+async fn settle() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+}
+
+fn at_rest(journal: &Journal) {
+    for level in [Level::Working, Level::Waiting, Level::Queued] {
+        assert_eq!(journal.level(GUARD, level), Some(0), "{level:?}");
+    }
+}
+
+/// A handler that answers when the test says so.
+#[derive(Clone, Default)]
+struct Gate(Arc<Mutex<Vec<oneshot::Sender<()>>>>);
+
+impl Gate {
+    fn handler(&self) -> Handler {
+        let gate = self.clone();
+        handler(move |_request| {
+            let (sender, receiver) = oneshot::channel();
+            gate.0.lock().push(sender);
+            async move {
+                receiver.await.ok();
+                Response::new(full("done"))
+            }
+        })
+    }
+
+    fn started(&self) -> usize {
+        self.0.lock().len()
+    }
+
+    fn open_one(&self) {
+        self.0.lock().remove(0).send(()).ok();
+    }
+}
+
+/// A handler that reads the whole body and says how long it was.
+fn reader() -> Handler {
+    handler(|request| async {
+        match request.into_body().collect().await {
+            Ok(whole) => {
+                Response::new(full(if whole.to_bytes().is_empty() { "empty" } else { "read" }))
+            }
+            Err(error) => {
+                let displaced = error.downcast_ref::<Violation>().map(|v| v.reason);
+                assert_eq!(displaced, Some(Reason::Displaced));
+                Response::new(full("handler saw the error"))
+            }
+        }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_one_over_the_limit_is_refused_at_once() {
+    let (journal, gate) = (Journal::default(), Gate::default());
+    let service = ConcurrencyLimitLayer::new(2).metrics(journal.clone()).layer(gate.handler());
+    let (first, second) = (send(&service, get()), send(&service, get()));
+    settle().await;
+    let refused = call(&service, get()).now_or_never().unwrap().unwrap();
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(refused.headers()["retry-after"], "1");
+    assert_eq!(journal.refused(), [(GUARD, Reason::Full)]);
+    assert_eq!(journal.level(GUARD, Level::Working), Some(2));
+    gate.open_one();
+    gate.open_one();
+    assert_eq!(first.await.unwrap().0, StatusCode::OK);
+    assert_eq!(second.await.unwrap().0, StatusCode::OK);
+    assert_eq!(journal.level(GUARD, Level::Admitted), Some(2));
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_services_of_a_layer_share_one_limit() {
+    let gate = Gate::default();
+    let layer = ConcurrencyLimitLayer::new(1);
+    let (one, other) =
+        (layer.layer(gate.handler()), layer.clone().present(0).layer(gate.handler()));
+    let first = send(&one, get());
+    settle().await;
+    let refused = call(&other, get()).await.unwrap();
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    gate.open_one();
+    assert_eq!(first.await.unwrap().0, StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slot_is_held_until_the_body_ends_or_is_dropped() {
+    let journal = Journal::default();
+    let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
+    let service = layer.layer(handler(|_| async { Response::new(full("slow")) }));
+    let first = call(&service, get()).await.unwrap();
+    assert_eq!(call(&service, get()).await.unwrap().status(), 503);
+    first.into_body().collect().await.unwrap();
+    at_rest(&journal);
+    let second = call(&service, get()).await.unwrap();
+    assert_eq!(second.status(), 200);
+    assert_eq!(call(&service, get()).await.unwrap().status(), 503);
+    drop(second);
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slot_is_held_while_the_handler_produces_and_freed_by_its_error() {
+    let journal = Journal::default();
+    let (sender, receiver) = oneshot::channel();
+    let sender = Arc::new(Mutex::new(Some(sender)));
+    let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
+    let service = layer.layer(handler(move |_| {
+        let (body_sender, body) = channel();
+        if let Some(sender) = sender.lock().take() {
+            sender.send(body_sender).unwrap();
+        }
+        async { Response::new(body) }
+    }));
+    let reading = send(&service, get());
+    settle().await;
+    assert_eq!(call(&service, get()).await.unwrap().status(), 503);
+    let mut body = receiver.await.unwrap();
+    body.send_data(Bytes::from("some")).await.unwrap();
+    settle().await;
+    assert_eq!(call(&service, get()).await.unwrap().status(), 503);
+    body.abort(io::Error::other("broken"));
+    reading.await.unwrap().1.unwrap_err();
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_or_panicking_request_gives_its_slot_back() {
+    let (journal, gate) = (Journal::default(), Gate::default());
+    let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
+    let service = layer.layer(gate.handler());
+    let mut pending = Box::pin(call(&service, get()));
+    assert!(pending.as_mut().now_or_never().is_none());
+    assert_eq!(journal.level(GUARD, Level::Working), Some(1));
+    drop(pending);
+    at_rest(&journal);
+    let panicking = layer.layer(handler(|request| async move {
+        let _body = request.into_body();
+        tokio::task::yield_now().await;
+        panic!("as it should");
+    }));
+    let (_sender, body) = channel();
+    send(&panicking, post(body)).await.unwrap_err();
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_his_own_client_holds_no_slot() {
+    let journal = Journal::default();
+    let service = ConcurrencyLimitLayer::new(1).metrics(journal.clone()).layer(reader());
+    let mut senders = Vec::new();
+    let mut uploads = Vec::new();
+    for _ in 0..5 {
+        let (mut sender, body) = channel();
+        uploads.push(send(&service, post(body)));
+        settle().await;
+        sender.send_data(Bytes::from("drip")).await.unwrap();
+        senders.push(sender);
+        settle().await;
+    }
+    assert_eq!(journal.level(GUARD, Level::Working), Some(0));
+    assert_eq!(journal.level(GUARD, Level::Waiting), Some(5));
+    assert_eq!(send(&service, get()).await.unwrap().1.unwrap(), "empty");
+    drop(senders);
+    for upload in uploads {
+        assert_eq!(upload.await.unwrap().1.unwrap(), "read");
+    }
+    assert_eq!(journal.refused(), []);
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_had_a_slot_gets_it_back_in_order_and_before_newcomers() {
+    let (journal, gate) = (Journal::default(), Gate::default());
+    let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
+    let (uploads, slow) = (layer.layer(reader()), layer.layer(gate.handler()));
+    let (mut first_sender, first_body) = channel();
+    let (second_sender, second_body) = channel();
+    let first = send(&uploads, post(first_body));
+    let second = send(&uploads, post(second_body));
+    settle().await;
+    let other = send(&slow, get());
+    settle().await;
+    assert_eq!(gate.started(), 1);
+
+    // Both have something to do now, the first one first; the slot is taken.
+    first_sender.send_data(Bytes::from("more")).await.unwrap();
+    settle().await;
+    drop(second_sender);
+    settle().await;
+    assert_eq!(journal.level(GUARD, Level::Queued), Some(2));
+    assert!(!second.is_finished());
+    gate.open_one();
+    settle().await;
+    // The first got it, gave it up for its client again, and so the second is done.
+    assert!(other.is_finished());
+    assert!(second.is_finished());
+    assert_eq!(journal.level(GUARD, Level::Waiting), Some(1));
+
+    // And a newcomer stands behind whoever waits.
+    let other = send(&slow, get());
+    settle().await;
+    drop(first_sender);
+    settle().await;
+    assert_eq!(journal.level(GUARD, Level::Queued), Some(1));
+    gate.open_one();
+    assert_eq!(call(&slow, get()).now_or_never().unwrap().unwrap().status(), 503);
+    assert_eq!(other.await.unwrap().0, 200);
+    assert_eq!(first.await.unwrap().1.unwrap(), "read");
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_drops_the_body_goes_on_only_with_a_slot() {
+    let (journal, gate) = (Journal::default(), Gate::default());
+    let (at_work, mut works) = mpsc::unbounded_channel();
+    let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
+    let impatient = layer.layer(handler(move |request: Request<Inner>| {
+        let at_work = at_work.clone();
+        async move {
+            let mut body = request.into_body();
+            let waited = tokio::time::timeout(Duration::from_secs(1), body.frame()).await;
+            assert!(waited.is_err());
+            drop(body);
+            tokio::task::yield_now().await;
+            at_work.send(()).unwrap();
+            Response::new(full("enough"))
+        }
+    }));
+    let slow = layer.layer(gate.handler());
+    let (_sender, body) = channel();
+    let impatient = send(&impatient, post(body));
+    settle().await;
+    let other = send(&slow, get());
+    settle().await;
+    advance(Duration::from_secs(2)).await;
+    settle().await;
+    assert!(works.try_recv().is_err());
+    assert_eq!(journal.level(GUARD, Level::Queued), Some(1));
+    gate.open_one();
+    assert_eq!(impatient.await.unwrap().0, 200);
+    assert!(works.try_recv().is_ok());
+    assert_eq!(other.await.unwrap().0, 200);
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_read_in_another_task_counts_all_the_same() {
+    let journal = Journal::default();
+    let service = ConcurrencyLimitLayer::new(1).metrics(journal.clone()).layer(handler(
+        |request: Request<Inner>| async {
+            let whole = tokio::spawn(request.into_body().collect()).await.unwrap();
+            assert_eq!(whole.unwrap().to_bytes(), "elsewhere");
+            Response::new(full("done"))
+        },
+    ));
+    let (mut sender, body) = channel();
+    let upload = send(&service, post(body));
+    settle().await;
+    assert_eq!(journal.level(GUARD, Level::Waiting), Some(1));
+    sender.send_data(Bytes::from("elsewhere")).await.unwrap();
+    drop(sender);
+    assert_eq!(upload.await.unwrap().0, 200);
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_outlives_its_request_is_read_without_a_slot() {
+    let journal = Journal::default();
+    let (keep, mut kept) = mpsc::unbounded_channel();
+    let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
+    let service = layer.layer(handler(move |request: Request<Inner>| {
+        keep.send(request.into_body()).unwrap();
+        async { Response::new(full("at once")) }
+    }));
+    let (mut sender, body) = channel();
+    assert_eq!(send(&service, post(body)).await.unwrap().0, 200);
+    at_rest(&journal);
+    let body = tokio::spawn(kept.recv().await.unwrap().collect());
+    settle().await;
+    sender.send_data(Bytes::from("late")).await.unwrap();
+    drop(sender);
+    assert_eq!(body.await.unwrap().unwrap().to_bytes(), "late");
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_too_many_are_present_the_one_that_waited_longest_goes() {
+    let journal = Journal::default();
+    let layer = ConcurrencyLimitLayer::new(1).present(2).metrics(journal.clone());
+    let service = layer.layer(reader());
+    let (mut first_sender, first_body) = channel();
+    let (second_sender, second_body) = channel();
+    let first = send(&service, post(first_body));
+    settle().await;
+    let second = send(&service, post(second_body));
+    settle().await;
+    // The first makes progress, so the second has waited longest.
+    first_sender.send_data(Bytes::from("progress")).await.unwrap();
+    settle().await;
+    assert_eq!(send(&service, get()).await.unwrap().0, 200);
+    assert_eq!(second.await.unwrap().0, StatusCode::REQUEST_TIMEOUT);
+    assert_eq!(journal.refused(), [(GUARD, Reason::Displaced)]);
+    drop(second_sender);
+    drop(first_sender);
+    assert_eq!(first.await.unwrap().1.unwrap(), "read");
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_nobody_reads_holds_no_slot_and_can_be_displaced() {
+    let journal = Journal::default();
+    let layer = ConcurrencyLimitLayer::new(1).present(2).metrics(journal.clone());
+    let service = layer.layer(handler(|_| async {
+        let (mut sender, body) = channel();
+        tokio::spawn(async move {
+            for _ in 0..3 {
+                sender.send_data(Bytes::from("piece")).await.ok();
+            }
+        });
+        Response::new(body)
+    }));
+    let mut unread = Vec::new();
+    for _ in 0..2 {
+        let mut response = call(&service, get()).await.unwrap();
+        response.body_mut().frame().await.unwrap().unwrap();
+        unread.push(response);
+    }
+    assert_eq!(journal.level(GUARD, Level::Waiting), Some(2));
+    assert_eq!(send(&service, get()).await.unwrap().1.unwrap(), "piecepiecepiece");
+    let error = unread.remove(0).into_body().collect().await.unwrap_err();
+    assert_eq!(error.downcast_ref::<Violation>().unwrap().reason, Reason::Displaced);
+    assert_eq!(journal.cut(), [(GUARD, Reason::Displaced)]);
+    assert_eq!(unread.remove(0).into_body().collect().await.unwrap().to_bytes(), "piecepiece");
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_is_recorded_even_if_nobody_asks_for_the_body_again() {
+    let journal = Journal::default();
+    let layer = ConcurrencyLimitLayer::new(1).present(1).metrics(journal.clone());
+    let service = layer.layer(handler(|_| async {
+        let (mut sender, body) = channel();
+        sender.send_data(Bytes::from("piece")).await.ok();
+        tokio::spawn(async move { sender.send_data(Bytes::from("piece")).await });
+        Response::new(body)
+    }));
+    let mut unread = call(&service, get()).await.unwrap();
+    unread.body_mut().frame().await.unwrap().unwrap();
+    drop(call(&service, get()).await.unwrap());
+    assert_eq!(journal.cut(), []);
+    drop(unread);
+    assert_eq!(journal.cut(), [(GUARD, Reason::Displaced)]);
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_everybody_at_work_nobody_is_displaced() {
+    let (journal, gate) = (Journal::default(), Gate::default());
+    let layer = ConcurrencyLimitLayer::new(4).present(2).metrics(journal.clone());
+    let service = layer.layer(gate.handler());
+    let working = [send(&service, get()), send(&service, get())];
+    settle().await;
+    assert_eq!(call(&service, get()).await.unwrap().status(), 503);
+    assert_eq!(journal.refused(), [(GUARD, Reason::Full)]);
+    gate.open_one();
+    gate.open_one();
+    for answer in working {
+        assert_eq!(answer.await.unwrap().0, 200);
+    }
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_client_may_have_only_so_many_and_its_neighbour_has_its_own() {
+    let (journal, gate) = (Journal::default(), Gate::default());
+    let layer = ConcurrencyLimitLayer::new(10).per_client(1).metrics(journal.clone());
+    let service = layer.layer(gate.handler());
+    let first = send(&service, from("192.0.2.1", get()));
+    settle().await;
+    let refused = call(&service, from("192.0.2.1", get())).await.unwrap();
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    let neighbour = send(&service, from("192.0.2.2", get()));
+    settle().await;
+    assert_eq!(gate.started(), 2);
+    gate.open_one();
+    gate.open_one();
+    assert_eq!(first.await.unwrap().0, 200);
+    assert_eq!(neighbour.await.unwrap().0, 200);
+    let again = send(&service, from("192.0.2.1", get()));
+    settle().await;
+    gate.open_one();
+    assert_eq!(again.await.unwrap().0, 200);
+    assert_eq!(journal.refused(), [(GUARD, Reason::ClientFull)]);
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn picked_requests_have_slots_of_their_own_when_all_others_are_taken() {
+    let (journal, gate) = (Journal::default(), Gate::default());
+    let layer = ConcurrencyLimitLayer::new(1)
+        .reserve(1, |head| head.uri.path() == "/health")
+        .metrics(journal.clone());
+    let service = layer.layer(gate.handler());
+    let health = || Request::get("/health").body(full("")).unwrap();
+    let first = send(&service, get());
+    settle().await;
+    let second = send(&service, health());
+    settle().await;
+    assert_eq!(gate.started(), 2);
+    assert_eq!(call(&service, health()).await.unwrap().status(), 503);
+    assert_eq!(call(&service, get()).await.unwrap().status(), 503);
+    gate.open_one();
+    gate.open_one();
+    assert_eq!(first.await.unwrap().0, 200);
+    assert_eq!(second.await.unwrap().0, 200);
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_queue_is_short_in_order_and_impatient() {
+    let (journal, gate) = (Journal::default(), Gate::default());
+    let wait = Duration::from_millis(100);
+    let layer = ConcurrencyLimitLayer::new(1).queue(2, wait).metrics(journal.clone());
+    let service = layer.layer(gate.handler());
+    let working = send(&service, get());
+    settle().await;
+    let first = send(&service, get());
+    settle().await;
+    advance(Duration::from_millis(50)).await;
+    let second = send(&service, get());
+    settle().await;
+    assert_eq!(call(&service, get()).await.unwrap().status(), 503);
+    gate.open_one();
+    settle().await;
+    assert_eq!(working.await.unwrap().0, 200);
+    assert_eq!(gate.started(), 1); // The first is at work now, and the second still waits.
+    advance(Duration::from_millis(99)).await;
+    settle().await;
+    assert!(!second.is_finished());
+    advance(Duration::from_millis(1)).await;
+    assert_eq!(second.await.unwrap().0, 503);
+    gate.open_one();
+    assert_eq!(first.await.unwrap().0, 200);
+    let reasons: Vec<_> = journal.refused().into_iter().map(|(_, reason)| reason).collect();
+    assert_eq!(reasons, [Reason::QueueFull, Reason::QueueTimeout]);
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropping_a_queued_request_leaves_the_queue() {
+    let (journal, gate) = (Journal::default(), Gate::default());
+    let layer = ConcurrencyLimitLayer::new(1).queue(1, Duration::from_secs(9));
+    let service = layer.metrics(journal.clone()).layer(gate.handler());
+    let working = send(&service, get());
+    settle().await;
+    let queued = send(&service, get());
+    settle().await;
+    assert_eq!(journal.level(GUARD, Level::Queued), Some(1));
+    queued.abort();
+    settle().await;
+    assert_eq!(journal.level(GUARD, Level::Queued), Some(0));
+    gate.open_one();
+    assert_eq!(working.await.unwrap().0, 200);
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queued_upload_is_served_like_any_other() {
+    let (journal, gate) = (Journal::default(), Gate::default());
+    let layer = ConcurrencyLimitLayer::new(1).queue(1, Duration::from_secs(9));
+    let layer = layer.metrics(journal.clone());
+    let (slow, uploads) = (layer.layer(gate.handler()), layer.layer(reader()));
+    let working = send(&slow, get());
+    settle().await;
+    let (mut sender, body) = channel();
+    let upload = send(&uploads, post(body));
+    settle().await;
+    gate.open_one();
+    assert_eq!(working.await.unwrap().0, 200);
+    settle().await;
+    assert_eq!(journal.level(GUARD, Level::Waiting), Some(1));
+    sender.send_data(Bytes::from("bytes")).await.unwrap();
+    drop(sender);
+    assert_eq!(upload.await.unwrap().1.unwrap(), "read");
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_limit_can_be_changed_while_the_server_runs() {
+    let (journal, gate) = (Journal::default(), Gate::default());
+    let layer = ConcurrencyLimitLayer::new(1).queue(9, Duration::from_secs(9));
+    let layer = layer.metrics(journal.clone());
+    let (handle, service) = (layer.handle(), layer.layer(gate.handler()));
+    let answers: Vec<_> = (0..3).map(|_| send(&service, get())).collect();
+    settle().await;
+    assert_eq!(gate.started(), 1);
+    handle.set_limit(3);
+    settle().await;
+    assert_eq!((gate.started(), handle.working()), (3, 3));
+    handle.set_limit(0);
+    let late = send(&service, get());
+    settle().await;
+    for _ in 0..3 {
+        gate.open_one();
+    }
+    for answer in answers {
+        assert_eq!(answer.await.unwrap().0, 200);
+    }
+    settle().await;
+    assert_eq!((gate.started(), handle.working()), (0, 0));
+    handle.set_limit(1);
+    settle().await;
+    gate.open_one();
+    assert_eq!(late.await.unwrap().0, 200);
+    assert_eq!(journal.limits(), [(GUARD, 3), (GUARD, 0), (GUARD, 1)]);
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn upgrades_and_event_streams_end_the_count_at_the_head() {
+    let journal = Journal::default();
+    let answer = |status: u16, kind: &'static str| {
+        let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
+        layer.layer(handler(move |_| async move {
+            let (sender, body) = channel();
+            std::mem::forget(sender); // The stream stays open.
+            Response::builder().status(status).header("content-type", kind).body(body).unwrap()
+        }))
+    };
+    let connect = || Request::connect("example.com:443").body(full("")).unwrap();
+    let (upgrade, plain) = (answer(101, "any/thing"), answer(200, "any/thing"));
+    let events = answer(200, "text/event-stream; charset=utf-8");
+    let held = [
+        call(&upgrade, get()).await.unwrap(),
+        call(&events, get()).await.unwrap(),
+        call(&plain, connect()).await.unwrap(),
+    ];
+    at_rest(&journal);
+    let counted = call(&plain, get()).await.unwrap();
+    assert_eq!(journal.level(GUARD, Level::Working), Some(1));
+    drop((held, counted));
+    let layer = ConcurrencyLimitLayer::new(1).release_at_head().metrics(journal.clone());
+    let service = layer.layer(handler(|_| async { Response::new(full("whole")) }));
+    let _unread = call(&service, get()).await.unwrap();
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_shadow_mode_everybody_passes_and_is_counted() {
+    let journal = Journal::default();
+    let layer = ConcurrencyLimitLayer::new(1).present(1).mode(Mode::Shadow);
+    let service = layer.metrics(journal.clone()).layer(reader());
+    let (mut sender, body) = channel();
+    let first = send(&service, post(body));
+    settle().await;
+    let (_other_sender, body) = channel();
+    let mut second = Box::pin(call(&service, post(body)));
+    assert!(second.as_mut().now_or_never().is_none());
+    assert_eq!(journal.refusals().len(), 1);
+    assert_eq!(journal.refusals()[0].1, Mode::Shadow);
+    sender.send_data(Bytes::from("x")).await.unwrap();
+    drop(sender);
+    assert_eq!(first.await.unwrap().1.unwrap(), "read");
+    drop(second);
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn switched_off_it_does_not_look() {
+    let journal = Journal::default();
+    let layer = ConcurrencyLimitLayer::new(0).mode(Mode::Off).metrics(journal.clone());
+    let service = layer.layer(reader());
+    assert_eq!(send(&service, get()).await.unwrap().0, 200);
+    assert_eq!(journal.refused(), []);
+    assert_eq!(journal.level(GUARD, Level::Admitted), Some(0));
+}
+
+/// Attackers at a quarter of the limit's number of addresses, each keeping eight requests of half
+/// a second in the air; an honest client with three requests of the same kind in two seconds.
+async fn honest_share(layer: ConcurrencyLimitLayer) -> (usize, usize) {
+    const HANDLER: Duration = Duration::from_millis(500);
+    let journal = Journal::default();
+    let service = layer.metrics(journal.clone()).layer(handler(|_| async {
+        tokio::time::sleep(HANDLER).await;
+        Response::new(full("worked"))
+    }));
+    let mut tasks = tokio::task::JoinSet::new();
+    for address in 0..10 {
+        for _ in 0..8 {
+            let service = service.clone();
+            tasks.spawn(async move {
+                loop {
+                    let request = from(&format!("198.51.100.{address}"), get());
+                    let status = service.clone().oneshot(request).await.unwrap().status();
+                    if status != 200 {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                }
+            });
+        }
+    }
+    tokio::time::sleep(2 * HANDLER).await;
+    let (mut served, sent) = (0, 60);
+    for _ in 0..sent {
+        tokio::time::sleep(Duration::from_millis(667)).await;
+        let request = from("192.0.2.1", get());
+        served += usize::from(service.clone().oneshot(request).await.unwrap().status() == 200);
+    }
+    tasks.shutdown().await;
+    at_rest(&journal);
+    (served, sent)
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_fairness_who_sends_little_is_served_beside_those_who_keep_much_in_the_air() {
+    let (served, sent) = honest_share(ConcurrencyLimitLayer::new(40).fairness()).await;
+    assert_eq!(served, sent);
+    // Without it he is not: this is what the test is worth.
+    let (served, sent) = honest_share(ConcurrencyLimitLayer::new(40)).await;
+    assert!(served * 2 < sent, "{served} of {sent}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn everybody_who_was_let_in_is_done_in_the_end_whatever_the_order() {
+    let journal = Journal::default();
+    let layer = ConcurrencyLimitLayer::new(3).present(1000).fairness().client(ClientIp::peer());
+    let service = layer.metrics(journal.clone()).layer(reader());
+    let mut senders = Vec::new();
+    let mut uploads = Vec::new();
+    for number in 0..200 {
+        let (sender, body) = channel();
+        uploads.push(send(&service, from(&format!("192.0.2.{}", number % 7), post(body))));
+        senders.push(sender);
+        settle().await;
+    }
+    assert_eq!(journal.level(GUARD, Level::Waiting), Some(200));
+    // All at once, and some of them gone for good.
+    for (number, mut sender) in senders.into_iter().enumerate() {
+        match number % 3 {
+            0 => drop(sender),
+            1 => sender.send_data(Bytes::from("bytes")).await.unwrap(),
+            _ => uploads[number].abort(),
+        }
+    }
+    let mut done = 0;
+    for upload in uploads {
+        done += usize::from(upload.await.is_ok_and(|(status, _)| status == 200));
+    }
+    assert_eq!(done, 134);
+    at_rest(&journal);
+}
