@@ -159,6 +159,7 @@ mod tests {
             for guard in &guards {
                 both.register(Arc::downgrade(guard) as Weak<dyn Levels>);
             }
+            both.record(|| Event::limit_changed(Guard::ConcurrencyLimit, 9));
             for mode in [Mode::Enforce, Mode::Shadow] {
                 let teller = Teller::new(both.clone(), mode);
                 teller.refuse(Guard::RateLimit, Reason::RateExceeded, None);

@@ -45,7 +45,7 @@
 //! | `palisade_tracked_keys_limit` | gauge | `guard` | clients the table can hold | - |
 //! | `palisade_key_evictions_total` | counter | `guard` | clients whose debt was forgotten | any increase for 5 min: the table is too small, or somebody floods it |
 //! | `palisade_limit_changes_total` | counter | `guard` | changes of a limit at run time; shown from the first one on | - |
-//! | `palisade_levels_ignored_total` | counter | - | guards missing from the gauges | above 0: guards are made per request |
+//! | `palisade_levels_ignored_total` | counter | - | guards missing from the gauges | above 0: more than 1,024 guards are alive, one per request perhaps |
 //!
 //! `mode="shadow"` counts what would have been refused or cut, and was not: before you enforce, it
 //! should be below 0.1 % of the admitted. Numbers count things, never seconds or bytes, so no name

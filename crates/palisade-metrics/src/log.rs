@@ -357,6 +357,22 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_that_swings_is_logged_as_sparingly() {
+        let (lines, _guard) = listen();
+        let log = Log::new();
+        for limit in 0..1000 {
+            log.record(&Event::limit_changed(Guard::ConcurrencyLimit, limit));
+        }
+        assert_eq!(lines.suppressed(), [0; Log::LINES]);
+        advance(Duration::from_secs(1)).await;
+        log.record(&Event::limit_changed(Guard::ConcurrencyLimit, 7));
+        let [(level, Fields(fields))] = &lines.take()[..] else { panic!("not one line") };
+        assert_eq!(*level, Level::INFO);
+        assert_eq!((&fields["guard"][..], &fields["limit"][..]), ("concurrency_limit", "7"));
+        assert_eq!(fields["suppressed"], (1000 - Log::LINES).to_string());
+    }
+
     #[test]
     fn eight_threads_get_no_line_too_many_and_lose_no_count() {
         const EACH: u64 = 100_000;

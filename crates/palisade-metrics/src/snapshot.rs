@@ -297,6 +297,19 @@ mod tests {
     }
 
     #[test]
+    fn a_changed_limit_is_counted_and_what_a_guard_shows_goes_first() {
+        let snapshot = Snapshot::new();
+        snapshot.record(&Event::limit_changed(Guard::ConcurrencyLimit, 50));
+        assert_eq!(snapshot.level(Guard::ConcurrencyLimit, Level::Limit), Some(50));
+        let guard = Arc::new(Shown(Guard::ConcurrencyLimit, vec![(Level::Limit, 40)]));
+        snapshot.register(Arc::downgrade(&guard) as Weak<dyn Levels>);
+        snapshot.record(&Event::limit_changed(Guard::ConcurrencyLimit, 30));
+        assert_eq!(snapshot.level(Guard::ConcurrencyLimit, Level::Limit), Some(40));
+        let text = snapshot.prometheus();
+        assert!(text.contains("\npalisade_limit_changes_total{guard=\"concurrency_limit\"} 2\n"));
+    }
+
+    #[test]
     fn peers_add_no_series_and_every_label_comes_from_an_enum() {
         let snapshot = Snapshot::new();
         let teller = Teller::new(snapshot.clone(), Mode::Enforce);
