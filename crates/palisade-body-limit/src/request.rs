@@ -1,6 +1,7 @@
 //! The request body as the handler sees it.
 
 use crate::{
+    TinyFrames,
     frames::{Pack, SMALL, UNTOUCHED, Wait},
     watch::{Watch, too_large},
 };
@@ -34,8 +35,11 @@ pin_project! {
 
 #[derive(Debug)]
 struct Counted {
-    watch: Arc<Watch>,
+    /// `None` for a body so short that it can break no rule: only its pieces are put together.
+    watch: Option<Arc<Watch>>,
     stage: Stage,
+    /// Whether small frames may be held back for one more poll.
+    holds: bool,
     /// Small frames so far, until there is a `pack`.
     small: u32,
     limit: u64,
@@ -82,10 +86,15 @@ impl<B> RequestBody<B> {
         Self { inner, counted: None }
     }
 
+    /// A body that can be refused.
     pub(crate) fn watched(inner: B, watch: Arc<Watch>, limit: u64) -> Self {
-        let counted =
-            Counted { watch, stage: Stage::Fresh, small: 0, limit, remaining: limit, pack: None };
-        Self { inner, counted: Some(counted) }
+        let holds = !watch.grpc;
+        Self { inner, counted: Some(Counted::new(Some(watch), holds, limit)) }
+    }
+
+    /// A body so short that it can break no rule.
+    pub(crate) fn harmless(inner: B) -> Self {
+        Self { inner, counted: Some(Counted::new(None, false, u64::MAX)) }
     }
 }
 
@@ -140,10 +149,7 @@ where
         let (mut lower, mut upper) = (hint.lower(), hint.upper());
         if counted.stage == Stage::Over {
             (lower, upper) = (0, Some(0));
-        } else if counted.watch.shared.settings.mode == Mode::Enforce
-            && !(counted.stage == Stage::Fresh && counted.watch.shared.overridable)
-            && counted.limit < u64::MAX
-        {
+        } else if counted.is_settled() && counted.limit < u64::MAX {
             upper = Some(upper.map_or(counted.remaining, |upper| upper.min(counted.remaining)));
         }
         // A body that declares more than it may have fails where it is read. It must not fail
@@ -160,6 +166,27 @@ where
 // === Counted ===
 
 impl Counted {
+    fn new(watch: Option<Arc<Watch>>, holds: bool, limit: u64) -> Self {
+        let stage = Stage::Fresh;
+        Self { watch, stage, holds, small: 0, limit, remaining: limit, pack: None }
+    }
+
+    /// Whether the limit is enforced and nobody can change it any more.
+    fn is_settled(&self) -> bool {
+        self.watch.as_ref().is_some_and(|watch| {
+            watch.shared.settings.mode == Mode::Enforce
+                && !(self.stage == Stage::Fresh && watch.shared.overridable)
+        })
+    }
+
+    /// How many small frames may come; `None` where they are neither counted nor joined.
+    fn allowed(&self) -> Option<TinyFrames> {
+        match &self.watch {
+            Some(watch) => watch.shared.tiny_frames,
+            None => Some(TinyFrames::default()),
+        }
+    }
+
     /// Whether `data` is large enough not to be counted, and within the limit.
     #[inline]
     fn has_room_for(&self, data: &Bytes) -> bool {
@@ -174,8 +201,8 @@ impl Counted {
     {
         if self.stage == Stage::Fresh {
             self.stage = Stage::Reading;
-            if self.watch.shared.overridable {
-                self.limit = self.watch.start_reading();
+            if let Some(watch) = self.watch.as_ref().filter(|watch| watch.shared.overridable) {
+                self.limit = watch.start_reading();
                 self.remaining = self.limit;
                 let declared = inner.size_hint().lower();
                 if declared > self.limit {
@@ -207,7 +234,7 @@ impl Counted {
         if let Err(error) = self.take_bytes(data.len()) {
             return Poll::Ready(Some(Err(error)));
         }
-        if data.len() < SMALL && self.watch.shared.tiny_frames.is_some() {
+        if data.len() < SMALL && self.allowed().is_some() {
             self.small += 1;
             if self.small == UNTOUCHED {
                 let pack = Pack::new(Instant::now());
@@ -223,7 +250,6 @@ impl Counted {
         B: Body<Data = Bytes, Error: Into<BoxError>>,
     {
         for _ in 0..AT_ONCE {
-            let may_hold = !self.watch.grpc;
             let Some(packed) = &mut self.pack else { break };
             if let Some(next) = packed.next.take() {
                 return Poll::Ready(Some(next));
@@ -232,7 +258,7 @@ impl Counted {
                 return Poll::Ready(None);
             }
             let next = match inner.as_mut().poll_frame(cx) {
-                Poll::Pending => match packed.pack.wait(may_hold) {
+                Poll::Pending => match packed.pack.wait(self.holds) {
                     Wait::Empty => return Poll::Pending,
                     Wait::Flush => return packed.flush(),
                     Wait::Ask => {
@@ -276,15 +302,17 @@ impl Counted {
     fn take_packed(&mut self, data: &[u8]) -> Result<Taken, BoxError> {
         self.take_bytes(data.len())?;
         let received = self.limit.saturating_sub(self.remaining);
-        let Watch { shared, grpc, .. } = &*self.watch;
-        let (Some(packed), Some(allowed)) = (&mut self.pack, &shared.tiny_frames) else {
+        let allowed = self.allowed();
+        let (Some(packed), Some(allowed)) = (&mut self.pack, allowed) else {
             return Ok(Taken::Apart);
         };
         if data.len() >= SMALL {
             return Ok(Taken::Apart);
         }
-        let counted = match self.stage {
-            Stage::Reading => packed.pack.count(received, allowed, *grpc, Instant::now),
+        let counted = match &self.watch {
+            Some(watch) if self.stage == Stage::Reading => {
+                packed.pack.count(received, &allowed, watch.grpc, Instant::now)
+            }
             _ => Ok(()),
         };
         packed.pack.push(data);
@@ -313,7 +341,7 @@ impl Counted {
 
     /// A rule is broken. An error if that ends the body.
     fn found(&mut self, violation: Violation) -> Result<(), BoxError> {
-        if self.watch.violated(&violation) {
+        if self.watch.as_ref().is_some_and(|watch| watch.violated(&violation)) {
             self.stage = Stage::Over;
             return Err(violation.into());
         }

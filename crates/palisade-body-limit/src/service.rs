@@ -63,7 +63,10 @@ where
                 return ResponseFuture::refused(rejection, shared.clone());
             }
         }
-        let counts = has_body && !too_long && !shared.is_harmless(&length);
+        let is_harmless = shared.is_harmless(&length);
+        let counts = has_body && !too_long && !is_harmless;
+        // Neither a shadowed refusal nor an empty body is looked at again.
+        let joins = has_body && !too_long && is_harmless && shared.tiny_frames.is_some();
         let limits_response = looks && shared.response.is_some();
         let watch = (counts || limits_response).then(|| {
             let form = AnswerForm::of(&request);
@@ -77,6 +80,7 @@ where
         }
         let request = request.map(|body| match counting {
             Some(watch) => RequestBody::watched(body, watch, limit),
+            None if joins => RequestBody::harmless(body),
             None => RequestBody::unwatched(body),
         });
         ResponseFuture::new(self.inner.call(request), watch)
