@@ -6,27 +6,25 @@
 
 use axum::{
     Router,
-    extract::{ConnectInfo, Request, State},
-    middleware::{Next, from_fn_with_state},
-    response::{IntoResponse, Response},
+    extract::{ConnectInfo, Request},
+    middleware::{Next, from_fn},
+    response::Response,
     routing::get,
 };
 use bytes::Bytes;
 use http::StatusCode;
 use http_body_util::Empty;
-use palisade_core::{
-    AnswerForm, ConnInfo, Guard, Mode, Phase, Prefix, Reason, Recorder, Rejection, Settings,
-    Violation,
-};
+use palisade_concurrency_limit::ConcurrencyLimitLayer;
+use palisade_core::{ConnInfo, Guard, Level, Prefix, Reason, Recorder};
 use palisade_metrics::{Log, Snapshot};
 use palisade_testkit::{clients, servers};
 use std::{
     collections::BTreeSet,
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing_subscriber::{fmt::MakeWriter, util::SubscriberInitExt};
 
 const HOSTILE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
@@ -41,7 +39,7 @@ struct Written(Arc<Mutex<Vec<u8>>>);
 
 impl io::Write for Written {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        self.0.lock().expect("nobody panicked").extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -58,29 +56,20 @@ impl MakeWriter<'_> for Written {
     }
 }
 
-/// Refuses the hostile address and nobody else, in the words that every guard uses.
-async fn guard(
-    State(settings): State<Settings>,
+/// Says whose connection it is, as the connection guard does.
+async fn conn(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
-    let conn = ConnInfo::new(peer, None, Prefix::default());
-    let violation =
-        Violation::new(Guard::RateLimit, Reason::RateExceeded, Phase::RequestHead, 0, 1000);
-    let rejection =
-        Rejection::new(violation, StatusCode::TOO_MANY_REQUESTS, AnswerForm::of(&request));
-    if peer.ip() == IpAddr::V4(HOSTILE) && settings.refuse(&rejection, Some(&conn)) {
-        let refused: Response<palisade_core::GuardBody<axum::body::Body>> =
-            settings.answer(rejection);
-        return refused.into_response();
-    }
+    let conn = Arc::new(ConnInfo::new(peer, None, Prefix::default()));
+    request.extensions_mut().insert(conn);
     next.run(request).await
 }
 
 /// Everything in `text` but the values.
 fn series(text: &str) -> BTreeSet<&str> {
-    text.lines().map(|line| line.rsplit_once(' ').unwrap().0).collect()
+    text.lines().map(|line| line.rsplit_once(' ').expect("a value").0).collect()
 }
 
 #[tokio::test]
@@ -91,12 +80,23 @@ async fn hostile_text_adds_no_series_and_no_line_and_the_neighbour_is_served() {
     let _listening = subscriber.set_default();
 
     let snapshot = Snapshot::new();
-    let recorder = Recorder::from((snapshot.clone(), Log::new()));
-    let settings = Settings { mode: Mode::Enforce, recorder, on_reject: None };
+    let metrics = Recorder::from((snapshot.clone(), Log::new()));
+    // One request at a time is what a client may have, and the hostile one has it.
+    let guard = ConcurrencyLimitLayer::new(16).per_client(1).metrics(metrics);
     let router = Router::new()
         .route("/", get(|| async { "served" }))
-        .layer(from_fn_with_state(settings, guard));
+        .route("/hold", get(std::future::pending::<()>))
+        .layer(guard)
+        .layer(from_fn(conn));
     let server = servers::axum(router).await;
+    let mut held = clients::RawClient::connect_from(HOSTILE, server.addr).await.unwrap();
+    held.send("GET /hold HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let taken = async {
+        while snapshot.level(Guard::ConcurrencyLimit, Level::Working) != Some(1) {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(clients::PATIENCE, taken).await.unwrap();
     let before = snapshot.prometheus();
     let started = Instant::now();
 
@@ -120,7 +120,7 @@ async fn hostile_text_adds_no_series_and_no_line_and_the_neighbour_is_served() {
         let refused = head.status == 429 || head.header("grpc-status") == Some("8");
         assert!(refused || head.status == 400, "{raw:?}: {}", head.text);
     }
-    let raw_refused = snapshot.refused(Guard::RateLimit, Reason::RateExceeded);
+    let raw_refused = snapshot.refused(Guard::ConcurrencyLimit, Reason::ClientFull);
     assert!(raw_refused >= 4, "{raw_refused}");
 
     let mut hostile = clients::http1::<Empty<Bytes>>(HOSTILE, server.addr).await.unwrap();
@@ -149,7 +149,7 @@ async fn hostile_text_adds_no_series_and_no_line_and_the_neighbour_is_served() {
     assert_eq!(honest_served, VALUES / 100);
 
     // All of them were counted, and nothing is there that was not there before.
-    let refused = snapshot.refused(Guard::RateLimit, Reason::RateExceeded);
+    let refused = snapshot.refused(Guard::ConcurrencyLimit, Reason::ClientFull);
     assert_eq!(refused, raw_refused + VALUES);
     let after = snapshot.prometheus();
     assert_eq!(series(&after), series(&before));
@@ -164,11 +164,16 @@ async fn hostile_text_adds_no_series_and_no_line_and_the_neighbour_is_served() {
         assert!(line.len() < 512 && !line.contains(char::is_control), "{line:?}");
         assert!(!line.to_lowercase().contains(MARK), "{line}");
         // What the operator needs is there.
-        for field in ["WARN palisade: request refused", "peer=127.0.0.2:", "observed=1000"] {
+        for field in [
+            "WARN palisade: request refused",
+            "peer=127.0.0.2:",
+            "ConcurrencyLimitLayer::per_client",
+        ] {
             assert!(line.contains(field), "{line}");
         }
         let (_, count) = line.rsplit_once("suppressed=").unwrap();
         suppressed += count.parse::<u64>().unwrap();
     }
     assert!(lines.len() as u64 + suppressed <= refused);
+    drop(held);
 }

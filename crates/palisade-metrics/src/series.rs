@@ -71,7 +71,6 @@ const REFUSALS: &[(Guard, Reason)] = &[
     (Guard::ConcurrencyLimit, Reason::QueueFull),
     (Guard::ConcurrencyLimit, Reason::QueueTimeout),
     (Guard::ConcurrencyLimit, Reason::Displaced),
-    (Guard::ConcurrencyLimit, Reason::PeerMissing),
 ];
 
 /// What guards cut bodies for.
