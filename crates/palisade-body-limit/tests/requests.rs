@@ -1,5 +1,5 @@
 //! The length of request bodies.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! Bodies and handlers for the tests of this crate.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::needless_pass_by_value)]
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
@@ -94,7 +94,7 @@ impl Body for Script {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.hint.clone()
+        self.hint
     }
 }
 
