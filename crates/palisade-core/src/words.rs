@@ -116,9 +116,9 @@ impl Reason {
             Self::TinyFrames => "BodyLimitLayer::tiny_frames(..)",
             Self::Deadline => "TimeoutLayer::new(duration)",
             Self::TotalDeadline => "TimeoutLayer::total(duration), or the client's own grpc-timeout",
-            Self::Gap => "SlowBodyLayer, Pace::gap(duration)",
-            Self::Rate => "SlowBodyLayer, Pace::rate(bytes_per_second)",
-            Self::BodyTotal => "SlowBodyLayer, Pace::total(..)",
+            Self::Gap => "SlowBodyLayer, Pace::builder().gap(duration)",
+            Self::Rate => "SlowBodyLayer, Pace::builder().rate(bytes_per_second)",
+            Self::BodyTotal => "SlowBodyLayer, Pace::builder().total(duration)",
         }
     }
 }

@@ -1,0 +1,110 @@
+//! The response future.
+
+use crate::{Pace, ResponseBody, layer::Shared, response::Writing, watch::Answering};
+use bytes::Bytes;
+use http::Response;
+use http_body::Body;
+use palisade_core::{BoxError, ConnInfo, GuardBody};
+use pin_project_lite::pin_project;
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+pin_project! {
+    /// Response future of [`SlowBody`](crate::SlowBody).
+    ///
+    /// When the request body is too slow, in whatever task that is read, it drops the handler and
+    /// answers in its place. To drop it is to drop the handler, and leaves nothing behind.
+    #[derive(Debug)]
+    pub struct ResponseFuture<F> {
+        #[pin]
+        state: State<F>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    #[derive(Debug)]
+    enum State<F> {
+        Unwatched { #[pin] inner: F },
+        Bodiless { #[pin] inner: F, shared: Arc<Shared>, conn: Option<Arc<ConnInfo>> },
+        Watched { #[pin] inner: F, answering: Answering },
+        Answered,
+    }
+}
+
+impl<F> ResponseFuture<F> {
+    pub(crate) fn unwatched(inner: F) -> Self {
+        Self { state: State::Unwatched { inner } }
+    }
+
+    pub(crate) fn bodiless(inner: F, shared: Arc<Shared>, conn: Option<Arc<ConnInfo>>) -> Self {
+        Self { state: State::Bodiless { inner, shared, conn } }
+    }
+
+    pub(crate) fn watched(inner: F, answering: Answering) -> Self {
+        Self { state: State::Watched { inner, answering } }
+    }
+}
+
+impl<F, B, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Output = Result<Response<GuardBody<ResponseBody<B>>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.project().state;
+        let (rejection, shared) = match state.as_mut().project() {
+            StateProj::Unwatched { inner } => {
+                let response = ready!(inner.poll(cx))?;
+                return Poll::Ready(Ok(passing(response, None)));
+            }
+            StateProj::Bodiless { inner, shared, conn } => {
+                let response = ready!(inner.poll(cx))?;
+                let pace = shared.response_pace();
+                let writing = writing(&response, shared, conn, pace);
+                return Poll::Ready(Ok(passing(response, writing)));
+            }
+            StateProj::Watched { inner, answering } => {
+                let polled = inner.poll(cx);
+                let watch = answering.watch();
+                match answering.handler_polled(polled.is_ready(), cx.waker()) {
+                    Some(rejection) => (rejection, watch.shared.clone()),
+                    None => {
+                        let response = ready!(polled)?;
+                        let (shared, conn) = (&watch.shared, &watch.conn);
+                        let writing = writing(&response, shared, conn, watch.response);
+                        return Poll::Ready(Ok(passing(response, writing)));
+                    }
+                }
+            }
+            StateProj::Answered => panic!("polled after completion"),
+        };
+        // Whatever the handler holds it holds no longer than this.
+        state.set(State::Answered);
+        Poll::Ready(Ok(shared.settings.answer(rejection)))
+    }
+}
+
+fn passing<B>(
+    response: Response<B>,
+    writing: Option<Writing>,
+) -> Response<GuardBody<ResponseBody<B>>> {
+    response.map(|body| GuardBody::passing(ResponseBody::new(body, writing)))
+}
+
+/// What is to be judged of a response, if anything.
+fn writing<B: Body>(
+    response: &Response<B>,
+    shared: &Arc<Shared>,
+    conn: &Option<Arc<ConnInfo>>,
+    pace: Pace,
+) -> Option<Writing> {
+    let judged = !pace.is_off() && !response.body().is_end_stream();
+    judged.then(|| Writing::new(shared.clone(), conn.clone(), pace))
+}
