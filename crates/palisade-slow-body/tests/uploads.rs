@@ -194,7 +194,8 @@ async fn a_handler_that_asks_and_then_looks_elsewhere_is_not_charged_either() {
             {
                 // Asks, and gets nothing yet.
                 let mut frame = pin!(body.frame());
-                poll_fn(|cx| Poll::Ready(assert!(frame.as_mut().poll(cx).is_pending()))).await;
+                let polled = poll_fn(|cx| Poll::Ready(frame.as_mut().poll(cx))).await;
+                assert!(polled.is_pending());
             }
             sleep(seconds(3600)).await;
             if body.frame().await.is_none_or(|frame| frame.is_err()) {
