@@ -174,7 +174,10 @@ impl Slots {
         if rank == Rank::Newcomer && self.queued.load(SeqCst) > 0 {
             return false;
         }
-        let ceiling = self.ceiling(rank);
+        self.take_up_to(self.ceiling(rank))
+    }
+
+    fn take_up_to(&self, ceiling: usize) -> bool {
         let more = |working| (working < ceiling).then(|| working + 1);
         self.working.fetch_update(SeqCst, Relaxed, more).is_ok()
     }
@@ -229,9 +232,7 @@ impl Slots {
         let mut lines = self.lines.lock();
         for rank in RANKS {
             let line = &mut lines.slot[rank as usize];
-            let ceiling = self.ceiling(rank);
-            let more = |working| (working < ceiling).then(|| working + 1);
-            if !line.is_empty() && self.working.fetch_update(SeqCst, Relaxed, more).is_ok() {
+            if !line.is_empty() && self.take_up_to(self.ceiling(rank)) {
                 let (_, ticket) = line.pop_first().expect("the line is not empty");
                 self.queued.fetch_sub(1, SeqCst);
                 ticket.grant();
@@ -263,6 +264,10 @@ impl Slots {
             return; // It was displaced, or its other half was first.
         };
         self.remove(&mut lines, before);
+        // Past the line where there is none: a newcomer must not see one while slots are free.
+        if lines.slot.iter().all(BTreeMap::is_empty) && self.take(rank) {
+            return ticket.grant();
+        }
         lines.slot[rank as usize].insert(place, ticket.clone());
         self.queued.fetch_add(1, SeqCst);
         drop(lines);

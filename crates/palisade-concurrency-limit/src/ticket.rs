@@ -125,11 +125,11 @@ impl Ticket {
 
     /// There is something to do: ready once the request holds a slot, or is over.
     pub(crate) fn poll_work(self: &Arc<Self>, cx: &Context<'_>) -> Poll<Result<(), Displaced>> {
-        if matches!(self.state.load(SeqCst), CLIENT | QUEUED) {
-            self.listen(cx);
-        }
         if self.state.load(SeqCst) == CLIENT {
             self.want_slot();
+        }
+        if self.state.load(SeqCst) == QUEUED {
+            self.listen(cx);
         }
         match self.state.load(SeqCst) {
             DISPLACED => Poll::Ready(Err(Displaced)),

@@ -24,6 +24,16 @@ use tower::BoxError;
 /// How long any client here waits for anything.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Waits until `condition` holds, and panics if it does not in [`PATIENCE`].
+pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    assert!(timeout(PATIENCE, wait).await.is_ok(), "not in time: {what}");
+}
+
 /// A socket from loopback's `from` to `to`. `127.0.0.2` and on are other clients to the server.
 pub async fn connect(from: Ipv4Addr, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;

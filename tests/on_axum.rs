@@ -1,1 +1,0 @@
-//! Each layer on a real axum server.
