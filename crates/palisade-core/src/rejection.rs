@@ -247,6 +247,9 @@ impl Rejection {
             // A signed 32-bit number to the client; a longer wait than that means "do not".
             let millis = i32::try_from(wait.as_millis()).unwrap_or(-1);
             trailers.insert(GRPC_PUSHBACK, HeaderValue::from(millis));
+        } else if self.violation.reason == Reason::CostOverBurst {
+            // Less than nothing means "never": clients retry RESOURCE_EXHAUSTED otherwise.
+            trailers.insert(GRPC_PUSHBACK, HeaderValue::from_static("-1"));
         }
         trailers
     }

@@ -115,7 +115,9 @@ impl Reason {
             Self::TooLarge => "BodyLimitLayer::new(bytes) or .response(bytes)",
             Self::TinyFrames => "BodyLimitLayer::tiny_frames(..)",
             Self::Deadline => "TimeoutLayer::new(duration)",
-            Self::TotalDeadline => "TimeoutLayer::total(duration), or the client's own grpc-timeout",
+            Self::TotalDeadline => {
+                "TimeoutLayer::total(duration), or the client's own grpc-timeout"
+            }
             Self::Gap => "SlowBodyLayer, Pace::builder().gap(duration)",
             Self::Rate => "SlowBodyLayer, Pace::builder().rate(bytes_per_second)",
             Self::BodyTotal => "SlowBodyLayer, Pace::builder().total(duration)",

@@ -3,6 +3,7 @@
 //! Everything here talks to loopback only and ends by itself.
 
 pub mod alloc;
+pub mod bodies;
 pub mod clients;
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 #[rustfmt::skip]

@@ -10,7 +10,10 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use std::net::{Ipv4Addr, SocketAddr};
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    task::JoinHandle,
+};
 use tokio_stream::wrappers::TcpListenerStream;
 use tower::{BoxError, Service, ServiceExt};
 
@@ -40,9 +43,11 @@ impl Drop for Server {
     }
 }
 
-/// A listener on a free port of loopback.
+/// A listener on a free port of loopback, with room for every client of a test at once.
 pub async fn listener() -> TcpListener {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("loopback has a free port")
+    let socket = TcpSocket::new_v4().expect("a socket can be had");
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("loopback has a free port");
+    socket.listen(4096).expect("a bound socket can listen")
 }
 
 /// `axum::serve(listener, router)`, the form in which layers are applied anew per connection. No
