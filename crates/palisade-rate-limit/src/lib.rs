@@ -1,0 +1,50 @@
+//! Limits how fast each client may send requests. What is too much is answered 429 with
+//! `Retry-After` at once; nothing waits.
+//!
+//! tower's own `RateLimit` is one limit for everybody, so a single client uses it up for all, and
+//! it makes callers wait. `tower_governor` counts per client, but its memory grows with every
+//! address that ever came along, an IPv6 client has 2^64 addresses there, and its `Retry-After` is
+//! 0 for any wait below a second. Here a client is an IPv4 address or an IPv6 /64, and the table
+//! of clients has a fixed size: 8 bytes for each of 1,048,576 by default. Where it is full the
+//! client with the least debt is forgotten, so that nobody gets rid of a debt by bringing a flood
+//! of other addresses along.
+//!
+//! ```
+//! use palisade_rate_limit::{Quota, RateLimitLayer};
+//! # use {bytes::Bytes, http_body_util::Full, tower::{Layer, service_fn}};
+//! # async fn handler(_: http::Request<Full<Bytes>>) -> Result<http::Response<Full<Bytes>>, ()> { todo!() }
+//! # fn main() -> Result<(), palisade_rate_limit::QuotaError> {
+//! // Ten requests a second for each client, and forty at once for those who had a rest.
+//! let layer = RateLimitLayer::new(Quota::per_second(10).burst(40))?;
+//! let guarded = layer.layer(service_fn(handler));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The server must say who its peers are: see [`ClientIp`], and enable the feature `axum` or
+//! `tonic`.
+//!
+//! On axum the layer may stand at `Router::layer` as well as around the whole router: all routes
+//! and connections share one limit. For gRPC the answer is `RESOURCE_EXHAUSTED` with
+//! `grpc-retry-pushback-ms`.
+//!
+//! The metrics hear of every refusal and can ask how full the table is. Admitted requests are not
+//! counted: that would be one number which all cores write to for every request, and whoever
+//! counts requests at all knows it.
+#![forbid(unsafe_code)]
+
+mod future;
+#[cfg(feature = "governor")]
+mod governor;
+mod layer;
+mod limiter;
+mod quota;
+
+#[cfg(feature = "governor")]
+pub use crate::governor::TableStore;
+pub use future::ResponseFuture;
+pub use layer::{RateLimit, RateLimitLayer};
+pub use limiter::{Decision, Limiter, TableLimiter};
+pub use palisade_client_ip::{ClientIp, Missing};
+pub use palisade_core::{ClientKey, Extracted, KeyExtractor, Mode, Prefix, RequestHead};
+pub use quota::{Policy, Quota, QuotaError, QuotaFault};

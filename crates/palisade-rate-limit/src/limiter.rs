@@ -1,0 +1,228 @@
+//! Whatever decides, and our own one that does.
+
+use crate::{
+    Policy, QuotaError,
+    quota::{BURST_BITS, MAX_QUOTAS, PERIOD_BITS},
+};
+use palisade_core::{ClientKey, Clock, Denied, Gcra, Occupancy, Table};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+/// Keys in a table unless told otherwise: 8 MiB.
+const CAPACITY: usize = 1 << 20;
+
+/// Says whether a client may have its request.
+///
+/// [`TableLimiter`] is the one to use. With the feature `governor` the keyed limiters of that
+/// crate are limiters, too.
+pub trait Limiter: Send + Sync + 'static {
+    /// Charges `key` with `cost` cells if there are so many left for it. Called once per request:
+    /// must not block, must not panic. A cost of 0 is always admitted.
+    fn check(&self, key: ClientKey, cost: u32) -> Decision;
+
+    /// How many keys are held, for the metrics. Defaults to not saying.
+    fn occupancy(&self) -> Option<Occupancy> {
+        None
+    }
+}
+
+/// What a [`Limiter`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The request may pass and is charged for.
+    Admit,
+    /// Not now, and nothing was charged.
+    Deny {
+        /// After how long the same request would be admitted, if nothing is charged until then.
+        wait: Duration,
+    },
+    /// Never: it costs more than the quota grants at once.
+    NeverPossible {
+        /// What the quota grants at once.
+        burst: u32,
+    },
+}
+
+/// A [`Policy`] over a table of fixed size: one atomic word per client and quota, no lock, no
+/// allocation, one look at tokio's clock per check.
+///
+/// Put it into an `Arc` to change its policy while the server runs:
+///
+/// ```
+/// use palisade_rate_limit::{Quota, RateLimitLayer, TableLimiter};
+/// use std::sync::Arc;
+/// # fn main() -> Result<(), palisade_rate_limit::QuotaError> {
+/// let limiter = Arc::new(TableLimiter::new(Quota::per_second(10).burst(40))?);
+/// let layer = RateLimitLayer::with_limiter(limiter.clone());
+/// // Later, while the layer is at work:
+/// limiter.set(Quota::per_second(5).burst(20))?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// If the table is full of clients in debt, the one with the least debt is forgotten for the sake
+/// of a new one: it gets back what it had used up, and the metrics count it.
+pub struct TableLimiter {
+    table: Table,
+    clock: Clock,
+    /// The quotas, the one that recovers soonest first; 0 where there is none. All of a quota is
+    /// in one word, so that a change needs no lock and nobody sees half of it.
+    quotas: [AtomicU64; MAX_QUOTAS],
+}
+
+// === Limiter ===
+
+impl<L: Limiter + ?Sized> Limiter for Arc<L> {
+    fn check(&self, key: ClientKey, cost: u32) -> Decision {
+        (**self).check(key, cost)
+    }
+
+    fn occupancy(&self) -> Option<Occupancy> {
+        (**self).occupancy()
+    }
+}
+
+// === Decision ===
+
+impl Decision {
+    fn denied(denied: Denied, gcra: Gcra) -> Self {
+        match denied {
+            Denied::Wait(micros) => Self::Deny { wait: Duration::from_micros(micros) },
+            Denied::Never => Self::NeverPossible { burst: gcra.burst() },
+        }
+    }
+}
+
+// === TableLimiter ===
+
+impl TableLimiter {
+    /// A limiter for `policy` with room for 1,048,576 keys: 8 MiB, allocated at once.
+    ///
+    /// # Errors
+    /// If a quota makes no sense or the table could not hold its debts.
+    pub fn new(policy: impl Into<Policy>) -> Result<Self, QuotaError> {
+        let quotas = words(&policy.into())?.map(AtomicU64::new);
+        Ok(Self { table: Table::new(CAPACITY), clock: Clock::new(), quotas })
+    }
+
+    /// Room for `keys` keys, at 8 bytes each, rounded up to a power of two between 16 and
+    /// 16,777,216. A client takes one for each quota of the policy, for as long as it is in debt.
+    /// Defaults to 1,048,576.
+    pub fn capacity(mut self, keys: usize) -> Self {
+        self.table = Table::new(keys);
+        self
+    }
+
+    /// Puts `policy` in place of the present one, from the next check on. What a client owes it
+    /// goes on owing, in time, but nobody more than the new quota's burst is worth: so nobody
+    /// waits longer than somebody who has just used up that burst.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; nothing is changed then.
+    pub fn set(&self, policy: impl Into<Policy>) -> Result<(), QuotaError> {
+        let words = words(&policy.into())?;
+        for (quota, word) in self.quotas.iter().zip(words) {
+            quota.store(word, Relaxed);
+        }
+        Ok(())
+    }
+
+    fn check_at(&self, key: ClientKey, cost: u32, now: u64) -> Decision {
+        match unpack(&self.quotas[0]) {
+            Some(only) if self.quotas[1].load(Relaxed) == 0 => {
+                self.take(key, cost, now, only, only.max_debt())
+            }
+            _ => self.check_all(key, cost, now),
+        }
+    }
+
+    /// Every quota has its own word. All are asked before any is charged, and each is charged
+    /// only if it still grants: a race can cost a client what it did not get, never the reverse.
+    fn check_all(&self, key: ClientKey, cost: u32, now: u64) -> Decision {
+        let quotas = self.quotas.each_ref().map(unpack);
+        let max_debt = quotas.iter().flatten().map(|gcra| gcra.max_debt()).max().unwrap_or(0);
+        let word = |place| if place == 0 { key } else { ClientKey::of(&(key, place)) };
+        let quotas = || quotas.iter().flatten().enumerate();
+        let asked = quotas().fold(Decision::Admit, |verdict, (place, gcra)| {
+            let debt = self.table.debt(word(place), now, max_debt);
+            match gcra.decide(debt, cost) {
+                Ok(_) => verdict,
+                Err(denied) => stricter(verdict, Decision::denied(denied, *gcra)),
+            }
+        });
+        if asked != Decision::Admit {
+            return asked;
+        }
+        for (place, gcra) in quotas() {
+            let taken = self.take(word(place), cost, now, *gcra, max_debt);
+            if taken != Decision::Admit {
+                return taken;
+            }
+        }
+        Decision::Admit
+    }
+
+    fn take(&self, key: ClientKey, cost: u32, now: u64, gcra: Gcra, max_debt: u64) -> Decision {
+        let decide = |debt| gcra.decide(debt, cost).map(|debt| ((), debt));
+        match self.table.update(key, now, max_debt, decide) {
+            Some(Ok(())) => Decision::Admit,
+            Some(Err(denied)) => Decision::denied(denied, gcra),
+            // So many others were at this key within a few nanoseconds that it is no injustice.
+            None => Decision::Deny { wait: Duration::from_micros(gcra.period()) },
+        }
+    }
+}
+
+impl Limiter for TableLimiter {
+    fn check(&self, key: ClientKey, cost: u32) -> Decision {
+        if cost == 0 {
+            return Decision::Admit;
+        }
+        self.check_at(key, cost, self.clock.now())
+    }
+
+    fn occupancy(&self) -> Option<Occupancy> {
+        let max_debt = self.quotas.iter().filter_map(unpack).map(Gcra::max_debt).max()?;
+        Some(self.table.occupancy(self.clock.now(), max_debt))
+    }
+}
+
+impl fmt::Debug for TableLimiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let quotas: Vec<Gcra> = self.quotas.iter().filter_map(unpack).collect();
+        f.debug_struct("TableLimiter").field("quotas", &quotas).field("table", &self.table).finish()
+    }
+}
+
+/// The one of two verdicts that holds if both must be heeded.
+fn stricter(one: Decision, other: Decision) -> Decision {
+    use Decision::{Admit, Deny, NeverPossible};
+    match (one, other) {
+        (Admit, verdict) | (verdict, Admit) => verdict,
+        (Deny { wait: one }, Deny { wait: other }) => Deny { wait: one.max(other) },
+        (NeverPossible { burst: one }, NeverPossible { burst: other }) => {
+            NeverPossible { burst: one.min(other) }
+        }
+        (never @ NeverPossible { .. }, Deny { .. }) | (Deny { .. }, never) => never,
+    }
+}
+
+fn words(policy: &Policy) -> Result<[u64; MAX_QUOTAS], QuotaError> {
+    let mut words = [0; MAX_QUOTAS];
+    for (word, gcra) in words.iter_mut().zip(policy.compile()?) {
+        *word = (u64::from(gcra.burst()) << PERIOD_BITS) | gcra.period();
+    }
+    Ok(words)
+}
+
+fn unpack(word: &AtomicU64) -> Option<Gcra> {
+    const _: () = assert!(BURST_BITS + PERIOD_BITS == u64::BITS && BURST_BITS < u32::BITS);
+    let word = word.load(Relaxed);
+    Gcra::new(word & ((1 << PERIOD_BITS) - 1), (word >> PERIOD_BITS) as u32)
+}
