@@ -148,9 +148,7 @@ impl Writing {
             }
         };
         stopwatch.as_mut().start(now);
-        if stopwatch.rang() {
-            stopwatch.as_mut().arm(now);
-            stopwatch.listen(cx);
-        }
+        // Woken once, hyper fills its buffer, and does not ask again before that was taken.
+        stopwatch.arm_once(now, cx);
     }
 }

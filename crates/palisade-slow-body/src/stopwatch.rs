@@ -27,7 +27,8 @@ pin_project! {
         since: Option<Instant>,
         // The present shortage was found late before.
         forgiven: bool,
-        // Set to when something is due, or to earlier: it is never set back for a wait that ended.
+        // For a request it goes off when something is due, or earlier. For a response see
+        // `arm_once`. It is never set back because a wait ended.
         #[pin]
         alarm: Sleep,
     }
@@ -116,6 +117,11 @@ impl Stopwatch {
         let at = stamp(this.meter, (*this.since)?, now);
         let due = this.meter.due(this.pace);
         let late = Duration::from_nanos(at.checked_sub(due)?);
+        let late = if this.alarm.is_elapsed() {
+            late.min(now.saturating_duration_since(this.alarm.deadline()))
+        } else {
+            late
+        };
         if late > LATE && !*this.forgiven {
             *this.forgiven = true;
             this.meter.wait_until(due.saturating_sub(nanos(REPRIEVE)));
@@ -127,16 +133,32 @@ impl Stopwatch {
     }
 
     /// Sets an alarm that went off to when something is due next.
-    pub(crate) fn arm(self: Pin<&mut Self>, now: Instant) {
-        let this = self.project();
-        let waited = stamp(this.meter, this.since.unwrap_or(now), now);
-        let left = this.meter.due(this.pace).saturating_sub(waited);
-        this.alarm.reset(after(now, left));
+    fn arm(self: Pin<&mut Self>, now: Instant) {
+        let left = self.left(now);
+        self.project().alarm.reset(after(now, left));
+    }
+
+    /// Sees to it that the task of `cx` is woken once in the wait that begins now, when that is
+    /// too long already: not before, and after twice as long at the latest. Between those the
+    /// alarm is left as it is, so that it is not set for every wait.
+    pub(crate) fn arm_once(mut self: Pin<&mut Self>, now: Instant, cx: &mut Context<'_>) {
+        let left = self.left(now);
+        let mut alarm = self.as_mut().project().alarm;
+        if alarm.is_elapsed() || alarm.deadline() < after(now, left) {
+            alarm.as_mut().reset(after(now, left.saturating_mul(2)));
+            let _: Poll<()> = alarm.poll(cx);
+        }
     }
 
     /// Has the task of `cx` woken when the alarm goes off.
     pub(crate) fn listen(self: Pin<&mut Self>, cx: &mut Context<'_>) {
         let _: Poll<()> = self.project().alarm.poll(cx);
+    }
+
+    /// How long until something is due.
+    fn left(&self, now: Instant) -> u64 {
+        let waited = stamp(&self.meter, self.since.unwrap_or(now), now);
+        self.meter.due(&self.pace).saturating_sub(waited)
     }
 }
 

@@ -46,6 +46,7 @@ pin_project! {
         limit: Duration,
         shared: Arc<Shared>,
         conn: Option<Arc<ConnInfo>>,
+        asked: bool,
         #[pin]
         alarm: Option<Sleep>,
     }
@@ -119,8 +120,13 @@ where
         }
         let frame = this.body.poll_frame(cx);
         // A body that has come to its end in this very poll is not cut: there is nothing left.
-        if let Some(total) = this.total
-            && !matches!(frame, Poll::Ready(None | Some(Err(_))))
+        let goes_on = match &frame {
+            Poll::Pending => true,
+            Poll::Ready(Some(Ok(frame))) => frame.is_data(),
+            Poll::Ready(_) => false,
+        };
+        if goes_on
+            && let Some(total) = this.total
             && let Some(violation) = total.as_mut().check(frame.is_pending(), cx)
         {
             let enforced = total.shared.settings.cut(&violation, total.conn.as_deref());
@@ -151,17 +157,19 @@ impl Total {
         shared: Arc<Shared>,
         conn: Option<Arc<ConnInfo>>,
     ) -> Pin<Box<Self>> {
-        Box::pin(Self { started, limit, shared, conn, alarm: None })
+        Box::pin(Self { started, limit, shared, conn, asked: false, alarm: None })
     }
 
-    /// Whether the time is up. If not, and the body has nothing to give, the task of `cx` is
-    /// woken when it is.
+    /// Whether the time is up. If not, the task of `cx` is woken when it is: also where the body
+    /// has something to give, because a server whose client takes nothing does not ask again by
+    /// itself. Only a body that is through after one frame needs no timer.
     fn check(self: Pin<&mut Self>, pending: bool, cx: &mut Context<'_>) -> Option<Violation> {
         let mut this = self.project();
-        if pending {
-            if this.alarm.is_none() {
-                this.alarm.set(Some(sleep_until(after(*this.started, *this.limit))));
-            }
+        let asked_before = std::mem::replace(this.asked, true);
+        if this.alarm.is_none() && (pending || asked_before) {
+            this.alarm.set(Some(sleep_until(after(*this.started, *this.limit))));
+            let _ = this.alarm.as_mut().as_pin_mut()?.poll(cx);
+        } else if pending {
             let _ = this.alarm.as_mut().as_pin_mut()?.poll(cx);
         }
         let taken = Instant::now().saturating_duration_since(*this.started);

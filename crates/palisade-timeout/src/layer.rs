@@ -79,8 +79,9 @@ impl TimeoutLayer {
     /// as well; give those limits of their own by [`Self::limits_for`]. What was upgraded is no
     /// longer a response and goes on.
     ///
-    /// The end comes when the server next asks the body for a frame. A server whose client takes
-    /// nothing may not ask: to end a stalled reader is the work of a connection guard.
+    /// The end comes when the server next asks the body for a frame; it is woken for that. While
+    /// its client takes nothing hyper asks on HTTP/1, unless it holds 400 KiB already, and does
+    /// not ask on HTTP/2: to end every stalled reader is the work of a connection guard.
     /// Defaults to no such limit.
     pub fn total(mut self, total: Duration) -> Self {
         let shared = Arc::make_mut(&mut self.shared);

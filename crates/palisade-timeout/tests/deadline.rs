@@ -346,6 +346,32 @@ async fn a_response_body_that_always_has_a_frame_is_cut_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_does_not_ask_is_woken_when_the_total_is_up() {
+    let frames = futures_util::stream::repeat_with(|| {
+        Ok::<_, Infallible>(http_body::Frame::data(Bytes::from_static(b"more")))
+    });
+    let mut body = Some(http_body_util::StreamBody::new(frames));
+    let handler = service_fn(move |_: Request<RequestBody<Nothing>>| {
+        ready(Ok::<_, Infallible>(Response::new(body.take().unwrap())))
+    });
+    let layer = TimeoutLayer::new(seconds(30)).total(seconds(60));
+    let mut body = layer.layer(handler).oneshot(plain()).await.unwrap().into_body();
+    let began = Instant::now();
+    for _ in 0..2 {
+        body.frame().await.unwrap().unwrap();
+    }
+    // Nothing but the body's own timer can wake this.
+    let mut woken = false;
+    std::future::poll_fn(|_| match std::mem::replace(&mut woken, true) {
+        false => Poll::Pending,
+        true => Poll::Ready(()),
+    })
+    .await;
+    assert_eq!(began.elapsed(), seconds(60));
+    body.frame().await.unwrap().unwrap_err();
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_ends_in_time_or_was_upgraded_is_not_cut() {
     let layer = TimeoutLayer::new(seconds(30)).total(seconds(60));
     let whole = service_fn(|_: Request<RequestBody<Nothing>>| {
