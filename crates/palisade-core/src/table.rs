@@ -24,9 +24,8 @@ const TAT_MASK: u64 = (1 << TAT_BITS) - 1;
 const TAG_MASK: u64 = (1 << (64 - TAT_BITS)) - 1;
 /// Bits of the hash that choose each line.
 const LINE_BITS: u32 = 21;
-/// All lines are tidied once in 2^41 microseconds, 25 days: a debt that was paid just after its
-/// line was tidied is wiped 25 days later, and would look like one to come after 38 days.
-const TIDY_BITS: u32 = TAT_BITS - 1;
+/// All lines are tidied in 2^39 microseconds, 6 days; see [`Table::tidy`].
+const TIDY_BITS: u32 = TAT_BITS - 3;
 /// How many lines one update tidies at most, unless there is more than 64 times as much to do.
 const TIDY_AT_ONCE: u64 = 8;
 
@@ -104,8 +103,7 @@ impl Table {
     ///
     /// `decide` gets the debt and returns the new one, or an error that leaves it as it was. It
     /// may be called several times; the last call counts. A debt beyond `max_debt` is not kept,
-    /// and one that is found counts as paid. (In a table that nobody updates for 25 days a debt
-    /// that was paid then can pass for one of now, until some hundred updates have tidied it.)
+    /// and one that is found counts as paid.
     ///
     /// `None` if other threads changed the word in each of 8 tries, which means that they got at
     /// least 8 decisions on it meanwhile; nothing was changed then. Two threads that bring the
@@ -165,18 +163,28 @@ impl Table {
 
     /// The word of the key with this hash, or else the one it is to take over: a word without
     /// debt in the line that has more of those, or the word with the least debt of both.
+    ///
+    /// Every word is read once: if another thread brings the same key meanwhile, the choice is the
+    /// one that it made, too, and the slower of the two finds the word changed.
     fn place(&self, hash: u64, now: u64, max_debt: u64) -> Place<'_> {
         let tag = tag(hash);
         let lines = self.lines_of(hash);
-        for line in lines {
-            for word in &line.0 {
-                let seen = word.load(Relaxed);
-                if seen >> TAT_BITS == tag {
-                    return Place { word, seen, debt: debt(seen, now, max_debt), found: true };
+        let mut seen = [[0; WORDS]; 2];
+        for (line, seen) in lines.iter().zip(&mut seen) {
+            for (word, seen) in line.0.iter().zip(seen) {
+                *seen = word.load(Relaxed);
+                if *seen >> TAT_BITS == tag {
+                    return Place {
+                        word,
+                        seen: *seen,
+                        debt: debt(*seen, now, max_debt),
+                        found: true,
+                    };
                 }
             }
         }
-        let [(free, first), (other_free, other)] = lines.map(|line| cheapest(line, now, max_debt));
+        let (free, first) = cheapest(lines[0], &seen[0], now, max_debt);
+        let (other_free, other) = cheapest(lines[1], &seen[1], now, max_debt);
         let first_is_better = if free == 0 && other_free == 0 {
             first.debt <= other.debt
         } else {
@@ -194,9 +202,13 @@ impl Table {
         [&self.lines[first], &self.lines[second]]
     }
 
-    /// Wipes paid debts before they are so old that they look like debts again. There is no task
-    /// for it: whoever comes along does the few lines that are due, one in 16 seconds if the
-    /// table has room for a million keys.
+    /// Wipes paid debts before they are so old that they look like debts again, which is after
+    /// 38 days at the earliest. There is no task for it: whoever comes along does the few lines
+    /// that are due, one in 4 seconds if the table has room for a million keys.
+    ///
+    /// No line is ever left for more than two passes, so what is here was paid 13 days ago at
+    /// most when an update leaves, and another 19 days later at most when the next one comes: in
+    /// time to be told from a debt. After more than that nobody can be in debt any longer.
     fn tidy(&self, now: u64, max_debt: u64) {
         let due = now >> (TIDY_BITS - self.lines.len().trailing_zeros());
         let tidied = self.tidied.load(Relaxed);
@@ -207,15 +219,21 @@ impl Table {
 
     #[cold]
     fn tidy_lines(&self, tidied: u64, due: u64, now: u64, max_debt: u64) {
-        let from = tidied.max(due.saturating_sub(self.lines.len() as u64));
-        let to = due.min(from + TIDY_AT_ONCE.max((due - from) / 64));
+        let all = self.lines.len() as u64;
+        let behind = due - tidied;
+        let (from, to) = if behind < all {
+            (tidied, tidied + behind.min(TIDY_AT_ONCE.max(behind / 64)))
+        } else {
+            (due - all, due)
+        };
         if self.tidied.compare_exchange(tidied, to, Relaxed, Relaxed).is_err() {
             return; // Somebody else is at it.
         }
         for line in from..to {
             for word in &self.lines[line as usize & (self.lines.len() - 1)].0 {
                 let seen = word.load(Relaxed);
-                if seen != 0 && debt(seen, now, max_debt) == 0 {
+                let paid = behind >= 3 * all || debt(seen, now, max_debt) == 0;
+                if seen != 0 && paid {
                     // A word that changed meanwhile is in use.
                     let _ = word.compare_exchange(seen, 0, Relaxed, Relaxed);
                 }
@@ -234,19 +252,24 @@ impl fmt::Debug for Table {
     }
 }
 
-/// The word of `line` that is best taken over, and how many words of it are free of debt.
-fn cheapest(line: &Line, now: u64, max_debt: u64) -> (usize, Place<'_>) {
+/// The word of `line` that is best taken over, going by what was `seen` of it, and how many words
+/// of it are free of debt.
+fn cheapest<'a>(
+    line: &'a Line,
+    seen: &[u64; WORDS],
+    now: u64,
+    max_debt: u64,
+) -> (usize, Place<'a>) {
     let mut free = 0;
-    let mut best: Option<Place<'_>> = None;
-    for word in &line.0 {
-        let seen = word.load(Relaxed);
+    let mut best = Place { word: &line.0[0], seen: 0, debt: u64::MAX, found: false };
+    for (word, seen) in line.0.iter().zip(*seen) {
         let debt = debt(seen, now, max_debt);
         free += usize::from(debt == 0);
-        if best.as_ref().is_none_or(|best| debt < best.debt) {
-            best = Some(Place { word, seen, debt, found: false });
+        if debt < best.debt {
+            best = Place { word, seen, debt, found: false };
         }
     }
-    (free, best.expect("a line has words"))
+    (free, best)
 }
 
 /// How far the TAT of `word` lies ahead of `now`, or 0 if that is more than `max_debt`.
