@@ -140,6 +140,15 @@ impl Policy {
         self
     }
 
+    /// Whether a limiter can be made of it.
+    ///
+    /// # Errors
+    ///
+    /// With every number that cannot be.
+    pub fn check(&self) -> Result<(), QuotaError> {
+        self.compile().map(drop)
+    }
+
     /// The numbers for the table, the quota that recovers soonest first: what it denies must not
     /// be charged to the others.
     pub(crate) fn compile(&self) -> Result<Vec<Gcra>, QuotaError> {

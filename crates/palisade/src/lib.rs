@@ -41,11 +41,45 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(any(
+    feature = "body-limit",
+    feature = "concurrency-limit",
+    feature = "rate-limit",
+    feature = "slow-body",
+    feature = "timeout"
+))]
+mod builder;
+#[cfg(any(
+    feature = "body-limit",
+    feature = "concurrency-limit",
+    feature = "rate-limit",
+    feature = "slow-body",
+    feature = "timeout"
+))]
+mod fault;
+#[cfg(any(
+    feature = "body-limit",
+    feature = "concurrency-limit",
+    feature = "rate-limit",
+    feature = "slow-body",
+    feature = "timeout"
+))]
 mod stack;
 
 pub use palisade_core as core;
 pub use palisade_core::{Guard, Metrics, Mode, Pressure, Reason, Recorder, Rejection};
-pub use stack::{Fault, Guarded, Stack, StackError, StackLayer};
+#[cfg(any(
+    feature = "body-limit",
+    feature = "concurrency-limit",
+    feature = "rate-limit",
+    feature = "slow-body",
+    feature = "timeout"
+))]
+pub use {
+    builder::Stack,
+    fault::{Fault, StackError},
+    stack::{Guarded, StackLayer},
+};
 
 #[cfg(feature = "body-limit")]
 pub use palisade_body_limit as body_limit;

@@ -1,0 +1,485 @@
+//! A preset, and what is to be different from it.
+
+use crate::{Fault, StackError, StackLayer};
+use palisade_core::{Guard, Mode, OnReject, Recorder, Rejection};
+use std::{fmt, sync::Arc};
+
+#[cfg(feature = "body-limit")]
+use palisade_body_limit::BodyLimitLayer;
+#[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
+use palisade_client_ip::ClientIp;
+#[cfg(feature = "concurrency-limit")]
+use palisade_concurrency_limit::ConcurrencyLimitLayer;
+#[cfg(feature = "rate-limit")]
+use palisade_core::ClientKey;
+#[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
+use palisade_core::{KeyExtractor, RequestHead};
+#[cfg(feature = "rate-limit")]
+use palisade_rate_limit::{Decision, Limiter, Policy, RateLimitLayer};
+#[cfg(feature = "slow-body")]
+use palisade_slow_body::{Pace, PaceBuilder, SlowBodyLayer};
+#[cfg(feature = "timeout")]
+use palisade_timeout::TimeoutLayer;
+#[cfg(feature = "timeout")]
+use std::time::Duration;
+
+/// Puts guards together: a preset, and what is to be different from it.
+///
+/// Nothing is checked before [`build`](Self::build), which then names every fault at once.
+#[must_use = "nothing is guarded before `build`, and by nothing but the layer it returns"]
+pub struct Stack {
+    preset: Preset,
+    modes: Vec<(Option<Guard>, Mode)>,
+    recorder: Option<Recorder>,
+    on_reject: Option<OnReject>,
+    #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
+    client: Option<Arc<dyn KeyExtractor>>,
+    #[cfg(feature = "rate-limit")]
+    policy: Option<Policy>,
+    #[cfg(feature = "timeout")]
+    timeout: Duration,
+    #[cfg(feature = "timeout")]
+    total: Option<Duration>,
+    #[cfg(feature = "body-limit")]
+    max_body: u64,
+    #[cfg(feature = "slow-body")]
+    pace: PaceBuilder,
+    #[cfg(feature = "concurrency-limit")]
+    max_requests: usize,
+    tunes: Tunes,
+}
+
+/// Where the server stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Preset {
+    Edge,
+    BehindProxy,
+    Internal,
+}
+
+type Tune<L> = Option<Box<dyn FnOnce(L) -> L + Send>>;
+
+/// What is done to each layer after everything else.
+#[derive(Default)]
+struct Tunes {
+    #[cfg(feature = "rate-limit")]
+    rate_limit: Tune<RateLimitLayer>,
+    #[cfg(feature = "timeout")]
+    timeout: Tune<TimeoutLayer>,
+    #[cfg(feature = "body-limit")]
+    body_limit: Tune<BodyLimitLayer>,
+    #[cfg(feature = "slow-body")]
+    slow_body: Tune<SlowBodyLayer>,
+    #[cfg(feature = "concurrency-limit")]
+    concurrency_limit: Tune<ConcurrencyLimitLayer>,
+}
+
+// === Stack ===
+
+impl Stack {
+    /// For a server that the internet reaches directly: the peer of a connection is the client.
+    ///
+    /// 30 s to the response head; 2 MiB of request body, at 500 B/s or more and never silent for
+    /// 15 s; 1,024 requests at work, the last tenth of them for clients who hold few. No rate
+    /// limit until you say how much is right.
+    pub fn edge() -> Self {
+        Self::new(Preset::Edge)
+    }
+
+    /// For a server whose peers are your own proxies. The same numbers as [`Self::edge`], but
+    /// nothing goes by the peer's address, which is the same for everybody; a rate limit needs
+    /// [`Self::client`] to say who is who.
+    pub fn behind_proxy() -> Self {
+        Self::new(Preset::BehindProxy)
+    }
+
+    /// For a server that only your own services reach: requests count, whoever sends them. The
+    /// same numbers as [`Self::edge`], without a share per client.
+    pub fn internal() -> Self {
+        Self::new(Preset::Internal)
+    }
+
+    fn new(preset: Preset) -> Self {
+        Self {
+            preset,
+            modes: Vec::new(),
+            recorder: None,
+            on_reject: None,
+            #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
+            client: None,
+            #[cfg(feature = "rate-limit")]
+            policy: None,
+            #[cfg(feature = "timeout")]
+            timeout: Duration::from_secs(30),
+            #[cfg(feature = "timeout")]
+            total: None,
+            #[cfg(feature = "body-limit")]
+            max_body: BodyLimitLayer::DEFAULT,
+            #[cfg(feature = "slow-body")]
+            pace: Pace::builder(),
+            #[cfg(feature = "concurrency-limit")]
+            max_requests: 1024,
+            tunes: Tunes::default(),
+        }
+    }
+
+    /// Tells `metrics` of everything that any guard does. Defaults to nobody.
+    pub fn metrics(mut self, metrics: impl Into<Recorder>) -> Self {
+        self.recorder = Some(metrics.into());
+        self
+    }
+
+    /// The mode of all guards, those named by [`Self::mode_of`] before included. Begin with
+    /// [`Mode::Shadow`] to see what would be refused. Defaults to [`Mode::Enforce`].
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.modes.push((None, mode));
+        self
+    }
+
+    /// The mode of one guard. Defaults to the mode of all.
+    pub fn mode_of(mut self, guard: Guard, mode: Mode) -> Self {
+        self.modes.push((Some(guard), mode));
+        self
+    }
+
+    /// Who counts as one client for the rate limit and the shares of the concurrency limit.
+    /// Defaults to [`ClientIp::peer`] at the [`edge`](Self::edge), and to nobody elsewhere.
+    #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
+    pub fn client(mut self, client: impl KeyExtractor) -> Self {
+        self.client = Some(Arc::new(client));
+        self
+    }
+
+    /// How many requests one client may send. Defaults to no limit.
+    #[cfg(feature = "rate-limit")]
+    pub fn rate_limit(mut self, policy: impl Into<Policy>) -> Self {
+        self.policy = Some(policy.into());
+        self
+    }
+
+    /// How long the response head may take. Defaults to 30 s.
+    #[cfg(feature = "timeout")]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// How long a response may take until its last frame. Defaults to no limit.
+    #[cfg(feature = "timeout")]
+    pub fn total_timeout(mut self, total: Duration) -> Self {
+        self.total = Some(total);
+        self
+    }
+
+    /// How many bytes a request body may have. Defaults to 2 MiB.
+    #[cfg(feature = "body-limit")]
+    pub fn max_body(mut self, bytes: u64) -> Self {
+        self.max_body = bytes;
+        self
+    }
+
+    /// How fast request bodies must come. Defaults to [`Pace::default`].
+    #[cfg(feature = "slow-body")]
+    pub fn pace(mut self, pace: PaceBuilder) -> Self {
+        self.pace = pace;
+        self
+    }
+
+    /// How many requests may be at work. Defaults to 1,024.
+    #[cfg(feature = "concurrency-limit")]
+    pub fn max_requests(mut self, requests: usize) -> Self {
+        self.max_requests = requests;
+        self
+    }
+
+    /// Writes the answers to refused requests of plain HTTP in place of the defaults. See
+    /// [`Rejection::into_response`](palisade_core::Rejection::into_response), which it replaces.
+    pub fn on_reject(
+        mut self,
+        answer: impl Fn(&Rejection) -> http::Response<bytes::Bytes> + Send + Sync + 'static,
+    ) -> Self {
+        self.on_reject = Some(Arc::new(answer));
+        self
+    }
+
+    /// Changes the rate limit in any way its own layer allows, after all numbers, modes and metrics
+    /// of the stack are set. Defaults to no change.
+    #[cfg(feature = "rate-limit")]
+    pub fn tune_rate_limit(
+        mut self,
+        tune: impl FnOnce(RateLimitLayer) -> RateLimitLayer + Send + 'static,
+    ) -> Self {
+        self.tunes.rate_limit = Some(Box::new(tune));
+        self
+    }
+
+    /// Changes the timeout in any way its own layer allows, after all numbers, modes and metrics
+    /// of the stack are set. Defaults to no change.
+    #[cfg(feature = "timeout")]
+    pub fn tune_timeout(
+        mut self,
+        tune: impl FnOnce(TimeoutLayer) -> TimeoutLayer + Send + 'static,
+    ) -> Self {
+        self.tunes.timeout = Some(Box::new(tune));
+        self
+    }
+
+    /// Changes the body limit in any way its own layer allows, after all numbers, modes and metrics
+    /// of the stack are set. Defaults to no change.
+    #[cfg(feature = "body-limit")]
+    pub fn tune_body_limit(
+        mut self,
+        tune: impl FnOnce(BodyLimitLayer) -> BodyLimitLayer + Send + 'static,
+    ) -> Self {
+        self.tunes.body_limit = Some(Box::new(tune));
+        self
+    }
+
+    /// Changes the slow-body guard in any way its own layer allows, after all numbers, modes and metrics
+    /// of the stack are set. Defaults to no change.
+    #[cfg(feature = "slow-body")]
+    pub fn tune_slow_body(
+        mut self,
+        tune: impl FnOnce(SlowBodyLayer) -> SlowBodyLayer + Send + 'static,
+    ) -> Self {
+        self.tunes.slow_body = Some(Box::new(tune));
+        self
+    }
+
+    /// Changes the concurrency limit in any way its own layer allows, after all numbers, modes and metrics
+    /// of the stack are set. Defaults to no change.
+    #[cfg(feature = "concurrency-limit")]
+    pub fn tune_concurrency_limit(
+        mut self,
+        tune: impl FnOnce(ConcurrencyLimitLayer) -> ConcurrencyLimitLayer + Send + 'static,
+    ) -> Self {
+        self.tunes.concurrency_limit = Some(Box::new(tune));
+        self
+    }
+
+    /// Builds the layer.
+    ///
+    /// # Errors
+    ///
+    /// If any number cannot be, or two of them contradict each other: all faults at once.
+    pub fn build(mut self) -> Result<StackLayer, StackError> {
+        let tunes = std::mem::take(&mut self.tunes);
+        let faults = self.faults();
+        if !faults.is_empty() {
+            return Err(StackError::new(faults));
+        }
+        // What is set on every layer alike.
+        macro_rules! dressed {
+            ($layer:expr, $guard:expr, $tune:ident) => {{
+                let mut layer = $layer.mode(self.mode_for($guard));
+                if let Some(recorder) = &self.recorder {
+                    layer = layer.metrics(recorder.clone());
+                }
+                if let Some(answer) = self.on_reject.clone() {
+                    layer = layer.on_reject(move |rejection| answer(rejection));
+                }
+                match tunes.$tune {
+                    Some(tune) => tune(layer),
+                    None => layer,
+                }
+            }};
+        }
+        #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
+        let client = self.client_of_preset();
+        Ok(StackLayer {
+            #[cfg(feature = "rate-limit")]
+            rate_limit: {
+                let layer = match (&self.policy, client.clone()) {
+                    (Some(policy), Some(client)) => RateLimitLayer::new(policy.clone())
+                        .expect("it was checked above")
+                        .key(move |head: &RequestHead<'_>| client.key(head)),
+                    _ => RateLimitLayer::with_limiter(Unlimited),
+                };
+                dressed!(layer, Guard::RateLimit, rate_limit)
+            },
+            #[cfg(feature = "timeout")]
+            timeout: {
+                let mut layer = TimeoutLayer::new(self.timeout);
+                if let Some(total) = self.total {
+                    layer = layer.total(total);
+                }
+                dressed!(layer, Guard::Timeout, timeout)
+            },
+            #[cfg(feature = "body-limit")]
+            body_limit: {
+                let layer = BodyLimitLayer::new(self.max_body);
+                dressed!(layer, Guard::BodyLimit, body_limit)
+            },
+            #[cfg(feature = "slow-body")]
+            slow_body: {
+                let pace = self.pace.build().expect("it was checked above");
+                let layer = SlowBodyLayer::new().request(pace);
+                dressed!(layer, Guard::SlowBody, slow_body)
+            },
+            #[cfg(feature = "concurrency-limit")]
+            concurrency_limit: {
+                let mut layer = ConcurrencyLimitLayer::new(self.max_requests);
+                if let Some(client) = client {
+                    let client = move |head: &RequestHead<'_>| client.key(head);
+                    layer = layer.fairness().client(client);
+                }
+                dressed!(layer, Guard::ConcurrencyLimit, concurrency_limit)
+            },
+        })
+    }
+
+    fn mode_for(&self, guard: Guard) -> Mode {
+        #[cfg(feature = "rate-limit")]
+        if guard == Guard::RateLimit && self.policy.is_none() {
+            return Mode::Off;
+        }
+        let said = self.modes.iter().rev();
+        let said = said.clone().find(|(one, _)| one.is_none_or(|one| one == guard));
+        said.map(|(_, mode)| *mode).unwrap_or_default()
+    }
+
+    /// Who counts as one client, or nobody.
+    #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
+    fn client_of_preset(&self) -> Option<Arc<dyn KeyExtractor>> {
+        match (&self.client, self.preset) {
+            (Some(client), _) => Some(client.clone()),
+            (None, Preset::Edge) => Some(Arc::new(ClientIp::peer())),
+            (None, Preset::BehindProxy | Preset::Internal) => None,
+        }
+    }
+
+    fn faults(&self) -> Vec<Fault> {
+        let faults = std::iter::empty();
+        #[cfg(feature = "rate-limit")]
+        let faults = faults.chain(self.faults_of_rate_limit());
+        #[cfg(feature = "timeout")]
+        let faults = faults.chain(self.faults_of_timeout());
+        #[cfg(feature = "slow-body")]
+        let faults = faults.chain(self.faults_of_pace());
+        #[cfg(feature = "concurrency-limit")]
+        let faults = faults.chain((self.max_requests == 0).then(|| {
+            Fault::new("max_requests", "0", "at least 1", "every request would be refused")
+        }));
+        faults.collect()
+    }
+
+    #[cfg(feature = "rate-limit")]
+    fn faults_of_rate_limit(&self) -> Vec<Fault> {
+        let Some(policy) = &self.policy else { return Vec::new() };
+        let mut faults = Vec::new();
+        if self.client_of_preset().is_none() {
+            faults.push(Fault::new(
+                "rate_limit",
+                "set, without `client`",
+                "with `client`, or at the edge",
+                "the peer is a proxy or another service, so all would count as one client",
+            ));
+        }
+        if let Err(error) = policy.check() {
+            faults.extend(error.faults().iter().map(|fault| {
+                let field = format!("rate_limit.{}", fault.field);
+                Fault::new(field, &fault.value, fault.allowed, "a table counts no other")
+            }));
+        }
+        faults
+    }
+
+    #[cfg(feature = "timeout")]
+    fn faults_of_timeout(&self) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        if self.timeout.is_zero() {
+            let value = format!("{:?}", self.timeout);
+            let why = "no handler could answer in time";
+            faults.push(Fault::new("timeout", value, "more than 0", why));
+        }
+        if let Some(total) = self.total.filter(|total| *total < self.timeout) {
+            let allowed = format!("at least `timeout`, {:?}", self.timeout);
+            let why = "the head comes before the end";
+            faults.push(Fault::new("total_timeout", format!("{total:?}"), allowed, why));
+        }
+        faults
+    }
+
+    #[cfg(feature = "slow-body")]
+    fn faults_of_pace(&self) -> Vec<Fault> {
+        let Err(error) = self.pace.build() else { return Vec::new() };
+        let fault = |fault: &palisade_slow_body::PaceFault| {
+            let field = format!("pace.{}", fault.field);
+            Fault::new(field, &fault.value, fault.allowed, "else everybody is too slow, or nobody")
+        };
+        error.faults().iter().map(fault).collect()
+    }
+}
+
+impl fmt::Debug for Stack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stack").field("preset", &self.preset).finish_non_exhaustive()
+    }
+}
+
+// === Unlimited ===
+
+/// Stands in where no rate limit was asked for.
+#[cfg(feature = "rate-limit")]
+struct Unlimited;
+
+#[cfg(feature = "rate-limit")]
+impl Limiter for Unlimited {
+    fn check(&self, _key: ClientKey, _cost: u32) -> Decision {
+        Decision::Admit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(all(
+        feature = "rate-limit",
+        feature = "timeout",
+        feature = "slow-body",
+        feature = "concurrency-limit"
+    ))]
+    fn every_fault_is_named_at_once() {
+        let error = Stack::behind_proxy()
+            .rate_limit(palisade_rate_limit::Quota::per_second(0))
+            .timeout(Duration::ZERO)
+            .pace(Pace::builder().rate(0))
+            .max_requests(0)
+            .build()
+            .unwrap_err();
+        let fields: Vec<_> = error.faults().iter().map(|fault| fault.field.as_str()).collect();
+        assert_eq!(fields[0], "rate_limit");
+        assert!(fields[1].starts_with("rate_limit."));
+        assert_eq!(fields[fields.len() - 3..], ["timeout", "pace.rate", "max_requests"]);
+        assert_eq!(error.to_string().lines().count(), 1 + fields.len());
+    }
+
+    #[test]
+    #[cfg(feature = "timeout")]
+    fn a_total_below_the_time_to_the_head_is_a_contradiction() {
+        let error = Stack::edge().total_timeout(Duration::from_secs(1)).build().unwrap_err();
+        assert_eq!(error.faults()[0].field, "total_timeout");
+        Stack::edge().total_timeout(Duration::from_secs(30)).build().unwrap();
+    }
+
+    #[test]
+    fn the_presets_build() {
+        for stack in [Stack::edge(), Stack::behind_proxy(), Stack::internal()] {
+            stack.build().unwrap();
+        }
+    }
+
+    #[test]
+    fn the_last_word_on_a_mode_counts() {
+        let stack = Stack::edge().mode_of(Guard::Timeout, Mode::Off).mode(Mode::Shadow);
+        assert_eq!(stack.mode_for(Guard::Timeout), Mode::Shadow);
+        let stack = stack.mode_of(Guard::Timeout, Mode::Enforce);
+        assert_eq!(stack.mode_for(Guard::Timeout), Mode::Enforce);
+        assert_eq!(stack.mode_for(Guard::BodyLimit), Mode::Shadow);
+        // Without a policy there is nothing to enforce.
+        #[cfg(feature = "rate-limit")]
+        assert_eq!(stack.mode_for(Guard::RateLimit), Mode::Off);
+    }
+}
