@@ -1,0 +1,53 @@
+//! A bare hyper service behind all guards, with an accept loop by hand.
+//! `cargo run --example hyper`, then `curl -i http://127.0.0.1:3000/`.
+
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Bytes};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto::Builder,
+    service::TowerToHyperService,
+};
+use palisade::{
+    Stack,
+    core::{ConnInfo, Prefix},
+};
+use std::{convert::Infallible, error::Error, sync::Arc};
+use tokio::net::TcpListener;
+use tower::{Layer, ServiceExt, service_fn};
+
+/// Answers the length of the body. Guards wrap bodies, so the handler takes any.
+async fn length<B: Body>(request: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let text = match request.into_body().collect().await {
+        Ok(body) => format!("{} bytes\n", body.to_bytes().len()),
+        Err(_) => "the body did not come\n".to_owned(),
+    };
+    Ok(Response::new(Full::new(text.into())))
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    // One stack for all connections: state is shared by all services that it makes.
+    let service = Stack::edge().build()?.layer(service_fn(length));
+    let mut server = Builder::new(TokioExecutor::new());
+    // Without a timer hyper has no limit on how long a request head may take.
+    server.http1().timer(TokioTimer::new());
+    server.http2().timer(TokioTimer::new());
+
+    let listener = TcpListener::bind("127.0.0.1:3000").await?;
+    loop {
+        let (stream, peer) = listener.accept().await?;
+        let info = Arc::new(ConnInfo::new(peer, stream.local_addr().ok(), Prefix::default()));
+        let service = service.clone().map_request(move |mut request: Request<_>| {
+            request.extensions_mut().insert(info.clone());
+            request
+        });
+        let server = server.clone();
+        tokio::spawn(async move {
+            let service = TowerToHyperService::new(service);
+            // An error here is a client that went away.
+            let _ = server.serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
+}
