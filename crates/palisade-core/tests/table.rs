@@ -1,5 +1,6 @@
 //! The table and its arithmetic against a plain oracle, floods of keys, threads, and the clock.
 #![cfg(not(palisade_loom))]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use palisade_core::{ClientKey, Denied, Gcra, Table};
 use proptest::prelude::*;

@@ -3,6 +3,7 @@
 //! `RUSTFLAGS="--cfg palisade_loom" CARGO_TARGET_DIR=target/loom cargo test -p palisade-core
 //! --test table_loom --release` (one line).
 #![cfg(palisade_loom)]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use loom::{sync::Arc, thread};
 use palisade_core::{ClientKey, Gcra, Table};
