@@ -7,8 +7,7 @@ use crate::{
 };
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use palisade_core::{BoxError, Guard, Mode, Phase, Reason, Violation};
-use pin_project_lite::pin_project;
+use palisade_core::{BoxError, Guard, Mode, Phase, Reason, Violation, linger};
 use std::{
     pin::Pin,
     sync::Arc,
@@ -20,17 +19,15 @@ use tokio::time::Instant;
 /// ready leaves something for others.
 const AT_ONCE: u32 = 1024;
 
-pin_project! {
-    /// The request body that [`BodyLimit`](crate::BodyLimit) gives to the handler.
-    ///
-    /// Fails with a [`Violation`] when a rule is broken, and is at its end then.
-    #[derive(Debug)]
-    pub struct RequestBody<B> {
-        #[pin]
-        inner: B,
-        // `None` where nothing can be wrong with the body, or nobody looks.
-        counted: Option<Counted>,
-    }
+/// The request body that [`BodyLimit`](crate::BodyLimit) gives to the handler.
+///
+/// Fails with a [`Violation`] when a rule is broken, and is at its end then.
+#[derive(Debug)]
+pub struct RequestBody<B> {
+    /// `None` once a rule was broken.
+    inner: Option<B>,
+    /// `None` where nothing can be wrong with the body, or nobody looks.
+    counted: Option<Counted>,
 }
 
 #[derive(Debug)]
@@ -83,73 +80,75 @@ type Polled = Poll<Option<Result<Frame<Bytes>, BoxError>>>;
 
 impl<B> RequestBody<B> {
     pub(crate) fn unwatched(inner: B) -> Self {
-        Self { inner, counted: None }
+        Self { inner: Some(inner), counted: None }
     }
 
     /// A body that can be refused.
     pub(crate) fn watched(inner: B, watch: Arc<Watch>, limit: u64) -> Self {
         let holds = !watch.grpc;
-        Self { inner, counted: Some(Counted::new(Some(watch), holds, limit)) }
+        Self { inner: Some(inner), counted: Some(Counted::new(Some(watch), holds, limit)) }
     }
 
     /// A body so short that it can break no rule.
     pub(crate) fn harmless(inner: B) -> Self {
-        Self { inner, counted: Some(Counted::new(None, false, u64::MAX)) }
+        Self { inner: Some(inner), counted: Some(Counted::new(None, false, u64::MAX)) }
     }
 }
 
 impl<B> Body for RequestBody<B>
 where
-    B: Body<Data = Bytes, Error: Into<BoxError>>,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
 {
     type Data = Bytes;
     type Error = BoxError;
 
     #[inline]
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
-        let this = self.project();
-        let Some(counted) = this.counted else {
-            return this.inner.poll_frame(cx).map_err(Into::into);
+        let Self { inner, counted } = self.get_mut();
+        let Some(body) = inner else {
+            return Poll::Ready(counted.as_mut().and_then(Counted::last));
         };
-        if counted.stage != Stage::Reading || counted.pack.is_some() {
-            return counted.poll_slowly(this.inner, cx);
+        let Some(counted) = counted else {
+            return Pin::new(body).poll_frame(cx).map_err(Into::into);
+        };
+        let polled = if counted.stage != Stage::Reading || counted.pack.is_some() {
+            counted.poll_slowly(Pin::new(body), cx)
+        } else {
+            match ready!(Pin::new(body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) if counted.has_room_for(&data) => {
+                        counted.remaining -= data.len() as u64;
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
+                    Ok(data) => counted.take_first(data),
+                    Err(frame) => return Poll::Ready(Some(Ok(frame))),
+                },
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                None => return Poll::Ready(None),
+            }
+        };
+        if counted.stage == Stage::Over
+            && let Some(body) = inner.take()
+        {
+            linger(body);
         }
-        match ready!(this.inner.poll_frame(cx)) {
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) if counted.has_room_for(&data) => {
-                    counted.remaining -= data.len() as u64;
-                    Poll::Ready(Some(Ok(Frame::data(data))))
-                }
-                Ok(data) => counted.take_first(data),
-                Err(frame) => Poll::Ready(Some(Ok(frame))),
-            },
-            Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
-            None => Poll::Ready(None),
-        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.counted {
-            None => self.inner.is_end_stream(),
-            Some(counted) => match (counted.stage, &counted.pack) {
-                (Stage::Over, pack) => !pack.as_ref().is_some_and(|packed| packed.holds()),
-                (_, None) => self.inner.is_end_stream(),
-                (_, Some(packed)) => {
-                    !packed.holds() && (packed.ended || self.inner.is_end_stream())
-                }
-            },
-        }
+        let pack = self.counted.as_ref().and_then(|counted| counted.pack.as_ref());
+        let holds = pack.is_some_and(|packed| packed.holds());
+        let ended = pack.is_some_and(|packed| packed.ended);
+        !holds && (ended || self.inner.as_ref().is_none_or(Body::is_end_stream))
     }
 
     /// The inner body's, and no more than what is left of the limit.
     fn size_hint(&self) -> SizeHint {
-        let hint = self.inner.size_hint();
+        let hint = self.inner.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint);
         let Some(counted) = &self.counted else { return hint };
         let held = counted.pack.as_ref().map_or(0, |packed| packed.held());
-        let (mut lower, mut upper) = (hint.lower(), hint.upper());
-        if counted.stage == Stage::Over {
-            (lower, upper) = (0, Some(0));
-        } else if counted.is_settled() && counted.limit < u64::MAX {
+        let (lower, mut upper) = (hint.lower(), hint.upper());
+        if self.inner.is_some() && counted.is_settled() && counted.limit < u64::MAX {
             upper = Some(upper.map_or(counted.remaining, |upper| upper.min(counted.remaining)));
         }
         // A body that declares more than it may have fails where it is read. It must not fail
@@ -169,6 +168,11 @@ impl Counted {
     fn new(watch: Option<Arc<Watch>>, holds: bool, limit: u64) -> Self {
         let stage = Stage::Fresh;
         Self { watch, stage, holds, small: 0, limit, remaining: limit, pack: None }
+    }
+
+    /// What is left to hand on of a body that broke a rule.
+    fn last(&mut self) -> Option<Result<Frame<Bytes>, BoxError>> {
+        self.pack.as_mut().and_then(|packed| packed.next.take())
     }
 
     /// Whether the limit is enforced and nobody can change it any more.
@@ -216,9 +220,6 @@ impl Counted {
         if self.pack.is_some() {
             return self.poll_packed(inner, cx);
         }
-        if self.stage == Stage::Over {
-            return Poll::Ready(None);
-        }
         match ready!(inner.poll_frame(cx)) {
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => self.take_first(data),
@@ -254,7 +255,7 @@ impl Counted {
             if let Some(next) = packed.next.take() {
                 return Poll::Ready(Some(next));
             }
-            if packed.ended || self.stage == Stage::Over {
+            if packed.ended {
                 return Poll::Ready(None);
             }
             let next = match inner.as_mut().poll_frame(cx) {

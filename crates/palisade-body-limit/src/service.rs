@@ -8,7 +8,7 @@ use crate::{
 use bytes::Bytes;
 use http::{Request, Response, Version, header::CONTENT_LENGTH};
 use http_body::Body;
-use palisade_core::{AnswerForm, BoxError, ConnInfo, GuardBody, Phase};
+use palisade_core::{AnswerForm, BoxError, ConnInfo, GuardBody, Phase, linger};
 use std::{
     sync::Arc,
     task::{Context, Poll},
@@ -33,7 +33,7 @@ impl<S> BodyLimit<S> {
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for BodyLimit<S>
 where
     S: Service<Request<RequestBody<ReqBody>>, Response = Response<ResBody>>,
-    ReqBody: Body<Data = Bytes, Error: Into<BoxError>>,
+    ReqBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
     ResBody: Body<Data = Bytes, Error: Into<BoxError>>,
 {
     type Response = Response<GuardBody<ResponseBody<ResBody>>>;
@@ -60,6 +60,7 @@ where
             let rejection = rejection(violation, AnswerForm::of(&request));
             let conn = ConnInfo::of(request.extensions()).map(Arc::as_ref);
             if shared.settings.refuse(&rejection, conn) {
+                linger(request.into_body());
                 return ResponseFuture::refused(rejection, shared.clone());
             }
         }

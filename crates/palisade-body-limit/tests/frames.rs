@@ -34,7 +34,7 @@ fn joined(read: &Read) -> Vec<usize> {
 /// A body behind `layer`, to be polled by hand.
 fn inner<B>(layer: &BodyLimitLayer, request: Request<B>) -> RequestBody<B>
 where
-    B: Body<Data = Bytes, Error: Into<tower::BoxError>> + Send + 'static,
+    B: Body<Data = Bytes, Error: Into<tower::BoxError>> + Send + Unpin + 'static,
 {
     let (sender, receiver) = std::sync::mpsc::channel();
     let mut service = layer.layer(service_fn(move |request: Request<RequestBody<B>>| {

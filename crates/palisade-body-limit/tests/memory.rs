@@ -19,6 +19,7 @@ use std::{
     pin::Pin,
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
     task::{Context, Poll},
+    time::Duration,
 };
 use tower::{BoxError, Layer, Service, service_fn};
 
@@ -149,11 +150,14 @@ async fn requests_cost_little_and_collectors_hold_little() {
     assert!(HELD.load(Relaxed) > 100 * 64_000);
 
     // Nothing of all that is left.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let live = ALLOCATOR.live();
     for _ in 0..100 {
         let mut service = layer.layer(service_fn(count::<Upload>));
         service.call(Request::new(Upload::new(1 << 20, 1, false))).await.unwrap();
         service.call(Request::new(Upload::new(10_000, 100, true))).await.unwrap();
     }
-    assert_eq!(ALLOCATOR.live(), live);
+    tokio::time::sleep(Duration::from_secs(1)).await; // Refused bodies linger for a moment.
+    let left = ALLOCATOR.live().saturating_sub(live);
+    assert!(left < 4096, "{left}: the runtime itself keeps a little, bodies would be megabytes");
 }

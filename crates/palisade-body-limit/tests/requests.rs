@@ -117,6 +117,7 @@ async fn an_overrun_is_413_whatever_the_handler_makes_of_it() {
     let response = (&mut future).now_or_never().expect("is ready at once").unwrap();
     assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);
     assert_eq!(Arc::strong_count(&held), 1);
+    drop(future);
 
     let expected = (violation(Phase::RequestBody, 5000, 8192), Mode::Enforce);
     assert_eq!(seen.refusals(), [expected; 3]);

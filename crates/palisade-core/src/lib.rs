@@ -14,6 +14,7 @@ mod client;
 mod clock;
 mod event;
 mod gcra;
+mod linger;
 mod pressure;
 mod rejection;
 mod settings;
@@ -25,6 +26,7 @@ pub use client::{ClientKey, ConnInfo, Extracted, KeyExtractor, Prefix, RequestHe
 pub use clock::Clock;
 pub use event::{Event, Level, Levels, Metrics, Recorder};
 pub use gcra::{Denied, Gcra};
+pub use linger::linger;
 pub use pressure::Pressure;
 pub use rejection::{AnswerForm, Rejection, Violation};
 pub use settings::{OnReject, Settings};

@@ -141,7 +141,7 @@ where
 /// Answers the number of bytes that came, whether the body failed or not.
 pub async fn count<B>(request: Request<RequestBody<B>>) -> Result<Answer, Infallible>
 where
-    B: Body<Data = Bytes>,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
     Ok(answer(read(request.into_body()).await.bytes().len()))
