@@ -1,6 +1,6 @@
 //! The response future.
 
-use crate::{Pace, ResponseBody, layer::Shared, response::Writing, watch::Answering};
+use crate::{ResponseBody, layer::Shared, response::Writing, watch::Answering};
 use bytes::Bytes;
 use http::Response;
 use http_body::Body;
@@ -28,7 +28,6 @@ pin_project! {
     #[project = StateProj]
     #[derive(Debug)]
     enum State<F> {
-        Unwatched { #[pin] inner: F },
         Bodiless { #[pin] inner: F, shared: Arc<Shared>, conn: Option<Arc<ConnInfo>> },
         Watched { #[pin] inner: F, answering: Answering },
         Answered,
@@ -36,10 +35,6 @@ pin_project! {
 }
 
 impl<F> ResponseFuture<F> {
-    pub(crate) fn unwatched(inner: F) -> Self {
-        Self { state: State::Unwatched { inner } }
-    }
-
     pub(crate) fn bodiless(inner: F, shared: Arc<Shared>, conn: Option<Arc<ConnInfo>>) -> Self {
         Self { state: State::Bodiless { inner, shared, conn } }
     }
@@ -60,14 +55,10 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.project().state;
         let (rejection, shared) = match state.as_mut().project() {
-            StateProj::Unwatched { inner } => {
-                let response = ready!(inner.poll(cx))?;
-                return Poll::Ready(Ok(passing(response, None)));
-            }
             StateProj::Bodiless { inner, shared, conn } => {
                 let response = ready!(inner.poll(cx))?;
-                let pace = shared.response_pace();
-                let writing = writing(&response, shared, conn, pace);
+                let judged = Writing::is_of_use(&response, shared, shared.response_pace());
+                let writing = judged.then(|| Writing::new(shared.clone(), conn.clone(), None));
                 return Poll::Ready(Ok(passing(response, writing)));
             }
             StateProj::Watched { inner, answering } => {
@@ -78,7 +69,10 @@ where
                     None => {
                         let response = ready!(polled)?;
                         let (shared, conn) = (&watch.shared, &watch.conn);
-                        let writing = writing(&response, shared, conn, watch.response);
+                        let judged = Writing::is_of_use(&response, shared, &watch.response);
+                        let writing = judged.then(|| {
+                            Writing::new(shared.clone(), conn.clone(), Some(watch.clone()))
+                        });
                         return Poll::Ready(Ok(passing(response, writing)));
                     }
                 }
@@ -96,15 +90,4 @@ fn passing<B>(
     writing: Option<Writing>,
 ) -> Response<GuardBody<ResponseBody<B>>> {
     response.map(|body| GuardBody::passing(ResponseBody::new(body, writing)))
-}
-
-/// What is to be judged of a response, if anything.
-fn writing<B: Body>(
-    response: &Response<B>,
-    shared: &Arc<Shared>,
-    conn: &Option<Arc<ConnInfo>>,
-    pace: Pace,
-) -> Option<Writing> {
-    let judged = !pace.is_off() && !response.body().is_end_stream();
-    judged.then(|| Writing::new(shared.clone(), conn.clone(), pace))
 }

@@ -59,24 +59,31 @@ where
         if *this.cut {
             return Poll::Ready(None);
         }
-        let frame = this.body.as_mut().poll_frame(cx);
-        if let Some(reading) = this.reading {
-            match &frame {
-                Poll::Ready(Some(Ok(frame))) => reading.got(frame),
-                Poll::Ready(_) => *this.reading = None,
-                Poll::Pending => {
-                    let left = || this.body.size_hint().exact();
-                    if let Some(verdict) = reading.wait(left, cx) {
-                        *this.reading = None;
-                        if let Some(violation) = verdict {
-                            *this.cut = true;
-                            return Poll::Ready(Some(Err(violation.into())));
-                        }
+        match this.body.as_mut().poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(reading) = this.reading {
+                    reading.got(&frame);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Pending => {
+                let left = || this.body.size_hint().exact();
+                let verdict = this.reading.as_mut().and_then(|reading| reading.wait(left, cx));
+                let Some(verdict) = verdict else { return Poll::Pending };
+                *this.reading = None;
+                match verdict {
+                    Some(violation) => {
+                        *this.cut = true;
+                        Poll::Ready(Some(Err(violation.into())))
                     }
+                    None => Poll::Pending,
                 }
             }
+            Poll::Ready(end) => {
+                *this.reading = None;
+                Poll::Ready(end.map(|end| end.map_err(Into::into)))
+            }
         }
-        frame.map(|frame| frame.map(|frame| frame.map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {

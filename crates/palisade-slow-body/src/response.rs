@@ -1,7 +1,8 @@
 //! The response body as the server gets it.
 
-use crate::{Pace, layer::Shared, stopwatch::Stopwatch};
+use crate::{Pace, layer::Shared, stopwatch::Stopwatch, watch::Watch};
 use bytes::Bytes;
+use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use palisade_core::{BoxError, ConnInfo, Phase, Violation};
 use pin_project_lite::pin_project;
@@ -33,7 +34,8 @@ pin_project! {
 pub(crate) struct Writing {
     shared: Arc<Shared>,
     conn: Option<Arc<ConnInfo>>,
-    pace: Pace,
+    /// If the request has one, for its pace.
+    watch: Option<Arc<Watch>>,
     /// What was handed out since the stopwatch was told last.
     bytes: u64,
     /// Made once more than [`BUFFERED`] was handed out.
@@ -74,16 +76,20 @@ where
                 return Poll::Ready(Some(Err(violation.into())));
             }
         }
-        let frame = this.body.as_mut().poll_frame(cx);
-        if let Some(writing) = this.writing {
-            match &frame {
-                Poll::Ready(Some(Ok(frame))) => writing.handed_out(frame, &*this.body, cx),
-                Poll::Ready(_) => *this.writing = None,
-                // The handler is waited for, not the client.
-                Poll::Pending => {}
+        match this.body.as_mut().poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(writing) = this.writing {
+                    writing.handed_out(&frame, &*this.body, cx);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            // The handler is waited for, not the client.
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(end) => {
+                *this.writing = None;
+                Poll::Ready(end.map(|end| end.map_err(Into::into)))
             }
         }
-        frame.map(|frame| frame.map(|frame| frame.map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -98,8 +104,24 @@ where
 // === Writing ===
 
 impl Writing {
-    pub(crate) fn new(shared: Arc<Shared>, conn: Option<Arc<ConnInfo>>, pace: Pace) -> Self {
-        Self { shared, conn, pace, bytes: 0, stopwatch: None }
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        conn: Option<Arc<ConnInfo>>,
+        watch: Option<Arc<Watch>>,
+    ) -> Self {
+        Self { shared, conn, watch, bytes: 0, stopwatch: None }
+    }
+
+    /// Whether there is something to judge: not in a response that ends before we look.
+    #[inline]
+    pub(crate) fn is_of_use<B: Body>(response: &Response<B>, shared: &Shared, pace: &Pace) -> bool {
+        let body = response.body();
+        let small = body.size_hint().upper().is_some_and(|upper| upper <= BUFFERED);
+        !small && shared.settings.is_on() && !pace.is_off() && !body.is_end_stream()
+    }
+
+    fn pace(&self) -> Pace {
+        self.watch.as_ref().map_or(*self.shared.response_pace(), |watch| watch.response)
     }
 
     /// The server asks for more: what it has was taken, or it was woken by the alarm.
@@ -109,7 +131,8 @@ impl Writing {
         if !stopwatch.is_running() {
             return None;
         }
-        let rate = || self.shared.required(&self.pace);
+        let pace = *stopwatch.pace();
+        let rate = || self.shared.required(&pace);
         if stopwatch.adds_up() || stopwatch.rang() {
             let now = Instant::now();
             if let Some(slow) = stopwatch.as_mut().judge(now, rate) {
@@ -136,12 +159,13 @@ impl Writing {
             return;
         }
         let now = Instant::now();
+        let pace = self.pace();
         let mut stopwatch = match &mut self.stopwatch {
             Some(stopwatch) => stopwatch.as_mut(),
             None => {
                 let length = body.size_hint().exact();
                 let length = length.map(|left| left.saturating_add(self.bytes));
-                let stopwatch = Stopwatch::new(self.pace, length, now);
+                let stopwatch = Stopwatch::new(pace, length, now);
                 let mut stopwatch = self.stopwatch.insert(stopwatch).as_mut();
                 stopwatch.as_mut().listen(cx);
                 stopwatch

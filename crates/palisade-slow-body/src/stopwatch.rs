@@ -42,6 +42,10 @@ impl Stopwatch {
         Box::pin(Self { pace, meter, since: None, forgiven: false, alarm })
     }
 
+    pub(crate) fn pace(&self) -> &Pace {
+        &self.pace
+    }
+
     pub(crate) fn is_running(&self) -> bool {
         self.since.is_some()
     }

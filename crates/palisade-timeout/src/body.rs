@@ -47,6 +47,7 @@ pin_project! {
         shared: Arc<Shared>,
         conn: Option<Arc<ConnInfo>>,
         asked: bool,
+        told: bool,
         #[pin]
         alarm: Option<Sleep>,
     }
@@ -69,20 +70,28 @@ impl<B: Body> Body for RequestBody<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let this = self.project();
-        let frame = this.body.poll_frame(cx);
-        if let Some(hand) = this.hand {
-            match &frame {
-                Poll::Pending => hand.stop(),
-                Poll::Ready(Some(Ok(_))) => hand.go_on(),
-                Poll::Ready(end) => {
-                    if end.is_none() {
-                        hand.end();
-                    }
-                    *this.hand = None;
+        match this.body.poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(hand) = this.hand {
+                    hand.go_on();
                 }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Pending => {
+                if let Some(hand) = this.hand {
+                    hand.stop();
+                }
+                Poll::Pending
+            }
+            Poll::Ready(end) => {
+                if let Some(mut hand) = this.hand.take()
+                    && end.is_none()
+                {
+                    hand.end();
+                }
+                Poll::Ready(end)
             }
         }
-        frame
     }
 
     fn is_end_stream(&self) -> bool {
@@ -118,25 +127,28 @@ where
         if *this.cut {
             return Poll::Ready(None);
         }
-        let frame = this.body.poll_frame(cx);
-        // A body that has come to its end in this very poll is not cut: there is nothing left.
-        let goes_on = match &frame {
-            Poll::Pending => true,
-            Poll::Ready(Some(Ok(frame))) => frame.is_data(),
-            Poll::Ready(_) => false,
-        };
-        if goes_on
-            && let Some(total) = this.total
-            && let Some(violation) = total.as_mut().check(frame.is_pending(), cx)
-        {
-            let enforced = total.shared.settings.cut(&violation, total.conn.as_deref());
-            *this.total = None;
-            if enforced {
-                *this.cut = true;
-                return Poll::Ready(Some(Err(violation.into())));
+        let violation = match this.body.poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                // Trailers are the end, and what has come to its end is not cut.
+                let total = this.total.as_mut().filter(|_| frame.is_data());
+                match total.and_then(|total| total.as_mut().check(false, cx)) {
+                    None => return Poll::Ready(Some(Ok(frame))),
+                    Some(violation) => violation,
+                }
             }
-        }
-        frame.map(|frame| frame.map(|frame| frame.map_err(Into::into)))
+            Poll::Pending => {
+                match this.total.as_mut().and_then(|total| total.as_mut().check(true, cx)) {
+                    None => return Poll::Pending,
+                    Some(violation) => violation,
+                }
+            }
+            Poll::Ready(end) => {
+                return Poll::Ready(end.map(|end| end.map_err(Into::into)));
+            }
+        };
+        *this.total = None;
+        *this.cut = true;
+        Poll::Ready(Some(Err(violation.into())))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -157,10 +169,10 @@ impl Total {
         shared: Arc<Shared>,
         conn: Option<Arc<ConnInfo>>,
     ) -> Pin<Box<Self>> {
-        Box::pin(Self { started, limit, shared, conn, asked: false, alarm: None })
+        Box::pin(Self { started, limit, shared, conn, asked: false, told: false, alarm: None })
     }
 
-    /// Whether the time is up. If not, the task of `cx` is woken when it is: also where the body
+    /// Whether the time is up and the body to be cut. If not, the task of `cx` is woken when it is: also where the body
     /// has something to give, because a server whose client takes nothing does not ask again by
     /// itself. Only a body that is through after one frame needs no timer.
     fn check(self: Pin<&mut Self>, pending: bool, cx: &mut Context<'_>) -> Option<Violation> {
@@ -173,10 +185,13 @@ impl Total {
             let _ = this.alarm.as_mut().as_pin_mut()?.poll(cx);
         }
         let taken = Instant::now().saturating_duration_since(*this.started);
-        (taken >= *this.limit).then(|| {
-            let (limit, observed) = (millis(*this.limit), millis(taken));
-            let phase = Phase::ResponseBody;
-            Violation::new(Guard::Timeout, Reason::TotalDeadline, phase, limit, observed)
-        })
+        if taken < *this.limit || *this.told {
+            return None;
+        }
+        *this.told = true;
+        let (limit, observed) = (millis(*this.limit), millis(taken));
+        let (reason, phase) = (Reason::TotalDeadline, Phase::ResponseBody);
+        let violation = Violation::new(Guard::Timeout, reason, phase, limit, observed);
+        this.shared.settings.cut(&violation, this.conn.as_deref()).then_some(violation)
     }
 }

@@ -89,6 +89,11 @@ impl Record {
         Self { limits, form, started, standing: Mutex::default() }
     }
 
+    /// What is shown of it, if it was started for that.
+    pub(crate) fn deadline(self: &Arc<Self>) -> Option<Deadline> {
+        self.started.map(|started| Deadline { record: self.clone(), started })
+    }
+
     /// What is due at `now`. If the clock stands, the task of `cx` is woken when it runs on.
     pub(crate) fn due(&self, started: Instant, now: Instant, cx: &Context<'_>) -> Due {
         let mut standing = self.standing.lock();

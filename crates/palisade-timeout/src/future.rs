@@ -32,8 +32,8 @@ pin_project! {
     #[project = StateProj]
     #[derive(Debug)]
     enum State<F> {
-        Waiting { #[pin] inner: F, watch: Option<Watch> },
-        Late { shared: Arc<Shared>, reason: Reason, form: AnswerForm },
+        Waiting { #[pin] inner: F, watch: Watch },
+        Late { shared: Arc<Shared>, late: Late },
         Answered,
     }
 }
@@ -49,10 +49,19 @@ struct Watch {
     alarm: Option<Pin<Box<Alarm>>>,
 }
 
+/// How a request is answered that had no time at all.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Late {
+    pub(crate) reason: Reason,
+    pub(crate) form: AnswerForm,
+}
+
 pin_project! {
     #[derive(Debug)]
     struct Alarm {
         started: Instant,
+        // The time was up, and the request passed all the same.
+        told: bool,
         // The clock stood still when it was last looked at: look at it again in each poll.
         stood: bool,
         #[pin]
@@ -63,22 +72,18 @@ pin_project! {
 // === ResponseFuture ===
 
 impl<F> ResponseFuture<F> {
-    pub(crate) fn untimed(inner: F) -> Self {
-        Self { state: State::Waiting { inner, watch: None } }
-    }
-
-    pub(crate) fn late(shared: Arc<Shared>, reason: Reason, form: AnswerForm) -> Self {
-        Self { state: State::Late { shared, reason, form } }
-    }
-
     pub(crate) fn timed(
         inner: F,
         shared: Arc<Shared>,
         conn: Option<Arc<ConnInfo>>,
         record: Option<Arc<Record>>,
     ) -> Self {
-        let watch = Some(Watch { shared, conn, record, alarm: None });
+        let watch = Watch { shared, conn, record, alarm: None };
         Self { state: State::Waiting { inner, watch } }
+    }
+
+    pub(crate) fn late(shared: Arc<Shared>, late: Late) -> Self {
+        Self { state: State::Late { shared, late } }
     }
 }
 
@@ -95,27 +100,26 @@ where
         let (shared, violation, record) = match state.as_mut().project() {
             StateProj::Waiting { inner, watch } => {
                 if let Poll::Ready(result) = inner.poll(cx) {
-                    let watch = watch.take();
                     return Poll::Ready(result.map(|response| {
-                        let total = watch.and_then(|watch| watch.for_body(&response));
+                        let total = if watch.limits().total.is_none() {
+                            None
+                        } else {
+                            watch.for_body(&response)
+                        };
                         response.map(|body| GuardBody::passing(ResponseBody::new(body, total)))
                     }));
                 }
-                let Some(violation) = watch.as_mut().and_then(|watch| watch.over(cx)) else {
-                    return Poll::Pending;
-                };
-                let Some(watch) = watch.take() else { return Poll::Pending };
+                let Some(violation) = watch.over(cx) else { return Poll::Pending };
                 let rejection = watch.shared.rejection(violation, watch.form());
                 if !watch.shared.settings.refuse(&rejection, watch.conn.as_deref()) {
                     return Poll::Pending;
                 }
-                (watch.shared, violation, watch.record)
+                (watch.shared.clone(), violation, watch.record.clone())
             }
-            StateProj::Late { shared, reason, form } => {
+            StateProj::Late { shared, late } => {
                 let phase = Phase::RequestHead;
-                let violation = Violation::new(Guard::Timeout, *reason, phase, 0, 0);
-                let rejection = shared.rejection(violation, *form);
-                let answer = shared.settings.answer(rejection);
+                let violation = Violation::new(Guard::Timeout, late.reason, phase, 0, 0);
+                let answer = shared.settings.answer(shared.rejection(violation, late.form));
                 state.set(State::Answered);
                 return Poll::Ready(Ok(answer));
             }
@@ -135,8 +139,9 @@ const PLAIN: AnswerForm = AnswerForm::Http { close: false };
 // === Watch ===
 
 impl Watch {
-    fn limits(&self) -> Limits {
-        self.record.as_ref().map_or(self.shared.limits, |record| record.limits)
+    #[inline]
+    fn limits(&self) -> &Limits {
+        self.record.as_ref().map_or(&self.shared.limits, |record| &record.limits)
     }
 
     fn form(&self) -> AnswerForm {
@@ -146,13 +151,19 @@ impl Watch {
     /// The inner future waits: whether its time is up. If not, the task of `cx` is woken when
     /// that is so, or when it may be.
     fn over(&mut self, cx: &mut Context<'_>) -> Option<Violation> {
-        let limits = self.limits();
+        if !self.shared.settings.is_on() {
+            return None;
+        }
+        let limits = *self.limits();
         let Self { record, alarm, .. } = self;
         let alarm = alarm.get_or_insert_with(|| {
             let started = record.as_ref().and_then(|record| record.started);
             Alarm::new(started.unwrap_or_else(Instant::now), limits)
         });
         let mut alarm = alarm.as_mut().project();
+        if *alarm.told {
+            return None;
+        }
         loop {
             if !*alarm.stood && alarm.sleep.as_mut().poll(cx).is_pending() {
                 return None;
@@ -163,7 +174,10 @@ impl Watch {
                 None => due(limits, *alarm.started, now, Duration::ZERO, false),
             };
             let at = match due {
-                Due::Over(violation) => return Some(violation),
+                Due::Over(violation) => {
+                    *alarm.told = true;
+                    return Some(violation);
+                }
                 Due::At(at) => Some(at),
                 Due::Standing(at) => at,
             };
@@ -180,10 +194,12 @@ impl Watch {
     }
 
     /// What is left to watch once the head is ready.
-    fn for_body<B: Body>(self, response: &Response<B>) -> Option<Pin<Box<Total>>> {
+    #[inline(never)]
+    fn for_body<B: Body>(&self, response: &Response<B>) -> Option<Pin<Box<Total>>> {
         let total = self.limits().total?;
+        let told = self.alarm.as_ref().is_some_and(|alarm| alarm.told);
         let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        if upgraded || response.body().is_end_stream() {
+        if !self.shared.settings.is_on() || told || upgraded || response.body().is_end_stream() {
             return None;
         }
         let started = match (&self.alarm, &self.record) {
@@ -192,7 +208,7 @@ impl Watch {
             (None, None) => None,
         };
         let started = started.unwrap_or_else(Instant::now);
-        Some(Total::new(started, total, self.shared, self.conn))
+        Some(Total::new(started, total, self.shared.clone(), self.conn.clone()))
     }
 }
 
@@ -202,6 +218,6 @@ impl Alarm {
     fn new(started: Instant, limits: Limits) -> Pin<Box<Self>> {
         let first = limits.total.map_or(limits.head, |total| total.min(limits.head));
         let sleep = sleep_until(after(started, first));
-        Box::pin(Self { started, stood: false, sleep })
+        Box::pin(Self { started, told: false, stood: false, sleep })
     }
 }

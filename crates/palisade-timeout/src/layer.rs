@@ -2,11 +2,12 @@
 
 use crate::{
     RequestBody, ResponseBody, ResponseFuture,
-    clock::{Deadline, Hand, Record},
+    clock::{Hand, Record},
+    future::Late,
     grpc,
 };
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use palisade_core::{
     AnswerForm, BoxError, Guard, GuardBody, Phase, Reason, Rejection, RequestHead, Settings,
@@ -52,6 +53,17 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     choose: Option<Choose>,
     expose: bool,
+    /// Nothing but the request itself makes one request differ from another.
+    plain: bool,
+}
+
+/// What is to be kept of a request that may be out of the ordinary.
+enum Recorded {
+    At(Arc<Record>),
+    /// It is not.
+    Plain,
+    /// Its time is over before it begins.
+    Late(Late),
 }
 
 type Choose = Arc<dyn Fn(&RequestHead<'_>) -> Option<Limits> + Send + Sync>;
@@ -69,6 +81,7 @@ impl TimeoutLayer {
                 limits: Limits::head(head),
                 choose: None,
                 expose: false,
+                plain: !head.is_zero(),
             }),
         }
     }
@@ -86,6 +99,7 @@ impl TimeoutLayer {
     pub fn total(mut self, total: Duration) -> Self {
         let shared = Arc::make_mut(&mut self.shared);
         shared.limits = shared.limits.total(total);
+        shared.plain &= !total.is_zero();
         self
     }
 
@@ -107,7 +121,9 @@ impl TimeoutLayer {
         mut self,
         choose: impl Fn(&RequestHead<'_>) -> Option<Limits> + Send + Sync + 'static,
     ) -> Self {
-        Arc::make_mut(&mut self.shared).choose = Some(Arc::new(choose));
+        let shared = Arc::make_mut(&mut self.shared);
+        shared.choose = Some(Arc::new(choose));
+        shared.plain = false;
         self
     }
 
@@ -122,7 +138,9 @@ impl TimeoutLayer {
     /// they call no more time than they have. It costs a few allocations and a look at the clock
     /// for each request. Defaults to not doing so.
     pub fn expose_deadline(mut self) -> Self {
-        Arc::make_mut(&mut self.shared).expose = true;
+        let shared = Arc::make_mut(&mut self.shared);
+        shared.expose = true;
+        shared.plain = false;
         self
     }
 }
@@ -156,44 +174,35 @@ where
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let shared = &self.shared;
-        if !shared.settings.is_on() {
-            return ResponseFuture::untimed(self.inner.call(bare(request)));
-        }
-        let form = AnswerForm::of(&request);
-        let limits = shared.limits_of(&request, form);
-        let conn = shared.settings.conn(request.extensions());
-        if let Some(violation) = limits.spent() {
-            let rejection = shared.rejection(violation, form);
-            return if shared.settings.refuse(&rejection, conn.as_deref()) {
-                ResponseFuture::late(shared.clone(), violation.reason, form)
-            } else {
-                ResponseFuture::untimed(self.inner.call(bare(request)))
-            };
-        }
+        // gRPC is always a POST.
         let has_body = !request.body().is_end_stream();
-        let plain = !has_body && !shared.expose && limits == shared.limits && !form.is_grpc();
-        let record =
-            (!plain).then(|| Arc::new(Record::new(limits, form, shared.expose.then(Instant::now))));
-        if let Some(record) = &record
-            && let Some(started) = record.started
-        {
-            let record = record.clone();
-            request.extensions_mut().insert(Deadline { record, started });
+        let plain = shared.plain && !has_body && request.method() != Method::POST;
+        let record = if plain || !shared.settings.is_on() {
+            None
+        } else {
+            match shared.record(&request) {
+                Recorded::At(record) => Some(record),
+                Recorded::Plain => None,
+                Recorded::Late(late) => return ResponseFuture::late(shared.clone(), late),
+            }
+        };
+        let conn = shared.settings.conn(request.extensions());
+        let hand = record.as_ref().filter(|_| has_body).cloned().map(Hand::new);
+        if let Some(deadline) = record.as_ref().and_then(Record::deadline) {
+            request.extensions_mut().insert(deadline);
         }
-        let hand = if has_body { record.clone().map(Hand::new) } else { None };
-        let inner = self.inner.call(request.map(|body| RequestBody::new(body, hand)));
-        ResponseFuture::timed(inner, shared.clone(), conn, record)
+        // Here and nowhere else the request is moved: a move is a copy of 200 bytes and more.
+        let request = request.map(|body| RequestBody::new(body, hand));
+        ResponseFuture::timed(self.inner.call(request), shared.clone(), conn, record)
     }
-}
-
-/// `request` as it is, in the type that the inner service takes.
-fn bare<B>(request: Request<B>) -> Request<RequestBody<B>> {
-    request.map(|body| RequestBody::new(body, None))
 }
 
 // === Limits ===
 
 impl Limits {
+    /// For a request that is let pass whatever it does.
+    const NONE: Self = Self { head: Duration::MAX, total: None };
+
     /// At most `head` until the response head is ready; see [`TimeoutLayer::new`]. No limit on
     /// the whole response.
     pub const fn head(head: Duration) -> Self {
@@ -223,6 +232,28 @@ impl Limits {
 // === Shared ===
 
 impl Shared {
+    #[inline(never)]
+    fn record<B: Body>(&self, request: &Request<B>) -> Recorded {
+        let form = AnswerForm::of(request);
+        let limits = self.limits_of(request, form);
+        if let Some(violation) = limits.spent() {
+            let conn = self.settings.conn(request.extensions());
+            let rejection = self.rejection(violation, form);
+            let refused = self.settings.refuse(&rejection, conn.as_deref());
+            return if refused {
+                Recorded::Late(Late { reason: violation.reason, form })
+            } else {
+                Recorded::At(Arc::new(Record::new(Limits::NONE, form, None)))
+            };
+        }
+        let has_body = !request.body().is_end_stream();
+        if self.plain && !has_body && !form.is_grpc() {
+            return Recorded::Plain;
+        }
+        let started = self.expose.then(Instant::now);
+        Recorded::At(Arc::new(Record::new(limits, form, started)))
+    }
+
     fn limits_of<B>(&self, request: &Request<B>, form: AnswerForm) -> Limits {
         let chosen = self.choose.as_ref().and_then(|choose| choose(&request.into()));
         let limits = chosen.unwrap_or(self.limits);
