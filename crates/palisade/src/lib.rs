@@ -95,3 +95,8 @@ pub use palisade_rate_limit::{self as rate_limit, Quota};
 pub use palisade_slow_body as slow_body;
 #[cfg(feature = "timeout")]
 pub use palisade_timeout as timeout;
+
+/// The README's first snippet compiles.
+#[cfg(all(doctest, feature = "axum", feature = "rate-limit", feature = "snapshot"))]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
