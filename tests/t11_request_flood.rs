@@ -1,0 +1,224 @@
+//! T11: a request flood from one client, and from all addresses of a /64. The flood gets its
+//! quota and no more, over however many routes, connections and protocols it comes; an honest
+//! neighbour is served throughout.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use axum::{Router, routing::get};
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode};
+use http_body_util::{Empty, Full};
+use palisade_core::{ConnInfo, Guard, Level, Prefix, Reason};
+use palisade_rate_limit::{ClientIp, Missing, Quota, RateLimitLayer, TableLimiter};
+use palisade_testkit::{
+    Journal, clients,
+    demo::{Piece, echo_client::EchoClient, echo_server::EchoServer},
+    echo::Lengths,
+    servers,
+};
+use std::{
+    convert::Infallible,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::task::JoinSet;
+use tower::{Layer, ServiceBuilder, service_fn};
+
+const GUARD: Guard = Guard::RateLimit;
+const ATTACKER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+const HONEST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
+const BURST: usize = 20;
+
+/// One request a minute and twenty at once: no test here takes so long that one is won back.
+fn limit(journal: &Journal) -> RateLimitLayer {
+    let quota = Quota::per_minute(1).burst(BURST as u32);
+    let limiter = TableLimiter::new(quota).unwrap().capacity(1 << 10);
+    RateLimitLayer::with_limiter(limiter).metrics(journal.clone())
+}
+
+fn router() -> Router {
+    Router::new()
+        .route("/a", get(|| async { "a" }))
+        .route("/b", get(|| async { "b" }))
+        .route("/c", get(|| async { "c" }))
+}
+
+/// A request for `path` on a connection of its own.
+async fn ask(from: Ipv4Addr, to: SocketAddr, path: &str) -> StatusCode {
+    let response = clients::get(from, to, path).await.unwrap();
+    if response.status() == StatusCode::TOO_MANY_REQUESTS {
+        let wait: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+        assert!((1..=60).contains(&wait), "{wait}");
+    }
+    response.status()
+}
+
+/// 200 requests, some over fresh connections and most over ten that are kept, for all paths.
+/// Returns how many were served; every other one must have been answered 429.
+async fn flood(from: Ipv4Addr, to: SocketAddr, paths: [&'static str; 3]) -> usize {
+    let mut clients = JoinSet::new();
+    for client in 0..10 {
+        clients.spawn(async move {
+            let mut served = Vec::new();
+            let mut kept = clients::http1::<Empty<Bytes>>(from, to).await.unwrap();
+            for number in 0..20 {
+                let path = paths[(client + number) % 3];
+                served.push(if number % 5 == 0 {
+                    ask(from, to, path).await
+                } else {
+                    let request = Request::get(path).header("host", "test");
+                    kept.ready().await.unwrap();
+                    let response = kept.send_request(request.body(Empty::new()).unwrap()).await;
+                    clients::whole(response.unwrap()).await.unwrap().status()
+                });
+            }
+            served
+        });
+    }
+    let statuses = clients.join_all().await.concat();
+    assert_eq!(statuses.len(), 200);
+    let served = statuses.iter().filter(|status| **status == StatusCode::OK).count();
+    let refused = statuses.iter().filter(|status| **status == StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(served + refused.count(), 200, "{statuses:?}");
+    served
+}
+
+/// The flood gets its burst, and somebody else as many requests as his own burst has meanwhile.
+async fn a_flood_gets_its_burst(to: SocketAddr, journal: &Journal, paths: [&'static str; 3]) {
+    let honest = tokio::spawn(async move {
+        for number in 0..BURST {
+            assert_eq!(ask(HONEST, to, paths[number % 3]).await, StatusCode::OK);
+        }
+    });
+    assert_eq!(flood(ATTACKER, to, paths).await, BURST);
+    honest.await.unwrap();
+    assert_eq!(journal.refused(), vec![(GUARD, Reason::RateExceeded); 200 - BURST]);
+    assert_eq!(journal.level(GUARD, Level::Keys), Some(2));
+}
+
+#[tokio::test]
+async fn on_axum_routes_and_connections_share_the_limit() {
+    let journal = Journal::default();
+    let server = servers::axum(router().layer(limit(&journal))).await;
+    a_flood_gets_its_burst(server.addr, &journal, ["/a", "/b", "/c"]).await;
+}
+
+#[tokio::test]
+async fn around_axum_s_router_too() {
+    let journal = Journal::default();
+    let guarded = ServiceBuilder::new().layer(limit(&journal)).service(router());
+    let server = servers::axum(Router::new().fallback_service(guarded)).await;
+    a_flood_gets_its_burst(server.addr, &journal, ["/a", "/b", "/c"]).await;
+}
+
+#[tokio::test]
+async fn on_axum_without_connect_info_the_peer_is_missed_as_told() {
+    let journal = Journal::default();
+    let refuse = ClientIp::peer().missing(Missing::Refuse);
+    let server = servers::axum_bare(router().layer(limit(&journal).key(refuse))).await;
+    assert_eq!(ask(HONEST, server.addr, "/a").await, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(journal.refused(), [(GUARD, Reason::PeerMissing)]);
+
+    // By default all who are unknown are one, also over connections and routes.
+    let journal = Journal::default();
+    let server = servers::axum_bare(router().layer(limit(&journal))).await;
+    for number in 0..BURST {
+        let from = [ATTACKER, HONEST][number % 2];
+        let path = ["/a", "/b", "/c"][number % 3];
+        assert_eq!(ask(from, server.addr, path).await, StatusCode::OK);
+    }
+    for path in ["/a", "/b", "/c"] {
+        assert_eq!(ask(HONEST, server.addr, path).await, StatusCode::TOO_MANY_REQUESTS);
+    }
+}
+
+#[tokio::test]
+async fn on_hyper_http1_and_http2_share_the_limit() {
+    let journal = Journal::default();
+    let handler = service_fn(async |_| {
+        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"served"))))
+    });
+    let server = servers::hyper(limit(&journal).layer(handler)).await;
+    a_flood_gets_its_burst(server.addr, &journal, ["/a", "/b", "/c"]).await;
+
+    // What was used up over HTTP/1 is used up over HTTP/2, and the stream ends in good order.
+    let mut attacker = clients::http2::<Empty<Bytes>>(ATTACKER, server.addr).await.unwrap();
+    let newcomer = Ipv4Addr::new(127, 0, 0, 4);
+    let mut newcomer = clients::http2::<Empty<Bytes>>(newcomer, server.addr).await.unwrap();
+    let request = || Request::get("http://test/").body(Empty::new()).unwrap();
+    for _ in 0..BURST {
+        let refused = clients::whole(attacker.send_request(request()).await.unwrap()).await;
+        let refused = refused.unwrap();
+        assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(refused.body(), "too many requests");
+        let served = newcomer.send_request(request()).await.unwrap();
+        assert_eq!(served.status(), StatusCode::OK);
+    }
+    assert_eq!(newcomer.send_request(request()).await.unwrap().status(), 429);
+}
+
+#[tokio::test]
+async fn all_addresses_of_a_64_are_one_client() {
+    // Loopback has one IPv6 address, so whoever accepts here takes the peer's from a header.
+    let journal = Journal::default();
+    let limit = limit(&journal);
+    let limited = limit.layer(service_fn(async |_: Request<hyper::body::Incoming>| {
+        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"served"))))
+    }));
+    let service = tower::ServiceExt::map_request(limited, |mut request: Request<_>| {
+        let peer: &HeaderValue = &request.headers()["test-peer"];
+        let peer = SocketAddr::new(peer.to_str().unwrap().parse().unwrap(), 4711);
+        let info = ConnInfo::new(peer, None, Prefix::default());
+        request.extensions_mut().insert(Arc::new(info));
+        request
+    });
+    let server = servers::hyper(service).await;
+    let mut client = clients::http2::<Empty<Bytes>>(ATTACKER, server.addr).await.unwrap();
+    let mut ask = async |peer: String| {
+        let request = Request::get("http://test/").header("test-peer", peer);
+        client.send_request(request.body(Empty::new()).unwrap()).await.unwrap().status()
+    };
+    let mut served = 0;
+    for host in 0..500u32 {
+        served += usize::from(ask(format!("2001:db8::{host:x}:{host:x}")).await == StatusCode::OK);
+        if host % 50 == 0 {
+            assert_eq!(ask("2001:db8:0:1::1".to_owned()).await, StatusCode::OK);
+        }
+    }
+    assert_eq!(served, BURST);
+    assert_eq!(journal.level(GUARD, Level::Keys), Some(2));
+}
+
+#[tokio::test]
+async fn on_tonic_the_client_sees_resource_exhausted_with_message_and_pushback() {
+    let journal = Journal::default();
+    let service = EchoServer::new(Lengths);
+    let router = tonic::transport::Server::builder().layer(limit(&journal)).add_service(service);
+    let server = servers::tonic(router).await;
+    let client = async |from: Ipv4Addr| {
+        let endpoint = tonic::transport::Endpoint::from_shared(server.url()).unwrap();
+        EchoClient::new(endpoint.local_address(Some(from.into())).connect().await.unwrap())
+    };
+    let piece = || Piece { data: Bytes::from_static(b"four") };
+    let (mut one, mut other) = (client(ATTACKER).await, client(ATTACKER).await);
+    let mut honest = client(HONEST).await;
+    for _ in 0..BURST / 2 {
+        assert_eq!(one.unary(piece()).await.unwrap().into_inner().bytes, 4);
+        assert_eq!(other.unary(piece()).await.unwrap().into_inner().bytes, 4);
+    }
+    for _ in 0..BURST {
+        for attacker in [&mut one, &mut other] {
+            let status = attacker.unary(piece()).await.unwrap_err();
+            assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+            assert_eq!(status.message(), "too many requests");
+            let pushback = status.metadata().get("grpc-retry-pushback-ms").unwrap();
+            let wait = Duration::from_millis(pushback.to_str().unwrap().parse().unwrap());
+            assert!((Duration::from_secs(1)..=Duration::from_secs(60)).contains(&wait));
+        }
+        assert_eq!(honest.unary(piece()).await.unwrap().into_inner().bytes, 4);
+    }
+    // A stream of messages is refused likewise, before any is read.
+    let pieces = tokio_stream::iter((0..100).map(|_| Piece { data: Bytes::from_static(b"x") }));
+    let status = one.collect(pieces).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+}
