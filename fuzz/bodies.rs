@@ -1,0 +1,218 @@
+//! What the fuzz targets run. `tests/fuzz_bodies.rs` runs the same as property tests on stable.
+
+use bytes::{Buf, Bytes};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt, Full};
+use palisade::{
+    Stack, StackLayer,
+    core::{ClientKey, Table},
+};
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tower::{Layer, ServiceExt, service_fn};
+
+/// Runs `future` on paused time.
+fn run<T>(future: impl Future<Output = T>) -> T {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_time().start_paused(true).build();
+    runtime.expect("a runtime can be built").block_on(future)
+}
+
+const MAX_BODY: u64 = 5000;
+
+fn guards() -> StackLayer {
+    Stack::edge().max_body(MAX_BODY).max_requests(4).build().expect("these numbers can be")
+}
+
+/// Any method, `grpc-timeout` and `content-type`: an answer in the form that the client speaks,
+/// and never a panic.
+pub(crate) fn heads(data: &[u8]) {
+    let mut parts = data.splitn(3, |byte| *byte == b'\n');
+    let mut part = || parts.next().unwrap_or_default();
+    let (method, content_type, timeout) = (part(), part(), part());
+    let mut request = Request::new(Full::<Bytes>::default());
+    *request.method_mut() = Method::from_bytes(method).unwrap_or(Method::POST);
+    *request.version_mut() = Version::HTTP_2;
+    for (name, value) in [("content-type", content_type), ("grpc-timeout", timeout)] {
+        let Ok(value) = HeaderValue::from_bytes(value) else { return };
+        request.headers_mut().insert(name, value);
+    }
+    let speaks_grpc =
+        request.method() == Method::POST && content_type.starts_with(b"application/grpc");
+    run(async {
+        let slow = service_fn(|_request| async {
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+            Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+        });
+        let started = tokio::time::Instant::now();
+        let response = guards().layer(slow).oneshot(request).await;
+        let response = response.unwrap_or_else(|never| match never {});
+        // The client can shorten our 30 seconds and never lengthen them.
+        assert!(started.elapsed() <= Duration::from_secs(31));
+        if speaks_grpc {
+            assert_eq!(response.status(), StatusCode::OK);
+            let kind = response.headers()["content-type"].as_bytes();
+            assert!(kind.starts_with(b"application/grpc"));
+        } else {
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        }
+    });
+}
+
+/// A body of any frames in any rhythm through all guards: the handler gets every byte in order, or
+/// the client hears why not.
+pub(crate) fn frames(data: &[u8]) {
+    let sent: Vec<u8> = Script::new(data).filter_map(|step| step.bytes()).flatten().collect();
+    run(async {
+        let collect = service_fn(|request: Request<_>| async {
+            Ok::<_, Infallible>(match BodyExt::collect(request.into_body()).await {
+                Ok(body) => Response::new(Full::new(body.to_bytes())),
+                Err(_) => {
+                    let mut response = Response::new(Full::<Bytes>::default());
+                    *response.status_mut() = StatusCode::BAD_REQUEST;
+                    response
+                }
+            })
+        });
+        let request = Request::post("/").body(Scripted { script: Script::new(data), sleep: None });
+        let request = request.expect("a request can be built");
+        let response = guards().layer(collect).oneshot(request).await;
+        let response = response.unwrap_or_else(|never| match never {});
+        match response.status().as_u16() {
+            200 => {
+                assert!(sent.len() as u64 <= MAX_BODY);
+                let body = response.into_body().collect().await.expect("it was whole before");
+                assert_eq!(body.to_bytes(), sent);
+            }
+            // Too much or too tiny; too slow; or the body failed by itself.
+            413 | 408 | 400 => {}
+            other => panic!("{other}"),
+        }
+    });
+}
+
+/// What a scripted body does next.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Data(usize),
+    Wait(u64),
+    Trailers,
+    Fail,
+}
+
+/// Two bytes a step.
+#[derive(Clone, Debug)]
+struct Script {
+    data: Bytes,
+    ended: bool,
+}
+
+impl Script {
+    fn new(data: &[u8]) -> Self {
+        // Long enough for everything that a body can meet, short enough to run often.
+        Self { data: Bytes::copy_from_slice(&data[..data.len().min(1000)]), ended: false }
+    }
+}
+
+impl Iterator for Script {
+    type Item = Step;
+
+    fn next(&mut self) -> Option<Step> {
+        let &[kind, size] = self.data.first_chunk()?;
+        if self.ended {
+            return None;
+        }
+        self.data.advance(2);
+        let size = usize::from(size);
+        let step = match kind % 16 {
+            0..6 => Step::Data(size % 4),
+            6..9 => Step::Data(size),
+            9 => Step::Data(size * 16),
+            10..13 => Step::Wait(size as u64 % 20),
+            13 => Step::Wait(size as u64 * 100),
+            14 => Step::Trailers,
+            _ => Step::Fail,
+        };
+        self.ended = matches!(step, Step::Trailers | Step::Fail);
+        Some(step)
+    }
+}
+
+impl Step {
+    fn bytes(self) -> Option<Vec<u8>> {
+        match self {
+            Self::Data(length) => Some((0..length).map(|place| place as u8).collect()),
+            _ => None,
+        }
+    }
+}
+
+struct Scripted {
+    script: Script,
+    sleep: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl Body for Scripted {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        loop {
+            if let Some(sleep) = &mut self.sleep {
+                std::task::ready!(sleep.as_mut().poll(cx));
+                self.sleep = None;
+            }
+            return Poll::Ready(match self.script.next() {
+                None => None,
+                Some(Step::Wait(millis)) => {
+                    let sleep = tokio::time::sleep(Duration::from_millis(millis));
+                    self.sleep = Some(Box::pin(sleep));
+                    continue;
+                }
+                Some(Step::Trailers) => Some(Ok(Frame::trailers(HeaderMap::new()))),
+                Some(Step::Fail) => Some(Err(std::io::ErrorKind::ConnectionReset.into())),
+                Some(step @ Step::Data(_)) => {
+                    Some(Ok(Frame::data(step.bytes().unwrap_or_default().into())))
+                }
+            });
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}
+
+/// Debts of some keys over any times: the table agrees with a map that forgets nothing.
+pub(crate) fn table(data: &[u8]) {
+    const MAX_DEBT: u64 = 1 << 30;
+    let table = Table::new(1 << 12);
+    let mut oracle: HashMap<u8, u64> = HashMap::new();
+    let mut now = 0u64;
+    for &[key, shift, step, debt] in data.as_chunks().0 {
+        now += u64::from(step) << (shift % 32);
+        let paid_at = oracle.entry(key).or_default();
+        let expected = paid_at.saturating_sub(now);
+        let more = u64::from(debt) << (shift / 16);
+        let seen = table.update(ClientKey::of(&key), now, MAX_DEBT, |debt| {
+            if debt + more > MAX_DEBT { Err(debt) } else { Ok((debt, debt + more)) }
+        });
+        match seen {
+            Some(Ok(seen)) => {
+                assert_eq!(seen, expected);
+                *paid_at = now.max(*paid_at) + more;
+            }
+            Some(Err(seen)) => assert_eq!(seen, expected),
+            None => unreachable!("nobody else is here"),
+        }
+    }
+}
