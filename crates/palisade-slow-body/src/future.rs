@@ -69,7 +69,7 @@ where
                     None => {
                         let response = ready!(polled)?;
                         let (shared, conn) = (&watch.shared, &watch.conn);
-                        let judged = Writing::is_of_use(&response, shared, &watch.response);
+                        let judged = Writing::is_of_use(&response, shared, watch.response_pace());
                         let writing = judged.then(|| {
                             Writing::new(shared.clone(), conn.clone(), Some(watch.clone()))
                         });

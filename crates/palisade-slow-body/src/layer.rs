@@ -179,12 +179,10 @@ impl Shared {
             return (None, false);
         }
         let form = AnswerForm::of(request);
-        let usual = if form.is_grpc() { self.grpc } else { self.request };
-        let pace = chosen.unwrap_or(usual);
-        let response = chosen.unwrap_or(self.response);
         let conn = self.settings.conn(request.extensions());
-        let watch = Arc::new(Watch::new(self.clone(), conn, form, pace, response));
-        (Some(watch), has_body && !pace.is_off())
+        let watch = Arc::new(Watch::new(self.clone(), conn, form, chosen));
+        let judged = has_body && !watch.request_pace().is_off();
+        (Some(watch), judged)
     }
 
     /// The bytes a second that are asked for at the present pressure.
@@ -196,6 +194,11 @@ impl Shared {
         }
         // At most 2^33: a float has room for that, and the cast saturates.
         (rate as f64 * (1.0 + 7.0 * f64::from(pressure))) as u64
+    }
+
+    /// How fast a request must come that has no pace of its own.
+    pub(crate) fn request_pace(&self, form: AnswerForm) -> &Pace {
+        if form.is_grpc() { &self.grpc } else { &self.request }
     }
 
     /// How fast a response must be taken whose request has no pace of its own.

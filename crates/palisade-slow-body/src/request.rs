@@ -67,17 +67,13 @@ where
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Pending => {
-                let left = || this.body.size_hint().exact();
-                let verdict = this.reading.as_mut().and_then(|reading| reading.wait(left, cx));
+                let Some(reading) = this.reading else { return Poll::Pending };
+                let verdict = reading.wait(|| this.body.size_hint().exact(), cx);
                 let Some(verdict) = verdict else { return Poll::Pending };
                 *this.reading = None;
-                match verdict {
-                    Some(violation) => {
-                        *this.cut = true;
-                        Poll::Ready(Some(Err(violation.into())))
-                    }
-                    None => Poll::Pending,
-                }
+                let Some(violation) = verdict else { return Poll::Pending };
+                *this.cut = true;
+                Poll::Ready(Some(Err(violation.into())))
             }
             Poll::Ready(end) => {
                 *this.reading = None;
@@ -106,19 +102,20 @@ impl Reading {
         if let Some(stopwatch) = &mut self.stopwatch
             && stopwatch.is_running()
         {
-            stopwatch.as_mut().stop(Instant::now());
+            stopwatch.as_mut().stop();
         }
     }
 
     /// The client is waited for. If that takes too long: the verdict, which is to go on in
     /// [`Mode::Shadow`](palisade_core::Mode).
+    #[inline(never)] // So that a frame that is there need not carry what this needs.
     fn wait(
         &mut self,
         left: impl Fn() -> Option<u64>,
         cx: &mut Context<'_>,
     ) -> Option<Option<Violation>> {
         let Self { watch, bytes, stopwatch } = self;
-        let pace = watch.request;
+        let pace = *watch.request_pace();
         let rate = || watch.shared.required(&pace);
         if !stopwatch.as_ref().is_some_and(|stopwatch| stopwatch.is_running()) {
             let now = Instant::now();

@@ -121,7 +121,7 @@ impl Writing {
     }
 
     fn pace(&self) -> Pace {
-        self.watch.as_ref().map_or(*self.shared.response_pace(), |watch| watch.response)
+        self.watch.as_ref().map_or(*self.shared.response_pace(), |watch| *watch.response_pace())
     }
 
     /// The server asks for more: what it has was taken, or it was woken by the alarm.
@@ -138,7 +138,7 @@ impl Writing {
             if let Some(slow) = stopwatch.as_mut().judge(now, rate) {
                 return Some(slow.violation(Phase::ResponseBody));
             }
-            stopwatch.as_mut().stop(now);
+            stopwatch.as_mut().stop();
         } else {
             stopwatch.as_mut().forget();
         }

@@ -68,8 +68,10 @@ impl Stopwatch {
     /// The wait ended now. None of it is charged beyond what was allowed: what was waited for is
     /// here. If nobody was there to look when it was due, nothing is charged: it may have come at
     /// once.
-    pub(crate) fn stop(self: Pin<&mut Self>, now: Instant) {
+    #[inline(never)]
+    pub(crate) fn stop(self: Pin<&mut Self>) {
         let this = self.project();
+        let now = Instant::now();
         if let Some(since) = this.since.take() {
             let at = stamp(this.meter, since, now);
             let due = this.meter.due(this.pace);

@@ -14,8 +14,8 @@ pub(crate) struct Watch {
     pub(crate) shared: Arc<Shared>,
     pub(crate) conn: Option<Arc<ConnInfo>>,
     pub(crate) form: AnswerForm,
-    pub(crate) request: Pace,
-    pub(crate) response: Pace,
+    /// For both bodies, if the request has a pace of its own.
+    chosen: Option<Pace>,
     /// Touched when the response future is polled and when a rule is broken, never per frame.
     head: Mutex<Head>,
 }
@@ -42,11 +42,19 @@ impl Watch {
         shared: Arc<Shared>,
         conn: Option<Arc<ConnInfo>>,
         form: AnswerForm,
-        request: Pace,
-        response: Pace,
+        chosen: Option<Pace>,
     ) -> Self {
-        let head = Mutex::new(Head::Unsent(None));
-        Self { shared, conn, form, request, response, head }
+        Self { shared, conn, form, chosen, head: Mutex::new(Head::Unsent(None)) }
+    }
+
+    /// How fast the request body must come.
+    pub(crate) fn request_pace(&self) -> &Pace {
+        self.chosen.as_ref().unwrap_or(self.shared.request_pace(self.form))
+    }
+
+    /// How fast the response body must be taken.
+    pub(crate) fn response_pace(&self) -> &Pace {
+        self.chosen.as_ref().unwrap_or(self.shared.response_pace())
     }
 
     /// The request body was too slow. Records it, as a refusal if the answer is still to be given

@@ -178,7 +178,7 @@ impl Hand {
     pub(crate) fn stop(&mut self) {
         if !self.holds {
             self.holds = true;
-            self.record.standing.lock().since = Some(Instant::now());
+            self.stand();
         }
     }
 
@@ -191,11 +191,19 @@ impl Hand {
         }
     }
 
-    /// The body was read to its end.
+    /// The body was read to its end: the clock runs on.
+    #[inline(never)]
     pub(crate) fn end(&mut self) {
         self.record.standing.lock().ended = true;
+        self.go_on();
     }
 
+    #[inline(never)]
+    fn stand(&self) {
+        self.record.standing.lock().since = Some(Instant::now());
+    }
+
+    #[inline(never)]
     fn run(&self) {
         let mut standing = self.record.standing.lock();
         standing.before = standing.stood(Instant::now());
