@@ -207,13 +207,11 @@ where
         if let (Reason::Full, Some(queue)) = (violation.reason, shared.queue)
             && !shared.only_watches()
         {
-            if shared.slots.queued() < queue.waiters {
+            let about = About::of(&request, shared);
+            if let Some(ticket) = Ticket::newcomer(shared.clone(), about, client, queue.waiters) {
                 // The instance that was made ready is the one to call later.
                 let fresh = inner.clone();
                 let ready = std::mem::replace(inner, fresh);
-                let about = About::of(&request, shared);
-                let ticket =
-                    Ticket::newcomer(shared.clone(), about, Extra::counted(client).boxed());
                 let owner = TicketOwner::new(ticket);
                 let request = share(request, &owner.ticket);
                 return ResponseFuture::queued(Queued::new(ready, request, owner, queue.wait));

@@ -84,6 +84,12 @@ impl Ledger {
     }
 }
 
+impl Charge {
+    pub(crate) fn client(&self) -> ClientKey {
+        self.client
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

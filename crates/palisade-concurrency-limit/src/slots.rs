@@ -6,7 +6,7 @@ use crate::{
     ticket::{Before, Ticket},
 };
 use palisade_core::{ClientKey, Guard, Level, Levels};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
     sync::{
@@ -137,10 +137,6 @@ impl Slots {
         self.working.load(Relaxed)
     }
 
-    pub(crate) fn queued(&self) -> usize {
-        self.queued.load(Relaxed)
-    }
-
     /// Whether slots are getting short, so that it matters who uses them.
     pub(crate) fn is_busy(&self) -> bool {
         self.working() >= self.limit() / 2
@@ -258,7 +254,20 @@ impl Slots {
 
     /// Puts `ticket`, which holds no slot, into the line for one; or gives it one at once.
     pub(crate) fn await_slot(&self, ticket: &Arc<Ticket>, rank: Rank) {
-        let mut lines = self.lines.lock();
+        self.line_up(self.lines.lock(), ticket, rank);
+    }
+
+    /// The same for a newcomer. `false` if `waiters` of them stand in line already.
+    pub(crate) fn await_first_slot(&self, ticket: &Arc<Ticket>, waiters: usize) -> bool {
+        let lines = self.lines.lock();
+        if lines.slot[Rank::Newcomer as usize].len() >= waiters {
+            return false;
+        }
+        self.line_up(lines, ticket, Rank::Newcomer);
+        true
+    }
+
+    fn line_up(&self, mut lines: MutexGuard<'_, Lines>, ticket: &Arc<Ticket>, rank: Rank) {
         let place = lines.next_place();
         let Some(before) = ticket.stand_for_slot(place, rank) else {
             return; // It was displaced, or its other half was first.
@@ -266,7 +275,8 @@ impl Slots {
         self.remove(&mut lines, before);
         // Past the line where there is none: a newcomer must not see one while slots are free.
         if lines.slot.iter().all(BTreeMap::is_empty) && self.take(rank) {
-            return ticket.grant();
+            ticket.grant();
+            return;
         }
         lines.slot[rank as usize].insert(place, ticket.clone());
         self.queued.fetch_add(1, SeqCst);
@@ -353,7 +363,7 @@ impl Levels for Slots {
         let picked = self.picked.load(Relaxed);
         visit(Level::Working, self.working().saturating_add(picked) as u64);
         visit(Level::Waiting, self.waiting.load(Relaxed) as u64);
-        visit(Level::Queued, self.queued() as u64);
+        visit(Level::Queued, self.queued.load(Relaxed) as u64);
         visit(Level::Limit, self.limit() as u64);
         visit(Level::Admitted, self.admitted.load(Relaxed));
     }
@@ -405,6 +415,11 @@ impl Slot {
 
     pub(crate) fn shared(&self) -> Option<&Arc<Shared>> {
         self.shared.as_ref()
+    }
+
+    /// The client that is charged for it, if one is.
+    pub(crate) fn client(&self) -> Option<ClientKey> {
+        Some(self.extra.as_ref()?.charge.as_ref()?.client())
     }
 
     /// Whether it is one of those beyond the limit.

@@ -85,15 +85,21 @@ impl Ticket {
         Some(Arc::new(Self::new(shared, about, WORKING, extra)))
     }
 
-    /// One that stands in line for its first slot.
+    /// One that stands in line for its first slot, unless `waiters` others do already.
     pub(crate) fn newcomer(
         shared: Arc<Shared>,
         about: About,
-        extra: Option<Box<Extra>>,
-    ) -> Arc<Self> {
-        let ticket = Arc::new(Self::new(shared, about, CLIENT, extra));
-        ticket.slots().await_slot(&ticket, Rank::Newcomer);
-        ticket
+        client: Option<ClientKey>,
+        waiters: usize,
+    ) -> Option<Arc<Self>> {
+        let ticket = Arc::new(Self::new(shared, about, CLIENT, None));
+        if !ticket.slots().await_first_slot(&ticket, waiters) {
+            return None;
+        }
+        if client.is_some() {
+            ticket.inside.lock().extra.get_or_insert_default().client = client;
+        }
+        Some(ticket)
     }
 
     fn new(shared: Arc<Shared>, about: About, state: u8, extra: Option<Box<Extra>>) -> Self {
@@ -341,7 +347,7 @@ impl Lease {
                 return;
             }
             let form = AnswerForm::Http { close: false };
-            let about = About { form, conn: None, client: None };
+            let about = About { form, conn: None, client: slot.client() };
             let Some(ticket) = Ticket::working(slot, about) else { return };
             *self = Self::Ticket(TicketOwner::new(ticket));
         }
