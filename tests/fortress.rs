@@ -1,0 +1,302 @@
+//! The demo server, as a process of its own: every route on one port, what it must never refuse
+//! and what it must, and its end.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use bytes::Bytes;
+use http::{Request, StatusCode, Version};
+use http_body_util::{BodyExt, Empty, Full};
+use palisade_testkit::{
+    bodies::Pieces,
+    clients::{self, RawClient},
+    demo::{Piece, echo_client::EchoClient},
+    process,
+};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    process::{Child, Command},
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+
+#[allow(dead_code, reason = "its `main` is not ours")]
+#[path = "../examples/fortress.rs"]
+mod fortress;
+
+const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
+const AS_SERVER: &str = "PALISADE_TEST_SERVES";
+
+/// The server, in the process that [`Fortress::start`] starts, and nothing in any other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "the other tests run it"]
+async fn serve() {
+    if std::env::var_os(AS_SERVER).is_some() {
+        fortress::run((LOCALHOST, 0).into()).await.unwrap();
+    }
+}
+
+/// The server's process, which is killed when this is dropped.
+struct Fortress {
+    child: Child,
+    addr: SocketAddr,
+}
+
+impl Fortress {
+    async fn start() -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["serve", "--exact", "--ignored", "--nocapture"])
+            .env(AS_SERVER, "1")
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let addr = async {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                if let Some((_, addr)) = line.split_once("listening on http://") {
+                    return addr.parse().unwrap();
+                }
+            }
+            panic!("the server ended");
+        };
+        let addr = timeout(clients::PATIENCE, addr).await.unwrap();
+        // What else it says must not fill the pipe.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        Self { child, addr }
+    }
+
+    async fn get(&self, path: &str) -> http::Response<Bytes> {
+        clients::get(LOCALHOST, self.addr, path).await.unwrap()
+    }
+
+    async fn post(&self, body: Bytes) -> http::Response<Bytes> {
+        let mut sender = clients::http1::<Full<Bytes>>(LOCALHOST, self.addr).await.unwrap();
+        let request = Request::post("/echo-len").header("host", "test").body(body.into()).unwrap();
+        clients::whole(sender.send_request(request).await.unwrap()).await.unwrap()
+    }
+
+    #[cfg(unix)]
+    fn terminate(&self) {
+        process::terminate(self.child.id().unwrap()).unwrap();
+    }
+
+    async fn ended(&mut self) -> ExitStatus {
+        timeout(Duration::from_secs(10), self.child.wait()).await.unwrap().unwrap()
+    }
+}
+
+#[tokio::test]
+async fn every_route_answers_on_http1() {
+    let fortress = Fortress::start().await;
+    assert_eq!(fortress.get("/").await.body(), "hello\n");
+    assert_eq!(fortress.get("/nowhere").await.status(), StatusCode::NOT_FOUND);
+
+    let big = fortress.get("/big").await;
+    assert_eq!(big.headers()["content-length"], "67108864");
+    assert_eq!(big.body().len(), 64 << 20);
+
+    assert_eq!(fortress.post(Bytes::new()).await.body(), "0");
+    assert_eq!(fortress.post(vec![0; 64 << 10].into()).await.body(), "65536");
+
+    let asked = Instant::now();
+    assert_eq!(fortress.get("/slow?ms=300").await.status(), StatusCode::OK);
+    assert!(asked.elapsed() >= Duration::from_millis(300));
+    assert_eq!(fortress.get("/slow?ms=30001").await.status(), StatusCode::BAD_REQUEST);
+
+    let metrics = fortress.get("/metrics").await;
+    assert!(metrics.headers()["content-type"].to_str().unwrap().starts_with("text/plain"));
+    let text = String::from_utf8(metrics.body().to_vec()).unwrap();
+    assert!(
+        text.contains("palisade_concurrency_limit{guard=\"concurrency_limit\"} 1200"),
+        "{text}"
+    );
+    // Nobody was refused so far.
+    let refused = text.lines().filter(|line| line.starts_with("palisade_requests_refused_total{"));
+    assert!(refused.clone().count() > 0);
+    assert!(refused.into_iter().all(|line| line.ends_with(" 0")), "{text}");
+}
+
+#[tokio::test]
+async fn http2_by_prior_knowledge_is_served_on_the_same_port() {
+    let fortress = Fortress::start().await;
+    let mut sender = clients::http2::<Full<Bytes>>(LOCALHOST, fortress.addr).await.unwrap();
+    let request = Request::post(format!("http://{}/echo-len", fortress.addr));
+    let request = request.body(Full::from("twelve bytes")).unwrap();
+    let answer = sender.send_request(request).await.unwrap();
+    assert_eq!(answer.version(), Version::HTTP_2);
+    assert_eq!(clients::whole(answer).await.unwrap().body(), "12");
+}
+
+#[tokio::test]
+async fn grpc_is_served_on_the_same_port() {
+    let fortress = Fortress::start().await;
+    let mut client = EchoClient::connect(format!("http://{}", fortress.addr)).await.unwrap();
+    let piece = |length| Piece { data: vec![0; length].into() };
+    assert_eq!(client.unary(piece(1000)).await.unwrap().get_ref().bytes, 1000);
+
+    // A client that has nothing to say for three seconds.
+    let (say, said) = tokio::sync::mpsc::channel(1);
+    let said = tokio_stream::wrappers::ReceiverStream::new(said);
+    let collected = tokio::spawn(async move { client.collect(said).await });
+    for _ in 0..2 {
+        say.send(piece(7)).await.unwrap();
+        sleep(Duration::from_secs(3)).await;
+    }
+    drop(say);
+    assert_eq!(collected.await.unwrap().unwrap().get_ref().bytes, 14);
+}
+
+#[tokio::test]
+async fn events_come_one_by_one() {
+    let fortress = Fortress::start().await;
+    let mut sender = clients::http1::<Empty<Bytes>>(LOCALHOST, fortress.addr).await.unwrap();
+    let request = Request::get("/events?ms=100").header("host", "test").body(Empty::new()).unwrap();
+    let mut answer = sender.send_request(request).await.unwrap();
+    assert_eq!(answer.headers()["content-type"], "text/event-stream");
+    for count in 0..5 {
+        let frame = timeout(clients::PATIENCE, answer.frame()).await.unwrap().unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), format!("data: {count}\n\n"));
+    }
+}
+
+#[tokio::test]
+async fn every_message_on_a_web_socket_comes_back() {
+    let fortress = Fortress::start().await;
+    let mut client = RawClient::connect(fortress.addr).await.unwrap();
+    let handshake = "GET /ws HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\n\
+        upgrade: websocket\r\nsec-websocket-version: 13\r\n\
+        sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    client.send(handshake).await.unwrap();
+    let head = client.head().await.unwrap();
+    assert_eq!(head.status, StatusCode::SWITCHING_PROTOCOLS);
+    // The answer to the key that RFC 6455 has for an example.
+    assert_eq!(head.header("sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
+    for quiet in [8, 0] {
+        // A text of five bytes under a mask of zeroes comes back without one.
+        client.send(b"\x81\x85\0\0\0\0hello").await.unwrap();
+        let mut echo = [0; 7];
+        let read = client.stream.read_exact(&mut echo);
+        timeout(clients::PATIENCE, read).await.unwrap().unwrap();
+        assert_eq!(&echo, b"\x81\x05hello");
+        // Quiet for longer than any other connection may be.
+        sleep(Duration::from_secs(quiet)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_body_of_one_byte_too_much_is_refused_and_one_less_is_not() {
+    let fortress = Fortress::start().await;
+    let most = fortress.post(vec![0; 1 << 20].into()).await;
+    assert_eq!(most.body(), "1048576");
+    let refused = fortress.post(vec![0; (1 << 20) + 1].into()).await;
+    assert_eq!(refused.status(), StatusCode::PAYLOAD_TOO_LARGE);
+
+    // The same without saying so in advance.
+    let mut sender = clients::http1::<Pieces>(LOCALHOST, fortress.addr).await.unwrap();
+    let pieces = Pieces::new(1025, 1024);
+    let request = Request::post("/echo-len").header("host", "test").body(pieces).unwrap();
+    let refused = sender.send_request(request).await.unwrap();
+    assert_eq!(refused.status(), StatusCode::PAYLOAD_TOO_LARGE);
+}
+
+#[tokio::test]
+async fn a_slow_upload_is_served_and_a_dripping_one_is_not() {
+    let fortress = Fortress::start().await;
+    let mut dripping = RawClient::connect(fortress.addr).await.unwrap();
+    let head = "POST /echo-len HTTP/1.1\r\nhost: test\r\ncontent-length: 60\r\n\r\n";
+    dripping.send(head).await.unwrap();
+    let drip = async {
+        let begun = Instant::now();
+        loop {
+            let answer = timeout(Duration::from_millis(500), dripping.head()).await;
+            if let Ok(answer) = answer {
+                return (answer.unwrap().status, begun.elapsed());
+            }
+            dripping.send("x").await.unwrap();
+        }
+    };
+    // 160 KiB at 16 KiB a second.
+    let slow = async {
+        let mut sender = clients::http1::<Pieces>(LOCALHOST, fortress.addr).await.unwrap();
+        let pieces = Pieces::new(40, 4096).declared().every(Duration::from_millis(250));
+        let request = Request::post("/echo-len").header("host", "test").body(pieces).unwrap();
+        clients::whole(sender.send_request(request).await.unwrap()).await.unwrap()
+    };
+    let ((status, after), slow) = tokio::join!(drip, slow);
+    assert_eq!(slow.body(), "163840");
+    assert_eq!(status, StatusCode::REQUEST_TIMEOUT);
+    assert!(after < Duration::from_secs(8), "after {after:?}");
+}
+
+#[tokio::test]
+async fn metrics_are_served_to_an_address_that_is_refused_everything_else() {
+    let fortress = Fortress::start().await;
+    let mut slow = JoinSet::new();
+    let addr = fortress.addr;
+    for connection in 0..5 {
+        let sender = clients::http2::<Empty<Bytes>>(LOCALHOST, addr).await.unwrap();
+        for _ in 0..80 {
+            let mut sender = sender.clone();
+            slow.spawn(async move {
+                let request = Request::get(format!("http://{addr}/slow?ms=5000"));
+                let answer = sender.send_request(request.body(Empty::new()).unwrap()).await;
+                answer.unwrap().status()
+            });
+        }
+        // 400 requests in four seconds are within the rate; 300 of them may be here at once.
+        if connection < 4 {
+            sleep(Duration::from_millis(800)).await;
+        }
+    }
+    assert_eq!(fortress.get("/").await.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(fortress.get("/metrics").await.status(), StatusCode::OK);
+    // Everybody else does not notice.
+    let other = clients::get(Ipv4Addr::new(127, 0, 0, 2), addr, "/").await.unwrap();
+    assert_eq!(other.status(), StatusCode::OK);
+    let statuses = slow.join_all().await;
+    let served = statuses.iter().filter(|status| **status == StatusCode::OK).count();
+    assert_eq!(served, 300);
+}
+
+#[tokio::test]
+#[cfg(unix)]
+async fn it_ends_at_once_when_nobody_is_busy() {
+    let mut fortress = Fortress::start().await;
+    fortress.get("/").await;
+    let _idle = RawClient::connect(fortress.addr).await.unwrap();
+    let mut events = RawClient::connect(fortress.addr).await.unwrap();
+    events.send("GET /events HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+    assert_eq!(events.head().await.unwrap().status, StatusCode::OK);
+
+    let told = Instant::now();
+    fortress.terminate();
+    assert!(fortress.ended().await.success());
+    assert!(told.elapsed() < Duration::from_secs(4), "after {:?}", told.elapsed());
+    // The stream was ended, not cut.
+    let rest = String::from_utf8(events.rest().await).unwrap();
+    assert!(rest.ends_with("\r\n0\r\n\r\n"), "{rest}");
+}
+
+#[tokio::test]
+#[cfg(unix)]
+async fn it_finishes_what_it_began_and_ends_whatever_clients_do() {
+    let mut fortress = Fortress::start().await;
+    let addr = fortress.addr;
+    // One that never reads, one that hangs in a handler, one that never ends its head.
+    let mut stalled = RawClient::connect(addr).await.unwrap();
+    stalled.send("GET /big HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+    let mut slow = RawClient::connect(addr).await.unwrap();
+    slow.send("GET /slow?ms=30000 HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+    let mut half = RawClient::connect(addr).await.unwrap();
+    half.send("GET / HTTP/1.1\r\nhost:").await.unwrap();
+    let honest = tokio::spawn(async move { clients::get(LOCALHOST, addr, "/slow?ms=2000").await });
+    sleep(Duration::from_millis(500)).await;
+
+    fortress.terminate();
+    assert_eq!(honest.await.unwrap().unwrap().status(), StatusCode::OK);
+    assert!(fortress.ended().await.success());
+}
