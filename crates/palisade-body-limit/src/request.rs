@@ -58,7 +58,10 @@ struct Packed {
 enum Stage {
     /// Not polled yet.
     Fresh,
+    /// In frames as they come.
     Reading,
+    /// In many small frames: there is a `pack`.
+    Joining,
     /// Something was found in shadow mode: one event per request is enough.
     Found,
     /// Refused.
@@ -111,7 +114,7 @@ where
         let Some(counted) = counted else {
             return Pin::new(body).poll_frame(cx).map_err(Into::into);
         };
-        let polled = if counted.stage != Stage::Reading || counted.pack.is_some() {
+        let polled = if counted.stage != Stage::Reading {
             counted.poll_slowly(Pin::new(body), cx)
         } else {
             match ready!(Pin::new(body).poll_frame(cx)) {
@@ -240,6 +243,9 @@ impl Counted {
             if self.small == UNTOUCHED {
                 let pack = Pack::new(Instant::now());
                 self.pack = Some(Box::new(Packed { pack, next: None, ended: false }));
+                if self.stage == Stage::Reading {
+                    self.stage = Stage::Joining;
+                }
             }
         }
         Poll::Ready(Some(Ok(Frame::data(data))))
@@ -311,7 +317,7 @@ impl Counted {
             return Ok(Taken::Apart);
         }
         let counted = match &self.watch {
-            Some(watch) if self.stage == Stage::Reading => {
+            Some(watch) if self.stage == Stage::Joining => {
                 packed.pack.count(received, &allowed, watch.grpc, Instant::now)
             }
             _ => Ok(()),

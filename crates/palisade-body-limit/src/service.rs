@@ -48,6 +48,10 @@ where
         let shared = &self.shared;
         let looks = shared.settings.is_on();
         let has_body = looks && !request.body().is_end_stream();
+        let limits_response = looks && shared.response.is_some();
+        if !has_body && !limits_response && !shared.overridable {
+            return ResponseFuture::new(self.inner.call(request.map(RequestBody::unwatched)), None);
+        }
         let limit = match request.extensions().get::<MaxRequestBody>() {
             Some(own) if has_body => own.0,
             _ => shared.request,
@@ -68,7 +72,6 @@ where
         let counts = has_body && !too_long && !is_harmless;
         // Neither a shadowed refusal nor an empty body is looked at again.
         let joins = has_body && !too_long && is_harmless && shared.tiny_frames.is_some();
-        let limits_response = looks && shared.response.is_some();
         let watch = (counts || limits_response).then(|| {
             let form = AnswerForm::of(&request);
             let grpc = form.is_grpc() && request.version() == Version::HTTP_2;
