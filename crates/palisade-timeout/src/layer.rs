@@ -134,7 +134,7 @@ impl TimeoutLayer {
         self
     }
 
-    /// Puts a [`Deadline`] into the extensions of every request, so that handlers can give what
+    /// Puts a [`Deadline`](crate::Deadline) into the extensions of every request, so that handlers can give what
     /// they call no more time than they have. It costs a few allocations and a look at the clock
     /// for each request. Defaults to not doing so.
     pub fn expose_deadline(mut self) -> Self {
