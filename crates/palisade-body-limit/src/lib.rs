@@ -38,9 +38,13 @@
 //!   500, and one that turns out longer is cut.
 //! - gRPC clients see `RESOURCE_EXHAUSTED` in each case.
 //!
-//! A body that a guard refuses fails with a [`Violation`], which [`Violation::behind`] finds.
-//! A request without a body, or with one so short that it can break no rule, costs nothing; any
-//! other costs one small allocation. The limit counts bytes as they arrive here: put the layer
+//! A body that breaks a rule fails with a [`Violation`], which [`Violation::behind`] finds. What is
+//! left of it is kept unread for a moment, so that the client sees its answer
+//! ([`linger`](palisade_core::linger)): request bodies are therefore `Send + Unpin + 'static`, as
+//! those of hyper, axum and tonic are.
+//!
+//! A request without a body, or with one so short that it can break no rule, costs no allocation;
+//! any other costs one small one. The limit counts bytes as they arrive here: put the layer
 //! inside a decompressing one to limit what comes out of it, and outside to limit what goes in.
 //!
 //! # How it differs
@@ -57,6 +61,7 @@
 //! it was sent, and more from a client that alternates between fast and slow on purpose.
 #![forbid(unsafe_code)]
 
+mod counted;
 mod frames;
 mod future;
 mod layer;
