@@ -12,7 +12,7 @@ use http_body::Body;
 use palisade_client_ip::ClientIp;
 use palisade_core::{
     AnswerForm, BoxError, ClientKey, ConnInfo, Event, Extracted, Guard, GuardBody, KeyExtractor,
-    Mode, Phase, Reason, Recorder, Rejection, RequestHead, Settings, Violation,
+    Mode, Phase, Reason, Recorder, Rejection, RequestHead, Settings, Violation, linger,
 };
 use std::{
     fmt,
@@ -177,7 +177,7 @@ impl<S> Layer<S> for ConcurrencyLimitLayer {
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for ConcurrencyLimit<S>
 where
     S: Service<Request<RequestBody<ReqBody>>, Response = Response<ResBody>> + Clone,
-    ReqBody: Body<Data = Bytes>,
+    ReqBody: Body<Data = Bytes> + Send + 'static,
     ReqBody::Error: Into<BoxError>,
     ResBody: Body<Data = Bytes>,
     ResBody::Error: Into<BoxError>,
@@ -227,6 +227,7 @@ where
         let rejection = rejection.retry_after(RETRY_AFTER);
         let conn = ConnInfo::of(request.extensions()).map(Arc::as_ref);
         if shared.settings.refuse(&rejection, conn) {
+            linger(request.into_body());
             ResponseFuture::refused(shared.clone(), rejection)
         } else {
             let request = request.map(RequestBody::passing);
