@@ -137,11 +137,13 @@ impl ConnInfo {
     }
 
     /// What guards count this connection's requests by.
+    #[inline]
     pub fn client(&self) -> ClientKey {
         self.client
     }
 
     /// The connection of the request with these extensions, if somebody put it there.
+    #[inline]
     pub fn of(extensions: &Extensions) -> Option<&Arc<Self>> {
         extensions.get::<Arc<Self>>()
     }

@@ -17,11 +17,13 @@ impl Clock {
     }
 
     /// Microseconds from the epoch to `instant`; 0 for anything earlier.
+    #[inline]
     pub fn micros(&self, instant: Instant) -> u64 {
         micros(instant.saturating_duration_since(self.epoch))
     }
 
     /// Microseconds from the epoch to now: one clock read.
+    #[inline]
     pub fn now(&self) -> u64 {
         self.micros(Instant::now())
     }

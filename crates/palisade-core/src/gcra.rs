@@ -33,6 +33,7 @@ pub enum Denied {
 impl Gcra {
     /// One cell per `period` microseconds, `burst` cells at once. `None` if either is 0, or if
     /// their product, the largest debt they can lead to, is more than [`Table::MAX_DEBT`].
+    #[inline]
     pub const fn new(period: u64, burst: u32) -> Option<Self> {
         match period.checked_mul(burst as u64) {
             Some(1..=Table::MAX_DEBT) => Some(Self { period, burst }),
@@ -51,6 +52,7 @@ impl Gcra {
     }
 
     /// The largest debt this can lead to, in microseconds.
+    #[inline]
     pub const fn max_debt(self) -> u64 {
         self.period * self.burst as u64
     }
@@ -58,6 +60,7 @@ impl Gcra {
     /// The debt after `cells` more for whoever has `debt`, or why there are to be none. A debt
     /// that this quota cannot have led to is left from another one and counts as paid, so that a
     /// change of quota lengthens nobody's wait.
+    #[inline]
     pub const fn decide(self, debt: u64, cells: u32) -> Result<u64, Denied> {
         if cells > self.burst {
             return Err(Denied::Never);

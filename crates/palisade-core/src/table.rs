@@ -157,6 +157,7 @@ impl Table {
         }
     }
 
+    #[inline]
     fn hash(&self, key: ClientKey) -> u64 {
         SipHasher13::new_with_keys(self.seed.0, self.seed.1).hash(&key.to_bits().to_le_bytes())
     }
@@ -209,6 +210,7 @@ impl Table {
     /// No line is ever left for more than two passes, so what is here was paid 13 days ago at
     /// most when an update leaves, and another 19 days later at most when the next one comes: in
     /// time to be told from a debt. After more than that nobody can be in debt any longer.
+    #[inline]
     fn tidy(&self, now: u64, max_debt: u64) {
         let due = now >> (TIDY_BITS - self.lines.len().trailing_zeros());
         let tidied = self.tidied.load(Relaxed);
