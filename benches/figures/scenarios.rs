@@ -1,0 +1,259 @@
+//! What is counted: each scenario does so many requests in one way.
+//!
+//! A name is what is counted, then for whom: `bare`, `palisade` or `peers`.
+
+use axum::{Router, routing::get};
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, Version, header};
+use http_body::Body;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use palisade_benches::{
+    Frames, Identified, Pends, Protocol, Reads, Ready, anonymous, connection, drive, for_peers,
+    generous, hyper_http1, hyper_util_auto, palisade, peer_request, peers, peers_limit, request,
+    runtime, stingy, tower_governor, upload,
+};
+use std::time::Duration;
+use tower::{BoxError, Layer, Service, layer::util::Identity};
+
+/// Sends as many requests as it is told.
+pub(crate) type Run = Box<dyn FnMut(usize)>;
+
+/// A name, and what makes the scenario. Made when its turn comes, and dropped after it.
+pub(crate) type Scenario = (&'static str, Box<dyn FnOnce() -> Run>);
+
+/// All of them, in the order in which they are counted.
+pub(crate) fn all() -> Vec<Scenario> {
+    let mut all = List(Vec::new());
+    without_a_body(&mut all);
+    single_guards(&mut all);
+    with_a_body(&mut all);
+    refusals(&mut all);
+    end_to_end(&mut all);
+    all.0
+}
+
+struct List(Vec<Scenario>);
+
+// === List ===
+
+impl List {
+    fn add(&mut self, name: &'static str, make: impl FnOnce() -> Run + 'static) {
+        self.0.push((name, Box::new(make)));
+    }
+
+    /// Requests from `request` into one service, polled by hand.
+    fn drive<S, B, R>(&mut self, name: &'static str, service: S, request: R)
+    where
+        S: Service<Request<B>> + 'static,
+        R: Fn() -> Request<B> + 'static,
+    {
+        self.add(name, move || {
+            let mut service = service;
+            Box::new(move |requests| {
+                for _ in 0..requests {
+                    drive(&mut service, request());
+                }
+            })
+        });
+    }
+
+    /// The same with a clone of the service for each request.
+    fn drive_clones<S, B, R>(&mut self, name: &'static str, service: S, request: R)
+    where
+        S: Service<Request<B>> + Clone + 'static,
+        R: Fn() -> Request<B> + 'static,
+    {
+        self.add(name, move || {
+            Box::new(move |requests| {
+                for _ in 0..requests {
+                    drive(&mut service.clone(), request());
+                }
+            })
+        });
+    }
+}
+
+/// Makes requests with palisade's own identity.
+fn ours() -> impl Fn() -> Request<Full<Bytes>> + 'static {
+    let conn = connection();
+    move || request(&conn)
+}
+
+fn without_a_body(all: &mut List) {
+    all.drive("anonymous bare", Ready, anonymous);
+    all.drive("ready bare", Ready, ours());
+    all.drive("ready bare-of-peers", for_peers(Ready), peer_request);
+    all.drive("ready palisade", palisade(generous()).layer(Ready), ours());
+    all.drive("ready peers", peers(true).service(for_peers(Ready)), peer_request);
+    all.drive_clones("clone palisade", palisade(generous()).layer(Ready), ours());
+    all.drive_clones("clone peers", peers(true).service(for_peers(Ready)), peer_request);
+    all.drive("pending bare", Pends, ours());
+    all.drive("pending bare-of-peers", for_peers(Pends), peer_request);
+    all.drive("pending palisade", palisade(generous()).layer(Pends), ours());
+    all.drive("pending peers", peers(true).service(for_peers(Pends)), peer_request);
+}
+
+fn single_guards(all: &mut List) {
+    use palisade::{
+        body_limit::BodyLimitLayer, concurrency_limit::ConcurrencyLimitLayer,
+        rate_limit::RateLimitLayer, slow_body::SlowBodyLayer, timeout::TimeoutLayer,
+    };
+    let rate_limit = RateLimitLayer::new(generous()).expect("a sound quota");
+    let timeout = TimeoutLayer::new(Duration::from_secs(30));
+    let concurrency_limit = ConcurrencyLimitLayer::new(1024);
+    all.drive("rate_limit palisade", rate_limit.layer(Ready), ours());
+    all.drive("timeout palisade", timeout.layer(Ready), ours());
+    all.drive("body_limit palisade", BodyLimitLayer::default().layer(Ready), ours());
+    all.drive("slow_body palisade", SlowBodyLayer::new().layer(Ready), ours());
+    all.drive("concurrency_limit palisade", concurrency_limit.layer(Ready), ours());
+    let fair = ConcurrencyLimitLayer::new(1024).fairness();
+    all.drive("concurrency_limit_fair palisade", fair.layer(Ready), ours());
+}
+
+fn with_a_body(all: &mut List) {
+    let small = |request: Request<Full<Bytes>>| {
+        let body = Bytes::from_static(b"sixteen bytes..");
+        let length = body.len();
+        upload(request, Full::new(body), length)
+    };
+    let (a, b) = (ours(), ours());
+    all.drive("small bare", Reads, move || small(a()));
+    all.drive("small bare-of-peers", for_peers(Reads), move || small(peer_request()));
+    all.drive("small palisade", palisade(generous()).layer(Reads), move || small(b()));
+    all.drive("small peers", peers(true).service(for_peers(Reads)), move || small(peer_request()));
+
+    let frames = |count| {
+        move |request: Request<Full<Bytes>>| {
+            upload(request, Frames::new(count), count * Frames::LENGTH)
+        }
+    };
+    let uploads = [
+        (["upload16 bare", "upload16 bare-of-peers", "upload16 palisade", "upload16 peers"], 16),
+        (["upload48 bare", "upload48 bare-of-peers", "upload48 palisade", "upload48 peers"], 48),
+    ];
+    for (names, count) in uploads {
+        let made = frames(count);
+        let (a, b) = (ours(), ours());
+        all.drive(names[0], Reads, move || made(a()));
+        all.drive(names[1], for_peers(Reads), move || made(peer_request()));
+        all.drive(names[2], palisade(generous()).layer(Reads), move || made(b()));
+        all.drive(names[3], peers(true).service(for_peers(Reads)), move || made(peer_request()));
+    }
+
+    let waiting = |request: Request<Full<Bytes>>| {
+        upload(request, Frames::new(16).with_one_wait(), 16 * Frames::LENGTH)
+    };
+    let (a, b) = (ours(), ours());
+    all.drive("waiting16 bare", Reads, move || waiting(a()));
+    all.drive("waiting16 bare-of-peers", for_peers(Reads), move || waiting(peer_request()));
+    all.drive("waiting16 palisade", palisade(generous()).layer(Reads), move || waiting(b()));
+    all.drive("waiting16 peers", peers(true).service(for_peers(Reads)), move || {
+        waiting(peer_request())
+    });
+}
+
+fn refusals(all: &mut List) {
+    use palisade::{
+        body_limit::BodyLimitLayer, concurrency_limit::ConcurrencyLimitLayer,
+        rate_limit::RateLimitLayer,
+    };
+    let huge = |request: Request<Full<Bytes>>| {
+        let mut request = request.map(|_| Frames::new(1 << 20));
+        request.headers_mut().insert(header::CONTENT_LENGTH, HUGE);
+        request
+    };
+    let over_http2 = move |request: Request<Full<Bytes>>| {
+        let mut request = huge(request);
+        *request.version_mut() = Version::HTTP_2;
+        request
+    };
+    let (a, b, c, d) = (ours(), ours(), ours(), ours());
+    all.drive("huge bare", Ready, move || huge(a()));
+    all.drive("huge bare-of-peers", for_peers(Ready), move || huge(peer_request()));
+    all.drive("huge2 bare", Ready, move || over_http2(b()));
+    all.drive("refused413 palisade", BodyLimitLayer::default().layer(Ready), move || huge(c()));
+    all.drive("refused413h2 palisade", BodyLimitLayer::default().layer(Ready), move || {
+        over_http2(d())
+    });
+    all.drive("refused413 peers", peers_limit().layer(Ready), move || huge(peer_request()));
+    let limited = |quota| RateLimitLayer::new(quota).expect("a sound quota").layer(Ready);
+    all.drive("refused429 palisade", limited(stingy()), ours());
+    // Whatever the clock does meanwhile, there is less than 10 s to wait.
+    let short = palisade::Quota::per_second(1).burst(1);
+    all.drive("refused429short palisade", limited(short), ours());
+    let governor = tower_governor(false);
+    all.drive("refused429 peers", governor.layer(for_peers(Ready)), peer_request);
+    all.drive("refused503 palisade", ConcurrencyLimitLayer::new(0).layer(Ready), ours());
+    all.drive("refused429stack palisade", palisade(stingy()).layer(Ready), ours());
+    all.drive("refused429stack peers", peers(false).service(for_peers(Ready)), peer_request);
+}
+
+const HUGE: HeaderValue = HeaderValue::from_static("4294967296");
+
+fn end_to_end(all: &mut List) {
+    all.add("hyper_h1 bare", || hyper_run(Identified(Ready)));
+    all.add("hyper_h1 palisade", || hyper_run(Identified(palisade(generous()).layer(Ready))));
+    all.add("hyper_h1 peers", || hyper_run(Identified(peers(true).service(for_peers(Ready)))));
+    all.add("hyper_h1_refused palisade", || hyper_run(Identified(palisade(stingy()).layer(Ready))));
+    all.add("hyper_h1_refused peers", || {
+        hyper_run(Identified(peers(false).service(for_peers(Ready))))
+    });
+
+    let router = || Router::new().route("/", get(async || "ok"));
+    let noop = |router: Router| router.layer(Identity::new());
+    let by_layer = |router: Router| router.layer(palisade(generous()));
+    let around = |router: Router| palisade(generous()).layer(router);
+    let peers_around = |router: Router| peers(true).service(router);
+    for (protocol, names) in [
+        (
+            Protocol::Http1,
+            [
+                "axum_h1 bare",
+                "axum_h1_around palisade",
+                "axum_h1_around peers",
+                "axum_h1_layer bare",
+                "axum_h1_layer palisade",
+            ],
+        ),
+        (
+            Protocol::Http2,
+            [
+                "axum_h2 bare",
+                "axum_h2_around palisade",
+                "axum_h2_around peers",
+                "axum_h2_layer bare",
+                "axum_h2_layer palisade",
+            ],
+        ),
+    ] {
+        all.add(names[0], move || axum_run(protocol, Identified(router())));
+        all.add(names[1], move || axum_run(protocol, Identified(around(router()))));
+        all.add(names[2], move || axum_run(protocol, Identified(peers_around(router()))));
+        all.add(names[3], move || axum_run(protocol, Identified(noop(router()))));
+        all.add(names[4], move || axum_run(protocol, Identified(by_layer(router()))));
+    }
+}
+
+fn hyper_run<S, B>(service: S) -> Run
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + 'static,
+    S::Error: Into<BoxError>,
+    B: Body<Data = Bytes> + 'static,
+    B::Error: Into<BoxError>,
+{
+    let runtime = runtime();
+    Box::new(move |requests| hyper_http1(&runtime, service.clone(), requests))
+}
+
+fn axum_run<S, B>(protocol: Protocol, service: S) -> Run
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Into<BoxError> + Send + Sync,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let runtime = runtime();
+    Box::new(move |requests| hyper_util_auto(&runtime, service.clone(), protocol, requests))
+}
