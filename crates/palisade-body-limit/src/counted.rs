@@ -251,7 +251,7 @@ impl Counted {
 
     /// A rule is broken. An error if that ends the body.
     fn found(&mut self, violation: Violation) -> Result<(), BoxError> {
-        if self.watch.as_ref().is_some_and(|watch| watch.violated(&violation)) {
+        if self.watch.as_ref().is_some_and(|watch| watch.violated(violation)) {
             self.stage = Stage::Over;
             return Err(violation.into());
         }

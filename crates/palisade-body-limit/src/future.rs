@@ -1,10 +1,6 @@
 //! The handler's future, with the guard's answer in its place where the body broke a rule.
 
-use crate::{
-    ResponseBody,
-    layer::Shared,
-    watch::{Watch, rejection},
-};
+use crate::{ResponseBody, layer::Shared, watch::Watch};
 use bytes::Bytes;
 use http::Response;
 use http_body::Body;
@@ -73,8 +69,9 @@ where
             }
             StateProj::Watched { inner, watch } => {
                 let polled = inner.poll(cx);
-                if let Some(violation) = watch.handler_polled(polled.is_ready(), cx.waker()) {
-                    (rejection(violation, watch.form), watch.shared.clone())
+                let answer = watch.answerer.handler_polled(polled.is_ready(), cx.waker());
+                if let Some(rejection) = answer {
+                    (rejection, watch.shared.clone())
                 } else {
                     let response = ready!(polled)?;
                     if watch.shared.response.is_none() {

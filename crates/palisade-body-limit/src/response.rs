@@ -54,8 +54,9 @@ where
         };
         let declared = declared(&response);
         if declared > limit {
-            let rejection = rejection(too_large(Phase::Handler, limit, declared), watch.form);
-            if watch.shared.settings.refuse(&rejection, watch.conn.as_deref()) {
+            let rejection =
+                rejection(too_large(Phase::Handler, limit, declared), watch.answerer.form());
+            if watch.shared.settings.refuse(&rejection, watch.answerer.conn().map(Arc::as_ref)) {
                 return Err(rejection);
             }
             return Ok(response.map(Self::unlimited));
@@ -108,13 +109,13 @@ where
             let sent = counted.limit.saturating_sub(counted.remaining);
             let observed = sent.saturating_add(length);
             let violation = too_large(Phase::ResponseBody, counted.limit, observed);
-            let Watch { shared, conn, form, .. } = &*counted.watch;
-            if !shared.settings.cut(&violation, conn.as_deref()) {
+            let Watch { shared, answerer, .. } = &*counted.watch;
+            if !shared.settings.cut(&violation, answerer.conn().map(Arc::as_ref)) {
                 *this.counted = None;
                 return Poll::Ready(Some(Ok(frame)));
             }
             counted.over = true;
-            return Poll::Ready(Some(ending(violation, *form)));
+            return Poll::Ready(Some(ending(violation, answerer.form())));
         };
         counted.remaining = remaining;
         Poll::Ready(Some(Ok(frame)))

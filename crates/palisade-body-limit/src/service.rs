@@ -8,7 +8,7 @@ use crate::{
 use bytes::Bytes;
 use http::{Request, Response, Version, header::CONTENT_LENGTH};
 use http_body::Body;
-use palisade_core::{AnswerForm, BoxError, ConnInfo, GuardBody, Phase, linger};
+use palisade_core::{AnswerForm, Answerer, BoxError, ConnInfo, GuardBody, Phase, linger};
 use std::{
     sync::Arc,
     task::{Context, Poll},
@@ -76,7 +76,7 @@ where
             let form = AnswerForm::of(&request);
             let grpc = form.is_grpc() && request.version() == Version::HTTP_2;
             let conn = ConnInfo::of(request.extensions()).cloned();
-            Arc::new(Watch::new(shared.clone(), conn, form, grpc, limit))
+            Arc::new(Watch::new(shared.clone(), Answerer::new(form, conn), grpc, limit))
         });
         let counting = watch.clone().filter(|_| counts);
         if shared.overridable {

@@ -2,9 +2,9 @@
 
 use crate::layer::Shared;
 use http::StatusCode;
-use palisade_core::{AnswerForm, ConnInfo, Guard, Mode, Phase, Reason, Rejection, Violation};
+use palisade_core::{AnswerForm, Answerer, Guard, Phase, Reason, Rejection, Violation};
 use parking_lot::Mutex;
-use std::{sync::Arc, task::Waker};
+use std::sync::Arc;
 
 /// By this a handler changes the limit of its own request, if the layer is
 /// [`overridable`](crate::BodyLimitLayer::overridable). It is found in the request's extensions.
@@ -14,34 +14,22 @@ pub struct BodyLimitHandle {
     watch: Option<Arc<Watch>>,
 }
 
-/// One request with a body, or with a limited response. The lock is taken when the response
-/// future is polled, when a rule is broken, and at the first read of an overridable request.
+/// One request with a body, or with a limited response.
 #[derive(Debug)]
 pub(crate) struct Watch {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) conn: Option<Arc<ConnInfo>>,
-    pub(crate) form: AnswerForm,
+    pub(crate) answerer: Answerer,
     /// Whether gRPC runs over HTTP/2, where messages are small and may not wait.
     pub(crate) grpc: bool,
-    state: Mutex<State>,
+    /// The lock is taken at the first read of an overridable request, and by its handle.
+    limit: Mutex<Limit>,
 }
 
 #[derive(Debug)]
-struct State {
-    head: Head,
-    limit: u64,
-    reading: bool,
-}
-
-/// What is known of the head of the response.
-#[derive(Debug)]
-enum Head {
-    /// The handler is at work, and this wakes its task.
-    Unsent(Option<Waker>),
-    /// The body broke a rule: the guard answers, not the handler.
-    Violated(Violation),
-    /// The answer is given, whosever it is.
-    Sent,
+struct Limit {
+    bytes: u64,
+    /// From the first read on it stands.
+    stands: bool,
 }
 
 // === BodyLimitHandle ===
@@ -56,11 +44,11 @@ impl BodyLimitHandle {
     /// [`Off`](crate::Mode::Off), there is nothing to change, and it is always `true`.
     pub fn set(&self, bytes: u64) -> bool {
         self.watch.as_ref().is_none_or(|watch| {
-            let mut state = watch.state.lock();
-            if !state.reading {
-                state.limit = bytes;
+            let mut limit = watch.limit.lock();
+            if !limit.stands {
+                limit.bytes = bytes;
             }
-            !state.reading
+            !limit.stands
         })
     }
 }
@@ -68,59 +56,22 @@ impl BodyLimitHandle {
 // === Watch ===
 
 impl Watch {
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        conn: Option<Arc<ConnInfo>>,
-        form: AnswerForm,
-        grpc: bool,
-        limit: u64,
-    ) -> Self {
-        let state = State { head: Head::Unsent(None), limit, reading: false };
-        Self { shared, conn, form, grpc, state: Mutex::new(state) }
+    pub(crate) fn new(shared: Arc<Shared>, answerer: Answerer, grpc: bool, limit: u64) -> Self {
+        let limit = Mutex::new(Limit { bytes: limit, stands: false });
+        Self { shared, answerer, grpc, limit }
     }
 
     /// From here on the limit stands. Returns it.
     pub(crate) fn start_reading(&self) -> u64 {
-        let mut state = self.state.lock();
-        state.reading = true;
-        state.limit
+        let mut limit = self.limit.lock();
+        limit.stands = true;
+        limit.bytes
     }
 
-    /// The request body broke a rule. Records it, as a refusal if the answer is still ours to
-    /// give and as a cut otherwise. `false` in shadow mode: the body goes on.
-    pub(crate) fn violated(&self, violation: &Violation) -> bool {
-        let settings = &self.shared.settings;
-        let enforces = settings.mode == Mode::Enforce;
-        let mut state = self.state.lock();
-        let Head::Unsent(waker) = &mut state.head else {
-            drop(state);
-            return settings.cut(violation, self.conn.as_deref());
-        };
-        let waker = if enforces { waker.take() } else { None };
-        if enforces {
-            state.head = Head::Violated(*violation);
-        }
-        // Metrics and wakers are the code of others: not under the lock.
-        drop(state);
-        settings.refuse(&rejection(*violation, self.form), self.conn.as_deref());
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-        enforces
-    }
-
-    /// Called after each poll of the handler. Says whether the guard answers in its place, and
-    /// otherwise takes note that the head is out or of whom to wake.
-    pub(crate) fn handler_polled(&self, is_ready: bool, task: &Waker) -> Option<Violation> {
-        let mut state = self.state.lock();
-        match &mut state.head {
-            Head::Violated(violation) => return Some(*violation),
-            Head::Unsent(_) if is_ready => state.head = Head::Sent,
-            Head::Unsent(Some(known)) if known.will_wake(task) => {}
-            Head::Unsent(known) => *known = Some(task.clone()),
-            Head::Sent => {}
-        }
-        None
+    /// The request body broke a rule. `false` in shadow mode: the body goes on.
+    pub(crate) fn violated(&self, violation: Violation) -> bool {
+        let judge = |_phase| (violation, status(&violation));
+        self.answerer.violated(&self.shared.settings, judge).is_some()
     }
 }
 
@@ -129,13 +80,17 @@ pub(crate) fn too_large(phase: Phase, limit: u64, observed: u64) -> Violation {
     Violation::new(Guard::BodyLimit, Reason::TooLarge, phase, limit, observed)
 }
 
-/// The answer for `violation`.
-pub(crate) fn rejection(violation: Violation, form: AnswerForm) -> Rejection {
-    let status = match (violation.reason, violation.phase) {
+/// What plain HTTP is told of `violation`.
+pub(crate) fn status(violation: &Violation) -> StatusCode {
+    match (violation.reason, violation.phase) {
         // Its length is fine, the way it comes is not: 413 would tell the client to send less.
         (Reason::TinyFrames, _) => StatusCode::BAD_REQUEST,
         (_, Phase::Handler | Phase::ResponseBody) => StatusCode::INTERNAL_SERVER_ERROR,
         _ => StatusCode::PAYLOAD_TOO_LARGE,
-    };
-    Rejection::new(violation, status, form)
+    }
+}
+
+/// The answer for `violation`.
+pub(crate) fn rejection(violation: Violation, form: AnswerForm) -> Rejection {
+    Rejection::new(violation, status(&violation), form)
 }

@@ -6,9 +6,10 @@
 //! - What a guard says: [`Guard`], [`Reason`], [`Phase`], [`Mode`], [`Violation`], [`Rejection`].
 //! - Who hears it: [`Metrics`], [`Event`], [`Levels`], and a guard's handle on them, [`Recorder`].
 //! - Who is asking: [`ConnInfo`], [`ClientKey`], [`RequestHead`], [`KeyExtractor`].
-//! - What guards are made of: [`Settings`], [`GuardBody`], [`Table`], [`Gcra`], [`Clock`], [`Pressure`].
+//! - What guards are made of: [`Settings`], [`GuardBody`], [`Answerer`], [`Table`], [`Gcra`], [`Clock`], [`Pressure`].
 #![forbid(unsafe_code)]
 
+mod answerer;
 mod body;
 mod client;
 mod clock;
@@ -21,6 +22,7 @@ mod settings;
 mod table;
 mod words;
 
+pub use answerer::Answerer;
 pub use body::{BoxError, GuardBody};
 pub use client::{ClientKey, ConnInfo, Extracted, KeyExtractor, Prefix, RequestHead};
 pub use clock::Clock;

@@ -63,15 +63,15 @@ where
             }
             StateProj::Watched { inner, answering } => {
                 let polled = inner.poll(cx);
-                let watch = answering.watch();
-                match answering.handler_polled(polled.is_ready(), cx.waker()) {
+                let watch = &answering.0;
+                match watch.answerer.handler_polled(polled.is_ready(), cx.waker()) {
                     Some(rejection) => (rejection, watch.shared.clone()),
                     None => {
                         let response = ready!(polled)?;
-                        let (shared, conn) = (&watch.shared, &watch.conn);
+                        let (shared, conn) = (&watch.shared, watch.answerer.conn());
                         let judged = Writing::is_of_use(&response, shared, watch.response_pace());
                         let writing = judged.then(|| {
-                            Writing::new(shared.clone(), conn.clone(), Some(watch.clone()))
+                            Writing::new(shared.clone(), conn.cloned(), Some(watch.clone()))
                         });
                         return Poll::Ready(Ok(passing(response, writing)));
                     }

@@ -7,7 +7,7 @@ use crate::{
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use palisade_core::{AnswerForm, BoxError, GuardBody, Pressure, RequestHead, Settings};
+use palisade_core::{AnswerForm, Answerer, BoxError, GuardBody, Pressure, RequestHead, Settings};
 use std::{
     fmt,
     sync::Arc,
@@ -157,7 +157,7 @@ where
         let of_body = if judged { watch.clone() } else { None };
         let inner = self.inner.call(request.map(|body| RequestBody::new(body, of_body)));
         match watch {
-            Some(watch) => ResponseFuture::watched(inner, Answering::new(watch)),
+            Some(watch) => ResponseFuture::watched(inner, Answering(watch)),
             None => ResponseFuture::bodiless(inner, shared.clone(), conn),
         }
     }
@@ -180,7 +180,7 @@ impl Shared {
         }
         let form = AnswerForm::of(request);
         let conn = self.settings.conn(request.extensions());
-        let watch = Arc::new(Watch::new(self.clone(), conn, form, chosen));
+        let watch = Arc::new(Watch::new(self.clone(), Answerer::new(form, conn), chosen));
         let judged = has_body && !watch.request_pace().is_off();
         (Some(watch), judged)
     }
