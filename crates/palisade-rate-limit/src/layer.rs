@@ -9,7 +9,7 @@ use http::{Request, Response, StatusCode};
 use http_body::Body;
 use palisade_core::{
     AnswerForm, ConnInfo, Guard, GuardBody, Level, Levels, Phase, Reason, Rejection, Settings,
-    Violation,
+    Violation, linger,
 };
 use std::{
     fmt,
@@ -121,7 +121,7 @@ impl<S> Layer<S> for RateLimitLayer {
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for RateLimit<S>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
-    ReqBody: Body,
+    ReqBody: Body + Send + 'static,
     ResBody: Body<Data = Bytes>,
 {
     type Response = Response<GuardBody<ResBody>>;
@@ -140,6 +140,7 @@ where
             let rejection = refusal.rejection(AnswerForm::of(&request));
             let conn = ConnInfo::of(request.extensions()).map(Arc::as_ref);
             if shared.settings.refuse(&rejection, conn) {
+                linger(request.into_body());
                 return ResponseFuture::refused(rejection, shared.clone());
             }
         }
