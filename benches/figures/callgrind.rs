@@ -7,6 +7,7 @@ use std::{
     env, fs,
     hint::black_box,
     io,
+    ops::Sub,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -133,6 +134,19 @@ impl Cost {
             self.clock_reads += calls;
         } else if name.contains("runtime::time") && name.contains("reregister") {
             self.timers += calls;
+        }
+    }
+}
+
+impl Sub for Cost {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self {
+            instructions: self.instructions - other.instructions,
+            allocations: self.allocations - other.allocations,
+            clock_reads: self.clock_reads - other.clock_reads,
+            timers: self.timers - other.timers,
         }
     }
 }

@@ -82,6 +82,7 @@ fn ours() -> impl Fn() -> Request<Full<Bytes>> + 'static {
 
 fn without_a_body(all: &mut List) {
     all.drive("anonymous bare", Ready, anonymous);
+    all.drive("anonymous bare-of-peers", for_peers(Ready), anonymous);
     all.drive("ready bare", Ready, ours());
     all.drive("ready bare-of-peers", for_peers(Ready), peer_request);
     all.drive("ready palisade", palisade(generous()).layer(Ready), ours());

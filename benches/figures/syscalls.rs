@@ -1,0 +1,116 @@
+//! Counts system calls by running a small server on loopback under strace.
+
+use crate::table::{Limit::AtMost, Row};
+use axum::{Router, routing::get};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use palisade_benches::{Identified, generous, palisade, peers, runtime};
+use std::{
+    env, fs,
+    io::{self, Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    process::Command,
+    thread,
+};
+use tokio::net::TcpListener;
+use tower::Layer;
+
+/// The argument that makes this program the one that is watched.
+pub(crate) const ARGUMENT: &str = "under-strace";
+
+const FEW: usize = 100;
+const MANY: usize = 600;
+
+/// `None` without strace.
+pub(crate) fn count() -> io::Result<Option<Vec<Row>>> {
+    let Some(bare) = per_request("bare", "ready")? else { return Ok(None) };
+    let over = |server, path| -> io::Result<f64> {
+        Ok(per_request(server, path)?.unwrap_or_default() - bare)
+    };
+    let bare_pending = over("bare", "pending")?;
+    let (peers, ours) = (over("peers", "ready")?, over("palisade", "ready")?);
+    let figure = "system calls per request over bare, handler ready";
+    let ready = Row::count("P5", figure, peers, ours, AtMost(0.0));
+    let (peers, ours) = (over("peers", "pending")?, over("palisade", "pending")?);
+    let (peers, ours) = (peers - bare_pending, ours - bare_pending);
+    let figure = "system calls per request over bare, handler Pending once";
+    Ok(Some(vec![ready, Row::count("P5", figure, peers, ours, AtMost(0.0))]))
+}
+
+/// Of the server with its client, whose calls are the same for every server.
+fn per_request(server: &str, path: &str) -> io::Result<Option<f64>> {
+    let Some(few) = total(server, path, FEW)? else { return Ok(None) };
+    let many = total(server, path, MANY)?.unwrap_or_default();
+    Ok(Some((many - few) / (MANY - FEW) as f64))
+}
+
+fn total(server: &str, path: &str, requests: usize) -> io::Result<Option<f64>> {
+    let program = env::current_exe()?;
+    let summary = program.with_file_name("figures-strace");
+    let status = Command::new("strace")
+        .args(["-f", "-c", "-o"])
+        .arg(&summary)
+        .arg(&program)
+        .args([ARGUMENT, &format!("{server}/{path}"), &requests.to_string()])
+        .status();
+    match status {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+        Ok(status) if !status.success() => return Err(io::Error::other("strace failed")),
+        Ok(_) => {}
+    }
+    // The last line: share, seconds, microseconds a call, calls, errors, "total".
+    let summary = fs::read_to_string(&summary)?;
+    let last = summary.lines().rev().find(|line| line.ends_with("total"));
+    let calls = last.and_then(|line| line.split_whitespace().nth(3)?.parse().ok());
+    calls.map(Some).ok_or_else(|| io::Error::other("strace says no total"))
+}
+
+/// Serves `requests` requests of one client on one connection. `what` is a server, then the path.
+pub(crate) fn be_counted(what: &str, requests: usize) {
+    let (server, path) = what.split_once('/').expect("a server and a path");
+    let router = Router::new().route("/ready", get(async || "ok")).route(
+        "/pending",
+        get(async || {
+            tokio::task::yield_now().await;
+            "ok"
+        }),
+    );
+    let runtime = runtime();
+    runtime.block_on(async {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        let addr = listener.local_addr().expect("a bound socket has an address");
+        let request = format!("GET /{path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+        let client = thread::spawn(move || ask(addr, request.as_bytes(), requests));
+        let (stream, _) = listener.accept().await.expect("the client comes");
+        let io = TokioIo::new(stream);
+        let builder = auto::Builder::new(TokioExecutor::new());
+        // An error is a client that has left, which it does at the end.
+        let _ = match server {
+            "palisade" => {
+                let service = Identified(palisade(generous()).layer(router));
+                builder.serve_connection(io, TowerToHyperService::new(service)).await
+            }
+            "peers" => {
+                let service = Identified(peers(true).service(router));
+                builder.serve_connection(io, TowerToHyperService::new(service)).await
+            }
+            _ => builder.serve_connection(io, TowerToHyperService::new(Identified(router))).await,
+        };
+        client.join().expect("the client is served");
+    });
+}
+
+fn ask(addr: SocketAddr, request: &[u8], requests: usize) {
+    let mut stream = TcpStream::connect(addr).expect("the server listens");
+    stream.set_nodelay(true).expect("a TCP socket");
+    let mut answer = [0; 4096];
+    for _ in 0..requests {
+        stream.write_all(request).expect("the server reads");
+        let length = stream.read(&mut answer).expect("the server answers");
+        assert!(answer[..length].starts_with(b"HTTP/1.1 200"), "every request is served");
+    }
+}
