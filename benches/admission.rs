@@ -1,1 +1,136 @@
-fn main() {}
+//! Each guard by itself: admitted and refused, against no guard and against the peer's layer.
+
+use bytes::Bytes;
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use http::{HeaderValue, Request, header::CONTENT_LENGTH};
+use http_body_util::Full;
+use palisade::{
+    Metrics, body_limit::BodyLimitLayer, concurrency_limit::ConcurrencyLimitLayer, core::Event,
+    rate_limit::RateLimitLayer, slow_body::SlowBodyLayer, timeout::TimeoutLayer,
+};
+use palisade_benches::{
+    Frames, Reads, Ready, connection, drive, for_peers, generous, peer_request, peers_limit,
+    request, runtime, stingy, tower_governor, upload,
+};
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+use tower::{Layer, Service, ServiceBuilder, limit::GlobalConcurrencyLimitLayer};
+use tower_http::timeout;
+
+/// Counts what it hears.
+#[derive(Default)]
+struct Counting(AtomicU64);
+
+impl Metrics for Counting {
+    fn record(&self, _: &Event<'_>) {
+        self.0.fetch_add(1, Relaxed);
+    }
+}
+
+/// One line of a group: what becomes of `request` in `service`. Making the request is not timed.
+fn line<S, B>(
+    c: &mut Criterion,
+    group: &str,
+    name: &str,
+    mut service: S,
+    request: impl Fn() -> Request<B>,
+) where
+    S: Service<Request<B>>,
+{
+    let mut group = c.benchmark_group(group);
+    group.throughput(Throughput::Elements(1));
+    group.bench_function(name, |b| {
+        b.iter_batched(&request, |request| drive(&mut service, request), BatchSize::SmallInput);
+    });
+    group.finish();
+}
+
+fn no_guard(c: &mut Criterion) {
+    let conn = connection();
+    line(c, "no_guard", "admitted", Ready, || request(&conn));
+    line(c, "no_guard", "upload", Reads, || long_upload(request(&conn)));
+}
+
+fn rate_limit(c: &mut Criterion) {
+    let (conn, group) = (connection(), "rate_limit");
+    let layer = |quota| RateLimitLayer::new(quota).expect("a sound quota");
+    line(c, group, "admitted", layer(generous()).layer(Ready), || request(&conn));
+    line(c, group, "refused", layer(stingy()).layer(Ready), || request(&conn));
+    let counted = layer(stingy()).metrics(Counting::default());
+    line(c, group, "refused_counted", counted.layer(Ready), || request(&conn));
+    let peer = |generous| tower_governor(generous).layer(for_peers(Ready));
+    line(c, group, "admitted_tower_governor", peer(true), peer_request);
+    line(c, group, "refused_tower_governor", peer(false), peer_request);
+}
+
+fn concurrency_limit(c: &mut Criterion) {
+    let (conn, group) = (connection(), "concurrency_limit");
+    let layer = ConcurrencyLimitLayer::new;
+    line(c, group, "admitted", layer(1).layer(Ready), || request(&conn));
+    line(c, group, "refused", layer(0).layer(Ready), || request(&conn));
+    let counted = layer(0).metrics(Counting::default());
+    line(c, group, "refused_counted", counted.layer(Ready), || request(&conn));
+    let peer = |max| {
+        ServiceBuilder::new()
+            .load_shed()
+            .layer(GlobalConcurrencyLimitLayer::new(max))
+            .service(Ready)
+    };
+    line(c, group, "admitted_tower", peer(1), || request(&conn));
+    // Not an answer but an error, for somebody else to make an answer of.
+    line(c, group, "refused_tower", peer(0), || request(&conn));
+}
+
+fn body_limit(c: &mut Criterion) {
+    let (conn, group) = (connection(), "body_limit");
+    let layer = BodyLimitLayer::default();
+    line(c, group, "admitted", layer.layer(Ready), || request(&conn));
+    line(c, group, "upload", layer.layer(Reads), || long_upload(request(&conn)));
+    line(c, group, "refused", layer.layer(Ready), || too_long(request(&conn)));
+    let peer = peers_limit();
+    line(c, group, "upload_tower_http", peer.layer(Reads), || long_upload(request(&conn)));
+    line(c, group, "refused_tower_http", peer.layer(Ready), || too_long(request(&conn)));
+}
+
+fn timeout(c: &mut Criterion) {
+    let runtime = runtime();
+    let _guard = runtime.enter();
+    let (conn, group) = (connection(), "timeout");
+    let thirty = Duration::from_secs(30);
+    let layer = TimeoutLayer::new(thirty);
+    line(c, group, "admitted", layer.layer(Ready), || request(&conn));
+    line(c, group, "upload", layer.layer(Reads), || long_upload(request(&conn)));
+    let layer = TimeoutLayer::new(Duration::ZERO);
+    line(c, group, "refused", layer.layer(Ready), || request(&conn));
+    let status = http::StatusCode::SERVICE_UNAVAILABLE;
+    let peer = timeout::TimeoutLayer::with_status_code(status, thirty);
+    line(c, group, "admitted_tower_http", peer.layer(Ready), || request(&conn));
+}
+
+fn slow_body(c: &mut Criterion) {
+    let runtime = runtime();
+    let _guard = runtime.enter();
+    let (conn, group) = (connection(), "slow_body");
+    let layer = SlowBodyLayer::new();
+    line(c, group, "admitted", layer.layer(Ready), || request(&conn));
+    line(c, group, "upload", layer.layer(Reads), || long_upload(request(&conn)));
+    let peer = timeout::RequestBodyTimeoutLayer::new(Duration::from_secs(15));
+    line(c, group, "upload_tower_http", peer.layer(Reads), || long_upload(request(&conn)));
+}
+
+/// 64 KiB in 16 frames.
+fn long_upload(request: Request<Full<Bytes>>) -> Request<Frames> {
+    upload(request, Frames::new(16), 16 * Frames::LENGTH)
+}
+
+/// Says that 4 GiB will come.
+fn too_long(request: Request<Full<Bytes>>) -> Request<Frames> {
+    let mut request = request.map(|_| Frames::new(1 << 20));
+    request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("4294967296"));
+    request
+}
+
+criterion_group!(benches, no_guard, rate_limit, concurrency_limit, body_limit, timeout, slow_body);
+criterion_main!(benches);

@@ -1,1 +1,108 @@
-fn main() {}
+//! A check of one client among 1, a million and five million, and one client on two threads: our
+//! table against governor's map.
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use governor::{DefaultKeyedRateLimiter, Quota as GovernorQuota, RateLimiter};
+use palisade::{
+    core::{ClientKey, Prefix},
+    rate_limit::{Decision, Limiter, TableLimiter},
+};
+use palisade_benches::generous;
+use std::{
+    env,
+    net::{IpAddr, Ipv4Addr},
+    num::NonZeroU32,
+    thread,
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// 64 MiB of table, 60 % of it taken by five million.
+const CAPACITY: usize = 1 << 23;
+
+fn address(key: u32) -> IpAddr {
+    Ipv4Addr::from_bits(key).into()
+}
+
+fn table() -> TableLimiter {
+    TableLimiter::new(generous()).expect("a sound quota").capacity(CAPACITY)
+}
+
+fn check(table: &TableLimiter, key: u32) -> Decision {
+    table.check(ClientKey::address(address(key), Prefix::default()), 1)
+}
+
+fn map() -> DefaultKeyedRateLimiter<IpAddr> {
+    let cells = NonZeroU32::new(1_000_000).expect("more than none");
+    RateLimiter::dashmap(GovernorQuota::per_second(cells).allow_burst(cells))
+}
+
+/// Run once as a test, nothing is said about time: there a thousand stand for millions.
+fn is_test() -> bool {
+    env::args().any(|argument| argument == "--test")
+        || !env::args().any(|argument| argument == "--bench")
+}
+
+/// Keys in no order: odd, and prime to all numbers of keys here.
+fn shuffled(turn: u32, keys: u32) -> u32 {
+    u32::try_from(u64::from(turn) * 2_654_435_761 % u64::from(keys)).expect("a remainder of a u32")
+}
+
+fn among_many(c: &mut Criterion) {
+    let mut group = c.benchmark_group("check");
+    group.throughput(Throughput::Elements(1));
+    for name in [1, 1_000_000, 5_000_000] {
+        let keys = if is_test() { name.min(1000) } else { name };
+        let (table, map) = (table(), map());
+        for key in 0..keys {
+            check(&table, key);
+            let _ = map.check_key(&address(key));
+        }
+        let mut turn = 0u32;
+        let mut next = move || {
+            turn = turn.wrapping_add(1);
+            shuffled(turn, keys)
+        };
+        group.bench_function(BenchmarkId::new("palisade", name), |b| {
+            b.iter(|| check(&table, next()));
+        });
+        group.bench_function(BenchmarkId::new("governor", name), |b| {
+            b.iter(|| map.check_key(&address(next())));
+        });
+    }
+    group.finish();
+}
+
+/// How long each of two threads takes for so many checks, both at work.
+fn two_threads(checks: u64, check: impl Fn() + Sync) -> Duration {
+    let start = Instant::now();
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| (0..checks).for_each(|_| check()));
+        }
+    });
+    start.elapsed()
+}
+
+fn hot(c: &mut Criterion) {
+    let mut group = c.benchmark_group("one_client_on_two_threads");
+    let (table, map) = (table(), map());
+    group.bench_function("palisade", |b| {
+        b.iter_custom(|checks| {
+            two_threads(checks, || {
+                std::hint::black_box(check(&table, 1));
+            })
+        });
+    });
+    group.bench_function("governor", |b| {
+        b.iter_custom(|checks| {
+            two_threads(checks, || {
+                std::hint::black_box(map.check_key(&address(1)).is_ok());
+            })
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, among_many, hot);
+criterion_main!(benches);

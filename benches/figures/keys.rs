@@ -1,4 +1,4 @@
-//! What is kept per client: our table, and the map that tower_governor keeps.
+//! What is kept per client: our table, and the map that `tower_governor` keeps.
 
 use crate::table::{
     Limit::{self, AtLeast, AtMost},

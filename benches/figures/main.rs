@@ -152,7 +152,8 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
     let figure = "the same with one wait for the client: clock reads";
     count("P4", figure, Some(waiting_peers.clock_reads), waiting.clock_reads, Limit::None);
 
-    let percent = |scenario: &str, bare: &str| 100.0 * ir(scenario, bare) / costs[bare].instructions;
+    let percent =
+        |scenario: &str, bare: &str| 100.0 * ir(scenario, bare) / costs[bare].instructions;
     let figure = "end to end, hyper HTTP/1: % instructions over bare";
     let peers = percent("hyper_h1 peers", "hyper_h1 bare");
     count("P6", figure, Some(peers), percent("hyper_h1 palisade", "hyper_h1 bare"), AtMost(8.0));

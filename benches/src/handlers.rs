@@ -14,6 +14,9 @@ use std::{
 };
 use tower::{Service, util::MapResponse};
 
+/// What [`for_peers`] does to an answer.
+pub type IntoAxum = fn(Response<Full<Bytes>>) -> Response<AxumBody>;
+
 type Answer = Result<Response<Full<Bytes>>, Infallible>;
 
 /// Answers at once.
@@ -45,8 +48,8 @@ pin_project! {
     }
 }
 
-/// `service` with its answers in axum's body, which is what tower_governor refuses with.
-pub fn for_peers<S>(service: S) -> MapResponse<S, fn(Response<Full<Bytes>>) -> Response<AxumBody>> {
+/// `service` with its answers in axum's body, which is what `tower_governor` refuses with.
+pub fn for_peers<S>(service: S) -> MapResponse<S, IntoAxum> {
     // An empty body in axum's box takes no allocation.
     MapResponse::new(service, |response| response.map(|_| AxumBody::empty()))
 }

@@ -61,7 +61,7 @@ pub type PeerStack<B> = ServiceBuilder<
     >,
 >;
 
-/// tower's, tower-http's and tower_governor's own, at the same numbers. `B` is the body of the
+/// tower's, tower-http's and `tower_governor`'s own, at the same numbers. `B` is the body of the
 /// service's responses.
 pub fn peers<B>(quota_is_generous: bool) -> PeerStack<B> {
     ServiceBuilder::new()
@@ -78,7 +78,7 @@ pub fn peers_limit() -> RequestBodyLimitLayer {
     RequestBodyLimitLayer::new(MAX_BODY)
 }
 
-/// tower_governor by the peer's address.
+/// `tower_governor` by the peer's address.
 pub fn tower_governor<B>(quota_is_generous: bool) -> Governor<B> {
     let mut config = GovernorConfigBuilder::default();
     if quota_is_generous {
