@@ -199,7 +199,8 @@ where
         }
         let Denied { mut violation, client } = match shared.admit(&RequestHead::from(&request)) {
             Ok(slot) => {
-                let (request, lease) = lease(request, slot);
+                let lease = lease(&request, slot);
+                let request = share(request, lease.ticket());
                 return ResponseFuture::admitted(inner.call(request), Some(lease), connect);
             }
             Err(denied) => denied,
@@ -213,7 +214,7 @@ where
                 let fresh = inner.clone();
                 let ready = std::mem::replace(inner, fresh);
                 let owner = TicketOwner::new(ticket);
-                let request = share(request, &owner.ticket);
+                let request = share(request, Some(&owner.ticket));
                 return ResponseFuture::queued(Queued::new(ready, request, owner, queue.wait));
             }
             violation = over(Reason::QueueFull, queue.waiters);
@@ -236,29 +237,26 @@ where
     }
 }
 
-/// Splits an admitted request into what the handler gets and what answers for it.
-fn lease<B: Body>(request: Request<B>, mut slot: Slot) -> (Request<RequestBody<B>>, Lease) {
+/// What answers for an admitted request.
+fn lease<B: Body>(request: &Request<B>, mut slot: Slot) -> Lease {
     // Without a body there is nothing to wait for, and with a slot beyond the limit no line.
     if !request.body().is_end_stream()
         && !slot.is_picked()
         && let Some(shared) = slot.shared()
     {
-        let about = About::of(&request, shared);
+        let about = About::of(request, shared);
         if let Some(ticket) = Ticket::working(&mut slot, about) {
-            return (share(request, &ticket), Lease::Ticket(TicketOwner::new(ticket)));
+            return Lease::Ticket(TicketOwner::new(ticket));
         }
     }
-    (request.map(RequestBody::passing), Lease::Slot(slot))
+    Lease::Slot(slot)
 }
 
-/// Lets the body of `request` speak for `ticket`, if there is a body.
-fn share<B: Body>(request: Request<B>, ticket: &Arc<Ticket>) -> Request<RequestBody<B>> {
-    request.map(|body| {
-        if body.is_end_stream() {
-            RequestBody::passing(body)
-        } else {
-            RequestBody::waiting(body, ticket.clone())
-        }
+/// Lets the body of `request` speak for `ticket`, if there are both.
+fn share<B: Body>(request: Request<B>, ticket: Option<&Arc<Ticket>>) -> Request<RequestBody<B>> {
+    request.map(|body| match ticket {
+        Some(ticket) if !body.is_end_stream() => RequestBody::waiting(body, ticket.clone()),
+        _ => RequestBody::passing(body),
     })
 }
 

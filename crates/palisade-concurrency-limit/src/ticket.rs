@@ -331,6 +331,13 @@ impl Lease {
         }
     }
 
+    pub(crate) fn ticket(&self) -> Option<&Arc<Ticket>> {
+        match self {
+            Self::Slot(_) => None,
+            Self::Ticket(owner) => Some(&owner.ticket),
+        }
+    }
+
     /// Ready once the request holds a slot.
     pub(crate) fn poll_work(&self, cx: &Context<'_>) -> Poll<Result<(), Displaced>> {
         match self {

@@ -5,7 +5,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 /// What the bodies of guards fail with; tower's and axum's convention.
@@ -13,14 +13,10 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 pin_project! {
     /// The handler's body, or a guard's own answer in its place.
-    ///
-    /// It can hold a `T`, a slot for example, which is dropped when the body has ended, failed
-    /// or been dropped, as far as hyper lets us see.
     #[derive(Debug)]
-    pub struct GuardBody<B, T = ()> {
+    pub struct GuardBody<B> {
         #[pin]
         inner: Inner<B>,
-        held: Option<T>,
     }
 }
 
@@ -33,24 +29,19 @@ pin_project! {
     }
 }
 
-impl<B, T> GuardBody<B, T> {
+impl<B> GuardBody<B> {
     /// The handler's body as it is.
     pub fn passing(body: B) -> Self {
-        Self { inner: Inner::Handler { body }, held: None }
-    }
-
-    /// The handler's body, and `held` kept until it is over.
-    pub fn holding(body: B, held: T) -> Self {
-        Self { inner: Inner::Handler { body }, held: Some(held) }
+        Self { inner: Inner::Handler { body } }
     }
 
     /// A guard's own answer.
     pub fn answer(bytes: Bytes) -> Self {
-        Self { inner: Inner::Answer { bytes }, held: None }
+        Self { inner: Inner::Answer { bytes } }
     }
 }
 
-impl<B, T> Body for GuardBody<B, T>
+impl<B> Body for GuardBody<B>
 where
     B: Body<Data = Bytes>,
 {
@@ -61,20 +52,12 @@ where
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let this = self.project();
-        match this.inner.project() {
+        match self.project().inner.project() {
             InnerProj::Answer { bytes } if bytes.is_empty() => Poll::Ready(None),
             InnerProj::Answer { bytes } => {
                 Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes)))))
             }
-            InnerProj::Handler { mut body } => {
-                let frame = ready!(body.as_mut().poll_frame(cx));
-                // hyper does not poll again once a body says that it is at its end.
-                if !matches!(frame, Some(Ok(_))) || body.is_end_stream() {
-                    *this.held = None;
-                }
-                Poll::Ready(frame)
-            }
+            InnerProj::Handler { body } => body.poll_frame(cx),
         }
     }
 
@@ -96,31 +79,8 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http_body_util::{BodyExt, Full, StreamBody};
-    use std::{convert::Infallible, sync::Arc};
-
-    type Held = Arc<()>;
-
-    #[tokio::test]
-    async fn what_is_held_goes_with_the_last_frame() {
-        let held = Held::default();
-        let mut body = GuardBody::holding(Full::new(Bytes::from("whole")), held.clone());
-        assert_eq!(Arc::strong_count(&held), 2);
-        body.frame().await.unwrap().unwrap();
-        assert!(body.is_end_stream());
-        assert_eq!(Arc::strong_count(&held), 1);
-    }
-
-    #[tokio::test]
-    async fn what_is_held_goes_with_an_error_and_with_a_drop() {
-        let held = Held::default();
-        let failing = StreamBody::new(futures_util::stream::iter(vec![Err("broken")]));
-        let mut body = GuardBody::holding(failing, held.clone());
-        body.frame().await.unwrap().unwrap_err();
-        assert_eq!(Arc::strong_count(&held), 1);
-        drop(GuardBody::holding(Full::new(Bytes::from("unread")), held.clone()));
-        assert_eq!(Arc::strong_count(&held), 1);
-    }
+    use http_body_util::{BodyExt, Full};
+    use std::convert::Infallible;
 
     #[tokio::test]
     async fn an_answer_is_its_bytes_and_knows_its_length() {
@@ -138,7 +98,7 @@ mod tests {
             let trailers = trailers.clone();
             async move { Some(Ok::<_, Infallible>(trailers)) }
         });
-        let body = GuardBody::<_, ()>::passing(Box::pin(inner));
+        let body = GuardBody::passing(Box::pin(inner));
         assert_eq!(body.size_hint().lower(), 3);
         assert_eq!(body.collect().await.unwrap().trailers(), Some(&trailers));
     }

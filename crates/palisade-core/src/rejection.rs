@@ -188,7 +188,7 @@ impl Rejection {
     /// at least 1 (RFC 9110 section 10.2.3), and `Connection: close` where bytes of the request
     /// may be on the way. gRPC: 200, `grpc-status`, `grpc-message`, `grpc-retry-pushback-ms`
     /// (gRFC A6), trailers-only.
-    pub fn into_response<B, T>(self) -> Response<GuardBody<B, T>> {
+    pub fn into_response<B>(self) -> Response<GuardBody<B>> {
         match self.form {
             AnswerForm::Http { .. } => {
                 let answer = Bytes::from_static(self.message().as_bytes());
@@ -222,7 +222,7 @@ impl Rejection {
 
     /// `response` in place of the default one for plain HTTP: it gets the status if it is still
     /// 200, `Retry-After` if it has none, and `Connection: close` where that is needed.
-    pub(crate) fn respond<B, T>(&self, response: Response<Bytes>) -> Response<GuardBody<B, T>> {
+    pub(crate) fn respond<B>(&self, response: Response<Bytes>) -> Response<GuardBody<B>> {
         let mut response = response.map(GuardBody::answer);
         if response.status() == StatusCode::OK {
             *response.status_mut() = self.status;
@@ -338,7 +338,7 @@ mod tests {
         *h2.version_mut() = Version::HTTP_2;
         assert_eq!(AnswerForm::of(&h2), AnswerForm::Http { close: false });
         let close = AnswerForm::of(&request("text/html"));
-        let response = rejection(close).into_response::<Full<Bytes>, ()>();
+        let response = rejection(close).into_response::<Full<Bytes>>();
         assert_eq!(response.headers()[CONNECTION], "close");
     }
 
@@ -347,7 +347,7 @@ mod tests {
         let answer = |millis| {
             let form = AnswerForm::Http { close: false };
             let wait = Duration::from_millis(millis);
-            let response = rejection(form).retry_after(wait).into_response::<Full<Bytes>, ()>();
+            let response = rejection(form).retry_after(wait).into_response::<Full<Bytes>>();
             response.headers()[RETRY_AFTER].to_str().unwrap().to_owned()
         };
         assert_eq!(answer(0), "1");
@@ -362,7 +362,7 @@ mod tests {
     fn grpc_gets_trailers_only_with_pushback() {
         let wait = Duration::from_millis(1500);
         let response = rejection(AnswerForm::Grpc).retry_after(wait);
-        let response = response.into_response::<Full<Bytes>, ()>();
+        let response = response.into_response::<Full<Bytes>>();
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(response.headers()["grpc-status"], "8");
         assert_eq!(response.headers()["grpc-message"], "too many requests");
@@ -373,11 +373,11 @@ mod tests {
 
     #[tokio::test]
     async fn grpc_web_gets_its_trailers_as_a_frame_of_the_body() {
-        let response = rejection(AnswerForm::GrpcWeb).into_response::<Full<Bytes>, ()>();
+        let response = rejection(AnswerForm::GrpcWeb).into_response::<Full<Bytes>>();
         let frame = response.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(frame[..5], [0x80, 0, 0, 0, 49]);
         assert_eq!(frame[5..], b"grpc-status: 8\r\ngrpc-message: too many requests\r\n"[..]);
-        let response = rejection(AnswerForm::GrpcWebText).into_response::<Full<Bytes>, ()>();
+        let response = rejection(AnswerForm::GrpcWebText).into_response::<Full<Bytes>>();
         let text = response.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(text, base64(&frame));
     }

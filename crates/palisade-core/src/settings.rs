@@ -47,7 +47,7 @@ impl Settings {
     }
 
     /// The answer to a refused request.
-    pub fn answer<B, T>(&self, rejection: Rejection) -> Response<GuardBody<B, T>> {
+    pub fn answer<B>(&self, rejection: Rejection) -> Response<GuardBody<B>> {
         match (&self.on_reject, rejection.form()) {
             (Some(on_reject), AnswerForm::Http { .. }) => rejection.respond(on_reject(&rejection)),
             _ => rejection.into_response(),
