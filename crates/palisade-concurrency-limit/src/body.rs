@@ -76,8 +76,11 @@ where
         if this.stash.is_none() {
             let polled = this.inner.poll_frame(cx).map_err(Into::into);
             let Some(ticket) = this.ticket else { return polled };
+            // Looked at before it is taken apart: a frame is a hundred bytes to copy.
+            if polled.is_ready() && ticket.is_working() {
+                return polled;
+            }
             match polled {
-                Poll::Ready(polled) if ticket.is_working() => return Poll::Ready(polled),
                 Poll::Ready(polled) => *this.stash = Some(Box::new(polled)),
                 Poll::Pending => match ticket.wait_for_client(cx) {
                     Ok(()) => return Poll::Pending,

@@ -116,6 +116,7 @@ impl Ticket {
         &self.shared.slots
     }
 
+    #[inline]
     pub(crate) fn is_working(&self) -> bool {
         self.state.load(SeqCst) == WORKING
     }
