@@ -94,6 +94,7 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
     let figure = "the same with a clone of the service per request";
     count("P1", figure, Some(clone_peers), clone, AtMost(800.0));
     for (scenario, figure) in [
+        ("off palisade", "all five switched off, nothing but wrapping: instructions over bare"),
         ("rate_limit palisade", "rate limit alone: instructions over bare"),
         ("timeout palisade", "timeout alone: instructions over bare"),
         ("body_limit palisade", "body limit alone: instructions over bare"),

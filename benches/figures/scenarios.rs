@@ -8,6 +8,7 @@ use http::{HeaderValue, Request, Response, Version, header};
 use http_body::Body;
 use http_body_util::Full;
 use hyper::body::Incoming;
+use palisade::{Mode, Stack};
 use palisade_benches::{
     Frames, Identified, Pends, Protocol, Reads, Ready, anonymous, connection, drive, for_peers,
     generous, hyper_http1, hyper_util_auto, palisade, peer_request, peers, peers_limit, request,
@@ -87,6 +88,8 @@ fn without_a_body(all: &mut List) {
     all.drive("ready bare-of-peers", for_peers(Ready), peer_request);
     all.drive("ready palisade", palisade(generous()).layer(Ready), ours());
     all.drive("ready peers", peers(true).service(for_peers(Ready)), peer_request);
+    let off = Stack::edge().rate_limit(generous()).mode(Mode::Off).build();
+    all.drive("off palisade", off.expect("the preset is sound").layer(Ready), ours());
     all.drive_clones("clone palisade", palisade(generous()).layer(Ready), ours());
     all.drive_clones("clone peers", peers(true).service(for_peers(Ready)), peer_request);
     all.drive("pending bare", Pends, ours());
