@@ -5,7 +5,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use http::{HeaderValue, Request, header::CONTENT_LENGTH};
 use http_body_util::Full;
 use palisade::{
-    Metrics, body_limit::BodyLimitLayer, concurrency_limit::ConcurrencyLimitLayer, core::Event,
+    Metrics, body_limit::BodyLimitLayer, concurrency_limit::ConcurrencyLimitLayer, words::Event,
     rate_limit::RateLimitLayer, slow_body::SlowBodyLayer, timeout::TimeoutLayer,
 };
 use palisade_benches::{

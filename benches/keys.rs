@@ -4,7 +4,7 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use governor::{DefaultKeyedRateLimiter, Quota as GovernorQuota, RateLimiter};
 use palisade::{
-    core::{ClientKey, Prefix},
+    words::{ClientKey, Prefix},
     rate_limit::{Decision, Limiter, TableLimiter},
 };
 use palisade_benches::generous;

@@ -47,7 +47,7 @@ use hyper_util::{
 };
 use palisade::{
     ClientIp, Guarded, Quota, Snapshot, Stack, StackError, StackLayer,
-    core::{ClientKey, ConnInfo, Extracted, KeyExtractor, Prefix, RequestHead},
+    words::{ClientKey, ConnInfo, Extracted, KeyExtractor, Prefix, RequestHead},
     slow_body::Pace,
     timeout::Limits,
 };

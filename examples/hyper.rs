@@ -11,7 +11,7 @@ use hyper_util::{
 };
 use palisade::{
     Stack,
-    core::{ConnInfo, Prefix},
+    words::{ConnInfo, Prefix},
 };
 use std::{convert::Infallible, error::Error, sync::Arc};
 use tokio::net::TcpListener;

@@ -6,7 +6,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
 use palisade::{
     Stack, StackLayer,
-    core::{ClientKey, Table},
+    words::{ClientKey, Table},
 };
 use std::{
     collections::HashMap,
@@ -68,7 +68,7 @@ pub(crate) fn heads(data: &[u8]) {
 /// A body of any frames in any rhythm through all guards: the handler gets every byte in order, or
 /// the client hears why not.
 pub(crate) fn frames(data: &[u8]) {
-    let sent: Vec<u8> = Script::new(data).filter_map(|step| step.bytes()).flatten().collect();
+    let sent: Vec<u8> = Script::new(data).filter_map(Step::bytes).flatten().collect();
     run(async {
         let collect = service_fn(|request: Request<_>| async {
             Ok::<_, Infallible>(match BodyExt::collect(request.into_body()).await {

@@ -10,7 +10,7 @@ use axum::{
 };
 use http::Request;
 use http_body_util::{BodyExt, Full};
-use palisade::{Guard, Quota, Stack, core::Level, slow_body::Pace};
+use palisade::{Guard, Quota, Stack, slow_body::Pace, words::Level};
 use palisade_testkit::{
     Journal,
     alloc::CountingAllocator,
@@ -85,9 +85,9 @@ async fn after_every_misdeed_everything_is_given_back() {
 struct Levels(Journal);
 
 impl palisade::Metrics for Levels {
-    fn record(&self, _event: &palisade::core::Event<'_>) {}
+    fn record(&self, _event: &palisade::words::Event<'_>) {}
 
-    fn register(&self, levels: std::sync::Weak<dyn palisade::core::Levels>) {
+    fn register(&self, levels: std::sync::Weak<dyn palisade::words::Levels>) {
         self.0.register(levels);
     }
 }

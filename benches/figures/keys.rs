@@ -7,7 +7,7 @@ use crate::table::{
 use governor::{DefaultKeyedRateLimiter, Quota as GovernorQuota, RateLimiter};
 use palisade::{
     Quota,
-    core::{ClientKey, Prefix},
+    words::{ClientKey, Prefix},
     rate_limit::{Decision, Limiter, TableLimiter},
 };
 use std::{

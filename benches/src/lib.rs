@@ -18,7 +18,7 @@ pub use wire::{Protocol, hyper_http1, hyper_util_auto};
 use bytes::Bytes;
 use http::{Method, Request, header};
 use http_body_util::Full;
-use palisade::core::{ConnInfo, Prefix};
+use palisade::words::{ConnInfo, Prefix};
 use std::{net::SocketAddr, sync::Arc};
 
 /// Who asks.

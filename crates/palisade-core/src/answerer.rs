@@ -9,7 +9,7 @@ use std::{sync::Arc, task::Waker};
 /// guard that found the body breaking a rule. Both share it, in whatever task they are.
 ///
 /// Its lock is taken when the response future is polled and when a rule is broken, never per
-/// frame, and no code of others runs under it.
+/// frame. Neither metrics nor wakers run under it.
 #[derive(Debug)]
 pub struct Answerer {
     form: AnswerForm,
@@ -81,19 +81,22 @@ impl Answerer {
     /// place. If not, takes note that the head is out, or of whom to wake.
     pub fn handler_polled(&self, is_ready: bool, task: &Waker) -> Option<Rejection> {
         let mut head = self.head.lock();
-        match &mut *head {
+        let next = match &mut *head {
             Head::Refused(rejection) => return Some(rejection.clone()),
-            Head::Unsent(_) if is_ready => *head = Head::Sent,
-            Head::Unsent(Some(known)) if known.will_wake(task) => {}
-            Head::Unsent(known) => *known = Some(task.clone()),
-            Head::Sent => {}
-        }
+            Head::Unsent(Some(known)) if !is_ready && known.will_wake(task) => return None,
+            Head::Unsent(_) if !is_ready => Head::Unsent(Some(task.clone())),
+            Head::Unsent(_) => Head::Sent,
+            Head::Sent => return None,
+        };
+        let before = std::mem::replace(&mut *head, next);
+        drop(head);
+        drop(before); // A waker's drop is the code of others.
         None
     }
 
     /// The response future is gone: nobody answers any more.
     pub fn nobody_answers(&self) {
         let gone = std::mem::replace(&mut *self.head.lock(), Head::Sent);
-        drop(gone); // A waker's drop is the code of others too.
+        drop(gone); // A waker's drop is the code of others.
     }
 }

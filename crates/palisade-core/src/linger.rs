@@ -32,7 +32,14 @@ struct Place(&'static Lingering);
 /// HTTP/1, and curl none on HTTP/2; with it both see all of them.
 ///
 /// Nothing is read. A body is kept for 100 milliseconds, 1,024 of them at a time in the process;
-/// a body of at most 16 KiB, and whatever comes outside a tokio runtime, is dropped at once.
+/// a body of at most 16 KiB, and whatever comes outside a tokio runtime, is dropped at once. With a
+/// body stays what the server has received of it: on HTTP/1 a read buffer, on HTTP/2 at most the
+/// stream's window.
+///
+/// # Panics
+///
+/// The runtime must have its timer enabled, as any that serves connections has; else the task that
+/// keeps the body panics.
 pub fn linger<B>(body: B)
 where
     B: Body + Send + 'static,

@@ -82,27 +82,35 @@ pub enum AnswerForm {
     /// 200, trailers-only, `grpc-status`.
     Grpc,
     /// 200, and the trailers as a frame of the body.
-    GrpcWeb,
+    GrpcWeb {
+        /// Whether to say `Connection: close`.
+        close: bool,
+    },
     /// The same frame in base64.
-    GrpcWebText,
+    GrpcWebText {
+        /// Whether to say `Connection: close`.
+        close: bool,
+    },
 }
 
 impl AnswerForm {
     /// The form that suits `request`.
     pub fn of<B: Body>(request: &Request<B>) -> Self {
+        let close = request.version() <= Version::HTTP_11 && !request.body().is_end_stream();
         // gRPC is always a POST, so that nobody else pays for the look at the headers.
         if request.method() == Method::POST
             && let Some(kind) = request.headers().get(CONTENT_TYPE)
             && let Some(rest) = kind.as_bytes().strip_prefix(b"application/grpc")
         {
             return match rest {
-                [b'-', b'w', b'e', b'b', b'-', b't', b'e', b'x', b't', ..] => Self::GrpcWebText,
-                [b'-', b'w', b'e', b'b', ..] => Self::GrpcWeb,
+                [b'-', b'w', b'e', b'b', b'-', b't', b'e', b'x', b't', ..] => {
+                    Self::GrpcWebText { close }
+                }
+                [b'-', b'w', b'e', b'b', ..] => Self::GrpcWeb { close },
                 _ => Self::Grpc,
             };
         }
-        let http1 = request.version() <= Version::HTTP_11;
-        Self::Http { close: http1 && !request.body().is_end_stream() }
+        Self::Http { close }
     }
 
     /// Whether gRPC speaks, in one of its forms.
@@ -200,14 +208,17 @@ impl Rejection {
                 response.headers_mut().insert(CONTENT_TYPE, GRPC);
                 response
             }
-            AnswerForm::GrpcWeb | AnswerForm::GrpcWebText => {
+            AnswerForm::GrpcWeb { close } | AnswerForm::GrpcWebText { close } => {
                 let frame = trailer_frame(&self.grpc_trailers());
                 let (kind, frame) = match self.form {
-                    AnswerForm::GrpcWebText => (GRPC_WEB_TEXT, base64(&frame)),
+                    AnswerForm::GrpcWebText { .. } => (GRPC_WEB_TEXT, base64(&frame)),
                     _ => (GRPC_WEB, frame),
                 };
                 let mut response = Response::new(GuardBody::answer(frame));
                 response.headers_mut().insert(CONTENT_TYPE, kind);
+                if close {
+                    response.headers_mut().insert(CONNECTION, CLOSE);
+                }
                 response
             }
         }
@@ -247,7 +258,10 @@ impl Rejection {
             // A signed 32-bit number to the client; a longer wait than that means "do not".
             let millis = i32::try_from(wait.as_millis()).unwrap_or(-1);
             trailers.insert(GRPC_PUSHBACK, HeaderValue::from(millis));
-        } else if self.violation.reason == Reason::CostOverBurst {
+        } else if matches!(
+            self.violation.reason,
+            Reason::CostOverBurst | Reason::TooLarge | Reason::TinyFrames
+        ) {
             // Less than nothing means "never": clients retry RESOURCE_EXHAUSTED otherwise.
             trailers.insert(GRPC_PUSHBACK, HeaderValue::from_static("-1"));
         }
@@ -325,8 +339,10 @@ mod tests {
     fn the_form_follows_the_content_type_of_a_post() {
         assert_eq!(AnswerForm::of(&request("application/grpc")), AnswerForm::Grpc);
         assert_eq!(AnswerForm::of(&request("application/grpc+proto")), AnswerForm::Grpc);
-        assert_eq!(AnswerForm::of(&request("application/grpc-web+proto")), AnswerForm::GrpcWeb);
-        assert_eq!(AnswerForm::of(&request("application/grpc-web-text")), AnswerForm::GrpcWebText);
+        let web = AnswerForm::GrpcWeb { close: true };
+        assert_eq!(AnswerForm::of(&request("application/grpc-web+proto")), web);
+        let text = AnswerForm::GrpcWebText { close: true };
+        assert_eq!(AnswerForm::of(&request("application/grpc-web-text")), text);
         assert_eq!(AnswerForm::of(&request("text/html")), AnswerForm::Http { close: true });
         let get = Request::new(Empty::<Bytes>::new());
         assert_eq!(AnswerForm::of(&get), AnswerForm::Http { close: false });
@@ -373,11 +389,14 @@ mod tests {
 
     #[tokio::test]
     async fn grpc_web_gets_its_trailers_as_a_frame_of_the_body() {
-        let response = rejection(AnswerForm::GrpcWeb).into_response::<Full<Bytes>>();
+        let response =
+            rejection(AnswerForm::GrpcWeb { close: true }).into_response::<Full<Bytes>>();
+        assert_eq!(response.headers()[CONNECTION], "close");
         let frame = response.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(frame[..5], [0x80, 0, 0, 0, 49]);
         assert_eq!(frame[5..], b"grpc-status: 8\r\ngrpc-message: too many requests\r\n"[..]);
-        let response = rejection(AnswerForm::GrpcWebText).into_response::<Full<Bytes>>();
+        let response =
+            rejection(AnswerForm::GrpcWebText { close: false }).into_response::<Full<Bytes>>();
         let text = response.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(text, base64(&frame));
     }

@@ -1,6 +1,8 @@
 //! A preset, and what is to be different from it.
 
-use crate::{Fault, StackError, StackLayer};
+mod check;
+
+use crate::{StackError, StackLayer};
 use palisade_core::{Guard, Mode, OnReject, Recorder, Rejection};
 use std::{fmt, sync::Arc};
 
@@ -15,7 +17,7 @@ use palisade_core::ClientKey;
 #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
 use palisade_core::{KeyExtractor, RequestHead};
 #[cfg(feature = "rate-limit")]
-use palisade_rate_limit::{Decision, Limiter, Policy, RateLimitLayer};
+use palisade_rate_limit::{Decision, Limiter, Policy, RateLimitLayer, TableLimiter};
 #[cfg(feature = "slow-body")]
 use palisade_slow_body::{Pace, PaceBuilder, SlowBodyLayer};
 #[cfg(feature = "timeout")]
@@ -36,6 +38,8 @@ pub struct Stack {
     client: Option<Arc<dyn KeyExtractor>>,
     #[cfg(feature = "rate-limit")]
     policy: Option<Policy>,
+    #[cfg(feature = "rate-limit")]
+    max_clients: usize,
     #[cfg(feature = "timeout")]
     timeout: Duration,
     #[cfg(feature = "timeout")]
@@ -46,6 +50,8 @@ pub struct Stack {
     pace: PaceBuilder,
     #[cfg(feature = "concurrency-limit")]
     max_requests: usize,
+    #[cfg(feature = "concurrency-limit")]
+    max_requests_per_client: Option<usize>,
     tunes: Tunes,
 }
 
@@ -109,6 +115,8 @@ impl Stack {
             client: None,
             #[cfg(feature = "rate-limit")]
             policy: None,
+            #[cfg(feature = "rate-limit")]
+            max_clients: 1 << 20,
             #[cfg(feature = "timeout")]
             timeout: Duration::from_secs(30),
             #[cfg(feature = "timeout")]
@@ -119,6 +127,8 @@ impl Stack {
             pace: Pace::builder(),
             #[cfg(feature = "concurrency-limit")]
             max_requests: 1024,
+            #[cfg(feature = "concurrency-limit")]
+            max_requests_per_client: None,
             tunes: Tunes::default(),
         }
     }
@@ -157,6 +167,14 @@ impl Stack {
         self
     }
 
+    /// How many clients the rate limit remembers, at 8 bytes each, allocated at once; where there
+    /// are more, those who owe least are forgotten. Defaults to 1,048,576, which are 8 MiB.
+    #[cfg(feature = "rate-limit")]
+    pub fn max_clients(mut self, clients: usize) -> Self {
+        self.max_clients = clients;
+        self
+    }
+
     /// How long the response head may take. Defaults to 30 s.
     #[cfg(feature = "timeout")]
     pub fn timeout(mut self, timeout: Duration) -> Self {
@@ -192,6 +210,14 @@ impl Stack {
         self
     }
 
+    /// How many requests of one client may be present, at work or waiting for that client.
+    /// Defaults to no such limit.
+    #[cfg(feature = "concurrency-limit")]
+    pub fn max_requests_per_client(mut self, requests: usize) -> Self {
+        self.max_requests_per_client = Some(requests);
+        self
+    }
+
     /// Writes the answers to refused requests of plain HTTP in place of the defaults. See
     /// [`Rejection::into_response`](palisade_core::Rejection::into_response), which it replaces.
     pub fn on_reject(
@@ -203,7 +229,7 @@ impl Stack {
     }
 
     /// Changes the rate limit in any way its own layer allows, after all numbers, modes and metrics
-    /// of the stack are set. Defaults to no change.
+    /// of the stack are set. What is set here is not checked. Defaults to no change.
     #[cfg(feature = "rate-limit")]
     pub fn tune_rate_limit(
         mut self,
@@ -214,7 +240,7 @@ impl Stack {
     }
 
     /// Changes the timeout in any way its own layer allows, after all numbers, modes and metrics
-    /// of the stack are set. Defaults to no change.
+    /// of the stack are set. What is set here is not checked. Defaults to no change.
     #[cfg(feature = "timeout")]
     pub fn tune_timeout(
         mut self,
@@ -225,7 +251,7 @@ impl Stack {
     }
 
     /// Changes the body limit in any way its own layer allows, after all numbers, modes and metrics
-    /// of the stack are set. Defaults to no change.
+    /// of the stack are set. What is set here is not checked. Defaults to no change.
     #[cfg(feature = "body-limit")]
     pub fn tune_body_limit(
         mut self,
@@ -236,7 +262,7 @@ impl Stack {
     }
 
     /// Changes the slow-body guard in any way its own layer allows, after all numbers, modes and metrics
-    /// of the stack are set. Defaults to no change.
+    /// of the stack are set. What is set here is not checked. Defaults to no change.
     #[cfg(feature = "slow-body")]
     pub fn tune_slow_body(
         mut self,
@@ -247,7 +273,7 @@ impl Stack {
     }
 
     /// Changes the concurrency limit in any way its own layer allows, after all numbers, modes and metrics
-    /// of the stack are set. Defaults to no change.
+    /// of the stack are set. What is set here is not checked. Defaults to no change.
     #[cfg(feature = "concurrency-limit")]
     pub fn tune_concurrency_limit(
         mut self,
@@ -263,11 +289,11 @@ impl Stack {
     ///
     /// If any number cannot be, or two of them contradict each other: all faults at once.
     pub fn build(mut self) -> Result<StackLayer, StackError> {
-        let tunes = std::mem::take(&mut self.tunes);
         let faults = self.faults();
         if !faults.is_empty() {
             return Err(StackError::new(faults));
         }
+        let tunes = std::mem::take(&mut self.tunes);
         // What is set on every layer alike.
         macro_rules! dressed {
             ($layer:expr, $guard:expr, $tune:ident) => {{
@@ -290,9 +316,12 @@ impl Stack {
             #[cfg(feature = "rate-limit")]
             rate_limit: {
                 let layer = match (&self.policy, client.clone()) {
-                    (Some(policy), Some(client)) => RateLimitLayer::new(policy.clone())
-                        .expect("it was checked above")
-                        .key(move |head: &RequestHead<'_>| client.key(head)),
+                    (Some(policy), Some(client)) => {
+                        let limiter = TableLimiter::new(policy.clone());
+                        let limiter = limiter.expect("it was checked above");
+                        RateLimitLayer::with_limiter(limiter.capacity(self.max_clients))
+                            .key(move |head: &RequestHead<'_>| client.key(head))
+                    }
                     _ => RateLimitLayer::with_limiter(Unlimited),
                 };
                 dressed!(layer, Guard::RateLimit, rate_limit)
@@ -323,6 +352,9 @@ impl Stack {
                     let client = move |head: &RequestHead<'_>| client.key(head);
                     layer = layer.fairness().client(client);
                 }
+                if let Some(requests) = self.max_requests_per_client {
+                    layer = layer.per_client(requests);
+                }
                 dressed!(layer, Guard::ConcurrencyLimit, concurrency_limit)
             },
         })
@@ -346,68 +378,6 @@ impl Stack {
             (None, Preset::Edge) => Some(Arc::new(ClientIp::peer())),
             (None, Preset::BehindProxy | Preset::Internal) => None,
         }
-    }
-
-    fn faults(&self) -> Vec<Fault> {
-        let faults = std::iter::empty();
-        #[cfg(feature = "rate-limit")]
-        let faults = faults.chain(self.faults_of_rate_limit());
-        #[cfg(feature = "timeout")]
-        let faults = faults.chain(self.faults_of_timeout());
-        #[cfg(feature = "slow-body")]
-        let faults = faults.chain(self.faults_of_pace());
-        #[cfg(feature = "concurrency-limit")]
-        let faults = faults.chain((self.max_requests == 0).then(|| {
-            Fault::new("max_requests", "0", "at least 1", "every request would be refused")
-        }));
-        faults.collect()
-    }
-
-    #[cfg(feature = "rate-limit")]
-    fn faults_of_rate_limit(&self) -> Vec<Fault> {
-        let Some(policy) = &self.policy else { return Vec::new() };
-        let mut faults = Vec::new();
-        if self.client_of_preset().is_none() {
-            faults.push(Fault::new(
-                "rate_limit",
-                "set, without `client`",
-                "with `client`, or at the edge",
-                "the peer is a proxy or another service, so all would count as one client",
-            ));
-        }
-        if let Err(error) = policy.check() {
-            faults.extend(error.faults().iter().map(|fault| {
-                let field = format!("rate_limit.{}", fault.field);
-                Fault::new(field, &fault.value, fault.allowed, "a table counts no other")
-            }));
-        }
-        faults
-    }
-
-    #[cfg(feature = "timeout")]
-    fn faults_of_timeout(&self) -> Vec<Fault> {
-        let mut faults = Vec::new();
-        if self.timeout.is_zero() {
-            let value = format!("{:?}", self.timeout);
-            let why = "no handler could answer in time";
-            faults.push(Fault::new("timeout", value, "more than 0", why));
-        }
-        if let Some(total) = self.total.filter(|total| *total < self.timeout) {
-            let allowed = format!("at least `timeout`, {:?}", self.timeout);
-            let why = "the head comes before the end";
-            faults.push(Fault::new("total_timeout", format!("{total:?}"), allowed, why));
-        }
-        faults
-    }
-
-    #[cfg(feature = "slow-body")]
-    fn faults_of_pace(&self) -> Vec<Fault> {
-        let Err(error) = self.pace.build() else { return Vec::new() };
-        let fault = |fault: &palisade_slow_body::PaceFault| {
-            let field = format!("pace.{}", fault.field);
-            Fault::new(field, &fault.value, fault.allowed, "else everybody is too slow, or nobody")
-        };
-        error.faults().iter().map(fault).collect()
     }
 }
 
@@ -462,6 +432,22 @@ mod tests {
         let error = Stack::edge().total_timeout(Duration::from_secs(1)).build().unwrap_err();
         assert_eq!(error.faults()[0].field, "total_timeout");
         Stack::edge().total_timeout(Duration::from_secs(30)).build().unwrap();
+    }
+
+    #[test]
+    #[cfg(all(feature = "rate-limit", feature = "concurrency-limit"))]
+    fn what_would_guard_nothing_or_refuse_everybody_is_a_fault() {
+        let fields = |stack: Stack| -> Vec<_> {
+            let error = stack.build().unwrap_err();
+            error.faults().iter().map(|fault| fault.field.clone()).collect()
+        };
+        let enforced = Stack::edge().mode_of(Guard::RateLimit, Mode::Enforce);
+        assert_eq!(fields(enforced), ["rate_limit"]);
+        assert_eq!(fields(Stack::edge().tune_rate_limit(|layer| layer)), ["rate_limit"]);
+        let nobody = Stack::edge().max_requests_per_client(0);
+        assert_eq!(fields(nobody), ["max_requests_per_client"]);
+        let everybody = Stack::internal().max_requests_per_client(9);
+        assert_eq!(fields(everybody), ["max_requests_per_client"]);
     }
 
     #[test]

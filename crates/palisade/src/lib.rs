@@ -66,7 +66,8 @@ mod fault;
 ))]
 mod stack;
 
-pub use palisade_core as core;
+/// The words that all guards share. Not named `core`, which would hide the language's own.
+pub use palisade_core as words;
 pub use palisade_core::{Guard, Metrics, Mode, Pressure, Reason, Recorder, Rejection};
 #[cfg(any(
     feature = "body-limit",

@@ -61,7 +61,7 @@ impl StackLayer {
 impl<S> Layer<S> for StackLayer {
     type Service = Guarded<S>;
 
-    /// What is cheapest to refuse is refused first; the slot is taken last and given back first.
+    /// What is cheapest to refuse is refused first; the slot is taken last and given back last.
     /// The timeout stands outside the concurrency limit, so that waiting for a slot counts.
     fn layer(&self, inner: S) -> Guarded<S> {
         #[cfg(feature = "concurrency-limit")]
