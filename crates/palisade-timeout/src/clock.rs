@@ -47,14 +47,34 @@ struct Standing {
     waker: Option<Waker>,
     /// The body was read to its end.
     ended: bool,
+    /// Where the body was last asked in vain.
+    asked: Asked,
+}
+
+/// Where the body was last asked for more in vain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Asked {
+    /// In a poll of the handler that is over, if at all.
+    #[default]
+    Before,
+    /// The handler is being polled, and has not asked yet.
+    NotYet,
+    /// The handler is being polled, and has asked.
+    Now,
+    /// In another task, of whose polls nothing is known.
+    Elsewhere,
 }
 
 /// The body's hand on the clock. Lets go of it when dropped.
 #[derive(Debug)]
 pub(crate) struct Hand {
     record: Arc<Record>,
+    /// The clock stands, unless the handler was found to wait for something else.
     holds: bool,
 }
+
+/// While the clock stands, the handler is not polled more often than this for the clock's sake.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What the clock says.
 #[derive(Debug, PartialEq, Eq)]
@@ -64,7 +84,7 @@ pub(crate) enum Due {
     /// Look again at this instant.
     At(Instant),
     /// Look again when woken, and at this instant at the latest.
-    Standing(Option<Instant>),
+    Standing(Instant),
 }
 
 // === Deadline ===
@@ -92,6 +112,29 @@ impl Record {
     /// What is shown of it, if it was started for that.
     pub(crate) fn deadline(self: &Arc<Self>) -> Option<Deadline> {
         self.started.map(|started| Deadline { record: self.clone(), started })
+    }
+
+    /// The handler is about to be polled.
+    pub(crate) fn handler_begins(&self) {
+        let mut standing = self.standing.lock();
+        if standing.asked != Asked::Elsewhere {
+            standing.asked = Asked::NotYet;
+        }
+    }
+
+    /// The handler was polled and waits. If it did not ask for the body in that poll, it waits
+    /// for something else: a client who holds a byte back does not stop the clock of a handler
+    /// that has read enough to work on.
+    pub(crate) fn handler_waits(&self) {
+        let mut standing = self.standing.lock();
+        let asked = standing.asked;
+        if asked != Asked::Elsewhere {
+            standing.asked = Asked::Before;
+        }
+        if asked == Asked::NotYet && standing.since.is_some() {
+            standing.before = standing.stood(Instant::now());
+            standing.since = None;
+        }
     }
 
     /// What is due at `now`. If the clock stands, the task of `cx` is woken when it runs on.
@@ -137,7 +180,10 @@ pub(crate) fn due(
         total => total.map(|total| total.saturating_sub(wall)),
     };
     if stands {
-        return Due::Standing(total_left.map(|left| after(now, left)));
+        // At the latest then the handler is polled again, which shows what it waits for.
+        let look = limits.head.max(LOOK);
+        let left = total_left.map_or(look, |left| left.min(look));
+        return Due::Standing(after(now, left));
     }
     if counted >= limits.head {
         return over(Reason::Deadline, limits.head, counted);
@@ -174,11 +220,16 @@ impl Hand {
     }
 
     /// The client is waited for: the clock stands from now on.
-    #[inline]
+    #[inline(never)]
     pub(crate) fn stop(&mut self) {
-        if !self.holds {
-            self.holds = true;
-            self.stand();
+        self.holds = true;
+        let mut standing = self.record.standing.lock();
+        standing.asked = match standing.asked {
+            Asked::NotYet | Asked::Now => Asked::Now,
+            Asked::Before | Asked::Elsewhere => Asked::Elsewhere,
+        };
+        if standing.since.is_none() {
+            standing.since = Some(Instant::now());
         }
     }
 
@@ -191,21 +242,12 @@ impl Hand {
         }
     }
 
-    /// The body was read to its end: the clock runs on.
-    #[inline(never)]
-    pub(crate) fn end(&mut self) {
-        self.record.standing.lock().ended = true;
-        self.go_on();
-    }
-
-    #[inline(never)]
-    fn stand(&self) {
-        self.record.standing.lock().since = Some(Instant::now());
-    }
-
     #[inline(never)]
     fn run(&self) {
         let mut standing = self.record.standing.lock();
+        if standing.since.is_none() {
+            return;
+        }
         standing.before = standing.stood(Instant::now());
         standing.since = None;
         let waker = standing.waker.take();
@@ -214,6 +256,13 @@ impl Hand {
         if let Some(waker) = waker {
             waker.wake();
         }
+    }
+
+    /// The body was read to its end: the clock runs on.
+    #[inline(never)]
+    pub(crate) fn end(&mut self) {
+        self.record.standing.lock().ended = true;
+        self.go_on();
     }
 }
 
@@ -254,7 +303,9 @@ mod tests {
                 }
                 Due::Standing(at) => {
                     prop_assert!(stands);
-                    prop_assert_eq!(at, limits.total.map(|total| started + total));
+                    let total = limits.total.map(|total| started + total);
+                    let looked_at = started + MS * wall + limits.head.max(LOOK);
+                    prop_assert_eq!(at, total.map_or(looked_at, |total| total.min(looked_at)));
                 }
             }
         }

@@ -99,6 +99,9 @@ where
         let mut state = self.project().state;
         let (shared, violation, record) = match state.as_mut().project() {
             StateProj::Waiting { inner, watch } => {
+                if let Some(record) = &watch.record {
+                    record.handler_begins();
+                }
                 if let Poll::Ready(result) = inner.poll(cx) {
                     return Poll::Ready(result.map(|response| {
                         let total = if watch.limits().total.is_none() {
@@ -154,6 +157,9 @@ impl Watch {
         if !self.shared.settings.is_on() {
             return None;
         }
+        if let Some(record) = &self.record {
+            record.handler_waits();
+        }
         let limits = *self.limits();
         let Self { record, alarm, .. } = self;
         let alarm = alarm.get_or_insert_with(|| {
@@ -178,11 +184,9 @@ impl Watch {
                     *alarm.told = true;
                     return Some(violation);
                 }
-                Due::At(at) => Some(at),
-                Due::Standing(at) => at,
+                Due::At(at) | Due::Standing(at) => at,
             };
             *alarm.stood = matches!(due, Due::Standing(_));
-            let at = at?;
             // Only here, and not whenever the clock stood still for a while.
             if alarm.sleep.deadline() != at {
                 alarm.sleep.as_mut().reset(at);

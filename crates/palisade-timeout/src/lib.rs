@@ -38,12 +38,17 @@
 //! # }
 //! ```
 //!
-//! # What it cannot see
+//! # What counts as waiting for the client
 //!
-//! The clock stands still from when the handler asked the request body for more and got nothing
-//! until the body has something for it or is dropped. A handler that asks once, gives the answer
-//! no further thought, keeps the body and works on something else is not timed in between, unless
-//! [`total`](TimeoutLayer::total) is set.
+//! The clock stands still while the request body has nothing to give and the handler asked for it
+//! in the latest of its polls. A handler that has read enough to work on does not stop the clock
+//! by having read ahead in vain, as axum's `Multipart` does: otherwise a client could hold a byte
+//! back and have all the time in the world. Such a handler is found out when it is next polled,
+//! at the latest after once the deadline.
+//!
+//! A body that is read in another task stops the clock whenever it waits, whatever the handler
+//! does meanwhile. And a handler that reads its body inside something that does not poll all its
+//! parts, `FuturesUnordered` for example, counts as working while a client is slow.
 //!
 //! # Panics
 //!

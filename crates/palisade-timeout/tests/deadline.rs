@@ -228,6 +228,63 @@ async fn the_clock_runs_on_when_a_body_in_another_task_gets_something() {
     assert_eq!(began.elapsed(), seconds(80));
 }
 
+/// Reads until nothing is there, as axum's `Multipart` does, whatever it has already.
+async fn read_ahead(body: &mut RequestBody<Wire>) -> usize {
+    let mut body = Pin::new(body);
+    std::future::poll_fn(|cx| {
+        let mut read = 0;
+        while let Poll::Ready(Some(Ok(frame))) = body.as_mut().poll_frame(cx) {
+            read += frame.data_ref().map_or(0, Bytes::len);
+        }
+        Poll::Ready(read)
+    })
+    .await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_byte_held_back_does_not_stop_the_clock_of_a_handler_at_work() {
+    for steps in [1, 3600] {
+        let handler = service_fn(move |request: Upload| async move {
+            let mut body = request.into_body();
+            assert_eq!(read_ahead(&mut body).await, 100);
+            for _ in 0..steps {
+                sleep(seconds(3600) / steps).await;
+            }
+            drop(body);
+            done()
+        });
+        let (mut client, request) = upload();
+        client.send_data(Bytes::from(vec![0; 100])).await.unwrap();
+        let began = Instant::now();
+        let response = TimeoutLayer::new(seconds(30)).layer(handler).oneshot(request).await;
+        assert_eq!(response.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+        // Found out at its next poll, and that comes after 30 seconds if not before.
+        assert!(began.elapsed() <= seconds(60), "{:?} in {steps} steps", began.elapsed());
+        drop(client);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_working_a_handler_can_wait_for_its_client_again() {
+    let handler = service_fn(|request: Upload| async {
+        let mut body = request.into_body();
+        assert_eq!(read_ahead(&mut body).await, 100);
+        sleep(seconds(10)).await;
+        assert_eq!(body.collect().await.unwrap().to_bytes().len(), 100);
+        sleep(seconds(10)).await;
+        done()
+    });
+    let (mut sender, request) = upload();
+    sender.send_data(Bytes::from(vec![0; 100])).await.unwrap();
+    let client = async move {
+        sleep(seconds(500)).await;
+        sender.send_data(Bytes::from(vec![0; 100])).await.unwrap();
+    };
+    let service = TimeoutLayer::new(seconds(30)).layer(handler);
+    let (response, ()) = tokio::join!(service.oneshot(request), client);
+    assert_eq!(response.unwrap().status(), StatusCode::OK);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_client_that_drips_makes_the_timer_no_work() {
     // Each byte wakes the handler; the timer, once it has fired, is not armed again for it.
