@@ -43,8 +43,11 @@ pub(crate) fn heads(data: &[u8]) {
         let Ok(value) = HeaderValue::from_bytes(value) else { return };
         request.headers_mut().insert(name, value);
     }
-    let speaks_grpc =
-        request.method() == Method::POST && content_type.starts_with(b"application/grpc");
+    let names: [&[u8]; 3] =
+        [b"application/grpc", b"application/grpc-web", b"application/grpc-web-text"];
+    let rest = names.into_iter().filter_map(|name| content_type.strip_prefix(name));
+    let is_kind = rest.into_iter().any(|rest| matches!(rest, [] | [b'+' | b';', ..]));
+    let speaks_grpc = request.method() == Method::POST && is_kind;
     run(async {
         let slow = service_fn(|_request| async {
             tokio::time::sleep(Duration::from_secs(3600)).await;

@@ -9,7 +9,7 @@ proptest! {
     #[test]
     fn any_head_is_answered_in_its_own_form(
         method in "(POST|GET|[A-Z]{1,9})",
-        content_type in "(application/grpc[-+a-z]{0,9}|[ -~]{0,20})",
+        content_type in "(application/grpc(-web|-web-text)?[-+;a-z]{0,9}|[ -~]{0,20})",
         timeout in "([0-9]{1,9}[HMSmun]|[ -~]{0,12})",
     ) {
         bodies::heads(format!("{method}\n{content_type}\n{timeout}").as_bytes());

@@ -99,14 +99,21 @@ enum Attack {
     Stall,
     Trickle,
     BurstThenSilence,
+    /// As [`Self::Stall`], but calls it something like gRPC, which may be silent for longer.
+    Forge,
 }
 
-const ATTACKS: [Attack; 3] = [Attack::Stall, Attack::Trickle, Attack::BurstThenSilence];
+const ATTACKS: [Attack; 4] =
+    [Attack::Stall, Attack::Trickle, Attack::BurstThenSilence, Attack::Forge];
 
 /// Attacks once; says what came back and how long after the last useful byte.
 async fn attack(addr: SocketAddr, path: &str, attack: Attack) -> io::Result<(u16, Duration)> {
     let mut client = RawClient::connect(addr).await?;
-    let head = format!("POST {path} HTTP/1.1\r\nhost: test\r\ncontent-length: 1000000\r\n\r\n");
+    let kind = if let Attack::Forge = attack { "application/grpcx" } else { "text/plain" };
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: test\r\ncontent-type: {kind}\r\n\
+         content-length: 1000000\r\n\r\n"
+    );
     client.send(head).await?;
     if let Attack::BurstThenSilence = attack {
         sleep(2 * STEP).await;
@@ -176,7 +183,7 @@ async fn slow_uploads_are_answered_and_cut_and_honest_ones_are_served() {
         assert_eq!(status, 408, "{kind:?}");
         assert!(elapsed < GAP + SLACK, "{kind:?}: {elapsed:?}");
     }
-    assert_eq!(journal.refused().len(), 6);
+    assert_eq!(journal.refused().len(), 8);
     assert!(journal.refused().iter().all(|(guard, _)| *guard == Guard::SlowBody));
     assert!(journal.cut().is_empty());
     // No handler is left.
@@ -206,6 +213,22 @@ async fn on_http2_a_slow_stream_is_answered_and_its_neighbours_go_on() {
     let ((slow, elapsed), steady) = tokio::join!(slow, steady);
     assert_eq!((slow, steady), (StatusCode::REQUEST_TIMEOUT, StatusCode::OK));
     assert!(elapsed < GAP + SLACK, "{elapsed:?}");
+    assert_eq!(journal.refused(), [(Guard::SlowBody, Reason::Gap)]);
+}
+
+#[tokio::test]
+async fn over_http1_the_content_type_of_grpc_buys_no_time() {
+    let journal = Journal::default();
+    let router = router(&Working::default()).layer(layer(&journal));
+    let server = servers::axum_bare(router).await;
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    let head = "POST /a HTTP/1.1\r\nhost: test\r\ncontent-type: application/grpc\r\n\
+                content-length: 1000000\r\n\r\n";
+    let began = Instant::now();
+    client.send(head).await.unwrap();
+    let answer = client.head().await.unwrap();
+    assert!(began.elapsed() < 2 * GAP, "{:?}", began.elapsed());
+    assert_eq!(answer.header("grpc-status"), Some("4"));
     assert_eq!(journal.refused(), [(Guard::SlowBody, Reason::Gap)]);
 }
 

@@ -94,7 +94,8 @@ pub enum AnswerForm {
 }
 
 impl AnswerForm {
-    /// The form that suits `request`.
+    /// The form that suits `request`, going by its method and content type: both are the client's
+    /// own words.
     pub fn of<B: Body>(request: &Request<B>) -> Self {
         let close = request.version() <= Version::HTTP_11 && !request.body().is_end_stream();
         // gRPC is always a POST, so that nobody else pays for the look at the headers.
@@ -102,13 +103,17 @@ impl AnswerForm {
             && let Some(kind) = request.headers().get(CONTENT_TYPE)
             && let Some(rest) = kind.as_bytes().strip_prefix(b"application/grpc")
         {
-            return match rest {
-                [b'-', b'w', b'e', b'b', b'-', b't', b'e', b'x', b't', ..] => {
-                    Self::GrpcWebText { close }
-                }
-                [b'-', b'w', b'e', b'b', ..] => Self::GrpcWeb { close },
-                _ => Self::Grpc,
+            let (form, rest) = if let Some(rest) = rest.strip_prefix(b"-web-text") {
+                (Self::GrpcWebText { close }, rest)
+            } else if let Some(rest) = rest.strip_prefix(b"-web") {
+                (Self::GrpcWeb { close }, rest)
+            } else {
+                (Self::Grpc, rest)
             };
+            // What merely begins like it is something else.
+            if matches!(rest, [] | [b'+' | b';', ..]) {
+                return form;
+            }
         }
         Self::Http { close }
     }
@@ -346,6 +351,21 @@ mod tests {
         assert_eq!(AnswerForm::of(&request("text/html")), AnswerForm::Http { close: true });
         let get = Request::new(Empty::<Bytes>::new());
         assert_eq!(AnswerForm::of(&get), AnswerForm::Http { close: false });
+    }
+
+    #[test]
+    fn what_merely_begins_like_grpc_is_plain_http() {
+        for kind in [
+            "application/grpcx",
+            "application/grpc/x",
+            "application/grpc-",
+            "application/grpc-webx",
+            "application/grpc-web-textual",
+        ] {
+            assert_eq!(AnswerForm::of(&request(kind)), AnswerForm::Http { close: true }, "{kind}");
+        }
+        let grpc = request("application/grpc;charset=utf-8");
+        assert_eq!(AnswerForm::of(&grpc), AnswerForm::Grpc);
     }
 
     #[test]

@@ -270,7 +270,9 @@ fn a_table_that_nobody_used_for_long_holds_no_debts() {
             table.update(key(number), DAY, DAY, owe).unwrap().unwrap();
         }
         for number in 0..400 {
-            let debt = table.update(key(number), DAY + idle, DAY, owe).unwrap();
+            // Nobody owes anew: one key in 4 million finds the debt of another.
+            let same = |debt: u64| Ok::<_, ()>((debt, debt));
+            let debt = table.update(key(number), DAY + idle, DAY, same).unwrap();
             assert_eq!(debt, Ok(0), "{} days later", idle / DAY);
         }
     }

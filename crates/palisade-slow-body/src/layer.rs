@@ -5,7 +5,7 @@ use crate::{
     watch::{Answering, Watch},
 };
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use http_body::Body;
 use palisade_core::{AnswerForm, Answerer, BoxError, GuardBody, Pressure, RequestHead, Settings};
 use std::{
@@ -66,9 +66,13 @@ impl SlowBodyLayer {
         self
     }
 
-    /// How fast the request bodies of gRPC must come, whose clients speak when they have
-    /// something to say. A stream on which the client is silent for longer by design wants a pace
-    /// of its own by [`Self::pace_for`]. Defaults to [`Pace::conversation`].
+    /// How fast the request bodies of gRPC over HTTP/2 must come, whose clients speak when they
+    /// have something to say. A stream on which the client is silent for longer by design wants a
+    /// pace of its own by [`Self::pace_for`].
+    ///
+    /// That a request is gRPC is [the client's own word](crate#whoever-says-grpc). Where that is
+    /// too much trust, give [`Pace::default`] here, and a pace for conversations to their methods
+    /// alone by [`Self::pace_for`]. Defaults to [`Pace::conversation`].
     pub fn grpc(mut self, pace: Pace) -> Self {
         Arc::make_mut(&mut self.shared).grpc = pace;
         self
@@ -180,7 +184,10 @@ impl Shared {
         }
         let form = AnswerForm::of(request);
         let conn = self.settings.conn(request.extensions());
-        let watch = Arc::new(Watch::new(self.clone(), Answerer::new(form, conn), chosen));
+        // gRPC-Web has no client streams, and there is no gRPC over HTTP/1.
+        let grpc = form == AnswerForm::Grpc && request.version() == Version::HTTP_2;
+        let watch = Watch::new(self.clone(), Answerer::new(form, conn), grpc, chosen);
+        let watch = Arc::new(watch);
         let judged = has_body && !watch.request_pace().is_off();
         (Some(watch), judged)
     }
@@ -197,8 +204,8 @@ impl Shared {
     }
 
     /// How fast a request must come that has no pace of its own.
-    pub(crate) fn request_pace(&self, form: AnswerForm) -> &Pace {
-        if form.is_grpc() { &self.grpc } else { &self.request }
+    pub(crate) fn request_pace(&self, grpc: bool) -> &Pace {
+        if grpc { &self.grpc } else { &self.request }
     }
 
     /// How fast a response must be taken whose request has no pace of its own.

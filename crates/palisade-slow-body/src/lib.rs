@@ -40,6 +40,25 @@
 //! A verdict that falls more than 100 ms late, because the server was busy, gives the client a
 //! quarter of a second more, once until it has caught up.
 //!
+//! # Whoever says gRPC
+//!
+//! A stream of gRPC is silent while its client has nothing to say, so that requests over HTTP/2
+//! whose content type is gRPC's have a pace of their own ([`SlowBodyLayer::grpc`]): by default a
+//! gap of 60 s and no rate. The content type is the client's own word. Whoever sends it in front of
+//! any upload over HTTP/2 may send one byte a minute, for ever, on every path; what bounds that is
+//! the gap, and `palisade-concurrency-limit` by how many requests may be present. A server that
+//! cannot afford it asks gRPC for the pace of everybody and names its streams:
+//!
+//! ```
+//! # use palisade_slow_body::{Pace, SlowBodyLayer};
+//! let strict = SlowBodyLayer::new().grpc(Pace::default()).pace_for(|head| {
+//!     (head.uri.path() == "/chat.Chat/Talk").then(Pace::conversation)
+//! });
+//! ```
+//!
+//! Over HTTP/1, where there is no gRPC, and in gRPC-Web, which has no client streams, the word
+//! buys nothing.
+//!
 //! # What it cannot see
 //!
 //! *A body that nobody reads.* Bytes that the handler does not ask for are not waited for: what

@@ -87,7 +87,8 @@ impl Pace {
         Self::builder().gap(gap).no_rate().build()
     }
 
-    /// Something every 60 s, however little: what gRPC requests get unless told otherwise.
+    /// Something every 60 s, however little: what requests that say they are
+    /// gRPC over HTTP/2 get unless told otherwise.
     pub const fn conversation() -> Self {
         Self { gap: Some(Duration::from_secs(60)), rate: None, ..Self::DEFAULT }
     }

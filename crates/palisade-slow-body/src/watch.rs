@@ -10,6 +10,8 @@ use std::sync::Arc;
 pub(crate) struct Watch {
     pub(crate) shared: Arc<Shared>,
     pub(crate) answerer: Answerer,
+    /// Whether it says that it is gRPC, over HTTP/2.
+    grpc: bool,
     /// For both bodies, if the request has a pace of its own.
     chosen: Option<Pace>,
 }
@@ -21,13 +23,18 @@ pub(crate) struct Answering(pub(crate) Arc<Watch>);
 // === Watch ===
 
 impl Watch {
-    pub(crate) fn new(shared: Arc<Shared>, answerer: Answerer, chosen: Option<Pace>) -> Self {
-        Self { shared, answerer, chosen }
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        answerer: Answerer,
+        grpc: bool,
+        chosen: Option<Pace>,
+    ) -> Self {
+        Self { shared, answerer, grpc, chosen }
     }
 
     /// How fast the request body must come.
     pub(crate) fn request_pace(&self) -> &Pace {
-        self.chosen.as_ref().unwrap_or(self.shared.request_pace(self.answerer.form()))
+        self.chosen.as_ref().unwrap_or(self.shared.request_pace(self.grpc))
     }
 
     /// How fast the response body must be taken.

@@ -1,7 +1,7 @@
 //! Request bodies, exact on paused time.
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, header};
+use http::{Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use http_body_util::{BodyExt, Channel, Empty, Full, channel::Sender};
 use palisade_core::{Guard, Phase, Reason, Violation};
@@ -346,8 +346,41 @@ async fn a_body_that_is_dropped_in_time_is_nobody_s_business() {
 
 fn grpc() -> (Client, Request<Wire>) {
     let (sender, body) = Channel::new(64);
-    let request = Request::post("/demo.Echo/Collect").header("content-type", "application/grpc");
+    let request = Request::post("/demo.Echo/Collect").version(Version::HTTP_2);
+    let request = request.header("content-type", "application/grpc");
     (sender, request.body(body).expect("is a request"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_only_claims_to_speak_grpc_keeps_the_pace_of_everybody() {
+    for (version, kind) in [
+        (Version::HTTP_11, "application/grpc"),
+        (Version::HTTP_11, "application/grpc+proto"),
+        (Version::HTTP_2, "application/grpcx"),
+        (Version::HTTP_2, "application/grpc-webx"),
+        (Version::HTTP_2, "application/grpc-web"),
+        (Version::HTTP_2, "application/grpc-web-text"),
+    ] {
+        let journal = Journal::default();
+        let (_client, mut request) = grpc();
+        *request.version_mut() = version;
+        request.headers_mut().insert("content-type", kind.parse().unwrap());
+        let began = Instant::now();
+        let layer = SlowBodyLayer::new().metrics(journal.clone());
+        layer.layer(service_fn(read)).oneshot(request).await.unwrap();
+        assert_eq!(began.elapsed(), seconds(15), "{version:?} {kind}");
+        assert_eq!(journal.refused(), [(Guard::SlowBody, Reason::Gap)]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_may_ask_grpc_for_the_pace_of_everybody() {
+    let layer = SlowBodyLayer::new().grpc(Pace::default());
+    let (_client, request) = grpc();
+    let began = Instant::now();
+    let response = layer.layer(service_fn(read)).oneshot(request).await.unwrap();
+    assert_eq!(began.elapsed(), seconds(15));
+    assert_eq!(response.headers()["grpc-status"], "4");
 }
 
 #[tokio::test(start_paused = true)]
