@@ -6,6 +6,7 @@ use crate::{
     watch::{Watch, too_large},
 };
 use bytes::Bytes;
+use http::Version;
 use http_body::{Body, Frame};
 use palisade_core::{BoxError, Guard, Mode, Phase, Reason, Violation};
 use std::{
@@ -71,6 +72,11 @@ pub(crate) type Polled = Poll<Option<Result<Frame<Bytes>, BoxError>>>;
 // === Counted ===
 
 impl Counted {
+    /// Of the request whose body this is.
+    pub(crate) fn version(&self) -> Version {
+        self.watch.as_ref().map_or(Version::HTTP_11, |watch| watch.version)
+    }
+
     pub(crate) fn new(watch: Option<Arc<Watch>>, holds: bool, limit: u64) -> Self {
         let stage = Stage::Fresh;
         Self { watch, stage, holds, small: 0, limit, remaining: limit, pack: None }

@@ -78,7 +78,7 @@ where
         if counted.stage == Stage::Over
             && let Some(body) = inner.take()
         {
-            linger(body);
+            linger(body, counted.version());
         }
         polled
     }

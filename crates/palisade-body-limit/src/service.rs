@@ -6,7 +6,7 @@ use crate::{
     watch::{Watch, rejection, too_large},
 };
 use bytes::Bytes;
-use http::{Request, Response, Version, header::CONTENT_LENGTH};
+use http::{Request, Response, header::CONTENT_LENGTH};
 use http_body::Body;
 use palisade_core::{AnswerForm, Answerer, BoxError, ConnInfo, GuardBody, Phase, linger};
 use std::{
@@ -64,7 +64,8 @@ where
             let rejection = rejection(violation, AnswerForm::of(&request));
             let conn = ConnInfo::of(request.extensions()).map(Arc::as_ref);
             if shared.settings.refuse(&rejection, conn) {
-                linger(request.into_body());
+                let version = request.version();
+                linger(request.into_body(), version);
                 return ResponseFuture::refused(rejection, shared.clone());
             }
         }
@@ -74,9 +75,13 @@ where
         let joins = has_body && !too_long && is_harmless && shared.tiny_frames.is_some();
         let watch = (counts || limits_response).then(|| {
             let form = AnswerForm::of(&request);
-            let grpc = form.is_grpc() && request.version() == Version::HTTP_2;
             let conn = ConnInfo::of(request.extensions()).cloned();
-            Arc::new(Watch::new(shared.clone(), Answerer::new(form, conn), grpc, limit))
+            Arc::new(Watch::new(
+                shared.clone(),
+                Answerer::new(form, conn),
+                request.version(),
+                limit,
+            ))
         });
         let counting = watch.clone().filter(|_| counts);
         if shared.overridable {

@@ -1,7 +1,7 @@
 //! What the request body and the response future of one request know in common.
 
 use crate::layer::Shared;
-use http::StatusCode;
+use http::{StatusCode, Version};
 use palisade_core::{AnswerForm, Answerer, Guard, Phase, Reason, Rejection, Violation};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ pub struct BodyLimitHandle {
 pub(crate) struct Watch {
     pub(crate) shared: Arc<Shared>,
     pub(crate) answerer: Answerer,
+    pub(crate) version: Version,
     /// Whether gRPC runs over HTTP/2, where messages are small and may not wait.
     pub(crate) grpc: bool,
     /// The lock is taken at the first read of an overridable request, and by its handle.
@@ -56,9 +57,15 @@ impl BodyLimitHandle {
 // === Watch ===
 
 impl Watch {
-    pub(crate) fn new(shared: Arc<Shared>, answerer: Answerer, grpc: bool, limit: u64) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        answerer: Answerer,
+        version: Version,
+        limit: u64,
+    ) -> Self {
+        let grpc = answerer.form().is_grpc() && version == Version::HTTP_2;
         let limit = Mutex::new(Limit { bytes: limit, stands: false });
-        Self { shared, answerer, grpc, limit }
+        Self { shared, answerer, version, grpc, limit }
     }
 
     /// From here on the limit stands. Returns it.

@@ -1,13 +1,18 @@
 //! What becomes of a request body that nobody will read.
 
+use http::Version;
 use http_body::Body;
 use std::{
+    future::poll_fn,
+    pin::pin,
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
     time::Duration,
 };
 
 /// For so long a body is kept after its request was refused.
 const KEPT_FOR: Duration = Duration::from_millis(100);
+/// On HTTP/2, so many frames are thrown away at a stretch.
+const STRETCH: usize = 32;
 /// So many bodies are kept at a time; whatever comes beyond is dropped at once.
 const KEPT: usize = 1024;
 /// A client has sent a body as short as this before it looks for the answer.
@@ -31,16 +36,16 @@ struct Place(&'static Lingering);
 /// with uploads of 10 MB over loopback: without this hyper's own client saw none of the answers on
 /// HTTP/1, and curl none on HTTP/2; with it both see all of them.
 ///
-/// Nothing is read. A body is kept for 100 milliseconds, 1,024 of them at a time in the process;
-/// a body of at most 16 KiB, and whatever comes outside a tokio runtime, is dropped at once. With a
-/// body stays what the server has received of it: on HTTP/1 a read buffer, on HTTP/2 at most the
-/// stream's window.
+/// On HTTP/1 nothing is read. On HTTP/2 what comes is thrown away, because bytes that nobody reads
+/// hold up the other streams of their connection. A body is kept for 100 milliseconds, 1,024 of
+/// them at a time in the process. A body of at most 16 KiB, and whatever comes outside a tokio
+/// runtime, is dropped at once.
 ///
 /// # Panics
 ///
 /// The runtime must have its timer enabled, as any that serves connections has; else the task that
 /// keeps the body panics.
-pub fn linger<B>(body: B)
+pub fn linger<B>(body: B, version: Version)
 where
     B: Body + Send + 'static,
 {
@@ -51,9 +56,27 @@ where
         && let Some(place) = LINGERING.take(KEPT)
     {
         runtime.spawn(async move {
-            tokio::time::sleep(KEPT_FOR).await;
-            drop((body, place));
+            if version == Version::HTTP_2 {
+                // Ended by the time or by the end of the body.
+                let _ = tokio::time::timeout(KEPT_FOR, throw_away(body)).await;
+            } else {
+                tokio::time::sleep(KEPT_FOR).await;
+                drop(body);
+            }
+            drop(place);
         });
+    }
+}
+
+async fn throw_away<B: Body>(body: B) {
+    let mut body = pin!(body);
+    let mut frames: usize = 0;
+    let is_frame = |frame: Option<Result<_, _>>| matches!(frame, Some(Ok(_)));
+    while poll_fn(|cx| body.as_mut().poll_frame(cx).map(is_frame)).await {
+        frames = frames.wrapping_add(1);
+        if frames.is_multiple_of(STRETCH) {
+            tokio::task::yield_now().await;
+        }
     }
 }
 
@@ -93,7 +116,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_unread_body_is_kept_for_a_moment_and_no_longer() {
         let held = Arc::new(());
-        linger(upload(&held));
+        linger(upload(&held), Version::HTTP_11);
         tokio::time::sleep(KEPT_FOR - Duration::from_millis(1)).await;
         assert_eq!(Arc::strong_count(&held), 2);
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -112,8 +135,8 @@ mod tests {
     #[test]
     fn outside_a_runtime_and_for_short_bodies_nothing_is_kept() {
         let held = Arc::new(());
-        linger(upload(&held));
-        linger(Full::new(Bytes::from_static(b"short")));
+        linger(upload(&held), Version::HTTP_11);
+        linger(Full::new(Bytes::from_static(b"short")), Version::HTTP_11);
         assert_eq!(Arc::strong_count(&held), 1);
     }
 }

@@ -140,7 +140,8 @@ where
             let rejection = refusal.rejection(AnswerForm::of(&request));
             let conn = ConnInfo::of(request.extensions()).map(Arc::as_ref);
             if shared.settings.refuse(&rejection, conn) {
-                linger(request.into_body());
+                let version = request.version();
+                linger(request.into_body(), version);
                 return ResponseFuture::refused(rejection, shared.clone());
             }
         }
