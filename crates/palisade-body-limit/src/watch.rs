@@ -63,7 +63,7 @@ impl Watch {
         version: Version,
         limit: u64,
     ) -> Self {
-        let grpc = answerer.form().is_grpc() && version == Version::HTTP_2;
+        let grpc = answerer.form() == AnswerForm::Grpc && version == Version::HTTP_2;
         let limit = Mutex::new(Limit { bytes: limit, stands: false });
         Self { shared, answerer, version, grpc, limit }
     }

@@ -217,8 +217,25 @@ async fn honest_grpc_is_never_refused_and_one_byte_frames_are() {
     assert_eq!(read.bytes().len(), 1_750_000);
     assert_eq!(seen.refused(), []);
     let (_, read) = body_of(&layer, grpc(apart(250_000, 1))).await;
-    assert!(read.bytes().len() < 30_000);
+    assert!(read.bytes().len() < 1500);
     assert_eq!(seen.refused(), [TINY]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_burst_is_the_same_for_all_and_bytes_grant_grpc_sixteen_times_the_frames() {
+    let frames = TinyFrames::default().burst(100).per_bytes(64).per_second(0);
+    let layer = BodyLimitLayer::default().tiny_frames(frames);
+    let refused = async |length| {
+        let error = body_of(&layer, grpc(apart(10_000, length))).await.1.error?;
+        Violation::behind(&*error).map(|violation| violation.observed)
+    };
+    assert_eq!(refused(0).await, Some(101));
+    assert_eq!(refused(2).await, Some(199));
+    assert_eq!(refused(4).await, None);
+    let frames = frames.per_bytes(0).per_second(10);
+    let layer = BodyLimitLayer::default().tiny_frames(frames);
+    let (_, read) = body_of(&layer, grpc(apart(101, 4))).await;
+    assert!(read.error.is_some(), "no time has passed");
 }
 
 #[tokio::test]
