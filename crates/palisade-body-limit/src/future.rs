@@ -4,7 +4,7 @@ use crate::{ResponseBody, layer::Shared, watch::Watch};
 use bytes::Bytes;
 use http::Response;
 use http_body::Body;
-use palisade_core::{BoxError, GuardBody, Rejection};
+use palisade_core::{Answering, BoxError, GuardBody, Rejection};
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
@@ -29,7 +29,7 @@ pin_project! {
     #[derive(Debug)]
     enum State<F> {
         Unwatched { #[pin] inner: F },
-        Watched { #[pin] inner: F, watch: Arc<Watch> },
+        Watched { #[pin] inner: F, answering: Answering<Watch> },
         Refused { rejection: Option<Rejection>, shared: Arc<Shared> },
     }
 }
@@ -40,7 +40,7 @@ impl<F> ResponseFuture<F> {
     pub(crate) fn new(inner: F, watch: Option<Arc<Watch>>) -> Self {
         let state = match watch {
             None => State::Unwatched { inner },
-            Some(watch) => State::Watched { inner, watch },
+            Some(watch) => State::Watched { inner, answering: Answering::new(watch) },
         };
         Self { state }
     }
@@ -67,7 +67,8 @@ where
             StateProj::Refused { rejection, shared } => {
                 (rejection.take().expect("polled after completion"), shared.clone())
             }
-            StateProj::Watched { inner, watch } => {
+            StateProj::Watched { inner, answering } => {
+                let watch = answering.watch();
                 let polled = inner.poll(cx);
                 let answer = watch.answerer.handler_polled(polled.is_ready(), cx.waker());
                 if let Some(rejection) = answer {

@@ -82,6 +82,12 @@ impl Watch {
     }
 }
 
+impl AsRef<Answerer> for Watch {
+    fn as_ref(&self) -> &Answerer {
+        &self.answerer
+    }
+}
+
 /// `observed` bytes where `limit` are allowed.
 pub(crate) fn too_large(phase: Phase, limit: u64, observed: u64) -> Violation {
     Violation::new(Guard::BodyLimit, Reason::TooLarge, phase, limit, observed)

@@ -167,6 +167,26 @@ async fn an_overrun_after_the_head_fails_the_body_and_is_a_cut() {
 }
 
 #[tokio::test]
+async fn when_nobody_waits_for_an_answer_any_more_it_is_a_cut() {
+    let seen = Journal::default();
+    let layer = BodyLimitLayer::new(5000).metrics(seen.clone());
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let sender = std::sync::Mutex::new(Some(sender));
+    let handler = service_fn(|request: Request<RequestBody<Script>>| {
+        let _ = sender.lock().unwrap().take().unwrap().send(request.into_body());
+        pending::<Result<common::Answer, Infallible>>()
+    });
+    let request = Request::new(Script::frames(3, 4096));
+    // The client went away, or a timeout outside of this guard has answered already.
+    let mut answer = Box::pin(layer.layer(handler).oneshot(request));
+    assert!((&mut answer).now_or_never().is_none());
+    drop(answer);
+    let read = common::read(receiver.await.unwrap()).await;
+    assert!(read.error.is_some());
+    assert_eq!((seen.refused(), seen.cut()), (vec![], vec![TOO_LARGE]));
+}
+
+#[tokio::test]
 async fn dropped_futures_and_bodies_leave_nothing_and_record_nothing() {
     let seen = Journal::default();
     let layer = BodyLimitLayer::new(5000).metrics(seen.clone());

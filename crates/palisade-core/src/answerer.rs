@@ -17,6 +17,11 @@ pub struct Answerer {
     head: Mutex<Head>,
 }
 
+/// The response future's hand on what has the [`Answerer`]. Once it is dropped nobody answers any
+/// more, and what a body does after that is no refusal.
+#[derive(Debug)]
+pub struct Answering<W: AsRef<Answerer>>(Arc<W>);
+
 /// What is known of the head of the response.
 #[derive(Debug)]
 enum Head {
@@ -93,10 +98,23 @@ impl Answerer {
         drop(before); // A waker's drop is the code of others.
         None
     }
+}
 
-    /// The response future is gone: nobody answers any more.
-    pub fn nobody_answers(&self) {
-        let gone = std::mem::replace(&mut *self.head.lock(), Head::Sent);
+impl<W: AsRef<Answerer>> Answering<W> {
+    /// For the future that gives the response.
+    pub fn new(watch: Arc<W>) -> Self {
+        Self(watch)
+    }
+
+    /// What has the answerer.
+    pub fn watch(&self) -> &Arc<W> {
+        &self.0
+    }
+}
+
+impl<W: AsRef<Answerer>> Drop for Answering<W> {
+    fn drop(&mut self) {
+        let gone = std::mem::replace(&mut *self.0.as_ref().as_ref().head.lock(), Head::Sent);
         drop(gone); // A waker's drop is the code of others.
     }
 }

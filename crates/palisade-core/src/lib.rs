@@ -6,7 +6,7 @@
 //! - What a guard says: [`Guard`], [`Reason`], [`Phase`], [`Mode`], [`Violation`], [`Rejection`].
 //! - Who hears it: [`Metrics`], [`Event`], [`Levels`], and a guard's handle on them, [`Recorder`].
 //! - Who is asking: [`ConnInfo`], [`ClientKey`], [`RequestHead`], [`KeyExtractor`].
-//! - What guards are made of: [`Settings`], [`GuardBody`], [`Answerer`], [`Table`], [`Gcra`], [`Clock`], [`Pressure`].
+//! - What guards are made of: [`Settings`], [`GuardBody`], [`Answerer`], [`Answering`], [`Table`], [`Gcra`], [`Clock`], [`Pressure`].
 #![forbid(unsafe_code)]
 
 mod answerer;
@@ -22,7 +22,7 @@ mod settings;
 mod table;
 mod words;
 
-pub use answerer::Answerer;
+pub use answerer::{Answerer, Answering};
 pub use body::{BoxError, GuardBody};
 pub use client::{ClientKey, ConnInfo, Extracted, KeyExtractor, Prefix, RequestHead};
 pub use clock::Clock;

@@ -1,10 +1,10 @@
 //! The response future.
 
-use crate::{ResponseBody, layer::Shared, response::Writing, watch::Answering};
+use crate::{ResponseBody, layer::Shared, response::Writing, watch::Watch};
 use bytes::Bytes;
 use http::Response;
 use http_body::Body;
-use palisade_core::{BoxError, ConnInfo, GuardBody};
+use palisade_core::{Answering, BoxError, ConnInfo, GuardBody};
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
@@ -29,7 +29,7 @@ pin_project! {
     #[derive(Debug)]
     enum State<F> {
         Bodiless { #[pin] inner: F, shared: Arc<Shared>, conn: Option<Arc<ConnInfo>> },
-        Watched { #[pin] inner: F, answering: Answering },
+        Watched { #[pin] inner: F, answering: Answering<Watch> },
         Answered,
     }
 }
@@ -39,8 +39,8 @@ impl<F> ResponseFuture<F> {
         Self { state: State::Bodiless { inner, shared, conn } }
     }
 
-    pub(crate) fn watched(inner: F, answering: Answering) -> Self {
-        Self { state: State::Watched { inner, answering } }
+    pub(crate) fn watched(inner: F, watch: Arc<Watch>) -> Self {
+        Self { state: State::Watched { inner, answering: Answering::new(watch) } }
     }
 }
 
@@ -63,7 +63,7 @@ where
             }
             StateProj::Watched { inner, answering } => {
                 let polled = inner.poll(cx);
-                let watch = &answering.0;
+                let watch = answering.watch();
                 match watch.answerer.handler_polled(polled.is_ready(), cx.waker()) {
                     Some(rejection) => (rejection, watch.shared.clone()),
                     None => {

@@ -1,9 +1,6 @@
 //! The layer and its service.
 
-use crate::{
-    Pace, RequestBody, ResponseBody, ResponseFuture,
-    watch::{Answering, Watch},
-};
+use crate::{Pace, RequestBody, ResponseBody, ResponseFuture, watch::Watch};
 use bytes::Bytes;
 use http::{Request, Response, Version};
 use http_body::Body;
@@ -161,7 +158,7 @@ where
         let of_body = if judged { watch.clone() } else { None };
         let inner = self.inner.call(request.map(|body| RequestBody::new(body, of_body)));
         match watch {
-            Some(watch) => ResponseFuture::watched(inner, Answering(watch)),
+            Some(watch) => ResponseFuture::watched(inner, watch),
             None => ResponseFuture::bodiless(inner, shared.clone(), conn),
         }
     }

@@ -16,10 +16,6 @@ pub(crate) struct Watch {
     chosen: Option<Pace>,
 }
 
-/// The response future's hand on the [`Watch`]. Once it is gone nobody answers any more.
-#[derive(Debug)]
-pub(crate) struct Answering(pub(crate) Arc<Watch>);
-
 // === Watch ===
 
 impl Watch {
@@ -49,18 +45,16 @@ impl Watch {
     }
 }
 
+impl AsRef<Answerer> for Watch {
+    fn as_ref(&self) -> &Answerer {
+        &self.answerer
+    }
+}
+
 // === TooSlow ===
 
 impl TooSlow {
     pub(crate) fn violation(self, phase: Phase) -> Violation {
         Violation::new(Guard::SlowBody, self.reason, phase, self.limit, self.observed)
-    }
-}
-
-// === Answering ===
-
-impl Drop for Answering {
-    fn drop(&mut self) {
-        self.0.answerer.nobody_answers();
     }
 }
