@@ -53,7 +53,7 @@ impl BodyLimitLayer {
     }
 
     /// At most `bytes` in the body of a response. One that declares more, by its length or its
-    /// `Content-Length`, is replaced by 500; one that turns out longer fails, or ends with
+    /// `Content-Length`, is replaced by 500, but for answers to HEAD, 204 and 304; one that turns out longer fails, or ends with
     /// `RESOURCE_EXHAUSTED` in gRPC. Costs one small allocation per request. Defaults to no limit.
     pub fn response(mut self, bytes: u64) -> Self {
         Arc::make_mut(&mut self.shared).response = Some(bytes);

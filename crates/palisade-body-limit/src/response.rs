@@ -2,9 +2,9 @@
 
 use crate::watch::{Watch, rejection, too_large};
 use bytes::Bytes;
-use http::{Response, header::CONTENT_LENGTH};
+use http::{Response, StatusCode, header::CONTENT_LENGTH};
 use http_body::{Body, Frame, SizeHint};
-use palisade_core::{BoxError, GuardBody, Phase, Rejection, Violation};
+use palisade_core::{BoxError, GuardBody, Phase, Rejection};
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
@@ -15,7 +15,7 @@ use std::{
 pin_project! {
     /// The handler's body, cut where it becomes longer than
     /// [`BodyLimitLayer::response`](crate::BodyLimitLayer::response) allows: it fails with a
-    /// [`Violation`], or ends with trailers in gRPC.
+    /// [`Violation`](crate::Violation), or ends with trailers in gRPC.
     #[derive(Debug)]
     pub struct ResponseBody<B> {
         #[pin]
@@ -52,7 +52,10 @@ where
         let Some(limit) = watch.shared.response.filter(|_| !response.body().is_end_stream()) else {
             return Ok(response.map(Self::unlimited));
         };
-        let declared = declared(&response);
+        // A length may stand in these heads, and nothing follows it (RFC 9110 section 8.6).
+        let bodiless = watch.is_head
+            || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let declared = if bodiless { 0 } else { declared(&response) };
         if declared > limit {
             let rejection =
                 rejection(too_large(Phase::Handler, limit, declared), watch.answerer.form());
@@ -115,7 +118,7 @@ where
                 return Poll::Ready(Some(Ok(frame)));
             }
             counted.over = true;
-            return Poll::Ready(Some(ending(violation, answerer.form())));
+            return Poll::Ready(Some(violation.ending(answerer.form())));
         };
         counted.remaining = remaining;
         Poll::Ready(Some(Ok(frame)))
@@ -128,13 +131,5 @@ where
     /// The inner body's: a smaller upper bound could turn into a `Content-Length`.
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
-    }
-}
-
-/// The last frame of a body that is cut for `violation`.
-fn ending(violation: Violation, form: palisade_core::AnswerForm) -> Result<Frame<Bytes>, BoxError> {
-    match rejection(violation, form).trailers() {
-        Some(trailers) => Ok(Frame::trailers(trailers)),
-        None => Err(violation.into()),
     }
 }

@@ -8,7 +8,7 @@ use crate::{
 use bytes::Bytes;
 use http::{Request, Response, header::CONTENT_LENGTH};
 use http_body::Body;
-use palisade_core::{AnswerForm, Answerer, BoxError, ConnInfo, GuardBody, Phase, linger};
+use palisade_core::{AnswerForm, BoxError, ConnInfo, GuardBody, Phase, linger};
 use std::{
     sync::Arc,
     task::{Context, Poll},
@@ -73,16 +73,8 @@ where
         let counts = has_body && !too_long && !is_harmless;
         // Neither a shadowed refusal nor an empty body is looked at again.
         let joins = has_body && !too_long && is_harmless && shared.tiny_frames.is_some();
-        let watch = (counts || limits_response).then(|| {
-            let form = AnswerForm::of(&request);
-            let conn = ConnInfo::of(request.extensions()).cloned();
-            Arc::new(Watch::new(
-                shared.clone(),
-                Answerer::new(form, conn),
-                request.version(),
-                limit,
-            ))
-        });
+        let watch = (counts || limits_response)
+            .then(|| Arc::new(Watch::new(shared.clone(), &request, limit)));
         let counting = watch.clone().filter(|_| counts);
         if shared.overridable {
             request.extensions_mut().insert(BodyLimitHandle::new(counting.clone()));

@@ -1,8 +1,9 @@
 //! What the request body and the response future of one request know in common.
 
 use crate::layer::Shared;
-use http::{StatusCode, Version};
-use palisade_core::{AnswerForm, Answerer, Guard, Phase, Reason, Rejection, Violation};
+use http::{Method, Request, StatusCode, Version};
+use http_body::Body;
+use palisade_core::{AnswerForm, Answerer, ConnInfo, Guard, Phase, Reason, Rejection, Violation};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -20,6 +21,8 @@ pub(crate) struct Watch {
     pub(crate) shared: Arc<Shared>,
     pub(crate) answerer: Answerer,
     pub(crate) version: Version,
+    /// Whether the response has no body whatever its head says of one.
+    pub(crate) is_head: bool,
     /// Whether gRPC runs over HTTP/2, where messages are small and may not wait.
     pub(crate) grpc: bool,
     /// The lock is taken at the first read of an overridable request, and by its handle.
@@ -57,15 +60,14 @@ impl BodyLimitHandle {
 // === Watch ===
 
 impl Watch {
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        answerer: Answerer,
-        version: Version,
-        limit: u64,
-    ) -> Self {
+    pub(crate) fn new<B: Body>(shared: Arc<Shared>, request: &Request<B>, limit: u64) -> Self {
+        let conn = ConnInfo::of(request.extensions()).cloned();
+        let answerer = Answerer::new(AnswerForm::of(request), conn);
+        let version = request.version();
+        let is_head = request.method() == Method::HEAD;
         let grpc = answerer.form() == AnswerForm::Grpc && version == Version::HTTP_2;
         let limit = Mutex::new(Limit { bytes: limit, stands: false });
-        Self { shared, answerer, version, grpc, limit }
+        Self { shared, answerer, version, is_head, grpc, limit }
     }
 
     /// From here on the limit stands. Returns it.

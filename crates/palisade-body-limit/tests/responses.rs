@@ -117,6 +117,32 @@ async fn the_answer_to_a_head_request_may_tell_any_length() {
 }
 
 #[tokio::test]
+async fn a_head_without_a_body_may_tell_any_length_whatever_its_body_knows_of_itself() {
+    let seen = Journal::default();
+    let head = || Request::head("/").body(Empty::new()).unwrap();
+    for body in [Script::default(), Script::default().exact(8192)] {
+        let response = answered(&layer(&seen), head(), body.clone(), Some(1 << 40)).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()[header::CONTENT_LENGTH], (1u64 << 40).to_string());
+        for status in [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED] {
+            let handler = service_fn(|_: Request<RequestBody<Empty<bytes::Bytes>>>| {
+                let response = Response::builder().status(status);
+                let response = response.header(header::CONTENT_LENGTH, 1u64 << 40);
+                let response = response.body(body.clone()).unwrap();
+                async { Ok::<_, Infallible>(response) }
+            });
+            let response = layer(&seen).layer(handler).oneshot(get()).await.unwrap();
+            assert_eq!(response.status(), status);
+        }
+    }
+    assert_eq!(seen.refused(), []);
+    // Should bytes follow it all the same, they are counted.
+    let response = answered(&layer(&seen), head(), Script::frames(2, 4096), None).await;
+    assert!(read(response.into_body()).await.error.is_some());
+    assert_eq!(seen.cut().len(), 1);
+}
+
+#[tokio::test]
 async fn shadow_records_and_lets_pass() {
     let seen = Journal::default();
     let layer = layer(&seen).mode(Mode::Shadow);

@@ -1,12 +1,12 @@
 //! A guard's verdict, and the answer that suits the client.
 
-use crate::{Guard, GuardBody, Phase, Reason};
+use crate::{BoxError, Guard, GuardBody, Phase, Reason};
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER},
 };
-use http_body::Body;
+use http_body::{Body, Frame};
 use std::{fmt, time::Duration};
 
 /// Which rule was broken, and by how much. Also the error that a cut body fails with.
@@ -35,6 +35,18 @@ impl Violation {
         observed: u64,
     ) -> Self {
         Self { guard, reason, phase, limit, observed }
+    }
+
+    /// The last frame of a response body that is cut for this, in a response of this form. The
+    /// head is sent already: gRPC still learns its status from trailers, in good order, and in
+    /// every other form the body can only fail.
+    pub fn ending(self, form: AnswerForm) -> Result<Frame<Bytes>, BoxError> {
+        if form != AnswerForm::Grpc {
+            return Err(self.into());
+        }
+        // The status of plain HTTP goes nowhere.
+        let rejection = Rejection::new(self, StatusCode::OK, form);
+        Ok(Frame::trailers(rejection.grpc_trailers()))
     }
 
     /// The violation in the chain of sources of `error`, if a palisade guard caused it.
@@ -229,13 +241,6 @@ impl Rejection {
         }
     }
 
-    /// The trailers that end a gRPC response whose head is sent already, so that the client sees
-    /// the status and not a broken stream. `None` in every other form: there the body can only
-    /// fail.
-    pub fn trailers(&self) -> Option<HeaderMap> {
-        (self.form == AnswerForm::Grpc).then(|| self.grpc_trailers())
-    }
-
     /// `response` in place of the default one for plain HTTP: it gets the status if it is still
     /// 200, `Retry-After` if it has none, and `Connection: close` where that is needed.
     pub(crate) fn respond<B>(&self, response: Response<Bytes>) -> Response<GuardBody<B>> {
@@ -419,6 +424,22 @@ mod tests {
             rejection(AnswerForm::GrpcWebText { close: false }).into_response::<Full<Bytes>>();
         let text = response.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(text, base64(&frame));
+    }
+
+    #[test]
+    fn a_cut_body_ends_with_trailers_in_grpc_and_fails_in_every_other_form() {
+        let violation = Violation::new(Guard::SlowBody, Reason::Gap, Phase::ResponseBody, 1, 2);
+        let trailers = violation.ending(AnswerForm::Grpc).unwrap().into_trailers().unwrap();
+        assert_eq!(trailers["grpc-status"], "4");
+        assert_eq!(trailers["grpc-message"], "body too slow");
+        for form in [
+            AnswerForm::Http { close: false },
+            AnswerForm::GrpcWeb { close: false },
+            AnswerForm::GrpcWebText { close: false },
+        ] {
+            let error = violation.ending(form).unwrap_err();
+            assert_eq!(Violation::behind(&*error), Some(&violation));
+        }
     }
 
     #[test]

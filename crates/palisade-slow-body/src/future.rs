@@ -4,7 +4,7 @@ use crate::{ResponseBody, layer::Shared, response::Writing, watch::Watch};
 use bytes::Bytes;
 use http::Response;
 use http_body::Body;
-use palisade_core::{Answering, BoxError, ConnInfo, GuardBody};
+use palisade_core::{AnswerForm, Answering, BoxError, ConnInfo, GuardBody};
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
@@ -28,15 +28,26 @@ pin_project! {
     #[project = StateProj]
     #[derive(Debug)]
     enum State<F> {
-        Bodiless { #[pin] inner: F, shared: Arc<Shared>, conn: Option<Arc<ConnInfo>> },
+        Bodiless {
+            #[pin]
+            inner: F,
+            shared: Arc<Shared>,
+            form: AnswerForm,
+            conn: Option<Arc<ConnInfo>>,
+        },
         Watched { #[pin] inner: F, answering: Answering<Watch> },
         Answered,
     }
 }
 
 impl<F> ResponseFuture<F> {
-    pub(crate) fn bodiless(inner: F, shared: Arc<Shared>, conn: Option<Arc<ConnInfo>>) -> Self {
-        Self { state: State::Bodiless { inner, shared, conn } }
+    pub(crate) fn bodiless(
+        inner: F,
+        shared: Arc<Shared>,
+        form: AnswerForm,
+        conn: Option<Arc<ConnInfo>>,
+    ) -> Self {
+        Self { state: State::Bodiless { inner, shared, form, conn } }
     }
 
     pub(crate) fn watched(inner: F, watch: Arc<Watch>) -> Self {
@@ -55,10 +66,11 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.project().state;
         let (rejection, shared) = match state.as_mut().project() {
-            StateProj::Bodiless { inner, shared, conn } => {
+            StateProj::Bodiless { inner, shared, form, conn } => {
                 let response = ready!(inner.poll(cx))?;
                 let judged = Writing::is_of_use(&response, shared, shared.response_pace());
-                let writing = judged.then(|| Writing::new(shared.clone(), conn.clone(), None));
+                let writing =
+                    judged.then(|| Writing::new(shared.clone(), *form, conn.clone(), None));
                 return Poll::Ready(Ok(passing(response, writing)));
             }
             StateProj::Watched { inner, answering } => {
@@ -71,7 +83,8 @@ where
                         let (shared, conn) = (&watch.shared, watch.answerer.conn());
                         let judged = Writing::is_of_use(&response, shared, watch.response_pace());
                         let writing = judged.then(|| {
-                            Writing::new(shared.clone(), conn.cloned(), Some(watch.clone()))
+                            let form = watch.answerer.form();
+                            Writing::new(shared.clone(), form, conn.cloned(), Some(watch.clone()))
                         });
                         return Poll::Ready(Ok(passing(response, writing)));
                     }

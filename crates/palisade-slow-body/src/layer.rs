@@ -155,11 +155,15 @@ where
             None if shared.settings.is_on() => shared.settings.conn(request.extensions()),
             _ => None,
         };
+        let form = match &watch {
+            Some(watch) => watch.answerer.form(),
+            None => AnswerForm::of(&request),
+        };
         let of_body = if judged { watch.clone() } else { None };
         let inner = self.inner.call(request.map(|body| RequestBody::new(body, of_body)));
         match watch {
             Some(watch) => ResponseFuture::watched(inner, watch),
-            None => ResponseFuture::bodiless(inner, shared.clone(), conn),
+            None => ResponseFuture::bodiless(inner, shared.clone(), form, conn),
         }
     }
 }

@@ -4,7 +4,7 @@ use crate::{Pace, layer::Shared, stopwatch::Stopwatch, watch::Watch};
 use bytes::Bytes;
 use http::Response;
 use http_body::{Body, Frame, SizeHint};
-use palisade_core::{BoxError, ConnInfo, Phase, Violation};
+use palisade_core::{AnswerForm, BoxError, ConnInfo, Phase, Violation};
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
@@ -18,8 +18,9 @@ use tokio::time::Instant;
 const BUFFERED: u64 = 64 * 1024;
 
 pin_project! {
-    /// The response body of the inner service. It fails with a [`Violation`] when the server asks
-    /// it for more too seldom, because the client takes nothing.
+    /// The response body of the inner service. It fails with a [`Violation`], or ends with
+    /// trailers in gRPC, when the server asks it for more too seldom, because the client takes
+    /// nothing.
     #[derive(Debug)]
     pub struct ResponseBody<B> {
         #[pin]
@@ -33,6 +34,7 @@ pin_project! {
 #[derive(Debug)]
 pub(crate) struct Writing {
     shared: Arc<Shared>,
+    form: AnswerForm,
     conn: Option<Arc<ConnInfo>>,
     /// If the request has one, for its pace.
     watch: Option<Arc<Watch>>,
@@ -67,13 +69,13 @@ where
             return Poll::Ready(None);
         }
         if let Some(violation) = this.writing.as_mut().and_then(Writing::asked) {
-            let writing = this.writing.take();
-            let enforced = writing.is_some_and(|writing| {
-                writing.shared.settings.cut(&violation, writing.conn.as_deref())
-            });
-            if enforced {
+            let cut = this
+                .writing
+                .take()
+                .filter(|writing| writing.shared.settings.cut(&violation, writing.conn.as_deref()));
+            if let Some(writing) = cut {
                 *this.cut = true;
-                return Poll::Ready(Some(Err(violation.into())));
+                return Poll::Ready(Some(violation.ending(writing.form)));
             }
         }
         match this.body.as_mut().poll_frame(cx) {
@@ -106,10 +108,11 @@ where
 impl Writing {
     pub(crate) fn new(
         shared: Arc<Shared>,
+        form: AnswerForm,
         conn: Option<Arc<ConnInfo>>,
         watch: Option<Arc<Watch>>,
     ) -> Self {
-        Self { shared, conn, watch, bytes: 0, stopwatch: None }
+        Self { shared, form, conn, watch, bytes: 0, stopwatch: None }
     }
 
     /// Whether there is something to judge: not in a response that ends before we look.

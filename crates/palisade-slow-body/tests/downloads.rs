@@ -1,7 +1,7 @@
 //! Response bodies, exact on paused time, with a server that asks when it is woken.
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Channel, Empty, Full, StreamBody};
 use palisade_core::{BoxError, Guard, Phase, Reason, Violation};
@@ -25,12 +25,24 @@ async fn through<B>(
 where
     B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
 {
+    through_request(layer, Request::new(Empty::new()), body).await
+}
+
+async fn through_request<Q, B>(
+    layer: &SlowBodyLayer,
+    request: Request<Q>,
+    body: B,
+) -> Pin<Box<dyn Body<Data = Bytes, Error = BoxError>>>
+where
+    Q: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+    B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+{
     let mut body = Some(body);
-    let handler = service_fn(move |_: Request<RequestBody<Empty<Bytes>>>| {
+    let handler = service_fn(move |_: Request<RequestBody<Q>>| {
         let body = body.take().expect("is called once");
         async { Ok::<_, Infallible>(Response::new(body)) }
     });
-    let response = layer.layer(handler).oneshot(Request::new(Empty::new())).await;
+    let response = layer.layer(handler).oneshot(request).await;
     Box::pin(response.expect("cannot fail").into_body())
 }
 
@@ -73,6 +85,30 @@ async fn a_reader_who_takes_nothing_is_cut_when_the_server_is_woken() {
     assert_eq!(journal.cuts(), [(violation, Mode::Enforce)]);
     assert!(body.is_end_stream());
     assert!(body.frame().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grpc_response_that_is_cut_ends_with_its_status() {
+    fn grpc<B>(body: B) -> Request<B> {
+        let request = Request::post("/demo.Echo/Follow").version(Version::HTTP_2);
+        request.header("content-type", "application/grpc").body(body).expect("is a request")
+    }
+    let journal = Journal::default();
+    let layer = SlowBodyLayer::new().metrics(journal.clone());
+    for body in [
+        through_request(&layer, grpc(Full::new(Bytes::from_static(b"a message"))), endless()).await,
+        through_request(&layer, grpc(Empty::new()), endless()).await,
+    ] {
+        let mut body = body;
+        take(&mut body, 10 * CHUNK).await;
+        until_woken().await;
+        let trailers = body.frame().await.unwrap().expect("in good order").into_trailers().unwrap();
+        assert_eq!(trailers["grpc-status"], "4");
+        assert_eq!(trailers["grpc-message"], "body too slow");
+        assert!(body.is_end_stream());
+        assert!(body.frame().await.is_none());
+    }
+    assert_eq!(journal.cut(), [(Guard::SlowBody, Reason::Gap); 2]);
 }
 
 #[tokio::test(start_paused = true)]
