@@ -6,7 +6,7 @@ use crate::{
 };
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use palisade_core::{BoxError, ConnInfo, Guard, Phase, Reason, Violation};
+use palisade_core::{AnswerForm, BoxError, ConnInfo, Guard, Phase, Reason, Violation};
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
@@ -46,12 +46,15 @@ pin_project! {
         limit: Duration,
         shared: Arc<Shared>,
         conn: Option<Arc<ConnInfo>>,
+        form: AnswerForm,
         asked: bool,
         told: bool,
         #[pin]
         alarm: Option<Sleep>,
     }
 }
+
+type Ending = Result<Frame<Bytes>, BoxError>;
 
 // === RequestBody ===
 
@@ -116,19 +119,19 @@ where
         if *this.cut {
             return Poll::Ready(None);
         }
-        let violation = match this.body.poll_frame(cx) {
+        let ending = match this.body.poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 // Trailers are the end, and what has come to its end is not cut.
                 let total = this.total.as_mut().filter(|_| frame.is_data());
                 match total.and_then(|total| total.as_mut().check(false, cx)) {
                     None => return Poll::Ready(Some(Ok(frame))),
-                    Some(violation) => violation,
+                    Some(ending) => ending,
                 }
             }
             Poll::Pending => {
                 match this.total.as_mut().and_then(|total| total.as_mut().check(true, cx)) {
                     None => return Poll::Pending,
-                    Some(violation) => violation,
+                    Some(ending) => ending,
                 }
             }
             Poll::Ready(end) => {
@@ -137,7 +140,7 @@ where
         };
         *this.total = None;
         *this.cut = true;
-        Poll::Ready(Some(Err(violation.into())))
+        Poll::Ready(Some(ending))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -157,14 +160,17 @@ impl Total {
         limit: Duration,
         shared: Arc<Shared>,
         conn: Option<Arc<ConnInfo>>,
+        form: AnswerForm,
     ) -> Pin<Box<Self>> {
-        Box::pin(Self { started, limit, shared, conn, asked: false, told: false, alarm: None })
+        let (asked, told) = (false, false);
+        Box::pin(Self { started, limit, shared, conn, form, asked, told, alarm: None })
     }
 
-    /// Whether the time is up and the body to be cut. If not, the task of `cx` is woken when it is: also where the body
-    /// has something to give, because a server whose client takes nothing does not ask again by
-    /// itself. Only a body that is through after one frame needs no timer.
-    fn check(self: Pin<&mut Self>, pending: bool, cx: &mut Context<'_>) -> Option<Violation> {
+    /// The body's last frame, if the time is up and it is to be cut. If not, the task of `cx` is
+    /// woken when it is: also where the body has something to give, because a server whose client
+    /// takes nothing does not ask again by itself. Only a body that is through after one frame
+    /// needs no timer.
+    fn check(self: Pin<&mut Self>, pending: bool, cx: &mut Context<'_>) -> Option<Ending> {
         let mut this = self.project();
         let asked_before = std::mem::replace(this.asked, true);
         if this.alarm.is_none() && (pending || asked_before) {
@@ -181,6 +187,7 @@ impl Total {
         let (limit, observed) = (millis(*this.limit), millis(taken));
         let (reason, phase) = (Reason::TotalDeadline, Phase::ResponseBody);
         let violation = Violation::new(Guard::Timeout, reason, phase, limit, observed);
-        this.shared.settings.cut(&violation, this.conn.as_deref()).then_some(violation)
+        let cuts = this.shared.settings.cut(&violation, this.conn.as_deref());
+        cuts.then(|| violation.ending(*this.form))
     }
 }

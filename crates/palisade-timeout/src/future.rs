@@ -212,7 +212,8 @@ impl Watch {
             (None, None) => None,
         };
         let started = started.unwrap_or_else(Instant::now);
-        Some(Total::new(started, total, self.shared.clone(), self.conn.clone()))
+        let (shared, conn) = (self.shared.clone(), self.conn.clone());
+        Some(Total::new(started, total, shared, conn, self.form()))
     }
 }
 

@@ -669,3 +669,19 @@ fn a_request_future_grows_by_no_more_than_forty_bytes() {
     let added = size_of_val(&service.call(plain())) - size_of::<Thin>();
     assert!(added <= 40, "{added}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_grpc_stream_that_is_cut_ends_with_its_status() {
+    let service = TimeoutLayer::new(seconds(30)).total(seconds(30)).layer(service_fn(|_| async {
+        let (mut sender, body) = Channel::<Bytes, Infallible>::new(4);
+        tokio::spawn(async move {
+            let _ = sender.send_data(Bytes::from_static(b"x")).await;
+            sleep(seconds(3600)).await;
+        });
+        Ok::<_, Infallible>(Response::new(body))
+    }));
+    let request = Request::post("/").header("content-type", "application/grpc");
+    let response = service.oneshot(request.body(Nothing::new()).unwrap()).await.unwrap();
+    let collected = response.into_body().collect().await.expect("it ends in good order");
+    assert_eq!(collected.trailers().unwrap()["grpc-status"], "4");
+}
