@@ -58,15 +58,15 @@ impl Gcra {
     }
 
     /// The debt after `cells` more for whoever has `debt`, or why there are to be none. A debt
-    /// that this quota cannot have led to is left from another one and counts as paid, so that a
-    /// change of quota lengthens nobody's wait.
+    /// that this quota cannot have led to is left from another one and counts as the largest that
+    /// it can lead to: a change of quota lets nobody off, and lets nobody wait longer than that.
     #[inline]
     pub const fn decide(self, debt: u64, cells: u32) -> Result<u64, Denied> {
         if cells > self.burst {
             return Err(Denied::Never);
         }
         let most = self.max_debt();
-        let debt = if debt > most { 0 } else { debt };
+        let debt = if debt > most { most } else { debt };
         // Neither term is more than `most`, hence than 2^40: no sum here can overflow.
         let wanted = debt + cells as u64 * self.period;
         if wanted > most { Err(Denied::Wait(wanted - most)) } else { Ok(wanted) }
@@ -88,10 +88,11 @@ mod tests {
     }
 
     #[test]
-    fn a_debt_from_another_quota_counts_as_paid() {
+    fn a_debt_from_a_wider_quota_counts_as_the_largest_of_this_one() {
         let quota = Gcra::new(1000, 10).unwrap();
         assert_eq!(quota.decide(10_000, 1), Err(Denied::Wait(1000)));
-        assert_eq!(quota.decide(10_001, 1), Ok(1000));
+        assert_eq!(quota.decide(10_001, 1), Err(Denied::Wait(1000)));
+        assert_eq!(quota.decide(u64::MAX, 10), Err(Denied::Wait(10_000)));
     }
 
     proptest! {

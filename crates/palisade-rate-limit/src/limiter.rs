@@ -9,7 +9,10 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
     time::Duration,
 };
@@ -71,9 +74,12 @@ pub enum Decision {
 pub struct TableLimiter {
     table: Table,
     clock: Clock,
-    /// The quotas, the one that recovers soonest first; 0 where there is none. All of a quota is
-    /// in one word, so that a change needs no lock and nobody sees half of it.
+    /// The quotas, the one of the longest debts first, so that it keeps its place when others are
+    /// added; 0 where there is none. All of a quota is in one word, so that a change needs no lock
+    /// and nobody sees half of it.
     quotas: [AtomicU64; MAX_QUOTAS],
+    /// The longest debt that any quota has led to so far, in microseconds.
+    max_debt: AtomicU64,
 }
 
 // === Limiter ===
@@ -107,8 +113,14 @@ impl TableLimiter {
     /// # Errors
     /// If a quota makes no sense or the table could not hold its debts.
     pub fn new(policy: impl Into<Policy>) -> Result<Self, QuotaError> {
-        let quotas = words(&policy.into())?.map(AtomicU64::new);
-        Ok(Self { table: Table::new(CAPACITY), clock: Clock::new(), quotas })
+        let limiter = Self {
+            table: Table::new(CAPACITY),
+            clock: Clock::new(),
+            quotas: Default::default(),
+            max_debt: AtomicU64::new(0),
+        };
+        limiter.set(policy)?;
+        Ok(limiter)
     }
 
     /// Room for `keys` keys, at 8 bytes each, rounded up to a power of two between 16 and
@@ -120,47 +132,62 @@ impl TableLimiter {
     }
 
     /// Puts `policy` in place of the present one, from the next check on. What a client owes it
-    /// goes on owing, in time, but nobody more than the new quota's burst is worth: so nobody
-    /// waits longer than somebody who has just used up that burst.
+    /// goes on owing, in time, but from its next request on nobody more than the new quota's burst
+    /// is worth: so nobody is told to wait for longer than somebody who has just used up that
+    /// burst, and nobody gets a second one.
+    ///
+    /// Of several quotas, the one of the longest debts (burst times period) takes over what was
+    /// owed to the one of the longest debts, the second to the second; if there are more than
+    /// before, nobody owes the last ones anything yet.
     ///
     /// # Errors
     /// As [`Self::new`]; nothing is changed then.
     pub fn set(&self, policy: impl Into<Policy>) -> Result<(), QuotaError> {
-        let words = words(&policy.into())?;
+        let quotas = policy.into().compile()?;
+        let max_debt = quotas.first().map_or(0, |widest| widest.max_debt());
+        self.max_debt.fetch_max(max_debt, Relaxed);
+        let words = quotas.into_iter().map(pack).chain(std::iter::repeat(0));
         for (quota, word) in self.quotas.iter().zip(words) {
-            quota.store(word, Relaxed);
+            // After `max_debt`: whoever sees this quota knows how long its debts are.
+            quota.store(word, Release);
         }
         Ok(())
     }
 
     fn check_at(&self, key: ClientKey, cost: u32, now: u64) -> Decision {
         match unpack(&self.quotas[0]) {
-            Some(only) if self.quotas[1].load(Relaxed) == 0 => {
-                self.take(key, cost, now, only, only.max_debt())
-            }
+            Some(only) if self.quotas[1].load(Relaxed) == 0 => self.take(key, cost, now, only),
             _ => self.check_all(key, cost, now),
         }
     }
 
     /// Every quota has its own word. All are asked before any is charged, and each is charged
     /// only if it still grants: a race can cost a client what it did not get, never the reverse.
+    /// The quota that recovers soonest is charged first, so that this is least.
     fn check_all(&self, key: ClientKey, cost: u32, now: u64) -> Decision {
         let quotas = self.quotas.each_ref().map(unpack);
-        let max_debt = quotas.iter().flatten().map(|gcra| gcra.max_debt()).max().unwrap_or(0);
+        let max_debt = self.max_debt.load(Relaxed);
         let word = |place| if place == 0 { key } else { ClientKey::of(&(key, place)) };
-        let quotas = || quotas.iter().flatten().enumerate();
+        let quotas = || {
+            let soonest_first = quotas.iter().enumerate().rev();
+            soonest_first.filter_map(|(place, gcra)| Some((place, (*gcra)?)))
+        };
         let asked = quotas().fold(Decision::Admit, |verdict, (place, gcra)| {
             let debt = self.table.debt(word(place), now, max_debt);
             match gcra.decide(debt, cost) {
                 Ok(_) => verdict,
-                Err(denied) => stricter(verdict, Decision::denied(denied, *gcra)),
+                // It is denied, and what a wider quota has left is put right.
+                Err(_) if debt > gcra.max_debt() => {
+                    stricter(verdict, self.take(word(place), cost, now, gcra))
+                }
+                Err(denied) => stricter(verdict, Decision::denied(denied, gcra)),
             }
         });
         if asked != Decision::Admit {
             return asked;
         }
         for (place, gcra) in quotas() {
-            let taken = self.take(word(place), cost, now, *gcra, max_debt);
+            let taken = self.take(word(place), cost, now, gcra);
             if taken != Decision::Admit {
                 return taken;
             }
@@ -168,11 +195,16 @@ impl TableLimiter {
         Decision::Admit
     }
 
-    fn take(&self, key: ClientKey, cost: u32, now: u64, gcra: Gcra, max_debt: u64) -> Decision {
-        let decide = |debt| gcra.decide(debt, cost).map(|debt| ((), debt));
-        match self.table.update(key, now, max_debt, decide) {
-            Some(Ok(())) => Decision::Admit,
-            Some(Err(denied)) => Decision::denied(denied, gcra),
+    fn take(&self, key: ClientKey, cost: u32, now: u64, gcra: Gcra) -> Decision {
+        let decide = |debt| match gcra.decide(debt, cost) {
+            Ok(debt) => Ok((Ok(()), debt)),
+            // Left from a wider quota. It is written down, so that the wait of this client ends.
+            Err(denied) if debt > gcra.max_debt() => Ok((Err(denied), gcra.max_debt())),
+            Err(denied) => Err(denied),
+        };
+        match self.table.update(key, now, self.max_debt.load(Relaxed), decide) {
+            Some(Ok(Ok(()))) => Decision::Admit,
+            Some(Ok(Err(denied)) | Err(denied)) => Decision::denied(denied, gcra),
             // So many others were at this key within a few nanoseconds that it is no injustice.
             None => Decision::Deny { wait: Duration::from_micros(gcra.period()) },
         }
@@ -188,8 +220,7 @@ impl Limiter for TableLimiter {
     }
 
     fn occupancy(&self) -> Option<Occupancy> {
-        let max_debt = self.quotas.iter().filter_map(unpack).map(Gcra::max_debt).max()?;
-        Some(self.table.occupancy(self.clock.now(), max_debt))
+        Some(self.table.occupancy(self.clock.now(), self.max_debt.load(Relaxed)))
     }
 }
 
@@ -213,16 +244,12 @@ fn stricter(one: Decision, other: Decision) -> Decision {
     }
 }
 
-fn words(policy: &Policy) -> Result<[u64; MAX_QUOTAS], QuotaError> {
-    let mut words = [0; MAX_QUOTAS];
-    for (word, gcra) in words.iter_mut().zip(policy.compile()?) {
-        *word = (u64::from(gcra.burst()) << PERIOD_BITS) | gcra.period();
-    }
-    Ok(words)
+fn pack(gcra: Gcra) -> u64 {
+    (u64::from(gcra.burst()) << PERIOD_BITS) | gcra.period()
 }
 
 fn unpack(word: &AtomicU64) -> Option<Gcra> {
     const _: () = assert!(BURST_BITS + PERIOD_BITS == u64::BITS && BURST_BITS < u32::BITS);
-    let word = word.load(Relaxed);
+    let word = word.load(Acquire);
     Gcra::new(word & ((1 << PERIOD_BITS) - 1), (word >> PERIOD_BITS) as u32)
 }

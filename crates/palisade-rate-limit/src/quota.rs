@@ -1,7 +1,7 @@
 //! Quotas in plain words, and what is wrong with them.
 
 use palisade_core::Gcra;
-use std::{fmt, time::Duration};
+use std::{cmp::Reverse, fmt, time::Duration};
 
 /// The most quotas a [`Policy`] can have.
 pub(crate) const MAX_QUOTAS: usize = 4;
@@ -149,8 +149,7 @@ impl Policy {
         self.compile().map(drop)
     }
 
-    /// The numbers for the table, the quota that recovers soonest first: what it denies must not
-    /// be charged to the others.
+    /// The numbers for the table, the quota of the longest debts first.
     pub(crate) fn compile(&self) -> Result<Vec<Gcra>, QuotaError> {
         let mut faults = Vec::new();
         let mut compiled = Vec::new();
@@ -171,7 +170,7 @@ impl Policy {
         if !faults.is_empty() {
             return Err(QuotaError { faults });
         }
-        compiled.sort_by_key(|gcra| gcra.max_debt());
+        compiled.sort_by_key(|gcra| Reverse(gcra.max_debt()));
         Ok(compiled)
     }
 }

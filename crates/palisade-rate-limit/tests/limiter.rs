@@ -144,10 +144,51 @@ async fn a_quota_can_become_several_and_one_again() {
     limiter.set(Quota::per_hour(100).burst(5).and(Quota::per_second(10).burst(40))).unwrap();
     assert_eq!(admitted_at_once(&limiter, key(1)), 5);
     limiter.set(Quota::per_second(10).burst(40)).unwrap();
-    assert_eq!(admitted_at_once(&limiter, key(1)), 35);
+    // Five of the hour's are three minutes of debt; four seconds is all that this one asks for.
+    assert_eq!(limiter.check(key(1), 1), deny(100));
     limiter.set(Quota::per_second(0)).unwrap_err();
     advance(Duration::from_secs(4)).await;
     assert_eq!(admitted_at_once(&limiter, key(1)), 40);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quota_that_is_added_under_attack_lets_nobody_off() {
+    let hour = Quota::per_hour(100).burst(50);
+    let limiter = limiter(hour);
+    assert_eq!(admitted_at_once(&limiter, key(1)), 50);
+    // The same quota stays, and one more must agree.
+    limiter.set(hour.and(Quota::per_second(10).burst(20))).unwrap();
+    for _ in 0..10 {
+        assert_eq!(admitted_at_once(&limiter, key(1)), 0);
+        advance(Duration::from_secs(2)).await;
+    }
+    // Nor does it when the other goes again.
+    limiter.set(hour).unwrap();
+    assert_eq!(limiter.check(key(1), 1), deny(16_000));
+    advance(Duration::from_secs(16)).await;
+    assert_eq!(admitted_at_once(&limiter, key(1)), 1);
+    assert_eq!(admitted_at_once(&limiter, key(2)), 50);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stricter_quota_lets_nobody_off_and_its_wait_ends() {
+    let wide = Quota::per_second(10).burst(40);
+    let narrow = Quota::per_second(10).burst(20);
+    let policies = [narrow.into(), narrow.and(Quota::per_second(100).burst(20))];
+    for policy in policies {
+        let limiter = limiter(wide);
+        assert_eq!(admitted_at_once(&limiter, key(1)), 40);
+        limiter.set(policy).unwrap();
+        for _ in 0..10 {
+            assert_eq!(limiter.check(key(1), 1), deny(100));
+        }
+        advance(Duration::from_millis(99)).await;
+        assert_eq!(limiter.check(key(1), 1), deny(1));
+        advance(Duration::from_millis(1)).await;
+        assert_eq!(admitted_at_once(&limiter, key(1)), 1);
+        advance(Duration::from_secs(2)).await;
+        assert_eq!(admitted_at_once(&limiter, key(1)), 20);
+    }
 }
 
 #[tokio::test(start_paused = true)]
