@@ -247,6 +247,27 @@ async fn a_stall_of_the_server_is_forgiven_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_next_stall_is_forgiven_only_to_whoever_has_caught_up() {
+    for (bytes, cut) in [(1, true), (1 << 20, false)] {
+        let (mut client, request) = upload();
+        let mut answer = Box::pin(SlowBodyLayer::new().layer(service_fn(read)).oneshot(request));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(answer.as_mut().poll(&mut cx).is_pending());
+        advance(seconds(3600)).await;
+        assert!(answer.as_mut().poll(&mut cx).is_pending(), "the first is forgiven");
+        send(&mut client, bytes).await;
+        assert!(answer.as_mut().poll(&mut cx).is_pending());
+        advance(seconds(3600)).await;
+        match answer.as_mut().poll(&mut cx) {
+            Poll::Ready(response) => {
+                assert_eq!((response.unwrap().status(), cut), (TOO_SLOW, true));
+            }
+            Poll::Pending => assert!(!cut, "one byte buys no second reprieve"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_body_in_another_task_ends_the_handler_too() {
     let held = Arc::new(());
     let inside = held.clone();
