@@ -7,6 +7,8 @@ use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use palisade_body_limit::{BodyLimitLayer, RequestBody};
+use palisade_concurrency_limit::ConcurrencyLimitLayer;
+use palisade_rate_limit::{Quota, RateLimitLayer};
 use palisade_testkit::{
     bodies::Pieces,
     clients,
@@ -14,7 +16,11 @@ use palisade_testkit::{
     echo::Lengths,
     servers::{self, Server},
 };
-use std::{convert::Infallible, net::Ipv4Addr};
+use std::{
+    convert::Infallible,
+    future::{Ready, ready},
+    net::Ipv4Addr,
+};
 use tokio::process::Command;
 use tower::{ServiceBuilder, service_fn};
 
@@ -42,17 +48,43 @@ fn all_but(seen: usize, missed: usize) {
     assert!(seen >= 2 * UPLOADS - missed, "{seen} of {} saw the status", 2 * UPLOADS);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hyper_sees_413_on_http1() {
-    let server = server().await;
+/// hyper's client on HTTP/1 sees that its uploads are answered with `status`.
+async fn seen_on_http1(server: &Server, status: StatusCode) {
     let mut seen = 0;
     for body in (0..UPLOADS).flat_map(|_| uploads()) {
         let mut client = clients::http1(Ipv4Addr::LOCALHOST, server.addr).await.unwrap();
         let request = Request::post("/").header("host", "test").body(body).unwrap();
         let answer = client.send_request(request).await;
-        seen += usize::from(answer.is_ok_and(|answer| answer.status() == 413));
+        seen += usize::from(answer.is_ok_and(|answer| answer.status() == status));
     }
     all_but(seen, UPLOADS / 25);
+}
+
+/// Answers without a look at the body.
+fn ignore<B>(request: Request<B>) -> Ready<Result<http::Response<String>, Infallible>> {
+    drop(request);
+    ready(Ok(http::Response::default()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hyper_sees_413_on_http1() {
+    seen_on_http1(&server().await, StatusCode::PAYLOAD_TOO_LARGE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hyper_sees_429_of_the_rate_limit_on_http1() {
+    let layer = ServiceBuilder::new().layer(RateLimitLayer::new(Quota::per_hour(1)).unwrap());
+    let server = servers::hyper(layer.service(service_fn(ignore))).await;
+    let first = clients::get(Ipv4Addr::LOCALHOST, server.addr, "/").await.unwrap();
+    assert_eq!(first.status(), StatusCode::OK);
+    seen_on_http1(&server, StatusCode::TOO_MANY_REQUESTS).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hyper_sees_503_of_the_concurrency_limit_on_http1() {
+    let layer = ServiceBuilder::new().layer(ConcurrencyLimitLayer::new(0));
+    let server = servers::hyper(layer.service(service_fn(ignore))).await;
+    seen_on_http1(&server, StatusCode::SERVICE_UNAVAILABLE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
