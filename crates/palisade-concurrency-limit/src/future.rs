@@ -1,9 +1,10 @@
 //! From the request to the response head.
 
 use crate::{
+    admission::Shared,
     body::{RequestBody, ResponseBody},
-    layer::{Shared, ends_at_head},
-    ticket::{Displaced, Lease, TicketOwner},
+    lease::{Lease, TicketOwner},
+    ticket::Half,
 };
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -78,7 +79,12 @@ impl<S, B> Queued<S, B> {
     ) -> Poll<Result<(S, Request<RequestBody<B>>, TicketOwner), Option<Refusal>>> {
         let this = self.project();
         let Some((_, _, owner)) = this.ready else { return Poll::Ready(Err(None)) };
-        if owner.ticket.poll_work(cx).is_ready() {
+        if owner.ticket.poll_work(Half::Answer, cx).is_ready() {
+            if let Err(violation) = owner.ticket.shared.welcome() {
+                let refusal = owner.refuse(violation, StatusCode::SERVICE_UNAVAILABLE);
+                *this.ready = None;
+                return Poll::Ready(Err(Some(refusal)));
+            }
             return Poll::Ready(this.ready.take().ok_or(None));
         }
         ready!(this.sleep.poll(cx));
@@ -128,14 +134,22 @@ where
         loop {
             let (shared, rejection) = match state.as_mut().project() {
                 StateProj::Admitted { inner, lease, connect } => {
-                    if let Err(Displaced) = ready!(poll_handler(lease, cx)) {
-                        displaced(lease)
-                    } else {
-                        let polled = inner.poll(cx);
-                        // The handler may have heard of it from its body just now.
-                        if let Poll::Ready(Err(Displaced)) = poll_handler(lease, cx) {
-                            displaced(lease)
-                        } else {
+                    if let Some(Lease::Ticket(owner)) = lease {
+                        ready!(owner.ticket.poll_handler(cx));
+                    }
+                    let polled = inner.poll(cx);
+                    // An answer that is ready is not thrown away, unless it may say no more than
+                    // that the body failed.
+                    match displaced(lease) {
+                        Some(owner) if polled.is_pending() || owner.ticket.body_told() => {
+                            let violation = owner.ticket.displacement(Phase::RequestBody);
+                            owner.refuse(violation, StatusCode::REQUEST_TIMEOUT)
+                        }
+                        owner => {
+                            if let Some(owner) = owner {
+                                owner.forgive();
+                                *lease = None;
+                            }
                             let response = ready!(polled);
                             let lease = lease.take();
                             let connect = *connect;
@@ -176,21 +190,12 @@ where
     }
 }
 
-/// Ready once the handler may go on.
-fn poll_handler(lease: &Option<Lease>, cx: &Context<'_>) -> Poll<Result<(), Displaced>> {
+/// Who answers for a request that has to go.
+fn displaced(lease: &mut Option<Lease>) -> Option<&mut TicketOwner> {
     match lease {
-        Some(Lease::Ticket(owner)) => owner.ticket.poll_handler(cx),
-        _ => Poll::Ready(Ok(())),
+        Some(Lease::Ticket(owner)) if owner.ticket.is_displaced() => Some(owner),
+        _ => None,
     }
-}
-
-/// Takes the lease of a request that has to go.
-fn displaced(lease: &mut Option<Lease>) -> Refusal {
-    let Some(Lease::Ticket(mut owner)) = lease.take() else {
-        unreachable!("only tickets are displaced")
-    };
-    let violation = owner.ticket.displacement(Phase::RequestBody);
-    owner.refuse(violation, StatusCode::REQUEST_TIMEOUT)
 }
 
 fn respond<B>(
@@ -204,8 +209,24 @@ where
     let at_head = lease.as_ref().and_then(Lease::shared).is_some_and(|s| s.release_at_head)
         || response.body().is_end_stream()
         || ends_at_head(&response, connect);
+    if let Some(ticket) = lease.as_ref().and_then(Lease::ticket) {
+        ticket.head_is_out();
+    }
     let lease = if at_head { None } else { lease };
     response.map(|body| GuardBody::passing(ResponseBody::new(body, lease)))
+}
+
+/// Whether a response ends the count with its head: what follows is another protocol, or a stream
+/// that lives as long as it is read.
+fn ends_at_head<B: Body>(response: &Response<B>, connect: bool) -> bool {
+    let status = response.status();
+    status == StatusCode::SWITCHING_PROTOCOLS
+        || (connect && status.is_success())
+        || (response.body().size_hint().exact().is_none()
+            && response
+                .headers()
+                .get(http::header::CONTENT_TYPE)
+                .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream")))
 }
 
 /// Whether this request asks for a tunnel.

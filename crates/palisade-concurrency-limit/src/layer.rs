@@ -1,21 +1,23 @@
 //! The layer, its options, and the service's decision.
 
 use crate::{
+    admission::{Denied, RETRY_AFTER, Shared, over},
     body::RequestBody,
-    future::{Queued, ResponseFuture},
-    slots::{Extra, Rank, Slot, Slots},
-    ticket::{About, Lease, Ticket, TicketOwner},
+    future::{Queued, ResponseFuture, is_connect},
+    lease::{Lease, TicketOwner},
+    slot::Slot,
+    slots::Slots,
+    ticket::{About, Ticket},
 };
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body::Body;
 use palisade_client_ip::ClientIp;
 use palisade_core::{
-    AnswerForm, BoxError, ClientKey, ConnInfo, Event, Extracted, Guard, GuardBody, KeyExtractor,
-    Mode, Phase, Reason, Recorder, Rejection, RequestHead, Settings, Violation, linger,
+    AnswerForm, BoxError, ConnInfo, Event, Guard, GuardBody, KeyExtractor, Reason, Recorder,
+    Rejection, RequestHead, Settings, linger,
 };
 use std::{
-    fmt,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -43,34 +45,13 @@ pub struct ConcurrencyLimitHandle {
     recorder: Recorder,
 }
 
-type Predicate = Arc<dyn Fn(&RequestHead<'_>) -> bool + Send + Sync>;
-
-/// Options and state of one layer.
-#[derive(Clone)]
-pub(crate) struct Shared {
-    pub(crate) settings: Settings,
-    pub(crate) slots: Arc<Slots>,
-    pub(crate) release_at_head: bool,
-    client: Arc<dyn KeyExtractor>,
-    per_client: Option<usize>,
-    picks: Option<Predicate>,
-    queue: Option<Queue>,
-}
-
-/// Why there is no slot, and the client under whom the request was counted before that showed.
-struct Denied {
-    violation: Violation,
-    client: Option<ClientKey>,
-}
+pub(crate) type Predicate = Arc<dyn Fn(&RequestHead<'_>) -> bool + Send + Sync>;
 
 #[derive(Clone, Copy, Debug)]
-struct Queue {
+pub(crate) struct Queue {
     waiters: usize,
     wait: Duration,
 }
-
-/// How long a refused client is asked to stay away.
-pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 // === ConcurrencyLimitLayer ===
 
@@ -192,14 +173,14 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let Self { inner, shared } = self;
-        let connect = request.method() == Method::CONNECT;
+        let connect = is_connect(&request);
         if !shared.settings.is_on() {
             let request = request.map(RequestBody::passing);
             return ResponseFuture::admitted(inner.call(request), None, connect);
         }
-        let Denied { mut violation, client } = match shared.admit(&RequestHead::from(&request)) {
+        let Denied { mut violation, counted } = match shared.admit(&RequestHead::from(&request)) {
             Ok(slot) => {
-                let lease = lease(&request, slot);
+                let lease = lease(shared, &request, slot);
                 let request = share(request, lease.ticket());
                 return ResponseFuture::admitted(inner.call(request), Some(lease), connect);
             }
@@ -209,17 +190,15 @@ where
             && !shared.only_watches()
         {
             let about = About::of(&request, shared);
-            if let Some(ticket) = Ticket::newcomer(shared.clone(), about, client, queue.waiters) {
+            let fresh = inner.clone();
+            if let Some(owner) = Ticket::newcomer(shared.clone(), about, counted, queue.waiters) {
                 // The instance that was made ready is the one to call later.
-                let fresh = inner.clone();
                 let ready = std::mem::replace(inner, fresh);
-                let owner = TicketOwner::new(ticket);
                 let request = share(request, Some(&owner.ticket));
                 return ResponseFuture::queued(Queued::new(ready, request, owner, queue.wait));
             }
             violation = over(Reason::QueueFull, queue.waiters);
         }
-        shared.slots.finish(&Extra::counted(client));
         let status = match violation.reason {
             Reason::ClientFull => StatusCode::TOO_MANY_REQUESTS,
             _ => StatusCode::SERVICE_UNAVAILABLE,
@@ -228,7 +207,8 @@ where
         let rejection = rejection.retry_after(RETRY_AFTER);
         let conn = ConnInfo::of(request.extensions()).map(Arc::as_ref);
         if shared.settings.refuse(&rejection, conn) {
-            linger(request.into_body());
+            let version = request.version();
+            linger(request.into_body(), version);
             ResponseFuture::refused(shared.clone(), rejection)
         } else {
             let request = request.map(RequestBody::passing);
@@ -238,17 +218,15 @@ where
 }
 
 /// What answers for an admitted request.
-fn lease<B: Body>(request: &Request<B>, mut slot: Slot) -> Lease {
+fn lease<B: Body>(shared: &Shared, request: &Request<B>, mut slot: Slot) -> Lease {
     // Without a body there is nothing to wait for, and with a slot beyond the limit no line.
-    if !request.body().is_end_stream()
-        && !slot.is_picked()
-        && let Some(shared) = slot.shared()
-    {
+    if !request.body().is_end_stream() && !slot.is_picked() {
         let about = About::of(request, shared);
         if let Some(ticket) = Ticket::working(&mut slot, about) {
             return Lease::Ticket(TicketOwner::new(ticket));
         }
     }
+    slot.belongs_to(AnswerForm::of(request), shared.settings.conn(request.extensions()));
     Lease::Slot(slot)
 }
 
@@ -265,7 +243,7 @@ impl About {
         let fair = shared.slots.ledger().is_some();
         Self {
             form: AnswerForm::of(request),
-            conn: ConnInfo::of(request.extensions()).cloned(),
+            conn: shared.settings.conn(request.extensions()),
             client: if fair { shared.client(&request.into()) } else { None },
         }
     }
@@ -291,101 +269,4 @@ impl ConcurrencyLimitHandle {
     pub fn working(&self) -> usize {
         self.slots.working()
     }
-}
-
-// === Shared ===
-
-impl Shared {
-    /// Whether verdicts are only recorded.
-    pub(crate) fn only_watches(&self) -> bool {
-        self.settings.mode == Mode::Shadow
-    }
-
-    fn client(&self, head: &RequestHead<'_>) -> Option<ClientKey> {
-        match self.client.key(head) {
-            Extracted::Key(client) => Some(client),
-            Extracted::Exempt | Extracted::Refuse => None,
-        }
-    }
-
-    /// A slot for the request with this head, or why there is none.
-    fn admit(self: &Arc<Self>, head: &RequestHead<'_>) -> Result<Slot, Denied> {
-        let slots = &*self.slots;
-        let mut extra = Extra::default();
-        if let Some(max) = self.per_client
-            && let Some(client) = self.client(head)
-        {
-            if !slots.enter(client, max) {
-                return Err(Denied { violation: over(Reason::ClientFull, max), client: None });
-            }
-            extra.client = Some(client);
-        }
-        if !self.take(head, &mut extra) {
-            return Err(Denied {
-                violation: over(Reason::Full, slots.limit()),
-                client: extra.client,
-            });
-        }
-        // From here on dropping the slot undoes everything.
-        let slot = Slot::new(self.clone(), extra.boxed());
-        if !slots.make_room(!self.only_watches()) {
-            let violation = over(Reason::Full, slots.max_present());
-            return Err(Denied { violation, client: None });
-        }
-        slots.count_admitted();
-        Ok(slot)
-    }
-
-    fn take(&self, head: &RequestHead<'_>, extra: &mut Extra) -> bool {
-        let slots = &*self.slots;
-        let Some(ledger) = slots.ledger() else {
-            return slots.take(Rank::Newcomer) || self.take_picked(head, extra);
-        };
-        let busy = slots.is_busy();
-        let client = if busy { self.client(head) } else { None };
-        let taken = slots.take(Rank::Newcomer)
-            || (client.is_some_and(|client| ledger.is_light(client)) && slots.take(Rank::Light));
-        if taken {
-            extra.charge = client.map(|client| ledger.start(client));
-        }
-        taken || self.take_picked(head, extra)
-    }
-
-    fn take_picked(&self, head: &RequestHead<'_>, extra: &mut Extra) -> bool {
-        extra.picked =
-            self.picks.as_ref().is_some_and(|picks| picks(head)) && self.slots.take_picked();
-        extra.picked
-    }
-}
-
-impl fmt::Debug for Shared {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared")
-            .field("settings", &self.settings)
-            .field("limit", &self.slots.limit())
-            .field("per_client", &self.per_client)
-            .field("queue", &self.queue)
-            .field("release_at_head", &self.release_at_head)
-            .finish_non_exhaustive()
-    }
-}
-
-/// One more than `max`.
-fn over(reason: Reason, max: usize) -> Violation {
-    let max = max as u64;
-    let observed = max.saturating_add(1);
-    Violation::new(Guard::ConcurrencyLimit, reason, Phase::RequestHead, max, observed)
-}
-
-/// Whether a response ends the count with its head: what follows is another protocol, or a stream
-/// that lives as long as it is read.
-pub(crate) fn ends_at_head<B: Body>(response: &Response<B>, connect: bool) -> bool {
-    let status = response.status();
-    status == StatusCode::SWITCHING_PROTOCOLS
-        || (connect && status.is_success())
-        || (response.body().size_hint().exact().is_none()
-            && response
-                .headers()
-                .get(http::header::CONTENT_TYPE)
-                .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream")))
 }

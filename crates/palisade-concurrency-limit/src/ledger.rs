@@ -1,17 +1,27 @@
 //! Who has used more than his share of the slots, reckoned in working time.
 
 use palisade_core::{ClientKey, Clock, Table};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use parking_lot::Mutex;
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 /// Slot-time debts: GCRA over working microseconds. A client pays back one microsecond of working
 /// time per microsecond, which is what one slot uses. It is charged the mean of all requests when
-/// it starts one and the difference when that is done, so whoever holds two or more is in debt.
+/// it starts one and the difference when that is done, so whoever uses two or more slots gets into
+/// debt, and whoever uses one does not.
+///
+/// Where requests are usually quick the charge in advance is small, and debts show only when the
+/// work is done. So those who hold two slots at the moment are counted as well.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     debts: Table,
     clock: Clock,
     /// The running mean of a request's working time, in microseconds.
     mean: AtomicU64,
+    /// How many charged requests each client has at work. No longer than there are slots.
+    holding: Mutex<HashMap<ClientKey, u32>>,
 }
 
 /// What one request has been charged.
@@ -20,7 +30,7 @@ pub(crate) struct Charge {
     client: ClientKey,
     /// When its present stretch of work began.
     since: u64,
-    /// Charged in advance and not worked off yet.
+    /// What the client's debt grew by in advance, and has not been worked off yet.
     prepaid: u64,
     worked: u64,
 }
@@ -31,39 +41,65 @@ const CLIENTS: usize = 1 << 16;
 /// A minute: whoever stops is forgiven by then, whatever he did.
 const LONGEST_DEBT: u64 = 60_000_000;
 
+/// Whoever holds so many slots is not light, whatever it owes.
+const MANY: u32 = 2;
+
+/// A request that worked longer counts in the mean as if it had worked so long: else the end of a
+/// single one that took hours would forgive everybody.
+const LONGEST_IN_MEAN: u64 = LONGEST_DEBT / 4;
+
 /// A request weighs one sixteenth in the mean.
 const WEIGHT: u64 = 16;
 
 impl Ledger {
     pub(crate) fn new() -> Self {
-        Self { debts: Table::new(CLIENTS), clock: Clock::new(), mean: AtomicU64::new(0) }
+        Self {
+            debts: Table::new(CLIENTS),
+            clock: Clock::new(),
+            mean: AtomicU64::new(0),
+            holding: Mutex::default(),
+        }
     }
 
     /// Whether `client` may have one of the slots kept for those who hold few.
     pub(crate) fn is_light(&self, client: ClientKey) -> bool {
         let debt = self.debts.debt(client, self.clock.now(), LONGEST_DEBT);
         debt <= self.mean.load(Relaxed)
+            && self.holding.lock().get(&client).is_none_or(|slots| *slots < MANY)
     }
 
     /// `client` begins a request.
     pub(crate) fn start(&self, client: ClientKey) -> Charge {
         let now = self.clock.now();
         let mean = self.mean.load(Relaxed);
-        self.change(client, now, mean, 0);
-        Charge { client, since: now, prepaid: mean, worked: 0 }
+        let charge = |debt: u64| {
+            let more = debt.saturating_add(mean).min(LONGEST_DEBT);
+            Ok::<_, ()>((more.saturating_sub(debt), more))
+        };
+        // `None` after eight lost races: this one request goes uncharged for now.
+        let prepaid = self.debts.update(client, now, LONGEST_DEBT, charge);
+        self.hold(client);
+        Charge { client, since: now, prepaid: prepaid.and_then(Result::ok).unwrap_or(0), worked: 0 }
     }
 
     /// The request goes on working.
     pub(crate) fn resume(&self, charge: &mut Charge) {
         charge.since = self.clock.now();
+        self.hold(charge.client);
     }
 
     /// The request has stopped working, for now or for good.
     pub(crate) fn pause(&self, charge: &mut Charge) {
-        let now = self.clock.now();
-        let worked = now.saturating_sub(charge.since);
+        self.let_go(charge.client);
+        let worked = self.clock.now().saturating_sub(charge.since);
         charge.worked = charge.worked.saturating_add(worked);
-        self.change(charge.client, now, worked, charge.prepaid);
+        // Settled as of when the work began, so that the time it took has paid for one slot.
+        let longest = LONGEST_DEBT.saturating_add(worked);
+        let prepaid = charge.prepaid;
+        let settle = |debt: u64| {
+            Ok::<_, ()>(((), debt.saturating_add(worked).saturating_sub(prepaid).min(longest)))
+        };
+        let _ = self.debts.update(charge.client, charge.since, longest, settle);
         charge.prepaid = 0;
     }
 
@@ -72,15 +108,23 @@ impl Ledger {
         // Two that finish at once may lose one of them: it is a mean, not a count.
         let mean = self.mean.load(Relaxed);
         let rest = mean.saturating_sub(mean / WEIGHT);
-        self.mean.store(rest.saturating_add(charge.worked / WEIGHT), Relaxed);
+        let worked = charge.worked.min(LONGEST_IN_MEAN);
+        self.mean.store(rest.saturating_add(worked / WEIGHT), Relaxed);
     }
 
-    fn change(&self, client: ClientKey, now: u64, more: u64, less: u64) {
-        let change = |debt: u64| {
-            Ok::<_, ()>(((), debt.saturating_add(more).saturating_sub(less).min(LONGEST_DEBT)))
-        };
-        // `None` after eight lost races: this one request goes uncharged.
-        let _ = self.debts.update(client, now, LONGEST_DEBT, change);
+    fn hold(&self, client: ClientKey) {
+        let mut holding = self.holding.lock();
+        let slots = holding.entry(client).or_default();
+        *slots = slots.saturating_add(1);
+    }
+
+    fn let_go(&self, client: ClientKey) {
+        if let Entry::Occupied(mut slots) = self.holding.lock().entry(client) {
+            *slots.get_mut() = slots.get().saturating_sub(1);
+            if *slots.get() == 0 {
+                slots.remove();
+            }
+        }
     }
 }
 
@@ -96,50 +140,110 @@ mod tests {
     use std::time::Duration;
     use tokio::time::advance;
 
-    #[tokio::test(start_paused = true)]
-    async fn who_holds_one_is_light_and_who_holds_two_is_not() {
-        let ledger = Ledger::new();
-        let client = ClientKey::of("one");
+    /// Requests of this length become the usual ones.
+    async fn usual(ledger: &Ledger, length: Duration) {
         for _ in 0..200 {
-            let mut charge = ledger.start(ClientKey::of("anybody"));
-            advance(Duration::from_millis(100)).await;
-            ledger.pause(&mut charge);
-            ledger.finish(&charge);
+            work(ledger, "anybody", 1, length).await;
         }
-        let _first = ledger.start(client);
-        assert!(ledger.is_light(client));
-        let _second = ledger.start(client);
-        assert!(!ledger.is_light(client));
-        advance(Duration::from_millis(200)).await;
-        assert!(ledger.is_light(client));
+    }
+
+    /// `who` has so many requests at work at the same time, for `length`.
+    async fn work(ledger: &Ledger, who: &str, requests: usize, length: Duration) {
+        let mut charges: Vec<_> = (0..requests).map(|_| ledger.start(ClientKey::of(who))).collect();
+        advance(length).await;
+        for charge in &mut charges {
+            ledger.pause(charge);
+            ledger.finish(charge);
+        }
+    }
+
+    fn debt(ledger: &Ledger, who: &str) -> u64 {
+        ledger.debts.debt(ClientKey::of(who), ledger.clock.now(), LONGEST_DEBT)
     }
 
     #[tokio::test(start_paused = true)]
-    async fn work_is_charged_as_long_as_it_took_and_waiting_is_not() {
+    async fn who_holds_one_is_light_and_who_holds_two_is_not() {
         let ledger = Ledger::new();
+        usual(&ledger, Duration::from_millis(100)).await;
         let client = ClientKey::of("one");
-        let mut charge = ledger.start(client);
-        ledger.pause(&mut charge);
-        advance(Duration::from_secs(3600)).await;
-        ledger.resume(&mut charge);
+        let mut first = ledger.start(client);
         assert!(ledger.is_light(client));
+        let mut second = ledger.start(client);
+        assert!(!ledger.is_light(client));
+        advance(Duration::from_millis(200)).await;
+        assert!(!ledger.is_light(client)); // What was charged in advance is paid; it holds two.
+        ledger.pause(&mut second);
+        assert!(ledger.is_light(client));
+        ledger.resume(&mut second);
+        assert!(!ledger.is_light(client));
+        for charge in [&mut first, &mut second] {
+            ledger.pause(charge);
+        }
+        assert!(!ledger.is_light(client)); // It holds none, and owes the work of one.
+        advance(Duration::from_millis(200)).await;
+        assert!(ledger.is_light(client));
+        assert!(ledger.holding.lock().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_uses_one_slot_all_the_time_owes_nothing() {
+        let ledger = Ledger::new();
+        usual(&ledger, Duration::from_millis(100)).await;
+        for seconds in [2, 2, 600, 2] {
+            work(&ledger, "one", 1, Duration::from_secs(seconds)).await;
+            assert_eq!(debt(&ledger, "one"), 0);
+            assert!(ledger.is_light(ClientKey::of("one")));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_beyond_one_slot_is_owed_as_long_as_it_took_and_waiting_is_not() {
+        let ledger = Ledger::new();
+        let client = ClientKey::of("three");
+        let mut charges: Vec<_> = (0..3).map(|_| ledger.start(client)).collect();
+        for charge in &mut charges {
+            ledger.pause(charge);
+        }
+        advance(Duration::from_secs(3600)).await;
+        for charge in &mut charges {
+            ledger.resume(charge);
+        }
         advance(Duration::from_secs(5)).await;
-        ledger.pause(&mut charge);
-        ledger.finish(&charge);
-        assert_eq!(ledger.debts.debt(client, ledger.clock.now(), LONGEST_DEBT), 5_000_000);
+        for charge in &mut charges {
+            ledger.pause(charge);
+            ledger.finish(charge);
+        }
+        assert_eq!(debt(&ledger, "three"), 10_000_000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_debt_is_not_washed_off_by_requests_that_do_nothing() {
+        let ledger = Ledger::new();
+        usual(&ledger, Duration::from_millis(500)).await;
+        work(&ledger, "one", 100, Duration::from_secs(30)).await;
+        let before = debt(&ledger, "one");
+        assert_eq!(before, LONGEST_DEBT);
+        work(&ledger, "one", 130, Duration::ZERO).await;
+        assert_eq!(debt(&ledger, "one"), before);
     }
 
     #[tokio::test(start_paused = true)]
     async fn nobody_owes_more_than_a_minute() {
         let ledger = Ledger::new();
+        work(&ledger, "one", 100, Duration::from_secs(300)).await;
         let client = ClientKey::of("one");
-        let mut charges: Vec<_> = (0..100).map(|_| ledger.start(client)).collect();
-        advance(Duration::from_secs(300)).await;
-        for charge in &mut charges {
-            ledger.pause(charge);
-        }
+        assert_eq!(debt(&ledger, "one"), LONGEST_DEBT);
         assert!(!ledger.is_light(client));
         advance(Duration::from_secs(60)).await;
         assert!(ledger.is_light(client));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_long_request_does_not_forgive_everybody() {
+        let ledger = Ledger::new();
+        usual(&ledger, Duration::from_millis(100)).await;
+        work(&ledger, "watcher", 1, Duration::from_secs(3600)).await;
+        work(&ledger, "one", 100, Duration::from_secs(10)).await;
+        assert!(!ledger.is_light(ClientKey::of("one")));
     }
 }

@@ -43,10 +43,15 @@
 //! or drops it.
 #![forbid(unsafe_code)]
 
+mod admission;
 mod body;
 mod future;
+mod halves;
 mod layer;
+mod lease;
 mod ledger;
+mod lines;
+mod slot;
 mod slots;
 mod ticket;
 

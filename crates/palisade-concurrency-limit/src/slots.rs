@@ -1,16 +1,16 @@
-//! The slots, and the lines of those who wait.
+//! The slots: how many there are, and how many are taken.
 
 use crate::{
-    layer::Shared,
-    ledger::{Charge, Ledger},
-    ticket::{Before, Ticket},
+    ledger::Ledger,
+    lines::{Lines, Rank},
+    slot::Extra,
 };
 use palisade_core::{ClientKey, Guard, Level, Levels};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use std::{
-    collections::{BTreeMap, HashMap, hash_map::Entry},
+    collections::{HashMap, hash_map::Entry},
     sync::{
-        Arc, OnceLock,
+        OnceLock,
         atomic::{
             AtomicU64, AtomicUsize,
             Ordering::{Relaxed, SeqCst},
@@ -24,7 +24,7 @@ const PRESENT_PER_SLOT: usize = 8;
 /// What all services of one layer share.
 #[derive(Debug)]
 pub(crate) struct Slots {
-    working: AtomicUsize,
+    pub(crate) working: AtomicUsize,
     admitted: AtomicU64,
     limit: AtomicUsize,
     /// 0: [`PRESENT_PER_SLOT`] times the limit.
@@ -32,61 +32,16 @@ pub(crate) struct Slots {
     /// Slots beyond the limit, for requests that a predicate picks.
     picked: AtomicUsize,
     max_picked: AtomicUsize,
-    /// How many stand in each line: copies of the lines' lengths, to be read without the lock.
-    waiting: AtomicUsize,
-    queued: AtomicUsize,
-    lines: Mutex<Lines>,
+    /// How many stand in line for their clients, and for a slot: copies of the lines' lengths,
+    /// to be read without the lock.
+    pub(crate) waiting: AtomicUsize,
+    pub(crate) queued: AtomicUsize,
+    /// Of those who stand in line for a slot, the light and the newcomers.
+    pub(crate) queued_light: AtomicUsize,
+    pub(crate) queued_newcomers: AtomicUsize,
+    pub(crate) lines: Mutex<Lines>,
     ledger: OnceLock<Ledger>,
     clients: Mutex<HashMap<ClientKey, usize>>,
-}
-
-/// Those who wait. The key is the order of arrival. No line is longer than what may be present.
-#[derive(Debug, Default)]
-struct Lines {
-    next: u64,
-    /// Waiting for their own clients; the first has waited longest.
-    client: BTreeMap<u64, Arc<Ticket>>,
-    /// Waiting for a slot, by [`Rank`].
-    slot: [BTreeMap<u64, Arc<Ticket>>; 3],
-}
-
-/// Who comes first when a slot is free.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Rank {
-    /// Had a slot before; its client is not in debt.
-    Light,
-    /// Had a slot before.
-    Heavy,
-    /// Never had one.
-    Newcomer,
-}
-
-/// Where a ticket stands: in the line of this rank, or in that of those who wait for clients.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Place {
-    pub(crate) number: u64,
-    pub(crate) rank: Option<Rank>,
-}
-
-const RANKS: [Rank; 3] = [Rank::Light, Rank::Heavy, Rank::Newcomer];
-
-/// One slot, given back when dropped, and whatever else goes with the request.
-#[derive(Debug)]
-pub(crate) struct Slot {
-    /// `None` once somebody else has taken over.
-    shared: Option<Arc<Shared>>,
-    extra: Option<Box<Extra>>,
-}
-
-/// What only some requests have.
-#[derive(Debug, Default)]
-pub(crate) struct Extra {
-    /// Its account, if slots were getting short when it came.
-    pub(crate) charge: Option<Charge>,
-    /// Counted under this client.
-    pub(crate) client: Option<ClientKey>,
-    /// Holds a slot of those beyond the limit.
-    pub(crate) picked: bool,
 }
 
 // === Slots ===
@@ -102,6 +57,8 @@ impl Slots {
             max_picked: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             queued: AtomicUsize::new(0),
+            queued_light: AtomicUsize::new(0),
+            queued_newcomers: AtomicUsize::new(0),
             lines: Mutex::default(),
             ledger: OnceLock::new(),
             clients: Mutex::default(),
@@ -142,9 +99,11 @@ impl Slots {
         self.working() >= self.limit() / 2
     }
 
-    /// All requests that are here.
-    fn present(&self) -> usize {
-        let waiting = self.waiting.load(SeqCst).saturating_add(self.queued.load(SeqCst));
+    /// All requests that were let in and are not over.
+    pub(crate) fn present(&self) -> usize {
+        let newcomers = self.queued_newcomers.load(SeqCst);
+        let queued = self.queued.load(SeqCst).saturating_sub(newcomers);
+        let waiting = self.waiting.load(SeqCst).saturating_add(queued);
         self.working.load(SeqCst).saturating_add(waiting)
     }
 
@@ -156,26 +115,29 @@ impl Slots {
     }
 
     /// How many may work before one of this rank gets no slot. With a ledger the last tenth is
-    /// only for the light.
-    fn ceiling(&self, rank: Rank) -> usize {
-        let limit = self.limit();
-        if rank == Rank::Light || self.ledger.get().is_none() {
+    /// only for the light. Whoever was let in gets a slot in the end, even with a limit of 0.
+    pub(crate) fn ceiling(&self, rank: Rank) -> usize {
+        let limit = self.limit().max(usize::from(!rank.is_newcomer()));
+        if rank.is_light() || self.ledger.get().is_none() {
             return limit;
         }
         limit.saturating_sub(limit.div_ceil(10).min(limit / 2))
     }
 
-    /// Takes a slot if there is one for this rank. Newcomers stand behind all who wait.
+    /// Takes a slot if there is one for this rank. Newcomers stand behind all who wait, save that
+    /// a light one does not wait for the heavy: what it takes is not for them.
     pub(crate) fn take(&self, rank: Rank) -> bool {
-        if rank == Rank::Newcomer && self.queued.load(SeqCst) > 0 {
-            return false;
-        }
-        self.take_up_to(self.ceiling(rank))
+        let ahead = match rank {
+            Rank::Newcomer => self.queued.load(SeqCst),
+            Rank::LightNewcomer => self.queued_light.load(SeqCst),
+            Rank::Light | Rank::Heavy => 0,
+        };
+        ahead == 0 && self.take_up_to(self.ceiling(rank))
     }
 
-    fn take_up_to(&self, ceiling: usize) -> bool {
+    pub(crate) fn take_up_to(&self, ceiling: usize) -> bool {
         let more = |working| (working < ceiling).then(|| working + 1);
-        self.working.fetch_update(SeqCst, Relaxed, more).is_ok()
+        self.working.fetch_update(SeqCst, SeqCst, more).is_ok()
     }
 
     /// Takes one of the slots beyond the limit.
@@ -199,123 +161,6 @@ impl Slots {
         self.admitted.fetch_add(1, Relaxed);
     }
 
-    /// Makes room for one that has just been let in, at the cost of who has waited for its client
-    /// longest if `displacing`. `false` if there is no room.
-    pub(crate) fn make_room(&self, displacing: bool) -> bool {
-        if self.present() <= self.max_present() {
-            return true;
-        }
-        if !displacing {
-            return false;
-        }
-        let mut lines = self.lines.lock();
-        let Some((_, victim)) = lines.client.pop_first() else { return false };
-        self.waiting.store(lines.client.len(), SeqCst);
-        victim.displace();
-        drop(lines);
-        victim.wake();
-        true
-    }
-
-    /// Gives free slots to those who stand in line, in order.
-    fn grant(&self) {
-        while let Some(ticket) = self.grant_one() {
-            ticket.wake();
-        }
-    }
-
-    fn grant_one(&self) -> Option<Arc<Ticket>> {
-        let mut lines = self.lines.lock();
-        for rank in RANKS {
-            let line = &mut lines.slot[rank as usize];
-            if !line.is_empty() && self.take_up_to(self.ceiling(rank)) {
-                let (_, ticket) = line.pop_first().expect("the line is not empty");
-                self.queued.fetch_sub(1, SeqCst);
-                ticket.grant();
-                return Some(ticket);
-            }
-        }
-        None
-    }
-
-    /// Puts `ticket`, which holds a slot, into the line of those who wait for their clients, and
-    /// frees the slot.
-    pub(crate) fn await_client(&self, ticket: &Arc<Ticket>) {
-        let mut lines = self.lines.lock();
-        let place = lines.next_place();
-        if !ticket.stand_for_client(place) {
-            return; // Its other half, in another task, was first.
-        }
-        lines.client.insert(place, ticket.clone());
-        self.waiting.store(lines.client.len(), SeqCst);
-        drop(lines);
-        self.release();
-    }
-
-    /// Puts `ticket`, which holds no slot, into the line for one; or gives it one at once.
-    pub(crate) fn await_slot(&self, ticket: &Arc<Ticket>, rank: Rank) {
-        self.line_up(self.lines.lock(), ticket, rank);
-    }
-
-    /// The same for a newcomer. `false` if `waiters` of them stand in line already.
-    pub(crate) fn await_first_slot(&self, ticket: &Arc<Ticket>, waiters: usize) -> bool {
-        let lines = self.lines.lock();
-        if lines.slot[Rank::Newcomer as usize].len() >= waiters {
-            return false;
-        }
-        self.line_up(lines, ticket, Rank::Newcomer);
-        true
-    }
-
-    fn line_up(&self, mut lines: MutexGuard<'_, Lines>, ticket: &Arc<Ticket>, rank: Rank) {
-        let place = lines.next_place();
-        let Some(before) = ticket.stand_for_slot(place, rank) else {
-            return; // It was displaced, or its other half was first.
-        };
-        self.remove(&mut lines, before);
-        // Past the line where there is none: a newcomer must not see one while slots are free.
-        if lines.slot.iter().all(BTreeMap::is_empty) && self.take(rank) {
-            ticket.grant();
-            return;
-        }
-        lines.slot[rank as usize].insert(place, ticket.clone());
-        self.queued.fetch_add(1, SeqCst);
-        drop(lines);
-        self.grant();
-    }
-
-    /// Lets `ticket` go on without a slot being free, for a guard that only watches.
-    pub(crate) fn go_on_anyway(&self, ticket: &Ticket) {
-        let mut lines = self.lines.lock();
-        if let Some(before) = ticket.place() {
-            self.remove(&mut lines, Some(before));
-            self.working.fetch_add(1, SeqCst);
-            ticket.grant();
-        }
-    }
-
-    /// Takes `ticket` out of whatever line it stands in, for good.
-    pub(crate) fn take_out(&self, ticket: &Ticket) -> Before {
-        let mut lines = self.lines.lock();
-        let before = ticket.step_out();
-        self.remove(&mut lines, before.place);
-        before
-    }
-
-    fn remove(&self, lines: &mut Lines, place: Option<Place>) {
-        match place {
-            Some(Place { number, rank: None }) => {
-                lines.client.remove(&number);
-                self.waiting.store(lines.client.len(), SeqCst);
-            }
-            Some(Place { number, rank: Some(rank) }) => {
-                lines.slot[rank as usize].remove(&number);
-                self.queued.fetch_sub(1, SeqCst);
-            }
-            None => {}
-        }
-    }
-
     /// Counts one more request of `client`, unless it has `max` already.
     pub(crate) fn enter(&self, client: ClientKey, max: usize) -> bool {
         let mut clients = self.clients.lock();
@@ -331,7 +176,7 @@ impl Slots {
         true
     }
 
-    fn exit(&self, client: ClientKey) {
+    pub(crate) fn exit(&self, client: ClientKey) {
         if let Entry::Occupied(mut entry) = self.clients.lock().entry(client) {
             *entry.get_mut() -= 1;
             if *entry.get() == 0 {
@@ -344,9 +189,6 @@ impl Slots {
     pub(crate) fn finish(&self, extra: &Extra) {
         if let (Some(charge), Some(ledger)) = (&extra.charge, self.ledger()) {
             ledger.finish(charge);
-        }
-        if let Some(client) = extra.client {
-            self.exit(client);
         }
         if extra.picked {
             self.picked.fetch_sub(1, Relaxed);
@@ -366,78 +208,5 @@ impl Levels for Slots {
         visit(Level::Queued, self.queued.load(Relaxed) as u64);
         visit(Level::Limit, self.limit() as u64);
         visit(Level::Admitted, self.admitted.load(Relaxed));
-    }
-}
-
-// === Lines ===
-
-impl Lines {
-    fn next_place(&mut self) -> u64 {
-        self.next = self.next.wrapping_add(1);
-        self.next
-    }
-}
-
-// === Extra ===
-
-impl Extra {
-    pub(crate) fn counted(client: Option<ClientKey>) -> Self {
-        Self { client, ..Self::default() }
-    }
-
-    /// On the heap, or nothing at all for the many requests that have nothing of it.
-    pub(crate) fn boxed(self) -> Option<Box<Self>> {
-        let Self { charge, client, picked } = &self;
-        let is_plain = charge.is_none() && client.is_none() && !picked;
-        if is_plain { None } else { Some(Box::new(self)) }
-    }
-
-    /// The request stops working, for now or for good.
-    pub(crate) fn pause(&mut self, slots: &Slots) {
-        if let (Some(charge), Some(ledger)) = (&mut self.charge, slots.ledger()) {
-            ledger.pause(charge);
-        }
-    }
-}
-
-// === Slot ===
-
-impl Slot {
-    /// The slot that was just taken from those of `shared`.
-    pub(crate) fn new(shared: Arc<Shared>, extra: Option<Box<Extra>>) -> Self {
-        Self { shared: Some(shared), extra }
-    }
-
-    /// Hands the slot and all that goes with it to somebody else.
-    pub(crate) fn hand_over(&mut self) -> Option<(Arc<Shared>, Option<Box<Extra>>)> {
-        Some((self.shared.take()?, self.extra.take()))
-    }
-
-    pub(crate) fn shared(&self) -> Option<&Arc<Shared>> {
-        self.shared.as_ref()
-    }
-
-    /// The client that is charged for it, if one is.
-    pub(crate) fn client(&self) -> Option<ClientKey> {
-        Some(self.extra.as_ref()?.charge.as_ref()?.client())
-    }
-
-    /// Whether it is one of those beyond the limit.
-    pub(crate) fn is_picked(&self) -> bool {
-        self.extra.as_ref().is_some_and(|extra| extra.picked)
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        let picked = self.is_picked();
-        let Some((shared, extra)) = self.hand_over() else { return };
-        if let Some(mut extra) = extra {
-            extra.pause(&shared.slots);
-            shared.slots.finish(&extra);
-        }
-        if !picked {
-            shared.slots.release();
-        }
     }
 }

@@ -1,22 +1,32 @@
 //! One request that has waited, or may have to.
 
 use crate::{
-    layer::{RETRY_AFTER, Shared},
-    slots::{Extra, Place, Rank, Slot, Slots},
+    admission::Shared,
+    lease::TicketOwner,
+    lines::{Place, Rank},
+    slot::{Counted, Extra, Slot},
+    slots::Slots,
 };
-use http::StatusCode;
-use palisade_core::{AnswerForm, ClientKey, ConnInfo, Guard, Phase, Reason, Rejection, Violation};
+use palisade_core::{AnswerForm, ClientKey, ConnInfo, Guard, Phase, Reason, Violation};
 use parking_lot::Mutex;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, Ordering::SeqCst},
+        atomic::{
+            AtomicBool, AtomicU8, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     task::{Context, Poll, Waker},
 };
 
 /// A request that can give its slot up. The request body and whoever answers for the request share
 /// it; the lines of [`Slots`] hold it while it waits.
+///
+/// Until the response head is out, both halves ask for the slot: the body when something has come,
+/// the handler once it let go of the body. From then on only the answer does, and what comes of the
+/// body is handed through. The slot is given up where the answer waits for its reader, or where
+/// both halves have nothing to do.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     pub(crate) shared: Arc<Shared>,
@@ -24,7 +34,16 @@ pub(crate) struct Ticket {
     /// One of the constants below. Whoever changes it holds the lock of the lines.
     state: AtomicU8,
     /// The request body is gone: the handler does not wait for the client any more.
-    body_gone: AtomicBool,
+    pub(crate) body_gone: AtomicBool,
+    /// The request body said that the request was displaced.
+    pub(crate) body_told: AtomicBool,
+    pub(crate) head_out: AtomicBool,
+    /// Once the head is out: the request body has nothing to hand on.
+    pub(crate) body_waits: AtomicBool,
+    /// Once the head is out: the answer has nothing to hand on, though its reader asks.
+    pub(crate) answer_waits: AtomicBool,
+    /// Bytes that went either way since the client's place in line was given.
+    progress: AtomicU64,
     inside: Mutex<Inside>,
 }
 
@@ -32,17 +51,31 @@ pub(crate) struct Ticket {
 #[derive(Debug)]
 pub(crate) struct About {
     pub(crate) form: AnswerForm,
+    /// `None` where nobody listens, or where nobody knows.
     pub(crate) conn: Option<Arc<ConnInfo>>,
     /// `None` where nobody keeps a ledger, or where nobody knows.
     pub(crate) client: Option<ClientKey>,
 }
 
+/// The two that wait for the client, perhaps in two tasks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Half {
+    Body,
+    /// The response future, then the response body.
+    Answer,
+}
+
 #[derive(Debug)]
 struct Inside {
     place: Option<Place>,
-    waker: Option<Waker>,
+    /// Its latest place among those who wait for their clients.
+    stood: Option<u64>,
+    wakers: Wakers,
     extra: Option<Box<Extra>>,
 }
+
+/// By [`Half`].
+type Wakers = [Option<Waker>; 2];
 
 /// Holds a slot.
 const WORKING: u8 = 0;
@@ -55,26 +88,13 @@ const DISPLACED: u8 = 3;
 /// Is over.
 const OVER: u8 = 4;
 
+/// Who stands in line for its client keeps its place until so many bytes have gone either way:
+/// else a byte now and then would be worth as much as an upload.
+const PROGRESS: u64 = 512;
+
 /// The request had to go, for somebody who makes more progress.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Displaced;
-
-/// Answers for a request: the response future, then the response body. When it is dropped the
-/// request is over, wherever its parts may be.
-#[derive(Debug)]
-pub(crate) enum Lease {
-    /// Nothing to wait for so far, and so nothing shared.
-    Slot(Slot),
-    Ticket(TicketOwner),
-}
-
-/// The one handle whose drop ends the request.
-#[derive(Debug)]
-pub(crate) struct TicketOwner {
-    pub(crate) ticket: Arc<Ticket>,
-    /// Somebody was told that it was displaced.
-    told: bool,
-}
 
 // === Ticket ===
 
@@ -89,17 +109,17 @@ impl Ticket {
     pub(crate) fn newcomer(
         shared: Arc<Shared>,
         about: About,
-        client: Option<ClientKey>,
+        counted: Option<Counted>,
         waiters: usize,
-    ) -> Option<Arc<Self>> {
-        let ticket = Arc::new(Self::new(shared, about, CLIENT, None));
-        if !ticket.slots().await_first_slot(&ticket, waiters) {
-            return None;
-        }
-        if client.is_some() {
-            ticket.inside.lock().extra.get_or_insert_default().client = client;
-        }
-        Some(ticket)
+    ) -> Option<TicketOwner> {
+        let extra = Extra { counted, ..Extra::default() }.boxed();
+        let ticket = Arc::new(Self::new(shared, about, CLIENT, extra));
+        let rank = match ticket.about.client {
+            Some(client) if ticket.is_light(client) => Rank::LightNewcomer,
+            _ => Rank::Newcomer,
+        };
+        let stands = ticket.slots().await_first_slot(&ticket, rank, waiters);
+        stands.then(|| TicketOwner::new(ticket))
     }
 
     fn new(shared: Arc<Shared>, about: About, state: u8, extra: Option<Box<Extra>>) -> Self {
@@ -108,11 +128,21 @@ impl Ticket {
             about,
             state: AtomicU8::new(state),
             body_gone: AtomicBool::new(false),
-            inside: Mutex::new(Inside { place: None, waker: None, extra }),
+            body_told: AtomicBool::new(false),
+            head_out: AtomicBool::new(false),
+            body_waits: AtomicBool::new(false),
+            answer_waits: AtomicBool::new(false),
+            progress: AtomicU64::new(0),
+            inside: Mutex::new(Inside {
+                place: None,
+                stood: None,
+                wakers: Wakers::default(),
+                extra,
+            }),
         }
     }
 
-    fn slots(&self) -> &Slots {
+    pub(crate) fn slots(&self) -> &Slots {
         &self.shared.slots
     }
 
@@ -121,45 +151,17 @@ impl Ticket {
         self.state.load(SeqCst) == WORKING
     }
 
-    /// The client is what is waited for from here on.
-    pub(crate) fn wait_for_client(self: &Arc<Self>, cx: &Context<'_>) -> Result<(), Displaced> {
-        self.listen(cx);
-        if self.is_working() {
-            self.slots().await_client(self);
-        }
-        if self.state.load(SeqCst) == DISPLACED { Err(Displaced) } else { Ok(()) }
+    pub(crate) fn is_displaced(&self) -> bool {
+        self.state.load(SeqCst) == DISPLACED
     }
 
-    /// There is something to do: ready once the request holds a slot, or is over.
-    pub(crate) fn poll_work(self: &Arc<Self>, cx: &Context<'_>) -> Poll<Result<(), Displaced>> {
-        if self.state.load(SeqCst) == CLIENT {
-            self.want_slot();
-        }
-        if self.state.load(SeqCst) == QUEUED {
-            self.listen(cx);
-        }
-        match self.state.load(SeqCst) {
-            DISPLACED => Poll::Ready(Err(Displaced)),
-            CLIENT | QUEUED => Poll::Pending,
-            _ => Poll::Ready(Ok(())),
-        }
+    pub(crate) fn unless_displaced(&self) -> Result<(), Displaced> {
+        if self.is_displaced() { Err(Displaced) } else { Ok(()) }
     }
 
-    /// The handler let go of the request body, so that it does not wait for the client any more.
-    pub(crate) fn body_is_gone(self: &Arc<Self>) {
-        self.body_gone.store(true, SeqCst);
-        if self.state.load(SeqCst) == CLIENT {
-            self.want_slot();
-        }
-    }
-
-    /// Ready once the handler may go on: while it has the body to wait for, and else with a slot.
-    pub(crate) fn poll_handler(self: &Arc<Self>, cx: &Context<'_>) -> Poll<Result<(), Displaced>> {
-        if self.body_gone.load(SeqCst) {
-            return self.poll_work(cx);
-        }
-        let displaced = self.state.load(SeqCst) == DISPLACED;
-        Poll::Ready(if displaced { Err(Displaced) } else { Ok(()) })
+    /// `bytes` more went through one of the bodies.
+    pub(crate) fn progressed(&self, bytes: u64) {
+        self.progress.fetch_add(bytes, Relaxed);
     }
 
     /// What a displaced request did: it was one too many of those that wait.
@@ -169,7 +171,39 @@ impl Ticket {
         Violation::new(Guard::ConcurrencyLimit, Reason::Displaced, phase, max, observed)
     }
 
-    fn want_slot(self: &Arc<Self>) {
+    /// The client is what is waited for from here on.
+    pub(crate) fn wait_for_client(
+        self: &Arc<Self>,
+        half: Half,
+        cx: &Context<'_>,
+    ) -> Result<(), Displaced> {
+        self.listen(half, cx);
+        if self.is_working() {
+            self.slots().await_client(self);
+        }
+        self.unless_displaced()
+    }
+
+    /// There is something to do: ready once the request holds a slot, or is over.
+    pub(crate) fn poll_work(
+        self: &Arc<Self>,
+        half: Half,
+        cx: &Context<'_>,
+    ) -> Poll<Result<(), Displaced>> {
+        if self.state.load(SeqCst) == CLIENT {
+            self.want_slot();
+        }
+        if self.state.load(SeqCst) == QUEUED {
+            self.listen(half, cx);
+        }
+        match self.state.load(SeqCst) {
+            DISPLACED => Poll::Ready(Err(Displaced)),
+            CLIENT | QUEUED => Poll::Pending,
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+
+    pub(crate) fn want_slot(self: &Arc<Self>) {
         if self.shared.only_watches() {
             self.slots().go_on_anyway(self);
         } else {
@@ -177,23 +211,41 @@ impl Ticket {
         }
     }
 
+    pub(crate) fn is_waiting_for_client(&self) -> bool {
+        self.state.load(SeqCst) == CLIENT
+    }
+
     fn rank(&self) -> Rank {
-        match (self.about.client, self.slots().ledger()) {
-            (Some(client), Some(ledger)) if ledger.is_light(client) => Rank::Light,
-            _ => Rank::Heavy,
+        match self.about.client {
+            Some(client) if !self.is_light(client) => Rank::Heavy,
+            _ => Rank::Light,
         }
+    }
+
+    fn is_light(&self, client: ClientKey) -> bool {
+        self.slots().ledger().is_some_and(|ledger| ledger.is_light(client))
     }
 
     /// Will wake the task of `cx`, which must look at the state after this.
-    fn listen(&self, cx: &Context<'_>) {
-        let waker = &mut self.inside.lock().waker;
-        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            *waker = Some(cx.waker().clone());
+    pub(crate) fn listen(&self, half: Half, cx: &Context<'_>) {
+        let mut inside = self.inside.lock();
+        let waker = &mut inside.wakers[half as usize];
+        if waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            return;
         }
+        let before = waker.replace(cx.waker().clone());
+        drop(inside);
+        drop(before); // A waker's drop is the code of others.
     }
 
+    /// Wakes both halves.
     pub(crate) fn wake(&self) {
-        let waker = self.inside.lock().waker.take();
+        let wakers = std::mem::take(&mut self.inside.lock().wakers);
+        wakers.into_iter().flatten().for_each(Waker::wake);
+    }
+
+    pub(crate) fn wake_half(&self, half: Half) {
+        let waker = self.inside.lock().wakers[half as usize].take();
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -206,18 +258,27 @@ impl Ticket {
         self.inside.lock().place
     }
 
-    /// From working to waiting. `false` if it was not working.
-    pub(crate) fn stand_for_client(&self, number: u64) -> bool {
+    /// From working to waiting: the place to take, which is `number` or the one it had before.
+    /// `None` if it was not working.
+    pub(crate) fn stand_for_client(&self, number: u64) -> Option<u64> {
         if !self.is_working() {
-            return false;
+            return None;
         }
         let mut inside = self.inside.lock();
+        let number = match inside.stood {
+            Some(before) if self.progress.load(Relaxed) < PROGRESS => before,
+            _ => {
+                self.progress.store(0, Relaxed);
+                number
+            }
+        };
+        inside.stood = Some(number);
         inside.place = Some(Place { number, rank: None });
         if let Some(extra) = &mut inside.extra {
             extra.pause(self.slots());
         }
         self.state.store(CLIENT, SeqCst);
-        true
+        Some(number)
     }
 
     /// From waiting for the client to waiting for a slot: the place to leave, if there is one.
@@ -248,128 +309,48 @@ impl Ticket {
         self.state.store(DISPLACED, SeqCst);
     }
 
-    /// To over. Gives back where it stood and whether it held a slot, which is now the caller's
-    /// to free, or had to go.
+    /// To over, unless it had to go, which then stays so for a body that outlives it. Gives back
+    /// what it was, and what it had.
     pub(crate) fn step_out(&self) -> Before {
+        let state = self.state.load(SeqCst);
+        if state != DISPLACED {
+            self.state.store(OVER, SeqCst);
+        }
         let mut inside = self.inside.lock();
-        // A waker may own the task that owns this ticket.
-        inside.waker = None;
-        let state = self.state.swap(OVER, SeqCst);
-        let place = inside.place.take();
-        Before { place, worked: state == WORKING, displaced: state == DISPLACED }
+        Before {
+            place: inside.place.take(),
+            worked: state == WORKING,
+            displaced: state == DISPLACED,
+            extra: inside.extra.take(),
+            wakers: std::mem::take(&mut inside.wakers),
+            body_gone: self.body_gone.load(SeqCst),
+        }
     }
 }
 
-/// What a ticket was when it ended.
+/// What a ticket was and had when it ended.
 pub(crate) struct Before {
     pub(crate) place: Option<Place>,
-    worked: bool,
-    displaced: bool,
+    /// It held a slot, which is now the caller's to free.
+    pub(crate) worked: bool,
+    /// It had to go.
+    pub(crate) displaced: bool,
+    pub(crate) extra: Option<Box<Extra>>,
+    /// To be dropped under no lock: one may own the task that owns another ticket.
+    wakers: Wakers,
+    body_gone: bool,
 }
 
-// === TicketOwner ===
+// === Before ===
 
-impl TicketOwner {
-    pub(crate) fn new(ticket: Arc<Ticket>) -> Self {
-        Self { ticket, told: false }
-    }
-
-    /// The answer to a request that has to go for `violation`.
-    pub(crate) fn refuse(
-        &mut self,
-        violation: Violation,
-        status: StatusCode,
-    ) -> (Arc<Shared>, Rejection) {
-        let Ticket { shared, about, .. } = &*self.ticket;
-        let mut rejection = Rejection::new(violation, status, about.form);
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            rejection = rejection.retry_after(RETRY_AFTER);
-        }
-        // Only a guard that enforces queues or displaces, so there is no verdict to ask for.
-        shared.settings.refuse(&rejection, about.conn.as_deref());
-        self.told = true;
-        (shared.clone(), rejection)
-    }
-
-    /// The end of a response that has to go.
-    fn cut(&mut self) -> Violation {
-        let violation = self.ticket.displacement(Phase::ResponseBody);
-        let Ticket { shared, about, .. } = &*self.ticket;
-        shared.settings.cut(&violation, about.conn.as_deref());
-        self.told = true;
-        violation
-    }
-}
-
-impl Drop for TicketOwner {
-    fn drop(&mut self) {
-        let slots = self.ticket.slots();
-        let before = slots.take_out(&self.ticket);
-        let extra = self.ticket.inside.lock().extra.take();
-        if let Some(mut extra) = extra {
-            if before.worked {
-                extra.pause(slots);
-            }
-            slots.finish(&extra);
-        }
-        if before.worked {
-            slots.release();
-        }
-        // Nobody asked again for the body that was cut.
-        if before.displaced && !self.told {
-            self.cut();
-        }
-    }
-}
-
-// === Lease ===
-
-impl Lease {
-    pub(crate) fn shared(&self) -> Option<&Arc<Shared>> {
-        match self {
-            Self::Slot(slot) => slot.shared(),
-            Self::Ticket(owner) => Some(&owner.ticket.shared),
-        }
-    }
-
-    pub(crate) fn ticket(&self) -> Option<&Arc<Ticket>> {
-        match self {
-            Self::Slot(_) => None,
-            Self::Ticket(owner) => Some(&owner.ticket),
-        }
-    }
-
-    /// Ready once the request holds a slot.
-    pub(crate) fn poll_work(&self, cx: &Context<'_>) -> Poll<Result<(), Displaced>> {
-        match self {
-            Self::Slot(_) => Poll::Ready(Ok(())),
-            Self::Ticket(owner) => owner.ticket.poll_work(cx),
-        }
-    }
-
-    /// Nothing is left to do until the client asks for more.
-    pub(crate) fn wait_for_client(&mut self, cx: &Context<'_>) {
-        if let Self::Slot(slot) = self {
-            // A slot beyond the limit is kept: there is no line for it.
-            if slot.is_picked() {
-                return;
-            }
-            let form = AnswerForm::Http { close: false };
-            let about = About { form, conn: None, client: slot.client() };
-            let Some(ticket) = Ticket::working(slot, about) else { return };
-            *self = Self::Ticket(TicketOwner::new(ticket));
-        }
-        if let Self::Ticket(owner) = self {
-            // Whether it was displaced at once shows when it is asked for more.
-            let _ = owner.ticket.wait_for_client(cx);
-        }
-    }
-
-    /// The end of a response that has to go.
-    pub(crate) fn cut(&mut self) -> Option<Violation> {
-        match self {
-            Self::Slot(_) => None,
-            Self::Ticket(owner) => Some(owner.cut()),
+impl Before {
+    /// Tells a body that is read on in another task: it waits for no slot any more.
+    pub(crate) fn leave(self) {
+        let [body, _] = self.wakers;
+        if let Some(body) = body
+            && !self.body_gone
+        {
+            body.wake();
         }
     }
 }

@@ -1,143 +1,8 @@
 //! Who holds a slot when, exactly, on paused time and without sockets.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use bytes::Bytes;
-use futures_util::FutureExt;
-use http::{Request, Response, StatusCode};
-use http_body_util::{
-    BodyExt, Collected, Empty, Full, channel::Channel, channel::Sender, combinators::BoxBody,
-};
-use palisade_client_ip::ClientIp;
-use palisade_concurrency_limit::{ConcurrencyLimit, ConcurrencyLimitLayer, RequestBody};
-use palisade_core::{BoxError, Guard, GuardBody, Level, Mode, Reason, Violation};
-use palisade_testkit::Journal;
-use parking_lot::Mutex;
-use std::{
-    convert::Infallible, future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration,
-};
-use tokio::{
-    sync::{mpsc, oneshot},
-    task::JoinHandle,
-    time::advance,
-};
-use tower::{Layer, Service, ServiceExt, service_fn};
-
-type Body = BoxBody<Bytes, io::Error>;
-type Inner = RequestBody<Body>;
-type Answer = Response<Body>;
-type HandlerFuture = Pin<Box<dyn Future<Output = Result<Answer, Infallible>> + Send>>;
-type Handler = tower::util::BoxCloneService<Request<Inner>, Answer, Infallible>;
-type Guarded = ConcurrencyLimit<Handler>;
-type Outcome = Response<GuardBody<palisade_concurrency_limit::ResponseBody<Body>>>;
-
-const GUARD: Guard = Guard::ConcurrencyLimit;
-
-fn handler<F>(run: impl Fn(Request<Inner>) -> F + Clone + Send + 'static) -> Handler
-where
-    F: Future<Output = Answer> + Send + 'static,
-{
-    let run = move |request| -> HandlerFuture { Box::pin(run(request).map(Ok)) };
-    Handler::new(service_fn(run))
-}
-
-fn full(text: &'static str) -> Body {
-    Full::new(Bytes::from_static(text.as_bytes())).map_err(|never| match never {}).boxed()
-}
-
-fn channel() -> (Sender<Bytes, io::Error>, Body) {
-    let (sender, body) = Channel::<Bytes, io::Error>::new(16);
-    (sender, body.boxed())
-}
-
-fn get() -> Request<Body> {
-    Request::new(Empty::new().map_err(|never| match never {}).boxed())
-}
-
-fn post(body: Body) -> Request<Body> {
-    Request::post("/").body(body).unwrap()
-}
-
-fn from(address: &str, mut request: Request<Body>) -> Request<Body> {
-    request.extensions_mut().insert(format!("{address}:1").parse::<SocketAddr>().unwrap());
-    request
-}
-
-/// Sends `request` in a task of its own, which then reads the answer to its end.
-fn send(
-    service: &Guarded,
-    request: Request<Body>,
-) -> JoinHandle<(StatusCode, Result<Bytes, BoxError>)> {
-    let answer = service.clone().oneshot(request);
-    tokio::spawn(async move {
-        let (parts, body) = answer.await.unwrap().into_parts();
-        (parts.status, body.collect().await.map(Collected::to_bytes))
-    })
-}
-
-/// Calls now, as `ServiceExt::oneshot` would do later.
-fn call(
-    service: &Guarded,
-    request: Request<Body>,
-) -> impl Future<Output = Result<Outcome, Infallible>> + use<> {
-    let mut service = service.clone();
-    assert!(service.ready().now_or_never().unwrap().is_ok());
-    service.call(request)
-}
-
-/// Lets every task run until all of them wait.
-async fn settle() {
-    for _ in 0..50 {
-        tokio::task::yield_now().await;
-    }
-}
-
-fn at_rest(journal: &Journal) {
-    for level in [Level::Working, Level::Waiting, Level::Queued] {
-        assert_eq!(journal.level(GUARD, level), Some(0), "{level:?}");
-    }
-}
-
-/// A handler that answers when the test says so.
-#[derive(Clone, Default)]
-struct Gate(Arc<Mutex<Vec<oneshot::Sender<()>>>>);
-
-impl Gate {
-    fn handler(&self) -> Handler {
-        let gate = self.clone();
-        handler(move |_request| {
-            let (sender, receiver) = oneshot::channel();
-            gate.0.lock().push(sender);
-            async move {
-                receiver.await.ok();
-                Response::new(full("done"))
-            }
-        })
-    }
-
-    fn started(&self) -> usize {
-        self.0.lock().len()
-    }
-
-    fn open_one(&self) {
-        self.0.lock().remove(0).send(()).ok();
-    }
-}
-
-/// A handler that reads the whole body and says how long it was.
-fn reader() -> Handler {
-    handler(|request| async {
-        match request.into_body().collect().await {
-            Ok(whole) => {
-                Response::new(full(if whole.to_bytes().is_empty() { "empty" } else { "read" }))
-            }
-            Err(error) => {
-                let displaced = error.downcast_ref::<Violation>().map(|v| v.reason);
-                assert_eq!(displaced, Some(Reason::Displaced));
-                Response::new(full("handler saw the error"))
-            }
-        }
-    })
-}
+mod common;
+use common::*;
 
 #[tokio::test(start_paused = true)]
 async fn the_one_over_the_limit_is_refused_at_once() {
@@ -385,7 +250,7 @@ async fn where_too_many_are_present_the_one_that_waited_longest_goes() {
     let second = send(&service, post(second_body));
     settle().await;
     // The first makes progress, so the second has waited longest.
-    first_sender.send_data(Bytes::from("progress")).await.unwrap();
+    first_sender.send_data(Bytes::from(vec![0; 512])).await.unwrap();
     settle().await;
     assert_eq!(send(&service, get()).await.unwrap().0, 200);
     assert_eq!(second.await.unwrap().0, StatusCode::REQUEST_TIMEOUT);

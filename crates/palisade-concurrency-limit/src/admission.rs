@@ -1,0 +1,125 @@
+//! Who gets a slot, and who does not.
+
+use crate::{
+    layer::{Predicate, Queue},
+    lines::Rank,
+    slot::{Counted, Extra, Slot},
+    slots::Slots,
+};
+use palisade_core::{
+    ClientKey, Extracted, Guard, KeyExtractor, Mode, Phase, Reason, RequestHead, Settings,
+    Violation,
+};
+use std::{fmt, sync::Arc, time::Duration};
+
+/// Options and state of one layer.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) slots: Arc<Slots>,
+    pub(crate) release_at_head: bool,
+    pub(crate) client: Arc<dyn KeyExtractor>,
+    pub(crate) per_client: Option<usize>,
+    pub(crate) picks: Option<Predicate>,
+    pub(crate) queue: Option<Queue>,
+}
+
+/// Why there is no slot, and how the request was counted before that showed.
+pub(crate) struct Denied {
+    pub(crate) violation: Violation,
+    pub(crate) counted: Option<Counted>,
+}
+
+/// How long a refused client is asked to stay away.
+pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+// === Shared ===
+
+impl Shared {
+    /// Whether verdicts are only recorded.
+    pub(crate) fn only_watches(&self) -> bool {
+        self.settings.mode == Mode::Shadow
+    }
+
+    pub(crate) fn client(&self, head: &RequestHead<'_>) -> Option<ClientKey> {
+        match self.client.key(head) {
+            Extracted::Key(client) => Some(client),
+            Extracted::Exempt | Extracted::Refuse => None,
+        }
+    }
+
+    /// A slot for the request with this head, or why there is none.
+    pub(crate) fn admit(self: &Arc<Self>, head: &RequestHead<'_>) -> Result<Slot, Denied> {
+        let slots = &self.slots;
+        let mut extra = Extra::default();
+        if let Some(max) = self.per_client
+            && let Some(client) = self.client(head)
+        {
+            extra.counted = Counted::enter(slots, client, max);
+            if extra.counted.is_none() {
+                return Err(Denied { violation: over(Reason::ClientFull, max), counted: None });
+            }
+        }
+        if !self.take(head, &mut extra) {
+            let violation = over(Reason::Full, slots.limit());
+            return Err(Denied { violation, counted: extra.counted });
+        }
+        // From here on dropping the slot undoes everything.
+        let slot = Slot::new(self.clone(), extra);
+        match self.welcome() {
+            Ok(()) => Ok(slot),
+            Err(violation) => Err(Denied { violation, counted: None }),
+        }
+    }
+
+    /// Lets one in that has got its first slot, if there is room for one more.
+    pub(crate) fn welcome(&self) -> Result<(), Violation> {
+        let slots = &self.slots;
+        if !slots.make_room(!self.only_watches()) {
+            return Err(over(Reason::Full, slots.max_present()));
+        }
+        slots.count_admitted();
+        Ok(())
+    }
+
+    fn take(&self, head: &RequestHead<'_>, extra: &mut Extra) -> bool {
+        let slots = &*self.slots;
+        let Some(ledger) = slots.ledger() else {
+            return slots.take(Rank::Newcomer) || self.take_picked(head, extra);
+        };
+        let busy = slots.is_busy();
+        let client = if busy { self.client(head) } else { None };
+        let taken = slots.take(Rank::Newcomer)
+            || (client.is_some_and(|client| ledger.is_light(client))
+                && slots.take(Rank::LightNewcomer));
+        if taken {
+            extra.charge = client.map(|client| ledger.start(client));
+        }
+        taken || self.take_picked(head, extra)
+    }
+
+    fn take_picked(&self, head: &RequestHead<'_>, extra: &mut Extra) -> bool {
+        extra.picked =
+            self.picks.as_ref().is_some_and(|picks| picks(head)) && self.slots.take_picked();
+        extra.picked
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("settings", &self.settings)
+            .field("limit", &self.slots.limit())
+            .field("per_client", &self.per_client)
+            .field("queue", &self.queue)
+            .field("release_at_head", &self.release_at_head)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One more than `max`.
+pub(crate) fn over(reason: Reason, max: usize) -> Violation {
+    let max = max as u64;
+    let observed = max.saturating_add(1);
+    Violation::new(Guard::ConcurrencyLimit, reason, Phase::RequestHead, max, observed)
+}

@@ -1,0 +1,213 @@
+//! The lines of those who wait, and who stands where in them.
+
+use crate::{
+    slots::Slots,
+    ticket::{Before, Ticket},
+};
+use parking_lot::MutexGuard;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering::SeqCst},
+};
+
+/// Those who wait. The key is the order of arrival. No line is longer than what may be present
+/// and in the queue.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    next: u64,
+    /// Waiting for their own clients; the first has waited longest.
+    client: BTreeMap<u64, Arc<Ticket>>,
+    /// Waiting for a slot, by [`Rank`].
+    slot: [BTreeMap<u64, Arc<Ticket>>; RANKS.len()],
+}
+
+/// Who comes first when a slot is free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rank {
+    /// Had a slot before; its client holds few and is not in debt, or nobody knows.
+    Light,
+    /// Had a slot before.
+    Heavy,
+    /// Never had one; its client holds few and is not in debt.
+    LightNewcomer,
+    /// Never had one.
+    Newcomer,
+}
+
+/// Where a ticket stands: in the line of this rank, or in that of those who wait for clients.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) number: u64,
+    pub(crate) rank: Option<Rank>,
+}
+
+const RANKS: [Rank; 4] = [Rank::Light, Rank::Heavy, Rank::LightNewcomer, Rank::Newcomer];
+
+// === Rank ===
+
+impl Rank {
+    pub(crate) fn is_newcomer(self) -> bool {
+        matches!(self, Self::LightNewcomer | Self::Newcomer)
+    }
+
+    /// Whether the slots kept for those who hold few are for this one too.
+    pub(crate) fn is_light(self) -> bool {
+        matches!(self, Self::Light | Self::LightNewcomer)
+    }
+}
+
+// === Lines ===
+
+impl Lines {
+    fn next_place(&mut self) -> u64 {
+        self.next = self.next.wrapping_add(1);
+        self.next
+    }
+}
+
+// === Slots ===
+
+impl Slots {
+    /// Makes room for one that has just been let in, at the cost of who has waited for its client
+    /// longest if `displacing`. `false` if there is no room.
+    pub(crate) fn make_room(&self, displacing: bool) -> bool {
+        if self.present() <= self.max_present() {
+            return true;
+        }
+        if !displacing {
+            return false;
+        }
+        let mut lines = self.lines.lock();
+        let Some((_, victim)) = lines.client.pop_first() else { return false };
+        self.waiting.store(lines.client.len(), SeqCst);
+        victim.displace();
+        drop(lines);
+        victim.wake();
+        true
+    }
+
+    /// Gives free slots to those who stand in line, in order.
+    pub(crate) fn grant(&self) {
+        while let Some(ticket) = self.grant_one() {
+            ticket.wake();
+        }
+    }
+
+    fn grant_one(&self) -> Option<Arc<Ticket>> {
+        let mut lines = self.lines.lock();
+        for rank in RANKS {
+            let line = &mut lines.slot[rank as usize];
+            if !line.is_empty() && self.take_up_to(self.ceiling(rank)) {
+                let (_, ticket) = line.pop_first().expect("the line is not empty");
+                self.count_out(rank);
+                ticket.grant();
+                return Some(ticket);
+            }
+        }
+        None
+    }
+
+    /// Puts `ticket`, which holds a slot, into the line of those who wait for their clients, and
+    /// frees the slot.
+    pub(crate) fn await_client(&self, ticket: &Arc<Ticket>) {
+        let mut lines = self.lines.lock();
+        let next = lines.next_place();
+        let Some(place) = ticket.stand_for_client(next) else {
+            return; // Its other half, in another task, was first.
+        };
+        lines.client.insert(place, ticket.clone());
+        self.waiting.store(lines.client.len(), SeqCst);
+        drop(lines);
+        self.release();
+    }
+
+    /// Puts `ticket`, which holds no slot, into the line for one; or gives it one at once.
+    pub(crate) fn await_slot(&self, ticket: &Arc<Ticket>, rank: Rank) {
+        self.line_up(self.lines.lock(), ticket, rank);
+    }
+
+    /// The same for a newcomer. `false` if `waiters` of them stand in line already.
+    pub(crate) fn await_first_slot(
+        &self,
+        ticket: &Arc<Ticket>,
+        rank: Rank,
+        waiters: usize,
+    ) -> bool {
+        let lines = self.lines.lock();
+        let newcomers = RANKS.into_iter().filter(|rank| rank.is_newcomer());
+        if newcomers.map(|rank| lines.slot[rank as usize].len()).sum::<usize>() >= waiters {
+            return false;
+        }
+        self.line_up(lines, ticket, rank);
+        true
+    }
+
+    fn line_up(&self, mut lines: MutexGuard<'_, Lines>, ticket: &Arc<Ticket>, rank: Rank) {
+        let place = lines.next_place();
+        let Some(before) = ticket.stand_for_slot(place, rank) else {
+            return; // It was displaced, or its other half was first.
+        };
+        self.remove(&mut lines, before);
+        // Past the line where there is none: a newcomer must not see one while slots are free.
+        if lines.slot.iter().all(BTreeMap::is_empty) && self.take(rank) {
+            ticket.grant();
+            return;
+        }
+        lines.slot[rank as usize].insert(place, ticket.clone());
+        self.count_in(rank);
+        drop(lines);
+        self.grant();
+    }
+
+    /// Lets `ticket` go on without a slot being free, for a guard that only watches.
+    pub(crate) fn go_on_anyway(&self, ticket: &Ticket) {
+        let mut lines = self.lines.lock();
+        if let Some(before) = ticket.place() {
+            self.remove(&mut lines, Some(before));
+            self.working.fetch_add(1, SeqCst);
+            ticket.grant();
+        }
+    }
+
+    /// Takes `ticket` out of whatever line it stands in, for good.
+    pub(crate) fn take_out(&self, ticket: &Ticket) -> Before {
+        let mut lines = self.lines.lock();
+        let before = ticket.step_out();
+        self.remove(&mut lines, before.place);
+        before
+    }
+
+    fn remove(&self, lines: &mut Lines, place: Option<Place>) {
+        match place {
+            Some(Place { number, rank: None }) => {
+                lines.client.remove(&number);
+                self.waiting.store(lines.client.len(), SeqCst);
+            }
+            Some(Place { number, rank: Some(rank) }) => {
+                lines.slot[rank as usize].remove(&number);
+                self.count_out(rank);
+            }
+            None => {}
+        }
+    }
+
+    fn count_in(&self, rank: Rank) {
+        if rank.is_light() {
+            self.queued_light.fetch_add(1, SeqCst);
+        }
+        if rank.is_newcomer() {
+            self.queued_newcomers.fetch_add(1, SeqCst);
+        }
+        self.queued.fetch_add(1, SeqCst);
+    }
+
+    fn count_out(&self, rank: Rank) {
+        if rank.is_light() {
+            self.queued_light.fetch_sub(1, SeqCst);
+        }
+        self.queued.fetch_sub(1, SeqCst);
+        if rank.is_newcomer() {
+            self.queued_newcomers.fetch_sub(1, SeqCst);
+        }
+    }
+}

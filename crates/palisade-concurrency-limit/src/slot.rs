@@ -1,0 +1,117 @@
+//! A slot that somebody holds, and what may go with it.
+
+use crate::{admission::Shared, ledger::Charge, slots::Slots, ticket::About};
+use palisade_core::{AnswerForm, ClientKey, ConnInfo};
+use std::sync::Arc;
+
+/// One slot, given back when dropped, and whatever else goes with the request.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    /// `None` once somebody else has taken over.
+    shared: Option<Arc<Shared>>,
+    extra: Option<Box<Extra>>,
+    /// Whose request it is, where somebody listens.
+    conn: Option<Arc<ConnInfo>>,
+    form: AnswerForm,
+}
+
+/// What only some requests have.
+#[derive(Debug, Default)]
+pub(crate) struct Extra {
+    /// Its account, if slots were getting short when it came.
+    pub(crate) charge: Option<Charge>,
+    /// Held for its drop.
+    pub(crate) counted: Option<Counted>,
+    /// Holds a slot of those beyond the limit.
+    pub(crate) picked: bool,
+}
+
+/// One of the requests that a client has present, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Counted {
+    slots: Arc<Slots>,
+    client: ClientKey,
+}
+
+// === Slot ===
+
+impl Slot {
+    /// The slot that was just taken from those of `shared`.
+    pub(crate) fn new(shared: Arc<Shared>, extra: Extra) -> Self {
+        let form = AnswerForm::Http { close: false };
+        Self { shared: Some(shared), extra: extra.boxed(), conn: None, form }
+    }
+
+    /// Takes note of whose it is, in case that its answer has to be cut.
+    pub(crate) fn belongs_to(&mut self, form: AnswerForm, conn: Option<Arc<ConnInfo>>) {
+        self.form = form;
+        self.conn = conn;
+    }
+
+    /// Hands the slot and all that goes with it to somebody else.
+    pub(crate) fn hand_over(&mut self) -> Option<(Arc<Shared>, Option<Box<Extra>>)> {
+        Some((self.shared.take()?, self.extra.take()))
+    }
+
+    /// What is known of the request now that its head is gone.
+    pub(crate) fn about(&mut self) -> About {
+        let charge = self.extra.as_ref().and_then(|extra| extra.charge.as_ref());
+        About { form: self.form, client: charge.map(Charge::client), conn: self.conn.take() }
+    }
+
+    pub(crate) fn shared(&self) -> Option<&Arc<Shared>> {
+        self.shared.as_ref()
+    }
+
+    /// Whether it is one of those beyond the limit.
+    pub(crate) fn is_picked(&self) -> bool {
+        self.extra.as_ref().is_some_and(|extra| extra.picked)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let picked = self.is_picked();
+        let Some((shared, extra)) = self.hand_over() else { return };
+        if let Some(mut extra) = extra {
+            extra.pause(&shared.slots);
+            shared.slots.finish(&extra);
+        }
+        if !picked {
+            shared.slots.release();
+        }
+    }
+}
+
+// === Extra ===
+
+impl Extra {
+    /// On the heap, or nothing at all for the many requests that have nothing of it.
+    pub(crate) fn boxed(self) -> Option<Box<Self>> {
+        let Self { charge, counted, picked } = &self;
+        let is_plain = charge.is_none() && counted.is_none() && !picked;
+        if is_plain { None } else { Some(Box::new(self)) }
+    }
+
+    /// The request stops working, for now or for good.
+    pub(crate) fn pause(&mut self, slots: &Slots) {
+        if let (Some(charge), Some(ledger)) = (&mut self.charge, slots.ledger()) {
+            ledger.pause(charge);
+        }
+    }
+}
+
+// === Counted ===
+
+impl Counted {
+    /// Counts one more request of `client`. `None` if it has `max` already.
+    pub(crate) fn enter(slots: &Arc<Slots>, client: ClientKey, max: usize) -> Option<Self> {
+        slots.enter(client, max).then(|| Self { slots: slots.clone(), client })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.slots.exit(self.client);
+    }
+}

@@ -1,0 +1,270 @@
+//! Requests whose two bodies go both ways, perhaps in two tasks: who holds a slot, who waits,
+//! who goes.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+use common::*;
+
+/// As in gRPC both ways: a task reads the request, and what comes goes into the answer.
+fn bidi() -> Handler {
+    handler(|request: Request<Inner>| {
+        let (mut sender, answer) = channel();
+        let mut body = request.into_body();
+        async move {
+            tokio::spawn(async move {
+                while let Some(Ok(frame)) = body.frame().await {
+                    if sender.send_data(frame.into_data().unwrap()).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            // The reader comes first to its client.
+            for _ in 0..5 {
+                tokio::task::yield_now().await;
+            }
+            Response::new(answer)
+        }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn both_halves_of_a_conversation_are_woken() {
+    let (journal, gate) = (Journal::default(), Gate::default());
+    let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
+    let (talk, slow) = (layer.layer(bidi()), layer.layer(gate.handler()));
+    let (mut sender, body) = channel();
+    let response = call(&talk, post(body)).await.unwrap();
+    settle().await; // The reader waits for its client: no slot is held.
+    assert_eq!(journal.level(GUARD, Level::Working), Some(0));
+    let other = send(&slow, get());
+    settle().await; // The only slot is taken.
+    let mut answer = response.into_body();
+    let echoed = tokio::spawn(async move {
+        let f = answer.frame().await;
+        (f, answer)
+    });
+    settle().await; // The answer's reader stands in line ...
+    sender.send_data(Bytes::from("ping")).await.unwrap();
+    settle().await; // ... and so does the request's.
+    gate.open_one();
+    assert_eq!(other.await.unwrap().0, 200);
+    let done = tokio::time::timeout(Duration::from_secs(3600), echoed).await;
+    assert!(
+        done.is_ok(),
+        "the answer is never woken; working {:?}",
+        journal.level(GUARD, Level::Working)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frame_that_has_come_is_handed_on_when_the_head_is_out() {
+    let (journal, gate) = (Journal::default(), Gate::default());
+    let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
+    let (talk, slow) = (layer.layer(bidi()), layer.layer(gate.handler()));
+    let (mut sender, body) = channel();
+    let response = call(&talk, post(body)).await.unwrap();
+    settle().await;
+    let other = send(&slow, get());
+    settle().await;
+    sender.send_data(Bytes::from("ping")).await.unwrap();
+    settle().await; // The request's reader stands in line first, then the answer's.
+    let mut answer = response.into_body();
+    let echoed = tokio::spawn(async move {
+        let f = answer.frame().await;
+        (f, answer)
+    });
+    settle().await;
+    gate.open_one();
+    assert_eq!(other.await.unwrap().0, 200);
+    let done = tokio::time::timeout(Duration::from_secs(3600), echoed).await;
+    assert!(done.is_ok(), "stuck; working {:?}", journal.level(GUARD, Level::Working));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_conversation_holds_no_slot() {
+    let journal = Journal::default();
+    let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
+    let (talk, other) = (layer.layer(bidi()), layer.layer(reader()));
+    let (_sender, body) = channel();
+    let response = call(&talk, post(body)).await.unwrap();
+    settle().await; // The reader waits for its client ...
+    assert_eq!(journal.level(GUARD, Level::Working), Some(0));
+    let mut answer = response.into_body();
+    let _talking = tokio::spawn(async move {
+        drop(answer.frame().await);
+    });
+    settle().await; // ... and hyper asks for the answer, which waits for the reader.
+    tokio::time::sleep(Duration::from_secs(50)).await;
+    assert_eq!(send(&other, get()).await.unwrap().0, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_read_its_answer_holds_no_slot_whatever_it_sends() {
+    let journal = Journal::default();
+    let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
+    let (talk, other) = (layer.layer(bidi()), layer.layer(reader()));
+    let (mut sender, body) = channel();
+    let mut response = call(&talk, post(body)).await.unwrap();
+    sender.send_data(Bytes::from("one")).await.unwrap();
+    response.body_mut().frame().await.unwrap().unwrap();
+    settle().await;
+    assert_eq!(journal.level(GUARD, Level::Working), Some(0)); // Nobody asks for more.
+    sender.send_data(Bytes::from("two")).await.unwrap();
+    drop(sender); // The upload is over; the answer is still not read.
+    settle().await;
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(send(&other, get()).await.unwrap().0, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_displaced_body_fails_once_and_is_then_at_its_end() {
+    let layer = ConcurrencyLimitLayer::new(1).present(1);
+    let (result, mut results) = mpsc::unbounded_channel();
+    // Read in a task of its own, or the response future would drop it first.
+    let spawning = layer.layer(handler(move |request: Request<Inner>| {
+        let result = result.clone();
+        let read = async move {
+            let mut body = request.into_body();
+            let mut errors = 0;
+            while errors < 1000
+                && let Some(frame) = body.frame().await
+            {
+                errors += usize::from(frame.is_err());
+            }
+            result.send(errors).unwrap();
+        };
+        async move {
+            tokio::spawn(read).await.unwrap();
+            Response::new(full("read"))
+        }
+    }));
+    let (_sender, body) = channel();
+    let upload = send(&spawning, post(body));
+    settle().await;
+    assert_eq!(send(&layer.layer(reader()), get()).await.unwrap().0, 200);
+    assert_eq!(upload.await.unwrap().0, 408);
+    assert_eq!(results.recv().await, Some(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_makes_progress_outlives_who_drips() {
+    let journal = Journal::default();
+    let layer = ConcurrencyLimitLayer::new(2).present(16).metrics(journal.clone());
+    let service = layer.layer(reader());
+    let mut drips = tokio::task::JoinSet::new();
+    for number in 0..15 {
+        let (mut sender, body) = channel();
+        let upload = send(&service, post(body));
+        drips.spawn(async move {
+            tokio::time::sleep(Duration::from_millis(number * 60)).await;
+            while sender.send_data(Bytes::from("x")).await.is_ok() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            upload.await.unwrap().0
+        });
+    }
+    let (mut sender, body) = channel();
+    let honest = send(&service, post(body));
+    tokio::spawn(async move {
+        for _ in 0..20 {
+            // 64 KiB every three seconds: 21 KiB/s.
+            if sender.send_data(Bytes::from(vec![0; 65536])).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_secs(3)).await;
+        }
+    });
+    // One honest newcomer every two seconds.
+    for _ in 0..8 {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        drop(send(&service, get()).await.unwrap());
+        assert!(
+            !honest.is_finished(),
+            "displaced while {:?} drippers wait",
+            journal.level(GUARD, Level::Waiting)
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_displaced_body_stays_displaced_when_its_request_is_over() {
+    let layer = ConcurrencyLimitLayer::new(1).present(1);
+    let (keep, mut kept) = mpsc::unbounded_channel();
+    let upload = layer.layer(handler(move |request: Request<Inner>| {
+        let keep = keep.clone();
+        async move {
+            let mut body = request.into_body();
+            assert!(body.frame().now_or_never().is_none()); // Waits for its client ...
+            keep.send(body).unwrap(); // ... and is read elsewhere from here on.
+            std::future::pending::<Answer>().await
+        }
+    }));
+    let (mut sender, body) = channel();
+    let mut first = Box::pin(call(&upload, post(body)));
+    assert!(first.as_mut().now_or_never().is_none());
+    drop(call(&layer.layer(reader()), get()).await.unwrap());
+    let response = first.as_mut().now_or_never().unwrap().unwrap();
+    assert_eq!(response.status(), 408);
+    drop((first, response));
+    sender.send_data(Bytes::from("drip")).await.unwrap();
+    let mut body = kept.recv().await.unwrap();
+    let frame = body.frame().await.unwrap();
+    assert!(frame.is_err(), "408 was said, and the body is read on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_says_whose_it_was_and_ends_grpc_with_trailers() {
+    use palisade_core::{ConnInfo, Event, Metrics, Prefix};
+    #[derive(Default)]
+    struct Seen(Mutex<Vec<Option<u64>>>);
+    impl Metrics for Seen {
+        fn record(&self, event: &Event<'_>) {
+            if let Event::Cut { conn, .. } = event {
+                self.0.lock().push(conn.map(ConnInfo::id));
+            }
+        }
+    }
+    let seen = Arc::new(Seen::default());
+    let layer = ConcurrencyLimitLayer::new(1).present(1).metrics(seen.clone());
+    let service = layer.layer(handler(|_| async {
+        let (mut sender, body) = channel();
+        sender.send_data(Bytes::from("piece")).await.ok();
+        std::mem::forget(sender);
+        Response::new(body)
+    }));
+    let conn = Arc::new(ConnInfo::new("192.0.2.1:1".parse().unwrap(), None, Prefix::default()));
+    let mut request =
+        Request::post("/").header("content-type", "application/grpc").body(full("")).unwrap();
+    *request.body_mut() = Empty::new().map_err(|never| match never {}).boxed();
+    request.extensions_mut().insert(conn.clone());
+    let mut unread = call(&service, request).await.unwrap();
+    unread.body_mut().frame().await.unwrap().unwrap();
+    drop(call(&service, get()).await.unwrap());
+    let last = unread.body_mut().frame().await.unwrap();
+    let trailers = last.is_ok_and(|frame| frame.is_trailers());
+    assert_eq!((seen.0.lock().clone(), trailers), (vec![Some(conn.id())], true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_ready_is_not_thrown_away_where_its_request_was_displaced() {
+    let journal = Journal::default();
+    let layer = ConcurrencyLimitLayer::new(1).present(1).metrics(journal.clone());
+    // Waits for its client for a moment and goes on without it, though it keeps the body.
+    let impatient = layer.layer(handler(|request: Request<Inner>| async {
+        let mut body = request.into_body();
+        assert!(body.frame().now_or_never().is_none());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        Response::new(full("enough"))
+    }));
+    let (_sender, body) = channel();
+    let mut first = Box::pin(call(&impatient, post(body)));
+    assert!(first.as_mut().now_or_never().is_none());
+    drop(call(&layer.layer(reader()), get()).await.unwrap());
+    advance(Duration::from_secs(2)).await;
+    // Nobody asked the body since, and so nobody was told.
+    let response = first.as_mut().now_or_never().unwrap().unwrap();
+    drop(first);
+    assert_eq!((response.status().as_u16(), journal.refused()), (200, vec![]));
+    drop(response);
+    at_rest(&journal);
+}
