@@ -26,6 +26,10 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 /// Applies [`ConcurrencyLimit`]. Clones, and the services they make, share one limit.
+///
+/// They share what is counted and how far: [`Self::present`], [`Self::fairness`] and the number in
+/// [`Self::reserve`] hold for all of them, whichever they are called on. All other methods change
+/// the one they are called on, and what is made from it afterwards.
 #[derive(Clone, Debug)]
 pub struct ConcurrencyLimitLayer {
     shared: Arc<Shared>,
@@ -74,8 +78,10 @@ impl ConcurrencyLimitLayer {
     }
 
     /// At most `requests` present, at work or waiting for their own clients. Where one more comes,
-    /// the one that has waited for its client longest goes: 408, or the end of its body. With 0
-    /// it follows the limit. Defaults to 8 times the limit.
+    /// the one goes that has waited longest for its client to send or take 512 bytes: 408, or the
+    /// end of its body. Where nobody waits for a client, the one more is refused; so with fewer
+    /// than the limit, no more than `requests` work. Those in the [`Self::queue`] are not present
+    /// yet. With 0 it follows the limit. Defaults to 8 times the limit.
     pub fn present(self, requests: usize) -> Self {
         self.shared.slots.set_max_present(requests);
         self
@@ -83,9 +89,13 @@ impl ConcurrencyLimitLayer {
 
     /// Keeps the last tenth of the slots for clients who hold few: each client pays for the time
     /// its requests work, may use one slot all the time, and is out of that tenth while it owes
-    /// more. Then whoever keeps many slow requests in the air cannot shut out those who send a
-    /// few. Who is a client: see [`Self::client`]. Remembers 65,536 clients in 512 KiB; clocks are
-    /// read only while at least half of the slots are taken. Defaults to off.
+    /// more or has two at work. Then whoever keeps many slow requests in the air cannot shut out
+    /// those who send a few. Who is a client: see [`Self::client`].
+    ///
+    /// Remembers 65,536 clients in 512 KiB, and those at work. A request without a body that comes
+    /// while less than half of the slots are taken is in no account, and as light as any where its
+    /// answer goes on later; it costs no clock and no lock. The others cost a few of each.
+    /// Defaults to off.
     pub fn fairness(self) -> Self {
         self.shared.slots.keep_ledger();
         self
@@ -99,7 +109,8 @@ impl ConcurrencyLimitLayer {
     }
 
     /// Who counts as one client for [`Self::fairness`] and [`Self::per_client`]. Requests for
-    /// which it answers [`Extracted::Exempt`] or [`Extracted::Refuse`] are in no client's account.
+    /// which it answers [`Exempt`](palisade_core::Extracted::Exempt) or
+    /// [`Refuse`](palisade_core::Extracted::Refuse) are in no client's account.
     /// Defaults to [`ClientIp::peer`].
     pub fn client(mut self, client: impl KeyExtractor) -> Self {
         Arc::make_mut(&mut self.shared).client = Arc::new(client);
@@ -120,9 +131,11 @@ impl ConcurrencyLimitLayer {
     }
 
     /// Lets at most `waiters` newcomers wait for a slot, each for at most `wait`, first come first
-    /// served, instead of refusing them at once. They are present while they wait. Dropping the
-    /// response future leaves the queue. Defaults to no queue: under overload a queue makes
-    /// everybody slow before it refuses the same number of requests.
+    /// served, instead of refusing them at once; with [`Self::fairness`] those whose clients hold
+    /// few come first. They are not [`present`](Self::present) before they have a slot, and refused
+    /// if there is no room then. With 0 `waiters` all are refused at once. Dropping the response
+    /// future leaves the queue. Defaults to no queue: under overload a queue makes everybody slow
+    /// before it refuses the same number of requests.
     pub fn queue(mut self, waiters: usize, wait: Duration) -> Self {
         Arc::make_mut(&mut self.shared).queue = Some(Queue { waiters, wait });
         self
@@ -136,7 +149,8 @@ impl ConcurrencyLimitLayer {
         self
     }
 
-    /// A handle that changes the limit while the server runs.
+    /// A handle that changes the limit while the server runs. It tells the metrics that this layer
+    /// has now, so call it after [`Self::metrics`].
     pub fn handle(&self) -> ConcurrencyLimitHandle {
         ConcurrencyLimitHandle {
             slots: self.shared.slots.clone(),
@@ -253,7 +267,8 @@ impl About {
 
 impl ConcurrencyLimitHandle {
     /// At most `limit` requests at work from now on. Those that are at work go on; with a lower
-    /// limit nobody is let in until enough of them are done.
+    /// limit nobody is let in until enough of them are done. With 0 whoever was let in still goes
+    /// on, one at a time where they have to wait for a slot.
     pub fn set_limit(&self, limit: usize) {
         self.slots.set_limit(limit);
         let event = Event::limit_changed(Guard::ConcurrencyLimit, limit as u64);

@@ -5,7 +5,8 @@
 //! it gives its slot up and takes it again, in order and before newcomers, when there is something
 //! to do. So five hundred clients that drip a byte a second into their uploads hold no slot that
 //! an honest request needs. How many requests may be here at all, at work or waiting, is capped too
-//! ([`ConcurrencyLimitLayer::present`]); there the one that has waited for its client longest goes.
+//! ([`ConcurrencyLimitLayer::present`]); there the one goes that has waited longest for its client
+//! to send or take 512 bytes.
 //!
 //! It differs from tower's `ConcurrencyLimit` in that it
 //! - refuses instead of queueing without bound (`LoadShed` is not needed, and no error type changes),
@@ -38,9 +39,14 @@
 //! streams live for hours and cost next to nothing; cap them by the connection. Other long streams
 //! of your own: put [`ConcurrencyLimitLayer::release_at_head`] on their routes.
 //!
-//! What it cannot see: a handler that keeps an unread request body and goes on with other work
-//! after it had to wait for that body once works without a slot until it asks for the body again
-//! or drops it.
+//! What it cannot see:
+//! - A handler that keeps an unread request body and goes on with other work after it had to wait
+//!   for that body once works without a slot until it asks for the body again or drops it.
+//! - Once the response head is out, only the answer asks for slots. A task that reads the request
+//!   body from then on is handed what comes at once; its work counts when the answer is asked for.
+//! - A displaced answer that the server does not poll, because its reader takes nothing, stays in
+//!   memory until the server polls or drops it: `present` counts it no more, and only what guards
+//!   the connection can cut it. Likewise an answer that was never polled keeps its slot.
 #![forbid(unsafe_code)]
 
 mod admission;
