@@ -4,8 +4,8 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use governor::{DefaultKeyedRateLimiter, Quota as GovernorQuota, RateLimiter};
 use palisade::{
-    words::{ClientKey, Prefix},
     rate_limit::{Decision, Limiter, TableLimiter},
+    words::{ClientKey, Prefix},
 };
 use palisade_benches::generous;
 use std::{

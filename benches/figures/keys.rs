@@ -7,8 +7,8 @@ use crate::table::{
 use governor::{DefaultKeyedRateLimiter, Quota as GovernorQuota, RateLimiter};
 use palisade::{
     Quota,
-    words::{ClientKey, Prefix},
     rate_limit::{Decision, Limiter, TableLimiter},
+    words::{ClientKey, Prefix},
 };
 use std::{
     fs,
@@ -45,8 +45,8 @@ pub(crate) fn measure() -> io::Result<Vec<Row>> {
     let bytes_governor = per_client(filled_governor.saturating_sub(before_governor));
     let grown = per_client(filled.saturating_sub(made));
     let mut rows = vec![
-        Row::count("P10", "bytes per client, 5 M clients", bytes_governor, bytes, AtMost(16.0)),
-        Row::count("P10", "bytes that each of 5 M clients added", None, grown, AtMost(0.1)),
+        Row::timed("P10", "bytes per client, 5 M clients", bytes_governor, bytes, AtMost(16.0)),
+        Row::timed("P10", "bytes that each of 5 M clients added", None, grown, AtMost(0.1)),
         Row::count(
             "P11",
             "% of clients in debt kept at 60 % load",
