@@ -47,9 +47,9 @@ use hyper_util::{
 };
 use palisade::{
     ClientIp, Guarded, Quota, Snapshot, Stack, StackError, StackLayer,
-    words::{ClientKey, ConnInfo, Extracted, KeyExtractor, Prefix, RequestHead},
     slow_body::Pace,
     timeout::Limits,
+    words::{ClientKey, ConnInfo, Extracted, KeyExtractor, Prefix, RequestHead},
 };
 use palisade_testkit::{demo::echo_server::EchoServer, echo::Lengths, process};
 use std::{

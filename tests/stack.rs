@@ -65,7 +65,8 @@ async fn every_guard_answers(addr: SocketAddr, journal: &Journal) {
     assert_eq!(raw(&format!("{post} 4\r\n\r\nfo")).await, (408, "close".to_owned()));
     // One whose handler takes too long; it holds the only slot meanwhile.
     let slow = tokio::spawn(clients::get(LOCALHOST, addr, "/slow"));
-    let busy = || journal.level(Guard::ConcurrencyLimit, palisade::words::Level::Working) == Some(1);
+    let busy =
+        || journal.level(Guard::ConcurrencyLimit, palisade::words::Level::Working) == Some(1);
     clients::until("the slot is taken", busy).await;
     let full = clients::get(LOCALHOST, addr, "/").await.unwrap();
     assert_eq!(full.status(), StatusCode::SERVICE_UNAVAILABLE);
