@@ -32,7 +32,6 @@ const AS_SERVER: &str = "PALISADE_TEST_SERVES";
 
 /// The server, in the process that [`Fortress::start`] starts, and nothing in any other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "the other tests run it"]
 async fn serve() {
     if std::env::var_os(AS_SERVER).is_some() {
         fortress::run((LOCALHOST, 0).into()).await.unwrap();
@@ -48,7 +47,7 @@ struct Fortress {
 impl Fortress {
     async fn start() -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["serve", "--exact", "--ignored", "--nocapture"])
+            .args(["serve", "--exact", "--nocapture"])
             .env(AS_SERVER, "1")
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -276,9 +275,9 @@ async fn it_ends_at_once_when_nobody_is_busy() {
     fortress.terminate();
     assert!(fortress.ended().await.success());
     assert!(told.elapsed() < Duration::from_secs(4), "after {:?}", told.elapsed());
-    // The stream was ended, not cut.
+    // The stream was ended, not cut, however many events had come.
     let rest = String::from_utf8(events.rest().await).unwrap();
-    assert!(rest.ends_with("\r\n0\r\n\r\n"), "{rest}");
+    assert!(rest == "0\r\n\r\n" || rest.ends_with("\r\n0\r\n\r\n"), "{rest}");
 }
 
 #[tokio::test]
