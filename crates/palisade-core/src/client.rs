@@ -1,11 +1,14 @@
 //! Who is asking.
 
 use http::{Extensions, HeaderMap, Method, Request, Uri};
-use siphasher::sip128::{Hasher128, SipHasher13};
+use siphasher::{
+    sip::SipHasher13,
+    sip128::{Hasher128, SipHasher13 as SipHasher13Of128},
+};
 use std::{
     collections::hash_map::RandomState,
     fmt,
-    hash::{BuildHasher, Hash},
+    hash::{BuildHasher, Hash, Hasher},
     net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{
         Arc, OnceLock,
@@ -38,13 +41,20 @@ impl Default for Prefix {
 }
 
 /// What guards count by: the network of an address, or a hash of whatever else tells clients
-/// apart. 16 bytes, `Copy`.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ClientKey(u128);
+/// apart. 24 bytes, `Copy`.
+///
+/// It carries its own hash, keyed by a random number of this process, so that the hash is worked
+/// out once per connection and not once per request and table.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct ClientKey {
+    /// High half, low half.
+    bits: [u64; 2],
+    hash: u64,
+}
 
 impl ClientKey {
     /// The one key of all requests of which nobody knows who sent them.
-    pub const SHARED: Self = Self(0);
+    pub const SHARED: Self = Self { bits: [0; 2], hash: 0 };
 
     /// The network of `address`. An IPv4-mapped IPv6 address counts as the IPv4 address it is.
     ///
@@ -60,32 +70,68 @@ impl ClientKey {
             IpAddr::V4(v4) => (v4.to_ipv6_mapped().to_bits(), 96 + u32::from(prefix.v4)),
             IpAddr::V6(v6) => (v6.to_bits(), u32::from(prefix.v6)),
         };
-        Self(bits & u128::MAX.checked_shl(128u32.saturating_sub(kept)).unwrap_or(0))
+        match bits & u128::MAX.checked_shl(128u32.saturating_sub(kept)).unwrap_or(0) {
+            0 => Self::SHARED,
+            bits => {
+                let (k0, k1) = seed();
+                let hash = SipHasher13::new_with_keys(k0, k1).hash(&bits.to_le_bytes());
+                Self { bits: split(bits), hash }
+            }
+        }
     }
 
     /// A 128-bit hash of `value`, keyed by a random number of this process, so that nobody can
     /// aim for another client's key. The same value gives another key in the next process.
     pub fn of(value: &(impl Hash + ?Sized)) -> Self {
-        static SEED: OnceLock<(u64, u64)> = OnceLock::new();
-        let (k0, k1) = *SEED.get_or_init(random_seed);
-        let mut hasher = SipHasher13::new_with_keys(k0, k1);
+        let (k0, k1) = seed();
+        let mut hasher = SipHasher13Of128::new_with_keys(k0, k1);
         value.hash(&mut hasher);
-        Self(hasher.finish128().as_u128())
+        let bits = split(hasher.finish128().as_u128());
+        Self { bits, hash: bits[0] }
     }
 
-    pub(crate) fn to_bits(self) -> u128 {
-        self.0
+    /// The key of the `place`-th account of the same client. 0 is the client's own.
+    pub fn account(self, place: u32) -> Self {
+        // Odd and without pattern, so that no two accounts live at the same place of a table.
+        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+        Self { hash: self.hash ^ u64::from(place).wrapping_mul(STEP), ..self }
+    }
+
+    fn to_bits(self) -> u128 {
+        let [high, low] = self.bits.map(u128::from);
+        (high << 64) | low
+    }
+
+    /// Nobody outside of this process can tell it from the rest of the key.
+    #[inline]
+    pub(crate) fn to_hash(self) -> u64 {
+        self.hash
     }
 }
 
-/// 128 bits from the operating system, by way of the standard library's own random state.
-pub(crate) fn random_seed() -> (u64, u64) {
-    (RandomState::new().hash_one(0u8), RandomState::new().hash_one(1u8))
+/// The high half and the low half.
+fn split(bits: u128) -> [u64; 2] {
+    [(bits >> 64) as u64, bits as u64]
+}
+
+/// 128 bits from the operating system, by way of the standard library's own random state: the same
+/// as long as the process lives.
+fn seed() -> (u64, u64) {
+    static SEED: OnceLock<(u64, u64)> = OnceLock::new();
+    // The model checker wants every run to go the same way.
+    let random = || (RandomState::new().hash_one(0u8), RandomState::new().hash_one(1u8));
+    *SEED.get_or_init(|| if cfg!(palisade_loom) { (0, 0) } else { random() })
+}
+
+impl Hash for ClientKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
 }
 
 impl fmt::Debug for ClientKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ClientKey({})", IpAddr::V6(Ipv6Addr::from_bits(self.0)).to_canonical())
+        write!(f, "ClientKey({})", IpAddr::V6(Ipv6Addr::from_bits(self.to_bits())).to_canonical())
     }
 }
 
@@ -226,5 +272,14 @@ mod tests {
     fn hashed_keys_agree_with_themselves_and_with_nobody_else() {
         assert_eq!(ClientKey::of("tenant"), ClientKey::of("tenant"));
         assert_ne!(ClientKey::of("tenant"), ClientKey::of("other"));
+    }
+
+    #[test]
+    fn the_accounts_of_a_client_are_keys_of_their_own() {
+        let client = key("192.0.2.1", 32, 64);
+        assert_eq!(client.account(0), client);
+        assert_ne!(client.account(1), client);
+        assert_ne!(client.account(1), client.account(2));
+        assert_ne!(client.account(1), key("192.0.2.2", 32, 64).account(1));
     }
 }

@@ -5,8 +5,7 @@
 //! eight words to live in, chosen by a keyed hash; where all sixteen are taken the one with the
 //! least debt goes, so that nobody can wash a debt off by bringing other keys along.
 
-use crate::{ClientKey, client::random_seed};
-use siphasher::sip::SipHasher13;
+use crate::ClientKey;
 use std::fmt;
 
 #[cfg(palisade_loom)]
@@ -54,7 +53,6 @@ struct Apart(AtomicU64);
 /// ```
 pub struct Table {
     lines: Box<[Line]>,
-    seed: (u64, u64),
     /// Lines tidied since the epoch, counted over all passes.
     tidied: AtomicU64,
     evicted: Apart,
@@ -92,8 +90,6 @@ impl Table {
         let lines = keys.clamp(2 * WORDS, Self::MAX_CAPACITY).div_ceil(WORDS).next_power_of_two();
         Self {
             lines: (0..lines).map(|_| Line(Default::default())).collect(),
-            // The model checker wants every run to go the same way.
-            seed: if cfg!(palisade_loom) { (0, 0) } else { random_seed() },
             tidied: AtomicU64::new(0),
             evicted: Apart(AtomicU64::new(0)),
         }
@@ -118,7 +114,7 @@ impl Table {
     ) -> Option<Result<T, E>> {
         let max_debt = max_debt.min(Self::MAX_DEBT);
         self.tidy(now, max_debt);
-        let hash = self.hash(key);
+        let hash = key.to_hash();
         for _ in 0..TRIES {
             let place = self.place(hash, now, max_debt);
             let (value, debt) = match decide(if place.found { place.debt } else { 0 }) {
@@ -141,7 +137,7 @@ impl Table {
 
     /// The debt of `key` at `now`, both in microseconds. Changes nothing.
     pub fn debt(&self, key: ClientKey, now: u64, max_debt: u64) -> u64 {
-        let place = self.place(self.hash(key), now, max_debt.min(Self::MAX_DEBT));
+        let place = self.place(key.to_hash(), now, max_debt.min(Self::MAX_DEBT));
         if place.found { place.debt } else { 0 }
     }
 
@@ -155,11 +151,6 @@ impl Table {
             capacity: (self.lines.len() * WORDS) as u64,
             evicted: self.evicted.0.load(Relaxed),
         }
-    }
-
-    #[inline]
-    fn hash(&self, key: ClientKey) -> u64 {
-        SipHasher13::new_with_keys(self.seed.0, self.seed.1).hash(&key.to_bits().to_le_bytes())
     }
 
     /// The word of the key with this hash, or else the one it is to take over: a word without
@@ -244,7 +235,7 @@ impl Table {
     }
 }
 
-/// Without its million words, and without the seed, which is a secret.
+/// Without its million words.
 impl fmt::Debug for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Table")

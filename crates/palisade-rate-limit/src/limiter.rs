@@ -167,7 +167,7 @@ impl TableLimiter {
     fn check_all(&self, key: ClientKey, cost: u32, now: u64) -> Decision {
         let quotas = self.quotas.each_ref().map(unpack);
         let max_debt = self.max_debt.load(Relaxed);
-        let word = |place| if place == 0 { key } else { ClientKey::of(&(key, place)) };
+        let word = |place: usize| key.account(place as u32); // Four places at most.
         let quotas = || {
             let soonest_first = quotas.iter().enumerate().rev();
             soonest_first.filter_map(|(place, gcra)| Some((place, (*gcra)?)))
