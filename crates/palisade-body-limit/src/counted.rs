@@ -77,7 +77,18 @@ impl Counted {
         self.watch.as_ref().map_or(Version::HTTP_11, |watch| watch.version)
     }
 
-    pub(crate) fn new(watch: Option<Arc<Watch>>, holds: bool, limit: u64) -> Self {
+    /// Of a body that can be refused.
+    pub(crate) fn watched(watch: Arc<Watch>, limit: u64) -> Self {
+        let holds = !watch.grpc;
+        Self::new(Some(watch), holds, limit)
+    }
+
+    /// Of a body so short that it can break no rule.
+    pub(crate) fn harmless() -> Self {
+        Self::new(None, false, u64::MAX)
+    }
+
+    fn new(watch: Option<Arc<Watch>>, holds: bool, limit: u64) -> Self {
         let stage = Stage::Fresh;
         Self { watch, stage, holds, small: 0, limit, remaining: limit, pack: None }
     }

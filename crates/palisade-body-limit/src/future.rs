@@ -1,6 +1,6 @@
 //! The handler's future, with the guard's answer in its place where the body broke a rule.
 
-use crate::{ResponseBody, layer::Shared, watch::Watch};
+use crate::{ResponseBody, layer::Shared, response::Counted, watch::Watch};
 use bytes::Bytes;
 use http::Response;
 use http_body::Body;
@@ -9,7 +9,7 @@ use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 pin_project! {
@@ -28,9 +28,8 @@ pin_project! {
     #[project = StateProj]
     #[derive(Debug)]
     enum State<F> {
-        Unwatched { #[pin] inner: F },
-        Watched { #[pin] inner: F, answering: Answering<Watch> },
-        Refused { rejection: Option<Rejection>, shared: Arc<Shared> },
+        Handler { #[pin] inner: F, answering: Option<Answering<Watch>> },
+        Refused { refused: Option<(Rejection, Arc<Shared>)> },
     }
 }
 
@@ -38,15 +37,24 @@ pin_project! {
 
 impl<F> ResponseFuture<F> {
     pub(crate) fn new(inner: F, watch: Option<Arc<Watch>>) -> Self {
-        let state = match watch {
-            None => State::Unwatched { inner },
-            Some(watch) => State::Watched { inner, answering: Answering::new(watch) },
-        };
-        Self { state }
+        Self { state: State::Handler { inner, answering: watch.map(Answering::new) } }
     }
 
     pub(crate) fn refused(rejection: Rejection, shared: Arc<Shared>) -> Self {
-        Self { state: State::Refused { rejection: Some(rejection), shared } }
+        Self { state: State::Refused { refused: Some((rejection, shared)) } }
+    }
+
+    /// Gives `rejection` in place of whatever the handler says. What the handler holds it holds no
+    /// longer than this.
+    #[cold]
+    #[inline(never)]
+    fn refuse<B>(
+        self: Pin<&mut Self>,
+        refused: (Rejection, Arc<Shared>),
+    ) -> Response<GuardBody<B>> {
+        self.project().state.set(State::Refused { refused: None });
+        let (rejection, shared) = refused;
+        shared.settings.answer(rejection)
     }
 }
 
@@ -57,36 +65,43 @@ where
 {
     type Output = Result<Response<GuardBody<ResponseBody<B>>>, E>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut state = self.project().state;
-        let (rejection, shared) = match state.as_mut().project() {
-            StateProj::Unwatched { inner } => {
-                let response = ready!(inner.poll(cx))?;
-                return Poll::Ready(Ok(response.map(ResponseBody::unlimited)));
-            }
-            StateProj::Refused { rejection, shared } => {
-                (rejection.take().expect("polled after completion"), shared.clone())
-            }
-            StateProj::Watched { inner, answering } => {
-                let watch = answering.watch();
+    #[inline(always)]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.as_mut().project().state.project() {
+            StateProj::Handler { inner, answering } => {
                 let polled = inner.poll(cx);
-                let answer = watch.answerer.handler_polled(polled.is_ready(), cx.waker());
-                if let Some(rejection) = answer {
-                    (rejection, watch.shared.clone())
-                } else {
-                    let response = ready!(polled)?;
-                    if watch.shared.response.is_none() {
-                        return Poll::Ready(Ok(response.map(ResponseBody::unlimited)));
-                    }
-                    match ResponseBody::limited(response, watch) {
-                        Ok(response) => return Poll::Ready(Ok(response)),
-                        Err(rejection) => (rejection, watch.shared.clone()),
+                if let Some(refused) = answering
+                    .as_ref()
+                    .and_then(|answering| refused(answering.watch(), polled.is_ready(), cx))
+                {
+                    return Poll::Ready(Ok(self.refuse(refused)));
+                }
+                match polled {
+                    Poll::Pending => Poll::Pending,
+                    Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                    Poll::Ready(Ok(response)) => {
+                        let counted = answering
+                            .as_ref()
+                            .map(|answering| Counted::of(&response, answering.watch()));
+                        match counted.unwrap_or(Ok(None)) {
+                            Ok(counted) => Poll::Ready(Ok(response
+                                .map(|body| GuardBody::passing(ResponseBody::new(body, counted))))),
+                            Err(refused) => Poll::Ready(Ok(self.refuse(refused))),
+                        }
                     }
                 }
             }
-        };
-        // Whatever the handler holds it holds no longer than this.
-        state.set(State::Refused { rejection: None, shared: shared.clone() });
-        Poll::Ready(Ok(shared.settings.answer(rejection)))
+            StateProj::Refused { refused } => {
+                let refused = refused.take().expect("polled after completion");
+                Poll::Ready(Ok(self.refuse(refused)))
+            }
+        }
     }
+}
+
+/// What the request body is refused for, if the handler is not to answer.
+#[inline(never)]
+fn refused(watch: &Watch, is_ready: bool, cx: &Context<'_>) -> Option<(Rejection, Arc<Shared>)> {
+    let rejection = watch.answerer.handler_polled(is_ready, cx.waker())?;
+    Some((rejection, watch.shared.clone()))
 }

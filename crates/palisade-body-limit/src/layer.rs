@@ -30,6 +30,8 @@ pub(crate) struct Shared {
     pub(crate) response: Option<u64>,
     pub(crate) tiny_frames: Option<TinyFrames>,
     pub(crate) overridable: bool,
+    /// Requests without a body are looked at as well.
+    pub(crate) looks_anyway: bool,
 }
 
 // === BodyLimitLayer ===
@@ -48,6 +50,7 @@ impl BodyLimitLayer {
             response: None,
             tiny_frames: Some(TinyFrames::default()),
             overridable: false,
+            looks_anyway: false,
         };
         Self { shared: Arc::new(shared) }
     }
@@ -56,7 +59,9 @@ impl BodyLimitLayer {
     /// `Content-Length`, is replaced by 500, but for answers to HEAD, 204 and 304; one that turns out longer fails, or ends with
     /// `RESOURCE_EXHAUSTED` in gRPC. Costs one small allocation per request. Defaults to no limit.
     pub fn response(mut self, bytes: u64) -> Self {
-        Arc::make_mut(&mut self.shared).response = Some(bytes);
+        let shared = Arc::make_mut(&mut self.shared);
+        shared.response = Some(bytes);
+        shared.looks_anyway = true;
         self
     }
 
@@ -73,7 +78,9 @@ impl BodyLimitLayer {
     /// A request that declares too much is then refused at the first read and no longer before
     /// the handler. Costs the insertion of an extension. Defaults to no handle.
     pub fn overridable(mut self) -> Self {
-        Arc::make_mut(&mut self.shared).overridable = true;
+        let shared = Arc::make_mut(&mut self.shared);
+        shared.overridable = true;
+        shared.looks_anyway = true;
         self
     }
 }

@@ -1,15 +1,11 @@
 //! The request body as the handler sees it.
 
-use crate::{
-    counted::{Counted, Polled, Stage},
-    watch::Watch,
-};
+use crate::counted::{Counted, Polled, Stage};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use palisade_core::{BoxError, linger};
 use std::{
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -27,19 +23,8 @@ pub struct RequestBody<B> {
 // === RequestBody ===
 
 impl<B> RequestBody<B> {
-    pub(crate) fn unwatched(inner: B) -> Self {
-        Self { inner: Some(inner), counted: None }
-    }
-
-    /// A body that can be refused.
-    pub(crate) fn watched(inner: B, watch: Arc<Watch>, limit: u64) -> Self {
-        let holds = !watch.grpc;
-        Self { inner: Some(inner), counted: Some(Counted::new(Some(watch), holds, limit)) }
-    }
-
-    /// A body so short that it can break no rule.
-    pub(crate) fn harmless(inner: B) -> Self {
-        Self { inner: Some(inner), counted: Some(Counted::new(None, false, u64::MAX)) }
+    pub(crate) fn new(inner: B, counted: Option<Counted>) -> Self {
+        Self { inner: Some(inner), counted }
     }
 }
 

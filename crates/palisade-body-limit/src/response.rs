@@ -1,10 +1,13 @@
 //! The response body, where it is limited.
 
-use crate::watch::{Watch, rejection, too_large};
+use crate::{
+    layer::Shared,
+    watch::{Watch, rejection, too_large},
+};
 use bytes::Bytes;
 use http::{Response, StatusCode, header::CONTENT_LENGTH};
 use http_body::{Body, Frame, SizeHint};
-use palisade_core::{BoxError, GuardBody, Phase, Rejection};
+use palisade_core::{BoxError, Phase, Rejection};
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
@@ -20,12 +23,14 @@ pin_project! {
     pub struct ResponseBody<B> {
         #[pin]
         inner: B,
-        counted: Option<Counted>,
+        // Boxed, because few responses are limited and every one is moved.
+        counted: Option<Box<Counted>>,
     }
 }
 
+/// What is known of a response that is limited.
 #[derive(Debug)]
-struct Counted {
+pub(crate) struct Counted {
     watch: Arc<Watch>,
     limit: u64,
     remaining: u64,
@@ -35,40 +40,48 @@ struct Counted {
 // === ResponseBody ===
 
 impl<B> ResponseBody<B> {
-    pub(crate) fn unlimited(inner: B) -> GuardBody<Self> {
-        GuardBody::passing(Self { inner, counted: None })
+    pub(crate) fn new(inner: B, counted: Option<Box<Counted>>) -> Self {
+        Self { inner, counted }
     }
 }
 
-impl<B> ResponseBody<B>
-where
-    B: Body<Data = Bytes>,
-{
-    /// Limits the body of `response`, or says why it must not be sent.
-    pub(crate) fn limited(
-        response: Response<B>,
+// === Counted ===
+
+impl Counted {
+    /// What it takes to limit the body of `response`, if anything, or why it must not be sent.
+    #[inline]
+    pub(crate) fn of<B: Body>(
+        response: &Response<B>,
         watch: &Arc<Watch>,
-    ) -> Result<Response<GuardBody<Self>>, Rejection> {
-        let Some(limit) = watch.shared.response.filter(|_| !response.body().is_end_stream()) else {
-            return Ok(response.map(Self::unlimited));
-        };
+    ) -> Result<Option<Box<Self>>, (Rejection, Arc<Shared>)> {
+        match watch.shared.response {
+            Some(limit) if !response.body().is_end_stream() => {
+                Self::limited(response, watch, limit)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    #[inline(never)]
+    fn limited<B: Body>(
+        response: &Response<B>,
+        watch: &Arc<Watch>,
+        limit: u64,
+    ) -> Result<Option<Box<Self>>, (Rejection, Arc<Shared>)> {
         // A length may stand in these heads, and nothing follows it (RFC 9110 section 8.6).
         let bodiless = watch.is_head
             || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let declared = if bodiless { 0 } else { declared(&response) };
+        let declared = if bodiless { 0 } else { declared(response) };
         if declared > limit {
-            let rejection =
-                rejection(too_large(Phase::Handler, limit, declared), watch.answerer.form());
-            if watch.shared.settings.refuse(&rejection, watch.answerer.conn().map(Arc::as_ref)) {
-                return Err(rejection);
+            let Watch { shared, answerer, .. } = &**watch;
+            let rejection = rejection(too_large(Phase::Handler, limit, declared), answerer.form());
+            if shared.settings.refuse(&rejection, answerer.conn().map(Arc::as_ref)) {
+                return Err((rejection, shared.clone()));
             }
-            return Ok(response.map(Self::unlimited));
+            return Ok(None);
         }
-        Ok(response.map(|inner| {
-            let watch = watch.clone();
-            let counted = Some(Counted { watch, limit, remaining: limit, over: false });
-            GuardBody::passing(Self { inner, counted })
-        }))
+        let watch = watch.clone();
+        Ok(Some(Box::new(Self { watch, limit, remaining: limit, over: false })))
     }
 }
 

@@ -116,7 +116,10 @@ impl Table {
         self.tidy(now, max_debt);
         let hash = key.to_hash();
         for _ in 0..TRIES {
-            let place = self.place(hash, now, max_debt);
+            let place = match self.find(hash, now, max_debt) {
+                Some(place) => place,
+                None => self.place(hash, now, max_debt),
+            };
             let (value, debt) = match decide(if place.found { place.debt } else { 0 }) {
                 Ok(decided) => decided,
                 Err(error) => return Some(Err(error)),
@@ -137,8 +140,8 @@ impl Table {
 
     /// The debt of `key` at `now`, both in microseconds. Changes nothing.
     pub fn debt(&self, key: ClientKey, now: u64, max_debt: u64) -> u64 {
-        let place = self.place(key.to_hash(), now, max_debt.min(Self::MAX_DEBT));
-        if place.found { place.debt } else { 0 }
+        let place = self.find(key.to_hash(), now, max_debt.min(Self::MAX_DEBT));
+        place.map_or(0, |place| place.debt)
     }
 
     /// Counts the keys in debt at `now`. Reads every word: about a millisecond per million.
@@ -151,6 +154,17 @@ impl Table {
             capacity: (self.lines.len() * WORDS) as u64,
             evicted: self.evicted.0.load(Relaxed),
         }
+    }
+
+    /// The word of the key with this hash, if it has one.
+    #[inline]
+    fn find(&self, hash: u64, now: u64, max_debt: u64) -> Option<Place<'_>> {
+        let tag = tag(hash);
+        self.lines_of(hash).into_iter().flat_map(|line| &line.0).find_map(|word| {
+            let seen = word.load(Relaxed);
+            let found = seen >> TAT_BITS == tag;
+            found.then(|| Place { word, seen, debt: debt(seen, now, max_debt), found })
+        })
     }
 
     /// The word of the key with this hash, or else the one it is to take over: a word without
@@ -266,11 +280,13 @@ fn cheapest<'a>(
 }
 
 /// How far the TAT of `word` lies ahead of `now`, or 0 if that is more than `max_debt`.
+#[inline]
 fn debt(word: u64, now: u64, max_debt: u64) -> u64 {
     let ahead = word.wrapping_sub(now) & TAT_MASK;
     if word == 0 || ahead > max_debt { 0 } else { ahead }
 }
 
+#[inline]
 fn tag(hash: u64) -> u64 {
     ((hash >> TAT_BITS) & TAG_MASK).max(1)
 }

@@ -9,7 +9,7 @@ use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 pin_project! {
@@ -48,13 +48,22 @@ where
 {
     type Output = Result<Response<GuardBody<B>>, E>;
 
+    #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Poll::Ready(Ok(match self.project().state.project() {
-            StateProj::Admitted { inner } => ready!(inner.poll(cx))?.map(GuardBody::passing),
-            StateProj::Refused { refused } => {
-                let (rejection, shared) = refused.take().expect("polled after completion");
-                shared.settings.answer(rejection)
-            }
-        }))
+        match self.project().state.project() {
+            StateProj::Admitted { inner } => match inner.poll(cx) {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                Poll::Ready(Ok(response)) => Poll::Ready(Ok(response.map(GuardBody::passing))),
+            },
+            StateProj::Refused { refused } => Poll::Ready(Ok(answer(refused))),
+        }
     }
+}
+
+#[cold]
+#[inline(never)]
+fn answer<B>(refused: &mut Option<(Rejection, Arc<Shared>)>) -> Response<GuardBody<B>> {
+    let (rejection, shared) = refused.take().expect("polled after completion");
+    shared.settings.answer(rejection)
 }

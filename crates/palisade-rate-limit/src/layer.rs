@@ -132,18 +132,13 @@ where
         self.inner.poll_ready(cx)
     }
 
+    #[inline(always)]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let shared = &self.shared;
-        if shared.settings.is_on()
-            && let Err(refusal) = shared.check(&RequestHead::from(&request))
+        if self.shared.settings.is_on()
+            && let Err(refusal) = self.shared.check(&RequestHead::from(&request))
+            && let Some(rejection) = self.shared.refuse(refusal, &request)
         {
-            let rejection = refusal.rejection(AnswerForm::of(&request));
-            let conn = ConnInfo::of(request.extensions()).map(Arc::as_ref);
-            if shared.settings.refuse(&rejection, conn) {
-                let version = request.version();
-                linger(request.into_body(), version);
-                return ResponseFuture::refused(rejection, shared.clone());
-            }
+            return self.shared.turn_away(rejection, request);
         }
         ResponseFuture::admitted(self.inner.call(request))
     }
@@ -159,6 +154,7 @@ enum Refusal {
 }
 
 impl Shared {
+    #[inline]
     fn check(&self, head: &RequestHead<'_>) -> Result<(), Refusal> {
         let key = match self.key.key(head) {
             Extracted::Key(key) => key,
@@ -171,6 +167,29 @@ impl Shared {
             Decision::Deny { wait } => Err(Refusal::Exceeded(wait)),
             Decision::NeverPossible { burst } => Err(Refusal::OverBurst { cost, burst }),
         }
+    }
+
+    /// Records `refusal`. `None` if the request passes all the same.
+    #[cold]
+    fn refuse<B: Body>(&self, refusal: Refusal, request: &Request<B>) -> Option<Rejection> {
+        let rejection = refusal.rejection(AnswerForm::of(request));
+        let conn = ConnInfo::of(request.extensions()).map(Arc::as_ref);
+        self.settings.refuse(&rejection, conn).then_some(rejection)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn turn_away<F, B>(
+        self: &Arc<Self>,
+        rejection: Rejection,
+        request: Request<B>,
+    ) -> ResponseFuture<F>
+    where
+        B: Body + Send + 'static,
+    {
+        let version = request.version();
+        linger(request.into_body(), version);
+        ResponseFuture::refused(rejection, self.clone())
     }
 }
 
