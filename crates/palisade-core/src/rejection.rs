@@ -108,11 +108,18 @@ pub enum AnswerForm {
 impl AnswerForm {
     /// The form that suits `request`, going by its method and content type: both are the client's
     /// own words.
+    #[inline]
     pub fn of<B: Body>(request: &Request<B>) -> Self {
         let close = request.version() <= Version::HTTP_11 && !request.body().is_end_stream();
         // gRPC is always a POST, so that nobody else pays for the look at the headers.
-        if request.method() == Method::POST
-            && let Some(kind) = request.headers().get(CONTENT_TYPE)
+        if request.method() == Method::POST {
+            return Self::of_post(request.headers(), close);
+        }
+        Self::Http { close }
+    }
+
+    fn of_post(headers: &HeaderMap, close: bool) -> Self {
+        if let Some(kind) = headers.get(CONTENT_TYPE)
             && let Some(rest) = kind.as_bytes().strip_prefix(b"application/grpc")
         {
             let (form, rest) = if let Some(rest) = rest.strip_prefix(b"-web-text") {

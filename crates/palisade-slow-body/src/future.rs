@@ -1,15 +1,20 @@
 //! The response future.
 
-use crate::{ResponseBody, layer::Shared, response::Writing, watch::Watch};
+use crate::{
+    ResponseBody,
+    layer::Shared,
+    response::{Writing, is_buffered},
+    watch::Watch,
+};
 use bytes::Bytes;
 use http::Response;
 use http_body::Body;
-use palisade_core::{AnswerForm, Answering, BoxError, ConnInfo, GuardBody};
+use palisade_core::{AnswerForm, Answering, BoxError, ConnInfo, GuardBody, Rejection};
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 pin_project! {
@@ -28,30 +33,41 @@ pin_project! {
     #[project = StateProj]
     #[derive(Debug)]
     enum State<F> {
-        Bodiless {
-            #[pin]
-            inner: F,
-            shared: Arc<Shared>,
-            form: AnswerForm,
-            conn: Option<Arc<ConnInfo>>,
-        },
-        Watched { #[pin] inner: F, answering: Answering<Watch> },
+        Handler { #[pin] inner: F, request: Known },
         Answered,
     }
 }
 
-impl<F> ResponseFuture<F> {
-    pub(crate) fn bodiless(
-        inner: F,
+/// What is known of the request.
+#[derive(Debug)]
+pub(crate) enum Known {
+    /// It has neither a body nor a pace of its own.
+    Plain {
         shared: Arc<Shared>,
         form: AnswerForm,
         conn: Option<Arc<ConnInfo>>,
-    ) -> Self {
-        Self { state: State::Bodiless { inner, shared, form, conn } }
+    },
+    Watched(Answering<Watch>),
+}
+
+// === ResponseFuture ===
+
+impl<F> ResponseFuture<F> {
+    pub(crate) fn new(inner: F, request: Known) -> Self {
+        Self { state: State::Handler { inner, request } }
     }
 
-    pub(crate) fn watched(inner: F, watch: Arc<Watch>) -> Self {
-        Self { state: State::Watched { inner, answering: Answering::new(watch) } }
+    /// Gives `rejection` in place of whatever the handler says. What the handler holds it holds no
+    /// longer than this.
+    #[cold]
+    #[inline(never)]
+    fn refuse<B>(
+        self: Pin<&mut Self>,
+        refused: (Rejection, Arc<Shared>),
+    ) -> Response<GuardBody<B>> {
+        self.project().state.set(State::Answered);
+        let (rejection, shared) = refused;
+        shared.settings.answer(rejection)
     }
 }
 
@@ -63,44 +79,34 @@ where
 {
     type Output = Result<Response<GuardBody<ResponseBody<B>>>, E>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut state = self.project().state;
-        let (rejection, shared) = match state.as_mut().project() {
-            StateProj::Bodiless { inner, shared, form, conn } => {
-                let response = ready!(inner.poll(cx))?;
-                let judged = Writing::is_of_use(&response, shared, shared.response_pace());
-                let writing =
-                    judged.then(|| Writing::new(shared.clone(), *form, conn.clone(), None));
-                return Poll::Ready(Ok(passing(response, writing)));
-            }
-            StateProj::Watched { inner, answering } => {
-                let polled = inner.poll(cx);
-                let watch = answering.watch();
-                match watch.answerer.handler_polled(polled.is_ready(), cx.waker()) {
-                    Some(rejection) => (rejection, watch.shared.clone()),
-                    None => {
-                        let response = ready!(polled)?;
-                        let (shared, conn) = (&watch.shared, watch.answerer.conn());
-                        let judged = Writing::is_of_use(&response, shared, watch.response_pace());
-                        let writing = judged.then(|| {
-                            let form = watch.answerer.form();
-                            Writing::new(shared.clone(), form, conn.cloned(), Some(watch.clone()))
-                        });
-                        return Poll::Ready(Ok(passing(response, writing)));
-                    }
-                }
-            }
-            StateProj::Answered => panic!("polled after completion"),
+    #[inline(always)]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let StateProj::Handler { inner, request } = self.as_mut().project().state.project() else {
+            panic!("polled after completion");
         };
-        // Whatever the handler holds it holds no longer than this.
-        state.set(State::Answered);
-        Poll::Ready(Ok(shared.settings.answer(rejection)))
+        let polled = inner.poll(cx);
+        if let Known::Watched(answering) = request
+            && let Some(refused) = refused(answering.watch(), polled.is_ready(), cx)
+        {
+            return Poll::Ready(Ok(self.refuse(refused)));
+        }
+        match polled {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Ready(Ok(response)) => {
+                let writing =
+                    if is_buffered(response.body()) { None } else { Writing::of(request) };
+                Poll::Ready(Ok(
+                    response.map(|body| GuardBody::passing(ResponseBody::new(body, writing)))
+                ))
+            }
+        }
     }
 }
 
-fn passing<B>(
-    response: Response<B>,
-    writing: Option<Writing>,
-) -> Response<GuardBody<ResponseBody<B>>> {
-    response.map(|body| GuardBody::passing(ResponseBody::new(body, writing)))
+/// What the request body is refused for, if the handler is not to answer.
+#[inline(never)]
+fn refused(watch: &Watch, is_ready: bool, cx: &Context<'_>) -> Option<(Rejection, Arc<Shared>)> {
+    let rejection = watch.answerer.handler_polled(is_ready, cx.waker())?;
+    Some((rejection, watch.shared.clone()))
 }

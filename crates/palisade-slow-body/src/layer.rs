@@ -1,10 +1,12 @@
 //! The layer and its service.
 
-use crate::{Pace, RequestBody, ResponseBody, ResponseFuture, watch::Watch};
+use crate::{Pace, RequestBody, ResponseBody, ResponseFuture, future::Known, watch::Watch};
 use bytes::Bytes;
 use http::{Request, Response, Version};
 use http_body::Body;
-use palisade_core::{AnswerForm, Answerer, BoxError, GuardBody, Pressure, RequestHead, Settings};
+use palisade_core::{
+    AnswerForm, Answerer, Answering, BoxError, GuardBody, Pressure, RequestHead, Settings,
+};
 use std::{
     fmt,
     sync::Arc,
@@ -146,42 +148,39 @@ where
         self.inner.poll_ready(cx)
     }
 
+    #[inline(always)]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let shared = &self.shared;
-        // The request is moved in one place only: each move is a copy of 200 bytes and more.
         let plain = shared.choose.is_none() && request.body().is_end_stream();
-        let (watch, judged) = if plain { (None, false) } else { shared.watch(&request) };
-        let conn = match &watch {
-            None if shared.settings.is_on() => shared.settings.conn(request.extensions()),
-            _ => None,
-        };
-        let form = match &watch {
-            Some(watch) => watch.answerer.form(),
-            None => AnswerForm::of(&request),
-        };
-        let of_body = if judged { watch.clone() } else { None };
-        let inner = self.inner.call(request.map(|body| RequestBody::new(body, of_body)));
-        match watch {
-            Some(watch) => ResponseFuture::watched(inner, watch),
-            None => ResponseFuture::bodiless(inner, shared.clone(), form, conn),
-        }
+        let (watch, known) =
+            if plain { (None, shared.plain(&request)) } else { shared.watch(&request) };
+        // Here and nowhere else the request is moved: a move is a copy of 200 bytes and more.
+        let request = request.map(|body| RequestBody::new(body, watch));
+        ResponseFuture::new(self.inner.call(request), known)
     }
 }
 
 // === Shared ===
 
 impl Shared {
-    /// What a request that has a body, or may have a pace of its own, shares with its bodies, and
-    /// whether its own body is judged.
+    /// A request whose body is of no interest.
+    #[inline]
+    fn plain<B: Body>(self: &Arc<Self>, request: &Request<B>) -> Known {
+        let conn = self.settings.conn(request.extensions());
+        Known::Plain { shared: self.clone(), form: AnswerForm::of(request), conn }
+    }
+
+    /// What a request that has a body, or may have a pace of its own, shares with its bodies, if
+    /// its own body is judged, and with the response future.
     #[inline(never)]
-    fn watch<B: Body>(self: &Arc<Self>, request: &Request<B>) -> (Option<Arc<Watch>>, bool) {
+    fn watch<B: Body>(self: &Arc<Self>, request: &Request<B>) -> (Option<Arc<Watch>>, Known) {
         if !self.settings.is_on() {
-            return (None, false);
+            return (None, self.plain(request));
         }
         let chosen = self.choose.as_ref().and_then(|choose| choose(&request.into()));
         let has_body = !request.body().is_end_stream();
         if !has_body && chosen.is_none() {
-            return (None, false);
+            return (None, self.plain(request));
         }
         let form = AnswerForm::of(request);
         let conn = self.settings.conn(request.extensions());
@@ -190,7 +189,7 @@ impl Shared {
         let watch = Watch::new(self.clone(), Answerer::new(form, conn), grpc, chosen);
         let watch = Arc::new(watch);
         let judged = has_body && !watch.request_pace().is_off();
-        (Some(watch), judged)
+        (judged.then(|| watch.clone()), Known::Watched(Answering::new(watch)))
     }
 
     /// The bytes a second that are asked for at the present pressure.

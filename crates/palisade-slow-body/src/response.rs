@@ -1,8 +1,7 @@
 //! The response body as the server gets it.
 
-use crate::{Pace, layer::Shared, stopwatch::Stopwatch, watch::Watch};
+use crate::{Pace, future::Known, layer::Shared, stopwatch::Stopwatch, watch::Watch};
 use bytes::Bytes;
-use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use palisade_core::{AnswerForm, BoxError, ConnInfo, Phase, Violation};
 use pin_project_lite::pin_project;
@@ -25,7 +24,8 @@ pin_project! {
     pub struct ResponseBody<B> {
         #[pin]
         body: B,
-        writing: Option<Writing>,
+        // Boxed, because most responses are short and every one is moved.
+        writing: Option<Box<Writing>>,
         cut: bool,
     }
 }
@@ -47,7 +47,7 @@ pub(crate) struct Writing {
 // === ResponseBody ===
 
 impl<B> ResponseBody<B> {
-    pub(crate) fn new(body: B, writing: Option<Writing>) -> Self {
+    pub(crate) fn new(body: B, writing: Option<Box<Writing>>) -> Self {
         Self { body, writing, cut: false }
     }
 }
@@ -68,7 +68,7 @@ where
         if *this.cut {
             return Poll::Ready(None);
         }
-        if let Some(violation) = this.writing.as_mut().and_then(Writing::asked) {
+        if let Some(violation) = this.writing.as_mut().and_then(|writing| writing.asked()) {
             let cut = this
                 .writing
                 .take()
@@ -103,24 +103,33 @@ where
     }
 }
 
+/// Whether a response is so short that there is nothing to judge. One that ends before we look
+/// is.
+#[inline]
+pub(crate) fn is_buffered<B: Body>(body: &B) -> bool {
+    body.is_end_stream() || body.size_hint().upper().is_some_and(|upper| upper <= BUFFERED)
+}
+
 // === Writing ===
 
 impl Writing {
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        form: AnswerForm,
-        conn: Option<Arc<ConnInfo>>,
-        watch: Option<Arc<Watch>>,
-    ) -> Self {
-        Self { shared, form, conn, watch, bytes: 0, stopwatch: None }
-    }
-
-    /// Whether there is something to judge: not in a response that ends before we look.
-    #[inline]
-    pub(crate) fn is_of_use<B: Body>(response: &Response<B>, shared: &Shared, pace: &Pace) -> bool {
-        let body = response.body();
-        let small = body.size_hint().upper().is_some_and(|upper| upper <= BUFFERED);
-        !small && shared.settings.is_on() && !pace.is_off() && !body.is_end_stream()
+    /// What it takes to judge the response to this request. `None` if nobody wants to.
+    #[inline(never)]
+    pub(crate) fn of(request: &Known) -> Option<Box<Self>> {
+        let (shared, form, conn, watch) = match request {
+            Known::Plain { shared, form, conn } => (shared, *form, conn.as_ref(), None),
+            Known::Watched(answering) => {
+                let watch = answering.watch();
+                let Watch { shared, answerer, .. } = &**watch;
+                (shared, answerer.form(), answerer.conn(), Some(watch))
+            }
+        };
+        let pace = watch.map_or(shared.response_pace(), |watch| watch.response_pace());
+        if !shared.settings.is_on() || pace.is_off() {
+            return None;
+        }
+        let (shared, conn, watch) = (shared.clone(), conn.cloned(), watch.cloned());
+        Some(Box::new(Self { shared, form, conn, watch, bytes: 0, stopwatch: None }))
     }
 
     fn pace(&self) -> Pace {

@@ -49,6 +49,13 @@ struct Watch {
     alarm: Option<Pin<Box<Alarm>>>,
 }
 
+/// A request whose time is up.
+struct Refusal {
+    shared: Arc<Shared>,
+    violation: Violation,
+    record: Option<Arc<Record>>,
+}
+
 /// How a request is answered that had no time at all.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Late {
@@ -85,6 +92,32 @@ impl<F> ResponseFuture<F> {
     pub(crate) fn late(shared: Arc<Shared>, late: Late) -> Self {
         Self { state: State::Late { shared, late } }
     }
+
+    #[cold]
+    #[inline(never)]
+    fn answer_late<B>(self: Pin<&mut Self>) -> Response<GuardBody<B>> {
+        let mut state = self.project().state;
+        let StateProj::Late { shared, late } = state.as_mut().project() else {
+            panic!("polled after completion");
+        };
+        let phase = Phase::RequestHead;
+        let violation = Violation::new(Guard::Timeout, late.reason, phase, 0, 0);
+        let answer = shared.settings.answer(shared.rejection(violation, late.form));
+        state.set(State::Answered);
+        answer
+    }
+
+    /// The answer in place of the handler's.
+    #[cold]
+    #[inline(never)]
+    fn refuse<B>(self: Pin<&mut Self>, refusal: Refusal) -> Response<GuardBody<B>> {
+        // The handler is gone before anybody hears of it, and the request body with it, which
+        // tells whether it was read to its end.
+        self.project().state.set(State::Answered);
+        let Refusal { shared, violation, record } = refusal;
+        let form = record.map_or(PLAIN, |record| record.answer_form());
+        shared.settings.answer(shared.rejection(violation, form))
+    }
 }
 
 impl<F, B, E> Future for ResponseFuture<F>
@@ -95,44 +128,27 @@ where
 {
     type Output = Result<Response<GuardBody<ResponseBody<B>>>, E>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut state = self.project().state;
-        let (shared, violation, record) = match state.as_mut().project() {
-            StateProj::Waiting { inner, watch } => {
-                if let Some(record) = &watch.record {
-                    record.handler_begins();
-                }
-                if let Poll::Ready(result) = inner.poll(cx) {
-                    return Poll::Ready(result.map(|response| {
-                        let total = if watch.limits().total.is_none() {
-                            None
-                        } else {
-                            watch.for_body(&response)
-                        };
-                        response.map(|body| GuardBody::passing(ResponseBody::new(body, total)))
-                    }));
-                }
-                let Some(violation) = watch.over(cx) else { return Poll::Pending };
-                let rejection = watch.shared.rejection(violation, watch.form());
-                if !watch.shared.settings.refuse(&rejection, watch.conn.as_deref()) {
-                    return Poll::Pending;
-                }
-                (watch.shared.clone(), violation, watch.record.clone())
-            }
-            StateProj::Late { shared, late } => {
-                let phase = Phase::RequestHead;
-                let violation = Violation::new(Guard::Timeout, late.reason, phase, 0, 0);
-                let answer = shared.settings.answer(shared.rejection(violation, late.form));
-                state.set(State::Answered);
-                return Poll::Ready(Ok(answer));
-            }
-            StateProj::Answered => panic!("polled after completion"),
+    #[inline(always)]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let StateProj::Waiting { inner, watch } = self.as_mut().project().state.project() else {
+            return Poll::Ready(Ok(self.answer_late()));
         };
-        // The handler is gone before anybody hears of it, and the request body with it, which
-        // tells whether it was read to its end.
-        state.set(State::Answered);
-        let form = record.map_or(PLAIN, |record| record.answer_form());
-        Poll::Ready(Ok(shared.settings.answer(shared.rejection(violation, form))))
+        if let Some(record) = &watch.record {
+            record.handler_begins();
+        }
+        match inner.poll(cx) {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Ready(Ok(response)) => {
+                let total = watch.for_body(&response);
+                Poll::Ready(Ok(
+                    response.map(|body| GuardBody::passing(ResponseBody::new(body, total)))
+                ))
+            }
+            Poll::Pending => match watch.refusal(cx) {
+                None => Poll::Pending,
+                Some(refusal) => Poll::Ready(Ok(self.refuse(refusal))),
+            },
+        }
     }
 }
 
@@ -149,6 +165,16 @@ impl Watch {
 
     fn form(&self) -> AnswerForm {
         self.record.as_ref().map_or(PLAIN, |record| record.answer_form())
+    }
+
+    /// The inner future waits: whether the request is to be refused.
+    #[inline(never)]
+    fn refusal(&mut self, cx: &mut Context<'_>) -> Option<Refusal> {
+        let violation = self.over(cx)?;
+        let rejection = self.shared.rejection(violation, self.form());
+        let refused = self.shared.settings.refuse(&rejection, self.conn.as_deref());
+        let (shared, record) = (self.shared.clone(), self.record.clone());
+        refused.then_some(Refusal { shared, violation, record })
     }
 
     /// The inner future waits: whether its time is up. If not, the task of `cx` is woken when
@@ -198,9 +224,17 @@ impl Watch {
     }
 
     /// What is left to watch once the head is ready.
-    #[inline(never)]
+    #[inline]
     fn for_body<B: Body>(&self, response: &Response<B>) -> Option<Pin<Box<Total>>> {
-        let total = self.limits().total?;
+        self.limits().total.and_then(|total| self.total_for_body(total, response))
+    }
+
+    #[inline(never)]
+    fn total_for_body<B: Body>(
+        &self,
+        total: Duration,
+        response: &Response<B>,
+    ) -> Option<Pin<Box<Total>>> {
         let told = self.alarm.as_ref().is_some_and(|alarm| alarm.told);
         let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         if !self.shared.settings.is_on() || told || upgraded || response.body().is_end_stream() {

@@ -57,14 +57,8 @@ pub(crate) struct Shared {
     plain: bool,
 }
 
-/// What is to be kept of a request that may be out of the ordinary.
-enum Recorded {
-    At(Arc<Record>),
-    /// It is not.
-    Plain,
-    /// Its time is over before it begins.
-    Late(Late),
-}
+/// What is kept of a request that may be out of the ordinary, and the hand of its body on it.
+type Recorded = (Option<Arc<Record>>, Option<Hand>);
 
 type Choose = Arc<dyn Fn(&RequestHead<'_>) -> Option<Limits> + Send + Sync>;
 
@@ -172,25 +166,21 @@ where
         self.inner.poll_ready(cx)
     }
 
+    #[inline(always)]
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let shared = &self.shared;
         // gRPC is always a POST.
-        let has_body = !request.body().is_end_stream();
-        let plain = shared.plain && !has_body && request.method() != Method::POST;
-        let record = if plain || !shared.settings.is_on() {
-            None
+        let plain =
+            shared.plain && request.body().is_end_stream() && request.method() != Method::POST;
+        let (record, hand) = if plain {
+            (None, None)
         } else {
-            match shared.record(&request) {
-                Recorded::At(record) => Some(record),
-                Recorded::Plain => None,
-                Recorded::Late(late) => return ResponseFuture::late(shared.clone(), late),
+            match shared.record(&mut request) {
+                Ok(recorded) => recorded,
+                Err(late) => return ResponseFuture::late(shared.clone(), late),
             }
         };
         let conn = shared.settings.conn(request.extensions());
-        let hand = record.as_ref().filter(|_| has_body).cloned().map(Hand::new);
-        if let Some(deadline) = record.as_ref().and_then(Record::deadline) {
-            request.extensions_mut().insert(deadline);
-        }
         // Here and nowhere else the request is moved: a move is a copy of 200 bytes and more.
         let request = request.map(|body| RequestBody::new(body, hand));
         ResponseFuture::timed(self.inner.call(request), shared.clone(), conn, record)
@@ -232,26 +222,33 @@ impl Limits {
 // === Shared ===
 
 impl Shared {
+    /// What is to be kept of a request that may be out of the ordinary.
     #[inline(never)]
-    fn record<B: Body>(&self, request: &Request<B>) -> Recorded {
+    fn record<B: Body>(&self, request: &mut Request<B>) -> Result<Recorded, Late> {
+        if !self.settings.is_on() {
+            return Ok((None, None));
+        }
         let form = AnswerForm::of(request);
-        let limits = self.limits_of(request, form);
+        let mut limits = self.limits_of(request, form);
         if let Some(violation) = limits.spent() {
             let conn = self.settings.conn(request.extensions());
             let rejection = self.rejection(violation, form);
-            let refused = self.settings.refuse(&rejection, conn.as_deref());
-            return if refused {
-                Recorded::Late(Late { reason: violation.reason, form })
-            } else {
-                Recorded::At(Arc::new(Record::new(Limits::NONE, form, None)))
-            };
+            if self.settings.refuse(&rejection, conn.as_deref()) {
+                return Err(Late { reason: violation.reason, form });
+            }
+            limits = Limits::NONE;
         }
         let has_body = !request.body().is_end_stream();
         if self.plain && !has_body && !form.is_grpc() {
-            return Recorded::Plain;
+            return Ok((None, None));
         }
-        let started = self.expose.then(Instant::now);
-        Recorded::At(Arc::new(Record::new(limits, form, started)))
+        let started = (self.expose && limits != Limits::NONE).then(Instant::now);
+        let record = Arc::new(Record::new(limits, form, started));
+        if let Some(deadline) = record.deadline() {
+            request.extensions_mut().insert(deadline);
+        }
+        let hand = has_body.then(|| Hand::new(record.clone()));
+        Ok((Some(record), hand))
     }
 
     fn limits_of<B>(&self, request: &Request<B>, form: AnswerForm) -> Limits {
