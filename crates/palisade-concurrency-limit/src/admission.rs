@@ -49,6 +49,7 @@ impl Shared {
     }
 
     /// A slot for the request with this head, or why there is none.
+    #[inline]
     pub(crate) fn admit(self: &Arc<Self>, head: &RequestHead<'_>) -> Result<Slot, Denied> {
         let slots = &self.slots;
         let mut extra = Extra::default();
@@ -73,6 +74,7 @@ impl Shared {
     }
 
     /// Lets one in that has got its first slot, if there is room for one more.
+    #[inline]
     pub(crate) fn welcome(&self) -> Result<(), Violation> {
         let slots = &self.slots;
         if !slots.make_room(!self.only_watches()) {
@@ -82,6 +84,7 @@ impl Shared {
         Ok(())
     }
 
+    #[inline]
     fn take(&self, head: &RequestHead<'_>, extra: &mut Extra) -> bool {
         let slots = &*self.slots;
         let Some(ledger) = slots.ledger() else {

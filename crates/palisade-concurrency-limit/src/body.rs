@@ -60,12 +60,8 @@ type Polled = Option<Result<Frame<Bytes>, BoxError>>;
 // === RequestBody ===
 
 impl<B> RequestBody<B> {
-    pub(crate) fn passing(inner: B) -> Self {
-        Self { inner, stash: None, ticket: None, cut: false }
-    }
-
-    pub(crate) fn waiting(inner: B, ticket: Arc<Ticket>) -> Self {
-        Self { inner, stash: None, ticket: Some(ticket), cut: false }
+    pub(crate) fn new(inner: B, ticket: Option<Arc<Ticket>>) -> Self {
+        Self { inner, stash: None, ticket, cut: false }
     }
 }
 

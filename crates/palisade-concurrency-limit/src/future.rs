@@ -129,7 +129,36 @@ where
 {
     type Output = Result<Response<GuardBody<ResponseBody<ResBody>>>, S::Error>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+    #[inline(always)]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.as_mut().project().state.project() {
+            StateProj::Admitted { inner, lease, connect }
+                if !matches!(lease, Some(Lease::Ticket(_))) =>
+            {
+                match inner.poll(cx) {
+                    Poll::Pending => Poll::Pending,
+                    Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                    Poll::Ready(Ok(response)) => {
+                        Poll::Ready(Ok(respond(response, lease.take(), *connect)))
+                    }
+                }
+            }
+            _ => self.poll_waiting(cx),
+        }
+    }
+}
+
+impl<S, B, ResBody> ResponseFuture<S, B>
+where
+    S: Service<Request<RequestBody<B>>, Response = Response<ResBody>>,
+    ResBody: Body<Data = Bytes>,
+{
+    /// A request that may have to wait, or one that is refused.
+    #[inline(never)]
+    fn poll_waiting(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Response<GuardBody<ResponseBody<ResBody>>>, S::Error>> {
         let mut state = self.project().state;
         loop {
             let (shared, rejection) = match state.as_mut().project() {
@@ -198,6 +227,7 @@ fn displaced(lease: &mut Option<Lease>) -> Option<&mut TicketOwner> {
     }
 }
 
+#[inline]
 fn respond<B>(
     response: Response<B>,
     lease: Option<Lease>,
@@ -206,18 +236,19 @@ fn respond<B>(
 where
     B: Body<Data = Bytes>,
 {
-    let at_head = lease.as_ref().and_then(Lease::shared).is_some_and(|s| s.release_at_head)
-        || response.body().is_end_stream()
-        || ends_at_head(&response, connect);
-    if let Some(ticket) = lease.as_ref().and_then(Lease::ticket) {
-        ticket.head_is_out();
-    }
-    let lease = if at_head { None } else { lease };
+    let lease = lease.filter(|lease| {
+        if let Some(ticket) = lease.ticket() {
+            ticket.head_is_out();
+        }
+        let ended = response.body().is_end_stream();
+        !ended && !lease.releases_at_head() && !ends_at_head(&response, connect)
+    });
     response.map(|body| GuardBody::passing(ResponseBody::new(body, lease)))
 }
 
 /// Whether a response ends the count with its head: what follows is another protocol, or a stream
 /// that lives as long as it is read.
+#[inline]
 fn ends_at_head<B: Body>(response: &Response<B>, connect: bool) -> bool {
     let status = response.status();
     status == StatusCode::SWITCHING_PROTOCOLS

@@ -34,13 +34,16 @@ pub(crate) struct TicketOwner {
 // === Lease ===
 
 impl Lease {
-    pub(crate) fn shared(&self) -> Option<&Arc<Shared>> {
+    /// Whether the count ends at the response head, whatever follows.
+    #[inline]
+    pub(crate) fn releases_at_head(&self) -> bool {
         match self {
-            Self::Slot(slot) => slot.shared(),
-            Self::Ticket(owner) => Some(&owner.ticket.shared),
+            Self::Slot(slot) => slot.shared().is_some_and(|shared| shared.release_at_head),
+            Self::Ticket(owner) => owner.ticket.shared.release_at_head,
         }
     }
 
+    #[inline]
     pub(crate) fn ticket(&self) -> Option<&Arc<Ticket>> {
         match self {
             Self::Slot(_) => None,

@@ -70,6 +70,7 @@ impl Lines {
 impl Slots {
     /// Makes room for one that has just been let in, at the cost of who has waited for its client
     /// longest if `displacing`. `false` if there is no room.
+    #[inline]
     pub(crate) fn make_room(&self, displacing: bool) -> bool {
         if self.present() <= self.max_present() {
             return true;

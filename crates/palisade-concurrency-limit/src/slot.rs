@@ -37,18 +37,21 @@ pub(crate) struct Counted {
 
 impl Slot {
     /// The slot that was just taken from those of `shared`.
+    #[inline]
     pub(crate) fn new(shared: Arc<Shared>, extra: Extra) -> Self {
         let form = AnswerForm::Http { close: false };
         Self { shared: Some(shared), extra: extra.boxed(), conn: None, form }
     }
 
     /// Takes note of whose it is, in case that its answer has to be cut.
+    #[inline]
     pub(crate) fn belongs_to(&mut self, form: AnswerForm, conn: Option<Arc<ConnInfo>>) {
         self.form = form;
         self.conn = conn;
     }
 
     /// Hands the slot and all that goes with it to somebody else.
+    #[inline]
     pub(crate) fn hand_over(&mut self) -> Option<(Arc<Shared>, Option<Box<Extra>>)> {
         Some((self.shared.take()?, self.extra.take()))
     }
@@ -59,17 +62,20 @@ impl Slot {
         About { form: self.form, client: charge.map(Charge::client), conn: self.conn.take() }
     }
 
+    #[inline]
     pub(crate) fn shared(&self) -> Option<&Arc<Shared>> {
         self.shared.as_ref()
     }
 
     /// Whether it is one of those beyond the limit.
+    #[inline]
     pub(crate) fn is_picked(&self) -> bool {
         self.extra.as_ref().is_some_and(|extra| extra.picked)
     }
 }
 
 impl Drop for Slot {
+    #[inline]
     fn drop(&mut self) {
         let picked = self.is_picked();
         let Some((shared, extra)) = self.hand_over() else { return };
@@ -87,6 +93,7 @@ impl Drop for Slot {
 
 impl Extra {
     /// On the heap, or nothing at all for the many requests that have nothing of it.
+    #[inline]
     pub(crate) fn boxed(self) -> Option<Box<Self>> {
         let Self { charge, counted, picked } = &self;
         let is_plain = charge.is_none() && counted.is_none() && !picked;

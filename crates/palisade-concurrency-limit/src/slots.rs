@@ -65,6 +65,7 @@ impl Slots {
         }
     }
 
+    #[inline]
     pub(crate) fn limit(&self) -> usize {
         self.limit.load(Relaxed)
     }
@@ -86,20 +87,24 @@ impl Slots {
         self.ledger.get_or_init(Ledger::new);
     }
 
+    #[inline]
     pub(crate) fn ledger(&self) -> Option<&Ledger> {
         self.ledger.get()
     }
 
+    #[inline]
     pub(crate) fn working(&self) -> usize {
         self.working.load(Relaxed)
     }
 
     /// Whether slots are getting short, so that it matters who uses them.
+    #[inline]
     pub(crate) fn is_busy(&self) -> bool {
         self.working() >= self.limit() / 2
     }
 
     /// All requests that were let in and are not over.
+    #[inline]
     pub(crate) fn present(&self) -> usize {
         let newcomers = self.queued_newcomers.load(SeqCst);
         let queued = self.queued.load(SeqCst).saturating_sub(newcomers);
@@ -107,6 +112,7 @@ impl Slots {
         self.working.load(SeqCst).saturating_add(waiting)
     }
 
+    #[inline]
     pub(crate) fn max_present(&self) -> usize {
         match self.max_present.load(Relaxed) {
             0 => self.limit().saturating_mul(PRESENT_PER_SLOT),
@@ -116,6 +122,7 @@ impl Slots {
 
     /// How many may work before one of this rank gets no slot. With a ledger the last tenth is
     /// only for the light. Whoever was let in gets a slot in the end, even with a limit of 0.
+    #[inline]
     pub(crate) fn ceiling(&self, rank: Rank) -> usize {
         let limit = self.limit().max(usize::from(!rank.is_newcomer()));
         if rank.is_light() || self.ledger.get().is_none() {
@@ -126,6 +133,7 @@ impl Slots {
 
     /// Takes a slot if there is one for this rank. Newcomers stand behind all who wait, save that
     /// a light one does not wait for the heavy: what it takes is not for them.
+    #[inline]
     pub(crate) fn take(&self, rank: Rank) -> bool {
         let ahead = match rank {
             Rank::Newcomer => self.queued.load(SeqCst),
@@ -135,6 +143,7 @@ impl Slots {
         ahead == 0 && self.take_up_to(self.ceiling(rank))
     }
 
+    #[inline]
     pub(crate) fn take_up_to(&self, ceiling: usize) -> bool {
         let more = |working| (working < ceiling).then(|| working + 1);
         self.working.fetch_update(SeqCst, SeqCst, more).is_ok()
@@ -148,6 +157,7 @@ impl Slots {
     }
 
     /// Gives a slot back, to who waits for it if somebody does.
+    #[inline]
     pub(crate) fn release(&self) {
         self.working.fetch_sub(1, SeqCst);
         // Whoever lines up does so first and then looks whether a slot is free; we free one first
@@ -157,6 +167,7 @@ impl Slots {
         }
     }
 
+    #[inline]
     pub(crate) fn count_admitted(&self) {
         self.admitted.fetch_add(1, Relaxed);
     }
