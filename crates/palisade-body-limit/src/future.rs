@@ -9,7 +9,7 @@ use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 pin_project! {
@@ -43,19 +43,6 @@ impl<F> ResponseFuture<F> {
     pub(crate) fn refused(rejection: Rejection, shared: Arc<Shared>) -> Self {
         Self { state: State::Refused { refused: Some((rejection, shared)) } }
     }
-
-    /// Gives `rejection` in place of whatever the handler says. What the handler holds it holds no
-    /// longer than this.
-    #[cold]
-    #[inline(never)]
-    fn refuse<B>(
-        self: Pin<&mut Self>,
-        refused: (Rejection, Arc<Shared>),
-    ) -> Response<GuardBody<B>> {
-        self.project().state.set(State::Refused { refused: None });
-        let (rejection, shared) = refused;
-        shared.settings.answer(rejection)
-    }
 }
 
 impl<F, B, E> Future for ResponseFuture<F>
@@ -68,39 +55,59 @@ where
     #[inline(always)]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.as_mut().project().state.project() {
-            StateProj::Handler { inner, answering } => {
-                let polled = inner.poll(cx);
-                if let Some(refused) = answering
-                    .as_ref()
-                    .and_then(|answering| refused(answering.watch(), polled.is_ready(), cx))
-                {
-                    return Poll::Ready(Ok(self.refuse(refused)));
-                }
-                match polled {
-                    Poll::Pending => Poll::Pending,
-                    Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-                    Poll::Ready(Ok(response)) => {
-                        let counted = answering
-                            .as_ref()
-                            .map(|answering| Counted::of(&response, answering.watch()));
-                        match counted.unwrap_or(Ok(None)) {
-                            Ok(counted) => Poll::Ready(Ok(response
-                                .map(|body| GuardBody::passing(ResponseBody::new(body, counted))))),
-                            Err(refused) => Poll::Ready(Ok(self.refuse(refused))),
-                        }
-                    }
-                }
-            }
-            StateProj::Refused { refused } => {
-                let refused = refused.take().expect("polled after completion");
-                Poll::Ready(Ok(self.refuse(refused)))
-            }
+            StateProj::Handler { inner, answering: None } => match inner.poll(cx) {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                Poll::Ready(Ok(response)) => Poll::Ready(Ok(
+                    response.map(|body| GuardBody::passing(ResponseBody::new(body, None)))
+                )),
+            },
+            _ => self.poll_watched(cx),
         }
     }
 }
 
+impl<F> ResponseFuture<F> {
+    /// The same for a request that is watched, or refused.
+    #[inline(never)]
+    fn poll_watched<B, E>(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Response<GuardBody<ResponseBody<B>>>, E>>
+    where
+        F: Future<Output = Result<Response<B>, E>>,
+        B: Body,
+    {
+        let refused = match self.as_mut().project().state.project() {
+            StateProj::Handler { inner, answering } => {
+                let polled = inner.poll(cx);
+                let watch = answering.as_ref().map(Answering::watch);
+                match watch.and_then(|watch| refused(watch, polled.is_ready(), cx)) {
+                    Some(refused) => refused,
+                    None => {
+                        let response = ready!(polled)?;
+                        let counted = watch.map(|watch| Counted::of(&response, watch));
+                        match counted.unwrap_or(Ok(None)) {
+                            Ok(counted) => {
+                                return Poll::Ready(Ok(response.map(|body| {
+                                    GuardBody::passing(ResponseBody::new(body, counted))
+                                })));
+                            }
+                            Err(refused) => refused,
+                        }
+                    }
+                }
+            }
+            StateProj::Refused { refused } => refused.take().expect("polled after completion"),
+        };
+        // Whatever the handler holds it holds no longer than this.
+        self.project().state.set(State::Refused { refused: None });
+        let (rejection, shared) = refused;
+        Poll::Ready(Ok(shared.settings.answer(rejection)))
+    }
+}
+
 /// What the request body is refused for, if the handler is not to answer.
-#[inline(never)]
 fn refused(watch: &Watch, is_ready: bool, cx: &Context<'_>) -> Option<(Rejection, Arc<Shared>)> {
     let rejection = watch.answerer.handler_polled(is_ready, cx.waker())?;
     Some((rejection, watch.shared.clone()))

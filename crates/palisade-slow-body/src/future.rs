@@ -2,19 +2,18 @@
 
 use crate::{
     ResponseBody,
-    layer::Shared,
-    response::{Writing, is_buffered},
-    watch::Watch,
+    response::Writing,
+    watch::{Plain, Watch},
 };
 use bytes::Bytes;
 use http::Response;
 use http_body::Body;
-use palisade_core::{AnswerForm, Answering, BoxError, ConnInfo, GuardBody, Rejection};
+use palisade_core::{Answering, BoxError, GuardBody};
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 pin_project! {
@@ -33,41 +32,22 @@ pin_project! {
     #[project = StateProj]
     #[derive(Debug)]
     enum State<F> {
-        Handler { #[pin] inner: F, request: Known },
+        Plain { #[pin] inner: F, plain: Option<Plain> },
+        Watched { #[pin] inner: F, answering: Answering<Watch> },
         Answered,
     }
-}
-
-/// What is known of the request.
-#[derive(Debug)]
-pub(crate) enum Known {
-    /// It has neither a body nor a pace of its own.
-    Plain {
-        shared: Arc<Shared>,
-        form: AnswerForm,
-        conn: Option<Arc<ConnInfo>>,
-    },
-    Watched(Answering<Watch>),
 }
 
 // === ResponseFuture ===
 
 impl<F> ResponseFuture<F> {
-    pub(crate) fn new(inner: F, request: Known) -> Self {
-        Self { state: State::Handler { inner, request } }
+    /// For a request that has neither a body nor a pace of its own.
+    pub(crate) fn plain(inner: F, plain: Plain) -> Self {
+        Self { state: State::Plain { inner, plain: Some(plain) } }
     }
 
-    /// Gives `rejection` in place of whatever the handler says. What the handler holds it holds no
-    /// longer than this.
-    #[cold]
-    #[inline(never)]
-    fn refuse<B>(
-        self: Pin<&mut Self>,
-        refused: (Rejection, Arc<Shared>),
-    ) -> Response<GuardBody<B>> {
-        self.project().state.set(State::Answered);
-        let (rejection, shared) = refused;
-        shared.settings.answer(rejection)
+    pub(crate) fn watched(inner: F, watch: Arc<Watch>) -> Self {
+        Self { state: State::Watched { inner, answering: Answering::new(watch) } }
     }
 }
 
@@ -81,32 +61,49 @@ where
 
     #[inline(always)]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let StateProj::Handler { inner, request } = self.as_mut().project().state.project() else {
-            panic!("polled after completion");
-        };
-        let polled = inner.poll(cx);
-        if let Known::Watched(answering) = request
-            && let Some(refused) = refused(answering.watch(), polled.is_ready(), cx)
-        {
-            return Poll::Ready(Ok(self.refuse(refused)));
-        }
-        match polled {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Ready(Ok(response)) => {
-                let writing =
-                    if is_buffered(response.body()) { None } else { Writing::of(request) };
-                Poll::Ready(Ok(
-                    response.map(|body| GuardBody::passing(ResponseBody::new(body, writing)))
-                ))
-            }
+        match self.as_mut().project().state.project() {
+            StateProj::Plain { inner, plain } => match inner.poll(cx) {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                Poll::Ready(Ok(response)) => {
+                    let writing = plain.take().map(Writing::plain);
+                    Poll::Ready(Ok(
+                        response.map(|body| GuardBody::passing(ResponseBody::new(body, writing)))
+                    ))
+                }
+            },
+            _ => self.poll_watched(cx),
         }
     }
 }
 
-/// What the request body is refused for, if the handler is not to answer.
-#[inline(never)]
-fn refused(watch: &Watch, is_ready: bool, cx: &Context<'_>) -> Option<(Rejection, Arc<Shared>)> {
-    let rejection = watch.answerer.handler_polled(is_ready, cx.waker())?;
-    Some((rejection, watch.shared.clone()))
+impl<F> ResponseFuture<F> {
+    /// The same for a request that is watched.
+    #[inline(never)]
+    fn poll_watched<B, E>(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Response<GuardBody<ResponseBody<B>>>, E>>
+    where
+        F: Future<Output = Result<Response<B>, E>>,
+        B: Body,
+    {
+        let mut state = self.project().state;
+        let StateProj::Watched { inner, answering } = state.as_mut().project() else {
+            panic!("polled after completion");
+        };
+        let polled = inner.poll(cx);
+        let watch = answering.watch();
+        let Some(rejection) = watch.answerer.handler_polled(polled.is_ready(), cx.waker()) else {
+            let response = ready!(polled)?;
+            let writing = Some(Writing::watched(watch.clone()));
+            return Poll::Ready(Ok(
+                response.map(|body| GuardBody::passing(ResponseBody::new(body, writing)))
+            ));
+        };
+        let shared = watch.shared.clone();
+        // Whatever the handler holds it holds no longer than this.
+        state.set(State::Answered);
+        Poll::Ready(Ok(shared.settings.answer(rejection)))
+    }
 }

@@ -1,12 +1,13 @@
 //! The layer and its service.
 
-use crate::{Pace, RequestBody, ResponseBody, ResponseFuture, future::Known, watch::Watch};
+use crate::{
+    Pace, RequestBody, ResponseBody, ResponseFuture,
+    watch::{Plain, Watch},
+};
 use bytes::Bytes;
 use http::{Request, Response, Version};
 use http_body::Body;
-use palisade_core::{
-    AnswerForm, Answerer, Answering, BoxError, GuardBody, Pressure, RequestHead, Settings,
-};
+use palisade_core::{AnswerForm, Answerer, BoxError, GuardBody, Pressure, RequestHead, Settings};
 use std::{
     fmt,
     sync::Arc,
@@ -152,44 +153,43 @@ where
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let shared = &self.shared;
         let plain = shared.choose.is_none() && request.body().is_end_stream();
-        let (watch, known) =
-            if plain { (None, shared.plain(&request)) } else { shared.watch(&request) };
+        let watched = if plain { None } else { shared.watch(&request) };
+        let (form, conn) = match &watched {
+            Some(_) => (AnswerForm::Http { close: false }, None),
+            None => (AnswerForm::of(&request), shared.settings.conn(request.extensions())),
+        };
+        let reading = watched.as_ref().and_then(Watch::reading);
         // Here and nowhere else the request is moved: a move is a copy of 200 bytes and more.
-        let request = request.map(|body| RequestBody::new(body, watch));
-        ResponseFuture::new(self.inner.call(request), known)
+        let request = request.map(|body| RequestBody::new(body, reading));
+        let inner = self.inner.call(request);
+        match watched {
+            Some(watch) => ResponseFuture::watched(inner, watch),
+            None => ResponseFuture::plain(inner, Plain { shared: shared.clone(), form, conn }),
+        }
     }
 }
 
 // === Shared ===
 
 impl Shared {
-    /// A request whose body is of no interest.
-    #[inline]
-    fn plain<B: Body>(self: &Arc<Self>, request: &Request<B>) -> Known {
-        let conn = self.settings.conn(request.extensions());
-        Known::Plain { shared: self.clone(), form: AnswerForm::of(request), conn }
-    }
-
-    /// What a request that has a body, or may have a pace of its own, shares with its bodies, if
-    /// its own body is judged, and with the response future.
+    /// What a request that has a body, or may have a pace of its own, shares with its bodies and
+    /// the response future.
     #[inline(never)]
-    fn watch<B: Body>(self: &Arc<Self>, request: &Request<B>) -> (Option<Arc<Watch>>, Known) {
+    fn watch<B: Body>(self: &Arc<Self>, request: &Request<B>) -> Option<Arc<Watch>> {
         if !self.settings.is_on() {
-            return (None, self.plain(request));
+            return None;
         }
         let chosen = self.choose.as_ref().and_then(|choose| choose(&request.into()));
         let has_body = !request.body().is_end_stream();
         if !has_body && chosen.is_none() {
-            return (None, self.plain(request));
+            return None;
         }
         let form = AnswerForm::of(request);
         let conn = self.settings.conn(request.extensions());
         // gRPC-Web has no client streams, and there is no gRPC over HTTP/1.
         let grpc = form == AnswerForm::Grpc && request.version() == Version::HTTP_2;
-        let watch = Watch::new(self.clone(), Answerer::new(form, conn), grpc, chosen);
-        let watch = Arc::new(watch);
-        let judged = has_body && !watch.request_pace().is_off();
-        (judged.then(|| watch.clone()), Known::Watched(Answering::new(watch)))
+        let answerer = Answerer::new(form, conn);
+        Some(Arc::new(Watch::new(self.clone(), answerer, grpc, chosen, has_body)))
     }
 
     /// The bytes a second that are asked for at the present pressure.

@@ -1,9 +1,14 @@
 //! The response body as the server gets it.
 
-use crate::{Pace, future::Known, layer::Shared, stopwatch::Stopwatch, watch::Watch};
+use crate::{
+    Pace,
+    layer::Shared,
+    stopwatch::Stopwatch,
+    watch::{Plain, Watch},
+};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use palisade_core::{AnswerForm, BoxError, ConnInfo, Phase, Violation};
+use palisade_core::{BoxError, Phase, Violation};
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
@@ -24,8 +29,8 @@ pin_project! {
     pub struct ResponseBody<B> {
         #[pin]
         body: B,
-        // Boxed, because most responses are short and every one is moved.
-        writing: Option<Box<Writing>>,
+        // `None` where there is nothing to judge, which is seen when it is first asked for.
+        writing: Option<Writing>,
         cut: bool,
     }
 }
@@ -33,21 +38,24 @@ pin_project! {
 /// What it takes to judge one download.
 #[derive(Debug)]
 pub(crate) struct Writing {
-    shared: Arc<Shared>,
-    form: AnswerForm,
-    conn: Option<Arc<ConnInfo>>,
-    /// If the request has one, for its pace.
-    watch: Option<Arc<Watch>>,
+    request: Known,
     /// What was handed out since the stopwatch was told last.
     bytes: u64,
     /// Made once more than [`BUFFERED`] was handed out.
     stopwatch: Option<Pin<Box<Stopwatch>>>,
 }
 
+/// What is known of the request.
+#[derive(Debug)]
+enum Known {
+    Plain(Plain),
+    Watched(Arc<Watch>),
+}
+
 // === ResponseBody ===
 
 impl<B> ResponseBody<B> {
-    pub(crate) fn new(body: B, writing: Option<Box<Writing>>) -> Self {
+    pub(crate) fn new(body: B, writing: Option<Writing>) -> Self {
         Self { body, writing, cut: false }
     }
 }
@@ -69,19 +77,18 @@ where
             return Poll::Ready(None);
         }
         if let Some(violation) = this.writing.as_mut().and_then(|writing| writing.asked()) {
-            let cut = this
-                .writing
-                .take()
-                .filter(|writing| writing.shared.settings.cut(&violation, writing.conn.as_deref()));
-            if let Some(writing) = cut {
+            let cut = this.writing.take().and_then(|writing| writing.request.cut(violation));
+            if let Some(last) = cut {
                 *this.cut = true;
-                return Poll::Ready(Some(violation.ending(writing.form)));
+                return Poll::Ready(Some(last));
             }
         }
         match this.body.as_mut().poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                if let Some(writing) = this.writing {
-                    writing.handed_out(&frame, &*this.body, cx);
+                if let Some(writing) = this.writing
+                    && !writing.handed_out(&frame, &*this.body, cx)
+                {
+                    *this.writing = None;
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -103,37 +110,22 @@ where
     }
 }
 
-/// Whether a response is so short that there is nothing to judge. One that ends before we look
-/// is.
-#[inline]
-pub(crate) fn is_buffered<B: Body>(body: &B) -> bool {
-    body.is_end_stream() || body.size_hint().upper().is_some_and(|upper| upper <= BUFFERED)
-}
-
 // === Writing ===
 
 impl Writing {
-    /// What it takes to judge the response to this request. `None` if nobody wants to.
-    #[inline(never)]
-    pub(crate) fn of(request: &Known) -> Option<Box<Self>> {
-        let (shared, form, conn, watch) = match request {
-            Known::Plain { shared, form, conn } => (shared, *form, conn.as_ref(), None),
-            Known::Watched(answering) => {
-                let watch = answering.watch();
-                let Watch { shared, answerer, .. } = &**watch;
-                (shared, answerer.form(), answerer.conn(), Some(watch))
-            }
-        };
-        let pace = watch.map_or(shared.response_pace(), |watch| watch.response_pace());
-        if !shared.settings.is_on() || pace.is_off() {
-            return None;
-        }
-        let (shared, conn, watch) = (shared.clone(), conn.cloned(), watch.cloned());
-        Some(Box::new(Self { shared, form, conn, watch, bytes: 0, stopwatch: None }))
+    /// Of the response to a request without a body.
+    #[inline]
+    pub(crate) fn plain(plain: Plain) -> Self {
+        Self::new(Known::Plain(plain))
     }
 
-    fn pace(&self) -> Pace {
-        self.watch.as_ref().map_or(*self.shared.response_pace(), |watch| *watch.response_pace())
+    pub(crate) fn watched(watch: Arc<Watch>) -> Self {
+        Self::new(Known::Watched(watch))
+    }
+
+    #[inline]
+    fn new(request: Known) -> Self {
+        Self { request, bytes: 0, stopwatch: None }
     }
 
     /// The server asks for more: what it has was taken, or it was woken by the alarm.
@@ -144,7 +136,7 @@ impl Writing {
             return None;
         }
         let pace = *stopwatch.pace();
-        let rate = || self.shared.required(&pace);
+        let rate = || self.request.shared().required(&pace);
         if stopwatch.adds_up() || stopwatch.rang() {
             let now = Instant::now();
             if let Some(slow) = stopwatch.as_mut().judge(now, rate) {
@@ -158,27 +150,32 @@ impl Writing {
         None
     }
 
-    /// The server got a frame: from now on the client is waited for.
+    /// The server got a frame: from now on the client is waited for. `false` if the response is
+    /// not judged.
     #[inline]
-    fn handed_out(&mut self, frame: &Frame<Bytes>, body: &impl Body, cx: &mut Context<'_>) {
-        let Some(data) = frame.data_ref() else { return };
+    fn handed_out(&mut self, frame: &Frame<Bytes>, body: &impl Body, cx: &mut Context<'_>) -> bool {
+        let Some(data) = frame.data_ref() else { return true };
         self.bytes = self.bytes.saturating_add(data.len() as u64);
         if self.stopwatch.is_none() && self.bytes <= BUFFERED {
-            return;
+            return true;
         }
         // Nobody asks again after the last frame.
-        if body.is_end_stream() {
-            return;
+        body.is_end_stream() || self.start(body, cx)
+    }
+
+    fn start(&mut self, body: &impl Body, cx: &mut Context<'_>) -> bool {
+        let Self { request, bytes, stopwatch } = self;
+        let pace = *request.pace();
+        if pace.is_off() || !request.shared().settings.is_on() {
+            return false;
         }
         let now = Instant::now();
-        let pace = self.pace();
-        let mut stopwatch = match &mut self.stopwatch {
+        let mut stopwatch = match stopwatch {
             Some(stopwatch) => stopwatch.as_mut(),
             None => {
                 let length = body.size_hint().exact();
-                let length = length.map(|left| left.saturating_add(self.bytes));
-                let stopwatch = Stopwatch::new(pace, length, now);
-                let mut stopwatch = self.stopwatch.insert(stopwatch).as_mut();
+                let length = length.map(|left| left.saturating_add(*bytes));
+                let mut stopwatch = stopwatch.insert(Stopwatch::new(pace, length, now)).as_mut();
                 stopwatch.as_mut().listen(cx);
                 stopwatch
             }
@@ -186,5 +183,35 @@ impl Writing {
         stopwatch.as_mut().start(now);
         // Woken once, hyper fills its buffer, and does not ask again before that was taken.
         stopwatch.arm_once(now, cx);
+        true
+    }
+}
+
+// === Known ===
+
+impl Known {
+    fn shared(&self) -> &Shared {
+        match self {
+            Self::Plain(plain) => &plain.shared,
+            Self::Watched(watch) => &watch.shared,
+        }
+    }
+
+    fn pace(&self) -> &Pace {
+        match self {
+            Self::Plain(plain) => plain.shared.response_pace(),
+            Self::Watched(watch) => watch.response_pace(),
+        }
+    }
+
+    /// The last frame of the response, if it is cut for `violation`.
+    #[cold]
+    fn cut(self, violation: Violation) -> Option<Result<Frame<Bytes>, BoxError>> {
+        let (form, conn) = match &self {
+            Self::Plain(plain) => (plain.form, plain.conn.as_deref()),
+            Self::Watched(watch) => (watch.answerer.form(), watch.answerer.conn().map(Arc::as_ref)),
+        };
+        let cut = self.shared().settings.cut(&violation, conn);
+        cut.then(|| violation.ending(form))
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{Pace, layer::Shared, meter::TooSlow};
 use http::StatusCode;
-use palisade_core::{Answerer, Guard, Phase, Violation};
+use palisade_core::{AnswerForm, Answerer, ConnInfo, Guard, Phase, Violation};
 use std::sync::Arc;
 
 /// One request that has a body or a pace of its own.
@@ -14,6 +14,15 @@ pub(crate) struct Watch {
     grpc: bool,
     /// For both bodies, if the request has a pace of its own.
     chosen: Option<Pace>,
+    has_body: bool,
+}
+
+/// One request that has neither.
+#[derive(Debug)]
+pub(crate) struct Plain {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) form: AnswerForm,
+    pub(crate) conn: Option<Arc<ConnInfo>>,
 }
 
 // === Watch ===
@@ -24,8 +33,14 @@ impl Watch {
         answerer: Answerer,
         grpc: bool,
         chosen: Option<Pace>,
+        has_body: bool,
     ) -> Self {
-        Self { shared, answerer, grpc, chosen }
+        Self { shared, answerer, grpc, chosen, has_body }
+    }
+
+    /// For the request body, if that is judged.
+    pub(crate) fn reading(self: &Arc<Self>) -> Option<Arc<Self>> {
+        (self.has_body && !self.request_pace().is_off()).then(|| self.clone())
     }
 
     /// How fast the request body must come.

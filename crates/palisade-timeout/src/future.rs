@@ -93,6 +93,34 @@ impl<F> ResponseFuture<F> {
         Self { state: State::Late { shared, late } }
     }
 
+    /// The same for a request that is not [plain](Watch::is_plain).
+    #[inline(never)]
+    fn poll_watched<B, E>(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Response<GuardBody<ResponseBody<B>>>, E>>
+    where
+        F: Future<Output = Result<Response<B>, E>>,
+        B: Body,
+    {
+        let StateProj::Waiting { inner, watch } = self.as_mut().project().state.project() else {
+            return Poll::Ready(Ok(self.answer_late()));
+        };
+        if let Some(record) = &watch.record {
+            record.handler_begins();
+        }
+        if let Poll::Ready(result) = inner.poll(cx) {
+            return Poll::Ready(result.map(|response| {
+                let total = watch.for_body(&response);
+                response.map(|body| GuardBody::passing(ResponseBody::new(body, total)))
+            }));
+        }
+        match watch.refusal(cx) {
+            None => Poll::Pending,
+            Some(refusal) => Poll::Ready(Ok(self.refuse(refusal))),
+        }
+    }
+
     #[cold]
     #[inline(never)]
     fn answer_late<B>(self: Pin<&mut Self>) -> Response<GuardBody<B>> {
@@ -130,24 +158,18 @@ where
 
     #[inline(always)]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let StateProj::Waiting { inner, watch } = self.as_mut().project().state.project() else {
-            return Poll::Ready(Ok(self.answer_late()));
-        };
-        if let Some(record) = &watch.record {
-            record.handler_begins();
-        }
-        match inner.poll(cx) {
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Ready(Ok(response)) => {
-                let total = watch.for_body(&response);
-                Poll::Ready(Ok(
-                    response.map(|body| GuardBody::passing(ResponseBody::new(body, total)))
-                ))
-            }
-            Poll::Pending => match watch.refusal(cx) {
-                None => Poll::Pending,
-                Some(refusal) => Poll::Ready(Ok(self.refuse(refusal))),
+        match self.as_mut().project().state.project() {
+            StateProj::Waiting { inner, watch } if watch.is_plain() => match inner.poll(cx) {
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                Poll::Ready(Ok(response)) => Poll::Ready(Ok(
+                    response.map(|body| GuardBody::passing(ResponseBody::new(body, None)))
+                )),
+                Poll::Pending => match watch.refusal(cx) {
+                    None => Poll::Pending,
+                    Some(refusal) => Poll::Ready(Ok(self.refuse(refusal))),
+                },
             },
+            _ => self.poll_watched(cx),
         }
     }
 }
@@ -223,18 +245,15 @@ impl Watch {
         }
     }
 
-    /// What is left to watch once the head is ready.
+    /// Whether there is nothing to watch but the deadline to the response head.
     #[inline]
-    fn for_body<B: Body>(&self, response: &Response<B>) -> Option<Pin<Box<Total>>> {
-        self.limits().total.and_then(|total| self.total_for_body(total, response))
+    fn is_plain(&self) -> bool {
+        self.record.is_none() && self.shared.limits.total.is_none()
     }
 
-    #[inline(never)]
-    fn total_for_body<B: Body>(
-        &self,
-        total: Duration,
-        response: &Response<B>,
-    ) -> Option<Pin<Box<Total>>> {
+    /// What is left to watch once the head is ready.
+    fn for_body<B: Body>(&self, response: &Response<B>) -> Option<Pin<Box<Total>>> {
+        let total = self.limits().total?;
         let told = self.alarm.as_ref().is_some_and(|alarm| alarm.told);
         let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         if !self.shared.settings.is_on() || told || upgraded || response.body().is_end_stream() {
