@@ -2,6 +2,7 @@
 
 use crate::{
     layer::{Predicate, Queue},
+    ledger::Ledger,
     lines::Rank,
     slot::{Counted, Extra, Slot},
     slots::Slots,
@@ -51,19 +52,18 @@ impl Shared {
     /// A slot for the request with this head, or why there is none.
     #[inline]
     pub(crate) fn admit(self: &Arc<Self>, head: &RequestHead<'_>) -> Result<Slot, Denied> {
-        let slots = &self.slots;
-        let mut extra = Extra::default();
+        let mut extra = None;
         if let Some(max) = self.per_client
             && let Some(client) = self.client(head)
         {
-            extra.counted = Counted::enter(slots, client, max);
-            if extra.counted.is_none() {
+            let Some(counted) = Counted::enter(&self.slots, client, max) else {
                 return Err(Denied { violation: over(Reason::ClientFull, max), counted: None });
-            }
+            };
+            extra = Some(Box::new(Extra { counted: Some(counted), ..Extra::default() }));
         }
         if !self.take(head, &mut extra) {
-            let violation = over(Reason::Full, slots.limit());
-            return Err(Denied { violation, counted: extra.counted });
+            let violation = over(Reason::Full, self.slots.limit());
+            return Err(Denied { violation, counted: extra.and_then(|extra| extra.counted) });
         }
         // From here on dropping the slot undoes everything.
         let slot = Slot::new(self.clone(), extra);
@@ -77,7 +77,7 @@ impl Shared {
     #[inline]
     pub(crate) fn welcome(&self) -> Result<(), Violation> {
         let slots = &self.slots;
-        if !slots.make_room(!self.only_watches()) {
+        if slots.present() > slots.max_present() && !slots.make_room(!self.only_watches()) {
             return Err(over(Reason::Full, slots.max_present()));
         }
         slots.count_admitted();
@@ -85,26 +85,41 @@ impl Shared {
     }
 
     #[inline]
-    fn take(&self, head: &RequestHead<'_>, extra: &mut Extra) -> bool {
+    fn take(&self, head: &RequestHead<'_>, extra: &mut Option<Box<Extra>>) -> bool {
         let slots = &*self.slots;
-        let Some(ledger) = slots.ledger() else {
-            return slots.take(Rank::Newcomer) || self.take_picked(head, extra);
-        };
-        let busy = slots.is_busy();
-        let client = if busy { self.client(head) } else { None };
+        match slots.ledger() {
+            Some(ledger) if slots.is_busy() => self.take_fairly(ledger, head, extra),
+            _ => slots.take(Rank::Newcomer) || self.take_picked(head, extra),
+        }
+    }
+
+    /// Slots are getting short: it matters who takes them.
+    #[inline(never)]
+    fn take_fairly(
+        &self,
+        ledger: &Ledger,
+        head: &RequestHead<'_>,
+        extra: &mut Option<Box<Extra>>,
+    ) -> bool {
+        let slots = &*self.slots;
+        let client = self.client(head);
         let taken = slots.take(Rank::Newcomer)
             || (client.is_some_and(|client| ledger.is_light(client))
                 && slots.take(Rank::LightNewcomer));
-        if taken {
-            extra.charge = client.map(|client| ledger.start(client));
+        if let Some(client) = client.filter(|_| taken) {
+            extra.get_or_insert_default().charge = Some(ledger.start(client));
         }
         taken || self.take_picked(head, extra)
     }
 
-    fn take_picked(&self, head: &RequestHead<'_>, extra: &mut Extra) -> bool {
-        extra.picked =
+    #[cold]
+    fn take_picked(&self, head: &RequestHead<'_>, extra: &mut Option<Box<Extra>>) -> bool {
+        let picked =
             self.picks.as_ref().is_some_and(|picks| picks(head)) && self.slots.take_picked();
-        extra.picked
+        if picked {
+            extra.get_or_insert_default().picked = true;
+        }
+        picked
     }
 }
 

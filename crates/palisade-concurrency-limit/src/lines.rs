@@ -68,13 +68,10 @@ impl Lines {
 // === Slots ===
 
 impl Slots {
-    /// Makes room for one that has just been let in, at the cost of who has waited for its client
-    /// longest if `displacing`. `false` if there is no room.
-    #[inline]
+    /// Makes room for one that has just been let in and is one too many, at the cost of who has
+    /// waited for its client longest if `displacing`. `false` if there is no room.
+    #[cold]
     pub(crate) fn make_room(&self, displacing: bool) -> bool {
-        if self.present() <= self.max_present() {
-            return true;
-        }
         if !displacing {
             return false;
         }

@@ -38,9 +38,9 @@ pub(crate) struct Counted {
 impl Slot {
     /// The slot that was just taken from those of `shared`.
     #[inline]
-    pub(crate) fn new(shared: Arc<Shared>, extra: Extra) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, extra: Option<Box<Extra>>) -> Self {
         let form = AnswerForm::Http { close: false };
-        Self { shared: Some(shared), extra: extra.boxed(), conn: None, form }
+        Self { shared: Some(shared), extra, conn: None, form }
     }
 
     /// Takes note of whose it is, in case that its answer has to be cut.
@@ -77,14 +77,10 @@ impl Slot {
 impl Drop for Slot {
     #[inline]
     fn drop(&mut self) {
-        let picked = self.is_picked();
-        let Some((shared, extra)) = self.hand_over() else { return };
-        if let Some(mut extra) = extra {
-            extra.pause(&shared.slots);
-            shared.slots.finish(&extra);
-        }
-        if !picked {
-            shared.slots.release();
+        let Some(shared) = &self.shared else { return };
+        match self.extra.take() {
+            None => shared.slots.release(),
+            Some(extra) => shared.slots.give_back(extra),
         }
     }
 }
@@ -92,14 +88,6 @@ impl Drop for Slot {
 // === Extra ===
 
 impl Extra {
-    /// On the heap, or nothing at all for the many requests that have nothing of it.
-    #[inline]
-    pub(crate) fn boxed(self) -> Option<Box<Self>> {
-        let Self { charge, counted, picked } = &self;
-        let is_plain = charge.is_none() && counted.is_none() && !picked;
-        if is_plain { None } else { Some(Box::new(self)) }
-    }
-
     /// The request stops working, for now or for good.
     pub(crate) fn pause(&mut self, slots: &Slots) {
         if let (Some(charge), Some(ledger)) = (&mut self.charge, slots.ledger()) {

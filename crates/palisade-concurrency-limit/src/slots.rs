@@ -196,6 +196,16 @@ impl Slots {
         }
     }
 
+    /// The request with this is over, and gives its slot back.
+    #[inline(never)]
+    pub(crate) fn give_back(&self, mut extra: Box<Extra>) {
+        extra.pause(self);
+        self.finish(&extra);
+        if !extra.picked {
+            self.release();
+        }
+    }
+
     /// The request with this is over and holds no slot any more.
     pub(crate) fn finish(&self, extra: &Extra) {
         if let (Some(charge), Some(ledger)) = (&extra.charge, self.ledger()) {

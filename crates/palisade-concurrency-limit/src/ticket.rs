@@ -112,7 +112,8 @@ impl Ticket {
         counted: Option<Counted>,
         waiters: usize,
     ) -> Option<TicketOwner> {
-        let extra = Extra { counted, ..Extra::default() }.boxed();
+        let extra =
+            counted.map(|counted| Box::new(Extra { counted: Some(counted), ..Extra::default() }));
         let ticket = Arc::new(Self::new(shared, about, CLIENT, extra));
         let rank = match ticket.about.client {
             Some(client) if ticket.is_light(client) => Rank::LightNewcomer,
