@@ -50,7 +50,7 @@ impl Shared {
     }
 
     /// A slot for the request with this head, or why there is none.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn admit(self: &Arc<Self>, head: &RequestHead<'_>) -> Result<Slot, Denied> {
         let mut extra = None;
         if let Some(max) = self.per_client

@@ -227,7 +227,7 @@ fn displaced(lease: &mut Option<Lease>) -> Option<&mut TicketOwner> {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn respond<B>(
     response: Response<B>,
     lease: Option<Lease>,
@@ -236,13 +236,18 @@ fn respond<B>(
 where
     B: Body<Data = Bytes>,
 {
-    let lease = lease.filter(|lease| {
-        if let Some(ticket) = lease.ticket() {
+    let mut lease = lease;
+    if let Some(held) = &lease {
+        if let Some(ticket) = held.ticket() {
             ticket.head_is_out();
         }
-        let ended = response.body().is_end_stream();
-        !ended && !lease.releases_at_head() && !ends_at_head(&response, connect)
-    });
+        if response.body().is_end_stream()
+            || held.releases_at_head()
+            || ends_at_head(&response, connect)
+        {
+            lease = None;
+        }
+    }
     response.map(|body| GuardBody::passing(ResponseBody::new(body, lease)))
 }
 

@@ -250,7 +250,7 @@ impl<S> ConcurrencyLimit<S> {
 }
 
 /// What answers for an admitted request.
-#[inline]
+#[inline(always)]
 fn lease<B: Body>(shared: &Shared, request: &Request<B>, mut slot: Slot) -> Lease {
     // Without a body there is nothing to wait for, and with a slot beyond the limit no line.
     if !request.body().is_end_stream() && !slot.is_picked() {
