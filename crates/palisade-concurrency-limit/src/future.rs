@@ -40,7 +40,7 @@ pin_project! {
     where
         S: Service<Request<RequestBody<B>>>,
     {
-        Admitted { #[pin] inner: S::Future, lease: Option<Lease>, connect: bool },
+        Admitted { #[pin] inner: S::Future, lease: Option<Lease> },
         Refused { shared: Option<Arc<Shared>>, rejection: Option<Rejection> },
         Queued { queued: Pin<Box<Queued<S, B>>> },
     }
@@ -57,6 +57,7 @@ pin_project! {
 }
 
 type Refusal = (Arc<Shared>, Rejection);
+type Answer<B, E> = Result<Response<GuardBody<ResponseBody<B>>>, E>;
 
 // === Queued ===
 
@@ -108,8 +109,8 @@ impl<S, B> ResponseFuture<S, B>
 where
     S: Service<Request<RequestBody<B>>>,
 {
-    pub(crate) fn admitted(inner: S::Future, lease: Option<Lease>, connect: bool) -> Self {
-        Self { state: State::Admitted { inner, lease, connect } }
+    pub(crate) fn admitted(inner: S::Future, lease: Option<Lease>) -> Self {
+        Self { state: State::Admitted { inner, lease } }
     }
 
     pub(crate) fn refused(shared: Arc<Shared>, rejection: Rejection) -> Self {
@@ -127,20 +128,16 @@ where
     ResBody: Body<Data = Bytes>,
     ResBody::Error: Into<BoxError>,
 {
-    type Output = Result<Response<GuardBody<ResponseBody<ResBody>>>, S::Error>;
+    type Output = Answer<ResBody, S::Error>;
 
     #[inline(always)]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.as_mut().project().state.project() {
-            StateProj::Admitted { inner, lease, connect }
-                if !matches!(lease, Some(Lease::Ticket(_))) =>
-            {
+            StateProj::Admitted { inner, lease } if !matches!(lease, Some(Lease::Ticket(_))) => {
                 match inner.poll(cx) {
                     Poll::Pending => Poll::Pending,
                     Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-                    Poll::Ready(Ok(response)) => {
-                        Poll::Ready(Ok(respond(response, lease.take(), *connect)))
-                    }
+                    Poll::Ready(Ok(response)) => Poll::Ready(Ok(respond(response, lease.take()))),
                 }
             }
             _ => self.poll_waiting(cx),
@@ -158,11 +155,11 @@ where
     fn poll_waiting(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Response<GuardBody<ResponseBody<ResBody>>>, S::Error>> {
+    ) -> Poll<Answer<ResBody, S::Error>> {
         let mut state = self.project().state;
         loop {
             let (shared, rejection) = match state.as_mut().project() {
-                StateProj::Admitted { inner, lease, connect } => {
+                StateProj::Admitted { inner, lease } => {
                     if let Some(Lease::Ticket(owner)) = lease {
                         ready!(owner.ticket.poll_handler(cx));
                     }
@@ -181,19 +178,15 @@ where
                             }
                             let response = ready!(polled);
                             let lease = lease.take();
-                            let connect = *connect;
-                            return Poll::Ready(
-                                response.map(|response| respond(response, lease, connect)),
-                            );
+                            return Poll::Ready(response.map(|response| respond(response, lease)));
                         }
                     }
                 }
                 StateProj::Queued { queued } => match ready!(queued.as_mut().poll(cx)) {
                     Ok((mut service, request, owner)) => {
-                        let connect = is_connect(&request);
                         let lease = Some(Lease::Ticket(owner));
                         let inner = service.call(request);
-                        state.set(State::Admitted { inner, lease, connect });
+                        state.set(State::Admitted { inner, lease });
                         continue;
                     }
                     Err(refusal) => refusal.expect("polled after completion"),
@@ -230,20 +223,18 @@ fn displaced(lease: &mut Option<Lease>) -> Option<&mut TicketOwner> {
 #[inline(always)]
 fn respond<B>(
     response: Response<B>,
-    lease: Option<Lease>,
-    connect: bool,
+    mut lease: Option<Lease>,
 ) -> Response<GuardBody<ResponseBody<B>>>
 where
     B: Body<Data = Bytes>,
 {
-    let mut lease = lease;
     if let Some(held) = &lease {
         if let Some(ticket) = held.ticket() {
             ticket.head_is_out();
         }
         if response.body().is_end_stream()
             || held.releases_at_head()
-            || ends_at_head(&response, connect)
+            || ends_at_head(&response, held)
         {
             lease = None;
         }
@@ -254,18 +245,13 @@ where
 /// Whether a response ends the count with its head: what follows is another protocol, or a stream
 /// that lives as long as it is read.
 #[inline]
-fn ends_at_head<B: Body>(response: &Response<B>, connect: bool) -> bool {
+fn ends_at_head<B: Body>(response: &Response<B>, lease: &Lease) -> bool {
     let status = response.status();
     status == StatusCode::SWITCHING_PROTOCOLS
-        || (connect && status.is_success())
+        || (lease.asks_for_tunnel() && status.is_success())
         || (response.body().size_hint().exact().is_none()
             && response
                 .headers()
                 .get(http::header::CONTENT_TYPE)
                 .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream")))
-}
-
-/// Whether this request asks for a tunnel.
-pub(crate) fn is_connect<B>(request: &Request<B>) -> bool {
-    request.method() == http::Method::CONNECT
 }

@@ -3,14 +3,14 @@
 use crate::{
     admission::{Denied, RETRY_AFTER, Shared, over},
     body::RequestBody,
-    future::{Queued, ResponseFuture, is_connect},
+    future::{Queued, ResponseFuture},
     lease::{Lease, TicketOwner},
     slot::Slot,
     slots::Slots,
     ticket::{About, Ticket},
 };
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use palisade_client_ip::ClientIp;
 use palisade_core::{
@@ -196,10 +196,9 @@ where
         } else {
             None
         };
-        let connect = is_connect(&request);
         // Here and nowhere else the request is moved: a move is a copy of 200 bytes and more.
         let request = share(request, lease.as_ref().and_then(Lease::ticket));
-        ResponseFuture::admitted(self.inner.call(request), lease, connect)
+        ResponseFuture::admitted(self.inner.call(request), lease)
     }
 }
 
@@ -243,8 +242,7 @@ impl<S> ConcurrencyLimit<S> {
             linger(request.into_body(), version);
             ResponseFuture::refused(shared.clone(), rejection)
         } else {
-            let connect = is_connect(&request);
-            ResponseFuture::admitted(inner.call(share(request, None)), None, connect)
+            ResponseFuture::admitted(inner.call(share(request, None)), None)
         }
     }
 }
@@ -259,7 +257,7 @@ fn lease<B: Body>(shared: &Shared, request: &Request<B>, mut slot: Slot) -> Leas
             return Lease::Ticket(TicketOwner::new(ticket));
         }
     }
-    slot.belongs_to(AnswerForm::of(request), shared.settings.conn(request.extensions()));
+    slot.belongs_to(request, &shared.settings);
     Lease::Slot(slot)
 }
 
@@ -277,6 +275,7 @@ impl About {
             form: AnswerForm::of(request),
             conn: shared.settings.conn(request.extensions()),
             client: if fair { shared.client(&request.into()) } else { None },
+            connect: request.method() == Method::CONNECT,
         }
     }
 }

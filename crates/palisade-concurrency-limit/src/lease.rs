@@ -43,6 +43,15 @@ impl Lease {
         }
     }
 
+    /// Whether the request is a `CONNECT`: a success makes a tunnel of it.
+    #[inline]
+    pub(crate) fn asks_for_tunnel(&self) -> bool {
+        match self {
+            Self::Slot(slot) => slot.connect,
+            Self::Ticket(owner) => owner.ticket.about.connect,
+        }
+    }
+
     #[inline]
     pub(crate) fn ticket(&self) -> Option<&Arc<Ticket>> {
         match self {

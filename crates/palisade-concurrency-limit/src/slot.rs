@@ -1,7 +1,9 @@
 //! A slot that somebody holds, and what may go with it.
 
 use crate::{admission::Shared, ledger::Charge, slots::Slots, ticket::About};
-use palisade_core::{AnswerForm, ClientKey, ConnInfo};
+use http::{Method, Request};
+use http_body::Body;
+use palisade_core::{AnswerForm, ClientKey, ConnInfo, Settings};
 use std::sync::Arc;
 
 /// One slot, given back when dropped, and whatever else goes with the request.
@@ -13,6 +15,8 @@ pub(crate) struct Slot {
     /// Whose request it is, where somebody listens.
     conn: Option<Arc<ConnInfo>>,
     form: AnswerForm,
+    /// The request is a `CONNECT`.
+    pub(crate) connect: bool,
 }
 
 /// What only some requests have.
@@ -40,14 +44,15 @@ impl Slot {
     #[inline]
     pub(crate) fn new(shared: Arc<Shared>, extra: Option<Box<Extra>>) -> Self {
         let form = AnswerForm::Http { close: false };
-        Self { shared: Some(shared), extra, conn: None, form }
+        Self { shared: Some(shared), extra, conn: None, form, connect: false }
     }
 
     /// Takes note of whose it is, in case that its answer has to be cut.
     #[inline]
-    pub(crate) fn belongs_to(&mut self, form: AnswerForm, conn: Option<Arc<ConnInfo>>) {
-        self.form = form;
-        self.conn = conn;
+    pub(crate) fn belongs_to<B: Body>(&mut self, request: &Request<B>, settings: &Settings) {
+        self.form = AnswerForm::of(request);
+        self.conn = settings.conn(request.extensions());
+        self.connect = request.method() == Method::CONNECT;
     }
 
     /// Hands the slot and all that goes with it to somebody else.
@@ -59,7 +64,8 @@ impl Slot {
     /// What is known of the request now that its head is gone.
     pub(crate) fn about(&mut self) -> About {
         let charge = self.extra.as_ref().and_then(|extra| extra.charge.as_ref());
-        About { form: self.form, client: charge.map(Charge::client), conn: self.conn.take() }
+        let client = charge.map(Charge::client);
+        About { form: self.form, client, conn: self.conn.take(), connect: self.connect }
     }
 
     #[inline]

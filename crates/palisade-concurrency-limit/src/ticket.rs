@@ -55,6 +55,8 @@ pub(crate) struct About {
     pub(crate) conn: Option<Arc<ConnInfo>>,
     /// `None` where nobody keeps a ledger, or where nobody knows.
     pub(crate) client: Option<ClientKey>,
+    /// The request is a `CONNECT`.
+    pub(crate) connect: bool,
 }
 
 /// The two that wait for the client, perhaps in two tasks.
