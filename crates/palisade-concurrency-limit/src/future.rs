@@ -152,10 +152,7 @@ where
 {
     /// A request that may have to wait, or one that is refused.
     #[inline(never)]
-    fn poll_waiting(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Answer<ResBody, S::Error>> {
+    fn poll_waiting(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<ResBody, S::Error>> {
         let mut state = self.project().state;
         loop {
             let (shared, rejection) = match state.as_mut().project() {
@@ -164,6 +161,9 @@ where
                         ready!(owner.ticket.poll_handler(cx));
                     }
                     let polled = inner.poll(cx);
+                    if let (Poll::Pending, Some(Lease::Ticket(owner))) = (&polled, &*lease) {
+                        owner.ticket.handler_waits(cx);
+                    }
                     // An answer that is ready is not thrown away, unless it may say no more than
                     // that the body failed.
                     match displaced(lease) {

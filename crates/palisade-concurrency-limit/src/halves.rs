@@ -4,8 +4,17 @@ use crate::ticket::{Displaced, Half, Ticket};
 use palisade_core::{Phase, Violation};
 use std::{
     sync::{Arc, atomic::Ordering::SeqCst},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
+
+/// The body was last asked in vain in a poll of the handler that is over, if at all.
+const BEFORE: u8 = 0;
+/// The handler is being polled, and has not asked for the body yet.
+const NOT_YET: u8 = 1;
+/// The handler is being polled, and has asked.
+const NOW: u8 = 2;
+/// The body is asked for in another task, of whose polls nothing is known.
+const ELSEWHERE: u8 = 3;
 
 /// What the request body does.
 impl Ticket {
@@ -36,6 +45,11 @@ impl Ticket {
     /// Nothing has come.
     pub(crate) fn body_waits(self: &Arc<Self>, cx: &Context<'_>) -> Result<(), Displaced> {
         self.listen(Half::Body, cx);
+        let asked = match self.asked.load(SeqCst) {
+            NOT_YET | NOW => NOW,
+            _ => ELSEWHERE,
+        };
+        self.asked.store(asked, SeqCst);
         if self.head_out.load(SeqCst) {
             // Of the two halves one sets its mark first, and so the other sees both.
             self.body_waits.store(true, SeqCst);
@@ -74,12 +88,40 @@ impl Ticket {
 
 /// What the response future and the response body do.
 impl Ticket {
-    /// Ready once the handler may go on: while it has the body to wait for, and else with a slot.
+    /// Ready once the handler may be polled: while it has the body to wait for, and else with a
+    /// slot.
     pub(crate) fn poll_handler(self: &Arc<Self>, cx: &Context<'_>) -> Poll<()> {
-        if self.body_gone.load(SeqCst) {
-            return self.poll_work(Half::Answer, cx).map(drop);
+        if self.body_gone.load(SeqCst) || self.handler_works.load(SeqCst) {
+            ready!(self.poll_work(Half::Answer, cx).map(drop));
+            self.handler_works.store(false, SeqCst);
+        }
+        if self.asked.load(SeqCst) != ELSEWHERE {
+            self.asked.store(NOT_YET, SeqCst);
         }
         Poll::Ready(())
+    }
+
+    /// The handler was polled and waits. If it did not ask for the body in that poll, it waits for
+    /// something else, and is at work: whoever read ahead in vain, as axum's `Multipart` does, has
+    /// work of its own, and its client's silence does not make that free.
+    pub(crate) fn handler_waits(self: &Arc<Self>, cx: &Context<'_>) {
+        let asked = self.asked.load(SeqCst);
+        if asked == ELSEWHERE {
+            return;
+        }
+        self.asked.store(BEFORE, SeqCst);
+        if !self.is_waiting_for_client() {
+            self.probed.store(false, SeqCst);
+        } else if asked == NOT_YET {
+            self.handler_works.store(true, SeqCst);
+            // Its task asks for it in the poll that this brings about, or has it by then.
+            self.want_slot();
+            cx.waker().wake_by_ref();
+        } else if self.slots().is_crowded() && !self.probed.swap(true, SeqCst) {
+            // Whether it waits for its client shows when it is polled again. Once in each wait,
+            // and only where slots would be getting short if it did not.
+            cx.waker().wake_by_ref();
+        }
     }
 
     pub(crate) fn body_told(&self) -> bool {

@@ -40,8 +40,11 @@
 //! of your own: put [`ConcurrencyLimitLayer::release_at_head`] on their routes.
 //!
 //! What it cannot see:
-//! - A handler that keeps an unread request body and goes on with other work after it had to wait
-//!   for that body once works without a slot until it asks for the body again or drops it.
+//! - A handler that read ahead in vain, as axum's `Multipart` does, and then waits for something
+//!   else is found out when it is next polled, which is at once where as many requests are present
+//!   as half of the slots. For that long it works without a slot.
+//! - A request body that is read in another task makes its request wait for the client whenever it
+//!   has nothing to give, whatever the handler does meanwhile.
 //! - Once the response head is out, only the answer asks for slots. A task that reads the request
 //!   body from then on is handed what comes at once; its work counts when the answer is asked for.
 //! - A displaced answer that the server does not poll, because its reader takes nothing, stays in

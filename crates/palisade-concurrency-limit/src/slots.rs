@@ -103,6 +103,11 @@ impl Slots {
         self.working() >= self.limit() / 2
     }
 
+    /// Whether slots were getting short if all who are present were at work.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.present() >= self.limit() / 2
+    }
+
     /// All requests that were let in and are not over.
     #[inline]
     pub(crate) fn present(&self) -> usize {

@@ -42,6 +42,12 @@ pub(crate) struct Ticket {
     pub(crate) body_waits: AtomicBool,
     /// Once the head is out: the answer has nothing to hand on, though its reader asks.
     pub(crate) answer_waits: AtomicBool,
+    /// Where the body was last asked in vain: one of the constants of `halves.rs`.
+    pub(crate) asked: AtomicU8,
+    /// In the present wait for the client the handler was polled once more to see what it waits for.
+    pub(crate) probed: AtomicBool,
+    /// The handler has work of its own to do and must not be polled before it holds a slot.
+    pub(crate) handler_works: AtomicBool,
     /// Bytes that went either way since the client's place in line was given.
     progress: AtomicU64,
     inside: Mutex<Inside>,
@@ -135,6 +141,9 @@ impl Ticket {
             head_out: AtomicBool::new(false),
             body_waits: AtomicBool::new(false),
             answer_waits: AtomicBool::new(false),
+            asked: AtomicU8::new(0),
+            probed: AtomicBool::new(false),
+            handler_works: AtomicBool::new(false),
             progress: AtomicU64::new(0),
             inside: Mutex::new(Inside {
                 place: None,

@@ -198,6 +198,103 @@ async fn a_handler_that_drops_the_body_goes_on_only_with_a_slot() {
     at_rest(&journal);
 }
 
+/// Reads ahead in vain, as axum's `Multipart` does, and then works until the gate opens.
+fn reads_ahead(gate: &Gate) -> Handler {
+    let gate = gate.clone();
+    handler(move |request| {
+        let (sender, mut receiver) = oneshot::channel();
+        gate.0.lock().push(sender);
+        async move {
+            let mut body = request.into_body();
+            assert!(body.frame().now_or_never().is_none());
+            (&mut receiver).await.ok();
+            let whole = body.collect().await.unwrap();
+            Response::new(full(if whole.to_bytes().is_empty() { "empty" } else { "read" }))
+        }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_read_ahead_in_vain_works_in_a_slot() {
+    let (journal, gate) = (Journal::default(), Gate::default());
+    let layer = ConcurrencyLimitLayer::new(2).metrics(journal.clone());
+    let service = layer.layer(reads_ahead(&gate));
+    let (mut senders, mut uploads) = (Vec::new(), Vec::new());
+    for _ in 0..2 {
+        let (sender, body) = channel();
+        senders.push(sender);
+        uploads.push(send(&service, post(body)));
+        settle().await;
+    }
+    settle().await;
+    // Both clients hold their bodies back; both handlers are at work all the same.
+    assert_eq!(journal.level(GUARD, Level::Working), Some(2));
+    assert_eq!(call(&service, get()).await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+    // They ask for the body: now the clients are what is waited for.
+    gate.open_one();
+    gate.open_one();
+    settle().await;
+    assert_eq!(journal.level(GUARD, Level::Working), Some(0));
+    assert_eq!(journal.level(GUARD, Level::Waiting), Some(2));
+    for sender in &mut senders {
+        sender.send_data(Bytes::from("late")).await.unwrap();
+    }
+    drop(senders);
+    for upload in uploads {
+        assert_eq!(upload.await.unwrap().1.unwrap(), "read");
+    }
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_with_work_of_its_own_waits_for_a_slot_before_it_goes_on() {
+    let (journal, gate, others) = (Journal::default(), Gate::default(), Gate::default());
+    let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
+    let (uploads, slow) = (layer.layer(reads_ahead(&gate)), layer.layer(others.handler()));
+    let (sender, body) = channel();
+    let mut upload = Box::pin(call(&uploads, post(body)));
+    assert!(upload.as_mut().now_or_never().is_none()); // Gave its slot up.
+    let other = send(&slow, get());
+    settle().await;
+    assert_eq!(others.started(), 1); // Which another one has now.
+    assert!(upload.as_mut().now_or_never().is_none()); // Found out: it lines up.
+    assert_eq!(journal.level(GUARD, Level::Queued), Some(1));
+    let upload = tokio::spawn(upload);
+    gate.open_one();
+    drop(sender);
+    settle().await;
+    assert!(!upload.is_finished());
+    others.open_one();
+    assert_eq!(other.await.unwrap().0, StatusCode::OK);
+    let answer = upload.await.unwrap().unwrap();
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "empty");
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_waits_for_its_client_is_polled_once_more_and_not_for_ever() {
+    let polls = Arc::new(Mutex::new(0));
+    let counter = polls.clone();
+    let layer = ConcurrencyLimitLayer::new(1);
+    let service = layer.layer(handler(move |request| {
+        let polls = counter.clone();
+        let mut reading = Box::pin(request.into_body().collect());
+        std::future::poll_fn(move |cx| {
+            *polls.lock() += 1;
+            reading.as_mut().poll(cx).map(|_| Response::new(full("done")))
+        })
+    }));
+    let (mut sender, body) = channel();
+    let upload = send(&service, post(body));
+    settle().await;
+    assert!((1..=2).contains(&*polls.lock()), "{polls:?}");
+    sender.send_data(Bytes::from("more")).await.unwrap();
+    settle().await;
+    assert!((2..=4).contains(&*polls.lock()), "{polls:?}");
+    drop(sender);
+    assert_eq!(upload.await.unwrap().0, StatusCode::OK);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_body_read_in_another_task_counts_all_the_same() {
     let journal = Journal::default();

@@ -76,7 +76,7 @@ where
         if *this.cut {
             return Poll::Ready(None);
         }
-        if let Some(violation) = this.writing.as_mut().and_then(|writing| writing.asked()) {
+        if let Some(violation) = this.writing.as_mut().and_then(Writing::asked) {
             let cut = this.writing.take().and_then(|writing| writing.request.cut(violation));
             if let Some(last) = cut {
                 *this.cut = true;
