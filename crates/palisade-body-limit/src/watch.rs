@@ -23,7 +23,7 @@ pub(crate) struct Watch {
     pub(crate) version: Version,
     /// Whether the response has no body whatever its head says of one.
     pub(crate) is_head: bool,
-    /// Whether gRPC runs over HTTP/2, where messages are small and may not wait.
+    /// Whether it is gRPC, where messages are small and may not wait.
     pub(crate) grpc: bool,
     /// The lock is taken at the first read of an overridable request, and by its handle.
     limit: Mutex<Limit>,
@@ -65,7 +65,7 @@ impl Watch {
         let answerer = Answerer::new(AnswerForm::of(request), conn);
         let version = request.version();
         let is_head = request.method() == Method::HEAD;
-        let grpc = answerer.form() == AnswerForm::Grpc && version == Version::HTTP_2;
+        let grpc = answerer.form() == AnswerForm::Grpc;
         let limit = Mutex::new(Limit { bytes: limit, stands: false });
         Self { shared, answerer, version, is_head, grpc, limit }
     }

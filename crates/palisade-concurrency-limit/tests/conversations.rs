@@ -233,8 +233,11 @@ async fn a_cut_says_whose_it_was_and_ends_grpc_with_trailers() {
         Response::new(body)
     }));
     let conn = Arc::new(ConnInfo::new("192.0.2.1:1".parse().unwrap(), None, Prefix::default()));
-    let mut request =
-        Request::post("/").header("content-type", "application/grpc").body(full("")).unwrap();
+    let mut request = Request::post("/")
+        .version(http::Version::HTTP_2)
+        .header("content-type", "application/grpc")
+        .body(full(""))
+        .unwrap();
     *request.body_mut() = Empty::new().map_err(|never| match never {}).boxed();
     request.extensions_mut().insert(conn.clone());
     let mut unread = call(&service, request).await.unwrap();

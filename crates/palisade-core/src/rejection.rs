@@ -106,20 +106,20 @@ pub enum AnswerForm {
 }
 
 impl AnswerForm {
-    /// The form that suits `request`, going by its method and content type: both are the client's
-    /// own words.
+    /// The form that suits `request`, going by its method and content type, both of which are the
+    /// client's own words, and by the protocol: there is no gRPC over HTTP/1.
     #[inline]
     pub fn of<B: Body>(request: &Request<B>) -> Self {
         let close = request.version() <= Version::HTTP_11 && !request.body().is_end_stream();
         // gRPC is always a POST, so that nobody else pays for the look at the headers.
         if request.method() == Method::POST {
-            return Self::of_post(request.headers(), close);
+            return Self::of_post(request, close);
         }
         Self::Http { close }
     }
 
-    fn of_post(headers: &HeaderMap, close: bool) -> Self {
-        if let Some(kind) = headers.get(CONTENT_TYPE)
+    fn of_post<B>(request: &Request<B>, close: bool) -> Self {
+        if let Some(kind) = request.headers().get(CONTENT_TYPE)
             && let Some(rest) = kind.as_bytes().strip_prefix(b"application/grpc")
         {
             let (form, rest) = if let Some(rest) = rest.strip_prefix(b"-web-text") {
@@ -129,8 +129,10 @@ impl AnswerForm {
             } else {
                 (Self::Grpc, rest)
             };
-            // What merely begins like it is something else.
-            if matches!(rest, [] | [b'+' | b';', ..]) {
+            // What merely begins like it is something else, and so is what comes by a protocol
+            // that cannot carry it.
+            let is_carried = form != Self::Grpc || request.version() > Version::HTTP_11;
+            if is_carried && matches!(rest, [] | [b'+' | b';', ..]) {
                 return form;
             }
         }
@@ -347,15 +349,21 @@ mod tests {
     }
 
     fn request(content_type: &'static str) -> Request<Full<Bytes>> {
-        let mut request = Request::post("/").body(Full::new(Bytes::from("unread"))).unwrap();
+        over(Version::HTTP_11, content_type)
+    }
+
+    fn over(version: Version, content_type: &'static str) -> Request<Full<Bytes>> {
+        let request = Request::post("/").version(version);
+        let mut request = request.body(Full::new(Bytes::from("unread"))).unwrap();
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         request
     }
 
     #[test]
     fn the_form_follows_the_content_type_of_a_post() {
-        assert_eq!(AnswerForm::of(&request("application/grpc")), AnswerForm::Grpc);
-        assert_eq!(AnswerForm::of(&request("application/grpc+proto")), AnswerForm::Grpc);
+        for kind in ["application/grpc", "application/grpc+proto"] {
+            assert_eq!(AnswerForm::of(&over(Version::HTTP_2, kind)), AnswerForm::Grpc);
+        }
         let web = AnswerForm::GrpcWeb { close: true };
         assert_eq!(AnswerForm::of(&request("application/grpc-web+proto")), web);
         let text = AnswerForm::GrpcWebText { close: true };
@@ -374,16 +382,22 @@ mod tests {
             "application/grpc-webx",
             "application/grpc-web-textual",
         ] {
-            assert_eq!(AnswerForm::of(&request(kind)), AnswerForm::Http { close: true }, "{kind}");
+            let form = AnswerForm::of(&over(Version::HTTP_2, kind));
+            assert_eq!(form, AnswerForm::Http { close: false }, "{kind}");
         }
-        let grpc = request("application/grpc;charset=utf-8");
+        let grpc = over(Version::HTTP_2, "application/grpc;charset=utf-8");
         assert_eq!(AnswerForm::of(&grpc), AnswerForm::Grpc);
     }
 
     #[test]
+    fn what_says_grpc_over_http1_is_plain_http_and_closes_its_connection() {
+        let form = AnswerForm::of(&request("application/grpc"));
+        assert_eq!(form, AnswerForm::Http { close: true });
+    }
+
+    #[test]
     fn only_an_unread_http1_body_closes_the_connection() {
-        let mut h2 = request("text/html");
-        *h2.version_mut() = Version::HTTP_2;
+        let h2 = over(Version::HTTP_2, "text/html");
         assert_eq!(AnswerForm::of(&h2), AnswerForm::Http { close: false });
         let close = AnswerForm::of(&request("text/html"));
         let response = rejection(close).into_response::<Full<Bytes>>();

@@ -190,6 +190,7 @@ async fn what_costs_more_than_the_burst_is_refused_for_good() {
         *request.uri_mut() = http::Uri::from_static(path);
         if grpc {
             *request.method_mut() = http::Method::POST;
+            *request.version_mut() = http::Version::HTTP_2;
             let kind = http::HeaderValue::from_static("application/grpc");
             request.headers_mut().insert("content-type", kind);
         }
@@ -216,6 +217,7 @@ async fn grpc_gets_resource_exhausted_and_when_to_come_back() {
     assert_eq!(statuses(&mut service, HERE, 3).await, [200; 3]);
     let mut request = from(HERE);
     *request.method_mut() = http::Method::POST;
+    *request.version_mut() = http::Version::HTTP_2;
     let kind = http::HeaderValue::from_static("application/grpc+proto");
     request.headers_mut().insert("content-type", kind);
     let refused = send(&mut service, request).await;

@@ -5,7 +5,7 @@ use crate::{
     watch::{Plain, Watch},
 };
 use bytes::Bytes;
-use http::{Request, Response, Version};
+use http::{Request, Response};
 use http_body::Body;
 use palisade_core::{AnswerForm, Answerer, BoxError, GuardBody, Pressure, RequestHead, Settings};
 use std::{
@@ -186,8 +186,8 @@ impl Shared {
         }
         let form = AnswerForm::of(request);
         let conn = self.settings.conn(request.extensions());
-        // gRPC-Web has no client streams, and there is no gRPC over HTTP/1.
-        let grpc = form == AnswerForm::Grpc && request.version() == Version::HTTP_2;
+        // gRPC-Web has no client streams.
+        let grpc = form == AnswerForm::Grpc;
         let answerer = Answerer::new(form, conn);
         Some(Arc::new(Watch::new(self.clone(), answerer, grpc, chosen, has_body)))
     }

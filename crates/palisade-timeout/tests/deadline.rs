@@ -451,7 +451,9 @@ async fn what_ends_in_time_or_was_upgraded_is_not_cut() {
 }
 
 fn grpc(timeout: &str) -> Request<Nothing> {
-    let request = Request::post("/demo.Echo/Unary").header("content-type", "application/grpc");
+    let request = Request::post("/demo.Echo/Unary")
+        .version(http::Version::HTTP_2)
+        .header("content-type", "application/grpc");
     request.header("grpc-timeout", timeout).body(Empty::new()).expect("is a request")
 }
 
@@ -680,7 +682,9 @@ async fn a_grpc_stream_that_is_cut_ends_with_its_status() {
         });
         Ok::<_, Infallible>(Response::new(body))
     }));
-    let request = Request::post("/").header("content-type", "application/grpc");
+    let request = Request::post("/")
+        .version(http::Version::HTTP_2)
+        .header("content-type", "application/grpc");
     let response = service.oneshot(request.body(Nothing::new()).unwrap()).await.unwrap();
     let collected = response.into_body().collect().await.expect("it ends in good order");
     assert_eq!(collected.trailers().unwrap()["grpc-status"], "4");
