@@ -1,5 +1,5 @@
-//! T11: a request flood from one client, and from all addresses of a /64. The flood gets its
-//! quota and no more, over however many routes, connections and protocols it comes; an honest
+//! T11: a request flood from one client, from all addresses of a /64, and from all networks of a
+//! /48. The flood gets its quota and no more, over however many routes, connections and protocols it comes; an honest
 //! neighbour is served throughout.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -7,7 +7,8 @@ use axum::{Router, routing::get};
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{Empty, Full};
-use palisade_core::{ConnInfo, Guard, Level, Prefix, Reason};
+use hyper::body::Incoming;
+use palisade_core::{ConnInfo, Guard, Level, Mode, Prefix, Reason};
 use palisade_rate_limit::{ClientIp, Missing, Quota, RateLimitLayer, TableLimiter};
 use palisade_testkit::{
     Journal, clients,
@@ -17,12 +18,13 @@ use palisade_testkit::{
 };
 use std::{
     convert::Infallible,
+    future::Ready,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 use tokio::task::JoinSet;
-use tower::{Layer, ServiceBuilder, service_fn};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn, util::ServiceFn};
 
 const GUARD: Guard = Guard::RateLimit;
 const ATTACKER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
@@ -157,22 +159,35 @@ async fn on_hyper_http1_and_http2_share_the_limit() {
     assert_eq!(newcomer.send_request(request()).await.unwrap().status(), 429);
 }
 
-#[tokio::test]
-async fn all_addresses_of_a_64_are_one_client() {
-    // Loopback has one IPv6 address, so whoever accepts here takes the peer's from a header.
-    let journal = Journal::default();
-    let limit = limit(&journal);
-    let limited = limit.layer(service_fn(async |_: Request<hyper::body::Incoming>| {
-        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"served"))))
-    }));
-    let service = tower::ServiceExt::map_request(limited, |mut request: Request<_>| {
+/// A server whose peers are who the header `test-peer` says: loopback has one IPv6 address.
+async fn served_by_header<L, S, B>(layers: L) -> servers::Server
+where
+    L: Layer<Handler, Service = S>,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    S: Clone + Send + 'static,
+    S::Future: Send,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<palisade_core::BoxError>,
+{
+    let handler: Handler = service_fn(|_| {
+        std::future::ready(Ok(Response::new(Full::new(Bytes::from_static(b"served")))))
+    });
+    let service = layers.layer(handler).map_request(|mut request: Request<_>| {
         let peer: &HeaderValue = &request.headers()["test-peer"];
         let peer = SocketAddr::new(peer.to_str().unwrap().parse().unwrap(), 4711);
         let info = ConnInfo::new(peer, None, Prefix::default());
         request.extensions_mut().insert(Arc::new(info));
         request
     });
-    let server = servers::hyper(service).await;
+    servers::hyper(service).await
+}
+
+type Handler = ServiceFn<fn(Request<Incoming>) -> Ready<Result<Response<Full<Bytes>>, Infallible>>>;
+
+#[tokio::test]
+async fn all_addresses_of_a_64_are_one_client() {
+    let journal = Journal::default();
+    let server = served_by_header(limit(&journal)).await;
     let mut client = clients::http2::<Empty<Bytes>>(ATTACKER, server.addr).await.unwrap();
     let mut ask = async |peer: String| {
         let request = Request::get("http://test/").header("test-peer", peer);
@@ -187,6 +202,60 @@ async fn all_addresses_of_a_64_are_one_client() {
     }
     assert_eq!(served, BURST);
     assert_eq!(journal.level(GUARD, Level::Keys), Some(2));
+}
+
+/// Three times as much for all of a /48, behind the limit of each client.
+fn wide(journal: &Journal) -> RateLimitLayer {
+    let quota = Quota::per_minute(3).burst(3 * BURST as u32);
+    let limiter = TableLimiter::new(quota).unwrap().capacity(1 << 10);
+    let network = ClientIp::peer().prefix(Prefix::new(32, 48).unwrap());
+    RateLimitLayer::with_limiter(limiter).key(network).metrics(journal.clone())
+}
+
+#[tokio::test]
+async fn whoever_owns_a_48_has_no_fresh_quota_for_every_64() {
+    let (narrow, wider) = (Journal::default(), Journal::default());
+    // Narrowest first: whoever is over his own limit charges nobody else.
+    let layers = ServiceBuilder::new().layer(limit(&narrow)).layer(wide(&wider));
+    let server = served_by_header(layers).await;
+    let mut client = clients::http2::<Empty<Bytes>>(ATTACKER, server.addr).await.unwrap();
+    let mut ask = async |peer: String| {
+        let request = Request::get("http://test/").header("test-peer", peer);
+        client.send_request(request.body(Empty::new()).unwrap()).await.unwrap().status()
+    };
+    // One noisy /64 takes its own burst of the /48, however long it goes on.
+    for request in 0..100 {
+        let status = ask("2001:db8:a:1::1".to_owned()).await;
+        assert_eq!(status == StatusCode::OK, request < BURST);
+    }
+    // Its neighbours in the /48 are served as long as there are not very many of them.
+    let mut served = 0;
+    for network in 0..300u32 {
+        let status = ask(format!("2001:db8:a:{:x}::1", network + 2)).await;
+        served += usize::from(status == StatusCode::OK);
+        if network % 30 == 0 {
+            assert_eq!(ask("2001:db8:b:1::1".to_owned()).await, StatusCode::OK);
+            assert_eq!(ask("192.0.2.1".to_owned()).await, StatusCode::OK);
+        }
+    }
+    assert_eq!(served, 2 * BURST);
+    assert_eq!(narrow.refused().len(), 100 - BURST);
+    assert_eq!(wider.refused().len(), 300 - 2 * BURST);
+}
+
+#[tokio::test]
+async fn in_shadow_mode_a_wide_limit_tells_and_refuses_nobody() {
+    let (narrow, wider) = (Journal::default(), Journal::default());
+    let layers = ServiceBuilder::new().layer(limit(&narrow)).layer(wide(&wider).mode(Mode::Shadow));
+    let server = served_by_header(layers).await;
+    let mut client = clients::http2::<Empty<Bytes>>(ATTACKER, server.addr).await.unwrap();
+    for network in 0..100u32 {
+        let request = Request::get("http://test/");
+        let request = request.header("test-peer", format!("2001:db8:a:{network:x}::1"));
+        let answer = client.send_request(request.body(Empty::new()).unwrap()).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+    }
+    assert_eq!(wider.refused().len(), 100 - 3 * BURST);
 }
 
 #[tokio::test]

@@ -28,6 +28,27 @@
 //! and connections share one limit. For gRPC the answer is `RESOURCE_EXHAUSTED` with
 //! `grpc-retry-pushback-ms`.
 //!
+//! # Whoever owns a whole network
+//!
+//! A home has 256 networks of a /64 and a business 65,536 (RIPE-690 section 4.2), each of which is
+//! a client here. A second layer behind the first limits all of a wider network together:
+//!
+//! ```
+//! use palisade_rate_limit::{ClientIp, Mode, Prefix, Quota, RateLimitLayer};
+//! # fn main() -> Result<(), palisade_rate_limit::QuotaError> {
+//! let business = ClientIp::peer().prefix(Prefix::new(32, 48).expect("bits of an address"));
+//! let layers = tower::ServiceBuilder::new()
+//!     .layer(RateLimitLayer::new(Quota::per_second(10).burst(40))?)
+//!     .layer(RateLimitLayer::new(Quota::per_second(640).burst(2560))?.key(business).mode(Mode::Shadow));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The narrow one first, so that one noisy client charges his neighbours no more than his own
+//! quota. Generously: 8 times as much for a /56 and 64 times for a /48, because a mobile carrier
+//! has thousands of unrelated people in one /48. And in [`Mode::Shadow`] until the metrics have
+//! shown that it would meet nobody honest.
+//!
 //! The metrics hear of every refusal and can ask how full the table is. Admitted requests are not
 //! counted: that would be one number which all cores write to for every request, and whoever
 //! counts requests at all knows it.
