@@ -11,10 +11,12 @@ use std::{
     task::Waker,
 };
 
-use Ordering::{Acquire, Relaxed, Release};
+use Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 /// Whether a connection is to be reset.
 const RESET: u8 = 0x80;
+/// The connection is gone: too late for a verdict. No reason has this number.
+const RETIRED: u8 = 0x7f;
 
 /// What a connection did so far, and what is to become of it.
 ///
@@ -60,7 +62,9 @@ struct SweeperMemory {
     since: AtomicU64,
     blocked_since: AtomicU64,
     seen: AtomicU32,
+    read: AtomicU32,
     written: AtomicU32,
+    written_blocked: AtomicU32,
     phase: AtomicU8,
     shadowed: AtomicBool,
 }
@@ -84,7 +88,6 @@ pub struct ConnVerdict {
 }
 
 /// The counts of a connection as one look found them.
-#[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ConnSample {
     /// Bytes taken from the client.
@@ -122,10 +125,15 @@ pub struct ConnMemory {
     pub since: u64,
     /// What must not change for the phase to be the same.
     pub seen: u32,
-    /// Since when no byte was taken of those that wait, in milliseconds of the guard.
-    pub blocked_since: u64,
+    /// The low half of the bytes read by then.
+    pub read: u32,
     /// The low half of the bytes written by then.
     pub written: u32,
+    /// Since when no byte was taken of those that wait, in milliseconds of the guard, and one
+    /// more; 0 if none wait.
+    pub blocked_since: u64,
+    /// The low half of the bytes written by then.
+    pub written_blocked: u32,
 }
 
 /// One request, from its head to the end of its response body. Dropping it is that end.
@@ -247,6 +255,12 @@ impl ConnState {
         is_first
     }
 
+    /// The connection is gone, because of what is returned if of a guard's doing. No verdict is
+    /// passed on it any more.
+    pub fn retire(&self) -> Option<ConnVerdict> {
+        decode(self.verdict.swap(RETIRED, AcqRel))
+    }
+
     /// It has lingered for long enough.
     pub fn end_lingering(&self) {
         self.linger_over.store(true, Release);
@@ -285,13 +299,15 @@ impl ConnState {
 
     /// What the sweeper kept.
     pub fn memory(&self) -> ConnMemory {
-        let SweeperMemory { since, blocked_since, seen, written, phase, .. } = &self.memory;
+        let kept = &self.memory;
         ConnMemory {
-            phase: phase.load(Relaxed),
-            since: since.load(Relaxed),
-            seen: seen.load(Relaxed),
-            blocked_since: blocked_since.load(Relaxed),
-            written: written.load(Relaxed),
+            phase: kept.phase.load(Relaxed),
+            since: kept.since.load(Relaxed),
+            seen: kept.seen.load(Relaxed),
+            read: kept.read.load(Relaxed),
+            written: kept.written.load(Relaxed),
+            blocked_since: kept.blocked_since.load(Relaxed),
+            written_blocked: kept.written_blocked.load(Relaxed),
         }
     }
 
@@ -301,8 +317,10 @@ impl ConnState {
         kept.phase.store(memory.phase, Relaxed);
         kept.since.store(memory.since, Relaxed);
         kept.seen.store(memory.seen, Relaxed);
-        kept.blocked_since.store(memory.blocked_since, Relaxed);
+        kept.read.store(memory.read, Relaxed);
         kept.written.store(memory.written, Relaxed);
+        kept.blocked_since.store(memory.blocked_since, Relaxed);
+        kept.written_blocked.store(memory.written_blocked, Relaxed);
     }
 
     fn wake(&self) {
@@ -336,7 +354,7 @@ fn park(place: &mut Option<Waker>, waker: &Waker) {
 
 /// 1 and up, so that 0 says nothing.
 fn code(reason: Reason) -> u8 {
-    const { assert!(Reason::ALL.len() < RESET as usize) };
+    const { assert!(Reason::ALL.len() < RETIRED as usize) };
     reason as u8 + 1
 }
 
@@ -419,6 +437,14 @@ mod tests {
         assert!(!state.end(ConnVerdict { reason: Reason::Idle, ending: Ending::Finish }));
         assert_eq!(state.verdict(), Some(verdict));
         assert_eq!(counter.0.load(Relaxed), 2);
+    }
+
+    #[test]
+    fn who_is_gone_gets_no_verdict() {
+        let state = ConnState::default();
+        assert_eq!(state.retire(), None);
+        assert!(!state.end(ConnVerdict { reason: Reason::Idle, ending: Ending::Finish }));
+        assert_eq!(state.verdict(), None);
     }
 
     #[test]

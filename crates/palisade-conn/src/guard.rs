@@ -1,0 +1,410 @@
+//! The guard: what all its connections share.
+
+use crate::{
+    ConnGuardBuilder, ConnSnapshot, GuardedIo, Kill, Transport,
+    judge::{End, phase, spare},
+    limits::Limits,
+    permit::Permit,
+    registry::{Found, Registry},
+    report::Kills,
+    sweeper::Sweeper,
+};
+use palisade_core::{
+    Clock, ConnInfo, ConnVerdict, Denied, Ending, Event, Guard, Level, Levels, Mode, Phase, Reason,
+    Recorder, Table, Violation,
+};
+use parking_lot::Mutex;
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
+    },
+};
+
+/// Room for so many clients in the table of accept rates: 512 KiB.
+const CLIENTS: usize = 1 << 16;
+/// Where nobody was found for sparing, so many connections are looked at.
+const LOOKED_AT: usize = 32;
+
+/// Watches over the connections of one or more listeners. Clones are handles on the same guard.
+///
+/// See the [crate docs](crate). It works as long as the guard, one of its listeners or one of its
+/// connections is left, inside the tokio runtime where connections are accepted.
+#[derive(Clone)]
+pub struct ConnGuard {
+    shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) limits: Limits,
+    pub(crate) recorder: Recorder,
+    pub(crate) registry: Registry,
+    pub(crate) sweeper: Sweeper,
+    /// Whether every request passes an accounting layer.
+    pub(crate) accounted: AtomicBool,
+    pub(crate) errors: AcceptErrors,
+    /// Who can be spared, the first to go last.
+    pub(crate) spared: Mutex<Vec<(u8, Weak<ConnInfo>)>>,
+    pub(crate) kills: Kills,
+    pub(crate) open: AtomicUsize,
+    /// Told to go and still here.
+    pub(crate) going: AtomicUsize,
+    opened: AtomicU64,
+    refused: AtomicU64,
+    clock: Clock,
+    /// Debts of who connects too often.
+    rates: Option<Table>,
+    turn: AtomicUsize,
+}
+
+/// Failures to accept, by what was done about them.
+#[derive(Debug, Default)]
+pub(crate) struct AcceptErrors {
+    /// Of one connection that was gone before it was here.
+    pub(crate) of_one: AtomicU64,
+    /// No files or memory left.
+    pub(crate) exhausted: AtomicU64,
+    pub(crate) other: AtomicU64,
+}
+
+/// Why somebody was not let in.
+#[derive(Debug)]
+pub(crate) enum NotIn {
+    /// Perhaps in a moment: connections are about to go.
+    NotYet,
+    Refused(Violation),
+}
+
+// === ConnGuard ===
+
+impl ConnGuard {
+    /// A guard of other numbers than the default ones.
+    pub fn builder() -> ConnGuardBuilder {
+        ConnGuardBuilder::new()
+    }
+
+    pub(crate) fn new(limits: Limits, recorder: Recorder) -> Self {
+        let shared = Arc::new(Shared {
+            rates: limits.accept_rate.map(|_| Table::new(CLIENTS)),
+            limits,
+            recorder,
+            registry: Registry::new(),
+            sweeper: Sweeper::default(),
+            accounted: AtomicBool::new(false),
+            errors: AcceptErrors::default(),
+            spared: Mutex::default(),
+            kills: Kills::default(),
+            open: AtomicUsize::new(0),
+            going: AtomicUsize::new(0),
+            opened: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            clock: Clock::new(),
+            turn: AtomicUsize::new(0),
+        });
+        let levels = Arc::downgrade(&shared);
+        shared.recorder.register(levels as Weak<dyn Levels>);
+        Self { shared }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Lets a connection in that was accepted by other means, from `peer` if its peers can be told
+    /// apart. Call it inside a tokio runtime with its timer enabled.
+    ///
+    /// # Errors
+    ///
+    /// If there is no place for it: a [`Violation`] inside an [`io::Error`] of kind
+    /// [`ConnectionRefused`](io::ErrorKind::ConnectionRefused). It was reset and dropped then.
+    pub fn admit<T: Transport>(
+        &self,
+        io: T,
+        peer: Option<SocketAddr>,
+        local: Option<SocketAddr>,
+    ) -> io::Result<GuardedIo<T>> {
+        let refused = |violation| io::Error::new(io::ErrorKind::ConnectionRefused, violation);
+        let conn = self.shared.conn(peer, local);
+        let result = self.shared.check_rate(&conn, peer.is_some());
+        let result = result.map_err(NotIn::Refused);
+        match result.and_then(|()| self.shared.enter(&conn, peer.is_some(), true)) {
+            Ok(permit) => Ok(GuardedIo::new(io, permit)),
+            Err(not_in) => {
+                io.reset_on_close();
+                Err(refused(self.shared.refused(not_in, &conn)))
+            }
+        }
+    }
+
+    /// Who is connected now, at what, and what was accepted. Walks over all connections.
+    pub fn snapshot(&self) -> ConnSnapshot {
+        ConnSnapshot::take(&self.shared)
+    }
+
+    /// The last 1,000 connections that were ended or not let in, the latest last; in
+    /// [`Mode::Shadow`] those that would have been.
+    pub fn recent_kills(&self) -> Vec<Kill> {
+        self.shared.kills.recent()
+    }
+}
+
+/// Every number at its default.
+impl Default for ConnGuard {
+    fn default() -> Self {
+        // The defaults are in their ranges; a test holds them to it.
+        Self::builder().build().expect("the defaults are in their ranges")
+    }
+}
+
+impl fmt::Debug for ConnGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shared.fmt(f)
+    }
+}
+
+// === Shared ===
+
+impl Shared {
+    /// Milliseconds since the guard was made.
+    pub(crate) fn now(&self) -> u64 {
+        self.clock.now() / 1000
+    }
+
+    pub(crate) fn conn(
+        &self,
+        peer: Option<SocketAddr>,
+        local: Option<SocketAddr>,
+    ) -> Arc<ConnInfo> {
+        let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
+        let conn = ConnInfo::new(peer.unwrap_or(nobody), local, self.limits.prefix);
+        if self.accounted.load(Relaxed) {
+            conn.state().set_accounted();
+        }
+        if let Some(most) = self.limits.max_requests
+            && self.limits.mode == Mode::Enforce
+        {
+            conn.state().limit_requests(most);
+        }
+        Arc::new(conn)
+    }
+
+    /// Charges the client for one connection.
+    pub(crate) fn check_rate(&self, conn: &ConnInfo, is_told: bool) -> Result<(), Violation> {
+        let (Some(table), Some(rate)) = (&self.rates, self.limits.accept_rate) else {
+            return Ok(());
+        };
+        if !is_told || self.limits.mode == Mode::Off {
+            return Ok(());
+        }
+        let charge = |debt| rate.decide(debt, 1).map(|debt| ((), debt));
+        match table.update(conn.client(), self.clock.now(), rate.max_debt(), charge) {
+            Some(Ok(())) => Ok(()),
+            Some(Err(denied)) => {
+                let wait =
+                    if let Denied::Wait(micros) = denied { micros.div_ceil(1000) } else { 1 };
+                self.not_in(Reason::AcceptRate, 0, wait, conn)
+            }
+            // Others got eight decisions for the same client meanwhile.
+            None => self.not_in(Reason::AcceptRate, 0, 1, conn),
+        }
+    }
+
+    /// Lets `conn` in if there is a place, or one can be had. `displace` the first time only.
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        conn: &Arc<ConnInfo>,
+        is_told: bool,
+        displace: bool,
+    ) -> Result<Permit, NotIn> {
+        if self.limits.mode == Mode::Off {
+            return Ok(Permit::off(self.clone(), conn.clone()));
+        }
+        let now = self.now();
+        let open = self.open.fetch_add(1, SeqCst).saturating_add(1);
+        if displace && open > self.limits.soft() {
+            self.displace(open);
+        }
+        if open > self.limits.connections {
+            if self.going.load(Relaxed) > 0 && self.limits.mode == Mode::Enforce {
+                self.open.fetch_sub(1, SeqCst);
+                return Err(NotIn::NotYet);
+            }
+            let limit = self.limits.connections as u64;
+            let full = self.not_in(Reason::ConnectionsFull, limit, open as u64, conn);
+            self.or_step_back(full)?;
+        }
+        let most = self.limits.per_client.filter(|_| is_told);
+        let (place, spared) = match self.registry.enter(conn, now, most) {
+            Ok(entered) => entered,
+            Err(full) => {
+                let limit = most.unwrap_or(0).into();
+                let observed = u64::from(full.connections).saturating_add(1);
+                let full = self.not_in(Reason::ClientConnectionsFull, limit, observed, conn);
+                self.or_step_back(full)?;
+                // In shadow mode nobody is kept out.
+                match self.registry.enter(conn, now, most.map(|_| u32::MAX)) {
+                    Ok(entered) => entered,
+                    Err(_) => return Err(NotIn::NotYet),
+                }
+            }
+        };
+        if let Some(Found { conn, .. }) = spared {
+            let limit = u64::from(most.unwrap_or(0));
+            self.end_displaced(&conn, limit, limit.saturating_add(1));
+        }
+        self.opened.fetch_add(1, Relaxed);
+        self.recorder.record(|| Event::opened(conn));
+        let permit = Permit::new(self.clone(), conn.clone(), place, now);
+        self.sweeper.watch(self);
+        Ok(permit)
+    }
+
+    /// What whoever is not let in is told in the end.
+    pub(crate) fn refused(&self, not_in: NotIn, conn: &ConnInfo) -> Violation {
+        match not_in {
+            NotIn::Refused(violation) => violation,
+            NotIn::NotYet => {
+                let limit = self.limits.connections as u64;
+                let (reason, phase) = (Reason::ConnectionsFull, Phase::Accept);
+                let observed = limit.saturating_add(1);
+                let violation = Violation::new(Guard::Connection, reason, phase, limit, observed);
+                self.tell(&violation, conn);
+                violation
+            }
+        }
+    }
+
+    /// `Ok` in shadow mode.
+    fn not_in(
+        &self,
+        reason: Reason,
+        limit: u64,
+        observed: u64,
+        conn: &ConnInfo,
+    ) -> Result<(), Violation> {
+        let violation = Violation::new(Guard::Connection, reason, Phase::Accept, limit, observed);
+        self.tell(&violation, conn);
+        if self.limits.mode == Mode::Enforce { Err(violation) } else { Ok(()) }
+    }
+
+    fn or_step_back(&self, result: Result<(), Violation>) -> Result<(), NotIn> {
+        result.map_err(|violation| {
+            self.open.fetch_sub(1, SeqCst);
+            NotIn::Refused(violation)
+        })
+    }
+
+    fn tell(&self, violation: &Violation, conn: &ConnInfo) {
+        let mode = self.limits.mode;
+        if violation.phase == Phase::Accept && mode == Mode::Enforce {
+            self.refused.fetch_add(1, Relaxed);
+        }
+        self.recorder.record(|| Event::disconnected(violation, mode, conn));
+        self.kills.add(Kill::new(violation, mode, conn));
+    }
+
+    /// Ends the connection, if that is not decided yet; in shadow mode only says so, once.
+    pub(crate) fn end(&self, conn: &ConnInfo, end: End) -> bool {
+        let End { reason, ending, phase, limit, observed } = end;
+        let is_first = if self.limits.mode == Mode::Enforce {
+            // Counted first: whoever goes counts it off.
+            self.going.fetch_add(1, Relaxed);
+            let is_first = conn.state().end(ConnVerdict { reason, ending });
+            if !is_first {
+                self.going.fetch_sub(1, Relaxed);
+            }
+            is_first
+        } else {
+            !conn.state().swap_shadowed()
+        };
+        if is_first {
+            self.tell(&Violation::new(Guard::Connection, reason, phase, limit, observed), conn);
+        }
+        is_first
+    }
+
+    fn end_displaced(&self, conn: &ConnInfo, limit: u64, observed: u64) -> bool {
+        let phase = phase(&conn.state().sample());
+        let (reason, ending) = (Reason::ConnectionDisplaced, Ending::Finish);
+        self.end(conn, End { reason, ending, phase, limit, observed })
+    }
+
+    /// Parts with the least useful connection. `false` if there is none that can be spared.
+    pub(crate) fn displace(&self, open: usize) -> bool {
+        let limit = self.limits.soft() as u64;
+        while let Some((class, conn)) = self.next_spared() {
+            let Some(conn) = conn.upgrade() else { continue };
+            if rank(&conn, 0).is_some_and(|(now, _)| now <= class)
+                && self.end_displaced(&conn, limit, open as u64)
+            {
+                return true;
+            }
+        }
+        let turn = self.turn.fetch_add(1, Relaxed);
+        let mut few = Vec::with_capacity(LOOKED_AT);
+        self.registry.copy_few(turn, LOOKED_AT, &mut few);
+        let ranked =
+            few.iter().filter_map(|Found { conn, opened }| Some((rank(conn, *opened)?, conn)));
+        let best = ranked.min_by_key(|(rank, _)| *rank);
+        best.is_some_and(|(_, conn)| self.end_displaced(conn, limit, open as u64))
+    }
+
+    fn next_spared(&self) -> Option<(u8, Weak<ConnInfo>)> {
+        let mut spared = self.spared.lock();
+        let next = spared.pop();
+        if spared.len() < crate::sweeper::SPARED / 4 {
+            self.sweeper.hurry();
+        }
+        next
+    }
+}
+
+/// Its rank among those that can be spared; not if it is told to go already.
+pub(crate) fn rank(conn: &ConnInfo, opened: u64) -> Option<(u8, u64)> {
+    let state = conn.state();
+    if state.verdict().is_some() {
+        return None;
+    }
+    spare(&state.sample(), state.memory().since, opened)
+}
+
+impl Levels for Shared {
+    fn guard(&self) -> Guard {
+        Guard::Connection
+    }
+
+    fn sample(&self, visit: &mut dyn FnMut(Level, u64)) {
+        visit(Level::Connections, self.open.load(Relaxed) as u64);
+        visit(Level::ConnectionLimit, self.limits.connections as u64);
+        visit(Level::ConnectionsOpened, self.opened());
+    }
+}
+
+impl Shared {
+    pub(crate) fn opened(&self) -> u64 {
+        self.opened.load(Relaxed)
+    }
+
+    pub(crate) fn refusals(&self) -> u64 {
+        self.refused.load(Relaxed)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.sweeper.stop();
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnGuard")
+            .field("limits", &self.limits)
+            .field("open", &self.open)
+            .field("opened", &self.opened)
+            .field("errors", &self.errors)
+            .finish_non_exhaustive()
+    }
+}
