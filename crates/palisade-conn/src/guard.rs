@@ -70,7 +70,7 @@ pub(crate) struct AcceptErrors {
 }
 
 /// Why somebody was not let in.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum NotIn {
     /// Perhaps in a moment: connections are about to go.
     NotYet,

@@ -38,6 +38,8 @@ pub struct GuardedIo<T> {
     permit: Permit,
     is_watched: bool,
     has_ended: bool,
+    /// Whether somebody can be woken at all.
+    is_parked: bool,
     shutdown: Shutdown,
 }
 
@@ -68,7 +70,14 @@ impl<T: Transport> GuardedIo<T> {
     pub(crate) fn new(inner: T, permit: Permit) -> Self {
         inner.prepare();
         let is_watched = permit.shared().limits.mode != Mode::Off;
-        Self { inner, permit, is_watched, has_ended: false, shutdown: Shutdown::NotBegun }
+        Self {
+            inner,
+            permit,
+            is_watched,
+            has_ended: false,
+            is_parked: false,
+            shutdown: Shutdown::NotBegun,
+        }
     }
 
     #[inline]
@@ -117,19 +126,21 @@ impl<T: Transport> GuardedIo<T> {
     }
 
     /// Nothing to read. `None` if a verdict came meanwhile.
-    fn park_reader(&self, cx: &Context<'_>) -> Option<ConnVerdict> {
+    fn park_reader(&mut self, cx: &Context<'_>) -> Option<ConnVerdict> {
+        self.is_parked = true;
         self.state().park_reader(cx.waker());
         self.verdict()
     }
 
-    fn park_writer(&self, cx: &Context<'_>) -> Option<ConnVerdict> {
+    fn park_writer(&mut self, cx: &Context<'_>) -> Option<ConnVerdict> {
+        self.is_parked = true;
         self.state().park_writer(cx.waker());
         self.verdict()
     }
 
     /// What writing came to.
     fn wrote(
-        &self,
+        &mut self,
         result: Poll<io::Result<usize>>,
         wanted: usize,
         cx: &Context<'_>,
@@ -263,7 +274,9 @@ impl<T: Transport> AsyncWrite for GuardedIo<T> {
             return Poll::Ready(Err(this.ended(verdict)));
         }
         let result = Pin::new(&mut this.inner).poll_flush(cx);
-        if result.is_pending()
+        // A request that was here when it was first looked for may be the only one that is ever
+        // read; then this is the one place where there is anybody to wake.
+        if (result.is_pending() || !this.is_parked)
             && let Some(verdict) = this.park_writer(cx)
         {
             return Poll::Ready(Err(this.ended(verdict)));

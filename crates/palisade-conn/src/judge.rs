@@ -218,9 +218,7 @@ mod tests {
     }
 
     fn sample() -> ConnSample {
-        let mut sample = ConnSample::default();
-        sample.accounted = true;
-        sample
+        ConnSample { accounted: true, ..ConnSample::default() }
     }
 
     /// Looks every 250 ms from 0 on, at what `at` makes of the time, until something is found.

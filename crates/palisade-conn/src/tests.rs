@@ -396,30 +396,26 @@ async fn a_verdict_wakes_both_who_waits_to_read_and_who_waits_to_write() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_vanished_behind_an_unread_byte_is_found_by_the_probe_in_poll_flush() {
     let (guard, journal) = guard(ConnGuard::builder());
-    let pair = connect(&guard);
-    let _request = pair.server.conn().begin_request(false);
-    pair.hung_up.store(true, Relaxed);
-    // As hyper does while unread bytes are left: it flushes, and otherwise waits to be woken.
-    let mut io = pair.server;
+    let Pair { mut server, mut client, hung_up, .. } = connect(&guard);
+    // All of it is here before it is looked for, so that nobody ever waits to read.
+    client.write_all(b"request and a byte more").await.unwrap();
+    server.read_exact(&mut [0; 23]).await.unwrap();
+    let _request = server.conn().begin_request(false);
     let started = Instant::now();
-    let (mut slept, mut result) = (false, Ok(()));
-    std::future::poll_fn(|cx| {
-        if !slept {
-            slept = true;
-            // The waker it left when it read before.
-            let _ = Pin::new(&mut io).poll_read(cx, &mut ReadBuf::new(&mut [0; 8]));
-            return Poll::Pending;
+    // hyper flushes whenever it is polled, and otherwise waits to be woken.
+    let mut polls = 0;
+    let result = std::future::poll_fn(|cx| {
+        polls += 1;
+        hung_up.store(polls > 1, Relaxed); // After the first probe, too, it can be woken.
+        match Pin::new(&mut server).poll_flush(cx) {
+            Poll::Ready(Ok(())) => Poll::Pending,
+            other => other,
         }
-        result = match Pin::new(&mut io).poll_flush(cx) {
-            Poll::Ready(result) => result,
-            Poll::Pending => return Poll::Pending,
-        };
-        Poll::Ready(())
     })
     .await;
     assert_eq!(violation(&result.unwrap_err()).reason, Reason::HungUp);
     assert!(started.elapsed() <= 5 * SECOND + 2 * TICK, "{:?}", started.elapsed());
-    drop(io);
+    drop(server);
     assert_eq!(journal.closed(), [Some(Reason::HungUp)]);
 }
 
@@ -450,7 +446,7 @@ async fn lingering_ends_after_a_second_however_much_comes() {
     for sends in [false, true] {
         let Pair { mut server, mut client, .. } = connect(&guard);
         let sender = tokio::spawn(async move {
-            while sends && client.write_all(&[b'x']).await.is_ok() {
+            while sends && client.write_all(b"x").await.is_ok() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
             std::future::pending::<()>().await;

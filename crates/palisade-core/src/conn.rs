@@ -51,7 +51,7 @@ pub struct ConnState {
     wakers: Mutex<Wakers>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Wakers {
     reader: Option<Waker>,
     writer: Option<Waker>,
@@ -258,6 +258,8 @@ impl ConnState {
     /// The connection is gone, because of what is returned if of a guard's doing. No verdict is
     /// passed on it any more.
     pub fn retire(&self) -> Option<ConnVerdict> {
+        // Dropped after the lock is given back.
+        let _nobody_waits = std::mem::take(&mut *self.wakers.lock());
         decode(self.verdict.swap(RETIRED, AcqRel))
     }
 
@@ -324,8 +326,9 @@ impl ConnState {
     }
 
     fn wake(&self) {
-        // Woken after the lock is given back: a waker runs code that is not ours.
-        let Wakers { reader, writer } = std::mem::take(&mut *self.wakers.lock());
+        // Kept: a socket that is not asked to read or write again is to be woken again. Woken
+        // after the lock is given back: a waker runs code that is not ours.
+        let Wakers { reader, writer } = self.wakers.lock().clone();
         if let Some(waker) = reader {
             waker.wake();
         }
