@@ -20,7 +20,10 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 const CAP: usize = 200;
 const HONEST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 7);
@@ -48,6 +51,8 @@ fn silent_flood(addr: SocketAddr, count: usize, stop: &Arc<AtomicBool>) -> JoinS
                     };
                     made += 1;
                     cut(&mut client).await;
+                    // The flood's own pace: some hundred thousand a second are not needed.
+                    sleep(Duration::from_millis(1)).await;
                 }
                 made
             }
@@ -130,6 +135,7 @@ async fn one_client_has_its_share_and_no_more() {
                 if let Ok(mut client) = RawClient::connect_from(one, addr).await {
                     cut(&mut client).await;
                 }
+                sleep(Duration::from_millis(1)).await;
             }
         });
     }

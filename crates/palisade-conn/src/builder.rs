@@ -148,6 +148,7 @@ impl ConnGuardBuilder {
 
     /// The time from accept to the first complete request head, 1 ms to 24 h. One deadline for
     /// silence, protocol sniffing, TLS, half a preface and unfinished headers. Ends with a reset.
+    /// A client that connects ahead of need is cut as well, and connects again when it has one.
     /// Defaults to 10 s.
     pub fn first_request(mut self, within: Duration) -> Self {
         self.first_request = within;

@@ -256,8 +256,8 @@ impl Shared {
         }
         self.opened.fetch_add(1, Relaxed);
         self.recorder.record(|| Event::opened(conn));
-        let permit = Permit::new(self.clone(), conn.clone(), place, now);
-        self.sweeper.watch(self);
+        let permit = Permit::new(self.clone(), conn.clone(), place);
+        self.sweeper.watch(self, open == 1);
         Ok(permit)
     }
 

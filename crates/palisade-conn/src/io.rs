@@ -46,7 +46,7 @@ pub struct GuardedIo<T> {
 #[derive(Clone, Copy, Debug)]
 enum Shutdown {
     NotBegun,
-    Lingering { left: u64 },
+    Lingering { left: u32 },
     Done,
 }
 
@@ -167,7 +167,7 @@ impl<T: Transport> GuardedIo<T> {
     }
 
     /// Throws away what comes, until nothing does or it was enough.
-    fn poll_linger(&mut self, left: &mut u64, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_linger(&mut self, left: &mut u32, cx: &mut Context<'_>) -> Poll<()> {
         let mut chunk = [MaybeUninit::uninit(); CHUNK];
         loop {
             if self.verdict().is_some() || self.state().is_linger_over() {
@@ -177,7 +177,7 @@ impl<T: Transport> GuardedIo<T> {
             match Pin::new(&mut self.inner).poll_read(cx, &mut buf) {
                 Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
                     self.state().add_read(buf.filled().len());
-                    *left = left.saturating_sub(buf.filled().len() as u64);
+                    *left = left.saturating_sub(buf.filled().len() as u32);
                     if *left == 0 {
                         return Poll::Ready(());
                     }

@@ -10,7 +10,7 @@ pub(crate) const AUTO_MOST: usize = 10_000;
 pub(crate) const LINGER_MILLIS: u64 = 1000;
 
 /// So many bytes are thrown away at most while it does.
-pub(crate) const LINGER_BYTES: u64 = 64 << 20;
+pub(crate) const LINGER_BYTES: u32 = 64 << 20;
 
 /// What a guard holds its connections to. All times in milliseconds.
 #[derive(Clone, Debug)]

@@ -16,17 +16,17 @@ use std::{
 pub(crate) struct Permit {
     shared: Arc<Shared>,
     conn: Arc<ConnInfo>,
-    /// `None` if the guard does not look.
-    held: Option<(Place, u64)>,
+    /// [`Place::NOWHERE`] if the guard does not look.
+    place: Place,
 }
 
 impl Permit {
-    pub(crate) fn new(shared: Arc<Shared>, conn: Arc<ConnInfo>, place: Place, opened: u64) -> Self {
-        Self { shared, conn, held: Some((place, opened)) }
+    pub(crate) fn new(shared: Arc<Shared>, conn: Arc<ConnInfo>, place: Place) -> Self {
+        Self { shared, conn, place }
     }
 
     pub(crate) fn off(shared: Arc<Shared>, conn: Arc<ConnInfo>) -> Self {
-        Self { shared, conn, held: None }
+        Self { shared, conn, place: Place::NOWHERE }
     }
 
     pub(crate) fn conn(&self) -> &Arc<ConnInfo> {
@@ -40,9 +40,11 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let Self { shared, conn, held } = self;
-        let Some((place, opened)) = held.take() else { return };
-        shared.registry.leave(place, conn);
+        let Self { shared, conn, place } = self;
+        if *place == Place::NOWHERE {
+            return;
+        }
+        let opened = shared.registry.leave(*place, conn);
         let state = conn.state();
         let verdict = state.retire();
         if verdict.is_some() {

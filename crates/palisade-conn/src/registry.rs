@@ -22,12 +22,9 @@ pub(crate) struct Registry {
     hasher: RandomState,
 }
 
-/// Where a connection stands.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Place {
-    shard: u8,
-    slot: u32,
-}
+/// Where a connection stands: its slot in its shard, times [`SHARDS`], plus its shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place(u32);
 
 /// A connection as it is found.
 #[derive(Debug)]
@@ -43,10 +40,10 @@ pub(crate) struct ClientFull {
     pub(crate) connections: u32,
 }
 
-#[derive(Default)]
 struct Shard {
     slots: Vec<Slot>,
-    free: Vec<u32>,
+    /// The first slot that is free; its `older` is the next one.
+    free: u32,
     clients: HashMap<ClientKey, Client>,
 }
 
@@ -82,22 +79,23 @@ impl Registry {
     ) -> Result<(Place, Option<Found>), ClientFull> {
         // Without a limit there are no lists, and everybody may be one client.
         let by = if most.is_some() { self.hasher.hash_one(conn.client()) } else { conn.id() };
-        let shard = (by % SHARDS as u64) as u8;
+        let shard = (by % SHARDS as u64) as usize;
         // Handles are dropped after the lock is given back: one may turn out to be the last.
         let mut looked_at = Vec::new();
-        let mut locked = self.shards[usize::from(shard)].lock();
+        let mut locked = self.shards[shard].lock();
         let spared = match most {
             Some(most) => locked.make_room(conn.client(), most, &mut looked_at)?,
             None => None,
         };
         let slot = locked.insert(conn, opened, most.is_some());
-        Ok((Place { shard, slot }, spared.map(|best| looked_at.swap_remove(best))))
+        Ok((Place::new(shard, slot), spared.map(|best| looked_at.swap_remove(best))))
     }
 
-    /// Forgets the connection that stands at `place`.
-    pub(crate) fn leave(&self, place: Place, conn: &ConnInfo) {
-        let forgotten = self.shards[usize::from(place.shard)].lock().remove(place.slot, conn);
-        drop(forgotten); // With the lock given back: it may be the last handle.
+    /// Forgets the connection that stands at `place`, and says when it was opened.
+    pub(crate) fn leave(&self, place: Place, conn: &ConnInfo) -> u64 {
+        let forgotten = self.shards[place.shard()].lock().remove(place.slot(), conn);
+        // With the lock given back: it may be the last handle.
+        forgotten.map_or(0, |(_conn, opened)| opened)
     }
 
     /// Appends everybody in one of the [`SHARDS`].
@@ -130,7 +128,7 @@ impl Registry {
     pub(crate) fn kept(&self) -> (usize, usize) {
         let each = self.shards.iter().map(|shard| {
             let shard = shard.lock();
-            (shard.slots.len() - shard.free.len(), shard.clients.len())
+            (shard.slots.iter().filter_map(Slot::found).count(), shard.clients.len())
         });
         each.fold((0, 0), |sum, each| (sum.0 + each.0, sum.1 + each.1))
     }
@@ -183,16 +181,17 @@ impl Shard {
 
     fn insert(&mut self, conn: &Arc<ConnInfo>, opened: u64, listed: bool) -> u32 {
         let slot = Slot { conn: Arc::downgrade(conn), opened, older: NONE, newer: NONE };
-        let at = match self.free.pop() {
-            Some(at) => {
-                self.slots[at as usize] = slot;
-                at
+        let mut at = self.free;
+        if let Some(free) = self.slots.get_mut(at as usize) {
+            self.free = std::mem::replace(free, slot).older;
+        } else {
+            at = self.slots.len() as u32;
+            if self.slots.len() == self.slots.capacity() {
+                // By a quarter, not by doubling: there may be ten thousand of them.
+                self.slots.reserve_exact((self.slots.len() / 4).max(16));
             }
-            None => {
-                self.slots.push(slot);
-                (self.slots.len() - 1) as u32
-            }
-        };
+            self.slots.push(slot);
+        }
         if listed {
             let client = self.clients.entry(conn.client());
             let client = client.or_insert(Client { connections: 0, oldest: at, newest: NONE });
@@ -206,11 +205,12 @@ impl Shard {
         at
     }
 
-    fn remove(&mut self, at: u32, conn: &ConnInfo) -> Weak<ConnInfo> {
-        let Some(slot) = self.slots.get_mut(at as usize) else { return Weak::new() };
+    fn remove(&mut self, at: u32, conn: &ConnInfo) -> Option<(Weak<ConnInfo>, u64)> {
+        let slot = self.slots.get_mut(at as usize)?;
         let (older, newer) = (slot.older, slot.newer);
-        let forgotten = std::mem::take(&mut slot.conn);
-        self.free.push(at);
+        let forgotten = (std::mem::take(&mut slot.conn), slot.opened);
+        (slot.older, slot.newer) = (self.free, NONE);
+        self.free = at;
         if let Some(before) = self.slots.get_mut(older as usize) {
             before.newer = newer;
         }
@@ -229,7 +229,33 @@ impl Shard {
                 self.clients.remove(&conn.client());
             }
         }
-        forgotten
+        Some(forgotten)
+    }
+}
+
+impl Default for Shard {
+    fn default() -> Self {
+        Self { slots: Vec::new(), free: NONE, clients: HashMap::new() }
+    }
+}
+
+// === Place ===
+
+impl Place {
+    /// Nowhere.
+    pub(crate) const NOWHERE: Self = Self(NONE);
+
+    fn new(shard: usize, slot: u32) -> Self {
+        // There are 2^24 connections at most, or as many as there are files in shadow mode.
+        Self(slot.saturating_mul(SHARDS as u32).saturating_add(shard as u32))
+    }
+
+    fn shard(self) -> usize {
+        self.0 as usize % SHARDS
+    }
+
+    fn slot(self) -> u32 {
+        self.0 / SHARDS as u32
     }
 }
 
@@ -289,7 +315,7 @@ mod tests {
         let registry = Registry::new();
         let conns = [conn(1), conn(1)];
         let _requests = conns.each_ref().map(|conn| conn.begin_request(false));
-        conns.iter().for_each(|conn| drop(registry.enter(conn, 0, Some(2)).unwrap()));
+        conns.iter().for_each(|conn| _ = registry.enter(conn, 0, Some(2)).unwrap());
         let full = registry.enter(&conn(1), 0, Some(2)).unwrap_err();
         assert_eq!(full.connections, 2);
         assert!(registry.enter(&conn(2), 0, Some(2)).is_ok());
@@ -319,7 +345,7 @@ mod tests {
     fn a_few_are_other_ones_each_time_and_never_too_many() {
         let registry = Registry::new();
         let conns: Vec<_> = (0..200).map(conn).collect();
-        conns.iter().for_each(|conn| drop(registry.enter(conn, 0, None).unwrap()));
+        conns.iter().for_each(|conn| _ = registry.enter(conn, 0, None).unwrap());
         let mut seen = std::collections::HashSet::new();
         for turn in 0..200 {
             let mut few = Vec::new();

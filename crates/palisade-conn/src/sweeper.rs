@@ -53,8 +53,9 @@ struct Candidate {
 // === Sweeper ===
 
 impl Sweeper {
-    /// Somebody was let in. Starts the task if there is none in this runtime or any other.
-    pub(crate) fn watch(&self, shared: &Arc<Shared>) {
+    /// Somebody was let in, perhaps `alone`. Starts the task if there is none in this runtime or
+    /// any other.
+    pub(crate) fn watch(&self, shared: &Arc<Shared>, alone: bool) {
         if !self.runs.load(SeqCst)
             && let Ok(runtime) = Handle::try_current()
             && !self.runs.swap(true, SeqCst)
@@ -62,7 +63,7 @@ impl Sweeper {
             let running = Running(Arc::downgrade(shared));
             runtime.spawn(run(running, self.bell.clone()));
         }
-        if shared.open.load(SeqCst) == 1 {
+        if alone {
             self.bell.notify.notify_one();
         }
     }

@@ -376,7 +376,14 @@ impl ConnInfo {
         let state = self.state();
         state.http2.store(http2, Relaxed);
         state.in_flight.fetch_add(1, Relaxed);
-        let requests = state.requests.fetch_add(1, Relaxed).saturating_add(1);
+        let requests = match state.requests.fetch_add(1, Relaxed).checked_add(1) {
+            Some(requests) => requests,
+            None => {
+                // It must not look as if there had been none.
+                state.requests.store(u32::MAX, Relaxed);
+                u32::MAX
+            }
+        };
         let limit = state.request_limit.load(Relaxed);
         if limit != 0 && requests >= limit {
             state.close(Reason::MaxRequests);
@@ -487,6 +494,14 @@ mod tests {
         assert_eq!(conn.state().closing(), Some(Reason::MaxRequests));
         conn.state().close(Reason::MaxAge);
         assert_eq!(conn.state().closing(), Some(Reason::MaxRequests));
+    }
+
+    #[test]
+    fn there_is_no_first_request_again_after_the_last_number() {
+        let conn = conn();
+        conn.state().requests.store(u32::MAX - 1, Relaxed);
+        (0..3).for_each(|_| drop(conn.begin_request(true)));
+        assert_eq!(conn.state().sample().requests, u32::MAX);
     }
 
     #[test]
