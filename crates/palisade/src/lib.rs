@@ -99,7 +99,13 @@ pub use palisade_slow_body as slow_body;
 #[cfg(feature = "timeout")]
 pub use palisade_timeout as timeout;
 
-/// The README's first snippet compiles.
-#[cfg(all(doctest, feature = "axum", feature = "rate-limit", feature = "snapshot"))]
+/// The README's snippets compile.
+#[cfg(all(
+    doctest,
+    feature = "axum",
+    feature = "conn",
+    feature = "rate-limit",
+    feature = "snapshot"
+))]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
