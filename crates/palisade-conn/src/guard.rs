@@ -222,18 +222,21 @@ impl Shared {
             return Ok(Permit::off(self.clone(), conn.clone()));
         }
         let now = self.now();
-        let open = self.open.fetch_add(1, SeqCst).saturating_add(1);
-        if displace && open > self.limits.soft() {
-            self.displace(open);
+        let (most, is_enforced) = (self.limits.connections, self.limits.mode == Mode::Enforce);
+        let next = self.open.load(SeqCst).saturating_add(1);
+        if displace && next > self.limits.soft() {
+            self.displace(next);
         }
-        if open > self.limits.connections {
-            if self.going.load(Relaxed) > 0 && self.limits.mode == Mode::Enforce {
-                self.open.fetch_sub(1, SeqCst);
-                return Err(NotIn::NotYet);
-            }
-            let limit = self.limits.connections as u64;
-            let full = self.not_in(Reason::ConnectionsFull, limit, open as u64, conn);
-            self.or_step_back(full)?;
+        let one_more = |open| (open < most || !is_enforced).then_some(open + 1);
+        let before = match self.open.fetch_update(SeqCst, SeqCst, one_more) {
+            Ok(before) => before,
+            Err(_) if self.going.load(Relaxed) > 0 => return Err(NotIn::NotYet),
+            Err(before) => before,
+        };
+        let open = before.saturating_add(1);
+        if open > most {
+            self.not_in(Reason::ConnectionsFull, most as u64, open as u64, conn)
+                .map_err(NotIn::Refused)?;
         }
         let most = self.limits.per_client.filter(|_| is_told);
         let (place, spared) = match self.registry.enter(conn, now, most) {
@@ -242,7 +245,10 @@ impl Shared {
                 let limit = most.unwrap_or(0).into();
                 let observed = u64::from(full.connections).saturating_add(1);
                 let full = self.not_in(Reason::ClientConnectionsFull, limit, observed, conn);
-                self.or_step_back(full)?;
+                if let Err(violation) = full {
+                    self.open.fetch_sub(1, SeqCst);
+                    return Err(NotIn::Refused(violation));
+                }
                 // In shadow mode nobody is kept out.
                 match self.registry.enter(conn, now, most.map(|_| u32::MAX)) {
                     Ok(entered) => entered,
@@ -287,13 +293,6 @@ impl Shared {
         let violation = Violation::new(Guard::Connection, reason, Phase::Accept, limit, observed);
         self.tell(&violation, conn);
         if self.limits.mode == Mode::Enforce { Err(violation) } else { Ok(()) }
-    }
-
-    fn or_step_back(&self, result: Result<(), Violation>) -> Result<(), NotIn> {
-        result.map_err(|violation| {
-            self.open.fetch_sub(1, SeqCst);
-            NotIn::Refused(violation)
-        })
     }
 
     fn tell(&self, violation: &Violation, conn: &ConnInfo) {
