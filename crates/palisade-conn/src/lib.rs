@@ -79,6 +79,7 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod accounting;
+mod admission;
 #[cfg(feature = "axum")]
 mod axum;
 mod builder;

@@ -1,9 +1,6 @@
 //! The listener.
 
-use crate::{
-    ConnGuard, GuardedIo, Transport,
-    guard::{NotIn, Shared},
-};
+use crate::{ConnGuard, GuardedIo, Transport, admission::NotIn, guard::Shared};
 use palisade_core::ConnInfo;
 use std::{
     fmt,

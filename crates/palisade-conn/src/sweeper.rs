@@ -1,7 +1,8 @@
 //! The one task that looks at every connection from time to time.
 
 use crate::{
-    guard::{Shared, rank},
+    admission::rank,
+    guard::Shared,
     judge::{Finding, When, judge},
     registry::{Found, SHARDS},
 };
