@@ -6,6 +6,7 @@ use crate::{
     judge::{End, phase, spare},
     permit::Permit,
     registry::Found,
+    sweeper::SPARED,
 };
 use palisade_core::{
     ConnInfo, ConnVerdict, Denied, Ending, Event, Guard, Mode, Phase, Reason, Violation,
@@ -60,8 +61,11 @@ impl Shared {
         }
         let now = self.now();
         let (most, is_enforced) = (self.limits.connections, self.limits.mode == Mode::Enforce);
+        let per_client = self.limits.per_client.filter(|_| is_told);
         let next = self.open.load(SeqCst).saturating_add(1);
-        if displace && next > self.limits.soft() {
+        // Who has his share already pays with one of his own, and nobody else does.
+        let has_his_share = || per_client.is_some_and(|most| self.registry.has(conn, most));
+        if displace && next > self.limits.soft() && !has_his_share() {
             self.displace(next);
         }
         let one_more = |open| (open < most || !is_enforced).then_some(open + 1);
@@ -75,27 +79,17 @@ impl Shared {
             self.not_in(Reason::ConnectionsFull, most as u64, open as u64, conn)
                 .map_err(NotIn::Refused)?;
         }
-        let most = self.limits.per_client.filter(|_| is_told);
-        let (place, spared) = match self.registry.enter(conn, now, most) {
-            Ok(entered) => entered,
-            Err(full) => {
-                let limit = most.unwrap_or(0).into();
-                let observed = u64::from(full.connections).saturating_add(1);
-                let full = self.not_in(Reason::ClientConnectionsFull, limit, observed, conn);
-                if let Err(violation) = full {
-                    self.open.fetch_sub(1, SeqCst);
-                    return Err(NotIn::Refused(violation));
-                }
-                // In shadow mode nobody is kept out.
-                match self.registry.enter(conn, now, most.map(|_| u32::MAX)) {
-                    Ok(entered) => entered,
-                    Err(_) => return Err(NotIn::NotYet),
-                }
-            }
-        };
+        let share = u64::from(per_client.unwrap_or(0));
+        let entered = self.registry.enter(conn, now, per_client).or_else(|full| {
+            let observed = u64::from(full.connections).saturating_add(1);
+            self.not_in(Reason::ClientConnectionsFull, share, observed, conn)
+                .map_err(NotIn::Refused)?;
+            // In shadow mode nobody is kept out.
+            self.registry.enter(conn, now, Some(u32::MAX)).map_err(|_| NotIn::NotYet)
+        });
+        let (place, spared) = entered.inspect_err(|_| _ = self.open.fetch_sub(1, SeqCst))?;
         if let Some(Found { conn, .. }) = spared {
-            let limit = u64::from(most.unwrap_or(0));
-            self.end_displaced(&conn, limit, limit.saturating_add(1));
+            self.end_displaced(&conn, share, share.saturating_add(1));
         }
         self.opened.fetch_add(1, Relaxed);
         self.recorder.record(|| Event::opened(conn));
@@ -188,9 +182,11 @@ impl Shared {
     }
 
     fn next_spared(&self) -> Option<(u8, Weak<ConnInfo>)> {
-        let mut spared = self.spared.lock();
-        let next = spared.pop();
-        if spared.len() < crate::sweeper::SPARED / 4 {
+        let (next, left) = {
+            let mut spared = self.spared.lock();
+            (spared.pop(), spared.len())
+        };
+        if left < SPARED / 4 {
             self.sweeper.hurry();
         }
         next

@@ -79,7 +79,7 @@ impl Registry {
     ) -> Result<(Place, Option<Found>), ClientFull> {
         // Without a limit there are no lists, and everybody may be one client.
         let by = if most.is_some() { self.hasher.hash_one(conn.client()) } else { conn.id() };
-        let shard = (by % SHARDS as u64) as usize;
+        let shard = shard_of(by);
         // Handles are dropped after the lock is given back: one may turn out to be the last.
         let mut looked_at = Vec::new();
         let mut locked = self.shards[shard].lock();
@@ -89,6 +89,12 @@ impl Registry {
         };
         let slot = locked.insert(conn, opened, most.is_some());
         Ok((Place::new(shard, slot), spared.map(|best| looked_at.swap_remove(best))))
+    }
+
+    /// Whether the client of `conn` has `most` connections already.
+    pub(crate) fn has(&self, conn: &ConnInfo, most: u32) -> bool {
+        let shard = self.shards[shard_of(self.hasher.hash_one(conn.client()))].lock();
+        shard.clients.get(&conn.client()).is_some_and(|client| client.connections >= most)
     }
 
     /// Forgets the connection that stands at `place`, and says when it was opened.
@@ -132,6 +138,10 @@ impl Registry {
         });
         each.fold((0, 0), |sum, each| (sum.0 + each.0, sum.1 + each.1))
     }
+}
+
+fn shard_of(hash: u64) -> usize {
+    (hash % SHARDS as u64) as usize
 }
 
 // === Shard ===

@@ -574,6 +574,19 @@ async fn a_client_at_its_share_costs_its_neighbours_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_at_its_share_costs_them_nothing_at_the_soft_limit_either() {
+    let (guard, _) = guard(ConnGuard::builder().max_connections(10).max_per_client(2));
+    let neighbours: Vec<_> = (0..7).map(|n| connect_from(&guard, 100 + n).unwrap()).collect();
+    let mut own = VecDeque::from([1, 1].map(|last| connect_from(&guard, last).unwrap()));
+    for _ in 0..20 {
+        own.push_back(connect_from(&guard, 1).unwrap());
+        own.pop_front();
+    }
+    let is_left = |pair: &Pair| pair.server.conn().state().verdict().is_none();
+    assert!(neighbours.iter().all(is_left));
+}
+
+#[tokio::test(start_paused = true)]
 async fn whoever_connects_too_often_is_reset_and_others_are_not() {
     let (guard, journal) = guard(ConnGuard::builder().accept_rate(10, 5));
     let let_in = |last, times| (0..times).filter(|_| connect_from(&guard, last).is_ok()).count();
