@@ -358,6 +358,25 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_for_the_client_is_not_cut_off_by_age_and_has_the_longer_time() {
+        let limits = Limits { idle: 1000, ..limits() };
+        let waiting = ConnSample { requests: 1, answered: 1, write_blocked: true, ..sample() };
+        let at = |now, sample, closing| {
+            let when = When { now, passed: 250, opened: 0, due: None };
+            let (memory, _) =
+                judge(&limits, When { now: 0, ..when }, sample, None, ConnMemory::default());
+            judge(&limits, when, sample, closing, memory).1
+        };
+        assert_eq!(at(29_999, &waiting, Some(Reason::MaxRequests)), Finding::Fine);
+        let idle = ConnSample { write_blocked: false, ..waiting };
+        assert!(matches!(at(1000, &idle, None), Finding::End(End { reason: Reason::Idle, .. })));
+        assert!(matches!(
+            at(500, &idle, Some(Reason::MaxRequests)),
+            Finding::End(End { reason: Reason::MaxRequests, ending: Ending::Finish, .. })
+        ));
+    }
+
+    #[test]
     fn a_request_at_work_is_probed_once_per_period() {
         let limits = limits();
         let working = ConnSample { requests: 1, in_flight: 1, ..sample() };
@@ -386,6 +405,9 @@ mod tests {
         assert_eq!(spare(&lingering, 9, 5), Some((0, 5)));
         assert_eq!(spare(&silent, 9, 5), Some((1, 5)));
         assert_eq!(spare(&proven, 9, 5), Some((2, 9)));
+        // Who only ever breaks off did nothing either.
+        let breaking_off = ConnSample { answered: 0, cancelled: 3, ..proven };
+        assert_eq!(spare(&breaking_off, 9, 5), Some((1, 5)));
         for kept in [working, taking, upgraded, untold] {
             assert_eq!(spare(&kept, 0, 0), None);
         }

@@ -332,6 +332,18 @@ mod tests {
     }
 
     #[test]
+    fn where_one_is_about_to_go_no_other_has_to() {
+        let registry = Registry::new();
+        let conns = [conn(1), conn(1), conn(1)];
+        for conn in &conns {
+            assert!(registry.enter(conn, 0, Some(3)).unwrap().1.is_none());
+        }
+        let idle = ConnVerdict { reason: Reason::Idle, ending: Ending::Finish };
+        conns[1].state().end(idle);
+        assert!(registry.enter(&conn(1), 0, Some(3)).unwrap().1.is_none());
+    }
+
+    #[test]
     fn those_who_are_told_to_go_do_not_add_up() {
         let registry = Registry::new();
         let verdict = ConnVerdict { reason: Reason::ConnectionDisplaced, ending: Ending::Finish };

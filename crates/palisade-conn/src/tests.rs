@@ -484,9 +484,11 @@ async fn what_was_upgraded_or_is_not_accounted_for_is_not_thrown_away() {
         if std::ptr::eq(guard, &accounted) {
             pair.server.conn().state().set_upgraded();
         }
-        pair.server.shutdown().await.unwrap();
+        let started = Instant::now();
         pair.client.write_all(b"still read").await.unwrap();
+        pair.server.shutdown().await.unwrap();
         pair.server.read_exact(&mut [0; 10]).await.unwrap();
+        assert_eq!(started.elapsed(), Duration::ZERO);
     }
 }
 
