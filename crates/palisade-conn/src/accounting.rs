@@ -265,9 +265,33 @@ mod tests {
         assert_eq!(counts(&conn), (1, 0, 1, 0));
     }
 
+    /// Says how long it is, and not that it has ended.
+    struct Declared(Option<Bytes>);
+
+    impl Body for Declared {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Ready(self.0.take().map(|data| Ok(Frame::data(data))))
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::with_exact(self.0.as_ref().map_or(0, |data| data.len() as u64))
+        }
+    }
+
     #[tokio::test]
     async fn whoever_knows_the_length_need_not_ask_for_the_end() {
         let conn = conn();
+        let declared = Declared(Some(Bytes::from_static(b"x"))).boxed_unsync();
+        let mut body = serve(&conn, request(&conn), Response::new(declared)).await.into_body();
+        body.frame().await.unwrap().unwrap();
+        assert_eq!(counts(&conn), (1, 0, 1, 0));
+        let conn = self::conn();
         let mut body = serve(&conn, request(&conn), full(10)).await.into_body();
         body.frame().await.unwrap().unwrap();
         assert_eq!(counts(&conn), (1, 0, 1, 0));

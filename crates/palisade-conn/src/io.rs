@@ -37,7 +37,6 @@ pub struct GuardedIo<T> {
     inner: T,
     permit: Permit,
     is_watched: bool,
-    has_ended: bool,
     /// Whether somebody can be woken at all.
     is_parked: bool,
     shutdown: Shutdown,
@@ -70,14 +69,7 @@ impl<T: Transport> GuardedIo<T> {
     pub(crate) fn new(inner: T, permit: Permit) -> Self {
         inner.prepare();
         let is_watched = permit.shared().limits.mode != Mode::Off;
-        Self {
-            inner,
-            permit,
-            is_watched,
-            has_ended: false,
-            is_parked: false,
-            shutdown: Shutdown::NotBegun,
-        }
+        Self { inner, permit, is_watched, is_parked: false, shutdown: Shutdown::NotBegun }
     }
 
     #[inline]
@@ -163,7 +155,7 @@ impl<T: Transport> GuardedIo<T> {
     fn may_linger(&self) -> bool {
         let state = self.state();
         let is_http = state.is_accounted() && !state.is_upgraded();
-        is_http && !self.has_ended && self.permit.shared().limits.mode == Mode::Enforce
+        is_http && self.permit.shared().limits.mode == Mode::Enforce
     }
 
     /// Throws away what comes, until nothing does or it was enough.
@@ -209,11 +201,10 @@ impl<T: Transport> AsyncRead for GuardedIo<T> {
         let before = buf.filled().len();
         let result = Pin::new(&mut this.inner).poll_read(cx, buf);
         match &result {
-            Poll::Ready(Ok(())) => match buf.filled().len().saturating_sub(before) {
-                0 => this.has_ended |= buf.remaining() > 0,
-                count => this.state().add_read(count),
-            },
-            Poll::Ready(Err(_)) => this.has_ended = true,
+            Poll::Ready(Ok(())) => {
+                this.state().add_read(buf.filled().len().saturating_sub(before));
+            }
+            Poll::Ready(Err(_)) => {}
             Poll::Pending => {
                 if let Some(verdict) = this.park_reader(cx) {
                     return this.read_after(verdict);
