@@ -121,7 +121,8 @@ async fn when_others_use_up_the_files_accepting_waits_and_goes_on() {
     let (taken, errors) = answer.split_once(' ').unwrap();
     let (taken, errors): (usize, u64) = (taken.parse().unwrap(), errors.parse().unwrap());
     assert!(taken > 400, "{taken}");
-    // 10, 20, 40, 80, 100, 100 .. ms within a second: no spinning, and no stall of one after it.
-    assert!((3..=13).contains(&errors), "{errors}");
+    // One pause of 10 ms at least for each within that second, whoever gets a file meanwhile: no
+    // spinning, and no stall of a second after it.
+    assert!((3..=105).contains(&errors), "{errors}");
     assert!(slowest < SECOND + SECOND / 2, "{slowest:?}");
 }

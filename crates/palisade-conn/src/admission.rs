@@ -172,11 +172,26 @@ impl Shared {
                 return true;
             }
         }
+        self.displace_of_few(limit, open, 0)
+    }
+
+    /// The same where there are no files left, for somebody who may not even be there: Linux says
+    /// so before it looks if anybody waits. So nobody goes who has only just come.
+    pub(crate) fn displace_for_file(&self) -> bool {
+        const AT_LEAST: u64 = 1000;
+        let open = self.open.load(Relaxed);
+        self.displace_of_few(open.saturating_sub(1) as u64, open, AT_LEAST)
+    }
+
+    /// Parts with the least useful of a few that are at least so many milliseconds old.
+    fn displace_of_few(&self, limit: u64, open: usize, age: u64) -> bool {
+        let now = if age > 0 { self.now() } else { 0 };
         let turn = self.turn.fetch_add(1, Relaxed);
         let mut few = Vec::with_capacity(LOOKED_AT);
         self.registry.copy_few(turn, LOOKED_AT, &mut few);
-        let ranked =
-            few.iter().filter_map(|Found { conn, opened }| Some((rank(conn, *opened)?, conn)));
+        let is_old = |one: &&Found| age == 0 || now.saturating_sub(one.opened) >= age;
+        let ranked = few.iter().filter(is_old);
+        let ranked = ranked.filter_map(|one| Some((rank(&one.conn, one.opened)?, &one.conn)));
         let best = ranked.min_by_key(|(rank, _)| *rank);
         best.is_some_and(|(_, conn)| self.end_displaced(conn, limit, open as u64))
     }

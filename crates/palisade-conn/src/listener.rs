@@ -58,8 +58,8 @@ pub trait Accept: Send + 'static {
 /// A listener whose connections are watched over, and that lets in no more than its guard allows.
 ///
 /// It never fails for good and never spins. A failure that is one connection's own is passed
-/// over. Where files or memory are short, a connection that can be spared goes, and accepting
-/// pauses for 10 ms, and twice as long each time after that, up to 100 ms.
+/// over. Where files or memory are short, a connection that can be spared goes, unless it has only
+/// just come, and accepting pauses for 10 ms, and twice as long each time after that, up to 100 ms.
 pub struct Guarded<L: Accept> {
     inner: L,
     guard: ConnGuard,
@@ -298,7 +298,7 @@ impl<L: Accept> Guarded<L> {
             }
             Failure::Exhausted => {
                 count(&shared.errors.exhausted);
-                shared.displace(shared.open.load(Relaxed));
+                shared.displace_for_file();
             }
             Failure::Other => {
                 count(&shared.errors.other);

@@ -700,9 +700,12 @@ async fn failures_without_end_do_not_spin() {
 async fn a_shortage_of_files_costs_one_who_did_nothing_his_place() {
     let (guard, journal) = guard(ConnGuard::builder());
     let silent = connect(&guard);
-    let emfile = Err(io::Error::from_raw_os_error(24));
-    let mut listener = listen(&guard, vec![emfile, Ok(wire())]);
+    advance(SECOND).await;
+    let just_come = connect(&guard);
+    let emfile = || Err(io::Error::from_raw_os_error(24));
+    let mut listener = listen(&guard, vec![emfile(), emfile(), Ok(wire())]);
     listener.accept().await.unwrap();
+    assert!(just_come.server.conn().state().verdict().is_none());
     assert!(silent.server.conn().state().verdict().is_some());
     assert_eq!(journal.disconnected()[0].0.reason, Reason::ConnectionDisplaced);
 }
