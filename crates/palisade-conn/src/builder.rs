@@ -156,7 +156,9 @@ impl ConnGuardBuilder {
     }
 
     /// The time for a later request head, from its first byte, 1 ms to 24 h; HTTP/1 only, since
-    /// bytes of HTTP/2 may be anything. Ends with a reset. Defaults to 10 s.
+    /// bytes of HTTP/2 may be anything. Bytes that come before the sweeper has seen the connection
+    /// idle may belong to the request before, and count as idle. Ends with a reset. Defaults to
+    /// 10 s.
     pub fn head(mut self, within: Duration) -> Self {
         self.head = within;
         self

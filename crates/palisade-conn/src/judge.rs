@@ -43,7 +43,11 @@ pub(crate) struct When {
 
 /// What a connection is at.
 pub(crate) fn phase(sample: &ConnSample) -> Phase {
-    match clock(sample) {
+    shown(clock(sample), sample)
+}
+
+fn shown(clock: Phase, sample: &ConnSample) -> Phase {
+    match clock {
         clock @ (Phase::Lingering | Phase::FirstHead) => clock,
         _ if sample.write_blocked => Phase::Writing,
         clock => clock,
@@ -79,9 +83,21 @@ pub(crate) fn judge(
     closing: Option<Reason>,
     memory: ConnMemory,
 ) -> (ConnMemory, Finding) {
-    let clock = clock(sample);
+    let clock = match clock(sample) {
+        Phase::NextHead if is_left_over(&memory, sample) => Phase::Idle,
+        clock => clock,
+    };
     let memory = watch_writes(watch(memory, clock, sample, when.now), sample, when.now);
     (memory, find(limits, when, clock, sample, closing, &memory))
+}
+
+/// Whether what was read since the latest request ended may still be of it: what its handler left
+/// of its body, the end of its chunks, an empty line. Only what comes after a look at the idle
+/// connection is a head for certain.
+fn is_left_over(memory: &ConnMemory, sample: &ConnSample) -> bool {
+    let was = |phase: Phase| memory.phase == phase as u8 + 1;
+    let has_more = was(Phase::Idle) && memory.read != sample.read as u32;
+    memory.seen != sample.requests || !(was(Phase::NextHead) || has_more)
 }
 
 /// Keeps since when the connection has been in this phase.
@@ -129,7 +145,7 @@ fn find(
 ) -> Finding {
     let age = when.now.saturating_sub(when.opened);
     let here_for = when.now.saturating_sub(memory.since);
-    let phase = phase(sample);
+    let phase = shown(clock, sample);
     let end = |reason, ending, limit, observed| {
         Finding::End(End { reason, ending, phase, limit, observed })
     };
@@ -262,6 +278,19 @@ mod tests {
         };
         let found = first_finding(50_000, dripping);
         assert_eq!(ended(found), Some((40_000, Reason::SlowHead, Ending::Reset)));
+    }
+
+    #[test]
+    fn what_is_left_of_a_body_is_no_head() {
+        // 7 bytes of it are read after the answer, before anybody looks.
+        let done =
+            ConnSample { requests: 1, answered: 1, read: 7, more_was_read: true, ..sample() };
+        let found = first_finding(100_000, |_| done);
+        assert_eq!(ended(found), Some((65_000, Reason::Idle, Ending::Finish)));
+        // An attacker who sends a byte of a head as early as that has no more of it than whoever
+        // is idle, and less with the second byte.
+        let found = first_finding(100_000, |now| ConnSample { read: 7 + now / 20_000, ..done });
+        assert_eq!(ended(found), Some((30_000, Reason::SlowHead, Ending::Reset)));
     }
 
     #[test]

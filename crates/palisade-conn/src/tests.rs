@@ -180,6 +180,7 @@ async fn a_later_head_is_reset_within_its_time_and_two_looks() {
     let (guard, _) = guard(ConnGuard::builder());
     let mut pair = connect(&guard);
     serve_once(&mut pair, false).await;
+    tokio::time::sleep(2 * TICK).await;
     pair.client.write_all(b"G").await.unwrap();
     let (after, result) = ends(&mut pair.server).await;
     assert!((10 * SECOND..=10 * SECOND + 2 * TICK).contains(&after), "{after:?}");
