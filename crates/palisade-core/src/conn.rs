@@ -450,6 +450,26 @@ mod tests {
     }
 
     #[test]
+    fn whoever_parks_while_it_is_decided_sees_the_verdict_or_is_woken() {
+        for round in 0..5000 {
+            let state = ConnState::default();
+            let counter = Arc::new(Counter::default());
+            let waker = counter.clone().into();
+            let verdict = ConnVerdict { reason: Reason::Idle, ending: Ending::Reset };
+            let saw = std::thread::scope(|scope| {
+                let socket = scope.spawn(|| {
+                    (0..round % 50).for_each(|_| std::hint::spin_loop());
+                    state.park_reader(&waker);
+                    state.verdict().is_some()
+                });
+                state.end(verdict);
+                socket.join().unwrap()
+            });
+            assert!(saw || counter.0.load(Relaxed) == 1, "round {round}");
+        }
+    }
+
+    #[test]
     fn who_is_gone_gets_no_verdict() {
         let state = ConnState::default();
         assert_eq!(state.retire(), None);
