@@ -118,7 +118,7 @@ async fn dabble(n: usize, addr: std::net::SocketAddr) {
         _ => b"POST /upload HTTP/1.1\r\nhost: test\r\ncontent-length: 100000\r\n\r\nsome".to_vec(),
     };
     let _ = client.send(bytes).await;
-    if n % 2 == 0 {
+    if n.is_multiple_of(2) {
         let _ = timeout(Duration::from_millis(20), client.stream.read(&mut [0; 4096])).await;
     }
     // Some stay until they are cut.
