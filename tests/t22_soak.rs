@@ -74,8 +74,9 @@ async fn after_every_misdeed_everything_is_given_back() {
     let back = || ALLOCATOR.live() <= before + MEBIBYTE;
     clients::until("live bytes are back", back).await;
 
-    // It was no idle time: each guard had something to do.
-    for guard in Guard::ALL {
+    // It was no idle time: each guard had something to do. The connections' own has a soak of its
+    // own, in `guarded_elsewhere.rs`.
+    for guard in Guard::ALL.iter().filter(|guard| **guard != Guard::Connection) {
         let refused: u64 = palisade::Reason::ALL.iter().map(|r| metrics.refused(*guard, *r)).sum();
         assert!(refused > 0, "{guard} had nothing to do:\n{metrics}");
     }

@@ -1,5 +1,6 @@
 //! Who is asking.
 
+use crate::ConnState;
 use http::{Extensions, HeaderMap, Method, Request, Uri};
 use siphasher::{
     sip::SipHasher13,
@@ -153,6 +154,7 @@ pub struct ConnInfo {
     peer: SocketAddr,
     local: Option<SocketAddr>,
     client: ClientKey,
+    state: ConnState,
 }
 
 impl ConnInfo {
@@ -164,6 +166,7 @@ impl ConnInfo {
             peer,
             local,
             client: ClientKey::address(peer.ip(), prefix),
+            state: ConnState::default(),
         }
     }
 
@@ -186,6 +189,12 @@ impl ConnInfo {
     #[inline]
     pub fn client(&self) -> ClientKey {
         self.client
+    }
+
+    /// What happens on it, as the connection guard and its accounting layer keep it.
+    #[inline]
+    pub fn state(&self) -> &ConnState {
+        &self.state
     }
 
     /// The connection of the request with these extensions, if somebody put it there.

@@ -3,10 +3,11 @@
 //! A guard decides first and records second: [`Metrics`] cannot change a verdict. Whatever may
 //! become a metric label is an enum, so no peer can add a time series. Addresses are for logs.
 
-use crate::{ConnInfo, Guard, Mode, Rejection, Violation};
+use crate::{ConnInfo, Guard, Mode, Phase, Reason, Rejection, Violation};
 use std::{
     fmt,
     sync::{Arc, Weak},
+    time::Duration,
 };
 
 /// One thing a guard did. Only transitions are told; levels are asked for, see [`Levels`].
@@ -34,6 +35,35 @@ pub enum Event<'a> {
         /// The connection, where one is known.
         conn: Option<&'a ConnInfo>,
     },
+    /// A connection was let in.
+    #[non_exhaustive]
+    Opened {
+        /// Which one.
+        conn: &'a ConnInfo,
+    },
+    /// The same connection is gone. Comes exactly once for each [`Event::Opened`].
+    #[non_exhaustive]
+    Closed {
+        /// Which one.
+        conn: &'a ConnInfo,
+        /// Why a guard ended it, or let it take no more requests; `None` if none did.
+        reason: Option<Reason>,
+        /// What it was at when it went.
+        phase: Phase,
+        /// From [`Event::Opened`] until now.
+        open_for: Duration,
+    },
+    /// A guard ends a connection or does not let it in, or would have in [`Mode::Shadow`]. One
+    /// that was let in is gone a moment later, see [`Event::Closed`].
+    #[non_exhaustive]
+    Disconnected {
+        /// Which guard and why; its phase is one of a connection.
+        violation: &'a Violation,
+        /// [`Mode::Shadow`] if the connection goes on all the same.
+        mode: Mode,
+        /// Which one.
+        conn: &'a ConnInfo,
+    },
     /// Somebody changed a limit while the server runs.
     #[non_exhaustive]
     LimitChanged {
@@ -48,6 +78,28 @@ impl Event<'_> {
     /// Somebody changed the limit of `guard` to `limit`.
     pub const fn limit_changed(guard: Guard, limit: u64) -> Self {
         Self::LimitChanged { guard, limit }
+    }
+}
+
+impl<'a> Event<'a> {
+    /// `conn` was let in.
+    pub const fn opened(conn: &'a ConnInfo) -> Self {
+        Self::Opened { conn }
+    }
+
+    /// `conn` is gone after `open_for`, in `phase`, because of `reason` if of a guard's doing.
+    pub const fn closed(
+        conn: &'a ConnInfo,
+        reason: Option<Reason>,
+        phase: Phase,
+        open_for: Duration,
+    ) -> Self {
+        Self::Closed { conn, reason, phase, open_for }
+    }
+
+    /// `conn` is ended or not let in for `violation`, or would be.
+    pub const fn disconnected(violation: &'a Violation, mode: Mode, conn: &'a ConnInfo) -> Self {
+        Self::Disconnected { violation, mode, conn }
     }
 }
 
@@ -101,6 +153,12 @@ pub enum Level {
     KeyCapacity,
     /// Keys forgotten while they were in debt, because the table was full. Only grows.
     KeysEvicted,
+    /// Connections that are open now.
+    Connections,
+    /// The limit on [`Level::Connections`].
+    ConnectionLimit,
+    /// Connections let in since the start. Only grows.
+    ConnectionsOpened,
 }
 
 impl Level {
@@ -114,11 +172,14 @@ impl Level {
         Self::Keys,
         Self::KeyCapacity,
         Self::KeysEvicted,
+        Self::Connections,
+        Self::ConnectionLimit,
+        Self::ConnectionsOpened,
     ];
 
     /// Whether it only ever grows.
     pub const fn is_total(self) -> bool {
-        matches!(self, Self::Admitted | Self::KeysEvicted)
+        matches!(self, Self::Admitted | Self::KeysEvicted | Self::ConnectionsOpened)
     }
 }
 

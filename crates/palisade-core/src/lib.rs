@@ -6,6 +6,7 @@
 //! - What a guard says: [`Guard`], [`Reason`], [`Phase`], [`Mode`], [`Violation`], [`Rejection`].
 //! - Who hears it: [`Metrics`], [`Event`], [`Levels`], and a guard's handle on them, [`Recorder`].
 //! - Who is asking: [`ConnInfo`], [`ClientKey`], [`RequestHead`], [`KeyExtractor`].
+//! - What happens on a connection: [`ConnState`], [`InFlight`], [`ConnVerdict`].
 //! - What guards are made of: [`Settings`], [`GuardBody`], [`Answerer`], [`Answering`], [`Table`], [`Gcra`], [`Clock`], [`Pressure`].
 #![forbid(unsafe_code)]
 
@@ -13,6 +14,7 @@ mod answerer;
 mod body;
 mod client;
 mod clock;
+mod conn;
 mod event;
 mod gcra;
 mod linger;
@@ -26,6 +28,7 @@ pub use answerer::{Answerer, Answering};
 pub use body::{BoxError, GuardBody};
 pub use client::{ClientKey, ConnInfo, Extracted, KeyExtractor, Prefix, RequestHead};
 pub use clock::Clock;
+pub use conn::{ConnMemory, ConnSample, ConnState, ConnVerdict, Ending, InFlight};
 pub use event::{Event, Level, Levels, Metrics, Recorder};
 pub use gcra::{Denied, Gcra};
 pub use linger::linger;

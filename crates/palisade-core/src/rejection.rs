@@ -194,7 +194,11 @@ impl Rejection {
             | Reason::TotalDeadline
             | Reason::Gap
             | Reason::Rate
-            | Reason::BodyTotal => 4,
+            | Reason::BodyTotal
+            | Reason::FirstRequest
+            | Reason::SlowHead
+            | Reason::Idle
+            | Reason::WriteStall => 4,
             Reason::PeerMissing => 13,
             _ => 8,
         }
@@ -213,6 +217,14 @@ impl Rejection {
             Reason::TinyFrames => "body in too many small pieces",
             Reason::Deadline | Reason::TotalDeadline => "request took too long",
             Reason::Gap | Reason::Rate | Reason::BodyTotal => "body too slow",
+            // No request is refused for these: its connection is gone, or was never there.
+            Reason::ConnectionsFull | Reason::ConnectionDisplaced => "server has no place left",
+            Reason::ClientConnectionsFull | Reason::AcceptRate => "too many connections",
+            Reason::FirstRequest | Reason::SlowHead => "request head too slow",
+            Reason::Idle => "connection idle for too long",
+            Reason::WriteStall => "answer taken too slowly",
+            Reason::MaxAge | Reason::MaxRequests => "connection is due to close",
+            Reason::HungUp => "client hung up",
         }
     }
 

@@ -43,6 +43,8 @@ closed_enum! {
         SlowBody = "slow_body",
         /// `palisade-concurrency-limit`.
         ConcurrencyLimit = "concurrency_limit",
+        /// `palisade-conn`.
+        Connection = "connection",
     }
 }
 
@@ -80,6 +82,36 @@ closed_enum! {
         Rate = "rate",
         /// The body as a whole took too long for its length. Milliseconds.
         BodyTotal = "body_total",
+        /// As many connections are open as may be, and none of them can be spared. Connections.
+        ConnectionsFull = "connections_full",
+        /// The client has as many connections open as one client may have, and none of them can
+        /// be spared. Connections.
+        ClientConnectionsFull = "client_connections_full",
+        /// The client connects too often. Milliseconds until it may again; limit 0.
+        AcceptRate = "accept_rate",
+        /// Places are short, and this connection was of the least use. Connections.
+        ConnectionDisplaced = "connection_displaced",
+        /// The first request head was not complete in time. Milliseconds.
+        FirstRequest = "first_request",
+        /// A later request head was not complete in time. Milliseconds.
+        SlowHead = "slow_head",
+        /// Nothing was in flight for too long. Milliseconds.
+        Idle = "idle",
+        /// Of the bytes that wait for the client none was taken for too long. Milliseconds.
+        WriteStall = "write_stall",
+        /// The connection is too old. Milliseconds.
+        MaxAge = "max_age",
+        /// The connection had its number of requests. Requests.
+        MaxRequests = "max_requests",
+        /// The client hung up while its request was at work. No numbers.
+        HungUp = "hung_up",
+    }
+}
+
+impl Phase {
+    /// Whether it is one in the life of a connection rather than of a request.
+    pub const fn is_of_connection(self) -> bool {
+        self as usize >= Self::Accept as usize
     }
 }
 
@@ -87,18 +119,31 @@ impl Reason {
     /// The unit of [`Violation::limit`](crate::Violation::limit) and `observed`.
     pub const fn unit(self) -> &'static str {
         match self {
-            Self::Full | Self::ClientFull | Self::QueueFull | Self::Displaced => "requests",
+            Self::Full
+            | Self::ClientFull
+            | Self::QueueFull
+            | Self::Displaced
+            | Self::MaxRequests => "requests",
+            Self::ConnectionsFull | Self::ClientConnectionsFull | Self::ConnectionDisplaced => {
+                "connections"
+            }
             Self::QueueTimeout
             | Self::RateExceeded
             | Self::Deadline
             | Self::TotalDeadline
             | Self::Gap
-            | Self::BodyTotal => "milliseconds",
+            | Self::BodyTotal
+            | Self::AcceptRate
+            | Self::FirstRequest
+            | Self::SlowHead
+            | Self::Idle
+            | Self::WriteStall
+            | Self::MaxAge => "milliseconds",
             Self::CostOverBurst => "cells",
             Self::TooLarge => "bytes",
             Self::TinyFrames => "frames",
             Self::Rate => "bytes_per_second",
-            Self::PeerMissing => "none",
+            Self::PeerMissing | Self::HungUp => "none",
         }
     }
 
@@ -121,12 +166,24 @@ impl Reason {
             Self::Gap => "SlowBodyLayer, Pace::builder().gap(duration)",
             Self::Rate => "SlowBodyLayer, Pace::builder().rate(bytes_per_second)",
             Self::BodyTotal => "SlowBodyLayer, Pace::builder().total(duration)",
+            Self::ConnectionsFull | Self::ConnectionDisplaced => {
+                "ConnGuard::builder().max_connections(connections)"
+            }
+            Self::ClientConnectionsFull => "ConnGuard::builder().max_per_client(connections)",
+            Self::AcceptRate => "ConnGuard::builder().accept_rate(per_second, burst)",
+            Self::FirstRequest => "ConnGuard::builder().first_request(duration)",
+            Self::SlowHead => "ConnGuard::builder().head(duration)",
+            Self::Idle => "ConnGuard::builder().idle(duration) or .upgraded_idle(duration)",
+            Self::WriteStall => "ConnGuard::builder().write_stall(duration)",
+            Self::MaxAge => "ConnGuard::builder().max_age(duration)",
+            Self::MaxRequests => "ConnGuard::builder().max_requests(requests)",
+            Self::HungUp => "ConnGuard::builder().probe(duration)",
         }
     }
 }
 
 closed_enum! {
-    /// Where in the life of a request it happened.
+    /// Where in the life of a request, or of a connection, it happened.
     #[non_exhaustive]
     Phase {
         /// The head is here, nothing was done for it yet.
@@ -138,6 +195,23 @@ closed_enum! {
         Handler = "handler",
         /// The response head is sent, its body is on the way.
         ResponseBody = "response_body",
+        /// The connection is being accepted.
+        Accept = "accept",
+        /// The connection has not brought a whole request head yet.
+        FirstHead = "first_head",
+        /// The connection has begun a further request head.
+        NextHead = "next_head",
+        /// The connection has nothing in flight.
+        Idle = "idle",
+        /// The connection has a request in flight, or what it carries is not HTTP as far as
+        /// anybody tells.
+        Working = "working",
+        /// The connection has bytes for its client that the client does not take.
+        Writing = "writing",
+        /// The connection was upgraded to something else than HTTP.
+        Upgraded = "upgraded",
+        /// The connection is ended from our side, and what still comes is thrown away.
+        Lingering = "lingering",
     }
 }
 
@@ -163,6 +237,9 @@ mod tests {
     fn every_value_stands_at_its_own_place_in_all() {
         for (place, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, place);
+        }
+        for (place, phase) in Phase::ALL.iter().enumerate() {
+            assert_eq!(*phase as usize, place);
         }
         for (place, guard) in Guard::ALL.iter().enumerate() {
             assert_eq!(*guard as usize, place);

@@ -2,7 +2,9 @@
 
 use crate::{
     levels::Watched,
-    series::{BySeries, CUT, Family, LEVELS_IGNORED, LIMIT_CHANGES, REFUSED, Series, level_family},
+    series::{
+        BySeries, CUT, ENDED, Family, LEVELS_IGNORED, LIMIT_CHANGES, REFUSED, Series, level_family,
+    },
 };
 use metrics::{Counter, Label, SharedString, Unit};
 use palisade_core::{Event, Level, Levels, Metrics};
@@ -48,7 +50,7 @@ impl Facade {
     /// Names, describes and makes the counters, with the recorder that is installed now.
     pub fn new() -> Self {
         let levels = Level::ALL.iter().filter_map(|level| level_family(*level));
-        for family in levels.chain([REFUSED, CUT, LIMIT_CHANGES, LEVELS_IGNORED]) {
+        for family in levels.chain([REFUSED, CUT, ENDED, LIMIT_CHANGES, LEVELS_IGNORED]) {
             describe(family);
         }
         let counters = BySeries::new(|series| {
@@ -165,6 +167,7 @@ mod tests {
                 teller.refuse(Guard::RateLimit, Reason::RateExceeded, None);
                 teller.refuse(Guard::RateLimit, Reason::RateExceeded, None);
                 teller.cut(Guard::SlowBody, Reason::Gap, Phase::ResponseBody);
+                teller.disconnect(Reason::Idle, Phase::Idle);
                 // One that no guard of ours adds to.
                 teller.refuse(Guard::Timeout, Reason::Full, None);
             }

@@ -36,6 +36,10 @@
 //! |---|---|---|---|---|
 //! | `palisade_requests_refused_total` | counter | `guard`, `reason`, `mode` | requests answered by a guard, not by the handler | `mode="enforce"` above 1 % of the admitted for 5 min; `reason="full"` above 0 for 2 min: too small or overloaded |
 //! | `palisade_bodies_cut_total` | counter | `guard`, `reason`, `phase`, `mode` | bodies ended after the response head was sent | `reason="gap"` or `"rate"` at 5 times its hourly mean: somebody is reading or writing slowly on purpose |
+//! | `palisade_connections_ended_total` | counter | `guard`, `reason`, `phase`, `mode` | connections that the guard ended or did not let in | `reason="connections_full"` above 0 for 2 min: nothing can be spared; `reason="first_request"`, `"slow_head"` or `"write_stall"` at 5 times its hourly mean: somebody holds connections on purpose |
+//! | `palisade_connections_open` | gauge | `guard` | connections open | above 0.9 of `palisade_connections_limit` for 5 min: the least useful are being displaced |
+//! | `palisade_connections_limit` | gauge | `guard` | connections that may be open | - |
+//! | `palisade_connections_opened_total` | counter | `guard` | connections let in | - |
 //! | `palisade_requests_admitted_total` | counter | `guard` | requests that the guard let in | - |
 //! | `palisade_requests_working` | gauge | `guard` | requests that hold a slot | above 0.8 of `palisade_concurrency_limit` for 5 min |
 //! | `palisade_requests_waiting` | gauge | `guard` | requests that wait for their own client, holding no slot | above 4 times `palisade_concurrency_limit`: slow bodies |

@@ -7,7 +7,7 @@ use std::sync::{
 };
 use tracing::field::display;
 
-/// Writes a line for what a guard refuses or cuts, at most [`Self::LINES`] a second for each
+/// Writes a line for what a guard refuses, cuts or disconnects, at most [`Self::LINES`] a second for each
 /// reason.
 ///
 /// | field | what |
@@ -137,6 +137,26 @@ impl Log {
         );
     }
 
+    fn disconnected(&self, violation: &Violation, mode: Mode, conn: &ConnInfo) {
+        let Violation { guard, reason, phase, limit, observed, .. } = *violation;
+        let Some(suppressed) = self.line(reason, mode) else { return };
+        line!(
+            mode,
+            guard = guard.as_str(),
+            reason = reason.as_str(),
+            phase = phase.as_str(),
+            mode = mode.as_str(),
+            limit,
+            observed,
+            unit = reason.unit(),
+            option = reason.option(),
+            conn = conn.id(),
+            peer = display(conn.peer()),
+            suppressed,
+            "connection ended"
+        );
+    }
+
     fn limit_changed(&self, guard: Guard, limit: u64) {
         let sampler = self.shared.limits.get(guard as usize);
         if let Some(suppressed) = sampler.and_then(|of| of.line(self.shared.clock.now())) {
@@ -157,6 +177,9 @@ impl Metrics for Log {
         match *event {
             Event::Refused { rejection, mode, conn, .. } => self.refused(rejection, mode, conn),
             Event::Cut { violation, mode, conn, .. } => self.cut(violation, mode, conn),
+            Event::Disconnected { violation, mode, conn, .. } => {
+                self.disconnected(violation, mode, conn);
+            }
             Event::LimitChanged { guard, limit, .. } => self.limit_changed(guard, limit),
             _ => {}
         }
@@ -355,6 +378,23 @@ mod tests {
         for absent in ["peer", "conn", "status"] {
             assert!(!fields.contains_key(absent), "{absent}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_comes_and_goes_is_a_line_only_if_a_guard_ended_it() {
+        let (lines, _guard) = listen();
+        let log = Log::new();
+        let teller = Teller::new(log.clone(), Mode::Enforce);
+        teller.disconnect(Reason::FirstRequest, Phase::FirstHead);
+        let [(level, Fields(fields))] = &lines.take()[..] else { panic!("not one line") };
+        assert_eq!(*level, Level::WARN);
+        assert_eq!(fields["message"], "connection ended");
+        assert_eq!(fields["option"], "ConnGuard::builder().first_request(duration)");
+        assert_eq!((&fields["peer"][..], &fields["phase"][..]), ("192.0.2.1:4711", "first_head"));
+        for _ in 0..1000 {
+            teller.disconnect(Reason::FirstRequest, Phase::FirstHead);
+        }
+        assert_eq!(lines.take().len(), Log::LINES - 1);
     }
 
     #[tokio::test(start_paused = true)]

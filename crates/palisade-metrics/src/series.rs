@@ -15,12 +15,14 @@ pub(crate) struct Family {
     pub(crate) is_total: bool,
 }
 
-/// One time series of refusals or cuts. Its labels are enums, so no peer can make a new one.
+/// One time series of refusals, cuts or ended connections. Its labels are enums, so no peer can
+/// make a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Series {
     pub(crate) guard: Guard,
     pub(crate) reason: Reason,
-    /// In which phase a body was cut. `None` for requests that were refused.
+    /// In which phase a body was cut, or, in a phase of a connection, that was ended. `None` for
+    /// requests that were refused.
     pub(crate) cut_in: Option<Phase>,
     pub(crate) mode: Mode,
 }
@@ -38,6 +40,12 @@ pub(crate) const REFUSED: Family = Family {
 pub(crate) const CUT: Family = Family {
     name: "palisade_bodies_cut_total",
     help: "Bodies that a guard ended early or, in mode shadow, would have",
+    is_total: true,
+};
+
+pub(crate) const ENDED: Family = Family {
+    name: "palisade_connections_ended_total",
+    help: "Connections that a guard ended or did not let in or, in mode shadow, would have",
     is_total: true,
 };
 
@@ -89,6 +97,27 @@ const CUTS: &[(Guard, Reason, Phase)] = &[
     (Guard::ConcurrencyLimit, Reason::Displaced, Phase::ResponseBody),
 ];
 
+/// What connections are ended for.
+const ENDINGS: &[(Guard, Reason, Phase)] = &[
+    (Guard::Connection, Reason::ConnectionsFull, Phase::Accept),
+    (Guard::Connection, Reason::ClientConnectionsFull, Phase::Accept),
+    (Guard::Connection, Reason::AcceptRate, Phase::Accept),
+    (Guard::Connection, Reason::ConnectionDisplaced, Phase::FirstHead),
+    (Guard::Connection, Reason::ConnectionDisplaced, Phase::NextHead),
+    (Guard::Connection, Reason::ConnectionDisplaced, Phase::Idle),
+    (Guard::Connection, Reason::ConnectionDisplaced, Phase::Lingering),
+    (Guard::Connection, Reason::FirstRequest, Phase::FirstHead),
+    (Guard::Connection, Reason::SlowHead, Phase::NextHead),
+    (Guard::Connection, Reason::Idle, Phase::Idle),
+    (Guard::Connection, Reason::Idle, Phase::Upgraded),
+    (Guard::Connection, Reason::WriteStall, Phase::Writing),
+    (Guard::Connection, Reason::MaxAge, Phase::Idle),
+    (Guard::Connection, Reason::MaxAge, Phase::Working),
+    (Guard::Connection, Reason::MaxAge, Phase::Writing),
+    (Guard::Connection, Reason::MaxRequests, Phase::Idle),
+    (Guard::Connection, Reason::HungUp, Phase::Working),
+];
+
 /// The family of `level`, or `None` if it is younger than this crate.
 pub(crate) fn level_family(level: Level) -> Option<Family> {
     let (name, help) = match level {
@@ -108,6 +137,11 @@ pub(crate) fn level_family(level: Level) -> Option<Family> {
             "palisade_key_evictions_total",
             "Keys that lost a debt because the table was full of larger ones",
         ),
+        Level::Connections => ("palisade_connections_open", "Connections that are open"),
+        Level::ConnectionLimit => ("palisade_connections_limit", "Connections that may be open"),
+        Level::ConnectionsOpened => {
+            ("palisade_connections_opened_total", "Connections that a guard let in")
+        }
         _ => return None,
     };
     Some(Family { name, help, is_total: level.is_total() })
@@ -120,7 +154,9 @@ impl Series {
     pub(crate) fn of(event: &Event<'_>) -> Option<Self> {
         let (violation, cut, mode) = match *event {
             Event::Refused { rejection, mode, .. } => (rejection.violation(), false, mode),
-            Event::Cut { violation, mode, .. } => (violation, true, mode),
+            Event::Cut { violation, mode, .. } | Event::Disconnected { violation, mode, .. } => {
+                (violation, true, mode)
+            }
             _ => return None,
         };
         let cut_in = cut.then_some(violation.phase);
@@ -145,12 +181,19 @@ impl Series {
         mode != Mode::Off
             && match cut_in {
                 None => REFUSALS.contains(&(guard, reason)),
+                Some(phase) if phase.is_of_connection() => {
+                    ENDINGS.contains(&(guard, reason, phase))
+                }
                 Some(phase) => CUTS.contains(&(guard, reason, phase)),
             }
     }
 
     pub(crate) fn family(self) -> Family {
-        if self.cut_in.is_some() { CUT } else { REFUSED }
+        match self.cut_in {
+            None => REFUSED,
+            Some(phase) if phase.is_of_connection() => ENDED,
+            Some(_) => CUT,
+        }
     }
 
     pub(crate) fn labels(self) -> impl Iterator<Item = (&'static str, &'static str)> {
@@ -207,19 +250,28 @@ mod tests {
     #[test]
     fn every_guard_and_every_reason_has_a_series_from_the_start() {
         for guard in Guard::ALL {
-            assert!(REFUSALS.iter().any(|(of, _)| of == guard), "{guard}");
+            let ends = ENDINGS.iter().any(|(of, ..)| of == guard);
+            assert!(ends || REFUSALS.iter().any(|(of, _)| of == guard), "{guard}");
         }
         for reason in Reason::ALL {
-            assert!(REFUSALS.iter().any(|(_, of)| of == reason), "{reason}");
+            let ends = ENDINGS.iter().any(|(_, of, _)| of == reason);
+            assert!(ends || REFUSALS.iter().any(|(_, of)| of == reason), "{reason}");
         }
         let expected = Series::all().filter(|series| series.is_expected()).count();
-        assert_eq!(expected, 2 * (REFUSALS.len() + CUTS.len()));
+        assert_eq!(expected, 2 * (REFUSALS.len() + CUTS.len() + ENDINGS.len()));
+    }
+
+    #[test]
+    fn the_phases_of_connections_are_a_family_of_their_own() {
+        assert!(ENDINGS.iter().all(|(.., phase)| phase.is_of_connection()));
+        assert!(!CUTS.iter().any(|(.., phase)| phase.is_of_connection()));
     }
 
     #[test]
     fn every_level_has_a_name_of_its_own_and_totals_end_in_total() {
         let levels = Level::ALL.iter().map(|level| level_family(*level).unwrap());
-        let families = || levels.clone().chain([REFUSED, CUT, LIMIT_CHANGES, LEVELS_IGNORED]);
+        let families =
+            || levels.clone().chain([REFUSED, CUT, ENDED, LIMIT_CHANGES, LEVELS_IGNORED]);
         let names: HashSet<_> = families().map(|family| family.name).collect();
         assert_eq!(names.len(), families().count());
         for family in families() {

@@ -3,7 +3,9 @@
 use crate::{
     levels::Watched,
     prometheus::Exposition,
-    series::{BySeries, LEVELS_IGNORED, LIMIT_CHANGES, Series, level_family},
+    series::{
+        BySeries, CUT, ENDED, Family, LEVELS_IGNORED, LIMIT_CHANGES, REFUSED, Series, level_family,
+    },
 };
 use palisade_core::{Event, Guard, Level, Levels, Metrics, Mode, Phase, Reason};
 use std::{
@@ -14,7 +16,7 @@ use std::{
     },
 };
 
-/// Counts every refusal and every cut, and shows the levels that guards keep.
+/// Counts every refusal, every cut and every connection ended, and shows the levels that guards keep.
 ///
 /// Clones are handles on the same counts. Its size is fixed: one atomic for each combination of
 /// guard, reason, phase and mode, and at most 1,024 guards whose levels are watched. A guard made
@@ -74,6 +76,22 @@ impl Snapshot {
         self.cut_in(guard, reason, Mode::Shadow)
     }
 
+    /// Connections that the guard ended or did not let in for `reason`, in any phase. What one in
+    /// [`Mode::Shadow`] let go on is not among them, see [`Self::would_disconnect`].
+    pub fn disconnected(&self, reason: Reason) -> u64 {
+        self.ended(Mode::Enforce, |series| series.reason == reason)
+    }
+
+    /// Connections that a guard in [`Mode::Shadow`] would have ended or not let in for `reason`.
+    pub fn would_disconnect(&self, reason: Reason) -> u64 {
+        self.ended(Mode::Shadow, |series| series.reason == reason)
+    }
+
+    /// Connections ended or not let in, in `mode`, whoever did it and why.
+    pub fn total_disconnected(&self, mode: Mode) -> u64 {
+        self.ended(mode, |_| true)
+    }
+
     /// Requests refused in `mode`, whoever did it and why.
     pub fn total_refused(&self, mode: Mode) -> u64 {
         self.total(|series| series.cut_in.is_none() && series.mode == mode)
@@ -81,7 +99,7 @@ impl Snapshot {
 
     /// Bodies cut in `mode`, whoever did it and why.
     pub fn total_cut(&self, mode: Mode) -> u64 {
-        self.total(|series| series.cut_in.is_some() && series.mode == mode)
+        self.total(|series| series.family().name == CUT.name && series.mode == mode)
     }
 
     /// One level of `guard` now, summed over all living instances of it (two concurrency limits,
@@ -133,10 +151,15 @@ impl Snapshot {
     }
 
     fn cut_in(&self, guard: Guard, reason: Reason, mode: Mode) -> u64 {
-        let phases = Phase::ALL.iter();
+        let phases = Phase::ALL.iter().filter(|phase| !phase.is_of_connection());
         let counts =
             phases.map(|phase| self.get(Series { guard, reason, cut_in: Some(*phase), mode }));
         counts.fold(0, u64::saturating_add)
+    }
+
+    fn ended(&self, mode: Mode, wanted: impl Fn(Series) -> bool) -> u64 {
+        let is_ended = |series: Series| series.family().name == ENDED.name;
+        self.total(|series| is_ended(series) && series.mode == mode && wanted(series))
     }
 
     fn total(&self, wanted: impl Fn(Series) -> bool) -> u64 {
@@ -165,19 +188,25 @@ impl Metrics for Snapshot {
     }
 }
 
-/// A table for people: what was refused and cut, and the levels. Nothing that is zero.
+/// A table for people: what was refused, cut and ended, and the levels. Nothing that is zero.
 impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (cut, title) in [(false, "requests refused"), (true, "bodies cut")] {
-            let total = |mode| if cut { self.total_cut(mode) } else { self.total_refused(mode) };
+        let titles = [
+            (REFUSED, "requests refused"),
+            (CUT, "bodies cut"),
+            (ENDED, "connections ended or not let in"),
+        ];
+        for (Family { name, .. }, title) in titles {
+            let is_of = |series: Series| series.family().name == name;
+            let total = |mode| self.total(|series| is_of(series) && series.mode == mode);
             let (enforced, shadow) = (total(Mode::Enforce), total(Mode::Shadow));
             writeln!(f, "{title}: {enforced}, and {shadow} more in shadow mode")?;
-            let counts = self.counts().filter(|(s, n)| *n > 0 && s.cut_in.is_some() == cut);
+            let counts = self.counts().filter(|(series, n)| *n > 0 && is_of(*series));
             for (Series { guard, reason, cut_in, mode }, count) in counts {
                 let phase = cut_in.map_or("", Phase::as_str);
                 // As `str`, because the Display of these enums knows no padding.
                 let (guard, reason, mode) = (guard.as_str(), reason.as_str(), mode.as_str());
-                writeln!(f, "  {guard:<18} {reason:<16} {phase:<14} {mode:<8} {count:>12}")?;
+                writeln!(f, "  {guard:<18} {reason:<24} {phase:<14} {mode:<8} {count:>12}")?;
             }
         }
         writeln!(f, "levels")?;
@@ -224,6 +253,29 @@ mod tests {
         assert_eq!(totals(Mode::Enforce), (2, 2));
         assert_eq!(totals(Mode::Shadow), (1, 1));
         assert_eq!(totals(Mode::Off), (0, 0));
+    }
+
+    #[test]
+    fn connections_are_counted_apart_from_requests() {
+        let snapshot = Snapshot::new();
+        let enforce = Teller::new(snapshot.clone(), Mode::Enforce);
+        let shadow = Teller::new(snapshot.clone(), Mode::Shadow);
+        enforce.disconnect(Reason::Idle, Phase::Idle);
+        enforce.disconnect(Reason::Idle, Phase::Upgraded);
+        enforce.disconnect(Reason::ConnectionsFull, Phase::Accept);
+        shadow.disconnect(Reason::WriteStall, Phase::Writing);
+        assert_eq!(snapshot.disconnected(Reason::Idle), 2);
+        assert_eq!(snapshot.disconnected(Reason::WriteStall), 0);
+        assert_eq!(snapshot.would_disconnect(Reason::WriteStall), 1);
+        assert_eq!(snapshot.total_disconnected(Mode::Enforce), 3);
+        assert_eq!(
+            (snapshot.total_cut(Mode::Enforce), snapshot.total_refused(Mode::Enforce)),
+            (0, 0)
+        );
+        let text = snapshot.prometheus();
+        let line = "palisade_connections_ended_total{guard=\"connection\",reason=\"idle\",\
+                    phase=\"idle\",mode=\"enforce\"} 1\n";
+        assert!(text.contains(line), "{text}");
     }
 
     #[test]
@@ -365,7 +417,9 @@ mod tests {
         assert_eq!(lines[0].join(" "), "requests refused: 0, and 1 more in shadow mode");
         assert_eq!(lines[1], ["rate_limit", "full", "shadow", "1"]);
         assert_eq!(lines[2].join(" "), "bodies cut: 0, and 0 more in shadow mode");
-        assert_eq!(lines[4], ["rate_limit", "tracked_keys", "12"]);
-        assert_eq!(lines.len(), 5);
+        let ended = "connections ended or not let in: 0, and 0 more in shadow mode";
+        assert_eq!(lines[3].join(" "), ended);
+        assert_eq!(lines[5], ["rate_limit", "tracked_keys", "12"]);
+        assert_eq!(lines.len(), 6);
     }
 }

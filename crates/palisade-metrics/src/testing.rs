@@ -3,8 +3,8 @@
 
 use http::StatusCode;
 use palisade_core::{
-    AnswerForm, ConnInfo, Guard, Level, Levels, Mode, Phase, Reason, Recorder, Rejection, Settings,
-    Violation,
+    AnswerForm, ConnInfo, Event, Guard, Level, Levels, Mode, Phase, Prefix, Reason, Recorder,
+    Rejection, Settings, Violation,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,6 +25,16 @@ impl Teller {
 
     pub(crate) fn cut(&self, guard: Guard, reason: Reason, phase: Phase) {
         self.0.cut(&Violation::new(guard, reason, phase, 10, 11), None);
+    }
+
+    /// A connection comes, and goes for `reason`.
+    pub(crate) fn disconnect(&self, reason: Reason, phase: Phase) {
+        let conn = ConnInfo::new(([192, 0, 2, 1], 4711).into(), None, Prefix::default());
+        let violation = Violation::new(Guard::Connection, reason, phase, 10, 11);
+        let Settings { mode, recorder, .. } = &self.0;
+        recorder.record(|| Event::opened(&conn));
+        recorder.record(|| Event::disconnected(&violation, *mode, &conn));
+        recorder.record(|| Event::closed(&conn, Some(reason), phase, Default::default()));
     }
 }
 

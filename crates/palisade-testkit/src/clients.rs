@@ -99,6 +99,16 @@ impl RawClient {
         Ok(RawHead { status, text })
     }
 
+    /// Reads `length` bytes of what follows a head.
+    pub async fn body(&mut self, length: usize) -> io::Result<Vec<u8>> {
+        while self.read.len() < length {
+            if self.fill().await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(self.read.drain(..length).collect())
+    }
+
     /// Reads until the server ends the connection, by FIN or by RST, and says what came.
     pub async fn rest(&mut self) -> Vec<u8> {
         while matches!(self.fill().await, Ok(count) if count > 0) {}

@@ -2,7 +2,10 @@
 
 use palisade_core::{Event, Guard, Level, Levels, Metrics, Mode, Reason, Violation};
 use parking_lot::Mutex;
-use std::sync::{Arc, Weak};
+use std::sync::{
+    Arc, Weak,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 /// Writes down every event, in order. Clones share the pages.
 #[derive(Clone, Default)]
@@ -13,6 +16,9 @@ struct Pages {
     refused: Mutex<Vec<(Violation, Mode)>>,
     cut: Mutex<Vec<(Violation, Mode)>>,
     limits: Mutex<Vec<(Guard, u64)>>,
+    disconnected: Mutex<Vec<(Violation, Mode)>>,
+    opened: AtomicUsize,
+    closed: Mutex<Vec<Option<Reason>>>,
     levels: Mutex<Vec<Weak<dyn Levels>>>,
 }
 
@@ -35,6 +41,21 @@ impl Journal {
     /// Every cut so far in full.
     pub fn cuts(&self) -> Vec<(Violation, Mode)> {
         self.0.cut.lock().clone()
+    }
+
+    /// Every connection so far that a guard ended or did not let in, shadowed ones too.
+    pub fn disconnected(&self) -> Vec<(Violation, Mode)> {
+        self.0.disconnected.lock().clone()
+    }
+
+    /// How many connections were let in so far.
+    pub fn opened(&self) -> usize {
+        self.0.opened.load(Relaxed)
+    }
+
+    /// Why each connection that is gone was ended.
+    pub fn closed(&self) -> Vec<Option<Reason>> {
+        self.0.closed.lock().clone()
     }
 
     /// Every change of a limit so far.
@@ -63,6 +84,7 @@ impl std::fmt::Debug for Journal {
         f.debug_struct("Journal")
             .field("refused", &*self.0.refused.lock())
             .field("cut", &*self.0.cut.lock())
+            .field("disconnected", &*self.0.disconnected.lock())
             .finish_non_exhaustive()
     }
 }
@@ -74,6 +96,13 @@ impl Metrics for Journal {
                 self.0.refused.lock().push((*rejection.violation(), *mode));
             }
             Event::Cut { violation, mode, .. } => self.0.cut.lock().push((**violation, *mode)),
+            Event::Opened { .. } => {
+                self.0.opened.fetch_add(1, Relaxed);
+            }
+            Event::Closed { reason, .. } => self.0.closed.lock().push(*reason),
+            Event::Disconnected { violation, mode, .. } => {
+                self.0.disconnected.lock().push((**violation, *mode));
+            }
             Event::LimitChanged { guard, limit, .. } => {
                 self.0.limits.lock().push((*guard, *limit));
             }

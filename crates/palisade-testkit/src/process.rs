@@ -15,6 +15,14 @@ pub fn raise_file_limit() -> Option<u64> {
     None
 }
 
+/// Lowers this process's own soft limit of open files to `files`.
+#[cfg(unix)]
+pub fn lower_file_limit(files: u64) -> std::io::Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: Some(files), maximum })?)
+}
+
 /// Asks the process `id`, a child of the caller's, to end: SIGTERM.
 #[cfg(unix)]
 pub fn terminate(id: u32) -> std::io::Result<()> {

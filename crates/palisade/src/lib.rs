@@ -36,8 +36,8 @@
 //! guards where those servers leave the peer's address; `metrics` and `tracing` bring more
 //! [`Metrics`] than the [`Snapshot`] that is always there.
 //!
-//! A connection that never sends a request never reaches a `Layer`. What such connections can do
-//! is not stopped here.
+//! A connection that never sends a request never reaches a `Layer`. [`conn`] guards the listener:
+//! how many connections there may be, how long they may say nothing, and who goes first.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -88,6 +88,8 @@ pub use palisade_body_limit as body_limit;
 pub use palisade_client_ip::{self as client_ip, ClientIp};
 #[cfg(feature = "concurrency-limit")]
 pub use palisade_concurrency_limit as concurrency_limit;
+#[cfg(feature = "conn")]
+pub use palisade_conn as conn;
 #[cfg(feature = "snapshot")]
 pub use palisade_metrics::{self as metrics, Snapshot};
 #[cfg(feature = "rate-limit")]
@@ -97,7 +99,13 @@ pub use palisade_slow_body as slow_body;
 #[cfg(feature = "timeout")]
 pub use palisade_timeout as timeout;
 
-/// The README's first snippet compiles.
-#[cfg(all(doctest, feature = "axum", feature = "rate-limit", feature = "snapshot"))]
+/// The README's snippets compile.
+#[cfg(all(
+    doctest,
+    feature = "axum",
+    feature = "conn",
+    feature = "rate-limit",
+    feature = "snapshot"
+))]
 #[doc = include_str!("../../../README.md")]
 struct Readme;

@@ -1,0 +1,381 @@
+//! Tells a connection what HTTP is doing on it.
+
+use crate::ConnGuard;
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header::CONNECTION};
+use http_body::{Body, Frame, SizeHint};
+use palisade_core::{ConnInfo, InFlight, Mode};
+use pin_project_lite::pin_project;
+use std::{
+    pin::Pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll, ready},
+};
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// Applies [`Accounting`]. From [`ConnGuard::accounting`]; for axum see
+#[cfg_attr(feature = "axum", doc = "[`connected`](crate::connected).")]
+#[cfg_attr(not(feature = "axum"), doc = "`connected`, with the feature `axum`.")]
+#[derive(Clone, Debug)]
+pub struct AccountingLayer {
+    _made_by_a_guard: (),
+}
+
+/// Tells the connection of each request, which it finds as `Arc<ConnInfo>` among the request's
+/// extensions, when its head is here and when its answer has ended. Requests without one pass
+/// untouched.
+///
+/// It stands outside of everything else, so that the guard knows of requests that other layers
+/// refuse. The last request of an HTTP/1 connection that is to close gets `Connection: close`.
+#[derive(Clone, Debug)]
+pub struct Accounting<S> {
+    inner: S,
+    /// Of every request, where the service is made for one connection.
+    conn: Option<Arc<ConnInfo>>,
+}
+
+pin_project! {
+    /// Response future of [`Accounting`].
+    #[derive(Debug)]
+    pub struct AccountingFuture<F> {
+        #[pin]
+        inner: F,
+        account: Option<Account>,
+    }
+}
+
+pin_project! {
+    /// A response body; its request is in flight until it has ended, failed, or is dropped.
+    #[derive(Debug)]
+    pub struct AccountedBody<B> {
+        #[pin]
+        inner: B,
+        in_flight: Option<InFlight>,
+    }
+}
+
+/// One request until its response head is here.
+#[derive(Debug)]
+pub(crate) struct Account {
+    in_flight: InFlight,
+    is_http1: bool,
+    is_connect: bool,
+}
+
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
+
+// === ConnGuard ===
+
+impl ConnGuard {
+    /// The layer that tells this guard's connections of their requests. It is to be around
+    /// everything that the server answers: from now on a connection without a request counts as
+    /// one without a complete request head.
+    pub fn accounting(&self) -> AccountingLayer {
+        let shared = self.shared();
+        if shared.limits.mode != Mode::Off {
+            shared.accounted.store(true, Relaxed);
+        }
+        AccountingLayer { _made_by_a_guard: () }
+    }
+}
+
+// === AccountingLayer ===
+
+impl<S> Layer<S> for AccountingLayer {
+    type Service = Accounting<S>;
+
+    fn layer(&self, inner: S) -> Accounting<S> {
+        Accounting { inner, conn: None }
+    }
+}
+
+// === Accounting ===
+
+#[cfg(feature = "axum")]
+impl<S> Accounting<S> {
+    pub(crate) fn of(conn: Arc<ConnInfo>, inner: S) -> Self {
+        Self { inner, conn: Some(conn) }
+    }
+}
+
+impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for Accounting<S>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    ResBody: Body<Data = Bytes>,
+{
+    type Response = Response<AccountedBody<ResBody>>;
+    type Error = S::Error;
+    type Future = AccountingFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    #[cfg_attr(not(feature = "tonic"), allow(unused_mut))]
+    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
+        let conn = self.conn.as_ref().or_else(|| ConnInfo::of(request.extensions())).cloned();
+        let account = conn.map(|conn| {
+            #[cfg(feature = "tonic")]
+            crate::tonic::restore(&conn, request.extensions_mut());
+            Account::begin(&conn, &request)
+        });
+        AccountingFuture { inner: self.inner.call(request), account }
+    }
+}
+
+impl<F, B, E> Future for AccountingFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    B: Body<Data = Bytes>,
+{
+    type Output = Result<Response<AccountedBody<B>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let mut response = ready!(this.inner.poll(cx))?;
+        let in_flight = this.account.take().and_then(|account| account.answer(&mut response));
+        Poll::Ready(Ok(response.map(|inner| AccountedBody { inner, in_flight })))
+    }
+}
+
+// === Account ===
+
+impl Account {
+    pub(crate) fn begin<B>(conn: &Arc<ConnInfo>, request: &Request<B>) -> Self {
+        let is_http2 = request.version() == Version::HTTP_2;
+        Self {
+            in_flight: conn.begin_request(is_http2),
+            is_http1: request.version() <= Version::HTTP_11,
+            is_connect: request.method() == Method::CONNECT,
+        }
+    }
+
+    /// The head is here. Returns what is held until the body ends, if there is one.
+    fn answer<B: Body>(self, response: &mut Response<B>) -> Option<InFlight> {
+        let Self { mut in_flight, is_http1, is_connect } = self;
+        let state = in_flight.conn().state();
+        let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS
+            || is_connect && response.status().is_success();
+        if is_upgrade {
+            state.set_upgraded();
+        } else if is_http1 && state.closing().is_some() {
+            response.headers_mut().insert(CONNECTION, CLOSE);
+        }
+        if is_upgrade || response.body().is_end_stream() {
+            in_flight.answered();
+            return None;
+        }
+        Some(in_flight)
+    }
+}
+
+// === AccountedBody ===
+
+impl<B: Body<Data = Bytes>> Body for AccountedBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let mut this = self.project();
+        let frame = ready!(this.inner.as_mut().poll_frame(cx));
+        let is_last = match &frame {
+            None => true,
+            // Whoever knows the length does not ask again.
+            Some(Ok(_)) => this.inner.is_end_stream() || this.inner.size_hint().exact() == Some(0),
+            Some(Err(_)) => {
+                *this.in_flight = None;
+                false
+            }
+        };
+        if is_last && let Some(mut in_flight) = this.in_flight.take() {
+            in_flight.answered();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::{BodyExt, Channel, Full};
+    use palisade_core::{ConnSample, Prefix, Reason};
+    use std::convert::Infallible;
+    use tower::{ServiceExt, service_fn};
+
+    type Answer = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
+
+    fn conn() -> Arc<ConnInfo> {
+        Arc::new(ConnInfo::new(([127, 0, 0, 1], 1).into(), None, Prefix::default()))
+    }
+
+    fn request(conn: &Arc<ConnInfo>) -> Request<()> {
+        let mut request = Request::new(());
+        request.extensions_mut().insert(conn.clone());
+        request
+    }
+
+    fn layer() -> AccountingLayer {
+        ConnGuard::default().accounting()
+    }
+
+    fn counts(conn: &ConnInfo) -> (u32, u32, u32, u32) {
+        let ConnSample { requests, in_flight, answered, cancelled, .. } = conn.state().sample();
+        (requests, in_flight, answered, cancelled)
+    }
+
+    async fn serve(
+        conn: &Arc<ConnInfo>,
+        mut request: Request<()>,
+        answer: Response<Answer>,
+    ) -> Response<AccountedBody<Answer>> {
+        request.extensions_mut().insert(conn.clone());
+        let mut answer = Some(answer);
+        let handler = service_fn(|_| {
+            let answer = answer.take().unwrap();
+            async { Ok::<_, Infallible>(answer) }
+        });
+        layer().layer(handler).oneshot(request).await.unwrap()
+    }
+
+    fn full(bytes: usize) -> Response<Answer> {
+        Response::new(Full::new(Bytes::from(vec![b'x'; bytes])).boxed_unsync())
+    }
+
+    #[tokio::test]
+    async fn a_request_is_in_flight_until_its_body_has_ended() {
+        let conn = conn();
+        let (mut send, body) = Channel::<Bytes, Infallible>::new(1);
+        let response = serve(&conn, request(&conn), Response::new(body.boxed_unsync())).await;
+        assert_eq!(counts(&conn), (1, 1, 0, 0));
+        send.send_data(Bytes::from_static(b"x")).await.unwrap();
+        drop(send);
+        response.into_body().collect().await.unwrap();
+        assert_eq!(counts(&conn), (1, 0, 1, 0));
+    }
+
+    /// Says how long it is, and not that it has ended.
+    struct Declared(Option<Bytes>);
+
+    impl Body for Declared {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Ready(self.0.take().map(|data| Ok(Frame::data(data))))
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::with_exact(self.0.as_ref().map_or(0, |data| data.len() as u64))
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_knows_the_length_need_not_ask_for_the_end() {
+        let conn = conn();
+        let declared = Declared(Some(Bytes::from_static(b"x"))).boxed_unsync();
+        let mut body = serve(&conn, request(&conn), Response::new(declared)).await.into_body();
+        body.frame().await.unwrap().unwrap();
+        assert_eq!(counts(&conn), (1, 0, 1, 0));
+        let conn = self::conn();
+        let mut body = serve(&conn, request(&conn), full(10)).await.into_body();
+        body.frame().await.unwrap().unwrap();
+        assert_eq!(counts(&conn), (1, 0, 1, 0));
+        let answer = serve(&conn, request(&conn), full(0)).await;
+        assert_eq!(counts(&conn), (2, 0, 2, 0));
+        drop(answer);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_fails_or_is_dropped_is_a_request_cancelled() {
+        let conn = conn();
+        drop(serve(&conn, request(&conn), full(10)).await);
+        assert_eq!(counts(&conn), (1, 0, 0, 1));
+        let (send, body) = Channel::<Bytes, &str>::new(1);
+        send.abort("gone");
+        let mut body = Some(body);
+        let handler = service_fn(|_| {
+            let response = Response::new(body.take().unwrap());
+            async { Ok::<_, Infallible>(response) }
+        });
+        let mut body = layer().layer(handler).oneshot(request(&conn)).await.unwrap().into_body();
+        body.frame().await.unwrap().unwrap_err();
+        assert_eq!(counts(&conn), (2, 0, 0, 2));
+    }
+
+    #[tokio::test]
+    async fn a_dropped_future_and_a_panicking_handler_give_back_what_they_held() {
+        let conn = conn();
+        let pending =
+            service_fn(|_| std::future::pending::<Result<Response<Answer>, Infallible>>());
+        let mut service = layer().layer(pending);
+        let waiting = service.call(request(&conn));
+        let clone = service.clone().call(request(&conn));
+        assert_eq!(counts(&conn), (2, 2, 0, 0));
+        drop((waiting, clone));
+        assert_eq!(counts(&conn), (2, 0, 0, 2));
+
+        let panics = service_fn(|_| async {
+            if true {
+                panic!("on purpose");
+            }
+            Ok::<_, Infallible>(full(1))
+        });
+        let call = tokio::spawn(layer().layer(panics).oneshot(request(&conn)));
+        assert!(call.await.unwrap_err().is_panic());
+        assert_eq!(counts(&conn), (3, 0, 0, 3));
+    }
+
+    #[tokio::test]
+    async fn the_last_request_says_close_on_http1_and_an_upgrade_is_no_request() {
+        let conn = conn();
+        conn.state().limit_requests(2);
+        let first = serve(&conn, request(&conn), full(1)).await;
+        assert!(!first.headers().contains_key(CONNECTION));
+        let last = serve(&conn, request(&conn), full(1)).await;
+        assert_eq!(last.headers()[CONNECTION], "close");
+        assert_eq!(conn.state().closing(), Some(Reason::MaxRequests));
+        let mut second = request(&conn);
+        *second.version_mut() = Version::HTTP_2;
+        let response = serve(&conn, second, full(1)).await;
+        assert!(!response.headers().contains_key(CONNECTION));
+        drop((first, last, response));
+
+        let mut switching = full(1);
+        *switching.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let held = serve(&conn, request(&conn), switching).await;
+        let sample = conn.state().sample();
+        assert!(sample.upgraded && sample.in_flight == 0);
+        drop(held);
+    }
+
+    #[tokio::test]
+    async fn connect_is_an_upgrade_only_if_it_succeeds() {
+        let conn = conn();
+        let connect = || {
+            let mut request = request(&conn);
+            *request.method_mut() = Method::CONNECT;
+            request
+        };
+        let mut refused = full(1);
+        *refused.status_mut() = StatusCode::FORBIDDEN;
+        drop(serve(&conn, connect(), refused).await);
+        assert!(!conn.state().is_upgraded());
+        drop(serve(&conn, connect(), full(0)).await);
+        assert!(conn.state().is_upgraded());
+    }
+}

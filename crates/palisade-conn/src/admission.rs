@@ -1,0 +1,218 @@
+//! Who is let in, and who has to go for it.
+
+use crate::{
+    Kill,
+    guard::Shared,
+    judge::{End, phase, spare},
+    permit::Permit,
+    registry::Found,
+    sweeper::SPARED,
+};
+use palisade_core::{
+    ConnInfo, ConnVerdict, Denied, Ending, Event, Guard, Mode, Phase, Reason, Violation,
+};
+use std::sync::{
+    Arc, Weak,
+    atomic::Ordering::{Relaxed, SeqCst},
+};
+
+/// Where nobody is kept ready for sparing, so many connections are looked at.
+const LOOKED_AT: usize = 32;
+
+/// Why somebody was not let in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum NotIn {
+    /// Perhaps in a moment: connections are about to go.
+    NotYet,
+    Refused(Violation),
+}
+
+impl Shared {
+    /// Charges the client for one connection.
+    pub(crate) fn check_rate(&self, conn: &ConnInfo, is_told: bool) -> Result<(), Violation> {
+        let (Some(table), Some(rate)) = (&self.rates, self.limits.accept_rate) else {
+            return Ok(());
+        };
+        if !is_told || self.limits.mode == Mode::Off {
+            return Ok(());
+        }
+        let charge = |debt| rate.decide(debt, 1).map(|debt| ((), debt));
+        match table.update(conn.client(), self.clock.now(), rate.max_debt(), charge) {
+            Some(Ok(())) => Ok(()),
+            Some(Err(denied)) => {
+                let wait =
+                    if let Denied::Wait(micros) = denied { micros.div_ceil(1000) } else { 1 };
+                self.not_in(Reason::AcceptRate, 0, wait, conn)
+            }
+            // Others got eight decisions for the same client meanwhile.
+            None => self.not_in(Reason::AcceptRate, 0, 1, conn),
+        }
+    }
+
+    /// Lets `conn` in if there is a place, or one can be had. `displace` the first time only.
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        conn: &Arc<ConnInfo>,
+        is_told: bool,
+        displace: bool,
+    ) -> Result<Permit, NotIn> {
+        if self.limits.mode == Mode::Off {
+            return Ok(Permit::off(self.clone(), conn.clone()));
+        }
+        let now = self.now();
+        let (most, is_enforced) = (self.limits.connections, self.limits.mode == Mode::Enforce);
+        let per_client = self.limits.per_client.filter(|_| is_told);
+        let next = self.open.load(SeqCst).saturating_add(1);
+        // Who has his share already pays with one of his own, and nobody else does.
+        let has_his_share = || per_client.is_some_and(|most| self.registry.has(conn, most));
+        if displace && next > self.limits.soft() && !has_his_share() {
+            self.displace(next);
+        }
+        let one_more = |open| (open < most || !is_enforced).then_some(open + 1);
+        let before = match self.open.fetch_update(SeqCst, SeqCst, one_more) {
+            Err(_) if self.going.load(Relaxed) > 0 => return Err(NotIn::NotYet),
+            // In shadow mode nobody is kept out.
+            Ok(before) | Err(before) => before,
+        };
+        let open = before.saturating_add(1);
+        if open > most {
+            self.not_in(Reason::ConnectionsFull, most as u64, open as u64, conn)
+                .map_err(NotIn::Refused)?;
+        }
+        let share = u64::from(per_client.unwrap_or(0));
+        let entered = self.registry.enter(conn, now, per_client).or_else(|full| {
+            let observed = u64::from(full.connections).saturating_add(1);
+            self.not_in(Reason::ClientConnectionsFull, share, observed, conn)
+                .map_err(NotIn::Refused)?;
+            // In shadow mode nobody is kept out.
+            self.registry.enter(conn, now, Some(u32::MAX)).map_err(|_| NotIn::NotYet)
+        });
+        let (place, spared) = entered.inspect_err(|_| _ = self.open.fetch_sub(1, SeqCst))?;
+        if let Some(Found { conn, .. }) = spared {
+            self.end_displaced(&conn, share, share.saturating_add(1));
+        }
+        self.opened.fetch_add(1, Relaxed);
+        self.recorder.record(|| Event::opened(conn));
+        let permit = Permit::new(self.clone(), conn.clone(), place);
+        self.sweeper.watch(self, open == 1);
+        Ok(permit)
+    }
+
+    /// What whoever is not let in is told in the end.
+    pub(crate) fn refused(&self, not_in: NotIn, conn: &ConnInfo) -> Violation {
+        match not_in {
+            NotIn::Refused(violation) => violation,
+            NotIn::NotYet => {
+                let limit = self.limits.connections as u64;
+                let (reason, phase) = (Reason::ConnectionsFull, Phase::Accept);
+                let observed = limit.saturating_add(1);
+                let violation = Violation::new(Guard::Connection, reason, phase, limit, observed);
+                self.tell(&violation, conn);
+                violation
+            }
+        }
+    }
+
+    /// `Ok` in shadow mode.
+    fn not_in(
+        &self,
+        reason: Reason,
+        limit: u64,
+        observed: u64,
+        conn: &ConnInfo,
+    ) -> Result<(), Violation> {
+        let violation = Violation::new(Guard::Connection, reason, Phase::Accept, limit, observed);
+        self.tell(&violation, conn);
+        if self.limits.mode == Mode::Enforce { Err(violation) } else { Ok(()) }
+    }
+
+    fn tell(&self, violation: &Violation, conn: &ConnInfo) {
+        let mode = self.limits.mode;
+        if violation.phase == Phase::Accept && mode == Mode::Enforce {
+            self.refused.fetch_add(1, Relaxed);
+        }
+        self.recorder.record(|| Event::disconnected(violation, mode, conn));
+        self.kills.add(Kill::new(violation, mode, conn));
+    }
+
+    /// Ends the connection, if that is not decided yet; in shadow mode only says so, once.
+    pub(crate) fn end(&self, conn: &ConnInfo, end: End) -> bool {
+        let End { reason, ending, phase, limit, observed } = end;
+        let is_first = if self.limits.mode == Mode::Enforce {
+            // Counted first: whoever goes counts it off.
+            self.going.fetch_add(1, Relaxed);
+            let is_first = conn.state().end(ConnVerdict { reason, ending });
+            if !is_first {
+                self.going.fetch_sub(1, Relaxed);
+            }
+            is_first
+        } else {
+            !conn.state().swap_shadowed()
+        };
+        if is_first {
+            self.tell(&Violation::new(Guard::Connection, reason, phase, limit, observed), conn);
+        }
+        is_first
+    }
+
+    fn end_displaced(&self, conn: &ConnInfo, limit: u64, observed: u64) -> bool {
+        let phase = phase(&conn.state().sample());
+        let (reason, ending) = (Reason::ConnectionDisplaced, Ending::Finish);
+        self.end(conn, End { reason, ending, phase, limit, observed })
+    }
+
+    /// Parts with the least useful connection. `false` if there is none that can be spared.
+    pub(crate) fn displace(&self, open: usize) -> bool {
+        let limit = self.limits.soft() as u64;
+        while let Some((class, conn)) = self.next_spared() {
+            let Some(conn) = conn.upgrade() else { continue };
+            if rank(&conn, 0).is_some_and(|(now, _)| now <= class)
+                && self.end_displaced(&conn, limit, open as u64)
+            {
+                return true;
+            }
+        }
+        self.displace_of_few(limit, open, 0)
+    }
+
+    /// The same where there are no files left, for somebody who may not even be there: Linux says
+    /// so before it looks if anybody waits. So nobody goes who has only just come.
+    pub(crate) fn displace_for_file(&self) -> bool {
+        const AT_LEAST: u64 = 1000;
+        let open = self.open.load(Relaxed);
+        self.displace_of_few(open.saturating_sub(1) as u64, open, AT_LEAST)
+    }
+
+    /// Parts with the least useful of a few that are at least so many milliseconds old.
+    fn displace_of_few(&self, limit: u64, open: usize, age: u64) -> bool {
+        let now = if age > 0 { self.now() } else { 0 };
+        let turn = self.turn.fetch_add(1, Relaxed);
+        let mut few = Vec::with_capacity(LOOKED_AT);
+        self.registry.copy_few(turn, LOOKED_AT, &mut few);
+        let is_old = |one: &&Found| age == 0 || now.saturating_sub(one.opened) >= age;
+        let ranked = few.iter().filter(is_old);
+        let ranked = ranked.filter_map(|one| Some((rank(&one.conn, one.opened)?, &one.conn)));
+        let best = ranked.min_by_key(|(rank, _)| *rank);
+        best.is_some_and(|(_, conn)| self.end_displaced(conn, limit, open as u64))
+    }
+
+    fn next_spared(&self) -> Option<(u8, Weak<ConnInfo>)> {
+        let (next, left) = {
+            let mut spared = self.spared.lock();
+            (spared.pop(), spared.len())
+        };
+        if left < SPARED / 4 {
+            self.sweeper.hurry();
+        }
+        next
+    }
+}
+
+/// Its rank among those that can be spared; not if it is told to go already.
+pub(crate) fn rank(conn: &ConnInfo, opened: u64) -> Option<(u8, u64)> {
+    let state = conn.state();
+    if state.verdict().is_some() {
+        return None;
+    }
+    spare(&state.sample(), state.memory().since, opened)
+}

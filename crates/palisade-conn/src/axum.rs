@@ -1,0 +1,138 @@
+//! Under `axum::serve`.
+
+use crate::{Accept, Accounting, AccountingFuture, Guarded, GuardedIo, Transport};
+use axum::{
+    body::{Body, HttpBody},
+    extract::ConnectInfo,
+    serve::{IncomingStream, Listener},
+};
+use bytes::Bytes;
+use http::{Request, Response};
+use palisade_core::{BoxError, ConnInfo};
+use pin_project_lite::pin_project;
+use std::{
+    convert::Infallible,
+    future::{Ready, ready},
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+use tower_service::Service;
+
+/// Makes a service of its own for each guarded connection. See [`connected`].
+#[derive(Clone, Debug)]
+pub struct Connected<S> {
+    app: S,
+}
+
+/// `S` on one connection. See [`connected`].
+#[derive(Clone, Debug)]
+pub struct ConnectedService<S> {
+    accounting: Accounting<S>,
+    conn: Arc<ConnInfo>,
+}
+
+pin_project! {
+    /// Response future of [`ConnectedService`].
+    #[derive(Debug)]
+    pub struct ConnectedFuture<F> {
+        #[pin]
+        inner: AccountingFuture<F>,
+    }
+}
+
+/// Serves `app` on guarded connections: a `Router`, or any service that answers requests and
+/// never fails, such as layers around one.
+///
+/// Each request gets axum's `ConnectInfo<SocketAddr>` and the `Arc<ConnInfo>` of its connection,
+/// and the connection is told of each request. A response with a body costs one box.
+///
+/// ```no_run
+/// # use {axum::{Router, routing::get}, palisade_conn::{ConnGuard, connected}};
+/// # async fn example() -> std::io::Result<()> {
+/// let app = Router::new().route("/", get("hello"));
+/// let listener = ConnGuard::default().bind("127.0.0.1:3000").await?;
+/// axum::serve(listener, connected(app)).await
+/// # }
+/// ```
+pub fn connected<S>(app: S) -> Connected<S> {
+    Connected { app }
+}
+
+impl<L: Accept> Listener for Guarded<L> {
+    type Io = GuardedIo<L::Io>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
+        loop {
+            // After a failure it pauses by itself.
+            if let Ok(accepted) = Guarded::accept(self).await {
+                return accepted;
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Guarded::local_addr(self)
+    }
+}
+
+impl<S, L, T> Service<IncomingStream<'_, L>> for Connected<S>
+where
+    S: Clone,
+    L: Listener<Io = GuardedIo<T>>,
+    T: Transport,
+{
+    type Response = ConnectedService<S>;
+    type Error = Infallible;
+    type Future = Ready<Result<ConnectedService<S>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, stream: IncomingStream<'_, L>) -> Self::Future {
+        let conn = stream.io().conn().clone();
+        conn.state().set_accounted();
+        let accounting = Accounting::of(conn.clone(), self.app.clone());
+        ready(Ok(ConnectedService { accounting, conn }))
+    }
+}
+
+impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for ConnectedService<S>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    ResBody: HttpBody<Data = Bytes> + Send + 'static,
+    ResBody::Error: Into<BoxError>,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = ConnectedFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.accounting.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
+        let extensions = request.extensions_mut();
+        extensions.insert(ConnectInfo(self.conn.peer()));
+        extensions.insert(self.conn.clone());
+        ConnectedFuture { inner: self.accounting.call(request) }
+    }
+}
+
+impl<F, B, E> Future for ConnectedFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Output = Result<Response<Body>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let response = ready!(self.project().inner.poll(cx))?;
+        Poll::Ready(Ok(response.map(Body::new)))
+    }
+}

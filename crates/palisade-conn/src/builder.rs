@@ -1,0 +1,426 @@
+//! Makes a guard.
+
+use crate::{
+    ConnGuard,
+    limits::{Limits, auto_connections},
+};
+use palisade_core::{Gcra, Mode, Prefix, Recorder};
+use std::{fmt, time::Duration};
+
+/// Makes a [`ConnGuard`]. Nothing is checked before [`build`](Self::build), which then names
+/// every fault at once.
+#[derive(Clone, Debug)]
+#[must_use = "nothing is guarded before `build`, and by nothing but the guard it returns"]
+pub struct ConnGuardBuilder {
+    mode: Mode,
+    recorder: Recorder,
+    connections: Option<usize>,
+    per_client: PerClient,
+    accept_rate: Option<(u32, u32)>,
+    prefix: Prefix,
+    first_request: Duration,
+    head: Duration,
+    idle: Duration,
+    upgraded_idle: Duration,
+    write_stall: Duration,
+    max_age: Option<Duration>,
+    age_grace: Duration,
+    max_requests: Option<u32>,
+    probe: Option<Duration>,
+    precision: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum PerClient {
+    Auto,
+    Most(u32),
+    Any,
+}
+
+/// What is wrong with a [`ConnGuardBuilder`]: everything, not just the first thing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnGuardError {
+    faults: Vec<ConnGuardFault>,
+}
+
+/// One number out of its range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConnGuardFault {
+    /// The method of [`ConnGuardBuilder`] that set it.
+    pub field: &'static str,
+    /// What it was set to.
+    pub value: String,
+    /// What it may be.
+    pub allowed: &'static str,
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+const MILLISECOND: Duration = Duration::from_millis(1);
+const MOST_CONNECTIONS: usize = 1 << 24;
+const MOST_PER_SECOND: u32 = 1_000_000;
+const FROM_1_MS_TO_24_H: &str = "1 ms to 24 h";
+
+// === ConnGuardBuilder ===
+
+impl ConnGuardBuilder {
+    pub(crate) fn new() -> Self {
+        Self {
+            mode: Mode::default(),
+            recorder: Recorder::default(),
+            connections: None,
+            per_client: PerClient::Auto,
+            accept_rate: Some((100, 200)),
+            prefix: Prefix::default(),
+            first_request: Duration::from_secs(10),
+            head: Duration::from_secs(10),
+            idle: Duration::from_secs(65),
+            upgraded_idle: Duration::from_secs(300),
+            write_stall: Duration::from_secs(30),
+            max_age: Some(Duration::from_secs(3600)),
+            age_grace: Duration::from_secs(30),
+            max_requests: Some(10_000),
+            probe: Some(Duration::from_secs(5)),
+            precision: Duration::from_millis(250),
+        }
+    }
+
+    /// Whether it enforces, only tells what it would have done, or does not look.
+    /// Defaults to [`Mode::Enforce`].
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// Tells `metrics` of everything it does. Defaults to nobody.
+    pub fn metrics(mut self, metrics: impl Into<Recorder>) -> Self {
+        self.recorder = metrics.into();
+        self
+    }
+
+    /// How many connections may be open at once, upgraded ones too, 1 to 16,777,216. From nine
+    /// tenths of it on, the least useful one goes for each that comes; see
+    /// [displacement](crate#displacement).
+    ///
+    /// Defaults to four fifths of the files that this process may have open, less 64, and at most
+    /// 10,000.
+    pub fn max_connections(mut self, connections: usize) -> Self {
+        self.connections = Some(connections);
+        self
+    }
+
+    /// How many of them one client may have, at least 1. The next one takes the place of the
+    /// least useful of his own.
+    ///
+    /// Defaults to a hundredth of [`Self::max_connections`], and at least 64.
+    pub fn max_per_client(mut self, connections: u32) -> Self {
+        self.per_client = PerClient::Most(connections);
+        self
+    }
+
+    /// One client may have them all: for a server whose peers are proxies.
+    /// Defaults to [`Self::max_per_client`].
+    pub fn no_max_per_client(mut self) -> Self {
+        self.per_client = PerClient::Any;
+        self
+    }
+
+    /// How many connections one client may make in a second, and how many at once, each 1 to
+    /// 1,000,000. Keeps a table of 65,536 clients, 512 KiB, allocated at once.
+    /// Defaults to 100 and 200.
+    pub fn accept_rate(mut self, per_second: u32, burst: u32) -> Self {
+        self.accept_rate = Some((per_second, burst));
+        self
+    }
+
+    /// A client may connect as often as he likes: for a server whose peers are proxies.
+    /// Defaults to [`Self::accept_rate`].
+    pub fn no_accept_rate(mut self) -> Self {
+        self.accept_rate = None;
+        self
+    }
+
+    /// How many bits of an address make a client. Defaults to an IPv4 address and an IPv6 /64.
+    pub fn prefix(mut self, prefix: Prefix) -> Self {
+        self.prefix = prefix;
+        self
+    }
+
+    /// The time from accept to the first complete request head, 1 ms to 24 h. One deadline for
+    /// silence, protocol sniffing, TLS, half a preface and unfinished headers. Ends with a reset.
+    /// A client that connects ahead of need is cut as well, and connects again when it has one.
+    /// Defaults to 10 s.
+    pub fn first_request(mut self, within: Duration) -> Self {
+        self.first_request = within;
+        self
+    }
+
+    /// The time for a later request head, from its first byte, 1 ms to 24 h; HTTP/1 only, since
+    /// bytes of HTTP/2 may be anything. Bytes that come before the sweeper has seen the connection
+    /// idle may belong to the request before, and count as idle. Ends with a reset. Defaults to
+    /// 10 s.
+    pub fn head(mut self, within: Duration) -> Self {
+        self.head = within;
+        self
+    }
+
+    /// How long nothing may be in flight, 1 ms to 24 h. What a client sends without completing a
+    /// request, answers to PING among it, does not count; what he is still being sent does. Behind
+    /// a balancer choose 5 s more than its own idle time. Ends with a FIN. Defaults to 65 s.
+    pub fn idle(mut self, longest: Duration) -> Self {
+        self.idle = longest;
+        self
+    }
+
+    /// How long an upgraded connection may be silent in both directions, 1 ms to 24 h. Any byte
+    /// counts. Ends with a FIN. Defaults to 5 min.
+    pub fn upgraded_idle(mut self, longest: Duration) -> Self {
+        self.upgraded_idle = longest;
+        self
+    }
+
+    /// How long a client may take nothing of what waits for him, 1 ms to 24 h. Ends with a reset.
+    /// Not less than 20 s where people download: a receive window opens again in large steps.
+    /// Defaults to 30 s.
+    pub fn write_stall(mut self, longest: Duration) -> Self {
+        self.write_stall = longest;
+        self
+    }
+
+    /// The age at which a connection takes no more requests, 1 ms to 30 days, give or take a
+    /// tenth: HTTP/1 says `Connection: close`, and as soon as nothing is in flight it ends with a
+    /// FIN. Upgraded connections have no age. Defaults to 1 h.
+    pub fn max_age(mut self, age: Duration) -> Self {
+        self.max_age = Some(age);
+        self
+    }
+
+    /// Connections of any age. Defaults to [`Self::max_age`].
+    pub fn no_max_age(mut self) -> Self {
+        self.max_age = None;
+        self
+    }
+
+    /// How long after its age a connection that has still something in flight is reset, 0 to
+    /// 24 h. Longer than the longest download, or use [`Self::no_max_age`]. Defaults to 30 s.
+    pub fn age_grace(mut self, grace: Duration) -> Self {
+        self.age_grace = grace;
+        self
+    }
+
+    /// How many requests one connection may bring, at least 1; needs the accounting layer. HTTP/1
+    /// says `Connection: close` with the last one. HTTP/2 can only be ended at a moment when
+    /// nothing is in flight, with a FIN. Defaults to 10,000.
+    pub fn max_requests(mut self, requests: u32) -> Self {
+        self.max_requests = Some(requests);
+        self
+    }
+
+    /// Any number of requests. Defaults to [`Self::max_requests`].
+    pub fn no_max_requests(mut self) -> Self {
+        self.max_requests = None;
+        self
+    }
+
+    /// How often a request at work on HTTP/1 is looked at whether its client is still there, 1 ms
+    /// to 24 h: one system call each time, on Linux only. hyper does not notice by itself if the
+    /// client sent so much as a byte too many. A client who only closed his own direction counts as
+    /// gone, as to hyper itself. Defaults to every 5 s.
+    pub fn probe(mut self, every: Duration) -> Self {
+        self.probe = Some(every);
+        self
+    }
+
+    /// Nobody looks. Defaults to [`Self::probe`].
+    pub fn no_probe(mut self) -> Self {
+        self.probe = None;
+        self
+    }
+
+    /// How often the sweeper looks at each connection, 1 ms to 10 s. Every time above is met
+    /// never early and at most two of these late. Defaults to 250 ms.
+    pub fn precision(mut self, tick: Duration) -> Self {
+        self.precision = tick;
+        self
+    }
+
+    /// The guard.
+    ///
+    /// # Errors
+    ///
+    /// If any number is out of its range; names every one.
+    pub fn build(self) -> Result<ConnGuard, ConnGuardError> {
+        let faults = self.faults();
+        if !faults.is_empty() {
+            return Err(ConnGuardError { faults });
+        }
+        let connections = self.connections.unwrap_or_else(auto_connections);
+        let per_client = match self.per_client {
+            PerClient::Auto => Some(u32::try_from(connections / 100).unwrap_or(u32::MAX).max(64)),
+            PerClient::Most(most) => Some(most),
+            PerClient::Any => None,
+        };
+        let accept_rate = self.accept_rate;
+        let limits = Limits {
+            mode: self.mode,
+            connections,
+            per_client,
+            // Checked: neither is 0, and their product is at most 2^40.
+            accept_rate: accept_rate.and_then(|(rate, burst)| gcra(rate, burst)),
+            prefix: self.prefix,
+            first_request: millis(self.first_request),
+            head: millis(self.head),
+            idle: millis(self.idle),
+            upgraded_idle: millis(self.upgraded_idle),
+            write_stall: millis(self.write_stall),
+            max_age: self.max_age.map(millis),
+            age_grace: millis(self.age_grace),
+            max_requests: self.max_requests,
+            probe: self.probe.map(millis),
+            tick: self.precision,
+        };
+        Ok(ConnGuard::new(limits, self.recorder))
+    }
+
+    fn faults(&self) -> Vec<ConnGuardFault> {
+        let mut faults = Vec::new();
+        let mut check = |fine: bool, field, value: &dyn fmt::Debug, allowed| {
+            if !fine {
+                faults.push(ConnGuardFault { field, value: format!("{value:?}"), allowed });
+            }
+        };
+        if let Some(most) = self.connections {
+            let fine = (1..=MOST_CONNECTIONS).contains(&most);
+            check(fine, "max_connections", &most, "1 to 16777216");
+        }
+        if let PerClient::Most(most) = self.per_client {
+            check(most > 0, "max_per_client", &most, "at least 1");
+        }
+        if let Some((rate, burst)) = self.accept_rate {
+            let fine = gcra(rate, burst).is_some();
+            let allowed = "each 1 to 1000000, and the burst no more than 12 days of the rate";
+            check(fine, "accept_rate", &(rate, burst), allowed);
+        }
+        let day = MILLISECOND..=DAY;
+        for (field, time) in [
+            ("first_request", self.first_request),
+            ("head", self.head),
+            ("idle", self.idle),
+            ("upgraded_idle", self.upgraded_idle),
+            ("write_stall", self.write_stall),
+        ] {
+            check(day.contains(&time), field, &time, FROM_1_MS_TO_24_H);
+        }
+        if let Some(age) = self.max_age {
+            check((MILLISECOND..=30 * DAY).contains(&age), "max_age", &age, "1 ms to 30 days");
+        }
+        check(self.age_grace <= DAY, "age_grace", &self.age_grace, "0 to 24 h");
+        if let Some(most) = self.max_requests {
+            check(most > 0, "max_requests", &most, "at least 1");
+        }
+        if let Some(every) = self.probe {
+            check(day.contains(&every), "probe", &every, FROM_1_MS_TO_24_H);
+        }
+        let fine = (MILLISECOND..=Duration::from_secs(10)).contains(&self.precision);
+        check(fine, "precision", &self.precision, "1 ms to 10 s");
+        faults
+    }
+}
+
+fn gcra(per_second: u32, burst: u32) -> Option<Gcra> {
+    let range = 1..=MOST_PER_SECOND;
+    if !range.contains(&per_second) || !range.contains(&burst) {
+        return None;
+    }
+    Gcra::new(u64::from(MOST_PER_SECOND / per_second), burst)
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+// === ConnGuardError ===
+
+impl ConnGuardError {
+    /// Every number that is out of its range.
+    pub fn faults(&self) -> &[ConnGuardFault] {
+        &self.faults
+    }
+}
+
+impl fmt::Display for ConnGuardError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the connection guard cannot be built:")?;
+        for ConnGuardFault { field, value, allowed } in &self.faults {
+            write!(f, "\n  {field} is {value}, allowed is {allowed}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConnGuardError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_out_of_range_is_named() {
+        let error = ConnGuard::builder()
+            .max_connections(0)
+            .max_per_client(0)
+            .accept_rate(0, 1)
+            .first_request(Duration::ZERO)
+            .head(Duration::MAX)
+            .idle(Duration::ZERO)
+            .upgraded_idle(Duration::ZERO)
+            .write_stall(Duration::ZERO)
+            .max_age(Duration::ZERO)
+            .age_grace(Duration::MAX)
+            .max_requests(0)
+            .probe(Duration::ZERO)
+            .precision(Duration::ZERO)
+            .build()
+            .unwrap_err();
+        let fields: Vec<_> = error.faults().iter().map(|fault| fault.field).collect();
+        let all = [
+            "max_connections",
+            "max_per_client",
+            "accept_rate",
+            "first_request",
+            "head",
+            "idle",
+            "upgraded_idle",
+            "write_stall",
+            "max_age",
+            "age_grace",
+            "max_requests",
+            "probe",
+            "precision",
+        ];
+        assert_eq!(fields, all);
+        let text = error.to_string();
+        assert!(text.contains("\n  idle is 0ns, allowed is 1 ms to 24 h"), "{text}");
+    }
+
+    #[test]
+    fn the_edges_of_the_ranges_are_in_them() {
+        let least = ConnGuard::builder().max_connections(1).max_per_client(1).max_requests(1);
+        let least = least.accept_rate(1, 1).age_grace(Duration::ZERO).precision(MILLISECOND);
+        least.idle(MILLISECOND).max_age(MILLISECOND).build().unwrap();
+        let most = ConnGuard::builder().max_connections(MOST_CONNECTIONS).max_age(30 * DAY);
+        most.accept_rate(1_000_000, 1_000_000).idle(DAY).build().unwrap();
+    }
+
+    #[test]
+    fn a_client_s_share_follows_the_cap() {
+        let share = |most| {
+            let guard = ConnGuard::builder().max_connections(most).build().unwrap();
+            guard.shared().limits.per_client
+        };
+        assert_eq!(
+            [share(100), share(10_000), share(1 << 20)],
+            [Some(64), Some(100), Some(10_485)]
+        );
+    }
+}

@@ -1,0 +1,213 @@
+//! The guard: what all its connections share.
+
+use crate::{
+    ConnGuardBuilder, ConnSnapshot, GuardedIo, Kill, Transport, admission::NotIn, limits::Limits,
+    registry::Registry, report::Kills, sweeper::Sweeper,
+};
+use palisade_core::{Clock, ConnInfo, Guard, Level, Levels, Mode, Recorder, Table};
+use parking_lot::Mutex;
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+/// Room for so many clients in the table of accept rates: 512 KiB.
+const CLIENTS: usize = 1 << 16;
+
+/// Watches over the connections of one or more listeners. Clones are handles on the same guard.
+///
+/// See the [crate docs](crate). It works as long as the guard, one of its listeners or one of its
+/// connections is left, inside the tokio runtime where connections are accepted.
+#[derive(Clone)]
+pub struct ConnGuard {
+    shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) limits: Limits,
+    pub(crate) recorder: Recorder,
+    pub(crate) registry: Registry,
+    pub(crate) sweeper: Sweeper,
+    /// Whether every request passes an accounting layer.
+    pub(crate) accounted: AtomicBool,
+    pub(crate) errors: AcceptErrors,
+    /// Who can be spared, the first to go last.
+    pub(crate) spared: Mutex<Vec<(u8, Weak<ConnInfo>)>>,
+    pub(crate) kills: Kills,
+    pub(crate) open: AtomicUsize,
+    /// Told to go and still here.
+    pub(crate) going: AtomicUsize,
+    pub(crate) opened: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) clock: Clock,
+    /// Debts of who connects too often.
+    pub(crate) rates: Option<Table>,
+    pub(crate) turn: AtomicUsize,
+}
+
+/// Failures to accept, by what was done about them.
+#[derive(Debug, Default)]
+pub(crate) struct AcceptErrors {
+    /// Of one connection that was gone before it was here.
+    pub(crate) of_one: AtomicU64,
+    /// No files or memory left.
+    pub(crate) exhausted: AtomicU64,
+    pub(crate) other: AtomicU64,
+}
+
+// === ConnGuard ===
+
+impl ConnGuard {
+    /// A guard of other numbers than the default ones.
+    pub fn builder() -> ConnGuardBuilder {
+        ConnGuardBuilder::new()
+    }
+
+    pub(crate) fn new(limits: Limits, recorder: Recorder) -> Self {
+        let shared = Arc::new(Shared {
+            rates: limits.accept_rate.map(|_| Table::new(CLIENTS)),
+            limits,
+            recorder,
+            registry: Registry::new(),
+            sweeper: Sweeper::default(),
+            accounted: AtomicBool::new(false),
+            errors: AcceptErrors::default(),
+            spared: Mutex::default(),
+            kills: Kills::default(),
+            open: AtomicUsize::new(0),
+            going: AtomicUsize::new(0),
+            opened: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            clock: Clock::new(),
+            turn: AtomicUsize::new(0),
+        });
+        let levels = Arc::downgrade(&shared);
+        shared.recorder.register(levels as Weak<dyn Levels>);
+        Self { shared }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Lets a connection in that was accepted by other means, from `peer` if its peers can be told
+    /// apart. Call it inside a tokio runtime with its timer enabled.
+    ///
+    /// # Errors
+    ///
+    /// If there is no place for it: a [`Violation`](palisade_core::Violation) inside an [`io::Error`] of kind
+    /// [`ConnectionRefused`](io::ErrorKind::ConnectionRefused). It was reset and dropped then.
+    pub fn admit<T: Transport>(
+        &self,
+        io: T,
+        peer: Option<SocketAddr>,
+        local: Option<SocketAddr>,
+    ) -> io::Result<GuardedIo<T>> {
+        let refused = |violation| io::Error::new(io::ErrorKind::ConnectionRefused, violation);
+        let conn = self.shared.conn(peer, local);
+        let result = self.shared.check_rate(&conn, peer.is_some());
+        let result = result.map_err(NotIn::Refused);
+        match result.and_then(|()| self.shared.enter(&conn, peer.is_some(), true)) {
+            Ok(permit) => Ok(GuardedIo::new(io, permit)),
+            Err(not_in) => {
+                io.reset_on_close();
+                Err(refused(self.shared.refused(not_in, &conn)))
+            }
+        }
+    }
+
+    /// Who is connected now, at what, and what was accepted. Walks over all connections.
+    pub fn snapshot(&self) -> ConnSnapshot {
+        ConnSnapshot::take(&self.shared)
+    }
+
+    /// The last 1,000 connections that were ended or not let in, the latest last; in
+    /// [`Mode::Shadow`] those that would have been.
+    pub fn recent_kills(&self) -> Vec<Kill> {
+        self.shared.kills.recent()
+    }
+}
+
+/// Every number at its default.
+impl Default for ConnGuard {
+    fn default() -> Self {
+        // The defaults are in their ranges; a test holds them to it.
+        Self::builder().build().expect("the defaults are in their ranges")
+    }
+}
+
+impl fmt::Debug for ConnGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shared.fmt(f)
+    }
+}
+
+// === Shared ===
+
+impl Shared {
+    /// Milliseconds since the guard was made.
+    pub(crate) fn now(&self) -> u64 {
+        self.clock.now() / 1000
+    }
+
+    pub(crate) fn conn(
+        &self,
+        peer: Option<SocketAddr>,
+        local: Option<SocketAddr>,
+    ) -> Arc<ConnInfo> {
+        let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
+        let conn = ConnInfo::new(peer.unwrap_or(nobody), local, self.limits.prefix);
+        if self.accounted.load(Relaxed) {
+            conn.state().set_accounted();
+        }
+        if let Some(most) = self.limits.max_requests
+            && self.limits.mode == Mode::Enforce
+        {
+            conn.state().limit_requests(most);
+        }
+        Arc::new(conn)
+    }
+}
+
+impl Levels for Shared {
+    fn guard(&self) -> Guard {
+        Guard::Connection
+    }
+
+    fn sample(&self, visit: &mut dyn FnMut(Level, u64)) {
+        visit(Level::Connections, self.open.load(Relaxed) as u64);
+        visit(Level::ConnectionLimit, self.limits.connections as u64);
+        visit(Level::ConnectionsOpened, self.opened());
+    }
+}
+
+impl Shared {
+    pub(crate) fn opened(&self) -> u64 {
+        self.opened.load(Relaxed)
+    }
+
+    pub(crate) fn refusals(&self) -> u64 {
+        self.refused.load(Relaxed)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.sweeper.stop();
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnGuard")
+            .field("limits", &self.limits)
+            .field("open", &self.open)
+            .field("opened", &self.opened)
+            .field("errors", &self.errors)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,315 @@
+//! The socket under watch.
+
+use crate::{
+    Transport,
+    judge::{End, phase},
+    limits::LINGER_BYTES,
+    permit::Permit,
+};
+use palisade_core::{ConnInfo, ConnState, ConnVerdict, Ending, Guard, Mode, Reason, Violation};
+use std::{
+    io::{self, IoSlice},
+    mem::MaybeUninit,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// So many bytes are thrown away at a time.
+const CHUNK: usize = 8 * 1024;
+
+/// A connection that its guard watches over.
+///
+/// It counts bytes, and ends when its guard says so: after a verdict a reader sees the end of the
+/// stream or an error, a writer an error, whichever of them asks next, and both are woken. The
+/// error holds a [`Violation`]. Its place is free when it is dropped, and not before: an upgraded
+/// connection keeps it. It is what `hyper::upgrade::Upgraded::downcast` has to name.
+///
+/// Shut down, it sends its FIN and then reads what the client is still sending, and throws it
+/// away, for at most 1 s or 64 MiB: else the kernel would reset the connection, and a client whose
+/// upload was refused would not see why. It does so only for HTTP that is
+/// [accounted for](crate#accounting), never for what was upgraded.
+///
+/// Dropping a future that reads or writes loses nothing.
+#[derive(Debug)]
+pub struct GuardedIo<T> {
+    inner: T,
+    permit: Permit,
+    is_watched: bool,
+    /// Whether somebody can be woken at all.
+    is_parked: bool,
+    shutdown: Shutdown,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Shutdown {
+    NotBegun,
+    Lingering { left: u32 },
+    Done,
+}
+
+impl<T> GuardedIo<T> {
+    /// What is known of the connection.
+    pub fn conn(&self) -> &Arc<ConnInfo> {
+        self.permit.conn()
+    }
+
+    /// What it runs over.
+    pub fn get_ref(&self) -> &T {
+        &self.inner
+    }
+
+    fn state(&self) -> &ConnState {
+        self.permit.conn().state()
+    }
+}
+
+impl<T: Transport> GuardedIo<T> {
+    pub(crate) fn new(inner: T, permit: Permit) -> Self {
+        inner.prepare();
+        let is_watched = permit.shared().limits.mode != Mode::Off;
+        Self { inner, permit, is_watched, is_parked: false, shutdown: Shutdown::NotBegun }
+    }
+
+    #[inline]
+    fn verdict(&self) -> Option<ConnVerdict> {
+        self.state().verdict()
+    }
+
+    /// What whoever cannot be told of an end in good order is told.
+    #[cold]
+    fn ended(&self, verdict: ConnVerdict) -> io::Error {
+        let kind = match verdict.ending {
+            Ending::Finish => io::ErrorKind::BrokenPipe,
+            Ending::Reset => {
+                self.inner.reset_on_close();
+                io::ErrorKind::ConnectionAborted
+            }
+        };
+        let phase = phase(&self.state().sample());
+        io::Error::new(kind, Violation::new(Guard::Connection, verdict.reason, phase, 0, 0))
+    }
+
+    #[cold]
+    fn read_after(&self, verdict: ConnVerdict) -> Poll<io::Result<()>> {
+        match verdict.ending {
+            Ending::Finish => Poll::Ready(Ok(())),
+            Ending::Reset => Poll::Ready(Err(self.ended(verdict))),
+        }
+    }
+
+    /// Looks after the client if it was asked to, and ends the connection if he is gone.
+    #[inline]
+    fn look(&self) {
+        if self.state().take_probe() {
+            self.look_after_client();
+        }
+    }
+
+    #[cold]
+    fn look_after_client(&self) {
+        if !self.state().is_upgraded() && self.inner.has_hung_up() {
+            let (reason, ending) = (Reason::HungUp, Ending::Reset);
+            let phase = phase(&self.state().sample());
+            let end = End { reason, ending, phase, limit: 0, observed: 0 };
+            self.permit.shared().end(self.conn(), end);
+        }
+    }
+
+    /// Nothing to read. `None` if a verdict came meanwhile.
+    fn park_reader(&mut self, cx: &Context<'_>) -> Option<ConnVerdict> {
+        self.is_parked = true;
+        self.state().park_reader(cx.waker());
+        self.verdict()
+    }
+
+    fn park_writer(&mut self, cx: &Context<'_>) -> Option<ConnVerdict> {
+        self.is_parked = true;
+        self.state().park_writer(cx.waker());
+        self.verdict()
+    }
+
+    /// What writing came to.
+    fn wrote(
+        &mut self,
+        result: Poll<io::Result<usize>>,
+        wanted: usize,
+        cx: &Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        match &result {
+            Poll::Ready(Ok(count)) => self.state().add_written(*count),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => {
+                if wanted > 0 {
+                    self.state().set_write_blocked();
+                }
+                if let Some(verdict) = self.park_writer(cx) {
+                    return Poll::Ready(Err(self.ended(verdict)));
+                }
+            }
+        }
+        result
+    }
+
+    fn may_linger(&self) -> bool {
+        let state = self.state();
+        let is_http = state.is_accounted() && !state.is_upgraded();
+        is_http && self.permit.shared().limits.mode == Mode::Enforce
+    }
+
+    /// Throws away what comes, until nothing does or it was enough.
+    fn poll_linger(&mut self, left: &mut u32, cx: &mut Context<'_>) -> Poll<()> {
+        let mut chunk = [MaybeUninit::uninit(); CHUNK];
+        loop {
+            if self.verdict().is_some() || self.state().is_linger_over() {
+                return Poll::Ready(());
+            }
+            let mut buf = ReadBuf::uninit(&mut chunk);
+            match Pin::new(&mut self.inner).poll_read(cx, &mut buf) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
+                    self.state().add_read(buf.filled().len());
+                    *left = left.saturating_sub(buf.filled().len() as u32);
+                    if *left == 0 {
+                        return Poll::Ready(());
+                    }
+                }
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => {
+                    let is_over = self.park_reader(cx).is_some() || self.state().is_linger_over();
+                    return if is_over { Poll::Ready(()) } else { Poll::Pending };
+                }
+            }
+        }
+    }
+}
+
+impl<T: Transport> AsyncRead for GuardedIo<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if !this.is_watched {
+            return Pin::new(&mut this.inner).poll_read(cx, buf);
+        }
+        this.look();
+        if let Some(verdict) = this.verdict() {
+            return this.read_after(verdict);
+        }
+        let before = buf.filled().len();
+        let result = Pin::new(&mut this.inner).poll_read(cx, buf);
+        match &result {
+            Poll::Ready(Ok(())) => {
+                this.state().add_read(buf.filled().len().saturating_sub(before));
+            }
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => {
+                if let Some(verdict) = this.park_reader(cx) {
+                    return this.read_after(verdict);
+                }
+            }
+        }
+        result
+    }
+}
+
+impl<T: Transport> AsyncWrite for GuardedIo<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        if !this.is_watched {
+            return Pin::new(&mut this.inner).poll_write(cx, buf);
+        }
+        if let Some(verdict) = this.verdict() {
+            return Poll::Ready(Err(this.ended(verdict)));
+        }
+        let result = Pin::new(&mut this.inner).poll_write(cx, buf);
+        this.wrote(result, buf.len(), cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        if !this.is_watched {
+            return Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
+        }
+        if let Some(verdict) = this.verdict() {
+            return Poll::Ready(Err(this.ended(verdict)));
+        }
+        let result = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
+        let wanted = usize::from(bufs.iter().any(|buf| !buf.is_empty()));
+        this.wrote(result, wanted, cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    /// hyper calls nothing but this while a handler works and unread bytes of the client are
+    /// left: a verdict has to be seen here, too.
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if !this.is_watched {
+            return Pin::new(&mut this.inner).poll_flush(cx);
+        }
+        this.look();
+        if let Some(verdict) = this.verdict() {
+            return Poll::Ready(Err(this.ended(verdict)));
+        }
+        let result = Pin::new(&mut this.inner).poll_flush(cx);
+        // A request that was here when it was first looked for may be the only one that is ever
+        // read; then this is the one place where there is anybody to wake.
+        if (result.is_pending() || !this.is_parked)
+            && let Some(verdict) = this.park_writer(cx)
+        {
+            return Poll::Ready(Err(this.ended(verdict)));
+        }
+        result
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if !this.is_watched {
+            return Pin::new(&mut this.inner).poll_shutdown(cx);
+        }
+        loop {
+            match this.shutdown {
+                Shutdown::NotBegun => {
+                    if let Some(verdict) = this.verdict()
+                        && verdict.ending == Ending::Reset
+                    {
+                        return Poll::Ready(Err(this.ended(verdict)));
+                    }
+                    let result = Pin::new(&mut this.inner).poll_shutdown(cx);
+                    if result.is_pending()
+                        && let Some(verdict) = this.park_writer(cx)
+                    {
+                        return Poll::Ready(Err(this.ended(verdict)));
+                    }
+                    ready!(result)?;
+                    this.shutdown = if this.may_linger() && this.verdict().is_none() {
+                        this.state().set_lingering();
+                        Shutdown::Lingering { left: LINGER_BYTES }
+                    } else {
+                        Shutdown::Done
+                    };
+                }
+                Shutdown::Lingering { mut left } => {
+                    let result = this.poll_linger(&mut left, cx);
+                    this.shutdown = Shutdown::Lingering { left };
+                    ready!(result);
+                    this.shutdown = Shutdown::Done;
+                }
+                Shutdown::Done => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}

@@ -1,0 +1,459 @@
+//! What becomes of a connection, from what is known of it. Nothing here looks at a clock.
+
+use crate::limits::{LINGER_MILLIS, Limits};
+use palisade_core::{ConnMemory, ConnSample, Ending, Phase, Reason};
+
+/// So many bytes more than four times what the client sent meanwhile show that he is being sent
+/// an answer. An HTTP/2 server sends as much as it gets while it only acknowledges PING.
+const OF_AN_ANSWER: u32 = 1024;
+
+/// What the sweeper is to do with a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Finding {
+    Fine,
+    /// It is to take no more requests.
+    Close(Reason),
+    /// It has lingered for long enough.
+    EndLingering,
+    /// It is to look whether its client is still there.
+    Probe,
+    End(End),
+}
+
+/// How and why a connection ends. Numbers in the unit of the reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct End {
+    pub(crate) reason: Reason,
+    pub(crate) ending: Ending,
+    pub(crate) phase: Phase,
+    pub(crate) limit: u64,
+    pub(crate) observed: u64,
+}
+
+/// When a connection is looked at. All in milliseconds of the guard.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct When {
+    pub(crate) now: u64,
+    /// Since the sweeper's latest look at anything.
+    pub(crate) passed: u64,
+    pub(crate) opened: u64,
+    /// The age at which this one is due.
+    pub(crate) due: Option<u64>,
+}
+
+/// What a connection is at.
+pub(crate) fn phase(sample: &ConnSample) -> Phase {
+    shown(clock(sample), sample)
+}
+
+fn shown(clock: Phase, sample: &ConnSample) -> Phase {
+    match clock {
+        clock @ (Phase::Lingering | Phase::FirstHead) => clock,
+        _ if sample.write_blocked => Phase::Writing,
+        clock => clock,
+    }
+}
+
+/// The same without [`Phase::Writing`], which has a clock of its own beside the others: else a
+/// client could stop any of them by not reading for a moment.
+fn clock(sample: &ConnSample) -> Phase {
+    if sample.lingering {
+        Phase::Lingering
+    } else if sample.upgraded {
+        Phase::Upgraded
+    } else if !sample.accounted {
+        // Nobody tells of requests: silence is all that can be known.
+        if sample.read == 0 { Phase::FirstHead } else { Phase::Working }
+    } else if sample.in_flight > 0 {
+        Phase::Working
+    } else if sample.requests == 0 {
+        Phase::FirstHead
+    } else if sample.more_was_read && !sample.http2 {
+        Phase::NextHead
+    } else {
+        Phase::Idle
+    }
+}
+
+/// What is to be done, and what is to be kept for the next look.
+pub(crate) fn judge(
+    limits: &Limits,
+    when: When,
+    sample: &ConnSample,
+    closing: Option<Reason>,
+    memory: ConnMemory,
+) -> (ConnMemory, Finding) {
+    let clock = match clock(sample) {
+        Phase::NextHead if is_left_over(&memory, sample) => Phase::Idle,
+        clock => clock,
+    };
+    let memory = watch_writes(watch(memory, clock, sample, when.now), sample, when.now);
+    (memory, find(limits, when, clock, sample, closing, &memory))
+}
+
+/// Whether what was read since the latest request ended may still be of it: what its handler left
+/// of its body, the end of its chunks, an empty line. Only what comes after a look at the idle
+/// connection is a head for certain.
+fn is_left_over(memory: &ConnMemory, sample: &ConnSample) -> bool {
+    let was = |phase: Phase| memory.phase == phase as u8 + 1;
+    let has_more = was(Phase::Idle) && memory.read != sample.read as u32;
+    memory.seen != sample.requests || !(was(Phase::NextHead) || has_more)
+}
+
+/// Keeps since when the connection has been in this phase.
+fn watch(mut memory: ConnMemory, clock: Phase, sample: &ConnSample, now: u64) -> ConnMemory {
+    let (read, written) = (sample.read as u32, sample.written as u32);
+    let seen = match clock {
+        Phase::Upgraded => read.wrapping_add(written),
+        _ => sample.requests,
+    };
+    let sent = written.wrapping_sub(memory.written);
+    let got = read.wrapping_sub(memory.read);
+    let is_sent =
+        clock == Phase::Idle && sent >= got.saturating_mul(4).saturating_add(OF_AN_ANSWER);
+    let phase = clock as u8 + 1;
+    if memory.phase != phase || memory.seen != seen || is_sent {
+        memory.phase = phase;
+        memory.seen = seen;
+        memory.since = now;
+        memory.read = read;
+        memory.written = written;
+    }
+    memory
+}
+
+/// Keeps since when no byte was taken of those that wait.
+fn watch_writes(mut memory: ConnMemory, sample: &ConnSample, now: u64) -> ConnMemory {
+    let written = sample.written as u32;
+    if !sample.write_blocked {
+        memory.blocked_since = 0;
+    } else if memory.blocked_since == 0 || memory.written_blocked != written {
+        // One more than it is, because 0 says that nothing waits.
+        memory.blocked_since = now.saturating_add(1);
+        memory.written_blocked = written;
+    }
+    memory
+}
+
+fn find(
+    limits: &Limits,
+    when: When,
+    clock: Phase,
+    sample: &ConnSample,
+    closing: Option<Reason>,
+    memory: &ConnMemory,
+) -> Finding {
+    let age = when.now.saturating_sub(when.opened);
+    let here_for = when.now.saturating_sub(memory.since);
+    let phase = shown(clock, sample);
+    let end = |reason, ending, limit, observed| {
+        Finding::End(End { reason, ending, phase, limit, observed })
+    };
+    if clock == Phase::Lingering {
+        return if here_for >= LINGER_MILLIS { Finding::EndLingering } else { Finding::Fine };
+    }
+    if clock == Phase::FirstHead && age >= limits.first_request {
+        return end(Reason::FirstRequest, Ending::Reset, limits.first_request, age);
+    }
+    let blocked_for = match memory.blocked_since {
+        0 => 0,
+        since => when.now.saturating_sub(since - 1),
+    };
+    if blocked_for >= limits.write_stall {
+        return end(Reason::WriteStall, Ending::Reset, limits.write_stall, blocked_for);
+    }
+    if clock == Phase::NextHead && here_for >= limits.head {
+        return end(Reason::SlowHead, Ending::Reset, limits.head, here_for);
+    }
+    // What waits for the client has the longer of both times.
+    let idle = if sample.write_blocked { limits.idle.max(limits.write_stall) } else { limits.idle };
+    if clock == Phase::Idle && here_for >= idle {
+        return end(Reason::Idle, Ending::Finish, idle, here_for);
+    }
+    if clock == Phase::Upgraded {
+        let is_silent = here_for >= limits.upgraded_idle;
+        let silence = (limits.upgraded_idle, here_for);
+        return if is_silent {
+            end(Reason::Idle, Ending::Finish, silence.0, silence.1)
+        } else {
+            Finding::Fine
+        };
+    }
+    if let Some(reason) = closing
+        && clock == Phase::Idle
+        && !sample.write_blocked
+    {
+        let (limit, observed) = match reason {
+            Reason::MaxRequests => {
+                (limits.max_requests.unwrap_or(u32::MAX).into(), sample.requests.into())
+            }
+            _ => (when.due.unwrap_or(age), age),
+        };
+        return end(reason, Ending::Finish, limit, observed);
+    }
+    if let Some(due) = when.due.filter(|due| age >= *due) {
+        if age >= due.saturating_add(limits.age_grace) {
+            return end(Reason::MaxAge, Ending::Reset, due, age);
+        }
+        if closing.is_none() {
+            return Finding::Close(Reason::MaxAge);
+        }
+    }
+    match limits.probe {
+        Some(every) if clock == Phase::Working && sample.accounted && !sample.http2 => {
+            // Whether a multiple of it went by since the latest look.
+            let before = here_for.saturating_sub(when.passed);
+            if here_for / every > before / every { Finding::Probe } else { Finding::Fine }
+        }
+        _ => Finding::Fine,
+    }
+}
+
+/// How readily a connection can be spared, the lowest first; `None` if it cannot be. First the
+/// class, then since when.
+pub(crate) fn spare(sample: &ConnSample, since: u64, opened: u64) -> Option<(u8, u64)> {
+    match phase(sample) {
+        Phase::Lingering => Some((0, opened)),
+        Phase::FirstHead => Some((1, opened)),
+        Phase::NextHead | Phase::Idle if sample.answered == 0 => Some((1, opened)),
+        Phase::NextHead | Phase::Idle => Some((2, since)),
+        // There is a request in work, or, as far as anybody knows, there may be.
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ConnGuard;
+    use std::time::Duration;
+
+    fn limits() -> Limits {
+        let guard = ConnGuard::builder().max_age(Duration::from_secs(1000)).build().unwrap();
+        guard.shared().limits.clone()
+    }
+
+    fn sample() -> ConnSample {
+        ConnSample { accounted: true, ..ConnSample::default() }
+    }
+
+    /// Looks every 250 ms from 0 on, at what `at` makes of the time, until something is found.
+    fn first_finding(until: u64, at: impl Fn(u64) -> ConnSample) -> Option<(u64, Finding)> {
+        let limits = limits();
+        let mut memory = ConnMemory::default();
+        (0..=until / 250).map(|tick| tick * 250).find_map(|now| {
+            let when = When { now, passed: 250, opened: 0, due: None };
+            let (kept, finding) = judge(&limits, when, &at(now), None, memory);
+            memory = kept;
+            (finding != Finding::Fine).then_some((now, finding))
+        })
+    }
+
+    fn ended(found: Option<(u64, Finding)>) -> Option<(u64, Reason, Ending)> {
+        match found {
+            Some((now, Finding::End(End { reason, ending, .. }))) => Some((now, reason, ending)),
+            None => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn bytes_that_make_no_head_do_not_move_the_first_deadline() {
+        let found = first_finding(20_000, |now| ConnSample { read: now, ..sample() });
+        assert_eq!(ended(found), Some((10_000, Reason::FirstRequest, Ending::Reset)));
+        // Nor does a full socket.
+        let blocked = |now| ConnSample { write_blocked: now % 500 == 0, written: now, ..sample() };
+        let found = first_finding(20_000, blocked);
+        assert_eq!(ended(found), Some((10_000, Reason::FirstRequest, Ending::Reset)));
+    }
+
+    #[test]
+    fn a_later_head_has_its_time_from_its_first_byte() {
+        let dripping = |now| ConnSample {
+            requests: 1,
+            answered: 1,
+            read: now,
+            more_was_read: now >= 30_000,
+            ..sample()
+        };
+        let found = first_finding(50_000, dripping);
+        assert_eq!(ended(found), Some((40_000, Reason::SlowHead, Ending::Reset)));
+    }
+
+    #[test]
+    fn what_is_left_of_a_body_is_no_head() {
+        // 7 bytes of it are read after the answer, before anybody looks.
+        let done =
+            ConnSample { requests: 1, answered: 1, read: 7, more_was_read: true, ..sample() };
+        let found = first_finding(100_000, |_| done);
+        assert_eq!(ended(found), Some((65_000, Reason::Idle, Ending::Finish)));
+        // An attacker who sends a byte of a head as early as that has no more of it than whoever
+        // is idle, and less with the second byte.
+        let found = first_finding(100_000, |now| ConnSample { read: 7 + now / 20_000, ..done });
+        assert_eq!(ended(found), Some((30_000, Reason::SlowHead, Ending::Reset)));
+    }
+
+    #[test]
+    fn answers_to_ping_do_not_count_and_an_answer_on_its_way_does() {
+        let idle = |read, written| ConnSample {
+            requests: 1,
+            answered: 1,
+            http2: true,
+            more_was_read: true,
+            read,
+            written,
+            ..sample()
+        };
+        // A PING and its answer in every look, one in each direction.
+        let found = first_finding(100_000, |now| idle(now / 250 * 34, now / 250 * 34));
+        assert_eq!(ended(found), Some((65_000, Reason::Idle, Ending::Finish)));
+        // 4 KiB/s of an answer whose body hyper has taken whole, and the window updates for it.
+        let found = first_finding(300_000, |now| idle(now / 250 * 13, now / 250 * 1024));
+        assert_eq!(found, None);
+        // Up to the limit and no further.
+        let found = first_finding(100_000, |now| idle(0, now.min(20_000) / 250 * 1024));
+        assert_eq!(ended(found), Some((85_000, Reason::Idle, Ending::Finish)));
+    }
+
+    #[test]
+    fn one_byte_taken_in_time_is_no_stall_and_no_byte_is() {
+        let writing = |written| ConnSample {
+            requests: 1,
+            in_flight: 1,
+            write_blocked: true,
+            http2: true,
+            written,
+            ..sample()
+        };
+        assert_eq!(first_finding(200_000, |now| writing(now / 29_000)), None);
+        let found = first_finding(100_000, |_| writing(7));
+        assert_eq!(ended(found), Some((30_000, Reason::WriteStall, Ending::Reset)));
+    }
+
+    #[test]
+    fn whoever_lets_the_socket_fill_up_now_and_then_is_idle_all_the_same() {
+        let found = first_finding(100_000, |now| ConnSample {
+            requests: 1,
+            answered: 1,
+            http2: true,
+            read: now,
+            written: now,
+            write_blocked: now % 1000 == 0,
+            ..sample()
+        });
+        assert_eq!(ended(found), Some((65_000, Reason::Idle, Ending::Finish)));
+    }
+
+    #[test]
+    fn without_accounting_only_silence_from_the_start_is_cut() {
+        let unaccounted = |read| ConnSample { read, ..ConnSample::default() };
+        let found = first_finding(20_000, |_| unaccounted(0));
+        assert_eq!(ended(found), Some((10_000, Reason::FirstRequest, Ending::Reset)));
+        assert_eq!(first_finding(500_000, |_| unaccounted(1)), None);
+    }
+
+    #[test]
+    fn an_upgraded_connection_has_its_own_silence_and_no_age() {
+        let upgraded = |read| ConnSample { requests: 1, upgraded: true, read, ..sample() };
+        let found = first_finding(400_000, |now| upgraded(now.min(50_000)));
+        assert_eq!(ended(found), Some((350_000, Reason::Idle, Ending::Finish)));
+        let limits = limits();
+        let when = When { now: 10_000_000, passed: 250, opened: 0, due: Some(1_000_000) };
+        let (_, finding) = judge(&limits, when, &upgraded(7), None, ConnMemory::default());
+        assert_eq!(finding, Finding::Fine);
+    }
+
+    #[test]
+    fn age_first_closes_then_ends_what_is_idle_and_then_everything() {
+        let limits = limits();
+        let working = ConnSample { requests: 1, in_flight: 1, http2: true, ..sample() };
+        let idle = ConnSample { requests: 1, answered: 1, ..sample() };
+        let at = |now, sample, closing| {
+            let when = When { now, passed: 250, opened: 0, due: Some(1_000_000) };
+            judge(&limits, when, sample, closing, ConnMemory::default()).1
+        };
+        assert_eq!(at(999_999, &working, None), Finding::Fine);
+        assert_eq!(at(1_000_000, &working, None), Finding::Close(Reason::MaxAge));
+        let closing = Some(Reason::MaxAge);
+        assert_eq!(at(1_000_250, &working, closing), Finding::Fine);
+        let ending = |finding| match finding {
+            Finding::End(End { reason, ending, .. }) => (reason, ending),
+            other => panic!("{other:?}"),
+        };
+        let finish = (Reason::MaxAge, Ending::Finish);
+        assert_eq!(ending(at(1_000_250, &idle, closing)), finish);
+        let reset = (Reason::MaxAge, Ending::Reset);
+        assert_eq!(ending(at(1_030_000, &working, closing)), reset);
+    }
+
+    #[test]
+    fn what_waits_for_the_client_is_not_cut_off_by_age_and_has_the_longer_time() {
+        let limits = Limits { idle: 1000, ..limits() };
+        let waiting = ConnSample { requests: 1, answered: 1, write_blocked: true, ..sample() };
+        let at = |now, sample, closing| {
+            let when = When { now, passed: 250, opened: 0, due: None };
+            let (memory, _) =
+                judge(&limits, When { now: 0, ..when }, sample, None, ConnMemory::default());
+            judge(&limits, when, sample, closing, memory).1
+        };
+        assert_eq!(at(29_999, &waiting, Some(Reason::MaxRequests)), Finding::Fine);
+        let idle = ConnSample { write_blocked: false, ..waiting };
+        assert!(matches!(at(1000, &idle, None), Finding::End(End { reason: Reason::Idle, .. })));
+        assert!(matches!(
+            at(500, &idle, Some(Reason::MaxRequests)),
+            Finding::End(End { reason: Reason::MaxRequests, ending: Ending::Finish, .. })
+        ));
+    }
+
+    #[test]
+    fn a_request_at_work_is_probed_once_per_period() {
+        let limits = limits();
+        let working = ConnSample { requests: 1, in_flight: 1, ..sample() };
+        let mut memory = ConnMemory::default();
+        let mut probes = Vec::new();
+        for now in (0..=16_000).step_by(250) {
+            let when = When { now, passed: 250, opened: 0, due: None };
+            let (kept, finding) = judge(&limits, when, &working, None, memory);
+            memory = kept;
+            if finding == Finding::Probe {
+                probes.push(now);
+            }
+        }
+        assert_eq!(probes, [5000, 10_000, 15_000]);
+    }
+
+    #[test]
+    fn who_has_work_is_never_spared_and_who_did_nothing_goes_first() {
+        let silent = sample();
+        let proven = ConnSample { requests: 3, answered: 3, ..sample() };
+        let working = ConnSample { in_flight: 1, ..proven };
+        let taking = ConnSample { write_blocked: true, ..proven };
+        let upgraded = ConnSample { upgraded: true, ..proven };
+        let untold = ConnSample { read: 1, ..ConnSample::default() };
+        let lingering = ConnSample { lingering: true, ..proven };
+        assert_eq!(spare(&lingering, 9, 5), Some((0, 5)));
+        assert_eq!(spare(&silent, 9, 5), Some((1, 5)));
+        assert_eq!(spare(&proven, 9, 5), Some((2, 9)));
+        // Who only ever breaks off did nothing either.
+        let breaking_off = ConnSample { answered: 0, cancelled: 3, ..proven };
+        assert_eq!(spare(&breaking_off, 9, 5), Some((1, 5)));
+        for kept in [working, taking, upgraded, untold] {
+            assert_eq!(spare(&kept, 0, 0), None);
+        }
+    }
+
+    #[test]
+    fn hostile_numbers_do_not_overflow() {
+        let all = ConnSample {
+            read: u64::MAX,
+            written: u64::MAX,
+            requests: u32::MAX,
+            http2: true,
+            ..sample()
+        };
+        let limits = limits();
+        let when = When { now: u64::MAX, passed: u64::MAX, opened: 0, due: Some(u64::MAX) };
+        let (memory, _) = judge(&limits, when, &all, None, ConnMemory::default());
+        let (_, _) = judge(&limits, When { now: 0, ..when }, &sample(), None, memory);
+    }
+}

@@ -1,0 +1,110 @@
+//! Stops what no request-level layer can see: sockets that say nothing, heads that never end,
+//! connections that are kept for nothing, readers that do not read. hyper, `axum::serve` and tonic
+//! let in as many as come, and by default wait for them for ever; tower's limits see none of it,
+//! because no request is made.
+//!
+//! A guarded listener works under stock `axum::serve` and tonic's `serve_with_incoming`, and, by
+//! its plain [`accept`](Guarded::accept), under a loop of your own.
+#![cfg_attr(
+    feature = "axum",
+    doc = r#"
+```no_run
+# use {axum::{Router, routing::get}, palisade_conn::{ConnGuard, connected}};
+# async fn example() -> std::io::Result<()> {
+# let app = Router::new().route("/", get("hello"));
+let guard = ConnGuard::default();
+axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
+# }
+```
+"#
+)]
+//! # The rules
+//!
+//! | rule | by default | ends with | reason |
+//! |---|---|---|---|
+//! | open connections, upgraded ones too | 0.8 × file limit − 64, ≤ 10,000 | displacement, else RST | `ConnectionDisplaced`, `ConnectionsFull` |
+//! | of one client (IPv4 address, IPv6 /64) | max(64, a hundredth) | displacement of his own, else RST | `ConnectionDisplaced`, `ClientConnectionsFull` |
+//! | connections of one client per second | 100, burst 200 | RST | `AcceptRate` |
+//! | first request head, from accept | 10 s | RST | `FirstRequest` |
+//! | later request heads, from their first byte, HTTP/1 | 10 s | RST | `SlowHead` |
+//! | nothing in flight | 65 s | FIN | `Idle` |
+//! | upgraded and silent | 5 min | FIN | `Idle` |
+//! | nothing taken of what waits for the client | 30 s | RST | `WriteStall` |
+//! | age | 1 h ± 10 % | `Connection: close`, FIN as soon as idle, RST 30 s later | `MaxAge` |
+//! | requests of one connection | 10,000 | `Connection: close`, FIN as soon as idle | `MaxRequests` |
+//! | client gone, request at work, HTTP/1 | looked for every 5 s | error to the handler's connection | `HungUp` |
+//!
+//! No time is ever cut short, and each may be two looks of the sweeper longer, 500 ms unless
+//! [told otherwise](ConnGuardBuilder::precision).
+//!
+//! # Displacement
+//!
+//! Who fills the cap with silent sockets must not keep anybody out. From nine tenths of the cap on,
+//! each connection that comes takes the place of the one that is of the least use: first one that
+//! only lingers, then the oldest that has completed no request, then the one that has been idle
+//! longest. Never one that has a request in work, an answer that is not taken yet, or an upgrade.
+//! The sweeper keeps 64 of them ready; where these are used up, 32 connections are looked at. If
+//! none can be spared the newcomer is reset.
+//!
+//! # Accounting
+//!
+//! Bytes do not tell a request that is being worked on from a client that waits for nothing. The
+//! accounting layer tells the connection, by `Arc<ConnInfo>`, when a request's head is here and
+//! when the body of its answer has ended or is dropped.
+//!
+//! - axum: serve `connected(app)`, which also puts `ConnectInfo<SocketAddr>` and `Arc<ConnInfo>`
+//!   into each request;
+//! - tonic: `Server::builder().layer(guard.accounting())`, which also makes `remote_addr()` work;
+//! - hyper: put `io.conn().clone()` into each request's extensions, around that
+//!   [`guard.accounting()`](ConnGuard::accounting).
+//!
+//! Without it the guard still enforces the caps, the accept rate, the write stall, the age (with a
+//! hard end only), and cuts those who never sent a byte; a connection that sent one is taken to be
+//! at work for ever after. [`ConnSnapshot::unaccounted`] counts those.
+//!
+//! # What it cannot do
+//!
+//! Under `axum::serve` and tonic one HTTP/2 connection cannot be told to go away in good order, nor
+//! one stream of it be cut. An HTTP/2 client that shuts its window, or drips a byte in every 30 s,
+//! is not seen by a socket. Unfinished HEADERS after the first complete request end by the idle
+//! rule only. A request that begins at the very moment in which its connection is ended as idle
+//! is lost, as with every server; clients repeat it.
+//!
+//! # Cost
+//!
+//! A read or a write costs two or three loads and stores and no clock; a Pending one also the lock
+//! of its own two wakers. One task per guard looks at all connections, four times a second while
+//! there are any; there is no timer per connection.
+#![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod accounting;
+mod admission;
+#[cfg(feature = "axum")]
+mod axum;
+mod builder;
+mod guard;
+mod io;
+mod judge;
+mod limits;
+mod listener;
+mod permit;
+mod registry;
+mod report;
+mod sweeper;
+#[cfg(test)]
+mod tests;
+#[cfg(feature = "tonic")]
+mod tonic;
+mod transport;
+
+#[cfg(feature = "axum")]
+pub use crate::axum::{Connected, ConnectedFuture, ConnectedService, connected};
+pub use accounting::{AccountedBody, Accounting, AccountingFuture, AccountingLayer};
+pub use builder::{ConnGuardBuilder, ConnGuardError, ConnGuardFault};
+pub use guard::ConnGuard;
+pub use io::GuardedIo;
+pub use listener::{Accept, Guarded};
+pub use palisade_core::{ConnInfo, Mode, Phase, Prefix, Reason};
+pub use report::{AcceptErrorCounts, ConnSnapshot, Kill};
+pub use transport::Transport;

@@ -1,0 +1,105 @@
+//! The numbers, checked.
+
+use palisade_core::{Gcra, Mode, Prefix};
+use std::time::Duration;
+
+/// The most connections that are let in without being asked for more.
+pub(crate) const AUTO_MOST: usize = 10_000;
+
+/// So long a connection lingers at most; the sweeper's precision comes on top.
+pub(crate) const LINGER_MILLIS: u64 = 1000;
+
+/// So many bytes are thrown away at most while it does.
+pub(crate) const LINGER_BYTES: u32 = 64 << 20;
+
+/// What a guard holds its connections to. All times in milliseconds.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    pub(crate) mode: Mode,
+    pub(crate) connections: usize,
+    pub(crate) per_client: Option<u32>,
+    pub(crate) accept_rate: Option<Gcra>,
+    pub(crate) prefix: Prefix,
+    pub(crate) first_request: u64,
+    pub(crate) head: u64,
+    pub(crate) idle: u64,
+    pub(crate) upgraded_idle: u64,
+    pub(crate) write_stall: u64,
+    pub(crate) max_age: Option<u64>,
+    pub(crate) age_grace: u64,
+    pub(crate) max_requests: Option<u32>,
+    pub(crate) probe: Option<u64>,
+    pub(crate) tick: Duration,
+}
+
+impl Limits {
+    /// From so many connections on the least useful one goes for each that comes: nine tenths,
+    /// and always at least one below the cap.
+    pub(crate) fn soft(&self) -> usize {
+        (self.connections - self.connections / 10).min(self.connections.saturating_sub(1))
+    }
+
+    /// The age at which the connection `id` is due: [`Self::max_age`], give or take a tenth, so
+    /// that those that came together do not go together.
+    pub(crate) fn due(&self, id: u64) -> Option<u64> {
+        let age = self.max_age?;
+        // SplitMix64's finisher: neighbouring numbers end up far apart.
+        let mut mixed = id.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let fifth = age / 5;
+        Some(age - age / 10 + (mixed >> 32) % (fifth + 1))
+    }
+}
+
+/// Four fifths of the files this process may have open, less 64, and at most 10,000.
+pub(crate) fn auto_connections() -> usize {
+    file_limit().map_or(AUTO_MOST, connections_within)
+}
+
+fn connections_within(files: u64) -> usize {
+    let share = (files / 5).saturating_mul(4).saturating_sub(64);
+    usize::try_from(share).unwrap_or(AUTO_MOST).clamp(16, AUTO_MOST)
+}
+
+#[cfg(unix)]
+fn file_limit() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
+}
+
+#[cfg(not(unix))]
+fn file_limit() -> Option<u64> {
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ConnGuard;
+
+    #[test]
+    fn the_cap_leaves_files_for_the_rest_of_the_process() {
+        assert_eq!(connections_within(600), 416);
+        assert_eq!(connections_within(1024), 752);
+        assert_eq!(connections_within(u64::MAX), AUTO_MOST);
+        assert_eq!(connections_within(0), 16);
+        assert!((16..=AUTO_MOST).contains(&auto_connections()));
+    }
+
+    #[test]
+    fn the_soft_limit_is_below_the_cap() {
+        let soft = |connections| {
+            let guard = ConnGuard::builder().max_connections(connections).build().unwrap();
+            guard.shared().limits.soft()
+        };
+        assert_eq!([soft(1), soft(2), soft(10), soft(1000)], [0, 1, 9, 900]);
+    }
+
+    #[test]
+    fn ages_are_spread_over_a_tenth_on_either_side() {
+        let guard = ConnGuard::builder().max_age(Duration::from_secs(1000)).build().unwrap();
+        let limits = &guard.shared().limits;
+        let due: Vec<_> = (1..=1000).map(|id| limits.due(id).unwrap()).collect();
+        assert!(due.iter().all(|due| (900_000..=1_100_000).contains(due)));
+        assert!(due.iter().any(|due| *due < 920_000) && due.iter().any(|due| *due > 1_080_000));
+    }
+}

@@ -1,0 +1,191 @@
+//! The one task that looks at every connection from time to time.
+
+use crate::{
+    admission::rank,
+    guard::Shared,
+    judge::{Finding, When, judge},
+    registry::{Found, SHARDS},
+};
+use palisade_core::{ConnInfo, Mode};
+use std::{
+    cmp::Ordering,
+    collections::BinaryHeap,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+use tokio::{
+    runtime::Handle,
+    sync::Notify,
+    time::{Instant, sleep_until, timeout_at},
+};
+
+/// So many connections that can be spared are kept ready.
+pub(crate) const SPARED: usize = 64;
+/// It is never hurried into looking more often than this.
+const AT_MOST_EVERY: Duration = Duration::from_millis(20);
+
+/// What the guard knows of its sweeper.
+#[derive(Debug, Default)]
+pub(crate) struct Sweeper {
+    runs: AtomicBool,
+    bell: Arc<Bell>,
+}
+
+/// Rung for a first connection, for more who can be spared, and for the end.
+#[derive(Debug, Default)]
+struct Bell {
+    notify: Notify,
+    hurry: AtomicBool,
+}
+
+/// Says on drop that the sweeper is gone, also if its runtime ended: then the next connection
+/// starts another one.
+struct Running(Weak<Shared>);
+
+/// One who can be spared, in the order in which they go.
+struct Candidate {
+    rank: (u8, u64),
+    conn: Weak<ConnInfo>,
+}
+
+// === Sweeper ===
+
+impl Sweeper {
+    /// Somebody was let in, perhaps `alone`. Starts the task if there is none in this runtime or
+    /// any other.
+    pub(crate) fn watch(&self, shared: &Arc<Shared>, alone: bool) {
+        if !self.runs.load(SeqCst)
+            && let Ok(runtime) = Handle::try_current()
+            && !self.runs.swap(true, SeqCst)
+        {
+            let running = Running(Arc::downgrade(shared));
+            runtime.spawn(run(running, self.bell.clone()));
+        }
+        if alone {
+            self.bell.notify.notify_one();
+        }
+    }
+
+    /// There are few left who can be spared.
+    pub(crate) fn hurry(&self) {
+        if !self.bell.hurry.swap(true, Relaxed) {
+            self.bell.notify.notify_one();
+        }
+    }
+
+    pub(crate) fn stop(&self) {
+        self.bell.notify.notify_one();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.sweeper.runs.store(false, SeqCst);
+        }
+    }
+}
+
+/// Ends when nothing is left of the guard. While nobody is connected there is no timer.
+async fn run(running: Running, bell: Arc<Bell>) {
+    let mut found = Vec::new();
+    let mut last = Instant::now();
+    loop {
+        let Some(tick) = running
+            .0
+            .upgrade()
+            .map(|shared| (shared.open.load(SeqCst) > 0).then_some(shared.limits.tick))
+        else {
+            return;
+        };
+        let Some(tick) = tick else {
+            bell.notify.notified().await;
+            last = Instant::now();
+            continue;
+        };
+        while timeout_at(last + tick, bell.notify.notified()).await.is_ok() {
+            if bell.hurry.load(Relaxed) || running.0.strong_count() == 0 {
+                sleep_until(last + AT_MOST_EVERY.min(tick)).await;
+                break;
+            }
+        }
+        bell.hurry.store(false, Relaxed);
+        let now = Instant::now();
+        let Some(shared) = running.0.upgrade() else { return };
+        let passed = u64::try_from((now - last).as_millis()).unwrap_or(u64::MAX);
+        sweep(&shared, passed, &mut found).await;
+        last = now;
+    }
+}
+
+/// Looks at everybody once.
+async fn sweep(shared: &Shared, passed: u64, found: &mut Vec<Found>) {
+    let now = shared.now();
+    // Those who can be spared are looked for in good time before they are needed.
+    let is_crowded = shared.open.load(Relaxed) >= shared.limits.soft() / 4 * 3;
+    let mut best = BinaryHeap::with_capacity(if is_crowded { SPARED + 1 } else { 0 });
+    for shard in 0..SHARDS {
+        shared.registry.copy(shard, found);
+        for Found { conn, opened } in found.drain(..) {
+            let state = conn.state();
+            if state.verdict().is_some() {
+                continue;
+            }
+            let when = When { now, passed, opened, due: shared.limits.due(conn.id()) };
+            let (memory, finding) =
+                judge(&shared.limits, when, &state.sample(), state.closing(), state.memory());
+            state.remember(memory);
+            let is_enforced = shared.limits.mode == Mode::Enforce;
+            match finding {
+                Finding::End(end) => {
+                    shared.end(&conn, end);
+                }
+                Finding::EndLingering => state.end_lingering(),
+                Finding::Close(reason) if is_enforced => state.close(reason),
+                Finding::Probe if is_enforced => state.probe(),
+                Finding::Fine | Finding::Close(_) | Finding::Probe => {}
+            }
+            if is_crowded && let Some(rank) = rank(&conn, opened) {
+                let is_better = best.peek().is_none_or(|worst: &Candidate| rank < worst.rank);
+                if best.len() < SPARED || is_better {
+                    best.push(Candidate { rank, conn: Arc::downgrade(&conn) });
+                }
+                if best.len() > SPARED {
+                    best.pop();
+                }
+            }
+        }
+        // Others may run between two shards.
+        tokio::task::yield_now().await;
+    }
+    // Whoever needs one takes the last.
+    let best = best.into_sorted_vec().into_iter().rev();
+    let spared = best.map(|Candidate { rank, conn }| (rank.0, conn)).collect();
+    let before = std::mem::replace(&mut *shared.spared.lock(), spared);
+    drop(before); // With the lock given back.
+}
+
+// === Candidate ===
+
+impl Ord for Candidate {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.rank.cmp(&other.rank)
+    }
+}
+
+impl PartialOrd for Candidate {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Candidate {
+    fn eq(&self, other: &Self) -> bool {
+        self.rank == other.rank
+    }
+}
+
+impl Eq for Candidate {}

@@ -1,0 +1,785 @@
+//! Every deadline, both ways to end, and each poll function, on paused time over a duplex.
+
+use crate::{
+    ConnGuard, ConnGuardBuilder, Guarded, GuardedIo, Transport, judge::End, listener::Accept,
+};
+use palisade_core::{ConnVerdict, Ending, Mode, Phase, Reason, Violation};
+use palisade_testkit::Journal;
+use std::{
+    collections::VecDeque,
+    io::{self, IoSlice},
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
+    task::yield_now,
+    time::{Instant, advance, timeout},
+};
+use tokio_test::{assert_pending, assert_ready, task::spawn};
+
+const SECOND: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_millis(250);
+
+/// A duplex that remembers whether it was told to reset.
+#[derive(Debug)]
+struct Wire {
+    inner: DuplexStream,
+    reset: Arc<AtomicBool>,
+    hung_up: Arc<AtomicBool>,
+}
+
+impl Transport for Wire {
+    fn reset_on_close(&self) {
+        self.reset.store(true, Relaxed);
+    }
+
+    fn has_hung_up(&self) -> bool {
+        self.hung_up.load(Relaxed)
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+/// One end under guard, and the other end.
+struct Pair {
+    server: GuardedIo<Wire>,
+    client: DuplexStream,
+    reset: Arc<AtomicBool>,
+    hung_up: Arc<AtomicBool>,
+}
+
+fn peer(last: u8) -> Option<SocketAddr> {
+    Some(([192, 0, 2, last], 4711).into())
+}
+
+fn connect_from(guard: &ConnGuard, last: u8) -> io::Result<Pair> {
+    let (inner, client) = duplex(1024);
+    let (reset, hung_up) = (Arc::default(), Arc::default());
+    let wire = Wire { inner, reset: Arc::clone(&reset), hung_up: Arc::clone(&hung_up) };
+    Ok(Pair { server: guard.admit(wire, peer(last), None)?, client, reset, hung_up })
+}
+
+fn connect(guard: &ConnGuard) -> Pair {
+    connect_from(guard, 1).unwrap()
+}
+
+/// Every request is accounted for.
+fn guard(builder: ConnGuardBuilder) -> (ConnGuard, Journal) {
+    let journal = Journal::default();
+    let guard = builder.metrics(journal.clone()).build().unwrap();
+    guard.accounting();
+    (guard, journal)
+}
+
+fn is_gone(guard: &ConnGuard) {
+    assert_eq!(guard.shared().registry.kept(), (0, 0));
+    assert_eq!(guard.shared().open.load(Relaxed), 0);
+    assert_eq!(guard.shared().going.load(Relaxed), 0);
+    let snapshot = guard.snapshot();
+    assert_eq!((snapshot.open, snapshot.going, snapshot.distinct_clients), (0, 0, 0));
+}
+
+fn violation(error: &io::Error) -> Violation {
+    *Violation::behind(error).unwrap()
+}
+
+/// Reads until the end; how long it took and how it ended.
+async fn ends(server: &mut GuardedIo<Wire>) -> (Duration, io::Result<()>) {
+    let started = Instant::now();
+    let mut bytes = Vec::new();
+    let result = server.read_to_end(&mut bytes).await;
+    (started.elapsed(), result.map(drop))
+}
+
+/// Answers a request over `pair` to the end.
+async fn serve_once(pair: &mut Pair, http2: bool) {
+    pair.client.write_all(b"request").await.unwrap();
+    pair.server.read_exact(&mut [0; 7]).await.unwrap();
+    let mut request = pair.server.conn().begin_request(http2);
+    pair.server.write_all(b"answer").await.unwrap();
+    pair.client.read_exact(&mut [0; 6]).await.unwrap();
+    request.answered();
+}
+
+// === Deadlines ===
+
+#[tokio::test(start_paused = true)]
+async fn silence_is_reset_at_the_first_deadline_exactly() {
+    let (guard, journal) = guard(ConnGuard::builder());
+    let mut pair = connect(&guard);
+    let (after, result) = ends(&mut pair.server).await;
+    assert_eq!(after, 10 * SECOND);
+    let error = result.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+    assert_eq!(violation(&error).reason, Reason::FirstRequest);
+    assert!(pair.reset.load(Relaxed));
+    drop(pair);
+    is_gone(&guard);
+    let ended = journal.disconnected();
+    let [(violation, Mode::Enforce)] = &ended[..] else { panic!("{ended:?}") };
+    assert_eq!((violation.reason, violation.phase), (Reason::FirstRequest, Phase::FirstHead));
+    assert_eq!((violation.limit, violation.observed), (10_000, 10_000));
+    assert_eq!((journal.opened(), journal.closed()), (1, vec![Some(Reason::FirstRequest)]));
+    let kills = guard.recent_kills();
+    assert_eq!((kills.len(), kills[0].reason), (1, Reason::FirstRequest));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_byte_a_second_and_half_a_preface_move_nothing() {
+    let (guard, _) = guard(ConnGuard::builder());
+    let Pair { mut server, mut client, .. } = connect(&guard);
+    let drip = tokio::spawn(async move {
+        for byte in b"PRI * HTTP/2.0\r\n\r\nSM" {
+            if client.write_all(&[*byte]).await.is_err() {
+                break;
+            }
+            tokio::time::sleep(SECOND).await;
+        }
+    });
+    let (after, result) = ends(&mut server).await;
+    assert_eq!(after, 10 * SECOND);
+    result.unwrap_err();
+    drip.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_later_head_is_reset_within_its_time_and_two_looks() {
+    let (guard, _) = guard(ConnGuard::builder());
+    let mut pair = connect(&guard);
+    serve_once(&mut pair, false).await;
+    tokio::time::sleep(2 * TICK).await;
+    pair.client.write_all(b"G").await.unwrap();
+    let (after, result) = ends(&mut pair.server).await;
+    assert!((10 * SECOND..=10 * SECOND + 2 * TICK).contains(&after), "{after:?}");
+    assert_eq!(violation(&result.unwrap_err()).reason, Reason::SlowHead);
+    assert!(pair.reset.load(Relaxed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_ends_in_good_order_whatever_the_version() {
+    for http2 in [false, true] {
+        let (guard, journal) = guard(ConnGuard::builder());
+        let mut pair = connect(&guard);
+        serve_once(&mut pair, http2).await;
+        if http2 {
+            pair.client.write_all(b"PING, or any other frame").await.unwrap();
+        }
+        let (after, result) = ends(&mut pair.server).await;
+        assert!((65 * SECOND..=65 * SECOND + 2 * TICK).contains(&after), "{after:?}");
+        result.unwrap(); // The end of the stream, and no error.
+        pair.server.shutdown().await.unwrap(); // And no lingering.
+        assert!(!pair.reset.load(Relaxed));
+        drop(pair.server);
+        assert_eq!(pair.client.read(&mut [0]).await.unwrap(), 0);
+        assert_eq!(journal.closed(), [Some(Reason::Idle)]);
+        is_gone(&guard);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_at_work_is_never_idle_and_its_connection_begins_to_be_when_it_ends() {
+    let (guard, journal) = guard(ConnGuard::builder());
+    let mut pair = connect(&guard);
+    let request = pair.server.conn().begin_request(false);
+    let reader = tokio::spawn(async move { ends(&mut pair.server).await });
+    advance(1000 * SECOND).await;
+    assert!(!reader.is_finished());
+    drop(request);
+    let dropped = Instant::now();
+    let (_, result) = reader.await.unwrap();
+    result.unwrap();
+    let after = dropped.elapsed();
+    assert!((65 * SECOND..=65 * SECOND + 2 * TICK).contains(&after), "{after:?}");
+    assert_eq!(journal.closed(), [Some(Reason::Idle)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stalled_write_is_reset_and_a_byte_in_time_is_no_stall() {
+    let (guard, _) = guard(ConnGuard::builder());
+    let Pair { mut server, mut client, reset, .. } = connect(&guard);
+    let _request = server.conn().begin_request(false);
+    let started = Instant::now();
+    let writer = tokio::spawn(async move {
+        let result = server.write_all(&[b'x'; 4096]).await;
+        (Instant::now(), result)
+    });
+    // Two bytes, 20 s apart: the stall begins anew each time.
+    for _ in 0..2 {
+        tokio::time::sleep(20 * SECOND).await;
+        client.read_exact(&mut [0; 1]).await.unwrap();
+    }
+    let (ended, result) = writer.await.unwrap();
+    let after = ended - started;
+    assert!((70 * SECOND..=70 * SECOND + 2 * TICK).contains(&after), "{after:?}");
+    assert_eq!(violation(&result.unwrap_err()).reason, Reason::WriteStall);
+    assert!(reset.load(Relaxed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upgraded_connection_may_be_silent_for_its_own_time_and_keeps_its_place() {
+    let (guard, _) = guard(ConnGuard::builder().max_age(SECOND));
+    let mut pair = connect(&guard);
+    serve_once(&mut pair, false).await;
+    pair.server.conn().state().set_upgraded();
+    let (after, result) = ends(&mut pair.server).await;
+    assert!((300 * SECOND..=300 * SECOND + 2 * TICK).contains(&after), "{after:?}");
+    result.unwrap();
+    assert_eq!(guard.snapshot().open, 1);
+    drop(pair);
+    is_gone(&guard);
+}
+
+#[tokio::test(start_paused = true)]
+async fn age_closes_then_finishes_what_is_idle_and_resets_what_works_after_the_grace() {
+    let (guard, _) = guard(ConnGuard::builder().max_age(20 * SECOND).idle(1000 * SECOND));
+    let (mut idle, mut working) = (connect(&guard), connect(&guard));
+    let spread = 18 * SECOND..=22 * SECOND + 2 * TICK;
+    serve_once(&mut idle, true).await;
+    let _request = working.server.conn().begin_request(true);
+    let ((idle_after, idle_ended), (working_after, working_ended)) =
+        tokio::join!(ends(&mut idle.server), ends(&mut working.server));
+    assert!(spread.contains(&idle_after), "{idle_after:?}");
+    idle_ended.unwrap();
+    let working_after = working_after - 30 * SECOND;
+    assert!(spread.contains(&working_after), "{working_after:?}");
+    assert_eq!(violation(&working_ended.unwrap_err()).reason, Reason::MaxAge);
+    assert_eq!(working.server.conn().state().closing(), Some(Reason::MaxAge));
+    assert!(working.reset.load(Relaxed) && !idle.reset.load(Relaxed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_request_of_http2_ends_the_connection_once_nothing_is_in_flight() {
+    let (guard, _) = guard(ConnGuard::builder().max_requests(2));
+    let mut pair = connect(&guard);
+    serve_once(&mut pair, true).await;
+    let still = pair.server.conn().begin_request(true);
+    let reader = tokio::spawn(async move { (ends(&mut pair.server).await, pair) });
+    advance(60 * SECOND).await;
+    assert!(!reader.is_finished());
+    drop(still);
+    let ((_, result), pair) = reader.await.unwrap();
+    result.unwrap();
+    assert_eq!(pair.server.conn().state().verdict().unwrap().reason, Reason::MaxRequests);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_accounting_whoever_sent_a_byte_is_taken_to_be_at_work() {
+    let guard = ConnGuard::builder().no_max_age().build().unwrap();
+    let mut silent = connect(&guard);
+    let Pair { mut server, mut client, .. } = connect(&guard);
+    client.write_all(b"x").await.unwrap();
+    let reader = tokio::spawn(async move { ends(&mut server).await });
+    let (after, result) = ends(&mut silent.server).await;
+    assert_eq!((after, result.is_err()), (10 * SECOND, true));
+    advance(10_000 * SECOND).await;
+    yield_now().await;
+    assert!(!reader.is_finished());
+    assert_eq!(guard.snapshot().unaccounted, 2);
+    drop(client);
+    reader.await.unwrap().1.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn shadow_tells_each_once_and_ends_nobody_and_off_does_not_look() {
+    let (shadow, journal) = guard(ConnGuard::builder().mode(Mode::Shadow).max_connections(2));
+    let mut pairs: Vec<_> = (0..4).map(|_| connect(&shadow)).collect();
+    advance(Duration::from_secs(7200)).await;
+    for _ in 0..8 {
+        tokio::time::sleep(TICK).await;
+    }
+    pairs[0].client.write_all(b"x").await.unwrap();
+    pairs[0].server.read_exact(&mut [0]).await.unwrap();
+    let told = journal.disconnected();
+    assert!(told.iter().all(|(_, mode)| *mode == Mode::Shadow));
+    let of = |reason| told.iter().filter(|(told, _)| told.reason == reason).count();
+    assert_eq!(of(Reason::ConnectionsFull), 2);
+    // Each is told of once: as displaced, or else for its deadline.
+    assert_eq!(of(Reason::ConnectionDisplaced) + of(Reason::FirstRequest), 4);
+    drop(pairs);
+    assert_eq!(journal.closed(), [None; 4]);
+    is_gone(&shadow);
+
+    let (off, journal) = guard(ConnGuard::builder().mode(Mode::Off).max_connections(1));
+    let pairs: Vec<_> = (0..4).map(|_| connect(&off)).collect();
+    advance(Duration::from_secs(7200)).await;
+    drop(pairs);
+    assert_eq!((journal.opened(), journal.disconnected().len()), (0, 0));
+    is_gone(&off);
+}
+
+// === Poll functions ===
+
+type Call = fn(Pin<&mut GuardedIo<Wire>>, &mut Context<'_>) -> Poll<io::Result<()>>;
+
+const CALLS: [(&str, Call); 5] = [
+    ("poll_read", |io, cx| io.poll_read(cx, &mut ReadBuf::new(&mut [0; 8]))),
+    ("poll_write", |io, cx| io.poll_write(cx, b"x").map_ok(drop)),
+    ("poll_write_vectored", |io, cx| {
+        io.poll_write_vectored(cx, &[IoSlice::new(b"x")]).map_ok(drop)
+    }),
+    ("poll_flush", |io, cx| io.poll_flush(cx)),
+    ("poll_shutdown", |io, cx| io.poll_shutdown(cx)),
+];
+
+#[tokio::test(start_paused = true)]
+async fn every_poll_function_sees_a_verdict() {
+    for (name, call) in CALLS {
+        for ending in [Ending::Finish, Ending::Reset] {
+            let (guard, _) = guard(ConnGuard::builder());
+            let mut pair = connect(&guard);
+            pair.client.write_all(b"unread").await.unwrap();
+            pair.server.conn().state().end(ConnVerdict { reason: Reason::Idle, ending });
+            let mut poll = spawn(());
+            let mut io = Pin::new(&mut pair.server);
+            let result = assert_ready!(poll.enter(|cx, _| call(io.as_mut(), cx)));
+            let is_error =
+                !matches!((name, ending), ("poll_read" | "poll_shutdown", Ending::Finish));
+            assert_eq!(result.is_err(), is_error, "{name} {ending:?}");
+            assert_eq!(pair.reset.load(Relaxed), ending == Ending::Reset, "{name} {ending:?}");
+            if name == "poll_read" {
+                assert_eq!(pair.server.conn().state().sample().read, 0);
+            }
+            guard.shared().going.fetch_add(1, Relaxed); // What `Shared::end` would have done.
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_verdict_wakes_both_who_waits_to_read_and_who_waits_to_write() {
+    let (guard, _) = guard(ConnGuard::builder());
+    let Pair { server, client: _client, .. } = connect(&guard);
+    let conn = server.conn().clone();
+    let (mut read, mut write) = tokio::io::split(server);
+    let mut reader = spawn(async move { read.read(&mut [0; 8]).await });
+    let mut writer = spawn(async move { write.write_all(&[0; 4096]).await });
+    assert_pending!(reader.poll());
+    assert_pending!(writer.poll());
+    conn.state().end(ConnVerdict { reason: Reason::MaxAge, ending: Ending::Reset });
+    guard.shared().going.fetch_add(1, Relaxed);
+    assert!(reader.is_woken() && writer.is_woken());
+    assert_ready!(reader.poll()).unwrap_err();
+    assert_ready!(writer.poll()).unwrap_err();
+    drop((reader, writer));
+    is_gone(&guard);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_vanished_behind_an_unread_byte_is_found_by_the_probe_in_poll_flush() {
+    let (guard, journal) = guard(ConnGuard::builder());
+    let Pair { mut server, mut client, hung_up, .. } = connect(&guard);
+    // All of it is here before it is looked for, so that nobody ever waits to read.
+    client.write_all(b"request and a byte more").await.unwrap();
+    server.read_exact(&mut [0; 23]).await.unwrap();
+    let _request = server.conn().begin_request(false);
+    let started = Instant::now();
+    // hyper flushes whenever it is polled, and otherwise waits to be woken.
+    let mut polls = 0;
+    let result = std::future::poll_fn(|cx| {
+        polls += 1;
+        hung_up.store(polls > 2, Relaxed); // After the first probe, too, it can be woken.
+        match Pin::new(&mut server).poll_flush(cx) {
+            Poll::Ready(Ok(())) => Poll::Pending,
+            other => other,
+        }
+    })
+    .await;
+    assert_eq!(violation(&result.unwrap_err()).reason, Reason::HungUp);
+    let probes = 10 * SECOND..=10 * SECOND + 2 * TICK;
+    assert!(probes.contains(&started.elapsed()), "{:?}", started.elapsed());
+    drop(server);
+    assert_eq!(journal.closed(), [Some(Reason::HungUp)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_gone_already_is_not_counted_among_those_who_are_going() {
+    let (guard, journal) = guard(ConnGuard::builder());
+    let pair = connect(&guard);
+    let conn = Arc::clone(pair.server.conn());
+    drop(pair);
+    // As by a sweeper that has just copied its handle.
+    let verdict = End {
+        reason: Reason::Idle,
+        ending: Ending::Finish,
+        phase: Phase::Idle,
+        limit: 1,
+        observed: 2,
+    };
+    assert!(!guard.shared().end(&conn, verdict));
+    is_gone(&guard);
+    assert!(journal.disconnected().is_empty());
+}
+
+// === Lingering ===
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_sends_the_fin_and_throws_away_what_still_comes() {
+    let (guard, _) = guard(ConnGuard::builder());
+    let Pair { mut server, mut client, .. } = connect(&guard);
+    let conn = server.conn().clone();
+    let closing = tokio::spawn(async move { server.shutdown().await });
+    // The client sees the end at once, and can go on sending meanwhile.
+    assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+    for _ in 0..100 {
+        client.write_all(&[b'x'; 1024]).await.unwrap();
+    }
+    yield_now().await;
+    assert!(conn.state().sample().lingering && !closing.is_finished());
+    drop(client);
+    closing.await.unwrap().unwrap();
+    assert_eq!(conn.state().sample().read, 100 * 1024);
+    is_gone(&guard);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lingering_ends_after_a_second_however_much_comes() {
+    let (guard, _) = guard(ConnGuard::builder());
+    for sends in [false, true] {
+        let Pair { mut server, mut client, .. } = connect(&guard);
+        let sender = tokio::spawn(async move {
+            while sends && client.write_all(b"x").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            std::future::pending::<()>().await;
+        });
+        let started = Instant::now();
+        server.shutdown().await.unwrap();
+        let after = started.elapsed();
+        assert!((SECOND..=SECOND + 2 * TICK).contains(&after), "{after:?}");
+        sender.abort();
+    }
+    is_gone(&guard);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lingering_ends_after_64_mib() {
+    let (guard, _) = guard(ConnGuard::builder());
+    let (inner, mut client) = duplex(1 << 20);
+    let wire = Wire { inner, reset: Arc::default(), hung_up: Arc::default() };
+    let mut server = guard.admit(wire, peer(1), None).unwrap();
+    let conn = server.conn().clone();
+    let closing = tokio::spawn(async move { server.shutdown().await });
+    let chunk = vec![b'x'; 1 << 20];
+    while client.write_all(&chunk).await.is_ok() {}
+    closing.await.unwrap().unwrap();
+    let read = conn.state().sample().read;
+    assert!((64 << 20..=(64 << 20) + 8192).contains(&read), "{read}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_upgraded_or_is_not_accounted_for_is_not_thrown_away() {
+    let (accounted, _) = guard(ConnGuard::builder());
+    let untold = ConnGuard::default();
+    for guard in [&accounted, &untold] {
+        let mut pair = connect(guard);
+        if std::ptr::eq(guard, &accounted) {
+            pair.server.conn().state().set_upgraded();
+        }
+        let started = Instant::now();
+        pair.client.write_all(b"still read").await.unwrap();
+        pair.server.shutdown().await.unwrap();
+        pair.server.read_exact(&mut [0; 10]).await.unwrap();
+        assert_eq!(started.elapsed(), Duration::ZERO);
+    }
+}
+
+// === Caps ===
+
+#[tokio::test(start_paused = true)]
+async fn who_did_nothing_makes_room_first_and_the_oldest_of_them() {
+    let (guard, journal) = guard(ConnGuard::builder().max_connections(10).no_max_per_client());
+    let mut proven = connect(&guard);
+    serve_once(&mut proven, false).await;
+    advance(Duration::from_millis(10)).await;
+    let mut silent = Vec::new();
+    for _ in 0..8 {
+        silent.push(connect(&guard));
+        advance(Duration::from_millis(1)).await;
+    }
+    tokio::time::sleep(TICK).await;
+    assert!(journal.disconnected().is_empty()); // Nine: at the soft limit and not above it.
+    let newcomer = connect(&guard);
+    let verdicts: Vec<_> =
+        silent.iter().map(|pair| pair.server.conn().state().verdict().is_some()).collect();
+    assert_eq!(verdicts, [true, false, false, false, false, false, false, false]);
+    assert!(proven.server.conn().state().verdict().is_none());
+    silent.remove(0);
+    assert_eq!(guard.snapshot().open, 9);
+    assert_eq!(journal.closed(), [Some(Reason::ConnectionDisplaced)]);
+    drop((silent, proven, newcomer));
+    is_gone(&guard);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_those_who_did_something_the_one_idle_longest_makes_room() {
+    let (guard, _) = guard(ConnGuard::builder().max_connections(3).no_max_per_client());
+    let (mut first, mut second) = (connect(&guard), connect(&guard));
+    serve_once(&mut first, false).await;
+    tokio::time::sleep(4 * TICK).await;
+    serve_once(&mut second, false).await;
+    tokio::time::sleep(4 * TICK).await;
+    // Now the first has been busy last, though it is older.
+    serve_once(&mut first, false).await;
+    tokio::time::sleep(4 * TICK).await;
+    let _third = connect(&guard);
+    assert!(first.server.conn().state().verdict().is_none());
+    let verdict = second.server.conn().state().verdict().unwrap();
+    assert_eq!(verdict.reason, Reason::ConnectionDisplaced);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_everybody_works_the_newcomer_is_reset_and_told_of() {
+    let (guard, journal) = guard(ConnGuard::builder().max_connections(4).no_max_per_client());
+    let pairs: Vec<_> = (0..4)
+        .map(|_| {
+            let pair = connect(&guard);
+            let request = pair.server.conn().begin_request(false);
+            (pair, request)
+        })
+        .collect();
+    tokio::time::sleep(2 * TICK).await;
+    let error = connect_from(&guard, 2).err().unwrap();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    let expected = (Reason::ConnectionsFull, Phase::Accept);
+    assert_eq!((violation(&error).reason, violation(&error).phase), expected);
+    assert_eq!(journal.disconnected().len(), 1);
+    assert_eq!(guard.snapshot().refused, 1);
+    drop(pairs);
+    connect_from(&guard, 2).unwrap();
+    is_gone(&guard);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_at_its_share_costs_its_neighbours_nothing() {
+    let (guard, _) = guard(ConnGuard::builder().max_connections(100).max_per_client(3));
+    let neighbour = connect_from(&guard, 9).unwrap();
+    let flood: Vec<_> = (0..6).map_while(|_| connect_from(&guard, 1).ok()).collect();
+    assert_eq!(flood.len(), 6);
+    let left = |pair: &&Pair| pair.server.conn().state().verdict().is_none();
+    assert_eq!(flood.iter().filter(left).count(), 3);
+    assert!(left(&&neighbour));
+    // None of those told to go has gone, and that has an end, too.
+    assert!(connect_from(&guard, 1).is_err());
+    let snapshot = guard.snapshot();
+    assert_eq!((snapshot.distinct_clients, snapshot.clients[0].1), (2, 6));
+    drop((flood, neighbour));
+    is_gone(&guard);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_at_its_share_costs_them_nothing_at_the_soft_limit_either() {
+    let (guard, _) = guard(ConnGuard::builder().max_connections(10).max_per_client(2));
+    let neighbours: Vec<_> = (0..7).map(|n| connect_from(&guard, 100 + n).unwrap()).collect();
+    let mut own = VecDeque::from([1, 1].map(|last| connect_from(&guard, last).unwrap()));
+    for _ in 0..20 {
+        own.push_back(connect_from(&guard, 1).unwrap());
+        own.pop_front();
+    }
+    let is_left = |pair: &Pair| pair.server.conn().state().verdict().is_none();
+    assert!(neighbours.iter().all(is_left));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_connects_too_often_is_reset_and_others_are_not() {
+    let (guard, journal) = guard(ConnGuard::builder().accept_rate(10, 5));
+    let let_in = |last, times| (0..times).filter(|_| connect_from(&guard, last).is_ok()).count();
+    assert_eq!(let_in(1, 20), 5);
+    assert_eq!(let_in(2, 5), 5);
+    advance(SECOND / 2).await;
+    assert_eq!(let_in(1, 20), 5);
+    let (told, _) = journal.disconnected()[0];
+    assert_eq!((told.reason, told.phase, told.limit), (Reason::AcceptRate, Phase::Accept, 0));
+    assert_eq!(told.observed, 100); // Milliseconds until the next one.
+}
+
+// === Listener ===
+
+/// Accepts what it is told.
+struct Script(VecDeque<io::Result<Wire>>);
+
+impl Accept for Script {
+    type Io = Wire;
+
+    fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<io::Result<(Wire, Option<SocketAddr>)>> {
+        match self.0.pop_front() {
+            Some(next) => Poll::Ready(next.map(|wire| (wire, peer(1)))),
+            None => Poll::Pending,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(([127, 0, 0, 1], 80).into())
+    }
+
+    fn local_of(_: &Wire) -> Option<SocketAddr> {
+        None
+    }
+}
+
+fn wire() -> Wire {
+    let inner = duplex(64).0;
+    Wire { inner, reset: Arc::default(), hung_up: Arc::default() }
+}
+
+fn listen(guard: &ConnGuard, script: Vec<io::Result<Wire>>) -> Guarded<Script> {
+    guard.listen(Script(script.into()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn accepting_passes_over_one_s_own_failure_and_pauses_for_a_shortage() {
+    let guard = ConnGuard::default();
+    let emfile = || Err(io::Error::from_raw_os_error(24));
+    let script = vec![
+        Err(io::ErrorKind::ConnectionAborted.into()),
+        Ok(wire()),
+        emfile(),
+        emfile(),
+        emfile(),
+        emfile(),
+        emfile(),
+        Ok(wire()),
+        Err(io::Error::other("what is this")),
+        Ok(wire()),
+    ];
+    let mut listener = listen(&guard, script);
+    let started = Instant::now();
+    let _first = listener.accept().await.unwrap();
+    assert_eq!(started.elapsed(), Duration::ZERO);
+    let _second = listener.accept().await.unwrap();
+    assert_eq!(started.elapsed(), Duration::from_millis(10 + 20 + 40 + 80 + 100));
+    listener.accept().await.unwrap_err();
+    let failed = Instant::now();
+    let _third = listener.accept().await.unwrap();
+    assert_eq!(failed.elapsed(), Duration::from_millis(10));
+    let counts = guard.snapshot().accept_errors;
+    assert_eq!((counts.of_one_connection, counts.exhausted, counts.other), (1, 5, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_without_end_do_not_spin() {
+    let guard = ConnGuard::default();
+    let aborted = || Err(io::ErrorKind::ConnectionAborted.into());
+    let mut listener = listen(&guard, (0..1_000_000).map(|_| aborted()).collect());
+    timeout(10 * SECOND, listener.accept()).await.unwrap_err();
+    let seen = guard.snapshot().accept_errors.of_one_connection;
+    assert!(seen < 200, "{seen}"); // 10 s of pauses of 100 ms, and a few before them.
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shortage_of_files_costs_one_who_did_nothing_his_place() {
+    let (guard, journal) = guard(ConnGuard::builder());
+    let silent = connect(&guard);
+    advance(SECOND).await;
+    let just_come = connect(&guard);
+    let emfile = || Err(io::Error::from_raw_os_error(24));
+    let mut listener = listen(&guard, vec![emfile(), emfile(), Ok(wire())]);
+    listener.accept().await.unwrap();
+    assert!(just_come.server.conn().state().verdict().is_none());
+    assert!(silent.server.conn().state().verdict().is_some());
+    assert_eq!(journal.disconnected()[0].0.reason, Reason::ConnectionDisplaced);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newcomer_lets_those_who_were_told_to_go_go_first() {
+    let (guard, journal) = guard(ConnGuard::builder().max_connections(2).no_max_per_client());
+    let accepted = (0..50).map(|_| Ok(wire())).collect();
+    let mut listener = listen(&guard, accepted);
+    for _ in 0..50 {
+        let (mut io, _) = listener.accept().await.unwrap();
+        tokio::spawn(async move { io.read(&mut [0]).await.map(drop) });
+    }
+    let is_displaced = |(told, _): &(Violation, Mode)| told.reason == Reason::ConnectionDisplaced;
+    assert!(journal.disconnected().iter().all(is_displaced));
+    assert_eq!(guard.snapshot().refused, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_accept_loses_nobody() {
+    let (guard, _) = guard(ConnGuard::builder().max_connections(1).no_max_per_client());
+    let going = connect(&guard);
+    let mut listener = listen(&guard, vec![Ok(wire())]);
+    let mut accept = spawn(listener.accept());
+    assert_pending!(accept.poll()); // The one before has not gone yet.
+    drop(accept);
+    drop(going);
+    let accept = spawn(listener.accept()).poll();
+    assert_ready!(accept).unwrap();
+}
+
+// === The sweeper ===
+
+#[tokio::test(start_paused = true)]
+async fn the_sweeper_ends_with_the_guard_and_its_last_connection() {
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    assert_eq!(tasks(), 0);
+    let guard = ConnGuard::default();
+    let pair = connect(&guard);
+    assert_eq!(tasks(), 1);
+    drop(guard);
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(tasks(), 1); // The connection still has its deadlines.
+    drop(pair);
+    for _ in 0..10 {
+        yield_now().await;
+    }
+    assert_eq!(tasks(), 0);
+}
+
+#[test]
+fn a_guard_outlives_its_runtime_and_sweeps_in_the_next_one() {
+    let guard = ConnGuard::builder().first_request(SECOND).build().unwrap();
+    for _ in 0..2 {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let (after, result) = ends(&mut connect(&guard).server).await;
+            assert!(after <= SECOND + 2 * TICK && result.is_err(), "{after:?}");
+        });
+    }
+    is_gone(&guard);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_nobody_is_connected_there_is_no_timer() {
+    let guard = ConnGuard::default();
+    drop(connect(&guard));
+    tokio::time::sleep(SECOND).await;
+    // With no timer left time does not move by itself: only this one ends.
+    let started = Instant::now();
+    timeout(1000 * SECOND, std::future::pending::<()>()).await.unwrap_err();
+    assert_eq!(started.elapsed(), 1000 * SECOND);
+    let mut pair = connect(&guard);
+    assert_eq!(ends(&mut pair.server).await.0, 10 * SECOND);
+}

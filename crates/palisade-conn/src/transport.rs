@@ -1,0 +1,102 @@
+//! What a guarded connection runs over.
+
+use socket2::{SockRef, TcpKeepalive};
+use std::time::Duration;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+
+/// So many bytes may wait in the kernel unsent, so that what it takes is what the client takes.
+const UNSENT: u32 = 64 * 1024;
+/// A silent peer is asked for the first time after this, and then every quarter of it.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// A byte stream that a [`GuardedIo`](crate::GuardedIo) can watch over: sockets, and whatever
+/// tests put in their place.
+pub trait Transport: AsyncRead + AsyncWrite + Unpin {
+    /// Called once when the connection is let in. Sets options; what fails stays as it was.
+    fn prepare(&self) {}
+
+    /// Makes the coming close a reset: the client sees an RST, the kernel keeps nothing. Where
+    /// there is no such thing, nothing.
+    fn reset_on_close(&self) {}
+
+    /// Whether the client is known to have closed his end or to be gone, though bytes of his may
+    /// be unread. `false` where that cannot be told.
+    fn has_hung_up(&self) -> bool {
+        false
+    }
+}
+
+impl Transport for TcpStream {
+    fn prepare(&self) {
+        let socket = SockRef::from(self);
+        // A socket that is gone already refuses them, and is found out by whoever reads it.
+        let _ = socket.set_tcp_nodelay(true);
+        let _ = limit_unsent(&socket);
+        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
+        #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
+        let keepalive = keepalive.with_interval(KEEPALIVE / 4);
+        let _ = socket.set_tcp_keepalive(&keepalive);
+    }
+
+    fn reset_on_close(&self) {
+        let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
+    }
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn has_hung_up(&self) -> bool {
+        hung_up(self)
+    }
+}
+
+#[cfg(unix)]
+impl Transport for tokio::net::UnixStream {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn has_hung_up(&self) -> bool {
+        hung_up(self)
+    }
+}
+
+/// Without this Linux takes megabytes for a client that reads nothing, and no clock of ours runs.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn limit_unsent(socket: &SockRef<'_>) -> std::io::Result<()> {
+    socket.set_tcp_notsent_lowat(UNSENT)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn limit_unsent(socket: &SockRef<'_>) -> std::io::Result<()> {
+    socket.set_send_buffer_size(2 * UNSENT as usize)
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn hung_up(socket: &impl std::os::fd::AsFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+    let mut asked = [PollFd::new(socket, PollFlags::RDHUP)];
+    let answered = poll(&mut asked, Some(&AT_ONCE));
+    answered.is_ok_and(|ready| ready > 0) && asked[0].revents().intersects(gone)
+}
+
+#[cfg(all(test, any(target_os = "linux", target_os = "android")))]
+mod tests {
+    use super::*;
+    use palisade_testkit::{clients::until, servers};
+    use tokio::io::AsyncWriteExt;
+
+    #[tokio::test]
+    async fn a_client_that_hangs_up_behind_an_unread_byte_is_found_out() {
+        let listener = servers::listener().await;
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        server.prepare();
+        client.write_all(b"x").await.unwrap();
+        assert!(!server.has_hung_up());
+        assert_eq!(SockRef::from(&server).tcp_notsent_lowat().unwrap(), UNSENT);
+        assert!(SockRef::from(&server).tcp_nodelay().unwrap());
+        drop(client);
+        until("hung up", || server.has_hung_up()).await;
+    }
+}

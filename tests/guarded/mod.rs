@@ -1,0 +1,165 @@
+//! What the tests of the connection guard share: servers behind it, an honest neighbour, and
+//! HTTP/2 frames by hand.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each test uses its part, and may panic"
+)]
+
+use axum::{Router, body::Body, routing::get};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http_body_util::Empty;
+use palisade::conn::{ConnGuard, connected};
+use palisade_testkit::{
+    clients::{self, PATIENCE, RawClient, until},
+    servers::{self, Server},
+};
+use std::{
+    convert::Infallible,
+    future::IntoFuture,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+
+/// What a busy machine is given beyond the exact time.
+pub const SLACK: Duration = Duration::from_secs(1);
+pub const SECOND: Duration = Duration::from_secs(1);
+pub const GET: &str = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
+
+/// `axum::serve` as it is, over a guarded listener.
+pub async fn serve(guard: &ConnGuard, app: Router) -> Server {
+    let listener = guard.listen(servers::listener().await);
+    let addr = listener.local_addr().unwrap();
+    let serve = axum::serve(listener, connected(app)).into_future();
+    Server::new(addr, tokio::spawn(async move { serve.await.unwrap() }))
+}
+
+/// `/` is small, `/endless` never ends, `/hang` never answers.
+pub fn app() -> Router {
+    let endless = || async {
+        let chunk = Bytes::from_static(&[b'x'; 16 * 1024]);
+        Body::from_stream(stream::repeat(chunk).map(Ok::<_, Infallible>))
+    };
+    Router::new()
+        .route("/", get(|| async { "served" }))
+        .route("/endless", get(endless))
+        .route("/hang", get(std::future::pending::<()>))
+}
+
+/// Nothing is left of anybody.
+pub async fn all_gone(guard: &ConnGuard) {
+    until("everybody is gone", || {
+        let now = guard.snapshot();
+        (now.open, now.going, now.distinct_clients, now.in_flight) == (0, 0, 0, 0)
+    })
+    .await;
+}
+
+/// Reads until the server ends the connection: what came, whether by a reset, and after how long.
+pub async fn cut(client: &mut RawClient) -> (Vec<u8>, bool, Duration) {
+    use tokio::io::AsyncReadExt;
+    let started = Instant::now();
+    let mut bytes = Vec::new();
+    let result = timeout(PATIENCE, client.stream.read_to_end(&mut bytes)).await.unwrap();
+    (bytes, result.is_err(), started.elapsed())
+}
+
+/// Asks for `/` of [`app`] and gets it.
+pub async fn served(client: &mut RawClient) {
+    client.send(GET).await.unwrap();
+    assert_eq!(client.head().await.unwrap().status, 200);
+    assert_eq!(client.body(6).await.unwrap(), b"served");
+}
+
+/// Somebody who asks all the while, on one connection that he keeps and on new ones.
+pub struct Neighbour {
+    served: Arc<AtomicUsize>,
+    stop: Arc<AtomicBool>,
+    task: JoinHandle<()>,
+}
+
+impl Neighbour {
+    pub fn of(addr: SocketAddr) -> Self {
+        let (served, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let task = tokio::spawn({
+            let (served, stop) = (Arc::clone(&served), Arc::clone(&stop));
+            async move {
+                let from = Ipv4Addr::new(127, 0, 0, 99);
+                let mut kept = clients::http1::<Empty<Bytes>>(from, addr).await.unwrap();
+                while !stop.load(SeqCst) {
+                    timeout(PATIENCE, kept.ready()).await.unwrap().unwrap();
+                    let request = http::Request::get("/").header("host", "test");
+                    let request = request.body(Empty::new()).unwrap();
+                    let answer = timeout(PATIENCE, kept.send_request(request)).await.unwrap();
+                    let kept_answer = clients::whole(answer.unwrap()).await.unwrap();
+                    let new_answer = clients::get(from, addr, "/").await.unwrap();
+                    assert!(kept_answer.status() == 200 && new_answer.status() == 200);
+                    served.fetch_add(2, SeqCst);
+                    // Its own pace, not a wait for anything.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        });
+        Self { served, stop, task }
+    }
+
+    /// Ends; panics if anything was not served.
+    pub async fn was_served(self) -> usize {
+        self.stop.store(true, SeqCst);
+        timeout(PATIENCE, self.task).await.unwrap().expect("the neighbour was served throughout");
+        let served = self.served.load(SeqCst);
+        assert!(served >= 2, "{served}");
+        served
+    }
+}
+
+/// HTTP/2 by hand (RFC 9113).
+pub mod h2 {
+    pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    pub const DATA: u8 = 0;
+    pub const HEADERS: u8 = 1;
+    pub const SETTINGS: u8 = 4;
+    pub const PING: u8 = 6;
+    pub const WINDOW_UPDATE: u8 = 8;
+    pub const ACK: u8 = 1;
+    pub const END_STREAM: u8 = 1;
+    pub const END_HEADERS: u8 = 4;
+
+    pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+        frame.extend([kind, flags]);
+        frame.extend(stream.to_be_bytes());
+        frame.extend(payload);
+        frame
+    }
+
+    /// The preface, and SETTINGS with this much window for each stream and all of it at once for
+    /// the connection.
+    pub fn hello(window: u32) -> Vec<u8> {
+        let mut bytes = PREFACE.to_vec();
+        let mut setting = vec![0, 4];
+        setting.extend(window.to_be_bytes());
+        bytes.extend(frame(SETTINGS, 0, 0, &setting));
+        bytes.extend(frame(WINDOW_UPDATE, 0, 0, &0x7fff_0000u32.to_be_bytes()));
+        bytes
+    }
+
+    /// `GET path` without a body on `stream`.
+    pub fn get(stream: u32, path: &str) -> Vec<u8> {
+        // :method GET, :scheme http, then :path and :authority as literals.
+        let mut block = vec![0x82, 0x86, 0x04, path.len() as u8];
+        block.extend(path.as_bytes());
+        block.extend([0x01, 1, b'a']);
+        frame(HEADERS, END_STREAM | END_HEADERS, stream, &block)
+    }
+}

@@ -1,0 +1,167 @@
+//! The connection guard where there is neither `axum::serve` nor tonic: a loop of one's own over
+//! hyper, and Unix sockets. And many clients of all sorts at once, of whom nothing stays.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod guarded;
+
+use axum::{
+    Router,
+    extract::WebSocketUpgrade,
+    routing::{any, post},
+};
+use guarded::{SECOND, SLACK, all_gone, app, cut, h2, serve, served};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use palisade::conn::{ConnGuard, connected};
+use palisade_core::{ConnInfo, Guard, Level, Phase, Reason};
+use palisade_testkit::{
+    Journal,
+    clients::{RawClient, until},
+    servers,
+};
+use std::{future::IntoFuture, net::Ipv4Addr, sync::Arc, time::Duration};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+use tower::{Layer, ServiceExt};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_loop_over_hyper_is_guarded_by_accept_and_the_layer() {
+    let journal = Journal::default();
+    let builder = ConnGuard::builder().first_request(SECOND).idle(SECOND);
+    let guard = builder.metrics(journal.clone()).build().unwrap();
+    let mut listener = guard.listen(servers::listener().await);
+    let addr = listener.local_addr().unwrap();
+    let service = guard.accounting().layer(app());
+    let server = tokio::spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((io, peer)) = listener.accept().await {
+            assert_eq!(io.conn().peer(), peer);
+            let conn = Arc::clone(io.conn());
+            let service = service.clone().map_request(
+                move |mut request: http::Request<hyper::body::Incoming>| {
+                    request.extensions_mut().insert::<Arc<ConnInfo>>(Arc::clone(&conn));
+                    request
+                },
+            );
+            connections.spawn(async move {
+                let service = TowerToHyperService::new(service);
+                let builder = auto::Builder::new(TokioExecutor::new());
+                let _ = builder.serve_connection_with_upgrades(TokioIo::new(io), service).await;
+            });
+            while connections.try_join_next().is_some() {}
+        }
+    });
+    let mut silent = RawClient::connect(addr).await.unwrap();
+    let mut honest = RawClient::connect(addr).await.unwrap();
+    served(&mut honest).await;
+    let started = Instant::now();
+    let (_, is_reset, _) = cut(&mut silent).await;
+    assert!(is_reset);
+    let (_, is_reset, _) = cut(&mut honest).await;
+    assert!(!is_reset && started.elapsed() < SECOND + SLACK);
+    drop(honest);
+    all_gone(&guard).await;
+    let mut closed = journal.closed();
+    closed.sort_by_key(|reason| reason.map(|reason| reason as usize));
+    assert_eq!(closed, [Some(Reason::FirstRequest), Some(Reason::Idle)]);
+    server.abort();
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unix_sockets_have_their_deadlines_and_no_share_per_client() {
+    let path = std::env::temp_dir().join(format!("palisade-{}.sock", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let guard = ConnGuard::builder().max_per_client(1).accept_rate(1, 1);
+    let guard = guard.first_request(SECOND).build().unwrap();
+    let listener = guard.listen(tokio::net::UnixListener::bind(&path).unwrap());
+    let server = tokio::spawn(axum::serve(listener, connected(app())).into_future());
+    let mut clients = Vec::new();
+    for _ in 0..5 {
+        let mut client = tokio::net::UnixStream::connect(&path).await.unwrap();
+        client.write_all(guarded::GET.as_bytes()).await.unwrap();
+        let mut answer = [0; 15];
+        client.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+        clients.push(client);
+    }
+    let mut silent = tokio::net::UnixStream::connect(&path).await.unwrap();
+    let cut = timeout(SECOND + SLACK, silent.read(&mut [0])).await.unwrap();
+    assert!(!matches!(cut, Ok(1)));
+    drop((clients, silent));
+    all_gone(&guard).await;
+    server.abort();
+    let _ = std::fs::remove_file(&path);
+}
+
+/// Connects, does a part of what a client does, and goes, in good order or not.
+async fn dabble(n: usize, addr: std::net::SocketAddr) {
+    let from = Ipv4Addr::new(127, 0, 5, (n % 50) as u8 + 1);
+    let Ok(mut client) = RawClient::connect_from(from, addr).await else { return };
+    let upgrade = "GET /ws HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+                   sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let bytes: Vec<u8> = match n % 9 {
+        0 => Vec::new(),
+        1 => b"GET / HTT".to_vec(),
+        2 => guarded::GET.repeat(5).into_bytes(),
+        3 => h2::PREFACE[..10].to_vec(),
+        4 => [h2::hello(65_535), h2::get(1, "/"), h2::get(3, "/hang")].concat(),
+        5 => upgrade.into(),
+        6 => b"GET /hang HTTP/1.1\r\nhost: test\r\n\r\nx".to_vec(),
+        7 => b"GET /endless HTTP/1.1\r\nhost: test\r\n\r\n".to_vec(),
+        _ => b"POST /upload HTTP/1.1\r\nhost: test\r\ncontent-length: 100000\r\n\r\nsome".to_vec(),
+    };
+    let _ = client.send(bytes).await;
+    if n.is_multiple_of(2) {
+        let _ = timeout(Duration::from_millis(20), client.stream.read(&mut [0; 4096])).await;
+    }
+    // Some stay until they are cut.
+    match n % 4 {
+        0 => drop(cut(&mut client).await),
+        1 => client.stream.set_zero_linger().unwrap(),
+        2 => drop(client.stream.shutdown().await),
+        _ => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_clients_of_all_sorts_nothing_stays() {
+    let journal = Journal::default();
+    let builder = ConnGuard::builder().max_connections(60).max_per_client(5).no_accept_rate();
+    let builder = builder.first_request(SECOND / 2).head(SECOND / 2).idle(SECOND / 2);
+    let builder = builder.upgraded_idle(SECOND / 2).write_stall(SECOND / 2).probe(SECOND / 4);
+    let builder = builder.max_age(SECOND).age_grace(SECOND / 2).max_requests(3);
+    let builder = builder.precision(Duration::from_millis(50));
+    let guard = builder.metrics(journal.clone()).build().unwrap();
+    let upload = || async { "unread" };
+    let ws = |upgrade: WebSocketUpgrade| async {
+        upgrade.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
+    };
+    let more = Router::new().route("/upload", post(upload)).route("/ws", any(ws));
+    let server = serve(&guard, app().merge(more)).await;
+    let mut clients = JoinSet::new();
+    for n in 0..2000 {
+        clients.spawn(dabble(n, server.addr));
+        if clients.len() >= 100 {
+            clients.join_next().await.unwrap().unwrap();
+        }
+        let open = guard.snapshot().open;
+        assert!(open <= 60, "{open}");
+    }
+    timeout(20 * SECOND, clients.join_all()).await.unwrap();
+    all_gone(&guard).await;
+    assert_eq!(journal.opened(), journal.closed().len());
+    assert_eq!(journal.level(Guard::Connection, Level::Connections), Some(0));
+    let now = guard.snapshot();
+    assert!(now.phases.is_empty() && now.at(Phase::Upgraded) == 0, "{now:?}");
+    // And it goes on.
+    let mut honest = RawClient::connect(server.addr).await.unwrap();
+    until("there is a place", || guard.snapshot().open == 1).await;
+    served(&mut honest).await;
+}

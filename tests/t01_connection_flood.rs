@@ -1,0 +1,213 @@
+//! T01: connections by the hundred that say nothing. Whoever comes with a request is served all
+//! the same, under stock `axum::serve`.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod guarded;
+
+use guarded::{Neighbour, SECOND, SLACK, all_gone, app, cut, serve, served};
+use palisade::conn::{ConnGuard, ConnGuardBuilder};
+use palisade_core::{Guard, Level, Mode, Phase, Reason};
+use palisade_testkit::{
+    Journal,
+    clients::{self, RawClient, until},
+    process::raise_file_limit,
+};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+const CAP: usize = 200;
+const HONEST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 7);
+
+fn guard(builder: ConnGuardBuilder) -> (ConnGuard, Journal) {
+    raise_file_limit();
+    let journal = Journal::default();
+    (builder.metrics(journal.clone()).build().unwrap(), journal)
+}
+
+fn address(n: usize) -> Ipv4Addr {
+    Ipv4Addr::new(127, 0, 1, (n % 100) as u8 + 1)
+}
+
+/// Keeps `count` sockets open and silent until told to stop, making a new one whenever one is cut.
+fn silent_flood(addr: SocketAddr, count: usize, stop: &Arc<AtomicBool>) -> JoinSet<usize> {
+    (0..count)
+        .map(|n| {
+            let stop = Arc::clone(stop);
+            async move {
+                let mut made = 0;
+                while !stop.load(SeqCst) {
+                    let Ok(mut client) = RawClient::connect_from(address(n), addr).await else {
+                        continue;
+                    };
+                    made += 1;
+                    cut(&mut client).await;
+                    // The flood's own pace: some hundred thousand a second are not needed.
+                    sleep(Duration::from_millis(1)).await;
+                }
+                made
+            }
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_the_cap_full_of_silent_sockets_honest_newcomers_are_served() {
+    let builder = ConnGuard::builder().max_connections(CAP).first_request(2 * SECOND);
+    let (guard, journal) = guard(builder);
+    let server = serve(&guard, app()).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let flood = silent_flood(server.addr, CAP + 50, &stop);
+    until("the cap is full", || guard.snapshot().open >= CAP * 9 / 10).await;
+
+    const TRIES: usize = 300;
+    let (mut served, mut slowest) = (0, Duration::ZERO);
+    for n in 0..TRIES {
+        let started = Instant::now();
+        let honest = Ipv4Addr::new(127, 0, 4, (n % 100) as u8 + 1);
+        let answer = clients::get(honest, server.addr, "/").await;
+        served += usize::from(answer.is_ok_and(|answer| answer.status() == 200));
+        slowest = slowest.max(started.elapsed());
+    }
+    assert!(served * 100 >= TRIES * 99, "{served} of {TRIES}");
+    assert!(slowest < SECOND, "{slowest:?}");
+    let now = guard.snapshot();
+    assert!(now.open <= CAP, "{now:?}");
+    println!("{served} of {TRIES} served, the slowest in {slowest:?}; {now:?}");
+
+    // Each of them is cut in its time, and makes room for nobody any more then.
+    stop.store(true, SeqCst);
+    let stopped = Instant::now();
+    flood.join_all().await;
+    assert!(stopped.elapsed() < 2 * SECOND + SLACK, "{:?}", stopped.elapsed());
+    all_gone(&guard).await;
+    assert_eq!(journal.level(Guard::Connection, Level::Connections), Some(0));
+    assert_eq!(journal.opened(), journal.closed().len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silent_sockets_are_cut_in_time_and_told_of() {
+    let (guard, journal) = guard(ConnGuard::builder().first_request(SECOND));
+    let server = serve(&guard, app()).await;
+    let neighbour = Neighbour::of(server.addr);
+    let mut silent = JoinSet::new();
+    for n in 0..100 {
+        let mut client = RawClient::connect_from(address(n), server.addr).await.unwrap();
+        silent.spawn(async move { cut(&mut client).await });
+    }
+    for (bytes, is_reset, after) in silent.join_all().await {
+        assert!(bytes.is_empty() && is_reset);
+        assert!(after < SECOND + SLACK, "{after:?}");
+    }
+    neighbour.was_served().await;
+    all_gone(&guard).await;
+    let ended = journal.disconnected();
+    assert_eq!(ended.len(), 100);
+    assert!(ended.iter().all(|(ended, mode)| {
+        (ended.reason, ended.phase, *mode)
+            == (Reason::FirstRequest, Phase::FirstHead, Mode::Enforce)
+    }));
+    assert_eq!(guard.recent_kills().len(), 100);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_client_has_its_share_and_no_more() {
+    let builder = ConnGuard::builder().max_connections(CAP).max_per_client(10);
+    let (guard, journal) = guard(builder.no_accept_rate().first_request(SECOND));
+    let server = serve(&guard, app()).await;
+    let neighbour = Neighbour::of(server.addr);
+    let stop = Arc::new(AtomicBool::new(false));
+    let one = Ipv4Addr::new(127, 0, 2, 1);
+    let mut flood = JoinSet::new();
+    for _ in 0..50 {
+        let (addr, stop) = (server.addr, Arc::clone(&stop));
+        flood.spawn(async move {
+            while !stop.load(SeqCst) {
+                if let Ok(mut client) = RawClient::connect_from(one, addr).await {
+                    cut(&mut client).await;
+                }
+                sleep(Duration::from_millis(1)).await;
+            }
+        });
+    }
+    until("many were displaced", || journal.disconnected().len() > 200).await;
+    let most = guard.snapshot().clients.first().map_or(0, |(_, count)| *count);
+    assert!(most <= 20, "{most}"); // Those that are told to go and have not gone included.
+    stop.store(true, SeqCst);
+    flood.join_all().await;
+    neighbour.was_served().await;
+    all_gone(&guard).await;
+    let total = journal.disconnected().iter().any(|(v, _)| v.reason == Reason::ConnectionsFull);
+    assert!(!total, "its neighbours paid for it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hoarders_who_once_did_something_make_room_too() {
+    let (guard, journal) = guard(ConnGuard::builder().max_connections(50).no_max_per_client());
+    let server = serve(&guard, app()).await;
+    let mut hoard = Vec::new();
+    for n in 0..45 {
+        let mut client = RawClient::connect_from(address(n), server.addr).await.unwrap();
+        served(&mut client).await;
+        hoard.push(client);
+    }
+    for _ in 0..40 {
+        let answer = clients::get(HONEST, server.addr, "/").await.unwrap();
+        assert_eq!(answer.status(), 200);
+    }
+    assert!(journal.disconnected().iter().all(|(v, _)| v.reason == Reason::ConnectionDisplaced));
+    drop(hoard);
+    all_gone(&guard).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_a_request_in_work_is_never_displaced_and_the_newcomer_is_reset() {
+    let (guard, journal) = guard(ConnGuard::builder().max_connections(20).no_max_per_client());
+    let server = serve(&guard, app()).await;
+    let mut working = Vec::new();
+    for n in 0..20 {
+        let mut client = RawClient::connect_from(address(n), server.addr).await.unwrap();
+        client.send("GET /hang HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+        let now = n + 1;
+        until("it is at work", || guard.snapshot().in_flight == now as u64).await;
+        working.push(client);
+    }
+    for _ in 0..20 {
+        let refused = clients::get(HONEST, server.addr, "/").await;
+        assert!(refused.is_err());
+    }
+    assert_eq!(guard.snapshot().at(Phase::Working), 20);
+    assert!(journal.disconnected().iter().all(|(v, _)| v.reason == Reason::ConnectionsFull));
+    // As soon as one goes, there is a place.
+    working.pop();
+    until("one has gone", || guard.snapshot().open < 20).await;
+    drop(working);
+    all_gone(&guard).await;
+    assert_eq!(clients::get(HONEST, server.addr, "/").await.unwrap().status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_connects_without_end_is_slowed_down_and_his_neighbour_is_not() {
+    let (guard, journal) = guard(ConnGuard::builder().accept_rate(20, 10));
+    let server = serve(&guard, app()).await;
+    let mut served = 0;
+    for _ in 0..100 {
+        let answer = clients::get(Ipv4Addr::new(127, 0, 3, 1), server.addr, "/").await;
+        served += usize::from(answer.is_ok());
+    }
+    assert!((10..100).contains(&served), "{served}");
+    for _ in 0..10 {
+        assert_eq!(clients::get(HONEST, server.addr, "/").await.unwrap().status(), 200);
+    }
+    assert!(journal.disconnected().iter().all(|(v, _)| v.reason == Reason::AcceptRate));
+    all_gone(&guard).await;
+}

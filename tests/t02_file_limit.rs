@@ -1,0 +1,128 @@
+//! T02: a process that may open 600 files, and 1,000 silent sockets before it. Honest clients are
+//! served all the same, because the cap follows the limit; and where somebody else in the process
+//! uses up the files, accepting goes on as soon as there are some, without spinning meanwhile.
+//!
+//! The server is this test's own program, started once more with a lower limit.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod guarded;
+
+use axum::{Router, routing::get};
+use guarded::{Neighbour, SECOND, app, cut, serve};
+use palisade::conn::ConnGuard;
+use palisade_testkit::{
+    clients::{self, PATIENCE, RawClient},
+    process,
+};
+use std::{
+    fs::File,
+    net::{Ipv4Addr, SocketAddr},
+    process::Stdio,
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+
+const FILES: u64 = 600;
+const IS_SERVER: &str = "PALISADE_TEST_SERVER";
+
+/// Not a test but the server; without the variable there is nothing to do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn server() {
+    if std::env::var_os(IS_SERVER).is_none() {
+        return;
+    }
+    process::lower_file_limit(FILES).unwrap();
+    let guard = ConnGuard::builder().first_request(2 * SECOND).build().unwrap();
+    let seen = guard.clone();
+    // Uses up all files for a second, and says how often accepting failed meanwhile.
+    let take = || async move {
+        let errors = || seen.snapshot().accept_errors.exhausted;
+        let before = errors();
+        let taken: Vec<_> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+        tokio::time::sleep(SECOND).await;
+        format!("{} {}", taken.len(), errors() - before)
+    };
+    let shown = guard.clone();
+    let limit = || async move { shown.snapshot().limit.to_string() };
+    let router = Router::new().route("/take", get(take)).route("/limit", get(limit));
+    let server = serve(&guard, app().merge(router)).await;
+    println!("\nlistening {}", server.addr);
+    tokio::time::sleep(4 * PATIENCE).await; // Ended by whoever started it.
+}
+
+async fn start() -> (Child, SocketAddr) {
+    process::raise_file_limit();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "server", "--nocapture"])
+        .env(IS_SERVER, "1")
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let found = async {
+        loop {
+            let line = lines.next_line().await.unwrap().expect("it says where it listens");
+            if let Some(addr) = line.strip_prefix("listening ") {
+                break addr.parse().unwrap();
+            }
+        }
+    };
+    let addr = timeout(PATIENCE, found).await.unwrap();
+    (child, addr)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_silent_sockets_before_six_hundred_files_keep_nobody_out() {
+    let (_child, addr) = start().await;
+    let limit = clients::get(Ipv4Addr::LOCALHOST, addr, "/limit").await.unwrap();
+    assert_eq!(limit.body(), "416");
+    let neighbour = Neighbour::of(addr);
+    let flood: JoinSet<_> = (0..1000)
+        .map(|n| async move {
+            let from = Ipv4Addr::new(127, 0, 1, (n % 100) as u8 + 1);
+            let mut client = RawClient::connect_from(from, addr).await.unwrap();
+            cut(&mut client).await;
+        })
+        .collect();
+    let mut served = 0;
+    for n in 0..200 {
+        let from = Ipv4Addr::new(127, 0, 4, n + 1);
+        served += usize::from(clients::get(from, addr, "/").await.is_ok());
+    }
+    assert!(served >= 198, "{served} of 200");
+    neighbour.was_served().await;
+    timeout(PATIENCE, flood.join_all()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_others_use_up_the_files_accepting_waits_and_goes_on() {
+    let (_child, addr) = start().await;
+    let taking = tokio::spawn(clients::get(Ipv4Addr::LOCALHOST, addr, "/take"));
+    // One after the other, until one finds no file left.
+    let started = Instant::now();
+    let mut slowest = Duration::ZERO;
+    while !taking.is_finished() {
+        let asked = Instant::now();
+        let answer = clients::get(Ipv4Addr::new(127, 0, 0, 9), addr, "/").await.unwrap();
+        assert_eq!(answer.body(), "served");
+        slowest = slowest.max(asked.elapsed());
+        assert!(started.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let answer = taking.await.unwrap().unwrap();
+    let answer = String::from_utf8(answer.body().to_vec()).unwrap();
+    let (taken, errors) = answer.split_once(' ').unwrap();
+    let (taken, errors): (usize, u64) = (taken.parse().unwrap(), errors.parse().unwrap());
+    assert!(taken > 400, "{taken}");
+    // One pause of 10 ms at least for each within that second, whoever gets a file meanwhile: no
+    // spinning, and no stall of a second after it.
+    assert!((3..=105).contains(&errors), "{errors}");
+    assert!(slowest < SECOND + SECOND / 2, "{slowest:?}");
+}

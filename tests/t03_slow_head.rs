@@ -1,0 +1,116 @@
+//! T03: request heads that never end, in every form that HTTP/1 and HTTP/2 know, under stock
+//! `axum::serve`. Each is cut in its time, and the neighbour is served throughout.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod guarded;
+
+use guarded::{GET, Neighbour, SECOND, SLACK, all_gone, app, cut, h2, serve, served};
+use palisade::conn::ConnGuard;
+use palisade_core::{Phase, Reason};
+use palisade_testkit::{Journal, clients::RawClient};
+use std::{net::SocketAddr, time::Duration};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+
+/// What is sent at once, and what is dripped after it, a byte every 100 ms.
+type Attack = (&'static str, Vec<u8>, Vec<u8>);
+
+fn attacks() -> Vec<Attack> {
+    let unfinished = |end: &[u8]| [&h2::hello(65_535)[..], end].concat();
+    let headers = h2::frame(h2::HEADERS, h2::END_STREAM, 1, &[0x82, 0x86]);
+    let ping = h2::frame(h2::PING, 0, 0, &[0; 8]);
+    let endless = b"GET / HTTP/1.1\r\nhost: test\r\nx-endless: yes\r\n".repeat(10);
+    vec![
+        ("a byte, then silence", b"G".to_vec(), Vec::new()),
+        ("a byte now and then", Vec::new(), endless.clone()),
+        ("all but the last line", GET.as_bytes()[..GET.len() - 2].to_vec(), Vec::new()),
+        ("empty lines", Vec::new(), b"\r\n".repeat(200)),
+        ("half a preface", h2::PREFACE[..12].to_vec(), Vec::new()),
+        ("a preface, byte by byte", Vec::new(), h2::PREFACE.to_vec()),
+        ("a preface, then silence", h2::PREFACE.to_vec(), Vec::new()),
+        ("settings, then silence", unfinished(&[]), Vec::new()),
+        ("headers without an end", unfinished(&headers), Vec::new()),
+        ("PING in place of headers", unfinished(&[]), ping.repeat(20)),
+        ("half a frame", unfinished(&headers[..5]), Vec::new()),
+    ]
+}
+
+/// How long until it was cut; everything is dripped until then.
+async fn attack(addr: SocketAddr, (name, at_once, dripped): Attack) -> (&'static str, Duration) {
+    let mut client = RawClient::connect(addr).await.unwrap();
+    let started = Instant::now();
+    client.send(at_once).await.unwrap();
+    for byte in dripped {
+        // The drip is the attack; nothing waits for it.
+        sleep(Duration::from_millis(100)).await;
+        if client.send([byte]).await.is_err() {
+            return (name, started.elapsed());
+        }
+    }
+    cut(&mut client).await;
+    (name, started.elapsed())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_first_head_takes_longer_than_its_time() {
+    let journal = Journal::default();
+    let guard = ConnGuard::builder().first_request(SECOND).metrics(journal.clone());
+    let guard = guard.build().unwrap();
+    let server = serve(&guard, app()).await;
+    let neighbour = Neighbour::of(server.addr);
+    let attacks: JoinSet<_> = attacks().into_iter().map(|each| attack(server.addr, each)).collect();
+    let count = attacks.len();
+    for (name, after) in attacks.join_all().await {
+        assert!(after < SECOND + SLACK, "{name}: {after:?}");
+    }
+    neighbour.was_served().await;
+    all_gone(&guard).await;
+    let ended = journal.disconnected();
+    let of = |reason| ended.iter().filter(|(ended, _)| ended.reason == reason).count();
+    assert_eq!(of(Reason::FirstRequest), ended.len());
+    // hyper itself ends the one or other that is no HTTP.
+    assert!(ended.len() + 2 >= count, "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_later_head_has_its_own_time_from_its_first_byte() {
+    let journal = Journal::default();
+    let builder = ConnGuard::builder().first_request(SECOND).head(SECOND).idle(5 * SECOND);
+    let guard = builder.metrics(journal.clone()).build().unwrap();
+    let server = serve(&guard, app()).await;
+    let neighbour = Neighbour::of(server.addr);
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    served(&mut client).await;
+    // Longer than any head may take, but nothing has begun: this pause is the client's right.
+    sleep(SECOND + SLACK / 2).await;
+    served(&mut client).await;
+    let begun = Instant::now();
+    for byte in GET.bytes() {
+        sleep(Duration::from_millis(100)).await;
+        if client.send([byte]).await.is_err() {
+            break;
+        }
+    }
+    assert!(begun.elapsed() < SECOND + SLACK, "{:?}", begun.elapsed());
+    neighbour.was_served().await;
+    drop(client);
+    all_gone(&guard).await;
+    let ended = journal.disconnected();
+    let [(ended, _)] = &ended[..] else { panic!("{ended:?}") };
+    assert_eq!((ended.reason, ended.phase), (Reason::SlowHead, Phase::NextHead));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_of_the_next_head_sent_along_with_a_request_is_no_way_round() {
+    let guard = ConnGuard::builder().first_request(SECOND).head(SECOND).idle(2 * SECOND);
+    let guard = guard.build().unwrap();
+    let server = serve(&guard, app()).await;
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    client.send(format!("{GET}GET / HT")).await.unwrap();
+    assert_eq!(client.head().await.unwrap().status, 200);
+    let (_, _, after) = timeout(5 * SECOND, cut(&mut client)).await.unwrap();
+    assert!(after < 2 * SECOND + SLACK, "{after:?}"); // By the idle rule at the latest.
+    all_gone(&guard).await;
+}

@@ -1,0 +1,140 @@
+//! T07: clients that ask for much and read nothing of it, on HTTP/1 and on HTTP/2, under stock
+//! `axum::serve`: reset in time, with little taken by the kernel for them meanwhile. Who reads
+//! slowly and steadily is never cut.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod guarded;
+
+use guarded::{Neighbour, SECOND, SLACK, all_gone, app, cut, h2, serve};
+use palisade::conn::ConnGuard;
+use palisade_core::{Phase, Reason};
+use palisade_testkit::{
+    Journal,
+    clients::{RawClient, until},
+};
+use std::{net::SocketAddr, time::Duration};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpSocket,
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+
+const ENDLESS: &str = "GET /endless HTTP/1.1\r\nhost: test\r\n\r\n";
+
+fn guard(stall: Duration) -> (ConnGuard, Journal) {
+    let journal = Journal::default();
+    let builder = ConnGuard::builder().write_stall(stall).idle(stall).metrics(journal.clone());
+    (builder.build().unwrap(), journal)
+}
+
+/// Asks, reads nothing until it is cut, and says what was on its way by then.
+async fn stall(addr: SocketAddr, request: Vec<u8>) -> (usize, bool) {
+    let mut client = RawClient::connect(addr).await.unwrap();
+    client.send(request).await.unwrap();
+    // A write tells that the connection was reset without reading a byte of the answer.
+    let cut_off = timeout(5 * SECOND, async {
+        let mut unseen = [0; 1];
+        while client.stream.peek(&mut unseen).await.is_ok()
+            && client.stream.take_error().unwrap().is_none()
+        {
+            sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let in_time = cut_off.await.is_ok();
+    let (bytes, _, _) = cut(&mut client).await;
+    (bytes.len(), in_time)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_nothing_is_reset_in_time_and_little_waits_for_him() {
+    let (guard, journal) = guard(SECOND);
+    let server = serve(&guard, app()).await;
+    let neighbour = Neighbour::of(server.addr);
+    let mut readers = JoinSet::new();
+    let h2_request = || [h2::hello(0x7fff_ffff), h2::get(1, "/endless")].concat();
+    for n in 0..20 {
+        let request = if n % 2 == 0 { ENDLESS.into() } else { h2_request() };
+        readers.spawn(stall(server.addr, request));
+    }
+    until("all of them stall", || guard.snapshot().at(Phase::Writing) == 20).await;
+    let stalled = Instant::now();
+    until("all of them are cut", || guard.snapshot().at(Phase::Writing) == 0).await;
+    assert!(stalled.elapsed() < SECOND + SLACK, "{:?}", stalled.elapsed());
+    readers.join_all().await;
+    neighbour.was_served().await;
+    all_gone(&guard).await;
+    let ended = journal.disconnected();
+    assert_eq!(ended.len(), 20);
+    assert!(ended.iter().all(|(v, _)| (v.reason, v.phase) == (Reason::WriteStall, Phase::Writing)));
+    // What the kernel took of an endless answer is what the client's own kernel took, and 64 KiB.
+    let kills = guard.recent_kills();
+    let taken: Vec<_> = kills.iter().map(|kill| kill.written >> 10).collect();
+    println!("KiB taken for each stalled reader: {taken:?}");
+    assert!(taken.iter().all(|kib| *kib < 8 * 1024), "{taken:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_drips_window_updates_without_reading_is_cut_all_the_same() {
+    let (guard, journal) = guard(SECOND);
+    let server = serve(&guard, app()).await;
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    client.send([h2::hello(0x7fff_ffff), h2::get(1, "/endless")].concat()).await.unwrap();
+    until("it stalls", || guard.snapshot().at(Phase::Writing) == 1).await;
+    let stalled = Instant::now();
+    let update = h2::frame(h2::WINDOW_UPDATE, 0, 1, &1u32.to_be_bytes());
+    let ping = h2::frame(h2::PING, 0, 0, &[0; 8]);
+    while client.stream.write_all(&[&update[..], &ping].concat()).await.is_ok() {
+        assert!(stalled.elapsed() < SECOND + SLACK, "{:?}", stalled.elapsed());
+        sleep(Duration::from_millis(50)).await;
+    }
+    drop(client);
+    all_gone(&guard).await;
+    assert_eq!(journal.closed(), [Some(Reason::WriteStall)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_and_steady_reader_is_never_cut() {
+    let (guard, journal) = guard(2 * SECOND);
+    let server = serve(&guard, app()).await;
+    // A small receive window, as on a slow line: it opens again in small steps.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(32 * 1024).unwrap();
+    let mut client = socket.connect(server.addr).await.unwrap();
+    client.write_all(ENDLESS.as_bytes()).await.unwrap();
+    let started = Instant::now();
+    let mut chunk = vec![0; 6 * 1024];
+    // 64 KiB a second, for longer than a stall may last.
+    while started.elapsed() < 4 * SECOND {
+        client.read_exact(&mut chunk).await.unwrap();
+        sleep(Duration::from_millis(94)).await;
+    }
+    assert!(journal.disconnected().is_empty());
+    drop(client);
+    all_gone(&guard).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_taken_slowly_behind_its_window_is_not_idle() {
+    // hyper has taken the whole body at once: for the layers the request is over.
+    let (guard, journal) = guard(SECOND);
+    let big =
+        axum::Router::new().route("/big", axum::routing::get(|| async { vec![b'x'; 256 * 1024] }));
+    let server = serve(&guard, big).await;
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    client.send([h2::hello(16 * 1024), h2::get(1, "/big")].concat()).await.unwrap();
+    let started = Instant::now();
+    let mut got = 0;
+    let mut chunk = vec![0; 64 * 1024];
+    // 16 KiB of window every 200 ms: three times as long as it may be idle.
+    while got < 256 * 1024 {
+        sleep(Duration::from_millis(200)).await;
+        got += client.stream.read(&mut chunk).await.unwrap();
+        let update = h2::frame(h2::WINDOW_UPDATE, 0, 1, &(16 * 1024u32).to_be_bytes());
+        client.send(update).await.unwrap();
+    }
+    assert!(started.elapsed() > 2 * SECOND);
+    assert!(journal.disconnected().is_empty(), "{:?}", journal.disconnected());
+    drop(client);
+    all_gone(&guard).await;
+}
