@@ -24,7 +24,7 @@ pub struct ConnGuardBuilder {
     upgraded_idle: Duration,
     write_stall: Duration,
     max_age: Option<Duration>,
-    age_grace: Duration,
+    age_grace: Option<Duration>,
     max_requests: Option<u32>,
     probe: Option<Duration>,
     precision: Duration,
@@ -78,7 +78,7 @@ impl ConnGuardBuilder {
             upgraded_idle: Duration::from_secs(300),
             write_stall: Duration::from_secs(30),
             max_age: Some(Duration::from_secs(3600)),
-            age_grace: Duration::from_secs(30),
+            age_grace: None,
             max_requests: Some(10_000),
             probe: Some(Duration::from_secs(5)),
             precision: Duration::from_millis(250),
@@ -202,9 +202,10 @@ impl ConnGuardBuilder {
     }
 
     /// How long after its age a connection that has still something in flight is reset, 0 to
-    /// 24 h. Longer than the longest download, or use [`Self::no_max_age`]. Defaults to 30 s.
+    /// 24 h. It ends long downloads, event streams and gRPC streams as well, so it wants to be
+    /// longer than the longest of them. Defaults to never: what is in flight goes on to its end.
     pub fn age_grace(mut self, grace: Duration) -> Self {
-        self.age_grace = grace;
+        self.age_grace = Some(grace);
         self
     }
 
@@ -274,7 +275,7 @@ impl ConnGuardBuilder {
             upgraded_idle: millis(self.upgraded_idle),
             write_stall: millis(self.write_stall),
             max_age: self.max_age.map(millis),
-            age_grace: millis(self.age_grace),
+            age_grace: self.age_grace.map(millis),
             max_requests: self.max_requests,
             probe: self.probe.map(millis),
             tick: self.precision,
@@ -314,7 +315,9 @@ impl ConnGuardBuilder {
         if let Some(age) = self.max_age {
             check((MILLISECOND..=30 * DAY).contains(&age), "max_age", &age, "1 ms to 30 days");
         }
-        check(self.age_grace <= DAY, "age_grace", &self.age_grace, "0 to 24 h");
+        if let Some(grace) = self.age_grace {
+            check(grace <= DAY, "age_grace", &grace, "0 to 24 h");
+        }
         if let Some(most) = self.max_requests {
             check(most > 0, "max_requests", &most, "at least 1");
         }

@@ -192,7 +192,7 @@ fn find(
         return end(reason, Ending::Finish, limit, observed);
     }
     if let Some(due) = when.due.filter(|due| age >= *due) {
-        if age >= due.saturating_add(limits.age_grace) {
+        if limits.age_grace.is_some_and(|grace| age >= due.saturating_add(grace)) {
             return end(Reason::MaxAge, Ending::Reset, due, age);
         }
         if closing.is_none() {
@@ -364,8 +364,8 @@ mod tests {
     }
 
     #[test]
-    fn age_first_closes_then_ends_what_is_idle_and_then_everything() {
-        let limits = limits();
+    fn age_first_closes_then_ends_what_is_idle_and_then_everything_if_asked_to() {
+        let limits = Limits { age_grace: Some(30_000), ..limits() };
         let working = ConnSample { requests: 1, in_flight: 1, http2: true, ..sample() };
         let idle = ConnSample { requests: 1, answered: 1, ..sample() };
         let at = |now, sample, closing| {
@@ -384,6 +384,10 @@ mod tests {
         assert_eq!(ending(at(1_000_250, &idle, closing)), finish);
         let reset = (Reason::MaxAge, Ending::Reset);
         assert_eq!(ending(at(1_030_000, &working, closing)), reset);
+        let limits = Limits { age_grace: None, ..limits };
+        let when = When { now: 90_000_000, passed: 250, opened: 0, due: Some(1_000_000) };
+        let (_, finding) = judge(&limits, when, &working, closing, ConnMemory::default());
+        assert_eq!(finding, Finding::Fine);
     }
 
     #[test]

@@ -30,7 +30,7 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! | nothing in flight | 65 s | FIN | `Idle` |
 //! | upgraded and silent | 5 min | FIN | `Idle` |
 //! | nothing taken of what waits for the client | 30 s | RST | `WriteStall` |
-//! | age | 1 h ± 10 % | `Connection: close`, FIN as soon as idle, RST 30 s later | `MaxAge` |
+//! | age | 1 h ± 10 % | `Connection: close`, FIN as soon as idle, RST after a grace if [asked for](ConnGuardBuilder::age_grace) | `MaxAge` |
 //! | requests of one connection | 10,000 | `Connection: close`, FIN as soon as idle | `MaxRequests` |
 //! | client gone, request at work, HTTP/1 | looked for every 5 s | error to the handler's connection | `HungUp` |
 //!
@@ -58,8 +58,8 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! - hyper: put `io.conn().clone()` into each request's extensions, around that
 //!   [`guard.accounting()`](ConnGuard::accounting).
 //!
-//! Without it the guard still enforces the caps, the accept rate, the write stall, the age (with a
-//! hard end only), and cuts those who never sent a byte; a connection that sent one is taken to be
+//! Without it the guard still enforces the caps, the accept rate, the write stall, the age if it has
+//! a grace, and cuts those who never sent a byte; a connection that sent one is taken to be
 //! at work for ever after. [`ConnSnapshot::unaccounted`] counts those.
 //!
 //! # What it cannot do

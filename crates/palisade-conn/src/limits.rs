@@ -26,7 +26,7 @@ pub(crate) struct Limits {
     pub(crate) upgraded_idle: u64,
     pub(crate) write_stall: u64,
     pub(crate) max_age: Option<u64>,
-    pub(crate) age_grace: u64,
+    pub(crate) age_grace: Option<u64>,
     pub(crate) max_requests: Option<u32>,
     pub(crate) probe: Option<u64>,
     pub(crate) tick: Duration,

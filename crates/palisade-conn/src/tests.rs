@@ -264,7 +264,8 @@ async fn an_upgraded_connection_may_be_silent_for_its_own_time_and_keeps_its_pla
 
 #[tokio::test(start_paused = true)]
 async fn age_closes_then_finishes_what_is_idle_and_resets_what_works_after_the_grace() {
-    let (guard, _) = guard(ConnGuard::builder().max_age(20 * SECOND).idle(1000 * SECOND));
+    let builder = ConnGuard::builder().max_age(20 * SECOND).age_grace(30 * SECOND);
+    let (guard, _) = guard(builder.idle(1000 * SECOND));
     let (mut idle, mut working) = (connect(&guard), connect(&guard));
     let spread = 18 * SECOND..=22 * SECOND + 2 * TICK;
     serve_once(&mut idle, true).await;
