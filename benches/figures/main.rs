@@ -39,7 +39,8 @@ fn main() -> io::Result<ExitCode> {
 }
 
 fn measure(write: bool) -> io::Result<ExitCode> {
-    let mut rows = Vec::new();
+    // First, because it is about memory: nothing that was freed before may be used again.
+    let mut rows = keys::measure()?;
     let mut is_whole = true;
     match callgrind::count()? {
         Some(costs) => counts(&costs, &mut rows),
@@ -56,7 +57,6 @@ fn measure(write: bool) -> io::Result<ExitCode> {
         }
     }
     rows.push(future_size());
-    rows.extend(keys::measure()?);
     rows.sort_by_key(|row| {
         row.id.trim_start_matches('P').trim_end_matches('b').parse::<u32>().ok()
     });
