@@ -69,9 +69,20 @@ pub async fn all_gone(guard: &ConnGuard) {
 pub async fn cut(client: &mut RawClient) -> (Vec<u8>, bool, Duration) {
     use tokio::io::AsyncReadExt;
     let started = Instant::now();
-    let mut bytes = Vec::new();
-    let result = timeout(PATIENCE, client.stream.read_to_end(&mut bytes)).await.unwrap();
-    (bytes, result.is_err(), started.elapsed())
+    let (mut bytes, mut piece) = (Vec::new(), [0; 8192]);
+    let is_reset = timeout(PATIENCE, async {
+        loop {
+            match client.stream.read(&mut piece).await {
+                Ok(0) => return false,
+                // Of an answer without end nobody wants to keep more.
+                Ok(length) if bytes.len() < 1 << 20 => bytes.extend_from_slice(&piece[..length]),
+                Ok(_) => {}
+                Err(_) => return true,
+            }
+        }
+    });
+    let is_reset = is_reset.await.unwrap();
+    (bytes, is_reset, started.elapsed())
 }
 
 /// Asks for `/` of [`app`] and gets it.

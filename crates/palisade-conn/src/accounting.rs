@@ -1,14 +1,17 @@
 //! Tells a connection what HTTP is doing on it.
 
-use crate::ConnGuard;
+use crate::{ConnGuard, guard::Shared};
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header::CONNECTION};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode, Version,
+    header::{CONNECTION, CONTENT_LENGTH},
+};
 use http_body::{Body, Frame, SizeHint};
 use palisade_core::{ConnInfo, InFlight, Mode};
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{Arc, Weak, atomic::Ordering::Relaxed},
     task::{Context, Poll, ready},
 };
 use tower_layer::Layer;
@@ -19,7 +22,7 @@ use tower_service::Service;
 #[cfg_attr(not(feature = "axum"), doc = "`connected`, with the feature `axum`.")]
 #[derive(Clone, Debug)]
 pub struct AccountingLayer {
-    _made_by_a_guard: (),
+    guard: Weak<Shared>,
 }
 
 /// Tells the connection of each request, which it finds as `Arc<ConnInfo>` among the request's
@@ -33,6 +36,9 @@ pub struct Accounting<S> {
     inner: S,
     /// Of every request, where the service is made for one connection.
     conn: Option<Arc<ConnInfo>>,
+    guard: Weak<Shared>,
+    /// There is nothing more to find out about where it stands.
+    is_placed: bool,
 }
 
 pin_project! {
@@ -52,6 +58,8 @@ pin_project! {
         #[pin]
         inner: B,
         in_flight: Option<InFlight>,
+        // What is left of the length that the head declares, if it does.
+        left: Option<u64>,
     }
 }
 
@@ -61,6 +69,7 @@ pub(crate) struct Account {
     in_flight: InFlight,
     is_http1: bool,
     is_connect: bool,
+    is_head: bool,
 }
 
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
@@ -76,7 +85,7 @@ impl ConnGuard {
         if shared.limits.mode != Mode::Off {
             shared.accounted.store(true, Relaxed);
         }
-        AccountingLayer { _made_by_a_guard: () }
+        AccountingLayer { guard: Arc::downgrade(shared) }
     }
 }
 
@@ -86,7 +95,7 @@ impl<S> Layer<S> for AccountingLayer {
     type Service = Accounting<S>;
 
     fn layer(&self, inner: S) -> Accounting<S> {
-        Accounting { inner, conn: None }
+        Accounting { inner, conn: None, guard: self.guard.clone(), is_placed: false }
     }
 }
 
@@ -95,7 +104,7 @@ impl<S> Layer<S> for AccountingLayer {
 #[cfg(feature = "axum")]
 impl<S> Accounting<S> {
     pub(crate) fn of(conn: Arc<ConnInfo>, inner: S) -> Self {
-        Self { inner, conn: Some(conn) }
+        Self { inner, conn: Some(conn), guard: Weak::new(), is_placed: true }
     }
 }
 
@@ -115,12 +124,30 @@ where
     #[cfg_attr(not(feature = "tonic"), allow(unused_mut))]
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let conn = self.conn.as_ref().or_else(|| ConnInfo::of(request.extensions())).cloned();
+        if !self.is_placed {
+            self.look_at_place(conn.is_some());
+        }
         let account = conn.map(|conn| {
             #[cfg(feature = "tonic")]
             crate::tonic::restore(&conn, request.extensions_mut());
             Account::begin(&conn, &request)
         });
         AccountingFuture { inner: self.inner.call(request), account }
+    }
+}
+
+impl<S> Accounting<S> {
+    /// If the very first requests do not say on which connection they came, the layer stands where
+    /// nothing can be told to the guard, which then must not take silence for idleness.
+    #[cold]
+    fn look_at_place(&mut self, has_conn: bool) {
+        let Some(guard) = self.guard.upgrade() else { return };
+        self.is_placed = has_conn || guard.is_placed.load(Relaxed);
+        if self.is_placed {
+            guard.is_placed.store(true, Relaxed);
+        } else {
+            guard.accounted.store(false, Relaxed);
+        }
     }
 }
 
@@ -135,7 +162,8 @@ where
         let this = self.project();
         let mut response = ready!(this.inner.poll(cx))?;
         let in_flight = this.account.take().and_then(|account| account.answer(&mut response));
-        Poll::Ready(Ok(response.map(|inner| AccountedBody { inner, in_flight })))
+        let left = in_flight.as_ref().and_then(|_| declared(&response));
+        Poll::Ready(Ok(response.map(|inner| AccountedBody { inner, in_flight, left })))
     }
 }
 
@@ -148,12 +176,13 @@ impl Account {
             in_flight: conn.begin_request(is_http2),
             is_http1: request.version() <= Version::HTTP_11,
             is_connect: request.method() == Method::CONNECT,
+            is_head: request.method() == Method::HEAD,
         }
     }
 
     /// The head is here. Returns what is held until the body ends, if there is one.
     fn answer<B: Body>(self, response: &mut Response<B>) -> Option<InFlight> {
-        let Self { mut in_flight, is_http1, is_connect } = self;
+        let Self { mut in_flight, is_http1, is_connect, is_head } = self;
         let state = in_flight.conn().state();
         let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS
             || is_connect && response.status().is_success();
@@ -162,12 +191,23 @@ impl Account {
         } else if is_http1 && state.closing().is_some() {
             response.headers_mut().insert(CONNECTION, CLOSE);
         }
-        if is_upgrade || response.body().is_end_stream() {
+        // What has no body whatever its head says (RFC 9110 section 6.4.1) is not asked for one.
+        let is_bodiless = is_head
+            || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        if is_upgrade || is_bodiless || response.body().is_end_stream() {
             in_flight.answered();
             return None;
         }
         Some(in_flight)
     }
+}
+
+/// The length that the head of a response says, where its body does not know.
+fn declared<B: Body>(response: &Response<B>) -> Option<u64> {
+    if response.body().size_hint().exact().is_some() {
+        return None;
+    }
+    response.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 // === AccountedBody ===
@@ -185,7 +225,14 @@ impl<B: Body<Data = Bytes>> Body for AccountedBody<B> {
         let is_last = match &frame {
             None => true,
             // Whoever knows the length does not ask again.
-            Some(Ok(_)) => this.inner.is_end_stream() || this.inner.size_hint().exact() == Some(0),
+            Some(Ok(frame)) => {
+                let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+                *this.left = this.left.map(|left| left.saturating_sub(length));
+                frame.is_trailers()
+                    || *this.left == Some(0)
+                    || this.inner.is_end_stream()
+                    || this.inner.size_hint().exact() == Some(0)
+            }
             Some(Err(_)) => {
                 *this.in_flight = None;
                 false
@@ -209,6 +256,7 @@ impl<B: Body<Data = Bytes>> Body for AccountedBody<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::StreamExt;
     use http_body_util::{BodyExt, Channel, Full};
     use palisade_core::{ConnSample, Prefix, Reason};
     use std::convert::Infallible;
@@ -263,6 +311,51 @@ mod tests {
         drop(send);
         response.into_body().collect().await.unwrap();
         assert_eq!(counts(&conn), (1, 0, 1, 0));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_not_asked_to_its_end_is_answered_all_the_same() {
+        let streamed = |header: &str| {
+            let stream = futures_util::stream::iter(["abc", "def"])
+                .map(|text| Ok::<_, Infallible>(Frame::data(Bytes::from_static(text.as_bytes()))));
+            let mut response =
+                Response::new(http_body_util::StreamBody::new(stream).boxed_unsync());
+            response.headers_mut().insert(CONTENT_LENGTH, header.parse().unwrap());
+            response
+        };
+        // hyper drops a body once it has written as much as the head declares.
+        let conn = conn();
+        let mut body = serve(&conn, request(&conn), streamed("6")).await.into_body();
+        body.frame().await.unwrap().unwrap();
+        assert_eq!(counts(&conn), (1, 1, 0, 0));
+        body.frame().await.unwrap().unwrap();
+        assert_eq!(counts(&conn), (1, 0, 1, 0));
+        drop(body);
+        // And that of an answer that has none, whatever its head says.
+        let mut head = request(&conn);
+        *head.method_mut() = Method::HEAD;
+        drop(serve(&conn, head, streamed("6")).await);
+        let mut unchanged = streamed("6");
+        *unchanged.status_mut() = StatusCode::NOT_MODIFIED;
+        drop(serve(&conn, request(&conn), unchanged).await);
+        assert_eq!(counts(&conn), (3, 0, 3, 0));
+    }
+
+    #[tokio::test]
+    async fn where_it_is_told_of_no_connection_the_guard_does_not_count_on_it() {
+        let guard = ConnGuard::default();
+        let layer = guard.accounting();
+        let answers = service_fn(|_: Request<()>| async { Ok::<_, Infallible>(full(1)) });
+        assert!(guard.shared().accounted.load(Relaxed));
+        layer.layer(answers).oneshot(Request::new(())).await.unwrap();
+        assert!(!guard.shared().accounted.load(Relaxed));
+
+        // Once it is known to stand right, a request from elsewhere changes nothing.
+        let guard = ConnGuard::default();
+        let layer = guard.accounting();
+        layer.layer(answers).oneshot(request(&conn())).await.unwrap();
+        layer.layer(answers).oneshot(Request::new(())).await.unwrap();
+        assert!(guard.shared().accounted.load(Relaxed));
     }
 
     /// Says how long it is, and not that it has ended.

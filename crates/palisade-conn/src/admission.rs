@@ -88,12 +88,13 @@ impl Shared {
             self.registry.enter(conn, now, Some(u32::MAX)).map_err(|_| NotIn::NotYet)
         });
         let (place, spared) = entered.inspect_err(|_| _ = self.open.fetch_sub(1, SeqCst))?;
+        // From here on dropping it undoes everything, whatever the metrics do.
+        let permit = Permit::new(self.clone(), conn.clone(), place);
         if let Some(Found { conn, .. }) = spared {
             self.end_displaced(&conn, share, share.saturating_add(1));
         }
         self.opened.fetch_add(1, Relaxed);
         self.recorder.record(|| Event::opened(conn));
-        let permit = Permit::new(self.clone(), conn.clone(), place);
         self.sweeper.watch(self, open == 1);
         Ok(permit)
     }

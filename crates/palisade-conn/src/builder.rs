@@ -188,7 +188,7 @@ impl ConnGuardBuilder {
     }
 
     /// The age at which a connection takes no more requests, 1 ms to 30 days, give or take a
-    /// tenth: HTTP/1 says `Connection: close`, and as soon as nothing is in flight it ends with a
+    /// tenth: HTTP/1 says `Connection: close`, and once it was idle for 5 s it ends with a
     /// FIN. Upgraded connections have no age. Defaults to 1 h.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = Some(age);
@@ -210,8 +210,8 @@ impl ConnGuardBuilder {
     }
 
     /// How many requests one connection may bring, at least 1; needs the accounting layer. HTTP/1
-    /// says `Connection: close` with the last one. HTTP/2 can only be ended at a moment when
-    /// nothing is in flight, with a FIN. Defaults to 10,000.
+    /// says `Connection: close` with the last one. HTTP/2, whose clients cannot be told, ends with a
+    /// FIN once it was idle for 5 s. Defaults to 10,000.
     pub fn max_requests(mut self, requests: u32) -> Self {
         self.max_requests = Some(requests);
         self

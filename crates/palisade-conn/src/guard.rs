@@ -34,6 +34,8 @@ pub(crate) struct Shared {
     pub(crate) sweeper: Sweeper,
     /// Whether every request passes an accounting layer.
     pub(crate) accounted: AtomicBool,
+    /// The accounting layer has seen a request that says on which connection it came.
+    pub(crate) is_placed: AtomicBool,
     pub(crate) errors: AcceptErrors,
     /// Who can be spared, the first to go last.
     pub(crate) spared: Mutex<Vec<(u8, Weak<ConnInfo>)>>,
@@ -75,6 +77,7 @@ impl ConnGuard {
             registry: Registry::new(),
             sweeper: Sweeper::default(),
             accounted: AtomicBool::new(false),
+            is_placed: AtomicBool::new(false),
             errors: AcceptErrors::default(),
             spared: Mutex::default(),
             kills: Kills::default(),

@@ -1,6 +1,6 @@
 //! What becomes of a connection, from what is known of it. Nothing here looks at a clock.
 
-use crate::limits::{LINGER_MILLIS, Limits};
+use crate::limits::{CLOSING_QUIET_MILLIS, LINGER_MILLIS, Limits};
 use palisade_core::{ConnMemory, ConnSample, Ending, Phase, Reason};
 
 /// So many bytes more than four times what the client sent meanwhile show that he is being sent
@@ -179,9 +179,12 @@ fn find(
             Finding::Fine
         };
     }
+    // Not at once: what looks idle may wait for an HTTP/2 window with the rest of its answer, or
+    // have the next request on its way, and nobody can tell its client not to send one.
     if let Some(reason) = closing
         && clock == Phase::Idle
         && !sample.write_blocked
+        && here_for >= limits.idle.min(CLOSING_QUIET_MILLIS)
     {
         let (limit, observed) = match reason {
             Reason::MaxRequests => {
@@ -345,6 +348,22 @@ mod tests {
     }
 
     #[test]
+    fn a_closing_connection_is_not_ended_while_its_last_answer_goes_out() {
+        // A window of 16 KiB that is opened by 13 bytes five times a second.
+        let limits = limits();
+        let mut memory = ConnMemory::default();
+        for now in (0..60_000).step_by(250) {
+            let (read, written) = (now / 200 * 13, now / 200 * 16_384);
+            let sample = ConnSample { requests: 1, answered: 1, http2: true, ..sample() };
+            let sample = ConnSample { read, written, ..sample };
+            let when = When { now, passed: 250, opened: 0, due: None };
+            let (kept, finding) = judge(&limits, when, &sample, Some(Reason::MaxRequests), memory);
+            memory = kept;
+            assert_eq!(finding, Finding::Fine, "{now}");
+        }
+    }
+
+    #[test]
     fn without_accounting_only_silence_from_the_start_is_cut() {
         let unaccounted = |read| ConnSample { read, ..ConnSample::default() };
         let found = first_finding(20_000, |_| unaccounted(0));
@@ -380,8 +399,12 @@ mod tests {
             Finding::End(End { reason, ending, .. }) => (reason, ending),
             other => panic!("{other:?}"),
         };
+        let when = When { now: 1_000_250, passed: 250, opened: 0, due: Some(1_000_000) };
+        let (memory, finding) = judge(&limits, when, &idle, closing, ConnMemory::default());
+        assert_eq!(finding, Finding::Fine);
+        let when = When { now: 1_005_250, ..when };
         let finish = (Reason::MaxAge, Ending::Finish);
-        assert_eq!(ending(at(1_000_250, &idle, closing)), finish);
+        assert_eq!(ending(judge(&limits, when, &idle, closing, memory).1), finish);
         let reset = (Reason::MaxAge, Ending::Reset);
         assert_eq!(ending(at(1_030_000, &working, closing)), reset);
         let limits = Limits { age_grace: None, ..limits };
@@ -403,8 +426,16 @@ mod tests {
         assert_eq!(at(29_999, &waiting, Some(Reason::MaxRequests)), Finding::Fine);
         let idle = ConnSample { write_blocked: false, ..waiting };
         assert!(matches!(at(1000, &idle, None), Finding::End(End { reason: Reason::Idle, .. })));
+        let limits = Limits { idle: 10_000, ..limits };
+        let at = |now, sample, closing| {
+            let when = When { now, passed: 250, opened: 0, due: None };
+            let (memory, _) =
+                judge(&limits, When { now: 0, ..when }, sample, None, ConnMemory::default());
+            judge(&limits, when, sample, closing, memory).1
+        };
+        assert_eq!(at(4999, &idle, Some(Reason::MaxRequests)), Finding::Fine);
         assert!(matches!(
-            at(500, &idle, Some(Reason::MaxRequests)),
+            at(5000, &idle, Some(Reason::MaxRequests)),
             Finding::End(End { reason: Reason::MaxRequests, ending: Ending::Finish, .. })
         ));
     }

@@ -30,8 +30,8 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! | nothing in flight | 65 s | FIN | `Idle` |
 //! | upgraded and silent | 5 min | FIN | `Idle` |
 //! | nothing taken of what waits for the client | 30 s | RST | `WriteStall` |
-//! | age | 1 h ± 10 % | `Connection: close`, FIN as soon as idle, RST after a grace if [asked for](ConnGuardBuilder::age_grace) | `MaxAge` |
-//! | requests of one connection | 10,000 | `Connection: close`, FIN as soon as idle | `MaxRequests` |
+//! | age | 1 h ± 10 % | `Connection: close`, FIN once idle for 5 s, RST after a grace if [asked for](ConnGuardBuilder::age_grace) | `MaxAge` |
+//! | requests of one connection | 10,000 | `Connection: close`, FIN once idle for 5 s | `MaxRequests` |
 //! | client gone, request at work, HTTP/1 | looked for every 5 s | error to the handler's connection | `HungUp` |
 //!
 //! No time is ever cut short, and each may be two looks of the sweeper longer, 500 ms unless
@@ -68,7 +68,11 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! one stream of it be cut. An HTTP/2 client that shuts its window, or drips a byte in every 30 s,
 //! is not seen by a socket. Unfinished HEADERS after the first complete request end by the idle
 //! rule only. A request that begins at the very moment in which its connection is ended as idle
-//! is lost, as with every server; clients repeat it.
+//! is lost, as with every server; clients repeat it. HTTP/2 that is to take no more requests, of
+//! its age or their number, goes once it was idle for 5 s, and a client that never is goes on.
+//!
+//! A handler that answers and reads on in a task of its own is not seen to be at work: on HTTP/1
+//! such an upload has 10 s from its answer.
 //!
 //! # Cost
 //!

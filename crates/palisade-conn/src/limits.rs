@@ -6,6 +6,8 @@ use std::time::Duration;
 /// The most connections that are let in without being asked for more.
 pub(crate) const AUTO_MOST: usize = 10_000;
 
+/// A connection that is to take no more requests goes once it was idle for so long.
+pub(crate) const CLOSING_QUIET_MILLIS: u64 = 5000;
 /// So long a connection lingers at most; the sweeper's precision comes on top.
 pub(crate) const LINGER_MILLIS: u64 = 1000;
 

@@ -155,7 +155,7 @@ impl Shard {
         most: u32,
         looked_at: &mut Vec<Found>,
     ) -> Result<Option<usize>, ClientFull> {
-        let Some(Client { connections, oldest, .. }) = self.clients.get(&client) else {
+        let Some(Client { connections, oldest, newest }) = self.clients.get(&client) else {
             return Ok(None);
         };
         if *connections < most {
@@ -168,10 +168,16 @@ impl Shard {
         }
         let mut going = 0;
         let mut best: Option<((u8, u64), usize)> = None;
-        let mut next = *oldest;
-        for _ in 0..SCANNED {
-            let Some(slot) = self.slots.get(next as usize) else { break };
-            next = slot.newer;
+        // From both ends: what lives for hours gathers at the old one.
+        let (mut oldest, mut newest) = (*oldest, *newest);
+        for step in 0..SCANNED.min(*connections as usize) {
+            let at = if step % 2 == 0 { oldest } else { newest };
+            let Some(slot) = self.slots.get(at as usize) else { break };
+            if step % 2 == 0 {
+                oldest = slot.newer;
+            } else {
+                newest = slot.older;
+            }
             let Some(found) = slot.found() else { continue };
             let state = found.conn.state();
             if state.verdict().is_some() {
@@ -329,6 +335,16 @@ mod tests {
         let full = registry.enter(&conn(1), 0, Some(2)).unwrap_err();
         assert_eq!(full.connections, 2);
         assert!(registry.enter(&conn(2), 0, Some(2)).is_ok());
+    }
+
+    #[test]
+    fn those_that_can_be_spared_are_found_behind_many_that_work() {
+        let registry = Registry::new();
+        let conns: Vec<_> = (0..200).map(|_| conn(1)).collect();
+        let _requests: Vec<_> = conns[..150].iter().map(|conn| conn.begin_request(false)).collect();
+        conns.iter().for_each(|conn| _ = registry.enter(conn, 0, Some(200)).unwrap());
+        let spared = registry.enter(&conn(1), 0, Some(200)).unwrap().1.unwrap();
+        assert!(conns[150..].iter().any(|idle| idle.id() == spared.conn.id()));
     }
 
     #[test]

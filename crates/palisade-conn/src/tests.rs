@@ -158,6 +158,39 @@ async fn silence_is_reset_at_the_first_deadline_exactly() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stall_of_ours_is_charged_to_nobody() {
+    let (guard, _) = guard(ConnGuard::builder());
+    let Pair { mut server, mut client, .. } = connect(&guard);
+    yield_now().await; // The sweeper is at work.
+    client.write_all(b"request").await.unwrap();
+    advance(30 * SECOND).await; // And nobody else for as long.
+    for _ in 0..50 {
+        yield_now().await; // It looks at everybody before the request is read.
+    }
+    server.read_exact(&mut [0; 7]).await.unwrap();
+    let _request = server.conn().begin_request(false);
+    advance(TICK).await;
+    for _ in 0..50 {
+        yield_now().await;
+    }
+    assert_eq!(server.conn().state().verdict(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stalls_without_end_do_not_keep_the_silent() {
+    let (guard, _) = guard(ConnGuard::builder());
+    let Pair { server, client: _client, .. } = connect(&guard);
+    yield_now().await;
+    for _ in 0..2 {
+        advance(30 * SECOND).await;
+        for _ in 0..50 {
+            yield_now().await;
+        }
+    }
+    assert_eq!(server.conn().state().verdict().unwrap().reason, Reason::FirstRequest);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_byte_a_second_and_half_a_preface_move_nothing() {
     let (guard, _) = guard(ConnGuard::builder());
     let Pair { mut server, mut client, .. } = connect(&guard);
