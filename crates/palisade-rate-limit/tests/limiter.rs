@@ -239,6 +239,8 @@ proptest! {
             1 => (Quota::per_minute(cells), Duration::from_secs(60)),
             _ => (Quota::per_hour(cells), Duration::from_secs(3600)),
         };
+        // No debt may be longer than 12 days, which are 288 hours.
+        let burst = burst.min(288 * cells);
         paused().block_on(async {
             let limiter = limiter(quota.burst(burst));
             let start = Instant::now();
