@@ -136,7 +136,10 @@ where
             StateProj::Admitted { inner, lease } if !matches!(lease, Some(Lease::Ticket(_))) => {
                 match inner.poll(cx) {
                     Poll::Pending => Poll::Pending,
-                    Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                    Poll::Ready(Err(error)) => {
+                        *lease = None; // Also where the future is kept.
+                        Poll::Ready(Err(error))
+                    }
                     Poll::Ready(Ok(response)) => Poll::Ready(Ok(respond(response, lease.take()))),
                 }
             }

@@ -13,7 +13,8 @@ const BEFORE: u8 = 0;
 const NOT_YET: u8 = 1;
 /// The handler is being polled, and has asked.
 const NOW: u8 = 2;
-/// The body is asked for in another task, of whose polls nothing is known.
+/// The body is asked for in another task, or by something that does not poll all its parts, so that
+/// a poll of the handler does not show what it waits for.
 const ELSEWHERE: u8 = 3;
 
 /// What the request body does.
@@ -45,10 +46,7 @@ impl Ticket {
     /// Nothing has come.
     pub(crate) fn body_waits(self: &Arc<Self>, cx: &Context<'_>) -> Result<(), Displaced> {
         self.listen(Half::Body, cx);
-        let asked = match self.asked.load(SeqCst) {
-            NOT_YET | NOW => NOW,
-            _ => ELSEWHERE,
-        };
+        let asked = if self.is_handler_s(cx) { NOW } else { ELSEWHERE };
         self.asked.store(asked, SeqCst);
         if self.head_out.load(SeqCst) {
             // Of the two halves one sets its mark first, and so the other sees both.
@@ -91,25 +89,31 @@ impl Ticket {
     /// Ready once the handler may be polled: while it has the body to wait for, and else with a
     /// slot.
     pub(crate) fn poll_handler(self: &Arc<Self>, cx: &Context<'_>) -> Poll<()> {
-        if self.body_gone.load(SeqCst) || self.handler_works.load(SeqCst) {
+        let is_known = self.asked.load(SeqCst) != ELSEWHERE;
+        if self.body_gone.load(SeqCst) || (is_known && self.handler_works.load(SeqCst)) {
             ready!(self.poll_work(Half::Answer, cx).map(drop));
-            self.handler_works.store(false, SeqCst);
         }
-        if self.asked.load(SeqCst) != ELSEWHERE {
-            self.asked.store(NOT_YET, SeqCst);
-        }
+        self.handler_works.store(false, SeqCst);
+        // So that the body can tell in whose poll it is asked.
+        self.listen(Half::Answer, cx);
+        self.swap_asked(NOT_YET);
         Poll::Ready(())
+    }
+
+    /// Takes note of `asked`, unless the body is asked for elsewhere. What it was.
+    fn swap_asked(&self, asked: u8) -> u8 {
+        let known = |before| (before != ELSEWHERE).then_some(asked);
+        self.asked.fetch_update(SeqCst, SeqCst, known).unwrap_or(ELSEWHERE)
     }
 
     /// The handler was polled and waits. If it did not ask for the body in that poll, it waits for
     /// something else, and is at work: whoever read ahead in vain, as axum's `Multipart` does, has
     /// work of its own, and its client's silence does not make that free.
     pub(crate) fn handler_waits(self: &Arc<Self>, cx: &Context<'_>) {
-        let asked = self.asked.load(SeqCst);
+        let asked = self.swap_asked(BEFORE);
         if asked == ELSEWHERE {
             return;
         }
-        self.asked.store(BEFORE, SeqCst);
         if !self.is_waiting_for_client() {
             self.probed.store(false, SeqCst);
         } else if asked == NOT_YET {

@@ -41,10 +41,11 @@
 //!
 //! What it cannot see:
 //! - A handler that read ahead in vain, as axum's `Multipart` does, and then waits for something
-//!   else is found out when it is next polled, which is at once where as many requests are present
-//!   as half of the slots. For that long it works without a slot.
-//! - A request body that is read in another task makes its request wait for the client whenever it
-//!   has nothing to give, whatever the handler does meanwhile.
+//!   else is found out when it is next polled, which is at once if as many requests are present then
+//!   as half of the slots. For that long it works without a slot, and can be displaced.
+//! - A request body that is read in another task, or inside something that does not poll all its
+//!   parts (`FuturesUnordered` for example), makes its request wait for the client whenever it has
+//!   nothing to give, whatever the handler does meanwhile.
 //! - Once the response head is out, only the answer asks for slots. A task that reads the request
 //!   body from then on is handed what comes at once; its work counts when the answer is asked for.
 //! - A displaced answer that the server does not poll, because its reader takes nothing, stays in

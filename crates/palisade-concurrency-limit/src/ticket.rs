@@ -250,6 +250,12 @@ impl Ticket {
         drop(before); // A waker's drop is the code of others.
     }
 
+    /// Whether the task of `cx` is the one that polls the handler, as far as anybody can tell.
+    pub(crate) fn is_handler_s(&self, cx: &Context<'_>) -> bool {
+        let [_, answer] = &self.inside.lock().wakers;
+        answer.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()))
+    }
+
     /// Wakes both halves.
     pub(crate) fn wake(&self) {
         let wakers = std::mem::take(&mut self.inside.lock().wakers);

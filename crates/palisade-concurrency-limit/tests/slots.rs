@@ -3,6 +3,7 @@
 
 mod common;
 use common::*;
+use std::task::Poll;
 
 #[tokio::test(start_paused = true)]
 async fn the_one_over_the_limit_is_refused_at_once() {
@@ -206,7 +207,10 @@ fn reads_ahead(gate: &Gate) -> Handler {
         gate.0.lock().push(sender);
         async move {
             let mut body = request.into_body();
-            assert!(body.frame().now_or_never().is_none());
+            let ahead = std::future::poll_fn(|cx| {
+                Poll::Ready(http_body::Body::poll_frame(Pin::new(&mut body), cx).is_pending())
+            });
+            assert!(ahead.await);
             (&mut receiver).await.ok();
             let whole = body.collect().await.unwrap();
             Response::new(full(if whole.to_bytes().is_empty() { "empty" } else { "read" }))
@@ -699,5 +703,37 @@ async fn everybody_who_was_let_in_is_done_in_the_end_whatever_the_order() {
         done += usize::from(upload.await.is_ok_and(|(status, _)| status == 200));
     }
     assert_eq!(done, 134);
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_fails_gives_its_slot_back_though_its_future_is_kept() {
+    let journal = Journal::default();
+    let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
+    let fails = service_fn(|_: Request<Inner>| async { Err::<Answer, _>("broken") });
+    let mut failing = Box::pin(layer.layer(fails).oneshot(get()));
+    assert_eq!(failing.as_mut().await.unwrap_err(), "broken");
+    at_rest(&journal);
+    drop(failing);
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_read_elsewhere_leaves_its_request_waiting_for_the_client() {
+    let journal = Journal::default();
+    // Crowded at once, so that the handler is polled once more to see what it waits for.
+    let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
+    let service = layer.layer(handler(|request| async {
+        let reading = tokio::spawn(request.into_body().collect());
+        reading.await.unwrap().unwrap();
+        Response::new(full("read"))
+    }));
+    let (sender, body) = channel();
+    let upload = send(&service, post(body));
+    settle().await;
+    assert_eq!(journal.level(GUARD, Level::Working), Some(0));
+    assert_eq!(journal.level(GUARD, Level::Waiting), Some(1));
+    drop(sender);
+    assert_eq!(upload.await.unwrap().0, StatusCode::OK);
     at_rest(&journal);
 }

@@ -230,19 +230,20 @@ impl Shared {
         }
         let form = AnswerForm::of(request);
         let mut limits = self.limits_of(request, form);
+        let mut is_spared = false;
         if let Some(violation) = limits.spent() {
             let conn = self.settings.conn(request.extensions());
             let rejection = self.rejection(violation, form);
             if self.settings.refuse(&rejection, conn.as_deref()) {
                 return Err(Late { reason: violation.reason, form });
             }
-            limits = Limits::NONE;
+            (limits, is_spared) = (Limits::NONE, true);
         }
         let has_body = !request.body().is_end_stream();
         if self.plain && !has_body && !form.is_grpc() {
             return Ok((None, None));
         }
-        let started = (self.expose && limits != Limits::NONE).then(Instant::now);
+        let started = (self.expose && !is_spared).then(Instant::now);
         let record = Arc::new(Record::new(limits, form, started));
         if let Some(deadline) = record.deadline() {
             request.extensions_mut().insert(deadline);

@@ -689,3 +689,15 @@ async fn a_grpc_stream_that_is_cut_ends_with_its_status() {
     let collected = response.into_body().collect().await.expect("it ends in good order");
     assert_eq!(collected.trailers().unwrap()["grpc-status"], "4");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_request_with_all_the_time_there_is_has_a_deadline_to_look_at_too() {
+    let layer = TimeoutLayer::new(Duration::MAX).expose_deadline();
+    let service = layer.layer(tower::service_fn(|request: Request<_>| {
+        let left = request.extensions().get::<Deadline>().map(Deadline::remaining);
+        assert!(left.unwrap() > Duration::from_secs(1 << 40));
+        std::future::ready(Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())))
+    }));
+    let response = service.oneshot(Request::new(Empty::<Bytes>::new())).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+}
