@@ -718,16 +718,11 @@ async fn a_handler_that_fails_gives_its_slot_back_though_its_future_is_kept() {
     at_rest(&journal);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_body_read_elsewhere_leaves_its_request_waiting_for_the_client() {
+async fn waits_for_its_client_all_the_same(handler: Handler) {
     let journal = Journal::default();
     // Crowded at once, so that the handler is polled once more to see what it waits for.
     let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
-    let service = layer.layer(handler(|request| async {
-        let reading = tokio::spawn(request.into_body().collect());
-        reading.await.unwrap().unwrap();
-        Response::new(full("read"))
-    }));
+    let service = layer.layer(handler);
     let (sender, body) = channel();
     let upload = send(&service, post(body));
     settle().await;
@@ -736,4 +731,25 @@ async fn a_body_read_elsewhere_leaves_its_request_waiting_for_the_client() {
     drop(sender);
     assert_eq!(upload.await.unwrap().0, StatusCode::OK);
     at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_read_in_another_task_leaves_its_request_waiting_for_the_client() {
+    let elsewhere = handler(|request| async {
+        let reading = tokio::spawn(request.into_body().collect());
+        reading.await.unwrap().unwrap();
+        Response::new(full("read"))
+    });
+    waits_for_its_client_all_the_same(elsewhere).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn so_does_one_read_by_what_does_not_poll_all_its_parts() {
+    let among_others = handler(|request| async {
+        let reading = [request.into_body().collect()];
+        let mut reading: futures_util::stream::FuturesUnordered<_> = reading.into_iter().collect();
+        futures_util::StreamExt::next(&mut reading).await.unwrap().unwrap();
+        Response::new(full("read"))
+    });
+    waits_for_its_client_all_the_same(among_others).await;
 }

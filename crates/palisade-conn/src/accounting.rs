@@ -121,15 +121,13 @@ where
         self.inner.poll_ready(cx)
     }
 
-    #[cfg_attr(not(feature = "tonic"), allow(unused_mut))]
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let conn = self.conn.as_ref().or_else(|| ConnInfo::of(request.extensions())).cloned();
         if !self.is_placed {
             self.look_at_place(conn.is_some());
         }
         let account = conn.map(|conn| {
-            #[cfg(feature = "tonic")]
-            crate::tonic::restore(&conn, request.extensions_mut());
+            restore(&conn, request.extensions_mut());
             Account::begin(&conn, &request)
         });
         AccountingFuture { inner: self.inner.call(request), account }
@@ -142,10 +140,11 @@ impl<S> Accounting<S> {
     #[cold]
     fn look_at_place(&mut self, has_conn: bool) {
         let Some(guard) = self.guard.upgrade() else { return };
-        self.is_placed = has_conn || guard.is_placed.load(Relaxed);
-        if self.is_placed {
-            guard.is_placed.store(true, Relaxed);
-        } else {
+        if has_conn && !guard.is_placed.swap(true, Relaxed) {
+            guard.accounted.store(guard.limits.mode != Mode::Off, Relaxed);
+        }
+        self.is_placed = guard.is_placed.load(Relaxed);
+        if !self.is_placed {
             guard.accounted.store(false, Relaxed);
         }
     }
@@ -167,10 +166,18 @@ where
     }
 }
 
+#[cfg(feature = "tonic")]
+use crate::tonic::restore;
+
+#[cfg(not(feature = "tonic"))]
+fn restore(_: &ConnInfo, _: &mut http::Extensions) {}
+
 // === Account ===
 
 impl Account {
     pub(crate) fn begin<B>(conn: &Arc<ConnInfo>, request: &Request<B>) -> Self {
+        // Whatever was expected when it was accepted.
+        conn.state().set_accounted();
         let is_http2 = request.version() == Version::HTTP_2;
         Self {
             in_flight: conn.begin_request(is_http2),
@@ -349,11 +356,16 @@ mod tests {
         assert!(guard.shared().accounted.load(Relaxed));
         layer.layer(answers).oneshot(Request::new(())).await.unwrap();
         assert!(!guard.shared().accounted.load(Relaxed));
+        // A request that does say so shows that the first was an exception, a probe from within.
+        let conn = conn();
+        assert!(!conn.state().is_accounted());
+        layer.layer(answers).oneshot(request(&conn)).await.unwrap();
+        assert!(guard.shared().accounted.load(Relaxed) && conn.state().is_accounted());
 
         // Once it is known to stand right, a request from elsewhere changes nothing.
         let guard = ConnGuard::default();
         let layer = guard.accounting();
-        layer.layer(answers).oneshot(request(&conn())).await.unwrap();
+        layer.layer(answers).oneshot(request(&conn)).await.unwrap();
         layer.layer(answers).oneshot(Request::new(())).await.unwrap();
         assert!(guard.shared().accounted.load(Relaxed));
     }

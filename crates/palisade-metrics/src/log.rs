@@ -116,7 +116,8 @@ impl Log {
         );
     }
 
-    fn cut(&self, violation: &Violation, mode: Mode, conn: Option<&ConnInfo>) {
+    /// `what` was ended for `violation`.
+    fn ended(&self, what: &str, violation: &Violation, mode: Mode, conn: Option<&ConnInfo>) {
         let Violation { guard, reason, phase, limit, observed, .. } = *violation;
         let Some(suppressed) = self.line(reason, mode) else { return };
         let peer = conn.map(|conn| display(conn.peer()));
@@ -133,27 +134,7 @@ impl Log {
             conn = conn.map(ConnInfo::id),
             peer,
             suppressed,
-            "body cut"
-        );
-    }
-
-    fn disconnected(&self, violation: &Violation, mode: Mode, conn: &ConnInfo) {
-        let Violation { guard, reason, phase, limit, observed, .. } = *violation;
-        let Some(suppressed) = self.line(reason, mode) else { return };
-        line!(
-            mode,
-            guard = guard.as_str(),
-            reason = reason.as_str(),
-            phase = phase.as_str(),
-            mode = mode.as_str(),
-            limit,
-            observed,
-            unit = reason.unit(),
-            option = reason.option(),
-            conn = conn.id(),
-            peer = display(conn.peer()),
-            suppressed,
-            "connection ended"
+            "{what}"
         );
     }
 
@@ -176,9 +157,11 @@ impl Metrics for Log {
     fn record(&self, event: &Event<'_>) {
         match *event {
             Event::Refused { rejection, mode, conn, .. } => self.refused(rejection, mode, conn),
-            Event::Cut { violation, mode, conn, .. } => self.cut(violation, mode, conn),
+            Event::Cut { violation, mode, conn, .. } => {
+                self.ended("body cut", violation, mode, conn);
+            }
             Event::Disconnected { violation, mode, conn, .. } => {
-                self.disconnected(violation, mode, conn);
+                self.ended("connection ended", violation, mode, Some(conn));
             }
             Event::LimitChanged { guard, limit, .. } => self.limit_changed(guard, limit),
             _ => {}

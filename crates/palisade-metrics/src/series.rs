@@ -108,14 +108,18 @@ const ENDINGS: &[(Guard, Reason, Phase)] = &[
     (Guard::Connection, Reason::ConnectionDisplaced, Phase::Lingering),
     (Guard::Connection, Reason::FirstRequest, Phase::FirstHead),
     (Guard::Connection, Reason::SlowHead, Phase::NextHead),
+    (Guard::Connection, Reason::SlowHead, Phase::Writing),
     (Guard::Connection, Reason::Idle, Phase::Idle),
     (Guard::Connection, Reason::Idle, Phase::Upgraded),
+    (Guard::Connection, Reason::Idle, Phase::Writing),
     (Guard::Connection, Reason::WriteStall, Phase::Writing),
+    (Guard::Connection, Reason::MaxAge, Phase::NextHead),
     (Guard::Connection, Reason::MaxAge, Phase::Idle),
     (Guard::Connection, Reason::MaxAge, Phase::Working),
     (Guard::Connection, Reason::MaxAge, Phase::Writing),
     (Guard::Connection, Reason::MaxRequests, Phase::Idle),
     (Guard::Connection, Reason::HungUp, Phase::Working),
+    (Guard::Connection, Reason::HungUp, Phase::Writing),
 ];
 
 /// The family of `level`, or `None` if it is younger than this crate.

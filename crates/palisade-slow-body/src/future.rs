@@ -3,7 +3,7 @@
 use crate::{
     ResponseBody,
     response::Writing,
-    watch::{Plain, Watch},
+    watch::{Known, Plain, Watch},
 };
 use bytes::Bytes;
 use http::Response;
@@ -66,7 +66,7 @@ where
                 Poll::Pending => Poll::Pending,
                 Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
                 Poll::Ready(Ok(response)) => {
-                    let writing = plain.take().map(Writing::plain);
+                    let writing = plain.take().map(|plain| Writing::new(Known::Plain(plain)));
                     Poll::Ready(Ok(
                         response.map(|body| GuardBody::passing(ResponseBody::new(body, writing)))
                     ))
@@ -96,7 +96,7 @@ impl<F> ResponseFuture<F> {
         let watch = answering.watch();
         let Some(rejection) = watch.answerer.handler_polled(polled.is_ready(), cx.waker()) else {
             let response = ready!(polled)?;
-            let writing = Some(Writing::watched(watch.clone()));
+            let writing = Some(Writing::new(Known::Watched(watch.clone())));
             return Poll::Ready(Ok(
                 response.map(|body| GuardBody::passing(ResponseBody::new(body, writing)))
             ));

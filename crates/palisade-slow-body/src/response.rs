@@ -1,18 +1,12 @@
 //! The response body as the server gets it.
 
-use crate::{
-    Pace,
-    layer::Shared,
-    stopwatch::Stopwatch,
-    watch::{Plain, Watch},
-};
+use crate::{stopwatch::Stopwatch, watch::Known};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use palisade_core::{BoxError, Phase, Violation};
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
 };
 use tokio::time::Instant;
@@ -43,13 +37,6 @@ pub(crate) struct Writing {
     bytes: u64,
     /// Made once more than [`BUFFERED`] was handed out.
     stopwatch: Option<Pin<Box<Stopwatch>>>,
-}
-
-/// What is known of the request.
-#[derive(Debug)]
-enum Known {
-    Plain(Plain),
-    Watched(Arc<Watch>),
 }
 
 // === ResponseBody ===
@@ -113,18 +100,9 @@ where
 // === Writing ===
 
 impl Writing {
-    /// Of the response to a request without a body.
+    /// Of the response to this request.
     #[inline]
-    pub(crate) fn plain(plain: Plain) -> Self {
-        Self::new(Known::Plain(plain))
-    }
-
-    pub(crate) fn watched(watch: Arc<Watch>) -> Self {
-        Self::new(Known::Watched(watch))
-    }
-
-    #[inline]
-    fn new(request: Known) -> Self {
+    pub(crate) fn new(request: Known) -> Self {
         Self { request, bytes: 0, stopwatch: None }
     }
 
@@ -165,7 +143,7 @@ impl Writing {
 
     fn start(&mut self, body: &impl Body, cx: &mut Context<'_>) -> bool {
         let Self { request, bytes, stopwatch } = self;
-        let pace = *request.pace();
+        let pace = *request.response_pace();
         if pace.is_off() || !request.shared().settings.is_on() {
             return false;
         }
@@ -184,34 +162,5 @@ impl Writing {
         // Woken once, hyper fills its buffer, and does not ask again before that was taken.
         stopwatch.arm_once(now, cx);
         true
-    }
-}
-
-// === Known ===
-
-impl Known {
-    fn shared(&self) -> &Shared {
-        match self {
-            Self::Plain(plain) => &plain.shared,
-            Self::Watched(watch) => &watch.shared,
-        }
-    }
-
-    fn pace(&self) -> &Pace {
-        match self {
-            Self::Plain(plain) => plain.shared.response_pace(),
-            Self::Watched(watch) => watch.response_pace(),
-        }
-    }
-
-    /// The last frame of the response, if it is cut for `violation`.
-    #[cold]
-    fn cut(self, violation: Violation) -> Option<Result<Frame<Bytes>, BoxError>> {
-        let (form, conn) = match &self {
-            Self::Plain(plain) => (plain.form, plain.conn.as_deref()),
-            Self::Watched(watch) => (watch.answerer.form(), watch.answerer.conn().map(Arc::as_ref)),
-        };
-        let cut = self.shared().settings.cut(&violation, conn);
-        cut.then(|| violation.ending(form))
     }
 }

@@ -1,8 +1,10 @@
 //! What the bodies and the response future of one request know in common.
 
 use crate::{Pace, layer::Shared, meter::TooSlow};
+use bytes::Bytes;
 use http::StatusCode;
-use palisade_core::{AnswerForm, Answerer, ConnInfo, Guard, Phase, Violation};
+use http_body::Frame;
+use palisade_core::{AnswerForm, Answerer, BoxError, ConnInfo, Guard, Phase, Violation};
 use std::sync::Arc;
 
 /// One request that has a body or a pace of its own.
@@ -23,6 +25,13 @@ pub(crate) struct Plain {
     pub(crate) shared: Arc<Shared>,
     pub(crate) form: AnswerForm,
     pub(crate) conn: Option<Arc<ConnInfo>>,
+}
+
+/// What is known of a request once its response head is out.
+#[derive(Debug)]
+pub(crate) enum Known {
+    Plain(Plain),
+    Watched(Arc<Watch>),
 }
 
 // === Watch ===
@@ -63,6 +72,36 @@ impl Watch {
 impl AsRef<Answerer> for Watch {
     fn as_ref(&self) -> &Answerer {
         &self.answerer
+    }
+}
+
+// === Known ===
+
+impl Known {
+    pub(crate) fn shared(&self) -> &Shared {
+        match self {
+            Self::Plain(plain) => &plain.shared,
+            Self::Watched(watch) => &watch.shared,
+        }
+    }
+
+    /// How fast the response body must be taken.
+    pub(crate) fn response_pace(&self) -> &Pace {
+        match self {
+            Self::Plain(plain) => plain.shared.response_pace(),
+            Self::Watched(watch) => watch.response_pace(),
+        }
+    }
+
+    /// The last frame of the response, if it is cut for `violation`.
+    #[cold]
+    pub(crate) fn cut(self, violation: Violation) -> Option<Result<Frame<Bytes>, BoxError>> {
+        let (form, conn) = match &self {
+            Self::Plain(plain) => (plain.form, plain.conn.as_deref()),
+            Self::Watched(watch) => (watch.answerer.form(), watch.answerer.conn().map(Arc::as_ref)),
+        };
+        let cut = self.shared().settings.cut(&violation, conn);
+        cut.then(|| violation.ending(form))
     }
 }
 
