@@ -101,10 +101,18 @@ impl<S> Layer<S> for AccountingLayer {
 
 // === Accounting ===
 
-#[cfg(feature = "axum")]
 impl<S> Accounting<S> {
-    pub(crate) fn of(conn: Arc<ConnInfo>, inner: S) -> Self {
+    /// Around a service that is made for one connection, for a server of your own. The connection
+    /// is told of requests from now on, and `inner` finds the `Arc<ConnInfo>` among the extensions
+    /// of each.
+    pub fn of(conn: Arc<ConnInfo>, inner: S) -> Self {
+        conn.state().set_accounted();
         Self { inner, conn: Some(conn), guard: Weak::new(), is_placed: true }
+    }
+
+    /// What it is around.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
     }
 }
 
@@ -122,7 +130,13 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        let conn = self.conn.as_ref().or_else(|| ConnInfo::of(request.extensions())).cloned();
+        let conn = match &self.conn {
+            Some(conn) => {
+                request.extensions_mut().insert(conn.clone());
+                Some(conn.clone())
+            }
+            None => ConnInfo::of(request.extensions()).cloned(),
+        };
         if !self.is_placed {
             self.look_at_place(conn.is_some());
         }

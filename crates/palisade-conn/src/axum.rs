@@ -95,7 +95,6 @@ where
 
     fn call(&mut self, stream: IncomingStream<'_, L>) -> Self::Future {
         let conn = stream.io().conn().clone();
-        conn.state().set_accounted();
         let accounting = Accounting::of(conn.clone(), self.app.clone());
         ready(Ok(ConnectedService { accounting, conn }))
     }
@@ -116,9 +115,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        let extensions = request.extensions_mut();
-        extensions.insert(ConnectInfo(self.conn.peer()));
-        extensions.insert(self.conn.clone());
+        request.extensions_mut().insert(ConnectInfo(self.conn.peer()));
         ConnectedFuture { inner: self.accounting.call(request) }
     }
 }

@@ -1,10 +1,15 @@
 //! The guard: what all its connections share.
 
 use crate::{
-    ConnGuardBuilder, ConnSnapshot, GuardedIo, Kill, Transport, admission::NotIn, limits::Limits,
-    registry::Registry, report::Kills, sweeper::Sweeper,
+    ConnGuardBuilder, ConnSnapshot, GuardedIo, Kill, Transport,
+    admission::NotIn,
+    judge::{End, phase},
+    limits::Limits,
+    registry::Registry,
+    report::Kills,
+    sweeper::Sweeper,
 };
-use palisade_core::{Clock, ConnInfo, Guard, Level, Levels, Mode, Recorder, Table};
+use palisade_core::{Clock, ConnInfo, Ending, Guard, Level, Levels, Mode, Reason, Recorder, Table};
 use parking_lot::Mutex;
 use std::{
     fmt, io,
@@ -121,6 +126,13 @@ impl ConnGuard {
                 Err(refused(self.shared.refused(not_in, &conn)))
             }
         }
+    }
+
+    /// Ends `conn` because of `reason`, if it is one of this guard's and nothing else ended it
+    /// before; in [`Mode::Shadow`] only tells that it would have. Whether it did.
+    pub fn end(&self, conn: &ConnInfo, reason: Reason, ending: Ending) -> bool {
+        let phase = phase(&conn.state().sample());
+        self.shared.end(conn, End { reason, ending, phase, limit: 0, observed: 0 })
     }
 
     /// Who is connected now, at what, and what was accepted. Walks over all connections.

@@ -109,6 +109,6 @@ pub use builder::{ConnGuardBuilder, ConnGuardError, ConnGuardFault};
 pub use guard::ConnGuard;
 pub use io::GuardedIo;
 pub use listener::{Accept, Guarded};
-pub use palisade_core::{ConnInfo, Mode, Phase, Prefix, Reason};
+pub use palisade_core::{ConnInfo, Ending, Mode, Phase, Prefix, Reason};
 pub use report::{AcceptErrorCounts, ConnSnapshot, Kill};
 pub use transport::Transport;

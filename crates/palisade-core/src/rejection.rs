@@ -225,6 +225,9 @@ impl Rejection {
             Reason::WriteStall => "answer taken too slowly",
             Reason::MaxAge | Reason::MaxRequests => "connection is due to close",
             Reason::HungUp => "client hung up",
+            Reason::WindowStall => "answer taken too slowly",
+            Reason::HandshakesFull => "too many handshakes",
+            Reason::Shutdown => "server shuts down",
         }
     }
 

@@ -105,6 +105,14 @@ closed_enum! {
         MaxRequests = "max_requests",
         /// The client hung up while its request was at work. No numbers.
         HungUp = "hung_up",
+        /// Of a body that waits for an HTTP/2 window too little was taken for too long.
+        /// Milliseconds.
+        WindowStall = "window_stall",
+        /// As many TLS handshakes are under way as may be, and this one is so for longest.
+        /// Handshakes.
+        HandshakesFull = "handshakes_full",
+        /// The server shuts down. Milliseconds since it was told to.
+        Shutdown = "shutdown",
     }
 }
 
@@ -138,11 +146,14 @@ impl Reason {
             | Self::SlowHead
             | Self::Idle
             | Self::WriteStall
-            | Self::MaxAge => "milliseconds",
+            | Self::MaxAge
+            | Self::WindowStall
+            | Self::Shutdown => "milliseconds",
             Self::CostOverBurst => "cells",
             Self::TooLarge => "bytes",
             Self::TinyFrames => "frames",
             Self::Rate => "bytes_per_second",
+            Self::HandshakesFull => "handshakes",
             Self::PeerMissing | Self::HungUp => "none",
         }
     }
@@ -178,6 +189,9 @@ impl Reason {
             Self::MaxAge => "ConnGuard::builder().max_age(duration)",
             Self::MaxRequests => "ConnGuard::builder().max_requests(requests)",
             Self::HungUp => "ConnGuard::builder().probe(duration)",
+            Self::WindowStall => "ConnGuard::builder().write_stall(duration)",
+            Self::HandshakesFull => "Serve::max_handshakes(handshakes)",
+            Self::Shutdown => "Serve::drain(duration)",
         }
     }
 }
