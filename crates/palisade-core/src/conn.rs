@@ -1,17 +1,17 @@
 //! What the parts that see one connection tell each other: its socket, its requests, its guard.
 
-use crate::{ConnInfo, Reason};
-use parking_lot::Mutex;
+use crate::{
+    ConnInfo, Reason,
+    sync::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Mutex},
+};
 use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
+        atomic::Ordering::{AcqRel, Acquire, Relaxed, Release},
     },
     task::Waker,
 };
-
-use Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 /// Whether a connection is to be reset.
 const RESET: u8 = 0x80;

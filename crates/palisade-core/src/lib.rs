@@ -21,6 +21,7 @@ mod linger;
 mod pressure;
 mod rejection;
 mod settings;
+mod sync;
 mod table;
 mod words;
 

@@ -5,13 +5,8 @@
 //! eight words to live in, chosen by a keyed hash; where all sixteen are taken the one with the
 //! least debt goes, so that nobody can wash a debt off by bringing other keys along.
 
-use crate::ClientKey;
-use std::fmt;
-
-#[cfg(palisade_loom)]
-use loom::sync::atomic::{AtomicU64, Ordering::Relaxed};
-#[cfg(not(palisade_loom))]
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use crate::{ClientKey, sync::AtomicU64};
+use std::{fmt, sync::atomic::Ordering::Relaxed};
 
 /// How often a word that others change under us is tried again.
 const TRIES: usize = 8;
