@@ -4,6 +4,8 @@ use proptest::{collection::vec, prelude::*};
 
 #[path = "../fuzz/bodies.rs"]
 mod bodies;
+#[path = "../fuzz/connection.rs"]
+mod connection;
 
 proptest! {
     #[test]
@@ -28,5 +30,12 @@ proptest! {
     #[test]
     fn the_table_agrees_with_a_map(data in vec(any::<u8>(), 0..2000)) {
         bodies::table(&data);
+    }
+
+    #[test]
+    fn whatever_happens_to_a_connection_its_bytes_are_in_order_and_nothing_stays(
+        data in vec(any::<u8>(), 0..600),
+    ) {
+        connection::connection(&data);
     }
 }
