@@ -185,14 +185,14 @@ impl Shared {
     }
 
     /// Parts with the least useful of a few that are at least so many milliseconds old.
-    fn displace_of_few(&self, limit: u64, open: usize, age: u64) -> bool {
-        let now = if age > 0 { self.now() } else { 0 };
+    fn displace_of_few(&self, limit: u64, open: usize, at_least: u64) -> bool {
+        let now = self.now();
         let turn = self.turn.fetch_add(1, Relaxed);
         let mut few = Vec::with_capacity(LOOKED_AT);
         self.registry.copy_few(turn, LOOKED_AT, &mut few);
-        let is_old = |one: &&Found| age == 0 || now.saturating_sub(one.opened) >= age;
-        let ranked = few.iter().filter(is_old);
-        let ranked = ranked.filter_map(|one| Some((rank(&one.conn, one.opened)?, &one.conn)));
+        let aged = few.iter().map(|one| (&one.conn, now.saturating_sub(one.opened)));
+        let ranked = aged.filter(|(_, age)| *age >= at_least);
+        let ranked = ranked.filter_map(|(conn, age)| Some((rank(conn, age)?, conn)));
         let best = ranked.min_by_key(|(rank, _)| *rank);
         best.is_some_and(|(_, conn)| self.end_displaced(conn, limit, open as u64))
     }
@@ -210,10 +210,10 @@ impl Shared {
 }
 
 /// Its rank among those that can be spared; not if it is told to go already.
-pub(crate) fn rank(conn: &ConnInfo, opened: u64) -> Option<(u8, u64)> {
+pub(crate) fn rank(conn: &ConnInfo, age: u64) -> Option<(u8, u64)> {
     let state = conn.state();
     if state.verdict().is_some() {
         return None;
     }
-    spare(&state.sample(), state.memory().since, opened)
+    spare(&state.sample(), age)
 }

@@ -7,6 +7,9 @@ use palisade_core::{ConnMemory, ConnSample, Ending, Phase, Reason};
 /// an answer. An HTTP/2 server sends as much as it gets while it only acknowledges PING.
 const OF_AN_ANSWER: u32 = 1024;
 
+/// So many bytes are as much work as an answer.
+const OF_WORK: u64 = 16 * 1024;
+
 /// What the sweeper is to do with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Finding {
@@ -115,7 +118,7 @@ fn watch(mut memory: ConnMemory, clock: Phase, sample: &ConnSample, now: u64) ->
     if memory.phase != phase || memory.seen != seen || is_sent {
         memory.phase = phase;
         memory.seen = seen;
-        memory.since = now;
+        memory.since = now as u32;
         memory.read = read;
         memory.written = written;
     }
@@ -129,7 +132,7 @@ fn watch_writes(mut memory: ConnMemory, sample: &ConnSample, now: u64) -> ConnMe
         memory.blocked_since = 0;
     } else if memory.blocked_since == 0 || memory.written_blocked != written {
         // One more than it is, because 0 says that nothing waits.
-        memory.blocked_since = now.saturating_add(1);
+        memory.blocked_since = (now as u32).wrapping_add(1).max(1);
         memory.written_blocked = written;
     }
     memory
@@ -144,7 +147,7 @@ fn find(
     memory: &ConnMemory,
 ) -> Finding {
     let age = when.now.saturating_sub(when.opened);
-    let here_for = when.now.saturating_sub(memory.since);
+    let here_for = since(memory.since, when.now);
     let phase = shown(clock, sample);
     let end = |reason, ending, limit, observed| {
         Finding::End(End { reason, ending, phase, limit, observed })
@@ -157,7 +160,7 @@ fn find(
     }
     let blocked_for = match memory.blocked_since {
         0 => 0,
-        since => when.now.saturating_sub(since - 1),
+        blocked => since(blocked.wrapping_sub(1), when.now),
     };
     if blocked_for >= limits.write_stall {
         return end(Reason::WriteStall, Ending::Reset, limits.write_stall, blocked_for);
@@ -212,17 +215,29 @@ fn find(
     }
 }
 
-/// How readily a connection can be spared, the lowest first; `None` if it cannot be. First the
-/// class, then since when.
-pub(crate) fn spare(sample: &ConnSample, since: u64, opened: u64) -> Option<(u8, u64)> {
+/// How long ago that was, within 24 days: no deadline is that far away.
+fn since(then: u32, now: u64) -> u64 {
+    ((now as u32).wrapping_sub(then) as i32).max(0) as u64
+}
+
+/// How readily a connection of this age can be spared, the lowest first; `None` if it cannot be.
+/// First the class, then the oldest, or the one with the least work for its age.
+pub(crate) fn spare(sample: &ConnSample, age: u64) -> Option<(u8, u64)> {
+    let oldest_first = u64::MAX - age;
     match phase(sample) {
-        Phase::Lingering => Some((0, opened)),
-        Phase::FirstHead => Some((1, opened)),
-        Phase::NextHead | Phase::Idle if sample.answered == 0 => Some((1, opened)),
-        Phase::NextHead | Phase::Idle => Some((2, since)),
+        Phase::Lingering => Some((0, oldest_first)),
+        Phase::FirstHead => Some((1, oldest_first)),
+        Phase::NextHead | Phase::Idle if sample.answered == 0 => Some((1, oldest_first)),
+        Phase::NextHead | Phase::Idle => Some((2, work_for_age(sample, age))),
         // There is a request in work, or, as far as anybody knows, there may be.
         _ => None,
     }
+}
+
+/// Answers, and the bytes of large ones, for each hour of its life.
+fn work_for_age(sample: &ConnSample, age: u64) -> u64 {
+    let work = u64::from(sample.answered).saturating_add(sample.written / OF_WORK);
+    work.saturating_mul(3_600_000) / age.max(1)
 }
 
 #[cfg(test)]
@@ -466,15 +481,35 @@ mod tests {
         let upgraded = ConnSample { upgraded: true, ..proven };
         let untold = ConnSample { read: 1, ..ConnSample::default() };
         let lingering = ConnSample { lingering: true, ..proven };
-        assert_eq!(spare(&lingering, 9, 5), Some((0, 5)));
-        assert_eq!(spare(&silent, 9, 5), Some((1, 5)));
-        assert_eq!(spare(&proven, 9, 5), Some((2, 9)));
         // Who only ever breaks off did nothing either.
         let breaking_off = ConnSample { answered: 0, cancelled: 3, ..proven };
-        assert_eq!(spare(&breaking_off, 9, 5), Some((1, 5)));
+        let in_order = [
+            (&lingering, 9000),
+            (&lingering, 5),
+            (&silent, 9000),
+            (&breaking_off, 8000),
+            (&silent, 5),
+            (&proven, 9000),
+            (&proven, 5),
+        ];
+        let ranks = in_order.map(|(sample, age)| spare(sample, age).unwrap());
+        assert!(ranks.is_sorted_by(|a, b| a < b), "{ranks:?}");
         for kept in [working, taking, upgraded, untold] {
-            assert_eq!(spare(&kept, 0, 0), None);
+            assert_eq!(spare(&kept, 9000), None);
         }
+    }
+
+    #[test]
+    fn rare_small_requests_are_less_work_than_a_page_half_a_minute_ago() {
+        let of = |answered, written| ConnSample { requests: 1, answered, written, ..sample() };
+        // One in 3 s, of 200 bytes each, for a minute; seven of 20 KiB within a second, and a
+        // single one.
+        let (hoard, page, once) = (of(20, 4000), of(7, 140 * 1024), of(1, 200));
+        assert!(spare(&hoard, 60_000) < spare(&page, 30_000));
+        assert!(spare(&hoard, 60_000) < spare(&once, 2000));
+        assert!(spare(&once, 30_000) < spare(&hoard, 60_000));
+        // Whatever is young is not sorted out for want of time.
+        assert!(spare(&hoard, 60_000) < spare(&once, 0));
     }
 
     #[test]
@@ -490,5 +525,31 @@ mod tests {
         let when = When { now: u64::MAX, passed: u64::MAX, opened: 0, due: Some(u64::MAX) };
         let (memory, _) = judge(&limits, when, &all, None, ConnMemory::default());
         let (_, _) = judge(&limits, When { now: 0, ..when }, &sample(), None, memory);
+        let idle = ConnSample { answered: u32::MAX, ..all };
+        assert!(spare(&idle, 0) > spare(&idle, u64::MAX));
+    }
+
+    #[test]
+    fn the_low_half_of_the_time_is_enough() {
+        let limits = limits();
+        let idle = ConnSample { requests: 1, answered: 1, ..sample() };
+        let blocked = ConnSample { in_flight: 1, write_blocked: true, ..idle };
+        // Just before the milliseconds of the guard pass 2^32.
+        let cases = [(idle, Reason::Idle, 65_000), (blocked, Reason::WriteStall, 30_000)];
+        for ((sample, reason, after), before) in
+            cases.into_iter().flat_map(|case| [(case, 1000), (case, 1), (case, 0)])
+        {
+            let start = (1 << 32) - before;
+            let mut memory = ConnMemory::default();
+            let found = (start..).find_map(|now| {
+                let when = When { now, passed: 1, opened: 0, due: None };
+                let (kept, finding) = judge(&limits, when, &sample, None, memory);
+                memory = kept;
+                (finding != Finding::Fine && finding != Finding::Probe).then_some((now, finding))
+            });
+            let (now, found, _) = ended(found).unwrap();
+            // A millisecond late where 0 would have said that nothing waits.
+            assert!(found == reason && (after..=after + 1).contains(&(now - start)), "{now}");
+        }
     }
 }

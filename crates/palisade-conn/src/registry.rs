@@ -3,20 +3,16 @@
 use crate::judge::spare;
 use palisade_core::{ClientKey, ConnInfo};
 use parking_lot::Mutex;
-use std::{
-    collections::{HashMap, hash_map::RandomState},
-    hash::BuildHasher,
-    sync::{Arc, Weak},
-};
+use std::{collections::hash_map::RandomState, hash::BuildHasher, sync::Arc};
 
 /// Locks, each held for a few steps by whoever connects, goes, or sweeps.
 pub(crate) const SHARDS: usize = 16;
 /// So many connections of one client are looked at to find the one that can best be spared.
 const SCANNED: usize = 128;
-/// The end of a list.
+/// No slot.
 const NONE: u32 = u32::MAX;
 
-/// Weak handles on all connections, those of one client in one shard.
+/// All connections, those of one client in one shard.
 pub(crate) struct Registry {
     shards: [Mutex<Shard>; SHARDS],
     hasher: RandomState,
@@ -44,29 +40,35 @@ struct Shard {
     slots: Vec<Slot>,
     /// The first slot that is free; its `older` is the next one.
     free: u32,
-    clients: HashMap<ClientKey, Client>,
+    /// The newest connections of the clients, by hash: the first of each chain. Their number is a
+    /// power of two.
+    buckets: Vec<u32>,
+    /// How many clients there are in the chains.
+    clients: usize,
+    hasher: RandomState,
 }
 
-/// A connection and its neighbours among those of its client.
+/// A connection and its neighbours among those of its client: a ring.
 struct Slot {
-    conn: Weak<ConnInfo>,
+    /// Its socket holds one as well, and gives back the slot before it lets go of it.
+    conn: Option<Arc<ConnInfo>>,
     opened: u64,
+    /// Of the oldest, the newest.
     older: u32,
+    /// Of the newest, the oldest.
     newer: u32,
-}
-
-/// All connections of one client. Gone with the last one.
-struct Client {
+    /// How many the client has, if this is the newest of them; else 0.
     connections: u32,
-    oldest: u32,
-    newest: u32,
+    /// The newest of the next client in the chain.
+    next: u32,
 }
 
 // === Registry ===
 
 impl Registry {
     pub(crate) fn new() -> Self {
-        Self { shards: Default::default(), hasher: RandomState::new() }
+        let hasher = RandomState::new();
+        Self { shards: std::array::from_fn(|_| Mutex::new(Shard::new(hasher.clone()))), hasher }
     }
 
     /// Takes `conn` in. Where its client has `most` already, also returns the one of his that is
@@ -78,30 +80,38 @@ impl Registry {
         most: Option<u32>,
     ) -> Result<(Place, Option<Found>), ClientFull> {
         // Without a limit there are no lists, and everybody may be one client.
-        let by = if most.is_some() { self.hasher.hash_one(conn.client()) } else { conn.id() };
-        let shard = shard_of(by);
+        let hash = self.hash(conn);
+        let shard = shard_of(if most.is_some() { hash } else { conn.id() });
         // Handles are dropped after the lock is given back: one may turn out to be the last.
         let mut looked_at = Vec::new();
         let mut locked = self.shards[shard].lock();
         let spared = match most {
-            Some(most) => locked.make_room(conn.client(), most, &mut looked_at)?,
+            Some(most) => {
+                let newest = locked.newest(hash, conn.client());
+                locked.make_room(newest, most, opened, &mut looked_at)?
+            }
             None => None,
         };
-        let slot = locked.insert(conn, opened, most.is_some());
+        let slot = locked.insert(conn, opened, most.map(|_| hash));
         Ok((Place::new(shard, slot), spared.map(|best| looked_at.swap_remove(best))))
     }
 
     /// Whether the client of `conn` has `most` connections already.
     pub(crate) fn has(&self, conn: &ConnInfo, most: u32) -> bool {
-        let shard = self.shards[shard_of(self.hasher.hash_one(conn.client()))].lock();
-        shard.clients.get(&conn.client()).is_some_and(|client| client.connections >= most)
+        let hash = self.hash(conn);
+        let shard = self.shards[shard_of(hash)].lock();
+        let newest = shard.newest(hash, conn.client());
+        newest.is_some_and(|at| shard.slots[at as usize].connections >= most)
     }
 
     /// Forgets the connection that stands at `place`, and says when it was opened.
     pub(crate) fn leave(&self, place: Place, conn: &ConnInfo) -> u64 {
-        let forgotten = self.shards[place.shard()].lock().remove(place.slot(), conn);
-        // With the lock given back: it may be the last handle.
-        forgotten.map_or(0, |(_conn, opened)| opened)
+        let hash = self.hash(conn);
+        self.shards[place.shard()].lock().remove(place.slot(), hash, conn.client())
+    }
+
+    fn hash(&self, conn: &ConnInfo) -> u64 {
+        self.hasher.hash_one(Some(conn.client()))
     }
 
     /// Appends everybody in one of the [`SHARDS`].
@@ -134,7 +144,7 @@ impl Registry {
     pub(crate) fn kept(&self) -> (usize, usize) {
         let each = self.shards.iter().map(|shard| {
             let shard = shard.lock();
-            (shard.slots.iter().filter_map(Slot::found).count(), shard.clients.len())
+            (shard.slots.iter().filter_map(Slot::found).count(), shard.clients)
         });
         each.fold((0, 0), |sum, each| (sum.0 + each.0, sum.1 + each.1))
     }
@@ -147,17 +157,21 @@ fn shard_of(hash: u64) -> usize {
 // === Shard ===
 
 impl Shard {
-    /// Whom of `client`'s to part with, if somebody, so that there is room for one more: a place
-    /// in `looked_at`.
+    fn new(hasher: RandomState) -> Self {
+        Self { slots: Vec::new(), free: NONE, buckets: Vec::new(), clients: 0, hasher }
+    }
+
+    /// Whom to part with of the client whose newest connection this is, if of anybody, so that
+    /// there is room for one more: a place in `looked_at`.
     fn make_room(
         &self,
-        client: ClientKey,
+        newest: Option<u32>,
         most: u32,
+        now: u64,
         looked_at: &mut Vec<Found>,
     ) -> Result<Option<usize>, ClientFull> {
-        let Some(Client { connections, oldest, newest }) = self.clients.get(&client) else {
-            return Ok(None);
-        };
+        let Some(newest) = newest else { return Ok(None) };
+        let Slot { connections, newer: oldest, .. } = &self.slots[newest as usize];
         if *connections < most {
             return Ok(None);
         }
@@ -169,10 +183,10 @@ impl Shard {
         let mut going = 0;
         let mut best: Option<((u8, u64), usize)> = None;
         // From both ends: what lives for hours gathers at the old one.
-        let (mut oldest, mut newest) = (*oldest, *newest);
+        let (mut oldest, mut newest) = (*oldest, newest);
         for step in 0..SCANNED.min(*connections as usize) {
             let at = if step % 2 == 0 { oldest } else { newest };
-            let Some(slot) = self.slots.get(at as usize) else { break };
+            let slot = &self.slots[at as usize];
             if step % 2 == 0 {
                 oldest = slot.newer;
             } else {
@@ -182,7 +196,7 @@ impl Shard {
             let state = found.conn.state();
             if state.verdict().is_some() {
                 going += 1;
-            } else if let Some(rank) = spare(&state.sample(), state.memory().since, slot.opened)
+            } else if let Some(rank) = spare(&state.sample(), now.saturating_sub(slot.opened))
                 && best.as_ref().is_none_or(|(least, _)| rank < *least)
             {
                 best = Some((rank, looked_at.len()));
@@ -195,63 +209,128 @@ impl Shard {
         best.map(|(_, at)| Some(at)).ok_or(full)
     }
 
-    fn insert(&mut self, conn: &Arc<ConnInfo>, opened: u64, listed: bool) -> u32 {
-        let slot = Slot { conn: Arc::downgrade(conn), opened, older: NONE, newer: NONE };
+    /// The newest connection of `client`.
+    fn newest(&self, hash: u64, client: ClientKey) -> Option<u32> {
+        let mut at = *self.buckets.get(self.bucket(hash))?;
+        while let Some(slot) = self.slots.get(at as usize) {
+            if slot.conn.as_ref().is_some_and(|conn| conn.client() == client) {
+                return Some(at);
+            }
+            at = slot.next;
+        }
+        None
+    }
+
+    fn bucket(&self, hash: u64) -> usize {
+        (hash / SHARDS as u64) as usize & self.buckets.len().wrapping_sub(1)
+    }
+
+    /// What leads to the slot `at`: a bucket, or the `next` of another slot.
+    fn link_to(&mut self, at: u32, hash: u64) -> Option<&mut u32> {
+        let bucket = self.bucket(hash);
+        let mut before = *self.buckets.get(bucket)?;
+        if before == at {
+            return self.buckets.get_mut(bucket);
+        }
+        loop {
+            let next = self.slots.get(before as usize)?.next;
+            if next == at {
+                return self.slots.get_mut(before as usize).map(|slot| &mut slot.next);
+            }
+            before = next;
+        }
+    }
+
+    /// Takes `conn` in, with a `hash` into the ring of its client, else into one of its own.
+    fn insert(&mut self, conn: &Arc<ConnInfo>, opened: u64, hash: Option<u64>) -> u32 {
+        let newest = hash.and_then(|hash| self.newest(hash, conn.client()));
         let mut at = self.free;
+        if at == NONE {
+            at = self.slots.len() as u32;
+            if self.slots.len() == self.slots.capacity() {
+                // By an eighth, not by doubling: there may be ten thousand of them.
+                self.slots.reserve_exact((self.slots.len() / 8).max(16));
+            }
+        }
+        let conn = Some(Arc::clone(conn));
+        let slot = Slot { conn, opened, older: at, newer: at, connections: 1, next: NONE };
         if let Some(free) = self.slots.get_mut(at as usize) {
             self.free = std::mem::replace(free, slot).older;
         } else {
-            at = self.slots.len() as u32;
-            if self.slots.len() == self.slots.capacity() {
-                // By a quarter, not by doubling: there may be ten thousand of them.
-                self.slots.reserve_exact((self.slots.len() / 4).max(16));
-            }
             self.slots.push(slot);
         }
-        if listed {
-            let client = self.clients.entry(conn.client());
-            let client = client.or_insert(Client { connections: 0, oldest: at, newest: NONE });
-            client.connections += 1;
-            let older = std::mem::replace(&mut client.newest, at);
-            if let Some(before) = self.slots.get_mut(older as usize) {
-                before.newer = at;
-            }
-            self.slots[at as usize].older = older;
+        match (hash, newest) {
+            (Some(hash), Some(newest)) => self.lead(at, newest, hash),
+            (Some(hash), None) => self.chain(at, hash),
+            (None, _) => {}
         }
         at
     }
 
-    fn remove(&mut self, at: u32, conn: &ConnInfo) -> Option<(Weak<ConnInfo>, u64)> {
-        let slot = self.slots.get_mut(at as usize)?;
-        let (older, newer) = (slot.older, slot.newer);
-        let forgotten = (std::mem::take(&mut slot.conn), slot.opened);
-        (slot.older, slot.newer) = (self.free, NONE);
-        self.free = at;
-        if let Some(before) = self.slots.get_mut(older as usize) {
-            before.newer = newer;
+    /// Puts `at` into the ring of `newest` and in its place.
+    fn lead(&mut self, at: u32, newest: u32, hash: u64) {
+        let Slot { newer: oldest, connections, next, .. } = self.slots[newest as usize];
+        let slot = &mut self.slots[at as usize];
+        (slot.older, slot.newer) = (newest, oldest);
+        (slot.connections, slot.next) = (connections + 1, next);
+        self.slots[oldest as usize].older = at;
+        let before = &mut self.slots[newest as usize];
+        (before.newer, before.connections, before.next) = (at, 0, NONE);
+        if let Some(link) = self.link_to(newest, hash) {
+            *link = at;
         }
-        if let Some(after) = self.slots.get_mut(newer as usize) {
-            after.older = older;
-        }
-        if let Some(client) = self.clients.get_mut(&conn.client()) {
-            client.connections -= 1;
-            if client.oldest == at {
-                client.oldest = newer;
-            }
-            if client.newest == at {
-                client.newest = older;
-            }
-            if client.connections == 0 {
-                self.clients.remove(&conn.client());
-            }
-        }
-        Some(forgotten)
     }
-}
 
-impl Default for Shard {
-    fn default() -> Self {
-        Self { slots: Vec::new(), free: NONE, clients: HashMap::new() }
+    /// Begins the ring of a client.
+    fn chain(&mut self, at: u32, hash: u64) {
+        if self.clients >= self.buckets.len() {
+            self.spread();
+        }
+        let bucket = self.bucket(hash);
+        self.slots[at as usize].next = std::mem::replace(&mut self.buckets[bucket], at);
+        self.clients += 1;
+    }
+
+    /// Doubles the buckets, so that a chain has one client or two.
+    fn spread(&mut self) {
+        let doubled = (2 * self.buckets.len()).max(16);
+        for mut at in std::mem::replace(&mut self.buckets, vec![NONE; doubled]) {
+            while at != NONE {
+                let slot = &self.slots[at as usize];
+                let (moved, client) = (at, slot.conn.as_ref().map(|conn| conn.client()));
+                at = slot.next;
+                let bucket = self.bucket(self.hasher.hash_one(client));
+                let first = std::mem::replace(&mut self.buckets[bucket], moved);
+                self.slots[moved as usize].next = first;
+            }
+        }
+    }
+
+    /// Forgets what stands in the slot, and says when it was opened.
+    fn remove(&mut self, at: u32, hash: u64, client: ClientKey) -> u64 {
+        let Slot { opened, older, newer, connections, next, .. } = self.slots[at as usize];
+        self.slots[older as usize].newer = newer;
+        self.slots[newer as usize].older = older;
+        if connections == 0 {
+            if let Some(newest) = self.newest(hash, client) {
+                self.slots[newest as usize].connections -= 1;
+            }
+        } else if connections > 1 {
+            // The next newest leads.
+            (self.slots[older as usize].connections, self.slots[older as usize].next) =
+                (connections - 1, next);
+            if let Some(link) = self.link_to(at, hash) {
+                *link = older;
+            }
+        } else if let Some(link) = self.link_to(at, hash) {
+            *link = next;
+            self.clients -= 1;
+        }
+        let slot = &mut self.slots[at as usize];
+        // Its socket has another one: nothing ends here under the lock.
+        (slot.conn, slot.older) = (None, self.free);
+        self.free = at;
+        opened
     }
 }
 
@@ -279,7 +358,7 @@ impl Place {
 
 impl Slot {
     fn found(&self) -> Option<Found> {
-        Some(Found { conn: self.conn.upgrade()?, opened: self.opened })
+        Some(Found { conn: self.conn.clone()?, opened: self.opened })
     }
 }
 
@@ -311,6 +390,42 @@ mod tests {
         (0..240).for_each(|at| _ = enter(at));
         let slots: usize = registry.shards.iter().map(|shard| shard.lock().slots.len()).sum();
         assert_eq!(slots, 240);
+    }
+
+    #[test]
+    fn rings_and_chains_hold_whoever_comes_and_goes_in_between() {
+        let registry = Registry::new();
+        let mut open: Vec<(Place, Arc<ConnInfo>)> = Vec::new();
+        let mut random = 1u64;
+        for step in 0..20_000 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let random = (random >> 33) as usize;
+            // Grows to some hundred, shrinks to none, and again.
+            if (step / 1000 % 2 == 0 && !random.is_multiple_of(3)) || open.is_empty() {
+                let next = conn((random % 60) as u8);
+                let most = (!random.is_multiple_of(5)).then_some(u32::MAX);
+                open.push((registry.enter(&next, step, most).unwrap().0, next));
+            } else {
+                let (place, gone) = open.swap_remove(random % open.len());
+                registry.leave(place, &gone);
+            }
+            assert_eq!(registry.kept().0, open.len());
+        }
+        let mut counted = 0;
+        for shard in &registry.shards {
+            let shard = shard.lock();
+            let taken = shard.slots.iter().enumerate().filter(|(_, slot)| slot.conn.is_some());
+            for (at, slot) in taken {
+                counted += slot.connections;
+                assert_eq!(shard.slots[slot.older as usize].newer, at as u32);
+                assert_eq!(shard.slots[slot.newer as usize].older, at as u32);
+            }
+        }
+        assert_eq!(counted, open.len() as u32);
+        for (place, gone) in open.drain(..) {
+            registry.leave(place, &gone);
+        }
+        assert_eq!(registry.kept(), (0, 0));
     }
 
     #[test]

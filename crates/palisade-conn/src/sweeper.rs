@@ -155,7 +155,7 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
                 Finding::Probe if is_enforced => state.probe(),
                 Finding::Fine | Finding::Close(_) | Finding::Probe => {}
             }
-            if is_crowded && let Some(rank) = rank(&conn, opened) {
+            if is_crowded && let Some(rank) = rank(&conn, now.saturating_sub(opened)) {
                 let is_better = best.peek().is_none_or(|worst: &Candidate| rank < worst.rank);
                 if best.len() < SPARED || is_better {
                     best.push(Candidate { rank, conn: Arc::downgrade(&conn) });

@@ -577,19 +577,21 @@ async fn who_did_nothing_makes_room_first_and_the_oldest_of_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_those_who_did_something_the_one_idle_longest_makes_room() {
+async fn of_those_who_did_something_the_one_with_the_least_work_for_its_age_makes_room() {
     let (guard, _) = guard(ConnGuard::builder().max_connections(3).no_max_per_client());
-    let (mut first, mut second) = (connect(&guard), connect(&guard));
-    serve_once(&mut first, false).await;
-    tokio::time::sleep(4 * TICK).await;
-    serve_once(&mut second, false).await;
-    tokio::time::sleep(4 * TICK).await;
-    // Now the first has been busy last, though it is older.
-    serve_once(&mut first, false).await;
+    let (mut rare, mut busy) = (connect(&guard), connect(&guard));
+    for _ in 0..10 {
+        serve_once(&mut busy, false).await;
+    }
+    for _ in 0..5 {
+        // Idle for less long than the other, and yet of less use.
+        tokio::time::sleep(3 * SECOND).await;
+        serve_once(&mut rare, false).await;
+    }
     tokio::time::sleep(4 * TICK).await;
     let _third = connect(&guard);
-    assert!(first.server.conn().state().verdict().is_none());
-    let verdict = second.server.conn().state().verdict().unwrap();
+    assert!(busy.server.conn().state().verdict().is_none());
+    let verdict = rare.server.conn().state().verdict().unwrap();
     assert_eq!(verdict.reason, Reason::ConnectionDisplaced);
 }
 

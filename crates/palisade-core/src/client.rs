@@ -2,15 +2,16 @@
 
 use crate::ConnState;
 use http::{Extensions, HeaderMap, Method, Request, Uri};
+use parking_lot::Mutex;
 use siphasher::{
     sip::SipHasher13,
     sip128::{Hasher128, SipHasher13 as SipHasher13Of128},
 };
 use std::{
-    collections::hash_map::RandomState,
+    collections::{VecDeque, hash_map::RandomState},
     fmt,
     hash::{BuildHasher, Hash, Hasher},
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -32,6 +33,11 @@ impl Prefix {
     /// `None` if one is more than its address has.
     pub const fn new(v4: u8, v6: u8) -> Option<Self> {
         if v4 <= 32 && v6 <= 128 { Some(Self { v4, v6 }) } else { None }
+    }
+
+    /// How many of the 128 bits of `address` make its client.
+    fn kept(self, address: IpAddr) -> u8 {
+        if address.to_canonical().is_ipv4() { 96 + self.v4 } else { self.v6 }
     }
 }
 
@@ -67,11 +73,7 @@ impl ClientKey {
     /// assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
     /// ```
     pub fn address(address: IpAddr, prefix: Prefix) -> Self {
-        let (bits, kept) = match address.to_canonical() {
-            IpAddr::V4(v4) => (v4.to_ipv6_mapped().to_bits(), 96 + u32::from(prefix.v4)),
-            IpAddr::V6(v6) => (v6.to_bits(), u32::from(prefix.v6)),
-        };
-        match bits & u128::MAX.checked_shl(128u32.saturating_sub(kept)).unwrap_or(0) {
+        match leading(bits_of(address), prefix.kept(address)) {
             0 => Self::SHARED,
             bits => {
                 let (k0, k1) = seed();
@@ -99,8 +101,7 @@ impl ClientKey {
     }
 
     fn to_bits(self) -> u128 {
-        let [high, low] = self.bits.map(u128::from);
-        (high << 64) | low
+        join(self.bits)
     }
 
     /// Nobody outside of this process can tell it from the rest of the key.
@@ -113,6 +114,23 @@ impl ClientKey {
 /// The high half and the low half.
 fn split(bits: u128) -> [u64; 2] {
     [(bits >> 64) as u64, bits as u64]
+}
+
+fn join([high, low]: [u64; 2]) -> u128 {
+    (u128::from(high) << 64) | u128::from(low)
+}
+
+/// The address as the IPv6 address it is or is mapped to.
+fn bits_of(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(v6) => v6.to_bits(),
+    }
+}
+
+/// `bits` without those after the first `kept`.
+fn leading(bits: u128, kept: u8) -> u128 {
+    bits & u128::MAX.checked_shl(128u32.saturating_sub(u32::from(kept))).unwrap_or(0)
 }
 
 /// 128 bits from the operating system, by way of the standard library's own random state: the same
@@ -148,12 +166,17 @@ impl fmt::Debug for ClientKey {
 /// let mut request = http::Request::new(());
 /// request.extensions_mut().insert(info.clone());
 /// ```
-#[derive(Debug)]
 pub struct ConnInfo {
     id: u64,
-    peer: SocketAddr,
-    local: Option<SocketAddr>,
-    client: ClientKey,
+    // The peer and its client share their bits: there are as many of these as connections.
+    ip: [u64; 2],
+    scope: u32,
+    port: u16,
+    is_v4: bool,
+    /// How many bits of the address are its client's.
+    kept: u8,
+    client_hash: u64,
+    local: Option<Arc<SocketAddr>>,
     state: ConnState,
 }
 
@@ -163,9 +186,13 @@ impl ConnInfo {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self {
             id: NEXT.fetch_add(1, Relaxed),
-            peer,
-            local,
-            client: ClientKey::address(peer.ip(), prefix),
+            ip: split(bits_of(peer.ip())),
+            scope: if let SocketAddr::V6(peer) = peer { peer.scope_id() } else { 0 },
+            port: peer.port(),
+            is_v4: peer.is_ipv4(),
+            kept: prefix.kept(peer.ip()),
+            client_hash: ClientKey::address(peer.ip(), prefix).hash,
+            local: local.map(in_common),
             state: ConnState::default(),
         }
     }
@@ -175,20 +202,24 @@ impl ConnInfo {
         self.id
     }
 
-    /// The other end of the socket.
+    /// The other end of the socket; of IPv6 without its flow label.
     pub fn peer(&self) -> SocketAddr {
-        self.peer
+        let ip = Ipv6Addr::from_bits(join(self.ip));
+        match ip.to_ipv4_mapped() {
+            Some(v4) if self.is_v4 => (v4, self.port).into(),
+            _ => SocketAddrV6::new(ip, self.port, 0, self.scope).into(),
+        }
     }
 
     /// Our end of the socket, where known.
     pub fn local(&self) -> Option<SocketAddr> {
-        self.local
+        self.local.as_deref().copied()
     }
 
     /// What guards count this connection's requests by.
     #[inline]
     pub fn client(&self) -> ClientKey {
-        self.client
+        ClientKey { bits: split(leading(join(self.ip), self.kept)), hash: self.client_hash }
     }
 
     /// What happens on it, as the connection guard and its accounting layer keep it.
@@ -202,6 +233,34 @@ impl ConnInfo {
     pub fn of(extensions: &Extensions) -> Option<&Arc<Self>> {
         extensions.get::<Arc<Self>>()
     }
+}
+
+impl fmt::Debug for ConnInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnInfo")
+            .field("id", &self.id)
+            .field("peer", &self.peer())
+            .field("local", &self.local())
+            .field("client", &self.client())
+            .field("state", &self.state)
+            .finish()
+    }
+}
+
+/// One copy of `local` for all connections that came in there lately.
+fn in_common(local: SocketAddr) -> Arc<SocketAddr> {
+    const KEPT: usize = 8;
+    static LATEST: Mutex<VecDeque<Arc<SocketAddr>>> = Mutex::new(VecDeque::new());
+    let mut latest = LATEST.lock();
+    if let Some(known) = latest.iter().find(|known| ***known == local) {
+        return Arc::clone(known);
+    }
+    if latest.len() == KEPT {
+        latest.pop_front();
+    }
+    let new = Arc::new(local);
+    latest.push_back(Arc::clone(&new));
+    new
 }
 
 /// A request without its body, borrowed: what predicates, costs and key extractors look at.
@@ -275,6 +334,23 @@ mod tests {
         assert_eq!(key("2001:db8::1", 0, 0), ClientKey::SHARED);
         assert_eq!(Prefix::new(33, 64), None);
         assert_eq!(Prefix::new(32, 129), None);
+    }
+
+    #[test]
+    fn a_connection_gives_back_the_addresses_it_was_made_of() {
+        let prefix = Prefix::new(24, 48).unwrap();
+        for peer in ["192.0.2.1:80", "[::ffff:192.0.2.1]:80", "[2001:db8::1]:443", "[fe80::1%3]:1"]
+        {
+            let peer: SocketAddr = peer.parse().unwrap();
+            for local in 0..20u8 {
+                let local = local.checked_sub(1).map(|n| ([127, 0, 0, n], 80).into());
+                let conn = ConnInfo::new(peer, local, prefix);
+                assert_eq!((conn.peer(), conn.local()), (peer, local));
+                assert_eq!(conn.client(), ClientKey::address(peer.ip(), prefix));
+            }
+        }
+        let nobody = ConnInfo::new("[::]:0".parse().unwrap(), None, prefix);
+        assert_eq!(nobody.client(), ClientKey::SHARED);
     }
 
     #[test]

@@ -51,16 +51,24 @@ pub struct ConnState {
     wakers: Mutex<Wakers>,
 }
 
-#[derive(Clone, Default)]
+/// Who waits. hyper reads and writes in one task; two tasks, as of a connection split in two,
+/// cost a box.
+#[derive(Default)]
 struct Wakers {
-    reader: Option<Waker>,
-    writer: Option<Waker>,
+    one: Option<Waker>,
+    apart: Option<Box<[Waker; 2]>>,
+}
+
+#[derive(Clone, Copy)]
+enum Side {
+    Reader,
+    Writer,
 }
 
 #[derive(Default)]
 struct SweeperMemory {
-    since: AtomicU64,
-    blocked_since: AtomicU64,
+    since: AtomicU32,
+    blocked_since: AtomicU32,
     seen: AtomicU32,
     read: AtomicU32,
     written: AtomicU32,
@@ -121,17 +129,16 @@ pub struct ConnSample {
 pub struct ConnMemory {
     /// Its own number for the phase.
     pub phase: u8,
-    /// Since when, in milliseconds of the guard.
-    pub since: u64,
+    /// Since when: the low half of the guard's milliseconds, enough for 24 days.
+    pub since: u32,
     /// What must not change for the phase to be the same.
     pub seen: u32,
     /// The low half of the bytes read by then.
     pub read: u32,
     /// The low half of the bytes written by then.
     pub written: u32,
-    /// Since when no byte was taken of those that wait, in milliseconds of the guard, and one
-    /// more; 0 if none wait.
-    pub blocked_since: u64,
+    /// Since when no byte was taken of those that wait, likewise, and one more; 0 if none wait.
+    pub blocked_since: u32,
     /// The low half of the bytes written by then.
     pub written_blocked: u32,
 }
@@ -188,12 +195,12 @@ impl ConnState {
     /// Keeps `waker` for a verdict while there is nothing to read. Look at [`Self::verdict`]
     /// afterwards: one that came before found nobody to wake.
     pub fn park_reader(&self, waker: &Waker) {
-        park(&mut self.wakers.lock().reader, waker);
+        self.wakers.lock().park(Side::Reader, waker);
     }
 
     /// The same while nothing can be written.
     pub fn park_writer(&self, waker: &Waker) {
-        park(&mut self.wakers.lock().writer, waker);
+        self.wakers.lock().park(Side::Writer, waker);
     }
 
     /// Whether the socket was asked to look if its client is still there; asks it no more.
@@ -328,12 +335,34 @@ impl ConnState {
     fn wake(&self) {
         // Kept: a socket that is not asked to read or write again is to be woken again. Woken
         // after the lock is given back: a waker runs code that is not ours.
-        let Wakers { reader, writer } = self.wakers.lock().clone();
-        if let Some(waker) = reader {
-            waker.wake();
+        let waiting = self.wakers.lock().each();
+        waiting.into_iter().flatten().for_each(Waker::wake);
+    }
+}
+
+impl Wakers {
+    fn park(&mut self, side: Side, waker: &Waker) {
+        if let Some(apart) = &mut self.apart {
+            apart[side as usize].clone_from(waker);
+            return;
         }
-        if let Some(waker) = writer {
-            waker.wake();
+        match self.one.take() {
+            // Whose it was nobody knows: it may be the other side's, which must be woken, too.
+            Some(other) if !other.will_wake(waker) => {
+                self.apart = Some(Box::new(match side {
+                    Side::Reader => [waker.clone(), other],
+                    Side::Writer => [other, waker.clone()],
+                }));
+            }
+            Some(same) => self.one = Some(same),
+            None => self.one = Some(waker.clone()),
+        }
+    }
+
+    fn each(&self) -> [Option<Waker>; 2] {
+        match &self.apart {
+            Some(apart) => (**apart).clone().map(Some),
+            None => [self.one.clone(), None],
         }
     }
 }
@@ -345,13 +374,6 @@ impl fmt::Debug for ConnState {
             .field("verdict", &self.verdict())
             .field("closing", &self.closing())
             .finish_non_exhaustive()
-    }
-}
-
-fn park(place: &mut Option<Waker>, waker: &Waker) {
-    match place {
-        Some(kept) => kept.clone_from(waker),
-        None => *place = Some(waker.clone()),
     }
 }
 
@@ -436,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_verdict_stands_and_wakes_both_sides_once() {
+    fn the_first_verdict_stands_and_wakes_the_task_once() {
         let state = ConnState::default();
         let counter = Arc::new(Counter::default());
         let waker = counter.clone().into();
@@ -446,7 +468,30 @@ mod tests {
         assert!(state.end(verdict));
         assert!(!state.end(ConnVerdict { reason: Reason::Idle, ending: Ending::Finish }));
         assert_eq!(state.verdict(), Some(verdict));
-        assert_eq!(counter.0.load(Relaxed), 2);
+        assert_eq!(counter.0.load(Relaxed), 1);
+    }
+
+    #[test]
+    fn each_side_is_woken_in_the_task_where_it_waited_last() {
+        let counters: [Arc<Counter>; 4] = Default::default();
+        let wakers = counters.clone().map(Waker::from);
+        let woken = |parked: &[(Side, usize)]| {
+            let state = ConnState::default();
+            for (side, at) in parked {
+                match side {
+                    Side::Reader => state.park_reader(&wakers[*at]),
+                    Side::Writer => state.park_writer(&wakers[*at]),
+                }
+            }
+            state.probe();
+            counters.each_ref().map(|counter| counter.0.swap(0, Relaxed) > 0)
+        };
+        use Side::{Reader, Writer};
+        assert_eq!(woken(&[(Reader, 0), (Writer, 1)]), [true, true, false, false]);
+        assert_eq!(woken(&[(Reader, 0), (Writer, 0), (Writer, 1)]), [true, true, false, false]);
+        assert_eq!(woken(&[(Writer, 0), (Reader, 1), (Writer, 2)]), [false, true, true, false]);
+        let moved = [(Reader, 0), (Writer, 0), (Reader, 1), (Writer, 2), (Reader, 3)];
+        assert_eq!(woken(&moved), [false, false, true, true]);
     }
 
     #[test]
