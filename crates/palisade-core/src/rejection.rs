@@ -222,10 +222,9 @@ impl Rejection {
             Reason::ClientConnectionsFull | Reason::AcceptRate => "too many connections",
             Reason::FirstRequest | Reason::SlowHead => "request head too slow",
             Reason::Idle => "connection idle for too long",
-            Reason::WriteStall => "answer taken too slowly",
+            Reason::WriteStall | Reason::WindowStall => "answer taken too slowly",
             Reason::MaxAge | Reason::MaxRequests => "connection is due to close",
             Reason::HungUp => "client hung up",
-            Reason::WindowStall => "answer taken too slowly",
             Reason::HandshakesFull => "too many handshakes",
             Reason::Shutdown => "server shuts down",
         }

@@ -185,11 +185,10 @@ impl Reason {
             Self::FirstRequest => "ConnGuard::builder().first_request(duration)",
             Self::SlowHead => "ConnGuard::builder().head(duration)",
             Self::Idle => "ConnGuard::builder().idle(duration) or .upgraded_idle(duration)",
-            Self::WriteStall => "ConnGuard::builder().write_stall(duration)",
+            Self::WriteStall | Self::WindowStall => "ConnGuard::builder().write_stall(duration)",
             Self::MaxAge => "ConnGuard::builder().max_age(duration)",
             Self::MaxRequests => "ConnGuard::builder().max_requests(requests)",
             Self::HungUp => "ConnGuard::builder().probe(duration)",
-            Self::WindowStall => "ConnGuard::builder().write_stall(duration)",
             Self::HandshakesFull => "Serve::max_handshakes(handshakes)",
             Self::Shutdown => "Serve::drain(duration)",
         }
