@@ -3,8 +3,8 @@
 use crate::{ConnGuard, guard::Shared};
 use bytes::Bytes;
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{CONNECTION, CONTENT_LENGTH},
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
+    header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING},
 };
 use http_body::{Body, Frame, SizeHint};
 use palisade_core::{ConnInfo, InFlight, Mode};
@@ -193,9 +193,14 @@ impl Account {
         // Whatever was expected when it was accepted.
         conn.state().set_accounted();
         let is_http2 = request.version() == Version::HTTP_2;
+        let is_http1 = request.version() <= Version::HTTP_11;
+        let in_flight = conn.begin_request(is_http2);
+        if is_http1 {
+            expect_body(&in_flight, request.headers());
+        }
         Self {
-            in_flight: conn.begin_request(is_http2),
-            is_http1: request.version() <= Version::HTTP_11,
+            in_flight,
+            is_http1,
             is_connect: request.method() == Method::CONNECT,
             is_head: request.method() == Method::HEAD,
         }
@@ -220,6 +225,15 @@ impl Account {
             return None;
         }
         Some(in_flight)
+    }
+}
+
+/// A handler may answer and read on, and what is left of a body is no head.
+fn expect_body(in_flight: &InFlight, headers: &HeaderMap) {
+    if headers.contains_key(TRANSFER_ENCODING) {
+        in_flight.with_body(None);
+    } else if let Some(length) = headers.get(CONTENT_LENGTH) {
+        in_flight.with_body(length.to_str().ok().and_then(|length| length.parse().ok()));
     }
 }
 
@@ -417,6 +431,33 @@ mod tests {
         let answer = serve(&conn, request(&conn), full(0)).await;
         assert_eq!(counts(&conn), (2, 0, 2, 0));
         drop(answer);
+    }
+
+    #[tokio::test]
+    async fn the_connection_knows_how_much_of_a_body_is_still_to_come() {
+        let uploaded = |name, value: &'static str, version| {
+            let conn = conn();
+            let mut request = request(&conn);
+            *request.version_mut() = version;
+            request.headers_mut().insert(name, HeaderValue::from_static(value));
+            (conn, request)
+        };
+        let seen = [
+            (CONTENT_LENGTH, "10", Version::HTTP_11, (true, false)),
+            (CONTENT_LENGTH, "0", Version::HTTP_10, (false, true)),
+            (CONTENT_LENGTH, "5, 5", Version::HTTP_11, (false, false)),
+            (TRANSFER_ENCODING, "chunked", Version::HTTP_11, (false, false)),
+            (CONTENT_LENGTH, "10", Version::HTTP_2, (false, true)),
+        ];
+        for (name, value, version, expected) in seen {
+            let (conn, request) = uploaded(name, value, version);
+            drop(serve(&conn, request, full(0)).await);
+            let before = conn.state().sample().body_left;
+            conn.state().add_read(10);
+            let sample = conn.state().sample();
+            assert!(!sample.body_left);
+            assert_eq!((before, sample.more_was_read), expected, "{value}");
+        }
     }
 
     #[tokio::test]

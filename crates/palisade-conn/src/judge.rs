@@ -71,6 +71,9 @@ fn clock(sample: &ConnSample) -> Phase {
         Phase::Working
     } else if sample.requests == 0 {
         Phase::FirstHead
+    } else if sample.body_left && !sample.http2 {
+        // Somebody may be reading it; if nobody is, hyper closes the connection.
+        Phase::Working
     } else if sample.more_was_read && !sample.http2 {
         Phase::NextHead
     } else {
@@ -257,11 +260,18 @@ mod tests {
 
     /// Looks every 250 ms from 0 on, at what `at` makes of the time, until something is found.
     fn first_finding(until: u64, at: impl Fn(u64) -> ConnSample) -> Option<(u64, Finding)> {
-        let limits = limits();
+        first_finding_of(&limits(), until, at)
+    }
+
+    fn first_finding_of(
+        limits: &Limits,
+        until: u64,
+        at: impl Fn(u64) -> ConnSample,
+    ) -> Option<(u64, Finding)> {
         let mut memory = ConnMemory::default();
         (0..=until / 250).map(|tick| tick * 250).find_map(|now| {
             let when = When { now, passed: 250, opened: 0, due: None };
-            let (kept, finding) = judge(&limits, when, &at(now), None, memory);
+            let (kept, finding) = judge(limits, when, &at(now), None, memory);
             memory = kept;
             (finding != Finding::Fine).then_some((now, finding))
         })
@@ -309,6 +319,22 @@ mod tests {
         // is idle, and less with the second byte.
         let found = first_finding(100_000, |now| ConnSample { read: 7 + now / 20_000, ..done });
         assert_eq!(ended(found), Some((30_000, Reason::SlowHead, Ending::Reset)));
+    }
+
+    #[test]
+    fn a_body_read_on_after_its_answer_is_work_until_its_end() {
+        let uploading = |now| ConnSample {
+            requests: 1,
+            answered: 1,
+            read: now,
+            body_left: now < 100_000,
+            more_was_read: now > 100_000,
+            ..sample()
+        };
+        assert_eq!(spare(&uploading(90_000), 0, 0), None);
+        let unprobed = Limits { probe: None, ..limits() };
+        let found = first_finding_of(&unprobed, 200_000, uploading);
+        assert_eq!(ended(found), Some((110_250, Reason::SlowHead, Ending::Reset)));
     }
 
     #[test]

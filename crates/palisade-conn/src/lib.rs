@@ -71,8 +71,9 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! is lost, as with every server; clients repeat it. HTTP/2 that is to take no more requests, of
 //! its age or their number, goes once it was idle for 5 s, and a client that never is goes on.
 //!
-//! A handler that answers and reads on in a task of its own is not seen to be at work: on HTTP/1
-//! such an upload has 10 s from its answer.
+//! A handler that answers and reads on in a task of its own is seen to be at work only where the
+//! request is HTTP/1 and says how long its body is; in chunks, or on HTTP/2, such an upload has the
+//! idle time from its answer on.
 //!
 //! # Cost
 //!

@@ -38,8 +38,11 @@ pub struct ConnState {
     in_flight: AtomicU32,
     answered: AtomicU32,
     cancelled: AtomicU32,
-    /// The low half of `read` when the latest request ended. A change says more than the distance.
-    read_by_requests: AtomicU32,
+    /// How far what was read, or will be, is of requests that began: the count of bytes when the
+    /// latest one ended, or where its body ends at the earliest.
+    read_by_requests: AtomicU64,
+    /// Where the body of the latest request ends shows in that body alone.
+    unmeasured: AtomicBool,
     request_limit: AtomicU32,
     // Written by the guard.
     verdict: AtomicU8,
@@ -120,8 +123,11 @@ pub struct ConnSample {
     pub answered: u32,
     /// Requests that ended before their answer did.
     pub cancelled: u32,
-    /// Whether bytes came after the latest request had ended.
+    /// Whether bytes came that are not of the latest request.
     pub more_was_read: bool,
+    /// Whether more of the latest request's body is to come; answered or not, no other head can
+    /// come before it. HTTP/1 only.
+    pub body_left: bool,
 }
 
 /// What the sweeper keeps of a connection from one look to the next.
@@ -290,6 +296,7 @@ impl ConnState {
     /// Every count now.
     pub fn sample(&self) -> ConnSample {
         let read = self.read.load(Relaxed);
+        let read_by_requests = self.read_by_requests.load(Relaxed);
         ConnSample {
             read,
             written: self.written.load(Relaxed),
@@ -302,7 +309,8 @@ impl ConnState {
             in_flight: self.in_flight.load(Relaxed),
             answered: self.answered.load(Relaxed),
             cancelled: self.cancelled.load(Relaxed),
-            more_was_read: read as u32 != self.read_by_requests.load(Relaxed),
+            more_was_read: read > read_by_requests && !self.unmeasured.load(Relaxed),
+            body_left: read < read_by_requests,
         }
     }
 
@@ -397,6 +405,7 @@ impl ConnInfo {
     pub fn begin_request(self: &Arc<Self>, http2: bool) -> InFlight {
         let state = self.state();
         state.http2.store(http2, Relaxed);
+        state.unmeasured.store(false, Relaxed);
         state.in_flight.fetch_add(1, Relaxed);
         let requests = match state.requests.fetch_add(1, Relaxed).checked_add(1) {
             Some(requests) => requests,
@@ -422,6 +431,19 @@ impl InFlight {
         &self.conn
     }
 
+    /// On HTTP/1, a body of this length follows the head, of which some may be read already; `None`
+    /// if its end shows in the body alone. Call it before anything is answered.
+    pub fn with_body(&self, length: Option<u64>) {
+        let state = self.conn.state();
+        state.unmeasured.store(length.is_none(), Relaxed);
+        let Some(length) = length else { return };
+        let (read, by_others) = (state.read.load(Relaxed), state.read_by_requests.load(Relaxed));
+        // At the most, all that came since the request before is of this body.
+        let is_here = read.saturating_sub(by_others);
+        let end = read.saturating_add(length.saturating_sub(is_here));
+        state.read_by_requests.store(end, Relaxed);
+    }
+
     /// Its answer was given to the end. Without this it counts as cancelled.
     pub fn answered(&mut self) {
         self.answered = true;
@@ -433,7 +455,10 @@ impl Drop for InFlight {
         let state = self.conn.state();
         let ended = if self.answered { &state.answered } else { &state.cancelled };
         ended.fetch_add(1, Relaxed);
-        state.read_by_requests.store(state.read.load(Relaxed) as u32, Relaxed);
+        let read = state.read.load(Relaxed);
+        if read > state.read_by_requests.load(Relaxed) {
+            state.read_by_requests.store(read, Relaxed);
+        }
         state.in_flight.fetch_sub(1, Relaxed);
     }
 }
@@ -547,6 +572,39 @@ mod tests {
         assert_eq!((sample.requests, sample.in_flight), (2, 0));
         assert_eq!((sample.answered, sample.cancelled), (1, 1));
         assert!(!sample.more_was_read && sample.http2);
+    }
+
+    #[test]
+    fn what_comes_before_the_declared_end_of_a_body_is_of_that_body() {
+        let conn = conn();
+        let state = conn.state();
+        state.add_read(100); // A head, and some of the body as far as anybody knows.
+        let request = conn.begin_request(false);
+        request.with_body(Some(1000));
+        drop(request);
+        assert!(state.sample().body_left && !state.sample().more_was_read);
+        state.add_read(899);
+        assert!(state.sample().body_left);
+        state.add_read(1);
+        assert!(!state.sample().body_left && !state.sample().more_was_read);
+        state.add_read(100);
+        assert!(!state.sample().body_left && state.sample().more_was_read);
+        // The next one has all of its body with it.
+        let request = conn.begin_request(false);
+        request.with_body(Some(100));
+        drop(request);
+        assert!(!state.sample().body_left && !state.sample().more_was_read);
+        // Of a body without a declared length nobody knows where it ends.
+        let request = conn.begin_request(false);
+        request.with_body(None);
+        drop(request);
+        state.add_read(5000);
+        assert!(!state.sample().body_left && !state.sample().more_was_read);
+        drop(conn.begin_request(false));
+        state.add_read(1);
+        assert!(state.sample().more_was_read);
+        conn.begin_request(false).with_body(Some(u64::MAX));
+        assert!(state.sample().body_left);
     }
 
     #[test]
