@@ -331,7 +331,7 @@ mod tests {
             more_was_read: now > 100_000,
             ..sample()
         };
-        assert_eq!(spare(&uploading(90_000), 0, 0), None);
+        assert_eq!(spare(&uploading(90_000), 0), None);
         let unprobed = Limits { probe: None, ..limits() };
         let found = first_finding_of(&unprobed, 200_000, uploading);
         assert_eq!(ended(found), Some((110_250, Reason::SlowHead, Ending::Reset)));
