@@ -9,7 +9,9 @@ use crate::{
     report::Kills,
     sweeper::Sweeper,
 };
-use palisade_core::{Clock, ConnInfo, Ending, Guard, Level, Levels, Mode, Reason, Recorder, Table};
+use palisade_core::{
+    Clock, ConnInfo, Ending, Event, Guard, Level, Levels, Mode, Reason, Recorder, Table, Violation,
+};
 use parking_lot::Mutex;
 use std::{
     fmt, io,
@@ -18,6 +20,7 @@ use std::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 /// Room for so many clients in the table of accept rates: 512 KiB.
@@ -133,6 +136,22 @@ impl ConnGuard {
     pub fn end(&self, conn: &ConnInfo, reason: Reason, ending: Ending) -> bool {
         let phase = phase(&conn.state().sample());
         self.shared.end(conn, End { reason, ending, phase, limit: 0, observed: 0 })
+    }
+
+    /// Tells of one request of `conn` that is ended, or would be in [`Mode::Shadow`], while the
+    /// connection goes on. For servers that can do so.
+    pub fn cut(&self, violation: &Violation, conn: &ConnInfo) {
+        self.shared.recorder.record(|| Event::cut(violation, self.mode(), Some(conn)));
+    }
+
+    /// Whether it enforces.
+    pub fn mode(&self) -> Mode {
+        self.shared.limits.mode
+    }
+
+    /// [`ConnGuardBuilder::write_stall`].
+    pub fn write_stall(&self) -> Duration {
+        Duration::from_millis(self.shared.limits.write_stall)
     }
 
     /// Who is connected now, at what, and what was accepted. Walks over all connections.

@@ -310,6 +310,13 @@ impl<L: Accept> Guarded<L> {
     }
 }
 
+/// Watched over by a guard of the default numbers.
+impl<L: Accept> From<L> for Guarded<L> {
+    fn from(listener: L) -> Self {
+        ConnGuard::default().listen(listener)
+    }
+}
+
 impl<L: Accept> fmt::Debug for Guarded<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Guarded")

@@ -241,7 +241,7 @@ impl ConnState {
     /// Why the connection is to take no further request, if it is not.
     #[inline]
     pub fn closing(&self) -> Option<Reason> {
-        decode(self.closing.load(Relaxed)).map(|verdict| verdict.reason)
+        decode(self.closing.load(Acquire)).map(|verdict| verdict.reason)
     }
 }
 
@@ -252,9 +252,12 @@ impl ConnState {
         self.request_limit.store(requests, Relaxed);
     }
 
-    /// Lets it take no further request, because of `reason`. The first reason stands.
+    /// Lets it take no further request, because of `reason`, and wakes whoever waits for it: a
+    /// server may have something to say about that. The first reason stands.
     pub fn close(&self, reason: Reason) {
-        let _ = self.closing.compare_exchange(0, code(reason), Relaxed, Relaxed);
+        if self.closing.compare_exchange(0, code(reason), Release, Relaxed).is_ok() {
+            self.wake();
+        }
     }
 
     /// Ends the connection and wakes whoever waits for it. `false` if it was decided before.

@@ -97,6 +97,11 @@ impl<'a> Event<'a> {
         Self::Closed { conn, reason, phase, open_for }
     }
 
+    /// A body of `conn` is ended for `violation`, or would be.
+    pub const fn cut(violation: &'a Violation, mode: Mode, conn: Option<&'a ConnInfo>) -> Self {
+        Self::Cut { violation, mode, conn }
+    }
+
     /// `conn` is ended or not let in for `violation`, or would be.
     pub const fn disconnected(violation: &'a Violation, mode: Mode, conn: &'a ConnInfo) -> Self {
         Self::Disconnected { violation, mode, conn }

@@ -42,7 +42,7 @@ impl Settings {
     /// Records that a body broke a rule after its response head was sent. `true` if it is to be
     /// cut, `false` if it goes on.
     pub fn cut(&self, violation: &Violation, conn: Option<&ConnInfo>) -> bool {
-        self.recorder.record(|| Event::Cut { violation, mode: self.mode, conn });
+        self.recorder.record(|| Event::cut(violation, self.mode, conn));
         self.mode == Mode::Enforce
     }
 

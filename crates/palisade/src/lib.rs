@@ -94,6 +94,9 @@ pub use palisade_conn as conn;
 pub use palisade_metrics::{self as metrics, Snapshot};
 #[cfg(feature = "rate-limit")]
 pub use palisade_rate_limit::{self as rate_limit, Quota};
+/// The function, and the crate that it is of.
+#[cfg(feature = "serve")]
+pub use palisade_serve::{self as serve, serve};
 #[cfg(feature = "slow-body")]
 pub use palisade_slow_body as slow_body;
 #[cfg(feature = "timeout")]

@@ -1,0 +1,116 @@
+//! What can be served.
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use palisade_core::{BoxError, ConnInfo};
+use std::{convert::Infallible, fmt, future::poll_fn, net::SocketAddr, sync::Arc};
+use tower_service::Service;
+
+/// A connection for which a service is to be made.
+#[derive(Clone, Copy)]
+pub struct Incoming<'a> {
+    conn: &'a Arc<ConnInfo>,
+}
+
+/// A service that answers requests. Implemented for every tower service that can.
+pub trait HttpService:
+    Service<
+        Request<hyper::body::Incoming>,
+        Response = Response<Self::ResponseBody>,
+        Error: Into<BoxError>,
+        Future: Send + 'static,
+    > + Clone
+    + Send
+    + 'static
+{
+    /// The body of its responses.
+    type ResponseBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static;
+}
+
+/// What [`serve`](crate::serve) takes. `Kind` is found by the compiler: [`OfRequests`] for a service that
+/// answers requests, [`OfConnections`] for one that makes such a service for each [`Incoming`].
+pub trait App<Kind>: Send + 'static {
+    /// Answers the requests of one connection.
+    type Service: HttpService;
+
+    /// The service for one connection.
+    fn service(&mut self, incoming: Incoming<'_>) -> impl Future<Output = Self::Service> + Send;
+}
+
+/// The [`App`] answers requests.
+#[derive(Debug)]
+pub enum OfRequests {}
+
+/// The [`App`] makes services.
+#[derive(Debug)]
+pub enum OfConnections {}
+
+// === Incoming ===
+
+impl<'a> Incoming<'a> {
+    pub(crate) fn new(conn: &'a Arc<ConnInfo>) -> Self {
+        Self { conn }
+    }
+
+    /// What is known of the connection. Each of its requests will bring it as an extension.
+    pub fn conn(&self) -> &'a Arc<ConnInfo> {
+        self.conn
+    }
+
+    /// The other end; 0.0.0.0:0 where that is no address of the internet.
+    pub fn remote_addr(&self) -> SocketAddr {
+        self.conn.peer()
+    }
+}
+
+impl fmt::Debug for Incoming<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Incoming").field("conn", &self.conn).finish()
+    }
+}
+
+#[cfg(feature = "axum")]
+impl axum::extract::connect_info::Connected<Incoming<'_>> for SocketAddr {
+    fn connect_info(incoming: Incoming<'_>) -> Self {
+        incoming.remote_addr()
+    }
+}
+
+// === HttpService ===
+
+impl<S, B> HttpService for S
+where
+    S: Service<Request<hyper::body::Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send + 'static,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    type ResponseBody = B;
+}
+
+// === App ===
+
+impl<S: HttpService> App<OfRequests> for S {
+    type Service = S;
+
+    async fn service(&mut self, _: Incoming<'_>) -> S {
+        self.clone()
+    }
+}
+
+impl<M, S> App<OfConnections> for M
+where
+    M: for<'a> Service<Incoming<'a>, Response = S, Error = Infallible, Future: Send>
+        + Send
+        + 'static,
+    S: HttpService,
+{
+    type Service = S;
+
+    async fn service(&mut self, incoming: Incoming<'_>) -> S {
+        let Ok(()) = poll_fn(|cx| self.poll_ready(cx)).await;
+        let Ok(service) = self.call(incoming).await;
+        service
+    }
+}

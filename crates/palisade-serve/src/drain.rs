@@ -1,0 +1,179 @@
+//! The end of a server.
+
+use palisade_core::ConnInfo;
+use parking_lot::Mutex;
+use pin_project_lite::pin_project;
+use std::{
+    pin::{Pin, pin},
+    sync::{
+        Arc, Weak,
+        atomic::{
+            AtomicU8, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    sync::{Notify, futures::OwnedNotified},
+    time::timeout,
+};
+
+const SERVING: u8 = 0;
+/// Nobody comes in, everybody is told to go.
+const DRAINING: u8 = 1;
+/// Whoever is left is cut off.
+const OVER: u8 = 2;
+/// How long those have to be gone.
+const LAST: Duration = Duration::from_millis(500);
+
+/// What became of the connections that were there when the server was told to end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Drained {
+    /// Those that came to their own end.
+    pub finished: usize,
+    /// Those that were cut off at the deadline.
+    pub cut: usize,
+    /// Those that had become something else than HTTP, a WebSocket among them, and were ended when
+    /// everybody else was gone.
+    pub upgraded: usize,
+}
+
+/// What the connections of one server share of its end.
+#[derive(Debug, Default)]
+pub(crate) struct Drain {
+    stage: AtomicU8,
+    /// Tells everybody of a new stage.
+    changed: Arc<Notify>,
+    open: AtomicUsize,
+    cut: AtomicUsize,
+    empty: Notify,
+    upgraded: Mutex<Vec<Weak<ConnInfo>>>,
+}
+
+/// One connection of a server that can end.
+#[derive(Debug)]
+pub(crate) struct Open {
+    drain: Arc<Drain>,
+}
+
+pin_project! {
+    /// Polls what is in it at each new stage, too. To be polled by one task only.
+    pub(crate) struct Attentive<F> {
+        #[pin]
+        inner: F,
+        #[pin]
+        changed: OwnedNotified,
+        drain: Arc<Drain>,
+        seen: Option<u8>,
+    }
+}
+
+// === Drain ===
+
+impl Drain {
+    pub(crate) fn has_begun(&self) -> bool {
+        self.stage.load(Relaxed) != SERVING
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.stage.load(Relaxed) == OVER
+    }
+
+    /// Everybody is told to go, and has `deadline` for it. `end` ends what was upgraded.
+    pub(crate) async fn run(&self, deadline: Duration, end: impl Fn(&ConnInfo)) -> Drained {
+        let begun_with = self.open.load(SeqCst);
+        self.enter(DRAINING);
+        if timeout(deadline, self.emptied()).await.is_err() {
+            self.enter(OVER);
+            // Whatever does not even look up from its work is left behind.
+            let _ = timeout(LAST, self.emptied()).await;
+        }
+        let cut = self.cut.load(SeqCst) + self.open.load(SeqCst);
+        let upgraded = std::mem::take(&mut *self.upgraded.lock());
+        let upgraded: Vec<_> = upgraded.iter().filter_map(Weak::upgrade).collect();
+        upgraded.iter().for_each(|conn| end(conn));
+        Drained { finished: begun_with.saturating_sub(cut), cut, upgraded: upgraded.len() }
+    }
+
+    fn enter(&self, stage: u8) {
+        self.stage.store(stage, SeqCst);
+        self.changed.notify_waiters();
+    }
+
+    async fn emptied(&self) {
+        loop {
+            let mut empty = pin!(self.empty.notified());
+            empty.as_mut().enable();
+            if self.open.load(SeqCst) == 0 {
+                return;
+            }
+            empty.await;
+        }
+    }
+}
+
+// === Open ===
+
+impl Open {
+    pub(crate) fn new(drain: &Arc<Drain>) -> Self {
+        drain.open.fetch_add(1, SeqCst);
+        Self { drain: drain.clone() }
+    }
+
+    pub(crate) fn drain(&self) -> &Drain {
+        &self.drain
+    }
+
+    /// It was cut off.
+    pub(crate) fn is_cut(&self) {
+        self.drain.cut.fetch_add(1, SeqCst);
+    }
+
+    /// Somebody else has the socket of `conn` now.
+    pub(crate) fn is_upgraded(&self, conn: &Arc<ConnInfo>) {
+        let mut upgraded = self.drain.upgraded.lock();
+        if upgraded.len() == upgraded.capacity() {
+            upgraded.retain(|conn| conn.strong_count() > 0);
+        }
+        upgraded.push(Arc::downgrade(conn));
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if self.drain.open.fetch_sub(1, SeqCst) == 1 {
+            self.drain.empty.notify_waiters();
+        }
+    }
+}
+
+// === Attentive ===
+
+impl<F> Attentive<F> {
+    pub(crate) fn new(inner: F, drain: &Arc<Drain>) -> Self {
+        let changed = drain.changed.clone().notified_owned();
+        Self { inner, changed, drain: drain.clone(), seen: None }
+    }
+}
+
+impl<F: Future> Future for Attentive<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let mut this = self.project();
+        loop {
+            let stage = this.drain.stage.load(SeqCst);
+            if *this.seen == Some(stage) {
+                break;
+            }
+            // In this order: a stage that is entered in between is seen in the next round.
+            this.changed.set(this.drain.changed.clone().notified_owned());
+            let is_listening = this.changed.as_mut().poll(cx).is_pending();
+            *this.seen = is_listening.then_some(stage);
+        }
+        this.inner.poll(cx)
+    }
+}

@@ -1,0 +1,65 @@
+//! Serves a `Router`, or any tower service, on hyper with every bound set: one line in place of
+//! `axum::serve`.
+//!
+//! `axum::serve` lets in as many connections as come and waits for each for ever, gives hyper no
+//! timer and no limit, cannot tell one HTTP/2 connection to go, and lets any client hold up a
+//! shutdown. Here a [`ConnGuard`](palisade_conn::ConnGuard) stands before hyper, and hyper is told
+//! what it may take.
+#![cfg_attr(
+    feature = "axum",
+    doc = r#"
+```no_run
+# use axum::{Router, routing::get};
+# async fn example() -> std::io::Result<()> {
+let app = Router::new().route("/", get("hello"));
+let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+palisade_serve::serve(listener, app).await
+# }
+```
+"#
+)]
+//! # What it adds to the guard
+//!
+//! All that [`palisade_conn`] says holds, with nothing more to be put in: requests are accounted
+//! for, and each brings the `Arc<ConnInfo>` of its connection. Besides:
+//!
+//! - **HTTP by your settings**, [`Http`]: heads of 32 KiB, 100 requests at once on one HTTP/2
+//!   connection, 64 KiB kept for a reader, and so on. Answers 431, 414 and 400 of hyper's own are
+//!   left as they are.
+//! - **One look at the first bytes** tells HTTP/1 from HTTP/2. The deadline of the first request
+//!   stands over it, and over a TLS handshake.
+//! - **HTTP/2 streams by themselves**: an answer of which nothing is taken for the guard's
+//!   [`write_stall`](palisade_conn::ConnGuardBuilder::write_stall) is reset, and the connection
+//!   lives on. A window that is shut, or opened by a byte now and then, counts as nothing; but
+//!   where all streams together get 500 B/s for each that waits, they have ten times as long.
+//! - **GOAWAY** for HTTP/2 connections of age or with their number of requests.
+//! - **A shutdown with an end**: [`with_graceful_shutdown`](Serve::with_graceful_shutdown).
+//!
+//! Pieces of a response body are handed to HTTP/2 16 KiB at a time, whatever their length.
+//!
+//! # What it takes
+//!
+//! A service that answers requests, made once and cloned for each: a `Router`, a `MethodRouter`, a
+//! handler with its state, tonic's `Routes`, layers around one. Or a service that makes one for each
+//! connection, from [`Incoming`]: axum's `into_make_service()` and
+//! `into_make_service_with_connect_info()`, or one of your own. It is asked between two accepts, so
+//! it should answer at once.
+#![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod app;
+mod connection;
+mod drain;
+mod http;
+mod serve;
+mod service;
+mod sniff;
+mod streams;
+#[cfg(feature = "rustls")]
+mod tls;
+
+pub use app::{App, HttpService, Incoming, OfConnections, OfRequests};
+pub use drain::Drained;
+pub use http::{Http, HttpBuilder, HttpError, HttpFault};
+pub use serve::{Serve, WithGracefulShutdown, serve};
+pub use sniff::Rewind;

@@ -1,0 +1,281 @@
+//! The accept loop.
+
+use crate::{
+    App, Drained, Http, Incoming,
+    connection::run,
+    drain::{Attentive, Drain, Open},
+};
+use hyper::server::conn::http1;
+use palisade_conn::{Accept, ConnGuard, Guarded, GuardedIo};
+use palisade_core::{Ending, Reason};
+use std::{
+    fmt,
+    future::{Future, IntoFuture, pending, poll_fn},
+    io,
+    marker::PhantomData,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Serves `app` on what `listener` accepts, for as long as it is awaited.
+///
+/// `listener` is one that a [`ConnGuard`] watches over, or any that can be: tokio's `TcpListener`
+/// and `UnixListener` get a guard of the default numbers. See the [crate docs](crate) for what can
+/// be an `app`.
+///
+/// ```no_run
+/// # use palisade_conn::ConnGuard;
+/// # async fn example<S: palisade_serve::HttpService + Sync>(app: S) -> Result<(), Box<dyn std::error::Error>> {
+/// let guard = ConnGuard::builder().max_connections(2000).build()?;
+/// palisade_serve::serve(guard.bind("127.0.0.1:3000").await?, app).await?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Panics
+///
+/// When awaited, if the runtime has no IO or no timer.
+pub fn serve<L, A, Kind>(listener: impl Into<Guarded<L>>, app: A) -> Serve<L, A, Kind>
+where
+    L: Accept,
+    A: App<Kind>,
+{
+    Serve {
+        listener: listener.into(),
+        app,
+        http: Http::default(),
+        #[cfg(feature = "rustls")]
+        tls: crate::tls::Tls::default(),
+        kind: PhantomData,
+    }
+}
+
+/// Future of [`serve`]. Awaited, it never ends; dropped, it takes no more connections, and those
+/// that are there go on.
+#[must_use = "nothing is served before it is awaited"]
+pub struct Serve<L: Accept, A, Kind> {
+    listener: Guarded<L>,
+    app: A,
+    http: Http,
+    #[cfg(feature = "rustls")]
+    tls: crate::tls::Tls,
+    kind: PhantomData<fn() -> Kind>,
+}
+
+/// Future of [`Serve::with_graceful_shutdown`].
+#[must_use = "nothing is served before it is awaited"]
+pub struct WithGracefulShutdown<L: Accept, A, Kind, F> {
+    serve: Serve<L, A, Kind>,
+    signal: F,
+    drain: Duration,
+}
+
+/// What all connections of a server share.
+pub(crate) struct Server {
+    pub(crate) guard: ConnGuard,
+    pub(crate) http: Http,
+    pub(crate) http1: http1::Builder,
+    pub(crate) drain: Arc<Drain>,
+    #[cfg(feature = "rustls")]
+    pub(crate) tls: crate::tls::Tls,
+}
+
+// === Serve ===
+
+impl<L: Accept, A: App<Kind>, Kind> Serve<L, A, Kind> {
+    /// Speaks HTTP by these settings. Defaults to [`Http::default`].
+    pub fn http(mut self, http: Http) -> Self {
+        self.http = http;
+        self
+    }
+
+    /// Speaks TLS. What the configuration offers by ALPN is put to what the [`Http`] settings
+    /// speak; a client that asks for nothing is looked at as one without TLS is.
+    ///
+    /// Each handshake is done on its own connection's task, within the guard's
+    /// [`first_request`](palisade_conn::ConnGuardBuilder::first_request). Defaults to no TLS.
+    #[cfg(feature = "rustls")]
+    pub fn tls(mut self, config: Arc<tokio_rustls::rustls::ServerConfig>) -> Self {
+        self.tls.config = Some(config);
+        self
+    }
+
+    /// How many handshakes may be under way at once, at least 1. The next one takes the place of
+    /// the one that is so for longest, because what makes the least progress goes first. Each
+    /// costs some tens of KiB. Defaults to 1,024.
+    #[cfg(feature = "rustls")]
+    pub fn max_handshakes(mut self, handshakes: usize) -> Self {
+        self.tls.most = handshakes.max(1);
+        self
+    }
+
+    /// Ends when `signal` does: no more connections are taken, the listener is closed, every
+    /// connection is told to go (`Connection: close`, GOAWAY), requests in flight are answered, and
+    /// what is left when the [drain](WithGracefulShutdown::drain) is over is cut off. Whatever
+    /// clients do, the end comes within that time and a second.
+    ///
+    /// ```no_run
+    /// # async fn example<S: palisade_serve::HttpService + Sync>(listener: tokio::net::TcpListener, app: S) -> std::io::Result<()> {
+    /// # let signal = async {};
+    /// let drained = palisade_serve::serve(listener, app).with_graceful_shutdown(signal).await?;
+    /// println!("{} connections were cut off", drained.cut);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// A connection that was upgraded is not waited for: it is ended in good order when all
+    /// others are gone. Tell each WebSocket of the same signal, if it is to say good-bye.
+    pub fn with_graceful_shutdown<F>(self, signal: F) -> WithGracefulShutdown<L, A, Kind, F>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        WithGracefulShutdown { serve: self, signal, drain: Duration::from_secs(30) }
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the system says.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    async fn run(self, signal: impl Future<Output = ()>, drain: Duration) -> io::Result<Drained> {
+        let Self { mut listener, mut app, http, .. } = self;
+        let server = Arc::new(Server {
+            guard: listener.guard().clone(),
+            http1: http.http1(),
+            #[cfg(feature = "rustls")]
+            tls: self.tls.offering(http.protocol),
+            http,
+            drain: Arc::default(),
+        });
+        let mut signal = pin!(signal);
+        loop {
+            // The signal first: a flood must not keep it from being heard.
+            let accepted = poll_fn(|cx| match signal.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(None),
+                Poll::Pending => listener.poll_accept(cx).map(Some),
+            });
+            let io = match accepted.await {
+                None => break,
+                Some(Ok((io, _))) => io,
+                // The listener pauses by itself.
+                Some(Err(_)) => continue,
+            };
+            let conn = io.conn().clone();
+            let mut made = pin!(app.service(Incoming::new(&conn)));
+            let made = poll_fn(|cx| match signal.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(None),
+                Poll::Pending => made.as_mut().poll(cx).map(Some),
+            });
+            let Some(service) = made.await else { break };
+            let open = Open::new(&server.drain);
+            let connection = connection(io, service, server.clone(), open);
+            tokio::spawn(Attentive::new(connection, &server.drain));
+        }
+        drop(listener);
+        let end = |conn: &_| _ = server.guard.end(conn, Reason::Shutdown, Ending::Finish);
+        Ok(server.drain.run(drain, end).await)
+    }
+}
+
+async fn connection<T, S>(io: GuardedIo<T>, service: S, server: Arc<Server>, open: Open)
+where
+    T: palisade_conn::Transport + Send + 'static,
+    S: crate::HttpService,
+{
+    let conn = io.conn().clone();
+    // Before it has asked for anything.
+    conn.state().set_accounted();
+    let protocol = server.http.protocol;
+    #[cfg(feature = "rustls")]
+    if let Some((acceptor, handshakes)) = server.tls.acceptor() {
+        let Some((io, agreed)) = crate::tls::shake(acceptor, handshakes, io, &server, &open).await
+        else {
+            return;
+        };
+        let protocol = if protocol == crate::http::Protocol::Auto { agreed } else { protocol };
+        return run(io, conn, protocol, service, &server, &open).await;
+    }
+    run(io, conn, protocol, service, &server, &open).await;
+}
+
+impl<L, A, Kind> IntoFuture for Serve<L, A, Kind>
+where
+    L: Accept,
+    A: App<Kind>,
+    Kind: 'static,
+{
+    type Output = io::Result<()>;
+    type IntoFuture = BoxFuture<io::Result<()>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move { self.run(pending(), Duration::ZERO).await.map(|_| ()) })
+    }
+}
+
+impl<L: Accept, A: fmt::Debug, Kind> fmt::Debug for Serve<L, A, Kind> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Serve")
+            .field("listener", &self.listener)
+            .field("app", &self.app)
+            .field("http", &self.http)
+            .finish_non_exhaustive()
+    }
+}
+
+// === WithGracefulShutdown ===
+
+impl<L, A, Kind, F> WithGracefulShutdown<L, A, Kind, F>
+where
+    L: Accept,
+    A: App<Kind>,
+    F: Future<Output = ()> + Send + 'static,
+{
+    /// How long after the signal requests in flight may go on. Defaults to 30 s.
+    pub fn drain(mut self, deadline: Duration) -> Self {
+        self.drain = deadline;
+        self
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the system says.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.serve.local_addr()
+    }
+}
+
+impl<L, A, Kind, F> IntoFuture for WithGracefulShutdown<L, A, Kind, F>
+where
+    L: Accept,
+    A: App<Kind>,
+    Kind: 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    type Output = io::Result<Drained>;
+    type IntoFuture = BoxFuture<io::Result<Drained>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        let Self { serve, signal, drain } = self;
+        Box::pin(async move { serve.run(signal, drain).await })
+    }
+}
+
+impl<L: Accept, A: fmt::Debug, Kind, F> fmt::Debug for WithGracefulShutdown<L, A, Kind, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WithGracefulShutdown")
+            .field("serve", &self.serve)
+            .field("drain", &self.drain)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,250 @@
+//! The streams of one HTTP/2 connection, each of which can be ended by itself.
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::rt::Executor;
+use palisade_conn::ConnGuard;
+use palisade_core::{ConnInfo, Guard, Mode, Phase, Reason, Violation};
+use pin_project_lite::pin_project;
+use std::{
+    cell::Cell,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// hyper is given no longer piece of a body at once: it keeps a whole one for each stream, and
+/// a short one tells sooner whether any of it is taken.
+const PIECE: usize = 16 * 1024;
+/// Bytes per second that a stream that waits is worth, if the connection takes them.
+const RATE: u64 = 500;
+/// For whom the connection takes them, it is over after so many times.
+const PATIENCE: u32 = 10;
+
+thread_local! {
+    /// What the body of the stream that is polled now did last.
+    static LAST: Cell<Option<Did>> = const { Cell::new(None) };
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Did {
+    /// It gave a piece, and was not asked for the next one.
+    Gave,
+    /// It had nothing to give, or has ended.
+    Waits,
+}
+
+pin_project! {
+    /// A response body that hands out short pieces and says so.
+    #[derive(Debug)]
+    pub struct ServedBody<B> {
+        #[pin]
+        inner: B,
+        // Given by the inner body and not handed out yet.
+        rest: Bytes,
+        is_http2: bool,
+    }
+}
+
+/// Runs the streams of one connection.
+#[derive(Clone)]
+pub(crate) struct Streams(Arc<Shared>);
+
+struct Shared {
+    guard: ConnGuard,
+    conn: Arc<ConnInfo>,
+    /// How many wait for their client.
+    waiting: AtomicU64,
+}
+
+pin_project! {
+    struct Stream<F> {
+        #[pin]
+        inner: F,
+        streams: Streams,
+        stall: Option<Stall>,
+        sleep: Option<Pin<Box<Sleep>>>,
+        is_told: bool,
+    }
+}
+
+/// A stream that waits for its client to take what it has.
+struct Stall {
+    streams: Streams,
+    begun: Instant,
+    /// Looked at last, and what the connection had written by then.
+    looked: Instant,
+    written: u64,
+}
+
+// === ServedBody ===
+
+impl<B> ServedBody<B> {
+    pub(crate) fn new(inner: B, is_http2: bool) -> Self {
+        Self { inner, rest: Bytes::new(), is_http2 }
+    }
+}
+
+impl<B: Body<Data = Bytes>> Body for ServedBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = self.project();
+        if !*this.is_http2 {
+            return this.inner.poll_frame(cx);
+        }
+        LAST.set(Some(Did::Waits));
+        if this.rest.is_empty() {
+            match ready!(this.inner.poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => *this.rest = data,
+                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                },
+                end => return Poll::Ready(end),
+            }
+        }
+        LAST.set(Some(Did::Gave));
+        let piece = if this.rest.len() > PIECE {
+            this.rest.split_to(PIECE)
+        } else {
+            std::mem::take(this.rest)
+        };
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (rest, inner) = (self.rest.len() as u64, self.inner.size_hint());
+        if rest == 0 {
+            return inner;
+        }
+        let mut both = SizeHint::new();
+        if let Some(upper) = inner.upper() {
+            both.set_upper(upper.saturating_add(rest));
+        }
+        both.set_lower(inner.lower().saturating_add(rest));
+        both
+    }
+}
+
+// === Streams ===
+
+impl Streams {
+    pub(crate) fn new(guard: &ConnGuard, conn: &Arc<ConnInfo>) -> Self {
+        let waiting = AtomicU64::new(0);
+        Self(Arc::new(Shared { guard: guard.clone(), conn: conn.clone(), waiting }))
+    }
+
+    fn written(&self) -> u64 {
+        self.0.conn.state().sample().written
+    }
+
+    /// How long a stream may wait.
+    fn patience(&self) -> Duration {
+        self.0.guard.write_stall()
+    }
+}
+
+impl<F> Executor<F> for Streams
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, inner: F) {
+        let streams = self.clone();
+        tokio::spawn(Stream { inner, streams, stall: None, sleep: None, is_told: false });
+    }
+}
+
+impl<F: Future> Future for Stream<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        LAST.set(None);
+        if this.inner.poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        match LAST.take() {
+            Some(Did::Gave) if this.streams.0.guard.mode() != Mode::Off => {
+                *this.stall = Some(Stall::new(this.streams.clone()));
+            }
+            // What it asks for is not the client's to give.
+            Some(_) => *this.stall = None,
+            None => {}
+        }
+        let Some(stall) = this.stall else { return Poll::Pending };
+        loop {
+            let due = stall.looked + this.streams.patience();
+            let sleep = this.sleep.get_or_insert_with(|| Box::pin(sleep_until(due)));
+            // One that was set for an earlier stall goes off first, and is set again.
+            ready!(sleep.as_mut().poll(cx));
+            let now = Instant::now();
+            if now < due {
+                sleep.as_mut().reset(due);
+            } else if stall.is_over(now) {
+                let is_enforced = stall.tell(now, this.is_told);
+                if is_enforced {
+                    return Poll::Ready(());
+                }
+                sleep.as_mut().reset(now + this.streams.patience());
+            } else {
+                sleep.as_mut().reset(now + this.streams.patience());
+            }
+        }
+    }
+}
+
+// === Stall ===
+
+impl Stall {
+    fn new(streams: Streams) -> Self {
+        streams.0.waiting.fetch_add(1, Relaxed);
+        let (now, written) = (Instant::now(), streams.written());
+        Self { streams, begun: now, looked: now, written }
+    }
+
+    /// Whether it has had its time; if not, the next time begins.
+    fn is_over(&mut self, now: Instant) -> bool {
+        let written = self.streams.written();
+        let taken = written.saturating_sub(self.written);
+        let seconds = now.saturating_duration_since(self.looked).as_secs().max(1);
+        let waiting = self.streams.0.waiting.load(Relaxed);
+        let is_fair = taken >= RATE.saturating_mul(seconds).saturating_mul(waiting);
+        let all = now.saturating_duration_since(self.begun);
+        let is_over = !is_fair || all >= self.streams.patience().saturating_mul(PATIENCE);
+        (self.looked, self.written) = (now, written);
+        is_over
+    }
+
+    /// Whether the stream is to end for it.
+    fn tell(&self, now: Instant, is_told: &mut bool) -> bool {
+        let Shared { guard, conn, .. } = &*self.streams.0;
+        if !std::mem::replace(is_told, true) {
+            let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            let limit = millis(self.streams.patience());
+            let observed = millis(now.saturating_duration_since(self.begun));
+            let (reason, phase) = (Reason::WindowStall, Phase::ResponseBody);
+            guard.cut(&Violation::new(Guard::Connection, reason, phase, limit, observed), conn);
+        }
+        guard.mode() == Mode::Enforce
+    }
+}
+
+impl Drop for Stall {
+    fn drop(&mut self) {
+        self.streams.0.waiting.fetch_sub(1, Relaxed);
+    }
+}

@@ -1,0 +1,115 @@
+//! TLS, between the guard and HTTP.
+
+use crate::{drain::Open, http::Protocol, serve::Server};
+use palisade_conn::{GuardedIo, Transport};
+use palisade_core::{ConnInfo, Ending, Reason};
+use parking_lot::Mutex;
+use std::{
+    collections::BTreeMap,
+    future::poll_fn,
+    io,
+    pin::pin,
+    sync::{Arc, Weak},
+    task::Poll,
+};
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
+
+const HTTP2: &[u8] = b"h2";
+const HTTP1: &[u8] = b"http/1.1";
+
+/// Whether and how TLS is spoken.
+pub(crate) struct Tls {
+    pub(crate) config: Option<Arc<ServerConfig>>,
+    pub(crate) most: usize,
+    acceptor: Option<(TlsAcceptor, Handshakes)>,
+}
+
+/// Those under way, the longest first.
+pub(crate) struct Handshakes {
+    most: usize,
+    under_way: Mutex<BTreeMap<u64, Weak<ConnInfo>>>,
+}
+
+/// One of them. Dropping it is its end.
+struct UnderWay<'a> {
+    handshakes: &'a Handshakes,
+    id: u64,
+}
+
+// === Tls ===
+
+impl Tls {
+    /// The same, with what is offered by ALPN put to what is spoken.
+    pub(crate) fn offering(mut self, protocol: Protocol) -> Self {
+        if let Some(config) = self.config.take() {
+            let mut config = ServerConfig::clone(&config);
+            let offered: &[&[u8]] = match protocol {
+                Protocol::Auto => &[HTTP2, HTTP1],
+                Protocol::Http1 => &[HTTP1],
+                Protocol::Http2 => &[HTTP2],
+            };
+            config.alpn_protocols = offered.iter().map(|name| name.to_vec()).collect();
+            let handshakes = Handshakes { most: self.most, under_way: Mutex::default() };
+            self.acceptor = Some((TlsAcceptor::from(Arc::new(config)), handshakes));
+        }
+        self
+    }
+
+    pub(crate) fn acceptor(&self) -> Option<(&TlsAcceptor, &Handshakes)> {
+        self.acceptor.as_ref().map(|(acceptor, handshakes)| (acceptor, handshakes))
+    }
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self { config: None, most: 1024, acceptor: None }
+    }
+}
+
+/// Shakes hands, unless the server ends first. What the client chose comes with it.
+pub(crate) async fn shake<T: Transport>(
+    acceptor: &TlsAcceptor,
+    handshakes: &Handshakes,
+    io: GuardedIo<T>,
+    server: &Server,
+    open: &Open,
+) -> Option<(TlsStream<GuardedIo<T>>, Protocol)> {
+    let _under_way = handshakes.enter(io.conn(), server);
+    let mut accepted = pin!(acceptor.accept(io));
+    let accepted = poll_fn(|cx| {
+        if open.drain().has_begun() {
+            return Poll::Ready(Err(io::ErrorKind::Interrupted.into()));
+        }
+        accepted.as_mut().poll(cx)
+    });
+    // An error is a client that went away, or was ended, or speaks something else.
+    let io = accepted.await.ok()?;
+    let agreed = match io.get_ref().1.alpn_protocol() {
+        Some(HTTP2) => Protocol::Http2,
+        Some(_) => Protocol::Http1,
+        None => Protocol::Auto,
+    };
+    Some((io, agreed))
+}
+
+// === Handshakes ===
+
+impl Handshakes {
+    fn enter(&self, conn: &Arc<ConnInfo>, server: &Server) -> UnderWay<'_> {
+        let oldest = {
+            let mut under_way = self.under_way.lock();
+            under_way.insert(conn.id(), Arc::downgrade(conn));
+            if under_way.len() > self.most { under_way.pop_first() } else { None }
+        };
+        if let Some(conn) = oldest.and_then(|(_, conn)| conn.upgrade()) {
+            server.guard.end(&conn, Reason::HandshakesFull, Ending::Reset);
+        }
+        UnderWay { handshakes: self, id: conn.id() }
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.handshakes.under_way.lock().remove(&self.id);
+    }
+}

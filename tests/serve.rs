@@ -1,0 +1,201 @@
+//! `palisade::serve`: what it takes, what it tells, and over what.
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod guarded;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{ConnectInfo, Extension},
+    handler::HandlerWithoutStateExt,
+    routing::get,
+};
+use bytes::Bytes;
+use guarded::{all_gone, app};
+use http::{Request, Response, Version};
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::Incoming as RequestBody;
+use hyper_util::rt::TokioIo;
+use palisade::{
+    conn::{ConnGuard, ConnInfo},
+    serve::{App, Http, Incoming},
+};
+use palisade_testkit::{
+    clients::{self, RawClient},
+    servers,
+};
+use std::{
+    convert::Infallible,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tower::service_fn;
+
+const LOCAL: Ipv4Addr = Ipv4Addr::LOCALHOST;
+
+/// Serves `app` on a guard of its own, by default settings.
+async fn served_by<Kind: 'static>(app: impl App<Kind>) -> (SocketAddr, ConnGuard) {
+    served(app, Http::default()).await
+}
+
+async fn served<Kind: 'static>(app: impl App<Kind>, http: Http) -> (SocketAddr, ConnGuard) {
+    let guard = ConnGuard::default();
+    let listener = guard.listen(servers::listener().await);
+    let serve = palisade::serve(listener, app).http(http);
+    let addr = serve.local_addr().unwrap();
+    tokio::spawn(serve.into_future());
+    (addr, guard)
+}
+
+async fn text(addr: SocketAddr) -> String {
+    let answer = clients::get(LOCAL, addr, "/").await.unwrap();
+    String::from_utf8(answer.into_body().to_vec()).unwrap()
+}
+
+async fn who(ConnectInfo(peer): ConnectInfo<SocketAddr>, conn: Extension<Arc<ConnInfo>>) -> String {
+    assert_eq!(conn.peer(), peer);
+    assert!(peer.ip().is_loopback());
+    "known".to_owned()
+}
+
+#[tokio::test]
+async fn it_takes_what_axum_s_own_takes() {
+    let router = || Router::new().route("/", get(who));
+    let (addr, _) = served_by(router()).await;
+    assert_eq!(text(addr).await, "known");
+    let (addr, _) = served_by(get(who)).await;
+    assert_eq!(text(addr).await, "known");
+    let (addr, _) = served_by(who.into_service()).await;
+    assert_eq!(text(addr).await, "known");
+    let (addr, _) = served_by(router().into_make_service()).await;
+    assert_eq!(text(addr).await, "known");
+    let (addr, _) = served_by(router().into_make_service_with_connect_info::<SocketAddr>()).await;
+    assert_eq!(text(addr).await, "known");
+    let (addr, _) = served_by(who.into_make_service()).await;
+    assert_eq!(text(addr).await, "known");
+}
+
+#[tokio::test]
+async fn it_takes_any_service_and_any_that_makes_one() {
+    let hello = service_fn(async |request: Request<RequestBody>| {
+        let text = format!("{:?}", request.version());
+        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text))))
+    });
+    let (addr, guard) = served_by(hello).await;
+    assert_eq!(text(addr).await, "HTTP/1.1");
+    let mut client = clients::http2(LOCAL, addr).await.unwrap();
+    let request = Request::get(format!("http://{addr}/")).body(Empty::<Bytes>::new()).unwrap();
+    let answer = client.send_request(request).await.unwrap();
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "HTTP/2.0");
+    drop(client);
+    all_gone(&guard).await;
+
+    let make = service_fn(|incoming: Incoming<'_>| {
+        let peer = incoming.remote_addr().ip().to_string();
+        let says = service_fn(move |_: Request<RequestBody>| {
+            std::future::ready(Ok::<_, Infallible>(Response::new(Body::from(peer.clone()))))
+        });
+        std::future::ready(Ok::<_, Infallible>(says))
+    });
+    let (addr, _) = served_by(make).await;
+    assert_eq!(text(addr).await, "127.0.0.1");
+}
+
+#[tokio::test]
+async fn a_plain_listener_is_guarded_by_the_defaults() {
+    let serve = palisade::serve(servers::listener().await, app());
+    let addr = serve.local_addr().unwrap();
+    let server = tokio::spawn(serve.into_future());
+    assert_eq!(text(addr).await, "served");
+    server.abort();
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn it_serves_on_a_unix_socket() {
+    let path = std::env::temp_dir().join(format!("palisade-serve-{}", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    tokio::spawn(palisade::serve(listener, app()).into_future());
+    let stream = tokio::net::UnixStream::connect(&path).await.unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let (mut client, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::get("/").header("host", "x").body(Empty::<Bytes>::new()).unwrap();
+    let answer = client.send_request(request).await.unwrap();
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "served");
+}
+
+#[tokio::test]
+async fn one_protocol_alone_answers_nothing_to_the_other() {
+    let (addr, guard) = served(app(), Http::builder().http1_only().build().unwrap()).await;
+    assert_eq!(text(addr).await, "served");
+    let mut client = RawClient::connect(addr).await.unwrap();
+    client.send(guarded::h2::hello(65_535)).await.unwrap();
+    let answer = client.rest().await;
+    assert!(answer.starts_with(b"HTTP/1.1 400") || answer.is_empty(), "{answer:?}");
+    all_gone(&guard).await;
+
+    let (addr, guard) = served(app(), Http::builder().http2_only().build().unwrap()).await;
+    let mut client = clients::http2(LOCAL, addr).await.unwrap();
+    let request = Request::get(format!("http://{addr}/")).body(Empty::<Bytes>::new()).unwrap();
+    assert_eq!(client.send_request(request).await.unwrap().version(), Version::HTTP_2);
+    drop(client);
+    let mut client = RawClient::connect(addr).await.unwrap();
+    client.send(guarded::GET).await.unwrap();
+    let answer = client.rest().await;
+    assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+    all_gone(&guard).await;
+}
+
+#[tokio::test]
+async fn a_head_over_its_limit_is_told_so_and_one_within_is_served() {
+    let (addr, guard) = served_by(app()).await;
+    let head = |bytes: usize| {
+        let filler = "x".repeat(bytes - guarded::GET.len() - "f: \r\n".len());
+        guarded::GET.replace("\r\n\r\n", &format!("\r\nf: {filler}\r\n\r\n"))
+    };
+    let mut client = RawClient::connect(addr).await.unwrap();
+    client.send(head(32 * 1024)).await.unwrap();
+    assert_eq!(client.head().await.unwrap().status, 200);
+    client.body(6).await.unwrap();
+    client.send(head(32 * 1024 + 1)).await.unwrap();
+    assert_eq!(client.head().await.unwrap().status, 431);
+    let mut client = RawClient::connect(addr).await.unwrap();
+    let fields: String = (0..101).map(|n| format!("f{n}: x\r\n")).collect();
+    client.send(format!("GET / HTTP/1.1\r\n{fields}\r\n")).await.unwrap();
+    assert_eq!(client.head().await.unwrap().status, 431);
+    let mut client = RawClient::connect(addr).await.unwrap();
+    client.send("no such thing\r\n\r\n").await.unwrap();
+    assert_eq!(client.head().await.unwrap().status, 400);
+    drop(client);
+    all_gone(&guard).await;
+}
+
+#[tokio::test]
+async fn an_upgraded_connection_goes_on_and_keeps_its_place() {
+    let upgrade = service_fn(async |request: Request<RequestBody>| {
+        tokio::spawn(async move {
+            let upgraded = hyper::upgrade::on(request).await.unwrap();
+            let mut upgraded = TokioIo::new(upgraded);
+            let mut four = [0; 4];
+            upgraded.read_exact(&mut four).await.unwrap();
+            upgraded.write_all(&four).await.unwrap();
+        });
+        let switching = Response::builder().status(101).header("upgrade", "echo");
+        let switching = switching.header("connection", "upgrade");
+        Ok::<_, Infallible>(switching.body(Empty::<Bytes>::new()).unwrap())
+    });
+    let (addr, guard) = served_by(upgrade).await;
+    let mut client = RawClient::connect(addr).await.unwrap();
+    let head = "GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+    client.send(head).await.unwrap();
+    assert_eq!(client.head().await.unwrap().status, 101);
+    assert_eq!(guard.snapshot().open, 1);
+    client.send("echo").await.unwrap();
+    assert_eq!(client.body(4).await.unwrap(), b"echo");
+    drop(client);
+    all_gone(&guard).await;
+}

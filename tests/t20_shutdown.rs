@@ -1,0 +1,196 @@
+//! T20: no client can hold up a shutdown, and no request in flight is lost to one.
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod guarded;
+
+use axum::{Router, body::Body, routing::get};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use guarded::{GET, SECOND, SLACK, all_gone, app, h2};
+use http::Request;
+use http_body_util::{BodyExt, Empty};
+use palisade::{
+    conn::{ConnGuard, Phase, Reason},
+    serve::Drained,
+};
+use palisade_testkit::{
+    Journal,
+    clients::{self, PATIENCE, RawClient, until},
+    servers,
+};
+use std::{
+    convert::Infallible,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    sync::Notify,
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+
+const LOCAL: Ipv4Addr = Ipv4Addr::LOCALHOST;
+
+/// A server that ends when it is told to.
+struct Ending {
+    addr: SocketAddr,
+    guard: ConnGuard,
+    journal: Journal,
+    signal: Arc<Notify>,
+    task: JoinHandle<std::io::Result<Drained>>,
+}
+
+impl Ending {
+    async fn serve(app: Router, drain: Duration) -> Self {
+        let journal = Journal::default();
+        let guard = ConnGuard::builder().metrics(journal.clone()).build().unwrap();
+        let listener = guard.listen(servers::listener().await);
+        let signal = Arc::new(Notify::new());
+        let told = Arc::clone(&signal);
+        let serve = palisade::serve(listener, app)
+            .with_graceful_shutdown(async move { told.notified().await })
+            .drain(drain);
+        let addr = serve.local_addr().unwrap();
+        Self { addr, guard, journal, signal, task: tokio::spawn(serve.into_future()) }
+    }
+
+    /// Tells it to end; what became of its connections, and after how long.
+    async fn end(self) -> (Drained, Duration, ConnGuard, Journal) {
+        let started = Instant::now();
+        self.signal.notify_one();
+        let drained = timeout(PATIENCE, self.task).await.unwrap().unwrap().unwrap();
+        (drained, started.elapsed(), self.guard, self.journal)
+    }
+
+    async fn at(&self, phase: Phase, connections: usize) {
+        until("they are at it", || {
+            let phases = self.guard.snapshot().phases;
+            phases.iter().any(|(at, count)| *at == phase && *count == connections)
+        })
+        .await;
+    }
+}
+
+/// `/` of the test's app, plus one that waits until it is told.
+fn app_with(gate: &Arc<Notify>) -> Router {
+    let gate = Arc::clone(gate);
+    app().route(
+        "/gate",
+        get(async move || {
+            gate.notified().await;
+            let pieces = stream::iter(["do", "ne"]).map(Ok::<_, Infallible>);
+            Body::from_stream(pieces)
+        }),
+    )
+}
+
+#[tokio::test]
+async fn ten_ways_to_hold_it_up_hold_nothing_up() {
+    let drain = SECOND;
+    let server = Ending::serve(app(), drain).await;
+    let mut attackers = Vec::new();
+    let mut attack = async |bytes: Vec<u8>| {
+        let mut client = RawClient::connect(server.addr).await.unwrap();
+        client.send(bytes).await.unwrap();
+        attackers.push(client);
+    };
+    attack(vec![]).await; // Silence.
+    attack(b"PRI * HT".to_vec()).await; // Half a preface.
+    attack(b"GET / HTTP/1.1\r\nho".to_vec()).await; // Half a head.
+    attack(b"GET /hang HTTP/1.1\r\nhost: x\r\n\r\n".to_vec()).await; // A handler without end.
+    attack(b"GET /hang HTTP/1.1\r\nhost: x\r\n\r\nG".to_vec()).await; // The same, and a byte more.
+    attack(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n".to_vec()).await; // Nobody reads.
+    attack(h2::PREFACE.to_vec()).await; // HTTP/2 that goes no further.
+    attack([h2::hello(65_535), h2::get(1, "/")].concat()).await; // Acknowledges nothing.
+    attack([h2::hello(0), h2::get(1, "/endless")].concat()).await; // Shuts its window.
+    attack([h2::hello(65_535), h2::get(1, "/hang")].concat()).await; // A stream without end.
+    server.at(Phase::FirstHead, 4).await;
+    until("the requests are here", || server.guard.snapshot().in_flight == 5).await;
+
+    let (drained, took, guard, journal) = server.end().await;
+    assert!(took < drain + SLACK, "{took:?}");
+    assert!((5..=8).contains(&drained.cut), "{drained:?}");
+    assert_eq!(drained.finished + drained.cut, 10, "{drained:?}");
+    all_gone(&guard).await;
+    let shut = journal.closed();
+    assert_eq!(shut.iter().filter(|why| **why == Some(Reason::Shutdown)).count(), shut.len() - 2);
+}
+
+#[tokio::test]
+async fn requests_in_flight_are_answered_to_their_end_and_nobody_new_is_let_in() {
+    let gate = Arc::new(Notify::new());
+    let server = Ending::serve(app_with(&gate), 10 * SECOND).await;
+    let addr = server.addr;
+    let mut http1 = RawClient::connect(addr).await.unwrap();
+    http1.send(GET.replacen('/', "/gate", 1)).await.unwrap();
+    let mut http2 = clients::http2::<Empty<Bytes>>(LOCAL, addr).await.unwrap();
+    let request = || Request::get(format!("http://{addr}/gate")).body(Empty::new()).unwrap();
+    let second = tokio::spawn(http2.send_request(request()));
+    let mut idle = RawClient::connect(addr).await.unwrap();
+    guarded::served(&mut idle).await;
+    server.at(Phase::Working, 2).await;
+
+    let guard = server.guard.clone();
+    let ending = tokio::spawn(server.end());
+    assert_eq!(idle.rest().await, b""); // At once.
+    assert!(RawClient::connect(addr).await.is_err());
+    gate.notify_waiters();
+    let head = http1.head().await.unwrap();
+    assert_eq!((head.status.as_u16(), head.header("connection")), (200, Some("close")));
+    assert!(http1.rest().await.ends_with(b"0\r\n\r\n"));
+    let answer = second.await.unwrap().unwrap();
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "done");
+
+    let (drained, took, ..) = ending.await.unwrap();
+    assert_eq!((drained.finished, drained.cut), (3, 0));
+    assert!(took < 5 * SECOND, "{took:?}");
+    all_gone(&guard).await;
+}
+
+#[tokio::test]
+async fn a_web_socket_is_not_waited_for_and_ends_in_good_order() {
+    let echo = Router::new().route(
+        "/ws",
+        get(async |upgrade: axum::extract::ws::WebSocketUpgrade| {
+            upgrade.on_upgrade(async |mut socket| while let Some(Ok(_)) = socket.recv().await {})
+        }),
+    );
+    let server = Ending::serve(echo, 10 * SECOND).await;
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    let head = "GET /ws HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+        sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    client.send(head).await.unwrap();
+    assert_eq!(client.head().await.unwrap().status, 101);
+    server.at(Phase::Upgraded, 1).await;
+    let (drained, took, guard, _) = server.end().await;
+    assert_eq!((drained.cut, drained.upgraded), (0, 1));
+    assert!(took < SLACK, "{took:?}");
+    assert_eq!(client.rest().await, b"");
+    all_gone(&guard).await;
+}
+
+#[tokio::test]
+async fn a_handler_that_never_yields_does_not_hold_it_up() {
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let spins = Arc::clone(&stop);
+    let busy = Router::new().route(
+        "/",
+        get(async move || {
+            while !spins.load(std::sync::atomic::Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+        }),
+    );
+    let runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = { runtime }.worker_threads(2).enable_all().build().unwrap();
+    let server = runtime.spawn(Ending::serve(busy, SECOND)).await.unwrap();
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    client.send(GET).await.unwrap();
+    until("it is at work", || server.guard.snapshot().in_flight == 1).await;
+    let (drained, took, ..) = server.end().await;
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(drained.cut, 1);
+    assert!(took < SECOND + SLACK, "{took:?}");
+    runtime.shutdown_background();
+}
