@@ -44,6 +44,13 @@ pub async fn serve(guard: &ConnGuard, app: Router) -> Server {
     Server::new(addr, tokio::spawn(async move { serve.await.unwrap() }))
 }
 
+/// `palisade::serve`, with nothing further.
+pub async fn hardened(guard: &ConnGuard, app: Router) -> Server {
+    let serve = palisade::serve(guard.listen(servers::listener().await), app);
+    let addr = serve.local_addr().unwrap();
+    Server::new(addr, tokio::spawn(async move { serve.await.unwrap() }))
+}
+
 /// `/` is small, `/endless` never ends, `/hang` never answers.
 pub fn app() -> Router {
     let endless = || async {
@@ -136,11 +143,19 @@ impl Neighbour {
 
 /// HTTP/2 by hand (RFC 9113).
 pub mod h2 {
+    use palisade_testkit::clients::PATIENCE;
+    use tokio::{
+        io::{AsyncRead, AsyncReadExt},
+        time::timeout,
+    };
+
     pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     pub const DATA: u8 = 0;
     pub const HEADERS: u8 = 1;
+    pub const RST_STREAM: u8 = 3;
     pub const SETTINGS: u8 = 4;
     pub const PING: u8 = 6;
+    pub const GOAWAY: u8 = 7;
     pub const WINDOW_UPDATE: u8 = 8;
     pub const ACK: u8 = 1;
     pub const END_STREAM: u8 = 1;
@@ -152,6 +167,29 @@ pub mod h2 {
         frame.extend(stream.to_be_bytes());
         frame.extend(payload);
         frame
+    }
+
+    /// The next frame of this kind on this stream; others are passed over.
+    pub async fn next(from: &mut (impl AsyncRead + Unpin), kind: u8, stream: u32) -> Vec<u8> {
+        let next = async {
+            loop {
+                let mut head = [0; 9];
+                from.read_exact(&mut head).await.unwrap();
+                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+                let mut payload = vec![0; length as usize];
+                from.read_exact(&mut payload).await.unwrap();
+                let of = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+                if (head[3], of) == (kind, stream) {
+                    return payload;
+                }
+            }
+        };
+        timeout(PATIENCE, next).await.unwrap()
+    }
+
+    /// So much more window, for `stream` or for 0, the connection.
+    pub fn open(stream: u32, bytes: u32) -> Vec<u8> {
+        frame(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes())
     }
 
     /// The preface, and SETTINGS with this much window for each stream and all of it at once for

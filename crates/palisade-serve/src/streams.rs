@@ -248,3 +248,161 @@ impl Drop for Stall {
         self.streams.0.waiting.fetch_sub(1, Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderMap;
+    use http_body_util::{BodyExt, Full, StreamBody};
+    use palisade_core::Prefix;
+    use palisade_testkit::Journal;
+    use std::{convert::Infallible, future::poll_fn};
+    use tokio::{task::JoinHandle, time::sleep};
+
+    const STALL: Duration = Duration::from_secs(30);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn streams(mode: Mode) -> (Streams, Journal) {
+        let journal = Journal::default();
+        let guard = ConnGuard::builder().mode(mode).write_stall(STALL).metrics(journal.clone());
+        let conn = ConnInfo::new(([127, 0, 0, 1], 1).into(), None, Prefix::default());
+        (Streams::new(&guard.build().unwrap(), &Arc::new(conn)), journal)
+    }
+
+    /// What hyper does with a stream whose window is shut: asks the body once, and waits.
+    async fn shut(mut body: ServedBody<Full<Bytes>>) {
+        body.frame().await.unwrap().unwrap();
+        std::future::pending::<()>().await;
+    }
+
+    fn body(bytes: usize) -> ServedBody<Full<Bytes>> {
+        ServedBody::new(Full::new(Bytes::from(vec![b'x'; bytes])), true)
+    }
+
+    fn spawn<F: Future<Output = ()> + Send + 'static>(
+        streams: &Streams,
+        inner: F,
+    ) -> JoinHandle<()> {
+        let streams = streams.clone();
+        tokio::spawn(Stream { inner, streams, stall: None, sleep: None, is_told: false })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_piece_that_is_not_taken_ends_its_stream_on_time() {
+        let (streams, journal) = streams(Mode::Enforce);
+        let started = Instant::now();
+        spawn(&streams, shut(body(1))).await.unwrap();
+        let took = started.elapsed();
+        assert!(took >= STALL && took < STALL + Duration::from_millis(2), "{took:?}");
+        assert_eq!(journal.cut(), [(Guard::Connection, Reason::WindowStall)]);
+        assert_eq!(streams.0.waiting.load(Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_takes_each_piece_in_time_goes_on_for_ever() {
+        let (streams, journal) = streams(Mode::Enforce);
+        let mut body = body(100 * PIECE);
+        let slow = async move {
+            while let Some(frame) = body.frame().await {
+                assert!(frame.unwrap().data_ref().unwrap().len() <= PIECE);
+                sleep(STALL - SECOND).await;
+            }
+        };
+        let started = Instant::now();
+        spawn(&streams, slow).await.unwrap();
+        assert!(started.elapsed() >= 100 * (STALL - SECOND));
+        assert!(journal.cut().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_all_streams_share_a_slow_link_they_have_ten_times_as_long_and_no_longer() {
+        let (streams, _) = streams(Mode::Enforce);
+        let one = spawn(&streams, shut(body(1)));
+        let other = spawn(&streams, shut(body(1)));
+        let started = Instant::now();
+        let link = async {
+            loop {
+                // 500 B/s for each of both.
+                sleep(SECOND).await;
+                streams.0.conn.state().add_written(1000);
+            }
+        };
+        tokio::select! {
+            () = link => {}
+            ended = one => ended.unwrap(),
+        }
+        assert!(started.elapsed() >= PATIENCE * STALL, "{:?}", started.elapsed());
+        other.await.unwrap();
+        let took = started.elapsed();
+        assert!(took < (PATIENCE + 1) * STALL, "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_has_nothing_to_give_is_not_the_client_s_fault() {
+        let (streams, journal) = streams(Mode::Enforce);
+        let quiet = async {
+            let mut body =
+                ServedBody::new(http_body_util::Channel::<Bytes, Infallible>::new(1).1, true);
+            let _ =
+                tokio::time::timeout(20 * STALL, poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)));
+        };
+        spawn(&streams, quiet).await.unwrap();
+        let handler = async { sleep(20 * STALL).await };
+        spawn(&streams, handler).await.unwrap();
+        assert!(journal.cut().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_shadow_mode_it_is_told_once_and_off_not_at_all() {
+        for (mode, told) in [(Mode::Shadow, 1), (Mode::Off, 0)] {
+            let (streams, journal) = streams(mode);
+            let stream = spawn(&streams, shut(body(1)));
+            sleep(100 * STALL).await;
+            assert_eq!(journal.cut().len(), told, "{mode:?}");
+            assert!(!stream.is_finished());
+            stream.abort();
+            let _ = stream.await;
+            assert_eq!(streams.0.waiting.load(Relaxed), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_comes_through_whole_in_pieces_with_its_trailers() {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x", "y".parse().unwrap());
+        let data: Vec<u8> = (0..3 * PIECE + 7).map(|n| n as u8).collect();
+        let whole = Full::new(Bytes::from(data.clone()));
+        let with_trailers = whole.with_trailers(std::future::ready(Some(Ok(trailers.clone()))));
+        let mut body = ServedBody::new(with_trailers, true);
+        let (mut lengths, mut got) = (Vec::new(), Vec::new());
+        let mut last = None;
+        while let Some(frame) = body.frame().await {
+            match frame.unwrap().into_data() {
+                Ok(piece) => {
+                    lengths.push(piece.len());
+                    got.extend_from_slice(&piece);
+                }
+                Err(frame) => last = frame.into_trailers().ok(),
+            }
+        }
+        assert_eq!((lengths, last), (vec![PIECE, PIECE, PIECE, 7], Some(trailers)));
+        assert_eq!(got, data);
+    }
+
+    #[tokio::test]
+    async fn its_length_is_right_in_the_middle_of_a_piece_and_over_http_1_nothing_changes() {
+        let mut body = body(2 * PIECE);
+        assert_eq!(body.size_hint().exact(), Some(2 * PIECE as u64));
+        body.frame().await.unwrap().unwrap();
+        assert_eq!(body.size_hint().exact(), Some(PIECE as u64));
+        assert!(!body.is_end_stream());
+        body.frame().await.unwrap().unwrap();
+        assert!(body.is_end_stream());
+
+        let frames = futures_util::stream::iter([Ok::<_, Infallible>(Frame::data(Bytes::from(
+            vec![b'x'; 2 * PIECE],
+        )))]);
+        let mut body = ServedBody::new(StreamBody::new(frames), false);
+        assert_eq!(body.frame().await.unwrap().unwrap().data_ref().unwrap().len(), 2 * PIECE);
+    }
+}

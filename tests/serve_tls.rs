@@ -1,0 +1,153 @@
+//! `palisade::serve` over TLS: handshakes within the first request's time, by ALPN, and bounded.
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod guarded;
+
+use bytes::Bytes;
+use guarded::{SECOND, SLACK, all_gone, app};
+use http::{Request, Version};
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use palisade::{
+    conn::{ConnGuard, Reason},
+    serve::Http,
+};
+use palisade_testkit::{
+    Journal,
+    clients::{RawClient, until},
+    servers,
+};
+use std::{net::SocketAddr, sync::Arc};
+use tokio::{net::TcpStream, time::Instant};
+use tokio_rustls::{
+    TlsConnector,
+    client::TlsStream,
+    rustls::{
+        ClientConfig, RootCertStore, ServerConfig,
+        pki_types::{PrivateKeyDer, ServerName},
+    },
+};
+
+struct Secure {
+    addr: SocketAddr,
+    guard: ConnGuard,
+    journal: Journal,
+    client: ClientConfig,
+}
+
+impl Secure {
+    async fn serve(http: Http, handshakes: usize) -> Self {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let certificate = made.cert.der().clone();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let server = ServerConfig::builder().with_no_client_auth();
+        let server = server.with_single_cert(vec![certificate.clone()], key).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate).unwrap();
+        let client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+
+        let journal = Journal::default();
+        let guard = ConnGuard::builder().first_request(SECOND).idle(2 * SECOND);
+        let guard = guard.metrics(journal.clone()).build().unwrap();
+        let listener = guard.listen(servers::listener().await);
+        let serve = palisade::serve(listener, app()).http(http).tls(Arc::new(server));
+        let serve = serve.max_handshakes(handshakes);
+        let addr = serve.local_addr().unwrap();
+        tokio::spawn(serve.into_future());
+        Self { addr, guard, journal, client }
+    }
+
+    async fn connect(&self, offered: &[&str]) -> std::io::Result<TlsStream<TcpStream>> {
+        let mut config = self.client.clone();
+        config.alpn_protocols = offered.iter().map(|name| name.as_bytes().to_vec()).collect();
+        let stream = TcpStream::connect(self.addr).await?;
+        let name = ServerName::try_from("localhost").unwrap();
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await
+    }
+}
+
+async fn ask_http1(stream: TlsStream<TcpStream>) -> Bytes {
+    let (mut client, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::get("/").header("host", "x").body(Empty::<Bytes>::new()).unwrap();
+    let answer = client.send_request(request).await.unwrap();
+    answer.into_body().collect().await.unwrap().to_bytes()
+}
+
+async fn ask_http2(stream: TlsStream<TcpStream>) -> Version {
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+    tokio::spawn(connection);
+    let request = Request::get("https://localhost/").body(Empty::<Bytes>::new()).unwrap();
+    let answer = client.send_request(request).await.unwrap();
+    let version = answer.version();
+    answer.into_body().collect().await.unwrap();
+    version
+}
+
+#[tokio::test]
+async fn what_is_spoken_is_agreed_or_looked_at() {
+    let server = Secure::serve(Http::default(), 10).await;
+    assert_eq!(ask_http1(server.connect(&["http/1.1"]).await.unwrap()).await, "served");
+    assert_eq!(ask_http1(server.connect(&[]).await.unwrap()).await, "served");
+    assert_eq!(ask_http2(server.connect(&[]).await.unwrap()).await, Version::HTTP_2);
+    let both = server.connect(&["http/1.1", "h2"]).await.unwrap();
+    assert_eq!(both.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    assert_eq!(ask_http2(both).await, Version::HTTP_2);
+    all_gone(&server.guard).await;
+
+    let server = Secure::serve(Http::builder().http1_only().build().unwrap(), 10).await;
+    assert!(server.connect(&["h2"]).await.is_err(), "nothing in common");
+    assert_eq!(ask_http1(server.connect(&["h2", "http/1.1"]).await.unwrap()).await, "served");
+    all_gone(&server.guard).await;
+}
+
+#[tokio::test]
+async fn a_handshake_has_the_first_request_s_time_and_so_has_what_comes_after_it() {
+    let server = Secure::serve(Http::default(), 10).await;
+    let mut silent = RawClient::connect(server.addr).await.unwrap();
+    let mut half = RawClient::connect(server.addr).await.unwrap();
+    // A record that is longer than what comes of it.
+    half.send([0x16, 3, 1, 1, 0, 1]).await.unwrap();
+    let shaken = server.connect(&["http/1.1"]).await.unwrap();
+    let started = Instant::now();
+    for client in [&mut silent, &mut half] {
+        let (bytes, is_reset, _) = guarded::cut(client).await;
+        assert!(bytes.is_empty() && is_reset, "{bytes:?}");
+    }
+    let took = started.elapsed();
+    assert!(took < SECOND + SLACK, "{took:?}");
+    until("the third is gone too", || server.journal.closed().len() == 3).await;
+    assert_eq!(server.journal.closed(), [Some(Reason::FirstRequest); 3]);
+    drop(shaken);
+    all_gone(&server.guard).await;
+}
+
+#[tokio::test]
+async fn what_is_not_tls_is_turned_away_and_leaves_nothing() {
+    let server = Secure::serve(Http::default(), 10).await;
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    client.send(guarded::GET).await.unwrap();
+    let answer = client.rest().await;
+    assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+    all_gone(&server.guard).await;
+}
+
+#[tokio::test]
+async fn half_handshakes_give_way_to_whoever_goes_on() {
+    let server = Secure::serve(Http::default(), 4).await;
+    let mut halves = Vec::new();
+    for _ in 0..20 {
+        halves.push(TcpStream::connect(server.addr).await.unwrap());
+    }
+    until("all but four are gone", || server.guard.snapshot().open <= 4).await;
+    assert_eq!(ask_http1(server.connect(&["http/1.1"]).await.unwrap()).await, "served");
+    let displaced =
+        server.journal.closed().iter().filter(|why| **why == Some(Reason::HandshakesFull)).count();
+    assert_eq!(displaced, 17);
+    drop(halves);
+    all_gone(&server.guard).await;
+}

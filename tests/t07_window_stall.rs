@@ -1,0 +1,93 @@
+//! T07 and T16 on HTTP/2 under `palisade::serve`: a stream whose client takes nothing of its answer
+//! is reset by itself, and the connection lives on.
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod guarded;
+
+use axum::{Router, body::Body, routing::get};
+use bytes::Bytes;
+use futures_util::stream;
+use guarded::{SECOND, SLACK, all_gone, app, h2, hardened};
+use palisade::{
+    Guard,
+    conn::{ConnGuard, Reason},
+};
+use palisade_testkit::{Journal, clients::RawClient, servers::Server};
+use std::{convert::Infallible, time::Duration};
+use tokio::{
+    io::AsyncWriteExt,
+    time::{Instant, interval},
+};
+
+const STALL: Duration = Duration::from_secs(1);
+
+async fn serve(app: Router) -> (Server, ConnGuard, Journal) {
+    let journal = Journal::default();
+    let guard = ConnGuard::builder().write_stall(STALL).metrics(journal.clone()).build().unwrap();
+    (hardened(&guard, app).await, guard, journal)
+}
+
+const CANCEL: [u8; 4] = [0, 0, 0, 8];
+
+#[tokio::test]
+async fn a_stream_whose_window_is_shut_is_reset_and_its_neighbour_is_served() {
+    let (server, guard, journal) = serve(app()).await;
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    client.send([h2::hello(0), h2::get(1, "/endless")].concat()).await.unwrap();
+    let started = Instant::now();
+    let reset = h2::next(&mut client.stream, h2::RST_STREAM, 1).await;
+    let took = started.elapsed();
+    assert_eq!(reset, CANCEL);
+    assert!(took >= STALL && took < STALL + SLACK, "{took:?}");
+    client.send([h2::get(3, "/"), h2::open(3, 100)].concat()).await.unwrap();
+    assert_eq!(h2::next(&mut client.stream, h2::DATA, 3).await, b"served");
+    assert_eq!(journal.cut(), [(Guard::Connection, Reason::WindowStall)]);
+    drop(client);
+    all_gone(&guard).await;
+}
+
+#[tokio::test]
+async fn a_window_that_is_opened_by_a_byte_now_and_then_is_shut() {
+    let (server, guard, _) = serve(app()).await;
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    client.send([h2::hello(0), h2::get(1, "/endless")].concat()).await.unwrap();
+    let started = Instant::now();
+    let (mut reader, mut writer) = client.stream.into_split();
+    let dripping = tokio::spawn(async move {
+        let mut ticks = interval(Duration::from_millis(50));
+        loop {
+            ticks.tick().await;
+            writer.write_all(&h2::open(1, 1)).await.unwrap();
+        }
+    });
+    assert_eq!(h2::next(&mut reader, h2::RST_STREAM, 1).await, CANCEL);
+    assert!(started.elapsed() < STALL + SLACK);
+    dripping.abort();
+    drop((reader, dripping.await));
+    all_gone(&guard).await;
+}
+
+#[tokio::test]
+async fn a_slow_reader_and_a_quiet_writer_are_not_reset() {
+    let quiet = async || {
+        let first = stream::iter([Ok::<_, Infallible>(Bytes::from_static(b"data: 1\n\n"))]);
+        Body::from_stream(futures_util::StreamExt::chain(first, stream::pending()))
+    };
+    let (server, guard, journal) = serve(app().route("/quiet", get(quiet))).await;
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    let requests = [h2::hello(0), h2::get(1, "/endless"), h2::get(3, "/quiet"), h2::open(3, 100)];
+    client.send(requests.concat()).await.unwrap();
+    // 4 KiB/s on stream 1, of which a piece of 16 KiB takes four times as long as a stall may.
+    let mut ticks = interval(Duration::from_millis(250));
+    let started = Instant::now();
+    let mut taken = 0;
+    while started.elapsed() < 5 * SECOND {
+        ticks.tick().await;
+        client.send([h2::open(1, 1024), h2::open(3, 1)].concat()).await.unwrap();
+        taken += h2::next(&mut client.stream, h2::DATA, 1).await.len();
+    }
+    assert!(taken >= 16 * 1024, "{taken}");
+    assert_eq!((guard.snapshot().in_flight, journal.cut().len()), (2, 0));
+    drop(client);
+    all_gone(&guard).await;
+}
