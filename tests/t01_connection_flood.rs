@@ -51,8 +51,9 @@ fn silent_flood(addr: SocketAddr, count: usize, stop: &Arc<AtomicBool>) -> JoinS
                     };
                     made += 1;
                     cut(&mut client).await;
-                    // The flood's own pace: some hundred thousand a second are not needed.
-                    sleep(Duration::from_millis(1)).await;
+                    // The flood's own pace. The 70 that have no place are some 2,000 connections
+                    // a second, so that a newcomer has a tenth of a second for his request.
+                    sleep(Duration::from_millis(40)).await;
                 }
                 made
             }
@@ -62,7 +63,8 @@ fn silent_flood(addr: SocketAddr, count: usize, stop: &Arc<AtomicBool>) -> JoinS
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_the_cap_full_of_silent_sockets_honest_newcomers_are_served() {
-    let builder = ConnGuard::builder().max_connections(CAP).first_request(2 * SECOND);
+    const SILENT: Duration = Duration::from_secs(2);
+    let builder = ConnGuard::builder().max_connections(CAP).first_request(SILENT);
     let (guard, journal) = guard(builder);
     let server = serve(&guard, app()).await;
     let stop = Arc::new(AtomicBool::new(false));
@@ -70,25 +72,28 @@ async fn with_the_cap_full_of_silent_sockets_honest_newcomers_are_served() {
     until("the cap is full", || guard.snapshot().open >= CAP * 9 / 10).await;
 
     const TRIES: usize = 300;
-    let (mut served, mut slowest) = (0, Duration::ZERO);
+    let (mut served, mut times) = (0, Vec::new());
     for n in 0..TRIES {
         let started = Instant::now();
         let honest = Ipv4Addr::new(127, 0, 4, (n % 100) as u8 + 1);
         let answer = clients::get(honest, server.addr, "/").await;
         served += usize::from(answer.is_ok_and(|answer| answer.status() == 200));
-        slowest = slowest.max(started.elapsed());
+        times.push(started.elapsed());
     }
     assert!(served * 100 >= TRIES * 99, "{served} of {TRIES}");
-    assert!(slowest < SECOND, "{slowest:?}");
+    // Nobody waited until a silent socket had had its time, and most did not wait at all.
+    times.sort_unstable();
+    let (median, slowest) = (times[TRIES / 2], times[TRIES - 1]);
+    assert!(slowest < SILENT && median < SILENT / 10, "{median:?}, {slowest:?}");
     let now = guard.snapshot();
     assert!(now.open <= CAP, "{now:?}");
-    println!("{served} of {TRIES} served, the slowest in {slowest:?}; {now:?}");
+    println!("{served} of {TRIES} served, half in {median:?}, the slowest in {slowest:?}; {now:?}");
 
     // Each of them is cut in its time, and makes room for nobody any more then.
     stop.store(true, SeqCst);
     let stopped = Instant::now();
     flood.join_all().await;
-    assert!(stopped.elapsed() < 2 * SECOND + SLACK, "{:?}", stopped.elapsed());
+    assert!(stopped.elapsed() < SILENT + SLACK, "{:?}", stopped.elapsed());
     all_gone(&guard).await;
     assert_eq!(journal.level(Guard::Connection, Level::Connections), Some(0));
     assert_eq!(journal.opened(), journal.closed().len());

@@ -10,6 +10,7 @@ use palisade_core::{Phase, Reason};
 use palisade_testkit::{Journal, clients::RawClient};
 use std::{net::SocketAddr, time::Duration};
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
@@ -86,16 +87,25 @@ async fn a_later_head_has_its_own_time_from_its_first_byte() {
     // Longer than any head may take, but nothing has begun: this pause is the client's right.
     sleep(SECOND + SLACK / 2).await;
     served(&mut client).await;
+    // The drip is the attack; its end is seen by whoever reads, not by the next byte.
+    let (mut read, mut write) = client.stream.into_split();
+    let mut bytes = GET.bytes();
+    write.write_all(&[bytes.next().unwrap()]).await.unwrap();
     let begun = Instant::now();
-    for byte in GET.bytes() {
-        sleep(Duration::from_millis(100)).await;
-        if client.send([byte]).await.is_err() {
-            break;
+    let drip = tokio::spawn(async move {
+        for byte in bytes {
+            sleep(Duration::from_millis(100)).await;
+            if write.write_all(&[byte]).await.is_err() {
+                return;
+            }
         }
-    }
-    assert!(begun.elapsed() < SECOND + SLACK, "{:?}", begun.elapsed());
+    });
+    let ended = timeout(5 * SECOND, read.read(&mut [0])).await.unwrap();
+    let after = begun.elapsed();
+    assert!(ended.is_err() && (SECOND..SECOND + SLACK).contains(&after), "{ended:?} {after:?}");
+    drip.await.unwrap();
     neighbour.was_served().await;
-    drop(client);
+    drop(read);
     all_gone(&guard).await;
     let ended = journal.disconnected();
     let [(ended, _)] = &ended[..] else { panic!("{ended:?}") };

@@ -57,11 +57,10 @@ async fn who_reads_nothing_is_reset_in_time_and_little_waits_for_him() {
         let request = if n % 2 == 0 { ENDLESS.into() } else { h2_request() };
         readers.spawn(stall(server.addr, request));
     }
-    until("all of them stall", || guard.snapshot().at(Phase::Writing) == 20).await;
-    let stalled = Instant::now();
-    until("all of them are cut", || guard.snapshot().at(Phase::Writing) == 0).await;
-    assert!(stalled.elapsed() < SECOND + SLACK, "{:?}", stalled.elapsed());
-    readers.join_all().await;
+    // Each on its own: on a busy machine the first are cut before the last have come.
+    for (_, in_time) in readers.join_all().await {
+        assert!(in_time);
+    }
     neighbour.was_served().await;
     all_gone(&guard).await;
     let ended = journal.disconnected();
@@ -69,6 +68,8 @@ async fn who_reads_nothing_is_reset_in_time_and_little_waits_for_him() {
     assert!(ended.iter().all(|(v, _)| (v.reason, v.phase) == (Reason::WriteStall, Phase::Writing)));
     // What the kernel took of an endless answer is what the client's own kernel took, and 64 KiB.
     let kills = guard.recent_kills();
+    let in_time = 1000..(SECOND + SLACK).as_millis() as u64;
+    assert!(kills.iter().all(|kill| in_time.contains(&kill.observed)), "{kills:?}");
     let taken: Vec<_> = kills.iter().map(|kill| kill.written >> 10).collect();
     println!("KiB taken for each stalled reader: {taken:?}");
     assert!(taken.iter().all(|kib| *kib < 8 * 1024), "{taken:?}");
