@@ -156,6 +156,30 @@ async fn one_client_has_its_share_and_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_network_has_its_share_and_no_more() {
+    let builder = ConnGuard::builder().max_connections(CAP).max_per_client(2).max_per_network(20);
+    let (guard, journal) = guard(builder.first_request(SECOND));
+    let server = serve(&guard, app()).await;
+    let neighbour = Neighbour::of(server.addr);
+    let stop = Arc::new(AtomicBool::new(false));
+    // A hundred clients of 127.0.1.0/24, none of which has more than his own share.
+    let flood = silent_flood(server.addr, 100, &stop);
+    until("many were displaced", || journal.disconnected().len() > 200).await;
+    let open = guard.snapshot().open;
+    assert!(open <= 40 + 2, "{open}"); // Those told to go and the neighbour's two included.
+    // Whoever comes from there with a request has a place all the same.
+    let from_there = Ipv4Addr::new(127, 0, 1, 200);
+    let answer = clients::get(from_there, server.addr, "/").await.unwrap();
+    assert_eq!(answer.status(), 200);
+    stop.store(true, SeqCst);
+    flood.join_all().await;
+    neighbour.was_served().await;
+    all_gone(&guard).await;
+    let total = journal.disconnected().iter().any(|(v, _)| v.reason == Reason::ConnectionsFull);
+    assert!(!total, "other networks paid for it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hoarders_who_once_did_something_make_room_too() {
     let (guard, journal) = guard(ConnGuard::builder().max_connections(50).no_max_per_client());
     let server = serve(&guard, app()).await;

@@ -5,7 +5,7 @@ use crate::{
     guard::Shared,
     judge::{End, phase, spare},
     permit::Permit,
-    registry::Found,
+    registry::{Found, Share, Shares},
     sweeper::SPARED,
 };
 use palisade_core::{
@@ -61,10 +61,10 @@ impl Shared {
         }
         let now = self.now();
         let (most, is_enforced) = (self.limits.connections, self.limits.mode == Mode::Enforce);
-        let per_client = self.limits.per_client.filter(|_| is_told);
+        let shares = self.limits.shares().filter(|_| is_told);
         let next = self.open.load(SeqCst).saturating_add(1);
         // Who has his share already pays with one of his own, and nobody else does.
-        let has_his_share = || per_client.is_some_and(|most| self.registry.has(conn, most));
+        let has_his_share = || shares.is_some_and(|shares| self.registry.has(conn, shares));
         if displace && next > self.limits.soft() && !has_his_share() {
             self.displace(next);
         }
@@ -79,19 +79,27 @@ impl Shared {
             self.not_in(Reason::ConnectionsFull, most as u64, open as u64, conn)
                 .map_err(NotIn::Refused)?;
         }
-        let share = u64::from(per_client.unwrap_or(0));
-        let entered = self.registry.enter(conn, now, per_client).or_else(|full| {
+        let most = |share| match (share, shares) {
+            (Share::Client, Some(shares)) => u64::from(shares.client),
+            (Share::Network, Some(shares)) => u64::from(shares.network),
+            (_, None) => 0,
+        };
+        let entered = self.registry.enter(conn, now, shares).or_else(|full| {
             let observed = u64::from(full.connections).saturating_add(1);
-            self.not_in(Reason::ClientConnectionsFull, share, observed, conn)
-                .map_err(NotIn::Refused)?;
+            let reason = match full.share {
+                Share::Client => Reason::ClientConnectionsFull,
+                Share::Network => Reason::NetworkConnectionsFull,
+            };
+            self.not_in(reason, most(full.share), observed, conn).map_err(NotIn::Refused)?;
             // In shadow mode nobody is kept out.
-            self.registry.enter(conn, now, Some(u32::MAX)).map_err(|_| NotIn::NotYet)
+            let any = Shares { client: u32::MAX, network: u32::MAX };
+            self.registry.enter(conn, now, Some(any)).map_err(|_| NotIn::NotYet)
         });
         let (place, spared) = entered.inspect_err(|_| _ = self.open.fetch_sub(1, SeqCst))?;
         // From here on dropping it undoes everything, whatever the metrics do.
         let permit = Permit::new(self.clone(), conn.clone(), place);
-        if let Some(Found { conn, .. }) = spared {
-            self.end_displaced(&conn, share, share.saturating_add(1));
+        if let Some((share, Found { conn, .. })) = spared {
+            self.end_displaced(&conn, most(share), most(share).saturating_add(1));
         }
         self.opened.fetch_add(1, Relaxed);
         self.recorder.record(|| Event::opened(conn));

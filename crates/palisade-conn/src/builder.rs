@@ -16,6 +16,7 @@ pub struct ConnGuardBuilder {
     recorder: Recorder,
     connections: Option<usize>,
     per_client: PerClient,
+    per_network: PerNetwork,
     accept_rate: Option<(u32, u32)>,
     prefix: Prefix,
     first_request: Duration,
@@ -33,6 +34,14 @@ pub struct ConnGuardBuilder {
 #[derive(Clone, Copy, Debug)]
 enum PerClient {
     Auto,
+    Most(u32),
+    Any,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum PerNetwork {
+    /// So many times as one client.
+    Times(u32),
     Most(u32),
     Any,
 }
@@ -70,6 +79,7 @@ impl ConnGuardBuilder {
             recorder: Recorder::default(),
             connections: None,
             per_client: PerClient::Auto,
+            per_network: PerNetwork::Times(4),
             accept_rate: Some((100, 200)),
             prefix: Prefix::default(),
             first_request: Duration::from_secs(10),
@@ -122,6 +132,23 @@ impl ConnGuardBuilder {
     /// Defaults to [`Self::max_per_client`].
     pub fn no_max_per_client(mut self) -> Self {
         self.per_client = PerClient::Any;
+        self
+    }
+
+    /// How many connections the network of a client may have, its /24 or its /48, at least 1. The
+    /// next one takes the place of one of that network's, the least useful of those looked at.
+    ///
+    /// Defaults to four times as many as one client may have, and to any number where one client
+    /// may have them all.
+    pub fn max_per_network(mut self, connections: u32) -> Self {
+        self.per_network = PerNetwork::Most(connections);
+        self
+    }
+
+    /// One network may have them all: where most clients come from one.
+    /// Defaults to [`Self::max_per_network`].
+    pub fn no_max_per_network(mut self) -> Self {
+        self.per_network = PerNetwork::Any;
         self
     }
 
@@ -261,11 +288,17 @@ impl ConnGuardBuilder {
             PerClient::Most(most) => Some(most),
             PerClient::Any => None,
         };
+        let per_network = match self.per_network {
+            PerNetwork::Times(times) => per_client.map(|most| most.saturating_mul(times)),
+            PerNetwork::Most(most) => Some(most),
+            PerNetwork::Any => None,
+        };
         let accept_rate = self.accept_rate;
         let limits = Limits {
             mode: self.mode,
             connections,
             per_client,
+            per_network,
             // Checked: neither is 0, and their product is at most 2^40.
             accept_rate: accept_rate.and_then(|(rate, burst)| gcra(rate, burst)),
             prefix: self.prefix,
@@ -296,6 +329,9 @@ impl ConnGuardBuilder {
         }
         if let PerClient::Most(most) = self.per_client {
             check(most > 0, "max_per_client", &most, "at least 1");
+        }
+        if let PerNetwork::Most(most) = self.per_network {
+            check(most > 0, "max_per_network", &most, "at least 1");
         }
         if let Some((rate, burst)) = self.accept_rate {
             let fine = gcra(rate, burst).is_some();
@@ -372,6 +408,7 @@ mod tests {
         let error = ConnGuard::builder()
             .max_connections(0)
             .max_per_client(0)
+            .max_per_network(0)
             .accept_rate(0, 1)
             .first_request(Duration::ZERO)
             .head(Duration::MAX)
@@ -389,6 +426,7 @@ mod tests {
         let all = [
             "max_connections",
             "max_per_client",
+            "max_per_network",
             "accept_rate",
             "first_request",
             "head",
@@ -425,5 +463,17 @@ mod tests {
             [share(100), share(10_000), share(1 << 20)],
             [Some(64), Some(100), Some(10_485)]
         );
+    }
+
+    #[test]
+    fn a_network_s_share_is_four_times_a_client_s() {
+        let share =
+            |builder: ConnGuardBuilder| builder.build().unwrap().shared().limits.per_network;
+        let builder = || ConnGuard::builder().max_connections(1000);
+        assert_eq!(share(builder()), Some(256));
+        assert_eq!(share(builder().max_per_client(3)), Some(12));
+        assert_eq!(share(builder().no_max_per_client()), None);
+        assert_eq!(share(builder().no_max_per_client().max_per_network(7)), Some(7));
+        assert_eq!(share(builder().no_max_per_network()), None);
     }
 }

@@ -80,9 +80,9 @@ impl ConnGuard {
     pub(crate) fn new(limits: Limits, recorder: Recorder) -> Self {
         let shared = Arc::new(Shared {
             rates: limits.accept_rate.map(|_| Table::new(CLIENTS)),
+            registry: Registry::new(limits.network()),
             limits,
             recorder,
-            registry: Registry::new(),
             sweeper: Sweeper::default(),
             accounted: AtomicBool::new(false),
             is_placed: AtomicBool::new(false),

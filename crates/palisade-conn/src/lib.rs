@@ -24,6 +24,7 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! |---|---|---|---|
 //! | open connections, upgraded ones too | 0.8 × file limit − 64, ≤ 10,000 | displacement, else RST | `ConnectionDisplaced`, `ConnectionsFull` |
 //! | of one client (IPv4 address, IPv6 /64) | max(64, a hundredth) | displacement of his own, else RST | `ConnectionDisplaced`, `ClientConnectionsFull` |
+//! | of one network (IPv4 /24, IPv6 /48) | four times that | displacement of its own, else RST | `ConnectionDisplaced`, `NetworkConnectionsFull` |
 //! | connections of one client per second | 100, burst 200 | RST | `AcceptRate` |
 //! | first request head, from accept | 10 s | RST | `FirstRequest` |
 //! | later request heads, from their first byte, HTTP/1 | 10 s | RST | `SlowHead` |

@@ -1,5 +1,6 @@
 //! The numbers, checked.
 
+use crate::registry::Shares;
 use palisade_core::{Gcra, Mode, Prefix};
 use std::time::Duration;
 
@@ -14,12 +15,19 @@ pub(crate) const LINGER_MILLIS: u64 = 1000;
 /// So many bytes are thrown away at most while it does.
 pub(crate) const LINGER_BYTES: u32 = 64 << 20;
 
+/// What is counted together beside the client.
+const NETWORK: Prefix = match Prefix::new(24, 48) {
+    Some(prefix) => prefix,
+    None => unreachable!(),
+};
+
 /// What a guard holds its connections to. All times in milliseconds.
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
     pub(crate) mode: Mode,
     pub(crate) connections: usize,
     pub(crate) per_client: Option<u32>,
+    pub(crate) per_network: Option<u32>,
     pub(crate) accept_rate: Option<Gcra>,
     pub(crate) prefix: Prefix,
     pub(crate) first_request: u64,
@@ -35,6 +43,19 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
+    /// What one client and one network may have, if there is such a limit.
+    pub(crate) fn shares(&self) -> Option<Shares> {
+        let any = u32::MAX;
+        let (client, network) = (self.per_client, self.per_network);
+        client.or(network)?;
+        Some(Shares { client: client.unwrap_or(any), network: network.unwrap_or(any) })
+    }
+
+    /// A network: the /24 or the /48 of a client, or the client itself if that is wider.
+    pub(crate) fn network(&self) -> Prefix {
+        self.prefix.at_most(NETWORK)
+    }
+
     /// From so many connections on the least useful one goes for each that comes: nine tenths,
     /// and always at least one below the cap.
     pub(crate) fn soft(&self) -> usize {

@@ -1,21 +1,45 @@
 //! Who is connected.
 
 use crate::judge::spare;
-use palisade_core::{ClientKey, ConnInfo};
+use palisade_core::{ClientKey, ConnInfo, Prefix};
 use parking_lot::Mutex;
-use std::{collections::hash_map::RandomState, hash::BuildHasher, sync::Arc};
+use std::{
+    collections::{
+        HashMap,
+        hash_map::{Entry, RandomState},
+    },
+    hash::BuildHasher,
+    sync::Arc,
+};
 
 /// Locks, each held for a few steps by whoever connects, goes, or sweeps.
 pub(crate) const SHARDS: usize = 16;
-/// So many connections of one client are looked at to find the one that can best be spared.
+/// So many connections are looked at to find the one of a client, or of a network, that can best be
+/// spared.
 const SCANNED: usize = 128;
 /// No slot.
 const NONE: u32 = u32::MAX;
 
-/// All connections, those of one client in one shard.
+/// All connections, those of one network in one shard.
 pub(crate) struct Registry {
     shards: [Mutex<Shard>; SHARDS],
     hasher: RandomState,
+    /// What a network is.
+    network: Prefix,
+}
+
+/// How many connections those may have of whom a newcomer is one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shares {
+    pub(crate) client: u32,
+    pub(crate) network: u32,
+}
+
+/// Whose share is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Share {
+    Client,
+    Network,
 }
 
 /// Where a connection stands: its slot in its shard, times [`SHARDS`], plus its shard.
@@ -30,10 +54,18 @@ pub(crate) struct Found {
     pub(crate) opened: u64,
 }
 
-/// One client has as many connections as it may, and none of them can be spared.
+/// A client or a network has as many connections as it may, and none of them can be spared.
 #[derive(Debug)]
-pub(crate) struct ClientFull {
+pub(crate) struct ShareFull {
+    pub(crate) share: Share,
     pub(crate) connections: u32,
+}
+
+/// Who is asking for a place, by hashes.
+#[derive(Clone, Copy)]
+struct Asking {
+    client: u64,
+    network: u64,
 }
 
 struct Shard {
@@ -45,6 +77,11 @@ struct Shard {
     buckets: Vec<u32>,
     /// How many clients there are in the chains.
     clients: usize,
+    /// How many connections each network has, by half a hash: where two have the same, in one of
+    /// a billion pairs, they have one share.
+    networks: HashMap<u32, u32>,
+    /// Where the next search through the slots begins.
+    cursor: usize,
     hasher: RandomState,
 }
 
@@ -66,52 +103,69 @@ struct Slot {
 // === Registry ===
 
 impl Registry {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(network: Prefix) -> Self {
         let hasher = RandomState::new();
-        Self { shards: std::array::from_fn(|_| Mutex::new(Shard::new(hasher.clone()))), hasher }
+        let shards = std::array::from_fn(|_| Mutex::new(Shard::new(hasher.clone())));
+        Self { shards, hasher, network }
     }
 
-    /// Takes `conn` in. Where its client has `most` already, also returns the one of his that is
-    /// to go.
+    /// Takes `conn` in. Where its client or its network has its share already, also returns whose
+    /// share that is and the one of theirs that is to go.
     pub(crate) fn enter(
         &self,
         conn: &Arc<ConnInfo>,
         opened: u64,
-        most: Option<u32>,
-    ) -> Result<(Place, Option<Found>), ClientFull> {
-        // Without a limit there are no lists, and everybody may be one client.
-        let hash = self.hash(conn);
-        let shard = shard_of(if most.is_some() { hash } else { conn.id() });
+        shares: Option<Shares>,
+    ) -> Result<(Place, Option<(Share, Found)>), ShareFull> {
+        let asking = self.asking(conn);
+        // Without shares there are no rings, and everybody may be one client.
+        let shard = shard_of(if shares.is_some() { asking.network } else { conn.id() });
         // Handles are dropped after the lock is given back: one may turn out to be the last.
         let mut looked_at = Vec::new();
         let mut locked = self.shards[shard].lock();
-        let spared = match most {
-            Some(most) => {
-                let newest = locked.newest(hash, conn.client());
-                locked.make_room(newest, most, opened, &mut looked_at)?
+        let mut spared = None;
+        if let Some(shares) = shares {
+            let newest = locked.newest(asking.client, conn.client());
+            let own = locked.make_room(newest, shares.client, opened, &mut looked_at)?;
+            spared = own.map(|at| (Share::Client, at));
+            if spared.is_none() {
+                let is_ours = |of: &ConnInfo| self.asking(of).network == asking.network;
+                let found = locked.make_room_in_network(
+                    asking.network,
+                    shares.network,
+                    opened,
+                    is_ours,
+                    &mut looked_at,
+                )?;
+                spared = found.map(|at| (Share::Network, at));
             }
-            None => None,
-        };
-        let slot = locked.insert(conn, opened, most.map(|_| hash));
-        Ok((Place::new(shard, slot), spared.map(|best| looked_at.swap_remove(best))))
+        }
+        let slot = locked.insert(conn, opened, shares.map(|_| asking));
+        let spared = spared.map(|(share, at)| (share, looked_at.swap_remove(at)));
+        Ok((Place::new(shard, slot), spared))
     }
 
-    /// Whether the client of `conn` has `most` connections already.
-    pub(crate) fn has(&self, conn: &ConnInfo, most: u32) -> bool {
-        let hash = self.hash(conn);
-        let shard = self.shards[shard_of(hash)].lock();
-        let newest = shard.newest(hash, conn.client());
-        newest.is_some_and(|at| shard.slots[at as usize].connections >= most)
+    /// Whether the client of `conn`, or its network, has its share already.
+    pub(crate) fn has(&self, conn: &ConnInfo, shares: Shares) -> bool {
+        let asking = self.asking(conn);
+        let shard = self.shards[shard_of(asking.network)].lock();
+        let newest = shard.newest(asking.client, conn.client());
+        newest.is_some_and(|at| shard.slots[at as usize].connections >= shares.client)
+            || shard.of_network(asking.network) >= shares.network
     }
 
     /// Forgets the connection that stands at `place`, and says when it was opened.
     pub(crate) fn leave(&self, place: Place, conn: &ConnInfo) -> u64 {
-        let hash = self.hash(conn);
-        self.shards[place.shard()].lock().remove(place.slot(), hash, conn.client())
+        let asking = self.asking(conn);
+        self.shards[place.shard()].lock().remove(place.slot(), asking, conn.client())
     }
 
-    fn hash(&self, conn: &ConnInfo) -> u64 {
-        self.hasher.hash_one(Some(conn.client()))
+    fn asking(&self, conn: &ConnInfo) -> Asking {
+        let network = ClientKey::address(conn.peer().ip(), self.network);
+        Asking {
+            client: self.hasher.hash_one(Some(conn.client())),
+            network: self.hasher.hash_one(network),
+        }
     }
 
     /// Appends everybody in one of the [`SHARDS`].
@@ -150,6 +204,11 @@ impl Registry {
     }
 }
 
+/// The half that has nothing to do with the shard.
+fn half(hash: u64) -> u32 {
+    (hash >> 32) as u32
+}
+
 fn shard_of(hash: u64) -> usize {
     (hash % SHARDS as u64) as usize
 }
@@ -158,7 +217,15 @@ fn shard_of(hash: u64) -> usize {
 
 impl Shard {
     fn new(hasher: RandomState) -> Self {
-        Self { slots: Vec::new(), free: NONE, buckets: Vec::new(), clients: 0, hasher }
+        Self {
+            slots: Vec::new(),
+            free: NONE,
+            buckets: Vec::new(),
+            clients: 0,
+            networks: HashMap::new(),
+            cursor: 0,
+            hasher,
+        }
     }
 
     /// Whom to part with of the client whose newest connection this is, if of anybody, so that
@@ -169,13 +236,13 @@ impl Shard {
         most: u32,
         now: u64,
         looked_at: &mut Vec<Found>,
-    ) -> Result<Option<usize>, ClientFull> {
+    ) -> Result<Option<usize>, ShareFull> {
         let Some(newest) = newest else { return Ok(None) };
         let Slot { connections, newer: oldest, .. } = &self.slots[newest as usize];
         if *connections < most {
             return Ok(None);
         }
-        let full = ClientFull { connections: *connections };
+        let full = ShareFull { share: Share::Client, connections: *connections };
         // Those that are told to go and are still here must not add up without end.
         if *connections >= most.saturating_mul(2) {
             return Err(full);
@@ -207,6 +274,46 @@ impl Shard {
             return Ok(None); // There is room as soon as they are gone.
         }
         best.map(|(_, at)| Some(at)).ok_or(full)
+    }
+
+    /// The same for a network. Its connections are in this shard, and a part of it is looked at,
+    /// another one each time.
+    fn make_room_in_network(
+        &mut self,
+        network: u64,
+        most: u32,
+        now: u64,
+        is_ours: impl Fn(&ConnInfo) -> bool,
+        looked_at: &mut Vec<Found>,
+    ) -> Result<Option<usize>, ShareFull> {
+        let connections = self.of_network(network);
+        if connections < most {
+            return Ok(None);
+        }
+        let full = ShareFull { share: Share::Network, connections };
+        // Those that are told to go and are still here must not add up without end.
+        if connections >= most.saturating_mul(2) {
+            return Err(full);
+        }
+        let mut best: Option<((u8, u64), usize)> = None;
+        for _ in 0..SCANNED.min(self.slots.len()) {
+            self.cursor = (self.cursor + 1) % self.slots.len();
+            let slot = &self.slots[self.cursor];
+            let conn = slot.conn.as_ref().filter(|conn| is_ours(conn));
+            let Some(state) = conn.map(|conn| conn.state()) else { continue };
+            if state.verdict().is_none()
+                && let Some(rank) = spare(&state.sample(), now.saturating_sub(slot.opened))
+                && best.as_ref().is_none_or(|(least, _)| rank < *least)
+            {
+                best = Some((rank, looked_at.len()));
+                looked_at.extend(slot.found());
+            }
+        }
+        best.map(|(_, at)| Some(at)).ok_or(full)
+    }
+
+    fn of_network(&self, network: u64) -> u32 {
+        self.networks.get(&half(network)).copied().unwrap_or(0)
     }
 
     /// The newest connection of `client`.
@@ -241,9 +348,9 @@ impl Shard {
         }
     }
 
-    /// Takes `conn` in, with a `hash` into the ring of its client, else into one of its own.
-    fn insert(&mut self, conn: &Arc<ConnInfo>, opened: u64, hash: Option<u64>) -> u32 {
-        let newest = hash.and_then(|hash| self.newest(hash, conn.client()));
+    /// Takes `conn` in: where shares count, into the ring of its client, else into one of its own.
+    fn insert(&mut self, conn: &Arc<ConnInfo>, opened: u64, asking: Option<Asking>) -> u32 {
+        let newest = asking.and_then(|asking| self.newest(asking.client, conn.client()));
         let mut at = self.free;
         if at == NONE {
             at = self.slots.len() as u32;
@@ -259,10 +366,12 @@ impl Shard {
         } else {
             self.slots.push(slot);
         }
-        match (hash, newest) {
-            (Some(hash), Some(newest)) => self.lead(at, newest, hash),
-            (Some(hash), None) => self.chain(at, hash),
-            (None, _) => {}
+        if let Some(Asking { client, network }) = asking {
+            match newest {
+                Some(newest) => self.lead(at, newest, client),
+                None => self.chain(at, client),
+            }
+            *self.networks.entry(half(network)).or_insert(0) += 1;
         }
         at
     }
@@ -307,10 +416,18 @@ impl Shard {
     }
 
     /// Forgets what stands in the slot, and says when it was opened.
-    fn remove(&mut self, at: u32, hash: u64, client: ClientKey) -> u64 {
+    fn remove(&mut self, at: u32, asking: Asking, client: ClientKey) -> u64 {
+        let Asking { client: hash, network } = asking;
         let Slot { opened, older, newer, connections, next, .. } = self.slots[at as usize];
         self.slots[older as usize].newer = newer;
         self.slots[newer as usize].older = older;
+        let is_listed = connections != 1 || self.link_to(at, hash).is_some();
+        if is_listed && let Entry::Occupied(mut count) = self.networks.entry(half(network)) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
         if connections == 0 {
             if let Some(newest) = self.newest(hash, client) {
                 self.slots[newest as usize].connections -= 1;
@@ -367,17 +484,29 @@ mod tests {
     use super::*;
     use palisade_core::{ConnVerdict, Ending, Prefix, Reason};
 
+    fn registry() -> Registry {
+        Registry::new(Prefix::new(24, 48).unwrap())
+    }
+
+    fn of_client(client: u32) -> Option<Shares> {
+        Some(Shares { client, network: u32::MAX })
+    }
+
     fn conn(last: u8) -> Arc<ConnInfo> {
-        let conn = ConnInfo::new(([192, 0, 2, last], 1).into(), None, Prefix::default());
+        conn_of([192, 0, 2, last])
+    }
+
+    fn conn_of(peer: [u8; 4]) -> Arc<ConnInfo> {
+        let conn = ConnInfo::new((peer, 1).into(), None, Prefix::default());
         conn.state().set_accounted();
         Arc::new(conn)
     }
 
     #[test]
     fn nothing_stays_of_whoever_is_gone_in_whatever_order() {
-        let registry = Registry::new();
+        let registry = registry();
         let conns: Vec<_> = (0..240).map(|n| conn((n % 7) as u8)).collect();
-        let enter = |at: u64| registry.enter(&conns[at as usize], at, Some(1000)).unwrap().0;
+        let enter = |at: u64| registry.enter(&conns[at as usize], at, of_client(1000)).unwrap().0;
         let places: Vec<_> = (0..240).map(enter).collect();
         assert_eq!(registry.kept(), (240, 7));
         // 101 is prime: every index once, scattered.
@@ -394,7 +523,7 @@ mod tests {
 
     #[test]
     fn rings_and_chains_hold_whoever_comes_and_goes_in_between() {
-        let registry = Registry::new();
+        let registry = registry();
         let mut open: Vec<(Place, Arc<ConnInfo>)> = Vec::new();
         let mut random = 1u64;
         for step in 0..20_000 {
@@ -403,8 +532,8 @@ mod tests {
             // Grows to some hundred, shrinks to none, and again.
             if (step / 1000 % 2 == 0 && !random.is_multiple_of(3)) || open.is_empty() {
                 let next = conn((random % 60) as u8);
-                let most = (!random.is_multiple_of(5)).then_some(u32::MAX);
-                open.push((registry.enter(&next, step, most).unwrap().0, next));
+                let shares = if random.is_multiple_of(5) { None } else { of_client(u32::MAX) };
+                open.push((registry.enter(&next, step, shares).unwrap().0, next));
             } else {
                 let (place, gone) = open.swap_remove(random % open.len());
                 registry.leave(place, &gone);
@@ -430,60 +559,109 @@ mod tests {
 
     #[test]
     fn a_client_at_its_limit_gives_up_its_own_least_useful() {
-        let registry = Registry::new();
+        let registry = registry();
         let neighbour = conn(2);
-        registry.enter(&neighbour, 0, Some(2)).unwrap();
+        registry.enter(&neighbour, 0, of_client(2)).unwrap();
         let (working, silent, next) = (conn(1), conn(1), conn(1));
         let _request = working.begin_request(false);
-        assert!(registry.enter(&working, 1, Some(2)).unwrap().1.is_none());
-        assert!(registry.enter(&silent, 2, Some(2)).unwrap().1.is_none());
-        let spared = registry.enter(&next, 3, Some(2)).unwrap().1.unwrap();
+        assert!(registry.enter(&working, 1, of_client(2)).unwrap().1.is_none());
+        assert!(registry.enter(&silent, 2, of_client(2)).unwrap().1.is_none());
+        let (share, spared) = registry.enter(&next, 3, of_client(2)).unwrap().1.unwrap();
+        assert_eq!(share, Share::Client);
         assert_eq!(spared.conn.id(), silent.id());
     }
 
     #[test]
     fn a_client_whose_connections_all_work_gets_no_further_one() {
-        let registry = Registry::new();
+        let registry = registry();
         let conns = [conn(1), conn(1)];
         let _requests = conns.each_ref().map(|conn| conn.begin_request(false));
-        conns.iter().for_each(|conn| _ = registry.enter(conn, 0, Some(2)).unwrap());
-        let full = registry.enter(&conn(1), 0, Some(2)).unwrap_err();
+        conns.iter().for_each(|conn| _ = registry.enter(conn, 0, of_client(2)).unwrap());
+        let full = registry.enter(&conn(1), 0, of_client(2)).unwrap_err();
         assert_eq!(full.connections, 2);
-        assert!(registry.enter(&conn(2), 0, Some(2)).is_ok());
+        assert!(registry.enter(&conn(2), 0, of_client(2)).is_ok());
     }
 
     #[test]
     fn those_that_can_be_spared_are_found_behind_many_that_work() {
-        let registry = Registry::new();
+        let registry = registry();
         let conns: Vec<_> = (0..200).map(|_| conn(1)).collect();
         let _requests: Vec<_> = conns[..150].iter().map(|conn| conn.begin_request(false)).collect();
-        conns.iter().for_each(|conn| _ = registry.enter(conn, 0, Some(200)).unwrap());
-        let spared = registry.enter(&conn(1), 0, Some(200)).unwrap().1.unwrap();
+        conns.iter().for_each(|conn| _ = registry.enter(conn, 0, of_client(200)).unwrap());
+        let (_, spared) = registry.enter(&conn(1), 0, of_client(200)).unwrap().1.unwrap();
         assert!(conns[150..].iter().any(|idle| idle.id() == spared.conn.id()));
     }
 
     #[test]
+    fn a_network_at_its_limit_gives_up_its_own_least_useful_and_no_neighbour() {
+        let registry = registry();
+        let of = Shares { client: 3, network: 4 };
+        let shares = Some(of);
+        let neighbours: Vec<_> = (0..30).map(|n| conn_of([198, 51, n, 1])).collect();
+        neighbours.iter().for_each(|conn| _ = registry.enter(conn, 0, shares).unwrap());
+        let own: Vec<_> = (0..4).map(conn).collect();
+        let requests: Vec<_> = own[..3].iter().map(|conn| conn.begin_request(false)).collect();
+        for conn in &own {
+            assert!(registry.enter(conn, 1, shares).unwrap().1.is_none());
+        }
+        assert!(registry.has(&conn(9), of));
+        assert!(!registry.has(&neighbours[0], of));
+        let next = conn(9);
+        let (place, spared) = registry.enter(&next, 2, shares).unwrap();
+        let (share, spared) = spared.unwrap();
+        assert_eq!((share, spared.conn.id()), (Share::Network, own[3].id()));
+        // Once all of them work there is nobody to give up.
+        let _more = [own[3].begin_request(false), next.begin_request(false)];
+        let full = registry.enter(&conn(10), 3, shares).unwrap_err();
+        assert_eq!((full.share, full.connections), (Share::Network, 5));
+        assert!(registry.enter(&conn_of([203, 0, 113, 1]), 3, shares).is_ok());
+        // And whoever goes makes room.
+        drop(requests);
+        registry.leave(place, &next);
+        assert!(registry.enter(&conn(10), 4, shares).unwrap().1.is_some());
+    }
+
+    #[test]
+    fn those_of_a_network_who_are_told_to_go_do_not_add_up_either() {
+        let registry = registry();
+        let shares = Some(Shares { client: 1, network: 4 });
+        let verdict = ConnVerdict { reason: Reason::ConnectionDisplaced, ending: Ending::Finish };
+        let mut conns = Vec::new();
+        let refused = (0..u8::MAX).find_map(|last| {
+            conns.push(conn(last));
+            match registry.enter(&conns[last as usize], 0, shares) {
+                Ok((_, spared)) => {
+                    spared.inspect(|(_, found)| _ = found.conn.state().end(verdict));
+                    None
+                }
+                Err(full) => Some(full.connections),
+            }
+        });
+        assert_eq!(refused, Some(8));
+    }
+
+    #[test]
     fn where_one_is_about_to_go_no_other_has_to() {
-        let registry = Registry::new();
+        let registry = registry();
         let conns = [conn(1), conn(1), conn(1)];
         for conn in &conns {
-            assert!(registry.enter(conn, 0, Some(3)).unwrap().1.is_none());
+            assert!(registry.enter(conn, 0, of_client(3)).unwrap().1.is_none());
         }
         let idle = ConnVerdict { reason: Reason::Idle, ending: Ending::Finish };
         conns[1].state().end(idle);
-        assert!(registry.enter(&conn(1), 0, Some(3)).unwrap().1.is_none());
+        assert!(registry.enter(&conn(1), 0, of_client(3)).unwrap().1.is_none());
     }
 
     #[test]
     fn those_who_are_told_to_go_do_not_add_up() {
-        let registry = Registry::new();
+        let registry = registry();
         let verdict = ConnVerdict { reason: Reason::ConnectionDisplaced, ending: Ending::Finish };
         let mut conns = Vec::new();
         let refused = loop {
             let next = conn(1);
-            match registry.enter(&next, 0, Some(4)) {
+            match registry.enter(&next, 0, of_client(4)) {
                 Ok((_, spared)) => {
-                    if let Some(Found { conn, .. }) = spared {
+                    if let Some((_, Found { conn, .. })) = spared {
                         conn.state().end(verdict);
                     }
                     conns.push(next); // And none of them ever goes.
@@ -496,7 +674,7 @@ mod tests {
 
     #[test]
     fn a_few_are_other_ones_each_time_and_never_too_many() {
-        let registry = Registry::new();
+        let registry = registry();
         let conns: Vec<_> = (0..200).map(conn).collect();
         conns.iter().for_each(|conn| _ = registry.enter(conn, 0, None).unwrap());
         let mut seen = std::collections::HashSet::new();

@@ -8,7 +8,7 @@ use palisade_testkit::Journal;
 use std::{
     collections::VecDeque,
     io::{self, IoSlice},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{
         Arc,
@@ -636,7 +636,8 @@ async fn a_client_at_its_share_costs_its_neighbours_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_at_its_share_costs_them_nothing_at_the_soft_limit_either() {
-    let (guard, _) = guard(ConnGuard::builder().max_connections(10).max_per_client(2));
+    let builder = ConnGuard::builder().max_connections(10).max_per_client(2);
+    let (guard, _) = guard(builder.no_max_per_network());
     let neighbours: Vec<_> = (0..7).map(|n| connect_from(&guard, 100 + n).unwrap()).collect();
     let mut own = VecDeque::from([1, 1].map(|last| connect_from(&guard, last).unwrap()));
     for _ in 0..20 {
@@ -645,6 +646,43 @@ async fn a_client_at_its_share_costs_them_nothing_at_the_soft_limit_either() {
     }
     let is_left = |pair: &Pair| pair.server.conn().state().verdict().is_none();
     assert!(neighbours.iter().all(is_left));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_network_at_its_share_costs_other_networks_nothing() {
+    let builder = ConnGuard::builder().max_connections(100).max_per_client(3);
+    let (guard, journal) = guard(builder.max_per_network(6));
+    let connect = |peer: &str| {
+        let (inner, client) = duplex(64);
+        let wire = Wire { inner, reset: Arc::default(), hung_up: Arc::default() };
+        let io = guard.admit(wire, Some((peer.parse::<IpAddr>().unwrap(), 1).into()), None)?;
+        Ok::<_, io::Error>((io, client))
+    };
+    let neighbours: Vec<_> =
+        ["192.0.3.1", "2001:db8:1::1"].iter().map(|peer| connect(peer).unwrap()).collect();
+    let v4 = (0..6).map(|n| format!("192.0.2.{n}"));
+    let v6 = (0..6).map(|n| format!("2001:db8:0:{n}::1"));
+    let mut own: Vec<_> = v4.chain(v6).map(|peer| connect(&peer).unwrap()).collect();
+    assert!(journal.disconnected().is_empty());
+    // From two more clients: one of their network's goes for each, whoever that is.
+    own.push(connect("192.0.2.77").unwrap());
+    own.push(connect("2001:db8:0:77::1").unwrap());
+    let told = journal.disconnected();
+    assert!(
+        told.iter()
+            .all(|(told, _)| { (told.reason, told.limit) == (Reason::ConnectionDisplaced, 6) })
+    );
+    assert_eq!(told.len(), 2);
+    let is_left = |(io, _): &(GuardedIo<Wire>, DuplexStream)| io.conn().state().verdict().is_none();
+    assert!(neighbours.iter().all(is_left));
+    own.retain(is_left);
+    // Where all of them work the newcomer is reset, and only he.
+    let _requests: Vec<_> = own.iter().map(|(io, _)| io.conn().begin_request(false)).collect();
+    let refused = violation(&connect("192.0.2.88").err().unwrap());
+    assert_eq!((refused.reason, refused.limit), (Reason::NetworkConnectionsFull, 6));
+    connect("192.0.3.2").unwrap();
+    drop((own, neighbours));
+    is_gone(&guard);
 }
 
 #[tokio::test(start_paused = true)]

@@ -35,6 +35,13 @@ impl Prefix {
         if v4 <= 32 && v6 <= 128 { Some(Self { v4, v6 }) } else { None }
     }
 
+    /// This one, or where that has fewer bits, `other`.
+    pub const fn at_most(self, other: Self) -> Self {
+        let v4 = if self.v4 < other.v4 { self.v4 } else { other.v4 };
+        let v6 = if self.v6 < other.v6 { self.v6 } else { other.v6 };
+        Self { v4, v6 }
+    }
+
     /// How many of the 128 bits of `address` make its client.
     fn kept(self, address: IpAddr) -> u8 {
         if address.to_canonical().is_ipv4() { 96 + self.v4 } else { self.v6 }

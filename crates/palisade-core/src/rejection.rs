@@ -219,7 +219,9 @@ impl Rejection {
             Reason::Gap | Reason::Rate | Reason::BodyTotal => "body too slow",
             // No request is refused for these: its connection is gone, or was never there.
             Reason::ConnectionsFull | Reason::ConnectionDisplaced => "server has no place left",
-            Reason::ClientConnectionsFull | Reason::AcceptRate => "too many connections",
+            Reason::ClientConnectionsFull | Reason::NetworkConnectionsFull | Reason::AcceptRate => {
+                "too many connections"
+            }
             Reason::FirstRequest | Reason::SlowHead => "request head too slow",
             Reason::Idle => "connection idle for too long",
             Reason::WriteStall | Reason::WindowStall => "answer taken too slowly",

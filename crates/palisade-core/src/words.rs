@@ -87,6 +87,9 @@ closed_enum! {
         /// The client has as many connections open as one client may have, and none of them can
         /// be spared. Connections.
         ClientConnectionsFull = "client_connections_full",
+        /// The network of the client has as many connections open as one network may have, and none
+        /// of those looked at can be spared. Connections.
+        NetworkConnectionsFull = "network_connections_full",
         /// The client connects too often. Milliseconds until it may again; limit 0.
         AcceptRate = "accept_rate",
         /// Places are short, and this connection was of the least use. Connections.
@@ -132,9 +135,10 @@ impl Reason {
             | Self::QueueFull
             | Self::Displaced
             | Self::MaxRequests => "requests",
-            Self::ConnectionsFull | Self::ClientConnectionsFull | Self::ConnectionDisplaced => {
-                "connections"
-            }
+            Self::ConnectionsFull
+            | Self::ClientConnectionsFull
+            | Self::NetworkConnectionsFull
+            | Self::ConnectionDisplaced => "connections",
             Self::QueueTimeout
             | Self::RateExceeded
             | Self::Deadline
@@ -181,6 +185,7 @@ impl Reason {
                 "ConnGuard::builder().max_connections(connections)"
             }
             Self::ClientConnectionsFull => "ConnGuard::builder().max_per_client(connections)",
+            Self::NetworkConnectionsFull => "ConnGuard::builder().max_per_network(connections)",
             Self::AcceptRate => "ConnGuard::builder().accept_rate(per_second, burst)",
             Self::FirstRequest => "ConnGuard::builder().first_request(duration)",
             Self::SlowHead => "ConnGuard::builder().head(duration)",

@@ -101,6 +101,7 @@ const CUTS: &[(Guard, Reason, Phase)] = &[
 const ENDINGS: &[(Guard, Reason, Phase)] = &[
     (Guard::Connection, Reason::ConnectionsFull, Phase::Accept),
     (Guard::Connection, Reason::ClientConnectionsFull, Phase::Accept),
+    (Guard::Connection, Reason::NetworkConnectionsFull, Phase::Accept),
     (Guard::Connection, Reason::AcceptRate, Phase::Accept),
     (Guard::Connection, Reason::ConnectionDisplaced, Phase::FirstHead),
     (Guard::Connection, Reason::ConnectionDisplaced, Phase::NextHead),
