@@ -355,8 +355,8 @@ impl Shard {
         if at == NONE {
             at = self.slots.len() as u32;
             if self.slots.len() == self.slots.capacity() {
-                // By an eighth, not by doubling: there may be ten thousand of them.
-                self.slots.reserve_exact((self.slots.len() / 8).max(16));
+                // By a sixteenth, not by doubling: there may be ten thousand of them.
+                self.slots.reserve_exact((self.slots.len() / 16).max(16));
             }
         }
         let conn = Some(Arc::clone(conn));

@@ -36,7 +36,6 @@ pub struct ConnState {
     http2: AtomicBool,
     requests: AtomicU32,
     in_flight: AtomicU32,
-    answered: AtomicU32,
     cancelled: AtomicU32,
     /// How far what was read, or will be, is of requests that began: the count of bytes when the
     /// latest one ended, or where its body ends at the earliest.
@@ -300,6 +299,8 @@ impl ConnState {
     pub fn sample(&self) -> ConnSample {
         let read = self.read.load(Relaxed);
         let read_by_requests = self.read_by_requests.load(Relaxed);
+        let in_flight = self.in_flight.load(Relaxed);
+        let (requests, cancelled) = (self.requests.load(Relaxed), self.cancelled.load(Relaxed));
         ConnSample {
             read,
             written: self.written.load(Relaxed),
@@ -308,10 +309,10 @@ impl ConnState {
             accounted: self.accounted.load(Relaxed),
             upgraded: self.upgraded.load(Relaxed),
             http2: self.http2.load(Relaxed),
-            requests: self.requests.load(Relaxed),
-            in_flight: self.in_flight.load(Relaxed),
-            answered: self.answered.load(Relaxed),
-            cancelled: self.cancelled.load(Relaxed),
+            requests,
+            in_flight,
+            answered: requests.saturating_sub(in_flight).saturating_sub(cancelled),
+            cancelled,
             more_was_read: read > read_by_requests && !self.unmeasured.load(Relaxed),
             body_left: read < read_by_requests,
         }
@@ -456,8 +457,9 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         let state = self.conn.state();
-        let ended = if self.answered { &state.answered } else { &state.cancelled };
-        ended.fetch_add(1, Relaxed);
+        if !self.answered {
+            state.cancelled.fetch_add(1, Relaxed);
+        }
         let read = state.read.load(Relaxed);
         if read > state.read_by_requests.load(Relaxed) {
             state.read_by_requests.store(read, Relaxed);
