@@ -18,7 +18,7 @@
 //!
 //! On SIGTERM or Ctrl-C it takes no more connections, lets requests finish, and ends within
 //! [`DRAIN`] whatever clients do.
-#![allow(clippy::print_stderr, clippy::print_stdout, reason = "a program for the terminal")]
+#![allow(clippy::print_stdout, reason = "a program for the terminal")]
 
 use axum::{
     Router,
@@ -40,29 +40,21 @@ use http::{
     header::{CONTENT_LENGTH, CONTENT_TYPE},
 };
 use http_body_util::BodyExt;
-use hyper::{body::Incoming, service::service_fn};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
-};
 use palisade::{
-    ClientIp, Guarded, Quota, Snapshot, Stack, StackError, StackLayer,
+    ClientIp, Quota, Snapshot, Stack, StackError, StackLayer,
+    conn::{ConnGuard, ConnGuardError},
+    serve::{Http, HttpError},
     slow_body::Pace,
     timeout::Limits,
-    words::{ClientKey, ConnInfo, Extracted, KeyExtractor, Prefix, RequestHead},
+    words::{ClientKey, Extracted, KeyExtractor, RequestHead},
 };
 use palisade_testkit::{demo::echo_server::EchoServer, echo::Lengths, process};
-use std::{
-    collections::HashMap, convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, convert::Infallible, net::SocketAddr, time::Duration};
 use tokio::{
-    net::{TcpListener, TcpSocket, TcpStream},
     sync::watch,
-    task::JoinSet,
     time::{interval, sleep, timeout},
 };
-use tower::{BoxError, Layer, ServiceExt};
+use tower::{BoxError, Layer};
 
 /// How long clients may take to finish once the server is told to end.
 const DRAIN: Duration = Duration::from_secs(8);
@@ -84,42 +76,46 @@ pub(crate) async fn run(address: SocketAddr) -> Result<(), BoxError> {
     process::raise_file_limit();
     let metrics = Snapshot::new();
     let guards = guards(&metrics)?;
+    let listener = connections(&metrics)?.bind(address).await?;
     let (begin_drain, drain) = watch::channel(false);
-    let drain = Drain(drain);
-    let app = guards.layer(app(metrics, drain.clone()));
-
-    let listener = listen(address)?;
+    let app = guards.layer(app(metrics, Drain(drain)));
     println!("listening on http://{}", listener.local_addr()?);
-    let mut connections = JoinSet::new();
-    let mut end = pin!(told_to_end());
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = &mut end => break,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                connections.spawn(serve(stream, peer, app.clone(), drain.clone()));
-            }
-            Err(error) => {
-                // Out of files, or a client that is gone already. Neither passes by trying at once.
-                eprintln!("cannot accept: {error}");
-                sleep(Duration::from_millis(50)).await;
-            }
-        }
-        while connections.try_join_next().is_some() {}
+    let end = async move {
+        told_to_end().await;
+        begin_drain.send_replace(true);
+    };
+    let drained = palisade::serve(listener, app)
+        .http(http()?)
+        .with_graceful_shutdown(end)
+        .drain(DRAIN)
+        .await?;
+    if drained.cut > 0 {
+        println!("cut off {} connections that did not finish", drained.cut);
     }
-
-    drop(listener);
-    begin_drain.send_replace(true);
-    let all = async { while connections.join_next().await.is_some() {} };
-    if timeout(DRAIN, all).await.is_err() {
-        println!("cutting {} connections that did not finish", connections.len());
-    }
-    Ok(()) // What is left ends with the runtime.
+    Ok(())
 }
 
 // === The guards ===
+
+/// Connections, of clients who may all come from one address: that is what an attack from one
+/// machine looks like, too, and only what they do tells them apart.
+fn connections(metrics: &Snapshot) -> Result<ConnGuard, ConnGuardError> {
+    ConnGuard::builder()
+        .metrics(metrics.clone())
+        .max_per_client(5_000)
+        .accept_rate(2_000, 4_000)
+        // A slow link sends a head within a second or two.
+        .first_request(Duration::from_secs(7))
+        .head(Duration::from_secs(7))
+        // The application closes what is silent for as long as that.
+        .upgraded_idle(WEB_SOCKET_QUIET + Duration::from_secs(30))
+        .build()
+}
+
+fn http() -> Result<Http, HttpError> {
+    // 20 requests a second of 5 s each on one connection, and some streams that stay.
+    Http::builder().max_concurrent_streams(128).connection_window(512 << 10).build()
+}
 
 /// The guards, for these clients: at most 20 requests a second from one address, or 16 clients
 /// behind one address with 2 each; bodies up to 64 KiB, uploads of 480 KiB at 16 KiB/s or more;
@@ -181,59 +177,6 @@ fn client(head: &RequestHead<'_>) -> Extracted {
 
 fn is_metrics(head: &RequestHead<'_>) -> bool {
     head.uri.path() == "/metrics"
-}
-
-// === Connections ===
-
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(4096)
-}
-
-/// Serves one connection to its end, or to the end of its requests once the server drains.
-async fn serve(stream: TcpStream, peer: SocketAddr, app: Guarded<Router>, mut drain: Drain) {
-    let _ = stream.set_nodelay(true);
-    let connection = ConnInfo::new(peer, stream.local_addr().ok(), Prefix::default());
-    let connection = Arc::new(connection);
-    let service = service_fn(move |mut request: http::Request<Incoming>| {
-        request.extensions_mut().insert(connection.clone());
-        app.clone().oneshot(request)
-    });
-    let builder = builder();
-    let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-    let mut served = pin!(served);
-    // An error is a client that went away or was cut: the metrics have counted the second.
-    tokio::select! {
-        _ = &mut served => return,
-        () = drain.begins() => served.as_mut().graceful_shutdown(),
-    }
-    let _ = served.await;
-}
-
-/// hyper with every bound set. What it cannot bound, silent connections and readers who do not
-/// read among it, is the work of a guard for connections.
-fn builder() -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        // For a head, and for the next one on a connection that is kept alive.
-        .header_read_timeout(Duration::from_secs(7))
-        .max_buf_size(64 << 10);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        // 20 requests a second of 5 s each on one connection, and some streams that stay.
-        .max_concurrent_streams(128)
-        .max_local_error_reset_streams(Some(1024))
-        .max_header_list_size(16 << 10)
-        .initial_stream_window_size(128 << 10)
-        .initial_connection_window_size(512 << 10)
-        .max_send_buf_size(64 << 10);
-    // No PINGs: behind a download that is read at 64 KiB/s the answer takes a minute.
-    builder
 }
 
 // === The end ===

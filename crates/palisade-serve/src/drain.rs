@@ -17,7 +17,7 @@ use std::{
 };
 use tokio::{
     sync::{Notify, futures::OwnedNotified},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 const SERVING: u8 = 0;
@@ -25,8 +25,9 @@ const SERVING: u8 = 0;
 const DRAINING: u8 = 1;
 /// Whoever is left is cut off.
 const OVER: u8 = 2;
-/// How long those have to be gone.
+/// How long those have to be gone, or those who were upgraded to say good-bye.
 const LAST: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// What became of the connections that were there when the server was told to end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,7 +38,7 @@ pub struct Drained {
     /// Those that were cut off at the deadline.
     pub cut: usize,
     /// Those that had become something else than HTTP, a WebSocket among them, and were ended when
-    /// everybody else was gone.
+    /// everybody else was gone and half a second more had passed.
     pub upgraded: usize,
 }
 
@@ -92,10 +93,14 @@ impl Drain {
             let _ = timeout(LAST, self.emptied()).await;
         }
         let cut = self.cut.load(SeqCst) + self.open.load(SeqCst);
+        let finished = begun_with.saturating_sub(cut);
         let upgraded = std::mem::take(&mut *self.upgraded.lock());
+        if cut == 0 {
+            let _ = timeout(LAST, gone(&upgraded)).await;
+        }
         let upgraded: Vec<_> = upgraded.iter().filter_map(Weak::upgrade).collect();
         upgraded.iter().for_each(|conn| end(conn));
-        Drained { finished: begun_with.saturating_sub(cut), cut, upgraded: upgraded.len() }
+        Drained { finished, cut, upgraded: upgraded.len() }
     }
 
     fn enter(&self, stage: u8) {
@@ -112,6 +117,13 @@ impl Drain {
             }
             empty.await;
         }
+    }
+}
+
+/// Waits until nobody is left. Nobody tells, so it looks.
+async fn gone(connections: &[Weak<ConnInfo>]) {
+    while connections.iter().any(|conn| conn.strong_count() > 0) {
+        sleep(LOOK).await;
     }
 }
 

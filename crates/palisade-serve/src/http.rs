@@ -123,7 +123,7 @@ impl Default for Http {
             max_header_list_size: 16 * KIB as u32,
             max_local_resets: 1024,
             max_pending_resets: 20,
-            ping: Some((Duration::from_secs(30), Duration::from_secs(10))),
+            ping: None,
             extended_connect: false,
         }
     }
@@ -226,16 +226,13 @@ impl HttpBuilder {
     }
 
     /// HTTP/2: how long nothing may come before the client is asked for a sign of life, 1 s to
-    /// 24 h, and how long he has to give it, 1 s to 24 h. Behind a download that is taken slowly
-    /// the answer waits as long as what is before it. Defaults to 30 s and 10 s.
+    /// 24 h, and how long he has to give it, 1 s to 24 h.
+    ///
+    /// Defaults to never. Behind a download that is taken slowly the answer waits for all that is
+    /// before it, a minute and more, and an honest client would be cut off. Whoever is gone is
+    /// found out by TCP's own keepalive, and whoever is there and does nothing by the guard.
     pub fn ping(mut self, interval: Duration, timeout: Duration) -> Self {
         self.0.ping = Some((interval, timeout));
-        self
-    }
-
-    /// HTTP/2: nobody is asked for a sign of life. Defaults to [`Self::ping`].
-    pub fn no_ping(mut self) -> Self {
-        self.0.ping = None;
         self
     }
 

@@ -128,8 +128,9 @@ impl<L: Accept, A: App<Kind>, Kind> Serve<L, A, Kind> {
     /// # }
     /// ```
     ///
-    /// A connection that was upgraded is not waited for: it is ended in good order when all
-    /// others are gone. Tell each WebSocket of the same signal, if it is to say good-bye.
+    /// A connection that was upgraded is waited for as long as all others are there, and half a
+    /// second more; then it is ended in good order. Tell each WebSocket of the same signal, and it
+    /// can say good-bye.
     pub fn with_graceful_shutdown<F>(self, signal: F) -> WithGracefulShutdown<L, A, Kind, F>
     where
         F: Future<Output = ()> + Send + 'static,

@@ -343,8 +343,8 @@ mod tests {
         let quiet = async {
             let mut body =
                 ServedBody::new(http_body_util::Channel::<Bytes, Infallible>::new(1).1, true);
-            let _ =
-                tokio::time::timeout(20 * STALL, poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)));
+            let asked = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
+            let _ = tokio::time::timeout(20 * STALL, asked).await;
         };
         spawn(&streams, quiet).await.unwrap();
         let handler = async { sleep(20 * STALL).await };
