@@ -5,14 +5,17 @@
 
 mod guarded;
 
-use guarded::{Neighbour, SECOND, SLACK, all_gone, app, cut, h2, serve};
+use guarded::{Neighbour, SECOND, SLACK, all_gone, app, cut, h2, serve, served};
 use palisade::conn::ConnGuard;
 use palisade_core::{Phase, Reason};
 use palisade_testkit::{
     Journal,
-    clients::{RawClient, until},
+    clients::{self, RawClient, until},
 };
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpSocket,
@@ -137,5 +140,50 @@ async fn an_answer_taken_slowly_behind_its_window_is_not_idle() {
     assert!(started.elapsed() > 2 * SECOND);
     assert!(journal.disconnected().is_empty(), "{:?}", journal.disconnected());
     drop(client);
+    all_gone(&guard).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_the_cap_full_of_stalled_readers_newcomers_are_served_and_a_slow_reader_stays() {
+    const CAP: usize = 50;
+    let journal = Journal::default();
+    let builder = ConnGuard::builder().max_connections(CAP).metrics(journal.clone());
+    let guard = builder.build().unwrap();
+    let server = serve(&guard, app()).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(32 * 1024).unwrap();
+    let mut slow = socket.connect(server.addr).await.unwrap();
+    slow.write_all(ENDLESS.as_bytes()).await.unwrap();
+    let slow = tokio::spawn(async move {
+        let mut chunk = vec![0; 6 * 1024];
+        loop {
+            slow.read_exact(&mut chunk).await.unwrap();
+            sleep(Duration::from_millis(94)).await;
+        }
+    });
+    let mut stalled = Vec::new();
+    while guard.snapshot().at(Phase::Writing) < CAP * 9 / 10 {
+        let mut client = RawClient::connect(server.addr).await.unwrap();
+        if client.send(ENDLESS).await.is_ok() {
+            stalled.push(client);
+        }
+    }
+    // From 4 s of stall on each newcomer takes the place of one of them.
+    let started = Instant::now();
+    while clients::get(Ipv4Addr::LOCALHOST, server.addr, "/").await.is_err()
+        || !journal.closed().contains(&Some(Reason::ConnectionDisplaced))
+    {
+        assert!(started.elapsed() < 5 * SECOND + SLACK);
+        sleep(Duration::from_millis(50)).await;
+    }
+    let mut newcomers = Vec::new();
+    for _ in 0..CAP / 2 {
+        let mut client = RawClient::connect(server.addr).await.unwrap();
+        served(&mut client).await;
+        newcomers.push(client);
+    }
+    assert!(!slow.is_finished());
+    slow.abort();
+    drop((stalled, newcomers, slow.await));
     all_gone(&guard).await;
 }

@@ -166,7 +166,9 @@ impl Shared {
 
     fn end_displaced(&self, conn: &ConnInfo, limit: u64, observed: u64) -> bool {
         let phase = phase(&conn.state().sample());
-        let (reason, ending) = (Reason::ConnectionDisplaced, Ending::Finish);
+        let reason = Reason::ConnectionDisplaced;
+        // What waits for a client who does not read would wait in the kernel.
+        let ending = if phase == Phase::Writing { Ending::Reset } else { Ending::Finish };
         self.end(conn, End { reason, ending, phase, limit, observed })
     }
 

@@ -10,6 +10,10 @@ const OF_AN_ANSWER: u32 = 1024;
 /// So many bytes are as much work as an answer.
 const OF_WORK: u64 = 16 * 1024;
 
+/// Where places are short, whoever took nothing for so many seconds may have to go. A receive
+/// window that is read at 64 KiB/s opens again within two or three.
+const STALLED: u8 = 4;
+
 /// What the sweeper is to do with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Finding {
@@ -138,7 +142,16 @@ fn watch_writes(mut memory: ConnMemory, sample: &ConnSample, now: u64) -> ConnMe
         memory.blocked_since = (now as u32).wrapping_add(1).max(1);
         memory.written_blocked = written;
     }
+    memory.stalled = u8::try_from(blocked_for(&memory, now) / 1000).unwrap_or(u8::MAX);
     memory
+}
+
+/// How long no byte was taken of those that wait.
+fn blocked_for(memory: &ConnMemory, now: u64) -> u64 {
+    match memory.blocked_since {
+        0 => 0,
+        blocked => since(blocked.wrapping_sub(1), now),
+    }
 }
 
 fn find(
@@ -161,10 +174,7 @@ fn find(
     if clock == Phase::FirstHead && age >= limits.first_request {
         return end(Reason::FirstRequest, Ending::Reset, limits.first_request, age);
     }
-    let blocked_for = match memory.blocked_since {
-        0 => 0,
-        blocked => since(blocked.wrapping_sub(1), when.now),
-    };
+    let blocked_for = blocked_for(memory, when.now);
     if blocked_for >= limits.write_stall {
         return end(Reason::WriteStall, Ending::Reset, limits.write_stall, blocked_for);
     }
@@ -232,6 +242,10 @@ pub(crate) fn spare(sample: &ConnSample, age: u64) -> Option<(u8, u64)> {
         Phase::FirstHead => Some((1, oldest_first)),
         Phase::NextHead | Phase::Idle if sample.answered == 0 => Some((1, oldest_first)),
         Phase::NextHead | Phase::Idle => Some((2, work_for_age(sample, age))),
+        // The one that took nothing for longest.
+        Phase::Writing if sample.stalled >= STALLED => {
+            Some((3, u64::from(u8::MAX - sample.stalled)))
+        }
         // There is a request in work, or, as far as anybody knows, there may be.
         _ => None,
     }
@@ -372,6 +386,21 @@ mod tests {
         assert_eq!(first_finding(200_000, |now| writing(now / 29_000)), None);
         let found = first_finding(100_000, |_| writing(7));
         assert_eq!(ended(found), Some((30_000, Reason::WriteStall, Ending::Reset)));
+    }
+
+    #[test]
+    fn how_long_nothing_was_taken_is_kept_in_seconds() {
+        let limits = Limits { write_stall: 3_600_000, ..limits() };
+        let mut memory = ConnMemory::default();
+        let mut stalled = |now, written| {
+            let sample = ConnSample { requests: 1, in_flight: 1, write_blocked: true, ..sample() };
+            let sample = ConnSample { written, ..sample };
+            let when = When { now, passed: 250, opened: 0, due: None };
+            memory = judge(&limits, when, &sample, None, memory).0;
+            memory.stalled
+        };
+        assert_eq!([stalled(1000, 7), stalled(1999, 7), stalled(2000, 7)], [0, 0, 1]);
+        assert_eq!([stalled(9000, 7), stalled(9001, 8), stalled(1_000_000, 8)], [8, 0, 255]);
     }
 
     #[test]
@@ -523,6 +552,11 @@ mod tests {
         for kept in [working, taking, upgraded, untold] {
             assert_eq!(spare(&kept, 9000), None);
         }
+        // After all of them, the one that has taken nothing for longest.
+        let stalled = |stalled| spare(&ConnSample { stalled, ..taking }, 9000);
+        assert_eq!(stalled(STALLED - 1), None);
+        assert!(stalled(STALLED) > Some(ranks[6]) && stalled(30) < stalled(STALLED));
+        assert_eq!(spare(&ConnSample { stalled: 30, ..working }, 9000), None);
     }
 
     #[test]

@@ -43,9 +43,10 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! Who fills the cap with silent sockets must not keep anybody out. From nine tenths of the cap on,
 //! each connection that comes takes the place of the one that is of the least use: first one that
 //! only lingers, then the oldest that has completed no request, then the idle one with the fewest
-//! answers and bytes for its age. Never one that has a request in work, an answer that is not taken
-//! yet, or an upgrade. The sweeper keeps 64 of them ready; where these are used up, 32 connections
-//! are looked at. If none can be spared the newcomer is reset.
+//! answers and bytes for its age, and at last, by a reset, the one whose client has taken nothing of
+//! what waits for him for longest, and for 4 s at least. Never one that has a request in work, an
+//! answer that is being taken, or a quiet upgrade. The sweeper keeps 64 of them ready; where these
+//! are used up, 32 connections are looked at. If none can be spared the newcomer is reset.
 //!
 //! # Accounting
 //!

@@ -75,6 +75,7 @@ struct SweeperMemory {
     read: AtomicU32,
     written: AtomicU32,
     written_blocked: AtomicU32,
+    stalled: AtomicU8,
     phase: AtomicU8,
     shadowed: AtomicBool,
 }
@@ -106,6 +107,8 @@ pub struct ConnSample {
     pub written: u64,
     /// Whether bytes wait that the kernel does not take.
     pub write_blocked: bool,
+    /// For how many seconds it took none, as of the sweeper's latest look; up to 255.
+    pub stalled: u8,
     /// Whether the answers are all sent and what the client still sends is thrown away.
     pub lingering: bool,
     /// Whether the accounting layer tells of the requests; if not, there seem to be none.
@@ -146,6 +149,8 @@ pub struct ConnMemory {
     pub blocked_since: u32,
     /// The low half of the bytes written by then.
     pub written_blocked: u32,
+    /// How many seconds ago that was, up to 255; 0 if none wait.
+    pub stalled: u8,
 }
 
 /// One request, from its head to the end of its response body. Dropping it is that end.
@@ -305,6 +310,7 @@ impl ConnState {
             read,
             written: self.written.load(Relaxed),
             write_blocked: self.write_blocked.load(Relaxed),
+            stalled: self.memory.stalled.load(Relaxed),
             lingering: self.lingering.load(Relaxed),
             accounted: self.accounted.load(Relaxed),
             upgraded: self.upgraded.load(Relaxed),
@@ -329,6 +335,7 @@ impl ConnState {
             written: kept.written.load(Relaxed),
             blocked_since: kept.blocked_since.load(Relaxed),
             written_blocked: kept.written_blocked.load(Relaxed),
+            stalled: kept.stalled.load(Relaxed),
         }
     }
 
@@ -342,6 +349,7 @@ impl ConnState {
         kept.written.store(memory.written, Relaxed);
         kept.blocked_since.store(memory.blocked_since, Relaxed);
         kept.written_blocked.store(memory.written_blocked, Relaxed);
+        kept.stalled.store(memory.stalled, Relaxed);
     }
 
     fn wake(&self) {
