@@ -149,7 +149,7 @@ fn paired(ours: impl Fn() -> f64, theirs: impl Fn() -> f64) -> (f64, f64) {
 }
 
 /// Bytes of this process that are in memory.
-fn resident() -> io::Result<u64> {
+pub(crate) fn resident() -> io::Result<u64> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());

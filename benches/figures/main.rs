@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is a program that prints")]
 
 mod callgrind;
+mod connections;
 mod keys;
 mod scenarios;
 mod syscalls;
@@ -40,7 +41,8 @@ fn main() -> io::Result<ExitCode> {
 
 fn measure(write: bool) -> io::Result<ExitCode> {
     // First, because it is about memory: nothing that was freed before may be used again.
-    let mut rows = keys::measure()?;
+    let mut rows = vec![connections::bytes()?];
+    rows.extend(keys::measure()?);
     let mut is_whole = true;
     match callgrind::count()? {
         Some(costs) => counts(&costs, &mut rows),
@@ -175,6 +177,15 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
     let figure = "a Router::layer that does nothing, HTTP/1: % (axum's own)";
     count("P6", figure, None, percent("axum_h1_layer bare", "axum_h1 bare"), Limit::None);
 
+    for (scenario, bare, figure, most) in [
+        ("serve_h1 guarded", "serve_h1 bare", "axum::serve behind the guard, HTTP/1: %", 10.0),
+        ("serve_h2 guarded", "serve_h2 bare", "axum::serve behind the guard, HTTP/2: %", 4.0),
+        ("serve_h1 palisade", "serve_h1 bare", "palisade::serve, HTTP/1: % over axum::serve", 10.0),
+        ("serve_h2 palisade", "serve_h2 bare", "palisade::serve, HTTP/2: % over axum::serve", 4.0),
+    ] {
+        count("P6", figure, None, percent(scenario, bare), AtMost(most));
+    }
+
     let plain = of("refused413h2 palisade", "huge2 bare");
     let figure = "413 without any header: instructions over bare";
     let peers = ir("refused413 peers", "huge bare-of-peers");
@@ -202,6 +213,22 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
     let figure = "429 end to end, in 200s with an empty body, hyper HTTP/1";
     let (ours, peers) = (ratio("hyper_h1_refused palisade"), ratio("hyper_h1_refused peers"));
     count("P8", figure, Some(peers), ours, AtMost(1.0));
+
+    for (scenario, bare, figure) in [
+        ("read palisade", "read bare", "a read of a guarded connection: instructions over bare"),
+        (
+            "read_pending palisade",
+            "read_pending bare",
+            "a read that finds nothing: instructions over bare",
+        ),
+        ("write palisade", "write bare", "a write: instructions over bare"),
+        ("flush palisade", "flush bare", "a flush: instructions over bare"),
+    ] {
+        count("P15", figure, None, ir(scenario, bare), AtMost(60.0));
+    }
+    let figure = "a look of the sweeper at one connection: instructions";
+    let each = ir("sweep many", "sweep none") / f64::from(connections::SWEPT);
+    count("P15", figure, None, each, AtMost(100.0));
 }
 
 /// What the guards add to the future that a server holds per request.

@@ -2,17 +2,18 @@
 //!
 //! A name is what is counted, then for whom: `bare`, `palisade` or `peers`.
 
+use crate::connections::{self, SWEPT, Stub, calls, flush, guarded, read, sweeps, write};
 use axum::{Router, routing::get};
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, Version, header};
 use http_body::Body;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use palisade::{Mode, Stack};
+use palisade::{Mode, Stack, conn::ConnGuard};
 use palisade_benches::{
-    Frames, Identified, Pends, Protocol, Reads, Ready, anonymous, connection, drive, for_peers,
-    generous, hyper_http1, hyper_util_auto, palisade, peer_request, peers, peers_limit, request,
-    runtime, stingy, tower_governor, upload,
+    Frames, Identified, Pends, Protocol, Reads, Ready, Server, anonymous, connection, drive,
+    for_peers, generous, hyper_http1, hyper_util_auto, palisade, peer_request, peers, peers_limit,
+    request, runtime, serve, stingy, tower_governor, upload,
 };
 use std::time::Duration;
 use tower::{BoxError, Layer, Service, layer::util::Identity};
@@ -31,6 +32,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     with_a_body(&mut all);
     refusals(&mut all);
     end_to_end(&mut all);
+    on_connections(&mut all);
     all.0
 }
 
@@ -237,6 +239,37 @@ fn end_to_end(all: &mut List) {
         all.add(names[3], move || axum_run(protocol, Identified(noop(router()))));
         all.add(names[4], move || axum_run(protocol, Identified(by_layer(router()))));
     }
+}
+
+fn on_connections(all: &mut List) {
+    for (names, call, gives) in [
+        (["read bare", "read palisade"], read as connections::Call, true),
+        (["read_pending bare", "read_pending palisade"], read, false),
+        (["write bare", "write palisade"], write, true),
+        (["flush bare", "flush palisade"], flush, true),
+    ] {
+        all.add(names[0], move || calls(Stub { gives }, call));
+        all.add(names[1], move || calls(guarded(&ConnGuard::default(), 0, gives), call));
+    }
+    all.add("sweep none", || sweeps(0));
+    all.add("sweep many", || sweeps(SWEPT));
+    for (name, server, protocol) in [
+        ("serve_h1 bare", "axum", Protocol::Http1),
+        ("serve_h1 guarded", "guarded", Protocol::Http1),
+        ("serve_h1 palisade", "palisade", Protocol::Http1),
+        ("serve_h2 bare", "axum", Protocol::Http2),
+        ("serve_h2 guarded", "guarded", Protocol::Http2),
+        ("serve_h2 palisade", "palisade", Protocol::Http2),
+    ] {
+        all.add(name, move || serve_run(server, protocol));
+    }
+}
+
+fn serve_run(server: &str, protocol: Protocol) -> Run {
+    let runtime = runtime();
+    let server = Server::named(server).expect("there is such a server");
+    let router = Router::new().route("/", get(async || "ok"));
+    Box::new(move |requests| serve(&runtime, &server, router.clone(), protocol, requests))
 }
 
 fn hyper_run<S, B>(service: S) -> Run

@@ -7,15 +7,15 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
-use palisade_benches::{Identified, generous, palisade, peers, runtime};
+use palisade_benches::{Identified, Server, generous, palisade, peers, runtime};
 use std::{
     env, fs,
     io::{self, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
     process::Command,
-    thread,
+    thread::{self, JoinHandle},
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, runtime::Runtime};
 use tower::Layer;
 
 /// The argument that makes this program the one that is watched.
@@ -31,13 +31,29 @@ pub(crate) fn count() -> io::Result<Option<Vec<Row>>> {
         Ok(per_request(server, path)?.unwrap_or_default() - bare)
     };
     let bare_pending = over("bare", "pending")?;
+    let of_server = |server: &str, path| -> io::Result<f64> {
+        Ok(per_request(&format!("serve:{server}"), path)?.unwrap_or_default())
+    };
     let (peers, ours) = (over("peers", "ready")?, over("palisade", "ready")?);
     let figure = "system calls per request over bare, handler ready";
     let ready = Row::count("P5", figure, peers, ours, AtMost(0.0));
     let (peers, ours) = (over("peers", "pending")?, over("palisade", "pending")?);
     let (peers, ours) = (peers - bare_pending, ours - bare_pending);
     let figure = "system calls per request over bare, handler Pending once";
-    Ok(Some(vec![ready, Row::count("P5", figure, peers, ours, AtMost(0.0))]))
+    let mut rows = vec![ready, Row::count("P5", figure, peers, ours, AtMost(0.0))];
+    for (server, path, figure) in [
+        ("guarded", "ready", "axum::serve behind the connection guard, handler ready"),
+        ("guarded", "pending", "axum::serve behind it, handler Pending once"),
+        ("guarded+layers", "pending", "the same with the five layers, handler Pending once"),
+        ("palisade", "ready", "palisade::serve, handler ready"),
+        ("palisade", "pending", "palisade::serve, handler Pending once"),
+        ("palisade+layers", "pending", "the same with the five layers, of palisade::serve"),
+    ] {
+        let over = of_server(server, path)? - of_server("axum", path)?;
+        // The sweeper's four looks a second are in it.
+        rows.push(Row::count("P5", figure, None, over, AtMost(0.05)));
+    }
+    Ok(Some(rows))
 }
 
 /// Of the server with its client, whose calls are the same for every server.
@@ -85,6 +101,9 @@ pub(crate) fn be_counted(what: &str, requests: usize) {
         let addr = listener.local_addr().expect("a bound socket has an address");
         let request = format!("GET /{path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
         let client = thread::spawn(move || ask(addr, request.as_bytes(), requests));
+        if let Some(server) = server.strip_prefix("serve:") {
+            return by_server(&runtime, server, listener, router, client).await;
+        }
         let (stream, _) = listener.accept().await.expect("the client comes");
         let io = TokioIo::new(stream);
         let builder = auto::Builder::new(TokioExecutor::new());
@@ -102,6 +121,25 @@ pub(crate) fn be_counted(what: &str, requests: usize) {
         };
         client.join().expect("the client is served");
     });
+}
+
+/// By a whole server, until the client has gone.
+async fn by_server(
+    runtime: &Runtime,
+    name: &str,
+    listener: TcpListener,
+    router: Router,
+    client: JoinHandle<()>,
+) {
+    let (name, router) = match name.strip_suffix("+layers") {
+        Some(name) => (name, router.layer(palisade(generous()))),
+        None => (name, router),
+    };
+    let server = Server::named(name).expect("there is such a server");
+    let served = server.start(runtime, listener, router);
+    let client = tokio::task::spawn_blocking(move || client.join().expect("it is served"));
+    client.await.expect("the client has gone");
+    served.abort();
 }
 
 fn ask(addr: SocketAddr, request: &[u8], requests: usize) {

@@ -80,7 +80,9 @@ impl Row {
 
 /// As the table shows it: whole numbers from 100 on, else two places.
 fn shown(value: f64) -> f64 {
-    if value.abs() >= 100.0 { value.round() } else { (value * 100.0).round() / 100.0 }
+    // No zero with a sign.
+    let places = if value.abs() >= 100.0 { 1.0 } else { 100.0 };
+    (value * places).round() / places + 0.0
 }
 
 fn text(value: f64) -> String {

@@ -1,6 +1,7 @@
 //! Servers on a connection that is neither a socket nor a client: requests come out of a table,
 //! one after the other's answer, and what is written is counted and forgotten.
 
+use axum::Router;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
@@ -10,14 +11,19 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
+use palisade::conn::{Accept, ConnGuard, Transport, connected};
 use std::{
+    future::{IntoFuture, pending},
     io,
+    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll, Waker},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     runtime::Runtime,
+    sync::oneshot,
+    task::JoinHandle,
 };
 use tower::{BoxError, Service};
 
@@ -42,7 +48,13 @@ struct Script {
     reader: Option<Waker>,
     /// What the server has not read yet of the present request.
     unread: Vec<u8>,
+    /// Dropped with the connection.
+    _gone: Option<oneshot::Sender<()>>,
 }
+
+/// A listener to which one connection comes.
+#[derive(Debug)]
+struct Once(Option<Script>);
 
 const HTTP1: &[u8] =
     b"GET / HTTP/1.1\r\nhost: localhost\r\nuser-agent: bench\r\naccept: */*\r\n\r\n";
@@ -84,11 +96,74 @@ where
     runtime.block_on(connection).expect("no handler panics");
 }
 
+/// A whole server.
+#[derive(Clone, Debug)]
+pub enum Server {
+    /// `axum::serve` as it is.
+    Axum,
+    /// The same over a guarded listener.
+    Guarded(ConnGuard),
+    /// `palisade::serve`.
+    Palisade(ConnGuard),
+}
+
+/// Serves `requests` requests by a whole server, from its accept loop on.
+pub fn serve(
+    runtime: &Runtime,
+    server: &Server,
+    router: Router,
+    protocol: Protocol,
+    requests: usize,
+) {
+    let (gone, is_gone) = oneshot::channel();
+    let script = Script { _gone: Some(gone), ..Script::new(protocol, requests) };
+    let task = server.start(runtime, Once(Some(script)), router);
+    runtime.block_on(is_gone).expect_err("it says nothing when it goes");
+    task.abort();
+}
+
+// === Server ===
+
+impl Server {
+    /// All of them, by name.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "axum" => Some(Self::Axum),
+            "guarded" => Some(Self::Guarded(ConnGuard::default())),
+            "palisade" => Some(Self::Palisade(ConnGuard::default())),
+            _ => None,
+        }
+    }
+
+    /// Serves what `listener` brings until the task ends.
+    pub fn start<L>(
+        &self,
+        runtime: &Runtime,
+        listener: L,
+        router: Router,
+    ) -> JoinHandle<io::Result<()>>
+    where
+        L: axum::serve::Listener<Addr = SocketAddr> + Accept,
+    {
+        match self {
+            Self::Axum => runtime.spawn(axum::serve(listener, router).into_future()),
+            Self::Guarded(guard) => {
+                let listener = guard.listen(listener);
+                runtime.spawn(axum::serve(listener, connected(router)).into_future())
+            }
+            Self::Palisade(guard) => {
+                runtime.spawn(palisade::serve(guard.listen(listener), router).into_future())
+            }
+        }
+    }
+}
+
 // === Script ===
 
 impl Script {
     fn new(protocol: Protocol, requests: usize) -> Self {
-        Self { protocol, left: requests, sent: 0, next: true, reader: None, unread: Vec::new() }
+        let (reader, unread, _gone) = (None, Vec::new(), None);
+        Self { protocol, left: requests, sent: 0, next: true, reader, unread, _gone }
     }
 
     fn write_request(&mut self) {
@@ -152,5 +227,47 @@ impl AsyncWrite for Script {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+impl Transport for Script {}
+
+// === Once ===
+
+impl axum::serve::Listener for Once {
+    type Io = Script;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Script, SocketAddr) {
+        match self.0.take() {
+            Some(script) => (script, crate::PEER.into()),
+            None => pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(crate::PEER.into())
+    }
+}
+
+impl Accept for Once {
+    type Io = Script;
+
+    fn poll_accept(
+        &mut self,
+        _: &mut Context<'_>,
+    ) -> Poll<io::Result<(Script, Option<SocketAddr>)>> {
+        match self.0.take() {
+            Some(script) => Poll::Ready(Ok((script, Some(crate::PEER.into())))),
+            None => Poll::Pending,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(crate::PEER.into())
+    }
+
+    fn local_of(_: &Script) -> Option<SocketAddr> {
+        None
     }
 }
