@@ -5,12 +5,12 @@
 
 mod guarded;
 
-use guarded::{Neighbour, SECOND, SLACK, all_gone, app, cut, h2, serve, served};
+use guarded::{GET, Neighbour, SECOND, SLACK, all_gone, app, cut, h2, serve, served};
 use palisade::conn::ConnGuard;
 use palisade_core::{Phase, Reason};
 use palisade_testkit::{
     Journal,
-    clients::{self, RawClient, until},
+    clients::{self, RawClient, RawHead, until},
 };
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -143,6 +143,11 @@ async fn an_answer_taken_slowly_behind_its_window_is_not_idle() {
     all_gone(&guard).await;
 }
 
+async fn served_or_cut(mut client: RawClient) -> std::io::Result<RawHead> {
+    client.send(GET).await?;
+    client.head().await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_the_cap_full_of_stalled_readers_newcomers_are_served_and_a_slow_reader_stays() {
     const CAP: usize = 50;
@@ -163,22 +168,30 @@ async fn with_the_cap_full_of_stalled_readers_newcomers_are_served_and_a_slow_re
     });
     let mut stalled = Vec::new();
     while guard.snapshot().at(Phase::Writing) < CAP * 9 / 10 {
-        let mut client = RawClient::connect(server.addr).await.unwrap();
+        let from = Ipv4Addr::new(127, 0, 3, 1 + stalled.len() as u8 % 8);
+        let mut client = RawClient::connect_from(from, server.addr).await.unwrap();
         if client.send(ENDLESS).await.is_ok() {
             stalled.push(client);
         }
     }
-    // From 4 s of stall on each newcomer takes the place of one of them.
-    let started = Instant::now();
-    while clients::get(Ipv4Addr::LOCALHOST, server.addr, "/").await.is_err()
-        || !journal.closed().contains(&Some(Reason::ConnectionDisplaced))
-    {
-        assert!(started.elapsed() < 5 * SECOND + SLACK);
-        sleep(Duration::from_millis(50)).await;
+    let full = Instant::now();
+    let newcomer = async |last| {
+        let from = Ipv4Addr::new(127, 0, 4, last);
+        clients::get(from, server.addr, "/").await.unwrap();
+    };
+    // Before anybody has stalled for long, the last tenth is for who has few connections,
+    for last in 1..=100 {
+        newcomer(last).await;
     }
+    let greedy = RawClient::connect_from(Ipv4Addr::new(127, 0, 3, 1), server.addr).await;
+    assert!(served_or_cut(greedy.unwrap()).await.is_err());
+    assert!(full.elapsed() < 4 * SECOND && journal.closed().len() == 100);
+    // and after 4 s a stalled one goes for each, also for who wants to stay.
+    until("they have stalled for long enough", || full.elapsed() >= 5 * SECOND).await;
     let mut newcomers = Vec::new();
-    for _ in 0..CAP / 2 {
-        let mut client = RawClient::connect(server.addr).await.unwrap();
+    for last in 1..=CAP as u8 / 2 {
+        let from = Ipv4Addr::new(127, 0, 4, last);
+        let mut client = RawClient::connect_from(from, server.addr).await.unwrap();
         served(&mut client).await;
         newcomers.push(client);
     }

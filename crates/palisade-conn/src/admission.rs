@@ -19,6 +19,9 @@ use std::sync::{
 /// Where nobody is kept ready for sparing, so many connections are looked at.
 const LOOKED_AT: usize = 32;
 
+/// The last tenth of the places, where nobody can be spared, is for clients with fewer than this.
+const FEW: u32 = 4;
+
 /// Why somebody was not let in.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum NotIn {
@@ -65,8 +68,14 @@ impl Shared {
         let next = self.open.load(SeqCst).saturating_add(1);
         // Who has his share already pays with one of his own, and nobody else does.
         let has_his_share = || shares.is_some_and(|shares| self.registry.has(conn, shares));
-        if displace && next > self.limits.soft() && !has_his_share() {
-            self.displace(next);
+        if displace && next > self.limits.soft() && !has_his_share() && !self.displace(next) {
+            // Nobody can be spared: what is left is for who has few.
+            let few = Shares { client: FEW, network: u32::MAX };
+            if shares.is_some_and(|_| self.registry.has(conn, few)) {
+                let limit = self.limits.soft() as u64;
+                self.not_in(Reason::ConnectionsFull, limit, next as u64, conn)
+                    .map_err(NotIn::Refused)?;
+            }
         }
         let one_more = |open| (open < most || !is_enforced).then_some(open + 1);
         let before = match self.open.fetch_update(SeqCst, SeqCst, one_more) {

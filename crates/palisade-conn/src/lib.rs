@@ -46,7 +46,9 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! answers and bytes for its age, and at last, by a reset, the one whose client has taken nothing of
 //! what waits for him for longest, and for 4 s at least. Never one that has a request in work, an
 //! answer that is being taken, or a quiet upgrade. The sweeper keeps 64 of them ready; where these
-//! are used up, 32 connections are looked at. If none can be spared the newcomer is reset.
+//! are used up, 32 connections are looked at. Where none can be spared, what is left of the places
+//! is for clients who have fewer than four connections, and everybody else is reset: who holds many
+//! with work cannot keep out who holds none.
 //!
 //! # Accounting
 //!
