@@ -2,8 +2,8 @@
 
 use crate::{
     Kill,
-    guard::Shared,
-    judge::{End, phase, spare},
+    guard::{Shared, Spared},
+    judge::{End, Rank, phase, spare},
     permit::Permit,
     registry::{Found, Share, Shares},
     sweeper::SPARED,
@@ -12,7 +12,7 @@ use palisade_core::{
     ConnInfo, ConnVerdict, Denied, Ending, Event, Guard, Mode, Phase, Reason, Violation,
 };
 use std::sync::{
-    Arc, Weak,
+    Arc,
     atomic::Ordering::{Relaxed, SeqCst},
 };
 
@@ -184,9 +184,10 @@ impl Shared {
     /// Parts with the least useful connection. `false` if there is none that can be spared.
     pub(crate) fn displace(&self, open: usize) -> bool {
         let limit = self.limits.soft() as u64;
-        while let Some((class, conn)) = self.next_spared() {
+        let now = self.now();
+        while let Some(Spared { class, opened, conn }) = self.next_spared() {
             let Some(conn) = conn.upgrade() else { continue };
-            if rank(&conn, 0).is_some_and(|(now, _)| now <= class)
+            if rank(&conn, now.saturating_sub(opened)).is_some_and(|(now, ..)| now <= class)
                 && self.end_displaced(&conn, limit, open as u64)
             {
                 return true;
@@ -216,7 +217,7 @@ impl Shared {
         best.is_some_and(|(_, conn)| self.end_displaced(conn, limit, open as u64))
     }
 
-    fn next_spared(&self) -> Option<(u8, Weak<ConnInfo>)> {
+    fn next_spared(&self) -> Option<Spared> {
         let (next, left) = {
             let mut spared = self.spared.lock();
             (spared.pop(), spared.len())
@@ -229,7 +230,7 @@ impl Shared {
 }
 
 /// Its rank among those that can be spared; not if it is told to go already.
-pub(crate) fn rank(conn: &ConnInfo, age: u64) -> Option<(u8, u64)> {
+pub(crate) fn rank(conn: &ConnInfo, age: u64) -> Option<Rank> {
     let state = conn.state();
     if state.verdict().is_some() {
         return None;

@@ -17,6 +17,7 @@ pub struct ConnGuardBuilder {
     connections: Option<usize>,
     per_client: PerClient,
     per_network: PerNetwork,
+    keep_alive: KeepAlive,
     accept_rate: Option<(u32, u32)>,
     prefix: Prefix,
     first_request: Duration,
@@ -42,6 +43,14 @@ enum PerClient {
 enum PerNetwork {
     /// So many times as one client.
     Times(u32),
+    Most(u32),
+    Any,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum KeepAlive {
+    /// So many, where there is a limit per client.
+    Auto(u32),
     Most(u32),
     Any,
 }
@@ -80,6 +89,7 @@ impl ConnGuardBuilder {
             connections: None,
             per_client: PerClient::Auto,
             per_network: PerNetwork::Times(4),
+            keep_alive: KeepAlive::Auto(8),
             accept_rate: Some((100, 200)),
             prefix: Prefix::default(),
             first_request: Duration::from_secs(10),
@@ -149,6 +159,24 @@ impl ConnGuardBuilder {
     /// Defaults to [`Self::max_per_network`].
     pub fn no_max_per_network(mut self) -> Self {
         self.per_network = PerNetwork::Any;
+        self
+    }
+
+    /// How many connections one client may keep idle, any number from 0 on. Of those that were idle
+    /// for 1 s the older ones beyond it take no more requests: HTTP/1 says `Connection: close` with
+    /// the next answer, and once one was idle for 5 s it ends with a FIN. A browser keeps 6. What
+    /// is at work does not count, so that a load test is not slowed down.
+    ///
+    /// Defaults to 8, and to any number where one client may have them all.
+    pub fn keep_alive_per_client(mut self, connections: u32) -> Self {
+        self.keep_alive = KeepAlive::Most(connections);
+        self
+    }
+
+    /// One client may keep all of his: for a server whose peers are proxies.
+    /// Defaults to [`Self::keep_alive_per_client`].
+    pub fn no_keep_alive_per_client(mut self) -> Self {
+        self.keep_alive = KeepAlive::Any;
         self
     }
 
@@ -299,6 +327,11 @@ impl ConnGuardBuilder {
             connections,
             per_client,
             per_network,
+            keep_alive: match self.keep_alive {
+                KeepAlive::Auto(most) => per_client.map(|_| most),
+                KeepAlive::Most(most) => Some(most),
+                KeepAlive::Any => None,
+            },
             // Checked: neither is 0, and their product is at most 2^40.
             accept_rate: accept_rate.and_then(|(rate, burst)| gcra(rate, burst)),
             prefix: self.prefix,
@@ -475,5 +508,17 @@ mod tests {
         assert_eq!(share(builder().no_max_per_client()), None);
         assert_eq!(share(builder().no_max_per_client().max_per_network(7)), Some(7));
         assert_eq!(share(builder().no_max_per_network()), None);
+    }
+
+    #[test]
+    fn who_may_have_them_all_may_keep_them_all() {
+        let kept = |builder: ConnGuardBuilder| builder.build().unwrap().shared().limits.keep_alive;
+        assert_eq!(kept(ConnGuard::builder()), Some(8));
+        assert_eq!(kept(ConnGuard::builder().no_max_per_client()), None);
+        assert_eq!(
+            kept(ConnGuard::builder().no_max_per_client().keep_alive_per_client(3)),
+            Some(3)
+        );
+        assert_eq!(kept(ConnGuard::builder().no_keep_alive_per_client()), None);
     }
 }

@@ -46,7 +46,7 @@ pub(crate) struct Shared {
     pub(crate) is_placed: AtomicBool,
     pub(crate) errors: AcceptErrors,
     /// Who can be spared, the first to go last.
-    pub(crate) spared: Mutex<Vec<(u8, Weak<ConnInfo>)>>,
+    pub(crate) spared: Mutex<Vec<Spared>>,
     pub(crate) kills: Kills,
     pub(crate) open: AtomicUsize,
     /// Told to go and still here.
@@ -57,6 +57,14 @@ pub(crate) struct Shared {
     /// Debts of who connects too often.
     pub(crate) rates: Option<Table>,
     pub(crate) turn: AtomicUsize,
+}
+
+/// One who can be spared.
+pub(crate) struct Spared {
+    /// The class of [`spare`](crate::judge::spare) in which he was.
+    pub(crate) class: u8,
+    pub(crate) opened: u64,
+    pub(crate) conn: Weak<ConnInfo>,
 }
 
 /// Failures to accept, by what was done about them.

@@ -1,11 +1,22 @@
 //! What becomes of a connection, from what is known of it. Nothing here looks at a clock.
 
-use crate::limits::{CLOSING_QUIET_MILLIS, LINGER_MILLIS, Limits};
+use crate::limits::{CLOSING_QUIET_MILLIS, KEPT_MILLIS, LINGER_MILLIS, Limits};
 use palisade_core::{ConnMemory, ConnSample, Ending, Phase, Reason};
 
 /// So many bytes more than four times what the client sent meanwhile show that he is being sent
 /// an answer. An HTTP/2 server sends as much as it gets while it only acknowledges PING.
 const OF_AN_ANSWER: u32 = 1024;
+
+/// Whoever came so lately may have his first request on its way.
+const NEWCOMER_MILLIS: u64 = 500;
+
+/// What is younger than this has not proven how often it comes: one request within a millisecond
+/// is no more than one within this time.
+const AGE_FOR_WORK_MILLIS: u64 = 2000;
+const HOUR_MILLIS: u64 = 3_600_000;
+/// Whoever did no more than this for his age makes room for newcomers, whoever did more does not
+/// while there are others.
+const LITTLE: u64 = HOUR_MILLIS / AGE_FOR_WORK_MILLIS;
 
 /// So many bytes are as much work as an answer.
 const OF_WORK: u64 = 16 * 1024;
@@ -206,6 +217,10 @@ fn find(
             Reason::MaxRequests => {
                 (limits.max_requests.unwrap_or(u32::MAX).into(), sample.requests.into())
             }
+            Reason::KeepAlivePerClient => {
+                let most = u64::from(limits.keep_alive.unwrap_or(u32::MAX));
+                (most, most.saturating_add(1))
+            }
             _ => (when.due.unwrap_or(age), age),
         };
         return end(reason, Ending::Finish, limit, observed);
@@ -228,23 +243,36 @@ fn find(
     }
 }
 
+/// Whether nothing has been in flight for a while on a connection that had a request.
+pub(crate) fn is_kept(memory: &ConnMemory, now: u64) -> bool {
+    let is_idle = [Phase::Idle, Phase::NextHead].map(|phase| phase as u8 + 1);
+    is_idle.contains(&memory.phase) && since(memory.since, now) >= KEPT_MILLIS
+}
+
 /// How long ago that was, within 24 days: no deadline is that far away.
 fn since(then: u32, now: u64) -> u64 {
     ((now as u32).wrapping_sub(then) as i32).max(0) as u64
 }
 
-/// How readily a connection of this age can be spared, the lowest first; `None` if it cannot be.
-/// First the class, then the oldest, or the one with the least work for its age.
-pub(crate) fn spare(sample: &ConnSample, age: u64) -> Option<(u8, u64)> {
+/// How readily a connection can be spared, the lowest first: its class, its work for its age, and
+/// the other way round its age.
+pub(crate) type Rank = (u8, u64, u64);
+
+/// The rank of a connection of this age; `None` if it cannot be spared.
+pub(crate) fn spare(sample: &ConnSample, age: u64) -> Option<Rank> {
     let oldest_first = u64::MAX - age;
     match phase(sample) {
-        Phase::Lingering => Some((0, oldest_first)),
-        Phase::FirstHead => Some((1, oldest_first)),
-        Phase::NextHead | Phase::Idle if sample.answered == 0 => Some((1, oldest_first)),
-        Phase::NextHead | Phase::Idle => Some((2, work_for_age(sample, age))),
+        Phase::Lingering => Some((0, 0, oldest_first)),
+        Phase::FirstHead if age < NEWCOMER_MILLIS => Some((4, LITTLE, oldest_first)),
+        Phase::FirstHead => Some((1, 0, oldest_first)),
+        Phase::NextHead | Phase::Idle if sample.answered == 0 => Some((1, 0, oldest_first)),
+        Phase::NextHead | Phase::Idle => {
+            let work = work_for_age(sample, age);
+            Some((if work > LITTLE { 4 } else { 2 }, work, oldest_first))
+        }
         // The one that took nothing for longest.
         Phase::Writing if sample.stalled >= STALLED => {
-            Some((3, u64::from(u8::MAX - sample.stalled)))
+            Some((3, u64::from(u8::MAX - sample.stalled), oldest_first))
         }
         // There is a request in work, or, as far as anybody knows, there may be.
         _ => None,
@@ -254,7 +282,7 @@ pub(crate) fn spare(sample: &ConnSample, age: u64) -> Option<(u8, u64)> {
 /// Answers, and the bytes of large ones, for each hour of its life.
 fn work_for_age(sample: &ConnSample, age: u64) -> u64 {
     let work = u64::from(sample.answered).saturating_add(sample.written / OF_WORK);
-    work.saturating_mul(3_600_000) / age.max(1)
+    work.saturating_mul(HOUR_MILLIS) / age.max(AGE_FOR_WORK_MILLIS)
 }
 
 #[cfg(test)]
@@ -536,6 +564,7 @@ mod tests {
         let upgraded = ConnSample { upgraded: true, ..proven };
         let untold = ConnSample { read: 1, ..ConnSample::default() };
         let lingering = ConnSample { lingering: true, ..proven };
+        let busy = ConnSample { requests: 90, answered: 90, ..proven };
         // Who only ever breaks off did nothing either.
         let breaking_off = ConnSample { answered: 0, cancelled: 3, ..proven };
         let in_order = [
@@ -543,9 +572,14 @@ mod tests {
             (&lingering, 5),
             (&silent, 9000),
             (&breaking_off, 8000),
-            (&silent, 5),
+            (&silent, 500),
             (&proven, 9000),
-            (&proven, 5),
+            (&proven, 7000),
+            // Whoever has only just come.
+            (&silent, 499),
+            (&silent, 5),
+            (&busy, 9000),
+            (&busy, 5),
         ];
         let ranks = in_order.map(|(sample, age)| spare(sample, age).unwrap());
         assert!(ranks.is_sorted_by(|a, b| a < b), "{ranks:?}");
@@ -555,7 +589,11 @@ mod tests {
         // After all of them, the one that has taken nothing for longest.
         let stalled = |stalled| spare(&ConnSample { stalled, ..taking }, 9000);
         assert_eq!(stalled(STALLED - 1), None);
-        assert!(stalled(STALLED) > Some(ranks[6]) && stalled(30) < stalled(STALLED));
+        assert!(
+            stalled(STALLED) > Some(ranks[6])
+                && stalled(STALLED) < Some(ranks[7])
+                && stalled(30) < stalled(STALLED)
+        );
         assert_eq!(spare(&ConnSample { stalled: 30, ..working }, 9000), None);
     }
 
@@ -568,8 +606,10 @@ mod tests {
         assert!(spare(&hoard, 60_000) < spare(&page, 30_000));
         assert!(spare(&hoard, 60_000) < spare(&once, 2000));
         assert!(spare(&once, 30_000) < spare(&hoard, 60_000));
-        // Whatever is young is not sorted out for want of time.
-        assert!(spare(&hoard, 60_000) < spare(&once, 0));
+        // One who comes again and again with one request does not outlive who loaded a page, but
+        // is gone after those of his kind who came before.
+        assert!(spare(&once, 5) < spare(&page, 20_000));
+        assert!(spare(&once, 1000) < spare(&once, 5) && spare(&hoard, 60_000) < spare(&once, 5));
     }
 
     #[test]

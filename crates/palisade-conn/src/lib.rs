@@ -33,6 +33,7 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! | nothing taken of what waits for the client | 30 s | RST | `WriteStall` |
 //! | age | 1 h ± 10 % | `Connection: close`, FIN once idle for 5 s, RST after a grace if [asked for](ConnGuardBuilder::age_grace) | `MaxAge` |
 //! | requests of one connection | 10,000 | `Connection: close`, FIN once idle for 5 s | `MaxRequests` |
+//! | idle connections of one client | 8 | `Connection: close`, FIN once idle for 5 s | `KeepAlivePerClient` |
 //! | client gone, request at work, HTTP/1 | looked for every 5 s | error to the handler's connection | `HungUp` |
 //!
 //! No time is ever cut short, and each may be two looks of the sweeper longer, 500 ms unless
@@ -42,13 +43,14 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //!
 //! Who fills the cap with silent sockets must not keep anybody out. From nine tenths of the cap on,
 //! each connection that comes takes the place of the one that is of the least use: first one that
-//! only lingers, then the oldest that has completed no request, then the idle one with the fewest
-//! answers and bytes for its age, and at last, by a reset, the one whose client has taken nothing of
-//! what waits for him for longest, and for 4 s at least. Never one that has a request in work, an
-//! answer that is being taken, or a quiet upgrade. The sweeper keeps 64 of them ready; where these
-//! are used up, 32 connections are looked at. Where none can be spared, what is left of the places
-//! is for clients who have fewer than four connections, and everybody else is reset: who holds many
-//! with work cannot keep out who holds none.
+//! only lingers, then the oldest that has completed no request within 500 ms, then the idle one with
+//! the fewest answers and bytes for its age, if that is no more than one answer in 2 s; then, by a
+//! reset, the one whose client has taken nothing of what waits for him for longest, and for 4 s at
+//! least; then the oldest newcomer, and at last idle ones that did more. Never one that has a request
+//! in work, an answer that is being taken, or a quiet upgrade. The sweeper keeps 64 of them ready;
+//! where these are used up, 32 connections are looked at. Where none can be spared, what is left of
+//! the places is for clients who have fewer than four connections, and everybody else is reset: who
+//! holds many with work cannot keep out who holds none.
 //!
 //! # Accounting
 //!

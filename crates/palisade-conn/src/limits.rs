@@ -9,6 +9,10 @@ pub(crate) const AUTO_MOST: usize = 10_000;
 
 /// A connection that is to take no more requests goes once it was idle for so long.
 pub(crate) const CLOSING_QUIET_MILLIS: u64 = 5000;
+/// A connection counts among those that a client keeps once it was idle for so long: a look
+/// between two requests is not to be mistaken for one.
+pub(crate) const KEPT_MILLIS: u64 = 1000;
+
 /// So long a connection lingers at most; the sweeper's precision comes on top.
 pub(crate) const LINGER_MILLIS: u64 = 1000;
 
@@ -28,6 +32,7 @@ pub(crate) struct Limits {
     pub(crate) connections: usize,
     pub(crate) per_client: Option<u32>,
     pub(crate) per_network: Option<u32>,
+    pub(crate) keep_alive: Option<u32>,
     pub(crate) accept_rate: Option<Gcra>,
     pub(crate) prefix: Prefix,
     pub(crate) first_request: u64,
@@ -47,7 +52,7 @@ impl Limits {
     pub(crate) fn shares(&self) -> Option<Shares> {
         let any = u32::MAX;
         let (client, network) = (self.per_client, self.per_network);
-        client.or(network)?;
+        client.or(network).or(self.keep_alive)?;
         Some(Shares { client: client.unwrap_or(any), network: network.unwrap_or(any) })
     }
 

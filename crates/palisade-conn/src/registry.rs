@@ -1,6 +1,6 @@
 //! Who is connected.
 
-use crate::judge::spare;
+use crate::judge::{Rank, spare};
 use palisade_core::{ClientKey, ConnInfo, Prefix};
 use parking_lot::Mutex;
 use std::{
@@ -52,6 +52,8 @@ pub(crate) struct Found {
     pub(crate) conn: Arc<ConnInfo>,
     /// In milliseconds of the guard.
     pub(crate) opened: u64,
+    /// Whether it is the newest of its client.
+    pub(crate) is_newest: bool,
 }
 
 /// A client or a network has as many connections as it may, and none of them can be spared.
@@ -168,10 +170,16 @@ impl Registry {
         }
     }
 
-    /// Appends everybody in one of the [`SHARDS`].
+    /// Appends everybody in one of the [`SHARDS`], those of one client behind its newest.
     pub(crate) fn copy(&self, shard: usize, into: &mut Vec<Found>) {
         let shard = self.shards[shard % SHARDS].lock();
-        into.extend(shard.slots.iter().filter_map(Slot::found));
+        for newest in shard.slots.iter().filter(|slot| slot.conn.is_some()) {
+            let mut slot = newest;
+            for _ in 0..newest.connections {
+                into.extend(slot.found());
+                slot = &shard.slots[slot.older as usize];
+            }
+        }
     }
 
     /// Appends the connections in `most` of all slots, other ones for every `turn`.
@@ -248,7 +256,7 @@ impl Shard {
             return Err(full);
         }
         let mut going = 0;
-        let mut best: Option<((u8, u64), usize)> = None;
+        let mut best: Option<(Rank, usize)> = None;
         // From both ends: what lives for hours gathers at the old one.
         let (mut oldest, mut newest) = (*oldest, newest);
         for step in 0..SCANNED.min(*connections as usize) {
@@ -295,7 +303,7 @@ impl Shard {
         if connections >= most.saturating_mul(2) {
             return Err(full);
         }
-        let mut best: Option<((u8, u64), usize)> = None;
+        let mut best: Option<(Rank, usize)> = None;
         for _ in 0..SCANNED.min(self.slots.len()) {
             self.cursor = (self.cursor + 1) % self.slots.len();
             let slot = &self.slots[self.cursor];
@@ -475,7 +483,8 @@ impl Place {
 
 impl Slot {
     fn found(&self) -> Option<Found> {
-        Some(Found { conn: self.conn.clone()?, opened: self.opened })
+        let is_newest = self.connections > 0;
+        Some(Found { conn: self.conn.clone()?, opened: self.opened, is_newest })
     }
 }
 
@@ -670,6 +679,25 @@ mod tests {
             }
         };
         assert_eq!((refused.connections, conns.len()), (8, 8));
+    }
+
+    #[test]
+    fn those_of_one_client_are_copied_together() {
+        let registry = registry();
+        let conns: Vec<_> = (0..100).map(|n| conn(n % 7)).collect();
+        for (n, conn) in conns.iter().enumerate() {
+            let shares = if n < 90 { of_client(100) } else { None };
+            registry.enter(conn, 0, shares).unwrap();
+        }
+        let mut all = Vec::new();
+        (0..SHARDS).for_each(|shard| registry.copy(shard, &mut all));
+        assert_eq!(all.len(), 100);
+        let clients: Vec<_> = all.chunk_by(|_, next| !next.is_newest).collect();
+        // Whoever has no share is by himself.
+        assert_eq!(clients.len(), 7 + 10);
+        for client in clients {
+            assert!(client.iter().all(|one| one.conn.client() == client[0].conn.client()));
+        }
     }
 
     #[test]

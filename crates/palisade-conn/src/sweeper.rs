@@ -2,11 +2,11 @@
 
 use crate::{
     admission::rank,
-    guard::Shared,
-    judge::{Finding, When, judge},
+    guard::{Shared, Spared},
+    judge::{Finding, Rank, When, is_kept, judge},
     registry::{Found, SHARDS},
 };
-use palisade_core::{ConnInfo, Mode};
+use palisade_core::{ConnInfo, Mode, Reason};
 use std::{
     cmp::Ordering,
     collections::BinaryHeap,
@@ -49,7 +49,8 @@ struct Running(Weak<Shared>);
 
 /// One who can be spared, in the order in which they go.
 struct Candidate {
-    rank: (u8, u64),
+    rank: Rank,
+    opened: u64,
     conn: Weak<ConnInfo>,
 }
 
@@ -134,7 +135,12 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
     let mut best = BinaryHeap::with_capacity(if is_crowded { SPARED + 1 } else { 0 });
     for shard in 0..SHARDS {
         shared.registry.copy(shard, found);
-        for Found { conn, opened } in found.drain(..) {
+        // Of one client, those that are kept for later.
+        let mut kept = 0;
+        for Found { conn, opened, is_newest } in found.drain(..) {
+            if is_newest {
+                kept = 0;
+            }
             let state = conn.state();
             if state.verdict().is_some() {
                 continue;
@@ -155,10 +161,19 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
                 Finding::Probe if is_enforced => state.probe(),
                 Finding::Fine | Finding::Close(_) | Finding::Probe => {}
             }
+            if let Some(most) = shared.limits.keep_alive
+                && state.closing().is_none()
+                && is_kept(&memory, now)
+            {
+                kept += 1;
+                if kept > most && is_enforced {
+                    state.close(Reason::KeepAlivePerClient);
+                }
+            }
             if is_crowded && let Some(rank) = rank(&conn, now.saturating_sub(opened)) {
                 let is_better = best.peek().is_none_or(|worst: &Candidate| rank < worst.rank);
                 if best.len() < SPARED || is_better {
-                    best.push(Candidate { rank, conn: Arc::downgrade(&conn) });
+                    best.push(Candidate { rank, opened, conn: Arc::downgrade(&conn) });
                 }
                 if best.len() > SPARED {
                     best.pop();
@@ -170,7 +185,9 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
     }
     // Whoever needs one takes the last.
     let best = best.into_sorted_vec().into_iter().rev();
-    let spared = best.map(|Candidate { rank, conn }| (rank.0, conn)).collect();
+    let spared =
+        best.map(|Candidate { rank: (class, ..), opened, conn }| Spared { class, opened, conn });
+    let spared = spared.collect();
     let before = std::mem::replace(&mut *shared.spared.lock(), spared);
     drop(before); // With the lock given back.
 }

@@ -330,6 +330,52 @@ async fn the_last_request_of_http2_ends_the_connection_once_nothing_is_in_flight
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_keeps_eight_idle_connections_and_the_others_take_no_more_requests() {
+    let (guard, journal) = guard(ConnGuard::builder());
+    let mut pairs: Vec<_> = (0..12).map(|_| connect(&guard)).collect();
+    let mut neighbours: Vec<_> = (2..10).map(|last| connect_from(&guard, last).unwrap()).collect();
+    for pair in pairs.iter_mut().chain(&mut neighbours) {
+        serve_once(pair, false).await;
+    }
+    let working: Vec<_> =
+        pairs[..2].iter().map(|pair| pair.server.conn().begin_request(false)).collect();
+    let closing = |pairs: &[Pair]| -> Vec<_> {
+        let closing = pairs.iter().map(|pair| pair.server.conn().state().closing());
+        closing.map(|reason| reason == Some(Reason::KeepAlivePerClient)).collect()
+    };
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    assert!(!closing(&pairs).contains(&true)); // It may be between two requests.
+    tokio::time::sleep(SECOND).await;
+    // Ten are idle, of which the older ones go; who works does not.
+    let mut expected = [false; 12];
+    (expected[2], expected[3]) = (true, true);
+    assert_eq!(closing(&pairs), expected);
+    assert!(!closing(&neighbours).contains(&true));
+    let (after, result) = ends(&mut pairs[2].server).await;
+    assert!((3 * SECOND..=4 * SECOND).contains(&after), "{after:?}");
+    result.unwrap(); // A FIN.
+    let ended = journal.disconnected();
+    let numbers = (ended[0].0.reason, ended[0].0.limit, ended[0].0.observed);
+    assert_eq!(numbers, (Reason::KeepAlivePerClient, 8, 9));
+    drop(working);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_may_have_all_connections_or_keep_them_is_told_nothing() {
+    for builder in
+        [ConnGuard::builder().no_max_per_client(), ConnGuard::builder().no_keep_alive_per_client()]
+    {
+        let (guard, _) = guard(builder);
+        let mut pairs: Vec<_> = (0..60).map(|_| connect(&guard)).collect();
+        for pair in &mut pairs {
+            serve_once(pair, false).await;
+        }
+        tokio::time::sleep(30 * SECOND).await;
+        assert!(pairs.iter().all(|pair| pair.server.conn().state().closing().is_none()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_accounting_whoever_sent_a_byte_is_taken_to_be_at_work() {
     let guard = ConnGuard::builder().no_max_age().build().unwrap();
     let mut silent = connect(&guard);
@@ -562,7 +608,7 @@ async fn who_did_nothing_makes_room_first_and_the_oldest_of_them() {
         silent.push(connect(&guard));
         advance(Duration::from_millis(1)).await;
     }
-    tokio::time::sleep(TICK).await;
+    tokio::time::sleep(2 * TICK).await;
     assert!(journal.disconnected().is_empty()); // Nine: at the soft limit and not above it.
     let newcomer = connect(&guard);
     let verdicts: Vec<_> =
@@ -593,6 +639,24 @@ async fn of_those_who_did_something_the_one_with_the_least_work_for_its_age_make
     assert!(busy.server.conn().state().verdict().is_none());
     let verdict = rare.server.conn().state().verdict().unwrap();
     assert_eq!(verdict.reason, Reason::ConnectionDisplaced);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_only_just_come_makes_room_after_those_who_did_little() {
+    let (guard, _) = guard(ConnGuard::builder().max_connections(3).no_max_per_client());
+    let mut proven = connect(&guard);
+    serve_once(&mut proven, false).await;
+    tokio::time::sleep(3 * SECOND).await;
+    let just_come = connect(&guard);
+    advance(Duration::from_millis(1)).await;
+    let next = connect(&guard);
+    assert!(proven.server.conn().state().verdict().is_some());
+    assert!(just_come.server.conn().state().verdict().is_none());
+    drop(proven);
+    // Where there is nobody else it is he all the same.
+    let _last = connect(&guard);
+    assert!(just_come.server.conn().state().verdict().is_some());
+    assert!(next.server.conn().state().verdict().is_none());
 }
 
 #[tokio::test(start_paused = true)]

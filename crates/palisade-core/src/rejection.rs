@@ -225,7 +225,9 @@ impl Rejection {
             Reason::FirstRequest | Reason::SlowHead => "request head too slow",
             Reason::Idle => "connection idle for too long",
             Reason::WriteStall | Reason::WindowStall => "answer taken too slowly",
-            Reason::MaxAge | Reason::MaxRequests => "connection is due to close",
+            Reason::MaxAge | Reason::MaxRequests | Reason::KeepAlivePerClient => {
+                "connection is due to close"
+            }
             Reason::HungUp => "client hung up",
             Reason::HandshakesFull => "too many handshakes",
             Reason::Shutdown => "server shuts down",

@@ -106,6 +106,8 @@ closed_enum! {
         MaxAge = "max_age",
         /// The connection had its number of requests. Requests.
         MaxRequests = "max_requests",
+        /// The client keeps more connections idle than one client may. Connections.
+        KeepAlivePerClient = "keep_alive_per_client",
         /// The client hung up while its request was at work. No numbers.
         HungUp = "hung_up",
         /// Of a body that waits for an HTTP/2 window too little was taken for too long.
@@ -138,6 +140,7 @@ impl Reason {
             Self::ConnectionsFull
             | Self::ClientConnectionsFull
             | Self::NetworkConnectionsFull
+            | Self::KeepAlivePerClient
             | Self::ConnectionDisplaced => "connections",
             Self::QueueTimeout
             | Self::RateExceeded
@@ -193,6 +196,7 @@ impl Reason {
             Self::WriteStall | Self::WindowStall => "ConnGuard::builder().write_stall(duration)",
             Self::MaxAge => "ConnGuard::builder().max_age(duration)",
             Self::MaxRequests => "ConnGuard::builder().max_requests(requests)",
+            Self::KeepAlivePerClient => "ConnGuard::builder().keep_alive_per_client(connections)",
             Self::HungUp => "ConnGuard::builder().probe(duration)",
             Self::HandshakesFull => "Serve::max_handshakes(handshakes)",
             Self::Shutdown => "Serve::drain(duration)",

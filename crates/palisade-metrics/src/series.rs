@@ -119,6 +119,7 @@ const ENDINGS: &[(Guard, Reason, Phase)] = &[
     (Guard::Connection, Reason::MaxAge, Phase::Working),
     (Guard::Connection, Reason::MaxAge, Phase::Writing),
     (Guard::Connection, Reason::MaxRequests, Phase::Idle),
+    (Guard::Connection, Reason::KeepAlivePerClient, Phase::Idle),
     (Guard::Connection, Reason::HungUp, Phase::Working),
     (Guard::Connection, Reason::HungUp, Phase::Writing),
 ];

@@ -1,0 +1,142 @@
+//! T05: connections that are kept with one small request now and then. One client keeps a few of
+//! them; and with the cap full of them, from as many addresses as there are places, whoever comes
+//! with a request is served all the same.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod guarded;
+
+use guarded::{GET, SECOND, all_gone, app, serve, served};
+use palisade::conn::{ConnGuard, ConnGuardBuilder};
+use palisade_core::{Phase, Reason};
+use palisade_testkit::{
+    Journal,
+    clients::{self, RawClient, until},
+    process::raise_file_limit,
+};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+
+const CAP: usize = 200;
+/// The hoarders' own pace.
+const PACE: Duration = Duration::from_secs(3);
+
+fn guard(builder: ConnGuardBuilder) -> (ConnGuard, Journal) {
+    raise_file_limit();
+    let journal = Journal::default();
+    (builder.metrics(journal.clone()).build().unwrap(), journal)
+}
+
+/// Keeps a connection from each address until told to stop, by one request every [`PACE`], and
+/// makes a new one whenever one is cut.
+fn hoard(
+    addr: SocketAddr,
+    from: impl Iterator<Item = Ipv4Addr>,
+    stop: &Arc<AtomicBool>,
+) -> JoinSet<()> {
+    from.map(|from| {
+        let stop = Arc::clone(stop);
+        async move {
+            while !stop.load(SeqCst) {
+                if let Ok(mut client) = RawClient::connect_from(from, addr).await {
+                    while client.send(GET).await.is_ok()
+                        && client.head().await.is_ok()
+                        && client.body(6).await.is_ok()
+                        && !stop.load(SeqCst)
+                        && timeout(PACE, client.rest()).await.is_err()
+                    {}
+                }
+                sleep(Duration::from_millis(10)).await;
+            }
+        }
+    })
+    .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_the_cap_full_of_hoarders_honest_newcomers_are_served() {
+    let (guard, journal) = guard(ConnGuard::builder().max_connections(CAP));
+    let server = serve(&guard, app()).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let addresses = (0..CAP + 50).map(|n| Ipv4Addr::new(127, 1, n as u8, 1));
+    let hoarders = hoard(server.addr, addresses, &stop);
+    until("the cap is full", || guard.snapshot().open >= CAP * 9 / 10).await;
+    // Somebody who loaded a page before, and reads it.
+    let mut reader = RawClient::connect(server.addr).await.unwrap();
+    for _ in 0..10 {
+        served(&mut reader).await;
+    }
+
+    const TRIES: usize = 300;
+    let (mut let_in, mut slowest) = (0, Duration::ZERO);
+    for n in 0..TRIES {
+        let started = Instant::now();
+        let honest = Ipv4Addr::new(127, 0, (n % 100) as u8, 7);
+        let answer = clients::get(honest, server.addr, "/").await;
+        let_in += usize::from(answer.is_ok_and(|answer| answer.status() == 200));
+        slowest = slowest.max(started.elapsed());
+        sleep(Duration::from_millis(20)).await; // Through two of the hoarders' rounds.
+    }
+    println!("{let_in} of {TRIES}, the slowest in {slowest:?}; {:?}", guard.snapshot());
+    assert!(let_in * 100 >= TRIES * 99, "{let_in} of {TRIES}");
+    assert!(slowest < SECOND, "{slowest:?}");
+    assert!(guard.snapshot().open <= CAP);
+    served(&mut reader).await;
+    stop.store(true, SeqCst);
+    hoarders.join_all().await;
+    drop(reader);
+    all_gone(&guard).await;
+    let ended = journal.disconnected();
+    assert!(ended.iter().any(|(ended, _)| ended.phase == Phase::Idle));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_client_keeps_a_few_idle_connections_and_a_browser_all_of_its_own() {
+    let (guard, journal) = guard(ConnGuard::builder().max_connections(CAP));
+    let server = serve(&guard, app()).await;
+    let mut browser = Vec::new();
+    for _ in 0..6 {
+        let mut client = RawClient::connect(server.addr).await.unwrap();
+        served(&mut client).await;
+        browser.push(client);
+    }
+    let hoarder = Ipv4Addr::new(127, 0, 2, 1);
+    let mut hoard = Vec::new();
+    for _ in 0..60 {
+        let mut client = RawClient::connect_from(hoarder, server.addr).await.unwrap();
+        served(&mut client).await;
+        hoard.push(client);
+    }
+    sleep(PACE).await;
+    let mut kept = 0;
+    for client in &mut hoard {
+        client.send(GET).await.unwrap();
+        let head = client.head().await.unwrap();
+        client.body(6).await.unwrap();
+        if head.header("connection") == Some("close") {
+            assert!(client.rest().await.is_empty()); // And so it does.
+        } else {
+            kept += 1;
+        }
+    }
+    assert_eq!(kept, 8);
+    until("the others have gone", || guard.snapshot().open == 8 + 6).await;
+    for client in &mut browser {
+        served(client).await;
+    }
+    assert_eq!(guard.snapshot().at(Phase::Idle), 8 + 6);
+    assert!(journal.disconnected().is_empty());
+    let closed = journal.closed();
+    assert_eq!(closed, vec![Some(Reason::KeepAlivePerClient); 52]);
+    drop((browser, hoard));
+    all_gone(&guard).await;
+}
