@@ -92,6 +92,23 @@ pub async fn cut(client: &mut RawClient) -> (Vec<u8>, bool, Duration) {
     (bytes, is_reset, started.elapsed())
 }
 
+/// Sends `bytes` while it reads until the server ends the connection: what came, and after how
+/// long.
+pub async fn exchange(client: RawClient, bytes: Vec<u8>) -> (Vec<u8>, Duration) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let started = Instant::now();
+    let (mut read, mut write) = client.stream.into_split();
+    // Kept open until the server is done with it, whether it takes all of it or not.
+    let sending = tokio::spawn(async move {
+        let _ = write.write_all(&bytes).await;
+        write
+    });
+    let mut answer = Vec::new();
+    let _ = timeout(PATIENCE, read.read_to_end(&mut answer)).await.unwrap();
+    sending.abort();
+    (answer, started.elapsed())
+}
+
 /// Asks for `/` of [`app`] and gets it.
 pub async fn served(client: &mut RawClient) {
     client.send(GET).await.unwrap();
@@ -152,14 +169,66 @@ pub mod h2 {
     pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     pub const DATA: u8 = 0;
     pub const HEADERS: u8 = 1;
+    pub const PRIORITY: u8 = 2;
     pub const RST_STREAM: u8 = 3;
     pub const SETTINGS: u8 = 4;
     pub const PING: u8 = 6;
     pub const GOAWAY: u8 = 7;
     pub const WINDOW_UPDATE: u8 = 8;
+    pub const CONTINUATION: u8 = 9;
     pub const ACK: u8 = 1;
     pub const END_STREAM: u8 = 1;
     pub const END_HEADERS: u8 = 4;
+
+    /// The length up to which a peer takes a frame if it has not said more.
+    pub const FRAME: usize = 16_384;
+
+    /// One frame as it came.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Frame {
+        pub kind: u8,
+        pub flags: u8,
+        pub stream: u32,
+        pub payload: Vec<u8>,
+    }
+
+    impl Frame {
+        /// Why a stream was reset (`RST_STREAM`) or the connection ends (GOAWAY).
+        pub fn code(&self) -> Option<u32> {
+            let code = match self.kind {
+                RST_STREAM => self.payload.get(..4)?,
+                GOAWAY => self.payload.get(4..8)?,
+                _ => return None,
+            };
+            Some(u32::from_be_bytes(code.try_into().ok()?))
+        }
+
+        /// The status of an answer, as the `h2` crate writes it: first in its HEADERS, from the
+        /// static table or as a literal in Huffman's code.
+        pub fn status(&self) -> Option<u16> {
+            match (self.kind, &self.payload[..]) {
+                (HEADERS, [0x88, ..]) => Some(200),
+                (HEADERS, [0x8c, ..]) => Some(400),
+                (HEADERS, [0x8d, ..]) => Some(404),
+                (HEADERS, [0x48, 0x83, 0x69, 0x90, 0xff, ..]) => Some(431),
+                (HEADERS, [0x48, 0x82, 0x6c, 0x01, ..]) => Some(501),
+                _ => None,
+            }
+        }
+    }
+
+    /// The frames in what the other end sent; one that is cut short is left out.
+    pub fn frames(mut bytes: &[u8]) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        while let Some((&[a, b, c, kind, flags, d, e, f, g], rest)) = bytes.split_first_chunk() {
+            let length = u32::from_be_bytes([0, a, b, c]) as usize;
+            let Some((payload, rest)) = rest.split_at_checked(length) else { break };
+            let stream = u32::from_be_bytes([d, e, f, g]);
+            frames.push(Frame { kind, flags, stream, payload: payload.to_vec() });
+            bytes = rest;
+        }
+        frames
+    }
 
     pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
         let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
@@ -210,5 +279,42 @@ pub mod h2 {
         block.extend(path.as_bytes());
         block.extend([0x01, 1, b'a']);
         frame(HEADERS, END_STREAM | END_HEADERS, stream, &block)
+    }
+
+    /// Fields as literals that nobody is to remember (RFC 7541 section 6.2.2).
+    pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
+        let mut block = Vec::new();
+        for (name, value) in fields {
+            block.push(0);
+            for text in [name, value] {
+                let mut rest = text.len();
+                if rest < 127 {
+                    block.push(rest as u8);
+                } else {
+                    block.push(127);
+                    rest -= 127;
+                    while rest >= 128 {
+                        block.push(128 | (rest % 128) as u8);
+                        rest /= 128;
+                    }
+                    block.push(rest as u8);
+                }
+                block.extend(text.as_bytes());
+            }
+        }
+        block
+    }
+
+    /// HEADERS of these fields, and as many CONTINUATIONs as they need.
+    pub fn headers(stream: u32, flags: u8, fields: &[(&str, &str)]) -> Vec<u8> {
+        let block = block(fields);
+        let mut pieces = block.chunks(FRAME).peekable();
+        let (mut bytes, mut kind, mut flags) = (Vec::new(), HEADERS, flags);
+        while let Some(piece) = pieces.next() {
+            let end = if pieces.peek().is_none() { END_HEADERS } else { 0 };
+            bytes.extend(frame(kind, flags | end, stream, piece));
+            (kind, flags) = (CONTINUATION, 0);
+        }
+        bytes
     }
 }

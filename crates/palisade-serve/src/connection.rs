@@ -73,7 +73,7 @@ pub(crate) async fn run<T, S>(
     match begins {
         Begins::Nothing => {}
         Begins::Http1 => {
-            let service = ConnService::new(conn, service, false);
+            let service = ConnService::new(conn, service, &server.http, false);
             let connection = server.http1.serve_connection(TokioIo::new(io), service);
             let connection = connection.with_upgrades();
             Driven { connection, conn, server, open, is_told: false }.await;
@@ -82,7 +82,7 @@ pub(crate) async fn run<T, S>(
             }
         }
         Begins::Http2 => {
-            let service = ConnService::new(conn, service, true);
+            let service = ConnService::new(conn, service, &server.http, true);
             let builder = server.http.http2(Streams::new(&server.guard, conn));
             let connection = builder.serve_connection(TokioIo::new(io), service);
             Driven { connection, conn, server, open, is_told: false }.await;

@@ -28,6 +28,7 @@ pub struct Http {
     max_pending_resets: usize,
     ping: Option<(Duration, Duration)>,
     extended_connect: bool,
+    pub(crate) takes_connect: bool,
 }
 
 /// What is spoken on a connection.
@@ -125,6 +126,7 @@ impl Default for Http {
             max_pending_resets: 20,
             ping: None,
             extended_connect: false,
+            takes_connect: false,
         }
     }
 }
@@ -239,6 +241,14 @@ impl HttpBuilder {
     /// HTTP/2: allows extended CONNECT (RFC 8441), for a WebSocket over HTTP/2. Defaults to not.
     pub fn extended_connect(mut self) -> Self {
         self.0.extended_connect = true;
+        self
+    }
+
+    /// Lets CONNECT through to the app, for a proxy. An app that answers it with success has made
+    /// of the connection something else than HTTP, to which most limits do not apply; one that
+    /// answers every method alike would do so for whoever asks. Defaults to 501.
+    pub fn connect(mut self) -> Self {
+        self.0.takes_connect = true;
         self
     }
 

@@ -37,6 +37,22 @@ palisade_serve::serve(listener, app).await
 //!
 //! Pieces of a response body are handed to HTTP/2 16 KiB at a time, whatever their length.
 //!
+//! # Requests that are read in two ways
+//!
+//! Where a proxy and a server read the same bytes differently, one of them can be made to see
+//! a request that the other did not. hyper refuses nearly all that could be; besides, the app does
+//! not get to see, and the client is answered 400, after which an HTTP/1 connection ends:
+//!
+//! - HTTP/1.1 without `Host`; more than one; one that is no host, or not the one of the target
+//!   (RFC 9112 section 3.2, RFC 9113 section 8.3.1); a user before the host;
+//! - `Transfer-Encoding` other than once `chunked`;
+//! - `*` for other methods than OPTIONS, `host:port` for others than CONNECT.
+//!
+//! CONNECT is answered 501 unless it is [asked for](HttpBuilder::connect). What hyper takes and
+//! cannot be seen from here: a bare LF for the end of a line, and `Content-Length` beside
+//! `Transfer-Encoding`, of which the second holds and the connection ends. RFC 9112 (sections 2.2
+//! and 6.1) allows both; a proxy in front should not hand them on.
+//!
 //! # What it takes
 //!
 //! A service that answers requests, made once and cloned for each: a `Router`, a `MethodRouter`, a
@@ -50,6 +66,7 @@ palisade_serve::serve(listener, app).await
 mod app;
 mod connection;
 mod drain;
+mod head;
 mod http;
 mod serve;
 mod service;

@@ -1,7 +1,7 @@
 //! The app as hyper sees it on one connection.
 
-use crate::{HttpService, streams::ServedBody};
-use http::{Request, Response};
+use crate::{Http, HttpService, head, streams::ServedBody};
+use http::{HeaderValue, Request, Response, StatusCode, header::CONNECTION};
 use hyper::body::Incoming;
 use palisade_conn::{AccountedBody, Accounting, AccountingFuture};
 use palisade_core::ConnInfo;
@@ -21,11 +21,12 @@ pub(crate) struct ConnService<S> {
 }
 
 /// A service that is always ready, and waits for the app to be ready with the request in hand.
-/// Good for one request.
+/// Good for one request, which it refuses if it is one of those.
 #[derive(Clone)]
 pub(crate) struct Once<S> {
     service: Option<S>,
     is_http2: bool,
+    takes_connect: bool,
 }
 
 pin_project! {
@@ -33,14 +34,15 @@ pin_project! {
     pub(crate) enum OnceFuture<S, F> {
         Waiting { service: Option<S>, request: Option<Request<Incoming>>, is_http2: bool },
         Called { #[pin] future: F, is_http2: bool },
+        Refused { status: StatusCode, is_http2: bool },
     }
 }
 
 // === ConnService ===
 
 impl<S> ConnService<S> {
-    pub(crate) fn new(conn: &Arc<ConnInfo>, service: S, is_http2: bool) -> Self {
-        let once = Once { service: Some(service), is_http2 };
+    pub(crate) fn new(conn: &Arc<ConnInfo>, service: S, http: &Http, is_http2: bool) -> Self {
+        let once = Once { service: Some(service), is_http2, takes_connect: http.takes_connect };
         Self {
             accounting: Accounting::of(conn.clone(), once),
             #[cfg(feature = "axum")]
@@ -78,6 +80,9 @@ impl<S: HttpService> Service<Request<Incoming>> for Once<S> {
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
         let (service, is_http2) = (self.service.take(), self.is_http2);
+        if let Some(status) = head::fault(&request, self.takes_connect) {
+            return OnceFuture::Refused { status, is_http2 };
+        }
         OnceFuture::Waiting { service, request: Some(request), is_http2 }
     }
 }
@@ -92,6 +97,16 @@ impl<S: HttpService> Future for OnceFuture<S, S::Future> {
                     let response = ready!(future.poll(cx))?;
                     let is_http2 = *is_http2;
                     return Poll::Ready(Ok(response.map(|body| ServedBody::new(body, is_http2))));
+                }
+                OnceProj::Refused { status, is_http2 } => {
+                    let mut response = Response::new(ServedBody::empty(*is_http2));
+                    *response.status_mut() = *status;
+                    if !*is_http2 {
+                        // What comes after it on the connection is not to be believed either.
+                        let close = HeaderValue::from_static("close");
+                        response.headers_mut().insert(CONNECTION, close);
+                    }
+                    return Poll::Ready(Ok(response));
                 }
                 OnceProj::Waiting { service, request, is_http2 } => {
                     let ready = service.as_mut().expect("called once");

@@ -43,8 +43,9 @@ pin_project! {
     /// A response body that hands out short pieces and says so.
     #[derive(Debug)]
     pub struct ServedBody<B> {
+        // None in an answer of our own.
         #[pin]
-        inner: B,
+        inner: Option<B>,
         // Given by the inner body and not handed out yet.
         rest: Bytes,
         is_http2: bool,
@@ -86,7 +87,11 @@ struct Stall {
 
 impl<B> ServedBody<B> {
     pub(crate) fn new(inner: B, is_http2: bool) -> Self {
-        Self { inner, rest: Bytes::new(), is_http2 }
+        Self { inner: Some(inner), rest: Bytes::new(), is_http2 }
+    }
+
+    pub(crate) fn empty(is_http2: bool) -> Self {
+        Self { inner: None, rest: Bytes::new(), is_http2 }
     }
 }
 
@@ -99,12 +104,13 @@ impl<B: Body<Data = Bytes>> Body for ServedBody<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.project();
+        let Some(inner) = this.inner.as_pin_mut() else { return Poll::Ready(None) };
         if !*this.is_http2 {
-            return this.inner.poll_frame(cx);
+            return inner.poll_frame(cx);
         }
         LAST.set(Some(Did::Waits));
         if this.rest.is_empty() {
-            match ready!(this.inner.poll_frame(cx)) {
+            match ready!(inner.poll_frame(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => *this.rest = data,
                     Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
@@ -122,11 +128,13 @@ impl<B: Body<Data = Bytes>> Body for ServedBody<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.inner.is_end_stream()
+        self.rest.is_empty() && self.inner.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        let (rest, inner) = (self.rest.len() as u64, self.inner.size_hint());
+        let nothing = || SizeHint::with_exact(0);
+        let inner = self.inner.as_ref().map_or_else(nothing, Body::size_hint);
+        let rest = self.rest.len() as u64;
         if rest == 0 {
             return inner;
         }

@@ -1,0 +1,139 @@
+//! Requests that hyper takes and the app is not to see: the next reader of one might read it
+//! differently.
+
+use http::{
+    HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version,
+    header::{HOST, TRANSFER_ENCODING},
+    uri::{Authority, Scheme},
+};
+use hyper::ext::Protocol;
+
+/// With what `request` is to be refused, if it is.
+pub(crate) fn fault<B>(request: &Request<B>, takes_connect: bool) -> Option<StatusCode> {
+    let (uri, headers) = (request.uri(), request.headers());
+    let is_target_fit = match *request.method() {
+        Method::CONNECT => {
+            // An extended one is there only where the settings allow it.
+            if !takes_connect && request.extensions().get::<Protocol>().is_none() {
+                return Some(StatusCode::NOT_IMPLEMENTED);
+            }
+            true
+        }
+        Method::OPTIONS if uri.path() == "*" => true,
+        _ => uri.path().starts_with('/'),
+    };
+    let is_fit = is_target_fit && is_host_fit(request.version(), uri, headers) && {
+        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+        codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+            && codings.next().is_none()
+    };
+    (!is_fit).then_some(StatusCode::BAD_REQUEST)
+}
+
+/// RFC 9112 section 3.2, RFC 9113 section 8.3.1: one host, and one only.
+fn is_host_fit(version: Version, uri: &Uri, headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(HOST).iter();
+    let (host, another) = (hosts.next(), hosts.next());
+    let Some(authority) = uri.authority() else {
+        let is_needed = version == Version::HTTP_11;
+        return another.is_none() && host.map_or(!is_needed, is_host);
+    };
+    let is_same = |host: &HeaderValue| {
+        let port = if uri.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 };
+        let port_of = |authority: &Authority| authority.port_u16().unwrap_or(port);
+        Authority::try_from(host.as_bytes()).is_ok_and(|host| {
+            host.host().eq_ignore_ascii_case(authority.host())
+                && port_of(&host) == port_of(authority)
+        })
+    };
+    another.is_none()
+        && !authority.as_str().contains('@')
+        && host.map_or(version != Version::HTTP_11, |host| is_host(host) && is_same(host))
+}
+
+/// A name, an address or nothing, and perhaps a port (RFC 3986 section 3.2.2).
+fn is_host(value: &HeaderValue) -> bool {
+    let may = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte);
+    value.as_bytes().iter().all(may)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault_of(method: &str, uri: &str, fields: &[(&str, &str)]) -> u16 {
+        let mut request = Request::builder().method(method).uri(uri);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        fault(&request.body(()).unwrap(), false).map_or(0, |status| status.as_u16())
+    }
+
+    #[test]
+    fn there_is_one_host_and_it_is_the_one_that_the_target_names() {
+        for (uri, hosts, status) in [
+            ("/", &["x"][..], 0),
+            ("/", &["[::1]:8080"], 0),
+            ("/", &["x_y.example:80"], 0),
+            ("/", &[""], 0),
+            ("/", &[], 400),
+            ("/", &["x", "x"], 400),
+            ("/", &["x y"], 400),
+            ("/", &["u@x"], 400),
+            ("/", &["x/"], 400),
+            ("http://x/", &["X"], 0),
+            ("http://x:80/", &["x"], 0),
+            ("https://x/", &["x:443"], 0),
+            ("https://x/", &["x:80"], 400),
+            ("http://x/", &["x:8080"], 400),
+            ("http://x/", &["y"], 400),
+            ("http://x/", &[""], 400),
+            ("http://x/", &[], 400),
+            ("http://u@x/", &["x"], 400),
+        ] {
+            let fields: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
+            assert_eq!(fault_of("GET", uri, &fields), status, "{uri} {hosts:?}");
+        }
+    }
+
+    #[test]
+    fn only_http1_1_needs_a_host() {
+        for (version, uri, fault_is) in [
+            (Version::HTTP_10, "/", None),
+            (Version::HTTP_11, "/", Some(StatusCode::BAD_REQUEST)),
+            (Version::HTTP_2, "http://x/", None),
+            (Version::HTTP_2, "/", None),
+        ] {
+            let request = Request::builder().version(version).uri(uri).body(()).unwrap();
+            assert_eq!(fault(&request, false), fault_is, "{version:?} {uri}");
+        }
+    }
+
+    #[test]
+    fn the_one_coding_is_chunked() {
+        for (codings, status) in [
+            (&["chunked"][..], 0),
+            (&["Chunked"], 0),
+            (&["gzip, chunked"], 400),
+            (&["chunked, chunked"], 400),
+            (&[",chunked"], 400),
+            (&["chunked", "chunked"], 400),
+            (&["identity", "chunked"], 400),
+        ] {
+            let mut fields = vec![("host", "x")];
+            fields.extend(codings.iter().map(|coding| ("transfer-encoding", *coding)));
+            assert_eq!(fault_of("POST", "/", &fields), status, "{codings:?}");
+        }
+    }
+
+    #[test]
+    fn each_form_of_target_has_its_methods() {
+        for (method, uri, status) in
+            [("OPTIONS", "*", 0), ("GET", "*", 400), ("GET", "x:80", 400), ("CONNECT", "x:80", 501)]
+        {
+            assert_eq!(fault_of(method, uri, &[("host", "x:80")]), status, "{method} {uri}");
+        }
+        let connect = Request::builder().method("CONNECT").uri("x:80").header("host", "x:80");
+        assert_eq!(fault(&connect.body(()).unwrap(), true), None);
+    }
+}
