@@ -221,6 +221,35 @@ async fn who_has_a_request_in_work_is_never_displaced_and_the_newcomer_is_reset(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_every_place_at_work_for_an_attacker_monitoring_gets_in() {
+    let monitoring = "127.0.5.0/24".parse().unwrap();
+    let builder = ConnGuard::builder().max_connections(20).reserve(2, [monitoring]);
+    let (guard, journal) = guard(builder.no_max_per_client().accept_rate(100, 30));
+    let server = serve(&guard, app()).await;
+    let mut attack = Vec::new();
+    for n in 0..18 {
+        let mut client = RawClient::connect_from(address(n), server.addr).await.unwrap();
+        client.send("GET /hang HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+        until("it is at work", || guard.snapshot().in_flight == n as u64 + 1).await;
+        attack.push(client);
+    }
+    for _ in 0..60 {
+        assert!(clients::get(HONEST, server.addr, "/").await.is_err());
+        // More often than anybody else may.
+        let answer = clients::get(Ipv4Addr::new(127, 0, 5, 1), server.addr, "/").await;
+        assert_eq!(answer.unwrap().status(), 200);
+    }
+    // Nobody at work had to go, and of those from there only one that was through.
+    let told = journal.disconnected();
+    assert!(told.iter().all(|(v, _)| matches!(v.phase, Phase::Accept | Phase::Idle)), "{told:?}");
+    let full = told.iter().filter(|(v, _)| v.reason == Reason::ConnectionsFull);
+    assert!(full.clone().count() > 0 && full.into_iter().all(|(v, _)| v.limit == 18));
+    assert_eq!(guard.snapshot().at(Phase::Working), 18);
+    drop(attack);
+    all_gone(&guard).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_connects_without_end_is_slowed_down_and_his_neighbour_is_not() {
     let (guard, journal) = guard(ConnGuard::builder().accept_rate(20, 10));
     let server = serve(&guard, app()).await;

@@ -3,7 +3,7 @@
 use crate::{
     Kill,
     guard::{Shared, Spared},
-    judge::{End, Rank, phase, spare},
+    judge::{CLASSES, End, Rank, phase, spare},
     permit::Permit,
     registry::{Found, Share, Shares},
     sweeper::SPARED,
@@ -36,7 +36,7 @@ impl Shared {
         let (Some(table), Some(rate)) = (&self.rates, self.limits.accept_rate) else {
             return Ok(());
         };
-        if !is_told || self.limits.mode == Mode::Off {
+        if !is_told || self.limits.mode == Mode::Off || self.is_reserved_for(conn) {
             return Ok(());
         }
         let charge = |debt| rate.decide(debt, 1).map(|debt| ((), debt));
@@ -63,12 +63,18 @@ impl Shared {
             return Ok(Permit::off(self.clone(), conn.clone()));
         }
         let now = self.now();
-        let (most, is_enforced) = (self.limits.connections, self.limits.mode == Mode::Enforce);
-        let shares = self.limits.shares().filter(|_| is_told);
+        let is_enforced = self.limits.mode == Mode::Enforce;
+        let is_reserved = is_told && self.is_reserved_for(conn);
+        let most = if is_reserved { self.limits.connections } else { self.limits.open_to_all() };
+        let shares = self.limits.shares().filter(|_| is_told && !is_reserved);
         let next = self.open.load(SeqCst).saturating_add(1);
         // Who has his share already pays with one of his own, and nobody else does.
         let has_his_share = || shares.is_some_and(|shares| self.registry.has(conn, shares));
-        if displace && next > self.limits.soft() && !has_his_share() && !self.displace(next) {
+        if displace
+            && next > self.limits.soft()
+            && !has_his_share()
+            && !self.displace(next, is_reserved)
+        {
             // Nobody can be spared: what is left is for who has few.
             let few = Shares { client: FEW, network: u32::MAX };
             if shares.is_some_and(|_| self.registry.has(conn, few)) {
@@ -114,6 +120,10 @@ impl Shared {
         self.recorder.record(|| Event::opened(conn));
         self.sweeper.watch(self, open == 1);
         Ok(permit)
+    }
+
+    fn is_reserved_for(&self, conn: &ConnInfo) -> bool {
+        self.limits.is_reserved_for(conn.peer().ip())
     }
 
     /// What whoever is not let in is told in the end.
@@ -181,19 +191,20 @@ impl Shared {
         self.end(conn, End { reason, ending, phase, limit, observed })
     }
 
-    /// Parts with the least useful connection. `false` if there is none that can be spared.
-    pub(crate) fn displace(&self, open: usize) -> bool {
+    /// Parts with the least useful connection; with one that has a reserved place for another such
+    /// one only. `false` if there is none that can be spared.
+    pub(crate) fn displace(&self, open: usize, is_reserved: bool) -> bool {
         let limit = self.limits.soft() as u64;
         let now = self.now();
         while let Some(Spared { class, opened, conn }) = self.next_spared() {
             let Some(conn) = conn.upgrade() else { continue };
-            if rank(&conn, now.saturating_sub(opened)).is_some_and(|(now, ..)| now <= class)
+            if self.rank(&conn, now.saturating_sub(opened)).is_some_and(|(now, ..)| now <= class)
                 && self.end_displaced(&conn, limit, open as u64)
             {
                 return true;
             }
         }
-        self.displace_of_few(limit, open, 0)
+        self.displace_of_few(limit, open, 0, is_reserved)
     }
 
     /// The same where there are no files left, for somebody who may not even be there: Linux says
@@ -201,18 +212,19 @@ impl Shared {
     pub(crate) fn displace_for_file(&self) -> bool {
         const AT_LEAST: u64 = 1000;
         let open = self.open.load(Relaxed);
-        self.displace_of_few(open.saturating_sub(1) as u64, open, AT_LEAST)
+        self.displace_of_few(open.saturating_sub(1) as u64, open, AT_LEAST, true)
     }
 
     /// Parts with the least useful of a few that are at least so many milliseconds old.
-    fn displace_of_few(&self, limit: u64, open: usize, at_least: u64) -> bool {
+    fn displace_of_few(&self, limit: u64, open: usize, at_least: u64, is_reserved: bool) -> bool {
         let now = self.now();
         let turn = self.turn.fetch_add(1, Relaxed);
         let mut few = Vec::with_capacity(LOOKED_AT);
         self.registry.copy_few(turn, LOOKED_AT, &mut few);
         let aged = few.iter().map(|one| (&one.conn, now.saturating_sub(one.opened)));
         let ranked = aged.filter(|(_, age)| *age >= at_least);
-        let ranked = ranked.filter_map(|(conn, age)| Some((rank(conn, age)?, conn)));
+        let ranked = ranked.filter_map(|(conn, age)| Some((self.rank(conn, age)?, conn)));
+        let ranked = ranked.filter(|((class, ..), _)| is_reserved || *class < CLASSES);
         let best = ranked.min_by_key(|(rank, _)| *rank);
         best.is_some_and(|(_, conn)| self.end_displaced(conn, limit, open as u64))
     }
@@ -227,13 +239,15 @@ impl Shared {
         }
         next
     }
-}
 
-/// Its rank among those that can be spared; not if it is told to go already.
-pub(crate) fn rank(conn: &ConnInfo, age: u64) -> Option<Rank> {
-    let state = conn.state();
-    if state.verdict().is_some() {
-        return None;
+    /// Its rank among those that can be spared; not if it is told to go already.
+    pub(crate) fn rank(&self, conn: &ConnInfo, age: u64) -> Option<Rank> {
+        let state = conn.state();
+        if state.verdict().is_some() {
+            return None;
+        }
+        let (class, work, oldest_first) = spare(&state.sample(), age)?;
+        let is_reserved = self.is_reserved_for(conn);
+        Some((if is_reserved { class + CLASSES } else { class }, work, oldest_first))
     }
-    spare(&state.sample(), age)
 }

@@ -4,7 +4,7 @@ use crate::{
     ConnGuard,
     limits::{Limits, auto_connections},
 };
-use palisade_core::{Gcra, Mode, Prefix, Recorder};
+use palisade_core::{Gcra, Mode, Network, Prefix, Recorder};
 use std::{fmt, time::Duration};
 
 /// Makes a [`ConnGuard`]. Nothing is checked before [`build`](Self::build), which then names
@@ -15,6 +15,8 @@ pub struct ConnGuardBuilder {
     mode: Mode,
     recorder: Recorder,
     connections: Option<usize>,
+    reserve: usize,
+    reserved: Vec<Network>,
     per_client: PerClient,
     per_network: PerNetwork,
     keep_alive: KeepAlive,
@@ -87,6 +89,8 @@ impl ConnGuardBuilder {
             mode: Mode::default(),
             recorder: Recorder::default(),
             connections: None,
+            reserve: 0,
+            reserved: Vec::new(),
             per_client: PerClient::Auto,
             per_network: PerNetwork::Times(4),
             keep_alive: KeepAlive::Auto(8),
@@ -126,6 +130,23 @@ impl ConnGuardBuilder {
     /// 10,000.
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.connections = Some(connections);
+        self
+    }
+
+    /// Keeps the last `places` of [`Self::max_connections`] for peers in `networks`: health checks,
+    /// monitoring, an operator. Less than all of them. Their accept rate, their number per client
+    /// and per network and how many they keep idle are not looked at, and they make room for each
+    /// other only, and only where nobody else can. Every deadline is theirs as well. Defaults to
+    /// none.
+    ///
+    /// ```
+    /// # use palisade_conn::ConnGuard;
+    /// let monitoring = "10.1.0.0/16".parse().unwrap();
+    /// let guard = ConnGuard::builder().reserve(16, [monitoring]).build().unwrap();
+    /// ```
+    pub fn reserve(mut self, places: usize, networks: impl IntoIterator<Item = Network>) -> Self {
+        self.reserve = places;
+        self.reserved = networks.into_iter().collect();
         self
     }
 
@@ -325,6 +346,8 @@ impl ConnGuardBuilder {
         let limits = Limits {
             mode: self.mode,
             connections,
+            reserve: self.reserve,
+            reserved: self.reserved.into(),
             per_client,
             per_network,
             keep_alive: match self.keep_alive {
@@ -360,6 +383,8 @@ impl ConnGuardBuilder {
             let fine = (1..=MOST_CONNECTIONS).contains(&most);
             check(fine, "max_connections", &most, "1 to 16777216");
         }
+        let fine = self.reserve < self.connections.unwrap_or_else(auto_connections).max(1);
+        check(fine, "reserve", &self.reserve, "less than max_connections");
         if let PerClient::Most(most) = self.per_client {
             check(most > 0, "max_per_client", &most, "at least 1");
         }
@@ -440,6 +465,7 @@ mod tests {
     fn every_number_out_of_range_is_named() {
         let error = ConnGuard::builder()
             .max_connections(0)
+            .reserve(1, [])
             .max_per_client(0)
             .max_per_network(0)
             .accept_rate(0, 1)
@@ -458,6 +484,7 @@ mod tests {
         let fields: Vec<_> = error.faults().iter().map(|fault| fault.field).collect();
         let all = [
             "max_connections",
+            "reserve",
             "max_per_client",
             "max_per_network",
             "accept_rate",

@@ -258,6 +258,9 @@ fn since(then: u32, now: u64) -> u64 {
 /// the other way round its age.
 pub(crate) type Rank = (u8, u64, u64);
 
+/// So many classes there are.
+pub(crate) const CLASSES: u8 = 5;
+
 /// The rank of a connection of this age; `None` if it cannot be spared.
 pub(crate) fn spare(sample: &ConnSample, age: u64) -> Option<Rank> {
     let oldest_first = u64::MAX - age;

@@ -52,6 +52,8 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! the places is for clients who have fewer than four connections, and everybody else is reset: who
 //! holds many with work cannot keep out who holds none.
 //!
+//! Places can be [kept](ConnGuardBuilder::reserve) for networks that must get in whatever happens.
+//!
 //! # Accounting
 //!
 //! Bytes do not tell a request that is being worked on from a client that waits for nothing. The
@@ -116,6 +118,6 @@ pub use builder::{ConnGuardBuilder, ConnGuardError, ConnGuardFault};
 pub use guard::ConnGuard;
 pub use io::GuardedIo;
 pub use listener::{Accept, Guarded};
-pub use palisade_core::{ConnInfo, Ending, Mode, Phase, Prefix, Reason};
+pub use palisade_core::{ConnInfo, Ending, Mode, Network, Phase, Prefix, Reason};
 pub use report::{AcceptErrorCounts, ConnSnapshot, Kill};
 pub use transport::Transport;

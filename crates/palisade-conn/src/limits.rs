@@ -1,8 +1,8 @@
 //! The numbers, checked.
 
 use crate::registry::Shares;
-use palisade_core::{Gcra, Mode, Prefix};
-use std::time::Duration;
+use palisade_core::{Gcra, Mode, Network, Prefix};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 /// The most connections that are let in without being asked for more.
 pub(crate) const AUTO_MOST: usize = 10_000;
@@ -30,6 +30,9 @@ const NETWORK: Prefix = match Prefix::new(24, 48) {
 pub(crate) struct Limits {
     pub(crate) mode: Mode,
     pub(crate) connections: usize,
+    /// How many of them are for those of [`Self::reserved`] alone.
+    pub(crate) reserve: usize,
+    pub(crate) reserved: Arc<[Network]>,
     pub(crate) per_client: Option<u32>,
     pub(crate) per_network: Option<u32>,
     pub(crate) keep_alive: Option<u32>,
@@ -61,10 +64,21 @@ impl Limits {
         self.prefix.at_most(NETWORK)
     }
 
-    /// From so many connections on the least useful one goes for each that comes: nine tenths,
-    /// and always at least one below the cap.
+    /// How many connections there may be where somebody from nowhere special comes.
+    pub(crate) fn open_to_all(&self) -> usize {
+        self.connections.saturating_sub(self.reserve)
+    }
+
+    /// From so many connections on the least useful one goes for each that comes: nine tenths of
+    /// those open to all, and always at least one below their number.
     pub(crate) fn soft(&self) -> usize {
-        (self.connections - self.connections / 10).min(self.connections.saturating_sub(1))
+        let most = self.open_to_all();
+        (most - most / 10).min(most.saturating_sub(1))
+    }
+
+    /// Whether places are kept for `peer`.
+    pub(crate) fn is_reserved_for(&self, peer: IpAddr) -> bool {
+        self.reserved.iter().any(|network| network.contains(peer))
     }
 
     /// The age at which the connection `id` is due: [`Self::max_age`], give or take a tenth, so

@@ -19,6 +19,8 @@ pub(crate) const SHARDS: usize = 16;
 const SCANNED: usize = 128;
 /// No slot.
 const NONE: u32 = u32::MAX;
+/// In the place of the next client: no share counts for this connection.
+const UNLISTED: u32 = u32::MAX - 1;
 
 /// All connections, those of one network in one shard.
 pub(crate) struct Registry {
@@ -98,7 +100,7 @@ struct Slot {
     newer: u32,
     /// How many the client has, if this is the newest of them; else 0.
     connections: u32,
-    /// The newest of the next client in the chain.
+    /// The newest of the next client in the chain, or [`UNLISTED`].
     next: u32,
 }
 
@@ -307,7 +309,7 @@ impl Shard {
         for _ in 0..SCANNED.min(self.slots.len()) {
             self.cursor = (self.cursor + 1) % self.slots.len();
             let slot = &self.slots[self.cursor];
-            let conn = slot.conn.as_ref().filter(|conn| is_ours(conn));
+            let conn = slot.conn.as_ref().filter(|conn| slot.next != UNLISTED && is_ours(conn));
             let Some(state) = conn.map(|conn| conn.state()) else { continue };
             if state.verdict().is_none()
                 && let Some(rank) = spare(&state.sample(), now.saturating_sub(slot.opened))
@@ -368,7 +370,8 @@ impl Shard {
             }
         }
         let conn = Some(Arc::clone(conn));
-        let slot = Slot { conn, opened, older: at, newer: at, connections: 1, next: NONE };
+        let next = if asking.is_some() { NONE } else { UNLISTED };
+        let slot = Slot { conn, opened, older: at, newer: at, connections: 1, next };
         if let Some(free) = self.slots.get_mut(at as usize) {
             self.free = std::mem::replace(free, slot).older;
         } else {
@@ -429,7 +432,7 @@ impl Shard {
         let Slot { opened, older, newer, connections, next, .. } = self.slots[at as usize];
         self.slots[older as usize].newer = newer;
         self.slots[newer as usize].older = older;
-        let is_listed = connections != 1 || self.link_to(at, hash).is_some();
+        let is_listed = next != UNLISTED;
         if is_listed && let Entry::Occupied(mut count) = self.networks.entry(half(network)) {
             *count.get_mut() -= 1;
             if *count.get() == 0 {

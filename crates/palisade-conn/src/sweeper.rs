@@ -1,9 +1,8 @@
 //! The one task that looks at every connection from time to time.
 
 use crate::{
-    admission::rank,
     guard::{Shared, Spared},
-    judge::{Finding, Rank, When, is_kept, judge},
+    judge::{CLASSES, Finding, Rank, When, is_kept, judge},
     registry::{Found, SHARDS},
 };
 use palisade_core::{ConnInfo, Mode, Reason};
@@ -170,7 +169,11 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
                     state.close(Reason::KeepAlivePerClient);
                 }
             }
-            if is_crowded && let Some(rank) = rank(&conn, now.saturating_sub(opened)) {
+            if is_crowded
+                && let Some(rank) = shared.rank(&conn, now.saturating_sub(opened))
+                // By the time it is needed there may be others than those with reserved places.
+                && rank.0 < CLASSES
+            {
                 let is_better = best.peek().is_none_or(|worst: &Candidate| rank < worst.rank);
                 if best.len() < SPARED || is_better {
                     best.push(Candidate { rank, opened, conn: Arc::downgrade(&conn) });

@@ -682,6 +682,45 @@ async fn where_everybody_works_the_newcomer_is_reset_and_told_of() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_last_places_are_for_those_for_whom_they_are_kept() {
+    let builder = ConnGuard::builder().max_connections(10).max_per_client(1).accept_rate(1, 1);
+    let office = "192.0.2.200/29".parse().unwrap();
+    let (guard, journal) = guard(builder.no_max_per_network().reserve(4, [office]));
+    let at_work = |last| {
+        let pair = connect_from(&guard, last)?;
+        let request = pair.server.conn().begin_request(false);
+        Ok::<_, io::Error>((pair, request))
+    };
+    let mut attack: Vec<_> = (0..6).map(|last| at_work(last).unwrap()).collect();
+    let refused = violation(&at_work(7).err().unwrap());
+    assert_eq!((refused.reason, refused.limit), (Reason::ConnectionsFull, 6));
+    // From one address, as often and as many as there are places.
+    let kept: Vec<_> = (0..4).map(|_| at_work(201).unwrap()).collect();
+    let refused = violation(&at_work(202).err().unwrap());
+    assert_eq!((refused.reason, refused.limit), (Reason::ConnectionsFull, 10));
+    drop(kept);
+
+    // Who idles from there goes after everybody else who can, and for his like only.
+    let mut idle = connect_from(&guard, 201).unwrap();
+    serve_once(&mut idle, false).await;
+    tokio::time::sleep(10 * SECOND).await;
+    attack.truncate(3);
+    let mut other = connect_from(&guard, 20).unwrap();
+    for _ in 0..100 {
+        serve_once(&mut other, false).await;
+    }
+    let _next = at_work(21).unwrap();
+    assert!(other.server.conn().state().verdict().is_some());
+    assert!(idle.server.conn().state().verdict().is_none());
+    drop(other);
+    let _last = at_work(22).unwrap();
+    assert!(idle.server.conn().state().verdict().is_none());
+    let _own = [at_work(203).unwrap(), at_work(203).unwrap()];
+    assert!(idle.server.conn().state().verdict().is_some());
+    assert!(journal.disconnected().iter().all(|(told, _)| told.reason != Reason::AcceptRate));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_at_its_share_costs_its_neighbours_nothing() {
     let (guard, _) = guard(ConnGuard::builder().max_connections(100).max_per_client(3));
     let neighbour = connect_from(&guard, 9).unwrap();

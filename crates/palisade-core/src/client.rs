@@ -128,7 +128,7 @@ fn join([high, low]: [u64; 2]) -> u128 {
 }
 
 /// The address as the IPv6 address it is or is mapped to.
-fn bits_of(address: IpAddr) -> u128 {
+pub(crate) fn bits_of(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
         IpAddr::V6(v6) => v6.to_bits(),
@@ -136,7 +136,7 @@ fn bits_of(address: IpAddr) -> u128 {
 }
 
 /// `bits` without those after the first `kept`.
-fn leading(bits: u128, kept: u8) -> u128 {
+pub(crate) fn leading(bits: u128, kept: u8) -> u128 {
     bits & u128::MAX.checked_shl(128u32.saturating_sub(u32::from(kept))).unwrap_or(0)
 }
 

@@ -5,7 +5,7 @@
 //!
 //! - What a guard says: [`Guard`], [`Reason`], [`Phase`], [`Mode`], [`Violation`], [`Rejection`].
 //! - Who hears it: [`Metrics`], [`Event`], [`Levels`], and a guard's handle on them, [`Recorder`].
-//! - Who is asking: [`ConnInfo`], [`ClientKey`], [`RequestHead`], [`KeyExtractor`].
+//! - Who is asking: [`ConnInfo`], [`ClientKey`], [`Network`], [`RequestHead`], [`KeyExtractor`].
 //! - What happens on a connection: [`ConnState`], [`InFlight`], [`ConnVerdict`].
 //! - What guards are made of: [`Settings`], [`GuardBody`], [`Answerer`], [`Answering`], [`Table`], [`Gcra`], [`Clock`], [`Pressure`].
 #![forbid(unsafe_code)]
@@ -18,6 +18,7 @@ mod conn;
 mod event;
 mod gcra;
 mod linger;
+mod network;
 mod pressure;
 mod rejection;
 mod settings;
@@ -33,6 +34,7 @@ pub use conn::{ConnMemory, ConnSample, ConnState, ConnVerdict, Ending, InFlight}
 pub use event::{Event, Level, Levels, Metrics, Recorder};
 pub use gcra::{Denied, Gcra};
 pub use linger::linger;
+pub use network::{InvalidNetwork, Network};
 pub use pressure::Pressure;
 pub use rejection::{AnswerForm, Rejection, Violation};
 pub use settings::{OnReject, Settings};
