@@ -65,7 +65,7 @@ impl Shared {
         let now = self.now();
         let is_enforced = self.limits.mode == Mode::Enforce;
         let is_reserved = is_told && self.is_reserved_for(conn);
-        let most = if is_reserved { self.limits.connections } else { self.limits.open_to_all() };
+        let most = self.limits.most(is_reserved);
         let shares = self.limits.shares().filter(|_| is_told && !is_reserved);
         let next = self.open.load(SeqCst).saturating_add(1);
         // Who has his share already pays with one of his own, and nobody else does.
@@ -131,7 +131,7 @@ impl Shared {
         match not_in {
             NotIn::Refused(violation) => violation,
             NotIn::NotYet => {
-                let limit = self.limits.connections as u64;
+                let limit = self.limits.most(self.is_reserved_for(conn)) as u64;
                 let (reason, phase) = (Reason::ConnectionsFull, Phase::Accept);
                 let observed = limit.saturating_add(1);
                 let violation = Violation::new(Guard::Connection, reason, phase, limit, observed);

@@ -64,15 +64,15 @@ impl Limits {
         self.prefix.at_most(NETWORK)
     }
 
-    /// How many connections there may be where somebody from nowhere special comes.
-    pub(crate) fn open_to_all(&self) -> usize {
-        self.connections.saturating_sub(self.reserve)
+    /// How many connections there may be for whoever comes to get in.
+    pub(crate) fn most(&self, is_reserved: bool) -> usize {
+        if is_reserved { self.connections } else { self.connections.saturating_sub(self.reserve) }
     }
 
     /// From so many connections on the least useful one goes for each that comes: nine tenths of
     /// those open to all, and always at least one below their number.
     pub(crate) fn soft(&self) -> usize {
-        let most = self.open_to_all();
+        let most = self.most(false);
         (most - most / 10).min(most.saturating_sub(1))
     }
 
