@@ -1,14 +1,15 @@
-//! A gRPC service behind all guards, and a client that meets one of them.
+//! A gRPC service behind all guards, on tonic's server with its bounds set, and a client that meets one of them.
 //! `cargo run --example tonic`
 
-use palisade::{Quota, Snapshot, Stack};
+use palisade::{
+    Quota, Snapshot, Stack,
+    conn::{ConnGuard, harden},
+};
 use palisade_testkit::{
     demo::{Piece, echo_client::EchoClient, echo_server::EchoServer},
     echo::Lengths,
 };
 use std::error::Error;
-use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 
 #[tokio::main]
@@ -17,10 +18,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let guards =
         Stack::edge().rate_limit(Quota::per_second(1).burst(3)).metrics(metrics.clone()).build()?;
 
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let conn = ConnGuard::builder().metrics(metrics.clone()).build()?;
+    let listener = conn.bind("127.0.0.1:0").await?;
     let url = format!("http://{}", listener.local_addr()?);
-    let server = Server::builder().layer(guards).add_service(EchoServer::new(Lengths));
-    let server = tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    let server = harden(Server::builder())
+        .layer(conn.accounting())
+        .layer(guards)
+        .add_service(EchoServer::new(Lengths));
+    let server = tokio::spawn(server.serve_with_incoming(listener));
 
     let mut client = EchoClient::connect(url).await?;
     for number in 1..=5 {

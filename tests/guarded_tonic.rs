@@ -1,23 +1,31 @@
 //! The connection guard under tonic's own server: what T01, T03 and T04 say of axum holds there,
-//! and handlers know their peers.
+//! and handlers know their peers. The bounds that [`harden`] sets, and tonic's services under
+//! `palisade::serve`.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;
 
-use guarded::{SECOND, SLACK, all_gone, cut, h2};
-use palisade::conn::{ConnGuard, ConnInfo};
+use guarded::{SECOND, SLACK, all_gone, cut, exchange, h2};
+use palisade::conn::{ConnGuard, ConnInfo, harden};
 use palisade_core::Reason;
 use palisade_testkit::{
     Journal,
-    clients::RawClient,
+    clients::{RawClient, until},
     demo::{
         Piece, Total,
         echo_client::EchoClient,
         echo_server::{Echo, EchoServer},
     },
+    echo::Lengths,
     servers::{self, Server},
 };
-use std::sync::Arc;
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+};
 use tokio::task::JoinSet;
 use tonic::{Request, Response, Status, Streaming, transport};
 
@@ -94,6 +102,135 @@ async fn tonic_s_server_is_guarded_and_its_handlers_know_their_peers() {
         again = client.unary(piece()).await;
     }
     assert_eq!(again.unwrap().get_ref().bytes, 1);
+    drop(client);
+    all_gone(&guard).await;
+}
+
+/// Counts its handlers, which wait for more pieces.
+#[derive(Clone, Default)]
+struct Counted(Arc<[AtomicUsize; 2]>);
+
+impl Counted {
+    fn started(&self) -> usize {
+        self.0[0].load(SeqCst)
+    }
+
+    fn at_work(&self) -> usize {
+        self.0[1].load(SeqCst)
+    }
+}
+
+#[tonic::async_trait]
+impl Echo for Counted {
+    async fn unary(&self, _: Request<Piece>) -> Result<Response<Total>, Status> {
+        Ok(Response::new(Total { bytes: 0 }))
+    }
+
+    async fn collect(&self, request: Request<Streaming<Piece>>) -> Result<Response<Total>, Status> {
+        struct AtWork(Counted);
+        impl Drop for AtWork {
+            fn drop(&mut self) {
+                self.0.0[1].fetch_sub(1, SeqCst);
+            }
+        }
+        self.0.iter().for_each(|count| _ = count.fetch_add(1, SeqCst));
+        let _at_work = AtWork(self.clone());
+        let mut pieces = request.into_inner();
+        while pieces.message().await?.is_some() {}
+        Ok(Response::new(Total { bytes: 0 }))
+    }
+}
+
+/// So many calls on one connection, none of which ends.
+fn calls(numbers: Range<u32>) -> Vec<u8> {
+    let fields = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/demo.Echo/Collect"),
+        (":authority", "x"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ];
+    numbers.flat_map(|n| h2::headers(2 * n + 1, 0, &fields)).collect()
+}
+
+/// tonic's own server over a guarded listener.
+async fn tonic_s_own(guard: &ConnGuard, is_hardened: bool, echo: impl Echo) -> Server {
+    let listener = guard.listen(servers::listener().await);
+    let addr = listener.local_addr().unwrap();
+    let server = transport::Server::builder();
+    let server = if is_hardened { harden(server) } else { server };
+    let router = server.layer(guard.accounting()).add_service(EchoServer::new(echo));
+    Server::new(addr, tokio::spawn(async { router.serve_with_incoming(listener).await.unwrap() }))
+}
+
+/// `palisade::serve`.
+async fn ours(guard: &ConnGuard, echo: impl Echo) -> Server {
+    let routes = tonic::service::Routes::new(EchoServer::new(echo));
+    guarded::hardened(guard, routes.into_axum_router()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_5000_streams_on_one_connection_at_most_100_start_a_handler() {
+    for is_ours in [false, true] {
+        let (guard, counted) = (ConnGuard::default(), Counted::default());
+        let server = if is_ours {
+            ours(&guard, counted.clone()).await
+        } else {
+            tonic_s_own(&guard, true, counted.clone()).await
+        };
+        let mut neighbour = EchoClient::connect(server.url()).await.unwrap();
+        let mut attacker = RawClient::connect(server.addr).await.unwrap();
+        attacker.send([h2::hello(65_535), calls(0..101)].concat()).await.unwrap();
+        h2::next(&mut attacker.stream, h2::RST_STREAM, 201).await;
+        until("the first are at work", || counted.at_work() == 100).await;
+        let attack = exchange(attacker, calls(101..5000));
+        let asks = async {
+            for _ in 0..20 {
+                neighbour.unary(Piece::default()).await.unwrap();
+            }
+        };
+        let ((answer, after), ()) = tokio::join!(attack, asks);
+        assert!(after < SLACK, "{after:?}");
+        assert_eq!(counted.started(), 100);
+        let ends: Vec<_> = h2::frames(&answer).iter().filter_map(h2::Frame::code).collect();
+        let (calm_down, refused) = ends.split_last().unwrap();
+        assert_eq!(*calm_down, h2::ENHANCE_YOUR_CALM);
+        assert_eq!(refused, [h2::REFUSED_STREAM; 1023]);
+        until("its handlers are gone", || counted.at_work() == 0).await;
+        drop(neighbour);
+        all_gone(&guard).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_that_all_5000_do() {
+    let (guard, counted) = (ConnGuard::default(), Counted::default());
+    let server = tonic_s_own(&guard, false, counted.clone()).await;
+    let mut attacker = RawClient::connect(server.addr).await.unwrap();
+    attacker.send([h2::hello(65_535), calls(0..5000)].concat()).await.unwrap();
+    until("all are at work", || counted.at_work() == 5000).await;
+    assert_eq!(guard.snapshot().in_flight, 5000);
+    drop(attacker);
+    until("they are gone", || counted.at_work() == 0).await;
+    all_gone(&guard).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tonic_s_services_are_served_by_palisade_serve_and_know_their_peers() {
+    let guard = ConnGuard::default();
+    let server = ours(&guard, Lengths).await;
+    let mut client = EchoClient::connect(server.url()).await.unwrap();
+    let piece = || Piece { data: b"four".as_slice().into() };
+    assert_eq!(client.unary(piece()).await.unwrap().get_ref().bytes, 4);
+    // 4 MB, of which the windows take a quarter at once.
+    let large = || Piece { data: vec![1; 40_000].into() };
+    let pieces = tokio_stream::iter((0..100).map(move |_| large()));
+    assert_eq!(client.collect(pieces).await.unwrap().get_ref().bytes, 4_000_000);
+    drop(client);
+    let server = ours(&guard, Known).await;
+    let mut client = EchoClient::connect(server.url()).await.unwrap();
+    assert_eq!(client.unary(piece()).await.unwrap().get_ref().bytes, 1);
     drop(client);
     all_gone(&guard).await;
 }

@@ -62,7 +62,8 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //!
 //! - axum: serve `connected(app)`, which also puts `ConnectInfo<SocketAddr>` and `Arc<ConnInfo>`
 //!   into each request;
-//! - tonic: `Server::builder().layer(guard.accounting())`, which also makes `remote_addr()` work;
+//! - tonic: `harden(Server::builder()).layer(guard.accounting())`, which also makes `remote_addr()`
+//!   work;
 //! - hyper: put `io.conn().clone()` into each request's extensions, around that
 //!   [`guard.accounting()`](ConnGuard::accounting).
 //!
@@ -120,4 +121,6 @@ pub use io::GuardedIo;
 pub use listener::{Accept, Guarded};
 pub use palisade_core::{ConnInfo, Ending, Mode, Network, Phase, Prefix, Reason};
 pub use report::{AcceptErrorCounts, ConnSnapshot, Kill};
+#[cfg(feature = "tonic")]
+pub use tonic::harden;
 pub use transport::Transport;

@@ -9,8 +9,60 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::{
+    Server,
+    server::{Connected, TcpConnectInfo},
+};
+
+/// tonic's server with the bounds of HTTP/2 that it leaves open by itself.
+///
+/// | | tonic | hardened |
+/// |---|---|---|
+/// | requests of one connection in flight | any number | 100 |
+/// | streams that end by errors of the client's, over the life of a connection | any number | 1,024, then GOAWAY (`MadeYouReset`, CVE-2025-8671) |
+/// | streams reset before a handler heard of them | 20 | 20, then GOAWAY (Rapid Reset, CVE-2023-44487) |
+/// | bytes taken in of one request, and of a connection, before they are read | 1 MiB | 256 KiB |
+/// | header fields of one request | 16 KiB | 16 KiB |
+/// | PING to a silent client, and the time for its answer | never | 30 s, 10 s |
+///
+/// Whatever is set after it holds instead. tonic has no setting for how much of an answer is kept
+/// for a client that does not read: it is 400 KiB and one piece for each stream. Where that is too
+/// much, serve the `Routes` by `palisade::serve`, which keeps 64 KiB.
+///
+/// ```
+/// use palisade_conn::{ConnGuard, harden};
+/// use tonic::transport::Server;
+/// # use palisade_testkit::{demo::{Piece, echo_client::EchoClient, echo_server::EchoServer}, echo::Lengths};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let guard = ConnGuard::default();
+/// let listener = guard.bind("127.0.0.1:0").await?;
+/// # let url = format!("http://{}", listener.local_addr()?);
+/// let server = harden(Server::builder())
+///     .layer(guard.accounting())
+///     .add_service(EchoServer::new(Lengths))
+///     .serve_with_incoming(listener);
+/// # tokio::spawn(server);
+/// # let answer = EchoClient::connect(url).await?.unary(Piece { data: b"four".as_slice().into() }).await?;
+/// # assert_eq!(answer.get_ref().bytes, 4);
+/// # Ok(())
+/// # }
+/// ```
+pub fn harden<L>(server: Server<L>) -> Server<L> {
+    server
+        .max_concurrent_streams(100)
+        .http2_max_local_error_reset_streams(Some(1024))
+        .http2_max_pending_accept_reset_streams(Some(20))
+        .http2_adaptive_window(Some(false))
+        .initial_stream_window_size(256 * 1024)
+        .initial_connection_window_size(256 * 1024)
+        .http2_max_header_list_size(16 * 1024)
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+}
 
 /// What tonic leaves in each request's extensions is the connection itself. tonic's own
 /// `remote_addr()` knows nothing of that: [`AccountingLayer`](crate::AccountingLayer) tells it.
