@@ -174,6 +174,8 @@ async fn with_the_cap_full_of_stalled_readers_newcomers_are_served_and_a_slow_re
             stalled.push(client);
         }
     }
+    let mut idle = RawClient::connect_from(Ipv4Addr::new(127, 0, 5, 1), server.addr).await.unwrap();
+    served(&mut idle).await;
     let full = Instant::now();
     let newcomer = async |last| {
         let from = Ipv4Addr::new(127, 0, 4, last);
@@ -183,8 +185,10 @@ async fn with_the_cap_full_of_stalled_readers_newcomers_are_served_and_a_slow_re
     for last in 1..=100 {
         newcomer(last).await;
     }
+    until("all of them are gone", || journal.closed().len() == 100).await;
     let greedy = RawClient::connect_from(Ipv4Addr::new(127, 0, 3, 1), server.addr).await;
     assert!(served_or_cut(greedy.unwrap()).await.is_err());
+    served(&mut idle).await;
     assert!(full.elapsed() < 4 * SECOND && journal.closed().len() == 100);
     // and after 4 s a stalled one goes for each, also for who wants to stay.
     until("they have stalled for long enough", || full.elapsed() >= 5 * SECOND).await;

@@ -14,6 +14,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::TcpStream,
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -27,6 +28,10 @@ pub(crate) struct Attack {
     addresses: usize,
     /// All of them have begun by then.
     within: Duration,
+    /// How long after the last of them began anything none may be left.
+    pub(crate) settle: Duration,
+    /// How many files the server may have open, if not as many as the system lets it.
+    pub(crate) files: Option<u64>,
     what: What,
 }
 
@@ -42,6 +47,14 @@ enum What {
     Chunked,
     /// One upload in chunks of one byte, within the length limit, whose end never comes.
     OneByteChunks,
+    /// Connections that say nothing; a new one for each that is cut.
+    Silence,
+    /// The same with a head of which a line comes each second, without end.
+    Head,
+    /// The same with a large answer that is asked for and not read.
+    Stall,
+    /// HTTP/2 requests for work, by the batch, each taken back when it has begun.
+    Reset,
 }
 
 const TOO_LONG: usize = 32 << 20;
@@ -49,11 +62,26 @@ const PIECE: usize = 64 << 10;
 const BETWEEN_UPLOADS: Duration = Duration::from_millis(500);
 const ONE_BYTE_CHUNKS: usize = 400 << 10;
 const DRIP: Duration = Duration::from_secs(1);
+const AGAIN: Duration = Duration::from_millis(500);
+const BATCH: u32 = 20;
+/// As long as a handler needs to begin, and shorter than it needs to end.
+const BETWEEN: Duration = Duration::from_millis(40);
 const CHUNKED: &str = "transfer-encoding: chunked";
 
 pub(crate) fn all(quick: bool) -> Vec<Attack> {
     let seconds = |usual, quickly| Duration::from_millis(if quick { quickly } else { usual });
     let second = Duration::from_secs(1);
+    let connections = Attack {
+        name: "",
+        about: "",
+        lasts: seconds(5_000, 4_000),
+        attackers: 1_500,
+        addresses: 50,
+        within: second / 2,
+        settle: crate::servers::DEADLINE + second,
+        files: Some(1_024),
+        what: What::Silence,
+    };
     vec![
         Attack {
             name: "slow uploads",
@@ -62,6 +90,8 @@ pub(crate) fn all(quick: bool) -> Vec<Attack> {
             attackers: 500,
             addresses: 25,
             within: second / 2,
+            settle: second,
+            files: None,
             what: What::Drip,
         },
         Attack {
@@ -71,6 +101,8 @@ pub(crate) fn all(quick: bool) -> Vec<Attack> {
             attackers: 600,
             addresses: 1,
             within: second / 2,
+            settle: second,
+            files: None,
             what: What::Work(second / 10),
         },
         Attack {
@@ -80,6 +112,8 @@ pub(crate) fn all(quick: bool) -> Vec<Attack> {
             attackers: 24,
             addresses: 12,
             within: second / 10,
+            settle: second,
+            files: None,
             what: What::Declared,
         },
         Attack {
@@ -89,6 +123,8 @@ pub(crate) fn all(quick: bool) -> Vec<Attack> {
             attackers: 24,
             addresses: 12,
             within: second / 10,
+            settle: second,
+            files: None,
             what: What::Chunked,
         },
         Attack {
@@ -98,6 +134,8 @@ pub(crate) fn all(quick: bool) -> Vec<Attack> {
             attackers: 10,
             addresses: 5,
             within: second / 10,
+            settle: second,
+            files: None,
             what: What::OneByteChunks,
         },
         Attack {
@@ -107,7 +145,38 @@ pub(crate) fn all(quick: bool) -> Vec<Attack> {
             attackers: 2_500,
             addresses: 50,
             within: second * 5 / 2,
+            settle: second,
+            files: None,
             what: What::Work(second * 2 / 5),
+        },
+        Attack {
+            name: "idle flood",
+            about: "1,500 connections of 50 addresses say nothing, to a server with 1,024 files",
+            what: What::Silence,
+            ..connections
+        },
+        Attack {
+            name: "Slowloris",
+            about: "the same, with a request head of which a line comes each second",
+            what: What::Head,
+            ..connections
+        },
+        Attack {
+            name: "slow readers",
+            about: "the same, with an answer of 8 MiB of which nothing is read",
+            what: What::Stall,
+            ..connections
+        },
+        Attack {
+            name: "paced rapid reset",
+            about: "10 clients ask for work over HTTP/2 and take each request back 40 ms later",
+            lasts: seconds(4_000, 2_500),
+            attackers: 10,
+            addresses: 10,
+            within: second / 10,
+            settle: second,
+            files: None,
+            what: What::Reset,
         },
     ]
 }
@@ -183,6 +252,13 @@ impl Shared {
                     sleep(BETWEEN_UPLOADS).await;
                 }
             }
+            What::Silence | What::Head | What::Stall | What::Reset => {
+                while self.goes_on() {
+                    // An error is a connection that the server ended, or did not let in.
+                    let _ = self.hold(what, from, addr).await;
+                    sleep(AGAIN).await;
+                }
+            }
             What::Work(pause) => {
                 while self.goes_on() {
                     // An error is a connection that the server ended.
@@ -218,6 +294,50 @@ impl Shared {
             }
         };
         self.note(answer);
+    }
+
+    /// Keeps one connection until the server ends it.
+    async fn hold(&self, what: What, from: Ipv4Addr, addr: SocketAddr) -> io::Result<()> {
+        let mut stream = clients::connect(from, addr).await?;
+        let _held = Held::new(&self.held);
+        let (mut read, mut write) = stream.split();
+        let ended = match what {
+            What::Head => tokio::select! {
+                sent = heads(&mut write) => sent,
+                ended = throw_away(&mut read) => ended,
+            },
+            What::Stall => {
+                write.write_all(b"GET /big HTTP/1.1\r\nhost: demo\r\n\r\n").await?;
+                is_cut(&stream).await
+            }
+            What::Reset => tokio::select! {
+                sent = self.resets(&mut write) => sent,
+                ended = throw_away(&mut read) => ended,
+            },
+            _ => throw_away(&mut read).await,
+        };
+        self.note(None);
+        ended
+    }
+
+    /// Begins requests and takes them back.
+    async fn resets(&self, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+        to.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await?;
+        to.write_all(&frame(SETTINGS, 0, 0, &[])).await?;
+        // :method GET and :scheme http; then :path and :authority, spelled out.
+        let head = b"\x82\x86\x04\x05/work\x01\x04demo";
+        for batch in 0u32.. {
+            let streams = (0..BATCH).map(|n| 2 * (batch * BATCH + n) + 1);
+            let begun = streams.clone().flat_map(|stream| frame(HEADERS, 5, stream, head));
+            to.write_all(&begun.collect::<Vec<_>>()).await?;
+            sleep(BETWEEN).await;
+            let taken_back = streams.flat_map(|stream| frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]));
+            to.write_all(&taken_back.collect::<Vec<_>>()).await?;
+            if !self.goes_on() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Asks for work on one connection until that ends.
@@ -286,6 +406,45 @@ impl Upload {
             }
         }
         Ok(())
+    }
+}
+
+// === Connections ===
+
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+
+/// A frame of HTTP/2 (RFC 9113 section 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// A head without end.
+async fn heads(to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+    to.write_all(b"GET / HTTP/1.1\r\nhost: demo\r\n").await?;
+    loop {
+        sleep(DRIP).await;
+        to.write_all(b"x: y\r\n").await?;
+    }
+}
+
+/// Reads until there is nothing more to come.
+async fn throw_away(from: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
+    tokio::io::copy(from, &mut tokio::io::sink()).await.map(|_| ())
+}
+
+/// Waits for a reset without reading a byte of what is there.
+async fn is_cut(stream: &TcpStream) -> io::Result<()> {
+    loop {
+        sleep(BETWEEN).await;
+        if let Some(error) = stream.take_error()? {
+            return Err(error);
+        }
     }
 }
 

@@ -19,7 +19,8 @@ use tokio::{
 };
 
 const CLIENTS: u8 = 8;
-/// Each asks so often, for `/`, with a small upload, and for `/work` in turn.
+/// Each asks so often, for `/`, with a small upload, and for `/work` in turn, four requests on a
+/// connection.
 const EVERY: Duration = Duration::from_millis(250);
 /// Who has no answer by then goes away.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -101,6 +102,9 @@ async fn small(
         tokio::select! {
             _ = turns.tick() => {}
             _ = going.wait_for(|going| !going) => return,
+        }
+        if turn % 4 == 0 {
+            connection = None;
         }
         let request = match turn % 3 {
             0 => Request::get("/").body(Full::default()),

@@ -1,10 +1,10 @@
 //! The same axum app three times on loopback: bare, behind what a careful user assembles from
-//! tower, tower-http and `tower_governor` today, and behind palisade. Each is attacked in six ways
+//! tower, tower-http and `tower_governor` today, and behind palisade. Each is attacked in ten ways
 //! while honest clients go on, and what came out stands side by side.
 //!
 //! ```text
-//! cargo run --release --example demo              # about two minutes
-//! cargo run --release --example demo -- --quick   # about one, with shorter numbers
+//! cargo run --release --example demo              # about four minutes
+//! cargo run --release --example demo -- --quick   # about two, with shorter numbers
 //! cargo run --release --example demo -- --check   # and fails unless palisade held
 //! ```
 //!
@@ -37,8 +37,8 @@ use tower::BoxError;
 const PAGE: &str = "target/palisade-demo.html";
 /// Honest clients alone, before the attack.
 const BEFORE: Duration = Duration::from_millis(500);
-/// Between the last thing that attackers begin and the look at how many are still held.
-const SETTLE: Duration = Duration::from_secs(1);
+/// For the server to be rid of attackers that were ended.
+const AFTER: Duration = Duration::from_millis(500);
 /// One for each connection of the largest attack, and some for the rest.
 const FILES: u64 = 2_600;
 const LOOK: Duration = Duration::from_millis(250);
@@ -49,8 +49,11 @@ async fn main() -> Result<(), BoxError> {
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
     let files = process::raise_file_limit();
     match arguments[..] {
-        ["--serve", kind, speed] => {
+        ["--serve", kind, speed, ref files @ ..] => {
             let kind = Kind::named(kind).ok_or("no such server")?;
+            if let [files] = files {
+                servers::allow(files.parse()?)?;
+            }
             return servers::serve(kind, speed == "quick").await;
         }
         _ if arguments.iter().all(|argument| ["--quick", "--check"].contains(argument)) => {}
@@ -102,7 +105,7 @@ async fn one(
     quick: bool,
     progress: &mut Progress,
 ) -> Result<Outcome, BoxError> {
-    let mut server = Server::start(kind, quick).await?;
+    let mut server = Server::start(kind, quick, attack.files).await?;
     let at_start = server.memory();
     let mut honest = Honest::start(server.addr);
     sleep(BEFORE).await;
@@ -112,7 +115,7 @@ async fn one(
     let mut attackers = Attackers::start(attack, server.addr);
     let mut moments = Vec::new();
     let mut looks = interval(LOOK);
-    while begun.elapsed() < attack.lasts + SETTLE {
+    while begun.elapsed() < attack.lasts + attack.settle {
         looks.tick().await;
         if begun.elapsed() >= attack.lasts {
             attackers.begin_nothing();
@@ -127,7 +130,7 @@ async fn one(
     let answers = attackers.end().await;
     let honest = honest.end().await;
     let reasons = server.reasons().await;
-    sleep(SETTLE / 2).await;
+    sleep(AFTER).await;
     let at_end = server.memory();
     server.end().await;
     Ok(Outcome { kind, honest, held, answers, reasons, at_start, at_end, moments })
@@ -146,7 +149,7 @@ struct Progress {
 
 impl Progress {
     fn new(attacks: &[Attack]) -> Self {
-        let one = |attack: &Attack| attack.lasts + BEFORE + SETTLE + SETTLE;
+        let one = |attack: &Attack| attack.lasts + attack.settle + BEFORE + AFTER;
         let all: Duration = attacks.iter().map(one).sum();
         let all = all * Kind::ALL.len() as u32;
         let terminal = std::io::stderr().is_terminal();

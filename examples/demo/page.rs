@@ -78,9 +78,10 @@ pub(crate) fn html(results: &Results<'_>) -> String {
         "<section>\n<h2>How to read this</h2>\n<dl>\n\
          <dt>honest served</dt><dd>of the requests of 8 clients with 4 a second each, and of one \
          client that uploads at 32 KiB a second, again and again. Who has no answer after 2 s \
-         goes away. p50 and p99 are of those who were served.</dd>\n\
-         <dt>held</dt><dd>attackers that still waited for the server one second after the last \
-         of them began anything: what the server did not let go of.</dd>\n\
+         goes away; every fourth request is made on a new connection. p50 and p99 are of those who were served.</dd>\n\
+         <dt>held</dt><dd>attackers that the server still kept one second after the last of them \
+         began anything, or three where a connection has two seconds for its first request: what \
+         the server did not let go of.</dd>\n\
          <dt>memory</dt><dd>of the server's process: before the attack, at its worst, and when \
          the attackers were gone. 8 MiB of palisade's is the table of its rate limit, which has a \
          fixed size.</dd>\n</dl>\n</section>\n</html>\n",

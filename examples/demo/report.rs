@@ -103,7 +103,9 @@ pub(crate) fn text(results: &Results<'_>) -> String {
 pub(crate) const NOTES: &str = "
 honest served  8 clients with 4 requests a second each, and one that uploads at 32 KiB a second;
                who has no answer after 2 s goes away. p50 and p99 are of those who were served
-held           attackers still waiting for the server one second after the last of them began
+               they make a new connection for every fourth request
+held           attackers that the server still keeps one second after the last of them began, or
+               three where a connection has two seconds for its first request
 memory         of the server's process: before the attack, at its worst, and after it; 8 MiB of
                palisade's is the table of its rate limit, which has a fixed size
 ";

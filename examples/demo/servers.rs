@@ -8,7 +8,7 @@ use axum::{
 };
 use bytes::Bytes;
 use http::{StatusCode, header::CONTENT_TYPE};
-use palisade::{Quota, Snapshot, Stack, slow_body::Pace};
+use palisade::{Quota, Snapshot, Stack, conn::ConnGuard, slow_body::Pace};
 use std::{
     net::{Ipv4Addr, SocketAddr},
     process::Stdio,
@@ -28,6 +28,9 @@ use tower_http::{
     timeout::{RequestBodyDeadlineLayer, RequestBodyTimeoutLayer, TimeoutLayer},
 };
 
+/// What slow readers ask for.
+static BIG: [u8; 8 << 20] = [b'x'; 8 << 20];
+
 // The numbers, the same for both that have any.
 const SLOTS: usize = 200;
 const MAX_BODY: u64 = 1 << 20;
@@ -38,6 +41,10 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// What `/work` needs: one of so many connections to a database, say, for so long. 800 a second.
 const POOL: usize = 40;
 const WORK: Duration = Duration::from_millis(50);
+
+/// For a first request, and for a reader to take something. Shorter than anybody would want it, as
+/// the attacks are.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(2);
 
 /// No server outlives this, whatever becomes of whoever started it.
 const LONGEST_LIFE: Duration = Duration::from_secs(120);
@@ -67,7 +74,7 @@ impl Kind {
                 "tower's load shed and concurrency limit, tower-http's timeouts and body limit, \
                  tower_governor"
             }
-            Self::Palisade => "palisade's Stack::edge, with the same numbers",
+            Self::Palisade => "palisade::serve, and its Stack::edge with the same numbers",
         }
     }
 
@@ -96,6 +103,16 @@ fn app() -> Router {
         .route("/", get(async || "hello\n"))
         .route("/upload", post(upload))
         .route("/work", get(work))
+        .route("/big", get(async || Bytes::from_static(&BIG)))
+}
+
+/// The files that this process may have open.
+pub(crate) fn allow(files: u64) -> std::io::Result<()> {
+    #[cfg(unix)]
+    palisade_testkit::process::lower_file_limit(files)?;
+    #[cfg(not(unix))]
+    let _ = files;
+    Ok(())
 }
 
 /// What a careful user assembles today. The rate limit stands outside, because it is cheapest to
@@ -119,8 +136,7 @@ fn careful(app: Router, quick: bool) -> Result<Router, BoxError> {
     Ok(app.layer(guards))
 }
 
-fn palisade(app: Router, quick: bool) -> Result<Router, BoxError> {
-    let metrics = Snapshot::new();
+fn palisade(app: Router, quick: bool, metrics: &Snapshot) -> Result<Router, BoxError> {
     let pace = Pace::builder().gap(gap(quick)).rate(4 * 1024).window(gap(quick));
     let guards = Stack::edge()
         .metrics(metrics.clone())
@@ -130,34 +146,50 @@ fn palisade(app: Router, quick: bool) -> Result<Router, BoxError> {
         .pace(pace.grace(gap(quick) / 2))
         .max_requests(SLOTS)
         .build()?;
+    let metrics = metrics.clone();
     let scrape = async move || ([(CONTENT_TYPE, Snapshot::CONTENT_TYPE)], metrics.prometheus());
     let app = app.layer(guards);
     // Outside of the guards, as on a port of its own.
     Ok(app.route("/metrics", get(scrape)))
 }
 
+fn connections(metrics: &Snapshot) -> Result<ConnGuard, BoxError> {
+    let guard = ConnGuard::builder()
+        .metrics(metrics.clone())
+        .first_request(DEADLINE)
+        .write_stall(DEADLINE)
+        // The addresses of loopback stand for clients from everywhere.
+        .max_per_client(1_000)
+        .max_per_network(10_000)
+        .accept_rate(1_000, 2_000);
+    Ok(guard.build()?)
+}
+
 /// Serves on a free port of loopback, says which, and ends with whoever reads that.
 pub(crate) async fn serve(kind: Kind, quick: bool) -> Result<(), BoxError> {
     let listener = palisade_testkit::servers::listener().await;
     println!("{}", listener.local_addr()?);
-    let app = match kind {
-        Kind::Bare => app(),
-        Kind::Careful => careful(app(), quick)?,
-        Kind::Palisade => palisade(app(), quick)?,
-    };
     let mut parent = tokio::io::stdin();
     let mut nothing = [0];
-    tokio::select! {
-        // The bare one has no use for the peer's address.
-        served = async {
-            match kind {
-                Kind::Bare => axum::serve(listener, app).await,
-                _ => {
-                    let app = app.into_make_service_with_connect_info::<SocketAddr>();
-                    axum::serve(listener, app).await
-                }
+    let served = async {
+        match kind {
+            // Has no use for the peer's address.
+            Kind::Bare => axum::serve(listener, app()).await?,
+            Kind::Careful => {
+                let app = careful(app(), quick)?;
+                let app = app.into_make_service_with_connect_info::<SocketAddr>();
+                axum::serve(listener, app).await?;
             }
-        } => served?,
+            Kind::Palisade => {
+                let metrics = Snapshot::new();
+                let app = palisade(app(), quick, &metrics)?;
+                palisade::serve(connections(&metrics)?.listen(listener), app).await?;
+            }
+        }
+        Ok::<_, BoxError>(())
+    };
+    tokio::select! {
+        served = served => served?,
         _ = parent.read(&mut nothing) => {}
         () = sleep(LONGEST_LIFE) => {}
     }
@@ -175,10 +207,15 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) async fn start(kind: Kind, quick: bool) -> Result<Self, BoxError> {
+    pub(crate) async fn start(
+        kind: Kind,
+        quick: bool,
+        files: Option<u64>,
+    ) -> Result<Self, BoxError> {
         let speed = if quick { "quick" } else { "usual" };
         let mut child = Command::new(std::env::current_exe()?)
             .args(["--serve", kind.name(), speed])
+            .args(files.map(|files| files.to_string()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -220,7 +257,11 @@ impl Server {
 }
 
 fn reasons_in(metrics: &str) -> Vec<(String, u64)> {
-    let families = ["palisade_requests_refused_total{", "palisade_bodies_cut_total{"];
+    let families = [
+        "palisade_requests_refused_total{",
+        "palisade_bodies_cut_total{",
+        "palisade_connections_ended_total{",
+    ];
     let mut reasons = Vec::new();
     for line in metrics.lines().filter(|line| families.iter().any(|name| line.starts_with(name))) {
         let label = |name: &str| line.split(&format!("{name}=\"")).nth(1)?.split('"').next();

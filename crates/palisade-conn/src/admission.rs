@@ -3,7 +3,7 @@
 use crate::{
     Kill,
     guard::{Shared, Spared},
-    judge::{CLASSES, End, Rank, phase, spare},
+    judge::{CLASSES, DID_SOMETHING, End, Rank, phase, spare},
     permit::Permit,
     registry::{Found, Share, Shares},
     sweeper::SPARED,
@@ -19,8 +19,18 @@ use std::sync::{
 /// Where nobody is kept ready for sparing, so many connections are looked at.
 const LOOKED_AT: usize = 32;
 
-/// The last tenth of the places, where nobody can be spared, is for clients with fewer than this.
+/// Whoever has so many connections takes no place of one that is idle and did something, and none
+/// of the last tenth.
 const FEW: u32 = 4;
+
+/// Who wants a place that is another's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Newcomer {
+    /// He has a reserved one.
+    is_reserved: bool,
+    /// He has [`FEW`] already.
+    has_many: bool,
+}
 
 /// Why somebody was not let in.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +38,14 @@ pub(crate) enum NotIn {
     /// Perhaps in a moment: connections are about to go.
     NotYet,
     Refused(Violation),
+}
+
+impl Newcomer {
+    /// Whether one of this class goes for him.
+    fn is_worth(self, class: u8) -> bool {
+        let did_something = DID_SOMETHING.contains(&(class % CLASSES));
+        (self.is_reserved || class < CLASSES) && !(self.has_many && did_something)
+    }
 }
 
 impl Shared {
@@ -70,14 +88,11 @@ impl Shared {
         let next = self.open.load(SeqCst).saturating_add(1);
         // Who has his share already pays with one of his own, and nobody else does.
         let has_his_share = || shares.is_some_and(|shares| self.registry.has(conn, shares));
-        if displace
-            && next > self.limits.soft()
-            && !has_his_share()
-            && !self.displace(next, is_reserved)
-        {
-            // Nobody can be spared: what is left is for who has few.
+        if displace && next > self.limits.soft() && !has_his_share() {
             let few = Shares { client: FEW, network: u32::MAX };
-            if shares.is_some_and(|_| self.registry.has(conn, few)) {
+            let has_many = shares.is_some_and(|_| self.registry.has(conn, few));
+            // Nobody can be spared: what is left is for who has few.
+            if !self.displace(next, Newcomer { is_reserved, has_many }) && has_many {
                 let limit = self.limits.soft() as u64;
                 self.not_in(Reason::ConnectionsFull, limit, next as u64, conn)
                     .map_err(NotIn::Refused)?;
@@ -191,12 +206,12 @@ impl Shared {
         self.end(conn, End { reason, ending, phase, limit, observed })
     }
 
-    /// Parts with the least useful connection; with one that has a reserved place for another such
-    /// one only. `false` if there is none that can be spared.
-    pub(crate) fn displace(&self, open: usize, is_reserved: bool) -> bool {
+    /// Parts with the least useful connection. `false` if there is none that can be spared for this
+    /// one.
+    pub(crate) fn displace(&self, open: usize, newcomer: Newcomer) -> bool {
         let limit = self.limits.soft() as u64;
         let now = self.now();
-        while let Some(Spared { class, opened, conn }) = self.next_spared() {
+        while let Some(Spared { class, opened, conn }) = self.next_spared(newcomer) {
             let Some(conn) = conn.upgrade() else { continue };
             if self.rank(&conn, now.saturating_sub(opened)).is_some_and(|(now, ..)| now <= class)
                 && self.end_displaced(&conn, limit, open as u64)
@@ -204,7 +219,7 @@ impl Shared {
                 return true;
             }
         }
-        self.displace_of_few(limit, open, 0, is_reserved)
+        self.displace_of_few(limit, open, 0, newcomer)
     }
 
     /// The same where there are no files left, for somebody who may not even be there: Linux says
@@ -212,11 +227,12 @@ impl Shared {
     pub(crate) fn displace_for_file(&self) -> bool {
         const AT_LEAST: u64 = 1000;
         let open = self.open.load(Relaxed);
-        self.displace_of_few(open.saturating_sub(1) as u64, open, AT_LEAST, true)
+        let anybody = Newcomer { is_reserved: true, has_many: false };
+        self.displace_of_few(open.saturating_sub(1) as u64, open, AT_LEAST, anybody)
     }
 
     /// Parts with the least useful of a few that are at least so many milliseconds old.
-    fn displace_of_few(&self, limit: u64, open: usize, at_least: u64, is_reserved: bool) -> bool {
+    fn displace_of_few(&self, limit: u64, open: usize, at_least: u64, newcomer: Newcomer) -> bool {
         let now = self.now();
         let turn = self.turn.fetch_add(1, Relaxed);
         let mut few = Vec::with_capacity(LOOKED_AT);
@@ -224,15 +240,16 @@ impl Shared {
         let aged = few.iter().map(|one| (&one.conn, now.saturating_sub(one.opened)));
         let ranked = aged.filter(|(_, age)| *age >= at_least);
         let ranked = ranked.filter_map(|(conn, age)| Some((self.rank(conn, age)?, conn)));
-        let ranked = ranked.filter(|((class, ..), _)| is_reserved || *class < CLASSES);
+        let ranked = ranked.filter(|((class, ..), _)| newcomer.is_worth(*class));
         let best = ranked.min_by_key(|(rank, _)| *rank);
         best.is_some_and(|(_, conn)| self.end_displaced(conn, limit, open as u64))
     }
 
-    fn next_spared(&self) -> Option<Spared> {
+    fn next_spared(&self, newcomer: Newcomer) -> Option<Spared> {
         let (next, left) = {
             let mut spared = self.spared.lock();
-            (spared.pop(), spared.len())
+            let next = spared.iter().rposition(|spared| newcomer.is_worth(spared.class));
+            (next.map(|at| spared.remove(at)), spared.len())
         };
         if left < SPARED / 4 {
             self.sweeper.hurry();

@@ -260,6 +260,8 @@ pub(crate) type Rank = (u8, u64, u64);
 
 /// So many classes there are.
 pub(crate) const CLASSES: u8 = 5;
+/// Those of idle connections that did something, and of newcomers who had no time to.
+pub(crate) const DID_SOMETHING: [u8; 2] = [2, 4];
 
 /// The rank of a connection of this age; `None` if it cannot be spared.
 pub(crate) fn spare(sample: &ConnSample, age: u64) -> Option<Rank> {

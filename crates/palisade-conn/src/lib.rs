@@ -49,8 +49,9 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! least; then the oldest newcomer, and at last idle ones that did more. Never one that has a request
 //! in work, an answer that is being taken, or a quiet upgrade. The sweeper keeps 64 of them ready;
 //! where these are used up, 32 connections are looked at. Where none can be spared, what is left of
-//! the places is for clients who have fewer than four connections, and everybody else is reset: who
-//! holds many with work cannot keep out who holds none.
+//! the places is for clients who have fewer than four connections, and everybody else is reset; nor
+//! does a newcomer go, or an idle connection that did something, for whoever has four. So those who
+//! hold many with work can neither keep out nor drive out who holds few.
 //!
 //! Places can be [kept](ConnGuardBuilder::reserve) for networks that must get in whatever happens.
 //!
