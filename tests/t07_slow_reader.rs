@@ -143,7 +143,8 @@ async fn an_answer_taken_slowly_behind_its_window_is_not_idle() {
     all_gone(&guard).await;
 }
 
-async fn served_or_cut(mut client: RawClient) -> std::io::Result<RawHead> {
+async fn asked(from: Ipv4Addr, addr: SocketAddr) -> std::io::Result<RawHead> {
+    let mut client = RawClient::connect_from(from, addr).await?;
     client.send(GET).await?;
     client.head().await
 }
@@ -167,15 +168,13 @@ async fn with_the_cap_full_of_stalled_readers_newcomers_are_served_and_a_slow_re
         }
     });
     let mut stalled = Vec::new();
-    while guard.snapshot().at(Phase::Writing) < CAP * 9 / 10 {
-        let from = Ipv4Addr::new(127, 0, 3, 1 + stalled.len() as u8 % 8);
+    for n in 1..(CAP * 9 / 10) as u8 {
+        let from = Ipv4Addr::new(127, 0, 3, 1 + n % 8);
         let mut client = RawClient::connect_from(from, server.addr).await.unwrap();
-        if client.send(ENDLESS).await.is_ok() {
-            stalled.push(client);
-        }
+        client.send(ENDLESS).await.unwrap();
+        stalled.push(client);
     }
-    let mut idle = RawClient::connect_from(Ipv4Addr::new(127, 0, 5, 1), server.addr).await.unwrap();
-    served(&mut idle).await;
+    until("they stall", || guard.snapshot().at(Phase::Writing) >= stalled.len()).await;
     let full = Instant::now();
     let newcomer = async |last| {
         let from = Ipv4Addr::new(127, 0, 4, last);
@@ -186,8 +185,10 @@ async fn with_the_cap_full_of_stalled_readers_newcomers_are_served_and_a_slow_re
         newcomer(last).await;
     }
     until("all of them are gone", || journal.closed().len() == 100).await;
-    let greedy = RawClient::connect_from(Ipv4Addr::new(127, 0, 3, 1), server.addr).await;
-    assert!(served_or_cut(greedy.unwrap()).await.is_err());
+    // nor does an idle one that was served go for who has many.
+    let mut idle = RawClient::connect_from(Ipv4Addr::new(127, 0, 5, 1), server.addr).await.unwrap();
+    served(&mut idle).await;
+    assert!(asked(Ipv4Addr::new(127, 0, 3, 1), server.addr).await.is_err());
     served(&mut idle).await;
     assert!(full.elapsed() < 4 * SECOND && journal.closed().len() == 100);
     // and after 4 s a stalled one goes for each, also for who wants to stay.
