@@ -1,5 +1,7 @@
 //! The guard: what all its connections share.
 
+#[cfg(target_os = "linux")]
+use crate::kernel;
 use crate::{
     ConnGuardBuilder, ConnSnapshot, GuardedIo, Kill, Transport,
     admission::NotIn,
@@ -57,6 +59,15 @@ pub(crate) struct Shared {
     /// Debts of who connects too often.
     pub(crate) rates: Option<Table>,
     pub(crate) turn: AtomicUsize,
+    pub(crate) listening: Mutex<Vec<Listening>>,
+}
+
+/// A listener on the internet, for as long as there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Listening {
+    pub(crate) address: SocketAddr,
+    /// How many connections may wait there, where known.
+    pub(crate) backlog: Option<u32>,
 }
 
 /// One who can be spared.
@@ -103,6 +114,7 @@ impl ConnGuard {
             refused: AtomicU64::new(0),
             clock: Clock::new(),
             turn: AtomicUsize::new(0),
+            listening: Mutex::default(),
         });
         let levels = Arc::downgrade(&shared);
         shared.recorder.register(levels as Weak<dyn Levels>);
@@ -224,6 +236,30 @@ impl Levels for Shared {
         visit(Level::Connections, self.open.load(Relaxed) as u64);
         visit(Level::ConnectionLimit, self.limits.connections as u64);
         visit(Level::ConnectionsOpened, self.opened());
+        #[cfg(target_os = "linux")]
+        self.sample_kernel(visit);
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Shared {
+    fn sample_kernel(&self, visit: &mut dyn FnMut(Level, u64)) {
+        let listening = self.listening.lock().clone();
+        let addresses: Vec<_> = listening.iter().map(|one| one.address).collect();
+        if let Some(waiting) = kernel::waiting(&addresses) {
+            visit(Level::AcceptQueue, waiting);
+        }
+        let backlogs = listening.iter().filter_map(|one| one.backlog).map(u64::from);
+        if let Some(most) = backlogs.reduce(u64::saturating_add) {
+            visit(Level::AcceptQueueLimit, most);
+        }
+        // Of the whole system: of no interest to whoever does not listen.
+        if !listening.is_empty()
+            && let Some(lost) = kernel::lost()
+        {
+            visit(Level::ListenOverflows, lost.overflows);
+            visit(Level::ListenDrops, lost.drops);
+        }
     }
 }
 

@@ -68,6 +68,9 @@ impl<T> GuardedIo<T> {
 impl<T: Transport> GuardedIo<T> {
     pub(crate) fn new(inner: T, permit: Permit) -> Self {
         inner.prepare();
+        if permit.shared().limits.mode == Mode::Enforce {
+            inner.give_up_after(permit.shared().limits.give_up_after());
+        }
         let is_watched = permit.shared().limits.mode != Mode::Off;
         Self { inner, permit, is_watched, is_parked: false, shutdown: Shutdown::NotBegun }
     }

@@ -85,6 +85,18 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! request is HTTP/1 and says how long its body is; in chunks, or on HTTP/2, such an upload has the
 //! idle time from its answer on.
 //!
+//! # Sockets
+//!
+//! A TCP connection that is let in gets `TCP_NODELAY`, a first keep-alive probe after 60 s of
+//! silence, 64 KiB of unsent bytes at most (`TCP_NOTSENT_LOWAT`; a send buffer of 128 KiB where there
+//! is no such thing), and on Linux an end by the kernel once its client has acknowledged nothing
+//! for 30 s, or 5 s longer than the write stall if that is more (`TCP_USER_TIMEOUT`): a last resort
+//! for clients that are gone, behind the guard's own rules.
+//!
+//! What got lost before it could be accepted the guard never sees. Among its levels on Linux are
+//! therefore how many connections wait at its listeners, how many may, and how many the kernel lost
+//! at any listener; `/proc` is read for them when they are asked for, and not otherwise.
+//!
 //! # Cost
 //!
 //! A read or a write costs two or three loads and stores and no clock; a Pending one also the lock
@@ -97,10 +109,13 @@ mod accounting;
 mod admission;
 #[cfg(feature = "axum")]
 mod axum;
+mod bind;
 mod builder;
 mod guard;
 mod io;
 mod judge;
+#[cfg(target_os = "linux")]
+mod kernel;
 mod limits;
 mod listener;
 mod permit;
@@ -116,6 +131,7 @@ mod transport;
 #[cfg(feature = "axum")]
 pub use crate::axum::{Connected, ConnectedFuture, ConnectedService, connected};
 pub use accounting::{AccountedBody, Accounting, AccountingFuture, AccountingLayer};
+pub use bind::BindOptions;
 pub use builder::{ConnGuardBuilder, ConnGuardError, ConnGuardFault};
 pub use guard::ConnGuard;
 pub use io::GuardedIo;

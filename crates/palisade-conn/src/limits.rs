@@ -76,6 +76,11 @@ impl Limits {
         (most - most / 10).min(most.saturating_sub(1))
     }
 
+    /// When the kernel is to give a silent client up: not before the guard itself does.
+    pub(crate) fn give_up_after(&self) -> Duration {
+        Duration::from_millis(self.write_stall.saturating_add(5000).max(30_000))
+    }
+
     /// Whether places are kept for `peer`.
     pub(crate) fn is_reserved_for(&self, peer: IpAddr) -> bool {
         self.reserved.iter().any(|network| network.contains(peer))

@@ -1,6 +1,10 @@
 //! The listener.
 
-use crate::{ConnGuard, GuardedIo, Transport, admission::NotIn, guard::Shared};
+use crate::{
+    ConnGuard, GuardedIo, Transport,
+    admission::NotIn,
+    guard::{Listening, Shared},
+};
 use palisade_core::ConnInfo;
 use std::{
     fmt,
@@ -16,12 +20,10 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    net::{TcpListener, TcpSocket, TcpStream, ToSocketAddrs, lookup_host},
+    net::{TcpListener, TcpStream},
     time::{Sleep, sleep},
 };
 
-/// So many connections may wait to be accepted.
-const BACKLOG: u32 = 1024;
 /// So often a newcomer lets others run first who are about to go.
 const TURNS: u32 = 32;
 /// So many refusals in a row, and others may run first.
@@ -68,6 +70,7 @@ pub struct Guarded<L: Accept> {
     /// Failures since something was accepted.
     failures: u32,
     waiting: Option<Waiting<L::Io>>,
+    listening: Option<Listening>,
 }
 
 /// Accepted, and not let in yet.
@@ -133,6 +136,14 @@ impl Accept for tokio::net::UnixListener {
 impl ConnGuard {
     /// Watches over what `listener` accepts. Several listeners may share one guard.
     pub fn listen<L: Accept>(&self, listener: L) -> Guarded<L> {
+        self.listen_with(listener, None)
+    }
+
+    pub(crate) fn listen_with<L: Accept>(&self, listener: L, backlog: Option<u32>) -> Guarded<L> {
+        // What has no port is not of the internet.
+        let address = listener.local_addr().ok().filter(|address| address.port() != 0);
+        let listening = address.map(|address| Listening { address, backlog });
+        self.shared().listening.lock().extend(listening);
         Guarded {
             inner: listener,
             guard: self.clone(),
@@ -140,34 +151,9 @@ impl ConnGuard {
             next_pause: FIRST_PAUSE,
             failures: 0,
             waiting: None,
+            listening,
         }
     }
-
-    /// Listens on the first address that works, with room for 1,024 connections that wait to be
-    /// accepted (tokio's own has 128; the system may allow less: `net.core.somaxconn`).
-    ///
-    /// # Errors
-    ///
-    /// If none of the addresses works, the last one's reason.
-    pub async fn bind(&self, address: impl ToSocketAddrs) -> io::Result<Guarded<TcpListener>> {
-        let mut last = io::Error::new(io::ErrorKind::InvalidInput, "no address to listen on");
-        for address in lookup_host(address).await? {
-            match bind(address) {
-                Ok(listener) => return Ok(self.listen(listener)),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
-    }
-}
-
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // As tokio and std do: on Windows it would mean something else.
-    #[cfg(unix)]
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
 }
 
 // === Guarded ===
@@ -314,6 +300,15 @@ impl<L: Accept> Guarded<L> {
 impl<L: Accept> From<L> for Guarded<L> {
     fn from(listener: L) -> Self {
         ConnGuard::default().listen(listener)
+    }
+}
+
+impl<L: Accept> Drop for Guarded<L> {
+    fn drop(&mut self) {
+        let mut all = self.guard.shared().listening.lock();
+        if let Some(place) = all.iter().position(|one| Some(*one) == self.listening) {
+            all.swap_remove(place);
+        }
     }
 }
 

@@ -9,14 +9,25 @@ use tokio::{
 
 /// So many bytes may wait in the kernel unsent, so that what it takes is what the client takes.
 const UNSENT: u32 = 64 * 1024;
-/// A silent peer is asked for the first time after this, and then every quarter of it.
+/// A silent peer is asked for the first time after this.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+/// And then every so often. Where there is a `TCP_USER_TIMEOUT` the first probe that is not
+/// answered by the next is the last, so the next is not soon: a phone may be in a tunnel.
+#[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
+const KEEPALIVE_AGAIN: Duration = Duration::from_secs(30);
 
 /// A byte stream that a [`GuardedIo`](crate::GuardedIo) can watch over: sockets, and whatever
 /// tests put in their place.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin {
     /// Called once when the connection is let in. Sets options; what fails stays as it was.
     fn prepare(&self) {}
+
+    /// Called once when the connection is let in by a guard that enforces: the system is to give it
+    /// up when its client has acknowledged nothing of what was sent for so long. Where there is no
+    /// such thing, nothing.
+    fn give_up_after(&self, silence: Duration) {
+        let _ = silence;
+    }
 
     /// Makes the coming close a reset: the client sees an RST, the kernel keeps nothing. Where
     /// there is no such thing, nothing.
@@ -37,8 +48,13 @@ impl Transport for TcpStream {
         let _ = limit_unsent(&socket);
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
         #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
-        let keepalive = keepalive.with_interval(KEEPALIVE / 4);
+        let keepalive = keepalive.with_interval(KEEPALIVE_AGAIN);
         let _ = socket.set_tcp_keepalive(&keepalive);
+    }
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn give_up_after(&self, silence: Duration) {
+        let _ = SockRef::from(self).set_tcp_user_timeout(Some(silence));
     }
 
     fn reset_on_close(&self) {
@@ -83,6 +99,7 @@ fn hung_up(socket: &impl std::os::fd::AsFd) -> bool {
 #[cfg(all(test, any(target_os = "linux", target_os = "android")))]
 mod tests {
     use super::*;
+    use crate::{ConnGuard, Mode};
     use palisade_testkit::{clients::until, servers};
     use tokio::io::AsyncWriteExt;
 
@@ -96,7 +113,28 @@ mod tests {
         assert!(!server.has_hung_up());
         assert_eq!(SockRef::from(&server).tcp_notsent_lowat().unwrap(), UNSENT);
         assert!(SockRef::from(&server).tcp_nodelay().unwrap());
+        assert!(SockRef::from(&server).keepalive().unwrap());
+        assert_eq!(SockRef::from(&server).tcp_keepalive_time().unwrap(), KEEPALIVE);
         drop(client);
         until("hung up", || server.has_hung_up()).await;
+    }
+
+    #[tokio::test]
+    async fn the_kernel_gives_up_after_the_guard_would_have_and_only_if_it_enforces() {
+        let stall = |seconds| ConnGuard::builder().write_stall(Duration::from_secs(seconds));
+        let cases = [
+            (stall(10), Some(30)),
+            (stall(30), Some(35)),
+            (stall(600), Some(605)),
+            (stall(30).mode(Mode::Shadow), None),
+            (stall(30).mode(Mode::Off), None),
+        ];
+        for (builder, seconds) in cases {
+            let mut listener = builder.build().unwrap().bind("127.0.0.1:0").await.unwrap();
+            let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (server, _) = listener.accept().await.unwrap();
+            let set = SockRef::from(server.get_ref()).tcp_user_timeout().unwrap();
+            assert_eq!(set, seconds.map(Duration::from_secs));
+        }
     }
 }

@@ -164,6 +164,16 @@ pub enum Level {
     ConnectionLimit,
     /// Connections let in since the start. Only grows.
     ConnectionsOpened,
+    /// Connections that wait in the kernel to be accepted now.
+    AcceptQueue,
+    /// How many may wait there; known of listeners that a guard bound itself.
+    AcceptQueueLimit,
+    /// Connections that the kernel lost because an accept queue was full, at any listener of the
+    /// network namespace, since it started. Only grows.
+    ListenOverflows,
+    /// Connections that it lost before they could be accepted for any reason, those among them.
+    /// Only grows.
+    ListenDrops,
 }
 
 impl Level {
@@ -180,11 +190,22 @@ impl Level {
         Self::Connections,
         Self::ConnectionLimit,
         Self::ConnectionsOpened,
+        Self::AcceptQueue,
+        Self::AcceptQueueLimit,
+        Self::ListenOverflows,
+        Self::ListenDrops,
     ];
 
     /// Whether it only ever grows.
     pub const fn is_total(self) -> bool {
-        matches!(self, Self::Admitted | Self::KeysEvicted | Self::ConnectionsOpened)
+        matches!(
+            self,
+            Self::Admitted
+                | Self::KeysEvicted
+                | Self::ConnectionsOpened
+                | Self::ListenOverflows
+                | Self::ListenDrops
+        )
     }
 }
 

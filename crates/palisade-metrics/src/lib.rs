@@ -40,6 +40,10 @@
 //! | `palisade_connections_open` | gauge | `guard` | connections open | above 0.9 of `palisade_connections_limit` for 5 min: the least useful are being displaced |
 //! | `palisade_connections_limit` | gauge | `guard` | connections that may be open | - |
 //! | `palisade_connections_opened_total` | counter | `guard` | connections let in | - |
+//! | `palisade_accept_queue` | gauge | `guard` | connections that wait in the kernel (Linux) | above 0.5 of `palisade_accept_queue_limit` for 1 min: accepting does not keep up |
+//! | `palisade_accept_queue_limit` | gauge | `guard` | connections that may wait there, at listeners the guard bound | - |
+//! | `palisade_listen_overflows_total` | counter | `guard` | connections lost at full accept queues, of the network namespace, since its start (Linux), once for each guard that listens | any increase: too small a backlog, or a stall |
+//! | `palisade_listen_drops_total` | counter | `guard` | connections lost before they were accepted, those among them | - |
 //! | `palisade_requests_admitted_total` | counter | `guard` | requests that the guard let in | - |
 //! | `palisade_requests_working` | gauge | `guard` | requests that hold a slot | above 0.8 of `palisade_concurrency_limit` for 5 min |
 //! | `palisade_requests_waiting` | gauge | `guard` | requests that wait for their own client, holding no slot | above 4 times `palisade_concurrency_limit`: slow bodies |

@@ -95,6 +95,7 @@ const CUTS: &[(Guard, Reason, Phase)] = &[
     (Guard::SlowBody, Reason::BodyTotal, Phase::ResponseBody),
     (Guard::ConcurrencyLimit, Reason::Displaced, Phase::RequestBody),
     (Guard::ConcurrencyLimit, Reason::Displaced, Phase::ResponseBody),
+    (Guard::Connection, Reason::WindowStall, Phase::ResponseBody),
 ];
 
 /// What connections are ended for.
@@ -122,6 +123,13 @@ const ENDINGS: &[(Guard, Reason, Phase)] = &[
     (Guard::Connection, Reason::KeepAlivePerClient, Phase::Idle),
     (Guard::Connection, Reason::HungUp, Phase::Working),
     (Guard::Connection, Reason::HungUp, Phase::Writing),
+    (Guard::Connection, Reason::HandshakesFull, Phase::FirstHead),
+    (Guard::Connection, Reason::Shutdown, Phase::FirstHead),
+    (Guard::Connection, Reason::Shutdown, Phase::NextHead),
+    (Guard::Connection, Reason::Shutdown, Phase::Idle),
+    (Guard::Connection, Reason::Shutdown, Phase::Working),
+    (Guard::Connection, Reason::Shutdown, Phase::Writing),
+    (Guard::Connection, Reason::Shutdown, Phase::Upgraded),
 ];
 
 /// The family of `level`, or `None` if it is younger than this crate.
@@ -148,6 +156,20 @@ pub(crate) fn level_family(level: Level) -> Option<Family> {
         Level::ConnectionsOpened => {
             ("palisade_connections_opened_total", "Connections that a guard let in")
         }
+        Level::AcceptQueue => {
+            ("palisade_accept_queue", "Connections that wait in the kernel to be accepted")
+        }
+        Level::AcceptQueueLimit => {
+            ("palisade_accept_queue_limit", "Connections that may wait there")
+        }
+        Level::ListenOverflows => (
+            "palisade_listen_overflows_total",
+            "Connections lost by the kernel at full accept queues, whoever listened",
+        ),
+        Level::ListenDrops => (
+            "palisade_listen_drops_total",
+            "Connections lost by the kernel before they were accepted, whoever listened",
+        ),
         _ => return None,
     };
     Some(Family { name, help, is_total: level.is_total() })
@@ -260,7 +282,7 @@ mod tests {
             assert!(ends || REFUSALS.iter().any(|(of, _)| of == guard), "{guard}");
         }
         for reason in Reason::ALL {
-            let ends = ENDINGS.iter().any(|(_, of, _)| of == reason);
+            let ends = ENDINGS.iter().chain(CUTS).any(|(_, of, _)| of == reason);
             assert!(ends || REFUSALS.iter().any(|(_, of)| of == reason), "{reason}");
         }
         let expected = Series::all().filter(|series| series.is_expected()).count();
