@@ -2,7 +2,7 @@
 
 use crate::{
     ConnGuard,
-    limits::{Limits, auto_connections},
+    limits::{CapFrom, Limits, auto_connections},
 };
 use palisade_core::{Gcra, Mode, Network, Prefix, Recorder};
 use std::{fmt, time::Duration};
@@ -126,8 +126,12 @@ impl ConnGuardBuilder {
     /// tenths of it on, the least useful one goes for each that comes; see
     /// [displacement](crate#displacement).
     ///
-    /// Defaults to four fifths of the files that this process may have open, less 64, and at most
-    /// 10,000.
+    /// Defaults to the least of four fifths of the files that this process may have open, less 64;
+    /// a quarter of the memory that it may use, by its control group or that there is, at 64 KiB for
+    /// each connection; and 10,000. Which one it was is in [`ConnSnapshot::limit_from`], and, with
+    /// the feature `tracing`, in a log line when the guard is made.
+    ///
+    /// [`ConnSnapshot::limit_from`]: crate::ConnSnapshot::limit_from
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.connections = Some(connections);
         self
@@ -327,11 +331,12 @@ impl ConnGuardBuilder {
     ///
     /// If any number is out of its range; names every one.
     pub fn build(self) -> Result<ConnGuard, ConnGuardError> {
-        let faults = self.faults();
+        let cap = self.connections.map(|connections| (connections, CapFrom::Told));
+        let (connections, connections_from) = cap.unwrap_or_else(auto_connections);
+        let faults = self.faults(connections);
         if !faults.is_empty() {
             return Err(ConnGuardError { faults });
         }
-        let connections = self.connections.unwrap_or_else(auto_connections);
         let per_client = match self.per_client {
             PerClient::Auto => Some(u32::try_from(connections / 100).unwrap_or(u32::MAX).max(64)),
             PerClient::Most(most) => Some(most),
@@ -346,6 +351,7 @@ impl ConnGuardBuilder {
         let limits = Limits {
             mode: self.mode,
             connections,
+            connections_from,
             reserve: self.reserve,
             reserved: self.reserved.into(),
             per_client,
@@ -372,7 +378,7 @@ impl ConnGuardBuilder {
         Ok(ConnGuard::new(limits, self.recorder))
     }
 
-    fn faults(&self) -> Vec<ConnGuardFault> {
+    fn faults(&self, connections: usize) -> Vec<ConnGuardFault> {
         let mut faults = Vec::new();
         let mut check = |fine: bool, field, value: &dyn fmt::Debug, allowed| {
             if !fine {
@@ -383,8 +389,12 @@ impl ConnGuardBuilder {
             let fine = (1..=MOST_CONNECTIONS).contains(&most);
             check(fine, "max_connections", &most, "1 to 16777216");
         }
-        let fine = self.reserve < self.connections.unwrap_or_else(auto_connections).max(1);
-        check(fine, "reserve", &self.reserve, "less than max_connections");
+        check(
+            self.reserve < connections.max(1),
+            "reserve",
+            &self.reserve,
+            "less than max_connections",
+        );
         if let PerClient::Most(most) = self.per_client {
             check(most > 0, "max_per_client", &most, "at least 1");
         }

@@ -116,6 +116,7 @@ impl ConnGuard {
             turn: AtomicUsize::new(0),
             listening: Mutex::default(),
         });
+        shared.tell_cap();
         let levels = Arc::downgrade(&shared);
         shared.recorder.register(levels as Weak<dyn Levels>);
         Self { shared }
@@ -203,6 +204,23 @@ impl fmt::Debug for ConnGuard {
 // === Shared ===
 
 impl Shared {
+    /// The one thing that this crate logs by itself.
+    #[cfg(feature = "tracing")]
+    fn tell_cap(&self) {
+        let Limits { connections, connections_from, per_client, per_network, .. } = self.limits;
+        tracing::info!(
+            target: "palisade",
+            connections,
+            from = %connections_from,
+            per_client,
+            per_network,
+            "how many connections there may be",
+        );
+    }
+
+    #[cfg(not(feature = "tracing"))]
+    fn tell_cap(&self) {}
+
     /// Milliseconds since the guard was made.
     pub(crate) fn now(&self) -> u64 {
         self.clock.now() / 1000

@@ -22,7 +22,7 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //!
 //! | rule | by default | ends with | reason |
 //! |---|---|---|---|
-//! | open connections, upgraded ones too | 0.8 × file limit − 64, ≤ 10,000 | displacement, else RST | `ConnectionDisplaced`, `ConnectionsFull` |
+//! | open connections, upgraded ones too | 0.8 × file limit − 64, a quarter of the memory at 64 KiB each, ≤ 10,000 | displacement, else RST | `ConnectionDisplaced`, `ConnectionsFull` |
 //! | of one client (IPv4 address, IPv6 /64) | max(64, a hundredth) | displacement of his own, else RST | `ConnectionDisplaced`, `ClientConnectionsFull` |
 //! | of one network (IPv4 /24, IPv6 /48) | four times that | displacement of its own, else RST | `ConnectionDisplaced`, `NetworkConnectionsFull` |
 //! | connections of one client per second | 100, burst 200 | RST | `AcceptRate` |
@@ -118,6 +118,7 @@ mod judge;
 mod kernel;
 mod limits;
 mod listener;
+mod memory;
 mod permit;
 mod registry;
 mod report;
@@ -135,6 +136,7 @@ pub use bind::BindOptions;
 pub use builder::{ConnGuardBuilder, ConnGuardError, ConnGuardFault};
 pub use guard::ConnGuard;
 pub use io::GuardedIo;
+pub use limits::CapFrom;
 pub use listener::{Accept, Guarded};
 pub use palisade_core::{ConnInfo, Ending, Mode, Network, Phase, Prefix, Reason};
 pub use report::{AcceptErrorCounts, ConnSnapshot, Kill};

@@ -2,10 +2,14 @@
 
 use crate::registry::Shares;
 use palisade_core::{Gcra, Mode, Network, Prefix};
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
 /// The most connections that are let in without being asked for more.
 pub(crate) const AUTO_MOST: usize = 10_000;
+
+/// What a connection is taken to cost, its socket's buffers in the kernel left out: measured are 7
+/// to 21 KiB where it idles and 15 to 52 KiB where half a head or an answer that nobody takes waits.
+const OF_A_CONNECTION: u64 = 64 * 1024;
 
 /// A connection that is to take no more requests goes once it was idle for so long.
 pub(crate) const CLOSING_QUIET_MILLIS: u64 = 5000;
@@ -30,6 +34,7 @@ const NETWORK: Prefix = match Prefix::new(24, 48) {
 pub(crate) struct Limits {
     pub(crate) mode: Mode,
     pub(crate) connections: usize,
+    pub(crate) connections_from: CapFrom,
     /// How many of them are for those of [`Self::reserved`] alone.
     pub(crate) reserve: usize,
     pub(crate) reserved: Arc<[Network]>,
@@ -98,14 +103,51 @@ impl Limits {
     }
 }
 
-/// Four fifths of the files this process may have open, less 64, and at most 10,000.
-pub(crate) fn auto_connections() -> usize {
-    file_limit().map_or(AUTO_MOST, connections_within)
+/// Why there may be as many connections as there may. What it was worked out from, as text:
+/// `4/5 of 1024 files, less 64`.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CapFrom {
+    /// [`ConnGuardBuilder::max_connections`](crate::ConnGuardBuilder::max_connections) said so.
+    Told,
+    /// Four fifths of so many files that the process may have open, less 64.
+    Files(u64),
+    /// A quarter of so many bytes that the process may use, at 64 KiB for each connection.
+    Memory(u64),
+    /// There are files and memory for more.
+    Ceiling,
 }
 
-fn connections_within(files: u64) -> usize {
-    let share = (files / 5).saturating_mul(4).saturating_sub(64);
-    usize::try_from(share).unwrap_or(AUTO_MOST).clamp(16, AUTO_MOST)
+/// As many connections as files and memory allow, at most 10,000, and which of them it was.
+pub(crate) fn auto_connections() -> (usize, CapFrom) {
+    connections_within(file_limit(), crate::memory::limit())
+}
+
+fn connections_within(files: Option<u64>, memory: Option<u64>) -> (usize, CapFrom) {
+    let of_files = |files: u64| (files / 5).saturating_mul(4).saturating_sub(64);
+    // The handlers, and everything else that the process does, have the other three quarters.
+    let of_memory = |bytes: u64| bytes / 4 / OF_A_CONNECTION;
+    let of_files = files.map(|files| (of_files(files), CapFrom::Files(files)));
+    let of_memory = memory.map(|bytes| (of_memory(bytes), CapFrom::Memory(bytes)));
+    let ceiling = (AUTO_MOST as u64, CapFrom::Ceiling);
+    let least = [of_files, of_memory]
+        .into_iter()
+        .flatten()
+        .fold(ceiling, |least, next| if next.0 < least.0 { next } else { least });
+    (usize::try_from(least.0).unwrap_or(AUTO_MOST).max(16), least.1)
+}
+
+impl fmt::Display for CapFrom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Told => f.write_str("max_connections"),
+            Self::Files(files) => write!(f, "4/5 of {files} files, less 64"),
+            Self::Memory(bytes) => {
+                write!(f, "1/4 of {} MiB of memory at 64 KiB each", bytes >> 20)
+            }
+            Self::Ceiling => write!(f, "no more than {AUTO_MOST} unless told"),
+        }
+    }
 }
 
 #[cfg(unix)]
@@ -125,11 +167,39 @@ mod tests {
 
     #[test]
     fn the_cap_leaves_files_for_the_rest_of_the_process() {
-        assert_eq!(connections_within(600), 416);
-        assert_eq!(connections_within(1024), 752);
-        assert_eq!(connections_within(u64::MAX), AUTO_MOST);
-        assert_eq!(connections_within(0), 16);
-        assert!((16..=AUTO_MOST).contains(&auto_connections()));
+        let within = |files| connections_within(Some(files), None);
+        assert_eq!(within(600), (416, CapFrom::Files(600)));
+        assert_eq!(within(1024), (752, CapFrom::Files(1024)));
+        assert_eq!(within(u64::MAX), (AUTO_MOST, CapFrom::Ceiling));
+        assert_eq!(within(0), (16, CapFrom::Files(0)));
+        assert!((16..=AUTO_MOST).contains(&auto_connections().0));
+    }
+
+    #[test]
+    fn the_cap_leaves_memory_for_the_handlers() {
+        const MIB: u64 = 1 << 20;
+        let within = |files, mib| connections_within(Some(files), Some(mib * MIB));
+        assert_eq!(within(1 << 20, 512), (2048, CapFrom::Memory(512 * MIB)));
+        assert_eq!(within(1024, 512), (752, CapFrom::Files(1024)));
+        assert_eq!(within(1 << 20, 1 << 20), (AUTO_MOST, CapFrom::Ceiling));
+        assert_eq!(within(1 << 20, 0), (16, CapFrom::Memory(0)));
+        assert_eq!(connections_within(None, None), (AUTO_MOST, CapFrom::Ceiling));
+        assert_eq!(connections_within(None, Some(u64::MAX)), (AUTO_MOST, CapFrom::Ceiling));
+    }
+
+    #[test]
+    fn whoever_looks_is_told_what_the_cap_comes_from() {
+        let guard = ConnGuard::builder().max_connections(7).build().unwrap();
+        let now = guard.snapshot();
+        assert_eq!((now.limit, now.limit_from), (7, CapFrom::Told));
+        assert!(format!("{guard:?}").contains("connections_from: Told"));
+        let now = ConnGuard::default().snapshot();
+        assert_eq!((now.limit, now.limit_from), auto_connections());
+        let texts =
+            [CapFrom::Told, CapFrom::Files(600), CapFrom::Memory(1 << 29), CapFrom::Ceiling];
+        let texts = texts.map(|from| from.to_string());
+        assert_eq!(texts[1], "4/5 of 600 files, less 64");
+        assert_eq!(texts[2], "1/4 of 512 MiB of memory at 64 KiB each");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What an operator sees in the middle of an attack.
 
-use crate::{guard::Shared, judge::phase, registry::SHARDS};
+use crate::{CapFrom, guard::Shared, judge::phase, registry::SHARDS};
 use palisade_core::{ClientKey, ConnInfo, Mode, Phase, Reason, Violation};
 use parking_lot::Mutex;
 use std::{
@@ -59,6 +59,8 @@ pub struct ConnSnapshot {
     pub going: usize,
     /// The limit on [`Self::open`].
     pub limit: usize,
+    /// What that was worked out from.
+    pub limit_from: CapFrom,
     /// Connections let in since the start.
     pub opened: u64,
     /// Connections not let in since the start.
@@ -159,6 +161,7 @@ impl ConnSnapshot {
             open: shared.open.load(Relaxed),
             going: shared.going.load(Relaxed),
             limit: shared.limits.connections,
+            limit_from: shared.limits.connections_from,
             opened: shared.opened(),
             refused: shared.refusals(),
             phases: phases.collect(),
