@@ -181,7 +181,9 @@ pub mod h2 {
     pub const END_HEADERS: u8 = 4;
     pub const PROTOCOL_ERROR: u32 = 1;
     pub const FLOW_CONTROL_ERROR: u32 = 3;
+    pub const FRAME_SIZE_ERROR: u32 = 6;
     pub const REFUSED_STREAM: u32 = 7;
+    pub const CANCEL: u32 = 8;
     pub const ENHANCE_YOUR_CALM: u32 = 11;
 
     /// The length up to which a peer takes a frame if it has not said more.
