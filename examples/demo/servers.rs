@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::{StatusCode, header::CONTENT_TYPE};
 use palisade::{Quota, Snapshot, Stack, conn::ConnGuard, slow_body::Pace};
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     process::Stdio,
     sync::Arc,
@@ -262,15 +263,16 @@ fn reasons_in(metrics: &str) -> Vec<(String, u64)> {
         "palisade_bodies_cut_total{",
         "palisade_connections_ended_total{",
     ];
-    let mut reasons = Vec::new();
+    // One reason may come in several phases.
+    let mut reasons = BTreeMap::<String, u64>::new();
     for line in metrics.lines().filter(|line| families.iter().any(|name| line.starts_with(name))) {
         let label = |name: &str| line.split(&format!("{name}=\"")).nth(1)?.split('"').next();
-        let count = line.rsplit(' ').next().and_then(|count| count.parse().ok());
+        let count = line.rsplit(' ').next().and_then(|count| count.parse::<u64>().ok());
         if let (Some(guard), Some(reason), Some(count)) = (label("guard"), label("reason"), count)
             && count > 0
         {
-            reasons.push((format!("{guard} {reason}"), count));
+            *reasons.entry(format!("{guard} {reason}")).or_default() += count;
         }
     }
-    reasons
+    reasons.into_iter().collect()
 }

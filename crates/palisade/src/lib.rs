@@ -36,8 +36,9 @@
 //! guards where those servers leave the peer's address; `metrics` and `tracing` bring more
 //! [`Metrics`] than the [`Snapshot`] that is always there.
 //!
-//! A connection that never sends a request never reaches a `Layer`. [`conn`] guards the listener:
-//! how many connections there may be, how long they may say nothing, and who goes first.
+//! A connection that never sends a request never reaches a `Layer`. [`serve()`] is the one line that
+//! guards connections: how many there may be, how long they may say nothing, who goes first, and
+//! what hyper takes of each. [`conn`] is its listener, for servers of other makes.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -106,8 +107,8 @@ pub use palisade_timeout as timeout;
 #[cfg(all(
     doctest,
     feature = "axum",
-    feature = "conn",
     feature = "rate-limit",
+    feature = "serve",
     feature = "snapshot"
 ))]
 #[doc = include_str!("../../../README.md")]
