@@ -12,8 +12,9 @@ const UNSENT: u32 = 64 * 1024;
 /// A silent peer is asked for the first time after this.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 /// And then every so often. Where there is a `TCP_USER_TIMEOUT` the first probe that is not
-/// answered by the next is the last, so the next is not soon: a phone may be in a tunnel.
-#[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
+/// answered by the next is the last, so the next is not soon: a phone may be in a tunnel. Windows
+/// asks without a pause where none is given.
+#[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple", windows))]
 const KEEPALIVE_AGAIN: Duration = Duration::from_secs(30);
 
 /// A byte stream that a [`GuardedIo`](crate::GuardedIo) can watch over: sockets, and whatever
@@ -47,7 +48,7 @@ impl Transport for TcpStream {
         let _ = socket.set_tcp_nodelay(true);
         let _ = limit_unsent(&socket);
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
-        #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
+        #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple", windows))]
         let keepalive = keepalive.with_interval(KEEPALIVE_AGAIN);
         let _ = socket.set_tcp_keepalive(&keepalive);
     }
