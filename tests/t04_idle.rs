@@ -14,7 +14,7 @@ use axum::{
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use guarded::{GET, Neighbour, SECOND, SLACK, all_gone, app, cut, h2, serve, served};
-use palisade::conn::{ConnGuard, ConnInfo};
+use palisade::conn::{ConnGuard, ConnInfo, Pressure};
 use palisade_core::{Phase, Reason};
 use palisade_testkit::{
     Journal,
@@ -207,5 +207,25 @@ async fn each_request_knows_its_peer_and_its_connection() {
     let server = serve(&guard, Router::new().route("/", get(who))).await;
     let answer = clients::get(Ipv4Addr::new(127, 0, 0, 5), server.addr, "/").await.unwrap();
     assert_eq!(answer.body(), "127.0.0.5 true true");
+    all_gone(&guard).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_pressure_the_idle_go_and_who_asks_now_and_then_is_served_throughout() {
+    let pressure = Pressure::default();
+    let guard = ConnGuard::builder().pressure(pressure.clone()).build().unwrap();
+    let server = serve(&guard, app()).await;
+    let mut idle = RawClient::connect(server.addr).await.unwrap();
+    served(&mut idle).await;
+    let mut silent = RawClient::connect(server.addr).await.unwrap();
+    let neighbour = Neighbour::of(server.addr);
+    tokio::time::sleep(2 * SECOND).await;
+    assert_eq!(guard.snapshot().going, 0);
+
+    pressure.set(1.0);
+    let (finished, reset) = tokio::join!(cut(&mut idle), cut(&mut silent));
+    assert!(finished.0.is_empty() && !finished.1 && finished.2 < SECOND, "{finished:?}");
+    assert!(reset.0.is_empty() && reset.1 && reset.2 < SECOND + SLACK, "{reset:?}");
+    neighbour.was_served().await;
     all_gone(&guard).await;
 }

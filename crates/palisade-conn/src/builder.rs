@@ -4,7 +4,7 @@ use crate::{
     ConnGuard,
     limits::{CapFrom, Limits, auto_connections},
 };
-use palisade_core::{Gcra, Mode, Network, Prefix, Recorder};
+use palisade_core::{Gcra, Mode, Network, Prefix, Pressure, Recorder};
 use std::{fmt, time::Duration};
 
 /// Makes a [`ConnGuard`]. Nothing is checked before [`build`](Self::build), which then names
@@ -32,6 +32,7 @@ pub struct ConnGuardBuilder {
     max_requests: Option<u32>,
     probe: Option<Duration>,
     precision: Duration,
+    pressure: Pressure,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -106,6 +107,7 @@ impl ConnGuardBuilder {
             max_requests: Some(10_000),
             probe: Some(Duration::from_secs(5)),
             precision: Duration::from_millis(250),
+            pressure: Pressure::default(),
         }
     }
 
@@ -325,6 +327,14 @@ impl ConnGuardBuilder {
         self
     }
 
+    /// What presses the process beside its connections: while it is above 0.8, deadlines shrink; see
+    /// [under pressure](crate#under-pressure). Clones of it share the value, whoever sets it.
+    /// Defaults to one that nobody raises.
+    pub fn pressure(mut self, pressure: Pressure) -> Self {
+        self.pressure = pressure;
+        self
+    }
+
     /// The guard.
     ///
     /// # Errors
@@ -375,7 +385,7 @@ impl ConnGuardBuilder {
             probe: self.probe.map(millis),
             tick: self.precision,
         };
-        Ok(ConnGuard::new(limits, self.recorder))
+        Ok(ConnGuard::new(limits, self.recorder, self.pressure))
     }
 
     fn faults(&self, connections: usize) -> Vec<ConnGuardFault> {

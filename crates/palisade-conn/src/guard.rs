@@ -9,10 +9,12 @@ use crate::{
     limits::Limits,
     registry::Registry,
     report::Kills,
+    strain,
     sweeper::Sweeper,
 };
 use palisade_core::{
-    Clock, ConnInfo, Ending, Event, Guard, Level, Levels, Mode, Reason, Recorder, Table, Violation,
+    Clock, ConnInfo, Ending, Event, Guard, Level, Levels, Mode, Pressure, Reason, Recorder, Table,
+    Violation,
 };
 use parking_lot::Mutex;
 use std::{
@@ -40,6 +42,8 @@ pub struct ConnGuard {
 pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) recorder: Recorder,
+    /// Handed in from outside.
+    pub(crate) pressed: Pressure,
     pub(crate) registry: Registry,
     pub(crate) sweeper: Sweeper,
     /// Whether every request passes an accounting layer.
@@ -96,12 +100,13 @@ impl ConnGuard {
         ConnGuardBuilder::new()
     }
 
-    pub(crate) fn new(limits: Limits, recorder: Recorder) -> Self {
+    pub(crate) fn new(limits: Limits, recorder: Recorder, pressed: Pressure) -> Self {
         let shared = Arc::new(Shared {
             rates: limits.accept_rate.map(|_| Table::new(CLIENTS)),
             registry: Registry::new(limits.network()),
             limits,
             recorder,
+            pressed,
             sweeper: Sweeper::default(),
             accounted: AtomicBool::new(false),
             is_placed: AtomicBool::new(false),
@@ -220,6 +225,11 @@ impl Shared {
 
     #[cfg(not(feature = "tracing"))]
     fn tell_cap(&self) {}
+
+    /// How hard it is going, 0 to 1.
+    pub(crate) fn pressure(&self) -> f32 {
+        strain::of_connections(&self.limits, self.open.load(Relaxed)).max(self.pressed.get())
+    }
 
     /// Milliseconds since the guard was made.
     pub(crate) fn now(&self) -> u64 {

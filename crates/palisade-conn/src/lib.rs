@@ -55,6 +55,23 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //!
 //! Places can be [kept](ConnGuardBuilder::reserve) for networks that must get in whatever happens.
 //!
+//! # Under pressure
+//!
+//! Deadlines shrink as it gets tight, all on one curve: they are whole up to a pressure of 0.8, and
+//! from there on go down in a straight line to what is left at 1.
+//!
+//! | deadline | by default | at 0.9 | at 1 |
+//! |---|---|---|---|
+//! | first request head, later heads | 10 s | 6.5 s | 3 s |
+//! | nothing in flight | 65 s | 33.5 s | 2 s |
+//! | upgraded and silent | 5 min | 3 min | 60 s |
+//! | nothing taken of what waits for the client | 30 s | 20 s | 10 s |
+//!
+//! What is set to less than the last column stays as it is. The pressure is that of the connections
+//! themselves, 0 where displacement begins and 1 at the cap, or the one that is
+//! [handed in](ConnGuardBuilder::pressure) if that is higher. It is looked at with each look of the
+//! sweeper, and holds for connections that are open already.
+//!
 //! # Accounting
 //!
 //! Bytes do not tell a request that is being worked on from a client that waits for nothing. The
@@ -122,6 +139,7 @@ mod memory;
 mod permit;
 mod registry;
 mod report;
+mod strain;
 mod sweeper;
 #[cfg(test)]
 mod tests;
@@ -138,7 +156,7 @@ pub use guard::ConnGuard;
 pub use io::GuardedIo;
 pub use limits::CapFrom;
 pub use listener::{Accept, Guarded};
-pub use palisade_core::{ConnInfo, Ending, Mode, Network, Phase, Prefix, Reason};
+pub use palisade_core::{ConnInfo, Ending, Mode, Network, Phase, Prefix, Pressure, Reason};
 pub use report::{AcceptErrorCounts, ConnSnapshot, Kill};
 #[cfg(feature = "tonic")]
 pub use tonic::harden;

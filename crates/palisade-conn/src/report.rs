@@ -61,6 +61,8 @@ pub struct ConnSnapshot {
     pub limit: usize,
     /// What that was worked out from.
     pub limit_from: CapFrom,
+    /// How hard it is going, from 0 to 1: see [under pressure](crate#under-pressure).
+    pub pressure: f32,
     /// Connections let in since the start.
     pub opened: u64,
     /// Connections not let in since the start.
@@ -162,6 +164,7 @@ impl ConnSnapshot {
             going: shared.going.load(Relaxed),
             limit: shared.limits.connections,
             limit_from: shared.limits.connections_from,
+            pressure: shared.pressure(),
             opened: shared.opened(),
             refused: shared.refusals(),
             phases: phases.collect(),

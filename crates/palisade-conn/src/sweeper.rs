@@ -4,6 +4,7 @@ use crate::{
     guard::{Shared, Spared},
     judge::{CLASSES, Finding, Rank, When, is_kept, judge},
     registry::{Found, SHARDS},
+    strain::under,
 };
 use palisade_core::{ConnInfo, Mode, Reason};
 use std::{
@@ -129,6 +130,7 @@ async fn run(running: Running, bell: Arc<Bell>) {
 /// Looks at everybody once, and ends nobody if it `forgives`.
 async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Found>) {
     let now = shared.now();
+    let limits = under(&shared.limits, shared.pressure());
     // Those who can be spared are looked for in good time before they are needed.
     let is_crowded = shared.open.load(Relaxed) >= shared.limits.soft() / 4 * 3;
     let mut best = BinaryHeap::with_capacity(if is_crowded { SPARED + 1 } else { 0 });
@@ -146,7 +148,7 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
             }
             let when = When { now, passed, opened, due: shared.limits.due(conn.id()) };
             let (memory, finding) =
-                judge(&shared.limits, when, &state.sample(), state.closing(), state.memory());
+                judge(&limits, when, &state.sample(), state.closing(), state.memory());
             state.remember(memory);
             let is_enforced = shared.limits.mode == Mode::Enforce;
             match finding {

@@ -1,7 +1,8 @@
 //! Every deadline, both ways to end, and each poll function, on paused time over a duplex.
 
 use crate::{
-    ConnGuard, ConnGuardBuilder, Guarded, GuardedIo, Transport, judge::End, listener::Accept,
+    ConnGuard, ConnGuardBuilder, Guarded, GuardedIo, Pressure, Transport, judge::End,
+    listener::Accept,
 };
 use palisade_core::{ConnVerdict, Ending, Mode, Phase, Reason, Violation};
 use palisade_testkit::Journal;
@@ -420,6 +421,54 @@ async fn shadow_tells_each_once_and_ends_nobody_and_off_does_not_look() {
     is_gone(&off);
 }
 
+// === Pressure ===
+
+#[tokio::test(start_paused = true)]
+async fn under_pressure_silence_and_idleness_end_sooner_and_work_does_not() {
+    let pressure = Pressure::default();
+    let (guard, _) = guard(ConnGuard::builder().pressure(pressure.clone()));
+    let (mut silent, mut idle, working) = (connect(&guard), connect(&guard), connect(&guard));
+    serve_once(&mut idle, false).await;
+    let _request = working.server.conn().begin_request(false);
+    pressure.set(1.0);
+    let ((silent_after, reset), (idle_after, finished)) =
+        tokio::join!(ends(&mut silent.server), ends(&mut idle.server));
+    assert_eq!(silent_after, 3 * SECOND);
+    let told = (violation(&reset.unwrap_err()).reason, guard.recent_kills()[1].limit);
+    assert_eq!(told, (Reason::FirstRequest, 3000)); // As it was when it was looked at.
+    assert!((2 * SECOND..=2 * SECOND + 2 * TICK).contains(&idle_after), "{idle_after:?}");
+    finished.unwrap();
+    tokio::time::sleep(60 * SECOND).await;
+    assert!(working.server.conn().state().verdict().is_none());
+    // And it is over as soon as it is over.
+    pressure.set(0.8);
+    let mut silent = connect(&guard);
+    assert_eq!(ends(&mut silent.server).await.0, 10 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_at_work_up_to_the_cap_are_pressure_on_those_that_are_not() {
+    let (guard, _) = guard(ConnGuard::builder().max_connections(20).no_max_per_client());
+    let mut idle = connect(&guard);
+    for _ in 0..20 {
+        serve_once(&mut idle, false).await;
+    }
+    let _working: Vec<_> = (0..17)
+        .map(|_| {
+            let pair = connect(&guard);
+            let request = pair.server.conn().begin_request(false);
+            (pair, request)
+        })
+        .collect();
+    assert_eq!(guard.snapshot().pressure, 0.0); // 18 of 20: displacement has not begun.
+    // Others come to work faster than anybody can be told to go.
+    guard.shared().open.fetch_add(2, Relaxed);
+    assert_eq!(guard.snapshot().pressure, 1.0);
+    let (after, _) = ends(&mut idle.server).await;
+    assert!((2 * SECOND..=2 * SECOND + 2 * TICK).contains(&after), "{after:?}");
+    guard.shared().open.fetch_sub(2, Relaxed);
+}
+
 // === Poll functions ===
 
 type Call = fn(Pin<&mut GuardedIo<Wire>>, &mut Context<'_>) -> Poll<io::Result<()>>;
@@ -703,8 +752,8 @@ async fn the_last_places_are_for_those_for_whom_they_are_kept() {
     // Who idles from there goes after everybody else who can, and for his like only.
     let mut idle = connect_from(&guard, 201).unwrap();
     serve_once(&mut idle, false).await;
-    tokio::time::sleep(10 * SECOND).await;
     attack.truncate(3);
+    tokio::time::sleep(10 * SECOND).await;
     let mut other = connect_from(&guard, 20).unwrap();
     for _ in 0..100 {
         serve_once(&mut other, false).await;
