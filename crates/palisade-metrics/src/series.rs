@@ -107,6 +107,7 @@ const ENDINGS: &[(Guard, Reason, Phase)] = &[
     (Guard::Connection, Reason::ConnectionDisplaced, Phase::FirstHead),
     (Guard::Connection, Reason::ConnectionDisplaced, Phase::NextHead),
     (Guard::Connection, Reason::ConnectionDisplaced, Phase::Idle),
+    (Guard::Connection, Reason::ConnectionDisplaced, Phase::Writing),
     (Guard::Connection, Reason::ConnectionDisplaced, Phase::Lingering),
     (Guard::Connection, Reason::FirstRequest, Phase::FirstHead),
     (Guard::Connection, Reason::SlowHead, Phase::NextHead),
