@@ -1,5 +1,5 @@
-//! A bare hyper service behind all guards, with an accept loop by hand.
-//! `cargo run --example hyper`, then `curl -i http://127.0.0.1:3000/`.
+//! A bare hyper service behind all guards, with an accept loop by hand, for whoever needs one:
+//! `palisade::serve(listener, service)` does the same, and more. `cargo run --example hyper`, then `curl -i http://127.0.0.1:3000/`.
 
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -11,11 +11,10 @@ use hyper_util::{
 };
 use palisade::{
     Stack,
-    words::{ConnInfo, Prefix},
+    conn::{Accounting, ConnGuard},
 };
-use std::{convert::Infallible, error::Error, sync::Arc};
-use tokio::net::TcpListener;
-use tower::{Layer, ServiceExt, service_fn};
+use std::{convert::Infallible, error::Error};
+use tower::{Layer, service_fn};
 
 /// Answers the length of the body. Guards wrap bodies, so the handler takes any.
 async fn length<B: Body>(request: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {
@@ -31,23 +30,19 @@ async fn main() -> Result<(), Box<dyn Error>> {
     // One stack for all connections: state is shared by all services that it makes.
     let service = Stack::edge().build()?.layer(service_fn(length));
     let mut server = Builder::new(TokioExecutor::new());
-    // Without a timer hyper has no limit on how long a request head may take.
-    server.http1().timer(TokioTimer::new());
+    // Without a timer hyper has no limit on how long a PING may go unanswered.
     server.http2().timer(TokioTimer::new());
 
-    let listener = TcpListener::bind("127.0.0.1:3000").await?;
+    let mut listener = ConnGuard::default().bind("127.0.0.1:3000").await?;
     loop {
-        let (stream, peer) = listener.accept().await?;
-        let info = Arc::new(ConnInfo::new(peer, stream.local_addr().ok(), Prefix::default()));
-        let service = service.clone().map_request(move |mut request: Request<_>| {
-            request.extensions_mut().insert(info.clone());
-            request
-        });
+        let (io, _) = listener.accept().await?;
+        // Tells the guard of the requests, and the guards of the requests who is asking.
+        let service = Accounting::of(io.conn().clone(), service.clone());
         let server = server.clone();
         tokio::spawn(async move {
             let service = TowerToHyperService::new(service);
-            // An error here is a client that went away.
-            let _ = server.serve_connection(TokioIo::new(stream), service).await;
+            // An error here is a client that went away, or was ended.
+            let _ = server.serve_connection(TokioIo::new(io), service).await;
         });
     }
 }
