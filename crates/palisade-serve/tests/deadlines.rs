@@ -1,0 +1,251 @@
+//! Every deadline to the millisecond, on paused time over pipes in memory: no socket, no wait.
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use palisade_conn::{Accept, ConnGuard, Guarded, Reason, Transport};
+use palisade_serve::{Drained, serve};
+use palisade_testkit::Journal;
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
+use tower::service_fn;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
+/// HEADERS of stream 1 without END_HEADERS: `:method: GET`.
+const UNFINISHED: &[u8] = b"\0\0\x01\x01\x01\0\0\0\x01\x82";
+const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+const HANG: &[u8] = b"GET /hang HTTP/1.1\r\nhost: x\r\n\r\n";
+/// `GET /` of HTTP/2, whole, on stream 1.
+const GET2: &[u8] = b"\0\0\x06\x01\x05\0\0\0\x01\x82\x86\x84\x01\x01x";
+/// Two looks of the sweeper.
+const LATE: Duration = Duration::from_millis(500);
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+// === A listener of pipes ===
+
+struct Pipes(mpsc::UnboundedReceiver<Pipe>);
+
+struct Pipe(DuplexStream);
+
+impl Accept for Pipes {
+    type Io = Pipe;
+
+    fn poll_accept(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<(Pipe, Option<SocketAddr>)>> {
+        match ready!(self.0.poll_recv(cx)) {
+            Some(pipe) => Poll::Ready(Ok((pipe, Some(([192, 0, 2, 1], 1).into())))),
+            None => Poll::Pending,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(([192, 0, 2, 2], 80).into())
+    }
+
+    fn local_of(_: &Pipe) -> Option<SocketAddr> {
+        None
+    }
+}
+
+impl Transport for Pipe {}
+
+impl AsyncRead for Pipe {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Pipe {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+// === The server ===
+
+struct Server {
+    guard: ConnGuard,
+    journal: Journal,
+    connect: mpsc::UnboundedSender<Pipe>,
+    signal: oneshot::Sender<()>,
+    task: JoinHandle<io::Result<Drained>>,
+}
+
+impl Server {
+    /// Answers `GET /` at once, and everything else never.
+    fn start() -> Self {
+        let journal = Journal::default();
+        let guard = ConnGuard::builder().metrics(journal.clone()).build().unwrap();
+        let (connect, pipes) = mpsc::unbounded_channel();
+        let (signal, told) = oneshot::channel();
+        let app = service_fn(async |request: Request<Incoming>| {
+            if request.uri().path() != "/" {
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"hello"))))
+        });
+        let listener: Guarded<_> = guard.listen(Pipes(pipes));
+        let serve = serve(listener, app).with_graceful_shutdown(async { drop(told.await) });
+        Self { guard, journal, connect, signal, task: tokio::spawn(serve.into_future()) }
+    }
+
+    async fn connect(&self, bytes: &[u8]) -> DuplexStream {
+        let (server, mut client) = duplex(64 * 1024);
+        self.connect.send(Pipe(server)).unwrap_or_else(|_| panic!("it listens"));
+        client.write_all(bytes).await.unwrap();
+        client
+    }
+
+    /// Nothing is left.
+    fn at_rest(&self) {
+        let now = self.guard.snapshot();
+        assert_eq!((now.open, now.going, now.in_flight), (0, 0, 0));
+        assert_eq!(self.journal.opened(), self.journal.closed().len());
+    }
+}
+
+/// After how long the server ends it.
+async fn ended(client: &mut DuplexStream) -> Duration {
+    let started = Instant::now();
+    let _ = client.read_to_end(&mut Vec::new()).await;
+    started.elapsed()
+}
+
+fn is_due(took: Duration, due: Duration) {
+    assert!(took >= due && took <= due + LATE, "{took:?} for {due:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_is_no_whole_request_has_ten_seconds_from_accept() {
+    let server = Server::start();
+    let begun = [
+        &b""[..],
+        b"P",
+        b"PRI * HT",
+        b"GET / HTTP/1.1\r\nho",
+        b"\r\n\r\n\r\n",
+        PREFACE,
+        &[PREFACE, SETTINGS].concat(),
+        &[PREFACE, SETTINGS, UNFINISHED].concat(),
+    ];
+    for bytes in begun {
+        let mut client = server.connect(bytes).await;
+        is_due(ended(&mut client).await, seconds(10));
+        server.at_rest();
+    }
+    let why = server.journal.closed();
+    assert_eq!(why, vec![Some(Reason::FirstRequest); begun.len()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_byte_now_and_then_moves_no_deadline() {
+    let server = Server::start();
+    for all in [&[PREFACE, SETTINGS, UNFINISHED].concat(), &b"GET / HTTP/1.1\r\nhost: xxxxxx"[..]] {
+        let client = server.connect(b"").await;
+        let (mut reader, mut writer) = tokio::io::split(client);
+        let bytes = all.to_vec();
+        let drip = tokio::spawn(async move {
+            for byte in bytes {
+                sleep(Duration::from_millis(900)).await;
+                if writer.write_all(&[byte]).await.is_err() {
+                    break;
+                }
+            }
+        });
+        let started = Instant::now();
+        let _ = reader.read_to_end(&mut Vec::new()).await;
+        is_due(started.elapsed(), seconds(10));
+        drip.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_was_served_has_sixty_five_seconds_for_nothing() {
+    let server = Server::start();
+    for request in [GET, &[PREFACE, SETTINGS, GET2].concat()] {
+        let mut client = server.connect(request).await;
+        is_due(ended(&mut client).await, seconds(65));
+        server.at_rest();
+    }
+    assert_eq!(server.journal.closed(), [Some(Reason::Idle); 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_later_head_has_ten_seconds_from_its_first_byte() {
+    let server = Server::start();
+    let mut client = server.connect(GET).await;
+    sleep(seconds(30)).await;
+    client.write_all(b"GET / HT").await.unwrap();
+    is_due(ended(&mut client).await, seconds(10));
+    server.at_rest();
+    assert_eq!(server.journal.closed(), [Some(Reason::SlowHead)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_takes_its_thirty_seconds_and_no_more() {
+    let server = Server::start();
+    let clients = [
+        server.connect(HANG).await,
+        server.connect(&[PREFACE, SETTINGS].concat()).await,
+        server.connect(GET).await,
+    ];
+    sleep(seconds(1)).await;
+    let Server { signal, task, guard, journal, connect } = server;
+    let started = Instant::now();
+    signal.send(()).unwrap();
+    let drained = task.await.unwrap().unwrap();
+    is_due(started.elapsed(), seconds(30));
+    assert_eq!((drained.finished, drained.cut), (2, 1));
+    drop((clients, connect));
+    assert_eq!(guard.snapshot().open, 0);
+    assert_eq!(journal.opened(), journal.closed().len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_nothing_in_flight_a_shutdown_takes_no_time() {
+    let server = Server::start();
+    let _silent = server.connect(b"").await;
+    let _idle = server.connect(GET).await;
+    sleep(seconds(1)).await;
+    let started = Instant::now();
+    server.signal.send(()).unwrap();
+    let drained = server.task.await.unwrap().unwrap();
+    assert!(started.elapsed() <= Duration::from_millis(1500), "{:?}", started.elapsed());
+    assert_eq!((drained.finished, drained.cut), (2, 0));
+}
