@@ -175,9 +175,10 @@ impl ConnGuard {
         self.shared.limits.mode
     }
 
-    /// [`ConnGuardBuilder::write_stall`].
+    /// [`ConnGuardBuilder::write_stall`], as long as it is under the pressure of the moment.
     pub fn write_stall(&self) -> Duration {
-        Duration::from_millis(self.shared.limits.write_stall)
+        let limits = strain::under(&self.shared.limits, self.shared.pressure());
+        Duration::from_millis(limits.write_stall)
     }
 
     /// Who is connected now, at what, and what was accepted. Walks over all connections.

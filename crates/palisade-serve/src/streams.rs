@@ -25,6 +25,8 @@ const PIECE: usize = 16 * 1024;
 const RATE: u64 = 500;
 /// For whom the connection takes them, it is over after so many times.
 const PATIENCE: u32 = 10;
+/// How often at least a stall is looked at: patience may have become shorter.
+const LOOK: Duration = Duration::from_secs(10);
 
 thread_local! {
     /// What the body of the stream that is polled now did last.
@@ -195,21 +197,19 @@ impl<F: Future> Future for Stream<F> {
         }
         let Some(stall) = this.stall else { return Poll::Pending };
         loop {
-            let due = stall.looked + this.streams.patience();
-            let sleep = this.sleep.get_or_insert_with(|| Box::pin(sleep_until(due)));
+            let patience = this.streams.patience();
+            let due = stall.looked + patience;
+            let next = |now| due.min(now + LOOK);
+            let sleep = this.sleep.get_or_insert_with(|| Box::pin(sleep_until(next(stall.looked))));
             // One that was set for an earlier stall goes off first, and is set again.
             ready!(sleep.as_mut().poll(cx));
             let now = Instant::now();
             if now < due {
-                sleep.as_mut().reset(due);
-            } else if stall.is_over(now) {
-                let is_enforced = stall.tell(now, this.is_told);
-                if is_enforced {
-                    return Poll::Ready(());
-                }
-                sleep.as_mut().reset(now + this.streams.patience());
+                sleep.as_mut().reset(next(now));
+            } else if stall.is_over(now, patience) && stall.tell(now, patience, this.is_told) {
+                return Poll::Ready(());
             } else {
-                sleep.as_mut().reset(now + this.streams.patience());
+                sleep.as_mut().reset(now + patience.min(LOOK));
             }
         }
     }
@@ -225,24 +225,24 @@ impl Stall {
     }
 
     /// Whether it has had its time; if not, the next time begins.
-    fn is_over(&mut self, now: Instant) -> bool {
+    fn is_over(&mut self, now: Instant, patience: Duration) -> bool {
         let written = self.streams.written();
         let taken = written.saturating_sub(self.written);
         let seconds = now.saturating_duration_since(self.looked).as_secs().max(1);
         let waiting = self.streams.0.waiting.load(Relaxed);
         let is_fair = taken >= RATE.saturating_mul(seconds).saturating_mul(waiting);
         let all = now.saturating_duration_since(self.begun);
-        let is_over = !is_fair || all >= self.streams.patience().saturating_mul(PATIENCE);
+        let is_over = !is_fair || all >= patience.saturating_mul(PATIENCE);
         (self.looked, self.written) = (now, written);
         is_over
     }
 
     /// Whether the stream is to end for it.
-    fn tell(&self, now: Instant, is_told: &mut bool) -> bool {
+    fn tell(&self, now: Instant, patience: Duration, is_told: &mut bool) -> bool {
         let Shared { guard, conn, .. } = &*self.streams.0;
         if !std::mem::replace(is_told, true) {
             let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-            let limit = millis(self.streams.patience());
+            let limit = millis(patience);
             let observed = millis(now.saturating_duration_since(self.begun));
             let (reason, phase) = (Reason::WindowStall, Phase::ResponseBody);
             guard.cut(&Violation::new(Guard::Connection, reason, phase, limit, observed), conn);

@@ -26,7 +26,7 @@ use tower::service_fn;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
-/// HEADERS of stream 1 without END_HEADERS: `:method: GET`.
+/// HEADERS of stream 1 that do not end: `:method: GET`.
 const UNFINISHED: &[u8] = b"\0\0\x01\x01\x01\0\0\0\x01\x82";
 const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
 const HANG: &[u8] = b"GET /hang HTTP/1.1\r\nhost: x\r\n\r\n";
