@@ -104,12 +104,11 @@ impl Socket {
             8..10 => return self.write(&[size]),
             10 => return self.write(&[size / 2, 0, size]),
             11..14 => return self.flush(),
-            14 => return self.shut_down(),
             15 => self.wire.borrow_mut().is_stuck ^= true,
             16 => self.wire.borrow_mut().has_hung_up = true,
             17 if size < 4 => self.wire.borrow_mut().fails = true,
             17 if size < 32 => self.wire.borrow_mut().has_ended = true,
-            17 => return self.shut_down(),
+            14 | 17 => return self.shut_down(),
             18 => {
                 conn.state().probe();
                 self.is_asked = true;

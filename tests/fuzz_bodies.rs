@@ -6,6 +6,8 @@ use proptest::{collection::vec, prelude::*};
 mod bodies;
 #[path = "../fuzz/connection.rs"]
 mod connection;
+#[path = "../fuzz/sniff.rs"]
+mod sniff;
 
 proptest! {
     #[test]
@@ -37,5 +39,12 @@ proptest! {
         data in vec(any::<u8>(), 0..600),
     ) {
         connection::connection(&data);
+    }
+
+    #[test]
+    fn whatever_a_connection_begins_with_is_read_once_and_in_order(
+        data in vec(any::<u8>(), 0..80),
+    ) {
+        sniff::sniff(&data);
     }
 }

@@ -72,6 +72,8 @@ mod serve;
 mod service;
 mod sniff;
 mod streams;
+#[cfg(test)]
+mod tests;
 #[cfg(feature = "rustls")]
 mod tls;
 
