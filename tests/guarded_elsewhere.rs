@@ -187,3 +187,33 @@ async fn soak(guard: &ConnGuard, addr: std::net::SocketAddr) {
 fn files() -> usize {
     std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_two_layers_tell_of_counts_once() {
+    let guard = ConnGuard::default();
+    let server = serve(&guard, app().layer(guard.accounting())).await;
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    client.send("GET /hang HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+    until("it is at work", || guard.snapshot().in_flight > 0).await;
+    assert_eq!(guard.snapshot().in_flight, 1);
+    drop(client);
+    all_gone(&guard).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_tells_of_no_request_is_told_so_once() {
+    let journal = Journal::default();
+    let builder = ConnGuard::builder().first_request(SECOND).metrics(journal.clone());
+    let guard = builder.build().unwrap();
+    let listener = guard.listen(servers::listener().await);
+    let addr = listener.local_addr().unwrap();
+    let server = tokio::spawn(axum::serve(listener, app()).into_future());
+    let mut client = RawClient::connect(addr).await.unwrap();
+    served(&mut client).await;
+    until("it is told", || journal.unaccounted() == [1]).await;
+    served(&mut client).await;
+    drop(client);
+    all_gone(&guard).await;
+    assert_eq!(journal.unaccounted(), [1]);
+    server.abort();
+}

@@ -76,6 +76,32 @@ async fn no_first_head_takes_longer_than_its_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_of_http1_is_told_why_and_nobody_else_gets_a_word_of_it() {
+    let guard = ConnGuard::builder().first_request(SECOND / 2).head(SECOND / 2).build().unwrap();
+    let server = serve(&guard, app()).await;
+    for (later, begun) in [(false, &b"G"[..]), (false, b"POST / HTTP/1.1\r\nhos"), (true, b"GE")] {
+        let mut client = RawClient::connect(server.addr).await.unwrap();
+        if later {
+            served(&mut client).await;
+            // Until it was seen idle.
+            sleep(SECOND).await;
+        }
+        client.send(begun).await.unwrap();
+        let (answer, is_reset, _) = cut(&mut client).await;
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 408 ") && !is_reset, "{answer}");
+        assert!(answer.contains("connection: close\r\n"), "{answer}");
+    }
+    for begun in [&h2::PREFACE[..2], &h2::PREFACE[..12], b"PROXY", b""] {
+        let mut client = RawClient::connect(server.addr).await.unwrap();
+        client.send(begun).await.unwrap();
+        let (answer, is_reset, _) = cut(&mut client).await;
+        assert!(is_reset && answer.is_empty(), "{answer:?}");
+    }
+    all_gone(&guard).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_later_head_has_its_own_time_from_its_first_byte() {
     let journal = Journal::default();
     let builder = ConnGuard::builder().first_request(SECOND).head(SECOND).idle(5 * SECOND);
@@ -100,9 +126,11 @@ async fn a_later_head_has_its_own_time_from_its_first_byte() {
             }
         }
     });
-    let ended = timeout(5 * SECOND, read.read(&mut [0])).await.unwrap();
+    let mut answer = [0; 13];
+    timeout(5 * SECOND, read.read_exact(&mut answer)).await.unwrap().unwrap();
     let after = begun.elapsed();
-    assert!(ended.is_err() && (SECOND..SECOND + SLACK).contains(&after), "{ended:?} {after:?}");
+    assert!((SECOND..SECOND + SLACK).contains(&after), "{after:?}");
+    assert_eq!(&answer, b"HTTP/1.1 408 ");
     drip.await.unwrap();
     neighbour.was_served().await;
     drop(read);

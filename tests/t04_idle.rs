@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use guarded::{GET, Neighbour, SECOND, SLACK, all_gone, app, cut, h2, serve, served};
 use palisade::conn::{ConnGuard, ConnInfo, Pressure};
-use palisade_core::{Phase, Reason};
+use palisade_core::{Guard, Phase, Reason};
 use palisade_testkit::{
     Journal,
     clients::{self, RawClient, until},
@@ -158,6 +158,37 @@ async fn an_upgraded_connection_counts_and_has_its_own_silence() {
     is_on_time(after, 2 * SECOND);
     all_gone(&guard).await;
     assert_eq!(journal.closed(), [Some(Reason::Idle)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_upgrade_too_many_is_refused_in_good_order() {
+    let journal = Journal::default();
+    let guard = ConnGuard::builder().max_upgraded(1).metrics(journal.clone()).build().unwrap();
+    let echo = |upgrade: WebSocketUpgrade| async {
+        upgrade.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
+    };
+    let server = serve(&guard, app().route("/ws", any(echo))).await;
+    let upgrade = "GET /ws HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+                   sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let mut first = RawClient::connect(server.addr).await.unwrap();
+    first.send(upgrade).await.unwrap();
+    assert_eq!(first.head().await.unwrap().status, 101);
+    let mut second = RawClient::connect(server.addr).await.unwrap();
+    second.send(upgrade).await.unwrap();
+    let head = second.head().await.unwrap();
+    assert_eq!((head.status.as_u16(), head.header("retry-after")), (503, Some("1")));
+    let length = head.header("content-length").unwrap().parse().unwrap();
+    second.body(length).await.unwrap();
+    // It goes on as HTTP, and gets its turn when there is a place.
+    served(&mut second).await;
+    drop(first);
+    until("the first is gone", || guard.snapshot().open == 1).await;
+    second.send(upgrade).await.unwrap();
+    assert_eq!(second.head().await.unwrap().status, 101);
+    drop(second);
+    all_gone(&guard).await;
+    assert_eq!(journal.refused(), [(Guard::Connection, Reason::UpgradedFull)]);
+    assert_eq!(guard.snapshot().upgraded, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -134,3 +134,39 @@ async fn whoever_pipelines_and_reads_nothing_is_held_by_his_own_socket_and_cut()
     let asked = asked.load(SeqCst);
     assert!(asked < 2 * 3000, "{asked}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_pipelines_and_reads_nothing_is_served_no_more_than_the_kernel_takes() {
+    let (guard, journal) = guard(|rules| rules.write_stall(SECOND).no_max_requests());
+    let server = serve(&guard, app()).await;
+    let neighbour = Neighbour::of(server.addr);
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    let requests = GET.repeat(1000);
+    while client.send(&requests).await.is_ok() {}
+    neighbour.was_served().await;
+    drop(client);
+    all_gone(&guard).await;
+    let ended = journal.disconnected();
+    let stalled = ended.iter().filter(|(ended, _)| ended.reason == Reason::WriteStall);
+    assert_eq!(stalled.count(), 1, "{ended:?}");
+    // hyper reads no request while an answer waits.
+    let kill = guard.recent_kills()[0];
+    println!("{} answers, {} KiB, taken unread", kill.requests, kill.written >> 10);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_pipelines_and_reads_is_served_to_the_end() {
+    let (guard, journal) = guard(|rules| rules.no_max_requests());
+    let server = serve(&guard, app()).await;
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    for _ in 0..20 {
+        client.send(GET.repeat(500)).await.unwrap();
+        for _ in 0..500 {
+            assert_eq!(client.head().await.unwrap().status, 200);
+            client.body(6).await.unwrap();
+        }
+    }
+    drop(client);
+    all_gone(&guard).await;
+    assert!(journal.disconnected().is_empty());
+}

@@ -5,6 +5,9 @@
 
 mod guarded;
 
+use axum::{Router, body::Body, routing::get};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use guarded::{GET, Neighbour, SECOND, SLACK, all_gone, app, cut, h2, serve, served};
 use palisade::conn::ConnGuard;
 use palisade_core::{Phase, Reason};
@@ -13,6 +16,7 @@ use palisade_testkit::{
     clients::{self, RawClient, RawHead, until},
 };
 use std::{
+    convert::Infallible,
     net::{Ipv4Addr, SocketAddr},
     time::Duration,
 };
@@ -203,5 +207,69 @@ async fn with_the_cap_full_of_stalled_readers_newcomers_are_served_and_a_slow_re
     assert!(!slow.is_finished());
     slow.abort();
     drop((stalled, newcomers, slow.await));
+    all_gone(&guard).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_window_that_stays_shut_or_opens_by_a_byte_ends_the_connection() {
+    let (guard, journal) = guard(SECOND);
+    let server = serve(&guard, app()).await;
+    let neighbour = Neighbour::of(server.addr);
+    for drips in [false, true] {
+        let mut client = RawClient::connect(server.addr).await.unwrap();
+        let requests = [h2::get(1, "/endless"), h2::get(3, "/endless")].concat();
+        client.send([h2::hello(0), requests].concat()).await.unwrap();
+        let started = Instant::now();
+        let (mut read, mut write) = client.stream.into_split();
+        let drip = tokio::spawn(async move {
+            let ping = h2::frame(h2::PING, 0, 0, &[0; 8]);
+            let more = [h2::open(1, 1), h2::open(3, 1), ping].concat();
+            while !drips || write.write_all(&more).await.is_ok() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        });
+        // Neither the bytes that he lets through nor what he is answered helps.
+        while matches!(read.read(&mut [0; 4096]).await, Ok(count) if count > 0) {}
+        assert!(started.elapsed() >= SECOND, "{:?}", started.elapsed());
+        assert!(started.elapsed() < SECOND + SLACK, "{:?}", started.elapsed());
+        drip.abort();
+    }
+    neighbour.was_served().await;
+    all_gone(&guard).await;
+    let ended = journal.disconnected();
+    let stalled = (Reason::WindowStall, Phase::Writing);
+    let count = ended.iter().filter(|(v, _)| (v.reason, v.phase) == stalled).count();
+    assert_eq!(count, 2, "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_small_window_that_opens_steadily_and_a_stream_that_is_quiet_are_not_stalled() {
+    let (guard, journal) = guard(SECOND);
+    let big = || async {
+        Body::from_stream(stream::repeat(Ok::<_, Infallible>(Bytes::from_static(
+            &[b'x'; 64 * 1024],
+        ))))
+    };
+    let quiet = || async {
+        let first = stream::once(async { Ok::<_, Infallible>(Bytes::from_static(b"data: 1\n\n")) });
+        Body::from_stream(first.chain(stream::pending()))
+    };
+    let server =
+        serve(&guard, Router::new().route("/big", get(big)).route("/quiet", get(quiet))).await;
+    let mut slow = RawClient::connect(server.addr).await.unwrap();
+    slow.send([h2::hello(1024), h2::get(1, "/big")].concat()).await.unwrap();
+    let mut listening = RawClient::connect(server.addr).await.unwrap();
+    listening.send([h2::hello(65_535), h2::get(1, "/quiet")].concat()).await.unwrap();
+    let started = Instant::now();
+    // 4 KiB a second of pieces of 64 KiB: none is through before this ends.
+    while started.elapsed() < 4 * SECOND {
+        sleep(SECOND / 4).await;
+        let got = slow.stream.read(&mut [0; 4096]).await.unwrap();
+        assert!(got > 0);
+        slow.send(h2::open(1, 1024)).await.unwrap();
+    }
+    assert_eq!(h2::next(&mut listening.stream, h2::DATA, 1).await, b"data: 1\n\n");
+    assert!(journal.disconnected().is_empty(), "{:?}", journal.disconnected());
+    drop((slow, listening));
     all_gone(&guard).await;
 }

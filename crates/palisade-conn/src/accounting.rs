@@ -7,12 +7,16 @@ use http::{
     header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING},
 };
 use http_body::{Body, Frame, SizeHint};
-use palisade_core::{ConnInfo, InFlight, Mode};
+use palisade_core::{
+    AnswerForm, ConnInfo, Guard, GuardBody, InFlight, Mode, Phase, Reason, Rejection, Violation,
+    linger,
+};
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
     sync::{Arc, Weak, atomic::Ordering::Relaxed},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 use tower_layer::Layer;
 use tower_service::Service;
@@ -39,6 +43,8 @@ pub struct Accounting<S> {
     guard: Weak<Shared>,
     /// There is nothing more to find out about where it stands.
     is_placed: bool,
+    /// Whether the connection is to know what waits for a window.
+    tells_of_windows: bool,
 }
 
 pin_project! {
@@ -46,8 +52,17 @@ pin_project! {
     #[derive(Debug)]
     pub struct AccountingFuture<F> {
         #[pin]
-        inner: F,
+        state: State<F>,
         account: Option<Account>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    #[derive(Debug)]
+    enum State<F> {
+        Handler { #[pin] inner: F },
+        Refused { rejection: Option<Rejection> },
     }
 }
 
@@ -56,8 +71,9 @@ pin_project! {
     #[derive(Debug)]
     pub struct AccountedBody<B> {
         #[pin]
-        inner: B,
+        inner: GuardBody<B>,
         in_flight: Option<InFlight>,
+        tells_of_windows: bool,
         // What is left of the length that the head declares, if it does.
         left: Option<u64>,
     }
@@ -68,11 +84,15 @@ pin_project! {
 pub(crate) struct Account {
     in_flight: InFlight,
     is_http1: bool,
+    tells_of_windows: bool,
     is_connect: bool,
     is_head: bool,
+    form: AnswerForm,
 }
 
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
+/// What is full now may have a place then.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 // === ConnGuard ===
 
@@ -95,7 +115,8 @@ impl<S> Layer<S> for AccountingLayer {
     type Service = Accounting<S>;
 
     fn layer(&self, inner: S) -> Accounting<S> {
-        Accounting { inner, conn: None, guard: self.guard.clone(), is_placed: false }
+        let guard = self.guard.clone();
+        Accounting { inner, conn: None, guard, is_placed: false, tells_of_windows: true }
     }
 }
 
@@ -106,8 +127,16 @@ impl<S> Accounting<S> {
     /// is told of requests from now on, and `inner` finds the `Arc<ConnInfo>` among the extensions
     /// of each.
     pub fn of(conn: Arc<ConnInfo>, inner: S) -> Self {
-        conn.state().set_accounted();
-        Self { inner, conn: Some(conn), guard: Weak::new(), is_placed: true }
+        conn.state().set_accounted_by_its_own();
+        let (guard, is_placed) = (Weak::new(), true);
+        Self { inner, conn: Some(conn), guard, is_placed, tells_of_windows: true }
+    }
+
+    /// The server itself sees to it that no HTTP/2 stream waits too long for its window: the
+    /// connection is not ended for that. Defaults to ending it.
+    pub fn cuts_streams(mut self) -> Self {
+        self.tells_of_windows = false;
+        self
     }
 
     /// What it is around.
@@ -119,6 +148,7 @@ impl<S> Accounting<S> {
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for Accounting<S>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    ReqBody: Body + Send + 'static,
     ResBody: Body<Data = Bytes>,
 {
     type Response = Response<AccountedBody<ResBody>>;
@@ -140,11 +170,21 @@ where
         if !self.is_placed {
             self.look_at_place(conn.is_some());
         }
-        let account = conn.map(|conn| {
+        let account = conn.and_then(|conn| {
             restore(&conn, request.extensions_mut());
-            Account::begin(&conn, &request)
+            // If it was told of the request already, it is not told again.
+            let is_told = self.conn.is_none() && conn.state().is_accounted_by_its_own();
+            (!is_told).then(|| Account::begin(&conn, &request, self.tells_of_windows))
         });
-        AccountingFuture { inner: self.inner.call(request), account }
+        let state = match account.as_ref().and_then(Account::refuse) {
+            Some(rejection) => {
+                let version = request.version();
+                linger(request.into_body(), version);
+                State::Refused { rejection: Some(rejection) }
+            }
+            None => State::Handler { inner: self.inner.call(request) },
+        };
+        AccountingFuture { state, account }
     }
 }
 
@@ -173,10 +213,24 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let mut response = ready!(this.inner.poll(cx))?;
-        let in_flight = this.account.take().and_then(|account| account.answer(&mut response));
-        let left = in_flight.as_ref().and_then(|_| declared(&response));
-        Poll::Ready(Ok(response.map(|inner| AccountedBody { inner, in_flight, left })))
+        let response = match this.state.project() {
+            StateProj::Handler { inner } => match ready!(inner.poll(cx)) {
+                Ok(response) => response.map(GuardBody::passing),
+                Err(error) => {
+                    if let Some(account) = this.account {
+                        account.in_flight.responded();
+                    }
+                    return Poll::Ready(Err(error));
+                }
+            },
+            StateProj::Refused { rejection } => {
+                rejection.take().expect("polled after completion").into_response()
+            }
+        };
+        Poll::Ready(Ok(match this.account.take() {
+            Some(account) => account.answer(response),
+            None => response.map(AccountedBody::untold),
+        }))
     }
 }
 
@@ -189,32 +243,70 @@ fn restore(_: &ConnInfo, _: &mut http::Extensions) {}
 // === Account ===
 
 impl Account {
-    pub(crate) fn begin<B>(conn: &Arc<ConnInfo>, request: &Request<B>) -> Self {
+    fn begin<B: Body>(conn: &Arc<ConnInfo>, request: &Request<B>, tells_of_windows: bool) -> Self {
         // Whatever was expected when it was accepted.
         conn.state().set_accounted();
         let is_http2 = request.version() == Version::HTTP_2;
         let is_http1 = request.version() <= Version::HTTP_11;
-        let in_flight = conn.begin_request(is_http2);
+        let mut in_flight = conn.begin_request(is_http2);
         if is_http1 {
             expect_body(&in_flight, request.headers());
+        } else if !request.body().is_end_stream() {
+            in_flight.uploads();
         }
         Self {
             in_flight,
             is_http1,
+            tells_of_windows: tells_of_windows && !is_http1,
             is_connect: request.method() == Method::CONNECT,
             is_head: request.method() == Method::HEAD,
+            form: AnswerForm::of(request),
         }
     }
 
-    /// The head is here. Returns what is held until the body ends, if there is one.
-    fn answer<B: Body>(self, response: &mut Response<B>) -> Option<InFlight> {
-        let Self { mut in_flight, is_http1, is_connect, is_head } = self;
-        let state = in_flight.conn().state();
+    /// Whether there are too many requests on all connections.
+    fn refuse(&self) -> Option<Rejection> {
+        let over = self.in_flight.conn().totals()?.over_streams()?;
+        self.reject(Reason::StreamsFull, Phase::RequestHead, over)
+    }
+
+    /// `None` in shadow mode.
+    #[cold]
+    fn reject(&self, reason: Reason, phase: Phase, over: (u64, u64)) -> Option<Rejection> {
+        let conn = self.in_flight.conn();
+        let violation = Violation::new(Guard::Connection, reason, phase, over.0, over.1);
+        let rejection = Rejection::new(violation, StatusCode::SERVICE_UNAVAILABLE, self.form);
+        let rejection = rejection.retry_after(RETRY_AFTER);
+        let settings = &conn.totals()?.settings;
+        settings.refuse(&rejection, Some(conn)).then_some(rejection)
+    }
+
+    /// Whether the response makes the connection something else than HTTP. If there are too many
+    /// such connections, it is refused in the handler's place, who learns that nothing came of it.
+    fn upgrades<B>(&self, response: &mut Response<GuardBody<B>>) -> bool {
         let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS
-            || is_connect && response.status().is_success();
-        if is_upgrade {
-            state.set_upgraded();
-        } else if is_http1 && state.closing().is_some() {
+            || self.is_connect && response.status().is_success();
+        if !is_upgrade {
+            return false;
+        }
+        let over = self.in_flight.conn().upgrade().err();
+        let refusal = over.and_then(|over| self.reject(Reason::UpgradedFull, Phase::Handler, over));
+        let is_refused = refusal.is_some();
+        if let Some(rejection) = refusal {
+            *response = rejection.into_response();
+        }
+        !is_refused
+    }
+
+    /// The head is here. The request is in flight until the body ends, if there is one.
+    fn answer<B>(mut self, mut response: Response<GuardBody<B>>) -> Response<AccountedBody<B>>
+    where
+        B: Body<Data = Bytes>,
+    {
+        self.in_flight.responded();
+        let is_upgrade = self.upgrades(&mut response);
+        let Self { mut in_flight, is_http1, tells_of_windows, is_head, .. } = self;
+        if !is_upgrade && is_http1 && in_flight.conn().state().closing().is_some() {
             response.headers_mut().insert(CONNECTION, CLOSE);
         }
         // What has no body whatever its head says (RFC 9110 section 6.4.1) is not asked for one.
@@ -222,9 +314,19 @@ impl Account {
             || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         if is_upgrade || is_bodiless || response.body().is_end_stream() {
             in_flight.answered();
-            return None;
+            return response.map(AccountedBody::untold);
         }
-        Some(in_flight)
+        let left = declared(&response);
+        // Until somebody asks for it.
+        if tells_of_windows {
+            in_flight.set_waiting(true);
+        }
+        response.map(|inner| AccountedBody {
+            inner,
+            in_flight: Some(in_flight),
+            tells_of_windows,
+            left,
+        })
     }
 }
 
@@ -247,6 +349,13 @@ fn declared<B: Body>(response: &Response<B>) -> Option<u64> {
 
 // === AccountedBody ===
 
+impl<B> AccountedBody<B> {
+    /// Of this one the connection is told nothing.
+    fn untold(inner: GuardBody<B>) -> Self {
+        Self { inner, in_flight: None, tells_of_windows: false, left: None }
+    }
+}
+
 impl<B: Body<Data = Bytes>> Body for AccountedBody<B> {
     type Data = Bytes;
     type Error = B::Error;
@@ -256,7 +365,14 @@ impl<B: Body<Data = Bytes>> Body for AccountedBody<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let mut this = self.project();
-        let frame = ready!(this.inner.as_mut().poll_frame(cx));
+        let frame = this.inner.as_mut().poll_frame(cx);
+        // What is asked for and not there waits for the handler, what is there for the client.
+        if *this.tells_of_windows
+            && let Some(in_flight) = this.in_flight
+        {
+            in_flight.polled(frame.is_ready());
+        }
+        let frame = ready!(frame);
         let is_last = match &frame {
             None => true,
             // Whoever knows the length does not ask again.
@@ -291,9 +407,11 @@ impl<B: Body<Data = Bytes>> Body for AccountedBody<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures_util::StreamExt;
-    use http_body_util::{BodyExt, Channel, Full};
-    use palisade_core::{ConnSample, Prefix, Reason};
+    use futures_util::{FutureExt, StreamExt};
+    use http::header::{CONTENT_TYPE, RETRY_AFTER as RETRY_AFTER_NAME};
+    use http_body_util::{BodyExt, Channel, Empty, Full};
+    use palisade_core::{ConnSample, ConnTotals, Prefix};
+    use palisade_testkit::Journal;
     use std::convert::Infallible;
     use tower::{ServiceExt, service_fn};
 
@@ -303,8 +421,13 @@ mod tests {
         Arc::new(ConnInfo::new(([127, 0, 0, 1], 1).into(), None, Prefix::default()))
     }
 
-    fn request(conn: &Arc<ConnInfo>) -> Request<()> {
-        let mut request = Request::new(());
+    fn conn_within(totals: &Arc<ConnTotals>) -> Arc<ConnInfo> {
+        let conn = ConnInfo::new(([127, 0, 0, 1], 1).into(), None, Prefix::default());
+        Arc::new(conn.within(Arc::clone(totals)))
+    }
+
+    fn request(conn: &Arc<ConnInfo>) -> Request<Empty<Bytes>> {
+        let mut request = Request::new(Empty::new());
         request.extensions_mut().insert(conn.clone());
         request
     }
@@ -320,7 +443,7 @@ mod tests {
 
     async fn serve(
         conn: &Arc<ConnInfo>,
-        mut request: Request<()>,
+        mut request: Request<Empty<Bytes>>,
         answer: Response<Answer>,
     ) -> Response<AccountedBody<Answer>> {
         request.extensions_mut().insert(conn.clone());
@@ -380,9 +503,9 @@ mod tests {
     async fn where_it_is_told_of_no_connection_the_guard_does_not_count_on_it() {
         let guard = ConnGuard::default();
         let layer = guard.accounting();
-        let answers = service_fn(|_: Request<()>| async { Ok::<_, Infallible>(full(1)) });
+        let answers = service_fn(|_: Request<Empty<Bytes>>| async { Ok::<_, Infallible>(full(1)) });
         assert!(guard.shared().accounted.load(Relaxed));
-        layer.layer(answers).oneshot(Request::new(())).await.unwrap();
+        layer.layer(answers).oneshot(Request::new(Empty::new())).await.unwrap();
         assert!(!guard.shared().accounted.load(Relaxed));
         // A request that does say so shows that the first was an exception, a probe from within.
         let conn = conn();
@@ -394,7 +517,7 @@ mod tests {
         let guard = ConnGuard::default();
         let layer = guard.accounting();
         layer.layer(answers).oneshot(request(&conn)).await.unwrap();
-        layer.layer(answers).oneshot(Request::new(())).await.unwrap();
+        layer.layer(answers).oneshot(Request::new(Empty::new())).await.unwrap();
         assert!(guard.shared().accounted.load(Relaxed));
     }
 
@@ -502,8 +625,9 @@ mod tests {
 
     #[tokio::test]
     async fn the_last_request_says_close_on_http1_and_an_upgrade_is_no_request() {
-        let conn = conn();
-        conn.state().limit_requests(2);
+        let mut totals = ConnTotals::default();
+        totals.max_requests = Some(2);
+        let conn = conn_within(&Arc::new(totals));
         let first = serve(&conn, request(&conn), full(1)).await;
         assert!(!first.headers().contains_key(CONNECTION));
         let last = serve(&conn, request(&conn), full(1)).await;
@@ -521,6 +645,113 @@ mod tests {
         let sample = conn.state().sample();
         assert!(sample.upgraded && sample.in_flight == 0);
         drop(held);
+    }
+
+    #[tokio::test]
+    async fn one_upgrade_too_many_is_refused_and_the_connection_goes_on() {
+        let mut totals = ConnTotals::default();
+        totals.max_upgraded = Some(1);
+        let totals = Arc::new(totals);
+        let switching = || {
+            let mut response = full(0);
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            response
+        };
+        let (first, second) = (conn_within(&totals), conn_within(&totals));
+        let response = serve(&first, request(&first), switching()).await;
+        assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+        let response = serve(&second, request(&second), switching()).await;
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()[RETRY_AFTER_NAME], "1");
+        assert!(!second.state().is_upgraded() && first.state().is_upgraded());
+        drop(response);
+        first.leave();
+        let response = serve(&second, request(&second), switching()).await;
+        assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+        second.leave();
+        assert_eq!((totals.upgraded(), totals.streams()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn one_request_too_many_is_answered_without_the_handler_and_told_in_shadow() {
+        for mode in [Mode::Enforce, Mode::Shadow] {
+            let journal = Journal::default();
+            let mut totals = ConnTotals::default();
+            (totals.max_streams, totals.settings.mode) = (Some(1), mode);
+            totals.settings.recorder = journal.clone().into();
+            let totals = Arc::new(totals);
+            let (first, second) = (conn_within(&totals), conn_within(&totals));
+            let held = serve(&first, request(&first), full(1)).await;
+            let grpc = {
+                let mut request = request(&second);
+                (*request.method_mut(), *request.version_mut()) = (Method::POST, Version::HTTP_2);
+                let kind = HeaderValue::from_static("application/grpc");
+                request.headers_mut().insert(CONTENT_TYPE, kind);
+                request
+            };
+            let plain = serve(&second, request(&second), full(1)).await;
+            drop(plain.into_body());
+            let plain = serve(&second, request(&second), full(1)).await;
+            let grpc = serve(&second, grpc, full(1)).await;
+            if mode == Mode::Enforce {
+                assert_eq!(plain.status(), StatusCode::SERVICE_UNAVAILABLE);
+                assert_eq!(plain.headers()[RETRY_AFTER_NAME], "1");
+                let answer = plain.into_body().collect().await.unwrap().to_bytes();
+                assert_eq!(answer, "server is busy");
+                assert_eq!(
+                    (grpc.status(), &grpc.headers()["grpc-status"]),
+                    (StatusCode::OK, &HeaderValue::from_static("8"))
+                );
+            } else {
+                assert_eq!((plain.status(), grpc.status()), (StatusCode::OK, StatusCode::OK));
+                drop(plain);
+            }
+            drop((held, grpc));
+            assert_eq!((totals.streams(), counts(&first).1, counts(&second).1), (0, 0, 0));
+            assert_eq!(journal.refused(), [(Guard::Connection, Reason::StreamsFull); 3]);
+            let response = serve(&second, request(&second), full(1)).await;
+            assert_eq!(response.status(), StatusCode::OK);
+        }
+    }
+
+    #[tokio::test]
+    async fn two_that_tell_of_the_same_request_count_it_once() {
+        let conn = conn();
+        let inner = layer()
+            .layer(service_fn(|_: Request<Empty<Bytes>>| async { Ok::<_, Infallible>(full(1)) }));
+        let response = Accounting::of(conn.clone(), inner).oneshot(request(&conn)).await.unwrap();
+        assert_eq!(counts(&conn), (1, 1, 0, 0));
+        response.into_body().collect().await.unwrap();
+        assert_eq!(counts(&conn), (1, 0, 1, 0));
+    }
+
+    #[tokio::test]
+    async fn what_is_ready_on_http2_and_not_asked_for_waits_for_the_client() {
+        let conn = conn();
+        let mut second = request(&conn);
+        *second.version_mut() = Version::HTTP_2;
+        let (mut send, body) = Channel::<Bytes, Infallible>::new(1);
+        let mut body = serve(&conn, second, Response::new(body.boxed_unsync())).await.into_body();
+        let waiting = || conn.state().sample().waiting;
+        assert_eq!(waiting(), 1); // Nobody has asked.
+        assert!(body.frame().now_or_never().is_none());
+        assert_eq!(waiting(), 0); // The handler has nothing.
+        send.send_data(Bytes::from_static(b"x")).await.unwrap();
+        body.frame().await.unwrap().unwrap();
+        assert_eq!(waiting(), 1); // There was something, and nobody asks for more.
+        drop(body);
+        assert_eq!(waiting(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_handler_that_fails_is_no_client_that_cancels() {
+        let conn = conn_within(&Arc::default());
+        let fails = service_fn(|_| async { Err::<Response<Answer>, _>("on purpose") });
+        layer().layer(fails).oneshot(request(&conn)).await.unwrap_err();
+        let never = service_fn(|_| std::future::pending::<Result<Response<Answer>, Infallible>>());
+        drop(layer().layer(never).oneshot(request(&conn)).now_or_never());
+        let sample = conn.state().sample();
+        assert_eq!((sample.cancelled, sample.early), (2, 1));
     }
 
     #[tokio::test]

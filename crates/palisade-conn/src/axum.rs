@@ -103,6 +103,7 @@ where
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for ConnectedService<S>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    ReqBody: HttpBody + Send + 'static,
     ResBody: HttpBody<Data = Bytes> + Send + 'static,
     ResBody::Error: Into<BoxError>,
 {

@@ -30,6 +30,10 @@ pub struct ConnGuardBuilder {
     max_age: Option<Duration>,
     age_grace: Option<Duration>,
     max_requests: Option<u32>,
+    max_upgraded: Option<usize>,
+    max_streams: Option<usize>,
+    max_cancelled: Option<u16>,
+    max_overhead: Option<u32>,
     probe: Option<Duration>,
     precision: Duration,
     pressure: Pressure,
@@ -80,6 +84,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 const MILLISECOND: Duration = Duration::from_millis(1);
 const MOST_CONNECTIONS: usize = 1 << 24;
 const MOST_PER_SECOND: u32 = 1_000_000;
+const MOST_OVERHEAD: u32 = 1 << 30;
 const FROM_1_MS_TO_24_H: &str = "1 ms to 24 h";
 
 // === ConnGuardBuilder ===
@@ -105,6 +110,10 @@ impl ConnGuardBuilder {
             max_age: Some(Duration::from_secs(3600)),
             age_grace: None,
             max_requests: Some(10_000),
+            max_upgraded: None,
+            max_streams: None,
+            max_cancelled: Some(200),
+            max_overhead: Some(256 * 1024),
             probe: Some(Duration::from_secs(5)),
             precision: Duration::from_millis(250),
             pressure: Pressure::default(),
@@ -229,8 +238,8 @@ impl ConnGuardBuilder {
     }
 
     /// The time from accept to the first complete request head, 1 ms to 24 h. One deadline for
-    /// silence, protocol sniffing, TLS, half a preface and unfinished headers. Ends with a reset.
-    /// A client that connects ahead of need is cut as well, and connects again when it has one.
+    /// silence, protocol sniffing, TLS, half a preface and unfinished headers. Ends with a reset, or
+    /// with a 408 and a FIN where a head of HTTP/1 has begun in plain text. A client that connects ahead of need is cut as well, and connects again when it has one.
     /// Defaults to 10 s.
     pub fn first_request(mut self, within: Duration) -> Self {
         self.first_request = within;
@@ -239,8 +248,8 @@ impl ConnGuardBuilder {
 
     /// The time for a later request head, from its first byte, 1 ms to 24 h; HTTP/1 only, since
     /// bytes of HTTP/2 may be anything. Bytes that come before the sweeper has seen the connection
-    /// idle may belong to the request before, and count as idle. Ends with a reset. Defaults to
-    /// 10 s.
+    /// idle may belong to the request before, and count as idle, and what is left of a body by its
+    /// declared length is work. Ends as [`Self::first_request`] does. Defaults to 10 s.
     pub fn head(mut self, within: Duration) -> Self {
         self.head = within;
         self
@@ -261,7 +270,9 @@ impl ConnGuardBuilder {
         self
     }
 
-    /// How long a client may take nothing of what waits for him, 1 ms to 24 h. Ends with a reset.
+    /// How long a client may take nothing of what waits for him, 1 ms to 24 h; and on HTTP/2, how
+    /// long all of its answers may wait for their windows while it takes less than 500 bytes a
+    /// second. Ends with a reset.
     /// Not less than 20 s where people download: a receive window opens again in large steps.
     /// Defaults to 30 s.
     pub fn write_stall(mut self, longest: Duration) -> Self {
@@ -302,6 +313,54 @@ impl ConnGuardBuilder {
     /// Any number of requests. Defaults to [`Self::max_requests`].
     pub fn no_max_requests(mut self) -> Self {
         self.max_requests = None;
+        self
+    }
+
+    /// How many connections may be upgraded at once, at least 1; needs the accounting layer. The
+    /// next one gets 503 in place of its 101 or its successful `CONNECT`, and its handler learns
+    /// that nothing came of the upgrade. An HTTP/2 connection that carries a tunnel counts as one
+    /// for as long as it lives. Defaults to a quarter of [`Self::max_connections`].
+    pub fn max_upgraded(mut self, connections: usize) -> Self {
+        self.max_upgraded = Some(connections);
+        self
+    }
+
+    /// How many requests may be in flight on all connections together, at least 1; needs the
+    /// accounting layer. The next one is answered 503 and `Retry-After` at its head.
+    /// Defaults to four times [`Self::max_connections`], and at least 1,024.
+    pub fn max_streams(mut self, requests: usize) -> Self {
+        self.max_streams = Some(requests);
+        self
+    }
+
+    /// How many requests one connection may cancel within about a second of their beginning, and
+    /// before anything is answered, 1 to 65,535; needs the accounting layer. From then on it is
+    /// reset once they are more than half of all its requests that have ended. A second is one
+    /// look of the sweeper longer at the most. Defaults to 200.
+    pub fn max_cancelled(mut self, requests: u16) -> Self {
+        self.max_cancelled = Some(requests);
+        self
+    }
+
+    /// Any number of them. Defaults to [`Self::max_cancelled`].
+    pub fn no_max_cancelled(mut self) -> Self {
+        self.max_cancelled = None;
+        self
+    }
+
+    /// How many bytes an HTTP/2 connection may bring that bring no request on, 1 KiB to 1 GiB:
+    /// PING, SETTINGS, window updates, priorities, frames that nobody knows. 16 KiB are free for
+    /// every second and every request, and one byte for eight that the server sends; nothing is
+    /// counted while a request with a body is in flight. Before the first request anything
+    /// counts. Needs the accounting layer. Ends with a reset. Defaults to 256 KiB.
+    pub fn max_overhead(mut self, bytes: u32) -> Self {
+        self.max_overhead = Some(bytes);
+        self
+    }
+
+    /// Any number of bytes. Defaults to [`Self::max_overhead`].
+    pub fn no_max_overhead(mut self) -> Self {
+        self.max_overhead = None;
         self
     }
 
@@ -382,6 +441,10 @@ impl ConnGuardBuilder {
             max_age: self.max_age.map(millis),
             age_grace: self.age_grace.map(millis),
             max_requests: self.max_requests,
+            max_upgraded: self.max_upgraded.unwrap_or((connections / 4).max(1)),
+            max_streams: self.max_streams.unwrap_or(connections.saturating_mul(4).max(1024)),
+            max_cancelled: self.max_cancelled,
+            max_overhead: self.max_overhead,
             probe: self.probe.map(millis),
             tick: self.precision,
         };
@@ -434,6 +497,17 @@ impl ConnGuardBuilder {
         }
         if let Some(most) = self.max_requests {
             check(most > 0, "max_requests", &most, "at least 1");
+        }
+        let at_least_1 = [("max_upgraded", self.max_upgraded), ("max_streams", self.max_streams)];
+        for (field, most) in at_least_1 {
+            check(most != Some(0), field, &most.unwrap_or_default(), "at least 1");
+        }
+        if let Some(most) = self.max_cancelled {
+            check(most > 0, "max_cancelled", &most, "1 to 65535");
+        }
+        if let Some(most) = self.max_overhead {
+            let fine = (1024..=MOST_OVERHEAD).contains(&most);
+            check(fine, "max_overhead", &most, "1024 to 1073741824");
         }
         if let Some(every) = self.probe {
             check(day.contains(&every), "probe", &every, FROM_1_MS_TO_24_H);
@@ -497,6 +571,10 @@ mod tests {
             .max_age(Duration::ZERO)
             .age_grace(Duration::MAX)
             .max_requests(0)
+            .max_upgraded(0)
+            .max_streams(0)
+            .max_cancelled(0)
+            .max_overhead(1023)
             .probe(Duration::ZERO)
             .precision(Duration::ZERO)
             .build()
@@ -516,6 +594,10 @@ mod tests {
             "max_age",
             "age_grace",
             "max_requests",
+            "max_upgraded",
+            "max_streams",
+            "max_cancelled",
+            "max_overhead",
             "probe",
             "precision",
         ];

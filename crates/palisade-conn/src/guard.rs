@@ -10,11 +10,11 @@ use crate::{
     registry::Registry,
     report::Kills,
     strain,
-    sweeper::Sweeper,
+    sweeper::{Sweeper, Untold},
 };
 use palisade_core::{
-    Clock, ConnInfo, Ending, Event, Guard, Level, Levels, Mode, Pressure, Reason, Recorder, Table,
-    Violation,
+    Clock, ConnInfo, ConnTotals, Ending, Event, Guard, Level, Levels, Mode, Pressure, Reason,
+    Recorder, Table, Violation,
 };
 use parking_lot::Mutex;
 use std::{
@@ -41,6 +41,7 @@ pub struct ConnGuard {
 
 pub(crate) struct Shared {
     pub(crate) limits: Limits,
+    pub(crate) totals: Arc<ConnTotals>,
     pub(crate) recorder: Recorder,
     /// Handed in from outside.
     pub(crate) pressed: Pressure,
@@ -50,6 +51,7 @@ pub(crate) struct Shared {
     pub(crate) accounted: AtomicBool,
     /// The accounting layer has seen a request that says on which connection it came.
     pub(crate) is_placed: AtomicBool,
+    pub(crate) untold: Untold,
     pub(crate) errors: AcceptErrors,
     /// Who can be spared, the first to go last.
     pub(crate) spared: Mutex<Vec<Spared>>,
@@ -101,7 +103,14 @@ impl ConnGuard {
     }
 
     pub(crate) fn new(limits: Limits, recorder: Recorder, pressed: Pressure) -> Self {
+        let mut totals = ConnTotals::default();
+        totals.settings.mode = limits.mode;
+        totals.settings.recorder = recorder.clone();
+        totals.max_requests = limits.max_requests.filter(|_| limits.mode == Mode::Enforce);
+        totals.max_streams = Some(limits.max_streams);
+        totals.max_upgraded = Some(limits.max_upgraded);
         let shared = Arc::new(Shared {
+            totals: Arc::new(totals),
             rates: limits.accept_rate.map(|_| Table::new(CLIENTS)),
             registry: Registry::new(limits.network()),
             limits,
@@ -110,6 +119,7 @@ impl ConnGuard {
             sweeper: Sweeper::default(),
             accounted: AtomicBool::new(false),
             is_placed: AtomicBool::new(false),
+            untold: Untold::default(),
             errors: AcceptErrors::default(),
             spared: Mutex::default(),
             kills: Kills::default(),
@@ -244,13 +254,10 @@ impl Shared {
     ) -> Arc<ConnInfo> {
         let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
         let conn = ConnInfo::new(peer.unwrap_or(nobody), local, self.limits.prefix);
+        let is_watched = self.limits.mode != Mode::Off;
+        let conn = if is_watched { conn.within(Arc::clone(&self.totals)) } else { conn };
         if self.accounted.load(Relaxed) {
             conn.state().set_accounted();
-        }
-        if let Some(most) = self.limits.max_requests
-            && self.limits.mode == Mode::Enforce
-        {
-            conn.state().limit_requests(most);
         }
         Arc::new(conn)
     }

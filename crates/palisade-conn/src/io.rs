@@ -18,12 +18,16 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// So many bytes are thrown away at a time.
 const CHUNK: usize = 8 * 1024;
+/// What a client of HTTP/1 is told whose head took too long.
+const TIMEOUT: &[u8] =
+    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 /// A connection that its guard watches over.
 ///
 /// It counts bytes, and ends when its guard says so: after a verdict a reader sees the end of the
 /// stream or an error, a writer an error, whichever of them asks next, and both are woken. The
-/// error holds a [`Violation`]. Its place is free when it is dropped, and not before: an upgraded
+/// error holds a [`Violation`]. A client of plain HTTP/1 whose head took too long is answered 408
+/// first, if his socket takes that at once, and then it ends in good order. Its place is free when it is dropped, and not before: an upgraded
 /// connection keeps it. It is what `hyper::upgrade::Upgraded::downcast` has to name.
 ///
 /// Shut down, it sends its FIN and then reads what the client is still sending, and throws it
@@ -39,13 +43,38 @@ pub struct GuardedIo<T> {
     is_watched: bool,
     /// Whether somebody can be woken at all.
     is_parked: bool,
+    /// Whether the latest write could not be done.
+    is_writing: bool,
+    opening: Opening,
+    parting: Parting,
     shutdown: Shutdown,
+}
+
+/// What the first bytes of the client say, as far as it matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+enum Opening {
+    Nothing,
+    P,
+    Pr,
+    Pro,
+    /// The method of a request of HTTP/1, in plain text.
+    Http1,
+    /// HTTP/2, TLS, a proxy's word, or something else.
+    Other,
+}
+
+/// Whether a verdict came with a word to the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Parting {
+    Undecided,
+    Said,
+    Silent,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Shutdown {
     NotBegun,
-    Lingering { left: u32 },
+    Lingering,
     Done,
 }
 
@@ -72,7 +101,16 @@ impl<T: Transport> GuardedIo<T> {
             inner.give_up_after(permit.shared().limits.give_up_after());
         }
         let is_watched = permit.shared().limits.mode != Mode::Off;
-        Self { inner, permit, is_watched, is_parked: false, shutdown: Shutdown::NotBegun }
+        Self {
+            inner,
+            permit,
+            is_watched,
+            is_parked: false,
+            is_writing: false,
+            opening: Opening::Nothing,
+            parting: Parting::Undecided,
+            shutdown: Shutdown::NotBegun,
+        }
     }
 
     #[inline]
@@ -82,10 +120,11 @@ impl<T: Transport> GuardedIo<T> {
 
     /// What whoever cannot be told of an end in good order is told.
     #[cold]
-    fn ended(&self, verdict: ConnVerdict) -> io::Error {
-        let kind = match verdict.ending {
+    fn ended(&mut self, verdict: ConnVerdict) -> io::Error {
+        let kind = match self.ending(verdict) {
             Ending::Finish => io::ErrorKind::BrokenPipe,
             Ending::Reset => {
+                self.parting = Parting::Silent;
                 self.inner.reset_on_close();
                 io::ErrorKind::ConnectionAborted
             }
@@ -94,9 +133,37 @@ impl<T: Transport> GuardedIo<T> {
         io::Error::new(kind, Violation::new(Guard::Connection, verdict.reason, phase, 0, 0))
     }
 
+    /// Whoever was told why is not reset.
+    fn ending(&self, verdict: ConnVerdict) -> Ending {
+        if self.parting == Parting::Said { Ending::Finish } else { verdict.ending }
+    }
+
+    /// Says 408 to a client who began a head of HTTP/1, where no answer can be on its way.
+    fn say_timeout(&mut self, verdict: ConnVerdict, cx: &mut Context<'_>) {
+        let sample = self.state().sample();
+        let nothing_is_sent = match verdict.reason {
+            Reason::FirstRequest => sample.written == 0,
+            Reason::SlowHead => sample.in_flight == 0 && !sample.http2,
+            _ => false,
+        };
+        self.parting = Parting::Silent;
+        if !nothing_is_sent || self.opening != Opening::Http1 || self.is_writing {
+            return;
+        }
+        if let Poll::Ready(Ok(count)) = Pin::new(&mut self.inner).poll_write(cx, TIMEOUT) {
+            self.state().add_written(count);
+            if count == TIMEOUT.len() {
+                self.parting = Parting::Said;
+            }
+        }
+    }
+
     #[cold]
-    fn read_after(&self, verdict: ConnVerdict) -> Poll<io::Result<()>> {
-        match verdict.ending {
+    fn read_after(&mut self, verdict: ConnVerdict, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.parting == Parting::Undecided {
+            self.say_timeout(verdict, cx);
+        }
+        match self.ending(verdict) {
             Ending::Finish => Poll::Ready(Ok(())),
             Ending::Reset => Poll::Ready(Err(self.ended(verdict))),
         }
@@ -140,6 +207,7 @@ impl<T: Transport> GuardedIo<T> {
         wanted: usize,
         cx: &Context<'_>,
     ) -> Poll<io::Result<usize>> {
+        self.is_writing = result.is_pending();
         match &result {
             Poll::Ready(Ok(count)) => self.state().add_written(*count),
             Poll::Ready(Err(_)) => {}
@@ -162,7 +230,7 @@ impl<T: Transport> GuardedIo<T> {
     }
 
     /// Throws away what comes, until nothing does or it was enough.
-    fn poll_linger(&mut self, left: &mut u32, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut chunk = [MaybeUninit::uninit(); CHUNK];
         loop {
             if self.verdict().is_some() || self.state().is_linger_over() {
@@ -172,8 +240,7 @@ impl<T: Transport> GuardedIo<T> {
             match Pin::new(&mut self.inner).poll_read(cx, &mut buf) {
                 Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
                     self.state().add_read(buf.filled().len());
-                    *left = left.saturating_sub(buf.filled().len() as u32);
-                    if *left == 0 {
+                    if self.state().thrown_away() >= LINGER_BYTES {
                         return Poll::Ready(());
                     }
                 }
@@ -184,6 +251,24 @@ impl<T: Transport> GuardedIo<T> {
                 }
             }
         }
+    }
+}
+
+// === Opening ===
+
+impl Opening {
+    /// What it is, and which letters it takes to know that it is none of HTTP/2's `PRI` and a
+    /// proxy's `PROXY`.
+    fn followed_by(self, bytes: &[u8]) -> Self {
+        bytes.iter().fold(self, |opening, byte| match (opening, byte) {
+            (Self::Http1 | Self::Other, _) => opening,
+            (Self::Nothing, b'P') => Self::P,
+            (Self::P, b'R') => Self::Pr,
+            (Self::Pr, b'O') => Self::Pro,
+            (Self::Pr, b'I') | (Self::Pro, b'X') => Self::Other,
+            (_, b'A'..=b'Z') => Self::Http1,
+            _ => Self::Other,
+        })
     }
 }
 
@@ -199,18 +284,22 @@ impl<T: Transport> AsyncRead for GuardedIo<T> {
         }
         this.look();
         if let Some(verdict) = this.verdict() {
-            return this.read_after(verdict);
+            return this.read_after(verdict, cx);
         }
         let before = buf.filled().len();
         let result = Pin::new(&mut this.inner).poll_read(cx, buf);
         match &result {
             Poll::Ready(Ok(())) => {
-                this.state().add_read(buf.filled().len().saturating_sub(before));
+                let new = buf.filled().get(before..).unwrap_or_default();
+                if this.opening < Opening::Http1 {
+                    this.opening = this.opening.followed_by(new);
+                }
+                this.state().add_read(new.len());
             }
             Poll::Ready(Err(_)) => {}
             Poll::Pending => {
                 if let Some(verdict) = this.park_reader(cx) {
-                    return this.read_after(verdict);
+                    return this.read_after(verdict, cx);
                 }
             }
         }
@@ -287,7 +376,7 @@ impl<T: Transport> AsyncWrite for GuardedIo<T> {
             match this.shutdown {
                 Shutdown::NotBegun => {
                     if let Some(verdict) = this.verdict()
-                        && verdict.ending == Ending::Reset
+                        && this.ending(verdict) == Ending::Reset
                     {
                         return Poll::Ready(Err(this.ended(verdict)));
                     }
@@ -300,19 +389,42 @@ impl<T: Transport> AsyncWrite for GuardedIo<T> {
                     ready!(result)?;
                     this.shutdown = if this.may_linger() && this.verdict().is_none() {
                         this.state().set_lingering();
-                        Shutdown::Lingering { left: LINGER_BYTES }
+                        Shutdown::Lingering
                     } else {
                         Shutdown::Done
                     };
                 }
-                Shutdown::Lingering { mut left } => {
-                    let result = this.poll_linger(&mut left, cx);
-                    this.shutdown = Shutdown::Lingering { left };
-                    ready!(result);
+                Shutdown::Lingering => {
+                    ready!(this.poll_linger(cx));
                     this.shutdown = Shutdown::Done;
                 }
                 Shutdown::Done => return Poll::Ready(Ok(())),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_method_of_a_request_in_plain_text_is_taken_for_one() {
+        let opening = |text: &str| {
+            let at_once = Opening::Nothing.followed_by(text.as_bytes());
+            let one_by_one =
+                text.bytes().fold(Opening::Nothing, |opening, byte| opening.followed_by(&[byte]));
+            assert_eq!(at_once, one_by_one);
+            at_once
+        };
+        for text in ["G", "GET / HTTP/1.1", "PU", "POST", "PROPFIND", "PROPPATCH", "PATCH"] {
+            assert_eq!(opening(text), Opening::Http1, "{text}");
+        }
+        for text in ["\u{16}\u{3}\u{1}", "PRI * HTTP/2.0", "PROXY TCP4", "\r\nGET", "get", "P "] {
+            assert_eq!(opening(text), Opening::Other, "{text}");
+        }
+        for text in ["", "P", "PR", "PRO"] {
+            assert!(opening(text) < Opening::Http1, "{text}");
         }
     }
 }

@@ -6,6 +6,14 @@ use palisade_core::{ConnMemory, ConnSample, Ending, Phase, Reason};
 /// So many bytes more than four times what the client sent meanwhile show that he is being sent
 /// an answer. An HTTP/2 server sends as much as it gets while it only acknowledges PING.
 const OF_AN_ANSWER: u32 = 1024;
+/// Bytes besides requests are paid for by so many a millisecond,
+const OVERHEAD_PER_MILLI: u64 = 16;
+/// by so many for each request's head,
+const OVERHEAD_PER_REQUEST: u64 = 16 * 1024;
+/// and by one for so many that are sent: a client acknowledges what it gets.
+const SENT_FOR_ONE: u64 = 8;
+/// A client that takes fewer bytes a second than this of a window stalls.
+const TAKEN_PER_SECOND: u64 = 500;
 
 /// Whoever came so lately may have his first request on its way.
 const NEWCOMER_MILLIS: u64 = 500;
@@ -35,6 +43,8 @@ pub(crate) enum Finding {
     EndLingering,
     /// It is to look whether its client is still there.
     Probe,
+    /// Whoever writes is to say whether they still do.
+    AskWriter,
     End(End),
 }
 
@@ -72,18 +82,20 @@ fn shown(clock: Phase, sample: &ConnSample) -> Phase {
     }
 }
 
-/// The same without [`Phase::Writing`], which has a clock of its own beside the others: else a
-/// client could stop any of them by not reading for a moment.
+/// The same without the socket's part in [`Phase::Writing`], which has a clock of its own beside
+/// the others: else a client could stop any of them by not reading for a moment.
 fn clock(sample: &ConnSample) -> Phase {
     if sample.lingering {
         Phase::Lingering
-    } else if sample.upgraded {
+    } else if sample.upgraded && !(sample.http2 && sample.in_flight > 0) {
         Phase::Upgraded
     } else if !sample.accounted {
         // Nobody tells of requests: silence is all that can be known.
         if sample.read == 0 { Phase::FirstHead } else { Phase::Working }
     } else if sample.in_flight > 0 {
-        Phase::Working
+        // On HTTP/2 the socket does not say that a client has shut its window.
+        let all_wait = sample.http2 && sample.waiting >= sample.in_flight;
+        if all_wait { Phase::Writing } else { Phase::Working }
     } else if sample.requests == 0 {
         Phase::FirstHead
     } else if sample.body_left && !sample.http2 {
@@ -108,8 +120,21 @@ pub(crate) fn judge(
         Phase::NextHead if is_left_over(&memory, sample) => Phase::Idle,
         clock => clock,
     };
-    let memory = watch_writes(watch(memory, clock, sample, when.now), sample, when.now);
-    (memory, find(limits, when, clock, sample, closing, &memory))
+    let memory = watch(memory, clock, sample, when.now);
+    let memory = watch_writes(memory, sample, when.now, limits.write_stall);
+    let (mut memory, overhead) = watch_overhead(memory, sample, when.passed);
+    let finding = find(limits, when, clock, sample, closing, &memory, overhead);
+    // In good time before it is due: of a write that somebody gave up nothing waits.
+    let due = blocked_for(&memory, when.now).saturating_add(limits.tick_millis());
+    if finding == Finding::Fine
+        && sample.write_blocked
+        && !memory.asked
+        && due >= limits.write_stall
+    {
+        memory.asked = true;
+        return (memory, Finding::AskWriter);
+    }
+    (memory, finding)
 }
 
 /// Whether what was read since the latest request ended may still be of it: what its handler left
@@ -126,14 +151,17 @@ fn watch(mut memory: ConnMemory, clock: Phase, sample: &ConnSample, now: u64) ->
     let (read, written) = (sample.read as u32, sample.written as u32);
     let seen = match clock {
         Phase::Upgraded => read.wrapping_add(written),
+        // Requests that do not move either are no progress.
+        Phase::Writing => 0,
         _ => sample.requests,
     };
     let sent = written.wrapping_sub(memory.written);
     let got = read.wrapping_sub(memory.read);
     let is_sent =
         clock == Phase::Idle && sent >= got.saturating_mul(4).saturating_add(OF_AN_ANSWER);
+    let is_moved = is_sent || clock == Phase::Writing && sample.polled;
     let phase = clock as u8 + 1;
-    if memory.phase != phase || memory.seen != seen || is_sent {
+    if memory.phase != phase || memory.seen != seen || is_moved {
         memory.phase = phase;
         memory.seen = seen;
         memory.since = now as u32;
@@ -143,15 +171,20 @@ fn watch(mut memory: ConnMemory, clock: Phase, sample: &ConnSample, now: u64) ->
     memory
 }
 
-/// Keeps since when no byte was taken of those that wait.
-fn watch_writes(mut memory: ConnMemory, sample: &ConnSample, now: u64) -> ConnMemory {
+/// Keeps since when no byte was taken of those that wait. Whoever was asked has the rest of the
+/// time to say that they still do.
+fn watch_writes(mut memory: ConnMemory, sample: &ConnSample, now: u64, most: u64) -> ConnMemory {
     let written = sample.written as u32;
-    if !sample.write_blocked {
+    if sample.write_blocked {
+        if memory.blocked_since == 0 || memory.written_blocked != written {
+            // One more than it is, because 0 says that nothing waits.
+            memory.blocked_since = (now as u32).wrapping_add(1).max(1);
+            memory.written_blocked = written;
+            memory.asked = false;
+        }
+    } else if !sample.asked || blocked_for(&memory, now) >= most {
         memory.blocked_since = 0;
-    } else if memory.blocked_since == 0 || memory.written_blocked != written {
-        // One more than it is, because 0 says that nothing waits.
-        memory.blocked_since = (now as u32).wrapping_add(1).max(1);
-        memory.written_blocked = written;
+        memory.asked = false;
     }
     memory.stalled = u8::try_from(blocked_for(&memory, now) / 1000).unwrap_or(u8::MAX);
     memory
@@ -165,6 +198,22 @@ fn blocked_for(memory: &ConnMemory, now: u64) -> u64 {
     }
 }
 
+/// Bytes of HTTP/2 that brought no request on and are not paid for, and what is to be kept of
+/// them. While a body comes in nobody can tell.
+fn watch_overhead(mut memory: ConnMemory, sample: &ConnSample, passed: u64) -> (ConnMemory, u64) {
+    let requests = u64::from(sample.requests).saturating_mul(OVERHEAD_PER_REQUEST);
+    let paid = requests.wrapping_add(sample.written / SENT_FOR_ONE);
+    // The low halves are enough: of what is between two looks.
+    let position = (sample.read as u32).wrapping_sub(paid as u32);
+    let debt = (position.wrapping_sub(memory.mark) as i32).max(0) as u64;
+    let debt = match sample.uploading {
+        true => 0,
+        false => debt.saturating_sub(passed.saturating_mul(OVERHEAD_PER_MILLI)),
+    };
+    memory.mark = position.wrapping_sub(debt as u32);
+    (memory, debt)
+}
+
 fn find(
     limits: &Limits,
     when: When,
@@ -172,6 +221,7 @@ fn find(
     sample: &ConnSample,
     closing: Option<Reason>,
     memory: &ConnMemory,
+    overhead: u64,
 ) -> Finding {
     let age = when.now.saturating_sub(when.opened);
     let here_for = since(memory.since, when.now);
@@ -185,9 +235,34 @@ fn find(
     if clock == Phase::FirstHead && age >= limits.first_request {
         return end(Reason::FirstRequest, Ending::Reset, limits.first_request, age);
     }
+    if let Some(most) = limits.max_overhead.map(u64::from)
+        && sample.accounted
+        && clock != Phase::Upgraded
+        && (sample.http2 || sample.requests == 0)
+        && overhead > most
+    {
+        return end(Reason::NoProgress, Ending::Reset, most, overhead);
+    }
+    let early = u64::from(sample.early);
+    let ended = u64::from(sample.answered).saturating_add(sample.cancelled.into());
+    if let Some(most) = limits.max_cancelled.map(u64::from)
+        && early >= most
+        && early > ended / 2
+    {
+        return end(Reason::CancelledRequests, Ending::Reset, most, early);
+    }
     let blocked_for = blocked_for(memory, when.now);
-    if blocked_for >= limits.write_stall {
+    if memory.asked && sample.write_blocked && blocked_for >= limits.write_stall {
         return end(Reason::WriteStall, Ending::Reset, limits.write_stall, blocked_for);
+    }
+    if clock == Phase::Writing && here_for >= limits.write_stall {
+        // Beyond the answers to whatever the client sends.
+        let sent = (sample.written as u32).wrapping_sub(memory.written);
+        let got = (sample.read as u32).wrapping_sub(memory.read);
+        let taken = u64::from(sent.saturating_sub(got));
+        if taken < (here_for / 1000).saturating_mul(TAKEN_PER_SECOND) {
+            return end(Reason::WindowStall, Ending::Reset, limits.write_stall, here_for);
+        }
     }
     if clock == Phase::NextHead && here_for >= limits.head {
         return end(Reason::SlowHead, Ending::Reset, limits.head, here_for);
@@ -320,7 +395,9 @@ mod tests {
             let when = When { now, passed: 250, opened: 0, due: None };
             let (kept, finding) = judge(limits, when, &at(now), None, memory);
             memory = kept;
-            (finding != Finding::Fine).then_some((now, finding))
+            // Whoever is asked still writes.
+            let is_found = !matches!(finding, Finding::Fine | Finding::AskWriter);
+            is_found.then_some((now, finding))
         })
     }
 
@@ -437,6 +514,123 @@ mod tests {
     }
 
     #[test]
+    fn a_write_that_was_given_up_is_no_stall_and_one_that_was_not_is() {
+        let limits = limits();
+        let blocked = ConnSample { upgraded: true, write_blocked: true, ..sample() };
+        let asked = ConnSample { write_blocked: false, asked: true, ..blocked };
+        // When it was asked, how it ended, and when, if it answers so much later.
+        let ends = |answers_after: u64| {
+            let mut memory = ConnMemory::default();
+            let mut asked_at = None;
+            for now in (0..40_000).step_by(250) {
+                let waits = asked_at.is_some_and(|at| now < answers_after.saturating_add(at));
+                let sample = if waits { asked } else { blocked };
+                let when = When { now, passed: 250, opened: 0, due: None };
+                let (kept, finding) = judge(&limits, when, &sample, None, memory);
+                memory = kept;
+                match finding {
+                    Finding::AskWriter => asked_at = Some(now),
+                    Finding::Fine => {}
+                    found => return (asked_at, ended(Some((now, found)))),
+                }
+            }
+            (asked_at, None)
+        };
+        let stalled = Some((30_000, Reason::WriteStall, Ending::Reset));
+        assert_eq!(ends(0), (Some(29_750), stalled));
+        // Nothing is heard: nobody writes any more.
+        assert_eq!(ends(u64::MAX), (Some(29_750), None));
+        // Whoever writes again later has all of the time again.
+        assert_eq!(ends(5000), (Some(29_750), None));
+    }
+
+    #[test]
+    fn who_cancels_most_requests_at_once_is_reset_and_who_cancels_many_is_not() {
+        let cancelling = |early, answered| ConnSample {
+            requests: 1000,
+            early,
+            answered,
+            cancelled: early.into(),
+            http2: true,
+            ..sample()
+        };
+        let found = |early, answered| first_finding(0, |_| cancelling(early, answered));
+        let reset = Some((0, Reason::CancelledRequests, Ending::Reset));
+        assert_eq!(ended(found(200, 199)), reset);
+        assert_eq!(found(200, 200), None);
+        assert_eq!(found(199, 0), None); // A page that is left.
+        let late = ConnSample { early: 100, cancelled: 900, ..cancelling(0, 0) };
+        assert_eq!(first_finding(0, |_| late), None); // Deadlines that pass.
+    }
+
+    #[test]
+    fn bytes_that_bring_no_request_on_are_paid_for_by_time_requests_and_answers() {
+        let http2 = |read| ConnSample { requests: 1, http2: true, read, ..sample() };
+        // 16 KiB for the request, 4,000 for the look, and 256 KiB.
+        let most = 256 * 1024 + 16 * 1024 + 4000;
+        assert_eq!(first_finding(0, |_| http2(most)), None);
+        let reset = |now| Some((now, Reason::NoProgress, Ending::Reset));
+        assert_eq!(ended(first_finding(0, |_| http2(most + 1))), reset(0));
+        // 16 a millisecond are free for ever, and 17 are not.
+        let steady = |rate: u64| move |now| ConnSample { in_flight: 1, ..http2(now * rate) };
+        assert_eq!(first_finding(1_000_000, steady(16)), None);
+        assert_eq!(ended(first_finding(1_000_000, steady(17))), reset(262_250));
+        // The acknowledgements of a download, and a request in each look.
+        let acknowledges =
+            |now| ConnSample { in_flight: 1, written: now * 8000, ..http2(now * 1000) };
+        assert_eq!(first_finding(1_000_000, acknowledges), None);
+        let asks =
+            |now| ConnSample { requests: now as u32 / 250 + 1, in_flight: 1, ..http2(now * 80) };
+        assert_eq!(first_finding(1_000_000, asks), None);
+        // An upload, and what comes besides it; on HTTP/1 there is nothing else.
+        let uploads = |now| ConnSample { uploading: true, in_flight: 1, ..http2(now * 100_000) };
+        assert_eq!(first_finding(100_000, uploads), None);
+        let http1 = |now| ConnSample { http2: false, in_flight: 1, ..http2(now * 100_000) };
+        assert_eq!(first_finding(4000, http1), None);
+        // Before the first request there is nothing else either.
+        let nothing = |now| ConnSample { read: now * 1000, ..sample() };
+        assert_eq!(ended(first_finding(5000, nothing)), reset(500));
+    }
+
+    #[test]
+    fn a_window_that_stays_shut_ends_the_connection_if_all_of_its_answers_wait() {
+        let waiting = |read, written| ConnSample {
+            requests: 3,
+            in_flight: 2,
+            waiting: 2,
+            http2: true,
+            read,
+            written,
+            ..sample()
+        };
+        let reset = Some((30_000, Reason::WindowStall, Ending::Reset));
+        assert_eq!(ended(first_finding(60_000, |_| waiting(0, 0))), reset);
+        // Nor do PING, updates of a byte, and streams that come to wait as well help.
+        let pings = |now| ConnSample { requests: 3 + now as u32, ..waiting(now * 2, now * 2) };
+        assert_eq!(ended(first_finding(60_000, pings)), reset);
+        // 4 KiB a second out of large pieces.
+        assert_eq!(first_finding(600_000, |now| waiting(now / 20, now * 4)), None);
+        // An answer that was asked for more, one at work, one that has nothing to give.
+        let polled = |now| ConnSample { polled: now % 20_000 == 0, ..waiting(0, 0) };
+        assert_eq!(first_finding(600_000, polled), None);
+        let one_works = |_| ConnSample { waiting: 1, ..waiting(0, 0) };
+        assert_eq!(first_finding(600_000, one_works), None);
+    }
+
+    #[test]
+    fn requests_beside_a_tunnel_of_http2_are_requests() {
+        let beside = |in_flight| ConnSample {
+            requests: 2,
+            upgraded: true,
+            http2: true,
+            in_flight,
+            ..sample()
+        };
+        assert_eq!([phase(&beside(1)), phase(&beside(0))], [Phase::Working, Phase::Upgraded]);
+        assert_eq!(phase(&ConnSample { http2: false, ..beside(1) }), Phase::Upgraded);
+    }
+
+    #[test]
     fn whoever_lets_the_socket_fill_up_now_and_then_is_idle_all_the_same() {
         let found = first_finding(100_000, |now| ConnSample {
             requests: 1,
@@ -526,7 +720,7 @@ mod tests {
                 judge(&limits, When { now: 0, ..when }, sample, None, ConnMemory::default());
             judge(&limits, when, sample, closing, memory).1
         };
-        assert_eq!(at(29_999, &waiting, Some(Reason::MaxRequests)), Finding::Fine);
+        assert_eq!(at(29_999, &waiting, Some(Reason::MaxRequests)), Finding::AskWriter);
         let idle = ConnSample { write_blocked: false, ..waiting };
         assert!(matches!(at(1000, &idle, None), Finding::End(End { reason: Reason::Idle, .. })));
         let limits = Limits { idle: 10_000, ..limits };
@@ -650,7 +844,7 @@ mod tests {
                 let when = When { now, passed: 1, opened: 0, due: None };
                 let (kept, finding) = judge(&limits, when, &sample, None, memory);
                 memory = kept;
-                (finding != Finding::Fine && finding != Finding::Probe).then_some((now, finding))
+                matches!(finding, Finding::End(_)).then_some((now, finding))
             });
             let (now, found, _) = ended(found).unwrap();
             // A millisecond late where 0 would have said that nothing waits.

@@ -26,11 +26,16 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! | of one client (IPv4 address, IPv6 /64) | max(64, a hundredth) | displacement of his own, else RST | `ConnectionDisplaced`, `ClientConnectionsFull` |
 //! | of one network (IPv4 /24, IPv6 /48) | four times that | displacement of its own, else RST | `ConnectionDisplaced`, `NetworkConnectionsFull` |
 //! | connections of one client per second | 100, burst 200 | RST | `AcceptRate` |
-//! | first request head, from accept | 10 s | RST | `FirstRequest` |
-//! | later request heads, from their first byte, HTTP/1 | 10 s | RST | `SlowHead` |
+//! | first request head, from accept | 10 s | RST; 408 and FIN where HTTP/1 has begun in plain text | `FirstRequest` |
+//! | later request heads, from their first byte, HTTP/1 | 10 s | the same | `SlowHead` |
 //! | nothing in flight | 65 s | FIN | `Idle` |
 //! | upgraded and silent | 5 min | FIN | `Idle` |
+//! | upgraded connections | a quarter of all | 503 in place of the 101 | `UpgradedFull` |
 //! | nothing taken of what waits for the client | 30 s | RST | `WriteStall` |
+//! | all answers of HTTP/2 wait for their windows, and less than 500 B/s is taken | 30 s | RST | `WindowStall` |
+//! | requests in flight on all connections | four times the connections, ≥ 1,024 | 503 and `Retry-After` | `StreamsFull` |
+//! | requests cancelled within a second, and more than half of all | 200 | RST | `CancelledRequests` |
+//! | bytes of HTTP/2 that bring no request on | 256 KiB, and 16 KiB/s | RST | `NoProgress` |
 //! | age | 1 h ± 10 % | `Connection: close`, FIN once idle for 5 s, RST after a grace if [asked for](ConnGuardBuilder::age_grace) | `MaxAge` |
 //! | requests of one connection | 10,000 | `Connection: close`, FIN once idle for 5 s | `MaxRequests` |
 //! | idle connections of one client | 8 | `Connection: close`, FIN once idle for 5 s | `KeepAlivePerClient` |
@@ -87,20 +92,29 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //!
 //! Without it the guard still enforces the caps, the accept rate, the write stall, the age if it has
 //! a grace, and cuts those who never sent a byte; a connection that sent one is taken to be
-//! at work for ever after. [`ConnSnapshot::unaccounted`] counts those.
+//! at work for ever after. [`ConnSnapshot::unaccounted`] counts those, and the metrics are told
+//! once, after as long as a first request may take. A request that both `connected` and such a
+//! layer see counts once.
 //!
 //! # What it cannot do
 //!
 //! Under `axum::serve` and tonic one HTTP/2 connection cannot be told to go away in good order, nor
-//! one stream of it be cut. An HTTP/2 client that shuts its window, or drips a byte in every 30 s,
-//! is not seen by a socket. Unfinished HEADERS after the first complete request end by the idle
+//! one stream of it be cut: a client that shuts the window of some streams keeps them for as long
+//! as another one of the connection is at work. Unfinished HEADERS after the first complete request end by the idle
 //! rule only. A request that begins at the very moment in which its connection is ended as idle
 //! is lost, as with every server; clients repeat it. HTTP/2 that is to take no more requests, of
 //! its age or their number, goes once it was idle for 5 s, and a client that never is goes on.
 //!
 //! A handler that answers and reads on in a task of its own is seen to be at work only where the
 //! request is HTTP/1 and says how long its body is; in chunks, or on HTTP/2, such an upload has the
-//! idle time from its answer on.
+//! idle time from its answer on, and on HTTP/2 its bytes count as bringing no request on. While a
+//! request with a body is in flight on HTTP/2 nobody can tell its bytes from others, and a flood
+//! beside it passes. When a tunnel of HTTP/2 ends, hyper tells nobody: its connection counts as
+//! upgraded for as long as it lives, and has the upgraded time whenever it has no request in flight.
+//!
+//! Answers to pipelined requests that the kernels on both sides hold unread are not counted: to
+//! ask for them takes an `ioctl` that no safe crate has. hyper reads no further request while its
+//! socket is full, and then the write stall ends it.
 //!
 //! # Sockets
 //!

@@ -21,7 +21,7 @@ pub(crate) const KEPT_MILLIS: u64 = 1000;
 pub(crate) const LINGER_MILLIS: u64 = 1000;
 
 /// So many bytes are thrown away at most while it does.
-pub(crate) const LINGER_BYTES: u32 = 64 << 20;
+pub(crate) const LINGER_BYTES: u64 = 64 << 20;
 
 /// What is counted together beside the client.
 const NETWORK: Prefix = match Prefix::new(24, 48) {
@@ -51,6 +51,10 @@ pub(crate) struct Limits {
     pub(crate) max_age: Option<u64>,
     pub(crate) age_grace: Option<u64>,
     pub(crate) max_requests: Option<u32>,
+    pub(crate) max_upgraded: usize,
+    pub(crate) max_streams: usize,
+    pub(crate) max_cancelled: Option<u16>,
+    pub(crate) max_overhead: Option<u32>,
     pub(crate) probe: Option<u64>,
     pub(crate) tick: Duration,
 }
@@ -89,6 +93,10 @@ impl Limits {
     /// Whether places are kept for `peer`.
     pub(crate) fn is_reserved_for(&self, peer: IpAddr) -> bool {
         self.reserved.iter().any(|network| network.contains(peer))
+    }
+
+    pub(crate) fn tick_millis(&self) -> u64 {
+        u64::try_from(self.tick.as_millis()).unwrap_or(u64::MAX)
     }
 
     /// The age at which the connection `id` is due: [`Self::max_age`], give or take a tenth, so

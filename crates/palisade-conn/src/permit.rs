@@ -45,6 +45,7 @@ impl Drop for Permit {
             return;
         }
         let opened = shared.registry.leave(*place, conn);
+        conn.leave();
         let state = conn.state();
         let verdict = state.retire();
         if verdict.is_some() {

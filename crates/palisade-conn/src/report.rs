@@ -79,6 +79,8 @@ pub struct ConnSnapshot {
     pub median_age: Duration,
     /// Requests in flight on all of them.
     pub in_flight: u64,
+    /// How many of them count as upgraded.
+    pub upgraded: usize,
     /// How many have nobody who tells the guard of their requests.
     pub unaccounted: usize,
     /// Failures to accept.
@@ -173,6 +175,7 @@ impl ConnSnapshot {
             oldest: age(ages.len().saturating_sub(1)),
             median_age: age(ages.len() / 2),
             in_flight,
+            upgraded: shared.totals.upgraded(),
             unaccounted,
             accept_errors: AcceptErrorCounts {
                 of_one_connection: shared.errors.of_one.load(Relaxed),

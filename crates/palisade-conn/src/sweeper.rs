@@ -6,13 +6,13 @@ use crate::{
     registry::{Found, SHARDS},
     strain::under,
 };
-use palisade_core::{ConnInfo, Mode, Reason};
+use palisade_core::{ConnInfo, Event, Mode, Reason};
 use std::{
     cmp::Ordering,
     collections::BinaryHeap,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -41,6 +41,14 @@ pub(crate) struct Sweeper {
 struct Bell {
     notify: Notify,
     hurry: AtomicBool,
+}
+
+/// Since when clients send and nobody tells of a request, in milliseconds of the guard and one
+/// more; 0 if that is not so.
+#[derive(Debug, Default)]
+pub(crate) struct Untold {
+    since: AtomicU64,
+    is_settled: AtomicBool,
 }
 
 /// Says on drop that the sweeper is gone, also if its runtime ended: then the next connection
@@ -131,9 +139,11 @@ async fn run(running: Running, bell: Arc<Bell>) {
 async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Found>) {
     let now = shared.now();
     let limits = under(&shared.limits, shared.pressure());
+    shared.totals.set_time(now as u32);
     // Those who can be spared are looked for in good time before they are needed.
     let is_crowded = shared.open.load(Relaxed) >= shared.limits.soft() / 4 * 3;
     let mut best = BinaryHeap::with_capacity(if is_crowded { SPARED + 1 } else { 0 });
+    let (mut is_told, mut untold) = (false, 0);
     for shard in 0..SHARDS {
         shared.registry.copy(shard, found);
         // Of one client, those that are kept for later.
@@ -147,8 +157,10 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
                 continue;
             }
             let when = When { now, passed, opened, due: shared.limits.due(conn.id()) };
-            let (memory, finding) =
-                judge(&limits, when, &state.sample(), state.closing(), state.memory());
+            let sample = state.look();
+            is_told |= sample.accounted;
+            untold += usize::from(!sample.accounted && sample.read > 0);
+            let (memory, finding) = judge(&limits, when, &sample, state.closing(), state.memory());
             state.remember(memory);
             let is_enforced = shared.limits.mode == Mode::Enforce;
             match finding {
@@ -158,6 +170,7 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
                     shared.end(&conn, end);
                 }
                 Finding::EndLingering => state.end_lingering(),
+                Finding::AskWriter => state.ask_writer(),
                 Finding::Close(reason) if is_enforced => state.close(reason),
                 Finding::Probe if is_enforced => state.probe(),
                 Finding::Fine | Finding::Close(_) | Finding::Probe => {}
@@ -188,6 +201,9 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
         // Others may run between two shards.
         tokio::task::yield_now().await;
     }
+    if shared.untold.is_worth_a_word(now, shared.limits.first_request, is_told, untold) {
+        shared.recorder.record(|| Event::unaccounted(untold));
+    }
     // Whoever needs one takes the last.
     let best = best.into_sorted_vec().into_iter().rev();
     let spared =
@@ -195,6 +211,27 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
     let spared = spared.collect();
     let before = std::mem::replace(&mut *shared.spared.lock(), spared);
     drop(before); // With the lock given back.
+}
+
+// === Untold ===
+
+impl Untold {
+    /// Whether it has been so for as long as a first request may take, with `untold` connections
+    /// now. Said once, and never where some connection `is_told` of its requests.
+    fn is_worth_a_word(&self, now: u64, after: u64, is_told: bool, untold: usize) -> bool {
+        if self.is_settled.load(Relaxed) {
+            return false;
+        }
+        let since = self.since.load(Relaxed);
+        if since == 0 && untold > 0 {
+            self.since.store(now.saturating_add(1), Relaxed);
+        }
+        let is_due = since > 0 && untold > 0 && now.saturating_sub(since - 1) >= after;
+        if is_told || is_due {
+            self.is_settled.store(true, Relaxed);
+        }
+        is_due && !is_told
+    }
 }
 
 // === Candidate ===

@@ -109,6 +109,7 @@ fn is_gone(guard: &ConnGuard) {
     assert_eq!(guard.shared().registry.kept(), (0, 0));
     assert_eq!(guard.shared().open.load(Relaxed), 0);
     assert_eq!(guard.shared().going.load(Relaxed), 0);
+    assert_eq!((guard.shared().totals.streams(), guard.shared().totals.upgraded()), (0, 0));
     let snapshot = guard.snapshot();
     assert_eq!((snapshot.open, snapshot.going, snapshot.distinct_clients), (0, 0, 0));
 }
@@ -215,11 +216,74 @@ async fn a_later_head_is_reset_within_its_time_and_two_looks() {
     let mut pair = connect(&guard);
     serve_once(&mut pair, false).await;
     tokio::time::sleep(2 * TICK).await;
+    // It did not begin as HTTP/1 in plain text, but with the `r` of `serve_once`.
     pair.client.write_all(b"G").await.unwrap();
     let (after, result) = ends(&mut pair.server).await;
     assert!((10 * SECOND..=10 * SECOND + 2 * TICK).contains(&after), "{after:?}");
     assert_eq!(violation(&result.unwrap_err()).reason, Reason::SlowHead);
     assert!(pair.reset.load(Relaxed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_began_a_head_of_http1_is_answered_408_and_finished() {
+    for later in [false, true] {
+        let (guard, journal) = guard(ConnGuard::builder());
+        let mut pair = connect(&guard);
+        pair.client.write_all(b"GET /").await.unwrap();
+        if later {
+            pair.server.read_exact(&mut [0; 5]).await.unwrap();
+            serve_once(&mut pair, false).await;
+            tokio::time::sleep(2 * TICK).await;
+            pair.client.write_all(b"GET /").await.unwrap();
+        }
+        let Pair { mut server, mut client, reset, .. } = pair;
+        let (after, result) = ends(&mut server).await;
+        assert!((10 * SECOND..=10 * SECOND + 2 * TICK).contains(&after), "{after:?}");
+        result.unwrap();
+        // Nothing of anybody else's comes after it.
+        assert_eq!(server.write(b"x").await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        server.shutdown().await.unwrap();
+        drop(server);
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 408 ") && answer.ends_with("\r\n\r\n"), "{answer}");
+        assert!(!reset.load(Relaxed));
+        let reason = if later { Reason::SlowHead } else { Reason::FirstRequest };
+        assert_eq!(journal.closed(), [Some(reason)]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_408_comes_into_an_answer_or_after_a_word_of_hyper_s_own() {
+    let (guard, _) = guard(ConnGuard::builder());
+    // Something was said before the first request was complete.
+    let mut pair = connect(&guard);
+    pair.client.write_all(b"GET /").await.unwrap();
+    pair.server.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+    ends(&mut pair.server).await.1.unwrap_err();
+    assert!(pair.reset.load(Relaxed));
+    // The end of the answer before is not taken yet.
+    let mut pair = connect(&guard);
+    pair.client.write_all(b"GET /").await.unwrap();
+    pair.server.read_exact(&mut [0; 5]).await.unwrap();
+    serve_once(&mut pair, false).await;
+    tokio::time::sleep(2 * TICK).await;
+    pair.client.write_all(b"GET /").await.unwrap();
+    pair.server.read_exact(&mut [0; 5]).await.unwrap();
+    timeout(SECOND, pair.server.write_all(&[b'x'; 2048])).await.unwrap_err();
+    let (_, result) = ends(&mut pair.server).await;
+    assert_eq!(violation(&result.unwrap_err()).reason, Reason::SlowHead);
+    assert!(pair.reset.load(Relaxed));
+    // Nor where whoever writes sees the verdict first.
+    let mut pair = connect(&guard);
+    pair.client.write_all(b"GET /").await.unwrap();
+    pair.server.read_exact(&mut [0; 5]).await.unwrap();
+    tokio::time::sleep(11 * SECOND).await;
+    pair.server.write(b"x").await.unwrap_err();
+    ends(&mut pair.server).await.1.unwrap_err();
+    pair.server.shutdown().await.unwrap_err();
+    drop(pair.server);
+    assert_eq!(pair.client.read(&mut [0]).await.unwrap(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -280,6 +344,24 @@ async fn a_stalled_write_is_reset_and_a_byte_in_time_is_no_stall() {
     assert!((70 * SECOND..=70 * SECOND + 2 * TICK).contains(&after), "{after:?}");
     assert_eq!(violation(&result.unwrap_err()).reason, Reason::WriteStall);
     assert!(reset.load(Relaxed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_was_given_up_is_no_stall() {
+    let (guard, journal) = guard(ConnGuard::builder());
+    let Pair { mut server, client: _client, .. } = connect(&guard);
+    drop(server.conn().begin_request(false));
+    server.conn().upgrade().unwrap();
+    timeout(SECOND, server.write_all(&[b'x'; 4096])).await.unwrap_err();
+    let given_up = Instant::now();
+    let (_, result) = ends(&mut server).await;
+    result.unwrap();
+    // From its last byte, a second before.
+    let after = given_up.elapsed();
+    assert!((299 * SECOND..=299 * SECOND + 2 * TICK).contains(&after), "{after:?}");
+    drop(server);
+    assert_eq!(journal.closed(), [Some(Reason::Idle)]);
+    is_gone(&guard);
 }
 
 #[tokio::test(start_paused = true)]
@@ -391,6 +473,27 @@ async fn without_accounting_whoever_sent_a_byte_is_taken_to_be_at_work() {
     assert_eq!(guard.snapshot().unaccounted, 2);
     drop(client);
     reader.await.unwrap().1.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_nobody_tells_of_requests_is_said_once_and_not_where_somebody_does() {
+    let journal = Journal::default();
+    let untold = ConnGuard::builder().metrics(journal.clone()).build().unwrap();
+    let (told, told_journal) = guard(ConnGuard::builder());
+    let mut pairs = [connect(&untold), connect(&untold), connect(&told)];
+    tokio::time::sleep(5 * SECOND).await;
+    assert_eq!(journal.unaccounted(), []);
+    for pair in &mut pairs {
+        pair.client.write_all(b"x").await.unwrap();
+        pair.server.read_exact(&mut [0]).await.unwrap();
+    }
+    tokio::time::sleep(9 * SECOND).await;
+    assert_eq!(journal.unaccounted(), []);
+    tokio::time::sleep(100 * SECOND).await;
+    assert_eq!(journal.unaccounted(), [2]);
+    assert_eq!(told_journal.unaccounted(), []);
+    drop(pairs);
+    is_gone(&untold);
 }
 
 #[tokio::test(start_paused = true)]
@@ -829,11 +932,11 @@ async fn a_network_at_its_share_costs_other_networks_nothing() {
     assert!(neighbours.iter().all(is_left));
     own.retain(is_left);
     // Where all of them work the newcomer is reset, and only he.
-    let _requests: Vec<_> = own.iter().map(|(io, _)| io.conn().begin_request(false)).collect();
+    let requests: Vec<_> = own.iter().map(|(io, _)| io.conn().begin_request(false)).collect();
     let refused = violation(&connect("192.0.2.88").err().unwrap());
     assert_eq!((refused.reason, refused.limit), (Reason::NetworkConnectionsFull, 6));
     connect("192.0.3.2").unwrap();
-    drop((own, neighbours));
+    drop((own, neighbours, requests));
     is_gone(&guard);
 }
 

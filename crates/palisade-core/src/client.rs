@@ -1,6 +1,6 @@
 //! Who is asking.
 
-use crate::ConnState;
+use crate::{ConnState, ConnTotals};
 use http::{Extensions, HeaderMap, Method, Request, Uri};
 use parking_lot::Mutex;
 use siphasher::{
@@ -184,6 +184,7 @@ pub struct ConnInfo {
     kept: u8,
     client_hash: u64,
     local: Option<Arc<SocketAddr>>,
+    totals: Option<Arc<ConnTotals>>,
     state: ConnState,
 }
 
@@ -200,8 +201,21 @@ impl ConnInfo {
             kept: prefix.kept(peer.ip()),
             client_hash: ClientKey::address(peer.ip(), prefix).hash,
             local: local.map(in_common),
+            totals: None,
             state: ConnState::default(),
         }
+    }
+
+    /// It is one of those that count together in `totals`. Defaults to counting alone.
+    pub fn within(mut self, totals: Arc<ConnTotals>) -> Self {
+        self.totals = Some(totals);
+        self
+    }
+
+    /// What it counts in, together with others.
+    #[inline]
+    pub fn totals(&self) -> Option<&Arc<ConnTotals>> {
+        self.totals.as_ref()
     }
 
     /// Counts up from 1 over all connections of this process.

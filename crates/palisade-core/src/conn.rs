@@ -1,8 +1,8 @@
 //! What the parts that see one connection tell each other: its socket, its requests, its guard.
 
 use crate::{
-    ConnInfo, Reason,
-    sync::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Mutex},
+    ConnInfo, Mode, Reason,
+    sync::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Mutex},
 };
 use std::{
     fmt,
@@ -18,6 +18,51 @@ const RESET: u8 = 0x80;
 /// The connection is gone: too late for a verdict. No reason has this number.
 const RETIRED: u8 = 0x7f;
 
+/// Of [`ConnState::flags`]: all requests are told of,
+const ACCOUNTED: u8 = 1;
+/// by a service that is there for this connection alone,
+const OF_ITS_OWN: u8 = 2;
+/// it is, or carries, something else than HTTP,
+const UPGRADED: u8 = 4;
+/// which counts in the totals,
+const COUNTED: u8 = 8;
+/// until its socket is gone,
+const GONE: u8 = 16;
+/// a verdict was told of, in shadow mode;
+const SHADOWED: u8 = 32;
+/// its answers are sent, and what still comes is thrown away,
+const LINGERING: u8 = 64;
+/// for long enough.
+const LINGER_OVER: u8 = 128;
+
+/// Of [`ConnState::writing`]: bytes wait that the kernel does not take;
+const BLOCKED: u8 = 1;
+/// whoever writes was asked whether they still do.
+const ASKED: u8 = 2;
+
+/// Of [`ConnState::protocol`]: HTTP/1 by default,
+const HTTP2: u8 = 1;
+/// or HTTP/1 with a body whose end shows in that body alone.
+const UNMEASURED: u8 = 2;
+
+/// Of [`ConnState::lately`]: more was asked for of an answer;
+const POLLED: u8 = 1;
+/// a request with a body ended.
+const UPLOADED: u8 = 2;
+
+/// Three counts in [`ConnState::in_flight`], of 21 bits each: requests,
+const REQUEST: u64 = 1;
+/// those of them with a body,
+const UPLOAD: u64 = 1 << 21;
+/// and those of which more is ready than their client takes.
+const WAITING: u64 = 1 << 42;
+
+/// Beside the phase in [`ConnState::phase`].
+const WAS_ASKED: u8 = 0x80;
+
+/// A request that its client cancels so soon was not waited for.
+const EARLY_MILLIS: u32 = 1000;
+
 /// What a connection did so far, and what is to become of it.
 ///
 /// The socket counts bytes, the accounting layer counts requests, and neither looks at a clock:
@@ -28,26 +73,26 @@ pub struct ConnState {
     // Written by the socket.
     read: AtomicU64,
     written: AtomicU64,
-    write_blocked: AtomicBool,
-    lingering: AtomicBool,
+    writing: AtomicU8,
     // Written by the accounting layer.
-    accounted: AtomicBool,
-    upgraded: AtomicBool,
-    http2: AtomicBool,
+    protocol: AtomicU8,
+    in_flight: AtomicU64,
     requests: AtomicU32,
-    in_flight: AtomicU32,
     cancelled: AtomicU32,
+    early: AtomicU16,
+    /// What there was since the sweeper looked.
+    lately: AtomicU8,
     /// How far what was read, or will be, is of requests that began: the count of bytes when the
     /// latest one ended, or where its body ends at the earliest.
     read_by_requests: AtomicU64,
-    /// Where the body of the latest request ends shows in that body alone.
-    unmeasured: AtomicBool,
-    request_limit: AtomicU32,
     // Written by the guard.
     verdict: AtomicU8,
     closing: AtomicU8,
-    linger_over: AtomicBool,
     probe: AtomicBool,
+    // Written by all of them, and rarely.
+    flags: AtomicU8,
+    phase: AtomicU8,
+    stalled: AtomicU8,
     memory: SweeperMemory,
     /// Touched when the socket has nothing to give or to take, and by a verdict.
     wakers: Mutex<Wakers>,
@@ -75,9 +120,7 @@ struct SweeperMemory {
     read: AtomicU32,
     written: AtomicU32,
     written_blocked: AtomicU32,
-    stalled: AtomicU8,
-    phase: AtomicU8,
-    shadowed: AtomicBool,
+    mark: AtomicU32,
 }
 
 /// How a connection ends.
@@ -109,6 +152,9 @@ pub struct ConnSample {
     pub write_blocked: bool,
     /// For how many seconds it took none, as of the sweeper's latest look; up to 255.
     pub stalled: u8,
+    /// Whether they did when whoever writes was [asked](ConnState::ask_writer) about it, and
+    /// nothing was heard since.
+    pub asked: bool,
     /// Whether the answers are all sent and what the client still sends is thrown away.
     pub lingering: bool,
     /// Whether the accounting layer tells of the requests; if not, there seem to be none.
@@ -121,10 +167,18 @@ pub struct ConnSample {
     pub requests: u32,
     /// Requests whose response body has not ended.
     pub in_flight: u32,
+    /// Of these on HTTP/2, the answers of which more is ready than the client takes.
+    pub waiting: u32,
+    /// Whether any of those was asked for more since the latest look.
+    pub polled: bool,
+    /// Whether a request with a body is in flight on HTTP/2, or was since the latest look.
+    pub uploading: bool,
     /// Requests answered to the end.
     pub answered: u32,
     /// Requests that ended before their answer did.
     pub cancelled: u32,
+    /// Of these, the ones whose client did not wait for so much as a second; at most 65,535.
+    pub early: u16,
     /// Whether bytes came that are not of the latest request.
     pub more_was_read: bool,
     /// Whether more of the latest request's body is to come; answered or not, no other head can
@@ -137,6 +191,8 @@ pub struct ConnSample {
 pub struct ConnMemory {
     /// Its own number for the phase.
     pub phase: u8,
+    /// Whether whoever writes was asked about what waits.
+    pub asked: bool,
     /// Since when: the low half of the guard's milliseconds, enough for 24 days.
     pub since: u32,
     /// What must not change for the phase to be the same.
@@ -151,13 +207,28 @@ pub struct ConnMemory {
     pub written_blocked: u32,
     /// How many seconds ago that was, up to 255; 0 if none wait.
     pub stalled: u8,
+    /// Where the budget of bytes that bring no request on begins.
+    pub mark: u32,
 }
 
 /// One request, from its head to the end of its response body. Dropping it is that end.
 #[derive(Debug)]
 pub struct InFlight {
     conn: Arc<ConnInfo>,
-    answered: bool,
+    /// By the clock of the totals.
+    begun: u32,
+    stage: Stage,
+    is_upload: bool,
+    is_waiting: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Its response head is not here.
+    Handler,
+    /// It is, or there will be none that its client cancelled.
+    Responded,
+    Answered,
 }
 
 // === ConnState ===
@@ -175,24 +246,31 @@ impl ConnState {
     #[inline]
     pub fn add_written(&self, bytes: usize) {
         self.written.store(self.written.load(Relaxed).wrapping_add(bytes as u64), Relaxed);
-        if bytes > 0 && self.write_blocked.load(Relaxed) {
-            self.write_blocked.store(false, Relaxed);
+        if bytes > 0 && self.writing.load(Relaxed) != 0 {
+            self.writing.store(0, Relaxed);
         }
     }
 
     /// The kernel takes no more.
     pub fn set_write_blocked(&self) {
-        self.write_blocked.store(true, Relaxed);
+        self.writing.store(BLOCKED, Relaxed);
     }
 
     /// The answers are sent, and what still comes is thrown away.
     pub fn set_lingering(&self) {
-        self.lingering.store(true, Relaxed);
+        // It is of no request.
+        self.read_by_requests.store(self.read.load(Relaxed), Relaxed);
+        self.set(LINGERING);
     }
 
     /// Whether that was for long enough.
     pub fn is_linger_over(&self) -> bool {
-        self.linger_over.load(Acquire)
+        self.is_set(LINGER_OVER)
+    }
+
+    /// How many bytes were thrown away.
+    pub fn thrown_away(&self) -> u64 {
+        self.read.load(Relaxed).saturating_sub(self.read_by_requests.load(Relaxed))
     }
 
     /// What was decided, if anything.
@@ -224,22 +302,35 @@ impl ConnState {
 impl ConnState {
     /// From now on all requests are told of.
     pub fn set_accounted(&self) {
-        self.accounted.store(true, Relaxed);
+        if !self.is_accounted() {
+            self.set(ACCOUNTED);
+        }
+    }
+
+    /// The same, by a service that is there for this connection alone: any other that sees the
+    /// same requests is not to tell of them again.
+    pub fn set_accounted_by_its_own(&self) {
+        self.set(ACCOUNTED | OF_ITS_OWN);
+    }
+
+    /// Whether such a service tells of the requests.
+    pub fn is_accounted_by_its_own(&self) -> bool {
+        self.is_set(OF_ITS_OWN)
     }
 
     /// The connection is, or carries, something else than HTTP from now on.
     pub fn set_upgraded(&self) {
-        self.upgraded.store(true, Relaxed);
+        self.set(UPGRADED);
     }
 
     /// Whether it does.
     pub fn is_upgraded(&self) -> bool {
-        self.upgraded.load(Relaxed)
+        self.is_set(UPGRADED)
     }
 
     /// Whether requests are told of.
     pub fn is_accounted(&self) -> bool {
-        self.accounted.load(Relaxed)
+        self.is_set(ACCOUNTED)
     }
 
     /// Why the connection is to take no further request, if it is not.
@@ -251,11 +342,6 @@ impl ConnState {
 
 /// The guard's side.
 impl ConnState {
-    /// After `requests` requests the connection is [closing](Self::closing). Defaults to never.
-    pub fn limit_requests(&self, requests: u32) {
-        self.request_limit.store(requests, Relaxed);
-    }
-
     /// Lets it take no further request, because of `reason`, and wakes whoever waits for it: a
     /// server may have something to say about that. The first reason stands.
     pub fn close(&self, reason: Reason) {
@@ -285,8 +371,16 @@ impl ConnState {
 
     /// It has lingered for long enough.
     pub fn end_lingering(&self) {
-        self.linger_over.store(true, Release);
+        self.set(LINGER_OVER);
         self.wake();
+    }
+
+    /// Asks whoever writes whether they still do. Who does not get rid of a byte says so again;
+    /// of whoever gave a write up nothing is heard, and nothing waits.
+    pub fn ask_writer(&self) {
+        if self.writing.compare_exchange(BLOCKED, ASKED, Relaxed, Relaxed).is_ok() {
+            self.wake();
+        }
     }
 
     /// Asks the socket to look if its client is still there.
@@ -297,29 +391,46 @@ impl ConnState {
 
     /// Whether a verdict was only told of, in shadow mode; from now on it was.
     pub fn swap_shadowed(&self) -> bool {
-        self.memory.shadowed.swap(true, Relaxed)
+        self.set(SHADOWED) & SHADOWED != 0
+    }
+
+    /// Every count, as the sweeper sees it: what is since the latest look begins anew.
+    pub fn look(&self) -> ConnSample {
+        let sample = self.sample();
+        if self.lately.load(Relaxed) != 0 {
+            self.lately.store(0, Relaxed);
+        }
+        sample
     }
 
     /// Every count now.
     pub fn sample(&self) -> ConnSample {
+        let (flags, protocol) = (self.flags.load(Relaxed), self.protocol.load(Relaxed));
+        let (writing, in_flight) = (self.writing.load(Relaxed), self.in_flight.load(Relaxed));
+        let lately = self.lately.load(Relaxed);
+        let pending = count(in_flight, REQUEST);
         let read = self.read.load(Relaxed);
         let read_by_requests = self.read_by_requests.load(Relaxed);
-        let in_flight = self.in_flight.load(Relaxed);
         let (requests, cancelled) = (self.requests.load(Relaxed), self.cancelled.load(Relaxed));
         ConnSample {
             read,
             written: self.written.load(Relaxed),
-            write_blocked: self.write_blocked.load(Relaxed),
-            stalled: self.memory.stalled.load(Relaxed),
-            lingering: self.lingering.load(Relaxed),
-            accounted: self.accounted.load(Relaxed),
-            upgraded: self.upgraded.load(Relaxed),
-            http2: self.http2.load(Relaxed),
+            write_blocked: writing == BLOCKED,
+            asked: writing == ASKED,
+            stalled: self.stalled.load(Relaxed),
+            lingering: flags & LINGERING != 0,
+            accounted: flags & ACCOUNTED != 0,
+            upgraded: flags & UPGRADED != 0,
+            http2: protocol == HTTP2,
             requests,
-            in_flight,
-            answered: requests.saturating_sub(in_flight).saturating_sub(cancelled),
+            in_flight: pending,
+            waiting: count(in_flight, WAITING),
+            polled: lately & POLLED != 0,
+            uploading: count(in_flight, UPLOAD) > 0 || lately & UPLOADED != 0,
+            answered: requests.saturating_sub(pending).saturating_sub(cancelled),
             cancelled,
-            more_was_read: read > read_by_requests && !self.unmeasured.load(Relaxed),
+            early: self.early.load(Relaxed),
+            more_was_read: read > read_by_requests && protocol != UNMEASURED,
             body_left: read < read_by_requests,
         }
     }
@@ -327,29 +438,49 @@ impl ConnState {
     /// What the sweeper kept.
     pub fn memory(&self) -> ConnMemory {
         let kept = &self.memory;
+        let phase = self.phase.load(Relaxed);
         ConnMemory {
-            phase: kept.phase.load(Relaxed),
+            phase: phase & !WAS_ASKED,
+            asked: phase & WAS_ASKED != 0,
             since: kept.since.load(Relaxed),
             seen: kept.seen.load(Relaxed),
             read: kept.read.load(Relaxed),
             written: kept.written.load(Relaxed),
             blocked_since: kept.blocked_since.load(Relaxed),
             written_blocked: kept.written_blocked.load(Relaxed),
-            stalled: kept.stalled.load(Relaxed),
+            stalled: self.stalled.load(Relaxed),
+            mark: kept.mark.load(Relaxed),
         }
     }
 
     /// Keeps `memory`. For one sweeper only.
     pub fn remember(&self, memory: ConnMemory) {
         let kept = &self.memory;
-        kept.phase.store(memory.phase, Relaxed);
+        let asked = if memory.asked { WAS_ASKED } else { 0 };
+        self.phase.store(memory.phase | asked, Relaxed);
         kept.since.store(memory.since, Relaxed);
         kept.seen.store(memory.seen, Relaxed);
         kept.read.store(memory.read, Relaxed);
         kept.written.store(memory.written, Relaxed);
         kept.blocked_since.store(memory.blocked_since, Relaxed);
         kept.written_blocked.store(memory.written_blocked, Relaxed);
-        kept.stalled.store(memory.stalled, Relaxed);
+        self.stalled.store(memory.stalled, Relaxed);
+        kept.mark.store(memory.mark, Relaxed);
+    }
+
+    fn note(&self, what: u8) {
+        if self.lately.load(Relaxed) & what == 0 {
+            self.lately.fetch_or(what, Relaxed);
+        }
+    }
+
+    /// Returns what was set before.
+    fn set(&self, flags: u8) -> u8 {
+        self.flags.fetch_or(flags, AcqRel)
+    }
+
+    fn is_set(&self, flag: u8) -> bool {
+        self.flags.load(Acquire) & flag != 0
     }
 
     fn wake(&self) {
@@ -397,6 +528,11 @@ impl fmt::Debug for ConnState {
     }
 }
 
+/// One of the counts of [`ConnState::in_flight`].
+fn count(in_flight: u64, of: u64) -> u32 {
+    (in_flight / of) as u32 & (UPLOAD as u32 - 1)
+}
+
 /// 1 and up, so that 0 says nothing.
 fn code(reason: Reason) -> u8 {
     const { assert!(Reason::ALL.len() < RETIRED as usize) };
@@ -416,9 +552,8 @@ impl ConnInfo {
     /// is to be at the end of the response body.
     pub fn begin_request(self: &Arc<Self>, http2: bool) -> InFlight {
         let state = self.state();
-        state.http2.store(http2, Relaxed);
-        state.unmeasured.store(false, Relaxed);
-        state.in_flight.fetch_add(1, Relaxed);
+        state.protocol.store(if http2 { HTTP2 } else { 0 }, Relaxed);
+        state.in_flight.fetch_add(REQUEST, Relaxed);
         let requests = match state.requests.fetch_add(1, Relaxed).checked_add(1) {
             Some(requests) => requests,
             None => {
@@ -427,11 +562,51 @@ impl ConnInfo {
                 u32::MAX
             }
         };
-        let limit = state.request_limit.load(Relaxed);
-        if limit != 0 && requests >= limit {
-            state.close(Reason::MaxRequests);
+        let mut begun = 0;
+        if let Some(totals) = self.totals() {
+            totals.begin_stream();
+            begun = totals.time();
+            if totals.max_requests.is_some_and(|most| requests >= most) {
+                state.close(Reason::MaxRequests);
+            }
         }
-        InFlight { conn: self.clone(), answered: false }
+        let stage = Stage::Handler;
+        InFlight { conn: self.clone(), begun, stage, is_upload: false, is_waiting: false }
+    }
+
+    /// It is, or carries, something else than HTTP from now on, and counts as such until
+    /// [`Self::leave`].
+    ///
+    /// # Errors
+    ///
+    /// If more would do so than [may](crate::ConnTotals::max_upgraded): how many may, and how many would.
+    /// Then nothing has changed, unless the guard only tells.
+    pub fn upgrade(&self) -> Result<(), (u64, u64)> {
+        let Some(totals) = self.totals() else {
+            self.state().set_upgraded();
+            return Ok(());
+        };
+        if self.state().is_set(COUNTED) {
+            return Ok(());
+        }
+        let result = totals.begin_upgraded();
+        if result.is_err() && totals.settings.mode == Mode::Enforce {
+            totals.end_upgraded();
+            return result;
+        }
+        // Counted twice, or after the socket was gone: nobody else would count it off.
+        if self.state().set(UPGRADED | COUNTED) & (COUNTED | GONE) != 0 {
+            totals.end_upgraded();
+        }
+        result
+    }
+
+    /// Its socket is gone.
+    pub fn leave(&self) {
+        let counted = self.state().set(GONE) & (COUNTED | GONE) == COUNTED;
+        if counted && let Some(totals) = self.totals() {
+            totals.end_upgraded();
+        }
     }
 }
 
@@ -447,8 +622,10 @@ impl InFlight {
     /// if its end shows in the body alone. Call it before anything is answered.
     pub fn with_body(&self, length: Option<u64>) {
         let state = self.conn.state();
-        state.unmeasured.store(length.is_none(), Relaxed);
-        let Some(length) = length else { return };
+        let Some(length) = length else {
+            state.protocol.store(UNMEASURED, Relaxed);
+            return;
+        };
         let (read, by_others) = (state.read.load(Relaxed), state.read_by_requests.load(Relaxed));
         // At the most, all that came since the request before is of this body.
         let is_here = read.saturating_sub(by_others);
@@ -456,30 +633,80 @@ impl InFlight {
         state.read_by_requests.store(end, Relaxed);
     }
 
+    /// On HTTP/2, a body follows the head.
+    pub fn uploads(&mut self) {
+        if !std::mem::replace(&mut self.is_upload, true) {
+            self.conn.state().in_flight.fetch_add(UPLOAD, Relaxed);
+        }
+    }
+
+    /// The head of its answer is here, or there will be none for another reason than its client.
+    /// Without this it may count as cancelled [early](ConnSample::early).
+    pub fn responded(&mut self) {
+        self.stage = Stage::Responded;
+    }
+
+    /// On HTTP/2, whether more of its answer is ready than its client takes.
+    pub fn set_waiting(&mut self, is_waiting: bool) {
+        let state = self.conn.state();
+        match (self.is_waiting, is_waiting) {
+            (false, true) => _ = state.in_flight.fetch_add(WAITING, Relaxed),
+            (true, false) => _ = state.in_flight.fetch_sub(WAITING, Relaxed),
+            _ => {}
+        }
+        self.is_waiting = is_waiting;
+    }
+
+    /// On HTTP/2, its answer was asked for more. If that was ready it waits until it is asked
+    /// again.
+    pub fn polled(&mut self, is_ready: bool) {
+        self.conn.state().note(POLLED);
+        self.set_waiting(is_ready);
+    }
+
     /// Its answer was given to the end. Without this it counts as cancelled.
     pub fn answered(&mut self) {
-        self.answered = true;
+        self.stage = Stage::Answered;
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
         let state = self.conn.state();
-        if !self.answered {
+        // A handler that panics is not its client's doing.
+        if self.stage == Stage::Handler
+            && let Some(totals) = self.conn.totals()
+            && totals.time().wrapping_sub(self.begun) < EARLY_MILLIS
+            && !std::thread::panicking()
+        {
+            let _ = state.early.fetch_update(Relaxed, Relaxed, |early| early.checked_add(1));
+        }
+        if self.stage != Stage::Answered {
             state.cancelled.fetch_add(1, Relaxed);
         }
         let read = state.read.load(Relaxed);
         if read > state.read_by_requests.load(Relaxed) {
             state.read_by_requests.store(read, Relaxed);
         }
-        state.in_flight.fetch_sub(1, Relaxed);
+        let mut ended = REQUEST;
+        if self.is_upload {
+            state.note(UPLOADED);
+            ended += UPLOAD;
+        }
+        if self.is_waiting {
+            ended += WAITING;
+        }
+        state.in_flight.fetch_sub(ended, Relaxed);
+        if let Some(totals) = self.conn.totals() {
+            totals.end_stream();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Prefix;
+    use crate::{ConnTotals, Prefix};
     use std::{sync::atomic::AtomicUsize, task::Wake};
 
     #[derive(Default)]
@@ -493,6 +720,11 @@ mod tests {
 
     fn conn() -> Arc<ConnInfo> {
         Arc::new(ConnInfo::new(([127, 0, 0, 1], 1).into(), None, Prefix::default()))
+    }
+
+    fn conn_within(totals: ConnTotals) -> Arc<ConnInfo> {
+        let conn = ConnInfo::new(([127, 0, 0, 1], 1).into(), None, Prefix::default());
+        Arc::new(conn.within(Arc::new(totals)))
     }
 
     #[test]
@@ -622,8 +854,9 @@ mod tests {
 
     #[test]
     fn the_last_request_that_is_allowed_says_so() {
-        let conn = conn();
-        conn.state().limit_requests(2);
+        let mut totals = ConnTotals::default();
+        totals.max_requests = Some(2);
+        let conn = conn_within(totals);
         drop(conn.begin_request(false));
         assert_eq!(conn.state().closing(), None);
         drop(conn.begin_request(false));
@@ -648,5 +881,121 @@ mod tests {
         assert!(state.sample().write_blocked);
         state.add_written(1);
         assert!(!state.sample().write_blocked);
+    }
+
+    #[test]
+    fn whoever_still_writes_says_so_again_when_asked() {
+        let state = ConnState::default();
+        let counter = Arc::new(Counter::default());
+        state.ask_writer(); // Nobody does.
+        state.set_write_blocked();
+        state.park_writer(&counter.clone().into());
+        state.ask_writer();
+        assert!(!state.sample().write_blocked);
+        assert_eq!(counter.0.load(Relaxed), 1);
+        state.set_write_blocked();
+        assert!(state.sample().write_blocked);
+    }
+
+    #[test]
+    fn uploads_and_answers_that_wait_are_counted_while_they_are_in_flight() {
+        let conn = conn();
+        let state = conn.state();
+        let counts = || {
+            let sample = state.sample();
+            (sample.in_flight, sample.waiting, sample.uploading, sample.polled)
+        };
+        let (mut first, mut second) = (conn.begin_request(true), conn.begin_request(true));
+        first.uploads();
+        first.uploads();
+        assert_eq!(counts(), (2, 0, true, false));
+        second.set_waiting(true);
+        assert_eq!(counts(), (2, 1, true, false));
+        second.polled(true);
+        assert_eq!(counts(), (2, 1, true, true));
+        assert!(state.look().polled);
+        assert_eq!(counts(), (2, 1, true, false));
+        drop(first);
+        assert_eq!(counts(), (1, 1, true, false)); // Until the next look.
+        assert!(state.look().uploading);
+        assert_eq!(counts(), (1, 1, false, false));
+        second.polled(false);
+        assert_eq!(counts(), (1, 0, false, true));
+        second.polled(true);
+        drop(second);
+        assert_eq!(counts(), (0, 0, false, true));
+        assert_eq!(state.in_flight.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn only_who_does_not_wait_a_second_for_the_head_of_an_answer_cancels_early() {
+        let conn = conn_within(ConnTotals::default());
+        let totals = conn.totals().unwrap();
+        totals.set_time(u32::MAX - 500);
+        let (early, late) = (conn.begin_request(true), conn.begin_request(true));
+        let (mut headed, mut answered) = (conn.begin_request(true), conn.begin_request(true));
+        headed.responded();
+        answered.answered();
+        assert_eq!(totals.streams(), 4);
+        totals.set_time(498);
+        drop((early, headed, answered));
+        totals.set_time(499);
+        drop(late);
+        let sample = conn.state().sample();
+        assert_eq!((sample.early, sample.cancelled, sample.answered), (1, 3, 1));
+        assert_eq!(totals.streams(), 0);
+        conn.state().early.store(u16::MAX, Relaxed);
+        drop(conn.begin_request(true));
+        assert_eq!(conn.state().sample().early, u16::MAX);
+        let conn = conn_within(ConnTotals::default());
+        let panics = std::thread::spawn({
+            let conn = conn.clone();
+            move || {
+                let _request = conn.begin_request(true);
+                panic!("on purpose");
+            }
+        });
+        assert!(panics.join().is_err());
+        assert_eq!((conn.state().sample().early, conn.totals().unwrap().streams()), (0, 0));
+    }
+
+    #[test]
+    fn upgraded_connections_are_counted_until_they_are_gone_and_one_too_many_is_none() {
+        let mut totals = ConnTotals::default();
+        totals.max_upgraded = Some(1);
+        let totals = Arc::new(totals);
+        let conn = || {
+            let conn = ConnInfo::new(([127, 0, 0, 1], 1).into(), None, Prefix::default());
+            conn.within(totals.clone())
+        };
+        let (first, second) = (conn(), conn());
+        first.upgrade().unwrap();
+        first.upgrade().unwrap();
+        assert_eq!(totals.upgraded(), 1);
+        assert_eq!(second.upgrade(), Err((1, 2)));
+        assert!(!second.state().is_upgraded());
+        first.leave();
+        first.leave();
+        assert_eq!(totals.upgraded(), 0);
+        second.upgrade().unwrap();
+        second.leave();
+        // A tunnel whose connection is gone already.
+        second.upgrade().unwrap();
+        let gone = conn();
+        gone.leave();
+        gone.upgrade().unwrap();
+        assert_eq!(totals.upgraded(), 0);
+    }
+
+    #[test]
+    fn there_are_too_many_streams_from_one_more_than_may_be() {
+        let mut totals = ConnTotals::default();
+        totals.max_streams = Some(1);
+        let conn = conn_within(totals);
+        let totals = conn.totals().unwrap();
+        let _first = conn.begin_request(false);
+        assert_eq!(totals.over_streams(), None);
+        let _second = conn.begin_request(true);
+        assert_eq!(totals.over_streams(), Some((1, 2)));
     }
 }

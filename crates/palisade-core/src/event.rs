@@ -64,6 +64,13 @@ pub enum Event<'a> {
         /// Which one.
         conn: &'a ConnInfo,
     },
+    /// Clients have been sending for a while, and nobody tells the connection guard of a request:
+    /// most of its rules do nothing. Comes at most once for each guard.
+    #[non_exhaustive]
+    Unaccounted {
+        /// How many connections there are now of which nobody tells.
+        connections: usize,
+    },
     /// Somebody changed a limit while the server runs.
     #[non_exhaustive]
     LimitChanged {
@@ -82,6 +89,11 @@ impl Event<'_> {
 }
 
 impl<'a> Event<'a> {
+    /// Nobody tells of the requests of so many `connections`.
+    pub const fn unaccounted(connections: usize) -> Self {
+        Self::Unaccounted { connections }
+    }
+
     /// `conn` was let in.
     pub const fn opened(conn: &'a ConnInfo) -> Self {
         Self::Opened { conn }

@@ -6,7 +6,7 @@
 //! - What a guard says: [`Guard`], [`Reason`], [`Phase`], [`Mode`], [`Violation`], [`Rejection`].
 //! - Who hears it: [`Metrics`], [`Event`], [`Levels`], and a guard's handle on them, [`Recorder`].
 //! - Who is asking: [`ConnInfo`], [`ClientKey`], [`Network`], [`RequestHead`], [`KeyExtractor`].
-//! - What happens on a connection: [`ConnState`], [`InFlight`], [`ConnVerdict`].
+//! - What happens on a connection: [`ConnState`], [`InFlight`], [`ConnVerdict`], [`ConnTotals`].
 //! - What guards are made of: [`Settings`], [`GuardBody`], [`Answerer`], [`Answering`], [`Table`], [`Gcra`], [`Clock`], [`Pressure`].
 #![forbid(unsafe_code)]
 
@@ -24,6 +24,7 @@ mod rejection;
 mod settings;
 mod sync;
 mod table;
+mod totals;
 mod words;
 
 pub use answerer::{Answerer, Answering};
@@ -39,4 +40,5 @@ pub use pressure::Pressure;
 pub use rejection::{AnswerForm, Rejection, Violation};
 pub use settings::{OnReject, Settings};
 pub use table::{Occupancy, Table};
+pub use totals::ConnTotals;
 pub use words::{Guard, Mode, Phase, Reason};

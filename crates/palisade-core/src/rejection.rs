@@ -207,7 +207,9 @@ impl Rejection {
     /// A short text for people. Plain ASCII without `%`, so that it may stand in a header.
     pub fn message(&self) -> &'static str {
         match self.violation.reason {
-            Reason::Full | Reason::QueueFull | Reason::QueueTimeout => "server is busy",
+            Reason::Full | Reason::QueueFull | Reason::QueueTimeout | Reason::StreamsFull => {
+                "server is busy"
+            }
             Reason::Displaced => "server is busy, request body too slow",
             Reason::ClientFull => "too many requests at once",
             Reason::RateExceeded => "too many requests",
@@ -217,8 +219,11 @@ impl Rejection {
             Reason::TinyFrames => "body in too many small pieces",
             Reason::Deadline | Reason::TotalDeadline => "request took too long",
             Reason::Gap | Reason::Rate | Reason::BodyTotal => "body too slow",
-            // No request is refused for these: its connection is gone, or was never there.
-            Reason::ConnectionsFull | Reason::ConnectionDisplaced => "server has no place left",
+            // For what comes here no request is refused, except for an upgrade too many: its
+            // connection is gone, or was never there.
+            Reason::ConnectionsFull | Reason::ConnectionDisplaced | Reason::UpgradedFull => {
+                "server has no place left"
+            }
             Reason::ClientConnectionsFull | Reason::NetworkConnectionsFull | Reason::AcceptRate => {
                 "too many connections"
             }
@@ -229,6 +234,8 @@ impl Rejection {
                 "connection is due to close"
             }
             Reason::HungUp => "client hung up",
+            Reason::CancelledRequests => "too many requests cancelled",
+            Reason::NoProgress => "too much besides requests",
             Reason::HandshakesFull => "too many handshakes",
             Reason::Shutdown => "server shuts down",
         }

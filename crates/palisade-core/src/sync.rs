@@ -1,11 +1,11 @@
 //! What threads share. Under `cfg(palisade_loom)` the model checker's own, which it can see.
 
 #[cfg(palisade_loom)]
-pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 #[cfg(not(palisade_loom))]
 pub(crate) use parking_lot::Mutex;
 #[cfg(not(palisade_loom))]
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 
 /// As `parking_lot`'s: not poisoned by a panic, which ends a model anyway.
 #[cfg(palisade_loom)]

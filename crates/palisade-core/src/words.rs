@@ -116,6 +116,14 @@ closed_enum! {
         /// As many TLS handshakes are under way as may be, and this one is so for longest.
         /// Handshakes.
         HandshakesFull = "handshakes_full",
+        /// As many connections are upgraded as may be. Connections.
+        UpgradedFull = "upgraded_full",
+        /// As many requests are in flight on all connections as may be. Requests.
+        StreamsFull = "streams_full",
+        /// The client cancels most of its requests as soon as they begin. Requests.
+        CancelledRequests = "cancelled_requests",
+        /// The client sends too much that brings no request on. Bytes.
+        NoProgress = "no_progress",
         /// The server shuts down. Milliseconds since it was told to.
         Shutdown = "shutdown",
     }
@@ -136,12 +144,15 @@ impl Reason {
             | Self::ClientFull
             | Self::QueueFull
             | Self::Displaced
-            | Self::MaxRequests => "requests",
+            | Self::MaxRequests
+            | Self::StreamsFull
+            | Self::CancelledRequests => "requests",
             Self::ConnectionsFull
             | Self::ClientConnectionsFull
             | Self::NetworkConnectionsFull
             | Self::KeepAlivePerClient
-            | Self::ConnectionDisplaced => "connections",
+            | Self::ConnectionDisplaced
+            | Self::UpgradedFull => "connections",
             Self::QueueTimeout
             | Self::RateExceeded
             | Self::Deadline
@@ -157,7 +168,7 @@ impl Reason {
             | Self::WindowStall
             | Self::Shutdown => "milliseconds",
             Self::CostOverBurst => "cells",
-            Self::TooLarge => "bytes",
+            Self::TooLarge | Self::NoProgress => "bytes",
             Self::TinyFrames => "frames",
             Self::Rate => "bytes_per_second",
             Self::HandshakesFull => "handshakes",
@@ -198,6 +209,10 @@ impl Reason {
             Self::MaxRequests => "ConnGuard::builder().max_requests(requests)",
             Self::KeepAlivePerClient => "ConnGuard::builder().keep_alive_per_client(connections)",
             Self::HungUp => "ConnGuard::builder().probe(duration)",
+            Self::UpgradedFull => "ConnGuard::builder().max_upgraded(connections)",
+            Self::StreamsFull => "ConnGuard::builder().max_streams(requests)",
+            Self::CancelledRequests => "ConnGuard::builder().max_cancelled(requests)",
+            Self::NoProgress => "ConnGuard::builder().max_overhead(bytes)",
             Self::HandshakesFull => "Serve::max_handshakes(handshakes)",
             Self::Shutdown => "Serve::drain(duration)",
         }

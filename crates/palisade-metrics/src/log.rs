@@ -20,7 +20,8 @@ use tracing::field::display;
 /// | `suppressed` | how many lines of this reason and mode were left out since the last one |
 ///
 /// The level is `WARN`, and `INFO` in [`Mode::Shadow`] and for a limit that was changed
-/// (`guard`, `limit`, `suppressed`); the target is `palisade`. What a subscriber filters out
+/// (`guard`, `limit`, `suppressed`); the target is `palisade`. A line with `guard` and
+/// `connections` says, once, that nobody tells the connection guard of requests. What a subscriber filters out
 /// counts as written.
 ///
 /// No line has text that a peer wrote: no path, no header, no host, so there is nothing to
@@ -164,6 +165,14 @@ impl Metrics for Log {
                 self.ended("connection ended", violation, mode, Some(conn));
             }
             Event::LimitChanged { guard, limit, .. } => self.limit_changed(guard, limit),
+            // Comes once.
+            Event::Unaccounted { connections, .. } => tracing::warn!(
+                target: "palisade",
+                guard = Guard::Connection.as_str(),
+                connections,
+                "nobody tells the connection guard of requests, so most of its rules do nothing: \
+                 serve `connected(app)`, or put `guard.accounting()` around everything"
+            ),
             _ => {}
         }
     }
@@ -305,6 +314,17 @@ mod tests {
         // A request refused and a body cut for one reason share its lines.
         enforce.cut(Guard::ConcurrencyLimit, Reason::Full, Phase::RequestBody);
         assert_eq!(lines.suppressed(), [0; 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn that_nobody_tells_of_requests_is_a_warning() {
+        let (lines, _guard) = listen();
+        Log::new().record(&Event::unaccounted(7));
+        let written = lines.take();
+        let [(Level::WARN, fields)] = &written[..] else { panic!("{written:?}") };
+        let of = |name| fields.0.get(name).map(String::as_str);
+        assert_eq!((of("guard"), of("connections")), (Some("connection"), Some("7")));
+        assert!(of("message").is_some_and(|text| text.contains("guard.accounting()")));
     }
 
     #[tokio::test(start_paused = true)]

@@ -79,6 +79,8 @@ const REFUSALS: &[(Guard, Reason)] = &[
     (Guard::ConcurrencyLimit, Reason::QueueFull),
     (Guard::ConcurrencyLimit, Reason::QueueTimeout),
     (Guard::ConcurrencyLimit, Reason::Displaced),
+    (Guard::Connection, Reason::UpgradedFull),
+    (Guard::Connection, Reason::StreamsFull),
 ];
 
 /// What guards cut bodies for.
@@ -116,6 +118,14 @@ const ENDINGS: &[(Guard, Reason, Phase)] = &[
     (Guard::Connection, Reason::Idle, Phase::Upgraded),
     (Guard::Connection, Reason::Idle, Phase::Writing),
     (Guard::Connection, Reason::WriteStall, Phase::Writing),
+    (Guard::Connection, Reason::WindowStall, Phase::Writing),
+    (Guard::Connection, Reason::CancelledRequests, Phase::Idle),
+    (Guard::Connection, Reason::CancelledRequests, Phase::Working),
+    (Guard::Connection, Reason::CancelledRequests, Phase::Writing),
+    (Guard::Connection, Reason::NoProgress, Phase::FirstHead),
+    (Guard::Connection, Reason::NoProgress, Phase::Idle),
+    (Guard::Connection, Reason::NoProgress, Phase::Working),
+    (Guard::Connection, Reason::NoProgress, Phase::Writing),
     (Guard::Connection, Reason::MaxAge, Phase::NextHead),
     (Guard::Connection, Reason::MaxAge, Phase::Idle),
     (Guard::Connection, Reason::MaxAge, Phase::Working),

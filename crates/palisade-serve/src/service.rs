@@ -44,7 +44,7 @@ impl<S> ConnService<S> {
     pub(crate) fn new(conn: &Arc<ConnInfo>, service: S, http: &Http, is_http2: bool) -> Self {
         let once = Once { service: Some(service), is_http2, takes_connect: http.takes_connect };
         Self {
-            accounting: Accounting::of(conn.clone(), once),
+            accounting: Accounting::of(conn.clone(), once).cuts_streams(),
             #[cfg(feature = "axum")]
             peer: conn.peer(),
         }

@@ -19,6 +19,7 @@ struct Pages {
     disconnected: Mutex<Vec<(Violation, Mode)>>,
     opened: AtomicUsize,
     closed: Mutex<Vec<Option<Reason>>>,
+    unaccounted: Mutex<Vec<usize>>,
     levels: Mutex<Vec<Weak<dyn Levels>>>,
 }
 
@@ -56,6 +57,11 @@ impl Journal {
     /// Why each connection that is gone was ended.
     pub fn closed(&self) -> Vec<Option<Reason>> {
         self.0.closed.lock().clone()
+    }
+
+    /// How many connections each word was about that nobody tells of their requests.
+    pub fn unaccounted(&self) -> Vec<usize> {
+        self.0.unaccounted.lock().clone()
     }
 
     /// Every change of a limit so far.
@@ -105,6 +111,9 @@ impl Metrics for Journal {
             }
             Event::LimitChanged { guard, limit, .. } => {
                 self.0.limits.lock().push((*guard, *limit));
+            }
+            Event::Unaccounted { connections, .. } => {
+                self.0.unaccounted.lock().push(*connections);
             }
             _ => {}
         }

@@ -1,0 +1,175 @@
+//! T15: HTTP/2 by which a client makes work and asks for nothing, under stock `axum::serve`:
+//! requests cancelled as soon as they begin, however slowly, and frames that bring no request on.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod guarded;
+
+use axum::{Router, extract::DefaultBodyLimit, routing::post};
+use bytes::Bytes;
+use guarded::{Neighbour, SECOND, all_gone, app, cut, h2, serve};
+use http_body_util::Full;
+use palisade::conn::{ConnGuard, ConnGuardBuilder};
+use palisade_core::Reason;
+use palisade_testkit::{
+    Journal,
+    clients::{self, RawClient, until},
+    servers::Server,
+};
+use std::{net::Ipv4Addr, time::Duration};
+use tokio::{
+    io::AsyncWriteExt,
+    time::{Instant, sleep},
+};
+
+const CANCEL: [u8; 4] = [0, 0, 0, 8];
+
+async fn guarded(
+    rules: impl FnOnce(ConnGuardBuilder) -> ConnGuardBuilder,
+) -> (ConnGuard, Journal, Server) {
+    let journal = Journal::default();
+    let guard = rules(ConnGuard::builder()).metrics(journal.clone()).build().unwrap();
+    let upload = |body: Bytes| async move { body.len().to_string() };
+    let upload = post(upload).layer(DefaultBodyLimit::disable());
+    let server = serve(&guard, app().merge(Router::new().route("/upload", upload))).await;
+    (guard, journal, server)
+}
+
+fn cancel(stream: u32) -> Vec<u8> {
+    h2::frame(h2::RST_STREAM, 0, stream, &CANCEL)
+}
+
+async fn ended_for(guard: &ConnGuard, journal: &Journal, reason: Reason) -> usize {
+    all_gone(guard).await;
+    journal.disconnected().iter().filter(|(ended, _)| ended.reason == reason).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_cancelled_at_once_however_slowly_end_the_connection() {
+    let (guard, journal, server) = guarded(|rules| rules).await;
+    let neighbour = Neighbour::of(server.addr);
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    client.send(h2::hello(65_535)).await.unwrap();
+    let mut asked = 0;
+    for stream in (1..).step_by(2) {
+        // Never more than one at a time, and never two without a pause.
+        if client.send(h2::get(stream, "/hang")).await.is_err() {
+            break;
+        }
+        sleep(Duration::from_millis(5)).await;
+        let _ = client.send(cancel(stream)).await;
+        asked += 1;
+        assert!(asked < 1000, "it goes on");
+    }
+    assert!(asked >= 200, "{asked}");
+    neighbour.was_served().await;
+    drop(client);
+    assert_eq!(ended_for(&guard, &journal, Reason::CancelledRequests).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_that_is_left_and_deadlines_that_pass_are_no_abuse() {
+    let (guard, journal, server) = guarded(|rules| rules).await;
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    client.send(h2::hello(65_535)).await.unwrap();
+    let streams = |from: u32| (from..from + 200).step_by(2);
+    let ask = |from| streams(from).flat_map(|stream| h2::get(stream, "/hang")).collect::<Vec<_>>();
+    let stop = |from| streams(from).flat_map(cancel).collect::<Vec<_>>();
+    let at_work = || guard.snapshot().in_flight;
+    // A hundred at once.
+    client.send(ask(1)).await.unwrap();
+    until("they are at work", || at_work() == 100).await;
+    client.send(stop(1)).await.unwrap();
+    until("they are cancelled", || at_work() == 0).await;
+    // And three times a hundred that were waited for.
+    for from in [201, 401, 601] {
+        client.send(ask(from)).await.unwrap();
+        until("they are at work", || at_work() == 100).await;
+        sleep(SECOND + SECOND / 10).await;
+        client.send(stop(from)).await.unwrap();
+        until("they are cancelled", || at_work() == 0).await;
+    }
+    sleep(SECOND / 2).await;
+    assert!(journal.disconnected().is_empty(), "{:?}", journal.disconnected());
+    client.send(h2::get(801, "/")).await.unwrap();
+    assert_eq!(h2::next(&mut client.stream, h2::DATA, 801).await, b"served");
+    drop(client);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frames_that_bring_no_request_on_end_the_connection() {
+    let (guard, journal, server) = guarded(|rules| rules).await;
+    let neighbour = Neighbour::of(server.addr);
+    let floods = [
+        ("PING", h2::frame(h2::PING, 0, 0, &[0; 8])),
+        ("SETTINGS", h2::frame(h2::SETTINGS, 0, 0, &[])),
+        ("PRIORITY", h2::frame(2, 0, 1, &[0, 0, 0, 3, 7])),
+        ("WINDOW_UPDATE", h2::open(0, 1)),
+        ("unknown", h2::frame(0x2a, 0, 0, &[0; 16])),
+    ];
+    for (name, frame) in floods {
+        for asks in [false, true] {
+            let mut client = RawClient::connect(server.addr).await.unwrap();
+            let ask = if asks { h2::get(1, "/hang") } else { Vec::new() };
+            client.send([h2::hello(65_535), ask].concat()).await.unwrap();
+            let (mut read, mut write) = client.stream.into_split();
+            let reader =
+                tokio::spawn(
+                    async move { tokio::io::copy(&mut read, &mut tokio::io::sink()).await },
+                );
+            let flood = frame.repeat(1000);
+            let started = Instant::now();
+            while write.write_all(&flood).await.is_ok() {
+                assert!(started.elapsed() < 3 * SECOND, "{name} goes on");
+            }
+            let _ = reader.await.unwrap();
+        }
+    }
+    neighbour.was_served().await;
+    let ended = ended_for(&guard, &journal, Reason::NoProgress).await;
+    // h2 itself ends the one or other.
+    assert!(ended >= 6, "{ended}: {:?}", journal.disconnected());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uploads_downloads_and_many_requests_are_progress() {
+    let (guard, journal, server) = guarded(|rules| rules.max_overhead(16 * 1024)).await;
+    let from = Ipv4Addr::LOCALHOST;
+    let mut client = clients::http2::<Full<Bytes>>(from, server.addr).await.unwrap();
+    let ask = |path: &str, body: Vec<u8>| {
+        let method = if body.is_empty() { "GET" } else { "POST" };
+        let uri = format!("http://{}{path}", server.addr);
+        http::Request::builder().method(method).uri(uri).body(Full::new(body.into())).unwrap()
+    };
+    for length in [1, 16 << 20] {
+        let answer = client.send_request(ask("/upload", vec![b'x'; length])).await.unwrap();
+        let answer = clients::whole(answer).await.unwrap();
+        assert_eq!(answer.body(), &length.to_string());
+    }
+    for _ in 0..2000 {
+        let answer = client.send_request(ask("/", Vec::new())).await.unwrap();
+        assert_eq!(clients::whole(answer).await.unwrap().body(), "served");
+    }
+    // 64 MiB of an answer, acknowledged all the while.
+    use http_body_util::BodyExt;
+    let mut endless = client.send_request(ask("/endless", Vec::new())).await.unwrap();
+    let mut got = 0;
+    while got < 64 << 20 {
+        got += endless.frame().await.unwrap().unwrap().into_data().unwrap().len();
+    }
+    drop((endless, client));
+    all_gone(&guard).await;
+    assert!(journal.disconnected().is_empty(), "{:?}", journal.disconnected());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_before_the_first_request_is_not_let_be_until_its_deadline() {
+    let (guard, journal, server) = guarded(|rules| rules).await;
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    client.send(h2::hello(65_535)).await.unwrap();
+    let started = Instant::now();
+    let flood = h2::frame(0x2a, 0, 0, &[0; 1024]).repeat(100);
+    while client.send(&flood).await.is_ok() {}
+    assert!(started.elapsed() < 2 * SECOND, "{:?}", started.elapsed());
+    cut(&mut client).await;
+    assert_eq!(ended_for(&guard, &journal, Reason::NoProgress).await, 1);
+}
