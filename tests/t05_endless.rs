@@ -156,7 +156,7 @@ async fn who_pipelines_and_reads_nothing_is_served_no_more_than_the_kernel_takes
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_pipelines_and_reads_is_served_to_the_end() {
-    let (guard, journal) = guard(|rules| rules.no_max_requests());
+    let (guard, journal) = guard(ConnGuardBuilder::no_max_requests);
     let server = serve(&guard, app()).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
     for _ in 0..20 {
