@@ -8,8 +8,8 @@ use http::{
 };
 use http_body::{Body, Frame, SizeHint};
 use palisade_core::{
-    AnswerForm, ConnInfo, Guard, GuardBody, InFlight, Mode, Phase, Reason, Rejection, Violation,
-    linger,
+    AnswerForm, ConnInfo, Event, Guard, GuardBody, InFlight, Mode, Phase, Reason, Rejection,
+    Violation, linger,
 };
 use pin_project_lite::pin_project;
 use std::{
@@ -249,6 +249,10 @@ impl Account {
         let is_http2 = request.version() == Version::HTTP_2;
         let is_http1 = request.version() <= Version::HTTP_11;
         let mut in_flight = conn.begin_request(is_http2);
+        // One in 64, and the first.
+        if conn.state().requests() % 64 == 1 {
+            look_for_proxy(conn, request.headers());
+        }
         if is_http1 {
             expect_body(&in_flight, request.headers());
         } else if !request.body().is_end_stream() {
@@ -336,6 +340,17 @@ fn expect_body(in_flight: &InFlight, headers: &HeaderMap) {
         in_flight.with_body(None);
     } else if let Some(length) = headers.get(CONTENT_LENGTH) {
         in_flight.with_body(length.to_str().ok().and_then(|length| length.parse().ok()));
+    }
+}
+
+/// Counts whether a proxy has forwarded the request, and says so if one seems to be before the
+/// server. It is the client's own word, which is why nothing but words follow from it.
+#[cold]
+fn look_for_proxy(conn: &ConnInfo, headers: &HeaderMap) {
+    let Some(totals) = conn.totals().filter(|totals| totals.peers_are_clients) else { return };
+    let names = ["forwarded", "x-forwarded-for", "x-real-ip"];
+    if let Some(percent) = totals.look(names.iter().any(|name| headers.contains_key(*name))) {
+        totals.settings.recorder.record(|| Event::forwarded(percent));
     }
 }
 

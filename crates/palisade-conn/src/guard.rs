@@ -109,6 +109,7 @@ impl ConnGuard {
         totals.max_requests = limits.max_requests.filter(|_| limits.mode == Mode::Enforce);
         totals.max_streams = Some(limits.max_streams);
         totals.max_upgraded = Some(limits.max_upgraded);
+        totals.peers_are_clients = limits.per_client.is_some() && limits.mode != Mode::Off;
         let shared = Arc::new(Shared {
             totals: Arc::new(totals),
             rates: limits.accept_rate.map(|_| Table::new(CLIENTS)),
@@ -272,6 +273,9 @@ impl Levels for Shared {
         visit(Level::Connections, self.open.load(Relaxed) as u64);
         visit(Level::ConnectionLimit, self.limits.connections as u64);
         visit(Level::ConnectionsOpened, self.opened());
+        if self.totals.peers_are_clients {
+            visit(Level::ForwardedPercent, self.totals.forwarded_percent().into());
+        }
         #[cfg(target_os = "linux")]
         self.sample_kernel(visit);
     }

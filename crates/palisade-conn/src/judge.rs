@@ -123,6 +123,9 @@ pub(crate) fn judge(
     let memory = watch(memory, clock, sample, when.now);
     let memory = watch_writes(memory, sample, when.now, limits.write_stall);
     let (mut memory, overhead) = watch_overhead(memory, sample, when.passed);
+    let window_for = if clock == Phase::Writing { since(memory.since, when.now) } else { 0 };
+    let stalled = blocked_for(&memory, when.now).max(window_for) / 1000;
+    memory.stalled = u8::try_from(stalled).unwrap_or(u8::MAX);
     let finding = find(limits, when, clock, sample, closing, &memory, overhead);
     // In good time before it is due: of a write that somebody gave up nothing waits.
     let due = blocked_for(&memory, when.now).saturating_add(limits.tick_millis());
@@ -186,7 +189,6 @@ fn watch_writes(mut memory: ConnMemory, sample: &ConnSample, now: u64, most: u64
         memory.blocked_since = 0;
         memory.asked = false;
     }
-    memory.stalled = u8::try_from(blocked_for(&memory, now) / 1000).unwrap_or(u8::MAX);
     memory
 }
 

@@ -328,6 +328,12 @@ impl ConnState {
         self.is_set(UPGRADED)
     }
 
+    /// Request heads so far.
+    #[inline]
+    pub fn requests(&self) -> u32 {
+        self.requests.load(Relaxed)
+    }
+
     /// Whether requests are told of.
     pub fn is_accounted(&self) -> bool {
         self.is_set(ACCOUNTED)

@@ -71,6 +71,13 @@ pub enum Event<'a> {
         /// How many connections there are now of which nobody tells.
         connections: usize,
     },
+    /// Nine in ten requests say that a proxy forwarded them, and each peer counts as a client: all
+    /// clients of that proxy share what one may have. Comes at most once for each guard.
+    #[non_exhaustive]
+    Forwarded {
+        /// How many of a hundred say so.
+        percent: u32,
+    },
     /// Somebody changed a limit while the server runs.
     #[non_exhaustive]
     LimitChanged {
@@ -89,6 +96,11 @@ impl Event<'_> {
 }
 
 impl<'a> Event<'a> {
+    /// So many of a hundred requests were forwarded by a proxy that counts as one client.
+    pub const fn forwarded(percent: u32) -> Self {
+        Self::Forwarded { percent }
+    }
+
     /// Nobody tells of the requests of so many `connections`.
     pub const fn unaccounted(connections: usize) -> Self {
         Self::Unaccounted { connections }
@@ -176,6 +188,9 @@ pub enum Level {
     ConnectionLimit,
     /// Connections let in since the start. Only grows.
     ConnectionsOpened,
+    /// How many of a hundred requests say that a proxy forwarded them, where each peer counts as a
+    /// client.
+    ForwardedPercent,
     /// Connections that wait in the kernel to be accepted now.
     AcceptQueue,
     /// How many may wait there; known of listeners that a guard bound itself.
@@ -202,6 +217,7 @@ impl Level {
         Self::Connections,
         Self::ConnectionLimit,
         Self::ConnectionsOpened,
+        Self::ForwardedPercent,
         Self::AcceptQueue,
         Self::AcceptQueueLimit,
         Self::ListenOverflows,

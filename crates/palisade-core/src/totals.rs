@@ -1,7 +1,12 @@
 //! What the connections of one guard have in common.
 
 use crate::Settings;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
+
+/// So many requests are looked at before anything is said of them.
+const LOOKED_AT: u32 = 128;
+/// Above this part of them, of a hundred, a proxy is before the server.
+const MOSTLY: u32 = 90;
 
 /// What all connections of one guard count together, and how much of it there may be.
 ///
@@ -17,9 +22,16 @@ pub struct ConnTotals {
     pub max_streams: Option<usize>,
     /// So many of them may be upgraded. Defaults to any number.
     pub max_upgraded: Option<usize>,
+    /// Each peer counts as a client, so that a proxy among them is to be found out.
+    /// Defaults to not.
+    pub peers_are_clients: bool,
     streams: AtomicUsize,
     upgraded: AtomicUsize,
     millis: AtomicU32,
+    looked_at: AtomicU32,
+    forwarded: AtomicU32,
+    forwarded_percent: AtomicU32,
+    is_proxy_told: AtomicBool,
 }
 
 impl ConnTotals {
@@ -45,6 +57,28 @@ impl ConnTotals {
         self.millis.store(millis, Relaxed);
     }
 
+    /// One request in some was looked at, and said that it was forwarded or not. Returns, once, how
+    /// many of a hundred do if that is more than nine in ten.
+    pub fn look(&self, is_forwarded: bool) -> Option<u32> {
+        let forwarded = self.forwarded.fetch_add(is_forwarded.into(), Relaxed);
+        if self.looked_at.fetch_add(1, Relaxed) != LOOKED_AT - 1 {
+            return None;
+        }
+        // Whoever counts between these two lines is forgotten, which does no harm.
+        self.looked_at.store(0, Relaxed);
+        self.forwarded.store(0, Relaxed);
+        let forwarded = forwarded.saturating_add(is_forwarded.into());
+        let percent = forwarded.min(LOOKED_AT) * 100 / LOOKED_AT;
+        self.forwarded_percent.store(percent, Relaxed);
+        (percent > MOSTLY && !self.is_proxy_told.swap(true, Relaxed)).then_some(percent)
+    }
+
+    /// How many of a hundred requests said that they were forwarded, of the latest that were
+    /// looked at.
+    pub fn forwarded_percent(&self) -> u32 {
+        self.forwarded_percent.load(Relaxed)
+    }
+
     pub(crate) fn time(&self) -> u32 {
         self.millis.load(Relaxed)
     }
@@ -68,5 +102,23 @@ impl ConnTotals {
 
     pub(crate) fn end_upgraded(&self) {
         self.upgraded.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxy_is_told_of_once_and_not_for_a_few() {
+        let totals = ConnTotals::default();
+        let round = |forwarded: u32| {
+            (0..LOOKED_AT).filter_map(|n| totals.look(n < forwarded)).collect::<Vec<_>>()
+        };
+        assert_eq!((round(0), totals.forwarded_percent()), (vec![], 0));
+        assert_eq!((round(115), totals.forwarded_percent()), (vec![], 89));
+        assert_eq!((round(117), totals.forwarded_percent()), (vec![91], 91));
+        assert_eq!((round(128), totals.forwarded_percent()), (vec![], 100));
+        assert_eq!((round(64), totals.forwarded_percent()), (vec![], 50));
     }
 }

@@ -166,6 +166,13 @@ impl Metrics for Log {
             }
             Event::LimitChanged { guard, limit, .. } => self.limit_changed(guard, limit),
             // Comes once.
+            Event::Forwarded { percent, .. } => tracing::warn!(
+                target: "palisade",
+                guard = Guard::Connection.as_str(),
+                percent,
+                "most requests come through a proxy, whose clients all count as one: choose \
+                 `Stack::behind_proxy()`, and for the connections `ConnGuardBuilder::behind_proxy()`"
+            ),
             Event::Unaccounted { connections, .. } => tracing::warn!(
                 target: "palisade",
                 guard = Guard::Connection.as_str(),

@@ -167,6 +167,10 @@ pub(crate) fn level_family(level: Level) -> Option<Family> {
         Level::ConnectionsOpened => {
             ("palisade_connections_opened_total", "Connections that a guard let in")
         }
+        Level::ForwardedPercent => (
+            "palisade_forwarded_percent",
+            "Of a hundred requests, those that a proxy forwarded; most of them: choose behind_proxy",
+        ),
         Level::AcceptQueue => {
             ("palisade_accept_queue", "Connections that wait in the kernel to be accepted")
         }

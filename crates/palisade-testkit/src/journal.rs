@@ -20,6 +20,7 @@ struct Pages {
     opened: AtomicUsize,
     closed: Mutex<Vec<Option<Reason>>>,
     unaccounted: Mutex<Vec<usize>>,
+    forwarded: Mutex<Vec<u32>>,
     levels: Mutex<Vec<Weak<dyn Levels>>>,
 }
 
@@ -57,6 +58,11 @@ impl Journal {
     /// Why each connection that is gone was ended.
     pub fn closed(&self) -> Vec<Option<Reason>> {
         self.0.closed.lock().clone()
+    }
+
+    /// How many of a hundred requests were forwarded, each time that this was said.
+    pub fn forwarded(&self) -> Vec<u32> {
+        self.0.forwarded.lock().clone()
     }
 
     /// How many connections each word was about that nobody tells of their requests.
@@ -112,6 +118,7 @@ impl Metrics for Journal {
             Event::LimitChanged { guard, limit, .. } => {
                 self.0.limits.lock().push((*guard, *limit));
             }
+            Event::Forwarded { percent, .. } => self.0.forwarded.lock().push(*percent),
             Event::Unaccounted { connections, .. } => {
                 self.0.unaccounted.lock().push(*connections);
             }
