@@ -161,6 +161,43 @@ async fn an_upgraded_connection_counts_and_has_its_own_silence() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_of_http2_is_an_upgrade_and_a_request_beside_it_is_a_request() {
+    let journal = Journal::default();
+    let builder = ConnGuard::builder().idle(SECOND / 2).upgraded_idle(2 * SECOND);
+    let guard = builder.max_upgraded(1).metrics(journal.clone()).build().unwrap();
+    let ws = |upgrade: WebSocketUpgrade| async {
+        upgrade.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
+    };
+    let server = serve(&guard, app().route("/ws", any(ws))).await;
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    client.send([h2::hello(65_535), h2::websocket(1, "/ws")].concat()).await.unwrap();
+    // :status 200 and 503, as HPACK has them.
+    assert_eq!(h2::next(&mut client.stream, h2::HEADERS, 1).await[0], 0x88);
+    until("it is upgraded", || guard.snapshot().at(Phase::Upgraded) == 1).await;
+    let mut second = RawClient::connect(server.addr).await.unwrap();
+    second.send([h2::hello(65_535), h2::websocket(1, "/ws")].concat()).await.unwrap();
+    assert_eq!(
+        h2::next(&mut second.stream, h2::HEADERS, 1).await[..5],
+        [0x48, 0x83, 0x6c, 0x0c, 0xff]
+    );
+    assert_eq!(guard.snapshot().upgraded, 1);
+    drop(second);
+    // Longer than HTTP may be idle, with nothing in flight and with a request.
+    sleep(SECOND).await;
+    client.send(h2::get(3, "/hang")).await.unwrap();
+    until("it is at work", || guard.snapshot().at(Phase::Working) == 1).await;
+    sleep(3 * SECOND).await;
+    client.send(h2::frame(h2::RST_STREAM, 0, 3, &[0, 0, 0, 8])).await.unwrap();
+    until("it is over", || guard.snapshot().at(Phase::Upgraded) == 1).await;
+    let (_, _, after) = cut(&mut client).await;
+    is_on_time(after, 2 * SECOND);
+    drop(client);
+    all_gone(&guard).await;
+    assert_eq!(journal.refused(), [(Guard::Connection, Reason::UpgradedFull)]);
+    assert_eq!(guard.snapshot().upgraded, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_upgrade_too_many_is_refused_in_good_order() {
     let journal = Journal::default();
     let guard = ConnGuard::builder().max_upgraded(1).metrics(journal.clone()).build().unwrap();

@@ -278,6 +278,27 @@ pub mod h2 {
         bytes
     }
 
+    /// A WebSocket at `path` on `stream` (RFC 8441).
+    pub fn websocket(stream: u32, path: &str) -> Vec<u8> {
+        // Literals: :method, then :scheme, :path and :authority, then two names of their own.
+        let literal = |text: &str| [&[text.len() as u8][..], text.as_bytes()].concat();
+        let block = [
+            vec![0x02],
+            literal("CONNECT"),
+            vec![0x86, 0x04],
+            literal(path),
+            vec![0x01],
+            literal("a"),
+            vec![0x00],
+            literal(":protocol"),
+            literal("websocket"),
+            vec![0x00],
+            literal("sec-websocket-version"),
+            literal("13"),
+        ];
+        frame(HEADERS, END_HEADERS, stream, &block.concat())
+    }
+
     /// `GET path` without a body on `stream`.
     pub fn get(stream: u32, path: &str) -> Vec<u8> {
         // :method GET, :scheme http, then :path and :authority as literals.

@@ -12,6 +12,9 @@ const OVERHEAD_PER_MILLI: u64 = 16;
 const OVERHEAD_PER_REQUEST: u64 = 16 * 1024;
 /// and by one for so many that are sent: a client acknowledges what it gets.
 const SENT_FOR_ONE: u64 = 8;
+/// When a body ends so much of it may still be on its way, because its client does not know yet
+/// that its request was answered: a window, and one for the connection.
+const OF_A_BODY: i32 = 2 << 20;
 /// A client that takes fewer bytes a second than this of a window stalls.
 const TAKEN_PER_SECOND: u64 = 500;
 
@@ -94,7 +97,7 @@ fn clock(sample: &ConnSample) -> Phase {
         if sample.read == 0 { Phase::FirstHead } else { Phase::Working }
     } else if sample.in_flight > 0 {
         // On HTTP/2 the socket does not say that a client has shut its window.
-        let all_wait = sample.http2 && sample.waiting >= sample.in_flight;
+        let all_wait = sample.http2 && !sample.upgraded && sample.waiting >= sample.in_flight;
         if all_wait { Phase::Writing } else { Phase::Working }
     } else if sample.requests == 0 {
         Phase::FirstHead
@@ -207,13 +210,18 @@ fn watch_overhead(mut memory: ConnMemory, sample: &ConnSample, passed: u64) -> (
     let paid = requests.wrapping_add(sample.written / SENT_FOR_ONE);
     // The low halves are enough: of what is between two looks.
     let position = (sample.read as u32).wrapping_sub(paid as u32);
-    let debt = (position.wrapping_sub(memory.mark) as i32).max(0) as u64;
-    let debt = match sample.uploading {
-        true => 0,
-        false => debt.saturating_sub(passed.saturating_mul(OVERHEAD_PER_MILLI)),
-    };
+    let mut debt = position.wrapping_sub(memory.mark) as i32;
+    if sample.uploading {
+        debt = -OF_A_BODY;
+    } else if debt > 0 {
+        let passed = i32::try_from(passed.saturating_mul(OVERHEAD_PER_MILLI)).unwrap_or(i32::MAX);
+        debt = (debt - passed).max(0);
+    } else {
+        // Nobody saves up more than what may be left of a body.
+        debt = debt.max(-OF_A_BODY);
+    }
     memory.mark = position.wrapping_sub(debt as u32);
-    (memory, debt)
+    (memory, debt.max(0) as u64)
 }
 
 fn find(
@@ -239,7 +247,7 @@ fn find(
     }
     if let Some(most) = limits.max_overhead.map(u64::from)
         && sample.accounted
-        && clock != Phase::Upgraded
+        && !sample.upgraded
         && (sample.http2 || sample.requests == 0)
         && overhead > most
     {
@@ -576,7 +584,7 @@ mod tests {
         // 16 a millisecond are free for ever, and 17 are not.
         let steady = |rate: u64| move |now| ConnSample { in_flight: 1, ..http2(now * rate) };
         assert_eq!(first_finding(1_000_000, steady(16)), None);
-        assert_eq!(ended(first_finding(1_000_000, steady(17))), reset(262_250));
+        assert_eq!(ended(first_finding(1_000_000, steady(17))), reset(263_250));
         // The acknowledgements of a download, and a request in each look.
         let acknowledges =
             |now| ConnSample { in_flight: 1, written: now * 8000, ..http2(now * 1000) };
@@ -587,6 +595,18 @@ mod tests {
         // An upload, and what comes besides it; on HTTP/1 there is nothing else.
         let uploads = |now| ConnSample { uploading: true, in_flight: 1, ..http2(now * 100_000) };
         assert_eq!(first_finding(100_000, uploads), None);
+        // What was on its way when the upload was refused, and more than that.
+        let tail = |most: u64| {
+            move |now: u64| ConnSample {
+                uploading: now == 0,
+                ..http2(1_000_000 + now.saturating_mul(8000).min(most))
+            }
+        };
+        assert_eq!(first_finding(10_000, tail(2 << 20)), None);
+        assert_eq!(ended(first_finding(10_000, tail(3 << 20))), reset(500));
+        // Beside a tunnel, too, there may be anything.
+        let tunnel = |now| ConnSample { upgraded: true, in_flight: 1, ..http2(now * 100_000) };
+        assert_eq!(first_finding(4000, tunnel), None);
         let http1 = |now| ConnSample { http2: false, in_flight: 1, ..http2(now * 100_000) };
         assert_eq!(first_finding(4000, http1), None);
         // Before the first request there is nothing else either.
@@ -617,6 +637,8 @@ mod tests {
         assert_eq!(first_finding(600_000, polled), None);
         let one_works = |_| ConnSample { waiting: 1, ..waiting(0, 0) };
         assert_eq!(first_finding(600_000, one_works), None);
+        let beside_a_tunnel = |_| ConnSample { upgraded: true, ..waiting(0, 0) };
+        assert_eq!(first_finding(600_000, beside_a_tunnel), None);
     }
 
     #[test]
