@@ -1,12 +1,12 @@
 //! The connection guard under tonic's own server: what T01, T03 and T04 say of axum holds there,
-//! and handlers know their peers. The bounds that [`harden`] sets, and tonic's services under
+//! and handlers know their peers. The bounds that `harden` sets, and tonic's services under
 //! `palisade::serve`.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;
 
-use guarded::{SECOND, SLACK, all_gone, cut, exchange, h2};
-use palisade::conn::{ConnGuard, ConnInfo, harden};
+use guarded::{SECOND, SLACK, all_gone, cut, exchange, h2, tonic_s_own};
+use palisade::conn::{ConnGuard, ConnInfo};
 use palisade_core::Reason;
 use palisade_testkit::{
     Journal,
@@ -154,20 +154,13 @@ fn calls(numbers: Range<u32>) -> Vec<u8> {
     numbers.flat_map(|n| h2::headers(2 * n + 1, 0, &fields)).collect()
 }
 
-/// tonic's own server over a guarded listener.
-async fn tonic_s_own(guard: &ConnGuard, is_hardened: bool, echo: impl Echo) -> Server {
-    let listener = guard.listen(servers::listener().await);
-    let addr = listener.local_addr().unwrap();
-    let server = transport::Server::builder();
-    let server = if is_hardened { harden(server) } else { server };
-    let router = server.layer(guard.accounting()).add_service(EchoServer::new(echo));
-    Server::new(addr, tokio::spawn(async { router.serve_with_incoming(listener).await.unwrap() }))
-}
-
 /// `palisade::serve`.
 async fn ours(guard: &ConnGuard, echo: impl Echo) -> Server {
-    let routes = tonic::service::Routes::new(EchoServer::new(echo));
-    guarded::hardened(guard, routes.into_axum_router()).await
+    guarded::hardened(guard, routes(echo)).await
+}
+
+fn routes(echo: impl Echo) -> axum::Router {
+    tonic::service::Routes::new(EchoServer::new(echo)).into_axum_router()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -177,7 +170,7 @@ async fn of_5000_streams_on_one_connection_at_most_100_start_a_handler() {
         let server = if is_ours {
             ours(&guard, counted.clone()).await
         } else {
-            tonic_s_own(&guard, true, counted.clone()).await
+            tonic_s_own(&guard, true, routes(counted.clone())).await
         };
         let mut neighbour = EchoClient::connect(server.url()).await.unwrap();
         let mut attacker = RawClient::connect(server.addr).await.unwrap();
@@ -206,7 +199,7 @@ async fn of_5000_streams_on_one_connection_at_most_100_start_a_handler() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_that_all_5000_do() {
     let (guard, counted) = (ConnGuard::default(), Counted::default());
-    let server = tonic_s_own(&guard, false, counted.clone()).await;
+    let server = tonic_s_own(&guard, false, routes(counted.clone())).await;
     let mut attacker = RawClient::connect(server.addr).await.unwrap();
     attacker.send([h2::hello(65_535), calls(0..5000)].concat()).await.unwrap();
     until("all are at work", || counted.at_work() == 5000).await;

@@ -10,19 +10,15 @@ use axum::{
     body::{Body, to_bytes},
     routing::{get, post},
 };
-use guarded::{Neighbour, SLACK, all_gone, exchange, h2, hardened, serve};
-use palisade::conn::{ConnGuard, ConnInfo, harden};
-use palisade_testkit::{
-    clients::{RawClient, until},
-    servers::{self, Server},
-};
+use guarded::{Neighbour, SLACK, all_gone, exchange, h2, hardened, serve, tonic_s_own};
+use palisade::conn::{ConnGuard, ConnInfo};
+use palisade_testkit::clients::{RawClient, until};
 use std::{
     collections::HashMap,
     future::pending,
     net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex},
 };
-use tonic::{service::Routes, transport};
 
 /// How many handlers were started for each client, and are at work.
 #[derive(Clone, Default)]
@@ -75,17 +71,6 @@ fn app(handlers: &Handlers) -> Router {
         .route("/hang", get(hang))
         .route("/keep", post(keep))
         .route("/read", post(read))
-}
-
-/// tonic's own server, hardened or not, with what HTTP/1 the neighbour needs.
-async fn tonic_s_own(guard: &ConnGuard, is_hardened: bool, app: Router) -> Server {
-    let listener = guard.listen(servers::listener().await);
-    let addr = listener.local_addr().unwrap();
-    let server = transport::Server::builder();
-    let server = if is_hardened { harden(server) } else { server };
-    let mut server = server.accept_http1(true).layer(guard.accounting());
-    let router = server.add_routes(Routes::from(app));
-    Server::new(addr, tokio::spawn(async { router.serve_with_incoming(listener).await.unwrap() }))
 }
 
 /// What is sent after the preface, why the connection ends, and how many handlers may have begun.

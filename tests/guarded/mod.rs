@@ -11,7 +11,7 @@ use axum::{Router, body::Body, routing::get};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http_body_util::Empty;
-use palisade::conn::{ConnGuard, connected};
+use palisade::conn::{ConnGuard, connected, harden};
 use palisade_testkit::{
     clients::{self, PATIENCE, RawClient, until},
     servers::{self, Server},
@@ -49,6 +49,17 @@ pub async fn hardened(guard: &ConnGuard, app: Router) -> Server {
     let serve = palisade::serve(guard.listen(servers::listener().await), app);
     let addr = serve.local_addr().unwrap();
     Server::new(addr, tokio::spawn(async move { serve.await.unwrap() }))
+}
+
+/// tonic's own server, hardened or not; HTTP/1 as well, for the neighbour.
+pub async fn tonic_s_own(guard: &ConnGuard, is_hardened: bool, app: Router) -> Server {
+    let listener = guard.listen(servers::listener().await);
+    let addr = listener.local_addr().unwrap();
+    let server = tonic::transport::Server::builder();
+    let server = if is_hardened { harden(server) } else { server };
+    let mut server = server.accept_http1(true).layer(guard.accounting());
+    let router = server.add_routes(tonic::service::Routes::from(app));
+    Server::new(addr, tokio::spawn(async { router.serve_with_incoming(listener).await.unwrap() }))
 }
 
 /// `/` is small, `/endless` never ends, `/hang` never answers.
@@ -244,18 +255,26 @@ pub mod h2 {
         frame
     }
 
+    /// The next frame.
+    pub async fn read(from: &mut (impl AsyncRead + Unpin)) -> Frame {
+        let read = async {
+            let mut head = [0; 9];
+            from.read_exact(&mut head).await.unwrap();
+            let [a, b, c, kind, flags, d, e, f, g] = head;
+            let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+            from.read_exact(&mut payload).await.unwrap();
+            Frame { kind, flags, stream: u32::from_be_bytes([d, e, f, g]), payload }
+        };
+        timeout(PATIENCE, read).await.unwrap()
+    }
+
     /// The next frame of this kind on this stream; others are passed over.
     pub async fn next(from: &mut (impl AsyncRead + Unpin), kind: u8, stream: u32) -> Vec<u8> {
         let next = async {
             loop {
-                let mut head = [0; 9];
-                from.read_exact(&mut head).await.unwrap();
-                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-                let mut payload = vec![0; length as usize];
-                from.read_exact(&mut payload).await.unwrap();
-                let of = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-                if (head[3], of) == (kind, stream) {
-                    return payload;
+                let frame = read(from).await;
+                if (frame.kind, frame.stream) == (kind, stream) {
+                    return frame.payload;
                 }
             }
         };

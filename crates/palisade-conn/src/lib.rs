@@ -105,6 +105,9 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! is lost, as with every server; clients repeat it. HTTP/2 that is to take no more requests, of
 //! its age or their number, goes once it was idle for 5 s, and a client that never is goes on.
 //!
+//! Behind an upload that no handler reads, and that has filled the socket, a client's end does not
+//! arrive: that he is gone is not seen, and his request lasts for as long as its handler does.
+//!
 //! A handler that answers and reads on in a task of its own is seen to be at work only where the
 //! request is HTTP/1 and says how long its body is; in chunks, or on HTTP/2, such an upload has the
 //! idle time from its answer on, and on HTTP/2 its bytes count as bringing no request on. While a

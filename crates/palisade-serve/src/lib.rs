@@ -53,6 +53,26 @@ palisade_serve::serve(listener, app).await
 //! `Transfer-Encoding`, of which the second holds and the connection ends. RFC 9112 (sections 2.2
 //! and 6.1) allows both; a proxy in front should not hand them on.
 //!
+//! # What one hostile connection can make the server keep
+//!
+//! By default settings, without TLS, in bytes as they are asked of the allocator:
+//!
+//! - HTTP/2: 18.1 MiB, and one piece of each of its responses as long as the app makes it: with
+//!   pieces of 64 KiB 24.3 MiB, of which 21.8 MiB were measured. That is, for each of the
+//!   [100 requests](HttpBuilder::max_concurrent_streams), a
+//!   [send buffer](HttpBuilder::max_send_buffer_size) of 64 KiB and 16 KiB over it, header fields
+//!   of [16 KiB](HttpBuilder::max_header_list_size), which weigh six times that where they are many
+//!   and short, and 4 KiB for its task; and once the [window](HttpBuilder::connection_window) of
+//!   256 KiB and as much for everything else.
+//! - HTTP/1: 160 KiB and one piece of the response: twice the
+//!   [buffer](HttpBuilder::max_buffer_size), and the [head](HttpBuilder::max_header_size). 70 KiB
+//!   were measured, and with pieces of 64 KiB 134 KiB.
+//!
+//! What handlers allocate comes on top, and what the kernel keeps for a socket. All of it is given
+//! back with the connection; whether the allocator gives it back to the system is another matter.
+//! Guard the number of requests at work as well, if all connections together must fit: 10,000 times
+//! 24 MiB fit nowhere.
+//!
 //! # What it takes
 //!
 //! A service that answers requests, made once and cloned for each: a `Router`, a `MethodRouter`, a

@@ -1,0 +1,250 @@
+//! T16 in bytes: what one hostile connection can make `palisade::serve` keep is no more than its
+//! docs say, and after a thousand of every kind all of it is given back.
+//!
+//! One test: the allocator counts for the whole process.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod guarded;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, WebSocketUpgrade},
+    routing::{any, get},
+};
+use bytes::Bytes;
+use futures_util::stream;
+use guarded::{Neighbour, SECOND, all_gone, h2, hardened};
+use palisade::conn::{ConnGuard, Phase};
+use palisade_testkit::{
+    alloc::CountingAllocator,
+    clients::{RawClient, until},
+    process::raise_file_limit,
+};
+use std::{
+    convert::Infallible,
+    future::pending,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator::new();
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+const STREAMS: usize = 100;
+
+/// What the crate docs of palisade-serve say, by default settings and without what the app gives:
+/// for each stream the send buffer, a piece, six times the header list, and its task; once the
+/// window of the connection and its buffers.
+const HTTP2: usize = STREAMS * (64 + 16 + 6 * 16 + 4) * KIB + 256 * KIB + 256 * KIB;
+/// And on HTTP/1 a buffer in each direction, and the head.
+const HTTP1: usize = (64 + 64 + 32) * KIB;
+
+/// `/64k` and `/1m` answer without end in pieces of that length, `/hang` never does; all keep their
+/// requests meanwhile.
+fn app(given: &Arc<AtomicUsize>) -> Router {
+    let endless = |length: usize| {
+        let given = Arc::clone(given);
+        async move |request: Request| {
+            let pieces = stream::repeat_with(move || {
+                let _kept = &request;
+                given.fetch_add(1, SeqCst);
+                Ok::<_, Infallible>(Bytes::from(vec![b'x'; length]))
+            });
+            Body::from_stream(pieces)
+        }
+    };
+    let hang = async |request: Request| {
+        pending::<()>().await;
+        drop(request);
+    };
+    let upgrade = async |upgrade: WebSocketUpgrade| {
+        upgrade.on_upgrade(async |mut socket| while let Some(Ok(_)) = socket.recv().await {})
+    };
+    Router::new()
+        .route("/", get("served"))
+        .route("/64k", any(endless(64 * KIB)))
+        .route("/1m", any(endless(MIB)))
+        .route("/hang", any(hang))
+        .route("/ws", get(upgrade))
+}
+
+type Fields = Vec<(String, String)>;
+
+/// Header fields as they weigh most: in few bytes, and in many names.
+fn one_large() -> Fields {
+    vec![("a".to_owned(), "b".repeat(14 * KIB))]
+}
+
+fn many_small() -> Fields {
+    (0..430).map(|n| (format!("a{n}"), String::new())).collect()
+}
+
+/// A hundred requests on one connection, and so much body on the first of them.
+fn requests(path: &str, fields: &Fields, body: usize) -> Vec<u8> {
+    let (method, scheme, host) = ((":method", "POST"), (":scheme", "http"), (":authority", "x"));
+    let mut all = vec![method, scheme, host, (":path", path)];
+    all.extend(fields.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    let heads = (0..STREAMS as u32).flat_map(|n| h2::headers(2 * n + 1, 0, &all));
+    let mut bytes: Vec<u8> = heads.collect();
+    bytes.extend(h2::frame(h2::DATA, 0, 1, &[0; 16_000]).repeat(body / 16_000));
+    bytes
+}
+
+/// An HTTP/1 request with a head of 32 KB, and a part of its body.
+fn request(path: &str) -> Vec<u8> {
+    let fields: String = (0..97).map(|n| format!("a{n}: {}\r\n", "b".repeat(320))).collect();
+    let head =
+        format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n{fields}\r\n");
+    [head.into_bytes(), vec![0; 60_000]].concat()
+}
+
+/// HTTP/2 up to where both know each other's settings.
+async fn http2(addr: SocketAddr, window: u32) -> RawClient {
+    let mut client = RawClient::connect(addr).await.unwrap();
+    client.send(h2::hello(window)).await.unwrap();
+    h2::next(&mut client.stream, h2::WINDOW_UPDATE, 0).await;
+    client.send(h2::frame(h2::SETTINGS, h2::ACK, 0, &[])).await.unwrap();
+    client
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_hostile_connections_cost_is_bounded_and_given_back() {
+    raise_file_limit();
+    let guard = ConnGuard::builder().max_connections(2000).probe(SECOND / 4).build().unwrap();
+    let given = Arc::new(AtomicUsize::new(0));
+    let server = hardened(&guard, app(&given)).await;
+    let addr = server.addr;
+    let neighbour = Neighbour::of(addr);
+    until("it is there", || guard.snapshot().open > 0).await;
+    let open = 0x7fff_ffff;
+    let over_http2 = [
+        ("pieces of 64 KiB", open, requests("/64k", &vec![], 0), HTTP2 + STREAMS * 64 * KIB),
+        ("a piece of 1 MiB", open, requests("/1m", &vec![], 0), HTTP2 + STREAMS * MIB),
+        ("windows shut", 0, requests("/64k", &one_large(), 0), HTTP2 + STREAMS * 64 * KIB),
+        ("large fields", 0, requests("/hang", &one_large(), 0), HTTP2),
+        ("many fields", 0, requests("/hang", &many_small(), 0), HTTP2),
+        ("uploads that nobody reads", 0, requests("/hang", &vec![], 256_000), HTTP2),
+        ("all of it", open, requests("/64k", &many_small(), 256_000), HTTP2 + STREAMS * 64 * KIB),
+    ];
+    let over_http1 = [
+        ("HTTP/1, pieces of 64 KiB", request("/64k"), HTTP1 + 64 * KIB),
+        ("HTTP/1, a piece of 1 MiB", request("/1m"), HTTP1 + MIB),
+        ("HTTP/1, an upload that nobody reads", request("/hang"), HTTP1),
+    ];
+
+    // Whatever is made once and kept is made in the first round.
+    costs_of(&guard, &given, vec![http2(addr, 0).await], &requests("/hang", &vec![], 0)).await;
+    let before = ALLOCATOR.live();
+    for (what, window, bytes, most) in &over_http2 {
+        let clients = vec![http2(addr, *window).await];
+        let kept = costs_of(&guard, &given, clients, bytes).await.saturating_sub(before);
+        println!("{what}: {} KiB of {} KiB", kept / KIB, most / KIB);
+        assert!(kept <= *most, "{what}: {kept} of {most}");
+    }
+    for (what, bytes, most) in &over_http1 {
+        // Many, because each costs so little.
+        let mut clients = Vec::new();
+        for _ in 0..STREAMS / 2 {
+            clients.push(RawClient::connect(addr).await.unwrap());
+        }
+        let kept = costs_of(&guard, &given, clients, bytes).await.saturating_sub(before);
+        let kept = kept / (STREAMS / 2);
+        println!("{what}: {} KiB of {} KiB", kept / KIB, most / KIB);
+        assert!(kept <= *most, "{what}: {kept} of {most}");
+    }
+
+    thousand(addr, &guard).await;
+    neighbour.was_served().await;
+    all_gone(&guard).await;
+    let back = || ALLOCATOR.live() <= before + MIB;
+    until("live bytes are back", back).await;
+}
+
+/// Each client sends `bytes` and reads nothing; how many bytes were live at the most. A hundred
+/// requests are at work then, or as many as there are clients.
+async fn costs_of(
+    guard: &ConnGuard,
+    given: &AtomicUsize,
+    mut clients: Vec<RawClient>,
+    bytes: &[u8],
+) -> usize {
+    let requests = if clients.len() == 1 { STREAMS } else { clients.len() } as u64;
+    let before = ALLOCATOR.reset_peak();
+    for client in &mut clients {
+        client.send(bytes).await.unwrap();
+    }
+    until("all are at work", || guard.snapshot().in_flight >= requests).await;
+    let mut last = (0, 0);
+    let full = || {
+        let now = given.load(SeqCst);
+        last = if now == last.0 { (now, last.1 + 1) } else { (now, 0) };
+        last.1 == 100
+    };
+    until("nothing more is taken of them", full).await;
+    assert!(guard.snapshot().in_flight >= requests, "nobody was let go");
+    let peak = ALLOCATOR.peak();
+    drop(clients);
+    // The neighbour has two.
+    until("they are gone", || guard.snapshot().open <= 2).await;
+    until("what they cost is back", || ALLOCATOR.live() <= before + MIB / 4).await;
+    peak
+}
+
+/// A thousand of ten kinds at once, and then all of them gone.
+async fn thousand(addr: SocketAddr, guard: &ConnGuard) {
+    let ten = |path: &str| -> Vec<u8> {
+        let streams = (0..10).map(|n| h2::get(2 * n + 1, path));
+        [h2::hello(0x7fff_ffff), streams.collect::<Vec<_>>().concat()].concat()
+    };
+    let upgrade = "GET /ws HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+        sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let kinds: [Vec<u8>; 10] = [
+        vec![],
+        b"GET / HTTP/1.1\r\nho".to_vec(),
+        b"PRI * HT".to_vec(),
+        [h2::hello(65_535), h2::frame(h2::HEADERS, 0, 1, &[0x82])].concat(),
+        b"GET /64k HTTP/1.1\r\nhost: x\r\n\r\n".to_vec(),
+        b"GET /hang HTTP/1.1\r\nhost: x\r\n\r\nG".to_vec(),
+        request("/hang"),
+        upgrade.into(),
+        ten("/64k"),
+        ten("/hang"),
+    ];
+    let mut clients = Vec::new();
+    for n in 0..1000 {
+        let from = Ipv4Addr::new(127, 1 + (n % 50) as u8, 0, 1);
+        let mut client = RawClient::connect_from(from, addr).await.unwrap();
+        client.send(&kinds[n % 10]).await.unwrap();
+        clients.push(client);
+    }
+    until("all are there", || {
+        let now = guard.snapshot();
+        now.open >= 1000 && now.in_flight >= 2300 && now.at(Phase::Upgraded) == 100
+    })
+    .await;
+    println!("a thousand: {} MiB live, {} MiB resident", ALLOCATOR.live() / MIB, resident() / MIB);
+    for (n, client) in clients.iter().enumerate() {
+        // Every other one by a reset.
+        if n / 10 % 2 == 0 {
+            client.stream.set_zero_linger().unwrap();
+        }
+    }
+    drop(clients);
+    until("they are gone", || guard.snapshot().open <= 2).await;
+    println!("gone: {} MiB live, {} MiB resident", ALLOCATOR.live() / MIB, resident() / MIB);
+}
+
+/// What the system has given to this process, where it says so.
+fn resident() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    text.split(' ')
+        .nth(1)
+        .and_then(|pages| pages.parse().ok())
+        .map_or(0, |pages: usize| pages * 4096)
+}

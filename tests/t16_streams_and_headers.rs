@@ -1,0 +1,130 @@
+//! T16: more requests on one connection than it may have, and as many as it may have with the
+//! largest headers and answers that are not taken. What that costs is in `t16_memory.rs`.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod guarded;
+
+use axum::{Router, routing::get};
+use guarded::{Neighbour, SECOND, SLACK, all_gone, app, h2, hardened, serve, tonic_s_own};
+use palisade::conn::{ConnGuard, Reason};
+use palisade_testkit::{
+    Journal,
+    clients::{RawClient, until},
+    servers::Server,
+};
+use std::sync::Arc;
+use tokio::{sync::Semaphore, time::Instant};
+
+const SERVERS: [&str; 3] = ["palisade::serve", "axum::serve", "tonic, hardened"];
+
+async fn by(server: &str, guard: &ConnGuard, app: Router) -> Server {
+    match server {
+        "palisade::serve" => hardened(guard, app).await,
+        "axum::serve" => serve(guard, app).await,
+        _ => tonic_s_own(guard, true, app).await,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_too_many_is_refused_and_the_others_are_served() {
+    for server in SERVERS {
+        let gate = Arc::new(Semaphore::new(0));
+        let closed = Arc::clone(&gate);
+        let wait = async move || {
+            closed.acquire().await.unwrap().forget();
+            "late"
+        };
+        let guard = ConnGuard::default();
+        let served = by(server, &guard, app().route("/gate", get(wait))).await;
+        let neighbour = Neighbour::of(served.addr);
+        // hyper by itself allows 200.
+        let most = if server == "axum::serve" { 200 } else { 100 };
+        let mut client = RawClient::connect(served.addr).await.unwrap();
+        let streams = |numbers: std::ops::Range<u32>, path| {
+            numbers.flat_map(|n| h2::get(2 * n + 1, path)).collect::<Vec<_>>()
+        };
+        client.send([h2::hello(65_535), streams(0..most + 50, "/gate")].concat()).await.unwrap();
+        // One after the other, as they came.
+        for n in most..most + 50 {
+            let refused = h2::next(&mut client.stream, h2::RST_STREAM, 2 * n + 1).await;
+            assert_eq!(refused, h2::REFUSED_STREAM.to_be_bytes(), "{server}");
+        }
+        until("all others wait", || guard.snapshot().in_flight >= most.into()).await;
+        assert!(guard.snapshot().in_flight <= u64::from(most) + 2, "{server}");
+        // All of them, in any order.
+        gate.add_permits(most as usize);
+        let mut served = 0;
+        while served < most {
+            let frame = h2::read(&mut client.stream).await;
+            assert_ne!(frame.kind, h2::RST_STREAM, "{server}");
+            served += u32::from(frame.kind == h2::DATA && frame.payload == b"late");
+        }
+        // There is room for others now.
+        client.send(streams(most + 50..most + 51, "/")).await.unwrap();
+        assert_eq!(h2::next(&mut client.stream, h2::DATA, 2 * most + 101).await, b"served");
+        drop(client);
+        neighbour.was_served().await;
+        all_gone(&guard).await;
+    }
+}
+
+/// A hundred requests for what never ends, each with 14 KB of headers.
+fn bomb(window: u32) -> Vec<u8> {
+    let large = "b".repeat(14 << 10);
+    let fields = [
+        (":method", "GET"),
+        (":scheme", "http"),
+        (":path", "/endless"),
+        (":authority", "x"),
+        ("a", &large),
+    ];
+    let streams = (0..100).flat_map(|n| h2::headers(2 * n + 1, h2::END_STREAM, &fields));
+    h2::hello(window).into_iter().chain(streams).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_hundred_streams_with_shut_windows_each_is_reset_in_time() {
+    let journal = Journal::default();
+    let guard = ConnGuard::builder().write_stall(SECOND).metrics(journal.clone()).build().unwrap();
+    let server = hardened(&guard, app()).await;
+    let neighbour = Neighbour::of(server.addr);
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    client.send(bomb(0)).await.unwrap();
+    until("all are at work", || guard.snapshot().in_flight >= 100).await;
+    let started = Instant::now();
+    let mut reset = 0;
+    while reset < 100 {
+        let frame = h2::read(&mut client.stream).await;
+        reset += u32::from(frame.code() == Some(h2::CANCEL));
+    }
+    // The heads of a hundred answers are more than 500 B/s for the last ten, who may have it twice.
+    assert!(started.elapsed() < 2 * SECOND + SLACK, "{:?}", started.elapsed());
+    assert_eq!(journal.cut().iter().filter(|cut| cut.1 == Reason::WindowStall).count(), 100);
+    // The connection goes on.
+    client.send([h2::get(201, "/"), h2::open(201, 100)].concat()).await.unwrap();
+    assert_eq!(h2::next(&mut client.stream, h2::DATA, 201).await, b"served");
+    drop(client);
+    neighbour.was_served().await;
+    all_gone(&guard).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_opens_all_windows_and_reads_nothing_is_reset_in_time() {
+    for server in SERVERS {
+        let journal = Journal::default();
+        let builder = ConnGuard::builder().write_stall(SECOND).metrics(journal.clone());
+        let guard = builder.build().unwrap();
+        let served = by(server, &guard, app()).await;
+        let neighbour = Neighbour::of(served.addr);
+        let mut client = RawClient::connect(served.addr).await.unwrap();
+        let started = Instant::now();
+        client.send(bomb(0x7fff_ffff)).await.unwrap();
+        until("all are at work", || guard.snapshot().in_flight >= 100).await;
+        let ended = || journal.closed().contains(&Some(Reason::WriteStall));
+        until("it is ended", ended).await;
+        assert!(started.elapsed() < SECOND + SLACK, "{server}: {:?}", started.elapsed());
+        neighbour.was_served().await;
+        all_gone(&guard).await;
+        drop(client);
+    }
+}
