@@ -1,6 +1,7 @@
 //! T15: floods of HTTP/2 frames that cost the client nothing: Rapid Reset, `MadeYouReset`,
 //! CONTINUATION, empty and tiny DATA, and frames that may not be. Each ends the connection at once,
-//! and only a few handlers are ever started.
+//! and only a few handlers are ever started. What HTTP/2 allows in any number the guard ends: it is
+//! in `t15_http2_abuse.rs` as well, with the honest clients that look like it.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;
@@ -10,15 +11,19 @@ use axum::{
     body::{Body, to_bytes},
     routing::{get, post},
 };
-use guarded::{Neighbour, SLACK, all_gone, exchange, h2, hardened, serve, tonic_s_own};
-use palisade::conn::{ConnGuard, ConnInfo};
-use palisade_testkit::clients::{RawClient, until};
+use guarded::{Neighbour, SECOND, SERVERS, SLACK, all_gone, by, exchange, h2, tonic_s_own};
+use palisade::conn::{ConnGuard, ConnInfo, Reason};
+use palisade_testkit::{
+    Journal,
+    clients::{RawClient, until},
+};
 use std::{
     collections::HashMap,
     future::pending,
     net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex},
 };
+use tokio::task::JoinSet;
 
 /// How many handlers were started for each client, and are at work.
 #[derive(Clone, Default)]
@@ -200,15 +205,11 @@ fn floods() -> Vec<Flood> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_flood_ends_at_once_and_starts_few_handlers() {
-    for server in ["palisade::serve", "axum::serve", "tonic, hardened"] {
+    for server in SERVERS {
         let guard = ConnGuard::default();
         let handlers = Handlers::default();
         let app = app(&handlers);
-        let served = match server {
-            "palisade::serve" => hardened(&guard, app).await,
-            "axum::serve" => serve(&guard, app).await,
-            _ => tonic_s_own(&guard, true, app).await,
-        };
+        let served = by(server, &guard, app).await;
         let neighbour = Neighbour::of(served.addr);
         let mut allowed = Vec::new();
         for (Flood { what, frames, ends, handlers: most }, n) in floods().into_iter().zip(0..) {
@@ -244,4 +245,90 @@ async fn tonic_as_it_is_lets_a_client_make_it_reset_any_number_of_streams() {
     assert_eq!(guard.snapshot().open, 1);
     drop(client);
     all_gone(&guard).await;
+}
+
+/// What HTTP/2 allows in any number, beside a request at work or not.
+fn without_end() -> Vec<(&'static str, Vec<u8>)> {
+    use h2::{GOAWAY, PING, PRIORITY, RST_STREAM, SETTINGS, frame};
+    let large = "b".repeat(17_000);
+    let refused = [(":method", "GET"), (":scheme", "http"), (":path", "/"), ("a", &large)];
+    vec![
+        ("PING", frame(PING, 0, 0, &[0; 8])),
+        ("answers to PING", frame(PING, h2::ACK, 0, &[0; 8])),
+        ("SETTINGS", frame(SETTINGS, 0, 0, &[])),
+        ("long SETTINGS", frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 255, 255].repeat(2000))),
+        ("PRIORITY", frame(PRIORITY, 0, 1, &[0, 0, 0, 3, 7])),
+        ("windows of a stream", h2::open(1, 1)),
+        ("frames of no kind", frame(0xfa, 0, 0, &[0; 1000])),
+        ("resets of what is gone", frame(RST_STREAM, 0, 1, &h2::CANCEL.to_be_bytes())),
+        ("GOAWAY", frame(GOAWAY, 0, 0, &[0; 8])),
+        // Answered 431 by the h2 crate itself, on a new stream each time.
+        (
+            "heads that are too large",
+            numbers(100)
+                .skip(1)
+                .flat_map(|stream| h2::headers(stream, h2::END_STREAM, &refused))
+                .collect(),
+        ),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_may_come_in_any_number_and_brings_nothing_on_ends_the_connection() {
+    for server in SERVERS {
+        let (journal, handlers) = (Journal::default(), Handlers::default());
+        let guard = ConnGuard::builder().metrics(journal.clone()).build().unwrap();
+        let served = by(server, &guard, app(&handlers)).await;
+        let neighbour = Neighbour::of(served.addr);
+        let mut floods = JoinSet::new();
+        for ((what, frames), n) in without_end().into_iter().zip(0..) {
+            let client = RawClient::connect_from(Ipv4Addr::new(127, 0, 2, n), served.addr).await;
+            let first = [h2::hello(65_535), h2::get(1, "/hang")].concat();
+            // Twice what is let be.
+            let rest = frames.repeat((512 << 10) / frames.len() + 1);
+            floods.spawn(async move {
+                let (_, after) = exchange(client.unwrap(), [first, rest].concat()).await;
+                assert!(after < 2 * SECOND + SLACK, "{what}, {server}: {after:?}");
+            });
+        }
+        floods.join_all().await;
+        neighbour.was_served().await;
+        all_gone(&guard).await;
+        until("their handlers are gone", || handlers.at_work() == 0).await;
+        let ended = journal.disconnected();
+        let ended = ended.iter().filter(|(ended, _)| ended.reason == Reason::NoProgress).count();
+        assert_eq!(ended, without_end().len(), "{server}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_are_cancelled_one_by_one_end_the_connection() {
+    for server in SERVERS {
+        let (journal, handlers) = (Journal::default(), Handlers::default());
+        let guard = ConnGuard::builder().metrics(journal.clone()).build().unwrap();
+        let served = by(server, &guard, app(&handlers)).await;
+        let neighbour = Neighbour::of(served.addr);
+        let from = Ipv4Addr::new(127, 0, 2, 1);
+        let mut client = RawClient::connect_from(from, served.addr).await.unwrap();
+        client.send(h2::hello(65_535)).await.unwrap();
+        let is_ended = || journal.closed().contains(&Some(Reason::CancelledRequests));
+        for (stream, asked) in numbers(10_000).zip(1..) {
+            let reset = h2::frame(h2::RST_STREAM, 0, stream, &h2::CANCEL.to_be_bytes());
+            // Each only when the handler of the one before was started.
+            let _ = client.send(h2::get(stream, "/hang")).await;
+            until("it is at work", || handlers.started(from) == asked || is_ended()).await;
+            let _ = client.send(reset).await;
+            if is_ended() {
+                break;
+            }
+        }
+        assert!(is_ended(), "{server}: it goes on");
+        let started = handlers.started(from);
+        // The sweeper looks four times a second.
+        assert!((200..5000).contains(&started), "{server}: {started}");
+        neighbour.was_served().await;
+        drop(client);
+        all_gone(&guard).await;
+        until("its handlers are gone", || handlers.at_work() == 0).await;
+    }
 }

@@ -4,26 +4,15 @@
 
 mod guarded;
 
-use axum::{Router, routing::get};
-use guarded::{Neighbour, SECOND, SLACK, all_gone, app, h2, hardened, serve, tonic_s_own};
+use axum::routing::get;
+use guarded::{Neighbour, SECOND, SERVERS, SLACK, all_gone, app, by, h2, hardened};
 use palisade::conn::{ConnGuard, Reason};
 use palisade_testkit::{
     Journal,
     clients::{RawClient, until},
-    servers::Server,
 };
 use std::sync::Arc;
 use tokio::{sync::Semaphore, time::Instant};
-
-const SERVERS: [&str; 3] = ["palisade::serve", "axum::serve", "tonic, hardened"];
-
-async fn by(server: &str, guard: &ConnGuard, app: Router) -> Server {
-    match server {
-        "palisade::serve" => hardened(guard, app).await,
-        "axum::serve" => serve(guard, app).await,
-        _ => tonic_s_own(guard, true, app).await,
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_too_many_is_refused_and_the_others_are_served() {

@@ -62,6 +62,18 @@ pub async fn tonic_s_own(guard: &ConnGuard, is_hardened: bool, app: Router) -> S
     Server::new(addr, tokio::spawn(async { router.serve_with_incoming(listener).await.unwrap() }))
 }
 
+/// The three that [`by`] knows.
+pub const SERVERS: [&str; 3] = ["palisade::serve", "axum::serve", "tonic, hardened"];
+
+/// By one of [`SERVERS`].
+pub async fn by(server: &str, guard: &ConnGuard, app: Router) -> Server {
+    match server {
+        "palisade::serve" => hardened(guard, app).await,
+        "axum::serve" => serve(guard, app).await,
+        _ => tonic_s_own(guard, true, app).await,
+    }
+}
+
 /// `/` is small, `/endless` never ends, `/hang` never answers.
 pub fn app() -> Router {
     let endless = || async {
