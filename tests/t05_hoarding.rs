@@ -72,7 +72,7 @@ async fn with_the_cap_full_of_hoarders_honest_newcomers_are_served() {
     until("the cap is full", || guard.snapshot().open >= CAP * 9 / 10).await;
     // Somebody who loaded a page before, and reads it.
     let mut reader = RawClient::connect(server.addr).await.unwrap();
-    for _ in 0..10 {
+    for _ in 0..40 {
         served(&mut reader).await;
     }
 

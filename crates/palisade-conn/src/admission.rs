@@ -3,7 +3,7 @@
 use crate::{
     Kill,
     guard::{Shared, Spared},
-    judge::{CLASSES, DID_SOMETHING, End, Rank, phase, spare},
+    judge::{CLASSES, DID_SOMETHING, End, Rank, is_newcomer, phase, spare},
     permit::Permit,
     registry::{Found, Share, Shares},
     sweeper::SPARED,
@@ -211,9 +211,11 @@ impl Shared {
     pub(crate) fn displace(&self, open: usize, newcomer: Newcomer) -> bool {
         let limit = self.limits.soft() as u64;
         let now = self.now();
+        let many = self.many_newcomers.load(Relaxed);
         while let Some(Spared { class, opened, conn }) = self.next_spared(newcomer) {
             let Some(conn) = conn.upgrade() else { continue };
-            if self.rank(&conn, now.saturating_sub(opened)).is_some_and(|(now, ..)| now <= class)
+            let rank = self.rank(&conn, now.saturating_sub(opened), many);
+            if rank.is_some_and(|(now, ..)| now <= class)
                 && self.end_displaced(&conn, limit, open as u64)
             {
                 return true;
@@ -238,8 +240,11 @@ impl Shared {
         let mut few = Vec::with_capacity(LOOKED_AT);
         self.registry.copy_few(turn, LOOKED_AT, &mut few);
         let aged = few.iter().map(|one| (&one.conn, now.saturating_sub(one.opened)));
+        let newcomers =
+            aged.clone().filter(|(conn, age)| is_newcomer(&conn.state().sample(), *age));
+        let many = 2 * newcomers.count() > few.len();
         let ranked = aged.filter(|(_, age)| *age >= at_least);
-        let ranked = ranked.filter_map(|(conn, age)| Some((self.rank(conn, age)?, conn)));
+        let ranked = ranked.filter_map(|(conn, age)| Some((self.rank(conn, age, many)?, conn)));
         let ranked = ranked.filter(|((class, ..), _)| newcomer.is_worth(*class));
         let best = ranked.min_by_key(|(rank, _)| *rank);
         best.is_some_and(|(_, conn)| self.end_displaced(conn, limit, open as u64))
@@ -258,12 +263,12 @@ impl Shared {
     }
 
     /// Its rank among those that can be spared; not if it is told to go already.
-    pub(crate) fn rank(&self, conn: &ConnInfo, age: u64) -> Option<Rank> {
+    pub(crate) fn rank(&self, conn: &ConnInfo, age: u64, many: bool) -> Option<Rank> {
         let state = conn.state();
         if state.verdict().is_some() {
             return None;
         }
-        let (class, work, oldest_first) = spare(&state.sample(), age)?;
+        let (class, work, oldest_first) = spare(&state.sample(), age, many)?;
         let is_reserved = self.is_reserved_for(conn);
         Some((if is_reserved { class + CLASSES } else { class }, work, oldest_first))
     }

@@ -55,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) errors: AcceptErrors,
     /// Who can be spared, the first to go last.
     pub(crate) spared: Mutex<Vec<Spared>>,
+    /// More than half of the connections had only just come when the sweeper looked last.
+    pub(crate) many_newcomers: AtomicBool,
     pub(crate) kills: Kills,
     pub(crate) open: AtomicUsize,
     /// Told to go and still here.
@@ -123,6 +125,7 @@ impl ConnGuard {
             untold: Untold::default(),
             errors: AcceptErrors::default(),
             spared: Mutex::default(),
+            many_newcomers: AtomicBool::new(false),
             kills: Kills::default(),
             open: AtomicUsize::new(0),
             going: AtomicUsize::new(0),
@@ -240,7 +243,9 @@ impl Shared {
 
     /// How hard it is going, 0 to 1.
     pub(crate) fn pressure(&self) -> f32 {
-        strain::of_connections(&self.limits, self.open.load(Relaxed)).max(self.pressed.get())
+        // Those who are told to go make room in a moment.
+        let open = self.open.load(Relaxed).saturating_sub(self.going.load(Relaxed));
+        strain::of_connections(&self.limits, open).max(self.pressed.get())
     }
 
     /// Milliseconds since the guard was made.

@@ -343,17 +343,26 @@ fn since(then: u32, now: u64) -> u64 {
 /// the other way round its age.
 pub(crate) type Rank = (u8, u64, u64);
 
+/// From this class on nobody is kept ready for sparing: by the time he is needed, others have come
+/// who can be spared more readily.
+pub(crate) const RELUCTANT: u8 = 4;
 /// So many classes there are.
 pub(crate) const CLASSES: u8 = 5;
 /// Those of idle connections that did something, and of newcomers who had no time to.
 pub(crate) const DID_SOMETHING: [u8; 2] = [2, 4];
 
-/// The rank of a connection of this age; `None` if it cannot be spared.
-pub(crate) fn spare(sample: &ConnSample, age: u64) -> Option<Rank> {
+/// Whether its first request may be on its way.
+pub(crate) fn is_newcomer(sample: &ConnSample, age: u64) -> bool {
+    age < NEWCOMER_MILLIS && phase(sample) == Phase::FirstHead
+}
+
+/// The rank of a connection of this age; `None` if it cannot be spared. Where there are `many`
+/// newcomers they are not spared before others.
+pub(crate) fn spare(sample: &ConnSample, age: u64, many: bool) -> Option<Rank> {
     let oldest_first = u64::MAX - age;
     match phase(sample) {
         Phase::Lingering => Some((0, 0, oldest_first)),
-        Phase::FirstHead if age < NEWCOMER_MILLIS => Some((4, LITTLE, oldest_first)),
+        Phase::FirstHead if !many && is_newcomer(sample, age) => Some((4, LITTLE, oldest_first)),
         Phase::FirstHead => Some((1, 0, oldest_first)),
         Phase::NextHead | Phase::Idle if sample.answered == 0 => Some((1, 0, oldest_first)),
         Phase::NextHead | Phase::Idle => {
@@ -465,7 +474,7 @@ mod tests {
             more_was_read: now > 100_000,
             ..sample()
         };
-        assert_eq!(spare(&uploading(90_000), 0), None);
+        assert_eq!(spare(&uploading(90_000), 0, false), None);
         let unprobed = Limits { probe: None, ..limits() };
         let found = first_finding_of(&unprobed, 200_000, uploading);
         assert_eq!(ended(found), Some((110_250, Reason::SlowHead, Ending::Reset)));
@@ -804,20 +813,23 @@ mod tests {
             (&busy, 9000),
             (&busy, 5),
         ];
-        let ranks = in_order.map(|(sample, age)| spare(sample, age).unwrap());
+        let ranks = in_order.map(|(sample, age)| spare(sample, age, false).unwrap());
         assert!(ranks.is_sorted_by(|a, b| a < b), "{ranks:?}");
         for kept in [working, taking, upgraded, untold] {
-            assert_eq!(spare(&kept, 9000), None);
+            assert_eq!(spare(&kept, 9000, false), None);
         }
         // After all of them, the one that has taken nothing for longest.
-        let stalled = |stalled| spare(&ConnSample { stalled, ..taking }, 9000);
+        // Among many of his kind a newcomer is one who did nothing.
+        assert_eq!(spare(&silent, 5, true).map(|(class, ..)| class), Some(1));
+        assert_eq!(spare(&busy, 5, true), spare(&busy, 5, false));
+        let stalled = |stalled| spare(&ConnSample { stalled, ..taking }, 9000, false);
         assert_eq!(stalled(STALLED - 1), None);
         assert!(
             stalled(STALLED) > Some(ranks[6])
                 && stalled(STALLED) < Some(ranks[7])
                 && stalled(30) < stalled(STALLED)
         );
-        assert_eq!(spare(&ConnSample { stalled: 30, ..working }, 9000), None);
+        assert_eq!(spare(&ConnSample { stalled: 30, ..working }, 9000, false), None);
     }
 
     #[test]
@@ -826,13 +838,16 @@ mod tests {
         // One in 3 s, of 200 bytes each, for a minute; seven of 20 KiB within a second, and a
         // single one.
         let (hoard, page, once) = (of(20, 4000), of(7, 140 * 1024), of(1, 200));
-        assert!(spare(&hoard, 60_000) < spare(&page, 30_000));
-        assert!(spare(&hoard, 60_000) < spare(&once, 2000));
-        assert!(spare(&once, 30_000) < spare(&hoard, 60_000));
+        assert!(spare(&hoard, 60_000, false) < spare(&page, 30_000, false));
+        assert!(spare(&hoard, 60_000, false) < spare(&once, 2000, false));
+        assert!(spare(&once, 30_000, false) < spare(&hoard, 60_000, false));
         // One who comes again and again with one request does not outlive who loaded a page, but
         // is gone after those of his kind who came before.
-        assert!(spare(&once, 5) < spare(&page, 20_000));
-        assert!(spare(&once, 1000) < spare(&once, 5) && spare(&hoard, 60_000) < spare(&once, 5));
+        assert!(spare(&once, 5, false) < spare(&page, 20_000, false));
+        assert!(
+            spare(&once, 1000, false) < spare(&once, 5, false)
+                && spare(&hoard, 60_000, false) < spare(&once, 5, false)
+        );
     }
 
     #[test]
@@ -849,7 +864,7 @@ mod tests {
         let (memory, _) = judge(&limits, when, &all, None, ConnMemory::default());
         let (_, _) = judge(&limits, When { now: 0, ..when }, &sample(), None, memory);
         let idle = ConnSample { answered: u32::MAX, ..all };
-        assert!(spare(&idle, 0) > spare(&idle, u64::MAX));
+        assert!(spare(&idle, 0, false) > spare(&idle, u64::MAX, false));
     }
 
     #[test]

@@ -51,8 +51,9 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! only lingers, then the oldest that has completed no request within 500 ms, then the idle one with
 //! the fewest answers and bytes for its age, if that is no more than one answer in 2 s; then, by a
 //! reset, the one whose client has taken nothing of what waits for him for longest, and for 4 s at
-//! least; then the oldest newcomer, and at last idle ones that did more. Never one that has a request
-//! in work, an answer that is being taken, or a quiet upgrade. The sweeper keeps 64 of them ready;
+//! least; then the oldest newcomer, and at last idle ones that did more. Where more than half of all
+//! are newcomers they do not go last but second. Never one that has a request in work, an answer that
+//! is being taken, or a quiet upgrade. The sweeper keeps 64 of them ready;
 //! where these are used up, 32 connections are looked at. Where none can be spared, what is left of
 //! the places is for clients who have fewer than four connections, and everybody else is reset; nor
 //! does a newcomer go, or an idle connection that did something, for whoever has four. So those who
@@ -73,9 +74,9 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! | nothing taken of what waits for the client | 30 s | 20 s | 10 s |
 //!
 //! What is set to less than the last column stays as it is. The pressure is that of the connections
-//! themselves, 0 where displacement begins and 1 at the cap, or the one that is
-//! [handed in](ConnGuardBuilder::pressure) if that is higher. It is looked at with each look of the
-//! sweeper, and holds for connections that are open already.
+//! themselves, 0 where displacement begins and 1 at the cap, without those that are told to go, or
+//! the one that is [handed in](ConnGuardBuilder::pressure) if that is higher. It is looked at with
+//! each look of the sweeper, and holds for connections that are open already.
 //!
 //! # Accounting
 //!

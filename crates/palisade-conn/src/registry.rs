@@ -184,21 +184,23 @@ impl Registry {
         }
     }
 
-    /// Appends the connections in `most` of all slots, other ones for every `turn`.
+    /// Appends `most` connections that are not told to go, or as many as [`SCANNED`] slots have,
+    /// other ones for every `turn`.
     pub(crate) fn copy_few(&self, turn: usize, most: usize, into: &mut Vec<Found>) {
-        let mut left = most;
+        let mut left = SCANNED;
         for step in 0..SHARDS {
             let shard = self.shards[turn.wrapping_add(step) % SHARDS].lock();
             let length = shard.slots.len();
-            let looked_at = left.min(length);
-            if length > 0 {
-                let start = (turn / SHARDS).wrapping_mul(most) % length;
-                let around = shard.slots.iter().cycle().skip(start).take(looked_at);
-                into.extend(around.filter_map(Slot::found));
-            }
-            left -= looked_at;
-            if left == 0 {
-                break;
+            let start = (turn / SHARDS).wrapping_mul(most).checked_rem(length).unwrap_or(0);
+            for slot in shard.slots.iter().cycle().skip(start).take(left.min(length)) {
+                let stays = |conn: &Arc<ConnInfo>| conn.state().verdict().is_none();
+                if slot.conn.as_ref().is_some_and(stays) {
+                    into.extend(slot.found());
+                }
+                left -= 1;
+                if left == 0 || into.len() == most {
+                    return;
+                }
             }
         }
     }
@@ -273,7 +275,8 @@ impl Shard {
             let state = found.conn.state();
             if state.verdict().is_some() {
                 going += 1;
-            } else if let Some(rank) = spare(&state.sample(), now.saturating_sub(slot.opened))
+            } else if let Some(rank) =
+                spare(&state.sample(), now.saturating_sub(slot.opened), false)
                 && best.as_ref().is_none_or(|(least, _)| rank < *least)
             {
                 best = Some((rank, looked_at.len()));
@@ -312,7 +315,7 @@ impl Shard {
             let conn = slot.conn.as_ref().filter(|conn| slot.next != UNLISTED && is_ours(conn));
             let Some(state) = conn.map(|conn| conn.state()) else { continue };
             if state.verdict().is_none()
-                && let Some(rank) = spare(&state.sample(), now.saturating_sub(slot.opened))
+                && let Some(rank) = spare(&state.sample(), now.saturating_sub(slot.opened), false)
                 && best.as_ref().is_none_or(|(least, _)| rank < *least)
             {
                 best = Some((rank, looked_at.len()));

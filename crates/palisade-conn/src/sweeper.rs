@@ -2,7 +2,7 @@
 
 use crate::{
     guard::{Shared, Spared},
-    judge::{CLASSES, Finding, Rank, When, is_kept, judge},
+    judge::{Finding, RELUCTANT, Rank, When, is_kept, is_newcomer, judge},
     registry::{Found, SHARDS},
     strain::under,
 };
@@ -144,6 +144,8 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
     let is_crowded = shared.open.load(Relaxed) >= shared.limits.soft() / 4 * 3;
     let mut best = BinaryHeap::with_capacity(if is_crowded { SPARED + 1 } else { 0 });
     let (mut is_told, mut untold) = (false, 0);
+    let were_many = shared.many_newcomers.load(Relaxed);
+    let (mut newcomers, mut all) = (0u32, 0u32);
     for shard in 0..SHARDS {
         shared.registry.copy(shard, found);
         // Of one client, those that are kept for later.
@@ -184,10 +186,12 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
                     state.close(Reason::KeepAlivePerClient);
                 }
             }
+            let age = now.saturating_sub(opened);
+            newcomers += u32::from(is_newcomer(&sample, age));
+            all += 1;
             if is_crowded
-                && let Some(rank) = shared.rank(&conn, now.saturating_sub(opened))
-                // By the time it is needed there may be others than those with reserved places.
-                && rank.0 < CLASSES
+                && let Some(rank) = shared.rank(&conn, age, were_many)
+                && rank.0 < RELUCTANT
             {
                 let is_better = best.peek().is_none_or(|worst: &Candidate| rank < worst.rank);
                 if best.len() < SPARED || is_better {
@@ -203,6 +207,11 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
     }
     if shared.untold.is_worth_a_word(now, shared.limits.first_request, is_told, untold) {
         shared.recorder.record(|| Event::unaccounted(untold));
+    }
+    let are_many = newcomers > all / 2;
+    shared.many_newcomers.store(are_many, Relaxed);
+    if are_many != were_many {
+        best.clear(); // They were put in order as if nothing had changed.
     }
     // Whoever needs one takes the last.
     let best = best.into_sorted_vec().into_iter().rev();

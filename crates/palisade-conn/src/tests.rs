@@ -812,6 +812,23 @@ async fn who_has_only_just_come_makes_room_after_those_who_did_little() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn newcomers_by_the_hundred_make_room_before_those_who_did_little() {
+    let builder = ConnGuard::builder().max_connections(100).no_max_per_client();
+    let (guard, _) = guard(builder.no_accept_rate());
+    let mut little = connect(&guard);
+    serve_once(&mut little, false).await;
+    tokio::time::sleep(3 * SECOND).await;
+    let mut flood = Vec::new();
+    for _ in 0..400 {
+        flood.push(connect(&guard));
+        flood.retain(|pair| pair.server.conn().state().verdict().is_none());
+        assert!(flood.len() <= 89); // One of them goes for each that comes.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(little.server.conn().state().verdict().is_none());
+}
+
+#[tokio::test(start_paused = true)]
 async fn where_everybody_works_the_newcomer_is_reset_and_told_of() {
     let (guard, journal) = guard(ConnGuard::builder().max_connections(4).no_max_per_client());
     let pairs: Vec<_> = (0..4)
