@@ -199,3 +199,30 @@ async fn an_upgraded_connection_goes_on_and_keeps_its_place() {
     drop(client);
     all_gone(&guard).await;
 }
+
+#[tokio::test]
+async fn connect_reaches_the_app_only_where_it_was_asked_for() {
+    let tunnel = service_fn(async |request: Request<RequestBody>| {
+        tokio::spawn(async move {
+            let mut tunnel = TokioIo::new(hyper::upgrade::on(request).await.unwrap());
+            tunnel.write_all(b"there").await.unwrap();
+        });
+        Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+    });
+    let connect = "CONNECT x:80 HTTP/1.1\r\nhost: x:80\r\n\r\n";
+    let (addr, guard) = served_by(tunnel).await;
+    let mut client = RawClient::connect(addr).await.unwrap();
+    client.send(connect).await.unwrap();
+    let head = client.head().await.unwrap();
+    assert_eq!((head.status.as_u16(), head.header("connection")), (501, Some("close")));
+    assert_eq!(client.rest().await, b"");
+    all_gone(&guard).await;
+
+    let (addr, guard) = served(tunnel, Http::builder().connect().build().unwrap()).await;
+    let mut client = RawClient::connect(addr).await.unwrap();
+    client.send(connect).await.unwrap();
+    assert_eq!(client.head().await.unwrap().status, 200);
+    assert_eq!(client.rest().await, b"there");
+    drop(client);
+    all_gone(&guard).await;
+}

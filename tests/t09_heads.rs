@@ -6,13 +6,16 @@
 mod guarded;
 
 use axum::{
-    Router,
+    Extension, Router,
     body::to_bytes,
-    extract::{ConnectInfo, Request, State},
+    extract::{Request, State},
     http::StatusCode,
 };
-use guarded::{Neighbour, SECOND, SLACK, all_gone, app, exchange, h2, hardened, serve};
-use palisade::{conn::ConnGuard, serve::Http};
+use guarded::{Neighbour, SECOND, SERVERS, SLACK, all_gone, app, by, exchange, h2};
+use palisade::{
+    conn::{ConnGuard, ConnInfo},
+    serve::Http,
+};
 use palisade_testkit::{
     clients::RawClient,
     servers::{self, Server},
@@ -34,10 +37,10 @@ struct Case {
     what: &'static str,
     bytes: Vec<u8>,
     by_palisade: &'static str,
-    by_axum: &'static str,
+    by_others: &'static str,
 }
 
-/// Both servers do the same.
+/// All servers do the same.
 fn case(what: &'static str, bytes: impl Into<Vec<u8>>, outcome: &'static str) -> Case {
     strict(what, bytes, outcome, outcome)
 }
@@ -47,16 +50,17 @@ fn strict(
     what: &'static str,
     bytes: impl Into<Vec<u8>>,
     by_palisade: &'static str,
-    by_axum: &'static str,
+    by_others: &'static str,
 ) -> Case {
-    Case { what, bytes: bytes.into(), by_palisade, by_axum }
+    Case { what, bytes: bytes.into(), by_palisade, by_others }
 }
 
 async fn record(
     State(seen): State<Seen>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Extension(conn): Extension<Arc<ConnInfo>>,
     request: Request,
 ) -> StatusCode {
+    let peer = conn.peer();
     let asked = format!("{} {}", request.method(), request.uri());
     let is_ignored = request.uri().path() == "/ignore";
     let at = {
@@ -78,33 +82,36 @@ async fn record(
     status
 }
 
-/// Plays every case to both servers, each on its own connection and from its own address, all at
+/// Plays every case to each server, each on its own connection and from its own address, all at
 /// once; `answers` says what a client was answered.
 async fn play(cases: fn() -> Vec<Case>, answers: fn(&[u8]) -> String) {
-    for is_ours in [true, false] {
+    for server in SERVERS {
+        let is_ours = server == "palisade::serve";
         let seen = Seen::default();
         let builder = ConnGuard::builder().first_request(SECOND).head(SECOND).idle(SECOND);
         let guard = builder.upgraded_idle(SECOND).build().unwrap();
         let app = Router::new().fallback(record).with_state(seen.clone());
-        let server = serve_by(is_ours, &guard, app).await;
-        let addr = server.addr;
+        let served = by(server, &guard, app).await;
+        let addr = served.addr;
         let neighbour = Neighbour::of(addr);
         let mut clients = JoinSet::new();
-        for (Case { what, bytes, by_palisade, by_axum }, n) in cases().into_iter().zip(0..) {
+        for (Case { what, bytes, by_palisade, by_others }, n) in cases().into_iter().zip(0..) {
             let (seen, from) = (seen.clone(), Ipv4Addr::new(127, 0, 1, n));
-            let expected = if is_ours { by_palisade } else { by_axum };
+            let expected = if is_ours { by_palisade } else { by_others };
             clients.spawn(async move {
                 let client = RawClient::connect_from(from, addr).await.unwrap();
                 let peer = client.stream.local_addr().unwrap();
                 let (answer, after) = exchange(client, bytes).await;
                 let seen = seen.0.lock().unwrap().remove(&peer).unwrap_or_default().join(", ");
                 let outcome = format!("{seen} -> {}", answers(&answer));
-                assert!(after < SECOND + SLACK, "{what}: {after:?}");
-                assert!(!outcome.contains("smuggled"), "{what}: {outcome}");
+                assert!(after < SECOND + SLACK, "{what}, {server}: {after:?}");
+                assert!(!outcome.contains("smuggled"), "{what}, {server}: {outcome}");
                 // Where two tasks race, the app may have seen the first or not.
                 match expected.strip_prefix('?') {
-                    Some(answered) => assert!(outcome.ends_with(answered), "{what}: {outcome}"),
-                    None => assert_eq!(outcome, expected, "{what}, ours: {is_ours}"),
+                    Some(answered) => {
+                        assert!(outcome.ends_with(answered), "{what}, {server}: {outcome}");
+                    }
+                    None => assert_eq!(outcome, expected, "{what}, {server}"),
                 }
             });
         }
@@ -112,10 +119,6 @@ async fn play(cases: fn() -> Vec<Case>, answers: fn(&[u8]) -> String) {
         neighbour.was_served().await;
         all_gone(&guard).await;
     }
-}
-
-async fn serve_by(is_ours: bool, guard: &ConnGuard, app: Router) -> Server {
-    if is_ours { hardened(guard, app).await } else { serve(guard, app).await }
 }
 
 /// The statuses of what was answered over HTTP/1.
