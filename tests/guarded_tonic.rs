@@ -163,6 +163,31 @@ fn routes(echo: impl Echo) -> axum::Router {
     tonic::service::Routes::new(EchoServer::new(echo)).into_axum_router()
 }
 
+#[tokio::test]
+async fn a_client_is_told_of_the_same_bounds_by_both() {
+    for is_ours in [false, true] {
+        let guard = ConnGuard::default();
+        let server = if is_ours {
+            ours(&guard, Lengths).await
+        } else {
+            tonic_s_own(&guard, true, routes(Lengths)).await
+        };
+        let mut client = RawClient::connect(server.addr).await.unwrap();
+        client.send(h2::hello(65_535)).await.unwrap();
+        let settings = h2::next(&mut client.stream, h2::SETTINGS, 0).await;
+        let told = |id: u8| {
+            let setting = settings.chunks(6).find(|setting| setting[..2] == [0, id])?;
+            Some(u32::from_be_bytes(setting[2..].try_into().unwrap()))
+        };
+        // RFC 9113 section 6.5.2: streams, window of a stream, header list.
+        assert_eq!([3, 4, 6].map(told), [Some(100), Some(256 << 10), Some(16 << 10)]);
+        let more = h2::next(&mut client.stream, h2::WINDOW_UPDATE, 0).await;
+        assert_eq!(more, ((256u32 << 10) - 65_535).to_be_bytes());
+        drop(client);
+        all_gone(&guard).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_5000_streams_on_one_connection_at_most_100_start_a_handler() {
     for is_ours in [false, true] {

@@ -31,6 +31,9 @@ use tonic::transport::{
 /// for a client that does not read: it is 400 KiB and one piece for each stream. Where that is too
 /// much, serve the `Routes` by `palisade::serve`, which keeps 64 KiB.
 ///
+/// What tonic calls `tcp_nodelay` and `tcp_keepalive` does not reach a listener of one's own: the
+/// guard's sets both by itself.
+///
 /// ```
 /// use palisade_conn::{ConnGuard, harden};
 /// use tonic::transport::Server;
