@@ -159,11 +159,14 @@ async fn what_hostile_connections_cost_is_bounded_and_given_back() {
         assert!(kept <= *most, "{what}: {kept} of {most}");
     }
 
+    // With what the neighbour has.
+    let files = files();
     thousand(addr, &guard).await;
     neighbour.was_served().await;
     all_gone(&guard).await;
     let back = || ALLOCATOR.live() <= before + MIB;
     until("live bytes are back", back).await;
+    until("files are closed", || self::files() <= files).await;
 }
 
 /// Each client sends `bytes` and reads nothing; how many bytes were live at the most. A hundred
@@ -238,6 +241,11 @@ async fn thousand(addr: SocketAddr, guard: &ConnGuard) {
     drop(clients);
     until("they are gone", || guard.snapshot().open <= 2).await;
     println!("gone: {} MiB live, {} MiB resident", ALLOCATOR.live() / MIB, resident() / MIB);
+}
+
+/// How many files this process has open, where the system says so.
+fn files() -> usize {
+    std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
 }
 
 /// What the system has given to this process, where it says so.
