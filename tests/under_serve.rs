@@ -1,5 +1,6 @@
 //! The connection guard under `palisade::serve`: the same attacks, neighbours and numbers as under
 //! `axum::serve`, from the same files.
+#![allow(clippy::duplicate_mod, reason = "what they share knows by its path where it is")]
 
 #[path = "t01_connection_flood.rs"]
 mod t01;

@@ -52,9 +52,10 @@ pub async fn serve(guard: &ConnGuard, app: Router) -> Server {
     Server::new(addr, tokio::spawn(async move { serve.await.unwrap() }))
 }
 
-/// `palisade::serve`, with nothing further.
+/// `palisade::serve`, with what `axum::serve` has on as well: CONNECT for WebSockets over HTTP/2.
 pub async fn hardened(guard: &ConnGuard, app: Router) -> Server {
-    let serve = palisade::serve(guard.listen(servers::listener().await), app);
+    let http = palisade::serve::Http::builder().extended_connect().build().unwrap();
+    let serve = palisade::serve(guard.listen(servers::listener().await), app).http(http);
     let addr = serve.local_addr().unwrap();
     Server::new(addr, tokio::spawn(async move { serve.await.unwrap() }))
 }
