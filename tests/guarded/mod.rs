@@ -52,7 +52,7 @@ pub async fn serve(guard: &ConnGuard, app: Router) -> Server {
     Server::new(addr, tokio::spawn(async move { serve.await.unwrap() }))
 }
 
-/// `palisade::serve`, with what `axum::serve` has on as well: CONNECT for WebSockets over HTTP/2.
+/// `palisade::serve`, with what `axum::serve` has on as well: CONNECT over HTTP/2.
 pub async fn hardened(guard: &ConnGuard, app: Router) -> Server {
     let http = palisade::serve::Http::builder().extended_connect().build().unwrap();
     let serve = palisade::serve(guard.listen(servers::listener().await), app).http(http);
