@@ -6,7 +6,7 @@ mod guarded;
 
 use guarded::{all_gone, app, h2, serve, served};
 use palisade::conn::ConnGuard;
-use palisade_core::{Guard, Reason};
+use palisade_core::{Guard, Level, Reason};
 use palisade_testkit::{
     Journal,
     clients::{self, RawClient, until},
@@ -36,6 +36,8 @@ async fn requests_past_the_budget_of_all_connections_are_refused_at_the_head() {
     holding[0].send(h2::get(101, "/hang")).await.unwrap();
     assert_eq!(h2::next(&mut holding[0].stream, h2::DATA, 101).await, b"server is busy");
     assert_eq!(guard.snapshot().in_flight, 100);
+    let level = |level| journal.level(Guard::Connection, level);
+    assert_eq!([level(Level::Streams), level(Level::StreamLimit)], [Some(100), Some(100)]);
     assert_eq!(journal.refused(), [(Guard::Connection, Reason::StreamsFull); 2]);
     // Until somebody lets go.
     holding.pop();

@@ -99,7 +99,8 @@ pub fn app() -> Router {
 pub async fn all_gone(guard: &ConnGuard) {
     until("everybody is gone", || {
         let now = guard.snapshot();
-        (now.open, now.going, now.distinct_clients, now.in_flight) == (0, 0, 0, 0)
+        (now.open, now.going, now.distinct_clients) == (0, 0, 0)
+            && (now.in_flight, now.upgraded) == (0, 0)
     })
     .await;
 }

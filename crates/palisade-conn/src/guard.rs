@@ -278,6 +278,10 @@ impl Levels for Shared {
         visit(Level::Connections, self.open.load(Relaxed) as u64);
         visit(Level::ConnectionLimit, self.limits.connections as u64);
         visit(Level::ConnectionsOpened, self.opened());
+        visit(Level::Streams, self.totals.streams() as u64);
+        visit(Level::StreamLimit, self.limits.max_streams as u64);
+        visit(Level::Upgraded, self.totals.upgraded() as u64);
+        visit(Level::UpgradedLimit, self.limits.max_upgraded as u64);
         if self.totals.peers_are_clients {
             visit(Level::ForwardedPercent, self.totals.forwarded_percent().into());
         }

@@ -319,7 +319,8 @@ fn find(
         }
     }
     match limits.probe {
-        Some(every) if clock == Phase::Working && sample.accounted && !sample.http2 => {
+        // A client that has its answer may go while somebody still reads what he sent.
+        Some(every) if clock == Phase::Working && sample.in_flight > 0 && !sample.http2 => {
             // Whether a multiple of it went by since the latest look.
             let before = here_for.saturating_sub(when.passed);
             if here_for / every > before / every { Finding::Probe } else { Finding::Fine }
@@ -401,18 +402,11 @@ mod tests {
 
     /// Looks every 250 ms from 0 on, at what `at` makes of the time, until something is found.
     fn first_finding(until: u64, at: impl Fn(u64) -> ConnSample) -> Option<(u64, Finding)> {
-        first_finding_of(&limits(), until, at)
-    }
-
-    fn first_finding_of(
-        limits: &Limits,
-        until: u64,
-        at: impl Fn(u64) -> ConnSample,
-    ) -> Option<(u64, Finding)> {
+        let limits = limits();
         let mut memory = ConnMemory::default();
         (0..=until / 250).map(|tick| tick * 250).find_map(|now| {
             let when = When { now, passed: 250, opened: 0, due: None };
-            let (kept, finding) = judge(limits, when, &at(now), None, memory);
+            let (kept, finding) = judge(&limits, when, &at(now), None, memory);
             memory = kept;
             // Whoever is asked still writes.
             let is_found = !matches!(finding, Finding::Fine | Finding::AskWriter);
@@ -475,8 +469,8 @@ mod tests {
             ..sample()
         };
         assert_eq!(spare(&uploading(90_000), 0, false), None);
-        let unprobed = Limits { probe: None, ..limits() };
-        let found = first_finding_of(&unprobed, 200_000, uploading);
+        // Its client has the answer and may go: nobody asks whether he is there.
+        let found = first_finding(200_000, uploading);
         assert_eq!(ended(found), Some((110_250, Reason::SlowHead, Ending::Reset)));
     }
 

@@ -77,7 +77,7 @@ pub struct ConnSnapshot {
     pub oldest: Duration,
     /// The age that half of them have not reached.
     pub median_age: Duration,
-    /// Requests in flight on all of them.
+    /// Requests in flight on all of them, and of connections that are gone while a handler is not.
     pub in_flight: u64,
     /// How many of them count as upgraded.
     pub upgraded: usize,
@@ -145,13 +145,12 @@ impl ConnSnapshot {
         (0..SHARDS).for_each(|shard| shared.registry.copy(shard, &mut found));
         let mut phases = [0; Phase::ALL.len()];
         let mut by_client = HashMap::new();
-        let (mut in_flight, mut unaccounted) = (0, 0);
+        let mut unaccounted = 0;
         let mut ages: Vec<_> = found.iter().map(|one| now.saturating_sub(one.opened)).collect();
         for one in &found {
             let sample = one.conn.state().sample();
             phases[phase(&sample) as usize] += 1;
             *by_client.entry(one.conn.client()).or_insert(0) += 1;
-            in_flight += u64::from(sample.in_flight);
             unaccounted += usize::from(!sample.accounted);
         }
         ages.sort_unstable();
@@ -174,7 +173,7 @@ impl ConnSnapshot {
             distinct_clients,
             oldest: age(ages.len().saturating_sub(1)),
             median_age: age(ages.len() / 2),
-            in_flight,
+            in_flight: shared.totals.streams() as u64,
             upgraded: shared.totals.upgraded(),
             unaccounted,
             accept_errors: AcceptErrorCounts {

@@ -188,6 +188,14 @@ pub enum Level {
     ConnectionLimit,
     /// Connections let in since the start. Only grows.
     ConnectionsOpened,
+    /// Requests in flight on all connections now.
+    Streams,
+    /// The limit on [`Level::Streams`].
+    StreamLimit,
+    /// Connections that are, or carry, something else than HTTP now.
+    Upgraded,
+    /// The limit on [`Level::Upgraded`].
+    UpgradedLimit,
     /// How many of a hundred requests say that a proxy forwarded them, where each peer counts as a
     /// client.
     ForwardedPercent,
@@ -217,6 +225,10 @@ impl Level {
         Self::Connections,
         Self::ConnectionLimit,
         Self::ConnectionsOpened,
+        Self::Streams,
+        Self::StreamLimit,
+        Self::Upgraded,
+        Self::UpgradedLimit,
         Self::ForwardedPercent,
         Self::AcceptQueue,
         Self::AcceptQueueLimit,

@@ -167,6 +167,14 @@ pub(crate) fn level_family(level: Level) -> Option<Family> {
         Level::ConnectionsOpened => {
             ("palisade_connections_opened_total", "Connections that a guard let in")
         }
+        Level::Streams => ("palisade_streams", "Requests in flight on all connections"),
+        Level::StreamLimit => ("palisade_streams_limit", "Requests that may be in flight on them"),
+        Level::Upgraded => {
+            ("palisade_connections_upgraded", "Connections that became something else than HTTP")
+        }
+        Level::UpgradedLimit => {
+            ("palisade_connections_upgraded_limit", "Connections that may become so")
+        }
         Level::ForwardedPercent => (
             "palisade_forwarded_percent",
             "Of a hundred requests, those that a proxy forwarded; most of them: choose behind_proxy",
