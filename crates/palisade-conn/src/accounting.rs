@@ -62,7 +62,8 @@ pin_project! {
     #[derive(Debug)]
     enum State<F> {
         Handler { #[pin] inner: F },
-        Refused { rejection: Option<Rejection> },
+        // Boxed, because nearly every future would carry its bytes for nothing.
+        Refused { rejection: Option<Box<Rejection>> },
     }
 }
 
@@ -87,7 +88,6 @@ pub(crate) struct Account {
     tells_of_windows: bool,
     is_connect: bool,
     is_head: bool,
-    form: AnswerForm,
 }
 
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
@@ -176,11 +176,12 @@ where
             let is_told = self.conn.is_none() && conn.state().is_accounted_by_its_own();
             (!is_told).then(|| Account::begin(&conn, &request, self.tells_of_windows))
         });
-        let state = match account.as_ref().and_then(Account::refuse) {
+        let refusal = account.as_ref().and_then(|account| account.refuse(&request));
+        let state = match refusal {
             Some(rejection) => {
                 let version = request.version();
                 linger(request.into_body(), version);
-                State::Refused { rejection: Some(rejection) }
+                State::Refused { rejection: Some(Box::new(rejection)) }
             }
             None => State::Handler { inner: self.inner.call(request) },
         };
@@ -253,10 +254,12 @@ impl Account {
         if conn.state().requests() % 64 == 1 {
             look_for_proxy(conn, request.headers());
         }
-        if is_http1 {
-            expect_body(&in_flight, request.headers());
-        } else if !request.body().is_end_stream() {
-            in_flight.uploads();
+        if !request.body().is_end_stream() {
+            if is_http1 {
+                expect_body(&in_flight, request.headers());
+            } else {
+                in_flight.uploads();
+            }
         }
         Self {
             in_flight,
@@ -264,22 +267,27 @@ impl Account {
             tells_of_windows: tells_of_windows && !is_http1,
             is_connect: request.method() == Method::CONNECT,
             is_head: request.method() == Method::HEAD,
-            form: AnswerForm::of(request),
         }
     }
 
     /// Whether there are too many requests on all connections.
-    fn refuse(&self) -> Option<Rejection> {
+    fn refuse<B: Body>(&self, request: &Request<B>) -> Option<Rejection> {
         let over = self.in_flight.conn().totals()?.over_streams()?;
-        self.reject(Reason::StreamsFull, Phase::RequestHead, over)
+        self.reject(Reason::StreamsFull, Phase::RequestHead, over, AnswerForm::of(request))
     }
 
     /// `None` in shadow mode.
     #[cold]
-    fn reject(&self, reason: Reason, phase: Phase, over: (u64, u64)) -> Option<Rejection> {
+    fn reject(
+        &self,
+        reason: Reason,
+        phase: Phase,
+        over: (u64, u64),
+        form: AnswerForm,
+    ) -> Option<Rejection> {
         let conn = self.in_flight.conn();
         let violation = Violation::new(Guard::Connection, reason, phase, over.0, over.1);
-        let rejection = Rejection::new(violation, StatusCode::SERVICE_UNAVAILABLE, self.form);
+        let rejection = Rejection::new(violation, StatusCode::SERVICE_UNAVAILABLE, form);
         let rejection = rejection.retry_after(RETRY_AFTER);
         let settings = &conn.totals()?.settings;
         settings.refuse(&rejection, Some(conn)).then_some(rejection)
@@ -294,7 +302,10 @@ impl Account {
             return false;
         }
         let over = self.in_flight.conn().upgrade().err();
-        let refusal = over.and_then(|over| self.reject(Reason::UpgradedFull, Phase::Handler, over));
+        // Who asks for an upgrade sends no body before it, and speaks no gRPC.
+        let form = AnswerForm::Http { close: false };
+        let refuse = |over| self.reject(Reason::UpgradedFull, Phase::Handler, over, form);
+        let refusal = over.and_then(refuse);
         let is_refused = refusal.is_some();
         if let Some(rejection) = refusal {
             *response = rejection.into_response();
@@ -456,9 +467,9 @@ mod tests {
         (requests, in_flight, answered, cancelled)
     }
 
-    async fn serve(
+    async fn serve<B: Body + Send + 'static>(
         conn: &Arc<ConnInfo>,
-        mut request: Request<Empty<Bytes>>,
+        mut request: Request<B>,
         answer: Response<Answer>,
     ) -> Response<AccountedBody<Answer>> {
         request.extensions_mut().insert(conn.clone());
@@ -575,7 +586,7 @@ mod tests {
     async fn the_connection_knows_how_much_of_a_body_is_still_to_come() {
         let uploaded = |name, value: &'static str, version| {
             let conn = conn();
-            let mut request = request(&conn);
+            let mut request = Request::new(Full::<Bytes>::from("body"));
             *request.version_mut() = version;
             request.headers_mut().insert(name, HeaderValue::from_static(value));
             (conn, request)
