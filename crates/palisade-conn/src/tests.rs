@@ -445,9 +445,12 @@ async fn a_client_keeps_eight_idle_connections_and_the_others_take_no_more_reque
 
 #[tokio::test(start_paused = true)]
 async fn who_may_have_all_connections_or_keep_them_is_told_nothing() {
-    for builder in
-        [ConnGuard::builder().no_max_per_client(), ConnGuard::builder().no_keep_alive_per_client()]
-    {
+    let kept = "192.0.2.1".parse().unwrap();
+    for builder in [
+        ConnGuard::builder().no_max_per_client(),
+        ConnGuard::builder().no_keep_alive_per_client(),
+        ConnGuard::builder().reserve(1, [kept]),
+    ] {
         let (guard, _) = guard(builder);
         let mut pairs: Vec<_> = (0..60).map(|_| connect(&guard)).collect();
         for pair in &mut pairs {
