@@ -66,9 +66,9 @@ pub(crate) fn calls(mut io: impl ReadWrite + 'static, call: Call) -> Run {
     })
 }
 
-/// A connection of a client of its own.
+/// A connection of a client of its own, in a network of its own.
 pub(crate) fn guarded(guard: &ConnGuard, client: u32, gives: bool) -> GuardedIo<Stub> {
-    let peer = (Ipv4Addr::from_bits(0x0a00_0000 + client), 1).into();
+    let peer = (Ipv4Addr::from_bits(0x0a00_0000 + 256 * client), 1).into();
     guard.admit(Stub { gives }, Some(peer), None).expect("there is a place")
 }
 
