@@ -131,12 +131,11 @@ pub(crate) fn judge(
     memory.stalled = u8::try_from(stalled).unwrap_or(u8::MAX);
     let finding = find(limits, when, clock, sample, closing, &memory, overhead);
     // In good time before it is due: of a write that somebody gave up nothing waits.
-    let due = blocked_for(&memory, when.now).saturating_add(limits.tick_millis());
-    if finding == Finding::Fine
-        && sample.write_blocked
-        && !memory.asked
-        && due >= limits.write_stall
-    {
+    let is_due_next = || {
+        let at_the_next_look = blocked_for(&memory, when.now).saturating_add(limits.tick_millis());
+        at_the_next_look >= limits.write_stall
+    };
+    if sample.write_blocked && !memory.asked && finding == Finding::Fine && is_due_next() {
         memory.asked = true;
         return (memory, Finding::AskWriter);
     }
