@@ -158,6 +158,16 @@ pub struct Neighbour {
 
 impl Neighbour {
     pub fn of(addr: SocketAddr) -> Self {
+        Self::asking(addr, true)
+    }
+
+    /// On the one that he keeps only: where a flood fills the places, a newcomer who is slow on a
+    /// busy machine may have to come again.
+    pub fn who_stays(addr: SocketAddr) -> Self {
+        Self::asking(addr, false)
+    }
+
+    fn asking(addr: SocketAddr, anew: bool) -> Self {
         let (served, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
         let task = tokio::spawn({
             let (served, stop) = (Arc::clone(&served), Arc::clone(&stop));
@@ -170,9 +180,12 @@ impl Neighbour {
                     let request = request.body(Empty::new()).unwrap();
                     let answer = timeout(PATIENCE, kept.send_request(request)).await.unwrap();
                     let kept_answer = clients::whole(answer.unwrap()).await.unwrap();
-                    let new_answer = clients::get(from, addr, "/").await.unwrap();
-                    assert!(kept_answer.status() == 200 && new_answer.status() == 200);
-                    served.fetch_add(2, SeqCst);
+                    assert_eq!(kept_answer.status(), 200);
+                    if anew {
+                        let new_answer = clients::get(from, addr, "/").await.unwrap();
+                        assert_eq!(new_answer.status(), 200);
+                    }
+                    served.fetch_add(1 + usize::from(anew), SeqCst);
                     // Its own pace, not a wait for anything.
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
@@ -186,7 +199,7 @@ impl Neighbour {
         self.stop.store(true, SeqCst);
         timeout(PATIENCE, self.task).await.unwrap().expect("the neighbour was served throughout");
         let served = self.served.load(SeqCst);
-        assert!(served >= 2, "{served}");
+        assert!(served > 0, "it never had its turn");
         served
     }
 }
