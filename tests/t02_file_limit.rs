@@ -83,7 +83,7 @@ async fn a_thousand_silent_sockets_before_six_hundred_files_keep_nobody_out() {
     let (_child, addr) = start().await;
     let limit = clients::get(Ipv4Addr::LOCALHOST, addr, "/limit").await.unwrap();
     assert_eq!(limit.body(), "416");
-    let neighbour = Neighbour::who_stays(addr);
+    let neighbour = Neighbour::who_stays(addr).await;
     let flood: JoinSet<_> = (0..1000)
         .map(|n| async move {
             let from = Ipv4Addr::new(127, 0, n as u8 % 10 + 10, n as u8 % 100 + 1);

@@ -161,10 +161,12 @@ impl Neighbour {
         Self::asking(addr, true)
     }
 
-    /// On the one that he keeps only: where a flood fills the places, a newcomer who is slow on a
-    /// busy machine may have to come again.
-    pub fn who_stays(addr: SocketAddr) -> Self {
-        Self::asking(addr, false)
+    /// On the one that he keeps only, and was served on before anybody else comes: where a flood
+    /// fills the places, a newcomer who is slow on a busy machine may have to come again.
+    pub async fn who_stays(addr: SocketAddr) -> Self {
+        let neighbour = Self::asking(addr, false);
+        until("he was served once", || neighbour.served.load(SeqCst) > 0).await;
+        neighbour
     }
 
     fn asking(addr: SocketAddr, anew: bool) -> Self {
