@@ -226,3 +226,36 @@ async fn connect_reaches_the_app_only_where_it_was_asked_for() {
     drop(client);
     all_gone(&guard).await;
 }
+
+#[tokio::test]
+async fn what_takes_axum_s_own_requests_is_taken_too() {
+    use axum::middleware::{Next, from_fn};
+    use tower::Layer;
+    let tells = async |mut request: axum::extract::Request, next: Next| {
+        *request.uri_mut() = "/".parse().unwrap();
+        next.run(request).await
+    };
+    let app = from_fn(tells).layer(Router::new().route("/", get(who)));
+    let (addr, _) = served_by(palisade::serve::from_axum(app)).await;
+    let answer = clients::get(LOCAL, addr, "/elsewhere").await.unwrap();
+    assert_eq!(answer.into_body(), "known");
+}
+
+#[tokio::test]
+async fn the_answer_to_head_has_no_body_and_says_how_long_it_would_be() {
+    let hello = service_fn(async |_: Request<RequestBody>| {
+        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"hello"))))
+    });
+    let (addr, guard) = served_by(hello).await;
+    let mut client = clients::http2(LOCAL, addr).await.unwrap();
+    let request = Request::head(format!("http://{addr}/")).body(Empty::<Bytes>::new()).unwrap();
+    let answer = client.send_request(request).await.unwrap();
+    assert_eq!(answer.headers()["content-length"], "5");
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "");
+    drop(client);
+    let mut client = RawClient::connect(addr).await.unwrap();
+    client.send("HEAD / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let head = client.head().await.unwrap();
+    assert_eq!((head.header("content-length"), client.rest().await), (Some("5"), vec![]));
+    all_gone(&guard).await;
+}

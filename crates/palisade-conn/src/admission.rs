@@ -150,7 +150,7 @@ impl Shared {
                 let (reason, phase) = (Reason::ConnectionsFull, Phase::Accept);
                 let observed = limit.saturating_add(1);
                 let violation = Violation::new(Guard::Connection, reason, phase, limit, observed);
-                self.tell(&violation, conn);
+                self.tell(&violation, self.limits.mode, conn);
                 violation
             }
         }
@@ -165,12 +165,11 @@ impl Shared {
         conn: &ConnInfo,
     ) -> Result<(), Violation> {
         let violation = Violation::new(Guard::Connection, reason, Phase::Accept, limit, observed);
-        self.tell(&violation, conn);
+        self.tell(&violation, self.limits.mode, conn);
         if self.limits.mode == Mode::Enforce { Err(violation) } else { Ok(()) }
     }
 
-    fn tell(&self, violation: &Violation, conn: &ConnInfo) {
-        let mode = self.limits.mode;
+    fn tell(&self, violation: &Violation, mode: Mode, conn: &ConnInfo) {
         if violation.phase == Phase::Accept && mode == Mode::Enforce {
             self.refused.fetch_add(1, Relaxed);
         }
@@ -178,10 +177,16 @@ impl Shared {
         self.kills.add(Kill::new(violation, mode, conn));
     }
 
-    /// Ends the connection, if that is not decided yet; in shadow mode only says so, once.
+    /// Ends the connection, if that is not decided yet; in shadow mode only says so, once, unless it
+    /// is the server that ends.
     pub(crate) fn end(&self, conn: &ConnInfo, end: End) -> bool {
         let End { reason, ending, phase, limit, observed } = end;
-        let is_first = if self.limits.mode == Mode::Enforce {
+        let mode = match (self.limits.mode, reason) {
+            (Mode::Off, _) => return false,
+            (_, Reason::Shutdown) => Mode::Enforce,
+            (mode, _) => mode,
+        };
+        let is_first = if mode == Mode::Enforce {
             // Counted first: whoever goes counts it off.
             self.going.fetch_add(1, Relaxed);
             let is_first = conn.state().end(ConnVerdict { reason, ending });
@@ -193,7 +198,8 @@ impl Shared {
             !conn.state().swap_shadowed()
         };
         if is_first {
-            self.tell(&Violation::new(Guard::Connection, reason, phase, limit, observed), conn);
+            let violation = Violation::new(Guard::Connection, reason, phase, limit, observed);
+            self.tell(&violation, mode, conn);
         }
         is_first
     }

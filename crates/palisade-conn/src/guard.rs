@@ -172,7 +172,8 @@ impl ConnGuard {
     }
 
     /// Ends `conn` because of `reason`, if it is one of this guard's and nothing else ended it
-    /// before; in [`Mode::Shadow`] only tells that it would have. Whether it did.
+    /// before. In [`Mode::Shadow`] it only tells that it would have, but for [`Reason::Shutdown`],
+    /// which is no rule of its own; in [`Mode::Off`] it does nothing. Whether it did.
     pub fn end(&self, conn: &ConnInfo, reason: Reason, ending: Ending) -> bool {
         let phase = phase(&conn.state().sample());
         self.shared.end(conn, End { reason, ending, phase, limit: 0, observed: 0 })

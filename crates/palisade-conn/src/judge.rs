@@ -3,9 +3,10 @@
 use crate::limits::{CLOSING_QUIET_MILLIS, KEPT_MILLIS, LINGER_MILLIS, Limits};
 use palisade_core::{ConnMemory, ConnSample, Ending, Phase, Reason};
 
-/// So many bytes more than four times what the client sent meanwhile show that he is being sent
-/// an answer. An HTTP/2 server sends as much as it gets while it only acknowledges PING.
-const OF_AN_ANSWER: u32 = 1024;
+/// So many bytes, and as many in a second as [`TAKEN_PER_SECOND`], more than four times what the
+/// client sent meanwhile show that he is being sent an answer. An HTTP/2 server sends as much as it
+/// gets while it only acknowledges PING.
+const OF_AN_ANSWER: u64 = 1024;
 /// Bytes besides requests are paid for by so many a millisecond,
 const OVERHEAD_PER_MILLI: u64 = 16;
 /// by so many for each request's head,
@@ -162,8 +163,10 @@ fn watch(mut memory: ConnMemory, clock: Phase, sample: &ConnSample, now: u64) ->
     };
     let sent = written.wrapping_sub(memory.written);
     let got = read.wrapping_sub(memory.read);
-    let is_sent =
-        clock == Phase::Idle && sent >= got.saturating_mul(4).saturating_add(OF_AN_ANSWER);
+    let in_this_time = since(memory.since, now).saturating_mul(TAKEN_PER_SECOND) / 1000;
+    let beside = u64::from(got).saturating_mul(4);
+    let is_sent = clock == Phase::Idle
+        && u64::from(sent) >= in_this_time.max(OF_AN_ANSWER).saturating_add(beside);
     let is_moved = is_sent || clock == Phase::Writing && sample.polled;
     let phase = clock as u8 + 1;
     if memory.phase != phase || memory.seen != seen || is_moved {
@@ -490,6 +493,9 @@ mod tests {
         // 4 KiB/s of an answer whose body hyper has taken whole, and the window updates for it.
         let found = first_finding(300_000, |now| idle(now / 250 * 13, now / 250 * 1024));
         assert_eq!(found, None);
+        // A KiB now and then of an answer whose window is all but shut.
+        let found = first_finding(100_000, |now| idle(now / 10_000 * 13, now / 10_000 * 2000));
+        assert_eq!(ended(found), Some((65_000, Reason::Idle, Ending::Finish)));
         // Up to the limit and no further.
         let found = first_finding(100_000, |now| idle(0, now.min(20_000) / 250 * 1024));
         assert_eq!(ended(found), Some((85_000, Reason::Idle, Ending::Finish)));

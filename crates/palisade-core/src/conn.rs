@@ -375,6 +375,11 @@ impl ConnState {
         decode(self.verdict.swap(RETIRED, AcqRel))
     }
 
+    /// Whether its socket is.
+    pub fn is_gone(&self) -> bool {
+        self.verdict.load(Acquire) == RETIRED
+    }
+
     /// It has lingered for long enough.
     pub fn end_lingering(&self) {
         self.set(LINGER_OVER);

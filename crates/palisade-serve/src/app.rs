@@ -13,7 +13,8 @@ pub struct Incoming<'a> {
     conn: &'a Arc<ConnInfo>,
 }
 
-/// A service that answers requests. Implemented for every tower service that can.
+/// A service that answers requests. Implemented for every tower service that can. One that fails
+/// where it should answer is answered for, with an empty 500.
 pub trait HttpService:
     Service<
         Request<hyper::body::Incoming>,
@@ -30,6 +31,13 @@ pub trait HttpService:
 
 /// What [`serve`](crate::serve) takes. `Kind` is found by the compiler: [`OfRequests`] for a service that
 /// answers requests, [`OfConnections`] for one that makes such a service for each [`Incoming`].
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be served",
+    label = "not a `tower::Service` of `http::Request<hyper::body::Incoming>` or of `Incoming<'_>`",
+    note = "a service that takes axum's own requests only, such as `from_fn(..).layer(router)`, is \
+            made one by `palisade::serve::from_axum(service)`",
+    note = "it must be `Clone + Send + 'static`, and its response body one of `Bytes`"
+)]
 pub trait App<Kind>: Send + 'static {
     /// Answers the requests of one connection.
     type Service: HttpService;
@@ -74,6 +82,48 @@ impl fmt::Debug for Incoming<'_> {
 impl axum::extract::connect_info::Connected<Incoming<'_>> for SocketAddr {
     fn connect_info(incoming: Incoming<'_>) -> Self {
         incoming.remote_addr()
+    }
+}
+
+/// Serves what takes axum's own requests only, such as middleware around a finished `Router`, which
+/// is then run before the routes are looked at.
+///
+/// ```no_run
+/// # use axum::{Router, extract::Request, middleware::{Next, from_fn}, response::Response, routing::get};
+/// # use tower::Layer;
+/// # async fn example(listener: tokio::net::TcpListener) -> std::io::Result<()> {
+/// # async fn rewrite(request: Request, next: Next) -> Response { next.run(request).await }
+/// let app = from_fn(rewrite).layer(Router::new().route("/", get("hello")));
+/// palisade_serve::serve(listener, palisade_serve::from_axum(app)).await
+/// # }
+/// ```
+#[cfg(feature = "axum")]
+pub fn from_axum<S>(service: S) -> FromAxum<S> {
+    FromAxum { service }
+}
+
+/// See [`from_axum`].
+#[cfg(feature = "axum")]
+#[derive(Clone, Debug)]
+pub struct FromAxum<S> {
+    service: S,
+}
+
+#[cfg(feature = "axum")]
+impl<S: Service<axum::extract::Request>> Service<Request<hyper::body::Incoming>> for FromAxum<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(
+        &mut self,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<(), S::Error>> {
+        self.service.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<hyper::body::Incoming>) -> S::Future {
+        self.service.call(request.map(axum::body::Body::new))
     }
 }
 

@@ -13,8 +13,15 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Instant,
+};
+
+/// By then a client has heard that he is to begin no more requests.
+const HEARD: Duration = Duration::from_secs(5);
 
 /// What hyper is given to serve on.
 type Io<T> = TokioIo<Rewind<T>>;
@@ -27,8 +34,16 @@ pin_project! {
         conn: &'a Arc<ConnInfo>,
         server: &'a Server,
         open: &'a Open,
-        is_told: bool,
+        told: Option<Told>,
     }
+}
+
+/// The client was told to begin no more requests. An HTTP/2 client that acknowledges nothing can
+/// go on all the same.
+struct Told {
+    at: Instant,
+    /// How many he had begun when he must have heard.
+    requests: Option<u32>,
 }
 
 /// hyper's connections, as far as they are alike.
@@ -59,12 +74,10 @@ pub(crate) async fn run<T, S>(
         Protocol::Http1 => Begins::Http1,
         Protocol::Http2 => Begins::Http2,
         Protocol::Auto => {
-            let begins = poll_fn(|cx| {
+            let begins = poll_fn(|cx| match io.poll_begins(cx) {
                 // Nobody has asked for anything yet.
-                if open.drain().has_begun() {
-                    return Poll::Ready(Ok(Begins::Nothing));
-                }
-                io.poll_begins(cx)
+                Poll::Pending if open.drain().has_begun() => Poll::Ready(Ok(Begins::Nothing)),
+                begins => begins,
             });
             begins.await.unwrap_or(Begins::Nothing)
         }
@@ -76,7 +89,7 @@ pub(crate) async fn run<T, S>(
             let service = ConnService::new(conn, service, &server.http, false);
             let connection = server.http1.serve_connection(TokioIo::new(io), service);
             let connection = connection.with_upgrades();
-            Driven { connection, conn, server, open, is_told: false }.await;
+            Driven { connection, conn, server, open, told: None }.await;
             if conn.state().is_upgraded() {
                 open.is_upgraded(conn);
             }
@@ -85,7 +98,21 @@ pub(crate) async fn run<T, S>(
             let service = ConnService::new(conn, service, &server.http, true);
             let builder = server.http.http2(Streams::new(&server.guard, conn));
             let connection = builder.serve_connection(TokioIo::new(io), service);
-            Driven { connection, conn, server, open, is_told: false }.await;
+            Driven { connection, conn, server, open, told: None }.await;
+        }
+    }
+}
+
+impl Told {
+    fn end_if_deaf(&mut self, server: &Server, conn: &ConnInfo) {
+        let state = conn.state();
+        match self.requests {
+            None if self.at.elapsed() >= HEARD => self.requests = Some(state.requests()),
+            Some(heard) if state.requests() > heard => {
+                let reason = state.closing().unwrap_or(Reason::MaxRequests);
+                server.guard.end(conn, reason, Ending::Reset);
+            }
+            _ => {}
         }
     }
 }
@@ -101,17 +128,21 @@ impl<C: Connection> Future for Driven<'_, C> {
             this.open.is_cut();
             return Poll::Ready(());
         }
-        if !*this.is_told {
-            let state = this.conn.state();
-            let is_draining = drain.has_begun();
-            if is_draining {
-                state.close(Reason::Shutdown);
+        let state = this.conn.state();
+        let is_draining = drain.has_begun();
+        if is_draining {
+            state.close(Reason::Shutdown);
+        }
+        if let Some(told) = this.told {
+            told.end_if_deaf(this.server, this.conn);
+        // What HTTP/1 is told, the accounting says with its next answer.
+        } else if is_draining || C::HAS_GOAWAY && state.closing().is_some() {
+            // First, what is here already: hyper would close an idle connection without a look.
+            if this.connection.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
             }
-            // What HTTP/1 is told, the accounting says with its next answer.
-            if is_draining || C::HAS_GOAWAY && state.closing().is_some() {
-                *this.is_told = true;
-                this.connection.as_mut().end_in_good_order();
-            }
+            *this.told = Some(Told { at: Instant::now(), requests: None });
+            this.connection.as_mut().end_in_good_order();
         }
         this.connection.poll(cx)
     }

@@ -50,6 +50,8 @@ pub(crate) struct Drain {
     changed: Arc<Notify>,
     open: AtomicUsize,
     cut: AtomicUsize,
+    /// Upgraded since everybody was told to go.
+    turned: AtomicUsize,
     empty: Notify,
     upgraded: Mutex<Vec<Weak<ConnInfo>>>,
 }
@@ -84,23 +86,25 @@ impl Drain {
     }
 
     /// Everybody is told to go, and has `deadline` for it. `end` ends what was upgraded.
-    pub(crate) async fn run(&self, deadline: Duration, end: impl Fn(&ConnInfo)) -> Drained {
+    pub(crate) async fn run(&self, deadline: Duration, end: impl Fn(&ConnInfo) -> bool) -> Drained {
         let begun_with = self.open.load(SeqCst);
         self.enter(DRAINING);
         if timeout(deadline, self.emptied()).await.is_err() {
             self.enter(OVER);
-            // Whatever does not even look up from its work is left behind.
-            let _ = timeout(LAST, self.emptied()).await;
         }
-        let cut = self.cut.load(SeqCst) + self.open.load(SeqCst);
-        let finished = begun_with.saturating_sub(cut);
+        let last = async {
+            self.emptied().await;
+            let upgraded = self.upgraded.lock().clone();
+            gone(&upgraded).await;
+        };
+        // Whatever does not even look up from its work is left behind.
+        let _ = timeout(LAST, last).await;
+        let cut = self.cut.load(SeqCst).max(self.open.load(SeqCst));
+        let elsewhere = self.turned.load(SeqCst);
+        let finished = begun_with.saturating_sub(cut).saturating_sub(elsewhere);
         let upgraded = std::mem::take(&mut *self.upgraded.lock());
-        if cut == 0 {
-            let _ = timeout(LAST, gone(&upgraded)).await;
-        }
-        let upgraded: Vec<_> = upgraded.iter().filter_map(Weak::upgrade).collect();
-        upgraded.iter().for_each(|conn| end(conn));
-        Drained { finished, cut, upgraded: upgraded.len() }
+        let upgraded = upgraded.iter().filter_map(Weak::upgrade).filter(|conn| end(conn)).count();
+        Drained { finished, cut, upgraded }
     }
 
     fn enter(&self, stage: u8) {
@@ -122,7 +126,8 @@ impl Drain {
 
 /// Waits until nobody is left. Nobody tells, so it looks.
 async fn gone(connections: &[Weak<ConnInfo>]) {
-    while connections.iter().any(|conn| conn.strong_count() > 0) {
+    let is_here = |conn: Arc<ConnInfo>| !conn.state().is_gone();
+    while connections.iter().filter_map(Weak::upgrade).any(is_here) {
         sleep(LOOK).await;
     }
 }
@@ -146,6 +151,9 @@ impl Open {
 
     /// Somebody else has the socket of `conn` now.
     pub(crate) fn is_upgraded(&self, conn: &Arc<ConnInfo>) {
+        if self.drain.has_begun() {
+            self.drain.turned.fetch_add(1, SeqCst);
+        }
         let mut upgraded = self.drain.upgraded.lock();
         if upgraded.len() == upgraded.capacity() {
             upgraded.retain(|conn| conn.strong_count() > 0);

@@ -7,6 +7,7 @@ use http::{
     uri::{Authority, Scheme},
 };
 use hyper::ext::Protocol;
+use std::net::Ipv6Addr;
 
 /// With what `request` is to be refused, if it is.
 pub(crate) fn fault<B>(request: &Request<B>, takes_connect: bool) -> Option<StatusCode> {
@@ -51,10 +52,26 @@ fn is_host_fit(version: Version, uri: &Uri, headers: &HeaderMap) -> bool {
         && host.map_or(version != Version::HTTP_11, |host| is_host(host) && is_same(host))
 }
 
-/// A name, an address or nothing, and perhaps a port (RFC 3986 section 3.2.2).
+/// A name, an address or nothing, and perhaps a port (RFC 3986 section 3.2.2). Of what a name may
+/// have, nothing that no host has and somebody may take for the end of it: no `,`, no `;`, no `%`.
 fn is_host(value: &HeaderValue) -> bool {
-    let may = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte);
-    value.as_bytes().iter().all(may)
+    let bytes = value.as_bytes();
+    let (name, port) = match bytes.iter().rposition(|byte| *byte == b':') {
+        Some(colon) if !bytes.ends_with(b"]") => (&bytes[..colon], &bytes[colon + 1..]),
+        _ => (bytes, &b""[..]),
+    };
+    let is_port = std::str::from_utf8(port)
+        .is_ok_and(|port| port.is_empty() || !port.starts_with('+') && port.parse::<u16>().is_ok());
+    let is_name = match name.strip_prefix(b"[").and_then(|rest| rest.strip_suffix(b"]")) {
+        Some(address) => {
+            std::str::from_utf8(address).is_ok_and(|text| text.parse::<Ipv6Addr>().is_ok())
+        }
+        None => {
+            let may = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+=".contains(byte);
+            name.iter().all(may) && (!name.is_empty() || bytes.is_empty())
+        }
+    };
+    is_port && is_name
 }
 
 #[cfg(test)]
@@ -81,6 +98,21 @@ mod tests {
             ("/", &["x y"], 400),
             ("/", &["u@x"], 400),
             ("/", &["x/"], 400),
+            ("/", &["x:"], 0),
+            ("/", &["x:65535"], 0),
+            ("/", &["[::1]"], 0),
+            ("/", &["x:1:2"], 400),
+            ("/", &["x:65536"], 400),
+            ("/", &["x:+1"], 400),
+            ("/", &[":"], 400),
+            ("/", &[":80"], 400),
+            ("/", &["["], 400),
+            ("/", &["[::1"], 400),
+            ("/", &["[::1]x"], 400),
+            ("/", &["::1"], 400),
+            ("/", &["x]:80"], 400),
+            ("/", &["x,y"], 400),
+            ("/", &["%zz"], 400),
             ("http://x/", &["X"], 0),
             ("http://x:80/", &["x"], 0),
             ("https://x/", &["x:443"], 0),

@@ -30,9 +30,13 @@ palisade_serve::serve(listener, app).await
 //!   stands over it, and over a TLS handshake.
 //! - **HTTP/2 streams by themselves**: an answer of which nothing is taken for the guard's
 //!   [`write_stall`](palisade_conn::ConnGuardBuilder::write_stall) is reset, and the connection
-//!   lives on. A window that is shut, or opened by a byte now and then, counts as nothing; but
-//!   where all streams together get 500 B/s for each that waits, they have ten times as long.
-//! - **GOAWAY** for HTTP/2 connections of age or with their number of requests.
+//!   lives on. A window that is shut, or opened by a byte now and then, counts as nothing. Whoever
+//!   took 16 KiB of it before may wait a second longer for each; where the other streams of the
+//!   connection get 500 B/s for each that waits, or 8,000, all have ten times as long. The last
+//!   [64 KiB](HttpBuilder::max_send_buffer_size) of an answer are hyper's, and go with the idle time
+//!   if less than 500 B/s is taken.
+//! - **GOAWAY** for HTTP/2 connections of age or with their number of requests; a request that
+//!   comes 5 s later all the same resets the connection.
 //! - **A shutdown with an end**: [`with_graceful_shutdown`](Serve::with_graceful_shutdown).
 //!
 //! Pieces of a response body are handed to HTTP/2 16 KiB at a time, whatever their length.
@@ -78,8 +82,10 @@ palisade_serve::serve(listener, app).await
 //! A service that answers requests, made once and cloned for each: a `Router`, a `MethodRouter`, a
 //! handler with its state, tonic's `Routes`, layers around one. Or a service that makes one for each
 //! connection, from [`Incoming`]: axum's `into_make_service()` and
-//! `into_make_service_with_connect_info()`, or one of your own. It is asked between two accepts, so
-//! it should answer at once.
+//! `into_make_service_with_connect_info()`, or one of your own. What takes axum's own requests only
+//! wants to be given to `from_axum`. A service that makes others is asked between two accepts, so
+//! it should answer at once; one that takes longer than a second costs the connection, and a panic
+//! in it ends the server.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -98,6 +104,8 @@ mod tests;
 mod tls;
 
 pub use app::{App, HttpService, Incoming, OfConnections, OfRequests};
+#[cfg(feature = "axum")]
+pub use app::{FromAxum, from_axum};
 pub use drain::Drained;
 pub use http::{Http, HttpBuilder, HttpError, HttpFault};
 pub use serve::{Serve, WithGracefulShutdown, serve};

@@ -19,6 +19,10 @@ use std::{
     task::Poll,
     time::Duration,
 };
+use tokio::time::timeout;
+
+/// So long a service may take to be made for a connection, which waits as long, with all after it.
+const MAKE: Duration = Duration::from_secs(1);
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -95,7 +99,9 @@ impl<L: Accept, A: App<Kind>, Kind> Serve<L, A, Kind> {
     }
 
     /// Speaks TLS. What the configuration offers by ALPN is put to what the [`Http`] settings
-    /// speak; a client that asks for nothing is looked at as one without TLS is.
+    /// speak, and nothing else is offered; a client that asks for nothing is looked at as one
+    /// without TLS is. Whoever is ended by a rule of the guard's sees the connection end without TLS's
+    /// own good-bye.
     ///
     /// Each handshake is done on its own connection's task, within the guard's
     /// [`first_request`](palisade_conn::ConnGuardBuilder::first_request). Defaults to no TLS.
@@ -106,8 +112,7 @@ impl<L: Accept, A: App<Kind>, Kind> Serve<L, A, Kind> {
     }
 
     /// How many handshakes may be under way at once, at least 1. The next one takes the place of
-    /// the one that is so for longest, because what makes the least progress goes first. Each
-    /// costs some tens of KiB. Defaults to 1,024.
+    /// the one that is so for longest. Each costs some tens of KiB. Defaults to 1,024.
     #[cfg(feature = "rustls")]
     pub fn max_handshakes(mut self, handshakes: usize) -> Self {
         self.tls.most = handshakes.max(1);
@@ -130,7 +135,7 @@ impl<L: Accept, A: App<Kind>, Kind> Serve<L, A, Kind> {
     ///
     /// A connection that was upgraded is waited for as long as all others are there, and half a
     /// second more; then it is ended in good order. Tell each WebSocket of the same signal, and it
-    /// can say good-bye.
+    /// can say good-bye. A guard in [`Mode::Off`](palisade_conn::Mode::Off) leaves them be.
     pub fn with_graceful_shutdown<F>(self, signal: F) -> WithGracefulShutdown<L, A, Kind, F>
     where
         F: Future<Output = ()> + Send + 'static,
@@ -176,13 +181,17 @@ impl<L: Accept, A: App<Kind>, Kind> Serve<L, A, Kind> {
                 Poll::Ready(()) => Poll::Ready(None),
                 Poll::Pending => made.as_mut().poll(cx).map(Some),
             });
-            let Some(service) = made.await else { break };
+            let service = match timeout(MAKE, made).await {
+                Ok(Some(service)) => service,
+                Ok(None) => break,
+                Err(_) => continue,
+            };
             let open = Open::new(&server.drain);
             let connection = connection(io, service, server.clone(), open);
             tokio::spawn(Attentive::new(connection, &server.drain));
         }
         drop(listener);
-        let end = |conn: &_| _ = server.guard.end(conn, Reason::Shutdown, Ending::Finish);
+        let end = |conn: &_| server.guard.end(conn, Reason::Shutdown, Ending::Finish);
         Ok(server.drain.run(drain, end).await)
     }
 }

@@ -1,7 +1,11 @@
 //! The app as hyper sees it on one connection.
 
 use crate::{Http, HttpService, head, streams::ServedBody};
-use http::{HeaderValue, Request, Response, StatusCode, header::CONNECTION};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode,
+    header::{CONNECTION, CONTENT_LENGTH},
+};
+use http_body::Body;
 use hyper::body::Incoming;
 use palisade_conn::{AccountedBody, Accounting, AccountingFuture};
 use palisade_core::ConnInfo;
@@ -33,7 +37,8 @@ pin_project! {
     #[project = OnceProj]
     pub(crate) enum OnceFuture<S, F> {
         Waiting { service: Option<S>, request: Option<Request<Incoming>>, is_http2: bool },
-        Called { #[pin] future: F, is_http2: bool },
+        // `is_bare`: the answer is to have no body, which hyper sees to on HTTP/1 alone.
+        Called { #[pin] future: F, is_http2: bool, is_bare: bool },
         Refused { status: StatusCode, is_http2: bool },
     }
 }
@@ -87,16 +92,42 @@ impl<S: HttpService> Service<Request<Incoming>> for Once<S> {
     }
 }
 
+impl<S, F> OnceFuture<S, F> {
+    /// The app failed where it should have answered. Why is its own to tell.
+    fn failed(is_http2: bool) -> Self {
+        Self::Refused { status: StatusCode::INTERNAL_SERVER_ERROR, is_http2 }
+    }
+}
+
+/// The answer to HEAD: what a GET would be answered, as far as the head goes.
+fn without_body<B: Body>(response: Response<B>, is_http2: bool) -> Response<ServedBody<B>> {
+    let length = response.body().size_hint().exact();
+    let mut response = response.map(|_| ServedBody::empty(is_http2));
+    if let Some(length) = length.filter(|length| *length > 0) {
+        let headers = response.headers_mut();
+        headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+    }
+    response
+}
+
 impl<S: HttpService> Future for OnceFuture<S, S::Future> {
     type Output = Result<Response<ServedBody<S::ResponseBody>>, S::Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             match self.as_mut().project() {
-                OnceProj::Called { future, is_http2 } => {
-                    let response = ready!(future.poll(cx))?;
-                    let is_http2 = *is_http2;
-                    return Poll::Ready(Ok(response.map(|body| ServedBody::new(body, is_http2))));
+                OnceProj::Called { future, is_http2, is_bare } => {
+                    let (is_http2, is_bare) = (*is_http2, *is_bare);
+                    match ready!(future.poll(cx)) {
+                        Ok(response) if is_bare => {
+                            return Poll::Ready(Ok(without_body(response, is_http2)));
+                        }
+                        Ok(response) => {
+                            let body = |body| ServedBody::new(body, is_http2);
+                            return Poll::Ready(Ok(response.map(body)));
+                        }
+                        Err(_) => self.set(Self::failed(is_http2)),
+                    }
                 }
                 OnceProj::Refused { status, is_http2 } => {
                     let mut response = Response::new(ServedBody::empty(*is_http2));
@@ -109,12 +140,16 @@ impl<S: HttpService> Future for OnceFuture<S, S::Future> {
                     return Poll::Ready(Ok(response));
                 }
                 OnceProj::Waiting { service, request, is_http2 } => {
-                    let ready = service.as_mut().expect("called once");
-                    ready!(ready.poll_ready(cx))?;
                     let is_http2 = *is_http2;
+                    let ready = service.as_mut().expect("called once");
+                    if ready!(ready.poll_ready(cx)).is_err() {
+                        self.set(Self::failed(is_http2));
+                        continue;
+                    }
                     let request = request.take().expect("called once");
+                    let is_bare = is_http2 && request.method() == Method::HEAD;
                     let future = ready.call(request);
-                    self.set(Self::Called { future, is_http2 });
+                    self.set(Self::Called { future, is_http2, is_bare });
                 }
             }
         }

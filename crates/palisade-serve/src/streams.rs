@@ -21,20 +21,32 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// hyper is given no longer piece of a body at once: it keeps a whole one for each stream, and
 /// a short one tells sooner whether any of it is taken.
 const PIECE: usize = 16 * 1024;
-/// Bytes per second that a stream that waits is worth, if the connection takes them.
+/// Bytes per second that a stream that waits is worth, if the others of its connection take them.
 const RATE: u64 = 500;
-/// For whom the connection takes them, it is over after so many times.
+/// More streams than this need no more: 8,000 bytes a second are a slow link.
+const COUNTED: u64 = 16;
+/// For whom the others take them, it is over after so many times.
 const PATIENCE: u32 = 10;
+/// Whoever took as much of a stream waits a second longer for more of it: a large window may open
+/// in large steps.
+const OF_A_SECOND: u64 = 16 * 1024;
 /// How often at least a stall is looked at: patience may have become shorter.
 const LOOK: Duration = Duration::from_secs(10);
 
 thread_local! {
-    /// What the body of the stream that is polled now did last.
-    static LAST: Cell<Option<Did>> = const { Cell::new(None) };
+    /// What the body of the stream that is polled now did.
+    static DID: Cell<Did> = const { Cell::new(Did { last: None, gave: 0 }) };
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Did {
+    last: Option<Last>,
+    /// Bytes, all in all.
+    gave: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Did {
+enum Last {
     /// It gave a piece, and was not asked for the next one.
     Gave,
     /// It had nothing to give, or has ended.
@@ -63,6 +75,8 @@ struct Shared {
     conn: Arc<ConnInfo>,
     /// How many wait for their client.
     waiting: AtomicU64,
+    /// Bytes that bodies gave.
+    given: AtomicU64,
 }
 
 pin_project! {
@@ -73,6 +87,8 @@ pin_project! {
         stall: Option<Stall>,
         sleep: Option<Pin<Box<Sleep>>>,
         is_told: bool,
+        // Bytes since it waited last.
+        given: u64,
     }
 }
 
@@ -80,9 +96,11 @@ pin_project! {
 struct Stall {
     streams: Streams,
     begun: Instant,
-    /// Looked at last, and what the connection had written by then.
+    /// How much longer it may wait than others, for what it took before.
+    credit: Duration,
+    /// Looked at last, and what all bodies had given by then.
     looked: Instant,
-    written: u64,
+    given: u64,
 }
 
 // === ServedBody ===
@@ -110,9 +128,10 @@ impl<B: Body<Data = Bytes>> Body for ServedBody<B> {
         if !*this.is_http2 {
             return inner.poll_frame(cx);
         }
-        LAST.set(Some(Did::Waits));
         if this.rest.is_empty() {
-            match ready!(inner.poll_frame(cx)) {
+            let frame = inner.poll_frame(cx);
+            did(Last::Waits, 0);
+            match ready!(frame) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => *this.rest = data,
                     Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
@@ -120,12 +139,12 @@ impl<B: Body<Data = Bytes>> Body for ServedBody<B> {
                 end => return Poll::Ready(end),
             }
         }
-        LAST.set(Some(Did::Gave));
         let piece = if this.rest.len() > PIECE {
             this.rest.split_to(PIECE)
         } else {
             std::mem::take(this.rest)
         };
+        did(Last::Gave, piece.len());
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
@@ -149,16 +168,17 @@ impl<B: Body<Data = Bytes>> Body for ServedBody<B> {
     }
 }
 
+fn did(last: Last, gave: usize) {
+    let before = DID.get().gave;
+    DID.set(Did { last: Some(last), gave: before.saturating_add(gave as u64) });
+}
+
 // === Streams ===
 
 impl Streams {
     pub(crate) fn new(guard: &ConnGuard, conn: &Arc<ConnInfo>) -> Self {
-        let waiting = AtomicU64::new(0);
-        Self(Arc::new(Shared { guard: guard.clone(), conn: conn.clone(), waiting }))
-    }
-
-    fn written(&self) -> u64 {
-        self.0.conn.state().sample().written
+        let (waiting, given) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self(Arc::new(Shared { guard: guard.clone(), conn: conn.clone(), waiting, given }))
     }
 
     /// How long a stream may wait.
@@ -174,7 +194,13 @@ where
 {
     fn execute(&self, inner: F) {
         let streams = self.clone();
-        tokio::spawn(Stream { inner, streams, stall: None, sleep: None, is_told: false });
+        tokio::spawn(Stream::new(inner, streams));
+    }
+}
+
+impl<F> Stream<F> {
+    fn new(inner: F, streams: Streams) -> Self {
+        Self { inner, streams, stall: None, sleep: None, is_told: false, given: 0 }
     }
 }
 
@@ -183,13 +209,17 @@ impl<F: Future> Future for Stream<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
-        LAST.set(None);
+        DID.set(Did { last: None, gave: 0 });
         if this.inner.poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        match LAST.take() {
-            Some(Did::Gave) if this.streams.0.guard.mode() != Mode::Off => {
-                *this.stall = Some(Stall::new(this.streams.clone()));
+        let did = DID.get();
+        *this.given = this.given.saturating_add(did.gave);
+        this.streams.0.given.fetch_add(did.gave, Relaxed);
+        match did.last {
+            Some(Last::Gave) if this.streams.0.guard.mode() != Mode::Off => {
+                let given = std::mem::take(this.given);
+                *this.stall = Some(Stall::new(this.streams.clone(), given));
             }
             // What it asks for is not the client's to give.
             Some(_) => *this.stall = None,
@@ -197,7 +227,8 @@ impl<F: Future> Future for Stream<F> {
         }
         let Some(stall) = this.stall else { return Poll::Pending };
         loop {
-            let patience = this.streams.patience();
+            let others = this.streams.patience();
+            let patience = stall.patience(others);
             let due = stall.looked + patience;
             let next = |now| due.min(now + LOOK);
             let sleep = this.sleep.get_or_insert_with(|| Box::pin(sleep_until(next(stall.looked))));
@@ -206,7 +237,7 @@ impl<F: Future> Future for Stream<F> {
             let now = Instant::now();
             if now < due {
                 sleep.as_mut().reset(next(now));
-            } else if stall.is_over(now, patience) && stall.tell(now, patience, this.is_told) {
+            } else if stall.is_over(now, others) && stall.tell(now, patience, this.is_told) {
                 return Poll::Ready(());
             } else {
                 sleep.as_mut().reset(now + patience.min(LOOK));
@@ -218,22 +249,29 @@ impl<F: Future> Future for Stream<F> {
 // === Stall ===
 
 impl Stall {
-    fn new(streams: Streams) -> Self {
+    /// Of a stream that has taken so many bytes since it waited last.
+    fn new(streams: Streams, taken: u64) -> Self {
         streams.0.waiting.fetch_add(1, Relaxed);
-        let (now, written) = (Instant::now(), streams.written());
-        Self { streams, begun: now, looked: now, written }
+        let (now, given) = (Instant::now(), streams.0.given.load(Relaxed));
+        let credit = Duration::from_millis(taken.saturating_mul(1000) / OF_A_SECOND);
+        Self { streams, begun: now, credit, looked: now, given }
+    }
+
+    /// How long it may wait, where others may for so long.
+    fn patience(&self, others: Duration) -> Duration {
+        others.saturating_add(self.credit).min(others.saturating_mul(PATIENCE))
     }
 
     /// Whether it has had its time; if not, the next time begins.
-    fn is_over(&mut self, now: Instant, patience: Duration) -> bool {
-        let written = self.streams.written();
-        let taken = written.saturating_sub(self.written);
+    fn is_over(&mut self, now: Instant, others: Duration) -> bool {
+        let given = self.streams.0.given.load(Relaxed);
+        let taken = given.wrapping_sub(self.given);
         let seconds = now.saturating_duration_since(self.looked).as_secs().max(1);
-        let waiting = self.streams.0.waiting.load(Relaxed);
+        let waiting = self.streams.0.waiting.load(Relaxed).min(COUNTED);
         let is_fair = taken >= RATE.saturating_mul(seconds).saturating_mul(waiting);
         let all = now.saturating_duration_since(self.begun);
-        let is_over = !is_fair || all >= patience.saturating_mul(PATIENCE);
-        (self.looked, self.written) = (now, written);
+        let is_over = !is_fair || all >= others.saturating_mul(PATIENCE);
+        (self.looked, self.given) = (now, given);
         is_over
     }
 
@@ -292,7 +330,7 @@ mod tests {
         inner: F,
     ) -> JoinHandle<()> {
         let streams = streams.clone();
-        tokio::spawn(Stream { inner, streams, stall: None, sleep: None, is_told: false })
+        tokio::spawn(Stream::new(inner, streams))
     }
 
     #[tokio::test(start_paused = true)]
@@ -330,9 +368,9 @@ mod tests {
         let started = Instant::now();
         let link = async {
             loop {
-                // 500 B/s for each of both.
+                // 500 B/s for each of both, of a third.
                 sleep(SECOND).await;
-                streams.0.conn.state().add_written(1000);
+                streams.0.given.fetch_add(1000, Relaxed);
             }
         };
         tokio::select! {
@@ -343,6 +381,41 @@ mod tests {
         other.await.unwrap();
         let took = started.elapsed();
         assert!(took < (PATIENCE + 1) * STALL, "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_socket_writes_beside_the_bodies_helps_nobody() {
+        let (streams, _) = streams(Mode::Enforce);
+        let stream = spawn(&streams, shut(body(1)));
+        let started = Instant::now();
+        let pings = async {
+            loop {
+                sleep(SECOND).await;
+                streams.0.conn.state().add_written(100_000);
+            }
+        };
+        tokio::select! {
+            () = pings => {}
+            ended = stream => ended.unwrap(),
+        }
+        assert!(started.elapsed() < STALL + SECOND, "{:?}", started.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_takes_much_at_once_may_pause_for_longer() {
+        let (streams, journal) = streams(Mode::Enforce);
+        // A window of which 2 MiB open every 50 s, 40 KiB a second.
+        let mut slow = body(512 * PIECE);
+        let stream = async move {
+            for _ in 0..4 {
+                for _ in 0..128 {
+                    slow.frame().await.unwrap().unwrap();
+                }
+                sleep(STALL + 20 * SECOND).await;
+            }
+        };
+        spawn(&streams, stream).await.unwrap();
+        assert!(journal.cut().is_empty());
     }
 
     #[tokio::test(start_paused = true)]

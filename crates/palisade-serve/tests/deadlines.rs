@@ -108,10 +108,15 @@ struct Server {
 }
 
 impl Server {
-    /// Answers `GET /` at once, and everything else never.
     fn start() -> Self {
         let journal = Journal::default();
         let guard = ConnGuard::builder().metrics(journal.clone()).build().unwrap();
+        Self { journal, ..Self::start_with(guard) }
+    }
+
+    /// Answers `GET /` at once, and everything else never.
+    fn start_with(guard: ConnGuard) -> Self {
+        let journal = Journal::default();
         let (connect, pipes) = mpsc::unbounded_channel();
         let (signal, told) = oneshot::channel();
         let app = service_fn(async |request: Request<Incoming>| {
@@ -248,4 +253,106 @@ async fn with_nothing_in_flight_a_shutdown_takes_no_time() {
     let drained = server.task.await.unwrap().unwrap();
     assert!(started.elapsed() <= Duration::from_millis(1500), "{:?}", started.elapsed());
     assert_eq!((drained.finished, drained.cut), (2, 0));
+}
+
+/// A request of HTTP/2 on this stream.
+fn get2(stream: u32) -> Vec<u8> {
+    let mut frame = GET2.to_vec();
+    frame[5..9].copy_from_slice(&stream.to_be_bytes());
+    frame
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_goes_on_after_his_goaway_is_ended() {
+    let guard = ConnGuard::builder().max_requests(3).build().unwrap();
+    let server = Server::start_with(guard);
+    let mut client = server.connect(&[PREFACE, SETTINGS].concat()).await;
+    let started = Instant::now();
+    // He acknowledges nothing, so that as far as HTTP/2 goes he may begin as many as he likes.
+    for stream in (1..).step_by(2) {
+        let asked = client.write_all(&get2(stream)).await;
+        let mut answer = [0; 1024];
+        let read = client.read(&mut answer).await;
+        if asked.is_err() || !matches!(read, Ok(1..)) {
+            break;
+        }
+        assert!(started.elapsed() < seconds(7));
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert!(started.elapsed() >= seconds(5));
+    sleep(seconds(1)).await;
+    assert_eq!(server.guard.snapshot().open, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_asked_before_the_end_is_answered() {
+    let server = Server::start();
+    let mut kept = server.connect(GET).await;
+    let mut answer = [0; 1024];
+    let length = kept.read(&mut answer).await.unwrap();
+    assert!(answer[..length].ends_with(b"hello"));
+    // Both are in the pipe when the server is told to end, and nobody has read them yet.
+    let mut new = server.connect(GET).await;
+    let mut half = server.connect(PREFACE).await;
+    tokio::task::yield_now().await;
+    kept.write_all(GET).await.unwrap();
+    half.write_all(&[SETTINGS, GET2].concat()).await.unwrap();
+    server.signal.send(()).unwrap();
+    for client in [&mut kept, &mut new] {
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        assert!(answer.ends_with(b"hello"), "{answer:?}");
+    }
+    let mut answer = Vec::new();
+    half.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.windows(5).any(|at| at == b"hello"));
+    let drained = server.task.await.unwrap().unwrap();
+    assert_eq!((drained.finished, drained.cut), (3, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_never_made_costs_its_connection_alone() {
+    let guard = ConnGuard::default();
+    let (connect, pipes) = mpsc::unbounded_channel();
+    let mut number = 0;
+    let make = service_fn(move |_: palisade_serve::Incoming<'_>| {
+        number += 1;
+        let first = number == 1;
+        async move {
+            if first {
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, Infallible>(service_fn(async |_: Request<Incoming>| {
+                Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"made"))))
+            }))
+        }
+    });
+    tokio::spawn(serve(guard.listen(Pipes(pipes)), make).into_future());
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        let (server, mut client) = duplex(64 * 1024);
+        connect.send(Pipe(server)).unwrap_or_else(|_| panic!("it listens"));
+        client.write_all(GET).await.unwrap();
+        clients.push(client);
+    }
+    is_due(ended(&mut clients[0]).await, seconds(1));
+    let mut answer = [0; 1024];
+    let length = clients[1].read(&mut answer).await.unwrap();
+    assert!(answer[..length].ends_with(b"made"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_app_that_fails_is_answered_for() {
+    let (connect, pipes) = mpsc::unbounded_channel();
+    let fails = service_fn(async |_: Request<Incoming>| {
+        Err::<Response<Full<Bytes>>, _>(io::Error::other("overloaded"))
+    });
+    tokio::spawn(serve(ConnGuard::default().listen(Pipes(pipes)), fails).into_future());
+    let (server, mut client) = duplex(64 * 1024);
+    connect.send(Pipe(server)).unwrap_or_else(|_| panic!("it listens"));
+    client.write_all(GET).await.unwrap();
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).await.unwrap();
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 500") && answer.contains("connection: close"), "{answer}");
 }
