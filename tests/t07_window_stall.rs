@@ -21,9 +21,9 @@ use tokio::{
 
 const STALL: Duration = Duration::from_secs(1);
 
-async fn serve(app: Router) -> (Server, ConnGuard, Journal) {
+async fn serve(app: Router, stall: Duration) -> (Server, ConnGuard, Journal) {
     let journal = Journal::default();
-    let guard = ConnGuard::builder().write_stall(STALL).metrics(journal.clone()).build().unwrap();
+    let guard = ConnGuard::builder().write_stall(stall).metrics(journal.clone()).build().unwrap();
     (hardened(&guard, app).await, guard, journal)
 }
 
@@ -31,7 +31,7 @@ const CANCEL: [u8; 4] = [0, 0, 0, 8];
 
 #[tokio::test]
 async fn a_stream_whose_window_is_shut_is_reset_and_its_neighbour_is_served() {
-    let (server, guard, journal) = serve(app()).await;
+    let (server, guard, journal) = serve(app(), STALL).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
     client.send([h2::hello(0), h2::get(1, "/endless")].concat()).await.unwrap();
     let started = Instant::now();
@@ -48,7 +48,7 @@ async fn a_stream_whose_window_is_shut_is_reset_and_its_neighbour_is_served() {
 
 #[tokio::test]
 async fn a_window_that_is_opened_by_a_byte_now_and_then_is_shut() {
-    let (server, guard, _) = serve(app()).await;
+    let (server, guard, _) = serve(app(), STALL).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
     client.send([h2::hello(0), h2::get(1, "/endless")].concat()).await.unwrap();
     let started = Instant::now();
@@ -73,17 +73,17 @@ async fn a_slow_reader_and_a_quiet_writer_are_not_reset() {
         let first = stream::iter([Ok::<_, Infallible>(Bytes::from_static(b"data: 1\n\n"))]);
         Body::from_stream(futures_util::StreamExt::chain(first, stream::pending()))
     };
-    let (server, guard, journal) = serve(app().route("/quiet", get(quiet))).await;
+    let (server, guard, journal) = serve(app().route("/quiet", get(quiet)), 2 * STALL).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
     let requests = [h2::hello(0), h2::get(1, "/endless"), h2::get(3, "/quiet"), h2::open(3, 100)];
     client.send(requests.concat()).await.unwrap();
-    // 4 KiB/s on stream 1, of which a piece of 16 KiB takes four times as long as a stall may.
+    // 12 KiB/s on stream 1: two thirds of what a stall may be for a piece of 16 KiB.
     let mut ticks = interval(Duration::from_millis(250));
     let started = Instant::now();
     let mut taken = 0;
     while started.elapsed() < 5 * SECOND {
         ticks.tick().await;
-        client.send([h2::open(1, 1024), h2::open(3, 1)].concat()).await.unwrap();
+        client.send([h2::open(1, 3 * 1024), h2::open(3, 1)].concat()).await.unwrap();
         taken += h2::next(&mut client.stream, h2::DATA, 1).await.len();
     }
     assert!(taken >= 16 * 1024, "{taken}");

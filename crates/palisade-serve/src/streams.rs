@@ -30,19 +30,21 @@ const PATIENCE: u32 = 10;
 /// Whoever took as much of a stream waits a second longer for more of it: a large window may open
 /// in large steps.
 const OF_A_SECOND: u64 = 16 * 1024;
+/// So much may be taken by hyper alone: a piece for the first byte of a window, and its buffer.
+const OF_HYPER: u64 = 80 * 1024;
 /// How often at least a stall is looked at: patience may have become shorter.
 const LOOK: Duration = Duration::from_secs(10);
 
 thread_local! {
     /// What the body of the stream that is polled now did.
-    static DID: Cell<Did> = const { Cell::new(Did { last: None, gave: 0 }) };
+    static DID: Cell<Did> = const { Cell::new(Did { last: None, taken: 0 }) };
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Did {
     last: Option<Last>,
-    /// Bytes, all in all.
-    gave: u64,
+    /// Bytes of pieces after which it was asked again: those are taken.
+    taken: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +64,8 @@ pin_project! {
         inner: Option<B>,
         // Given by the inner body and not handed out yet.
         rest: Bytes,
+        // The length of the piece that was handed out last.
+        out: usize,
         is_http2: bool,
     }
 }
@@ -75,8 +79,8 @@ struct Shared {
     conn: Arc<ConnInfo>,
     /// How many wait for their client.
     waiting: AtomicU64,
-    /// Bytes that bodies gave.
-    given: AtomicU64,
+    /// Bytes of bodies that were taken.
+    taken: AtomicU64,
 }
 
 pin_project! {
@@ -88,7 +92,7 @@ pin_project! {
         sleep: Option<Pin<Box<Sleep>>>,
         is_told: bool,
         // Bytes since it waited last.
-        given: u64,
+        taken: u64,
     }
 }
 
@@ -98,20 +102,20 @@ struct Stall {
     begun: Instant,
     /// How much longer it may wait than others, for what it took before.
     credit: Duration,
-    /// Looked at last, and what all bodies had given by then.
+    /// Looked at last, and what was taken of all bodies by then.
     looked: Instant,
-    given: u64,
+    taken: u64,
 }
 
 // === ServedBody ===
 
 impl<B> ServedBody<B> {
     pub(crate) fn new(inner: B, is_http2: bool) -> Self {
-        Self { inner: Some(inner), rest: Bytes::new(), is_http2 }
+        Self { inner: Some(inner), rest: Bytes::new(), out: 0, is_http2 }
     }
 
     pub(crate) fn empty(is_http2: bool) -> Self {
-        Self { inner: None, rest: Bytes::new(), is_http2 }
+        Self { inner: None, rest: Bytes::new(), out: 0, is_http2 }
     }
 }
 
@@ -128,8 +132,10 @@ impl<B: Body<Data = Bytes>> Body for ServedBody<B> {
         if !*this.is_http2 {
             return inner.poll_frame(cx);
         }
+        did(Last::Waits, std::mem::take(this.out));
         if this.rest.is_empty() {
             let frame = inner.poll_frame(cx);
+            // Again, after whatever was polled in it.
             did(Last::Waits, 0);
             match ready!(frame) {
                 Some(Ok(frame)) => match frame.into_data() {
@@ -144,7 +150,8 @@ impl<B: Body<Data = Bytes>> Body for ServedBody<B> {
         } else {
             std::mem::take(this.rest)
         };
-        did(Last::Gave, piece.len());
+        did(Last::Gave, 0);
+        *this.out = piece.len();
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
@@ -168,17 +175,17 @@ impl<B: Body<Data = Bytes>> Body for ServedBody<B> {
     }
 }
 
-fn did(last: Last, gave: usize) {
-    let before = DID.get().gave;
-    DID.set(Did { last: Some(last), gave: before.saturating_add(gave as u64) });
+fn did(last: Last, taken: usize) {
+    let before = DID.get().taken;
+    DID.set(Did { last: Some(last), taken: before.saturating_add(taken as u64) });
 }
 
 // === Streams ===
 
 impl Streams {
     pub(crate) fn new(guard: &ConnGuard, conn: &Arc<ConnInfo>) -> Self {
-        let (waiting, given) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self(Arc::new(Shared { guard: guard.clone(), conn: conn.clone(), waiting, given }))
+        let (waiting, taken) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self(Arc::new(Shared { guard: guard.clone(), conn: conn.clone(), waiting, taken }))
     }
 
     /// How long a stream may wait.
@@ -200,7 +207,7 @@ where
 
 impl<F> Stream<F> {
     fn new(inner: F, streams: Streams) -> Self {
-        Self { inner, streams, stall: None, sleep: None, is_told: false, given: 0 }
+        Self { inner, streams, stall: None, sleep: None, is_told: false, taken: 0 }
     }
 }
 
@@ -209,17 +216,17 @@ impl<F: Future> Future for Stream<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
-        DID.set(Did { last: None, gave: 0 });
+        DID.set(Did { last: None, taken: 0 });
         if this.inner.poll(cx).is_ready() {
             return Poll::Ready(());
         }
         let did = DID.get();
-        *this.given = this.given.saturating_add(did.gave);
-        this.streams.0.given.fetch_add(did.gave, Relaxed);
+        *this.taken = this.taken.saturating_add(did.taken);
+        this.streams.0.taken.fetch_add(did.taken, Relaxed);
         match did.last {
             Some(Last::Gave) if this.streams.0.guard.mode() != Mode::Off => {
-                let given = std::mem::take(this.given);
-                *this.stall = Some(Stall::new(this.streams.clone(), given));
+                let taken = std::mem::take(this.taken);
+                *this.stall = Some(Stall::new(this.streams.clone(), taken));
             }
             // What it asks for is not the client's to give.
             Some(_) => *this.stall = None,
@@ -252,9 +259,10 @@ impl Stall {
     /// Of a stream that has taken so many bytes since it waited last.
     fn new(streams: Streams, taken: u64) -> Self {
         streams.0.waiting.fetch_add(1, Relaxed);
-        let (now, given) = (Instant::now(), streams.0.given.load(Relaxed));
+        let (now, all) = (Instant::now(), streams.0.taken.load(Relaxed));
+        let taken = taken.saturating_sub(OF_HYPER);
         let credit = Duration::from_millis(taken.saturating_mul(1000) / OF_A_SECOND);
-        Self { streams, begun: now, credit, looked: now, given }
+        Self { streams, begun: now, credit, looked: now, taken: all }
     }
 
     /// How long it may wait, where others may for so long.
@@ -264,14 +272,14 @@ impl Stall {
 
     /// Whether it has had its time; if not, the next time begins.
     fn is_over(&mut self, now: Instant, others: Duration) -> bool {
-        let given = self.streams.0.given.load(Relaxed);
-        let taken = given.wrapping_sub(self.given);
+        let all_taken = self.streams.0.taken.load(Relaxed);
+        let taken = all_taken.wrapping_sub(self.taken);
         let seconds = now.saturating_duration_since(self.looked).as_secs().max(1);
         let waiting = self.streams.0.waiting.load(Relaxed).min(COUNTED);
         let is_fair = taken >= RATE.saturating_mul(seconds).saturating_mul(waiting);
         let all = now.saturating_duration_since(self.begun);
         let is_over = !is_fair || all >= others.saturating_mul(PATIENCE);
-        (self.looked, self.given) = (now, given);
+        (self.looked, self.taken) = (now, all_taken);
         is_over
     }
 
@@ -370,7 +378,7 @@ mod tests {
             loop {
                 // 500 B/s for each of both, of a third.
                 sleep(SECOND).await;
-                streams.0.given.fetch_add(1000, Relaxed);
+                streams.0.taken.fetch_add(1000, Relaxed);
             }
         };
         tokio::select! {
