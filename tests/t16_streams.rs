@@ -16,7 +16,9 @@ use std::net::Ipv4Addr;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_past_the_budget_of_all_connections_are_refused_at_the_head() {
     let journal = Journal::default();
-    let guard = ConnGuard::builder().max_streams(100).metrics(journal.clone()).build().unwrap();
+    let monitoring = "127.0.9.0/24".parse().unwrap();
+    let builder = ConnGuard::builder().max_streams(100).reserve(1, [monitoring]);
+    let guard = builder.metrics(journal.clone()).build().unwrap();
     let server = serve(&guard, app()).await;
     let mut holding = Vec::new();
     for n in 1..=2 {
@@ -33,6 +35,9 @@ async fn requests_past_the_budget_of_all_connections_are_refused_at_the_head() {
         (refused.status().as_u16(), &refused.headers()["retry-after"]),
         (503, &"1".parse().unwrap())
     );
+    // But for whoever has a place reserved.
+    let answer = clients::get(Ipv4Addr::new(127, 0, 9, 1), server.addr, "/").await.unwrap();
+    assert_eq!(answer.status(), 200);
     holding[0].send(h2::get(101, "/hang")).await.unwrap();
     assert_eq!(h2::next(&mut holding[0].stream, h2::DATA, 101).await, b"server is busy");
     assert_eq!(guard.snapshot().in_flight, 100);

@@ -272,7 +272,8 @@ impl Account {
 
     /// Whether there are too many requests on all connections.
     fn refuse<B: Body>(&self, request: &Request<B>) -> Option<Rejection> {
-        let over = self.in_flight.conn().totals()?.over_streams()?;
+        let conn = self.in_flight.conn();
+        let over = conn.totals()?.over_streams(conn.peer().ip())?;
         self.reject(Reason::StreamsFull, Phase::RequestHead, over, AnswerForm::of(request))
     }
 

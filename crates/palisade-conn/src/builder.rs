@@ -150,7 +150,8 @@ impl ConnGuardBuilder {
 
     /// Keeps the last `places` of [`Self::max_connections`] for peers in `networks`: health checks,
     /// monitoring, an operator. Less than all of them. Their accept rate, their number per client
-    /// and per network and how many they keep idle are not looked at, and they make room for each
+    /// and per network, how many they keep idle and the number of all requests are not looked at, and
+    /// they make room for each
     /// other only, and only where nobody else can. Every deadline is theirs as well. Defaults to
     /// none.
     ///

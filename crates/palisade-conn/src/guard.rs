@@ -111,6 +111,7 @@ impl ConnGuard {
         totals.max_requests = limits.max_requests.filter(|_| limits.mode == Mode::Enforce);
         totals.max_streams = Some(limits.max_streams);
         totals.max_upgraded = Some(limits.max_upgraded);
+        totals.reserved = limits.reserved.clone();
         totals.peers_are_clients = limits.per_client.is_some() && limits.mode != Mode::Off;
         let shared = Arc::new(Shared {
             totals: Arc::new(totals),

@@ -718,7 +718,7 @@ impl Drop for InFlight {
 mod tests {
     use super::*;
     use crate::{ConnTotals, Prefix};
-    use std::{sync::atomic::AtomicUsize, task::Wake};
+    use std::{net::Ipv4Addr, sync::atomic::AtomicUsize, task::Wake};
 
     #[derive(Default)]
     struct Counter(AtomicUsize);
@@ -1005,8 +1005,8 @@ mod tests {
         let conn = conn_within(totals);
         let totals = conn.totals().unwrap();
         let _first = conn.begin_request(false);
-        assert_eq!(totals.over_streams(), None);
+        assert_eq!(totals.over_streams(Ipv4Addr::LOCALHOST.into()), None);
         let _second = conn.begin_request(true);
-        assert_eq!(totals.over_streams(), Some((1, 2)));
+        assert_eq!(totals.over_streams(Ipv4Addr::LOCALHOST.into()), Some((1, 2)));
     }
 }

@@ -1,7 +1,13 @@
 //! What the connections of one guard have in common.
 
-use crate::Settings;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
+use crate::{Network, Settings};
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed},
+    },
+};
 
 /// So many requests are looked at before anything is said of them.
 const LOOKED_AT: u32 = 128;
@@ -20,6 +26,8 @@ pub struct ConnTotals {
     pub max_requests: Option<u32>,
     /// So many requests may be in flight on all of them. Defaults to any number.
     pub max_streams: Option<usize>,
+    /// Who is let in above that. Defaults to nobody.
+    pub reserved: Arc<[Network]>,
     /// So many of them may be upgraded. Defaults to any number.
     pub max_upgraded: Option<usize>,
     /// Each peer counts as a client, so that a proxy among them is to be found out.
@@ -45,10 +53,12 @@ impl ConnTotals {
         self.upgraded.load(Relaxed)
     }
 
-    /// Whether there are more requests in flight than may be: how many may, and how many are.
-    pub fn over_streams(&self) -> Option<(u64, u64)> {
+    /// Whether there are more requests in flight than may be for `peer`: how many may, and how many
+    /// are.
+    pub fn over_streams(&self, peer: IpAddr) -> Option<(u64, u64)> {
         let (most, streams) = (self.max_streams?, self.streams());
-        (streams > most).then_some((most as u64, streams as u64))
+        let is_over = streams > most && !self.reserved.iter().any(|network| network.contains(peer));
+        is_over.then_some((most as u64, streams as u64))
     }
 
     /// It is so many milliseconds since anything, by a clock that may wrap. Told from time to
