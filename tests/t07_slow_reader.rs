@@ -308,3 +308,33 @@ async fn a_write_that_its_handler_gave_up_is_no_stall() {
     all_gone(&guard).await;
     assert!(journal.disconnected().is_empty(), "{:?}", journal.disconnected());
 }
+
+/// Bytes that the kernel holds for the other ends of what is connected to `addr`.
+#[cfg(target_os = "linux")]
+fn send_queues(addr: SocketAddr) -> u64 {
+    let port = format!(":{:04X}", addr.port());
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    let lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let ours = lines.filter(|fields| fields[1].ends_with(&port));
+    let queue = |fields: Vec<&str>| u64::from_str_radix(fields[4].split(':').next().unwrap(), 16);
+    ours.map(|fields| queue(fields).unwrap()).sum()
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_stalled_readers_hold_few_bytes_in_the_kernel() {
+    let guard = ConnGuard::builder().max_per_client(200).build().unwrap();
+    let server = serve(&guard, app()).await;
+    let mut stalled = Vec::new();
+    for _ in 0..200 {
+        let mut client = RawClient::connect(server.addr).await.unwrap();
+        client.send(ENDLESS).await.unwrap();
+        stalled.push(client);
+    }
+    until("all stall", || guard.snapshot().at(Phase::Writing) == 200).await;
+    let held = send_queues(server.addr);
+    println!("{} KiB for each", held / 200 / 1024);
+    assert!(held > 0 && held <= 64 << 20, "{held}");
+    drop(stalled);
+    all_gone(&guard).await;
+}

@@ -10,7 +10,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// What HTTP/2 begins with (RFC 9113 section 3.4).
 pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// An IO whose first bytes have been looked at and are read again.
+/// An IO whose first bytes have been looked at and are read again. What was upgraded is a
+/// `TokioIo<Rewind<GuardedIo<TcpStream>>>`, for whoever wants it by `Upgraded::downcast`; over TLS a
+/// `TokioIo<Rewind<TlsStream<GuardedIo<TcpStream>>>>`.
 #[derive(Debug)]
 pub struct Rewind<T> {
     inner: T,
