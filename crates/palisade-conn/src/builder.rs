@@ -63,7 +63,7 @@ enum KeepAlive {
 }
 
 /// What is wrong with a [`ConnGuardBuilder`]: everything, not just the first thing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct ConnGuardError {
     faults: Vec<ConnGuardFault>,
 }
@@ -149,7 +149,7 @@ impl ConnGuardBuilder {
     }
 
     /// Keeps the last `places` of [`Self::max_connections`] for peers in `networks`: health checks,
-    /// monitoring, an operator. Less than all of them. Their accept rate, their number per client
+    /// monitoring, an operator. `places` must be below [`Self::max_connections`]. Their accept rate, their number per client
     /// and per network, how many they keep idle and the number of all requests are not looked at, and
     /// they make room for each
     /// other only, and only where nobody else can. Every deadline is theirs as well. Defaults to
@@ -166,7 +166,7 @@ impl ConnGuardBuilder {
         self
     }
 
-    /// How many of them one client may have, at least 1. The next one takes the place of the
+    /// How many connections one client may have, at least 1. The next one takes the place of the
     /// least useful of his own.
     ///
     /// Defaults to a hundredth of [`Self::max_connections`], and at least 64.
@@ -175,8 +175,9 @@ impl ConnGuardBuilder {
         self
     }
 
-    /// One client may have them all: for a server whose peers are proxies.
-    /// Defaults to [`Self::max_per_client`].
+    /// No limit on the connections of one client: for a server whose peers are proxies. The limits per
+    /// network and on idle ones go with it, unless they are set. By default
+    /// [`Self::max_per_client`] applies.
     pub fn no_max_per_client(mut self) -> Self {
         self.per_client = PerClient::Any;
         self
@@ -185,7 +186,7 @@ impl ConnGuardBuilder {
     /// For a server whose peers are proxies or balancers of your own, each with many clients: no
     /// [`max_per_client`](Self::max_per_client), no [`accept_rate`](Self::accept_rate), no
     /// [`max_cancelled`](Self::max_cancelled), and [`idle`](Self::idle) connections for 620 s, which
-    /// is longer than the longest that balancers keep theirs. What clients behind them do cannot be
+    /// is longer than the longest that balancers keep theirs, whatever was set before. What clients behind them do cannot be
     /// told apart here; the layers can, by the address that the proxy passes on.
     ///
     /// Where nine in ten requests say that they were forwarded and this is not set, the guard says
@@ -491,7 +492,7 @@ impl ConnGuardBuilder {
         }
         if let Some((rate, burst)) = self.accept_rate {
             let fine = gcra(rate, burst).is_some();
-            let allowed = "each 1 to 1000000, and the burst no more than 12 days of the rate";
+            let allowed = "each 1 to 1000000";
             check(fine, "accept_rate", &(rate, burst), allowed);
         }
         let day = MILLISECOND..=DAY;
@@ -561,6 +562,13 @@ impl fmt::Display for ConnGuardError {
             write!(f, "\n  {field} is {value}, allowed is {allowed}")?;
         }
         Ok(())
+    }
+}
+
+/// As it is displayed: that is what a `main` that returns it shows.
+impl fmt::Debug for ConnGuardError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -182,7 +182,7 @@ impl ConnGuard {
 
     /// Tells of one request of `conn` that is ended, or would be in [`Mode::Shadow`], while the
     /// connection goes on. For servers that can do so.
-    pub fn cut(&self, violation: &Violation, conn: &ConnInfo) {
+    pub fn tell_cut(&self, violation: &Violation, conn: &ConnInfo) {
         self.shared.recorder.record(|| Event::cut(violation, self.mode(), Some(conn)));
     }
 
@@ -191,7 +191,7 @@ impl ConnGuard {
         self.shared.limits.mode
     }
 
-    /// [`ConnGuardBuilder::write_stall`], as long as it is under the pressure of the moment.
+    /// [`ConnGuardBuilder::write_stall`] as it is in force now, shortened under pressure.
     pub fn write_stall(&self) -> Duration {
         let limits = strain::under(&self.shared.limits, self.shared.pressure());
         Duration::from_millis(limits.write_stall)

@@ -28,7 +28,8 @@ const TIMEOUT: &[u8] =
 /// stream or an error, a writer an error, whichever of them asks next, and both are woken. The
 /// error holds a [`Violation`]. A client of plain HTTP/1 whose head took too long is answered 408
 /// first, if his socket takes that at once, and then it ends in good order. Its place is free when it is dropped, and not before: an upgraded
-/// connection keeps it. It is what `hyper::upgrade::Upgraded::downcast` has to name.
+/// connection keeps it. `Upgraded::downcast` has to name `TokioIo<GuardedIo<T>>` under a loop over
+/// hyper; under `axum::serve` hyper-util's `auto::upgrade::downcast` is the one to call.
 ///
 /// Shut down, it sends its FIN and then reads what the client is still sending, and throws it
 /// away, for at most 1 s or 64 MiB: else the kernel would reset the connection, and a client whose

@@ -9,7 +9,6 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 use tonic::transport::{
     Server,
@@ -25,7 +24,6 @@ use tonic::transport::{
 /// | streams reset before a handler heard of them | 20 | 20, then GOAWAY (Rapid Reset, CVE-2023-44487) |
 /// | bytes taken in of one request, and of a connection, before they are read | 1 MiB | 256 KiB |
 /// | header fields of one request | 16 KiB | 16 KiB |
-/// | PING to a silent client, and the time for its answer | never | 30 s, 10 s |
 ///
 /// Whatever is set after it holds instead. tonic has no setting for how much of an answer is kept
 /// for a client that does not read: it is 400 KiB and one piece for each stream. Where that is too
@@ -63,8 +61,6 @@ pub fn harden<L>(server: Server<L>) -> Server<L> {
         .initial_stream_window_size(256 * 1024)
         .initial_connection_window_size(256 * 1024)
         .http2_max_header_list_size(16 * 1024)
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
 }
 
 /// What tonic leaves in each request's extensions is the connection itself. tonic's own

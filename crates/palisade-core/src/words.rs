@@ -113,8 +113,7 @@ closed_enum! {
         /// Of a body that waits for an HTTP/2 window too little was taken for too long.
         /// Milliseconds.
         WindowStall = "window_stall",
-        /// As many TLS handshakes are under way as may be, and this one is so for longest.
-        /// Handshakes.
+        /// As many TLS handshakes are under way as may be, and this one is so for longest. No numbers.
         HandshakesFull = "handshakes_full",
         /// As many connections are upgraded as may be. Connections.
         UpgradedFull = "upgraded_full",
@@ -124,7 +123,7 @@ closed_enum! {
         CancelledRequests = "cancelled_requests",
         /// The client sends too much that brings no request on. Bytes.
         NoProgress = "no_progress",
-        /// The server shuts down. Milliseconds since it was told to.
+        /// The server shuts down. No numbers.
         Shutdown = "shutdown",
     }
 }
@@ -165,14 +164,12 @@ impl Reason {
             | Self::Idle
             | Self::WriteStall
             | Self::MaxAge
-            | Self::WindowStall
-            | Self::Shutdown => "milliseconds",
+            | Self::WindowStall => "milliseconds",
             Self::CostOverBurst => "cells",
             Self::TooLarge | Self::NoProgress => "bytes",
             Self::TinyFrames => "frames",
             Self::Rate => "bytes_per_second",
-            Self::HandshakesFull => "handshakes",
-            Self::PeerMissing | Self::HungUp => "none",
+            Self::PeerMissing | Self::HungUp | Self::HandshakesFull | Self::Shutdown => "none",
         }
     }
 
@@ -214,7 +211,7 @@ impl Reason {
             Self::CancelledRequests => "ConnGuard::builder().max_cancelled(requests)",
             Self::NoProgress => "ConnGuard::builder().max_overhead(bytes)",
             Self::HandshakesFull => "Serve::max_handshakes(handshakes)",
-            Self::Shutdown => "Serve::drain(duration)",
+            Self::Shutdown => "WithGracefulShutdown::drain(duration)",
         }
     }
 }

@@ -14,7 +14,8 @@ pub struct Incoming<'a> {
 }
 
 /// A service that answers requests. Implemented for every tower service that can. One that fails
-/// where it should answer is answered for, with an empty 500.
+/// where it should answer is answered for, with an empty 500, after which an HTTP/1 connection ends;
+/// the error itself is dropped, so tell of it in a layer.
 pub trait HttpService:
     Service<
         Request<hyper::body::Incoming>,
@@ -30,7 +31,8 @@ pub trait HttpService:
 }
 
 /// What [`serve`](crate::serve) takes. `Kind` is found by the compiler: [`OfRequests`] for a service that
-/// answers requests, [`OfConnections`] for one that makes such a service for each [`Incoming`].
+/// answers requests, [`OfConnections`] for one that makes such a service for each [`Incoming`]. Of a
+/// bare handler of axum's make one by `handler.with_state(())`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be served",
     label = "not a `tower::Service` of `http::Request<hyper::body::Incoming>` or of `Incoming<'_>`",

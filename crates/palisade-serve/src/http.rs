@@ -18,7 +18,7 @@ pub struct Http {
     pub(crate) protocol: Protocol,
     max_header_size: usize,
     max_headers: Option<usize>,
-    max_buffer_size: usize,
+    max_buffer_size: Option<usize>,
     max_concurrent_streams: u32,
     stream_window: u32,
     connection_window: u32,
@@ -47,7 +47,7 @@ pub(crate) enum Protocol {
 pub struct HttpBuilder(Http);
 
 /// What is wrong with an [`HttpBuilder`]: everything, not just the first thing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct HttpError {
     faults: Vec<HttpFault>,
 }
@@ -75,6 +75,10 @@ impl Http {
         HttpBuilder(Self::default())
     }
 
+    fn buffer_size(&self) -> usize {
+        self.max_buffer_size.unwrap_or((64 * KIB).max(self.max_header_size))
+    }
+
     pub(crate) fn http1(&self) -> http1::Builder {
         let mut builder = http1::Builder::new();
         builder
@@ -82,7 +86,7 @@ impl Http {
             // every request an allocation.
             .header_read_timeout(None)
             .max_header_size(self.max_header_size)
-            .max_buf_size(self.max_buffer_size);
+            .max_buf_size(self.buffer_size());
         if let Some(most) = self.max_headers {
             builder.max_headers(most);
         }
@@ -116,7 +120,7 @@ impl Default for Http {
             protocol: Protocol::Auto,
             max_header_size: 32 * KIB,
             max_headers: None,
-            max_buffer_size: 64 * KIB,
+            max_buffer_size: None,
             max_concurrent_streams: 100,
             stream_window: 256 * KIB as u32,
             connection_window: 256 * KIB as u32,
@@ -142,14 +146,15 @@ impl HttpBuilder {
     }
 
     /// Speaks HTTP/2 only, without a look at the first bytes: for gRPC. Over TLS, nothing else is
-    /// offered. Defaults to both, as the client begins.
+    /// offered. Defaults to both, as the client begins; of this and [`Self::http1_only`] the later one
+    /// holds.
     pub fn http2_only(mut self) -> Self {
         self.0.protocol = Protocol::Http2;
         self
     }
 
     /// HTTP/1: how many bytes a request head may have, and the trailers of a body, 1 KiB to 1 MiB.
-    /// More is answered with 431. hyper by itself has no exact limit and takes some 500 KiB.
+    /// More is answered with 431. hyper by itself has no exact limit and takes what its buffer holds, some 500 KiB.
     /// Defaults to 32 KiB.
     pub fn max_header_size(mut self, bytes: usize) -> Self {
         self.0.max_header_size = bytes;
@@ -165,13 +170,15 @@ impl HttpBuilder {
 
     /// HTTP/1: how many bytes are kept for one connection in each direction, 8 KiB to 16 MiB, and
     /// not less than [`Self::max_header_size`]. One piece of a response body may come on top,
-    /// however long it is. hyper by itself keeps 408 KiB. Defaults to 64 KiB.
+    /// however long it is. hyper by itself keeps 408 KiB. Defaults to 64 KiB,
+    /// or the size of a head if that is more.
     pub fn max_buffer_size(mut self, bytes: usize) -> Self {
-        self.0.max_buffer_size = bytes;
+        self.0.max_buffer_size = Some(bytes);
         self
     }
 
-    /// HTTP/2: how many requests one connection may have in flight, 1 to 100,000. All that one
+    /// HTTP/2: how many requests one connection may have in flight, 1 to 100,000
+    /// (`SETTINGS_MAX_CONCURRENT_STREAMS`). All that one
     /// connection can make the server keep grows with it. hyper by itself allows 200, tonic any
     /// number. Defaults to 100, the least that RFC 9113 (section 6.5.2) recommends.
     pub fn max_concurrent_streams(mut self, streams: u32) -> Self {
@@ -211,7 +218,7 @@ impl HttpBuilder {
     }
 
     /// HTTP/2: how many streams of one connection may end by errors that are the client's, refused
-    /// ones among them, 1 to 1,000,000; then it is told to calm down and ends. It counts over the
+    /// ones among them, 1 to 1,000,000; then it is told to calm down (GOAWAY `ENHANCE_YOUR_CALM`) and ends. It counts over the
     /// whole life of a connection. tonic by itself sets no limit (`MadeYouReset`, CVE-2025-8671).
     /// Defaults to 1,024.
     pub fn max_local_resets(mut self, streams: usize) -> Self {
@@ -275,8 +282,10 @@ impl HttpBuilder {
         if let Some(fields) = http.max_headers {
             check("max_headers", fields, 1..=1000);
         }
-        let least = http.max_header_size.clamp(8 * KIB, MIB);
-        check("max_buffer_size", http.max_buffer_size, least..=16 * MIB);
+        if let Some(bytes) = http.max_buffer_size {
+            let least = http.max_header_size.clamp(8 * KIB, MIB);
+            check("max_buffer_size", bytes, least..=16 * MIB);
+        }
         check("max_concurrent_streams", http.max_concurrent_streams as usize, 1..=100_000);
         check("stream_window", http.stream_window as usize, KIB..=16 * MIB);
         check("connection_window", http.connection_window as usize, 64 * KIB..=64 * MIB);
@@ -312,6 +321,13 @@ impl fmt::Display for HttpError {
             write!(f, "\n  {field} is {value}, allowed is {allowed}")?;
         }
         Ok(())
+    }
+}
+
+/// As it is displayed: that is what a `main` that returns it shows.
+impl fmt::Debug for HttpError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -361,8 +377,12 @@ mod tests {
 
     #[test]
     fn a_head_that_is_allowed_fits_into_the_buffer() {
-        let error = Http::builder().max_header_size(100 * KIB).build().unwrap_err();
-        assert_eq!(error.faults()[0].field, "max_buffer_size");
+        assert_eq!(
+            Http::builder().max_header_size(100 * KIB).build().unwrap().buffer_size(),
+            100 * KIB
+        );
+        let error = Http::builder().max_header_size(100 * KIB).max_buffer_size(64 * KIB);
+        assert_eq!(error.build().unwrap_err().faults()[0].field, "max_buffer_size");
         Http::builder().max_header_size(100 * KIB).max_buffer_size(100 * KIB).build().unwrap();
     }
 

@@ -24,18 +24,21 @@ palisade_serve::serve(listener, app).await
 //! for, and each brings the `Arc<ConnInfo>` of its connection. Besides:
 //!
 //! - **HTTP by your settings**, [`Http`]: heads of 32 KiB, 100 requests at once on one HTTP/2
-//!   connection, 64 KiB kept for a reader, and so on. Answers 431, 414 and 400 of hyper's own are
-//!   left as they are.
+//!   connection, 64 KiB kept for a reader, and so on. Answers 431 and 400 of hyper's own are
+//!   left as they are, and 414 where [`max_header_size`](HttpBuilder::max_header_size) lets a URI
+//!   grow so long.
 //! - **One look at the first bytes** tells HTTP/1 from HTTP/2. The deadline of the first request
 //!   stands over it, and over a TLS handshake.
-//! - **HTTP/2 streams by themselves**: an answer of which nothing is taken for the guard's
+//! - **Single HTTP/2 streams**: an answer of which nothing is taken for the guard's
 //!   [`write_stall`](palisade_conn::ConnGuardBuilder::write_stall) is reset, and the connection
-//!   lives on. A window that is shut, or opened by a byte now and then, counts as nothing. Whoever
-//!   took 16 KiB of it before may wait a second longer for each; where the other streams of the
-//!   connection get 500 B/s for each that waits, or 8,000, all have ten times as long. The last
+//!   lives on. A window that is shut, or opened by a byte now and then, counts as nothing. Each
+//!   16 KiB taken since its last stall adds a second. While the streams of the connection together
+//!   take 500 B/s for each that waits (8,000 are enough for any number), each has up to ten times
+//!   that time. The last
 //!   [64 KiB](HttpBuilder::max_send_buffer_size) of an answer are hyper's, and go with the idle time
 //!   if less than 500 B/s is taken.
-//! - **GOAWAY** for HTTP/2 connections of age or with their number of requests; a request that
+//! - **GOAWAY** for HTTP/2 connections of age, with their number of requests, or one too many idle
+//!   ones of a client; a request that
 //!   comes 5 s later all the same resets the connection.
 //! - **A shutdown with an end**: [`with_graceful_shutdown`](Serve::with_graceful_shutdown).
 //!
@@ -108,5 +111,8 @@ pub use app::{App, HttpService, Incoming, OfConnections, OfRequests};
 pub use app::{FromAxum, from_axum};
 pub use drain::Drained;
 pub use http::{Http, HttpBuilder, HttpError, HttpFault};
+pub use palisade_core::{BoxError, ConnInfo};
 pub use serve::{Serve, WithGracefulShutdown, serve};
 pub use sniff::Rewind;
+#[cfg(feature = "rustls")]
+pub use tokio_rustls::rustls;

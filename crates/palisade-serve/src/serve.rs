@@ -98,10 +98,10 @@ impl<L: Accept, A: App<Kind>, Kind> Serve<L, A, Kind> {
         self
     }
 
-    /// Speaks TLS. What the configuration offers by ALPN is put to what the [`Http`] settings
+    /// Speaks TLS, by a configuration of [`rustls`](crate::rustls). What the configuration offers by ALPN is put to what the [`Http`] settings
     /// speak, and nothing else is offered; a client that asks for nothing is looked at as one
     /// without TLS is. Whoever is ended by a rule of the guard's sees the connection end without TLS's
-    /// own good-bye.
+    /// own good-bye (`close_notify`). What was agreed on, and the peer's certificate, are not passed on.
     ///
     /// Each handshake is done on its own connection's task, within the guard's
     /// [`first_request`](palisade_conn::ConnGuardBuilder::first_request). Defaults to no TLS.
@@ -112,7 +112,7 @@ impl<L: Accept, A: App<Kind>, Kind> Serve<L, A, Kind> {
     }
 
     /// How many handshakes may be under way at once, at least 1. The next one takes the place of
-    /// the one that is so for longest. Each costs some tens of KiB. Defaults to 1,024.
+    /// the one that is so for longest. Each costs some tens of KiB. 0 counts as 1. Defaults to 1,024.
     #[cfg(feature = "rustls")]
     pub fn max_handshakes(mut self, handshakes: usize) -> Self {
         self.tls.most = handshakes.max(1);
@@ -141,6 +141,11 @@ impl<L: Accept, A: App<Kind>, Kind> Serve<L, A, Kind> {
         F: Future<Output = ()> + Send + 'static,
     {
         WithGracefulShutdown { serve: self, signal, drain: Duration::from_secs(30) }
+    }
+
+    /// Who watches over its connections, for a look at them later.
+    pub fn guard(&self) -> &ConnGuard {
+        self.listener.guard()
     }
 
     /// Where it listens.

@@ -291,7 +291,8 @@ impl Stall {
             let limit = millis(patience);
             let observed = millis(now.saturating_duration_since(self.begun));
             let (reason, phase) = (Reason::WindowStall, Phase::ResponseBody);
-            guard.cut(&Violation::new(Guard::Connection, reason, phase, limit, observed), conn);
+            guard
+                .tell_cut(&Violation::new(Guard::Connection, reason, phase, limit, observed), conn);
         }
         guard.mode() == Mode::Enforce
     }

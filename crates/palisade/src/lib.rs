@@ -13,7 +13,7 @@
 //!     .rate_limit(Quota::per_second(10).burst(40))
 //!     .metrics(metrics.clone())
 //!     .build()?;
-//! // axum:  Router::new().route(..).layer(guards), served with into_make_service_with_connect_info
+//! // axum:  Router::new().route(..).layer(guards), served by `palisade::serve`
 //! // tonic: Server::builder().layer(guards).add_service(..)
 //! # let _ = guards;
 //! println!("{metrics}"); // What was refused, and why.
@@ -30,11 +30,13 @@
 //! | [`body_limit`] | bodies that are too long, or come in too many tiny pieces | 413 |
 //! | [`slow_body`] | clients that drip their bodies | 408 |
 //! | [`concurrency_limit`] | more requests at work than the server can do | 503 with `Retry-After` |
+//! | [`conn`] | silent, slow, idle and hoarded connections | FIN or RST; 408, 503 |
+//! | [`mod@serve`] | what hyper leaves open | 431, 400, 501, GOAWAY, `RST_STREAM` |
 //!
 //! gRPC clients get the same verdicts as a gRPC status. Each guard is a crate and a feature, all
-//! on by default, and each is a `Layer` by itself. The features `axum` and `tonic` teach the
+//! on by default, and each of the first five is a `Layer` by itself. The features `axum` and `tonic` teach the
 //! guards where those servers leave the peer's address; `metrics` and `tracing` bring more
-//! [`Metrics`] than the [`Snapshot`] that is always there.
+//! [`Metrics`] than the [`Snapshot`] that the feature `snapshot` brings, on by default.
 //!
 //! A connection that never sends a request never reaches a `Layer`. [`serve()`] is the one line that
 //! guards connections: how many there may be, how long they may say nothing, who goes first, and
