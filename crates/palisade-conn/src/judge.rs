@@ -143,6 +143,35 @@ pub(crate) fn judge(
     (memory, finding)
 }
 
+/// Whether nothing has happened on a connection since it became idle, and nothing is due at its
+/// `age`: then [`judge`] would find nothing and keep what is kept.
+#[inline]
+pub(crate) fn is_quiet(
+    limits: &Limits,
+    now: u64,
+    age: u64,
+    sample: &ConnSample,
+    closing: Option<Reason>,
+    memory: &ConnMemory,
+) -> bool {
+    let is_as_it_was = memory.phase == Phase::Idle as u8 + 1
+        && memory.seen == sample.requests
+        && memory.read == sample.read as u32
+        && memory.written == sample.written as u32
+        && memory.blocked_since == 0;
+    let is_at_rest = sample.in_flight == 0
+        && !(sample.write_blocked || sample.uploading || sample.body_left)
+        && !(sample.upgraded || sample.lingering);
+    let is_due = closing.is_some()
+        || sample.early > 0
+        || since(memory.since, now) >= limits.idle
+        || !limits.is_young(age);
+    is_as_it_was && is_at_rest && !is_due && {
+        let (kept, overhead) = watch_overhead(*memory, sample, 0);
+        kept.mark == memory.mark && overhead == 0
+    }
+}
+
 /// Whether what was read since the latest request ended may still be of it: what its handler left
 /// of its body, the end of its chunks, an empty line. Only what comes after a look at the idle
 /// connection is a head for certain.
@@ -207,6 +236,7 @@ fn blocked_for(memory: &ConnMemory, now: u64) -> u64 {
 
 /// Bytes of HTTP/2 that brought no request on and are not paid for, and what is to be kept of
 /// them. While a body comes in nobody can tell.
+#[inline]
 fn watch_overhead(mut memory: ConnMemory, sample: &ConnSample, passed: u64) -> (ConnMemory, u64) {
     let requests = u64::from(sample.requests).saturating_mul(OVERHEAD_PER_REQUEST);
     let paid = requests.wrapping_add(sample.written / SENT_FOR_ONE);
@@ -332,6 +362,7 @@ fn find(
 }
 
 /// Whether nothing has been in flight for a while on a connection that had a request.
+#[inline]
 pub(crate) fn is_kept(memory: &ConnMemory, now: u64) -> bool {
     let is_idle = [Phase::Idle, Phase::NextHead].map(|phase| phase as u8 + 1);
     is_idle.contains(&memory.phase) && since(memory.since, now) >= KEPT_MILLIS
@@ -767,6 +798,57 @@ mod tests {
             at(5000, &idle, Some(Reason::MaxRequests)),
             Finding::End(End { reason: Reason::MaxRequests, ending: Ending::Finish, .. })
         ));
+    }
+
+    #[test]
+    fn of_what_is_quiet_nothing_would_be_found_and_nothing_else_be_kept() {
+        let limits = limits();
+        let idle = ConnSample { requests: 3, answered: 3, read: 300, written: 3000, ..sample() };
+        let when = |now| When { now, passed: 250, opened: 0, due: limits.due(1) };
+        let is_quiet_at = |now, sample, closing, memory| {
+            let is_quiet = is_quiet(&limits, now, now, &sample, closing, &memory);
+            if is_quiet {
+                let found = judge(&limits, when(now), &sample, closing, memory);
+                assert_eq!(found, (memory, Finding::Fine), "{now} {sample:?} {memory:?}");
+            }
+            is_quiet
+        };
+        let changes: [fn(&mut ConnSample); 14] = [
+            |_| {},
+            |sample| sample.http2 = true,
+            |sample| sample.read += 1,
+            |sample| sample.written += 5000,
+            |sample| sample.requests += 1,
+            |sample| (sample.requests, sample.in_flight) = (4, 1),
+            |sample| (sample.answered, sample.cancelled, sample.early) = (0, 3000, 3000),
+            |sample| sample.write_blocked = true,
+            |sample| sample.asked = true,
+            |sample| sample.lingering = true,
+            |sample| sample.upgraded = true,
+            |sample| sample.uploading = true,
+            |sample| sample.more_was_read = true,
+            |sample| sample.body_left = true,
+        ];
+        for began in [1000, 880_000] {
+            let (fresh, _) = judge(&limits, when(began), &idle, None, ConnMemory::default());
+            for now in (began + 250..began + 70_000).step_by(250) {
+                let is_quiet = is_quiet_at(now, idle, None, fresh);
+                assert_eq!(is_quiet, now < 900_000 && now < began + 65_000);
+                assert!(!is_quiet_at(now, idle, Some(Reason::Shutdown), fresh));
+            }
+            for (one, other) in changes.iter().flat_map(|one| changes.map(|other| (one, other))) {
+                let (mut before, mut after) = (idle, idle);
+                one(&mut before);
+                other(&mut after);
+                let (kept, _) = judge(&limits, when(began), &before, None, fresh);
+                let in_debt = ConnMemory { mark: kept.mark.wrapping_sub(1 << 20), ..kept };
+                let in_credit = ConnMemory { mark: kept.mark.wrapping_add(1 << 30), ..kept };
+                for memory in [fresh, kept, in_debt, in_credit] {
+                    is_quiet_at(began + 250, after, None, memory);
+                    is_quiet_at(began + 64_000, after, None, memory);
+                }
+            }
+        }
     }
 
     #[test]

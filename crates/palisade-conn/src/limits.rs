@@ -99,6 +99,11 @@ impl Limits {
         u64::try_from(self.tick.as_millis()).unwrap_or(u64::MAX)
     }
 
+    /// Whether no connection is due at this age.
+    pub(crate) fn is_young(&self, age: u64) -> bool {
+        self.max_age.is_none_or(|most| age < most - most / 10)
+    }
+
     /// The age at which the connection `id` is due: [`Self::max_age`], give or take a tenth, so
     /// that those that came together do not go together.
     pub(crate) fn due(&self, id: u64) -> Option<u64> {
@@ -225,6 +230,7 @@ mod tests {
         let limits = &guard.shared().limits;
         let due: Vec<_> = (1..=1000).map(|id| limits.due(id).unwrap()).collect();
         assert!(due.iter().all(|due| (900_000..=1_100_000).contains(due)));
+        assert!(limits.is_young(899_999) && !limits.is_young(900_000));
         assert!(due.iter().any(|due| *due < 920_000) && due.iter().any(|due| *due > 1_080_000));
     }
 }

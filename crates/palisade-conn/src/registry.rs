@@ -178,7 +178,9 @@ impl Registry {
         for newest in shard.slots.iter().filter(|slot| slot.conn.is_some()) {
             let mut slot = newest;
             for _ in 0..newest.connections {
-                into.extend(slot.found());
+                if let Some(found) = slot.found() {
+                    into.push(found);
+                }
                 slot = &shard.slots[slot.older as usize];
             }
         }

@@ -2,7 +2,7 @@
 
 use crate::{
     guard::{Shared, Spared},
-    judge::{Finding, RELUCTANT, Rank, When, is_kept, is_newcomer, judge},
+    judge::{Finding, RELUCTANT, Rank, When, is_kept, is_newcomer, is_quiet, judge},
     registry::{Found, SHARDS},
     strain::under,
 };
@@ -138,7 +138,8 @@ async fn run(running: Running, bell: Arc<Bell>) {
 /// Looks at everybody once, and ends nobody if it `forgives`.
 async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Found>) {
     let now = shared.now();
-    let limits = under(&shared.limits, shared.pressure());
+    let limits = &*under(&shared.limits, shared.pressure());
+    let is_enforced = limits.mode == Mode::Enforce;
     shared.totals.set_time(now as u32);
     // Those who can be spared are looked for in good time before they are needed.
     let is_crowded = shared.open.load(Relaxed) >= shared.limits.soft() / 4 * 3;
@@ -158,36 +159,42 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
             if state.verdict().is_some() {
                 continue;
             }
-            let when = When { now, passed, opened, due: shared.limits.due(conn.id()) };
-            let sample = state.look();
-            is_told |= sample.accounted;
-            untold += usize::from(!sample.accounted && sample.read > 0);
-            let (memory, finding) = judge(&limits, when, &sample, state.closing(), state.memory());
-            state.remember(memory);
-            let is_enforced = shared.limits.mode == Mode::Enforce;
-            match finding {
-                // We were not there: what the clients sent meanwhile is still to be read.
-                Finding::End(_) if forgives => {}
-                Finding::End(end) => {
-                    shared.end(&conn, end);
+            let age = now.saturating_sub(opened);
+            let (closing, memory) = (state.closing(), state.memory());
+            let is_kept = if is_quiet(limits, now, age, &state.sample(), closing, &memory) {
+                is_told = true;
+                is_kept(&memory, now)
+            } else {
+                let sample = state.look();
+                is_told |= sample.accounted;
+                untold += usize::from(!sample.accounted && sample.read > 0);
+                newcomers += u32::from(is_newcomer(&sample, age));
+                let when = When { now, passed, opened, due: limits.due(conn.id()) };
+                let (memory, finding) = judge(limits, when, &sample, closing, memory);
+                state.remember(memory);
+                match finding {
+                    // We were not there: what the clients sent meanwhile is still to be read.
+                    Finding::End(_) if forgives => {}
+                    Finding::End(end) => {
+                        shared.end(&conn, end);
+                    }
+                    Finding::EndLingering => state.end_lingering(),
+                    Finding::AskWriter => state.ask_writer(),
+                    Finding::Close(reason) if is_enforced => state.close(reason),
+                    Finding::Probe if is_enforced => state.probe(),
+                    Finding::Fine | Finding::Close(_) | Finding::Probe => {}
                 }
-                Finding::EndLingering => state.end_lingering(),
-                Finding::AskWriter => state.ask_writer(),
-                Finding::Close(reason) if is_enforced => state.close(reason),
-                Finding::Probe if is_enforced => state.probe(),
-                Finding::Fine | Finding::Close(_) | Finding::Probe => {}
-            }
-            if let Some(most) = shared.limits.keep_alive
+                is_kept(&memory, now)
+            };
+            if is_kept
+                && let Some(most) = limits.keep_alive
                 && state.closing().is_none()
-                && is_kept(&memory, now)
             {
                 kept += 1;
                 if kept > most && is_enforced {
                     state.close(Reason::KeepAlivePerClient);
                 }
             }
-            let age = now.saturating_sub(opened);
-            newcomers += u32::from(is_newcomer(&sample, age));
             all += 1;
             if is_crowded
                 && let Some(rank) = shared.rank(&conn, age, were_many)

@@ -342,7 +342,10 @@ impl ConnState {
     /// Why the connection is to take no further request, if it is not.
     #[inline]
     pub fn closing(&self) -> Option<Reason> {
-        decode(self.closing.load(Acquire)).map(|verdict| verdict.reason)
+        match self.closing.load(Acquire) {
+            0 => None,
+            code => decode(code).map(|verdict| verdict.reason),
+        }
     }
 }
 
@@ -406,6 +409,7 @@ impl ConnState {
     }
 
     /// Every count, as the sweeper sees it: what is since the latest look begins anew.
+    #[inline]
     pub fn look(&self) -> ConnSample {
         let sample = self.sample();
         if self.lately.load(Relaxed) != 0 {
@@ -415,6 +419,7 @@ impl ConnState {
     }
 
     /// Every count now.
+    #[inline]
     pub fn sample(&self) -> ConnSample {
         let (flags, protocol) = (self.flags.load(Relaxed), self.protocol.load(Relaxed));
         let (writing, in_flight) = (self.writing.load(Relaxed), self.in_flight.load(Relaxed));
@@ -447,6 +452,7 @@ impl ConnState {
     }
 
     /// What the sweeper kept.
+    #[inline]
     pub fn memory(&self) -> ConnMemory {
         let kept = &self.memory;
         let phase = self.phase.load(Relaxed);
@@ -540,6 +546,7 @@ impl fmt::Debug for ConnState {
 }
 
 /// One of the counts of [`ConnState::in_flight`].
+#[inline]
 fn count(in_flight: u64, of: u64) -> u32 {
     (in_flight / of) as u32 & (UPLOAD as u32 - 1)
 }
@@ -561,6 +568,7 @@ fn decode(code: u8) -> Option<ConnVerdict> {
 impl ConnInfo {
     /// The head of a request is here. It is in flight until what this returns is dropped, which
     /// is to be at the end of the response body.
+    #[inline]
     pub fn begin_request(self: &Arc<Self>, http2: bool) -> InFlight {
         let state = self.state();
         state.protocol.store(if http2 { HTTP2 } else { 0 }, Relaxed);
