@@ -3,7 +3,7 @@
 use crate::{ConnGuard, guard::Shared};
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
+    Extensions, HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING},
 };
 use http_body::{Body, Frame, SizeHint};
@@ -14,7 +14,7 @@ use palisade_core::{
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
-    sync::{Arc, Weak, atomic::Ordering::Relaxed},
+    sync::{Arc, LazyLock, Weak, atomic::Ordering::Relaxed},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -40,6 +40,8 @@ pub struct Accounting<S> {
     inner: S,
     /// Of every request, where the service is made for one connection.
     conn: Option<Arc<ConnInfo>>,
+    /// Whether axum is to find the peer as well.
+    tells_axum: bool,
     guard: Weak<Shared>,
     /// There is nothing more to find out about where it stands.
     is_placed: bool,
@@ -116,7 +118,14 @@ impl<S> Layer<S> for AccountingLayer {
 
     fn layer(&self, inner: S) -> Accounting<S> {
         let guard = self.guard.clone();
-        Accounting { inner, conn: None, guard, is_placed: false, tells_of_windows: true }
+        Accounting {
+            inner,
+            conn: None,
+            tells_axum: false,
+            guard,
+            is_placed: false,
+            tells_of_windows: true,
+        }
     }
 }
 
@@ -129,7 +138,16 @@ impl<S> Accounting<S> {
     pub fn of(conn: Arc<ConnInfo>, inner: S) -> Self {
         conn.state().set_accounted_by_its_own();
         let (guard, is_placed) = (Weak::new(), true);
-        Self { inner, conn: Some(conn), guard, is_placed, tells_of_windows: true }
+        let conn = Some(conn);
+        Self { inner, conn, tells_axum: false, guard, is_placed, tells_of_windows: true }
+    }
+
+    /// Each request brings axum's `ConnectInfo<SocketAddr>` as well, if the service is
+    /// [of](Self::of) one connection. Defaults to not.
+    #[cfg(feature = "axum")]
+    pub fn connect_info(mut self) -> Self {
+        self.tells_axum = true;
+        self
     }
 
     /// The server itself sees to it that no HTTP/2 stream waits too long for its window: the
@@ -160,22 +178,13 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        let conn = match &self.conn {
+        let account = match &self.conn {
             Some(conn) => {
-                request.extensions_mut().insert(conn.clone());
-                Some(conn.clone())
+                identify(conn, request.extensions_mut(), self.tells_axum);
+                Some(Account::begin(conn, &request, self.tells_of_windows))
             }
-            None => ConnInfo::of(request.extensions()).cloned(),
+            None => self.find(&mut request),
         };
-        if !self.is_placed {
-            self.look_at_place(conn.is_some());
-        }
-        let account = conn.and_then(|conn| {
-            restore(&conn, request.extensions_mut());
-            // If it was told of the request already, it is not told again.
-            let is_told = self.conn.is_none() && conn.state().is_accounted_by_its_own();
-            (!is_told).then(|| Account::begin(&conn, &request, self.tells_of_windows))
-        });
         let refusal = account.as_ref().and_then(|account| account.refuse(&request));
         let state = match refusal {
             Some(rejection) => {
@@ -190,6 +199,19 @@ where
 }
 
 impl<S> Accounting<S> {
+    /// The account of the connection that `request` says it is on.
+    fn find<B: Body>(&mut self, request: &mut Request<B>) -> Option<Account> {
+        let conn = ConnInfo::of(request.extensions()).cloned();
+        if !self.is_placed {
+            self.look_at_place(conn.is_some());
+        }
+        let conn = conn?;
+        restore(&conn, request.extensions_mut());
+        // If it was told of the request already, it is not told again.
+        let is_told = conn.state().is_accounted_by_its_own();
+        (!is_told).then(|| Account::begin(&conn, request, self.tells_of_windows))
+    }
+
     /// If the very first requests do not say on which connection they came, the layer stands where
     /// nothing can be told to the guard, which then must not take silence for idleness.
     #[cold]
@@ -235,11 +257,41 @@ where
     }
 }
 
+/// Puts the connection there, and what frameworks look for.
+fn identify(conn: &Arc<ConnInfo>, extensions: &mut Extensions, tells_axum: bool) {
+    if extensions.is_empty() {
+        extensions.clone_from(&ROOM);
+    }
+    extensions.insert(conn.clone());
+    if tells_axum {
+        tell_peer(conn, extensions);
+    }
+    restore(conn, extensions);
+}
+
+/// Room for seven: a router adds three to ours, and to copy an empty table costs less than to let
+/// one grow twice.
+static ROOM: LazyLock<Extensions> = LazyLock::new(|| {
+    let mut extensions = Extensions::new();
+    extensions.insert(());
+    extensions.insert(0u8);
+    extensions.insert(0u16);
+    extensions.insert(0u32);
+    extensions.clear();
+    extensions
+});
+
+#[cfg(feature = "axum")]
+use crate::axum::tell_peer;
+
+#[cfg(not(feature = "axum"))]
+fn tell_peer(_: &ConnInfo, _: &mut Extensions) {}
+
 #[cfg(feature = "tonic")]
 use crate::tonic::restore;
 
 #[cfg(not(feature = "tonic"))]
-fn restore(_: &ConnInfo, _: &mut http::Extensions) {}
+fn restore(_: &ConnInfo, _: &mut Extensions) {}
 
 // === Account ===
 

@@ -7,7 +7,7 @@ use axum::{
     serve::{IncomingStream, Listener},
 };
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Extensions, Request, Response};
 use palisade_core::{BoxError, ConnInfo};
 use pin_project_lite::pin_project;
 use std::{
@@ -16,7 +16,6 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 use tower_service::Service;
@@ -31,7 +30,6 @@ pub struct Connected<S> {
 #[derive(Clone, Debug)]
 pub struct ConnectedService<S> {
     accounting: Accounting<S>,
-    conn: Arc<ConnInfo>,
 }
 
 pin_project! {
@@ -95,8 +93,8 @@ where
 
     fn call(&mut self, stream: IncomingStream<'_, L>) -> Self::Future {
         let conn = stream.io().conn().clone();
-        let accounting = Accounting::of(conn.clone(), self.app.clone());
-        ready(Ok(ConnectedService { accounting, conn }))
+        let accounting = Accounting::of(conn, self.app.clone()).connect_info();
+        ready(Ok(ConnectedService { accounting }))
     }
 }
 
@@ -115,10 +113,14 @@ where
         self.accounting.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        request.extensions_mut().insert(ConnectInfo(self.conn.peer()));
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         ConnectedFuture { inner: self.accounting.call(request) }
     }
+}
+
+/// What axum's `ConnectInfo<SocketAddr>` looks for.
+pub(crate) fn tell_peer(conn: &ConnInfo, extensions: &mut Extensions) {
+    extensions.insert(ConnectInfo(conn.peer()));
 }
 
 impl<F, B, E> Future for ConnectedFuture<F>

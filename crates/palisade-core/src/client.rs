@@ -11,7 +11,7 @@ use std::{
     collections::{VecDeque, hash_map::RandomState},
     fmt,
     hash::{BuildHasher, Hash, Hasher},
-    net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -224,12 +224,14 @@ impl ConnInfo {
     }
 
     /// The other end of the socket; of IPv6 without its flow label.
+    #[inline]
     pub fn peer(&self) -> SocketAddr {
-        let ip = Ipv6Addr::from_bits(join(self.ip));
-        match ip.to_ipv4_mapped() {
-            Some(v4) if self.is_v4 => (v4, self.port).into(),
-            _ => SocketAddrV6::new(ip, self.port, 0, self.scope).into(),
+        if self.is_v4 {
+            // It is mapped: the last of its bits.
+            return (Ipv4Addr::from_bits(self.ip[1] as u32), self.port).into();
         }
+        let ip = Ipv6Addr::from_bits(join(self.ip));
+        SocketAddrV6::new(ip, self.port, 0, self.scope).into()
     }
 
     /// Our end of the socket, where known.

@@ -55,6 +55,7 @@ impl ConnTotals {
 
     /// Whether there are more requests in flight than may be for `peer`: how many may, and how many
     /// are.
+    #[inline]
     pub fn over_streams(&self, peer: IpAddr) -> Option<(u64, u64)> {
         let (most, streams) = (self.max_streams?, self.streams());
         let is_over = streams > most && !self.reserved.iter().any(|network| network.contains(peer));

@@ -20,8 +20,6 @@ use tower_service::Service;
 /// The app on one connection, which is told of each request from the moment its head is here.
 pub(crate) struct ConnService<S> {
     accounting: Accounting<Once<S>>,
-    #[cfg(feature = "axum")]
-    peer: std::net::SocketAddr,
 }
 
 /// A service that is always ready, and waits for the app to be ready with the request in hand.
@@ -48,11 +46,10 @@ pin_project! {
 impl<S> ConnService<S> {
     pub(crate) fn new(conn: &Arc<ConnInfo>, service: S, http: &Http, is_http2: bool) -> Self {
         let once = Once { service: Some(service), is_http2, takes_connect: http.takes_connect };
-        Self {
-            accounting: Accounting::of(conn.clone(), once).cuts_streams(),
-            #[cfg(feature = "axum")]
-            peer: conn.peer(),
-        }
+        let accounting = Accounting::of(conn.clone(), once).cuts_streams();
+        #[cfg(feature = "axum")]
+        let accounting = accounting.connect_info();
+        Self { accounting }
     }
 }
 
@@ -62,12 +59,6 @@ impl<S: HttpService> hyper::service::Service<Request<Incoming>> for ConnService<
     type Future = AccountingFuture<OnceFuture<S, S::Future>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        #[cfg(feature = "axum")]
-        let request = {
-            let mut request = request;
-            request.extensions_mut().insert(axum::extract::ConnectInfo(self.peer));
-            request
-        };
         self.accounting.clone().call(request)
     }
 }
