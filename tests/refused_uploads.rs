@@ -20,6 +20,7 @@ use std::{
     convert::Infallible,
     future::{Ready, ready},
     net::Ipv4Addr,
+    sync::atomic::{AtomicUsize, Ordering::SeqCst},
 };
 use tokio::process::Command;
 use tower::{ServiceBuilder, service_fn};
@@ -50,6 +51,11 @@ fn all_but(seen: usize, missed: usize) {
 
 /// hyper's client on HTTP/1 sees that its uploads are answered with `status`.
 async fn seen_on_http1(server: &Server, status: StatusCode) {
+    all_but(count_on_http1(server, status).await, UPLOADS / 25);
+}
+
+/// How many of two times [`UPLOADS`] do.
+async fn count_on_http1(server: &Server, status: StatusCode) -> usize {
     let mut seen = 0;
     for body in (0..UPLOADS).flat_map(|_| uploads()) {
         let mut client = clients::http1(Ipv4Addr::LOCALHOST, server.addr).await.unwrap();
@@ -57,7 +63,7 @@ async fn seen_on_http1(server: &Server, status: StatusCode) {
         let answer = client.send_request(request).await;
         seen += usize::from(answer.is_ok_and(|answer| answer.status() == status));
     }
-    all_but(seen, UPLOADS / 25);
+    seen
 }
 
 /// Answers without a look at the body.
@@ -116,25 +122,55 @@ async fn tonic_sees_resource_exhausted() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn curl_sees_413() {
-    let server = server().await;
-    let file = std::env::temp_dir().join(format!("palisade-upload-{}", std::process::id()));
+    for (options, seen, failed) in curls(&server().await).await {
+        let missed = if options.contains(&HTTP2) { 0 } else { UPLOADS / 50 };
+        assert!(seen + missed >= UPLOADS, "{options:?}: {} {failed:?}", failed.len());
+    }
+}
+
+/// Behind the guard a connection that is closed lingers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_serve_all_but_one_in_two_hundred_see_it() {
+    let guard = palisade::conn::ConnGuard::builder().no_accept_rate().build().unwrap();
+    let app = ServiceBuilder::new().layer(BodyLimitLayer::default()).service(service_fn(read));
+    let serve = palisade::serve(guard.listen(servers::listener().await), app);
+    let addr = serve.local_addr().unwrap();
+    let server = Server::new(addr, tokio::spawn(async move { serve.await.unwrap() }));
+    let mut asked = 2 * UPLOADS;
+    let mut seen = count_on_http1(&server, StatusCode::PAYLOAD_TOO_LARGE).await;
+    let mut failures = Vec::new();
+    for (options, of_them, failed) in curls(&server).await {
+        (asked, seen) = (asked + UPLOADS, seen + of_them);
+        failures.push((options, failed));
+    }
+    assert!(seen * 200 >= asked * 199, "{seen} of {asked}: {failures:?}");
+}
+
+const HTTP2: &str = "--http2-prior-knowledge";
+
+/// For each of curl's ways to upload, how many of [`UPLOADS`] saw 413, and what the others said.
+async fn curls(server: &Server) -> Vec<(&'static [&'static str], usize, Vec<String>)> {
+    static FILES: AtomicUsize = AtomicUsize::new(0);
+    let number = FILES.fetch_add(1, SeqCst);
+    let name = format!("palisade-upload-{}-{number}", std::process::id());
+    let file = std::env::temp_dir().join(name);
     std::fs::write(&file, vec![b'x'; 10_000_000]).unwrap();
+    let mut all = Vec::new();
     let version = Command::new("curl").arg("--version").output().await;
     let Ok(version) = version else {
         eprintln!("SKIPPED: there is no curl here, so nothing is known about it");
-        return;
+        return all;
     };
-    let h2 = "--http2-prior-knowledge";
     let knows_http2 = String::from_utf8_lossy(&version.stdout).contains("HTTP2");
-    let kinds: [(&[&str], usize); 5] = [
-        (&[], UPLOADS / 50),
-        (&["-HExpect:"], UPLOADS / 50),
-        (&["-HTransfer-Encoding: chunked", "-HExpect:"], UPLOADS / 50),
-        (&[h2], 0),
-        (&[h2, "-HContent-Length:"], 0),
+    let kinds: [&[&str]; 5] = [
+        &[],
+        &["-HExpect:"],
+        &["-HTransfer-Encoding: chunked", "-HExpect:"],
+        &[HTTP2],
+        &[HTTP2, "-HContent-Length:"],
     ];
-    for (options, missed) in kinds {
-        if options.contains(&h2) && !knows_http2 {
+    for options in kinds {
+        if options.contains(&HTTP2) && !knows_http2 {
             eprintln!("SKIPPED: this curl knows no HTTP/2");
             continue;
         }
@@ -146,12 +182,13 @@ async fn curl_sees_413() {
             let output = curl.output().await.unwrap();
             // On HTTP/2 the whole answer must be seen, and no stream error.
             let fine =
-                output.stdout == b"413" && (!options.contains(&h2) || output.status.success());
+                output.stdout == b"413" && (!options.contains(&HTTP2) || output.status.success());
             if !fine {
                 failed.push(String::from_utf8_lossy(&output.stderr).into_owned());
             }
         }
-        assert!(failed.len() <= missed, "{options:?}: {} {failed:?}", failed.len());
+        all.push((options, UPLOADS - failed.len(), failed));
     }
     std::fs::remove_file(file).unwrap();
+    all
 }

@@ -2,6 +2,8 @@
 //! `axum::serve`, from the same files.
 #![allow(clippy::duplicate_mod, reason = "what they share knows by its path where it is")]
 
+#[path = "guarded_uploads.rs"]
+mod guarded_uploads;
 #[path = "t01_connection_flood.rs"]
 mod t01;
 #[path = "t03_slow_head.rs"]
