@@ -20,7 +20,7 @@ use palisade_core::{ConnInfo, Guard, Level, Phase, Reason};
 use palisade_testkit::{
     Journal,
     clients::{RawClient, until},
-    servers,
+    process, servers,
 };
 use std::{future::IntoFuture, net::Ipv4Addr, sync::Arc, time::Duration};
 use tokio::{
@@ -148,7 +148,7 @@ async fn of_clients_of_all_sorts_nothing_stays() {
     // Whatever is made once and kept is made in the first round.
     for server in [serve(&guard, app.clone()).await, hardened(&guard, app).await] {
         soak(&guard, server.addr).await;
-        let open_files = files();
+        let open_files = process::open_files();
         let seconds = std::env::var("PALISADE_SOAK_SECONDS").ok();
         let seconds = seconds.and_then(|text| text.parse().ok()).unwrap_or(0);
         let started = Instant::now();
@@ -159,7 +159,7 @@ async fn of_clients_of_all_sorts_nothing_stays() {
         assert_eq!(journal.level(Guard::Connection, Level::Connections), Some(0));
         let now = guard.snapshot();
         assert!(now.phases.is_empty() && now.at(Phase::Upgraded) == 0, "{now:?}");
-        until("the files are closed", || files() <= open_files).await;
+        until("the files are closed", || process::open_files() <= open_files).await;
         // And it goes on.
         let mut honest = RawClient::connect(server.addr).await.unwrap();
         until("there is a place", || guard.snapshot().open == 1).await;
@@ -181,11 +181,6 @@ async fn soak(guard: &ConnGuard, addr: std::net::SocketAddr) {
     }
     timeout(20 * SECOND, clients.join_all()).await.unwrap();
     all_gone(guard).await;
-}
-
-/// How many files this process has open, as far as the system tells.
-fn files() -> usize {
-    std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,14 +4,10 @@
 
 mod guarded;
 
-use guarded::{Neighbour, SECOND, SLACK, all_gone, app, cut, serve, served};
-use palisade::conn::{ConnGuard, ConnGuardBuilder};
+use guarded::{Neighbour, SECOND, SLACK, all_gone, app, cut, guard, serve, served};
+use palisade::conn::ConnGuard;
 use palisade_core::{Guard, Level, Mode, Phase, Reason};
-use palisade_testkit::{
-    Journal,
-    clients::{self, RawClient, until},
-    process::raise_file_limit,
-};
+use palisade_testkit::clients::{self, RawClient, until};
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{
@@ -27,12 +23,6 @@ use tokio::{
 
 const CAP: usize = 200;
 const HONEST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 7);
-
-fn guard(builder: ConnGuardBuilder) -> (ConnGuard, Journal) {
-    raise_file_limit();
-    let journal = Journal::default();
-    (builder.metrics(journal.clone()).build().unwrap(), journal)
-}
 
 fn address(n: usize) -> Ipv4Addr {
     Ipv4Addr::new(127, 0, 1, (n % 100) as u8 + 1)

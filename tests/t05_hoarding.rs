@@ -5,14 +5,10 @@
 
 mod guarded;
 
-use guarded::{GET, SECOND, all_gone, app, serve, served};
-use palisade::conn::{ConnGuard, ConnGuardBuilder};
+use guarded::{GET, SECOND, all_gone, app, guard, serve, served};
+use palisade::conn::ConnGuard;
 use palisade_core::{Phase, Reason};
-use palisade_testkit::{
-    Journal,
-    clients::{self, RawClient, until},
-    process::raise_file_limit,
-};
+use palisade_testkit::clients::{self, RawClient, until};
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{
@@ -29,12 +25,6 @@ use tokio::{
 const CAP: usize = 200;
 /// The hoarders' own pace.
 const PACE: Duration = Duration::from_secs(3);
-
-fn guard(builder: ConnGuardBuilder) -> (ConnGuard, Journal) {
-    raise_file_limit();
-    let journal = Journal::default();
-    (builder.metrics(journal.clone()).build().unwrap(), journal)
-}
 
 /// Keeps a connection from each address until told to stop, by one request every [`PACE`], and
 /// makes a new one whenever one is cut.
@@ -72,8 +62,12 @@ async fn with_the_cap_full_of_hoarders_honest_newcomers_are_served() {
     until("the cap is full", || guard.snapshot().open >= CAP * 9 / 10).await;
     // Somebody who loaded a page before, and reads it.
     let mut reader = RawClient::connect(server.addr).await.unwrap();
+    // All of it asked at once: between a first answer and a second request he is no better than
+    // the hoarders, and may go as one of them.
+    reader.send(GET.repeat(40)).await.unwrap();
     for _ in 0..40 {
-        served(&mut reader).await;
+        assert_eq!(reader.head().await.unwrap().status, 200);
+        assert_eq!(reader.body(6).await.unwrap(), b"served");
     }
 
     const TRIES: usize = 300;

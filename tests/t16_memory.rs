@@ -19,7 +19,7 @@ use palisade::conn::{ConnGuard, Phase};
 use palisade_testkit::{
     alloc::CountingAllocator,
     clients::{RawClient, until},
-    process::raise_file_limit,
+    process::{self, raise_file_limit},
 };
 use std::{
     convert::Infallible,
@@ -160,13 +160,13 @@ async fn what_hostile_connections_cost_is_bounded_and_given_back() {
     }
 
     // With what the neighbour has.
-    let files = files();
+    let files = process::open_files();
     thousand(addr, &guard).await;
     neighbour.was_served().await;
     all_gone(&guard).await;
     let back = || ALLOCATOR.live() <= before + MIB;
     until("live bytes are back", back).await;
-    until("files are closed", || self::files() <= files).await;
+    until("files are closed", || self::process::open_files() <= files).await;
 }
 
 /// Each client sends `bytes` and reads nothing; how many bytes were live at the most. A hundred
@@ -241,11 +241,6 @@ async fn thousand(addr: SocketAddr, guard: &ConnGuard) {
     drop(clients);
     until("they are gone", || guard.snapshot().open <= 2).await;
     println!("gone: {} MiB live, {} MiB resident", ALLOCATOR.live() / MIB, resident() / MIB);
-}
-
-/// How many files this process has open, where the system says so.
-fn files() -> usize {
-    std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
 }
 
 /// What the system has given to this process, where it says so.

@@ -16,7 +16,6 @@ use palisade::{
 use palisade_testkit::{
     Journal,
     clients::{self, PATIENCE, RawClient, until},
-    servers,
 };
 use std::{
     convert::Infallible,
@@ -45,7 +44,7 @@ impl Ending {
     async fn serve(app: Router, drain: Duration) -> Self {
         let journal = Journal::default();
         let guard = ConnGuard::builder().metrics(journal.clone()).build().unwrap();
-        let listener = guard.listen(servers::listener().await);
+        let listener = guard.bind((LOCAL, 0)).await.unwrap();
         let signal = Arc::new(Notify::new());
         let told = Arc::clone(&signal);
         let serve = palisade::serve(listener, app)
@@ -149,6 +148,32 @@ async fn requests_in_flight_are_answered_to_their_end_and_nobody_new_is_let_in()
 }
 
 #[tokio::test]
+async fn what_is_upgraded_after_the_signal_counts_once() {
+    let gate = Arc::new(Notify::new());
+    let opens = Arc::clone(&gate);
+    let late = async move |upgrade: axum::extract::ws::WebSocketUpgrade| {
+        opens.notified().await;
+        upgrade.on_upgrade(async |mut socket| while let Some(Ok(_)) = socket.recv().await {})
+    };
+    let server = Ending::serve(Router::new().route("/ws", get(late)), 10 * SECOND).await;
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    client.send(UPGRADE).await.unwrap();
+    server.at(Phase::Working, 1).await;
+    let (guard, addr) = (server.guard.clone(), server.addr);
+    let ending = tokio::spawn(server.end());
+    until("nobody listens any more", || std::net::TcpListener::bind(addr).is_ok()).await;
+    gate.notify_waiters();
+    assert_eq!(client.head().await.unwrap().status, 101);
+    let (drained, ..) = ending.await.unwrap();
+    assert_eq!((drained.finished, drained.cut, drained.upgraded), (0, 0, 1));
+    all_gone(&guard).await;
+}
+
+const UPGRADE: &str = "GET /ws HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\n\
+    upgrade: websocket\r\nsec-websocket-version: 13\r\n\
+    sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+#[tokio::test]
 async fn a_web_socket_is_not_waited_for_and_ends_in_good_order() {
     let echo = Router::new().route(
         "/ws",
@@ -158,9 +183,7 @@ async fn a_web_socket_is_not_waited_for_and_ends_in_good_order() {
     );
     let server = Ending::serve(echo, 10 * SECOND).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
-    let head = "GET /ws HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
-        sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-    client.send(head).await.unwrap();
+    client.send(UPGRADE).await.unwrap();
     assert_eq!(client.head().await.unwrap().status, 101);
     server.at(Phase::Upgraded, 1).await;
     let (drained, took, guard, _) = server.end().await;
@@ -171,10 +194,10 @@ async fn a_web_socket_is_not_waited_for_and_ends_in_good_order() {
 }
 
 #[tokio::test]
-async fn a_handler_that_never_yields_does_not_hold_it_up() {
+async fn a_handler_that_never_yields_does_not_hold_it_up_and_is_counted_beside_who_does() {
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let spins = Arc::clone(&stop);
-    let busy = Router::new().route(
+    let busy = Router::new().route("/hang", get(std::future::pending::<()>)).route(
         "/",
         get(async move || {
             while !spins.load(std::sync::atomic::Ordering::Relaxed) {
@@ -185,12 +208,16 @@ async fn a_handler_that_never_yields_does_not_hold_it_up() {
     let runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = { runtime }.worker_threads(2).enable_all().build().unwrap();
     let server = runtime.spawn(Ending::serve(busy, SECOND)).await.unwrap();
-    let mut client = RawClient::connect(server.addr).await.unwrap();
-    client.send(GET).await.unwrap();
-    until("it is at work", || server.guard.snapshot().in_flight == 1).await;
+    let mut clients = Vec::new();
+    for (n, path) in ["/hang", "/hang", "/"].into_iter().enumerate() {
+        let mut client = RawClient::connect(server.addr).await.unwrap();
+        client.send(GET.replacen('/', path, 1)).await.unwrap();
+        until("it is at work", || server.guard.snapshot().in_flight == n as u64 + 1).await;
+        clients.push(client);
+    }
     let (drained, took, ..) = server.end().await;
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    assert_eq!(drained.cut, 1);
+    assert_eq!((drained.finished, drained.cut), (0, 3));
     assert!(took < SECOND + SLACK, "{took:?}");
     runtime.shutdown_background();
 }

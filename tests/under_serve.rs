@@ -10,6 +10,8 @@ mod t01;
 mod t03;
 #[path = "t04_idle.rs"]
 mod t04;
+#[path = "t05_hoarding.rs"]
+mod t05;
 #[path = "t07_slow_reader.rs"]
 mod t07;
 #[path = "t15_http2_abuse.rs"]

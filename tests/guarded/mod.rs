@@ -11,9 +11,11 @@ use axum::{Router, body::Body, routing::get};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http_body_util::Empty;
-use palisade::conn::{ConnGuard, connected, harden};
+use palisade::conn::{ConnGuard, ConnGuardBuilder, connected, harden};
 use palisade_testkit::{
+    Journal,
     clients::{self, PATIENCE, RawClient, until},
+    process,
     servers::{self, Server},
 };
 use std::{
@@ -39,6 +41,13 @@ pub const IS_UNDER_SERVE: bool =
 pub const SLACK: Duration = Duration::from_secs(1);
 pub const SECOND: Duration = Duration::from_secs(1);
 pub const GET: &str = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
+
+/// A guard by these rules, its journal, and files enough for a flood.
+pub fn guard(builder: ConnGuardBuilder) -> (ConnGuard, Journal) {
+    process::raise_file_limit();
+    let journal = Journal::default();
+    (builder.metrics(journal.clone()).build().unwrap(), journal)
+}
 
 /// `axum::serve` as it is, over a guarded listener; in `under_serve.rs`, which takes in the tests of
 /// other files, `palisade::serve`.

@@ -8,7 +8,7 @@ use std::{
     sync::{
         Arc, Weak,
         atomic::{
-            AtomicU8, AtomicUsize,
+            AtomicBool, AtomicU8, AtomicUsize,
             Ordering::{Relaxed, SeqCst},
         },
     },
@@ -60,6 +60,8 @@ pub(crate) struct Drain {
 #[derive(Debug)]
 pub(crate) struct Open {
     drain: Arc<Drain>,
+    /// It counts no more among those that are open.
+    has_left: AtomicBool,
 }
 
 pin_project! {
@@ -99,7 +101,7 @@ impl Drain {
         };
         // Whatever does not even look up from its work is left behind.
         let _ = timeout(LAST, last).await;
-        let cut = self.cut.load(SeqCst).max(self.open.load(SeqCst));
+        let cut = self.cut.load(SeqCst) + self.open.load(SeqCst);
         let elsewhere = self.turned.load(SeqCst);
         let finished = begun_with.saturating_sub(cut).saturating_sub(elsewhere);
         let upgraded = std::mem::take(&mut *self.upgraded.lock());
@@ -137,16 +139,23 @@ async fn gone(connections: &[Weak<ConnInfo>]) {
 impl Open {
     pub(crate) fn new(drain: &Arc<Drain>) -> Self {
         drain.open.fetch_add(1, SeqCst);
-        Self { drain: drain.clone() }
+        Self { drain: drain.clone(), has_left: AtomicBool::new(false) }
     }
 
     pub(crate) fn drain(&self) -> &Drain {
         &self.drain
     }
 
-    /// It was cut off.
+    /// It was cut off. Counted in this order: whoever is neither open nor cut came to his own end.
     pub(crate) fn is_cut(&self) {
         self.drain.cut.fetch_add(1, SeqCst);
+        self.leave();
+    }
+
+    fn leave(&self) {
+        if !self.has_left.swap(true, SeqCst) && self.drain.open.fetch_sub(1, SeqCst) == 1 {
+            self.drain.empty.notify_waiters();
+        }
     }
 
     /// Somebody else has the socket of `conn` now.
@@ -164,9 +173,7 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        if self.drain.open.fetch_sub(1, SeqCst) == 1 {
-            self.drain.empty.notify_waiters();
-        }
+        self.leave();
     }
 }
 

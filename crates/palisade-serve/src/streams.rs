@@ -393,6 +393,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn eight_thousand_bytes_a_second_are_enough_for_a_hundred_streams_and_less_is_not() {
+        for (rate, lasts) in [(8000, PATIENCE), (7000, 1)] {
+            let (streams, _) = streams(Mode::Enforce);
+            let all: Vec<_> = (0..100).map(|_| spawn(&streams, shut(body(1)))).collect();
+            let started = Instant::now();
+            let link = async {
+                loop {
+                    sleep(SECOND).await;
+                    streams.0.taken.fetch_add(rate, Relaxed);
+                }
+            };
+            let first = futures_util::future::select_all(all);
+            tokio::select! {
+                () = link => {}
+                (ended, ..) = first => ended.unwrap(),
+            }
+            let took = started.elapsed();
+            assert!(took >= lasts * STALL && took < (lasts + 1) * STALL, "{rate}: {took:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_the_socket_writes_beside_the_bodies_helps_nobody() {
         let (streams, _) = streams(Mode::Enforce);
         let stream = spawn(&streams, shut(body(1)));

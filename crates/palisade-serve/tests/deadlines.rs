@@ -20,7 +20,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
     sync::{mpsc, oneshot},
     task::JoinHandle,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tower::service_fn;
 
@@ -355,4 +355,28 @@ async fn an_app_that_fails_is_answered_for() {
     client.read_to_end(&mut answer).await.unwrap();
     let answer = String::from_utf8(answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 500") && answer.contains("connection: close"), "{answer}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quiet_connection_of_age_is_told_at_once() {
+    let guard = ConnGuard::builder().max_age(seconds(1000)).build().unwrap();
+    let server = Server::start_with(guard);
+    // `GET /hang` on stream 1: nothing goes over this connection any more.
+    let hang = b"\0\0\x0c\x01\x05\0\0\0\x01\x82\x86\x04\x05/hang\x01\x01x";
+    let mut client = server.connect(&[PREFACE, SETTINGS, hang].concat()).await;
+    let started = Instant::now();
+    let goaway = async {
+        loop {
+            let mut head = [0; 9];
+            client.read_exact(&mut head).await.unwrap();
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            client.read_exact(&mut vec![0; length as usize]).await.unwrap();
+            if head[3] == 7 {
+                return;
+            }
+        }
+    };
+    timeout(seconds(2000), goaway).await.unwrap();
+    let took = started.elapsed();
+    assert!(took >= seconds(900) && took <= seconds(1100) + LATE, "{took:?}");
 }
