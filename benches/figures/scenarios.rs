@@ -255,9 +255,11 @@ fn on_connections(all: &mut List) {
     all.add("sweep many", || sweeps(SWEPT));
     for (name, server, protocol) in [
         ("serve_h1 bare", "axum", Protocol::Http1),
+        ("serve_h1 bare-with-peer", "axum with peer", Protocol::Http1),
         ("serve_h1 guarded", "guarded", Protocol::Http1),
         ("serve_h1 palisade", "palisade", Protocol::Http1),
         ("serve_h2 bare", "axum", Protocol::Http2),
+        ("serve_h2 bare-with-peer", "axum with peer", Protocol::Http2),
         ("serve_h2 guarded", "guarded", Protocol::Http2),
         ("serve_h2 palisade", "palisade", Protocol::Http2),
     ] {

@@ -13,7 +13,7 @@ pub use bodies::Frames;
 pub use drive::{drive, runtime};
 pub use handlers::{Identified, IntoAxum, Pends, PendsOnce, Reading, Reads, Ready, for_peers};
 pub use stacks::{PeerStack, generous, palisade, peers, peers_limit, stingy, tower_governor};
-pub use wire::{Protocol, Server, hyper_http1, hyper_util_auto, serve};
+pub use wire::{Peer, Protocol, Server, hyper_http1, hyper_util_auto, serve};
 
 use bytes::Bytes;
 use http::{Method, Request, header};

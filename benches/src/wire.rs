@@ -1,7 +1,11 @@
 //! Servers on a connection that is neither a socket nor a client: requests come out of a table,
 //! one after the other's answer, and what is written is counted and forgotten.
 
-use axum::Router;
+use axum::{
+    Router,
+    extract::connect_info::Connected,
+    serve::{IncomingStream, Listener},
+};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
@@ -21,6 +25,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpListener,
     runtime::Runtime,
     sync::oneshot,
     task::JoinHandle,
@@ -51,6 +56,10 @@ struct Script {
     /// Dropped with the connection.
     _gone: Option<oneshot::Sender<()>>,
 }
+
+/// Who asks. axum's own stands for TCP alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(#[expect(dead_code, reason = "nobody asks")] SocketAddr);
 
 /// A listener to which one connection comes.
 #[derive(Debug)]
@@ -101,6 +110,8 @@ where
 pub enum Server {
     /// `axum::serve` as it is.
     Axum,
+    /// The same with axum's own way of telling handlers who asks.
+    AxumWithPeer,
     /// The same over a guarded listener.
     Guarded(ConnGuard),
     /// `palisade::serve`.
@@ -129,6 +140,7 @@ impl Server {
     pub fn named(name: &str) -> Option<Self> {
         match name {
             "axum" => Some(Self::Axum),
+            "axum with peer" => Some(Self::AxumWithPeer),
             "guarded" => Some(Self::Guarded(ConnGuard::default())),
             "palisade" => Some(Self::Palisade(ConnGuard::default())),
             _ => None,
@@ -143,10 +155,15 @@ impl Server {
         router: Router,
     ) -> JoinHandle<io::Result<()>>
     where
-        L: axum::serve::Listener<Addr = SocketAddr> + Accept,
+        L: Listener<Addr = SocketAddr> + Accept,
+        Peer: for<'a> Connected<IncomingStream<'a, L>>,
     {
         match self {
             Self::Axum => runtime.spawn(axum::serve(listener, router).into_future()),
+            Self::AxumWithPeer => {
+                let service = router.into_make_service_with_connect_info::<Peer>();
+                runtime.spawn(axum::serve(listener, service).into_future())
+            }
             Self::Guarded(guard) => {
                 let listener = guard.listen(listener);
                 runtime.spawn(axum::serve(listener, connected(router)).into_future())
@@ -155,6 +172,20 @@ impl Server {
                 runtime.spawn(palisade::serve(guard.listen(listener), router).into_future())
             }
         }
+    }
+}
+
+// === Peer ===
+
+impl Connected<IncomingStream<'_, Once>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Once>) -> Self {
+        Self(*stream.remote_addr())
+    }
+}
+
+impl Connected<IncomingStream<'_, TcpListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
+        Self(*stream.remote_addr())
     }
 }
 
@@ -234,7 +265,7 @@ impl Transport for Script {}
 
 // === Once ===
 
-impl axum::serve::Listener for Once {
+impl Listener for Once {
     type Io = Script;
     type Addr = SocketAddr;
 

@@ -38,13 +38,19 @@ pub struct AccountingLayer {
 #[derive(Clone, Debug)]
 pub struct Accounting<S> {
     inner: S,
+    accountant: Accountant,
+    guard: Weak<Shared>,
+    /// There is nothing more to find out about where it stands.
+    is_placed: bool,
+}
+
+/// How requests are accounted for.
+#[derive(Clone, Debug)]
+struct Accountant {
     /// Of every request, where the service is made for one connection.
     conn: Option<Arc<ConnInfo>>,
     /// Whether axum is to find the peer as well.
     tells_axum: bool,
-    guard: Weak<Shared>,
-    /// There is nothing more to find out about where it stands.
-    is_placed: bool,
     /// Whether the connection is to know what waits for a window.
     tells_of_windows: bool,
 }
@@ -117,15 +123,8 @@ impl<S> Layer<S> for AccountingLayer {
     type Service = Accounting<S>;
 
     fn layer(&self, inner: S) -> Accounting<S> {
-        let guard = self.guard.clone();
-        Accounting {
-            inner,
-            conn: None,
-            tells_axum: false,
-            guard,
-            is_placed: false,
-            tells_of_windows: true,
-        }
+        let accountant = Accountant { conn: None, tells_axum: false, tells_of_windows: true };
+        Accounting { inner, accountant, guard: self.guard.clone(), is_placed: false }
     }
 }
 
@@ -137,24 +136,36 @@ impl<S> Accounting<S> {
     /// of each.
     pub fn of(conn: Arc<ConnInfo>, inner: S) -> Self {
         conn.state().set_accounted_by_its_own();
-        let (guard, is_placed) = (Weak::new(), true);
-        let conn = Some(conn);
-        Self { inner, conn, tells_axum: false, guard, is_placed, tells_of_windows: true }
+        let accountant = Accountant { conn: Some(conn), tells_axum: false, tells_of_windows: true };
+        Self { inner, accountant, guard: Weak::new(), is_placed: true }
     }
 
     /// Each request brings axum's `ConnectInfo<SocketAddr>` as well, if the service is
     /// [of](Self::of) one connection. Defaults to not.
     #[cfg(feature = "axum")]
     pub fn connect_info(mut self) -> Self {
-        self.tells_axum = true;
+        self.accountant.tells_axum = true;
         self
     }
 
     /// The server itself sees to it that no HTTP/2 stream waits too long for its window: the
     /// connection is not ended for that. Defaults to ending it.
     pub fn cuts_streams(mut self) -> Self {
-        self.tells_of_windows = false;
+        self.accountant.tells_of_windows = false;
         self
+    }
+
+    /// What [`Service::call`] does, by a shared reference, as hyper calls its services: `call`
+    /// hands a request on to what this is around.
+    pub fn call_with<F, B>(
+        &self,
+        request: Request<B>,
+        call: impl FnOnce(&S, Request<B>) -> F,
+    ) -> AccountingFuture<F>
+    where
+        B: Body + Send + 'static,
+    {
+        self.accountant.call(request, |request| call(&self.inner, request))
     }
 
     /// What it is around.
@@ -177,41 +188,15 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        let account = match &self.conn {
-            Some(conn) => {
-                identify(conn, request.extensions_mut(), self.tells_axum);
-                Some(Account::begin(conn, &request, self.tells_of_windows))
-            }
-            None => self.find(&mut request),
-        };
-        let refusal = account.as_ref().and_then(|account| account.refuse(&request));
-        let state = match refusal {
-            Some(rejection) => {
-                let version = request.version();
-                linger(request.into_body(), version);
-                State::Refused { rejection: Some(Box::new(rejection)) }
-            }
-            None => State::Handler { inner: self.inner.call(request) },
-        };
-        AccountingFuture { state, account }
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        if !self.is_placed {
+            self.look_at_place(ConnInfo::of(request.extensions()).is_some());
+        }
+        self.accountant.call(request, |request| self.inner.call(request))
     }
 }
 
 impl<S> Accounting<S> {
-    /// The account of the connection that `request` says it is on.
-    fn find<B: Body>(&mut self, request: &mut Request<B>) -> Option<Account> {
-        let conn = ConnInfo::of(request.extensions()).cloned();
-        if !self.is_placed {
-            self.look_at_place(conn.is_some());
-        }
-        let conn = conn?;
-        restore(&conn, request.extensions_mut());
-        // If it was told of the request already, it is not told again.
-        let is_told = conn.state().is_accounted_by_its_own();
-        (!is_told).then(|| Account::begin(&conn, request, self.tells_of_windows))
-    }
-
     /// If the very first requests do not say on which connection they came, the layer stands where
     /// nothing can be told to the guard, which then must not take silence for idleness.
     #[cold]
@@ -227,6 +212,41 @@ impl<S> Accounting<S> {
     }
 }
 
+// === Accountant ===
+
+impl Accountant {
+    #[inline]
+    fn call<F, B: Body + Send + 'static>(
+        &self,
+        mut request: Request<B>,
+        call: impl FnOnce(Request<B>) -> F,
+    ) -> AccountingFuture<F> {
+        let account = self.begin(&mut request);
+        if let Some(rejection) = account.as_ref().and_then(|account| account.refuse(&request)) {
+            let version = request.version();
+            linger(request.into_body(), version);
+            let rejection = Some(Box::new(rejection));
+            return AccountingFuture { state: State::Refused { rejection }, account };
+        }
+        AccountingFuture { state: State::Handler { inner: call(request) }, account }
+    }
+
+    /// Of the connection that the service is made for, or that `request` says it is on.
+    fn begin<B: Body>(&self, request: &mut Request<B>) -> Option<Account> {
+        if let Some(conn) = &self.conn {
+            identify(conn, request.extensions_mut(), self.tells_axum);
+            return Some(Account::begin(conn, request, self.tells_of_windows));
+        }
+        let conn = ConnInfo::of(request.extensions()).cloned()?;
+        restore(&conn, request.extensions_mut());
+        // If it was told of the request already, it is not told again.
+        let is_told = conn.state().is_accounted_by_its_own();
+        (!is_told).then(|| Account::begin(&conn, request, self.tells_of_windows))
+    }
+}
+
+// === AccountingFuture ===
+
 impl<F, B, E> Future for AccountingFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
@@ -236,24 +256,25 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let response = match this.state.project() {
+        Poll::Ready(match this.state.project() {
             StateProj::Handler { inner } => match ready!(inner.poll(cx)) {
-                Ok(response) => response.map(GuardBody::passing),
+                Ok(response) => Ok(match this.account.take() {
+                    Some(account) => account.answer(response),
+                    None => response.map(|body| AccountedBody::untold(GuardBody::passing(body))),
+                }),
                 Err(error) => {
                     if let Some(account) = this.account {
                         account.in_flight.responded();
                     }
-                    return Poll::Ready(Err(error));
+                    Err(error)
                 }
             },
             StateProj::Refused { rejection } => {
-                rejection.take().expect("polled after completion").into_response()
+                let rejection = rejection.take().expect("polled after completion");
+                let account = this.account.take().expect("who was refused was told of");
+                Ok(account.answer_for(*rejection))
             }
-        };
-        Poll::Ready(Ok(match this.account.take() {
-            Some(account) => account.answer(response),
-            None => response.map(AccountedBody::untold),
-        }))
+        })
     }
 }
 
@@ -346,34 +367,50 @@ impl Account {
         settings.refuse(&rejection, Some(conn)).then_some(rejection)
     }
 
-    /// Whether the response makes the connection something else than HTTP. If there are too many
-    /// such connections, it is refused in the handler's place, who learns that nothing came of it.
-    fn upgrades<B>(&self, response: &mut Response<GuardBody<B>>) -> bool {
+    /// Whether the response makes the connection something else than HTTP.
+    ///
+    /// # Errors
+    ///
+    /// If there are too many such connections: what is to be answered in the handler's place, who
+    /// learns that nothing came of it.
+    fn upgrades<B>(&self, response: &Response<B>) -> Result<bool, Rejection> {
         let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS
             || self.is_connect && response.status().is_success();
         if !is_upgrade {
-            return false;
+            return Ok(false);
         }
         let over = self.in_flight.conn().upgrade().err();
         // Who asks for an upgrade sends no body before it, and speaks no gRPC.
         let form = AnswerForm::Http { close: false };
         let refuse = |over| self.reject(Reason::UpgradedFull, Phase::Handler, over, form);
-        let refusal = over.and_then(refuse);
-        let is_refused = refusal.is_some();
-        if let Some(rejection) = refusal {
-            *response = rejection.into_response();
-        }
-        !is_refused
+        over.and_then(refuse).map_or(Ok(true), Err)
     }
 
     /// The head is here. The request is in flight until the body ends, if there is one.
-    fn answer<B>(mut self, mut response: Response<GuardBody<B>>) -> Response<AccountedBody<B>>
+    fn answer<B: Body<Data = Bytes>>(self, response: Response<B>) -> Response<AccountedBody<B>> {
+        match self.upgrades(&response) {
+            Ok(is_upgrade) => self.pass_on(response, GuardBody::passing, is_upgrade),
+            Err(rejection) => self.answer_for(rejection),
+        }
+    }
+
+    /// What a guard answers in the handler's place.
+    #[cold]
+    fn answer_for<B: Body<Data = Bytes>>(self, rejection: Rejection) -> Response<AccountedBody<B>> {
+        self.pass_on(rejection.into_response(), |body| body, false)
+    }
+
+    fn pass_on<B, T>(
+        self,
+        mut response: Response<T>,
+        guarded: impl FnOnce(T) -> GuardBody<B>,
+        is_upgrade: bool,
+    ) -> Response<AccountedBody<B>>
     where
-        B: Body<Data = Bytes>,
+        T: Body<Data = Bytes>,
     {
-        self.in_flight.responded();
-        let is_upgrade = self.upgrades(&mut response);
         let Self { mut in_flight, is_http1, tells_of_windows, is_head, .. } = self;
+        in_flight.responded();
         if !is_upgrade && is_http1 && in_flight.conn().state().closing().is_some() {
             response.headers_mut().insert(CONNECTION, CLOSE);
         }
@@ -382,16 +419,17 @@ impl Account {
             || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         if is_upgrade || is_bodiless || response.body().is_end_stream() {
             in_flight.answered();
-            return response.map(AccountedBody::untold);
+            return response.map(|body| AccountedBody::untold(guarded(body)));
         }
         let left = declared(&response);
         // Until somebody asks for it.
         if tells_of_windows {
             in_flight.set_waiting(true);
         }
-        response.map(|inner| AccountedBody {
-            inner,
-            in_flight: Some(in_flight),
+        let in_flight = Some(in_flight);
+        response.map(|body| AccountedBody {
+            inner: guarded(body),
+            in_flight,
             tells_of_windows,
             left,
         })

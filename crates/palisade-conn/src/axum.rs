@@ -2,8 +2,10 @@
 
 use crate::{Accept, Accounting, AccountingFuture, Guarded, GuardedIo, Transport};
 use axum::{
+    Router,
     body::{Body, HttpBody},
     extract::ConnectInfo,
+    routing::MethodRouter,
     serve::{IncomingStream, Listener},
 };
 use bytes::Bytes;
@@ -11,6 +13,7 @@ use http::{Extensions, Request, Response};
 use palisade_core::{BoxError, ConnInfo};
 use pin_project_lite::pin_project;
 use std::{
+    any::Any,
     convert::Infallible,
     future::{Ready, ready},
     io,
@@ -55,8 +58,21 @@ pin_project! {
 /// axum::serve(listener, connected(app)).await
 /// # }
 /// ```
-pub fn connected<S>(app: S) -> Connected<S> {
-    Connected { app }
+pub fn connected<S: 'static>(app: S) -> Connected<S> {
+    Connected { app: settled(app) }
+}
+
+/// A router without a state makes its routes once, in place of with each request: what
+/// `axum::serve` does for one that is given to it directly.
+#[doc(hidden)]
+pub fn settled<A: 'static>(mut app: A) -> A {
+    let any: &mut dyn Any = &mut app;
+    if let Some(router) = any.downcast_mut::<Router>() {
+        *router = std::mem::take(router).with_state(());
+    } else if let Some(routes) = any.downcast_mut::<MethodRouter>() {
+        *routes = std::mem::take(routes).with_state(());
+    }
+    app
 }
 
 impl<L: Accept> Listener for Guarded<L> {

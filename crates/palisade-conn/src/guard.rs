@@ -8,7 +8,7 @@ use crate::{
     judge::{End, phase},
     limits::Limits,
     registry::Registry,
-    report::Kills,
+    report::{Kills, Mark, Marks},
     strain,
     sweeper::{Sweeper, Untold},
 };
@@ -58,6 +58,7 @@ pub(crate) struct Shared {
     /// More than half of the connections had only just come when the sweeper looked last.
     pub(crate) many_newcomers: AtomicBool,
     pub(crate) kills: Kills,
+    pub(crate) marks: Marks,
     pub(crate) open: AtomicUsize,
     /// Told to go and still here.
     pub(crate) going: AtomicUsize,
@@ -128,6 +129,7 @@ impl ConnGuard {
             spared: Mutex::default(),
             many_newcomers: AtomicBool::new(false),
             kills: Kills::default(),
+            marks: Marks::default(),
             open: AtomicUsize::new(0),
             going: AtomicUsize::new(0),
             opened: AtomicU64::new(0),
@@ -321,6 +323,11 @@ impl Shared {
 
     pub(crate) fn refusals(&self) -> u64 {
         self.refused.load(Relaxed)
+    }
+
+    /// What is counted `now`.
+    pub(crate) fn mark(&self, now: u64) -> Mark {
+        Mark { at: now, opened: self.opened(), refused: self.refusals() }
     }
 }
 

@@ -168,7 +168,7 @@ mod tonic;
 mod transport;
 
 #[cfg(feature = "axum")]
-pub use crate::axum::{Connected, ConnectedFuture, ConnectedService, connected};
+pub use crate::axum::{Connected, ConnectedFuture, ConnectedService, connected, settled};
 pub use accounting::{AccountedBody, Accounting, AccountingFuture, AccountingLayer};
 pub use bind::BindOptions;
 pub use builder::{ConnGuardBuilder, ConnGuardError, ConnGuardFault};
@@ -179,7 +179,7 @@ pub use listener::{Accept, Guarded};
 pub use palisade_core::{
     ClientKey, ConnInfo, Ending, Mode, Network, Phase, Prefix, Pressure, Reason,
 };
-pub use report::{AcceptErrorCounts, ConnSnapshot, Kill};
+pub use report::{AcceptErrorCounts, ClientConns, ConnRates, ConnSnapshot, Kill};
 #[cfg(feature = "tonic")]
 pub use tonic::harden;
 pub use transport::Transport;

@@ -1,12 +1,13 @@
 //! What an operator sees in the middle of an attack.
 
 use crate::{CapFrom, guard::Shared, judge::phase, registry::SHARDS};
-use palisade_core::{ClientKey, ConnInfo, Mode, Phase, Reason, Violation};
+use palisade_core::{ClientKey, ConnInfo, ConnSample, Mode, Phase, Reason, Violation};
 use parking_lot::Mutex;
 use std::{
     cmp::Reverse,
     collections::{HashMap, VecDeque},
     net::SocketAddr,
+    ops::AddAssign,
     sync::atomic::Ordering::Relaxed,
     time::Duration,
 };
@@ -16,6 +17,10 @@ use tokio::time::Instant;
 const KILLS: usize = 1000;
 /// So many clients are named.
 const CLIENTS: usize = 10;
+/// Newcomers are counted over so long.
+const WINDOW_MILLIS: u64 = 10_000;
+/// At the most so often what was counted is kept.
+const MARK_MILLIS: u64 = 1000;
 
 /// A connection that was ended or not let in, or would have been.
 #[non_exhaustive]
@@ -49,6 +54,42 @@ pub struct Kill {
 #[derive(Debug, Default)]
 pub(crate) struct Kills(Mutex<VecDeque<Kill>>);
 
+/// What was counted by `at`, in milliseconds of the guard.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Mark {
+    pub(crate) at: u64,
+    pub(crate) opened: u64,
+    pub(crate) refused: u64,
+}
+
+/// The marks of the last [`WINDOW_MILLIS`], and one before them.
+#[derive(Debug, Default)]
+pub(crate) struct Marks(Mutex<VecDeque<Mark>>);
+
+/// What connections do in a second: of each its mean since it was opened, of all of them the sum.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ConnRates {
+    /// Request heads.
+    pub requests: f64,
+    /// Bytes taken from the clients.
+    pub read: f64,
+    /// Bytes that the kernel took for them.
+    pub written: f64,
+}
+
+/// What one client holds.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug)]
+pub struct ClientConns {
+    /// Who that is. For logs, never for labels.
+    pub client: ClientKey,
+    /// How many connections.
+    pub connections: usize,
+    /// What these do.
+    pub per_second: ConnRates,
+}
+
 /// Who is connected. Bounded: numbers, and the ten clients with the most connections.
 #[non_exhaustive]
 #[derive(Clone, Debug)]
@@ -65,12 +106,18 @@ pub struct ConnSnapshot {
     pub pressure: f32,
     /// Connections let in since the start.
     pub opened: u64,
+    /// The same per second, over the last ten seconds.
+    pub opened_per_second: f64,
     /// Connections not let in since the start.
     pub refused: u64,
+    /// The same per second, over the last ten seconds.
+    pub refused_per_second: f64,
+    /// What those that are open do.
+    pub per_second: ConnRates,
     /// How many are at what. Phases without any are left out.
     pub phases: Vec<(Phase, usize)>,
     /// The ten clients with the most connections, the most first.
-    pub clients: Vec<(ClientKey, usize)>,
+    pub clients: Vec<ClientConns>,
     /// How many clients there are.
     pub distinct_clients: usize,
     /// The age of the oldest connection.
@@ -136,6 +183,57 @@ impl Kills {
     }
 }
 
+// === Marks ===
+
+impl Marks {
+    /// Keeps `mark`, unless the latest one is hardly older.
+    pub(crate) fn add(&self, mark: Mark) {
+        let mut marks = self.0.lock();
+        if marks.back().is_some_and(|last| mark.at < last.at + MARK_MILLIS) {
+            return;
+        }
+        while marks.get(1).is_some_and(|second| second.at + WINDOW_MILLIS <= mark.at) {
+            marks.pop_front();
+        }
+        marks.push_back(mark);
+    }
+
+    /// How many a second were let in and how many not, by what is counted `now`.
+    fn per_second(&self, now: Mark) -> (f64, f64) {
+        let marks = self.0.lock();
+        let is_old = |mark: &&Mark| mark.at + WINDOW_MILLIS <= now.at;
+        // The guard began with nothing.
+        let then = marks.iter().rev().find(is_old).copied().unwrap_or_default();
+        // Marks are missing while nobody is there, and then nothing is counted.
+        let longest = WINDOW_MILLIS + MARK_MILLIS;
+        let seconds = (now.at - then.at).clamp(MARK_MILLIS, longest) as f64 / 1000.0;
+        let rate = |now: u64, then: u64| now.saturating_sub(then) as f64 / seconds;
+        (rate(now.opened, then.opened), rate(now.refused, then.refused))
+    }
+}
+
+// === ConnRates ===
+
+impl ConnRates {
+    fn of(sample: &ConnSample, age_millis: u64) -> Self {
+        // Nobody has done anything for long who has just come.
+        let seconds = age_millis.max(1000) as f64 / 1000.0;
+        Self {
+            requests: f64::from(sample.requests) / seconds,
+            read: sample.read as f64 / seconds,
+            written: sample.written as f64 / seconds,
+        }
+    }
+}
+
+impl AddAssign for ConnRates {
+    fn add_assign(&mut self, other: Self) {
+        self.requests += other.requests;
+        self.read += other.read;
+        self.written += other.written;
+    }
+}
+
 // === ConnSnapshot ===
 
 impl ConnSnapshot {
@@ -146,19 +244,30 @@ impl ConnSnapshot {
         let mut phases = [0; Phase::ALL.len()];
         let mut by_client = HashMap::new();
         let mut unaccounted = 0;
-        let mut ages: Vec<_> = found.iter().map(|one| now.saturating_sub(one.opened)).collect();
+        let mut per_second = ConnRates::default();
+        let mut ages = Vec::with_capacity(found.len());
         for one in &found {
             let sample = one.conn.state().sample();
+            let age = now.saturating_sub(one.opened);
+            let rates = ConnRates::of(&sample, age);
             phases[phase(&sample) as usize] += 1;
-            *by_client.entry(one.conn.client()).or_insert(0) += 1;
             unaccounted += usize::from(!sample.accounted);
+            per_second += rates;
+            ages.push(age);
+            let client = one.conn.client();
+            let nothing = ClientConns { client, connections: 0, per_second: ConnRates::default() };
+            let holds = by_client.entry(client).or_insert(nothing);
+            holds.connections += 1;
+            holds.per_second += rates;
         }
         ages.sort_unstable();
         let age = |at: usize| Duration::from_millis(ages.get(at).copied().unwrap_or(0));
         let distinct_clients = by_client.len();
-        let mut clients: Vec<_> = by_client.into_iter().collect();
-        clients.sort_unstable_by_key(|(_, connections)| Reverse(*connections));
+        let mut clients: Vec<_> = by_client.into_values().collect();
+        clients.sort_unstable_by_key(|holds| Reverse(holds.connections));
         clients.truncate(CLIENTS);
+        let mark = shared.mark(now);
+        let (opened_per_second, refused_per_second) = shared.marks.per_second(mark);
         let phases = Phase::ALL.iter().copied().zip(phases).filter(|(_, count)| *count > 0);
         Self {
             open: shared.open.load(Relaxed),
@@ -166,8 +275,11 @@ impl ConnSnapshot {
             limit: shared.limits.connections,
             limit_from: shared.limits.connections_from,
             pressure: shared.pressure(),
-            opened: shared.opened(),
-            refused: shared.refusals(),
+            opened: mark.opened,
+            opened_per_second,
+            refused: mark.refused,
+            refused_per_second,
+            per_second,
             phases: phases.collect(),
             clients,
             distinct_clients,
@@ -194,6 +306,30 @@ impl ConnSnapshot {
 mod tests {
     use super::*;
     use palisade_core::{Guard, Prefix};
+
+    #[test]
+    fn newcomers_are_counted_over_the_last_ten_seconds() {
+        let marks = Marks::default();
+        let at = |at, opened| Mark { at, opened, refused: opened / 2 };
+        assert_eq!(marks.per_second(at(100, 5)), (5.0, 2.0));
+        assert_eq!(marks.per_second(at(5000, 50)), (10.0, 5.0));
+        // Ten a second, and from the hundredth second on a hundred.
+        let opened = |millis: u64| millis / 100 + millis.saturating_sub(100_000) / 100 * 9;
+        for millis in (0..=120_000).step_by(250) {
+            marks.add(at(millis, opened(millis)));
+            if millis >= 15_000 {
+                let (per_second, _) = marks.per_second(at(millis, opened(millis)));
+                let steady = if millis < 100_000 { 10.0 } else { 100.0 };
+                let is_new = (100_000..112_000).contains(&millis);
+                assert!(is_new || (per_second - steady).abs() < 1.0, "{millis} {per_second}");
+            }
+        }
+        assert!(marks.0.lock().len() <= 12);
+        // Nobody was there for an hour, and then many.
+        let hour = 3_720_000;
+        marks.add(at(hour, opened(120_000) + 1100));
+        assert_eq!(marks.per_second(at(hour, opened(120_000) + 1100)).0, 100.0);
+    }
 
     #[test]
     fn only_the_latest_thousand_are_remembered() {

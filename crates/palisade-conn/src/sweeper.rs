@@ -141,6 +141,7 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
     let limits = &*under(&shared.limits, shared.pressure());
     let is_enforced = limits.mode == Mode::Enforce;
     shared.totals.set_time(now as u32);
+    shared.marks.add(shared.mark(now));
     // Those who can be spared are looked for in good time before they are needed.
     let is_crowded = shared.open.load(Relaxed) >= shared.limits.soft() / 4 * 3;
     let mut best = BinaryHeap::with_capacity(if is_crowded { SPARED + 1 } else { 0 });

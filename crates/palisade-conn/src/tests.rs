@@ -1,8 +1,8 @@
 //! Every deadline, both ways to end, and each poll function, on paused time over a duplex.
 
 use crate::{
-    ConnGuard, ConnGuardBuilder, Guarded, GuardedIo, Pressure, Transport, judge::End,
-    listener::Accept,
+    ClientConns, ConnGuard, ConnGuardBuilder, ConnRates, Guarded, GuardedIo, Pressure, Transport,
+    judge::End, listener::Accept,
 };
 use palisade_core::{ConnVerdict, Ending, Mode, Phase, Reason, Violation};
 use palisade_testkit::Journal;
@@ -21,7 +21,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
     task::yield_now,
-    time::{Instant, advance, timeout},
+    time::{Instant, advance, sleep, timeout},
 };
 use tokio_test::{assert_pending, assert_ready, task::spawn};
 
@@ -904,8 +904,33 @@ async fn a_client_at_its_share_costs_its_neighbours_nothing() {
     // None of those told to go has gone, and that has an end, too.
     assert!(connect_from(&guard, 1).is_err());
     let snapshot = guard.snapshot();
-    assert_eq!((snapshot.distinct_clients, snapshot.clients[0].1), (2, 6));
+    assert_eq!((snapshot.distinct_clients, snapshot.clients[0].connections), (2, 6));
     drop((flood, neighbour));
+    is_gone(&guard);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_tells_what_is_done_in_a_second_and_by_whom() {
+    let (guard, _) = guard(ConnGuard::builder());
+    let mut busy = connect_from(&guard, 1).unwrap();
+    let quiet = connect_from(&guard, 2).unwrap();
+    for _ in 0..20 {
+        serve_once(&mut busy, false).await;
+        sleep(SECOND / 5).await;
+    }
+    let now = guard.snapshot();
+    assert_eq!((now.opened, now.opened_per_second), (2, 0.5));
+    let ConnRates { requests, read, written, .. } = now.per_second;
+    assert_eq!((requests, read, written), (5.0, 35.0, 30.0));
+    let of = |pair: &Pair| {
+        let is_his = |one: &&ClientConns| one.client == pair.server.conn().client();
+        *now.clients.iter().find(is_his).unwrap()
+    };
+    assert_eq!((of(&busy).connections, of(&busy).per_second), (1, now.per_second));
+    assert_eq!((of(&quiet).connections, of(&quiet).per_second), (1, ConnRates::default()));
+    sleep(7 * SECOND).await;
+    assert_eq!(guard.snapshot().opened_per_second, 0.0);
+    drop((busy, quiet));
     is_gone(&guard);
 }
 

@@ -6,12 +6,15 @@ use http::{
     header::{HOST, TRANSFER_ENCODING},
     uri::{Authority, Scheme},
 };
+use http_body::Body;
 use hyper::ext::Protocol;
 use std::net::Ipv6Addr;
 
 /// With what `request` is to be refused, if it is.
-pub(crate) fn fault<B>(request: &Request<B>, takes_connect: bool) -> Option<StatusCode> {
+pub(crate) fn fault<B: Body>(request: &Request<B>, takes_connect: bool) -> Option<StatusCode> {
     let (uri, headers) = (request.uri(), request.headers());
+    // Where hyper found a coding, there is a body whose end it does not know.
+    let may_be_coded = !request.body().is_end_stream();
     let is_target_fit = match *request.method() {
         Method::CONNECT => {
             // An extended one is there only where the settings allow it.
@@ -23,12 +26,16 @@ pub(crate) fn fault<B>(request: &Request<B>, takes_connect: bool) -> Option<Stat
         Method::OPTIONS if uri.path() == "*" => true,
         _ => uri.path().starts_with('/'),
     };
-    let is_fit = is_target_fit && is_host_fit(request.version(), uri, headers) && {
-        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-        codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
-            && codings.next().is_none()
-    };
+    let is_fit = is_target_fit
+        && is_host_fit(request.version(), uri, headers)
+        && (!may_be_coded || is_coding_fit(headers));
     (!is_fit).then_some(StatusCode::BAD_REQUEST)
+}
+
+fn is_coding_fit(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        && codings.next().is_none()
 }
 
 /// RFC 9112 section 3.2, RFC 9113 section 8.3.1: one host, and one only.
@@ -52,38 +59,67 @@ fn is_host_fit(version: Version, uri: &Uri, headers: &HeaderMap) -> bool {
         && host.map_or(version != Version::HTTP_11, |host| is_host(host) && is_same(host))
 }
 
-/// A name, an address or nothing, and perhaps a port (RFC 3986 section 3.2.2). Of what a name may
-/// have, nothing that no host has and somebody may take for the end of it: no `,`, no `;`, no `%`.
+/// A name, an address or nothing, and perhaps a port (RFC 3986 section 3.2.2).
 fn is_host(value: &HeaderValue) -> bool {
     let bytes = value.as_bytes();
-    let (name, port) = match bytes.iter().rposition(|byte| *byte == b':') {
-        Some(colon) if !bytes.ends_with(b"]") => (&bytes[..colon], &bytes[colon + 1..]),
-        _ => (bytes, &b""[..]),
+    let end = bytes.iter().position(|byte| !IN_NAME[usize::from(*byte)]);
+    match bytes.split_at(end.unwrap_or(bytes.len())) {
+        (_, []) => true,
+        ([_, ..], [b':', port @ ..]) => is_port(port),
+        ([], [b'[', rest @ ..]) => is_address(rest),
+        _ => false,
+    }
+}
+
+/// Of what a name may have, nothing that no host has and somebody may take for the end of it: no
+/// `,`, no `;`, no `%`.
+const IN_NAME: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut at = 0;
+    while at < 128 {
+        let byte = at as u8;
+        table[at] = byte.is_ascii_alphanumeric()
+            || matches!(byte, b'-' | b'.' | b'_' | b'~')
+            || matches!(byte, b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b'=');
+        at += 1;
+    }
+    table
+};
+
+fn is_port(digits: &[u8]) -> bool {
+    let add = |port: u16, byte: &u8| match byte {
+        b'0'..=b'9' => port.checked_mul(10)?.checked_add(u16::from(byte - b'0')),
+        _ => None,
     };
-    let is_port = std::str::from_utf8(port)
-        .is_ok_and(|port| port.is_empty() || !port.starts_with('+') && port.parse::<u16>().is_ok());
-    let is_name = match name.strip_prefix(b"[").and_then(|rest| rest.strip_suffix(b"]")) {
-        Some(address) => {
-            std::str::from_utf8(address).is_ok_and(|text| text.parse::<Ipv6Addr>().is_ok())
-        }
-        None => {
-            let may = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+=".contains(byte);
-            name.iter().all(may) && (!name.is_empty() || bytes.is_empty())
-        }
+    digits.iter().try_fold(0, add).is_some()
+}
+
+/// What comes after the `[`.
+#[cold]
+fn is_address(rest: &[u8]) -> bool {
+    let Some(end) = rest.iter().position(|byte| *byte == b']') else { return false };
+    let is_port = match &rest[end + 1..] {
+        [] => true,
+        [b':', port @ ..] => is_port(port),
+        _ => false,
     };
-    is_port && is_name
+    let is_ip = |text: &str| text.parse::<Ipv6Addr>().is_ok();
+    is_port && std::str::from_utf8(&rest[..end]).is_ok_and(is_ip)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
+    use http_body_util::{Empty, Full};
 
     fn fault_of(method: &str, uri: &str, fields: &[(&str, &str)]) -> u16 {
         let mut request = Request::builder().method(method).uri(uri);
         for (name, value) in fields {
             request = request.header(*name, *value);
         }
-        fault(&request.body(()).unwrap(), false).map_or(0, |status| status.as_u16())
+        fault(&request.body(Full::<Bytes>::from("x")).unwrap(), false)
+            .map_or(0, |status| status.as_u16())
     }
 
     #[test]
@@ -113,6 +149,10 @@ mod tests {
             ("/", &["x]:80"], 400),
             ("/", &["x,y"], 400),
             ("/", &["%zz"], 400),
+            ("/", &["\u{e4}"], 400),
+            ("/", &["x:8a"], 400),
+            ("/", &["[::1]:8a"], 400),
+            ("/", &["[]"], 400),
             ("http://x/", &["X"], 0),
             ("http://x:80/", &["x"], 0),
             ("https://x/", &["x:443"], 0),
@@ -136,7 +176,8 @@ mod tests {
             (Version::HTTP_2, "http://x/", None),
             (Version::HTTP_2, "/", None),
         ] {
-            let request = Request::builder().version(version).uri(uri).body(()).unwrap();
+            let request = Request::builder().version(version).uri(uri);
+            let request = request.body(Empty::<Bytes>::new()).unwrap();
             assert_eq!(fault(&request, false), fault_is, "{version:?} {uri}");
         }
     }
@@ -166,6 +207,6 @@ mod tests {
             assert_eq!(fault_of(method, uri, &[("host", "x:80")]), status, "{method} {uri}");
         }
         let connect = Request::builder().method("CONNECT").uri("x:80").header("host", "x:80");
-        assert_eq!(fault(&connect.body(()).unwrap(), true), None);
+        assert_eq!(fault(&connect.body(Empty::<Bytes>::new()).unwrap(), true), None);
     }
 }

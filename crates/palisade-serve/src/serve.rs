@@ -49,6 +49,8 @@ where
     L: Accept,
     A: App<Kind>,
 {
+    #[cfg(feature = "axum")]
+    let app = palisade_conn::settled(app);
     Serve {
         listener: listener.into(),
         app,

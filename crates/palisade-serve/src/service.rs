@@ -13,28 +13,25 @@ use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
-use tower_service::Service;
 
 /// The app on one connection, which is told of each request from the moment its head is here.
 pub(crate) struct ConnService<S> {
-    accounting: Accounting<Once<S>>,
+    accounting: Accounting<App<S>>,
 }
 
-/// A service that is always ready, and waits for the app to be ready with the request in hand.
-/// Good for one request, which it refuses if it is one of those.
-#[derive(Clone)]
-pub(crate) struct Once<S> {
-    service: Option<S>,
+/// Waits for the app to be ready with the request in hand, and refuses what is to be refused.
+pub(crate) struct App<S> {
+    service: S,
     is_http2: bool,
     takes_connect: bool,
 }
 
 pin_project! {
-    #[project = OnceProj]
-    pub(crate) enum OnceFuture<S, F> {
-        Waiting { service: Option<S>, request: Option<Request<Incoming>>, is_http2: bool },
+    #[project = AppProj]
+    pub(crate) enum AppFuture<S, F> {
+        Waiting { service: S, request: Option<Request<Incoming>>, is_http2: bool },
         // `is_bare`: the answer is to have no body, which hyper sees to on HTTP/1 alone.
         Called { #[pin] future: F, is_http2: bool, is_bare: bool },
         Refused { status: StatusCode, is_http2: bool },
@@ -45,8 +42,8 @@ pin_project! {
 
 impl<S> ConnService<S> {
     pub(crate) fn new(conn: &Arc<ConnInfo>, service: S, http: &Http, is_http2: bool) -> Self {
-        let once = Once { service: Some(service), is_http2, takes_connect: http.takes_connect };
-        let accounting = Accounting::of(conn.clone(), once).cuts_streams();
+        let app = App { service, is_http2, takes_connect: http.takes_connect };
+        let accounting = Accounting::of(conn.clone(), app).cuts_streams();
         #[cfg(feature = "axum")]
         let accounting = accounting.connect_info();
         Self { accounting }
@@ -56,34 +53,44 @@ impl<S> ConnService<S> {
 impl<S: HttpService> hyper::service::Service<Request<Incoming>> for ConnService<S> {
     type Response = Response<AccountedBody<ServedBody<S::ResponseBody>>>;
     type Error = S::Error;
-    type Future = AccountingFuture<OnceFuture<S, S::Future>>;
+    type Future = AccountingFuture<AppFuture<S, S::Future>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        self.accounting.clone().call(request)
+        self.accounting.call_with(request, App::call)
     }
 }
 
-// === Once ===
+// === App ===
 
-impl<S: HttpService> Service<Request<Incoming>> for Once<S> {
-    type Response = Response<ServedBody<S::ResponseBody>>;
-    type Error = S::Error;
-    type Future = OnceFuture<S, S::Future>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        let (service, is_http2) = (self.service.take(), self.is_http2);
+impl<S: HttpService> App<S> {
+    fn call(&self, request: Request<Incoming>) -> AppFuture<S, S::Future> {
+        let is_http2 = self.is_http2;
         if let Some(status) = head::fault(&request, self.takes_connect) {
-            return OnceFuture::Refused { status, is_http2 };
+            return AppFuture::Refused { status, is_http2 };
         }
-        OnceFuture::Waiting { service, request: Some(request), is_http2 }
+        let mut service = self.service.clone();
+        // On HTTP/2 the connection would do what is a stream's, and fail with it.
+        if !is_http2 {
+            // If it is not ready, it is asked again with the waker of the request.
+            match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Ok(())) => return AppFuture::call(&mut service, request, is_http2),
+                Poll::Ready(Err(_)) => return AppFuture::failed(is_http2),
+                Poll::Pending => {}
+            }
+        }
+        AppFuture::Waiting { service, request: Some(request), is_http2 }
     }
 }
 
-impl<S, F> OnceFuture<S, F> {
+impl<S: HttpService> AppFuture<S, S::Future> {
+    /// Calls what is ready.
+    fn call(service: &mut S, request: Request<Incoming>, is_http2: bool) -> Self {
+        let is_bare = is_http2 && request.method() == Method::HEAD;
+        Self::Called { future: service.call(request), is_http2, is_bare }
+    }
+}
+
+impl<S, F> AppFuture<S, F> {
     /// The app failed where it should have answered. Why is its own to tell.
     fn failed(is_http2: bool) -> Self {
         Self::Refused { status: StatusCode::INTERNAL_SERVER_ERROR, is_http2 }
@@ -101,13 +108,13 @@ fn without_body<B: Body>(response: Response<B>, is_http2: bool) -> Response<Serv
     response
 }
 
-impl<S: HttpService> Future for OnceFuture<S, S::Future> {
+impl<S: HttpService> Future for AppFuture<S, S::Future> {
     type Output = Result<Response<ServedBody<S::ResponseBody>>, S::Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             match self.as_mut().project() {
-                OnceProj::Called { future, is_http2, is_bare } => {
+                AppProj::Called { future, is_http2, is_bare } => {
                     let (is_http2, is_bare) = (*is_http2, *is_bare);
                     match ready!(future.poll(cx)) {
                         Ok(response) if is_bare => {
@@ -120,7 +127,7 @@ impl<S: HttpService> Future for OnceFuture<S, S::Future> {
                         Err(_) => self.set(Self::failed(is_http2)),
                     }
                 }
-                OnceProj::Refused { status, is_http2 } => {
+                AppProj::Refused { status, is_http2 } => {
                     let mut response = Response::new(ServedBody::empty(*is_http2));
                     *response.status_mut() = *status;
                     if !*is_http2 {
@@ -130,17 +137,16 @@ impl<S: HttpService> Future for OnceFuture<S, S::Future> {
                     }
                     return Poll::Ready(Ok(response));
                 }
-                OnceProj::Waiting { service, request, is_http2 } => {
+                AppProj::Waiting { service, request, is_http2 } => {
                     let is_http2 = *is_http2;
-                    let ready = service.as_mut().expect("called once");
-                    if ready!(ready.poll_ready(cx)).is_err() {
-                        self.set(Self::failed(is_http2));
-                        continue;
-                    }
-                    let request = request.take().expect("called once");
-                    let is_bare = is_http2 && request.method() == Method::HEAD;
-                    let future = ready.call(request);
-                    self.set(Self::Called { future, is_http2, is_bare });
+                    let next = match ready!(service.poll_ready(cx)) {
+                        Ok(()) => {
+                            let request = request.take().expect("called once");
+                            Self::call(service, request, is_http2)
+                        }
+                        Err(_) => Self::failed(is_http2),
+                    };
+                    self.set(next);
                 }
             }
         }
