@@ -58,8 +58,9 @@ async fn server() {
 
 async fn start() -> (Child, SocketAddr) {
     process::raise_file_limit();
+    let (_, name) = concat!(module_path!(), "::server").split_once("::").unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "server", "--nocapture"])
+        .args(["--exact", name, "--nocapture"])
         .env(IS_SERVER, "1")
         .stdout(Stdio::piped())
         .kill_on_drop(true)

@@ -279,37 +279,6 @@ async fn a_small_window_that_opens_steadily_and_a_stream_that_is_quiet_are_not_s
     all_gone(&guard).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_write_that_its_handler_gave_up_is_no_stall() {
-    let (guard, journal) = guard(SECOND);
-    // Sends more than anybody takes, gives it up, and does something else.
-    let gives_up = |mut request: axum::extract::Request| async move {
-        let upgrade = hyper::upgrade::on(&mut request);
-        tokio::spawn(async move {
-            let mut io = hyper_util::rt::TokioIo::new(upgrade.await.unwrap());
-            let sent = timeout(SECOND / 10, io.write_all(&vec![b'x'; 64 << 20])).await;
-            assert!(sent.is_err());
-            io.read_exact(&mut [0; 5]).await.unwrap();
-            io.write_all(b"done").await.unwrap();
-        });
-        let upgrade = [("connection", "upgrade"), ("upgrade", "something")];
-        (http::StatusCode::SWITCHING_PROTOCOLS, upgrade)
-    };
-    let server = serve(&guard, Router::new().route("/", get(gives_up))).await;
-    let mut client = RawClient::connect(server.addr).await.unwrap();
-    let upgrade =
-        "GET / HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: something\r\n\r\n";
-    client.send(upgrade).await.unwrap();
-    until("nothing is taken", || guard.snapshot().at(Phase::Writing) == 1).await;
-    sleep(3 * SECOND).await;
-    client.send("hello").await.unwrap();
-    let all = client.rest().await;
-    assert!(all.ends_with(b"xdone"), "{} bytes", all.len());
-    drop(client);
-    all_gone(&guard).await;
-    assert!(journal.disconnected().is_empty(), "{:?}", journal.disconnected());
-}
-
 /// Bytes that the kernel holds for the other ends of what is connected to `addr`.
 #[cfg(target_os = "linux")]
 fn send_queues(addr: SocketAddr) -> u64 {

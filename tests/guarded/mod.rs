@@ -35,7 +35,11 @@ use tokio::{
 
 /// Whether this is part of `under_serve.rs`.
 pub const IS_UNDER_SERVE: bool =
-    matches!(module_path!().as_bytes(), [b'u', b'n', b'd', b'e', b'r', b'_', ..]);
+    matches!(module_path!().as_bytes(), [b'u', b'n', b'd', b'e', b'r', b'_', b's', ..]);
+
+/// Whether this is part of `under_tonic.rs`.
+pub const IS_UNDER_TONIC: bool =
+    matches!(module_path!().as_bytes(), [b'u', b'n', b'd', b'e', b'r', b'_', b't', ..]);
 
 /// What a busy machine is given beyond the exact time.
 pub const SLACK: Duration = Duration::from_secs(1);
@@ -54,6 +58,9 @@ pub fn guard(builder: ConnGuardBuilder) -> (ConnGuard, Journal) {
 pub async fn serve(guard: &ConnGuard, app: Router) -> Server {
     if IS_UNDER_SERVE {
         return hardened(guard, app).await;
+    }
+    if IS_UNDER_TONIC {
+        return tonic_s_own(guard, true, app).await;
     }
     let listener = guard.listen(servers::listener().await);
     let addr = listener.local_addr().unwrap();
@@ -102,6 +109,13 @@ pub fn app() -> Router {
         .route("/", get(|| async { "served" }))
         .route("/endless", get(endless))
         .route("/hang", get(std::future::pending::<()>))
+}
+
+/// Whether it came `after` so long, where it was due from an answer on.
+pub fn is_on_time(after: Duration, due: Duration) {
+    // Which was here a moment before we looked at the clock.
+    let early = Duration::from_millis(100);
+    assert!((due - early..due + SLACK).contains(&after), "{after:?} for {due:?}");
 }
 
 /// Nothing is left of anybody.

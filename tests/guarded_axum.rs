@@ -1,0 +1,172 @@
+//! What `axum::serve` and `palisade::serve` have and tonic has not: upgrades, which have rules of their
+//! own (T04, T07), and axum's `ConnectInfo`.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod guarded;
+
+use axum::{
+    Router,
+    extract::{ConnectInfo, WebSocketUpgrade},
+    routing::{any, get},
+};
+use guarded::{SECOND, all_gone, app, cut, guard, h2, is_on_time, serve, served};
+use palisade::conn::{ConnGuard, ConnInfo};
+use palisade_core::{Guard, Phase, Reason};
+use palisade_testkit::{
+    Journal,
+    clients::{self, RawClient, until},
+};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::{sleep, timeout},
+};
+
+const UPGRADE: &str = "GET /ws HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+                       sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgraded_connection_counts_and_has_its_own_silence() {
+    let journal = Journal::default();
+    let builder = ConnGuard::builder().idle(SECOND).upgraded_idle(2 * SECOND);
+    let guard = builder.metrics(journal.clone()).build().unwrap();
+    let echo = |upgrade: WebSocketUpgrade| async {
+        upgrade.on_upgrade(|mut socket| async move {
+            while let Some(Ok(message)) = socket.recv().await {
+                if socket.send(message).await.is_err() {
+                    break;
+                }
+            }
+        })
+    };
+    let server = serve(&guard, Router::new().route("/ws", any(echo))).await;
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    client.send(UPGRADE).await.unwrap();
+    assert_eq!(client.head().await.unwrap().status, 101);
+    // For longer than HTTP may be idle, a word now and then.
+    for _ in 0..3 {
+        sleep(SECOND).await;
+        client.send([0x81, 0x82, 0, 0, 0, 0, b'h', b'i']).await.unwrap();
+        let mut echoed = [0; 4];
+        client.stream.read_exact(&mut echoed).await.unwrap();
+        assert_eq!(echoed, [0x81, 2, b'h', b'i']);
+        assert_eq!((guard.snapshot().open, guard.snapshot().at(Phase::Upgraded)), (1, 1));
+    }
+    let (_, _, after) = cut(&mut client).await;
+    is_on_time(after, 2 * SECOND);
+    all_gone(&guard).await;
+    assert_eq!(journal.closed(), [Some(Reason::Idle)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_of_http2_is_an_upgrade_and_a_request_beside_it_is_a_request() {
+    let journal = Journal::default();
+    let builder = ConnGuard::builder().idle(SECOND / 2).upgraded_idle(2 * SECOND);
+    let guard = builder.max_upgraded(1).metrics(journal.clone()).build().unwrap();
+    let ws = |upgrade: WebSocketUpgrade| async {
+        upgrade.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
+    };
+    let server = serve(&guard, app().route("/ws", any(ws))).await;
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    client.send([h2::hello(65_535), h2::websocket(1, "/ws")].concat()).await.unwrap();
+    // :status 200 and 503, as HPACK has them.
+    assert_eq!(h2::next(&mut client.stream, h2::HEADERS, 1).await[0], 0x88);
+    until("it is upgraded", || guard.snapshot().at(Phase::Upgraded) == 1).await;
+    let mut second = RawClient::connect(server.addr).await.unwrap();
+    second.send([h2::hello(65_535), h2::websocket(1, "/ws")].concat()).await.unwrap();
+    assert_eq!(
+        h2::next(&mut second.stream, h2::HEADERS, 1).await[..5],
+        [0x48, 0x83, 0x6c, 0x0c, 0xff]
+    );
+    assert_eq!(guard.snapshot().upgraded, 1);
+    drop(second);
+    // Longer than HTTP may be idle, with nothing in flight and with a request.
+    sleep(SECOND).await;
+    client.send(h2::get(3, "/hang")).await.unwrap();
+    until("it is at work", || guard.snapshot().at(Phase::Working) == 1).await;
+    sleep(3 * SECOND).await;
+    client.send(h2::frame(h2::RST_STREAM, 0, 3, &[0, 0, 0, 8])).await.unwrap();
+    until("it is over", || guard.snapshot().at(Phase::Upgraded) == 1).await;
+    let (_, _, after) = cut(&mut client).await;
+    is_on_time(after, 2 * SECOND);
+    drop(client);
+    all_gone(&guard).await;
+    assert_eq!(journal.refused(), [(Guard::Connection, Reason::UpgradedFull)]);
+    assert_eq!(guard.snapshot().upgraded, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_upgrade_too_many_is_refused_in_good_order() {
+    let journal = Journal::default();
+    let guard = ConnGuard::builder().max_upgraded(1).metrics(journal.clone()).build().unwrap();
+    let echo = |upgrade: WebSocketUpgrade| async {
+        upgrade.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
+    };
+    let server = serve(&guard, app().route("/ws", any(echo))).await;
+    let mut first = RawClient::connect(server.addr).await.unwrap();
+    first.send(UPGRADE).await.unwrap();
+    assert_eq!(first.head().await.unwrap().status, 101);
+    let mut second = RawClient::connect(server.addr).await.unwrap();
+    second.send(UPGRADE).await.unwrap();
+    let head = second.head().await.unwrap();
+    assert_eq!((head.status.as_u16(), head.header("retry-after")), (503, Some("1")));
+    let length = head.header("content-length").unwrap().parse().unwrap();
+    second.body(length).await.unwrap();
+    // It goes on as HTTP, and gets its turn when there is a place.
+    served(&mut second).await;
+    drop(first);
+    until("the first is gone", || guard.snapshot().open == 1).await;
+    second.send(UPGRADE).await.unwrap();
+    assert_eq!(second.head().await.unwrap().status, 101);
+    drop(second);
+    all_gone(&guard).await;
+    assert_eq!(journal.refused(), [(Guard::Connection, Reason::UpgradedFull)]);
+    assert_eq!(guard.snapshot().upgraded, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_request_knows_its_peer_and_its_connection() {
+    let guard = ConnGuard::default();
+    let who = |ConnectInfo(peer): ConnectInfo<SocketAddr>, request: axum::extract::Request| async move {
+        let conn = request.extensions().get::<Arc<ConnInfo>>().unwrap();
+        format!("{} {} {}", peer.ip(), conn.peer() == peer, conn.local().is_some())
+    };
+    let server = serve(&guard, Router::new().route("/", get(who))).await;
+    let answer = clients::get(Ipv4Addr::new(127, 0, 0, 5), server.addr, "/").await.unwrap();
+    assert_eq!(answer.body(), "127.0.0.5 true true");
+    all_gone(&guard).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_its_handler_gave_up_is_no_stall() {
+    let (guard, journal) = guard(ConnGuard::builder().write_stall(SECOND).idle(SECOND));
+    // Sends more than anybody takes, gives it up, and does something else.
+    let gives_up = |mut request: axum::extract::Request| async move {
+        let upgrade = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let mut io = hyper_util::rt::TokioIo::new(upgrade.await.unwrap());
+            let sent = timeout(SECOND / 10, io.write_all(&vec![b'x'; 64 << 20])).await;
+            assert!(sent.is_err());
+            io.read_exact(&mut [0; 5]).await.unwrap();
+            io.write_all(b"done").await.unwrap();
+        });
+        let upgrade = [("connection", "upgrade"), ("upgrade", "something")];
+        (http::StatusCode::SWITCHING_PROTOCOLS, upgrade)
+    };
+    let server = serve(&guard, Router::new().route("/", get(gives_up))).await;
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    let upgrade =
+        "GET / HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: something\r\n\r\n";
+    client.send(upgrade).await.unwrap();
+    until("nothing is taken", || guard.snapshot().at(Phase::Writing) == 1).await;
+    sleep(3 * SECOND).await;
+    client.send("hello").await.unwrap();
+    let all = client.rest().await;
+    assert!(all.ends_with(b"xdone"), "{} bytes", all.len());
+    drop(client);
+    all_gone(&guard).await;
+    assert!(journal.disconnected().is_empty(), "{:?}", journal.disconnected());
+}
