@@ -107,6 +107,26 @@ impl<L: Accept, A: App<Kind>, Kind> Serve<L, A, Kind> {
     ///
     /// Each handshake is done on its own connection's task, within the guard's
     /// [`first_request`](palisade_conn::ConnGuardBuilder::first_request). Defaults to no TLS.
+    ///
+    /// ```no_run
+    /// use palisade_serve::rustls::{
+    ///     ServerConfig,
+    ///     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    /// };
+    /// # async fn example<S: palisade_serve::HttpService + Sync>(
+    /// #     listener: tokio::net::TcpListener,
+    /// #     app: S,
+    /// # ) -> Result<(), Box<dyn std::error::Error>> {
+    /// let chain = CertificateDer::pem_file_iter("chain.pem")?.collect::<Result<_, _>>()?;
+    /// let key = PrivateKeyDer::from_pem_file("key.pem")?;
+    /// let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
+    /// palisade_serve::serve(listener, app).tls(config.into()).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// `ServerConfig::builder` panics in a program that has no cryptography for rustls: add
+    /// `rustls = { version = "0.23", features = ["ring"] }` to its dependencies, or `aws_lc_rs`.
     #[cfg(feature = "rustls")]
     pub fn tls(mut self, config: Arc<tokio_rustls::rustls::ServerConfig>) -> Self {
         self.tls.config = Some(config);
