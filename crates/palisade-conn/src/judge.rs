@@ -1,7 +1,7 @@
 //! What becomes of a connection, from what is known of it. Nothing here looks at a clock.
 
 use crate::limits::{CLOSING_QUIET_MILLIS, KEPT_MILLIS, LINGER_MILLIS, Limits};
-use palisade_core::{ConnMemory, ConnSample, Ending, Phase, Reason};
+use palisade_core::{ConnMemory, ConnRest, ConnSample, Ending, Phase, Reason};
 
 /// So many bytes, and as many in a second as [`TAKEN_PER_SECOND`], more than four times what the
 /// client sent meanwhile show that he is being sent an answer. An HTTP/2 server sends as much as it
@@ -143,33 +143,26 @@ pub(crate) fn judge(
     (memory, finding)
 }
 
-/// Whether nothing has happened on a connection since it became idle, and nothing is due at its
-/// `age`: then [`judge`] would find nothing and keep what is kept.
+/// Whether nothing has happened since it became idle on a connection that is at `rest`, and nothing
+/// is due at its `age`: then [`judge`] would find nothing and keep what is kept.
 #[inline]
 pub(crate) fn is_quiet(
     limits: &Limits,
     now: u64,
     age: u64,
-    sample: &ConnSample,
-    closing: Option<Reason>,
+    rest: &ConnRest,
     memory: &ConnMemory,
 ) -> bool {
     let is_as_it_was = memory.phase == Phase::Idle as u8 + 1
-        && memory.seen == sample.requests
-        && memory.read == sample.read as u32
-        && memory.written == sample.written as u32
+        && memory.seen == rest.requests
+        && memory.read == rest.read as u32
+        && memory.written == rest.written as u32
         && memory.blocked_since == 0;
-    let is_at_rest = sample.in_flight == 0
-        && !(sample.write_blocked || sample.uploading || sample.body_left)
-        && !(sample.upgraded || sample.lingering);
-    let is_due = closing.is_some()
-        || sample.early > 0
-        || since(memory.since, now) >= limits.idle
-        || !limits.is_young(age);
-    is_as_it_was && is_at_rest && !is_due && {
-        let (kept, overhead) = watch_overhead(*memory, sample, 0);
-        kept.mark == memory.mark && overhead == 0
-    }
+    let owes = position(rest.read, rest.written, rest.requests).wrapping_sub(memory.mark) as i32;
+    is_as_it_was
+        && (-OF_A_BODY..=0).contains(&owes)
+        && since(memory.since, now) < limits.idle
+        && limits.is_young(age)
 }
 
 /// Whether what was read since the latest request ended may still be of it: what its handler left
@@ -238,10 +231,7 @@ fn blocked_for(memory: &ConnMemory, now: u64) -> u64 {
 /// them. While a body comes in nobody can tell.
 #[inline]
 fn watch_overhead(mut memory: ConnMemory, sample: &ConnSample, passed: u64) -> (ConnMemory, u64) {
-    let requests = u64::from(sample.requests).saturating_mul(OVERHEAD_PER_REQUEST);
-    let paid = requests.wrapping_add(sample.written / SENT_FOR_ONE);
-    // The low halves are enough: of what is between two looks.
-    let position = (sample.read as u32).wrapping_sub(paid as u32);
+    let position = position(sample.read, sample.written, sample.requests);
     let mut debt = position.wrapping_sub(memory.mark) as i32;
     if sample.uploading {
         debt = -OF_A_BODY;
@@ -254,6 +244,15 @@ fn watch_overhead(mut memory: ConnMemory, sample: &ConnSample, passed: u64) -> (
     }
     memory.mark = position.wrapping_sub(debt as u32);
     (memory, debt.max(0) as u64)
+}
+
+/// How far the bytes that were read are beyond those that are paid for. The low half is enough: of
+/// what is between two looks.
+#[inline]
+fn position(read: u64, written: u64, requests: u32) -> u32 {
+    let requests = u64::from(requests).wrapping_mul(OVERHEAD_PER_REQUEST);
+    let paid = requests.wrapping_add(written / SENT_FOR_ONE);
+    (read as u32).wrapping_sub(paid as u32)
 }
 
 fn find(
@@ -805,8 +804,18 @@ mod tests {
         let limits = limits();
         let idle = ConnSample { requests: 3, answered: 3, read: 300, written: 3000, ..sample() };
         let when = |now| When { now, passed: 250, opened: 0, due: limits.due(1) };
-        let is_quiet_at = |now, sample, closing, memory| {
-            let is_quiet = is_quiet(&limits, now, now, &sample, closing, &memory);
+        // As `ConnState::at_rest` has it.
+        let rest_of = |sample: &ConnSample| {
+            let is_at_rest = sample.in_flight == 0
+                && sample.early == 0
+                && !(sample.write_blocked || sample.asked || sample.uploading || sample.body_left)
+                && !(sample.upgraded || sample.lingering);
+            let ConnSample { read, written, requests, .. } = *sample;
+            is_at_rest.then_some(ConnRest { read, written, requests })
+        };
+        let is_quiet_at = |now, sample: ConnSample, closing: Option<Reason>, memory| {
+            let rest = rest_of(&sample).filter(|_| closing.is_none());
+            let is_quiet = rest.is_some_and(|rest| is_quiet(&limits, now, now, &rest, &memory));
             if is_quiet {
                 let found = judge(&limits, when(now), &sample, closing, memory);
                 assert_eq!(found, (memory, Finding::Fine), "{now} {sample:?} {memory:?}");

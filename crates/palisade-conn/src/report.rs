@@ -21,6 +21,8 @@ const CLIENTS: usize = 10;
 const WINDOW_MILLIS: u64 = 10_000;
 /// At the most so often what was counted is kept.
 const MARK_MILLIS: u64 = 1000;
+/// So many there are at the most.
+const MARKS: usize = (WINDOW_MILLIS / MARK_MILLIS) as usize + 2;
 
 /// A connection that was ended or not let in, or would have been.
 #[non_exhaustive]
@@ -63,7 +65,7 @@ pub(crate) struct Mark {
 }
 
 /// The marks of the last [`WINDOW_MILLIS`], and one before them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Marks(Mutex<VecDeque<Mark>>);
 
 /// What connections do in a second: of each its mean since it was opened, of all of them the sum.
@@ -184,6 +186,12 @@ impl Kills {
 }
 
 // === Marks ===
+
+impl Default for Marks {
+    fn default() -> Self {
+        Self(Mutex::new(VecDeque::with_capacity(MARKS)))
+    }
+}
 
 impl Marks {
     /// Keeps `mark`, unless the latest one is hardly older.
@@ -324,7 +332,7 @@ mod tests {
                 assert!(is_new || (per_second - steady).abs() < 1.0, "{millis} {per_second}");
             }
         }
-        assert!(marks.0.lock().len() <= 12);
+        assert!(marks.0.lock().len() <= MARKS);
         // Nobody was there for an hour, and then many.
         let hour = 3_720_000;
         marks.add(at(hour, opened(120_000) + 1100));

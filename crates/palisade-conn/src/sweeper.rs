@@ -6,7 +6,7 @@ use crate::{
     registry::{Found, SHARDS},
     strain::under,
 };
-use palisade_core::{ConnInfo, Event, Mode, Reason};
+use palisade_core::{ConnInfo, ConnRest, Event, Mode, Reason};
 use std::{
     cmp::Ordering,
     collections::BinaryHeap,
@@ -156,17 +156,16 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
             if is_newest {
                 kept = 0;
             }
-            let state = conn.state();
-            if state.verdict().is_some() {
-                continue;
-            }
-            let age = now.saturating_sub(opened);
-            let (closing, memory) = (state.closing(), state.memory());
-            let is_kept = if is_quiet(limits, now, age, &state.sample(), closing, &memory) {
+            let (state, age) = (conn.state(), now.saturating_sub(opened));
+            let memory = state.memory();
+            let is_quiet = |rest: ConnRest| is_quiet(limits, now, age, &rest, &memory);
+            let is_kept = if state.at_rest().is_some_and(is_quiet) {
                 is_told = true;
                 is_kept(&memory, now)
+            } else if state.verdict().is_some() {
+                continue;
             } else {
-                let sample = state.look();
+                let (sample, closing) = (state.look(), state.closing());
                 is_told |= sample.accounted;
                 untold += usize::from(!sample.accounted && sample.read > 0);
                 newcomers += u32::from(is_newcomer(&sample, age));

@@ -186,6 +186,17 @@ pub struct ConnSample {
     pub body_left: bool,
 }
 
+/// What a connection did on which nothing is going on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnRest {
+    /// As [`ConnSample::read`].
+    pub read: u64,
+    /// As [`ConnSample::written`].
+    pub written: u64,
+    /// As [`ConnSample::requests`].
+    pub requests: u32,
+}
+
 /// What the sweeper keeps of a connection from one look to the next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ConnMemory {
@@ -449,6 +460,27 @@ impl ConnState {
             more_was_read: read > read_by_requests && protocol != UNMEASURED,
             body_left: read < read_by_requests,
         }
+    }
+
+    /// What was done, if nothing is going on: no request is in flight, no body still to come or
+    /// just read, nothing waits to be written, nothing is thrown away, nobody cancelled early, it
+    /// is nothing but HTTP, and nothing was decided about it. A part of [`Self::sample`] that costs
+    /// less.
+    #[inline]
+    pub fn at_rest(&self) -> Option<ConnRest> {
+        let decided = self.verdict.load(Acquire) | self.closing.load(Relaxed);
+        let busy = self.writing.load(Relaxed) | self.lately.load(Relaxed) & UPLOADED;
+        let other = self.flags.load(Relaxed) & (UPGRADED | LINGERING);
+        let early = self.early.load(Relaxed);
+        let read = self.read.load(Relaxed);
+        let is_at_rest = decided | busy | other == 0
+            && self.in_flight.load(Relaxed) | u64::from(early) == 0
+            && read >= self.read_by_requests.load(Relaxed);
+        is_at_rest.then(|| ConnRest {
+            read,
+            written: self.written.load(Relaxed),
+            requests: self.requests.load(Relaxed),
+        })
     }
 
     /// What the sweeper kept.
@@ -869,6 +901,52 @@ mod tests {
         assert!(state.sample().more_was_read);
         conn.begin_request(false).with_body(Some(u64::MAX));
         assert!(state.sample().body_left);
+    }
+
+    #[test]
+    fn a_connection_is_at_rest_as_long_as_nothing_is_going_on() {
+        type Change = fn(&Arc<ConnInfo>) -> Option<InFlight>;
+        let verdict = ConnVerdict { reason: Reason::Idle, ending: Ending::Finish };
+        let changes: [(Change, bool); 15] = [
+            (|_| None, true),
+            (|conn| (conn.state().add_read(5), None).1, true),
+            (|conn| (conn.state().add_written(5), None).1, true),
+            (|conn| (conn.state().set_accounted(), None).1, true),
+            (|conn| (conn.begin_request(true).polled(true), None).1, true),
+            (|conn| Some(conn.begin_request(false)), false),
+            (|conn| (conn.begin_request(false).with_body(Some(5)), None).1, false),
+            (|conn| (conn.begin_request(true).uploads(), None).1, false),
+            (|conn| (conn.state().early.store(1, Relaxed), None).1, false),
+            (|conn| (conn.state().set_write_blocked(), None).1, false),
+            (|conn| (conn.state().set_upgraded(), None).1, false),
+            (|conn| (conn.state().set_lingering(), None).1, false),
+            (|conn| (conn.state().close(Reason::MaxAge), None).1, false),
+            (|conn| (conn.state().retire(), None).1, false),
+            (
+                |conn| {
+                    conn.state().set_write_blocked();
+                    conn.state().ask_writer();
+                    None
+                },
+                false,
+            ),
+        ];
+        for (at, (change, is_at_rest)) in changes.iter().enumerate() {
+            let conn = conn();
+            conn.state().add_read(100);
+            drop(conn.begin_request(false));
+            let _in_flight = change(&conn);
+            let ConnSample { read, written, requests, .. } = conn.state().sample();
+            let rest = is_at_rest.then_some(ConnRest { read, written, requests });
+            assert_eq!(conn.state().at_rest(), rest, "change {at}");
+            conn.state().end(verdict);
+            assert_eq!(conn.state().at_rest(), None, "change {at}, decided");
+        }
+        // A body that has just ended is one until the sweeper has looked.
+        let conn = conn();
+        conn.begin_request(true).uploads();
+        conn.state().look();
+        assert!(conn.state().at_rest().is_some());
     }
 
     #[test]

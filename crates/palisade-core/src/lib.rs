@@ -31,7 +31,7 @@ pub use answerer::{Answerer, Answering};
 pub use body::{BoxError, GuardBody};
 pub use client::{ClientKey, ConnInfo, Extracted, KeyExtractor, Prefix, RequestHead};
 pub use clock::Clock;
-pub use conn::{ConnMemory, ConnSample, ConnState, ConnVerdict, Ending, InFlight};
+pub use conn::{ConnMemory, ConnRest, ConnSample, ConnState, ConnVerdict, Ending, InFlight};
 pub use event::{Event, Level, Levels, Metrics, Recorder};
 pub use gcra::{Denied, Gcra};
 pub use linger::linger;
