@@ -17,7 +17,7 @@ use std::net::Ipv4Addr;
 async fn requests_past_the_budget_of_all_connections_are_refused_at_the_head() {
     let journal = Journal::default();
     let monitoring = "127.0.9.0/24".parse().unwrap();
-    let builder = ConnGuard::builder().max_streams(100).reserve(1, [monitoring]);
+    let builder = ConnGuard::builder().max_in_flight(100).reserve(1, [monitoring]);
     let guard = builder.metrics(journal.clone()).build().unwrap();
     let server = serve(&guard, app()).await;
     let mut holding = Vec::new();
@@ -42,8 +42,8 @@ async fn requests_past_the_budget_of_all_connections_are_refused_at_the_head() {
     assert_eq!(h2::next(&mut holding[0].stream, h2::DATA, 101).await, b"server is busy");
     assert_eq!(guard.snapshot().in_flight, 100);
     let level = |level| journal.level(Guard::Connection, level);
-    assert_eq!([level(Level::Streams), level(Level::StreamLimit)], [Some(100), Some(100)]);
-    assert_eq!(journal.refused(), [(Guard::Connection, Reason::StreamsFull); 2]);
+    assert_eq!([level(Level::InFlight), level(Level::InFlightLimit)], [Some(100), Some(100)]);
+    assert_eq!(journal.refused(), [(Guard::Connection, Reason::InFlightFull); 2]);
     // Until somebody lets go.
     holding.pop();
     until("they are let go", || guard.snapshot().in_flight == 50).await;

@@ -346,8 +346,8 @@ impl Account {
     /// Whether there are too many requests on all connections.
     fn refuse<B: Body>(&self, request: &Request<B>) -> Option<Rejection> {
         let conn = self.in_flight.conn();
-        let over = conn.totals()?.over_streams(conn.peer().ip())?;
-        self.reject(Reason::StreamsFull, Phase::RequestHead, over, AnswerForm::of(request))
+        let over = conn.totals()?.over_in_flight(conn.peer().ip())?;
+        self.reject(Reason::InFlightFull, Phase::RequestHead, over, AnswerForm::of(request))
     }
 
     /// `None` in shadow mode.
@@ -786,7 +786,7 @@ mod tests {
         let response = serve(&second, request(&second), switching()).await;
         assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
         second.leave();
-        assert_eq!((totals.upgraded(), totals.streams()), (0, 0));
+        assert_eq!((totals.upgraded(), totals.in_flight()), (0, 0));
     }
 
     #[tokio::test]
@@ -794,7 +794,7 @@ mod tests {
         for mode in [Mode::Enforce, Mode::Shadow] {
             let journal = Journal::default();
             let mut totals = ConnTotals::default();
-            (totals.max_streams, totals.settings.mode) = (Some(1), mode);
+            (totals.max_in_flight, totals.settings.mode) = (Some(1), mode);
             totals.settings.recorder = journal.clone().into();
             let totals = Arc::new(totals);
             let (first, second) = (conn_within(&totals), conn_within(&totals));
@@ -824,8 +824,8 @@ mod tests {
                 drop(plain);
             }
             drop((held, grpc));
-            assert_eq!((totals.streams(), counts(&first).1, counts(&second).1), (0, 0, 0));
-            assert_eq!(journal.refused(), [(Guard::Connection, Reason::StreamsFull); 3]);
+            assert_eq!((totals.in_flight(), counts(&first).1, counts(&second).1), (0, 0, 0));
+            assert_eq!(journal.refused(), [(Guard::Connection, Reason::InFlightFull); 3]);
             let response = serve(&second, request(&second), full(1)).await;
             assert_eq!(response.status(), StatusCode::OK);
         }

@@ -31,7 +31,7 @@ pub struct ConnGuardBuilder {
     age_grace: Option<Duration>,
     max_requests: Option<u32>,
     max_upgraded: Option<usize>,
-    max_streams: Option<usize>,
+    max_in_flight: Option<usize>,
     max_cancelled: Option<u16>,
     max_overhead: Option<u32>,
     probe: Option<Duration>,
@@ -111,7 +111,7 @@ impl ConnGuardBuilder {
             age_grace: None,
             max_requests: Some(10_000),
             max_upgraded: None,
-            max_streams: None,
+            max_in_flight: None,
             max_cancelled: Some(200),
             max_overhead: Some(256 * 1024),
             probe: Some(Duration::from_secs(5)),
@@ -343,8 +343,8 @@ impl ConnGuardBuilder {
     /// How many requests may be in flight on all connections together, at least 1; needs the
     /// accounting layer. The next one is answered 503 and `Retry-After` at its head.
     /// Defaults to four times [`Self::max_connections`], and at least 1,024.
-    pub fn max_streams(mut self, requests: usize) -> Self {
-        self.max_streams = Some(requests);
+    pub fn max_in_flight(mut self, requests: usize) -> Self {
+        self.max_in_flight = Some(requests);
         self
     }
 
@@ -458,7 +458,7 @@ impl ConnGuardBuilder {
             age_grace: self.age_grace.map(millis),
             max_requests: self.max_requests,
             max_upgraded: self.max_upgraded.unwrap_or((connections / 4).max(1)),
-            max_streams: self.max_streams.unwrap_or(connections.saturating_mul(4).max(1024)),
+            max_in_flight: self.max_in_flight.unwrap_or(connections.saturating_mul(4).max(1024)),
             max_cancelled: self.max_cancelled,
             max_overhead: self.max_overhead,
             probe: self.probe.map(millis),
@@ -514,7 +514,8 @@ impl ConnGuardBuilder {
         if let Some(most) = self.max_requests {
             check(most > 0, "max_requests", &most, "at least 1");
         }
-        let at_least_1 = [("max_upgraded", self.max_upgraded), ("max_streams", self.max_streams)];
+        let at_least_1 =
+            [("max_upgraded", self.max_upgraded), ("max_in_flight", self.max_in_flight)];
         for (field, most) in at_least_1 {
             check(most != Some(0), field, &most.unwrap_or_default(), "at least 1");
         }
@@ -595,7 +596,7 @@ mod tests {
             .age_grace(Duration::MAX)
             .max_requests(0)
             .max_upgraded(0)
-            .max_streams(0)
+            .max_in_flight(0)
             .max_cancelled(0)
             .max_overhead(1023)
             .probe(Duration::ZERO)
@@ -618,7 +619,7 @@ mod tests {
             "age_grace",
             "max_requests",
             "max_upgraded",
-            "max_streams",
+            "max_in_flight",
             "max_cancelled",
             "max_overhead",
             "probe",

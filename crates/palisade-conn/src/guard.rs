@@ -110,7 +110,7 @@ impl ConnGuard {
         totals.settings.mode = limits.mode;
         totals.settings.recorder = recorder.clone();
         totals.max_requests = limits.max_requests.filter(|_| limits.mode == Mode::Enforce);
-        totals.max_streams = Some(limits.max_streams);
+        totals.max_in_flight = Some(limits.max_in_flight);
         totals.max_upgraded = Some(limits.max_upgraded);
         totals.reserved = limits.reserved.clone();
         totals.peers_are_clients = limits.per_client.is_some() && limits.mode != Mode::Off;
@@ -282,8 +282,8 @@ impl Levels for Shared {
         visit(Level::Connections, self.open.load(Relaxed) as u64);
         visit(Level::ConnectionLimit, self.limits.connections as u64);
         visit(Level::ConnectionsOpened, self.opened());
-        visit(Level::Streams, self.totals.streams() as u64);
-        visit(Level::StreamLimit, self.limits.max_streams as u64);
+        visit(Level::InFlight, self.totals.in_flight() as u64);
+        visit(Level::InFlightLimit, self.limits.max_in_flight as u64);
         visit(Level::Upgraded, self.totals.upgraded() as u64);
         visit(Level::UpgradedLimit, self.limits.max_upgraded as u64);
         if self.totals.peers_are_clients {

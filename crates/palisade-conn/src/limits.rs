@@ -52,7 +52,7 @@ pub(crate) struct Limits {
     pub(crate) age_grace: Option<u64>,
     pub(crate) max_requests: Option<u32>,
     pub(crate) max_upgraded: usize,
-    pub(crate) max_streams: usize,
+    pub(crate) max_in_flight: usize,
     pub(crate) max_cancelled: Option<u16>,
     pub(crate) max_overhead: Option<u32>,
     pub(crate) probe: Option<u64>,

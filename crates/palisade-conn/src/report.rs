@@ -293,7 +293,7 @@ impl ConnSnapshot {
             distinct_clients,
             oldest: age(ages.len().saturating_sub(1)),
             median_age: age(ages.len() / 2),
-            in_flight: shared.totals.streams() as u64,
+            in_flight: shared.totals.in_flight() as u64,
             upgraded: shared.totals.upgraded(),
             unaccounted,
             accept_errors: AcceptErrorCounts {

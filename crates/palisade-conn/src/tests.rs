@@ -109,7 +109,7 @@ fn is_gone(guard: &ConnGuard) {
     assert_eq!(guard.shared().registry.kept(), (0, 0));
     assert_eq!(guard.shared().open.load(Relaxed), 0);
     assert_eq!(guard.shared().going.load(Relaxed), 0);
-    assert_eq!((guard.shared().totals.streams(), guard.shared().totals.upgraded()), (0, 0));
+    assert_eq!((guard.shared().totals.in_flight(), guard.shared().totals.upgraded()), (0, 0));
     let snapshot = guard.snapshot();
     assert_eq!((snapshot.open, snapshot.going, snapshot.distinct_clients), (0, 0, 0));
 }

@@ -615,7 +615,7 @@ impl ConnInfo {
         };
         let mut begun = 0;
         if let Some(totals) = self.totals() {
-            totals.begin_stream();
+            totals.begin_request();
             begun = totals.time();
             if totals.max_requests.is_some_and(|most| requests >= most) {
                 state.close(Reason::MaxRequests);
@@ -749,7 +749,7 @@ impl Drop for InFlight {
         }
         state.in_flight.fetch_sub(ended, Relaxed);
         if let Some(totals) = self.conn.totals() {
-            totals.end_stream();
+            totals.end_request();
         }
     }
 }
@@ -1033,14 +1033,14 @@ mod tests {
         let (mut headed, mut answered) = (conn.begin_request(true), conn.begin_request(true));
         headed.responded();
         answered.answered();
-        assert_eq!(totals.streams(), 4);
+        assert_eq!(totals.in_flight(), 4);
         totals.set_time(498);
         drop((early, headed, answered));
         totals.set_time(499);
         drop(late);
         let sample = conn.state().sample();
         assert_eq!((sample.early, sample.cancelled, sample.answered), (1, 3, 1));
-        assert_eq!(totals.streams(), 0);
+        assert_eq!(totals.in_flight(), 0);
         conn.state().early.store(u16::MAX, Relaxed);
         drop(conn.begin_request(true));
         assert_eq!(conn.state().sample().early, u16::MAX);
@@ -1053,7 +1053,7 @@ mod tests {
             }
         });
         assert!(panics.join().is_err());
-        assert_eq!((conn.state().sample().early, conn.totals().unwrap().streams()), (0, 0));
+        assert_eq!((conn.state().sample().early, conn.totals().unwrap().in_flight()), (0, 0));
     }
 
     #[test]
@@ -1087,12 +1087,12 @@ mod tests {
     #[test]
     fn there_are_too_many_streams_from_one_more_than_may_be() {
         let mut totals = ConnTotals::default();
-        totals.max_streams = Some(1);
+        totals.max_in_flight = Some(1);
         let conn = conn_within(totals);
         let totals = conn.totals().unwrap();
         let _first = conn.begin_request(false);
-        assert_eq!(totals.over_streams(Ipv4Addr::LOCALHOST.into()), None);
+        assert_eq!(totals.over_in_flight(Ipv4Addr::LOCALHOST.into()), None);
         let _second = conn.begin_request(true);
-        assert_eq!(totals.over_streams(Ipv4Addr::LOCALHOST.into()), Some((1, 2)));
+        assert_eq!(totals.over_in_flight(Ipv4Addr::LOCALHOST.into()), Some((1, 2)));
     }
 }

@@ -189,9 +189,9 @@ pub enum Level {
     /// Connections let in since the start. Only grows.
     ConnectionsOpened,
     /// Requests in flight on all connections now.
-    Streams,
-    /// The limit on [`Level::Streams`].
-    StreamLimit,
+    InFlight,
+    /// The limit on [`Level::InFlight`].
+    InFlightLimit,
     /// Connections that are, or carry, something else than HTTP now.
     Upgraded,
     /// The limit on [`Level::Upgraded`].
@@ -225,8 +225,8 @@ impl Level {
         Self::Connections,
         Self::ConnectionLimit,
         Self::ConnectionsOpened,
-        Self::Streams,
-        Self::StreamLimit,
+        Self::InFlight,
+        Self::InFlightLimit,
         Self::Upgraded,
         Self::UpgradedLimit,
         Self::ForwardedPercent,

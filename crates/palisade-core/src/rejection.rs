@@ -207,7 +207,7 @@ impl Rejection {
     /// A short text for people. Plain ASCII without `%`, so that it may stand in a header.
     pub fn message(&self) -> &'static str {
         match self.violation.reason {
-            Reason::Full | Reason::QueueFull | Reason::QueueTimeout | Reason::StreamsFull => {
+            Reason::Full | Reason::QueueFull | Reason::QueueTimeout | Reason::InFlightFull => {
                 "server is busy"
             }
             Reason::Displaced => "server is busy, request body too slow",

@@ -25,7 +25,7 @@ pub struct ConnTotals {
     /// So many requests one connection may bring. Defaults to any number.
     pub max_requests: Option<u32>,
     /// So many requests may be in flight on all of them. Defaults to any number.
-    pub max_streams: Option<usize>,
+    pub max_in_flight: Option<usize>,
     /// Who is let in above that. Defaults to nobody.
     pub reserved: Arc<[Network]>,
     /// So many of them may be upgraded. Defaults to any number.
@@ -33,7 +33,7 @@ pub struct ConnTotals {
     /// Each peer counts as a client, so that a proxy among them is to be found out.
     /// Defaults to not.
     pub peers_are_clients: bool,
-    streams: AtomicUsize,
+    in_flight: AtomicUsize,
     upgraded: AtomicUsize,
     millis: AtomicU32,
     looked_at: AtomicU32,
@@ -44,8 +44,8 @@ pub struct ConnTotals {
 
 impl ConnTotals {
     /// Requests in flight on all connections.
-    pub fn streams(&self) -> usize {
-        self.streams.load(Relaxed)
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Relaxed)
     }
 
     /// Connections that are upgraded and count as such.
@@ -56,10 +56,11 @@ impl ConnTotals {
     /// Whether there are more requests in flight than may be for `peer`: how many may, and how many
     /// are.
     #[inline]
-    pub fn over_streams(&self, peer: IpAddr) -> Option<(u64, u64)> {
-        let (most, streams) = (self.max_streams?, self.streams());
-        let is_over = streams > most && !self.reserved.iter().any(|network| network.contains(peer));
-        is_over.then_some((most as u64, streams as u64))
+    pub fn over_in_flight(&self, peer: IpAddr) -> Option<(u64, u64)> {
+        let (most, in_flight) = (self.max_in_flight?, self.in_flight());
+        let is_over =
+            in_flight > most && !self.reserved.iter().any(|network| network.contains(peer));
+        is_over.then_some((most as u64, in_flight as u64))
     }
 
     /// It is so many milliseconds since anything, by a clock that may wrap. Told from time to
@@ -94,12 +95,12 @@ impl ConnTotals {
         self.millis.load(Relaxed)
     }
 
-    pub(crate) fn begin_stream(&self) {
-        self.streams.fetch_add(1, Relaxed);
+    pub(crate) fn begin_request(&self) {
+        self.in_flight.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn end_stream(&self) {
-        self.streams.fetch_sub(1, Relaxed);
+    pub(crate) fn end_request(&self) {
+        self.in_flight.fetch_sub(1, Relaxed);
     }
 
     /// Fails with how many may be upgraded, and how many would be.

@@ -118,7 +118,7 @@ closed_enum! {
         /// As many connections are upgraded as may be. Connections.
         UpgradedFull = "upgraded_full",
         /// As many requests are in flight on all connections as may be. Requests.
-        StreamsFull = "streams_full",
+        InFlightFull = "in_flight_full",
         /// The client cancels most of its requests as soon as they begin. Requests.
         CancelledRequests = "cancelled_requests",
         /// The client sends too much that brings no request on. Bytes.
@@ -144,7 +144,7 @@ impl Reason {
             | Self::QueueFull
             | Self::Displaced
             | Self::MaxRequests
-            | Self::StreamsFull
+            | Self::InFlightFull
             | Self::CancelledRequests => "requests",
             Self::ConnectionsFull
             | Self::ClientConnectionsFull
@@ -207,7 +207,7 @@ impl Reason {
             Self::KeepAlivePerClient => "ConnGuard::builder().keep_alive_per_client(connections)",
             Self::HungUp => "ConnGuard::builder().probe(duration)",
             Self::UpgradedFull => "ConnGuard::builder().max_upgraded(connections)",
-            Self::StreamsFull => "ConnGuard::builder().max_streams(requests)",
+            Self::InFlightFull => "ConnGuard::builder().max_in_flight(requests)",
             Self::CancelledRequests => "ConnGuard::builder().max_cancelled(requests)",
             Self::NoProgress => "ConnGuard::builder().max_overhead(bytes)",
             Self::HandshakesFull => "Serve::max_handshakes(handshakes)",

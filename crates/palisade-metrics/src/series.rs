@@ -80,7 +80,7 @@ const REFUSALS: &[(Guard, Reason)] = &[
     (Guard::ConcurrencyLimit, Reason::QueueTimeout),
     (Guard::ConcurrencyLimit, Reason::Displaced),
     (Guard::Connection, Reason::UpgradedFull),
-    (Guard::Connection, Reason::StreamsFull),
+    (Guard::Connection, Reason::InFlightFull),
 ];
 
 /// What guards cut bodies for.
@@ -167,8 +167,10 @@ pub(crate) fn level_family(level: Level) -> Option<Family> {
         Level::ConnectionsOpened => {
             ("palisade_connections_opened_total", "Connections that a guard let in")
         }
-        Level::Streams => ("palisade_streams", "Requests in flight on all connections"),
-        Level::StreamLimit => ("palisade_streams_limit", "Requests that may be in flight on them"),
+        Level::InFlight => ("palisade_requests_in_flight", "Requests in flight on all connections"),
+        Level::InFlightLimit => {
+            ("palisade_requests_in_flight_limit", "Requests that may be in flight on them")
+        }
         Level::Upgraded => {
             ("palisade_connections_upgraded", "Connections that became something else than HTTP")
         }
