@@ -41,9 +41,9 @@ use http::{
 };
 use http_body_util::BodyExt;
 use palisade::{
-    ClientIp, Quota, Snapshot, Stack, StackError, StackLayer,
-    conn::{ConnGuard, ConnGuardError},
-    serve::{Http, HttpError},
+    ClientIp, ConfigError, Quota, Snapshot, Stack, StackLayer,
+    conn::ConnGuard,
+    serve::Http,
     slow_body::Pace,
     timeout::Limits,
     words::{ClientKey, Extracted, KeyExtractor, RequestHead},
@@ -99,7 +99,7 @@ pub(crate) async fn run(address: SocketAddr) -> Result<(), BoxError> {
 
 /// Connections, of clients who may all come from one address: that is what an attack from one
 /// machine looks like, too, and only what they do tells them apart.
-fn connections(metrics: &Snapshot) -> Result<ConnGuard, ConnGuardError> {
+fn connections(metrics: &Snapshot) -> Result<ConnGuard, ConfigError> {
     ConnGuard::builder()
         .metrics(metrics.clone())
         .max_per_client(5_000)
@@ -112,7 +112,7 @@ fn connections(metrics: &Snapshot) -> Result<ConnGuard, ConnGuardError> {
         .build()
 }
 
-fn http() -> Result<Http, HttpError> {
+fn http() -> Result<Http, ConfigError> {
     // 20 requests a second of 5 s each on one connection, and some streams that stay.
     Http::builder().max_concurrent_streams(128).connection_window(512 << 10).build()
 }
@@ -120,7 +120,7 @@ fn http() -> Result<Http, HttpError> {
 /// The guards, for these clients: at most 20 requests a second from one address, or 16 clients
 /// behind one address with 2 each; bodies up to 64 KiB, uploads of 480 KiB at 16 KiB/s or more;
 /// requests of up to 5 s, 1,000 of them at work.
-fn guards(metrics: &Snapshot) -> Result<StackLayer, StackError> {
+fn guards(metrics: &Snapshot) -> Result<StackLayer, ConfigError> {
     // 20/s and 32/s from one address are 52; twice that, and a burst for whoever starts at once.
     let quota = Quota::per_second(100).burst(200);
     // A quarter of the slowest honest upload. A body is silent for no longer than 5 s, and the

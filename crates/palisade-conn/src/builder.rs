@@ -4,7 +4,7 @@ use crate::{
     ConnGuard,
     limits::{CapFrom, Limits, auto_connections},
 };
-use palisade_core::{Gcra, Mode, Network, Prefix, Pressure, Recorder};
+use palisade_core::{ConfigError, Gcra, Mode, Network, Prefix, Pressure, Recorder};
 use std::{fmt, time::Duration};
 
 /// Makes a [`ConnGuard`]. Nothing is checked before [`build`](Self::build), which then names
@@ -60,24 +60,6 @@ enum KeepAlive {
     Auto(u32),
     Most(u32),
     Any,
-}
-
-/// What is wrong with a [`ConnGuardBuilder`]: everything, not just the first thing.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ConnGuardError {
-    faults: Vec<ConnGuardFault>,
-}
-
-/// One number out of its range.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ConnGuardFault {
-    /// The method of [`ConnGuardBuilder`] that set it.
-    pub field: &'static str,
-    /// What it was set to.
-    pub value: String,
-    /// What it may be.
-    pub allowed: &'static str,
 }
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -415,13 +397,10 @@ impl ConnGuardBuilder {
     /// # Errors
     ///
     /// If any number is out of its range; names every one.
-    pub fn build(self) -> Result<ConnGuard, ConnGuardError> {
+    pub fn build(self) -> Result<ConnGuard, ConfigError> {
         let cap = self.connections.map(|connections| (connections, CapFrom::Told));
         let (connections, connections_from) = cap.unwrap_or_else(auto_connections);
-        let faults = self.faults(connections);
-        if !faults.is_empty() {
-            return Err(ConnGuardError { faults });
-        }
+        self.check(connections)?;
         let per_client = match self.per_client {
             PerClient::Auto => Some(u32::try_from(connections / 100).unwrap_or(u32::MAX).max(64)),
             PerClient::Most(most) => Some(most),
@@ -467,12 +446,10 @@ impl ConnGuardBuilder {
         Ok(ConnGuard::new(limits, self.recorder, self.pressure))
     }
 
-    fn faults(&self, connections: usize) -> Vec<ConnGuardFault> {
-        let mut faults = Vec::new();
-        let mut check = |fine: bool, field, value: &dyn fmt::Debug, allowed| {
-            if !fine {
-                faults.push(ConnGuardFault { field, value: format!("{value:?}"), allowed });
-            }
+    fn check(&self, connections: usize) -> Result<(), ConfigError> {
+        let mut error = ConfigError::new("the connection guard cannot be built");
+        let mut check = |fine, field, value: &dyn fmt::Debug, allowed| {
+            error.check(fine, field, value, allowed);
         };
         if let Some(most) = self.connections {
             let fine = (1..=MOST_CONNECTIONS).contains(&most);
@@ -531,7 +508,7 @@ impl ConnGuardBuilder {
         }
         let fine = (MILLISECOND..=Duration::from_secs(10)).contains(&self.precision);
         check(fine, "precision", &self.precision, "1 ms to 10 s");
-        faults
+        error.into_result()
     }
 }
 
@@ -546,34 +523,6 @@ fn gcra(per_second: u32, burst: u32) -> Option<Gcra> {
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
-
-// === ConnGuardError ===
-
-impl ConnGuardError {
-    /// Every number that is out of its range.
-    pub fn faults(&self) -> &[ConnGuardFault] {
-        &self.faults
-    }
-}
-
-impl fmt::Display for ConnGuardError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the connection guard cannot be built:")?;
-        for ConnGuardFault { field, value, allowed } in &self.faults {
-            write!(f, "\n  {field} is {value}, allowed is {allowed}")?;
-        }
-        Ok(())
-    }
-}
-
-/// As it is displayed: that is what a `main` that returns it shows.
-impl fmt::Debug for ConnGuardError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl std::error::Error for ConnGuardError {}
 
 #[cfg(test)]
 mod tests {
@@ -603,7 +552,7 @@ mod tests {
             .precision(Duration::ZERO)
             .build()
             .unwrap_err();
-        let fields: Vec<_> = error.faults().iter().map(|fault| fault.field).collect();
+        let fields: Vec<_> = error.faults().iter().map(|fault| fault.field.clone()).collect();
         let all = [
             "max_connections",
             "reserve",

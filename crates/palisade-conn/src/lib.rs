@@ -171,13 +171,13 @@ mod transport;
 pub use crate::axum::{Connected, ConnectedFuture, ConnectedService, connected, settled};
 pub use accounting::{AccountedBody, Accounting, AccountingFuture, AccountingLayer};
 pub use bind::BindOptions;
-pub use builder::{ConnGuardBuilder, ConnGuardError, ConnGuardFault};
+pub use builder::ConnGuardBuilder;
 pub use guard::ConnGuard;
 pub use io::GuardedIo;
 pub use limits::CapFrom;
 pub use listener::{Accept, Guarded};
 pub use palisade_core::{
-    ClientKey, ConnInfo, Ending, Mode, Network, Phase, Prefix, Pressure, Reason,
+    ClientKey, ConfigError, ConnInfo, Ending, Mode, Network, Phase, Prefix, Pressure, Reason,
 };
 pub use report::{AcceptErrorCounts, ClientConns, ConnRates, ConnSnapshot, Kill};
 #[cfg(feature = "tonic")]

@@ -8,12 +8,14 @@
 //! - Who is asking: [`ConnInfo`], [`ClientKey`], [`Network`], [`RequestHead`], [`KeyExtractor`].
 //! - What happens on a connection: [`ConnState`], [`InFlight`], [`ConnVerdict`], [`ConnTotals`].
 //! - What guards are made of: [`Settings`], [`GuardBody`], [`Answerer`], [`Answering`], [`Table`], [`Gcra`], [`Clock`], [`Pressure`].
+//! - What cannot be built, and why: [`ConfigError`].
 #![forbid(unsafe_code)]
 
 mod answerer;
 mod body;
 mod client;
 mod clock;
+mod config;
 mod conn;
 mod event;
 mod gcra;
@@ -31,6 +33,7 @@ pub use answerer::{Answerer, Answering};
 pub use body::{BoxError, GuardBody};
 pub use client::{ClientKey, ConnInfo, Extracted, KeyExtractor, Prefix, RequestHead};
 pub use clock::Clock;
+pub use config::{ConfigError, ConfigFault};
 pub use conn::{ConnMemory, ConnRest, ConnSample, ConnState, ConnVerdict, Ending, InFlight};
 pub use event::{Event, Level, Levels, Metrics, Recorder};
 pub use gcra::{Denied, Gcra};

@@ -1,6 +1,6 @@
 //! governor's quotas and limiters here, and our table there.
 
-use crate::{Decision, Limiter, Policy, Quota, QuotaError, QuotaFault};
+use crate::{ConfigError, Decision, Limiter, Policy, Quota};
 use governor::{
     NotUntil, RateLimiter, clock, middleware::RateLimitingMiddleware, nanos::Nanos,
     state::StateStore,
@@ -24,7 +24,7 @@ const MAX_COST: u32 = 1 << 16;
 /// use governor::{Quota, RateLimiter, clock::DefaultClock};
 /// use palisade_rate_limit::{RateLimitLayer, TableStore};
 /// use std::num::NonZeroU32;
-/// # fn main() -> Result<(), palisade_rate_limit::QuotaError> {
+/// # fn main() -> Result<(), palisade_rate_limit::ConfigError> {
 /// let quota = Quota::per_second(NonZeroU32::new(10).unwrap());
 /// let store = TableStore::new(1 << 16, quota)?;
 /// let limiter = RateLimiter::<_, _, _>::new(quota, store, DefaultClock::default());
@@ -93,15 +93,14 @@ impl TableStore {
     /// If the table could not hold the debts of `quota`: they may be 6 days long here.
     ///
     /// [`TableLimiter::capacity`]: crate::TableLimiter::capacity
-    pub fn new(keys: usize, quota: governor::Quota) -> Result<Self, QuotaError> {
+    pub fn new(keys: usize, quota: governor::Quota) -> Result<Self, ConfigError> {
         let burst: u64 = Policy::from(quota).compile()?.iter().map(|gcra| gcra.max_debt()).sum();
         // Twice as much, because the store's idea of now is up to one burst behind.
         let max_debt = 2 * burst;
-        if max_debt > Table::MAX_DEBT {
-            let value = format!("{:?}", Duration::from_micros(burst));
-            let (field, allowed) = ("burst x period", "at most 6 days in a governor store");
-            return Err(QuotaError::of(QuotaFault { quota: 0, field, value, allowed }));
-        }
+        let mut error = ConfigError::new("this rate limit cannot be");
+        let (fine, debt) = (max_debt <= Table::MAX_DEBT, Duration::from_micros(burst));
+        error.check(fine, "burst x period", &debt, "at most 6 days in a governor store");
+        error.into_result()?;
         Ok(Self { table: Arc::new(Table::new(keys)), max_debt })
     }
 }

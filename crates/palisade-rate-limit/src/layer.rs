@@ -1,7 +1,7 @@
 //! The layer and its service.
 
 use crate::{
-    ClientIp, Decision, Extracted, KeyExtractor, Limiter, Policy, QuotaError, RequestHead,
+    ClientIp, ConfigError, Decision, Extracted, KeyExtractor, Limiter, Policy, RequestHead,
     ResponseFuture, TableLimiter,
 };
 use bytes::Bytes;
@@ -54,7 +54,7 @@ impl RateLimitLayer {
     ///
     /// # Errors
     /// If a quota makes no sense or the table could not hold its debts.
-    pub fn new(policy: impl Into<Policy>) -> Result<Self, QuotaError> {
+    pub fn new(policy: impl Into<Policy>) -> Result<Self, ConfigError> {
         TableLimiter::new(policy).map(Self::with_limiter)
     }
 
@@ -79,7 +79,7 @@ impl RateLimitLayer {
     /// ```
     /// # use palisade_rate_limit::{ClientIp, ClientKey, Extracted, KeyExtractor, Quota};
     /// # use palisade_rate_limit::{RateLimitLayer, RequestHead};
-    /// # fn main() -> Result<(), palisade_rate_limit::QuotaError> {
+    /// # fn main() -> Result<(), palisade_rate_limit::ConfigError> {
     /// // Health probes are free, everybody else counts by address.
     /// let by_ip = ClientIp::peer();
     /// let layer = RateLimitLayer::new(Quota::per_second(10))?.key(move |head: &RequestHead<'_>| {

@@ -13,7 +13,7 @@
 //! use palisade_rate_limit::{Quota, RateLimitLayer};
 //! # use {bytes::Bytes, http_body_util::Full, tower::{Layer, service_fn}};
 //! # async fn handler(_: http::Request<Full<Bytes>>) -> Result<http::Response<Full<Bytes>>, ()> { todo!() }
-//! # fn main() -> Result<(), palisade_rate_limit::QuotaError> {
+//! # fn main() -> Result<(), palisade_rate_limit::ConfigError> {
 //! // Ten requests a second for each client, and forty at once for those who had a rest.
 //! let layer = RateLimitLayer::new(Quota::per_second(10).burst(40))?;
 //! let guarded = layer.layer(service_fn(handler));
@@ -35,7 +35,7 @@
 //!
 //! ```
 //! use palisade_rate_limit::{ClientIp, Mode, Prefix, Quota, RateLimitLayer};
-//! # fn main() -> Result<(), palisade_rate_limit::QuotaError> {
+//! # fn main() -> Result<(), palisade_rate_limit::ConfigError> {
 //! let business = ClientIp::peer().prefix(Prefix::new(32, 48).expect("bits of an address"));
 //! let layers = tower::ServiceBuilder::new()
 //!     .layer(RateLimitLayer::new(Quota::per_second(10).burst(40))?)
@@ -67,5 +67,7 @@ pub use future::ResponseFuture;
 pub use layer::{RateLimit, RateLimitLayer};
 pub use limiter::{Decision, Limiter, TableLimiter};
 pub use palisade_client_ip::{ClientIp, Missing};
-pub use palisade_core::{ClientKey, Extracted, KeyExtractor, Mode, Prefix, RequestHead};
-pub use quota::{Policy, Quota, QuotaError, QuotaFault};
+pub use palisade_core::{
+    ClientKey, ConfigError, Extracted, KeyExtractor, Mode, Prefix, RequestHead,
+};
+pub use quota::{Policy, Quota};

@@ -1,7 +1,7 @@
 //! Whatever decides, and our own one that does.
 
 use crate::{
-    Policy, QuotaError,
+    ConfigError, Policy,
     quota::{BURST_BITS, MAX_QUOTAS, PERIOD_BITS},
 };
 use palisade_core::{ClientKey, Clock, Denied, Gcra, Occupancy, Table};
@@ -60,7 +60,7 @@ pub enum Decision {
 /// ```
 /// use palisade_rate_limit::{Quota, RateLimitLayer, TableLimiter};
 /// use std::sync::Arc;
-/// # fn main() -> Result<(), palisade_rate_limit::QuotaError> {
+/// # fn main() -> Result<(), palisade_rate_limit::ConfigError> {
 /// let limiter = Arc::new(TableLimiter::new(Quota::per_second(10).burst(40))?);
 /// let layer = RateLimitLayer::with_limiter(limiter.clone());
 /// // Later, while the layer is at work:
@@ -112,7 +112,7 @@ impl TableLimiter {
     ///
     /// # Errors
     /// If a quota makes no sense or the table could not hold its debts.
-    pub fn new(policy: impl Into<Policy>) -> Result<Self, QuotaError> {
+    pub fn new(policy: impl Into<Policy>) -> Result<Self, ConfigError> {
         let limiter = Self {
             table: Table::new(CAPACITY),
             clock: Clock::new(),
@@ -142,7 +142,7 @@ impl TableLimiter {
     ///
     /// # Errors
     /// As [`Self::new`]; nothing is changed then.
-    pub fn set(&self, policy: impl Into<Policy>) -> Result<(), QuotaError> {
+    pub fn set(&self, policy: impl Into<Policy>) -> Result<(), ConfigError> {
         let quotas = policy.into().compile()?;
         let max_debt = quotas.first().map_or(0, |widest| widest.max_debt());
         self.max_debt.fetch_max(max_debt, Relaxed);

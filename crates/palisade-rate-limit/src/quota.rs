@@ -1,7 +1,7 @@
 //! Quotas in plain words, and what is wrong with them.
 
-use palisade_core::Gcra;
-use std::{cmp::Reverse, fmt, time::Duration};
+use palisade_core::{ConfigError, Gcra};
+use std::{cmp::Reverse, time::Duration};
 
 /// The most quotas a [`Policy`] can have.
 pub(crate) const MAX_QUOTAS: usize = 4;
@@ -16,7 +16,7 @@ const LONGEST: u128 = 12 * 24 * 60 * 60 * 1_000_000;
 /// The rate is kept to exactly and without windows (GCRA): `per_second(10)` lets one request pass
 /// every 100 ms, and, for a client that had a rest, as many at once as the burst says.
 ///
-/// Values that make no sense are found when the quota is put to use; see [`QuotaError`].
+/// Values that make no sense are found when the quota is put to use; see [`ConfigError`].
 ///
 /// ```
 /// # use palisade_rate_limit::Quota;
@@ -34,26 +34,6 @@ pub struct Quota {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     quotas: Vec<Quota>,
-}
-
-/// Everything that is wrong with a [`Policy`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct QuotaError {
-    faults: Vec<QuotaFault>,
-}
-
-/// One thing that is wrong with a [`Quota`].
-#[non_exhaustive]
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct QuotaFault {
-    /// Which quota of the policy, counted from 0.
-    pub quota: usize,
-    /// What it is: `cells`, `period`, `rate`, `burst`, `burst x period` or `quotas`.
-    pub field: &'static str,
-    /// The value it has.
-    pub value: String,
-    /// The values it may have.
-    pub allowed: &'static str,
 }
 
 // === Quota ===
@@ -145,31 +125,23 @@ impl Policy {
     /// # Errors
     ///
     /// With every number that cannot be.
-    pub fn check(&self) -> Result<(), QuotaError> {
+    pub fn check(&self) -> Result<(), ConfigError> {
         self.compile().map(drop)
     }
 
     /// The numbers for the table, the quota of the longest debts first.
-    pub(crate) fn compile(&self) -> Result<Vec<Gcra>, QuotaError> {
-        let mut faults = Vec::new();
+    pub(crate) fn compile(&self) -> Result<Vec<Gcra>, ConfigError> {
+        let mut error = ConfigError::new("this rate limit cannot be");
         let mut compiled = Vec::new();
         for (place, quota) in self.quotas.iter().enumerate() {
-            compiled.extend(quota.compile(|field, value, allowed| {
-                faults.push(QuotaFault { quota: place, field, value, allowed });
+            compiled.extend(quota.compile(|field, value, allowed| match &self.quotas[..] {
+                [_] => error.push(field, value, allowed),
+                _ => error.push(format!("quotas[{place}].{field}"), value, allowed),
             }));
         }
-        if self.quotas.len() > MAX_QUOTAS {
-            let value = self.quotas.len().to_string();
-            faults.push(QuotaFault {
-                quota: MAX_QUOTAS,
-                field: "quotas",
-                value,
-                allowed: "1 to 4",
-            });
-        }
-        if !faults.is_empty() {
-            return Err(QuotaError { faults });
-        }
+        let fine = self.quotas.len() <= MAX_QUOTAS;
+        error.check(fine, "quotas", &self.quotas.len(), "1 to 4 of them");
+        error.into_result()?;
         compiled.sort_by_key(|gcra| Reverse(gcra.max_debt()));
         Ok(compiled)
     }
@@ -178,39 +150,6 @@ impl Policy {
 impl From<Quota> for Policy {
     fn from(quota: Quota) -> Self {
         Self { quotas: vec![quota] }
-    }
-}
-
-// === QuotaError ===
-
-impl QuotaError {
-    #[cfg(feature = "governor")]
-    pub(crate) fn of(fault: QuotaFault) -> Self {
-        Self { faults: vec![fault] }
-    }
-
-    /// What is wrong, in the order of the quotas; never empty.
-    pub fn faults(&self) -> &[QuotaFault] {
-        &self.faults
-    }
-}
-
-impl fmt::Display for QuotaError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (place, fault) in self.faults.iter().enumerate() {
-            let separator = if place > 0 { "; " } else { "" };
-            write!(f, "{separator}{fault}")?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for QuotaError {}
-
-impl fmt::Display for QuotaFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { quota, field, value, allowed } = self;
-        write!(f, "rate limit, quota {quota}: {field} is {value}, allowed is {allowed}")
     }
 }
 
@@ -223,9 +162,9 @@ mod tests {
         Policy::from(quota).compile().unwrap()[0]
     }
 
-    fn faults(policy: impl Into<Policy>) -> Vec<(usize, &'static str)> {
+    fn faults(policy: impl Into<Policy>) -> Vec<String> {
         let error = policy.into().compile().unwrap_err();
-        error.faults().iter().map(|fault| (fault.quota, fault.field)).collect()
+        error.faults().iter().map(|fault| fault.field.to_string()).collect()
     }
 
     #[test]
@@ -247,28 +186,25 @@ mod tests {
 
     #[test]
     fn every_fault_is_named_at_once() {
-        assert_eq!(faults(Quota::per_second(0)), [(0, "cells")]);
-        assert_eq!(faults(Quota::per_second(0).burst(0)), [(0, "cells"), (0, "burst")]);
-        assert_eq!(faults(Quota::period(Duration::ZERO)), [(0, "period")]);
-        assert_eq!(faults(Quota::per_second(30_000)), [(0, "rate")]);
-        assert_eq!(faults(Quota::period(Duration::from_nanos(1))), [(0, "rate")]);
-        assert_eq!(
-            faults(Quota::per_hour(1).burst(u32::MAX)),
-            [(0, "burst"), (0, "burst x period")]
-        );
-        assert_eq!(faults(Quota::period(Duration::MAX).burst(9)), [(0, "burst x period")]);
+        assert_eq!(faults(Quota::per_second(0)), ["cells"]);
+        assert_eq!(faults(Quota::per_second(0).burst(0)), ["cells", "burst"]);
+        assert_eq!(faults(Quota::period(Duration::ZERO)), ["period"]);
+        assert_eq!(faults(Quota::per_second(30_000)), ["rate"]);
+        assert_eq!(faults(Quota::period(Duration::from_nanos(1))), ["rate"]);
+        assert_eq!(faults(Quota::per_hour(1).burst(u32::MAX)), ["burst", "burst x period"]);
+        assert_eq!(faults(Quota::period(Duration::MAX).burst(9)), ["burst x period"]);
         let policy =
             Quota::per_second(1).and(Quota::per_second(0)).and(Quota::per_hour(1).burst(0));
-        assert_eq!(faults(policy), [(1, "cells"), (2, "burst")]);
+        assert_eq!(faults(policy), ["quotas[1].cells", "quotas[2].burst"]);
         let quota = Quota::per_second(1);
-        assert_eq!(faults(quota.and(quota).and(quota).and(quota).and(quota)), [(4, "quotas")]);
+        assert_eq!(faults(quota.and(quota).and(quota).and(quota).and(quota)), ["quotas"]);
     }
 
     #[test]
     fn a_fault_says_what_it_is_and_what_is_allowed() {
         let error = Policy::from(Quota::per_hour(1).burst(1000)).compile().unwrap_err();
-        let text =
-            "rate limit, quota 0: burst x period is 1000 x 3600s, allowed is at most 12 days";
+        let text = "this rate limit cannot be:\n  \
+                    burst x period is 1000 x 3600s, allowed is at most 12 days";
         assert_eq!(error.to_string(), text);
     }
 

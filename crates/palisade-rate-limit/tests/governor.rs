@@ -115,7 +115,7 @@ fn a_cost_that_would_wrap_governors_arithmetic_is_never_granted() {
 #[test]
 fn a_quota_too_large_for_the_table_is_refused() {
     let year = quota(365 * 24 * HOUR, 1);
-    let faults = |error: palisade_rate_limit::QuotaError| error.faults()[0].field;
+    let faults = |error: palisade_rate_limit::ConfigError| error.faults()[0].field.clone();
     assert_eq!(faults(TableLimiter::new(year).unwrap_err()), "burst x period");
     assert_eq!(faults(TableStore::new(64, year).unwrap_err()), "burst x period");
     // What one burst long is good for the limiter is too long for the store.

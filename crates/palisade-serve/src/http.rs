@@ -2,7 +2,8 @@
 
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::TokioTimer;
-use std::{fmt, ops::RangeInclusive, time::Duration};
+use palisade_core::ConfigError;
+use std::{ops::RangeInclusive, time::Duration};
 
 /// Which HTTP is spoken, and how much of it one client may ask for.
 ///
@@ -11,7 +12,7 @@ use std::{fmt, ops::RangeInclusive, time::Duration};
 /// ```
 /// # use palisade_serve::Http;
 /// let http = Http::builder().max_concurrent_streams(250).max_header_size(16 * 1024).build()?;
-/// # Ok::<_, palisade_serve::HttpError>(())
+/// # Ok::<_, palisade_serve::ConfigError>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct Http {
@@ -45,24 +46,6 @@ pub(crate) enum Protocol {
 #[derive(Clone, Debug)]
 #[must_use = "nothing is set before `build`, and nothing but what it returns is"]
 pub struct HttpBuilder(Http);
-
-/// What is wrong with an [`HttpBuilder`]: everything, not just the first thing.
-#[derive(Clone, PartialEq, Eq)]
-pub struct HttpError {
-    faults: Vec<HttpFault>,
-}
-
-/// One number out of its range.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct HttpFault {
-    /// The method of [`HttpBuilder`] that set it.
-    pub field: &'static str,
-    /// What it was set to.
-    pub value: String,
-    /// What it may be.
-    pub allowed: String,
-}
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -264,18 +247,13 @@ impl HttpBuilder {
     /// # Errors
     ///
     /// If any number is out of its range; names every one.
-    pub fn build(self) -> Result<Http, HttpError> {
-        let faults = self.faults();
-        if faults.is_empty() { Ok(self.0) } else { Err(HttpError { faults }) }
-    }
-
-    fn faults(&self) -> Vec<HttpFault> {
+    pub fn build(self) -> Result<Http, ConfigError> {
         let http = &self.0;
-        let mut faults = Vec::new();
+        let mut error = ConfigError::new("these settings of HTTP cannot be");
         let mut check = |field, value: usize, allowed: RangeInclusive<usize>| {
             if !allowed.contains(&value) {
                 let allowed = format!("{} to {}", allowed.start(), allowed.end());
-                faults.push(HttpFault { field, value: value.to_string(), allowed });
+                error.push(field, value.to_string(), allowed);
             }
         };
         check("max_header_size", http.max_header_size, KIB..=MIB);
@@ -297,41 +275,12 @@ impl HttpBuilder {
             let allowed = Duration::from_secs(1)..=Duration::from_secs(86_400);
             if !allowed.contains(&interval) || !allowed.contains(&timeout) {
                 let value = format!("({interval:?}, {timeout:?})");
-                let allowed = "each 1 s to 24 h".to_owned();
-                faults.push(HttpFault { field: "ping", value, allowed });
+                error.push("ping", value, "each 1 s to 24 h");
             }
         }
-        faults
+        error.into_result().map(|()| self.0)
     }
 }
-
-// === HttpError ===
-
-impl HttpError {
-    /// Every number that is out of its range.
-    pub fn faults(&self) -> &[HttpFault] {
-        &self.faults
-    }
-}
-
-impl fmt::Display for HttpError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("these settings of HTTP cannot be:")?;
-        for HttpFault { field, value, allowed } in &self.faults {
-            write!(f, "\n  {field} is {value}, allowed is {allowed}")?;
-        }
-        Ok(())
-    }
-}
-
-/// As it is displayed: that is what a `main` that returns it shows.
-impl fmt::Debug for HttpError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl std::error::Error for HttpError {}
 
 #[cfg(test)]
 mod tests {
@@ -353,7 +302,7 @@ mod tests {
             .ping(Duration::ZERO, Duration::MAX)
             .build()
             .unwrap_err();
-        let fields: Vec<_> = error.faults().iter().map(|fault| fault.field).collect();
+        let fields: Vec<_> = error.faults().iter().map(|fault| fault.field.clone()).collect();
         let all = [
             "max_header_size",
             "max_headers",

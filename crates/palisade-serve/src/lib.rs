@@ -110,8 +110,8 @@ pub use app::{App, HttpService, Incoming, OfConnections, OfRequests};
 #[cfg(feature = "axum")]
 pub use app::{FromAxum, from_axum};
 pub use drain::Drained;
-pub use http::{Http, HttpBuilder, HttpError, HttpFault};
-pub use palisade_core::{BoxError, ConnInfo};
+pub use http::{Http, HttpBuilder};
+pub use palisade_core::{BoxError, ConfigError, ConnInfo};
 pub use serve::{Serve, WithGracefulShutdown, serve};
 pub use sniff::Rewind;
 #[cfg(feature = "rustls")]

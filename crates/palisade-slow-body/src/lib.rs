@@ -90,7 +90,7 @@ mod watch;
 
 pub use future::ResponseFuture;
 pub use layer::{SlowBody, SlowBodyLayer};
-pub use pace::{Pace, PaceBuilder, PaceError, PaceFault};
-pub use palisade_core::{Mode, Pressure, Recorder, Rejection, RequestHead, Violation};
+pub use pace::{Pace, PaceBuilder};
+pub use palisade_core::{ConfigError, Mode, Pressure, Recorder, Rejection, RequestHead, Violation};
 pub use request::RequestBody;
 pub use response::ResponseBody;

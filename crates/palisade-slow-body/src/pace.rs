@@ -1,5 +1,6 @@
 //! The numbers.
 
+use palisade_core::ConfigError;
 use std::{fmt, time::Duration};
 
 /// How fast a body must move while the other side is waited for.
@@ -25,24 +26,6 @@ pub struct PaceBuilder {
     pace: Pace,
 }
 
-/// The numbers that cannot be a [`Pace`], all of them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PaceError {
-    faults: Vec<PaceFault>,
-}
-
-/// One number out of its range.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct PaceFault {
-    /// The method of [`PaceBuilder`] that set it.
-    pub field: &'static str,
-    /// The number.
-    pub value: String,
-    /// The range it must be in.
-    pub allowed: &'static str,
-}
-
 const DAY: Duration = Duration::from_secs(86_400);
 const HOUR: Duration = Duration::from_secs(3600);
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -66,7 +49,7 @@ impl Pace {
     /// let pace = Pace::builder().rate(16 * 1024).gap(Duration::from_secs(5)).build()?;
     /// let error = Pace::builder().rate(0).gap(Duration::ZERO).build().unwrap_err();
     /// assert_eq!(error.faults().len(), 2);
-    /// # Ok::<_, palisade_slow_body::PaceError>(())
+    /// # Ok::<_, palisade_slow_body::ConfigError>(())
     /// ```
     pub const fn builder() -> PaceBuilder {
         PaceBuilder { pace: Self::DEFAULT }
@@ -83,7 +66,7 @@ impl Pace {
     /// # Errors
     ///
     /// If `gap` is not within 1 ms..=24 h.
-    pub fn gap_only(gap: Duration) -> Result<Self, PaceError> {
+    pub fn gap_only(gap: Duration) -> Result<Self, ConfigError> {
         Self::builder().gap(gap).no_rate().build()
     }
 
@@ -161,13 +144,11 @@ impl PaceBuilder {
     /// # Errors
     ///
     /// Names every number that is not.
-    pub fn build(self) -> Result<Pace, PaceError> {
+    pub fn build(self) -> Result<Pace, ConfigError> {
         let Pace { gap, rate, window, grace, total } = self.pace;
-        let mut faults = Vec::new();
-        let mut check = |fine: bool, field, value: &dyn fmt::Debug, allowed| {
-            if !fine {
-                faults.push(PaceFault { field, value: format!("{value:?}"), allowed });
-            }
+        let mut error = ConfigError::new("this pace cannot be");
+        let mut check = |fine, field, value: &dyn fmt::Debug, allowed| {
+            error.check(fine, field, value, allowed);
         };
         if let Some(gap) = gap {
             check((MILLISECOND..=DAY).contains(&gap), "gap", &gap, "1 ms to 24 h");
@@ -181,31 +162,9 @@ impl PaceBuilder {
         if let Some(total) = total {
             check((MILLISECOND..=DAY).contains(&total), "total", &total, "1 ms to 24 h");
         }
-        if faults.is_empty() { Ok(self.pace) } else { Err(PaceError { faults }) }
+        error.into_result().map(|()| self.pace)
     }
 }
-
-// === PaceError ===
-
-impl PaceError {
-    /// Every number that is out of its range.
-    pub fn faults(&self) -> &[PaceFault] {
-        &self.faults
-    }
-}
-
-impl fmt::Display for PaceError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not a pace")?;
-        for (place, PaceFault { field, value, allowed }) in self.faults.iter().enumerate() {
-            let before = if place == 0 { ": " } else { "; " };
-            write!(f, "{before}{field} is {value}, allowed is {allowed}")?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for PaceError {}
 
 #[cfg(test)]
 mod tests {
@@ -221,10 +180,10 @@ mod tests {
             .total(Duration::MAX)
             .build()
             .expect_err("all are wrong");
-        let fields: Vec<_> = error.faults().iter().map(|fault| fault.field).collect();
+        let fields: Vec<_> = error.faults().iter().map(|fault| fault.field.clone()).collect();
         assert_eq!(fields, ["gap", "rate", "window", "grace", "total"]);
         let text = Pace::gap_only(Duration::ZERO).expect_err("no gap").to_string();
-        assert_eq!(text, "not a pace: gap is 0ns, allowed is 1 ms to 24 h");
+        assert_eq!(text, "this pace cannot be:\n  gap is 0ns, allowed is 1 ms to 24 h");
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 mod check;
 
-use crate::{StackError, StackLayer};
-use palisade_core::{Guard, Mode, OnReject, Recorder, Rejection};
+use crate::StackLayer;
+use palisade_core::{ConfigError, Guard, Mode, OnReject, Recorder, Rejection};
 use std::{fmt, sync::Arc};
 
 #[cfg(feature = "body-limit")]
@@ -288,11 +288,8 @@ impl Stack {
     /// # Errors
     ///
     /// If any number cannot be, or two of them contradict each other: all faults at once.
-    pub fn build(mut self) -> Result<StackLayer, StackError> {
-        let faults = self.faults();
-        if !faults.is_empty() {
-            return Err(StackError::new(faults));
-        }
+    pub fn build(mut self) -> Result<StackLayer, ConfigError> {
+        self.check()?;
         let tunes = std::mem::take(&mut self.tunes);
         // What is set on every layer alike.
         macro_rules! dressed {
@@ -419,7 +416,7 @@ mod tests {
             .max_requests(0)
             .build()
             .unwrap_err();
-        let fields: Vec<_> = error.faults().iter().map(|fault| fault.field.as_str()).collect();
+        let fields: Vec<_> = error.faults().iter().map(|fault| &*fault.field).collect();
         assert_eq!(fields[0], "rate_limit");
         assert!(fields[1].starts_with("rate_limit."));
         assert_eq!(fields[fields.len() - 3..], ["timeout", "pace.rate", "max_requests"]);

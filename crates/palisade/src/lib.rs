@@ -7,7 +7,7 @@
 //! ```
 //! use palisade::{Quota, Snapshot, Stack};
 //! # #[cfg(all(feature = "rate-limit", feature = "snapshot"))]
-//! # fn main() -> Result<(), palisade::StackError> {
+//! # fn main() -> Result<(), palisade::ConfigError> {
 //! let metrics = Snapshot::new();
 //! let guards = Stack::edge()
 //!     .rate_limit(Quota::per_second(10).burst(40))
@@ -59,19 +59,11 @@ mod builder;
     feature = "slow-body",
     feature = "timeout"
 ))]
-mod fault;
-#[cfg(any(
-    feature = "body-limit",
-    feature = "concurrency-limit",
-    feature = "rate-limit",
-    feature = "slow-body",
-    feature = "timeout"
-))]
 mod stack;
 
 /// The words that all guards share. Not named `core`, which would hide the language's own.
 pub use palisade_core as words;
-pub use palisade_core::{Guard, Metrics, Mode, Pressure, Reason, Recorder, Rejection};
+pub use palisade_core::{ConfigError, Guard, Metrics, Mode, Pressure, Reason, Recorder, Rejection};
 #[cfg(any(
     feature = "body-limit",
     feature = "concurrency-limit",
@@ -81,7 +73,6 @@ pub use palisade_core::{Guard, Metrics, Mode, Pressure, Reason, Recorder, Reject
 ))]
 pub use {
     builder::Stack,
-    fault::{Fault, StackError},
     stack::{Guarded, StackLayer},
 };
 

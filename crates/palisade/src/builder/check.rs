@@ -1,97 +1,83 @@
 //! What a stack cannot be.
 
 use super::Stack;
-use crate::Fault;
+use palisade_core::ConfigError;
 #[cfg(feature = "rate-limit")]
 use palisade_core::{Guard, Mode};
 
+#[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
+const UNSAID: &str = "set, without `client`";
+#[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
+const SAID: &str = "with `client`, or at the edge: the peer is a proxy or another service, so all would \
+                    count as one client";
+
 impl Stack {
     /// Everything that is wrong, in the order of the guards.
-    pub(super) fn faults(&self) -> Vec<Fault> {
-        let faults = std::iter::empty();
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        #[allow(unused_mut, reason = "not every guard can be wrong")]
+        let mut error = ConfigError::new("the guards cannot be built");
         #[cfg(feature = "rate-limit")]
-        let faults = faults.chain(self.faults_of_rate_limit());
+        self.check_rate_limit(&mut error);
         #[cfg(feature = "timeout")]
-        let faults = faults.chain(self.faults_of_timeout());
+        self.check_timeout(&mut error);
         #[cfg(feature = "slow-body")]
-        let faults = faults.chain(self.faults_of_pace());
+        if let Err(pace) = self.pace.build() {
+            add(&mut error, "pace", &pace, "else everybody is too slow, or nobody");
+        }
         #[cfg(feature = "concurrency-limit")]
-        let faults = faults.chain(self.faults_of_concurrency_limit());
-        faults.collect()
+        self.check_concurrency_limit(&mut error);
+        error.into_result()
     }
 
     #[cfg(feature = "concurrency-limit")]
-    fn faults_of_concurrency_limit(&self) -> Vec<Fault> {
-        let zero = |field| Fault::new(field, "0", "at least 1", "every request would be refused");
-        let mut faults = Vec::new();
-        if self.max_requests == 0 {
-            faults.push(zero("max_requests"));
+    fn check_concurrency_limit(&self, error: &mut ConfigError) {
+        let at_least_1 = "at least 1: every request would be refused";
+        error.check(self.max_requests > 0, "max_requests", &self.max_requests, at_least_1);
+        let Some(most) = self.max_requests_per_client else { return };
+        error.check(most > 0, "max_requests_per_client", &most, at_least_1);
+        if self.client_of_preset().is_none() {
+            error.push("max_requests_per_client", UNSAID, SAID);
         }
-        if self.max_requests_per_client == Some(0) {
-            faults.push(zero("max_requests_per_client"));
-        }
-        if self.max_requests_per_client.is_some() && self.client_of_preset().is_none() {
-            let why = "the peer is a proxy or another service, so all would count as one client";
-            let value = "set, without `client`";
-            let allowed = "with `client`, or at the edge";
-            faults.push(Fault::new("max_requests_per_client", value, allowed, why));
-        }
-        faults
     }
 
     #[cfg(feature = "rate-limit")]
-    fn faults_of_rate_limit(&self) -> Vec<Fault> {
-        let mut faults = Vec::new();
+    fn check_rate_limit(&self, error: &mut ConfigError) {
         let Some(policy) = &self.policy else {
             let said = |(guard, mode): &(Option<Guard>, Mode)| {
                 *guard == Some(Guard::RateLimit) && *mode != Mode::Off
             };
             if self.modes.iter().any(said) || self.tunes.rate_limit.is_some() {
-                let why = "without a quota there is nothing to enforce";
-                faults.push(Fault::new("rate_limit", "not set", "a quota", why));
+                let quota = "a quota: without one there is nothing to enforce";
+                error.push("rate_limit", "not set", quota);
             }
-            return faults;
+            return;
         };
         if self.client_of_preset().is_none() {
-            faults.push(Fault::new(
-                "rate_limit",
-                "set, without `client`",
-                "with `client`, or at the edge",
-                "the peer is a proxy or another service, so all would count as one client",
-            ));
+            error.push("rate_limit", UNSAID, SAID);
         }
-        if let Err(error) = policy.check() {
-            faults.extend(error.faults().iter().map(|fault| {
-                let field = format!("rate_limit.{}", fault.field);
-                Fault::new(field, &fault.value, fault.allowed, "a table counts no other")
-            }));
+        if let Err(policy) = policy.check() {
+            add(error, "rate_limit", &policy, "a table counts no other");
         }
-        faults
     }
 
     #[cfg(feature = "timeout")]
-    fn faults_of_timeout(&self) -> Vec<Fault> {
-        let mut faults = Vec::new();
-        if self.timeout.is_zero() {
-            let value = format!("{:?}", self.timeout);
-            let why = "no handler could answer in time";
-            faults.push(Fault::new("timeout", value, "more than 0", why));
-        }
+    fn check_timeout(&self, error: &mut ConfigError) {
+        let fine = !self.timeout.is_zero();
+        let more = "more than 0: no handler could answer in time";
+        error.check(fine, "timeout", &self.timeout, more);
         if let Some(total) = self.total.filter(|total| *total < self.timeout) {
-            let allowed = format!("at least `timeout`, {:?}", self.timeout);
-            let why = "the head comes before the end";
-            faults.push(Fault::new("total_timeout", format!("{total:?}"), allowed, why));
+            let least = self.timeout;
+            let allowed = format!("at least `timeout`, {least:?}: the head comes before the end");
+            error.push("total_timeout", format!("{total:?}"), allowed);
         }
-        faults
     }
+}
 
-    #[cfg(feature = "slow-body")]
-    fn faults_of_pace(&self) -> Vec<Fault> {
-        let Err(error) = self.pace.build() else { return Vec::new() };
-        let fault = |fault: &palisade_slow_body::PaceFault| {
-            let field = format!("pace.{}", fault.field);
-            Fault::new(field, &fault.value, fault.allowed, "else everybody is too slow, or nobody")
-        };
-        error.faults().iter().map(fault).collect()
+/// What is wrong with a `part`, and why that is so.
+#[cfg(any(feature = "rate-limit", feature = "slow-body"))]
+fn add(error: &mut ConfigError, part: &str, of_part: &ConfigError, why: &str) {
+    for fault in of_part.faults() {
+        let (field, allowed) = (&fault.field, &fault.allowed);
+        error.push(format!("{part}.{field}"), &fault.value, format!("{allowed}: {why}"));
     }
 }
