@@ -126,7 +126,7 @@ async fn age_and_the_number_of_requests_say_close_and_then_end() {
     all_gone(&guard).await;
     assert_eq!(journal.closed(), [Some(Reason::MaxRequests)]);
 
-    let guard = ConnGuard::builder().max_age(SECOND).build().unwrap();
+    let guard = ConnGuard::builder().max_age(SECOND).metrics(journal.clone()).build().unwrap();
     let server = serve(&guard, app()).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
     let opened = Instant::now();
@@ -143,8 +143,10 @@ async fn age_and_the_number_of_requests_say_close_and_then_end() {
     };
     // Between two requests it may also be ended without a word.
     assert!(closed.is_none_or(|status| status == 200));
+    assert!(opened.elapsed() >= SECOND * 9 / 10, "{:?}", opened.elapsed());
     drop(client);
     all_gone(&guard).await;
+    assert_eq!(journal.closed(), [Some(Reason::MaxRequests), Some(Reason::MaxAge)]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -98,6 +98,8 @@ pub(crate) struct Account {
     is_head: bool,
 }
 
+/// Of so many requests one is looked at for a proxy's word.
+const LOOKED_AT_ONE_IN: u32 = 16;
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
 /// What is full now may have a place then.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -155,8 +157,10 @@ impl<S> Accounting<S> {
         self
     }
 
-    /// What [`Service::call`] does, by a shared reference, as hyper calls its services: `call`
-    /// hands a request on to what this is around.
+    /// What [`Service::call`] does for a service that is [of](Self::of) one connection, by a shared
+    /// reference, as hyper calls its services: `call` hands a request on to what this is around.
+    ///
+    /// One that a layer made does not find out here whether it stands where it must.
     pub fn call_with<F, B>(
         &self,
         request: Request<B>,
@@ -323,8 +327,9 @@ impl Account {
         let is_http2 = request.version() == Version::HTTP_2;
         let is_http1 = request.version() <= Version::HTTP_11;
         let mut in_flight = conn.begin_request(is_http2);
-        // One in 64, and the first.
-        if conn.state().requests() % 64 == 1 {
+        // Whatever connection it is on: else a probe that connects anew each time counts for more.
+        let turn = (conn.id() as u32).wrapping_add(conn.state().requests());
+        if turn.is_multiple_of(LOOKED_AT_ONE_IN) {
             look_for_proxy(conn, request.headers());
         }
         if !request.body().is_end_stream() {
@@ -343,10 +348,10 @@ impl Account {
         }
     }
 
-    /// Whether there are too many requests on all connections.
+    /// Whether there are too many requests on all connections, or on this one beside the others.
     fn refuse<B: Body>(&self, request: &Request<B>) -> Option<Rejection> {
         let conn = self.in_flight.conn();
-        let over = conn.totals()?.over_in_flight(conn.peer().ip())?;
+        let over = conn.totals()?.over_in_flight(conn.peer().ip(), conn.state().in_flight())?;
         self.reject(Reason::InFlightFull, Phase::RequestHead, over, AnswerForm::of(request))
     }
 

@@ -324,6 +324,11 @@ impl ConnGuardBuilder {
 
     /// How many requests may be in flight on all connections together, at least 1; needs the
     /// accounting layer. The next one is answered 503 and `Retry-After` at its head.
+    ///
+    /// A connection may always have one. It may have more as long as it has no more than is left of
+    /// three quarters of them: alone three eighths of all, beside a hundred that ask for all they
+    /// can get a hundredth. So nobody who asks for one thing at a time is refused because others ask
+    /// for thousands, as long as this is at least four times the connections.
     /// Defaults to four times [`Self::max_connections`], and at least 1,024.
     pub fn max_in_flight(mut self, requests: usize) -> Self {
         self.max_in_flight = Some(requests);

@@ -345,6 +345,12 @@ impl ConnState {
         self.requests.load(Relaxed)
     }
 
+    /// Requests whose response body has not ended.
+    #[inline]
+    pub fn in_flight(&self) -> u32 {
+        count(self.in_flight.load(Relaxed), REQUEST)
+    }
+
     /// Whether requests are told of.
     pub fn is_accounted(&self) -> bool {
         self.is_set(ACCOUNTED)
@@ -1085,14 +1091,22 @@ mod tests {
     }
 
     #[test]
-    fn there_are_too_many_streams_from_one_more_than_may_be() {
-        let mut totals = ConnTotals::default();
-        totals.max_in_flight = Some(1);
-        let conn = conn_within(totals);
-        let totals = conn.totals().unwrap();
-        let _first = conn.begin_request(false);
-        assert_eq!(totals.over_in_flight(Ipv4Addr::LOCALHOST.into()), None);
-        let _second = conn.begin_request(true);
-        assert_eq!(totals.over_in_flight(Ipv4Addr::LOCALHOST.into()), Some((1, 2)));
+    fn one_connection_may_have_no_more_in_flight_than_it_leaves_and_each_may_have_one() {
+        let over = |most, all: usize, own| {
+            let mut totals = ConnTotals::default();
+            totals.max_in_flight = Some(most);
+            totals.reserved = Arc::from(["192.0.2.0/24".parse().unwrap()]);
+            (0..all).for_each(|_| totals.begin_request());
+            assert_eq!(totals.over_in_flight(Ipv4Addr::new(192, 0, 2, 1).into(), own), None);
+            totals.over_in_flight(Ipv4Addr::LOCALHOST.into(), own)
+        };
+        assert_eq!([over(1, 1, 1), over(1, 2, 1)], [None, Some((1, 2))]);
+        // Alone, half of three quarters.
+        assert_eq!([over(100, 37, 37), over(100, 38, 38)], [None, Some((37, 38))]);
+        // Beside others, as much as is left.
+        assert_eq!([over(100, 60, 15), over(100, 61, 15)], [None, Some((14, 15))]);
+        assert_eq!([over(100, 75, 1), over(100, 75, 2)], [None, Some((1, 2))]);
+        // The last quarter is for who has no other.
+        assert_eq!([over(100, 100, 1), over(100, 101, 1)], [None, Some((100, 101))]);
     }
 }

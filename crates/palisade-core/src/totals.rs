@@ -53,14 +53,24 @@ impl ConnTotals {
         self.upgraded.load(Relaxed)
     }
 
-    /// Whether there are more requests in flight than may be for `peer`: how many may, and how many
-    /// are.
+    /// Whether one request more than may be is in flight for `peer`, on a connection that has `own`
+    /// of them, this one among them: how many may be, and how many are.
+    ///
+    /// The last quarter is for connections with no other. Of the rest one may have no more than it
+    /// leaves (dynamic thresholds, as of buffers of a switch: Choudhury and Hahne, 1998): alone
+    /// half of it, beside ten that ask for all an eleventh.
     #[inline]
-    pub fn over_in_flight(&self, peer: IpAddr) -> Option<(u64, u64)> {
-        let (most, in_flight) = (self.max_in_flight?, self.in_flight());
-        let is_over =
-            in_flight > most && !self.reserved.iter().any(|network| network.contains(peer));
-        is_over.then_some((most as u64, in_flight as u64))
+    pub fn over_in_flight(&self, peer: IpAddr, own: u32) -> Option<(u64, u64)> {
+        let (most, all) = (self.max_in_flight?, self.in_flight());
+        let left = || (most - most / 4).saturating_sub(all);
+        if all <= most && (own <= 1 || own as usize <= left()) {
+            return None;
+        }
+        if self.reserved.iter().any(|network| network.contains(peer)) {
+            return None;
+        }
+        let is_full = all > most;
+        Some(if is_full { (most as u64, all as u64) } else { (left().max(1) as u64, own.into()) })
     }
 
     /// It is so many milliseconds since anything, by a clock that may wrap. Told from time to

@@ -125,8 +125,12 @@ impl<L: Accept, A: App<Kind>, Kind> Serve<L, A, Kind> {
     /// # }
     /// ```
     ///
-    /// `ServerConfig::builder` panics in a program that has no cryptography for rustls: add
-    /// `rustls = { version = "0.23", features = ["ring"] }` to its dependencies, or `aws_lc_rs`.
+    /// `ServerConfig::builder` panics in a program in which rustls has no cryptography, or two kinds
+    /// of it. Add one, and TLS 1.2 if you want it, to your dependencies:
+    ///
+    /// ```toml
+    /// rustls = { version = "0.23", default-features = false, features = ["ring", "tls12"] }
+    /// ```
     #[cfg(feature = "rustls")]
     pub fn tls(mut self, config: Arc<tokio_rustls::rustls::ServerConfig>) -> Self {
         self.tls.config = Some(config);
