@@ -5,7 +5,7 @@
 
 mod guarded;
 
-use guarded::{SECOND, SLACK, all_gone, cut, exchange, h2, tonic_s_own};
+use guarded::{SECOND, SLACK, all_gone, app, cut, exchange, h2, tonic_s_own};
 use palisade::conn::{ConnGuard, ConnInfo};
 use palisade_core::Reason;
 use palisade_testkit::{
@@ -25,6 +25,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
+    time::Duration,
 };
 use tokio::task::JoinSet;
 use tonic::{Request, Response, Status, Streaming, transport};
@@ -186,6 +187,25 @@ async fn a_client_is_told_of_the_same_bounds_by_both() {
         drop(client);
         all_gone(&guard).await;
     }
+}
+
+#[tokio::test]
+async fn hardened_it_tells_a_connection_of_50_minutes_to_go() {
+    let day = Duration::from_secs(86_400);
+    let guard = ConnGuard::builder().idle(day).build().unwrap();
+    let server = tonic_s_own(&guard, true, app()).await;
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    client.send([h2::hello(65_535), h2::get(1, "/")].concat()).await.unwrap();
+    assert_eq!(h2::next(&mut client.stream, h2::DATA, 1).await, b"served");
+    tokio::time::pause();
+    // What is sent meanwhile is here before this ends.
+    tokio::time::sleep(Duration::from_secs(50 * 60 + 1)).await;
+    assert_eq!(guard.snapshot().going, 0);
+    let announced = h2::next(&mut client.stream, h2::GOAWAY, 0).await;
+    assert_eq!(announced[..8], [0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0], "of no error");
+    tokio::time::resume();
+    drop(client);
+    all_gone(&guard).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,7 +7,7 @@ mod guarded;
 use guarded::{Neighbour, SECOND, SLACK, all_gone, app, cut, guard, serve, served};
 use palisade::conn::ConnGuard;
 use palisade_core::{Guard, Level, Mode, Phase, Reason};
-use palisade_testkit::clients::{self, RawClient, until};
+use palisade_testkit::clients::{RawClient, until};
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{
@@ -66,7 +66,7 @@ async fn with_the_cap_full_of_silent_sockets_honest_newcomers_are_served() {
     for n in 0..TRIES {
         let started = Instant::now();
         let honest = Ipv4Addr::new(127, 0, 4, (n % 100) as u8 + 1);
-        let answer = clients::get(honest, server.addr, "/").await;
+        let answer = guarded::ask(honest, server.addr, "/").await;
         served += usize::from(answer.is_ok_and(|answer| answer.status() == 200));
         times.push(started.elapsed());
     }
@@ -176,7 +176,7 @@ async fn hoarders_who_once_did_something_make_room_too() {
         hoard.push(client);
     }
     for _ in 0..40 {
-        let answer = clients::get(HONEST, server.addr, "/").await.unwrap();
+        let answer = guarded::ask(HONEST, server.addr, "/").await.unwrap();
         assert_eq!(answer.status(), 200);
     }
     assert!(journal.disconnected().iter().all(|(v, _)| v.reason == Reason::ConnectionDisplaced));
@@ -197,7 +197,7 @@ async fn who_has_a_request_in_work_is_never_displaced_and_the_newcomer_is_reset(
         working.push(client);
     }
     for _ in 0..20 {
-        let refused = clients::get(HONEST, server.addr, "/").await;
+        let refused = guarded::ask(HONEST, server.addr, "/").await;
         assert!(refused.is_err());
     }
     assert_eq!(guard.snapshot().at(Phase::Working), 20);
@@ -207,7 +207,7 @@ async fn who_has_a_request_in_work_is_never_displaced_and_the_newcomer_is_reset(
     until("one has gone", || guard.snapshot().open < 20).await;
     drop(working);
     all_gone(&guard).await;
-    assert_eq!(clients::get(HONEST, server.addr, "/").await.unwrap().status(), 200);
+    assert_eq!(guarded::ask(HONEST, server.addr, "/").await.unwrap().status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -224,9 +224,9 @@ async fn with_every_place_at_work_for_an_attacker_monitoring_gets_in() {
         attack.push(client);
     }
     for _ in 0..60 {
-        assert!(clients::get(HONEST, server.addr, "/").await.is_err());
+        assert!(guarded::ask(HONEST, server.addr, "/").await.is_err());
         // More often than anybody else may.
-        let answer = clients::get(Ipv4Addr::new(127, 0, 5, 1), server.addr, "/").await;
+        let answer = guarded::ask(Ipv4Addr::new(127, 0, 5, 1), server.addr, "/").await;
         assert_eq!(answer.unwrap().status(), 200);
     }
     // Nobody at work had to go, and of those from there only one that was through.
@@ -246,12 +246,12 @@ async fn whoever_connects_without_end_is_slowed_down_and_his_neighbour_is_not() 
     let server = serve(&guard, app()).await;
     let mut served = 0;
     for _ in 0..100 {
-        let answer = clients::get(Ipv4Addr::new(127, 0, 3, 1), server.addr, "/").await;
+        let answer = guarded::ask(Ipv4Addr::new(127, 0, 3, 1), server.addr, "/").await;
         served += usize::from(answer.is_ok());
     }
     assert!((10..100).contains(&served), "{served}");
     for _ in 0..10 {
-        assert_eq!(clients::get(HONEST, server.addr, "/").await.unwrap().status(), 200);
+        assert_eq!(guarded::ask(HONEST, server.addr, "/").await.unwrap().status(), 200);
     }
     assert!(journal.disconnected().iter().all(|(v, _)| v.reason == Reason::AcceptRate));
     all_gone(&guard).await;

@@ -12,7 +12,7 @@ use axum::{Router, routing::get};
 use guarded::{Neighbour, SECOND, app, cut, serve};
 use palisade::conn::ConnGuard;
 use palisade_testkit::{
-    clients::{self, PATIENCE, RawClient},
+    clients::{PATIENCE, RawClient},
     process,
 };
 use std::{
@@ -82,7 +82,7 @@ async fn start() -> (Child, SocketAddr) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_silent_sockets_before_six_hundred_files_keep_nobody_out() {
     let (_child, addr) = start().await;
-    let limit = clients::get(Ipv4Addr::LOCALHOST, addr, "/limit").await.unwrap();
+    let limit = guarded::ask(Ipv4Addr::LOCALHOST, addr, "/limit").await.unwrap();
     assert_eq!(limit.body(), "416");
     let neighbour = Neighbour::who_stays(addr).await;
     let flood: JoinSet<_> = (0..1000)
@@ -96,7 +96,7 @@ async fn a_thousand_silent_sockets_before_six_hundred_files_keep_nobody_out() {
     let mut served = 0;
     for n in 0..200 {
         let from = Ipv4Addr::new(127, 0, 4, n + 1);
-        served += usize::from(clients::get(from, addr, "/").await.is_ok());
+        served += usize::from(guarded::ask(from, addr, "/").await.is_ok());
     }
     assert!(served >= 198, "{served} of 200");
     neighbour.was_served().await;
@@ -106,13 +106,13 @@ async fn a_thousand_silent_sockets_before_six_hundred_files_keep_nobody_out() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_others_use_up_the_files_accepting_waits_and_goes_on() {
     let (_child, addr) = start().await;
-    let taking = tokio::spawn(clients::get(Ipv4Addr::LOCALHOST, addr, "/take"));
+    let taking = tokio::spawn(guarded::ask(Ipv4Addr::LOCALHOST, addr, "/take"));
     // One after the other, until one finds no file left.
     let started = Instant::now();
     let mut slowest = Duration::ZERO;
     while !taking.is_finished() {
         let asked = Instant::now();
-        let answer = clients::get(Ipv4Addr::new(127, 0, 0, 9), addr, "/").await.unwrap();
+        let answer = guarded::ask(Ipv4Addr::new(127, 0, 0, 9), addr, "/").await.unwrap();
         assert_eq!(answer.body(), "served");
         slowest = slowest.max(asked.elapsed());
         assert!(started.elapsed() < PATIENCE);

@@ -94,8 +94,8 @@ async fn a_slow_handler_and_a_slow_stream_are_not_idle() {
     let server = serve(&guard, app).await;
     let addr = server.addr;
     let (slow, stream) = tokio::join!(
-        clients::get(LOCALHOST, addr, "/slow"),
-        clients::get(LOCALHOST, addr, "/stream")
+        guarded::ask(LOCALHOST, addr, "/slow"),
+        guarded::ask(LOCALHOST, addr, "/stream")
     );
     assert_eq!(slow.unwrap().body(), "late");
     assert_eq!(stream.unwrap().body(), "data: 0\n\ndata: 1\n\ndata: 2\n\n");
@@ -108,6 +108,28 @@ async fn a_slow_handler_and_a_slow_stream_are_not_idle() {
     drop(client);
     all_gone(&guard).await;
     assert!(journal.disconnected().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_of_http2_that_never_end_after_a_first_request_have_the_idle_time() {
+    let journal = Journal::default();
+    let guard = guard(&journal);
+    let server = serve(&guard, app()).await;
+    let neighbour = Neighbour::of(server.addr);
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    client.send([h2::hello(65_535), h2::get(1, "/")].concat()).await.unwrap();
+    assert_eq!(h2::next(&mut client.stream, h2::DATA, 1).await, b"served");
+    let (began, ping) = (Instant::now(), h2::frame(h2::PING, 0, 0, &[0; 8]));
+    // No PING may come before they are complete (RFC 9113 section 6.10): nothing more does.
+    let unfinished = h2::frame(h2::HEADERS, h2::END_STREAM, 3, &[0x82]);
+    client.send([ping, unfinished].concat()).await.unwrap();
+    let (_, is_reset, _) = cut(&mut client).await;
+    is_on_time(began.elapsed(), SECOND);
+    assert!(!is_reset);
+    neighbour.was_served().await;
+    drop(client);
+    all_gone(&guard).await;
+    assert_eq!(journal.disconnected()[0].0.reason, Reason::Idle);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,7 +6,10 @@ mod guarded;
 use axum::{Router, body::Body, routing::get};
 use bytes::Bytes;
 use futures_util::stream;
-use guarded::{GET, Neighbour, SECOND, SLACK, all_gone, app, h2, hardened, serve, served};
+use guarded::{
+    GET, Neighbour, SECOND, SERVERS, SLACK, all_gone, app, by, cut, h2, hardened, is_on_time,
+    serve, served,
+};
 use palisade::conn::{ConnGuard, ConnGuardBuilder, Reason};
 use palisade_testkit::{Journal, clients::RawClient, servers::Server};
 use std::{
@@ -17,21 +20,25 @@ use std::{
     },
     time::Duration,
 };
-use tokio::time::Instant;
+use tokio::{task::JoinSet, time::Instant};
 
 fn guard(rules: impl FnOnce(ConnGuardBuilder) -> ConnGuardBuilder) -> (ConnGuard, Journal) {
     let journal = Journal::default();
     (rules(ConnGuard::builder()).metrics(journal.clone()).build().unwrap(), journal)
 }
 
-async fn both(guard: &ConnGuard, app: Router) -> [Server; 2] {
-    [hardened(guard, app.clone()).await, serve(guard, app).await]
+async fn each(guard: &ConnGuard, app: Router) -> Vec<Server> {
+    let mut servers = Vec::new();
+    for server in SERVERS {
+        servers.push(by(server, guard, app.clone()).await);
+    }
+    servers
 }
 
 #[tokio::test]
 async fn the_last_request_of_a_connection_says_so_and_a_new_one_is_taken() {
     let (guard, journal) = guard(|rules| rules.max_requests(3));
-    for server in both(&guard, app()).await {
+    for server in each(&guard, app()).await {
         let mut client = RawClient::connect(server.addr).await.unwrap();
         for _ in 0..2 {
             served(&mut client).await;
@@ -67,6 +74,27 @@ async fn http_2_of_its_last_request_is_told_by_goaway_and_finishes_what_it_has()
 }
 
 #[tokio::test]
+async fn elsewhere_it_has_five_idle_seconds_after_its_last_request() {
+    let (guard, journal) = guard(|rules| rules.max_requests(2));
+    let mut clients = JoinSet::new();
+    let mut servers = Vec::new();
+    for name in &SERVERS[1..] {
+        let server = by(name, &guard, app()).await;
+        let mut client = RawClient::connect(server.addr).await.unwrap();
+        client.send([h2::hello(65_535), h2::get(1, "/"), h2::get(3, "/")].concat()).await.unwrap();
+        assert_eq!(h2::next(&mut client.stream, h2::DATA, 3).await, b"served");
+        clients.spawn(async move { cut(&mut client).await });
+        servers.push(server);
+    }
+    for (_, is_reset, took) in clients.join_all().await {
+        is_on_time(took, 5 * SECOND);
+        assert!(!is_reset);
+    }
+    all_gone(&guard).await;
+    assert_eq!(journal.closed(), [Some(Reason::MaxRequests); 2]);
+}
+
+#[tokio::test]
 async fn a_connection_of_age_is_told_to_go_and_what_is_in_flight_comes_to_its_end() {
     let ticking = async || {
         // An event stream that goes on for longer than the connection may be old.
@@ -96,14 +124,14 @@ async fn a_connection_of_age_is_told_to_go_and_what_is_in_flight_comes_to_its_en
 #[tokio::test]
 async fn a_hard_end_of_age_is_there_for_whoever_asks_for_it() {
     let (guard, journal) = guard(|rules| rules.max_age(SECOND).age_grace(SECOND / 2));
-    for server in both(&guard, app()).await {
+    for server in each(&guard, app()).await {
         let mut client = RawClient::connect(server.addr).await.unwrap();
         client.send(GET.replacen('/', "/hang", 1)).await.unwrap();
-        let (_, is_reset, took) = guarded::cut(&mut client).await;
+        let (_, is_reset, took) = cut(&mut client).await;
         assert!(is_reset && took >= SECOND * 13 / 10 && took < SECOND * 8 / 5 + SLACK, "{took:?}");
     }
     all_gone(&guard).await;
-    assert_eq!(journal.closed(), [Some(Reason::MaxAge); 2]);
+    assert_eq!(journal.closed(), [Some(Reason::MaxAge); 3]);
 }
 
 #[tokio::test]
@@ -115,7 +143,7 @@ async fn whoever_pipelines_and_reads_nothing_is_held_by_his_own_socket_and_cut()
         counts.fetch_add(1, SeqCst);
         Bytes::from_static(&[b'x'; 4096])
     };
-    for server in both(&guard, app().route("/large", get(large))).await {
+    for server in each(&guard, app().route("/large", get(large))).await {
         let neighbour = Neighbour::of(server.addr);
         let mut client = RawClient::connect(server.addr).await.unwrap();
         // The server stops reading long before all of it is sent.
@@ -123,16 +151,16 @@ async fn whoever_pipelines_and_reads_nothing_is_held_by_his_own_socket_and_cut()
         let started = Instant::now();
         assert!(client.send(requests).await.is_err());
         let took = started.elapsed();
-        assert!(took >= SECOND && took < SECOND + 2 * SLACK, "{took:?}");
+        assert!(took >= SECOND && took < SECOND + SLACK, "{took:?}");
         neighbour.was_served().await;
         drop(client);
         all_gone(&guard).await;
     }
     let stalled = journal.closed().iter().filter(|why| **why == Some(Reason::WriteStall)).count();
-    assert_eq!(stalled, 2);
+    assert_eq!(stalled, 3);
     // 4 KiB each into some MiB of two sockets: what a client's kernel takes for him is his own.
     let asked = asked.load(SeqCst);
-    assert!(asked < 2 * 3000, "{asked}");
+    assert!(asked < 3 * 3000, "{asked}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,7 +8,7 @@ mod guarded;
 use guarded::{GET, SECOND, all_gone, app, guard, serve, served};
 use palisade::conn::ConnGuard;
 use palisade_core::{Phase, Reason};
-use palisade_testkit::clients::{self, RawClient, until};
+use palisade_testkit::clients::{RawClient, until};
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{
@@ -75,7 +75,7 @@ async fn with_the_cap_full_of_hoarders_honest_newcomers_are_served() {
     for n in 0..TRIES {
         let started = Instant::now();
         let honest = Ipv4Addr::new(127, 0, (n % 100) as u8, 7);
-        let answer = clients::get(honest, server.addr, "/").await;
+        let answer = guarded::ask(honest, server.addr, "/").await;
         let_in += usize::from(answer.is_ok_and(|answer| answer.status() == 200));
         slowest = slowest.max(started.elapsed());
         sleep(Duration::from_millis(20)).await; // Through two of the hoarders' rounds.

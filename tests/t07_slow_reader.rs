@@ -13,7 +13,7 @@ use palisade::conn::ConnGuard;
 use palisade_core::{Phase, Reason};
 use palisade_testkit::{
     Journal,
-    clients::{self, RawClient, RawHead, until},
+    clients::{RawClient, RawHead, until},
 };
 use std::{
     convert::Infallible,
@@ -183,7 +183,7 @@ async fn with_the_cap_full_of_stalled_readers_newcomers_are_served_and_a_slow_re
     let full = Instant::now();
     let newcomer = async |last| {
         let from = Ipv4Addr::new(127, 0, 4, last);
-        clients::get(from, server.addr, "/").await.unwrap();
+        guarded::ask(from, server.addr, "/").await.unwrap();
     };
     // Before anybody has stalled for long, the last tenth is for who has few connections,
     for last in 1..=100 {

@@ -10,7 +10,7 @@ use palisade::conn::ConnGuard;
 use palisade_core::{Guard, Level, Reason};
 use palisade_testkit::{
     Journal,
-    clients::{self, RawClient, until},
+    clients::{RawClient, until},
 };
 use std::net::Ipv4Addr;
 
@@ -56,7 +56,7 @@ async fn requests_past_the_budget_of_all_connections_are_refused_at_the_head() {
     }
     let level = |level| journal.level(Guard::Connection, level);
     assert_eq!([level(Level::InFlight), level(Level::InFlightLimit)], [Some(100), Some(100)]);
-    let refused = clients::get(Ipv4Addr::LOCALHOST, server.addr, "/").await.unwrap();
+    let refused = guarded::ask(Ipv4Addr::LOCALHOST, server.addr, "/").await.unwrap();
     assert_eq!(
         (refused.status().as_u16(), &refused.headers()["retry-after"]),
         (503, &"1".parse().unwrap())
@@ -64,7 +64,7 @@ async fn requests_past_the_budget_of_all_connections_are_refused_at_the_head() {
     talking.send(h2::get(103, "/")).await.unwrap();
     assert_eq!(h2::next(&mut talking.stream, h2::DATA, 103).await, b"server is busy");
     // But for whoever has a place reserved.
-    let answer = clients::get(Ipv4Addr::new(127, 0, 9, 1), server.addr, "/").await.unwrap();
+    let answer = guarded::ask(Ipv4Addr::new(127, 0, 9, 1), server.addr, "/").await.unwrap();
     assert_eq!(answer.status(), 200);
     // Until somebody lets go.
     single.pop();

@@ -10,7 +10,9 @@
 use axum::{Router, body::Body, routing::get};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use http::{Request, Response};
 use http_body_util::Empty;
+use hyper::client::conn::{http1, http2};
 use palisade::conn::{ConnGuard, ConnGuardBuilder, connected, harden};
 use palisade_testkit::{
     Journal,
@@ -32,6 +34,7 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, timeout},
 };
+use tower::BoxError;
 
 /// Whether this is part of `under_serve.rs`.
 pub const IS_UNDER_SERVE: bool =
@@ -198,16 +201,11 @@ impl Neighbour {
             let (served, stop) = (Arc::clone(&served), Arc::clone(&stop));
             async move {
                 let from = Ipv4Addr::new(127, 0, 0, 99);
-                let mut kept = clients::http1::<Empty<Bytes>>(from, addr).await.unwrap();
+                let mut kept = Client::connect(from, addr).await.unwrap();
                 while !stop.load(SeqCst) {
-                    timeout(PATIENCE, kept.ready()).await.unwrap().unwrap();
-                    let request = http::Request::get("/").header("host", "test");
-                    let request = request.body(Empty::new()).unwrap();
-                    let answer = timeout(PATIENCE, kept.send_request(request)).await.unwrap();
-                    let kept_answer = clients::whole(answer.unwrap()).await.unwrap();
-                    assert_eq!(kept_answer.status(), 200);
+                    assert_eq!(kept.get("/").await.unwrap().status(), 200);
                     if anew {
-                        let new_answer = clients::get(from, addr, "/").await.unwrap();
+                        let new_answer = ask(from, addr, "/").await.unwrap();
                         assert_eq!(new_answer.status(), 200);
                     }
                     served.fetch_add(1 + usize::from(anew), SeqCst);
@@ -227,6 +225,43 @@ impl Neighbour {
         assert!(served > 0, "it never had its turn");
         served
     }
+}
+
+/// hyper's client, of HTTP/2 under tonic, whose clients speak nothing else, and of HTTP/1.
+pub enum Client {
+    Http1(http1::SendRequest<Empty<Bytes>>),
+    Http2(http2::SendRequest<Empty<Bytes>>),
+}
+
+impl Client {
+    pub async fn connect(from: Ipv4Addr, to: SocketAddr) -> Result<Self, BoxError> {
+        Ok(if IS_UNDER_TONIC {
+            Self::Http2(clients::http2(from, to).await?)
+        } else {
+            Self::Http1(clients::http1(from, to).await?)
+        })
+    }
+
+    pub async fn get(&mut self, path: &str) -> Result<Response<Bytes>, BoxError> {
+        let answer = match self {
+            Self::Http1(sender) => {
+                timeout(PATIENCE, sender.ready()).await??;
+                let request = Request::get(path).header("host", "test").body(Empty::new())?;
+                timeout(PATIENCE, sender.send_request(request)).await??
+            }
+            Self::Http2(sender) => {
+                timeout(PATIENCE, sender.ready()).await??;
+                let request = Request::get(format!("http://test{path}")).body(Empty::new())?;
+                timeout(PATIENCE, sender.send_request(request)).await??
+            }
+        };
+        clients::whole(answer).await
+    }
+}
+
+/// `GET path` over a fresh connection, and the answer whole.
+pub async fn ask(from: Ipv4Addr, to: SocketAddr, path: &str) -> Result<Response<Bytes>, BoxError> {
+    Client::connect(from, to).await?.get(path).await
 }
 
 /// HTTP/2 by hand (RFC 9113).

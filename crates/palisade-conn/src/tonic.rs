@@ -9,6 +9,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 use tonic::transport::{
     Server,
@@ -24,6 +25,11 @@ use tonic::transport::{
 /// | streams reset before a handler heard of them | 20 | 20, then GOAWAY (Rapid Reset, CVE-2023-44487) |
 /// | bytes taken in of one request, and of a connection, before they are read | 1 MiB | 256 KiB |
 /// | header fields of one request | 16 KiB | 16 KiB |
+/// | age of a connection | any, then the guard's FIN | 50 minutes, then GOAWAY |
+///
+/// The age is below the guard's [`max_age`](crate::ConnGuardBuilder::max_age) of an hour, give or take a
+/// tenth: what is in flight comes to its end, and the client begins nothing more. Where you set the one, set
+/// `max_connection_age` below it.
 ///
 /// Whatever is set after it holds instead. tonic has no setting for how much of an answer is kept
 /// for a client that does not read: it is 400 KiB and one piece for each stream. Where that is too
@@ -61,6 +67,7 @@ pub fn harden<L>(server: Server<L>) -> Server<L> {
         .initial_stream_window_size(256 * 1024)
         .initial_connection_window_size(256 * 1024)
         .http2_max_header_list_size(16 * 1024)
+        .max_connection_age(Duration::from_secs(50 * 60))
 }
 
 /// What tonic leaves in each request's extensions is the connection itself. tonic's own
