@@ -1,6 +1,6 @@
 //! Tells a connection what HTTP is doing on it.
 
-use crate::{ConnGuard, guard::Shared};
+use crate::{ConnGuard, guard::Shared, say};
 use bytes::Bytes;
 use http::{
     Extensions, HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
@@ -8,8 +8,8 @@ use http::{
 };
 use http_body::{Body, Frame, SizeHint};
 use palisade_core::{
-    AnswerForm, ConnInfo, Event, Guard, GuardBody, InFlight, Mode, Phase, Reason, Rejection,
-    Violation, linger,
+    AnswerForm, ConnInfo, Guard, GuardBody, InFlight, Mode, Phase, Reason, Rejection, Violation,
+    linger,
 };
 use pin_project_lite::pin_project;
 use std::{
@@ -457,7 +457,7 @@ fn look_for_proxy(conn: &ConnInfo, headers: &HeaderMap) {
     let Some(totals) = conn.totals().filter(|totals| totals.peers_are_clients) else { return };
     let names = ["forwarded", "x-forwarded-for", "x-real-ip"];
     if let Some(percent) = totals.look(names.iter().any(|name| headers.contains_key(*name))) {
-        totals.settings.recorder.record(|| Event::forwarded(percent));
+        say::forwarded(&totals.settings.recorder, percent);
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     limits::Limits,
     registry::Registry,
     report::{Kills, Mark, Marks},
-    strain,
+    say, strain,
     sweeper::{Sweeper, Untold},
 };
 use palisade_core::{
@@ -138,7 +138,7 @@ impl ConnGuard {
             turn: AtomicUsize::new(0),
             listening: Mutex::default(),
         });
-        shared.tell_cap();
+        say::cap(&shared.limits);
         let levels = Arc::downgrade(&shared);
         shared.recorder.register(levels as Weak<dyn Levels>);
         Self { shared }
@@ -228,23 +228,6 @@ impl fmt::Debug for ConnGuard {
 // === Shared ===
 
 impl Shared {
-    /// The one thing that this crate logs by itself.
-    #[cfg(feature = "tracing")]
-    fn tell_cap(&self) {
-        let Limits { connections, connections_from, per_client, per_network, .. } = self.limits;
-        tracing::info!(
-            target: "palisade",
-            connections,
-            from = %connections_from,
-            per_client,
-            per_network,
-            "how many connections there may be",
-        );
-    }
-
-    #[cfg(not(feature = "tracing"))]
-    fn tell_cap(&self) {}
-
     /// How hard it is going, 0 to 1.
     pub(crate) fn pressure(&self) -> f32 {
         // Those who are told to go make room in a moment.
@@ -286,6 +269,8 @@ impl Levels for Shared {
         visit(Level::InFlightLimit, self.limits.max_in_flight as u64);
         visit(Level::Upgraded, self.totals.upgraded() as u64);
         visit(Level::UpgradedLimit, self.limits.max_upgraded as u64);
+        visit(Level::PressurePercent, (self.pressure() * 100.0) as u64);
+        visit(Level::AcceptErrors, self.errors.exhausted.load(Relaxed));
         if self.totals.peers_are_clients {
             visit(Level::ForwardedPercent, self.totals.forwarded_percent().into());
         }

@@ -33,7 +33,7 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! | upgraded connections | a quarter of all | 503 in place of the 101 | `UpgradedFull` |
 //! | nothing taken of what waits for the client | 30 s | RST | `WriteStall` |
 //! | all answers of HTTP/2 wait for their windows, and less than 500 B/s is taken | 30 s | RST | `WindowStall` |
-//! | requests in flight on all connections | four times the connections, ≥ 1,024 | 503 and `Retry-After` | `InFlightFull` |
+//! | requests in flight on all connections, of which [one](ConnGuardBuilder::max_in_flight) may have what it leaves | four times the connections, ≥ 1,024 | 503 and `Retry-After` | `InFlightFull` |
 //! | requests cancelled within a second, and more than half of all | 200 | RST | `CancelledRequests` |
 //! | bytes of HTTP/2 that bring no request on | 256 KiB, and 16 KiB/s | RST | `NoProgress` |
 //! | age | 1 h ± 10 % | `Connection: close`, FIN once idle for 5 s, RST after a grace if [asked for](ConnGuardBuilder::age_grace) | `MaxAge` |
@@ -60,6 +60,16 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! hold many with work can neither keep out nor drive out who holds few.
 //!
 //! Places can be [kept](ConnGuardBuilder::reserve) for networks that must get in whatever happens.
+//!
+//! # What is meant to take long
+//!
+//! Server-sent events, long polls, gRPC streams, downloads: each is one request in flight until its
+//! answer has ended, however quiet it is. So it is never idle, never displaced unless its client
+//! takes nothing of what waits for him, counts among the requests in flight, and outlives the age of its connection
+//! unless a grace is asked for. `WriteStall` and `WindowStall` hold; on HTTP/1 a client that closes his side of the
+//! connection while he waits for an answer counts as gone. A WebSocket, or any other upgrade, and a tunnel by
+//! CONNECT are upgraded connections: no request is in flight there, the silence of either side alone counts, and only
+//! what both sides do not say for 5 min ends them.
 //!
 //! # Under pressure
 //!
@@ -101,8 +111,8 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //!
 //! # What it cannot do
 //!
-//! Under `axum::serve` and tonic one HTTP/2 connection cannot be told to go away in good order, nor
-//! one stream of it be cut: a client that shuts the window of some streams keeps them for as long
+//! Under `axum::serve` and tonic one HTTP/2 connection cannot be told to go away in good order (but
+//! by tonic itself at an age, which `harden` sets), nor one stream of it be cut: a client that shuts the window of some streams keeps them for as long
 //! as another one of the connection is at work. Unfinished HEADERS after the first complete request end by the idle
 //! rule only. A request that begins at the very moment in which its connection is ended as idle
 //! is lost, as with every server; clients repeat it. HTTP/2 that is to take no more requests, of
@@ -159,6 +169,7 @@ mod memory;
 mod permit;
 mod registry;
 mod report;
+mod say;
 mod strain;
 mod sweeper;
 #[cfg(test)]
@@ -179,7 +190,7 @@ pub use listener::{Accept, Guarded};
 pub use palisade_core::{
     ClientKey, ConfigError, ConnInfo, Ending, Mode, Network, Phase, Prefix, Pressure, Reason,
 };
-pub use report::{AcceptErrorCounts, ClientConns, ConnRates, ConnSnapshot, Kill};
+pub use report::{AcceptErrorCounts, ConnHolder, ConnRates, ConnSnapshot, Kill};
 #[cfg(feature = "tonic")]
 pub use tonic::harden;
 pub use transport::Transport;

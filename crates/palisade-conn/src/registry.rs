@@ -165,11 +165,14 @@ impl Registry {
     }
 
     fn asking(&self, conn: &ConnInfo) -> Asking {
-        let network = ClientKey::address(conn.peer().ip(), self.network);
         Asking {
             client: self.hasher.hash_one(Some(conn.client())),
-            network: self.hasher.hash_one(network),
+            network: self.hasher.hash_one(self.network_of(conn)),
         }
+    }
+
+    pub(crate) fn network_of(&self, conn: &ConnInfo) -> ClientKey {
+        ClientKey::address(conn.peer().ip(), self.network)
     }
 
     /// Appends everybody in one of the [`SHARDS`], those of one client behind its newest.

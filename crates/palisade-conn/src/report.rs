@@ -15,8 +15,8 @@ use tokio::time::Instant;
 
 /// So many endings are remembered.
 const KILLS: usize = 1000;
-/// So many clients are named.
-const CLIENTS: usize = 10;
+/// So many clients, and so many networks, are named.
+const HOLDERS: usize = 10;
 /// Newcomers are counted over so long.
 const WINDOW_MILLIS: u64 = 10_000;
 /// At the most so often what was counted is kept.
@@ -80,19 +80,30 @@ pub struct ConnRates {
     pub written: f64,
 }
 
-/// What one client holds.
+/// What one client, or one network, holds.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug)]
-pub struct ClientConns {
-    /// Who that is. For logs, never for labels.
-    pub client: ClientKey,
+pub struct ConnHolder {
+    /// Who that is: the first address of the block. For logs, never for labels.
+    pub who: ClientKey,
     /// How many connections.
     pub connections: usize,
-    /// What these do.
+    /// Requests on these since they were opened.
+    pub requests: u64,
+    /// Bytes taken from the client on these since they were opened.
+    pub read: u64,
+    /// Bytes that the kernel took for the client on these since they were opened.
+    pub written: u64,
+    /// The same in a second.
     pub per_second: ConnRates,
 }
 
-/// Who is connected. Bounded: numbers, and the ten clients with the most connections.
+/// Everybody who holds something, by key.
+#[derive(Default)]
+struct Holders(HashMap<ClientKey, ConnHolder>);
+
+/// Who is connected. Bounded: numbers, and the ten clients and ten networks with the most
+/// connections.
 #[non_exhaustive]
 #[derive(Clone, Debug)]
 pub struct ConnSnapshot {
@@ -119,7 +130,10 @@ pub struct ConnSnapshot {
     /// How many are at what. Phases without any are left out.
     pub phases: Vec<(Phase, usize)>,
     /// The ten clients with the most connections, the most first.
-    pub clients: Vec<ClientConns>,
+    pub clients: Vec<ConnHolder>,
+    /// The ten networks (the blocks of [`max_per_network`](crate::ConnGuardBuilder::max_per_network))
+    /// with the most connections, the most first.
+    pub networks: Vec<ConnHolder>,
     /// How many clients there are.
     pub distinct_clients: usize,
     /// The age of the oldest connection.
@@ -242,6 +256,35 @@ impl AddAssign for ConnRates {
     }
 }
 
+// === Holders ===
+
+impl Holders {
+    fn add(&mut self, who: ClientKey, sample: &ConnSample, rates: ConnRates) {
+        let nothing = ConnHolder {
+            who,
+            connections: 0,
+            requests: 0,
+            read: 0,
+            written: 0,
+            per_second: ConnRates::default(),
+        };
+        let holds = self.0.entry(who).or_insert(nothing);
+        holds.connections += 1;
+        holds.requests += u64::from(sample.requests);
+        holds.read = holds.read.saturating_add(sample.read);
+        holds.written = holds.written.saturating_add(sample.written);
+        holds.per_second += rates;
+    }
+
+    /// Those with the most connections, the most first.
+    fn most(self) -> Vec<ConnHolder> {
+        let mut all: Vec<_> = self.0.into_values().collect();
+        all.sort_unstable_by_key(|holds| Reverse(holds.connections));
+        all.truncate(HOLDERS);
+        all
+    }
+}
+
 // === ConnSnapshot ===
 
 impl ConnSnapshot {
@@ -250,7 +293,7 @@ impl ConnSnapshot {
         let mut found = Vec::new();
         (0..SHARDS).for_each(|shard| shared.registry.copy(shard, &mut found));
         let mut phases = [0; Phase::ALL.len()];
-        let mut by_client = HashMap::new();
+        let (mut clients, mut networks) = (Holders::default(), Holders::default());
         let mut unaccounted = 0;
         let mut per_second = ConnRates::default();
         let mut ages = Vec::with_capacity(found.len());
@@ -262,18 +305,12 @@ impl ConnSnapshot {
             unaccounted += usize::from(!sample.accounted);
             per_second += rates;
             ages.push(age);
-            let client = one.conn.client();
-            let nothing = ClientConns { client, connections: 0, per_second: ConnRates::default() };
-            let holds = by_client.entry(client).or_insert(nothing);
-            holds.connections += 1;
-            holds.per_second += rates;
+            clients.add(one.conn.client(), &sample, rates);
+            networks.add(shared.registry.network_of(&one.conn), &sample, rates);
         }
         ages.sort_unstable();
         let age = |at: usize| Duration::from_millis(ages.get(at).copied().unwrap_or(0));
-        let distinct_clients = by_client.len();
-        let mut clients: Vec<_> = by_client.into_values().collect();
-        clients.sort_unstable_by_key(|holds| Reverse(holds.connections));
-        clients.truncate(CLIENTS);
+        let distinct_clients = clients.0.len();
         let mark = shared.mark(now);
         let (opened_per_second, refused_per_second) = shared.marks.per_second(mark);
         let phases = Phase::ALL.iter().copied().zip(phases).filter(|(_, count)| *count > 0);
@@ -289,7 +326,8 @@ impl ConnSnapshot {
             refused_per_second,
             per_second,
             phases: phases.collect(),
-            clients,
+            clients: clients.most(),
+            networks: networks.most(),
             distinct_clients,
             oldest: age(ages.len().saturating_sub(1)),
             median_age: age(ages.len() / 2),

@@ -4,9 +4,10 @@ use crate::{
     guard::{Shared, Spared},
     judge::{Finding, RELUCTANT, Rank, When, is_kept, is_newcomer, is_quiet, judge},
     registry::{Found, SHARDS},
+    say,
     strain::under,
 };
-use palisade_core::{ConnInfo, ConnRest, Event, Mode, Reason};
+use palisade_core::{ConnInfo, ConnRest, Mode, Reason};
 use std::{
     cmp::Ordering,
     collections::BinaryHeap,
@@ -213,7 +214,7 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
         tokio::task::yield_now().await;
     }
     if shared.untold.is_worth_a_word(now, shared.limits.first_request, is_told, untold) {
-        shared.recorder.record(|| Event::unaccounted(untold));
+        say::unaccounted(&shared.recorder, untold);
     }
     let are_many = newcomers > all / 2;
     shared.many_newcomers.store(are_many, Relaxed);

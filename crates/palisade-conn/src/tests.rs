@@ -1,7 +1,7 @@
 //! Every deadline, both ways to end, and each poll function, on paused time over a duplex.
 
 use crate::{
-    ClientConns, ConnGuard, ConnGuardBuilder, ConnRates, Guarded, GuardedIo, Pressure, Transport,
+    ConnGuard, ConnGuardBuilder, ConnHolder, ConnRates, Guarded, GuardedIo, Pressure, Transport,
     judge::End, listener::Accept,
 };
 use palisade_core::{ConnVerdict, Ending, Mode, Phase, Reason, Violation};
@@ -923,11 +923,15 @@ async fn a_snapshot_tells_what_is_done_in_a_second_and_by_whom() {
     let ConnRates { requests, read, written, .. } = now.per_second;
     assert_eq!((requests, read, written), (5.0, 35.0, 30.0));
     let of = |pair: &Pair| {
-        let is_his = |one: &&ClientConns| one.client == pair.server.conn().client();
+        let is_his = |one: &&ConnHolder| one.who == pair.server.conn().client();
         *now.clients.iter().find(is_his).unwrap()
     };
     assert_eq!((of(&busy).connections, of(&busy).per_second), (1, now.per_second));
     assert_eq!((of(&quiet).connections, of(&quiet).per_second), (1, ConnRates::default()));
+    let ConnHolder { requests, read, written, .. } = of(&busy);
+    assert_eq!((requests, read, written), (20, 140, 120));
+    let [network] = &now.networks[..] else { panic!("{now:?}") };
+    assert_eq!((network.connections, network.requests), (2, 20));
     sleep(7 * SECOND).await;
     assert_eq!(guard.snapshot().opened_per_second, 0.0);
     drop((busy, quiet));

@@ -70,6 +70,11 @@ impl Transport for TcpStream {
 
 #[cfg(unix)]
 impl Transport for tokio::net::UnixStream {
+    fn prepare(&self) {
+        // There is no low-water mark here.
+        let _ = SockRef::from(self).set_send_buffer_size(2 * UNSENT as usize);
+    }
+
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn has_hung_up(&self) -> bool {
         hung_up(self)

@@ -1,53 +1,132 @@
-//! The line that a guard logs when it is made. In a process of its own: where others make guards at
-//! the same moment, tracing may take it that nobody listens.
+//! What a guard logs by itself. In a process of its own: where others make guards at the same moment,
+//! tracing may take it that nobody listens.
 #![cfg(feature = "tracing")]
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-use palisade_conn::ConnGuard;
-use std::sync::{Arc, Mutex};
+use palisade_conn::{ConnGuard, Transport};
+use palisade_core::{Event as Heard, Metrics};
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tracing::{Event, Metadata, Subscriber, field, span};
 
-#[test]
-fn a_guard_says_once_how_many_connections_there_may_be_and_why() {
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<String>>>);
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<String>>>);
 
-    struct Line(String);
+struct Line(String);
 
-    impl field::Visit for Line {
-        fn record_debug(&mut self, field: &field::Field, value: &dyn std::fmt::Debug) {
-            self.0 += &format!("{field}={value:?} ");
-        }
+impl field::Visit for Line {
+    fn record_debug(&mut self, field: &field::Field, value: &dyn std::fmt::Debug) {
+        self.0 += &format!("{field}={value:?} ");
+    }
+}
+
+impl Subscriber for Lines {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target() == "palisade"
     }
 
-    impl Subscriber for Lines {
-        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-            metadata.target() == "palisade"
-        }
-
-        fn event(&self, event: &Event<'_>) {
-            let mut line = Line(String::new());
-            event.record(&mut line);
-            self.0.lock().unwrap().push(line.0);
-        }
-
-        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-            span::Id::from_u64(1)
-        }
-
-        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-        fn enter(&self, _: &span::Id) {}
-        fn exit(&self, _: &span::Id) {}
+    fn event(&self, event: &Event<'_>) {
+        let mut line = Line(String::new());
+        event.record(&mut line);
+        self.0.lock().unwrap().push(line.0);
     }
 
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+}
+
+impl Lines {
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+/// A client that has sent a byte, and no more.
+struct OneByte(bool);
+
+impl Transport for OneByte {}
+
+impl AsyncRead for OneByte {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if std::mem::replace(&mut self.0, true) {
+            return Poll::Pending;
+        }
+        buf.put_slice(b"G");
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for OneByte {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Pending
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Hears, and logs nothing.
+struct Hears;
+
+impl Metrics for Hears {
+    fn record(&self, _: &Heard<'_>) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guard_says_how_many_there_may_be_and_once_that_nobody_tells_of_requests() {
     let lines = Lines::default();
     let _listening = tracing::subscriber::set_default(lines.clone());
     let guard = ConnGuard::builder().max_connections(5000).build().unwrap();
     drop(guard.clone());
-    let lines = lines.0.lock().unwrap();
-    let [line] = &lines[..] else { panic!("{lines:?}") };
+    let said = lines.take();
+    let [line] = &said[..] else { panic!("{said:?}") };
     for part in ["connections=5000 ", "from=max_connections ", "per_client=64 "] {
         assert!(line.contains(part), "{line}");
     }
+
+    let serve = async |guard: &ConnGuard| {
+        let peer = Some(([192, 0, 2, 1], 1).into());
+        let mut io = guard.admit(OneByte(false), peer, None).unwrap();
+        io.read_u8().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        // Still there: nobody knows that it is at nothing.
+        let mut byte = [0; 1];
+        let read = poll_fn(|cx| {
+            Poll::Ready(Pin::new(&mut io).poll_read(cx, &mut ReadBuf::new(&mut byte)))
+        });
+        assert!(read.await.is_pending());
+    };
+    serve(&guard).await;
+    serve(&guard).await;
+    let said = lines.take();
+    let [line] = &said[..] else { panic!("{said:?}") };
+    assert!(line.contains("connections=1") && line.contains("connected(app)"), "{line}");
+
+    // Whoever hears it from the metrics does not read it twice.
+    let guard = ConnGuard::builder().metrics(Hears).build().unwrap();
+    lines.take();
+    serve(&guard).await;
+    assert_eq!(lines.take(), [""; 0]);
 }

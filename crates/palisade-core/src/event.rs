@@ -199,6 +199,10 @@ pub enum Level {
     /// How many of a hundred requests say that a proxy forwarded them, where each peer counts as a
     /// client.
     ForwardedPercent,
+    /// How hard it is going for connections, of a hundred.
+    PressurePercent,
+    /// Failures to accept for want of files or memory. Only grows.
+    AcceptErrors,
     /// Connections that wait in the kernel to be accepted now.
     AcceptQueue,
     /// How many may wait there; known of listeners that a guard bound itself.
@@ -230,6 +234,8 @@ impl Level {
         Self::Upgraded,
         Self::UpgradedLimit,
         Self::ForwardedPercent,
+        Self::PressurePercent,
+        Self::AcceptErrors,
         Self::AcceptQueue,
         Self::AcceptQueueLimit,
         Self::ListenOverflows,
@@ -243,6 +249,7 @@ impl Level {
             Self::Admitted
                 | Self::KeysEvicted
                 | Self::ConnectionsOpened
+                | Self::AcceptErrors
                 | Self::ListenOverflows
                 | Self::ListenDrops
         )

@@ -181,6 +181,14 @@ pub(crate) fn level_family(level: Level) -> Option<Family> {
             "palisade_forwarded_percent",
             "Of a hundred requests, those that a proxy forwarded; most of them: choose behind_proxy",
         ),
+        Level::PressurePercent => (
+            "palisade_pressure_percent",
+            "How hard it is going for connections; from 80 on their deadlines get shorter",
+        ),
+        Level::AcceptErrors => (
+            "palisade_accept_errors_total",
+            "Failures to accept a connection for want of files or memory",
+        ),
         Level::AcceptQueue => {
             ("palisade_accept_queue", "Connections that wait in the kernel to be accepted")
         }

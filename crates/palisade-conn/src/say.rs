@@ -1,0 +1,48 @@
+//! What this crate logs by itself, with the feature `tracing`. The warnings only where no metrics
+//! hear the same.
+
+use crate::limits::Limits;
+use palisade_core::{Event, Recorder};
+
+#[cfg(feature = "tracing")]
+pub(crate) fn cap(limits: &Limits) {
+    let Limits { connections, connections_from, per_client, per_network, .. } = limits;
+    tracing::info!(
+        target: "palisade",
+        connections,
+        from = %connections_from,
+        per_client,
+        per_network,
+        "how many connections there may be",
+    );
+}
+
+#[cfg(not(feature = "tracing"))]
+pub(crate) fn cap(_: &Limits) {}
+
+/// Nobody tells of the requests on so many connections.
+pub(crate) fn unaccounted(recorder: &Recorder, connections: usize) {
+    recorder.record(|| Event::unaccounted(connections));
+    #[cfg(feature = "tracing")]
+    if !recorder.is_on() {
+        tracing::warn!(
+            target: "palisade",
+            connections,
+            "clients send and nobody tells of a request, so that no idle connection can be told from \
+             one at work: serve `connected(app)`, or put `guard.accounting()` around the services",
+        );
+    }
+}
+
+/// So many of a hundred requests say that a proxy forwarded them.
+pub(crate) fn forwarded(recorder: &Recorder, percent: u32) {
+    recorder.record(|| Event::forwarded(percent));
+    #[cfg(feature = "tracing")]
+    if !recorder.is_on() {
+        tracing::warn!(
+            target: "palisade",
+            percent,
+            "requests are forwarded by a proxy, which counts as one client: choose `behind_proxy`",
+        );
+    }
+}
