@@ -11,7 +11,7 @@ use palisade_concurrency_limit::ConcurrencyLimitLayer;
 use palisade_rate_limit::{Quota, RateLimitLayer};
 use palisade_testkit::{
     bodies::Pieces,
-    clients,
+    clients::{self, until},
     demo::{Piece, echo_client::EchoClient, echo_server::EchoServer},
     echo::Lengths,
     servers::{self, Server},
@@ -25,8 +25,10 @@ use std::{
 use tokio::process::Command;
 use tower::{ServiceBuilder, service_fn};
 
-/// Of each kind; the kinds together are a bit more than a thousand.
+/// Of each kind.
 const UPLOADS: usize = 125;
+/// Of each of the seven kinds behind the guard: a thousand, and one.
+const GUARDED: usize = 143;
 
 async fn read(
     request: Request<RequestBody<Incoming>>,
@@ -51,13 +53,13 @@ fn all_but(seen: usize, missed: usize) {
 
 /// hyper's client on HTTP/1 sees that its uploads are answered with `status`.
 async fn seen_on_http1(server: &Server, status: StatusCode) {
-    all_but(count_on_http1(server, status).await, UPLOADS / 25);
+    all_but(count_on_http1(server, status, UPLOADS).await, UPLOADS / 25);
 }
 
-/// How many of two times [`UPLOADS`] do.
-async fn count_on_http1(server: &Server, status: StatusCode) -> usize {
+/// How many of two times so many do.
+async fn count_on_http1(server: &Server, status: StatusCode, times: usize) -> usize {
     let mut seen = 0;
-    for body in (0..UPLOADS).flat_map(|_| uploads()) {
+    for body in (0..times).flat_map(|_| uploads()) {
         let mut client = clients::http1(Ipv4Addr::LOCALHOST, server.addr).await.unwrap();
         let request = Request::post("/").header("host", "test").body(body).unwrap();
         let answer = client.send_request(request).await;
@@ -122,7 +124,7 @@ async fn tonic_sees_resource_exhausted() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn curl_sees_413() {
-    for (options, seen, failed) in curls(&server().await).await {
+    for (options, seen, failed) in curls(&server().await, UPLOADS).await {
         let missed = if options.contains(&HTTP2) { 0 } else { UPLOADS / 50 };
         assert!(seen + missed >= UPLOADS, "{options:?}: {} {failed:?}", failed.len());
     }
@@ -136,20 +138,23 @@ async fn under_serve_all_but_one_in_two_hundred_see_it() {
     let serve = palisade::serve(guard.listen(servers::listener().await), app);
     let addr = serve.local_addr().unwrap();
     let server = Server::new(addr, tokio::spawn(async move { serve.await.unwrap() }));
-    let mut asked = 2 * UPLOADS;
-    let mut seen = count_on_http1(&server, StatusCode::PAYLOAD_TOO_LARGE).await;
-    let mut failures = Vec::new();
-    for (options, of_them, failed) in curls(&server).await {
-        (asked, seen) = (asked + UPLOADS, seen + of_them);
-        failures.push((options, failed));
-    }
-    assert!(seen * 200 >= asked * 199, "{seen} of {asked}: {failures:?}");
+    let seen = count_on_http1(&server, StatusCode::PAYLOAD_TOO_LARGE, GUARDED).await;
+    assert!(seen * 200 >= 2 * GUARDED * 199, "hyper: {seen} of {}", 2 * GUARDED);
+    let curls = curls(&server, GUARDED).await;
+    let (asked, seen) =
+        curls.iter().fold((0, 0), |(asked, seen), curl| (asked + GUARDED, seen + curl.1));
+    assert!(seen * 200 >= asked * 199, "curl: {seen} of {asked}, {curls:?}");
+    drop(server);
+    until("everybody is gone", || guard.snapshot().open == 0).await;
 }
 
 const HTTP2: &str = "--http2-prior-knowledge";
 
-/// For each of curl's ways to upload, how many of [`UPLOADS`] saw 413, and what the others said.
-async fn curls(server: &Server) -> Vec<(&'static [&'static str], usize, Vec<String>)> {
+/// For each of curl's ways to upload, how many of `times` saw 413, and what the others said.
+async fn curls(
+    server: &Server,
+    times: usize,
+) -> Vec<(&'static [&'static str], usize, Vec<String>)> {
     static FILES: AtomicUsize = AtomicUsize::new(0);
     let number = FILES.fetch_add(1, SeqCst);
     let name = format!("palisade-upload-{}-{number}", std::process::id());
@@ -175,7 +180,7 @@ async fn curls(server: &Server) -> Vec<(&'static [&'static str], usize, Vec<Stri
             continue;
         }
         let mut failed = Vec::new();
-        for _ in 0..UPLOADS {
+        for _ in 0..times {
             let mut curl = Command::new("curl");
             curl.args(options).args(["-sS", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}"]);
             curl.arg("--data-binary").arg(format!("@{}", file.display())).arg(server.url());
@@ -187,7 +192,7 @@ async fn curls(server: &Server) -> Vec<(&'static [&'static str], usize, Vec<Stri
                 failed.push(String::from_utf8_lossy(&output.stderr).into_owned());
             }
         }
-        all.push((options, UPLOADS - failed.len(), failed));
+        all.push((options, times - failed.len(), failed));
     }
     std::fs::remove_file(file).unwrap();
     all

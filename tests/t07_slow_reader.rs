@@ -123,6 +123,45 @@ async fn a_slow_and_steady_reader_is_never_cut() {
     all_gone(&guard).await;
 }
 
+/// By the defaults and for as long as `PALISADE_SOAK_SECONDS` says; else for 8 s, and four that it may
+/// stall.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_download_at_64_kib_a_second_is_never_cut() {
+    let soak = std::env::var("PALISADE_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
+    let stall = if soak.is_some() { 30 } else { 4 };
+    let (guard, journal) = guard(stall * SECOND);
+    let server = serve(&guard, app()).await;
+    let lasts = Duration::from_secs(soak.unwrap_or(8));
+    let mut plain = RawClient::connect(server.addr).await.unwrap();
+    plain.send(ENDLESS).await.unwrap();
+    let mut framed = RawClient::connect(server.addr).await.unwrap();
+    framed.send([h2::hello(65_535), h2::get(1, "/endless")].concat()).await.unwrap();
+    let started = Instant::now();
+    // The system's own receive buffers, which open again in large steps.
+    let http1 = async {
+        let mut piece = vec![0; 16 * 1024];
+        while started.elapsed() < lasts {
+            plain.stream.read_exact(&mut piece).await.unwrap();
+            sleep(SECOND / 4).await;
+        }
+    };
+    let http2 = async {
+        while started.elapsed() < lasts {
+            let frame = h2::read(&mut framed.stream).await;
+            let length = frame.payload.len() as u32;
+            if frame.kind == h2::DATA && length > 0 {
+                sleep(SECOND / 4 * length / (16 * 1024)).await;
+                framed.send([h2::open(0, length), h2::open(1, length)].concat()).await.unwrap();
+            }
+        }
+    };
+    tokio::join!(http1, http2);
+    assert!(journal.disconnected().is_empty(), "{:?}", journal.disconnected());
+    assert!(journal.cut().is_empty(), "{:?}", journal.cut());
+    drop((plain, framed));
+    all_gone(&guard).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_taken_slowly_behind_its_window_is_not_idle() {
     // hyper has taken the whole body at once: for the layers the request is over.
