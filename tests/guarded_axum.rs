@@ -128,6 +128,35 @@ async fn one_upgrade_too_many_is_refused_in_good_order() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_opens_many_web_sockets_leaves_one_for_everybody_else() {
+    let (guard, journal) = guard(ConnGuard::builder().max_upgraded(20));
+    let echo = |upgrade: WebSocketUpgrade| async {
+        upgrade.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
+    };
+    let server = serve(&guard, app().route("/ws", any(echo))).await;
+    let ask = async |last| {
+        let from = Ipv4Addr::new(127, 0, 6, last);
+        let mut client = RawClient::connect_from(from, server.addr).await.unwrap();
+        client.send(UPGRADE).await.unwrap();
+        (client.head().await.unwrap().status.as_u16(), client)
+    };
+    let mut held = Vec::new();
+    for _ in 0..30 {
+        held.push(ask(1).await);
+    }
+    // Half of what is not kept for who has none.
+    assert_eq!(held.iter().filter(|(status, _)| *status == 101).count(), 7);
+    for last in 2..=14 {
+        held.push(ask(last).await);
+        assert_eq!(held.last().unwrap().0, 101, "{last}");
+    }
+    assert_eq!((guard.snapshot().upgraded, ask(15).await.0), (20, 503));
+    drop(held);
+    all_gone(&guard).await;
+    assert!(journal.refused().iter().all(|of| *of == (Guard::Connection, Reason::UpgradedFull)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_request_knows_its_peer_and_its_connection() {
     let guard = ConnGuard::default();
     let who = |ConnectInfo(peer): ConnectInfo<SocketAddr>, request: axum::extract::Request| async move {

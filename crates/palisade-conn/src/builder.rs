@@ -316,7 +316,11 @@ impl ConnGuardBuilder {
     /// How many connections may be upgraded at once, at least 1; needs the accounting layer. The
     /// next one gets 503 in place of its 101 or its successful `CONNECT`, and its handler learns
     /// that nothing came of the upgrade. An HTTP/2 connection that carries a tunnel counts as one
-    /// for as long as it lives. Defaults to a quarter of [`Self::max_connections`].
+    /// for as long as it lives.
+    ///
+    /// A client may always have one, and more as long as he has no more than is left of three
+    /// quarters of them; where a peer is no client ([`Self::behind_proxy`]), all it gets.
+    /// Defaults to a quarter of [`Self::max_connections`].
     pub fn max_upgraded(mut self, connections: usize) -> Self {
         self.max_upgraded = Some(connections);
         self

@@ -646,14 +646,14 @@ impl ConnInfo {
         if self.state().is_set(COUNTED) {
             return Ok(());
         }
-        let result = totals.begin_upgraded();
+        let result = totals.begin_upgraded(self.client());
         if result.is_err() && totals.settings.mode == Mode::Enforce {
-            totals.end_upgraded();
+            totals.end_upgraded(self.client());
             return result;
         }
         // Counted twice, or after the socket was gone: nobody else would count it off.
         if self.state().set(UPGRADED | COUNTED) & (COUNTED | GONE) != 0 {
-            totals.end_upgraded();
+            totals.end_upgraded(self.client());
         }
         result
     }
@@ -662,7 +662,7 @@ impl ConnInfo {
     pub fn leave(&self) {
         let counted = self.state().set(GONE) & (COUNTED | GONE) == COUNTED;
         if counted && let Some(totals) = self.totals() {
-            totals.end_upgraded();
+            totals.end_upgraded(self.client());
         }
     }
 }
@@ -1088,6 +1088,28 @@ mod tests {
         gone.leave();
         gone.upgrade().unwrap();
         assert_eq!(totals.upgraded(), 0);
+    }
+
+    #[test]
+    fn one_client_may_have_no_more_upgraded_than_it_leaves_and_each_may_have_one() {
+        let mut totals = ConnTotals::default();
+        totals.max_upgraded = Some(20);
+        totals.peers_are_clients = true;
+        let totals = Arc::new(totals);
+        let conn = |last| {
+            let conn = ConnInfo::new(([192, 0, 2, last], 1).into(), None, Prefix::default());
+            conn.within(totals.clone())
+        };
+        let first: Vec<_> = (0..20).map(|_| conn(1)).collect();
+        assert_eq!(first.iter().filter(|conn| conn.upgrade().is_ok()).count(), 7);
+        let others: Vec<_> = (2..=14).map(conn).collect();
+        assert!(others.iter().all(|conn| conn.upgrade().is_ok()));
+        assert_eq!(totals.upgraded(), 20);
+        assert_eq!(conn(99).upgrade(), Err((20, 21)));
+        first.iter().chain(&others).for_each(ConnInfo::leave);
+        assert_eq!(totals.upgraded(), 0);
+        let again: Vec<_> = (0..7).map(|_| conn(1)).collect();
+        assert!(again.iter().all(|conn| conn.upgrade().is_ok()));
     }
 
     #[test]

@@ -1,14 +1,17 @@
 //! What the connections of one guard have in common.
 
-use crate::{Network, Settings};
+use crate::{ClientKey, Network, Settings};
 use std::{
     net::IpAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed},
     },
 };
 
+/// Clients with upgraded connections are counted in so many places, at random: two that share one count
+/// together.
+const PLACES: usize = 1024;
 /// So many requests are looked at before anything is said of them.
 const LOOKED_AT: u32 = 128;
 /// Above this part of them, of a hundred, a proxy is before the server.
@@ -35,6 +38,7 @@ pub struct ConnTotals {
     pub peers_are_clients: bool,
     in_flight: AtomicUsize,
     upgraded: AtomicUsize,
+    upgraded_by_client: OnceLock<Box<[AtomicU32]>>,
     millis: AtomicU32,
     looked_at: AtomicU32,
     forwarded: AtomicU32,
@@ -61,16 +65,9 @@ impl ConnTotals {
     /// half of it, beside ten that ask for all an eleventh.
     #[inline]
     pub fn over_in_flight(&self, peer: IpAddr, own: u32) -> Option<(u64, u64)> {
-        let (most, all) = (self.max_in_flight?, self.in_flight());
-        let left = || (most - most / 4).saturating_sub(all);
-        if all <= most && (own <= 1 || own as usize <= left()) {
-            return None;
-        }
-        if self.reserved.iter().any(|network| network.contains(peer)) {
-            return None;
-        }
-        let is_full = all > most;
-        Some(if is_full { (most as u64, all as u64) } else { (left().max(1) as u64, own.into()) })
+        let over = over(self.max_in_flight?, self.in_flight(), own as usize)?;
+        let is_reserved = self.reserved.iter().any(|network| network.contains(peer));
+        (!is_reserved).then_some(over)
     }
 
     /// It is so many milliseconds since anything, by a clock that may wrap. Told from time to
@@ -113,18 +110,39 @@ impl ConnTotals {
         self.in_flight.fetch_sub(1, Relaxed);
     }
 
-    /// Fails with how many may be upgraded, and how many would be.
-    pub(crate) fn begin_upgraded(&self) -> Result<(), (u64, u64)> {
-        let upgraded = self.upgraded.fetch_add(1, Relaxed).saturating_add(1);
-        match self.max_upgraded {
-            Some(most) if upgraded > most => Err((most as u64, upgraded as u64)),
-            _ => Ok(()),
-        }
+    /// Fails with how many may be upgraded, and how many would be. Where peers are clients, one of
+    /// them may have no more than it leaves, as of requests.
+    pub(crate) fn begin_upgraded(&self, client: ClientKey) -> Result<(), (u64, u64)> {
+        let all = self.upgraded.fetch_add(1, Relaxed).saturating_add(1);
+        let own = self.upgraded_of(client).fetch_add(1, Relaxed).saturating_add(1);
+        let own = if self.peers_are_clients { own as usize } else { 1 };
+        let over = self.max_upgraded.and_then(|most| over(most, all, own));
+        over.map_or(Ok(()), Err)
     }
 
-    pub(crate) fn end_upgraded(&self) {
+    pub(crate) fn end_upgraded(&self, client: ClientKey) {
         self.upgraded.fetch_sub(1, Relaxed);
+        self.upgraded_of(client).fetch_sub(1, Relaxed);
     }
+
+    /// How many connections of `client` are upgraded, and of whoever falls into the same place.
+    fn upgraded_of(&self, client: ClientKey) -> &AtomicU32 {
+        let places = self
+            .upgraded_by_client
+            .get_or_init(|| (0..PLACES).map(|_| AtomicU32::new(0)).collect());
+        &places[client.place(PLACES)]
+    }
+}
+
+/// Whether one more than may be is there, of `all` of which one has `own`: how many may be, and how
+/// many are. The last quarter is for who has no other.
+#[inline]
+fn over(most: usize, all: usize, own: usize) -> Option<(u64, u64)> {
+    if all > most {
+        return Some((most as u64, all as u64));
+    }
+    let left = (most - most / 4).saturating_sub(all);
+    (own > 1 && own > left).then_some((left.max(1) as u64, own as u64))
 }
 
 #[cfg(test)]
