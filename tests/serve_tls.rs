@@ -10,15 +10,21 @@ use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use palisade::{
     conn::{ConnGuard, Reason},
-    serve::Http,
+    serve::{Drained, Http},
 };
 use palisade_testkit::{
     Journal,
     clients::{RawClient, until},
     servers,
 };
-use std::{net::SocketAddr, sync::Arc};
-use tokio::{net::TcpStream, time::Instant};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::oneshot,
+    task::JoinHandle,
+    time::Instant,
+};
 use tokio_rustls::{
     TlsConnector,
     client::TlsStream,
@@ -33,7 +39,12 @@ struct Secure {
     guard: ConnGuard,
     journal: Journal,
     client: ClientConfig,
+    /// Dropped, it says so, too.
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<std::io::Result<Drained>>,
 }
+
+const DRAIN: Duration = Duration::from_secs(1);
 
 impl Secure {
     async fn serve(http: Http, handshakes: usize) -> Self {
@@ -47,14 +58,17 @@ impl Secure {
         let client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
 
         let journal = Journal::default();
-        let guard = ConnGuard::builder().first_request(SECOND).idle(2 * SECOND);
+        let guard =
+            ConnGuard::builder().first_request(SECOND).idle(2 * SECOND).write_stall(2 * SECOND);
         let guard = guard.metrics(journal.clone()).build().unwrap();
         let listener = guard.listen(servers::listener().await);
         let serve = palisade::serve(listener, app()).http(http).tls(Arc::new(server));
         let serve = serve.max_handshakes(handshakes);
         let addr = serve.local_addr().unwrap();
-        tokio::spawn(serve.into_future());
-        Self { addr, guard, journal, client }
+        let (stop, stopped) = oneshot::channel();
+        let signal = async { stopped.await.unwrap_or(()) };
+        let served = tokio::spawn(serve.with_graceful_shutdown(signal).drain(DRAIN).into_future());
+        Self { addr, guard, journal, client, stop, served }
     }
 
     async fn connect(&self, offered: &[&str]) -> std::io::Result<TlsStream<TcpStream>> {
@@ -149,5 +163,51 @@ async fn half_handshakes_give_way_to_whoever_goes_on() {
         server.journal.closed().iter().filter(|why| **why == Some(Reason::HandshakesFull)).count();
     assert_eq!(displaced, 17);
     drop(halves);
+    all_gone(&server.guard).await;
+}
+
+#[tokio::test]
+async fn a_shutdown_waits_for_no_handshake_and_no_client_that_does_not_read() {
+    let server = Secure::serve(Http::default(), 10).await;
+    let silent = RawClient::connect(server.addr).await.unwrap();
+    let mut half = RawClient::connect(server.addr).await.unwrap();
+    half.send([0x16, 3, 1, 1, 0, 1]).await.unwrap();
+    let shaken = server.connect(&[]).await.unwrap();
+    let mut asking = Vec::new();
+    for path in ["/endless", "/hang"] {
+        let mut client = server.connect(&["http/1.1"]).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        asking.push(client);
+    }
+    until("they are at work", || server.guard.snapshot().in_flight == 2).await;
+    let started = Instant::now();
+    server.stop.send(()).unwrap();
+    let drained = server.served.await.unwrap().unwrap();
+    let took = started.elapsed();
+    assert!(took >= DRAIN && took < DRAIN + SLACK, "{took:?}");
+    assert_eq!(drained.cut, 2);
+    all_gone(&server.guard).await;
+    drop((silent, half, shaken, asking));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_upload_sees_its_answer_and_who_reads_nothing_is_reset() {
+    let server = Secure::serve(Http::default(), 10).await;
+    for _ in 0..20 {
+        let mut client = server.connect(&["http/1.1"]).await.unwrap();
+        let head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10000000\r\n\r\n";
+        client.write_all(head).await.unwrap();
+        // Looks at nothing before all is written, or writing fails.
+        let _ = client.write_all(&vec![b'x'; 10_000_000]).await;
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 405");
+    }
+    let mut client = server.connect(&["http/1.1"]).await.unwrap();
+    client.write_all(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let stalled = || server.journal.closed().contains(&Some(Reason::WriteStall));
+    until("it is reset", stalled).await;
+    drop(client);
     all_gone(&server.guard).await;
 }
