@@ -6,7 +6,7 @@ use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use palisade_conn::{Accept, ConnGuard, Guarded, Reason, Transport};
-use palisade_serve::{Drained, serve};
+use palisade_serve::{Drained, Http, serve};
 use palisade_testkit::Journal;
 use std::{
     convert::Infallible,
@@ -32,6 +32,8 @@ const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
 const HANG: &[u8] = b"GET /hang HTTP/1.1\r\nhost: x\r\n\r\n";
 /// `GET /` of HTTP/2, whole, on stream 1.
 const GET2: &[u8] = b"\0\0\x06\x01\x05\0\0\0\x01\x82\x86\x84\x01\x01x";
+/// `GET /hang` likewise.
+const HANG2: &[u8] = b"\0\0\x0c\x01\x05\0\0\0\x01\x82\x86\x04\x05/hang\x01\x01x";
 /// Two looks of the sweeper.
 const LATE: Duration = Duration::from_millis(500);
 
@@ -111,11 +113,11 @@ impl Server {
     fn start() -> Self {
         let journal = Journal::default();
         let guard = ConnGuard::builder().metrics(journal.clone()).build().unwrap();
-        Self { journal, ..Self::start_with(guard) }
+        Self { journal, ..Self::start_with(guard, Http::default()) }
     }
 
     /// Answers `GET /` at once, and everything else never.
-    fn start_with(guard: ConnGuard) -> Self {
+    fn start_with(guard: ConnGuard, http: Http) -> Self {
         let journal = Journal::default();
         let (connect, pipes) = mpsc::unbounded_channel();
         let (signal, told) = oneshot::channel();
@@ -126,7 +128,8 @@ impl Server {
             Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"hello"))))
         });
         let listener: Guarded<_> = guard.listen(Pipes(pipes));
-        let serve = serve(listener, app).with_graceful_shutdown(async { drop(told.await) });
+        let serve =
+            serve(listener, app).http(http).with_graceful_shutdown(async { drop(told.await) });
         Self { guard, journal, connect, signal, task: tokio::spawn(serve.into_future()) }
     }
 
@@ -265,7 +268,7 @@ fn get2(stream: u32) -> Vec<u8> {
 #[tokio::test(start_paused = true)]
 async fn whoever_goes_on_after_his_goaway_is_ended() {
     let guard = ConnGuard::builder().max_requests(3).build().unwrap();
-    let server = Server::start_with(guard);
+    let server = Server::start_with(guard, Http::default());
     let mut client = server.connect(&[PREFACE, SETTINGS].concat()).await;
     let started = Instant::now();
     // He acknowledges nothing, so that as far as HTTP/2 goes he may begin as many as he likes.
@@ -360,7 +363,7 @@ async fn an_app_that_fails_is_answered_for() {
 #[tokio::test(start_paused = true)]
 async fn a_quiet_connection_of_age_is_told_at_once() {
     let guard = ConnGuard::builder().max_age(seconds(1000)).build().unwrap();
-    let server = Server::start_with(guard);
+    let server = Server::start_with(guard, Http::default());
     // `GET /hang` on stream 1: nothing goes over this connection any more.
     let hang = b"\0\0\x0c\x01\x05\0\0\0\x01\x82\x86\x04\x05/hang\x01\x01x";
     let mut client = server.connect(&[PREFACE, SETTINGS, hang].concat()).await;
@@ -379,4 +382,40 @@ async fn a_quiet_connection_of_age_is_told_at_once() {
     timeout(seconds(2000), goaway).await.unwrap();
     let took = started.elapsed();
     assert!(took >= seconds(900) && took <= seconds(1100) + LATE, "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_for_pings_loses_who_does_not_answer_them_and_nobody_else() {
+    let pinging = || Http::builder().ping(seconds(30), seconds(10)).build().unwrap();
+    let hang = [PREFACE, SETTINGS, HANG2].concat();
+    let server = Server::start_with(ConnGuard::default(), pinging());
+    is_due(ended(&mut server.connect(&hang).await).await, seconds(40));
+    sleep(seconds(1)).await; // It lingers.
+    server.at_rest();
+
+    let mut client = server.connect(&hang).await;
+    let answering = async {
+        let mut answered = 0;
+        loop {
+            let mut head = [0; 9];
+            client.read_exact(&mut head).await.unwrap();
+            let mut payload = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
+            client.read_exact(&mut payload).await.unwrap();
+            if (head[3], head[4]) == (6, 0) {
+                head[4] = 1;
+                client.write_all(&[&head[..], &payload].concat()).await.unwrap();
+                answered += 1;
+            }
+            if answered == 20 {
+                return;
+            }
+        }
+    };
+    timeout(seconds(601), answering).await.unwrap();
+    drop(client);
+
+    // By default nobody is asked.
+    let server = Server::start();
+    let mut client = server.connect(&hang).await;
+    assert!(timeout(seconds(600), ended(&mut client)).await.is_err());
 }
