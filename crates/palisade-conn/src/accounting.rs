@@ -225,8 +225,11 @@ impl Accountant {
         mut request: Request<B>,
         call: impl FnOnce(Request<B>) -> F,
     ) -> AccountingFuture<F> {
-        let account = self.begin(&mut request);
+        let mut account = self.begin(&mut request);
         if let Some(rejection) = account.as_ref().and_then(|account| account.refuse(&request)) {
+            if let Some(account) = &mut account {
+                account.in_flight.refused();
+            }
             let version = request.version();
             linger(request.into_body(), version);
             let rejection = Some(Box::new(rejection));

@@ -107,11 +107,6 @@ impl ClientKey {
         Self { hash: self.hash ^ u64::from(place).wrapping_mul(STEP), ..self }
     }
 
-    /// One of so many places, the same for as long as the process lives.
-    pub(crate) fn place(self, places: usize) -> usize {
-        (self.hash % places.max(1) as u64) as usize
-    }
-
     fn to_bits(self) -> u128 {
         join(self.bits)
     }

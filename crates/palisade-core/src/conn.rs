@@ -231,6 +231,8 @@ pub struct InFlight {
     stage: Stage,
     is_upload: bool,
     is_waiting: bool,
+    /// It counts among those of all connections.
+    is_in_totals: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -628,7 +630,8 @@ impl ConnInfo {
             }
         }
         let stage = Stage::Handler;
-        InFlight { conn: self.clone(), begun, stage, is_upload: false, is_waiting: false }
+        let (is_upload, is_waiting, is_in_totals) = (false, false, true);
+        InFlight { conn: self.clone(), begun, stage, is_upload, is_waiting, is_in_totals }
     }
 
     /// It is, or carries, something else than HTTP from now on, and counts as such until
@@ -703,6 +706,16 @@ impl InFlight {
         self.stage = Stage::Responded;
     }
 
+    /// It is refused for what is in flight on all connections, and counts no more among that: a
+    /// client that takes none of its refusals would use up with them what he was refused.
+    pub fn refused(&mut self) {
+        if std::mem::take(&mut self.is_in_totals)
+            && let Some(totals) = self.conn.totals()
+        {
+            totals.end_request();
+        }
+    }
+
     /// On HTTP/2, whether more of its answer is ready than its client takes.
     pub fn set_waiting(&mut self, is_waiting: bool) {
         let state = self.conn.state();
@@ -754,9 +767,7 @@ impl Drop for InFlight {
             ended += WAITING;
         }
         state.in_flight.fetch_sub(ended, Relaxed);
-        if let Some(totals) = self.conn.totals() {
-            totals.end_request();
-        }
+        self.refused();
     }
 }
 

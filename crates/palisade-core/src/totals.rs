@@ -1,17 +1,15 @@
 //! What the connections of one guard have in common.
 
-use crate::{ClientKey, Network, Settings};
+use crate::{ClientKey, Network, Settings, sync::Mutex};
 use std::{
+    collections::{HashMap, hash_map::Entry},
     net::IpAddr,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed},
     },
 };
 
-/// Clients with upgraded connections are counted in so many places, at random: two that share one count
-/// together.
-const PLACES: usize = 1024;
 /// So many requests are looked at before anything is said of them.
 const LOOKED_AT: u32 = 128;
 /// Above this part of them, of a hundred, a proxy is before the server.
@@ -38,7 +36,8 @@ pub struct ConnTotals {
     pub peers_are_clients: bool,
     in_flight: AtomicUsize,
     upgraded: AtomicUsize,
-    upgraded_by_client: OnceLock<Box<[AtomicU32]>>,
+    /// Those who have any, so that there are no more of them than upgraded connections.
+    upgraded_by_client: Mutex<HashMap<ClientKey, u32>>,
     millis: AtomicU32,
     looked_at: AtomicU32,
     forwarded: AtomicU32,
@@ -114,7 +113,12 @@ impl ConnTotals {
     /// them may have no more than it leaves, as of requests.
     pub(crate) fn begin_upgraded(&self, client: ClientKey) -> Result<(), (u64, u64)> {
         let all = self.upgraded.fetch_add(1, Relaxed).saturating_add(1);
-        let own = self.upgraded_of(client).fetch_add(1, Relaxed).saturating_add(1);
+        let own = {
+            let mut by_client = self.upgraded_by_client.lock();
+            let own = by_client.entry(client).or_insert(0);
+            *own += 1;
+            *own
+        };
         let own = if self.peers_are_clients { own as usize } else { 1 };
         let over = self.max_upgraded.and_then(|most| over(most, all, own));
         over.map_or(Ok(()), Err)
@@ -122,15 +126,12 @@ impl ConnTotals {
 
     pub(crate) fn end_upgraded(&self, client: ClientKey) {
         self.upgraded.fetch_sub(1, Relaxed);
-        self.upgraded_of(client).fetch_sub(1, Relaxed);
-    }
-
-    /// How many connections of `client` are upgraded, and of whoever falls into the same place.
-    fn upgraded_of(&self, client: ClientKey) -> &AtomicU32 {
-        let places = self
-            .upgraded_by_client
-            .get_or_init(|| (0..PLACES).map(|_| AtomicU32::new(0)).collect());
-        &places[client.place(PLACES)]
+        if let Entry::Occupied(mut own) = self.upgraded_by_client.lock().entry(client) {
+            *own.get_mut() -= 1;
+            if *own.get() == 0 {
+                own.remove();
+            }
+        }
     }
 }
 
