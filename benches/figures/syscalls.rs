@@ -7,7 +7,9 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
-use palisade_benches::{Identified, Server, generous, palisade, peers, runtime};
+use palisade_benches::{
+    Exchange, Identified, Protocol, Server, generous, palisade, peers, runtime,
+};
 use std::{
     env, fs,
     io::{self, Read, Write},
@@ -48,6 +50,10 @@ pub(crate) fn count() -> io::Result<Option<Vec<Row>>> {
         ("palisade", "ready", "palisade::serve, handler ready"),
         ("palisade", "pending", "palisade::serve, handler Pending once"),
         ("palisade+layers", "pending", "the same with the five layers, of palisade::serve"),
+        ("guarded", "ready2", "axum::serve behind the connection guard, HTTP/2, ready"),
+        ("guarded", "pending2", "axum::serve behind it, HTTP/2, Pending once"),
+        ("palisade", "ready2", "palisade::serve, HTTP/2, ready"),
+        ("palisade", "pending2", "palisade::serve, HTTP/2, Pending once"),
     ] {
         let over = of_server(server, path)? - of_server("axum", path)?;
         // The sweeper's four looks a second are in it.
@@ -88,6 +94,11 @@ fn total(server: &str, path: &str, requests: usize) -> io::Result<Option<f64>> {
 /// Serves `requests` requests of one client on one connection. `what` is a server, then the path.
 pub(crate) fn be_counted(what: &str, requests: usize) {
     let (server, path) = what.split_once('/').expect("a server and a path");
+    let (path, protocol) = match path.strip_suffix('2') {
+        Some(path) => (path, Protocol::Http2),
+        None => (path, Protocol::Http1),
+    };
+    let path = format!("/{path}");
     let router = Router::new().route("/ready", get(async || "ok")).route(
         "/pending",
         get(async || {
@@ -99,8 +110,7 @@ pub(crate) fn be_counted(what: &str, requests: usize) {
     runtime.block_on(async {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
         let addr = listener.local_addr().expect("a bound socket has an address");
-        let request = format!("GET /{path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
-        let client = thread::spawn(move || ask(addr, request.as_bytes(), requests));
+        let client = thread::spawn(move || ask(addr, protocol, &path, requests));
         if let Some(server) = server.strip_prefix("serve:") {
             return by_server(&runtime, server, listener, router, client).await;
         }
@@ -142,13 +152,21 @@ async fn by_server(
     served.abort();
 }
 
-fn ask(addr: SocketAddr, request: &[u8], requests: usize) {
+fn ask(addr: SocketAddr, protocol: Protocol, path: &str, requests: usize) {
     let mut stream = TcpStream::connect(addr).expect("the server listens");
     stream.set_nodelay(true).expect("a TCP socket");
-    let mut answer = [0; 4096];
+    let (mut exchange, mut received) = (Exchange::new(protocol), Vec::new());
+    let mut piece = [0; 4096];
     for _ in 0..requests {
-        stream.write_all(request).expect("the server reads");
-        let length = stream.read(&mut answer).expect("the server answers");
-        assert!(answer[..length].starts_with(b"HTTP/1.1 200"), "every request is served");
+        stream.write_all(&exchange.request(path)).expect("the server reads");
+        let answer = loop {
+            let length = stream.read(&mut piece).expect("the server answers");
+            assert!(length > 0, "the server ended the connection");
+            received.extend_from_slice(&piece[..length]);
+            if let Some(answer) = exchange.answer(&mut received) {
+                break answer;
+            }
+        };
+        assert_eq!(answer.status, 200, "every request is served");
     }
 }

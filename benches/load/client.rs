@@ -1,6 +1,6 @@
 //! Those who ask: as much as they get, or now and then.
 
-use palisade_benches::runtime;
+use palisade_benches::{Exchange, Protocol, runtime};
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
@@ -32,7 +32,8 @@ const PACE: Duration = Duration::from_millis(20);
 /// A client on a connection that it keeps.
 struct Client {
     stream: TcpStream,
-    request: String,
+    exchange: Exchange,
+    path: &'static str,
     buffer: Vec<u8>,
     /// The server takes no more requests on it.
     is_last: bool,
@@ -46,18 +47,22 @@ pub(crate) struct Flood {
 }
 
 /// How many requests were served within `time`.
-pub(crate) fn throughput(addr: SocketAddr, time: Duration) -> io::Result<usize> {
+pub(crate) fn throughput(
+    addr: SocketAddr,
+    protocol: Protocol,
+    time: Duration,
+) -> io::Result<usize> {
     runtime().block_on(async {
         let until = Instant::now() + time;
         let mut clients = JoinSet::new();
         for _ in 0..KEPT {
             clients.spawn(async move {
-                let mut client = Client::connect(HONEST, addr, "/").await?;
+                let mut client = Client::connect(HONEST, addr, protocol, "/").await?;
                 let mut served = 0;
                 while Instant::now() < until {
                     served += usize::from(client.ask().await? == 200);
                     if client.is_last {
-                        client = Client::connect(HONEST, addr, "/").await?;
+                        client = Client::connect(HONEST, addr, protocol, "/").await?;
                     }
                 }
                 io::Result::Ok(served)
@@ -71,12 +76,12 @@ pub(crate) fn throughput(addr: SocketAddr, time: Duration) -> io::Result<usize> 
 pub(crate) fn p50(
     from: Ipv4Addr,
     addr: SocketAddr,
-    path: &str,
+    (protocol, path): (Protocol, &'static str),
     time: Duration,
 ) -> io::Result<Duration> {
     runtime().block_on(async {
         let until = Instant::now() + time;
-        let mut client = Client::connect(from, addr, path).await?;
+        let mut client = Client::connect(from, addr, protocol, path).await?;
         let mut times = Vec::new();
         while Instant::now() < until {
             let asked = Instant::now();
@@ -84,6 +89,9 @@ pub(crate) fn p50(
                 return Err(io::Error::other("an honest request was refused"));
             }
             times.push(asked.elapsed());
+            if client.is_last {
+                client = Client::connect(from, addr, protocol, path).await?;
+            }
             sleep(PACE).await;
         }
         times.sort_unstable();
@@ -92,7 +100,11 @@ pub(crate) fn p50(
 }
 
 /// Asks from one address on many connections, whatever the answers are, until it is stopped.
-pub(crate) fn flood(from: Ipv4Addr, addr: SocketAddr, path: &'static str) -> Flood {
+pub(crate) fn flood(
+    from: Ipv4Addr,
+    addr: SocketAddr,
+    (protocol, path): (Protocol, &'static str),
+) -> Flood {
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
     let (answered, is_answered) = sync_channel(1);
@@ -102,11 +114,15 @@ pub(crate) fn flood(from: Ipv4Addr, addr: SocketAddr, path: &'static str) -> Flo
                 let (stopped, answered) = (Arc::clone(&stopped), answered.clone());
                 async move {
                     while !stopped.load(Relaxed) {
-                        let Ok(mut client) = Client::connect(from, addr, path).await else {
+                        let Ok(mut client) = Client::connect(from, addr, protocol, path).await
+                        else {
                             sleep(PACE).await;
                             continue;
                         };
-                        while !stopped.load(Relaxed) && client.ask().await.is_ok() {
+                        while !stopped.load(Relaxed)
+                            && !client.is_last
+                            && client.ask().await.is_ok()
+                        {
                             let _ = answered.try_send(());
                         }
                     }
@@ -123,39 +139,33 @@ pub(crate) fn flood(from: Ipv4Addr, addr: SocketAddr, path: &'static str) -> Flo
 // === Client ===
 
 impl Client {
-    async fn connect(from: Ipv4Addr, addr: SocketAddr, path: &str) -> io::Result<Self> {
+    async fn connect(
+        from: Ipv4Addr,
+        addr: SocketAddr,
+        protocol: Protocol,
+        path: &'static str,
+    ) -> io::Result<Self> {
         let socket = TcpSocket::new_v4()?;
         socket.bind((from, 0).into())?;
         let stream = socket.connect(addr).await?;
         stream.set_nodelay(true)?;
-        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
-        Ok(Self { stream, request, buffer: Vec::with_capacity(4096), is_last: false })
+        let exchange = Exchange::new(protocol);
+        Ok(Self { stream, exchange, path, buffer: Vec::with_capacity(4096), is_last: false })
     }
 
     /// The status of the answer, once all of it is here.
     async fn ask(&mut self) -> io::Result<u16> {
-        self.stream.write_all(self.request.as_bytes()).await?;
-        self.buffer.clear();
+        self.stream.write_all(&self.exchange.request(self.path)).await?;
         loop {
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            if let Some((status, is_last)) = answer_of(&self.buffer) {
-                self.is_last = is_last;
-                return Ok(status);
+            if let Some(answer) = self.exchange.answer(&mut self.buffer) {
+                self.is_last = answer.is_last;
+                return Ok(answer.status);
             }
         }
     }
-}
-
-/// The status of an answer, and whether it is the last one here, if it is whole: it says how long
-/// it is, as all of ours do.
-fn answer_of(bytes: &[u8]) -> Option<(u16, bool)> {
-    let (head, body) = str::from_utf8(bytes).ok()?.split_once("\r\n\r\n")?;
-    let header = |name| head.lines().find_map(|line| line.strip_prefix(name));
-    let length: usize = header("content-length: ")?.parse().ok()?;
-    let status = head.split(' ').nth(1)?.parse().ok()?;
-    (body.len() >= length).then_some((status, header("connection: ") == Some("close")))
 }
 
 // === Flood ===

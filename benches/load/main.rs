@@ -1,5 +1,5 @@
 //! Loads whole servers over loopback and reports what a clock says: never a gate, and nothing to
-//! compare between machines. About a minute and a half.
+//! compare between machines. About three minutes.
 //!
 //! Each server is a process of its own with one thread. They take turns within one run, and what
 //! is shown is how each stands to `axum::serve` in the same turn.
@@ -9,6 +9,7 @@ mod client;
 mod server;
 
 use client::{FLOODER, HONEST, flood, p50, throughput};
+use palisade_benches::Protocol;
 use server::Child;
 use std::{env, io, time::Duration};
 
@@ -32,15 +33,18 @@ fn main() -> io::Result<()> {
         [server::ARGUMENT, name] => server::run(name),
         [] => {
             println!("{:64} {:>7} {:>7} {:>7}  design", "figure", "median", "least", "most");
-            cost()?;
-            honest_beside_a_flood()
+            for (protocol, name) in [(Protocol::Http1, "HTTP/1"), (Protocol::Http2, "HTTP/2")] {
+                cost(protocol, name)?;
+                honest_beside_a_flood(protocol, name)?;
+            }
+            Ok(())
         }
         _ => Err(io::Error::other("it takes no arguments")),
     }
 }
 
 /// P7: requests on 16 connections that are kept, as many as the server can do.
-fn cost() -> io::Result<()> {
+fn cost(protocol: Protocol, name: &str) -> io::Result<()> {
     let others = [
         ("guarded", "axum::serve behind the connection guard"),
         ("palisade", "palisade::serve"),
@@ -52,23 +56,23 @@ fn cost() -> io::Result<()> {
     let mut cpu = vec![Vec::new(); others.len()];
     let mut rate = cpu.clone();
     for _ in 0..TURNS {
-        let base = serve(&bare)?;
+        let base = serve(&bare, protocol)?;
         for (place, server) in servers.iter().enumerate() {
-            let served = serve(server)?;
+            let served = serve(server, protocol)?;
             cpu[place].push(served.cpu_per_request / base.cpu_per_request);
             rate[place].push(served.per_second / base.per_second);
         }
     }
     for (place, (_, what)) in others.into_iter().enumerate() {
-        show(&format!("P7 CPU per HTTP/1 request: {what}"), &mut cpu[place], "<= 1.04");
+        show(&format!("P7 CPU per {name} request: {what}"), &mut cpu[place], "<= 1.04");
         show("P7 the same: requests per second", &mut rate[place], ">= 0.97");
     }
     Ok(())
 }
 
-fn serve(server: &Child) -> io::Result<Served> {
+fn serve(server: &Child, protocol: Protocol) -> io::Result<Served> {
     let before = server.cpu()?;
-    let served = throughput(server.addr, TURN)? as f64;
+    let served = throughput(server.addr, protocol, TURN)? as f64;
     let spent = server.cpu()? - before;
     Ok(Served {
         per_second: served / TURN.as_secs_f64(),
@@ -78,15 +82,15 @@ fn serve(server: &Child) -> io::Result<Served> {
 
 /// P9: the median time of one who asks now and then, while one address asks on 64 connections for
 /// as much as it gets.
-fn honest_beside_a_flood() -> io::Result<()> {
+fn honest_beside_a_flood(protocol: Protocol, name: &str) -> io::Result<()> {
     for (path, what) in [("/", "a handler that does nothing"), ("/work", "one of 0.2 ms")] {
         let bare = Child::start(BARE)?;
         let guarded = Child::start("palisade+quota")?;
         let (mut ratios, mut alone, mut beside) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..TURNS {
             let time = |server: &Child| -> io::Result<f64> {
-                let flood = flood(FLOODER, server.addr, path);
-                let time = p50(HONEST, server.addr, path, TURN);
+                let flood = flood(FLOODER, server.addr, (protocol, path));
+                let time = p50(HONEST, server.addr, (protocol, path), TURN);
                 flood.stop();
                 Ok(time?.as_secs_f64() * 1e3)
             };
@@ -95,7 +99,11 @@ fn honest_beside_a_flood() -> io::Result<()> {
             alone.push(base);
             beside.push(ours);
         }
-        show(&format!("P9 honest p50 beside a flood, {what}: part of bare"), &mut ratios, "<= 1.0");
+        show(
+            &format!("P9 {name}, honest p50 beside a flood, {what}: part of bare"),
+            &mut ratios,
+            "<= 1.0",
+        );
         show("P9 the same in ms, bare", &mut alone, "-");
         show("P9 the same in ms, palisade::serve, layers and a quota", &mut beside, "-");
     }

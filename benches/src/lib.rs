@@ -5,12 +5,14 @@
 
 mod bodies;
 mod drive;
+mod exchange;
 mod handlers;
 mod stacks;
 mod wire;
 
 pub use bodies::Frames;
 pub use drive::{drive, runtime};
+pub use exchange::{Answer, Exchange};
 pub use handlers::{Identified, IntoAxum, Pends, PendsOnce, Reading, Reads, Ready, for_peers};
 pub use stacks::{PeerStack, generous, palisade, peers, peers_limit, stingy, tower_governor};
 pub use wire::{Peer, Protocol, Server, hyper_http1, hyper_util_auto, serve};
