@@ -155,11 +155,20 @@ impl Table {
     #[inline]
     fn find(&self, hash: u64, now: u64, max_debt: u64) -> Option<Place<'_>> {
         let tag = tag(hash);
-        self.lines_of(hash).into_iter().flat_map(|line| &line.0).find_map(|word| {
-            let seen = word.load(Relaxed);
-            let found = seen >> TAT_BITS == tag;
-            found.then(|| Place { word, seen, debt: debt(seen, now, max_debt), found })
-        })
+        for line in self.lines_of(hash) {
+            for word in &line.0 {
+                let seen = word.load(Relaxed);
+                if seen >> TAT_BITS == tag {
+                    return Some(Place {
+                        word,
+                        seen,
+                        debt: debt(seen, now, max_debt),
+                        found: true,
+                    });
+                }
+            }
+        }
+        None
     }
 
     /// The word of the key with this hash, or else the one it is to take over: a word without
