@@ -108,8 +108,9 @@ async fn who_opens_all_windows_and_reads_nothing_is_reset_in_time() {
         let mut client = RawClient::connect(served.addr).await.unwrap();
         let started = Instant::now();
         client.send(bomb(0x7fff_ffff)).await.unwrap();
-        until("all are at work", || guard.snapshot().in_flight >= 100).await;
+        // On a busy machine the first of them may stall before the last is here.
         let ended = || journal.closed().contains(&Some(Reason::WriteStall));
+        until("they are at work", || guard.snapshot().in_flight >= 100 || ended()).await;
         until("it is ended", ended).await;
         assert!(started.elapsed() < SECOND + SLACK, "{server}: {:?}", started.elapsed());
         neighbour.was_served().await;
