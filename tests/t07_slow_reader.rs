@@ -123,8 +123,8 @@ async fn a_slow_and_steady_reader_is_never_cut() {
     all_gone(&guard).await;
 }
 
-/// By the defaults and for as long as `PALISADE_SOAK_SECONDS` says; else for 8 s, and four that it may
-/// stall.
+/// For as long as `PALISADE_SOAK_SECONDS` says, with the 30 s that a stall may last by default; else for 8
+/// s, and 4 for a stall.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_download_at_64_kib_a_second_is_never_cut() {
     let soak = std::env::var("PALISADE_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
@@ -283,6 +283,29 @@ async fn a_window_that_stays_shut_or_opens_by_a_byte_ends_the_connection() {
     let stalled = (Reason::WindowStall, Phase::Writing);
     let count = ended.iter().filter(|(v, _)| (v.reason, v.phase) == stalled).count();
     assert_eq!(count, 2, "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_of_one_frame_behind_shut_windows_end_the_connection() {
+    if guarded::IS_UNDER_SERVE {
+        return; // As above.
+    }
+    let (guard, journal) = guard(SECOND);
+    let server = serve(&guard, app()).await;
+    let neighbour = Neighbour::of(server.addr);
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    let requests = (0..50).flat_map(|n| h2::get(2 * n + 1, "/"));
+    let started = Instant::now();
+    client.send([h2::hello(0), requests.collect()].concat()).await.unwrap();
+    // The handlers are done, and hyper has taken all that they gave.
+    until("they count", || guard.snapshot().in_flight >= 50).await;
+    let (_, is_reset, _) = cut(&mut client).await;
+    let took = started.elapsed();
+    assert!(is_reset && took >= SECOND && took < SECOND + SLACK, "{took:?}");
+    neighbour.was_served().await;
+    drop(client);
+    all_gone(&guard).await;
+    assert_eq!(journal.disconnected()[0].0.reason, Reason::WindowStall);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,7 +12,11 @@ use palisade::{
     Guard,
     conn::{ConnGuard, Reason},
 };
-use palisade_testkit::{Journal, clients::RawClient, servers::Server};
+use palisade_testkit::{
+    Journal,
+    clients::{RawClient, until},
+    servers::Server,
+};
 use std::{convert::Infallible, time::Duration};
 use tokio::{
     io::AsyncWriteExt,
@@ -41,6 +45,22 @@ async fn a_stream_whose_window_is_shut_is_reset_and_its_neighbour_is_served() {
     assert!(took >= STALL && took < STALL + SLACK, "{took:?}");
     client.send([h2::get(3, "/"), h2::open(3, 100)].concat()).await.unwrap();
     assert_eq!(h2::next(&mut client.stream, h2::DATA, 3).await, b"served");
+    assert_eq!(journal.cut(), [(Guard::Connection, Reason::WindowStall)]);
+    drop(client);
+    all_gone(&guard).await;
+}
+
+#[tokio::test]
+async fn an_answer_of_one_frame_waits_no_longer_behind_a_shut_window() {
+    // hyper takes all of it at once, and the handler is done.
+    let (server, guard, journal) = serve(app(), STALL).await;
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    client.send([h2::hello(0), h2::get(1, "/")].concat()).await.unwrap();
+    let started = Instant::now();
+    until("it counts", || guard.snapshot().in_flight == 1).await;
+    assert_eq!(h2::next(&mut client.stream, h2::RST_STREAM, 1).await, CANCEL);
+    assert!(started.elapsed() >= STALL && started.elapsed() < STALL + SLACK);
+    until("it is gone", || guard.snapshot().in_flight == 0).await;
     assert_eq!(journal.cut(), [(Guard::Connection, Reason::WindowStall)]);
     drop(client);
     all_gone(&guard).await;

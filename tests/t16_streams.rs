@@ -26,10 +26,11 @@ async fn requests_past_the_budget_of_all_connections_are_refused_at_the_head() {
     talking.send([h2::hello(65_535), h2::get(1, "/")].concat()).await.unwrap();
     assert_eq!(h2::next(&mut talking.stream, h2::DATA, 1).await, b"served");
 
-    // Ten times as many as there may be, on ten connections: they do not get the last quarter.
+    // Ten times as many as there may be, of ten clients: they do not get the last quarter.
     let mut holding = Vec::new();
     for n in 1..=10 {
-        let mut client = RawClient::connect(server.addr).await.unwrap();
+        let from = Ipv4Addr::new(127, 0, 3, n as u8);
+        let mut client = RawClient::connect_from(from, server.addr).await.unwrap();
         let requests = (0..100).flat_map(|stream| h2::get(2 * stream + 1, "/hang"));
         // Every second one does not take its refusals either.
         let window = if n % 2 == 0 { 65_535 } else { 0 };
@@ -64,7 +65,9 @@ async fn requests_past_the_budget_of_all_connections_are_refused_at_the_head() {
         (503, &"1".parse().unwrap())
     );
     talking.send(h2::get(103, "/")).await.unwrap();
-    assert_eq!(h2::next(&mut talking.stream, h2::DATA, 103).await, b"server is busy");
+    // 503, and nothing that would wait for a window.
+    let refused = h2::next(&mut talking.stream, h2::HEADERS, 103).await;
+    assert_eq!(refused[..5], [0x48, 0x83, 0x6c, 0x0c, 0xff]);
     // But for whoever has a place reserved.
     let answer = guarded::ask(Ipv4Addr::new(127, 0, 9, 1), server.addr, "/").await.unwrap();
     assert_eq!(answer.status(), 200);

@@ -8,8 +8,8 @@ use http::{
 };
 use http_body::{Body, Frame, SizeHint};
 use palisade_core::{
-    AnswerForm, ConnInfo, Guard, GuardBody, InFlight, Mode, Phase, Reason, Rejection, Violation,
-    linger,
+    AnswerForm, ConnInfo, ConnTotals, Guard, GuardBody, InFlight, Mode, Phase, Reason, Rejection,
+    Violation, linger,
 };
 use pin_project_lite::pin_project;
 use std::{
@@ -76,13 +76,17 @@ pin_project! {
 }
 
 pin_project! {
-    /// A response body; its request is in flight until it has ended, failed, or is dropped.
+    /// A response body; its request is in flight until it has ended, on HTTP/2 until it is dropped
+    /// after that, or until it has failed.
     #[derive(Debug)]
     pub struct AccountedBody<B> {
         #[pin]
         inner: GuardBody<B>,
         in_flight: Option<InFlight>,
         tells_of_windows: bool,
+        // Whether what has ended may still wait for its client, on HTTP/2: hyper takes the last
+        // frame before there is a window for it, and lets go of the body when it is sent.
+        lasts_to_its_drop: bool,
         // What is left of the length that the head declares, if it does.
         left: Option<u64>,
     }
@@ -351,11 +355,17 @@ impl Account {
         }
     }
 
-    /// Whether there are too many requests on all connections, or on this one beside the others.
+    /// Whether there are too many requests on all connections, or of this client beside the others.
     fn refuse<B: Body>(&self, request: &Request<B>) -> Option<Rejection> {
-        let conn = self.in_flight.conn();
-        let over = conn.totals()?.over_in_flight(conn.peer().ip(), conn.state().in_flight())?;
-        self.reject(Reason::InFlightFull, Phase::RequestHead, over, AnswerForm::of(request))
+        let over = self.in_flight.over()?;
+        let form = match AnswerForm::of(request) {
+            // See `answer_for`.
+            AnswerForm::GrpcWeb { .. } | AnswerForm::GrpcWebText { .. } if !self.is_http1 => {
+                AnswerForm::Grpc
+            }
+            form => form,
+        };
+        self.reject(Reason::InFlightFull, Phase::RequestHead, over, form)
     }
 
     /// `None` in shadow mode.
@@ -402,10 +412,15 @@ impl Account {
         }
     }
 
-    /// What a guard answers in the handler's place.
+    /// What a guard answers in the handler's place: on HTTP/2 a head and nothing else, which waits
+    /// for no window.
     #[cold]
     fn answer_for<B: Body<Data = Bytes>>(self, rejection: Rejection) -> Response<AccountedBody<B>> {
-        self.pass_on(rejection.into_response(), |body| body, false)
+        let mut response = rejection.into_response();
+        if !self.is_http1 {
+            response = response.map(|_| GuardBody::answer(Bytes::new()));
+        }
+        self.pass_on(response, |body| body, false)
     }
 
     fn pass_on<B, T>(
@@ -439,6 +454,7 @@ impl Account {
             inner: guarded(body),
             in_flight,
             tells_of_windows,
+            lasts_to_its_drop: !is_http1,
             left,
         })
     }
@@ -457,7 +473,8 @@ fn expect_body(in_flight: &InFlight, headers: &HeaderMap) {
 /// server. It is the client's own word, which is why nothing but words follow from it.
 #[cold]
 fn look_for_proxy(conn: &ConnInfo, headers: &HeaderMap) {
-    let Some(totals) = conn.totals().filter(|totals| totals.peers_are_clients) else { return };
+    let is_client = |totals: &&Arc<ConnTotals>| totals.peers_are_clients;
+    let Some(totals) = conn.known_client().and(conn.totals()).filter(is_client) else { return };
     let names = ["forwarded", "x-forwarded-for", "x-real-ip"];
     if let Some(percent) = totals.look(names.iter().any(|name| headers.contains_key(*name))) {
         say::forwarded(&totals.settings.recorder, percent);
@@ -477,7 +494,8 @@ fn declared<B: Body>(response: &Response<B>) -> Option<u64> {
 impl<B> AccountedBody<B> {
     /// Of this one the connection is told nothing.
     fn untold(inner: GuardBody<B>) -> Self {
-        Self { inner, in_flight: None, tells_of_windows: false, left: None }
+        let (in_flight, tells_of_windows, lasts_to_its_drop) = (None, false, false);
+        Self { inner, in_flight, tells_of_windows, lasts_to_its_drop, left: None }
     }
 }
 
@@ -514,8 +532,13 @@ impl<B: Body<Data = Bytes>> Body for AccountedBody<B> {
                 false
             }
         };
-        if is_last && let Some(mut in_flight) = this.in_flight.take() {
-            in_flight.answered();
+        if is_last {
+            if let Some(in_flight) = this.in_flight {
+                in_flight.answered();
+            }
+            if !*this.lasts_to_its_drop {
+                *this.in_flight = None;
+            }
         }
         Poll::Ready(frame)
     }
@@ -535,7 +558,7 @@ mod tests {
     use futures_util::{FutureExt, StreamExt};
     use http::header::{CONTENT_TYPE, RETRY_AFTER as RETRY_AFTER_NAME};
     use http_body_util::{BodyExt, Channel, Empty, Full};
-    use palisade_core::{ConnSample, ConnTotals, Prefix};
+    use palisade_core::{ConnSample, Prefix};
     use palisade_testkit::Journal;
     use std::convert::Infallible;
     use tower::{ServiceExt, service_fn};

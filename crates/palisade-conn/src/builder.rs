@@ -172,7 +172,9 @@ impl ConnGuardBuilder {
     /// told apart here; the layers can, by the address that the proxy passes on.
     ///
     /// Where nine in ten requests say that they were forwarded and this is not set, the guard says
-    /// so: once to its metrics, and as a level.
+    /// so: once to its metrics and, with the feature `tracing`, in the log, and as a level. It is the
+    /// clients' own word: look whether the few clients with most connections are proxies of yours.
+    /// A flood may say so, too.
     pub fn behind_proxy(self) -> Self {
         let proxied = self.no_max_per_client().no_accept_rate().no_max_cancelled();
         proxied.idle(Duration::from_secs(620))
@@ -329,10 +331,11 @@ impl ConnGuardBuilder {
     /// How many requests may be in flight on all connections together, at least 1; needs the
     /// accounting layer. The next one is answered 503 and `Retry-After` at its head.
     ///
-    /// A connection may always have one. It may have more as long as it has no more than is left of
-    /// three quarters of them: alone three eighths of all, beside a hundred that ask for all they
-    /// can get a hundredth. So nobody who asks for one thing at a time is refused because others ask
-    /// for thousands, as long as this is at least four times the connections.
+    /// A connection may always have one. More it may have as long as its client has no more than he
+    /// leaves of three quarters of them: alone three eighths of all, beside three who ask for all
+    /// they can get three twentieths. So nobody who asks for one thing at a time is refused because
+    /// others ask for thousands, as long as this is at least four times the connections. Where a
+    /// peer is no client ([`Self::behind_proxy`], a Unix socket) only the whole counts.
     /// Defaults to four times [`Self::max_connections`], and at least 1,024.
     pub fn max_in_flight(mut self, requests: usize) -> Self {
         self.max_in_flight = Some(requests);

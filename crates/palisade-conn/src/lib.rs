@@ -33,7 +33,7 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! | upgraded connections | a quarter of all | 503 in place of the 101 | `UpgradedFull` |
 //! | nothing taken of what waits for the client | 30 s | RST | `WriteStall` |
 //! | all answers of HTTP/2 wait for their windows, and less than 500 B/s is taken | 30 s | RST | `WindowStall` |
-//! | requests in flight on all connections, of which [one](ConnGuardBuilder::max_in_flight) may have what it leaves | four times the connections, ≥ 1,024 | 503 and `Retry-After` | `InFlightFull` |
+//! | requests in flight on all connections, of which [one client](ConnGuardBuilder::max_in_flight) may have what he leaves | four times the connections, ≥ 1,024 | 503 and `Retry-After` | `InFlightFull` |
 //! | requests cancelled within a second, and more than half of all | 200 | RST | `CancelledRequests` |
 //! | bytes of HTTP/2 that bring no request on | 256 KiB, and 16 KiB/s | RST | `NoProgress` |
 //! | age | 1 h ± 10 % | `Connection: close`, FIN once idle for 5 s, RST after a grace if [asked for](ConnGuardBuilder::age_grace) | `MaxAge` |
@@ -68,8 +68,8 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! takes nothing of what waits for him, counts among the requests in flight, and outlives the age of its connection
 //! unless a grace is asked for. `WriteStall` and `WindowStall` hold; on HTTP/1 a client that closes his side of the
 //! connection while he waits for an answer counts as gone. A WebSocket, or any other upgrade, and a tunnel by
-//! CONNECT are upgraded connections: no request is in flight there, the silence of either side alone counts, and only
-//! what both sides do not say for 5 min ends them.
+//! CONNECT are upgraded connections: no request is in flight there, and besides `WriteStall` only the silence of both
+//! sides for 5 min ends them.
 //!
 //! # Under pressure
 //!
@@ -188,7 +188,8 @@ pub use io::GuardedIo;
 pub use limits::CapFrom;
 pub use listener::{Accept, Guarded};
 pub use palisade_core::{
-    ClientKey, ConfigError, ConnInfo, Ending, Mode, Network, Phase, Prefix, Pressure, Reason,
+    ClientKey, ConfigError, ConfigFault, ConnInfo, Ending, Mode, Network, Phase, Prefix, Pressure,
+    Reason,
 };
 pub use report::{AcceptErrorCounts, ConnHolder, ConnRates, ConnSnapshot, Kill};
 #[cfg(feature = "tonic")]

@@ -131,6 +131,8 @@ pub struct ConnSnapshot {
     pub phases: Vec<(Phase, usize)>,
     /// The ten clients with the most connections, the most first.
     pub clients: Vec<ConnHolder>,
+    /// The ten clients with the most requests on connections that are open, the most first.
+    pub busiest: Vec<ConnHolder>,
     /// The ten networks (the blocks of [`max_per_network`](crate::ConnGuardBuilder::max_per_network))
     /// with the most connections, the most first.
     pub networks: Vec<ConnHolder>,
@@ -276,10 +278,10 @@ impl Holders {
         holds.per_second += rates;
     }
 
-    /// Those with the most connections, the most first.
-    fn most(self) -> Vec<ConnHolder> {
-        let mut all: Vec<_> = self.0.into_values().collect();
-        all.sort_unstable_by_key(|holds| Reverse(holds.connections));
+    /// Those with the most of something, the most first.
+    fn most<T: Ord>(&self, of: impl Fn(&ConnHolder) -> T) -> Vec<ConnHolder> {
+        let mut all: Vec<_> = self.0.values().copied().collect();
+        all.sort_unstable_by_key(|holds| Reverse(of(holds)));
         all.truncate(HOLDERS);
         all
     }
@@ -326,8 +328,9 @@ impl ConnSnapshot {
             refused_per_second,
             per_second,
             phases: phases.collect(),
-            clients: clients.most(),
-            networks: networks.most(),
+            clients: clients.most(|holds| (holds.connections, holds.requests)),
+            busiest: clients.most(|holds| (holds.requests, holds.connections)),
+            networks: networks.most(|holds| (holds.connections, holds.requests)),
             distinct_clients,
             oldest: age(ages.len().saturating_sub(1)),
             median_age: age(ages.len() / 2),

@@ -1,7 +1,8 @@
-//! What this crate logs by itself, with the feature `tracing`. The warnings only where no metrics
-//! hear the same.
+//! What this crate logs by itself, with the feature `tracing`: each once.
 
 use crate::limits::Limits;
+#[cfg(feature = "tracing")]
+use palisade_core::Guard;
 use palisade_core::{Event, Recorder};
 
 #[cfg(feature = "tracing")]
@@ -24,25 +25,25 @@ pub(crate) fn cap(_: &Limits) {}
 pub(crate) fn unaccounted(recorder: &Recorder, connections: usize) {
     recorder.record(|| Event::unaccounted(connections));
     #[cfg(feature = "tracing")]
-    if !recorder.is_on() {
-        tracing::warn!(
-            target: "palisade",
-            connections,
-            "clients send and nobody tells of a request, so that no idle connection can be told from \
-             one at work: serve `connected(app)`, or put `guard.accounting()` around the services",
-        );
-    }
+    tracing::warn!(
+        target: "palisade",
+        guard = Guard::Connection.as_str(),
+        connections,
+        "clients send and nobody tells of a request, so that no idle connection can be told from one \
+         at work: serve `connected(app)`, or put `guard.accounting()` around everything",
+    );
 }
 
 /// So many of a hundred requests say that a proxy forwarded them.
 pub(crate) fn forwarded(recorder: &Recorder, percent: u32) {
     recorder.record(|| Event::forwarded(percent));
     #[cfg(feature = "tracing")]
-    if !recorder.is_on() {
-        tracing::warn!(
-            target: "palisade",
-            percent,
-            "requests are forwarded by a proxy, which counts as one client: choose `behind_proxy`",
-        );
-    }
+    tracing::warn!(
+        target: "palisade",
+        guard = Guard::Connection.as_str(),
+        percent,
+        "most requests say that a proxy forwarded them: if those of `clients` in the snapshot are proxies of \
+         yours, choose `Stack::behind_proxy()` and `ConnGuardBuilder::behind_proxy()`; if not, it is a flood \
+         that says so",
+    );
 }

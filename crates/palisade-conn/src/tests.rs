@@ -930,6 +930,7 @@ async fn a_snapshot_tells_what_is_done_in_a_second_and_by_whom() {
     assert_eq!((of(&quiet).connections, of(&quiet).per_second), (1, ConnRates::default()));
     let ConnHolder { requests, read, written, .. } = of(&busy);
     assert_eq!((requests, read, written), (20, 140, 120));
+    assert_eq!(now.busiest[0].who, busy.server.conn().client());
     let [network] = &now.networks[..] else { panic!("{now:?}") };
     assert_eq!((network.connections, network.requests), (2, 20));
     sleep(7 * SECOND).await;

@@ -5,6 +5,7 @@ use futures_core::Stream;
 use http::Extensions;
 use palisade_core::ConnInfo;
 use std::{
+    hash::{BuildHasher, RandomState},
     io,
     pin::Pin,
     sync::Arc,
@@ -25,11 +26,12 @@ use tonic::transport::{
 /// | streams reset before a handler heard of them | 20 | 20, then GOAWAY (Rapid Reset, CVE-2023-44487) |
 /// | bytes taken in of one request, and of a connection, before they are read | 1 MiB | 256 KiB |
 /// | header fields of one request | 16 KiB | 16 KiB |
-/// | age of a connection | any, then the guard's FIN | 50 minutes, then GOAWAY |
+/// | age of a connection | any | 44 to 52 minutes, the same in a process, then GOAWAY |
 ///
 /// The age is below the guard's [`max_age`](crate::ConnGuardBuilder::max_age) of an hour, give or take a
 /// tenth: what is in flight comes to its end, and the client begins nothing more. Where you set the one, set
-/// `max_connection_age` below it.
+/// `max_connection_age` below it. tonic gives all connections the same age, so those that came together go
+/// together; of several processes each has its own.
 ///
 /// Whatever is set after it holds instead. tonic has no setting for how much of an answer is kept
 /// for a client that does not read: it is 400 KiB and one piece for each stream. Where that is too
@@ -67,7 +69,7 @@ pub fn harden<L>(server: Server<L>) -> Server<L> {
         .initial_stream_window_size(256 * 1024)
         .initial_connection_window_size(256 * 1024)
         .http2_max_header_list_size(16 * 1024)
-        .max_connection_age(Duration::from_secs(50 * 60))
+        .max_connection_age(Duration::from_secs(60 * (44 + RandomState::new().hash_one(()) % 9)))
 }
 
 /// What tonic leaves in each request's extensions is the connection itself. tonic's own

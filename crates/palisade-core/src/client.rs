@@ -107,6 +107,11 @@ impl ClientKey {
         Self { hash: self.hash ^ u64::from(place).wrapping_mul(STEP), ..self }
     }
 
+    /// One of so many places, the same for as long as the process lives.
+    pub(crate) fn place(self, places: usize) -> usize {
+        (self.hash % places.max(1) as u64) as usize
+    }
+
     fn to_bits(self) -> u128 {
         join(self.bits)
     }
@@ -243,6 +248,13 @@ impl ConnInfo {
     #[inline]
     pub fn client(&self) -> ClientKey {
         ClientKey { bits: split(leading(join(self.ip), self.kept)), hash: self.client_hash }
+    }
+
+    /// The same, if anybody knows who the peer is: of a Unix socket nobody does.
+    pub fn known_client(&self) -> Option<ClientKey> {
+        // `::` and `::ffff:0.0.0.0`.
+        let is_unspecified = matches!(self.ip, [0, 0 | 0xffff_0000_0000]);
+        (!is_unspecified).then(|| self.client())
     }
 
     /// What happens on it, as the connection guard and its accounting layer keep it.

@@ -228,6 +228,8 @@ pub struct InFlight {
     conn: Arc<ConnInfo>,
     /// By the clock of the totals.
     begun: u32,
+    /// How many its client had in flight then, this one among them; 1 if its connection had no other.
+    own: u32,
     stage: Stage,
     is_upload: bool,
     is_waiting: bool,
@@ -345,12 +347,6 @@ impl ConnState {
     #[inline]
     pub fn requests(&self) -> u32 {
         self.requests.load(Relaxed)
-    }
-
-    /// Requests whose response body has not ended.
-    #[inline]
-    pub fn in_flight(&self) -> u32 {
-        count(self.in_flight.load(Relaxed), REQUEST)
     }
 
     /// Whether requests are told of.
@@ -612,7 +608,7 @@ impl ConnInfo {
     pub fn begin_request(self: &Arc<Self>, http2: bool) -> InFlight {
         let state = self.state();
         state.protocol.store(if http2 { HTTP2 } else { 0 }, Relaxed);
-        state.in_flight.fetch_add(REQUEST, Relaxed);
+        let is_alone = count(state.in_flight.fetch_add(REQUEST, Relaxed), REQUEST) == 0;
         let requests = match state.requests.fetch_add(1, Relaxed).checked_add(1) {
             Some(requests) => requests,
             None => {
@@ -621,9 +617,10 @@ impl ConnInfo {
                 u32::MAX
             }
         };
-        let mut begun = 0;
+        let (mut begun, mut own) = (0, 1);
         if let Some(totals) = self.totals() {
-            totals.begin_request();
+            let of_client = totals.begin_request(self.known_client());
+            own = if is_alone { 1 } else { of_client };
             begun = totals.time();
             if totals.max_requests.is_some_and(|most| requests >= most) {
                 state.close(Reason::MaxRequests);
@@ -631,7 +628,7 @@ impl ConnInfo {
         }
         let stage = Stage::Handler;
         let (is_upload, is_waiting, is_in_totals) = (false, false, true);
-        InFlight { conn: self.clone(), begun, stage, is_upload, is_waiting, is_in_totals }
+        InFlight { conn: self.clone(), begun, own, stage, is_upload, is_waiting, is_in_totals }
     }
 
     /// It is, or carries, something else than HTTP from now on, and counts as such until
@@ -649,14 +646,14 @@ impl ConnInfo {
         if self.state().is_set(COUNTED) {
             return Ok(());
         }
-        let result = totals.begin_upgraded(self.client());
+        let result = totals.begin_upgraded(self.known_client());
         if result.is_err() && totals.settings.mode == Mode::Enforce {
-            totals.end_upgraded(self.client());
+            totals.end_upgraded(self.known_client());
             return result;
         }
         // Counted twice, or after the socket was gone: nobody else would count it off.
         if self.state().set(UPGRADED | COUNTED) & (COUNTED | GONE) != 0 {
-            totals.end_upgraded(self.client());
+            totals.end_upgraded(self.known_client());
         }
         result
     }
@@ -665,7 +662,7 @@ impl ConnInfo {
     pub fn leave(&self) {
         let counted = self.state().set(GONE) & (COUNTED | GONE) == COUNTED;
         if counted && let Some(totals) = self.totals() {
-            totals.end_upgraded(self.client());
+            totals.end_upgraded(self.known_client());
         }
     }
 }
@@ -706,13 +703,24 @@ impl InFlight {
         self.stage = Stage::Responded;
     }
 
+    /// Whether it is one more than may be: how many may be in flight, and how many are; of all
+    /// connections, or of its client.
+    ///
+    /// A client may have no more than he leaves of three quarters of what may be, and each of his
+    /// connections always one. Where peers are no clients, or nobody knows who they are, only the
+    /// whole counts.
+    #[inline]
+    pub fn over(&self) -> Option<(u64, u64)> {
+        self.conn.totals()?.over_in_flight(self.conn.peer().ip(), self.own)
+    }
+
     /// It is refused for what is in flight on all connections, and counts no more among that: a
     /// client that takes none of its refusals would use up with them what he was refused.
     pub fn refused(&mut self) {
         if std::mem::take(&mut self.is_in_totals)
             && let Some(totals) = self.conn.totals()
         {
-            totals.end_request();
+            totals.end_request(self.conn.known_client());
         }
     }
 
@@ -1124,22 +1132,52 @@ mod tests {
     }
 
     #[test]
-    fn one_connection_may_have_no_more_in_flight_than_it_leaves_and_each_may_have_one() {
-        let over = |most, all: usize, own| {
-            let mut totals = ConnTotals::default();
-            totals.max_in_flight = Some(most);
-            totals.reserved = Arc::from(["192.0.2.0/24".parse().unwrap()]);
-            (0..all).for_each(|_| totals.begin_request());
-            assert_eq!(totals.over_in_flight(Ipv4Addr::new(192, 0, 2, 1).into(), own), None);
-            totals.over_in_flight(Ipv4Addr::LOCALHOST.into(), own)
+    fn one_client_may_have_no_more_in_flight_than_he_leaves_and_each_connection_one() {
+        let mut totals = ConnTotals::default();
+        totals.max_in_flight = Some(100);
+        totals.peers_are_clients = true;
+        totals.reserved = Arc::from(["198.51.100.0/24".parse().unwrap()]);
+        let totals = Arc::new(totals);
+        let conn = |ip: Ipv4Addr| {
+            let conn = ConnInfo::new((ip, 1).into(), None, Prefix::default());
+            Arc::new(conn.within(totals.clone()))
         };
-        assert_eq!([over(1, 1, 1), over(1, 2, 1)], [None, Some((1, 2))]);
-        // Alone, half of three quarters.
-        assert_eq!([over(100, 37, 37), over(100, 38, 38)], [None, Some((37, 38))]);
-        // Beside others, as much as is left.
-        assert_eq!([over(100, 60, 15), over(100, 61, 15)], [None, Some((14, 15))]);
-        assert_eq!([over(100, 75, 1), over(100, 75, 2)], [None, Some((1, 2))]);
-        // The last quarter is for who has no other.
-        assert_eq!([over(100, 100, 1), over(100, 101, 1)], [None, Some((100, 101))]);
+        let of = |last| conn(Ipv4Addr::new(192, 0, 2, last));
+        let admitted = |conn: &Arc<ConnInfo>| {
+            let all = (0..100).map(|_| conn.begin_request(true));
+            all.filter(|request| request.over().is_none()).collect::<Vec<_>>()
+        };
+        // Alone, half of three quarters; then one for each connection.
+        let (first, second) = (admitted(&of(1)), admitted(&of(1)));
+        assert_eq!((first.len(), second.len()), (37, 1));
+        // Somebody else, half of what is left.
+        let other = admitted(&of(2));
+        assert_eq!(other.len(), 18);
+        // The last quarter is for connections with no other, whose ever they are.
+        let single: Vec<_> = (0..44).map(|_| of(1).begin_request(false)).collect();
+        assert!(single.iter().all(|request| request.over().is_none()));
+        assert_eq!(of(3).begin_request(false).over(), Some((100, 101)));
+        assert_eq!(conn(Ipv4Addr::new(198, 51, 100, 1)).begin_request(false).over(), None);
+        let mut refused = of(3).begin_request(false);
+        assert_eq!(totals.in_flight(), 101);
+        refused.refused();
+        assert_eq!(totals.in_flight(), 100);
+        drop((first, second, other, single, refused));
+        assert_eq!(totals.in_flight(), 0);
+        assert_eq!(admitted(&of(1)).len(), 37);
+        // Who nobody is, has as many as there may be.
+        assert_eq!(admitted(&conn(Ipv4Addr::UNSPECIFIED)).len(), 100);
+    }
+
+    #[test]
+    fn where_peers_are_no_clients_only_the_whole_counts() {
+        let mut totals = ConnTotals::default();
+        totals.max_in_flight = Some(100);
+        let conn = conn_within(totals);
+        let all: Vec<_> = (0..101).map(|_| conn.begin_request(true)).collect();
+        assert!(all[..100].iter().all(|request| request.over() == Some((100, 101))));
+        drop(all);
+        let all = (0..100).map(|_| conn.begin_request(true));
+        assert_eq!(all.filter(|request| request.over().is_none()).count(), 100);
     }
 }

@@ -5,11 +5,14 @@ use std::{
     collections::{HashMap, hash_map::Entry},
     net::IpAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed},
     },
 };
 
+/// The requests of clients are counted in so many places, at random: two that share one count together,
+/// which costs them something only where there is hardly anything left.
+const PLACES: usize = 4096;
 /// So many requests are looked at before anything is said of them.
 const LOOKED_AT: u32 = 128;
 /// Above this part of them, of a hundred, a proxy is before the server.
@@ -35,6 +38,7 @@ pub struct ConnTotals {
     /// Defaults to not.
     pub peers_are_clients: bool,
     in_flight: AtomicUsize,
+    in_flight_by_client: OnceLock<Box<[AtomicU32]>>,
     upgraded: AtomicUsize,
     /// Those who have any, so that there are no more of them than upgraded connections.
     upgraded_by_client: Mutex<HashMap<ClientKey, u32>>,
@@ -54,19 +58,6 @@ impl ConnTotals {
     /// Connections that are upgraded and count as such.
     pub fn upgraded(&self) -> usize {
         self.upgraded.load(Relaxed)
-    }
-
-    /// Whether one request more than may be is in flight for `peer`, on a connection that has `own`
-    /// of them, this one among them: how many may be, and how many are.
-    ///
-    /// The last quarter is for connections with no other. Of the rest one may have no more than it
-    /// leaves (dynamic thresholds, as of buffers of a switch: Choudhury and Hahne, 1998): alone
-    /// half of it, beside ten that ask for all an eleventh.
-    #[inline]
-    pub fn over_in_flight(&self, peer: IpAddr, own: u32) -> Option<(u64, u64)> {
-        let over = over(self.max_in_flight?, self.in_flight(), own as usize)?;
-        let is_reserved = self.reserved.iter().any(|network| network.contains(peer));
-        (!is_reserved).then_some(over)
     }
 
     /// It is so many milliseconds since anything, by a clock that may wrap. Told from time to
@@ -101,32 +92,56 @@ impl ConnTotals {
         self.millis.load(Relaxed)
     }
 
-    pub(crate) fn begin_request(&self) {
+    /// How many are in flight of `client` now, or 1 where nobody counts that.
+    pub(crate) fn begin_request(&self, client: Option<ClientKey>) -> u32 {
         self.in_flight.fetch_add(1, Relaxed);
+        self.of(client).map_or(1, |own| own.fetch_add(1, Relaxed).saturating_add(1))
     }
 
-    pub(crate) fn end_request(&self) {
+    pub(crate) fn end_request(&self, client: Option<ClientKey>) {
         self.in_flight.fetch_sub(1, Relaxed);
+        if let Some(own) = self.of(client) {
+            own.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// Whether one request more than may be is in flight for `peer`, whose client has `own`: how
+    /// many may be, and how many are.
+    #[inline]
+    pub(crate) fn over_in_flight(&self, peer: IpAddr, own: u32) -> Option<(u64, u64)> {
+        let over = over(self.max_in_flight?, self.in_flight(), own as usize)?;
+        let is_reserved = self.reserved.iter().any(|network| network.contains(peer));
+        (!is_reserved).then_some(over)
+    }
+
+    /// The requests of `client`, and of whoever falls into the same place.
+    fn of(&self, client: Option<ClientKey>) -> Option<&AtomicU32> {
+        let client = client.filter(|_| self.peers_are_clients)?;
+        let places = self
+            .in_flight_by_client
+            .get_or_init(|| (0..PLACES).map(|_| AtomicU32::new(0)).collect());
+        places.get(client.place(PLACES))
     }
 
     /// Fails with how many may be upgraded, and how many would be. Where peers are clients, one of
     /// them may have no more than it leaves, as of requests.
-    pub(crate) fn begin_upgraded(&self, client: ClientKey) -> Result<(), (u64, u64)> {
+    pub(crate) fn begin_upgraded(&self, client: Option<ClientKey>) -> Result<(), (u64, u64)> {
         let all = self.upgraded.fetch_add(1, Relaxed).saturating_add(1);
-        let own = {
+        let own = client.filter(|_| self.peers_are_clients).map_or(1, |client| {
             let mut by_client = self.upgraded_by_client.lock();
             let own = by_client.entry(client).or_insert(0);
             *own += 1;
             *own
-        };
-        let own = if self.peers_are_clients { own as usize } else { 1 };
-        let over = self.max_upgraded.and_then(|most| over(most, all, own));
+        });
+        let over = self.max_upgraded.and_then(|most| over(most, all, own as usize));
         over.map_or(Ok(()), Err)
     }
 
-    pub(crate) fn end_upgraded(&self, client: ClientKey) {
+    pub(crate) fn end_upgraded(&self, client: Option<ClientKey>) {
         self.upgraded.fetch_sub(1, Relaxed);
-        if let Entry::Occupied(mut own) = self.upgraded_by_client.lock().entry(client) {
+        if let Some(client) = client
+            && let Entry::Occupied(mut own) = self.upgraded_by_client.lock().entry(client)
+        {
             *own.get_mut() -= 1;
             if *own.get() == 0 {
                 own.remove();
@@ -136,7 +151,11 @@ impl ConnTotals {
 }
 
 /// Whether one more than may be is there, of `all` of which one has `own`: how many may be, and how
-/// many are. The last quarter is for who has no other.
+/// many are.
+///
+/// The last quarter is for who has no other. Of the rest one may have no more than he leaves
+/// (dynamic thresholds, as of the buffers of a switch: Choudhury and Hahne, 1998): alone half of it,
+/// beside ten that ask for all they can get a twelfth.
 #[inline]
 fn over(most: usize, all: usize, own: usize) -> Option<(u64, u64)> {
     if all > most {

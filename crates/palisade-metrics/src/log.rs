@@ -165,21 +165,7 @@ impl Metrics for Log {
                 self.ended("connection ended", violation, mode, Some(conn));
             }
             Event::LimitChanged { guard, limit, .. } => self.limit_changed(guard, limit),
-            // Comes once.
-            Event::Forwarded { percent, .. } => tracing::warn!(
-                target: "palisade",
-                guard = Guard::Connection.as_str(),
-                percent,
-                "most requests come through a proxy, whose clients all count as one: choose \
-                 `Stack::behind_proxy()`, and for the connections `ConnGuardBuilder::behind_proxy()`"
-            ),
-            Event::Unaccounted { connections, .. } => tracing::warn!(
-                target: "palisade",
-                guard = Guard::Connection.as_str(),
-                connections,
-                "nobody tells the connection guard of requests, so most of its rules do nothing: \
-                 serve `connected(app)`, or put `guard.accounting()` around everything"
-            ),
+            // Of proxies and of requests that nobody tells of the connection guard logs itself.
             _ => {}
         }
     }
@@ -321,17 +307,6 @@ mod tests {
         // A request refused and a body cut for one reason share its lines.
         enforce.cut(Guard::ConcurrencyLimit, Reason::Full, Phase::RequestBody);
         assert_eq!(lines.suppressed(), [0; 0]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn that_nobody_tells_of_requests_is_a_warning() {
-        let (lines, _guard) = listen();
-        Log::new().record(&Event::unaccounted(7));
-        let written = lines.take();
-        let [(Level::WARN, fields)] = &written[..] else { panic!("{written:?}") };
-        let of = |name| fields.0.get(name).map(String::as_str);
-        assert_eq!((of("guard"), of("connections")), (Some("connection"), Some("7")));
-        assert!(of("message").is_some_and(|text| text.contains("guard.accounting()")));
     }
 
     #[tokio::test(start_paused = true)]

@@ -68,6 +68,6 @@ pub use layer::{RateLimit, RateLimitLayer};
 pub use limiter::{Decision, Limiter, TableLimiter};
 pub use palisade_client_ip::{ClientIp, Missing};
 pub use palisade_core::{
-    ClientKey, ConfigError, Extracted, KeyExtractor, Mode, Prefix, RequestHead,
+    ClientKey, ConfigError, ConfigFault, Extracted, KeyExtractor, Mode, Prefix, RequestHead,
 };
 pub use quota::{Policy, Quota};

@@ -111,7 +111,7 @@ pub use app::{App, HttpService, Incoming, OfConnections, OfRequests};
 pub use app::{FromAxum, from_axum};
 pub use drain::Drained;
 pub use http::{Http, HttpBuilder};
-pub use palisade_core::{BoxError, ConfigError, ConnInfo};
+pub use palisade_core::{BoxError, ConfigError, ConfigFault, ConnInfo};
 pub use serve::{Serve, WithGracefulShutdown, serve};
 pub use sniff::Rewind;
 #[cfg(feature = "rustls")]

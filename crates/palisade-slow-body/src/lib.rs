@@ -91,6 +91,8 @@ mod watch;
 pub use future::ResponseFuture;
 pub use layer::{SlowBody, SlowBodyLayer};
 pub use pace::{Pace, PaceBuilder};
-pub use palisade_core::{ConfigError, Mode, Pressure, Recorder, Rejection, RequestHead, Violation};
+pub use palisade_core::{
+    ConfigError, ConfigFault, Mode, Pressure, Recorder, Rejection, RequestHead, Violation,
+};
 pub use request::RequestBody;
 pub use response::ResponseBody;

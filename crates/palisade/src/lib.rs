@@ -63,7 +63,9 @@ mod stack;
 
 /// The words that all guards share. Not named `core`, which would hide the language's own.
 pub use palisade_core as words;
-pub use palisade_core::{ConfigError, Guard, Metrics, Mode, Pressure, Reason, Recorder, Rejection};
+pub use palisade_core::{
+    ConfigError, ConfigFault, Guard, Metrics, Mode, Pressure, Reason, Recorder, Rejection,
+};
 #[cfg(any(
     feature = "body-limit",
     feature = "concurrency-limit",
