@@ -107,11 +107,6 @@ impl ClientKey {
         Self { hash: self.hash ^ u64::from(place).wrapping_mul(STEP), ..self }
     }
 
-    /// One of so many places, the same for as long as the process lives.
-    pub(crate) fn place(self, places: usize) -> usize {
-        (self.hash % places.max(1) as u64) as usize
-    }
-
     fn to_bits(self) -> u128 {
         join(self.bits)
     }
@@ -252,9 +247,15 @@ impl ConnInfo {
 
     /// The same, if anybody knows who the peer is: of a Unix socket nobody does.
     pub fn known_client(&self) -> Option<ClientKey> {
+        self.known_hash().map(|_| self.client())
+    }
+
+    /// The hash of that.
+    #[inline]
+    pub(crate) fn known_hash(&self) -> Option<u64> {
         // `::` and `::ffff:0.0.0.0`.
         let is_unspecified = matches!(self.ip, [0, 0 | 0xffff_0000_0000]);
-        (!is_unspecified).then(|| self.client())
+        (!is_unspecified).then_some(self.client_hash)
     }
 
     /// What happens on it, as the connection guard and its accounting layer keep it.

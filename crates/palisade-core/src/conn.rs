@@ -619,7 +619,7 @@ impl ConnInfo {
         };
         let (mut begun, mut own) = (0, 1);
         if let Some(totals) = self.totals() {
-            let of_client = totals.begin_request(self.known_client());
+            let of_client = totals.begin_request(self.known_hash());
             own = if is_alone { 1 } else { of_client };
             begun = totals.time();
             if totals.max_requests.is_some_and(|most| requests >= most) {
@@ -720,7 +720,7 @@ impl InFlight {
         if std::mem::take(&mut self.is_in_totals)
             && let Some(totals) = self.conn.totals()
         {
-            totals.end_request(self.conn.known_client());
+            totals.end_request(self.conn.known_hash());
         }
     }
 

@@ -92,13 +92,15 @@ impl ConnTotals {
         self.millis.load(Relaxed)
     }
 
-    /// How many are in flight of `client` now, or 1 where nobody counts that.
-    pub(crate) fn begin_request(&self, client: Option<ClientKey>) -> u32 {
+    /// How many are in flight now of the client with this hash, or 1 where nobody counts that.
+    #[inline]
+    pub(crate) fn begin_request(&self, client: Option<u64>) -> u32 {
         self.in_flight.fetch_add(1, Relaxed);
         self.of(client).map_or(1, |own| own.fetch_add(1, Relaxed).saturating_add(1))
     }
 
-    pub(crate) fn end_request(&self, client: Option<ClientKey>) {
+    #[inline]
+    pub(crate) fn end_request(&self, client: Option<u64>) {
         self.in_flight.fetch_sub(1, Relaxed);
         if let Some(own) = self.of(client) {
             own.fetch_sub(1, Relaxed);
@@ -115,12 +117,13 @@ impl ConnTotals {
     }
 
     /// The requests of `client`, and of whoever falls into the same place.
-    fn of(&self, client: Option<ClientKey>) -> Option<&AtomicU32> {
+    #[inline]
+    fn of(&self, client: Option<u64>) -> Option<&AtomicU32> {
         let client = client.filter(|_| self.peers_are_clients)?;
         let places = self
             .in_flight_by_client
             .get_or_init(|| (0..PLACES).map(|_| AtomicU32::new(0)).collect());
-        places.get(client.place(PLACES))
+        places.get(client as usize % PLACES)
     }
 
     /// Fails with how many may be upgraded, and how many would be. Where peers are clients, one of
