@@ -32,7 +32,7 @@ fn main() -> io::Result<()> {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [server::ARGUMENT, name] => server::run(name),
         [] => {
-            println!("{:64} {:>7} {:>7} {:>7}  design", "figure", "median", "least", "most");
+            println!("{:80} {:>7} {:>7} {:>7}  design", "figure", "median", "least", "most");
             for (protocol, name) in [(Protocol::Http1, "HTTP/1"), (Protocol::Http2, "HTTP/2")] {
                 cost(protocol, name)?;
                 honest_beside_a_flood(protocol, name)?;
@@ -114,5 +114,5 @@ fn show(figure: &str, values: &mut [f64], design: &str) {
     values.sort_by(f64::total_cmp);
     let (least, most) = (values[0], values[values.len() - 1]);
     let median = values[values.len() / 2];
-    println!("{figure:64} {median:7.2} {least:7.2} {most:7.2}  {design}");
+    println!("{figure:80} {median:7.2} {least:7.2} {most:7.2}  {design}");
 }
