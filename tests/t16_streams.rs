@@ -65,9 +65,11 @@ async fn requests_past_the_budget_of_all_connections_are_refused_at_the_head() {
         (503, &"1".parse().unwrap())
     );
     talking.send(h2::get(103, "/")).await.unwrap();
-    // 503, and nothing that would wait for a window.
-    let refused = h2::next(&mut talking.stream, h2::HEADERS, 103).await;
-    assert_eq!(refused[..5], [0x48, 0x83, 0x6c, 0x0c, 0xff]);
+    // 503, and nothing after it that would wait for a window.
+    let refused = h2::read(&mut talking.stream).await;
+    assert_eq!((refused.kind, refused.stream), (h2::HEADERS, 103));
+    assert_eq!(refused.payload[..5], [0x48, 0x83, 0x6c, 0x0c, 0xff]);
+    assert_eq!(refused.flags & h2::END_STREAM, h2::END_STREAM);
     // But for whoever has a place reserved.
     let answer = guarded::ask(Ipv4Addr::new(127, 0, 9, 1), server.addr, "/").await.unwrap();
     assert_eq!(answer.status(), 200);

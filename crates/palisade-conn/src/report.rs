@@ -222,14 +222,15 @@ impl Marks {
         marks.push_back(mark);
     }
 
-    /// How many a second were let in and how many not, by what is counted `now`.
-    fn per_second(&self, now: Mark) -> (f64, f64) {
+    /// How many a second were let in and how many not, by what is counted `now`, where a mark may
+    /// come every `tick` of milliseconds.
+    fn per_second(&self, now: Mark, tick: u64) -> (f64, f64) {
         let marks = self.0.lock();
         let is_old = |mark: &&Mark| mark.at + WINDOW_MILLIS <= now.at;
         // The guard began with nothing.
         let then = marks.iter().rev().find(is_old).copied().unwrap_or_default();
         // Marks are missing while nobody is there, and then nothing is counted.
-        let longest = WINDOW_MILLIS + MARK_MILLIS;
+        let longest = WINDOW_MILLIS + MARK_MILLIS.max(tick);
         let seconds = (now.at - then.at).clamp(MARK_MILLIS, longest) as f64 / 1000.0;
         let rate = |now: u64, then: u64| now.saturating_sub(then) as f64 / seconds;
         (rate(now.opened, then.opened), rate(now.refused, then.refused))
@@ -314,7 +315,8 @@ impl ConnSnapshot {
         let age = |at: usize| Duration::from_millis(ages.get(at).copied().unwrap_or(0));
         let distinct_clients = clients.0.len();
         let mark = shared.mark(now);
-        let (opened_per_second, refused_per_second) = shared.marks.per_second(mark);
+        let (opened_per_second, refused_per_second) =
+            shared.marks.per_second(mark, shared.limits.tick_millis());
         let phases = Phase::ALL.iter().copied().zip(phases).filter(|(_, count)| *count > 0);
         Self {
             open: shared.open.load(Relaxed),
@@ -360,14 +362,14 @@ mod tests {
     fn newcomers_are_counted_over_the_last_ten_seconds() {
         let marks = Marks::default();
         let at = |at, opened| Mark { at, opened, refused: opened / 2 };
-        assert_eq!(marks.per_second(at(100, 5)), (5.0, 2.0));
-        assert_eq!(marks.per_second(at(5000, 50)), (10.0, 5.0));
+        assert_eq!(marks.per_second(at(100, 5), 250), (5.0, 2.0));
+        assert_eq!(marks.per_second(at(5000, 50), 250), (10.0, 5.0));
         // Ten a second, and from the hundredth second on a hundred.
         let opened = |millis: u64| millis / 100 + millis.saturating_sub(100_000) / 100 * 9;
         for millis in (0..=120_000).step_by(250) {
             marks.add(at(millis, opened(millis)));
             if millis >= 15_000 {
-                let (per_second, _) = marks.per_second(at(millis, opened(millis)));
+                let (per_second, _) = marks.per_second(at(millis, opened(millis)), 250);
                 let steady = if millis < 100_000 { 10.0 } else { 100.0 };
                 let is_new = (100_000..112_000).contains(&millis);
                 assert!(is_new || (per_second - steady).abs() < 1.0, "{millis} {per_second}");
@@ -377,7 +379,12 @@ mod tests {
         // Nobody was there for an hour, and then many.
         let hour = 3_720_000;
         marks.add(at(hour, opened(120_000) + 1100));
-        assert_eq!(marks.per_second(at(hour, opened(120_000) + 1100)).0, 100.0);
+        assert_eq!(marks.per_second(at(hour, opened(120_000) + 1100), 250).0, 100.0);
+
+        // Looks that are rare are not taken for more than that.
+        let marks = Marks::default();
+        (0..=60_000).step_by(10_000).for_each(|millis| marks.add(at(millis, millis / 100)));
+        assert_eq!(marks.per_second(at(69_000, 690), 10_000).0, 10.0);
     }
 
     #[test]

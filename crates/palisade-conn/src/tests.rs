@@ -4,7 +4,7 @@ use crate::{
     ConnGuard, ConnGuardBuilder, ConnHolder, ConnRates, Guarded, GuardedIo, Pressure, Transport,
     judge::End, listener::Accept,
 };
-use palisade_core::{ConnVerdict, Ending, Mode, Phase, Reason, Violation};
+use palisade_core::{ConnVerdict, Ending, Level, Levels, Mode, Phase, Reason, Violation};
 use palisade_testkit::Journal;
 use std::{
     collections::VecDeque,
@@ -112,6 +112,16 @@ fn is_gone(guard: &ConnGuard) {
     assert_eq!((guard.shared().totals.in_flight(), guard.shared().totals.upgraded()), (0, 0));
     let snapshot = guard.snapshot();
     assert_eq!((snapshot.open, snapshot.going, snapshot.distinct_clients), (0, 0, 0));
+}
+
+fn level(guard: &ConnGuard, of: Level) -> Option<u64> {
+    let mut found = None;
+    guard.shared().sample(&mut |level, value| {
+        if level == of {
+            found = Some(value);
+        }
+    });
+    found
 }
 
 fn violation(error: &io::Error) -> Violation {
@@ -570,6 +580,7 @@ async fn connections_at_work_up_to_the_cap_are_pressure_on_those_that_are_not() 
     // Others come to work faster than anybody can be told to go.
     guard.shared().open.fetch_add(2, Relaxed);
     assert_eq!(guard.snapshot().pressure, 1.0);
+    assert_eq!(level(&guard, Level::PressurePercent), Some(100));
     let (after, _) = ends(&mut idle.server).await;
     assert!((2 * SECOND..=2 * SECOND + 2 * TICK).contains(&after), "{after:?}");
     guard.shared().open.fetch_sub(2, Relaxed);
@@ -1064,6 +1075,7 @@ async fn accepting_passes_over_one_s_own_failure_and_pauses_for_a_shortage() {
     assert_eq!(failed.elapsed(), Duration::from_millis(10));
     let counts = guard.snapshot().accept_errors;
     assert_eq!((counts.of_one_connection, counts.exhausted, counts.other), (1, 5, 1));
+    assert_eq!(level(&guard, Level::AcceptErrors), Some(5));
 }
 
 #[tokio::test(start_paused = true)]

@@ -126,6 +126,14 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_kernel_takes_little_for_whoever_reads_nothing_of_a_unix_socket() {
+        let (server, _client) = tokio::net::UnixStream::pair().unwrap();
+        server.prepare();
+        // Linux counts what it keeps beside the bytes, and so doubles it (socket(7)).
+        assert_eq!(SockRef::from(&server).send_buffer_size().unwrap(), 4 * UNSENT as usize);
+    }
+
+    #[tokio::test]
     async fn the_kernel_gives_up_after_the_guard_would_have_and_only_if_it_enforces() {
         let stall = |seconds| ConnGuard::builder().write_stall(Duration::from_secs(seconds));
         let cases = [

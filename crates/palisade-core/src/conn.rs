@@ -1129,6 +1129,17 @@ mod tests {
         assert_eq!(totals.upgraded(), 0);
         let again: Vec<_> = (0..7).map(|_| conn(1)).collect();
         assert!(again.iter().all(|conn| conn.upgrade().is_ok()));
+        again.iter().for_each(ConnInfo::leave);
+        // Of a Unix socket nobody knows who it is: only the whole counts.
+        let unknown = || {
+            let nobody = (Ipv4Addr::UNSPECIFIED, 0).into();
+            ConnInfo::new(nobody, None, Prefix::default()).within(totals.clone())
+        };
+        let all: Vec<_> = (0..20).map(|_| unknown()).collect();
+        assert!(all.iter().all(|conn| conn.upgrade().is_ok()));
+        assert_eq!(unknown().upgrade(), Err((20, 21)));
+        all.iter().for_each(ConnInfo::leave);
+        assert_eq!((totals.upgraded(), totals.upgraded_by_client.lock().len()), (0, 0));
     }
 
     #[test]

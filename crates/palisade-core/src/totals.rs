@@ -41,7 +41,7 @@ pub struct ConnTotals {
     in_flight_by_client: OnceLock<Box<[AtomicU32]>>,
     upgraded: AtomicUsize,
     /// Those who have any, so that there are no more of them than upgraded connections.
-    upgraded_by_client: Mutex<HashMap<ClientKey, u32>>,
+    pub(crate) upgraded_by_client: Mutex<HashMap<ClientKey, u32>>,
     millis: AtomicU32,
     looked_at: AtomicU32,
     forwarded: AtomicU32,

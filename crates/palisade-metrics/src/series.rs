@@ -179,7 +179,7 @@ pub(crate) fn level_family(level: Level) -> Option<Family> {
         }
         Level::ForwardedPercent => (
             "palisade_forwarded_percent",
-            "Of a hundred requests, those that a proxy forwarded; most of them: choose behind_proxy",
+            "Of a hundred requests, those that say that a proxy forwarded them",
         ),
         Level::PressurePercent => (
             "palisade_pressure_percent",

@@ -148,6 +148,16 @@ impl Server {
     }
 }
 
+/// The next frame of HTTP/2, its head and what it has.
+async fn frame(client: &mut DuplexStream) -> Vec<u8> {
+    let mut frame = vec![0; 9];
+    client.read_exact(&mut frame).await.unwrap();
+    let length = u32::from_be_bytes([0, frame[0], frame[1], frame[2]]) as usize;
+    frame.resize(9 + length, 0);
+    client.read_exact(&mut frame[9..]).await.unwrap();
+    frame
+}
+
 /// After how long the server ends it.
 async fn ended(client: &mut DuplexStream) -> Duration {
     let started = Instant::now();
@@ -364,21 +374,10 @@ async fn an_app_that_fails_is_answered_for() {
 async fn a_quiet_connection_of_age_is_told_at_once() {
     let guard = ConnGuard::builder().max_age(seconds(1000)).build().unwrap();
     let server = Server::start_with(guard, Http::default());
-    // `GET /hang` on stream 1: nothing goes over this connection any more.
-    let hang = b"\0\0\x0c\x01\x05\0\0\0\x01\x82\x86\x04\x05/hang\x01\x01x";
-    let mut client = server.connect(&[PREFACE, SETTINGS, hang].concat()).await;
+    // Nothing goes over this connection any more.
+    let mut client = server.connect(&[PREFACE, SETTINGS, HANG2].concat()).await;
     let started = Instant::now();
-    let goaway = async {
-        loop {
-            let mut head = [0; 9];
-            client.read_exact(&mut head).await.unwrap();
-            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-            client.read_exact(&mut vec![0; length as usize]).await.unwrap();
-            if head[3] == 7 {
-                return;
-            }
-        }
-    };
+    let goaway = async { while frame(&mut client).await[3] != 7 {} };
     timeout(seconds(2000), goaway).await.unwrap();
     let took = started.elapsed();
     assert!(took >= seconds(900) && took <= seconds(1100) + LATE, "{took:?}");
@@ -396,18 +395,12 @@ async fn who_asks_for_pings_loses_who_does_not_answer_them_and_nobody_else() {
     let mut client = server.connect(&hang).await;
     let answering = async {
         let mut answered = 0;
-        loop {
-            let mut head = [0; 9];
-            client.read_exact(&mut head).await.unwrap();
-            let mut payload = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
-            client.read_exact(&mut payload).await.unwrap();
-            if (head[3], head[4]) == (6, 0) {
-                head[4] = 1;
-                client.write_all(&[&head[..], &payload].concat()).await.unwrap();
+        while answered < 20 {
+            let mut frame = frame(&mut client).await;
+            if (frame[3], frame[4]) == (6, 0) {
+                frame[4] = 1;
+                client.write_all(&frame).await.unwrap();
                 answered += 1;
-            }
-            if answered == 20 {
-                return;
             }
         }
     };
