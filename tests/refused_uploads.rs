@@ -148,6 +148,20 @@ async fn under_serve_all_but_one_in_two_hundred_see_it() {
     until("everybody is gone", || guard.snapshot().open == 0).await;
 }
 
+/// Where the connection is closed at once hyper's client sees one in ten: writing fails, and it does
+/// not look at what has come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_serve_the_connection_lingers_where_no_layer_does() {
+    let guard = palisade::conn::ConnGuard::builder().no_accept_rate().build().unwrap();
+    let serve = palisade::serve(guard.listen(servers::listener().await), service_fn(ignore));
+    let addr = serve.local_addr().unwrap();
+    let server = Server::new(addr, tokio::spawn(async move { serve.await.unwrap() }));
+    let seen = count_on_http1(&server, StatusCode::OK, 100).await;
+    assert!(seen >= 199, "{seen} of 200");
+    drop(server);
+    until("everybody is gone", || guard.snapshot().open == 0).await;
+}
+
 const HTTP2: &str = "--http2-prior-knowledge";
 
 /// For each of curl's ways to upload, how many of `times` saw 413, and what the others said.

@@ -863,6 +863,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_is_refused_is_in_nobodys_way_before_he_is_answered() {
+        let mut totals = ConnTotals::default();
+        totals.max_in_flight = Some(1);
+        let totals = Arc::new(totals);
+        let (first, second) = (conn_within(&totals), conn_within(&totals));
+        let held = serve(&first, request(&first), full(1)).await;
+        let mut refuses = layer().layer(service_fn(|_| async { Ok::<_, Infallible>(full(1)) }));
+        let refused = refuses.call(request(&second));
+        assert_eq!(totals.in_flight(), 1);
+        drop(held);
+        assert_eq!(totals.in_flight(), 0);
+        assert_eq!(refused.await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!((totals.in_flight(), counts(&second).1), (0, 0));
+    }
+
+    #[tokio::test]
     async fn two_that_tell_of_the_same_request_count_it_once() {
         let conn = conn();
         let inner = layer()

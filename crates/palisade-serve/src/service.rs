@@ -18,19 +18,19 @@ use std::{
 
 /// The app on one connection, which is told of each request from the moment its head is here.
 pub(crate) struct ConnService<S> {
-    accounting: Accounting<App<S>>,
+    accounting: Accounting<ConnApp<S>>,
 }
 
 /// Waits for the app to be ready with the request in hand, and refuses what is to be refused.
-pub(crate) struct App<S> {
+pub(crate) struct ConnApp<S> {
     service: S,
     is_http2: bool,
     takes_connect: bool,
 }
 
 pin_project! {
-    #[project = AppProj]
-    pub(crate) enum AppFuture<S, F> {
+    #[project = ConnAppProj]
+    pub(crate) enum ConnAppFuture<S, F> {
         Waiting { service: S, request: Option<Request<Incoming>>, is_http2: bool },
         // `is_bare`: the answer is to have no body, which hyper sees to on HTTP/1 alone.
         Called { #[pin] future: F, is_http2: bool, is_bare: bool },
@@ -42,7 +42,7 @@ pin_project! {
 
 impl<S> ConnService<S> {
     pub(crate) fn new(conn: &Arc<ConnInfo>, service: S, http: &Http, is_http2: bool) -> Self {
-        let app = App { service, is_http2, takes_connect: http.takes_connect };
+        let app = ConnApp { service, is_http2, takes_connect: http.takes_connect };
         let accounting = Accounting::of(conn.clone(), app).cuts_streams();
         #[cfg(feature = "axum")]
         let accounting = accounting.connect_info();
@@ -53,36 +53,36 @@ impl<S> ConnService<S> {
 impl<S: HttpService> hyper::service::Service<Request<Incoming>> for ConnService<S> {
     type Response = Response<AccountedBody<ServedBody<S::ResponseBody>>>;
     type Error = S::Error;
-    type Future = AccountingFuture<AppFuture<S, S::Future>>;
+    type Future = AccountingFuture<ConnAppFuture<S, S::Future>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        self.accounting.call_with(request, App::call)
+        self.accounting.call_with(request, ConnApp::call)
     }
 }
 
-// === App ===
+// === ConnApp ===
 
-impl<S: HttpService> App<S> {
-    fn call(&self, request: Request<Incoming>) -> AppFuture<S, S::Future> {
+impl<S: HttpService> ConnApp<S> {
+    fn call(&self, request: Request<Incoming>) -> ConnAppFuture<S, S::Future> {
         let is_http2 = self.is_http2;
         if let Some(status) = head::fault(&request, self.takes_connect) {
-            return AppFuture::Refused { status, is_http2 };
+            return ConnAppFuture::Refused { status, is_http2 };
         }
         let mut service = self.service.clone();
         // On HTTP/2 the connection would do what is a stream's, and fail with it.
         if !is_http2 {
             // If it is not ready, it is asked again with the waker of the request.
             match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
-                Poll::Ready(Ok(())) => return AppFuture::call(&mut service, request, is_http2),
-                Poll::Ready(Err(_)) => return AppFuture::failed(is_http2),
+                Poll::Ready(Ok(())) => return ConnAppFuture::call(&mut service, request, is_http2),
+                Poll::Ready(Err(_)) => return ConnAppFuture::failed(is_http2),
                 Poll::Pending => {}
             }
         }
-        AppFuture::Waiting { service, request: Some(request), is_http2 }
+        ConnAppFuture::Waiting { service, request: Some(request), is_http2 }
     }
 }
 
-impl<S: HttpService> AppFuture<S, S::Future> {
+impl<S: HttpService> ConnAppFuture<S, S::Future> {
     /// Calls what is ready.
     fn call(service: &mut S, request: Request<Incoming>, is_http2: bool) -> Self {
         let is_bare = is_http2 && request.method() == Method::HEAD;
@@ -90,7 +90,7 @@ impl<S: HttpService> AppFuture<S, S::Future> {
     }
 }
 
-impl<S, F> AppFuture<S, F> {
+impl<S, F> ConnAppFuture<S, F> {
     /// The app failed where it should have answered. Why is its own to tell.
     fn failed(is_http2: bool) -> Self {
         Self::Refused { status: StatusCode::INTERNAL_SERVER_ERROR, is_http2 }
@@ -108,13 +108,13 @@ fn without_body<B: Body>(response: Response<B>, is_http2: bool) -> Response<Serv
     response
 }
 
-impl<S: HttpService> Future for AppFuture<S, S::Future> {
+impl<S: HttpService> Future for ConnAppFuture<S, S::Future> {
     type Output = Result<Response<ServedBody<S::ResponseBody>>, S::Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             match self.as_mut().project() {
-                AppProj::Called { future, is_http2, is_bare } => {
+                ConnAppProj::Called { future, is_http2, is_bare } => {
                     let (is_http2, is_bare) = (*is_http2, *is_bare);
                     match ready!(future.poll(cx)) {
                         Ok(response) if is_bare => {
@@ -127,7 +127,7 @@ impl<S: HttpService> Future for AppFuture<S, S::Future> {
                         Err(_) => self.set(Self::failed(is_http2)),
                     }
                 }
-                AppProj::Refused { status, is_http2 } => {
+                ConnAppProj::Refused { status, is_http2 } => {
                     let mut response = Response::new(ServedBody::empty(*is_http2));
                     *response.status_mut() = *status;
                     if !*is_http2 {
@@ -137,7 +137,7 @@ impl<S: HttpService> Future for AppFuture<S, S::Future> {
                     }
                     return Poll::Ready(Ok(response));
                 }
-                AppProj::Waiting { service, request, is_http2 } => {
+                ConnAppProj::Waiting { service, request, is_http2 } => {
                     let is_http2 = *is_http2;
                     let next = match ready!(service.poll_ready(cx)) {
                         Ok(()) => {
