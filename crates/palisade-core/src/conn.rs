@@ -19,21 +19,21 @@ const RESET: u8 = 0x80;
 const RETIRED: u8 = 0x7f;
 
 /// Of [`ConnState::flags`]: all requests are told of,
-const ACCOUNTED: u8 = 1;
+const ACCOUNTED: u16 = 1;
 /// by a service that is there for this connection alone,
-const OF_ITS_OWN: u8 = 2;
+const OF_ITS_OWN: u16 = 2;
 /// it is, or carries, something else than HTTP,
-const UPGRADED: u8 = 4;
+const UPGRADED: u16 = 4;
 /// which counts in the totals,
-const COUNTED: u8 = 8;
+const COUNTED: u16 = 8;
 /// until its socket is gone,
-const GONE: u8 = 16;
+const GONE: u16 = 16;
 /// a verdict was told of, in shadow mode;
-const SHADOWED: u8 = 32;
+const SHADOWED: u16 = 32;
 /// its answers are sent, and what still comes is thrown away,
-const LINGERING: u8 = 64;
+const LINGERING: u16 = 64;
 /// for long enough.
-const LINGER_OVER: u8 = 128;
+const LINGER_OVER: u16 = 128;
 
 /// Of [`ConnState::writing`]: bytes wait that the kernel does not take;
 const BLOCKED: u8 = 1;
@@ -90,7 +90,7 @@ pub struct ConnState {
     closing: AtomicU8,
     probe: AtomicBool,
     // Written by all of them, and rarely.
-    flags: AtomicU8,
+    flags: AtomicU16,
     phase: AtomicU8,
     stalled: AtomicU8,
     memory: SweeperMemory,
@@ -477,7 +477,7 @@ impl ConnState {
         let other = self.flags.load(Relaxed) & (UPGRADED | LINGERING);
         let early = self.early.load(Relaxed);
         let read = self.read.load(Relaxed);
-        let is_at_rest = decided | busy | other == 0
+        let is_at_rest = u16::from(decided | busy) | other == 0
             && self.in_flight.load(Relaxed) | u64::from(early) == 0
             && read >= self.read_by_requests.load(Relaxed);
         is_at_rest.then(|| ConnRest {
@@ -528,11 +528,11 @@ impl ConnState {
     }
 
     /// Returns what was set before.
-    fn set(&self, flags: u8) -> u8 {
+    fn set(&self, flags: u16) -> u16 {
         self.flags.fetch_or(flags, AcqRel)
     }
 
-    fn is_set(&self, flag: u8) -> bool {
+    fn is_set(&self, flag: u16) -> bool {
         self.flags.load(Acquire) & flag != 0
     }
 
