@@ -197,11 +197,27 @@ impl Shared {
         } else {
             !conn.state().swap_shadowed()
         };
-        if is_first {
+        let is_announced = matches!(reason, Reason::Idle | Reason::CancelledRequests)
+            && conn.state().closing() == Some(reason);
+        if is_first && !is_announced {
             let violation = Violation::new(Guard::Connection, reason, phase, limit, observed);
             self.tell(&violation, mode, conn);
         }
         is_first
+    }
+
+    /// Has the client told to begin no more requests, and tells of it as of an end for this reason.
+    pub(crate) fn announce(&self, conn: &ConnInfo, end: End) {
+        let End { reason, phase, limit, observed, .. } = end;
+        let is_first = match self.limits.mode {
+            Mode::Off => false,
+            Mode::Shadow => !conn.state().swap_shadowed(),
+            Mode::Enforce => conn.state().close(reason),
+        };
+        if is_first {
+            let violation = Violation::new(Guard::Connection, reason, phase, limit, observed);
+            self.tell(&violation, self.limits.mode, conn);
+        }
     }
 
     fn end_displaced(&self, conn: &ConnInfo, limit: u64, observed: u64) -> bool {

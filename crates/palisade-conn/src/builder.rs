@@ -88,7 +88,7 @@ impl ConnGuardBuilder {
             head: Duration::from_secs(10),
             idle: Duration::from_secs(65),
             upgraded_idle: Duration::from_secs(300),
-            write_stall: Duration::from_secs(30),
+            write_stall: Duration::from_secs(120),
             max_age: Some(Duration::from_secs(3600)),
             age_grace: None,
             max_requests: Some(10_000),
@@ -269,11 +269,13 @@ impl ConnGuardBuilder {
         self
     }
 
-    /// How long a client may take nothing of what waits for him, 1 ms to 24 h; and on HTTP/2, how
-    /// long all of its answers may wait for their windows while it takes less than 500 bytes a
-    /// second. Ends with a reset.
-    /// Not less than 20 s where people download: a receive window opens again in large steps.
-    /// Defaults to 30 s.
+    /// How long a client may take less than 500 bytes a second of the bytes that wait for it, 1 ms
+    /// to 24 h; and on HTTP/2, how long all of its responses may wait for their windows at that
+    /// rate. Ends with a reset. Where places are short, it is 10 s at last, and what has stalled
+    /// for 4 s may be evicted.
+    ///
+    /// A receive window opens in large steps: a client that reads 2,000 B/s may take nothing for a
+    /// minute, and then 128 KiB at once. Defaults to 2 min.
     pub fn write_stall(mut self, longest: Duration) -> Self {
         self.write_stall = longest;
         self

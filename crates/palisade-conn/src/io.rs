@@ -1,7 +1,7 @@
 //! The socket under watch.
 
 use crate::{
-    Transport,
+    Frames, Transport,
     judge::{End, phase},
     limits::LINGER_BYTES,
     permit::Permit,
@@ -47,6 +47,7 @@ pub struct GuardedIo<T> {
     /// Whether the latest write could not be done.
     is_writing: bool,
     opening: Opening,
+    frames: Frames,
     parting: Parting,
     shutdown: Shutdown,
 }
@@ -58,9 +59,11 @@ enum Opening {
     P,
     Pr,
     Pro,
+    /// HTTP/2, in clear text.
+    Http2,
     /// The method of a request of HTTP/1, in plain text.
     Http1,
-    /// HTTP/2, TLS, a proxy's word, or something else.
+    /// TLS, a proxy's word, or something else.
     Other,
 }
 
@@ -109,6 +112,7 @@ impl<T: Transport> GuardedIo<T> {
             is_parked: false,
             is_writing: false,
             opening: Opening::Nothing,
+            frames: Frames::new(),
             parting: Parting::Undecided,
             shutdown: Shutdown::NotBegun,
         }
@@ -262,15 +266,39 @@ impl Opening {
     /// proxy's `PROXY`.
     fn followed_by(self, bytes: &[u8]) -> Self {
         bytes.iter().fold(self, |opening, byte| match (opening, byte) {
-            (Self::Http1 | Self::Other, _) => opening,
+            (Self::Http1 | Self::Http2 | Self::Other, _) => opening,
             (Self::Nothing, b'P') => Self::P,
             (Self::P, b'R') => Self::Pr,
             (Self::Pr, b'O') => Self::Pro,
-            (Self::Pr, b'I') | (Self::Pro, b'X') => Self::Other,
+            (Self::Pr, b'I') => Self::Http2,
+            (Self::Pro, b'X') => Self::Other,
             (_, b'A'..=b'Z') => Self::Http1,
             _ => Self::Other,
         })
     }
+}
+
+/// What the connection began with, after these bytes of it as well. Those of HTTP/2, and of what may
+/// be, go through its frames.
+fn read_opening(
+    mut opening: Opening,
+    frames: &mut Frames,
+    state: &ConnState,
+    bytes: &[u8],
+) -> Opening {
+    let was_http2 = opening == Opening::Http2;
+    if !was_http2 {
+        opening = opening.followed_by(bytes);
+    }
+    match opening {
+        Opening::Http2 if !was_http2 => {
+            frames.read(state, bytes);
+            state.add_data(0);
+        }
+        Opening::Http1 | Opening::Other => state.keep_frame(0, 0),
+        _ => frames.read(state, bytes),
+    }
+    opening
 }
 
 impl<T: Transport> AsyncRead for GuardedIo<T> {
@@ -292,10 +320,11 @@ impl<T: Transport> AsyncRead for GuardedIo<T> {
         match &result {
             Poll::Ready(Ok(())) => {
                 let new = buf.filled().get(before..).unwrap_or_default();
-                if this.opening < Opening::Http1 {
-                    this.opening = this.opening.followed_by(new);
+                let state = this.permit.conn().state();
+                if this.opening <= Opening::Http2 {
+                    this.opening = read_opening(this.opening, &mut this.frames, state, new);
                 }
-                this.state().add_read(new.len());
+                state.add_read(new.len());
             }
             Poll::Ready(Err(_)) => {}
             Poll::Pending => {
@@ -421,11 +450,12 @@ mod tests {
         for text in ["G", "GET / HTTP/1.1", "PU", "POST", "PROPFIND", "PROPPATCH", "PATCH"] {
             assert_eq!(opening(text), Opening::Http1, "{text}");
         }
-        for text in ["\u{16}\u{3}\u{1}", "PRI * HTTP/2.0", "PROXY TCP4", "\r\nGET", "get", "P "] {
+        assert_eq!(opening("PRI * HTTP/2.0"), Opening::Http2);
+        for text in ["\u{16}\u{3}\u{1}", "PROXY TCP4", "\r\nGET", "get", "P "] {
             assert_eq!(opening(text), Opening::Other, "{text}");
         }
         for text in ["", "P", "PR", "PRO"] {
-            assert!(opening(text) < Opening::Http1, "{text}");
+            assert!(opening(text) < Opening::Http2, "{text}");
         }
     }
 }

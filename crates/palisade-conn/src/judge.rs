@@ -1,41 +1,49 @@
-//! What becomes of a connection, from what is known of it. Nothing here looks at a clock.
+//! Connection policy: decides from a snapshot of its counters whether a connection is kept, closed,
+//! probed or evicted. Pure; the caller supplies the time.
 
-use crate::limits::{CLOSING_QUIET_MILLIS, KEPT_MILLIS, LINGER_MILLIS, Limits};
+use crate::limits::{
+    CLOSING_QUIET_MILLIS, GOAWAY_GRACE_MILLIS, KEPT_MILLIS, LINGER_MILLIS, LINGER_QUIET_MILLIS,
+    Limits, UNTOLD_QUIET_MILLIS,
+};
 use palisade_core::{ConnMemory, ConnRest, ConnSample, Ending, Phase, Reason};
 
-/// So many bytes, and as many in a second as [`TAKEN_PER_SECOND`], more than four times what the
-/// client sent meanwhile show that he is being sent an answer. An HTTP/2 server sends as much as it
-/// gets while it only acknowledges PING.
-const OF_AN_ANSWER: u64 = 1024;
+/// Bytes per second that are progress: of a response that is taken, of a body that arrives.
+const PROGRESS_PER_SECOND: u64 = 500;
+/// Fewer bytes than this are no progress of a connection without a request in flight. More than
+/// four times what the client sent meanwhile show that it is being sent a response: an HTTP/2
+/// server sends as much as it gets while it only acknowledges PING.
+const LEAST_PROGRESS_BYTES: u64 = 1024;
 /// Bytes besides requests are paid for by so many a millisecond,
 const OVERHEAD_PER_MILLI: u64 = 16;
 /// by so many for each request's head,
 const OVERHEAD_PER_REQUEST: u64 = 16 * 1024;
 /// and by one for so many that are sent: a client acknowledges what it gets.
 const SENT_FOR_ONE: u64 = 8;
-/// When a body ends so much of it may still be on its way, because its client does not know yet
-/// that its request was answered: a window, and one for the connection.
-const OF_A_BODY: i32 = 2 << 20;
-/// A client that takes fewer bytes a second than this of a window stalls.
-const TAKEN_PER_SECOND: u64 = 500;
+/// The most that requests and responses pay in advance.
+const MAX_CREDIT_BYTES: i32 = 2 << 20;
+/// The same where frames cannot be told apart. When a request ends, so much of its body may still
+/// be on its way: what a window allows, and what is read of a refused body for a moment.
+const MAX_UNFRAMED_CREDIT_BYTES: i32 = 64 << 20;
+/// One early cancellation is forgiven in so many milliseconds: 20 a second.
+const FORGIVEN_MILLIS: u64 = 50;
 
-/// Whoever came so lately may have his first request on its way.
+/// A connection younger than this may have its first request on its way.
 const NEWCOMER_MILLIS: u64 = 500;
 
 /// What is younger than this has not proven how often it comes: one request within a millisecond
 /// is no more than one within this time.
 const AGE_FOR_WORK_MILLIS: u64 = 2000;
 const HOUR_MILLIS: u64 = 3_600_000;
-/// Whoever did no more than this for his age makes room for newcomers, whoever did more does not
-/// while there are others.
+/// Idle connections at or below this work rate (requests per hour) are evicted before those above.
 const LITTLE: u64 = HOUR_MILLIS / AGE_FOR_WORK_MILLIS;
 
 /// So many bytes are as much work as an answer.
 const OF_WORK: u64 = 16 * 1024;
 
-/// Where places are short, whoever took nothing for so many seconds may have to go. A receive
-/// window that is read at 64 KiB/s opens again within two or three.
-const STALLED: u8 = 4;
+/// Where places are short, a connection that made no progress for so many seconds may be evicted,
+/// in the middle of a response or of a request body. A receive window that is read at 64 KiB/s
+/// opens again within two or three.
+const STALLED_SECONDS: u8 = 4;
 
 /// What the sweeper is to do with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +57,9 @@ pub(crate) enum Finding {
     Probe,
     /// Whoever writes is to say whether they still do.
     AskWriter,
+    /// The client is told to begin no more requests (GOAWAY). Its connection ends for this reason,
+    /// now or after a grace.
+    Announce(End),
     End(End),
 }
 
@@ -102,13 +113,23 @@ fn clock(sample: &ConnSample) -> Phase {
         if all_wait { Phase::Writing } else { Phase::Working }
     } else if sample.requests == 0 {
         Phase::FirstHead
-    } else if sample.body_left && !sample.http2 {
-        // Somebody may be reading it; if nobody is, hyper closes the connection.
-        Phase::Working
-    } else if sample.more_was_read && !sample.http2 {
+    } else if sample.body_left {
+        // The handler may be reading it in a task of its own; else hyper closes the connection.
+        Phase::RequestBody
+    } else if sample.more_was_read {
         Phase::NextHead
     } else {
         Phase::Idle
+    }
+}
+
+/// Whether bytes of a request body are to come, as far as is known, from a client that the socket
+/// waits for.
+fn awaits_body(sample: &ConnSample) -> bool {
+    if sample.http2 {
+        sample.uploading
+    } else {
+        (sample.body_left || sample.unmeasured) && sample.awaits_read
     }
 }
 
@@ -127,8 +148,13 @@ pub(crate) fn judge(
     let memory = watch(memory, clock, sample, when.now);
     let memory = watch_writes(memory, sample, when.now, limits.write_stall);
     let (mut memory, overhead) = watch_overhead(memory, sample, when.passed);
-    let window_for = if clock == Phase::Writing { since(memory.since, when.now) } else { 0 };
-    let stalled = blocked_for(&memory, when.now).max(window_for) / 1000;
+    let is_stalling = match clock {
+        Phase::Writing | Phase::RequestBody => true,
+        Phase::Working => awaits_body(sample),
+        _ => false,
+    };
+    let stalled_for = if is_stalling { since(memory.since, when.now) } else { 0 };
+    let stalled = blocked_for(&memory, when.now).max(stalled_for) / 1000;
     memory.stalled = u8::try_from(stalled).unwrap_or(u8::MAX);
     let finding = find(limits, when, clock, sample, closing, &memory, overhead);
     // In good time before it is due: of a write that somebody gave up nothing waits.
@@ -158,9 +184,10 @@ pub(crate) fn is_quiet(
         && memory.read == rest.read as u32
         && memory.written == rest.written as u32
         && memory.blocked_since == 0;
-    let owes = position(rest.read, rest.written, rest.requests).wrapping_sub(memory.mark) as i32;
+    let position = position(rest.read, rest.data, rest.written, rest.requests);
+    let owes = position.wrapping_sub(memory.mark) as i32;
     is_as_it_was
-        && (-OF_A_BODY..=0).contains(&owes)
+        && (-max_credit(rest.framed)..=0).contains(&owes)
         && since(memory.since, now) < limits.idle
         && limits.is_young(age)
 }
@@ -174,24 +201,21 @@ fn is_left_over(memory: &ConnMemory, sample: &ConnSample) -> bool {
     memory.seen != sample.requests || !(was(Phase::NextHead) || has_more)
 }
 
-/// Keeps since when the connection has been in this phase.
+/// Keeps since when the connection has been in this phase without progress.
 fn watch(mut memory: ConnMemory, clock: Phase, sample: &ConnSample, now: u64) -> ConnMemory {
     let (read, written) = (sample.read as u32, sample.written as u32);
+    let phase = clock as u8 + 1;
     let seen = match clock {
+        Phase::Upgraded if sample.framed => sample.data,
         Phase::Upgraded => read.wrapping_add(written),
         // Requests that do not move either are no progress.
         Phase::Writing => 0,
+        // Since when it does: what comes moves only the time of the last progress.
+        Phase::Lingering if memory.phase == phase => memory.seen,
+        Phase::Lingering => now as u32,
         _ => sample.requests,
     };
-    let sent = written.wrapping_sub(memory.written);
-    let got = read.wrapping_sub(memory.read);
-    let in_this_time = since(memory.since, now).saturating_mul(TAKEN_PER_SECOND) / 1000;
-    let beside = u64::from(got).saturating_mul(4);
-    let is_sent = clock == Phase::Idle
-        && u64::from(sent) >= in_this_time.max(OF_AN_ANSWER).saturating_add(beside);
-    let is_moved = is_sent || clock == Phase::Writing && sample.polled;
-    let phase = clock as u8 + 1;
-    if memory.phase != phase || memory.seen != seen || is_moved {
+    if memory.phase != phase || memory.seen != seen || has_progress(&memory, clock, sample, now) {
         memory.phase = phase;
         memory.seen = seen;
         memory.since = now as u32;
@@ -201,12 +225,42 @@ fn watch(mut memory: ConnMemory, clock: Phase, sample: &ConnSample, now: u64) ->
     memory
 }
 
-/// Keeps since when no byte was taken of those that wait. Whoever was asked has the rest of the
-/// time to say that they still do.
+/// Whether enough was done since the time that is kept, in a phase that lasts on.
+fn has_progress(memory: &ConnMemory, clock: Phase, sample: &ConnSample, now: u64) -> bool {
+    let sent = u64::from((sample.written as u32).wrapping_sub(memory.written));
+    let got = u64::from((sample.read as u32).wrapping_sub(memory.read));
+    let least = progress_in(since(memory.since, now)).max(LEAST_PROGRESS_BYTES);
+    match clock {
+        Phase::Idle => sent >= least.saturating_add(got.saturating_mul(4)),
+        Phase::RequestBody | Phase::Lingering => got >= least,
+        // What comes may be the rest of a body.
+        Phase::NextHead => sample.unmeasured && got >= least,
+        Phase::Writing => sample.polled,
+        // Beyond the answers to PING and SETTINGS.
+        Phase::Upgraded if sample.framed => {
+            let data = u64::from(sample.data.wrapping_sub(memory.seen));
+            data > 0 || sent > got
+        }
+        // A body that the handler does not ask for is not its client's delay.
+        Phase::Working if sample.body_left => !sample.awaits_read || got >= least,
+        Phase::Working if awaits_body(sample) => sent.saturating_add(got) >= least,
+        _ => false,
+    }
+}
+
+/// How many bytes are progress in so many milliseconds.
+fn progress_in(millis: u64) -> u64 {
+    millis.saturating_mul(PROGRESS_PER_SECOND) / 1000
+}
+
+/// Keeps since when too little was taken of the bytes that wait: a byte now and then is no progress.
+/// A writer that was asked has the rest of the time to say that it still waits.
 fn watch_writes(mut memory: ConnMemory, sample: &ConnSample, now: u64, most: u64) -> ConnMemory {
     let written = sample.written as u32;
     if sample.write_blocked {
-        if memory.blocked_since == 0 || memory.written_blocked != written {
+        let taken = u64::from(written.wrapping_sub(memory.written_blocked));
+        let is_taken = taken >= progress_in(blocked_for(&memory, now)).max(1);
+        if memory.blocked_since == 0 || is_taken {
             // One more than it is, because 0 says that nothing waits.
             memory.blocked_since = (now as u32).wrapping_add(1).max(1);
             memory.written_blocked = written;
@@ -219,7 +273,7 @@ fn watch_writes(mut memory: ConnMemory, sample: &ConnSample, now: u64, most: u64
     memory
 }
 
-/// How long no byte was taken of those that wait.
+/// How long too little was taken of the bytes that wait.
 fn blocked_for(memory: &ConnMemory, now: u64) -> u64 {
     match memory.blocked_since {
         0 => 0,
@@ -228,31 +282,44 @@ fn blocked_for(memory: &ConnMemory, now: u64) -> u64 {
 }
 
 /// Bytes of HTTP/2 that brought no request on and are not paid for, and what is to be kept of
-/// them. While a body comes in nobody can tell.
+/// them. DATA is none of them: windows bound it, and what is read of a refused body is the server's
+/// own doing. Where frames cannot be told apart, nothing is known while a body comes in.
 #[inline]
 fn watch_overhead(mut memory: ConnMemory, sample: &ConnSample, passed: u64) -> (ConnMemory, u64) {
-    let position = position(sample.read, sample.written, sample.requests);
+    let position = position(sample.read, sample.data, sample.written, sample.requests);
     let mut debt = position.wrapping_sub(memory.mark) as i32;
-    if sample.uploading {
-        debt = -OF_A_BODY;
+    let max_credit = max_credit(sample.framed);
+    if sample.uploading && !sample.framed {
+        debt = -max_credit;
     } else if debt > 0 {
         let passed = i32::try_from(passed.saturating_mul(OVERHEAD_PER_MILLI)).unwrap_or(i32::MAX);
         debt = (debt - passed).max(0);
     } else {
-        // Nobody saves up more than what may be left of a body.
-        debt = debt.max(-OF_A_BODY);
+        debt = debt.max(-max_credit);
     }
     memory.mark = position.wrapping_sub(debt as u32);
     (memory, debt.max(0) as u64)
 }
 
-/// How far the bytes that were read are beyond those that are paid for. The low half is enough: of
-/// what is between two looks.
 #[inline]
-fn position(read: u64, written: u64, requests: u32) -> u32 {
+fn max_credit(is_framed: bool) -> i32 {
+    if is_framed { MAX_CREDIT_BYTES } else { MAX_UNFRAMED_CREDIT_BYTES }
+}
+
+/// How far the bytes that were read, without DATA, are beyond those that are paid for. The low half
+/// is enough: of what is between two looks.
+#[inline]
+fn position(read: u64, data: u32, written: u64, requests: u32) -> u32 {
     let requests = u64::from(requests).wrapping_mul(OVERHEAD_PER_REQUEST);
     let paid = requests.wrapping_add(written / SENT_FOR_ONE);
-    (read as u32).wrapping_sub(paid as u32)
+    (read as u32).wrapping_sub(data).wrapping_sub(paid as u32)
+}
+
+/// How many early cancellations are forgiven between the latest look, `passed` milliseconds ago,
+/// and now.
+pub(crate) fn forgiven(now: u64, passed: u64) -> u16 {
+    let before = now.saturating_sub(passed);
+    u16::try_from(now / FORGIVEN_MILLIS - before / FORGIVEN_MILLIS).unwrap_or(u16::MAX)
 }
 
 fn find(
@@ -270,15 +337,20 @@ fn find(
     let end = |reason, ending, limit, observed| {
         Finding::End(End { reason, ending, phase, limit, observed })
     };
+    let announce = |reason, ending, limit, observed| {
+        Finding::Announce(End { reason, ending, phase, limit, observed })
+    };
     if clock == Phase::Lingering {
-        return if here_for >= LINGER_MILLIS { Finding::EndLingering } else { Finding::Fine };
+        let lingers_for = since(memory.seen, when.now);
+        let is_over = here_for >= LINGER_QUIET_MILLIS || lingers_for >= LINGER_MILLIS;
+        return if is_over { Finding::EndLingering } else { Finding::Fine };
     }
     if clock == Phase::FirstHead && age >= limits.first_request {
         return end(Reason::FirstRequest, Ending::Reset, limits.first_request, age);
     }
     if let Some(most) = limits.max_overhead.map(u64::from)
         && sample.accounted
-        && !sample.upgraded
+        && (!sample.upgraded || sample.http2 && sample.framed)
         && (sample.http2 || sample.requests == 0)
         && overhead > most
     {
@@ -290,7 +362,13 @@ fn find(
         && early >= most
         && early > ended / 2
     {
-        return end(Reason::CancelledRequests, Ending::Reset, most, early);
+        let reason = Reason::CancelledRequests;
+        if !sample.goaway || early >= most.saturating_mul(2) {
+            return end(reason, Ending::Reset, most, early);
+        }
+        if closing.is_none() {
+            return announce(reason, Ending::Reset, most, early);
+        }
     }
     let blocked_for = blocked_for(memory, when.now);
     if memory.asked && sample.write_blocked && blocked_for >= limits.write_stall {
@@ -301,7 +379,7 @@ fn find(
         let sent = (sample.written as u32).wrapping_sub(memory.written);
         let got = (sample.read as u32).wrapping_sub(memory.read);
         let taken = u64::from(sent.saturating_sub(got));
-        if taken < (here_for / 1000).saturating_mul(TAKEN_PER_SECOND) {
+        if taken < progress_in(here_for) {
             return end(Reason::WindowStall, Ending::Reset, limits.write_stall, here_for);
         }
     }
@@ -310,24 +388,28 @@ fn find(
     }
     // What waits for the client has the longer of both times.
     let idle = if sample.write_blocked { limits.idle.max(limits.write_stall) } else { limits.idle };
-    if clock == Phase::Idle && here_for >= idle {
-        return end(Reason::Idle, Ending::Finish, idle, here_for);
+    if matches!(clock, Phase::Idle | Phase::RequestBody) && here_for >= idle {
+        // A request may be on its way: GOAWAY tells its client that it was not looked at.
+        if sample.goaway && closing.is_none() {
+            return announce(Reason::Idle, Ending::Finish, idle, here_for);
+        }
+        let grace = if sample.goaway { GOAWAY_GRACE_MILLIS } else { 0 };
+        if here_for >= idle.saturating_add(grace) {
+            return end(Reason::Idle, Ending::Finish, idle, here_for);
+        }
     }
-    if clock == Phase::Upgraded {
-        let is_silent = here_for >= limits.upgraded_idle;
-        let silence = (limits.upgraded_idle, here_for);
-        return if is_silent {
-            end(Reason::Idle, Ending::Finish, silence.0, silence.1)
-        } else {
-            Finding::Fine
-        };
+    if clock == Phase::Upgraded && here_for >= limits.upgraded_idle {
+        return end(Reason::Idle, Ending::Finish, limits.upgraded_idle, here_for);
+    }
+    if clock == Phase::Upgraded && !sample.http2 {
+        return Finding::Fine;
     }
     // Not at once: what looks idle may wait for an HTTP/2 window with the rest of its answer, or
-    // have the next request on its way, and nobody can tell its client not to send one.
+    // have the next request on its way.
     if let Some(reason) = closing
         && clock == Phase::Idle
         && !sample.write_blocked
-        && here_for >= limits.idle.min(CLOSING_QUIET_MILLIS)
+        && here_for >= closing_quiet(limits, sample, reason)
     {
         let (limit, observed) = match reason {
             Reason::MaxRequests => {
@@ -343,7 +425,8 @@ fn find(
     }
     if let Some(due) = when.due.filter(|due| age >= *due) {
         if limits.age_grace.is_some_and(|grace| age >= due.saturating_add(grace)) {
-            return end(Reason::MaxAge, Ending::Reset, due, age);
+            let ending = if clock == Phase::Idle { Ending::Finish } else { Ending::Reset };
+            return end(Reason::MaxAge, ending, due, age);
         }
         if closing.is_none() {
             return Finding::Close(Reason::MaxAge);
@@ -358,6 +441,21 @@ fn find(
         }
         _ => Finding::Fine,
     }
+}
+
+/// How long a connection that is to take no more requests must be idle before it ends. Where its
+/// client was not told, a pool may use it again at any moment.
+fn closing_quiet(limits: &Limits, sample: &ConnSample, reason: Reason) -> u64 {
+    let is_short = matches!(reason, Reason::KeepAlivePerClient | Reason::Shutdown);
+    let quiet = if sample.goaway || is_short {
+        CLOSING_QUIET_MILLIS
+    } else if sample.http2 {
+        UNTOLD_QUIET_MILLIS
+    } else {
+        // The next response says `Connection: close`.
+        limits.idle
+    };
+    quiet.min(limits.idle)
 }
 
 /// Whether nothing has been in flight for a while on a connection that had a request.
@@ -380,9 +478,9 @@ pub(crate) type Rank = (u8, u64, u64);
 /// who can be spared more readily.
 pub(crate) const RELUCTANT: u8 = 4;
 /// So many classes there are.
-pub(crate) const CLASSES: u8 = 5;
-/// Those of idle connections that did something, and of newcomers who had no time to.
-pub(crate) const DID_SOMETHING: [u8; 2] = [2, 4];
+pub(crate) const CLASSES: u8 = 6;
+/// The classes of connections that did something, or had no time to.
+pub(crate) const DID_SOMETHING: [u8; 3] = [2, 4, 5];
 
 /// Whether its first request may be on its way.
 pub(crate) fn is_newcomer(sample: &ConnSample, age: u64) -> bool {
@@ -402,13 +500,24 @@ pub(crate) fn spare(sample: &ConnSample, age: u64, many: bool) -> Option<Rank> {
             let work = work_for_age(sample, age);
             Some((if work > LITTLE { 4 } else { 2 }, work, oldest_first))
         }
-        // The one that took nothing for longest.
-        Phase::Writing if sample.stalled >= STALLED => {
-            Some((3, u64::from(u8::MAX - sample.stalled), oldest_first))
+        // The longest without progress first.
+        Phase::Writing | Phase::RequestBody if sample.stalled >= STALLED_SECONDS => {
+            Some((3, longest_first(sample), oldest_first))
+        }
+        Phase::Working if sample.stalled >= STALLED_SECONDS && sample.body_left => {
+            Some((3, longest_first(sample), oldest_first))
+        }
+        // Perhaps its body is whole and the handler works, or it is a quiet gRPC stream.
+        Phase::Working if sample.stalled >= STALLED_SECONDS && awaits_body(sample) => {
+            Some((5, work_for_age(sample, age), longest_first(sample)))
         }
         // There is a request in work, or, as far as anybody knows, there may be.
         _ => None,
     }
+}
+
+fn longest_first(sample: &ConnSample) -> u64 {
+    u64::from(u8::MAX - sample.stalled)
 }
 
 /// Answers, and the bytes of large ones, for each hour of its life.
@@ -424,7 +533,8 @@ mod tests {
     use std::time::Duration;
 
     fn limits() -> Limits {
-        let guard = ConnGuard::builder().max_age(Duration::from_secs(1000)).build().unwrap();
+        let guard = ConnGuard::builder().max_age(Duration::from_secs(1000));
+        let guard = guard.write_stall(Duration::from_secs(30)).build().unwrap();
         guard.shared().limits.clone()
     }
 
@@ -512,7 +622,6 @@ mod tests {
             requests: 1,
             answered: 1,
             http2: true,
-            more_was_read: true,
             read,
             written,
             ..sample()
@@ -532,7 +641,7 @@ mod tests {
     }
 
     #[test]
-    fn one_byte_taken_in_time_is_no_stall_and_no_byte_is() {
+    fn a_response_stalls_unless_500_bytes_a_second_are_taken() {
         let writing = |written| ConnSample {
             requests: 1,
             in_flight: 1,
@@ -541,7 +650,10 @@ mod tests {
             written,
             ..sample()
         };
-        assert_eq!(first_finding(200_000, |now| writing(now / 29_000)), None);
+        // In steps, as a receive window opens.
+        assert_eq!(first_finding(200_000, |now| writing(now / 29_000 * 14_500)), None);
+        let stalled = Some((30_000, Reason::WriteStall, Ending::Reset));
+        assert_eq!(ended(first_finding(100_000, |now| writing(now / 1000))), stalled);
         let found = first_finding(100_000, |_| writing(7));
         assert_eq!(ended(found), Some((30_000, Reason::WriteStall, Ending::Reset)));
     }
@@ -558,7 +670,7 @@ mod tests {
             memory.stalled
         };
         assert_eq!([stalled(1000, 7), stalled(1999, 7), stalled(2000, 7)], [0, 0, 1]);
-        assert_eq!([stalled(9000, 7), stalled(9001, 8), stalled(1_000_000, 8)], [8, 0, 255]);
+        assert_eq!([stalled(9000, 8), stalled(9001, 5000), stalled(1_000_000, 5000)], [8, 0, 255]);
     }
 
     #[test]
@@ -633,16 +745,30 @@ mod tests {
         // An upload, and what comes besides it; on HTTP/1 there is nothing else.
         let uploads = |now| ConnSample { uploading: true, in_flight: 1, ..http2(now * 100_000) };
         assert_eq!(first_finding(100_000, uploads), None);
-        // What was on its way when the upload was refused, and more than that.
+        // What is read of a refused upload for a moment, where its frames cannot be seen, and more.
         let tail = |most: u64| {
             move |now: u64| ConnSample {
                 uploading: now == 0,
-                ..http2(1_000_000 + now.saturating_mul(8000).min(most))
+                ..http2(1_000_000 + now.saturating_mul(100_000).min(most))
             }
         };
-        assert_eq!(first_finding(10_000, tail(2 << 20)), None);
-        assert_eq!(ended(first_finding(10_000, tail(3 << 20))), reset(500));
-        // Beside a tunnel, too, there may be anything.
+        assert_eq!(first_finding(10_000, tail(64 << 20)), None);
+        assert_eq!(ended(first_finding(10_000, tail(65 << 20))), reset(750));
+        // Where they can be seen, DATA is no overhead, and what comes beside it is.
+        let framed = |now: u64, beside: u64| ConnSample {
+            framed: true,
+            uploading: true,
+            in_flight: 1,
+            data: (now * 1_000_000) as u32,
+            ..http2(now * (1_000_000 + beside))
+        };
+        assert_eq!(first_finding(10_000, |now| framed(now, 16)), None);
+        assert_eq!(ended(first_finding(10_000, |now| framed(now, 1000))), reset(500));
+        let refused = |now| ConnSample { uploading: false, in_flight: 0, ..framed(now, 16) };
+        assert_eq!(first_finding(10_000, refused), None);
+        let tunnel = |now| ConnSample { upgraded: true, ..framed(now, 1000) };
+        assert_eq!(ended(first_finding(10_000, tunnel)), reset(500));
+        // Beside a tunnel whose frames cannot be seen there may be anything.
         let tunnel = |now| ConnSample { upgraded: true, in_flight: 1, ..http2(now * 100_000) };
         assert_eq!(first_finding(4000, tunnel), None);
         let http1 = |now| ConnSample { http2: false, in_flight: 1, ..http2(now * 100_000) };
@@ -745,7 +871,7 @@ mod tests {
     fn age_first_closes_then_ends_what_is_idle_and_then_everything_if_asked_to() {
         let limits = Limits { age_grace: Some(30_000), ..limits() };
         let working = ConnSample { requests: 1, in_flight: 1, http2: true, ..sample() };
-        let idle = ConnSample { requests: 1, answered: 1, ..sample() };
+        let idle = ConnSample { requests: 1, answered: 1, http2: true, ..sample() };
         let at = |now, sample, closing| {
             let when = When { now, passed: 250, opened: 0, due: Some(1_000_000) };
             judge(&limits, when, sample, closing, ConnMemory::default()).1
@@ -761,7 +887,9 @@ mod tests {
         let when = When { now: 1_000_250, passed: 250, opened: 0, due: Some(1_000_000) };
         let (memory, finding) = judge(&limits, when, &idle, closing, ConnMemory::default());
         assert_eq!(finding, Finding::Fine);
-        let when = When { now: 1_005_250, ..when };
+        let when = When { now: 1_029_999, ..when };
+        assert_eq!(judge(&limits, when, &idle, closing, memory).1, Finding::Fine);
+        let when = When { now: 1_030_250, ..when };
         let finish = (Reason::MaxAge, Ending::Finish);
         assert_eq!(ending(judge(&limits, when, &idle, closing, memory).1), finish);
         let reset = (Reason::MaxAge, Ending::Reset);
@@ -792,11 +920,19 @@ mod tests {
                 judge(&limits, When { now: 0, ..when }, sample, None, ConnMemory::default());
             judge(&limits, when, sample, closing, memory).1
         };
-        assert_eq!(at(4999, &idle, Some(Reason::MaxRequests)), Finding::Fine);
-        assert!(matches!(
-            at(5000, &idle, Some(Reason::MaxRequests)),
-            Finding::End(End { reason: Reason::MaxRequests, ending: Ending::Finish, .. })
-        ));
+        // Until the idle timeout: the client may be about to ask for the last time.
+        assert_eq!(at(9999, &idle, Some(Reason::MaxRequests)), Finding::Fine);
+        let told = ConnSample { goaway: true, ..idle };
+        let shares = Some(Reason::KeepAlivePerClient);
+        assert_eq!(at(4999, &told, shares), Finding::Fine);
+        for (sample, reason) in [
+            (&told, Reason::MaxRequests),
+            (&idle, Reason::KeepAlivePerClient),
+            (&idle, Reason::Shutdown),
+        ] {
+            let Finding::End(end) = at(5000, sample, Some(reason)) else { panic!("{reason}") };
+            assert_eq!((end.reason, end.ending), (reason, Ending::Finish));
+        }
     }
 
     #[test]
@@ -810,8 +946,8 @@ mod tests {
                 && sample.early == 0
                 && !(sample.write_blocked || sample.asked || sample.uploading || sample.body_left)
                 && !(sample.upgraded || sample.lingering);
-            let ConnSample { read, written, requests, .. } = *sample;
-            is_at_rest.then_some(ConnRest { read, written, requests })
+            let ConnSample { read, written, requests, data, framed, .. } = *sample;
+            is_at_rest.then_some(ConnRest { read, written, requests, data, framed })
         };
         let is_quiet_at = |now, sample: ConnSample, closing: Option<Reason>, memory| {
             let rest = rest_of(&sample).filter(|_| closing.is_none());
@@ -913,11 +1049,11 @@ mod tests {
         assert_eq!(spare(&silent, 5, true).map(|(class, ..)| class), Some(1));
         assert_eq!(spare(&busy, 5, true), spare(&busy, 5, false));
         let stalled = |stalled| spare(&ConnSample { stalled, ..taking }, 9000, false);
-        assert_eq!(stalled(STALLED - 1), None);
+        assert_eq!(stalled(STALLED_SECONDS - 1), None);
         assert!(
-            stalled(STALLED) > Some(ranks[6])
-                && stalled(STALLED) < Some(ranks[7])
-                && stalled(30) < stalled(STALLED)
+            stalled(STALLED_SECONDS) > Some(ranks[6])
+                && stalled(STALLED_SECONDS) < Some(ranks[7])
+                && stalled(30) < stalled(STALLED_SECONDS)
         );
         assert_eq!(spare(&ConnSample { stalled: 30, ..working }, 9000, false), None);
     }

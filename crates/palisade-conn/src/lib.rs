@@ -158,6 +158,7 @@ mod admission;
 mod axum;
 mod bind;
 mod builder;
+mod frames;
 mod guard;
 mod io;
 mod judge;
@@ -183,6 +184,8 @@ pub use crate::axum::{Connected, ConnectedFuture, ConnectedService, connected, s
 pub use accounting::{AccountedBody, Accounting, AccountingFuture, AccountingLayer};
 pub use bind::BindOptions;
 pub use builder::ConnGuardBuilder;
+#[doc(hidden)]
+pub use frames::Frames;
 pub use guard::ConnGuard;
 pub use io::GuardedIo;
 pub use limits::CapFrom;

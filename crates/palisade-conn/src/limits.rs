@@ -11,14 +11,21 @@ pub(crate) const AUTO_MOST: usize = 10_000;
 /// to 21 KiB where it idles and 15 to 52 KiB where half a head or an answer that nobody takes waits.
 const OF_A_CONNECTION: u64 = 64 * 1024;
 
-/// A connection that is to take no more requests goes once it was idle for so long.
+/// A connection that is to take no more requests ends once it was idle for so long, if its client
+/// was told or places are short.
 pub(crate) const CLOSING_QUIET_MILLIS: u64 = 5000;
+/// The same for an HTTP/2 client that could not be told, whose pool may use it again at any moment.
+pub(crate) const UNTOLD_QUIET_MILLIS: u64 = 30_000;
+/// How long an idle client of HTTP/2 has to close the connection after GOAWAY: a round trip.
+pub(crate) const GOAWAY_GRACE_MILLIS: u64 = 1000;
 /// A connection counts among those that a client keeps once it was idle for so long: a look
 /// between two requests is not to be mistaken for one.
 pub(crate) const KEPT_MILLIS: u64 = 1000;
 
-/// So long a connection lingers at most; the sweeper's precision comes on top.
-pub(crate) const LINGER_MILLIS: u64 = 1000;
+/// How long a connection lingers at most; the sweeper's precision comes on top.
+pub(crate) const LINGER_MILLIS: u64 = 30_000;
+/// How long a connection that lingers may send nothing.
+pub(crate) const LINGER_QUIET_MILLIS: u64 = 1000;
 
 /// So many bytes are thrown away at most while it does.
 pub(crate) const LINGER_BYTES: u64 = 64 << 20;

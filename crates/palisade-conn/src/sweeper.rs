@@ -2,7 +2,7 @@
 
 use crate::{
     guard::{Shared, Spared},
-    judge::{Finding, RELUCTANT, Rank, When, is_kept, is_newcomer, is_quiet, judge},
+    judge::{Finding, RELUCTANT, Rank, When, forgiven, is_kept, is_newcomer, is_quiet, judge},
     registry::{Found, SHARDS},
     say,
     strain::under,
@@ -149,6 +149,7 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
     let (mut is_told, mut untold) = (false, 0);
     let were_many = shared.many_newcomers.load(Relaxed);
     let (mut newcomers, mut all) = (0u32, 0u32);
+    let forgiven = forgiven(now, passed);
     for shard in 0..SHARDS {
         shared.registry.copy(shard, found);
         // Of one client, those that are kept for later.
@@ -173,15 +174,19 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
                 let when = When { now, passed, opened, due: limits.due(conn.id()) };
                 let (memory, finding) = judge(limits, when, &sample, closing, memory);
                 state.remember(memory);
+                if sample.early > 0 {
+                    state.forgive_early(forgiven);
+                }
                 match finding {
                     // We were not there: what the clients sent meanwhile is still to be read.
-                    Finding::End(_) if forgives => {}
+                    Finding::End(_) | Finding::Announce(_) if forgives => {}
                     Finding::End(end) => {
                         shared.end(&conn, end);
                     }
                     Finding::EndLingering => state.end_lingering(),
                     Finding::AskWriter => state.ask_writer(),
-                    Finding::Close(reason) if is_enforced => state.close(reason),
+                    Finding::Announce(end) => shared.announce(&conn, end),
+                    Finding::Close(reason) if is_enforced => _ = state.close(reason),
                     Finding::Probe if is_enforced => state.probe(),
                     Finding::Fine | Finding::Close(_) | Finding::Probe => {}
                 }

@@ -34,6 +34,12 @@ const SHADOWED: u16 = 32;
 const LINGERING: u16 = 64;
 /// for long enough.
 const LINGER_OVER: u16 = 128;
+/// The frames of HTTP/2 can be told apart: [`ConnState::data_read`] is exact.
+const FRAMED: u16 = 0x200;
+/// The socket is to look whether its client is still there.
+const PROBED: u16 = 0x400;
+/// The server sends GOAWAY when the connection is [closed](ConnState::close).
+const GOAWAY: u16 = 0x800;
 
 /// Of [`ConnState::writing`]: bytes wait that the kernel does not take;
 const BLOCKED: u8 = 1;
@@ -42,7 +48,7 @@ const ASKED: u8 = 2;
 
 /// Of [`ConnState::protocol`]: HTTP/1 by default,
 const HTTP2: u8 = 1;
-/// or HTTP/1 with a body whose end shows in that body alone.
+/// or HTTP/1 with a body whose end is unknown: chunked, or pipelined behind another request.
 const UNMEASURED: u8 = 2;
 
 /// Of [`ConnState::lately`]: more was asked for of an answer;
@@ -82,13 +88,15 @@ pub struct ConnState {
     early: AtomicU16,
     /// What there was since the sweeper looked.
     lately: AtomicU8,
-    /// How far what was read, or will be, is of requests that began: the count of bytes when the
-    /// latest one ended, or where its body ends at the earliest.
-    read_by_requests: AtomicU64,
+    /// HTTP/1: how far what was read, or will be, belongs to requests that began: the count of
+    /// bytes when the latest one ended, or where its body ends at the earliest. HTTP/2: the bytes
+    /// of DATA in the low half, and what the socket keeps of the current frame in the high half.
+    position: AtomicU64,
     // Written by the guard.
     verdict: AtomicU8,
     closing: AtomicU8,
-    probe: AtomicBool,
+    /// The socket had nothing to give when it was last read. Written by the socket.
+    awaits_read: AtomicBool,
     // Written by all of them, and rarely.
     flags: AtomicU16,
     phase: AtomicU8,
@@ -177,13 +185,25 @@ pub struct ConnSample {
     pub answered: u32,
     /// Requests that ended before their answer did.
     pub cancelled: u32,
-    /// Of these, the ones whose client did not wait for so much as a second; at most 65,535.
+    /// Of these, the ones whose client did not wait for so much as a second, without those that
+    /// were [forgiven](ConnState::forgive_early) since; at most 65,535.
     pub early: u16,
-    /// Whether bytes came that are not of the latest request.
+    /// Whether bytes came that are not of the latest request, as far as its end is known. HTTP/1
+    /// only.
     pub more_was_read: bool,
     /// Whether more of the latest request's body is to come; answered or not, no other head can
     /// come before it. HTTP/1 only.
     pub body_left: bool,
+    /// Whether the end of the latest request's body is unknown. HTTP/1 only.
+    pub unmeasured: bool,
+    /// Whether a client that is to begin no more requests is told so by GOAWAY.
+    pub goaway: bool,
+    /// Whether the socket found nothing to read when it was last asked to.
+    pub awaits_read: bool,
+    /// Whether [`data`](Self::data) is exact.
+    pub framed: bool,
+    /// HTTP/2: the low half of the bytes read that are payload of DATA frames.
+    pub data: u32,
 }
 
 /// What a connection did on which nothing is going on.
@@ -195,6 +215,10 @@ pub struct ConnRest {
     pub written: u64,
     /// As [`ConnSample::requests`].
     pub requests: u32,
+    /// As [`ConnSample::data`].
+    pub data: u32,
+    /// As [`ConnSample::framed`].
+    pub framed: bool,
 }
 
 /// What the sweeper keeps of a connection from one look to the next.
@@ -255,6 +279,7 @@ impl ConnState {
     pub fn add_read(&self, bytes: usize) {
         // The socket alone writes this, and has itself borrowed mutably.
         self.read.store(self.read.load(Relaxed).wrapping_add(bytes as u64), Relaxed);
+        self.awaits_read.store(false, Relaxed);
     }
 
     /// The kernel took `bytes`.
@@ -273,8 +298,8 @@ impl ConnState {
 
     /// The answers are sent, and what still comes is thrown away.
     pub fn set_lingering(&self) {
-        // It is of no request.
-        self.read_by_requests.store(self.read.load(Relaxed), Relaxed);
+        // What comes from now on belongs to no request, and no frame is looked for in it.
+        self.position.store(self.read.load(Relaxed), Relaxed);
         self.set(LINGERING);
     }
 
@@ -285,7 +310,34 @@ impl ConnState {
 
     /// How many bytes were thrown away.
     pub fn thrown_away(&self) -> u64 {
-        self.read.load(Relaxed).saturating_sub(self.read_by_requests.load(Relaxed))
+        self.read.load(Relaxed).saturating_sub(self.position.load(Relaxed))
+    }
+
+    /// The low half of the bytes of HTTP/2's DATA frames that were read.
+    pub fn data_read(&self) -> u32 {
+        self.position.load(Relaxed) as u32
+    }
+
+    /// `bytes` of DATA were read on HTTP/2, whose frames are told apart from now on.
+    pub fn add_data(&self, bytes: u32) {
+        self.keep_frame(self.frame(), bytes);
+        if !self.is_set(FRAMED) {
+            self.set(FRAMED);
+        }
+    }
+
+    /// What the socket keeps of the frame of HTTP/2 in the middle of which it is.
+    #[inline]
+    pub fn frame(&self) -> u32 {
+        (self.position.load(Relaxed) >> 32) as u32
+    }
+
+    /// Keeps `frame`, and adds `data` to the bytes of DATA frames.
+    #[inline]
+    pub fn keep_frame(&self, frame: u32, data: u32) {
+        // Only what reads the connection writes this, and it has itself borrowed mutably.
+        let data = self.data_read().wrapping_add(data);
+        self.position.store(u64::from(frame) << 32 | u64::from(data), Relaxed);
     }
 
     /// What was decided, if anything.
@@ -298,6 +350,7 @@ impl ConnState {
     /// Keeps `waker` for a verdict while there is nothing to read. Look at [`Self::verdict`]
     /// afterwards: one that came before found nobody to wake.
     pub fn park_reader(&self, waker: &Waker) {
+        self.awaits_read.store(true, Relaxed);
         self.wakers.lock().park(Side::Reader, waker);
     }
 
@@ -309,7 +362,8 @@ impl ConnState {
     /// Whether the socket was asked to look if its client is still there; asks it no more.
     #[inline]
     pub fn take_probe(&self) -> bool {
-        self.probe.load(Relaxed) && self.probe.swap(false, Relaxed)
+        self.flags.load(Relaxed) & PROBED != 0
+            && self.flags.fetch_and(!PROBED, Relaxed) & PROBED != 0
     }
 }
 
@@ -336,6 +390,11 @@ impl ConnState {
     /// The connection is, or carries, something else than HTTP from now on.
     pub fn set_upgraded(&self) {
         self.set(UPGRADED);
+    }
+
+    /// The server tells the client by GOAWAY when the connection is [closed](Self::close).
+    pub fn set_goaway(&self) {
+        self.set(GOAWAY);
     }
 
     /// Whether it does.
@@ -367,11 +426,14 @@ impl ConnState {
 /// The guard's side.
 impl ConnState {
     /// Lets it take no further request, because of `reason`, and wakes whoever waits for it: a
-    /// server may have something to say about that. The first reason stands.
-    pub fn close(&self, reason: Reason) {
-        if self.closing.compare_exchange(0, code(reason), Release, Relaxed).is_ok() {
+    /// server may have something to say about that. The first reason stands: `false` if there was
+    /// one.
+    pub fn close(&self, reason: Reason) -> bool {
+        let is_first = self.closing.compare_exchange(0, code(reason), Release, Relaxed).is_ok();
+        if is_first {
             self.wake();
         }
+        is_first
     }
 
     /// Ends the connection and wakes whoever waits for it. `false` if it was decided before.
@@ -391,6 +453,12 @@ impl ConnState {
         // Dropped after the lock is given back.
         let _nobody_waits = std::mem::take(&mut *self.wakers.lock());
         decode(self.verdict.swap(RETIRED, AcqRel))
+    }
+
+    /// Forgets `requests` that were cancelled early: they were long enough ago.
+    pub fn forgive_early(&self, requests: u16) {
+        let less = |early: u16| (early > 0).then(|| early.saturating_sub(requests));
+        let _ = self.early.fetch_update(Relaxed, Relaxed, less);
     }
 
     /// Whether its socket is.
@@ -414,7 +482,7 @@ impl ConnState {
 
     /// Asks the socket to look if its client is still there.
     pub fn probe(&self) {
-        self.probe.store(true, Relaxed);
+        self.set(PROBED);
         self.wake();
     }
 
@@ -441,7 +509,8 @@ impl ConnState {
         let lately = self.lately.load(Relaxed);
         let pending = count(in_flight, REQUEST);
         let read = self.read.load(Relaxed);
-        let read_by_requests = self.read_by_requests.load(Relaxed);
+        let position = self.position.load(Relaxed);
+        let is_http2 = protocol == HTTP2;
         let (requests, cancelled) = (self.requests.load(Relaxed), self.cancelled.load(Relaxed));
         ConnSample {
             read,
@@ -452,7 +521,7 @@ impl ConnState {
             lingering: flags & LINGERING != 0,
             accounted: flags & ACCOUNTED != 0,
             upgraded: flags & UPGRADED != 0,
-            http2: protocol == HTTP2,
+            http2: is_http2,
             requests,
             in_flight: pending,
             waiting: count(in_flight, WAITING),
@@ -461,8 +530,13 @@ impl ConnState {
             answered: requests.saturating_sub(pending).saturating_sub(cancelled),
             cancelled,
             early: self.early.load(Relaxed),
-            more_was_read: read > read_by_requests && protocol != UNMEASURED,
-            body_left: read < read_by_requests,
+            more_was_read: !is_http2 && read > position,
+            body_left: !is_http2 && read < position,
+            unmeasured: protocol == UNMEASURED,
+            awaits_read: self.awaits_read.load(Relaxed),
+            framed: flags & FRAMED != 0,
+            goaway: flags & GOAWAY != 0,
+            data: if is_http2 { position as u32 } else { 0 },
         }
     }
 
@@ -474,16 +548,21 @@ impl ConnState {
     pub fn at_rest(&self) -> Option<ConnRest> {
         let decided = self.verdict.load(Acquire) | self.closing.load(Relaxed);
         let busy = self.writing.load(Relaxed) | self.lately.load(Relaxed) & UPLOADED;
-        let other = self.flags.load(Relaxed) & (UPGRADED | LINGERING);
+        let flags = self.flags.load(Relaxed);
+        let other = flags & (UPGRADED | LINGERING);
         let early = self.early.load(Relaxed);
         let read = self.read.load(Relaxed);
+        let position = self.position.load(Relaxed);
+        let is_http2 = self.protocol.load(Relaxed) == HTTP2;
         let is_at_rest = u16::from(decided | busy) | other == 0
             && self.in_flight.load(Relaxed) | u64::from(early) == 0
-            && read >= self.read_by_requests.load(Relaxed);
+            && (is_http2 || read >= position);
         is_at_rest.then(|| ConnRest {
             read,
             written: self.written.load(Relaxed),
             requests: self.requests.load(Relaxed),
+            data: if is_http2 { position as u32 } else { 0 },
+            framed: flags & FRAMED != 0,
         })
     }
 
@@ -679,15 +758,17 @@ impl InFlight {
     /// if its end shows in the body alone. Call it before anything is answered.
     pub fn with_body(&self, length: Option<u64>) {
         let state = self.conn.state();
-        let Some(length) = length else {
+        let (read, by_others) = (state.read.load(Relaxed), state.position.load(Relaxed));
+        // The head itself came after the request before, unless it was pipelined: then its bytes
+        // count among that one's, and so may some of the body.
+        let is_here = read.checked_sub(by_others).filter(|is_here| *is_here > 0);
+        let (Some(length), Some(is_here)) = (length, is_here) else {
             state.protocol.store(UNMEASURED, Relaxed);
             return;
         };
-        let (read, by_others) = (state.read.load(Relaxed), state.read_by_requests.load(Relaxed));
         // At the most, all that came since the request before is of this body.
-        let is_here = read.saturating_sub(by_others);
         let end = read.saturating_add(length.saturating_sub(is_here));
-        state.read_by_requests.store(end, Relaxed);
+        state.position.store(end, Relaxed);
     }
 
     /// On HTTP/2, a body follows the head.
@@ -762,9 +843,11 @@ impl Drop for InFlight {
         if self.stage != Stage::Answered {
             state.cancelled.fetch_add(1, Relaxed);
         }
-        let read = state.read.load(Relaxed);
-        if read > state.read_by_requests.load(Relaxed) {
-            state.read_by_requests.store(read, Relaxed);
+        if state.protocol.load(Relaxed) != HTTP2 {
+            let read = state.read.load(Relaxed);
+            if read > state.position.load(Relaxed) {
+                state.position.store(read, Relaxed);
+            }
         }
         let mut ended = REQUEST;
         if self.is_upload {
@@ -883,7 +966,7 @@ mod tests {
     fn a_request_counts_from_its_head_to_its_drop() {
         let conn = conn();
         let mut first = conn.begin_request(false);
-        let second = conn.begin_request(true);
+        let second = conn.begin_request(false);
         conn.state().add_read(7);
         assert!(conn.state().sample().more_was_read);
         first.answered();
@@ -892,7 +975,7 @@ mod tests {
         let sample = conn.state().sample();
         assert_eq!((sample.requests, sample.in_flight), (2, 0));
         assert_eq!((sample.answered, sample.cancelled), (1, 1));
-        assert!(!sample.more_was_read && sample.http2);
+        assert!(!sample.more_was_read);
     }
 
     #[test]
@@ -915,17 +998,54 @@ mod tests {
         request.with_body(Some(100));
         drop(request);
         assert!(!state.sample().body_left && !state.sample().more_was_read);
-        // Of a body without a declared length nobody knows where it ends.
+        // The end of a body without a declared length is unknown.
         let request = conn.begin_request(false);
         request.with_body(None);
         drop(request);
         state.add_read(5000);
-        assert!(!state.sample().body_left && !state.sample().more_was_read);
+        assert!(!state.sample().body_left && state.sample().unmeasured);
         drop(conn.begin_request(false));
         state.add_read(1);
-        assert!(state.sample().more_was_read);
+        assert!(state.sample().more_was_read && !state.sample().unmeasured);
         conn.begin_request(false).with_body(Some(u64::MAX));
         assert!(state.sample().body_left);
+    }
+
+    #[test]
+    fn the_end_of_a_pipelined_body_is_unknown() {
+        let conn = conn();
+        let state = conn.state();
+        state.add_read(200); // Two heads, and the body of the second.
+        drop(conn.begin_request(false));
+        let second = conn.begin_request(false);
+        second.with_body(Some(5));
+        assert!(state.sample().unmeasured && !state.sample().body_left);
+        drop(second);
+        assert!(!state.sample().body_left && !state.sample().more_was_read);
+    }
+
+    #[test]
+    fn data_of_http2_is_counted_apart_and_leads_to_no_position() {
+        let conn = conn();
+        let state = conn.state();
+        state.add_read(500);
+        state.keep_frame(7, 100);
+        state.add_data(u32::MAX);
+        drop(conn.begin_request(true));
+        let sample = state.sample();
+        assert_eq!((state.frame(), sample.data, sample.framed), (7, 99, true));
+        assert!(!sample.body_left && !sample.more_was_read);
+        assert_eq!(state.at_rest().map(|rest| rest.data), Some(99));
+    }
+
+    #[test]
+    fn a_socket_awaits_bytes_from_an_empty_read_to_the_next_full_one() {
+        let state = ConnState::default();
+        assert!(!state.sample().awaits_read);
+        state.park_reader(Waker::noop());
+        assert!(state.sample().awaits_read);
+        state.add_read(1);
+        assert!(!state.sample().awaits_read);
     }
 
     #[test]
@@ -939,13 +1059,20 @@ mod tests {
             (|conn| (conn.state().set_accounted(), None).1, true),
             (|conn| (conn.begin_request(true).polled(true), None).1, true),
             (|conn| Some(conn.begin_request(false)), false),
-            (|conn| (conn.begin_request(false).with_body(Some(5)), None).1, false),
+            (
+                |conn| {
+                    conn.state().add_read(5);
+                    conn.begin_request(false).with_body(Some(50));
+                    None
+                },
+                false,
+            ),
             (|conn| (conn.begin_request(true).uploads(), None).1, false),
             (|conn| (conn.state().early.store(1, Relaxed), None).1, false),
             (|conn| (conn.state().set_write_blocked(), None).1, false),
             (|conn| (conn.state().set_upgraded(), None).1, false),
             (|conn| (conn.state().set_lingering(), None).1, false),
-            (|conn| (conn.state().close(Reason::MaxAge), None).1, false),
+            (|conn| (_ = conn.state().close(Reason::MaxAge), None).1, false),
             (|conn| (conn.state().retire(), None).1, false),
             (
                 |conn| {
@@ -961,8 +1088,9 @@ mod tests {
             conn.state().add_read(100);
             drop(conn.begin_request(false));
             let _in_flight = change(&conn);
-            let ConnSample { read, written, requests, .. } = conn.state().sample();
-            let rest = is_at_rest.then_some(ConnRest { read, written, requests });
+            let ConnSample { read, written, requests, data, framed, .. } = conn.state().sample();
+            let rest = ConnRest { read, written, requests, data, framed };
+            let rest = is_at_rest.then_some(rest);
             assert_eq!(conn.state().at_rest(), rest, "change {at}");
             conn.state().end(verdict);
             assert_eq!(conn.state().at_rest(), None, "change {at}, decided");

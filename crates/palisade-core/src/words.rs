@@ -222,8 +222,8 @@ closed_enum! {
     Phase {
         /// The head is here, nothing was done for it yet.
         RequestHead = "request_head",
-        /// The request body is being received; unless its end is told as a cut, the response
-        /// head is unsent.
+        /// The request body is being received. Of a request: unless its end is told as a cut, the
+        /// response head is unsent. Of a connection: its request is answered already.
         RequestBody = "request_body",
         /// The handler is at work, the response head is unsent.
         Handler = "handler",
