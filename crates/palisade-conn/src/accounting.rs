@@ -87,6 +87,10 @@ pin_project! {
         // Whether what has ended may still wait for its client, on HTTP/2: hyper takes the last
         // frame before there is a window for it, and lets go of the body when it is sent.
         lasts_to_its_drop: bool,
+        // On HTTP/2, the last byte of a long frame, which is a frame of its own: hyper hands a
+        // whole frame to h2 for one byte of window, and would let go of the body while h2 keeps
+        // the frame. It asks for this byte when h2 has sent the rest.
+        last_byte: Bytes,
         // What is left of the length that the head declares, if it does.
         left: Option<u64>,
     }
@@ -104,6 +108,8 @@ pub(crate) struct Account {
 
 /// Of so many requests one is looked at for a proxy's word.
 const LOOKED_AT_ONE_IN: u32 = 16;
+/// A frame that h2 may keep for its client unseen: about what it takes for the stream itself.
+const MAX_UNTRACKED_BYTES: usize = 256;
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
 /// What is full now may have a place then.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -455,6 +461,7 @@ impl Account {
             in_flight,
             tells_of_windows,
             lasts_to_its_drop: !is_http1,
+            last_byte: Bytes::new(),
             left,
         })
     }
@@ -495,7 +502,8 @@ impl<B> AccountedBody<B> {
     /// Of this one the connection is told nothing.
     fn untold(inner: GuardBody<B>) -> Self {
         let (in_flight, tells_of_windows, lasts_to_its_drop) = (None, false, false);
-        Self { inner, in_flight, tells_of_windows, lasts_to_its_drop, left: None }
+        let last_byte = Bytes::new();
+        Self { inner, in_flight, tells_of_windows, lasts_to_its_drop, last_byte, left: None }
     }
 }
 
@@ -508,7 +516,19 @@ impl<B: Body<Data = Bytes>> Body for AccountedBody<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let mut this = self.project();
-        let frame = this.inner.as_mut().poll_frame(cx);
+        let mut frame = if this.last_byte.is_empty() {
+            this.inner.as_mut().poll_frame(cx)
+        } else {
+            Poll::Ready(Some(Ok(Frame::data(std::mem::take(this.last_byte)))))
+        };
+        if *this.lasts_to_its_drop
+            && let Poll::Ready(Some(Ok(last))) = &mut frame
+            && let Some(data) = last.data_mut()
+            && data.len() > MAX_UNTRACKED_BYTES
+            && this.inner.is_end_stream()
+        {
+            *this.last_byte = data.split_off(data.len() - 1);
+        }
         // What is asked for and not there waits for the handler, what is there for the client.
         if *this.tells_of_windows
             && let Some(in_flight) = this.in_flight
@@ -524,8 +544,9 @@ impl<B: Body<Data = Bytes>> Body for AccountedBody<B> {
                 *this.left = this.left.map(|left| left.saturating_sub(length));
                 frame.is_trailers()
                     || *this.left == Some(0)
-                    || this.inner.is_end_stream()
-                    || this.inner.size_hint().exact() == Some(0)
+                    || this.last_byte.is_empty()
+                        && (this.inner.is_end_stream()
+                            || this.inner.size_hint().exact() == Some(0))
             }
             Some(Err(_)) => {
                 *this.in_flight = None;
@@ -544,11 +565,16 @@ impl<B: Body<Data = Bytes>> Body for AccountedBody<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.last_byte.is_empty() && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        // The last byte is held back from a body that has ended.
+        if self.last_byte.is_empty() {
+            self.inner.size_hint()
+        } else {
+            SizeHint::with_exact(self.last_byte.len() as u64)
+        }
     }
 }
 
@@ -906,6 +932,32 @@ mod tests {
         assert_eq!(waiting(), 1); // There was something, and nobody asks for more.
         drop(body);
         assert_eq!(waiting(), 0);
+    }
+
+    #[tokio::test]
+    async fn on_http2_the_last_byte_of_a_response_is_a_frame_of_its_own() {
+        let conn = conn();
+        let mut second = request(&conn);
+        *second.version_mut() = Version::HTTP_2;
+        let mut body = serve(&conn, second, full(1000)).await.into_body();
+        assert_eq!(body.size_hint().exact(), Some(1000));
+        let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();
+        assert_eq!((frame.len(), body.size_hint().exact()), (999, Some(1)));
+        assert!(!body.is_end_stream());
+        let sample = conn.state().sample();
+        assert_eq!((sample.in_flight, sample.waiting, sample.answered), (1, 1, 0));
+        let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();
+        assert!(frame.len() == 1 && body.is_end_stream());
+        drop(body);
+        assert_eq!(counts(&conn), (1, 0, 1, 0));
+        // A short body is one frame, and HTTP/1 has no windows.
+        let mut second = request(&conn);
+        *second.version_mut() = Version::HTTP_2;
+        let mut body = serve(&conn, second, full(256)).await.into_body();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap().len(), 256);
+        assert!(body.is_end_stream());
+        let mut body = serve(&conn, request(&conn), full(1000)).await.into_body();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap().len(), 1000);
     }
 
     #[tokio::test]

@@ -737,6 +737,16 @@ impl ConnInfo {
         result
     }
 
+    /// It carries nothing but HTTP any more: its last tunnel of HTTP/2 has ended.
+    pub fn end_upgrade(&self) {
+        let before = self.state().flags.fetch_and(!(UPGRADED | COUNTED), AcqRel);
+        if before & (COUNTED | GONE) == COUNTED
+            && let Some(totals) = self.totals()
+        {
+            totals.end_upgraded(self.known_client());
+        }
+    }
+
     /// Its socket is gone.
     pub fn leave(&self) {
         let counted = self.state().set(GONE) & (COUNTED | GONE) == COUNTED;
@@ -1228,7 +1238,12 @@ mod tests {
         first.leave();
         assert_eq!(totals.upgraded(), 0);
         second.upgrade().unwrap();
+        second.end_upgrade();
+        second.end_upgrade();
+        assert!(totals.upgraded() == 0 && !second.state().is_upgraded());
+        second.upgrade().unwrap();
         second.leave();
+        second.end_upgrade();
         // A tunnel whose connection is gone already.
         second.upgrade().unwrap();
         let gone = conn();

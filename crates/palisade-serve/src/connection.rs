@@ -1,7 +1,7 @@
 //! One connection, from the first byte to the last.
 
 use crate::{
-    HttpService, Rewind, drain::Open, http::Protocol, serve::Server, service::ConnService,
+    HttpService, Rewind, drain::Open, framed::Framed, http::Protocol, serve::Server, service::ConnService,
     sniff::Begins, streams::Streams,
 };
 use hyper::server::conn::{http1, http2};
@@ -24,7 +24,7 @@ use tokio::{
 const HEARD: Duration = Duration::from_secs(5);
 
 /// What hyper is given to serve on.
-type Io<T> = TokioIo<Rewind<T>>;
+type Io<T> = TokioIo<Framed<Rewind<T>>>;
 
 pin_project! {
     /// hyper's connection, and what it is to be told.
@@ -61,7 +61,7 @@ trait Connection {
 pub(crate) async fn run<T, S>(
     io: T,
     conn: Arc<ConnInfo>,
-    protocol: Protocol,
+    (protocol, is_encrypted): (Protocol, bool),
     service: S,
     server: &Server,
     open: &Open,
@@ -87,6 +87,7 @@ pub(crate) async fn run<T, S>(
         Begins::Nothing => {}
         Begins::Http1 => {
             let service = ConnService::new(conn, service, &server.http, false);
+            let io = Framed::new(io, conn, false);
             let connection = server.http1.serve_connection(TokioIo::new(io), service);
             let connection = connection.with_upgrades();
             Driven { connection, conn, server, open, told: None }.await;
@@ -95,6 +96,8 @@ pub(crate) async fn run<T, S>(
             }
         }
         Begins::Http2 => {
+            conn.state().set_goaway();
+            let io = Framed::new(io, conn, is_encrypted);
             let service = ConnService::new(conn, service, &server.http, true);
             let builder = server.http.http2(Streams::new(&server.guard, conn));
             let connection = builder.serve_connection(TokioIo::new(io), service);

@@ -95,6 +95,7 @@ palisade_serve::serve(listener, app).await
 mod app;
 mod connection;
 mod drain;
+mod framed;
 mod head;
 mod http;
 mod serve;

@@ -243,9 +243,9 @@ where
             return;
         };
         let protocol = if protocol == crate::http::Protocol::Auto { agreed } else { protocol };
-        return run(io, conn, protocol, service, &server, &open).await;
+        return run(io, conn, (protocol, true), service, &server, &open).await;
     }
-    run(io, conn, protocol, service, &server, &open).await;
+    run(io, conn, (protocol, false), service, &server, &open).await;
 }
 
 impl<L, A, Kind> IntoFuture for Serve<L, A, Kind>

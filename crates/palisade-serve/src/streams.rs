@@ -11,7 +11,10 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicU64, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -38,6 +41,8 @@ const LOOK: Duration = Duration::from_secs(10);
 thread_local! {
     /// What the body of the stream that is polled now did.
     static DID: Cell<Did> = const { Cell::new(Did { last: None, taken: 0 }) };
+    /// Whether a stream is polled now. What hyper spawns then is the tunnel that it becomes.
+    static IS_IN_STREAM: Cell<bool> = const { Cell::new(false) };
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -81,7 +86,15 @@ struct Shared {
     waiting: AtomicU64,
     /// Bytes of bodies that were taken.
     taken: AtomicU64,
+    /// Tunnels by CONNECT.
+    tunnels: AtomicUsize,
 }
+
+/// One tunnel of a connection. Dropping it is its end.
+struct Tunnel(Streams);
+
+/// Holds [`IS_IN_STREAM`], also where a handler panics.
+struct InStream;
 
 pin_project! {
     struct Stream<F> {
@@ -184,8 +197,13 @@ fn did(last: Last, taken: usize) {
 
 impl Streams {
     pub(crate) fn new(guard: &ConnGuard, conn: &Arc<ConnInfo>) -> Self {
-        let (waiting, taken) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self(Arc::new(Shared { guard: guard.clone(), conn: conn.clone(), waiting, taken }))
+        Self(Arc::new(Shared {
+            guard: guard.clone(),
+            conn: conn.clone(),
+            waiting: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
+            tunnels: AtomicUsize::new(0),
+        }))
     }
 
     /// How long a stream may wait.
@@ -201,7 +219,45 @@ where
 {
     fn execute(&self, inner: F) {
         let streams = self.clone();
-        tokio::spawn(Stream::new(inner, streams));
+        if IS_IN_STREAM.get() {
+            let tunnel = Tunnel::new(streams);
+            tokio::spawn(async move {
+                inner.await;
+                drop(tunnel);
+            });
+        } else {
+            tokio::spawn(Stream::new(inner, streams));
+        }
+    }
+}
+
+impl Tunnel {
+    fn new(streams: Streams) -> Self {
+        streams.0.tunnels.fetch_add(1, SeqCst);
+        // The accounting has counted it, unless another tunnel ended in between.
+        let _ = streams.0.conn.upgrade();
+        Self(streams)
+    }
+}
+
+impl InStream {
+    fn enter() -> Self {
+        IS_IN_STREAM.set(true);
+        Self
+    }
+}
+
+impl Drop for InStream {
+    fn drop(&mut self) {
+        IS_IN_STREAM.set(false);
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        if self.0.0.tunnels.fetch_sub(1, SeqCst) == 1 {
+            self.0.0.conn.end_upgrade();
+        }
     }
 }
 
@@ -217,7 +273,10 @@ impl<F: Future> Future for Stream<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
         DID.set(Did { last: None, taken: 0 });
-        if this.inner.poll(cx).is_ready() {
+        let in_stream = InStream::enter();
+        let result = this.inner.poll(cx);
+        drop(in_stream);
+        if result.is_ready() {
             return Poll::Ready(());
         }
         let did = DID.get();
