@@ -545,8 +545,7 @@ impl<B: Body<Data = Bytes>> Body for AccountedBody<B> {
                 frame.is_trailers()
                     || *this.left == Some(0)
                     || this.last_byte.is_empty()
-                        && (this.inner.is_end_stream()
-                            || this.inner.size_hint().exact() == Some(0))
+                        && (this.inner.is_end_stream() || this.inner.size_hint().exact() == Some(0))
             }
             Some(Err(_)) => {
                 *this.in_flight = None;

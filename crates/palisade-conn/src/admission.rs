@@ -3,7 +3,8 @@
 use crate::{
     Kill,
     guard::{Shared, Spared},
-    judge::{CLASSES, DID_SOMETHING, End, Rank, is_newcomer, phase, spare},
+    judge::{CLASSES, DID_SOMETHING, EXCESS, End, Rank, is_newcomer, phase, spare},
+    limits::Limits,
     permit::Permit,
     registry::{Found, Share, Shares},
     sweeper::SPARED,
@@ -19,16 +20,16 @@ use std::sync::{
 /// Where nobody is kept ready for sparing, so many connections are looked at.
 const LOOKED_AT: usize = 32;
 
-/// Whoever has so many connections takes no place of one that is idle and did something, and none
-/// of the last tenth.
-const FEW: u32 = 4;
+/// A client that has so many connections, or whose network has four times as many, takes no place
+/// of one that is idle and did something, and none of the last tenth.
+const FEW: Shares = Shares { client: 4, network: 16 };
 
 /// Who wants a place that is another's.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Newcomer {
     /// He has a reserved one.
     is_reserved: bool,
-    /// He has [`FEW`] already.
+    /// It has [`FEW`] already.
     has_many: bool,
 }
 
@@ -49,25 +50,31 @@ impl Newcomer {
 }
 
 impl Shared {
-    /// Charges the client for one connection.
+    /// Charges the client and its network for one connection.
     pub(crate) fn check_rate(&self, conn: &ConnInfo, is_told: bool) -> Result<(), Violation> {
-        let (Some(table), Some(rate)) = (&self.rates, self.limits.accept_rate) else {
-            return Ok(());
-        };
+        let Some(table) = &self.rates else { return Ok(()) };
         if !is_told || self.limits.mode == Mode::Off || self.is_reserved_for(conn) {
             return Ok(());
         }
-        let charge = |debt| rate.decide(debt, 1).map(|debt| ((), debt));
-        match table.update(conn.client(), self.clock.now(), rate.max_debt(), charge) {
-            Some(Ok(())) => Ok(()),
-            Some(Err(denied)) => {
-                let wait =
-                    if let Denied::Wait(micros) = denied { micros.div_ceil(1000) } else { 1 };
-                self.not_in(Reason::AcceptRate, 0, wait, conn)
-            }
-            // Others got eight decisions for the same client meanwhile.
-            None => self.not_in(Reason::AcceptRate, 0, 1, conn),
+        let Limits { accept_rate, accept_rate_per_network, .. } = self.limits;
+        // Another account, because a client may be the first of its network.
+        let network = self.registry.network_of(conn).account(1);
+        let rates = [(conn.client(), accept_rate), (network, accept_rate_per_network)];
+        let rates = rates.into_iter().filter_map(|(key, rate)| Some((key, rate?)));
+        // One table has one largest debt.
+        let max_debt = rates.clone().map(|(_, rate)| rate.max_debt()).max().unwrap_or(1);
+        let now = self.clock.now();
+        for (key, rate) in rates {
+            let charge = |debt| rate.decide(debt, 1).map(|debt| ((), debt));
+            let wait = match table.update(key, now, max_debt, charge) {
+                Some(Ok(())) => continue,
+                Some(Err(Denied::Wait(micros))) => micros.div_ceil(1000),
+                // Or others got eight decisions for the same key meanwhile.
+                Some(Err(Denied::Never)) | None => 1,
+            };
+            return self.not_in(Reason::AcceptRate, 0, wait, conn);
         }
+        Ok(())
     }
 
     /// Lets `conn` in if there is a place, or one can be had. `displace` the first time only.
@@ -84,13 +91,13 @@ impl Shared {
         let is_enforced = self.limits.mode == Mode::Enforce;
         let is_reserved = is_told && self.is_reserved_for(conn);
         let most = self.limits.most(is_reserved);
-        let shares = self.limits.shares().filter(|_| is_told && !is_reserved);
-        let next = self.open.load(SeqCst).saturating_add(1);
+        let open = self.open.load(SeqCst);
+        let shares = self.limits.shares(open).filter(|_| is_told && !is_reserved);
+        let next = open.saturating_add(1);
         // Who has his share already pays with one of his own, and nobody else does.
         let has_his_share = || shares.is_some_and(|shares| self.registry.has(conn, shares));
         if displace && next > self.limits.soft() && !has_his_share() {
-            let few = Shares { client: FEW, network: u32::MAX };
-            let has_many = shares.is_some_and(|_| self.registry.has(conn, few));
+            let has_many = shares.is_some_and(|_| self.registry.has(conn, FEW));
             // Nobody can be spared: what is left is for who has few.
             if !self.displace(next, Newcomer { is_reserved, has_many }) && has_many {
                 let limit = self.limits.soft() as u64;
@@ -221,10 +228,13 @@ impl Shared {
     }
 
     fn end_displaced(&self, conn: &ConnInfo, limit: u64, observed: u64) -> bool {
-        let phase = phase(&conn.state().sample());
+        let sample = conn.state().sample();
+        let phase = phase(&sample);
         let reason = Reason::ConnectionDisplaced;
-        // What waits for a client who does not read would wait in the kernel.
-        let ending = if phase == Phase::Writing { Ending::Reset } else { Ending::Finish };
+        // What waits for a client that does not read would wait in the kernel, and half a response
+        // is not to look like a whole one.
+        let is_cut = phase == Phase::Writing || sample.in_flight > 0;
+        let ending = if is_cut { Ending::Reset } else { Ending::Finish };
         self.end(conn, End { reason, ending, phase, limit, observed })
     }
 
@@ -237,9 +247,12 @@ impl Shared {
         while let Some(Spared { class, opened, conn }) = self.next_spared(newcomer) {
             let Some(conn) = conn.upgrade() else { continue };
             let rank = self.rank(&conn, now.saturating_sub(opened), many);
-            if rank.is_some_and(|(now, ..)| now <= class)
-                && self.end_displaced(&conn, limit, open as u64)
-            {
+            let is_still = if class == EXCESS {
+                self.is_above_its_share(&conn)
+            } else {
+                rank.is_some_and(|(now, ..)| now <= class)
+            };
+            if is_still && self.end_displaced(&conn, limit, open as u64) {
                 return true;
             }
         }
@@ -282,6 +295,14 @@ impl Shared {
             self.sweeper.hurry();
         }
         next
+    }
+
+    /// Whether the client of `conn`, or its network, has more than its share where places are short.
+    fn is_above_its_share(&self, conn: &ConnInfo) -> bool {
+        self.limits.least_shares().is_some_and(|Shares { client, network }| {
+            let (client, network) = (client.saturating_add(1), network.saturating_add(1));
+            self.registry.has(conn, Shares { client, network })
+        })
     }
 
     /// Its rank among those that can be spared; not if it is told to go already.

@@ -2,7 +2,7 @@
 
 use crate::{
     ConnGuard,
-    limits::{CapFrom, Limits, auto_connections},
+    limits::{CapFrom, Growth, Limits, auto_connections},
 };
 use palisade_core::{ConfigError, Gcra, Mode, Network, Prefix, Pressure, Recorder};
 use std::{fmt, time::Duration};
@@ -21,6 +21,7 @@ pub struct ConnGuardBuilder {
     per_network: PerNetwork,
     keep_alive: KeepAlive,
     accept_rate: Option<(u32, u32)>,
+    accept_rate_per_network: AcceptRatePerNetwork,
     prefix: Prefix,
     first_request: Duration,
     head: Duration,
@@ -62,6 +63,14 @@ enum KeepAlive {
     Any,
 }
 
+#[derive(Clone, Copy, Debug)]
+enum AcceptRatePerNetwork {
+    /// So many times that of one client.
+    Times(u32),
+    Most(u32, u32),
+    Any,
+}
+
 const DAY: Duration = Duration::from_secs(86_400);
 const MILLISECOND: Duration = Duration::from_millis(1);
 const MOST_CONNECTIONS: usize = 1 << 24;
@@ -83,6 +92,7 @@ impl ConnGuardBuilder {
             per_network: PerNetwork::Times(4),
             keep_alive: KeepAlive::Auto(8),
             accept_rate: Some((100, 200)),
+            accept_rate_per_network: AcceptRatePerNetwork::Times(4),
             prefix: Prefix::default(),
             first_request: Duration::from_secs(10),
             head: Duration::from_secs(10),
@@ -149,9 +159,12 @@ impl ConnGuardBuilder {
     }
 
     /// How many connections one client may have, at least 1. The next one takes the place of the
-    /// least useful of his own.
+    /// least useful of its own.
     ///
-    /// Defaults to a hundredth of [`Self::max_connections`], and at least 64.
+    /// By default the share tightens with load: while places are plentiful a client may have half
+    /// of what is left of nine tenths of [`Self::max_connections`] (alone three tenths of all), and
+    /// where they are short a hundredth of all, at least 64. The connections above that share are
+    /// then the first to be evicted, whatever they do.
     pub fn max_per_client(mut self, connections: u32) -> Self {
         self.per_client = PerClient::Most(connections);
         self
@@ -183,8 +196,8 @@ impl ConnGuardBuilder {
     /// How many connections the network of a client may have, its /24 or its /48, at least 1. The
     /// next one takes the place of one of that network's, the least useful of those looked at.
     ///
-    /// Defaults to four times as many as one client may have, and to any number where one client
-    /// may have them all.
+    /// Defaults to four times as many as one client may have, which tightens with load as that
+    /// does, and to any number where one client may have them all.
     pub fn max_per_network(mut self, connections: u32) -> Self {
         self.per_network = PerNetwork::Most(connections);
         self
@@ -202,7 +215,9 @@ impl ConnGuardBuilder {
     /// the next answer, and once one was idle for 5 s it ends with a FIN. A browser keeps 6. What
     /// is at work does not count, so that a load test is not slowed down.
     ///
-    /// Defaults to 8, and to any number where one client may have them all.
+    /// By default it tightens with load: a client may keep a quarter of what is left of nine tenths
+    /// of [`Self::max_connections`], where places are short 8, and any number where one client may
+    /// have them all. So no idle connection is closed early while there are places.
     pub fn keep_alive_per_client(mut self, connections: u32) -> Self {
         self.keep_alive = KeepAlive::Most(connections);
         self
@@ -223,10 +238,25 @@ impl ConnGuardBuilder {
         self
     }
 
-    /// A client may connect as often as he likes: for a server whose peers are proxies.
-    /// Defaults to [`Self::accept_rate`].
+    /// A client may connect as often as it likes: for a server whose peers are proxies. So may a
+    /// network, unless its rate is set. Defaults to [`Self::accept_rate`].
     pub fn no_accept_rate(mut self) -> Self {
         self.accept_rate = None;
+        self
+    }
+
+    /// How many connections the network of a client, its /24 or its /48, may make in a second, and
+    /// how many at once, each 1 to 1,000,000: a /48 has 65,536 clients with a rate of their own.
+    /// Defaults to four times the rate and the burst of one client.
+    pub fn accept_rate_per_network(mut self, per_second: u32, burst: u32) -> Self {
+        self.accept_rate_per_network = AcceptRatePerNetwork::Most(per_second, burst);
+        self
+    }
+
+    /// A network may connect as often as its clients may.
+    /// Defaults to [`Self::accept_rate_per_network`].
+    pub fn no_accept_rate_per_network(mut self) -> Self {
+        self.accept_rate_per_network = AcceptRatePerNetwork::Any;
         self
     }
 
@@ -426,6 +456,21 @@ impl ConnGuardBuilder {
             PerNetwork::Any => None,
         };
         let accept_rate = self.accept_rate;
+        let times = |times: u32| {
+            let most = |number: u32| number.saturating_mul(times).min(MOST_PER_SECOND);
+            accept_rate.map(|(rate, burst)| (most(rate), most(burst)))
+        };
+        let accept_rate_per_network = match self.accept_rate_per_network {
+            AcceptRatePerNetwork::Times(more) => times(more),
+            AcceptRatePerNetwork::Most(rate, burst) => Some((rate, burst)),
+            AcceptRatePerNetwork::Any => None,
+        };
+        let client_grows = matches!(self.per_client, PerClient::Auto);
+        let grows = Growth {
+            per_client: client_grows,
+            per_network: client_grows && matches!(self.per_network, PerNetwork::Times(_)),
+            keep_alive: matches!(self.keep_alive, KeepAlive::Auto(_)),
+        };
         let limits = Limits {
             mode: self.mode,
             connections,
@@ -441,6 +486,9 @@ impl ConnGuardBuilder {
             },
             // Checked: neither is 0, and their product is at most 2^40.
             accept_rate: accept_rate.and_then(|(rate, burst)| gcra(rate, burst)),
+            accept_rate_per_network: accept_rate_per_network
+                .and_then(|(rate, burst)| gcra(rate, burst)),
+            grows,
             prefix: self.prefix,
             first_request: millis(self.first_request),
             head: millis(self.head),
@@ -485,6 +533,10 @@ impl ConnGuardBuilder {
             let fine = gcra(rate, burst).is_some();
             let allowed = "each 1 to 1000000";
             check(fine, "accept_rate", &(rate, burst), allowed);
+        }
+        if let AcceptRatePerNetwork::Most(rate, burst) = self.accept_rate_per_network {
+            let fine = gcra(rate, burst).is_some();
+            check(fine, "accept_rate_per_network", &(rate, burst), "each 1 to 1000000");
         }
         let day = MILLISECOND..=DAY;
         for (field, time) in [
@@ -550,6 +602,7 @@ mod tests {
             .max_per_client(0)
             .max_per_network(0)
             .accept_rate(0, 1)
+            .accept_rate_per_network(1, 0)
             .first_request(Duration::ZERO)
             .head(Duration::MAX)
             .idle(Duration::ZERO)
@@ -573,6 +626,7 @@ mod tests {
             "max_per_client",
             "max_per_network",
             "accept_rate",
+            "accept_rate_per_network",
             "first_request",
             "head",
             "idle",

@@ -7,7 +7,7 @@ use crate::{
     admission::NotIn,
     judge::{End, phase},
     limits::Limits,
-    registry::Registry,
+    registry::{Registry, Shares},
     report::{Kills, Mark, Marks},
     say, strain,
     sweeper::{Sweeper, Untold},
@@ -116,8 +116,14 @@ impl ConnGuard {
         totals.peers_are_clients = limits.per_client.is_some() && limits.mode != Mode::Off;
         let shared = Arc::new(Shared {
             totals: Arc::new(totals),
-            rates: limits.accept_rate.map(|_| Table::new(CLIENTS)),
-            registry: Registry::new(limits.network()),
+            rates: limits
+                .accept_rate
+                .or(limits.accept_rate_per_network)
+                .map(|_| Table::new(CLIENTS)),
+            registry: Registry::new(
+                limits.network(),
+                limits.shares(0).unwrap_or(Shares { client: 0, network: 0 }),
+            ),
             limits,
             recorder,
             pressed,

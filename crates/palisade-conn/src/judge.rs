@@ -242,7 +242,7 @@ fn has_progress(memory: &ConnMemory, clock: Phase, sample: &ConnSample, now: u64
             data > 0 || sent > got
         }
         // A body that the handler does not ask for is not its client's delay.
-        Phase::Working if sample.body_left => !sample.awaits_read || got >= least,
+        Phase::Working if sample.body_left && !sample.http2 => !sample.awaits_read || got >= least,
         Phase::Working if awaits_body(sample) => sent.saturating_add(got) >= least,
         _ => false,
     }
@@ -360,7 +360,7 @@ fn find(
     let ended = u64::from(sample.answered).saturating_add(sample.cancelled.into());
     if let Some(most) = limits.max_cancelled.map(u64::from)
         && early >= most
-        && early > ended / 2
+        && u64::from(sample.cancelled) > ended / 2
     {
         let reason = Reason::CancelledRequests;
         if !sample.goaway || early >= most.saturating_mul(2) {
@@ -476,11 +476,14 @@ pub(crate) type Rank = (u8, u64, u64);
 
 /// From this class on nobody is kept ready for sparing: by the time he is needed, others have come
 /// who can be spared more readily.
-pub(crate) const RELUCTANT: u8 = 4;
+pub(crate) const RELUCTANT: u8 = 5;
 /// So many classes there are.
-pub(crate) const CLASSES: u8 = 6;
+pub(crate) const CLASSES: u8 = 7;
 /// The classes of connections that did something, or had no time to.
-pub(crate) const DID_SOMETHING: [u8; 3] = [2, 4, 5];
+pub(crate) const DID_SOMETHING: [u8; 3] = [3, 5, 6];
+/// The class of connections above the share that their client, or its network, has where places are
+/// short, whatever they do.
+pub(crate) const EXCESS: u8 = 2;
 
 /// Whether its first request may be on its way.
 pub(crate) fn is_newcomer(sample: &ConnSample, age: u64) -> bool {
@@ -493,23 +496,23 @@ pub(crate) fn spare(sample: &ConnSample, age: u64, many: bool) -> Option<Rank> {
     let oldest_first = u64::MAX - age;
     match phase(sample) {
         Phase::Lingering => Some((0, 0, oldest_first)),
-        Phase::FirstHead if !many && is_newcomer(sample, age) => Some((4, LITTLE, oldest_first)),
+        Phase::FirstHead if !many && is_newcomer(sample, age) => Some((5, LITTLE, oldest_first)),
         Phase::FirstHead => Some((1, 0, oldest_first)),
         Phase::NextHead | Phase::Idle if sample.answered == 0 => Some((1, 0, oldest_first)),
         Phase::NextHead | Phase::Idle => {
             let work = work_for_age(sample, age);
-            Some((if work > LITTLE { 4 } else { 2 }, work, oldest_first))
+            Some((if work > LITTLE { 5 } else { 3 }, work, oldest_first))
         }
         // The longest without progress first.
         Phase::Writing | Phase::RequestBody if sample.stalled >= STALLED_SECONDS => {
-            Some((3, longest_first(sample), oldest_first))
+            Some((4, longest_first(sample), oldest_first))
         }
         Phase::Working if sample.stalled >= STALLED_SECONDS && sample.body_left => {
-            Some((3, longest_first(sample), oldest_first))
+            Some((4, longest_first(sample), oldest_first))
         }
         // Perhaps its body is whole and the handler works, or it is a quiet gRPC stream.
         Phase::Working if sample.stalled >= STALLED_SECONDS && awaits_body(sample) => {
-            Some((5, work_for_age(sample, age), longest_first(sample)))
+            Some((6, work_for_age(sample, age), longest_first(sample)))
         }
         // There is a request in work, or, as far as anybody knows, there may be.
         _ => None,
@@ -562,6 +565,109 @@ mod tests {
             None => None,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Every combination of what a sample can say, possible or not.
+    fn all_samples() -> impl Iterator<Item = ConnSample> {
+        (0..1u32 << 18).map(|bits| {
+            let bit = |at: u32| bits >> at & 1 == 1;
+            ConnSample {
+                accounted: true,
+                lingering: bit(0),
+                upgraded: bit(1),
+                http2: bit(2),
+                framed: bit(3),
+                goaway: bit(4),
+                requests: bit(5).into(),
+                in_flight: bit(6).into(),
+                waiting: bit(7).into(),
+                uploading: bit(8),
+                answered: bit(9).into(),
+                early: u16::from(bit(10)) * 300,
+                more_was_read: bit(11),
+                body_left: bit(12),
+                unmeasured: bit(13),
+                awaits_read: bit(14),
+                write_blocked: bit(15),
+                read: u64::from(bit(16)) * 5000,
+                data: u32::from(bit(17)) * 3000,
+                ..ConnSample::default()
+            }
+        })
+    }
+
+    #[test]
+    fn every_state_without_a_request_in_flight_has_a_deadline() {
+        // The longest: an upgraded connection, the grace after GOAWAY, and a look of each.
+        let most = 300_000 + GOAWAY_GRACE_MILLIS + 4 * 20_000;
+        let limits = limits();
+        for sample in all_samples().filter(|sample| sample.in_flight == 0) {
+            let (mut memory, mut closing) = (ConnMemory::default(), None);
+            let end = (0..=most / 20_000).map(|look| look * 20_000).find(|now| {
+                let when = When { now: *now, passed: 20_000, opened: 0, due: None };
+                let (kept, finding) = judge(&limits, when, &sample, closing, memory);
+                memory = kept;
+                if let Finding::Announce(End { reason, .. }) = finding {
+                    closing = Some(reason);
+                }
+                matches!(finding, Finding::End(_) | Finding::EndLingering)
+            });
+            assert!(end.is_some(), "{sample:?}");
+        }
+    }
+
+    #[test]
+    fn every_state_without_progress_for_some_seconds_can_be_evicted() {
+        let limits = limits();
+        for sample in all_samples() {
+            let mut memory = ConnMemory::default();
+            for now in (0..=5000).step_by(1000) {
+                let when = When { now, passed: 1000, opened: 0, due: None };
+                memory = judge(&limits, when, &sample, None, memory).0;
+            }
+            // A handler works, or may; or it is a quiet upgrade, of which there are not many.
+            let is_at_work = sample.in_flight > 0
+                && !sample.write_blocked
+                && !awaits_body(&sample)
+                && !(sample.http2 && sample.waiting > 0);
+            let is_quiet = sample.upgraded && !sample.write_blocked;
+            let sample = ConnSample { stalled: memory.stalled, ..sample };
+            let is_exempt = (is_at_work || is_quiet) && !sample.lingering;
+            assert!(is_exempt || spare(&sample, 5000, false).is_some(), "{sample:?}");
+        }
+    }
+
+    #[test]
+    fn a_body_whose_end_is_unknown_leaves_the_time_of_a_head_for_a_dripped_one() {
+        let dripping = |now: u64| ConnSample {
+            requests: 1,
+            answered: 1,
+            unmeasured: true,
+            read: 1000 + now.saturating_sub(1000) / 1000,
+            more_was_read: now >= 2000,
+            ..sample()
+        };
+        let found = first_finding(100_000, dripping);
+        assert_eq!(ended(found), Some((12_000, Reason::SlowHead, Ending::Reset)));
+        // The rest of its chunks, which a task of the handler's reads.
+        let uploading = |now: u64| ConnSample { read: 1000 + now / 2, ..dripping(now) };
+        assert_eq!(first_finding(100_000, |now| uploading(now * 2)), None);
+    }
+
+    #[test]
+    fn a_body_that_is_still_to_come_after_its_response_has_the_idle_time() {
+        let waiting = |read| ConnSample {
+            requests: 1,
+            answered: 1,
+            body_left: true,
+            awaits_read: true,
+            read,
+            ..sample()
+        };
+        let idle = Some((65_000, Reason::Idle, Ending::Finish));
+        assert_eq!(ended(first_finding(100_000, |_| waiting(7))), idle);
+        assert_eq!(ended(first_finding(100_000, |now| waiting(now / 1000))), idle);
+        assert_eq!(first_finding(300_000, |now| waiting(now)), None);
     }
 
     #[test]

@@ -45,10 +45,14 @@ pub(crate) struct Limits {
     /// How many of them are for those of [`Self::reserved`] alone.
     pub(crate) reserve: usize,
     pub(crate) reserved: Arc<[Network]>,
+    /// What a client may have where places are short.
     pub(crate) per_client: Option<u32>,
     pub(crate) per_network: Option<u32>,
     pub(crate) keep_alive: Option<u32>,
+    /// Which of these three grow while there are places.
+    pub(crate) grows: Growth,
     pub(crate) accept_rate: Option<Gcra>,
+    pub(crate) accept_rate_per_network: Option<Gcra>,
     pub(crate) prefix: Prefix,
     pub(crate) first_request: u64,
     pub(crate) head: u64,
@@ -66,13 +70,45 @@ pub(crate) struct Limits {
     pub(crate) tick: Duration,
 }
 
+/// Whether each share is the larger one while places are plentiful. What was set explicitly is not.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Growth {
+    pub(crate) per_client: bool,
+    pub(crate) per_network: bool,
+    pub(crate) keep_alive: bool,
+}
+
 impl Limits {
-    /// What one client and one network may have, if there is such a limit.
-    pub(crate) fn shares(&self) -> Option<Shares> {
-        let any = u32::MAX;
+    /// What one client and one network may have while so many connections are `open`, if there is
+    /// such a limit: where it grows, no more than half of what is left before eviction begins, or
+    /// for a network twice that (dynamic thresholds, as for [`Self::max_in_flight`]).
+    pub(crate) fn shares(&self, open: usize) -> Option<Shares> {
         let (client, network) = (self.per_client, self.per_network);
         client.or(network).or(self.keep_alive)?;
-        Some(Shares { client: client.unwrap_or(any), network: network.unwrap_or(any) })
+        let left = self.left(open);
+        let client = client.map_or(u32::MAX, |least| {
+            if self.grows.per_client { least.max(left / 2) } else { least }
+        });
+        let network = network.map_or(u32::MAX, |least| {
+            if self.grows.per_network { least.max(left.saturating_mul(2)) } else { least }
+        });
+        Some(Shares { client, network })
+    }
+
+    /// What each client and each network may keep when places are short.
+    pub(crate) fn least_shares(&self) -> Option<Shares> {
+        self.shares(usize::MAX)
+    }
+
+    /// How many connections one client may keep idle while so many are `open`.
+    pub(crate) fn keep_alive_at(&self, open: usize) -> Option<u32> {
+        let least = self.keep_alive?;
+        Some(if self.grows.keep_alive { least.max(self.left(open) / 4) } else { least })
+    }
+
+    /// How many more connections there may be before the least useful are evicted.
+    fn left(&self, open: usize) -> u32 {
+        u32::try_from(self.soft().saturating_sub(open)).unwrap_or(u32::MAX)
     }
 
     /// A network: the /24 or the /48 of a client, or the client itself if that is wider.

@@ -17,6 +17,8 @@ pub(crate) const SHARDS: usize = 16;
 /// So many connections are looked at to find the one of a client, or of a network, that can best be
 /// spared.
 const SCANNED: usize = 128;
+/// The same at most, for a network that has few of many connections.
+const MAX_SCANNED: usize = 4096;
 /// No slot.
 const NONE: u32 = u32::MAX;
 /// In the place of the next client: no share counts for this connection.
@@ -28,6 +30,8 @@ pub(crate) struct Registry {
     hasher: RandomState,
     /// What a network is.
     network: Prefix,
+    /// The largest shares that there ever are.
+    largest: Shares,
 }
 
 /// How many connections those may have of whom a newcomer is one.
@@ -56,6 +60,11 @@ pub(crate) struct Found {
     pub(crate) opened: u64,
     /// Whether it is the newest of its client.
     pub(crate) is_newest: bool,
+    /// Whether it is above the share of its client or of its network. See
+    /// [`Registry::mark_excess`].
+    pub(crate) is_excess: bool,
+    /// Whether shares count for it.
+    is_listed: bool,
 }
 
 /// A client or a network has as many connections as it may, and none of them can be spared.
@@ -107,10 +116,10 @@ struct Slot {
 // === Registry ===
 
 impl Registry {
-    pub(crate) fn new(network: Prefix) -> Self {
+    pub(crate) fn new(network: Prefix, largest: Shares) -> Self {
         let hasher = RandomState::new();
         let shards = std::array::from_fn(|_| Mutex::new(Shard::new(hasher.clone())));
-        Self { shards, hasher, network }
+        Self { shards, hasher, network, largest }
     }
 
     /// Takes `conn` in. Where its client or its network has its share already, also returns whose
@@ -130,13 +139,16 @@ impl Registry {
         let mut spared = None;
         if let Some(shares) = shares {
             let newest = locked.newest(asking.client, conn.client());
-            let own = locked.make_room(newest, shares.client, opened, &mut looked_at)?;
+            // Connections that are told to go and are still here must not add up without end.
+            let most_at_all = |most: u32, largest: u32| (most, most.saturating_mul(2).max(largest));
+            let most = most_at_all(shares.client, self.largest.client);
+            let own = locked.make_room(newest, most, opened, &mut looked_at)?;
             spared = own.map(|at| (Share::Client, at));
             if spared.is_none() {
                 let is_ours = |of: &ConnInfo| self.asking(of).network == asking.network;
                 let found = locked.make_room_in_network(
                     asking.network,
-                    shares.network,
+                    most_at_all(shares.network, self.largest.network),
                     opened,
                     is_ours,
                     &mut looked_at,
@@ -185,6 +197,39 @@ impl Registry {
                     into.push(found);
                 }
                 slot = &shard.slots[slot.older as usize];
+            }
+        }
+    }
+
+    /// Marks, of all that were copied from `shard`, the newest connections of those clients and
+    /// networks that have more than `shares`, not counting connections that are about to go.
+    pub(crate) fn mark_excess(&self, shard: usize, found: &mut [Found], shares: Shares) {
+        let stays = |found: &Found| found.is_listed && found.conn.state().verdict().is_none();
+        for client in found.chunk_by_mut(|_, next| !next.is_newest) {
+            if client.len() <= shares.client as usize {
+                continue;
+            }
+            let staying = client.iter().filter(|found| stays(found)).count();
+            let excess = staying.saturating_sub(shares.client as usize);
+            let newest = client.iter_mut().filter(|found| stays(found)).take(excess);
+            newest.for_each(|found| found.is_excess = true);
+        }
+        let mut networks = self.shards[shard % SHARDS].lock().networks_above(shares.network);
+        if networks.is_empty() {
+            return;
+        }
+        let network = |found: &Found| half(self.asking(&found.conn).network);
+        for gone in
+            found.iter().filter(|found| found.is_listed && (found.is_excess || !stays(found)))
+        {
+            if let Some(excess) = networks.get_mut(&network(gone)) {
+                *excess = excess.saturating_sub(1);
+            }
+        }
+        for found in found.iter_mut().filter(|found| stays(found) && !found.is_excess) {
+            if let Some(excess) = networks.get_mut(&network(found)).filter(|excess| **excess > 0) {
+                *excess -= 1;
+                found.is_excess = true;
             }
         }
     }
@@ -250,7 +295,7 @@ impl Shard {
     fn make_room(
         &self,
         newest: Option<u32>,
-        most: u32,
+        (most, most_at_all): (u32, u32),
         now: u64,
         looked_at: &mut Vec<Found>,
     ) -> Result<Option<usize>, ShareFull> {
@@ -260,8 +305,7 @@ impl Shard {
             return Ok(None);
         }
         let full = ShareFull { share: Share::Client, connections: *connections };
-        // Those that are told to go and are still here must not add up without end.
-        if *connections >= most.saturating_mul(2) {
+        if *connections >= most_at_all {
             return Err(full);
         }
         let mut going = 0;
@@ -295,11 +339,11 @@ impl Shard {
     }
 
     /// The same for a network. Its connections are in this shard, and a part of it is looked at,
-    /// another one each time.
+    /// another one each time; more of it where none of them is found.
     fn make_room_in_network(
         &mut self,
         network: u64,
-        most: u32,
+        (most, most_at_all): (u32, u32),
         now: u64,
         is_ours: impl Fn(&ConnInfo) -> bool,
         looked_at: &mut Vec<Found>,
@@ -309,12 +353,14 @@ impl Shard {
             return Ok(None);
         }
         let full = ShareFull { share: Share::Network, connections };
-        // Those that are told to go and are still here must not add up without end.
-        if connections >= most.saturating_mul(2) {
+        if connections >= most_at_all {
             return Err(full);
         }
         let mut best: Option<(Rank, usize)> = None;
-        for _ in 0..SCANNED.min(self.slots.len()) {
+        for step in 0..MAX_SCANNED.min(self.slots.len()) {
+            if step >= SCANNED && best.is_some() {
+                break;
+            }
             self.cursor = (self.cursor + 1) % self.slots.len();
             let slot = &self.slots[self.cursor];
             let conn = slot.conn.as_ref().filter(|conn| slot.next != UNLISTED && is_ours(conn));
@@ -328,6 +374,12 @@ impl Shard {
             }
         }
         best.map(|(_, at)| Some(at)).ok_or(full)
+    }
+
+    /// By how many connections each network has more than `most`.
+    fn networks_above(&self, most: u32) -> HashMap<u32, u32> {
+        let above = self.networks.iter().filter(|(_, connections)| **connections > most);
+        above.map(|(network, connections)| (*network, connections - most)).collect()
     }
 
     fn of_network(&self, network: u64) -> u32 {
@@ -495,7 +547,14 @@ impl Place {
 impl Slot {
     fn found(&self) -> Option<Found> {
         let is_newest = self.connections > 0;
-        Some(Found { conn: self.conn.clone()?, opened: self.opened, is_newest })
+        let (is_excess, is_listed) = (false, self.next != UNLISTED);
+        Some(Found {
+            conn: self.conn.clone()?,
+            opened: self.opened,
+            is_newest,
+            is_excess,
+            is_listed,
+        })
     }
 }
 
@@ -505,7 +564,7 @@ mod tests {
     use palisade_core::{ConnVerdict, Ending, Prefix, Reason};
 
     fn registry() -> Registry {
-        Registry::new(Prefix::new(24, 48).unwrap())
+        Registry::new(Prefix::new(24, 48).unwrap(), Shares { client: 0, network: 0 })
     }
 
     fn of_client(client: u32) -> Option<Shares> {

@@ -2,7 +2,9 @@
 
 use crate::{
     guard::{Shared, Spared},
-    judge::{Finding, RELUCTANT, Rank, When, forgiven, is_kept, is_newcomer, is_quiet, judge},
+    judge::{
+        EXCESS, Finding, RELUCTANT, Rank, When, forgiven, is_kept, is_newcomer, is_quiet, judge,
+    },
     registry::{Found, SHARDS},
     say,
     strain::under,
@@ -148,13 +150,27 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
     let mut best = BinaryHeap::with_capacity(if is_crowded { SPARED + 1 } else { 0 });
     let (mut is_told, mut untold) = (false, 0);
     let were_many = shared.many_newcomers.load(Relaxed);
+    // A connection above the shares goes whatever it does, the readiest first.
+    let rank = |conn: &ConnInfo, age: u64, is_excess: bool| {
+        let rank = shared.rank(conn, age, were_many);
+        match rank {
+            Some((class, ..)) if class < EXCESS => rank,
+            _ if !is_excess || conn.state().verdict().is_some() => rank,
+            Some((class, _, oldest_first)) => Some((EXCESS, class.into(), oldest_first)),
+            None => Some((EXCESS, u64::MAX, age)),
+        }
+    };
     let (mut newcomers, mut all) = (0u32, 0u32);
     let forgiven = forgiven(now, passed);
+    let keep_alive = limits.keep_alive_at(shared.open.load(Relaxed));
     for shard in 0..SHARDS {
         shared.registry.copy(shard, found);
+        if is_crowded && let Some(shares) = shared.limits.least_shares() {
+            shared.registry.mark_excess(shard, found, shares);
+        }
         // Of one client, those that are kept for later.
         let mut kept = 0;
-        for Found { conn, opened, is_newest } in found.drain(..) {
+        for Found { conn, opened, is_newest, is_excess, .. } in found.drain(..) {
             if is_newest {
                 kept = 0;
             }
@@ -193,7 +209,7 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
                 is_kept(&memory, now)
             };
             if is_kept
-                && let Some(most) = limits.keep_alive
+                && let Some(most) = keep_alive
                 && state.closing().is_none()
             {
                 kept += 1;
@@ -203,7 +219,7 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
             }
             all += 1;
             if is_crowded
-                && let Some(rank) = shared.rank(&conn, age, were_many)
+                && let Some(rank) = rank(&conn, age, is_excess)
                 && rank.0 < RELUCTANT
             {
                 let is_better = best.peek().is_none_or(|worst: &Candidate| rank < worst.rank);

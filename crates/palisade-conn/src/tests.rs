@@ -424,8 +424,8 @@ async fn the_last_request_of_http2_ends_the_connection_once_nothing_is_in_flight
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_keeps_eight_idle_connections_and_the_others_take_no_more_requests() {
-    let (guard, journal) = guard(ConnGuard::builder());
+async fn where_places_are_short_a_client_keeps_eight_idle_connections() {
+    let (guard, journal) = guard(ConnGuard::builder().max_connections(50));
     let mut pairs: Vec<_> = (0..12).map(|_| connect(&guard)).collect();
     let mut neighbours: Vec<_> = (2..10).map(|last| connect_from(&guard, last).unwrap()).collect();
     for pair in pairs.iter_mut().chain(&mut neighbours) {
@@ -455,9 +455,10 @@ async fn a_client_keeps_eight_idle_connections_and_the_others_take_no_more_reque
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_may_have_all_connections_or_keep_them_is_told_nothing() {
+async fn clients_keep_their_idle_connections_while_there_are_places_or_if_they_may() {
     let kept = "192.0.2.1".parse().unwrap();
     for builder in [
+        ConnGuard::builder().max_connections(1000),
         ConnGuard::builder().no_max_per_client(),
         ConnGuard::builder().no_keep_alive_per_client(),
         ConnGuard::builder().reserve(1, [kept]),
@@ -883,7 +884,8 @@ async fn where_everybody_works_the_newcomer_is_reset_and_told_of() {
 async fn the_last_places_are_for_those_for_whom_they_are_kept() {
     let builder = ConnGuard::builder().max_connections(10).max_per_client(1).accept_rate(1, 1);
     let office = "192.0.2.200/29".parse().unwrap();
-    let (guard, journal) = guard(builder.no_max_per_network().reserve(4, [office]));
+    let builder = builder.no_max_per_network().no_accept_rate_per_network();
+    let (guard, journal) = guard(builder.reserve(4, [office]));
     let at_work = |last| {
         let pair = connect_from(&guard, last)?;
         let request = pair.server.conn().begin_request(false);
@@ -932,6 +934,172 @@ async fn a_client_at_its_share_costs_its_neighbours_nothing() {
     let snapshot = guard.snapshot();
     assert_eq!((snapshot.distinct_clients, snapshot.clients[0].connections), (2, 6));
     drop((flood, neighbour));
+    is_gone(&guard);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_share_of_a_client_tightens_with_load_and_its_excess_is_evicted_first() {
+    let builder = ConnGuard::builder().max_connections(1000).no_accept_rate();
+    let (guard, journal) = guard(builder.no_max_per_network().no_accept_rate_per_network());
+    let at_work = |last| {
+        let pair = connect_from(&guard, last).unwrap();
+        let request = pair.server.conn().begin_request(false);
+        (pair, request)
+    };
+    // 300 event streams of one address, where 64 are sure; 600 connections of others.
+    let streams: Vec<_> = (0..300).map(|_| at_work(1)).collect();
+    let mut others = Vec::new();
+    for last in 2..=12 {
+        let mut idle: Vec<_> = (0..50).map(|_| connect_from(&guard, last).unwrap()).collect();
+        for pair in &mut idle {
+            serve_once(pair, false).await;
+        }
+        others.extend(idle);
+    }
+    tokio::time::sleep(2 * TICK).await;
+    assert!(journal.disconnected().is_empty(), "{:?}", journal.disconnected());
+    let others_work: Vec<_> = (13..=17).flat_map(|last| (0..10).map(move |_| last)).collect();
+    let mut others_work: Vec<_> = others_work.into_iter().map(at_work).collect();
+    tokio::time::sleep(2 * TICK).await;
+    // Places are short now: each that comes replaces one of the streams above the share.
+    for last in 18..=22 {
+        for _ in 0..10 {
+            others_work.push(at_work(last));
+        }
+        tokio::time::sleep(2 * TICK).await;
+    }
+    let evicted = |pair: &Pair| pair.server.conn().state().verdict().is_some();
+    assert_eq!(others.iter().filter(|pair| evicted(pair)).count(), 0);
+    assert_eq!(others_work.iter().filter(|(pair, _)| evicted(pair)).count(), 0);
+    assert_eq!(streams.iter().filter(|(pair, _)| evicted(pair)).count(), 50);
+    // The newest, and never one of those that are within the share.
+    assert!(streams[..64].iter().all(|(pair, _)| !evicted(pair)));
+    drop((streams, others, others_work));
+    is_gone(&guard);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_within_its_share_is_not_cut_at_work_when_its_excess_is_gone() {
+    let builder = ConnGuard::builder().max_connections(200).no_accept_rate();
+    let (guard, _) = guard(builder.no_max_per_network().no_accept_rate_per_network());
+    let at_work = |last| {
+        let pair = connect_from(&guard, last).ok()?;
+        let request = pair.server.conn().begin_request(false);
+        Some((pair, request))
+    };
+    let mut streams: Vec<_> = (0..70).map_while(|_| at_work(1)).collect();
+    let mut others = Vec::new();
+    for last in 2..250 {
+        others.extend(at_work(last));
+        let is_told = |(pair, _): &(Pair, _)| pair.server.conn().state().verdict().is_some();
+        streams.retain(|stream| !is_told(stream));
+        tokio::time::sleep(TICK).await;
+    }
+    // The last tenth of the places is for networks that have few.
+    assert_eq!((streams.len(), guard.snapshot().open), (64, 180));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_network_connects_no_more_often_than_four_of_its_clients() {
+    let (guard, journal) = guard(ConnGuard::builder().accept_rate(10, 20));
+    let admitted = (0..200).filter_map(|last| connect_from(&guard, last).ok()).count();
+    assert_eq!(admitted, 80);
+    assert!(journal.disconnected().iter().all(|(told, _)| told.reason == Reason::AcceptRate));
+    let wire = Wire { inner: duplex(1).0, reset: Arc::default(), hung_up: Arc::default() };
+    guard.admit(wire, Some(([198, 51, 100, 1], 1).into()), None).unwrap();
+    tokio::time::sleep(SECOND).await;
+    let admitted = (0..200).filter_map(|last| connect_from(&guard, last).ok()).count();
+    assert_eq!(admitted, 40);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_cancels_at_the_pace_of_a_typist_is_never_reset() {
+    let (guard, journal) = guard(ConnGuard::builder().max_cancelled(20));
+    let pair = connect(&guard);
+    let cancel = || drop(pair.server.conn().begin_request(true));
+    for key in 0..3000 {
+        cancel();
+        let pause = if key % 5 == 4 { 400 } else { 80 + key % 40 };
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+    assert!(journal.disconnected().is_empty());
+    // Paced, but faster than they are forgiven.
+    let started = Instant::now();
+    while pair.server.conn().state().verdict().is_none() {
+        cancel();
+        tokio::time::sleep(Duration::from_millis(25)).await;
+        assert!(started.elapsed() < 5 * SECOND);
+    }
+    assert_eq!(journal.disconnected()[0].0.reason, Reason::CancelledRequests);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_can_be_told_by_goaway_is_told_before_it_is_cut() {
+    let (guard, journal) = guard(ConnGuard::builder().max_cancelled(20));
+    let (mut idle, cancelling) = (connect(&guard), connect(&guard));
+    serve_once(&mut idle, true).await;
+    for pair in [&idle, &cancelling] {
+        pair.server.conn().state().set_goaway();
+    }
+    let cancel = |times| {
+        (0..times).for_each(|_| drop(cancelling.server.conn().begin_request(true)));
+    };
+    let closing = |pair: &Pair| pair.server.conn().state().closing();
+    cancel(21);
+    tokio::time::sleep(2 * TICK).await;
+    assert_eq!(closing(&cancelling), Some(Reason::CancelledRequests));
+    assert!(cancelling.server.conn().state().verdict().is_none());
+    cancel(40);
+    tokio::time::sleep(2 * TICK).await;
+    assert!(cancelling.server.conn().state().verdict().is_some());
+
+    let (after, result) = ends(&mut idle.server).await;
+    result.unwrap();
+    assert_eq!(closing(&idle), Some(Reason::Idle));
+    let due = 65 * SECOND - 4 * TICK..=66 * SECOND + 2 * TICK;
+    assert!(due.contains(&after), "{after:?}");
+    // Each is told of once.
+    let reasons: Vec<_> = journal.disconnected().iter().map(|(told, _)| told.reason).collect();
+    assert_eq!(reasons, [Reason::CancelledRequests, Reason::Idle]);
+    drop((idle, cancelling));
+    is_gone(&guard);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_that_stands_still_makes_room_and_one_that_arrives_does_not() {
+    let (guard, _) = guard(ConnGuard::builder().max_connections(10).write_stall(1000 * SECOND));
+    let upload = |last| {
+        let pair = connect_from(&guard, last).unwrap();
+        let conn = pair.server.conn().clone();
+        conn.state().add_read(100);
+        let request = conn.begin_request(false);
+        request.with_body(Some(1 << 30));
+        conn.state().park_reader(std::task::Waker::noop());
+        (pair, request)
+    };
+    let steady: Vec<_> = (0..4).map(upload).collect();
+    let mut standing: Vec<_> = (4..9).map(upload).collect();
+    for _ in 0..24 {
+        tokio::time::sleep(TICK).await;
+        for (pair, _) in &steady {
+            pair.server.conn().state().add_read(300);
+        }
+        // A byte now and then is no progress.
+        standing[0].0.server.conn().state().add_read(1);
+        for (pair, _) in steady.iter().chain(&standing) {
+            pair.server.conn().state().park_reader(std::task::Waker::noop());
+        }
+    }
+    let is_told = |(pair, _): &(Pair, _)| pair.server.conn().state().verdict().is_some();
+    let mut newcomers = Vec::new();
+    for last in 20..25 {
+        newcomers.push(connect_from(&guard, last).unwrap());
+        let before = standing.len();
+        standing.retain(|upload| !is_told(upload));
+        assert_eq!(standing.len(), before - 1);
+    }
+    assert!(!steady.iter().any(is_told));
+    drop((steady, standing, newcomers));
     is_gone(&guard);
 }
 

@@ -1,8 +1,8 @@
 //! One connection, from the first byte to the last.
 
 use crate::{
-    HttpService, Rewind, drain::Open, framed::Framed, http::Protocol, serve::Server, service::ConnService,
-    sniff::Begins, streams::Streams,
+    HttpService, Rewind, drain::Open, framed::Framed, http::Protocol, serve::Server,
+    service::ConnService, sniff::Begins, streams::Streams,
 };
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
