@@ -134,6 +134,8 @@ fn ends(answer: &[u8]) -> String {
     let end = |frame: &h2::Frame| match frame.kind {
         h2::HEADERS => Some(frame.status().map_or("?".to_owned(), |status| status.to_string())),
         h2::RST_STREAM => Some(format!("RST {}", frame.code().unwrap())),
+        // Its idle time is over.
+        h2::GOAWAY if frame.code() == Some(0) => None,
         h2::GOAWAY => Some(format!("GOAWAY {}", frame.code().unwrap())),
         _ => None,
     };

@@ -157,6 +157,10 @@ pub(crate) fn judge(
     let stalled = blocked_for(&memory, when.now).max(stalled_for) / 1000;
     memory.stalled = u8::try_from(stalled).unwrap_or(u8::MAX);
     let finding = find(limits, when, clock, sample, closing, &memory, overhead);
+    if sample.goaway && matches!(finding, Finding::Close(_)) {
+        // What is idle already has its time from now on, to hear of it.
+        memory.since = when.now as u32;
+    }
     // In good time before it is due: of a write that somebody gave up nothing waits.
     let is_due_next = || {
         let at_the_next_look = blocked_for(&memory, when.now).saturating_add(limits.tick_millis());
@@ -188,7 +192,7 @@ pub(crate) fn is_quiet(
     let owes = position.wrapping_sub(memory.mark) as i32;
     is_as_it_was
         && (-max_credit(rest.framed)..=0).contains(&owes)
-        && since(memory.since, now) < limits.idle
+        && since(memory.since, now) < limits.idle - goaway_grace(limits.idle)
         && limits.is_young(age)
 }
 
@@ -388,14 +392,13 @@ fn find(
     }
     // What waits for the client has the longer of both times.
     let idle = if sample.write_blocked { limits.idle.max(limits.write_stall) } else { limits.idle };
-    if matches!(clock, Phase::Idle | Phase::RequestBody) && here_for >= idle {
-        // A request may be on its way: GOAWAY tells its client that it was not looked at.
-        if sample.goaway && closing.is_none() {
-            return announce(Reason::Idle, Ending::Finish, idle, here_for);
-        }
-        let grace = if sample.goaway { GOAWAY_GRACE_MILLIS } else { 0 };
-        if here_for >= idle.saturating_add(grace) {
+    if matches!(clock, Phase::Idle | Phase::RequestBody) {
+        if here_for >= idle {
             return end(Reason::Idle, Ending::Finish, idle, here_for);
+        }
+        // A request may be on its way: GOAWAY tells its client that it was not looked at.
+        if sample.goaway && closing.is_none() && here_for >= idle - goaway_grace(idle) {
+            return announce(Reason::Idle, Ending::Finish, idle, here_for);
         }
     }
     if clock == Phase::Upgraded && here_for >= limits.upgraded_idle {
@@ -435,17 +438,27 @@ fn find(
     match limits.probe {
         // A client that has its answer may go while somebody still reads what he sent.
         Some(every) if clock == Phase::Working && sample.in_flight > 0 && !sample.http2 => {
+            // A body that the handler does not ask for moves the time of the last progress.
+            let at = if sample.body_left { age } else { here_for };
             // Whether a multiple of it went by since the latest look.
-            let before = here_for.saturating_sub(when.passed);
-            if here_for / every > before / every { Finding::Probe } else { Finding::Fine }
+            let before = at.saturating_sub(when.passed);
+            if at / every > before / every { Finding::Probe } else { Finding::Fine }
         }
         _ => Finding::Fine,
     }
 }
 
+/// How long before the idle timeout a client of HTTP/2 is told.
+fn goaway_grace(idle: u64) -> u64 {
+    GOAWAY_GRACE_MILLIS.min(idle / 2)
+}
+
 /// How long a connection that is to take no more requests must be idle before it ends. Where its
 /// client was not told, a pool may use it again at any moment.
 fn closing_quiet(limits: &Limits, sample: &ConnSample, reason: Reason) -> u64 {
+    if reason == Reason::Idle {
+        return limits.idle;
+    }
     let is_short = matches!(reason, Reason::KeepAlivePerClient | Reason::Shutdown);
     let quiet = if sample.goaway || is_short {
         CLOSING_QUIET_MILLIS
@@ -1084,7 +1097,8 @@ mod tests {
             let (fresh, _) = judge(&limits, when(began), &idle, None, ConnMemory::default());
             for now in (began + 250..began + 70_000).step_by(250) {
                 let is_quiet = is_quiet_at(now, idle, None, fresh);
-                assert_eq!(is_quiet, now < 900_000 && now < began + 65_000);
+                // Up to the time of a GOAWAY, whether there is one or not.
+                assert_eq!(is_quiet, now < 900_000 && now < began + 64_000);
                 assert!(!is_quiet_at(now, idle, Some(Reason::Shutdown), fresh));
             }
             for (one, other) in changes.iter().flat_map(|one| changes.map(|other| (one, other))) {
@@ -1096,7 +1110,7 @@ mod tests {
                 let in_credit = ConnMemory { mark: kept.mark.wrapping_add(1 << 30), ..kept };
                 for memory in [fresh, kept, in_debt, in_credit] {
                     is_quiet_at(began + 250, after, None, memory);
-                    is_quiet_at(began + 64_000, after, None, memory);
+                    is_quiet_at(began + 63_000, after, None, memory);
                 }
             }
         }
@@ -1117,6 +1131,16 @@ mod tests {
             }
         }
         assert_eq!(probes, [5000, 10_000, 15_000]);
+        // Also behind a body that its handler does not ask for.
+        let unread = ConnSample { body_left: true, ..working };
+        let mut memory = ConnMemory::default();
+        let probes = (0..=16_000).step_by(250).filter(|now| {
+            let when = When { now: *now, passed: 250, opened: 0, due: None };
+            let (kept, finding) = judge(&limits, when, &unread, None, memory);
+            memory = kept;
+            finding == Finding::Probe
+        });
+        assert_eq!(probes.collect::<Vec<_>>(), [5000, 10_000, 15_000]);
     }
 
     #[test]

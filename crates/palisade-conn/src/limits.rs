@@ -16,7 +16,8 @@ const OF_A_CONNECTION: u64 = 64 * 1024;
 pub(crate) const CLOSING_QUIET_MILLIS: u64 = 5000;
 /// The same for an HTTP/2 client that could not be told, whose pool may use it again at any moment.
 pub(crate) const UNTOLD_QUIET_MILLIS: u64 = 30_000;
-/// How long an idle client of HTTP/2 has to close the connection after GOAWAY: a round trip.
+/// How long an idle client of HTTP/2 has between GOAWAY and the end of its connection at the idle
+/// timeout: a round trip.
 pub(crate) const GOAWAY_GRACE_MILLIS: u64 = 1000;
 /// A connection counts among those that a client keeps once it was idle for so long: a look
 /// between two requests is not to be mistaken for one.

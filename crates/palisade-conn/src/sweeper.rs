@@ -9,7 +9,7 @@ use crate::{
     say,
     strain::under,
 };
-use palisade_core::{ConnInfo, ConnRest, Mode, Reason};
+use palisade_core::{ConnInfo, ConnMemory, ConnRest, Mode, Reason};
 use std::{
     cmp::Ordering,
     collections::BinaryHeap,
@@ -215,6 +215,8 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
                 kept += 1;
                 if kept > most && is_enforced {
                     state.close(Reason::KeepAlivePerClient);
+                    // It has its time from now on, for its client to hear of it.
+                    state.remember(ConnMemory { since: now as u32, ..state.memory() });
                 }
             }
             all += 1;
