@@ -4,7 +4,7 @@
 
 mod guarded;
 
-use guarded::{Neighbour, SECOND, SLACK, all_gone, app, cut, guard, serve, served};
+use guarded::{Neighbour, SECOND, SLACK, all_gone, app, cut, guard, h2, serve, served};
 use palisade::conn::ConnGuard;
 use palisade_core::{Guard, Level, Mode, Phase, Reason};
 use palisade_testkit::clients::{RawClient, until};
@@ -208,6 +208,48 @@ async fn who_has_a_request_in_work_is_never_displaced_and_the_newcomer_is_reset(
     drop(working);
     all_gone(&guard).await;
     assert_eq!(guarded::ask(HONEST, server.addr, "/").await.unwrap().status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_the_cap_full_of_half_sent_uploads_honest_newcomers_are_served() {
+    let (guard, _) = guarded::guard(ConnGuard::builder().max_connections(60));
+    let upload = axum::routing::post(|_: bytes::Bytes| async { "taken" });
+    let server = serve(&guard, app().route("/upload", upload)).await;
+    // One that arrives slowly and steadily, in chunks.
+    let mut steady =
+        RawClient::connect_from(Ipv4Addr::new(127, 6, 0, 1), server.addr).await.unwrap();
+    let head = "POST /upload HTTP/1.1\r\nhost: test\r\ncontent-length: 10000\r\n\r\n";
+    steady.send(head).await.unwrap();
+    let mut hoard = Vec::new();
+    let fields =
+        [(":method", "POST"), (":scheme", "http"), (":authority", "x"), (":path", "/upload")];
+    let half: [Vec<u8>; 3] = [
+        "POST /upload HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\nhalf".into(),
+        "POST /upload HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf".into(),
+        [h2::hello(65_535), h2::headers(1, 0, &fields), h2::frame(h2::DATA, 0, 1, b"half")]
+            .concat(),
+    ];
+    for n in 0..59 {
+        let from = Ipv4Addr::new(127, 3, n, 1);
+        let mut client = RawClient::connect_from(from, server.addr).await.unwrap();
+        client.send(&half[usize::from(n) % 3]).await.unwrap();
+        hoard.push(client);
+    }
+    for _ in 0..12 {
+        steady.send(vec![b'x'; 500]).await.unwrap();
+        tokio::time::sleep(SECOND / 2).await;
+    }
+    for n in 0..40 {
+        let from = Ipv4Addr::new(127, 4, n, 1);
+        assert_eq!(guarded::ask(from, server.addr, "/").await.unwrap().status(), 200);
+        let mut kept = RawClient::connect_from(from, server.addr).await.unwrap();
+        kept.send("GET /hang HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+        hoard.push(kept);
+    }
+    steady.send(vec![b'x'; 4000]).await.unwrap();
+    assert_eq!(steady.head().await.unwrap().status, 200);
+    drop((hoard, steady));
+    all_gone(&guard).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -47,6 +47,85 @@ async fn an_idle_connection_of_http1_is_finished_and_not_reset() {
     assert_eq!((ended.reason, ended.phase), (Reason::Idle, Phase::Idle));
 }
 
+/// Two requests in one segment, the second with a body.
+const PIPELINED: &str = "GET / HTTP/1.1\r\nHost: x\r\n\r\n\
+    POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello";
+
+/// Sends them, and reads both responses.
+async fn pipeline(client: &mut RawClient) {
+    client.send(PIPELINED).await.unwrap();
+    for _ in 0..2 {
+        let head = client.head().await.unwrap();
+        let length = head.header("content-length").map_or(0, |length| length.parse().unwrap());
+        client.body(length).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_whose_second_request_was_pipelined_with_its_body_is_idle_after_it() {
+    let journal = Journal::default();
+    let guard = guard(&journal);
+    let app =
+        Router::new().route("/", get(|| async { "served" }).post(|_: Bytes| async { "taken" }));
+    let server = serve(&guard, app).await;
+    let neighbour = Neighbour::of(server.addr);
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    pipeline(&mut client).await;
+    let (_, is_reset, after) = cut(&mut client).await;
+    assert!(!is_reset);
+    is_on_time(after, SECOND);
+    neighbour.was_served().await;
+    drop(client);
+    all_gone(&guard).await;
+    assert_eq!(journal.disconnected()[0].0.reason, Reason::Idle);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cap_full_of_connections_that_pipelined_a_body_keeps_nobody_out() {
+    let guard = ConnGuard::builder().max_connections(60).build().unwrap();
+    let app =
+        Router::new().route("/", get(|| async { "served" }).post(|_: Bytes| async { "taken" }));
+    let server = serve(&guard, app).await;
+    let mut hoard = Vec::new();
+    for n in 0..60 {
+        let from = Ipv4Addr::new(127, 3, n / 3, 1);
+        let mut client = RawClient::connect_from(from, server.addr).await.unwrap();
+        pipeline(&mut client).await;
+        hoard.push(client);
+    }
+    for n in 0..20 {
+        let from = Ipv4Addr::new(127, 4, n, 1);
+        assert_eq!(guarded::ask(from, server.addr, "/").await.unwrap().status(), 200);
+    }
+    drop(hoard);
+    all_gone(&guard).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_connection_of_http2_ends_with_goaway_where_the_server_can_tell_it() {
+    let journal = Journal::default();
+    let guard = guard(&journal);
+    let server = serve(&guard, app()).await;
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    client.send([h2::hello(65_535), h2::get(1, "/")].concat()).await.unwrap();
+    assert_eq!(h2::next(&mut client.stream, h2::DATA, 1).await, b"served");
+    let answered = Instant::now();
+    if guarded::IS_UNDER_SERVE {
+        let goaway = h2::next(&mut client.stream, h2::GOAWAY, 0).await;
+        assert_eq!(goaway[4..8], [0; 4], "NO_ERROR");
+        let ping = h2::next(&mut client.stream, h2::PING, 0).await;
+        // A request that was on its way is answered.
+        client.send(h2::get(3, "/")).await.unwrap();
+        assert_eq!(h2::next(&mut client.stream, h2::DATA, 3).await, b"served");
+        client.send(h2::frame(h2::PING, h2::ACK, 0, &ping)).await.unwrap();
+    }
+    let (_, is_reset, _) = cut(&mut client).await;
+    assert!(!is_reset && answered.elapsed() < SECOND + SLACK, "{:?}", answered.elapsed());
+    drop(client);
+    all_gone(&guard).await;
+    assert_eq!(journal.closed(), [Some(Reason::Idle)]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_sends_ping_for_ever_is_idle_on_http2() {
     let journal = Journal::default();
@@ -148,7 +227,8 @@ async fn age_and_the_number_of_requests_say_close_and_then_end() {
     all_gone(&guard).await;
     assert_eq!(journal.closed(), [Some(Reason::MaxRequests)]);
 
-    let guard = ConnGuard::builder().max_age(SECOND).metrics(journal.clone()).build().unwrap();
+    let guard = ConnGuard::builder().max_age(SECOND).no_max_requests().metrics(journal.clone());
+    let guard = guard.build().unwrap();
     let server = serve(&guard, app()).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
     let opened = Instant::now();

@@ -94,6 +94,34 @@ async fn with_the_cap_full_of_hoarders_honest_newcomers_are_served() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_there_are_places_one_address_keeps_all_of_its_connections() {
+    let (guard, journal) = guard(ConnGuard::builder().max_connections(1000));
+    let server = serve(&guard, app()).await;
+    // Thirty clients behind one address that ask now and then, and 150 event streams of another.
+    let (office, phones) = (Ipv4Addr::new(127, 0, 2, 1), Ipv4Addr::new(127, 0, 3, 1));
+    let (mut idle, mut streams) = (Vec::new(), Vec::new());
+    for _ in 0..30 {
+        let mut client = RawClient::connect_from(office, server.addr).await.unwrap();
+        served(&mut client).await;
+        idle.push(client);
+    }
+    for _ in 0..150 {
+        let mut client = RawClient::connect_from(phones, server.addr).await.unwrap();
+        client.send("GET /hang HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+        streams.push(client);
+    }
+    until("all are there", || guard.snapshot().in_flight == 150).await;
+    sleep(7 * SECOND).await;
+    for client in &mut idle {
+        served(client).await;
+    }
+    assert_eq!(guard.snapshot().in_flight, 150);
+    assert!(journal.disconnected().is_empty() && journal.closed().is_empty());
+    drop((idle, streams));
+    all_gone(&guard).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_places_are_short_one_client_keeps_few_idle_ones_and_a_browser_all_of_its_own() {
     // Ninety before eviction begins: a client keeps a quarter of what is left, and at least 8.
     let (guard, journal) = guard(ConnGuard::builder().max_connections(100));

@@ -309,6 +309,38 @@ async fn answers_of_one_frame_behind_shut_windows_end_the_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn responses_behind_windows_of_one_byte_are_in_flight_until_they_are_cut() {
+    let (guard, journal) = guard(2 * SECOND);
+    let whole = || async { Bytes::from(vec![b'x'; 16 * 1024]) };
+    let server = serve(&guard, app().route("/whole", get(whole))).await;
+    let neighbour = Neighbour::of(server.addr);
+    let mut client = RawClient::connect(server.addr).await.unwrap();
+    let asked: Vec<u8> = (0..99).flat_map(|n| h2::get(2 * n + 1, "/whole")).collect();
+    client.send([h2::hello(1), asked].concat()).await.unwrap();
+    let asked = Instant::now();
+    let in_flight = || guard.snapshot().in_flight;
+    until("all are in flight", || in_flight() >= 99).await;
+    // They stay so, although hyper has handed all of them to h2 but for a byte.
+    sleep(SECOND / 2).await;
+    assert!((99..=101).contains(&in_flight()), "{}", in_flight());
+    // A small request now and then does not keep them.
+    let mut stream = 201;
+    while in_flight() >= 99 {
+        let _ = client.send([h2::get(stream, "/"), h2::open(stream, 10)].concat()).await;
+        stream += 2;
+        sleep(SECOND / 4).await;
+        assert!(asked.elapsed() < 4 * SECOND, "{} are held", in_flight());
+    }
+    assert!(asked.elapsed() >= 2 * SECOND, "{:?}", asked.elapsed());
+    neighbour.was_served().await;
+    drop(client);
+    all_gone(&guard).await;
+    let told = journal.disconnected().iter().map(|(told, _)| told.reason).collect::<Vec<_>>();
+    let cut = journal.cut().iter().map(|(_, reason)| *reason).collect::<Vec<_>>();
+    assert!([told, cut].concat().contains(&Reason::WindowStall));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_small_window_that_opens_steadily_and_a_stream_that_is_quiet_are_not_stalled() {
     // Where streams are judged by themselves, by 16 KiB that are taken: four seconds of this.
     let (guard, journal) = guard(if guarded::IS_UNDER_SERVE { 5 * SECOND } else { SECOND });

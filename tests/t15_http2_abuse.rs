@@ -4,7 +4,11 @@
 
 mod guarded;
 
-use axum::{Router, extract::DefaultBodyLimit, routing::post};
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    routing::{any, post},
+};
 use bytes::Bytes;
 use guarded::{Neighbour, SECOND, all_gone, app, cut, h2, serve};
 use http_body_util::Full;
@@ -30,7 +34,20 @@ async fn guarded(
     let guard = rules(ConnGuard::builder()).metrics(journal.clone()).build().unwrap();
     let upload = |body: Bytes| async move { body.len().to_string() };
     let upload = post(upload).layer(DefaultBodyLimit::disable());
-    let server = serve(&guard, app().merge(Router::new().route("/upload", upload))).await;
+    let tunnel = async |mut request: axum::extract::Request| {
+        let upgrade = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let mut io = hyper_util::rt::TokioIo::new(upgrade.await?);
+            let _ = tokio::io::copy(&mut io, &mut tokio::io::sink()).await;
+            Ok::<_, hyper::Error>(())
+        });
+        http::StatusCode::OK
+    };
+    let more = Router::new()
+        .route("/upload", upload)
+        .route("/any", any(|| async { "whatever is asked" }))
+        .route("/tunnel", any(tunnel));
+    let server = serve(&guard, app().merge(more)).await;
     (guard, journal, server)
 }
 
@@ -128,6 +145,82 @@ async fn frames_that_bring_no_request_on_end_the_connection() {
     let ended = ended_for(&guard, &journal, Reason::NoProgress).await;
     // h2 itself ends the one or other.
     assert!(ended >= 6, "{ended}: {:?}", journal.disconnected());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_that_is_over_and_an_upload_beside_it_excuse_no_flood() {
+    let (guard, journal, server) = guarded(|rules| rules).await;
+    let neighbour = Neighbour::of(server.addr);
+    let tunnel = [h2::websocket(1, "/any"), cancel(1)].concat();
+    let fields =
+        [(":method", "POST"), (":scheme", "http"), (":authority", "x"), (":path", "/upload")];
+    let upload = h2::headers(1, 0, &fields);
+    let mut ended = 0;
+    for beside in [tunnel, upload] {
+        if guarded::IS_UNDER_TONIC && beside[3] == h2::HEADERS && ended == 0 {
+            ended += 1; // tonic knows no tunnels.
+            continue;
+        }
+        let mut client = RawClient::connect(server.addr).await.unwrap();
+        client.send([h2::hello(65_535), beside].concat()).await.unwrap();
+        sleep(SECOND / 2).await;
+        let (mut read, mut write) = client.stream.into_split();
+        let reader =
+            tokio::spawn(async move { tokio::io::copy(&mut read, &mut tokio::io::sink()).await });
+        let flood = h2::frame(h2::PING, 0, 0, &[0; 8]).repeat(1000);
+        let mut sent = 0;
+        while write.write_all(&flood).await.is_ok() {
+            sent += flood.len();
+            assert!(sent < 64 << 20, "it goes on");
+        }
+        let _ = reader.await.unwrap();
+        ended += 1;
+    }
+    neighbour.was_served().await;
+    let no_progress = ended_for(&guard, &journal, Reason::NoProgress).await;
+    assert_eq!(no_progress, if guarded::IS_UNDER_TONIC { 1 } else { 2 });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_that_carries_bytes_is_progress_and_one_that_is_over_is_idle() {
+    if guarded::IS_UNDER_TONIC {
+        return;
+    }
+    let (guard, journal, server) =
+        guarded(|rules| rules.max_overhead(16 * 1024).idle(SECOND).upgraded_idle(2 * SECOND)).await;
+    let from = Ipv4Addr::LOCALHOST;
+    let mut client = clients::http2::<Full<Bytes>>(from, server.addr).await.unwrap();
+    let uri = format!("http://{}/tunnel", server.addr);
+    let mut request = http::Request::connect(uri).body(Full::default()).unwrap();
+    request.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
+    client.ready().await.unwrap();
+    // The server's settings allow it, once they are here.
+    sleep(SECOND / 4).await;
+    let mut answer = client.send_request(request).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let upgraded = hyper::upgrade::on(&mut answer).await.unwrap();
+    let mut tunnel = hyper_util::rt::TokioIo::new(upgraded);
+    let conn = || guard.snapshot();
+    until("it counts", || conn().upgraded == 1).await;
+    let piece = vec![b'x'; 64 * 1024];
+    for _ in 0..64 {
+        tunnel.write_all(&piece).await.unwrap();
+    }
+    // A byte now and then for longer than the tunnel may be silent.
+    for _ in 0..6 {
+        sleep(SECOND / 2).await;
+        tunnel.write_all(b"x").await.unwrap();
+    }
+    assert!(journal.disconnected().is_empty(), "{:?}", journal.disconnected());
+    drop(tunnel);
+    let over = Instant::now();
+    if guarded::IS_UNDER_SERVE {
+        until("it counts no more", || conn().upgraded == 0).await;
+    }
+    until("the connection is gone", || conn().open == 0).await;
+    assert!(over.elapsed() < 3 * SECOND, "{:?}", over.elapsed());
+    drop(client);
+    all_gone(&guard).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

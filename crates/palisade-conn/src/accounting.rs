@@ -533,7 +533,7 @@ impl<B: Body<Data = Bytes>> Body for AccountedBody<B> {
         if *this.tells_of_windows
             && let Some(in_flight) = this.in_flight
         {
-            in_flight.polled(frame.is_ready());
+            in_flight.set_waiting(frame.is_ready());
         }
         let frame = ready!(frame);
         let is_last = match &frame {

@@ -9,6 +9,9 @@ use palisade_core::{ConnMemory, ConnRest, ConnSample, Ending, Phase, Reason};
 
 /// Bytes per second that are progress: of a response that is taken, of a body that arrives.
 const PROGRESS_PER_SECOND: u64 = 500;
+/// So many responses of a connection that wait for their windows are each to be taken at that rate;
+/// more need no more, because they may share a slow link.
+const MAX_WINDOWS_COUNTED: u64 = 4;
 /// Fewer bytes than this are no progress of a connection without a request in flight. More than
 /// four times what the client sent meanwhile show that it is being sent a response: an HTTP/2
 /// server sends as much as it gets while it only acknowledges PING.
@@ -149,7 +152,7 @@ pub(crate) fn judge(
     let memory = watch_writes(memory, sample, when.now, limits.write_stall);
     let (mut memory, overhead) = watch_overhead(memory, sample, when.passed);
     let is_stalling = match clock {
-        Phase::Writing | Phase::RequestBody => true,
+        Phase::RequestBody => true,
         Phase::Working => awaits_body(sample),
         _ => false,
     };
@@ -239,7 +242,6 @@ fn has_progress(memory: &ConnMemory, clock: Phase, sample: &ConnSample, now: u64
         Phase::RequestBody | Phase::Lingering => got >= least,
         // What comes may be the rest of a body.
         Phase::NextHead => sample.unmeasured && got >= least,
-        Phase::Writing => sample.polled,
         // Beyond the answers to PING and SETTINGS.
         Phase::Upgraded if sample.framed => {
             let data = u64::from(sample.data.wrapping_sub(memory.seen));
@@ -257,17 +259,21 @@ fn progress_in(millis: u64) -> u64 {
     millis.saturating_mul(PROGRESS_PER_SECOND) / 1000
 }
 
-/// Keeps since when too little was taken of the bytes that wait: a byte now and then is no progress.
-/// A writer that was asked has the rest of the time to say that it still waits.
+/// Keeps since when too little was taken of the bytes that wait, for the socket or for windows of
+/// HTTP/2: a byte now and then is no progress. A writer that was asked has the rest of the time to
+/// say that it still waits.
 fn watch_writes(mut memory: ConnMemory, sample: &ConnSample, now: u64, most: u64) -> ConnMemory {
-    let written = sample.written as u32;
-    if sample.write_blocked {
-        let taken = u64::from(written.wrapping_sub(memory.written_blocked));
-        let is_taken = taken >= progress_in(blocked_for(&memory, now)).max(1);
+    let sent = sent(sample);
+    let windows = if has_shut_windows(sample) { u64::from(sample.waiting) } else { 0 };
+    if sample.write_blocked || windows > 0 {
+        let taken = sent.wrapping_sub(memory.written_blocked) as i32;
+        let least = progress_in(blocked_for(&memory, now)).max(1);
+        let least = least.saturating_mul(windows.clamp(1, MAX_WINDOWS_COUNTED));
+        let is_taken = u64::try_from(taken).is_ok_and(|taken| taken >= least);
         if memory.blocked_since == 0 || is_taken {
             // One more than it is, because 0 says that nothing waits.
             memory.blocked_since = (now as u32).wrapping_add(1).max(1);
-            memory.written_blocked = written;
+            memory.written_blocked = sent;
             memory.asked = false;
         }
     } else if !sample.asked || blocked_for(&memory, now) >= most {
@@ -275,6 +281,22 @@ fn watch_writes(mut memory: ConnMemory, sample: &ConnSample, now: u64, most: u64
         memory.asked = false;
     }
     memory
+}
+
+/// Whether a response waits for a window of HTTP/2, of which the socket says nothing. Other streams
+/// may be at work beside it.
+fn has_shut_windows(sample: &ConnSample) -> bool {
+    sample.http2 && !sample.upgraded && sample.waiting > 0
+}
+
+/// Bytes that were sent. On HTTP/2, beyond the answers to what the client sends besides DATA.
+fn sent(sample: &ConnSample) -> u32 {
+    let written = sample.written as u32;
+    if sample.http2 {
+        written.wrapping_sub((sample.read as u32).wrapping_sub(sample.data))
+    } else {
+        written
+    }
 }
 
 /// How long too little was taken of the bytes that wait.
@@ -378,14 +400,8 @@ fn find(
     if memory.asked && sample.write_blocked && blocked_for >= limits.write_stall {
         return end(Reason::WriteStall, Ending::Reset, limits.write_stall, blocked_for);
     }
-    if clock == Phase::Writing && here_for >= limits.write_stall {
-        // Beyond the answers to whatever the client sends.
-        let sent = (sample.written as u32).wrapping_sub(memory.written);
-        let got = (sample.read as u32).wrapping_sub(memory.read);
-        let taken = u64::from(sent.saturating_sub(got));
-        if taken < progress_in(here_for) {
-            return end(Reason::WindowStall, Ending::Reset, limits.write_stall, here_for);
-        }
+    if clock == Phase::Writing && blocked_for >= limits.write_stall {
+        return end(Reason::WindowStall, Ending::Reset, limits.write_stall, blocked_for);
     }
     if clock == Phase::NextHead && here_for >= limits.head {
         return end(Reason::SlowHead, Ending::Reset, limits.head, here_for);
@@ -520,7 +536,10 @@ pub(crate) fn spare(sample: &ConnSample, age: u64, many: bool) -> Option<Rank> {
         Phase::Writing | Phase::RequestBody if sample.stalled >= STALLED_SECONDS => {
             Some((4, longest_first(sample), oldest_first))
         }
-        Phase::Working if sample.stalled >= STALLED_SECONDS && sample.body_left => {
+        Phase::Working
+            if sample.stalled >= STALLED_SECONDS
+                && (sample.body_left || has_shut_windows(sample)) =>
+        {
             Some((4, longest_first(sample), oldest_first))
         }
         // Perhaps its body is whole and the handler works, or it is a quiet gRPC stream.
@@ -915,9 +934,14 @@ mod tests {
         assert_eq!(ended(first_finding(60_000, pings)), reset);
         // 4 KiB a second out of large pieces.
         assert_eq!(first_finding(600_000, |now| waiting(now / 20, now * 4)), None);
-        // An answer that was asked for more, one at work, one that has nothing to give.
-        let polled = |now| ConnSample { polled: now % 20_000 == 0, ..waiting(0, 0) };
-        assert_eq!(first_finding(600_000, polled), None);
+        // Nor does a small request now and then that is answered, or one at work for a moment.
+        let small = |now| ConnSample {
+            requests: 3 + now as u32 / 1000,
+            in_flight: if now % 2000 == 0 { 3 } else { 2 },
+            ..waiting(now / 10, now / 10 + now / 5)
+        };
+        assert_eq!(ended(first_finding(60_000, small)).map(|(_, why, _)| why), reset.map(|r| r.1));
+        // One at work, one that has nothing to give: others of the connection are not to be cut.
         let one_works = |_| ConnSample { waiting: 1, ..waiting(0, 0) };
         assert_eq!(first_finding(600_000, one_works), None);
         let beside_a_tunnel = |_| ConnSample { upgraded: true, ..waiting(0, 0) };

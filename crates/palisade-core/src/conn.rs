@@ -51,10 +51,8 @@ const HTTP2: u8 = 1;
 /// or HTTP/1 with a body whose end is unknown: chunked, or pipelined behind another request.
 const UNMEASURED: u8 = 2;
 
-/// Of [`ConnState::lately`]: more was asked for of an answer;
-const POLLED: u8 = 1;
-/// a request with a body ended.
-const UPLOADED: u8 = 2;
+/// Of [`ConnState::lately`]: a request with a body ended.
+const UPLOADED: u8 = 1;
 
 /// Three counts in [`ConnState::in_flight`], of 21 bits each: requests,
 const REQUEST: u64 = 1;
@@ -177,8 +175,6 @@ pub struct ConnSample {
     pub in_flight: u32,
     /// Of these on HTTP/2, the answers of which more is ready than the client takes.
     pub waiting: u32,
-    /// Whether any of those was asked for more since the latest look.
-    pub polled: bool,
     /// Whether a request with a body is in flight on HTTP/2, or was since the latest look.
     pub uploading: bool,
     /// Requests answered to the end.
@@ -525,7 +521,6 @@ impl ConnState {
             requests,
             in_flight: pending,
             waiting: count(in_flight, WAITING),
-            polled: lately & POLLED != 0,
             uploading: count(in_flight, UPLOAD) > 0 || lately & UPLOADED != 0,
             answered: requests.saturating_sub(pending).saturating_sub(cancelled),
             cancelled,
@@ -598,12 +593,6 @@ impl ConnState {
         kept.written_blocked.store(memory.written_blocked, Relaxed);
         self.stalled.store(memory.stalled, Relaxed);
         kept.mark.store(memory.mark, Relaxed);
-    }
-
-    fn note(&self, what: u8) {
-        if self.lately.load(Relaxed) & what == 0 {
-            self.lately.fetch_or(what, Relaxed);
-        }
     }
 
     /// Returns what was set before.
@@ -826,13 +815,6 @@ impl InFlight {
         self.is_waiting = is_waiting;
     }
 
-    /// On HTTP/2, its answer was asked for more. If that was ready it waits until it is asked
-    /// again.
-    pub fn polled(&mut self, is_ready: bool) {
-        self.conn.state().note(POLLED);
-        self.set_waiting(is_ready);
-    }
-
     /// Its answer was given to the end. Without this it counts as cancelled.
     pub fn answered(&mut self) {
         self.stage = Stage::Answered;
@@ -861,7 +843,7 @@ impl Drop for InFlight {
         }
         let mut ended = REQUEST;
         if self.is_upload {
-            state.note(UPLOADED);
+            state.lately.store(UPLOADED, Relaxed);
             ended += UPLOAD;
         }
         if self.is_waiting {
@@ -1067,7 +1049,7 @@ mod tests {
             (|conn| (conn.state().add_read(5), None).1, true),
             (|conn| (conn.state().add_written(5), None).1, true),
             (|conn| (conn.state().set_accounted(), None).1, true),
-            (|conn| (conn.begin_request(true).polled(true), None).1, true),
+            (|conn| (conn.begin_request(true).set_waiting(true), None).1, true),
             (|conn| Some(conn.begin_request(false)), false),
             (
                 |conn| {
@@ -1163,27 +1145,24 @@ mod tests {
         let state = conn.state();
         let counts = || {
             let sample = state.sample();
-            (sample.in_flight, sample.waiting, sample.uploading, sample.polled)
+            (sample.in_flight, sample.waiting, sample.uploading)
         };
         let (mut first, mut second) = (conn.begin_request(true), conn.begin_request(true));
         first.uploads();
         first.uploads();
-        assert_eq!(counts(), (2, 0, true, false));
+        assert_eq!(counts(), (2, 0, true));
         second.set_waiting(true);
-        assert_eq!(counts(), (2, 1, true, false));
-        second.polled(true);
-        assert_eq!(counts(), (2, 1, true, true));
-        assert!(state.look().polled);
-        assert_eq!(counts(), (2, 1, true, false));
+        second.set_waiting(true);
+        assert_eq!(counts(), (2, 1, true));
         drop(first);
-        assert_eq!(counts(), (1, 1, true, false)); // Until the next look.
+        assert_eq!(counts(), (1, 1, true)); // Until the next look.
         assert!(state.look().uploading);
-        assert_eq!(counts(), (1, 1, false, false));
-        second.polled(false);
-        assert_eq!(counts(), (1, 0, false, true));
-        second.polled(true);
+        assert_eq!(counts(), (1, 1, false));
+        second.set_waiting(false);
+        assert_eq!(counts(), (1, 0, false));
+        second.set_waiting(true);
         drop(second);
-        assert_eq!(counts(), (0, 0, false, true));
+        assert_eq!(counts(), (0, 0, false));
         assert_eq!(state.in_flight.load(Relaxed), 0);
     }
 

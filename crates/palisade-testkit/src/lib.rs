@@ -10,6 +10,7 @@ pub mod clients;
 pub mod demo;
 pub mod echo;
 mod journal;
+pub mod line;
 pub mod process;
 pub mod servers;
 
