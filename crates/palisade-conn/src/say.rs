@@ -4,6 +4,8 @@ use crate::limits::Limits;
 #[cfg(feature = "tracing")]
 use palisade_core::Guard;
 use palisade_core::{Event, Recorder};
+#[cfg(feature = "tracing")]
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 #[cfg(feature = "tracing")]
 pub(crate) fn cap(limits: &Limits) {
@@ -20,6 +22,22 @@ pub(crate) fn cap(limits: &Limits) {
 
 #[cfg(not(feature = "tracing"))]
 pub(crate) fn cap(_: &Limits) {}
+
+/// Metrics have panicked. Said once in a process, if they have.
+#[cfg(feature = "tracing")]
+pub(crate) fn panicked_metrics() {
+    static IS_SAID: AtomicBool = AtomicBool::new(false);
+    if Recorder::has_panicked() && !IS_SAID.swap(true, Relaxed) {
+        tracing::error!(
+            target: "palisade",
+            "the metrics that a guard tells of its events have panicked: it goes on, and those \
+             events are not counted",
+        );
+    }
+}
+
+#[cfg(not(feature = "tracing"))]
+pub(crate) fn panicked_metrics() {}
 
 /// Nobody tells of the requests on so many connections.
 pub(crate) fn unaccounted(recorder: &Recorder, connections: usize) {

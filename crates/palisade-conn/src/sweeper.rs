@@ -236,6 +236,7 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
         // Others may run between two shards.
         tokio::task::yield_now().await;
     }
+    say::panicked_metrics();
     if shared.untold.is_worth_a_word(now, shared.limits.first_request, is_told, untold) {
         say::unaccounted(&shared.recorder, untold);
     }

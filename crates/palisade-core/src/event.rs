@@ -6,7 +6,11 @@
 use crate::{ConnInfo, Guard, Mode, Phase, Reason, Rejection, Violation};
 use std::{
     fmt,
-    sync::{Arc, Weak},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -132,7 +136,8 @@ impl<'a> Event<'a> {
     }
 }
 
-/// Hears what the guards do. Called inside `poll` and `drop`: return at once, never panic.
+/// Hears what the guards do. Called inside `poll` and `drop`: return at once, never panic. A panic
+/// is caught, and its event is lost.
 ///
 /// ```
 /// use palisade_core::{Event, Metrics, Recorder};
@@ -276,7 +281,8 @@ impl Recorder {
     #[inline]
     pub fn record<'a>(&self, event: impl FnOnce() -> Event<'a>) {
         if let Some(metrics) = &self.0 {
-            metrics.record(&event());
+            let event = event();
+            caught(|| metrics.record(&event));
         }
     }
 
@@ -289,8 +295,25 @@ impl Recorder {
     /// Shows `levels` to whoever listens.
     pub fn register(&self, levels: Weak<dyn Levels>) {
         if let Some(metrics) = &self.0 {
-            metrics.register(levels);
+            caught(|| metrics.register(levels));
         }
+    }
+
+    /// Whether any metrics of this process have panicked. They hear of the next event all the
+    /// same.
+    #[doc(hidden)]
+    pub fn has_panicked() -> bool {
+        HAS_PANICKED.load(Relaxed)
+    }
+}
+
+static HAS_PANICKED: AtomicBool = AtomicBool::new(false);
+
+/// Calls metrics. Their panic must end neither the guard nor the accept loop, nor abort the process
+/// where they are told of a drop while another panic unwinds.
+fn caught(call: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(call)).is_err() {
+        HAS_PANICKED.store(true, Relaxed);
     }
 }
 
@@ -318,12 +341,70 @@ impl<M: Metrics + ?Sized> Metrics for Arc<M> {
 
 impl<A: Metrics, B: Metrics> Metrics for (A, B) {
     fn record(&self, event: &Event<'_>) {
-        self.0.record(event);
+        caught(|| self.0.record(event));
         self.1.record(event);
     }
 
     fn register(&self, levels: Weak<dyn Levels>) {
-        self.0.register(levels.clone());
+        caught(|| self.0.register(levels.clone()));
         self.1.register(levels);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    /// Panics at every second event.
+    #[derive(Default)]
+    struct Panics(AtomicUsize);
+
+    impl Metrics for Panics {
+        fn record(&self, _: &Event<'_>) {
+            assert_eq!(self.0.fetch_add(1, Relaxed) % 2, 1, "on purpose");
+        }
+
+        fn register(&self, _: Weak<dyn Levels>) {
+            panic!("on purpose");
+        }
+    }
+
+    #[test]
+    fn metrics_that_panic_hear_of_the_next_event_and_so_do_others() {
+        let (panics, others) = (Arc::new(Panics::default()), Arc::new(Panics(AtomicUsize::new(1))));
+        let recorder = Recorder::from((panics.clone(), others.clone()));
+        recorder.register(Weak::<NoLevels>::new());
+        for _ in 0..4 {
+            recorder.record(|| Event::unaccounted(1));
+        }
+        assert_eq!((panics.0.load(Relaxed), others.0.load(Relaxed)), (4, 5));
+        assert!(Recorder::has_panicked());
+    }
+
+    #[test]
+    fn metrics_that_panic_while_a_panic_unwinds_do_not_abort() {
+        struct Told(Recorder);
+        impl Drop for Told {
+            fn drop(&mut self) {
+                self.0.record(|| Event::unaccounted(1));
+            }
+        }
+        let told = Told(Recorder::from(Panics::default()));
+        let unwinding = std::thread::spawn(move || {
+            let _told = told;
+            panic!("on purpose");
+        });
+        assert!(unwinding.join().is_err());
+    }
+
+    struct NoLevels;
+
+    impl Levels for NoLevels {
+        fn guard(&self) -> Guard {
+            Guard::Connection
+        }
+
+        fn sample(&self, _: &mut dyn FnMut(Level, u64)) {}
     }
 }

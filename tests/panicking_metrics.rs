@@ -1,0 +1,54 @@
+//! Metrics that panic at every event: the guard, the accept loop and the server go on.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod guarded;
+
+use guarded::{SECOND, SERVERS, all_gone, app, by, cut, served};
+use palisade::{
+    Stack,
+    conn::ConnGuard,
+    words::{Event, Levels, Metrics},
+};
+use palisade_testkit::clients::{RawClient, until};
+use std::{net::Ipv4Addr, sync::Weak};
+
+struct Panics;
+
+impl Metrics for Panics {
+    fn record(&self, event: &Event<'_>) {
+        panic!("on purpose: {event:?}");
+    }
+
+    fn register(&self, _: Weak<dyn Levels>) {
+        panic!("on purpose");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_that_panic_at_every_event_end_nothing() {
+    let stack = Stack::edge().metrics(Panics).max_body(1).build().unwrap();
+    for name in SERVERS {
+        let guard = ConnGuard::builder().metrics(Panics).accept_rate(1, 2).idle(SECOND).build();
+        let guard = guard.unwrap();
+        let app = app().route("/refused", axum::routing::post("never").layer(stack.clone()));
+        let server = by(name, &guard, app).await;
+        // The third connection comes too soon: it is told of as well.
+        for n in 0..3 {
+            let connected = RawClient::connect(server.addr).await;
+            if n == 2 {
+                until("it was refused", || guard.snapshot().refused == 1).await;
+                break;
+            }
+            let mut client = connected.unwrap();
+            served(&mut client).await;
+            let head = "POST /refused HTTP/1.1\r\nhost: test\r\ncontent-length: 5\r\n\r\n";
+            client.send([head, "hello"].concat()).await.unwrap();
+            assert_eq!(client.head().await.unwrap().status, 413);
+            // Ended as idle, which is told of, too.
+            cut(&mut client).await;
+        }
+        let from = Ipv4Addr::new(127, 0, 0, 2);
+        assert_eq!(guarded::ask(from, server.addr, "/").await.unwrap().status(), 200);
+        all_gone(&guard).await;
+    }
+}
