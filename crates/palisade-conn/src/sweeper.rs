@@ -10,6 +10,7 @@ use crate::{
     strain::under,
 };
 use palisade_core::{ConnInfo, ConnMemory, ConnRest, Mode, Reason};
+use parking_lot::Mutex;
 use std::{
     cmp::Ordering,
     collections::BinaryHeap,
@@ -20,7 +21,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    runtime::Handle,
+    runtime::{Handle, Id},
     sync::Notify,
     time::{Instant, sleep_until, timeout_at},
 };
@@ -32,14 +33,32 @@ const STALL: Duration = Duration::from_millis(500);
 /// It is never hurried into looking more often than this.
 const AT_MOST_EVERY: Duration = Duration::from_millis(20);
 
-/// What the guard knows of its sweeper.
+/// A look that is so much later than four ticks is another runtime's to make.
+const STALE: Duration = Duration::from_secs(1);
+
+/// What the guard knows of its sweeper: one task in each runtime that accepts connections, one of
+/// which looks. The others stand by, because a runtime may be blocked in a handler, or end.
 #[derive(Debug, Default)]
 pub(crate) struct Sweeper {
-    runs: AtomicBool,
+    tasks: Mutex<Vec<Watcher>>,
+    /// The number of the task that looks; 0 if none does.
+    leader: AtomicU64,
+    /// The latest look, in milliseconds of the guard.
+    looked: AtomicU64,
+    /// The latest look ended no connection, because it came late.
+    forgave: AtomicBool,
+    /// Set while connections are looked at, because what is kept of them is for one task only.
+    is_looking: AtomicBool,
+}
+
+/// The task of one runtime.
+#[derive(Debug)]
+struct Watcher {
+    runtime: Id,
     bell: Arc<Bell>,
 }
 
-/// Rung for a first connection, for more who can be spared, and for the end.
+/// Rung for a first connection, for more that can be spared, and for the end.
 #[derive(Debug, Default)]
 struct Bell {
     notify: Notify,
@@ -54,9 +73,16 @@ pub(crate) struct Untold {
     is_settled: AtomicBool,
 }
 
-/// Says on drop that the sweeper is gone, also if its runtime ended: then the next connection
-/// starts another one.
-struct Running(Weak<Shared>);
+/// The right to look at connections. See [`Sweeper::is_looking`].
+struct Looking<'a>(&'a AtomicBool);
+
+/// One task. Says on drop that it is gone, also if its runtime ended: then another one looks, or
+/// the next connection starts one.
+struct Running {
+    shared: Weak<Shared>,
+    runtime: Id,
+    number: u64,
+}
 
 /// One who can be spared, in the order in which they go.
 struct Candidate {
@@ -68,49 +94,94 @@ struct Candidate {
 // === Sweeper ===
 
 impl Sweeper {
-    /// Somebody was let in, perhaps `alone`. Starts the task if there is none in this runtime or
-    /// any other.
+    /// A connection was let in, perhaps `alone`. Starts the task of this runtime if there is none.
     pub(crate) fn watch(&self, shared: &Arc<Shared>, alone: bool) {
-        if !self.runs.load(SeqCst)
-            && let Ok(runtime) = Handle::try_current()
-            && !self.runs.swap(true, SeqCst)
-        {
-            let running = Running(Arc::downgrade(shared));
-            runtime.spawn(run(running, self.bell.clone()));
-        }
-        if alone {
-            self.bell.notify.notify_one();
+        static NUMBERS: AtomicU64 = AtomicU64::new(1);
+        let Ok(handle) = Handle::try_current() else { return };
+        let runtime = handle.id();
+        let mut tasks = self.tasks.lock();
+        if !tasks.iter().any(|task| task.runtime == runtime) {
+            let bell = Arc::<Bell>::default();
+            tasks.push(Watcher { runtime, bell: bell.clone() });
+            let number = NUMBERS.fetch_add(1, Relaxed);
+            let running = Running { shared: Arc::downgrade(shared), runtime, number };
+            drop(tasks);
+            handle.spawn(run(running, bell));
+        } else if alone {
+            tasks.iter().for_each(|task| task.bell.notify.notify_one());
         }
     }
 
-    /// There are few left who can be spared.
+    /// There are few left that can be spared.
     pub(crate) fn hurry(&self) {
-        if !self.bell.hurry.swap(true, Relaxed) {
-            self.bell.notify.notify_one();
+        for Watcher { bell, .. } in self.tasks.lock().iter() {
+            if !bell.hurry.swap(true, Relaxed) {
+                bell.notify.notify_one();
+            }
         }
     }
 
     pub(crate) fn stop(&self) {
-        self.bell.notify.notify_one();
+        self.tasks.lock().iter().for_each(|task| task.bell.notify.notify_one());
+    }
+
+    /// Whether no runtime has a task, and none looks.
+    #[cfg(test)]
+    pub(crate) fn is_gone(&self) -> bool {
+        let is_led = self.leader.load(SeqCst) != 0 || self.is_looking.load(SeqCst);
+        self.tasks.lock().is_empty() && !is_led
+    }
+
+    /// Whether the task of this `number` is the one that looks `now`. It is from now on if the one
+    /// that was has not looked for too long.
+    fn is_led_by(&self, number: u64, now: u64, tick: Duration) -> bool {
+        let leader = self.leader.load(SeqCst);
+        if leader == number {
+            return true;
+        }
+        let stale = u64::try_from((4 * tick + STALE).as_millis()).unwrap_or(u64::MAX);
+        let is_stale = leader == 0 || now.saturating_sub(self.looked.load(SeqCst)) > stale;
+        is_stale && self.leader.compare_exchange(leader, number, SeqCst, SeqCst).is_ok()
+    }
+}
+
+impl<'a> Looking<'a> {
+    /// `None` if another task looks, or is to.
+    fn by(sweeper: &'a Sweeper, number: u64) -> Option<Self> {
+        let is_free = !sweeper.is_looking.swap(true, SeqCst);
+        let looking = is_free.then(|| Self(&sweeper.is_looking))?;
+        (sweeper.leader.load(SeqCst) == number).then_some(looking)
+    }
+}
+
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, SeqCst);
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if let Some(shared) = self.0.upgrade() {
-            shared.sweeper.runs.store(false, SeqCst);
-        }
+        let Some(shared) = self.shared.upgrade() else { return };
+        let Sweeper { tasks, leader, .. } = &shared.sweeper;
+        tasks.lock().retain(|task| task.runtime != self.runtime);
+        let _ = leader.compare_exchange(self.number, 0, SeqCst, SeqCst);
     }
 }
 
-/// Ends when nothing is left of the guard. While nobody is connected there is no timer.
+/// Ends when nothing is left of the guard. While there is no connection there is no timer.
 async fn run(running: Running, bell: Arc<Bell>) {
     let mut found = Vec::new();
     let mut last = Instant::now();
-    let mut forgives = false;
+    let mut leads = true;
+    if let Some(shared) = running.shared.upgrade()
+        && shared.sweeper.leader.load(SeqCst) == 0
+    {
+        shared.sweeper.looked.store(shared.now(), SeqCst);
+    }
     loop {
         let Some(tick) = running
-            .0
+            .shared
             .upgrade()
             .map(|shared| (shared.open.load(SeqCst) > 0).then_some(shared.limits.tick))
         else {
@@ -119,27 +190,44 @@ async fn run(running: Running, bell: Arc<Bell>) {
         let Some(tick) = tick else {
             bell.notify.notified().await;
             last = Instant::now();
+            if let Some(shared) = running.shared.upgrade() {
+                shared.sweeper.looked.store(shared.now(), SeqCst);
+            }
             continue;
         };
-        while timeout_at(last + tick, bell.notify.notified()).await.is_ok() {
-            if bell.hurry.load(Relaxed) || running.0.strong_count() == 0 {
+        let pause = if leads { tick } else { tick + STALE };
+        while timeout_at(last + pause, bell.notify.notified()).await.is_ok() {
+            let is_hurried = leads && bell.hurry.load(Relaxed);
+            if is_hurried || running.shared.strong_count() == 0 {
                 sleep_until(last + AT_MOST_EVERY.min(tick)).await;
                 break;
             }
         }
         bell.hurry.store(false, Relaxed);
-        let now = Instant::now();
-        let Some(shared) = running.0.upgrade() else { return };
-        let passed = u64::try_from((now - last).as_millis()).unwrap_or(u64::MAX);
-        // Not twice in a row: a server that is always late still has to end somebody.
-        forgives = !forgives && now - last > 2 * tick + STALL;
-        sweep(&shared, passed, forgives, &mut found).await;
-        last = now;
+        last = Instant::now();
+        let Some(shared) = running.shared.upgrade() else { return };
+        let now = shared.now();
+        leads = shared.sweeper.is_led_by(running.number, now, tick);
+        if leads {
+            let passed = now.saturating_sub(shared.sweeper.looked.swap(now, SeqCst));
+            let late = u64::try_from((2 * tick + STALL).as_millis()).unwrap_or(u64::MAX);
+            // Not twice in a row: a server that is always late still has to end connections.
+            let forgives = passed > late && !shared.sweeper.forgave.load(Relaxed);
+            shared.sweeper.forgave.store(forgives, Relaxed);
+            leads = sweep(&shared, running.number, passed, forgives, &mut found).await;
+        }
     }
 }
 
-/// Looks at everybody once, and ends nobody if it `forgives`.
-async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Found>) {
+/// Looks at every connection once, and ends none if it `forgives`. `false` if the task of this
+/// `number` has been blocked meanwhile, and another one looks.
+async fn sweep(
+    shared: &Shared,
+    number: u64,
+    passed: u64,
+    forgives: bool,
+    found: &mut Vec<Found>,
+) -> bool {
     let now = shared.now();
     let limits = &*under(&shared.limits, shared.pressure());
     let is_enforced = limits.mode == Mode::Enforce;
@@ -164,6 +252,7 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
     let forgiven = forgiven(now, passed);
     let keep_alive = limits.keep_alive_at(shared.open.load(Relaxed));
     for shard in 0..SHARDS {
+        let Some(looking) = Looking::by(&shared.sweeper, number) else { return false };
         shared.registry.copy(shard, found);
         if is_crowded && let Some(shares) = shared.limits.least_shares() {
             shared.registry.mark_excess(shard, found, shares);
@@ -233,6 +322,7 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
                 }
             }
         }
+        drop(looking);
         // Others may run between two shards.
         tokio::task::yield_now().await;
     }
@@ -252,6 +342,7 @@ async fn sweep(shared: &Shared, passed: u64, forgives: bool, found: &mut Vec<Fou
     let spared = spared.collect();
     let before = std::mem::replace(&mut *shared.spared.lock(), spared);
     drop(before); // With the lock given back.
+    true
 }
 
 // === Untold ===

@@ -1357,3 +1357,79 @@ async fn while_nobody_is_connected_there_is_no_timer() {
     let mut pair = connect(&guard);
     assert_eq!(ends(&mut pair.server).await.0, 10 * SECOND);
 }
+
+/// A current-thread runtime on a thread of its own, which does what it is told.
+struct Elsewhere {
+    jobs: tokio::sync::mpsc::UnboundedSender<Job>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+impl Elsewhere {
+    fn new() -> Self {
+        let (jobs, mut todo) = tokio::sync::mpsc::unbounded_channel::<Job>();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+            runtime.unwrap().block_on(async {
+                while let Some(job) = todo.recv().await {
+                    job();
+                }
+            });
+        });
+        Self { jobs, thread }
+    }
+
+    fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> std::sync::mpsc::Receiver<T> {
+        let (sender, result) = std::sync::mpsc::channel();
+        let job = move || sender.send(job()).unwrap_or_default();
+        self.jobs.send(Box::new(job)).unwrap_or_else(|_| panic!("the runtime has ended"));
+        result
+    }
+}
+
+/// Whether a connection that says nothing is ended within some seconds of real time.
+fn is_silence_ended(elsewhere: &Elsewhere, guard: &ConnGuard) -> bool {
+    let guard = guard.clone();
+    let pair = elsewhere.run(move || connect_from(&guard, 2).unwrap()).recv().unwrap();
+    let conn = pair.server.conn().clone();
+    let started = std::time::Instant::now();
+    while conn.state().verdict().is_none() && started.elapsed() < 10 * SECOND {
+        std::thread::yield_now();
+    }
+    elsewhere.run(move || drop(pair)).recv().unwrap();
+    started.elapsed() < 10 * SECOND
+}
+
+#[test]
+fn where_the_runtime_of_the_sweeper_is_blocked_or_ends_another_one_takes_over() {
+    let quick = || ConnGuard::builder().first_request(SECOND / 2).precision(SECOND / 20);
+    let (guard, _) = guard(quick());
+    let (first, second) = (Elsewhere::new(), Elsewhere::new());
+    let shared = guard.clone();
+    let pair = first.run(move || connect(&shared)).recv().unwrap();
+    assert!(is_silence_ended(&second, &guard));
+    // The first one looks so far. From now on a handler blocks it.
+    let (release, blocked) = std::sync::mpsc::channel::<()>();
+    let is_blocked = first.run(move || blocked.recv());
+    assert!(is_silence_ended(&second, &guard));
+    assert!(pair.server.conn().state().verdict().is_some());
+    // And when it goes on it stands by.
+    release.send(()).unwrap();
+    is_blocked.recv().unwrap().unwrap();
+    assert!(is_silence_ended(&first, &guard));
+    let shared = guard.clone();
+    let last = first.run(move || connect_from(&shared, 3).unwrap()).recv().unwrap();
+    // Whichever looks now, the other one does so when its runtime has ended.
+    drop(second.jobs);
+    second.thread.join().unwrap();
+    assert!(is_silence_ended(&first, &guard));
+    first.run(move || drop((pair, last))).recv().unwrap();
+    is_gone(&guard);
+    drop(first.jobs);
+    first.thread.join().unwrap();
+    assert!(guard.shared().sweeper.is_gone());
+}
