@@ -17,7 +17,11 @@ use palisade_testkit::{
     clients::{RawClient, until},
     servers,
 };
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -72,9 +76,16 @@ impl Secure {
     }
 
     async fn connect(&self, offered: &[&str]) -> std::io::Result<TlsStream<TcpStream>> {
+        self.shake(TcpStream::connect(self.addr).await?, offered).await
+    }
+
+    async fn shake(
+        &self,
+        stream: TcpStream,
+        offered: &[&str],
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let mut config = self.client.clone();
         config.alpn_protocols = offered.iter().map(|name| name.as_bytes().to_vec()).collect();
-        let stream = TcpStream::connect(self.addr).await?;
         let name = ServerName::try_from("localhost").unwrap();
         TlsConnector::from(Arc::new(config)).connect(name, stream).await
     }
@@ -163,6 +174,25 @@ async fn half_handshakes_give_way_to_whoever_goes_on() {
         server.journal.closed().iter().filter(|why| **why == Some(Reason::HandshakesFull)).count();
     assert_eq!(displaced, 17);
     drop(halves);
+    all_gone(&server.guard).await;
+}
+
+#[tokio::test]
+async fn a_slow_client_outlives_a_silent_flood_from_several_addresses() {
+    let server = Secure::serve(Http::default(), 8).await;
+    let from = |network, host| Ipv4Addr::new(127, 0, network, host);
+    let slow = RawClient::connect_from(from(3, 1), server.addr).await.unwrap();
+    let mut flood = Vec::new();
+    for nth in 0..60 {
+        let from = from(1 + nth % 2, 1 + nth % 3);
+        flood.push(RawClient::connect_from(from, server.addr).await.unwrap());
+    }
+    let ended = || server.journal.closed();
+    until("all but eight are gone", || ended().len() == 53).await;
+    assert!(ended().iter().all(|why| *why == Some(Reason::HandshakesFull)), "{:?}", ended());
+    let slow = server.shake(slow.stream, &["http/1.1"]).await.unwrap();
+    assert_eq!(ask_http1(slow).await, "served");
+    drop(flood);
     all_gone(&server.guard).await;
 }
 

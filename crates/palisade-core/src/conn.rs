@@ -304,6 +304,12 @@ impl ConnState {
         self.is_set(LINGER_OVER)
     }
 
+    /// Whether the client has sent anything.
+    #[inline]
+    pub fn has_read(&self) -> bool {
+        self.read.load(Relaxed) > 0
+    }
+
     /// How many bytes were thrown away.
     pub fn thrown_away(&self) -> u64 {
         self.read.load(Relaxed).saturating_sub(self.position.load(Relaxed))

@@ -113,7 +113,8 @@ closed_enum! {
         /// Of a body that waits for an HTTP/2 window too little was taken for too long.
         /// Milliseconds.
         WindowStall = "window_stall",
-        /// As many TLS handshakes are under way as may be, and this one is so for longest. No numbers.
+        /// As many TLS handshakes are under way as may be, and this one made room for the next:
+        /// its client or network has many of them, or it has sent nothing. No numbers.
         HandshakesFull = "handshakes_full",
         /// As many connections are upgraded as may be. Connections.
         UpgradedFull = "upgraded_full",

@@ -96,6 +96,8 @@ mod app;
 mod connection;
 mod drain;
 mod framed;
+#[cfg(feature = "rustls")]
+mod handshakes;
 mod head;
 mod http;
 mod serve;

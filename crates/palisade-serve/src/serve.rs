@@ -137,8 +137,17 @@ impl<L: Accept, A: App<Kind>, Kind> Serve<L, A, Kind> {
         self
     }
 
-    /// How many handshakes may be under way at once, at least 1. The next one takes the place of
-    /// the one that is so for longest. Each costs some tens of KiB. 0 counts as 1. Defaults to 1,024.
+    /// The number of handshakes that may be under way at once, at least 1. Each costs some tens of
+    /// KiB. One more takes the place of another, which is reset:
+    ///
+    /// - first one of a crowd: its client has more than four and more than a 64th of this number
+    ///   under way, or its network (a /24, or a /48 of IPv6) more than four times that;
+    /// - of a crowd, and of the others, one of which no byte has come before one that has spoken;
+    ///   where most handshakes are silent and of no crowd, those go before a crowd that speaks;
+    /// - then one of the client, then of the network, with most under way, and else any one.
+    ///
+    /// At most 64 are examined, at random, so that a larger number makes no eviction slower.
+    /// Defaults to 1,024.
     #[cfg(feature = "rustls")]
     pub fn max_handshakes(mut self, handshakes: usize) -> Self {
         self.tls.most = handshakes.max(1);

@@ -1,17 +1,10 @@
 //! TLS, between the guard and HTTP.
 
-use crate::{drain::Open, http::Protocol, serve::Server};
+use crate::{drain::Open, handshakes::Handshakes, http::Protocol, serve::Server};
 use palisade_conn::{GuardedIo, Transport};
 use palisade_core::{ConnInfo, Ending, Reason};
 use parking_lot::Mutex;
-use std::{
-    collections::BTreeMap,
-    future::poll_fn,
-    io,
-    pin::pin,
-    sync::{Arc, Weak},
-    task::Poll,
-};
+use std::{future::poll_fn, io, pin::pin, sync::Arc, task::Poll};
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
 
 const HTTP2: &[u8] = b"h2";
@@ -21,18 +14,12 @@ const HTTP1: &[u8] = b"http/1.1";
 pub(crate) struct Tls {
     pub(crate) config: Option<Arc<ServerConfig>>,
     pub(crate) most: usize,
-    acceptor: Option<(TlsAcceptor, Handshakes)>,
+    acceptor: Option<(TlsAcceptor, Mutex<Handshakes>)>,
 }
 
-/// Those under way, the longest first.
-pub(crate) struct Handshakes {
-    most: usize,
-    under_way: Mutex<BTreeMap<u64, Weak<ConnInfo>>>,
-}
-
-/// One of them. Dropping it is its end.
+/// One of the handshakes under way. Dropping it is its end.
 struct UnderWay<'a> {
-    handshakes: &'a Handshakes,
+    handshakes: &'a Mutex<Handshakes>,
     id: u64,
 }
 
@@ -49,13 +36,13 @@ impl Tls {
                 Protocol::Http2 => &[HTTP2],
             };
             config.alpn_protocols = offered.iter().map(|name| name.to_vec()).collect();
-            let handshakes = Handshakes { most: self.most, under_way: Mutex::default() };
+            let handshakes = Mutex::new(Handshakes::new(self.most));
             self.acceptor = Some((TlsAcceptor::from(Arc::new(config)), handshakes));
         }
         self
     }
 
-    pub(crate) fn acceptor(&self) -> Option<(&TlsAcceptor, &Handshakes)> {
+    pub(crate) fn acceptor(&self) -> Option<(&TlsAcceptor, &Mutex<Handshakes>)> {
         self.acceptor.as_ref().map(|(acceptor, handshakes)| (acceptor, handshakes))
     }
 }
@@ -69,12 +56,12 @@ impl Default for Tls {
 /// Shakes hands, unless the server ends first. What the client chose comes with it.
 pub(crate) async fn shake<T: Transport>(
     acceptor: &TlsAcceptor,
-    handshakes: &Handshakes,
+    handshakes: &Mutex<Handshakes>,
     io: GuardedIo<T>,
     server: &Server,
     open: &Open,
 ) -> Option<(TlsStream<GuardedIo<T>>, Protocol)> {
-    let _under_way = handshakes.enter(io.conn(), server);
+    let _under_way = UnderWay::begin(handshakes, io.conn(), server);
     let mut accepted = pin!(acceptor.accept(io));
     let accepted = poll_fn(|cx| {
         if open.drain().has_begun() {
@@ -92,24 +79,21 @@ pub(crate) async fn shake<T: Transport>(
     Some((io, agreed))
 }
 
-// === Handshakes ===
+// === UnderWay ===
 
-impl Handshakes {
-    fn enter(&self, conn: &Arc<ConnInfo>, server: &Server) -> UnderWay<'_> {
-        let oldest = {
-            let mut under_way = self.under_way.lock();
-            under_way.insert(conn.id(), Arc::downgrade(conn));
-            if under_way.len() > self.most { under_way.pop_first() } else { None }
-        };
-        if let Some(conn) = oldest.and_then(|(_, conn)| conn.upgrade()) {
-            server.guard.end(&conn, Reason::HandshakesFull, Ending::Reset);
+impl<'a> UnderWay<'a> {
+    fn begin(handshakes: &'a Mutex<Handshakes>, conn: &Arc<ConnInfo>, server: &Server) -> Self {
+        let evicted = handshakes.lock().enter(conn);
+        if let Some(evicted) = evicted {
+            server.guard.end(&evicted, Reason::HandshakesFull, Ending::Reset);
         }
-        UnderWay { handshakes: self, id: conn.id() }
+        Self { handshakes, id: conn.id() }
     }
 }
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        self.handshakes.under_way.lock().remove(&self.id);
+        // The lock is given back before the connection is.
+        let _conn = self.handshakes.lock().leave(self.id);
     }
 }
