@@ -12,6 +12,7 @@ use palisade::{
     conn::{ConnGuard, Reason},
     serve::{Drained, Http},
 };
+use palisade_core::Guard;
 use palisade_testkit::{
     Journal,
     clients::{RawClient, until},
@@ -158,6 +159,20 @@ async fn what_is_not_tls_is_turned_away_and_leaves_nothing() {
     client.send(guarded::GET).await.unwrap();
     let answer = client.rest().await;
     assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+    all_gone(&server.guard).await;
+}
+
+#[tokio::test]
+async fn what_the_server_answers_by_itself_is_told_over_tls_too() {
+    let server = Secure::serve(Http::default(), 10).await;
+    let mut client = server.connect(&["http/1.1"]).await.unwrap();
+    client.write_all(b"GET /x HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut answer = [0; 12];
+    client.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 400");
+    let told = [(Guard::Connection, Reason::BadRequest)];
+    until("it is told", || server.journal.refused() == told).await;
+    drop(client);
     all_gone(&server.guard).await;
 }
 

@@ -323,6 +323,7 @@ pub mod h2 {
                 (HEADERS, [0x88, ..]) => Some(200),
                 (HEADERS, [0x8c, ..]) => Some(400),
                 (HEADERS, [0x8d, ..]) => Some(404),
+                (HEADERS, [0x8e, ..]) => Some(500),
                 (HEADERS, [0x48, 0x83, 0x69, 0x90, 0xff, ..]) => Some(431),
                 (HEADERS, [0x48, 0x82, 0x6c, 0x01, ..]) => Some(501),
                 _ => None,

@@ -14,7 +14,7 @@ use crate::{
 };
 use palisade_core::{
     Clock, ConnInfo, ConnTotals, Ending, Event, Guard, Level, Levels, Mode, Pressure, Reason,
-    Recorder, Table, Violation,
+    Recorder, Rejection, Table, Violation,
 };
 use parking_lot::Mutex;
 use std::{
@@ -192,6 +192,13 @@ impl ConnGuard {
     /// connection goes on. For servers that can do so.
     pub fn tell_cut(&self, violation: &Violation, conn: &ConnInfo) {
         self.shared.recorder.record(|| Event::cut(violation, self.mode(), Some(conn)));
+    }
+
+    /// Tells of one request of `conn` that its server answered by itself. That is no rule of the
+    /// guard's and holds in every mode, so the event says [`Mode::Enforce`]. For servers.
+    pub fn tell_refused(&self, rejection: &Rejection, conn: &ConnInfo) {
+        let event = || Event::refused(rejection, Mode::Enforce, Some(conn));
+        self.shared.recorder.record(event);
     }
 
     /// Whether it enforces.

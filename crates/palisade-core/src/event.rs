@@ -125,6 +125,11 @@ impl<'a> Event<'a> {
         Self::Closed { conn, reason, phase, open_for }
     }
 
+    /// A request of `conn` was answered for `rejection`, or would have been.
+    pub const fn refused(rejection: &'a Rejection, mode: Mode, conn: Option<&'a ConnInfo>) -> Self {
+        Self::Refused { rejection, mode, conn }
+    }
+
     /// A body of `conn` is ended for `violation`, or would be.
     pub const fn cut(violation: &'a Violation, mode: Mode, conn: Option<&'a ConnInfo>) -> Self {
         Self::Cut { violation, mode, conn }

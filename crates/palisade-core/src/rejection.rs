@@ -187,7 +187,7 @@ impl Rejection {
     }
 
     /// The gRPC status code: 4 `DEADLINE_EXCEEDED` where time ran out, 13 `INTERNAL` where the
-    /// server is not set up, else 8 `RESOURCE_EXHAUSTED`.
+    /// server is not set up or failed, else 8 `RESOURCE_EXHAUSTED`.
     pub fn grpc_status(&self) -> u8 {
         match self.violation.reason {
             Reason::Deadline
@@ -199,7 +199,7 @@ impl Rejection {
             | Reason::SlowHead
             | Reason::Idle
             | Reason::WriteStall => 4,
-            Reason::PeerMissing => 13,
+            Reason::PeerMissing | Reason::AppFailed => 13,
             _ => 8,
         }
     }
@@ -238,6 +238,10 @@ impl Rejection {
             Reason::NoProgress => "too much besides requests",
             Reason::HandshakesFull => "too many handshakes",
             Reason::Shutdown => "server shuts down",
+            Reason::BadRequest => "malformed request",
+            Reason::HeadTooLarge => "request head too large",
+            Reason::ConnectRefused => "server is no proxy",
+            Reason::AppFailed => "server failed",
         }
     }
 

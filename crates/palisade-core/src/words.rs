@@ -126,6 +126,14 @@ closed_enum! {
         NoProgress = "no_progress",
         /// The server shuts down. No numbers.
         Shutdown = "shutdown",
+        /// The request is malformed, or two readers would read it differently: 400. No numbers.
+        BadRequest = "bad_request",
+        /// The request head is larger than the server takes: 431, or 414 for a URI. No numbers.
+        HeadTooLarge = "head_too_large",
+        /// CONNECT, to a server that is no proxy: 501. No numbers.
+        ConnectRefused = "connect_refused",
+        /// The app failed where it should have answered: an empty 500. No numbers.
+        AppFailed = "app_failed",
     }
 }
 
@@ -170,7 +178,14 @@ impl Reason {
             Self::TooLarge | Self::NoProgress => "bytes",
             Self::TinyFrames => "frames",
             Self::Rate => "bytes_per_second",
-            Self::PeerMissing | Self::HungUp | Self::HandshakesFull | Self::Shutdown => "none",
+            Self::PeerMissing
+            | Self::HungUp
+            | Self::HandshakesFull
+            | Self::Shutdown
+            | Self::BadRequest
+            | Self::HeadTooLarge
+            | Self::ConnectRefused
+            | Self::AppFailed => "none",
         }
     }
 
@@ -213,6 +228,9 @@ impl Reason {
             Self::NoProgress => "ConnGuard::builder().max_overhead(bytes)",
             Self::HandshakesFull => "Serve::max_handshakes(handshakes)",
             Self::Shutdown => "WithGracefulShutdown::drain(duration)",
+            Self::HeadTooLarge => "Http::builder().max_header_size(bytes) or .max_headers(fields)",
+            Self::ConnectRefused => "Http::builder().connect()",
+            Self::BadRequest | Self::AppFailed => "none",
         }
     }
 }

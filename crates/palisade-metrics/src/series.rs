@@ -81,6 +81,10 @@ const REFUSALS: &[(Guard, Reason)] = &[
     (Guard::ConcurrencyLimit, Reason::Displaced),
     (Guard::Connection, Reason::UpgradedFull),
     (Guard::Connection, Reason::InFlightFull),
+    (Guard::Connection, Reason::BadRequest),
+    (Guard::Connection, Reason::HeadTooLarge),
+    (Guard::Connection, Reason::ConnectRefused),
+    (Guard::Connection, Reason::AppFailed),
 ];
 
 /// What guards cut bodies for.

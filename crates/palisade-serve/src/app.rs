@@ -14,8 +14,8 @@ pub struct Incoming<'a> {
 }
 
 /// A service that answers requests. Implemented for every tower service that can. One that fails
-/// where it should answer is answered for, with an empty 500, after which an HTTP/1 connection ends;
-/// the error itself is dropped, so tell of it in a layer.
+/// where it should answer is answered for, with an empty 500, after which an HTTP/1 connection ends.
+/// The metrics are told (`AppFailed`); the error itself is dropped, so log it in a layer.
 pub trait HttpService:
     Service<
         Request<hyper::body::Incoming>,

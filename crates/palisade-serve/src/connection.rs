@@ -1,8 +1,15 @@
 //! One connection, from the first byte to the last.
 
 use crate::{
-    HttpService, Rewind, drain::Open, framed::Framed, http::Protocol, serve::Server,
-    service::ConnService, sniff::Begins, streams::Streams,
+    HttpService, Rewind,
+    drain::Open,
+    framed::Framed,
+    http::Protocol,
+    refusal::{Refusal, Refusals},
+    serve::Server,
+    service::ConnService,
+    sniff::Begins,
+    streams::Streams,
 };
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
@@ -51,7 +58,8 @@ trait Connection {
     /// Whether one in the middle of something may be told to take no more.
     const HAS_GOAWAY: bool;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()>;
+    /// Drives it to its end, and returns what hyper answered by itself then, if anything.
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Refusal>>;
 
     fn end_in_good_order(self: Pin<&mut Self>);
 }
@@ -83,14 +91,16 @@ pub(crate) async fn run<T, S>(
         }
     };
     let conn = &conn;
+    let refusals = Refusals::new(&server.guard, conn);
     match begins {
         Begins::Nothing => {}
         Begins::Http1 => {
-            let service = ConnService::new(conn, service, &server.http, false);
+            let service = ConnService::new(conn, service, refusals.clone(), &server.http, false);
             let io = Framed::new(io, conn, false);
             let connection = server.http1.serve_connection(TokioIo::new(io), service);
             let connection = connection.with_upgrades();
-            Driven { connection, conn, server, open, told: None }.await;
+            let refusal = Driven { connection, conn, server, open, told: None }.await;
+            refusal.into_iter().for_each(|refusal| refusals.tell(refusal));
             if conn.state().is_upgraded() {
                 open.is_upgraded(conn);
             }
@@ -98,7 +108,7 @@ pub(crate) async fn run<T, S>(
         Begins::Http2 => {
             conn.state().set_goaway();
             let io = Framed::new(io, conn, is_encrypted);
-            let service = ConnService::new(conn, service, &server.http, true);
+            let service = ConnService::new(conn, service, refusals, &server.http, true);
             let builder = server.http.http2(Streams::new(&server.guard, conn));
             let connection = builder.serve_connection(TokioIo::new(io), service);
             Driven { connection, conn, server, open, told: None }.await;
@@ -121,15 +131,15 @@ impl Told {
 }
 
 impl<C: Connection> Future for Driven<'_, C> {
-    type Output = ();
+    type Output = Option<Refusal>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Refusal>> {
         let mut this = self.project();
         let drain = this.open.drain();
         if drain.is_over() {
             this.server.guard.end(this.conn, Reason::Shutdown, Ending::Reset);
             this.open.is_cut();
-            return Poll::Ready(());
+            return Poll::Ready(None);
         }
         let state = this.conn.state();
         let is_draining = drain.has_begun();
@@ -141,8 +151,9 @@ impl<C: Connection> Future for Driven<'_, C> {
         // What HTTP/1 is told, the accounting says with its next answer.
         } else if is_draining || C::HAS_GOAWAY && state.closing().is_some() {
             // First, what is here already: hyper would close an idle connection without a look.
-            if this.connection.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(());
+            let here = this.connection.as_mut().poll(cx);
+            if here.is_ready() {
+                return here;
             }
             *this.told = Some(Told { at: Instant::now(), requests: None });
             this.connection.as_mut().end_in_good_order();
@@ -158,8 +169,8 @@ where
 {
     const HAS_GOAWAY: bool = false;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        Future::poll(self, cx).map(drop)
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Refusal>> {
+        Future::poll(self, cx).map(|result| result.err().as_ref().and_then(Refusal::by_hyper))
     }
 
     fn end_in_good_order(self: Pin<&mut Self>) {
@@ -174,8 +185,9 @@ where
 {
     const HAS_GOAWAY: bool = true;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        Future::poll(self, cx).map(drop)
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Refusal>> {
+        // What the h2 crate answers by itself, 431 among it, it tells nothing of.
+        Future::poll(self, cx).map(|_| None)
     }
 
     fn end_in_good_order(self: Pin<&mut Self>) {

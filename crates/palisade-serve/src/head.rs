@@ -1,8 +1,9 @@
 //! Requests that hyper takes and the app is not to see: the next reader of one might read it
 //! differently.
 
+use crate::refusal::Refusal;
 use http::{
-    HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version,
+    HeaderMap, HeaderValue, Method, Request, Uri, Version,
     header::{HOST, TRANSFER_ENCODING},
     uri::{Authority, Scheme},
 };
@@ -10,8 +11,8 @@ use http_body::Body;
 use hyper::ext::Protocol;
 use std::net::Ipv6Addr;
 
-/// With what `request` is to be refused, if it is.
-pub(crate) fn fault<B: Body>(request: &Request<B>, takes_connect: bool) -> Option<StatusCode> {
+/// How `request` is refused, if it is.
+pub(crate) fn fault<B: Body>(request: &Request<B>, takes_connect: bool) -> Option<Refusal> {
     let (uri, headers) = (request.uri(), request.headers());
     // Where hyper found a coding, there is a body whose end it does not know.
     let may_be_coded = !request.body().is_end_stream();
@@ -19,7 +20,7 @@ pub(crate) fn fault<B: Body>(request: &Request<B>, takes_connect: bool) -> Optio
         Method::CONNECT => {
             // An extended one is there only where the settings allow it.
             if !takes_connect && request.extensions().get::<Protocol>().is_none() {
-                return Some(StatusCode::NOT_IMPLEMENTED);
+                return Some(Refusal::ConnectRefused);
             }
             true
         }
@@ -29,7 +30,7 @@ pub(crate) fn fault<B: Body>(request: &Request<B>, takes_connect: bool) -> Optio
     let is_fit = is_target_fit
         && is_host_fit(request.version(), uri, headers)
         && (!may_be_coded || is_coding_fit(headers));
-    (!is_fit).then_some(StatusCode::BAD_REQUEST)
+    (!is_fit).then_some(Refusal::BadRequest)
 }
 
 fn is_coding_fit(headers: &HeaderMap) -> bool {
@@ -119,7 +120,7 @@ mod tests {
             request = request.header(*name, *value);
         }
         fault(&request.body(Full::<Bytes>::from("x")).unwrap(), false)
-            .map_or(0, |status| status.as_u16())
+            .map_or(0, |refusal| refusal.status().as_u16())
     }
 
     #[test]
@@ -172,7 +173,7 @@ mod tests {
     fn only_http1_1_needs_a_host() {
         for (version, uri, fault_is) in [
             (Version::HTTP_10, "/", None),
-            (Version::HTTP_11, "/", Some(StatusCode::BAD_REQUEST)),
+            (Version::HTTP_11, "/", Some(Refusal::BadRequest)),
             (Version::HTTP_2, "http://x/", None),
             (Version::HTTP_2, "/", None),
         ] {

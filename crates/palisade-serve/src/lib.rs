@@ -27,6 +27,7 @@ palisade_serve::serve(listener, app).await
 //!   connection, 64 KiB kept for a reader, and so on. Answers 431 and 400 of hyper's own are
 //!   left as they are, and 414 where [`max_header_size`](HttpBuilder::max_header_size) lets a URI
 //!   grow so long.
+//! - **Its own answers are told** to the guard's metrics, see [below](#what-it-answers-by-itself).
 //! - **One look at the first bytes** tells HTTP/1 from HTTP/2. The deadline of the first request
 //!   stands over it, and over a TLS handshake.
 //! - **Single HTTP/2 streams**: an answer of which nothing is taken for the guard's
@@ -59,6 +60,23 @@ palisade_serve::serve(listener, app).await
 //! cannot be seen from here: a bare LF for the end of a line, and `Content-Length` beside
 //! `Transfer-Encoding`, of which the second holds and the connection ends. RFC 9112 (sections 2.2
 //! and 6.1) allows both; a proxy in front should not hand them on.
+//!
+//! # What it answers by itself
+//!
+//! Each is an [`Event::Refused`](palisade_core::Event::Refused) of the guard `connection`. These
+//! bounds hold in every mode of the guard, so the event says
+//! [`Mode::Enforce`](palisade_core::Mode::Enforce).
+//!
+//! | answer | what for | `Reason` |
+//! |---|---|---|
+//! | 400 | what the section above says, and HTTP/1 that hyper cannot read | `BadRequest` |
+//! | 431, 414 | an HTTP/1 head over [its limits](HttpBuilder::max_header_size) | `HeadTooLarge` |
+//! | 501 | CONNECT | `ConnectRefused` |
+//! | 500 | an app that fails, or answers with an interim status (1xx, but 101) | `AppFailed` |
+//!
+//! HTTP/2 where [only HTTP/1](HttpBuilder::http1_only) is spoken is told as `BadRequest`, and gets
+//! no answer. What the h2 crate says by itself on HTTP/2 is not told, because it is not known here:
+//! 431, and the streams and connections that it resets for errors of the protocol.
 //!
 //! # What one hostile connection can make the server keep
 //!
@@ -100,6 +118,7 @@ mod framed;
 mod handshakes;
 mod head;
 mod http;
+mod refusal;
 mod serve;
 mod service;
 mod sniff;
