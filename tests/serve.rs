@@ -128,6 +128,30 @@ async fn it_serves_on_a_unix_socket() {
     assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "served");
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn a_service_is_made_by_the_credentials_of_the_peer_of_a_unix_socket() {
+    let path = std::env::temp_dir().join(format!("palisade-peer-{}", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    let make = service_fn(async |incoming: Incoming<'_>| {
+        assert!(incoming.io::<tokio::net::TcpStream>().is_none(), "it is something else");
+        let peer = incoming.io::<tokio::net::UnixStream>().unwrap().peer_cred().unwrap();
+        let says = format!("{:?}", peer.pid());
+        Ok::<_, Infallible>(service_fn(move |_: Request<RequestBody>| {
+            std::future::ready(Ok::<_, Infallible>(Response::new(Body::from(says.clone()))))
+        }))
+    });
+    tokio::spawn(palisade::serve(listener, make).into_future());
+    let mut client = tokio::net::UnixStream::connect(&path).await.unwrap();
+    std::fs::remove_file(&path).unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap();
+    let this = format!("\r\n\r\n{:?}", client.peer_cred().unwrap().pid());
+    assert!(answer.ends_with(&this), "{answer}");
+}
+
 #[tokio::test]
 async fn one_protocol_alone_answers_nothing_to_the_other() {
     let (addr, guard) = served(app(), Http::builder().http1_only().build().unwrap()).await;

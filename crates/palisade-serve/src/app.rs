@@ -3,14 +3,16 @@
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
+use palisade_conn::{GuardedIo, Transport};
 use palisade_core::{BoxError, ConnInfo};
-use std::{convert::Infallible, fmt, future::poll_fn, net::SocketAddr, sync::Arc};
+use std::{any::Any, convert::Infallible, fmt, future::poll_fn, net::SocketAddr, sync::Arc};
 use tower_service::Service;
 
 /// A connection for which a service is to be made.
-#[derive(Clone, Copy)]
 pub struct Incoming<'a> {
     conn: &'a Arc<ConnInfo>,
+    /// A [`GuardedIo`]. Borrowed mutably, because an IO need not be `Sync`.
+    io: &'a mut (dyn Any + Send),
 }
 
 /// A service that answers requests. Implemented for every tower service that can. One that fails
@@ -59,13 +61,63 @@ pub enum OfConnections {}
 // === Incoming ===
 
 impl<'a> Incoming<'a> {
-    pub(crate) fn new(conn: &'a Arc<ConnInfo>) -> Self {
-        Self { conn }
+    pub(crate) fn new<T>(conn: &'a Arc<ConnInfo>, io: &'a mut GuardedIo<T>) -> Self
+    where
+        T: Transport + Send + 'static,
+    {
+        Self { conn, io }
     }
 
     /// What is known of the connection. Each of its requests will bring it as an extension.
     pub fn conn(&self) -> &'a Arc<ConnInfo> {
         self.conn
+    }
+
+    /// What the connection runs over, if that is a `T`: what the listener accepts, such as tokio's
+    /// `TcpStream` or `UnixStream`. TLS comes later and is not in it. Do not read from it: what is
+    /// read here the app does not see.
+    ///
+    /// The process at the other end of a Unix socket, by its credentials:
+    ///
+    /// ```
+    /// # #[cfg(not(unix))] fn main() {}
+    /// # #[cfg(unix)]
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> std::io::Result<()> {
+    /// use axum::{Extension, Router, routing::get};
+    /// use palisade_serve::Incoming;
+    /// use std::convert::Infallible;
+    /// use tokio::net::{UnixListener, UnixStream, unix::UCred};
+    ///
+    /// let router = Router::new()
+    ///     .route("/", get(|user: Extension<UCred>| async move { user.uid().to_string() }));
+    /// let app = tower::service_fn(move |incoming: Incoming<'_>| {
+    ///     let user = incoming.io::<UnixStream>().and_then(|io| io.peer_cred().ok());
+    ///     let router = router.clone();
+    ///     // Without it no request finds its extension, and each is answered 500.
+    ///     let router = if let Some(user) = user { router.layer(Extension(user)) } else { router };
+    ///     async move { Ok::<_, Infallible>(router) }
+    /// });
+    /// # let path = std::env::temp_dir().join(format!("palisade-incoming-{}", std::process::id()));
+    /// # let _ = std::fs::remove_file(&path);
+    /// let listener = UnixListener::bind(&path)?;
+    /// # let server =
+    /// palisade_serve::serve(listener, app)
+    /// # ; let server = tokio::spawn(server.into_future());
+    /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    /// # let mut client = UnixStream::connect(&path).await?;
+    /// # std::fs::remove_file(&path)?;
+    /// # let uid = client.peer_cred()?.uid();
+    /// # client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await?;
+    /// # let mut answer = String::new();
+    /// # client.read_to_string(&mut answer).await?;
+    /// # assert!(answer.ends_with(&format!("\r\n\r\n{uid}")), "{answer}");
+    /// # server.abort();
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn io<T: Transport + 'static>(&self) -> Option<&T> {
+        self.io.downcast_ref().map(GuardedIo::get_ref)
     }
 
     /// The other end; 0.0.0.0:0 where that is no address of the internet.

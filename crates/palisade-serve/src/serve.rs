@@ -209,19 +209,22 @@ impl<L: Accept, A: App<Kind>, Kind> Serve<L, A, Kind> {
                 Poll::Ready(()) => Poll::Ready(None),
                 Poll::Pending => listener.poll_accept(cx).map(Some),
             });
-            let io = match accepted.await {
+            let mut io = match accepted.await {
                 None => break,
                 Some(Ok((io, _))) => io,
                 // The listener pauses by itself.
                 Some(Err(_)) => continue,
             };
             let conn = io.conn().clone();
-            let mut made = pin!(app.service(Incoming::new(&conn)));
-            let made = poll_fn(|cx| match signal.as_mut().poll(cx) {
-                Poll::Ready(()) => Poll::Ready(None),
-                Poll::Pending => made.as_mut().poll(cx).map(Some),
-            });
-            let service = match timeout(MAKE, made).await {
+            let made = {
+                let mut made = pin!(app.service(Incoming::new(&conn, &mut io)));
+                let made = poll_fn(|cx| match signal.as_mut().poll(cx) {
+                    Poll::Ready(()) => Poll::Ready(None),
+                    Poll::Pending => made.as_mut().poll(cx).map(Some),
+                });
+                timeout(MAKE, made).await
+            };
+            let service = match made {
                 Ok(Some(service)) => service,
                 Ok(None) => break,
                 Err(_) => continue,
