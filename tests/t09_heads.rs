@@ -263,6 +263,19 @@ fn over_http1() -> Vec<Case> {
         case("no host, HTTP/1.0", "GET / HTTP/1.0\r\n\r\n", "GET / 0 -> 200"),
         strict("two hosts", get("host: y\r\n\r\n"), REFUSED, "GET / 0 -> 200"),
         strict("no such host", "GET / HTTP/1.1\r\nhost: x/@y\r\n\r\n", REFUSED, "GET / 0 -> 200"),
+        case("an IPv6 host", "GET / HTTP/1.1\r\nhost: [fe80::1]:80\r\n\r\n", "GET / 0 -> 200"),
+        strict(
+            "an IPv6 host with a zone",
+            "GET / HTTP/1.1\r\nhost: [fe80::1%25eth0]:80\r\n\r\n",
+            REFUSED,
+            "GET / 0 -> 200",
+        ),
+        strict(
+            "the same as node writes it",
+            "GET / HTTP/1.1\r\nhost: [fe80::1%eth0]\r\n\r\n",
+            REFUSED,
+            "GET / 0 -> 200",
+        ),
         strict(
             "a refusal ends it",
             format!("GET / HTTP/1.1\r\n\r\n{NEXT}"),
@@ -512,6 +525,13 @@ fn over_http2() -> Vec<Case> {
         strict("a user", of("GET", "/", "u@x"), REFUSED, "GET http://u@x/ 0 -> 200"),
         case("a host with a path", of("GET", "/", "x/y"), RESET),
         case("an empty host", of("GET", "/", ""), RESET),
+        case("an IPv6 host", of("GET", "/", "[fe80::1]:80"), "GET http://[fe80::1]:80/ 0 -> 200"),
+        strict(
+            "an IPv6 host with a zone",
+            of("GET", "/", "[fe80::1%25eth0]:80"),
+            REFUSED,
+            "GET http://[fe80::1%25eth0]:80/ 0 -> 200",
+        ),
         case("a host of two lines", of("GET", "/", "x\r\na: b"), RESET),
         // What is asked.
         case("an empty path", of("GET", "", "x"), RESET),

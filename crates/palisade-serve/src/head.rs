@@ -45,7 +45,7 @@ fn is_host_fit(version: Version, uri: &Uri, headers: &HeaderMap) -> bool {
     let (host, another) = (hosts.next(), hosts.next());
     let Some(authority) = uri.authority() else {
         let is_needed = version == Version::HTTP_11;
-        return another.is_none() && host.map_or(!is_needed, is_host);
+        return another.is_none() && host.map_or(!is_needed, |host| is_host(host.as_bytes()));
     };
     let is_same = |host: &HeaderValue| {
         let port = if uri.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 };
@@ -56,13 +56,17 @@ fn is_host_fit(version: Version, uri: &Uri, headers: &HeaderMap) -> bool {
         })
     };
     another.is_none()
-        && !authority.as_str().contains('@')
-        && host.map_or(version != Version::HTTP_11, |host| is_host(host) && is_same(host))
+        && is_host(authority.as_str().as_bytes())
+        && host
+            .map_or(version != Version::HTTP_11, |host| is_host(host.as_bytes()) && is_same(host))
 }
 
 /// A name, an address or nothing, and perhaps a port (RFC 3986 section 3.2.2).
-fn is_host(value: &HeaderValue) -> bool {
-    let bytes = value.as_bytes();
+///
+/// An IPv6 address with a zone, as in `[fe80::1%25eth0]`, is none: RFC 9844 withdrew the form that
+/// RFC 6874 had added, and clients are to leave the zone out, which means nothing on another machine.
+/// A server answers a `Host` that is invalid with 400 (RFC 9112 section 3.2).
+fn is_host(bytes: &[u8]) -> bool {
     let end = bytes.iter().position(|byte| !IN_NAME[usize::from(*byte)]);
     match bytes.split_at(end.unwrap_or(bytes.len())) {
         (_, []) => true,
@@ -154,6 +158,12 @@ mod tests {
             ("/", &["x:8a"], 400),
             ("/", &["[::1]:8a"], 400),
             ("/", &["[]"], 400),
+            ("/", &["[fe80::1]:80"], 0),
+            ("/", &["[fe80::1%25eth0]:80"], 400),
+            ("/", &["[fe80::1%eth0]"], 400),
+            ("/", &["[fe80::1%]"], 400),
+            ("http://[fe80::1]/", &["[fe80::1]"], 0),
+            ("http://[fe80::1]/", &["[fe80::1%25eth0]"], 400),
             ("http://x/", &["X"], 0),
             ("http://x:80/", &["x"], 0),
             ("https://x/", &["x:443"], 0),
@@ -170,8 +180,11 @@ mod tests {
     }
 
     #[test]
-    fn only_http1_1_needs_a_host() {
+    fn only_http1_1_needs_a_host_and_one_in_the_target_is_held_to_the_same_rules() {
         for (version, uri, fault_is) in [
+            (Version::HTTP_2, "http://[fe80::1]:80/", None),
+            (Version::HTTP_2, "http://[fe80::1%25eth0]:80/", Some(Refusal::BadRequest)),
+            (Version::HTTP_2, "http://u@x/", Some(Refusal::BadRequest)),
             (Version::HTTP_10, "/", None),
             (Version::HTTP_11, "/", Some(Refusal::BadRequest)),
             (Version::HTTP_2, "http://x/", None),

@@ -52,7 +52,9 @@ palisade_serve::serve(listener, app).await
 //! not get to see, and the client is answered 400, after which an HTTP/1 connection ends:
 //!
 //! - HTTP/1.1 without `Host`; more than one; one that is no host, or not the one of the target
-//!   (RFC 9112 section 3.2, RFC 9113 section 8.3.1); a user before the host;
+//!   (RFC 9112 section 3.2, RFC 9113 section 8.3.1); a user before the host. The same holds for the
+//!   authority of the target. An IPv6 address with a zone, as in `[fe80::1%25eth0]:80`, is no host:
+//!   clients are to leave the zone out (RFC 9844);
 //! - `Transfer-Encoding` other than once `chunked`;
 //! - `*` for other methods than OPTIONS, `host:port` for others than CONNECT.
 //!
