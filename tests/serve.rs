@@ -17,17 +17,19 @@ use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming as RequestBody;
 use hyper_util::rt::TokioIo;
 use palisade::{
-    conn::{ConnGuard, ConnInfo},
+    conn::{ConnGuard, ConnInfo, Reason},
     serve::{App, Http, Incoming},
 };
 use palisade_testkit::{
-    clients::{self, RawClient},
+    Journal,
+    clients::{self, RawClient, until},
     servers,
 };
 use std::{
     convert::Infallible,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::service_fn;
@@ -196,6 +198,66 @@ async fn a_head_over_its_limit_is_told_so_and_one_within_is_served() {
     assert_eq!(client.head().await.unwrap().status, 400);
     drop(client);
     all_gone(&guard).await;
+}
+
+/// `/` answers after several probes, `/hang` never. Returns the guard's journal as well.
+async fn half_closed_by(http: Http) -> (SocketAddr, ConnGuard, Journal) {
+    let journal = Journal::default();
+    let guard = ConnGuard::builder().probe(Duration::from_millis(300)).metrics(journal.clone());
+    let guard = guard.build().unwrap();
+    let late = || async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        "late".repeat(100_000)
+    };
+    let app = Router::new().route("/", get(late)).route("/hang", get(std::future::pending::<()>));
+    let serve = palisade::serve(guard.listen(servers::listener().await), app).http(http);
+    let addr = serve.local_addr().unwrap();
+    tokio::spawn(serve.into_future());
+    (addr, guard, journal)
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_client_that_closes_its_own_direction_is_answered_where_that_is_allowed() {
+    let http = Http::builder().half_close().build().unwrap();
+    let (addr, guard, journal) = half_closed_by(http).await;
+    for stray in ["", "x"] {
+        let mut client = RawClient::connect(addr).await.unwrap();
+        client.send(format!("{}{stray}", guarded::GET)).await.unwrap();
+        client.stream.shutdown().await.unwrap();
+        assert_eq!(client.head().await.unwrap().status, 200);
+        assert_eq!(client.body(400_000).await.unwrap(), b"late".repeat(100_000));
+        assert_eq!(client.rest().await, b"");
+    }
+    all_gone(&guard).await;
+    assert_eq!(journal.closed(), [None, None]);
+    // One that is gone is found out, closed or not before.
+    for is_closed in [false, true] {
+        let mut client = RawClient::connect(addr).await.unwrap();
+        client.send("GET /hang HTTP/1.1\r\nhost: x\r\n\r\nx").await.unwrap();
+        until("it is at work", || guard.snapshot().in_flight == 1).await;
+        if is_closed {
+            client.stream.shutdown().await.unwrap();
+        }
+        client.stream.set_zero_linger().unwrap();
+        drop(client);
+        all_gone(&guard).await;
+    }
+    assert_eq!(journal.closed()[2..], [Some(Reason::HungUp); 2]);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_client_that_closes_its_own_direction_is_gone_by_default() {
+    let (addr, guard, journal) = half_closed_by(Http::default()).await;
+    for (stray, why) in [("", None), ("x", Some(Reason::HungUp))] {
+        let mut client = RawClient::connect(addr).await.unwrap();
+        client.send(format!("{}{stray}", guarded::GET)).await.unwrap();
+        client.stream.shutdown().await.unwrap();
+        assert_eq!(client.rest().await, b"");
+        all_gone(&guard).await;
+        assert_eq!(journal.closed().last(), Some(&why));
+    }
 }
 
 #[tokio::test]

@@ -409,7 +409,8 @@ impl ConnGuardBuilder {
     /// How often a request at work on HTTP/1 is looked at whether its client is still there, 1 ms
     /// to 24 h: one system call each time, on Linux only. hyper does not notice by itself if the
     /// client sent so much as a byte too many. A client who only closed his own direction counts as
-    /// gone, as to hyper itself. Defaults to every 5 s.
+    /// gone, as to hyper itself, unless the server lets it: `palisade_serve`'s
+    /// `HttpBuilder::half_close`. Defaults to every 5 s.
     pub fn probe(mut self, every: Duration) -> Self {
         self.probe = Some(every);
         self

@@ -184,7 +184,11 @@ impl<T: Transport> GuardedIo<T> {
 
     #[cold]
     fn look_after_client(&self) {
-        if !self.state().is_upgraded() && self.inner.has_hung_up() {
+        let is_gone = || match self.state().allows_half_close() {
+            true => self.inner.is_gone(),
+            false => self.inner.has_hung_up(),
+        };
+        if !self.state().is_upgraded() && is_gone() {
             let (reason, ending) = (Reason::HungUp, Ending::Reset);
             let phase = phase(&self.state().sample());
             let end = End { reason, ending, phase, limit: 0, observed: 0 };

@@ -1,5 +1,7 @@
 //! What a guarded connection runs over.
 
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{SockRef, TcpKeepalive};
 use std::time::Duration;
 use tokio::{
@@ -39,6 +41,12 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin {
     fn has_hung_up(&self) -> bool {
         false
     }
+
+    /// Whether the client is known to be gone, and not only to have closed its own direction: the
+    /// connection was reset, or both directions are closed. `false` where that cannot be told.
+    fn is_gone(&self) -> bool {
+        false
+    }
 }
 
 impl Transport for TcpStream {
@@ -64,7 +72,12 @@ impl Transport for TcpStream {
 
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn has_hung_up(&self) -> bool {
-        hung_up(self)
+        hung_up(self, PollFlags::RDHUP)
+    }
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn is_gone(&self) -> bool {
+        hung_up(self, PollFlags::empty())
     }
 }
 
@@ -77,7 +90,12 @@ impl Transport for tokio::net::UnixStream {
 
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn has_hung_up(&self) -> bool {
-        hung_up(self)
+        hung_up(self, PollFlags::RDHUP)
+    }
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn is_gone(&self) -> bool {
+        hung_up(self, PollFlags::empty())
     }
 }
 
@@ -92,12 +110,13 @@ fn limit_unsent(socket: &SockRef<'_>) -> std::io::Result<()> {
     socket.set_send_buffer_size(2 * UNSENT as usize)
 }
 
+/// Whether `socket` was reset, is closed in both directions, or any of `asked` is so.
 #[cfg(any(target_os = "linux", target_os = "android"))]
-fn hung_up(socket: &impl std::os::fd::AsFd) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+fn hung_up(socket: &impl std::os::fd::AsFd, asked: PollFlags) -> bool {
     const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-    let mut asked = [PollFd::new(socket, PollFlags::RDHUP)];
+    // The system tells of the last two unasked.
+    let gone = asked | PollFlags::HUP | PollFlags::ERR;
+    let mut asked = [PollFd::new(socket, asked)];
     let answered = poll(&mut asked, Some(&AT_ONCE));
     answered.is_ok_and(|ready| ready > 0) && asked[0].revents().intersects(gone)
 }
@@ -123,6 +142,27 @@ mod tests {
         assert_eq!(SockRef::from(&server).tcp_keepalive_time().unwrap(), KEEPALIVE);
         drop(client);
         until("hung up", || server.has_hung_up()).await;
+    }
+
+    #[tokio::test]
+    async fn a_client_that_closed_its_own_direction_is_still_there() {
+        let listener = servers::listener().await;
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        client.write_all(b"x").await.unwrap();
+        client.shutdown().await.unwrap();
+        until("closed", || server.has_hung_up()).await;
+        assert!(!server.is_gone());
+        client.reset_on_close();
+        drop(client);
+        until("reset", || server.is_gone()).await;
+
+        let (server, mut client) = tokio::net::UnixStream::pair().unwrap();
+        client.write_all(b"x").await.unwrap();
+        client.shutdown().await.unwrap();
+        assert!(server.has_hung_up() && !server.is_gone());
+        drop(client);
+        assert!(server.is_gone());
     }
 
     #[tokio::test]

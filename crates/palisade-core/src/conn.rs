@@ -34,6 +34,8 @@ const SHADOWED: u16 = 32;
 const LINGERING: u16 = 64;
 /// for long enough.
 const LINGER_OVER: u16 = 128;
+/// Its client may close its own direction and wait for the response.
+const HALF_CLOSE: u16 = 0x100;
 /// The frames of HTTP/2 can be told apart: [`ConnState::data_read`] is exact.
 const FRAMED: u16 = 0x200;
 /// The socket is to look whether its client is still there.
@@ -402,6 +404,17 @@ impl ConnState {
     /// Whether it does.
     pub fn is_upgraded(&self) -> bool {
         self.is_set(UPGRADED)
+    }
+
+    /// From now on a client that has closed its own direction counts as there. For servers that
+    /// answer it.
+    pub fn allow_half_close(&self) {
+        self.set(HALF_CLOSE);
+    }
+
+    /// Whether it does.
+    pub fn allows_half_close(&self) -> bool {
+        self.is_set(HALF_CLOSE)
     }
 
     /// Request heads so far.

@@ -95,6 +95,9 @@ pub(crate) async fn run<T, S>(
     match begins {
         Begins::Nothing => {}
         Begins::Http1 => {
+            if server.http.half_close {
+                conn.state().allow_half_close();
+            }
             let service = ConnService::new(conn, service, refusals.clone(), &server.http, false);
             let io = Framed::new(io, conn, false);
             let connection = server.http1.serve_connection(TokioIo::new(io), service);

@@ -20,6 +20,7 @@ pub struct Http {
     max_header_size: usize,
     max_headers: Option<usize>,
     max_buffer_size: Option<usize>,
+    pub(crate) half_close: bool,
     max_concurrent_streams: u32,
     stream_window: u32,
     connection_window: u32,
@@ -68,6 +69,7 @@ impl Http {
             // The guard looks after that, with one timer for all connections. hyper's own costs
             // every request an allocation.
             .header_read_timeout(None)
+            .half_close(self.half_close)
             .max_header_size(self.max_header_size)
             .max_buf_size(self.buffer_size());
         if let Some(most) = self.max_headers {
@@ -104,6 +106,7 @@ impl Default for Http {
             max_header_size: 32 * KIB,
             max_headers: None,
             max_buffer_size: None,
+            half_close: false,
             max_concurrent_streams: 100,
             stream_window: 256 * KIB as u32,
             connection_window: 256 * KIB as u32,
@@ -157,6 +160,21 @@ impl HttpBuilder {
     /// or the size of a head if that is more.
     pub fn max_buffer_size(mut self, bytes: usize) -> Self {
         self.0.max_buffer_size = Some(bytes);
+        self
+    }
+
+    /// HTTP/1: answers a client that has closed its own direction of the connection, and looks at
+    /// nothing but a reset, or a close of both, to find out that it is gone.
+    ///
+    /// Without it a client that sends a request and then a FIN (`nc -N`, `shutdown(SHUT_WR)`) is
+    /// gone to hyper, which drops the request at once, or, where the client sent so much as a byte
+    /// too many before the FIN, to the guard's [`probe`](palisade_conn::ConnGuardBuilder::probe),
+    /// which resets the connection. That is for most servers the better bargain: a FIN is also all
+    /// that comes of a client that has closed the whole connection. With it the handler of such a
+    /// one works on until its answer is written, or TCP's keepalive brings the reset, after a minute
+    /// or two. Defaults to off, as in hyper.
+    pub fn half_close(mut self) -> Self {
+        self.0.half_close = true;
         self
     }
 
