@@ -250,7 +250,7 @@ async fn tonic_as_it_is_lets_a_client_make_it_reset_any_number_of_streams() {
 /// What HTTP/2 allows in any number, beside a request at work or not.
 fn without_end() -> Vec<(&'static str, Vec<u8>)> {
     use h2::{GOAWAY, PING, PRIORITY, RST_STREAM, SETTINGS, frame};
-    let large = "b".repeat(17_000);
+    let large = "b".repeat(33_000);
     let refused = [(":method", "GET"), (":scheme", "http"), (":path", "/"), ("a", &large)];
     vec![
         ("PING", frame(PING, 0, 0, &[0; 8])),

@@ -41,7 +41,7 @@ const STREAMS: usize = 100;
 /// What the crate docs of palisade-serve say, by default settings and without what the app gives:
 /// for each stream the send buffer, a piece, six times the header list, and its task; once the
 /// window of the connection and its buffers.
-const HTTP2: usize = STREAMS * (64 + 16 + 6 * 16 + 4) * KIB + 256 * KIB + 256 * KIB;
+const HTTP2: usize = STREAMS * (64 + 16 + 6 * 32 + 4) * KIB + 256 * KIB + 256 * KIB;
 /// And on HTTP/1 a buffer in each direction, and the head.
 const HTTP1: usize = (64 + 64 + 32) * KIB;
 
@@ -78,11 +78,11 @@ type Fields = Vec<(String, String)>;
 
 /// Header fields as they weigh most: in few bytes, and in many names.
 fn one_large() -> Fields {
-    vec![("a".to_owned(), "b".repeat(14 * KIB))]
+    vec![("a".to_owned(), "b".repeat(30 * KIB))]
 }
 
 fn many_small() -> Fields {
-    (0..430).map(|n| (format!("a{n}"), String::new())).collect()
+    (0..880).map(|n| (format!("a{n}"), String::new())).collect()
 }
 
 /// A hundred requests on one connection, and so much body on the first of them.

@@ -18,8 +18,8 @@ const MAX_WINDOWS_COUNTED: u64 = 4;
 const LEAST_PROGRESS_BYTES: u64 = 1024;
 /// Bytes besides requests are paid for by so many a millisecond,
 const OVERHEAD_PER_MILLI: u64 = 16;
-/// by so many for each request's head,
-const OVERHEAD_PER_REQUEST: u64 = 16 * 1024;
+/// by so many for each request's head, which is as many as it may have,
+const OVERHEAD_PER_REQUEST: u64 = 32 * 1024;
 /// and by one for so many that are sent: a client acknowledges what it gets.
 const SENT_FOR_ONE: u64 = 8;
 /// The most that requests and responses pay in advance.
@@ -864,21 +864,21 @@ mod tests {
     #[test]
     fn bytes_that_bring_no_request_on_are_paid_for_by_time_requests_and_answers() {
         let http2 = |read| ConnSample { requests: 1, http2: true, read, ..sample() };
-        // 16 KiB for the request, 4,000 for the look, and 256 KiB.
-        let most = 256 * 1024 + 16 * 1024 + 4000;
+        // 32 KiB for the request, 4,000 for the look, and 256 KiB.
+        let most = 256 * 1024 + 32 * 1024 + 4000;
         assert_eq!(first_finding(0, |_| http2(most)), None);
         let reset = |now| Some((now, Reason::NoProgress, Ending::Reset));
         assert_eq!(ended(first_finding(0, |_| http2(most + 1))), reset(0));
         // 16 a millisecond are free for ever, and 17 are not.
         let steady = |rate: u64| move |now| ConnSample { in_flight: 1, ..http2(now * rate) };
         assert_eq!(first_finding(1_000_000, steady(16)), None);
-        assert_eq!(ended(first_finding(1_000_000, steady(17))), reset(263_250));
+        assert_eq!(ended(first_finding(1_000_000, steady(17))), reset(264_250));
         // The acknowledgements of a download, and a request in each look.
         let acknowledges =
             |now| ConnSample { in_flight: 1, written: now * 8000, ..http2(now * 1000) };
         assert_eq!(first_finding(1_000_000, acknowledges), None);
         let asks =
-            |now| ConnSample { requests: now as u32 / 250 + 1, in_flight: 1, ..http2(now * 80) };
+            |now| ConnSample { requests: now as u32 / 250 + 1, in_flight: 1, ..http2(now * 140) };
         assert_eq!(first_finding(1_000_000, asks), None);
         // An upload, and what comes besides it; on HTTP/1 there is nothing else.
         let uploads = |now| ConnSample { uploading: true, in_flight: 1, ..http2(now * 100_000) };

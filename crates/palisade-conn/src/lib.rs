@@ -35,7 +35,7 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! | all answers of HTTP/2 wait for their windows, and less than 500 B/s is taken | 30 s | RST | `WindowStall` |
 //! | requests in flight on all connections, of which [one client](ConnGuardBuilder::max_in_flight) may have what he leaves | four times the connections, ≥ 1,024 | 503 and `Retry-After` | `InFlightFull` |
 //! | requests cancelled within a second, and more than half of all | 200 | RST | `CancelledRequests` |
-//! | bytes of HTTP/2 that bring no request on | 256 KiB, and 16 KiB/s | RST | `NoProgress` |
+//! | bytes of HTTP/2 that bring no request on | 256 KiB, 16 KiB/s, and 32 KiB a request | RST | `NoProgress` |
 //! | age | 1 h ± 10 % | `Connection: close`, FIN once idle for 5 s, RST after a grace if [asked for](ConnGuardBuilder::age_grace) | `MaxAge` |
 //! | requests of one connection | 10,000 | `Connection: close`, FIN once idle for 5 s | `MaxRequests` |
 //! | idle connections of one client | 8 | `Connection: close`, FIN once idle for 5 s | `KeepAlivePerClient` |

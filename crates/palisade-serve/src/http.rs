@@ -111,7 +111,7 @@ impl Default for Http {
             stream_window: 256 * KIB as u32,
             connection_window: 256 * KIB as u32,
             max_send_buffer_size: 64 * KIB,
-            max_header_list_size: 16 * KIB as u32,
+            max_header_list_size: 32 * KIB as u32,
             max_local_resets: 1024,
             max_pending_resets: 20,
             ping: None,
@@ -171,8 +171,8 @@ impl HttpBuilder {
     /// too many before the FIN, to the guard's [`probe`](palisade_conn::ConnGuardBuilder::probe),
     /// which resets the connection. That is for most servers the better bargain: a FIN is also all
     /// that comes of a client that has closed the whole connection. With it the handler of such a
-    /// one works on until its answer is written, or TCP's keepalive brings the reset, after a minute
-    /// or two. Defaults to off, as in hyper.
+    /// one works on until its answer is written, or TCP's keepalive brings the reset, after a
+    /// minute or so. Defaults to off, as in hyper.
     pub fn half_close(mut self) -> Self {
         self.0.half_close = true;
         self
@@ -212,7 +212,8 @@ impl HttpBuilder {
     }
 
     /// HTTP/2: how many bytes the header fields of one request may have, counted as RFC 9113
-    /// (section 6.5.2) does, 1 KiB to 1 MiB. More is answered with 431. Defaults to 16 KiB.
+    /// (section 6.5.2) does, with 32 for each field, 1 KiB to 1 MiB. More is answered with 431. hyper
+    /// by itself allows 16 KiB. Defaults to 32 KiB, as much as a head of HTTP/1.
     pub fn max_header_list_size(mut self, bytes: u32) -> Self {
         self.0.max_header_list_size = bytes;
         self

@@ -23,7 +23,7 @@ palisade_serve::serve(listener, app).await
 //! All that [`palisade_conn`] says holds, with nothing more to be put in: requests are accounted
 //! for, and each brings the `Arc<ConnInfo>` of its connection. Besides:
 //!
-//! - **HTTP by your settings**, [`Http`]: heads of 32 KiB, 100 requests at once on one HTTP/2
+//! - **HTTP by your settings**, [`Http`]: heads of 32 KiB on both protocols, 100 requests at once on one HTTP/2
 //!   connection, 64 KiB kept for a reader, and so on. Answers 431 and 400 of hyper's own are
 //!   left as they are, and 414 where [`max_header_size`](HttpBuilder::max_header_size) lets a URI
 //!   grow so long.
@@ -84,11 +84,11 @@ palisade_serve::serve(listener, app).await
 //!
 //! By default settings, without TLS, in bytes as they are asked of the allocator:
 //!
-//! - HTTP/2: 18.1 MiB, and one piece of each of its responses as long as the app makes it: with
-//!   pieces of 64 KiB 24.3 MiB, of which 21.8 MiB were measured. That is, for each of the
+//! - HTTP/2: 27.5 MiB, and one piece of each of its responses as long as the app makes it: with
+//!   pieces of 64 KiB 33.7 MiB, of which 30.4 MiB were measured. That is, for each of the
 //!   [100 requests](HttpBuilder::max_concurrent_streams), a
 //!   [send buffer](HttpBuilder::max_send_buffer_size) of 64 KiB and 16 KiB over it, header fields
-//!   of [16 KiB](HttpBuilder::max_header_list_size), which weigh six times that where they are many
+//!   of [32 KiB](HttpBuilder::max_header_list_size), which weigh six times that where they are many
 //!   and short, and 4 KiB for its task; and once the [window](HttpBuilder::connection_window) of
 //!   256 KiB and as much for everything else.
 //! - HTTP/1: 160 KiB and one piece of the response: twice the
@@ -98,7 +98,7 @@ palisade_serve::serve(listener, app).await
 //! What handlers allocate comes on top, and what the kernel keeps for a socket. All of it is given
 //! back with the connection; whether the allocator gives it back to the system is another matter.
 //! Guard the number of requests at work as well, if all connections together must fit: 10,000 times
-//! 24 MiB fit nowhere.
+//! 34 MiB fit nowhere.
 //!
 //! # What it takes
 //!
