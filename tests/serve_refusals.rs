@@ -1,5 +1,5 @@
-//! What `palisade::serve` answers by itself is told, in every mode of its guard: to the metrics and to
-//! the log.
+//! What `palisade::serve` answers by itself is told, in every mode of its guard, to the metrics and
+//! to the log.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;

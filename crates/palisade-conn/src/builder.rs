@@ -391,10 +391,11 @@ impl ConnGuardBuilder {
 
     /// How many bytes an HTTP/2 connection may bring that bring no request on, 1 KiB to 1 GiB:
     /// PING, SETTINGS, window updates, priorities, frames that nobody knows. 16 KiB are free for
-    /// every second, 32 KiB for every request, which is as much as a head may have under `palisade::serve`
-    /// and `harden`, and one byte for eight that the server sends; nothing is counted while a request with a body is in flight, nor 2 MiB after it, since its client may
-    /// not know yet that it was answered. Before the first request anything
-    /// counts. Needs the accounting layer. Ends with a reset. Defaults to 256 KiB.
+    /// every second, 32 KiB for every request, as much as its head may have under
+    /// `palisade::serve` and `harden`, and one byte for eight that the server sends; nothing is
+    /// counted while a request with a body is in flight, nor 2 MiB after it, since its client may
+    /// not know yet that it was answered. Before the first request anything counts. Needs the
+    /// accounting layer. Ends with a reset. Defaults to 256 KiB.
     pub fn max_overhead(mut self, bytes: u32) -> Self {
         self.max_overhead = Some(bytes);
         self

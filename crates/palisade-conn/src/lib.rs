@@ -65,10 +65,10 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //!
 //! Server-sent events, long polls, gRPC streams, downloads: each is one request in flight until its
 //! answer has ended, however quiet it is. So it is never idle, never displaced unless its client
-//! takes nothing of what waits for him, counts among the requests in flight, and outlives the age of its connection
-//! unless a grace is asked for. `WriteStall` and `WindowStall` hold; on HTTP/1 a client that closes its side of the
-//! connection while it waits for an answer counts as gone, unless `palisade::serve` is told to let it by
-//! `HttpBuilder::half_close`. A WebSocket, or any other upgrade, and a tunnel by
+//! takes nothing of what waits for it, counts among the requests in flight, and outlives the age of
+//! its connection unless a grace is asked for. `WriteStall` and `WindowStall` hold; on HTTP/1 a
+//! client that closes its own direction of the connection while it waits for an answer counts as
+//! gone, unless `palisade::serve` is told to answer it (`HttpBuilder::half_close`). A WebSocket, or any other upgrade, and a tunnel by
 //! CONNECT are upgraded connections: no request is in flight there, and besides `WriteStall` only the silence of both
 //! sides for 5 min ends them.
 //!

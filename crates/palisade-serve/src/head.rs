@@ -63,9 +63,9 @@ fn is_host_fit(version: Version, uri: &Uri, headers: &HeaderMap) -> bool {
 
 /// A name, an address or nothing, and perhaps a port (RFC 3986 section 3.2.2).
 ///
-/// An IPv6 address with a zone, as in `[fe80::1%25eth0]`, is none: RFC 9844 withdrew the form that
-/// RFC 6874 had added, and clients are to leave the zone out, which means nothing on another machine.
-/// A server answers a `Host` that is invalid with 400 (RFC 9112 section 3.2).
+/// An IPv6 address with a zone, as in `[fe80::1%25eth0]`, is not a host: RFC 9844 withdrew the form
+/// that RFC 6874 had added, and clients are to leave the zone out, because it means nothing on
+/// another machine. A server answers an invalid `Host` with 400 (RFC 9112 section 3.2).
 fn is_host(bytes: &[u8]) -> bool {
     let end = bytes.iter().position(|byte| !IN_NAME[usize::from(*byte)]);
     match bytes.split_at(end.unwrap_or(bytes.len())) {

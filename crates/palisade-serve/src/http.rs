@@ -212,8 +212,8 @@ impl HttpBuilder {
     }
 
     /// HTTP/2: how many bytes the header fields of one request may have, counted as RFC 9113
-    /// (section 6.5.2) does, with 32 for each field, 1 KiB to 1 MiB. More is answered with 431. hyper
-    /// by itself allows 16 KiB. Defaults to 32 KiB, as much as a head of HTTP/1.
+    /// (section 6.5.2) does, with 32 for each field, 1 KiB to 1 MiB. More is answered with 431.
+    /// hyper by itself allows 16 KiB. Defaults to 32 KiB, as much as a head of HTTP/1.
     pub fn max_header_list_size(mut self, bytes: u32) -> Self {
         self.0.max_header_list_size = bytes;
         self

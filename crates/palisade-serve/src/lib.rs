@@ -23,8 +23,8 @@ palisade_serve::serve(listener, app).await
 //! All that [`palisade_conn`] says holds, with nothing more to be put in: requests are accounted
 //! for, and each brings the `Arc<ConnInfo>` of its connection. Besides:
 //!
-//! - **HTTP by your settings**, [`Http`]: heads of 32 KiB on both protocols, 100 requests at once on one HTTP/2
-//!   connection, 64 KiB kept for a reader, and so on. Answers 431 and 400 of hyper's own are
+//! - **HTTP by your settings**, [`Http`]: heads of 32 KiB on both protocols, 100 requests at once on
+//!   one HTTP/2 connection, 64 KiB kept for a reader, and so on. Answers 431 and 400 of hyper's own are
 //!   left as they are, and 414 where [`max_header_size`](HttpBuilder::max_header_size) lets a URI
 //!   grow so long.
 //! - **Its own answers are told** to the guard's metrics, see [below](#what-it-answers-by-itself).
@@ -106,7 +106,7 @@ palisade_serve::serve(listener, app).await
 //! handler with its state, tonic's `Routes`, layers around one. Or a service that makes one for each
 //! connection, from [`Incoming`]: axum's `into_make_service()` and
 //! `into_make_service_with_connect_info()`, or one of your own; [`Incoming::io`] lends it the socket,
-//! of which it may ask what it likes, such as the peer's credentials. What takes axum's own requests only
+//! for the peer's credentials and the like. What takes axum's own requests only
 //! wants to be given to `from_axum`. A service that makes others is asked between two accepts, so
 //! it should answer at once; one that takes longer than a second costs the connection, and a panic
 //! in it ends the server.
