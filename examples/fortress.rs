@@ -16,6 +16,20 @@
 //! | `GET /metrics` | what the guards did, for Prometheus |
 //! | gRPC `demo.Echo` | `Unary(Piece) -> Total`, `Collect(stream Piece) -> Total` |
 //!
+//! A connection or stream that does nothing useful is gone within 8 s ([`USELESS`] and a look or
+//! two of the guard). Every number of that contract is set here, whatever the defaults are:
+//!
+//! | what does nothing | is gone after | by |
+//! |---|---|---|
+//! | a connection without a whole request head, a later head that drips | 7 s | `first_request`, `head` |
+//! | a kept connection without a request, one that only sends PING | 7 s | `idle` |
+//! | a reader that takes less than 500 B/s, of a socket or of a window | 7 s | `write_stall` |
+//! | an upload that is silent, one below 4 KiB/s | 5 s, 7 s | the pace of uploads |
+//! | a gRPC client stream that says nothing | 6 s | the pace of `Collect` |
+//!
+//! What waits for the server is not meant: a handler, a quiet event stream. A WebSocket may be quiet
+//! for 5 minutes.
+//!
 //! On SIGTERM or Ctrl-C it takes no more connections, lets requests finish, and ends within
 //! [`DRAIN`] whatever clients do.
 #![allow(clippy::print_stdout, reason = "a program for the terminal")]
@@ -58,6 +72,8 @@ use tower::{BoxError, Layer};
 
 /// How long clients may take to finish once the server is told to end.
 const DRAIN: Duration = Duration::from_secs(8);
+/// How long a connection or a stream may do nothing useful.
+const USELESS: Duration = Duration::from_secs(7);
 const MAX_BODY: u64 = 1 << 20;
 const BIG: usize = 64 << 20;
 const PIECE: usize = 64 << 10;
@@ -104,9 +120,13 @@ fn connections(metrics: &Snapshot) -> Result<ConnGuard, ConfigError> {
         .metrics(metrics.clone())
         .max_per_client(5_000)
         .accept_rate(2_000, 4_000)
-        // A slow link sends a head within a second or two.
-        .first_request(Duration::from_secs(7))
-        .head(Duration::from_secs(7))
+        // A slow link sends a head within a second or two, and a client that has more to ask asks
+        // within a few.
+        .first_request(USELESS)
+        .head(USELESS)
+        .idle(USELESS)
+        // A reader of 64 KiB/s opens its window every two or three seconds.
+        .write_stall(USELESS)
         // The application closes what is silent for as long as that.
         .upgraded_idle(WEB_SOCKET_QUIET + Duration::from_secs(30))
         .build()

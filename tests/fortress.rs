@@ -27,6 +27,10 @@ use tokio::{
 #[path = "../examples/fortress.rs"]
 mod fortress;
 
+mod guarded;
+
+use guarded::h2;
+
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const AS_SERVER: &str = "PALISADE_TEST_SERVES";
 
@@ -229,6 +233,104 @@ async fn a_slow_upload_is_served_and_a_dripping_one_is_not() {
     assert_eq!(slow.body(), "163840");
     assert_eq!(status, StatusCode::REQUEST_TIMEOUT);
     assert!(after < Duration::from_secs(8), "after {after:?}");
+}
+
+/// Sends this, and says how long it takes until the server has ended the connection, of which
+/// nothing is read.
+async fn held(addr: SocketAddr, what: &'static str, bytes: Vec<u8>) -> (&'static str, Duration) {
+    let mut client = RawClient::connect(addr).await.unwrap();
+    client.send(bytes).await.unwrap();
+    let sent = Instant::now();
+    // A FIN lies behind what is not read, and then a write is answered by a reset.
+    let is_over = || client.stream.take_error().unwrap().is_some();
+    while !is_over() && sent.elapsed() < clients::PATIENCE {
+        sleep(Duration::from_millis(50)).await;
+        let mut seen = vec![0; 1 << 20];
+        let length = client.stream.peek(&mut seen).await.unwrap_or(0);
+        if length == 0 || seen[..length].ends_with(BYE) {
+            break;
+        }
+    }
+    (what, sent.elapsed())
+}
+
+/// The last of what a client of HTTP/2 reads whose stream is reset: RST_STREAM, CANCEL.
+const BYE: &[u8] = &[0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 8];
+
+/// Reads all that comes until the server ends the connection, and says how long that takes.
+async fn kept(addr: SocketAddr, what: &'static str, bytes: Vec<u8>) -> (&'static str, Duration) {
+    let mut client = RawClient::connect(addr).await.unwrap();
+    client.send(bytes).await.unwrap();
+    let sent = Instant::now();
+    client.rest().await;
+    (what, sent.elapsed())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_does_nothing_useful_is_gone_within_8_seconds_and_nothing_else() {
+    let fortress = Fortress::start().await;
+    let addr = fortress.addr;
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n").into_bytes();
+    let post = |rest: &str| format!("POST /echo-len HTTP/1.1\r\nhost: test\r\n{rest}").into_bytes();
+    let mut useless = JoinSet::new();
+    useless.spawn(kept(addr, "silent", vec![]));
+    useless.spawn(kept(addr, "half a head", b"GET / HTTP/1.1\r\nho".to_vec()));
+    useless.spawn(kept(addr, "half a preface", h2::PREFACE[..10].to_vec()));
+    useless.spawn(kept(addr, "keep-alive", get("/")));
+    useless.spawn(kept(addr, "keep-alive and half a head", [get("/"), b"GET".to_vec()].concat()));
+    let pipelined = [get("/"), post("content-length: 5\r\n\r\nhello")].concat();
+    useless.spawn(kept(addr, "keep-alive after a pipelined body", pipelined));
+    let idle = [h2::hello(65_535), h2::get(1, "/")].concat();
+    useless.spawn(kept(addr, "keep-alive of HTTP/2", idle));
+    useless.spawn(kept(addr, "half an upload", post("content-length: 1000\r\n\r\nhalf")));
+    let chunked = post("transfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n");
+    useless.spawn(kept(addr, "half an upload in chunks", chunked));
+    useless.spawn(held(addr, "nothing read", get("/big")));
+    useless.spawn(held(addr, "nothing read of many", get("/big").repeat(20)));
+    let shut = [h2::hello(0), h2::get(1, "/big")].concat();
+    useless.spawn(held(addr, "a window that is shut", shut));
+    let byte = [h2::hello(1), h2::get(1, "/big")].concat();
+    useless.spawn(held(addr, "a window of one byte", byte));
+
+    // Beside them, from another address.
+    let honest = Ipv4Addr::new(127, 0, 0, 2);
+    let events = tokio::spawn(async move {
+        let mut client = RawClient::connect_from(honest, addr).await.unwrap();
+        client.send("GET /events?ms=2000 HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+        client.head().await.unwrap();
+        let (started, mut last) = (Instant::now(), Instant::now());
+        while started.elapsed() < Duration::from_secs(11) {
+            client.body(5).await.unwrap();
+            last = Instant::now();
+        }
+        last - started
+    });
+    let browser = tokio::spawn(async move {
+        let mut client = RawClient::connect_from(honest, addr).await.unwrap();
+        for _ in 0..3 {
+            client.send("GET / HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+            assert_eq!(client.head().await.unwrap().status, StatusCode::OK);
+            client.body(6).await.unwrap();
+            sleep(Duration::from_secs(5)).await;
+        }
+    });
+    let reader = tokio::spawn(async move {
+        let mut client = RawClient::connect_from(honest, addr).await.unwrap();
+        client.send("GET /big HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+        client.head().await.unwrap();
+        // 64 KiB a second.
+        for _ in 0..48 {
+            client.body(16 * 1024).await.unwrap();
+            sleep(Duration::from_millis(250)).await;
+        }
+    });
+    while let Some(gone) = useless.join_next().await {
+        let (what, after) = gone.unwrap();
+        assert!(after < Duration::from_secs(9), "{what}: {after:?}");
+    }
+    assert!(events.await.unwrap() > Duration::from_secs(10));
+    browser.await.unwrap();
+    reader.await.unwrap();
 }
 
 #[tokio::test]

@@ -658,10 +658,9 @@ mod tests {
                 memory = judge(&limits, when, &sample, None, memory).0;
             }
             // A handler works, or may; or it is a quiet upgrade, of which there are not many.
-            let is_at_work = sample.in_flight > 0
-                && !sample.write_blocked
-                && !awaits_body(&sample)
-                && !(sample.http2 && sample.waiting > 0);
+            let waits_for_client =
+                sample.write_blocked || awaits_body(&sample) || sample.http2 && sample.waiting > 0;
+            let is_at_work = sample.in_flight > 0 && !waits_for_client;
             let is_quiet = sample.upgraded && !sample.write_blocked;
             let sample = ConnSample { stalled: memory.stalled, ..sample };
             let is_exempt = (is_at_work || is_quiet) && !sample.lingering;
@@ -699,7 +698,7 @@ mod tests {
         let idle = Some((65_000, Reason::Idle, Ending::Finish));
         assert_eq!(ended(first_finding(100_000, |_| waiting(7))), idle);
         assert_eq!(ended(first_finding(100_000, |now| waiting(now / 1000))), idle);
-        assert_eq!(first_finding(300_000, |now| waiting(now)), None);
+        assert_eq!(first_finding(300_000, waiting), None);
     }
 
     #[test]

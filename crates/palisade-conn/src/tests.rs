@@ -1396,9 +1396,9 @@ fn is_silence_ended(elsewhere: &Elsewhere, guard: &ConnGuard) -> bool {
     let guard = guard.clone();
     let pair = elsewhere.run(move || connect_from(&guard, 2).unwrap()).recv().unwrap();
     let conn = pair.server.conn().clone();
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     while conn.state().verdict().is_none() && started.elapsed() < 10 * SECOND {
-        std::thread::yield_now();
+        std::thread::park_timeout(TICK / 10);
     }
     elsewhere.run(move || drop(pair)).recv().unwrap();
     started.elapsed() < 10 * SECOND
