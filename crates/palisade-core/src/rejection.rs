@@ -4,7 +4,7 @@ use crate::{BoxError, Guard, GuardBody, Phase, Reason};
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER},
+    header::{CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER, TE},
 };
 use http_body::{Body, Frame};
 use std::{fmt, time::Duration};
@@ -107,7 +107,11 @@ pub enum AnswerForm {
 
 impl AnswerForm {
     /// The form that suits `request`, going by its method and content type, both of which are the
-    /// client's own words, and by the protocol: there is no gRPC over HTTP/1.
+    /// client's own words, and by the protocol: there is no gRPC over HTTP/1. What a layer outside
+    /// of the guards has translated from gRPC-Web says `TE: trailers` as gRPC has to, and gets its
+    /// refusal as gRPC, which that layer translates back.
+    ///
+    /// It decides about the form of an answer, and about nothing that a client may gain by.
     #[inline]
     pub fn of<B: Body>(request: &Request<B>) -> Self {
         let close = request.version() <= Version::HTTP_11 && !request.body().is_end_stream();
@@ -131,7 +135,9 @@ impl AnswerForm {
             };
             // What merely begins like it is something else, and so is what comes by a protocol
             // that cannot carry it.
-            let is_carried = form != Self::Grpc || request.version() > Version::HTTP_11;
+            let is_translated = || request.headers().get(TE).is_some_and(|te| te == "trailers");
+            let is_carried =
+                form != Self::Grpc || request.version() > Version::HTTP_11 || is_translated();
             if is_carried && matches!(rest, [] | [b'+' | b';', ..]) {
                 return form;
             }

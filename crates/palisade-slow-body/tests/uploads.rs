@@ -386,6 +386,8 @@ async fn who_only_claims_to_speak_grpc_keeps_the_pace_of_everybody() {
         let (_client, mut request) = grpc();
         *request.version_mut() = version;
         request.headers_mut().insert("content-type", kind.parse().unwrap());
+        // As gRPC has to say, and as anything may.
+        request.headers_mut().insert("te", "trailers".parse().unwrap());
         let began = Instant::now();
         let layer = SlowBodyLayer::new().metrics(journal.clone());
         layer.layer(service_fn(read)).oneshot(request).await.unwrap();
