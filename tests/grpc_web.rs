@@ -33,7 +33,7 @@ async fn a_refusal_behind_tonic_s_layer_is_grpc_web() {
     for (kind, refused) in [(binary, None), (text, None), (binary, Some("8")), (text, Some("8"))] {
         let message = empty(kind);
         let head = format!(
-            "POST /demo.Echo/Unary HTTP/1.1\r\nhost: test\r\ncontent-type: {kind}\r\n\
+            "POST /demo.Echo/Unary HTTP/1.1\r\nhost: test\r\ncontent-type: {kind}\r\naccept: {kind}\r\n\
              content-length: {}\r\n\r\n",
             message.len()
         );

@@ -183,12 +183,15 @@ impl<T: Transport> GuardedIo<T> {
     }
 
     #[cold]
+    #[inline(never)]
     fn look_after_client(&self) {
-        let is_gone = || match self.state().allows_half_close() {
-            true => self.inner.is_gone(),
-            false => self.inner.has_hung_up(),
-        };
-        if !self.state().is_upgraded() && is_gone() {
+        let state = self.state();
+        if state.is_upgraded() {
+            return;
+        }
+        let is_gone =
+            if state.allows_half_close() { self.inner.is_gone() } else { self.inner.has_hung_up() };
+        if is_gone {
             let (reason, ending) = (Reason::HungUp, Ending::Reset);
             let phase = phase(&self.state().sample());
             let end = End { reason, ending, phase, limit: 0, observed: 0 };
