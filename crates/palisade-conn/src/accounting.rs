@@ -90,7 +90,7 @@ pin_project! {
         // On HTTP/2, the last byte of a long frame, which is a frame of its own: hyper hands a
         // whole frame to h2 for one byte of window, and would let go of the body while h2 keeps
         // the frame. It asks for this byte when h2 has sent the rest.
-        last_byte: Bytes,
+        last_byte: Option<u8>,
         // What is left of the length that the head declares, if it does.
         left: Option<u64>,
     }
@@ -461,7 +461,7 @@ impl Account {
             in_flight,
             tells_of_windows,
             lasts_to_its_drop: !is_http1,
-            last_byte: Bytes::new(),
+            last_byte: None,
             left,
         })
     }
@@ -498,12 +498,47 @@ fn declared<B: Body>(response: &Response<B>) -> Option<u64> {
 
 // === AccountedBody ===
 
+/// `byte`, without an allocation.
+fn one_byte(byte: u8) -> Bytes {
+    static BYTES: [u8; 256] = {
+        let mut bytes = [0; 256];
+        let mut byte = 0;
+        while byte < 256 {
+            bytes[byte] = byte as u8;
+            byte += 1;
+        }
+        bytes
+    };
+    Bytes::from_static(&BYTES[usize::from(byte)..][..1])
+}
+
+/// The next frame of `body`. Of a long last one the last byte is kept, and is a frame of its own.
+#[inline(never)]
+fn poll_all_but_the_last_byte<B: Body<Data = Bytes>>(
+    mut body: Pin<&mut GuardBody<B>>,
+    last_byte: &mut Option<u8>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    if let Some(byte) = last_byte.take() {
+        return Poll::Ready(Some(Ok(Frame::data(one_byte(byte)))));
+    }
+    let mut frame = body.as_mut().poll_frame(cx);
+    if let Poll::Ready(Some(Ok(last))) = &mut frame
+        && let Some(data) = last.data_mut()
+        && data.len() > MAX_UNTRACKED_BYTES
+        && body.is_end_stream()
+    {
+        *last_byte = data.last().copied();
+        data.truncate(data.len() - 1);
+    }
+    frame
+}
+
 impl<B> AccountedBody<B> {
     /// Of this one the connection is told nothing.
     fn untold(inner: GuardBody<B>) -> Self {
         let (in_flight, tells_of_windows, lasts_to_its_drop) = (None, false, false);
-        let last_byte = Bytes::new();
-        Self { inner, in_flight, tells_of_windows, lasts_to_its_drop, last_byte, left: None }
+        Self { inner, in_flight, tells_of_windows, lasts_to_its_drop, last_byte: None, left: None }
     }
 }
 
@@ -516,19 +551,11 @@ impl<B: Body<Data = Bytes>> Body for AccountedBody<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let mut this = self.project();
-        let mut frame = if this.last_byte.is_empty() {
-            this.inner.as_mut().poll_frame(cx)
+        let frame = if *this.lasts_to_its_drop {
+            poll_all_but_the_last_byte(this.inner.as_mut(), this.last_byte, cx)
         } else {
-            Poll::Ready(Some(Ok(Frame::data(std::mem::take(this.last_byte)))))
+            this.inner.as_mut().poll_frame(cx)
         };
-        if *this.lasts_to_its_drop
-            && let Poll::Ready(Some(Ok(last))) = &mut frame
-            && let Some(data) = last.data_mut()
-            && data.len() > MAX_UNTRACKED_BYTES
-            && this.inner.is_end_stream()
-        {
-            *this.last_byte = data.split_off(data.len() - 1);
-        }
         // What is asked for and not there waits for the handler, what is there for the client.
         if *this.tells_of_windows
             && let Some(in_flight) = this.in_flight
@@ -544,7 +571,7 @@ impl<B: Body<Data = Bytes>> Body for AccountedBody<B> {
                 *this.left = this.left.map(|left| left.saturating_sub(length));
                 frame.is_trailers()
                     || *this.left == Some(0)
-                    || this.last_byte.is_empty()
+                    || this.last_byte.is_none()
                         && (this.inner.is_end_stream() || this.inner.size_hint().exact() == Some(0))
             }
             Some(Err(_)) => {
@@ -564,16 +591,12 @@ impl<B: Body<Data = Bytes>> Body for AccountedBody<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.last_byte.is_empty() && self.inner.is_end_stream()
+        self.last_byte.is_none() && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
         // The last byte is held back from a body that has ended.
-        if self.last_byte.is_empty() {
-            self.inner.size_hint()
-        } else {
-            SizeHint::with_exact(self.last_byte.len() as u64)
-        }
+        if self.last_byte.is_some() { SizeHint::with_exact(1) } else { self.inner.size_hint() }
     }
 }
 

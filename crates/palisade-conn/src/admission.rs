@@ -144,7 +144,7 @@ impl Shared {
         Ok(permit)
     }
 
-    fn is_reserved_for(&self, conn: &ConnInfo) -> bool {
+    pub(crate) fn is_reserved_for(&self, conn: &ConnInfo) -> bool {
         self.limits.is_reserved_for(conn.peer().ip())
     }
 

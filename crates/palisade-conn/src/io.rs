@@ -287,6 +287,7 @@ impl Opening {
 
 /// What the connection began with, after these bytes of it as well. Those of HTTP/2, and of what may
 /// be, go through its frames.
+#[inline(never)]
 fn read_opening(
     mut opening: Opening,
     frames: &mut Frames,

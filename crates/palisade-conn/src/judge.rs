@@ -191,10 +191,8 @@ pub(crate) fn is_quiet(
         && memory.read == rest.read as u32
         && memory.written == rest.written as u32
         && memory.blocked_since == 0;
-    let position = position(rest.read, rest.data, rest.written, rest.requests);
-    let owes = position.wrapping_sub(memory.mark) as i32;
     is_as_it_was
-        && (-max_credit(rest.framed)..=0).contains(&owes)
+        && !memory.in_debt
         && since(memory.since, now) < limits.idle - goaway_grace(limits.idle)
         && limits.is_young(age)
 }
@@ -324,6 +322,7 @@ fn watch_overhead(mut memory: ConnMemory, sample: &ConnSample, passed: u64) -> (
         debt = debt.max(-max_credit);
     }
     memory.mark = position.wrapping_sub(debt as u32);
+    memory.in_debt = debt > 0;
     (memory, debt.max(0) as u64)
 }
 
@@ -1086,10 +1085,10 @@ mod tests {
         let rest_of = |sample: &ConnSample| {
             let is_at_rest = sample.in_flight == 0
                 && sample.early == 0
-                && !(sample.write_blocked || sample.asked || sample.uploading || sample.body_left)
+                && !(sample.write_blocked || sample.asked)
                 && !(sample.upgraded || sample.lingering);
-            let ConnSample { read, written, requests, data, framed, .. } = *sample;
-            is_at_rest.then_some(ConnRest { read, written, requests, data, framed })
+            let ConnSample { read, written, requests, .. } = *sample;
+            is_at_rest.then_some(ConnRest { read, written, requests })
         };
         let is_quiet_at = |now, sample: ConnSample, closing: Option<Reason>, memory| {
             let rest = rest_of(&sample).filter(|_| closing.is_none());
@@ -1112,9 +1111,9 @@ mod tests {
             |sample| sample.asked = true,
             |sample| sample.lingering = true,
             |sample| sample.upgraded = true,
-            |sample| sample.uploading = true,
-            |sample| sample.more_was_read = true,
-            |sample| sample.body_left = true,
+            |sample| (sample.uploading, sample.requests) = (true, 5),
+            |sample| (sample.more_was_read, sample.read) = (true, 301),
+            |sample| (sample.body_left, sample.requests) = (true, 6),
         ];
         for began in [1000, 880_000] {
             let (fresh, _) = judge(&limits, when(began), &idle, None, ConnMemory::default());
@@ -1129,9 +1128,9 @@ mod tests {
                 one(&mut before);
                 other(&mut after);
                 let (kept, _) = judge(&limits, when(began), &before, None, fresh);
-                let in_debt = ConnMemory { mark: kept.mark.wrapping_sub(1 << 20), ..kept };
-                let in_credit = ConnMemory { mark: kept.mark.wrapping_add(1 << 30), ..kept };
-                for memory in [fresh, kept, in_debt, in_credit] {
+                let mark = kept.mark.wrapping_sub(1 << 20);
+                let in_debt = ConnMemory { mark, in_debt: true, ..kept };
+                for memory in [fresh, kept, in_debt] {
                     is_quiet_at(began + 250, after, None, memory);
                     is_quiet_at(began + 63_000, after, None, memory);
                 }

@@ -63,8 +63,6 @@ pub(crate) struct Found {
     /// Whether it is above the share of its client or of its network. See
     /// [`Registry::mark_excess`].
     pub(crate) is_excess: bool,
-    /// Whether shares count for it.
-    is_listed: bool,
 }
 
 /// A client or a network has as many connections as it may, and none of them can be spared.
@@ -203,8 +201,16 @@ impl Registry {
 
     /// Marks, of all that were copied from `shard`, the newest connections of those clients and
     /// networks that have more than `shares`, not counting connections that are about to go.
-    pub(crate) fn mark_excess(&self, shard: usize, found: &mut [Found], shares: Shares) {
-        let stays = |found: &Found| found.is_listed && found.conn.state().verdict().is_none();
+    /// `is_listed` tells for which connections shares count.
+    pub(crate) fn mark_excess(
+        &self,
+        shard: usize,
+        found: &mut [Found],
+        shares: Shares,
+        is_listed: impl Fn(&ConnInfo) -> bool,
+    ) {
+        let stays =
+            |found: &Found| found.conn.state().verdict().is_none() && is_listed(&found.conn);
         for client in found.chunk_by_mut(|_, next| !next.is_newest) {
             if client.len() <= shares.client as usize {
                 continue;
@@ -219,9 +225,8 @@ impl Registry {
             return;
         }
         let network = |found: &Found| half(self.asking(&found.conn).network);
-        for gone in
-            found.iter().filter(|found| found.is_listed && (found.is_excess || !stays(found)))
-        {
+        let listed = found.iter().filter(|found| is_listed(&found.conn));
+        for gone in listed.filter(|found| found.is_excess || !stays(found)) {
             if let Some(excess) = networks.get_mut(&network(gone)) {
                 *excess = excess.saturating_sub(1);
             }
@@ -547,14 +552,7 @@ impl Place {
 impl Slot {
     fn found(&self) -> Option<Found> {
         let is_newest = self.connections > 0;
-        let (is_excess, is_listed) = (false, self.next != UNLISTED);
-        Some(Found {
-            conn: self.conn.clone()?,
-            opened: self.opened,
-            is_newest,
-            is_excess,
-            is_listed,
-        })
+        Some(Found { conn: self.conn.clone()?, opened: self.opened, is_newest, is_excess: false })
     }
 }
 

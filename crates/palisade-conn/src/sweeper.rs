@@ -255,11 +255,13 @@ async fn sweep(
         let Some(looking) = Looking::by(&shared.sweeper, number) else { return false };
         shared.registry.copy(shard, found);
         if is_crowded && let Some(shares) = shared.limits.least_shares() {
-            shared.registry.mark_excess(shard, found, shares);
+            let is_listed =
+                |conn: &ConnInfo| conn.known_client().is_some() && !shared.is_reserved_for(conn);
+            shared.registry.mark_excess(shard, found, shares, is_listed);
         }
         // Of one client, those that are kept for later.
         let mut kept = 0;
-        for Found { conn, opened, is_newest, is_excess, .. } in found.drain(..) {
+        for Found { conn, opened, is_newest, is_excess } in found.drain(..) {
             if is_newest {
                 kept = 0;
             }

@@ -63,8 +63,9 @@ const UPLOAD: u64 = 1 << 21;
 /// and those of which more is ready than their client takes.
 const WAITING: u64 = 1 << 42;
 
-/// Beside the phase in [`ConnState::phase`].
+/// Beside the phase in [`ConnState::phase`]: [`ConnMemory::asked`] and [`ConnMemory::in_debt`].
 const WAS_ASKED: u8 = 0x80;
+const IN_DEBT: u8 = 0x40;
 
 /// A request that its client cancels so soon was not waited for.
 const EARLY_MILLIS: u32 = 1000;
@@ -213,10 +214,6 @@ pub struct ConnRest {
     pub written: u64,
     /// As [`ConnSample::requests`].
     pub requests: u32,
-    /// As [`ConnSample::data`].
-    pub data: u32,
-    /// As [`ConnSample::framed`].
-    pub framed: bool,
 }
 
 /// What the sweeper keeps of a connection from one look to the next.
@@ -226,6 +223,8 @@ pub struct ConnMemory {
     pub phase: u8,
     /// Whether whoever writes was asked about what waits.
     pub asked: bool,
+    /// Whether bytes that bring no request on are not paid for yet.
+    pub in_debt: bool,
     /// Since when: the low half of the guard's milliseconds, enough for 24 days.
     pub since: u32,
     /// What must not change for the phase to be the same.
@@ -554,29 +553,22 @@ impl ConnState {
         }
     }
 
-    /// What was done, if nothing is going on: no request is in flight, no body still to come or
-    /// just read, nothing waits to be written, nothing is thrown away, nobody cancelled early, it
-    /// is nothing but HTTP, and nothing was decided about it. A part of [`Self::sample`] that costs
-    /// less.
+    /// What was done, if nothing is going on: no request is in flight, nothing waits to be written,
+    /// nothing is thrown away, no request was cancelled early, it is nothing but HTTP, and nothing
+    /// was decided about it. A part of [`Self::sample`] that costs less. Whether more of a body is
+    /// to come it does not say: that changes with a request only, which shows in the count.
     #[inline]
     pub fn at_rest(&self) -> Option<ConnRest> {
         let decided = self.verdict.load(Acquire) | self.closing.load(Relaxed);
-        let busy = self.writing.load(Relaxed) | self.lately.load(Relaxed) & UPLOADED;
-        let flags = self.flags.load(Relaxed);
-        let other = flags & (UPGRADED | LINGERING);
+        let busy = self.writing.load(Relaxed);
+        let other = self.flags.load(Relaxed) & (UPGRADED | LINGERING);
         let early = self.early.load(Relaxed);
-        let read = self.read.load(Relaxed);
-        let position = self.position.load(Relaxed);
-        let is_http2 = self.protocol.load(Relaxed) == HTTP2;
         let is_at_rest = u16::from(decided | busy) | other == 0
-            && self.in_flight.load(Relaxed) | u64::from(early) == 0
-            && (is_http2 || read >= position);
+            && self.in_flight.load(Relaxed) | u64::from(early) == 0;
         is_at_rest.then(|| ConnRest {
-            read,
+            read: self.read.load(Relaxed),
             written: self.written.load(Relaxed),
             requests: self.requests.load(Relaxed),
-            data: if is_http2 { position as u32 } else { 0 },
-            framed: flags & FRAMED != 0,
         })
     }
 
@@ -586,8 +578,9 @@ impl ConnState {
         let kept = &self.memory;
         let phase = self.phase.load(Relaxed);
         ConnMemory {
-            phase: phase & !WAS_ASKED,
+            phase: phase & !(WAS_ASKED | IN_DEBT),
             asked: phase & WAS_ASKED != 0,
+            in_debt: phase & IN_DEBT != 0,
             since: kept.since.load(Relaxed),
             seen: kept.seen.load(Relaxed),
             read: kept.read.load(Relaxed),
@@ -603,7 +596,8 @@ impl ConnState {
     pub fn remember(&self, memory: ConnMemory) {
         let kept = &self.memory;
         let asked = if memory.asked { WAS_ASKED } else { 0 };
-        self.phase.store(memory.phase | asked, Relaxed);
+        let in_debt = if memory.in_debt { IN_DEBT } else { 0 };
+        self.phase.store(memory.phase | asked | in_debt, Relaxed);
         kept.since.store(memory.since, Relaxed);
         kept.seen.store(memory.seen, Relaxed);
         kept.read.store(memory.read, Relaxed);
@@ -1046,7 +1040,6 @@ mod tests {
         let sample = state.sample();
         assert_eq!((state.frame(), sample.data, sample.framed), (7, 99, true));
         assert!(!sample.body_left && !sample.more_was_read);
-        assert_eq!(state.at_rest().map(|rest| rest.data), Some(99));
     }
 
     #[test]
@@ -1063,22 +1056,14 @@ mod tests {
     fn a_connection_is_at_rest_as_long_as_nothing_is_going_on() {
         type Change = fn(&Arc<ConnInfo>) -> Option<InFlight>;
         let verdict = ConnVerdict { reason: Reason::Idle, ending: Ending::Finish };
-        let changes: [(Change, bool); 15] = [
+        let changes: [(Change, bool); 14] = [
             (|_| None, true),
             (|conn| (conn.state().add_read(5), None).1, true),
             (|conn| (conn.state().add_written(5), None).1, true),
             (|conn| (conn.state().set_accounted(), None).1, true),
             (|conn| (conn.begin_request(true).set_waiting(true), None).1, true),
             (|conn| Some(conn.begin_request(false)), false),
-            (
-                |conn| {
-                    conn.state().add_read(5);
-                    conn.begin_request(false).with_body(Some(50));
-                    None
-                },
-                false,
-            ),
-            (|conn| (conn.begin_request(true).uploads(), None).1, false),
+            (|conn| (conn.begin_request(true).uploads(), None).1, true),
             (|conn| (conn.state().early.store(1, Relaxed), None).1, false),
             (|conn| (conn.state().set_write_blocked(), None).1, false),
             (|conn| (conn.state().set_upgraded(), None).1, false),
@@ -1099,18 +1084,13 @@ mod tests {
             conn.state().add_read(100);
             drop(conn.begin_request(false));
             let _in_flight = change(&conn);
-            let ConnSample { read, written, requests, data, framed, .. } = conn.state().sample();
-            let rest = ConnRest { read, written, requests, data, framed };
+            let ConnSample { read, written, requests, .. } = conn.state().sample();
+            let rest = ConnRest { read, written, requests };
             let rest = is_at_rest.then_some(rest);
             assert_eq!(conn.state().at_rest(), rest, "change {at}");
             conn.state().end(verdict);
             assert_eq!(conn.state().at_rest(), None, "change {at}, decided");
         }
-        // A body that has just ended is one until the sweeper has looked.
-        let conn = conn();
-        conn.begin_request(true).uploads();
-        conn.state().look();
-        assert!(conn.state().at_rest().is_some());
     }
 
     #[test]

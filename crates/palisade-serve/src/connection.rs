@@ -31,7 +31,7 @@ use tokio::{
 const HEARD: Duration = Duration::from_secs(5);
 
 /// What hyper is given to serve on.
-type Io<T> = TokioIo<Framed<Rewind<T>>>;
+type Io<T> = TokioIo<Rewind<T>>;
 
 pin_project! {
     /// hyper's connection, and what it is to be told.
@@ -99,7 +99,6 @@ pub(crate) async fn run<T, S>(
                 conn.state().allow_half_close();
             }
             let service = ConnService::new(conn, service, refusals.clone(), &server.http, false);
-            let io = Framed::new(io, conn, false);
             let connection = server.http1.serve_connection(TokioIo::new(io), service);
             let connection = connection.with_upgrades();
             let refusal = Driven { connection, conn, server, open, told: None }.await;
@@ -181,7 +180,7 @@ where
     }
 }
 
-impl<T, S> Connection for http2::Connection<Io<T>, ConnService<S>, Streams>
+impl<T, S> Connection for http2::Connection<TokioIo<Framed<Rewind<T>>>, ConnService<S>, Streams>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: HttpService,
