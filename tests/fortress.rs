@@ -254,7 +254,7 @@ async fn held(addr: SocketAddr, what: &'static str, bytes: Vec<u8>) -> (&'static
     (what, sent.elapsed())
 }
 
-/// The last of what a client of HTTP/2 reads whose stream is reset: RST_STREAM, CANCEL.
+/// The last of what a client of HTTP/2 reads whose stream is reset: `RST_STREAM`, CANCEL.
 const BYE: &[u8] = &[0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 8];
 
 /// Reads all that comes until the server ends the connection, and says how long that takes.

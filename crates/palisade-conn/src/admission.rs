@@ -7,6 +7,7 @@ use crate::{
     limits::Limits,
     permit::Permit,
     registry::{Found, Share, Shares},
+    say,
     sweeper::SPARED,
 };
 use palisade_core::{
@@ -179,6 +180,7 @@ impl Shared {
     fn tell(&self, violation: &Violation, mode: Mode, conn: &ConnInfo) {
         if violation.phase == Phase::Accept && mode == Mode::Enforce {
             self.refused.fetch_add(1, Relaxed);
+            say::load_test(violation, conn);
         }
         self.recorder.record(|| Event::disconnected(violation, mode, conn));
         self.kills.add(Kill::new(violation, mode, conn));
@@ -194,10 +196,14 @@ impl Shared {
             (mode, _) => mode,
         };
         let is_first = if mode == Mode::Enforce {
-            // Counted first: whoever goes counts it off.
-            self.going.fetch_add(1, Relaxed);
-            let is_first = conn.state().end(ConnVerdict { reason, ending });
-            if !is_first {
+            // Counted first: its socket counts it off. A verdict that a handler passed through the
+            // state of its connection counts for nothing.
+            let state = conn.state();
+            if state.set_going() {
+                self.going.fetch_add(1, Relaxed);
+            }
+            let is_first = state.end(ConnVerdict { reason, ending });
+            if state.is_gone() && state.take_going() {
                 self.going.fetch_sub(1, Relaxed);
             }
             is_first

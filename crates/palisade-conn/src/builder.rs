@@ -278,7 +278,8 @@ impl ConnGuardBuilder {
     /// The time for a later request head, from its first byte, 1 ms to 24 h; HTTP/1 only, since
     /// bytes of HTTP/2 may be anything. Bytes that come before the sweeper has seen the connection
     /// idle may belong to the request before, and count as idle, and what is left of a body by its
-    /// declared length is work. Ends as [`Self::first_request`] does. Defaults to 10 s.
+    /// declared length is not one: it has the idle time, as long as 500 bytes a second come. Behind a
+    /// body of unknown end, chunked or pipelined, bytes at that rate may be the rest of it. Ends as [`Self::first_request`] does. Defaults to 10 s.
     pub fn head(mut self, within: Duration) -> Self {
         self.head = within;
         self
@@ -286,7 +287,8 @@ impl ConnGuardBuilder {
 
     /// How long nothing may be in flight, 1 ms to 24 h. What a client sends without completing a
     /// request, answers to PING among it, does not count; what he is still being sent does. Behind
-    /// a balancer choose 5 s more than its own idle time. Ends with a FIN. Defaults to 65 s.
+    /// a balancer choose 5 s more than its own idle time. Ends with a FIN; HTTP/2 is told by GOAWAY a
+    /// second before, where the server can tell it. Defaults to 65 s.
     pub fn idle(mut self, longest: Duration) -> Self {
         self.idle = longest;
         self
@@ -312,8 +314,9 @@ impl ConnGuardBuilder {
     }
 
     /// The age at which a connection takes no more requests, 1 ms to 30 days, give or take a
-    /// tenth: HTTP/1 says `Connection: close`, and once it was idle for 5 s it ends with a
-    /// FIN. Upgraded connections have no age. Defaults to 1 h.
+    /// tenth. HTTP/1 says `Connection: close` with its next response. HTTP/2 is told by GOAWAY and
+    /// ends once it was idle for 5 s, where the server can tell it; elsewhere by a FIN once it was
+    /// idle for 30 s, because its client may be about to use it. Upgraded connections have no age. Defaults to 1 h.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = Some(age);
         self
@@ -334,8 +337,8 @@ impl ConnGuardBuilder {
     }
 
     /// How many requests one connection may bring, at least 1; needs the accounting layer. HTTP/1
-    /// says `Connection: close` with the last one. HTTP/2, whose clients cannot be told, ends with a
-    /// FIN once it was idle for 5 s. Defaults to 10,000.
+    /// says `Connection: close` with the last one. HTTP/2 ends as at its [age](Self::max_age).
+    /// Defaults to 10,000.
     pub fn max_requests(mut self, requests: u32) -> Self {
         self.max_requests = Some(requests);
         self
@@ -350,7 +353,8 @@ impl ConnGuardBuilder {
     /// How many connections may be upgraded at once, at least 1; needs the accounting layer. The
     /// next one gets 503 in place of its 101 or its successful `CONNECT`, and its handler learns
     /// that nothing came of the upgrade. An HTTP/2 connection that carries a tunnel counts as one
-    /// for as long as it lives.
+    /// until its last tunnel ends under `palisade::serve`, and elsewhere for as long as it lives;
+    /// every other rule holds beside the tunnel.
     ///
     /// A client may always have one, and more as long as he has no more than is left of three
     /// quarters of them; where a peer is no client ([`Self::behind_proxy`]), all it gets.
@@ -375,9 +379,11 @@ impl ConnGuardBuilder {
     }
 
     /// How many requests one connection may cancel within about a second of their beginning, and
-    /// before anything is answered, 1 to 65,535; needs the accounting layer. From then on it is
-    /// reset once they are more than half of all its requests that have ended. A second is one
-    /// look of the sweeper longer at the most. Defaults to 200.
+    /// before anything is answered, 1 to 65,535; needs the accounting layer. Twenty are forgiven in
+    /// each second, so that a search while typing never comes to its end. Beyond that, and once more
+    /// than half of all its requests that have ended were cancelled, the connection is told by
+    /// GOAWAY where the server can tell it, and is reset there at twice as many, elsewhere at once.
+    /// A second is one look of the sweeper longer at the most. Defaults to 200.
     pub fn max_cancelled(mut self, requests: u16) -> Self {
         self.max_cancelled = Some(requests);
         self
@@ -392,10 +398,10 @@ impl ConnGuardBuilder {
     /// How many bytes an HTTP/2 connection may bring that bring no request on, 1 KiB to 1 GiB:
     /// PING, SETTINGS, window updates, priorities, frames that nobody knows. 16 KiB are free for
     /// every second, 32 KiB for every request, as much as its head may have under
-    /// `palisade::serve` and `harden`, and one byte for eight that the server sends; nothing is
-    /// counted while a request with a body is in flight, nor 2 MiB after it, since its client may
-    /// not know yet that it was answered. Before the first request anything counts. Needs the
-    /// accounting layer. Ends with a reset. Defaults to 256 KiB.
+    /// `palisade::serve` and `harden`, and one byte for eight that the server sends. DATA does not
+    /// count: windows bound it. Where frames cannot be told apart, under TLS that is not
+    /// `palisade::serve`'s own, nothing is counted while a request with a body is in flight, nor
+    /// 64 MiB after it. Before the first request anything counts. Needs the accounting layer. Ends with a reset. Defaults to 256 KiB.
     pub fn max_overhead(mut self, bytes: u32) -> Self {
         self.max_overhead = Some(bytes);
         self

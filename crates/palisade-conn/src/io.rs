@@ -32,8 +32,9 @@ const TIMEOUT: &[u8] =
 /// hyper; under `axum::serve` hyper-util's `auto::upgrade::downcast` is the one to call.
 ///
 /// Shut down, it sends its FIN and then reads what the client is still sending, and throws it
-/// away, for at most 1 s or 64 MiB: else the kernel would reset the connection, and a client whose
-/// upload was refused would not see why. It does so only for HTTP that is
+/// away, until nothing comes for 1 s, and for at most 30 s or 64 MiB: else the kernel would reset
+/// the connection, and a client whose upload was refused would not see why. Where places are short
+/// such a connection is the first to go. It does so only for HTTP that is
 /// [accounted for](crate#accounting), never for what was upgraded.
 ///
 /// Dropping a future that reads or writes loses nothing.

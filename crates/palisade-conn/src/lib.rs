@@ -23,22 +23,22 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! | rule | by default | ends with | reason |
 //! |---|---|---|---|
 //! | open connections, upgraded ones too | 0.8 × file limit − 64, a quarter of the memory at 64 KiB each, 16 to 10,000 | displacement, else RST | `ConnectionDisplaced`, `ConnectionsFull` |
-//! | of one client (IPv4 address, IPv6 /64) | max(64, a hundredth) | displacement of his own, else RST | `ConnectionDisplaced`, `ClientConnectionsFull` |
+//! | of one client (IPv4 address, IPv6 /64) | half of what is left of nine tenths; where places are short max(64, a hundredth) | displacement of its own, else RST | `ConnectionDisplaced`, `ClientConnectionsFull` |
 //! | of one network (IPv4 /24, IPv6 /48) | four times that | displacement of its own, else RST | `ConnectionDisplaced`, `NetworkConnectionsFull` |
-//! | connections of one client per second | 100, burst 200 | RST | `AcceptRate` |
+//! | connections of one client per second, of its network | 100, burst 200; four times that | RST | `AcceptRate` |
 //! | first request head, from accept | 10 s | RST; 408 and FIN where HTTP/1 has begun in plain text | `FirstRequest` |
 //! | later request heads, from their first byte, HTTP/1 | 10 s | the same | `SlowHead` |
-//! | nothing in flight | 65 s | FIN | `Idle` |
+//! | nothing in flight | 65 s | FIN, after GOAWAY under `palisade::serve` | `Idle` |
 //! | upgraded and silent | 5 min | FIN | `Idle` |
 //! | upgraded connections | a quarter of all | 503 in place of the 101 | `UpgradedFull` |
-//! | nothing taken of what waits for the client | 30 s | RST | `WriteStall` |
-//! | all answers of HTTP/2 wait for their windows, and less than 500 B/s is taken | 30 s | RST | `WindowStall` |
+//! | less than 500 B/s taken of what waits for the client | 2 min | RST | `WriteStall` |
+//! | all answers of HTTP/2 wait for their windows, and less than 500 B/s is taken | 2 min | RST | `WindowStall` |
 //! | requests in flight on all connections, of which [one client](ConnGuardBuilder::max_in_flight) may have what he leaves | four times the connections, ≥ 1,024 | 503 and `Retry-After` | `InFlightFull` |
-//! | requests cancelled within a second, and more than half of all | 200 | RST | `CancelledRequests` |
+//! | requests cancelled within a second, and more than half of all | 200, and 20/s | GOAWAY, RST | `CancelledRequests` |
 //! | bytes of HTTP/2 that bring no request on | 256 KiB, 16 KiB/s, and 32 KiB a request | RST | `NoProgress` |
-//! | age | 1 h ± 10 % | `Connection: close`, FIN once idle for 5 s, RST after a grace if [asked for](ConnGuardBuilder::age_grace) | `MaxAge` |
-//! | requests of one connection | 10,000 | `Connection: close`, FIN once idle for 5 s | `MaxRequests` |
-//! | idle connections of one client | 8 | `Connection: close`, FIN once idle for 5 s | `KeepAlivePerClient` |
+//! | age | 1 h ± 10 % | `Connection: close`; HTTP/2: GOAWAY, or FIN once idle for 30 s; RST after a grace if [asked for](ConnGuardBuilder::age_grace) | `MaxAge` |
+//! | requests of one connection | 10,000 | the same | `MaxRequests` |
+//! | idle connections of one client | a quarter of what is left; where places are short 8 | `Connection: close`, FIN once idle for 5 s | `KeepAlivePerClient` |
 //! | client gone, request at work, HTTP/1 | looked for every 5 s, on Linux | RST | `HungUp` |
 //!
 //! Except [under pressure](#under-pressure) no time is cut short, and each may be two looks of the sweeper longer, 500 ms unless
@@ -48,14 +48,17 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //!
 //! Who fills the cap with silent sockets must not keep anybody out. From nine tenths of the cap on,
 //! each connection that comes takes the place of the one that is of the least use: first one that
-//! only lingers, then the oldest that has completed no request within 500 ms, then the idle one with
-//! the fewest answers and bytes for its age, if that is no more than one answer in 2 s; then, by a
-//! reset, the one whose client has taken nothing of what waits for him for longest, and for 4 s at
-//! least; then the oldest newcomer, and at last idle ones that did more. Where more than half of all
-//! are newcomers they do not go last but second. Never one that has a request in work, an answer that
-//! is being taken, or a quiet upgrade. The sweeper keeps 64 of them ready;
+//! only lingers, then the oldest that has completed no request within 500 ms; then those above the
+//! share that their client or its network has where places are short, whatever they do; then the
+//! idle one with the fewest answers and bytes for its age, if that is no more than one answer in
+//! 2 s; then, by a reset, the one that has made no progress for longest, and for 4 s at least, in a
+//! response that waits for its client or an upload that does not arrive; then the oldest newcomer,
+//! and idle ones that did more; and at last those whose upload stands still, if it may be whole.
+//! Where more than half of all are newcomers they do not go late but second. Never another one that
+//! has a request in work, an answer that is being taken, or a quiet upgrade. The sweeper keeps 64 of them ready;
 //! where these are used up, 32 connections are looked at. Where none can be spared, what is left of
-//! the places is for clients who have fewer than four connections, and everybody else is reset; nor
+//! the places is for clients with fewer than four connections, in networks with fewer than 16, and
+//! all others are reset; nor
 //! does a newcomer go, or an idle connection that did something, for whoever has four. So those who
 //! hold many with work can neither keep out nor drive out who holds few.
 //!
@@ -82,7 +85,7 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! | first request head, later heads | 10 s | 6.5 s | 3 s |
 //! | nothing in flight | 65 s | 33.5 s | 2 s |
 //! | upgraded and silent | 5 min | 3 min | 60 s |
-//! | nothing taken of what waits for the client | 30 s | 20 s | 10 s |
+//! | less than 500 B/s taken of what waits for the client | 2 min | 65 s | 10 s |
 //!
 //! What is set to less than the last column stays as it is. The pressure is that of the connections
 //! themselves, 0 where displacement begins and 1 at the cap, without those that are told to go, or
@@ -114,20 +117,21 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //!
 //! Under `axum::serve` and tonic one HTTP/2 connection cannot be told to go away in good order (but
 //! by tonic itself at an age, which `harden` sets), nor one stream of it be cut: a client that shuts the window of some streams keeps them for as long
-//! as another one of the connection is at work. Unfinished HEADERS after the first complete request end by the idle
+//! as a handler of the connection is at work, unless places are short. Unfinished HEADERS after the first complete request end by the idle
 //! rule only. A request that begins at the very moment in which its connection is ended as idle
 //! is lost, as with every server; clients repeat it. HTTP/2 that is to take no more requests, of
-//! its age or their number, goes once it was idle for 5 s, and a client that never is goes on.
+//! its age or their number, goes there once it was idle for 30 s, and a client that never is goes on.
 //!
 //! Behind an upload that no handler reads, and that has filled the socket, a client's end does not
 //! arrive: that he is gone is not seen, and his request lasts for as long as its handler does.
 //!
 //! A handler that answers and reads on in a task of its own is seen to be at work only where the
-//! request is HTTP/1 and says how long its body is; in chunks, or on HTTP/2, such an upload has the
-//! idle time from its answer on, and on HTTP/2 its bytes count as bringing no request on. While a
-//! request with a body is in flight on HTTP/2 nobody can tell its bytes from others, and a flood
-//! beside it passes. When a tunnel of HTTP/2 ends, hyper tells nobody: its connection counts as
-//! upgraded for as long as it lives, and has the upgraded time whenever it has no request in flight.
+//! request is HTTP/1, and while 500 bytes a second come; on HTTP/2 such an upload has the idle time
+//! from its answer on. Under TLS that is not `palisade::serve`'s own, the bytes of an HTTP/2 body
+//! cannot be told from others, and a flood beside an upload passes. When a tunnel of HTTP/2 ends,
+//! hyper tells the guard only under `palisade::serve`: elsewhere its connection counts as upgraded
+//! for as long as it lives, and has the upgraded time, which only its DATA moves, whenever it has no
+//! request in flight.
 //!
 //! Answers to pipelined requests that the kernels on both sides hold unread are not counted: to
 //! ask for them takes an `ioctl` that no safe crate has. hyper reads no further request while its

@@ -48,7 +48,7 @@ impl Drop for Permit {
         conn.leave();
         let state = conn.state();
         let verdict = state.retire();
-        if verdict.is_some() {
+        if state.take_going() {
             shared.going.fetch_sub(1, Relaxed);
         }
         shared.open.fetch_sub(1, SeqCst);

@@ -328,7 +328,8 @@ impl Shard {
             let Some(found) = slot.found() else { continue };
             let state = found.conn.state();
             if state.verdict().is_some() {
-                going += 1;
+                // One that has not gone for seconds is not about to.
+                going += u32::from(state.is_going());
             } else if let Some(rank) =
                 spare(&state.sample(), now.saturating_sub(slot.opened), false)
                 && best.as_ref().is_none_or(|(least, _)| rank < *least)
@@ -725,8 +726,13 @@ mod tests {
             assert!(registry.enter(conn, 0, of_client(3)).unwrap().1.is_none());
         }
         let idle = ConnVerdict { reason: Reason::Idle, ending: Ending::Finish };
+        conns[1].state().set_going();
         conns[1].state().end(idle);
-        assert!(registry.enter(&conn(1), 0, of_client(3)).unwrap().1.is_none());
+        let next = conn(1);
+        assert!(registry.enter(&next, 0, of_client(3)).unwrap().1.is_none());
+        // If it does not go, another one has to.
+        assert!(conns[1].state().take_going());
+        assert!(registry.enter(&conn(1), 0, of_client(3)).unwrap().1.is_some());
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! What this crate logs by itself, with the feature `tracing`: each once.
 
 use crate::limits::Limits;
+use palisade_core::{ConnInfo, Event, Recorder, Violation};
 #[cfg(feature = "tracing")]
-use palisade_core::Guard;
-use palisade_core::{Event, Recorder};
+use palisade_core::{Guard, Reason};
 #[cfg(feature = "tracing")]
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -22,6 +22,30 @@ pub(crate) fn cap(limits: &Limits) {
 
 #[cfg(not(feature = "tracing"))]
 pub(crate) fn cap(_: &Limits) {}
+
+/// A client on this machine was refused for its share or its rate: perhaps a load test. Said once in
+/// a process.
+#[cfg(feature = "tracing")]
+pub(crate) fn load_test(violation: &Violation, conn: &ConnInfo) {
+    static IS_SAID: AtomicBool = AtomicBool::new(false);
+    let is_of_one = matches!(
+        violation.reason,
+        Reason::AcceptRate | Reason::ClientConnectionsFull | Reason::NetworkConnectionsFull
+    );
+    if is_of_one && conn.peer().ip().to_canonical().is_loopback() && !IS_SAID.swap(true, Relaxed) {
+        tracing::warn!(
+            target: "palisade",
+            guard = Guard::Connection.as_str(),
+            reason = violation.reason.as_str(),
+            "connections from this machine are refused for the share of one client: for a load test \
+             set `no_accept_rate()` and `no_max_per_client()` on `ConnGuard::builder()`, or \
+             `reserve` places for its address",
+        );
+    }
+}
+
+#[cfg(not(feature = "tracing"))]
+pub(crate) fn load_test(_: &Violation, _: &ConnInfo) {}
 
 /// Metrics have panicked. Said once in a process, if they have.
 #[cfg(feature = "tracing")]

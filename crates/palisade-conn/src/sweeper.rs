@@ -9,7 +9,7 @@ use crate::{
     say,
     strain::under,
 };
-use palisade_core::{ConnInfo, ConnMemory, ConnRest, Mode, Reason};
+use palisade_core::{ConnInfo, ConnMemory, ConnRest, ConnState, Mode, Reason};
 use parking_lot::Mutex;
 use std::{
     cmp::Ordering,
@@ -35,6 +35,9 @@ const AT_MOST_EVERY: Duration = Duration::from_millis(20);
 
 /// A look that is so much later than four ticks is another runtime's to make.
 const STALE: Duration = Duration::from_secs(1);
+
+/// A connection that was told to go and is still here after so long counts as one that stays.
+const STUCK_MILLIS: u32 = 5000;
 
 /// What the guard knows of its sweeper: one task in each runtime that accepts connections, one of
 /// which looks. The others stand by, because a runtime may be blocked in a handler, or end.
@@ -272,6 +275,9 @@ async fn sweep(
                 is_told = true;
                 is_kept(&memory, now)
             } else if state.verdict().is_some() {
+                if is_stuck(state, memory, now) && state.take_going() {
+                    shared.going.fetch_sub(1, Relaxed);
+                }
                 continue;
             } else {
                 let (sample, closing) = (state.look(), state.closing());
@@ -345,6 +351,18 @@ async fn sweep(
     let before = std::mem::replace(&mut *shared.spared.lock(), spared);
     drop(before); // With the lock given back.
     true
+}
+
+/// Whether a connection that was told to go has not gone for so long that it may never: an upgraded
+/// socket that its task does not poll cannot be ended.
+fn is_stuck(state: &ConnState, memory: ConnMemory, now: u64) -> bool {
+    /// No phase has this number.
+    const TOLD: u8 = 0x3f;
+    if memory.phase != TOLD {
+        state.remember(ConnMemory { phase: TOLD, since: now as u32, ..memory });
+        return false;
+    }
+    (now as u32).wrapping_sub(memory.since) >= STUCK_MILLIS
 }
 
 // === Untold ===

@@ -635,8 +635,7 @@ async fn a_verdict_wakes_both_who_waits_to_read_and_who_waits_to_write() {
     let mut writer = spawn(async move { write.write_all(&[0; 4096]).await });
     assert_pending!(reader.poll());
     assert_pending!(writer.poll());
-    conn.state().end(ConnVerdict { reason: Reason::MaxAge, ending: Ending::Reset });
-    guard.shared().going.fetch_add(1, Relaxed);
+    assert!(guard.end(&conn, Reason::MaxAge, Ending::Reset));
     assert!(reader.is_woken() && writer.is_woken());
     assert_ready!(reader.poll()).unwrap_err();
     assert_ready!(writer.poll()).unwrap_err();
@@ -1100,6 +1099,57 @@ async fn an_upload_that_stands_still_makes_room_and_one_that_arrives_does_not() 
     }
     assert!(!steady.iter().any(is_told));
     drop((steady, standing, newcomers));
+    is_gone(&guard);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_ends_its_own_connection_does_not_corrupt_the_counts() {
+    let (guard, _) = guard(ConnGuard::builder().max_connections(10));
+    let verdict = ConnVerdict { reason: Reason::Idle, ending: Ending::Finish };
+    let pair = connect(&guard);
+    let conn = pair.server.conn().clone();
+    conn.state().end(verdict);
+    conn.state().retire();
+    guard.end(&conn, Reason::Shutdown, Ending::Reset);
+    drop(pair);
+    guard.end(&conn, Reason::Shutdown, Ending::Reset);
+    is_gone(&guard);
+    let pair = connect(&guard);
+    assert!(guard.end(pair.server.conn(), Reason::Idle, Ending::Finish));
+    assert!(!guard.end(pair.server.conn(), Reason::Idle, Ending::Finish));
+    assert_eq!(guard.snapshot().going, 1);
+    drop(pair);
+    is_gone(&guard);
+    // Pressure is what it is: every place at work.
+    let at_work = |last| {
+        let pair = connect_from(&guard, last).unwrap();
+        let request = pair.server.conn().begin_request(false);
+        (pair, request)
+    };
+    let working: Vec<_> = (0..10).map(at_work).collect();
+    assert_eq!(guard.shared().pressure(), 1.0);
+    drop(working);
+    is_gone(&guard);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upgraded_socket_that_is_never_polled_gives_its_client_no_second_share() {
+    let (guard, _) = guard(ConnGuard::builder().max_connections(100).max_per_client(2));
+    let unpolled = || {
+        let pair = connect(&guard);
+        pair.server.conn().upgrade().unwrap();
+        assert!(guard.end(pair.server.conn(), Reason::Idle, Ending::Finish));
+        pair
+    };
+    let stuck = [unpolled(), unpolled()];
+    assert_eq!(guard.snapshot().going, 2);
+    tokio::time::sleep(6 * SECOND).await;
+    assert_eq!(guard.snapshot().going, 0);
+    let at_work = connect_from(&guard, 1);
+    assert!(at_work.is_err(), "its share is taken by sockets that do not go");
+    assert!(connect_from(&guard, 2).is_ok());
+    drop(stuck);
+    assert!(connect_from(&guard, 1).is_ok());
     is_gone(&guard);
 }
 

@@ -42,6 +42,8 @@ const FRAMED: u16 = 0x200;
 const PROBED: u16 = 0x400;
 /// The server sends GOAWAY when the connection is [closed](ConnState::close).
 const GOAWAY: u16 = 0x800;
+/// The guard counts it among the connections that are about to go.
+const GOING: u16 = 0x1000;
 
 /// Of [`ConnState::writing`]: bytes wait that the kernel does not take;
 const BLOCKED: u8 = 1;
@@ -459,6 +461,22 @@ impl ConnState {
             self.wake();
         }
         is_first
+    }
+
+    /// It counts among those that are about to go, until [`Self::take_going`]. `false` if it did so
+    /// before.
+    pub fn set_going(&self) -> bool {
+        self.set(GOING) & GOING == 0
+    }
+
+    /// It counts no more among those that are about to go. `false` if it did not.
+    pub fn take_going(&self) -> bool {
+        self.flags.fetch_and(!GOING, AcqRel) & GOING != 0
+    }
+
+    /// Whether it does.
+    pub fn is_going(&self) -> bool {
+        self.is_set(GOING)
     }
 
     /// The connection is gone, because of what is returned if of a guard's doing. No verdict is
