@@ -307,7 +307,7 @@ fn blocked_for(memory: &ConnMemory, now: u64) -> u64 {
 
 /// Bytes of HTTP/2 that brought no request on and are not paid for, and what is to be kept of
 /// them. DATA is none of them: windows bound it, and what is read of a refused body is the server's
-/// own doing. Where frames cannot be told apart, nothing is known while a body comes in.
+/// own doing. Nor are heads, which h2 bounds, and of which it may read many before it tells of one. Where frames cannot be told apart, nothing is known while a body comes in.
 #[inline]
 fn watch_overhead(mut memory: ConnMemory, sample: &ConnSample, passed: u64) -> (ConnMemory, u64) {
     let position = position(sample.read, sample.data, sample.written, sample.requests);

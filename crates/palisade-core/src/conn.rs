@@ -92,8 +92,8 @@ pub struct ConnState {
     /// What there was since the sweeper looked.
     lately: AtomicU8,
     /// HTTP/1: how far what was read, or will be, belongs to requests that began: the count of
-    /// bytes when the latest one ended, or where its body ends at the earliest. HTTP/2: the bytes
-    /// of DATA in the low half, and what the socket keeps of the current frame in the high half.
+    /// bytes when the latest one ended, or where its body ends at the earliest. HTTP/2:
+    /// [`Self::data_read`] in the low half, and what the socket keeps of the current frame in the high half.
     position: AtomicU64,
     // Written by the guard.
     verdict: AtomicU8,
@@ -203,7 +203,8 @@ pub struct ConnSample {
     pub awaits_read: bool,
     /// Whether [`data`](Self::data) is exact.
     pub framed: bool,
-    /// HTTP/2: the low half of the bytes read that are payload of DATA frames.
+    /// HTTP/2: the low half of the bytes read that are payload of frames that carry requests: DATA,
+    /// HEADERS and CONTINUATION. h2 may read many heads before the first of them is a request.
     pub data: u32,
 }
 
@@ -318,12 +319,12 @@ impl ConnState {
         self.read.load(Relaxed).saturating_sub(self.position.load(Relaxed))
     }
 
-    /// The low half of the bytes of HTTP/2's DATA frames that were read.
+    /// The low half of the bytes read that are payload of HTTP/2's DATA, HEADERS and CONTINUATION.
     pub fn data_read(&self) -> u32 {
         self.position.load(Relaxed) as u32
     }
 
-    /// `bytes` of DATA were read on HTTP/2, whose frames are told apart from now on.
+    /// `bytes` of such payload were read on HTTP/2, whose frames are told apart from now on.
     pub fn add_data(&self, bytes: u32) {
         self.keep_frame(self.frame(), bytes);
         if !self.is_set(FRAMED) {
@@ -337,7 +338,7 @@ impl ConnState {
         (self.position.load(Relaxed) >> 32) as u32
     }
 
-    /// Keeps `frame`, and adds `data` to the bytes of DATA frames.
+    /// Keeps `frame`, and adds `data` to [`Self::data_read`].
     #[inline]
     pub fn keep_frame(&self, frame: u32, data: u32) {
         // Only what reads the connection writes this, and it has itself borrowed mutably.
