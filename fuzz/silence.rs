@@ -93,7 +93,7 @@ async fn client(
         }
         let mut bytes = [0; 1024];
         while matches!(read.read(&mut bytes).await, Ok(1..)) {}
-        std::future::pending().await
+        std::future::pending::<()>().await;
     });
     let mut stream = 1;
     if is_http2 {
@@ -167,7 +167,7 @@ where
             if read.is_ok() { "read" } else { "not read" }
         }
         "/later" => {
-            let later = async move { while body.frame().await.is_some() {} };
+            let later = async move { while let Some(Ok(_)) = body.frame().await {} };
             tokio::spawn(timeout(HANDLER, later));
             "later"
         }

@@ -6,6 +6,8 @@ use proptest::{collection::vec, prelude::*};
 mod bodies;
 #[path = "../fuzz/connection.rs"]
 mod connection;
+#[path = "../fuzz/silence.rs"]
+mod silence;
 #[path = "../fuzz/sniff.rs"]
 mod sniff;
 
@@ -39,6 +41,11 @@ proptest! {
         data in vec(any::<u8>(), 0..600),
     ) {
         connection::connection(&data);
+    }
+
+    #[test]
+    fn no_client_that_falls_silent_is_there_for_ever(data in vec(any::<u8>(), 1..80)) {
+        silence::silence(&data);
     }
 
     #[test]
