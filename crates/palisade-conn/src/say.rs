@@ -47,22 +47,6 @@ pub(crate) fn load_test(violation: &Violation, conn: &ConnInfo) {
 #[cfg(not(feature = "tracing"))]
 pub(crate) fn load_test(_: &Violation, _: &ConnInfo) {}
 
-/// Metrics have panicked. Said once in a process, if they have.
-#[cfg(feature = "tracing")]
-pub(crate) fn panicked_metrics() {
-    static IS_SAID: AtomicBool = AtomicBool::new(false);
-    if Recorder::has_panicked() && !IS_SAID.swap(true, Relaxed) {
-        tracing::error!(
-            target: "palisade",
-            "the metrics that a guard tells of its events have panicked: it goes on, and those \
-             events are not counted",
-        );
-    }
-}
-
-#[cfg(not(feature = "tracing"))]
-pub(crate) fn panicked_metrics() {}
-
 /// Nobody tells of the requests on so many connections.
 pub(crate) fn unaccounted(recorder: &Recorder, connections: usize) {
     recorder.record(|| Event::unaccounted(connections));

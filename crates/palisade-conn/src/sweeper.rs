@@ -334,7 +334,6 @@ async fn sweep(
         // Others may run between two shards.
         tokio::task::yield_now().await;
     }
-    say::panicked_metrics();
     if shared.untold.is_worth_a_word(now, shared.limits.first_request, is_told, untold) {
         say::unaccounted(&shared.recorder, untold);
     }

@@ -94,6 +94,14 @@ impl Metrics for Hears {
     fn record(&self, _: &Heard<'_>) {}
 }
 
+struct Panics;
+
+impl Metrics for Panics {
+    fn record(&self, event: &Heard<'_>) {
+        panic!("{event:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_guard_says_how_many_there_may_be_and_once_that_nobody_tells_of_requests() {
     let lines = Lines::default();
@@ -129,4 +137,14 @@ async fn a_guard_says_how_many_there_may_be_and_once_that_nobody_tells_of_reques
     lines.take();
     serve(&guard).await;
     assert_eq!(lines.take().len(), 1);
+
+    // Metrics that panic on every event, of which a guard has several: one line.
+    let guard = ConnGuard::builder().metrics(Panics).build().unwrap();
+    lines.take();
+    let peer = Some(([192, 0, 2, 1], 1).into());
+    drop(guard.admit(OneByte(false), peer, None).unwrap());
+    drop(guard.admit(OneByte(false), peer, None).unwrap());
+    let said = lines.take();
+    let [line] = &said[..] else { panic!("{said:?}") };
+    assert!(line.contains("the metrics of a guard panicked"), "{line}");
 }

@@ -6,7 +6,7 @@
 use crate::{ConnInfo, Guard, Mode, Phase, Reason, Rejection, Violation};
 use std::{
     fmt,
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -100,6 +100,11 @@ impl Event<'_> {
 }
 
 impl<'a> Event<'a> {
+    /// A request of `conn` was answered for `rejection`, or would have been.
+    pub const fn refused(rejection: &'a Rejection, mode: Mode, conn: Option<&'a ConnInfo>) -> Self {
+        Self::Refused { rejection, mode, conn }
+    }
+
     /// So many of a hundred requests were forwarded by a proxy that counts as one client.
     pub const fn forwarded(percent: u32) -> Self {
         Self::Forwarded { percent }
@@ -125,11 +130,6 @@ impl<'a> Event<'a> {
         Self::Closed { conn, reason, phase, open_for }
     }
 
-    /// A request of `conn` was answered for `rejection`, or would have been.
-    pub const fn refused(rejection: &'a Rejection, mode: Mode, conn: Option<&'a ConnInfo>) -> Self {
-        Self::Refused { rejection, mode, conn }
-    }
-
     /// A body of `conn` is ended for `violation`, or would be.
     pub const fn cut(violation: &'a Violation, mode: Mode, conn: Option<&'a ConnInfo>) -> Self {
         Self::Cut { violation, mode, conn }
@@ -141,8 +141,10 @@ impl<'a> Event<'a> {
     }
 }
 
-/// Hears what the guards do. Called inside `poll` and `drop`: return at once, never panic. A panic
-/// is caught, and its event is lost.
+/// Hears what the guards do. Called inside `poll` and `drop`: return at once, and do not panic.
+///
+/// A panic is caught, so that it ends neither the server nor a connection: that event is lost, and
+/// with the feature `tracing` the first one of a sink is logged.
 ///
 /// ```
 /// use palisade_core::{Event, Metrics, Recorder};
@@ -279,15 +281,21 @@ pub trait Levels: Send + Sync {
 
 /// A guard's handle on the metrics, if there are any. Silent by default, cheap to clone.
 #[derive(Clone, Default)]
-pub struct Recorder(Option<Arc<dyn Metrics>>);
+pub struct Recorder(Option<Arc<Sink>>);
+
+/// A user's metrics behind the one place that calls them.
+struct Sink<M: ?Sized = dyn Metrics> {
+    has_panicked: AtomicBool,
+    metrics: M,
+}
 
 impl Recorder {
     /// Records. The event is not even built when nobody listens.
     #[inline]
     pub fn record<'a>(&self, event: impl FnOnce() -> Event<'a>) {
-        if let Some(metrics) = &self.0 {
+        if let Some(sink) = &self.0 {
             let event = event();
-            caught(|| metrics.record(&event));
+            sink.call(|metrics| metrics.record(&event));
         }
     }
 
@@ -299,26 +307,25 @@ impl Recorder {
 
     /// Shows `levels` to whoever listens.
     pub fn register(&self, levels: Weak<dyn Levels>) {
-        if let Some(metrics) = &self.0 {
-            caught(|| metrics.register(levels));
+        if let Some(sink) = &self.0 {
+            sink.call(|metrics| metrics.register(levels));
         }
-    }
-
-    /// Whether any metrics of this process have panicked. They hear of the next event all the
-    /// same.
-    #[doc(hidden)]
-    pub fn has_panicked() -> bool {
-        HAS_PANICKED.load(Relaxed)
     }
 }
 
-static HAS_PANICKED: AtomicBool = AtomicBool::new(false);
-
-/// Calls metrics. Their panic must end neither the guard nor the accept loop, nor abort the process
-/// where they are told of a drop while another panic unwinds.
-fn caught(call: impl FnOnce()) {
-    if catch_unwind(AssertUnwindSafe(call)).is_err() {
-        HAS_PANICKED.store(true, Relaxed);
+impl Sink {
+    /// Catches a panic of the metrics: they are called where connections are accepted, and from
+    /// drops that may run while a handler's panic unwinds.
+    fn call(&self, call: impl FnOnce(&dyn Metrics)) {
+        let result = catch_unwind(AssertUnwindSafe(|| call(&self.metrics)));
+        if result.is_err() && !self.has_panicked.swap(true, Relaxed) {
+            #[cfg(feature = "tracing")]
+            tracing::error!(
+                target: "palisade",
+                "the metrics of a guard panicked: the event is lost and the guard goes on; further \
+                 panics of these metrics are not logged",
+            );
+        }
     }
 }
 
@@ -330,7 +337,7 @@ impl fmt::Debug for Recorder {
 
 impl<M: Metrics> From<M> for Recorder {
     fn from(metrics: M) -> Self {
-        Self(Some(Arc::new(metrics)))
+        Self(Some(Arc::new(Sink { has_panicked: AtomicBool::new(false), metrics })))
     }
 }
 
@@ -344,15 +351,23 @@ impl<M: Metrics + ?Sized> Metrics for Arc<M> {
     }
 }
 
+/// Both are called, even if the first one panics.
 impl<A: Metrics, B: Metrics> Metrics for (A, B) {
     fn record(&self, event: &Event<'_>) {
-        caught(|| self.0.record(event));
-        self.1.record(event);
+        both(|| self.0.record(event), || self.1.record(event));
     }
 
     fn register(&self, levels: Weak<dyn Levels>) {
-        caught(|| self.0.register(levels.clone()));
-        self.1.register(levels);
+        let same = levels.clone();
+        both(|| self.0.register(levels), || self.1.register(same));
+    }
+}
+
+fn both(first: impl FnOnce(), second: impl FnOnce()) {
+    let result = catch_unwind(AssertUnwindSafe(first));
+    second();
+    if let Err(panic) = result {
+        resume_unwind(panic);
     }
 }
 
@@ -361,46 +376,20 @@ mod tests {
     use super::*;
     use std::sync::atomic::AtomicUsize;
 
-    /// Panics at every second event.
+    /// Panics on every call, after counting it.
     #[derive(Default)]
     struct Panics(AtomicUsize);
 
     impl Metrics for Panics {
-        fn record(&self, _: &Event<'_>) {
-            assert_eq!(self.0.fetch_add(1, Relaxed) % 2, 1, "on purpose");
+        fn record(&self, event: &Event<'_>) {
+            self.0.fetch_add(1, Relaxed);
+            panic!("{event:?}");
         }
 
         fn register(&self, _: Weak<dyn Levels>) {
-            panic!("on purpose");
+            self.0.fetch_add(1, Relaxed);
+            panic!("register");
         }
-    }
-
-    #[test]
-    fn metrics_that_panic_hear_of_the_next_event_and_so_do_others() {
-        let (panics, others) = (Arc::new(Panics::default()), Arc::new(Panics(AtomicUsize::new(1))));
-        let recorder = Recorder::from((panics.clone(), others.clone()));
-        recorder.register(Weak::<NoLevels>::new());
-        for _ in 0..4 {
-            recorder.record(|| Event::unaccounted(1));
-        }
-        assert_eq!((panics.0.load(Relaxed), others.0.load(Relaxed)), (4, 5));
-        assert!(Recorder::has_panicked());
-    }
-
-    #[test]
-    fn metrics_that_panic_while_a_panic_unwinds_do_not_abort() {
-        struct Told(Recorder);
-        impl Drop for Told {
-            fn drop(&mut self) {
-                self.0.record(|| Event::unaccounted(1));
-            }
-        }
-        let told = Told(Recorder::from(Panics::default()));
-        let unwinding = std::thread::spawn(move || {
-            let _told = told;
-            panic!("on purpose");
-        });
-        assert!(unwinding.join().is_err());
     }
 
     struct NoLevels;
@@ -411,5 +400,44 @@ mod tests {
         }
 
         fn sample(&self, _: &mut dyn FnMut(Level, u64)) {}
+    }
+
+    #[test]
+    fn a_panic_of_the_metrics_stays_with_the_recorder() {
+        let panics = Arc::new(Panics::default());
+        let recorder = Recorder::from(panics.clone());
+        recorder.record(|| Event::forwarded(1));
+        recorder.record(|| Event::forwarded(2));
+        recorder.register(Weak::<NoLevels>::new());
+        assert_eq!(panics.0.load(Relaxed), 3);
+    }
+
+    #[test]
+    fn a_panic_of_the_metrics_in_a_drop_during_another_panic_does_not_abort() {
+        struct Records(Recorder);
+
+        impl Drop for Records {
+            fn drop(&mut self) {
+                self.0.record(|| Event::forwarded(1));
+            }
+        }
+
+        let panics = Arc::new(Panics::default());
+        let records = Records(panics.clone().into());
+        let handler = catch_unwind(AssertUnwindSafe(|| {
+            let _records = records;
+            panic!("the handler");
+        }));
+        assert_eq!(handler.unwrap_err().downcast_ref(), Some(&"the handler"));
+        assert_eq!(panics.0.load(Relaxed), 1);
+    }
+
+    #[test]
+    fn a_panic_of_one_sink_does_not_hide_the_event_from_the_other() {
+        let (first, second) = (Arc::new(Panics::default()), Arc::new(Panics::default()));
+        let recorder = Recorder::from((first.clone(), second.clone()));
+        recorder.record(|| Event::forwarded(1));
+        recorder.register(Weak::<NoLevels>::new());
+        assert_eq!((first.0.load(Relaxed), second.0.load(Relaxed)), (2, 2));
     }
 }

@@ -5,6 +5,7 @@ use palisade_core::{Guard, Level, Levels};
 use parking_lot::Mutex;
 use std::{
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -147,7 +148,10 @@ impl Guards {
                 continue;
             };
             let mut seen = Sums::default();
-            levels.sample(&mut |level, value| seen.add(one.guard, level, value));
+            // Levels may be a user's: a panic of one leaves out what it has not shown yet, not the
+            // levels of all other guards.
+            let mut visit = |level, value| seen.add(one.guard, level, value);
+            let _ = catch_unwind(AssertUnwindSafe(|| levels.sample(&mut visit)));
             held.push(levels);
             for (level, last) in Level::ALL.iter().zip(&mut one.totals) {
                 let Some(value) = seen.get(one.guard, *level) else { continue };
@@ -230,6 +234,31 @@ mod tests {
         assert_eq!(level(&watched, Level::Working), Some(7));
         assert_eq!(level(&watched, Level::Admitted), Some(30));
         assert_eq!(level(&watched, Level::Queued), None);
+    }
+
+    #[test]
+    fn a_panic_in_one_sample_leaves_the_levels_of_the_others() {
+        struct Panics;
+
+        impl Levels for Panics {
+            fn guard(&self) -> Guard {
+                Guard::RateLimit
+            }
+
+            fn sample(&self, visit: &mut dyn FnMut(Level, u64)) {
+                visit(Level::Keys, 5);
+                panic!("sample");
+            }
+        }
+
+        let watched = Watched::new();
+        let panics = Arc::new(Panics);
+        let same = Arc::downgrade(&panics);
+        watched.register(same);
+        let slots = Slots::new(3, 10);
+        register(&watched, &slots);
+        assert_eq!(level(&watched, Level::Keys), Some(5));
+        assert_eq!(level(&watched, Level::Working), Some(3));
     }
 
     #[test]
