@@ -398,8 +398,8 @@ impl ConnGuardBuilder {
     /// How many bytes an HTTP/2 connection may bring that bring no request on, 1 KiB to 1 GiB:
     /// PING, SETTINGS, window updates, priorities, frames that nobody knows. 16 KiB are free for
     /// every second, 32 KiB for every request, as much as its head may have under
-    /// `palisade::serve` and `harden`, and one byte for eight that the server sends. DATA, HEADERS
-    /// and CONTINUATION do not count: windows and h2's own limits bound them. Where frames cannot be told apart, under TLS that is not
+    /// `palisade::serve` and `harden`, and one byte for eight that the server sends. DATA does not
+    /// count: windows bound it. Where frames cannot be told apart, under TLS that is not
     /// `palisade::serve`'s own, nothing is counted while a request with a body is in flight, nor
     /// 64 MiB after it. Before the first request anything counts. Needs the accounting layer. Ends with a reset. Defaults to 256 KiB.
     pub fn max_overhead(mut self, bytes: u32) -> Self {

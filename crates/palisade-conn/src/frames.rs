@@ -1,18 +1,15 @@
 //! The frames of HTTP/2 (RFC 9113 section 4.1) in what a client sends, as far as it takes to tell
-//! those that carry requests (DATA, HEADERS, CONTINUATION) from the rest.
+//! DATA from the rest.
 
 use palisade_core::ConnState;
 
 /// What comes before the first frame.
 const PREFACE_BYTES: u32 = 24;
 const HEADER_BYTES: u8 = 9;
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const CONTINUATION: u8 = 9;
 /// In place of the bytes of a header: nothing came yet.
 const AT_START: u8 = u8::MAX;
-/// In the kept word beside the 24 bits of the length that is left: the frame carries a request.
-const IS_CONTENT: u32 = 1 << 31;
+/// In the kept word beside the 24 bits of the length that is left: the frame is DATA.
+const IS_DATA: u32 = 1 << 31;
 
 /// Where in the stream of frames a connection is. The rest of it is a word in its [`ConnState`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +24,7 @@ impl Frames {
         Self { header: AT_START }
     }
 
-    /// `bytes` came: counts those among them that are payload of frames that carry requests.
+    /// `bytes` came: counts those among them that are payload of DATA frames.
     pub fn read(&mut self, state: &ConnState, mut bytes: &[u8]) {
         // While the header comes: its length, and its type above that.
         let mut word = state.frame();
@@ -36,10 +33,10 @@ impl Frames {
             (self.header, word) = (HEADER_BYTES, PREFACE_BYTES);
         }
         while let [first, rest @ ..] = bytes {
-            let left = word & !IS_CONTENT;
+            let left = word & !IS_DATA;
             if self.header == HEADER_BYTES && left > 0 {
                 let here = bytes.len().min(left as usize);
-                if word & IS_CONTENT != 0 {
+                if word & IS_DATA != 0 {
                     data = data.wrapping_add(here as u32);
                 }
                 word -= here as u32;
@@ -52,7 +49,7 @@ impl Frames {
             // Length, type, flags, stream.
             match self.header {
                 0..3 => word = word << 8 | u32::from(*first),
-                3 if matches!(*first, DATA | HEADERS | CONTINUATION) => word |= IS_CONTENT,
+                3 if *first == 0 => word |= IS_DATA,
                 _ => {}
             }
             self.header += 1;
@@ -89,12 +86,11 @@ mod tests {
     }
 
     #[test]
-    fn what_carries_requests_is_told_from_the_rest_however_it_is_cut() {
-        let bytes =
-            [frame(4, 18), frame(0, 5), frame(1, 300), frame(0, 0), frame(0, 70_000), frame(9, 40)];
+    fn data_is_told_from_the_rest_however_it_is_cut() {
+        let bytes = [frame(4, 18), frame(0, 5), frame(1, 300), frame(0, 0), frame(0, 70_000)];
         let bytes = [bytes.concat(), frame(6, 8), frame(0, 3)[..10].to_vec()].concat();
         for size in [1, 2, 3, 7, 9, 10, 16_384, bytes.len() + 24] {
-            assert_eq!(data_in(&bytes, size), 5 + 300 + 70_000 + 1 + 40, "{size}");
+            assert_eq!(data_in(&bytes, size), 5 + 70_000 + 1, "{size}");
         }
     }
 

@@ -27,6 +27,9 @@ const MAX_CREDIT_BYTES: i32 = 2 << 20;
 /// The same where frames cannot be told apart. When a request ends, so much of its body may still
 /// be on its way: what a window allows, and what is read of a refused body for a moment.
 const MAX_UNFRAMED_CREDIT_BYTES: i32 = 64 << 20;
+/// h2 reads so many bytes of heads, or more, before hyper tells of the first of their requests. What
+/// is above the budget at one look only, and by no more than this, may be such heads.
+const MAX_HEADS_AHEAD_BYTES: u64 = 4 << 20;
 /// One early cancellation is forgiven in so many milliseconds: 20 a second.
 const FORGIVEN_MILLIS: u64 = 50;
 
@@ -160,6 +163,7 @@ pub(crate) fn judge(
     let stalled = blocked_for(&memory, when.now).max(stalled_for) / 1000;
     memory.stalled = u8::try_from(stalled).unwrap_or(u8::MAX);
     let finding = find(limits, when, clock, sample, closing, &memory, overhead);
+    memory.over_budget = limits.max_overhead.is_some_and(|most| overhead > u64::from(most));
     if sample.goaway && matches!(finding, Finding::Close(_)) {
         // What is idle already has its time from now on, to hear of it.
         memory.since = when.now as u32;
@@ -307,7 +311,7 @@ fn blocked_for(memory: &ConnMemory, now: u64) -> u64 {
 
 /// Bytes of HTTP/2 that brought no request on and are not paid for, and what is to be kept of
 /// them. DATA is none of them: windows bound it, and what is read of a refused body is the server's
-/// own doing. Nor are heads, which h2 bounds, and of which it may read many before it tells of one. Where frames cannot be told apart, nothing is known while a body comes in.
+/// own doing. Where frames cannot be told apart, nothing is known while a body comes in.
 #[inline]
 fn watch_overhead(mut memory: ConnMemory, sample: &ConnSample, passed: u64) -> (ConnMemory, u64) {
     let position = position(sample.read, sample.data, sample.written, sample.requests);
@@ -378,6 +382,7 @@ fn find(
         && (!sample.upgraded || sample.http2 && sample.framed)
         && (sample.http2 || sample.requests == 0)
         && overhead > most
+        && (memory.over_budget || overhead > most.saturating_add(MAX_HEADS_AHEAD_BYTES))
     {
         return end(Reason::NoProgress, Ending::Reset, most, overhead);
     }
@@ -866,11 +871,15 @@ mod tests {
         let most = 256 * 1024 + 32 * 1024 + 4000;
         assert_eq!(first_finding(0, |_| http2(most)), None);
         let reset = |now| Some((now, Reason::NoProgress, Ending::Reset));
-        assert_eq!(ended(first_finding(0, |_| http2(most + 1))), reset(0));
+        // At one look they may be heads of which no request is known yet, at the next no more.
+        assert_eq!(ended(first_finding(250, |_| http2(most + 4001))), reset(250));
+        let ahead = |now: u64| ConnSample { requests: 1 + now as u32, ..http2(4 << 20) };
+        assert_eq!(first_finding(1000, ahead), None);
+        assert_eq!(ended(first_finding(0, |_| http2(most + (4 << 20) + 1))), reset(0));
         // 16 a millisecond are free for ever, and 17 are not.
         let steady = |rate: u64| move |now| ConnSample { in_flight: 1, ..http2(now * rate) };
         assert_eq!(first_finding(1_000_000, steady(16)), None);
-        assert_eq!(ended(first_finding(1_000_000, steady(17))), reset(264_250));
+        assert_eq!(ended(first_finding(1_000_000, steady(17))), reset(264_500));
         // The acknowledgements of a download, and a request in each look.
         let acknowledges =
             |now| ConnSample { in_flight: 1, written: now * 8000, ..http2(now * 1000) };
@@ -889,7 +898,7 @@ mod tests {
             }
         };
         assert_eq!(first_finding(10_000, tail(64 << 20)), None);
-        assert_eq!(ended(first_finding(10_000, tail(65 << 20))), reset(750));
+        assert_eq!(ended(first_finding(10_000, tail(65 << 20))), reset(1000));
         // Where they can be seen, DATA is no overhead, and what comes beside it is.
         let framed = |now: u64, beside: u64| ConnSample {
             framed: true,
@@ -899,11 +908,11 @@ mod tests {
             ..http2(now * (1_000_000 + beside))
         };
         assert_eq!(first_finding(10_000, |now| framed(now, 16)), None);
-        assert_eq!(ended(first_finding(10_000, |now| framed(now, 1000))), reset(500));
+        assert_eq!(ended(first_finding(10_000, |now| framed(now, 1000))), reset(750));
         let refused = |now| ConnSample { uploading: false, in_flight: 0, ..framed(now, 16) };
         assert_eq!(first_finding(10_000, refused), None);
         let tunnel = |now| ConnSample { upgraded: true, ..framed(now, 1000) };
-        assert_eq!(ended(first_finding(10_000, tunnel)), reset(500));
+        assert_eq!(ended(first_finding(10_000, tunnel)), reset(750));
         // Beside a tunnel whose frames cannot be seen there may be anything.
         let tunnel = |now| ConnSample { upgraded: true, in_flight: 1, ..http2(now * 100_000) };
         assert_eq!(first_finding(4000, tunnel), None);
@@ -911,7 +920,7 @@ mod tests {
         assert_eq!(first_finding(4000, http1), None);
         // Before the first request there is nothing else either.
         let nothing = |now| ConnSample { read: now * 1000, ..sample() };
-        assert_eq!(ended(first_finding(5000, nothing)), reset(500));
+        assert_eq!(ended(first_finding(5000, nothing)), reset(750));
     }
 
     #[test]

@@ -356,7 +356,7 @@ async fn sweep(
 /// socket that its task does not poll cannot be ended.
 fn is_stuck(state: &ConnState, memory: ConnMemory, now: u64) -> bool {
     /// No phase has this number.
-    const TOLD: u8 = 0x3f;
+    const TOLD: u8 = 0x1f;
     if memory.phase != TOLD {
         state.remember(ConnMemory { phase: TOLD, since: now as u32, ..memory });
         return false;

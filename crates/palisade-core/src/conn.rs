@@ -65,9 +65,11 @@ const UPLOAD: u64 = 1 << 21;
 /// and those of which more is ready than their client takes.
 const WAITING: u64 = 1 << 42;
 
-/// Beside the phase in [`ConnState::phase`]: [`ConnMemory::asked`] and [`ConnMemory::in_debt`].
+/// Beside the phase in [`ConnState::phase`]: [`ConnMemory::asked`], [`ConnMemory::in_debt`] and
+/// [`ConnMemory::over_budget`].
 const WAS_ASKED: u8 = 0x80;
 const IN_DEBT: u8 = 0x40;
+const OVER_BUDGET: u8 = 0x20;
 
 /// A request that its client cancels so soon was not waited for.
 const EARLY_MILLIS: u32 = 1000;
@@ -92,8 +94,8 @@ pub struct ConnState {
     /// What there was since the sweeper looked.
     lately: AtomicU8,
     /// HTTP/1: how far what was read, or will be, belongs to requests that began: the count of
-    /// bytes when the latest one ended, or where its body ends at the earliest. HTTP/2:
-    /// [`Self::data_read`] in the low half, and what the socket keeps of the current frame in the high half.
+    /// bytes when the latest one ended, or where its body ends at the earliest. HTTP/2: the bytes
+    /// of DATA in the low half, and what the socket keeps of the current frame in the high half.
     position: AtomicU64,
     // Written by the guard.
     verdict: AtomicU8,
@@ -203,8 +205,7 @@ pub struct ConnSample {
     pub awaits_read: bool,
     /// Whether [`data`](Self::data) is exact.
     pub framed: bool,
-    /// HTTP/2: the low half of the bytes read that are payload of frames that carry requests: DATA,
-    /// HEADERS and CONTINUATION. h2 may read many heads before the first of them is a request.
+    /// HTTP/2: the low half of the bytes read that are payload of DATA frames.
     pub data: u32,
 }
 
@@ -228,6 +229,8 @@ pub struct ConnMemory {
     pub asked: bool,
     /// Whether bytes that bring no request on are not paid for yet.
     pub in_debt: bool,
+    /// Whether they are more than may be.
+    pub over_budget: bool,
     /// Since when: the low half of the guard's milliseconds, enough for 24 days.
     pub since: u32,
     /// What must not change for the phase to be the same.
@@ -319,12 +322,12 @@ impl ConnState {
         self.read.load(Relaxed).saturating_sub(self.position.load(Relaxed))
     }
 
-    /// The low half of the bytes read that are payload of HTTP/2's DATA, HEADERS and CONTINUATION.
+    /// The low half of the bytes of HTTP/2's DATA frames that were read.
     pub fn data_read(&self) -> u32 {
         self.position.load(Relaxed) as u32
     }
 
-    /// `bytes` of such payload were read on HTTP/2, whose frames are told apart from now on.
+    /// `bytes` of DATA were read on HTTP/2, whose frames are told apart from now on.
     pub fn add_data(&self, bytes: u32) {
         self.keep_frame(self.frame(), bytes);
         if !self.is_set(FRAMED) {
@@ -338,7 +341,7 @@ impl ConnState {
         (self.position.load(Relaxed) >> 32) as u32
     }
 
-    /// Keeps `frame`, and adds `data` to [`Self::data_read`].
+    /// Keeps `frame`, and adds `data` to the bytes of DATA frames.
     #[inline]
     pub fn keep_frame(&self, frame: u32, data: u32) {
         // Only what reads the connection writes this, and it has itself borrowed mutably.
@@ -597,9 +600,10 @@ impl ConnState {
         let kept = &self.memory;
         let phase = self.phase.load(Relaxed);
         ConnMemory {
-            phase: phase & !(WAS_ASKED | IN_DEBT),
+            phase: phase & !(WAS_ASKED | IN_DEBT | OVER_BUDGET),
             asked: phase & WAS_ASKED != 0,
             in_debt: phase & IN_DEBT != 0,
+            over_budget: phase & OVER_BUDGET != 0,
             since: kept.since.load(Relaxed),
             seen: kept.seen.load(Relaxed),
             read: kept.read.load(Relaxed),
@@ -616,7 +620,8 @@ impl ConnState {
         let kept = &self.memory;
         let asked = if memory.asked { WAS_ASKED } else { 0 };
         let in_debt = if memory.in_debt { IN_DEBT } else { 0 };
-        self.phase.store(memory.phase | asked | in_debt, Relaxed);
+        let over_budget = if memory.over_budget { OVER_BUDGET } else { 0 };
+        self.phase.store(memory.phase | asked | in_debt | over_budget, Relaxed);
         kept.since.store(memory.since, Relaxed);
         kept.seen.store(memory.seen, Relaxed);
         kept.read.store(memory.read, Relaxed);
