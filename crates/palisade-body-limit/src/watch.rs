@@ -65,7 +65,7 @@ impl Watch {
         let answerer = Answerer::new(AnswerForm::of(request), conn);
         let version = request.version();
         let is_head = request.method() == Method::HEAD;
-        let grpc = answerer.form() == AnswerForm::Grpc && version > Version::HTTP_11;
+        let grpc = answerer.form() == AnswerForm::Grpc;
         let limit = Mutex::new(Limit { bytes: limit, stands: false });
         Self { shared, answerer, version, is_head, grpc, limit }
     }

@@ -41,7 +41,7 @@ impl Violation {
     /// head is sent already: gRPC still learns its status from trailers, in good order, and in
     /// every other form the body can only fail.
     pub fn ending(self, form: AnswerForm) -> Result<Frame<Bytes>, BoxError> {
-        if form != AnswerForm::Grpc {
+        if !matches!(form, AnswerForm::Grpc | AnswerForm::GrpcTranslated { .. }) {
             return Err(self.into());
         }
         // The status of plain HTTP goes nowhere.
@@ -93,6 +93,12 @@ pub enum AnswerForm {
     },
     /// 200, trailers-only, `grpc-status`.
     Grpc,
+    /// The same over HTTP/1, for a layer outside this one that translates gRPC-Web, as
+    /// `GrpcWebLayer` of tonic-web does. The request may be a client's own that claims to be one.
+    GrpcTranslated {
+        /// Whether to say `Connection: close`.
+        close: bool,
+    },
     /// 200, and the trailers as a frame of the body.
     GrpcWeb {
         /// Whether to say `Connection: close`.
@@ -107,11 +113,8 @@ pub enum AnswerForm {
 
 impl AnswerForm {
     /// The form that suits `request`, going by its method and content type, both of which are the
-    /// client's own words, and by the protocol: there is no gRPC over HTTP/1. What a layer outside
-    /// of the guards has translated from gRPC-Web says `TE: trailers` as gRPC has to, and gets its
-    /// refusal as gRPC, which that layer translates back.
-    ///
-    /// It decides about the form of an answer, and about nothing that a client may gain by.
+    /// client's own words, and by the protocol: there is no gRPC over HTTP/1, except between a
+    /// layer that translates gRPC-Web and the service inside it. Such a layer sets `TE: trailers`.
     #[inline]
     pub fn of<B: Body>(request: &Request<B>) -> Self {
         let close = request.version() <= Version::HTTP_11 && !request.body().is_end_stream();
@@ -130,14 +133,15 @@ impl AnswerForm {
                 (Self::GrpcWebText { close }, rest)
             } else if let Some(rest) = rest.strip_prefix(b"-web") {
                 (Self::GrpcWeb { close }, rest)
-            } else {
+            } else if request.version() > Version::HTTP_11 {
                 (Self::Grpc, rest)
+            } else {
+                (Self::GrpcTranslated { close }, rest)
             };
             // What merely begins like it is something else, and so is what comes by a protocol
             // that cannot carry it.
-            let is_translated = || request.headers().get(TE).is_some_and(|te| te == "trailers");
-            let is_carried =
-                form != Self::Grpc || request.version() > Version::HTTP_11 || is_translated();
+            let is_carried = form != Self::GrpcTranslated { close }
+                || request.headers().get(TE).is_some_and(|te| te == "trailers");
             if is_carried && matches!(rest, [] | [b'+' | b';', ..]) {
                 return form;
             }
@@ -263,10 +267,13 @@ impl Rejection {
                 let answer = Bytes::from_static(self.message().as_bytes());
                 self.respond(Response::new(answer))
             }
-            AnswerForm::Grpc => {
+            AnswerForm::Grpc | AnswerForm::GrpcTranslated { .. } => {
                 let mut response = Response::new(GuardBody::answer(Bytes::new()));
                 *response.headers_mut() = self.grpc_trailers();
                 response.headers_mut().insert(CONTENT_TYPE, GRPC);
+                if self.form == (AnswerForm::GrpcTranslated { close: true }) {
+                    response.headers_mut().insert(CONNECTION, CLOSE);
+                }
                 response
             }
             AnswerForm::GrpcWeb { close } | AnswerForm::GrpcWebText { close } => {
@@ -431,6 +438,20 @@ mod tests {
     }
 
     #[test]
+    fn grpc_over_http1_that_takes_trailers_comes_from_a_layer_that_translates_grpc_web() {
+        let mut request = request("application/grpc");
+        request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
+        let form = AnswerForm::of(&request);
+        assert_eq!(form, AnswerForm::GrpcTranslated { close: true });
+        let response = rejection(form).into_response::<Full<Bytes>>();
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["grpc-status"], "8");
+        assert_eq!(response.headers()[CONNECTION], "close");
+        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpcx"));
+        assert_eq!(AnswerForm::of(&request), AnswerForm::Http { close: true });
+    }
+
+    #[test]
     fn only_an_unread_http1_body_closes_the_connection() {
         let h2 = over(Version::HTTP_2, "text/html");
         assert_eq!(AnswerForm::of(&h2), AnswerForm::Http { close: false });
@@ -485,9 +506,11 @@ mod tests {
     #[test]
     fn a_cut_body_ends_with_trailers_in_grpc_and_fails_in_every_other_form() {
         let violation = Violation::new(Guard::SlowBody, Reason::Gap, Phase::ResponseBody, 1, 2);
-        let trailers = violation.ending(AnswerForm::Grpc).unwrap().into_trailers().unwrap();
-        assert_eq!(trailers["grpc-status"], "4");
-        assert_eq!(trailers["grpc-message"], "body too slow");
+        for form in [AnswerForm::Grpc, AnswerForm::GrpcTranslated { close: true }] {
+            let trailers = violation.ending(form).unwrap().into_trailers().unwrap();
+            assert_eq!(trailers["grpc-status"], "4");
+            assert_eq!(trailers["grpc-message"], "body too slow");
+        }
         for form in [
             AnswerForm::Http { close: false },
             AnswerForm::GrpcWeb { close: false },

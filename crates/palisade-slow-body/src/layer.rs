@@ -5,7 +5,7 @@ use crate::{
     watch::{Plain, Watch},
 };
 use bytes::Bytes;
-use http::{Request, Response, Version};
+use http::{Request, Response};
 use http_body::Body;
 use palisade_core::{AnswerForm, Answerer, BoxError, GuardBody, Pressure, RequestHead, Settings};
 use std::{
@@ -187,8 +187,7 @@ impl Shared {
         let form = AnswerForm::of(request);
         let conn = self.settings.conn(request.extensions());
         // gRPC-Web has no client streams.
-        // Nor is there a client stream over HTTP/1, whatever is claimed.
-        let grpc = form == AnswerForm::Grpc && request.version() > Version::HTTP_11;
+        let grpc = form == AnswerForm::Grpc;
         let answerer = Answerer::new(form, conn);
         Some(Arc::new(Watch::new(self.clone(), answerer, grpc, chosen, has_body)))
     }
