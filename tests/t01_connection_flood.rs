@@ -245,6 +245,8 @@ async fn with_the_cap_full_of_half_sent_uploads_honest_newcomers_are_served() {
         let mut kept = RawClient::connect_from(from, server.addr).await.unwrap();
         kept.send("GET /hang HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
         hoard.push(kept);
+        // On a busy machine they take a moment to go.
+        until("no connection is about to go", || guard.snapshot().going == 0).await;
     }
     steady.send(vec![b'x'; 4000]).await.unwrap();
     assert_eq!(steady.head().await.unwrap().status, 200);

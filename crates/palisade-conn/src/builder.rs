@@ -98,7 +98,7 @@ impl ConnGuardBuilder {
             head: Duration::from_secs(10),
             idle: Duration::from_secs(65),
             upgraded_idle: Duration::from_secs(300),
-            write_stall: Duration::from_secs(120),
+            write_stall: Duration::from_secs(300),
             max_age: Some(Duration::from_secs(3600)),
             age_grace: None,
             max_requests: Some(10_000),
@@ -306,8 +306,8 @@ impl ConnGuardBuilder {
     /// rate. Ends with a reset. Where places are short, it is 10 s at last, and what has stalled
     /// for 4 s may be evicted.
     ///
-    /// A receive window opens in large steps: a client that reads 2,000 B/s may take nothing for a
-    /// minute, and then 128 KiB at once. Defaults to 2 min.
+    /// A receive window opens in large steps, of up to a sixteenth of its buffer: a client that reads
+    /// 2,000 B/s may take nothing for three minutes, and then 384 KiB at once. Defaults to 5 min.
     pub fn write_stall(mut self, longest: Duration) -> Self {
         self.write_stall = longest;
         self

@@ -540,15 +540,17 @@ pub(crate) fn spare(sample: &ConnSample, age: u64, many: bool) -> Option<Rank> {
         Phase::Writing | Phase::RequestBody if sample.stalled >= STALLED_SECONDS => {
             Some((4, longest_first(sample), oldest_first))
         }
-        Phase::Working
-            if sample.stalled >= STALLED_SECONDS
-                && (sample.body_left || has_shut_windows(sample)) =>
-        {
-            Some((4, longest_first(sample), oldest_first))
-        }
-        // Perhaps its body is whole and the handler works, or it is a quiet gRPC stream.
-        Phase::Working if sample.stalled >= STALLED_SECONDS && awaits_body(sample) => {
-            Some((6, work_for_age(sample, age), longest_first(sample)))
+        Phase::Working if sample.stalled >= STALLED_SECONDS => {
+            // Of a body whose end is unknown, or on HTTP/2, more may be to come, or it is whole and
+            // the handler works, or a gRPC stream is quiet: what a connection did counts for it.
+            let is_certain = sample.body_left || has_shut_windows(sample);
+            if is_certain || awaits_body(sample) && sample.answered == 0 {
+                Some((4, longest_first(sample), oldest_first))
+            } else if awaits_body(sample) {
+                Some((6, work_for_age(sample, age), longest_first(sample)))
+            } else {
+                None
+            }
         }
         // There is a request in work, or, as far as anybody knows, there may be.
         _ => None,
@@ -1217,6 +1219,29 @@ mod tests {
                 && stalled(30) < stalled(STALLED_SECONDS)
         );
         assert_eq!(spare(&ConnSample { stalled: 30, ..working }, 9000, false), None);
+    }
+
+    #[test]
+    fn an_upload_that_stands_still_goes_before_newcomers_unless_it_may_be_whole() {
+        let upload = ConnSample { requests: 1, in_flight: 1, stalled: 5, ..sample() };
+        let upload = ConnSample { awaits_read: true, ..upload };
+        let class = |sample: &ConnSample| spare(sample, 9000, false).map(|(class, ..)| class);
+        let newcomer = spare(&sample(), 5, false).map(|(class, ..)| class);
+        let measured = ConnSample { body_left: true, ..upload };
+        let chunked = ConnSample { unmeasured: true, ..upload };
+        let http2 = ConnSample { http2: true, uploading: true, ..upload };
+        for standing in [measured, chunked, http2] {
+            assert!(class(&standing) < newcomer);
+            // Some seconds of patience, and as long as it takes while it arrives.
+            assert_eq!(class(&ConnSample { stalled: STALLED_SECONDS - 1, ..standing }), None);
+        }
+        // A connection that completed requests may wait for the handler, or for its own stream.
+        for quiet in [chunked, http2] {
+            assert!(class(&ConnSample { requests: 2, answered: 1, ..quiet }) > newcomer);
+        }
+        // The handler does not ask for more.
+        assert_eq!(class(&ConnSample { awaits_read: false, ..measured }), Some(4));
+        assert_eq!(class(&ConnSample { awaits_read: false, ..chunked }), None);
     }
 
     #[test]

@@ -31,8 +31,8 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! | nothing in flight | 65 s | FIN, after GOAWAY under `palisade::serve` | `Idle` |
 //! | upgraded and silent | 5 min | FIN | `Idle` |
 //! | upgraded connections | a quarter of all | 503 in place of the 101 | `UpgradedFull` |
-//! | less than 500 B/s taken of what waits for the client | 2 min | RST | `WriteStall` |
-//! | all answers of HTTP/2 wait for their windows, and less than 500 B/s is taken | 2 min | RST | `WindowStall` |
+//! | less than 500 B/s taken of what waits for the client | 5 min | RST | `WriteStall` |
+//! | all answers of HTTP/2 wait for their windows, and less than 500 B/s is taken | 5 min | RST | `WindowStall` |
 //! | requests in flight on all connections, of which [one client](ConnGuardBuilder::max_in_flight) may have what he leaves | four times the connections, ≥ 1,024 | 503 and `Retry-After` | `InFlightFull` |
 //! | requests cancelled within a second, and more than half of all | 200, and 20/s | GOAWAY, RST | `CancelledRequests` |
 //! | bytes of HTTP/2 that bring no request on | 256 KiB, 16 KiB/s, and 32 KiB a request | RST | `NoProgress` |
@@ -53,7 +53,8 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! idle one with the fewest answers and bytes for its age, if that is no more than one answer in
 //! 2 s; then, by a reset, the one that has made no progress for longest, and for 4 s at least, in a
 //! response that waits for its client or an upload that does not arrive; then the oldest newcomer,
-//! and idle ones that did more; and at last those whose upload stands still, if it may be whole.
+//! and idle ones that did more; and at last those that completed requests before, if an upload of
+//! theirs that stands still may be whole.
 //! Where more than half of all are newcomers they do not go late but second. Never another one that
 //! has a request in work, an answer that is being taken, or a quiet upgrade. The sweeper keeps 64 of them ready;
 //! where these are used up, 32 connections are looked at. Where none can be spared, what is left of
@@ -85,7 +86,7 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! | first request head, later heads | 10 s | 6.5 s | 3 s |
 //! | nothing in flight | 65 s | 33.5 s | 2 s |
 //! | upgraded and silent | 5 min | 3 min | 60 s |
-//! | less than 500 B/s taken of what waits for the client | 2 min | 65 s | 10 s |
+//! | less than 500 B/s taken of what waits for the client | 5 min | 155 s | 10 s |
 //!
 //! What is set to less than the last column stays as it is. The pressure is that of the connections
 //! themselves, 0 where displacement begins and 1 at the cap, without those that are told to go, or

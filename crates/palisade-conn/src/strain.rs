@@ -74,8 +74,8 @@ mod tests {
             let Limits { first_request, head, idle, upgraded_idle, write_stall, .. } = *limits;
             [first_request, head, idle, upgraded_idle, write_stall]
         };
-        assert_eq!(times(0.8), [10_000, 10_000, 65_000, 300_000, 120_000]);
-        assert_eq!(times(0.9), [6500, 6500, 33_500, 180_000, 65_000]);
+        assert_eq!(times(0.8), [10_000, 10_000, 65_000, 300_000, 300_000]);
+        assert_eq!(times(0.9), [6500, 6500, 33_500, 180_000, 155_000]);
         assert_eq!(times(1.0), [3000, 3000, 2000, 60_000, 10_000]);
     }
 
