@@ -7,11 +7,10 @@
 //! - Who hears it: [`Metrics`], [`Event`], [`Levels`], and a guard's handle on them, [`Recorder`].
 //! - Who is asking: [`ConnInfo`], [`ClientKey`], [`Network`], [`RequestHead`], [`KeyExtractor`].
 //! - What happens on a connection: [`ConnState`], [`InFlight`], [`ConnVerdict`], [`ConnTotals`].
-//! - What guards are made of: [`Settings`], [`GuardBody`], [`Answerer`], [`Answering`], [`Table`], [`Gcra`], [`Clock`], [`Pressure`].
+//! - What guards are made of: [`Settings`], [`GuardBody`], [`Table`], [`Gcra`], [`Clock`], [`Pressure`].
 //! - What cannot be built, and why: [`ConfigError`].
 #![forbid(unsafe_code)]
 
-mod answerer;
 mod body;
 mod client;
 mod clock;
@@ -29,7 +28,6 @@ mod table;
 mod totals;
 mod words;
 
-pub use answerer::{Answerer, Answering};
 pub use body::{BoxError, GuardBody};
 pub use client::{ClientKey, ConnInfo, Extracted, KeyExtractor, Prefix, RequestHead};
 pub use clock::Clock;

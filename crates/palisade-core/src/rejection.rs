@@ -262,13 +262,19 @@ impl Rejection {
     /// may be on the way. gRPC: 200, `grpc-status`, `grpc-message`, `grpc-retry-pushback-ms`
     /// (gRFC A6), trailers-only.
     pub fn into_response<B>(self) -> Response<GuardBody<B>> {
+        self.into_bytes().map(GuardBody::answer)
+    }
+
+    /// [`Self::into_response`], with its body as bytes.
+    #[doc(hidden)]
+    pub fn into_bytes(self) -> Response<Bytes> {
         match self.form {
             AnswerForm::Http { .. } => {
                 let answer = Bytes::from_static(self.message().as_bytes());
-                self.respond(Response::new(answer))
+                self.complete(Response::new(answer))
             }
             AnswerForm::Grpc | AnswerForm::GrpcTranslated { .. } => {
-                let mut response = Response::new(GuardBody::answer(Bytes::new()));
+                let mut response = Response::new(Bytes::new());
                 *response.headers_mut() = self.grpc_trailers();
                 response.headers_mut().insert(CONTENT_TYPE, GRPC);
                 if self.form == (AnswerForm::GrpcTranslated { close: true }) {
@@ -282,7 +288,7 @@ impl Rejection {
                     AnswerForm::GrpcWebText { .. } => (GRPC_WEB_TEXT, base64(&frame)),
                     _ => (GRPC_WEB, frame),
                 };
-                let mut response = Response::new(GuardBody::answer(frame));
+                let mut response = Response::new(frame);
                 response.headers_mut().insert(CONTENT_TYPE, kind);
                 if close {
                     response.headers_mut().insert(CONNECTION, CLOSE);
@@ -292,10 +298,22 @@ impl Rejection {
         }
     }
 
+    /// Nothing of the request is unread: its connection may carry the next one.
+    #[doc(hidden)]
+    pub fn keep_open(&mut self) {
+        match &mut self.form {
+            AnswerForm::Http { close }
+            | AnswerForm::GrpcTranslated { close }
+            | AnswerForm::GrpcWeb { close }
+            | AnswerForm::GrpcWebText { close } => *close = false,
+            AnswerForm::Grpc => {}
+        }
+    }
+
     /// `response` in place of the default one for plain HTTP: it gets the status if it is still
     /// 200, `Retry-After` if it has none, and `Connection: close` where that is needed.
-    pub(crate) fn respond<B>(&self, response: Response<Bytes>) -> Response<GuardBody<B>> {
-        let mut response = response.map(GuardBody::answer);
+    #[doc(hidden)]
+    pub fn complete(&self, mut response: Response<Bytes>) -> Response<Bytes> {
         if response.status() == StatusCode::OK {
             *response.status_mut() = self.status;
         }

@@ -49,7 +49,9 @@ impl Settings {
     /// The answer to a refused request.
     pub fn answer<B>(&self, rejection: Rejection) -> Response<GuardBody<B>> {
         match (&self.on_reject, rejection.form()) {
-            (Some(on_reject), AnswerForm::Http { .. }) => rejection.respond(on_reject(&rejection)),
+            (Some(on_reject), AnswerForm::Http { .. }) => {
+                rejection.complete(on_reject(&rejection)).map(GuardBody::answer)
+            }
             _ => rejection.into_response(),
         }
     }

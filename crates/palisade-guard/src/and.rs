@@ -1,0 +1,340 @@
+//! Two policies as one.
+
+use crate::{Elapsed, Facts, Flow, Handler, Of, Policy, Polled, Refusal, Shared, Upstream};
+use http::{Request, Response};
+use http_body::{Body, SizeHint};
+use palisade_core::Violation;
+use std::task::{Context, Poll, ready};
+use tokio::time::Instant;
+
+/// Two policies, the first one outside of the second.
+#[derive(Clone, Copy, Debug)]
+pub struct And<A, B>(pub A, pub B);
+
+impl<A: Policy, B: Policy> Policy for And<A, B> {
+    type Held = (A::Held, B::Held);
+    type Shared = (A::Shared, B::Shared);
+    type Upload = (A::Upload, B::Upload);
+    type Later = B::Later;
+    type Unread = (A::Unread, B::Unread);
+
+    #[inline(always)]
+    fn listens(&self) -> bool {
+        self.0.listens() || self.1.listens()
+    }
+
+    #[inline(always)]
+    fn admit<R: Body>(&self, request: &Request<R>, facts: &Facts) -> Result<Self::Held, Refusal> {
+        let mut outer = self.0.admit(request, facts)?;
+        match self.1.admit(request, facts) {
+            Ok(inner) => Ok((outer, inner)),
+            Err(refusal) => {
+                self.0.release(&mut outer, Of { facts, shared: None });
+                Err(refusal)
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn share<R: Body>(
+        &self,
+        held: &mut Self::Held,
+        request: &mut Request<R>,
+        facts: &Facts,
+    ) -> Self::Shared {
+        (self.0.share(&mut held.0, request, facts), self.1.share(&mut held.1, request, facts))
+    }
+
+    #[inline(always)]
+    fn upload(&self, held: &mut Self::Held, shared: &Self::Shared, facts: &Facts) -> Self::Upload {
+        let outer = self.0.upload(&mut held.0, &shared.0, facts);
+        (outer, self.1.upload(&mut held.1, &shared.1, facts))
+    }
+
+    #[inline(always)]
+    fn needs_sharing(&self, held: &Self::Held) -> bool {
+        self.0.needs_sharing(&held.0) || self.1.needs_sharing(&held.1)
+    }
+
+    #[inline(always)]
+    fn is_queued(&self, held: &Self::Held) -> bool {
+        self.1.is_queued(&held.1)
+    }
+
+    fn poll_admission(
+        &self,
+        held: &mut Self::Held,
+        of: Of<'_, Self::Shared>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Refusal>> {
+        self.1.poll_admission(&mut held.1, of.map(|shared| &shared.1), cx)
+    }
+
+    #[inline(always)]
+    fn before_handler(
+        &self,
+        held: &mut Self::Held,
+        of: Shared<'_, Self::Shared>,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        ready!(self.0.before_handler(&mut held.0, of.map(|shared| &shared.0), cx));
+        self.1.before_handler(&mut held.1, of.map(|shared| &shared.1), cx)
+    }
+
+    #[inline(always)]
+    fn after_handler(
+        &self,
+        held: &mut Self::Held,
+        of: Of<'_, Self::Shared>,
+        handler: Handler,
+        cx: &mut Context<'_>,
+    ) -> Option<Refusal> {
+        let inner = self.1.after_handler(&mut held.1, of.map(|shared| &shared.1), handler, cx);
+        let handler = if inner.is_some() { Handler::Ready } else { handler };
+        self.0.after_handler(&mut held.0, of.map(|shared| &shared.0), handler, cx).or(inner)
+    }
+
+    #[inline(always)]
+    fn has_deadline(&self, held: &Self::Held, of: Of<'_, Self::Shared>) -> bool {
+        self.0.has_deadline(&held.0, of.map(|shared| &shared.0))
+            || self.1.has_deadline(&held.1, of.map(|shared| &shared.1))
+    }
+
+    #[inline(always)]
+    fn deadline(
+        &self,
+        held: &Self::Held,
+        of: Of<'_, Self::Shared>,
+        elapsed: &Elapsed<'_>,
+    ) -> Option<Instant> {
+        let outer = self.0.deadline(&held.0, of.map(|shared| &shared.0), elapsed);
+        earlier(outer, self.1.deadline(&held.1, of.map(|shared| &shared.1), elapsed))
+    }
+
+    #[inline(always)]
+    fn expired(
+        &self,
+        held: &mut Self::Held,
+        of: Of<'_, Self::Shared>,
+        elapsed: &Elapsed<'_>,
+    ) -> Option<Refusal> {
+        let outer = self.0.expired(&mut held.0, of.map(|shared| &shared.0), elapsed);
+        outer.or_else(|| self.1.expired(&mut held.1, of.map(|shared| &shared.1), elapsed))
+    }
+
+    #[inline(always)]
+    fn response_head<R: Body>(
+        &self,
+        held: &mut Self::Held,
+        of: Of<'_, Self::Shared>,
+        response: &Response<R>,
+        started: Option<Instant>,
+    ) -> Result<bool, Refusal> {
+        let (outer, inner) = (of.map(|shared| &shared.0), of.map(|shared| &shared.1));
+        let inner = self.1.response_head(&mut held.1, inner, response, started)?;
+        let outer = self.0.response_head(&mut held.0, outer, response, started)?;
+        Ok(inner || outer)
+    }
+
+    #[inline(always)]
+    fn is_plain(&self, upload: &Self::Upload, shared: &Self::Shared) -> bool {
+        self.0.is_plain(&upload.0, &shared.0) && self.1.is_plain(&upload.1, &shared.1)
+    }
+
+    #[inline(always)]
+    fn fits(&self, upload: &Self::Upload, bytes: usize) -> bool {
+        self.0.fits(&upload.0, bytes) && self.1.fits(&upload.1, bytes)
+    }
+
+    #[inline(always)]
+    fn passed(&self, upload: &mut Self::Upload, bytes: usize) {
+        self.0.passed(&mut upload.0, bytes);
+        self.1.passed(&mut upload.1, bytes);
+    }
+
+    #[inline(always)]
+    fn poll_request<U: Upstream>(
+        &self,
+        upload: &mut Self::Upload,
+        of: Shared<'_, Self::Shared>,
+        up: &mut U,
+        slot: &mut Polled,
+        cx: &mut Context<'_>,
+    ) -> Flow {
+        let mut via = ViaRequest {
+            policy: &self.0,
+            upload: &mut upload.0,
+            of: of.map(|shared| &shared.0),
+            up,
+            flow: Flow::Go,
+        };
+        let of = of.map(|shared| &shared.1);
+        let flow = self.1.poll_request(&mut upload.1, of, &mut via, slot, cx);
+        via.flow.max(flow)
+    }
+
+    #[inline(always)]
+    fn wait_begins(
+        &self,
+        upload: &mut Self::Upload,
+        of: Shared<'_, Self::Shared>,
+        left: Option<u64>,
+        now: Instant,
+    ) -> Option<Instant> {
+        let outer = self.0.wait_begins(&mut upload.0, of.map(|shared| &shared.0), left, now);
+        earlier(outer, self.1.wait_begins(&mut upload.1, of.map(|shared| &shared.1), left, now))
+    }
+
+    #[inline(always)]
+    fn wait_expired(
+        &self,
+        upload: &mut Self::Upload,
+        of: Shared<'_, Self::Shared>,
+        now: Instant,
+    ) -> Result<Option<Instant>, Violation> {
+        let outer = self.0.wait_expired(&mut upload.0, of.map(|shared| &shared.0), now)?;
+        let inner = self.1.wait_expired(&mut upload.1, of.map(|shared| &shared.1), now)?;
+        Ok(earlier(outer, inner))
+    }
+
+    #[inline(always)]
+    fn wait_ends(&self, upload: &mut Self::Upload, of: Shared<'_, Self::Shared>, now: Instant) {
+        self.0.wait_ends(&mut upload.0, of.map(|shared| &shared.0), now);
+        self.1.wait_ends(&mut upload.1, of.map(|shared| &shared.1), now);
+    }
+
+    fn request_hint<U: Upstream>(
+        &self,
+        upload: &Self::Upload,
+        of: Shared<'_, Self::Shared>,
+        up: &U,
+    ) -> SizeHint {
+        let outer = of.map(|shared| &shared.0);
+        let via = KnownVia { policy: &self.0, upload: &upload.0, of: Some(outer), up };
+        self.1.request_hint(&upload.1, of.map(|shared| &shared.1), &via)
+    }
+
+    fn request_ended<U: Upstream>(&self, upload: &Self::Upload, up: &U) -> bool {
+        let via = KnownVia { policy: &self.0, upload: &upload.0, of: None, up };
+        self.1.request_ended(&upload.1, &via)
+    }
+
+    #[inline(always)]
+    fn poll_response<U: Upstream>(
+        &self,
+        held: &mut Self::Held,
+        of: Of<'_, Self::Shared>,
+        up: &mut U,
+        slot: &mut Polled,
+        cx: &mut Context<'_>,
+    ) -> Flow {
+        let mut via = ViaResponse {
+            policy: &self.1,
+            held: &mut held.1,
+            of: of.map(|shared| &shared.1),
+            up,
+            flow: Flow::Go,
+        };
+        let of = of.map(|shared| &shared.0);
+        let flow = self.0.poll_response(&mut held.0, of, &mut via, slot, cx);
+        via.flow.max(flow)
+    }
+
+    #[inline(always)]
+    fn release_upload(&self, upload: &mut Self::Upload, of: Shared<'_, Self::Shared>) {
+        self.1.release_upload(&mut upload.1, of.map(|shared| &shared.1));
+        self.0.release_upload(&mut upload.0, of.map(|shared| &shared.0));
+    }
+
+    #[inline(always)]
+    fn release(&self, held: &mut Self::Held, of: Of<'_, Self::Shared>) {
+        self.1.release(&mut held.1, of.map(|shared| &shared.1));
+        self.0.release(&mut held.0, of.map(|shared| &shared.0));
+    }
+}
+
+/// The earlier of two instants that may be missing.
+#[inline]
+pub(crate) fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
+/// The request body as the outer policy hands it to the inner one.
+struct ViaRequest<'a, P: Policy, U> {
+    policy: &'a P,
+    upload: &'a mut P::Upload,
+    of: Shared<'a, P::Shared>,
+    up: &'a mut U,
+    flow: Flow,
+}
+
+impl<P: Policy, U: Upstream> Upstream for ViaRequest<'_, P, U> {
+    #[inline(always)]
+    fn poll(&mut self, slot: &mut Polled, cx: &mut Context<'_>) {
+        let flow = self.policy.poll_request(self.upload, self.of, self.up, slot, cx);
+        self.flow = self.flow.max(flow);
+    }
+
+    #[inline(always)]
+    fn size_hint(&self) -> SizeHint {
+        self.policy.request_hint(self.upload, self.of, self.up)
+    }
+
+    #[inline(always)]
+    fn is_end_stream(&self) -> bool {
+        self.policy.request_ended(self.upload, self.up)
+    }
+}
+
+/// The same without polling it.
+struct KnownVia<'a, P: Policy, U> {
+    policy: &'a P,
+    upload: &'a P::Upload,
+    of: Option<Shared<'a, P::Shared>>,
+    up: &'a U,
+}
+
+impl<P: Policy, U: Upstream> Upstream for KnownVia<'_, P, U> {
+    fn poll(&mut self, _: &mut Polled, _: &mut Context<'_>) {}
+
+    fn size_hint(&self) -> SizeHint {
+        match self.of {
+            Some(of) => self.policy.request_hint(self.upload, of, self.up),
+            None => self.up.size_hint(),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.policy.request_ended(self.upload, self.up)
+    }
+}
+
+/// The response body as the inner policy hands it to the outer one.
+struct ViaResponse<'a, P: Policy, U> {
+    policy: &'a P,
+    held: &'a mut P::Held,
+    of: Of<'a, P::Shared>,
+    up: &'a mut U,
+    flow: Flow,
+}
+
+impl<P: Policy, U: Upstream> Upstream for ViaResponse<'_, P, U> {
+    #[inline(always)]
+    fn poll(&mut self, slot: &mut Polled, cx: &mut Context<'_>) {
+        let flow = self.policy.poll_response(self.held, self.of, self.up, slot, cx);
+        self.flow = self.flow.max(flow);
+    }
+
+    #[inline(always)]
+    fn size_hint(&self) -> SizeHint {
+        self.up.size_hint()
+    }
+
+    #[inline(always)]
+    fn is_end_stream(&self) -> bool {
+        self.flow != Flow::Go || self.up.is_end_stream()
+    }
+}

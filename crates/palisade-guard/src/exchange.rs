@@ -1,0 +1,214 @@
+//! What both sides of a request with a body share: the response future or response body on one
+//! side, the request body on the other, perhaps in two tasks.
+
+use crate::{ClientWait, Facts, Policy, Refusal};
+use http::StatusCode;
+use palisade_core::{Mode, Phase, Rejection, Settings, Violation};
+use parking_lot::Mutex;
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    task::Waker,
+};
+
+/// The one allocation of a request with a body.
+#[derive(Debug)]
+pub(crate) struct Exchange<P: Policy> {
+    pub(crate) policy: Arc<P>,
+    pub(crate) facts: Facts,
+    pub(crate) shared: P::Shared,
+    /// How long the handler has waited for its client.
+    pub(crate) wait: ClientWait,
+    /// The request body is waited for by another task than the handler's.
+    pub(crate) awaited_elsewhere: AtomicBool,
+    /// The request body was read to its end.
+    pub(crate) ended: AtomicBool,
+    pub(crate) head: ResponseHead,
+}
+
+/// Decides who answers: the handler, or a policy that found the request body at fault.
+///
+/// Its lock is taken when a handler is pending, when it is ready and when a rule is broken, never
+/// per frame. Neither metrics nor wakers run under it.
+#[derive(Debug)]
+pub(crate) struct ResponseHead(Mutex<State>);
+
+enum State {
+    /// The handler works. Its task is woken if the request is refused.
+    Unsent(Option<Waker>),
+    /// The request body broke a rule: its policy answers, not the handler.
+    Refused(Box<Refusal>),
+    /// The response is given, or nothing is left to give one.
+    Sent,
+}
+
+/// A request, and what its sides share where there is such a thing.
+#[derive(Debug)]
+pub struct Of<'a, S> {
+    /// The request.
+    pub facts: &'a Facts,
+    /// What its sides share.
+    pub shared: Option<&'a S>,
+}
+
+/// A request, and what its sides share.
+#[derive(Debug)]
+pub struct Shared<'a, S> {
+    /// The request.
+    pub facts: &'a Facts,
+    /// What its sides share.
+    pub shared: &'a S,
+    head: &'a ResponseHead,
+}
+
+// === Exchange ===
+
+impl<P: Policy> Exchange<P> {
+    pub(crate) fn new(policy: Arc<P>, facts: Facts, shared: P::Shared) -> Self {
+        Self {
+            policy,
+            facts,
+            shared,
+            wait: ClientWait::default(),
+            awaited_elsewhere: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            head: ResponseHead(Mutex::new(State::Unsent(None))),
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn shared(&self) -> Shared<'_, P::Shared> {
+        Shared { facts: &self.facts, shared: &self.shared, head: &self.head }
+    }
+
+    /// Identifies the exchange while it lives.
+    #[inline(always)]
+    pub(crate) fn id(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Relaxed)
+    }
+}
+
+// === ResponseHead ===
+
+impl ResponseHead {
+    /// The handler is pending in the task of `task`: whether that is another task than before, or
+    /// the refusal, if the handler is not to go on.
+    pub(crate) fn is_pending(&self, task: &Waker) -> Result<bool, Refusal> {
+        let mut state = self.0.lock();
+        let before = match &mut *state {
+            State::Unsent(Some(known)) if known.will_wake(task) => return Ok(false),
+            State::Unsent(known) => known.replace(task.clone()),
+            State::Refused(refusal) => return Err(Refusal::clone(refusal)),
+            State::Sent => return Ok(true),
+        };
+        drop(state);
+        // Dropping a waker may run any code.
+        drop(before);
+        Ok(true)
+    }
+
+    /// The handler is ready: the refusal, if its response is not to be sent.
+    pub(crate) fn is_ready(&self) -> Option<Refusal> {
+        let mut state = self.0.lock();
+        if let State::Refused(refusal) = &*state {
+            return Some(Refusal::clone(refusal));
+        }
+        let before = std::mem::replace(&mut *state, State::Sent);
+        drop(state);
+        drop(before);
+        None
+    }
+
+    /// Nothing will answer any more.
+    pub(crate) fn is_over(&self) {
+        let before = std::mem::replace(&mut *self.0.lock(), State::Sent);
+        drop(before);
+    }
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unsent(_) => "Unsent",
+            Self::Refused(_) => "Refused",
+            Self::Sent => "Sent",
+        })
+    }
+}
+
+// === Shared ===
+
+impl<S> Clone for Shared<'_, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S> Copy for Shared<'_, S> {}
+
+impl<'a, S> Shared<'a, S> {
+    #[inline(always)]
+    pub(crate) fn map<T>(self, part: impl FnOnce(&'a S) -> &'a T) -> Shared<'a, T> {
+        Shared { facts: self.facts, shared: part(self.shared), head: self.head }
+    }
+
+    /// The request body broke a rule. `judge` says which one, and the status for plain HTTP; it is
+    /// told whether the response head is unsent ([`Phase::RequestBody`]) or sent
+    /// ([`Phase::ResponseBody`]).
+    ///
+    /// Records a refusal if the response head is unsent, and then refuses the request in the
+    /// handler's place; else records a cut. Returns the violation if the body is to end, and `None`
+    /// in shadow mode.
+    #[inline(never)]
+    pub fn violated(
+        self,
+        settings: &Settings,
+        judge: impl FnOnce(Phase) -> (Violation, StatusCode),
+    ) -> Option<Violation> {
+        let Self { facts, head, .. } = self;
+        let mut state = head.0.lock();
+        let State::Unsent(waker) = &mut *state else {
+            drop(state);
+            let (violation, _) = judge(Phase::ResponseBody);
+            return settings.cut(&violation, facts.conn()).then_some(violation);
+        };
+        let (violation, status) = judge(Phase::RequestBody);
+        let rejection = Rejection::new(violation, status, facts.form);
+        let mut task = None;
+        if settings.mode == Mode::Enforce {
+            task = waker.take();
+            let refusal = Refusal::new(rejection.clone(), settings);
+            *state = State::Refused(Box::new(refusal));
+        }
+        drop(state);
+        let enforced = settings.refuse(&rejection, facts.conn());
+        if let Some(task) = task {
+            task.wake();
+        }
+        enforced.then_some(violation)
+    }
+}
+
+// === Of ===
+
+impl<S> Clone for Of<'_, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S> Copy for Of<'_, S> {}
+
+impl<'a, S> Of<'a, S> {
+    #[inline(always)]
+    pub(crate) fn map<T>(self, part: impl FnOnce(&'a S) -> &'a T) -> Of<'a, T> {
+        Of { facts: self.facts, shared: self.shared.map(part) }
+    }
+}

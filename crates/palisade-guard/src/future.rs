@@ -1,0 +1,256 @@
+//! The response future.
+
+use crate::{Handler, Policy, Refusal, RequestBody, ResponseBody, lease::Lease, nesting::Asked};
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use palisade_core::BoxError;
+use pin_project_lite::pin_project;
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+use tower_service::Service;
+
+pin_project! {
+    /// Response future of [`Guarded`](crate::Guarded). Dropping it drops the handler and releases
+    /// everything that the request holds.
+    pub struct ResponseFuture<S, B, P>
+    where
+        S: Service<Request<RequestBody<B, P>>>,
+        P: Policy,
+    {
+        #[pin]
+        state: State<S, B, P>,
+    }
+}
+
+/// What a response future is ready with.
+type Outcome<B, P, E> = Result<Response<ResponseBody<B, P>>, E>;
+
+pin_project! {
+    #[project = StateProj]
+    enum State<S, B, P>
+    where
+        S: Service<Request<RequestBody<B, P>>>,
+        P: Policy,
+    {
+        // Without a lease the same policy guards a service further outside.
+        Handler { #[pin] inner: S::Future, lease: Option<Lease<P>> },
+        Later { later: Option<Box<(S, Request<RequestBody<B, P>>)>>, lease: Option<Lease<P>> },
+        Refused { refusal: Option<Refusal>, is_head: bool },
+    }
+}
+
+impl<S, B, P> ResponseFuture<S, B, P>
+where
+    S: Service<Request<RequestBody<B, P>>>,
+    P: Policy,
+{
+    #[inline(always)]
+    pub(crate) fn handler(inner: S::Future, lease: Option<Lease<P>>) -> Self {
+        Self { state: State::Handler { inner, lease } }
+    }
+
+    pub(crate) fn later(ready: S, request: Request<RequestBody<B, P>>, lease: Lease<P>) -> Self {
+        let later = Some(Box::new((ready, request)));
+        Self { state: State::Later { later, lease: Some(lease) } }
+    }
+
+    pub(crate) fn refused(refusal: Refusal, is_head: bool) -> Self {
+        Self { state: State::Refused { refusal: Some(refusal), is_head } }
+    }
+}
+
+impl<S, B, P, ResBody> Future for ResponseFuture<S, B, P>
+where
+    S: Service<Request<RequestBody<B, P>>, Response = Response<ResBody>>,
+    P: Policy,
+    ResBody: Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    type Output = Outcome<ResBody, P, S::Error>;
+
+    #[inline(always)]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let refusal = match self.as_mut().project().state.project() {
+            StateProj::Handler { inner, lease: slot @ Some(_) }
+                if slot.as_ref().is_some_and(|lease| lease.exchange().is_none()) =>
+            {
+                let inside = slot.as_ref().map(|lease| lease.enter(None));
+                let polled = inner.poll(cx);
+                drop(inside);
+                match polled {
+                    Poll::Ready(Ok(response)) => match is_watched(slot, &response) {
+                        Ok(true) => return Poll::Ready(Ok(watched(response, slot))),
+                        Ok(false) => return Poll::Ready(Ok(released(response, slot))),
+                        Err(refusal) => refusal,
+                    },
+                    Poll::Ready(Err(error)) => {
+                        *slot = None;
+                        return Poll::Ready(Err(error));
+                    }
+                    Poll::Pending => match wait(slot, cx) {
+                        None => return Poll::Pending,
+                        Some(refusal) => refusal,
+                    },
+                }
+            }
+            _ => return self.poll_shared(cx),
+        };
+        Poll::Ready(Ok(self.refuse(refusal)))
+    }
+}
+
+/// Whether a policy looks at the response body.
+#[inline(always)]
+fn is_watched<P: Policy, B: Body>(
+    lease: &mut Option<Lease<P>>,
+    response: &Response<B>,
+) -> Result<bool, Refusal> {
+    let Some(lease) = lease else { return Ok(false) };
+    let has_body = !response.body().is_end_stream();
+    let started = lease.started();
+    let (policy, held, of) = lease.parts();
+    if !has_body && of.shared.is_none() {
+        return Ok(false);
+    }
+    Ok(policy.response_head(held, of, response, started)? && has_body)
+}
+
+#[inline]
+fn watched<P: Policy, B>(
+    response: Response<B>,
+    lease: &mut Option<Lease<P>>,
+) -> Response<ResponseBody<B, P>> {
+    response.map(|body| ResponseBody::handler(body, lease.take()))
+}
+
+#[inline(always)]
+fn released<P: Policy, B>(
+    response: Response<B>,
+    lease: &mut Option<Lease<P>>,
+) -> Response<ResponseBody<B, P>> {
+    *lease = None;
+    response.map(|body| ResponseBody::handler(body, None))
+}
+
+/// The handler of a request that shares nothing is pending.
+#[inline(never)]
+fn wait<P: Policy>(lease: &mut Option<Lease<P>>, cx: &mut Context<'_>) -> Option<Refusal> {
+    let handler = Handler::Pending { awaits_client: false };
+    lease.as_mut()?.handler_waits(handler, Asked::default(), true, cx)
+}
+
+impl<S, B, P> ResponseFuture<S, B, P>
+where
+    S: Service<Request<RequestBody<B, P>>>,
+    P: Policy,
+{
+    /// Polls a request whose sides share something, that is queued, refused, or guarded further
+    /// outside.
+    #[inline(never)]
+    fn poll_shared<ResBody>(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Outcome<ResBody, P, S::Error>>
+    where
+        S: Service<Request<RequestBody<B, P>>, Response = Response<ResBody>>,
+        ResBody: Body<Data = Bytes>,
+    {
+        let mut state = self.as_mut().project().state;
+        let refusal = loop {
+            match state.as_mut().project() {
+                StateProj::Handler { inner, lease: slot } => {
+                    let Some(lease) = slot else {
+                        let response = ready!(inner.poll(cx))?;
+                        return Poll::Ready(Ok(released(response, slot)));
+                    };
+                    if lease.before_handler(cx).is_pending() {
+                        let (handler, asked) = (Handler::HeldBack, Asked::default());
+                        match lease.handler_waits(handler, asked, true, cx) {
+                            None => return Poll::Pending,
+                            Some(refusal) => break refusal,
+                        }
+                    }
+                    let inside = lease.enter(Some(cx.waker()));
+                    let polled = inner.poll(cx);
+                    let asked = inside.asked();
+                    drop(inside);
+                    let Poll::Ready(result) = polled else {
+                        match lease.pending(asked, cx) {
+                            None => return Poll::Pending,
+                            Some(refusal) => break refusal,
+                        }
+                    };
+                    if let Some(refusal) = lease.ready(cx) {
+                        break refusal;
+                    }
+                    let response = match result {
+                        Ok(response) => response,
+                        Err(error) => {
+                            *slot = None;
+                            return Poll::Ready(Err(error));
+                        }
+                    };
+                    match is_watched(slot, &response) {
+                        Ok(true) => return Poll::Ready(Ok(watched(response, slot))),
+                        Ok(false) => return Poll::Ready(Ok(released(response, slot))),
+                        Err(refusal) => break refusal,
+                    }
+                }
+                StateProj::Later { later, lease: slot } => {
+                    let lease = slot.as_mut().expect("polled after completion");
+                    match ready!(lease.poll_admission(cx)) {
+                        Err(refusal) => break refusal,
+                        Ok(()) => {
+                            let (mut ready, request) = *later.take().expect("not called before");
+                            let inside = lease.enter(None);
+                            let inner = ready.call(request);
+                            drop(inside);
+                            let lease = slot.take();
+                            state.set(State::Handler { inner, lease });
+                        }
+                    }
+                }
+                StateProj::Refused { refusal, is_head } => {
+                    let refusal = refusal.take().expect("polled after completion");
+                    return Poll::Ready(Ok(refusal.response(*is_head)));
+                }
+            }
+        };
+        Poll::Ready(Ok(self.refuse(refusal)))
+    }
+
+    /// Answers in the handler's place. The handler is dropped before anything else.
+    #[cold]
+    #[inline(never)]
+    fn refuse<ResBody>(
+        self: Pin<&mut Self>,
+        mut refusal: Refusal,
+    ) -> Response<ResponseBody<ResBody, P>> {
+        let mut state = self.project().state;
+        let (exchange, is_head) = match state.as_mut().project() {
+            StateProj::Handler { lease: Some(lease), .. }
+            | StateProj::Later { lease: Some(lease), .. } => {
+                (lease.exchange().cloned(), lease.facts().is_head)
+            }
+            _ => (None, false),
+        };
+        state.set(State::Refused { refusal: None, is_head });
+        if exchange.is_some_and(|exchange| exchange.has_ended()) {
+            refusal.keep_open();
+        }
+        refusal.response(is_head)
+    }
+}
+
+impl<S, B, P> fmt::Debug for ResponseFuture<S, B, P>
+where
+    S: Service<Request<RequestBody<B, P>>>,
+    P: Policy,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,273 @@
+//! What the side of the response holds of a request: the response future, then the response body.
+
+use crate::{
+    ClientWait, Elapsed, Facts, Handler, Of, Policy, Refusal,
+    and::earlier,
+    exchange::Exchange,
+    nesting::{self, Asked, Inside},
+    request::Reading,
+};
+use http::Request;
+use http_body::Body;
+use pin_project_lite::pin_project;
+use std::{
+    fmt,
+    mem::ManuallyDrop,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// Ends the request when dropped, wherever its parts may be.
+pub(crate) struct Lease<P: Policy> {
+    link: Link<P>,
+    /// Emptied by [`Policy::release`].
+    held: ManuallyDrop<P::Held>,
+    /// Set when the handler is pending for the first time and a policy has a deadline.
+    timer: Option<Pin<Box<Timer>>>,
+    /// The response head is given.
+    is_sent: bool,
+}
+
+enum Link<P: Policy> {
+    Alone(Arc<P>, Facts),
+    Shared(Arc<Exchange<P>>),
+}
+
+pin_project! {
+    /// The one timer of a request whose handler is pending. It is set to the earliest of all
+    /// deadlines and never moved to a later one before it fires: a deadline that has moved is
+    /// looked up then.
+    struct Timer {
+        started: Instant,
+        is_registered: bool,
+        #[pin]
+        sleep: Sleep,
+    }
+}
+
+// === Lease ===
+
+impl<P: Policy> Lease<P> {
+    #[inline(always)]
+    pub(crate) fn new(policy: Arc<P>, facts: Facts, held: P::Held) -> Self {
+        let link = Link::Alone(policy, facts);
+        Self { link, held: ManuallyDrop::new(held), timer: None, is_sent: false }
+    }
+
+    #[inline(always)]
+    pub(crate) fn parts(&mut self) -> (&P, &mut P::Held, Of<'_, P::Shared>) {
+        let (policy, of) = self.link.parts();
+        (policy, &mut self.held, of)
+    }
+
+    /// Enters the call or poll of the handler, in the task of `task`.
+    #[inline(always)]
+    pub(crate) fn enter(&self, task: Option<&Waker>) -> Inside {
+        let policy = std::ptr::from_ref(self.link.parts().0).addr();
+        nesting::enter(policy, self.exchange().map_or(0, |exchange| exchange.id()), task)
+    }
+
+    pub(crate) fn facts(&self) -> &Facts {
+        self.link.parts().1.facts
+    }
+
+    #[inline(always)]
+    pub(crate) fn exchange(&self) -> Option<&Arc<Exchange<P>>> {
+        match &self.link {
+            Link::Alone(..) => None,
+            Link::Shared(exchange) => Some(exchange),
+        }
+    }
+
+    pub(crate) fn is_queued(&self) -> bool {
+        self.link.parts().0.is_queued(&self.held)
+    }
+
+    /// Makes the exchange of `request`. Returns what goes with the request body, if it has one.
+    #[inline(always)]
+    pub(crate) fn share<B: Body>(&mut self, request: &mut Request<B>) -> Option<Reading<P>> {
+        let Link::Alone(policy, facts) = &self.link else { return None };
+        let shared = policy.share(&mut self.held, request, facts);
+        let exchange = Arc::new(Exchange::new(policy.clone(), facts.clone(), shared));
+        let reading = facts.has_body.then(|| {
+            let upload = policy.upload(&mut self.held, &exchange.shared, facts);
+            Reading::new(exchange.clone(), upload)
+        });
+        self.link = Link::Shared(exchange);
+        reading
+    }
+
+    /// Asks whether a queued request may be handled.
+    #[inline(never)]
+    pub(crate) fn poll_admission(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Refusal>> {
+        let (policy, held, of) = self.parts();
+        let admission = policy.poll_admission(held, of, cx);
+        if admission.is_pending()
+            && let Some(refusal) = self.handler_waits(Handler::HeldBack, Asked::default(), true, cx)
+        {
+            return Poll::Ready(Err(refusal));
+        }
+        admission
+    }
+
+    /// The handler of a shared request is about to be polled.
+    #[inline]
+    pub(crate) fn before_handler(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Link::Shared(exchange) = &self.link else { return Poll::Ready(()) };
+        exchange.policy.before_handler(&mut self.held, exchange.shared(), cx)
+    }
+
+    /// The handler of a shared request was polled and is pending.
+    #[inline(never)]
+    pub(crate) fn pending(&mut self, asked: Asked, cx: &mut Context<'_>) -> Option<Refusal> {
+        let (mut awaits_client, mut is_new_task) = (asked.awaits, true);
+        if let Link::Shared(exchange) = &self.link {
+            match exchange.head.is_pending(cx.waker()) {
+                Ok(is_new) => is_new_task = is_new,
+                Err(refusal) => return Some(refusal),
+            }
+            if exchange.wait.runs() && !asked.awaits {
+                if exchange.awaited_elsewhere.load(Relaxed) {
+                    awaits_client = true;
+                } else {
+                    // It waits for something else: a client that holds a byte back does not stop
+                    // the clock of a handler that has read enough to work on.
+                    exchange.wait.end(Instant::now());
+                }
+            }
+        }
+        self.handler_waits(Handler::Pending { awaits_client }, asked, is_new_task, cx)
+    }
+
+    /// The handler of a shared request is ready: the refusal, if its response is not to be sent.
+    #[inline(never)]
+    pub(crate) fn ready(&mut self, cx: &mut Context<'_>) -> Option<Refusal> {
+        let Link::Shared(exchange) = &self.link else { return None };
+        if let Some(refusal) = exchange.head.is_ready() {
+            return Some(refusal);
+        }
+        self.is_sent = true;
+        let (policy, held, of) = self.parts();
+        policy.after_handler(held, of, Handler::Ready, cx)
+    }
+
+    /// The handler is pending or held back: looks after the deadlines.
+    #[inline(never)]
+    pub(crate) fn handler_waits(
+        &mut self,
+        handler: Handler,
+        asked: Asked,
+        is_new_task: bool,
+        cx: &mut Context<'_>,
+    ) -> Option<Refusal> {
+        let Self { link, held, timer, .. } = self;
+        let (policy, of) = link.parts();
+        if let Some(refusal) = policy.after_handler(held, of, handler, cx) {
+            return Some(refusal);
+        }
+        let wait = link.wait();
+        let mut timer = match timer {
+            Some(timer) => timer.as_mut(),
+            none => {
+                if !policy.has_deadline(held, of) && asked.due.is_none() {
+                    return None;
+                }
+                let now = Instant::now();
+                let elapsed = Elapsed { started: now, now, wait };
+                let deadline = earlier(policy.deadline(held, of, &elapsed), asked.due)?;
+                none.insert(Timer::new(now, deadline)).as_mut()
+            }
+        };
+        if let Some(due) = asked.due
+            && due < timer.sleep.deadline()
+        {
+            timer.as_mut().set(due);
+        }
+        while timer.as_mut().poll(is_new_task, cx).is_ready() {
+            let now = Instant::now();
+            let elapsed = Elapsed { started: timer.started, now, wait };
+            if let Some(refusal) = policy.expired(held, of, &elapsed) {
+                return Some(refusal);
+            }
+            let deadline = earlier(policy.deadline(held, of, &elapsed), asked.due);
+            let never = || now.checked_add(Timer::NEVER).unwrap_or(now);
+            timer.as_mut().set(deadline.map_or_else(never, |at| at.max(now + Timer::MIN_PAUSE)));
+        }
+        None
+    }
+    /// When the handler waited first.
+    #[inline(always)]
+    pub(crate) fn started(&self) -> Option<Instant> {
+        self.timer.as_ref().map(|timer| timer.started)
+    }
+}
+
+impl<P: Policy> Link<P> {
+    #[inline(always)]
+    fn parts(&self) -> (&P, Of<'_, P::Shared>) {
+        match self {
+            Self::Alone(policy, facts) => (policy, Of { facts, shared: None }),
+            Self::Shared(exchange) => {
+                let of = Of { facts: &exchange.facts, shared: Some(&exchange.shared) };
+                (&exchange.policy, of)
+            }
+        }
+    }
+
+    fn wait(&self) -> Option<&ClientWait> {
+        match self {
+            Self::Alone(..) => None,
+            Self::Shared(exchange) => Some(&exchange.wait),
+        }
+    }
+}
+
+impl<P: Policy> Drop for Lease<P> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if let (Link::Shared(exchange), false) = (&self.link, self.is_sent) {
+            exchange.head.is_over();
+        }
+        let (policy, of) = self.link.parts();
+        policy.release(&mut self.held, of);
+    }
+}
+
+impl<P: Policy> fmt::Debug for Lease<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").field("facts", self.facts()).finish_non_exhaustive()
+    }
+}
+
+// === Timer ===
+
+impl Timer {
+    /// The shortest time until a deadline is looked at again that has passed without consequences.
+    const MIN_PAUSE: Duration = Duration::from_millis(1);
+    /// Longer than any server runs.
+    const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
+    fn new(started: Instant, deadline: Instant) -> Pin<Box<Self>> {
+        Box::pin(Self { started, is_registered: false, sleep: sleep_until(deadline) })
+    }
+
+    fn set(self: Pin<&mut Self>, deadline: Instant) {
+        let this = self.project();
+        this.sleep.reset(deadline);
+        *this.is_registered = false;
+    }
+
+    /// Ready when the deadline has come. Else the task of `cx`, which `is_new` or not since the
+    /// poll before, is woken then.
+    fn poll(self: Pin<&mut Self>, is_new: bool, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        if !is_new && *this.is_registered && !this.sleep.is_elapsed() {
+            return Poll::Pending;
+        }
+        *this.is_registered = true;
+        this.sleep.poll(cx)
+    }
+}

@@ -1,0 +1,310 @@
+//! The request body that the handler reads.
+
+use crate::{
+    Flow, Policy, Polled, Unread, Upstream,
+    exchange::Exchange,
+    nesting::{self, Asked, PolledBy},
+};
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use palisade_core::{BoxError, Violation};
+use pin_project_lite::pin_project;
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+pin_project! {
+    /// The request body that a guarded handler reads.
+    ///
+    /// Fails with a [`Violation`] when it breaks a rule of a policy, and is at its end then.
+    #[derive(Debug)]
+    pub struct RequestBody<B, P: Policy> {
+        // `None` once it was let go.
+        #[pin]
+        inner: Option<B>,
+        // `None` for a request that shares nothing.
+        reading: Option<Reading<P>>,
+    }
+}
+
+/// What it takes to guard one request body.
+pub(crate) struct Reading<P: Policy> {
+    exchange: Arc<Exchange<P>>,
+    upload: P::Upload,
+    /// The client is awaited.
+    awaits: bool,
+    /// When that will have lasted too long.
+    due: Option<Instant>,
+    /// Wakes the task that polls this body at `due`, where that is not the handler's task.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl<B, P: Policy> RequestBody<B, P> {
+    #[inline(always)]
+    pub(crate) fn new(body: B, reading: Option<Reading<P>>) -> Self {
+        Self { inner: Some(body), reading }
+    }
+}
+
+impl<B, P> Body for RequestBody<B, P>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+    P: Policy<Unread: Unread<B>>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    #[inline]
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+        let mut this = self.project();
+        let Some(reading) = this.reading else {
+            return match this.inner.as_pin_mut() {
+                Some(body) => body.poll_frame(cx).map_err(Into::into),
+                None => Poll::Ready(None),
+            };
+        };
+        let Exchange { policy, shared, ended, .. } = &*reading.exchange;
+        let first = match this.inner.as_mut().as_pin_mut() {
+            Some(body) if !reading.awaits && policy.is_plain(&reading.upload, shared) => {
+                Some(match body.poll_frame(cx) {
+                    Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                        Ok(data) if policy.fits(&reading.upload, data.len()) => {
+                            policy.passed(&mut reading.upload, data.len());
+                            return Poll::Ready(Some(Ok(Frame::data(data))));
+                        }
+                        Ok(data) => Poll::Ready(Some(Ok(Frame::data(data)))),
+                        Err(frame) => Poll::Ready(Some(Ok(frame))),
+                    },
+                    Poll::Ready(None) => {
+                        ended.store(true, Relaxed);
+                        return Poll::Ready(None);
+                    }
+                    Poll::Pending => Poll::Pending,
+                    Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error.into()))),
+                })
+            }
+            _ => None,
+        };
+        reading.poll_slowly(first, this.inner, cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let up = Known(&self.inner);
+        match &self.reading {
+            None => up.is_end_stream(),
+            Some(reading) => reading.exchange.policy.request_ended(&reading.upload, &up),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let up = Known(&self.inner);
+        match &self.reading {
+            None => up.size_hint(),
+            Some(Reading { exchange, upload, .. }) => {
+                exchange.policy.request_hint(upload, exchange.shared(), &up)
+            }
+        }
+    }
+}
+
+// === Reading ===
+
+impl<P: Policy> Reading<P> {
+    #[inline(always)]
+    pub(crate) fn new(exchange: Arc<Exchange<P>>, upload: P::Upload) -> Self {
+        Self { exchange, upload, awaits: false, due: None, timer: None }
+    }
+
+    /// Handles everything but a data frame that merely passes. The `first` frame is given if the
+    /// body was polled already.
+    #[inline(never)]
+    fn poll_slowly<B>(
+        &mut self,
+        first: Option<Polled>,
+        mut inner: Pin<&mut Option<B>>,
+        cx: &mut Context<'_>,
+    ) -> Polled
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>>,
+        P: Policy<Unread: Unread<B>>,
+    {
+        let mut slot = Poll::Pending;
+        let flow = {
+            let Self { exchange, upload, .. } = &mut *self;
+            let mut up = Server { body: inner.as_mut(), first, ended: &exchange.ended };
+            exchange.policy.poll_request(upload, exchange.shared(), &mut up, &mut slot, cx)
+        };
+        match flow {
+            Flow::Go | Flow::Busy => {}
+            Flow::Cut => inner.set(None),
+            Flow::LetGo => P::Unread::let_go(inner.as_mut(), self.exchange.facts.version),
+        }
+        if slot.is_pending() && flow == Flow::Go {
+            let left = Known(&*inner).size_hint().exact();
+            if let Err(violation) = self.await_client(left, cx) {
+                inner.set(None);
+                slot = Poll::Ready(Some(Err(violation.into())));
+            }
+        } else if self.awaits {
+            self.end_wait();
+        }
+        slot
+    }
+
+    /// The client is awaited, for `left` more bytes if that is known. Registers the task of `cx` to
+    /// be woken when that has lasted too long.
+    fn await_client(&mut self, left: Option<u64>, cx: &mut Context<'_>) -> Result<(), Violation> {
+        let now = Instant::now();
+        if !self.awaits {
+            self.awaits = true;
+            let Self { exchange, upload, .. } = self;
+            self.due = exchange.policy.wait_begins(upload, exchange.shared(), left, now);
+        }
+        self.check_wait(now)?;
+        let Self { exchange, due, .. } = self;
+        exchange.wait.begin(now);
+        let polled_by = nesting::polled_by(exchange.id(), cx.waker());
+        let is_elsewhere = polled_by == PolledBy::Elsewhere;
+        exchange.awaited_elsewhere.store(is_elsewhere, Relaxed);
+        // The timer of the response future serves the handler's task.
+        let due = due.filter(|_| polled_by == PolledBy::Handler);
+        nesting::tell(exchange.id(), Asked { awaits: true, due });
+        if polled_by != PolledBy::Handler {
+            self.poll_timer(cx)?;
+        }
+        Ok(())
+    }
+
+    /// Judges the wait if it has lasted too long at `now`.
+    fn check_wait(&mut self, now: Instant) -> Result<(), Violation> {
+        if self.due.is_some_and(|due| due <= now) {
+            let Self { exchange, upload, .. } = self;
+            self.due =
+                exchange.policy.wait_expired(upload, exchange.shared(), now).inspect_err(|_| {
+                    self.awaits = false;
+                    exchange.wait.end(now);
+                })?;
+        }
+        Ok(())
+    }
+
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<(), Violation> {
+        while let Some(due) = self.due {
+            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+            if timer.deadline() > due || (timer.is_elapsed() && timer.deadline() < due) {
+                timer.as_mut().reset(due);
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                break;
+            }
+            self.check_wait(Instant::now())?;
+        }
+        Ok(())
+    }
+
+    /// Something came, or the body is over.
+    fn end_wait(&mut self) {
+        self.awaits = false;
+        let now = Instant::now();
+        let Self { exchange, upload, .. } = self;
+        exchange.policy.wait_ends(upload, exchange.shared(), now);
+        exchange.wait.end(now);
+        nesting::tell(exchange.id(), Asked::default());
+    }
+}
+
+impl<P: Policy> Drop for Reading<P> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if self.awaits {
+            self.exchange.wait.end(Instant::now());
+        }
+        let Self { exchange, upload, .. } = self;
+        exchange.policy.release_upload(upload, exchange.shared());
+    }
+}
+
+impl<P: Policy> fmt::Debug for Reading<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reading").field("awaits", &self.awaits).finish_non_exhaustive()
+    }
+}
+
+// === Server, Known ===
+
+/// The body as the server gives it.
+struct Server<'a, B> {
+    body: Pin<&'a mut Option<B>>,
+    /// What it has given already.
+    first: Option<Polled>,
+    ended: &'a AtomicBool,
+}
+
+impl<B> Upstream for Server<'_, B>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    #[inline(always)]
+    fn poll(&mut self, slot: &mut Polled, cx: &mut Context<'_>) {
+        match (self.first.take(), self.body.as_mut().as_pin_mut()) {
+            (Some(first), _) => *slot = first,
+            (None, Some(body)) => pour(body.poll_frame(cx), slot),
+            (None, None) => *slot = Poll::Ready(None),
+        }
+        if let Poll::Ready(None) = slot {
+            self.ended.store(true, Relaxed);
+        }
+    }
+
+    #[inline(always)]
+    fn size_hint(&self) -> SizeHint {
+        Known(&*self.body).size_hint()
+    }
+
+    #[inline(always)]
+    fn is_end_stream(&self) -> bool {
+        Known(&*self.body).is_end_stream()
+    }
+}
+
+/// Moves a result into `slot`. Data is a third of what a frame has room for: the rest need not be
+/// copied.
+#[inline(always)]
+pub(crate) fn pour<E: Into<BoxError>>(
+    polled: Poll<Option<Result<Frame<Bytes>, E>>>,
+    slot: &mut Polled,
+) {
+    *slot = match polled {
+        Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+            Ok(data) => Poll::Ready(Some(Ok(Frame::data(data)))),
+            Err(frame) => Poll::Ready(Some(Ok(frame))),
+        },
+        Poll::Pending => Poll::Pending,
+        Poll::Ready(None) => Poll::Ready(None),
+        Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error.into()))),
+    };
+}
+
+/// What is known of a request body without polling it.
+struct Known<'a, B>(&'a Option<B>);
+
+impl<B: Body> Upstream for Known<'_, B> {
+    fn poll(&mut self, _: &mut Polled, _: &mut Context<'_>) {}
+
+    #[inline(always)]
+    fn size_hint(&self) -> SizeHint {
+        self.0.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)
+    }
+
+    #[inline(always)]
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(Body::is_end_stream)
+    }
+}
