@@ -55,14 +55,18 @@
 //! The first wait of a request needs a tokio runtime whose timer is on.
 #![forbid(unsafe_code)]
 
-mod body;
-mod clock;
-mod future;
+mod deadline;
 mod grpc;
 mod layer;
+mod limits;
+mod policy;
+mod total;
 
-pub use body::{RequestBody, ResponseBody};
-pub use clock::Deadline;
-pub use future::ResponseFuture;
-pub use layer::{Limits, Timeout, TimeoutLayer};
+pub use deadline::Deadline;
+pub use layer::{RequestBody, ResponseBody, ResponseFuture, Timeout, TimeoutLayer};
+pub use limits::Limits;
 pub use palisade_core::{Mode, Recorder, Rejection, RequestHead};
+#[doc(hidden)]
+pub use policy::{Common, Held, Own, TimeoutPolicy};
+#[doc(hidden)]
+pub use total::Total;

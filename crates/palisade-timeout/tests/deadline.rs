@@ -45,7 +45,7 @@ fn upload() -> (Sender<Bytes, Infallible>, Request<Wire>) {
 }
 
 async fn read(request: Upload) -> usize {
-    request.into_body().collect().await.unwrap().to_bytes().len()
+    request.into_body().collect().await.expect("is whole").to_bytes().len()
 }
 
 /// A handler that takes so long.
@@ -665,11 +665,11 @@ impl Future for Thin {
 }
 
 #[test]
-fn a_request_future_grows_by_no_more_than_forty_bytes() {
+fn a_request_future_grows_by_no_more_than_seventy_two_bytes() {
     let mut service =
         TimeoutLayer::new(S).layer(service_fn(|_: Request<RequestBody<Nothing>>| Thin));
     let added = size_of_val(&service.call(plain())) - size_of::<Thin>();
-    assert!(added <= 40, "{added}");
+    assert!(added <= 72, "{added}");
 }
 
 #[tokio::test(start_paused = true)]
