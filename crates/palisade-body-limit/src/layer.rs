@@ -1,15 +1,33 @@
 //! What can be set, and the layer that holds it.
 
-use crate::{BodyLimit, TinyFrames};
+use crate::{TinyFrames, policy::BodyLimitPolicy};
 use palisade_core::Settings;
-use std::sync::Arc;
+use palisade_guard::{GuardLayer, Guarded};
 use tower_layer::Layer;
 
 /// Applies [`BodyLimit`].
 #[derive(Clone, Debug)]
 pub struct BodyLimitLayer {
-    shared: Arc<Shared>,
+    guard: GuardLayer<BodyLimitPolicy>,
 }
+
+/// Limits the length of request and response bodies. See the [crate docs](crate).
+pub type BodyLimit<S> = Guarded<S, BodyLimitPolicy>;
+
+/// The request body that [`BodyLimit`] gives to the handler.
+///
+/// Fails with a [`Violation`](crate::Violation) when a rule is broken, and is at its end then.
+pub type RequestBody<B> = palisade_guard::RequestBody<B, BodyLimitPolicy>;
+
+/// The handler's body, cut where it becomes longer than [`BodyLimitLayer::response`] allows: it
+/// fails with a [`Violation`](crate::Violation), or ends with trailers in gRPC.
+pub type ResponseBody<B> = palisade_guard::ResponseBody<B, BodyLimitPolicy>;
+
+/// Response future of [`BodyLimit`].
+///
+/// As soon as the request body breaks a rule, in whatever task that is read, it drops the handler
+/// and answers in its place. Dropping it drops the handler and leaves nothing behind.
+pub type ResponseFuture<S, B> = palisade_guard::ResponseFuture<S, B, BodyLimitPolicy>;
 
 /// In the extensions of a request: how many bytes the body of this one may have, in place of the
 /// layer's limit. Whatever stands outside the layer may put it there, a router for example.
@@ -22,21 +40,9 @@ pub struct BodyLimitLayer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MaxRequestBody(pub u64);
 
-/// What layer, services and requests share.
-#[derive(Clone, Debug)]
-pub(crate) struct Shared {
-    pub(crate) settings: Settings,
-    pub(crate) request: u64,
-    pub(crate) response: Option<u64>,
-    pub(crate) tiny_frames: Option<TinyFrames>,
-    pub(crate) overridable: bool,
-    /// Requests without a body are looked at as well.
-    pub(crate) looks_anyway: bool,
-}
-
 // === BodyLimitLayer ===
 
-palisade_core::settings_methods!(BodyLimitLayer);
+palisade_guard::settings_methods!(BodyLimitLayer);
 
 impl BodyLimitLayer {
     /// The limit of [`Self::default`] in bytes: 2 MiB, as in axum's extractors.
@@ -44,31 +50,28 @@ impl BodyLimitLayer {
 
     /// At most `bytes` in the body of a request. Trailers do not count.
     pub fn new(bytes: u64) -> Self {
-        let shared = Shared {
+        let policy = BodyLimitPolicy {
             settings: Settings::default(),
             request: bytes,
             response: None,
             tiny_frames: Some(TinyFrames::default()),
-            overridable: false,
-            looks_anyway: false,
+            is_overridable: false,
         };
-        Self { shared: Arc::new(shared) }
+        Self { guard: GuardLayer::new(policy) }
     }
 
     /// At most `bytes` in the body of a response. One that declares more, by its length or its
     /// `Content-Length`, is replaced by 500, but for answers to HEAD, 204 and 304; one that turns out longer fails, or ends with
     /// `RESOURCE_EXHAUSTED` in gRPC. Costs one small allocation per request. Defaults to no limit.
     pub fn response(mut self, bytes: u64) -> Self {
-        let shared = Arc::make_mut(&mut self.shared);
-        shared.response = Some(bytes);
-        shared.looks_anyway = true;
+        self.policy_mut().response = Some(bytes);
         self
     }
 
     /// How many small frames a body may come in. `None` neither counts them nor puts them
     /// together. Defaults to [`TinyFrames::default`].
     pub fn tiny_frames(mut self, allowed: impl Into<Option<TinyFrames>>) -> Self {
-        Arc::make_mut(&mut self.shared).tiny_frames = allowed.into();
+        self.policy_mut().tiny_frames = allowed.into();
         self
     }
 
@@ -78,10 +81,18 @@ impl BodyLimitLayer {
     /// A request that declares too much is then refused at the first read and no longer before
     /// the handler. Costs the insertion of an extension. Defaults to no handle.
     pub fn overridable(mut self) -> Self {
-        let shared = Arc::make_mut(&mut self.shared);
-        shared.overridable = true;
-        shared.looks_anyway = true;
+        self.policy_mut().is_overridable = true;
         self
+    }
+
+    /// The policy of this layer, for a stack of several.
+    #[doc(hidden)]
+    pub fn policy(&self) -> &BodyLimitPolicy {
+        self.guard.policy()
+    }
+
+    fn policy_mut(&mut self) -> &mut BodyLimitPolicy {
+        self.guard.policy_mut()
     }
 }
 
@@ -94,7 +105,7 @@ impl Default for BodyLimitLayer {
 impl<S> Layer<S> for BodyLimitLayer {
     type Service = BodyLimit<S>;
 
-    fn layer(&self, inner: S) -> Self::Service {
-        BodyLimit::new(inner, self.shared.clone())
+    fn layer(&self, inner: S) -> BodyLimit<S> {
+        self.guard.layer(inner)
     }
 }

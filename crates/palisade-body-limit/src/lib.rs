@@ -43,8 +43,7 @@
 //! ([`linger`](palisade_core::linger)): request bodies are therefore `Send + Unpin + 'static`, as
 //! those of hyper, axum and tonic are.
 //!
-//! A request without a body, or with one so short that it can break no rule, costs no allocation;
-//! any other costs one small one. The limit counts bytes as they arrive here: put the layer
+//! A request without a body costs no allocation, any other costs one small one. The limit counts bytes as they arrive here: put the layer
 //! inside a decompressing one to limit what comes out of it, and outside to limit what goes in.
 //!
 //! # How it differs
@@ -61,20 +60,21 @@
 //! it was sent, and more from a client that alternates between fast and slow on purpose.
 #![forbid(unsafe_code)]
 
-mod counted;
 mod frames;
-mod future;
+mod handle;
 mod layer;
+mod length;
+mod policy;
 mod request;
 mod response;
-mod service;
-mod watch;
 
 pub use frames::TinyFrames;
-pub use future::ResponseFuture;
-pub use layer::{BodyLimitLayer, MaxRequestBody};
+pub use handle::BodyLimitHandle;
+pub use layer::{
+    BodyLimit, BodyLimitLayer, MaxRequestBody, RequestBody, ResponseBody, ResponseFuture,
+};
 pub use palisade_core::{Metrics, Mode, Recorder, Rejection, Violation};
-pub use request::RequestBody;
-pub use response::ResponseBody;
-pub use service::BodyLimit;
-pub use watch::BodyLimitHandle;
+#[doc(hidden)]
+pub use policy::{BodyLimitPolicy, Common, Held, Upload};
+#[doc(hidden)]
+pub use response::Limited;

@@ -34,7 +34,7 @@ async fn what_declares_too_much_is_refused_before_it_is_read() {
     let seen = Journal::default();
     let layer = BodyLimitLayer::new(2000).metrics(seen.clone());
     let called = Arc::new(AtomicBool::new(false));
-    let body = Script::frames(3, 1000).exact(3000);
+    let body = Script::frames(100, 1000).exact(100_000);
     let polls = body.polls.clone();
     let handler = service_fn(|request| {
         called.store(true, Relaxed);
@@ -46,8 +46,20 @@ async fn what_declares_too_much_is_refused_before_it_is_read() {
     assert_eq!(response.headers()[header::CONNECTION], "close");
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "body too large");
     assert_eq!((polls.load(Relaxed), called.load(Relaxed)), (0, false));
-    let expected = violation(Phase::RequestHead, 2000, 3000);
+    let expected = violation(Phase::RequestHead, 2000, 100_000);
     assert_eq!(seen.refusals(), [(expected, Mode::Enforce)]);
+}
+
+#[tokio::test]
+async fn a_short_refused_body_is_read_to_its_end_so_that_the_connection_lives_on() {
+    let service = BodyLimitLayer::new(2000).layer(service_fn(count::<Script>));
+    let body = Script::frames(3, 1000).exact(3000);
+    let polls = body.polls.clone();
+    let response = service.oneshot(Request::post("/").body(body).unwrap()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    assert!(!response.headers().contains_key(header::CONNECTION));
+    tokio::task::yield_now().await;
+    assert_eq!(polls.load(Relaxed), 4);
 }
 
 #[tokio::test]

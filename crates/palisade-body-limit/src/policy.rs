@@ -1,0 +1,266 @@
+//! What the body limit decides.
+
+use crate::{
+    BodyLimitHandle, MaxRequestBody, TinyFrames,
+    handle::HandlersLimit,
+    length::Length,
+    request::{Counted, Joined, Watch},
+    response::{Limited, too_large},
+};
+use http::{Request, Response, StatusCode};
+use http_body::{Body, SizeHint};
+use palisade_core::{AnswerForm, Phase, Reason, Rejection, Settings, Violation};
+use palisade_guard::{Facts, Flow, Keeps, Never, Of, Policy, Polled, Refusal, Shared, Upstream};
+use std::{sync::Arc, task::Context};
+use tokio::time::Instant;
+
+/// The policy of [`BodyLimitLayer`](crate::BodyLimitLayer).
+#[derive(Clone, Debug)]
+pub struct BodyLimitPolicy {
+    pub(crate) settings: Settings,
+    pub(crate) request: u64,
+    pub(crate) response: Option<u64>,
+    pub(crate) tiny_frames: Option<TinyFrames>,
+    pub(crate) is_overridable: bool,
+}
+
+/// What a request holds on the side of its response.
+#[derive(Debug, Default)]
+pub enum Held {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Its body can break no rule, but its small frames are joined.
+    Joins,
+    /// Its body is limited to so many bytes.
+    Counts(u64),
+    /// Its response is limited.
+    Response(Option<Box<Limited>>),
+}
+
+/// What both sides of a request see.
+#[derive(Debug)]
+pub struct Common {
+    pub(crate) handlers_limit: Option<Arc<HandlersLimit>>,
+}
+
+/// What goes with the request body.
+#[derive(Debug)]
+pub struct Upload {
+    /// `None` where nothing can be wrong with the body, and nothing is joined.
+    counted: Option<Counted>,
+}
+
+// === BodyLimitPolicy ===
+
+impl BodyLimitPolicy {
+    /// Looks at a request that has a body.
+    #[inline(never)]
+    fn look<B: Body>(&self, request: &Request<B>, facts: &Facts) -> Result<Held, Refusal> {
+        let own = request.extensions().get::<MaxRequestBody>();
+        let limit = own.map_or(self.request, |own| own.0);
+        let length = Length::of(request);
+        // Where the handler may still raise the limit, the first read decides.
+        if length.declared > limit && !self.is_overridable {
+            self.refuse(too_large(Phase::RequestHead, limit, length.declared), facts)?;
+            // Shadow mode: one event is enough.
+            return Ok(Held::Nothing);
+        }
+        Ok(if !self.is_harmless(&length) {
+            Held::Counts(limit)
+        } else if self.tiny_frames.is_some() {
+            Held::Joins
+        } else {
+            Held::Nothing
+        })
+    }
+
+    /// Whether a body of this length, below the limit, can break no rule however it comes.
+    fn is_harmless(&self, length: &Length) -> bool {
+        let frames = self.tiny_frames.map_or(u64::MAX, |tiny| u64::from(tiny.burst));
+        length.is_exact && length.declared <= frames && !self.is_overridable
+    }
+
+    /// Records a refusal. An error if it is enforced.
+    pub(crate) fn refuse(&self, violation: Violation, facts: &Facts) -> Result<(), Refusal> {
+        let rejection = Rejection::new(violation, status(&violation), facts.form);
+        if self.settings.refuse(&rejection, facts.conn()) {
+            return Err(Refusal::new(rejection, &self.settings));
+        }
+        Ok(())
+    }
+}
+
+/// The status of plain HTTP for `violation`.
+pub(crate) fn status(violation: &Violation) -> StatusCode {
+    match (violation.reason, violation.phase) {
+        // Its length is fine, the way it comes is not: 413 would tell the client to send less.
+        (Reason::TinyFrames, _) => StatusCode::BAD_REQUEST,
+        (_, Phase::Handler | Phase::ResponseBody) => StatusCode::INTERNAL_SERVER_ERROR,
+        _ => StatusCode::PAYLOAD_TOO_LARGE,
+    }
+}
+
+impl Policy for BodyLimitPolicy {
+    type Held = Held;
+    type Shared = Common;
+    type Upload = Upload;
+    type Later = Never;
+    type Unread = Keeps;
+
+    #[inline(always)]
+    fn listens(&self) -> bool {
+        self.settings.recorder.is_on()
+    }
+
+    #[inline(always)]
+    fn admit<B: Body>(&self, request: &Request<B>, facts: &Facts) -> Result<Held, Refusal> {
+        if facts.has_body && self.settings.is_on() {
+            self.look(request, facts)
+        } else {
+            Ok(Held::Nothing)
+        }
+    }
+
+    #[inline(always)]
+    fn needs_sharing(&self, _: &Held) -> bool {
+        self.is_overridable
+    }
+
+    #[inline(always)]
+    fn share<B: Body>(&self, held: &mut Held, request: &mut Request<B>, _: &Facts) -> Common {
+        if !self.is_overridable {
+            return Common { handlers_limit: None };
+        }
+        let handlers_limit = match held {
+            Held::Counts(limit) => Some(Arc::new(HandlersLimit::new(*limit))),
+            _ => None,
+        };
+        request.extensions_mut().insert(BodyLimitHandle::new(handlers_limit.clone()));
+        Common { handlers_limit }
+    }
+
+    #[inline(always)]
+    fn upload(&self, held: &mut Held, common: &Common, facts: &Facts) -> Upload {
+        let counted = match std::mem::take(held) {
+            Held::Joins => Some(Counted::harmless()),
+            Held::Counts(limit) => {
+                let holds = facts.form != AnswerForm::Grpc;
+                Some(Counted::new(holds, limit, common.handlers_limit.is_some()))
+            }
+            Held::Nothing | Held::Response(_) => None,
+        };
+        Upload { counted }
+    }
+
+    #[inline(always)]
+    fn response_head<B: Body>(
+        &self,
+        held: &mut Held,
+        of: Of<'_, Common>,
+        response: &Response<B>,
+        _: Option<Instant>,
+    ) -> Result<bool, Refusal> {
+        let Some(limit) = self.response else { return Ok(false) };
+        if !self.settings.is_on() || response.body().is_end_stream() {
+            return Ok(false);
+        }
+        let limited = self.limited(of.facts, response, limit)?;
+        let is_limited = limited.is_some();
+        *held = Held::Response(limited);
+        Ok(is_limited)
+    }
+
+    #[inline(always)]
+    fn is_plain(&self, upload: &Upload, _: &Common) -> bool {
+        upload.counted.as_ref().is_none_or(Counted::is_plain)
+    }
+
+    #[inline(always)]
+    fn fits(&self, upload: &Upload, bytes: usize) -> bool {
+        upload.counted.as_ref().is_none_or(|counted| counted.fits(bytes))
+    }
+
+    #[inline(always)]
+    fn passed(&self, upload: &mut Upload, bytes: usize) {
+        if let Some(counted) = &mut upload.counted {
+            counted.passed(bytes);
+        }
+    }
+
+    #[inline(always)]
+    fn poll_request<U: Upstream>(
+        &self,
+        upload: &mut Upload,
+        of: Shared<'_, Common>,
+        up: &mut U,
+        slot: &mut Polled,
+        cx: &mut Context<'_>,
+    ) -> Flow {
+        let Some(counted) = &mut upload.counted else {
+            up.poll(slot, cx);
+            return Flow::Go;
+        };
+        let watch = Watch { policy: self, of };
+        if counted.is_plain() {
+            up.poll(slot, cx);
+            counted.look(watch, slot)
+        } else {
+            counted.poll(watch, up, slot, cx)
+        }
+    }
+
+    fn request_ended<U: Upstream>(&self, upload: &Upload, up: &U) -> bool {
+        match upload.counted.as_ref().and_then(Counted::joined) {
+            Some(joined) => !joined.holds() && (joined.has_ended() || up.is_end_stream()),
+            None => up.is_end_stream(),
+        }
+    }
+
+    /// The inner body's, and no more than what is left of the limit.
+    fn request_hint<U: Upstream>(
+        &self,
+        upload: &Upload,
+        _: Shared<'_, Common>,
+        up: &U,
+    ) -> SizeHint {
+        let hint = up.size_hint();
+        let Some(counted) = &upload.counted else { return hint };
+        let held = counted.joined().map_or(0, Joined::held);
+        let (lower, mut upper) = (hint.lower(), hint.upper());
+        if let Some(remaining) = counted.remaining_for_sure(self) {
+            upper = Some(upper.map_or(remaining, |upper| upper.min(remaining)));
+        }
+        // A body that declares more than it may have fails where it is read. It must not fail
+        // here, so its lower bound wins.
+        let mut tightened = SizeHint::new();
+        tightened.set_lower(lower.saturating_add(held));
+        if let Some(upper) = upper {
+            tightened.set_upper(upper.max(lower).saturating_add(held));
+        }
+        tightened
+    }
+
+    #[inline(always)]
+    fn poll_response<U: Upstream>(
+        &self,
+        held: &mut Held,
+        of: Of<'_, Common>,
+        up: &mut U,
+        slot: &mut Polled,
+        cx: &mut Context<'_>,
+    ) -> Flow {
+        up.poll(slot, cx);
+        match held {
+            Held::Response(limited) => self.send(limited, of.facts, slot),
+            _ => Flow::Go,
+        }
+    }
+
+    #[inline(always)]
+    fn release(&self, held: &mut Held, _: Of<'_, Common>) {
+        if let Held::Response(_) = held {
+            *held = Held::Nothing;
+        }
+    }
+}
