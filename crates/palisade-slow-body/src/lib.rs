@@ -79,20 +79,19 @@
 //! The first wait for a body needs a tokio runtime whose timer is on.
 #![forbid(unsafe_code)]
 
-mod future;
+mod download;
 mod layer;
 mod meter;
 mod pace;
-mod request;
-mod response;
+mod policy;
 mod stopwatch;
-mod watch;
 
-pub use future::ResponseFuture;
-pub use layer::{SlowBody, SlowBodyLayer};
+#[doc(hidden)]
+pub use download::Download;
+pub use layer::{RequestBody, ResponseBody, ResponseFuture, SlowBody, SlowBodyLayer};
 pub use pace::{Pace, PaceBuilder};
 pub use palisade_core::{
     ConfigError, ConfigFault, Mode, Pressure, Recorder, Rejection, RequestHead, Violation,
 };
-pub use request::RequestBody;
-pub use response::ResponseBody;
+#[doc(hidden)]
+pub use policy::{Common, Held, SlowBodyPolicy, Upload};

@@ -4,42 +4,30 @@ use crate::{
     Pace,
     meter::{Meter, TooSlow, nanos},
 };
-use pin_project_lite::pin_project;
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
-use tokio::time::{Instant, Sleep, sleep_until};
+use std::time::Duration;
+use tokio::time::Instant;
 
-/// A timer that is this late tells of a stall of ours: nobody was there to see what came.
+/// A verdict that is later than this tells of a stall of the server, which saw nothing of what the
+/// client sent meanwhile.
 const LATE: Duration = Duration::from_millis(100);
-/// What we give after a stall of ours, once.
+/// What the client gets after a stall of the server, once.
 const REPRIEVE: Duration = Duration::from_millis(250);
 
-pin_project! {
-    /// Runs while the other side is waited for.
-    #[derive(Debug)]
-    pub(crate) struct Stopwatch {
-        pace: Pace,
-        meter: Meter,
-        // While it runs, since when.
-        since: Option<Instant>,
-        // The present shortage was found late before.
-        forgiven: bool,
-        // For a request it goes off when something is due, or earlier. For a response see
-        // `arm_once`. It is never set back because a wait ended.
-        #[pin]
-        alarm: Sleep,
-    }
+/// Runs while the other side is awaited.
+#[derive(Debug)]
+pub(crate) struct Stopwatch {
+    pace: Pace,
+    meter: Meter,
+    /// When the present wait began.
+    since: Option<Instant>,
+    /// The present shortage was seen late before.
+    is_forgiven: bool,
 }
 
 impl Stopwatch {
-    /// Made when the first wait begins, for a body of which the length is known or not.
-    pub(crate) fn new(pace: Pace, length: Option<u64>, now: Instant) -> Pin<Box<Self>> {
-        let meter = Meter::new(&pace, length);
-        let alarm = sleep_until(after(now, meter.due(&pace)));
-        Box::pin(Self { pace, meter, since: None, forgiven: false, alarm })
+    /// Made when the first wait begins, for a body whose length is known or not.
+    pub(crate) fn new(pace: Pace, length: Option<u64>) -> Self {
+        Self { pace, meter: Meter::new(&pace, length), since: None, is_forgiven: false }
     }
 
     pub(crate) fn pace(&self) -> &Pace {
@@ -50,131 +38,79 @@ impl Stopwatch {
         self.since.is_some()
     }
 
-    /// Whether the wait as such is of interest, and not only that it ended.
+    /// Whether the length of a wait matters, and not only its end.
     pub(crate) fn adds_up(&self) -> bool {
         self.pace.rate.is_some() || self.pace.total.is_some()
     }
 
-    /// Whether the alarm has gone off, so that the clock is worth a look.
-    pub(crate) fn rang(&self) -> bool {
-        self.alarm.is_elapsed()
+    /// The wait begins at `now`. Returns when it will be too long.
+    pub(crate) fn start(&mut self, now: Instant) -> Instant {
+        self.since = Some(now);
+        self.due(now)
     }
 
-    /// The wait begins.
-    pub(crate) fn start(self: Pin<&mut Self>, now: Instant) {
-        *self.project().since = Some(now);
-    }
-
-    /// The wait ended now. None of it is charged beyond what was allowed: what was waited for is
-    /// here. If nobody was there to look when it was due, nothing is charged: it may have come at
-    /// once.
-    #[inline(never)]
-    pub(crate) fn stop(self: Pin<&mut Self>) {
-        let this = self.project();
-        let now = Instant::now();
-        if let Some(since) = this.since.take() {
-            let at = stamp(this.meter, since, now);
-            let due = this.meter.due(this.pace);
+    /// The wait ended at `now`. None of it is charged beyond what was allowed: what was waited for
+    /// is here. If nothing looked at it when it was due, nothing is charged: the bytes may have
+    /// come at once.
+    pub(crate) fn stop(&mut self, now: Instant) {
+        if let Some(since) = self.since.take() {
+            let at = self.stamp(since, now);
+            let due = self.meter.due(&self.pace);
             if at <= due.saturating_add(nanos(LATE)) {
-                this.meter.wait_until(at.min(due));
+                self.meter.wait_until(at.min(due));
             }
         }
     }
 
     /// The wait ended some time ago, and how long it was does not matter.
-    pub(crate) fn forget(self: Pin<&mut Self>) {
-        *self.project().since = None;
+    pub(crate) fn forget(&mut self) {
+        self.since = None;
     }
 
-    /// So many bytes came, while so many a second were asked for.
-    pub(crate) fn pay(self: Pin<&mut Self>, bytes: u64, rate: u64) {
+    /// `bytes` came, while the required rate was `rate`.
+    pub(crate) fn pay(&mut self, bytes: u64, rate: u64) {
         if bytes > 0 {
-            let this = self.project();
-            this.meter.pay(this.pace, bytes, rate);
-            *this.forgiven &= !this.meter.is_at_ease(this.pace);
+            self.meter.pay(&self.pace, bytes, rate);
+            self.is_forgiven &= !self.meter.is_at_ease(&self.pace);
         }
     }
 
-    /// Whether the wait is too long by now. If not, the task of `cx` is woken when it may be.
-    pub(crate) fn poll(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        rate: impl Fn() -> u64,
-    ) -> Option<TooSlow> {
-        loop {
-            if self.as_mut().project().alarm.poll(cx).is_pending() {
-                return None;
-            }
-            let now = Instant::now();
-            if let Some(slow) = self.as_mut().judge(now, &rate) {
-                return Some(slow);
-            }
-            self.as_mut().arm(now);
-        }
-    }
-
-    /// Whether the wait is too long at `now`.
-    pub(crate) fn judge(
-        self: Pin<&mut Self>,
-        now: Instant,
-        rate: impl Fn() -> u64,
-    ) -> Option<TooSlow> {
-        let this = self.project();
-        let at = stamp(this.meter, (*this.since)?, now);
-        let due = this.meter.due(this.pace);
-        let late = Duration::from_nanos(at.checked_sub(due)?);
-        let late = if this.alarm.is_elapsed() {
-            late.min(now.saturating_duration_since(this.alarm.deadline()))
-        } else {
-            late
-        };
-        if late > LATE && !*this.forgiven {
-            *this.forgiven = true;
-            this.meter.wait_until(due.saturating_sub(nanos(REPRIEVE)));
-            *this.since = Some(now);
+    /// Whether the wait is too long at `now`. It was looked at no later than `late` after the
+    /// instant at which a timer should have done so.
+    pub(crate) fn judge(&mut self, now: Instant, late: Duration, rate: u64) -> Option<TooSlow> {
+        let at = self.stamp(self.since?, now);
+        let due = self.meter.due(&self.pace);
+        let late = late.min(Duration::from_nanos(at.checked_sub(due)?));
+        if late > LATE && !self.is_forgiven {
+            self.is_forgiven = true;
+            self.meter.wait_until(due.saturating_sub(nanos(REPRIEVE)));
+            self.since = Some(now);
             return None;
         }
-        this.meter.wait_until(at);
-        this.meter.judge(this.pace, rate())
+        self.meter.wait_until(at);
+        self.since = Some(now);
+        self.meter.judge(&self.pace, rate)
     }
 
-    /// Sets an alarm that went off to when something is due next.
-    fn arm(self: Pin<&mut Self>, now: Instant) {
-        let left = self.left(now);
-        self.project().alarm.reset(after(now, left));
+    /// When the present wait will be too long.
+    pub(crate) fn due(&self, now: Instant) -> Instant {
+        after(now, self.left(now))
     }
 
-    /// Sees to it that the task of `cx` is woken once in the wait that begins now, when that is
-    /// too long already: not before, and after twice as long at the latest. Between those the
-    /// alarm is left as it is, so that it is not set for every wait.
-    pub(crate) fn arm_once(mut self: Pin<&mut Self>, now: Instant, cx: &mut Context<'_>) {
-        let left = self.left(now);
-        let mut alarm = self.as_mut().project().alarm;
-        if alarm.is_elapsed() || alarm.deadline() < after(now, left) {
-            alarm.as_mut().reset(after(now, left.saturating_mul(2)));
-            let _: Poll<()> = alarm.poll(cx);
-        }
-    }
-
-    /// Has the task of `cx` woken when the alarm goes off.
-    pub(crate) fn listen(self: Pin<&mut Self>, cx: &mut Context<'_>) {
-        let _: Poll<()> = self.project().alarm.poll(cx);
-    }
-
-    /// How long until something is due.
-    fn left(&self, now: Instant) -> u64 {
-        let waited = stamp(&self.meter, self.since.unwrap_or(now), now);
+    /// Nanoseconds from `now` until the present wait will be too long.
+    pub(crate) fn left(&self, now: Instant) -> u64 {
+        let waited = self.stamp(self.since.unwrap_or(now), now);
         self.meter.due(&self.pace).saturating_sub(waited)
     }
+
+    /// The meter's stamp of `now` in a wait that began at `since`.
+    fn stamp(&self, since: Instant, now: Instant) -> u64 {
+        self.meter.waited().saturating_add(nanos(now.saturating_duration_since(since)))
+    }
 }
 
-/// The meter's stamp of `now` in a wait that began at `since`.
-fn stamp(meter: &Meter, since: Instant, now: Instant) -> u64 {
-    meter.waited().saturating_add(nanos(now.saturating_duration_since(since)))
-}
-
-/// So many nanoseconds after `now`, or a time that nobody will see.
-fn after(now: Instant, wait: u64) -> Instant {
+/// So many nanoseconds after `now`, or an instant that is never reached.
+pub(crate) fn after(now: Instant, wait: u64) -> Instant {
     const FAR: u64 = 30 * 365 * 86_400 * 1_000_000_000;
     now.checked_add(Duration::from_nanos(wait.min(FAR))).unwrap_or(now)
 }

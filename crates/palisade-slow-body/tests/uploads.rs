@@ -555,9 +555,9 @@ impl Future for Thin {
 }
 
 #[test]
-fn a_request_future_grows_by_no_more_than_twenty_four_bytes() {
+fn a_request_future_grows_by_no_more_than_seventy_two_bytes() {
     let handler = service_fn(|_: Request<RequestBody<Empty<Bytes>>>| Thin);
     let mut service = SlowBodyLayer::new().layer(handler);
     let added = size_of_val(&service.call(Request::new(Empty::new()))) - size_of::<Thin>();
-    assert!(added <= 24, "{added}");
+    assert!(added <= 72, "{added}");
 }

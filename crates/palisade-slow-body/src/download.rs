@@ -1,0 +1,96 @@
+//! How one download is judged.
+
+use crate::{
+    meter::TooSlow,
+    stopwatch::{Stopwatch, after},
+};
+use pin_project_lite::pin_project;
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// A response that is no longer than this fits into the buffers between the server and the client:
+/// nothing waits for a reader of so little, and most responses are no longer.
+pub(crate) const BUFFERED_BYTES: u64 = 64 * 1024;
+
+pin_project! {
+    /// A response body of which more than [`BUFFERED_BYTES`] were handed to the server.
+    #[derive(Debug)]
+    pub struct Download {
+        stopwatch: Stopwatch,
+        // What was handed out since the stopwatch was told last.
+        bytes: u64,
+        #[pin]
+        timer: Sleep,
+    }
+}
+
+impl Download {
+    /// Its first `bytes` were handed out, and the task of `cx` is woken when the reader is late.
+    pub(crate) fn new(
+        stopwatch: Stopwatch,
+        bytes: u64,
+        now: Instant,
+        cx: &mut Context<'_>,
+    ) -> Pin<Box<Self>> {
+        let timer = sleep_until(stopwatch.due(now));
+        let mut download = Box::pin(Self { stopwatch, bytes, timer });
+        let _: Poll<()> = download.as_mut().project().timer.poll(cx);
+        download
+    }
+
+    /// `bytes` more were handed to the server.
+    pub(crate) fn hand_out(self: Pin<&mut Self>, bytes: u64) {
+        let this = self.project();
+        *this.bytes = this.bytes.saturating_add(bytes);
+    }
+
+    /// The server has a frame: from now on the reader is awaited.
+    ///
+    /// The task of `cx` is woken once in this wait when it is too long already: not before, and
+    /// after twice as long at the latest. Between those the timer is left as it is, so that it is
+    /// not set for every wait. Woken once, hyper fills its buffer, and does not poll again before
+    /// that was taken.
+    pub(crate) fn start(self: Pin<&mut Self>, now: Instant, cx: &mut Context<'_>) {
+        let mut this = self.project();
+        let due = this.stopwatch.start(now);
+        if this.timer.is_elapsed() || this.timer.deadline() < due {
+            let left = this.stopwatch.left(now);
+            this.timer.as_mut().reset(after(now, left.saturating_mul(2)));
+            let _: Poll<()> = this.timer.poll(cx);
+        }
+    }
+
+    /// The server asks for more: what it has was taken, or it was woken by the timer. `required` is
+    /// the rate in force.
+    pub(crate) fn asked(
+        self: Pin<&mut Self>,
+        required: impl Fn(&Stopwatch) -> u64,
+    ) -> Option<TooSlow> {
+        let this = self.project();
+        let stopwatch = this.stopwatch;
+        if !stopwatch.is_running() {
+            return None;
+        }
+        let rate = required(stopwatch);
+        if stopwatch.adds_up() || this.timer.is_elapsed() {
+            let now = Instant::now();
+            let late = if this.timer.is_elapsed() {
+                now.saturating_duration_since(this.timer.deadline())
+            } else {
+                Duration::MAX
+            };
+            if let Some(slow) = stopwatch.judge(now, late, rate) {
+                return Some(slow);
+            }
+            stopwatch.stop(now);
+        } else {
+            stopwatch.forget();
+        }
+        stopwatch.pay(std::mem::take(this.bytes), rate);
+        None
+    }
+}
