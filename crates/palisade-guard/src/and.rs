@@ -1,6 +1,6 @@
 //! Two policies as one.
 
-use crate::{Elapsed, Facts, Flow, Handler, Of, Policy, Polled, Refusal, Shared, Upstream};
+use crate::{Elapsed, Facts, Flow, Handler, Of, Policy, Polled, Refusal, Shared, Stamp, Upstream};
 use http::{Request, Response};
 use http_body::{Body, SizeHint};
 use palisade_core::Violation;
@@ -179,10 +179,22 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
         upload: &mut Self::Upload,
         of: Shared<'_, Self::Shared>,
         left: Option<u64>,
-        now: Instant,
-    ) -> Option<Instant> {
+        now: Stamp,
+    ) -> Option<Stamp> {
         let outer = self.0.wait_begins(&mut upload.0, of.map(|shared| &shared.0), left, now);
         earlier(outer, self.1.wait_begins(&mut upload.1, of.map(|shared| &shared.1), left, now))
+    }
+
+    #[inline(always)]
+    fn client_awaited(
+        &self,
+        upload: &mut Self::Upload,
+        of: Shared<'_, Self::Shared>,
+        by_handler: bool,
+        cx: &mut Context<'_>,
+    ) -> Result<(), Violation> {
+        self.0.client_awaited(&mut upload.0, of.map(|shared| &shared.0), by_handler, cx)?;
+        self.1.client_awaited(&mut upload.1, of.map(|shared| &shared.1), by_handler, cx)
     }
 
     #[inline(always)]
@@ -190,15 +202,15 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
         &self,
         upload: &mut Self::Upload,
         of: Shared<'_, Self::Shared>,
-        now: Instant,
-    ) -> Result<Option<Instant>, Violation> {
+        now: Stamp,
+    ) -> Result<Option<Stamp>, Violation> {
         let outer = self.0.wait_expired(&mut upload.0, of.map(|shared| &shared.0), now)?;
         let inner = self.1.wait_expired(&mut upload.1, of.map(|shared| &shared.1), now)?;
         Ok(earlier(outer, inner))
     }
 
     #[inline(always)]
-    fn wait_ends(&self, upload: &mut Self::Upload, of: Shared<'_, Self::Shared>, now: Instant) {
+    fn wait_ends(&self, upload: &mut Self::Upload, of: Shared<'_, Self::Shared>, now: Stamp) {
         self.0.wait_ends(&mut upload.0, of.map(|shared| &shared.0), now);
         self.1.wait_ends(&mut upload.1, of.map(|shared| &shared.1), now);
     }
@@ -253,9 +265,9 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     }
 }
 
-/// The earlier of two instants that may be missing.
+/// The earlier of two points in time that may be missing.
 #[inline]
-pub(crate) fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+pub(crate) fn earlier<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
     match (one, other) {
         (Some(one), Some(other)) => Some(one.min(other)),
         (one, other) => one.or(other),

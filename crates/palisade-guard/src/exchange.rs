@@ -1,7 +1,7 @@
 //! What both sides of a request with a body share: the response future or response body on one
 //! side, the request body on the other, perhaps in two tasks.
 
-use crate::{ClientWait, Facts, Policy, Refusal};
+use crate::{ClientWait, Facts, Policy, Refusal, nesting};
 use http::StatusCode;
 use palisade_core::{Mode, Phase, Rejection, Settings, Violation};
 use parking_lot::Mutex;
@@ -9,7 +9,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     task::Waker,
 };
@@ -34,7 +34,14 @@ pub(crate) struct Exchange<P: Policy> {
 /// Its lock is taken when a handler is pending, when it is ready and when a rule is broken, never
 /// per frame. Neither metrics nor wakers run under it.
 #[derive(Debug)]
-pub(crate) struct ResponseHead(Mutex<State>);
+pub(crate) struct ResponseHead {
+    state: Mutex<State>,
+    /// A copy of [`State::Sent`], to be read without the lock.
+    is_sent: AtomicBool,
+    /// Which task is woken if the request is refused, to be compared without the lock: most polls
+    /// are of the same task as the one before.
+    task: [AtomicUsize; 2],
+}
 
 enum State {
     /// The handler works. Its task is woken if the request is refused.
@@ -75,7 +82,11 @@ impl<P: Policy> Exchange<P> {
             wait: ClientWait::default(),
             awaited_elsewhere: AtomicBool::new(false),
             ended: AtomicBool::new(false),
-            head: ResponseHead(Mutex::new(State::Unsent(None))),
+            head: ResponseHead {
+                state: Mutex::new(State::Unsent(None)),
+                is_sent: AtomicBool::new(false),
+                task: Default::default(),
+            },
         }
     }
 
@@ -101,10 +112,17 @@ impl ResponseHead {
     /// The handler is pending in the task of `task`: whether that is another task than before, or
     /// the refusal, if the handler is not to go on.
     pub(crate) fn is_pending(&self, task: &Waker) -> Result<bool, Refusal> {
-        let mut state = self.0.lock();
+        let (data, vtable) = nesting::id(task);
+        if self.task[0].load(Relaxed) == data && self.task[1].load(Relaxed) == vtable {
+            return Ok(false);
+        }
+        let mut state = self.state.lock();
         let before = match &mut *state {
-            State::Unsent(Some(known)) if known.will_wake(task) => return Ok(false),
-            State::Unsent(known) => known.replace(task.clone()),
+            State::Unsent(known) => {
+                self.task[0].store(data, Relaxed);
+                self.task[1].store(vtable, Relaxed);
+                known.replace(task.clone())
+            }
             State::Refused(refusal) => return Err(Refusal::clone(refusal)),
             State::Sent => return Ok(true),
         };
@@ -116,10 +134,11 @@ impl ResponseHead {
 
     /// The handler is ready: the refusal, if its response is not to be sent.
     pub(crate) fn is_ready(&self) -> Option<Refusal> {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         if let State::Refused(refusal) = &*state {
             return Some(Refusal::clone(refusal));
         }
+        self.is_sent.store(true, Relaxed);
         let before = std::mem::replace(&mut *state, State::Sent);
         drop(state);
         drop(before);
@@ -128,8 +147,10 @@ impl ResponseHead {
 
     /// Nothing will answer any more.
     pub(crate) fn is_over(&self) {
-        let before = std::mem::replace(&mut *self.0.lock(), State::Sent);
-        drop(before);
+        if !self.is_sent.swap(true, Relaxed) {
+            let before = std::mem::replace(&mut *self.state.lock(), State::Sent);
+            drop(before);
+        }
     }
 }
 
@@ -173,7 +194,7 @@ impl<'a, S> Shared<'a, S> {
         judge: impl FnOnce(Phase) -> (Violation, StatusCode),
     ) -> Option<Violation> {
         let Self { facts, head, .. } = self;
-        let mut state = head.0.lock();
+        let mut state = head.state.lock();
         let State::Unsent(waker) = &mut *state else {
             drop(state);
             let (violation, _) = judge(Phase::ResponseBody);
@@ -184,6 +205,8 @@ impl<'a, S> Shared<'a, S> {
         let mut task = None;
         if settings.mode == Mode::Enforce {
             task = waker.take();
+            // Its next poll finds the refusal.
+            head.task[1].store(0, Relaxed);
             let refusal = Refusal::new(rejection.clone(), settings);
             *state = State::Refused(Box::new(refusal));
         }

@@ -23,8 +23,9 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// The facts of `request`. Its connection is looked up if a sink `listens`.
     #[inline(always)]
-    pub(crate) fn of<B: Body>(request: &Request<B>, listens: bool) -> Self {
+    pub fn of<B: Body>(request: &Request<B>, listens: bool) -> Self {
         Self {
             conn: if listens { ConnInfo::of(request.extensions()).cloned() } else { None },
             form: AnswerForm::of(request),

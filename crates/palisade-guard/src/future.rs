@@ -1,6 +1,8 @@
 //! The response future.
 
-use crate::{Handler, Policy, Refusal, RequestBody, ResponseBody, lease::Lease, nesting::Asked};
+use crate::{
+    Handler, Policy, Refusal, Refused, RequestBody, ResponseBody, lease::Lease, nesting::Asked,
+};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
@@ -22,7 +24,7 @@ pin_project! {
         P: Policy,
     {
         #[pin]
-        state: State<S, B, P>,
+        pub(crate) state: State<S, B, P>,
     }
 }
 
@@ -31,7 +33,7 @@ type Outcome<B, P, E> = Result<Response<ResponseBody<B, P>>, E>;
 
 pin_project! {
     #[project = StateProj]
-    enum State<S, B, P>
+    pub(crate) enum State<S, B, P>
     where
         S: Service<Request<RequestBody<B, P>>>,
         P: Policy,
@@ -39,7 +41,7 @@ pin_project! {
         // Without a lease the same policy guards a service further outside.
         Handler { #[pin] inner: S::Future, lease: Option<Lease<P>> },
         Later { later: Option<Box<(S, Request<RequestBody<B, P>>)>>, lease: Option<Lease<P>> },
-        Refused { refusal: Option<Refusal>, is_head: bool },
+        Refused { refused: Option<Refused> },
     }
 }
 
@@ -48,18 +50,13 @@ where
     S: Service<Request<RequestBody<B, P>>>,
     P: Policy,
 {
-    #[inline(always)]
-    pub(crate) fn handler(inner: S::Future, lease: Option<Lease<P>>) -> Self {
-        Self { state: State::Handler { inner, lease } }
-    }
-
     pub(crate) fn later(ready: S, request: Request<RequestBody<B, P>>, lease: Lease<P>) -> Self {
         let later = Some(Box::new((ready, request)));
         Self { state: State::Later { later, lease: Some(lease) } }
     }
 
-    pub(crate) fn refused(refusal: Refusal, is_head: bool) -> Self {
-        Self { state: State::Refused { refusal: Some(refusal), is_head } }
+    pub(crate) fn refused(refused: Refused) -> Self {
+        Self { state: State::Refused { refused: Some(refused) } }
     }
 }
 
@@ -213,9 +210,9 @@ where
                         }
                     }
                 }
-                StateProj::Refused { refusal, is_head } => {
-                    let refusal = refusal.take().expect("polled after completion");
-                    return Poll::Ready(Ok(refusal.response(*is_head)));
+                StateProj::Refused { refused } => {
+                    let refused = refused.take().expect("polled after completion");
+                    return Poll::Ready(Ok(refused.into_response().map(ResponseBody::refusal)));
                 }
             }
         };
@@ -227,7 +224,7 @@ where
     #[inline(never)]
     fn refuse<ResBody>(
         self: Pin<&mut Self>,
-        mut refusal: Refusal,
+        refusal: Refusal,
     ) -> Response<ResponseBody<ResBody, P>> {
         let mut state = self.project().state;
         let (exchange, is_head) = match state.as_mut().project() {
@@ -237,11 +234,9 @@ where
             }
             _ => (None, false),
         };
-        state.set(State::Refused { refusal: None, is_head });
-        if exchange.is_some_and(|exchange| exchange.has_ended()) {
-            refusal.keep_open();
-        }
-        refusal.response(is_head)
+        state.set(State::Refused { refused: None });
+        let is_read = exchange.is_some_and(|exchange| exchange.has_ended());
+        refusal.refused(is_head, is_read).into_response().map(ResponseBody::refusal)
     }
 }
 

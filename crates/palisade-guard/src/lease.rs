@@ -1,7 +1,7 @@
 //! What the side of the response holds of a request: the response future, then the response body.
 
 use crate::{
-    ClientWait, Elapsed, Facts, Handler, Of, Policy, Refusal,
+    ClientWait, Elapsed, Facts, Handler, Of, Policy, Refusal, Stamp,
     and::earlier,
     exchange::Exchange,
     nesting::{self, Asked, Inside},
@@ -27,8 +27,6 @@ pub(crate) struct Lease<P: Policy> {
     held: ManuallyDrop<P::Held>,
     /// Set when the handler is pending for the first time and a policy has a deadline.
     timer: Option<Pin<Box<Timer>>>,
-    /// The response head is given.
-    is_sent: bool,
 }
 
 enum Link<P: Policy> {
@@ -42,6 +40,8 @@ pin_project! {
     /// looked up then.
     struct Timer {
         started: Instant,
+        // The deadline as a stamp of the exchange, if there is one.
+        at: Stamp,
         is_registered: bool,
         #[pin]
         sleep: Sleep,
@@ -54,7 +54,7 @@ impl<P: Policy> Lease<P> {
     #[inline(always)]
     pub(crate) fn new(policy: Arc<P>, facts: Facts, held: P::Held) -> Self {
         let link = Link::Alone(policy, facts);
-        Self { link, held: ManuallyDrop::new(held), timer: None, is_sent: false }
+        Self { link, held: ManuallyDrop::new(held), timer: None }
     }
 
     #[inline(always)]
@@ -67,7 +67,10 @@ impl<P: Policy> Lease<P> {
     #[inline(always)]
     pub(crate) fn enter(&self, task: Option<&Waker>) -> Inside {
         let policy = std::ptr::from_ref(self.link.parts().0).addr();
-        nesting::enter(policy, self.exchange().map_or(0, |exchange| exchange.id()), task)
+        match self.exchange() {
+            None => nesting::enter(policy),
+            Some(exchange) => nesting::enter_exchange(policy, exchange.id(), task),
+        }
     }
 
     pub(crate) fn facts(&self) -> &Facts {
@@ -135,7 +138,7 @@ impl<P: Policy> Lease<P> {
                 } else {
                     // It waits for something else: a client that holds a byte back does not stop
                     // the clock of a handler that has read enough to work on.
-                    exchange.wait.end(Instant::now());
+                    exchange.wait.end(exchange.wait.stamp(Instant::now()));
                 }
             }
         }
@@ -149,7 +152,6 @@ impl<P: Policy> Lease<P> {
         if let Some(refusal) = exchange.head.is_ready() {
             return Some(refusal);
         }
-        self.is_sent = true;
         let (policy, held, of) = self.parts();
         policy.after_handler(held, of, Handler::Ready, cx)
     }
@@ -177,14 +179,17 @@ impl<P: Policy> Lease<P> {
                 }
                 let now = Instant::now();
                 let elapsed = Elapsed { started: now, now, wait };
-                let deadline = earlier(policy.deadline(held, of, &elapsed), asked.due)?;
-                none.insert(Timer::new(now, deadline)).as_mut()
+                let due = wait.and_then(|wait| wait.instant(asked.due?));
+                let deadline = earlier(policy.deadline(held, of, &elapsed), due)?;
+                let at = wait.map_or(0, |wait| wait.stamp(deadline));
+                none.insert(Timer::new(now, deadline, at)).as_mut()
             }
         };
-        if let Some(due) = asked.due
-            && due < timer.sleep.deadline()
+        if let (Some(due), Some(wait)) = (asked.due, wait)
+            && due < timer.at
+            && let Some(deadline) = wait.instant(due)
         {
-            timer.as_mut().set(due);
+            timer.as_mut().set(deadline, due);
         }
         while timer.as_mut().poll(is_new_task, cx).is_ready() {
             let now = Instant::now();
@@ -192,9 +197,11 @@ impl<P: Policy> Lease<P> {
             if let Some(refusal) = policy.expired(held, of, &elapsed) {
                 return Some(refusal);
             }
-            let deadline = earlier(policy.deadline(held, of, &elapsed), asked.due);
+            let due = wait.and_then(|wait| wait.instant(asked.due?));
+            let deadline = earlier(policy.deadline(held, of, &elapsed), due);
             let never = || now.checked_add(Timer::NEVER).unwrap_or(now);
-            timer.as_mut().set(deadline.map_or_else(never, |at| at.max(now + Timer::MIN_PAUSE)));
+            let deadline = deadline.map_or_else(never, |at| at.max(now + Timer::MIN_PAUSE));
+            timer.as_mut().set(deadline, wait.map_or(0, |wait| wait.stamp(deadline)));
         }
         None
     }
@@ -228,7 +235,7 @@ impl<P: Policy> Link<P> {
 impl<P: Policy> Drop for Lease<P> {
     #[inline(always)]
     fn drop(&mut self) {
-        if let (Link::Shared(exchange), false) = (&self.link, self.is_sent) {
+        if let Link::Shared(exchange) = &self.link {
             exchange.head.is_over();
         }
         let (policy, of) = self.link.parts();
@@ -250,12 +257,13 @@ impl Timer {
     /// Longer than any server runs.
     const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
-    fn new(started: Instant, deadline: Instant) -> Pin<Box<Self>> {
-        Box::pin(Self { started, is_registered: false, sleep: sleep_until(deadline) })
+    fn new(started: Instant, deadline: Instant, at: Stamp) -> Pin<Box<Self>> {
+        Box::pin(Self { started, at, is_registered: false, sleep: sleep_until(deadline) })
     }
 
-    fn set(self: Pin<&mut Self>, deadline: Instant) {
+    fn set(self: Pin<&mut Self>, deadline: Instant, at: Stamp) {
         let this = self.project();
+        *this.at = at;
         this.sleep.reset(deadline);
         *this.is_registered = false;
     }

@@ -16,7 +16,7 @@
 //! | the handler is polled | [`before_handler`], the handler, [`after_handler`] | outer to inner, then inner to outer | The outermost refusal wins. It drops the handler before anything is recorded. |
 //! | the handler waits | [`deadline`], [`expired`] | earliest of all | One timer per request. |
 //! | the request body is polled | [`poll_request`] | pulled: the innermost asks outwards | A frame that is ready and that [`fits`] all policies is only [`passed`]. |
-//! | the client is awaited | [`wait_begins`], [`wait_expired`], [`wait_ends`] | outer to inner | One look at the clock at each end of a wait. |
+//! | the client is awaited | [`wait_begins`], [`client_awaited`], [`wait_expired`], [`wait_ends`] | outer to inner | One look at the clock at each end of a wait. |
 //! | the response head is ready | [`response_head`] | inner to outer | Without a body to watch, the request is released here. |
 //! | the response body is polled | [`poll_response`] | pulled: the outermost asks inwards | |
 //! | the request is over | [`release_upload`], [`release`] | inner to outer | Exactly once: last frame, error, drop or panic. |
@@ -40,6 +40,7 @@
 //! [`fits`]: Policy::fits
 //! [`passed`]: Policy::passed
 //! [`wait_begins`]: Policy::wait_begins
+//! [`client_awaited`]: Policy::client_awaited
 //! [`wait_expired`]: Policy::wait_expired
 //! [`wait_ends`]: Policy::wait_ends
 //! [`response_head`]: Policy::response_head
@@ -68,9 +69,10 @@ pub use exchange::{Of, Shared};
 pub use facts::Facts;
 pub use future::ResponseFuture;
 pub use linger::{Drops, Keeps, KeepsWhole, Unread};
+pub use nesting::{Inside, enter, is_inside};
 pub use policy::{ByClone, Elapsed, Flow, Handler, Later, Never, Policy, Polled, Upstream};
-pub use refusal::Refusal;
+pub use refusal::{Refusal, Refused};
 pub use request::RequestBody;
 pub use response::ResponseBody;
 pub use service::{GuardLayer, Guarded};
-pub use wait::ClientWait;
+pub use wait::{ClientWait, Stamp};

@@ -1,6 +1,6 @@
 //! The decisions of one guard.
 
-use crate::{ClientWait, Facts, Of, Refusal, Shared};
+use crate::{ClientWait, Facts, Of, Refusal, Shared, Stamp};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
@@ -148,7 +148,8 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     // --- The request body ---
 
     /// Whether a data frame that is ready needs no more than [`Self::passed`], provided that it
-    /// [`fits`](Self::fits), and the end of the body nothing at all.
+    /// [`fits`](Self::fits), and the end of the body and a wait for its client no more than the
+    /// hooks of a wait. Asked before the body is polled, and again when a wait has ended.
     #[inline(always)]
     fn is_plain(&self, _upload: &Self::Upload, _shared: &Self::Shared) -> bool {
         true
@@ -180,33 +181,46 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     }
 
     /// The client is awaited from `now` on; `left` is the length of what has not come, if that is
-    /// known. Returns the instant at which the wait will have lasted too long.
+    /// known. Returns when the wait will have lasted too long.
     #[inline(always)]
     fn wait_begins(
         &self,
         _upload: &mut Self::Upload,
         _of: Shared<'_, Self::Shared>,
         _left: Option<u64>,
-        _now: Instant,
-    ) -> Option<Instant> {
+        _now: Stamp,
+    ) -> Option<Stamp> {
         None
     }
 
-    /// The client is still awaited at the instant that [`Self::wait_begins`] returned. Returns the
-    /// next such instant, or the violation that ends the body.
+    /// The request body was polled, `by_handler` in its own task or by another task, and awaits its
+    /// client. Called for each such poll, after [`Self::wait_begins`]. A violation ends the body.
+    #[inline(always)]
+    fn client_awaited(
+        &self,
+        _upload: &mut Self::Upload,
+        _of: Shared<'_, Self::Shared>,
+        _by_handler: bool,
+        _cx: &mut Context<'_>,
+    ) -> Result<(), Violation> {
+        Ok(())
+    }
+
+    /// The client is still awaited when [`Self::wait_begins`] said. Returns the next such stamp, or
+    /// the violation that ends the body.
     #[inline(always)]
     fn wait_expired(
         &self,
         _upload: &mut Self::Upload,
         _of: Shared<'_, Self::Shared>,
-        _now: Instant,
-    ) -> Result<Option<Instant>, Violation> {
+        _now: Stamp,
+    ) -> Result<Option<Stamp>, Violation> {
         Ok(None)
     }
 
     /// Something came, or the body ended, at `now`.
     #[inline(always)]
-    fn wait_ends(&self, _upload: &mut Self::Upload, _of: Shared<'_, Self::Shared>, _now: Instant) {}
+    fn wait_ends(&self, _upload: &mut Self::Upload, _of: Shared<'_, Self::Shared>, _now: Stamp) {}
 
     /// The length of the request body where that of `up` is known.
     #[inline(always)]

@@ -1,8 +1,8 @@
 //! The response of a policy in place of the handler's.
 
-use crate::{Policy, ResponseBody};
+use crate::Unread;
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header::CONTENT_LENGTH};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_LENGTH};
 use palisade_core::{AnswerForm, OnReject, Rejection, Settings};
 use std::fmt;
 
@@ -13,21 +13,51 @@ pub struct Refusal {
     on_reject: Option<OnReject>,
 }
 
+/// A refusal of a request whose body has been dealt with.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    refusal: Refusal,
+    is_head: bool,
+}
+
+// === Refusal ===
+
 impl Refusal {
     /// To be answered as `settings` say. The caller has recorded the rejection.
     pub fn new(rejection: Rejection, settings: &Settings) -> Self {
         Self { rejection, on_reject: settings.on_reject.clone() }
     }
 
-    /// The request body was read to its end, or will be: the connection may stay open.
-    pub(crate) fn keep_open(&mut self) {
-        self.rejection.keep_open();
+    /// Refuses `request`, which no handler has seen: keeps its body as `U` says.
+    pub fn turn_away<U: Unread<B>, B>(self, request: Request<B>) -> Refused {
+        let (head, body) = request.into_parts();
+        let is_read = U::keep(body, &head).unwrap_or(false);
+        self.refused(head.method == Method::HEAD, is_read)
     }
 
+    /// For a request of this kind. The connection may stay open if its body `is_read` to the end.
+    pub(crate) fn refused(mut self, is_head: bool, is_read: bool) -> Refused {
+        if is_read {
+            self.rejection.keep_open();
+        }
+        Refused { refusal: self, is_head }
+    }
+}
+
+impl fmt::Debug for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Refusal").field(&self.rejection).finish()
+    }
+}
+
+// === Refused ===
+
+impl Refused {
+    /// The response. That to a `HEAD`, and any 1xx, 204 and 304, has no body.
     #[cold]
     #[inline(never)]
-    pub(crate) fn response<B, P: Policy>(self, is_head: bool) -> Response<ResponseBody<B, P>> {
-        let Self { rejection, on_reject } = self;
+    pub fn into_response(self) -> Response<Bytes> {
+        let Self { refusal: Refusal { rejection, on_reject }, is_head } = self;
         let mut response = match (on_reject, rejection.form()) {
             (Some(on_reject), AnswerForm::Http { .. }) => {
                 let response = on_reject(&rejection);
@@ -37,28 +67,17 @@ impl Refusal {
         };
         let status = response.status();
         if is_head && !response.body().is_empty() {
-            // What a GET would get (RFC 9110 section 8.6). A body would break HTTP/2.
-            let length = response.body().len();
-            let headers = response.headers_mut();
-            headers.entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
+            // What a GET would get (RFC 9110 section 8.6).
+            let length = HeaderValue::from(response.body().len());
+            response.headers_mut().entry(CONTENT_LENGTH).or_insert(length);
         }
         let has_no_body = is_head
             || status.is_informational()
             || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         if has_no_body {
+            // On HTTP/2 a body would be a protocol error.
             *response.body_mut() = Bytes::new();
         }
-        response.map(ResponseBody::refusal)
-    }
-
-    /// The rejection.
-    pub fn rejection(&self) -> &Rejection {
-        &self.rejection
-    }
-}
-
-impl fmt::Debug for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Refusal").field(&self.rejection).finish()
+        response
     }
 }

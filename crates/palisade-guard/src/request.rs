@@ -1,9 +1,9 @@
 //! The request body that the handler reads.
 
 use crate::{
-    Flow, Policy, Polled, Unread, Upstream,
+    Flow, Policy, Polled, Stamp, Unread, Upstream,
     exchange::Exchange,
-    nesting::{self, Asked, PolledBy},
+    nesting::{self, PolledBy},
 };
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -41,7 +41,7 @@ pub(crate) struct Reading<P: Policy> {
     /// The client is awaited.
     awaits: bool,
     /// When that will have lasted too long.
-    due: Option<Instant>,
+    due: Option<Stamp>,
     /// Wakes the task that polls this body at `due`, where that is not the handler's task.
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -70,26 +70,23 @@ where
                 None => Poll::Ready(None),
             };
         };
-        let Exchange { policy, shared, ended, .. } = &*reading.exchange;
         let first = match this.inner.as_mut().as_pin_mut() {
-            Some(body) if !reading.awaits && policy.is_plain(&reading.upload, shared) => {
-                Some(match body.poll_frame(cx) {
-                    Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                        Ok(data) if policy.fits(&reading.upload, data.len()) => {
-                            policy.passed(&mut reading.upload, data.len());
-                            return Poll::Ready(Some(Ok(Frame::data(data))));
-                        }
-                        Ok(data) => Poll::Ready(Some(Ok(Frame::data(data)))),
-                        Err(frame) => Poll::Ready(Some(Ok(frame))),
-                    },
-                    Poll::Ready(None) => {
-                        ended.store(true, Relaxed);
-                        return Poll::Ready(None);
+            Some(body) if reading.is_plain() => Some(match body.poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) if reading.goes_on_plainly() && reading.passes(data.len()) => {
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
                     }
-                    Poll::Pending => Poll::Pending,
-                    Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error.into()))),
-                })
-            }
+                    Ok(data) => Poll::Ready(Some(Ok(Frame::data(data)))),
+                    Err(frame) => Poll::Ready(Some(Ok(frame))),
+                },
+                Poll::Pending => return reading.pending(this.inner, cx),
+                Poll::Ready(None) if reading.goes_on_plainly() => {
+                    reading.exchange.ended.store(true, Relaxed);
+                    return Poll::Ready(None);
+                }
+                Poll::Ready(None) => Poll::Ready(None),
+                Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error.into()))),
+            }),
             _ => None,
         };
         reading.poll_slowly(first, this.inner, cx)
@@ -122,6 +119,47 @@ impl<P: Policy> Reading<P> {
         Self { exchange, upload, awaits: false, due: None, timer: None }
     }
 
+    #[inline(always)]
+    fn is_plain(&self) -> bool {
+        let Exchange { policy, shared, .. } = &*self.exchange;
+        policy.is_plain(&self.upload, shared)
+    }
+
+    /// The body of plain frames has something to give: ends the wait for it, if there was one.
+    /// Whether it is plain still.
+    #[inline(always)]
+    fn goes_on_plainly(&mut self) -> bool {
+        if self.awaits {
+            self.end_wait();
+            return self.is_plain();
+        }
+        true
+    }
+
+    /// Whether a data frame merely passes, and is counted.
+    #[inline(always)]
+    fn passes(&mut self, bytes: usize) -> bool {
+        let policy = &*self.exchange.policy;
+        let passes = policy.fits(&self.upload, bytes);
+        if passes {
+            policy.passed(&mut self.upload, bytes);
+        }
+        passes
+    }
+
+    /// The body has nothing to give, and no policy holds anything back.
+    #[inline(never)]
+    fn pending<B: Body>(&mut self, mut inner: Pin<&mut Option<B>>, cx: &mut Context<'_>) -> Polled {
+        let left = Known(&*inner).size_hint().exact();
+        match self.await_client(left, cx) {
+            Ok(()) => Poll::Pending,
+            Err(violation) => {
+                inner.set(None);
+                Poll::Ready(Some(Err(violation.into())))
+            }
+        }
+    }
+
     /// Handles everything but a data frame that merely passes. The `first` frame is given if the
     /// body was polled already.
     #[inline(never)]
@@ -147,12 +185,9 @@ impl<P: Policy> Reading<P> {
             Flow::LetGo => P::Unread::let_go(inner.as_mut(), self.exchange.facts.version),
         }
         if slot.is_pending() && flow == Flow::Go {
-            let left = Known(&*inner).size_hint().exact();
-            if let Err(violation) = self.await_client(left, cx) {
-                inner.set(None);
-                slot = Poll::Ready(Some(Err(violation.into())));
-            }
-        } else if self.awaits {
+            return self.pending(inner, cx);
+        }
+        if self.awaits {
             self.end_wait();
         }
         slot
@@ -161,29 +196,32 @@ impl<P: Policy> Reading<P> {
     /// The client is awaited, for `left` more bytes if that is known. Registers the task of `cx` to
     /// be woken when that has lasted too long.
     fn await_client(&mut self, left: Option<u64>, cx: &mut Context<'_>) -> Result<(), Violation> {
-        let now = Instant::now();
+        let now = self.exchange.wait.stamp(Instant::now());
         if !self.awaits {
             self.awaits = true;
             let Self { exchange, upload, .. } = self;
             self.due = exchange.policy.wait_begins(upload, exchange.shared(), left, now);
         }
         self.check_wait(now)?;
-        let Self { exchange, due, .. } = self;
+        let Self { exchange, upload, due, .. } = self;
         exchange.wait.begin(now);
-        let polled_by = nesting::polled_by(exchange.id(), cx.waker());
-        let is_elsewhere = polled_by == PolledBy::Elsewhere;
-        exchange.awaited_elsewhere.store(is_elsewhere, Relaxed);
-        // The timer of the response future serves the handler's task.
-        let due = due.filter(|_| polled_by == PolledBy::Handler);
-        nesting::tell(exchange.id(), Asked { awaits: true, due });
-        if polled_by != PolledBy::Handler {
-            self.poll_timer(cx)?;
+        let polled_by = nesting::awaits(exchange.id(), *due, cx.waker());
+        let by_handler = polled_by == PolledBy::Handler;
+        // A poll of the handler need not poll this body again, so that it would not show.
+        exchange.awaited_elsewhere.store(!by_handler, Relaxed);
+        let of = exchange.shared();
+        if let Err(violation) = exchange.policy.client_awaited(upload, of, by_handler, cx) {
+            self.awaits = false;
+            exchange.wait.end(now);
+            nesting::goes_on(exchange.id());
+            return Err(violation);
         }
-        Ok(())
+        // The timer of the response future serves the handler's task.
+        if by_handler { Ok(()) } else { self.poll_timer(cx) }
     }
 
     /// Judges the wait if it has lasted too long at `now`.
-    fn check_wait(&mut self, now: Instant) -> Result<(), Violation> {
+    fn check_wait(&mut self, now: Stamp) -> Result<(), Violation> {
         if self.due.is_some_and(|due| due <= now) {
             let Self { exchange, upload, .. } = self;
             self.due =
@@ -197,6 +235,7 @@ impl<P: Policy> Reading<P> {
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<(), Violation> {
         while let Some(due) = self.due {
+            let Some(due) = self.exchange.wait.instant(due) else { break };
             let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
             if timer.deadline() > due || (timer.is_elapsed() && timer.deadline() < due) {
                 timer.as_mut().reset(due);
@@ -204,19 +243,20 @@ impl<P: Policy> Reading<P> {
             if timer.as_mut().poll(cx).is_pending() {
                 break;
             }
-            self.check_wait(Instant::now())?;
+            self.check_wait(self.exchange.wait.stamp(Instant::now()))?;
         }
         Ok(())
     }
 
     /// Something came, or the body is over.
+    #[inline(never)]
     fn end_wait(&mut self) {
         self.awaits = false;
-        let now = Instant::now();
         let Self { exchange, upload, .. } = self;
+        let now = exchange.wait.stamp(Instant::now());
         exchange.policy.wait_ends(upload, exchange.shared(), now);
         exchange.wait.end(now);
-        nesting::tell(exchange.id(), Asked::default());
+        nesting::goes_on(exchange.id());
     }
 }
 
@@ -224,7 +264,7 @@ impl<P: Policy> Drop for Reading<P> {
     #[inline(always)]
     fn drop(&mut self) {
         if self.awaits {
-            self.exchange.wait.end(Instant::now());
+            self.exchange.wait.end(self.exchange.wait.stamp(Instant::now()));
         }
         let Self { exchange, upload, .. } = self;
         exchange.policy.release_upload(upload, exchange.shared());

@@ -1,8 +1,8 @@
 //! The layer and the service around any policy.
 
 use crate::{
-    Facts, Later, Policy, Refusal, RequestBody, ResponseBody, ResponseFuture, Unread, lease::Lease,
-    nesting,
+    Facts, Later, Policy, RequestBody, ResponseBody, ResponseFuture, Unread, future::State,
+    lease::Lease, nesting,
 };
 use bytes::Bytes;
 use http::{Request, Response};
@@ -90,12 +90,15 @@ where
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let id = std::ptr::from_ref(&*self.policy).addr();
         if nesting::is_inside(id) {
-            return ResponseFuture::handler(self.inner.call(unwatched(request)), None);
+            let inner = self.inner.call(unwatched(request));
+            return ResponseFuture { state: State::Handler { inner, lease: None } };
         }
         let facts = Facts::of(&request, self.listens);
         let held = match self.policy.admit(&request, &facts) {
             Ok(held) => held,
-            Err(refusal) => return turn_away(refusal, request),
+            Err(refusal) => {
+                return ResponseFuture::refused(refusal.turn_away::<P::Unread, _>(request));
+            }
         };
         // From here on dropping the lease releases everything.
         let shares = facts.has_body || self.policy.needs_sharing(&held);
@@ -103,9 +106,14 @@ where
         if shares {
             return self.call_shared(request, lease);
         }
-        let _inside = nesting::enter(id, 0, None);
+        let _inside = nesting::enter(id);
         // Here and nowhere else the request is moved: a move copies 200 bytes and more.
-        ResponseFuture::handler(self.inner.call(unwatched(request)), Some(lease))
+        ResponseFuture {
+            state: State::Handler {
+                inner: self.inner.call(unwatched(request)),
+                lease: Some(lease),
+            },
+        }
     }
 }
 
@@ -135,21 +143,8 @@ impl<S, P: Policy> Guarded<S, P> {
             return ResponseFuture::later(ready, request, lease);
         }
         let _inside = lease.enter(None);
-        ResponseFuture::handler(self.inner.call(request), Some(lease))
+        ResponseFuture {
+            state: State::Handler { inner: self.inner.call(request), lease: Some(lease) },
+        }
     }
-}
-
-#[cold]
-#[inline(never)]
-fn turn_away<S, B, P>(mut refusal: Refusal, request: Request<B>) -> ResponseFuture<S, B, P>
-where
-    S: Service<Request<RequestBody<B, P>>>,
-    P: Policy<Unread: Unread<B>>,
-{
-    let (head, body) = request.into_parts();
-    let kept = P::Unread::keep(body, &head);
-    if kept.is_ok_and(|is_read| is_read) {
-        refusal.keep_open();
-    }
-    ResponseFuture::refused(refusal, head.method == http::Method::HEAD)
 }
