@@ -1,14 +1,13 @@
 //! How one download is judged.
 
 use crate::{
-    meter::TooSlow,
+    meter::{TooSlow, nanos},
     stopwatch::{Stopwatch, after},
 };
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
     task::{Context, Poll},
-    time::Duration,
 };
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -21,6 +20,8 @@ pin_project! {
     #[derive(Debug)]
     pub struct Download {
         stopwatch: Stopwatch,
+        // What the stamps of the stopwatch count from.
+        origin: Instant,
         // What was handed out since the stopwatch was told last.
         bytes: u64,
         #[pin]
@@ -36,8 +37,8 @@ impl Download {
         now: Instant,
         cx: &mut Context<'_>,
     ) -> Pin<Box<Self>> {
-        let timer = sleep_until(stopwatch.due(now));
-        let mut download = Box::pin(Self { stopwatch, bytes, timer });
+        let timer = sleep_until(after(now, stopwatch.left(0)));
+        let mut download = Box::pin(Self { stopwatch, origin: now, bytes, timer });
         let _: Poll<()> = download.as_mut().project().timer.poll(cx);
         download
     }
@@ -56,9 +57,9 @@ impl Download {
     /// that was taken.
     pub(crate) fn start(self: Pin<&mut Self>, now: Instant, cx: &mut Context<'_>) {
         let mut this = self.project();
-        let due = this.stopwatch.start(now);
-        if this.timer.is_elapsed() || this.timer.deadline() < due {
-            let left = this.stopwatch.left(now);
+        let stamp = nanos(now.saturating_duration_since(*this.origin));
+        let left = this.stopwatch.start(stamp).saturating_sub(stamp);
+        if this.timer.is_elapsed() || this.timer.deadline() < after(now, left) {
             this.timer.as_mut().reset(after(now, left.saturating_mul(2)));
             let _: Poll<()> = this.timer.poll(cx);
         }
@@ -79,14 +80,15 @@ impl Download {
         if stopwatch.adds_up() || this.timer.is_elapsed() {
             let now = Instant::now();
             let late = if this.timer.is_elapsed() {
-                now.saturating_duration_since(this.timer.deadline())
+                nanos(now.saturating_duration_since(this.timer.deadline()))
             } else {
-                Duration::MAX
+                u64::MAX
             };
-            if let Some(slow) = stopwatch.judge(now, late, rate) {
+            let stamp = nanos(now.saturating_duration_since(*this.origin));
+            if let Some(slow) = stopwatch.judge(stamp, late, rate) {
                 return Some(slow);
             }
-            stopwatch.stop(now);
+            stopwatch.stop(stamp);
         } else {
             stopwatch.forget();
         }

@@ -9,13 +9,14 @@ use crate::{
 use http::{Request, Response, StatusCode};
 use http_body::Body;
 use palisade_core::{AnswerForm, Guard, Phase, Pressure, RequestHead, Settings, Violation};
-use palisade_guard::{Drops, Facts, Flow, Never, Of, Policy, Polled, Refusal, Shared, Upstream};
+use palisade_guard::{
+    Drops, Facts, Flow, Never, Of, Policy, Polled, Refusal, Shared, Stamp, Upstream,
+};
 use std::{
     fmt,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 use tokio::time::Instant;
 
@@ -215,8 +216,8 @@ impl Policy for SlowBodyPolicy {
         upload: &mut Upload,
         of: Shared<'_, Common>,
         left: Option<u64>,
-        now: Instant,
-    ) -> Option<Instant> {
+        now: Stamp,
+    ) -> Option<Stamp> {
         let Upload { is_judged, bytes, stopwatch } = upload;
         if !*is_judged {
             return None;
@@ -235,11 +236,11 @@ impl Policy for SlowBodyPolicy {
         &self,
         upload: &mut Upload,
         of: Shared<'_, Common>,
-        now: Instant,
-    ) -> Result<Option<Instant>, Violation> {
+        now: Stamp,
+    ) -> Result<Option<Stamp>, Violation> {
         let Some(stopwatch) = &mut upload.stopwatch else { return Ok(None) };
         let rate = self.required(stopwatch.pace());
-        let Some(slow) = stopwatch.judge(now, Duration::MAX, rate) else {
+        let Some(slow) = stopwatch.judge(now, u64::MAX, rate) else {
             return Ok(Some(stopwatch.due(now)));
         };
         let judge = |phase| (slow.violation(phase), StatusCode::REQUEST_TIMEOUT);
@@ -250,7 +251,7 @@ impl Policy for SlowBodyPolicy {
         violation.map_or(Ok(None), Err)
     }
 
-    fn wait_ends(&self, upload: &mut Upload, _: Shared<'_, Common>, now: Instant) {
+    fn wait_ends(&self, upload: &mut Upload, _: Shared<'_, Common>, now: Stamp) {
         if let Some(stopwatch) = &mut upload.stopwatch {
             stopwatch.stop(now);
         }

@@ -1,17 +1,18 @@
-//! A meter on tokio's clock.
+//! A meter and the stamps of a clock.
 
 use crate::{
     Pace,
-    meter::{Meter, TooSlow, nanos},
+    meter::{Meter, TooSlow},
 };
+use palisade_guard::Stamp;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A verdict that is later than this tells of a stall of the server, which saw nothing of what the
-/// client sent meanwhile.
-const LATE: Duration = Duration::from_millis(100);
-/// What the client gets after a stall of the server, once.
-const REPRIEVE: Duration = Duration::from_millis(250);
+/// A verdict that is later than this, in nanoseconds, tells of a stall of the server, which saw
+/// nothing of what the client sent meanwhile.
+const LATE: u64 = 100_000_000;
+/// Nanoseconds that the client gets after a stall of the server, once.
+const REPRIEVE: u64 = 250_000_000;
 
 /// Runs while the other side is awaited.
 #[derive(Debug)]
@@ -19,7 +20,7 @@ pub(crate) struct Stopwatch {
     pace: Pace,
     meter: Meter,
     /// When the present wait began.
-    since: Option<Instant>,
+    since: Option<Stamp>,
     /// The present shortage was seen late before.
     is_forgiven: bool,
 }
@@ -44,7 +45,8 @@ impl Stopwatch {
     }
 
     /// The wait begins at `now`. Returns when it will be too long.
-    pub(crate) fn start(&mut self, now: Instant) -> Instant {
+    #[inline]
+    pub(crate) fn start(&mut self, now: Stamp) -> Stamp {
         self.since = Some(now);
         self.due(now)
     }
@@ -52,11 +54,12 @@ impl Stopwatch {
     /// The wait ended at `now`. None of it is charged beyond what was allowed: what was waited for
     /// is here. If nothing looked at it when it was due, nothing is charged: the bytes may have
     /// come at once.
-    pub(crate) fn stop(&mut self, now: Instant) {
+    #[inline]
+    pub(crate) fn stop(&mut self, now: Stamp) {
         if let Some(since) = self.since.take() {
-            let at = self.stamp(since, now);
+            let at = self.waited(since, now);
             let due = self.meter.due(&self.pace);
-            if at <= due.saturating_add(nanos(LATE)) {
+            if at <= due.saturating_add(LATE) {
                 self.meter.wait_until(at.min(due));
             }
         }
@@ -68,6 +71,7 @@ impl Stopwatch {
     }
 
     /// `bytes` came, while the required rate was `rate`.
+    #[inline]
     pub(crate) fn pay(&mut self, bytes: u64, rate: u64) {
         if bytes > 0 {
             self.meter.pay(&self.pace, bytes, rate);
@@ -75,15 +79,15 @@ impl Stopwatch {
         }
     }
 
-    /// Whether the wait is too long at `now`. It was looked at no later than `late` after the
-    /// instant at which a timer should have done so.
-    pub(crate) fn judge(&mut self, now: Instant, late: Duration, rate: u64) -> Option<TooSlow> {
-        let at = self.stamp(self.since?, now);
+    /// Whether the wait is too long at `now`. It was looked at no later than `late` nanoseconds
+    /// after the instant at which a timer should have done so.
+    pub(crate) fn judge(&mut self, now: Stamp, late: u64, rate: u64) -> Option<TooSlow> {
+        let at = self.waited(self.since?, now);
         let due = self.meter.due(&self.pace);
-        let late = late.min(Duration::from_nanos(at.checked_sub(due)?));
+        let late = late.min(at.checked_sub(due)?);
         if late > LATE && !self.is_forgiven {
             self.is_forgiven = true;
-            self.meter.wait_until(due.saturating_sub(nanos(REPRIEVE)));
+            self.meter.wait_until(due.saturating_sub(REPRIEVE));
             self.since = Some(now);
             return None;
         }
@@ -93,19 +97,22 @@ impl Stopwatch {
     }
 
     /// When the present wait will be too long.
-    pub(crate) fn due(&self, now: Instant) -> Instant {
-        after(now, self.left(now))
+    #[inline]
+    pub(crate) fn due(&self, now: Stamp) -> Stamp {
+        now.saturating_add(self.left(now))
     }
 
     /// Nanoseconds from `now` until the present wait will be too long.
-    pub(crate) fn left(&self, now: Instant) -> u64 {
-        let waited = self.stamp(self.since.unwrap_or(now), now);
+    #[inline]
+    pub(crate) fn left(&self, now: Stamp) -> u64 {
+        let waited = self.waited(self.since.unwrap_or(now), now);
         self.meter.due(&self.pace).saturating_sub(waited)
     }
 
-    /// The meter's stamp of `now` in a wait that began at `since`.
-    fn stamp(&self, since: Instant, now: Instant) -> u64 {
-        self.meter.waited().saturating_add(nanos(now.saturating_duration_since(since)))
+    /// How long the body was waited for until `now`, in a wait that began at `since`.
+    #[inline]
+    fn waited(&self, since: Stamp, now: Stamp) -> u64 {
+        self.meter.waited().saturating_add(now.saturating_sub(since))
     }
 }
 

@@ -56,6 +56,20 @@ impl Deadline {
     }
 }
 
+// === Exposed ===
+
+impl Exposed {
+    /// The client is awaited from now on.
+    pub(crate) fn begin_wait(&self) {
+        self.wait.begin(self.wait.stamp(Instant::now()));
+    }
+
+    /// The client is no longer awaited.
+    pub(crate) fn end_wait(&self) {
+        self.wait.end(self.wait.stamp(Instant::now()));
+    }
+}
+
 // === Limits ===
 
 impl Limits {

@@ -46,9 +46,9 @@
 //! back and have all the time in the world. Such a handler is found out when it is next polled,
 //! at the latest after once the deadline.
 //!
-//! A body that is read in another task stops the clock whenever it waits, whatever the handler
-//! does meanwhile. And a handler that reads its body inside something that does not poll all its
-//! parts, `FuturesUnordered` for example, counts as working while a client is slow.
+//! A body that is read in another task, or inside something that does not poll all its parts
+//! (`FuturesUnordered` for example), stops the clock whenever it waits, whatever the handler does
+//! meanwhile.
 //!
 //! # Panics
 //!

@@ -12,7 +12,8 @@ use palisade_core::{
     AnswerForm, Guard, Phase, Reason, Rejection, RequestHead, Settings, Violation,
 };
 use palisade_guard::{
-    Drops, Elapsed, Facts, Flow, Handler, Never, Of, Policy, Polled, Refusal, Shared, Upstream,
+    Drops, Elapsed, Facts, Flow, Handler, Never, Of, Policy, Polled, Refusal, Shared, Stamp,
+    Upstream,
 };
 use std::{
     fmt,
@@ -203,7 +204,7 @@ impl Policy for TimeoutPolicy {
             && let Some(exposed) = exposed(of)
             && exposed.wait.runs()
         {
-            exposed.wait.end(Instant::now());
+            exposed.end_wait();
         }
         None
     }
@@ -251,18 +252,18 @@ impl Policy for TimeoutPolicy {
         (): &mut (),
         of: Shared<'_, Common>,
         _: Option<u64>,
-        now: Instant,
-    ) -> Option<Instant> {
+        _: Stamp,
+    ) -> Option<Stamp> {
         if let Some(exposed) = &of.shared.exposed {
-            exposed.wait.begin(now);
+            exposed.begin_wait();
         }
         None
     }
 
     #[inline(always)]
-    fn wait_ends(&self, (): &mut (), of: Shared<'_, Common>, now: Instant) {
+    fn wait_ends(&self, (): &mut (), of: Shared<'_, Common>, _: Stamp) {
         if let Some(exposed) = &of.shared.exposed {
-            exposed.wait.end(now);
+            exposed.end_wait();
         }
     }
 
@@ -296,7 +297,7 @@ impl Policy for TimeoutPolicy {
         if let Some(exposed) = &of.shared.exposed
             && exposed.wait.runs()
         {
-            exposed.wait.end(Instant::now());
+            exposed.end_wait();
         }
     }
 
