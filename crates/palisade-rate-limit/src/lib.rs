@@ -54,20 +54,23 @@
 //! counts requests at all knows it.
 #![forbid(unsafe_code)]
 
-mod future;
 #[cfg(feature = "governor")]
 mod governor;
 mod layer;
 mod limiter;
+mod policy;
 mod quota;
+mod service;
 
 #[cfg(feature = "governor")]
 pub use crate::governor::TableStore;
-pub use future::ResponseFuture;
-pub use layer::{RateLimit, RateLimitLayer};
+pub use layer::RateLimitLayer;
 pub use limiter::{Decision, Limiter, TableLimiter};
 pub use palisade_client_ip::{ClientIp, Missing};
 pub use palisade_core::{
     ClientKey, ConfigError, ConfigFault, Extracted, KeyExtractor, Mode, Prefix, RequestHead,
 };
+#[doc(hidden)]
+pub use policy::RateLimitPolicy;
 pub use quota::{Policy, Quota};
+pub use service::{RateLimit, ResponseFuture};

@@ -334,5 +334,5 @@ fn layer_and_service_go_anywhere_and_the_future_is_slim() {
         }
     }
     let added = size_of::<palisade_rate_limit::ResponseFuture<Inner>>() - size_of::<Inner>();
-    assert!(added <= 8, "{added} bytes");
+    assert!(added <= 16, "{added} bytes");
 }

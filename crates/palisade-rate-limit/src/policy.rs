@@ -1,0 +1,129 @@
+//! What the rate limit decides about a request.
+
+use crate::{Decision, Extracted, KeyExtractor, Limiter, RequestHead};
+use http::{Request, StatusCode};
+use http_body::Body;
+use palisade_core::{Guard, Level, Levels, Phase, Reason, Rejection, Settings, Violation};
+use palisade_guard::{Facts, KeepsWhole, Never, Policy, Refusal};
+use std::{fmt, sync::Arc, time::Duration};
+
+/// The policy of [`RateLimitLayer`](crate::RateLimitLayer).
+#[derive(Clone)]
+pub struct RateLimitPolicy {
+    pub(crate) settings: Settings,
+    pub(crate) limiter: Arc<dyn Limiter>,
+    pub(crate) levels: Arc<LimiterLevels>,
+    pub(crate) key: Arc<dyn KeyExtractor>,
+    pub(crate) cost: Option<Cost>,
+}
+
+pub(crate) type Cost = Arc<dyn Fn(&RequestHead<'_>) -> u32 + Send + Sync>;
+
+/// The gauges of a limiter.
+pub(crate) struct LimiterLevels(pub(crate) Arc<dyn Limiter>);
+
+/// Why a request is refused.
+#[derive(Clone, Copy)]
+pub(crate) enum Denied {
+    PeerMissing,
+    Exceeded(Duration),
+    OverBurst { cost: u32, burst: u32 },
+}
+
+// === RateLimitPolicy ===
+
+impl RateLimitPolicy {
+    /// Charges the client for a request.
+    #[inline]
+    pub(crate) fn check(&self, head: &RequestHead<'_>) -> Result<(), Denied> {
+        if !self.settings.is_on() {
+            return Ok(());
+        }
+        let key = match self.key.key(head) {
+            Extracted::Key(key) => key,
+            Extracted::Exempt => return Ok(()),
+            Extracted::Refuse => return Err(Denied::PeerMissing),
+        };
+        let cost = self.cost.as_ref().map_or(1, |cost| cost(head));
+        match self.limiter.check(key, cost) {
+            Decision::Admit => Ok(()),
+            Decision::Deny { wait } => Err(Denied::Exceeded(wait)),
+            Decision::NeverPossible { burst } => Err(Denied::OverBurst { cost, burst }),
+        }
+    }
+
+    /// Records a refusal. An error if it is enforced.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn refuse(&self, denied: Denied, facts: &Facts) -> Result<(), Refusal> {
+        let (reason, status, limit, observed, wait) = match denied {
+            Denied::PeerMissing => {
+                (Reason::PeerMissing, StatusCode::INTERNAL_SERVER_ERROR, 0, 0, None)
+            }
+            Denied::Exceeded(wait) => {
+                let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+                (Reason::RateExceeded, StatusCode::TOO_MANY_REQUESTS, 0, millis, Some(wait))
+            }
+            Denied::OverBurst { cost, burst } => {
+                let (limit, observed) = (burst.into(), cost.into());
+                (Reason::CostOverBurst, StatusCode::PAYLOAD_TOO_LARGE, limit, observed, None)
+            }
+        };
+        let phase = Phase::RequestHead;
+        let violation = Violation::new(Guard::RateLimit, reason, phase, limit, observed);
+        let mut rejection = Rejection::new(violation, status, facts.form);
+        if let Some(wait) = wait {
+            rejection = rejection.retry_after(wait);
+        }
+        if self.settings.refuse(&rejection, facts.conn()) {
+            return Err(Refusal::new(rejection, &self.settings));
+        }
+        Ok(())
+    }
+}
+
+impl Policy for RateLimitPolicy {
+    type Held = ();
+    type Shared = ();
+    type Upload = ();
+    type Later = Never;
+    type Unread = KeepsWhole;
+
+    #[inline(always)]
+    fn listens(&self) -> bool {
+        self.settings.recorder.is_on()
+    }
+
+    #[inline(always)]
+    fn admit<B: Body>(&self, request: &Request<B>, facts: &Facts) -> Result<(), Refusal> {
+        self.check(&request.into()).or_else(|denied| self.refuse(denied, facts))
+    }
+
+    #[inline(always)]
+    fn share<B: Body>(&self, (): &mut (), _: &mut Request<B>, _: &Facts) {}
+
+    #[inline(always)]
+    fn upload(&self, (): &mut (), (): &(), _: &Facts) {}
+}
+
+impl fmt::Debug for RateLimitPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RateLimitPolicy").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+// === LimiterLevels ===
+
+impl Levels for LimiterLevels {
+    fn guard(&self) -> Guard {
+        Guard::RateLimit
+    }
+
+    fn sample(&self, visit: &mut dyn FnMut(Level, u64)) {
+        if let Some(occupancy) = self.0.occupancy() {
+            visit(Level::Keys, occupancy.keys);
+            visit(Level::KeyCapacity, occupancy.capacity);
+            visit(Level::KeysEvicted, occupancy.evicted);
+        }
+    }
+}
