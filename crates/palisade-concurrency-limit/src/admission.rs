@@ -1,10 +1,9 @@
 //! Who gets a slot, and who does not.
 
 use crate::{
-    layer::{Predicate, Queue},
     ledger::Ledger,
     lines::Rank,
-    slot::{Counted, Extra, Slot},
+    slot::{Counted, Extra},
     slots::Slots,
 };
 use palisade_core::{
@@ -13,9 +12,18 @@ use palisade_core::{
 };
 use std::{fmt, sync::Arc, time::Duration};
 
+/// Picks the requests that may use the slots beyond the limit.
+pub(crate) type Predicate = Arc<dyn Fn(&RequestHead<'_>) -> bool + Send + Sync>;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Queue {
+    pub(crate) waiters: usize,
+    pub(crate) wait: Duration,
+}
+
 /// Options and state of one layer.
 #[derive(Clone)]
-pub(crate) struct Shared {
+pub struct Options {
     pub(crate) settings: Settings,
     pub(crate) slots: Arc<Slots>,
     pub(crate) release_at_head: bool,
@@ -34,9 +42,9 @@ pub(crate) struct Denied {
 /// How long a refused client is asked to stay away.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-// === Shared ===
+// === Options ===
 
-impl Shared {
+impl Options {
     /// Whether verdicts are only recorded.
     pub(crate) fn only_watches(&self) -> bool {
         self.settings.mode == Mode::Shadow
@@ -49,35 +57,44 @@ impl Shared {
         }
     }
 
-    /// A slot for the request with this head, or why there is none.
+    /// A slot for the request with this head and what goes with it, or why there is none.
     #[inline(always)]
-    pub(crate) fn admit(self: &Arc<Self>, head: &RequestHead<'_>) -> Result<Slot, Denied> {
+    pub(crate) fn admit(&self, head: &RequestHead<'_>) -> Result<Option<Box<Extra>>, Denied> {
         let mut extra = None;
-        if let Some(max) = self.per_client
-            && let Some(client) = self.client(head)
-        {
-            let Some(counted) = Counted::enter(&self.slots, client, max) else {
-                return Err(Denied { violation: over(Reason::ClientFull, max), counted: None });
-            };
-            extra = Some(Box::new(Extra { counted: Some(counted), ..Extra::default() }));
+        if let Some(max) = self.per_client {
+            extra = self.enter(head, max)?;
         }
         if !self.take(head, &mut extra) {
             let violation = over(Reason::Full, self.slots.limit());
             return Err(Denied { violation, counted: extra.and_then(|extra| extra.counted) });
         }
-        // From here on dropping the slot undoes everything.
-        let slot = Slot::new(self.clone(), extra);
-        match self.welcome() {
-            Ok(()) => Ok(slot),
-            Err(violation) => Err(Denied { violation, counted: None }),
+        if let Err(violation) = self.welcome() {
+            match extra {
+                None => self.slots.release(),
+                Some(extra) => self.slots.give_back(extra),
+            }
+            return Err(Denied { violation, counted: None });
         }
+        Ok(extra)
+    }
+
+    /// Counts one more request of the client.
+    #[inline(never)]
+    fn enter(&self, head: &RequestHead<'_>, max: usize) -> Result<Option<Box<Extra>>, Denied> {
+        let Some(client) = self.client(head) else { return Ok(None) };
+        let Some(counted) = Counted::enter(&self.slots, client, max) else {
+            return Err(Denied { violation: over(Reason::ClientFull, max), counted: None });
+        };
+        Ok(Some(Box::new(Extra { counted: Some(counted), ..Extra::default() })))
     }
 
     /// Lets one in that has got its first slot, if there is room for one more.
     #[inline]
     pub(crate) fn welcome(&self) -> Result<(), Violation> {
         let slots = &self.slots;
-        if slots.present() > slots.max_present() && !slots.make_room(!self.only_watches()) {
+        let present = slots.present();
+        slots.look_for_crowd(present);
+        if present > slots.max_present() && !slots.make_room(!self.only_watches()) {
             return Err(over(Reason::Full, slots.max_present()));
         }
         slots.count_admitted();
@@ -123,9 +140,9 @@ impl Shared {
     }
 }
 
-impl fmt::Debug for Shared {
+impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared")
+        f.debug_struct("Options")
             .field("settings", &self.settings)
             .field("limit", &self.slots.limit())
             .field("per_client", &self.per_client)

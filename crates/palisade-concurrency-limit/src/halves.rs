@@ -7,16 +7,6 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-/// The body was last asked in vain in a poll of the handler that is over, if at all.
-const BEFORE: u8 = 0;
-/// The handler is being polled, and has not asked for the body yet.
-const NOT_YET: u8 = 1;
-/// The handler is being polled, and has asked.
-const NOW: u8 = 2;
-/// The body is asked for in another task, or by something that does not poll all its parts, so that
-/// a poll of the handler does not show what it waits for.
-const ELSEWHERE: u8 = 3;
-
 /// What the request body does.
 impl Ticket {
     /// Something has come: whether it may be handed on at once. If not, see
@@ -27,7 +17,23 @@ impl Ticket {
             self.body_waits_no_more();
             return !self.is_displaced();
         }
-        self.is_working()
+        self.is_working() || self.resume_kept()
+    }
+
+    /// Whether what comes may be handed on as it is, without a word to the ticket before.
+    #[inline]
+    pub(crate) fn body_passes(&self) -> bool {
+        if self.head_out.load(SeqCst) { !self.is_displaced() } else { self.holds_slot() }
+    }
+
+    /// Something has come, after a wait.
+    #[inline]
+    pub(crate) fn body_has_something(&self) {
+        if self.head_out.load(SeqCst) {
+            self.body_waits_no_more();
+        } else {
+            self.resume_kept();
+        }
     }
 
     /// Ready once what has come may be handed on.
@@ -44,18 +50,15 @@ impl Ticket {
     }
 
     /// Nothing has come.
-    pub(crate) fn body_waits(self: &Arc<Self>, cx: &Context<'_>) -> Result<(), Displaced> {
-        self.listen(Half::Body, cx);
-        let asked = if self.is_handler_s(cx) { NOW } else { ELSEWHERE };
-        self.asked.store(asked, SeqCst);
+    pub(crate) fn body_waits(self: &Arc<Self>) -> Result<(), Displaced> {
         if self.head_out.load(SeqCst) {
             // Of the two halves one sets its mark first, and so the other sees both.
             self.body_waits.store(true, SeqCst);
             if self.answer_waits.load(SeqCst) {
-                self.slots().await_client(self);
+                self.stop_working();
             }
-        } else if self.is_working() {
-            self.slots().await_client(self);
+        } else {
+            self.stop_working();
         }
         self.unless_displaced()
     }
@@ -65,7 +68,7 @@ impl Ticket {
         self.body_gone.store(true, SeqCst);
         if self.head_out.load(SeqCst) {
             self.body_waits_no_more();
-        } else if self.is_waiting_for_client() {
+        } else if self.is_waiting_for_client() && !self.resume_kept() {
             self.want_slot();
         }
     }
@@ -89,39 +92,28 @@ impl Ticket {
     /// Ready once the handler may be polled: while it has the body to wait for, and else with a
     /// slot.
     pub(crate) fn poll_handler(self: &Arc<Self>, cx: &Context<'_>) -> Poll<()> {
-        let is_known = self.asked.load(SeqCst) != ELSEWHERE;
-        if self.body_gone.load(SeqCst) || (is_known && self.handler_works.load(SeqCst)) {
+        if self.body_gone.load(SeqCst) || self.handler_works.load(SeqCst) {
             ready!(self.poll_work(Half::Answer, cx).map(drop));
         }
         self.handler_works.store(false, SeqCst);
-        // So that the body can tell in whose poll it is asked.
         self.listen(Half::Answer, cx);
-        self.swap_asked(NOT_YET);
         Poll::Ready(())
     }
 
-    /// Takes note of `asked`, unless the body is asked for elsewhere. What it was.
-    fn swap_asked(&self, asked: u8) -> u8 {
-        let known = |before| (before != ELSEWHERE).then_some(asked);
-        self.asked.fetch_update(SeqCst, SeqCst, known).unwrap_or(ELSEWHERE)
-    }
-
-    /// The handler was polled and waits. If it did not ask for the body in that poll, it waits for
-    /// something else, and is at work: whoever read ahead in vain, as axum's `Multipart` does, has
-    /// work of its own, and its client's silence does not make that free.
-    pub(crate) fn handler_waits(self: &Arc<Self>, cx: &Context<'_>) {
-        let asked = self.swap_asked(BEFORE);
-        if asked == ELSEWHERE {
-            return;
-        }
+    /// The handler was polled and is pending. If it does not await its client, it waits for
+    /// something else, and is at work: a handler that read ahead in vain, as axum's `Multipart`
+    /// does, has work of its own, and the silence of its client does not make that free.
+    pub(crate) fn handler_waits(self: &Arc<Self>, awaits_client: bool, cx: &Context<'_>) {
         if !self.is_waiting_for_client() {
             self.probed.store(false, SeqCst);
-        } else if asked == NOT_YET {
+        } else if !awaits_client && self.resume_kept() {
+            // It works on with the slot it has.
+        } else if !awaits_client {
             self.handler_works.store(true, SeqCst);
             // Its task asks for it in the poll that this brings about, or has it by then.
             self.want_slot();
             cx.waker().wake_by_ref();
-        } else if self.slots().is_crowded() && !self.probed.swap(true, SeqCst) {
+        } else if self.slots().is_getting_short() && !self.probed.swap(true, SeqCst) {
             // Whether it waits for its client shows when it is polled again. Once in each wait,
             // and only where slots would be getting short if it did not.
             cx.waker().wake_by_ref();
@@ -154,7 +146,7 @@ impl Ticket {
         self.listen(Half::Answer, cx);
         self.answer_waits.store(true, SeqCst);
         if self.body_waits.load(SeqCst) {
-            self.slots().await_client(self);
+            self.stop_working();
         }
     }
 }

@@ -1,29 +1,15 @@
 //! The layer, its options, and the service's decision.
 
 use crate::{
-    admission::{Denied, RETRY_AFTER, Shared, over},
-    body::RequestBody,
-    future::{Queued, ResponseFuture},
-    lease::{Lease, TicketOwner},
-    slot::Slot,
+    admission::{Options, Queue},
+    policy::ConcurrencyLimitPolicy,
     slots::Slots,
-    ticket::{About, Ticket},
 };
-use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
-use http_body::Body;
 use palisade_client_ip::ClientIp;
-use palisade_core::{
-    AnswerForm, BoxError, ConnInfo, Event, Guard, GuardBody, KeyExtractor, Reason, Recorder,
-    Rejection, RequestHead, Settings, linger,
-};
-use std::{
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use palisade_core::{Event, Guard, KeyExtractor, Recorder, RequestHead, Settings};
+use palisade_guard::{GuardLayer, Guarded};
+use std::{sync::Arc, time::Duration};
 use tower_layer::Layer;
-use tower_service::Service;
 
 /// Applies [`ConcurrencyLimit`]. Clones, and the services they make, share one limit.
 ///
@@ -32,15 +18,30 @@ use tower_service::Service;
 /// the one they are called on, and what is made from it afterwards.
 #[derive(Clone, Debug)]
 pub struct ConcurrencyLimitLayer {
-    shared: Arc<Shared>,
+    guard: GuardLayer<ConcurrencyLimitPolicy>,
 }
 
 /// See the [crate docs](crate).
-#[derive(Clone, Debug)]
-pub struct ConcurrencyLimit<S> {
-    inner: S,
-    shared: Arc<Shared>,
-}
+pub type ConcurrencyLimit<S> = Guarded<S, ConcurrencyLimitPolicy>;
+
+/// Request body under [`ConcurrencyLimit`].
+///
+/// While the client is what it waits for, the request holds no slot. What comes is handed on
+/// once the request holds one again, or at once where the response head is out. Fails once with
+/// a [`Violation`](palisade_core::Violation) if the request has to go, and is then at its end.
+pub type RequestBody<B> = palisade_guard::RequestBody<B, ConcurrencyLimitPolicy>;
+
+/// Response body under [`ConcurrencyLimit`].
+///
+/// From a frame handed out until the next is asked for, the request holds no slot, nor while
+/// the handler waits for the request body. Fails with a
+/// [`Violation`](palisade_core::Violation), or ends with trailers in gRPC, if the request has
+/// to go.
+pub type ResponseBody<B> = palisade_guard::ResponseBody<B, ConcurrencyLimitPolicy>;
+
+/// Response future of [`ConcurrencyLimit`]. To drop it is to leave the queue, or to give the slot
+/// back.
+pub type ResponseFuture<S, B> = palisade_guard::ResponseFuture<S, B, ConcurrencyLimitPolicy>;
 
 /// Changes the limit of a running server.
 #[derive(Clone, Debug)]
@@ -49,23 +50,15 @@ pub struct ConcurrencyLimitHandle {
     recorder: Recorder,
 }
 
-pub(crate) type Predicate = Arc<dyn Fn(&RequestHead<'_>) -> bool + Send + Sync>;
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Queue {
-    waiters: usize,
-    wait: Duration,
-}
-
 // === ConcurrencyLimitLayer ===
 
-palisade_core::settings_methods!(ConcurrencyLimitLayer, levels: slots);
+palisade_guard::settings_methods!(ConcurrencyLimitLayer, levels: slots);
 
 impl ConcurrencyLimitLayer {
     /// At most `limit` requests at work. With 0 every request is refused.
     pub fn new(limit: usize) -> Self {
         Self {
-            shared: Arc::new(Shared {
+            guard: GuardLayer::new(ConcurrencyLimitPolicy(Arc::new(Options {
                 settings: Settings::default(),
                 slots: Arc::new(Slots::new(limit)),
                 release_at_head: false,
@@ -73,7 +66,7 @@ impl ConcurrencyLimitLayer {
                 per_client: None,
                 picks: None,
                 queue: None,
-            }),
+            }))),
         }
     }
 
@@ -83,7 +76,7 @@ impl ConcurrencyLimitLayer {
     /// than the limit, no more than `requests` work. Those in the [`Self::queue`] are not present
     /// yet. With 0 it follows the limit. Defaults to 8 times the limit.
     pub fn present(self, requests: usize) -> Self {
-        self.shared.slots.set_max_present(requests);
+        self.policy().0.slots.set_max_present(requests);
         self
     }
 
@@ -97,14 +90,14 @@ impl ConcurrencyLimitLayer {
     /// answer goes on later; it costs no clock and no lock. The others cost a few of each.
     /// Defaults to off.
     pub fn fairness(self) -> Self {
-        self.shared.slots.keep_ledger();
+        self.policy().0.slots.keep_ledger();
         self
     }
 
     /// At most `requests` of one client present at a time; the next is answered 429. Costs one
     /// lock and one allocation per request. Defaults to no such limit.
     pub fn per_client(mut self, requests: usize) -> Self {
-        Arc::make_mut(&mut self.shared).per_client = Some(requests);
+        self.policy_mut().per_client = Some(requests);
         self
     }
 
@@ -113,7 +106,7 @@ impl ConcurrencyLimitLayer {
     /// [`Refuse`](palisade_core::Extracted::Refuse) are in no client's account.
     /// Defaults to [`ClientIp::peer`].
     pub fn client(mut self, client: impl KeyExtractor) -> Self {
-        Arc::make_mut(&mut self.shared).client = Arc::new(client);
+        self.policy_mut().client = Arc::new(client);
         self
     }
 
@@ -125,8 +118,8 @@ impl ConcurrencyLimitLayer {
         requests: usize,
         picks: impl Fn(&RequestHead<'_>) -> bool + Send + Sync + 'static,
     ) -> Self {
-        self.shared.slots.set_max_picked(requests);
-        Arc::make_mut(&mut self.shared).picks = Some(Arc::new(picks));
+        self.policy().0.slots.set_max_picked(requests);
+        self.policy_mut().picks = Some(Arc::new(picks));
         self
     }
 
@@ -137,7 +130,7 @@ impl ConcurrencyLimitLayer {
     /// future leaves the queue. Defaults to no queue: under overload a queue makes everybody slow
     /// before it refuses the same number of requests.
     pub fn queue(mut self, waiters: usize, wait: Duration) -> Self {
-        Arc::make_mut(&mut self.shared).queue = Some(Queue { waiters, wait });
+        self.policy_mut().queue = Some(Queue { waiters, wait });
         self
     }
 
@@ -145,7 +138,7 @@ impl ConcurrencyLimitLayer {
     /// does. For routes whose answers are long streams of your own. Defaults to the end of the
     /// body.
     pub fn release_at_head(mut self) -> Self {
-        Arc::make_mut(&mut self.shared).release_at_head = true;
+        self.policy_mut().release_at_head = true;
         self
     }
 
@@ -153,130 +146,27 @@ impl ConcurrencyLimitLayer {
     /// has now, so call it after [`Self::metrics`].
     pub fn handle(&self) -> ConcurrencyLimitHandle {
         ConcurrencyLimitHandle {
-            slots: self.shared.slots.clone(),
-            recorder: self.shared.settings.recorder.clone(),
+            slots: self.policy().0.slots.clone(),
+            recorder: self.policy().0.settings.recorder.clone(),
         }
+    }
+
+    /// The policy of this layer, for a stack of several.
+    #[doc(hidden)]
+    pub fn policy(&self) -> &ConcurrencyLimitPolicy {
+        self.guard.policy()
+    }
+
+    fn policy_mut(&mut self) -> &mut Options {
+        Arc::make_mut(&mut self.guard.policy_mut().0)
     }
 }
 
 impl<S> Layer<S> for ConcurrencyLimitLayer {
     type Service = ConcurrencyLimit<S>;
 
-    fn layer(&self, inner: S) -> Self::Service {
-        ConcurrencyLimit { inner, shared: self.shared.clone() }
-    }
-}
-
-// === ConcurrencyLimit ===
-
-impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for ConcurrencyLimit<S>
-where
-    S: Service<Request<RequestBody<ReqBody>>, Response = Response<ResBody>> + Clone,
-    ReqBody: Body<Data = Bytes> + Send + 'static,
-    ReqBody::Error: Into<BoxError>,
-    ResBody: Body<Data = Bytes>,
-    ResBody::Error: Into<BoxError>,
-{
-    type Response = Response<GuardBody<crate::ResponseBody<ResBody>>>;
-    type Error = S::Error;
-    type Future = ResponseFuture<S, ReqBody>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    #[inline(always)]
-    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let shared = &self.shared;
-        let lease = if shared.settings.is_on() {
-            match shared.admit(&RequestHead::from(&request)) {
-                Ok(slot) => Some(lease(shared, &request, slot)),
-                Err(denied) => return self.call_denied(request, denied),
-            }
-        } else {
-            None
-        };
-        // Here and nowhere else the request is moved: a move is a copy of 200 bytes and more.
-        let request = share(request, lease.as_ref().and_then(Lease::ticket));
-        ResponseFuture::admitted(self.inner.call(request), lease)
-    }
-}
-
-impl<S> ConcurrencyLimit<S> {
-    /// A request for which there is no slot now: it waits, or is refused.
-    #[cold]
-    #[inline(never)]
-    fn call_denied<B, ResBody>(
-        &mut self,
-        request: Request<B>,
-        denied: Denied,
-    ) -> ResponseFuture<S, B>
-    where
-        S: Service<Request<RequestBody<B>>, Response = Response<ResBody>> + Clone,
-        B: Body<Data = Bytes> + Send + 'static,
-    {
-        let Self { inner, shared } = self;
-        let Denied { mut violation, counted } = denied;
-        if let (Reason::Full, Some(queue)) = (violation.reason, shared.queue)
-            && !shared.only_watches()
-        {
-            let about = About::of(&request, shared);
-            let fresh = inner.clone();
-            if let Some(owner) = Ticket::newcomer(shared.clone(), about, counted, queue.waiters) {
-                // The instance that was made ready is the one to call later.
-                let ready = std::mem::replace(inner, fresh);
-                let request = share(request, Some(&owner.ticket));
-                return ResponseFuture::queued(Queued::new(ready, request, owner, queue.wait));
-            }
-            violation = over(Reason::QueueFull, queue.waiters);
-        }
-        let status = match violation.reason {
-            Reason::ClientFull => StatusCode::TOO_MANY_REQUESTS,
-            _ => StatusCode::SERVICE_UNAVAILABLE,
-        };
-        let rejection = Rejection::new(violation, status, AnswerForm::of(&request));
-        let rejection = rejection.retry_after(RETRY_AFTER);
-        let conn = ConnInfo::of(request.extensions()).map(Arc::as_ref);
-        if shared.settings.refuse(&rejection, conn) {
-            let version = request.version();
-            linger(request.into_body(), version);
-            ResponseFuture::refused(shared.clone(), rejection)
-        } else {
-            ResponseFuture::admitted(inner.call(share(request, None)), None)
-        }
-    }
-}
-
-/// What answers for an admitted request.
-#[inline(always)]
-fn lease<B: Body>(shared: &Shared, request: &Request<B>, mut slot: Slot) -> Lease {
-    // Without a body there is nothing to wait for, and with a slot beyond the limit no line.
-    if !request.body().is_end_stream() && !slot.is_picked() {
-        let about = About::of(request, shared);
-        if let Some(ticket) = Ticket::working(&mut slot, about) {
-            return Lease::Ticket(TicketOwner::new(ticket));
-        }
-    }
-    slot.belongs_to(request, &shared.settings);
-    Lease::Slot(slot)
-}
-
-/// Lets the body of `request` speak for `ticket`, if there are both.
-#[inline]
-fn share<B: Body>(request: Request<B>, ticket: Option<&Arc<Ticket>>) -> Request<RequestBody<B>> {
-    let ticket = ticket.filter(|_| !request.body().is_end_stream()).cloned();
-    request.map(|body| RequestBody::new(body, ticket))
-}
-
-impl About {
-    fn of<B: Body>(request: &Request<B>, shared: &Shared) -> Self {
-        let fair = shared.slots.ledger().is_some();
-        Self {
-            form: AnswerForm::of(request),
-            conn: shared.settings.conn(request.extensions()),
-            client: if fair { shared.client(&request.into()) } else { None },
-            connect: request.method() == Method::CONNECT,
-        }
+    fn layer(&self, inner: S) -> ConcurrencyLimit<S> {
+        self.guard.layer(inner)
     }
 }
 
@@ -299,6 +189,6 @@ impl ConcurrencyLimitHandle {
 
     /// How many requests are at work now.
     pub fn working(&self) -> usize {
-        self.slots.working()
+        self.slots.working().saturating_sub(self.slots.kept.count())
     }
 }

@@ -54,17 +54,26 @@
 #![forbid(unsafe_code)]
 
 mod admission;
-mod body;
-mod future;
 mod halves;
+mod kept;
 mod layer;
-mod lease;
 mod ledger;
 mod lines;
+mod owner;
+mod policy;
 mod slot;
 mod slots;
 mod ticket;
 
-pub use body::{RequestBody, ResponseBody};
-pub use future::ResponseFuture;
-pub use layer::{ConcurrencyLimit, ConcurrencyLimitHandle, ConcurrencyLimitLayer};
+#[doc(hidden)]
+pub use admission::Options;
+pub use layer::{
+    ConcurrencyLimit, ConcurrencyLimitHandle, ConcurrencyLimitLayer, RequestBody, ResponseBody,
+    ResponseFuture,
+};
+#[doc(hidden)]
+pub use owner::TicketOwner;
+#[doc(hidden)]
+pub use policy::{Common, ConcurrencyLimitPolicy, Held, Queued, Upload};
+#[doc(hidden)]
+pub use slot::Extra;

@@ -108,10 +108,19 @@ impl Slots {
     /// Puts `ticket`, which holds a slot, into the line of those who wait for their clients, and
     /// frees the slot.
     pub(crate) fn await_client(&self, ticket: &Arc<Ticket>) {
+        self.line_up_for_client(ticket, false);
+    }
+
+    /// The same for one that keeps its slot while it waits for its client.
+    pub(crate) fn recall(&self, ticket: &Arc<Ticket>) {
+        self.line_up_for_client(ticket, true);
+    }
+
+    fn line_up_for_client(&self, ticket: &Arc<Ticket>, is_recalled: bool) {
         let mut lines = self.lines.lock();
         let next = lines.next_place();
-        let Some(place) = ticket.stand_for_client(next) else {
-            return; // Its other half, in another task, was first.
+        let Some(place) = ticket.stand_for_client(next, is_recalled) else {
+            return; // Its other half, in another task, was first, or it works again.
         };
         lines.client.insert(place, ticket.clone());
         self.waiting.store(lines.client.len(), SeqCst);
@@ -172,6 +181,8 @@ impl Slots {
         let mut lines = self.lines.lock();
         let before = ticket.step_out();
         self.remove(&mut lines, before.place);
+        drop(lines);
+        self.kept.unlist(ticket);
         before
     }
 

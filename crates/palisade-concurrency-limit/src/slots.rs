@@ -1,6 +1,7 @@
 //! The slots: how many there are, and how many are taken.
 
 use crate::{
+    kept::Kept,
     ledger::Ledger,
     lines::{Lines, Rank},
     slot::Extra,
@@ -12,7 +13,7 @@ use std::{
     sync::{
         OnceLock,
         atomic::{
-            AtomicU64, AtomicUsize,
+            AtomicBool, AtomicU64, AtomicUsize,
             Ordering::{Relaxed, SeqCst},
         },
     },
@@ -40,6 +41,9 @@ pub(crate) struct Slots {
     pub(crate) queued_light: AtomicUsize,
     pub(crate) queued_newcomers: AtomicUsize,
     pub(crate) lines: Mutex<Lines>,
+    /// Slots are getting short: requests that wait for their clients do not keep theirs.
+    is_crowded: AtomicBool,
+    pub(crate) kept: Kept,
     ledger: OnceLock<Ledger>,
     clients: Mutex<HashMap<ClientKey, usize>>,
 }
@@ -60,6 +64,8 @@ impl Slots {
             queued_light: AtomicUsize::new(0),
             queued_newcomers: AtomicUsize::new(0),
             lines: Mutex::default(),
+            is_crowded: AtomicBool::new(false),
+            kept: Kept::default(),
             ledger: OnceLock::new(),
             clients: Mutex::default(),
         }
@@ -72,6 +78,7 @@ impl Slots {
 
     pub(crate) fn set_limit(&self, limit: usize) {
         self.limit.store(limit, SeqCst);
+        self.look_for_crowd(self.present());
         self.grant();
     }
 
@@ -104,8 +111,38 @@ impl Slots {
     }
 
     /// Whether slots were getting short if all who are present were at work.
-    pub(crate) fn is_crowded(&self) -> bool {
+    pub(crate) fn is_getting_short(&self) -> bool {
         self.present() >= self.limit() / 2
+    }
+
+    /// Whether requests that wait for their clients give their slots up at once.
+    #[inline]
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.is_crowded.load(SeqCst)
+    }
+
+    /// So many requests are present. Where these could take half of the slots, those that wait for
+    /// their clients give theirs up; until fewer than a quarter are present again.
+    #[inline]
+    pub(crate) fn look_for_crowd(&self, present: usize) {
+        let limit = self.limit();
+        if self.is_crowded.load(Relaxed) {
+            if present < limit / 4 {
+                self.is_crowded.store(false, SeqCst);
+            }
+        } else if present >= limit / 2 {
+            self.recall_all();
+        }
+    }
+
+    #[cold]
+    fn recall_all(&self) {
+        // A request that keeps its slot after this sees that it must not; one that kept it before
+        // is seen here.
+        self.is_crowded.store(true, SeqCst);
+        for ticket in self.kept.keeping() {
+            self.recall(&ticket);
+        }
     }
 
     /// All requests that were let in and are not over.
@@ -229,8 +266,10 @@ impl Levels for Slots {
 
     fn sample(&self, visit: &mut dyn FnMut(Level, u64)) {
         let picked = self.picked.load(Relaxed);
-        visit(Level::Working, self.working().saturating_add(picked) as u64);
-        visit(Level::Waiting, self.waiting.load(Relaxed) as u64);
+        let kept = self.kept.count();
+        let working = self.working().saturating_sub(kept).saturating_add(picked);
+        visit(Level::Working, working as u64);
+        visit(Level::Waiting, self.waiting.load(Relaxed).saturating_add(kept) as u64);
         visit(Level::Queued, self.queued.load(Relaxed) as u64);
         visit(Level::Limit, self.limit() as u64);
         visit(Level::Admitted, self.admitted.load(Relaxed));

@@ -1,19 +1,19 @@
 //! One request that has waited, or may have to.
 
 use crate::{
-    admission::Shared,
-    lease::TicketOwner,
+    admission::Options,
     lines::{Place, Rank},
-    slot::{Counted, Extra, Slot},
+    owner::TicketOwner,
+    slot::{Counted, Extra},
     slots::Slots,
 };
-use palisade_core::{AnswerForm, ClientKey, ConnInfo, Guard, Phase, Reason, Violation};
+use palisade_core::{ClientKey, ConnInfo, Guard, Phase, Reason, Violation};
 use parking_lot::Mutex;
 use std::{
     sync::{
         Arc,
         atomic::{
-            AtomicBool, AtomicU8, AtomicU64,
+            AtomicBool, AtomicU8, AtomicU64, AtomicUsize,
             Ordering::{Relaxed, SeqCst},
         },
     },
@@ -29,7 +29,7 @@ use std::{
 /// both halves have nothing to do.
 #[derive(Debug)]
 pub(crate) struct Ticket {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) options: Arc<Options>,
     pub(crate) about: About,
     /// One of the constants below. Whoever changes it holds the lock of the lines.
     state: AtomicU8,
@@ -42,27 +42,30 @@ pub(crate) struct Ticket {
     pub(crate) body_waits: AtomicBool,
     /// Once the head is out: the answer has nothing to hand on, though its reader asks.
     pub(crate) answer_waits: AtomicBool,
-    /// Where the body was last asked in vain: one of the constants of `halves.rs`.
-    pub(crate) asked: AtomicU8,
+    /// It was recorded that the request was displaced.
+    pub(crate) was_recorded: AtomicBool,
     /// In the present wait for the client the handler was polled once more to see what it waits for.
     pub(crate) probed: AtomicBool,
     /// The handler has work of its own to do and must not be polled before it holds a slot.
     pub(crate) handler_works: AtomicBool,
+    /// Its working time is charged to its client.
+    is_charged: AtomicBool,
+    /// Its place in [`Kept`](crate::kept::Kept), or [`UNLISTED`].
+    pub(crate) listed_at: AtomicUsize,
     /// Bytes that went either way since the client's place in line was given.
     progress: AtomicU64,
+    /// Which tasks the wakers wake, by [`Half`], to be compared without the lock.
+    tasks: [[AtomicUsize; 2]; 2],
     inside: Mutex<Inside>,
 }
 
 /// What is worth knowing of the request when its head is gone.
 #[derive(Debug)]
 pub(crate) struct About {
-    pub(crate) form: AnswerForm,
     /// `None` where nobody listens, or where nobody knows.
     pub(crate) conn: Option<Arc<ConnInfo>>,
     /// `None` where nobody keeps a ledger, or where nobody knows.
     pub(crate) client: Option<ClientKey>,
-    /// The request is a `CONNECT`.
-    pub(crate) connect: bool,
 }
 
 /// The two that wait for the client, perhaps in two tasks.
@@ -87,6 +90,8 @@ type Wakers = [Option<Waker>; 2];
 
 /// Holds a slot.
 const WORKING: u8 = 0;
+/// Waits for its own client, and holds a slot that no other request needs so far.
+const KEEPING: u8 = 5;
 /// Waits for its own client, in line to be displaced.
 const CLIENT: u8 = 1;
 /// Waits for a slot.
@@ -95,6 +100,9 @@ const QUEUED: u8 = 2;
 const DISPLACED: u8 = 3;
 /// Is over.
 const OVER: u8 = 4;
+
+/// Not in [`Kept`](crate::kept::Kept).
+pub(crate) const UNLISTED: usize = usize::MAX;
 
 /// Who stands in line for its client keeps its place until so many bytes have gone either way:
 /// else a byte now and then would be worth as much as an upload.
@@ -107,22 +115,30 @@ pub(crate) struct Displaced;
 // === Ticket ===
 
 impl Ticket {
-    /// One that takes over from `slot`. `None` if somebody else has done so before.
-    pub(crate) fn working(slot: &mut Slot, about: About) -> Option<Arc<Self>> {
-        let (shared, extra) = slot.hand_over()?;
-        Some(Arc::new(Self::new(shared, about, WORKING, extra)))
+    /// One that takes over the slot that a request held so far.
+    pub(crate) fn working(
+        options: Arc<Options>,
+        about: About,
+        extra: Option<Box<Extra>>,
+        head_out: bool,
+        body_gone: bool,
+    ) -> Arc<Self> {
+        let ticket = Self::new(options, about, WORKING, extra);
+        ticket.head_out.store(head_out, SeqCst);
+        ticket.body_gone.store(body_gone, SeqCst);
+        Arc::new(ticket)
     }
 
     /// One that stands in line for its first slot, unless `waiters` others do already.
     pub(crate) fn newcomer(
-        shared: Arc<Shared>,
+        options: Arc<Options>,
         about: About,
         counted: Option<Counted>,
         waiters: usize,
     ) -> Option<TicketOwner> {
         let extra =
             counted.map(|counted| Box::new(Extra { counted: Some(counted), ..Extra::default() }));
-        let ticket = Arc::new(Self::new(shared, about, CLIENT, extra));
+        let ticket = Arc::new(Self::new(options, about, CLIENT, extra));
         let rank = match ticket.about.client {
             Some(client) if ticket.is_light(client) => Rank::LightNewcomer,
             _ => Rank::Newcomer,
@@ -131,20 +147,24 @@ impl Ticket {
         stands.then(|| TicketOwner::new(ticket))
     }
 
-    fn new(shared: Arc<Shared>, about: About, state: u8, extra: Option<Box<Extra>>) -> Self {
+    fn new(options: Arc<Options>, about: About, state: u8, extra: Option<Box<Extra>>) -> Self {
+        let is_charged = extra.as_ref().is_some_and(|extra| extra.charge.is_some());
         Self {
-            shared,
+            options,
             about,
             state: AtomicU8::new(state),
+            is_charged: AtomicBool::new(is_charged),
+            listed_at: AtomicUsize::new(UNLISTED),
             body_gone: AtomicBool::new(false),
             body_told: AtomicBool::new(false),
             head_out: AtomicBool::new(false),
             body_waits: AtomicBool::new(false),
             answer_waits: AtomicBool::new(false),
-            asked: AtomicU8::new(0),
+            was_recorded: AtomicBool::new(false),
             probed: AtomicBool::new(false),
             handler_works: AtomicBool::new(false),
             progress: AtomicU64::new(0),
+            tasks: Default::default(),
             inside: Mutex::new(Inside {
                 place: None,
                 stood: None,
@@ -155,7 +175,7 @@ impl Ticket {
     }
 
     pub(crate) fn slots(&self) -> &Slots {
-        &self.shared.slots
+        &self.options.slots
     }
 
     #[inline]
@@ -183,6 +203,14 @@ impl Ticket {
         Violation::new(Guard::ConcurrencyLimit, Reason::Displaced, phase, max, observed)
     }
 
+    /// Records that a request which was displaced is cut. The violation.
+    pub(crate) fn record_cut(&self) -> Violation {
+        let violation = self.displacement(Phase::ResponseBody);
+        self.was_recorded.store(true, Relaxed);
+        self.options.settings.cut(&violation, self.about.conn.as_deref());
+        violation
+    }
+
     /// The client is what is waited for from here on.
     pub(crate) fn wait_for_client(
         self: &Arc<Self>,
@@ -190,10 +218,47 @@ impl Ticket {
         cx: &Context<'_>,
     ) -> Result<(), Displaced> {
         self.listen(half, cx);
-        if self.is_working() {
-            self.slots().await_client(self);
-        }
+        self.stop_working();
         self.unless_displaced()
+    }
+
+    /// The request, which works unless its other half was first, waits for its client: it gives its
+    /// slot up, or keeps it as long as slots are plentiful.
+    pub(crate) fn stop_working(self: &Arc<Self>) {
+        let slots = self.slots();
+        if slots.is_crowded() || self.is_charged.load(Relaxed) {
+            if self.is_working() {
+                slots.await_client(self);
+            }
+            return;
+        }
+        slots.kept.list(self);
+        let keeps = self.state.compare_exchange(WORKING, KEEPING, SeqCst, SeqCst).is_ok();
+        // Slots got short in this moment: either that sees us, or we see it.
+        if keeps && slots.is_crowded() {
+            slots.recall(self);
+        }
+    }
+
+    /// Goes on with the slot that it kept, if it has one.
+    #[inline]
+    pub(crate) fn resume_kept(&self) -> bool {
+        self.state.compare_exchange(KEEPING, WORKING, SeqCst, SeqCst).is_ok()
+    }
+
+    /// Whether it is over, or had to go.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.state.load(SeqCst), OVER | DISPLACED)
+    }
+
+    /// Whether it works, or may work on without asking.
+    #[inline]
+    pub(crate) fn holds_slot(&self) -> bool {
+        matches!(self.state.load(SeqCst), WORKING | KEEPING)
+    }
+
+    pub(crate) fn is_keeping(&self) -> bool {
+        self.state.load(SeqCst) == KEEPING
     }
 
     /// There is something to do: ready once the request holds a slot, or is over.
@@ -202,6 +267,11 @@ impl Ticket {
         half: Half,
         cx: &Context<'_>,
     ) -> Poll<Result<(), Displaced>> {
+        match self.state.load(SeqCst) {
+            WORKING => return Poll::Ready(Ok(())),
+            KEEPING if self.resume_kept() => return Poll::Ready(Ok(())),
+            _ => {}
+        }
         if self.state.load(SeqCst) == CLIENT {
             self.want_slot();
         }
@@ -216,7 +286,7 @@ impl Ticket {
     }
 
     pub(crate) fn want_slot(self: &Arc<Self>) {
-        if self.shared.only_watches() {
+        if self.options.only_watches() {
             self.slots().go_on_anyway(self);
         } else {
             self.slots().await_slot(self, self.rank());
@@ -224,7 +294,7 @@ impl Ticket {
     }
 
     pub(crate) fn is_waiting_for_client(&self) -> bool {
-        self.state.load(SeqCst) == CLIENT
+        matches!(self.state.load(SeqCst), CLIENT | KEEPING)
     }
 
     fn rank(&self) -> Rank {
@@ -240,33 +310,41 @@ impl Ticket {
 
     /// Will wake the task of `cx`, which must look at the state after this.
     pub(crate) fn listen(&self, half: Half, cx: &Context<'_>) {
-        let mut inside = self.inside.lock();
-        let waker = &mut inside.wakers[half as usize];
-        if waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+        let waker = cx.waker();
+        let task = (waker.data().addr(), std::ptr::from_ref(waker.vtable()).addr());
+        let known = &self.tasks[half as usize];
+        if known[0].load(SeqCst) == task.0 && known[1].load(SeqCst) == task.1 {
             return;
         }
-        let before = waker.replace(cx.waker().clone());
+        let mut inside = self.inside.lock();
+        known[0].store(task.0, SeqCst);
+        known[1].store(task.1, SeqCst);
+        let before = inside.wakers[half as usize].replace(waker.clone());
         drop(inside);
         drop(before); // A waker's drop is the code of others.
     }
 
-    /// Whether the task of `cx` is the one that polls the handler, as far as anybody can tell.
-    pub(crate) fn is_handler_s(&self, cx: &Context<'_>) -> bool {
-        let [_, answer] = &self.inside.lock().wakers;
-        answer.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()))
-    }
-
     /// Wakes both halves.
     pub(crate) fn wake(&self) {
-        let wakers = std::mem::take(&mut self.inside.lock().wakers);
+        let wakers = self.take_wakers(&mut self.inside.lock());
         wakers.into_iter().flatten().for_each(Waker::wake);
     }
 
     pub(crate) fn wake_half(&self, half: Half) {
-        let waker = self.inside.lock().wakers[half as usize].take();
+        let mut inside = self.inside.lock();
+        self.tasks[half as usize][1].store(0, SeqCst);
+        let waker = inside.wakers[half as usize].take();
+        drop(inside);
         if let Some(waker) = waker {
             waker.wake();
         }
+    }
+
+    fn take_wakers(&self, inside: &mut Inside) -> Wakers {
+        for task in &self.tasks {
+            task[1].store(0, SeqCst);
+        }
+        std::mem::take(&mut inside.wakers)
     }
 }
 
@@ -276,12 +354,11 @@ impl Ticket {
         self.inside.lock().place
     }
 
-    /// From working to waiting: the place to take, which is `number` or the one it had before.
-    /// `None` if it was not working.
-    pub(crate) fn stand_for_client(&self, number: u64) -> Option<u64> {
-        if !self.is_working() {
-            return None;
-        }
+    /// From working to waiting, or from keeping a slot to waiting if it `is_recalled`: the place to
+    /// take, which is `number` or the one it had before. `None` if it was doing something else.
+    pub(crate) fn stand_for_client(&self, number: u64, is_recalled: bool) -> Option<u64> {
+        let from = if is_recalled { KEEPING } else { WORKING };
+        self.state.compare_exchange(from, CLIENT, SeqCst, SeqCst).ok()?;
         let mut inside = self.inside.lock();
         let number = match inside.stood {
             Some(before) if self.progress.load(Relaxed) < PROGRESS => before,
@@ -295,7 +372,6 @@ impl Ticket {
         if let Some(extra) = &mut inside.extra {
             extra.pause(self.slots());
         }
-        self.state.store(CLIENT, SeqCst);
         Some(number)
     }
 
@@ -318,6 +394,7 @@ impl Ticket {
                 Some(charge) => ledger.resume(charge),
                 None => *charge = Some(ledger.start(client)),
             }
+            self.is_charged.store(true, Relaxed);
         }
         self.state.store(WORKING, SeqCst);
     }
@@ -330,17 +407,16 @@ impl Ticket {
     /// To over, unless it had to go, which then stays so for a body that outlives it. Gives back
     /// what it was, and what it had.
     pub(crate) fn step_out(&self) -> Before {
-        let state = self.state.load(SeqCst);
-        if state != DISPLACED {
-            self.state.store(OVER, SeqCst);
-        }
+        // The other half may keep or resume its slot meanwhile, without the lock.
+        let over = |state| (state != DISPLACED).then_some(OVER);
+        let state = self.state.fetch_update(SeqCst, SeqCst, over).unwrap_or(DISPLACED);
         let mut inside = self.inside.lock();
         Before {
             place: inside.place.take(),
-            worked: state == WORKING,
+            worked: matches!(state, WORKING | KEEPING),
             displaced: state == DISPLACED,
             extra: inside.extra.take(),
-            wakers: std::mem::take(&mut inside.wakers),
+            wakers: self.take_wakers(&mut inside),
             body_gone: self.body_gone.load(SeqCst),
         }
     }

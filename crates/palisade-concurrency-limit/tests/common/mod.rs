@@ -9,7 +9,7 @@ pub(crate) use http_body_util::{
 };
 pub(crate) use palisade_client_ip::ClientIp;
 pub(crate) use palisade_concurrency_limit::{ConcurrencyLimit, ConcurrencyLimitLayer, RequestBody};
-pub(crate) use palisade_core::{BoxError, Guard, GuardBody, Level, Mode, Reason, Violation};
+pub(crate) use palisade_core::{BoxError, Guard, Level, Mode, Reason, Violation};
 pub(crate) use palisade_testkit::Journal;
 pub(crate) use parking_lot::Mutex;
 pub(crate) use std::{
@@ -28,7 +28,7 @@ pub(crate) type Answer = Response<Body>;
 pub(crate) type HandlerFuture = Pin<Box<dyn Future<Output = Result<Answer, Infallible>> + Send>>;
 pub(crate) type Handler = tower::util::BoxCloneService<Request<Inner>, Answer, Infallible>;
 pub(crate) type Guarded = ConcurrencyLimit<Handler>;
-pub(crate) type Outcome = Response<GuardBody<palisade_concurrency_limit::ResponseBody<Body>>>;
+pub(crate) type Outcome = Response<palisade_concurrency_limit::ResponseBody<Body>>;
 
 pub(crate) const GUARD: Guard = Guard::ConcurrencyLimit;
 
