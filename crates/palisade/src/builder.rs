@@ -2,7 +2,7 @@
 
 mod check;
 
-use crate::StackLayer;
+use crate::{StackLayer, stack::Layers};
 use palisade_core::{ConfigError, Guard, Mode, OnReject, Recorder, Rejection};
 use std::{fmt, sync::Arc};
 
@@ -309,7 +309,7 @@ impl Stack {
         }
         #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
         let client = self.client_of_preset();
-        Ok(StackLayer {
+        let layers = Layers {
             #[cfg(feature = "rate-limit")]
             rate_limit: {
                 let layer = match (&self.policy, client.clone()) {
@@ -354,7 +354,8 @@ impl Stack {
                 }
                 dressed!(layer, Guard::ConcurrencyLimit, concurrency_limit)
             },
-        })
+        };
+        Ok(layers.stack())
     }
 
     fn mode_for(&self, guard: Guard) -> Mode {

@@ -75,7 +75,7 @@ pub use palisade_core::{
 ))]
 pub use {
     builder::Stack,
-    stack::{Guarded, StackLayer},
+    stack::{Guarded, RequestBody, ResponseBody, StackLayer},
 };
 
 #[cfg(feature = "body-limit")]

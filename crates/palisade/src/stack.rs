@@ -1,22 +1,48 @@
 //! The order of the guards. It stands here and nowhere else.
 
+use palisade_guard::{And, GuardLayer};
 use tower_layer::Layer;
 
 #[cfg(feature = "body-limit")]
-use palisade_body_limit::{BodyLimit, BodyLimitLayer};
+use palisade_body_limit::{BodyLimitLayer, BodyLimitPolicy};
 #[cfg(feature = "concurrency-limit")]
-use palisade_concurrency_limit::{ConcurrencyLimit, ConcurrencyLimitHandle, ConcurrencyLimitLayer};
+use palisade_concurrency_limit::{
+    ConcurrencyLimitHandle, ConcurrencyLimitLayer, ConcurrencyLimitPolicy,
+};
 #[cfg(feature = "rate-limit")]
-use palisade_rate_limit::{RateLimit, RateLimitLayer};
+use palisade_rate_limit::{RateLimitLayer, RateLimitPolicy};
 #[cfg(feature = "slow-body")]
-use palisade_slow_body::{SlowBody, SlowBodyLayer};
+use palisade_slow_body::{SlowBodyLayer, SlowBodyPolicy};
 #[cfg(feature = "timeout")]
-use palisade_timeout::{Timeout, TimeoutLayer};
+use palisade_timeout::{TimeoutLayer, TimeoutPolicy};
 
 /// All guards as one `Layer`. Clones, and the services they make, share all state: apply it as
-/// often as you like.
+/// often as you like. A request that passes several services of one stack, as on a router inside a
+/// router, counts once.
 #[derive(Clone, Debug)]
 pub struct StackLayer {
+    guard: GuardLayer<Policies>,
+    #[cfg(feature = "concurrency-limit")]
+    concurrency_limit: ConcurrencyLimitHandle,
+}
+
+/// `S` behind all guards.
+pub type Guarded<S> = palisade_guard::Guarded<S, Policies>;
+
+/// The request body that a handler behind the stack reads.
+pub type RequestBody<B> = palisade_guard::RequestBody<B, Policies>;
+
+/// The response body of a service behind the stack.
+pub type ResponseBody<B> = palisade_guard::ResponseBody<B, Policies>;
+
+/// The guards of a stack, outside to inside. What is cheapest to refuse is refused first; the slot
+/// is taken last and given back last. The timeout stands outside the concurrency limit, so that
+/// waiting for a slot counts.
+pub(crate) type Policies =
+    And<RateLimitOf, And<TimeoutOf, And<BodyLimitOf, And<SlowBodyOf, ConcurrencyLimitOf>>>>;
+
+/// The layers of a stack, before they become one.
+pub(crate) struct Layers {
     #[cfg(feature = "rate-limit")]
     pub(crate) rate_limit: RateLimitLayer,
     #[cfg(feature = "timeout")]
@@ -29,24 +55,44 @@ pub struct StackLayer {
     pub(crate) concurrency_limit: ConcurrencyLimitLayer,
 }
 
-/// `S` behind all guards.
-pub type Guarded<S> = RateLimitOf<TimeoutOf<BodyLimitOf<SlowBodyOf<ConcurrencyLimitOf<S>>>>>;
-
-/// A guard's service, or `S` itself where the guard's feature is off.
-macro_rules! guard_of {
-    ($feature:literal, $alias:ident, $service:ident) => {
+/// A guard's policy, and how it is taken from the layers; nothing where the guard's feature is off.
+macro_rules! policy_of {
+    ($feature:literal, $alias:ident, $policy:ident, $field:ident) => {
         #[cfg(feature = $feature)]
-        type $alias<S> = $service<S>;
+        type $alias = $policy;
         #[cfg(not(feature = $feature))]
-        type $alias<S> = S;
+        type $alias = ();
+
+        impl Layers {
+            #[cfg(feature = $feature)]
+            fn $field(&self) -> $alias {
+                self.$field.policy().clone()
+            }
+
+            #[cfg(not(feature = $feature))]
+            fn $field(&self) -> $alias {}
+        }
     };
 }
 
-guard_of!("rate-limit", RateLimitOf, RateLimit);
-guard_of!("timeout", TimeoutOf, Timeout);
-guard_of!("body-limit", BodyLimitOf, BodyLimit);
-guard_of!("slow-body", SlowBodyOf, SlowBody);
-guard_of!("concurrency-limit", ConcurrencyLimitOf, ConcurrencyLimit);
+policy_of!("rate-limit", RateLimitOf, RateLimitPolicy, rate_limit);
+policy_of!("timeout", TimeoutOf, TimeoutPolicy, timeout);
+policy_of!("body-limit", BodyLimitOf, BodyLimitPolicy, body_limit);
+policy_of!("slow-body", SlowBodyOf, SlowBodyPolicy, slow_body);
+policy_of!("concurrency-limit", ConcurrencyLimitOf, ConcurrencyLimitPolicy, concurrency_limit);
+
+// === Layers ===
+
+impl Layers {
+    pub(crate) fn stack(&self) -> StackLayer {
+        let bodies = And(self.body_limit(), And(self.slow_body(), self.concurrency_limit()));
+        StackLayer {
+            guard: GuardLayer::new(And(self.rate_limit(), And(self.timeout(), bodies))),
+            #[cfg(feature = "concurrency-limit")]
+            concurrency_limit: self.concurrency_limit.handle(),
+        }
+    }
+}
 
 // === StackLayer ===
 
@@ -54,26 +100,14 @@ guard_of!("concurrency-limit", ConcurrencyLimitOf, ConcurrencyLimit);
 impl StackLayer {
     /// A handle that changes the concurrency limit while the server runs.
     pub fn concurrency_limit(&self) -> ConcurrencyLimitHandle {
-        self.concurrency_limit.handle()
+        self.concurrency_limit.clone()
     }
 }
 
 impl<S> Layer<S> for StackLayer {
     type Service = Guarded<S>;
 
-    /// What is cheapest to refuse is refused first; the slot is taken last and given back last.
-    /// The timeout stands outside the concurrency limit, so that waiting for a slot counts.
     fn layer(&self, inner: S) -> Guarded<S> {
-        #[cfg(feature = "concurrency-limit")]
-        let inner = self.concurrency_limit.layer(inner);
-        #[cfg(feature = "slow-body")]
-        let inner = self.slow_body.layer(inner);
-        #[cfg(feature = "body-limit")]
-        let inner = self.body_limit.layer(inner);
-        #[cfg(feature = "timeout")]
-        let inner = self.timeout.layer(inner);
-        #[cfg(feature = "rate-limit")]
-        let inner = self.rate_limit.layer(inner);
-        inner
+        self.guard.layer(inner)
     }
 }
