@@ -115,10 +115,10 @@ async fn refusals_reach_the_client(server: Server, guard: ConnGuard) {
     assert_eq!(refused.message(), "too many requests");
     assert!(refused.metadata().contains_key("grpc-retry-pushback-ms"));
 
-    // As it is on the wire: a body that does not come is refused as gRPC-Web, and the connection,
+    // As it is on the wire: a long body that does not come is refused as gRPC-Web, and the connection,
     // on which the rest of it may still come, ends.
     let mut raw = RawClient::connect_from(Ipv4Addr::new(127, 0, 0, 2), server.addr).await.unwrap();
-    raw.send(head(100)).await.unwrap();
+    raw.send(head(100_000)).await.unwrap();
     let answer = raw.head().await.unwrap();
     assert_eq!(answer.status, StatusCode::OK);
     assert_eq!(answer.header("content-type"), Some("application/grpc-web+proto"));
@@ -149,7 +149,7 @@ async fn plain_http_beside_it_is_refused_as_plain_http() {
         let mut raw = RawClient::connect(server.addr).await.unwrap();
         let head = format!(
             "POST /plain HTTP/1.1\r\nhost: test\r\ncontent-type: {kind}\r\n\
-             content-length: 2000\r\n\r\n"
+             content-length: 100000\r\n\r\n"
         );
         raw.send(head).await.unwrap();
         let answer = raw.head().await.unwrap();

@@ -60,7 +60,7 @@ fn measure(write: bool) -> io::Result<ExitCode> {
     }
     rows.push(future_size());
     rows.sort_by_key(|row| {
-        row.id.trim_start_matches('P').trim_end_matches('b').parse::<u32>().ok()
+        row.id.trim_start_matches('P').trim_end_matches(['b', 'd', 'w']).parse::<u32>().ok()
     });
     table::print(&rows);
 
@@ -154,6 +154,31 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
     count("P4", figure, Some(waiting_peers.instructions), waiting.instructions, Limit::None);
     let figure = "the same with one wait for the client: clock reads";
     count("P4", figure, Some(waiting_peers.clock_reads), waiting.clock_reads, Limit::None);
+
+    let waits = of("waits16 palisade", "waits16 bare");
+    let waits_peers = of("waits16 peers", "waits16 bare-of-peers");
+    let figure = "64 KiB uploaded in 16 frames, a wait before each: instructions over bare";
+    let most = AtMost(12_000.0);
+    count("P4w", figure, Some(waits_peers.instructions), waits.instructions, most);
+    let wait = per_frame(of("waits48 palisade", "waits48 bare"), waits);
+    let wait_peers = per_frame(of("waits48 peers", "waits48 bare-of-peers"), waits_peers);
+    let figure = "instructions per wait and frame of 4 KiB";
+    count("P4w", figure, Some(wait_peers), wait, AtMost(550.0));
+    let figure = "the same upload: clock reads";
+    count("P4w", figure, Some(waits_peers.clock_reads), waits.clock_reads, Limit::None);
+    let figure = "the same upload in a task of a runtime: instructions over bare";
+    let peers = ir("task16 peers", "task16 bare-of-peers");
+    count("P4w", figure, Some(peers), ir("task16 palisade", "task16 bare"), Limit::None);
+
+    let download = of("download16 palisade", "download16 bare");
+    let download_peers = of("download16 peers", "download16 bare-of-peers");
+    let figure = "64 KiB answered in 16 frames: instructions over bare";
+    let peers = Some(download_peers.instructions);
+    count("P4d", figure, peers, download.instructions, AtMost(4500.0));
+    let frame = per_frame(of("download48 palisade", "download48 bare"), download);
+    let frame_peers = per_frame(of("download48 peers", "download48 bare-of-peers"), download_peers);
+    let figure = "instructions per frame of 4 KiB answered";
+    count("P4d", figure, Some(frame_peers), frame, AtMost(120.0));
 
     let percent =
         |scenario: &str, bare: &str| 100.0 * ir(scenario, bare) / costs[bare].instructions;

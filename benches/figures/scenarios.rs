@@ -11,9 +11,9 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use palisade::{Mode, Stack, conn::ConnGuard};
 use palisade_benches::{
-    Frames, Identified, Pends, Protocol, Reads, Ready, Server, anonymous, connection, drive,
-    for_peers, generous, hyper_http1, hyper_util_auto, palisade, peer_request, peers, peers_limit,
-    request, runtime, serve, stingy, tower_governor, upload,
+    Frames, Identified, Pends, Protocol, Reads, Ready, Sends, Server, anonymous, connection, drive,
+    drive_to_the_end, for_peers, for_peers_boxed, generous, hyper_http1, hyper_util_auto, palisade,
+    peer_request, peers, peers_limit, request, runtime, serve, stingy, tower_governor, upload,
 };
 use std::time::Duration;
 use tower::{BoxError, Layer, Service, layer::util::Identity};
@@ -30,6 +30,8 @@ pub(crate) fn all() -> Vec<Scenario> {
     without_a_body(&mut all);
     single_guards(&mut all);
     with_a_body(&mut all);
+    with_waits(&mut all);
+    downloads(&mut all);
     refusals(&mut all);
     end_to_end(&mut all);
     on_connections(&mut all);
@@ -56,6 +58,40 @@ impl List {
             Box::new(move |requests| {
                 for _ in 0..requests {
                     drive(&mut service, request());
+                }
+            })
+        });
+    }
+
+    /// The same, and the body of each answer is read to its end.
+    fn drive_to_the_end<S, B, R, A>(&mut self, name: &'static str, service: S, request: R)
+    where
+        S: Service<Request<B>, Response = Response<A>> + 'static,
+        R: Fn() -> Request<B> + 'static,
+        A: Body,
+    {
+        self.add(name, move || {
+            let mut service = service;
+            Box::new(move |requests| {
+                for _ in 0..requests {
+                    drive_to_the_end(&mut service, request());
+                }
+            })
+        });
+    }
+
+    /// The same, each request in the task of a runtime that wakes it.
+    fn drive_tasks<S, B, R>(&mut self, name: &'static str, service: S, request: R)
+    where
+        S: Service<Request<B>> + 'static,
+        R: Fn() -> Request<B> + 'static,
+    {
+        self.add(name, move || {
+            let (mut service, runtime) = (service, runtime());
+            Box::new(move |requests| {
+                for _ in 0..requests {
+                    let response = runtime.block_on(service.call(request()));
+                    let _ = std::hint::black_box(response);
                 }
             })
         });
@@ -157,6 +193,65 @@ fn with_a_body(all: &mut List) {
     all.drive("waiting16 peers", peers(true).service(for_peers(Reads)), move || {
         waiting(peer_request())
     });
+}
+
+/// Bodies as networks deliver them: a wait before each frame.
+fn with_waits(all: &mut List) {
+    let frames = |count| {
+        move |request: Request<Full<Bytes>>| {
+            upload(request, Frames::new(count).with_waits(), count * Frames::LENGTH)
+        }
+    };
+    for (names, count) in [
+        (["waits16 bare", "waits16 bare-of-peers", "waits16 palisade", "waits16 peers"], 16),
+        (["waits48 bare", "waits48 bare-of-peers", "waits48 palisade", "waits48 peers"], 48),
+    ] {
+        let made = frames(count);
+        let (a, b) = (ours(), ours());
+        all.drive(names[0], Reads, move || made(a()));
+        all.drive(names[1], for_peers(Reads), move || made(peer_request()));
+        all.drive(names[2], palisade(generous()).layer(Reads), move || made(b()));
+        all.drive(names[3], peers(true).service(for_peers(Reads)), move || made(peer_request()));
+    }
+    let made = frames(16);
+    let (a, b) = (ours(), ours());
+    all.drive_tasks("task16 bare", Reads, move || made(a()));
+    all.drive_tasks("task16 bare-of-peers", for_peers(Reads), move || made(peer_request()));
+    all.drive_tasks("task16 palisade", palisade(generous()).layer(Reads), move || made(b()));
+    all.drive_tasks("task16 peers", peers(true).service(for_peers(Reads)), move || {
+        made(peer_request())
+    });
+}
+
+/// Responses of several frames, each taken at once.
+fn downloads(all: &mut List) {
+    for (names, count) in [
+        (
+            [
+                "download16 bare",
+                "download16 bare-of-peers",
+                "download16 palisade",
+                "download16 peers",
+            ],
+            16,
+        ),
+        (
+            [
+                "download48 bare",
+                "download48 bare-of-peers",
+                "download48 palisade",
+                "download48 peers",
+            ],
+            48,
+        ),
+    ] {
+        let sends = Sends(count);
+        all.drive_to_the_end(names[0], sends, ours());
+        all.drive_to_the_end(names[1], for_peers_boxed(sends), peer_request);
+        all.drive_to_the_end(names[2], palisade(generous()).layer(sends), ours());
+        let of_peers = peers(true).service(for_peers_boxed(sends));
+        all.drive_to_the_end(names[3], of_peers, peer_request);
+    }
 }
 
 fn refusals(all: &mut List) {

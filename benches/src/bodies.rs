@@ -8,12 +8,21 @@ use std::{
     task::{Context, Poll},
 };
 
-/// So many frames of 4 KiB, ready at once but for one wait if there is to be one.
+/// So many frames of 4 KiB, ready at once unless there are waits.
 #[derive(Clone, Debug)]
 pub struct Frames {
     frame: Bytes,
     left: usize,
-    wait_at: usize,
+    waits: Waits,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Waits {
+    Never,
+    /// Once, when so many are left.
+    At(usize),
+    /// Before each frame; `true` when the next poll is to wait.
+    BeforeEach(bool),
 }
 
 impl Frames {
@@ -22,13 +31,34 @@ impl Frames {
 
     /// `count` frames.
     pub fn new(count: usize) -> Self {
-        Self { frame: Bytes::from_static(&[0; Self::LENGTH]), left: count, wait_at: 0 }
+        Self { frame: Bytes::from_static(&[0; Self::LENGTH]), left: count, waits: Waits::Never }
     }
 
     /// Is Pending once, in the middle.
     pub fn with_one_wait(mut self) -> Self {
-        self.wait_at = self.left / 2;
+        self.waits = Waits::At(self.left / 2);
         self
+    }
+
+    /// Is Pending before each frame, as a body from a network is.
+    pub fn with_waits(mut self) -> Self {
+        self.waits = Waits::BeforeEach(true);
+        self
+    }
+
+    /// Whether this poll waits.
+    fn waits(&mut self) -> bool {
+        match &mut self.waits {
+            Waits::At(left) if *left == self.left => {
+                self.waits = Waits::Never;
+                true
+            }
+            Waits::Never | Waits::At(_) => false,
+            Waits::BeforeEach(waits) => {
+                *waits = !*waits;
+                !*waits
+            }
+        }
     }
 }
 
@@ -43,8 +73,7 @@ impl Body for Frames {
         if self.left == 0 {
             return Poll::Ready(None);
         }
-        if self.left == self.wait_at {
-            self.wait_at = 0;
+        if self.waits() {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }

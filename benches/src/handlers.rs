@@ -1,5 +1,6 @@
 //! Services that do nothing.
 
+use crate::Frames;
 use axum::body::Body as AxumBody;
 use bytes::Bytes;
 use http::{Request, Response};
@@ -17,6 +18,9 @@ use tower::{Service, util::MapResponse};
 /// What [`for_peers`] does to an answer.
 pub type IntoAxum = fn(Response<Full<Bytes>>) -> Response<AxumBody>;
 
+/// What [`for_peers_boxed`] does to an answer.
+pub type Boxed = fn(Response<Frames>) -> Response<AxumBody>;
+
 type Answer = Result<Response<Full<Bytes>>, Infallible>;
 
 /// Answers at once.
@@ -30,6 +34,10 @@ pub struct Pends;
 /// Reads the request body to its end, then answers.
 #[derive(Clone, Copy, Debug)]
 pub struct Reads;
+
+/// Answers at once with so many frames.
+#[derive(Clone, Copy, Debug)]
+pub struct Sends(pub usize);
 
 /// Tells `S` who is asking, in the way that palisade and its peers both understand.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +62,11 @@ pub fn for_peers<S>(service: S) -> MapResponse<S, IntoAxum> {
     MapResponse::new(service, |response| response.map(|_| AxumBody::empty()))
 }
 
+/// The same for a service whose answers have bodies.
+pub fn for_peers_boxed<S>(service: S) -> MapResponse<S, Boxed> {
+    MapResponse::new(service, |response| response.map(AxumBody::new))
+}
+
 // === Ready ===
 
 impl<B> Service<Request<B>> for Ready {
@@ -67,6 +80,22 @@ impl<B> Service<Request<B>> for Ready {
 
     fn call(&mut self, _: Request<B>) -> Self::Future {
         std::future::ready(Ok(Response::default()))
+    }
+}
+
+// === Sends ===
+
+impl<B> Service<Request<B>> for Sends {
+    type Response = Response<Frames>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Response<Frames>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<B>) -> Self::Future {
+        std::future::ready(Ok(Response::new(Frames::new(self.0))))
     }
 }
 

@@ -11,9 +11,12 @@ mod stacks;
 mod wire;
 
 pub use bodies::Frames;
-pub use drive::{drive, runtime};
+pub use drive::{drive, drive_to_the_end, runtime};
 pub use exchange::{Answer, Exchange};
-pub use handlers::{Identified, IntoAxum, Pends, PendsOnce, Reading, Reads, Ready, for_peers};
+pub use handlers::{
+    Boxed, Identified, IntoAxum, Pends, PendsOnce, Reading, Reads, Ready, Sends, for_peers,
+    for_peers_boxed,
+};
 pub use stacks::{PeerStack, generous, palisade, peers, peers_limit, stingy, tower_governor};
 pub use wire::{Peer, Protocol, Server, hyper_http1, hyper_util_auto, serve};
 

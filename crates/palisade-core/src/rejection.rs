@@ -334,8 +334,10 @@ impl Rejection {
         trailers.insert(GRPC_STATUS, HeaderValue::from(u16::from(self.grpc_status())));
         trailers.insert(GRPC_MESSAGE, HeaderValue::from_static(self.message()));
         if let Some(wait) = self.retry_after {
-            // A signed 32-bit number to the client; a longer wait than that means "do not".
-            let millis = i32::try_from(wait.as_millis()).unwrap_or(-1);
+            // Rounded up: a retry within the wait is refused again. A signed 32-bit number to the
+            // client; a longer wait than that means "do not".
+            let millis = wait.as_nanos().div_ceil(1_000_000);
+            let millis = i32::try_from(millis).unwrap_or(-1);
             trailers.insert(GRPC_PUSHBACK, HeaderValue::from(millis));
         } else if matches!(
             self.violation.reason,
@@ -505,6 +507,16 @@ mod tests {
         assert_eq!(response.headers()["grpc-retry-pushback-ms"], "1500");
         assert_eq!(response.headers()[CONTENT_TYPE], "application/grpc");
         assert!(response.body().is_end_stream());
+    }
+
+    #[test]
+    fn pushback_is_rounded_up_to_whole_milliseconds() {
+        for (micros, millis) in [(0, "0"), (1, "1"), (999, "1"), (1000, "1"), (1001, "2")] {
+            let wait = Duration::from_micros(micros);
+            let response = rejection(AnswerForm::Grpc).retry_after(wait);
+            let response = response.into_response::<Full<Bytes>>();
+            assert_eq!(response.headers()["grpc-retry-pushback-ms"], millis);
+        }
     }
 
     #[tokio::test]
