@@ -90,7 +90,11 @@ impl List {
             let (mut service, runtime) = (service, runtime());
             Box::new(move |requests| {
                 for _ in 0..requests {
-                    let response = runtime.block_on(service.call(request()));
+                    let response = runtime.block_on(async {
+                        let ready = std::future::poll_fn(|cx| service.poll_ready(cx)).await;
+                        assert!(ready.is_ok(), "nothing waits in poll_ready");
+                        service.call(request()).await
+                    });
                     let _ = std::hint::black_box(response);
                 }
             })

@@ -40,7 +40,7 @@
 //!
 //! A body that breaks a rule fails with a [`Violation`], which [`Violation::behind`] finds. What is
 //! left of it is kept unread for a moment, so that the client sees its answer
-//! ([`linger`](palisade_core::linger)): request bodies are therefore `Send + Unpin + 'static`, as
+//! ([`Unread`](palisade_guard::Unread)): request bodies are therefore `Send + Unpin + 'static`, as
 //! those of hyper, axum and tonic are.
 //!
 //! A request without a body costs no allocation, any other costs one small one. The limit counts bytes as they arrive here: put the layer

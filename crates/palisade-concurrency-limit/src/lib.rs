@@ -3,10 +3,11 @@
 //! A request is *at work* while our own code is what everybody waits for. While it waits for its
 //! own client, for the next bytes of an upload or for somebody to take the next piece of an answer,
 //! it gives its slot up and takes it again, in order and before newcomers, when there is something
-//! to do. So five hundred clients that drip a byte a second into their uploads hold no slot that
-//! an honest request needs. How many requests may be here at all, at work or waiting, is capped too
-//! ([`ConcurrencyLimitLayer::present`]); there the one goes that has waited longest for its client
-//! to send or take 512 bytes.
+//! to do. (While fewer requests are present than half of the slots it keeps its own meanwhile, which
+//! is cheaper, and counts as waiting all the same.) So five hundred clients that drip a byte a second
+//! into their uploads hold no slot that an honest request needs. How many requests may be here at
+//! all, at work or waiting, is capped too ([`ConcurrencyLimitLayer::present`]); there the one goes
+//! that has waited longest for its client to send or take 512 bytes.
 //!
 //! It differs from tower's `ConcurrencyLimit` in that it
 //! - refuses instead of queueing without bound (`LoadShed` is not needed, and no error type changes),

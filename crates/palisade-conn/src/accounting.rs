@@ -9,8 +9,9 @@ use http::{
 use http_body::{Body, Frame, SizeHint};
 use palisade_core::{
     AnswerForm, ConnInfo, ConnTotals, Guard, GuardBody, InFlight, Mode, Phase, Reason, Rejection,
-    Violation, linger,
+    Violation,
 };
+use palisade_guard::linger;
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
@@ -236,12 +237,13 @@ impl Accountant {
         call: impl FnOnce(Request<B>) -> F,
     ) -> AccountingFuture<F> {
         let mut account = self.begin(&mut request);
-        if let Some(rejection) = account.as_ref().and_then(|account| account.refuse(&request)) {
+        if let Some(mut rejection) = account.as_ref().and_then(|account| account.refuse(&request)) {
             if let Some(account) = &mut account {
                 account.in_flight.refused();
             }
-            let version = request.version();
-            linger(request.into_body(), version);
+            if linger(request) {
+                rejection.keep_open();
+            }
             let rejection = Some(Box::new(rejection));
             return AccountingFuture { state: State::Refused { rejection }, account };
         }

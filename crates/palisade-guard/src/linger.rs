@@ -1,6 +1,6 @@
 //! What becomes of a request body that no handler will read.
 
-use http::{Version, header::EXPECT, request::Parts};
+use http::{Request, Version, header::EXPECT};
 use http_body::Body;
 use std::{
     future::poll_fn,
@@ -33,9 +33,10 @@ struct Place(&'static Lingering);
 /// How a policy treats a request body of type `B` that no handler will read. Implemented for
 /// [`Drops`], [`KeepsWhole`], [`Keeps`] and pairs of these; a pair asks of the body what both ask.
 pub trait Unread<B> {
-    /// Keeps a body that no handler has seen, unless it gives it back. `true` if the body is read
-    /// to its end, so that the connection may stay open.
-    fn keep(body: B, head: &Parts) -> Result<bool, B>;
+    /// Keeps the body of a request that no handler has seen, unless it gives that back. `true` if
+    /// the body is read to its end, so that the connection may stay open.
+    #[allow(clippy::result_large_err, reason = "a refusal is rare, and a box costs an allocation")]
+    fn keep(request: Request<B>) -> Result<bool, Request<B>>;
 
     /// Empties the slot of a body that is being read.
     fn let_go(body: Pin<&mut Option<B>>, version: Version);
@@ -54,8 +55,8 @@ pub enum KeepsWhole {}
 pub enum Keeps {}
 
 impl<B> Unread<B> for Drops {
-    fn keep(body: B, _: &Parts) -> Result<bool, B> {
-        Err(body)
+    fn keep(request: Request<B>) -> Result<bool, Request<B>> {
+        Err(request)
     }
 
     fn let_go(mut body: Pin<&mut Option<B>>, _: Version) {
@@ -64,8 +65,8 @@ impl<B> Unread<B> for Drops {
 }
 
 impl<B: Body + Send + 'static> Unread<B> for KeepsWhole {
-    fn keep(body: B, head: &Parts) -> Result<bool, B> {
-        Ok(linger(body, head))
+    fn keep(request: Request<B>) -> Result<bool, Request<B>> {
+        Ok(linger(request))
     }
 
     fn let_go(mut body: Pin<&mut Option<B>>, _: Version) {
@@ -74,8 +75,8 @@ impl<B: Body + Send + 'static> Unread<B> for KeepsWhole {
 }
 
 impl<B: Body + Send + Unpin + 'static> Unread<B> for Keeps {
-    fn keep(body: B, head: &Parts) -> Result<bool, B> {
-        Ok(linger(body, head))
+    fn keep(request: Request<B>) -> Result<bool, Request<B>> {
+        Ok(linger(request))
     }
 
     fn let_go(body: Pin<&mut Option<B>>, version: Version) {
@@ -87,8 +88,8 @@ impl<B: Body + Send + Unpin + 'static> Unread<B> for Keeps {
 }
 
 impl<B, X: Unread<B>, Y: Unread<B>> Unread<B> for (X, Y) {
-    fn keep(body: B, head: &Parts) -> Result<bool, B> {
-        X::keep(body, head).or_else(|body| Y::keep(body, head))
+    fn keep(request: Request<B>) -> Result<bool, Request<B>> {
+        X::keep(request).or_else(Y::keep)
     }
 
     fn let_go(mut body: Pin<&mut Option<B>>, version: Version) {
@@ -111,16 +112,19 @@ impl<B, X: Unread<B>, Y: Unread<B>> Unread<B> for (X, Y) {
 /// carries the next request; any other one is not read, and the connection closes. So does that of
 /// a client that waits for `100 Continue`, which a read would send. At most 1,024 bodies linger at
 /// a time. Outside a tokio runtime nothing does.
-fn linger<B: Body + Send + 'static>(body: B, head: &Parts) -> bool {
+pub fn linger<B: Body + Send + 'static>(request: Request<B>) -> bool {
+    let body = request.body();
     if body.is_end_stream() {
         return true;
     }
     let is_short = body.size_hint().exact().is_some_and(|length| length <= MAX_DRAINED_BYTES);
-    let is_drained = is_short && head.version != Version::HTTP_2;
-    if !is_drained || head.headers.contains_key(EXPECT) {
-        keep_unread(body, head.version);
+    let version = request.version();
+    let is_drained = is_short && version != Version::HTTP_2;
+    if !is_drained || request.headers().contains_key(EXPECT) {
+        keep_unread(request.into_body(), version);
         return false;
     }
+    let body = request.into_body();
     spawn(async move {
         // Ends at the end of the body or of the time.
         let _ = tokio::time::timeout(DRAIN_TIME, discard(body)).await;
@@ -185,7 +189,7 @@ impl Drop for Place {
 mod tests {
     use super::*;
     use bytes::Bytes;
-    use http::{HeaderValue, Request};
+    use http::HeaderValue;
     use http_body_util::{BodyExt, Full, StreamBody};
     use std::{convert::Infallible, sync::Arc};
 
@@ -200,14 +204,14 @@ mod tests {
         )
     }
 
-    fn head(version: Version) -> Parts {
-        Request::post("/").version(version).body(()).unwrap().into_parts().0
+    fn post<B>(version: Version, body: B) -> Request<B> {
+        Request::post("/").version(version).body(body).unwrap()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_of_unknown_length_is_kept_unread_for_a_moment() {
         let held = Arc::new(());
-        assert!(!linger(upload(&held), &head(Version::HTTP_11)));
+        assert!(!linger(post(Version::HTTP_11, upload(&held))));
         tokio::time::sleep(KEEP_TIME - Duration::from_millis(1)).await;
         assert_eq!(Arc::strong_count(&held), 2);
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -217,13 +221,13 @@ mod tests {
     #[tokio::test]
     async fn a_short_declared_body_is_read_to_its_end_on_http1_unless_the_client_awaits_a_word() {
         let body = || Full::new(Bytes::from_static(b"ten bytes!"));
-        assert!(linger(body(), &head(Version::HTTP_11)));
-        assert!(!linger(body(), &head(Version::HTTP_2)));
+        assert!(linger(post(Version::HTTP_11, body())));
+        assert!(!linger(post(Version::HTTP_2, body())));
         let long = Full::<Bytes>::from(vec![0; MAX_DRAINED_BYTES as usize + 1]);
-        assert!(!linger(long, &head(Version::HTTP_11)));
-        let mut awaits = head(Version::HTTP_11);
-        awaits.headers.insert(EXPECT, HeaderValue::from_static("100-continue"));
-        assert!(!linger(body(), &awaits));
+        assert!(!linger(post(Version::HTTP_11, long)));
+        let mut awaits = post(Version::HTTP_11, body());
+        awaits.headers_mut().insert(EXPECT, HeaderValue::from_static("100-continue"));
+        assert!(!linger(awaits));
     }
 
     #[tokio::test(start_paused = true)]
@@ -238,8 +242,8 @@ mod tests {
     #[test]
     fn outside_a_runtime_nothing_is_kept() {
         let held = Arc::new(());
-        assert!(!linger(upload(&held), &head(Version::HTTP_11)));
+        assert!(!linger(post(Version::HTTP_11, upload(&held))));
         assert_eq!(Arc::strong_count(&held), 1);
-        assert!(!linger(Full::new(Bytes::from_static(b"short")), &head(Version::HTTP_11),));
+        assert!(!linger(post(Version::HTTP_11, Full::new(Bytes::from_static(b"short")))));
     }
 }

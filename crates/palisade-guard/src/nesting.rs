@@ -57,7 +57,10 @@ pub(crate) enum PolledBy {
 /// The call or poll of a guarded request. Ends when dropped.
 #[derive(Debug)]
 #[must_use = "it ends when dropped"]
-pub struct Inside(usize);
+pub struct Inside {
+    depth: usize,
+    has_exchange: bool,
+}
 
 // === Nesting ===
 
@@ -92,16 +95,17 @@ pub fn enter(policy: usize) -> Inside {
             entry.set(policy);
         }
         nesting.depth.set(depth + 1);
-        Inside(depth)
+        Inside { depth, has_exchange: false }
     })
 }
 
 /// The same for one with an exchange, whose handler is polled by `task` or is being called.
 #[inline]
 pub(crate) fn enter_exchange(policy: usize, exchange: usize, task: Option<&Waker>) -> Inside {
-    let inside = enter(policy);
+    let mut inside = enter(policy);
+    inside.has_exchange = true;
     NESTING.with(|nesting| {
-        if let Some(entry) = nesting.exchanges.get(inside.0) {
+        if let Some(entry) = nesting.exchanges.get(inside.depth) {
             entry.set(Entry { exchange, task: task.map_or((0, 0), id), ..Entry::NONE });
         }
     });
@@ -153,7 +157,7 @@ impl Inside {
     #[inline]
     pub(crate) fn asked(&self) -> Asked {
         NESTING.with(|nesting| {
-            nesting.exchanges.get(self.0).map_or(Asked::default(), |entry| entry.get().asked)
+            nesting.exchanges.get(self.depth).map_or(Asked::default(), |entry| entry.get().asked)
         })
     }
 }
@@ -162,11 +166,11 @@ impl Drop for Inside {
     #[inline]
     fn drop(&mut self) {
         NESTING.with(|nesting| {
-            nesting.depth.set(self.0);
-            // Another exchange may be at this address soon.
-            if let Some(entry) = nesting.exchanges.get(self.0)
-                && entry.get().exchange != 0
+            nesting.depth.set(self.depth);
+            if self.has_exchange
+                && let Some(entry) = nesting.exchanges.get(self.depth)
             {
+                // Another exchange may be at this address soon.
                 entry.set(Entry::NONE);
             }
         });

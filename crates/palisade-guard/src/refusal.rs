@@ -30,9 +30,9 @@ impl Refusal {
 
     /// Refuses `request`, which no handler has seen: keeps its body as `U` says.
     pub fn turn_away<U: Unread<B>, B>(self, request: Request<B>) -> Refused {
-        let (head, body) = request.into_parts();
-        let is_read = U::keep(body, &head).unwrap_or(false);
-        self.refused(head.method == Method::HEAD, is_read)
+        let is_head = request.method() == Method::HEAD;
+        let is_read = U::keep(request).unwrap_or(false);
+        self.refused(is_head, is_read)
     }
 
     /// For a request of this kind. The connection may stay open if its body `is_read` to the end.

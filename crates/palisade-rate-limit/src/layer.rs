@@ -42,7 +42,7 @@ impl RateLimitLayer {
     }
 
     /// By what requests are counted: [`ClientIp`] with other options, or any closure from
-    /// [`RequestHead`] to [`Extracted`].
+    /// [`RequestHead`] to [`Extracted`](crate::Extracted).
     ///
     /// ```
     /// # use palisade_rate_limit::{ClientIp, ClientKey, Extracted, KeyExtractor, Quota};
