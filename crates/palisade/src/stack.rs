@@ -84,6 +84,7 @@ policy_of!("concurrency-limit", ConcurrencyLimitOf, ConcurrencyLimitPolicy, conc
 // === Layers ===
 
 impl Layers {
+    #[allow(clippy::unit_arg, reason = "the policy of a guard whose feature is off is a unit")]
     pub(crate) fn stack(&self) -> StackLayer {
         let bodies = And(self.body_limit(), And(self.slow_body(), self.concurrency_limit()));
         StackLayer {
