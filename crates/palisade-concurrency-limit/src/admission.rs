@@ -64,7 +64,9 @@ impl Options {
         if let Some(max) = self.per_client {
             extra = self.enter(head, max)?;
         }
-        if !self.take(head, &mut extra) {
+        if !self.take(head, &mut extra)
+            && !(!self.slots.is_crowded() && self.slots.recall_all() && self.take(head, &mut extra))
+        {
             let violation = over(Reason::Full, self.slots.limit());
             return Err(Denied { violation, counted: extra.and_then(|extra| extra.counted) });
         }

@@ -92,11 +92,11 @@ impl Ticket {
     /// Ready once the handler may be polled: while it has the body to wait for, and else with a
     /// slot.
     pub(crate) fn poll_handler(self: &Arc<Self>, cx: &Context<'_>) -> Poll<()> {
-        if self.body_gone.load(SeqCst) || self.handler_works.load(SeqCst) {
+        let works = self.handler_works.load(SeqCst) && !self.read_elsewhere.load(SeqCst);
+        if works || self.body_gone.load(SeqCst) {
             ready!(self.poll_work(Half::Answer, cx).map(drop));
         }
         self.handler_works.store(false, SeqCst);
-        self.listen(Half::Answer, cx);
         Poll::Ready(())
     }
 
@@ -104,9 +104,15 @@ impl Ticket {
     /// something else, and is at work: a handler that read ahead in vain, as axum's `Multipart`
     /// does, has work of its own, and the silence of its client does not make that free.
     pub(crate) fn handler_waits(self: &Arc<Self>, awaits_client: bool, cx: &Context<'_>) {
+        // Before the state is looked at: whoever displaces this request wakes the handler.
+        self.listen(Half::Answer, cx);
         if !self.is_waiting_for_client() {
             self.probed.store(false, SeqCst);
-        } else if !awaits_client && self.resume_kept() {
+            return;
+        }
+        // The body says so before it waits, so that a state of waiting is never older than that.
+        let awaits_client = awaits_client || self.read_elsewhere.load(SeqCst);
+        if !awaits_client && self.resume_kept() {
             // It works on with the slot it has.
         } else if !awaits_client {
             self.handler_works.store(true, SeqCst);

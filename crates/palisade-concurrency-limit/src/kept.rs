@@ -6,7 +6,7 @@
 
 use crate::ticket::{Ticket, UNLISTED};
 use parking_lot::Mutex;
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::sync::{Arc, atomic::Ordering::SeqCst};
 
 /// The requests that have kept their slots at some time, and are not over. Longer than the limit
 /// only by those that were listed before slots got short.
@@ -16,24 +16,29 @@ pub(crate) struct Kept(Mutex<Vec<Arc<Ticket>>>);
 impl Kept {
     /// Lists `ticket`, unless it is listed.
     pub(crate) fn list(&self, ticket: &Arc<Ticket>) {
-        if ticket.listed_at.load(Relaxed) == UNLISTED {
+        if ticket.listed_at.load(SeqCst) == UNLISTED {
             let mut tickets = self.0.lock();
-            // Its other half, in another task, may have listed or ended it.
-            if ticket.listed_at.load(Relaxed) == UNLISTED && !ticket.is_over() {
-                ticket.listed_at.store(tickets.len(), Relaxed);
+            // Its other half, in another task, may have listed it.
+            if ticket.listed_at.load(SeqCst) == UNLISTED {
+                ticket.listed_at.store(tickets.len(), SeqCst);
                 tickets.push(ticket.clone());
+                // Or have ended it: either that sees the place, or this sees the end.
+                if ticket.is_over() {
+                    ticket.listed_at.store(UNLISTED, SeqCst);
+                    tickets.pop();
+                }
             }
         }
     }
 
     pub(crate) fn unlist(&self, ticket: &Ticket) {
-        if ticket.listed_at.load(Relaxed) != UNLISTED {
+        if ticket.listed_at.load(SeqCst) != UNLISTED {
             let mut tickets = self.0.lock();
-            let place = ticket.listed_at.swap(UNLISTED, Relaxed);
+            let place = ticket.listed_at.swap(UNLISTED, SeqCst);
             if place < tickets.len() {
                 let unlisted = tickets.swap_remove(place);
                 if let Some(moved) = tickets.get(place) {
-                    moved.listed_at.store(place, Relaxed);
+                    moved.listed_at.store(place, SeqCst);
                 }
                 drop(tickets);
                 drop(unlisted);

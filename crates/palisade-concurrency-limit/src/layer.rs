@@ -85,9 +85,10 @@ impl ConcurrencyLimitLayer {
     /// more or has two at work. Then whoever keeps many slow requests in the air cannot shut out
     /// those who send a few. Who is a client: see [`Self::client`].
     ///
-    /// Remembers 65,536 clients in 512 KiB, and those at work. A request without a body that comes
-    /// while less than half of the slots are taken is in no account, and as light as any where its
-    /// answer goes on later; it costs no clock and no lock. The others cost a few of each.
+    /// Remembers 65,536 clients in 512 KiB, and those at work. A request that comes while less than
+    /// half of the slots are taken is in no account, and as light as any, until slots are short
+    /// and it goes on after a wait for its client; it costs no clock and no lock. The others cost a
+    /// few of each.
     /// Defaults to off.
     pub fn fairness(self) -> Self {
         self.policy().0.slots.keep_ledger();

@@ -163,6 +163,9 @@ impl Slots {
         lines.slot[rank as usize].insert(place, ticket.clone());
         self.count_in(rank);
         drop(lines);
+        if !self.is_crowded() {
+            self.recall_all();
+        }
         self.grant();
     }
 

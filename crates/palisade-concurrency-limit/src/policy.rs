@@ -16,7 +16,10 @@ use palisade_guard::{
 };
 use parking_lot::Mutex;
 use std::{
-    sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
+    sync::{
+        Arc, OnceLock,
+        atomic::Ordering::{Relaxed, SeqCst},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -380,7 +383,7 @@ impl Policy for ConcurrencyLimitPolicy {
             }
             Held::Queued(queued) => {
                 let newcomer = &queued.owner.ticket;
-                newcomer.body_gone.store(!facts.has_body, std::sync::atomic::Ordering::SeqCst);
+                newcomer.body_gone.store(!facts.has_body, SeqCst);
                 let _ = ticket.set(newcomer.clone());
             }
             _ => {}
@@ -561,6 +564,7 @@ impl Policy for ConcurrencyLimitPolicy {
             && let Some(ticket) = of.shared.ticket(&self.0, of.facts)
         {
             ticket.progressed(std::mem::take(&mut upload.progress));
+            ticket.read_elsewhere.store(!by_handler, SeqCst);
             if !by_handler {
                 ticket.listen(Half::Body, cx);
             }

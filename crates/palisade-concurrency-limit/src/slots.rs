@@ -112,7 +112,13 @@ impl Slots {
 
     /// Whether slots were getting short if all who are present were at work.
     pub(crate) fn is_getting_short(&self) -> bool {
-        self.present() >= self.limit() / 2
+        self.present() >= self.places() / 2
+    }
+
+    /// How many requests may be present before newcomers lack a slot or room.
+    #[inline]
+    fn places(&self) -> usize {
+        self.limit().min(self.max_present())
     }
 
     /// Whether requests that wait for their clients give their slots up at once.
@@ -125,24 +131,31 @@ impl Slots {
     /// their clients give theirs up; until fewer than a quarter are present again.
     #[inline]
     pub(crate) fn look_for_crowd(&self, present: usize) {
-        let limit = self.limit();
+        let places = self.places();
         if self.is_crowded.load(Relaxed) {
-            if present < limit / 4 {
+            if present < places / 4 {
                 self.is_crowded.store(false, SeqCst);
+                // `present` may be out of date by now.
+                if self.present() >= places / 2 {
+                    self.recall_all();
+                }
             }
-        } else if present >= limit / 2 {
+        } else if present >= places / 2 {
             self.recall_all();
         }
     }
 
+    /// Somebody lacks a slot: no request keeps one that it does not use. `true` if some did.
     #[cold]
-    fn recall_all(&self) {
+    pub(crate) fn recall_all(&self) -> bool {
         // A request that keeps its slot after this sees that it must not; one that kept it before
         // is seen here.
         self.is_crowded.store(true, SeqCst);
-        for ticket in self.kept.keeping() {
-            self.recall(&ticket);
+        let kept = self.kept.keeping();
+        for ticket in &kept {
+            self.recall(ticket);
         }
+        !kept.is_empty()
     }
 
     /// All requests that were let in and are not over.

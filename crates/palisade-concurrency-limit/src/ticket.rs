@@ -46,6 +46,9 @@ pub(crate) struct Ticket {
     pub(crate) was_recorded: AtomicBool,
     /// In the present wait for the client the handler was polled once more to see what it waits for.
     pub(crate) probed: AtomicBool,
+    /// The request body is read by another task than the handler's, or by something that does not
+    /// poll all its parts: a poll of the handler does not show what it waits for.
+    pub(crate) read_elsewhere: AtomicBool,
     /// The handler has work of its own to do and must not be polled before it holds a slot.
     pub(crate) handler_works: AtomicBool,
     /// Its working time is charged to its client.
@@ -162,6 +165,7 @@ impl Ticket {
             answer_waits: AtomicBool::new(false),
             was_recorded: AtomicBool::new(false),
             probed: AtomicBool::new(false),
+            read_elsewhere: AtomicBool::new(false),
             handler_works: AtomicBool::new(false),
             progress: AtomicU64::new(0),
             tasks: Default::default(),
@@ -234,8 +238,8 @@ impl Ticket {
         }
         slots.kept.list(self);
         let keeps = self.state.compare_exchange(WORKING, KEEPING, SeqCst, SeqCst).is_ok();
-        // Slots got short in this moment: either that sees us, or we see it.
-        if keeps && slots.is_crowded() {
+        // Slots got short in this moment, or it was charged: either that sees this, or this sees it.
+        if keeps && (slots.is_crowded() || self.is_charged.load(SeqCst)) {
             slots.recall(self);
         }
     }
@@ -394,7 +398,7 @@ impl Ticket {
                 Some(charge) => ledger.resume(charge),
                 None => *charge = Some(ledger.start(client)),
             }
-            self.is_charged.store(true, Relaxed);
+            self.is_charged.store(true, SeqCst);
         }
         self.state.store(WORKING, SeqCst);
     }

@@ -211,9 +211,7 @@ impl<P: Policy> Reading<P> {
         exchange.awaited_elsewhere.store(!by_handler, Relaxed);
         let of = exchange.shared();
         if let Err(violation) = exchange.policy.client_awaited(upload, of, by_handler, cx) {
-            self.awaits = false;
-            exchange.wait.end(now);
-            nesting::goes_on(exchange.id());
+            self.end_wait_at(now);
             return Err(violation);
         }
         // The timer of the response future serves the handler's task.
@@ -224,11 +222,13 @@ impl<P: Policy> Reading<P> {
     fn check_wait(&mut self, now: Stamp) -> Result<(), Violation> {
         if self.due.is_some_and(|due| due <= now) {
             let Self { exchange, upload, .. } = self;
-            self.due =
-                exchange.policy.wait_expired(upload, exchange.shared(), now).inspect_err(|_| {
-                    self.awaits = false;
-                    exchange.wait.end(now);
-                })?;
+            match exchange.policy.wait_expired(upload, exchange.shared(), now) {
+                Ok(due) => self.due = due,
+                Err(violation) => {
+                    self.end_wait_at(now);
+                    return Err(violation);
+                }
+            }
         }
         Ok(())
     }
@@ -251,9 +251,13 @@ impl<P: Policy> Reading<P> {
     /// Something came, or the body is over.
     #[inline(never)]
     fn end_wait(&mut self) {
+        let now = self.exchange.wait.stamp(Instant::now());
+        self.end_wait_at(now);
+    }
+
+    fn end_wait_at(&mut self, now: Stamp) {
         self.awaits = false;
         let Self { exchange, upload, .. } = self;
-        let now = exchange.wait.stamp(Instant::now());
         exchange.policy.wait_ends(upload, exchange.shared(), now);
         exchange.wait.end(now);
         nesting::goes_on(exchange.id());

@@ -1,0 +1,126 @@
+//! Requests that wait for their clients keep their slots only while no other request lacks one.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use common::*;
+
+/// Uploads of which nothing comes, each in a task that is polled once.
+async fn silent_uploads(
+    service: &Guarded,
+    count: usize,
+) -> (Vec<Sender<Bytes, io::Error>>, Vec<JoinHandle<(StatusCode, Result<Bytes, BoxError>)>>) {
+    let (mut senders, mut uploads) = (Vec::new(), Vec::new());
+    for _ in 0..count {
+        let (sender, body) = channel();
+        senders.push(sender);
+        uploads.push(send(service, post(body)));
+        settle().await;
+    }
+    (senders, uploads)
+}
+
+/// Reads uploads, and keeps everything else until its gate opens.
+fn reads_or_hangs(gate: &Gate) -> Handler {
+    let (read, hang) = (reader(), gate.handler());
+    handler(move |request| {
+        let is_upload = request.method() == http::Method::POST;
+        let handler = if is_upload { read.clone() } else { hang.clone() };
+        handler.oneshot(request).map(|answer| answer.unwrap())
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cap_on_presence_far_below_the_limit_displaces_silent_uploads() {
+    let journal = Journal::default();
+    let limit = ConcurrencyLimitLayer::new(100).present(10).metrics(journal.clone());
+    let service = limit.layer(reader());
+    let (senders, mut uploads) = silent_uploads(&service, 10).await;
+    assert_eq!(journal.level(GUARD, Level::Waiting), Some(10));
+    for n in 0..10 {
+        let (status, _) = send(&service, get()).await.unwrap();
+        assert_eq!(status, StatusCode::OK, "request {n}");
+        // One upload had to go for the first request; then there is room.
+        settle().await;
+        assert_eq!(uploads.iter().filter(|upload| upload.is_finished()).count(), 1);
+    }
+    let gone = uploads.iter().position(JoinHandle::is_finished).unwrap();
+    let (status, _) = uploads.remove(gone).await.unwrap();
+    assert_eq!(status, StatusCode::REQUEST_TIMEOUT);
+    drop(senders);
+    for upload in uploads {
+        assert_eq!(upload.await.unwrap().0, StatusCode::OK);
+    }
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn kept_slots_are_recalled_when_others_need_them() {
+    let (journal, gate) = (Journal::default(), Gate::default());
+    let limit = ConcurrencyLimitLayer::new(20).metrics(journal.clone());
+    let service = limit.layer(reads_or_hangs(&gate));
+    let (senders, uploads) = silent_uploads(&service, 9).await;
+    // They count as waiting, whether they keep their slots or not.
+    assert_eq!(journal.level(GUARD, Level::Working), Some(0));
+    assert_eq!(journal.level(GUARD, Level::Waiting), Some(9));
+    assert_eq!(limit.handle().working(), 0);
+    let working: Vec<_> = (0..20).map(|_| send(&service, get())).collect();
+    settle().await;
+    assert_eq!((gate.started(), limit.handle().working()), (20, 20));
+    assert_eq!(send(&service, get()).await.unwrap().0, StatusCode::SERVICE_UNAVAILABLE);
+    // What comes for an upload waits for a slot.
+    drop(senders);
+    settle().await;
+    assert!(!uploads.iter().any(JoinHandle::is_finished));
+    for _ in 0..20 {
+        gate.open_one();
+    }
+    for request in working.into_iter().chain(uploads) {
+        assert_eq!(request.await.unwrap().0, StatusCode::OK);
+    }
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lower_limit_recalls_kept_slots() {
+    let gate = Gate::default();
+    let limit = ConcurrencyLimitLayer::new(100);
+    let service = limit.layer(reads_or_hangs(&gate));
+    let (senders, uploads) = silent_uploads(&service, 10).await;
+    limit.handle().set_limit(5);
+    let working: Vec<_> = (0..5).map(|_| send(&service, get())).collect();
+    settle().await;
+    assert_eq!(gate.started(), 5);
+    for _ in 0..5 {
+        gate.open_one();
+    }
+    drop(senders);
+    for request in working.into_iter().chain(uploads) {
+        assert_eq!(request.await.unwrap().0, StatusCode::OK);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_read_by_another_task_does_not_hold_a_slot_while_its_client_is_silent() {
+    let limit = ConcurrencyLimitLayer::new(100);
+    let service = limit.layer(handler(|request| async {
+        let (items, mut received) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let mut body = request.into_body();
+            while let Some(Ok(frame)) = body.frame().await {
+                items.send(frame).await.ok();
+            }
+        });
+        while received.recv().await.is_some() {}
+        Response::new(full("done"))
+    }));
+    let (mut sender, body) = channel();
+    let upload = send(&service, post(body));
+    for _ in 0..10 {
+        sender.send_data(Bytes::from_static(b"a frame")).await.unwrap();
+        settle().await;
+        assert_eq!(limit.handle().working(), 0);
+    }
+    drop(sender);
+    assert_eq!(upload.await.unwrap().0, StatusCode::OK);
+}
