@@ -116,6 +116,78 @@ async fn a_client_that_is_slow_with_small_frames_has_its_time_nevertheless() {
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "60000");
 }
 
+/// A handler that works for 10 s, then reads its body.
+async fn works_then_reads(request: Request<RequestBody<Upload>>) -> Answer {
+    sleep(Duration::from_secs(10)).await;
+    let length = request.into_body().collect().await.map(|body| body.to_bytes().len());
+    Ok(Response::new(Full::new(Bytes::from(format!("{length:?}")))))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_stalls_after_work_of_the_handler_is_refused_in_time() {
+    let service = stack().layer(service_fn(works_then_reads));
+    let (_sender, body) = upload(1).await;
+    let began = Instant::now();
+    let response = service.oneshot(from_client(Request::post("/").body(body).unwrap())).await;
+    assert_eq!(response.unwrap().status(), StatusCode::REQUEST_TIMEOUT);
+    // 10 s of work, and the gap.
+    let taken = began.elapsed();
+    assert!((24..=26).contains(&taken.as_secs()), "{taken:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_body_after_work_of_the_handler_has_its_time() {
+    let service = stack().layer(service_fn(works_then_reads));
+    let (mut sender, body) = Channel::new(1);
+    tokio::spawn(async move {
+        for _ in 0..100 {
+            sleep(Duration::from_secs(1)).await;
+            sender.send_data(Bytes::from_static(&[0; 1000])).await.unwrap();
+        }
+    });
+    let response = service.oneshot(from_client(Request::post("/").body(body).unwrap())).await;
+    let response = response.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "Ok(100000)");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_uses_up_the_budget_of_its_task_and_hangs_ends_at_the_limit() {
+    for frames in [0, 1] {
+        let service = stack().layer(service_fn(async |_: Request<RequestBody<Upload>>| {
+            for _ in 0..1000 {
+                tokio::task::consume_budget().await;
+            }
+            pending::<Answer>().await
+        }));
+        let (sender, body) = upload(frames.max(1)).await;
+        let sender = (frames > 0).then_some(sender);
+        let began = Instant::now();
+        let task = tokio::spawn(service.oneshot(from_client(Request::new(body))));
+        let response = tokio::time::timeout(10 * LIMIT, task).await.expect("it ends");
+        assert_eq!(response.unwrap().unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+        let taken = began.elapsed();
+        assert!((LIMIT..=LIMIT + LOOK).contains(&taken), "{taken:?}");
+        drop(sender);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_was_cut_is_not_taken_for_one_that_was_read() {
+    let service = stack().layer(service_fn(async |request: Request<RequestBody<Upload>>| {
+        let mut body = request.into_body();
+        while let Some(frame) = body.frame().await {
+            drop(frame);
+        }
+        pending::<Answer>().await
+    }));
+    let (_sender, body) = upload(1).await;
+    let response = service.oneshot(from_client(Request::post("/").body(body).unwrap())).await;
+    let response = response.unwrap();
+    assert_eq!(response.status(), StatusCode::REQUEST_TIMEOUT);
+    assert_eq!(response.headers()[header::CONNECTION], "close");
+}
+
 #[tokio::test]
 async fn a_request_that_passes_one_stack_several_times_counts_once() {
     let stack = Stack::edge().rate_limit(Quota::per_hour(10)).max_requests(1);

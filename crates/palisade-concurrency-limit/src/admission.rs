@@ -64,9 +64,11 @@ impl Options {
         if let Some(max) = self.per_client {
             extra = self.enter(head, max)?;
         }
-        if !self.take(head, &mut extra)
-            && !(!self.slots.is_crowded() && self.slots.recall_all() && self.take(head, &mut extra))
-        {
+        let mut is_taken = self.take(head, &mut extra);
+        if !is_taken && !self.slots.is_crowded() && self.slots.recall_all() {
+            is_taken = self.take(head, &mut extra);
+        }
+        if !is_taken {
             let violation = over(Reason::Full, self.slots.limit());
             return Err(Denied { violation, counted: extra.and_then(|extra| extra.counted) });
         }

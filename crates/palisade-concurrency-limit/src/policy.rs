@@ -374,6 +374,8 @@ impl Policy for ConcurrencyLimitPolicy {
 
     #[inline(always)]
     fn share<B: Body>(&self, held: &mut Held, request: &mut Request<B>, facts: &Facts) -> Common {
+        // First, because it runs code of the user's that may panic.
+        let client = self.account_of(&RequestHead::from(&*request));
         let mut early = Early { slot: None, head_out: false, body_gone: !facts.has_body };
         let ticket = OnceLock::new();
         match held {
@@ -388,7 +390,6 @@ impl Policy for ConcurrencyLimitPolicy {
             }
             _ => {}
         }
-        let client = self.account_of(&RequestHead::from(&*request));
         Common { ticket, early: Mutex::new(early), client }
     }
 

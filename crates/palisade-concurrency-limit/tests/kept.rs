@@ -124,3 +124,15 @@ async fn a_body_read_by_another_task_does_not_hold_a_slot_while_its_client_is_si
     drop(sender);
     assert_eq!(upload.await.unwrap().0, StatusCode::OK);
 }
+
+#[tokio::test]
+async fn an_extractor_that_panics_leaves_no_slot_taken() {
+    use palisade_core::{Extracted, RequestHead};
+    let limit = ConcurrencyLimitLayer::new(100)
+        .fairness()
+        .client(|_: &RequestHead<'_>| -> Extracted { panic!("as an extractor might") });
+    let mut service = limit.layer(reader());
+    let call = std::panic::AssertUnwindSafe(|| drop(service.call(post(full("body")))));
+    assert!(std::panic::catch_unwind(call).is_err());
+    assert_eq!(limit.handle().working(), 0);
+}

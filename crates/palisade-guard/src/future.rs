@@ -164,8 +164,7 @@ where
                         return Poll::Ready(Ok(released(response, slot)));
                     };
                     if lease.before_handler(cx).is_pending() {
-                        let (handler, asked) = (Handler::HeldBack, Asked::default());
-                        match lease.handler_waits(handler, asked, true, cx) {
+                        match lease.held_back(cx) {
                             None => return Poll::Pending,
                             Some(refusal) => break refusal,
                         }

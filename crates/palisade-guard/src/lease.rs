@@ -14,7 +14,7 @@ use std::{
     fmt,
     mem::ManuallyDrop,
     pin::Pin,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{Arc, atomic::Ordering::SeqCst},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -95,12 +95,10 @@ impl<P: Policy> Lease<P> {
         let Link::Alone(policy, facts) = &self.link else { return None };
         let shared = policy.share(&mut self.held, request, facts);
         let exchange = Arc::new(Exchange::new(policy.clone(), facts.clone(), shared));
-        let reading = facts.has_body.then(|| {
-            let upload = policy.upload(&mut self.held, &exchange.shared, facts);
-            Reading::new(exchange.clone(), upload)
-        });
-        self.link = Link::Shared(exchange);
-        reading
+        self.link = Link::Shared(exchange.clone());
+        let Exchange { policy, facts, shared, .. } = &*exchange;
+        let upload = facts.has_body.then(|| policy.upload(&mut self.held, shared, facts));
+        upload.map(|upload| Reading::new(exchange, upload))
     }
 
     /// Asks whether a queued request may be handled.
@@ -123,6 +121,19 @@ impl<P: Policy> Lease<P> {
         exchange.policy.before_handler(&mut self.held, exchange.shared(), cx)
     }
 
+    /// The handler of a shared request is held back.
+    #[inline(never)]
+    pub(crate) fn held_back(&mut self, cx: &mut Context<'_>) -> Option<Refusal> {
+        let mut is_new_task = true;
+        if let Link::Shared(exchange) = &self.link {
+            match exchange.head.is_pending(cx.waker()) {
+                Ok(is_new) => is_new_task = is_new,
+                Err(refusal) => return Some(refusal),
+            }
+        }
+        self.handler_waits(Handler::HeldBack, Asked::default(), is_new_task, cx)
+    }
+
     /// The handler of a shared request was polled and is pending.
     #[inline(never)]
     pub(crate) fn pending(&mut self, asked: Asked, cx: &mut Context<'_>) -> Option<Refusal> {
@@ -133,12 +144,18 @@ impl<P: Policy> Lease<P> {
                 Err(refusal) => return Some(refusal),
             }
             if exchange.wait.runs() && !asked.awaits {
-                if exchange.awaited_elsewhere.load(Relaxed) {
+                if exchange.awaited_elsewhere.load(SeqCst) {
                     awaits_client = true;
                 } else {
                     // It waits for something else: a client that holds a byte back does not stop
                     // the clock of a handler that has read enough to work on.
-                    exchange.wait.end(exchange.wait.stamp(Instant::now()));
+                    let now = exchange.wait.stamp(Instant::now());
+                    exchange.wait.end(now);
+                    // Another task took the body over in this moment.
+                    if exchange.awaited_elsewhere.load(SeqCst) {
+                        exchange.wait.begin(now);
+                        awaits_client = true;
+                    }
                 }
             }
         }
@@ -181,7 +198,9 @@ impl<P: Policy> Lease<P> {
                 let elapsed = Elapsed { started: now, now, wait };
                 let due = wait.and_then(|wait| wait.instant(asked.due?));
                 let deadline = earlier(policy.deadline(held, of, &elapsed), due)?;
-                let at = wait.map_or(0, |wait| wait.stamp(deadline));
+                // Stamps count from the first of them, which must not be one to come.
+                let stamp = |wait: &ClientWait| wait.stamp(now).max(wait.stamp(deadline));
+                let at = wait.map_or(0, stamp);
                 none.insert(Timer::new(now, deadline, at)).as_mut()
             }
         };
@@ -251,6 +270,12 @@ impl<P: Policy> fmt::Debug for Lease<P> {
 
 // === Timer ===
 
+/// Polls a timer. Not subject to tokio's budget: a timer that is not polled to its end because the
+/// budget of its task is used up would not be registered.
+pub fn poll_sleep(sleep: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
+    std::pin::pin!(tokio::task::unconstrained(sleep)).poll(cx)
+}
+
 impl Timer {
     /// The shortest time until a deadline is looked at again that has passed without consequences.
     const MIN_PAUSE: Duration = Duration::from_millis(1);
@@ -276,6 +301,6 @@ impl Timer {
             return Poll::Pending;
         }
         *this.is_registered = true;
-        this.sleep.poll(cx)
+        poll_sleep(this.sleep, cx)
     }
 }

@@ -68,6 +68,7 @@ pub use and::And;
 pub use exchange::{Of, Shared};
 pub use facts::Facts;
 pub use future::ResponseFuture;
+pub use lease::poll_sleep;
 pub use linger::{Drops, Keeps, KeepsWhole, Unread, linger};
 pub use nesting::{Inside, enter, is_inside};
 pub use policy::{ByClone, Elapsed, Flow, Handler, Later, Never, Policy, Polled, Upstream};

@@ -38,7 +38,8 @@ pub trait Unread<B> {
     #[allow(clippy::result_large_err, reason = "a refusal is rare, and a box costs an allocation")]
     fn keep(request: Request<B>) -> Result<bool, Request<B>>;
 
-    /// Empties the slot of a body that is being read.
+    /// Takes what is left of a body that is being read, if it is to be kept. Else the caller drops
+    /// it.
     fn let_go(body: Pin<&mut Option<B>>, version: Version);
 }
 
@@ -59,9 +60,7 @@ impl<B> Unread<B> for Drops {
         Err(request)
     }
 
-    fn let_go(mut body: Pin<&mut Option<B>>, _: Version) {
-        body.set(None);
-    }
+    fn let_go(_: Pin<&mut Option<B>>, _: Version) {}
 }
 
 impl<B: Body + Send + 'static> Unread<B> for KeepsWhole {
@@ -69,9 +68,7 @@ impl<B: Body + Send + 'static> Unread<B> for KeepsWhole {
         Ok(linger(request))
     }
 
-    fn let_go(mut body: Pin<&mut Option<B>>, _: Version) {
-        body.set(None);
-    }
+    fn let_go(_: Pin<&mut Option<B>>, _: Version) {}
 }
 
 impl<B: Body + Send + Unpin + 'static> Unread<B> for Keeps {
@@ -228,6 +225,18 @@ mod tests {
         let mut awaits = post(Version::HTTP_11, body());
         awaits.headers_mut().insert(EXPECT, HeaderValue::from_static("100-continue"));
         assert!(!linger(awaits));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_several_policies_the_one_that_keeps_half_read_bodies_keeps_them() {
+        type Policies = (KeepsWhole, (Drops, (Keeps, KeepsWhole)));
+        let held = Arc::new(());
+        let mut slot = Some(Box::pin(upload(&held)));
+        <Policies as Unread<_>>::let_go(Pin::new(&mut slot), Version::HTTP_11);
+        drop(slot);
+        assert_eq!(Arc::strong_count(&held), 2);
+        tokio::time::sleep(KEEP_TIME + Duration::from_millis(1)).await;
+        assert_eq!(Arc::strong_count(&held), 1);
     }
 
     #[tokio::test(start_paused = true)]

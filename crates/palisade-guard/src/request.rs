@@ -3,6 +3,7 @@
 use crate::{
     Flow, Policy, Polled, Stamp, Unread, Upstream,
     exchange::Exchange,
+    lease::poll_sleep,
     nesting::{self, PolledBy},
 };
 use bytes::Bytes;
@@ -14,7 +15,10 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{
+            AtomicBool,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     task::{Context, Poll},
 };
@@ -182,7 +186,10 @@ impl<P: Policy> Reading<P> {
         match flow {
             Flow::Go | Flow::Busy => {}
             Flow::Cut => inner.set(None),
-            Flow::LetGo => P::Unread::let_go(inner.as_mut(), self.exchange.facts.version),
+            Flow::LetGo => {
+                P::Unread::let_go(inner.as_mut(), self.exchange.facts.version);
+                inner.set(None);
+            }
         }
         if slot.is_pending() && flow == Flow::Go {
             return self.pending(inner, cx);
@@ -204,11 +211,12 @@ impl<P: Policy> Reading<P> {
         }
         self.check_wait(now)?;
         let Self { exchange, upload, due, .. } = self;
-        exchange.wait.begin(now);
         let polled_by = nesting::awaits(exchange.id(), *due, cx.waker());
         let by_handler = polled_by == PolledBy::Handler;
-        // A poll of the handler need not poll this body again, so that it would not show.
-        exchange.awaited_elsewhere.store(!by_handler, Relaxed);
+        // A poll of the handler need not poll this body again, so that it would not show. Said
+        // before the clock runs: the handler looks in the other order.
+        exchange.awaited_elsewhere.store(!by_handler, SeqCst);
+        exchange.wait.begin(now);
         let of = exchange.shared();
         if let Err(violation) = exchange.policy.client_awaited(upload, of, by_handler, cx) {
             self.end_wait_at(now);
@@ -240,7 +248,7 @@ impl<P: Policy> Reading<P> {
             if timer.deadline() > due || (timer.is_elapsed() && timer.deadline() < due) {
                 timer.as_mut().reset(due);
             }
-            if timer.as_mut().poll(cx).is_pending() {
+            if poll_sleep(timer.as_mut(), cx).is_pending() {
                 break;
             }
             self.check_wait(self.exchange.wait.stamp(Instant::now()))?;
@@ -300,7 +308,11 @@ where
         match (self.first.take(), self.body.as_mut().as_pin_mut()) {
             (Some(first), _) => *slot = first,
             (None, Some(body)) => pour(body.poll_frame(cx), slot),
-            (None, None) => *slot = Poll::Ready(None),
+            // It was cut: that is not its end.
+            (None, None) => {
+                *slot = Poll::Ready(None);
+                return;
+            }
         }
         if let Poll::Ready(None) = slot {
             self.ended.store(true, Relaxed);

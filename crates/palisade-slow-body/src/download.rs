@@ -4,6 +4,7 @@ use crate::{
     meter::{TooSlow, nanos},
     stopwatch::{Stopwatch, after},
 };
+use palisade_guard::poll_sleep;
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
@@ -39,7 +40,7 @@ impl Download {
     ) -> Pin<Box<Self>> {
         let timer = sleep_until(after(now, stopwatch.left(0)));
         let mut download = Box::pin(Self { stopwatch, origin: now, bytes, timer });
-        let _: Poll<()> = download.as_mut().project().timer.poll(cx);
+        let _: Poll<()> = poll_sleep(download.as_mut().project().timer, cx);
         download
     }
 
@@ -61,7 +62,7 @@ impl Download {
         let left = this.stopwatch.start(stamp).saturating_sub(stamp);
         if this.timer.is_elapsed() || this.timer.deadline() < after(now, left) {
             this.timer.as_mut().reset(after(now, left.saturating_mul(2)));
-            let _: Poll<()> = this.timer.poll(cx);
+            let _: Poll<()> = poll_sleep(this.timer, cx);
         }
     }
 

@@ -247,17 +247,20 @@ impl Policy for TimeoutPolicy {
     }
 
     #[inline(always)]
-    fn wait_begins(
+    fn client_awaited(
         &self,
         (): &mut (),
         of: Shared<'_, Common>,
-        _: Option<u64>,
-        _: Stamp,
-    ) -> Option<Stamp> {
-        if let Some(exposed) = &of.shared.exposed {
+        _: bool,
+        _: &mut Context<'_>,
+    ) -> Result<(), Violation> {
+        // It was stopped where the handler worked on in between.
+        if let Some(exposed) = &of.shared.exposed
+            && !exposed.wait.runs()
+        {
             exposed.begin_wait();
         }
-        None
+        Ok(())
     }
 
     #[inline(always)]

@@ -2,8 +2,13 @@
 
 use crate::deadline::{after, millis};
 use palisade_core::{Guard, Phase, Reason, Violation};
+use palisade_guard::poll_sleep;
 use pin_project_lite::pin_project;
-use std::{pin::Pin, task::Context, time::Duration};
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 pin_project! {
@@ -36,9 +41,9 @@ impl Total {
         let was_polled = std::mem::replace(this.was_polled, true);
         if this.timer.is_none() && (is_pending || was_polled) {
             this.timer.set(Some(sleep_until(after(*this.started, *this.limit))));
-            let _ = this.timer.as_mut().as_pin_mut()?.poll(cx);
+            let _: Poll<()> = poll_sleep(this.timer.as_mut().as_pin_mut()?, cx);
         } else if is_pending {
-            let _ = this.timer.as_mut().as_pin_mut()?.poll(cx);
+            let _: Poll<()> = poll_sleep(this.timer.as_mut().as_pin_mut()?, cx);
         }
         let taken = Instant::now().saturating_duration_since(*this.started);
         if taken < *this.limit || *this.was_told {
