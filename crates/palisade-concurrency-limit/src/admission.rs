@@ -96,10 +96,10 @@ impl Options {
     #[inline]
     pub(crate) fn welcome(&self) -> Result<(), Violation> {
         let slots = &self.slots;
-        let present = slots.present();
-        slots.look_for_crowd(present);
-        if present > slots.max_present() && !slots.make_room(!self.only_watches()) {
-            return Err(over(Reason::Full, slots.max_present()));
+        let (present, max_present) = (slots.present(), slots.max_present());
+        slots.look_for_crowd(present, max_present);
+        if present > max_present && !slots.make_room(!self.only_watches()) {
+            return Err(over(Reason::Full, max_present));
         }
         slots.count_admitted();
         Ok(())

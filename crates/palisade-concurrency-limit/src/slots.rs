@@ -78,7 +78,7 @@ impl Slots {
 
     pub(crate) fn set_limit(&self, limit: usize) {
         self.limit.store(limit, SeqCst);
-        self.look_for_crowd(self.present());
+        self.look_for_crowd(self.present(), self.max_present());
         self.grant();
     }
 
@@ -112,13 +112,7 @@ impl Slots {
 
     /// Whether slots were getting short if all who are present were at work.
     pub(crate) fn is_getting_short(&self) -> bool {
-        self.present() >= self.places() / 2
-    }
-
-    /// How many requests may be present before newcomers lack a slot or room.
-    #[inline]
-    fn places(&self) -> usize {
-        self.limit().min(self.max_present())
+        self.present() >= self.limit().min(self.max_present()) / 2
     }
 
     /// Whether requests that wait for their clients give their slots up at once.
@@ -127,11 +121,12 @@ impl Slots {
         self.is_crowded.load(SeqCst)
     }
 
-    /// So many requests are present. Where these could take half of the slots, those that wait for
+    /// So many requests are present of as many as may be. Where these could take half of the slots, those that wait for
     /// their clients give theirs up; until fewer than a quarter are present again.
     #[inline]
-    pub(crate) fn look_for_crowd(&self, present: usize) {
-        let places = self.places();
+    pub(crate) fn look_for_crowd(&self, present: usize, max_present: usize) {
+        // Beyond these a newcomer lacks a slot, or room.
+        let places = self.limit().min(max_present);
         if self.is_crowded.load(Relaxed) {
             if present < places / 4 {
                 self.is_crowded.store(false, SeqCst);
