@@ -48,7 +48,8 @@ impl BodyLimitLayer {
     /// The limit of [`Self::default`] in bytes: 2 MiB, as in axum's extractors.
     pub const DEFAULT: u64 = 2 << 20;
 
-    /// At most `bytes` in the body of a request. Trailers do not count.
+    /// At most `bytes` in the body of a request. Trailers do not count. axum's extractors have a
+    /// limit of their own, of 2 MiB: with more here, set `axum::extract::DefaultBodyLimit` as well.
     pub fn new(bytes: u64) -> Self {
         let policy = BodyLimitPolicy {
             settings: Settings::default(),

@@ -76,7 +76,7 @@ impl Ledger {
             let more = debt.saturating_add(mean).min(LONGEST_DEBT);
             Ok::<_, ()>((more.saturating_sub(debt), more))
         };
-        // `None` after eight lost races: this one request goes uncharged for now.
+        // `None` after a thousand lost races: this one request goes uncharged for now.
         let prepaid = self.debts.update(client, now, LONGEST_DEBT, charge);
         self.hold(client);
         Charge { client, since: now, prepaid: prepaid.and_then(Result::ok).unwrap_or(0), worked: 0 }

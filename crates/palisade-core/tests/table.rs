@@ -143,6 +143,22 @@ fn eight_threads_on_one_cold_key_get_exactly_the_burst() {
     assert_eq!(table.occupancy(SECOND, quota.max_debt()).keys, rounds as u64);
 }
 
+#[test]
+fn an_update_that_others_overtake_many_times_succeeds_nevertheless() {
+    let table = Table::new(16);
+    let one_more = |debt: u64| Ok::<_, ()>(((), debt + 1));
+    let overtaken = std::cell::Cell::new(0);
+    let updated = table.update(key(1), SECOND, SECOND, |debt| {
+        if overtaken.get() < 100 {
+            overtaken.set(overtaken.get() + 1);
+            table.update(key(1), SECOND, SECOND, one_more).unwrap().unwrap();
+        }
+        one_more(debt)
+    });
+    assert_eq!(updated, Some(Ok(())));
+    assert_eq!(table.debt(key(1), SECOND, SECOND), 101);
+}
+
 /// What an abuser got of a quota of 10 a second, burst 20, in ten seconds of a flood of other keys
 /// that is eight times as many as the table holds, against what the quota grants. He tries
 /// `at_once` requests every `pause`. Beside him a client asks once a second.
@@ -275,6 +291,10 @@ fn a_table_that_nobody_used_for_long_holds_no_debts() {
             let debt = table.update(key(number), DAY + idle, DAY, same).unwrap();
             assert_eq!(debt, Ok(0), "{} days later", idle / DAY);
         }
+        // Nor does one that is only looked at.
+        let table = Table::new(1024);
+        table.update(key(0), DAY, DAY, owe).unwrap().unwrap();
+        assert_eq!(table.debt(key(0), DAY + idle, DAY), 0, "{} days later", idle / DAY);
     }
 }
 

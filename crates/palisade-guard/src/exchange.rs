@@ -29,7 +29,7 @@ pub(crate) struct Exchange<P: Policy> {
     pub(crate) head: ResponseHead,
 }
 
-/// Decides who answers: the handler, or a policy that found the request body at fault.
+/// Decides what answers: the handler, or a policy that found the request body at fault.
 ///
 /// Its lock is taken when a handler is pending, when it is ready and when a rule is broken, never
 /// per frame. Neither metrics nor wakers run under it.

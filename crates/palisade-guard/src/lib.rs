@@ -13,7 +13,7 @@
 //! | the head arrives | [`admit`] | outer to inner | A refusal releases what outer policies took. Nothing is allocated before. |
 //! | it has a body | [`share`], [`upload`] | outer to inner | One allocation, the exchange, for all policies. |
 //! | it must queue | [`poll_admission`] | innermost only | The handler is called when this is ready. |
-//! | the handler is polled | [`before_handler`], the handler, [`after_handler`] | outer to inner, then inner to outer | The outermost refusal wins. It drops the handler before anything is recorded. |
+//! | the handler is polled | [`before_handler`], the handler, [`after_handler`] | outer to inner, then inner to outer | The outermost refusal wins. The handler is dropped before it answers. |
 //! | the handler waits | [`deadline`], [`expired`] | earliest of all | One timer per request. |
 //! | the request body is polled | [`poll_request`] | pulled: the innermost asks outwards | A frame that is ready and that [`fits`] all policies is only [`passed`]. |
 //! | the client is awaited | [`wait_begins`], [`client_awaited`], [`wait_expired`], [`wait_ends`] | outer to inner | One look at the clock at each end of a wait. |

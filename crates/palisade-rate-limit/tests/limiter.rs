@@ -47,6 +47,16 @@ async fn a_client_gets_its_burst_and_then_its_rate() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn several_quotas_owe_nothing_after_weeks_without_traffic() {
+    for idle in (160..280).map(|quarters| quarters * DAY / 4) {
+        let limiter = limiter(Quota::per_hour(1).burst(10).and(Quota::per_second(10).burst(10)));
+        assert_eq!(admitted_at_once(&limiter, key(1)), 10);
+        advance(idle).await;
+        assert_eq!(admitted_at_once(&limiter, key(1)), 10, "{idle:?} later");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_client_s_flood_takes_nothing_from_another() {
     let limiter = limiter(Quota::per_second(10).burst(40));
     while limiter.check(key(1), 1) == Decision::Admit {}

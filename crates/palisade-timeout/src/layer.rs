@@ -36,7 +36,7 @@ impl TimeoutLayer {
     }
 
     /// At most `total` on the wall clock until the last frame of the response is handed out,
-    /// whoever is waited for. A response that is under way then fails: HTTP/1 closes the
+    /// whatever is waited for. A response that is under way then fails: HTTP/1 closes the
     /// connection, HTTP/2 resets the stream. It ends downloads, event streams and gRPC streams
     /// as well; give those limits of their own by [`Self::limits_for`]. What was upgraded is no
     /// longer a response and goes on.

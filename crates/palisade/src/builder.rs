@@ -39,7 +39,7 @@ pub struct Stack {
     #[cfg(feature = "rate-limit")]
     policy: Option<Policy>,
     #[cfg(feature = "rate-limit")]
-    max_clients: usize,
+    max_clients: Option<usize>,
     #[cfg(feature = "timeout")]
     timeout: Duration,
     #[cfg(feature = "timeout")]
@@ -62,6 +62,10 @@ enum Preset {
     BehindProxy,
     Internal,
 }
+
+/// Clients that the rate limit remembers unless told otherwise.
+#[cfg(feature = "rate-limit")]
+const MAX_CLIENTS: usize = 1 << 20;
 
 type Tune<L> = Option<Box<dyn FnOnce(L) -> L + Send>>;
 
@@ -116,7 +120,7 @@ impl Stack {
             #[cfg(feature = "rate-limit")]
             policy: None,
             #[cfg(feature = "rate-limit")]
-            max_clients: 1 << 20,
+            max_clients: None,
             #[cfg(feature = "timeout")]
             timeout: Duration::from_secs(30),
             #[cfg(feature = "timeout")]
@@ -146,7 +150,8 @@ impl Stack {
         self
     }
 
-    /// The mode of one guard. Defaults to the mode of all.
+    /// The mode of one request guard. The guard of connections has a mode of its own. Defaults to
+    /// the mode of all.
     pub fn mode_of(mut self, guard: Guard, mode: Mode) -> Self {
         self.modes.push((Some(guard), mode));
         self
@@ -171,7 +176,7 @@ impl Stack {
     /// are more, those who owe least are forgotten. Defaults to 1,048,576, which are 8 MiB.
     #[cfg(feature = "rate-limit")]
     pub fn max_clients(mut self, clients: usize) -> Self {
-        self.max_clients = clients;
+        self.max_clients = Some(clients);
         self
     }
 
@@ -189,7 +194,8 @@ impl Stack {
         self
     }
 
-    /// How many bytes a request body may have. Defaults to 2 MiB.
+    /// How many bytes a request body may have. axum's extractors have a limit of their own, of 2 MiB:
+    /// with more here, set `axum::extract::DefaultBodyLimit` as well. Defaults to 2 MiB.
     #[cfg(feature = "body-limit")]
     pub fn max_body(mut self, bytes: u64) -> Self {
         self.max_body = bytes;
@@ -316,7 +322,8 @@ impl Stack {
                     (Some(policy), Some(client)) => {
                         let limiter = TableLimiter::new(policy.clone());
                         let limiter = limiter.expect("it was checked above");
-                        RateLimitLayer::with_limiter(limiter.capacity(self.max_clients))
+                        let clients = self.max_clients.unwrap_or(MAX_CLIENTS);
+                        RateLimitLayer::with_limiter(limiter.capacity(clients))
                             .key(move |head: &RequestHead<'_>| client.key(head))
                     }
                     _ => RateLimitLayer::with_limiter(Unlimited),
@@ -446,6 +453,23 @@ mod tests {
         assert_eq!(fields(nobody), ["max_requests_per_client"]);
         let everybody = Stack::internal().max_requests_per_client(9);
         assert_eq!(fields(everybody), ["max_requests_per_client"]);
+    }
+
+    #[test]
+    #[cfg(all(feature = "rate-limit", feature = "timeout"))]
+    fn what_would_do_nothing_is_a_fault() {
+        let fields = |stack: Stack| -> Vec<_> {
+            let error = stack.build().unwrap_err();
+            error.faults().iter().map(|fault| fault.field.clone()).collect()
+        };
+        let limited = || Stack::edge().rate_limit(palisade_rate_limit::Quota::per_second(1));
+        assert_eq!(fields(limited().max_clients(0)), ["max_clients"]);
+        assert_eq!(fields(Stack::edge().max_clients(1000)), ["max_clients"]);
+        limited().max_clients(1).build().unwrap();
+        assert_eq!(fields(Stack::edge().timeout(Duration::from_nanos(1))), ["timeout"]);
+        Stack::edge().timeout(Duration::from_millis(1)).build().unwrap();
+        let connection = Stack::edge().mode_of(Guard::Connection, Mode::Shadow);
+        assert_eq!(fields(connection), ["mode_of"]);
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use super::Stack;
 use palisade_core::ConfigError;
+use palisade_core::Guard;
 #[cfg(feature = "rate-limit")]
-use palisade_core::{Guard, Mode};
+use palisade_core::Mode;
 
 #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
 const UNSAID: &str = "set, without `client`";
@@ -11,11 +12,17 @@ const UNSAID: &str = "set, without `client`";
 const SAID: &str = "with `client`, or at the edge: the peer is a proxy or another service, so all would \
                     count as one client";
 
+/// Timers of tokio are no finer.
+#[cfg(feature = "timeout")]
+const MIN_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(1);
+
+const FEATURE_OFF: &str = "a guard whose feature is on";
+
 impl Stack {
     /// Everything that is wrong, in the order of the guards.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
-        #[allow(unused_mut, reason = "not every guard can be wrong")]
         let mut error = ConfigError::new("the guards cannot be built");
+        self.check_modes(&mut error);
         #[cfg(feature = "rate-limit")]
         self.check_rate_limit(&mut error);
         #[cfg(feature = "timeout")]
@@ -27,6 +34,26 @@ impl Stack {
         #[cfg(feature = "concurrency-limit")]
         self.check_concurrency_limit(&mut error);
         error.into_result()
+    }
+
+    /// A mode for a guard that is not in the stack would do nothing.
+    fn check_modes(&self, error: &mut ConfigError) {
+        for (guard, _) in &self.modes {
+            let allowed = match guard {
+                Some(Guard::Connection) => {
+                    "a guard of requests: that of connections has its own mode"
+                }
+                Some(Guard::RateLimit) if !cfg!(feature = "rate-limit") => FEATURE_OFF,
+                Some(Guard::Timeout) if !cfg!(feature = "timeout") => FEATURE_OFF,
+                Some(Guard::BodyLimit) if !cfg!(feature = "body-limit") => FEATURE_OFF,
+                Some(Guard::SlowBody) if !cfg!(feature = "slow-body") => FEATURE_OFF,
+                Some(Guard::ConcurrencyLimit) if !cfg!(feature = "concurrency-limit") => {
+                    FEATURE_OFF
+                }
+                _ => continue,
+            };
+            error.push("mode_of", format!("{guard:?}"), allowed);
+        }
     }
 
     #[cfg(feature = "concurrency-limit")]
@@ -50,6 +77,10 @@ impl Stack {
                 let quota = "a quota: without one there is nothing to enforce";
                 error.push("rate_limit", "not set", quota);
             }
+            if let Some(clients) = self.max_clients {
+                let quota = "nothing without `rate_limit`: no client is counted";
+                error.push("max_clients", clients.to_string(), quota);
+            }
             return;
         };
         if self.client_of_preset().is_none() {
@@ -58,13 +89,16 @@ impl Stack {
         if let Err(policy) = policy.check() {
             add(error, "rate_limit", &policy, "a table counts no other");
         }
+        if let Some(clients) = self.max_clients {
+            let at_least_1 = "at least 1: a client that is forgotten at once has no limit";
+            error.check(clients > 0, "max_clients", &clients, at_least_1);
+        }
     }
 
     #[cfg(feature = "timeout")]
     fn check_timeout(&self, error: &mut ConfigError) {
-        let fine = !self.timeout.is_zero();
-        let more = "more than 0: no handler could answer in time";
-        error.check(fine, "timeout", &self.timeout, more);
+        let least = "at least 1ms: no handler could answer in time";
+        error.check(self.timeout >= MIN_TIMEOUT, "timeout", &self.timeout, least);
         if let Some(total) = self.total.filter(|total| *total < self.timeout) {
             let least = self.timeout;
             let allowed = format!("at least `timeout`, {least:?}: the head comes before the end");
