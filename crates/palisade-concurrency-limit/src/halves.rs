@@ -104,7 +104,7 @@ impl Ticket {
     /// something else, and is at work: a handler that read ahead in vain, as axum's `Multipart`
     /// does, has work of its own, and the silence of its client does not make that free.
     pub(crate) fn handler_waits(self: &Arc<Self>, awaits_client: bool, cx: &Context<'_>) {
-        // Before the state is looked at: whoever displaces this request wakes the handler.
+        // Before the state is looked at: a displacement after that wakes the handler.
         self.listen(Half::Answer, cx);
         if !self.is_waiting_for_client() {
             self.probed.store(false, SeqCst);

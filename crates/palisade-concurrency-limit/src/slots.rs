@@ -121,8 +121,8 @@ impl Slots {
         self.is_crowded.load(SeqCst)
     }
 
-    /// So many requests are present of as many as may be. Where these could take half of the slots, those that wait for
-    /// their clients give theirs up; until fewer than a quarter are present again.
+    /// Requests that wait for their clients give their slots up from the time when `present`
+    /// requests could take half of the slots, until fewer than a quarter are present again.
     #[inline]
     pub(crate) fn look_for_crowd(&self, present: usize, max_present: usize) {
         // Beyond these a newcomer lacks a slot, or room.
@@ -140,7 +140,7 @@ impl Slots {
         }
     }
 
-    /// Somebody lacks a slot: no request keeps one that it does not use. `true` if some did.
+    /// Takes back all slots that are kept and not used, because one is lacking. `true` if some were.
     #[cold]
     pub(crate) fn recall_all(&self) -> bool {
         // A request that keeps its slot after this sees that it must not; one that kept it before

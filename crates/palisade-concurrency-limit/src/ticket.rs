@@ -315,7 +315,7 @@ impl Ticket {
     /// Will wake the task of `cx`, which must look at the state after this.
     pub(crate) fn listen(&self, half: Half, cx: &Context<'_>) {
         let waker = cx.waker();
-        let task = (waker.data().addr(), std::ptr::from_ref(waker.vtable()).addr());
+        let task = palisade_guard::task_of(waker);
         let known = &self.tasks[half as usize];
         if known[0].load(SeqCst) == task.0 && known[1].load(SeqCst) == task.1 {
             return;

@@ -112,7 +112,7 @@ impl ResponseHead {
     /// The handler is pending in the task of `task`: whether that is another task than before, or
     /// the refusal, if the handler is not to go on.
     pub(crate) fn is_pending(&self, task: &Waker) -> Result<bool, Refusal> {
-        let (data, vtable) = nesting::id(task);
+        let (data, vtable) = nesting::task_of(task);
         if self.task[0].load(Relaxed) == data && self.task[1].load(Relaxed) == vtable {
             return Ok(false);
         }

@@ -224,6 +224,7 @@ impl<P: Policy> Lease<P> {
         }
         None
     }
+
     /// When the handler waited first.
     #[inline(always)]
     pub(crate) fn started(&self) -> Option<Instant> {

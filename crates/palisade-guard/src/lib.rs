@@ -70,7 +70,7 @@ pub use facts::Facts;
 pub use future::ResponseFuture;
 pub use lease::poll_sleep;
 pub use linger::{Drops, Keeps, KeepsWhole, Unread, linger};
-pub use nesting::{Inside, enter, is_inside};
+pub use nesting::{Inside, Task, enter, is_inside, task_of};
 pub use policy::{ByClone, Elapsed, Flow, Handler, Later, Never, Policy, Polled, Upstream};
 pub use refusal::{Refusal, Refused};
 pub use request::RequestBody;

@@ -31,8 +31,8 @@ struct Entry {
     asked: Asked,
 }
 
-/// A waker's identity.
-pub(crate) type Task = (usize, usize);
+/// Identity of a task, as far as its waker shows it.
+pub type Task = (usize, usize);
 
 /// What the handler did with its request body during one poll.
 #[derive(Clone, Copy, Debug, Default)]
@@ -106,7 +106,7 @@ pub(crate) fn enter_exchange(policy: usize, exchange: usize, task: Option<&Waker
     inside.has_exchange = true;
     NESTING.with(|nesting| {
         if let Some(entry) = nesting.exchanges.get(inside.depth) {
-            entry.set(Entry { exchange, task: task.map_or((0, 0), id), ..Entry::NONE });
+            entry.set(Entry { exchange, task: task.map_or((0, 0), task_of), ..Entry::NONE });
         }
     });
     inside
@@ -128,7 +128,7 @@ pub(crate) fn awaits(exchange: usize, due: Option<Stamp>, task: &Waker) -> Polle
     NESTING.with(|nesting| {
         let Some(cell) = nesting.entry(exchange) else { return PolledBy::Elsewhere };
         let entry = cell.get();
-        let is_handlers = entry.task == id(task);
+        let is_handlers = entry.task == task_of(task);
         let due = due.filter(|_| is_handlers);
         cell.set(Entry { asked: Asked { awaits: true, due }, ..entry });
         if is_handlers { PolledBy::Handler } else { PolledBy::HandlerPart }
@@ -145,8 +145,9 @@ pub(crate) fn goes_on(exchange: usize) {
     });
 }
 
+/// The task of `waker`, to be compared as [`Waker::will_wake`] does, without keeping the waker.
 #[inline]
-pub(crate) fn id(waker: &Waker) -> Task {
+pub fn task_of(waker: &Waker) -> Task {
     (waker.data().addr(), std::ptr::from_ref(waker.vtable()).addr())
 }
 
