@@ -4,6 +4,7 @@
 mod common;
 
 use common::*;
+use palisade_core::{Extracted, RequestHead};
 
 /// Uploads of which nothing comes, each in a task that is polled once.
 async fn silent_uploads(
@@ -127,7 +128,6 @@ async fn a_body_read_by_another_task_does_not_hold_a_slot_while_its_client_is_si
 
 #[tokio::test]
 async fn an_extractor_that_panics_leaves_no_slot_taken() {
-    use palisade_core::{Extracted, RequestHead};
     let limit = ConcurrencyLimitLayer::new(100)
         .fairness()
         .client(|_: &RequestHead<'_>| -> Extracted { panic!("as an extractor might") });
@@ -135,4 +135,30 @@ async fn an_extractor_that_panics_leaves_no_slot_taken() {
     let call = std::panic::AssertUnwindSafe(|| drop(service.call(post(full("body")))));
     assert!(std::panic::catch_unwind(call).is_err());
     assert_eq!(limit.handle().working(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_kept_their_slots_leave_nothing_behind() {
+    let (token, limit) = (Arc::new(()), ConcurrencyLimitLayer::new(100));
+    let held = token.clone();
+    let limit = limit.client(move |_: &RequestHead<'_>| {
+        let _ = &held;
+        Extracted::Exempt
+    });
+    let service = limit.layer(reader());
+    let (mut senders, mut uploads) = silent_uploads(&service, 10).await;
+    for place in [9, 0, 4] {
+        drop(senders.remove(place));
+        assert_eq!(uploads.remove(place).await.unwrap().0, StatusCode::OK);
+    }
+    let aborted = uploads.pop().unwrap();
+    aborted.abort();
+    assert!(aborted.await.unwrap_err().is_cancelled());
+    drop(senders);
+    for upload in uploads {
+        assert_eq!(upload.await.unwrap().0, StatusCode::OK);
+    }
+    // A ticket that stays listed would keep the options of the layer, and these the ticket.
+    drop((service, limit));
+    assert_eq!(Arc::strong_count(&token), 1);
 }
