@@ -162,3 +162,46 @@ async fn requests_that_kept_their_slots_leave_nothing_behind() {
     drop((service, limit));
     assert_eq!(Arc::strong_count(&token), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn slow_uploads_of_a_busy_hour_are_not_charged_for_their_waits_in_a_quiet_one() {
+    let gate = Gate::default();
+    let limit = ConcurrencyLimitLayer::new(40).fairness();
+    let service = limit.layer(reads_or_hangs(&gate));
+    let others = |count| -> Vec<_> {
+        (0..count).map(|n| send(&service, from(&format!("203.0.113.{n}"), get()))).collect()
+    };
+    // Slots are getting short when the uploads begin, so that their client is charged.
+    let mut working = others(20);
+    settle().await;
+    let (mut senders, mut uploads) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let (sender, body) = channel();
+        senders.push(sender);
+        uploads.push(send(&service, from("192.0.2.1", post(body))));
+    }
+    settle().await;
+    // Then slots are plentiful again.
+    (0..20).for_each(|_| gate.open_one());
+    settle().await;
+    working.extend(others(1));
+    settle().await;
+    gate.open_one();
+    for sender in &mut senders {
+        sender.send_data(Bytes::from_static(b"a frame")).await.unwrap();
+    }
+    settle().await;
+    advance(Duration::from_secs(30)).await;
+    // And short: but for the last tenth, which is for clients that owe nothing.
+    working.extend(others(36));
+    settle().await;
+    assert_eq!((gate.started(), limit.handle().working()), (36, 36));
+    let honest = send(&service, from("192.0.2.1", get()));
+    settle().await;
+    assert_eq!(gate.started(), 37);
+    (0..37).for_each(|_| gate.open_one());
+    drop(senders);
+    for request in working.into_iter().chain(uploads).chain([honest]) {
+        assert_eq!(request.await.unwrap().0, StatusCode::OK);
+    }
+}
