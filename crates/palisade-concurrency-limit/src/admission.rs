@@ -3,14 +3,18 @@
 use crate::{
     ledger::Ledger,
     lines::Rank,
-    slot::{Counted, Extra},
+    slot::{Counted, Extra, Share},
     slots::Slots,
 };
 use palisade_core::{
     ClientKey, Extracted, Guard, KeyExtractor, Mode, Phase, Reason, RequestHead, Settings,
     Violation,
 };
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
 
 /// Picks the requests that may use the slots beyond the limit.
 pub(crate) type Predicate = Arc<dyn Fn(&RequestHead<'_>) -> bool + Send + Sync>;
@@ -74,7 +78,7 @@ impl Options {
         }
         if let Err(violation) = self.welcome() {
             match extra {
-                None => self.slots.release(),
+                None => self.slots.release(Share::Common),
                 Some(extra) => self.slots.give_back(extra),
             }
             return Err(Denied { violation, counted: None });
@@ -110,7 +114,7 @@ impl Options {
         let slots = &*self.slots;
         match slots.ledger() {
             Some(ledger) if slots.is_busy() => self.take_fairly(ledger, head, extra),
-            _ => slots.take(Rank::Newcomer) || self.take_picked(head, extra),
+            _ => slots.take_any() || self.take_picked(head, extra),
         }
     }
 
@@ -124,13 +128,17 @@ impl Options {
     ) -> bool {
         let slots = &*self.slots;
         let client = self.client(head);
-        let taken = slots.take(Rank::Newcomer)
-            || (client.is_some_and(|client| ledger.is_light(client))
-                && slots.take(Rank::LightNewcomer));
-        if let Some(client) = client.filter(|_| taken) {
-            extra.get_or_insert_default().charge = Some(ledger.start(client));
+        let is_light = client.is_some_and(|client| ledger.is_light(client));
+        let rank = if is_light { Rank::LightNewcomer } else { Rank::Newcomer };
+        if is_light && slots.queued.load(SeqCst) > 0 && slots.has_reserve() {
+            // Some of those who wait may be light by now, and come first.
+            slots.grant();
         }
-        taken || self.take_picked(head, extra)
+        let Some(share) = slots.take(rank) else { return self.take_picked(head, extra) };
+        let extra = extra.get_or_insert_default();
+        extra.share = share;
+        extra.charge = client.map(|client| ledger.start(client));
+        true
     }
 
     #[cold]

@@ -80,10 +80,15 @@ impl ConcurrencyLimitLayer {
         self
     }
 
-    /// Keeps the last tenth of the slots for clients who hold few: each client pays for the time
-    /// its requests work, may use one slot all the time, and is out of that tenth while it owes
-    /// more or has two at work. Then whoever keeps many slow requests in the air cannot shut out
-    /// those who send a few. Who is a client: see [`Self::client`].
+    /// Keeps the last tenth of the slots for light clients. Each client is charged the time that its
+    /// requests work, pays back one slot all the time, and is heavy while it owes more than the
+    /// usual request costs, or has two at work. A client with many slow requests in flight then
+    /// cannot shut out those with a few. Who is a client: see [`Self::client`].
+    ///
+    /// While slots are short, new requests of heavy clients get what the light ones leave of the other
+    /// nine tenths, and in any case a quarter of all: an address that many people share is served
+    /// under overload too. A request that was admitted and waits for a slot to go on is passed by no
+    /// newcomer, whatever its client owes, save for the reserved tenth.
     ///
     /// Remembers 65,536 clients in 512 KiB, and those at work. A request that comes while less than
     /// half of the slots are taken is in no account, and as light as any, until slots are short

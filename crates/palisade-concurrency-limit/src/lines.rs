@@ -1,6 +1,7 @@
 //! The lines of those who wait, and who stands where in them.
 
 use crate::{
+    slot::Share,
     slots::Slots,
     ticket::{Before, Ticket},
 };
@@ -43,11 +44,22 @@ pub(crate) struct Place {
 
 const RANKS: [Rank; 4] = [Rank::Light, Rank::Heavy, Rank::LightNewcomer, Rank::Newcomer];
 
+/// Those who had a slot before come before newcomers. Of each kind the light and the heavy.
+const KINDS: [[Rank; 2]; 2] = [[Rank::Light, Rank::Heavy], [Rank::LightNewcomer, Rank::Newcomer]];
+
+/// How many heavy ones are looked at for one that is light by now.
+const LOOKS: usize = 8;
+
 // === Rank ===
 
 impl Rank {
     pub(crate) fn is_newcomer(self) -> bool {
         matches!(self, Self::LightNewcomer | Self::Newcomer)
+    }
+
+    /// Which slot it takes of those that are for everybody.
+    pub(crate) fn share(self) -> Share {
+        if self.is_light() { Share::Common } else { Share::Heavy }
     }
 
     /// Whether the slots kept for those who hold few are for this one too.
@@ -91,18 +103,65 @@ impl Slots {
         }
     }
 
+    /// The first of all gets a slot, or else the first light one: light ones pass heavy ones for
+    /// the reserve only, and newcomers pass nobody who was let in.
     fn grant_one(&self) -> Option<Arc<Ticket>> {
         let mut lines = self.lines.lock();
-        for rank in RANKS {
-            let line = &mut lines.slot[rank as usize];
-            if !line.is_empty() && self.take_up_to(self.ceiling(rank)) {
-                let (_, ticket) = line.pop_first().expect("the line is not empty");
-                self.count_out(rank);
-                ticket.grant();
-                return Some(ticket);
+        for [light, heavy] in KINDS {
+            let newcomer = light.is_newcomer();
+            self.look_at_ranks(&mut lines, light, heavy);
+            let number = |rank: Rank| lines.slot[rank as usize].keys().next().copied();
+            let (is_heavy_first, has_light) = match (number(light), number(heavy)) {
+                (Some(light), Some(heavy)) => (heavy < light, true),
+                (light, heavy) => (heavy.is_some(), light.is_some()),
+            };
+            if is_heavy_first && self.take_of(heavy.share(), newcomer) {
+                return self.grant_first(&mut lines, heavy, heavy.share());
+            }
+            for share in [light.share(), Share::Reserve] {
+                if has_light && self.take_of(share, newcomer) {
+                    return self.grant_first(&mut lines, light, share);
+                }
             }
         }
         None
+    }
+
+    /// What was light or heavy when it lined up need not be so any more: the first ones change lines
+    /// then, and keep their numbers.
+    fn look_at_ranks(&self, lines: &mut Lines, light: Rank, heavy: Rank) {
+        while let Some((number, ticket)) = lines.slot[light as usize].first_key_value() {
+            if ticket.is_light() {
+                return;
+            }
+            let number = *number;
+            self.change_rank(lines, number, light, heavy);
+        }
+        if self.has_reserve() {
+            let first = lines.slot[heavy as usize].iter().take(LOOKS);
+            let mut first = first.filter(|(_, ticket)| ticket.is_light());
+            if let Some((number, _)) = first.next() {
+                let number = *number;
+                self.change_rank(lines, number, heavy, light);
+            }
+        }
+    }
+
+    fn grant_first(&self, lines: &mut Lines, rank: Rank, share: Share) -> Option<Arc<Ticket>> {
+        let (_, ticket) = lines.slot[rank as usize].pop_first()?;
+        self.count_out(rank);
+        ticket.grant(share);
+        Some(ticket)
+    }
+
+    fn change_rank(&self, lines: &mut Lines, number: u64, from: Rank, to: Rank) {
+        if let Some(ticket) = lines.slot[from as usize].remove(&number) {
+            ticket.stand_at(Place { number, rank: Some(to) });
+            lines.slot[to as usize].insert(number, ticket);
+            // In this order: without the lock the line must never look empty.
+            self.count_in(to);
+            self.count_out(from);
+        }
     }
 
     /// Puts `ticket`, which holds a slot, into the line of those who wait for their clients, and
@@ -119,13 +178,13 @@ impl Slots {
     fn line_up_for_client(&self, ticket: &Arc<Ticket>, is_recalled: bool) {
         let mut lines = self.lines.lock();
         let next = lines.next_place();
-        let Some(place) = ticket.stand_for_client(next, is_recalled) else {
+        let Some((place, share)) = ticket.stand_for_client(next, is_recalled) else {
             return; // Its other half, in another task, was first, or it works again.
         };
         lines.client.insert(place, ticket.clone());
         self.waiting.store(lines.client.len(), SeqCst);
         drop(lines);
-        self.release();
+        self.release(share);
     }
 
     /// Puts `ticket`, which holds no slot, into the line for one; or gives it one at once.
@@ -156,8 +215,10 @@ impl Slots {
         };
         self.remove(&mut lines, before);
         // Past the line where there is none: a newcomer must not see one while slots are free.
-        if lines.slot.iter().all(BTreeMap::is_empty) && self.take(rank) {
-            ticket.grant();
+        if lines.slot.iter().all(BTreeMap::is_empty)
+            && let Some(share) = self.take(rank)
+        {
+            ticket.grant(share);
             return;
         }
         lines.slot[rank as usize].insert(place, ticket.clone());
@@ -174,8 +235,8 @@ impl Slots {
         let mut lines = self.lines.lock();
         if let Some(before) = ticket.place() {
             self.remove(&mut lines, Some(before));
-            self.working.fetch_add(1, SeqCst);
-            ticket.grant();
+            self.take_anyway();
+            ticket.grant(Share::Common);
         }
     }
 

@@ -1,6 +1,6 @@
 //! The handle whose drop ends a request with a ticket.
 
-use crate::ticket::Ticket;
+use crate::{slot::Share, ticket::Ticket};
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 /// The one handle whose drop ends the request.
@@ -26,7 +26,7 @@ impl Drop for TicketOwner {
             slots.finish(extra);
         }
         if before.worked {
-            slots.release();
+            slots.release(before.extra.as_ref().map_or(Share::Common, |extra| extra.share));
         }
         // The body that was cut was not polled again.
         if before.displaced && !self.ticket.was_recorded.load(Relaxed) {

@@ -3,7 +3,7 @@
 use crate::{
     admission::{Denied, Options, RETRY_AFTER, over},
     owner::TicketOwner,
-    slot::Extra,
+    slot::{Extra, Share},
     ticket::{About, Displaced, Half, Ticket},
 };
 use bytes::Bytes;
@@ -332,7 +332,7 @@ impl ConcurrencyLimitPolicy {
     fn release_shared(&self, common: &Common) {
         let slot = common.early.lock().slot.take();
         match (slot, common.known()) {
-            (Some(None), _) => self.0.slots.release(),
+            (Some(None), _) => self.0.slots.release(Share::Common),
             (Some(Some(extra)), _) => self.0.slots.give_back(extra),
             (None, Some(ticket)) => {
                 self.release_rare(Held::Ticket(TicketOwner::new(ticket.clone())));
@@ -647,7 +647,7 @@ impl Policy for ConcurrencyLimitPolicy {
     fn release(&self, held: &mut Held, of: Of<'_, Common>) {
         match held {
             Held::Nothing => {}
-            Held::Slot(None) => self.0.slots.release(),
+            Held::Slot(None) => self.0.slots.release(Share::Common),
             Held::Shared => {
                 if let Some(common) = of.shared {
                     self.release_shared(common);

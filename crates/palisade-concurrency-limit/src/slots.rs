@@ -4,7 +4,7 @@ use crate::{
     kept::Kept,
     ledger::Ledger,
     lines::{Lines, Rank},
-    slot::Extra,
+    slot::{Extra, MAX_TAKEN, Share},
 };
 use palisade_core::{ClientKey, Guard, Level, Levels};
 use parking_lot::Mutex;
@@ -25,7 +25,8 @@ const PRESENT_PER_SLOT: usize = 8;
 /// What all services of one layer share.
 #[derive(Debug)]
 pub(crate) struct Slots {
-    pub(crate) working: AtomicUsize,
+    /// Slots taken, by [`Share`].
+    taken: AtomicU64,
     admitted: AtomicU64,
     limit: AtomicUsize,
     /// 0: [`PRESENT_PER_SLOT`] times the limit.
@@ -53,7 +54,7 @@ pub(crate) struct Slots {
 impl Slots {
     pub(crate) fn new(limit: usize) -> Self {
         Self {
-            working: AtomicUsize::new(0),
+            taken: AtomicU64::new(0),
             admitted: AtomicU64::new(0),
             limit: AtomicUsize::new(limit),
             max_present: AtomicUsize::new(0),
@@ -101,7 +102,7 @@ impl Slots {
 
     #[inline]
     pub(crate) fn working(&self) -> usize {
-        self.working.load(Relaxed)
+        total(self.taken.load(Relaxed))
     }
 
     /// Whether slots are getting short, so that it matters who uses them.
@@ -159,7 +160,7 @@ impl Slots {
         let newcomers = self.queued_newcomers.load(SeqCst);
         let queued = self.queued.load(SeqCst).saturating_sub(newcomers);
         let waiting = self.waiting.load(SeqCst).saturating_add(queued);
-        self.working.load(SeqCst).saturating_add(waiting)
+        total(self.taken.load(SeqCst)).saturating_add(waiting)
     }
 
     #[inline]
@@ -170,33 +171,52 @@ impl Slots {
         }
     }
 
-    /// How many may work before one of this rank gets no slot. With a ledger the last tenth is
-    /// only for the light. Whoever was let in gets a slot in the end, even with a limit of 0.
+    /// A slot for a newcomer while it does not matter who comes.
     #[inline]
-    pub(crate) fn ceiling(&self, rank: Rank) -> usize {
-        let limit = self.limit().max(usize::from(!rank.is_newcomer()));
-        if rank.is_light() || self.ledger.get().is_none() {
-            return limit;
+    pub(crate) fn take_any(&self) -> bool {
+        self.queued.load(SeqCst) == 0 && self.take_of(Share::Common, true)
+    }
+
+    /// Takes a slot for a request of this rank, and says which. Newcomers stand behind all who wait,
+    /// save that a light one does not wait for the heavy: the reserve is not for them. While others
+    /// are free it leaves the reserve alone, because it may have come to stay.
+    pub(crate) fn take(&self, rank: Rank) -> Option<Share> {
+        let newcomer = rank.is_newcomer();
+        let is_behind = newcomer && self.queued.load(SeqCst) > 0;
+        if !is_behind && self.take_of(rank.share(), newcomer) {
+            return Some(rank.share());
         }
-        limit.saturating_sub(limit.div_ceil(10).min(limit / 2))
+        let is_first = rank.is_light() && !(newcomer && self.queued_light.load(SeqCst) > 0);
+        (is_first && self.take_of(Share::Reserve, newcomer)).then_some(Share::Reserve)
     }
 
-    /// Takes a slot if there is one for this rank. Newcomers stand behind all who wait, save that
-    /// a light one does not wait for the heavy: what it takes is not for them.
+    /// Takes a slot of this share, if one is free.
     #[inline]
-    pub(crate) fn take(&self, rank: Rank) -> bool {
-        let ahead = match rank {
-            Rank::Newcomer => self.queued.load(SeqCst),
-            Rank::LightNewcomer => self.queued_light.load(SeqCst),
-            Rank::Light | Rank::Heavy => 0,
+    pub(crate) fn take_of(&self, share: Share, newcomer: bool) -> bool {
+        let room = self.room(newcomer);
+        let more =
+            |taken| room.has(taken, share, newcomer).then(|| share.one().wrapping_add(taken));
+        self.taken.fetch_update(SeqCst, SeqCst, more).is_ok()
+    }
+
+    /// A request that was let in gets a slot in the end, even with a limit of 0.
+    #[inline]
+    fn room(&self, newcomer: bool) -> Room {
+        let limit = self.limit().max(usize::from(!newcomer)).min(MAX_TAKEN);
+        let reserve = match self.ledger.get() {
+            None => 0,
+            Some(_) => limit.div_ceil(10).min(limit / 2),
         };
-        ahead == 0 && self.take_up_to(self.ceiling(rank))
+        Room { limit, reserve }
     }
 
-    #[inline]
-    pub(crate) fn take_up_to(&self, ceiling: usize) -> bool {
-        let more = |working| (working < ceiling).then(|| working + 1);
-        self.working.fetch_update(SeqCst, SeqCst, more).is_ok()
+    pub(crate) fn has_reserve(&self) -> bool {
+        self.room(true).has(self.taken.load(SeqCst), Share::Reserve, true)
+    }
+
+    /// Takes a slot though none may be free.
+    pub(crate) fn take_anyway(&self) {
+        self.taken.fetch_add(Share::Common.one(), SeqCst);
     }
 
     /// Takes one of the slots beyond the limit.
@@ -206,10 +226,10 @@ impl Slots {
         self.picked.fetch_update(Relaxed, Relaxed, more).is_ok()
     }
 
-    /// Gives a slot back, to who waits for it if somebody does.
+    /// Gives a slot of this share back, to a request that waits for it if there is one.
     #[inline]
-    pub(crate) fn release(&self) {
-        self.working.fetch_sub(1, SeqCst);
+    pub(crate) fn release(&self, share: Share) {
+        self.taken.fetch_sub(share.one(), SeqCst);
         // Whoever lines up does so first and then looks whether a slot is free; we free one first
         // and then look whether somebody stands in line. One of us sees the other.
         if self.queued.load(SeqCst) > 0 {
@@ -252,7 +272,7 @@ impl Slots {
         extra.pause(self);
         self.finish(&extra);
         if !extra.picked {
-            self.release();
+            self.release(extra.share);
         }
     }
 
@@ -263,6 +283,45 @@ impl Slots {
         }
         if extra.picked {
             self.picked.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+/// All slots of all shares.
+#[inline]
+fn total(taken: u64) -> usize {
+    shared(taken) + Share::Reserve.of(taken)
+}
+
+/// All but those of the reserve.
+#[inline]
+fn shared(taken: u64) -> usize {
+    Share::Common.of(taken) + Share::Heavy.of(taken)
+}
+
+// === Room ===
+
+/// The slots that there are.
+#[derive(Clone, Copy)]
+struct Room {
+    limit: usize,
+    /// The last of them, which only light requests get.
+    reserve: usize,
+}
+
+impl Room {
+    #[inline]
+    fn has(self, taken: u64, share: Share, newcomer: bool) -> bool {
+        let Self { limit, reserve } = self;
+        let rest = limit.saturating_sub(reserve);
+        match share {
+            Share::Reserve => Share::Reserve.of(taken) < reserve && total(taken) < limit,
+            // Light newcomers may have all that the heavy leave, save for a quarter: by then what
+            // is taken by the light is so much that the heavy would get nothing at all.
+            Share::Heavy if newcomer && total(taken) >= rest => {
+                shared(taken) < rest && Share::Heavy.of(taken) < limit / 4
+            }
+            Share::Heavy | Share::Common => shared(taken) < rest,
         }
     }
 }

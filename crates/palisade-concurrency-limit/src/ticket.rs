@@ -4,7 +4,7 @@ use crate::{
     admission::Options,
     lines::{Place, Rank},
     owner::TicketOwner,
-    slot::{Counted, Extra},
+    slot::{Counted, Extra, Share},
     slots::Slots,
 };
 use palisade_core::{ClientKey, ConnInfo, Guard, Phase, Reason, Violation};
@@ -143,7 +143,7 @@ impl Ticket {
             counted.map(|counted| Box::new(Extra { counted: Some(counted), ..Extra::default() }));
         let ticket = Arc::new(Self::new(options, about, CLIENT, extra));
         let rank = match ticket.about.client {
-            Some(client) if ticket.is_light(client) => Rank::LightNewcomer,
+            Some(_) if ticket.is_light() => Rank::LightNewcomer,
             _ => Rank::Newcomer,
         };
         let stands = ticket.slots().await_first_slot(&ticket, rank, waiters);
@@ -302,14 +302,16 @@ impl Ticket {
     }
 
     fn rank(&self) -> Rank {
-        match self.about.client {
-            Some(client) if !self.is_light(client) => Rank::Heavy,
-            _ => Rank::Light,
-        }
+        if self.is_light() { Rank::Light } else { Rank::Heavy }
     }
 
-    fn is_light(&self, client: ClientKey) -> bool {
-        self.slots().ledger().is_some_and(|ledger| ledger.is_light(client))
+    /// Whether the slots of the reserve are for this one: its client holds few and is not in debt, or
+    /// nobody knows.
+    pub(crate) fn is_light(&self) -> bool {
+        match (self.about.client, self.slots().ledger()) {
+            (Some(client), Some(ledger)) => ledger.is_light(client),
+            _ => true,
+        }
     }
 
     /// Will wake the task of `cx`, which must look at the state after this.
@@ -359,8 +361,9 @@ impl Ticket {
     }
 
     /// From working to waiting, or from keeping a slot to waiting if it `is_recalled`: the place to
-    /// take, which is `number` or the one it had before. `None` if it was doing something else.
-    pub(crate) fn stand_for_client(&self, number: u64, is_recalled: bool) -> Option<u64> {
+    /// take, which is `number` or the one it had before, and the share of the slot to free. `None`
+    /// if it was doing something else.
+    pub(crate) fn stand_for_client(&self, number: u64, is_recalled: bool) -> Option<(u64, Share)> {
         let from = if is_recalled { KEEPING } else { WORKING };
         self.state.compare_exchange(from, CLIENT, SeqCst, SeqCst).ok()?;
         let mut inside = self.inside.lock();
@@ -373,10 +376,12 @@ impl Ticket {
         };
         inside.stood = Some(number);
         inside.place = Some(Place { number, rank: None });
+        let mut share = Share::Common;
         if let Some(extra) = &mut inside.extra {
             extra.pause(self.slots());
+            share = std::mem::take(&mut extra.share);
         }
-        Some(number)
+        Some((number, share))
     }
 
     /// From waiting for the client to waiting for a slot: the place to leave, if there is one.
@@ -389,9 +394,17 @@ impl Ticket {
         Some(self.inside.lock().place.replace(Place { number, rank: Some(rank) }))
     }
 
-    pub(crate) fn grant(&self) {
+    pub(crate) fn stand_at(&self, place: Place) {
+        self.inside.lock().place = Some(place);
+    }
+
+    /// Goes to work with a slot of this share.
+    pub(crate) fn grant(&self, share: Share) {
         let mut inside = self.inside.lock();
         inside.place = None;
+        if share != Share::Common {
+            inside.extra.get_or_insert_default().share = share;
+        }
         if let (Some(client), Some(ledger)) = (self.about.client, self.slots().ledger()) {
             let charge = &mut inside.extra.get_or_insert_default().charge;
             match charge {

@@ -1,0 +1,250 @@
+//! Fairness holds for those who wait, and leaves something to those who share an address.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+use common::*;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+const LIMIT: usize = 40;
+const WORK: Duration = Duration::from_secs(1);
+
+/// One who shares an address with many, or uploads; all others come from an address each.
+const ONE: &str = "198.51.100.1";
+
+struct Crowd {
+    service: Guarded,
+    random: u64,
+    count: u32,
+}
+
+impl Crowd {
+    fn new(layer: &ConcurrencyLimitLayer) -> Self {
+        let work = handler(|_| async {
+            tokio::time::sleep(WORK).await;
+            Response::new(full("worked"))
+        });
+        Self { service: layer.layer(work), random: 1, count: 0 }
+    }
+
+    /// A number between 0 and 1.
+    fn random(&mut self) -> f64 {
+        // SplitMix64.
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.random;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed >> 40) as f64 / (1u64 << 24) as f64
+    }
+
+    /// Until the next request comes, where so many come per second.
+    fn pause(&mut self, rate: f64) -> Duration {
+        Duration::from_secs_f64(-(1.0 - self.random()).max(1e-9).ln() / rate)
+    }
+
+    /// A request of somebody who has sent none before.
+    fn newcomer(&mut self) -> Request<Body> {
+        self.count += 1;
+        let [_, a, b, c] = self.count.to_be_bytes();
+        from(&format!("10.{a}.{b}.{c}"), get())
+    }
+}
+
+/// How many of a hundred requests are served, of [`ONE`], which sends 15 % of all, and of the others.
+async fn served(layer: ConcurrencyLimitLayer, load: f64) -> (usize, usize) {
+    let mut crowd = Crowd::new(&layer);
+    // Sent and served, by the one and by the others.
+    let counts = Arc::new([const { AtomicUsize::new(0) }; 4]);
+    for _ in 0..8_000 {
+        let pause = crowd.pause(load * LIMIT as f64);
+        tokio::time::sleep(pause).await;
+        let is_one = crowd.random() < 0.15;
+        let request = if is_one { from(ONE, get()) } else { crowd.newcomer() };
+        let (response, counts) = (send(&crowd.service, request), counts.clone());
+        tokio::spawn(async move {
+            let status = response.await.unwrap().0;
+            let at = if is_one { 0 } else { 2 };
+            counts[at].fetch_add(1, Relaxed);
+            counts[at + 1].fetch_add(usize::from(status == 200), Relaxed);
+        });
+    }
+    tokio::time::sleep(2 * WORK).await;
+    let count = |at: usize| counts[at].load(Relaxed);
+    (count(1) * 100 / count(0), count(3) * 100 / count(2))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shared_address_is_served_under_overload_by_others() {
+    for load in [1.05, 1.15] {
+        let plain = served(ConcurrencyLimitLayer::new(LIMIT), load).await;
+        let fair = served(ConcurrencyLimitLayer::new(LIMIT).fairness(), load).await;
+        println!("load {load}: without fairness {plain:?}, with it {fair:?}");
+        assert!(fair.0 >= 60 && fair.0 + 20 >= plain.0, "{load}: {fair:?}");
+        assert!(fair.1 >= plain.1, "{load}: {fair:?}, and {plain:?} without fairness");
+    }
+}
+
+/// How long it takes until what `ONE` waits for is done, while others offer 125 % of what can be
+/// served.
+async fn beside_overload<T>(crowd: &mut Crowd, mut done: JoinHandle<T>) -> Duration {
+    let begin = tokio::time::Instant::now();
+    loop {
+        let pause = crowd.pause(1.25 * LIMIT as f64);
+        tokio::select! {
+            biased;
+            one = &mut done => {
+                one.unwrap();
+                return begin.elapsed();
+            }
+            () = tokio::time::sleep(pause) => {
+                let newcomer = crowd.newcomer();
+                drop(send(&crowd.service, newcomer));
+            }
+        }
+        assert!(begin.elapsed() < Duration::from_secs(600), "not done");
+    }
+}
+
+/// `ONE` has two more requests at work, which makes it heavy.
+async fn heavy(crowd: &mut Crowd, service: &Guarded) -> tokio::task::AbortHandle {
+    for _ in 0..3 * LIMIT {
+        let newcomer = crowd.newcomer();
+        drop(send(&crowd.service, newcomer));
+        let pause = crowd.pause(1.25 * LIMIT as f64);
+        tokio::time::sleep(pause).await;
+    }
+    let service = service.clone();
+    tokio::spawn(async move {
+        loop {
+            let two = [send(&service, from(ONE, get())), send(&service, from(ONE, get()))];
+            for one in two {
+                drop(one.await.unwrap());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .abort_handle()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_that_was_let_in_is_not_passed_by_newcomers() {
+    let journal = Journal::default();
+    let layer = ConcurrencyLimitLayer::new(LIMIT).fairness().metrics(journal.clone());
+    let mut crowd = Crowd::new(&layer);
+    let (mut sender, body) = channel();
+    let upload = send(&layer.layer(reader()), from(ONE, post(body)));
+    settle().await;
+    let service = crowd.service.clone();
+    let heavy = heavy(&mut crowd, &service).await;
+    sender.send_data(Bytes::from("bytes")).await.unwrap();
+    drop(sender);
+    let took = beside_overload(&mut crowd, upload).await;
+    assert!(took <= 2 * WORK, "{took:?}");
+    heavy.abort();
+    tokio::time::sleep(3 * WORK).await;
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_download_that_is_read_goes_on_beside_newcomers() {
+    let layer = ConcurrencyLimitLayer::new(LIMIT).fairness();
+    let mut crowd = Crowd::new(&layer);
+    let download = layer.layer(handler(|_| async {
+        let (mut sender, body) = channel();
+        tokio::spawn(async move {
+            for _ in 0..20 {
+                sender.send_data(Bytes::from("piece")).await.ok();
+            }
+        });
+        Response::new(body)
+    }));
+    let mut response = call(&download, from(ONE, get())).await.unwrap();
+    response.body_mut().frame().await.unwrap().unwrap();
+    let service = crowd.service.clone();
+    let heavy = heavy(&mut crowd, &service).await;
+    let rest = tokio::spawn(response.into_body().collect());
+    let took = beside_overload(&mut crowd, rest).await;
+    assert!(took <= 20 * WORK, "{took:?}");
+    heavy.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_became_heavy_while_it_waits_gets_the_next_slot_all_the_same() {
+    let (journal, gate) = (Journal::default(), Gate::default());
+    let layer = ConcurrencyLimitLayer::new(10).fairness().metrics(journal.clone());
+    let slow = layer.layer(gate.handler());
+    let reading = gate.clone();
+    let reads = layer.layer(handler(move |request| {
+        let (sender, receiver) = oneshot::channel();
+        let reading = reading.clone();
+        async move {
+            request.into_body().collect().await.unwrap();
+            reading.0.lock().push(sender);
+            receiver.await.ok();
+            Response::new(full("read"))
+        }
+    }));
+    let (mut senders, mut uploads) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let (sender, body) = channel();
+        senders.push(sender);
+        uploads.push(send(&reads, from(ONE, post(body))));
+    }
+    settle().await;
+    let other = |n| send(&slow, from(&format!("192.0.2.{n}"), get()));
+    let others: Vec<_> = (0..10).map(other).collect();
+    settle().await;
+    assert_eq!(journal.level(GUARD, Level::Working), Some(10));
+    // All three are light, as none of them has a slot; the third is not when it is its turn.
+    drop(senders);
+    settle().await;
+    assert_eq!(journal.level(GUARD, Level::Queued), Some(3));
+    for left in (0..3).rev() {
+        gate.open_one();
+        settle().await;
+        assert_eq!(journal.level(GUARD, Level::Queued), Some(left));
+    }
+    while gate.started() > 0 {
+        gate.open_one();
+        settle().await;
+    }
+    for one in uploads.into_iter().chain(others) {
+        assert_eq!(one.await.unwrap().0, 200);
+    }
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_became_light_while_it_waits_gets_the_reserve() {
+    let (journal, gate) = (Journal::default(), Gate::default());
+    let layer = ConcurrencyLimitLayer::new(10).fairness().metrics(journal.clone());
+    let slow = layer.layer(gate.handler());
+    let (mut sender, body) = channel();
+    let upload = send(&layer.layer(reader()), from(ONE, post(body)));
+    settle().await;
+    // Nine slots are taken, and two of them by the one who uploads: it is heavy.
+    let others: Vec<_> =
+        (0..7).map(|n| send(&slow, from(&format!("192.0.2.{n}"), get()))).collect();
+    settle().await;
+    let two = [send(&slow, from(ONE, get())), send(&slow, from(ONE, get()))];
+    settle().await;
+    assert_eq!(journal.level(GUARD, Level::Working), Some(9));
+    sender.send_data(Bytes::from("bytes")).await.unwrap();
+    drop(sender);
+    settle().await;
+    assert_eq!(journal.level(GUARD, Level::Queued), Some(1));
+    // What one of the two frees is the upload's, whoever comes meanwhile.
+    let newcomer = send(&slow, from("192.0.2.99", get()));
+    settle().await;
+    assert_eq!(journal.level(GUARD, Level::Working), Some(10));
+    gate.0.lock().remove(7).send(()).unwrap();
+    settle().await;
+    assert_eq!(upload.await.unwrap().1.unwrap(), "read");
+    while gate.started() > 0 {
+        gate.open_one();
+        settle().await;
+    }
+    for one in others.into_iter().chain(two).chain([newcomer]) {
+        assert_eq!(one.await.unwrap().0, 200);
+    }
+    at_rest(&journal);
+}
