@@ -15,8 +15,11 @@ use tonic::transport::Server;
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let metrics = Snapshot::new();
-    let guards =
-        Stack::edge().rate_limit(Quota::per_second(1).burst(3)).metrics(metrics.clone()).build()?;
+    let guards = Stack::edge()
+        .grpc()
+        .rate_limit(Quota::per_second(1).burst(3))
+        .metrics(metrics.clone())
+        .build()?;
 
     let conn = ConnGuard::builder().metrics(metrics.clone()).build()?;
     let listener = conn.bind("127.0.0.1:0").await?;

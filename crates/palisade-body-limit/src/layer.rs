@@ -57,6 +57,7 @@ impl BodyLimitLayer {
             response: None,
             tiny_frames: Some(TinyFrames::default()),
             is_overridable: false,
+            is_grpc: false,
         };
         Self { guard: GuardLayer::new(policy) }
     }
@@ -73,6 +74,17 @@ impl BodyLimitLayer {
     /// together. Defaults to [`TinyFrames::default`].
     pub fn tiny_frames(mut self, allowed: impl Into<Option<TinyFrames>>) -> Self {
         self.policy_mut().tiny_frames = allowed.into();
+        self
+    }
+
+    /// The handlers are gRPC services: the limit of a request holds for each of its messages, and a
+    /// stream may have any number of them. Small frames are counted as before.
+    ///
+    /// What is gRPC shows by the content type, which is the client's own word: a handler behind this
+    /// layer that is no gRPC service and collects its body can then be sent any number of messages.
+    /// Give such handlers a layer of their own. Defaults to one limit for the whole body.
+    pub fn grpc(mut self) -> Self {
+        self.policy_mut().is_grpc = true;
         self
     }
 

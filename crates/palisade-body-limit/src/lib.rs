@@ -36,7 +36,8 @@
 //! - Small frames are put together, and too many of them are answered 400, see [`TinyFrames`].
 //! - With [`BodyLimitLayer::response`] a response that declares more than that is replaced by
 //!   500, and one that turns out longer is cut.
-//! - gRPC clients see `RESOURCE_EXHAUSTED` in each case.
+//! - gRPC clients see `RESOURCE_EXHAUSTED` in each case. With [`BodyLimitLayer::grpc`] the limit
+//!   holds for each message of a gRPC request, not for all of them together.
 //!
 //! A body that breaks a rule fails with a [`Violation`], which [`Violation::behind`] finds. What is
 //! left of it is kept unread for a moment, so that the client sees its answer
@@ -64,6 +65,7 @@ mod frames;
 mod handle;
 mod layer;
 mod length;
+mod messages;
 mod policy;
 mod request;
 mod response;

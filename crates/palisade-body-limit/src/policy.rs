@@ -22,6 +22,8 @@ pub struct BodyLimitPolicy {
     pub(crate) response: Option<u64>,
     pub(crate) tiny_frames: Option<TinyFrames>,
     pub(crate) is_overridable: bool,
+    /// The limit holds for each message of a gRPC request.
+    pub(crate) is_grpc: bool,
 }
 
 /// What a request holds on the side of its response.
@@ -61,7 +63,7 @@ impl BodyLimitPolicy {
         let limit = own.map_or(self.request, |own| own.0);
         let length = Length::of(request);
         // Where the handler may still raise the limit, the first read decides.
-        if length.declared > limit && !self.is_overridable {
+        if length.declared > limit && !self.is_overridable && !self.is_per_message(facts) {
             self.refuse(too_large(Phase::RequestHead, limit, length.declared), facts)?;
             // Shadow mode: one event is enough.
             return Ok(Held::Nothing);
@@ -73,6 +75,12 @@ impl BodyLimitPolicy {
         } else {
             Held::Nothing
         })
+    }
+
+    /// Whether the limit holds for each message, not for the whole body.
+    #[inline]
+    pub(crate) fn is_per_message(&self, facts: &Facts) -> bool {
+        self.is_grpc && matches!(facts.form, AnswerForm::Grpc | AnswerForm::GrpcTranslated { .. })
     }
 
     /// Whether a body of this length, below the limit, can break no rule however it comes.
@@ -146,7 +154,9 @@ impl Policy for BodyLimitPolicy {
             Held::Joins => Some(Counted::harmless()),
             Held::Counts(limit) => {
                 let holds = facts.form != AnswerForm::Grpc;
-                Some(Counted::new(holds, limit, common.handlers_limit.is_some()))
+                let is_overridable = common.handlers_limit.is_some();
+                let counted = Counted::new(holds, limit, is_overridable);
+                Some(if self.is_per_message(facts) { counted.per_message() } else { counted })
             }
             Held::Nothing | Held::Response(_) => None,
         };

@@ -3,6 +3,7 @@
 use crate::{
     TinyFrames,
     frames::{Pack, SMALL, UNTOUCHED, Wait},
+    messages::{Messages, TooLong},
     policy::{BodyLimitPolicy, Common, status},
     response::too_large,
 };
@@ -34,8 +35,14 @@ pub(crate) struct Counted {
     holds: bool,
     /// Small frames so far, until they are joined.
     small: u32,
+    /// Of the body, or of each message.
     limit: u64,
+    /// What may come before the limit is looked at again: the rest of the body, or of a message.
     remaining: u64,
+    /// Bytes that have come, and those that remain.
+    granted: u64,
+    /// `None` where the limit is that of the whole body.
+    messages: Option<Messages>,
     joined: Option<Box<Joined>>,
 }
 
@@ -88,8 +95,22 @@ impl Counted {
     /// For a body that can break a rule.
     pub(crate) fn new(holds: bool, limit: u64, is_overridable: bool) -> Self {
         let stage = if is_overridable { Stage::Fresh } else { Stage::Reading };
-        let remaining = limit;
-        Self { stage, is_watched: true, holds, small: 0, limit, remaining, joined: None }
+        Self {
+            stage,
+            is_watched: true,
+            holds,
+            small: 0,
+            limit,
+            remaining: limit,
+            granted: limit,
+            messages: None,
+            joined: None,
+        }
+    }
+
+    /// The limit is that of each gRPC message.
+    pub(crate) fn per_message(self) -> Self {
+        Self { messages: Some(Messages::default()), remaining: 0, granted: 0, ..self }
     }
 
     /// For a body so short that it can break no rule.
@@ -108,7 +129,7 @@ impl Counted {
 
     /// What is left of the limit, if it is enforced and can no longer be changed.
     pub(crate) fn remaining_for_sure(&self, policy: &BodyLimitPolicy) -> Option<u64> {
-        let is_limited = self.is_watched && self.limit < u64::MAX;
+        let is_limited = self.is_watched && self.limit < u64::MAX && self.messages.is_none();
         let is_settled = !matches!(self.stage, Stage::Fresh | Stage::Over);
         let is_enforced = policy.settings.mode == Mode::Enforce;
         (is_limited && is_settled && is_enforced).then_some(self.remaining)
@@ -152,8 +173,12 @@ impl Counted {
             self.stage = Stage::Reading;
             if let Some(handlers_limit) = &watch.of.shared.handlers_limit {
                 self.limit = handlers_limit.fix();
-                self.remaining = self.limit;
-                let declared = up.size_hint().lower();
+                let mut declared = 0;
+                if self.messages.is_none() {
+                    self.remaining = self.limit;
+                    self.granted = self.limit;
+                    declared = up.size_hint().lower();
+                }
                 if declared > self.limit {
                     let violation = too_large(Phase::RequestBody, self.limit, declared);
                     if let Err(error) = self.found(watch, violation) {
@@ -178,7 +203,7 @@ impl Counted {
         {
             if self.fits(data.len()) {
                 self.passed(data.len());
-            } else if let Err(error) = self.take_first(watch, data.len()) {
+            } else if let Err(error) = self.take_first(watch, data) {
                 *slot = Poll::Ready(Some(Err(error)));
                 return Flow::LetGo;
             }
@@ -188,9 +213,9 @@ impl Counted {
 
     /// Counts a frame that does not fit: too much, or one small frame too many to go on like this.
     #[inline(never)]
-    fn take_first(&mut self, watch: Watch<'_>, length: usize) -> Result<(), BoxError> {
-        self.take_bytes(watch, length)?;
-        if length < SMALL && self.allowed(watch).is_some() {
+    fn take_first(&mut self, watch: Watch<'_>, data: &[u8]) -> Result<(), BoxError> {
+        self.take_bytes(watch, data)?;
+        if data.len() < SMALL && self.allowed(watch).is_some() {
             self.small += 1;
             if self.small == UNTOUCHED {
                 let pack = Pack::new(Instant::now());
@@ -271,8 +296,8 @@ impl Counted {
 
     /// Counts a frame of a body of many small ones, and joins it to what is held if it is small.
     fn take_joined(&mut self, watch: Watch<'_>, data: &[u8]) -> Result<Taken, BoxError> {
-        self.take_bytes(watch, data.len())?;
-        let received = self.limit.saturating_sub(self.remaining);
+        self.take_bytes(watch, data)?;
+        let received = self.granted.saturating_sub(self.remaining);
         let allowed = self.allowed(watch);
         let (Some(joined), Some(allowed)) = (&mut self.joined, allowed) else {
             return Ok(Taken::Apart);
@@ -295,9 +320,9 @@ impl Counted {
         Ok(taken)
     }
 
-    /// Counts `length` bytes.
-    fn take_bytes(&mut self, watch: Watch<'_>, length: usize) -> Result<(), BoxError> {
-        let length = length as u64;
+    /// Counts the bytes of `data`.
+    fn take_bytes(&mut self, watch: Watch<'_>, data: &[u8]) -> Result<(), BoxError> {
+        let length = data.len() as u64;
         if let Some(remaining) = self.remaining.checked_sub(length) {
             self.remaining = remaining;
             return Ok(());
@@ -305,8 +330,19 @@ impl Counted {
         if self.stage == Stage::Found {
             return Ok(());
         }
-        let received = (self.limit - self.remaining).saturating_add(length);
-        self.found(watch, too_large(Phase::RequestBody, self.limit, received))
+        let observed = match &mut self.messages {
+            None => (self.limit - self.remaining).saturating_add(length),
+            Some(messages) => match messages.take(data, self.remaining, self.limit) {
+                Ok(left) => {
+                    let more = length.saturating_sub(self.remaining).saturating_add(left);
+                    self.granted = self.granted.saturating_add(more);
+                    self.remaining = left;
+                    return Ok(());
+                }
+                Err(TooLong(message)) => message,
+            },
+        };
+        self.found(watch, too_large(Phase::RequestBody, self.limit, observed))
     }
 
     /// A rule is broken. An error if that ends the body.
@@ -317,6 +353,7 @@ impl Counted {
         }
         self.stage = Stage::Found;
         self.remaining = u64::MAX;
+        self.granted = u64::MAX;
         Ok(())
     }
 }

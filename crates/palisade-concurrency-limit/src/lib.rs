@@ -38,7 +38,9 @@
 //!
 //! What ends the count early: a `101`, a `2xx` to `CONNECT`, and `text/event-stream`, because such
 //! streams live for hours and cost next to nothing; cap them by the connection. Other long streams
-//! of your own: put [`ConcurrencyLimitLayer::release_at_head`] on their routes.
+//! of your own: put [`ConcurrencyLimitLayer::release_at_head`] on their routes. A gRPC response stream is at
+//! work until it has given nothing for 5 s. From then on it holds no slot while it has nothing to give,
+//! and takes one again for each message, before newcomers.
 //!
 //! What it cannot see:
 //! - A handler that read ahead in vain, as axum's `Multipart` does, and then waits for something

@@ -18,7 +18,10 @@ use parking_lot::Mutex;
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::Ordering::{Relaxed, SeqCst},
+        atomic::{
+            AtomicBool,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -59,6 +62,8 @@ pub struct Common {
     ticket: OnceLock<Arc<Ticket>>,
     early: Mutex<Early>,
     client: Option<ClientKey>,
+    /// The response is a gRPC stream, or may be.
+    streams: AtomicBool,
 }
 
 /// What the ticket begins with, until there is one.
@@ -229,6 +234,9 @@ impl ConcurrencyLimitPolicy {
         };
         if let Some(ticket) = ticket {
             ticket.progressed(bytes);
+            if of.shared.is_some_and(|common| common.streams.load(Relaxed)) {
+                ticket.stream_gives();
+            }
             // Whether it was displaced at once shows when it is asked for more.
             let _ = ticket.wait_for_client(Half::Answer, cx);
         }
@@ -236,10 +244,11 @@ impl ConcurrencyLimitPolicy {
 
     /// The response is asked for more, and has nothing to give.
     #[inline(never)]
-    fn answer_waits(&self, held: &Held, of: Of<'_, Common>, cx: &Context<'_>) {
+    fn answer_waits(&self, held: &Held, of: Of<'_, Common>, cx: &mut Context<'_>) {
         let ticket = match (held, of.shared) {
             (Held::Shared, Some(common)) => {
-                if common.known().is_none() && common.early.lock().body_gone {
+                let streams = common.streams.load(Relaxed);
+                if !streams && common.known().is_none() && common.early.lock().body_gone {
                     return;
                 }
                 common.ticket(&self.0, of.facts)
@@ -248,6 +257,9 @@ impl ConcurrencyLimitPolicy {
         };
         if let Some(ticket) = ticket {
             ticket.answer_waits(cx);
+            if of.shared.is_some_and(|common| common.streams.load(Relaxed)) {
+                ticket.stream_waits(cx);
+            }
         }
     }
 
@@ -390,7 +402,7 @@ impl Policy for ConcurrencyLimitPolicy {
             }
             _ => {}
         }
-        Common { ticket, early: Mutex::new(early), client }
+        Common { ticket, early: Mutex::new(early), client, streams: AtomicBool::new(false) }
     }
 
     #[inline(always)]
@@ -493,6 +505,9 @@ impl Policy for ConcurrencyLimitPolicy {
         _: Option<Instant>,
     ) -> Result<bool, Refusal> {
         if let Some(common) = of.shared {
+            if of.facts.form.is_grpc() && content_type_begins(response, b"application/grpc") {
+                common.streams.store(true, Relaxed);
+            }
             common.head_is_out();
         }
         if matches!(held, Held::Nothing) || response.body().is_end_stream() {
@@ -666,8 +681,10 @@ fn ends_at_head<B: Body>(response: &Response<B>, facts: &Facts) -> bool {
     status == StatusCode::SWITCHING_PROTOCOLS
         || (facts.is_connect && status.is_success())
         || (response.body().size_hint().exact().is_none()
-            && response
-                .headers()
-                .get(http::header::CONTENT_TYPE)
-                .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream")))
+            && content_type_begins(response, b"text/event-stream"))
+}
+
+fn content_type_begins<B>(response: &Response<B>, start: &[u8]) -> bool {
+    let kind = response.headers().get(http::header::CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(start))
 }

@@ -10,6 +10,7 @@ use crate::{
 use palisade_core::{ClientKey, ConnInfo, Guard, Phase, Reason, Violation};
 use parking_lot::Mutex;
 use std::{
+    pin::Pin,
     sync::{
         Arc,
         atomic::{
@@ -18,7 +19,9 @@ use std::{
         },
     },
     task::{Context, Poll, Waker},
+    time::Duration,
 };
+use tokio::time::{Instant, Sleep, sleep_until};
 
 /// A request that can give its slot up. The request body and whoever answers for the request share
 /// it; the lines of [`Slots`] hold it while it waits.
@@ -60,6 +63,19 @@ pub(crate) struct Ticket {
     /// Which tasks the wakers wake, by [`Half`], to be compared without the lock.
     tasks: [[AtomicUsize; 2]; 2],
     inside: Mutex<Inside>,
+    /// Of a gRPC stream that had nothing to give.
+    idle: Mutex<Option<Idle>>,
+}
+
+/// Finds out that a gRPC stream is idle.
+#[derive(Debug)]
+struct Idle {
+    /// When it had nothing to give first. `None` if it has given something since.
+    since: Option<Instant>,
+    /// It gave nothing for so long that it must be waiting for events.
+    is_found: bool,
+    /// Never moved to a later instant before it fires.
+    timer: Pin<Box<Sleep>>,
 }
 
 /// What is worth knowing of the request when its head is gone.
@@ -110,6 +126,9 @@ pub(crate) const UNLISTED: usize = usize::MAX;
 /// Who stands in line for its client keeps its place until so many bytes have gone either way:
 /// else a byte now and then would be worth as much as an upload.
 const PROGRESS: u64 = 512;
+
+/// A gRPC stream that has nothing to give for so long holds no slot.
+const STREAM_IDLE: Duration = Duration::from_secs(5);
 
 /// The request had to go, for somebody who makes more progress.
 #[derive(Clone, Copy, Debug)]
@@ -169,6 +188,7 @@ impl Ticket {
             handler_works: AtomicBool::new(false),
             progress: AtomicU64::new(0),
             tasks: Default::default(),
+            idle: Mutex::new(None),
             inside: Mutex::new(Inside {
                 place: None,
                 stood: None,
@@ -263,6 +283,39 @@ impl Ticket {
 
     pub(crate) fn is_keeping(&self) -> bool {
         self.state.load(SeqCst) == KEEPING
+    }
+
+    /// A gRPC stream has nothing to give. It keeps its slot for [`STREAM_IDLE`], because that may be
+    /// work. Then it gives the slot up, and does so at once whenever it has nothing to give again:
+    /// else a piece of news for ten thousand streams would keep all slots for that long.
+    pub(crate) fn stream_waits(self: &Arc<Self>, cx: &mut Context<'_>) {
+        if !self.is_working() {
+            return;
+        }
+        let mut now = Instant::now();
+        let mut guard = self.idle.lock();
+        let timer = || Box::pin(sleep_until(now + STREAM_IDLE));
+        let idle =
+            guard.get_or_insert_with(|| Idle { since: None, is_found: false, timer: timer() });
+        let due = *idle.since.get_or_insert(now) + STREAM_IDLE;
+        while !idle.is_found {
+            if palisade_guard::poll_sleep(idle.timer.as_mut(), cx).is_pending() {
+                return;
+            }
+            now = Instant::now();
+            idle.is_found = now >= due;
+            idle.timer.as_mut().reset(due);
+        }
+        drop(guard);
+        self.listen(Half::Answer, cx);
+        self.stop_working();
+    }
+
+    /// A gRPC stream has given something.
+    pub(crate) fn stream_gives(&self) {
+        if let Some(idle) = &mut *self.idle.lock() {
+            idle.since = None;
+        }
     }
 
     /// There is something to do: ready once the request holds a slot, or is over.

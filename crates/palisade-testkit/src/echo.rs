@@ -1,6 +1,8 @@
-//! The gRPC service `demo.Echo`.
+//! The gRPC services `demo.Echo` and `demo.Feed`.
 
-use crate::demo::{Piece, Total, echo_server::Echo};
+use crate::demo::{Piece, Total, echo_server::Echo, feed_server::Feed};
+use tokio::sync::broadcast;
+use tokio_stream::{Stream, StreamExt, wrappers::BroadcastStream};
 use tonic::{Request, Response, Status, Streaming};
 
 /// Answers lengths.
@@ -20,5 +22,33 @@ impl Echo for Lengths {
             bytes += piece.data.len() as u64;
         }
         Ok(Response::new(Total { bytes }))
+    }
+}
+
+/// Tells whoever watches of what is sent here, and repeats what it hears in a chat.
+#[derive(Clone, Debug)]
+pub struct News(pub broadcast::Sender<Piece>);
+
+type Pieces = std::pin::Pin<Box<dyn Stream<Item = Result<Piece, Status>> + Send>>;
+
+impl Default for News {
+    fn default() -> Self {
+        Self(broadcast::channel(16).0)
+    }
+}
+
+#[tonic::async_trait]
+impl Feed for News {
+    type WatchStream = Pieces;
+    type ChatStream = Pieces;
+
+    async fn watch(&self, _: Request<Piece>) -> Result<Response<Pieces>, Status> {
+        let news = BroadcastStream::new(self.0.subscribe());
+        let news = news.map(|piece| piece.map_err(|_| Status::data_loss("too slow")));
+        Ok(Response::new(Box::pin(news)))
+    }
+
+    async fn chat(&self, request: Request<Streaming<Piece>>) -> Result<Response<Pieces>, Status> {
+        Ok(Response::new(Box::pin(request.into_inner())))
     }
 }

@@ -46,6 +46,8 @@ pub struct Stack {
     total: Option<Duration>,
     #[cfg(feature = "body-limit")]
     max_body: u64,
+    #[cfg(feature = "body-limit")]
+    is_grpc: bool,
     #[cfg(feature = "slow-body")]
     pace: PaceBuilder,
     #[cfg(feature = "concurrency-limit")]
@@ -127,6 +129,8 @@ impl Stack {
             total: None,
             #[cfg(feature = "body-limit")]
             max_body: BodyLimitLayer::DEFAULT,
+            #[cfg(feature = "body-limit")]
+            is_grpc: false,
             #[cfg(feature = "slow-body")]
             pace: Pace::builder(),
             #[cfg(feature = "concurrency-limit")]
@@ -199,6 +203,15 @@ impl Stack {
     #[cfg(feature = "body-limit")]
     pub fn max_body(mut self, bytes: u64) -> Self {
         self.max_body = bytes;
+        self
+    }
+
+    /// The handlers are gRPC services: [`Self::max_body`] holds for each message, and a stream may
+    /// have any number of them. See [`BodyLimitLayer::grpc`] for what else that means. Defaults to one
+    /// limit for the whole body.
+    #[cfg(feature = "body-limit")]
+    pub fn grpc(mut self) -> Self {
+        self.is_grpc = true;
         self
     }
 
@@ -340,7 +353,10 @@ impl Stack {
             },
             #[cfg(feature = "body-limit")]
             body_limit: {
-                let layer = BodyLimitLayer::new(self.max_body);
+                let mut layer = BodyLimitLayer::new(self.max_body);
+                if self.is_grpc {
+                    layer = layer.grpc();
+                }
                 dressed!(layer, Guard::BodyLimit, body_limit)
             },
             #[cfg(feature = "slow-body")]

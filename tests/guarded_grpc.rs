@@ -1,0 +1,131 @@
+//! gRPC streams behind the stack: long ones are not cut, idle ones hold no slot.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod guarded;
+
+use guarded::all_gone;
+use palisade::{Stack, StackLayer, conn::ConnGuard};
+use palisade_core::{Guard, Level, Reason};
+use palisade_testkit::{
+    Journal,
+    clients::until,
+    demo::{
+        Piece, echo_client::EchoClient, echo_server::EchoServer, feed_client::FeedClient,
+        feed_server::FeedServer,
+    },
+    echo::{Lengths, News},
+    servers::{self, Server},
+};
+use std::time::Duration;
+use tonic::{Code, service::Routes, transport};
+
+const LIMIT: u64 = 100_000;
+
+/// Both services behind `stack`, by `palisade::serve` or by tonic's own server.
+async fn served(is_ours: bool, guard: &ConnGuard, stack: StackLayer, news: News) -> Server {
+    let mut routes = Routes::builder();
+    routes.add_service(EchoServer::new(Lengths)).add_service(FeedServer::new(news));
+    let routes = routes.routes();
+    if is_ours {
+        return guarded::hardened(guard, routes.into_axum_router().layer(stack)).await;
+    }
+    let listener = guard.listen(servers::listener().await);
+    let addr = listener.local_addr().unwrap();
+    let mut server = transport::Server::builder().layer(guard.accounting()).layer(stack);
+    let router = server.add_routes(routes);
+    Server::new(addr, tokio::spawn(async { router.serve_with_incoming(listener).await.unwrap() }))
+}
+
+fn piece(bytes: u64) -> Piece {
+    Piece { data: vec![1; usize::try_from(bytes).unwrap()].into() }
+}
+
+/// Three times the limit, in messages of a tenth of it.
+fn pieces() -> impl tokio_stream::Stream<Item = Piece> {
+    tokio_stream::iter((0..30).map(|_| piece(LIMIT / 10)))
+}
+
+#[tokio::test]
+async fn a_stream_may_be_longer_than_the_limit_of_a_message() {
+    for is_ours in [true, false] {
+        let (journal, guard) = (Journal::default(), ConnGuard::default());
+        let stack = Stack::edge().max_body(LIMIT).grpc().metrics(journal.clone());
+        let stack = stack.build().unwrap();
+        let server = served(is_ours, &guard, stack, News::default()).await;
+        let mut echo = EchoClient::connect(server.url()).await.unwrap();
+        assert_eq!(echo.collect(pieces()).await.unwrap().get_ref().bytes, 3 * LIMIT);
+
+        let mut feed = FeedClient::connect(server.url()).await.unwrap();
+        let mut replies = feed.chat(pieces()).await.unwrap().into_inner();
+        let mut bytes = 0;
+        while let Some(reply) = replies.message().await.unwrap() {
+            bytes += reply.data.len() as u64;
+        }
+        assert_eq!(bytes, 3 * LIMIT);
+        assert_eq!(journal.refused(), []);
+
+        // The prefix and the field of a message count as well.
+        assert_eq!(echo.unary(piece(LIMIT - 9)).await.unwrap().get_ref().bytes, LIMIT - 9);
+        let too_long = echo.unary(piece(LIMIT)).await.unwrap_err();
+        assert_eq!(too_long.code(), Code::ResourceExhausted, "{too_long:?}");
+        let one_too_long = tokio_stream::iter([piece(10), piece(LIMIT), piece(10)]);
+        let cut = echo.collect(one_too_long).await.unwrap_err();
+        assert_eq!(cut.code(), Code::ResourceExhausted, "{cut:?}");
+        assert_eq!(journal.refused(), [(Guard::BodyLimit, Reason::TooLarge); 2]);
+        // The connection lives on.
+        assert_eq!(echo.unary(piece(4)).await.unwrap().get_ref().bytes, 4);
+        drop((echo, feed, replies));
+        all_gone(&guard).await;
+    }
+}
+
+#[tokio::test]
+async fn unless_the_stack_is_told_of_grpc_the_limit_holds_for_the_whole_body() {
+    let (journal, guard) = (Journal::default(), ConnGuard::default());
+    let stack = Stack::edge().max_body(LIMIT).metrics(journal.clone()).build().unwrap();
+    let server = served(true, &guard, stack, News::default()).await;
+    let mut echo = EchoClient::connect(server.url()).await.unwrap();
+    let cut = echo.collect(pieces()).await.unwrap_err();
+    assert_eq!(cut.code(), Code::ResourceExhausted, "{cut:?}");
+    drop(echo);
+    all_gone(&guard).await;
+}
+
+#[tokio::test]
+async fn streams_that_give_nothing_hold_no_slot() {
+    for is_ours in [true, false] {
+        let (journal, guard, news) = (Journal::default(), ConnGuard::default(), News::default());
+        let stack = Stack::edge().max_requests(2).grpc().metrics(journal.clone());
+        let server = served(is_ours, &guard, stack.build().unwrap(), news.clone()).await;
+        let level = |level| journal.level(Guard::ConcurrencyLimit, level).unwrap();
+        let mut watchers = Vec::new();
+        for _ in 0..2 {
+            let mut feed = FeedClient::connect(server.url()).await.unwrap();
+            watchers.push(feed.watch(piece(1)).await.unwrap().into_inner());
+        }
+        let mut echo = EchoClient::connect(server.url()).await.unwrap();
+        // They may be at work on something.
+        assert_eq!(level(Level::Working), 2);
+        let full = echo.unary(piece(4)).await.unwrap_err();
+        assert_eq!(full.code(), Code::ResourceExhausted, "{full:?}");
+        for round in 0..2 {
+            tokio::time::pause();
+            tokio::time::advance(Duration::from_millis(5_001)).await;
+            tokio::time::resume();
+            until("both hold no slot", || level(Level::Working) == 0).await;
+            assert_eq!(level(Level::Waiting), 2);
+            for _ in 0..10 {
+                assert_eq!(echo.unary(piece(4)).await.unwrap().get_ref().bytes, 4);
+            }
+            // What happens reaches them.
+            news.0.send(piece(1 + round)).unwrap();
+            for watcher in &mut watchers {
+                let piece = watcher.message().await.unwrap().unwrap();
+                assert_eq!(piece.data.len() as u64, 1 + round);
+            }
+        }
+        drop((watchers, echo));
+        all_gone(&guard).await;
+        until("nothing is left", || level(Level::Working) + level(Level::Waiting) == 0).await;
+    }
+}
