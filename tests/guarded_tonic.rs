@@ -183,7 +183,7 @@ async fn a_client_is_told_of_the_same_bounds_by_both() {
         // RFC 9113 section 6.5.2: streams, window of a stream, header list.
         assert_eq!([3, 4, 6].map(told), [Some(100), Some(256 << 10), Some(32 << 10)]);
         let more = h2::next(&mut client.stream, h2::WINDOW_UPDATE, 0).await;
-        assert_eq!(more, ((256u32 << 10) - 65_535).to_be_bytes());
+        assert_eq!(more, ((512u32 << 10) - 65_535).to_be_bytes());
         drop(client);
         all_gone(&guard).await;
     }

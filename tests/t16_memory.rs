@@ -41,7 +41,7 @@ const STREAMS: usize = 100;
 /// What the crate docs of palisade-serve say, by default settings and without what the app gives:
 /// for each stream the send buffer, a piece, six times the header list, and its task; once the
 /// window of the connection and its buffers.
-const HTTP2: usize = STREAMS * (64 + 16 + 6 * 32 + 4) * KIB + 256 * KIB + 256 * KIB;
+const HTTP2: usize = STREAMS * (64 + 16 + 6 * 32 + 4) * KIB + 512 * KIB + 256 * KIB;
 /// And on HTTP/1 a buffer in each direction, and the head.
 const HTTP1: usize = (64 + 64 + 32) * KIB;
 

@@ -24,7 +24,7 @@ use tonic::transport::{
 /// | requests of one connection in flight | any number | 100 |
 /// | streams that end by errors of the client's, over the life of a connection | any number | 1,024, then GOAWAY (`MadeYouReset`, CVE-2025-8671) |
 /// | streams reset before a handler heard of them | 20 | 20, then GOAWAY (Rapid Reset, CVE-2023-44487) |
-/// | bytes taken in of one request, and of a connection, before they are read | 1 MiB | 256 KiB |
+/// | bytes taken in of one request, and of a connection, before they are read | 1 MiB | 256 KiB, 512 KiB |
 /// | header fields of one request | 16 KiB | 32 KiB, as much as a head of HTTP/1 in `palisade::serve` |
 /// | age of a connection | any | 44 to 52 minutes, the same in a process, then GOAWAY |
 ///
@@ -67,7 +67,7 @@ pub fn harden<L>(server: Server<L>) -> Server<L> {
         .http2_max_pending_accept_reset_streams(Some(20))
         .http2_adaptive_window(Some(false))
         .initial_stream_window_size(256 * 1024)
-        .initial_connection_window_size(256 * 1024)
+        .initial_connection_window_size(512 * 1024)
         .http2_max_header_list_size(32 * 1024)
         .max_connection_age(Duration::from_secs(60 * (44 + RandomState::new().hash_one(()) % 9)))
 }

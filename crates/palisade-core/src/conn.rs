@@ -54,6 +54,9 @@ const ASKED: u8 = 2;
 const HTTP2: u8 = 1;
 /// or HTTP/1 with a body whose end is unknown: chunked, or pipelined behind another request.
 const UNMEASURED: u8 = 2;
+/// With HTTP/2 the rest counts the request bodies that no handler asks for at the moment, modulo 128:
+/// it matters only whether there are any.
+const UNREAD: u8 = 2;
 
 /// Of [`ConnState::lately`]: a request with a body ended.
 const UPLOADED: u8 = 1;
@@ -85,7 +88,7 @@ pub struct ConnState {
     read: AtomicU64,
     written: AtomicU64,
     writing: AtomicU8,
-    // Written by the accounting layer.
+    // Written by the accounting layer, and for unread bodies by the request guards.
     protocol: AtomicU8,
     in_flight: AtomicU64,
     requests: AtomicU32,
@@ -546,7 +549,7 @@ impl ConnState {
         let pending = count(in_flight, REQUEST);
         let read = self.read.load(Relaxed);
         let position = self.position.load(Relaxed);
-        let is_http2 = protocol == HTTP2;
+        let is_http2 = protocol & HTTP2 != 0;
         let (requests, cancelled) = (self.requests.load(Relaxed), self.cancelled.load(Relaxed));
         ConnSample {
             read,
@@ -637,6 +640,10 @@ impl ConnState {
         self.flags.fetch_or(flags, AcqRel)
     }
 
+    fn is_http2(&self) -> bool {
+        self.protocol.load(Relaxed) & HTTP2 != 0
+    }
+
     fn is_set(&self, flag: u16) -> bool {
         self.flags.load(Acquire) & flag != 0
     }
@@ -712,7 +719,11 @@ impl ConnInfo {
     #[inline]
     pub fn begin_request(self: &Arc<Self>, http2: bool) -> InFlight {
         let state = self.state();
-        state.protocol.store(if http2 { HTTP2 } else { 0 }, Relaxed);
+        if !http2 {
+            state.protocol.store(0, Relaxed);
+        } else if !state.is_http2() {
+            state.protocol.store(HTTP2, Relaxed);
+        }
         let is_alone = count(state.in_flight.fetch_add(REQUEST, Relaxed), REQUEST) == 0;
         let requests = match state.requests.fetch_add(1, Relaxed).checked_add(1) {
             Some(requests) => requests,
@@ -734,6 +745,27 @@ impl ConnInfo {
         let stage = Stage::Handler;
         let (is_upload, is_waiting, is_in_totals) = (false, false, true);
         InFlight { conn: self.clone(), begun, own, stage, is_upload, is_waiting, is_in_totals }
+    }
+
+    /// Adds a request body that no handler asks for at the moment. What came of it fills a part of
+    /// the window that all requests of an HTTP/2 connection share. `false` if the connection is not
+    /// known to be HTTP/2.
+    pub fn add_unread_body(&self) -> bool {
+        let is_http2 = self.state().is_http2();
+        if is_http2 {
+            self.state().protocol.fetch_add(UNREAD, Relaxed);
+        }
+        is_http2
+    }
+
+    /// Takes away one that was added: its handler asks for it, or it is gone.
+    pub fn remove_unread_body(&self) {
+        self.state().protocol.fetch_sub(UNREAD, Relaxed);
+    }
+
+    /// Whether there is a request body that no handler asks for at the moment.
+    pub fn has_unread_body(&self) -> bool {
+        self.state().protocol.load(Relaxed) > HTTP2 && self.state().is_http2()
     }
 
     /// It is, or carries, something else than HTTP from now on, and counts as such until
@@ -872,7 +904,7 @@ impl Drop for InFlight {
         if self.stage != Stage::Answered {
             state.cancelled.fetch_add(1, Relaxed);
         }
-        if state.protocol.load(Relaxed) != HTTP2 {
+        if !state.is_http2() {
             let read = state.read.load(Relaxed);
             if read > state.position.load(Relaxed) {
                 state.position.store(read, Relaxed);

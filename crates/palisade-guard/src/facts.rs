@@ -8,7 +8,8 @@ use std::sync::Arc;
 /// Properties of a request's head, looked up once for all policies.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// The connection, if a sink listens and the server told of one.
+    /// The connection, if the server told of one, and a sink listens or the request
+    /// [shares its window](Self::shared_window).
     pub conn: Option<Arc<ConnInfo>>,
     /// The form in which the client expects a refusal.
     pub form: AnswerForm,
@@ -26,14 +27,23 @@ impl Facts {
     /// The facts of `request`. Its connection is looked up if a sink `listens`.
     #[inline(always)]
     pub fn of<B: Body>(request: &Request<B>, listens: bool) -> Self {
+        let has_body = !request.body().is_end_stream();
+        let needs_conn = listens || (has_body && request.version() == Version::HTTP_2);
         Self {
-            conn: if listens { ConnInfo::of(request.extensions()).cloned() } else { None },
+            conn: if needs_conn { ConnInfo::of(request.extensions()).cloned() } else { None },
             form: AnswerForm::of(request),
             version: request.version(),
-            has_body: !request.body().is_end_stream(),
+            has_body,
             is_head: request.method() == Method::HEAD,
             is_connect: request.method() == Method::CONNECT,
         }
+    }
+
+    /// The connection, if the body comes by HTTP/2: it may be kept from coming by other bodies of
+    /// that connection which are not read, because they share one window.
+    #[inline]
+    pub fn shared_window(&self) -> Option<&ConnInfo> {
+        self.conn().filter(|_| self.has_body && self.version == Version::HTTP_2)
     }
 
     /// The connection, in the form that events take.

@@ -109,7 +109,7 @@ impl Default for Http {
             half_close: false,
             max_concurrent_streams: 100,
             stream_window: 256 * KIB as u32,
-            connection_window: 256 * KIB as u32,
+            connection_window: 512 * KIB as u32,
             max_send_buffer_size: 64 * KIB,
             max_header_list_size: 32 * KIB as u32,
             max_local_resets: 1024,
@@ -196,8 +196,9 @@ impl HttpBuilder {
     }
 
     /// HTTP/2: the same for all requests of a connection together, 64 KiB to 64 MiB. So much is
-    /// kept for a client whose uploads no handler reads. hyper by itself allows 1 MiB. Defaults to
-    /// 256 KiB.
+    /// kept for a client whose uploads no handler reads. More than [`Self::stream_window`], so that
+    /// one upload that waits for its handler does not hold up all others. hyper by itself allows
+    /// 1 MiB. Defaults to 512 KiB.
     pub fn connection_window(mut self, bytes: u32) -> Self {
         self.0.connection_window = bytes;
         self

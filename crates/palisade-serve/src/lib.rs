@@ -84,13 +84,13 @@ palisade_serve::serve(listener, app).await
 //!
 //! By default settings, without TLS, in bytes as they are asked of the allocator:
 //!
-//! - HTTP/2: 27.5 MiB, and one piece of each of its responses as long as the app makes it: with
-//!   pieces of 64 KiB 33.7 MiB, of which 30.4 MiB were measured. That is, for each of the
+//! - HTTP/2: 27.7 MiB, and one piece of each of its responses as long as the app makes it: with
+//!   pieces of 64 KiB 34.0 MiB, of which 30.4 MiB were measured. That is, for each of the
 //!   [100 requests](HttpBuilder::max_concurrent_streams), a
 //!   [send buffer](HttpBuilder::max_send_buffer_size) of 64 KiB and 16 KiB over it, header fields
 //!   of [32 KiB](HttpBuilder::max_header_list_size), which weigh six times that where they are many
 //!   and short, and 4 KiB for its task; and once the [window](HttpBuilder::connection_window) of
-//!   256 KiB and as much for everything else.
+//!   512 KiB and 256 KiB for everything else.
 //! - HTTP/1: 160 KiB and one piece of the response: twice the
 //!   [buffer](HttpBuilder::max_buffer_size), and the [head](HttpBuilder::max_header_size). 70 KiB
 //!   were measured, and with pieces of 64 KiB 134 KiB.

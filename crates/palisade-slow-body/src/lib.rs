@@ -64,6 +64,13 @@
 //! *A body that nobody reads.* Bytes that the handler does not ask for are not waited for: what
 //! ends such a handler is a request timeout.
 //!
+//! *Why a body does not come, on HTTP/2.* All requests of a connection share one window, and what a
+//! handler has not read fills it. While another body of the connection is not being read, the silence
+//! of this one is therefore not charged, for a minute at most: that takes a server that tells which
+//! connection a request came by (`palisade::serve`, or a guarded listener and `connected`). Elsewhere,
+//! as under a plain `axum::serve`, nobody knows: let the handlers of uploads read at once, or give
+//! uploads over HTTP/2 a longer gap and no rate by [`SlowBodyLayer::pace_for`].
+//!
 //! *How fast a client reads.* A response body knows when the server asks it for more. Behind it
 //! are the server's buffers and the kernel's, megabytes of them, so that a steady reader of
 //! 64 KiB a second is seen to come back every 20 s only; the default for responses is therefore

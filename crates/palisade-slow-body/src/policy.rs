@@ -31,6 +31,13 @@ pub struct SlowBodyPolicy {
     pub(crate) choose: Option<Choose>,
 }
 
+/// Between two looks at whether others keep the window of the connection shut, in nanoseconds.
+const LOOK: u64 = 2_000_000_000;
+
+/// For so long, in nanoseconds, others may be to blame for the silence of one body: a client that
+/// opens such requests itself gains no more by them.
+const MAX_EXCUSED: u64 = 60_000_000_000;
+
 pub(crate) type Choose = Arc<dyn Fn(&RequestHead<'_>) -> Option<Pace> + Send + Sync>;
 
 /// What a request holds on the side of its response.
@@ -60,6 +67,8 @@ pub struct Upload {
     is_judged: bool,
     /// What came since the stopwatch was told last.
     bytes: u64,
+    /// Nanoseconds of waiting for which other requests were to blame.
+    excused: u64,
     /// Made by the first wait.
     stopwatch: Option<Box<Stopwatch>>,
 }
@@ -170,7 +179,7 @@ impl Policy for SlowBodyPolicy {
     fn upload(&self, _: &mut Held, common: &Common, facts: &Facts) -> Upload {
         let is_off = self.request_pace(common, facts.form).is_off();
         let is_judged = self.settings.is_on() && !is_off;
-        Upload { is_judged, bytes: 0, stopwatch: None }
+        Upload { is_judged, bytes: 0, excused: 0, stopwatch: None }
     }
 
     #[inline(always)]
@@ -218,7 +227,7 @@ impl Policy for SlowBodyPolicy {
         left: Option<u64>,
         now: Stamp,
     ) -> Option<Stamp> {
-        let Upload { is_judged, bytes, stopwatch } = upload;
+        let Upload { is_judged, bytes, stopwatch, .. } = upload;
         if !*is_judged {
             return None;
         }
@@ -228,7 +237,7 @@ impl Policy for SlowBodyPolicy {
             Box::new(Stopwatch::new(pace, length))
         });
         stopwatch.pay(std::mem::take(bytes), self.required(stopwatch.pace()));
-        Some(stopwatch.start(now))
+        Some(next_look(of.facts, stopwatch.start(now), now))
     }
 
     #[inline(never)]
@@ -239,9 +248,16 @@ impl Policy for SlowBodyPolicy {
         now: Stamp,
     ) -> Result<Option<Stamp>, Violation> {
         let Some(stopwatch) = &mut upload.stopwatch else { return Ok(None) };
+        if let Some(conn) = of.facts.shared_window() {
+            if conn.has_unread_body() && upload.excused < MAX_EXCUSED {
+                upload.excused = upload.excused.saturating_add(stopwatch.excuse(now));
+            } else if stopwatch.due(now) > now {
+                stopwatch.charge(now);
+            }
+        }
         let rate = self.required(stopwatch.pace());
         let Some(slow) = stopwatch.judge(now, u64::MAX, rate) else {
-            return Ok(Some(stopwatch.due(now)));
+            return Ok(Some(next_look(of.facts, stopwatch.due(now), now)));
         };
         let judge = |phase| (slow.violation(phase), StatusCode::REQUEST_TIMEOUT);
         let violation = of.violated(&self.settings, judge);
@@ -298,6 +314,15 @@ impl Policy for SlowBodyPolicy {
         if matches!(held, Held::Own(_) | Held::Judged(_)) {
             drop_rare(held);
         }
+    }
+}
+
+/// When a wait that begins or goes on at `now` is looked at again, if it will have been too long at
+/// `due`. Where the window is shared, more often: to see whether others keep it shut.
+fn next_look(facts: &Facts, due: Stamp, now: Stamp) -> Stamp {
+    match facts.shared_window() {
+        Some(_) => due.min(now.saturating_add(LOOK)),
+        None => due,
     }
 }
 

@@ -65,6 +65,18 @@ impl Stopwatch {
         }
     }
 
+    /// The wait until `now` is charged.
+    pub(crate) fn charge(&mut self, now: Stamp) {
+        if let Some(since) = self.since.replace(now) {
+            self.meter.wait_until(self.waited(since, now));
+        }
+    }
+
+    /// The wait until `now` is not charged. How long it was.
+    pub(crate) fn excuse(&mut self, now: Stamp) -> u64 {
+        self.since.replace(now).map_or(0, |since| now.saturating_sub(since))
+    }
+
     /// The wait ended some time ago, and how long it was does not matter.
     pub(crate) fn forget(&mut self) {
         self.since = None;

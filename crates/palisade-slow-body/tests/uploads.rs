@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use http_body_util::{BodyExt, Channel, Empty, Full, channel::Sender};
-use palisade_core::{Guard, Phase, Reason, Violation};
+use palisade_core::{ConnInfo, Guard, InFlight, Phase, Prefix, Reason, Violation};
 use palisade_slow_body::{Mode, Pace, Pressure, RequestBody, SlowBodyLayer};
 use palisade_testkit::Journal;
 use std::{
@@ -560,4 +560,74 @@ fn a_request_future_grows_by_no_more_than_seventy_two_bytes() {
     let mut service = SlowBodyLayer::new().layer(handler);
     let added = size_of_val(&service.call(Request::new(Empty::new()))) - size_of::<Thin>();
     assert!(added <= 72, "{added}");
+}
+
+/// A request on a connection of HTTP/2 of which another body is not read, or is.
+fn beside(conn: &Arc<ConnInfo>) -> (Client, Request<Wire>) {
+    let (sender, mut request) = upload();
+    *request.version_mut() = Version::HTTP_2;
+    request.extensions_mut().insert(conn.clone());
+    (sender, request)
+}
+
+fn http2() -> (Arc<ConnInfo>, InFlight) {
+    let conn = Arc::new(ConnInfo::new("192.0.2.1:1".parse().unwrap(), None, Prefix::default()));
+    let in_flight = conn.begin_request(true);
+    (conn, in_flight)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_may_be_to_blame_for_is_charged_after_a_minute() {
+    let (conn, _in_flight) = http2();
+    let service = SlowBodyLayer::new().layer(service_fn(read));
+    assert!(conn.add_unread_body());
+    let (_client, request) = beside(&conn);
+    let began = Instant::now();
+    let response = service.oneshot(request).await.unwrap();
+    assert_eq!(response.status(), StatusCode::REQUEST_TIMEOUT);
+    let took = began.elapsed();
+    assert!(seconds(75) <= took && took <= seconds(77), "{took:?}");
+    conn.remove_unread_body();
+    assert!(!conn.has_unread_body());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_can_come_again_has_its_whole_gap() {
+    let (conn, _in_flight) = http2();
+    let service = SlowBodyLayer::new().layer(service_fn(read));
+    assert!(conn.add_unread_body());
+    let (_client, request) = beside(&conn);
+    let began = Instant::now();
+    let response = tokio::spawn(service.oneshot(request));
+    sleep(seconds(30)).await;
+    conn.remove_unread_body();
+    let response = response.await.unwrap().unwrap();
+    assert_eq!(response.status(), StatusCode::REQUEST_TIMEOUT);
+    let took = began.elapsed();
+    // But for the time between two looks.
+    assert!(seconds(43) <= took && took <= seconds(45), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn bodies_are_unread_from_their_heads_to_their_ends_but_while_they_are_awaited() {
+    let (conn, _in_flight) = http2();
+    let (begin, begun) = tokio::sync::oneshot::channel::<()>();
+    let begun = std::sync::Mutex::new(Some(begun));
+    let service = SlowBodyLayer::new().layer(service_fn(move |request: Upload| {
+        let begun = begun.lock().unwrap().take().unwrap();
+        async move {
+            begun.await.unwrap();
+            read(request).await
+        }
+    }));
+    let (client, request) = beside(&conn);
+    let response = tokio::spawn(service.oneshot(request));
+    sleep(seconds(1)).await;
+    assert!(conn.has_unread_body());
+    begin.send(()).unwrap();
+    sleep(seconds(1)).await;
+    assert!(!conn.has_unread_body());
+    drop(client);
+    response.await.unwrap().unwrap();
+    assert!(!conn.has_unread_body());
 }

@@ -1,0 +1,72 @@
+//! T06: a body that cannot come, because other requests of its HTTP/2 connection fill the window that
+//! all share, is not charged for that.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod guarded;
+
+use axum::{Router, body::Body, routing::post};
+use guarded::{SERVERS, all_gone, by};
+use http::{Request, StatusCode};
+use http_body_util::BodyExt;
+use palisade::{Stack, conn::ConnGuard, slow_body::Pace};
+use palisade_core::{Guard, Level, Reason};
+use palisade_testkit::{
+    Journal,
+    bodies::Pieces,
+    clients::{self, PATIENCE, until},
+};
+use std::{net::Ipv4Addr, time::Duration};
+use tokio::time::{sleep, timeout};
+
+const GAP: Duration = Duration::from_millis(300);
+const LATE: Duration = Duration::from_secs(1);
+const MIB: u64 = 1 << 20;
+
+async fn length(body: Body) -> String {
+    body.collect().await.map_or(0, |body| body.to_bytes().len()).to_string()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_is_not_charged_for_a_window_that_others_keep_shut() {
+    for server in SERVERS {
+        let (journal, guard) = (Journal::default(), ConnGuard::default());
+        let pace = Pace::builder().gap(GAP).no_rate();
+        let stack = Stack::edge().max_body(4 * MIB).pace(pace).metrics(journal.clone());
+        // Works first, and reads its upload then.
+        let late = async |body: Body| {
+            sleep(LATE).await;
+            length(body).await
+        };
+        let app = Router::new().route("/late", post(late)).route("/now", post(length));
+        let served = by(server, &guard, app.layer(stack.build().unwrap())).await;
+        let mut client = clients::http2::<Pieces>(Ipv4Addr::LOCALHOST, served.addr).await.unwrap();
+        let upload = |path: &str, pieces: Pieces| {
+            Request::post(format!("http://{}{path}", served.addr)).body(pieces).unwrap()
+        };
+        let late: Vec<_> = (0..3)
+            .map(|_| client.send_request(upload("/late", Pieces::new(16, 1 << 16))))
+            .map(tokio::spawn)
+            .collect();
+        let working = || journal.level(Guard::ConcurrencyLimit, Level::Working) == Some(3);
+        until("three handlers work", working).await;
+        let now = client.send_request(upload("/now", Pieces::new(8, 1 << 14)));
+        let now = timeout(PATIENCE, now).await.unwrap().unwrap().status();
+        assert_eq!(now, StatusCode::OK, "{server}");
+        for one in late {
+            assert_eq!(one.await.unwrap().unwrap().status(), StatusCode::OK, "{server}");
+        }
+        assert_eq!(journal.refused(), [], "{server}");
+
+        // The silence of a client is charged as ever, beside an upload that its handler awaits.
+        let silent = Pieces::new(1, 1).every(4 * GAP);
+        let other = Pieces::new(1, 1).every(4 * GAP);
+        let silent = client.send_request(upload("/now", silent));
+        let other = client.send_request(upload("/now", other));
+        let (silent, other) = tokio::join!(silent, other);
+        assert_eq!(silent.unwrap().status(), StatusCode::REQUEST_TIMEOUT, "{server}");
+        assert_eq!(other.unwrap().status(), StatusCode::REQUEST_TIMEOUT, "{server}");
+        assert_eq!(journal.refused(), [(Guard::SlowBody, Reason::Gap); 2], "{server}");
+        drop(client);
+        all_gone(&guard).await;
+    }
+}
