@@ -571,7 +571,7 @@ fn beside(conn: &Arc<ConnInfo>) -> (Client, Request<Wire>) {
 }
 
 fn http2() -> (Arc<ConnInfo>, InFlight) {
-    let conn = Arc::new(ConnInfo::new("192.0.2.1:1".parse().unwrap(), None, Prefix::default()));
+    let conn = Arc::new(ConnInfo::new(([192, 0, 2, 1], 1).into(), None, Prefix::default()));
     let in_flight = conn.begin_request(true);
     (conn, in_flight)
 }
