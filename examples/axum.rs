@@ -1,9 +1,10 @@
 //! An axum app behind all guards, of its connections and of its requests. `cargo run --example axum`, then
-//! `curl -i http://127.0.0.1:3000/` and `curl http://127.0.0.1:3000/metrics`.
+//! `curl -i http://127.0.0.1:3000/` and `curl http://127.0.0.1:9000/metrics`.
 
 use axum::{Router, body::Bytes, routing::get};
 use palisade::{Quota, Snapshot, Stack, conn::ConnGuard};
-use std::error::Error;
+use std::{error::Error, future::IntoFuture};
+use tokio::net::TcpListener;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -16,9 +17,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let app = Router::new()
         .route("/", get("hello\n").post(async |body: Bytes| format!("{} bytes\n", body.len())))
-        .layer(requests)
-        // What stands after the layer is not guarded: operators look here when all slots are taken.
-        .route("/metrics", get(async move || metrics.prometheus()));
+        .layer(requests);
+
+    // On a port that operators alone reach, and that answers when all slots of the other are taken.
+    let scrape = Router::new().route("/metrics", get(async move || metrics.prometheus()));
+    let operators = TcpListener::bind("127.0.0.1:9000").await?;
+    tokio::spawn(palisade::serve(operators, scrape).into_future());
 
     let listener = connections.bind("127.0.0.1:3000").await?;
     Ok(palisade::serve(listener, app).await?)

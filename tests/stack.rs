@@ -207,3 +207,21 @@ async fn in_shadow_mode_nobody_notices_and_everything_is_counted() {
         assert!(seen.iter().any(|(violation, _)| violation.reason == reason), "{reason}");
     }
 }
+
+#[tokio::test]
+async fn layers_that_share_a_limiter_count_its_keys_once() {
+    use palisade::{
+        Snapshot,
+        rate_limit::{RateLimitLayer, TableLimiter},
+    };
+    let limiter = TableLimiter::new(Quota::per_second(1)).unwrap().capacity(1 << 10);
+    let (limiter, metrics) = (std::sync::Arc::new(limiter), Snapshot::new());
+    let layer = || RateLimitLayer::with_limiter(limiter.clone()).metrics(metrics.clone());
+    let (one, other) = (layer(), layer());
+    let capacity = || metrics.level(Guard::RateLimit, palisade_core::Level::KeyCapacity);
+    assert_eq!(capacity(), Some(1 << 10));
+    drop(one);
+    assert_eq!(capacity(), Some(1 << 10));
+    drop(other);
+    assert_eq!(capacity(), Some(0));
+}

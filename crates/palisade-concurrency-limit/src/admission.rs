@@ -30,10 +30,14 @@ pub(crate) struct Queue {
 pub struct Options {
     pub(crate) settings: Settings,
     pub(crate) slots: Arc<Slots>,
+    /// 0: as [`Slots::usual_present`].
+    pub(crate) max_present: usize,
+    pub(crate) is_fair: bool,
     pub(crate) release_at_head: bool,
     pub(crate) client: Arc<dyn KeyExtractor>,
     pub(crate) per_client: Option<usize>,
     pub(crate) picks: Option<Predicate>,
+    pub(crate) max_picked: usize,
     pub(crate) queue: Option<Queue>,
 }
 
@@ -59,6 +63,17 @@ impl Options {
             Extracted::Key(client) => Some(client),
             Extracted::Exempt | Extracted::Refuse => None,
         }
+    }
+
+    #[inline]
+    pub(crate) fn max_present(&self) -> usize {
+        if self.max_present == 0 { self.slots.usual_present() } else { self.max_present }
+    }
+
+    /// The accounts of clients, where they matter.
+    #[inline]
+    pub(crate) fn ledger(&self) -> Option<&Ledger> {
+        if self.is_fair { self.slots.ledger() } else { None }
     }
 
     /// A slot for the request with this head and what goes with it, or why there is none.
@@ -100,7 +115,7 @@ impl Options {
     #[inline]
     pub(crate) fn welcome(&self) -> Result<(), Violation> {
         let slots = &self.slots;
-        let (present, max_present) = (slots.present(), slots.max_present());
+        let (present, max_present) = (slots.present(), self.max_present());
         slots.look_for_crowd(present, max_present);
         if present > max_present && !slots.make_room(!self.only_watches()) {
             return Err(over(Reason::Full, max_present));
@@ -112,7 +127,7 @@ impl Options {
     #[inline]
     fn take(&self, head: &RequestHead<'_>, extra: &mut Option<Box<Extra>>) -> bool {
         let slots = &*self.slots;
-        match slots.ledger() {
+        match self.ledger() {
             Some(ledger) if slots.is_busy() => self.take_fairly(ledger, head, extra),
             _ => slots.take_any() || self.take_picked(head, extra),
         }
@@ -134,7 +149,7 @@ impl Options {
             // Some of those who wait may be light by now, and come first.
             slots.grant();
         }
-        let Some(share) = slots.take(rank) else { return self.take_picked(head, extra) };
+        let Some(share) = slots.take(rank, true) else { return self.take_picked(head, extra) };
         let extra = extra.get_or_insert_default();
         extra.share = share;
         extra.charge = client.map(|client| ledger.start(client));
@@ -143,8 +158,8 @@ impl Options {
 
     #[cold]
     fn take_picked(&self, head: &RequestHead<'_>, extra: &mut Option<Box<Extra>>) -> bool {
-        let picked =
-            self.picks.as_ref().is_some_and(|picks| picks(head)) && self.slots.take_picked();
+        let picked = self.picks.as_ref().is_some_and(|picks| picks(head))
+            && self.slots.take_picked(self.max_picked);
         if picked {
             extra.get_or_insert_default().picked = true;
         }

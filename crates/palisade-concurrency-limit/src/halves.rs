@@ -119,7 +119,7 @@ impl Ticket {
             // Its task asks for it in the poll that this brings about, or has it by then.
             self.want_slot();
             cx.waker().wake_by_ref();
-        } else if self.slots().is_getting_short() && !self.probed.swap(true, SeqCst) {
+        } else if self.finds_slots_short() && !self.probed.swap(true, SeqCst) {
             // Whether it waits for its client shows when it is polled again. Once in each wait,
             // and only where slots would be getting short if it did not.
             cx.waker().wake_by_ref();

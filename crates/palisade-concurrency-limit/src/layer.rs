@@ -6,16 +6,16 @@ use crate::{
     slots::Slots,
 };
 use palisade_client_ip::ClientIp;
-use palisade_core::{Event, Guard, KeyExtractor, Recorder, RequestHead, Settings};
+use palisade_core::{KeyExtractor, RequestHead, Settings};
 use palisade_guard::{GuardLayer, Guarded};
 use std::{sync::Arc, time::Duration};
 use tower_layer::Layer;
 
 /// Applies [`ConcurrencyLimit`]. Clones, and the services they make, share one limit.
 ///
-/// They share what is counted and how far: [`Self::present`], [`Self::fairness`] and the number in
-/// [`Self::reserve`] hold for all of them, whichever they are called on. All other methods change
-/// the one they are called on, and what is made from it afterwards.
+/// They share what is counted, and who owes how much. Each method changes the layer it is called on and what
+/// is made from that afterwards, so that routes can differ: of two clones one may have fewer requests
+/// [`present`](Self::present) before it refuses, or no [`fairness`](Self::fairness).
 #[derive(Clone, Debug)]
 pub struct ConcurrencyLimitLayer {
     guard: GuardLayer<ConcurrencyLimitPolicy>,
@@ -47,12 +47,11 @@ pub type ResponseFuture<S, B> = palisade_guard::ResponseFuture<S, B, Concurrency
 #[derive(Clone, Debug)]
 pub struct ConcurrencyLimitHandle {
     slots: Arc<Slots>,
-    recorder: Recorder,
 }
 
 // === ConcurrencyLimitLayer ===
 
-palisade_guard::settings_methods!(ConcurrencyLimitLayer, levels: slots);
+palisade_guard::settings_methods!(ConcurrencyLimitLayer, levels: slots, tells: slots);
 
 impl ConcurrencyLimitLayer {
     /// At most `limit` requests at work. With 0 every request is refused.
@@ -61,10 +60,13 @@ impl ConcurrencyLimitLayer {
             guard: GuardLayer::new(ConcurrencyLimitPolicy(Arc::new(Options {
                 settings: Settings::default(),
                 slots: Arc::new(Slots::new(limit)),
+                max_present: 0,
+                is_fair: false,
                 release_at_head: false,
                 client: Arc::new(ClientIp::peer()),
                 per_client: None,
                 picks: None,
+                max_picked: 0,
                 queue: None,
             }))),
         }
@@ -75,8 +77,8 @@ impl ConcurrencyLimitLayer {
     /// end of its body. Where nobody waits for a client, the one more is refused; so with fewer
     /// than the limit, no more than `requests` work. Those in the [`Self::queue`] are not present
     /// yet. With 0 it follows the limit. Defaults to 8 times the limit.
-    pub fn present(self, requests: usize) -> Self {
-        self.policy().0.slots.set_max_present(requests);
+    pub fn present(mut self, requests: usize) -> Self {
+        self.policy_mut().max_present = requests;
         self
     }
 
@@ -95,8 +97,9 @@ impl ConcurrencyLimitLayer {
     /// and it goes on after a wait for its client; it costs no clock and no lock. The others cost a
     /// few of each.
     /// Defaults to off.
-    pub fn fairness(self) -> Self {
+    pub fn fairness(mut self) -> Self {
         self.policy().0.slots.keep_ledger();
+        self.policy_mut().is_fair = true;
         self
     }
 
@@ -124,8 +127,9 @@ impl ConcurrencyLimitLayer {
         requests: usize,
         picks: impl Fn(&RequestHead<'_>) -> bool + Send + Sync + 'static,
     ) -> Self {
-        self.policy().0.slots.set_max_picked(requests);
-        self.policy_mut().picks = Some(Arc::new(picks));
+        let policy = self.policy_mut();
+        policy.max_picked = requests;
+        policy.picks = Some(Arc::new(picks));
         self
     }
 
@@ -148,13 +152,10 @@ impl ConcurrencyLimitLayer {
         self
     }
 
-    /// A handle that changes the limit while the server runs. It tells the metrics that this layer
-    /// has now, so call it after [`Self::metrics`].
+    /// A handle that changes the limit while the server runs. It tells the metrics that were given
+    /// last to this layer or to another one that shares its limit, then or later.
     pub fn handle(&self) -> ConcurrencyLimitHandle {
-        ConcurrencyLimitHandle {
-            slots: self.policy().0.slots.clone(),
-            recorder: self.policy().0.settings.recorder.clone(),
-        }
+        ConcurrencyLimitHandle { slots: self.policy().0.slots.clone() }
     }
 
     /// The policy of this layer, for a stack of several.
@@ -184,8 +185,6 @@ impl ConcurrencyLimitHandle {
     /// on, one at a time where they have to wait for a slot.
     pub fn set_limit(&self, limit: usize) {
         self.slots.set_limit(limit);
-        let event = Event::limit_changed(Guard::ConcurrencyLimit, limit as u64);
-        self.recorder.record(|| event);
     }
 
     /// The present limit.

@@ -58,8 +58,8 @@ impl Rank {
     }
 
     /// Which slot it takes of those that are for everybody.
-    pub(crate) fn share(self) -> Share {
-        if self.is_light() { Share::Common } else { Share::Heavy }
+    pub(crate) fn share(self, is_fair: bool) -> Share {
+        if is_fair && !self.is_light() { Share::Heavy } else { Share::Common }
     }
 
     /// Whether the slots kept for those who hold few are for this one too.
@@ -110,16 +110,20 @@ impl Slots {
         for [light, heavy] in KINDS {
             let newcomer = light.is_newcomer();
             self.look_at_ranks(&mut lines, light, heavy);
-            let number = |rank: Rank| lines.slot[rank as usize].keys().next().copied();
-            let (is_heavy_first, has_light) = match (number(light), number(heavy)) {
-                (Some(light), Some(heavy)) => (heavy < light, true),
-                (light, heavy) => (heavy.is_some(), light.is_some()),
+            let first = |rank: Rank| {
+                let (number, ticket) = lines.slot[rank as usize].first_key_value()?;
+                Some((*number, ticket.is_fair()))
             };
-            if is_heavy_first && self.take_of(heavy.share(), newcomer) {
-                return self.grant_first(&mut lines, heavy, heavy.share());
+            let (first_light, first_heavy) = (first(light), first(heavy));
+            if let Some((number, is_fair)) = first_heavy
+                && first_light.is_none_or(|(light, _)| number < light)
+                && self.take_of(heavy.share(is_fair), newcomer, is_fair)
+            {
+                return self.grant_first(&mut lines, heavy, heavy.share(is_fair));
             }
-            for share in [light.share(), Share::Reserve] {
-                if has_light && self.take_of(share, newcomer) {
+            let Some((_, is_fair)) = first_light else { continue };
+            for share in [Share::Common, Share::Reserve] {
+                if self.take_of(share, newcomer, is_fair) {
                     return self.grant_first(&mut lines, light, share);
                 }
             }
@@ -216,7 +220,7 @@ impl Slots {
         self.remove(&mut lines, before);
         // Past the line where there is none: a newcomer must not see one while slots are free.
         if lines.slot.iter().all(BTreeMap::is_empty)
-            && let Some(share) = self.take(rank)
+            && let Some(share) = self.take(rank, ticket.is_fair())
         {
             ticket.grant(share);
             return;

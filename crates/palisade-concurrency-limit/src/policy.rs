@@ -201,7 +201,7 @@ impl ConcurrencyLimitPolicy {
     }
 
     fn account_of(&self, head: &RequestHead<'_>) -> Option<ClientKey> {
-        self.0.slots.ledger()?;
+        self.0.ledger()?;
         self.0.client(head)
     }
 

@@ -6,7 +6,7 @@ use crate::{
     lines::{Lines, Rank},
     slot::{Extra, MAX_TAKEN, Share},
 };
-use palisade_core::{ClientKey, Guard, Level, Levels};
+use palisade_core::{ClientKey, Event, Guard, Level, Levels, Recorder};
 use parking_lot::Mutex;
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -29,11 +29,8 @@ pub(crate) struct Slots {
     taken: AtomicU64,
     admitted: AtomicU64,
     limit: AtomicUsize,
-    /// 0: [`PRESENT_PER_SLOT`] times the limit.
-    max_present: AtomicUsize,
     /// Slots beyond the limit, for requests that a predicate picks.
     picked: AtomicUsize,
-    max_picked: AtomicUsize,
     /// How many stand in line for their clients, and for a slot: copies of the lines' lengths,
     /// to be read without the lock.
     pub(crate) waiting: AtomicUsize,
@@ -47,6 +44,8 @@ pub(crate) struct Slots {
     pub(crate) kept: Kept,
     ledger: OnceLock<Ledger>,
     clients: Mutex<HashMap<ClientKey, usize>>,
+    /// Hears of a change of the limit.
+    recorder: Mutex<Recorder>,
 }
 
 // === Slots ===
@@ -57,9 +56,7 @@ impl Slots {
             taken: AtomicU64::new(0),
             admitted: AtomicU64::new(0),
             limit: AtomicUsize::new(limit),
-            max_present: AtomicUsize::new(0),
             picked: AtomicUsize::new(0),
-            max_picked: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             queued: AtomicUsize::new(0),
             queued_light: AtomicUsize::new(0),
@@ -69,6 +66,7 @@ impl Slots {
             kept: Kept::default(),
             ledger: OnceLock::new(),
             clients: Mutex::default(),
+            recorder: Mutex::default(),
         }
     }
 
@@ -79,16 +77,15 @@ impl Slots {
 
     pub(crate) fn set_limit(&self, limit: usize) {
         self.limit.store(limit, SeqCst);
-        self.look_for_crowd(self.present(), self.max_present());
+        self.look_for_crowd(self.present(), limit);
         self.grant();
+        let recorder = self.recorder.lock().clone();
+        recorder.record(|| Event::limit_changed(Guard::ConcurrencyLimit, limit as u64));
     }
 
-    pub(crate) fn set_max_present(&self, requests: usize) {
-        self.max_present.store(requests, Relaxed);
-    }
-
-    pub(crate) fn set_max_picked(&self, requests: usize) {
-        self.max_picked.store(requests, Relaxed);
+    pub(crate) fn record_to(&self, recorder: Recorder) {
+        let before = std::mem::replace(&mut *self.recorder.lock(), recorder);
+        drop(before); // A sink's drop is the code of others.
     }
 
     pub(crate) fn keep_ledger(&self) {
@@ -112,8 +109,8 @@ impl Slots {
     }
 
     /// Whether slots were getting short if all who are present were at work.
-    pub(crate) fn is_getting_short(&self) -> bool {
-        self.present() >= self.limit().min(self.max_present()) / 2
+    pub(crate) fn is_getting_short(&self, max_present: usize) -> bool {
+        self.present() >= self.limit().min(max_present) / 2
     }
 
     /// Whether requests that wait for their clients give their slots up at once.
@@ -163,55 +160,53 @@ impl Slots {
         total(self.taken.load(SeqCst)).saturating_add(waiting)
     }
 
+    /// How many may be present where no number is set.
     #[inline]
-    pub(crate) fn max_present(&self) -> usize {
-        match self.max_present.load(Relaxed) {
-            0 => self.limit().saturating_mul(PRESENT_PER_SLOT),
-            requests => requests,
-        }
+    pub(crate) fn usual_present(&self) -> usize {
+        self.limit().saturating_mul(PRESENT_PER_SLOT)
     }
 
     /// A slot for a newcomer while it does not matter who comes.
     #[inline]
     pub(crate) fn take_any(&self) -> bool {
-        self.queued.load(SeqCst) == 0 && self.take_of(Share::Common, true)
+        self.queued.load(SeqCst) == 0 && self.take_of(Share::Common, true, false)
     }
 
     /// Takes a slot for a request of this rank, and says which. Newcomers stand behind all who wait,
     /// save that a light one does not wait for the heavy: the reserve is not for them. While others
     /// are free it leaves the reserve alone, because it may have come to stay.
-    pub(crate) fn take(&self, rank: Rank) -> Option<Share> {
+    pub(crate) fn take(&self, rank: Rank, is_fair: bool) -> Option<Share> {
         let newcomer = rank.is_newcomer();
         let is_behind = newcomer && self.queued.load(SeqCst) > 0;
-        if !is_behind && self.take_of(rank.share(), newcomer) {
-            return Some(rank.share());
+        let share = rank.share(is_fair);
+        if !is_behind && self.take_of(share, newcomer, is_fair) {
+            return Some(share);
         }
         let is_first = rank.is_light() && !(newcomer && self.queued_light.load(SeqCst) > 0);
-        (is_first && self.take_of(Share::Reserve, newcomer)).then_some(Share::Reserve)
+        let is_taken = is_first && self.take_of(Share::Reserve, newcomer, is_fair);
+        is_taken.then_some(Share::Reserve)
     }
 
     /// Takes a slot of this share, if one is free.
     #[inline]
-    pub(crate) fn take_of(&self, share: Share, newcomer: bool) -> bool {
-        let room = self.room(newcomer);
+    pub(crate) fn take_of(&self, share: Share, newcomer: bool, is_fair: bool) -> bool {
+        let room = self.room(newcomer, is_fair);
         let more =
             |taken| room.has(taken, share, newcomer).then(|| share.one().wrapping_add(taken));
         self.taken.fetch_update(SeqCst, SeqCst, more).is_ok()
     }
 
-    /// A request that was let in gets a slot in the end, even with a limit of 0.
+    /// A request that was let in gets a slot in the end, even with a limit of 0. A layer without
+    /// fairness leaves nothing to the light alone.
     #[inline]
-    fn room(&self, newcomer: bool) -> Room {
+    fn room(&self, newcomer: bool, is_fair: bool) -> Room {
         let limit = self.limit().max(usize::from(!newcomer)).min(MAX_TAKEN);
-        let reserve = match self.ledger.get() {
-            None => 0,
-            Some(_) => limit.div_ceil(10).min(limit / 2),
-        };
+        let reserve = if is_fair { limit.div_ceil(10).min(limit / 2) } else { 0 };
         Room { limit, reserve }
     }
 
     pub(crate) fn has_reserve(&self) -> bool {
-        self.room(true).has(self.taken.load(SeqCst), Share::Reserve, true)
+        self.room(true, true).has(self.taken.load(SeqCst), Share::Reserve, true)
     }
 
     /// Takes a slot though none may be free.
@@ -220,8 +215,7 @@ impl Slots {
     }
 
     /// Takes one of the slots beyond the limit.
-    pub(crate) fn take_picked(&self) -> bool {
-        let max = self.max_picked.load(Relaxed);
+    pub(crate) fn take_picked(&self, max: usize) -> bool {
         let more = |picked| (picked < max).then(|| picked + 1);
         self.picked.fetch_update(Relaxed, Relaxed, more).is_ok()
     }
@@ -321,7 +315,7 @@ impl Room {
             Share::Heavy if newcomer && total(taken) >= rest => {
                 shared(taken) < rest && Share::Heavy.of(taken) < limit / 4
             }
-            Share::Heavy | Share::Common => shared(taken) < rest,
+            Share::Heavy | Share::Common => shared(taken) < rest && total(taken) < limit,
         }
     }
 }

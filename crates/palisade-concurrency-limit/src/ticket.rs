@@ -222,7 +222,7 @@ impl Ticket {
 
     /// What a displaced request did: it was one too many of those that wait.
     pub(crate) fn displacement(&self, phase: Phase) -> Violation {
-        let max = self.slots().max_present() as u64;
+        let max = self.options.max_present() as u64;
         let observed = max.saturating_add(1);
         Violation::new(Guard::ConcurrencyLimit, Reason::Displaced, phase, max, observed)
     }
@@ -361,10 +361,19 @@ impl Ticket {
     /// Whether the slots of the reserve are for this one: its client holds few and is not in debt, or
     /// nobody knows.
     pub(crate) fn is_light(&self) -> bool {
-        match (self.about.client, self.slots().ledger()) {
+        match (self.about.client, self.options.ledger()) {
             (Some(client), Some(ledger)) => ledger.is_light(client),
             _ => true,
         }
+    }
+
+    pub(crate) fn is_fair(&self) -> bool {
+        self.options.is_fair
+    }
+
+    /// Whether slots were getting short if all who are present were at work.
+    pub(crate) fn finds_slots_short(&self) -> bool {
+        self.slots().is_getting_short(self.options.max_present())
     }
 
     /// Will wake the task of `cx`, which must look at the state after this.
@@ -458,7 +467,7 @@ impl Ticket {
         if share != Share::Common {
             inside.extra.get_or_insert_default().share = share;
         }
-        if let (Some(client), Some(ledger)) = (self.about.client, self.slots().ledger()) {
+        if let (Some(client), Some(ledger)) = (self.about.client, self.options.ledger()) {
             let charge = &mut inside.extra.get_or_insert_default().charge;
             match charge {
                 Some(charge) => ledger.resume(charge),

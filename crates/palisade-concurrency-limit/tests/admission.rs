@@ -238,3 +238,60 @@ async fn a_light_newcomer_in_the_queue_need_not_wait_for_the_heavy() {
     }
     at_rest(&journal);
 }
+
+#[tokio::test(start_paused = true)]
+async fn options_hold_for_the_layer_they_are_called_on_and_not_for_its_clones() {
+    let (journal, gate) = (Journal::default(), Gate::default());
+    let plain = ConcurrencyLimitLayer::new(10).metrics(journal.clone());
+    let fair = plain.clone().fairness().layer(gate.handler());
+    let few = plain.clone().present(3).layer(gate.handler());
+    let picks = |head: &palisade_core::RequestHead<'_>| head.headers.contains_key("probe");
+    let reserve = plain.clone().reserve(1, picks).layer(gate.handler());
+    let plain = plain.layer(gate.handler());
+    let probe = || {
+        let mut request = get();
+        request.headers_mut().insert("probe", "1".parse().unwrap());
+        request
+    };
+    let mut tasks = Vec::new();
+    let mut working = 0;
+    let mut try_on = async |service: &Guarded, request: Request<Body>| {
+        let task = send(service, from("198.51.100.1", request));
+        settle().await;
+        let is_admitted = !task.is_finished();
+        tasks.push(task);
+        working += u64::from(is_admitted);
+        assert_eq!(journal.level(GUARD, Level::Working), Some(working));
+        is_admitted
+    };
+    for _ in 0..3 {
+        assert!(try_on(&few, get()).await);
+    }
+    assert!(!try_on(&few, get()).await, "no more than three");
+    for _ in 3..9 {
+        assert!(try_on(&fair, get()).await);
+    }
+    assert!(!try_on(&fair, get()).await, "the last is for the light");
+    assert!(try_on(&plain, get()).await);
+    assert!(!try_on(&plain, probe()).await);
+    assert!(try_on(&reserve, probe()).await);
+    assert!(!try_on(&reserve, probe()).await);
+    while gate.started() > 0 {
+        gate.open_one();
+        settle().await;
+    }
+    for task in tasks {
+        drop(task.await.unwrap());
+    }
+    at_rest(&journal);
+}
+
+#[test]
+fn a_handle_tells_the_metrics_that_come_after_it() {
+    let journal = Journal::default();
+    let layer = ConcurrencyLimitLayer::new(10);
+    let handle = layer.handle();
+    let _layer = layer.metrics(journal.clone());
+    handle.set_limit(5);
+    assert_eq!(journal.limits(), [(GUARD, 5)]);
+}

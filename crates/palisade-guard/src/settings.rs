@@ -1,11 +1,12 @@
 //! The builder methods that all layers have.
 
 /// Defines `mode`, `metrics` and `on_reject` for a layer with a method `policy_mut` whose result
-/// has a `settings: Settings`. With `levels: field` the policy's `field: Arc<_>` has gauges.
+/// has a `settings: Settings`. With `levels: field` the policy's `field: Arc<_>` has gauges; with
+/// `tells: field` its method `record_to` is called with the sink.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! settings_methods {
-    ($layer:ident $(, levels: $levels:ident)?) => {
+    ($layer:ident $(, levels: $levels:ident)? $(, tells: $tells:ident)?) => {
         impl $layer {
             /// Whether the guard enforces, only counts what it would have refused, or does nothing.
             /// Defaults to [`Mode::Enforce`](palisade_core::Mode::Enforce).
@@ -20,8 +21,10 @@ macro_rules! settings_methods {
                 let policy = self.policy_mut();
                 $(
                     let levels = std::sync::Arc::downgrade(&policy.$levels);
-                    recorder.register(levels as std::sync::Weak<dyn palisade_core::Levels>);
+                    let levels: std::sync::Weak<dyn palisade_core::Levels> = levels;
+                    recorder.register(levels);
                 )?
+                $(policy.$tells.record_to(recorder.clone());)?
                 policy.settings.recorder = recorder;
                 self
             }

@@ -33,7 +33,7 @@ impl RateLimitLayer {
         Self {
             policy: Arc::new(RateLimitPolicy {
                 settings: Settings::default(),
-                levels: Arc::new(LimiterLevels(limiter.clone())),
+                levels: limiter.levels(&|| Arc::new(LimiterLevels::new(limiter.clone()))),
                 limiter,
                 key: Arc::new(ClientIp::peer()),
                 cost: None,

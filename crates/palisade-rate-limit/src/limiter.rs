@@ -4,11 +4,12 @@ use crate::{
     ConfigError, Policy,
     quota::{BURST_BITS, MAX_QUOTAS, PERIOD_BITS},
 };
-use palisade_core::{ClientKey, Clock, Denied, Gcra, Occupancy, Table};
+use palisade_core::{ClientKey, Clock, Denied, Gcra, Levels, Occupancy, Table};
+use parking_lot::Mutex;
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{
             AtomicU64,
             Ordering::{Acquire, Relaxed, Release},
@@ -32,6 +33,13 @@ pub trait Limiter: Send + Sync + 'static {
     /// How many keys are held, for the metrics. Defaults to not saying.
     fn occupancy(&self) -> Option<Occupancy> {
         None
+    }
+
+    /// The gauges of this limiter: those that another layer has made of it, or else what `make`
+    /// returns. So layers that share a limiter count its keys once.
+    #[doc(hidden)]
+    fn levels(&self, make: &dyn Fn() -> Arc<dyn Levels>) -> Arc<dyn Levels> {
+        make()
     }
 }
 
@@ -80,6 +88,8 @@ pub struct TableLimiter {
     quotas: [AtomicU64; MAX_QUOTAS],
     /// The longest debt that any quota has led to so far, in microseconds.
     max_debt: AtomicU64,
+    /// The gauges, while a layer has them.
+    levels: Mutex<Option<Weak<dyn Levels>>>,
 }
 
 // === Limiter ===
@@ -91,6 +101,10 @@ impl<L: Limiter + ?Sized> Limiter for Arc<L> {
 
     fn occupancy(&self) -> Option<Occupancy> {
         (**self).occupancy()
+    }
+
+    fn levels(&self, make: &dyn Fn() -> Arc<dyn Levels>) -> Arc<dyn Levels> {
+        (**self).levels(make)
     }
 }
 
@@ -118,6 +132,7 @@ impl TableLimiter {
             clock: Clock::new(),
             quotas: Default::default(),
             max_debt: AtomicU64::new(0),
+            levels: Mutex::new(None),
         };
         limiter.set(policy)?;
         Ok(limiter)
@@ -221,6 +236,15 @@ impl Limiter for TableLimiter {
 
     fn occupancy(&self) -> Option<Occupancy> {
         Some(self.table.occupancy(self.clock.now(), self.max_debt.load(Relaxed)))
+    }
+
+    fn levels(&self, make: &dyn Fn() -> Arc<dyn Levels>) -> Arc<dyn Levels> {
+        let mut known = self.levels.lock();
+        known.as_ref().and_then(Weak::upgrade).unwrap_or_else(|| {
+            let made = make();
+            *known = Some(Arc::downgrade(&made));
+            made
+        })
     }
 }
 

@@ -3,16 +3,20 @@
 use crate::{Decision, Extracted, KeyExtractor, Limiter, RequestHead};
 use http::{Request, StatusCode};
 use http_body::Body;
-use palisade_core::{Guard, Level, Levels, Phase, Reason, Rejection, Settings, Violation};
+use palisade_core::{
+    Guard, Level, Levels, Occupancy, Phase, Reason, Rejection, Settings, Violation,
+};
 use palisade_guard::{Facts, KeepsWhole, Never, Policy, Refusal};
+use parking_lot::Mutex;
 use std::{fmt, sync::Arc, time::Duration};
+use tokio::time::Instant;
 
 /// The policy of [`RateLimitLayer`](crate::RateLimitLayer).
 #[derive(Clone)]
 pub struct RateLimitPolicy {
     pub(crate) settings: Settings,
     pub(crate) limiter: Arc<dyn Limiter>,
-    pub(crate) levels: Arc<LimiterLevels>,
+    pub(crate) levels: Arc<dyn Levels>,
     pub(crate) key: Arc<dyn KeyExtractor>,
     pub(crate) cost: Option<Cost>,
 }
@@ -20,7 +24,17 @@ pub struct RateLimitPolicy {
 pub(crate) type Cost = Arc<dyn Fn(&RequestHead<'_>) -> u32 + Send + Sync>;
 
 /// The gauges of a limiter.
-pub(crate) struct LimiterLevels(pub(crate) Arc<dyn Limiter>);
+pub(crate) struct LimiterLevels {
+    limiter: Arc<dyn Limiter>,
+    /// What was found last in a large table, and when.
+    last: Mutex<Option<(Instant, Occupancy)>>,
+}
+
+/// A look at a table of a million keys takes two milliseconds. For so long one look serves all who
+/// ask,
+const SHARED_FOR: Duration = Duration::from_secs(1);
+/// if there are so many keys.
+const LARGE_TABLE: u64 = 1 << 16;
 
 /// Why a request is refused.
 #[derive(Clone, Copy)]
@@ -114,13 +128,34 @@ impl fmt::Debug for RateLimitPolicy {
 
 // === LimiterLevels ===
 
+impl LimiterLevels {
+    pub(crate) fn new(limiter: Arc<dyn Limiter>) -> Self {
+        Self { limiter, last: Mutex::new(None) }
+    }
+
+    fn occupancy(&self) -> Option<Occupancy> {
+        let now = Instant::now();
+        let mut last = self.last.lock();
+        if let Some((at, occupancy)) = *last
+            && now.saturating_duration_since(at) < SHARED_FOR
+        {
+            return Some(occupancy);
+        }
+        let occupancy = self.limiter.occupancy()?;
+        if occupancy.capacity >= LARGE_TABLE {
+            *last = Some((now, occupancy));
+        }
+        Some(occupancy)
+    }
+}
+
 impl Levels for LimiterLevels {
     fn guard(&self) -> Guard {
         Guard::RateLimit
     }
 
     fn sample(&self, visit: &mut dyn FnMut(Level, u64)) {
-        if let Some(occupancy) = self.0.occupancy() {
+        if let Some(occupancy) = self.occupancy() {
             visit(Level::Keys, occupancy.keys);
             visit(Level::KeyCapacity, occupancy.capacity);
             visit(Level::KeysEvicted, occupancy.evicted);

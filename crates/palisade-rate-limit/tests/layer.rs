@@ -336,3 +336,29 @@ fn layer_and_service_go_anywhere_and_the_future_is_slim() {
     let added = size_of::<palisade_rate_limit::ResponseFuture<Inner>>() - size_of::<Inner>();
     assert!(added <= 16, "{added} bytes");
 }
+
+/// A limiter that counts how often somebody asks how full it is.
+struct Asked(std::sync::atomic::AtomicU64);
+
+impl Limiter for Asked {
+    fn check(&self, _: ClientKey, _: u32) -> Decision {
+        Decision::Admit
+    }
+
+    fn occupancy(&self) -> Option<palisade_core::Occupancy> {
+        let keys = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
+        Some(palisade_core::Occupancy { keys, capacity: 1 << 20, evicted: 0 })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_table_is_looked_at_once_a_second_however_many_ask() {
+    let journal = Journal::default();
+    let _layer = RateLimitLayer::with_limiter(Asked(0.into())).metrics(journal.clone());
+    for second in 1..4 {
+        for _ in 0..100 {
+            assert_eq!(journal.level(GUARD, Level::Keys), Some(second));
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+}
