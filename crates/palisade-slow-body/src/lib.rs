@@ -71,6 +71,9 @@
 //! as under a plain `axum::serve`, nobody knows: let the handlers of uploads read at once, or give
 //! uploads over HTTP/2 a longer gap and no rate by [`SlowBodyLayer::pace_for`].
 //!
+//! *What was unpacked on the way here.* Inside a layer that decompresses request bodies a byte on the wire
+//! counts as the thousand that it unpacks to. Stand outside of it.
+//!
 //! *How fast a client reads.* A response body knows when the server asks it for more. Behind it
 //! are the server's buffers and the kernel's, megabytes of them, so that a steady reader of
 //! 64 KiB a second is seen to come back every 20 s only; the default for responses is therefore

@@ -44,6 +44,17 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(all(
+    feature = "axum",
+    any(
+        feature = "body-limit",
+        feature = "concurrency-limit",
+        feature = "rate-limit",
+        feature = "slow-body",
+        feature = "timeout"
+    )
+))]
+mod boxed;
 #[cfg(any(
     feature = "body-limit",
     feature = "concurrency-limit",
@@ -61,6 +72,17 @@ mod builder;
 ))]
 mod stack;
 
+#[cfg(all(
+    feature = "axum",
+    any(
+        feature = "body-limit",
+        feature = "concurrency-limit",
+        feature = "rate-limit",
+        feature = "slow-body",
+        feature = "timeout"
+    )
+))]
+pub use boxed::{Boxed, BoxedFuture, BoxedLayer, Inside};
 /// The words that all guards share. Not named `core`, which would hide the language's own.
 pub use palisade_core as words;
 pub use palisade_core::{
