@@ -225,3 +225,33 @@ async fn layers_that_share_a_limiter_count_its_keys_once() {
     drop(other);
     assert_eq!(capacity(), Some(0));
 }
+
+/// Log lines as they are written.
+#[derive(Clone, Default)]
+struct Lines(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_body_limit_above_that_of_axum_is_pointed_out_once() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    let _guard = tracing_subscriber::util::SubscriberInitExt::set_default(subscriber);
+    let said = || String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    Stack::edge().build().unwrap();
+    assert_eq!(said(), "");
+    for _ in 0..2 {
+        Stack::edge().max_body(10 << 20).build().unwrap();
+        assert_eq!(said().matches("DefaultBodyLimit").count(), 1, "{}", said());
+    }
+}

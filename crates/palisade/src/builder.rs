@@ -199,7 +199,8 @@ impl Stack {
     }
 
     /// How many bytes a request body may have. axum's extractors have a limit of their own, of 2 MiB:
-    /// with more here, set `axum::extract::DefaultBodyLimit` as well. Defaults to 2 MiB.
+    /// with more here, set `axum::extract::DefaultBodyLimit` as well; with the features `axum` and
+    /// `tracing` a log line says so once. Defaults to 2 MiB.
     #[cfg(feature = "body-limit")]
     pub fn max_body(mut self, bytes: u64) -> Self {
         self.max_body = bytes;
@@ -309,6 +310,10 @@ impl Stack {
     /// If any number cannot be, or two of them contradict each other: all faults at once.
     pub fn build(mut self) -> Result<StackLayer, ConfigError> {
         self.check()?;
+        #[cfg(all(feature = "axum", feature = "body-limit", feature = "tracing"))]
+        if self.max_body > BodyLimitLayer::DEFAULT {
+            warn_of_axum_once(self.max_body);
+        }
         let tunes = std::mem::take(&mut self.tunes);
         // What is set on every layer alike.
         macro_rules! dressed {
@@ -406,6 +411,19 @@ impl fmt::Debug for Stack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Stack").field("preset", &self.preset).finish_non_exhaustive()
     }
+}
+
+#[cfg(all(feature = "axum", feature = "body-limit", feature = "tracing"))]
+fn warn_of_axum_once(max_body: u64) {
+    static WARNED: std::sync::Once = std::sync::Once::new();
+    WARNED.call_once(|| {
+        tracing::warn!(
+            target: "palisade",
+            max_body,
+            "axum's extractors take no more than 2 MiB unless `axum::extract::DefaultBodyLimit` is \
+             set as well"
+        );
+    });
 }
 
 // === Unlimited ===
