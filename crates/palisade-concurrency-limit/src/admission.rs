@@ -117,7 +117,7 @@ impl Options {
         let slots = &self.slots;
         let (present, max_present) = (slots.present(), self.max_present());
         slots.look_for_crowd(present, max_present);
-        if present > max_present && !slots.make_room(!self.only_watches()) {
+        if present > max_present && !slots.make_room(max_present, !self.only_watches()) {
             return Err(over(Reason::Full, max_present));
         }
         slots.count_admitted();

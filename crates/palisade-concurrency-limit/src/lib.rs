@@ -42,6 +42,9 @@
 //! work until it has given nothing for 5 s. From then on it holds no slot while it has nothing to give,
 //! and takes one again for each message, before newcomers.
 //!
+//! The content type is the handler's word: one that lets its client choose the content type of a stream
+//! lets it out of the count.
+//!
 //! What it cannot see:
 //! - A handler that read ahead in vain, as axum's `Multipart` does, and then waits for something
 //!   else is found out when it is next polled, which is at once if as many requests are present then

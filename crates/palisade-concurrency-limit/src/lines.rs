@@ -80,14 +80,18 @@ impl Lines {
 // === Slots ===
 
 impl Slots {
-    /// Makes room for one that has just been let in and is one too many, at the cost of who has
-    /// waited for its client longest if `displacing`. `false` if there is no room.
+    /// Makes room for one that has just been let in and seems to be one too many, at the cost of who
+    /// has waited for its client longest if `displacing`. `false` if there is no room.
     #[cold]
-    pub(crate) fn make_room(&self, displacing: bool) -> bool {
+    pub(crate) fn make_room(&self, max_present: usize, displacing: bool) -> bool {
+        let mut lines = self.lines.lock();
+        // Without the lock a request that changes lines is counted in both for a moment.
+        if self.present() <= max_present {
+            return true;
+        }
         if !displacing {
             return false;
         }
-        let mut lines = self.lines.lock();
         let Some((_, victim)) = lines.client.pop_first() else { return false };
         self.waiting.store(lines.client.len(), SeqCst);
         victim.displace();
@@ -187,8 +191,10 @@ impl Slots {
         };
         lines.client.insert(place, ticket.clone());
         self.waiting.store(lines.client.len(), SeqCst);
+        // Under the lock: see `make_room`.
+        self.free(share);
         drop(lines);
-        self.release(share);
+        self.grant_if_any_waits();
     }
 
     /// Puts `ticket`, which holds no slot, into the line for one; or gives it one at once.

@@ -223,9 +223,20 @@ impl Slots {
     /// Gives a slot of this share back, to a request that waits for it if there is one.
     #[inline]
     pub(crate) fn release(&self, share: Share) {
+        self.free(share);
+        self.grant_if_any_waits();
+    }
+
+    /// Frees a slot. [`Self::grant_if_any_waits`] must follow.
+    #[inline]
+    pub(crate) fn free(&self, share: Share) {
         self.taken.fetch_sub(share.one(), SeqCst);
-        // Whoever lines up does so first and then looks whether a slot is free; we free one first
-        // and then look whether somebody stands in line. One of us sees the other.
+    }
+
+    /// Whoever lines up does so first and then looks whether a slot is free; a slot is freed first,
+    /// and then this looks whether somebody stands in line. One of them sees the other.
+    #[inline]
+    pub(crate) fn grant_if_any_waits(&self) {
         if self.queued.load(SeqCst) > 0 {
             self.grant();
         }

@@ -4,7 +4,7 @@ use crate::{
     meter::{TooSlow, nanos},
     stopwatch::{Stopwatch, after},
 };
-use palisade_guard::poll_sleep;
+use palisade_guard::{Task, poll_sleep, task_of};
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
@@ -25,6 +25,8 @@ pin_project! {
         origin: Instant,
         // What was handed out since the stopwatch was told last.
         bytes: u64,
+        // Which task the timer wakes.
+        task: Task,
         #[pin]
         timer: Sleep,
     }
@@ -39,7 +41,8 @@ impl Download {
         cx: &mut Context<'_>,
     ) -> Pin<Box<Self>> {
         let timer = sleep_until(after(now, stopwatch.left(0)));
-        let mut download = Box::pin(Self { stopwatch, origin: now, bytes, timer });
+        let task = task_of(cx.waker());
+        let mut download = Box::pin(Self { stopwatch, origin: now, bytes, task, timer });
         let _: Poll<()> = poll_sleep(download.as_mut().project().timer, cx);
         download
     }
@@ -60,8 +63,14 @@ impl Download {
         let mut this = self.project();
         let stamp = nanos(now.saturating_duration_since(*this.origin));
         let left = this.stopwatch.start(stamp).saturating_sub(stamp);
-        if this.timer.is_elapsed() || this.timer.deadline() < after(now, left) {
+        let is_due = this.timer.is_elapsed() || this.timer.deadline() < after(now, left);
+        if is_due {
             this.timer.as_mut().reset(after(now, left.saturating_mul(2)));
+        }
+        // A body may change tasks while it has something to give.
+        let task = task_of(cx.waker());
+        if is_due || *this.task != task {
+            *this.task = task;
             let _: Poll<()> = poll_sleep(this.timer, cx);
         }
     }

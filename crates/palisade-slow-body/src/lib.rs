@@ -59,6 +59,11 @@
 //! Over HTTP/1, where there is no gRPC, and in gRPC-Web, which has no client streams, the word
 //! buys nothing.
 //!
+//! # Who is answered 408
+//!
+//! A client that sees 408 may send the request once more on a new connection by itself (RFC 9110 section
+//! 15.5.9); browsers do where the connection had carried a request before.
+//!
 //! # What it cannot see
 //!
 //! *A body that nobody reads.* Bytes that the handler does not ask for are not waited for: what

@@ -215,3 +215,18 @@ async fn marked_routes_and_other_modes_let_it_pass() {
     // Only the shadow said so, and only once.
     assert_eq!(journal.cut(), [(Guard::SlowBody, Reason::Gap)]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_is_found_by_the_task_that_took_the_body_over() {
+    let mut body = through(&SlowBodyLayer::new(), endless()).await;
+    // Another task had it until now, which nothing will poll again.
+    let mut elsewhere = std::task::Context::from_waker(std::task::Waker::noop());
+    for _ in 0..10 {
+        assert!(body.as_mut().poll_frame(&mut elsewhere).is_ready());
+    }
+    take(&mut body, CHUNK).await;
+    let began = Instant::now();
+    let _ = tokio::time::timeout(seconds(1000), until_woken()).await;
+    assert_eq!(began.elapsed(), seconds(120));
+    assert!(body.frame().await.unwrap().is_err());
+}

@@ -2,7 +2,7 @@
 
 use crate::deadline::{after, millis};
 use palisade_core::{Guard, Phase, Reason, Violation};
-use palisade_guard::poll_sleep;
+use palisade_guard::{Task, poll_sleep, task_of};
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
@@ -19,6 +19,8 @@ pin_project! {
         limit: Duration,
         was_polled: bool,
         was_told: bool,
+        // Which task the timer wakes.
+        task: Task,
         #[pin]
         timer: Option<Sleep>,
     }
@@ -26,7 +28,8 @@ pin_project! {
 
 impl Total {
     pub(crate) fn new(started: Instant, limit: Duration) -> Pin<Box<Self>> {
-        Box::pin(Self { started, limit, was_polled: false, was_told: false, timer: None })
+        let (was_polled, was_told) = (false, false);
+        Box::pin(Self { started, limit, was_polled, was_told, task: (0, 0), timer: None })
     }
 
     /// The violation, once, if the time is over. If not, the task of `cx` is woken when it is: also
@@ -41,9 +44,14 @@ impl Total {
         let was_polled = std::mem::replace(this.was_polled, true);
         if this.timer.is_none() && (is_pending || was_polled) {
             this.timer.set(Some(sleep_until(after(*this.started, *this.limit))));
-            let _: Poll<()> = poll_sleep(this.timer.as_mut().as_pin_mut()?, cx);
-        } else if is_pending {
-            let _: Poll<()> = poll_sleep(this.timer.as_mut().as_pin_mut()?, cx);
+        }
+        // A body may change tasks while it has something to give.
+        let task = task_of(cx.waker());
+        if let Some(timer) = this.timer.as_mut().as_pin_mut()
+            && (is_pending || *this.task != task)
+        {
+            *this.task = task;
+            let _: Poll<()> = poll_sleep(timer, cx);
         }
         let taken = Instant::now().saturating_duration_since(*this.started);
         if taken < *this.limit || *this.was_told {

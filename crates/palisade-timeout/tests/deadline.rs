@@ -429,6 +429,34 @@ async fn a_server_that_does_not_ask_is_woken_when_the_total_is_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_task_that_took_a_body_over_is_woken_when_the_total_is_up() {
+    let frames = futures_util::stream::repeat_with(|| {
+        Ok::<_, Infallible>(http_body::Frame::data(Bytes::from_static(b"more")))
+    });
+    let mut body = Some(http_body_util::StreamBody::new(frames));
+    let handler = service_fn(move |_: Request<RequestBody<Nothing>>| {
+        ready(Ok::<_, Infallible>(Response::new(body.take().unwrap())))
+    });
+    let layer = TimeoutLayer::new(seconds(30)).total(seconds(60));
+    let mut body = layer.layer(handler).oneshot(plain()).await.unwrap().into_body();
+    // Another task had it until now, which nothing will poll again.
+    let mut elsewhere = std::task::Context::from_waker(std::task::Waker::noop());
+    for _ in 0..3 {
+        assert!(std::pin::Pin::new(&mut body).poll_frame(&mut elsewhere).is_ready());
+    }
+    body.frame().await.unwrap().unwrap();
+    let mut woken = false;
+    let wait = std::future::poll_fn(|_| match std::mem::replace(&mut woken, true) {
+        false => Poll::Pending,
+        true => Poll::Ready(()),
+    });
+    let began = Instant::now();
+    let _ = tokio::time::timeout(seconds(100), wait).await;
+    assert_eq!(began.elapsed(), seconds(60));
+    body.frame().await.unwrap().unwrap_err();
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_ends_in_time_or_was_upgraded_is_not_cut() {
     let layer = TimeoutLayer::new(seconds(30)).total(seconds(60));
     let whole = service_fn(|_: Request<RequestBody<Nothing>>| {
