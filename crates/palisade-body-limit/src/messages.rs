@@ -4,6 +4,8 @@
 /// last four are its length (gRPC over HTTP/2, "Length-Prefixed-Message").
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Messages {
+    /// Bytes that have come, and those that are left of the message that has begun.
+    pub(crate) granted: u64,
     /// Bytes of the next prefix that have come.
     seen: u8,
     length: u32,
@@ -24,6 +26,7 @@ impl Messages {
         mut left: u64,
         limit: u64,
     ) -> Result<u64, TooLong> {
+        self.granted = self.granted.saturating_add((data.len() as u64).saturating_sub(left));
         loop {
             let here = usize::try_from(left).unwrap_or(usize::MAX).min(data.len());
             left -= here as u64;
@@ -37,7 +40,10 @@ impl Messages {
             self.seen += 1;
             if self.seen == PREFIX_BYTES {
                 left = u64::from(self.length);
-                *self = Self::default();
+                (self.seen, self.length) = (0, 0);
+                let rest = left.saturating_sub(data.len() as u64);
+                // What of it is in `data` was granted above.
+                self.granted = self.granted.saturating_add(rest);
                 if left > limit {
                     return Err(TooLong(left));
                 }
@@ -75,6 +81,7 @@ mod tests {
                 rest = after;
             }
             prop_assert_eq!((left, messages.seen), (0, 0));
+            prop_assert_eq!(messages.granted, bytes.len() as u64);
         }
 
         #[test]

@@ -39,10 +39,8 @@ pub(crate) struct Counted {
     limit: u64,
     /// What may come before the limit is looked at again: the rest of the body, or of a message.
     remaining: u64,
-    /// Bytes that have come, and those that remain.
-    granted: u64,
     /// `None` where the limit is that of the whole body.
-    messages: Option<Messages>,
+    messages: Option<Box<Messages>>,
     joined: Option<Box<Joined>>,
 }
 
@@ -102,7 +100,6 @@ impl Counted {
             small: 0,
             limit,
             remaining: limit,
-            granted: limit,
             messages: None,
             joined: None,
         }
@@ -110,7 +107,13 @@ impl Counted {
 
     /// The limit is that of each gRPC message.
     pub(crate) fn per_message(self) -> Self {
-        Self { messages: Some(Messages::default()), remaining: 0, granted: 0, ..self }
+        Self { messages: Some(Box::default()), remaining: 0, ..self }
+    }
+
+    /// Bytes that have come so far.
+    fn received(&self) -> u64 {
+        let granted = self.messages.as_ref().map_or(self.limit, |messages| messages.granted);
+        granted.saturating_sub(self.remaining)
     }
 
     /// For a body so short that it can break no rule.
@@ -176,7 +179,6 @@ impl Counted {
                 let mut declared = 0;
                 if self.messages.is_none() {
                     self.remaining = self.limit;
-                    self.granted = self.limit;
                     declared = up.size_hint().lower();
                 }
                 if declared > self.limit {
@@ -297,7 +299,7 @@ impl Counted {
     /// Counts a frame of a body of many small ones, and joins it to what is held if it is small.
     fn take_joined(&mut self, watch: Watch<'_>, data: &[u8]) -> Result<Taken, BoxError> {
         self.take_bytes(watch, data)?;
-        let received = self.granted.saturating_sub(self.remaining);
+        let received = self.received();
         let allowed = self.allowed(watch);
         let (Some(joined), Some(allowed)) = (&mut self.joined, allowed) else {
             return Ok(Taken::Apart);
@@ -331,11 +333,9 @@ impl Counted {
             return Ok(());
         }
         let observed = match &mut self.messages {
-            None => (self.limit - self.remaining).saturating_add(length),
+            None => self.limit.saturating_sub(self.remaining).saturating_add(length),
             Some(messages) => match messages.take(data, self.remaining, self.limit) {
                 Ok(left) => {
-                    let more = length.saturating_sub(self.remaining).saturating_add(left);
-                    self.granted = self.granted.saturating_add(more);
                     self.remaining = left;
                     return Ok(());
                 }
@@ -353,7 +353,6 @@ impl Counted {
         }
         self.stage = Stage::Found;
         self.remaining = u64::MAX;
-        self.granted = u64::MAX;
         Ok(())
     }
 }

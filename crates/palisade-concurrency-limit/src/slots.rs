@@ -169,7 +169,12 @@ impl Slots {
     /// A slot for a newcomer while it does not matter who comes.
     #[inline]
     pub(crate) fn take_any(&self) -> bool {
-        self.queued.load(SeqCst) == 0 && self.take_of(Share::Common, true, false)
+        if self.queued.load(SeqCst) > 0 {
+            return false;
+        }
+        let limit = self.limit().min(MAX_TAKEN);
+        let more = |taken| (total(taken) < limit).then(|| Share::Common.one().wrapping_add(taken));
+        self.taken.fetch_update(SeqCst, SeqCst, more).is_ok()
     }
 
     /// Takes a slot for a request of this rank, and says which. Newcomers stand behind all who wait,

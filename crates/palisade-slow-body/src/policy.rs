@@ -67,8 +67,6 @@ pub struct Upload {
     is_judged: bool,
     /// What came since the stopwatch was told last.
     bytes: u64,
-    /// Nanoseconds of waiting for which other requests were to blame.
-    excused: u64,
     /// Made by the first wait.
     stopwatch: Option<Box<Stopwatch>>,
 }
@@ -179,7 +177,7 @@ impl Policy for SlowBodyPolicy {
     fn upload(&self, _: &mut Held, common: &Common, facts: &Facts) -> Upload {
         let is_off = self.request_pace(common, facts.form).is_off();
         let is_judged = self.settings.is_on() && !is_off;
-        Upload { is_judged, bytes: 0, excused: 0, stopwatch: None }
+        Upload { is_judged, bytes: 0, stopwatch: None }
     }
 
     #[inline(always)]
@@ -227,7 +225,7 @@ impl Policy for SlowBodyPolicy {
         left: Option<u64>,
         now: Stamp,
     ) -> Option<Stamp> {
-        let Upload { is_judged, bytes, stopwatch, .. } = upload;
+        let Upload { is_judged, bytes, stopwatch } = upload;
         if !*is_judged {
             return None;
         }
@@ -249,8 +247,8 @@ impl Policy for SlowBodyPolicy {
     ) -> Result<Option<Stamp>, Violation> {
         let Some(stopwatch) = &mut upload.stopwatch else { return Ok(None) };
         if let Some(conn) = of.facts.shared_window() {
-            if conn.has_unread_body() && upload.excused < MAX_EXCUSED {
-                upload.excused = upload.excused.saturating_add(stopwatch.excuse(now));
+            if conn.has_unread_body() && stopwatch.excused() < MAX_EXCUSED {
+                stopwatch.excuse(now);
             } else if stopwatch.due(now) > now {
                 stopwatch.charge(now);
             }

@@ -23,12 +23,15 @@ pub(crate) struct Stopwatch {
     since: Option<Stamp>,
     /// The present shortage was seen late before.
     is_forgiven: bool,
+    /// Nanoseconds of waiting that were not charged because others were to blame.
+    excused: u64,
 }
 
 impl Stopwatch {
     /// Made when the first wait begins, for a body whose length is known or not.
     pub(crate) fn new(pace: Pace, length: Option<u64>) -> Self {
-        Self { pace, meter: Meter::new(&pace, length), since: None, is_forgiven: false }
+        let meter = Meter::new(&pace, length);
+        Self { pace, meter, since: None, is_forgiven: false, excused: 0 }
     }
 
     pub(crate) fn pace(&self) -> &Pace {
@@ -72,9 +75,15 @@ impl Stopwatch {
         }
     }
 
-    /// The wait until `now` is not charged. How long it was.
-    pub(crate) fn excuse(&mut self, now: Stamp) -> u64 {
-        self.since.replace(now).map_or(0, |since| now.saturating_sub(since))
+    /// The wait until `now` is not charged.
+    pub(crate) fn excuse(&mut self, now: Stamp) {
+        if let Some(since) = self.since.replace(now) {
+            self.excused = self.excused.saturating_add(now.saturating_sub(since));
+        }
+    }
+
+    pub(crate) fn excused(&self) -> u64 {
+        self.excused
     }
 
     /// The wait ended some time ago, and how long it was does not matter.

@@ -1,0 +1,189 @@
+//! What every layer keeps of tower's contract: the instance that was made ready is the one that is
+//! called, errors pass untouched, and nothing is left of a future that is dropped.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::{Request, Response, StatusCode};
+use http_body::Body;
+use http_body_util::{BodyExt, Full};
+use palisade::{
+    Quota, Stack, body_limit::BodyLimitLayer, concurrency_limit::ConcurrencyLimitLayer,
+    rate_limit::RateLimitLayer, slow_body::SlowBodyLayer, timeout::TimeoutLayer,
+};
+use palisade_core::{Guard, Level};
+use palisade_testkit::Journal;
+use std::{
+    fmt::Debug,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+use tower::{Layer, Service, ServiceExt};
+
+type Answer = Result<Response<Full<Bytes>>, Broken>;
+
+/// The error of the service, and of nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Broken(u32);
+
+/// A service that panics where it was not made ready, and counts what is under way. `/fails` fails,
+/// `/hangs` never answers.
+#[derive(Debug)]
+struct Probe {
+    is_ready: bool,
+    unready: Option<Broken>,
+    under_way: Arc<AtomicUsize>,
+}
+
+struct UnderWay(Arc<AtomicUsize>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+impl Probe {
+    fn new() -> Self {
+        Self { is_ready: false, unready: None, under_way: Arc::default() }
+    }
+}
+
+/// A clone was not made ready.
+impl Clone for Probe {
+    fn clone(&self) -> Self {
+        Self { is_ready: false, unready: self.unready, under_way: self.under_way.clone() }
+    }
+}
+
+impl<B: Body + Send + 'static> Service<Request<B>> for Probe {
+    type Response = Response<Full<Bytes>>;
+    type Error = Broken;
+    type Future = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        if let Some(broken) = self.unready {
+            return Poll::Ready(Err(broken));
+        }
+        self.is_ready = true;
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        assert!(std::mem::take(&mut self.is_ready), "called without having been made ready");
+        self.under_way.fetch_add(1, SeqCst);
+        let under_way = UnderWay(self.under_way.clone());
+        Box::pin(async move {
+            let _under_way = under_way;
+            match request.uri().path() {
+                "/fails" => Err(Broken(1)),
+                "/hangs" => std::future::pending().await,
+                _ => Ok(Response::new(Full::new(Bytes::from_static(b"served")))),
+            }
+        })
+    }
+}
+
+fn request(path: &str) -> Request<Full<Bytes>> {
+    Request::post(path).body(Full::new(Bytes::from_static(b"body"))).unwrap()
+}
+
+fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
+}
+
+fn is_shareable<T: Clone + Debug + Send + Sync + 'static>(_: &T) {}
+fn is_sendable<T: Send + 'static>(_: &T) {}
+
+async fn holds<L, B>(layer: L)
+where
+    L: Layer<Probe> + Clone + Debug + Send + Sync + 'static,
+    L::Service: Service<Request<Full<Bytes>>, Response = Response<B>, Error = Broken>
+        + Clone
+        + Debug
+        + Send
+        + Sync
+        + 'static,
+    <L::Service as Service<Request<Full<Bytes>>>>::Future: Send + 'static,
+    B: Body<Data = Bytes, Error: Debug> + Send + 'static,
+{
+    is_shareable(&layer);
+    let probe = Probe::new();
+    let under_way = || probe.under_way.load(SeqCst);
+    let mut service = layer.layer(probe.clone());
+    is_shareable(&service);
+
+    // The instance that was made ready is called, whatever is cloned meanwhile.
+    service.ready().await.unwrap();
+    let mut other = service.clone();
+    let first = service.call(request("/"));
+    is_sendable(&first);
+    other.ready().await.unwrap();
+    let second = other.call(request("/"));
+    for response in [first.await.unwrap(), second.await.unwrap()] {
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "served");
+    }
+
+    // Errors pass untouched, of the response and of readiness.
+    assert_eq!(service.ready().await.unwrap().call(request("/fails")).await.err(), Some(Broken(1)));
+    let unready = Probe { unready: Some(Broken(2)), ..probe.clone() };
+    assert_eq!(layer.layer(unready).ready().await.err(), Some(Broken(2)));
+    assert_eq!(under_way(), 0);
+
+    // A future may be dropped before it is polled, and after.
+    drop(service.ready().await.unwrap().call(request("/hangs")));
+    assert_eq!(under_way(), 0);
+    let mut hangs = Box::pin(service.ready().await.unwrap().call(request("/hangs")));
+    assert!(poll(hangs.as_mut()).is_pending());
+    assert_eq!(under_way(), 1);
+    drop(hangs);
+    assert_eq!(under_way(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_layer_keeps_the_contract() {
+    let journal = Journal::default();
+    holds(RateLimitLayer::new(Quota::per_second(9)).unwrap().metrics(journal.clone())).await;
+    holds(TimeoutLayer::new(Duration::from_secs(9)).metrics(journal.clone())).await;
+    holds(BodyLimitLayer::default().metrics(journal.clone())).await;
+    holds(SlowBodyLayer::new().metrics(journal.clone())).await;
+    holds(ConcurrencyLimitLayer::new(9).metrics(journal.clone())).await;
+    let stack = Stack::edge().rate_limit(Quota::per_second(99)).metrics(journal.clone());
+    let stack = stack.build().unwrap();
+    holds(stack.clone()).await;
+    assert_eq!((journal.refused(), journal.cut()), (vec![], vec![]));
+    for level in [Level::Working, Level::Waiting, Level::Queued] {
+        assert_eq!(journal.level(Guard::ConcurrencyLimit, level), Some(0), "{level:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_from_the_queue_is_served_by_the_instance_that_was_made_ready() {
+    let layer = ConcurrencyLimitLayer::new(1).queue(9, Duration::from_secs(9));
+    let probe = Probe::new();
+    let mut service = layer.layer(probe.clone());
+    let mut call = |path: &str| {
+        assert!(ServiceExt::<Request<Full<Bytes>>>::ready(&mut service).now_or_never().is_some());
+        service.call(request(path))
+    };
+    let mut hangs = Box::pin(call("/hangs"));
+    assert!(poll(hangs.as_mut()).is_pending());
+    let queued = [call("/"), call("/fails")].map(tokio::spawn);
+    tokio::task::yield_now().await;
+    assert_eq!(probe.under_way.load(SeqCst), 1);
+    drop(hangs);
+    let mut outcomes = Vec::new();
+    for one in queued {
+        outcomes.push(one.await.unwrap().map(|response| response.status()));
+    }
+    assert_eq!(outcomes, [Ok(StatusCode::OK), Err(Broken(1))]);
+    assert_eq!(probe.under_way.load(SeqCst), 0);
+    assert_eq!(layer.handle().working(), 0);
+}
