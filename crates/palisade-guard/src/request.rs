@@ -218,7 +218,8 @@ impl<P: Policy> Reading<P> {
         if self.awaits {
             self.end_wait();
         }
-        if self.exchange.has_ended() || inner.is_none() {
+        let has_failed = matches!(slot, Poll::Ready(Some(Err(_))));
+        if has_failed || self.exchange.has_ended() || inner.is_none() {
             self.set_unread(false);
         }
         slot
