@@ -17,7 +17,7 @@ pub struct Extra {
     pub(crate) share: Share,
 }
 
-/// Which of the slots. One word counts the taken ones of each share.
+/// Which of the slots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Share {
     /// Those for every client, taken by a light one, or when it did not matter who came.
@@ -29,11 +29,16 @@ pub(crate) enum Share {
     Reserve,
 }
 
-/// How many slots of one share may be taken.
-pub(crate) const MAX_TAKEN: usize = (1 << BITS) - 1;
+/// How many slots are taken, in one word: all of them in the lowest 22 bits, of these the heavy ones in
+/// the next 21, and those of the reserve in the last 21.
+#[derive(Clone, Copy)]
+pub(crate) struct Taken(pub(crate) u64);
 
-/// Of the word, for each share.
-const BITS: u32 = 21;
+/// How many slots may be taken.
+pub(crate) const MAX_TAKEN: usize = (1 << 21) - 1;
+
+const HEAVY_SHIFT: u32 = 22;
+const RESERVE_SHIFT: u32 = 43;
 
 /// One of the requests that a client has present, until it is dropped.
 #[derive(Debug)]
@@ -56,16 +61,36 @@ impl Extra {
 // === Share ===
 
 impl Share {
-    /// One slot of this share, in the word that counts all.
+    /// One slot of this share, to be added to the word of [`Taken`].
     #[inline(always)]
     pub(crate) fn one(self) -> u64 {
-        1 << (self as u32 * BITS)
+        match self {
+            Self::Common => 1,
+            Self::Heavy => 1 | 1 << HEAVY_SHIFT,
+            Self::Reserve => 1 | 1 << RESERVE_SHIFT,
+        }
+    }
+}
+
+// === Taken ===
+
+impl Taken {
+    /// All of them.
+    #[inline(always)]
+    pub(crate) fn total(self) -> usize {
+        self.0 as usize & ((1 << HEAVY_SHIFT) - 1)
     }
 
-    /// How many slots of this share are taken.
+    /// Those that heavy clients have.
     #[inline(always)]
-    pub(crate) fn of(self, taken: u64) -> usize {
-        (taken >> (self as u32 * BITS)) as usize & MAX_TAKEN
+    pub(crate) fn heavy(self) -> usize {
+        (self.0 >> HEAVY_SHIFT) as usize & MAX_TAKEN
+    }
+
+    /// Those of the reserve.
+    #[inline(always)]
+    pub(crate) fn reserve(self) -> usize {
+        (self.0 >> RESERVE_SHIFT) as usize
     }
 }
 

@@ -4,7 +4,7 @@ use crate::{
     kept::Kept,
     ledger::Ledger,
     lines::{Lines, Rank},
-    slot::{Extra, MAX_TAKEN, Share},
+    slot::{Extra, MAX_TAKEN, Share, Taken},
 };
 use palisade_core::{ClientKey, Event, Guard, Level, Levels, Recorder};
 use parking_lot::Mutex;
@@ -25,7 +25,7 @@ const PRESENT_PER_SLOT: usize = 8;
 /// What all services of one layer share.
 #[derive(Debug)]
 pub(crate) struct Slots {
-    /// Slots taken, by [`Share`].
+    /// A word of [`Taken`].
     taken: AtomicU64,
     admitted: AtomicU64,
     limit: AtomicUsize,
@@ -99,7 +99,7 @@ impl Slots {
 
     #[inline]
     pub(crate) fn working(&self) -> usize {
-        total(self.taken.load(Relaxed))
+        Taken(self.taken.load(Relaxed)).total()
     }
 
     /// Whether slots are getting short, so that it matters who uses them.
@@ -157,7 +157,7 @@ impl Slots {
         let newcomers = self.queued_newcomers.load(SeqCst);
         let queued = self.queued.load(SeqCst).saturating_sub(newcomers);
         let waiting = self.waiting.load(SeqCst).saturating_add(queued);
-        total(self.taken.load(SeqCst)).saturating_add(waiting)
+        Taken(self.taken.load(SeqCst)).total().saturating_add(waiting)
     }
 
     /// How many may be present where no number is set.
@@ -173,7 +173,7 @@ impl Slots {
             return false;
         }
         let limit = self.limit().min(MAX_TAKEN);
-        let more = |taken| (total(taken) < limit).then(|| Share::Common.one().wrapping_add(taken));
+        let more = |taken| (Taken(taken).total() < limit).then(|| taken.wrapping_add(1));
         self.taken.fetch_update(SeqCst, SeqCst, more).is_ok()
     }
 
@@ -196,8 +196,9 @@ impl Slots {
     #[inline]
     pub(crate) fn take_of(&self, share: Share, newcomer: bool, is_fair: bool) -> bool {
         let room = self.room(newcomer, is_fair);
-        let more =
-            |taken| room.has(taken, share, newcomer).then(|| share.one().wrapping_add(taken));
+        let more = |taken| {
+            room.has(Taken(taken), share, newcomer).then(|| share.one().wrapping_add(taken))
+        };
         self.taken.fetch_update(SeqCst, SeqCst, more).is_ok()
     }
 
@@ -211,7 +212,7 @@ impl Slots {
     }
 
     pub(crate) fn has_reserve(&self) -> bool {
-        self.room(true, true).has(self.taken.load(SeqCst), Share::Reserve, true)
+        self.room(true, true).has(Taken(self.taken.load(SeqCst)), Share::Reserve, true)
     }
 
     /// Takes a slot though none may be free.
@@ -297,18 +298,6 @@ impl Slots {
     }
 }
 
-/// All slots of all shares.
-#[inline]
-fn total(taken: u64) -> usize {
-    shared(taken) + Share::Reserve.of(taken)
-}
-
-/// All but those of the reserve.
-#[inline]
-fn shared(taken: u64) -> usize {
-    Share::Common.of(taken) + Share::Heavy.of(taken)
-}
-
 // === Room ===
 
 /// The slots that there are.
@@ -321,17 +310,19 @@ struct Room {
 
 impl Room {
     #[inline]
-    fn has(self, taken: u64, share: Share, newcomer: bool) -> bool {
+    fn has(self, taken: Taken, share: Share, newcomer: bool) -> bool {
         let Self { limit, reserve } = self;
         let rest = limit.saturating_sub(reserve);
+        let others = taken.total().saturating_sub(taken.reserve());
+        let is_free = taken.total() < limit;
         match share {
-            Share::Reserve => Share::Reserve.of(taken) < reserve && total(taken) < limit,
+            Share::Reserve => is_free && taken.reserve() < reserve,
             // Light newcomers may have all that the heavy leave, save for a quarter: by then what
             // is taken by the light is so much that the heavy would get nothing at all.
-            Share::Heavy if newcomer && total(taken) >= rest => {
-                shared(taken) < rest && Share::Heavy.of(taken) < limit / 4
+            Share::Heavy if newcomer && taken.total() >= rest => {
+                is_free && others < rest && taken.heavy() < limit / 4
             }
-            Share::Heavy | Share::Common => shared(taken) < rest && total(taken) < limit,
+            Share::Heavy | Share::Common => is_free && others < rest,
         }
     }
 }
