@@ -18,8 +18,8 @@ use palisade_testkit::{
 use std::{net::Ipv4Addr, time::Duration};
 use tokio::time::{sleep, timeout};
 
-const GAP: Duration = Duration::from_millis(300);
-const LATE: Duration = Duration::from_secs(1);
+const GAP: Duration = Duration::from_secs(1);
+const LATE: Duration = Duration::from_millis(2_500);
 const MIB: u64 = 1 << 20;
 
 async fn length(body: Body) -> String {

@@ -68,7 +68,8 @@ impl BodyLimitPolicy {
             // Shadow mode: one event is enough.
             return Ok(Held::Nothing);
         }
-        Ok(if !self.is_harmless(&length) {
+        // Of messages, and where the handler decides, it may be longer than the limit so far.
+        Ok(if length.declared > limit || !self.is_harmless(&length) {
             Held::Counts(limit)
         } else if self.tiny_frames.is_some() {
             Held::Joins

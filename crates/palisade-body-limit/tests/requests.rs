@@ -3,13 +3,14 @@
 
 mod common;
 
+use bytes::Bytes;
 use common::{Script, Step, answer, body_of, count, data, read, through, trailers};
 use futures_util::FutureExt;
-use http::{Request, StatusCode, Version, header};
+use http::{Request, Response, StatusCode, Version, header};
 use http_body::{Body, SizeHint};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Full};
 use palisade_body_limit::{
-    BodyLimitHandle, BodyLimitLayer, MaxRequestBody, Mode, RequestBody, Violation,
+    BodyLimitHandle, BodyLimitLayer, MaxRequestBody, Mode, RequestBody, TinyFrames, Violation,
 };
 use palisade_core::{Guard, Phase, Reason};
 use palisade_testkit::Journal;
@@ -437,4 +438,33 @@ async fn a_body_never_promises_more_than_it_may_yield() {
     assert_eq!(hint(&layer.clone().mode(Mode::Shadow), body(), 1).await, "0 None");
     assert_eq!(hint(&layer.overridable(), body(), 0).await, "0 None");
     assert_eq!(hint(&BodyLimitLayer::new(u64::MAX), body(), 0).await, "0 None");
+}
+
+/// A gRPC request that says how long it is, of one message.
+fn message(bytes: u32) -> Request<Full<Bytes>> {
+    let mut body = vec![0];
+    body.extend(bytes.to_be_bytes());
+    body.resize(body.len() + bytes as usize, 7);
+    let request = Request::post("/demo.Echo/Unary").version(Version::HTTP_2);
+    let request = request.header("content-type", "application/grpc");
+    request.body(Full::from(body)).unwrap()
+}
+
+#[tokio::test]
+async fn a_declared_length_does_not_switch_the_limit_of_messages_off() {
+    for layer in [
+        BodyLimitLayer::new(500).grpc(),
+        BodyLimitLayer::new(500).grpc().tiny_frames(None),
+        BodyLimitLayer::new(500).grpc().tiny_frames(TinyFrames::default().burst(1 << 20)),
+    ] {
+        let service = layer.layer(service_fn(|request: Request<RequestBody<Full<Bytes>>>| async {
+            let whole = request.into_body().collect().await;
+            let read = whole.map_or(0, |whole| whole.to_bytes().len());
+            Ok::<_, Infallible>(Response::new(Full::from(read.to_string())))
+        }));
+        for (bytes, refused) in [(500, false), (501, true), (100_000, true)] {
+            let response = service.clone().oneshot(message(bytes)).await.unwrap();
+            assert_eq!(response.headers().contains_key("grpc-status"), refused, "{bytes}");
+        }
+    }
 }

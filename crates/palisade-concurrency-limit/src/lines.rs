@@ -47,7 +47,7 @@ const RANKS: [Rank; 4] = [Rank::Light, Rank::Heavy, Rank::LightNewcomer, Rank::N
 /// Those who had a slot before come before newcomers. Of each kind the light and the heavy.
 const KINDS: [[Rank; 2]; 2] = [[Rank::Light, Rank::Heavy], [Rank::LightNewcomer, Rank::Newcomer]];
 
-/// How many heavy ones are looked at for one that is light by now.
+/// How many of a line are looked at for one that is light by now, or that may be displaced.
 const LOOKS: usize = 8;
 
 // === Rank ===
@@ -85,14 +85,22 @@ impl Slots {
     #[cold]
     pub(crate) fn make_room(&self, max_present: usize, displacing: bool) -> bool {
         let mut lines = self.lines.lock();
-        // Without the lock a request that changes lines is counted in both for a moment.
-        if self.present() <= max_present {
+        // Without the lock a request that changes lines is counted twice or not at all for a moment.
+        let present = self.present();
+        if present <= max_present {
             return true;
         }
         if !displacing {
             return false;
         }
-        let Some((_, victim)) = lines.client.pop_first() else { return false };
+        // Layers that share the slots may differ: one with fewer present does not take from another.
+        let mut first = lines.client.iter().take(LOOKS);
+        let Some(number) =
+            first.find_map(|(number, ticket)| ticket.may_be_displaced(present).then_some(*number))
+        else {
+            return false;
+        };
+        let Some(victim) = lines.client.remove(&number) else { return false };
         self.waiting.store(lines.client.len(), SeqCst);
         victim.displace();
         drop(lines);
@@ -108,7 +116,8 @@ impl Slots {
     }
 
     /// The first of all gets a slot, or else the first light one: light ones pass heavy ones for
-    /// the reserve only, and newcomers pass nobody who was let in.
+    /// the reserve only, and newcomers pass nobody who was let in. (Light newcomers also pass heavy
+    /// ones that have as many slots as the heavy may have.)
     fn grant_one(&self) -> Option<Arc<Ticket>> {
         let mut lines = self.lines.lock();
         for [light, heavy] in KINDS {
@@ -139,15 +148,16 @@ impl Slots {
     /// then, and keep their numbers.
     fn look_at_ranks(&self, lines: &mut Lines, light: Rank, heavy: Rank) {
         while let Some((number, ticket)) = lines.slot[light as usize].first_key_value() {
-            if ticket.is_light() {
+            if ticket.is_light(light.is_newcomer()) {
                 return;
             }
             let number = *number;
             self.change_rank(lines, number, light, heavy);
         }
-        if self.has_reserve() {
+        let newcomer = heavy.is_newcomer();
+        if self.has_room_for_light(newcomer) {
             let first = lines.slot[heavy as usize].iter().take(LOOKS);
-            let mut first = first.filter(|(_, ticket)| ticket.is_light());
+            let mut first = first.filter(|(_, ticket)| ticket.is_light(newcomer));
             if let Some((number, _)) = first.next() {
                 let number = *number;
                 self.change_rank(lines, number, heavy, light);
@@ -257,6 +267,10 @@ impl Slots {
         self.remove(&mut lines, before.place);
         drop(lines);
         self.kept.unlist(ticket);
+        if before.place.is_some_and(|place| place.rank.is_some()) {
+            // Those behind it may have what it could not.
+            self.grant_if_any_waits();
+        }
         before
     }
 

@@ -187,9 +187,16 @@ impl Slots {
         if !is_behind && self.take_of(share, newcomer, is_fair) {
             return Some(share);
         }
-        let is_first = rank.is_light() && !(newcomer && self.queued_light.load(SeqCst) > 0);
-        let is_taken = is_first && self.take_of(Share::Reserve, newcomer, is_fair);
-        is_taken.then_some(Share::Reserve)
+        if !rank.is_light() || (newcomer && self.queued_light.load(SeqCst) > 0) {
+            return None;
+        }
+        if self.take_of(Share::Reserve, newcomer, is_fair) {
+            return Some(Share::Reserve);
+        }
+        // Where only heavy newcomers wait beside free slots, those are more than the heavy may have.
+        let queued = self.queued.load(SeqCst);
+        let is_passed = queued == self.queued_newcomers.load(SeqCst);
+        (is_passed && self.take_of(share, newcomer, is_fair)).then_some(share)
     }
 
     /// Takes a slot of this share, if one is free.
@@ -211,8 +218,11 @@ impl Slots {
         Room { limit, reserve }
     }
 
-    pub(crate) fn has_reserve(&self) -> bool {
-        self.room(true, true).has(Taken(self.taken.load(SeqCst)), Share::Reserve, true)
+    /// Whether a light request would find a slot if it were first: of all, or of the newcomers.
+    pub(crate) fn has_room_for_light(&self, newcomer: bool) -> bool {
+        let (room, taken) = (self.room(newcomer, true), Taken(self.taken.load(SeqCst)));
+        room.has(taken, Share::Reserve, newcomer)
+            || (newcomer && room.has(taken, Share::Common, newcomer))
     }
 
     /// Takes a slot though none may be free.

@@ -161,10 +161,7 @@ impl Ticket {
         let extra =
             counted.map(|counted| Box::new(Extra { counted: Some(counted), ..Extra::default() }));
         let ticket = Arc::new(Self::new(options, about, CLIENT, extra));
-        let rank = match ticket.about.client {
-            Some(_) if ticket.is_light() => Rank::LightNewcomer,
-            _ => Rank::Newcomer,
-        };
+        let rank = if ticket.is_light(true) { Rank::LightNewcomer } else { Rank::Newcomer };
         let stands = ticket.slots().await_first_slot(&ticket, rank, waiters);
         stands.then(|| TicketOwner::new(ticket))
     }
@@ -337,7 +334,13 @@ impl Ticket {
         }
         match self.state.load(SeqCst) {
             DISPLACED => Poll::Ready(Err(Displaced)),
-            CLIENT | QUEUED => Poll::Pending,
+            QUEUED => Poll::Pending,
+            CLIENT => {
+                // It was given a slot, and its other half gave it up again in this moment.
+                self.listen(half, cx);
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
             _ => Poll::Ready(Ok(())),
         }
     }
@@ -355,16 +358,22 @@ impl Ticket {
     }
 
     fn rank(&self) -> Rank {
-        if self.is_light() { Rank::Light } else { Rank::Heavy }
+        if self.is_light(false) { Rank::Light } else { Rank::Heavy }
     }
 
-    /// Whether the slots of the reserve are for this one: its client holds few and is not in debt, or
-    /// nobody knows.
-    pub(crate) fn is_light(&self) -> bool {
+    /// Whether its client holds few and is not in debt. Where nobody knows, one that was let in is
+    /// light, and a newcomer is not.
+    pub(crate) fn is_light(&self, newcomer: bool) -> bool {
         match (self.about.client, self.options.ledger()) {
             (Some(client), Some(ledger)) => ledger.is_light(client),
-            _ => true,
+            (None, Some(_)) => !newcomer,
+            (_, None) => true,
         }
+    }
+
+    /// Whether it may have to go while so many are present.
+    pub(crate) fn may_be_displaced(&self, present: usize) -> bool {
+        !self.options.only_watches() && present > self.options.max_present()
     }
 
     pub(crate) fn is_fair(&self) -> bool {

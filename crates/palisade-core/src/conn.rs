@@ -55,7 +55,7 @@ const HTTP2: u8 = 1;
 /// or HTTP/1 with a body whose end is unknown: chunked, or pipelined behind another request.
 const UNMEASURED: u8 = 2;
 /// With HTTP/2 the rest counts the request bodies that no handler asks for at the moment, modulo 128:
-/// it matters only whether there are any.
+/// it matters only whether there are any, and of so many one is asked for soon.
 const UNREAD: u8 = 2;
 
 /// Of [`ConnState::lately`]: a request with a body ended.

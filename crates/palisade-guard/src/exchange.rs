@@ -9,7 +9,10 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     task::Waker,
 };
@@ -26,6 +29,8 @@ pub(crate) struct Exchange<P: Policy> {
     pub(crate) awaited_elsewhere: AtomicBool,
     /// The request body was read to its end.
     pub(crate) ended: AtomicBool,
+    /// The request body is one of the [unread](palisade_core::ConnInfo::add_unread_body) ones.
+    unread: AtomicBool,
     pub(crate) head: ResponseHead,
 }
 
@@ -82,6 +87,7 @@ impl<P: Policy> Exchange<P> {
             wait: ClientWait::default(),
             awaited_elsewhere: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            unread: AtomicBool::new(false),
             head: ResponseHead {
                 state: Mutex::new(State::Unsent(None)),
                 is_sent: AtomicBool::new(false),
@@ -99,6 +105,22 @@ impl<P: Policy> Exchange<P> {
     #[inline(always)]
     pub(crate) fn id(&self) -> usize {
         std::ptr::from_ref(self).addr()
+    }
+
+    /// Says whether the request body may hold bytes that its handler does not ask for.
+    #[inline]
+    pub(crate) fn set_unread(&self, is_unread: bool) {
+        if let Some(conn) = self.facts.shared_window()
+            && self.unread.load(Relaxed) != is_unread
+        {
+            if is_unread {
+                if conn.add_unread_body() && self.unread.swap(true, SeqCst) {
+                    conn.remove_unread_body(); // Its other side was first.
+                }
+            } else if self.unread.swap(false, SeqCst) {
+                conn.remove_unread_body();
+            }
+        }
     }
 
     pub(crate) fn has_ended(&self) -> bool {

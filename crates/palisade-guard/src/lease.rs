@@ -151,8 +151,10 @@ impl<P: Policy> Lease<P> {
                     // the clock of a handler that has read enough to work on.
                     let now = exchange.wait.stamp(Instant::now());
                     exchange.wait.end(now);
+                    exchange.set_unread(true);
                     // Another task took the body over in this moment.
                     if exchange.awaited_elsewhere.load(SeqCst) {
+                        exchange.set_unread(false);
                         exchange.wait.begin(now);
                         awaits_client = true;
                     }

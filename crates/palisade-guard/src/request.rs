@@ -44,8 +44,6 @@ pub(crate) struct Reading<P: Policy> {
     upload: P::Upload,
     /// The client is awaited.
     awaits: bool,
-    /// The body is one of the [unread](palisade_core::ConnInfo::add_unread_body) ones.
-    is_unread: bool,
     /// When that will have lasted too long.
     due: Option<Stamp>,
     /// Wakes the task that polls this body at `due`, where that is not the handler's task.
@@ -88,7 +86,7 @@ where
                 Poll::Pending => return reading.pending(this.inner, cx),
                 Poll::Ready(None) if reading.goes_on_plainly() => {
                     reading.exchange.ended.store(true, Relaxed);
-                    reading.set_unread(false);
+                    reading.exchange.set_unread(false);
                     return Poll::Ready(None);
                 }
                 Poll::Ready(None) => Poll::Ready(None),
@@ -123,25 +121,8 @@ where
 impl<P: Policy> Reading<P> {
     #[inline(always)]
     pub(crate) fn new(exchange: Arc<Exchange<P>>, upload: P::Upload) -> Self {
-        let mut reading =
-            Self { exchange, upload, awaits: false, is_unread: false, due: None, timer: None };
-        reading.set_unread(true);
-        reading
-    }
-
-    /// Whether the body may hold bytes that its handler does not ask for.
-    #[inline]
-    fn set_unread(&mut self, is_unread: bool) {
-        if self.is_unread != is_unread
-            && let Some(conn) = self.exchange.facts.shared_window()
-        {
-            if is_unread {
-                self.is_unread = conn.add_unread_body();
-            } else {
-                conn.remove_unread_body();
-                self.is_unread = false;
-            }
-        }
+        exchange.set_unread(true);
+        Self { exchange, upload, awaits: false, due: None, timer: None }
     }
 
     #[inline(always)]
@@ -180,6 +161,7 @@ impl<P: Policy> Reading<P> {
             Ok(()) => Poll::Pending,
             Err(violation) => {
                 inner.set(None);
+                self.exchange.set_unread(false);
                 Poll::Ready(Some(Err(violation.into())))
             }
         }
@@ -220,7 +202,7 @@ impl<P: Policy> Reading<P> {
         }
         let has_failed = matches!(slot, Poll::Ready(Some(Err(_))));
         if has_failed || self.exchange.has_ended() || inner.is_none() {
-            self.set_unread(false);
+            self.exchange.set_unread(false);
         }
         slot
     }
@@ -229,9 +211,9 @@ impl<P: Policy> Reading<P> {
     /// be woken when that has lasted too long.
     fn await_client(&mut self, left: Option<u64>, cx: &mut Context<'_>) -> Result<(), Violation> {
         let now = self.exchange.wait.stamp(Instant::now());
+        self.exchange.set_unread(false);
         if !self.awaits {
             self.awaits = true;
-            self.set_unread(false);
             let Self { exchange, upload, .. } = self;
             self.due = exchange.policy.wait_begins(upload, exchange.shared(), left, now);
         }
@@ -291,7 +273,7 @@ impl<P: Policy> Reading<P> {
 
     fn end_wait_at(&mut self, now: Stamp) {
         self.awaits = false;
-        self.set_unread(true);
+        self.exchange.set_unread(true);
         let Self { exchange, upload, .. } = self;
         exchange.policy.wait_ends(upload, exchange.shared(), now);
         exchange.wait.end(now);
@@ -305,7 +287,7 @@ impl<P: Policy> Drop for Reading<P> {
         if self.awaits {
             self.exchange.wait.end(self.exchange.wait.stamp(Instant::now()));
         }
-        self.set_unread(false);
+        self.exchange.set_unread(false);
         let Self { exchange, upload, .. } = self;
         exchange.policy.release_upload(upload, exchange.shared());
     }

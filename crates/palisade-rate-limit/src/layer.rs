@@ -33,7 +33,8 @@ impl RateLimitLayer {
         Self {
             policy: Arc::new(RateLimitPolicy {
                 settings: Settings::default(),
-                levels: limiter.levels(&|| Arc::new(LimiterLevels::new(limiter.clone()))),
+                levels: limiter
+                    .levels(&|before| Arc::new(LimiterLevels::new(limiter.clone(), before))),
                 limiter,
                 key: Arc::new(ClientIp::peer()),
                 cost: None,

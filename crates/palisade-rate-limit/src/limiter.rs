@@ -36,10 +36,10 @@ pub trait Limiter: Send + Sync + 'static {
     }
 
     /// The gauges of this limiter: those that another layer has made of it, or else what `make`
-    /// returns. So layers that share a limiter count its keys once.
+    /// returns for so many keys evicted before. So layers that share a limiter count its keys once.
     #[doc(hidden)]
-    fn levels(&self, make: &dyn Fn() -> Arc<dyn Levels>) -> Arc<dyn Levels> {
-        make()
+    fn levels(&self, make: &dyn Fn(u64) -> Arc<dyn Levels>) -> Arc<dyn Levels> {
+        make(0)
     }
 }
 
@@ -103,7 +103,7 @@ impl<L: Limiter + ?Sized> Limiter for Arc<L> {
         (**self).occupancy()
     }
 
-    fn levels(&self, make: &dyn Fn() -> Arc<dyn Levels>) -> Arc<dyn Levels> {
+    fn levels(&self, make: &dyn Fn(u64) -> Arc<dyn Levels>) -> Arc<dyn Levels> {
         (**self).levels(make)
     }
 }
@@ -238,13 +238,16 @@ impl Limiter for TableLimiter {
         Some(self.table.occupancy(self.clock.now(), self.max_debt.load(Relaxed)))
     }
 
-    fn levels(&self, make: &dyn Fn() -> Arc<dyn Levels>) -> Arc<dyn Levels> {
+    fn levels(&self, make: &dyn Fn(u64) -> Arc<dyn Levels>) -> Arc<dyn Levels> {
         let mut known = self.levels.lock();
-        known.as_ref().and_then(Weak::upgrade).unwrap_or_else(|| {
-            let made = make();
-            *known = Some(Arc::downgrade(&made));
-            made
-        })
+        if let Some(levels) = known.as_ref().and_then(Weak::upgrade) {
+            return levels;
+        }
+        // The metrics keep the totals of gauges that are gone.
+        let before = known.as_ref().and_then(|_| self.occupancy()).map_or(0, |now| now.evicted);
+        let made = make(before);
+        *known = Some(Arc::downgrade(&made));
+        made
     }
 }
 

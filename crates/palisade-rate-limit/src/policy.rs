@@ -26,6 +26,7 @@ pub(crate) type Cost = Arc<dyn Fn(&RequestHead<'_>) -> u32 + Send + Sync>;
 /// The gauges of a limiter.
 pub(crate) struct LimiterLevels {
     limiter: Arc<dyn Limiter>,
+    evicted_before: u64,
     /// What was found last in a large table, and when.
     last: Mutex<Option<(Instant, Occupancy)>>,
 }
@@ -129,8 +130,8 @@ impl fmt::Debug for RateLimitPolicy {
 // === LimiterLevels ===
 
 impl LimiterLevels {
-    pub(crate) fn new(limiter: Arc<dyn Limiter>) -> Self {
-        Self { limiter, last: Mutex::new(None) }
+    pub(crate) fn new(limiter: Arc<dyn Limiter>, evicted_before: u64) -> Self {
+        Self { limiter, evicted_before, last: Mutex::new(None) }
     }
 
     fn occupancy(&self) -> Option<Occupancy> {
@@ -158,7 +159,8 @@ impl Levels for LimiterLevels {
         if let Some(occupancy) = self.occupancy() {
             visit(Level::Keys, occupancy.keys);
             visit(Level::KeyCapacity, occupancy.capacity);
-            visit(Level::KeysEvicted, occupancy.evicted);
+            let evicted = occupancy.evicted.saturating_sub(self.evicted_before);
+            visit(Level::KeysEvicted, evicted);
         }
     }
 }

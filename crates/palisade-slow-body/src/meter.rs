@@ -81,6 +81,11 @@ impl Meter {
         self.waited = self.waited.max(at);
     }
 
+    /// The waiting after `at` is not charged, or a verdict waits until then.
+    pub(crate) fn rewind_to(&mut self, at: u64) {
+        self.waited = at;
+    }
+
     /// So many bytes came at the present stamp, while so many a second were asked for.
     pub(crate) fn pay(&mut self, pace: &Pace, bytes: u64, rate: u64) {
         if bytes == 0 {

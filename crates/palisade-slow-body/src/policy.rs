@@ -4,7 +4,7 @@ use crate::{
     Pace,
     download::{BUFFERED_BYTES, Download},
     meter::TooSlow,
-    stopwatch::Stopwatch,
+    stopwatch::{LATE, Stopwatch},
 };
 use http::{Request, Response, StatusCode};
 use http_body::Body;
@@ -246,16 +246,19 @@ impl Policy for SlowBodyPolicy {
         now: Stamp,
     ) -> Result<Option<Stamp>, Violation> {
         let Some(stopwatch) = &mut upload.stopwatch else { return Ok(None) };
+        let mut next = now;
         if let Some(conn) = of.facts.shared_window() {
             if conn.has_unread_body() && stopwatch.excused() < MAX_EXCUSED {
                 stopwatch.excuse(now);
+                // However little of its time is left: else that would be slept through bit by bit.
+                next = now.saturating_add(LATE);
             } else if stopwatch.due(now) > now {
                 stopwatch.charge(now);
             }
         }
         let rate = self.required(stopwatch.pace());
         let Some(slow) = stopwatch.judge(now, u64::MAX, rate) else {
-            return Ok(Some(next_look(of.facts, stopwatch.due(now), now)));
+            return Ok(Some(next_look(of.facts, stopwatch.due(now), now).max(next)));
         };
         let judge = |phase| (slow.violation(phase), StatusCode::REQUEST_TIMEOUT);
         let violation = of.violated(&self.settings, judge);

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 /// A verdict that is later than this, in nanoseconds, tells of a stall of the server, which saw
 /// nothing of what the client sent meanwhile.
-const LATE: u64 = 100_000_000;
+pub(crate) const LATE: u64 = 100_000_000;
 /// Nanoseconds that the client gets after a stall of the server, once.
 const REPRIEVE: u64 = 250_000_000;
 
@@ -108,7 +108,7 @@ impl Stopwatch {
         let late = late.min(at.checked_sub(due)?);
         if late > LATE && !self.is_forgiven {
             self.is_forgiven = true;
-            self.meter.wait_until(due.saturating_sub(REPRIEVE));
+            self.meter.rewind_to(due.saturating_sub(REPRIEVE));
             self.since = Some(now);
             return None;
         }

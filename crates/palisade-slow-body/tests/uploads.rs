@@ -631,3 +631,32 @@ async fn bodies_are_unread_from_their_heads_to_their_ends_but_while_they_are_awa
     response.await.unwrap().unwrap();
     assert!(!conn.has_unread_body());
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_excused_wait_whose_time_is_nearly_over_is_not_looked_at_all_the_time() {
+    let (conn, _in_flight) = http2();
+    let service = SlowBodyLayer::new().layer(service_fn(read));
+    let (mut client, request) = beside(&conn);
+    let polls = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = polls.clone();
+    let response = tokio::spawn(async move {
+        let mut response = Box::pin(service.oneshot(request));
+        poll_fn(move |cx| {
+            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            response.as_mut().poll(cx)
+        })
+        .await
+    });
+    // A byte that leaves 2 ms of the time that it has.
+    sleep(seconds(15) - 2 * MS).await;
+    client.send_data(Bytes::from_static(b"x")).await.unwrap();
+    sleep(MS).await;
+    assert!(conn.add_unread_body());
+    let before = polls.load(std::sync::atomic::Ordering::Relaxed);
+    sleep(seconds(30)).await;
+    let looks = polls.load(std::sync::atomic::Ordering::Relaxed) - before;
+    assert!(looks <= 310, "{looks} in half a minute");
+    conn.remove_unread_body();
+    let response = response.await.unwrap().unwrap();
+    assert_eq!(response.status(), StatusCode::REQUEST_TIMEOUT);
+}

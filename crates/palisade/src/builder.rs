@@ -311,7 +311,7 @@ impl Stack {
     pub fn build(mut self) -> Result<StackLayer, ConfigError> {
         self.check()?;
         #[cfg(all(feature = "axum", feature = "body-limit", feature = "tracing"))]
-        if self.max_body > BodyLimitLayer::DEFAULT {
+        if self.max_body > BodyLimitLayer::DEFAULT && !self.is_grpc {
             warn_of_axum_once(self.max_body);
         }
         let tunes = std::mem::take(&mut self.tunes);
