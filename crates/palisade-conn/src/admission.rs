@@ -99,8 +99,13 @@ impl Shared {
         let has_his_share = || shares.is_some_and(|shares| self.registry.has(conn, shares));
         if displace && next > self.limits.soft() && !has_his_share() {
             let has_many = shares.is_some_and(|_| self.registry.has(conn, FEW));
-            // Nobody can be spared: what is left is for who has few.
-            if !self.displace(next, Newcomer { is_reserved, has_many }) && has_many {
+            // Where the tasks of those that were told to go do not run, each newcomer that waits in
+            // vain would cost one more connection, and in the end the useful ones.
+            let staying = next.saturating_sub(self.going.load(Relaxed));
+            let may_displace = staying > self.limits.soft() / 2;
+            let newcomer = Newcomer { is_reserved, has_many };
+            // Nothing can be spared: what is left is for clients that have few.
+            if !(may_displace && self.displace(next, newcomer)) && has_many {
                 let limit = self.limits.soft() as u64;
                 self.not_in(Reason::ConnectionsFull, limit, next as u64, conn)
                     .map_err(NotIn::Refused)?;

@@ -858,6 +858,29 @@ async fn newcomers_by_the_hundred_make_room_before_those_who_did_little() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_useful_connection_is_not_evicted_while_half_of_all_are_about_to_go() {
+    let builder = ConnGuard::builder().max_connections(100).no_max_per_client();
+    let (guard, _) = guard(builder.no_accept_rate());
+    let mut useful = connect(&guard);
+    for _ in 0..20 {
+        serve_once(&mut useful, false).await;
+    }
+    tokio::time::sleep(SECOND).await;
+    // Sockets that nothing polls: whatever is told to go stays for now. Each newcomer that finds no
+    // place after all has cost another connection its own.
+    let flood: Vec<_> = (0..400).filter_map(|_| connect_from(&guard, 2).ok()).collect();
+    assert_eq!(guard.snapshot().open, 100);
+    assert!(useful.server.conn().state().verdict().is_none());
+    // Once they have gone there are places again.
+    let stays = |pair: &Pair| pair.server.conn().state().verdict().is_none();
+    let flood: Vec<_> = flood.into_iter().filter(stays).collect();
+    assert!(flood.len() < 60, "{}", flood.len());
+    connect_from(&guard, 3).unwrap();
+    drop((flood, useful));
+    is_gone(&guard);
+}
+
+#[tokio::test(start_paused = true)]
 async fn where_everybody_works_the_newcomer_is_reset_and_told_of() {
     let (guard, journal) = guard(ConnGuard::builder().max_connections(4).no_max_per_client());
     let pairs: Vec<_> = (0..4)
