@@ -146,7 +146,7 @@ impl Options {
         let is_light = client.is_some_and(|client| ledger.is_light(client));
         let rank = if is_light { Rank::LightNewcomer } else { Rank::Newcomer };
         if is_light && slots.queued.load(SeqCst) > 0 && slots.has_room_for_light(true) {
-            // Some of those who wait may be light by now, and come first.
+            // Some waiting requests may be light by now, and come first.
             slots.grant();
         }
         let Some(share) = slots.take(rank, true) else { return self.take_picked(head, extra) };

@@ -13,9 +13,9 @@ use tower_layer::Layer;
 
 /// Applies [`ConcurrencyLimit`]. Clones, and the services they make, share one limit.
 ///
-/// They share what is counted, and who owes how much. Each method changes the layer it is called on and what
-/// is made from that afterwards, so that routes can differ: of two clones one may have fewer requests
-/// [`present`](Self::present) before it refuses, or no [`fairness`](Self::fairness).
+/// They share the counts and the debts of clients. Each method changes the layer it is called on and
+/// what is made from that afterwards, so that routes can differ: of two clones one may have fewer
+/// requests [`present`](Self::present) before it refuses, or no [`fairness`](Self::fairness).
 #[derive(Clone, Debug)]
 pub struct ConcurrencyLimitLayer {
     guard: GuardLayer<ConcurrencyLimitPolicy>,
@@ -54,7 +54,7 @@ pub struct ConcurrencyLimitHandle {
 palisade_guard::settings_methods!(ConcurrencyLimitLayer, levels: slots, tells: slots);
 
 impl ConcurrencyLimitLayer {
-    /// At most `limit` requests at work. With 0 every request is refused.
+    /// At most `limit` requests at work, 2,097,151 at most. With 0 every request is refused.
     pub fn new(limit: usize) -> Self {
         Self {
             guard: GuardLayer::new(ConcurrencyLimitPolicy(Arc::new(Options {
@@ -85,7 +85,7 @@ impl ConcurrencyLimitLayer {
     /// Keeps the last tenth of the slots for light clients. Each client is charged the time that its
     /// requests work, pays back one slot all the time, and is heavy while it owes more than the
     /// usual request costs, or has two at work. A client with many slow requests in flight then
-    /// cannot shut out those with a few. Who is a client: see [`Self::client`].
+    /// cannot shut out those with a few. [`Self::client`] tells clients apart.
     ///
     /// While slots are short, new requests of heavy clients get what the light ones leave of the other
     /// nine tenths, and in any case a quarter of all: an address that many people share is served

@@ -44,7 +44,7 @@ pub(crate) struct Place {
 
 const RANKS: [Rank; 4] = [Rank::Light, Rank::Heavy, Rank::LightNewcomer, Rank::Newcomer];
 
-/// Those who had a slot before come before newcomers. Of each kind the light and the heavy.
+/// Requests that had a slot before come before newcomers. Of each kind the light and the heavy.
 const KINDS: [[Rank; 2]; 2] = [[Rank::Light, Rank::Heavy], [Rank::LightNewcomer, Rank::Newcomer]];
 
 /// How many of a line are looked at for one that is light by now, or that may be displaced.
@@ -57,7 +57,7 @@ impl Rank {
         matches!(self, Self::LightNewcomer | Self::Newcomer)
     }
 
-    /// Which slot it takes of those that are for everybody.
+    /// The share that a slot outside of the reserve belongs to when this rank takes it.
     pub(crate) fn share(self, is_fair: bool) -> Share {
         if is_fair && !self.is_light() { Share::Heavy } else { Share::Common }
     }
@@ -80,8 +80,8 @@ impl Lines {
 // === Slots ===
 
 impl Slots {
-    /// Makes room for one that has just been let in and seems to be one too many, at the cost of who
-    /// has waited for its client longest if `displacing`. `false` if there is no room.
+    /// Makes room for a request that has just been admitted and seems to be one too many: displaces
+    /// the one that has waited for its client longest, if `displacing`. `false` if there is no room.
     #[cold]
     pub(crate) fn make_room(&self, max_present: usize, displacing: bool) -> bool {
         let mut lines = self.lines.lock();
@@ -115,9 +115,9 @@ impl Slots {
         }
     }
 
-    /// The first of all gets a slot, or else the first light one: light ones pass heavy ones for
-    /// the reserve only, and newcomers pass nobody who was let in. (Light newcomers also pass heavy
-    /// ones that have as many slots as the heavy may have.)
+    /// Grants a free slot to the first request in line, or else to the first light one. Light requests
+    /// pass heavy ones for the reserve only, and newcomers never pass admitted requests. (Light
+    /// newcomers also pass heavy ones that hold as many slots as the heavy may hold.)
     fn grant_one(&self) -> Option<Arc<Ticket>> {
         let mut lines = self.lines.lock();
         for [light, heavy] in KINDS {
@@ -144,8 +144,8 @@ impl Slots {
         None
     }
 
-    /// What was light or heavy when it lined up need not be so any more: the first ones change lines
-    /// then, and keep their numbers.
+    /// Looks at the ranks of the first requests again: one that is not light or heavy any more, as it
+    /// was when it lined up, changes lines and keeps its number.
     fn look_at_ranks(&self, lines: &mut Lines, light: Rank, heavy: Rank) {
         while let Some((number, ticket)) = lines.slot[light as usize].first_key_value() {
             if ticket.is_light(light.is_newcomer()) {
@@ -306,5 +306,34 @@ impl Slots {
         if rank.is_newcomer() {
             self.queued_newcomers.fetch_sub(1, SeqCst);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{ConcurrencyLimitLayer, slots::Slots, ticket::About, ticket::Ticket};
+    use std::sync::Arc;
+
+    /// A request of a layer that waits for its client.
+    fn waits(slots: &Slots, layer: &ConcurrencyLimitLayer) -> Arc<Ticket> {
+        assert!(slots.take_any());
+        let about = About { conn: None, client: None };
+        let ticket = Ticket::working(layer.policy().0.clone(), about, None, false, false);
+        slots.await_client(&ticket);
+        ticket
+    }
+
+    #[test]
+    fn a_request_is_displaced_only_if_too_many_are_present_when_that_is_looked_at_again() {
+        let layer = ConcurrencyLimitLayer::new(4).present(2);
+        let slots = &*layer.policy().0.slots;
+        let first = waits(slots, &layer);
+        let second = waits(slots, &layer);
+        // A newcomer that counted one of them twice, as it changed lines.
+        assert!(slots.make_room(2, true));
+        assert!(!first.is_displaced() && !second.is_displaced());
+        assert!(slots.take_any());
+        assert!(slots.make_room(2, true));
+        assert!(first.is_displaced() && !second.is_displaced());
     }
 }

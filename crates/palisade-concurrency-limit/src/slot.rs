@@ -17,15 +17,15 @@ pub struct Extra {
     pub(crate) share: Share,
 }
 
-/// Which of the slots.
+/// A kind of slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Share {
-    /// Those for every client, taken by a light one, or when it did not matter who came.
+    /// A slot for any client, taken by a light request, or while slots were plentiful.
     #[default]
     Common,
-    /// The same, taken by a heavy one.
+    /// A slot for any client, taken by a heavy request.
     Heavy,
-    /// The last tenth, for light ones.
+    /// A slot of the last tenth, for light requests.
     Reserve,
 }
 

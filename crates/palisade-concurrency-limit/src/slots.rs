@@ -166,7 +166,7 @@ impl Slots {
         self.limit().saturating_mul(PRESENT_PER_SLOT)
     }
 
-    /// A slot for a newcomer while it does not matter who comes.
+    /// Takes a slot for a newcomer while slots are plentiful, or where there is no fairness.
     #[inline]
     pub(crate) fn take_any(&self) -> bool {
         if self.queued.load(SeqCst) > 0 {
@@ -177,9 +177,9 @@ impl Slots {
         self.taken.fetch_update(SeqCst, SeqCst, more).is_ok()
     }
 
-    /// Takes a slot for a request of this rank, and says which. Newcomers stand behind all who wait,
-    /// save that a light one does not wait for the heavy: the reserve is not for them. While others
-    /// are free it leaves the reserve alone, because it may have come to stay.
+    /// Takes a slot for a request of this rank. Returns its share. Newcomers stand behind all waiting
+    /// requests, but a light one does not wait for heavy ones: the reserve is not for them. While
+    /// other slots are free it leaves the reserve alone, because it may hold its slot for long.
     pub(crate) fn take(&self, rank: Rank, is_fair: bool) -> Option<Share> {
         let newcomer = rank.is_newcomer();
         let is_behind = newcomer && self.queued.load(SeqCst) > 0;
@@ -209,8 +209,8 @@ impl Slots {
         self.taken.fetch_update(SeqCst, SeqCst, more).is_ok()
     }
 
-    /// A request that was let in gets a slot in the end, even with a limit of 0. A layer without
-    /// fairness leaves nothing to the light alone.
+    /// The slots for a request of this kind. An admitted one gets a slot in the end, even with a limit
+    /// of 0. A layer without fairness has no reserve.
     #[inline]
     fn room(&self, newcomer: bool, is_fair: bool) -> Room {
         let limit = self.limit().max(usize::from(!newcomer)).min(MAX_TAKEN);
@@ -249,8 +249,8 @@ impl Slots {
         self.taken.fetch_sub(share.one(), SeqCst);
     }
 
-    /// Whoever lines up does so first and then looks whether a slot is free; a slot is freed first,
-    /// and then this looks whether somebody stands in line. One of them sees the other.
+    /// Grants free slots if requests wait. A request lines up first and then looks for a free slot; a
+    /// slot is freed first, and then this looks at the line. One of them sees the other.
     #[inline]
     pub(crate) fn grant_if_any_waits(&self) {
         if self.queued.load(SeqCst) > 0 {

@@ -361,8 +361,8 @@ impl Ticket {
         if self.is_light(false) { Rank::Light } else { Rank::Heavy }
     }
 
-    /// Whether its client holds few and is not in debt. Where nobody knows, one that was let in is
-    /// light, and a newcomer is not.
+    /// Whether its client holds few slots and is not in debt. Where the client is unknown, an admitted
+    /// request is light and a newcomer is not.
     pub(crate) fn is_light(&self, newcomer: bool) -> bool {
         match (self.about.client, self.options.ledger()) {
             (Some(client), Some(ledger)) => ledger.is_light(client),
@@ -380,7 +380,7 @@ impl Ticket {
         self.options.is_fair
     }
 
-    /// Whether slots were getting short if all who are present were at work.
+    /// Whether slots would be getting short if all present requests were at work.
     pub(crate) fn finds_slots_short(&self) -> bool {
         self.slots().is_getting_short(self.options.max_present())
     }

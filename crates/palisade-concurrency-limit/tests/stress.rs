@@ -128,38 +128,3 @@ async fn whatever_the_order_nobody_waits_for_ever_and_nothing_is_left_behind() {
     let (served, refused) = (SERVED.load(SeqCst), REFUSED.load(SeqCst));
     assert!(served > 500 && refused > 50, "served {served}, refused {refused}");
 }
-
-/// As many requests as may be present, which come and go between working and waiting all the time.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn none_is_displaced_while_no_more_are_present_than_may_be() {
-    const PRESENT: usize = 8;
-    let journal = Journal::default();
-    let layer = ConcurrencyLimitLayer::new(4).present(PRESENT).queue(8, Duration::from_secs(60));
-    let service = layer.metrics(journal.clone()).layer(service_fn(handler));
-    let mut clients = JoinSet::new();
-    for _ in 0..PRESENT {
-        let service = service.clone();
-        clients.spawn(async move {
-            for _ in 0..1000 {
-                let (mut sender, body) = Channel::<Bytes, io::Error>::new(1);
-                let upload = async move {
-                    for _ in 0..4 {
-                        tokio::task::yield_now().await;
-                        sender.send_data(Bytes::from_static(b"bytes")).await.unwrap();
-                    }
-                };
-                let request = Request::post("/").header("way", 0).body(body).unwrap();
-                let exchange = async {
-                    let response = service.clone().oneshot(request).await.unwrap();
-                    assert_eq!(response.status(), 200);
-                    response.into_body().collect().await.unwrap();
-                };
-                tokio::join!(upload, exchange);
-            }
-        });
-    }
-    while let Some(client) = clients.join_next().await {
-        client.unwrap();
-    }
-    assert_eq!((journal.refused(), journal.cut()), (vec![], vec![]));
-}

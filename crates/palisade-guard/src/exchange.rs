@@ -128,6 +128,14 @@ impl<P: Policy> Exchange<P> {
     }
 }
 
+/// Whatever its two sides said last, at the same moment perhaps: nothing is unread from here on.
+impl<P: Policy> Drop for Exchange<P> {
+    #[inline]
+    fn drop(&mut self) {
+        self.set_unread(false);
+    }
+}
+
 // === ResponseHead ===
 
 impl ResponseHead {

@@ -384,8 +384,8 @@ async fn a_response_body_is_cut_when_the_total_is_up() {
     assert!(body.frame().await.is_none());
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_response_body_that_always_has_a_frame_is_cut_too() {
+/// A response body that has a frame whenever it is asked, under a total of a minute.
+async fn always_has_a_frame() -> impl Body<Data = Bytes, Error = palisade_core::BoxError> + Unpin {
     let frames = futures_util::stream::repeat_with(|| {
         Ok::<_, Infallible>(http_body::Frame::data(Bytes::from_static(b"more")))
     });
@@ -394,7 +394,12 @@ async fn a_response_body_that_always_has_a_frame_is_cut_too() {
         ready(Ok::<_, Infallible>(Response::new(body.take().unwrap())))
     });
     let layer = TimeoutLayer::new(seconds(30)).total(seconds(60));
-    let mut body = layer.layer(handler).oneshot(plain()).await.unwrap().into_body();
+    layer.layer(handler).oneshot(plain()).await.unwrap().into_body()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_body_that_always_has_a_frame_is_cut_too() {
+    let mut body = always_has_a_frame().await;
     body.frame().await.unwrap().unwrap();
     advance(seconds(59)).await;
     body.frame().await.unwrap().unwrap();
@@ -404,15 +409,7 @@ async fn a_response_body_that_always_has_a_frame_is_cut_too() {
 
 #[tokio::test(start_paused = true)]
 async fn a_server_that_does_not_ask_is_woken_when_the_total_is_up() {
-    let frames = futures_util::stream::repeat_with(|| {
-        Ok::<_, Infallible>(http_body::Frame::data(Bytes::from_static(b"more")))
-    });
-    let mut body = Some(http_body_util::StreamBody::new(frames));
-    let handler = service_fn(move |_: Request<RequestBody<Nothing>>| {
-        ready(Ok::<_, Infallible>(Response::new(body.take().unwrap())))
-    });
-    let layer = TimeoutLayer::new(seconds(30)).total(seconds(60));
-    let mut body = layer.layer(handler).oneshot(plain()).await.unwrap().into_body();
+    let mut body = always_has_a_frame().await;
     let began = Instant::now();
     for _ in 0..2 {
         body.frame().await.unwrap().unwrap();
@@ -430,15 +427,7 @@ async fn a_server_that_does_not_ask_is_woken_when_the_total_is_up() {
 
 #[tokio::test(start_paused = true)]
 async fn the_task_that_took_a_body_over_is_woken_when_the_total_is_up() {
-    let frames = futures_util::stream::repeat_with(|| {
-        Ok::<_, Infallible>(http_body::Frame::data(Bytes::from_static(b"more")))
-    });
-    let mut body = Some(http_body_util::StreamBody::new(frames));
-    let handler = service_fn(move |_: Request<RequestBody<Nothing>>| {
-        ready(Ok::<_, Infallible>(Response::new(body.take().unwrap())))
-    });
-    let layer = TimeoutLayer::new(seconds(30)).total(seconds(60));
-    let mut body = layer.layer(handler).oneshot(plain()).await.unwrap().into_body();
+    let mut body = always_has_a_frame().await;
     // Another task had it until now, which nothing will poll again.
     let mut elsewhere = std::task::Context::from_waker(std::task::Waker::noop());
     for _ in 0..3 {

@@ -44,17 +44,6 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-#[cfg(all(
-    feature = "axum",
-    any(
-        feature = "body-limit",
-        feature = "concurrency-limit",
-        feature = "rate-limit",
-        feature = "slow-body",
-        feature = "timeout"
-    )
-))]
-mod boxed;
 #[cfg(any(
     feature = "body-limit",
     feature = "concurrency-limit",
@@ -72,17 +61,6 @@ mod builder;
 ))]
 mod stack;
 
-#[cfg(all(
-    feature = "axum",
-    any(
-        feature = "body-limit",
-        feature = "concurrency-limit",
-        feature = "rate-limit",
-        feature = "slow-body",
-        feature = "timeout"
-    )
-))]
-pub use boxed::{Boxed, BoxedFuture, BoxedLayer, Inside};
 /// The words that all guards share. Not named `core`, which would hide the language's own.
 pub use palisade_core as words;
 pub use palisade_core::{
@@ -95,10 +73,7 @@ pub use palisade_core::{
     feature = "slow-body",
     feature = "timeout"
 ))]
-pub use {
-    builder::Stack,
-    stack::{Guarded, RequestBody, ResponseBody, StackLayer},
-};
+pub use {builder::Stack, stack::*};
 
 #[cfg(feature = "body-limit")]
 pub use palisade_body_limit as body_limit;

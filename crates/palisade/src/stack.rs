@@ -1,5 +1,11 @@
 //! The order of the guards. It stands here and nowhere else.
 
+#[cfg(feature = "axum")]
+mod boxed;
+
+#[cfg(feature = "axum")]
+pub use boxed::{Boxed, BoxedFuture, BoxedInner, BoxedLayer};
+
 use palisade_guard::{And, GuardLayer};
 use tower_layer::Layer;
 

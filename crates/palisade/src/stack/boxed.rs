@@ -1,6 +1,6 @@
 //! The stack between services that use axum's own body type.
 
-use crate::{Guarded, RequestBody, StackLayer};
+use super::{Guarded, RequestBody, StackLayer};
 use axum_core::body::Body;
 use bytes::Bytes;
 use http::{Request, Response};
@@ -24,13 +24,13 @@ pub struct BoxedLayer {
 /// `S` behind a [`BoxedLayer`].
 #[derive(Clone, Debug)]
 pub struct Boxed<S> {
-    guarded: Guarded<Inside<S>>,
+    guarded: Guarded<BoxedInner<S>>,
 }
 
 /// A service that takes `axum::body::Body`, as the stack sees it.
 #[doc(hidden)]
 #[derive(Clone, Debug)]
-pub struct Inside<S> {
+pub struct BoxedInner<S> {
     inner: S,
 }
 
@@ -77,7 +77,7 @@ impl<S> Layer<S> for BoxedLayer {
     type Service = Boxed<S>;
 
     fn layer(&self, inner: S) -> Boxed<S> {
-        Boxed { guarded: self.stack.layer(Inside { inner }) }
+        Boxed { guarded: self.stack.layer(BoxedInner { inner }) }
     }
 }
 
@@ -85,13 +85,13 @@ impl<S> Layer<S> for BoxedLayer {
 
 impl<S, B, ResBody> Service<Request<B>> for Boxed<S>
 where
-    Guarded<Inside<S>>: Service<Request<Body>, Response = Response<ResBody>>,
+    Guarded<BoxedInner<S>>: Service<Request<Body>, Response = Response<ResBody>>,
     B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     ResBody: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     type Response = Response<Body>;
-    type Error = <Guarded<Inside<S>> as Service<Request<Body>>>::Error;
-    type Future = BoxedFuture<<Guarded<Inside<S>> as Service<Request<Body>>>::Future>;
+    type Error = <Guarded<BoxedInner<S>> as Service<Request<Body>>>::Error;
+    type Future = BoxedFuture<<Guarded<BoxedInner<S>> as Service<Request<Body>>>::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.guarded.poll_ready(cx)
@@ -102,9 +102,9 @@ where
     }
 }
 
-// === Inside ===
+// === BoxedInner ===
 
-impl<S: Service<Request<Body>>> Service<Request<RequestBody<Body>>> for Inside<S> {
+impl<S: Service<Request<Body>>> Service<Request<RequestBody<Body>>> for BoxedInner<S> {
     type Response = S::Response;
     type Error = S::Error;
     type Future = S::Future;
