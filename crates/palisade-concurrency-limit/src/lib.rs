@@ -67,6 +67,7 @@ mod ledger;
 mod lines;
 mod owner;
 mod policy;
+mod request;
 mod slot;
 mod slots;
 mod ticket;
@@ -80,6 +81,8 @@ pub use layer::{
 #[doc(hidden)]
 pub use owner::TicketOwner;
 #[doc(hidden)]
-pub use policy::{Common, ConcurrencyLimitPolicy, Held, Queued, Upload};
+pub use policy::ConcurrencyLimitPolicy;
+#[doc(hidden)]
+pub use request::{Common, Held, Queued, Upload};
 #[doc(hidden)]
 pub use slot::Extra;

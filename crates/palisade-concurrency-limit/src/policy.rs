@@ -3,13 +3,13 @@
 use crate::{
     admission::{Denied, Options, RETRY_AFTER, over},
     owner::TicketOwner,
-    slot::{Extra, Share},
-    ticket::{About, Displaced, Half, Ticket},
+    request::{Common, Early, Held, Queued, Stage, Upload, about},
+    slot::Share,
+    ticket::{Displaced, Half, Ticket},
 };
-use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use http_body::{Body, Frame, SizeHint};
-use palisade_core::{BoxError, ClientKey, Guard, Phase, Reason, Rejection, RequestHead, Violation};
+use http_body::{Body, SizeHint};
+use palisade_core::{ClientKey, Guard, Phase, Reason, Rejection, RequestHead, Violation};
 use palisade_guard::{
     ByClone, Elapsed, Facts, Flow, Handler, KeepsWhole, Of, Policy, Polled, Refusal, Shared, Stamp,
     Upstream,
@@ -24,138 +24,12 @@ use std::{
         },
     },
     task::{Context, Poll, ready},
-    time::Duration,
 };
 use tokio::time::Instant;
 
 /// The policy of [`ConcurrencyLimitLayer`](crate::ConcurrencyLimitLayer).
 #[derive(Clone, Debug)]
 pub struct ConcurrencyLimitPolicy(pub(crate) Arc<Options>);
-
-/// What a request holds on the side of its response.
-#[derive(Debug, Default)]
-pub enum Held {
-    /// Nothing.
-    #[default]
-    Nothing,
-    /// A slot, and nothing to wait for so far.
-    Slot(Option<Box<Extra>>),
-    /// What both sides share has the slot, or the ticket.
-    Shared,
-    /// A ticket.
-    Ticket(TicketOwner),
-    /// A place in the queue.
-    Queued(Box<Queued>),
-}
-
-/// A newcomer in the queue.
-#[derive(Debug)]
-pub struct Queued {
-    owner: TicketOwner,
-    wait: Duration,
-}
-
-/// What both sides of a request see.
-#[derive(Debug)]
-pub struct Common {
-    /// Made when the request waits for the first time.
-    ticket: OnceLock<Arc<Ticket>>,
-    early: Mutex<Early>,
-    client: Option<ClientKey>,
-    /// The response is a gRPC stream, or may be.
-    streams: AtomicBool,
-}
-
-/// What the ticket begins with, until there is one.
-#[derive(Debug, Default)]
-struct Early {
-    slot: Option<Option<Box<Extra>>>,
-    head_out: bool,
-    body_gone: bool,
-}
-
-/// What goes with the request body.
-#[derive(Debug)]
-pub struct Upload {
-    /// What came while there was no slot: boxed, because that is rare and a frame is large.
-    stash: Option<Box<Stash>>,
-    /// Bytes that were handed on since the ticket was told last.
-    progress: u64,
-    stage: Stage,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    /// Nothing looks at the body.
-    Unwatched,
-    /// What comes is handed on while the request holds a slot.
-    Watched,
-    /// A frame is in the stash.
-    Holding,
-    /// The request had to go.
-    Cut,
-}
-
-/// A frame, an error or the end of a body.
-type Stash = Option<Result<Frame<Bytes>, BoxError>>;
-
-// === Common ===
-
-impl Common {
-    #[inline]
-    fn known(&self) -> Option<&Arc<Ticket>> {
-        self.ticket.get()
-    }
-
-    /// The ticket, made if need be. `None` if the request is over.
-    #[inline(never)]
-    fn ticket(&self, options: &Arc<Options>, facts: &Facts) -> Option<&Arc<Ticket>> {
-        if self.ticket.get().is_none() {
-            let mut early = self.early.lock();
-            if let Some(extra) = early.slot.take() {
-                let (about, options) = (about(facts, self.client), options.clone());
-                let ticket =
-                    Ticket::working(options, about, extra, early.head_out, early.body_gone);
-                let _ = self.ticket.set(ticket);
-            }
-        }
-        self.ticket.get()
-    }
-
-    /// From here on only the response asks for slots.
-    #[inline]
-    fn head_is_out(&self) {
-        self.early.lock().head_out = true;
-        if let Some(ticket) = self.known() {
-            ticket.head_is_out();
-        }
-    }
-
-    #[inline]
-    fn body_is_gone(&self) {
-        self.early.lock().body_gone = true;
-        if let Some(ticket) = self.known() {
-            ticket.body_is_gone();
-        }
-    }
-}
-
-fn about(facts: &Facts, client: Option<ClientKey>) -> About {
-    About { conn: facts.conn.clone(), client }
-}
-
-// === Held ===
-
-impl Held {
-    #[inline]
-    fn ticket<'a>(&'a self, common: Option<&'a Common>) -> Option<&'a Arc<Ticket>> {
-        match self {
-            Self::Ticket(owner) => Some(&owner.ticket),
-            Self::Shared => common.and_then(Common::known),
-            Self::Nothing | Self::Slot(_) | Self::Queued(_) => None,
-        }
-    }
-}
 
 // === ConcurrencyLimitPolicy ===
 

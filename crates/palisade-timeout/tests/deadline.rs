@@ -391,7 +391,7 @@ async fn always_has_a_frame() -> impl Body<Data = Bytes, Error = palisade_core::
     });
     let mut body = Some(http_body_util::StreamBody::new(frames));
     let handler = service_fn(move |_: Request<RequestBody<Nothing>>| {
-        ready(Ok::<_, Infallible>(Response::new(body.take().unwrap())))
+        ready(Ok::<_, Infallible>(Response::new(body.take().expect("is called once"))))
     });
     let layer = TimeoutLayer::new(seconds(30)).total(seconds(60));
     layer.layer(handler).oneshot(plain()).await.unwrap().into_body()
