@@ -1,5 +1,5 @@
-//! An axum app behind all guards, of its connections and of its requests. `cargo run --example axum`, then
-//! `curl -i http://127.0.0.1:3000/` and `curl http://127.0.0.1:9000/metrics`.
+//! An axum app behind all guards, of its connections and of its requests. `cargo run --example
+//! axum`, then `curl -i http://127.0.0.1:3000/` and `curl http://127.0.0.1:9000/metrics`.
 
 use axum::{Router, body::Bytes, routing::get};
 use palisade::{Quota, Snapshot, Stack, conn::ConnGuard};

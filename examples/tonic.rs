@@ -1,5 +1,5 @@
-//! A gRPC service behind all guards, on tonic's server with its bounds set, and a client that meets one of them.
-//! `cargo run --example tonic`
+//! A gRPC service behind all guards, on tonic's server with its bounds set, and a client that meets
+//! one of them. `cargo run --example tonic`
 
 use palisade::{
     Quota, Snapshot, Stack,

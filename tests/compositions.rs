@@ -1,5 +1,5 @@
-//! The stack among the layers of others: outside and inside of tower-http's and axum's own, in every
-//! place where a router takes a layer, and on tonic's server. All of it compiles, and guards.
+//! The stack among the layers of others: outside and inside of tower-http's and axum's own, in
+//! every place where a router takes a layer, and on tonic's server. All of it compiles, and guards.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use axum::{

@@ -1,5 +1,5 @@
-//! T06: a body that cannot come, because other requests of its HTTP/2 connection fill the window that
-//! all share, is not charged for that.
+//! T06: a body that cannot come, because other requests of its HTTP/2 connection fill the window
+//! that all share, is not charged for that.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;

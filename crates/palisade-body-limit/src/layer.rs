@@ -63,8 +63,9 @@ impl BodyLimitLayer {
     }
 
     /// At most `bytes` in the body of a response. One that declares more, by its length or its
-    /// `Content-Length`, is replaced by 500, but for answers to HEAD, 204 and 304; one that turns out longer fails, or ends with
-    /// `RESOURCE_EXHAUSTED` in gRPC. Costs one small allocation per request. Defaults to no limit.
+    /// `Content-Length`, is replaced by 500, but for answers to HEAD, 204 and 304; one that turns
+    /// out longer fails, or ends with `RESOURCE_EXHAUSTED` in gRPC. Costs one small allocation per
+    /// request. Defaults to no limit.
     pub fn response(mut self, bytes: u64) -> Self {
         self.policy_mut().response = Some(bytes);
         self
@@ -80,9 +81,9 @@ impl BodyLimitLayer {
     /// The handlers are gRPC services: the limit of a request holds for each of its messages, and a
     /// stream may have any number of them. Small frames are counted as before.
     ///
-    /// What is gRPC shows by the content type, which is the client's own word: a handler behind this
-    /// layer that is no gRPC service and collects its body can then be sent any number of messages.
-    /// Give such handlers a layer of their own. Defaults to one limit for the whole body.
+    /// What is gRPC shows by the content type, which is the client's own word: a handler behind
+    /// this layer that is no gRPC service and collects its body can then be sent any number of
+    /// messages. Give such handlers a layer of their own. Defaults to one limit for the whole body.
     pub fn grpc(mut self) -> Self {
         self.policy_mut().is_grpc = true;
         self

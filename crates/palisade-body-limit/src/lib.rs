@@ -44,9 +44,10 @@
 //! ([`Unread`](palisade_guard::Unread)): request bodies are therefore `Send + Unpin + 'static`, as
 //! those of hyper, axum and tonic are.
 //!
-//! A request without a body costs no allocation, any other costs one small one. The limit counts bytes as they arrive here: put the layer
-//! inside a decompressing one to limit what comes out of it, and outside to limit what goes in. A stack with a
-//! minimum rate belongs outside, and a second layer of this kind inside.
+//! A request without a body costs no allocation, any other costs one small one. The limit counts
+//! bytes as they arrive here: put the layer inside a decompressing one to limit what comes out of
+//! it, and outside to limit what goes in. A stack with a minimum rate belongs outside, and a second
+//! layer of this kind inside.
 //!
 //! # How it differs
 //!

@@ -13,9 +13,9 @@ use tower_layer::Layer;
 
 /// Applies [`ConcurrencyLimit`]. Clones, and the services they make, share one limit.
 ///
-/// They share the counts and the debts of clients. Each method changes the layer it is called on and
-/// what is made from that afterwards, so that routes can differ: of two clones one may have fewer
-/// requests [`present`](Self::present) before it refuses, or no [`fairness`](Self::fairness).
+/// They share the counts and the debts of clients. Each method changes the layer it is called on
+/// and what is made from that afterwards, so that routes can differ: of two clones one may have
+/// fewer requests [`present`](Self::present) before it refuses, or no [`fairness`](Self::fairness).
 #[derive(Clone, Debug)]
 pub struct ConcurrencyLimitLayer {
     guard: GuardLayer<ConcurrencyLimitPolicy>,
@@ -82,15 +82,15 @@ impl ConcurrencyLimitLayer {
         self
     }
 
-    /// Keeps the last tenth of the slots for light clients. Each client is charged the time that its
-    /// requests work, pays back one slot all the time, and is heavy while it owes more than the
+    /// Keeps the last tenth of the slots for light clients. Each client is charged the time that
+    /// its requests work, pays back one slot all the time, and is heavy while it owes more than the
     /// usual request costs, or has two at work. A client with many slow requests in flight then
     /// cannot shut out those with a few. [`Self::client`] tells clients apart.
     ///
-    /// While slots are short, new requests of heavy clients get what the light ones leave of the other
-    /// nine tenths, and in any case a quarter of all: an address that many people share is served
-    /// under overload too. A request that was admitted and waits for a slot to go on is passed by no
-    /// newcomer, whatever its client owes, save for the reserved tenth.
+    /// While slots are short, new requests of heavy clients get what the light ones leave of the
+    /// other nine tenths, and in any case a quarter of all: an address that many people share is
+    /// served under overload too. A request that was admitted and waits for a slot to go on is
+    /// passed by no newcomer, whatever its client owes, save for the reserved tenth.
     ///
     /// Remembers 65,536 clients in 512 KiB, and those at work. A request that comes while less than
     /// half of the slots are taken is in no account, and as light as any, until slots are short

@@ -3,11 +3,11 @@
 //! A request is *at work* while our own code is what everybody waits for. While it waits for its
 //! own client, for the next bytes of an upload or for somebody to take the next piece of an answer,
 //! it gives its slot up and takes it again, in order and before newcomers, when there is something
-//! to do. (While fewer requests are present than half of the slots it keeps its own meanwhile, which
-//! is cheaper, and counts as waiting all the same.) So five hundred clients that drip a byte a second
-//! into their uploads hold no slot that an honest request needs. How many requests may be here at
-//! all, at work or waiting, is capped too ([`ConcurrencyLimitLayer::present`]); there the one goes
-//! that has waited longest for its client to send or take 512 bytes.
+//! to do. (While fewer requests are present than half of the slots it keeps its own meanwhile,
+//! which is cheaper, and counts as waiting all the same.) So five hundred clients that drip a byte
+//! a second into their uploads hold no slot that an honest request needs. How many requests may be
+//! here at all, at work or waiting, is capped too ([`ConcurrencyLimitLayer::present`]); there the
+//! one goes that has waited longest for its client to send or take 512 bytes.
 //!
 //! It differs from tower's `ConcurrencyLimit` in that it
 //! - refuses instead of queueing without bound (`LoadShed` is not needed, and no error type changes),
@@ -38,12 +38,13 @@
 //!
 //! What ends the count early: a `101`, a `2xx` to `CONNECT`, and `text/event-stream`, because such
 //! streams live for hours and cost next to nothing; cap them by the connection. Other long streams
-//! of your own: put [`ConcurrencyLimitLayer::release_at_head`] on their routes. A gRPC response stream is at
-//! work until it has given nothing for 5 s. From then on it holds no slot while it has nothing to give,
-//! and takes one again for each message, before newcomers.
+//! of your own: put [`ConcurrencyLimitLayer::release_at_head`] on their routes. A gRPC response
+//! stream whose request was read is at work until it has given nothing for 5 s. From then on it
+//! holds no slot while it has nothing to give, and takes one again for each message, before
+//! newcomers.
 //!
-//! The content type is the handler's word: one that lets its client choose the content type of a stream
-//! lets it out of the count.
+//! The content type is the handler's word: one that lets its client choose the content type of a
+//! stream lets it out of the count.
 //!
 //! What it cannot see:
 //! - A handler that read ahead in vain, as axum's `Multipart` does, and then waits for something

@@ -81,11 +81,13 @@ impl Lines {
 
 impl Slots {
     /// Makes room for a request that has just been admitted and seems to be one too many: displaces
-    /// the one that has waited for its client longest, if `displacing`. `false` if there is no room.
+    /// the one that has waited for its client longest, if `displacing`. `false` if there is no
+    /// room.
     #[cold]
     pub(crate) fn make_room(&self, max_present: usize, displacing: bool) -> bool {
         let mut lines = self.lines.lock();
-        // Without the lock a request that changes lines is counted twice or not at all for a moment.
+        // Without the lock a request that changes lines is counted twice or not at all for a
+        // moment.
         let present = self.present();
         if present <= max_present {
             return true;
@@ -93,7 +95,8 @@ impl Slots {
         if !displacing {
             return false;
         }
-        // Layers that share the slots may differ: one with fewer present does not take from another.
+        // Layers that share the slots may differ: one with fewer present does not take from
+        // another.
         let mut first = lines.client.iter().take(LOOKS);
         let Some(number) =
             first.find_map(|(number, ticket)| ticket.may_be_displaced(present).then_some(*number))
@@ -115,9 +118,9 @@ impl Slots {
         }
     }
 
-    /// Grants a free slot to the first request in line, or else to the first light one. Light requests
-    /// pass heavy ones for the reserve only, and newcomers never pass admitted requests. (Light
-    /// newcomers also pass heavy ones that hold as many slots as the heavy may hold.)
+    /// Grants a free slot to the first request in line, or else to the first light one. Light
+    /// requests pass heavy ones for the reserve only, and newcomers never pass admitted requests.
+    /// (Light newcomers also pass heavy ones that hold as many slots as the heavy may hold.)
     fn grant_one(&self) -> Option<Arc<Ticket>> {
         let mut lines = self.lines.lock();
         for [light, heavy] in KINDS {
@@ -144,8 +147,8 @@ impl Slots {
         None
     }
 
-    /// Looks at the ranks of the first requests again: one that is not light or heavy any more, as it
-    /// was when it lined up, changes lines and keeps its number.
+    /// Looks at the ranks of the first requests again: one that is not light or heavy any more, as
+    /// it was when it lined up, changes lines and keeps its number.
     fn look_at_ranks(&self, lines: &mut Lines, light: Rank, heavy: Rank) {
         while let Some((number, ticket)) = lines.slot[light as usize].first_key_value() {
             if ticket.is_light(light.is_newcomer()) {

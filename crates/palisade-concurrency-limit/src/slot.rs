@@ -29,8 +29,8 @@ pub(crate) enum Share {
     Reserve,
 }
 
-/// How many slots are taken, in one word: all of them in the lowest 22 bits, of these the heavy ones in
-/// the next 21, and those of the reserve in the last 21.
+/// How many slots are taken, in one word: all of them in the lowest 22 bits, of these the heavy
+/// ones in the next 21, and those of the reserve in the last 21.
 #[derive(Clone, Copy)]
 pub(crate) struct Taken(pub(crate) u64);
 

@@ -138,7 +138,8 @@ impl Slots {
         }
     }
 
-    /// Takes back all slots that are kept and not used, because one is lacking. `true` if some were.
+    /// Takes back all slots that are kept and not used, because one is lacking. `true` if some
+    /// were.
     #[cold]
     pub(crate) fn recall_all(&self) -> bool {
         // A request that keeps its slot after this sees that it must not; one that kept it before
@@ -177,9 +178,10 @@ impl Slots {
         self.taken.fetch_update(SeqCst, SeqCst, more).is_ok()
     }
 
-    /// Takes a slot for a request of this rank. Returns its share. Newcomers stand behind all waiting
-    /// requests, but a light one does not wait for heavy ones: the reserve is not for them. While
-    /// other slots are free it leaves the reserve alone, because it may hold its slot for long.
+    /// Takes a slot for a request of this rank. Returns its share. Newcomers stand behind all
+    /// waiting requests, but a light one does not wait for heavy ones: the reserve is not for them.
+    /// While other slots are free it leaves the reserve alone, because it may hold its slot for
+    /// long.
     pub(crate) fn take(&self, rank: Rank, is_fair: bool) -> Option<Share> {
         let newcomer = rank.is_newcomer();
         let is_behind = newcomer && self.queued.load(SeqCst) > 0;
@@ -193,7 +195,8 @@ impl Slots {
         if self.take_of(Share::Reserve, newcomer, is_fair) {
             return Some(Share::Reserve);
         }
-        // Where only heavy newcomers wait beside free slots, those are more than the heavy may have.
+        // Where only heavy newcomers wait beside free slots, those are more than the heavy may
+        // have.
         let queued = self.queued.load(SeqCst);
         let is_passed = queued == self.queued_newcomers.load(SeqCst);
         (is_passed && self.take_of(share, newcomer, is_fair)).then_some(share)
@@ -209,8 +212,8 @@ impl Slots {
         self.taken.fetch_update(SeqCst, SeqCst, more).is_ok()
     }
 
-    /// The slots for a request of this kind. An admitted one gets a slot in the end, even with a limit
-    /// of 0. A layer without fairness has no reserve.
+    /// The slots for a request of this kind. An admitted one gets a slot in the end, even with a
+    /// limit of 0. A layer without fairness has no reserve.
     #[inline]
     fn room(&self, newcomer: bool, is_fair: bool) -> Room {
         let limit = self.limit().max(usize::from(!newcomer)).min(MAX_TAKEN);
@@ -249,8 +252,8 @@ impl Slots {
         self.taken.fetch_sub(share.one(), SeqCst);
     }
 
-    /// Grants free slots if requests wait. A request lines up first and then looks for a free slot; a
-    /// slot is freed first, and then this looks at the line. One of them sees the other.
+    /// Grants free slots if requests wait. A request lines up first and then looks for a free slot;
+    /// a slot is freed first, and then this looks at the line. One of them sees the other.
     #[inline]
     pub(crate) fn grant_if_any_waits(&self) {
         if self.queued.load(SeqCst) > 0 {

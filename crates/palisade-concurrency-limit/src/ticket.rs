@@ -47,7 +47,8 @@ pub(crate) struct Ticket {
     pub(crate) answer_waits: AtomicBool,
     /// It was recorded that the request was displaced.
     pub(crate) was_recorded: AtomicBool,
-    /// In the present wait for the client the handler was polled once more to see what it waits for.
+    /// In the present wait for the client the handler was polled once more to see what it waits
+    /// for.
     pub(crate) probed: AtomicBool,
     /// The request body is read by another task than the handler's, or by something that does not
     /// poll all its parts: a poll of the handler does not show what it waits for.
@@ -255,7 +256,8 @@ impl Ticket {
         }
         slots.kept.list(self);
         let keeps = self.state.compare_exchange(WORKING, KEEPING, SeqCst, SeqCst).is_ok();
-        // Slots got short in this moment, or it was charged: either that sees this, or this sees it.
+        // Slots got short in this moment, or it was charged: either that sees this, or this sees
+        // it.
         if keeps && (slots.is_crowded() || self.is_charged.load(SeqCst)) {
             slots.recall(self);
         }
@@ -282,11 +284,14 @@ impl Ticket {
         self.state.load(SeqCst) == KEEPING
     }
 
-    /// A gRPC stream has nothing to give. It keeps its slot for [`STREAM_IDLE`], because that may be
-    /// work. Then it gives the slot up, and does so at once whenever it has nothing to give again:
-    /// else a piece of news for ten thousand streams would keep all slots for that long.
+    /// A gRPC stream has nothing to give. It keeps its slot for [`STREAM_IDLE`], because that may
+    /// be work. Then it gives the slot up, and does so at once whenever it has nothing to give
+    /// again: else a piece of news for ten thousand streams would keep all slots for that long.
+    ///
+    /// Not while the request body is there: its client could be silent for so long and then have
+    /// any amount of work done without a slot.
     pub(crate) fn stream_waits(self: &Arc<Self>, cx: &mut Context<'_>) {
-        if !self.is_working() {
+        if !self.is_working() || !self.body_gone.load(SeqCst) {
             return;
         }
         let mut now = Instant::now();
@@ -361,8 +366,8 @@ impl Ticket {
         if self.is_light(false) { Rank::Light } else { Rank::Heavy }
     }
 
-    /// Whether its client holds few slots and is not in debt. Where the client is unknown, an admitted
-    /// request is light and a newcomer is not.
+    /// Whether its client holds few slots and is not in debt. Where the client is unknown, an
+    /// admitted request is light and a newcomer is not.
     pub(crate) fn is_light(&self, newcomer: bool) -> bool {
         match (self.about.client, self.options.ledger()) {
             (Some(client), Some(ledger)) => ledger.is_light(client),

@@ -271,3 +271,49 @@ async fn an_answer_that_is_ready_is_not_thrown_away_where_its_request_was_displa
     drop(response);
     at_rest(&journal);
 }
+
+/// A conversation in gRPC whose client was silent for `silence`. How many requests are at work a
+/// second after a message of it came, on which the handler works for an hour.
+async fn at_work_on_a_message_after(silence: Duration) -> Option<u64> {
+    let journal = Journal::default();
+    // Slots are short at once.
+    let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
+    let talk = layer.layer(handler(|request: Request<Inner>| async {
+        let (mut sender, answer) = channel();
+        tokio::spawn(async move {
+            let mut body = request.into_body();
+            while let Some(Ok(frame)) = body.frame().await {
+                tokio::time::sleep(Duration::from_secs(3600)).await;
+                sender.send_data(frame.into_data().unwrap()).await.ok();
+            }
+        });
+        let mut response = Response::new(answer);
+        response.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+        response
+    }));
+    let (mut sender, body) = channel();
+    let mut request = post(body);
+    *request.version_mut() = http::Version::HTTP_2;
+    request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+    let mut answer = call(&talk, request).await.unwrap().into_body();
+    let reading = tokio::spawn(async move { answer.frame().await.is_some() });
+    settle().await;
+    tokio::time::sleep(silence).await;
+    assert_eq!(journal.level(GUARD, Level::Working), Some(0));
+    sender.send_data(Bytes::from("message")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let working = journal.level(GUARD, Level::Working);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(journal.level(GUARD, Level::Working), working);
+    drop(sender);
+    assert!(reading.await.unwrap());
+    working
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_was_silent_for_long_gets_no_work_for_nothing() {
+    for silence in [1, 6, 600] {
+        let working = at_work_on_a_message_after(Duration::from_secs(silence)).await;
+        assert_eq!(working, Some(1), "after {silence} s");
+    }
+}

@@ -49,7 +49,8 @@ impl Crowd {
     }
 }
 
-/// How many of a hundred requests are served, of [`ONE`], which sends 15 % of all, and of the others.
+/// How many of a hundred requests are served, of [`ONE`], which sends 15 % of all, and of the
+/// others.
 async fn served(layer: ConcurrencyLimitLayer, load: f64) -> (usize, usize) {
     let mut crowd = Crowd::new(&layer);
     // Sent and served, by the one and by the others.
@@ -240,8 +241,8 @@ async fn an_upload_that_became_light_while_it_waits_gets_a_slot_of_the_reserve()
         requests.push(send(&reads, from(client, post(body))));
     }
     settle().await;
-    // Nine slots are taken, two by each of the clients that upload: both are heavy. The tenth is taken
-    // by a light one.
+    // Nine slots are taken, two by each of the clients that upload: both are heavy. The tenth is
+    // taken by a light one.
     let mut working: Vec<_> = (0..5).map(|n| format!("192.0.2.{n}")).collect();
     working.extend([OTHER, OTHER, ONE, ONE, "192.0.2.99"].map(str::to_owned));
     for client in &working {

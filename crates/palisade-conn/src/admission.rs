@@ -191,8 +191,8 @@ impl Shared {
         self.kills.add(Kill::new(violation, mode, conn));
     }
 
-    /// Ends the connection, if that is not decided yet; in shadow mode only says so, once, unless it
-    /// is the server that ends.
+    /// Ends the connection, if that is not decided yet; in shadow mode only says so, once, unless
+    /// it is the server that ends.
     pub(crate) fn end(&self, conn: &ConnInfo, end: End) -> bool {
         let End { reason, ending, phase, limit, observed } = end;
         let mode = match (self.limits.mode, reason) {
@@ -308,7 +308,8 @@ impl Shared {
         next
     }
 
-    /// Whether the client of `conn`, or its network, has more than its share where places are short.
+    /// Whether the client of `conn`, or its network, has more than its share where places are
+    /// short.
     fn is_above_its_share(&self, conn: &ConnInfo) -> bool {
         self.limits.least_shares().is_some_and(|Shares { client, network }| {
             let (client, network) = (client.saturating_add(1), network.saturating_add(1));

@@ -28,10 +28,10 @@ use tonic::transport::{
 /// | header fields of one request | 16 KiB | 32 KiB, as much as a head of HTTP/1 in `palisade::serve` |
 /// | age of a connection | any | 44 to 52 minutes, the same in a process, then GOAWAY |
 ///
-/// The age is below the guard's [`max_age`](crate::ConnGuardBuilder::max_age) of an hour, give or take a
-/// tenth: what is in flight comes to its end, and the client begins nothing more. Where you set the one, set
-/// `max_connection_age` below it. tonic gives all connections the same age, so those that came together go
-/// together; of several processes each has its own.
+/// The age is below the guard's [`max_age`](crate::ConnGuardBuilder::max_age) of an hour, give or
+/// take a tenth: what is in flight comes to its end, and the client begins nothing more. Where you
+/// set the one, set `max_connection_age` below it. tonic gives all connections the same age, so
+/// those that came together go together; of several processes each has its own.
 ///
 /// Whatever is set after it holds instead. tonic has no setting for how much of an answer is kept
 /// for a client that does not read: it is 400 KiB and one piece for each stream. Where that is too

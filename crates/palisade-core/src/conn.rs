@@ -54,8 +54,8 @@ const ASKED: u8 = 2;
 const HTTP2: u8 = 1;
 /// or HTTP/1 with a body whose end is unknown: chunked, or pipelined behind another request.
 const UNMEASURED: u8 = 2;
-/// With HTTP/2 the rest counts the request bodies that no handler asks for at the moment, modulo 128:
-/// it matters only whether there are any, and of so many one is asked for soon.
+/// With HTTP/2 the rest counts the request bodies that no handler asks for at the moment, modulo
+/// 128: it matters only whether there are any, and of so many one is asked for soon.
 const UNREAD: u8 = 2;
 
 /// Of [`ConnState::lately`]: a request with a body ended.
@@ -258,7 +258,8 @@ pub struct InFlight {
     conn: Arc<ConnInfo>,
     /// By the clock of the totals.
     begun: u32,
-    /// How many its client had in flight then, this one among them; 1 if its connection had no other.
+    /// How many its client had in flight then, this one among them; 1 if its connection had no
+    /// other.
     own: u32,
     stage: Stage,
     is_upload: bool,
@@ -773,8 +774,8 @@ impl ConnInfo {
     ///
     /// # Errors
     ///
-    /// If more would do so than [may](crate::ConnTotals::max_upgraded): how many may, and how many would.
-    /// Then nothing has changed, unless the guard only tells.
+    /// If more would do so than [may](crate::ConnTotals::max_upgraded): how many may, and how many
+    /// would. Then nothing has changed, unless the guard only tells.
     pub fn upgrade(&self) -> Result<(), (u64, u64)> {
         let Some(totals) = self.totals() else {
             self.state().set_upgraded();

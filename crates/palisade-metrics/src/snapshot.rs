@@ -16,7 +16,8 @@ use std::{
     },
 };
 
-/// Counts every refusal, every cut and every connection ended, and shows the levels that guards keep.
+/// Counts every refusal, every cut and every connection ended, and shows the levels that guards
+/// keep.
 ///
 /// Clones are handles on the same counts. Its size is fixed: one atomic for each combination of
 /// guard, reason, phase and mode, and at most 1,024 guards whose levels are watched. A guard made

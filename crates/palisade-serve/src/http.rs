@@ -132,16 +132,16 @@ impl HttpBuilder {
     }
 
     /// Speaks HTTP/2 only, without a look at the first bytes: for gRPC. Over TLS, nothing else is
-    /// offered. Defaults to both, as the client begins; of this and [`Self::http1_only`] the later one
-    /// holds.
+    /// offered. Defaults to both, as the client begins; of this and [`Self::http1_only`] the later
+    /// one holds.
     pub fn http2_only(mut self) -> Self {
         self.0.protocol = Protocol::Http2;
         self
     }
 
     /// HTTP/1: how many bytes a request head may have, and the trailers of a body, 1 KiB to 1 MiB.
-    /// More is answered with 431. hyper by itself has no exact limit and takes what its buffer holds, some 500 KiB.
-    /// Defaults to 32 KiB.
+    /// More is answered with 431. hyper by itself has no exact limit and takes what its buffer
+    /// holds, some 500 KiB. Defaults to 32 KiB.
     pub fn max_header_size(mut self, bytes: usize) -> Self {
         self.0.max_header_size = bytes;
         self
@@ -221,9 +221,9 @@ impl HttpBuilder {
     }
 
     /// HTTP/2: how many streams of one connection may end by errors that are the client's, refused
-    /// ones among them, 1 to 1,000,000; then it is told to calm down (GOAWAY `ENHANCE_YOUR_CALM`) and ends. It counts over the
-    /// whole life of a connection. tonic by itself sets no limit (`MadeYouReset`, CVE-2025-8671).
-    /// Defaults to 1,024.
+    /// ones among them, 1 to 1,000,000; then it is told to calm down (GOAWAY `ENHANCE_YOUR_CALM`)
+    /// and ends. It counts over the whole life of a connection. tonic by itself sets no limit
+    /// (`MadeYouReset`, CVE-2025-8671). Defaults to 1,024.
     pub fn max_local_resets(mut self, streams: usize) -> Self {
         self.0.max_local_resets = streams;
         self

@@ -103,13 +103,13 @@ palisade_serve::serve(listener, app).await
 //! # What it takes
 //!
 //! A service that answers requests, made once and cloned for each: a `Router`, a `MethodRouter`, a
-//! handler with its state, tonic's `Routes`, layers around one. Or a service that makes one for each
-//! connection, from [`Incoming`]: axum's `into_make_service()` and
-//! `into_make_service_with_connect_info()`, or one of your own; [`Incoming::io`] lends it the socket,
-//! for the peer's credentials and the like. What takes axum's own requests only
-//! wants to be given to `from_axum`. A service that makes others is asked between two accepts, so
-//! it should answer at once; one that takes longer than a second costs the connection, and a panic
-//! in it ends the server.
+//! handler with its state, tonic's `Routes`, layers around one. Or a service that makes one for
+//! each connection, from [`Incoming`]: axum's `into_make_service()` and
+//! `into_make_service_with_connect_info()`, or one of your own; [`Incoming::io`] lends it the
+//! socket, for the peer's credentials and the like. What takes axum's own requests only wants to be
+//! given to `from_axum`. A service that makes others is asked between two accepts, so it should
+//! answer at once; one that takes longer than a second costs the connection, and a panic in it ends
+//! the server.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

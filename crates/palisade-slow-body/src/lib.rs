@@ -61,8 +61,8 @@
 //!
 //! # Who is answered 408
 //!
-//! A client that sees 408 may send the request once more on a new connection by itself (RFC 9110 section
-//! 15.5.9); browsers do where the connection had carried a request before.
+//! A client that sees 408 may send the request once more on a new connection by itself (RFC 9110
+//! section 15.5.9); browsers do where the connection had carried a request before.
 //!
 //! # What it cannot see
 //!
@@ -70,14 +70,15 @@
 //! ends such a handler is a request timeout.
 //!
 //! *Why a body does not come, on HTTP/2.* All requests of a connection share one window, and what a
-//! handler has not read fills it. While another body of the connection is not being read, the silence
-//! of this one is therefore not charged, for a minute at most: that takes a server that tells which
-//! connection a request came by (`palisade::serve`, or a guarded listener and `connected`). Elsewhere,
-//! as under a plain `axum::serve`, nobody knows: let the handlers of uploads read at once, or give
-//! uploads over HTTP/2 a longer gap and no rate by [`SlowBodyLayer::pace_for`].
+//! handler has not read fills it. While another body of the connection is not being read, the
+//! silence of this one is therefore not charged, for a minute at most: that takes a server that
+//! tells which connection a request came by (`palisade::serve`, or a guarded listener and
+//! `connected`). Elsewhere, as under a plain `axum::serve`, nobody knows: let the handlers of
+//! uploads read at once, or give uploads over HTTP/2 a longer gap and no rate by
+//! [`SlowBodyLayer::pace_for`].
 //!
-//! *What was unpacked on the way here.* Inside a layer that decompresses request bodies a byte on the wire
-//! counts as the thousand that it unpacks to. Stand outside of it.
+//! *What was unpacked on the way here.* Inside a layer that decompresses request bodies a byte on
+//! the wire counts as the thousand that it unpacks to. Stand outside of it.
 //!
 //! *How fast a client reads.* A response body knows when the server asks it for more. Behind it
 //! are the server's buffers and the kernel's, megabytes of them, so that a steady reader of

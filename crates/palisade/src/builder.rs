@@ -198,9 +198,9 @@ impl Stack {
         self
     }
 
-    /// How many bytes a request body may have. axum's extractors have a limit of their own, of 2 MiB:
-    /// with more here, set `axum::extract::DefaultBodyLimit` as well; with the features `axum` and
-    /// `tracing` a log line says so once. Defaults to 2 MiB.
+    /// How many bytes a request body may have. axum's extractors have a limit of their own, of 2
+    /// MiB: with more here, set `axum::extract::DefaultBodyLimit` as well; with the features `axum`
+    /// and `tracing` a log line says so once. Defaults to 2 MiB.
     #[cfg(feature = "body-limit")]
     pub fn max_body(mut self, bytes: u64) -> Self {
         self.max_body = bytes;
@@ -208,8 +208,8 @@ impl Stack {
     }
 
     /// The handlers are gRPC services: [`Self::max_body`] holds for each message, and a stream may
-    /// have any number of them. See [`BodyLimitLayer::grpc`] for what else that means. Defaults to one
-    /// limit for the whole body.
+    /// have any number of them. See [`BodyLimitLayer::grpc`] for what else that means. Defaults to
+    /// one limit for the whole body.
     #[cfg(feature = "body-limit")]
     pub fn grpc(mut self) -> Self {
         self.is_grpc = true;
@@ -281,8 +281,8 @@ impl Stack {
         self
     }
 
-    /// Changes the slow-body guard in any way its own layer allows, after all numbers, modes and metrics
-    /// of the stack are set. What is set here is not checked. Defaults to no change.
+    /// Changes the slow-body guard in any way its own layer allows, after all numbers, modes and
+    /// metrics of the stack are set. What is set here is not checked. Defaults to no change.
     #[cfg(feature = "slow-body")]
     pub fn tune_slow_body(
         mut self,
@@ -292,8 +292,8 @@ impl Stack {
         self
     }
 
-    /// Changes the concurrency limit in any way its own layer allows, after all numbers, modes and metrics
-    /// of the stack are set. What is set here is not checked. Defaults to no change.
+    /// Changes the concurrency limit in any way its own layer allows, after all numbers, modes and
+    /// metrics of the stack are set. What is set here is not checked. Defaults to no change.
     #[cfg(feature = "concurrency-limit")]
     pub fn tune_concurrency_limit(
         mut self,

@@ -33,14 +33,14 @@
 //! | [`conn`] | silent, slow, idle and hoarded connections | FIN or RST; 408, 503 |
 //! | [`mod@serve`] | what hyper leaves open | 431, 400, 501, GOAWAY, `RST_STREAM` |
 //!
-//! gRPC clients get the same verdicts as a gRPC status. Each guard is a crate and a feature, all
-//! on by default, and each of the first five is a `Layer` by itself. The features `axum` and `tonic` teach the
-//! guards where those servers leave the peer's address; `metrics` and `tracing` bring more
-//! [`Metrics`] than the [`Snapshot`] that the feature `snapshot` brings, on by default.
+//! gRPC clients get the same verdicts as a gRPC status. Each guard is a crate and a feature, all on
+//! by default, and each of the first five is a `Layer` by itself. The features `axum` and `tonic`
+//! teach the guards where those servers leave the peer's address; `metrics` and `tracing` bring
+//! more [`Metrics`] than the [`Snapshot`] that the feature `snapshot` brings, on by default.
 //!
-//! A connection that never sends a request never reaches a `Layer`. [`serve()`] is the one line that
-//! guards connections: how many there may be, how long they may say nothing, who goes first, and
-//! what hyper takes of each. [`conn`] is its listener, for servers of other makes.
+//! A connection that never sends a request never reaches a `Layer`. [`serve()`] is the one line
+//! that guards connections: how many there may be, how long they may say nothing, who goes first,
+//! and what hyper takes of each. [`conn`] is its listener, for servers of other makes.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

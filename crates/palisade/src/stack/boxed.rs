@@ -45,13 +45,13 @@ pin_project! {
 // === StackLayer ===
 
 impl StackLayer {
-    /// The same guards for services and layers that name `axum::body::Body`: the body of a request is
-    /// one outside and inside of the stack, and so is that of a response.
+    /// The same guards for services and layers that name `axum::body::Body`: the body of a request
+    /// is one outside and inside of the stack, and so is that of a response.
     ///
     /// With it `axum::middleware::from_fn`, `map_request` and whatever else wants a
-    /// `Request<axum::body::Body>` may stand inside the stack in one `ServiceBuilder`, the stack may be
-    /// optional (`tower::util::option_layer`), and request bodies need not be `Unpin`. It costs an
-    /// allocation for each body: without one of these reasons use the stack as it is.
+    /// `Request<axum::body::Body>` may stand inside the stack in one `ServiceBuilder`, the stack
+    /// may be optional (`tower::util::option_layer`), and request bodies need not be `Unpin`. It
+    /// costs an allocation for each body: without one of these reasons use the stack as it is.
     ///
     /// ```
     /// use axum::{Router, extract::Request, middleware::{Next, from_fn}, routing::get};
