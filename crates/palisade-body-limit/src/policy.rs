@@ -171,7 +171,7 @@ impl Policy for BodyLimitPolicy {
         of: Of<'_, Common>,
         response: &Response<B>,
         _: Option<Instant>,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<bool, Box<Refusal>> {
         let Some(limit) = self.response else { return Ok(false) };
         if !self.settings.is_on() || response.body().is_end_stream() {
             return Ok(false);

@@ -50,6 +50,7 @@ impl Ticket {
     }
 
     /// Nothing has come.
+    #[inline]
     pub(crate) fn body_waits(self: &Arc<Self>) -> Result<(), Displaced> {
         if self.head_out.load(SeqCst) {
             // Of the two halves one sets its mark first, and so the other sees both.

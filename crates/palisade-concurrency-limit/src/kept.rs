@@ -16,17 +16,15 @@ pub(crate) struct Kept(Mutex<Vec<Arc<Ticket>>>);
 impl Kept {
     /// Lists `ticket`, unless it is listed.
     pub(crate) fn list(&self, ticket: &Arc<Ticket>) {
+        let mut tickets = self.0.lock();
+        // Its other half, in another task, may have listed it.
         if ticket.listed_at.load(SeqCst) == UNLISTED {
-            let mut tickets = self.0.lock();
-            // Its other half, in another task, may have listed it.
-            if ticket.listed_at.load(SeqCst) == UNLISTED {
-                ticket.listed_at.store(tickets.len(), SeqCst);
-                tickets.push(ticket.clone());
-                // Or have ended it: either that sees the place, or this sees the end.
-                if ticket.is_over() {
-                    ticket.listed_at.store(UNLISTED, SeqCst);
-                    tickets.pop();
-                }
+            ticket.listed_at.store(tickets.len(), SeqCst);
+            tickets.push(ticket.clone());
+            // Or have ended it: either that sees the place, or this sees the end.
+            if ticket.is_over() {
+                ticket.listed_at.store(UNLISTED, SeqCst);
+                tickets.pop();
             }
         }
     }

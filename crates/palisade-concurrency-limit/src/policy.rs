@@ -144,7 +144,7 @@ impl ConcurrencyLimitPolicy {
         of: Of<'_, Common>,
         handler: Handler,
         cx: &mut Context<'_>,
-    ) -> Option<Refusal> {
+    ) -> Option<Box<Refusal>> {
         let ticket = held.ticket(of.shared)?;
         let is_pending = if let Handler::Pending { awaits_client } = handler {
             ticket.handler_waits(awaits_client, cx);
@@ -166,7 +166,7 @@ impl ConcurrencyLimitPolicy {
             return None;
         }
         // Only a guard that enforces displaces.
-        self.refuse(violation, StatusCode::REQUEST_TIMEOUT, of.facts)
+        self.refuse(violation, StatusCode::REQUEST_TIMEOUT, of.facts).map(Box::new)
     }
 
     /// The body of a request with a ticket has something to hand on.
@@ -301,7 +301,7 @@ impl Policy for ConcurrencyLimitPolicy {
         held: &mut Held,
         of: Of<'_, Common>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Refusal>> {
+    ) -> Poll<Result<(), Box<Refusal>>> {
         let Held::Queued(queued) = held else { return Poll::Ready(Ok(())) };
         let ticket = &queued.owner.ticket;
         let _: Result<(), Displaced> = ready!(ticket.poll_work(Half::Answer, cx));
@@ -309,7 +309,7 @@ impl Policy for ConcurrencyLimitPolicy {
             ticket.was_recorded.store(true, Relaxed);
             let refusal = self.refuse(violation, StatusCode::SERVICE_UNAVAILABLE, of.facts);
             // Only a guard that enforces queues.
-            return Poll::Ready(refusal.map_or(Ok(()), Err));
+            return Poll::Ready(refusal.map_or(Ok(()), |refusal| Err(Box::new(refusal))));
         }
         if let Held::Queued(queued) = std::mem::take(held) {
             *held = Held::Ticket(queued.owner);
@@ -334,11 +334,14 @@ impl Policy for ConcurrencyLimitPolicy {
         of: Of<'_, Common>,
         handler: Handler,
         cx: &mut Context<'_>,
-    ) -> Option<Refusal> {
-        if handler == Handler::HeldBack || held.ticket(of.shared).is_none() {
-            return None;
-        }
-        self.after_ticket(held, of, handler, cx)
+    ) -> Option<Box<Refusal>> {
+        let ticket = held.ticket(of.shared)?;
+        let has_nothing_to_do = match handler {
+            Handler::HeldBack => true,
+            Handler::Pending { awaits_client: true } => ticket.keeps_on(Half::Answer, cx),
+            Handler::Pending { awaits_client: false } | Handler::Ready => false,
+        };
+        if has_nothing_to_do { None } else { self.after_ticket(held, of, handler, cx) }
     }
 
     #[inline(always)]
@@ -358,16 +361,16 @@ impl Policy for ConcurrencyLimitPolicy {
         held: &mut Held,
         of: Of<'_, Common>,
         elapsed: &Elapsed<'_>,
-    ) -> Option<Refusal> {
+    ) -> Option<Box<Refusal>> {
         let Held::Queued(queued) = held else { return None };
-        if elapsed.now.saturating_duration_since(elapsed.started) < queued.wait {
+        if elapsed.wall() < queued.wait {
             return None;
         }
         queued.owner.ticket.was_recorded.store(true, Relaxed);
         let millis = u64::try_from(queued.wait.as_millis()).unwrap_or(u64::MAX);
         let (reason, phase) = (Reason::QueueTimeout, Phase::RequestHead);
         let violation = Violation::new(Guard::ConcurrencyLimit, reason, phase, millis, millis);
-        self.refuse(violation, StatusCode::SERVICE_UNAVAILABLE, of.facts)
+        self.refuse(violation, StatusCode::SERVICE_UNAVAILABLE, of.facts).map(Box::new)
     }
 
     #[inline(always)]
@@ -377,7 +380,7 @@ impl Policy for ConcurrencyLimitPolicy {
         of: Of<'_, Common>,
         response: &Response<B>,
         _: Option<Instant>,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<bool, Box<Refusal>> {
         if let Some(common) = of.shared {
             if of.facts.form.is_grpc() && content_type_begins(response, b"application/grpc") {
                 common.streams.store(true, Relaxed);
@@ -409,7 +412,7 @@ impl Policy for ConcurrencyLimitPolicy {
     }
 
     #[inline(always)]
-    fn wait_ends(&self, _: &mut Upload, of: Shared<'_, Common>, _: Stamp) {
+    fn wait_ends(&self, _: &mut Upload, of: Shared<'_, Common>, _: Stamp, _: Stamp) {
         if let Some(ticket) = of.shared.known() {
             ticket.body_has_something();
         }
@@ -442,7 +445,7 @@ impl Policy for ConcurrencyLimitPolicy {
         }
     }
 
-    #[inline(never)]
+    #[inline(always)]
     fn client_awaited(
         &self,
         upload: &mut Upload,
@@ -518,8 +521,15 @@ impl Policy for ConcurrencyLimitPolicy {
                 }
             }
             Poll::Ready(Some(Ok(_))) if !up.is_end_stream() => {
-                if !matches!(held, Held::Nothing) {
-                    self.wait_for_client(held, of, length(slot), cx);
+                let streams = of.shared.is_some_and(|common| common.streams.load(Relaxed));
+                match held.ticket(of.shared) {
+                    Some(ticket) if !streams => {
+                        ticket.progressed(length(slot));
+                        // Whether it was displaced at once shows when it is asked for more.
+                        let _ = ticket.wait_for_client(Half::Answer, cx);
+                    }
+                    None if matches!(held, Held::Nothing) => {}
+                    _ => self.wait_for_client(held, of, length(slot), cx),
                 }
             }
             Poll::Ready(_) => {}

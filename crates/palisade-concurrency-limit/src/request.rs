@@ -92,18 +92,22 @@ impl Common {
     }
 
     /// The ticket, made if need be. `None` if the request is over.
-    #[inline(never)]
+    #[inline]
     pub(crate) fn ticket(&self, options: &Arc<Options>, facts: &Facts) -> Option<&Arc<Ticket>> {
         if self.ticket.get().is_none() {
-            let mut early = self.early.lock();
-            if let Some(extra) = early.slot.take() {
-                let (about, options) = (about(facts, self.client), options.clone());
-                let ticket =
-                    Ticket::working(options, about, extra, early.head_out, early.body_gone);
-                let _ = self.ticket.set(ticket);
-            }
+            self.make_ticket(options, facts);
         }
         self.ticket.get()
+    }
+
+    #[inline(never)]
+    fn make_ticket(&self, options: &Arc<Options>, facts: &Facts) {
+        let mut early = self.early.lock();
+        if let Some(extra) = early.slot.take() {
+            let (about, options) = (about(facts, self.client), options.clone());
+            let ticket = Ticket::working(options, about, extra, early.head_out, early.body_gone);
+            let _ = self.ticket.set(ticket);
+        }
     }
 
     /// From here on only the response asks for slots.

@@ -8,6 +8,7 @@ use crate::{
     slots::Slots,
 };
 use palisade_core::{ClientKey, ConnInfo, Guard, Phase, Reason, Violation};
+use palisade_guard::Task;
 use parking_lot::Mutex;
 use std::{
     pin::Pin,
@@ -205,15 +206,18 @@ impl Ticket {
         self.state.load(SeqCst) == WORKING
     }
 
+    #[inline]
     pub(crate) fn is_displaced(&self) -> bool {
         self.state.load(SeqCst) == DISPLACED
     }
 
+    #[inline]
     pub(crate) fn unless_displaced(&self) -> Result<(), Displaced> {
         if self.is_displaced() { Err(Displaced) } else { Ok(()) }
     }
 
     /// `bytes` more went through one of the bodies.
+    #[inline]
     pub(crate) fn progressed(&self, bytes: u64) {
         self.progress.fetch_add(bytes, Relaxed);
     }
@@ -234,6 +238,7 @@ impl Ticket {
     }
 
     /// The client is what is waited for from here on.
+    #[inline]
     pub(crate) fn wait_for_client(
         self: &Arc<Self>,
         half: Half,
@@ -246,21 +251,41 @@ impl Ticket {
 
     /// The request, which works unless its other half was first, waits for its client: it gives its
     /// slot up, or keeps it as long as slots are plentiful.
+    #[inline]
     pub(crate) fn stop_working(self: &Arc<Self>) {
-        let slots = self.slots();
-        if slots.is_crowded() || self.is_charged.load(Relaxed) {
+        if self.must_give_up() || self.listed_at.load(SeqCst) == UNLISTED {
+            self.stop_working_slowly();
+        } else {
+            self.keep_slot();
+        }
+    }
+
+    #[inline(never)]
+    fn stop_working_slowly(self: &Arc<Self>) {
+        if self.must_give_up() {
             if self.is_working() {
-                slots.await_client(self);
+                self.slots().await_client(self);
             }
             return;
         }
-        slots.kept.list(self);
+        self.slots().kept.list(self);
+        self.keep_slot();
+    }
+
+    #[inline]
+    fn keep_slot(self: &Arc<Self>) {
         let keeps = self.state.compare_exchange(WORKING, KEEPING, SeqCst, SeqCst).is_ok();
         // Slots got short in this moment, or it was charged: either that sees this, or this sees
         // it.
-        if keeps && (slots.is_crowded() || self.is_charged.load(SeqCst)) {
-            slots.recall(self);
+        if keeps && self.must_give_up() {
+            self.slots().recall(self);
         }
+    }
+
+    /// Whether it must not keep its slot while it waits for its client.
+    #[inline]
+    fn must_give_up(&self) -> bool {
+        self.slots().is_crowded() || self.is_charged.load(SeqCst)
     }
 
     /// Goes on with the slot that it kept, if it has one.
@@ -280,6 +305,15 @@ impl Ticket {
         matches!(self.state.load(SeqCst), WORKING | KEEPING)
     }
 
+    /// Whether it waits for its client, keeps its slot for now, and will wake the task of `cx`.
+    #[inline]
+    pub(crate) fn keeps_on(&self, half: Half, cx: &Context<'_>) -> bool {
+        self.wakes(half, palisade_guard::task_of(cx.waker()))
+            && self.is_keeping()
+            && !self.slots().is_crowded()
+    }
+
+    #[inline]
     pub(crate) fn is_keeping(&self) -> bool {
         self.state.load(SeqCst) == KEEPING
     }
@@ -321,16 +355,31 @@ impl Ticket {
     }
 
     /// There is something to do: ready once the request holds a slot, or is over.
+    #[inline]
     pub(crate) fn poll_work(
         self: &Arc<Self>,
         half: Half,
         cx: &Context<'_>,
     ) -> Poll<Result<(), Displaced>> {
+        if self.works_on() { Poll::Ready(Ok(())) } else { self.poll_work_slowly(half, cx) }
+    }
+
+    /// Whether it holds a slot, which it may have kept.
+    #[inline]
+    fn works_on(&self) -> bool {
         match self.state.load(SeqCst) {
-            WORKING => return Poll::Ready(Ok(())),
-            KEEPING if self.resume_kept() => return Poll::Ready(Ok(())),
-            _ => {}
+            WORKING => true,
+            KEEPING => self.resume_kept(),
+            _ => false,
         }
+    }
+
+    #[inline(never)]
+    fn poll_work_slowly(
+        self: &Arc<Self>,
+        half: Half,
+        cx: &Context<'_>,
+    ) -> Poll<Result<(), Displaced>> {
         if self.state.load(SeqCst) == CLIENT {
             self.want_slot();
         }
@@ -391,13 +440,24 @@ impl Ticket {
     }
 
     /// Will wake the task of `cx`, which must look at the state after this.
+    #[inline]
     pub(crate) fn listen(&self, half: Half, cx: &Context<'_>) {
-        let waker = cx.waker();
-        let task = palisade_guard::task_of(waker);
-        let known = &self.tasks[half as usize];
-        if known[0].load(SeqCst) == task.0 && known[1].load(SeqCst) == task.1 {
-            return;
+        let task = palisade_guard::task_of(cx.waker());
+        if !self.wakes(half, task) {
+            self.set_waker(half, task, cx.waker());
         }
+    }
+
+    /// Whether it wakes this task.
+    #[inline]
+    fn wakes(&self, half: Half, task: Task) -> bool {
+        let known = &self.tasks[half as usize];
+        known[0].load(SeqCst) == task.0 && known[1].load(SeqCst) == task.1
+    }
+
+    #[inline(never)]
+    fn set_waker(&self, half: Half, task: Task, waker: &Waker) {
+        let known = &self.tasks[half as usize];
         let mut inside = self.inside.lock();
         known[0].store(task.0, SeqCst);
         known[1].store(task.1, SeqCst);

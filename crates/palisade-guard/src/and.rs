@@ -66,7 +66,7 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
         held: &mut Self::Held,
         of: Of<'_, Self::Shared>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Refusal>> {
+    ) -> Poll<Result<(), Box<Refusal>>> {
         self.1.poll_admission(&mut held.1, of.map(|shared| &shared.1), cx)
     }
 
@@ -88,7 +88,7 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
         of: Of<'_, Self::Shared>,
         handler: Handler,
         cx: &mut Context<'_>,
-    ) -> Option<Refusal> {
+    ) -> Option<Box<Refusal>> {
         let inner = self.1.after_handler(&mut held.1, of.map(|shared| &shared.1), handler, cx);
         let handler = if inner.is_some() { Handler::Ready } else { handler };
         self.0.after_handler(&mut held.0, of.map(|shared| &shared.0), handler, cx).or(inner)
@@ -117,7 +117,7 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
         held: &mut Self::Held,
         of: Of<'_, Self::Shared>,
         elapsed: &Elapsed<'_>,
-    ) -> Option<Refusal> {
+    ) -> Option<Box<Refusal>> {
         let outer = self.0.expired(&mut held.0, of.map(|shared| &shared.0), elapsed);
         outer.or_else(|| self.1.expired(&mut held.1, of.map(|shared| &shared.1), elapsed))
     }
@@ -129,7 +129,7 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
         of: Of<'_, Self::Shared>,
         response: &Response<R>,
         started: Option<Instant>,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<bool, Box<Refusal>> {
         let (outer, inner) = (of.map(|shared| &shared.0), of.map(|shared| &shared.1));
         let inner = self.1.response_head(&mut held.1, inner, response, started)?;
         let outer = self.0.response_head(&mut held.0, outer, response, started)?;
@@ -174,15 +174,15 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     }
 
     #[inline(always)]
-    fn wait_begins(
+    fn first_wait(
         &self,
         upload: &mut Self::Upload,
         of: Shared<'_, Self::Shared>,
         left: Option<u64>,
         now: Stamp,
     ) -> Option<Stamp> {
-        let outer = self.0.wait_begins(&mut upload.0, of.map(|shared| &shared.0), left, now);
-        earlier(outer, self.1.wait_begins(&mut upload.1, of.map(|shared| &shared.1), left, now))
+        let outer = self.0.first_wait(&mut upload.0, of.map(|shared| &shared.0), left, now);
+        earlier(outer, self.1.first_wait(&mut upload.1, of.map(|shared| &shared.1), left, now))
     }
 
     #[inline(always)]
@@ -202,17 +202,24 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
         &self,
         upload: &mut Self::Upload,
         of: Shared<'_, Self::Shared>,
+        since: Stamp,
         now: Stamp,
     ) -> Result<Option<Stamp>, Violation> {
-        let outer = self.0.wait_expired(&mut upload.0, of.map(|shared| &shared.0), now)?;
-        let inner = self.1.wait_expired(&mut upload.1, of.map(|shared| &shared.1), now)?;
-        Ok(earlier(outer, inner))
+        let (outer, inner) = (of.map(|shared| &shared.0), of.map(|shared| &shared.1));
+        let outer = self.0.wait_expired(&mut upload.0, outer, since, now)?;
+        Ok(earlier(outer, self.1.wait_expired(&mut upload.1, inner, since, now)?))
     }
 
     #[inline(always)]
-    fn wait_ends(&self, upload: &mut Self::Upload, of: Shared<'_, Self::Shared>, now: Stamp) {
-        self.0.wait_ends(&mut upload.0, of.map(|shared| &shared.0), now);
-        self.1.wait_ends(&mut upload.1, of.map(|shared| &shared.1), now);
+    fn wait_ends(
+        &self,
+        upload: &mut Self::Upload,
+        of: Shared<'_, Self::Shared>,
+        since: Stamp,
+        now: Stamp,
+    ) {
+        self.0.wait_ends(&mut upload.0, of.map(|shared| &shared.0), since, now);
+        self.1.wait_ends(&mut upload.1, of.map(|shared| &shared.1), since, now);
     }
 
     fn request_hint<U: Upstream>(

@@ -1,7 +1,7 @@
 //! What both sides of a request with a body share: the response future or response body on one
 //! side, the request body on the other, perhaps in two tasks.
 
-use crate::{ClientWait, Facts, Policy, Refusal, nesting};
+use crate::{ClientWait, Facts, Policy, Refusal, handler_poll::HandlerPoll, nesting};
 use http::StatusCode;
 use palisade_core::{Mode, Phase, Rejection, Settings, Violation};
 use parking_lot::Mutex;
@@ -25,6 +25,7 @@ pub(crate) struct Exchange<P: Policy> {
     pub(crate) shared: P::Shared,
     /// How long the handler has waited for its client.
     pub(crate) wait: ClientWait,
+    pub(crate) handler: HandlerPoll,
     /// The request body is waited for by another task than the handler's.
     pub(crate) awaited_elsewhere: AtomicBool,
     /// The request body was read to its end.
@@ -85,6 +86,7 @@ impl<P: Policy> Exchange<P> {
             facts,
             shared,
             wait: ClientWait::default(),
+            handler: HandlerPoll::new(),
             awaited_elsewhere: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             unread: AtomicBool::new(false),
@@ -99,12 +101,6 @@ impl<P: Policy> Exchange<P> {
     #[inline(always)]
     pub(crate) fn shared(&self) -> Shared<'_, P::Shared> {
         Shared { facts: &self.facts, shared: &self.shared, head: &self.head }
-    }
-
-    /// Identifies the exchange while it lives.
-    #[inline(always)]
-    pub(crate) fn id(&self) -> usize {
-        std::ptr::from_ref(self).addr()
     }
 
     /// Says whether the request body may hold bytes that its handler does not ask for.
@@ -141,11 +137,18 @@ impl<P: Policy> Drop for Exchange<P> {
 impl ResponseHead {
     /// The handler is pending in the task of `task`: whether that is another task than before, or
     /// the refusal, if the handler is not to go on.
-    pub(crate) fn is_pending(&self, task: &Waker) -> Result<bool, Refusal> {
+    #[inline]
+    pub(crate) fn is_pending(&self, task: &Waker) -> Result<bool, Box<Refusal>> {
         let (data, vtable) = nesting::task_of(task);
         if self.task[0].load(Relaxed) == data && self.task[1].load(Relaxed) == vtable {
             return Ok(false);
         }
+        self.is_pending_in(task)
+    }
+
+    #[inline(never)]
+    fn is_pending_in(&self, task: &Waker) -> Result<bool, Box<Refusal>> {
+        let (data, vtable) = nesting::task_of(task);
         let mut state = self.state.lock();
         let before = match &mut *state {
             State::Unsent(known) => {
@@ -153,7 +156,7 @@ impl ResponseHead {
                 self.task[1].store(vtable, Relaxed);
                 known.replace(task.clone())
             }
-            State::Refused(refusal) => return Err(Refusal::clone(refusal)),
+            State::Refused(refusal) => return Err(refusal.clone()),
             State::Sent => return Ok(true),
         };
         drop(state);
@@ -163,10 +166,10 @@ impl ResponseHead {
     }
 
     /// The handler is ready: the refusal, if its response is not to be sent.
-    pub(crate) fn is_ready(&self) -> Option<Refusal> {
+    pub(crate) fn is_ready(&self) -> Option<Box<Refusal>> {
         let mut state = self.state.lock();
         if let State::Refused(refusal) = &*state {
-            return Some(Refusal::clone(refusal));
+            return Some(refusal.clone());
         }
         self.is_sent.store(true, Relaxed);
         let before = std::mem::replace(&mut *state, State::Sent);

@@ -1,7 +1,7 @@
 //! The response future.
 
 use crate::{
-    Handler, Policy, Refusal, Refused, RequestBody, ResponseBody, lease::Lease, nesting::Asked,
+    Handler, Policy, Refusal, Refused, RequestBody, ResponseBody, handler_poll::Asked, lease::Lease,
 };
 use bytes::Bytes;
 use http::{Request, Response};
@@ -74,9 +74,9 @@ where
             StateProj::Handler { inner, lease: slot @ Some(_) }
                 if slot.as_ref().is_some_and(|lease| lease.exchange().is_none()) =>
             {
-                let inside = slot.as_ref().map(|lease| lease.enter(None));
+                let entered = slot.as_ref().map(|lease| lease.enter(None));
                 let polled = inner.poll(cx);
-                drop(inside);
+                drop(entered);
                 match polled {
                     Poll::Ready(Ok(response)) => match is_watched(slot, &response) {
                         Ok(true) => return Poll::Ready(Ok(watched(response, slot))),
@@ -95,7 +95,7 @@ where
             }
             _ => return self.poll_shared(cx),
         };
-        Poll::Ready(Ok(self.refuse(refusal)))
+        Poll::Ready(Ok(self.refuse(*refusal)))
     }
 }
 
@@ -104,7 +104,7 @@ where
 fn is_watched<P: Policy, B: Body>(
     lease: &mut Option<Lease<P>>,
     response: &Response<B>,
-) -> Result<bool, Refusal> {
+) -> Result<bool, Box<Refusal>> {
     let Some(lease) = lease else { return Ok(false) };
     let has_body = !response.body().is_end_stream();
     let started = lease.started();
@@ -134,7 +134,7 @@ fn released<P: Policy, B>(
 
 /// The handler of a request that shares nothing is pending.
 #[inline(never)]
-fn wait<P: Policy>(lease: &mut Option<Lease<P>>, cx: &mut Context<'_>) -> Option<Refusal> {
+fn wait<P: Policy>(lease: &mut Option<Lease<P>>, cx: &mut Context<'_>) -> Option<Box<Refusal>> {
     let handler = Handler::Pending { awaits_client: false };
     lease.as_mut()?.handler_waits(handler, Asked::default(), true, cx)
 }
@@ -169,12 +169,11 @@ where
                             Some(refusal) => break refusal,
                         }
                     }
-                    let inside = lease.enter(Some(cx.waker()));
+                    let entered = lease.enter(Some(cx.waker()));
                     let polled = inner.poll(cx);
-                    let asked = inside.asked();
-                    drop(inside);
+                    drop(entered);
                     let Poll::Ready(result) = polled else {
-                        match lease.pending(asked, cx) {
+                        match lease.pending(cx) {
                             None => return Poll::Pending,
                             Some(refusal) => break refusal,
                         }
@@ -201,9 +200,9 @@ where
                         Err(refusal) => break refusal,
                         Ok(()) => {
                             let (mut ready, request) = *later.take().expect("not called before");
-                            let inside = lease.enter(None);
+                            let entered = lease.enter(None);
                             let inner = ready.call(request);
-                            drop(inside);
+                            drop(entered);
                             let lease = slot.take();
                             state.set(State::Handler { inner, lease });
                         }
@@ -215,7 +214,7 @@ where
                 }
             }
         };
-        Poll::Ready(Ok(self.refuse(refusal)))
+        Poll::Ready(Ok(self.refuse(*refusal)))
     }
 
     /// Answers in the handler's place. The handler is dropped before anything else.

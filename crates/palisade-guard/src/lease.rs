@@ -4,7 +4,8 @@ use crate::{
     ClientWait, Elapsed, Facts, Handler, Of, Policy, Refusal, Stamp,
     and::earlier,
     exchange::Exchange,
-    nesting::{self, Asked, Inside},
+    handler_poll::{Asked, Polling},
+    nesting::{self, Inside},
     request::Reading,
 };
 use http::Request;
@@ -65,12 +66,9 @@ impl<P: Policy> Lease<P> {
 
     /// Enters the call or poll of the handler, in the task of `task`.
     #[inline(always)]
-    pub(crate) fn enter(&self, task: Option<&Waker>) -> Inside {
-        let policy = std::ptr::from_ref(self.link.parts().0).addr();
-        match self.exchange() {
-            None => nesting::enter(policy),
-            Some(exchange) => nesting::enter_exchange(policy, exchange.id(), task),
-        }
+    pub(crate) fn enter(&self, task: Option<&Waker>) -> (Inside, Option<Polling<'_>>) {
+        let inside = nesting::enter(std::ptr::from_ref(self.link.parts().0).addr());
+        (inside, self.exchange().map(|exchange| exchange.handler.begin(task)))
     }
 
     pub(crate) fn facts(&self) -> &Facts {
@@ -103,7 +101,10 @@ impl<P: Policy> Lease<P> {
 
     /// Asks whether a queued request may be handled.
     #[inline(never)]
-    pub(crate) fn poll_admission(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Refusal>> {
+    pub(crate) fn poll_admission(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Box<Refusal>>> {
         let (policy, held, of) = self.parts();
         let admission = policy.poll_admission(held, of, cx);
         if admission.is_pending()
@@ -123,7 +124,7 @@ impl<P: Policy> Lease<P> {
 
     /// The handler of a shared request is held back.
     #[inline(never)]
-    pub(crate) fn held_back(&mut self, cx: &mut Context<'_>) -> Option<Refusal> {
+    pub(crate) fn held_back(&mut self, cx: &mut Context<'_>) -> Option<Box<Refusal>> {
         let mut is_new_task = true;
         if let Link::Shared(exchange) = &self.link {
             match exchange.head.is_pending(cx.waker()) {
@@ -136,16 +137,17 @@ impl<P: Policy> Lease<P> {
 
     /// The handler of a shared request was polled and is pending.
     #[inline(never)]
-    pub(crate) fn pending(&mut self, asked: Asked, cx: &mut Context<'_>) -> Option<Refusal> {
-        let (mut awaits_client, mut is_new_task) = (asked.awaits, true);
+    pub(crate) fn pending(&mut self, cx: &mut Context<'_>) -> Option<Box<Refusal>> {
+        let (mut asked, mut is_new_task) = (Asked::default(), true);
         if let Link::Shared(exchange) = &self.link {
+            asked = exchange.handler.asked();
             match exchange.head.is_pending(cx.waker()) {
                 Ok(is_new) => is_new_task = is_new,
                 Err(refusal) => return Some(refusal),
             }
-            if exchange.wait.runs() && !asked.awaits {
+            if !asked.awaits_client && exchange.wait.runs() {
                 if exchange.awaited_elsewhere.load(SeqCst) {
-                    awaits_client = true;
+                    asked.awaits_client = true;
                 } else {
                     // It waits for something else: a client that holds a byte back does not stop
                     // the clock of a handler that has read enough to work on.
@@ -156,17 +158,18 @@ impl<P: Policy> Lease<P> {
                     if exchange.awaited_elsewhere.load(SeqCst) {
                         exchange.set_unread(false);
                         exchange.wait.begin(now);
-                        awaits_client = true;
+                        asked.awaits_client = true;
                     }
                 }
             }
         }
-        self.handler_waits(Handler::Pending { awaits_client }, asked, is_new_task, cx)
+        let handler = Handler::Pending { awaits_client: asked.awaits_client };
+        self.handler_waits(handler, asked, is_new_task, cx)
     }
 
     /// The handler of a shared request is ready: the refusal, if its response is not to be sent.
     #[inline(never)]
-    pub(crate) fn ready(&mut self, cx: &mut Context<'_>) -> Option<Refusal> {
+    pub(crate) fn ready(&mut self, cx: &mut Context<'_>) -> Option<Box<Refusal>> {
         let Link::Shared(exchange) = &self.link else { return None };
         if let Some(refusal) = exchange.head.is_ready() {
             return Some(refusal);
@@ -176,19 +179,33 @@ impl<P: Policy> Lease<P> {
     }
 
     /// The handler is pending or held back: looks after the deadlines.
-    #[inline(never)]
+    #[inline(always)]
     pub(crate) fn handler_waits(
         &mut self,
         handler: Handler,
         asked: Asked,
         is_new_task: bool,
         cx: &mut Context<'_>,
-    ) -> Option<Refusal> {
-        let Self { link, held, timer, .. } = self;
-        let (policy, of) = link.parts();
+    ) -> Option<Box<Refusal>> {
+        let (policy, held, of) = self.parts();
         if let Some(refusal) = policy.after_handler(held, of, handler, cx) {
             return Some(refusal);
         }
+        match &self.timer {
+            Some(timer) if !is_new_task && timer.covers(asked.due) => None,
+            _ => self.poll_timer(asked, is_new_task, cx),
+        }
+    }
+
+    #[inline(never)]
+    fn poll_timer(
+        &mut self,
+        asked: Asked,
+        is_new_task: bool,
+        cx: &mut Context<'_>,
+    ) -> Option<Box<Refusal>> {
+        let Self { link, held, timer, .. } = self;
+        let (policy, of) = link.parts();
         let wait = link.wait();
         let mut timer = match timer {
             Some(timer) => timer.as_mut(),
@@ -200,9 +217,13 @@ impl<P: Policy> Lease<P> {
                 let elapsed = Elapsed { started: now, now, wait };
                 let due = wait.and_then(|wait| wait.instant(asked.due?));
                 let deadline = earlier(policy.deadline(held, of, &elapsed), due)?;
-                // Stamps count from the first of them, which must not be one to come.
-                let stamp = |wait: &ClientWait| wait.stamp(now).max(wait.stamp(deadline));
-                let at = wait.map_or(0, stamp);
+                let at = wait.map_or(0, |wait| {
+                    if asked.due.is_none() {
+                        // Stamps count from the first of them, which must not be one to come.
+                        wait.stamp(now);
+                    }
+                    wait.stamp(deadline)
+                });
                 none.insert(Timer::new(now, deadline, at)).as_mut()
             }
         };
@@ -287,6 +308,12 @@ impl Timer {
 
     fn new(started: Instant, deadline: Instant, at: Stamp) -> Pin<Box<Self>> {
         Box::pin(Self { started, at, is_registered: false, sleep: sleep_until(deadline) })
+    }
+
+    /// Whether it is known to wake the task of the latest poll, not before now and not after `due`.
+    #[inline]
+    fn covers(&self, due: Option<Stamp>) -> bool {
+        self.is_registered && !self.sleep.is_elapsed() && due.is_none_or(|due| due >= self.at)
     }
 
     fn set(self: Pin<&mut Self>, deadline: Instant, at: Stamp) {

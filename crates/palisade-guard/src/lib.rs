@@ -16,7 +16,7 @@
 //! | the handler is polled | [`before_handler`], the handler, [`after_handler`] | outer to inner, then inner to outer | The outermost refusal wins. The handler is dropped before it answers. |
 //! | the handler waits | [`deadline`], [`expired`] | earliest of all | One timer per request. |
 //! | the request body is polled | [`poll_request`] | pulled: the innermost asks outwards | A frame that is ready and that [`fits`] all policies is only [`passed`]. |
-//! | the client is awaited | [`wait_begins`], [`client_awaited`], [`wait_expired`], [`wait_ends`] | outer to inner | One look at the clock at each end of a wait. |
+//! | the client is awaited | [`first_wait`], [`client_awaited`], [`wait_expired`], [`wait_ends`] | outer to inner | One look at the clock at each end of a wait. |
 //! | the response head is ready | [`response_head`] | inner to outer | Without a body to watch, the request is released here. |
 //! | the response body is polled | [`poll_response`] | pulled: the outermost asks inwards | |
 //! | the request is over | [`release_upload`], [`release`] | inner to outer | Exactly once: last frame, error, drop or panic. |
@@ -39,7 +39,7 @@
 //! [`poll_request`]: Policy::poll_request
 //! [`fits`]: Policy::fits
 //! [`passed`]: Policy::passed
-//! [`wait_begins`]: Policy::wait_begins
+//! [`first_wait`]: Policy::first_wait
 //! [`client_awaited`]: Policy::client_awaited
 //! [`wait_expired`]: Policy::wait_expired
 //! [`wait_ends`]: Policy::wait_ends
@@ -53,6 +53,7 @@ mod and;
 mod exchange;
 mod facts;
 mod future;
+mod handler_poll;
 mod lease;
 mod linger;
 mod nesting;

@@ -17,6 +17,7 @@ pub type Polled = Poll<Option<Result<Frame<Bytes>, BoxError>>>;
 
 /// The decisions of one guard. All hooks but the first five have a default that does nothing; a
 /// hook that a policy does not use costs nothing. The [crate documentation](crate) has their order.
+/// Refusals that are rare are boxed, so that the hook that returns none costs no more than a word.
 pub trait Policy: fmt::Debug + Send + Sync + 'static {
     /// What the request holds on the side of its response: with the response future, then with the
     /// response body.
@@ -70,7 +71,7 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
         _held: &mut Self::Held,
         _of: Of<'_, Self::Shared>,
         _cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Refusal>> {
+    ) -> Poll<Result<(), Box<Refusal>>> {
         Poll::Ready(Ok(()))
     }
 
@@ -97,7 +98,7 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
         _of: Of<'_, Self::Shared>,
         _handler: Handler,
         _cx: &mut Context<'_>,
-    ) -> Option<Refusal> {
+    ) -> Option<Box<Refusal>> {
         None
     }
 
@@ -127,7 +128,7 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
         _held: &mut Self::Held,
         _of: Of<'_, Self::Shared>,
         _elapsed: &Elapsed<'_>,
-    ) -> Option<Refusal> {
+    ) -> Option<Box<Refusal>> {
         None
     }
 
@@ -141,7 +142,7 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
         _of: Of<'_, Self::Shared>,
         _response: &Response<B>,
         _started: Option<Instant>,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<bool, Box<Refusal>> {
         Ok(false)
     }
 
@@ -180,10 +181,11 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
         Flow::Go
     }
 
-    /// The client is awaited from `now` on; `left` is the length of what has not come, if that is
-    /// known. Returns when the wait will have lasted too long.
+    /// The client is awaited for the first time, from `now` on; `left` is the length of what has
+    /// not come, if that is known. Returns when the waiting is to be looked at first: in this wait,
+    /// or at the beginning of the first wait after it.
     #[inline(always)]
-    fn wait_begins(
+    fn first_wait(
         &self,
         _upload: &mut Self::Upload,
         _of: Shared<'_, Self::Shared>,
@@ -194,7 +196,7 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     }
 
     /// The request body was polled, `by_handler` in its own task or by another task, and awaits its
-    /// client. Called for each such poll, after [`Self::wait_begins`]. A violation ends the body.
+    /// client. Called for each such poll, after [`Self::first_wait`]. A violation ends the body.
     #[inline(always)]
     fn client_awaited(
         &self,
@@ -206,21 +208,29 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
         Ok(())
     }
 
-    /// The client is still awaited when [`Self::wait_begins`] said. Returns the next such stamp, or
-    /// the violation that ends the body.
+    /// The client has been awaited since `since`, and the waiting is to be looked at. Returns when
+    /// it is to be looked at next, or the violation that ends the body.
     #[inline(always)]
     fn wait_expired(
         &self,
         _upload: &mut Self::Upload,
         _of: Shared<'_, Self::Shared>,
+        _since: Stamp,
         _now: Stamp,
     ) -> Result<Option<Stamp>, Violation> {
         Ok(None)
     }
 
-    /// Something came, or the body ended, at `now`.
+    /// Something came, or the body ended, at `now`, in a wait that began at `since`.
     #[inline(always)]
-    fn wait_ends(&self, _upload: &mut Self::Upload, _of: Shared<'_, Self::Shared>, _now: Stamp) {}
+    fn wait_ends(
+        &self,
+        _upload: &mut Self::Upload,
+        _of: Shared<'_, Self::Shared>,
+        _since: Stamp,
+        _now: Stamp,
+    ) {
+    }
 
     /// The length of the request body where that of `up` is known.
     #[inline(always)]
@@ -322,6 +332,16 @@ pub struct Elapsed<'a> {
 }
 
 impl Elapsed<'_> {
+    /// The time since the handler waited first.
+    #[inline]
+    pub fn wall(&self) -> Duration {
+        // Most handlers wait once, and to subtract instants costs 55 instructions.
+        if self.now == self.started {
+            return Duration::ZERO;
+        }
+        self.now.saturating_duration_since(self.started)
+    }
+
     /// The time in which the client was awaited.
     pub fn waited(&self) -> Duration {
         self.wait.map_or(Duration::ZERO, |wait| wait.total(self.now))

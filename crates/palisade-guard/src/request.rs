@@ -1,10 +1,8 @@
 //! The request body that the handler reads.
 
 use crate::{
-    Flow, Policy, Polled, Stamp, Unread, Upstream,
-    exchange::Exchange,
+    Flow, Policy, Polled, Stamp, Unread, Upstream, exchange::Exchange, handler_poll::PolledBy,
     lease::poll_sleep,
-    nesting::{self, PolledBy},
 };
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -42,9 +40,11 @@ pin_project! {
 pub(crate) struct Reading<P: Policy> {
     exchange: Arc<Exchange<P>>,
     upload: P::Upload,
-    /// The client is awaited.
+    /// The client is awaited, since `since`.
     awaits: bool,
-    /// When that will have lasted too long.
+    since: Stamp,
+    has_waited: bool,
+    /// When the waiting is to be looked at: not later than it may be too long.
     due: Option<Stamp>,
     /// Wakes the task that polls this body at `due`, where that is not the handler's task.
     timer: Option<Pin<Box<Sleep>>>,
@@ -122,7 +122,15 @@ impl<P: Policy> Reading<P> {
     #[inline(always)]
     pub(crate) fn new(exchange: Arc<Exchange<P>>, upload: P::Upload) -> Self {
         exchange.set_unread(true);
-        Self { exchange, upload, awaits: false, due: None, timer: None }
+        Self {
+            exchange,
+            upload,
+            awaits: false,
+            since: 0,
+            has_waited: false,
+            due: None,
+            timer: None,
+        }
     }
 
     #[inline(always)]
@@ -156,8 +164,7 @@ impl<P: Policy> Reading<P> {
     /// The body has nothing to give, and no policy holds anything back.
     #[inline(never)]
     fn pending<B: Body>(&mut self, mut inner: Pin<&mut Option<B>>, cx: &mut Context<'_>) -> Polled {
-        let left = Known(&*inner).size_hint().exact();
-        match self.await_client(left, cx) {
+        match self.await_client(&*inner, cx) {
             Ok(()) => Poll::Pending,
             Err(violation) => {
                 inner.set(None);
@@ -207,20 +214,25 @@ impl<P: Policy> Reading<P> {
         slot
     }
 
-    /// The client is awaited, for `left` more bytes if that is known. Registers the task of `cx` to
-    /// be woken when that has lasted too long.
-    fn await_client(&mut self, left: Option<u64>, cx: &mut Context<'_>) -> Result<(), Violation> {
+    /// The client is awaited. Registers the task of `cx` to be woken when the waiting is to be
+    /// looked at.
+    fn await_client<B: Body>(
+        &mut self,
+        inner: &Option<B>,
+        cx: &mut Context<'_>,
+    ) -> Result<(), Violation> {
         let now = self.exchange.wait.stamp(Instant::now());
         self.exchange.set_unread(false);
         if !self.awaits {
             self.awaits = true;
-            let Self { exchange, upload, .. } = self;
-            self.due = exchange.policy.wait_begins(upload, exchange.shared(), left, now);
+            self.since = now;
+            if !self.has_waited {
+                self.first_wait(inner, now);
+            }
         }
         self.check_wait(now)?;
         let Self { exchange, upload, due, .. } = self;
-        let polled_by = nesting::awaits(exchange.id(), *due, cx.waker());
-        let by_handler = polled_by == PolledBy::Handler;
+        let by_handler = exchange.handler.body_waits(*due, cx.waker()) == PolledBy::Handler;
         // A poll of the handler need not poll this body again, so that it would not show. Said
         // before the clock runs: the handler looks in the other order.
         exchange.awaited_elsewhere.store(!by_handler, SeqCst);
@@ -234,19 +246,33 @@ impl<P: Policy> Reading<P> {
         if by_handler { Ok(()) } else { self.poll_timer(cx) }
     }
 
-    /// Judges the wait if it has lasted too long at `now`.
+    #[inline(never)]
+    fn first_wait<B: Body>(&mut self, inner: &Option<B>, now: Stamp) {
+        self.has_waited = true;
+        let left = Known(inner).size_hint().exact();
+        let Self { exchange, upload, .. } = self;
+        self.due = exchange.policy.first_wait(upload, exchange.shared(), left, now);
+    }
+
+    /// Looks at the waiting if that is due at `now`.
+    #[inline(always)]
     fn check_wait(&mut self, now: Stamp) -> Result<(), Violation> {
-        if self.due.is_some_and(|due| due <= now) {
-            let Self { exchange, upload, .. } = self;
-            match exchange.policy.wait_expired(upload, exchange.shared(), now) {
-                Ok(due) => self.due = due,
-                Err(violation) => {
-                    self.end_wait_at(now);
-                    return Err(violation);
-                }
+        if self.due.is_some_and(|due| due <= now) { self.wait_expired(now) } else { Ok(()) }
+    }
+
+    #[inline(never)]
+    fn wait_expired(&mut self, now: Stamp) -> Result<(), Violation> {
+        let Self { exchange, upload, since, .. } = self;
+        match exchange.policy.wait_expired(upload, exchange.shared(), *since, now) {
+            Ok(due) => {
+                self.due = due;
+                Ok(())
+            }
+            Err(violation) => {
+                self.end_wait_at(now);
+                Err(violation)
             }
         }
-        Ok(())
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<(), Violation> {
@@ -271,13 +297,14 @@ impl<P: Policy> Reading<P> {
         self.end_wait_at(now);
     }
 
+    #[inline(always)]
     fn end_wait_at(&mut self, now: Stamp) {
         self.awaits = false;
         self.exchange.set_unread(true);
-        let Self { exchange, upload, .. } = self;
-        exchange.policy.wait_ends(upload, exchange.shared(), now);
+        let Self { exchange, upload, since, .. } = self;
+        exchange.policy.wait_ends(upload, exchange.shared(), *since, now);
         exchange.wait.end(now);
-        nesting::goes_on(exchange.id());
+        exchange.handler.wait_ends();
     }
 }
 

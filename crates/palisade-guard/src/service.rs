@@ -142,9 +142,9 @@ impl<S, P: Policy> Guarded<S, P> {
         {
             return ResponseFuture::later(ready, request, lease);
         }
-        let _inside = lease.enter(None);
-        ResponseFuture {
-            state: State::Handler { inner: self.inner.call(request), lease: Some(lease) },
-        }
+        let entered = lease.enter(None);
+        let inner = self.inner.call(request);
+        drop(entered);
+        ResponseFuture { state: State::Handler { inner, lease: Some(lease) } }
     }
 }

@@ -78,9 +78,9 @@ impl Policy for Probe {
         of: Of<'_, ()>,
         handler: Handler,
         _: &mut Context<'_>,
-    ) -> Option<Refusal> {
+    ) -> Option<Box<Refusal>> {
         self.writes(&format!("{handler:?}"));
-        self.refusal(Step::AfterHandler, of.facts)
+        self.refusal(Step::AfterHandler, of.facts).map(Box::new)
     }
 
     fn release(&self, held: &mut Admitted, _: Of<'_, ()>) {

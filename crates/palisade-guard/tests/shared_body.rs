@@ -84,6 +84,7 @@ impl Body for Wire {
 #[derive(Debug, Default)]
 struct Told {
     admitted: usize,
+    has_waited: bool,
     waits: bool,
     passed: usize,
     awaited: Vec<bool>,
@@ -126,7 +127,7 @@ impl Policy for Counts {
         self.told.lock().passed += bytes;
     }
 
-    fn wait_begins(
+    fn first_wait(
         &self,
         (): &mut (),
         _: Shared<'_, ()>,
@@ -134,8 +135,8 @@ impl Policy for Counts {
         _: Stamp,
     ) -> Option<Stamp> {
         let mut told = self.told.lock();
-        assert!(!told.waits, "a wait begins in a wait");
-        told.waits = true;
+        assert!(!told.has_waited, "two first waits");
+        told.has_waited = true;
         None
     }
 
@@ -147,12 +148,14 @@ impl Policy for Counts {
         _: &mut Context<'_>,
     ) -> Result<(), Violation> {
         let mut told = self.told.lock();
-        assert!(told.waits, "awaited outside of a wait");
+        assert!(told.has_waited, "awaited before the first wait");
+        told.waits = true;
         told.awaited.push(by_handler);
         Ok(())
     }
 
-    fn wait_ends(&self, (): &mut (), _: Shared<'_, ()>, _: Stamp) {
+    fn wait_ends(&self, (): &mut (), _: Shared<'_, ()>, since: Stamp, now: Stamp) {
+        assert!(since <= now, "a wait ends before it begins");
         let mut told = self.told.lock();
         assert!(told.waits, "a wait ends that did not begin");
         told.waits = false;

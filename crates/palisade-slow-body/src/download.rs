@@ -4,7 +4,7 @@ use crate::{
     meter::{TooSlow, nanos},
     stopwatch::{Stopwatch, after},
 };
-use palisade_guard::{Task, poll_sleep, task_of};
+use palisade_guard::{Stamp, Task, poll_sleep, task_of};
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
@@ -23,6 +23,8 @@ pin_project! {
         stopwatch: Stopwatch,
         // What the stamps of the stopwatch count from.
         origin: Instant,
+        // When the timer fires.
+        wakes_at: Stamp,
         // What was handed out since the stopwatch was told last.
         bytes: u64,
         // Which task the timer wakes.
@@ -40,9 +42,9 @@ impl Download {
         now: Instant,
         cx: &mut Context<'_>,
     ) -> Pin<Box<Self>> {
-        let timer = sleep_until(after(now, stopwatch.left(0)));
-        let task = task_of(cx.waker());
-        let mut download = Box::pin(Self { stopwatch, origin: now, bytes, task, timer });
+        let wakes_at = stopwatch.due(0);
+        let (timer, task) = (sleep_until(after(now, wakes_at)), task_of(cx.waker()));
+        let mut download = Box::pin(Self { stopwatch, origin: now, wakes_at, bytes, task, timer });
         let _: Poll<()> = poll_sleep(download.as_mut().project().timer, cx);
         download
     }
@@ -62,10 +64,13 @@ impl Download {
     pub(crate) fn start(self: Pin<&mut Self>, now: Instant, cx: &mut Context<'_>) {
         let mut this = self.project();
         let stamp = nanos(now.saturating_duration_since(*this.origin));
-        let left = this.stopwatch.start(stamp).saturating_sub(stamp);
-        let is_due = this.timer.is_elapsed() || this.timer.deadline() < after(now, left);
+        this.stopwatch.start(stamp);
+        let due = this.stopwatch.due(stamp);
+        let is_due = *this.wakes_at < due || this.timer.is_elapsed();
         if is_due {
-            this.timer.as_mut().reset(after(now, left.saturating_mul(2)));
+            let wait = due.saturating_sub(stamp).saturating_mul(2);
+            *this.wakes_at = stamp.saturating_add(wait);
+            this.timer.as_mut().reset(after(now, wait));
         }
         // A body may change tasks while it has something to give.
         let task = task_of(cx.waker());
@@ -87,9 +92,10 @@ impl Download {
             return None;
         }
         let rate = required(stopwatch);
-        if stopwatch.adds_up() || this.timer.is_elapsed() {
+        let is_elapsed = this.timer.is_elapsed();
+        if is_elapsed || stopwatch.adds_up() {
             let now = Instant::now();
-            let late = if this.timer.is_elapsed() {
+            let late = if is_elapsed {
                 nanos(now.saturating_duration_since(this.timer.deadline()))
             } else {
                 u64::MAX

@@ -25,11 +25,14 @@ use std::time::Duration;
 /// What one body has to its credit.
 #[derive(Clone, Debug)]
 pub(crate) struct Meter {
+    /// The longest gap.
+    gap: u64,
+    window: u64,
     /// How long it was waited for.
     waited: u64,
     /// The stamp of the last piece.
     progress: u64,
-    /// The stamp up to which the waiting is paid.
+    /// The stamp up to which the waiting is paid: for ever without a rate.
     paid_until: u64,
     /// Since this stamp, when the credit was last full, so many bytes came.
     full_at: u64,
@@ -53,7 +56,8 @@ const MILLISECOND: u64 = 1_000_000;
 impl Meter {
     /// A body that nobody has waited for yet, and its length, if that is known.
     pub(crate) fn new(pace: &Pace, length: Option<u64>) -> Self {
-        let grace = nanos(pace.grace);
+        let (grace, window) = (nanos(pace.grace), nanos(pace.window));
+        let paid_until = pace.rate.map_or(NEVER, |_| grace.saturating_add(window));
         let total = match (pace.total, length) {
             (Some(total), Some(length)) => {
                 let worth = pace.rate.map_or(0, |rate| worth(length, rate));
@@ -61,14 +65,9 @@ impl Meter {
             }
             _ => NEVER,
         };
-        Self {
-            waited: 0,
-            progress: 0,
-            paid_until: grace.saturating_add(nanos(pace.window)),
-            full_at: grace,
-            since_full: 0,
-            total,
-        }
+        let gap = pace.gap.map_or(NEVER, nanos);
+        let (waited, progress, full_at, since_full) = (0, 0, grace, 0);
+        Self { gap, window, waited, progress, paid_until, full_at, since_full, total }
     }
 
     /// How long the body was waited for.
@@ -87,12 +86,13 @@ impl Meter {
     }
 
     /// So many bytes came at the present stamp, while so many a second were asked for.
-    pub(crate) fn pay(&mut self, pace: &Pace, bytes: u64, rate: u64) {
+    #[inline]
+    pub(crate) fn pay(&mut self, bytes: u64, rate: u64) {
         if bytes == 0 {
             return;
         }
         self.progress = self.waited;
-        let full = self.waited.saturating_add(nanos(pace.window));
+        let full = self.waited.saturating_add(self.window);
         let paid = self.paid_until.saturating_add(worth(bytes, rate));
         if paid < full {
             self.paid_until = paid;
@@ -106,28 +106,28 @@ impl Meter {
     }
 
     /// The stamp at which the body is too slow if nothing comes until then.
-    pub(crate) fn due(&self, pace: &Pace) -> u64 {
-        self.gap_due(pace).min(self.rate_due(pace)).min(self.total)
+    #[inline]
+    pub(crate) fn due(&self) -> u64 {
+        self.gap_due().min(self.paid_until).min(self.total)
     }
 
     /// Whether the last piece settled all that was owed: the credit is full, or there is none.
-    pub(crate) fn is_at_ease(&self, pace: &Pace) -> bool {
-        pace.rate.is_none() || self.since_full == 0
+    pub(crate) fn is_at_ease(&self) -> bool {
+        self.since_full == 0
     }
 
     /// Whether the body is too slow now, while so many bytes a second are asked for.
-    pub(crate) fn judge(&self, pace: &Pace, rate: u64) -> Option<TooSlow> {
+    pub(crate) fn judge(&self, rate: u64) -> Option<TooSlow> {
         let now = self.waited;
-        let due = self.due(pace);
+        let due = self.due();
         if now < due {
             return None;
         }
         let slow = |reason, limit, observed| Some(TooSlow { reason, limit, observed });
-        if due == self.gap_due(pace) {
-            let gap = pace.gap.map_or(NEVER, nanos);
+        if due == self.gap_due() {
             let silence = now.saturating_sub(self.progress);
-            slow(Reason::Gap, gap / MILLISECOND, silence / MILLISECOND)
-        } else if due == self.rate_due(pace) {
+            slow(Reason::Gap, self.gap / MILLISECOND, silence / MILLISECOND)
+        } else if due == self.paid_until {
             let span = now.saturating_sub(self.full_at).max(1);
             let seen = u128::from(self.since_full) * u128::from(SECOND) / u128::from(span);
             slow(Reason::Rate, rate, u64::try_from(seen).unwrap_or(NEVER))
@@ -136,19 +136,20 @@ impl Meter {
         }
     }
 
-    fn gap_due(&self, pace: &Pace) -> u64 {
-        pace.gap.map_or(NEVER, |gap| self.progress.saturating_add(nanos(gap)))
-    }
-
-    fn rate_due(&self, pace: &Pace) -> u64 {
-        if pace.rate.is_some() { self.paid_until } else { NEVER }
+    fn gap_due(&self) -> u64 {
+        self.progress.saturating_add(self.gap)
     }
 }
 
 /// The time for which `bytes` pay at so many a second, rounded up.
+#[inline]
 fn worth(bytes: u64, rate: u64) -> u64 {
+    let rate = rate.max(1);
+    if let Some(asked) = bytes.checked_mul(SECOND) {
+        return asked.div_ceil(rate);
+    }
     let asked = u128::from(bytes) * u128::from(SECOND);
-    u64::try_from(asked.div_ceil(u128::from(rate.max(1)))).unwrap_or(NEVER)
+    u64::try_from(asked.div_ceil(u128::from(rate))).unwrap_or(NEVER)
 }
 
 /// Whole nanoseconds; 584 years stand for anything longer.
@@ -167,51 +168,50 @@ mod tests {
         seconds * SECOND
     }
 
-    fn meter() -> (Pace, Meter) {
-        let pace = Pace::default();
-        (pace, Meter::new(&pace, None))
+    fn meter() -> Meter {
+        Meter::new(&Pace::default(), None)
     }
 
     /// Waits until `at`, and says what is wrong then.
-    fn at(meter: &mut Meter, pace: &Pace, at: u64) -> Option<Reason> {
+    fn at(meter: &mut Meter, at: u64) -> Option<Reason> {
         meter.wait_until(at);
-        meter.judge(pace, PLAIN).map(|slow| slow.reason)
+        meter.judge(PLAIN).map(|slow| slow.reason)
     }
 
     #[test]
     fn silence_from_the_start_ends_with_the_gap() {
-        let (pace, mut meter) = meter();
-        assert_eq!(meter.due(&pace), s(15));
-        assert_eq!(at(&mut meter, &pace, s(15) - 1), None);
-        assert_eq!(at(&mut meter, &pace, s(15)), Some(Reason::Gap));
+        let mut meter = meter();
+        assert_eq!(meter.due(), s(15));
+        assert_eq!(at(&mut meter, s(15) - 1), None);
+        assert_eq!(at(&mut meter, s(15)), Some(Reason::Gap));
     }
 
     #[test]
     fn a_burst_paid_in_advance_buys_one_window_of_silence() {
-        let (pace, mut meter) = meter();
+        let mut meter = meter();
         meter.wait_until(s(6));
-        meter.pay(&pace, 1 << 40, PLAIN);
-        assert_eq!(at(&mut meter, &pace, s(16) - 1), None);
-        assert_eq!(at(&mut meter, &pace, s(16)), Some(Reason::Rate));
+        meter.pay(1 << 40, PLAIN);
+        assert_eq!(at(&mut meter, s(16) - 1), None);
+        assert_eq!(at(&mut meter, s(16)), Some(Reason::Rate));
         // Before the grace is over it buys what everybody has for nothing, and no more.
-        let (pace, mut meter) = super::tests::meter();
-        meter.pay(&pace, u64::MAX, PLAIN);
-        assert_eq!(meter.due(&pace), s(15));
+        let mut meter = super::tests::meter();
+        meter.pay(u64::MAX, PLAIN);
+        assert_eq!(meter.due(), s(15));
     }
 
     #[test]
     fn one_byte_in_a_window_or_just_within_the_gap_is_too_slow() {
         for step in [s(10), s(15) - MILLISECOND, s(1)] {
-            let (pace, mut meter) = meter();
+            let mut meter = meter();
             let mut now = 0;
             let end = loop {
                 now += step;
-                let due = meter.due(&pace);
+                let due = meter.due();
                 if due <= now {
                     break due;
                 }
                 meter.wait_until(now);
-                meter.pay(&pace, 1, PLAIN);
+                meter.pay(1, PLAIN);
             };
             // The bytes pay for 2 ms each.
             assert!((s(15)..s(15) + 30 * MILLISECOND + 1).contains(&end), "{step}: {end}");
@@ -223,19 +223,19 @@ mod tests {
         let pace = Pace::conversation();
         let mut meter = Meter::new(&pace, Some(u64::MAX));
         for round in 1..1000 {
-            assert_eq!(at(&mut meter, &pace, round * (s(60) - MILLISECOND)), None);
-            meter.pay(&pace, 1, PLAIN);
+            assert_eq!(at(&mut meter, round * (s(60) - MILLISECOND)), None);
+            meter.pay(1, PLAIN);
         }
     }
 
     #[test]
     fn a_client_at_exactly_the_rate_lives_and_one_a_byte_below_does_not() {
         for (bytes, ends) in [(500, false), (499, true)] {
-            let (pace, mut meter) = meter();
+            let mut meter = meter();
             let mut seen = None;
             for second in 1..100_000 {
-                seen = seen.or(at(&mut meter, &pace, s(second)));
-                meter.pay(&pace, bytes, PLAIN);
+                seen = seen.or(at(&mut meter, s(second)));
+                meter.pay(bytes, PLAIN);
             }
             assert_eq!(seen.is_some(), ends);
         }
@@ -243,35 +243,35 @@ mod tests {
 
     #[test]
     fn pieces_of_no_bytes_are_no_progress() {
-        let (pace, mut meter) = meter();
+        let mut meter = meter();
         for second in 0..15 {
-            assert_eq!(at(&mut meter, &pace, s(second)), None);
-            meter.pay(&pace, 0, PLAIN);
+            assert_eq!(at(&mut meter, s(second)), None);
+            meter.pay(0, PLAIN);
         }
-        assert_eq!(at(&mut meter, &pace, s(15)), Some(Reason::Gap));
+        assert_eq!(at(&mut meter, s(15)), Some(Reason::Gap));
     }
 
     #[test]
     fn one_byte_frames_earn_what_they_carry() {
         let mut whole = meter();
         let mut pieces = meter();
-        for (pace, meter) in [&mut whole, &mut pieces] {
-            assert_eq!(at(meter, pace, s(14)), None);
+        for meter in [&mut whole, &mut pieces] {
+            assert_eq!(at(meter, s(14)), None);
         }
-        whole.1.pay(&whole.0, 1000, PLAIN);
+        whole.pay(1000, PLAIN);
         for _ in 0..1000 {
-            pieces.1.pay(&pieces.0, 1, PLAIN);
+            pieces.pay(1, PLAIN);
         }
-        assert_eq!(whole.1.due(&whole.0), s(17));
-        assert_eq!(pieces.1.due(&pieces.0), s(17));
+        assert_eq!(whole.due(), s(17));
+        assert_eq!(pieces.due(), s(17));
     }
 
     #[test]
     fn what_is_asked_for_under_pressure_counts_from_then_on() {
-        let (pace, mut meter) = meter();
+        let mut meter = meter();
         meter.wait_until(s(14));
-        meter.pay(&pace, 500, PLAIN * 8);
-        assert_eq!(meter.due(&pace), s(15) + SECOND / 8);
+        meter.pay(500, PLAIN * 8);
+        assert_eq!(meter.due(), s(15) + SECOND / 8);
     }
 
     #[test]
@@ -279,36 +279,36 @@ mod tests {
         let pace = Pace::builder().total(Duration::from_secs(3)).build().expect("is a pace");
         let mut meter = Meter::new(&pace, Some(1000));
         meter.wait_until(s(4));
-        meter.pay(&pace, 400, PLAIN);
-        assert_eq!(at(&mut meter, &pace, s(5) - 1), None);
+        meter.pay(400, PLAIN);
+        assert_eq!(at(&mut meter, s(5) - 1), None);
         meter.wait_until(s(5));
         let slow = TooSlow { reason: Reason::BodyTotal, limit: 5000, observed: 5000 };
-        assert_eq!(meter.judge(&pace, PLAIN), Some(slow));
+        assert_eq!(meter.judge(PLAIN), Some(slow));
         assert_eq!(Meter::new(&pace, None).total, NEVER);
     }
 
     #[test]
     fn what_was_seen_is_told_in_the_units_of_the_reason() {
-        let (pace, mut meter) = meter();
+        let mut meter = meter();
         meter.wait_until(s(14));
-        meter.pay(&pace, 1000, PLAIN);
+        meter.pay(1000, PLAIN);
         meter.wait_until(s(17));
         // 1,000 bytes since the grace ended, 12 s ago.
         let slow = TooSlow { reason: Reason::Rate, limit: 500, observed: 83 };
-        assert_eq!(meter.judge(&pace, PLAIN), Some(slow));
+        assert_eq!(meter.judge(PLAIN), Some(slow));
         meter.wait_until(s(40));
         meter.progress = s(20);
         meter.paid_until = s(50);
         let slow = TooSlow { reason: Reason::Gap, limit: 15_000, observed: 20_000 };
-        assert_eq!(meter.judge(&pace, PLAIN), Some(slow));
+        assert_eq!(meter.judge(PLAIN), Some(slow));
     }
 
     #[test]
     fn a_pace_that_is_off_is_never_broken() {
         let pace = Pace::off();
         let mut meter = Meter::new(&pace, Some(1));
-        assert_eq!(meter.due(&pace), NEVER);
-        assert_eq!(at(&mut meter, &pace, NEVER - 1), None);
+        assert_eq!(meter.due(), NEVER);
+        assert_eq!(at(&mut meter, NEVER - 1), None);
     }
 
     /// Keeps every piece and asks the definition.
@@ -400,18 +400,18 @@ mod tests {
                 now += wait;
                 meter.wait_until(now);
                 let broken = oracle.broken(now);
-                let verdict = meter.judge(&pace, plain);
+                let verdict = meter.judge(plain);
                 prop_assert_eq!(verdict.is_some(), !broken.is_empty());
                 if let Some(slow) = verdict {
                     prop_assert!(broken.contains(&slow.reason));
                 }
                 // Exactly when it is due, and not a nanosecond before.
-                let due = meter.due(&pace);
+                let due = meter.due();
                 if (now + 1..NEVER).contains(&due) {
                     prop_assert!(oracle.broken(due - 1).is_empty());
                     prop_assert!(!oracle.broken(due).is_empty());
                 }
-                meter.pay(&pace, bytes, plain * times);
+                meter.pay(bytes, plain * times);
                 if bytes > 0 {
                     oracle.pieces.push((now, bytes, plain * times));
                 }
@@ -431,12 +431,12 @@ mod tests {
             for (wait, bytes, _) in steps {
                 now += wait;
                 meter.wait_until(now);
-                if meter.judge(&pace, rate).is_some() {
+                if meter.judge(rate).is_some() {
                     break;
                 }
                 let free = nanos(pace.grace) + nanos(pace.window);
                 prop_assert!(now <= free.saturating_add(worth(sum, rate)).saturating_add(40));
-                meter.pay(&pace, bytes, rate);
+                meter.pay(bytes, rate);
                 sum = sum.saturating_add(bytes);
             }
         }

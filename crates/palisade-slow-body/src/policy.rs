@@ -92,8 +92,9 @@ impl SlowBodyPolicy {
     }
 
     /// The bytes a second that are required at the present pressure.
-    fn required(&self, pace: &Pace) -> u64 {
-        let Some(rate) = pace.rate else { return 1 };
+    #[inline]
+    fn required(&self, stopwatch: &Stopwatch) -> u64 {
+        let Some(rate) = stopwatch.rate() else { return 1 };
         let pressure = self.pressure.get();
         if pressure <= 0.0 {
             return rate;
@@ -102,11 +103,22 @@ impl SlowBodyPolicy {
         (rate as f64 * (1.0 + 7.0 * f64::from(pressure))) as u64
     }
 
+    /// The stopwatch of an upload whose client is awaited since then.
+    #[inline(always)]
+    fn waits_since<'a>(&self, upload: &'a mut Upload, since: Stamp) -> Option<&'a mut Stopwatch> {
+        let stopwatch = upload.stopwatch.as_deref_mut()?;
+        if !stopwatch.is_running() {
+            stopwatch.pay(std::mem::take(&mut upload.bytes), self.required(stopwatch));
+            stopwatch.start(since);
+        }
+        Some(stopwatch)
+    }
+
     /// The server asks for more of a judged response. Cuts it if it does so too late.
     #[inline(never)]
     fn asked(&self, held: &mut Held, of: Of<'_, Common>, slot: &mut Polled) -> Flow {
         let Held::Judged(download) = held else { return Flow::Go };
-        let required = |stopwatch: &Stopwatch| self.required(stopwatch.pace());
+        let required = |stopwatch: &Stopwatch| self.required(stopwatch);
         let Some(slow) = download.as_mut().asked(required) else { return Flow::Go };
         *held = Held::Nothing;
         let violation = slow.violation(Phase::ResponseBody);
@@ -129,7 +141,7 @@ impl SlowBodyPolicy {
         let now = Instant::now();
         if let Held::Started(bytes) = *held {
             let length = left.map(|left| left.saturating_add(bytes));
-            let stopwatch = Stopwatch::new(*self.response_pace(of), length);
+            let stopwatch = Stopwatch::new(self.response_pace(of), length);
             *held = Held::Judged(Download::new(stopwatch, bytes, now, cx));
         }
         if let Held::Judged(download) = held {
@@ -187,7 +199,7 @@ impl Policy for SlowBodyPolicy {
         of: Of<'_, Common>,
         _: &Response<B>,
         _: Option<Instant>,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<bool, Box<Refusal>> {
         let is_judged = self.settings.is_on() && !self.response_pace(of).is_off();
         if is_judged {
             *held = Held::Started(0);
@@ -218,24 +230,21 @@ impl Policy for SlowBodyPolicy {
         Flow::Go
     }
 
-    fn wait_begins(
+    fn first_wait(
         &self,
         upload: &mut Upload,
         of: Shared<'_, Common>,
         left: Option<u64>,
         now: Stamp,
     ) -> Option<Stamp> {
-        let Upload { is_judged, bytes, stopwatch } = upload;
-        if !*is_judged {
+        if !upload.is_judged {
             return None;
         }
-        let stopwatch = stopwatch.get_or_insert_with(|| {
-            let pace = *self.request_pace(of.shared, of.facts.form);
-            let length = left.map(|left| left.saturating_add(*bytes));
-            Box::new(Stopwatch::new(pace, length))
-        });
-        stopwatch.pay(std::mem::take(bytes), self.required(stopwatch.pace()));
-        Some(next_look(of.facts, stopwatch.start(now), now))
+        let pace = self.request_pace(of.shared, of.facts.form);
+        let length = left.map(|left| left.saturating_add(upload.bytes));
+        upload.stopwatch = Some(Box::new(Stopwatch::new(pace, length)));
+        let stopwatch = self.waits_since(upload, now)?;
+        Some(next_look(of.facts, stopwatch.due(now), now))
     }
 
     #[inline(never)]
@@ -243,9 +252,10 @@ impl Policy for SlowBodyPolicy {
         &self,
         upload: &mut Upload,
         of: Shared<'_, Common>,
+        since: Stamp,
         now: Stamp,
     ) -> Result<Option<Stamp>, Violation> {
-        let Some(stopwatch) = &mut upload.stopwatch else { return Ok(None) };
+        let Some(stopwatch) = self.waits_since(upload, since) else { return Ok(None) };
         let mut next = now;
         if let Some(conn) = of.facts.shared_window() {
             if conn.has_unread_body() && stopwatch.excused() < MAX_EXCUSED {
@@ -256,7 +266,7 @@ impl Policy for SlowBodyPolicy {
                 stopwatch.charge(now);
             }
         }
-        let rate = self.required(stopwatch.pace());
+        let rate = self.required(stopwatch);
         let Some(slow) = stopwatch.judge(now, u64::MAX, rate) else {
             return Ok(Some(next_look(of.facts, stopwatch.due(now), now).max(next)));
         };
@@ -268,8 +278,9 @@ impl Policy for SlowBodyPolicy {
         violation.map_or(Ok(None), Err)
     }
 
-    fn wait_ends(&self, upload: &mut Upload, _: Shared<'_, Common>, now: Stamp) {
-        if let Some(stopwatch) = &mut upload.stopwatch {
+    #[inline]
+    fn wait_ends(&self, upload: &mut Upload, _: Shared<'_, Common>, since: Stamp, now: Stamp) {
+        if let Some(stopwatch) = self.waits_since(upload, since) {
             stopwatch.stop(now);
         }
     }

@@ -17,7 +17,10 @@ const REPRIEVE: u64 = 250_000_000;
 /// Runs while the other side is awaited.
 #[derive(Debug)]
 pub(crate) struct Stopwatch {
-    pace: Pace,
+    /// The plain rate.
+    rate: Option<u64>,
+    /// The length of a wait matters, and not only its end.
+    adds_up: bool,
     meter: Meter,
     /// When the present wait began.
     since: Option<Stamp>,
@@ -29,29 +32,33 @@ pub(crate) struct Stopwatch {
 
 impl Stopwatch {
     /// Made when the first wait begins, for a body whose length is known or not.
-    pub(crate) fn new(pace: Pace, length: Option<u64>) -> Self {
-        let meter = Meter::new(&pace, length);
-        Self { pace, meter, since: None, is_forgiven: false, excused: 0 }
+    pub(crate) fn new(pace: &Pace, length: Option<u64>) -> Self {
+        let meter = Meter::new(pace, length);
+        let adds_up = pace.rate.is_some() || pace.total.is_some();
+        Self { rate: pace.rate, adds_up, meter, since: None, is_forgiven: false, excused: 0 }
     }
 
-    pub(crate) fn pace(&self) -> &Pace {
-        &self.pace
+    /// The rate that is asked for while there is no pressure.
+    #[inline]
+    pub(crate) fn rate(&self) -> Option<u64> {
+        self.rate
     }
 
+    #[inline]
     pub(crate) fn is_running(&self) -> bool {
         self.since.is_some()
     }
 
     /// Whether the length of a wait matters, and not only its end.
+    #[inline]
     pub(crate) fn adds_up(&self) -> bool {
-        self.pace.rate.is_some() || self.pace.total.is_some()
+        self.adds_up
     }
 
-    /// The wait begins at `now`. Returns when it will be too long.
+    /// The wait begins at `now`.
     #[inline]
-    pub(crate) fn start(&mut self, now: Stamp) -> Stamp {
+    pub(crate) fn start(&mut self, now: Stamp) {
         self.since = Some(now);
-        self.due(now)
     }
 
     /// The wait ended at `now`. None of it is charged beyond what was allowed: what was waited for
@@ -61,7 +68,7 @@ impl Stopwatch {
     pub(crate) fn stop(&mut self, now: Stamp) {
         if let Some(since) = self.since.take() {
             let at = self.waited(since, now);
-            let due = self.meter.due(&self.pace);
+            let due = self.meter.due();
             if at <= due.saturating_add(LATE) {
                 self.meter.wait_until(at.min(due));
             }
@@ -95,8 +102,8 @@ impl Stopwatch {
     #[inline]
     pub(crate) fn pay(&mut self, bytes: u64, rate: u64) {
         if bytes > 0 {
-            self.meter.pay(&self.pace, bytes, rate);
-            self.is_forgiven &= !self.meter.is_at_ease(&self.pace);
+            self.meter.pay(bytes, rate);
+            self.is_forgiven &= !self.meter.is_at_ease();
         }
     }
 
@@ -104,7 +111,7 @@ impl Stopwatch {
     /// after the instant at which a timer should have done so.
     pub(crate) fn judge(&mut self, now: Stamp, late: u64, rate: u64) -> Option<TooSlow> {
         let at = self.waited(self.since?, now);
-        let due = self.meter.due(&self.pace);
+        let due = self.meter.due();
         let late = late.min(at.checked_sub(due)?);
         if late > LATE && !self.is_forgiven {
             self.is_forgiven = true;
@@ -114,7 +121,7 @@ impl Stopwatch {
         }
         self.meter.wait_until(at);
         self.since = Some(now);
-        self.meter.judge(&self.pace, rate)
+        self.meter.judge(rate)
     }
 
     /// When the present wait will be too long.
@@ -127,7 +134,7 @@ impl Stopwatch {
     #[inline]
     pub(crate) fn left(&self, now: Stamp) -> u64 {
         let waited = self.waited(self.since.unwrap_or(now), now);
-        self.meter.due(&self.pace).saturating_sub(waited)
+        self.meter.due().saturating_sub(waited)
     }
 
     /// How long the body was waited for until `now`, in a wait that began at `since`.

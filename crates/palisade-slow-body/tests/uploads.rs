@@ -215,6 +215,28 @@ async fn a_handler_that_asks_and_then_looks_elsewhere_is_not_charged_either() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_second_wait_has_its_whole_gap_and_no_more_however_late_it_begins() {
+    // In the first wait, at the moment when that would have been too long, and long after it.
+    for works in [0, 59, 60, 61, 3600] {
+        let handler = service_fn(move |request: Upload| async move {
+            let mut body = request.into_body();
+            let _ = body.frame().await;
+            sleep(seconds(works)).await;
+            let second = body.frame().await.expect("the body did not end");
+            status(if second.is_err() { StatusCode::BAD_REQUEST } else { StatusCode::OK })
+        });
+        let layer = SlowBodyLayer::new().request(Pace::conversation());
+        let (mut client, request) = upload();
+        let answer = tokio::spawn(layer.layer(handler).oneshot(request));
+        sleep(seconds(1)).await;
+        send(&mut client, 1).await;
+        let sent = Instant::now();
+        assert_eq!(answer.await.unwrap().unwrap().status(), TOO_SLOW);
+        assert_eq!(sent.elapsed(), seconds(works + 60), "after {works} s of work");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stall_of_the_server_is_forgiven_once() {
     // Something came while nobody looked.
     let (mut client, request) = upload();

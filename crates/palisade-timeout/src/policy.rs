@@ -139,9 +139,9 @@ fn exposed<'a>(of: Of<'a, Common>) -> Option<&'a Exposed> {
 }
 
 fn used(of: Of<'_, Common>, elapsed: &Elapsed<'_>) -> Used {
-    let started = exposed(of).map_or(elapsed.started, |exposed| exposed.started);
+    let since = |started| elapsed.now.saturating_duration_since(started);
     Used {
-        wall: elapsed.now.saturating_duration_since(started),
+        wall: exposed(of).map_or_else(|| elapsed.wall(), |exposed| since(exposed.started)),
         waited: elapsed.waited(),
         awaits_client: elapsed.awaits_client(),
     }
@@ -198,7 +198,7 @@ impl Policy for TimeoutPolicy {
         of: Of<'_, Common>,
         handler: Handler,
         _: &mut Context<'_>,
-    ) -> Option<Refusal> {
+    ) -> Option<Box<Refusal>> {
         // It works, whatever its client does.
         if handler == (Handler::Pending { awaits_client: false })
             && let Some(exposed) = exposed(of)
@@ -225,13 +225,13 @@ impl Policy for TimeoutPolicy {
         held: &mut Held,
         of: Of<'_, Common>,
         elapsed: &Elapsed<'_>,
-    ) -> Option<Refusal> {
+    ) -> Option<Box<Refusal>> {
         if !self.has_deadline(held, of) {
             return None;
         }
         let violation = self.limits(of).exceeded(used(of, elapsed))?;
         *held = Held::Told;
-        self.refuse(violation, of.facts).err()
+        self.refuse(violation, of.facts).err().map(Box::new)
     }
 
     #[inline(always)]
@@ -241,7 +241,7 @@ impl Policy for TimeoutPolicy {
         of: Of<'_, Common>,
         response: &Response<B>,
         started: Option<Instant>,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<bool, Box<Refusal>> {
         let Some(total) = self.limits(of).total else { return Ok(false) };
         Ok(self.limit_total(held, of, response, started, total))
     }
@@ -264,7 +264,7 @@ impl Policy for TimeoutPolicy {
     }
 
     #[inline(always)]
-    fn wait_ends(&self, (): &mut (), of: Shared<'_, Common>, _: Stamp) {
+    fn wait_ends(&self, (): &mut (), of: Shared<'_, Common>, _: Stamp, _: Stamp) {
         if let Some(exposed) = &of.shared.exposed {
             exposed.end_wait();
         }
