@@ -4,10 +4,8 @@ use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
-use palisade::{
-    Stack, StackLayer,
-    words::{ClientKey, Table},
-};
+use palisade::{Stack, StackLayer, words::ClientKey};
+use palisade_guard::Table;
 use std::{
     collections::HashMap,
     convert::Infallible,

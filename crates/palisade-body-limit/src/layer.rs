@@ -1,8 +1,7 @@
 //! What can be set, and the layer that holds it.
 
 use crate::{TinyFrames, policy::BodyLimitPolicy};
-use palisade_core::Settings;
-use palisade_guard::{GuardLayer, Guarded};
+use palisade_guard::{GuardLayer, Guarded, Settings};
 use tower_layer::Layer;
 
 /// Applies [`BodyLimit`].

@@ -9,8 +9,10 @@ use crate::{
 };
 use http::{Request, Response, StatusCode};
 use http_body::{Body, SizeHint};
-use palisade_core::{AnswerForm, Phase, Reason, Rejection, Settings, Violation};
-use palisade_guard::{Facts, Flow, Keeps, Never, Of, Policy, Polled, Refusal, Shared, Upstream};
+use palisade_core::{AnswerForm, Phase, Reason, Rejection, Violation};
+use palisade_guard::{
+    Facts, Flow, Keeps, Never, Of, Policy, Polled, Refusal, Settings, Shared, Upstream,
+};
 use std::{sync::Arc, task::Context};
 use tokio::time::Instant;
 

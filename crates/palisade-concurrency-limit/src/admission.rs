@@ -7,9 +7,9 @@ use crate::{
     slots::Slots,
 };
 use palisade_core::{
-    ClientKey, Extracted, Guard, KeyExtractor, Mode, Phase, Reason, RequestHead, Settings,
-    Violation,
+    ClientKey, Extracted, Guard, KeyExtractor, Mode, Phase, Reason, RequestHead, Violation,
 };
+use palisade_guard::Settings;
 use std::{
     fmt,
     sync::{Arc, atomic::Ordering::SeqCst},

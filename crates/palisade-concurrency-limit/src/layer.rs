@@ -6,8 +6,8 @@ use crate::{
     slots::Slots,
 };
 use palisade_client_ip::ClientIp;
-use palisade_core::{KeyExtractor, RequestHead, Settings};
-use palisade_guard::{GuardLayer, Guarded};
+use palisade_core::{KeyExtractor, RequestHead};
+use palisade_guard::{GuardLayer, Guarded, Settings};
 use std::{sync::Arc, time::Duration};
 use tower_layer::Layer;
 

@@ -1,6 +1,7 @@
 //! Who has used more than his share of the slots, reckoned in working time.
 
-use palisade_core::{ClientKey, Clock, Table};
+use palisade_core::ClientKey;
+use palisade_guard::{Clock, Table};
 use parking_lot::Mutex;
 use std::{
     collections::{HashMap, hash_map::Entry},

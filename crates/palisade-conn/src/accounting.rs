@@ -11,7 +11,7 @@ use palisade_core::{
     AnswerForm, ConnInfo, ConnTotals, Guard, GuardBody, InFlight, Mode, Phase, Reason, Rejection,
     Violation,
 };
-use palisade_guard::linger;
+use palisade_guard::{Settings, linger};
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
@@ -389,7 +389,8 @@ impl Account {
         let violation = Violation::new(Guard::Connection, reason, phase, over.0, over.1);
         let rejection = Rejection::new(violation, StatusCode::SERVICE_UNAVAILABLE, form);
         let rejection = rejection.retry_after(RETRY_AFTER);
-        let settings = &conn.totals()?.settings;
+        let (mode, recorder) = (conn.totals()?.mode, conn.totals()?.recorder.clone());
+        let settings = Settings { mode, recorder, on_reject: None };
         settings.refuse(&rejection, Some(conn)).then_some(rejection)
     }
 
@@ -486,7 +487,7 @@ fn look_for_proxy(conn: &ConnInfo, headers: &HeaderMap) {
     let Some(totals) = conn.known_client().and(conn.totals()).filter(is_client) else { return };
     let names = ["forwarded", "x-forwarded-for", "x-real-ip"];
     if let Some(percent) = totals.look(names.iter().any(|name| headers.contains_key(*name))) {
-        say::forwarded(&totals.settings.recorder, percent);
+        say::forwarded(&totals.recorder, percent);
     }
 }
 
@@ -876,8 +877,8 @@ mod tests {
         for mode in [Mode::Enforce, Mode::Shadow] {
             let journal = Journal::default();
             let mut totals = ConnTotals::default();
-            (totals.max_in_flight, totals.settings.mode) = (Some(1), mode);
-            totals.settings.recorder = journal.clone().into();
+            (totals.max_in_flight, totals.mode) = (Some(1), mode);
+            totals.recorder = journal.clone().into();
             let totals = Arc::new(totals);
             let (first, second) = (conn_within(&totals), conn_within(&totals));
             let held = serve(&first, request(&first), full(1)).await;

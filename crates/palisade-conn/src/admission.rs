@@ -10,9 +10,8 @@ use crate::{
     say,
     sweeper::SPARED,
 };
-use palisade_core::{
-    ConnInfo, ConnVerdict, Denied, Ending, Event, Guard, Mode, Phase, Reason, Violation,
-};
+use palisade_core::{ConnInfo, ConnVerdict, Ending, Event, Guard, Mode, Phase, Reason, Violation};
+use palisade_guard::Denied;
 use std::sync::{
     Arc,
     atomic::Ordering::{Relaxed, SeqCst},

@@ -4,7 +4,8 @@ use crate::{
     ConnGuard,
     limits::{CapFrom, Growth, Limits, auto_connections},
 };
-use palisade_core::{ConfigError, Gcra, Mode, Network, Prefix, Pressure, Recorder};
+use palisade_core::{ConfigError, Mode, Network, Prefix, Pressure, Recorder};
+use palisade_guard::Gcra;
 use std::{fmt, time::Duration};
 
 /// Makes a [`ConnGuard`]. Nothing is checked before [`build`](Self::build), which then names

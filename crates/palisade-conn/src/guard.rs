@@ -13,9 +13,10 @@ use crate::{
     sweeper::{Sweeper, Untold},
 };
 use palisade_core::{
-    Clock, ConnInfo, ConnTotals, Ending, Event, Guard, Level, Levels, Mode, Pressure, Reason,
-    Recorder, Rejection, Table, Violation,
+    ConnInfo, ConnTotals, Ending, Event, Guard, Level, Levels, Mode, Pressure, Reason, Recorder,
+    Rejection, Violation,
 };
+use palisade_guard::{Clock, Table};
 use parking_lot::Mutex;
 use std::{
     fmt, io,
@@ -107,8 +108,8 @@ impl ConnGuard {
 
     pub(crate) fn new(limits: Limits, recorder: Recorder, pressed: Pressure) -> Self {
         let mut totals = ConnTotals::default();
-        totals.settings.mode = limits.mode;
-        totals.settings.recorder = recorder.clone();
+        totals.mode = limits.mode;
+        totals.recorder = recorder.clone();
         totals.max_requests = limits.max_requests.filter(|_| limits.mode == Mode::Enforce);
         totals.max_in_flight = Some(limits.max_in_flight);
         totals.max_upgraded = Some(limits.max_upgraded);

@@ -1,7 +1,8 @@
 //! The numbers, checked.
 
 use crate::registry::Shares;
-use palisade_core::{Gcra, Mode, Network, Prefix};
+use palisade_core::{Mode, Network, Prefix};
+use palisade_guard::Gcra;
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
 /// The most connections that are let in without being asked for more.

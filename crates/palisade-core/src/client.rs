@@ -111,9 +111,9 @@ impl ClientKey {
         join(self.bits)
     }
 
-    /// Nobody outside of this process can tell it from the rest of the key.
+    /// A hash that nobody outside of this process can tell from the rest of the key.
     #[inline]
-    pub(crate) fn to_hash(self) -> u64 {
+    pub fn to_hash(self) -> u64 {
         self.hash
     }
 }

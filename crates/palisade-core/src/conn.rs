@@ -785,7 +785,7 @@ impl ConnInfo {
             return Ok(());
         }
         let result = totals.begin_upgraded(self.known_client());
-        if result.is_err() && totals.settings.mode == Mode::Enforce {
+        if result.is_err() && totals.mode == Mode::Enforce {
             totals.end_upgraded(self.known_client());
             return result;
         }

@@ -7,37 +7,29 @@
 //! - Who hears it: [`Metrics`], [`Event`], [`Levels`], and a guard's handle on them, [`Recorder`].
 //! - Who is asking: [`ConnInfo`], [`ClientKey`], [`Network`], [`RequestHead`], [`KeyExtractor`].
 //! - What happens on a connection: [`ConnState`], [`InFlight`], [`ConnVerdict`], [`ConnTotals`].
-//! - What guards are made of: [`Settings`], [`GuardBody`], [`Table`], [`Gcra`], [`Clock`], [`Pressure`].
+//! - What guards share besides: [`GuardBody`], [`Pressure`].
 //! - What cannot be built, and why: [`ConfigError`].
 #![forbid(unsafe_code)]
 
 mod body;
 mod client;
-mod clock;
 mod config;
 mod conn;
 mod event;
-mod gcra;
 mod network;
 mod pressure;
 mod rejection;
-mod settings;
 mod sync;
-mod table;
 mod totals;
 mod words;
 
 pub use body::{BoxError, GuardBody};
 pub use client::{ClientKey, ConnInfo, Extracted, KeyExtractor, Prefix, RequestHead};
-pub use clock::Clock;
 pub use config::{ConfigError, ConfigFault};
 pub use conn::{ConnMemory, ConnRest, ConnSample, ConnState, ConnVerdict, Ending, InFlight};
 pub use event::{Event, Level, Levels, Metrics, Recorder};
-pub use gcra::{Denied, Gcra};
 pub use network::{InvalidNetwork, Network};
 pub use pressure::Pressure;
 pub use rejection::{AnswerForm, Rejection, Violation};
-pub use settings::{OnReject, Settings};
-pub use table::{Occupancy, Table};
 pub use totals::ConnTotals;
 pub use words::{Guard, Mode, Phase, Reason};

@@ -1,6 +1,6 @@
 //! What the connections of one guard have in common.
 
-use crate::{ClientKey, Network, Settings, sync::Mutex};
+use crate::{ClientKey, Mode, Network, Recorder, sync::Mutex};
 use std::{
     collections::{HashMap, hash_map::Entry},
     net::IpAddr,
@@ -24,8 +24,10 @@ const MOSTLY: u32 = 90;
 /// needs nothing else.
 #[derive(Debug, Default)]
 pub struct ConnTotals {
-    /// Whether what is too much is refused, and who hears of it.
-    pub settings: Settings,
+    /// Whether what is too much is refused. Defaults to [`Mode::Enforce`].
+    pub mode: Mode,
+    /// Hears of it. Defaults to no sink.
+    pub recorder: Recorder,
     /// So many requests one connection may bring. Defaults to any number.
     pub max_requests: Option<u32>,
     /// So many requests may be in flight on all of them. Defaults to any number.

@@ -1,9 +1,9 @@
 //! What both sides of a request with a body share: the response future or response body on one
 //! side, the request body on the other, perhaps in two tasks.
 
-use crate::{ClientWait, Facts, Policy, Refusal, handler_poll::HandlerPoll, nesting};
+use crate::{ClientWait, Facts, Policy, Refusal, Settings, handler_poll::HandlerPoll, nesting};
 use http::StatusCode;
-use palisade_core::{Mode, Phase, Rejection, Settings, Violation};
+use palisade_core::{Mode, Phase, Rejection, Violation};
 use parking_lot::Mutex;
 use std::{
     fmt,

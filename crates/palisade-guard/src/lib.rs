@@ -28,6 +28,9 @@
 //! The same policy object counts a request once: a [`Guarded`] service that is called while another
 //! one with the same policy is polling passes the request on.
 //!
+//! What guards are made of is here, too: [`Settings`], and the bounded [`Table`] of debts with its
+//! [`Gcra`] and [`Clock`].
+//!
 //! [`admit`]: Policy::admit
 //! [`share`]: Policy::share
 //! [`upload`]: Policy::upload
@@ -50,9 +53,11 @@
 #![forbid(unsafe_code)]
 
 mod and;
+mod clock;
 mod exchange;
 mod facts;
 mod future;
+mod gcra;
 mod handler_poll;
 mod lease;
 mod linger;
@@ -63,12 +68,15 @@ mod request;
 mod response;
 mod service;
 mod settings;
+mod table;
 mod wait;
 
 pub use and::And;
+pub use clock::Clock;
 pub use exchange::{Of, Shared};
 pub use facts::Facts;
 pub use future::ResponseFuture;
+pub use gcra::{Denied, Gcra};
 pub use lease::poll_sleep;
 pub use linger::{Drops, Keeps, KeepsWhole, Unread, linger};
 pub use nesting::{Inside, Task, enter, is_inside, task_of};
@@ -77,4 +85,6 @@ pub use refusal::{Refusal, Refused};
 pub use request::RequestBody;
 pub use response::ResponseBody;
 pub use service::{GuardLayer, Guarded};
+pub use settings::{OnReject, Settings};
+pub use table::{Occupancy, Table};
 pub use wait::{ClientWait, Stamp};

@@ -1,9 +1,9 @@
 //! The response of a policy in place of the handler's.
 
-use crate::Unread;
+use crate::{OnReject, Settings, Unread};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_LENGTH};
-use palisade_core::{AnswerForm, OnReject, Rejection, Settings};
+use palisade_core::{AnswerForm, Rejection};
 use std::fmt;
 
 /// A rejection, and how the policy that made it writes the response.

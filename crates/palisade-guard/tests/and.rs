@@ -4,9 +4,9 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::{Empty, Full};
-use palisade_core::{Guard, Phase, Reason, Rejection, Settings, Violation};
+use palisade_core::{Guard, Phase, Reason, Rejection, Violation};
 use palisade_guard::{
-    And, Drops, Facts, GuardLayer, Handler, Never, Of, Policy, Refusal, ResponseFuture,
+    And, Drops, Facts, GuardLayer, Handler, Never, Of, Policy, Refusal, ResponseFuture, Settings,
 };
 use parking_lot::Mutex;
 use std::{

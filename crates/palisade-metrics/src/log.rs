@@ -1,10 +1,11 @@
 //! What the guards did as lines of a log, few enough that a flood cannot fill a disk.
 
-use palisade_core::{Clock, ConnInfo, Event, Guard, Metrics, Mode, Reason, Rejection, Violation};
+use palisade_core::{ConnInfo, Event, Guard, Metrics, Mode, Reason, Rejection, Violation};
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
+use tokio::time::Instant;
 use tracing::field::display;
 
 /// Writes a line for what a guard refuses, cuts or disconnects, at most [`Self::LINES`] a second for each
@@ -48,7 +49,7 @@ pub struct Log {
 
 #[derive(Debug)]
 struct Shared {
-    clock: Clock,
+    started: Instant,
     by_reason: [[Sampler; MODES]; REASONS],
     limits: [Sampler; GUARDS],
 }
@@ -86,13 +87,13 @@ impl Log {
     pub fn new() -> Self {
         let by_reason = std::array::from_fn(|_| Default::default());
         let limits = std::array::from_fn(|_| Sampler::default());
-        Self { shared: Arc::new(Shared { clock: Clock::new(), by_reason, limits }) }
+        Self { shared: Arc::new(Shared { started: Instant::now(), by_reason, limits }) }
     }
 
     /// The number of lines left out before this one, or `None` if it is to be left out too.
     fn line(&self, reason: Reason, mode: Mode) -> Option<u64> {
         let samplers = self.shared.by_reason.get(reason as usize)?;
-        samplers.get(mode as usize)?.line(self.shared.clock.now())
+        samplers.get(mode as usize)?.line(self.shared.now())
     }
 
     fn refused(&self, rejection: &Rejection, mode: Mode, conn: Option<&ConnInfo>) {
@@ -141,7 +142,7 @@ impl Log {
 
     fn limit_changed(&self, guard: Guard, limit: u64) {
         let sampler = self.shared.limits.get(guard as usize);
-        if let Some(suppressed) = sampler.and_then(|of| of.line(self.shared.clock.now())) {
+        if let Some(suppressed) = sampler.and_then(|of| of.line(self.shared.now())) {
             let guard = guard.as_str();
             tracing::info!(target: "palisade", guard, limit, suppressed, "limit changed");
         }
@@ -168,6 +169,15 @@ impl Metrics for Log {
             // Of proxies and of requests that nobody tells of the connection guard logs itself.
             _ => {}
         }
+    }
+}
+
+// === Shared ===
+
+impl Shared {
+    /// Microseconds since this log was made.
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 }
 

@@ -4,34 +4,39 @@
 use http::StatusCode;
 use palisade_core::{
     AnswerForm, ConnInfo, Event, Guard, Level, Levels, Mode, Phase, Prefix, Reason, Recorder,
-    Rejection, Settings, Violation,
+    Rejection, Violation,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Tells a recorder of things, as a guard would.
 #[derive(Debug)]
-pub(crate) struct Teller(Settings);
+pub(crate) struct Teller {
+    recorder: Recorder,
+    mode: Mode,
+}
 
 impl Teller {
     pub(crate) fn new(recorder: impl Into<Recorder>, mode: Mode) -> Self {
-        Self(Settings { mode, recorder: recorder.into(), on_reject: None })
+        Self { recorder: recorder.into(), mode }
     }
 
     pub(crate) fn refuse(&self, guard: Guard, reason: Reason, conn: Option<&ConnInfo>) {
         let violation = Violation::new(guard, reason, Phase::RequestHead, 10, 11);
         let form = AnswerForm::Http { close: false };
-        self.0.refuse(&Rejection::new(violation, StatusCode::TOO_MANY_REQUESTS, form), conn);
+        let rejection = Rejection::new(violation, StatusCode::TOO_MANY_REQUESTS, form);
+        self.recorder.record(|| Event::refused(&rejection, self.mode, conn));
     }
 
     pub(crate) fn cut(&self, guard: Guard, reason: Reason, phase: Phase) {
-        self.0.cut(&Violation::new(guard, reason, phase, 10, 11), None);
+        let violation = Violation::new(guard, reason, phase, 10, 11);
+        self.recorder.record(|| Event::cut(&violation, self.mode, None));
     }
 
     /// A connection comes, and goes for `reason`.
     pub(crate) fn disconnect(&self, reason: Reason, phase: Phase) {
         let conn = ConnInfo::new(([192, 0, 2, 1], 4711).into(), None, Prefix::default());
         let violation = Violation::new(Guard::Connection, reason, phase, 10, 11);
-        let Settings { mode, recorder, .. } = &self.0;
+        let Self { mode, recorder } = self;
         recorder.record(|| Event::opened(&conn));
         recorder.record(|| Event::disconnected(&violation, *mode, &conn));
         recorder.record(|| Event::closed(&conn, Some(reason), phase, Default::default()));

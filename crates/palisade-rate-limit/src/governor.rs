@@ -5,7 +5,8 @@ use governor::{
     NotUntil, RateLimiter, clock, middleware::RateLimitingMiddleware, nanos::Nanos,
     state::StateStore,
 };
-use palisade_core::{ClientKey, Table};
+use palisade_core::ClientKey;
+use palisade_guard::Table;
 use std::{fmt, num::NonZeroU32, sync::Arc, time::Duration};
 
 /// The largest cost that governor's limiters are asked for. Theirs is 64-bit arithmetic that wraps

@@ -4,7 +4,7 @@ use crate::{
     ClientIp, ConfigError, KeyExtractor, Limiter, Policy, RateLimit, RequestHead, TableLimiter,
     policy::{LimiterLevels, RateLimitPolicy},
 };
-use palisade_core::Settings;
+use palisade_guard::Settings;
 use std::sync::Arc;
 use tower_layer::Layer;
 

@@ -4,7 +4,8 @@ use crate::{
     ConfigError, Policy,
     quota::{BURST_BITS, MAX_QUOTAS, PERIOD_BITS},
 };
-use palisade_core::{ClientKey, Clock, Denied, Gcra, Levels, Occupancy, Table};
+use palisade_core::{ClientKey, Levels};
+use palisade_guard::{Clock, Denied, Gcra, Occupancy, Table};
 use parking_lot::Mutex;
 use std::{
     fmt,

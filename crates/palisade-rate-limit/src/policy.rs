@@ -3,10 +3,8 @@
 use crate::{Decision, Extracted, KeyExtractor, Limiter, RequestHead};
 use http::{Request, StatusCode};
 use http_body::Body;
-use palisade_core::{
-    Guard, Level, Levels, Occupancy, Phase, Reason, Rejection, Settings, Violation,
-};
-use palisade_guard::{Facts, KeepsWhole, Never, Policy, Refusal};
+use palisade_core::{Guard, Level, Levels, Phase, Reason, Rejection, Violation};
+use palisade_guard::{Facts, KeepsWhole, Never, Occupancy, Policy, Refusal, Settings};
 use parking_lot::Mutex;
 use std::{fmt, sync::Arc, time::Duration};
 use tokio::time::Instant;

@@ -1,6 +1,7 @@
 //! Quotas in plain words, and what is wrong with them.
 
-use palisade_core::{ConfigError, Gcra};
+use palisade_core::ConfigError;
+use palisade_guard::Gcra;
 use std::{cmp::Reverse, time::Duration};
 
 /// The most quotas a [`Policy`] can have.
@@ -156,7 +157,7 @@ impl From<Quota> for Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use palisade_core::Table;
+    use palisade_guard::Table;
 
     fn gcra(quota: Quota) -> Gcra {
         Policy::from(quota).compile().unwrap()[0]

@@ -345,9 +345,9 @@ impl Limiter for Asked {
         Decision::Admit
     }
 
-    fn occupancy(&self) -> Option<palisade_core::Occupancy> {
+    fn occupancy(&self) -> Option<palisade_guard::Occupancy> {
         let keys = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
-        Some(palisade_core::Occupancy { keys, capacity: 1 << 20, evicted: 0 })
+        Some(palisade_guard::Occupancy { keys, capacity: 1 << 20, evicted: 0 })
     }
 }
 

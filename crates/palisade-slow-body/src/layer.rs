@@ -1,8 +1,8 @@
 //! The layer and its service.
 
 use crate::{Pace, policy::SlowBodyPolicy};
-use palisade_core::{Pressure, RequestHead, Settings};
-use palisade_guard::{GuardLayer, Guarded};
+use palisade_core::{Pressure, RequestHead};
+use palisade_guard::{GuardLayer, Guarded, Settings};
 use std::{sync::Arc, time::Duration};
 use tower_layer::Layer;
 

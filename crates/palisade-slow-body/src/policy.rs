@@ -8,9 +8,9 @@ use crate::{
 };
 use http::{Request, Response, StatusCode};
 use http_body::Body;
-use palisade_core::{AnswerForm, Guard, Phase, Pressure, RequestHead, Settings, Violation};
+use palisade_core::{AnswerForm, Guard, Phase, Pressure, RequestHead, Violation};
 use palisade_guard::{
-    Drops, Facts, Flow, Never, Of, Policy, Polled, Refusal, Shared, Stamp, Upstream,
+    Drops, Facts, Flow, Never, Of, Policy, Polled, Refusal, Settings, Shared, Stamp, Upstream,
 };
 use std::{
     fmt,

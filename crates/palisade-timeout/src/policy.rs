@@ -8,12 +8,10 @@ use crate::{
 };
 use http::{Request, Response, StatusCode};
 use http_body::Body;
-use palisade_core::{
-    AnswerForm, Guard, Phase, Reason, Rejection, RequestHead, Settings, Violation,
-};
+use palisade_core::{AnswerForm, Guard, Phase, Reason, Rejection, RequestHead, Violation};
 use palisade_guard::{
-    Drops, Elapsed, Facts, Flow, Handler, Never, Of, Policy, Polled, Refusal, Shared, Stamp,
-    Upstream,
+    Drops, Elapsed, Facts, Flow, Handler, Never, Of, Policy, Polled, Refusal, Settings, Shared,
+    Stamp, Upstream,
 };
 use std::{
     fmt,

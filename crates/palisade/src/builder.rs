@@ -3,7 +3,8 @@
 mod check;
 
 use crate::{StackLayer, stack::Layers};
-use palisade_core::{ConfigError, Guard, Mode, OnReject, Recorder, Rejection};
+use palisade_core::{ConfigError, Guard, Mode, Recorder, Rejection};
+use palisade_guard::OnReject;
 use std::{fmt, sync::Arc};
 
 #[cfg(feature = "body-limit")]

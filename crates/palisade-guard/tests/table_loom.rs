@@ -1,12 +1,13 @@
 //! Every order in which two threads can change the table, tried by loom.
 //!
-//! `RUSTFLAGS="--cfg palisade_loom" CARGO_TARGET_DIR=target/loom cargo test -p palisade-core
+//! `RUSTFLAGS="--cfg palisade_loom" CARGO_TARGET_DIR=target/loom cargo test -p palisade-guard
 //! --test table_loom --release` (one line).
 #![cfg(palisade_loom)]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use loom::{sync::Arc, thread};
-use palisade_core::{ClientKey, Gcra, Table};
+use palisade_core::ClientKey;
+use palisade_guard::{Gcra, Table};
 
 /// Two lines of two words, which is what the model checker can get through.
 const KEYS: usize = 4;

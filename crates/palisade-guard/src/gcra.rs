@@ -8,7 +8,7 @@ use crate::Table;
 /// period. So `burst` cells pass at once, and then one in every period.
 ///
 /// ```
-/// use palisade_core::{Denied, Gcra};
+/// use palisade_guard::{Denied, Gcra};
 /// let quota = Gcra::new(100_000, 2).unwrap(); // Ten a second, two at once.
 /// assert_eq!(quota.decide(0, 1), Ok(100_000));
 /// assert_eq!(quota.decide(100_000, 1), Ok(200_000));

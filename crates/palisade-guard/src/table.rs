@@ -5,7 +5,11 @@
 //! eight words to live in, chosen by a keyed hash; where all sixteen are taken the one with the
 //! least debt goes, so that nobody can wash a debt off by bringing other keys along.
 
-use crate::{ClientKey, sync::AtomicU64};
+#[cfg(palisade_loom)]
+use loom::sync::atomic::AtomicU64; // The model checker's own, which it can see.
+use palisade_core::ClientKey;
+#[cfg(not(palisade_loom))]
+use std::sync::atomic::AtomicU64;
 use std::{fmt, sync::atomic::Ordering::Relaxed};
 
 /// Tries at a word that other threads change. Each failure is the success of another thread, so
@@ -41,7 +45,8 @@ struct Apart(AtomicU64);
 /// `max_debt`, the longest debt that any of them gives: what looks longer counts as paid.
 ///
 /// ```
-/// use palisade_core::{ClientKey, Table};
+/// use palisade_core::ClientKey;
+/// use palisade_guard::Table;
 /// let table = Table::new(1_000_000); // 8 MiB, for ever.
 /// let key = ClientKey::of("somebody");
 /// let owe = |more| move |debt: u64| Ok::<_, ()>((debt, debt + more));

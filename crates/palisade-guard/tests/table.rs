@@ -2,7 +2,8 @@
 #![cfg(not(palisade_loom))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use palisade_core::{ClientKey, Denied, Gcra, Table};
+use palisade_core::ClientKey;
+use palisade_guard::{Denied, Gcra, Table};
 use proptest::prelude::*;
 use std::{
     sync::{
