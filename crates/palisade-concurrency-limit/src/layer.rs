@@ -1,9 +1,9 @@
 //! The layer, its options, and the service's decision.
 
 use crate::{
-    admission::{Options, Queue},
+    limiter::Limiter,
+    options::{Options, Queue},
     policy::ConcurrencyLimitPolicy,
-    slots::Slots,
 };
 use palisade_client_ip::ClientIp;
 use palisade_core::{KeyExtractor, RequestHead};
@@ -26,32 +26,32 @@ pub type ConcurrencyLimit<S> = Guarded<S, ConcurrencyLimitPolicy>;
 
 /// Request body under [`ConcurrencyLimit`].
 ///
-/// While the client is what it waits for, the request holds no slot. What comes is handed on
+/// While the client is what it waits for, the request holds no permit. What comes is handed on
 /// once the request holds one again, or at once where the response head is out. Fails once with
 /// a [`Violation`](palisade_core::Violation) if the request has to go, and is then at its end.
 pub type RequestBody<B> = palisade_guard::RequestBody<B, ConcurrencyLimitPolicy>;
 
 /// Response body under [`ConcurrencyLimit`].
 ///
-/// From a frame handed out until the next is asked for, the request holds no slot, nor while
+/// From a frame handed out until the next is asked for, the request holds no permit, nor while
 /// the handler waits for the request body. Fails with a
 /// [`Violation`](palisade_core::Violation), or ends with trailers in gRPC, if the request has
 /// to go.
 pub type ResponseBody<B> = palisade_guard::ResponseBody<B, ConcurrencyLimitPolicy>;
 
-/// Response future of [`ConcurrencyLimit`]. To drop it is to leave the queue, or to give the slot
+/// Response future of [`ConcurrencyLimit`]. To drop it is to leave the queue, or to give the permit
 /// back.
 pub type ResponseFuture<S, B> = palisade_guard::ResponseFuture<S, B, ConcurrencyLimitPolicy>;
 
 /// Changes the limit of a running server.
 #[derive(Clone, Debug)]
 pub struct ConcurrencyLimitHandle {
-    slots: Arc<Slots>,
+    limiter: Arc<Limiter>,
 }
 
 // === ConcurrencyLimitLayer ===
 
-palisade_guard::settings_methods!(ConcurrencyLimitLayer, levels: slots, tells: slots);
+palisade_guard::settings_methods!(ConcurrencyLimitLayer, levels: limiter, tells: limiter);
 
 impl ConcurrencyLimitLayer {
     /// At most `limit` requests at work, 2,097,151 at most. With 0 every request is refused.
@@ -59,7 +59,7 @@ impl ConcurrencyLimitLayer {
         Self {
             guard: GuardLayer::new(ConcurrencyLimitPolicy(Arc::new(Options {
                 settings: Settings::default(),
-                slots: Arc::new(Slots::new(limit)),
+                limiter: Arc::new(Limiter::new(limit)),
                 max_present: 0,
                 is_fair: false,
                 release_at_head: false,
@@ -82,23 +82,23 @@ impl ConcurrencyLimitLayer {
         self
     }
 
-    /// Keeps the last tenth of the slots for light clients. Each client is charged the time that
-    /// its requests work, pays back one slot all the time, and is heavy while it owes more than the
-    /// usual request costs, or has two at work. A client with many slow requests in flight then
+    /// Keeps the last tenth of the permits for light clients. Each client is charged the time that
+    /// its requests work, pays back one permit all the time, and is heavy while it owes more than
+    /// the usual request costs, or has two at work. A client with many slow requests in flight then
     /// cannot shut out those with a few. [`Self::client`] tells clients apart.
     ///
-    /// While slots are short, new requests of heavy clients get what the light ones leave of the
+    /// While permits are short, new requests of heavy clients get what the light ones leave of the
     /// other nine tenths, and in any case a quarter of all: an address that many people share is
-    /// served under overload too. A request that was admitted and waits for a slot to go on is
+    /// served under overload too. A request that was admitted and waits for a permit to go on is
     /// passed by no newcomer, whatever its client owes, save for the reserved tenth.
     ///
     /// Remembers 65,536 clients in 512 KiB, and those at work. A request that comes while less than
-    /// half of the slots are taken is in no account, and as light as any, until slots are short
+    /// half of the permits are taken is in no account, and as light as any, until permits are short
     /// and it goes on after a wait for its client; it costs no clock and no lock. The others cost a
     /// few of each.
     /// Defaults to off.
     pub fn fairness(mut self) -> Self {
-        self.policy().0.slots.keep_ledger();
+        self.policy().0.limiter.keep_accounts();
         self.policy_mut().is_fair = true;
         self
     }
@@ -119,8 +119,8 @@ impl ConcurrencyLimitLayer {
         self
     }
 
-    /// `requests` slots beyond the limit for those that `picks` picks, health checks for example,
-    /// when no other slot is free. Pick by what a client cannot make up, or by what costs nothing
+    /// `requests` permits beyond the limit for those that `picks` picks, health checks for example,
+    /// when no other permit is free. Pick by what a client cannot make up, or by what costs nothing
     /// to answer. Defaults to none.
     pub fn reserve(
         mut self,
@@ -133,12 +133,12 @@ impl ConcurrencyLimitLayer {
         self
     }
 
-    /// Lets at most `waiters` newcomers wait for a slot, each for at most `wait`, first come first
-    /// served, instead of refusing them at once; with [`Self::fairness`] those whose clients hold
-    /// few come first. They are not [`present`](Self::present) before they have a slot, and refused
-    /// if there is no room then. With 0 `waiters` all are refused at once. Dropping the response
-    /// future leaves the queue. Defaults to no queue: under overload a queue makes everybody slow
-    /// before it refuses the same number of requests.
+    /// Lets at most `waiters` newcomers wait for a permit, each for at most `wait`, first come
+    /// first served, instead of refusing them at once; with [`Self::fairness`] those whose clients
+    /// hold few come first. They are not [`present`](Self::present) before they have a permit, and
+    /// refused if there is no room then. With 0 `waiters` all are refused at once. Dropping the
+    /// response future leaves the queue. Defaults to no queue: under overload a queue makes
+    /// everybody slow before it refuses the same number of requests.
     pub fn queue(mut self, waiters: usize, wait: Duration) -> Self {
         self.policy_mut().queue = Some(Queue { waiters, wait });
         self
@@ -155,7 +155,7 @@ impl ConcurrencyLimitLayer {
     /// A handle that changes the limit while the server runs. It tells the metrics that were given
     /// last to this layer or to another one that shares its limit, then or later.
     pub fn handle(&self) -> ConcurrencyLimitHandle {
-        ConcurrencyLimitHandle { slots: self.policy().0.slots.clone() }
+        ConcurrencyLimitHandle { limiter: self.policy().0.limiter.clone() }
     }
 
     /// The policy of this layer, for a stack of several.
@@ -182,18 +182,18 @@ impl<S> Layer<S> for ConcurrencyLimitLayer {
 impl ConcurrencyLimitHandle {
     /// At most `limit` requests at work from now on. Those that are at work go on; with a lower
     /// limit nobody is let in until enough of them are done. With 0 whoever was let in still goes
-    /// on, one at a time where they have to wait for a slot.
+    /// on, one at a time where they have to wait for a permit.
     pub fn set_limit(&self, limit: usize) {
-        self.slots.set_limit(limit);
+        self.limiter.set_limit(limit);
     }
 
     /// The present limit.
     pub fn limit(&self) -> usize {
-        self.slots.limit()
+        self.limiter.limit()
     }
 
     /// How many requests are at work now.
     pub fn working(&self) -> usize {
-        self.slots.working().saturating_sub(self.slots.kept.count())
+        self.limiter.working()
     }
 }

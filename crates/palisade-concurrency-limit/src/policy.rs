@@ -1,11 +1,12 @@
 //! What the concurrency limit decides.
 
 use crate::{
-    admission::{Denied, Options, RETRY_AFTER, over},
-    owner::TicketOwner,
-    request::{Common, Early, Held, Queued, Stage, Upload, about},
-    slot::Share,
-    ticket::{Displaced, Half, Ticket},
+    limiter::{Displaced, Half, Share, Waiter},
+    options::Options,
+    request::{
+        Common, Halves, Held, Queued, Stage, Upload, Waits,
+        admission::{self, Denied, over},
+    },
 };
 use http::{Request, Response, StatusCode};
 use http_body::{Body, SizeHint};
@@ -14,16 +15,10 @@ use palisade_guard::{
     ByClone, Elapsed, Facts, Flow, Handler, KeepsWhole, Of, Policy, Polled, Refusal, Shared, Stamp,
     Upstream,
 };
-use parking_lot::Mutex;
 use std::{
-    sync::{
-        Arc, OnceLock,
-        atomic::{
-            AtomicBool,
-            Ordering::{Relaxed, SeqCst},
-        },
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 use tokio::time::Instant;
 
@@ -31,10 +26,13 @@ use tokio::time::Instant;
 #[derive(Clone, Debug)]
 pub struct ConcurrencyLimitPolicy(pub(crate) Arc<Options>);
 
+/// How long a refused client is asked to stay away.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
 // === ConcurrencyLimitPolicy ===
 
 impl ConcurrencyLimitPolicy {
-    /// Queues or refuses a request for which there is no slot now.
+    /// Queues or refuses a request for which there is no permit now.
     #[cold]
     #[inline(never)]
     fn denied<B: Body>(
@@ -46,11 +44,12 @@ impl ConcurrencyLimitPolicy {
         let options = &self.0;
         let Denied { mut violation, counted } = denied;
         if let (Reason::Full, Some(queue)) = (violation.reason, options.queue)
-            && !options.only_watches()
+            && options.rules().enforces
         {
-            let about = about(facts, self.account_of(&request.into()));
-            if let Some(owner) = Ticket::newcomer(options.clone(), about, counted, queue.waiters) {
-                return Ok(Held::Queued(Box::new(Queued { owner, wait: queue.wait })));
+            let (rules, client) = (options.rules(), self.account_of(&request.into()));
+            let waiter = options.limiter.queue_newcomer(rules, client, counted, queue.waiters);
+            if let Some(waiter) = waiter {
+                return Ok(Held::Queued(Box::new(Queued { waiter, wait: queue.wait })));
             }
             violation = over(Reason::QueueFull, queue.waiters);
         }
@@ -75,111 +74,147 @@ impl ConcurrencyLimitPolicy {
     }
 
     fn account_of(&self, head: &RequestHead<'_>) -> Option<ClientKey> {
-        self.0.ledger()?;
+        self.0.fair_share()?;
         self.0.client(head)
     }
 
-    /// Ends a response that has to go.
+    /// What a displaced request did: it was one too many of those that wait.
+    fn displacement(&self, phase: Phase) -> Violation {
+        let max = self.0.limiter.max_present(self.0.max_present);
+        let mut violation = over(Reason::Displaced, max);
+        violation.phase = phase;
+        violation
+    }
+
+    /// The request is over. Returns whether it was displaced.
+    fn leave(&self, waiter: &Waiter, of: Of<'_, Common>) -> bool {
+        let left = self.0.limiter.leave(waiter);
+        let is_displaced = left.is_displaced;
+        if of.shared.is_some_and(|common| !common.flags.is_body_gone()) {
+            left.wake_body();
+        }
+        is_displaced
+    }
+
+    /// The request is over before it was released.
+    fn leave_early(&self, held: &mut Held, of: Of<'_, Common>) {
+        if let Some(waiter) = held.waiter(of.shared) {
+            self.leave(waiter, of);
+        }
+        *held = Held::Nothing;
+    }
+
+    /// The request is over. Records that it is cut, if it was displaced and not polled since.
+    fn release_waiter(&self, waiter: &Waiter, of: Of<'_, Common>) {
+        if self.leave(waiter, of) {
+            self.record_cut(of);
+        }
+    }
+
+    fn record_cut(&self, of: Of<'_, Common>) -> Violation {
+        let violation = self.displacement(Phase::ResponseBody);
+        self.0.settings.cut(&violation, of.facts.conn());
+        violation
+    }
+
+    /// Ends a response that was displaced.
     #[cold]
     #[inline(never)]
-    fn cut(held: &Held, of: Of<'_, Common>, slot: &mut Polled) -> Flow {
-        let Some(ticket) = held.ticket(of.shared) else { return Flow::Go };
-        *slot = Poll::Ready(Some(ticket.record_cut().ending(of.facts.form)));
+    fn cut(&self, held: &mut Held, of: Of<'_, Common>, slot: &mut Polled) -> Flow {
+        let violation = self.record_cut(of);
+        self.leave_early(held, of);
+        *slot = Poll::Ready(Some(violation.ending(of.facts.form)));
         Flow::Cut
     }
 
     /// A frame of so many `bytes` was handed to the server, and nothing is left to do until it asks
-    /// for more.
+    /// for more: for the first time, or in a gRPC stream.
     #[inline(never)]
     fn wait_for_client(&self, held: &mut Held, of: Of<'_, Common>, bytes: u64, cx: &Context<'_>) {
-        if let Held::Slot(extra) = held {
-            // A slot beyond the limit is kept: there is no line for it.
-            if extra.as_ref().is_some_and(|extra| extra.picked) {
+        if let Held::Permit(extras) = held {
+            // A permit beyond the limit is kept: there is no queue for it.
+            if extras.as_ref().is_some_and(|extras| extras.picked) {
                 return;
             }
-            let charge = extra.as_ref().and_then(|extra| extra.charge.as_ref());
-            let about = about(of.facts, charge.map(crate::ledger::Charge::client));
-            let ticket = Ticket::working(self.0.clone(), about, extra.take(), true, true);
-            *held = Held::Ticket(TicketOwner::new(ticket));
+            let client = held.charged_client();
+            let Held::Permit(extras) = std::mem::take(held) else { return };
+            let waiter = Waiter::working(self.0.rules(), client, extras);
+            *held = Held::Waits(Waits(Arc::new(waiter)));
         }
-        let ticket = match held {
-            Held::Shared => of.shared.and_then(|common| common.ticket(&self.0, of.facts)),
-            held => held.ticket(of.shared),
-        };
-        if let Some(ticket) = ticket {
-            ticket.progressed(bytes);
-            if of.shared.is_some_and(|common| common.streams.load(Relaxed)) {
-                ticket.stream_gives();
+        let waiter = match (&*held, of.shared) {
+            (Held::Shared, Some(common)) => {
+                common.halves_to_wait(&self.0).map(|halves| halves.waiter)
             }
-            // Whether it was displaced at once shows when it is asked for more.
-            let _ = ticket.wait_for_client(Half::Answer, cx);
+            (held, common) => held.waiter(common),
+        };
+        if let Some(waiter) = waiter {
+            waiter.progressed(bytes);
+            if let Some(common) = of.shared
+                && common.flags.is_stream()
+            {
+                common.stream_gives();
+            }
+            self.0.limiter.wait_for_client(waiter, Half::Answer, cx);
         }
     }
 
     /// The response is asked for more, and has nothing to give.
     #[inline(never)]
-    fn answer_waits(&self, held: &Held, of: Of<'_, Common>, cx: &mut Context<'_>) {
-        let ticket = match (held, of.shared) {
-            (Held::Shared, Some(common)) => {
-                let streams = common.streams.load(Relaxed);
-                if !streams && common.known().is_none() && common.early.lock().body_gone {
-                    return;
-                }
-                common.ticket(&self.0, of.facts)
-            }
-            (held, common) => held.ticket(common),
-        };
-        if let Some(ticket) = ticket {
-            ticket.answer_waits(cx);
-            if of.shared.is_some_and(|common| common.streams.load(Relaxed)) {
-                ticket.stream_waits(cx);
+    fn answer_waits(&self, of: Of<'_, Common>, cx: &mut Context<'_>) {
+        // Without a body the handler does not wait for the client.
+        let Some(common) = of.shared else { return };
+        let streams = common.flags.is_stream();
+        if !streams && common.waiter().is_none() && common.flags.is_body_gone() {
+            return;
+        }
+        if let Some(halves) = common.halves_to_wait(&self.0) {
+            halves.answer_waits(cx);
+            if streams {
+                common.stream_waits(&self.0, cx);
             }
         }
     }
 
+    /// The handler of a request that has waited was polled.
     #[inline(never)]
-    fn after_ticket(
+    fn after_poll(
         &self,
         held: &mut Held,
         of: Of<'_, Common>,
         handler: Handler,
         cx: &mut Context<'_>,
     ) -> Option<Box<Refusal>> {
-        let ticket = held.ticket(of.shared)?;
+        let halves = of.shared?.halves(&self.0)?;
         let is_pending = if let Handler::Pending { awaits_client } = handler {
-            ticket.handler_waits(awaits_client, cx);
+            halves.handler_waits(awaits_client, cx);
             true
         } else {
             false
         };
-        if !ticket.is_displaced() {
+        if !held.waiter(of.shared)?.is_displaced() {
             return None;
         }
+        self.leave_early(held, of);
         // A response that is ready is not thrown away, unless it may say no more than that the
-        // body failed.
-        let is_refused = is_pending || ticket.body_told();
-        let violation = ticket.displacement(Phase::RequestBody);
-        ticket.was_recorded.store(true, Relaxed);
-        if !is_refused {
-            self.release(held, of);
-            *held = Held::Nothing;
-            return None;
-        }
-        // Only a guard that enforces displaces.
-        self.refuse(violation, StatusCode::REQUEST_TIMEOUT, of.facts).map(Box::new)
+        // body failed. Only a guard that enforces displaces.
+        let violation = self.displacement(Phase::RequestBody);
+        let is_refused = is_pending || halves.body_told();
+        let status = StatusCode::REQUEST_TIMEOUT;
+        if is_refused { self.refuse(violation, status, of.facts).map(Box::new) } else { None }
     }
 
-    /// The body of a request with a ticket has something to hand on.
+    /// The body of a request that has waited has something to hand on.
     #[inline(never)]
     fn hand_on(
-        ticket: &Arc<Ticket>,
+        &self,
+        halves: Halves<'_>,
         upload: &mut Upload,
         slot: &mut Polled,
         cx: &Context<'_>,
     ) -> Flow {
         if upload.stash.is_none() {
-            if ticket.body_goes_on() {
-                ticket.progressed(length(slot));
+            if halves.body_goes_on() {
+                halves.waiter.progressed(length(slot));
                 return Flow::Go;
             }
             let Poll::Ready(frame) = std::mem::replace(slot, Poll::Pending) else {
@@ -188,7 +223,7 @@ impl ConcurrencyLimitPolicy {
             upload.stash = Some(Box::new(frame));
             upload.stage = Stage::Holding;
         }
-        let Poll::Ready(goes_on) = ticket.poll_body(cx) else {
+        let Poll::Ready(goes_on) = halves.poll_body(cx) else {
             *slot = Poll::Pending;
             return Flow::Busy;
         };
@@ -196,34 +231,31 @@ impl ConcurrencyLimitPolicy {
         upload.stage = Stage::Watched;
         if let Err(Displaced) = goes_on {
             upload.stage = Stage::Cut;
-            *slot = Poll::Ready(Some(Err(ticket.body_tells().into())));
+            halves.body_tells();
+            let violation = self.displacement(Phase::RequestBody);
+            *slot = Poll::Ready(Some(Err(violation.into())));
             return Flow::Cut;
         }
         *slot = Poll::Ready(stash.and_then(|frame| *frame));
-        ticket.progressed(length(slot));
+        halves.waiter.progressed(length(slot));
         Flow::Go
     }
 
-    #[cold]
+    /// Releases what a request holds that is more than a mere permit.
     #[inline(never)]
-    fn release_rare(&self, held: Held) {
-        if let Held::Slot(Some(extra)) = held {
-            self.0.slots.give_back(extra);
-        } else {
-            drop(held);
-        }
-    }
-
-    #[inline]
-    fn release_shared(&self, common: &Common) {
-        let slot = common.early.lock().slot.take();
-        match (slot, common.known()) {
-            (Some(None), _) => self.0.slots.release(Share::Common),
-            (Some(Some(extra)), _) => self.0.slots.give_back(extra),
-            (None, Some(ticket)) => {
-                self.release_rare(Held::Ticket(TicketOwner::new(ticket.clone())));
-            }
-            (None, None) => {}
+    fn release_more(&self, held: &mut Held, of: Of<'_, Common>) {
+        let early = of.shared.and_then(Common::take_early);
+        match std::mem::take(held) {
+            Held::Permit(None) | Held::Nothing => {}
+            Held::Permit(Some(extras)) => self.0.limiter.release_with(extras),
+            Held::Waits(Waits(waiter)) => self.release_waiter(&waiter, of),
+            Held::Queued(queued) => self.release_waiter(&queued.waiter, of),
+            Held::Shared => match (early, of.shared.and_then(Common::waiter)) {
+                (Some(None), _) => self.0.limiter.release(Share::Common),
+                (Some(Some(extras)), _) => self.0.limiter.release_with(extras),
+                (None, Some(waiter)) => self.release_waiter(waiter, of),
+                (None, None) => {}
+            },
         }
     }
 }
@@ -252,31 +284,29 @@ impl Policy for ConcurrencyLimitPolicy {
         if !self.0.settings.is_on() {
             return Ok(Held::Nothing);
         }
-        match self.0.admit(&RequestHead::from(request)) {
-            Ok(extra) => Ok(Held::Slot(extra)),
+        match admission::admit(&self.0, &RequestHead::from(request)) {
+            Ok(extras) => Ok(Held::Permit(extras)),
             Err(denied) => self.denied(request, facts, denied),
         }
     }
 
     #[inline(always)]
     fn share<B: Body>(&self, held: &mut Held, request: &mut Request<B>, facts: &Facts) -> Common {
-        // First, because it runs code of the user's that may panic.
-        let client = self.account_of(&RequestHead::from(&*request));
-        let mut early = Early { slot: None, head_out: false, body_gone: !facts.has_body };
-        let ticket = OnceLock::new();
-        match held {
-            Held::Slot(extra) if !extra.as_ref().is_some_and(|extra| extra.picked) => {
-                early.slot = Some(extra.take());
-                *held = Held::Shared;
-            }
-            Held::Queued(queued) => {
-                let newcomer = &queued.owner.ticket;
-                newcomer.body_gone.store(!facts.has_body, SeqCst);
-                let _ = ticket.set(newcomer.clone());
-            }
-            _ => {}
+        if let Held::Queued(queued) = held {
+            return Common::queued(queued.waiter.clone(), facts.has_body);
         }
-        Common { ticket, early: Mutex::new(early), client, streams: AtomicBool::new(false) }
+        // First, because it runs code of the user's that may panic.
+        let client = held.charged_client();
+        let client = client.or_else(|| self.account_of(&RequestHead::from(&*request)));
+        let early = match held {
+            Held::Permit(extras) if !extras.as_ref().is_some_and(|extras| extras.picked) => {
+                let early = extras.take();
+                *held = Held::Shared;
+                Some(early)
+            }
+            _ => None,
+        };
+        Common::new(early, client, facts.has_body)
     }
 
     #[inline(always)]
@@ -303,16 +333,15 @@ impl Policy for ConcurrencyLimitPolicy {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Box<Refusal>>> {
         let Held::Queued(queued) = held else { return Poll::Ready(Ok(())) };
-        let ticket = &queued.owner.ticket;
-        let _: Result<(), Displaced> = ready!(ticket.poll_work(Half::Answer, cx));
-        if let Err(violation) = self.0.welcome() {
-            ticket.was_recorded.store(true, Relaxed);
+        let limiter = &self.0.limiter;
+        let _: Result<(), Displaced> = ready!(limiter.poll_work(&queued.waiter, Half::Answer, cx));
+        if let Err(violation) = admission::welcome(&self.0) {
             let refusal = self.refuse(violation, StatusCode::SERVICE_UNAVAILABLE, of.facts);
             // Only a guard that enforces queues.
             return Poll::Ready(refusal.map_or(Ok(()), |refusal| Err(Box::new(refusal))));
         }
         if let Held::Queued(queued) = std::mem::take(held) {
-            *held = Held::Ticket(queued.owner);
+            *held = Held::Waits(Waits(queued.waiter));
         }
         Poll::Ready(Ok(()))
     }
@@ -324,7 +353,8 @@ impl Policy for ConcurrencyLimitPolicy {
         of: Shared<'_, Common>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
-        of.shared.known().map_or(Poll::Ready(()), |ticket| ticket.poll_handler(cx))
+        let halves = of.shared.halves(&self.0);
+        halves.map_or(Poll::Ready(()), |halves| halves.poll_handler(cx))
     }
 
     #[inline(always)]
@@ -335,13 +365,15 @@ impl Policy for ConcurrencyLimitPolicy {
         handler: Handler,
         cx: &mut Context<'_>,
     ) -> Option<Box<Refusal>> {
-        let ticket = held.ticket(of.shared)?;
+        let waiter = held.waiter(of.shared)?;
         let has_nothing_to_do = match handler {
             Handler::HeldBack => true,
-            Handler::Pending { awaits_client: true } => ticket.keeps_on(Half::Answer, cx),
+            Handler::Pending { awaits_client: true } => {
+                self.0.limiter.keeps_on(waiter, Half::Answer, cx)
+            }
             Handler::Pending { awaits_client: false } | Handler::Ready => false,
         };
-        if has_nothing_to_do { None } else { self.after_ticket(held, of, handler, cx) }
+        if has_nothing_to_do { None } else { self.after_poll(held, of, handler, cx) }
     }
 
     #[inline(always)]
@@ -366,7 +398,6 @@ impl Policy for ConcurrencyLimitPolicy {
         if elapsed.wall() < queued.wait {
             return None;
         }
-        queued.owner.ticket.was_recorded.store(true, Relaxed);
         let millis = u64::try_from(queued.wait.as_millis()).unwrap_or(u64::MAX);
         let (reason, phase) = (Reason::QueueTimeout, Phase::RequestHead);
         let violation = Violation::new(Guard::ConcurrencyLimit, reason, phase, millis, millis);
@@ -383,7 +414,7 @@ impl Policy for ConcurrencyLimitPolicy {
     ) -> Result<bool, Box<Refusal>> {
         if let Some(common) = of.shared {
             if of.facts.form.is_grpc() && content_type_begins(response, b"application/grpc") {
-                common.streams.store(true, Relaxed);
+                common.flags.set_streams();
             }
             common.head_is_out();
         }
@@ -401,7 +432,7 @@ impl Policy for ConcurrencyLimitPolicy {
     fn is_plain(&self, upload: &Upload, common: &Common) -> bool {
         match upload.stage {
             Stage::Unwatched => true,
-            Stage::Watched => common.known().is_none_or(|ticket| ticket.body_passes()),
+            Stage::Watched => common.halves(&self.0).is_none_or(Halves::body_passes),
             Stage::Holding | Stage::Cut => false,
         }
     }
@@ -413,8 +444,8 @@ impl Policy for ConcurrencyLimitPolicy {
 
     #[inline(always)]
     fn wait_ends(&self, _: &mut Upload, of: Shared<'_, Common>, _: Stamp, _: Stamp) {
-        if let Some(ticket) = of.shared.known() {
-            ticket.body_has_something();
+        if let Some(halves) = of.shared.halves(&self.0) {
+            halves.body_has_something();
         }
     }
 
@@ -434,13 +465,10 @@ impl Policy for ConcurrencyLimitPolicy {
         if upload.stash.is_none() {
             up.poll(slot, cx);
         }
-        match of.shared.known() {
-            Some(ticket)
-                if upload.stage == Stage::Holding
-                    || (upload.stage == Stage::Watched && !slot.is_pending()) =>
-            {
-                Self::hand_on(ticket, upload, slot, cx)
-            }
+        let hands_on = upload.stage == Stage::Holding
+            || (upload.stage == Stage::Watched && !slot.is_pending());
+        match of.shared.halves(&self.0) {
+            Some(halves) if hands_on => self.hand_on(halves, upload, slot, cx),
             _ => Flow::Go,
         }
     }
@@ -454,16 +482,13 @@ impl Policy for ConcurrencyLimitPolicy {
         cx: &mut Context<'_>,
     ) -> Result<(), Violation> {
         if upload.stage == Stage::Watched
-            && let Some(ticket) = of.shared.ticket(&self.0, of.facts)
+            && let Some(halves) = of.shared.halves_to_wait(&self.0)
         {
-            ticket.progressed(std::mem::take(&mut upload.progress));
-            ticket.read_elsewhere.store(!by_handler, SeqCst);
-            if !by_handler {
-                ticket.listen(Half::Body, cx);
-            }
-            if let Err(Displaced) = ticket.body_waits() {
+            halves.waiter.progressed(std::mem::take(&mut upload.progress));
+            if let Err(Displaced) = halves.body_waits(by_handler, cx) {
                 upload.stage = Stage::Cut;
-                return Err(ticket.body_tells());
+                halves.body_tells();
+                return Err(self.displacement(Phase::RequestBody));
             }
         }
         Ok(())
@@ -506,27 +531,32 @@ impl Policy for ConcurrencyLimitPolicy {
         slot: &mut Polled,
         cx: &mut Context<'_>,
     ) -> Flow {
-        if let Some(ticket) = held.ticket(of.shared) {
-            match ticket.poll_work(Half::Answer, cx) {
+        let limiter = &self.0.limiter;
+        if let Some(waiter) = held.waiter(of.shared) {
+            match limiter.poll_work(waiter, Half::Answer, cx) {
                 Poll::Pending => return Flow::Go,
-                Poll::Ready(Err(Displaced)) => return Self::cut(held, of, slot),
-                Poll::Ready(Ok(())) => ticket.answer_works(),
+                Poll::Ready(Err(Displaced)) => return self.cut(held, of, slot),
+                Poll::Ready(Ok(())) => {
+                    if let Some(common) = of.shared {
+                        common.flags.answer_works();
+                    }
+                }
             }
         }
         up.poll(slot, cx);
         match slot {
             Poll::Pending => {
-                if !matches!(held, Held::Nothing | Held::Slot(_)) {
-                    self.answer_waits(held, of, cx);
+                if matches!(held, Held::Shared | Held::Waits(_)) {
+                    self.answer_waits(of, cx);
                 }
             }
             Poll::Ready(Some(Ok(_))) if !up.is_end_stream() => {
-                let streams = of.shared.is_some_and(|common| common.streams.load(Relaxed));
-                match held.ticket(of.shared) {
-                    Some(ticket) if !streams => {
-                        ticket.progressed(length(slot));
+                let streams = of.shared.is_some_and(|common| common.flags.is_stream());
+                match held.waiter(of.shared) {
+                    Some(waiter) if !streams => {
+                        waiter.progressed(length(slot));
                         // Whether it was displaced at once shows when it is asked for more.
-                        let _ = ticket.wait_for_client(Half::Answer, cx);
+                        limiter.wait_for_client(waiter, Half::Answer, cx);
                     }
                     None if matches!(held, Held::Nothing) => {}
                     _ => self.wait_for_client(held, of, length(slot), cx),
@@ -539,20 +569,15 @@ impl Policy for ConcurrencyLimitPolicy {
 
     #[inline(always)]
     fn release_upload(&self, _: &mut Upload, of: Shared<'_, Common>) {
-        of.shared.body_is_gone();
+        of.shared.body_is_gone(&self.0);
     }
 
     #[inline(always)]
     fn release(&self, held: &mut Held, of: Of<'_, Common>) {
         match held {
             Held::Nothing => {}
-            Held::Slot(None) => self.0.slots.release(Share::Common),
-            Held::Shared => {
-                if let Some(common) = of.shared {
-                    self.release_shared(common);
-                }
-            }
-            _ => self.release_rare(std::mem::take(held)),
+            Held::Permit(None) => self.0.limiter.release(Share::Common),
+            _ => self.release_more(held, of),
         }
     }
 }

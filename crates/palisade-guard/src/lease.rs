@@ -1,25 +1,24 @@
 //! What the side of the response holds of a request: the response future, then the response body.
 
 use crate::{
-    ClientWait, Elapsed, Facts, Handler, Of, Policy, Refusal, Stamp,
+    ClientWait, Elapsed, Facts, Handler, Of, Policy, Refusal,
     and::earlier,
     exchange::Exchange,
     handler_poll::{Asked, Polling},
     nesting::{self, Inside},
     request::Reading,
+    timer::Timer,
 };
 use http::Request;
 use http_body::Body;
-use pin_project_lite::pin_project;
 use std::{
     fmt,
     mem::ManuallyDrop,
     pin::Pin,
     sync::{Arc, atomic::Ordering::SeqCst},
     task::{Context, Poll, Waker},
-    time::Duration,
 };
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
 /// Ends the request when dropped, wherever its parts may be.
 pub(crate) struct Lease<P: Policy> {
@@ -33,20 +32,6 @@ pub(crate) struct Lease<P: Policy> {
 enum Link<P: Policy> {
     Alone(Arc<P>, Facts),
     Shared(Arc<Exchange<P>>),
-}
-
-pin_project! {
-    /// The one timer of a request whose handler is pending. It is set to the earliest of all
-    /// deadlines and never moved to a later one before it fires: a deadline that has moved is
-    /// looked up then.
-    struct Timer {
-        started: Instant,
-        // The deadline as a stamp of the exchange, if there is one.
-        at: Stamp,
-        is_registered: bool,
-        #[pin]
-        sleep: Sleep,
-    }
 }
 
 // === Lease ===
@@ -228,14 +213,14 @@ impl<P: Policy> Lease<P> {
             }
         };
         if let (Some(due), Some(wait)) = (asked.due, wait)
-            && due < timer.at
+            && due < timer.at()
             && let Some(deadline) = wait.instant(due)
         {
             timer.as_mut().set(deadline, due);
         }
         while timer.as_mut().poll(is_new_task, cx).is_ready() {
             let now = Instant::now();
-            let elapsed = Elapsed { started: timer.started, now, wait };
+            let elapsed = Elapsed { started: timer.started(), now, wait };
             if let Some(refusal) = policy.expired(held, of, &elapsed) {
                 return Some(refusal);
             }
@@ -251,7 +236,7 @@ impl<P: Policy> Lease<P> {
     /// When the handler waited first.
     #[inline(always)]
     pub(crate) fn started(&self) -> Option<Instant> {
-        self.timer.as_ref().map(|timer| timer.started)
+        self.timer.as_ref().map(|timer| timer.started())
     }
 }
 
@@ -289,48 +274,5 @@ impl<P: Policy> Drop for Lease<P> {
 impl<P: Policy> fmt::Debug for Lease<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lease").field("facts", self.facts()).finish_non_exhaustive()
-    }
-}
-
-// === Timer ===
-
-/// Polls a timer. Not subject to tokio's budget: a timer that is not polled to its end because the
-/// budget of its task is used up would not be registered.
-pub fn poll_sleep(sleep: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
-    std::pin::pin!(tokio::task::unconstrained(sleep)).poll(cx)
-}
-
-impl Timer {
-    /// The shortest time until a deadline is looked at again that has passed without consequences.
-    const MIN_PAUSE: Duration = Duration::from_millis(1);
-    /// Longer than any server runs.
-    const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
-
-    fn new(started: Instant, deadline: Instant, at: Stamp) -> Pin<Box<Self>> {
-        Box::pin(Self { started, at, is_registered: false, sleep: sleep_until(deadline) })
-    }
-
-    /// Whether it is known to wake the task of the latest poll, not before now and not after `due`.
-    #[inline]
-    fn covers(&self, due: Option<Stamp>) -> bool {
-        self.is_registered && !self.sleep.is_elapsed() && due.is_none_or(|due| due >= self.at)
-    }
-
-    fn set(self: Pin<&mut Self>, deadline: Instant, at: Stamp) {
-        let this = self.project();
-        *this.at = at;
-        this.sleep.reset(deadline);
-        *this.is_registered = false;
-    }
-
-    /// Ready when the deadline has come. Else the task of `cx`, which `is_new` or not since the
-    /// poll before, is woken then.
-    fn poll(self: Pin<&mut Self>, is_new: bool, cx: &mut Context<'_>) -> Poll<()> {
-        let this = self.project();
-        if !is_new && *this.is_registered && !this.sleep.is_elapsed() {
-            return Poll::Pending;
-        }
-        *this.is_registered = true;
-        poll_sleep(this.sleep, cx)
     }
 }

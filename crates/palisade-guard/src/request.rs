@@ -2,7 +2,7 @@
 
 use crate::{
     Flow, Policy, Polled, Stamp, Unread, Upstream, exchange::Exchange, handler_poll::PolledBy,
-    lease::poll_sleep,
+    timer::poll_sleep,
 };
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};

@@ -1,0 +1,36 @@
+//! What threads share. Under `cfg(palisade_loom)` the model checker's own, which it can see.
+
+#[cfg(palisade_loom)]
+pub(super) use loom::sync::{
+    MutexGuard,
+    atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize},
+};
+#[cfg(not(palisade_loom))]
+pub(super) use parking_lot::{Mutex, MutexGuard};
+#[cfg(not(palisade_loom))]
+pub(super) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
+
+/// As `parking_lot`'s: not poisoned by a panic, which ends a model anyway.
+#[cfg(palisade_loom)]
+#[derive(Debug, Default)]
+pub(super) struct Mutex<T>(loom::sync::Mutex<T>);
+
+#[cfg(palisade_loom)]
+impl<T> Mutex<T> {
+    pub(super) fn new(value: T) -> Self {
+        Self(loom::sync::Mutex::new(value))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, T> {
+        self.0.lock().expect("no thread panicked with the lock held")
+    }
+}
+
+/// Stands between a store and a load of another word, both sequentially consistent, whose order
+/// matters. Does nothing but under the model checker, which takes such accesses for acquire and
+/// release, and a fence for what it is.
+#[inline(always)]
+pub(super) fn store_before_load() {
+    #[cfg(palisade_loom)]
+    loom::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+}
