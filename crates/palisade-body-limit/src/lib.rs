@@ -71,6 +71,7 @@ mod messages;
 mod policy;
 mod request;
 mod response;
+mod violation;
 
 pub use frames::TinyFrames;
 pub use handle::BodyLimitHandle;
@@ -79,6 +80,8 @@ pub use layer::{
 };
 pub use palisade_core::{Metrics, Mode, Recorder, Rejection, Violation};
 #[doc(hidden)]
-pub use policy::{BodyLimitPolicy, Common, Held, Upload};
+pub use policy::{BodyLimitPolicy, Held, Upload};
+#[doc(hidden)]
+pub use request::Common;
 #[doc(hidden)]
 pub use response::Limited;

@@ -4,16 +4,20 @@ use crate::{
     BodyLimitHandle, MaxRequestBody, TinyFrames,
     handle::HandlersLimit,
     length::Length,
-    request::{Counted, Joined, Watch},
-    response::{Limited, too_large},
+    request::{Common, Counted, Joined, Watch},
+    response::Limited,
+    violation::{status, too_large},
 };
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use http_body::{Body, SizeHint};
-use palisade_core::{AnswerForm, Phase, Reason, Rejection, Violation};
+use palisade_core::{AnswerForm, Phase, Rejection, Violation};
 use palisade_guard::{
     Facts, Flow, Keeps, Never, Of, Policy, Polled, Refusal, Settings, Shared, Upstream,
 };
-use std::{sync::Arc, task::Context};
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
 use tokio::time::Instant;
 
 /// The policy of [`BodyLimitLayer`](crate::BodyLimitLayer).
@@ -39,13 +43,7 @@ pub enum Held {
     /// Its body is limited to so many bytes.
     Counts(u64),
     /// Its response is limited.
-    Response(Option<Box<Limited>>),
-}
-
-/// What both sides of a request see.
-#[derive(Debug)]
-pub struct Common {
-    pub(crate) handlers_limit: Option<Arc<HandlersLimit>>,
+    Response(Box<Limited>),
 }
 
 /// What goes with the request body.
@@ -92,6 +90,18 @@ impl BodyLimitPolicy {
         length.is_exact && length.declared <= frames && !self.is_overridable
     }
 
+    /// Records that a response is cut, and ends it if that is enforced.
+    #[cold]
+    fn cut(&self, violation: Violation, held: &mut Held, facts: &Facts, slot: &mut Polled) -> Flow {
+        // Shadow mode: one event is enough.
+        *held = Held::Nothing;
+        if !self.settings.cut(&violation, facts.conn()) {
+            return Flow::Go;
+        }
+        *slot = Poll::Ready(Some(violation.ending(facts.form)));
+        Flow::Cut
+    }
+
     /// Records a refusal. An error if it is enforced.
     pub(crate) fn refuse(&self, violation: Violation, facts: &Facts) -> Result<(), Refusal> {
         let rejection = Rejection::new(violation, status(&violation), facts.form);
@@ -99,16 +109,6 @@ impl BodyLimitPolicy {
             return Err(Refusal::new(rejection, &self.settings));
         }
         Ok(())
-    }
-}
-
-/// The status of plain HTTP for `violation`.
-pub(crate) fn status(violation: &Violation) -> StatusCode {
-    match (violation.reason, violation.phase) {
-        // Its length is fine, the way it comes is not: 413 would tell the client to send less.
-        (Reason::TinyFrames, _) => StatusCode::BAD_REQUEST,
-        (_, Phase::Handler | Phase::ResponseBody) => StatusCode::INTERNAL_SERVER_ERROR,
-        _ => StatusCode::PAYLOAD_TOO_LARGE,
     }
 }
 
@@ -178,10 +178,17 @@ impl Policy for BodyLimitPolicy {
         if !self.settings.is_on() || response.body().is_end_stream() {
             return Ok(false);
         }
-        let limited = self.limited(of.facts, response, limit)?;
-        let is_limited = limited.is_some();
-        *held = Held::Response(limited);
-        Ok(is_limited)
+        match Limited::new(response, of.facts.is_head, limit) {
+            Ok(limited) => {
+                *held = Held::Response(Box::new(limited));
+                Ok(true)
+            }
+            Err(violation) => {
+                self.refuse(violation, of.facts)?;
+                // Shadow mode: one event is enough.
+                Ok(false)
+            }
+        }
     }
 
     #[inline(always)]
@@ -214,7 +221,7 @@ impl Policy for BodyLimitPolicy {
             up.poll(slot, cx);
             return Flow::Go;
         };
-        let watch = Watch { policy: self, of };
+        let watch = Watch { settings: &self.settings, tiny_frames: self.tiny_frames, of };
         if counted.is_plain() {
             up.poll(slot, cx);
             counted.look(watch, slot)
@@ -241,7 +248,7 @@ impl Policy for BodyLimitPolicy {
         let Some(counted) = &upload.counted else { return hint };
         let held = counted.joined().map_or(0, Joined::held);
         let (lower, mut upper) = (hint.lower(), hint.upper());
-        if let Some(remaining) = counted.remaining_for_sure(self) {
+        if let Some(remaining) = counted.remaining_for_sure(self.settings.mode) {
             upper = Some(upper.map_or(remaining, |upper| upper.min(remaining)));
         }
         // A body that declares more than it may have fails where it is read. It must not fail
@@ -264,10 +271,13 @@ impl Policy for BodyLimitPolicy {
         cx: &mut Context<'_>,
     ) -> Flow {
         up.poll(slot, cx);
-        match held {
-            Held::Response(limited) => self.send(limited, of.facts, slot),
-            _ => Flow::Go,
+        if let (Held::Response(limited), Poll::Ready(Some(Ok(frame)))) = (&mut *held, &*slot)
+            && let Some(data) = frame.data_ref()
+            && let Err(violation) = limited.send(data.len())
+        {
+            return self.cut(violation, held, of.facts, slot);
         }
+        Flow::Go
     }
 
     #[inline(always)]

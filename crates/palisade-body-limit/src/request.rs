@@ -3,25 +3,35 @@
 use crate::{
     TinyFrames,
     frames::{Pack, SMALL, UNTOUCHED, Wait},
+    handle::HandlersLimit,
     messages::{Messages, TooLong},
-    policy::{BodyLimitPolicy, Common, status},
-    response::too_large,
+    violation::{status, too_large},
 };
 use bytes::Bytes;
 use http_body::Frame;
 use palisade_core::{AnswerForm, BoxError, Guard, Mode, Phase, Reason, Violation};
-use palisade_guard::{Flow, Polled, Shared, Upstream};
-use std::task::{Context, Poll};
+use palisade_guard::{Flow, Polled, Settings, Shared, Upstream};
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
 use tokio::time::Instant;
 
 /// Frames that are taken from the inner body in one poll at most, so that a body that is always
 /// ready leaves something for others.
 const MAX_FRAMES_PER_POLL: u32 = 1024;
 
-/// A policy and the request that it watches.
+/// What both sides of a request see.
+#[derive(Debug)]
+pub struct Common {
+    pub(crate) handlers_limit: Option<Arc<HandlersLimit>>,
+}
+
+/// Options of the layer, and the request that is watched.
 #[derive(Clone, Copy)]
 pub(crate) struct Watch<'a> {
-    pub(crate) policy: &'a BodyLimitPolicy,
+    pub(crate) settings: &'a Settings,
+    pub(crate) tiny_frames: Option<TinyFrames>,
     pub(crate) of: Shared<'a, Common>,
 }
 
@@ -83,7 +93,7 @@ impl Watch<'_> {
     /// The request body broke a rule. Whether it has to end.
     fn violated(self, violation: Violation) -> bool {
         let judge = |_phase| (violation, status(&violation));
-        self.of.violated(&self.policy.settings, judge).is_some()
+        self.of.violated(self.settings, judge).is_some()
     }
 }
 
@@ -131,16 +141,16 @@ impl Counted {
     }
 
     /// What is left of the limit, if it is enforced and can no longer be changed.
-    pub(crate) fn remaining_for_sure(&self, policy: &BodyLimitPolicy) -> Option<u64> {
+    pub(crate) fn remaining_for_sure(&self, mode: Mode) -> Option<u64> {
         let is_limited = self.is_watched && self.limit < u64::MAX && self.messages.is_none();
         let is_settled = !matches!(self.stage, Stage::Fresh | Stage::Over);
-        let is_enforced = policy.settings.mode == Mode::Enforce;
+        let is_enforced = mode == Mode::Enforce;
         (is_limited && is_settled && is_enforced).then_some(self.remaining)
     }
 
     /// How many small frames may come; `None` where they are neither counted nor joined.
     fn allowed(&self, watch: Watch<'_>) -> Option<TinyFrames> {
-        if self.is_watched { watch.policy.tiny_frames } else { Some(TinyFrames::default()) }
+        if self.is_watched { watch.tiny_frames } else { Some(TinyFrames::default()) }
     }
 
     /// Whether a frame of so many bytes is within the limit, and not one small frame too many to

@@ -1,11 +1,9 @@
 //! A response body that is limited.
 
-use crate::policy::BodyLimitPolicy;
+use crate::{length, violation::too_large};
 use http::{Response, StatusCode};
 use http_body::Body;
 use palisade_core::{Phase, Violation};
-use palisade_guard::{Facts, Flow, Polled, Refusal};
-use std::task::Poll;
 
 /// A response that is limited, and how much of it is left to send.
 #[derive(Debug)]
@@ -14,58 +12,33 @@ pub struct Limited {
     remaining: u64,
 }
 
-impl BodyLimitPolicy {
-    /// What it takes to limit the body of `response`, or why it must not be sent.
+impl Limited {
+    /// What it takes to limit the body of `response`, which answers a `HEAD` or not. An error if it
+    /// declares more than `limit`.
     #[inline(never)]
-    pub(crate) fn limited<B: Body>(
-        &self,
-        facts: &Facts,
+    pub(crate) fn new<B: Body>(
         response: &Response<B>,
+        is_head: bool,
         limit: u64,
-    ) -> Result<Option<Box<Limited>>, Refusal> {
+    ) -> Result<Self, Violation> {
         // A length may stand in these heads, and nothing follows it (RFC 9110 section 8.6).
-        let has_no_body = facts.is_head
+        let has_no_body = is_head
             || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let declared = if has_no_body { 0 } else { crate::length::declared(response) };
+        let declared = if has_no_body { 0 } else { length::declared(response) };
         if declared > limit {
-            let violation = too_large(Phase::Handler, limit, declared);
-            self.refuse(violation, facts)?;
-            // Shadow mode: one event is enough.
-            return Ok(None);
+            return Err(too_large(Phase::Handler, limit, declared));
         }
-        Ok(Some(Box::new(Limited { limit, remaining: limit })))
+        Ok(Self { limit, remaining: limit })
     }
 
-    /// Counts what is about to be sent. Cuts it if it is too much.
-    pub(crate) fn send(
-        &self,
-        limited: &mut Option<Box<Limited>>,
-        facts: &Facts,
-        slot: &mut Polled,
-    ) -> Flow {
-        let (Some(Limited { limit, remaining }), Poll::Ready(Some(Ok(frame)))) =
-            (limited.as_deref_mut(), &*slot)
-        else {
-            return Flow::Go;
-        };
-        let length = frame.data_ref().map_or(0, |data| data.len() as u64);
-        if let Some(left) = remaining.checked_sub(length) {
-            *remaining = left;
-            return Flow::Go;
+    /// Counts what is about to be sent. An error if it is too much.
+    pub(crate) fn send(&mut self, bytes: usize) -> Result<(), Violation> {
+        let bytes = bytes as u64;
+        if let Some(left) = self.remaining.checked_sub(bytes) {
+            self.remaining = left;
+            return Ok(());
         }
-        let sent = limit.saturating_sub(*remaining);
-        let violation = too_large(Phase::ResponseBody, *limit, sent.saturating_add(length));
-        *limited = None;
-        if !self.settings.cut(&violation, facts.conn()) {
-            return Flow::Go;
-        }
-        *slot = Poll::Ready(Some(violation.ending(facts.form)));
-        Flow::Cut
+        let sent = self.limit.saturating_sub(self.remaining);
+        Err(too_large(Phase::ResponseBody, self.limit, sent.saturating_add(bytes)))
     }
-}
-
-/// `observed` bytes where `limit` are allowed.
-pub(crate) fn too_large(phase: Phase, limit: u64, observed: u64) -> Violation {
-    use palisade_core::{Guard, Reason};
-    Violation::new(Guard::BodyLimit, Reason::TooLarge, phase, limit, observed)
 }
