@@ -11,7 +11,8 @@ use http::{Method, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use http_body_util::{BodyExt, Channel, Empty, Full};
 use palisade::{
-    Quota, RequestBody, Stack, StackLayer, rate_limit::RateLimitLayer, timeout::TimeoutLayer,
+    Quota, RequestBody, Stack, StackLayer, rate_limit::RateLimitLayer, slow_body::Pace,
+    timeout::TimeoutLayer,
 };
 use palisade_core::{ConnInfo, Guard, Prefix, Reason};
 use palisade_testkit::{
@@ -53,6 +54,32 @@ async fn upload(frames: usize) -> (http_body_util::channel::Sender<Bytes, Infall
         sender.send_data(Bytes::from_static(b"ten bytes.")).await.unwrap();
     }
     (sender, body)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frame_counts_from_when_it_came_also_where_permits_are_short() {
+    for permits in [1, 1000] {
+        let stack = Stack::edge()
+            .max_requests(permits)
+            .tune_slow_body(|layer| layer.request(Pace::conversation()))
+            .build()
+            .unwrap();
+        let service = stack.layer(service_fn(async |request: Request<RequestBody<Upload>>| {
+            let mut body = request.into_body();
+            while let Some(Ok(_)) = body.frame().await {}
+            hello(Request::new(())).await
+        }));
+        let (mut sender, body) = Channel::new(1);
+        let answer =
+            tokio::spawn(service.oneshot(from_client(Request::post("/").body(body).unwrap())));
+        for wait in [1, 58] {
+            sleep(Duration::from_secs(wait)).await;
+            sender.send_data(Bytes::from_static(b"x")).await.unwrap();
+        }
+        let last = Instant::now();
+        assert_eq!(answer.await.unwrap().unwrap().status(), StatusCode::REQUEST_TIMEOUT);
+        assert_eq!(last.elapsed(), Duration::from_secs(60), "{permits} permits");
+    }
 }
 
 #[tokio::test(start_paused = true)]

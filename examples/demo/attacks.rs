@@ -85,7 +85,7 @@ pub(crate) fn all(quick: bool) -> Vec<Attack> {
     vec![
         Attack {
             name: "slow uploads",
-            about: "500 clients of 25 addresses upload a byte a second, to a server with 200 slots",
+            about: "500 clients of 25 addresses upload a byte a second, to a server with 200 permits",
             lasts: seconds(8_500, 4_500),
             attackers: 500,
             addresses: 25,

@@ -117,7 +117,7 @@ pub(crate) fn allow(files: u64) -> std::io::Result<()> {
 }
 
 /// What a careful user assembles today. The rate limit stands outside, because it is cheapest to
-/// refuse; then the slots, and inside of them what ends a request that takes too long.
+/// refuse; then the permits, and inside of them what ends a request that takes too long.
 fn careful(app: Router, quick: bool) -> Result<Router, BoxError> {
     let rate = GovernorConfigBuilder::default()
         .period(Duration::from_secs(1) / PER_SECOND)

@@ -51,7 +51,7 @@ impl ConcurrencyLimitPolicy {
             if let Some(waiter) = waiter {
                 return Ok(Held::Queued(Box::new(Queued { waiter, wait: queue.wait })));
             }
-            violation = over(Reason::QueueFull, queue.waiters);
+            violation = over(Reason::QueueFull, Phase::RequestHead, queue.waiters);
         }
         let status = match violation.reason {
             Reason::ClientFull => StatusCode::TOO_MANY_REQUESTS,
@@ -80,10 +80,7 @@ impl ConcurrencyLimitPolicy {
 
     /// What a displaced request did: it was one too many of those that wait.
     fn displacement(&self, phase: Phase) -> Violation {
-        let max = self.0.limiter.max_present(self.0.max_present);
-        let mut violation = over(Reason::Displaced, max);
-        violation.phase = phase;
-        violation
+        over(Reason::Displaced, phase, self.0.limiter.max_present(self.0.max_present))
     }
 
     /// The request is over. Returns whether it was displaced.
@@ -96,12 +93,13 @@ impl ConcurrencyLimitPolicy {
         is_displaced
     }
 
-    /// The request is over before it was released.
+    /// The request, which was displaced, is over before it is released. The caller has recorded it.
     fn leave_early(&self, held: &mut Held, of: Of<'_, Common>) {
+        // First, because to wake a task may run any code.
+        let held = std::mem::take(held);
         if let Some(waiter) = held.waiter(of.shared) {
             self.leave(waiter, of);
         }
-        *held = Held::Nothing;
     }
 
     /// The request is over. Records that it is cut, if it was displaced and not polled since.
@@ -191,16 +189,17 @@ impl ConcurrencyLimitPolicy {
         } else {
             false
         };
-        if !held.waiter(of.shared)?.is_displaced() {
+        if !halves.waiter.is_displaced() {
             return None;
         }
-        self.leave_early(held, of);
         // A response that is ready is not thrown away, unless it may say no more than that the
         // body failed. Only a guard that enforces displaces.
-        let violation = self.displacement(Phase::RequestBody);
         let is_refused = is_pending || halves.body_told();
-        let status = StatusCode::REQUEST_TIMEOUT;
-        if is_refused { self.refuse(violation, status, of.facts).map(Box::new) } else { None }
+        let (violation, status) =
+            (self.displacement(Phase::RequestBody), StatusCode::REQUEST_TIMEOUT);
+        let refusal = if is_refused { self.refuse(violation, status, of.facts) } else { None };
+        self.leave_early(held, of);
+        refusal.map(Box::new)
     }
 
     /// The body of a request that has waited has something to hand on.

@@ -197,7 +197,7 @@ async fn a_download_begun_in_quiet_times_goes_on_while_the_last_tenth_is_free() 
     honest.body_mut().frame().await.unwrap().unwrap();
     let _attack: Vec<_> = (0..30).map(|_| send(&slow, from("198.51.100.1", get()))).collect();
     settle().await;
-    assert_eq!(journal.level(GUARD, Level::Working), Some(9)); // One slot is free, for the light.
+    assert_eq!(journal.level(GUARD, Level::Working), Some(9)); // One permit is free, for the light.
     // A newcomer from the same address is served ...
     assert_eq!(call(&download, from("192.0.2.1", get())).await.unwrap().status(), 200);
     // ... and the download that was here first?
@@ -211,7 +211,7 @@ async fn a_light_newcomer_in_the_queue_need_not_wait_for_the_heavy() {
     let layer = ConcurrencyLimitLayer::new(10).fairness().queue(8, Duration::from_secs(9));
     let service = layer.metrics(journal.clone()).layer(gate.handler());
     let mut tasks = Vec::new();
-    // Nine slots are taken, and the last is for the light: the client of nine is not.
+    // Nine permits are taken, and the last is for the light: the client of nine is not.
     for _ in 0..12 {
         tasks.push(send(&service, from("198.51.100.1", get())));
         settle().await;

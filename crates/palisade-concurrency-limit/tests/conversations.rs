@@ -1,9 +1,14 @@
-//! Requests whose two bodies go both ways, perhaps in two tasks: who holds a slot, who waits,
+//! Requests whose two bodies go both ways, perhaps in two tasks: who holds a permit, who waits,
 //! who goes.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 use common::*;
+use http_body::Body as _;
+use std::{
+    sync::atomic::{AtomicUsize, Ordering::SeqCst},
+    task::{Context, Wake},
+};
 
 /// As in gRPC both ways: a task reads the request, and what comes goes into the answer.
 fn bidi() -> Handler {
@@ -34,10 +39,10 @@ async fn both_halves_of_a_conversation_are_woken() {
     let (talk, slow) = (layer.layer(bidi()), layer.layer(gate.handler()));
     let (mut sender, body) = channel();
     let response = call(&talk, post(body)).await.unwrap();
-    settle().await; // The reader waits for its client: no slot is held.
+    settle().await; // The reader waits for its client: no permit is held.
     assert_eq!(journal.level(GUARD, Level::Working), Some(0));
     let other = send(&slow, get());
-    settle().await; // The only slot is taken.
+    settle().await; // The only permit is taken.
     let mut answer = response.into_body();
     let echoed = tokio::spawn(async move {
         let f = answer.frame().await;
@@ -81,7 +86,7 @@ async fn a_frame_that_has_come_is_handed_on_when_the_head_is_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_conversation_holds_no_slot() {
+async fn an_idle_conversation_holds_no_permit() {
     let journal = Journal::default();
     let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
     let (talk, other) = (layer.layer(bidi()), layer.layer(reader()));
@@ -99,7 +104,7 @@ async fn an_idle_conversation_holds_no_slot() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_does_not_read_its_answer_holds_no_slot_whatever_it_sends() {
+async fn who_does_not_read_its_answer_holds_no_permit_whatever_it_sends() {
     let journal = Journal::default();
     let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
     let (talk, other) = (layer.layer(bidi()), layer.layer(reader()));
@@ -316,4 +321,40 @@ async fn a_client_that_was_silent_for_long_gets_no_work_for_nothing() {
         let working = at_work_on_a_message_after(Duration::from_secs(silence)).await;
         assert_eq!(working, Some(1), "after {silence} s");
     }
+}
+
+/// A task that counts how often it is woken.
+#[derive(Default)]
+struct Wakes(AtomicUsize);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_with_nothing_to_give_does_not_wake_itself_beside_a_queue() {
+    let layer = ConcurrencyLimitLayer::new(1).queue(5, Duration::from_secs(60));
+    let service = layer.layer(bidi());
+    let (client, body) = channel();
+    let mut answer = call(&service, post(body)).await.unwrap().into_body();
+    settle().await;
+    let wakes = Arc::new(Wakes::default());
+    let waker = wakes.clone().into();
+    let mut cx = Context::from_waker(&waker);
+    assert!(Pin::new(&mut answer).poll_frame(&mut cx).is_pending());
+    assert_eq!(layer.handle().working(), 0);
+    // It may have a permit, and the newcomer in the queue may not.
+    layer.handle().set_limit(0);
+    let newcomer = send(&service, get());
+    settle().await;
+    for _ in 0..100 {
+        assert!(Pin::new(&mut answer).poll_frame(&mut cx).is_pending());
+    }
+    // Once as the permits that are kept are recalled.
+    assert!(wakes.0.load(SeqCst) <= 1, "woken {} times", wakes.0.load(SeqCst));
+    drop((client, answer));
+    layer.handle().set_limit(1);
+    assert_eq!(newcomer.await.unwrap().0, StatusCode::OK);
 }

@@ -200,7 +200,7 @@ async fn ends_well(
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_upload_that_became_heavy_while_it_waits_gets_the_next_slot_all_the_same() {
+async fn an_upload_that_became_heavy_while_it_waits_gets_the_next_permit_all_the_same() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(10).fairness().metrics(journal.clone());
     let slow = layer.layer(gate.handler());
@@ -215,7 +215,7 @@ async fn an_upload_that_became_heavy_while_it_waits_gets_the_next_slot_all_the_s
     requests.extend((0..10).map(|n| send(&slow, from(&format!("192.0.2.{n}"), get()))));
     settle().await;
     assert_eq!(journal.level(GUARD, Level::Working), Some(10));
-    // All three are light, as none of them has a slot; the third is not when it is its turn.
+    // All three are light, as none of them has a permit; the third is not when it is its turn.
     drop(senders);
     settle().await;
     assert_eq!(journal.level(GUARD, Level::Queued), Some(3));
@@ -228,7 +228,7 @@ async fn an_upload_that_became_heavy_while_it_waits_gets_the_next_slot_all_the_s
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_upload_that_became_light_while_it_waits_gets_a_slot_of_the_reserve() {
+async fn an_upload_that_became_light_while_it_waits_gets_a_permit_of_the_reserve() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(10).fairness().metrics(journal.clone());
     let slow = layer.layer(gate.handler());
@@ -241,7 +241,7 @@ async fn an_upload_that_became_light_while_it_waits_gets_a_slot_of_the_reserve()
         requests.push(send(&reads, from(client, post(body))));
     }
     settle().await;
-    // Nine slots are taken, two by each of the clients that upload: both are heavy. The tenth is
+    // Nine permits are taken, two by each of the clients that upload: both are heavy. The tenth is
     // taken by a light one.
     let mut working: Vec<_> = (0..5).map(|n| format!("192.0.2.{n}")).collect();
     working.extend([OTHER, OTHER, ONE, ONE, "192.0.2.99"].map(str::to_owned));
@@ -259,7 +259,7 @@ async fn an_upload_that_became_light_while_it_waits_gets_a_slot_of_the_reserve()
     gate.0.lock().remove(8).send(()).unwrap();
     settle().await;
     assert_eq!(journal.level(GUARD, Level::Queued), Some(1));
-    // The second holds one slot now, and is light. It gets what the light one frees.
+    // The second holds one permit now, and is light. It gets what the light one frees.
     gate.0.lock().remove(8).send(()).unwrap();
     settle().await;
     assert_eq!(journal.level(GUARD, Level::Queued), Some(0));
@@ -267,7 +267,7 @@ async fn an_upload_that_became_light_while_it_waits_gets_a_slot_of_the_reserve()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_queue_full_of_heavy_newcomers_does_not_keep_a_light_one_from_free_slots() {
+async fn a_queue_full_of_heavy_newcomers_does_not_keep_a_light_one_from_free_permits() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let queue = (24, Duration::from_secs(9));
     let layer = ConcurrencyLimitLayer::new(LIMIT).fairness().queue(queue.0, queue.1);

@@ -178,11 +178,11 @@ pub trait Metrics: Send + Sync + 'static {
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Level {
-    /// Requests that hold a slot now.
+    /// Requests that hold a permit now.
     Working,
     /// Requests that are here and wait for their own client now.
     Waiting,
-    /// Requests that wait for a slot now.
+    /// Requests that wait for a permit now.
     Queued,
     /// The limit on [`Level::Working`].
     Limit,

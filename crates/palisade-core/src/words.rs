@@ -52,13 +52,13 @@ closed_enum! {
     /// Why it acted. Each reason fixes the unit of [`Violation`](crate::Violation)'s numbers.
     #[non_exhaustive]
     Reason {
-        /// Every slot is taken. Requests.
+        /// Every permit is taken. Requests.
         Full = "full",
         /// The client has as many requests present as one client may have. Requests.
         ClientFull = "client_full",
-        /// The queue for a slot is full. Requests.
+        /// The queue for a permit is full. Requests.
         QueueFull = "queue_full",
-        /// Waited for a slot for as long as the queue allows. Milliseconds.
+        /// Waited for a permit for as long as the queue allows. Milliseconds.
         QueueTimeout = "queue_timeout",
         /// As many requests wait for their own clients as may, and this one waited longest. Requests.
         Displaced = "displaced",

@@ -183,7 +183,8 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
 
     /// The client is awaited for the first time, from `now` on; `left` is the length of what has
     /// not come, if that is known. Returns when the waiting is to be looked at first: in this wait,
-    /// or at the beginning of the first wait after it.
+    /// or at the beginning of the first wait after it. Nothing but [`Self::wait_expired`] may make
+    /// that instant earlier.
     #[inline(always)]
     fn first_wait(
         &self,
@@ -221,7 +222,9 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
         Ok(None)
     }
 
-    /// Something came, or the body ended, at `now`, in a wait that began at `since`.
+    /// Something came, or the body ended, at `now`, in a wait that began at `since`. What came has
+    /// been counted by [`Self::poll_request`], if it went that way, and not yet by
+    /// [`Self::passed`].
     #[inline(always)]
     fn wait_ends(
         &self,

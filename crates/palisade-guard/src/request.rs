@@ -44,7 +44,7 @@ pub(crate) struct Reading<P: Policy> {
     awaits: bool,
     since: Stamp,
     has_waited: bool,
-    /// When the waiting is to be looked at: not later than it may be too long.
+    /// When the waiting is to be looked at: a lower bound of the instant at which it is too long.
     due: Option<Stamp>,
     /// Wakes the task that polls this body at `due`, where that is not the handler's task.
     timer: Option<Pin<Box<Sleep>>>,

@@ -51,7 +51,7 @@ impl Timer {
         self.at
     }
 
-    /// Whether it is known to wake the task of the latest poll, not before now and not after `due`.
+    /// Whether it wakes the task of the latest poll, has not fired, and fires no later than `due`.
     #[inline]
     pub(crate) fn covers(&self, due: Option<Stamp>) -> bool {
         self.is_registered && !self.sleep.is_elapsed() && due.is_none_or(|due| due >= self.at)

@@ -103,15 +103,14 @@ impl SlowBodyPolicy {
         (rate as f64 * (1.0 + 7.0 * f64::from(pressure))) as u64
     }
 
-    /// The stopwatch of an upload whose client is awaited since then.
+    /// What came before the present wait is paid for it, at the rate in force now.
     #[inline(always)]
-    fn waits_since<'a>(&self, upload: &'a mut Upload, since: Stamp) -> Option<&'a mut Stopwatch> {
-        let stopwatch = upload.stopwatch.as_deref_mut()?;
-        if !stopwatch.is_running() {
+    fn pay(&self, upload: &mut Upload) {
+        if upload.bytes > 0
+            && let Some(stopwatch) = &mut upload.stopwatch
+        {
             stopwatch.pay(std::mem::take(&mut upload.bytes), self.required(stopwatch));
-            stopwatch.start(since);
         }
-        Some(stopwatch)
     }
 
     /// The server asks for more of a judged response. Cuts it if it does so too late.
@@ -243,8 +242,22 @@ impl Policy for SlowBodyPolicy {
         let pace = self.request_pace(of.shared, of.facts.form);
         let length = left.map(|left| left.saturating_add(upload.bytes));
         upload.stopwatch = Some(Box::new(Stopwatch::new(pace, length)));
-        let stopwatch = self.waits_since(upload, now)?;
-        Some(next_look(of.facts, stopwatch.due(now), now))
+        self.pay(upload);
+        let due = upload.stopwatch.as_ref()?.due(now);
+        Some(next_look(of.facts, due, now))
+    }
+
+    #[inline(always)]
+    fn client_awaited(
+        &self,
+        upload: &mut Upload,
+        _: Shared<'_, Common>,
+        _: bool,
+        _: &mut Context<'_>,
+    ) -> Result<(), Violation> {
+        // Not when the wait ends: by then what ended it may have been counted.
+        self.pay(upload);
+        Ok(())
     }
 
     #[inline(never)]
@@ -255,9 +268,16 @@ impl Policy for SlowBodyPolicy {
         since: Stamp,
         now: Stamp,
     ) -> Result<Option<Stamp>, Violation> {
-        let Some(stopwatch) = self.waits_since(upload, since) else { return Ok(None) };
+        self.pay(upload);
+        let Some(stopwatch) = &mut upload.stopwatch else { return Ok(None) };
+        stopwatch.start(since);
         let mut next = now;
         if let Some(conn) = of.facts.shared_window() {
+            let first_look = next_look(of.facts, stopwatch.due(since), since);
+            if now < first_look {
+                // This was due in an earlier wait.
+                return Ok(Some(first_look));
+            }
             if conn.has_unread_body() && stopwatch.excused() < MAX_EXCUSED {
                 stopwatch.excuse(now);
                 // However little of its time is left: else that would be slept through bit by bit.
@@ -280,7 +300,8 @@ impl Policy for SlowBodyPolicy {
 
     #[inline]
     fn wait_ends(&self, upload: &mut Upload, _: Shared<'_, Common>, since: Stamp, now: Stamp) {
-        if let Some(stopwatch) = self.waits_since(upload, since) {
+        if let Some(stopwatch) = &mut upload.stopwatch {
+            stopwatch.start(since);
             stopwatch.stop(now);
         }
     }

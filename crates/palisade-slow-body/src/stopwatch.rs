@@ -55,10 +55,10 @@ impl Stopwatch {
         self.adds_up
     }
 
-    /// The wait begins at `now`.
+    /// The wait began at `since`, if it is not known yet.
     #[inline]
-    pub(crate) fn start(&mut self, now: Stamp) {
-        self.since = Some(now);
+    pub(crate) fn start(&mut self, since: Stamp) {
+        self.since.get_or_insert(since);
     }
 
     /// The wait ended at `now`. None of it is charged beyond what was allowed: what was waited for

@@ -483,6 +483,22 @@ async fn pressure_asks_for_more() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn bytes_are_worth_what_was_asked_for_when_they_came() {
+    let pressure = Pressure::default();
+    let layer = SlowBodyLayer::new().pressure(pressure.clone());
+    let (mut client, request) = upload();
+    let began = Instant::now();
+    let answer = tokio::spawn(layer.layer(service_fn(read)).oneshot(request));
+    sleep(seconds(14)).await;
+    // Worth 8 s at 500 bytes a second: with the grace and the window paid until 23 s.
+    send(&mut client, 4000).await;
+    sleep(500 * MS).await;
+    pressure.set(1.0);
+    assert_eq!(answer.await.unwrap().unwrap().status(), TOO_SLOW);
+    assert_eq!(began.elapsed(), seconds(23));
+}
+
+#[tokio::test(start_paused = true)]
 async fn numbers_of_its_own_hold() {
     let pace = Pace::builder()
         .gap(100 * MS)

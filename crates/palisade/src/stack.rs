@@ -41,9 +41,9 @@ pub type RequestBody<B> = palisade_guard::RequestBody<B, Policies>;
 /// The response body of a service behind the stack.
 pub type ResponseBody<B> = palisade_guard::ResponseBody<B, Policies>;
 
-/// The guards of a stack, outside to inside. What is cheapest to refuse is refused first; the slot
+/// The guards of a stack, outside to inside. What is cheapest to refuse is refused first; the permit
 /// is taken last and given back last. The timeout stands outside the concurrency limit, so that
-/// waiting for a slot counts.
+/// waiting for a permit counts.
 pub(crate) type Policies =
     And<RateLimitOf, And<TimeoutOf, And<BodyLimitOf, And<SlowBodyOf, ConcurrencyLimitOf>>>>;
 

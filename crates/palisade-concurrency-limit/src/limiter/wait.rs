@@ -82,10 +82,20 @@ impl Limiter {
         self.is_crowded() || waiter.is_charged()
     }
 
-    /// Whether it waits for its client, keeps its permit for now, and will wake the task of `cx`.
+    /// Whether it waits for its client, keeps its permit while permits are plentiful, and will wake
+    /// the task of `cx`.
     #[inline]
     pub(crate) fn keeps_on(&self, waiter: &Waiter, half: Half, cx: &Context<'_>) -> bool {
-        waiter.wakes(half, cx) && waiter.is_keeping() && !self.is_crowded()
+        waiter.wakes(half, cx)
+            && waiter.is_keeping()
+            && !self.is_crowded()
+            // By the usual number permits are short only where they are crowded.
+            && (waiter.rules().max_present == 0 || !self.finds_permits_short(waiter))
+    }
+
+    /// Whether permits would be getting short if all present requests worked.
+    pub(crate) fn finds_permits_short(&self, waiter: &Waiter) -> bool {
+        self.is_getting_short(self.max_present(waiter.rules().max_present))
     }
 
     /// The client is what is waited for from here on.
@@ -207,11 +217,6 @@ impl Limiter {
         true
     }
 
-    /// Whether permits would be getting short if all present requests worked.
-    pub(crate) fn finds_permits_short(&self, waiter: &Waiter) -> bool {
-        self.is_getting_short(self.max_present(waiter.rules().max_present))
-    }
-
     /// Takes the permit back that a request keeps while it waits for its client.
     pub(super) fn recall(&self, waiter: &Arc<Waiter>) {
         self.give_up(waiter, true);
@@ -253,7 +258,9 @@ impl Limiter {
         if !self.is_crowded() {
             self.recall_all();
         }
-        self.grant();
+        // Its own task looks at it after this. To wake that would make a request spin which gives
+        // the permit up again because it has nothing to do.
+        self.grant_waking(|granted| !Arc::ptr_eq(granted, waiter));
     }
 
     /// Lets a request go on without a permit being free, for a guard that only watches.
@@ -279,9 +286,16 @@ impl Limiter {
 
     /// Gives free permits to those that wait for one, in order.
     pub(super) fn grant(&self) {
+        self.grant_waking(|_| true);
+    }
+
+    /// The same, and wakes those of them that `wakes` picks.
+    fn grant_waking(&self, wakes: impl Fn(&Arc<Waiter>) -> bool) {
         store_before_load();
         while let Some(waiter) = self.grant_one() {
-            waiter.wake();
+            if wakes(&waiter) {
+                waiter.wake();
+            }
         }
     }
 
@@ -361,6 +375,37 @@ mod tests {
         let waiter = Arc::new(Waiter::working(RULES, None, None));
         limiter.give_up(&waiter, false);
         waiter
+    }
+
+    #[test]
+    fn requests_that_kept_their_permits_leave_nothing_behind() {
+        let limiter = Limiter::new(100);
+        let mut waiters = Vec::new();
+        for _ in 0..10 {
+            assert!(limiter.take_any());
+            let waiter = Arc::new(Waiter::working(RULES, None, None));
+            limiter.stop_working(&waiter);
+            waiters.push(waiter);
+        }
+        assert_eq!((limiter.kept.count(), limiter.working()), (10, 0));
+        for place in [9, 0, 4, 0, 0, 4, 1, 2, 0, 0] {
+            let waiter = waiters.remove(place);
+            limiter.leave(&waiter);
+            assert_eq!(Arc::strong_count(&waiter), 1);
+        }
+        assert_eq!((limiter.kept.count(), limiter.present()), (0, 0));
+    }
+
+    #[test]
+    fn a_request_of_a_layer_with_few_present_is_looked_at_again_where_these_are_many() {
+        let cx = Context::from_waker(std::task::Waker::noop());
+        for (max_present, keeps_on) in [(0, true), (4, true), (2, false)] {
+            let limiter = Limiter::new(100);
+            assert!(limiter.take_any());
+            let waiter = Arc::new(Waiter::working(Rules { max_present, ..RULES }, None, None));
+            limiter.wait_for_client(&waiter, Half::Answer, &cx);
+            assert_eq!(limiter.keeps_on(&waiter, Half::Answer, &cx), keeps_on, "{max_present}");
+        }
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub(crate) fn admit(
         is_taken = take(options, head, &mut extras);
     }
     if !is_taken {
-        let violation = over(Reason::Full, limiter.limit());
+        let violation = over(Reason::Full, Phase::RequestHead, limiter.limit());
         return Err(Denied { violation, counted: extras.and_then(|extras| extras.counted) });
     }
     if let Err(violation) = welcome(options) {
@@ -48,17 +48,17 @@ pub(crate) fn welcome(options: &Options) -> Result<(), Violation> {
     let (present, max_present) = (limiter.present(), limiter.max_present(options.max_present));
     limiter.look_for_crowd(present, max_present);
     if present > max_present && !limiter.make_room(max_present, options.rules().enforces) {
-        return Err(over(Reason::Full, max_present));
+        return Err(over(Reason::Full, Phase::RequestHead, max_present));
     }
     limiter.count_admitted();
     Ok(())
 }
 
 /// One more than `max`.
-pub(crate) fn over(reason: Reason, max: usize) -> Violation {
+pub(crate) fn over(reason: Reason, phase: Phase, max: usize) -> Violation {
     let max = max as u64;
     let observed = max.saturating_add(1);
-    Violation::new(Guard::ConcurrencyLimit, reason, Phase::RequestHead, max, observed)
+    Violation::new(Guard::ConcurrencyLimit, reason, phase, max, observed)
 }
 
 /// Counts one more request of the client.
@@ -70,7 +70,10 @@ fn enter(
 ) -> Result<Option<Box<Extras>>, Denied> {
     let Some(client) = options.client(head) else { return Ok(None) };
     let Some(counted) = options.limiter.clients().enter(client, max) else {
-        return Err(Denied { violation: over(Reason::ClientFull, max), counted: None });
+        return Err(Denied {
+            violation: over(Reason::ClientFull, Phase::RequestHead, max),
+            counted: None,
+        });
     };
     Ok(Some(Box::new(Extras { counted: Some(counted), ..Extras::default() })))
 }

@@ -37,11 +37,12 @@ pub enum Held {
     Queued(Box<Queued>),
 }
 
-/// A request without a body that has waited for its reader.
+/// A request that has waited: for its reader, or in the queue. What holds this must
+/// [leave](crate::limiter::Limiter::leave) the limiter, which its drop does not do.
 #[derive(Debug)]
 pub struct Waits(pub(crate) Arc<Waiter>);
 
-/// A newcomer in the queue.
+/// A newcomer in the queue. As [`Waits`].
 #[derive(Debug)]
 pub struct Queued {
     pub(crate) waiter: Arc<Waiter>,

@@ -1,4 +1,4 @@
-//! Who holds a slot when, exactly, on paused time and without sockets.
+//! Who holds a permit when, exactly, on paused time and without sockets.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
@@ -39,7 +39,7 @@ async fn all_services_of_a_layer_share_one_limit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slot_is_held_until_the_body_ends_or_is_dropped() {
+async fn a_permit_is_held_until_the_body_ends_or_is_dropped() {
     let journal = Journal::default();
     let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
     let service = layer.layer(handler(|_| async { Response::new(full("slow")) }));
@@ -55,7 +55,7 @@ async fn a_slot_is_held_until_the_body_ends_or_is_dropped() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slot_is_held_while_the_handler_produces_and_freed_by_its_error() {
+async fn a_permit_is_held_while_the_handler_produces_and_freed_by_its_error() {
     let journal = Journal::default();
     let (sender, receiver) = oneshot::channel();
     let sender = Arc::new(Mutex::new(Some(sender)));
@@ -80,7 +80,7 @@ async fn a_slot_is_held_while_the_handler_produces_and_freed_by_its_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dropped_or_panicking_request_gives_its_slot_back() {
+async fn a_dropped_or_panicking_request_gives_its_permit_back() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
     let service = layer.layer(gate.handler());
@@ -100,7 +100,7 @@ async fn a_dropped_or_panicking_request_gives_its_slot_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_for_his_own_client_holds_no_slot() {
+async fn who_waits_for_his_own_client_holds_no_permit() {
     let journal = Journal::default();
     let service = ConcurrencyLimitLayer::new(1).metrics(journal.clone()).layer(reader());
     let mut senders = Vec::new();
@@ -125,7 +125,7 @@ async fn who_waits_for_his_own_client_holds_no_slot() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_had_a_slot_gets_it_back_in_order_and_before_newcomers() {
+async fn whoever_had_a_permit_gets_it_back_in_order_and_before_newcomers() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
     let (uploads, slow) = (layer.layer(reader()), layer.layer(gate.handler()));
@@ -138,7 +138,7 @@ async fn whoever_had_a_slot_gets_it_back_in_order_and_before_newcomers() {
     settle().await;
     assert_eq!(gate.started(), 1);
 
-    // Both have something to do now, the first one first; the slot is taken.
+    // Both have something to do now, the first one first; the permit is taken.
     first_sender.send_data(Bytes::from("more")).await.unwrap();
     settle().await;
     drop(second_sender);
@@ -166,7 +166,7 @@ async fn whoever_had_a_slot_gets_it_back_in_order_and_before_newcomers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_drops_the_body_goes_on_only_with_a_slot() {
+async fn a_handler_that_drops_the_body_goes_on_only_with_a_permit() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let (at_work, mut works) = mpsc::unbounded_channel();
     let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
@@ -219,7 +219,7 @@ fn reads_ahead(gate: &Gate) -> Handler {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_read_ahead_in_vain_works_in_a_slot() {
+async fn a_handler_that_read_ahead_in_vain_works_in_a_permit() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(2).metrics(journal.clone());
     let service = layer.layer(reads_ahead(&gate));
@@ -251,13 +251,13 @@ async fn a_handler_that_read_ahead_in_vain_works_in_a_slot() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_with_work_of_its_own_waits_for_a_slot_before_it_goes_on() {
+async fn a_handler_with_work_of_its_own_waits_for_a_permit_before_it_goes_on() {
     let (journal, gate, others) = (Journal::default(), Gate::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
     let (uploads, slow) = (layer.layer(reads_ahead(&gate)), layer.layer(others.handler()));
     let (sender, body) = channel();
     let mut upload = Box::pin(call(&uploads, post(body)));
-    assert!(upload.as_mut().now_or_never().is_none()); // Gave its slot up.
+    assert!(upload.as_mut().now_or_never().is_none()); // Gave its permit up.
     let other = send(&slow, get());
     settle().await;
     assert_eq!(others.started(), 1); // Which another one has now.
@@ -320,7 +320,7 @@ async fn a_body_read_in_another_task_counts_all_the_same() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_outlives_its_request_is_read_without_a_slot() {
+async fn a_body_that_outlives_its_request_is_read_without_a_permit() {
     let journal = Journal::default();
     let (keep, mut kept) = mpsc::unbounded_channel();
     let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
@@ -363,7 +363,7 @@ async fn where_too_many_are_present_the_one_that_waited_longest_goes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_nobody_reads_holds_no_slot_and_can_be_displaced() {
+async fn an_answer_that_nobody_reads_holds_no_permit_and_can_be_displaced() {
     let journal = Journal::default();
     let layer = ConcurrencyLimitLayer::new(1).present(2).metrics(journal.clone());
     let service = layer.layer(handler(|_| async {
@@ -451,7 +451,7 @@ async fn one_client_may_have_only_so_many_and_its_neighbour_has_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn picked_requests_have_slots_of_their_own_when_all_others_are_taken() {
+async fn picked_requests_have_permits_of_their_own_when_all_others_are_taken() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(1)
         .reserve(1, |head| head.uri.path() == "/health")
@@ -707,7 +707,7 @@ async fn everybody_who_was_let_in_is_done_in_the_end_whatever_the_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_fails_gives_its_slot_back_though_its_future_is_kept() {
+async fn a_handler_that_fails_gives_its_permit_back_though_its_future_is_kept() {
     let journal = Journal::default();
     let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
     let fails = service_fn(|_: Request<Inner>| async { Err::<Answer, _>("broken") });
