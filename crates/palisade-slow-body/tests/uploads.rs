@@ -630,6 +630,25 @@ async fn what_others_may_be_to_blame_for_is_charged_after_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn short_waits_use_up_nothing_of_that_minute() {
+    let (conn, _in_flight) = http2();
+    let service = SlowBodyLayer::new().layer(service_fn(read));
+    assert!(conn.add_unread_body());
+    let (mut client, request) = beside(&conn);
+    let response = tokio::spawn(service.oneshot(request));
+    for _ in 0..100 {
+        sleep(1500 * MS).await;
+        send(&mut client, 1500).await;
+    }
+    let last = Instant::now();
+    let response = response.await.unwrap().unwrap();
+    assert_eq!(response.status(), StatusCode::REQUEST_TIMEOUT);
+    let took = last.elapsed();
+    assert!(seconds(68) <= took && took <= seconds(77), "{took:?}");
+    conn.remove_unread_body();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_body_that_can_come_again_has_its_whole_gap() {
     let (conn, _in_flight) = http2();
     let service = SlowBodyLayer::new().layer(service_fn(read));
