@@ -11,16 +11,25 @@ use http::{Method, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use http_body_util::{BodyExt, Channel, Empty, Full};
 use palisade::{
-    Quota, RequestBody, Stack, StackLayer, rate_limit::RateLimitLayer, slow_body::Pace,
+    ClientIp, Quota, RequestBody, Stack, StackLayer, rate_limit::RateLimitLayer, slow_body::Pace,
     timeout::TimeoutLayer,
 };
-use palisade_core::{ConnInfo, Guard, Prefix, Reason};
+use palisade_core::{ConnInfo, Guard, KeyExtractor, Prefix, Reason, RequestHead};
 use palisade_testkit::{
     Journal,
     clients::{self, RawClient},
     servers,
 };
-use std::{convert::Infallible, future::pending, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::pending,
+    net::Ipv4Addr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 use tokio::time::{Instant, sleep};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
@@ -54,6 +63,33 @@ async fn upload(frames: usize) -> (http_body_util::channel::Sender<Bytes, Infall
         sender.send_data(Bytes::from_static(b"ten bytes.")).await.unwrap();
     }
     (sender, body)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_client_of_a_request_is_asked_for_once() {
+    let calls = Arc::new(AtomicU32::new(0));
+    let counted = calls.clone();
+    // Permits are short: the concurrency limit wants to know the client at once.
+    let stack = Stack::edge()
+        .rate_limit(Quota::per_second(100))
+        .max_requests(1)
+        .client(move |head: &RequestHead<'_>| {
+            counted.fetch_add(1, Relaxed);
+            ClientIp::peer().key(head)
+        })
+        .build()
+        .unwrap();
+    let mut service = stack.layer(service_fn(async |request: Request<RequestBody<Upload>>| {
+        let _ = request.into_body().collect().await;
+        hello(Request::new(())).await
+    }));
+    for requests in 1..=3 {
+        let (sender, body) = upload(1).await;
+        drop(sender);
+        let request = from_client(Request::post("/").body(body).unwrap());
+        let response = service.ready().await.unwrap().call(request).await.unwrap();
+        assert_eq!((response.status(), calls.load(Relaxed)), (StatusCode::OK, requests));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,7 +12,7 @@ use http::{Request, Response};
 use http_body::{Body, SizeHint};
 use palisade_core::{AnswerForm, Phase, Rejection, Violation};
 use palisade_guard::{
-    Facts, Flow, Keeps, Never, Of, Policy, Polled, Refusal, Settings, Shared, Upstream,
+    Facts, Flow, Keeps, Keys, Never, Of, Policy, Polled, Refusal, Settings, Shared, Upstream,
 };
 use std::{
     sync::Arc,
@@ -125,7 +125,12 @@ impl Policy for BodyLimitPolicy {
     }
 
     #[inline(always)]
-    fn admit<B: Body>(&self, request: &Request<B>, facts: &Facts) -> Result<Held, Refusal> {
+    fn admit<B: Body>(
+        &self,
+        request: &Request<B>,
+        facts: &Facts,
+        _: &mut Keys,
+    ) -> Result<Held, Refusal> {
         if facts.has_body && self.settings.is_on() {
             self.look(request, facts)
         } else {
@@ -139,7 +144,13 @@ impl Policy for BodyLimitPolicy {
     }
 
     #[inline(always)]
-    fn share<B: Body>(&self, held: &mut Held, request: &mut Request<B>, _: &Facts) -> Common {
+    fn share<B: Body>(
+        &self,
+        held: &mut Held,
+        request: &mut Request<B>,
+        _: &Facts,
+        _: &mut Keys,
+    ) -> Common {
         if !self.is_overridable {
             return Common { handlers_limit: None };
         }

@@ -114,8 +114,14 @@ impl ConcurrencyLimitLayer {
     /// which it answers [`Exempt`](palisade_core::Extracted::Exempt) or
     /// [`Refuse`](palisade_core::Extracted::Refuse) are in no client's account.
     /// Defaults to [`ClientIp::peer`].
-    pub fn client(mut self, client: impl KeyExtractor) -> Self {
-        self.policy_mut().client = Arc::new(client);
+    pub fn client(self, client: impl KeyExtractor) -> Self {
+        self.shared_client(Arc::new(client))
+    }
+
+    /// The same by an extractor that other layers of a stack have, too: it is asked once.
+    #[doc(hidden)]
+    pub fn shared_client(mut self, client: Arc<dyn KeyExtractor>) -> Self {
+        self.policy_mut().client = client;
         self
     }
 

@@ -2,7 +2,7 @@
 
 use crate::limiter::{FairShare, Limiter, Rules};
 use palisade_core::{ClientKey, Extracted, KeyExtractor, Mode, RequestHead};
-use palisade_guard::Settings;
+use palisade_guard::{Keys, Settings};
 use std::{fmt, sync::Arc, time::Duration};
 
 /// Options of one layer, and the limiter that its clones share.
@@ -37,8 +37,8 @@ impl Options {
         Rules { max_present: self.max_present, enforces, is_fair: self.is_fair }
     }
 
-    pub(crate) fn client(&self, head: &RequestHead<'_>) -> Option<ClientKey> {
-        match self.client.key(head) {
+    pub(crate) fn client(&self, head: &RequestHead<'_>, keys: &mut Keys) -> Option<ClientKey> {
+        match keys.get(&self.client, head) {
             Extracted::Key(client) => Some(client),
             Extracted::Exempt | Extracted::Refuse => None,
         }

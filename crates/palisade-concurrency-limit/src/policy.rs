@@ -12,8 +12,8 @@ use http::{Request, Response, StatusCode};
 use http_body::{Body, SizeHint};
 use palisade_core::{ClientKey, Guard, Phase, Reason, Rejection, RequestHead, Violation};
 use palisade_guard::{
-    ByClone, Elapsed, Facts, Flow, Handler, KeepsWhole, Of, Policy, Polled, Refusal, Shared, Stamp,
-    Upstream,
+    ByClone, Elapsed, Facts, Flow, Handler, KeepsWhole, Keys, Of, Policy, Polled, Refusal, Shared,
+    Stamp, Upstream,
 };
 use std::{
     sync::Arc,
@@ -39,6 +39,7 @@ impl ConcurrencyLimitPolicy {
         &self,
         request: &Request<B>,
         facts: &Facts,
+        keys: &mut Keys,
         denied: Denied,
     ) -> Result<Held, Refusal> {
         let options = &self.0;
@@ -46,7 +47,7 @@ impl ConcurrencyLimitPolicy {
         if let (Reason::Full, Some(queue)) = (violation.reason, options.queue)
             && options.rules().enforces
         {
-            let (rules, client) = (options.rules(), self.account_of(&request.into()));
+            let (rules, client) = (options.rules(), self.account_of(&request.into(), keys));
             let waiter = options.limiter.queue_newcomer(rules, client, counted, queue.waiters);
             if let Some(waiter) = waiter {
                 return Ok(Held::Queued(Box::new(Queued { waiter, wait: queue.wait })));
@@ -73,9 +74,9 @@ impl ConcurrencyLimitPolicy {
         settings.refuse(&rejection, facts.conn()).then(|| Refusal::new(rejection, settings))
     }
 
-    fn account_of(&self, head: &RequestHead<'_>) -> Option<ClientKey> {
+    fn account_of(&self, head: &RequestHead<'_>, keys: &mut Keys) -> Option<ClientKey> {
         self.0.fair_share()?;
-        self.0.client(head)
+        self.0.client(head, keys)
     }
 
     /// What a displaced request did: it was one too many of those that wait.
@@ -279,24 +280,34 @@ impl Policy for ConcurrencyLimitPolicy {
     }
 
     #[inline(always)]
-    fn admit<B: Body>(&self, request: &Request<B>, facts: &Facts) -> Result<Held, Refusal> {
+    fn admit<B: Body>(
+        &self,
+        request: &Request<B>,
+        facts: &Facts,
+        keys: &mut Keys,
+    ) -> Result<Held, Refusal> {
         if !self.0.settings.is_on() {
             return Ok(Held::Nothing);
         }
-        match admission::admit(&self.0, &RequestHead::from(request)) {
+        match admission::admit(&self.0, &RequestHead::from(request), keys) {
             Ok(extras) => Ok(Held::Permit(extras)),
-            Err(denied) => self.denied(request, facts, denied),
+            Err(denied) => self.denied(request, facts, keys, denied),
         }
     }
 
     #[inline(always)]
-    fn share<B: Body>(&self, held: &mut Held, request: &mut Request<B>, facts: &Facts) -> Common {
+    fn share<B: Body>(
+        &self,
+        held: &mut Held,
+        request: &mut Request<B>,
+        facts: &Facts,
+        keys: &mut Keys,
+    ) -> Common {
         if let Held::Queued(queued) = held {
             return Common::queued(queued.waiter.clone(), facts.has_body);
         }
         // First, because it runs code of the user's that may panic.
-        let client = held.charged_client();
-        let client = client.or_else(|| self.account_of(&RequestHead::from(&*request)));
+        let client = self.account_of(&RequestHead::from(&*request), keys);
         let early = match held {
             Held::Permit(extras) if !extras.as_ref().is_some_and(|extras| extras.picked) => {
                 let early = extras.take();

@@ -1,6 +1,8 @@
 //! Two policies as one.
 
-use crate::{Elapsed, Facts, Flow, Handler, Of, Policy, Polled, Refusal, Shared, Stamp, Upstream};
+use crate::{
+    Elapsed, Facts, Flow, Handler, Keys, Of, Policy, Polled, Refusal, Shared, Stamp, Upstream,
+};
 use http::{Request, Response};
 use http_body::{Body, SizeHint};
 use palisade_core::Violation;
@@ -24,9 +26,14 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     }
 
     #[inline(always)]
-    fn admit<R: Body>(&self, request: &Request<R>, facts: &Facts) -> Result<Self::Held, Refusal> {
-        let mut outer = self.0.admit(request, facts)?;
-        match self.1.admit(request, facts) {
+    fn admit<R: Body>(
+        &self,
+        request: &Request<R>,
+        facts: &Facts,
+        keys: &mut Keys,
+    ) -> Result<Self::Held, Refusal> {
+        let mut outer = self.0.admit(request, facts, keys)?;
+        match self.1.admit(request, facts, keys) {
             Ok(inner) => Ok((outer, inner)),
             Err(refusal) => {
                 self.0.release(&mut outer, Of { facts, shared: None });
@@ -41,8 +48,10 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
         held: &mut Self::Held,
         request: &mut Request<R>,
         facts: &Facts,
+        keys: &mut Keys,
     ) -> Self::Shared {
-        (self.0.share(&mut held.0, request, facts), self.1.share(&mut held.1, request, facts))
+        let outer = self.0.share(&mut held.0, request, facts, keys);
+        (outer, self.1.share(&mut held.1, request, facts, keys))
     }
 
     #[inline(always)]

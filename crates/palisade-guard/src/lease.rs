@@ -1,7 +1,7 @@
 //! What the side of the response holds of a request: the response future, then the response body.
 
 use crate::{
-    ClientWait, Elapsed, Facts, Handler, Of, Policy, Refusal,
+    ClientWait, Elapsed, Facts, Handler, Keys, Of, Policy, Refusal,
     and::earlier,
     exchange::Exchange,
     handler_poll::{Asked, Polling},
@@ -74,9 +74,13 @@ impl<P: Policy> Lease<P> {
 
     /// Makes the exchange of `request`. Returns what goes with the request body, if it has one.
     #[inline(always)]
-    pub(crate) fn share<B: Body>(&mut self, request: &mut Request<B>) -> Option<Reading<P>> {
+    pub(crate) fn share<B: Body>(
+        &mut self,
+        request: &mut Request<B>,
+        keys: &mut Keys,
+    ) -> Option<Reading<P>> {
         let Link::Alone(policy, facts) = &self.link else { return None };
-        let shared = policy.share(&mut self.held, request, facts);
+        let shared = policy.share(&mut self.held, request, facts, keys);
         let exchange = Arc::new(Exchange::new(policy.clone(), facts.clone(), shared));
         self.link = Link::Shared(exchange.clone());
         let Exchange { policy, facts, shared, .. } = &*exchange;

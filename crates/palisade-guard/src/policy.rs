@@ -1,6 +1,6 @@
 //! The decisions of one guard.
 
-use crate::{ClientWait, Facts, Of, Refusal, Shared, Stamp};
+use crate::{ClientWait, Facts, Keys, Of, Refusal, Shared, Stamp};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
@@ -36,7 +36,13 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     fn listens(&self) -> bool;
 
     /// Admits or refuses the request by its head. The policy records a refusal itself.
-    fn admit<B: Body>(&self, request: &Request<B>, facts: &Facts) -> Result<Self::Held, Refusal>;
+    /// `keys` has the client, for policies that ask for it.
+    fn admit<B: Body>(
+        &self,
+        request: &Request<B>,
+        facts: &Facts,
+        keys: &mut Keys,
+    ) -> Result<Self::Held, Refusal>;
 
     /// Makes what both sides of the request see. Called for a request with a body, and for one
     /// that [asks for it](Self::needs_sharing). May add extensions to the request.
@@ -45,6 +51,7 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
         held: &mut Self::Held,
         request: &mut Request<B>,
         facts: &Facts,
+        keys: &mut Keys,
     ) -> Self::Shared;
 
     /// Makes what goes with the request body.
@@ -398,12 +405,12 @@ impl Policy for () {
     }
 
     #[inline(always)]
-    fn admit<B: Body>(&self, _: &Request<B>, _: &Facts) -> Result<(), Refusal> {
+    fn admit<B: Body>(&self, _: &Request<B>, _: &Facts, _: &mut Keys) -> Result<(), Refusal> {
         Ok(())
     }
 
     #[inline(always)]
-    fn share<B: Body>(&self, (): &mut (), _: &mut Request<B>, _: &Facts) {}
+    fn share<B: Body>(&self, (): &mut (), _: &mut Request<B>, _: &Facts, _: &mut Keys) {}
 
     #[inline(always)]
     fn upload(&self, (): &mut (), (): &(), _: &Facts) {}

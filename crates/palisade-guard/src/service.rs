@@ -1,7 +1,7 @@
 //! The layer and the service around any policy.
 
 use crate::{
-    Facts, Later, Policy, RequestBody, ResponseBody, ResponseFuture, Unread, future::State,
+    Facts, Keys, Later, Policy, RequestBody, ResponseBody, ResponseFuture, Unread, future::State,
     lease::Lease, nesting,
 };
 use bytes::Bytes;
@@ -94,7 +94,8 @@ where
             return ResponseFuture { state: State::Handler { inner, lease: None } };
         }
         let facts = Facts::of(&request, self.listens);
-        let held = match self.policy.admit(&request, &facts) {
+        let mut keys = Keys::default();
+        let held = match self.policy.admit(&request, &facts, &mut keys) {
             Ok(held) => held,
             Err(refusal) => {
                 return ResponseFuture::refused(refusal.turn_away::<P::Unread, _>(request));
@@ -104,7 +105,7 @@ where
         let shares = facts.has_body || self.policy.needs_sharing(&held);
         let lease = Lease::new(self.policy.clone(), facts, held);
         if shares {
-            return self.call_shared(request, lease);
+            return self.call_shared(request, lease, &mut keys);
         }
         let _inside = nesting::enter(id);
         // Here and nowhere else the request is moved: a move copies 200 bytes and more.
@@ -129,13 +130,14 @@ impl<S, P: Policy> Guarded<S, P> {
         &mut self,
         mut request: Request<ReqBody>,
         mut lease: Lease<P>,
+        keys: &mut Keys,
     ) -> ResponseFuture<S, ReqBody, P>
     where
         S: Service<Request<RequestBody<ReqBody, P>>>,
         P: Policy<Later: Later<S>>,
         ReqBody: Body,
     {
-        let reading = lease.share(&mut request);
+        let reading = lease.share(&mut request, keys);
         let request = request.map(|body| RequestBody::new(body, reading));
         if lease.is_queued()
             && let Some(ready) = P::Later::take_ready(&mut self.inner)

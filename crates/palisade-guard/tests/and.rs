@@ -6,7 +6,8 @@ use http_body::Body;
 use http_body_util::{Empty, Full};
 use palisade_core::{Guard, Phase, Reason, Rejection, Violation};
 use palisade_guard::{
-    And, Drops, Facts, GuardLayer, Handler, Never, Of, Policy, Refusal, ResponseFuture, Settings,
+    And, Drops, Facts, GuardLayer, Handler, Keys, Never, Of, Policy, Refusal, ResponseFuture,
+    Settings,
 };
 use parking_lot::Mutex;
 use std::{
@@ -63,12 +64,17 @@ impl Policy for Probe {
         false
     }
 
-    fn admit<B: Body>(&self, _: &Request<B>, facts: &Facts) -> Result<Admitted, Refusal> {
+    fn admit<B: Body>(
+        &self,
+        _: &Request<B>,
+        facts: &Facts,
+        _: &mut Keys,
+    ) -> Result<Admitted, Refusal> {
         self.writes("admit");
         self.refusal(Step::Admit, facts).map_or(Ok(Admitted(true)), Err)
     }
 
-    fn share<B: Body>(&self, _: &mut Admitted, _: &mut Request<B>, _: &Facts) {}
+    fn share<B: Body>(&self, _: &mut Admitted, _: &mut Request<B>, _: &Facts, _: &mut Keys) {}
 
     fn upload(&self, _: &mut Admitted, (): &(), _: &Facts) {}
 

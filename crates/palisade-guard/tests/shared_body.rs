@@ -8,7 +8,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use palisade_core::{ConnInfo, InFlight, Prefix, Violation};
 use palisade_guard::{
-    Drops, Facts, GuardLayer, Never, Of, Policy, Refusal, RequestBody, Shared, Stamp,
+    Drops, Facts, GuardLayer, Keys, Never, Of, Policy, Refusal, RequestBody, Shared, Stamp,
 };
 use parking_lot::Mutex;
 use proptest::prelude::*;
@@ -110,12 +110,12 @@ impl Policy for Counts {
         false
     }
 
-    fn admit<B: Body>(&self, _: &Request<B>, _: &Facts) -> Result<(), Refusal> {
+    fn admit<B: Body>(&self, _: &Request<B>, _: &Facts, _: &mut Keys) -> Result<(), Refusal> {
         self.told.lock().admitted += 1;
         Ok(())
     }
 
-    fn share<B: Body>(&self, (): &mut (), _: &mut Request<B>, _: &Facts) {}
+    fn share<B: Body>(&self, (): &mut (), _: &mut Request<B>, _: &Facts, _: &mut Keys) {}
 
     fn upload(&self, (): &mut (), (): &(), _: &Facts) {}
 

@@ -60,8 +60,14 @@ impl RateLimitLayer {
     ///
     /// Never count by what a client can make up: it would get a fresh quota for every value.
     /// Defaults to [`ClientIp::peer()`].
-    pub fn key(mut self, key: impl KeyExtractor) -> Self {
-        self.policy_mut().key = Arc::new(key);
+    pub fn key(self, key: impl KeyExtractor) -> Self {
+        self.shared_key(Arc::new(key))
+    }
+
+    /// The same by an extractor that other layers of a stack have, too: it is asked once.
+    #[doc(hidden)]
+    pub fn shared_key(mut self, key: Arc<dyn KeyExtractor>) -> Self {
+        self.policy_mut().key = key;
         self
     }
 

@@ -4,7 +4,7 @@ use crate::{Decision, Extracted, KeyExtractor, Limiter, RequestHead};
 use http::{Request, StatusCode};
 use http_body::Body;
 use palisade_core::{Guard, Level, Levels, Phase, Reason, Rejection, Violation};
-use palisade_guard::{Facts, KeepsWhole, Never, Occupancy, Policy, Refusal, Settings};
+use palisade_guard::{Facts, KeepsWhole, Keys, Never, Occupancy, Policy, Refusal, Settings};
 use parking_lot::Mutex;
 use std::{fmt, sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -48,11 +48,11 @@ pub(crate) enum Denied {
 impl RateLimitPolicy {
     /// Charges the client for a request.
     #[inline]
-    pub(crate) fn check(&self, head: &RequestHead<'_>) -> Result<(), Denied> {
+    pub(crate) fn check(&self, head: &RequestHead<'_>, keys: &mut Keys) -> Result<(), Denied> {
         if !self.settings.is_on() {
             return Ok(());
         }
-        let key = match self.key.key(head) {
+        let key = match keys.get(&self.key, head) {
             Extracted::Key(key) => key,
             Extracted::Exempt => return Ok(()),
             Extracted::Refuse => return Err(Denied::PeerMissing),
@@ -108,12 +108,17 @@ impl Policy for RateLimitPolicy {
     }
 
     #[inline(always)]
-    fn admit<B: Body>(&self, request: &Request<B>, facts: &Facts) -> Result<(), Refusal> {
-        self.check(&request.into()).or_else(|denied| self.refuse(denied, facts))
+    fn admit<B: Body>(
+        &self,
+        request: &Request<B>,
+        facts: &Facts,
+        keys: &mut Keys,
+    ) -> Result<(), Refusal> {
+        self.check(&request.into(), keys).or_else(|denied| self.refuse(denied, facts))
     }
 
     #[inline(always)]
-    fn share<B: Body>(&self, (): &mut (), _: &mut Request<B>, _: &Facts) {}
+    fn share<B: Body>(&self, (): &mut (), _: &mut Request<B>, _: &Facts, _: &mut Keys) {}
 
     #[inline(always)]
     fn upload(&self, (): &mut (), (): &(), _: &Facts) {}

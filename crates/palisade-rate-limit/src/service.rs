@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use palisade_core::GuardBody;
-use palisade_guard::{Facts, KeepsWhole, Refusal, Refused, enter, is_inside};
+use palisade_guard::{Facts, KeepsWhole, Keys, Refusal, Refused, enter, is_inside};
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
@@ -68,7 +68,8 @@ where
         let policy = std::ptr::from_ref(&*self.policy).addr();
         // Inside of itself it counts nothing: the request was counted further outside.
         if !is_inside(policy)
-            && let Err(denied) = self.policy.check(&RequestHead::from(&request))
+            && let Err(denied) =
+                self.policy.check(&RequestHead::from(&request), &mut Keys::default())
             && let Err(refusal) = self.policy.refuse(denied, &Facts::of(&request, true))
         {
             return ResponseFuture::refused(refusal, request);

@@ -10,7 +10,7 @@ use http::{Request, Response, StatusCode};
 use http_body::Body;
 use palisade_core::{AnswerForm, Guard, Phase, Pressure, RequestHead, Violation};
 use palisade_guard::{
-    Drops, Facts, Flow, Never, Of, Policy, Polled, Refusal, Settings, Shared, Stamp, Upstream,
+    Drops, Facts, Flow, Keys, Never, Of, Policy, Polled, Refusal, Settings, Shared, Stamp, Upstream,
 };
 use std::{
     fmt,
@@ -162,7 +162,12 @@ impl Policy for SlowBodyPolicy {
     }
 
     #[inline(always)]
-    fn admit<B: Body>(&self, request: &Request<B>, _: &Facts) -> Result<Held, Refusal> {
+    fn admit<B: Body>(
+        &self,
+        request: &Request<B>,
+        _: &Facts,
+        _: &mut Keys,
+    ) -> Result<Held, Refusal> {
         if self.choose.is_some()
             && let Some(own) = self.own_pace(request)
         {
@@ -177,7 +182,13 @@ impl Policy for SlowBodyPolicy {
     }
 
     #[inline(always)]
-    fn share<B: Body>(&self, held: &mut Held, _: &mut Request<B>, _: &Facts) -> Common {
+    fn share<B: Body>(
+        &self,
+        held: &mut Held,
+        _: &mut Request<B>,
+        _: &Facts,
+        _: &mut Keys,
+    ) -> Common {
         match std::mem::replace(held, Held::Nothing) {
             Held::Own(own) => Common { own: Some(own) },
             _ => Common { own: None },

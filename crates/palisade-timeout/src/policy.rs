@@ -10,8 +10,8 @@ use http::{Request, Response, StatusCode};
 use http_body::Body;
 use palisade_core::{AnswerForm, Guard, Phase, Reason, Rejection, RequestHead, Violation};
 use palisade_guard::{
-    Drops, Elapsed, Facts, Flow, Handler, Never, Of, Policy, Polled, Refusal, Settings, Shared,
-    Stamp, Upstream,
+    Drops, Elapsed, Facts, Flow, Handler, Keys, Never, Of, Policy, Polled, Refusal, Settings,
+    Shared, Stamp, Upstream,
 };
 use std::{
     fmt,
@@ -158,7 +158,12 @@ impl Policy for TimeoutPolicy {
     }
 
     #[inline(always)]
-    fn admit<B: Body>(&self, request: &Request<B>, facts: &Facts) -> Result<Held, Refusal> {
+    fn admit<B: Body>(
+        &self,
+        request: &Request<B>,
+        facts: &Facts,
+        _: &mut Keys,
+    ) -> Result<Held, Refusal> {
         let is_plain = self.choose.is_none() && !self.exposes && !facts.form.is_grpc();
         if (is_plain && !self.limits.is_zero()) || !self.settings.is_on() {
             return Ok(Held::Plain);
@@ -172,7 +177,13 @@ impl Policy for TimeoutPolicy {
     }
 
     #[inline(always)]
-    fn share<B: Body>(&self, held: &mut Held, request: &mut Request<B>, _: &Facts) -> Common {
+    fn share<B: Body>(
+        &self,
+        held: &mut Held,
+        request: &mut Request<B>,
+        _: &Facts,
+        _: &mut Keys,
+    ) -> Common {
         let Held::Own(own) = std::mem::take(held) else {
             return Common { limits: self.limits, exposed: None };
         };

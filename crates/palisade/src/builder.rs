@@ -16,7 +16,7 @@ use palisade_concurrency_limit::ConcurrencyLimitLayer;
 #[cfg(feature = "rate-limit")]
 use palisade_core::ClientKey;
 #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
-use palisade_core::{KeyExtractor, RequestHead};
+use palisade_core::KeyExtractor;
 #[cfg(feature = "rate-limit")]
 use palisade_rate_limit::{Decision, Limiter, Policy, RateLimitLayer, TableLimiter};
 #[cfg(feature = "slow-body")]
@@ -342,8 +342,7 @@ impl Stack {
                         let limiter = TableLimiter::new(policy.clone());
                         let limiter = limiter.expect("it was checked above");
                         let clients = self.max_clients.unwrap_or(MAX_CLIENTS);
-                        RateLimitLayer::with_limiter(limiter.capacity(clients))
-                            .key(move |head: &RequestHead<'_>| client.key(head))
+                        RateLimitLayer::with_limiter(limiter.capacity(clients)).shared_key(client)
                     }
                     _ => RateLimitLayer::with_limiter(Unlimited),
                 };
@@ -375,8 +374,7 @@ impl Stack {
             concurrency_limit: {
                 let mut layer = ConcurrencyLimitLayer::new(self.max_requests);
                 if let Some(client) = client {
-                    let client = move |head: &RequestHead<'_>| client.key(head);
-                    layer = layer.fairness().client(client);
+                    layer = layer.fairness().shared_client(client);
                 }
                 if let Some(requests) = self.max_requests_per_client {
                     layer = layer.per_client(requests);

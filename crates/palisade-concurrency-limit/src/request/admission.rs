@@ -5,6 +5,7 @@ use crate::{
     options::Options,
 };
 use palisade_core::{Guard, Phase, Reason, RequestHead, Violation};
+use palisade_guard::Keys;
 
 /// Why there is no permit, and how the request was counted before that showed.
 pub(crate) struct Denied {
@@ -17,15 +18,16 @@ pub(crate) struct Denied {
 pub(crate) fn admit(
     options: &Options,
     head: &RequestHead<'_>,
+    keys: &mut Keys,
 ) -> Result<Option<Box<Extras>>, Denied> {
     let limiter = &*options.limiter;
     let mut extras = None;
     if let Some(max) = options.per_client {
-        extras = enter(options, head, max)?;
+        extras = enter(options, head, keys, max)?;
     }
-    let mut is_taken = take(options, head, &mut extras);
+    let mut is_taken = take(options, head, keys, &mut extras);
     if !is_taken && !limiter.is_crowded() && limiter.recall_all() {
-        is_taken = take(options, head, &mut extras);
+        is_taken = take(options, head, keys, &mut extras);
     }
     if !is_taken {
         let violation = over(Reason::Full, Phase::RequestHead, limiter.limit());
@@ -66,9 +68,10 @@ pub(crate) fn over(reason: Reason, phase: Phase, max: usize) -> Violation {
 fn enter(
     options: &Options,
     head: &RequestHead<'_>,
+    keys: &mut Keys,
     max: usize,
 ) -> Result<Option<Box<Extras>>, Denied> {
-    let Some(client) = options.client(head) else { return Ok(None) };
+    let Some(client) = options.client(head, keys) else { return Ok(None) };
     let Some(counted) = options.limiter.clients().enter(client, max) else {
         return Err(Denied {
             violation: over(Reason::ClientFull, Phase::RequestHead, max),
@@ -79,10 +82,15 @@ fn enter(
 }
 
 #[inline]
-fn take(options: &Options, head: &RequestHead<'_>, extras: &mut Option<Box<Extras>>) -> bool {
+fn take(
+    options: &Options,
+    head: &RequestHead<'_>,
+    keys: &mut Keys,
+    extras: &mut Option<Box<Extras>>,
+) -> bool {
     match options.fair_share() {
         Some(fair_share) if options.limiter.is_busy() => {
-            take_fairly(options, fair_share, head, extras)
+            take_fairly(options, fair_share, head, keys, extras)
         }
         _ => options.limiter.take_any() || take_picked(options, head, extras),
     }
@@ -94,9 +102,10 @@ fn take_fairly(
     options: &Options,
     fair_share: &FairShare,
     head: &RequestHead<'_>,
+    keys: &mut Keys,
     extras: &mut Option<Box<Extras>>,
 ) -> bool {
-    let client = options.client(head);
+    let client = options.client(head, keys);
     let is_light = client.is_some_and(|client| fair_share.is_light(client));
     let priority = if is_light { Priority::LightNewcomer } else { Priority::Newcomer };
     if is_light {

@@ -37,8 +37,8 @@ pub enum Held {
     Queued(Box<Queued>),
 }
 
-/// A request that has waited: for its reader, or in the queue. What holds this must
-/// [leave](crate::limiter::Limiter::leave) the limiter, which its drop does not do.
+/// A request that has waited: for its reader, or in the queue. Its release must tell the limiter
+/// that it leaves, which the drop of this does not do.
 #[derive(Debug)]
 pub struct Waits(pub(crate) Arc<Waiter>);
 
