@@ -105,10 +105,7 @@ impl BodyLimitPolicy {
     /// Records a refusal. An error if it is enforced.
     pub(crate) fn refuse(&self, violation: Violation, facts: &Facts) -> Result<(), Refusal> {
         let rejection = Rejection::new(violation, status(&violation), facts.form);
-        if self.settings.refuse(&rejection, facts.conn()) {
-            return Err(Refusal::new(rejection, &self.settings));
-        }
-        Ok(())
+        self.settings.turn_away(rejection, facts)
     }
 }
 

@@ -144,7 +144,7 @@ impl ConcurrencyLimitLayer {
     /// hold few come first. They are not [`present`](Self::present) before they have a permit, and
     /// refused if there is no room then. With 0 `waiters` all are refused at once. Dropping the
     /// response future leaves the queue. Defaults to no queue: under overload a queue makes
-    /// everybody slow before it refuses the same number of requests.
+    /// all requests slow before it refuses the same number of them.
     pub fn queue(mut self, waiters: usize, wait: Duration) -> Self {
         self.policy_mut().queue = Some(Queue { waiters, wait });
         self

@@ -1,7 +1,7 @@
 //! Caps the requests at work. The one over the cap is answered 503 at once; it never waits.
 //!
-//! A request is *at work* while our own code is what everybody waits for. While it waits for its
-//! own client, for the next bytes of an upload or for somebody to take the next piece of an answer,
+//! A request is *at work* while our own code is what it waits for. While it waits for its own
+//! client, for the next bytes of an upload or until the next piece of an answer is taken,
 //! it gives its permit up and takes it again, in order and before newcomers, when there is
 //! something to do. (While fewer requests are present than half of the permits it keeps its own
 //! meanwhile, which is cheaper, and counts as waiting all the same.) So five hundred clients that

@@ -6,6 +6,7 @@ use crate::{
     request::{
         Common, Halves, Held, Queued, Stage, Upload, Waits,
         admission::{self, Denied, over},
+        response::{ends_at_head, is_grpc},
     },
 };
 use http::{Request, Response, StatusCode};
@@ -70,8 +71,7 @@ impl ConcurrencyLimitPolicy {
         if status != StatusCode::REQUEST_TIMEOUT {
             rejection = rejection.retry_after(RETRY_AFTER);
         }
-        let settings = &self.0.settings;
-        settings.refuse(&rejection, facts.conn()).then(|| Refusal::new(rejection, settings))
+        self.0.settings.turn_away(rejection, facts).err()
     }
 
     fn account_of(&self, head: &RequestHead<'_>, keys: &mut Keys) -> Option<ClientKey> {
@@ -423,7 +423,7 @@ impl Policy for ConcurrencyLimitPolicy {
         _: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
         if let Some(common) = of.shared {
-            if of.facts.form.is_grpc() && content_type_begins(response, b"application/grpc") {
+            if of.facts.form.is_grpc() && is_grpc(response) {
                 common.flags.set_streams();
             }
             common.head_is_out();
@@ -590,20 +590,4 @@ impl Policy for ConcurrencyLimitPolicy {
             _ => self.release_more(held, of),
         }
     }
-}
-
-/// Whether a response ends the count with its head: what follows is another protocol, or a stream
-/// that lives as long as it is read.
-#[inline]
-fn ends_at_head<B: Body>(response: &Response<B>, facts: &Facts) -> bool {
-    let status = response.status();
-    status == StatusCode::SWITCHING_PROTOCOLS
-        || (facts.is_connect && status.is_success())
-        || (response.body().size_hint().exact().is_none()
-            && content_type_begins(response, b"text/event-stream"))
-}
-
-fn content_type_begins<B>(response: &Response<B>, start: &[u8]) -> bool {
-    let kind = response.headers().get(http::header::CONTENT_TYPE);
-    kind.is_some_and(|kind| kind.as_bytes().starts_with(start))
 }

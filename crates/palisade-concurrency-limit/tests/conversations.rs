@@ -1,5 +1,5 @@
-//! Requests whose two bodies go both ways, perhaps in two tasks: who holds a permit, who waits,
-//! who goes.
+//! Requests whose two bodies go both ways, perhaps in two tasks: which hold a permit, which wait,
+//! which are displaced.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;

@@ -1,4 +1,4 @@
-//! Who holds a permit when, exactly, on paused time and without sockets.
+//! When a request holds a permit, exactly, on paused time and without sockets.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
@@ -199,14 +199,18 @@ async fn a_handler_that_drops_the_body_goes_on_only_with_a_permit() {
     at_rest(&journal);
 }
 
-/// Reads ahead in vain, as axum's `Multipart` does, and then works until the gate opens.
-fn reads_ahead(gate: &Gate) -> Handler {
+/// Reads so many frames and then ahead in vain, as axum's `Multipart` does, and works until the gate
+/// opens.
+fn reads_ahead(gate: &Gate, frames: usize) -> Handler {
     let gate = gate.clone();
     handler(move |request| {
         let (sender, mut receiver) = oneshot::channel();
         gate.0.lock().push(sender);
         async move {
             let mut body = request.into_body();
+            for _ in 0..frames {
+                body.frame().await.unwrap().unwrap();
+            }
             let ahead = std::future::poll_fn(|cx| {
                 Poll::Ready(http_body::Body::poll_frame(Pin::new(&mut body), cx).is_pending())
             });
@@ -222,7 +226,7 @@ fn reads_ahead(gate: &Gate) -> Handler {
 async fn a_handler_that_read_ahead_in_vain_works_in_a_permit() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(2).metrics(journal.clone());
-    let service = layer.layer(reads_ahead(&gate));
+    let service = layer.layer(reads_ahead(&gate, 0));
     let (mut senders, mut uploads) = (Vec::new(), Vec::new());
     for _ in 0..2 {
         let (sender, body) = channel();
@@ -251,10 +255,30 @@ async fn a_handler_that_read_ahead_in_vain_works_in_a_permit() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_handler_that_read_ahead_in_vain_in_a_later_wait_works_in_a_permit() {
+    let (journal, gate) = (Journal::default(), Gate::default());
+    let layer = ConcurrencyLimitLayer::new(2).metrics(journal.clone());
+    let service = layer.layer(reads_ahead(&gate, 2));
+    let (mut sender, body) = channel();
+    let upload = send(&service, post(body));
+    settle().await;
+    for working in [0, 1] {
+        assert_eq!(journal.level(GUARD, Level::Waiting), Some(1));
+        sender.send_data(Bytes::from("frame")).await.unwrap();
+        settle().await;
+        assert_eq!(journal.level(GUARD, Level::Working), Some(working));
+    }
+    gate.open_one();
+    drop(sender);
+    assert_eq!(upload.await.unwrap().0, StatusCode::OK);
+    at_rest(&journal);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_handler_with_work_of_its_own_waits_for_a_permit_before_it_goes_on() {
     let (journal, gate, others) = (Journal::default(), Gate::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
-    let (uploads, slow) = (layer.layer(reads_ahead(&gate)), layer.layer(others.handler()));
+    let (uploads, slow) = (layer.layer(reads_ahead(&gate, 0)), layer.layer(others.handler()));
     let (sender, body) = channel();
     let mut upload = Box::pin(call(&uploads, post(body)));
     assert!(upload.as_mut().now_or_never().is_none()); // Gave its permit up.

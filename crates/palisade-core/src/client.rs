@@ -111,7 +111,7 @@ impl ClientKey {
         join(self.bits)
     }
 
-    /// A hash that nobody outside of this process can tell from the rest of the key.
+    /// A hash by a secret of this process, so that a peer cannot choose it.
     #[inline]
     pub fn to_hash(self) -> u64 {
         self.hash

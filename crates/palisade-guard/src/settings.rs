@@ -1,7 +1,8 @@
-//! What every guard can be told, whatever it guards, and the builder methods for that.
+//! The settings that all guards have, and the builder methods for them.
 
+use crate::{Facts, Refusal};
 use bytes::Bytes;
-use http::{Extensions, Response};
+use http::Response;
 use palisade_core::{ConnInfo, Event, Mode, Recorder, Rejection, Violation};
 use std::{fmt, sync::Arc};
 
@@ -13,9 +14,9 @@ pub type OnReject = Arc<dyn Fn(&Rejection) -> Response<Bytes> + Send + Sync>;
 pub struct Settings {
     /// Whether the guard acts. Defaults to [`Mode::Enforce`].
     pub mode: Mode,
-    /// Who hears of it. Defaults to nobody.
+    /// Hears of what the guard does. Defaults to no sink.
     pub recorder: Recorder,
-    /// Who writes its answers to plain HTTP. Defaults to [`Rejection::into_response`].
+    /// Writes its responses to plain HTTP. Defaults to [`Rejection::into_response`].
     pub on_reject: Option<OnReject>,
 }
 
@@ -26,17 +27,18 @@ impl Settings {
         self.mode != Mode::Off
     }
 
-    /// The connection of the request with these extensions, for events that come after the
-    /// request is handed on. Not looked for when nobody listens.
-    #[inline]
-    pub fn conn(&self, extensions: &Extensions) -> Option<Arc<ConnInfo>> {
-        if self.recorder.is_on() { ConnInfo::of(extensions).cloned() } else { None }
-    }
-
     /// Records `rejection`. `true` if it is to be enforced, `false` if the request passes.
     pub fn refuse(&self, rejection: &Rejection, conn: Option<&ConnInfo>) -> bool {
         self.recorder.record(|| Event::refused(rejection, self.mode, conn));
         self.mode == Mode::Enforce
+    }
+
+    /// Records `rejection` of the request with these facts. An error if it is enforced.
+    pub fn turn_away(&self, rejection: Rejection, facts: &Facts) -> Result<(), Refusal> {
+        if self.refuse(&rejection, facts.conn()) {
+            return Err(Refusal::new(rejection, self));
+        }
+        Ok(())
     }
 
     /// Records that a body broke a rule after its response head was sent. `true` if it is to be

@@ -88,10 +88,7 @@ impl RateLimitPolicy {
         if let Some(wait) = wait {
             rejection = rejection.retry_after(wait);
         }
-        if self.settings.refuse(&rejection, facts.conn()) {
-            return Err(Refusal::new(rejection, &self.settings));
-        }
-        Ok(())
+        self.settings.turn_away(rejection, facts)
     }
 }
 

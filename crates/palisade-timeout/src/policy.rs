@@ -106,10 +106,7 @@ impl TimeoutPolicy {
     /// Records a refusal. An error if it is enforced.
     fn refuse(&self, violation: Violation, facts: &Facts) -> Result<(), Refusal> {
         let rejection = Rejection::new(violation, self.status, facts.form);
-        if self.settings.refuse(&rejection, facts.conn()) {
-            return Err(Refusal::new(rejection, &self.settings));
-        }
-        Ok(())
+        self.settings.turn_away(rejection, facts)
     }
 
     /// Limits the whole response from its head on.

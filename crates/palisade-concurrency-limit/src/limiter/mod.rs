@@ -125,7 +125,7 @@ impl Limiter {
 
     // --- Whether permits are short ---
 
-    /// Whether permits are getting short, so that it matters who uses them.
+    /// Whether permits are getting short, so that it matters which client uses them.
     #[inline]
     pub(crate) fn is_busy(&self) -> bool {
         self.permits.taken() >= self.limit() / 2

@@ -2,7 +2,7 @@
 
 use super::permit::Share;
 
-/// Decides who comes first when a permit is free.
+/// Decides which request comes first when a permit is free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Priority {
     /// Had a permit before; its client holds few and is not in debt, or is not known.

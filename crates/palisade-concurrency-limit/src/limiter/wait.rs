@@ -12,7 +12,7 @@ use super::{
 use palisade_core::ClientKey;
 use std::{
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 /// How many of a queue are looked at for one that is light by now, or that may be displaced.
@@ -37,7 +37,7 @@ impl Limiter {
         if queues.newcomers() >= max {
             return None;
         }
-        self.enqueue(queues, &waiter, priority);
+        self.enqueue(queues, &waiter, priority, None);
         Some(waiter)
     }
 
@@ -86,7 +86,7 @@ impl Limiter {
     /// the task of `cx`.
     #[inline]
     pub(crate) fn keeps_on(&self, waiter: &Waiter, half: Half, cx: &Context<'_>) -> bool {
-        waiter.wakes(half, cx)
+        waiter.wakes(half, cx.waker())
             && waiter.is_keeping()
             && !self.is_crowded()
             // By the usual number permits are short only where they are crowded.
@@ -128,7 +128,7 @@ impl Limiter {
         cx: &Context<'_>,
     ) -> Poll<Result<(), Displaced>> {
         if waiter.state() == State::Client {
-            self.want_permit(waiter);
+            self.want_permit(waiter, Some(cx.waker()));
         }
         if waiter.state() == State::Queued {
             waiter.listen(half, cx);
@@ -146,12 +146,13 @@ impl Limiter {
         }
     }
 
-    /// The request, which waits for its client, wants to go on.
-    pub(crate) fn want_permit(&self, waiter: &Arc<Waiter>) {
+    /// The request, which waits for its client, wants to go on. The task that is `asking` is not
+    /// woken for it, and looks at the state after this.
+    pub(crate) fn want_permit(&self, waiter: &Arc<Waiter>, asking: Option<&Waker>) {
         if waiter.rules().enforces {
             let is_light = waiter.is_light(false, self.fair_share());
             let priority = if is_light { Priority::Light } else { Priority::Heavy };
-            self.enqueue(self.queues.lock(), waiter, priority);
+            self.enqueue(self.queues.lock(), waiter, priority, asking);
         } else {
             self.go_on_anyway(waiter);
         }
@@ -238,29 +239,43 @@ impl Limiter {
     }
 
     /// From holding no permit to waiting for one, or to holding one at once.
-    fn enqueue(&self, mut queues: Locked<'_>, waiter: &Arc<Waiter>, priority: Priority) {
-        let number = queues.next_number();
-        let Some(before) = waiter.wait_for_permit(number, priority) else {
+    fn enqueue(
+        &self,
+        mut queues: Locked<'_>,
+        waiter: &Arc<Waiter>,
+        priority: Priority,
+        asking: Option<&Waker>,
+    ) {
+        if waiter.state() != State::Client {
             return; // It was displaced, or its other half was first.
-        };
-        if let Some(before) = before {
-            queues.remove(before);
         }
-        // Past the queue where it is empty: a newcomer must not see one while permits are free.
+        // Past the queue where it is empty: a newcomer must not see one while permits are free. Nor
+        // must its other half, which would wait for a permit that is given without a wake.
         if queues.is_empty()
             && let Some(share) = self.take(priority, waiter.rules().is_fair)
         {
+            if let Some(position) = waiter.position() {
+                queues.remove(position);
+            }
             waiter.grant(share, self.fair_share());
             return;
+        }
+        let number = queues.next_number();
+        if let Some(before) = waiter.wait_for_permit(number, priority) {
+            queues.remove(before);
         }
         queues.push(number, priority, waiter.clone());
         drop(queues);
         if !self.is_crowded() {
             self.recall_all();
         }
-        // Its own task looks at it after this. To wake that would make a request spin which gives
-        // the permit up again because it has nothing to do.
-        self.grant_waking(|granted| !Arc::ptr_eq(granted, waiter));
+        // To wake the task that asks would make a request spin which gives the permit up again
+        // because it has nothing to do. Its other half may have found it queued.
+        store_before_load();
+        while let Some(granted) = self.grant_one() {
+            let is_own = Arc::ptr_eq(&granted, waiter);
+            granted.wake_unless(asking.filter(|_| is_own));
+        }
     }
 
     /// Lets a request go on without a permit being free, for a guard that only watches.
@@ -286,16 +301,9 @@ impl Limiter {
 
     /// Gives free permits to those that wait for one, in order.
     pub(super) fn grant(&self) {
-        self.grant_waking(|_| true);
-    }
-
-    /// The same, and wakes those of them that `wakes` picks.
-    fn grant_waking(&self, wakes: impl Fn(&Arc<Waiter>) -> bool) {
         store_before_load();
         while let Some(waiter) = self.grant_one() {
-            if wakes(&waiter) {
-                waiter.wake();
-            }
+            waiter.wake();
         }
     }
 
@@ -398,7 +406,7 @@ mod tests {
 
     #[test]
     fn a_request_of_a_layer_with_few_present_is_looked_at_again_where_these_are_many() {
-        let cx = Context::from_waker(std::task::Waker::noop());
+        let cx = Context::from_waker(Waker::noop());
         for (max_present, keeps_on) in [(0, true), (4, true), (2, false)] {
             let limiter = Limiter::new(100);
             assert!(limiter.take_any());
@@ -447,6 +455,20 @@ mod loom_tests {
         (limiter, waiter)
     }
 
+    fn want(limiter: &Limiter, waiter: &Arc<Waiter>) {
+        limiter.want_permit(waiter, None);
+    }
+
+    /// A task that tells whether it was woken.
+    #[derive(Default)]
+    struct Woken(std::sync::atomic::AtomicBool);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+
     /// Runs one of these in a thread of its own beside the other.
     fn beside(
         limiter: &Arc<Limiter>,
@@ -493,7 +515,7 @@ mod loom_tests {
         loom::model(|| {
             let (limiter, waiter) = one_waits();
             assert!(limiter.take_any()); // Another request works.
-            beside(&limiter, &waiter, Limiter::want_permit, |limiter, _| {
+            beside(&limiter, &waiter, want, |limiter, _| {
                 limiter.release(Share::Common);
             });
             assert_eq!((waiter.state(), limiter.permits.taken()), (State::Working, 1));
@@ -504,7 +526,7 @@ mod loom_tests {
     fn a_request_that_leaves_beside_a_grant_leaves_no_permit_taken() {
         loom::model(|| {
             let (limiter, waiter) = one_waits();
-            beside(&limiter, &waiter, Limiter::want_permit, |limiter, waiter| {
+            beside(&limiter, &waiter, want, |limiter, waiter| {
                 limiter.leave(waiter);
             });
             assert_eq!((limiter.permits.taken(), limiter.present()), (0, 0));
@@ -521,8 +543,37 @@ mod loom_tests {
                     limiter.release(Share::Common);
                 }
             };
-            beside(&limiter, &waiter, newcomer, Limiter::want_permit);
+            beside(&limiter, &waiter, newcomer, want);
             assert_eq!((waiter.state(), limiter.permits.taken()), (State::Working, 1));
         });
+    }
+    #[test]
+    fn of_two_halves_that_want_the_permit_each_has_it_or_is_woken() {
+        for has_queue in [false, true] {
+            loom::model(move || {
+                let (limiter, waiter) = one_waits();
+                if has_queue {
+                    // A newcomer that cannot have what an admitted request can.
+                    limiter.permits.set_limit(0);
+                    assert!(limiter.queue_newcomer(RULES, None, None, 1).is_some());
+                }
+                let half = |half| {
+                    let woken = Arc::new(Woken::default());
+                    let poll = move |limiter: &Limiter, waiter: &Arc<Waiter>| {
+                        let waker = woken.clone().into();
+                        let polled = limiter.poll_work(waiter, half, &Context::from_waker(&waker));
+                        (woken.clone(), polled.is_ready())
+                    };
+                    poll
+                };
+                let (l, w, body) = (limiter.clone(), waiter.clone(), half(Half::Body));
+                let body = thread::spawn(move || body(&l, &w));
+                let answer = half(Half::Answer)(&limiter, &waiter);
+                for (woken, is_ready) in [body.join().unwrap(), answer] {
+                    assert!(is_ready || woken.0.load(std::sync::atomic::Ordering::SeqCst));
+                }
+                assert_eq!((waiter.state(), limiter.permits.taken()), (State::Working, 1));
+            });
+        }
     }
 }

@@ -250,15 +250,15 @@ impl Waiter {
     /// Will wake the task of `cx`, which must look at the state after this.
     #[inline]
     pub(crate) fn listen(&self, half: Half, cx: &Context<'_>) {
-        if !self.wakes(half, cx) {
+        if !self.wakes(half, cx.waker()) {
             self.set_waker(half, cx.waker());
         }
     }
 
-    /// Whether it wakes the task of `cx`.
+    /// Whether it wakes the task of `waker`.
     #[inline]
-    pub(super) fn wakes(&self, half: Half, cx: &Context<'_>) -> bool {
-        let task: Task = palisade_guard::task_of(cx.waker());
+    pub(super) fn wakes(&self, half: Half, waker: &Waker) -> bool {
+        let task: Task = palisade_guard::task_of(waker);
         let known = &self.tasks[half as usize];
         known[0].load(SeqCst) == task.0 && known[1].load(SeqCst) == task.1
     }
@@ -279,6 +279,15 @@ impl Waiter {
     pub(super) fn wake(&self) {
         let wakers = self.take_wakers(&mut self.inside.lock());
         wakers.into_iter().flatten().for_each(Waker::wake);
+    }
+
+    /// Wakes both halves, but not this task.
+    pub(super) fn wake_unless(&self, task: Option<&Waker>) {
+        for half in [Half::Body, Half::Answer] {
+            if task.is_none_or(|task| !self.wakes(half, task)) {
+                self.wake_half(half);
+            }
+        }
     }
 
     pub(crate) fn wake_half(&self, half: Half) {
@@ -340,18 +349,11 @@ impl Waiter {
     }
 
     /// From waiting for its client to waiting for a permit. Returns the position to leave, if there
-    /// is one. `None` if it was not waiting for its client.
-    pub(super) fn wait_for_permit(
-        &self,
-        number: u64,
-        priority: Priority,
-    ) -> Option<Option<Position>> {
-        if self.state() != State::Client {
-            return None;
-        }
+    /// is one.
+    pub(super) fn wait_for_permit(&self, number: u64, priority: Priority) -> Option<Position> {
         self.state.store(State::Queued as u8, SeqCst);
         let position = Position { number, priority: Some(priority) };
-        Some(self.inside.lock().position.replace(position))
+        self.inside.lock().position.replace(position)
     }
 
     /// Goes to work with a permit of this share.

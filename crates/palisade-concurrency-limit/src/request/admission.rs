@@ -96,7 +96,7 @@ fn take(
     }
 }
 
-/// Permits are getting short: it matters who takes them.
+/// Permits are getting short: it matters which client takes them.
 #[inline(never)]
 fn take_fairly(
     options: &Options,

@@ -72,6 +72,9 @@ impl Halves<'_> {
     /// Something has come, after a wait.
     #[inline]
     pub(crate) fn body_has_something(self) {
+        if self.flags.has(PROBED) {
+            self.flags.clear(PROBED);
+        }
         if self.flags.has(HEAD_OUT) {
             self.body_waits_no_more();
         } else {
@@ -114,7 +117,7 @@ impl Halves<'_> {
         if self.flags.has(HEAD_OUT) {
             self.body_waits_no_more();
         } else if self.waiter.is_waiting_for_client() && !self.waiter.resume_kept() {
-            self.limiter.want_permit(self.waiter);
+            self.limiter.want_permit(self.waiter, None);
         }
     }
 
@@ -155,7 +158,7 @@ impl Halves<'_> {
         // Before the state is looked at: a displacement after that wakes the handler.
         waiter.listen(Half::Answer, cx);
         if !waiter.is_waiting_for_client() {
-            flags.put(PROBED, false);
+            flags.clear(PROBED);
             return;
         }
         // The body says so before it waits, so that a state of waiting is never older than that.
@@ -165,7 +168,7 @@ impl Halves<'_> {
         } else if !awaits_client {
             flags.set(HANDLER_WORKS);
             // Its task asks for it in the poll that this brings about, or has it by then.
-            limiter.want_permit(waiter);
+            limiter.want_permit(waiter, Some(cx.waker()));
             cx.waker().wake_by_ref();
         } else if limiter.finds_permits_short(waiter) && flags.set(PROBED) & PROBED == 0 {
             // Whether it waits for its client shows when it is polled again. Once in each wait,

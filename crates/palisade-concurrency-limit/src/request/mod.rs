@@ -2,6 +2,7 @@
 
 pub(crate) mod admission;
 mod halves;
+pub(crate) mod response;
 mod stream;
 
 pub(crate) use halves::{Flags, Halves};
