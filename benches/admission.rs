@@ -42,7 +42,11 @@ fn line<S, B>(
     let mut group = c.benchmark_group(group);
     group.throughput(Throughput::Elements(1));
     group.bench_function(name, |b| {
-        b.iter_batched(&request, |request| drive(&mut service, request), BatchSize::SmallInput);
+        b.iter_batched(
+            &request,
+            |request| drive(&mut service, request),
+            BatchSize::SmallInput,
+        );
     });
     group.finish();
 }
@@ -50,28 +54,54 @@ fn line<S, B>(
 fn no_guard(c: &mut Criterion) {
     let conn = connection();
     line(c, "no_guard", "admitted", Ready, || request(&conn));
-    line(c, "no_guard", "upload", Reads, || long_upload(request(&conn)));
+    line(c, "no_guard", "upload", Reads, || {
+        long_upload(request(&conn))
+    });
 }
 
 fn rate_limit(c: &mut Criterion) {
     let (conn, group) = (connection(), "rate_limit");
     let layer = |quota| RateLimitLayer::new(quota).expect("a sound quota");
-    line(c, group, "admitted", layer(generous()).layer(Ready), || request(&conn));
-    line(c, group, "refused", layer(stingy()).layer(Ready), || request(&conn));
+    line(c, group, "admitted", layer(generous()).layer(Ready), || {
+        request(&conn)
+    });
+    line(c, group, "refused", layer(stingy()).layer(Ready), || {
+        request(&conn)
+    });
     let counted = layer(stingy()).metrics(Counting::default());
-    line(c, group, "refused_counted", counted.layer(Ready), || request(&conn));
+    line(c, group, "refused_counted", counted.layer(Ready), || {
+        request(&conn)
+    });
     let peer = |generous| tower_governor(generous).layer(for_peers(Ready));
-    line(c, group, "admitted_tower_governor", peer(true), peer_request);
-    line(c, group, "refused_tower_governor", peer(false), peer_request);
+    line(
+        c,
+        group,
+        "admitted_tower_governor",
+        peer(true),
+        peer_request,
+    );
+    line(
+        c,
+        group,
+        "refused_tower_governor",
+        peer(false),
+        peer_request,
+    );
 }
 
 fn concurrency_limit(c: &mut Criterion) {
     let (conn, group) = (connection(), "concurrency_limit");
     let layer = ConcurrencyLimitLayer::new;
-    line(c, group, "admitted", layer(1).layer(Ready), || request(&conn));
-    line(c, group, "refused", layer(0).layer(Ready), || request(&conn));
+    line(c, group, "admitted", layer(1).layer(Ready), || {
+        request(&conn)
+    });
+    line(c, group, "refused", layer(0).layer(Ready), || {
+        request(&conn)
+    });
     let counted = layer(0).metrics(Counting::default());
-    line(c, group, "refused_counted", counted.layer(Ready), || request(&conn));
+    line(c, group, "refused_counted", counted.layer(Ready), || {
+        request(&conn)
+    });
     let peer = |max| {
         ServiceBuilder::new()
             .load_shed()
@@ -87,11 +117,19 @@ fn body_limit(c: &mut Criterion) {
     let (conn, group) = (connection(), "body_limit");
     let layer = BodyLimitLayer::default();
     line(c, group, "admitted", layer.layer(Ready), || request(&conn));
-    line(c, group, "upload", layer.layer(Reads), || long_upload(request(&conn)));
-    line(c, group, "refused", layer.layer(Ready), || too_long(request(&conn)));
+    line(c, group, "upload", layer.layer(Reads), || {
+        long_upload(request(&conn))
+    });
+    line(c, group, "refused", layer.layer(Ready), || {
+        too_long(request(&conn))
+    });
     let peer = peers_limit();
-    line(c, group, "upload_tower_http", peer.layer(Reads), || long_upload(request(&conn)));
-    line(c, group, "refused_tower_http", peer.layer(Ready), || too_long(request(&conn)));
+    line(c, group, "upload_tower_http", peer.layer(Reads), || {
+        long_upload(request(&conn))
+    });
+    line(c, group, "refused_tower_http", peer.layer(Ready), || {
+        too_long(request(&conn))
+    });
 }
 
 fn timeout(c: &mut Criterion) {
@@ -101,12 +139,16 @@ fn timeout(c: &mut Criterion) {
     let thirty = Duration::from_secs(30);
     let layer = TimeoutLayer::new(thirty);
     line(c, group, "admitted", layer.layer(Ready), || request(&conn));
-    line(c, group, "upload", layer.layer(Reads), || long_upload(request(&conn)));
+    line(c, group, "upload", layer.layer(Reads), || {
+        long_upload(request(&conn))
+    });
     let layer = TimeoutLayer::new(Duration::ZERO);
     line(c, group, "refused", layer.layer(Ready), || request(&conn));
     let status = http::StatusCode::SERVICE_UNAVAILABLE;
     let peer = timeout::TimeoutLayer::with_status_code(status, thirty);
-    line(c, group, "admitted_tower_http", peer.layer(Ready), || request(&conn));
+    line(c, group, "admitted_tower_http", peer.layer(Ready), || {
+        request(&conn)
+    });
 }
 
 fn slow_body(c: &mut Criterion) {
@@ -115,9 +157,13 @@ fn slow_body(c: &mut Criterion) {
     let (conn, group) = (connection(), "slow_body");
     let layer = SlowBodyLayer::new();
     line(c, group, "admitted", layer.layer(Ready), || request(&conn));
-    line(c, group, "upload", layer.layer(Reads), || long_upload(request(&conn)));
+    line(c, group, "upload", layer.layer(Reads), || {
+        long_upload(request(&conn))
+    });
     let peer = timeout::RequestBodyTimeoutLayer::new(Duration::from_secs(15));
-    line(c, group, "upload_tower_http", peer.layer(Reads), || long_upload(request(&conn)));
+    line(c, group, "upload_tower_http", peer.layer(Reads), || {
+        long_upload(request(&conn))
+    });
 }
 
 /// 64 KiB in 16 frames.
@@ -128,9 +174,19 @@ fn long_upload(request: Request<Full<Bytes>>) -> Request<Frames> {
 /// Says that 4 GiB will come.
 fn too_long(request: Request<Full<Bytes>>) -> Request<Frames> {
     let mut request = request.map(|_| Frames::new(1 << 20));
-    request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("4294967296"));
+    request
+        .headers_mut()
+        .insert(CONTENT_LENGTH, HeaderValue::from_static("4294967296"));
     request
 }
 
-criterion_group!(benches, no_guard, rate_limit, concurrency_limit, body_limit, timeout, slow_body);
+criterion_group!(
+    benches,
+    no_guard,
+    rate_limit,
+    concurrency_limit,
+    body_limit,
+    timeout,
+    slow_body
+);
 criterion_main!(benches);

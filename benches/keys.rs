@@ -25,7 +25,9 @@ fn address(key: u32) -> IpAddr {
 }
 
 fn table() -> TableLimiter {
-    TableLimiter::new(generous()).expect("a sound quota").capacity(CAPACITY)
+    TableLimiter::new(generous())
+        .expect("a sound quota")
+        .capacity(CAPACITY)
 }
 
 fn check(table: &TableLimiter, key: u32) -> Decision {

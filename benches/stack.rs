@@ -21,7 +21,11 @@ fn line<S, B>(
     let mut group = c.benchmark_group(group);
     group.throughput(Throughput::Elements(1));
     group.bench_function(name, |b| {
-        b.iter_batched(&request, |request| drive(&mut service, request), BatchSize::SmallInput);
+        b.iter_batched(
+            &request,
+            |request| drive(&mut service, request),
+            BatchSize::SmallInput,
+        );
     });
     group.finish();
 }
@@ -32,17 +36,65 @@ fn by_hand(c: &mut Criterion) {
     let conn = connection();
     let ours = || request(&conn);
     line(c, "ready", "no_guard", Ready, ours);
-    line(c, "ready", "palisade", palisade(generous()).layer(Ready), ours);
-    line(c, "ready", "peers", peers(true).service(for_peers(Ready)), peer_request);
+    line(
+        c,
+        "ready",
+        "palisade",
+        palisade(generous()).layer(Ready),
+        ours,
+    );
+    line(
+        c,
+        "ready",
+        "peers",
+        peers(true).service(for_peers(Ready)),
+        peer_request,
+    );
     line(c, "pending_once", "no_guard", Pends, ours);
-    line(c, "pending_once", "palisade", palisade(generous()).layer(Pends), ours);
-    line(c, "pending_once", "peers", peers(true).service(for_peers(Pends)), peer_request);
-    line(c, "refused", "palisade", palisade(stingy()).layer(Ready), ours);
-    line(c, "refused", "peers", peers(false).service(for_peers(Ready)), peer_request);
+    line(
+        c,
+        "pending_once",
+        "palisade",
+        palisade(generous()).layer(Pends),
+        ours,
+    );
+    line(
+        c,
+        "pending_once",
+        "peers",
+        peers(true).service(for_peers(Pends)),
+        peer_request,
+    );
+    line(
+        c,
+        "refused",
+        "palisade",
+        palisade(stingy()).layer(Ready),
+        ours,
+    );
+    line(
+        c,
+        "refused",
+        "peers",
+        peers(false).service(for_peers(Ready)),
+        peer_request,
+    );
     let long = |request| upload(request, Frames::new(16), 16 * Frames::LENGTH);
     line(c, "upload", "no_guard", Reads, || long(ours()));
-    line(c, "upload", "palisade", palisade(generous()).layer(Reads), || long(ours()));
-    line(c, "upload", "peers", peers(true).service(for_peers(Reads)), || long(peer_request()));
+    line(
+        c,
+        "upload",
+        "palisade",
+        palisade(generous()).layer(Reads),
+        || long(ours()),
+    );
+    line(
+        c,
+        "upload",
+        "peers",
+        peers(true).service(for_peers(Reads)),
+        || long(peer_request()),
+    );
 }
 
 /// Requests on one connection, so that its beginning and its end do not show.
@@ -66,7 +118,10 @@ fn on_servers(c: &mut Criterion) {
     group.finish();
 
     let router = || Router::new().route("/", get(async || "ok"));
-    for (name, protocol) in [("axum_http1", Protocol::Http1), ("axum_http2", Protocol::Http2)] {
+    for (name, protocol) in [
+        ("axum_http1", Protocol::Http1),
+        ("axum_http2", Protocol::Http2),
+    ] {
         let mut group = c.benchmark_group(name);
         group.throughput(Throughput::Elements(REQUESTS as u64));
         let bare = router();

@@ -16,7 +16,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .build()?;
 
     let app = Router::new()
-        .route("/", get("hello\n").post(async |body: Bytes| format!("{} bytes\n", body.len())))
+        .route(
+            "/",
+            get("hello\n").post(async |body: Bytes| format!("{} bytes\n", body.len())),
+        )
         .layer(requests);
 
     // On a port that operators alone reach, and that answers when all slots of the other are taken.

@@ -83,7 +83,9 @@ const WEB_SOCKET_QUIET: Duration = Duration::from_secs(300);
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let address = std::env::args().nth(1).ok_or("usage: fortress ADDRESS:PORT")?;
+    let address = std::env::args()
+        .nth(1)
+        .ok_or("usage: fortress ADDRESS:PORT")?;
     run(address.parse()?).await
 }
 
@@ -134,7 +136,10 @@ fn connections(metrics: &Snapshot) -> Result<ConnGuard, ConfigError> {
 
 fn http() -> Result<Http, ConfigError> {
     // 20 requests a second of 5 s each on one connection, and some streams that stay.
-    Http::builder().max_concurrent_streams(128).connection_window(512 << 10).build()
+    Http::builder()
+        .max_concurrent_streams(128)
+        .connection_window(512 << 10)
+        .build()
 }
 
 /// The guards, for these clients: at most 20 requests a second from one address, or 16 clients
@@ -229,7 +234,12 @@ async fn told_to_end() {
 // === The app ===
 
 fn app(metrics: Snapshot, drain: Drain) -> Router {
-    let scrape = async move || ([(CONTENT_TYPE, Snapshot::CONTENT_TYPE)], metrics.prometheus());
+    let scrape = async move || {
+        (
+            [(CONTENT_TYPE, Snapshot::CONTENT_TYPE)],
+            metrics.prometheus(),
+        )
+    };
     Router::new()
         .route("/", get(async || "hello\n"))
         .route("/big", get(big))
@@ -253,7 +263,10 @@ fn ms(parameters: &Parameters) -> Result<Option<u64>, StatusCode> {
 async fn big() -> impl IntoResponse {
     let piece = Bytes::from_static(&[b'x'; PIECE]);
     let pieces = stream::iter(std::iter::repeat_n(Ok::<_, Infallible>(piece), BIG / PIECE));
-    ([(CONTENT_LENGTH, BIG.to_string())], Body::from_stream(pieces))
+    (
+        [(CONTENT_LENGTH, BIG.to_string())],
+        Body::from_stream(pieces),
+    )
 }
 
 /// Counts and keeps nothing. Where a guard ends the body, the guard answers.
@@ -268,7 +281,9 @@ async fn echo_len(request: Request) -> Result<String, StatusCode> {
 }
 
 async fn slow(parameters: Parameters) -> Result<&'static str, StatusCode> {
-    let ms = ms(&parameters)?.filter(|ms| *ms <= SLOWEST).ok_or(StatusCode::BAD_REQUEST)?;
+    let ms = ms(&parameters)?
+        .filter(|ms| *ms <= SLOWEST)
+        .ok_or(StatusCode::BAD_REQUEST)?;
     sleep(Duration::from_millis(ms)).await;
     Ok("done\n")
 }
@@ -279,15 +294,18 @@ async fn events(
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, StatusCode> {
     let every = ms(&parameters)?.unwrap_or(500);
     let ticks = interval(Duration::from_millis(every.clamp(1, 3_600_000)));
-    let events = stream::unfold((ticks, drain, 0u64), async |(mut ticks, mut drain, count)| {
-        tokio::select! {
-            _ = ticks.tick() => {
-                let event = Event::default().data(count.to_string());
-                Some((Ok(event), (ticks, drain, count.wrapping_add(1))))
+    let events = stream::unfold(
+        (ticks, drain, 0u64),
+        async |(mut ticks, mut drain, count)| {
+            tokio::select! {
+                _ = ticks.tick() => {
+                    let event = Event::default().data(count.to_string());
+                    Some((Ok(event), (ticks, drain, count.wrapping_add(1))))
+                }
+                () = drain.begins() => None,
             }
-            () = drain.begins() => None,
-        }
-    });
+        },
+    );
     Ok(Sse::new(events))
 }
 

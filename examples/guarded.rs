@@ -18,9 +18,17 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let report = {
         let guard = guard.clone();
         // For operators only: put it where nobody else reaches it.
-        async move || format!("{:#?}\n{:#?}\n{metrics}", guard.snapshot(), guard.recent_kills())
+        async move || {
+            format!(
+                "{:#?}\n{:#?}\n{metrics}",
+                guard.snapshot(),
+                guard.recent_kills()
+            )
+        }
     };
-    let app = Router::new().route("/", get("hello\n")).route("/connections", get(report));
+    let app = Router::new()
+        .route("/", get("hello\n"))
+        .route("/connections", get(report));
 
     let listener = guard.bind("127.0.0.1:3000").await?;
     Ok(axum::serve(listener, connected(app)).await?) // This line guards the connections.

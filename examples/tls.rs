@@ -29,7 +29,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
         [] => made_up()?,
         _ => return Err("two files, or none".into()),
     };
-    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
+    let config = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
 
     let hello = async |ConnectInfo(peer): ConnectInfo<SocketAddr>| format!("hello, {peer}\n");
     let app = Router::new().route("/", get(hello));
@@ -40,5 +42,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 /// For `localhost`, and trusted by nobody.
 fn made_up() -> Result<Identity, Box<dyn Error>> {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
-    Ok((vec![made.cert.der().clone()], PrivateKeyDer::try_from(made.signing_key.serialize_der())?))
+    Ok((
+        vec![made.cert.der().clone()],
+        PrivateKeyDer::try_from(made.signing_key.serialize_der())?,
+    ))
 }

@@ -32,7 +32,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let mut client = EchoClient::connect(url).await?;
     for number in 1..=5 {
-        let piece = Piece { data: b"four".as_slice().into() };
+        let piece = Piece {
+            data: b"four".as_slice().into(),
+        };
         match client.unary(piece).await {
             Ok(total) => println!("{number}: {} bytes", total.get_ref().bytes),
             Err(status) => println!("{number}: {:?}, {}", status.code(), status.message()),

@@ -25,7 +25,11 @@ fn run<T>(future: impl Future<Output = T>) -> T {
 const MAX_BODY: u64 = 5000;
 
 fn guards() -> StackLayer {
-    Stack::edge().max_body(MAX_BODY).max_requests(4).build().expect("these numbers can be")
+    Stack::edge()
+        .max_body(MAX_BODY)
+        .max_requests(4)
+        .build()
+        .expect("these numbers can be")
 }
 
 /// Any method, `grpc-timeout` and `content-type`: an answer in the form that the client speaks,
@@ -38,13 +42,22 @@ pub(crate) fn heads(data: &[u8]) {
     *request.method_mut() = Method::from_bytes(method).unwrap_or(Method::POST);
     *request.version_mut() = Version::HTTP_2;
     for (name, value) in [("content-type", content_type), ("grpc-timeout", timeout)] {
-        let Ok(value) = HeaderValue::from_bytes(value) else { return };
+        let Ok(value) = HeaderValue::from_bytes(value) else {
+            return;
+        };
         request.headers_mut().insert(name, value);
     }
-    let names: [&[u8]; 3] =
-        [b"application/grpc", b"application/grpc-web", b"application/grpc-web-text"];
-    let rest = names.into_iter().filter_map(|name| content_type.strip_prefix(name));
-    let is_kind = rest.into_iter().any(|rest| matches!(rest, [] | [b'+' | b';', ..]));
+    let names: [&[u8]; 3] = [
+        b"application/grpc",
+        b"application/grpc-web",
+        b"application/grpc-web-text",
+    ];
+    let rest = names
+        .into_iter()
+        .filter_map(|name| content_type.strip_prefix(name));
+    let is_kind = rest
+        .into_iter()
+        .any(|rest| matches!(rest, [] | [b'+' | b';', ..]));
     let speaks_grpc = request.method() == Method::POST && is_kind;
     run(async {
         let slow = service_fn(|_request| async {
@@ -69,7 +82,10 @@ pub(crate) fn heads(data: &[u8]) {
 /// A body of any frames in any rhythm through all guards: the handler gets every byte in order, or
 /// the client hears why not.
 pub(crate) fn frames(data: &[u8]) {
-    let sent: Vec<u8> = Script::new(data).filter_map(Step::bytes).flatten().collect();
+    let sent: Vec<u8> = Script::new(data)
+        .filter_map(Step::bytes)
+        .flatten()
+        .collect();
     run(async {
         let collect = service_fn(|request: Request<_>| async {
             Ok::<_, Infallible>(match BodyExt::collect(request.into_body()).await {
@@ -81,14 +97,21 @@ pub(crate) fn frames(data: &[u8]) {
                 }
             })
         });
-        let request = Request::post("/").body(Scripted { script: Script::new(data), sleep: None });
+        let request = Request::post("/").body(Scripted {
+            script: Script::new(data),
+            sleep: None,
+        });
         let request = request.expect("a request can be built");
         let response = guards().layer(collect).oneshot(request).await;
         let response = response.unwrap_or_else(|never| match never {});
         match response.status().as_u16() {
             200 => {
                 assert!(sent.len() as u64 <= MAX_BODY);
-                let body = response.into_body().collect().await.expect("it was whole before");
+                let body = response
+                    .into_body()
+                    .collect()
+                    .await
+                    .expect("it was whole before");
                 assert_eq!(body.to_bytes(), sent);
             }
             // Too much or too tiny; too slow; or the body failed by itself.
@@ -117,7 +140,10 @@ struct Script {
 impl Script {
     fn new(data: &[u8]) -> Self {
         // Long enough for everything that a body can meet, short enough to run often.
-        Self { data: Bytes::copy_from_slice(&data[..data.len().min(1000)]), ended: false }
+        Self {
+            data: Bytes::copy_from_slice(&data[..data.len().min(1000)]),
+            ended: false,
+        }
     }
 }
 
@@ -205,7 +231,11 @@ pub(crate) fn table(data: &[u8]) {
         let expected = paid_at.saturating_sub(now);
         let more = u64::from(debt) << (shift / 16);
         let seen = table.update(ClientKey::of(&key), now, MAX_DEBT, |debt| {
-            if debt + more > MAX_DEBT { Err(debt) } else { Ok((debt, debt + more)) }
+            if debt + more > MAX_DEBT {
+                Err(debt)
+            } else {
+                Ok((debt, debt + more))
+            }
         });
         match seen {
             Some(Ok(seen)) => {

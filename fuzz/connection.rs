@@ -35,8 +35,14 @@ pub(crate) fn connection(data: &[u8]) {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_time().start_paused(true).build();
     runtime.expect("a runtime can be built").block_on(async {
-        let guard = ConnGuard::builder().mode(mode).max_connections(2).no_accept_rate();
-        let guard = guard.first_request(6 * SECOND).idle(8 * SECOND).upgraded_idle(8 * SECOND);
+        let guard = ConnGuard::builder()
+            .mode(mode)
+            .max_connections(2)
+            .no_accept_rate();
+        let guard = guard
+            .first_request(6 * SECOND)
+            .idle(8 * SECOND)
+            .upgraded_idle(8 * SECOND);
         let guard = guard.head(4 * SECOND).write_stall(5 * SECOND).probe(SECOND);
         let guard = guard.build().expect("these numbers can be");
         let mut socket = Socket::new(&guard, mode, first & 8 != 0);
@@ -46,8 +52,14 @@ pub(crate) fn connection(data: &[u8]) {
         }
         drop(socket);
         let now = guard.snapshot();
-        assert_eq!((now.open, now.going, now.distinct_clients, now.in_flight), (0, 0, 0, 0));
-        assert_eq!((conn.state().sample().in_flight, conn.state().verdict()), (0, None));
+        assert_eq!(
+            (now.open, now.going, now.distinct_clients, now.in_flight),
+            (0, 0, 0, 0)
+        );
+        assert_eq!(
+            (conn.state().sample().in_flight, conn.state().verdict()),
+            (0, None)
+        );
     });
 }
 
@@ -78,7 +90,11 @@ struct Task {
 impl Socket {
     fn new(guard: &ConnGuard, mode: Mode, in_two: bool) -> Self {
         let wire = Rc::default();
-        let io = guard.admit(Wire(Rc::clone(&wire)), Some(([192, 0, 2, 1], 1).into()), None);
+        let io = guard.admit(
+            Wire(Rc::clone(&wire)),
+            Some(([192, 0, 2, 1], 1).into()),
+            None,
+        );
         let io = io.expect("the first one has a place");
         Self {
             io,
@@ -96,7 +112,9 @@ impl Socket {
     async fn step(&mut self, guard: &ConnGuard, kind: u8, size: usize) {
         let conn = self.io.conn().clone();
         let before = conn.state().verdict();
-        self.tasks.iter().for_each(|task| task.woken.store(false, Relaxed));
+        self.tasks
+            .iter()
+            .for_each(|task| task.woken.store(false, Relaxed));
         match kind % 24 {
             0..2 => self.wire.borrow_mut().arrive(size * 16),
             2..4 => self.wire.borrow_mut().make_room(size * 16),
@@ -119,7 +137,11 @@ impl Socket {
                 self.all_woken();
             }
             20 if size.is_multiple_of(8) => {
-                let ending = if size < 128 { Ending::Finish } else { Ending::Reset };
+                let ending = if size < 128 {
+                    Ending::Finish
+                } else {
+                    Ending::Reset
+                };
                 let is_ended = guard.end(&conn, Reason::Idle, ending);
                 assert!(!is_ended || before.is_none());
             }
@@ -145,7 +167,12 @@ impl Socket {
         let (result, verdict) = self.poll_and_look(0, |io, cx| io.poll_read(cx, &mut buf));
         let wire = self.wire.borrow();
         let filled = buf.filled();
-        assert!(filled.iter().copied().eq((taken..wire.taken).map(|place| place as u8)));
+        assert!(
+            filled
+                .iter()
+                .copied()
+                .eq((taken..wire.taken).map(|place| place as u8))
+        );
         match (verdict.map(|verdict| verdict.ending), &result) {
             (Some(Ending::Finish), Poll::Ready(Ok(()))) => assert!(filled.is_empty()),
             (Some(Ending::Reset), Poll::Ready(Err(_))) => {
@@ -248,8 +275,15 @@ impl Socket {
         let result = poll(Pin::new(&mut self.io), &mut Context::from_waker(&waker));
         self.parked[side] |= result.is_pending() && self.mode != Mode::Off;
         let (sample, wire) = (self.io.conn().state().sample(), self.wire.borrow());
-        let counted = if self.mode == Mode::Off { (0, 0) } else { (wire.taken, wire.sent) };
-        assert_eq!((sample.read, sample.written), (counted.0 as u64, counted.1 as u64));
+        let counted = if self.mode == Mode::Off {
+            (0, 0)
+        } else {
+            (wire.taken, wire.sent)
+        };
+        assert_eq!(
+            (sample.read, sample.written),
+            (counted.0 as u64, counted.1 as u64)
+        );
         result
     }
 
@@ -304,7 +338,11 @@ impl State {
     }
 
     fn fails(&self) -> io::Result<()> {
-        if self.fails { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) }
+        if self.fails {
+            Err(io::ErrorKind::ConnectionReset.into())
+        } else {
+            Ok(())
+        }
     }
 
     fn settle(&mut self, cx: &Context<'_>) -> Poll<io::Result<()>> {

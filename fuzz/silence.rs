@@ -53,8 +53,13 @@ pub(crate) fn silence(data: &[u8]) {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_time().start_paused(true).build();
     runtime.expect("a runtime can be built").block_on(async {
-        let guard = ConnGuard::builder().first_request(6 * SECOND).head(4 * SECOND);
-        let guard = guard.idle(8 * SECOND).write_stall(5 * SECOND).upgraded_idle(8 * SECOND);
+        let guard = ConnGuard::builder()
+            .first_request(6 * SECOND)
+            .head(4 * SECOND);
+        let guard = guard
+            .idle(8 * SECOND)
+            .write_stall(5 * SECOND)
+            .upgraded_idle(8 * SECOND);
         let guard = guard.build().expect("these numbers can be");
         let (connect, listener) = mpsc::channel(1);
         let app = service_fn(answer);
@@ -68,12 +73,19 @@ pub(crate) fn silence(data: &[u8]) {
         let silent = client.await.expect("a client does not fail");
         let since = Instant::now();
         while guard.snapshot().open > 0 {
-            assert!(since.elapsed() < LONGEST, "it is still here: {:?}", guard.snapshot());
+            assert!(
+                since.elapsed() < LONGEST,
+                "it is still here: {:?}",
+                guard.snapshot()
+            );
             sleep(SECOND).await;
         }
         drop(silent);
         let now = guard.snapshot();
-        assert_eq!((now.open, now.going, now.in_flight, now.upgraded), (0, 0, 0, 0));
+        assert_eq!(
+            (now.open, now.going, now.in_flight, now.upgraded),
+            (0, 0, 0, 0)
+        );
         server.abort();
     });
 }
@@ -85,7 +97,10 @@ async fn client(
     steps: Vec<u8>,
     is_http2: bool,
     reads: bool,
-) -> (tokio::io::WriteHalf<DuplexStream>, tokio::task::JoinHandle<()>) {
+) -> (
+    tokio::io::WriteHalf<DuplexStream>,
+    tokio::task::JoinHandle<()>,
+) {
     let (mut read, mut write) = tokio::io::split(wire);
     let reader = tokio::spawn(async move {
         if !reads {
@@ -107,7 +122,11 @@ async fn client(
             HTTP1[usize::from(what) % HTTP1.len()].into()
         };
         // Sometimes cut short, and sometimes with a pause behind it.
-        let length = if how % 8 == 7 { bytes.len() / 2 } else { bytes.len() };
+        let length = if how % 8 == 7 {
+            bytes.len() / 2
+        } else {
+            bytes.len()
+        };
         send(&mut write, &bytes[..length]).await;
         if how % 4 == 1 {
             sleep(Duration::from_millis(u64::from(how) * 40)).await;
@@ -131,14 +150,23 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 fn preface(window: u32) -> Vec<u8> {
     let setting = [&[0, 4][..], &window.to_be_bytes()].concat();
-    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &setting)].concat()
+    [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        frame(4, 0, 0, &setting),
+    ]
+    .concat()
 }
 
 /// One frame, or a request on the next stream.
 fn http2(what: u8, how: u8, stream: &mut u32) -> Vec<u8> {
     const PATHS: [&str; 6] = ["/", "/read", "/drop", "/later", "/slow", "/large"];
     let path = PATHS[usize::from(how) % PATHS.len()];
-    let mut block = vec![if how & 1 == 0 { 0x82 } else { 0x83 }, 0x86, 0x04, path.len() as u8];
+    let mut block = vec![
+        if how & 1 == 0 { 0x82 } else { 0x83 },
+        0x86,
+        0x04,
+        path.len() as u8,
+    ];
     block.extend(path.bytes());
     block.extend([0x01, 1, b'a']);
     let mut next = || std::mem::replace(stream, *stream + 2);
@@ -147,7 +175,16 @@ fn http2(what: u8, how: u8, stream: &mut u32) -> Vec<u8> {
         // Never ended.
         3 => frame(1, 0, next(), &block),
         4 => frame(0, how & 1, stream.saturating_sub(2), b"hello"),
-        5 => frame(8, 0, if how & 1 == 0 { 0 } else { stream.saturating_sub(2) }, &[0, 0, 0, 1]),
+        5 => frame(
+            8,
+            0,
+            if how & 1 == 0 {
+                0
+            } else {
+                stream.saturating_sub(2)
+            },
+            &[0, 0, 0, 1],
+        ),
         6 => frame(6, 0, 0, &[how; 8]),
         _ => frame(3, 0, stream.saturating_sub(2), &[0, 0, 0, 8]),
     }

@@ -46,13 +46,19 @@ impl AsyncRead for Pieces {
 /// HTTP/2 is what begins with the preface and nothing else is; no more is taken for that than the
 /// preface is long; and every byte is read afterwards, once and in order.
 pub(crate) fn sniff(data: &[u8]) {
-    let [kind, length, data @ ..] = data else { return };
+    let [kind, length, data @ ..] = data else {
+        return;
+    };
     // Most of what is random would differ in its first byte.
     let shared = usize::from(*kind) % (PREFACE.len() + 1);
     let whole = [&PREFACE[..shared], data].concat();
     let length = 1 + usize::from(*length) % 30;
     let pieces = whole.chunks(length).map(<[u8]>::to_vec).collect();
-    let mut io = Rewind::new(Pieces { pieces, pauses: kind & 32 == 0, given: 0 });
+    let mut io = Rewind::new(Pieces {
+        pieces,
+        pauses: kind & 32 == 0,
+        given: 0,
+    });
 
     let cx = &mut Context::from_waker(Waker::noop());
     let begins = loop {

@@ -18,7 +18,10 @@ const FORWARDED: &str = "GET / HTTP/1.1\r\nhost: x\r\nx-forwarded-for: 192.0.2.7
 /// many as a `part` of them on new ones without a word of a proxy, one on each.
 async fn said(builder: ConnGuardBuilder, kept: usize, part: usize) -> (Vec<u32>, Option<u64>) {
     let (journal, snapshot) = (Journal::default(), Snapshot::new());
-    let guard = builder.metrics((journal.clone(), snapshot.clone())).build().unwrap();
+    let guard = builder
+        .metrics((journal.clone(), snapshot.clone()))
+        .build()
+        .unwrap();
     let server = hardened(&guard, app()).await;
     let mut proxies = Vec::new();
     for _ in 0..4 {
@@ -36,7 +39,12 @@ async fn said(builder: ConnGuardBuilder, kept: usize, part: usize) -> (Vec<u32>,
         proxies.push(client);
     }
     let level = journal.level(Guard::Connection, Level::ForwardedPercent);
-    assert_eq!(snapshot.prometheus().contains("palisade_forwarded_percent{"), level.is_some());
+    assert_eq!(
+        snapshot
+            .prometheus()
+            .contains("palisade_forwarded_percent{"),
+        level.is_some()
+    );
     drop((server, proxies));
     all_gone(&guard).await;
     (journal.forwarded(), level)
@@ -44,7 +52,11 @@ async fn said(builder: ConnGuardBuilder, kept: usize, part: usize) -> (Vec<u32>,
 
 #[tokio::test]
 async fn a_proxy_that_counts_as_one_client_is_told_of_once() {
-    let edge = || ConnGuard::builder().accept_rate(10_000, 10_000).max_requests(1_000_000);
+    let edge = || {
+        ConnGuard::builder()
+            .accept_rate(10_000, 10_000)
+            .max_requests(1_000_000)
+    };
     // Beside it a probe that asks without one, and connects anew each time.
     let (told, level) = said(edge(), 1200, 20).await;
     assert_eq!(told.len(), 1);

@@ -44,7 +44,11 @@ impl Runtime {
                 }
             });
         });
-        Self { addr: addr.recv().unwrap(), block, thread }
+        Self {
+            addr: addr.recv().unwrap(),
+            block,
+            thread,
+        }
     }
 
     /// Blocks the thread until what is returned is dropped.
@@ -52,18 +56,26 @@ impl Runtime {
         let (release, released) = channel();
         let (say_blocked, is_blocked) = channel();
         self.block.send((say_blocked, released)).unwrap();
-        tokio::task::spawn_blocking(move || is_blocked.recv().unwrap()).await.unwrap();
+        tokio::task::spawn_blocking(move || is_blocked.recv().unwrap())
+            .await
+            .unwrap();
         release
     }
 
     async fn end(self) {
         drop(self.block);
-        tokio::task::spawn_blocking(|| self.thread.join().unwrap()).await.unwrap();
+        tokio::task::spawn_blocking(|| self.thread.join().unwrap())
+            .await
+            .unwrap();
     }
 }
 
 fn guard() -> ConnGuard {
-    ConnGuard::builder().first_request(SECOND).idle(SECOND).build().unwrap()
+    ConnGuard::builder()
+        .first_request(SECOND)
+        .idle(SECOND)
+        .build()
+        .unwrap()
 }
 
 #[tokio::test]
@@ -87,7 +99,10 @@ async fn a_blocked_runtime_leaves_the_deadlines_to_another_one() {
         let started = Instant::now();
         let (silent, idle) = tokio::join!(cut(&mut silent), cut(&mut idle));
         for (_, _, after) in [&silent, &idle] {
-            assert!((SECOND / 2..SECOND + TAKE_OVER).contains(after), "{after:?}");
+            assert!(
+                (SECOND / 2..SECOND + TAKE_OVER).contains(after),
+                "{after:?}"
+            );
         }
         // A reset for silence, a FIN for idleness.
         assert_eq!((silent.1, idle.1), (true, false));

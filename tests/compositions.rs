@@ -35,7 +35,10 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// Lets one request of an hour through, and refuses the next.
 fn stack() -> StackLayer {
-    Stack::edge().rate_limit(Quota::per_hour(1).burst(1)).build().unwrap()
+    Stack::edge()
+        .rate_limit(Quota::per_hour(1).burst(1))
+        .build()
+        .unwrap()
 }
 
 fn routes() -> Router {
@@ -44,8 +47,12 @@ fn routes() -> Router {
 
 fn request() -> Request {
     let mut request = Request::post("/").body(Body::from("hello")).unwrap();
-    request.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("*/*"));
-    request.extensions_mut().insert(SocketAddr::from(([192, 0, 2, 1], 1)));
+    request
+        .headers_mut()
+        .insert(header::ACCEPT, HeaderValue::from_static("*/*"));
+    request
+        .extensions_mut()
+        .insert(SocketAddr::from(([192, 0, 2, 1], 1)));
     request
 }
 
@@ -57,7 +64,10 @@ where
 {
     let first = service.clone().oneshot(request()).await.unwrap();
     assert_eq!(first.status(), StatusCode::OK);
-    assert_eq!(first.into_body().collect().await.unwrap().to_bytes(), "hello");
+    assert_eq!(
+        first.into_body().collect().await.unwrap().to_bytes(),
+        "hello"
+    );
     let second = service.oneshot(request()).await.unwrap();
     assert_eq!(second.status(), StatusCode::TOO_MANY_REQUESTS);
     assert!(second.headers().contains_key(header::RETRY_AFTER));
@@ -96,12 +106,18 @@ async fn in_every_place_of_a_router() {
 
 #[tokio::test]
 async fn inside_of_what_wants_a_default_body() {
-    #[allow(deprecated, reason = "it is there, and asks for a body that can be made of nothing")]
+    #[allow(
+        deprecated,
+        reason = "it is there, and asks for a body that can be made of nothing"
+    )]
     let outside = || {
         ServiceBuilder::new()
             .layer(TraceLayer::new_for_http())
             .layer(CorsLayer::permissive())
-            .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, MINUTE))
+            .layer(TimeoutLayer::with_status_code(
+                StatusCode::REQUEST_TIMEOUT,
+                MINUTE,
+            ))
             .layer(AddAuthorizationLayer::bearer("token"))
             .layer(ValidateRequestHeaderLayer::bearer("token"))
             .layer(ValidateRequestHeaderLayer::accept("text/plain"))
@@ -115,7 +131,10 @@ async fn inside_of_what_wants_a_default_body() {
 async fn outside_of_what_wants_axum_s_own_body() {
     let inside = || {
         let boxed = ServiceBuilder::new().layer(stack().boxed());
-        boxed.layer(from_fn(pass)).layer(map_request(same)).map_request(|request: Request| request)
+        boxed
+            .layer(from_fn(pass))
+            .layer(map_request(same))
+            .map_request(|request: Request| request)
     };
     guards(routes().layer(inside())).await;
     guards(routes().route_layer(inside())).await;
@@ -156,7 +175,9 @@ async fn around_a_service_that_is_not_a_clone_of_its_own() {
     });
     // Whatever is not `Clone` is so behind a buffer, as everywhere with tower.
     let buffered = tower::buffer::Buffer::new(service, 16);
-    let guarded = stack().layer(buffered).map_err(|error| -> Infallible { panic!("{error}") });
+    let guarded = stack()
+        .layer(buffered)
+        .map_err(|error| -> Infallible { panic!("{error}") });
     guards(BoxCloneSyncService::new(guarded)).await;
 }
 
@@ -164,13 +185,16 @@ async fn around_a_service_that_is_not_a_clone_of_its_own() {
 async fn on_the_server_of_tonic() {
     let listener = servers::listener().await;
     let addr = listener.local_addr().unwrap();
-    let mut server =
-        tonic::transport::Server::builder().layer(CorsLayer::permissive()).layer(stack().boxed());
+    let mut server = tonic::transport::Server::builder()
+        .layer(CorsLayer::permissive())
+        .layer(stack().boxed());
     let router = server.add_service(EchoServer::new(Lengths));
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
     let server = tokio::spawn(router.serve_with_incoming(incoming));
     let mut client = EchoClient::connect(format!("http://{addr}")).await.unwrap();
-    let piece = || Piece { data: b"four".as_slice().into() };
+    let piece = || Piece {
+        data: b"four".as_slice().into(),
+    };
     assert_eq!(client.unary(piece()).await.unwrap().get_ref().bytes, 4);
     let refused = client.unary(piece()).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::ResourceExhausted);

@@ -32,7 +32,10 @@ struct Gate {
 
 impl Gate {
     fn new() -> Self {
-        Self { arrived: Arc::new(Semaphore::new(0)), open: Arc::new(Semaphore::new(0)) }
+        Self {
+            arrived: Arc::new(Semaphore::new(0)),
+            open: Arc::new(Semaphore::new(0)),
+        }
     }
 
     async fn pass(&self) {
@@ -70,7 +73,13 @@ async fn limit_of_two_holds(
     for held in held {
         assert_eq!(held.await.unwrap().unwrap().status(), StatusCode::OK);
     }
-    assert_eq!(clients::get(LOCALHOST, addr, paths[2]).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(
+        clients::get(LOCALHOST, addr, paths[2])
+            .await
+            .unwrap()
+            .status(),
+        StatusCode::OK
+    );
     assert_eq!(journal.level(GUARD, Level::Working), Some(0));
 }
 
@@ -99,7 +108,9 @@ async fn on_axum_routes_and_connections_share_the_limit() {
 #[tokio::test]
 async fn on_axum_with_connect_info_too() {
     let (gate, journal) = (Gate::new(), Journal::default());
-    let limit = ConcurrencyLimitLayer::new(2).per_client(9).metrics(journal.clone());
+    let limit = ConcurrencyLimitLayer::new(2)
+        .per_client(9)
+        .metrics(journal.clone());
     let server = servers::axum(router(&gate).layer(limit)).await;
     limit_of_two_holds(&server, &gate, &journal, ["/a", "/b", "/c"]).await;
 }
@@ -119,11 +130,16 @@ async fn on_hyper_http1_and_http2_share_the_limit() {
     .await;
     limit_of_two_holds(&server, &gate, &journal, ["/", "/", "/"]).await;
 
-    let mut http2 = clients::http2::<Empty<Bytes>>(LOCALHOST, server.addr).await.unwrap();
+    let mut http2 = clients::http2::<Empty<Bytes>>(LOCALHOST, server.addr)
+        .await
+        .unwrap();
     let mut send = || http2.send_request(Request::get("http://test/").body(Empty::new()).unwrap());
     let held = [tokio::spawn(send()), tokio::spawn(send())];
     gate.arrived(1 + 2).await; // One is left from before.
-    assert_eq!(send().await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(
+        send().await.unwrap().status(),
+        StatusCode::SERVICE_UNAVAILABLE
+    );
     gate.open.add_permits(2);
     for held in held {
         assert_eq!(held.await.unwrap().unwrap().status(), StatusCode::OK);
@@ -140,7 +156,9 @@ impl Echo for GatedEcho {
         request: tonic::Request<Piece>,
     ) -> Result<tonic::Response<Total>, tonic::Status> {
         self.0.pass().await;
-        Ok(tonic::Response::new(Total { bytes: request.get_ref().data.len() as u64 }))
+        Ok(tonic::Response::new(Total {
+            bytes: request.get_ref().data.len() as u64,
+        }))
     }
 
     async fn collect(
@@ -156,12 +174,16 @@ async fn on_tonic_the_client_sees_resource_exhausted_with_message_and_pushback()
     let (gate, journal) = (Gate::new(), Journal::default());
     let limit = ConcurrencyLimitLayer::new(2).metrics(journal.clone());
     let service = EchoServer::new(GatedEcho(gate.clone()));
-    let router = tonic::transport::Server::builder().layer(limit).add_service(service);
+    let router = tonic::transport::Server::builder()
+        .layer(limit)
+        .add_service(service);
     let server = servers::tonic(router).await;
 
     let connect = || EchoClient::connect(server.url());
     let (mut one, mut other) = (connect().await.unwrap(), connect().await.unwrap());
-    let piece = || Piece { data: Bytes::from_static(b"four") };
+    let piece = || Piece {
+        data: Bytes::from_static(b"four"),
+    };
     let held = [
         tokio::spawn({
             let mut one = one.clone();
@@ -174,7 +196,10 @@ async fn on_tonic_the_client_sees_resource_exhausted_with_message_and_pushback()
         let status = one.unary(piece()).await.unwrap_err();
         assert_eq!(status.code(), tonic::Code::ResourceExhausted);
         assert_eq!(status.message(), "server is busy");
-        assert_eq!(status.metadata().get("grpc-retry-pushback-ms").unwrap(), "1000");
+        assert_eq!(
+            status.metadata().get("grpc-retry-pushback-ms").unwrap(),
+            "1000"
+        );
     }
     gate.open.add_permits(3);
     for held in held {

@@ -51,14 +51,22 @@ impl Drop for UnderWay {
 
 impl Probe {
     fn new() -> Self {
-        Self { is_ready: false, unready: None, under_way: Arc::default() }
+        Self {
+            is_ready: false,
+            unready: None,
+            under_way: Arc::default(),
+        }
     }
 }
 
 /// A clone was not made ready.
 impl Clone for Probe {
     fn clone(&self) -> Self {
-        Self { is_ready: false, unready: self.unready, under_way: self.under_way.clone() }
+        Self {
+            is_ready: false,
+            unready: self.unready,
+            under_way: self.under_way.clone(),
+        }
     }
 }
 
@@ -76,7 +84,10 @@ impl<B: Body + Send + 'static> Service<Request<B>> for Probe {
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        assert!(std::mem::take(&mut self.is_ready), "called without having been made ready");
+        assert!(
+            std::mem::take(&mut self.is_ready),
+            "called without having been made ready"
+        );
         self.under_way.fetch_add(1, SeqCst);
         let under_way = UnderWay(self.under_way.clone());
         Box::pin(async move {
@@ -91,7 +102,9 @@ impl<B: Body + Send + 'static> Service<Request<B>> for Probe {
 }
 
 fn request(path: &str) -> Request<Full<Bytes>> {
-    Request::post(path).body(Full::new(Bytes::from_static(b"body"))).unwrap()
+    Request::post(path)
+        .body(Full::new(Bytes::from_static(b"body")))
+        .unwrap()
 }
 
 fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
@@ -128,12 +141,27 @@ where
     let second = other.call(request("/"));
     for response in [first.await.unwrap(), second.await.unwrap()] {
         assert_eq!(response.status(), StatusCode::OK);
-        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "served");
+        assert_eq!(
+            response.into_body().collect().await.unwrap().to_bytes(),
+            "served"
+        );
     }
 
     // Errors pass untouched, of the response and of readiness.
-    assert_eq!(service.ready().await.unwrap().call(request("/fails")).await.err(), Some(Broken(1)));
-    let unready = Probe { unready: Some(Broken(2)), ..probe.clone() };
+    assert_eq!(
+        service
+            .ready()
+            .await
+            .unwrap()
+            .call(request("/fails"))
+            .await
+            .err(),
+        Some(Broken(1))
+    );
+    let unready = Probe {
+        unready: Some(Broken(2)),
+        ..probe.clone()
+    };
     assert_eq!(layer.layer(unready).ready().await.err(), Some(Broken(2)));
     assert_eq!(under_way(), 0);
 
@@ -150,17 +178,28 @@ where
 #[tokio::test(start_paused = true)]
 async fn every_layer_keeps_the_contract() {
     let journal = Journal::default();
-    holds(RateLimitLayer::new(Quota::per_second(9)).unwrap().metrics(journal.clone())).await;
+    holds(
+        RateLimitLayer::new(Quota::per_second(9))
+            .unwrap()
+            .metrics(journal.clone()),
+    )
+    .await;
     holds(TimeoutLayer::new(Duration::from_secs(9)).metrics(journal.clone())).await;
     holds(BodyLimitLayer::default().metrics(journal.clone())).await;
     holds(SlowBodyLayer::new().metrics(journal.clone())).await;
     holds(ConcurrencyLimitLayer::new(9).metrics(journal.clone())).await;
-    let stack = Stack::edge().rate_limit(Quota::per_second(99)).metrics(journal.clone());
+    let stack = Stack::edge()
+        .rate_limit(Quota::per_second(99))
+        .metrics(journal.clone());
     let stack = stack.build().unwrap();
     holds(stack.clone()).await;
     assert_eq!((journal.refused(), journal.cut()), (vec![], vec![]));
     for level in [Level::Working, Level::Waiting, Level::Queued] {
-        assert_eq!(journal.level(Guard::ConcurrencyLimit, level), Some(0), "{level:?}");
+        assert_eq!(
+            journal.level(Guard::ConcurrencyLimit, level),
+            Some(0),
+            "{level:?}"
+        );
     }
 }
 
@@ -170,7 +209,11 @@ async fn a_request_from_the_queue_is_served_by_the_instance_that_was_made_ready(
     let probe = Probe::new();
     let mut service = layer.layer(probe.clone());
     let mut call = |path: &str| {
-        assert!(ServiceExt::<Request<Full<Bytes>>>::ready(&mut service).now_or_never().is_some());
+        assert!(
+            ServiceExt::<Request<Full<Bytes>>>::ready(&mut service)
+                .now_or_never()
+                .is_some()
+        );
         service.call(request(path))
     };
     let mut hangs = Box::pin(call("/hangs"));

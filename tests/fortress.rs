@@ -77,9 +77,16 @@ impl Fortress {
     }
 
     async fn post(&self, body: Bytes) -> http::Response<Bytes> {
-        let mut sender = clients::http1::<Full<Bytes>>(LOCALHOST, self.addr).await.unwrap();
-        let request = Request::post("/echo-len").header("host", "test").body(body.into()).unwrap();
-        clients::whole(sender.send_request(request).await.unwrap()).await.unwrap()
+        let mut sender = clients::http1::<Full<Bytes>>(LOCALHOST, self.addr)
+            .await
+            .unwrap();
+        let request = Request::post("/echo-len")
+            .header("host", "test")
+            .body(body.into())
+            .unwrap();
+        clients::whole(sender.send_request(request).await.unwrap())
+            .await
+            .unwrap()
     }
 
     #[cfg(unix)]
@@ -88,7 +95,10 @@ impl Fortress {
     }
 
     async fn ended(&mut self) -> ExitStatus {
-        timeout(Duration::from_secs(10), self.child.wait()).await.unwrap().unwrap()
+        timeout(Duration::from_secs(10), self.child.wait())
+            .await
+            .unwrap()
+            .unwrap()
     }
 }
 
@@ -96,37 +106,58 @@ impl Fortress {
 async fn every_route_answers_on_http1() {
     let fortress = Fortress::start().await;
     assert_eq!(fortress.get("/").await.body(), "hello\n");
-    assert_eq!(fortress.get("/nowhere").await.status(), StatusCode::NOT_FOUND);
+    assert_eq!(
+        fortress.get("/nowhere").await.status(),
+        StatusCode::NOT_FOUND
+    );
 
     let big = fortress.get("/big").await;
     assert_eq!(big.headers()["content-length"], "67108864");
     assert_eq!(big.body().len(), 64 << 20);
 
     assert_eq!(fortress.post(Bytes::new()).await.body(), "0");
-    assert_eq!(fortress.post(vec![0; 64 << 10].into()).await.body(), "65536");
+    assert_eq!(
+        fortress.post(vec![0; 64 << 10].into()).await.body(),
+        "65536"
+    );
 
     let asked = Instant::now();
     assert_eq!(fortress.get("/slow?ms=300").await.status(), StatusCode::OK);
     assert!(asked.elapsed() >= Duration::from_millis(300));
-    assert_eq!(fortress.get("/slow?ms=30001").await.status(), StatusCode::BAD_REQUEST);
+    assert_eq!(
+        fortress.get("/slow?ms=30001").await.status(),
+        StatusCode::BAD_REQUEST
+    );
 
     let metrics = fortress.get("/metrics").await;
-    assert!(metrics.headers()["content-type"].to_str().unwrap().starts_with("text/plain"));
+    assert!(
+        metrics.headers()["content-type"]
+            .to_str()
+            .unwrap()
+            .starts_with("text/plain")
+    );
     let text = String::from_utf8(metrics.body().to_vec()).unwrap();
     assert!(
         text.contains("palisade_concurrency_limit{guard=\"concurrency_limit\"} 1200"),
         "{text}"
     );
     // Nobody was refused so far.
-    let refused = text.lines().filter(|line| line.starts_with("palisade_requests_refused_total{"));
+    let refused = text
+        .lines()
+        .filter(|line| line.starts_with("palisade_requests_refused_total{"));
     assert!(refused.clone().count() > 0);
-    assert!(refused.into_iter().all(|line| line.ends_with(" 0")), "{text}");
+    assert!(
+        refused.into_iter().all(|line| line.ends_with(" 0")),
+        "{text}"
+    );
 }
 
 #[tokio::test]
 async fn http2_by_prior_knowledge_is_served_on_the_same_port() {
     let fortress = Fortress::start().await;
-    let mut sender = clients::http2::<Full<Bytes>>(LOCALHOST, fortress.addr).await.unwrap();
+    let mut sender = clients::http2::<Full<Bytes>>(LOCALHOST, fortress.addr)
+        .await
+        .unwrap();
     let request = Request::post(format!("http://{}/echo-len", fortress.addr));
     let request = request.body(Full::from("twelve bytes")).unwrap();
     let answer = sender.send_request(request).await.unwrap();
@@ -137,9 +168,16 @@ async fn http2_by_prior_knowledge_is_served_on_the_same_port() {
 #[tokio::test]
 async fn grpc_is_served_on_the_same_port() {
     let fortress = Fortress::start().await;
-    let mut client = EchoClient::connect(format!("http://{}", fortress.addr)).await.unwrap();
-    let piece = |length| Piece { data: vec![0; length].into() };
-    assert_eq!(client.unary(piece(1000)).await.unwrap().get_ref().bytes, 1000);
+    let mut client = EchoClient::connect(format!("http://{}", fortress.addr))
+        .await
+        .unwrap();
+    let piece = |length| Piece {
+        data: vec![0; length].into(),
+    };
+    assert_eq!(
+        client.unary(piece(1000)).await.unwrap().get_ref().bytes,
+        1000
+    );
 
     // A client that has nothing to say for three seconds.
     let (say, said) = tokio::sync::mpsc::channel(1);
@@ -156,12 +194,21 @@ async fn grpc_is_served_on_the_same_port() {
 #[tokio::test]
 async fn events_come_one_by_one() {
     let fortress = Fortress::start().await;
-    let mut sender = clients::http1::<Empty<Bytes>>(LOCALHOST, fortress.addr).await.unwrap();
-    let request = Request::get("/events?ms=100").header("host", "test").body(Empty::new()).unwrap();
+    let mut sender = clients::http1::<Empty<Bytes>>(LOCALHOST, fortress.addr)
+        .await
+        .unwrap();
+    let request = Request::get("/events?ms=100")
+        .header("host", "test")
+        .body(Empty::new())
+        .unwrap();
     let mut answer = sender.send_request(request).await.unwrap();
     assert_eq!(answer.headers()["content-type"], "text/event-stream");
     for count in 0..5 {
-        let frame = timeout(clients::PATIENCE, answer.frame()).await.unwrap().unwrap().unwrap();
+        let frame = timeout(clients::PATIENCE, answer.frame())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
         assert_eq!(frame.into_data().unwrap(), format!("data: {count}\n\n"));
     }
 }
@@ -177,7 +224,10 @@ async fn every_message_on_a_web_socket_comes_back() {
     let head = client.head().await.unwrap();
     assert_eq!(head.status, StatusCode::SWITCHING_PROTOCOLS);
     // The answer to the key that RFC 6455 has for an example.
-    assert_eq!(head.header("sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
+    assert_eq!(
+        head.header("sec-websocket-accept"),
+        Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")
+    );
     for quiet in [8, 0] {
         // A text of five bytes under a mask of zeroes comes back without one.
         client.send(b"\x81\x85\0\0\0\0hello").await.unwrap();
@@ -199,9 +249,14 @@ async fn a_body_of_one_byte_too_much_is_refused_and_one_less_is_not() {
     assert_eq!(refused.status(), StatusCode::PAYLOAD_TOO_LARGE);
 
     // The same without saying so in advance.
-    let mut sender = clients::http1::<Pieces>(LOCALHOST, fortress.addr).await.unwrap();
+    let mut sender = clients::http1::<Pieces>(LOCALHOST, fortress.addr)
+        .await
+        .unwrap();
     let pieces = Pieces::new(1025, 1024);
-    let request = Request::post("/echo-len").header("host", "test").body(pieces).unwrap();
+    let request = Request::post("/echo-len")
+        .header("host", "test")
+        .body(pieces)
+        .unwrap();
     let refused = sender.send_request(request).await.unwrap();
     assert_eq!(refused.status(), StatusCode::PAYLOAD_TOO_LARGE);
 }
@@ -224,10 +279,19 @@ async fn a_slow_upload_is_served_and_a_dripping_one_is_not() {
     };
     // 160 KiB at 16 KiB a second.
     let slow = async {
-        let mut sender = clients::http1::<Pieces>(LOCALHOST, fortress.addr).await.unwrap();
-        let pieces = Pieces::new(40, 4096).declared().every(Duration::from_millis(250));
-        let request = Request::post("/echo-len").header("host", "test").body(pieces).unwrap();
-        clients::whole(sender.send_request(request).await.unwrap()).await.unwrap()
+        let mut sender = clients::http1::<Pieces>(LOCALHOST, fortress.addr)
+            .await
+            .unwrap();
+        let pieces = Pieces::new(40, 4096)
+            .declared()
+            .every(Duration::from_millis(250));
+        let request = Request::post("/echo-len")
+            .header("host", "test")
+            .body(pieces)
+            .unwrap();
+        clients::whole(sender.send_request(request).await.unwrap())
+            .await
+            .unwrap()
     };
     let ((status, after), slow) = tokio::join!(drip, slow);
     assert_eq!(slow.body(), "163840");
@@ -277,12 +341,20 @@ async fn whatever_does_nothing_useful_is_gone_within_8_seconds_and_nothing_else(
     useless.spawn(kept(addr, "half a head", b"GET / HTTP/1.1\r\nho".to_vec()));
     useless.spawn(kept(addr, "half a preface", h2::PREFACE[..10].to_vec()));
     useless.spawn(kept(addr, "keep-alive", get("/")));
-    useless.spawn(kept(addr, "keep-alive and half a head", [get("/"), b"GET".to_vec()].concat()));
+    useless.spawn(kept(
+        addr,
+        "keep-alive and half a head",
+        [get("/"), b"GET".to_vec()].concat(),
+    ));
     let pipelined = [get("/"), post("content-length: 5\r\n\r\nhello")].concat();
     useless.spawn(kept(addr, "keep-alive after a pipelined body", pipelined));
     let idle = [h2::hello(65_535), h2::get(1, "/")].concat();
     useless.spawn(kept(addr, "keep-alive of HTTP/2", idle));
-    useless.spawn(kept(addr, "half an upload", post("content-length: 1000\r\n\r\nhalf")));
+    useless.spawn(kept(
+        addr,
+        "half an upload",
+        post("content-length: 1000\r\n\r\nhalf"),
+    ));
     let chunked = post("transfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n");
     useless.spawn(kept(addr, "half an upload in chunks", chunked));
     useless.spawn(held(addr, "nothing read", get("/big")));
@@ -296,7 +368,10 @@ async fn whatever_does_nothing_useful_is_gone_within_8_seconds_and_nothing_else(
     let honest = Ipv4Addr::new(127, 0, 0, 2);
     let events = tokio::spawn(async move {
         let mut client = RawClient::connect_from(honest, addr).await.unwrap();
-        client.send("GET /events?ms=2000 HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+        client
+            .send("GET /events?ms=2000 HTTP/1.1\r\nhost: test\r\n\r\n")
+            .await
+            .unwrap();
         client.head().await.unwrap();
         let (started, mut last) = (Instant::now(), Instant::now());
         while started.elapsed() < Duration::from_secs(11) {
@@ -308,7 +383,10 @@ async fn whatever_does_nothing_useful_is_gone_within_8_seconds_and_nothing_else(
     let browser = tokio::spawn(async move {
         let mut client = RawClient::connect_from(honest, addr).await.unwrap();
         for _ in 0..3 {
-            client.send("GET / HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+            client
+                .send("GET / HTTP/1.1\r\nhost: test\r\n\r\n")
+                .await
+                .unwrap();
             assert_eq!(client.head().await.unwrap().status, StatusCode::OK);
             client.body(6).await.unwrap();
             sleep(Duration::from_secs(5)).await;
@@ -316,7 +394,10 @@ async fn whatever_does_nothing_useful_is_gone_within_8_seconds_and_nothing_else(
     });
     let reader = tokio::spawn(async move {
         let mut client = RawClient::connect_from(honest, addr).await.unwrap();
-        client.send("GET /big HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+        client
+            .send("GET /big HTTP/1.1\r\nhost: test\r\n\r\n")
+            .await
+            .unwrap();
         client.head().await.unwrap();
         // 64 KiB a second.
         for _ in 0..48 {
@@ -339,12 +420,16 @@ async fn metrics_are_served_to_an_address_that_is_refused_everything_else() {
     let mut slow = JoinSet::new();
     let addr = fortress.addr;
     for connection in 0..5 {
-        let sender = clients::http2::<Empty<Bytes>>(LOCALHOST, addr).await.unwrap();
+        let sender = clients::http2::<Empty<Bytes>>(LOCALHOST, addr)
+            .await
+            .unwrap();
         for _ in 0..80 {
             let mut sender = sender.clone();
             slow.spawn(async move {
                 let request = Request::get(format!("http://{addr}/slow?ms=5000"));
-                let answer = sender.send_request(request.body(Empty::new()).unwrap()).await;
+                let answer = sender
+                    .send_request(request.body(Empty::new()).unwrap())
+                    .await;
                 answer.unwrap().status()
             });
         }
@@ -353,13 +438,21 @@ async fn metrics_are_served_to_an_address_that_is_refused_everything_else() {
             sleep(Duration::from_millis(800)).await;
         }
     }
-    assert_eq!(fortress.get("/").await.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(
+        fortress.get("/").await.status(),
+        StatusCode::TOO_MANY_REQUESTS
+    );
     assert_eq!(fortress.get("/metrics").await.status(), StatusCode::OK);
     // Everybody else does not notice.
-    let other = clients::get(Ipv4Addr::new(127, 0, 0, 2), addr, "/").await.unwrap();
+    let other = clients::get(Ipv4Addr::new(127, 0, 0, 2), addr, "/")
+        .await
+        .unwrap();
     assert_eq!(other.status(), StatusCode::OK);
     let statuses = slow.join_all().await;
-    let served = statuses.iter().filter(|status| **status == StatusCode::OK).count();
+    let served = statuses
+        .iter()
+        .filter(|status| **status == StatusCode::OK)
+        .count();
     assert_eq!(served, 300);
 }
 
@@ -370,16 +463,26 @@ async fn it_ends_at_once_when_nobody_is_busy() {
     fortress.get("/").await;
     let _idle = RawClient::connect(fortress.addr).await.unwrap();
     let mut events = RawClient::connect(fortress.addr).await.unwrap();
-    events.send("GET /events HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+    events
+        .send("GET /events HTTP/1.1\r\nhost: test\r\n\r\n")
+        .await
+        .unwrap();
     assert_eq!(events.head().await.unwrap().status, StatusCode::OK);
 
     let told = Instant::now();
     fortress.terminate();
     assert!(fortress.ended().await.success());
-    assert!(told.elapsed() < Duration::from_secs(4), "after {:?}", told.elapsed());
+    assert!(
+        told.elapsed() < Duration::from_secs(4),
+        "after {:?}",
+        told.elapsed()
+    );
     // The stream was ended, not cut, however many events had come.
     let rest = String::from_utf8(events.rest().await).unwrap();
-    assert!(rest == "0\r\n\r\n" || rest.ends_with("\r\n0\r\n\r\n"), "{rest}");
+    assert!(
+        rest == "0\r\n\r\n" || rest.ends_with("\r\n0\r\n\r\n"),
+        "{rest}"
+    );
 }
 
 #[tokio::test]
@@ -389,9 +492,14 @@ async fn it_finishes_what_it_began_and_ends_whatever_clients_do() {
     let addr = fortress.addr;
     // One that never reads, one that hangs in a handler, one that never ends its head.
     let mut stalled = RawClient::connect(addr).await.unwrap();
-    stalled.send("GET /big HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+    stalled
+        .send("GET /big HTTP/1.1\r\nhost: test\r\n\r\n")
+        .await
+        .unwrap();
     let mut slow = RawClient::connect(addr).await.unwrap();
-    slow.send("GET /slow?ms=30000 HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+    slow.send("GET /slow?ms=30000 HTTP/1.1\r\nhost: test\r\n\r\n")
+        .await
+        .unwrap();
     let mut half = RawClient::connect(addr).await.unwrap();
     half.send("GET / HTTP/1.1\r\nhost:").await.unwrap();
     let honest = tokio::spawn(async move { clients::get(LOCALHOST, addr, "/slow?ms=2000").await });

@@ -31,7 +31,9 @@ const UNARY: &str = "/demo.Echo/Unary";
 
 /// Ten requests at once from one client, 1,000 bytes each.
 fn stack() -> Stack {
-    Stack::edge().rate_limit(Quota::per_hour(1).burst(10)).max_body(1000)
+    Stack::edge()
+        .rate_limit(Quota::per_hour(1).burst(10))
+        .max_body(1000)
 }
 
 /// The service behind the guards behind the translation, and a plain route behind the guards, both
@@ -60,7 +62,10 @@ async fn under_tonic(guard: &ConnGuard) -> Server {
         .layer(GrpcWebLayer::new())
         .layer(stack().build().unwrap());
     let router = server.add_service(EchoServer::new(Lengths));
-    Server::new(addr, tokio::spawn(async { router.serve_with_incoming(listener).await.unwrap() }))
+    Server::new(
+        addr,
+        tokio::spawn(async { router.serve_with_incoming(listener).await.unwrap() }),
+    )
 }
 
 /// tonic's client, as gRPC-Web on an HTTP/1.1 connection of its own for each request.
@@ -87,7 +92,9 @@ fn client(
 }
 
 fn piece(length: usize) -> Piece {
-    Piece { data: vec![0; length].into() }
+    Piece {
+        data: vec![0; length].into(),
+    }
 }
 
 /// The head of a gRPC-Web request of `length` bytes.
@@ -103,7 +110,10 @@ async fn refusals_reach_the_client(server: Server, guard: ConnGuard) {
     let mut one = client(server.addr, 1);
     assert_eq!(one.unary(piece(100)).await.unwrap().get_ref().bytes, 100);
     let refused = one.unary(piece(2000)).await.unwrap_err();
-    assert_eq!((refused.code(), refused.message()), (Code::ResourceExhausted, "body too large"));
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::ResourceExhausted, "body too large")
+    );
 
     // Refused for the rate.
     let mut two = client(server.addr, 2);
@@ -117,11 +127,16 @@ async fn refusals_reach_the_client(server: Server, guard: ConnGuard) {
 
     // As it is on the wire: a long body that does not come is refused as gRPC-Web, and the connection,
     // on which the rest of it may still come, ends.
-    let mut raw = RawClient::connect_from(Ipv4Addr::new(127, 0, 0, 2), server.addr).await.unwrap();
+    let mut raw = RawClient::connect_from(Ipv4Addr::new(127, 0, 0, 2), server.addr)
+        .await
+        .unwrap();
     raw.send(head(100_000)).await.unwrap();
     let answer = raw.head().await.unwrap();
     assert_eq!(answer.status, StatusCode::OK);
-    assert_eq!(answer.header("content-type"), Some("application/grpc-web+proto"));
+    assert_eq!(
+        answer.header("content-type"),
+        Some("application/grpc-web+proto")
+    );
     assert_eq!(answer.header("grpc-status"), Some("8"));
     assert_eq!(answer.header("connection"), Some("close"));
     assert_eq!(raw.rest().await, b"");

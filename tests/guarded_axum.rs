@@ -49,11 +49,17 @@ async fn an_upgraded_connection_counts_and_has_its_own_silence() {
     // For longer than HTTP may be idle, a word now and then.
     for _ in 0..3 {
         sleep(SECOND).await;
-        client.send([0x81, 0x82, 0, 0, 0, 0, b'h', b'i']).await.unwrap();
+        client
+            .send([0x81, 0x82, 0, 0, 0, 0, b'h', b'i'])
+            .await
+            .unwrap();
         let mut echoed = [0; 4];
         client.stream.read_exact(&mut echoed).await.unwrap();
         assert_eq!(echoed, [0x81, 2, b'h', b'i']);
-        assert_eq!((guard.snapshot().open, guard.snapshot().at(Phase::Upgraded)), (1, 1));
+        assert_eq!(
+            (guard.snapshot().open, guard.snapshot().at(Phase::Upgraded)),
+            (1, 1)
+        );
     }
     let (_, _, after) = cut(&mut client).await;
     is_on_time(after, 2 * SECOND);
@@ -64,19 +70,34 @@ async fn an_upgraded_connection_counts_and_has_its_own_silence() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tunnel_of_http2_is_an_upgrade_and_a_request_beside_it_is_a_request() {
     let journal = Journal::default();
-    let builder = ConnGuard::builder().idle(SECOND / 2).upgraded_idle(2 * SECOND);
-    let guard = builder.max_upgraded(1).metrics(journal.clone()).build().unwrap();
+    let builder = ConnGuard::builder()
+        .idle(SECOND / 2)
+        .upgraded_idle(2 * SECOND);
+    let guard = builder
+        .max_upgraded(1)
+        .metrics(journal.clone())
+        .build()
+        .unwrap();
     let ws = |upgrade: WebSocketUpgrade| async {
         upgrade.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
     };
     let server = serve(&guard, app().route("/ws", any(ws))).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
-    client.send([h2::hello(65_535), h2::websocket(1, "/ws")].concat()).await.unwrap();
+    client
+        .send([h2::hello(65_535), h2::websocket(1, "/ws")].concat())
+        .await
+        .unwrap();
     // :status 200 and 503, as HPACK has them.
     assert_eq!(h2::next(&mut client.stream, h2::HEADERS, 1).await[0], 0x88);
-    until("it is upgraded", || guard.snapshot().at(Phase::Upgraded) == 1).await;
+    until("it is upgraded", || {
+        guard.snapshot().at(Phase::Upgraded) == 1
+    })
+    .await;
     let mut second = RawClient::connect(server.addr).await.unwrap();
-    second.send([h2::hello(65_535), h2::websocket(1, "/ws")].concat()).await.unwrap();
+    second
+        .send([h2::hello(65_535), h2::websocket(1, "/ws")].concat())
+        .await
+        .unwrap();
     assert_eq!(
         h2::next(&mut second.stream, h2::HEADERS, 1).await[..5],
         [0x48, 0x83, 0x6c, 0x0c, 0xff]
@@ -88,20 +109,30 @@ async fn a_tunnel_of_http2_is_an_upgrade_and_a_request_beside_it_is_a_request() 
     client.send(h2::get(3, "/hang")).await.unwrap();
     until("it is at work", || guard.snapshot().at(Phase::Working) == 1).await;
     sleep(3 * SECOND).await;
-    client.send(h2::frame(h2::RST_STREAM, 0, 3, &[0, 0, 0, 8])).await.unwrap();
+    client
+        .send(h2::frame(h2::RST_STREAM, 0, 3, &[0, 0, 0, 8]))
+        .await
+        .unwrap();
     until("it is over", || guard.snapshot().at(Phase::Upgraded) == 1).await;
     let (_, _, after) = cut(&mut client).await;
     is_on_time(after, 2 * SECOND);
     drop(client);
     all_gone(&guard).await;
-    assert_eq!(journal.refused(), [(Guard::Connection, Reason::UpgradedFull)]);
+    assert_eq!(
+        journal.refused(),
+        [(Guard::Connection, Reason::UpgradedFull)]
+    );
     assert_eq!(guard.snapshot().upgraded, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_upgrade_too_many_is_refused_in_good_order() {
     let journal = Journal::default();
-    let guard = ConnGuard::builder().max_upgraded(1).metrics(journal.clone()).build().unwrap();
+    let guard = ConnGuard::builder()
+        .max_upgraded(1)
+        .metrics(journal.clone())
+        .build()
+        .unwrap();
     let echo = |upgrade: WebSocketUpgrade| async {
         upgrade.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
     };
@@ -112,7 +143,10 @@ async fn one_upgrade_too_many_is_refused_in_good_order() {
     let mut second = RawClient::connect(server.addr).await.unwrap();
     second.send(UPGRADE).await.unwrap();
     let head = second.head().await.unwrap();
-    assert_eq!((head.status.as_u16(), head.header("retry-after")), (503, Some("1")));
+    assert_eq!(
+        (head.status.as_u16(), head.header("retry-after")),
+        (503, Some("1"))
+    );
     let length = head.header("content-length").unwrap().parse().unwrap();
     second.body(length).await.unwrap();
     // It goes on as HTTP, and gets its turn when there is a place.
@@ -123,7 +157,10 @@ async fn one_upgrade_too_many_is_refused_in_good_order() {
     assert_eq!(second.head().await.unwrap().status, 101);
     drop(second);
     all_gone(&guard).await;
-    assert_eq!(journal.refused(), [(Guard::Connection, Reason::UpgradedFull)]);
+    assert_eq!(
+        journal.refused(),
+        [(Guard::Connection, Reason::UpgradedFull)]
+    );
     assert_eq!(guard.snapshot().upgraded, 0);
 }
 
@@ -153,7 +190,12 @@ async fn who_opens_many_web_sockets_leaves_one_for_everybody_else() {
     assert_eq!((guard.snapshot().upgraded, ask(15).await.0), (20, 503));
     drop(held);
     all_gone(&guard).await;
-    assert!(journal.refused().iter().all(|of| *of == (Guard::Connection, Reason::UpgradedFull)));
+    assert!(
+        journal
+            .refused()
+            .iter()
+            .all(|of| *of == (Guard::Connection, Reason::UpgradedFull))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -161,10 +203,17 @@ async fn each_request_knows_its_peer_and_its_connection() {
     let guard = ConnGuard::default();
     let who = |ConnectInfo(peer): ConnectInfo<SocketAddr>, request: axum::extract::Request| async move {
         let conn = request.extensions().get::<Arc<ConnInfo>>().unwrap();
-        format!("{} {} {}", peer.ip(), conn.peer() == peer, conn.local().is_some())
+        format!(
+            "{} {} {}",
+            peer.ip(),
+            conn.peer() == peer,
+            conn.local().is_some()
+        )
     };
     let server = serve(&guard, Router::new().route("/", get(who))).await;
-    let answer = clients::get(Ipv4Addr::new(127, 0, 0, 5), server.addr, "/").await.unwrap();
+    let answer = clients::get(Ipv4Addr::new(127, 0, 0, 5), server.addr, "/")
+        .await
+        .unwrap();
     assert_eq!(answer.body(), "127.0.0.5 true true");
     all_gone(&guard).await;
 }
@@ -190,12 +239,19 @@ async fn a_write_that_its_handler_gave_up_is_no_stall() {
     let upgrade =
         "GET / HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: something\r\n\r\n";
     client.send(upgrade).await.unwrap();
-    until("nothing is taken", || guard.snapshot().at(Phase::Writing) == 1).await;
+    until("nothing is taken", || {
+        guard.snapshot().at(Phase::Writing) == 1
+    })
+    .await;
     sleep(3 * SECOND).await;
     client.send("hello").await.unwrap();
     let all = client.rest().await;
     assert!(all.ends_with(b"xdone"), "{} bytes", all.len());
     drop(client);
     all_gone(&guard).await;
-    assert!(journal.disconnected().is_empty(), "{:?}", journal.disconnected());
+    assert!(
+        journal.disconnected().is_empty(),
+        "{:?}",
+        journal.disconnected()
+    );
 }

@@ -45,14 +45,18 @@ async fn a_loop_over_hyper_is_guarded_by_accept_and_the_layer() {
             let conn = Arc::clone(io.conn());
             let service = service.clone().map_request(
                 move |mut request: http::Request<hyper::body::Incoming>| {
-                    request.extensions_mut().insert::<Arc<ConnInfo>>(Arc::clone(&conn));
+                    request
+                        .extensions_mut()
+                        .insert::<Arc<ConnInfo>>(Arc::clone(&conn));
                     request
                 },
             );
             connections.spawn(async move {
                 let service = TowerToHyperService::new(service);
                 let builder = auto::Builder::new(TokioExecutor::new());
-                let _ = builder.serve_connection_with_upgrades(TokioIo::new(io), service).await;
+                let _ = builder
+                    .serve_connection_with_upgrades(TokioIo::new(io), service)
+                    .await;
             });
             while connections.try_join_next().is_some() {}
         }
@@ -92,7 +96,9 @@ async fn unix_sockets_have_their_deadlines_and_no_share_per_client() {
         clients.push(client);
     }
     let mut silent = tokio::net::UnixStream::connect(&path).await.unwrap();
-    let cut = timeout(SECOND + SLACK, silent.read(&mut [0])).await.unwrap();
+    let cut = timeout(SECOND + SLACK, silent.read(&mut [0]))
+        .await
+        .unwrap();
     assert!(!matches!(cut, Ok(1)));
     drop((clients, silent));
     all_gone(&guard).await;
@@ -103,7 +109,9 @@ async fn unix_sockets_have_their_deadlines_and_no_share_per_client() {
 /// Connects, does a part of what a client does, and goes, in good order or not.
 async fn dabble(n: usize, addr: std::net::SocketAddr) {
     let from = Ipv4Addr::new(127, 0, 5, (n % 50) as u8 + 1);
-    let Ok(mut client) = RawClient::connect_from(from, addr).await else { return };
+    let Ok(mut client) = RawClient::connect_from(from, addr).await else {
+        return;
+    };
     let upgrade = "GET /ws HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
                    sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     let bytes: Vec<u8> = match n % 9 {
@@ -119,7 +127,11 @@ async fn dabble(n: usize, addr: std::net::SocketAddr) {
     };
     let _ = client.send(bytes).await;
     if n.is_multiple_of(2) {
-        let _ = timeout(Duration::from_millis(20), client.stream.read(&mut [0; 4096])).await;
+        let _ = timeout(
+            Duration::from_millis(20),
+            client.stream.read(&mut [0; 4096]),
+        )
+        .await;
     }
     // Some stay until they are cut.
     match n % 4 {
@@ -133,20 +145,37 @@ async fn dabble(n: usize, addr: std::net::SocketAddr) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_clients_of_all_sorts_nothing_stays() {
     let journal = Journal::default();
-    let builder = ConnGuard::builder().max_connections(60).max_per_client(5).no_accept_rate();
-    let builder = builder.first_request(SECOND / 2).head(SECOND / 2).idle(SECOND / 2);
-    let builder = builder.upgraded_idle(SECOND / 2).write_stall(SECOND / 2).probe(SECOND / 4);
-    let builder = builder.max_age(SECOND).age_grace(SECOND / 2).max_requests(3);
+    let builder = ConnGuard::builder()
+        .max_connections(60)
+        .max_per_client(5)
+        .no_accept_rate();
+    let builder = builder
+        .first_request(SECOND / 2)
+        .head(SECOND / 2)
+        .idle(SECOND / 2);
+    let builder = builder
+        .upgraded_idle(SECOND / 2)
+        .write_stall(SECOND / 2)
+        .probe(SECOND / 4);
+    let builder = builder
+        .max_age(SECOND)
+        .age_grace(SECOND / 2)
+        .max_requests(3);
     let builder = builder.precision(Duration::from_millis(50));
     let guard = builder.metrics(journal.clone()).build().unwrap();
     let upload = || async { "unread" };
     let ws = |upgrade: WebSocketUpgrade| async {
         upgrade.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
     };
-    let more = Router::new().route("/upload", post(upload)).route("/ws", any(ws));
+    let more = Router::new()
+        .route("/upload", post(upload))
+        .route("/ws", any(ws));
     let app = app().merge(more);
     // Whatever is made once and kept is made in the first round.
-    for server in [serve(&guard, app.clone()).await, hardened(&guard, app).await] {
+    for server in [
+        serve(&guard, app.clone()).await,
+        hardened(&guard, app).await,
+    ] {
         soak(&guard, server.addr).await;
         let open_files = process::open_files();
         let seconds = std::env::var("PALISADE_SOAK_SECONDS").ok();
@@ -156,10 +185,19 @@ async fn of_clients_of_all_sorts_nothing_stays() {
             soak(&guard, server.addr).await;
         }
         assert_eq!(journal.opened(), journal.closed().len());
-        assert_eq!(journal.level(Guard::Connection, Level::Connections), Some(0));
+        assert_eq!(
+            journal.level(Guard::Connection, Level::Connections),
+            Some(0)
+        );
         let now = guard.snapshot();
-        assert!(now.phases.is_empty() && now.at(Phase::Upgraded) == 0, "{now:?}");
-        until("the files are closed", || process::open_files() <= open_files).await;
+        assert!(
+            now.phases.is_empty() && now.at(Phase::Upgraded) == 0,
+            "{now:?}"
+        );
+        until("the files are closed", || {
+            process::open_files() <= open_files
+        })
+        .await;
         // And it goes on.
         let mut honest = RawClient::connect(server.addr).await.unwrap();
         until("there is a place", || guard.snapshot().open == 1).await;
@@ -188,7 +226,10 @@ async fn a_request_that_two_layers_tell_of_counts_once() {
     let guard = ConnGuard::default();
     let server = serve(&guard, app().layer(guard.accounting())).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
-    client.send("GET /hang HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+    client
+        .send("GET /hang HTTP/1.1\r\nhost: test\r\n\r\n")
+        .await
+        .unwrap();
     until("it is at work", || guard.snapshot().in_flight > 0).await;
     assert_eq!(guard.snapshot().in_flight, 1);
     drop(client);
@@ -198,7 +239,9 @@ async fn a_request_that_two_layers_tell_of_counts_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_tells_of_no_request_is_told_so_once() {
     let journal = Journal::default();
-    let builder = ConnGuard::builder().first_request(SECOND).metrics(journal.clone());
+    let builder = ConnGuard::builder()
+        .first_request(SECOND)
+        .metrics(journal.clone());
     let guard = builder.build().unwrap();
     let listener = guard.listen(servers::listener().await);
     let addr = listener.local_addr().unwrap();

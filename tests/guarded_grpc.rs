@@ -24,20 +24,29 @@ const LIMIT: u64 = 100_000;
 /// Both services behind `stack`, by `palisade::serve` or by tonic's own server.
 async fn served(is_ours: bool, guard: &ConnGuard, stack: StackLayer, news: News) -> Server {
     let mut routes = Routes::builder();
-    routes.add_service(EchoServer::new(Lengths)).add_service(FeedServer::new(news));
+    routes
+        .add_service(EchoServer::new(Lengths))
+        .add_service(FeedServer::new(news));
     let routes = routes.routes();
     if is_ours {
         return guarded::hardened(guard, routes.into_axum_router().layer(stack)).await;
     }
     let listener = guard.listen(servers::listener().await);
     let addr = listener.local_addr().unwrap();
-    let mut server = transport::Server::builder().layer(guard.accounting()).layer(stack);
+    let mut server = transport::Server::builder()
+        .layer(guard.accounting())
+        .layer(stack);
     let router = server.add_routes(routes);
-    Server::new(addr, tokio::spawn(async { router.serve_with_incoming(listener).await.unwrap() }))
+    Server::new(
+        addr,
+        tokio::spawn(async { router.serve_with_incoming(listener).await.unwrap() }),
+    )
 }
 
 fn piece(bytes: u64) -> Piece {
-    Piece { data: vec![1; usize::try_from(bytes).unwrap()].into() }
+    Piece {
+        data: vec![1; usize::try_from(bytes).unwrap()].into(),
+    }
 }
 
 /// Three times the limit, in messages of a tenth of it.
@@ -49,11 +58,17 @@ fn pieces() -> impl tokio_stream::Stream<Item = Piece> {
 async fn a_stream_may_be_longer_than_the_limit_of_a_message() {
     for is_ours in [true, false] {
         let (journal, guard) = (Journal::default(), ConnGuard::default());
-        let stack = Stack::edge().max_body(LIMIT).grpc().metrics(journal.clone());
+        let stack = Stack::edge()
+            .max_body(LIMIT)
+            .grpc()
+            .metrics(journal.clone());
         let stack = stack.build().unwrap();
         let server = served(is_ours, &guard, stack, News::default()).await;
         let mut echo = EchoClient::connect(server.url()).await.unwrap();
-        assert_eq!(echo.collect(pieces()).await.unwrap().get_ref().bytes, 3 * LIMIT);
+        assert_eq!(
+            echo.collect(pieces()).await.unwrap().get_ref().bytes,
+            3 * LIMIT
+        );
 
         let mut feed = FeedClient::connect(server.url()).await.unwrap();
         let mut replies = feed.chat(pieces()).await.unwrap().into_inner();
@@ -65,7 +80,10 @@ async fn a_stream_may_be_longer_than_the_limit_of_a_message() {
         assert_eq!(journal.refused(), []);
 
         // The prefix and the field of a message count as well.
-        assert_eq!(echo.unary(piece(LIMIT - 9)).await.unwrap().get_ref().bytes, LIMIT - 9);
+        assert_eq!(
+            echo.unary(piece(LIMIT - 9)).await.unwrap().get_ref().bytes,
+            LIMIT - 9
+        );
         let too_long = echo.unary(piece(LIMIT)).await.unwrap_err();
         assert_eq!(too_long.code(), Code::ResourceExhausted, "{too_long:?}");
         let one_too_long = tokio_stream::iter([piece(10), piece(LIMIT), piece(10)]);
@@ -82,7 +100,11 @@ async fn a_stream_may_be_longer_than_the_limit_of_a_message() {
 #[tokio::test]
 async fn unless_the_stack_is_told_of_grpc_the_limit_holds_for_the_whole_body() {
     let (journal, guard) = (Journal::default(), ConnGuard::default());
-    let stack = Stack::edge().max_body(LIMIT).metrics(journal.clone()).build().unwrap();
+    let stack = Stack::edge()
+        .max_body(LIMIT)
+        .metrics(journal.clone())
+        .build()
+        .unwrap();
     let server = served(true, &guard, stack, News::default()).await;
     let mut echo = EchoClient::connect(server.url()).await.unwrap();
     let cut = echo.collect(pieces()).await.unwrap_err();
@@ -95,7 +117,10 @@ async fn unless_the_stack_is_told_of_grpc_the_limit_holds_for_the_whole_body() {
 async fn streams_that_give_nothing_hold_no_slot() {
     for is_ours in [true, false] {
         let (journal, guard, news) = (Journal::default(), ConnGuard::default(), News::default());
-        let stack = Stack::edge().max_requests(2).grpc().metrics(journal.clone());
+        let stack = Stack::edge()
+            .max_requests(2)
+            .grpc()
+            .metrics(journal.clone());
         let server = served(is_ours, &guard, stack.build().unwrap(), news.clone()).await;
         let level = |level| journal.level(Guard::ConcurrencyLimit, level).unwrap();
         let mut watchers = Vec::new();
@@ -126,6 +151,9 @@ async fn streams_that_give_nothing_hold_no_slot() {
         }
         drop((watchers, echo));
         all_gone(&guard).await;
-        until("nothing is left", || level(Level::Working) + level(Level::Waiting) == 0).await;
+        until("nothing is left", || {
+            level(Level::Working) + level(Level::Waiting) == 0
+        })
+        .await;
     }
 }

@@ -39,7 +39,9 @@ impl Echo for Known {
         let conn = request.extensions().get::<Arc<ConnInfo>>();
         let peer = conn.map(|conn| conn.peer());
         let knows = peer.is_some() && request.remote_addr() == peer;
-        Ok(Response::new(Total { bytes: knows.into() }))
+        Ok(Response::new(Total {
+            bytes: knows.into(),
+        }))
     }
 
     async fn collect(&self, request: Request<Streaming<Piece>>) -> Result<Response<Total>, Status> {
@@ -62,7 +64,9 @@ async fn tonic_s_server_is_guarded_and_its_handlers_know_their_peers() {
     let server = Server::new(addr, server);
 
     let mut client = EchoClient::connect(server.url()).await.unwrap();
-    let piece = || Piece { data: b"four".as_slice().into() };
+    let piece = || Piece {
+        data: b"four".as_slice().into(),
+    };
     assert_eq!(client.unary(piece()).await.unwrap().get_ref().bytes, 1);
 
     let attacks = [
@@ -134,7 +138,9 @@ impl Echo for Counted {
                 self.0.0[1].fetch_sub(1, SeqCst);
             }
         }
-        self.0.iter().for_each(|count| _ = count.fetch_add(1, SeqCst));
+        self.0
+            .iter()
+            .for_each(|count| _ = count.fetch_add(1, SeqCst));
         let _at_work = AtWork(self.clone());
         let mut pieces = request.into_inner();
         while pieces.message().await?.is_some() {}
@@ -152,7 +158,9 @@ fn calls(numbers: Range<u32>) -> Vec<u8> {
         ("content-type", "application/grpc"),
         ("te", "trailers"),
     ];
-    numbers.flat_map(|n| h2::headers(2 * n + 1, 0, &fields)).collect()
+    numbers
+        .flat_map(|n| h2::headers(2 * n + 1, 0, &fields))
+        .collect()
 }
 
 /// `palisade::serve`.
@@ -181,7 +189,10 @@ async fn a_client_is_told_of_the_same_bounds_by_both() {
             Some(u32::from_be_bytes(setting[2..].try_into().unwrap()))
         };
         // RFC 9113 section 6.5.2: streams, window of a stream, header list.
-        assert_eq!([3, 4, 6].map(told), [Some(100), Some(256 << 10), Some(32 << 10)]);
+        assert_eq!(
+            [3, 4, 6].map(told),
+            [Some(100), Some(256 << 10), Some(32 << 10)]
+        );
         let more = h2::next(&mut client.stream, h2::WINDOW_UPDATE, 0).await;
         assert_eq!(more, ((512u32 << 10) - 65_535).to_be_bytes());
         drop(client);
@@ -195,7 +206,10 @@ async fn hardened_it_tells_a_connection_of_age_to_go() {
     let guard = ConnGuard::builder().idle(day).build().unwrap();
     let server = tonic_s_own(&guard, true, app()).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
-    client.send([h2::hello(65_535), h2::get(1, "/")].concat()).await.unwrap();
+    client
+        .send([h2::hello(65_535), h2::get(1, "/")].concat())
+        .await
+        .unwrap();
     assert_eq!(h2::next(&mut client.stream, h2::DATA, 1).await, b"served");
     tokio::time::pause();
     // What is sent meanwhile is here before this ends.
@@ -203,7 +217,11 @@ async fn hardened_it_tells_a_connection_of_age_to_go() {
     assert_eq!(guard.snapshot().going, 0);
     tokio::time::resume();
     let announced = h2::next(&mut client.stream, h2::GOAWAY, 0).await;
-    assert_eq!(announced[..8], [0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0], "of no error");
+    assert_eq!(
+        announced[..8],
+        [0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0],
+        "of no error"
+    );
     drop(client);
     all_gone(&guard).await;
 }
@@ -219,7 +237,10 @@ async fn of_5000_streams_on_one_connection_at_most_100_start_a_handler() {
         };
         let mut neighbour = EchoClient::connect(server.url()).await.unwrap();
         let mut attacker = RawClient::connect(server.addr).await.unwrap();
-        attacker.send([h2::hello(65_535), calls(0..101)].concat()).await.unwrap();
+        attacker
+            .send([h2::hello(65_535), calls(0..101)].concat())
+            .await
+            .unwrap();
         h2::next(&mut attacker.stream, h2::RST_STREAM, 201).await;
         until("the first are at work", || counted.at_work() == 100).await;
         let attack = exchange(attacker, calls(101..5000));
@@ -231,7 +252,10 @@ async fn of_5000_streams_on_one_connection_at_most_100_start_a_handler() {
         let ((answer, after), ()) = tokio::join!(attack, asks);
         assert!(after < SLACK, "{after:?}");
         assert_eq!(counted.started(), 100);
-        let ends: Vec<_> = h2::frames(&answer).iter().filter_map(h2::Frame::code).collect();
+        let ends: Vec<_> = h2::frames(&answer)
+            .iter()
+            .filter_map(h2::Frame::code)
+            .collect();
         let (calm_down, refused) = ends.split_last().unwrap();
         assert_eq!(*calm_down, h2::ENHANCE_YOUR_CALM);
         assert_eq!(refused, [h2::REFUSED_STREAM; 1023]);
@@ -246,7 +270,10 @@ async fn without_that_all_5000_do() {
     let (guard, counted) = (ConnGuard::default(), Counted::default());
     let server = tonic_s_own(&guard, false, routes(counted.clone())).await;
     let mut attacker = RawClient::connect(server.addr).await.unwrap();
-    attacker.send([h2::hello(65_535), calls(0..5000)].concat()).await.unwrap();
+    attacker
+        .send([h2::hello(65_535), calls(0..5000)].concat())
+        .await
+        .unwrap();
     until("all are at work", || counted.at_work() == 5000).await;
     assert_eq!(guard.snapshot().in_flight, 5000);
     drop(attacker);
@@ -259,12 +286,19 @@ async fn tonic_s_services_are_served_by_palisade_serve_and_know_their_peers() {
     let guard = ConnGuard::default();
     let server = ours(&guard, Lengths).await;
     let mut client = EchoClient::connect(server.url()).await.unwrap();
-    let piece = || Piece { data: b"four".as_slice().into() };
+    let piece = || Piece {
+        data: b"four".as_slice().into(),
+    };
     assert_eq!(client.unary(piece()).await.unwrap().get_ref().bytes, 4);
     // 4 MB, of which the windows take a quarter at once.
-    let large = || Piece { data: vec![1; 40_000].into() };
+    let large = || Piece {
+        data: vec![1; 40_000].into(),
+    };
     let pieces = tokio_stream::iter((0..100).map(move |_| large()));
-    assert_eq!(client.collect(pieces).await.unwrap().get_ref().bytes, 4_000_000);
+    assert_eq!(
+        client.collect(pieces).await.unwrap().get_ref().bytes,
+        4_000_000
+    );
     drop(client);
     let server = ours(&guard, Known).await;
     let mut client = EchoClient::connect(server.url()).await.unwrap();

@@ -56,7 +56,10 @@ async fn refused_uploads_see_their_answer() {
             seen += usize::from(has_seen);
         }
     }
-    assert!(owed >= UPLOADS / 2, "{owed} of {UPLOADS} were quick enough to tell");
+    assert!(
+        owed >= UPLOADS / 2,
+        "{owed} of {UPLOADS} were quick enough to tell"
+    );
     assert!(seen * 200 >= owed * 199, "{seen} of {owed}");
     all_gone(&guard).await;
 }
@@ -107,7 +110,11 @@ async fn an_upload_that_is_read_on_after_its_answer_is_not_cut() {
     let begun = Instant::now();
     client.send("GET / HT").await.unwrap();
     cut(&mut client).await;
-    assert!(begun.elapsed() < SECOND / 2 + SLACK, "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < SECOND / 2 + SLACK,
+        "{:?}",
+        begun.elapsed()
+    );
     neighbour.was_served().await;
     drop(client);
     all_gone(&guard).await;
@@ -117,7 +124,11 @@ async fn an_upload_that_is_read_on_after_its_answer_is_not_cut() {
 async fn a_body_in_chunks_buys_a_dripped_head_no_more_than_its_time() {
     let (journal, taken) = (Journal::default(), Taken::default());
     // The idle time of a connection is far longer than that of a head.
-    let guard = ConnGuard::builder().head(SECOND / 2).metrics(journal.clone()).build().unwrap();
+    let guard = ConnGuard::builder()
+        .head(SECOND / 2)
+        .metrics(journal.clone())
+        .build()
+        .unwrap();
     let server = serve(&guard, reads_on(&taken)).await;
     let neighbour = Neighbour::of(server.addr);
     let mut client = RawClient::connect(server.addr).await.unwrap();
@@ -135,7 +146,11 @@ async fn a_body_in_chunks_buys_a_dripped_head_no_more_than_its_time() {
         }
         sleep(SECOND / 10).await;
     }
-    assert!(began.elapsed() < SECOND / 2 + 2 * SLACK, "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < SECOND / 2 + 2 * SLACK,
+        "{:?}",
+        began.elapsed()
+    );
     assert_eq!(client.head().await.unwrap().status, 408);
     drop(client);
     neighbour.was_served().await;

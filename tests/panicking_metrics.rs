@@ -28,9 +28,16 @@ impl Metrics for Panics {
 async fn metrics_that_panic_at_every_event_end_nothing() {
     let stack = Stack::edge().metrics(Panics).max_body(1).build().unwrap();
     for name in SERVERS {
-        let guard = ConnGuard::builder().metrics(Panics).accept_rate(1, 2).idle(SECOND).build();
+        let guard = ConnGuard::builder()
+            .metrics(Panics)
+            .accept_rate(1, 2)
+            .idle(SECOND)
+            .build();
         let guard = guard.unwrap();
-        let app = app().route("/refused", axum::routing::post("never").layer(stack.clone()));
+        let app = app().route(
+            "/refused",
+            axum::routing::post("never").layer(stack.clone()),
+        );
         let server = by(name, &guard, app).await;
         let mut clients = Vec::new();
         for _ in 0..2 {
@@ -50,7 +57,10 @@ async fn metrics_that_panic_at_every_event_end_nothing() {
         }
         drop(third);
         let from = Ipv4Addr::new(127, 0, 0, 2);
-        assert_eq!(guarded::ask(from, server.addr, "/").await.unwrap().status(), 200);
+        assert_eq!(
+            guarded::ask(from, server.addr, "/").await.unwrap().status(),
+            200
+        );
         all_gone(&guard).await;
     }
 }

@@ -1,6 +1,10 @@
 //! A refused upload sees its answer: 10 MB that nobody reads, by the clients that people use. On
 //! HTTP/1 at least 98 of 100 see the status, on HTTP/2 all of them.
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and say why")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test may panic, and say why"
+)]
 
 use bytes::Bytes;
 use http::{Request, StatusCode};
@@ -34,7 +38,10 @@ async fn read(
     request: Request<RequestBody<Incoming>>,
 ) -> Result<http::Response<String>, Infallible> {
     let read = request.into_body().collect().await;
-    Ok(http::Response::new(format!("{:?}", read.map(|body| body.to_bytes().len()))))
+    Ok(http::Response::new(format!(
+        "{:?}",
+        read.map(|body| body.to_bytes().len())
+    )))
 }
 
 async fn server() -> Server {
@@ -44,11 +51,18 @@ async fn server() -> Server {
 
 /// 10 MB, once with a length and once without.
 fn uploads() -> [Pieces; 2] {
-    [Pieces::new(1, 10_000_000).declared(), Pieces::new(160, 65_536)]
+    [
+        Pieces::new(1, 10_000_000).declared(),
+        Pieces::new(160, 65_536),
+    ]
 }
 
 fn all_but(seen: usize, missed: usize) {
-    assert!(seen >= 2 * UPLOADS - missed, "{seen} of {} saw the status", 2 * UPLOADS);
+    assert!(
+        seen >= 2 * UPLOADS - missed,
+        "{seen} of {} saw the status",
+        2 * UPLOADS
+    );
 }
 
 /// hyper's client on HTTP/1 sees that its uploads are answered with `status`.
@@ -60,8 +74,13 @@ async fn seen_on_http1(server: &Server, status: StatusCode) {
 async fn count_on_http1(server: &Server, status: StatusCode, times: usize) -> usize {
     let mut seen = 0;
     for body in (0..times).flat_map(|_| uploads()) {
-        let mut client = clients::http1(Ipv4Addr::LOCALHOST, server.addr).await.unwrap();
-        let request = Request::post("/").header("host", "test").body(body).unwrap();
+        let mut client = clients::http1(Ipv4Addr::LOCALHOST, server.addr)
+            .await
+            .unwrap();
+        let request = Request::post("/")
+            .header("host", "test")
+            .body(body)
+            .unwrap();
         let answer = client.send_request(request).await;
         seen += usize::from(answer.is_ok_and(|answer| answer.status() == status));
     }
@@ -83,7 +102,9 @@ async fn hyper_sees_413_on_http1() {
 async fn hyper_sees_429_of_the_rate_limit_on_http1() {
     let layer = ServiceBuilder::new().layer(RateLimitLayer::new(Quota::per_hour(1)).unwrap());
     let server = servers::hyper(layer.service(service_fn(ignore))).await;
-    let first = clients::get(Ipv4Addr::LOCALHOST, server.addr, "/").await.unwrap();
+    let first = clients::get(Ipv4Addr::LOCALHOST, server.addr, "/")
+        .await
+        .unwrap();
     assert_eq!(first.status(), StatusCode::OK);
     seen_on_http1(&server, StatusCode::TOO_MANY_REQUESTS).await;
 }
@@ -99,8 +120,12 @@ async fn hyper_sees_503_of_the_concurrency_limit_on_http1() {
 async fn hyper_sees_413_on_http2() {
     let server = server().await;
     for body in (0..UPLOADS).flat_map(|_| uploads()) {
-        let mut client = clients::http2(Ipv4Addr::LOCALHOST, server.addr).await.unwrap();
-        let answer = client.send_request(Request::post(server.url()).body(body).unwrap()).await;
+        let mut client = clients::http2(Ipv4Addr::LOCALHOST, server.addr)
+            .await
+            .unwrap();
+        let answer = client
+            .send_request(Request::post(server.url()).body(body).unwrap())
+            .await;
         let answer = clients::whole(answer.unwrap()).await.unwrap();
         assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
         assert_eq!(answer.into_body(), "body too large");
@@ -116,7 +141,10 @@ async fn tonic_sees_resource_exhausted() {
     let data = Bytes::from(vec![b'x'; 10_000_000]);
     for _ in 0..UPLOADS {
         let mut client = EchoClient::connect(server.url()).await.unwrap();
-        let status = client.unary(Piece { data: data.clone() }).await.unwrap_err();
+        let status = client
+            .unary(Piece { data: data.clone() })
+            .await
+            .unwrap_err();
         assert_eq!(status.code(), tonic::Code::ResourceExhausted, "{status:?}");
         assert_eq!(status.message(), "body too large");
     }
@@ -125,25 +153,46 @@ async fn tonic_sees_resource_exhausted() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn curl_sees_413() {
     for (options, seen, failed) in curls(&server().await, UPLOADS).await {
-        let missed = if options.contains(&HTTP2) { 0 } else { UPLOADS / 50 };
-        assert!(seen + missed >= UPLOADS, "{options:?}: {} {failed:?}", failed.len());
+        let missed = if options.contains(&HTTP2) {
+            0
+        } else {
+            UPLOADS / 50
+        };
+        assert!(
+            seen + missed >= UPLOADS,
+            "{options:?}: {} {failed:?}",
+            failed.len()
+        );
     }
 }
 
 /// Behind the guard a connection that is closed lingers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_serve_all_but_one_in_two_hundred_see_it() {
-    let guard = palisade::conn::ConnGuard::builder().no_accept_rate().build().unwrap();
-    let app = ServiceBuilder::new().layer(BodyLimitLayer::default()).service(service_fn(read));
+    let guard = palisade::conn::ConnGuard::builder()
+        .no_accept_rate()
+        .build()
+        .unwrap();
+    let app = ServiceBuilder::new()
+        .layer(BodyLimitLayer::default())
+        .service(service_fn(read));
     let serve = palisade::serve(guard.listen(servers::listener().await), app);
     let addr = serve.local_addr().unwrap();
     let server = Server::new(addr, tokio::spawn(async move { serve.await.unwrap() }));
     let seen = count_on_http1(&server, StatusCode::PAYLOAD_TOO_LARGE, GUARDED).await;
-    assert!(seen * 200 >= 2 * GUARDED * 199, "hyper: {seen} of {}", 2 * GUARDED);
+    assert!(
+        seen * 200 >= 2 * GUARDED * 199,
+        "hyper: {seen} of {}",
+        2 * GUARDED
+    );
     let curls = curls(&server, GUARDED).await;
-    let (asked, seen) =
-        curls.iter().fold((0, 0), |(asked, seen), curl| (asked + GUARDED, seen + curl.1));
-    assert!(seen * 200 >= asked * 199, "curl: {seen} of {asked}, {curls:?}");
+    let (asked, seen) = curls.iter().fold((0, 0), |(asked, seen), curl| {
+        (asked + GUARDED, seen + curl.1)
+    });
+    assert!(
+        seen * 200 >= asked * 199,
+        "curl: {seen} of {asked}, {curls:?}"
+    );
     drop(server);
     until("everybody is gone", || guard.snapshot().open == 0).await;
 }
@@ -152,7 +201,10 @@ async fn under_serve_all_but_one_in_two_hundred_see_it() {
 /// not look at what has come.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_serve_the_connection_lingers_where_no_layer_does() {
-    let guard = palisade::conn::ConnGuard::builder().no_accept_rate().build().unwrap();
+    let guard = palisade::conn::ConnGuard::builder()
+        .no_accept_rate()
+        .build()
+        .unwrap();
     let serve = palisade::serve(guard.listen(servers::listener().await), service_fn(ignore));
     let addr = serve.local_addr().unwrap();
     let server = Server::new(addr, tokio::spawn(async move { serve.await.unwrap() }));
@@ -196,8 +248,11 @@ async fn curls(
         let mut failed = Vec::new();
         for _ in 0..times {
             let mut curl = Command::new("curl");
-            curl.args(options).args(["-sS", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}"]);
-            curl.arg("--data-binary").arg(format!("@{}", file.display())).arg(server.url());
+            curl.args(options)
+                .args(["-sS", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}"]);
+            curl.arg("--data-binary")
+                .arg(format!("@{}", file.display()))
+                .arg(server.url());
             let output = curl.output().await.unwrap();
             // On HTTP/2 the whole answer must be seen, and no stream error.
             let fine =

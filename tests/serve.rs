@@ -87,9 +87,14 @@ async fn it_takes_any_service_and_any_that_makes_one() {
     let (addr, guard) = served_by(hello).await;
     assert_eq!(text(addr).await, "HTTP/1.1");
     let mut client = clients::http2(LOCAL, addr).await.unwrap();
-    let request = Request::get(format!("http://{addr}/")).body(Empty::<Bytes>::new()).unwrap();
+    let request = Request::get(format!("http://{addr}/"))
+        .body(Empty::<Bytes>::new())
+        .unwrap();
     let answer = client.send_request(request).await.unwrap();
-    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "HTTP/2.0");
+    assert_eq!(
+        answer.into_body().collect().await.unwrap().to_bytes(),
+        "HTTP/2.0"
+    );
     drop(client);
     all_gone(&guard).await;
 
@@ -122,12 +127,19 @@ async fn it_serves_on_a_unix_socket() {
     tokio::spawn(palisade::serve(listener, app()).into_future());
     let stream = tokio::net::UnixStream::connect(&path).await.unwrap();
     std::fs::remove_file(&path).unwrap();
-    let (mut client, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let (mut client, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
     tokio::spawn(connection);
-    let request = Request::get("/").header("host", "x").body(Empty::<Bytes>::new()).unwrap();
+    let request = Request::get("/")
+        .header("host", "x")
+        .body(Empty::<Bytes>::new())
+        .unwrap();
     let answer = client.send_request(request).await.unwrap();
-    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "served");
+    assert_eq!(
+        answer.into_body().collect().await.unwrap().to_bytes(),
+        "served"
+    );
 }
 
 #[cfg(unix)]
@@ -137,8 +149,15 @@ async fn a_service_is_made_by_the_credentials_of_the_peer_of_a_unix_socket() {
     let _ = std::fs::remove_file(&path);
     let listener = tokio::net::UnixListener::bind(&path).unwrap();
     let make = service_fn(async |incoming: Incoming<'_>| {
-        assert!(incoming.io::<tokio::net::TcpStream>().is_none(), "it is something else");
-        let peer = incoming.io::<tokio::net::UnixStream>().unwrap().peer_cred().unwrap();
+        assert!(
+            incoming.io::<tokio::net::TcpStream>().is_none(),
+            "it is something else"
+        );
+        let peer = incoming
+            .io::<tokio::net::UnixStream>()
+            .unwrap()
+            .peer_cred()
+            .unwrap();
         let says = format!("{:?}", peer.pid());
         Ok::<_, Infallible>(service_fn(move |_: Request<RequestBody>| {
             std::future::ready(Ok::<_, Infallible>(Response::new(Body::from(says.clone()))))
@@ -147,7 +166,10 @@ async fn a_service_is_made_by_the_credentials_of_the_peer_of_a_unix_socket() {
     tokio::spawn(palisade::serve(listener, make).into_future());
     let mut client = tokio::net::UnixStream::connect(&path).await.unwrap();
     std::fs::remove_file(&path).unwrap();
-    client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    client
+        .write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
     let mut answer = String::new();
     client.read_to_string(&mut answer).await.unwrap();
     let this = format!("\r\n\r\n{:?}", client.peer_cred().unwrap().pid());
@@ -161,13 +183,21 @@ async fn one_protocol_alone_answers_nothing_to_the_other() {
     let mut client = RawClient::connect(addr).await.unwrap();
     client.send(guarded::h2::hello(65_535)).await.unwrap();
     let answer = client.rest().await;
-    assert!(answer.starts_with(b"HTTP/1.1 400") || answer.is_empty(), "{answer:?}");
+    assert!(
+        answer.starts_with(b"HTTP/1.1 400") || answer.is_empty(),
+        "{answer:?}"
+    );
     all_gone(&guard).await;
 
     let (addr, guard) = served(app(), Http::builder().http2_only().build().unwrap()).await;
     let mut client = clients::http2(LOCAL, addr).await.unwrap();
-    let request = Request::get(format!("http://{addr}/")).body(Empty::<Bytes>::new()).unwrap();
-    assert_eq!(client.send_request(request).await.unwrap().version(), Version::HTTP_2);
+    let request = Request::get(format!("http://{addr}/"))
+        .body(Empty::<Bytes>::new())
+        .unwrap();
+    assert_eq!(
+        client.send_request(request).await.unwrap().version(),
+        Version::HTTP_2
+    );
     drop(client);
     let mut client = RawClient::connect(addr).await.unwrap();
     client.send(guarded::GET).await.unwrap();
@@ -191,7 +221,10 @@ async fn a_head_over_its_limit_is_told_so_and_one_within_is_served() {
     assert_eq!(client.head().await.unwrap().status, 431);
     let mut client = RawClient::connect(addr).await.unwrap();
     let fields: String = (0..101).map(|n| format!("f{n}: x\r\n")).collect();
-    client.send(format!("GET / HTTP/1.1\r\n{fields}\r\n")).await.unwrap();
+    client
+        .send(format!("GET / HTTP/1.1\r\n{fields}\r\n"))
+        .await
+        .unwrap();
     assert_eq!(client.head().await.unwrap().status, 431);
     let mut client = RawClient::connect(addr).await.unwrap();
     client.send("no such thing\r\n\r\n").await.unwrap();
@@ -203,13 +236,17 @@ async fn a_head_over_its_limit_is_told_so_and_one_within_is_served() {
 /// `/` answers after several probes, `/hang` never. Returns the guard's journal as well.
 async fn half_closed_by(http: Http) -> (SocketAddr, ConnGuard, Journal) {
     let journal = Journal::default();
-    let guard = ConnGuard::builder().probe(Duration::from_millis(300)).metrics(journal.clone());
+    let guard = ConnGuard::builder()
+        .probe(Duration::from_millis(300))
+        .metrics(journal.clone());
     let guard = guard.build().unwrap();
     let late = || async {
         tokio::time::sleep(Duration::from_secs(2)).await;
         "late".repeat(100_000)
     };
-    let app = Router::new().route("/", get(late)).route("/hang", get(std::future::pending::<()>));
+    let app = Router::new()
+        .route("/", get(late))
+        .route("/hang", get(std::future::pending::<()>));
     let serve = palisade::serve(guard.listen(servers::listener().await), app).http(http);
     let addr = serve.local_addr().unwrap();
     tokio::spawn(serve.into_future());
@@ -223,7 +260,10 @@ async fn a_client_that_closes_its_own_direction_is_answered_where_that_is_allowe
     let (addr, guard, journal) = half_closed_by(http).await;
     for stray in ["", "x"] {
         let mut client = RawClient::connect(addr).await.unwrap();
-        client.send(format!("{}{stray}", guarded::GET)).await.unwrap();
+        client
+            .send(format!("{}{stray}", guarded::GET))
+            .await
+            .unwrap();
         client.stream.shutdown().await.unwrap();
         assert_eq!(client.head().await.unwrap().status, 200);
         assert_eq!(client.body(400_000).await.unwrap(), b"late".repeat(100_000));
@@ -234,7 +274,10 @@ async fn a_client_that_closes_its_own_direction_is_answered_where_that_is_allowe
     // One that is gone is found out, closed or not before.
     for is_closed in [false, true] {
         let mut client = RawClient::connect(addr).await.unwrap();
-        client.send("GET /hang HTTP/1.1\r\nhost: x\r\n\r\nx").await.unwrap();
+        client
+            .send("GET /hang HTTP/1.1\r\nhost: x\r\n\r\nx")
+            .await
+            .unwrap();
         until("it is at work", || guard.snapshot().in_flight == 1).await;
         if is_closed {
             client.stream.shutdown().await.unwrap();
@@ -252,7 +295,10 @@ async fn a_client_that_closes_its_own_direction_is_gone_by_default() {
     let (addr, guard, journal) = half_closed_by(Http::default()).await;
     for (stray, why) in [("", None), ("x", Some(Reason::HungUp))] {
         let mut client = RawClient::connect(addr).await.unwrap();
-        client.send(format!("{}{stray}", guarded::GET)).await.unwrap();
+        client
+            .send(format!("{}{stray}", guarded::GET))
+            .await
+            .unwrap();
         client.stream.shutdown().await.unwrap();
         assert_eq!(client.rest().await, b"");
         all_gone(&guard).await;
@@ -300,7 +346,10 @@ async fn connect_reaches_the_app_only_where_it_was_asked_for() {
     let mut client = RawClient::connect(addr).await.unwrap();
     client.send(connect).await.unwrap();
     let head = client.head().await.unwrap();
-    assert_eq!((head.status.as_u16(), head.header("connection")), (501, Some("close")));
+    assert_eq!(
+        (head.status.as_u16(), head.header("connection")),
+        (501, Some("close"))
+    );
     assert_eq!(client.rest().await, b"");
     all_gone(&guard).await;
 
@@ -334,14 +383,22 @@ async fn the_answer_to_head_has_no_body_and_says_how_long_it_would_be() {
     });
     let (addr, guard) = served_by(hello).await;
     let mut client = clients::http2(LOCAL, addr).await.unwrap();
-    let request = Request::head(format!("http://{addr}/")).body(Empty::<Bytes>::new()).unwrap();
+    let request = Request::head(format!("http://{addr}/"))
+        .body(Empty::<Bytes>::new())
+        .unwrap();
     let answer = client.send_request(request).await.unwrap();
     assert_eq!(answer.headers()["content-length"], "5");
     assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "");
     drop(client);
     let mut client = RawClient::connect(addr).await.unwrap();
-    client.send("HEAD / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    client
+        .send("HEAD / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
     let head = client.head().await.unwrap();
-    assert_eq!((head.header("content-length"), client.rest().await), (Some("5"), vec![]));
+    assert_eq!(
+        (head.header("content-length"), client.rest().await),
+        (Some("5"), vec![])
+    );
     all_gone(&guard).await;
 }

@@ -79,21 +79,36 @@ async fn app(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, io::Er
         "/hints" => 103,
         _ => 200,
     };
-    Ok(Response::builder().status(status).body(Full::from("served")).unwrap())
+    Ok(Response::builder()
+        .status(status)
+        .body(Full::from("served"))
+        .unwrap())
 }
 
 /// The app, or the broken one, behind a guard in this mode.
 async fn serve(mode: Mode, http: Http, is_broken: bool) -> (Server, ConnGuard, Journal) {
     let journal = Journal::default();
-    let guard = ConnGuard::builder().mode(mode).metrics(journal.clone()).build().unwrap();
+    let guard = ConnGuard::builder()
+        .mode(mode)
+        .metrics(journal.clone())
+        .build()
+        .unwrap();
     let listener = guard.listen(servers::listener().await);
     let addr = listener.local_addr().unwrap();
     let task = if is_broken {
         tokio::spawn(palisade::serve(listener, Broken).http(http).into_future())
     } else {
-        tokio::spawn(palisade::serve(listener, service_fn(app)).http(http).into_future())
+        tokio::spawn(
+            palisade::serve(listener, service_fn(app))
+                .http(http)
+                .into_future(),
+        )
     };
-    (Server::new(addr, tokio::spawn(async { task.await.unwrap().unwrap() })), guard, journal)
+    (
+        Server::new(addr, tokio::spawn(async { task.await.unwrap().unwrap() })),
+        guard,
+        journal,
+    )
 }
 
 /// Waits until `journal` has been told of one more refusal, and returns it.
@@ -109,23 +124,68 @@ async fn told(journal: &Journal, before: usize, what: &str) -> (Reason, Phase, M
 #[tokio::test]
 async fn each_answer_of_the_server_s_own_is_told_in_every_mode() {
     let (head, handler) = (Phase::RequestHead, Phase::Handler);
-    let field = |bytes| format!("GET / HTTP/1.1\r\nhost: x\r\na: {}\r\n\r\n", "b".repeat(bytes));
+    let field = |bytes| {
+        format!(
+            "GET / HTTP/1.1\r\nhost: x\r\na: {}\r\n\r\n",
+            "b".repeat(bytes)
+        )
+    };
     let fields: String = (0..101).map(|nth| format!("f{nth}: x\r\n")).collect();
     let coded = "POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n";
     let connect = "CONNECT x:80 HTTP/1.1\r\nhost: x:80\r\n\r\n";
     let cases = [
         // What HAProxy asks where it is not told of a host.
-        ("GET /x HTTP/1.1\r\n\r\n".to_owned(), 400, Reason::BadRequest, head),
-        (GET.replace("host:", "host: x\r\nhost:"), 400, Reason::BadRequest, head),
-        (GET.replace(" test", " [fe80::1%eth0]:80"), 400, Reason::BadRequest, head),
+        (
+            "GET /x HTTP/1.1\r\n\r\n".to_owned(),
+            400,
+            Reason::BadRequest,
+            head,
+        ),
+        (
+            GET.replace("host:", "host: x\r\nhost:"),
+            400,
+            Reason::BadRequest,
+            head,
+        ),
+        (
+            GET.replace(" test", " [fe80::1%eth0]:80"),
+            400,
+            Reason::BadRequest,
+            head,
+        ),
         (coded.to_owned(), 400, Reason::BadRequest, head),
         (connect.to_owned(), 501, Reason::ConnectRefused, head),
-        ("no such thing\r\n\r\n".to_owned(), 400, Reason::BadRequest, head),
-        (GET.replace("\r\n\r\n", "\r\na b\r\n\r\n"), 400, Reason::BadRequest, head),
+        (
+            "no such thing\r\n\r\n".to_owned(),
+            400,
+            Reason::BadRequest,
+            head,
+        ),
+        (
+            GET.replace("\r\n\r\n", "\r\na b\r\n\r\n"),
+            400,
+            Reason::BadRequest,
+            head,
+        ),
         (field(33_000), 431, Reason::HeadTooLarge, head),
-        (format!("GET / HTTP/1.1\r\n{fields}\r\n"), 431, Reason::HeadTooLarge, head),
-        (GET.replace(" / ", " /fail "), 500, Reason::AppFailed, handler),
-        (GET.replace(" / ", " /hints "), 500, Reason::AppFailed, handler),
+        (
+            format!("GET / HTTP/1.1\r\n{fields}\r\n"),
+            431,
+            Reason::HeadTooLarge,
+            head,
+        ),
+        (
+            GET.replace(" / ", " /fail "),
+            500,
+            Reason::AppFailed,
+            handler,
+        ),
+        (
+            GET.replace(" / ", " /hints "),
+            500,
+            Reason::AppFailed,
+            handler,
+        ),
     ];
     let only = Http::builder().http1_only().build().unwrap();
     for mode in [Mode::Enforce, Mode::Shadow, Mode::Off] {
@@ -166,11 +226,36 @@ async fn on_http2_what_the_server_answers_is_told_as_well() {
     let of = |method, path| [(":method", method), (":scheme", "http"), (":path", path)];
     let fields = |of: [(&'static str, &'static str); 3], host| [&of[..], &[host]].concat();
     let cases = [
-        (fields(of("GET", "*"), ("host", "x")), 400, Reason::BadRequest, head),
-        (fields(of("GET", "/"), ("host", "x y")), 400, Reason::BadRequest, head),
-        (vec![(":method", "CONNECT"), (":authority", "x")], 501, Reason::ConnectRefused, head),
-        (fields(of("GET", "/fail"), (":authority", "x")), 500, Reason::AppFailed, handler),
-        (fields(of("GET", "/hints"), (":authority", "x")), 500, Reason::AppFailed, handler),
+        (
+            fields(of("GET", "*"), ("host", "x")),
+            400,
+            Reason::BadRequest,
+            head,
+        ),
+        (
+            fields(of("GET", "/"), ("host", "x y")),
+            400,
+            Reason::BadRequest,
+            head,
+        ),
+        (
+            vec![(":method", "CONNECT"), (":authority", "x")],
+            501,
+            Reason::ConnectRefused,
+            head,
+        ),
+        (
+            fields(of("GET", "/fail"), (":authority", "x")),
+            500,
+            Reason::AppFailed,
+            handler,
+        ),
+        (
+            fields(of("GET", "/hints"), (":authority", "x")),
+            500,
+            Reason::AppFailed,
+            handler,
+        ),
     ];
     for mode in [Mode::Enforce, Mode::Shadow, Mode::Off] {
         let (server, _, journal) = serve(mode, Http::default(), false).await;
@@ -178,9 +263,17 @@ async fn on_http2_what_the_server_answers_is_told_as_well() {
         client.send(h2::hello(65_535)).await.unwrap();
         for (nth, (fields, status, reason, phase)) in cases.iter().enumerate() {
             let stream = 1 + 2 * nth as u32;
-            client.send(h2::headers(stream, h2::END_STREAM, fields)).await.unwrap();
+            client
+                .send(h2::headers(stream, h2::END_STREAM, fields))
+                .await
+                .unwrap();
             let payload = h2::next(&mut client.stream, h2::HEADERS, stream).await;
-            let answer = h2::Frame { kind: h2::HEADERS, flags: 0, stream, payload };
+            let answer = h2::Frame {
+                kind: h2::HEADERS,
+                flags: 0,
+                stream,
+                payload,
+            };
             assert_eq!(answer.status(), Some(*status), "{fields:?}");
             let told = told(&journal, nth, "an answer").await;
             assert_eq!(told, (*reason, *phase, Mode::Enforce), "{fields:?}");
@@ -197,31 +290,50 @@ async fn http2_is_told_where_only_http1_is_spoken_though_it_gets_no_answer() {
     let answer = client.rest().await;
     assert!(!answer.starts_with(b"HTTP/1.1 2"), "{answer:?}");
     let told = told(&journal, 0, "a preface").await;
-    assert_eq!(told, (Reason::BadRequest, Phase::RequestHead, Mode::Enforce));
+    assert_eq!(
+        told,
+        (Reason::BadRequest, Phase::RequestHead, Mode::Enforce)
+    );
 }
 
 #[tokio::test]
 async fn a_uri_that_is_too_long_is_told_as_a_head_that_is() {
-    let http = Http::builder().max_header_size(128 << 10).max_buffer_size(128 << 10);
+    let http = Http::builder()
+        .max_header_size(128 << 10)
+        .max_buffer_size(128 << 10);
     let (server, _, journal) = serve(Mode::Enforce, http.build().unwrap(), false).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
-    client.send(GET.replace(" / ", &format!(" /{} ", "a".repeat(65_535)))).await.unwrap();
+    client
+        .send(GET.replace(" / ", &format!(" /{} ", "a".repeat(65_535))))
+        .await
+        .unwrap();
     assert_eq!(client.head().await.unwrap().status, 414);
     let told = told(&journal, 0, "a URI too long").await;
-    assert_eq!(told, (Reason::HeadTooLarge, Phase::RequestHead, Mode::Enforce));
+    assert_eq!(
+        told,
+        (Reason::HeadTooLarge, Phase::RequestHead, Mode::Enforce)
+    );
 }
 
 #[tokio::test]
 async fn a_refusal_stands_in_the_table_on_the_page_and_in_the_log() {
     // Tasks of this runtime run on this thread, so that the subscriber hears them.
     let written = Written::default();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(written.clone());
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(written.clone());
     let _listening = subscriber.finish().set_default();
     let snapshot = Snapshot::new();
-    let guard = ConnGuard::builder().metrics((snapshot.clone(), Log::new())).build().unwrap();
+    let guard = ConnGuard::builder()
+        .metrics((snapshot.clone(), Log::new()))
+        .build()
+        .unwrap();
     let series = "palisade_requests_refused_total{guard=\"connection\",reason=\"bad_request\",\
                   mode=\"enforce\"}";
-    assert!(snapshot.prometheus().contains(&format!("{series} 0\n")), "there from the start");
+    assert!(
+        snapshot.prometheus().contains(&format!("{series} 0\n")),
+        "there from the start"
+    );
     let app = service_fn(async |_: Request<Incoming>| {
         Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
     });
@@ -233,11 +345,22 @@ async fn a_refusal_stands_in_the_table_on_the_page_and_in_the_log() {
     assert_eq!(client.head().await.unwrap().status, 400);
     assert_eq!(snapshot.refused(Guard::Connection, Reason::BadRequest), 1);
     assert!(snapshot.to_string().contains("bad_request"), "{snapshot}");
-    assert!(snapshot.prometheus().contains(&format!("{series} 1\n")), "{}", snapshot.prometheus());
+    assert!(
+        snapshot.prometheus().contains(&format!("{series} 1\n")),
+        "{}",
+        snapshot.prometheus()
+    );
     let peer = client.stream.local_addr().unwrap();
     let log = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
-    let line = log.lines().find(|line| line.contains("request refused")).expect("a line");
-    for part in ["reason=\"bad_request\"", "status=400", &format!("peer={peer}")] {
+    let line = log
+        .lines()
+        .find(|line| line.contains("request refused"))
+        .expect("a line");
+    for part in [
+        "reason=\"bad_request\"",
+        "status=400",
+        &format!("peer={peer}"),
+    ] {
         assert!(line.contains(part), "{part} in {line}");
     }
 }

@@ -57,27 +57,48 @@ impl Secure {
         let certificate = made.cert.der().clone();
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
         let server = ServerConfig::builder().with_no_client_auth();
-        let server = server.with_single_cert(vec![certificate.clone()], key).unwrap();
+        let server = server
+            .with_single_cert(vec![certificate.clone()], key)
+            .unwrap();
         let mut roots = RootCertStore::empty();
         roots.add(certificate).unwrap();
-        let client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let client = ClientConfig::builder()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
 
         let journal = Journal::default();
-        let guard =
-            ConnGuard::builder().first_request(SECOND).idle(2 * SECOND).write_stall(2 * SECOND);
+        let guard = ConnGuard::builder()
+            .first_request(SECOND)
+            .idle(2 * SECOND)
+            .write_stall(2 * SECOND);
         let guard = guard.metrics(journal.clone()).build().unwrap();
         let listener = guard.listen(servers::listener().await);
-        let serve = palisade::serve(listener, app()).http(http).tls(Arc::new(server));
+        let serve = palisade::serve(listener, app())
+            .http(http)
+            .tls(Arc::new(server));
         let serve = serve.max_handshakes(handshakes);
         let addr = serve.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
         let signal = async { stopped.await.unwrap_or(()) };
-        let served = tokio::spawn(serve.with_graceful_shutdown(signal).drain(DRAIN).into_future());
-        Self { addr, guard, journal, client, stop, served }
+        let served = tokio::spawn(
+            serve
+                .with_graceful_shutdown(signal)
+                .drain(DRAIN)
+                .into_future(),
+        );
+        Self {
+            addr,
+            guard,
+            journal,
+            client,
+            stop,
+            served,
+        }
     }
 
     async fn connect(&self, offered: &[&str]) -> std::io::Result<TlsStream<TcpStream>> {
-        self.shake(TcpStream::connect(self.addr).await?, offered).await
+        self.shake(TcpStream::connect(self.addr).await?, offered)
+            .await
     }
 
     async fn shake(
@@ -86,17 +107,26 @@ impl Secure {
         offered: &[&str],
     ) -> std::io::Result<TlsStream<TcpStream>> {
         let mut config = self.client.clone();
-        config.alpn_protocols = offered.iter().map(|name| name.as_bytes().to_vec()).collect();
+        config.alpn_protocols = offered
+            .iter()
+            .map(|name| name.as_bytes().to_vec())
+            .collect();
         let name = ServerName::try_from("localhost").unwrap();
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await
+        TlsConnector::from(Arc::new(config))
+            .connect(name, stream)
+            .await
     }
 }
 
 async fn ask_http1(stream: TlsStream<TcpStream>) -> Bytes {
-    let (mut client, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let (mut client, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
     tokio::spawn(connection);
-    let request = Request::get("/").header("host", "x").body(Empty::<Bytes>::new()).unwrap();
+    let request = Request::get("/")
+        .header("host", "x")
+        .body(Empty::<Bytes>::new())
+        .unwrap();
     let answer = client.send_request(request).await.unwrap();
     answer.into_body().collect().await.unwrap().to_bytes()
 }
@@ -107,7 +137,9 @@ async fn ask_http2(stream: TlsStream<TcpStream>) -> Version {
             .await
             .unwrap();
     tokio::spawn(connection);
-    let request = Request::get("https://localhost/").body(Empty::<Bytes>::new()).unwrap();
+    let request = Request::get("https://localhost/")
+        .body(Empty::<Bytes>::new())
+        .unwrap();
     let answer = client.send_request(request).await.unwrap();
     let version = answer.version();
     answer.into_body().collect().await.unwrap();
@@ -117,9 +149,18 @@ async fn ask_http2(stream: TlsStream<TcpStream>) -> Version {
 #[tokio::test]
 async fn what_is_spoken_is_agreed_or_looked_at() {
     let server = Secure::serve(Http::default(), 10).await;
-    assert_eq!(ask_http1(server.connect(&["http/1.1"]).await.unwrap()).await, "served");
-    assert_eq!(ask_http1(server.connect(&[]).await.unwrap()).await, "served");
-    assert_eq!(ask_http2(server.connect(&[]).await.unwrap()).await, Version::HTTP_2);
+    assert_eq!(
+        ask_http1(server.connect(&["http/1.1"]).await.unwrap()).await,
+        "served"
+    );
+    assert_eq!(
+        ask_http1(server.connect(&[]).await.unwrap()).await,
+        "served"
+    );
+    assert_eq!(
+        ask_http2(server.connect(&[]).await.unwrap()).await,
+        Version::HTTP_2
+    );
     let both = server.connect(&["http/1.1", "h2"]).await.unwrap();
     assert_eq!(both.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     assert_eq!(ask_http2(both).await, Version::HTTP_2);
@@ -127,7 +168,10 @@ async fn what_is_spoken_is_agreed_or_looked_at() {
 
     let server = Secure::serve(Http::builder().http1_only().build().unwrap(), 10).await;
     assert!(server.connect(&["h2"]).await.is_err(), "nothing in common");
-    assert_eq!(ask_http1(server.connect(&["h2", "http/1.1"]).await.unwrap()).await, "served");
+    assert_eq!(
+        ask_http1(server.connect(&["h2", "http/1.1"]).await.unwrap()).await,
+        "served"
+    );
     all_gone(&server.guard).await;
 }
 
@@ -146,7 +190,10 @@ async fn a_handshake_has_the_first_request_s_time_and_so_has_what_comes_after_it
     }
     let took = started.elapsed();
     assert!(took < SECOND + SLACK, "{took:?}");
-    until("the third is gone too", || server.journal.closed().len() == 3).await;
+    until("the third is gone too", || {
+        server.journal.closed().len() == 3
+    })
+    .await;
     assert_eq!(server.journal.closed(), [Some(Reason::FirstRequest); 3]);
     drop(shaken);
     all_gone(&server.guard).await;
@@ -183,10 +230,20 @@ async fn half_handshakes_give_way_to_whoever_goes_on() {
     for _ in 0..20 {
         halves.push(TcpStream::connect(server.addr).await.unwrap());
     }
-    until("all but four are gone", || server.guard.snapshot().open <= 4).await;
-    assert_eq!(ask_http1(server.connect(&["http/1.1"]).await.unwrap()).await, "served");
-    let displaced =
-        server.journal.closed().iter().filter(|why| **why == Some(Reason::HandshakesFull)).count();
+    until("all but four are gone", || {
+        server.guard.snapshot().open <= 4
+    })
+    .await;
+    assert_eq!(
+        ask_http1(server.connect(&["http/1.1"]).await.unwrap()).await,
+        "served"
+    );
+    let displaced = server
+        .journal
+        .closed()
+        .iter()
+        .filter(|why| **why == Some(Reason::HandshakesFull))
+        .count();
     assert_eq!(displaced, 17);
     drop(halves);
     all_gone(&server.guard).await;
@@ -196,7 +253,9 @@ async fn half_handshakes_give_way_to_whoever_goes_on() {
 async fn a_slow_client_outlives_a_silent_flood_from_several_addresses() {
     let server = Secure::serve(Http::default(), 8).await;
     let from = |network, host| Ipv4Addr::new(127, 0, network, host);
-    let slow = RawClient::connect_from(from(3, 1), server.addr).await.unwrap();
+    let slow = RawClient::connect_from(from(3, 1), server.addr)
+        .await
+        .unwrap();
     let mut flood = Vec::new();
     for nth in 0..60 {
         let from = from(1 + nth % 2, 1 + nth % 3);
@@ -204,7 +263,13 @@ async fn a_slow_client_outlives_a_silent_flood_from_several_addresses() {
     }
     let ended = || server.journal.closed();
     until("all but eight are gone", || ended().len() == 53).await;
-    assert!(ended().iter().all(|why| *why == Some(Reason::HandshakesFull)), "{:?}", ended());
+    assert!(
+        ended()
+            .iter()
+            .all(|why| *why == Some(Reason::HandshakesFull)),
+        "{:?}",
+        ended()
+    );
     let slow = server.shake(slow.stream, &["http/1.1"]).await.unwrap();
     assert_eq!(ask_http1(slow).await, "served");
     drop(flood);
@@ -225,7 +290,10 @@ async fn a_shutdown_waits_for_no_handshake_and_no_client_that_does_not_read() {
         client.write_all(request.as_bytes()).await.unwrap();
         asking.push(client);
     }
-    until("they are at work", || server.guard.snapshot().in_flight == 2).await;
+    until("they are at work", || {
+        server.guard.snapshot().in_flight == 2
+    })
+    .await;
     let started = Instant::now();
     server.stop.send(()).unwrap();
     let drained = server.served.await.unwrap().unwrap();
@@ -257,7 +325,10 @@ async fn a_refused_upload_sees_its_answer_and_who_reads_nothing_is_reset() {
     }
     assert!(owed >= 10, "{owed} of 20 were quick enough to tell");
     let mut client = server.connect(&["http/1.1"]).await.unwrap();
-    client.write_all(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    client
+        .write_all(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
     let stalled = || server.journal.closed().contains(&Some(Reason::WriteStall));
     until("it is reset", stalled).await;
     drop(client);

@@ -45,7 +45,9 @@ fn router() -> Router {
         sleep(Duration::from_secs(60)).await;
         "too late"
     };
-    Router::new().route("/", post(length).get("hello")).route("/slow", post(length).get(slow))
+    Router::new()
+        .route("/", post(length).get("hello"))
+        .route("/slow", post(length).get(slow))
 }
 
 /// Each guard in turn, on a server that answers `GET /` at once, `POST /` with the length of the
@@ -55,14 +57,26 @@ async fn every_guard_answers(addr: SocketAddr, journal: &Journal) {
         let mut client = RawClient::connect(addr).await.unwrap();
         client.send(head).await.unwrap();
         let head = client.head().await.unwrap();
-        (head.status.as_u16(), head.header("connection").unwrap_or("keep-alive").to_owned())
+        (
+            head.status.as_u16(),
+            head.header("connection").unwrap_or("keep-alive").to_owned(),
+        )
     };
     let post = "POST / HTTP/1.1\r\nhost: test\r\ncontent-length:";
-    assert_eq!(raw(&format!("{post} 4\r\n\r\nfour")).await, (200, "keep-alive".to_owned()));
+    assert_eq!(
+        raw(&format!("{post} 4\r\n\r\nfour")).await,
+        (200, "keep-alive".to_owned())
+    );
     // One too long, by its own words; it is refused before its bytes come.
-    assert_eq!(raw(&format!("{post} 100000\r\n\r\n")).await, (413, "close".to_owned()));
+    assert_eq!(
+        raw(&format!("{post} 100000\r\n\r\n")).await,
+        (413, "close".to_owned())
+    );
     // One that stops in the middle.
-    assert_eq!(raw(&format!("{post} 4\r\n\r\nfo")).await, (408, "close".to_owned()));
+    assert_eq!(
+        raw(&format!("{post} 4\r\n\r\nfo")).await,
+        (408, "close".to_owned())
+    );
     // One whose handler takes too long; it holds the only slot meanwhile.
     let slow = tokio::spawn(clients::get(LOCALHOST, addr, "/slow"));
     let busy =
@@ -70,15 +84,24 @@ async fn every_guard_answers(addr: SocketAddr, journal: &Journal) {
     clients::until("the slot is taken", busy).await;
     let full = clients::get(LOCALHOST, addr, "/").await.unwrap();
     assert_eq!(full.status(), StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(slow.await.unwrap().unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(
+        slow.await.unwrap().unwrap().status(),
+        StatusCode::SERVICE_UNAVAILABLE
+    );
     // And more than one client is due. Its neighbour is served.
     for _ in 0..5 {
-        assert_eq!(clients::get(LOCALHOST, addr, "/").await.unwrap().status(), StatusCode::OK);
+        assert_eq!(
+            clients::get(LOCALHOST, addr, "/").await.unwrap().status(),
+            StatusCode::OK
+        );
     }
     let denied = clients::get(LOCALHOST, addr, "/").await.unwrap();
     assert_eq!(denied.status(), StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(denied.headers()["retry-after"], "360");
-    assert_eq!(clients::get(NEIGHBOUR, addr, "/").await.unwrap().status(), StatusCode::OK);
+    assert_eq!(
+        clients::get(NEIGHBOUR, addr, "/").await.unwrap().status(),
+        StatusCode::OK
+    );
     assert_eq!(
         journal.refused(),
         [
@@ -121,7 +144,9 @@ async fn on_bare_hyper() {
             Ok(_) => StatusCode::OK,
             Err(_) => StatusCode::BAD_REQUEST,
         };
-        let response = Response::builder().status(status).body(Full::<Bytes>::default());
+        let response = Response::builder()
+            .status(status)
+            .body(Full::<Bytes>::default());
         Ok::<_, Infallible>(response.unwrap())
     });
     let server = servers::hyper(guards(&journal).layer(handler)).await;
@@ -131,9 +156,15 @@ async fn on_bare_hyper() {
 #[tokio::test]
 async fn over_http2_a_refusal_leaves_the_connection_and_the_other_streams_alone() {
     let journal = Journal::default();
-    let stack = Stack::edge().max_body(1000).metrics(journal.clone()).build().unwrap();
+    let stack = Stack::edge()
+        .max_body(1000)
+        .metrics(journal.clone())
+        .build()
+        .unwrap();
     let server = servers::axum(router().layer(stack)).await;
-    let client = clients::http2::<Full<Bytes>>(LOCALHOST, server.addr).await.unwrap();
+    let client = clients::http2::<Full<Bytes>>(LOCALHOST, server.addr)
+        .await
+        .unwrap();
     let send = |bytes: usize| {
         let request = Request::post("http://test/").body(Full::new(Bytes::from(vec![0; bytes])));
         let mut client = client.clone();
@@ -161,7 +192,9 @@ async fn on_tonic_the_client_sees_codes_messages_and_pushback() {
         .add_service(EchoServer::new(Lengths));
     let server = servers::tonic(router).await;
     let mut client = EchoClient::connect(server.url()).await.unwrap();
-    let piece = |bytes: usize| Piece { data: Bytes::from(vec![0; bytes]) };
+    let piece = |bytes: usize| Piece {
+        data: Bytes::from(vec![0; bytes]),
+    };
     assert_eq!(client.unary(piece(900)).await.unwrap().get_ref().bytes, 900);
     let status = client.unary(piece(5000)).await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::ResourceExhausted);
@@ -174,7 +207,10 @@ async fn on_tonic_the_client_sees_codes_messages_and_pushback() {
     assert!((1_000_000..=1_200_000).contains(&pushback.to_str().unwrap().parse().unwrap()));
     assert_eq!(
         journal.refused(),
-        [(Guard::BodyLimit, Reason::TooLarge), (Guard::RateLimit, Reason::RateExceeded)]
+        [
+            (Guard::BodyLimit, Reason::TooLarge),
+            (Guard::RateLimit, Reason::RateExceeded)
+        ]
     );
 }
 
@@ -194,17 +230,23 @@ async fn in_shadow_mode_nobody_notices_and_everything_is_counted() {
         body.len().to_string()
     };
     let server = servers::axum(Router::new().route("/", post(answer)).layer(stack)).await;
-    let mut client = clients::http1::<Full<Bytes>>(LOCALHOST, server.addr).await.unwrap();
+    let mut client = clients::http1::<Full<Bytes>>(LOCALHOST, server.addr)
+        .await
+        .unwrap();
     for _ in 0..2 {
-        let request =
-            Request::post("/").header("host", "test").body(Full::from("twenty bytes of body"));
+        let request = Request::post("/")
+            .header("host", "test")
+            .body(Full::from("twenty bytes of body"));
         let answer = clients::whole(client.send_request(request.unwrap()).await.unwrap()).await;
         assert_eq!(answer.unwrap().into_body(), "20");
     }
     let seen = journal.refusals();
     assert!(seen.iter().all(|(_, mode)| *mode == Mode::Shadow));
     for reason in [Reason::RateExceeded, Reason::TooLarge, Reason::Deadline] {
-        assert!(seen.iter().any(|(violation, _)| violation.reason == reason), "{reason}");
+        assert!(
+            seen.iter().any(|(violation, _)| violation.reason == reason),
+            "{reason}"
+        );
     }
 }
 
@@ -214,7 +256,9 @@ async fn layers_that_share_a_limiter_count_its_keys_once() {
         Snapshot,
         rate_limit::{RateLimitLayer, TableLimiter},
     };
-    let limiter = TableLimiter::new(Quota::per_second(1)).unwrap().capacity(1 << 10);
+    let limiter = TableLimiter::new(Quota::per_second(1))
+        .unwrap()
+        .capacity(1 << 10);
     let (limiter, metrics) = (std::sync::Arc::new(limiter), Snapshot::new());
     let layer = || RateLimitLayer::with_limiter(limiter.clone()).metrics(metrics.clone());
     let (one, other) = (layer(), layer());
@@ -245,7 +289,9 @@ impl std::io::Write for Lines {
 fn a_body_limit_above_that_of_axum_is_pointed_out_once() {
     let lines = Lines::default();
     let writer = lines.clone();
-    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(move || writer.clone())
+        .finish();
     let _guard = tracing_subscriber::util::SubscriberInitExt::set_default(subscriber);
     let said = || String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     Stack::edge().build().unwrap();

@@ -48,7 +48,9 @@ fn stack() -> StackLayer {
 /// From one client.
 fn from_client<B>(mut request: Request<B>) -> Request<B> {
     let peer = ([192, 0, 2, 1], 4711).into();
-    request.extensions_mut().insert(Arc::new(ConnInfo::new(peer, None, Prefix::default())));
+    request
+        .extensions_mut()
+        .insert(Arc::new(ConnInfo::new(peer, None, Prefix::default())));
     request
 }
 
@@ -60,7 +62,10 @@ async fn hello<B>(_: Request<B>) -> Answer {
 async fn upload(frames: usize) -> (http_body_util::channel::Sender<Bytes, Infallible>, Upload) {
     let (mut sender, body) = Channel::new(frames);
     for _ in 0..frames {
-        sender.send_data(Bytes::from_static(b"ten bytes.")).await.unwrap();
+        sender
+            .send_data(Bytes::from_static(b"ten bytes."))
+            .await
+            .unwrap();
     }
     (sender, body)
 }
@@ -88,7 +93,10 @@ async fn the_client_of_a_request_is_asked_for_once() {
         drop(sender);
         let request = from_client(Request::post("/").body(body).unwrap());
         let response = service.ready().await.unwrap().call(request).await.unwrap();
-        assert_eq!((response.status(), calls.load(Relaxed)), (StatusCode::OK, requests));
+        assert_eq!(
+            (response.status(), calls.load(Relaxed)),
+            (StatusCode::OK, requests)
+        );
     }
 }
 
@@ -113,7 +121,10 @@ async fn a_frame_counts_from_when_it_came_also_where_permits_are_short() {
             sender.send_data(Bytes::from_static(b"x")).await.unwrap();
         }
         let last = Instant::now();
-        assert_eq!(answer.await.unwrap().unwrap().status(), StatusCode::REQUEST_TIMEOUT);
+        assert_eq!(
+            answer.await.unwrap().unwrap().status(),
+            StatusCode::REQUEST_TIMEOUT
+        );
         assert_eq!(last.elapsed(), Duration::from_secs(60), "{permits} permits");
     }
 }
@@ -125,17 +136,29 @@ async fn a_handler_that_hangs_after_many_small_frames_ends_at_the_limit() {
             let mut body = request.into_body();
             let mut received = 0;
             while received < frames * 10 {
-                received += body.frame().await.unwrap().unwrap().into_data().unwrap().len();
+                received += body
+                    .frame()
+                    .await
+                    .unwrap()
+                    .unwrap()
+                    .into_data()
+                    .unwrap()
+                    .len();
             }
             // It has read enough, and the client holds the rest back.
             pending::<Answer>().await
         }));
         let (_sender, body) = upload(frames).await;
         let began = Instant::now();
-        let response = service.oneshot(from_client(Request::post("/").body(body).unwrap())).await;
+        let response = service
+            .oneshot(from_client(Request::post("/").body(body).unwrap()))
+            .await;
         assert_eq!(response.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
         let taken = began.elapsed();
-        assert!((LIMIT..=LIMIT + LOOK).contains(&taken), "{frames} frames: {taken:?}");
+        assert!(
+            (LIMIT..=LIMIT + LOOK).contains(&taken),
+            "{frames} frames: {taken:?}"
+        );
     }
 }
 
@@ -149,11 +172,17 @@ async fn work_between_small_frames_that_are_there_counts() {
         hello(Request::new(())).await
     }));
     let (mut sender, body) = Channel::new(1);
-    tokio::spawn(
-        async move { while sender.send_data(Bytes::from_static(&[0; 1000])).await.is_ok() {} },
-    );
+    tokio::spawn(async move {
+        while sender
+            .send_data(Bytes::from_static(&[0; 1000]))
+            .await
+            .is_ok()
+        {}
+    });
     let began = Instant::now();
-    let response = service.oneshot(from_client(Request::post("/").body(body).unwrap())).await;
+    let response = service
+        .oneshot(from_client(Request::post("/").body(body).unwrap()))
+        .await;
     assert_eq!(response.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
     let taken = began.elapsed();
     assert!((LIMIT..=LIMIT + LOOK).contains(&taken), "{taken:?}");
@@ -162,7 +191,13 @@ async fn work_between_small_frames_that_are_there_counts() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_is_slow_with_small_frames_has_its_time_nevertheless() {
     let service = stack().layer(service_fn(async |request: Request<RequestBody<Upload>>| {
-        let length = request.into_body().collect().await.unwrap().to_bytes().len();
+        let length = request
+            .into_body()
+            .collect()
+            .await
+            .unwrap()
+            .to_bytes()
+            .len();
         Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(length.to_string()))))
     }));
     let (mut sender, body) = Channel::new(1);
@@ -170,19 +205,31 @@ async fn a_client_that_is_slow_with_small_frames_has_its_time_nevertheless() {
         // 600 B/s for 100 s.
         for _ in 0..1000 {
             sleep(Duration::from_millis(100)).await;
-            sender.send_data(Bytes::from_static(&[0; 60])).await.unwrap();
+            sender
+                .send_data(Bytes::from_static(&[0; 60]))
+                .await
+                .unwrap();
         }
     });
-    let response = service.oneshot(from_client(Request::post("/").body(body).unwrap())).await;
+    let response = service
+        .oneshot(from_client(Request::post("/").body(body).unwrap()))
+        .await;
     let response = response.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
-    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "60000");
+    assert_eq!(
+        response.into_body().collect().await.unwrap().to_bytes(),
+        "60000"
+    );
 }
 
 /// A handler that works for 10 s, then reads its body.
 async fn works_then_reads(request: Request<RequestBody<Upload>>) -> Answer {
     sleep(Duration::from_secs(10)).await;
-    let length = request.into_body().collect().await.map(|body| body.to_bytes().len());
+    let length = request
+        .into_body()
+        .collect()
+        .await
+        .map(|body| body.to_bytes().len());
     Ok(Response::new(Full::new(Bytes::from(format!("{length:?}")))))
 }
 
@@ -191,7 +238,9 @@ async fn a_body_that_stalls_after_work_of_the_handler_is_refused_in_time() {
     let service = stack().layer(service_fn(works_then_reads));
     let (_sender, body) = upload(1).await;
     let began = Instant::now();
-    let response = service.oneshot(from_client(Request::post("/").body(body).unwrap())).await;
+    let response = service
+        .oneshot(from_client(Request::post("/").body(body).unwrap()))
+        .await;
     assert_eq!(response.unwrap().status(), StatusCode::REQUEST_TIMEOUT);
     // 10 s of work, and the gap.
     let taken = began.elapsed();
@@ -205,13 +254,21 @@ async fn a_slow_body_after_work_of_the_handler_has_its_time() {
     tokio::spawn(async move {
         for _ in 0..100 {
             sleep(Duration::from_secs(1)).await;
-            sender.send_data(Bytes::from_static(&[0; 1000])).await.unwrap();
+            sender
+                .send_data(Bytes::from_static(&[0; 1000]))
+                .await
+                .unwrap();
         }
     });
-    let response = service.oneshot(from_client(Request::post("/").body(body).unwrap())).await;
+    let response = service
+        .oneshot(from_client(Request::post("/").body(body).unwrap()))
+        .await;
     let response = response.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
-    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "Ok(100000)");
+    assert_eq!(
+        response.into_body().collect().await.unwrap().to_bytes(),
+        "Ok(100000)"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -227,8 +284,13 @@ async fn a_handler_that_uses_up_the_budget_of_its_task_and_hangs_ends_at_the_lim
         let sender = (frames > 0).then_some(sender);
         let began = Instant::now();
         let task = tokio::spawn(service.oneshot(from_client(Request::new(body))));
-        let response = tokio::time::timeout(10 * LIMIT, task).await.expect("it ends");
-        assert_eq!(response.unwrap().unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+        let response = tokio::time::timeout(10 * LIMIT, task)
+            .await
+            .expect("it ends");
+        assert_eq!(
+            response.unwrap().unwrap().status(),
+            StatusCode::SERVICE_UNAVAILABLE
+        );
         let taken = began.elapsed();
         assert!((LIMIT..=LIMIT + LOOK).contains(&taken), "{taken:?}");
         drop(sender);
@@ -245,7 +307,9 @@ async fn a_body_that_was_cut_is_not_taken_for_one_that_was_read() {
         pending::<Answer>().await
     }));
     let (_sender, body) = upload(1).await;
-    let response = service.oneshot(from_client(Request::post("/").body(body).unwrap())).await;
+    let response = service
+        .oneshot(from_client(Request::post("/").body(body).unwrap()))
+        .await;
     let response = response.unwrap();
     assert_eq!(response.status(), StatusCode::REQUEST_TIMEOUT);
     assert_eq!(response.headers()[header::CONNECTION], "close");
@@ -253,7 +317,9 @@ async fn a_body_that_was_cut_is_not_taken_for_one_that_was_read() {
 
 #[tokio::test]
 async fn a_request_that_passes_one_stack_several_times_counts_once() {
-    let stack = Stack::edge().rate_limit(Quota::per_hour(10)).max_requests(1);
+    let stack = Stack::edge()
+        .rate_limit(Quota::per_hour(10))
+        .max_requests(1);
     let stack = stack.build().unwrap();
     let inner = Router::new()
         .route("/", get(async || "hello"))
@@ -262,16 +328,25 @@ async fn a_request_that_passes_one_stack_several_times_counts_once() {
     let server = servers::axum(Router::new().nest("/inner", inner).layer(stack)).await;
     for n in 0..10 {
         let response = if n % 2 == 0 {
-            clients::get(LOCALHOST, server.addr, "/inner").await.unwrap()
+            clients::get(LOCALHOST, server.addr, "/inner")
+                .await
+                .unwrap()
         } else {
             let mut sender = clients::http1(LOCALHOST, server.addr).await.unwrap();
             let body = Full::new(Bytes::from_static(b"ten bytes!"));
-            let request = Request::post("/inner").header(header::HOST, "test").body(body).unwrap();
-            clients::whole(sender.send_request(request).await.unwrap()).await.unwrap()
+            let request = Request::post("/inner")
+                .header(header::HOST, "test")
+                .body(body)
+                .unwrap();
+            clients::whole(sender.send_request(request).await.unwrap())
+                .await
+                .unwrap()
         };
         assert_eq!(response.status(), StatusCode::OK, "request {n}");
     }
-    let denied = clients::get(LOCALHOST, server.addr, "/inner").await.unwrap();
+    let denied = clients::get(LOCALHOST, server.addr, "/inner")
+        .await
+        .unwrap();
     assert_eq!(denied.status(), StatusCode::TOO_MANY_REQUESTS);
 }
 
@@ -288,27 +363,44 @@ async fn so_does_one_that_passes_single_layers_several_times() {
     for n in 0..11 {
         let request = from_client(Request::new(Empty::<Bytes>::new()));
         let response = service.ready().await.unwrap().call(request).await.unwrap();
-        let expected = if n < 10 { StatusCode::OK } else { StatusCode::TOO_MANY_REQUESTS };
+        let expected = if n < 10 {
+            StatusCode::OK
+        } else {
+            StatusCode::TOO_MANY_REQUESTS
+        };
         assert_eq!(response.status(), expected, "request {n}");
     }
 }
 
 #[tokio::test]
 async fn two_requests_of_one_handler_through_one_stack_count_twice_in_two_tasks() {
-    let stack = Stack::edge().rate_limit(Quota::per_hour(2)).build().unwrap();
+    let stack = Stack::edge()
+        .rate_limit(Quota::per_hour(2))
+        .build()
+        .unwrap();
     let service = stack.layer(service_fn(hello));
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..3 {
         let request = from_client(Request::new(Empty::<Bytes>::new()));
         tasks.spawn(service.clone().oneshot(request));
     }
-    let statuses = tasks.join_all().await.into_iter().map(|result| result.unwrap().status());
-    assert_eq!(statuses.filter(|status| *status == StatusCode::OK).count(), 2);
+    let statuses = tasks
+        .join_all()
+        .await
+        .into_iter()
+        .map(|result| result.unwrap().status());
+    assert_eq!(
+        statuses.filter(|status| *status == StatusCode::OK).count(),
+        2
+    );
 }
 
 #[tokio::test]
 async fn short_refused_posts_leave_their_connection_open() {
-    let stack = Stack::edge().rate_limit(Quota::per_hour(1)).build().unwrap();
+    let stack = Stack::edge()
+        .rate_limit(Quota::per_hour(1))
+        .build()
+        .unwrap();
     let router = Router::new().route("/", post(async |body: Bytes| body.len().to_string()));
     let server = servers::axum(router.layer(stack)).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
@@ -316,7 +408,11 @@ async fn short_refused_posts_leave_their_connection_open() {
         let post = "POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\nten bytes!";
         client.send(post).await.unwrap();
         let head = client.head().await.unwrap();
-        let expected = if n == 0 { StatusCode::OK } else { StatusCode::TOO_MANY_REQUESTS };
+        let expected = if n == 0 {
+            StatusCode::OK
+        } else {
+            StatusCode::TOO_MANY_REQUESTS
+        };
         assert_eq!(head.status, expected, "request {n}");
         assert_eq!(head.header("connection"), None);
         let length = head.header("content-length").unwrap().parse().unwrap();
@@ -330,8 +426,14 @@ async fn one_whose_body_does_not_come_closes_its_connection_after_a_moment() {
     let router = Router::new().route("/", post(async |body: Bytes| body.len().to_string()));
     let server = servers::axum(router.layer(stack)).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
-    client.send("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\n").await.unwrap();
-    assert_eq!(client.head().await.unwrap().status, StatusCode::PAYLOAD_TOO_LARGE);
+    client
+        .send("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\n")
+        .await
+        .unwrap();
+    assert_eq!(
+        client.head().await.unwrap().status,
+        StatusCode::PAYLOAD_TOO_LARGE
+    );
     assert_eq!(client.rest().await, b"body too large");
 }
 
@@ -351,15 +453,33 @@ async fn a_refused_post_whose_client_awaits_a_word_is_not_read() {
 
 #[tokio::test]
 async fn a_refused_head_has_the_length_of_a_get_and_no_body() {
-    let stack = Stack::edge().rate_limit(Quota::per_hour(1)).build().unwrap();
+    let stack = Stack::edge()
+        .rate_limit(Quota::per_hour(1))
+        .build()
+        .unwrap();
     let alone = RateLimitLayer::new(Quota::per_hour(1)).unwrap();
     let request = |method: Method| {
         let request = Request::builder().method(method).version(Version::HTTP_2);
         from_client(request.body(Empty::<Bytes>::new()).unwrap())
     };
-    let (mut stacked, mut alone) = (stack.layer(service_fn(hello)), alone.layer(service_fn(hello)));
-    stacked.ready().await.unwrap().call(request(Method::GET)).await.unwrap();
-    alone.ready().await.unwrap().call(request(Method::GET)).await.unwrap();
+    let (mut stacked, mut alone) = (
+        stack.layer(service_fn(hello)),
+        alone.layer(service_fn(hello)),
+    );
+    stacked
+        .ready()
+        .await
+        .unwrap()
+        .call(request(Method::GET))
+        .await
+        .unwrap();
+    alone
+        .ready()
+        .await
+        .unwrap()
+        .call(request(Method::GET))
+        .await
+        .unwrap();
     let get = stacked.call(request(Method::GET)).await.unwrap();
     let length = get.body().size_hint().exact().unwrap();
     let head = stacked.call(request(Method::HEAD)).await.unwrap();
@@ -373,13 +493,24 @@ async fn a_refused_head_has_the_length_of_a_get_and_no_body() {
 
 #[tokio::test]
 async fn a_refused_head_over_http2_is_no_protocol_error() {
-    let stack = Stack::edge().rate_limit(Quota::per_hour(1)).build().unwrap();
+    let stack = Stack::edge()
+        .rate_limit(Quota::per_hour(1))
+        .build()
+        .unwrap();
     let server = servers::axum(Router::new().route("/", get(async || "hello")).layer(stack)).await;
     let mut sender = clients::http2(LOCALHOST, server.addr).await.unwrap();
-    for status in [StatusCode::OK, StatusCode::TOO_MANY_REQUESTS, StatusCode::TOO_MANY_REQUESTS] {
-        let request = Request::head(server.url()).body(Empty::<Bytes>::new()).unwrap();
+    for status in [
+        StatusCode::OK,
+        StatusCode::TOO_MANY_REQUESTS,
+        StatusCode::TOO_MANY_REQUESTS,
+    ] {
+        let request = Request::head(server.url())
+            .body(Empty::<Bytes>::new())
+            .unwrap();
         sender.ready().await.unwrap();
-        let response = clients::whole(sender.send_request(request).await.unwrap()).await.unwrap();
+        let response = clients::whole(sender.send_request(request).await.unwrap())
+            .await
+            .unwrap();
         assert_eq!(response.status(), status);
         assert!(response.body().is_empty());
     }
@@ -388,7 +519,11 @@ async fn a_refused_head_over_http2_is_no_protocol_error() {
 #[tokio::test]
 async fn the_body_of_a_refused_request_breaks_no_further_rule() {
     let journal = Journal::default();
-    let stack = Stack::edge().max_body(5).metrics(journal.clone()).build().unwrap();
+    let stack = Stack::edge()
+        .max_body(5)
+        .metrics(journal.clone())
+        .build()
+        .unwrap();
     stack.concurrency_limit().set_limit(0);
     let service = stack.layer(service_fn(hello));
     for version in [Version::HTTP_11, Version::HTTP_2] {
@@ -401,6 +536,9 @@ async fn the_body_of_a_refused_request_breaks_no_further_rule() {
         }
     }
     sleep(Duration::from_millis(200)).await;
-    assert_eq!(journal.refused(), [(Guard::ConcurrencyLimit, Reason::Full); 100]);
+    assert_eq!(
+        journal.refused(),
+        [(Guard::ConcurrencyLimit, Reason::Full); 100]
+    );
     assert_eq!(journal.cut(), []);
 }

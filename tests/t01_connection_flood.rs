@@ -54,7 +54,9 @@ fn silent_flood(addr: SocketAddr, count: usize, stop: &Arc<AtomicBool>) -> JoinS
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_the_cap_full_of_silent_sockets_honest_newcomers_are_served() {
     const SILENT: Duration = Duration::from_secs(2);
-    let builder = ConnGuard::builder().max_connections(CAP).first_request(SILENT);
+    let builder = ConnGuard::builder()
+        .max_connections(CAP)
+        .first_request(SILENT);
     let (guard, journal) = guard(builder);
     let server = serve(&guard, app()).await;
     let stop = Arc::new(AtomicBool::new(false));
@@ -74,7 +76,10 @@ async fn with_the_cap_full_of_silent_sockets_honest_newcomers_are_served() {
     // Nobody waited until a silent socket had had its time, and most did not wait at all.
     times.sort_unstable();
     let (median, slowest) = (times[TRIES / 2], times[TRIES - 1]);
-    assert!(slowest < SILENT && median < SILENT / 10, "{median:?}, {slowest:?}");
+    assert!(
+        slowest < SILENT && median < SILENT / 10,
+        "{median:?}, {slowest:?}"
+    );
     let now = guard.snapshot();
     assert!(now.open <= CAP, "{now:?}");
     println!("{served} of {TRIES} served, half in {median:?}, the slowest in {slowest:?}; {now:?}");
@@ -83,9 +88,16 @@ async fn with_the_cap_full_of_silent_sockets_honest_newcomers_are_served() {
     stop.store(true, SeqCst);
     let stopped = Instant::now();
     flood.join_all().await;
-    assert!(stopped.elapsed() < SILENT + SLACK, "{:?}", stopped.elapsed());
+    assert!(
+        stopped.elapsed() < SILENT + SLACK,
+        "{:?}",
+        stopped.elapsed()
+    );
     all_gone(&guard).await;
-    assert_eq!(journal.level(Guard::Connection, Level::Connections), Some(0));
+    assert_eq!(
+        journal.level(Guard::Connection, Level::Connections),
+        Some(0)
+    );
     assert_eq!(journal.opened(), journal.closed().len());
 }
 
@@ -96,7 +108,9 @@ async fn silent_sockets_are_cut_in_time_and_told_of() {
     let neighbour = Neighbour::of(server.addr);
     let mut silent = JoinSet::new();
     for n in 0..100 {
-        let mut client = RawClient::connect_from(address(n), server.addr).await.unwrap();
+        let mut client = RawClient::connect_from(address(n), server.addr)
+            .await
+            .unwrap();
         silent.spawn(async move { cut(&mut client).await });
     }
     for (bytes, is_reset, after) in silent.join_all().await {
@@ -135,19 +149,29 @@ async fn one_client_has_its_share_and_no_more() {
         });
     }
     until("many were displaced", || journal.disconnected().len() > 200).await;
-    let most = guard.snapshot().clients.first().map_or(0, |most| most.connections);
+    let most = guard
+        .snapshot()
+        .clients
+        .first()
+        .map_or(0, |most| most.connections);
     assert!(most <= 20, "{most}"); // Those that are told to go and have not gone included.
     stop.store(true, SeqCst);
     flood.join_all().await;
     neighbour.was_served().await;
     all_gone(&guard).await;
-    let total = journal.disconnected().iter().any(|(v, _)| v.reason == Reason::ConnectionsFull);
+    let total = journal
+        .disconnected()
+        .iter()
+        .any(|(v, _)| v.reason == Reason::ConnectionsFull);
     assert!(!total, "its neighbours paid for it");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_network_has_its_share_and_no_more() {
-    let builder = ConnGuard::builder().max_connections(CAP).max_per_client(2).max_per_network(20);
+    let builder = ConnGuard::builder()
+        .max_connections(CAP)
+        .max_per_client(2)
+        .max_per_network(20);
     let (guard, journal) = guard(builder.first_request(SECOND));
     let server = serve(&guard, app()).await;
     let neighbour = Neighbour::of(server.addr);
@@ -161,7 +185,10 @@ async fn one_network_has_its_share_and_no_more() {
     flood.join_all().await;
     neighbour.was_served().await;
     all_gone(&guard).await;
-    let total = journal.disconnected().iter().any(|(v, _)| v.reason == Reason::ConnectionsFull);
+    let total = journal
+        .disconnected()
+        .iter()
+        .any(|(v, _)| v.reason == Reason::ConnectionsFull);
     assert!(!total, "other networks paid for it");
 }
 
@@ -171,7 +198,9 @@ async fn hoarders_who_once_did_something_make_room_too() {
     let server = serve(&guard, app()).await;
     let mut hoard = Vec::new();
     for n in 0..45 {
-        let mut client = RawClient::connect_from(address(n), server.addr).await.unwrap();
+        let mut client = RawClient::connect_from(address(n), server.addr)
+            .await
+            .unwrap();
         served(&mut client).await;
         hoard.push(client);
     }
@@ -179,7 +208,12 @@ async fn hoarders_who_once_did_something_make_room_too() {
         let answer = guarded::ask(HONEST, server.addr, "/").await.unwrap();
         assert_eq!(answer.status(), 200);
     }
-    assert!(journal.disconnected().iter().all(|(v, _)| v.reason == Reason::ConnectionDisplaced));
+    assert!(
+        journal
+            .disconnected()
+            .iter()
+            .all(|(v, _)| v.reason == Reason::ConnectionDisplaced)
+    );
     drop(hoard);
     all_gone(&guard).await;
 }
@@ -190,8 +224,13 @@ async fn who_has_a_request_in_work_is_never_displaced_and_the_newcomer_is_reset(
     let server = serve(&guard, app()).await;
     let mut working = Vec::new();
     for n in 0..20 {
-        let mut client = RawClient::connect_from(address(n), server.addr).await.unwrap();
-        client.send("GET /hang HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+        let mut client = RawClient::connect_from(address(n), server.addr)
+            .await
+            .unwrap();
+        client
+            .send("GET /hang HTTP/1.1\r\nhost: test\r\n\r\n")
+            .await
+            .unwrap();
         let now = n + 1;
         until("it is at work", || guard.snapshot().in_flight == now as u64).await;
         working.push(client);
@@ -201,13 +240,24 @@ async fn who_has_a_request_in_work_is_never_displaced_and_the_newcomer_is_reset(
         assert!(refused.is_err());
     }
     assert_eq!(guard.snapshot().at(Phase::Working), 20);
-    assert!(journal.disconnected().iter().all(|(v, _)| v.reason == Reason::ConnectionsFull));
+    assert!(
+        journal
+            .disconnected()
+            .iter()
+            .all(|(v, _)| v.reason == Reason::ConnectionsFull)
+    );
     // As soon as one goes, there is a place.
     working.pop();
     until("one has gone", || guard.snapshot().open < 20).await;
     drop(working);
     all_gone(&guard).await;
-    assert_eq!(guarded::ask(HONEST, server.addr, "/").await.unwrap().status(), 200);
+    assert_eq!(
+        guarded::ask(HONEST, server.addr, "/")
+            .await
+            .unwrap()
+            .status(),
+        200
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -216,18 +266,27 @@ async fn with_the_cap_full_of_half_sent_uploads_honest_newcomers_are_served() {
     let upload = axum::routing::post(|_: bytes::Bytes| async { "taken" });
     let server = serve(&guard, app().route("/upload", upload)).await;
     // One that arrives slowly and steadily, in chunks.
-    let mut steady =
-        RawClient::connect_from(Ipv4Addr::new(127, 6, 0, 1), server.addr).await.unwrap();
+    let mut steady = RawClient::connect_from(Ipv4Addr::new(127, 6, 0, 1), server.addr)
+        .await
+        .unwrap();
     let head = "POST /upload HTTP/1.1\r\nhost: test\r\ncontent-length: 10000\r\n\r\n";
     steady.send(head).await.unwrap();
     let mut hoard = Vec::new();
-    let fields =
-        [(":method", "POST"), (":scheme", "http"), (":authority", "x"), (":path", "/upload")];
+    let fields = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "x"),
+        (":path", "/upload"),
+    ];
     let half: [Vec<u8>; 3] = [
         "POST /upload HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\nhalf".into(),
         "POST /upload HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf".into(),
-        [h2::hello(65_535), h2::headers(1, 0, &fields), h2::frame(h2::DATA, 0, 1, b"half")]
-            .concat(),
+        [
+            h2::hello(65_535),
+            h2::headers(1, 0, &fields),
+            h2::frame(h2::DATA, 0, 1, b"half"),
+        ]
+        .concat(),
     ];
     for n in 0..59 {
         let from = Ipv4Addr::new(127, 3, n, 1);
@@ -251,10 +310,15 @@ async fn with_the_cap_full_of_half_sent_uploads_honest_newcomers_are_served() {
         }
         assert_eq!(answer.unwrap().status(), 200);
         let mut kept = RawClient::connect_from(from, server.addr).await.unwrap();
-        kept.send("GET /hang HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+        kept.send("GET /hang HTTP/1.1\r\nhost: test\r\n\r\n")
+            .await
+            .unwrap();
         hoard.push(kept);
         // On a busy machine they take a moment to go.
-        until("no connection is about to go", || guard.snapshot().going == 0).await;
+        until("no connection is about to go", || {
+            guard.snapshot().going == 0
+        })
+        .await;
     }
     assert!(refused <= 2, "{refused} of 40");
     steady.send(vec![b'x'; 4000]).await.unwrap();
@@ -266,14 +330,24 @@ async fn with_the_cap_full_of_half_sent_uploads_honest_newcomers_are_served() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_every_place_at_work_for_an_attacker_monitoring_gets_in() {
     let monitoring = "127.0.5.0/24".parse().unwrap();
-    let builder = ConnGuard::builder().max_connections(20).reserve(2, [monitoring]);
+    let builder = ConnGuard::builder()
+        .max_connections(20)
+        .reserve(2, [monitoring]);
     let (guard, journal) = guard(builder.no_max_per_client().accept_rate(100, 30));
     let server = serve(&guard, app()).await;
     let mut attack = Vec::new();
     for n in 0..18 {
-        let mut client = RawClient::connect_from(address(n), server.addr).await.unwrap();
-        client.send("GET /hang HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
-        until("it is at work", || guard.snapshot().in_flight == n as u64 + 1).await;
+        let mut client = RawClient::connect_from(address(n), server.addr)
+            .await
+            .unwrap();
+        client
+            .send("GET /hang HTTP/1.1\r\nhost: test\r\n\r\n")
+            .await
+            .unwrap();
+        until("it is at work", || {
+            guard.snapshot().in_flight == n as u64 + 1
+        })
+        .await;
         attack.push(client);
     }
     for _ in 0..60 {
@@ -286,7 +360,9 @@ async fn with_every_place_at_work_for_an_attacker_monitoring_gets_in() {
     let told = journal.disconnected();
     let spared = |phase| matches!(phase, Phase::Accept | Phase::Idle | Phase::Lingering);
     assert!(told.iter().all(|(v, _)| spared(v.phase)), "{told:?}");
-    let full = told.iter().filter(|(v, _)| v.reason == Reason::ConnectionsFull);
+    let full = told
+        .iter()
+        .filter(|(v, _)| v.reason == Reason::ConnectionsFull);
     assert!(full.clone().count() > 0 && full.into_iter().all(|(v, _)| v.limit == 18));
     assert_eq!(guard.snapshot().at(Phase::Working), 18);
     drop(attack);
@@ -304,8 +380,19 @@ async fn whoever_connects_without_end_is_slowed_down_and_his_neighbour_is_not() 
     }
     assert!((10..100).contains(&served), "{served}");
     for _ in 0..10 {
-        assert_eq!(guarded::ask(HONEST, server.addr, "/").await.unwrap().status(), 200);
+        assert_eq!(
+            guarded::ask(HONEST, server.addr, "/")
+                .await
+                .unwrap()
+                .status(),
+            200
+        );
     }
-    assert!(journal.disconnected().iter().all(|(v, _)| v.reason == Reason::AcceptRate));
+    assert!(
+        journal
+            .disconnected()
+            .iter()
+            .all(|(v, _)| v.reason == Reason::AcceptRate)
+    );
     all_gone(&guard).await;
 }

@@ -38,7 +38,10 @@ async fn server() {
         return;
     }
     process::lower_file_limit(FILES).unwrap();
-    let guard = ConnGuard::builder().first_request(2 * SECOND).build().unwrap();
+    let guard = ConnGuard::builder()
+        .first_request(2 * SECOND)
+        .build()
+        .unwrap();
     let seen = guard.clone();
     // Uses up all files for a second, and says how often accepting failed meanwhile.
     let take = || async move {
@@ -50,7 +53,9 @@ async fn server() {
     };
     let shown = guard.clone();
     let limit = || async move { shown.snapshot().limit.to_string() };
-    let router = Router::new().route("/take", get(take)).route("/limit", get(limit));
+    let router = Router::new()
+        .route("/take", get(take))
+        .route("/limit", get(limit));
     let server = serve(&guard, app().merge(router)).await;
     println!("\nlistening {}", server.addr);
     tokio::time::sleep(4 * PATIENCE).await; // Ended by whoever started it.
@@ -58,7 +63,9 @@ async fn server() {
 
 async fn start() -> (Child, SocketAddr) {
     process::raise_file_limit();
-    let (_, name) = concat!(module_path!(), "::server").split_once("::").unwrap();
+    let (_, name) = concat!(module_path!(), "::server")
+        .split_once("::")
+        .unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
         .env(IS_SERVER, "1")
@@ -69,7 +76,11 @@ async fn start() -> (Child, SocketAddr) {
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let found = async {
         loop {
-            let line = lines.next_line().await.unwrap().expect("it says where it listens");
+            let line = lines
+                .next_line()
+                .await
+                .unwrap()
+                .expect("it says where it listens");
             if let Some(addr) = line.strip_prefix("listening ") {
                 break addr.parse().unwrap();
             }
@@ -82,7 +93,9 @@ async fn start() -> (Child, SocketAddr) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_silent_sockets_before_six_hundred_files_keep_nobody_out() {
     let (_child, addr) = start().await;
-    let limit = guarded::ask(Ipv4Addr::LOCALHOST, addr, "/limit").await.unwrap();
+    let limit = guarded::ask(Ipv4Addr::LOCALHOST, addr, "/limit")
+        .await
+        .unwrap();
     assert_eq!(limit.body(), "416");
     let neighbour = Neighbour::who_stays(addr).await;
     let flood: JoinSet<_> = (0..1000)
@@ -112,7 +125,9 @@ async fn when_others_use_up_the_files_accepting_waits_and_goes_on() {
     let mut slowest = Duration::ZERO;
     while !taking.is_finished() {
         let asked = Instant::now();
-        let answer = guarded::ask(Ipv4Addr::new(127, 0, 0, 9), addr, "/").await.unwrap();
+        let answer = guarded::ask(Ipv4Addr::new(127, 0, 0, 9), addr, "/")
+            .await
+            .unwrap();
         assert_eq!(answer.body(), "served");
         slowest = slowest.max(asked.elapsed());
         assert!(started.elapsed() < PATIENCE);

@@ -26,7 +26,11 @@ fn attacks() -> Vec<Attack> {
     vec![
         ("a byte, then silence", b"G".to_vec(), Vec::new()),
         ("a byte now and then", Vec::new(), endless.clone()),
-        ("all but the last line", GET.as_bytes()[..GET.len() - 2].to_vec(), Vec::new()),
+        (
+            "all but the last line",
+            GET.as_bytes()[..GET.len() - 2].to_vec(),
+            Vec::new(),
+        ),
         ("empty lines", Vec::new(), b"\r\n".repeat(200)),
         ("half a preface", h2::PREFACE[..12].to_vec(), Vec::new()),
         ("a preface, byte by byte", Vec::new(), h2::PREFACE.to_vec()),
@@ -57,11 +61,16 @@ async fn attack(addr: SocketAddr, (name, at_once, dripped): Attack) -> (&'static
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_first_head_takes_longer_than_its_time() {
     let journal = Journal::default();
-    let guard = ConnGuard::builder().first_request(SECOND).metrics(journal.clone());
+    let guard = ConnGuard::builder()
+        .first_request(SECOND)
+        .metrics(journal.clone());
     let guard = guard.build().unwrap();
     let server = serve(&guard, app()).await;
     let neighbour = Neighbour::of(server.addr);
-    let attacks: JoinSet<_> = attacks().into_iter().map(|each| attack(server.addr, each)).collect();
+    let attacks: JoinSet<_> = attacks()
+        .into_iter()
+        .map(|each| attack(server.addr, each))
+        .collect();
     let count = attacks.len();
     for (name, after) in attacks.join_all().await {
         assert!(after < SECOND + SLACK, "{name}: {after:?}");
@@ -69,7 +78,12 @@ async fn no_first_head_takes_longer_than_its_time() {
     neighbour.was_served().await;
     all_gone(&guard).await;
     let ended = journal.disconnected();
-    let of = |reason| ended.iter().filter(|(ended, _)| ended.reason == reason).count();
+    let of = |reason| {
+        ended
+            .iter()
+            .filter(|(ended, _)| ended.reason == reason)
+            .count()
+    };
     assert_eq!(of(Reason::FirstRequest), ended.len());
     // hyper itself ends the one or other that is no HTTP.
     assert!(ended.len() + 2 >= count, "{ended:?}");
@@ -77,9 +91,17 @@ async fn no_first_head_takes_longer_than_its_time() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_of_http1_is_told_why_and_nobody_else_gets_a_word_of_it() {
-    let guard = ConnGuard::builder().first_request(SECOND / 2).head(SECOND / 2).build().unwrap();
+    let guard = ConnGuard::builder()
+        .first_request(SECOND / 2)
+        .head(SECOND / 2)
+        .build()
+        .unwrap();
     let server = serve(&guard, app()).await;
-    for (later, begun) in [(false, &b"G"[..]), (false, b"POST / HTTP/1.1\r\nhos"), (true, b"GE")] {
+    for (later, begun) in [
+        (false, &b"G"[..]),
+        (false, b"POST / HTTP/1.1\r\nhos"),
+        (true, b"GE"),
+    ] {
         let mut client = RawClient::connect(server.addr).await.unwrap();
         if later {
             served(&mut client).await;
@@ -104,7 +126,10 @@ async fn a_client_of_http1_is_told_why_and_nobody_else_gets_a_word_of_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_later_head_has_its_own_time_from_its_first_byte() {
     let journal = Journal::default();
-    let builder = ConnGuard::builder().first_request(SECOND).head(SECOND).idle(5 * SECOND);
+    let builder = ConnGuard::builder()
+        .first_request(SECOND)
+        .head(SECOND)
+        .idle(5 * SECOND);
     let guard = builder.metrics(journal.clone()).build().unwrap();
     let server = serve(&guard, app()).await;
     let neighbour = Neighbour::of(server.addr);
@@ -127,7 +152,10 @@ async fn a_later_head_has_its_own_time_from_its_first_byte() {
         }
     });
     let mut answer = [0; 13];
-    timeout(5 * SECOND, read.read_exact(&mut answer)).await.unwrap().unwrap();
+    timeout(5 * SECOND, read.read_exact(&mut answer))
+        .await
+        .unwrap()
+        .unwrap();
     let after = begun.elapsed();
     assert!((SECOND..SECOND + SLACK).contains(&after), "{after:?}");
     assert_eq!(&answer, b"HTTP/1.1 408 ");
@@ -136,13 +164,21 @@ async fn a_later_head_has_its_own_time_from_its_first_byte() {
     drop(read);
     all_gone(&guard).await;
     let ended = journal.disconnected();
-    let [(ended, _)] = &ended[..] else { panic!("{ended:?}") };
-    assert_eq!((ended.reason, ended.phase), (Reason::SlowHead, Phase::NextHead));
+    let [(ended, _)] = &ended[..] else {
+        panic!("{ended:?}")
+    };
+    assert_eq!(
+        (ended.reason, ended.phase),
+        (Reason::SlowHead, Phase::NextHead)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn half_of_the_next_head_sent_along_with_a_request_is_no_way_round() {
-    let guard = ConnGuard::builder().first_request(SECOND).head(SECOND).idle(2 * SECOND);
+    let guard = ConnGuard::builder()
+        .first_request(SECOND)
+        .head(SECOND)
+        .idle(2 * SECOND);
     let guard = guard.build().unwrap();
     let server = serve(&guard, app()).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();

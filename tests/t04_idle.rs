@@ -43,7 +43,9 @@ async fn an_idle_connection_of_http1_is_finished_and_not_reset() {
     drop(client);
     all_gone(&guard).await;
     let ended = journal.disconnected();
-    let [(ended, _)] = &ended[..] else { panic!("{ended:?}") };
+    let [(ended, _)] = &ended[..] else {
+        panic!("{ended:?}")
+    };
     assert_eq!((ended.reason, ended.phase), (Reason::Idle, Phase::Idle));
 }
 
@@ -56,7 +58,9 @@ async fn pipeline(client: &mut RawClient) {
     client.send(PIPELINED).await.unwrap();
     for _ in 0..2 {
         let head = client.head().await.unwrap();
-        let length = head.header("content-length").map_or(0, |length| length.parse().unwrap());
+        let length = head
+            .header("content-length")
+            .map_or(0, |length| length.parse().unwrap());
         client.body(length).await.unwrap();
     }
 }
@@ -65,8 +69,10 @@ async fn pipeline(client: &mut RawClient) {
 async fn a_connection_whose_second_request_was_pipelined_with_its_body_is_idle_after_it() {
     let journal = Journal::default();
     let guard = guard(&journal);
-    let app =
-        Router::new().route("/", get(|| async { "served" }).post(|_: Bytes| async { "taken" }));
+    let app = Router::new().route(
+        "/",
+        get(|| async { "served" }).post(|_: Bytes| async { "taken" }),
+    );
     let server = serve(&guard, app).await;
     let neighbour = Neighbour::of(server.addr);
     let mut client = RawClient::connect(server.addr).await.unwrap();
@@ -83,8 +89,10 @@ async fn a_connection_whose_second_request_was_pipelined_with_its_body_is_idle_a
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cap_full_of_connections_that_pipelined_a_body_keeps_nobody_out() {
     let guard = ConnGuard::builder().max_connections(60).build().unwrap();
-    let app =
-        Router::new().route("/", get(|| async { "served" }).post(|_: Bytes| async { "taken" }));
+    let app = Router::new().route(
+        "/",
+        get(|| async { "served" }).post(|_: Bytes| async { "taken" }),
+    );
     let server = serve(&guard, app).await;
     let mut hoard = Vec::new();
     for n in 0..60 {
@@ -95,7 +103,10 @@ async fn a_cap_full_of_connections_that_pipelined_a_body_keeps_nobody_out() {
     }
     for n in 0..20 {
         let from = Ipv4Addr::new(127, 4, n, 1);
-        assert_eq!(guarded::ask(from, server.addr, "/").await.unwrap().status(), 200);
+        assert_eq!(
+            guarded::ask(from, server.addr, "/").await.unwrap().status(),
+            200
+        );
     }
     drop(hoard);
     all_gone(&guard).await;
@@ -107,7 +118,10 @@ async fn an_idle_connection_of_http2_ends_with_goaway_where_the_server_can_tell_
     let guard = guard(&journal);
     let server = serve(&guard, app()).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
-    client.send([h2::hello(65_535), h2::get(1, "/")].concat()).await.unwrap();
+    client
+        .send([h2::hello(65_535), h2::get(1, "/")].concat())
+        .await
+        .unwrap();
     assert_eq!(h2::next(&mut client.stream, h2::DATA, 1).await, b"served");
     let answered = Instant::now();
     if guarded::IS_UNDER_SERVE {
@@ -117,10 +131,17 @@ async fn an_idle_connection_of_http2_ends_with_goaway_where_the_server_can_tell_
         // A request that was on its way is answered.
         client.send(h2::get(3, "/")).await.unwrap();
         assert_eq!(h2::next(&mut client.stream, h2::DATA, 3).await, b"served");
-        client.send(h2::frame(h2::PING, h2::ACK, 0, &ping)).await.unwrap();
+        client
+            .send(h2::frame(h2::PING, h2::ACK, 0, &ping))
+            .await
+            .unwrap();
     }
     let (_, is_reset, _) = cut(&mut client).await;
-    assert!(!is_reset && answered.elapsed() < SECOND + SLACK, "{:?}", answered.elapsed());
+    assert!(
+        !is_reset && answered.elapsed() < SECOND + SLACK,
+        "{:?}",
+        answered.elapsed()
+    );
     drop(client);
     all_gone(&guard).await;
     assert_eq!(journal.closed(), [Some(Reason::Idle)]);
@@ -133,7 +154,10 @@ async fn whoever_sends_ping_for_ever_is_idle_on_http2() {
     let server = serve(&guard, app()).await;
     let neighbour = Neighbour::of(server.addr);
     let mut client = RawClient::connect(server.addr).await.unwrap();
-    client.send([h2::hello(65_535), h2::get(1, "/")].concat()).await.unwrap();
+    client
+        .send([h2::hello(65_535), h2::get(1, "/")].concat())
+        .await
+        .unwrap();
     until("it was answered", || guard.snapshot().at(Phase::Idle) > 0).await;
     let answered = Instant::now();
     let (mut read, mut write) = client.stream.into_split();
@@ -147,7 +171,11 @@ async fn whoever_sends_ping_for_ever_is_idle_on_http2() {
     let mut answers = Vec::new();
     let _ = read.read_to_end(&mut answers).await;
     is_on_time(answered.elapsed(), SECOND);
-    assert!(answers.len() > 20 * 17, "its PINGs were answered: {}", answers.len());
+    assert!(
+        answers.len() > 20 * 17,
+        "its PINGs were answered: {}",
+        answers.len()
+    );
     pings.await.unwrap();
     neighbour.was_served().await;
     all_gone(&guard).await;
@@ -169,7 +197,9 @@ async fn a_slow_handler_and_a_slow_stream_are_not_idle() {
         });
         Body::from_stream(ticks)
     };
-    let app = Router::new().route("/slow", get(slow)).route("/stream", get(stream));
+    let app = Router::new()
+        .route("/slow", get(slow))
+        .route("/stream", get(stream));
     let server = serve(&guard, app).await;
     let addr = server.addr;
     let (slow, stream) = tokio::join!(
@@ -182,7 +212,9 @@ async fn a_slow_handler_and_a_slow_stream_are_not_idle() {
     let mut client = clients::http2(LOCALHOST, addr).await.unwrap();
     let request = http::Request::get(format!("http://{addr}/slow"));
     let request = request.body(http_body_util::Empty::<Bytes>::new()).unwrap();
-    let answer = clients::whole(client.send_request(request).await.unwrap()).await.unwrap();
+    let answer = clients::whole(client.send_request(request).await.unwrap())
+        .await
+        .unwrap();
     assert_eq!(answer.body(), "late");
     drop(client);
     all_gone(&guard).await;
@@ -196,7 +228,10 @@ async fn headers_of_http2_that_never_end_after_a_first_request_have_the_idle_tim
     let server = serve(&guard, app()).await;
     let neighbour = Neighbour::of(server.addr);
     let mut client = RawClient::connect(server.addr).await.unwrap();
-    client.send([h2::hello(65_535), h2::get(1, "/")].concat()).await.unwrap();
+    client
+        .send([h2::hello(65_535), h2::get(1, "/")].concat())
+        .await
+        .unwrap();
     assert_eq!(h2::next(&mut client.stream, h2::DATA, 1).await, b"served");
     let (began, ping) = (Instant::now(), h2::frame(h2::PING, 0, 0, &[0; 8]));
     // No PING may come before they are complete (RFC 9113 section 6.10): nothing more does.
@@ -214,7 +249,9 @@ async fn headers_of_http2_that_never_end_after_a_first_request_have_the_idle_tim
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn age_and_the_number_of_requests_say_close_and_then_end() {
     let journal = Journal::default();
-    let builder = ConnGuard::builder().max_requests(3).metrics(journal.clone());
+    let builder = ConnGuard::builder()
+        .max_requests(3)
+        .metrics(journal.clone());
     let guard = builder.build().unwrap();
     let server = serve(&guard, app()).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
@@ -227,7 +264,10 @@ async fn age_and_the_number_of_requests_say_close_and_then_end() {
     all_gone(&guard).await;
     assert_eq!(journal.closed(), [Some(Reason::MaxRequests)]);
 
-    let guard = ConnGuard::builder().max_age(SECOND).no_max_requests().metrics(journal.clone());
+    let guard = ConnGuard::builder()
+        .max_age(SECOND)
+        .no_max_requests()
+        .metrics(journal.clone());
     let guard = guard.build().unwrap();
     let server = serve(&guard, app()).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
@@ -237,7 +277,9 @@ async fn age_and_the_number_of_requests_say_close_and_then_end() {
         if client.send(GET).await.is_err() {
             break None;
         }
-        let Ok(head) = client.head().await else { break None };
+        let Ok(head) = client.head().await else {
+            break None;
+        };
         if head.header("connection") == Some("close") {
             break Some(head.status);
         }
@@ -245,16 +287,26 @@ async fn age_and_the_number_of_requests_say_close_and_then_end() {
     };
     // Between two requests it may also be ended without a word.
     assert!(closed.is_none_or(|status| status == 200));
-    assert!(opened.elapsed() >= SECOND * 9 / 10, "{:?}", opened.elapsed());
+    assert!(
+        opened.elapsed() >= SECOND * 9 / 10,
+        "{:?}",
+        opened.elapsed()
+    );
     drop(client);
     all_gone(&guard).await;
-    assert_eq!(journal.closed(), [Some(Reason::MaxRequests), Some(Reason::MaxAge)]);
+    assert_eq!(
+        journal.closed(),
+        [Some(Reason::MaxRequests), Some(Reason::MaxAge)]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_pressure_the_idle_go_and_who_asks_now_and_then_is_served_throughout() {
     let pressure = Pressure::default();
-    let guard = ConnGuard::builder().pressure(pressure.clone()).build().unwrap();
+    let guard = ConnGuard::builder()
+        .pressure(pressure.clone())
+        .build()
+        .unwrap();
     let server = serve(&guard, app()).await;
     let mut idle = RawClient::connect(server.addr).await.unwrap();
     served(&mut idle).await;
@@ -265,8 +317,14 @@ async fn under_pressure_the_idle_go_and_who_asks_now_and_then_is_served_througho
 
     pressure.set(1.0);
     let (finished, reset) = tokio::join!(cut(&mut idle), cut(&mut silent));
-    assert!(finished.0.is_empty() && !finished.1 && finished.2 < SECOND, "{finished:?}");
-    assert!(reset.0.is_empty() && reset.1 && reset.2 < SECOND + SLACK, "{reset:?}");
+    assert!(
+        finished.0.is_empty() && !finished.1 && finished.2 < SECOND,
+        "{finished:?}"
+    );
+    assert!(
+        reset.0.is_empty() && reset.1 && reset.2 < SECOND + SLACK,
+        "{reset:?}"
+    );
     neighbour.was_served().await;
     all_gone(&guard).await;
 }

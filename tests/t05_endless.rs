@@ -24,7 +24,13 @@ use tokio::{task::JoinSet, time::Instant};
 
 fn guard(rules: impl FnOnce(ConnGuardBuilder) -> ConnGuardBuilder) -> (ConnGuard, Journal) {
     let journal = Journal::default();
-    (rules(ConnGuard::builder()).metrics(journal.clone()).build().unwrap(), journal)
+    (
+        rules(ConnGuard::builder())
+            .metrics(journal.clone())
+            .build()
+            .unwrap(),
+        journal,
+    )
 }
 
 async fn each(guard: &ConnGuard, app: Router) -> Vec<Server> {
@@ -46,7 +52,10 @@ async fn the_last_request_of_a_connection_says_so_and_a_new_one_is_taken() {
         // Pipelined: what comes after the last one is not served.
         client.send(GET.repeat(3)).await.unwrap();
         let head = client.head().await.unwrap();
-        assert_eq!((head.status.as_u16(), head.header("connection")), (200, Some("close")));
+        assert_eq!(
+            (head.status.as_u16(), head.header("connection")),
+            (200, Some("close"))
+        );
         assert_eq!(client.rest().await, b"served");
         served(&mut RawClient::connect(server.addr).await.unwrap()).await;
     }
@@ -60,14 +69,27 @@ async fn http_2_of_its_last_request_is_told_by_goaway_and_finishes_what_it_has()
     let server = hardened(&guard, app()).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
     // The second one ends only when its window is opened.
-    client.send([h2::hello(0), h2::get(1, "/"), h2::get(3, "/")].concat()).await.unwrap();
+    client
+        .send([h2::hello(0), h2::get(1, "/"), h2::get(3, "/")].concat())
+        .await
+        .unwrap();
     let announced = h2::next(&mut client.stream, h2::GOAWAY, 0).await;
-    assert_eq!(announced[..8], [0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0], "of no error");
+    assert_eq!(
+        announced[..8],
+        [0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0],
+        "of no error"
+    );
     let ping = h2::next(&mut client.stream, h2::PING, 0).await;
-    client.send(h2::frame(h2::PING, h2::ACK, 0, &ping)).await.unwrap();
+    client
+        .send(h2::frame(h2::PING, h2::ACK, 0, &ping))
+        .await
+        .unwrap();
     let last = h2::next(&mut client.stream, h2::GOAWAY, 0).await;
     assert_eq!(last[..4], [0, 0, 0, 3]);
-    client.send([h2::open(1, 100), h2::open(3, 100)].concat()).await.unwrap();
+    client
+        .send([h2::open(1, 100), h2::open(3, 100)].concat())
+        .await
+        .unwrap();
     assert_eq!(h2::next(&mut client.stream, h2::DATA, 3).await, b"served");
     client.rest().await;
     all_gone(&guard).await;
@@ -82,7 +104,10 @@ async fn elsewhere_it_has_the_idle_time_after_its_last_request() {
     for name in &SERVERS[1..] {
         let server = by(name, &guard, app()).await;
         let mut client = RawClient::connect(server.addr).await.unwrap();
-        client.send([h2::hello(65_535), h2::get(1, "/"), h2::get(3, "/")].concat()).await.unwrap();
+        client
+            .send([h2::hello(65_535), h2::get(1, "/"), h2::get(3, "/")].concat())
+            .await
+            .unwrap();
         assert_eq!(h2::next(&mut client.stream, h2::DATA, 3).await, b"served");
         clients.spawn(async move { cut(&mut client).await });
         servers.push(server);
@@ -101,7 +126,10 @@ async fn a_connection_of_age_is_told_to_go_and_what_is_in_flight_comes_to_its_en
         // An event stream that goes on for longer than the connection may be old.
         let ticks = stream::unfold(0, async |n| {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            (n < 25).then_some((Ok::<_, Infallible>(Bytes::from_static(b"data: x\n\n")), n + 1))
+            (n < 25).then_some((
+                Ok::<_, Infallible>(Bytes::from_static(b"data: x\n\n")),
+                n + 1,
+            ))
         });
         Body::from_stream(ticks)
     };
@@ -109,15 +137,28 @@ async fn a_connection_of_age_is_told_to_go_and_what_is_in_flight_comes_to_its_en
     let server = hardened(&guard, app().route("/events", get(ticking))).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
     let started = Instant::now();
-    client.send([h2::hello(65_535), h2::get(1, "/events")].concat()).await.unwrap();
+    client
+        .send([h2::hello(65_535), h2::get(1, "/events")].concat())
+        .await
+        .unwrap();
     h2::next(&mut client.stream, h2::GOAWAY, 0).await;
     let told = started.elapsed();
-    assert!(told >= SECOND * 9 / 10 && told < SECOND * 11 / 10 + SLACK, "{told:?}");
+    assert!(
+        told >= SECOND * 9 / 10 && told < SECOND * 11 / 10 + SLACK,
+        "{told:?}"
+    );
     let ping = h2::next(&mut client.stream, h2::PING, 0).await;
-    client.send(h2::frame(h2::PING, h2::ACK, 0, &ping)).await.unwrap();
+    client
+        .send(h2::frame(h2::PING, h2::ACK, 0, &ping))
+        .await
+        .unwrap();
     let rest = client.rest().await;
     let events = rest.windows(4).filter(|at| at == b"data").count();
-    assert!(started.elapsed() >= SECOND * 5 / 2, "to its end: {:?}", started.elapsed());
+    assert!(
+        started.elapsed() >= SECOND * 5 / 2,
+        "to its end: {:?}",
+        started.elapsed()
+    );
     assert!(events > 10, "{events}");
     all_gone(&guard).await;
 }
@@ -129,7 +170,10 @@ async fn a_hard_end_of_age_is_there_for_whoever_asks_for_it() {
         let mut client = RawClient::connect(server.addr).await.unwrap();
         client.send(GET.replacen('/', "/hang", 1)).await.unwrap();
         let (_, is_reset, took) = cut(&mut client).await;
-        assert!(is_reset && took >= SECOND * 13 / 10 && took < SECOND * 8 / 5 + SLACK, "{took:?}");
+        assert!(
+            is_reset && took >= SECOND * 13 / 10 && took < SECOND * 8 / 5 + SLACK,
+            "{took:?}"
+        );
     }
     all_gone(&guard).await;
     assert_eq!(journal.closed(), [Some(Reason::MaxAge); 3]);
@@ -157,7 +201,11 @@ async fn whoever_pipelines_and_reads_nothing_is_held_by_his_own_socket_and_cut()
         drop(client);
         all_gone(&guard).await;
     }
-    let stalled = journal.closed().iter().filter(|why| **why == Some(Reason::WriteStall)).count();
+    let stalled = journal
+        .closed()
+        .iter()
+        .filter(|why| **why == Some(Reason::WriteStall))
+        .count();
     assert_eq!(stalled, 3);
     // 4 KiB each into some MiB of two sockets: what a client's kernel takes for him is his own.
     let asked = asked.load(SeqCst);
@@ -176,11 +224,17 @@ async fn who_pipelines_and_reads_nothing_is_served_no_more_than_the_kernel_takes
     drop(client);
     all_gone(&guard).await;
     let ended = journal.disconnected();
-    let stalled = ended.iter().filter(|(ended, _)| ended.reason == Reason::WriteStall);
+    let stalled = ended
+        .iter()
+        .filter(|(ended, _)| ended.reason == Reason::WriteStall);
     assert_eq!(stalled.count(), 1, "{ended:?}");
     // hyper reads no request while an answer waits.
     let kill = guard.recent_kills()[0];
-    println!("{} answers, {} KiB, taken unread", kill.requests, kill.written >> 10);
+    println!(
+        "{} answers, {} KiB, taken unread",
+        kill.requests,
+        kill.written >> 10
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

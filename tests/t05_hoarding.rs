@@ -80,7 +80,10 @@ async fn with_the_cap_full_of_hoarders_honest_newcomers_are_served() {
         slowest = slowest.max(started.elapsed());
         sleep(Duration::from_millis(20)).await; // Through two of the hoarders' rounds.
     }
-    println!("{let_in} of {TRIES}, the slowest in {slowest:?}; {:?}", guard.snapshot());
+    println!(
+        "{let_in} of {TRIES}, the slowest in {slowest:?}; {:?}",
+        guard.snapshot()
+    );
     assert!(let_in * 100 >= TRIES * 99, "{let_in} of {TRIES}");
     assert!(slowest < SECOND, "{slowest:?}");
     assert!(guard.snapshot().open <= CAP);
@@ -107,7 +110,10 @@ async fn while_there_are_places_one_address_keeps_all_of_its_connections() {
     }
     for _ in 0..150 {
         let mut client = RawClient::connect_from(phones, server.addr).await.unwrap();
-        client.send("GET /hang HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+        client
+            .send("GET /hang HTTP/1.1\r\nhost: test\r\n\r\n")
+            .await
+            .unwrap();
         streams.push(client);
     }
     until("all are there", || guard.snapshot().in_flight == 150).await;

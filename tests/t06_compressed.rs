@@ -18,8 +18,12 @@ const UNPACKED: usize = 1 << 20;
 /// The order that README names.
 fn app(journal: &Journal) -> Router {
     let stack = Stack::edge().metrics(journal.clone()).build().unwrap();
-    let length =
-        async |body: Body| body.collect().await.map_or(0, |body| body.to_bytes().len()).to_string();
+    let length = async |body: Body| {
+        body.collect()
+            .await
+            .map_or(0, |body| body.to_bytes().len())
+            .to_string()
+    };
     let guarded = ServiceBuilder::new()
         .layer(stack)
         .layer(RequestDecompressionLayer::new())
@@ -34,13 +38,20 @@ async fn packed(zeros: usize) -> Bytes {
     });
     let request = Request::get("/").header(header::ACCEPT_ENCODING, "gzip");
     let request = request.body(Body::empty()).unwrap();
-    let response = CompressionLayer::new().layer(plain).oneshot(request).await.unwrap();
+    let response = CompressionLayer::new()
+        .layer(plain)
+        .oneshot(request)
+        .await
+        .unwrap();
     assert_eq!(response.headers()[header::CONTENT_ENCODING], "gzip");
     response.into_body().collect().await.unwrap().to_bytes()
 }
 
 fn upload(body: Body) -> Request<Body> {
-    Request::post("/").header(header::CONTENT_ENCODING, "gzip").body(body).unwrap()
+    Request::post("/")
+        .header(header::CONTENT_ENCODING, "gzip")
+        .body(body)
+        .unwrap()
 }
 
 #[tokio::test(start_paused = true)]
@@ -55,25 +66,43 @@ async fn a_byte_now_and_then_is_not_worth_what_it_unpacks_to() {
         Some((Ok::<_, Infallible>(pieces.next()?), pieces))
     });
     let began = Instant::now();
-    let response = app(&journal).oneshot(upload(Body::from_stream(body))).await.unwrap();
+    let response = app(&journal)
+        .oneshot(upload(Body::from_stream(body)))
+        .await
+        .unwrap();
     assert_eq!(response.status(), StatusCode::REQUEST_TIMEOUT);
-    assert!(began.elapsed() <= Duration::from_secs(16), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() <= Duration::from_secs(16),
+        "{:?}",
+        began.elapsed()
+    );
     assert_eq!(journal.refused(), [(Guard::SlowBody, Reason::Rate)]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_comes_out_is_limited_by_the_layer_inside() {
     let journal = Journal::default();
-    let honest = app(&journal).oneshot(upload(packed(UNPACKED).await.into())).await.unwrap();
+    let honest = app(&journal)
+        .oneshot(upload(packed(UNPACKED).await.into()))
+        .await
+        .unwrap();
     assert_eq!(honest.status(), StatusCode::OK);
     let length = honest.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(length, UNPACKED.to_string());
     assert_eq!(journal.refused(), []);
-    let bomb = app(&journal).oneshot(upload(packed(100 * UNPACKED).await.into())).await.unwrap();
+    let bomb = app(&journal)
+        .oneshot(upload(packed(100 * UNPACKED).await.into()))
+        .await
+        .unwrap();
     assert_eq!(bomb.status(), StatusCode::PAYLOAD_TOO_LARGE);
     assert_eq!(journal.refused(), [(Guard::BodyLimit, Reason::TooLarge)]);
     // And what is not packed goes through both.
-    let plain = Request::post("/").body(Body::new(Pieces::new(16, 1 << 10))).unwrap();
+    let plain = Request::post("/")
+        .body(Body::new(Pieces::new(16, 1 << 10)))
+        .unwrap();
     let plain = app(&journal).oneshot(plain).await.unwrap();
-    assert_eq!(plain.into_body().collect().await.unwrap().to_bytes(), (16 << 10).to_string());
+    assert_eq!(
+        plain.into_body().collect().await.unwrap().to_bytes(),
+        (16 << 10).to_string()
+    );
 }

@@ -23,15 +23,21 @@ async fn honest_requests_are_served_beside_dripping_uploads() {
     let journal = Journal::default();
     let limit = ConcurrencyLimitLayer::new(SLOTS).metrics(journal.clone());
     let length = async |body: Bytes| body.len().to_string();
-    let server =
-        servers::axum_bare(Router::new().route("/", post(length).get("hello")).layer(limit)).await;
+    let server = servers::axum_bare(
+        Router::new()
+            .route("/", post(length).get("hello"))
+            .layer(limit),
+    )
+    .await;
 
     let addr = server.addr;
     let mut drippers = JoinSet::new();
     for _ in 0..DRIPPERS {
         drippers.spawn(async move {
             let mut client = RawClient::connect(addr).await?;
-            client.send("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 60\r\n\r\n").await?;
+            client
+                .send("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 60\r\n\r\n")
+                .await?;
             // At most a minute, if nobody ends it before.
             for _ in 0..60 {
                 client.send("x").await?;
@@ -41,7 +47,11 @@ async fn honest_requests_are_served_beside_dripping_uploads() {
         });
     }
     // All of them are in, and honest requests come from that moment on.
-    let dripping = || journal.level(Guard::ConcurrencyLimit, Level::Waiting).unwrap();
+    let dripping = || {
+        journal
+            .level(Guard::ConcurrencyLimit, Level::Waiting)
+            .unwrap()
+    };
     clients::until("all drip", || dripping() == DRIPPERS as u64).await;
     let mut served = 0;
     for _ in 0..HONEST {

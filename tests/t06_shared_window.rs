@@ -23,7 +23,10 @@ const LATE: Duration = Duration::from_millis(2_500);
 const MIB: u64 = 1 << 20;
 
 async fn length(body: Body) -> String {
-    body.collect().await.map_or(0, |body| body.to_bytes().len()).to_string()
+    body.collect()
+        .await
+        .map_or(0, |body| body.to_bytes().len())
+        .to_string()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -31,17 +34,26 @@ async fn an_upload_is_not_charged_for_a_window_that_others_keep_shut() {
     for server in SERVERS {
         let (journal, guard) = (Journal::default(), ConnGuard::default());
         let pace = Pace::builder().gap(GAP).no_rate();
-        let stack = Stack::edge().max_body(4 * MIB).pace(pace).metrics(journal.clone());
+        let stack = Stack::edge()
+            .max_body(4 * MIB)
+            .pace(pace)
+            .metrics(journal.clone());
         // Works first, and reads its upload then.
         let late = async |body: Body| {
             sleep(LATE).await;
             length(body).await
         };
-        let app = Router::new().route("/late", post(late)).route("/now", post(length));
+        let app = Router::new()
+            .route("/late", post(late))
+            .route("/now", post(length));
         let served = by(server, &guard, app.layer(stack.build().unwrap())).await;
-        let mut client = clients::http2::<Pieces>(Ipv4Addr::LOCALHOST, served.addr).await.unwrap();
+        let mut client = clients::http2::<Pieces>(Ipv4Addr::LOCALHOST, served.addr)
+            .await
+            .unwrap();
         let upload = |path: &str, pieces: Pieces| {
-            Request::post(format!("http://{}{path}", served.addr)).body(pieces).unwrap()
+            Request::post(format!("http://{}{path}", served.addr))
+                .body(pieces)
+                .unwrap()
         };
         let late: Vec<_> = (0..3)
             .map(|_| client.send_request(upload("/late", Pieces::new(16, 1 << 16))))
@@ -53,7 +65,11 @@ async fn an_upload_is_not_charged_for_a_window_that_others_keep_shut() {
         let now = timeout(PATIENCE, now).await.unwrap().unwrap().status();
         assert_eq!(now, StatusCode::OK, "{server}");
         for one in late {
-            assert_eq!(one.await.unwrap().unwrap().status(), StatusCode::OK, "{server}");
+            assert_eq!(
+                one.await.unwrap().unwrap().status(),
+                StatusCode::OK,
+                "{server}"
+            );
         }
         assert_eq!(journal.refused(), [], "{server}");
 
@@ -63,9 +79,21 @@ async fn an_upload_is_not_charged_for_a_window_that_others_keep_shut() {
         let silent = client.send_request(upload("/now", silent));
         let other = client.send_request(upload("/now", other));
         let (silent, other) = tokio::join!(silent, other);
-        assert_eq!(silent.unwrap().status(), StatusCode::REQUEST_TIMEOUT, "{server}");
-        assert_eq!(other.unwrap().status(), StatusCode::REQUEST_TIMEOUT, "{server}");
-        assert_eq!(journal.refused(), [(Guard::SlowBody, Reason::Gap); 2], "{server}");
+        assert_eq!(
+            silent.unwrap().status(),
+            StatusCode::REQUEST_TIMEOUT,
+            "{server}"
+        );
+        assert_eq!(
+            other.unwrap().status(),
+            StatusCode::REQUEST_TIMEOUT,
+            "{server}"
+        );
+        assert_eq!(
+            journal.refused(),
+            [(Guard::SlowBody, Reason::Gap); 2],
+            "{server}"
+        );
         drop(client);
         all_gone(&guard).await;
     }

@@ -54,7 +54,11 @@ fn pace() -> Pace {
 
 fn layer(journal: &Journal) -> SlowBodyLayer {
     let grpc = Pace::gap_only(2 * GAP).unwrap();
-    SlowBodyLayer::new().request(pace()).grpc(grpc).response(pace()).metrics(journal.clone())
+    SlowBodyLayer::new()
+        .request(pace())
+        .grpc(grpc)
+        .response(pace())
+        .metrics(journal.clone())
 }
 
 /// How many handlers are at work.
@@ -85,12 +89,16 @@ impl Drop for AtWork {
 async fn length(working: Working, request: Request) -> Result<String, StatusCode> {
     let _at_work = working.enter();
     let whole = to_bytes(request.into_body(), usize::MAX).await;
-    whole.map(|bytes| bytes.len().to_string()).map_err(|_| StatusCode::BAD_REQUEST)
+    whole
+        .map(|bytes| bytes.len().to_string())
+        .map_err(|_| StatusCode::BAD_REQUEST)
 }
 
 fn router(working: &Working) -> Router {
     let upload = |working: Working| post(move |request| length(working.clone(), request));
-    Router::new().route("/a", upload(working.clone())).route("/b", upload(working.clone()))
+    Router::new()
+        .route("/a", upload(working.clone()))
+        .route("/b", upload(working.clone()))
 }
 
 /// What an attacker does after its head.
@@ -103,13 +111,21 @@ enum Attack {
     Forge,
 }
 
-const ATTACKS: [Attack; 4] =
-    [Attack::Stall, Attack::Trickle, Attack::BurstThenSilence, Attack::Forge];
+const ATTACKS: [Attack; 4] = [
+    Attack::Stall,
+    Attack::Trickle,
+    Attack::BurstThenSilence,
+    Attack::Forge,
+];
 
 /// Attacks once; says what came back and how long after the last useful byte.
 async fn attack(addr: SocketAddr, path: &str, attack: Attack) -> io::Result<(u16, Duration)> {
     let mut client = RawClient::connect(addr).await?;
-    let kind = if let Attack::Forge = attack { "application/grpcx" } else { "text/plain" };
+    let kind = if let Attack::Forge = attack {
+        "application/grpcx"
+    } else {
+        "text/plain"
+    };
     let head = format!(
         "POST {path} HTTP/1.1\r\nhost: test\r\ncontent-type: {kind}\r\n\
          content-length: 1000000\r\n\r\n"
@@ -153,8 +169,13 @@ async fn attack(addr: SocketAddr, path: &str, attack: Attack) -> io::Result<(u16
 /// An honest upload of so many pieces over its own connection.
 async fn upload(addr: SocketAddr, path: &'static str, body: Pieces) -> Response<Bytes> {
     let mut sender = clients::http1::<Pieces>(LOCALHOST, addr).await.unwrap();
-    let request = http::Request::post(path).header("host", "test").body(body).unwrap();
-    let response = timeout(clients::PATIENCE, sender.send_request(request)).await.unwrap();
+    let request = http::Request::post(path)
+        .header("host", "test")
+        .body(body)
+        .unwrap();
+    let response = timeout(clients::PATIENCE, sender.send_request(request))
+        .await
+        .unwrap();
     clients::whole(response.unwrap()).await.unwrap()
 }
 
@@ -175,8 +196,14 @@ async fn slow_uploads_are_answered_and_cut_and_honest_ones_are_served() {
     let steady = upload(addr, "/a", Pieces::new(50, 1600).declared().every(STEP));
     let phone = upload(addr, "/b", Pieces::new(12, 2000).every(4 * STEP));
     let (steady, phone) = tokio::join!(steady, phone);
-    assert_eq!((steady.status(), &steady.body()[..]), (StatusCode::OK, &b"80000"[..]));
-    assert_eq!((phone.status(), &phone.body()[..]), (StatusCode::OK, &b"24000"[..]));
+    assert_eq!(
+        (steady.status(), &steady.body()[..]),
+        (StatusCode::OK, &b"80000"[..])
+    );
+    assert_eq!(
+        (phone.status(), &phone.body()[..]),
+        (StatusCode::OK, &b"24000"[..])
+    );
     while let Some(ended) = attackers.join_next().await {
         let (kind, ended) = ended.unwrap();
         let (status, elapsed) = ended.unwrap();
@@ -184,7 +211,12 @@ async fn slow_uploads_are_answered_and_cut_and_honest_ones_are_served() {
         assert!(elapsed < GAP + SLACK, "{kind:?}: {elapsed:?}");
     }
     assert_eq!(journal.refused().len(), 8);
-    assert!(journal.refused().iter().all(|(guard, _)| *guard == Guard::SlowBody));
+    assert!(
+        journal
+            .refused()
+            .iter()
+            .all(|(guard, _)| *guard == Guard::SlowBody)
+    );
     assert!(journal.cut().is_empty());
     // No handler is left.
     assert_eq!(working.count(), 0);
@@ -195,12 +227,18 @@ async fn on_http2_a_slow_stream_is_answered_and_its_neighbours_go_on() {
     let journal = Journal::default();
     let working = Working::default();
     let server = servers::hyper(tower::Layer::layer(&layer(&journal), router(&working))).await;
-    let sender = clients::http2::<Pieces>(LOCALHOST, server.addr).await.unwrap();
+    let sender = clients::http2::<Pieces>(LOCALHOST, server.addr)
+        .await
+        .unwrap();
     let send = |path: &str, body| {
         let mut sender = sender.clone();
-        let request = http::Request::post(format!("http://test{path}")).body(body).unwrap();
+        let request = http::Request::post(format!("http://test{path}"))
+            .body(body)
+            .unwrap();
         async move {
-            let response = timeout(clients::PATIENCE, sender.send_request(request)).await.unwrap();
+            let response = timeout(clients::PATIENCE, sender.send_request(request))
+                .await
+                .unwrap();
             response.unwrap().status()
         }
     };
@@ -211,7 +249,10 @@ async fn on_http2_a_slow_stream_is_answered_and_its_neighbours_go_on() {
     };
     let steady = send("/b", Pieces::new(40, 1600).every(STEP));
     let ((slow, elapsed), steady) = tokio::join!(slow, steady);
-    assert_eq!((slow, steady), (StatusCode::REQUEST_TIMEOUT, StatusCode::OK));
+    assert_eq!(
+        (slow, steady),
+        (StatusCode::REQUEST_TIMEOUT, StatusCode::OK)
+    );
     assert!(elapsed < GAP + SLACK, "{elapsed:?}");
     assert_eq!(journal.refused(), [(Guard::SlowBody, Reason::Gap)]);
 }
@@ -247,7 +288,9 @@ async fn upgrade(mut request: Request) -> Response<Body> {
         }
     });
     let response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);
-    let response = response.header("connection", "upgrade").header("upgrade", "echo");
+    let response = response
+        .header("connection", "upgrade")
+        .header("upgrade", "echo");
     response.body(Body::empty()).unwrap()
 }
 
@@ -256,7 +299,9 @@ async fn events_and_upgrades_keep_their_own_pace() {
     let journal = Journal::default();
     let quiet = 2 * GAP;
     let events = move || async move { Body::new(Pieces::new(3, 40_000).every(quiet)) };
-    let router = Router::new().route("/events", get(events)).route("/echo", any(upgrade));
+    let router = Router::new()
+        .route("/events", get(events))
+        .route("/echo", any(upgrade));
     let server = servers::axum_bare(router.layer(layer(&journal))).await;
     let events = clients::get(LOCALHOST, server.addr, "/events");
     let echo = async {
@@ -264,7 +309,10 @@ async fn events_and_upgrades_keep_their_own_pace() {
         let head =
             "GET /echo HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
         client.send(head).await.unwrap();
-        assert_eq!(client.head().await.unwrap().status, StatusCode::SWITCHING_PROTOCOLS);
+        assert_eq!(
+            client.head().await.unwrap().status,
+            StatusCode::SWITCHING_PROTOCOLS
+        );
         for _ in 0..2 {
             sleep(quiet).await;
             client.send("ping").await.unwrap();
@@ -287,7 +335,9 @@ async fn a_grpc_stream_may_pause_and_is_told_when_it_stalls() {
     let mut router = tonic::transport::Server::builder().layer(layer(&journal));
     let server = servers::tonic(router.add_service(EchoServer::new(Lengths))).await;
     let mut client = EchoClient::connect(server.url()).await.unwrap();
-    let piece = || Piece { data: Bytes::from_static(b"piece") };
+    let piece = || Piece {
+        data: Bytes::from_static(b"piece"),
+    };
 
     let (sender, pieces) = tokio::sync::mpsc::channel(1);
     tokio::spawn(async move {
@@ -303,7 +353,10 @@ async fn a_grpc_stream_may_pause_and_is_told_when_it_stalls() {
     let (sender, pieces) = tokio::sync::mpsc::channel(1);
     sender.send(piece()).await.unwrap();
     let began = Instant::now();
-    let status = client.collect(ReceiverStream::new(pieces)).await.unwrap_err();
+    let status = client
+        .collect(ReceiverStream::new(pieces))
+        .await
+        .unwrap_err();
     assert!(began.elapsed() < 2 * GAP + SLACK, "{:?}", began.elapsed());
     assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
     assert_eq!(status.message(), "body too slow");
@@ -321,7 +374,10 @@ async fn on_http1_a_reader_who_takes_nothing_is_cut() {
     let big = || async { Body::new(Pieces::new(256, 65_536)) };
     let server = servers::axum_bare(Router::new().route("/", get(big)).layer(layer)).await;
     let mut stalled = RawClient::connect(server.addr).await.unwrap();
-    stalled.send("GET / HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+    stalled
+        .send("GET / HTTP/1.1\r\nhost: test\r\n\r\n")
+        .await
+        .unwrap();
     let began = Instant::now();
     // Meanwhile somebody takes all of it.
     let whole = clients::get(LOCALHOST, server.addr, "/").await.unwrap();

@@ -31,7 +31,10 @@ const ENDLESS: &str = "GET /endless HTTP/1.1\r\nhost: test\r\n\r\n";
 
 fn guard(stall: Duration) -> (ConnGuard, Journal) {
     let journal = Journal::default();
-    let builder = ConnGuard::builder().write_stall(stall).idle(stall).metrics(journal.clone());
+    let builder = ConnGuard::builder()
+        .write_stall(stall)
+        .idle(stall)
+        .metrics(journal.clone());
     (builder.build().unwrap(), journal)
 }
 
@@ -61,7 +64,11 @@ async fn who_reads_nothing_is_reset_in_time_and_little_waits_for_him() {
     let mut readers = JoinSet::new();
     let h2_request = || [h2::hello(0x7fff_ffff), h2::get(1, "/endless")].concat();
     for n in 0..20 {
-        let request = if n % 2 == 0 { ENDLESS.into() } else { h2_request() };
+        let request = if n % 2 == 0 {
+            ENDLESS.into()
+        } else {
+            h2_request()
+        };
         readers.spawn(stall(server.addr, request));
     }
     // Each on its own: on a busy machine the first are cut before the last have come.
@@ -72,11 +79,18 @@ async fn who_reads_nothing_is_reset_in_time_and_little_waits_for_him() {
     all_gone(&guard).await;
     let ended = journal.disconnected();
     assert_eq!(ended.len(), 20);
-    assert!(ended.iter().all(|(v, _)| (v.reason, v.phase) == (Reason::WriteStall, Phase::Writing)));
+    assert!(
+        ended
+            .iter()
+            .all(|(v, _)| (v.reason, v.phase) == (Reason::WriteStall, Phase::Writing))
+    );
     // What the kernel took of an endless answer is what the client's own kernel took, and 64 KiB.
     let kills = guard.recent_kills();
     let in_time = 1000..(SECOND + SLACK).as_millis() as u64;
-    assert!(kills.iter().all(|kill| in_time.contains(&kill.observed)), "{kills:?}");
+    assert!(
+        kills.iter().all(|kill| in_time.contains(&kill.observed)),
+        "{kills:?}"
+    );
     let taken: Vec<_> = kills.iter().map(|kill| kill.written >> 10).collect();
     println!("KiB taken for each stalled reader: {taken:?}");
     assert!(taken.iter().all(|kib| *kib < 8 * 1024), "{taken:?}");
@@ -88,13 +102,25 @@ async fn who_drips_window_updates_without_reading_is_cut_all_the_same() {
     let server = serve(&guard, app()).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
     // Not the largest window: one byte more, and its stream would be reset.
-    client.send([h2::hello(0x7000_0000), h2::get(1, "/endless")].concat()).await.unwrap();
+    client
+        .send([h2::hello(0x7000_0000), h2::get(1, "/endless")].concat())
+        .await
+        .unwrap();
     until("it stalls", || guard.snapshot().at(Phase::Writing) == 1).await;
     let stalled = Instant::now();
     let update = h2::frame(h2::WINDOW_UPDATE, 0, 1, &1u32.to_be_bytes());
     let ping = h2::frame(h2::PING, 0, 0, &[0; 8]);
-    while client.stream.write_all(&[&update[..], &ping].concat()).await.is_ok() {
-        assert!(stalled.elapsed() < SECOND + SLACK, "{:?}", stalled.elapsed());
+    while client
+        .stream
+        .write_all(&[&update[..], &ping].concat())
+        .await
+        .is_ok()
+    {
+        assert!(
+            stalled.elapsed() < SECOND + SLACK,
+            "{:?}",
+            stalled.elapsed()
+        );
         sleep(Duration::from_millis(50)).await;
     }
     drop(client);
@@ -127,7 +153,9 @@ async fn a_slow_and_steady_reader_is_never_cut() {
 /// s, and 4 for a stall.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_download_at_64_kib_a_second_is_never_cut() {
-    let soak = std::env::var("PALISADE_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
+    let soak = std::env::var("PALISADE_SOAK_SECONDS")
+        .ok()
+        .and_then(|text| text.parse().ok());
     let stall = if soak.is_some() { 30 } else { 4 };
     let (guard, journal) = guard(stall * SECOND);
     let server = serve(&guard, app()).await;
@@ -135,7 +163,10 @@ async fn a_download_at_64_kib_a_second_is_never_cut() {
     let mut plain = RawClient::connect(server.addr).await.unwrap();
     plain.send(ENDLESS).await.unwrap();
     let mut framed = RawClient::connect(server.addr).await.unwrap();
-    framed.send([h2::hello(65_535), h2::get(1, "/endless")].concat()).await.unwrap();
+    framed
+        .send([h2::hello(65_535), h2::get(1, "/endless")].concat())
+        .await
+        .unwrap();
     let started = Instant::now();
     // The system's own receive buffers, which open again in large steps.
     let http1 = async {
@@ -151,12 +182,19 @@ async fn a_download_at_64_kib_a_second_is_never_cut() {
             let length = frame.payload.len() as u32;
             if frame.kind == h2::DATA && length > 0 {
                 sleep(SECOND / 4 * length / (16 * 1024)).await;
-                framed.send([h2::open(0, length), h2::open(1, length)].concat()).await.unwrap();
+                framed
+                    .send([h2::open(0, length), h2::open(1, length)].concat())
+                    .await
+                    .unwrap();
             }
         }
     };
     tokio::join!(http1, http2);
-    assert!(journal.disconnected().is_empty(), "{:?}", journal.disconnected());
+    assert!(
+        journal.disconnected().is_empty(),
+        "{:?}",
+        journal.disconnected()
+    );
     assert!(journal.cut().is_empty(), "{:?}", journal.cut());
     drop((plain, framed));
     all_gone(&guard).await;
@@ -166,11 +204,16 @@ async fn a_download_at_64_kib_a_second_is_never_cut() {
 async fn an_answer_taken_slowly_behind_its_window_is_not_idle() {
     // hyper has taken the whole body at once: for the layers the request is over.
     let (guard, journal) = guard(SECOND);
-    let big =
-        axum::Router::new().route("/big", axum::routing::get(|| async { vec![b'x'; 256 * 1024] }));
+    let big = axum::Router::new().route(
+        "/big",
+        axum::routing::get(|| async { vec![b'x'; 256 * 1024] }),
+    );
     let server = serve(&guard, big).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
-    client.send([h2::hello(16 * 1024), h2::get(1, "/big")].concat()).await.unwrap();
+    client
+        .send([h2::hello(16 * 1024), h2::get(1, "/big")].concat())
+        .await
+        .unwrap();
     let started = Instant::now();
     let mut got = 0;
     let mut chunk = vec![0; 64 * 1024];
@@ -182,7 +225,11 @@ async fn an_answer_taken_slowly_behind_its_window_is_not_idle() {
         client.send(update).await.unwrap();
     }
     assert!(started.elapsed() > 2 * SECOND);
-    assert!(journal.disconnected().is_empty(), "{:?}", journal.disconnected());
+    assert!(
+        journal.disconnected().is_empty(),
+        "{:?}",
+        journal.disconnected()
+    );
     drop(client);
     all_gone(&guard).await;
 }
@@ -197,7 +244,9 @@ async fn asked(from: Ipv4Addr, addr: SocketAddr) -> std::io::Result<RawHead> {
 async fn with_the_cap_full_of_stalled_readers_newcomers_are_served_and_a_slow_reader_stays() {
     const CAP: usize = 50;
     let journal = Journal::default();
-    let builder = ConnGuard::builder().max_connections(CAP).metrics(journal.clone());
+    let builder = ConnGuard::builder()
+        .max_connections(CAP)
+        .metrics(journal.clone());
     let guard = builder.build().unwrap();
     let server = serve(&guard, app()).await;
     let socket = TcpSocket::new_v4().unwrap();
@@ -219,7 +268,10 @@ async fn with_the_cap_full_of_stalled_readers_newcomers_are_served_and_a_slow_re
         client.send(ENDLESS).await.unwrap();
         stalled.push(client);
     }
-    until("they stall", || guard.snapshot().at(Phase::Writing) >= stalled.len()).await;
+    until("they stall", || {
+        guard.snapshot().at(Phase::Writing) >= stalled.len()
+    })
+    .await;
     let full = Instant::now();
     let newcomer = async |last| {
         let from = Ipv4Addr::new(127, 0, 4, last);
@@ -231,16 +283,25 @@ async fn with_the_cap_full_of_stalled_readers_newcomers_are_served_and_a_slow_re
     }
     until("all of them are gone", || journal.closed().len() == 100).await;
     // nor does an idle one that was served go for who has many.
-    let mut idle = RawClient::connect_from(Ipv4Addr::new(127, 0, 5, 1), server.addr).await.unwrap();
+    let mut idle = RawClient::connect_from(Ipv4Addr::new(127, 0, 5, 1), server.addr)
+        .await
+        .unwrap();
     served(&mut idle).await;
-    assert!(asked(Ipv4Addr::new(127, 0, 3, 1), server.addr).await.is_err());
+    assert!(
+        asked(Ipv4Addr::new(127, 0, 3, 1), server.addr)
+            .await
+            .is_err()
+    );
     served(&mut idle).await;
     // A machine that needs longer than this has given the guard reason to evict them.
     if began.elapsed() < 4 * SECOND {
         assert_eq!(journal.closed().len(), 100);
     }
     // and after 4 s a stalled one goes for each, also for who wants to stay.
-    until("they have stalled for long enough", || full.elapsed() >= 5 * SECOND).await;
+    until("they have stalled for long enough", || {
+        full.elapsed() >= 5 * SECOND
+    })
+    .await;
     let mut newcomers = Vec::new();
     for last in 1..=CAP as u8 / 2 {
         let from = Ipv4Addr::new(127, 0, 4, last);
@@ -265,7 +326,10 @@ async fn a_window_that_stays_shut_or_opens_by_a_byte_ends_the_connection() {
     for drips in [false, true] {
         let mut client = RawClient::connect(server.addr).await.unwrap();
         let requests = [h2::get(1, "/endless"), h2::get(3, "/endless")].concat();
-        client.send([h2::hello(0), requests].concat()).await.unwrap();
+        client
+            .send([h2::hello(0), requests].concat())
+            .await
+            .unwrap();
         let started = Instant::now();
         let (mut read, mut write) = client.stream.into_split();
         let drip = tokio::spawn(async move {
@@ -278,14 +342,21 @@ async fn a_window_that_stays_shut_or_opens_by_a_byte_ends_the_connection() {
         // Neither the bytes that he lets through nor what he is answered helps.
         while matches!(read.read(&mut [0; 4096]).await, Ok(count) if count > 0) {}
         assert!(started.elapsed() >= SECOND, "{:?}", started.elapsed());
-        assert!(started.elapsed() < SECOND + SLACK, "{:?}", started.elapsed());
+        assert!(
+            started.elapsed() < SECOND + SLACK,
+            "{:?}",
+            started.elapsed()
+        );
         drip.abort();
     }
     neighbour.was_served().await;
     all_gone(&guard).await;
     let ended = journal.disconnected();
     let stalled = (Reason::WindowStall, Phase::Writing);
-    let count = ended.iter().filter(|(v, _)| (v.reason, v.phase) == stalled).count();
+    let count = ended
+        .iter()
+        .filter(|(v, _)| (v.reason, v.phase) == stalled)
+        .count();
     assert_eq!(count, 2, "{ended:?}");
 }
 
@@ -300,12 +371,18 @@ async fn answers_of_one_frame_behind_shut_windows_end_the_connection() {
     let mut client = RawClient::connect(server.addr).await.unwrap();
     let requests = (0..50).flat_map(|n| h2::get(2 * n + 1, "/"));
     let started = Instant::now();
-    client.send([h2::hello(0), requests.collect()].concat()).await.unwrap();
+    client
+        .send([h2::hello(0), requests.collect()].concat())
+        .await
+        .unwrap();
     // The handlers are done, and hyper has taken all that they gave.
     until("they count", || guard.snapshot().in_flight >= 50).await;
     let (_, is_reset, _) = cut(&mut client).await;
     let took = started.elapsed();
-    assert!(is_reset && took >= SECOND && took < SECOND + SLACK, "{took:?}");
+    assert!(
+        is_reset && took >= SECOND && took < SECOND + SLACK,
+        "{took:?}"
+    );
     neighbour.was_served().await;
     drop(client);
     all_gone(&guard).await;
@@ -330,7 +407,9 @@ async fn responses_behind_windows_of_one_byte_are_in_flight_until_they_are_cut()
     // A small request now and then does not keep them.
     let mut stream = 201;
     while in_flight() >= 99 {
-        let _ = client.send([h2::get(stream, "/"), h2::open(stream, 10)].concat()).await;
+        let _ = client
+            .send([h2::get(stream, "/"), h2::open(stream, 10)].concat())
+            .await;
         stream += 2;
         sleep(SECOND / 4).await;
         assert!(asked.elapsed() < 4 * SECOND, "{} are held", in_flight());
@@ -339,15 +418,27 @@ async fn responses_behind_windows_of_one_byte_are_in_flight_until_they_are_cut()
     neighbour.was_served().await;
     drop(client);
     all_gone(&guard).await;
-    let told = journal.disconnected().iter().map(|(told, _)| told.reason).collect::<Vec<_>>();
-    let cut = journal.cut().iter().map(|(_, reason)| *reason).collect::<Vec<_>>();
+    let told = journal
+        .disconnected()
+        .iter()
+        .map(|(told, _)| told.reason)
+        .collect::<Vec<_>>();
+    let cut = journal
+        .cut()
+        .iter()
+        .map(|(_, reason)| *reason)
+        .collect::<Vec<_>>();
     assert!([told, cut].concat().contains(&Reason::WindowStall));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_small_window_that_opens_steadily_and_a_stream_that_is_quiet_are_not_stalled() {
     // Where streams are judged by themselves, by 16 KiB that are taken: four seconds of this.
-    let (guard, journal) = guard(if guarded::IS_UNDER_SERVE { 5 * SECOND } else { SECOND });
+    let (guard, journal) = guard(if guarded::IS_UNDER_SERVE {
+        5 * SECOND
+    } else {
+        SECOND
+    });
     let big = || async {
         Body::from_stream(stream::repeat(Ok::<_, Infallible>(Bytes::from_static(
             &[b'x'; 64 * 1024],
@@ -357,12 +448,22 @@ async fn a_small_window_that_opens_steadily_and_a_stream_that_is_quiet_are_not_s
         let first = stream::once(async { Ok::<_, Infallible>(Bytes::from_static(b"data: 1\n\n")) });
         Body::from_stream(first.chain(stream::pending()))
     };
-    let server =
-        serve(&guard, Router::new().route("/big", get(big)).route("/quiet", get(quiet))).await;
+    let server = serve(
+        &guard,
+        Router::new()
+            .route("/big", get(big))
+            .route("/quiet", get(quiet)),
+    )
+    .await;
     let mut slow = RawClient::connect(server.addr).await.unwrap();
-    slow.send([h2::hello(1024), h2::get(1, "/big")].concat()).await.unwrap();
+    slow.send([h2::hello(1024), h2::get(1, "/big")].concat())
+        .await
+        .unwrap();
     let mut listening = RawClient::connect(server.addr).await.unwrap();
-    listening.send([h2::hello(65_535), h2::get(1, "/quiet")].concat()).await.unwrap();
+    listening
+        .send([h2::hello(65_535), h2::get(1, "/quiet")].concat())
+        .await
+        .unwrap();
     let started = Instant::now();
     // 4 KiB a second of pieces of 64 KiB: none is through before this ends.
     while started.elapsed() < 4 * SECOND {
@@ -371,8 +472,15 @@ async fn a_small_window_that_opens_steadily_and_a_stream_that_is_quiet_are_not_s
         assert!(got > 0);
         slow.send(h2::open(1, 1024)).await.unwrap();
     }
-    assert_eq!(h2::next(&mut listening.stream, h2::DATA, 1).await, b"data: 1\n\n");
-    assert!(journal.disconnected().is_empty(), "{:?}", journal.disconnected());
+    assert_eq!(
+        h2::next(&mut listening.stream, h2::DATA, 1).await,
+        b"data: 1\n\n"
+    );
+    assert!(
+        journal.disconnected().is_empty(),
+        "{:?}",
+        journal.disconnected()
+    );
     drop((slow, listening));
     all_gone(&guard).await;
 }
@@ -382,7 +490,9 @@ async fn a_small_window_that_opens_steadily_and_a_stream_that_is_quiet_are_not_s
 fn send_queues(addr: SocketAddr) -> u64 {
     let port = format!(":{:04X}", addr.port());
     let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
-    let lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let lines = table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
     let ours = lines.filter(|fields| fields[1].ends_with(&port));
     let queue = |fields: Vec<&str>| u64::from_str_radix(fields[4].split(':').next().unwrap(), 16);
     ours.map(|fields| queue(fields).unwrap()).sum()

@@ -27,7 +27,11 @@ const STALL: Duration = Duration::from_secs(1);
 
 async fn serve(app: Router, stall: Duration) -> (Server, ConnGuard, Journal) {
     let journal = Journal::default();
-    let guard = ConnGuard::builder().write_stall(stall).metrics(journal.clone()).build().unwrap();
+    let guard = ConnGuard::builder()
+        .write_stall(stall)
+        .metrics(journal.clone())
+        .build()
+        .unwrap();
     (hardened(&guard, app).await, guard, journal)
 }
 
@@ -37,13 +41,19 @@ const CANCEL: [u8; 4] = [0, 0, 0, 8];
 async fn a_stream_whose_window_is_shut_is_reset_and_its_neighbour_is_served() {
     let (server, guard, journal) = serve(app(), STALL).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
-    client.send([h2::hello(0), h2::get(1, "/endless")].concat()).await.unwrap();
+    client
+        .send([h2::hello(0), h2::get(1, "/endless")].concat())
+        .await
+        .unwrap();
     let started = Instant::now();
     let reset = h2::next(&mut client.stream, h2::RST_STREAM, 1).await;
     let took = started.elapsed();
     assert_eq!(reset, CANCEL);
     assert!(took >= STALL && took < STALL + SLACK, "{took:?}");
-    client.send([h2::get(3, "/"), h2::open(3, 100)].concat()).await.unwrap();
+    client
+        .send([h2::get(3, "/"), h2::open(3, 100)].concat())
+        .await
+        .unwrap();
     assert_eq!(h2::next(&mut client.stream, h2::DATA, 3).await, b"served");
     assert_eq!(journal.cut(), [(Guard::Connection, Reason::WindowStall)]);
     drop(client);
@@ -55,10 +65,16 @@ async fn an_answer_of_one_frame_waits_no_longer_behind_a_shut_window() {
     // hyper takes all of it at once, and the handler is done.
     let (server, guard, journal) = serve(app(), STALL).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
-    client.send([h2::hello(0), h2::get(1, "/")].concat()).await.unwrap();
+    client
+        .send([h2::hello(0), h2::get(1, "/")].concat())
+        .await
+        .unwrap();
     let started = Instant::now();
     until("it counts", || guard.snapshot().in_flight == 1).await;
-    assert_eq!(h2::next(&mut client.stream, h2::RST_STREAM, 1).await, CANCEL);
+    assert_eq!(
+        h2::next(&mut client.stream, h2::RST_STREAM, 1).await,
+        CANCEL
+    );
     assert!(started.elapsed() >= STALL && started.elapsed() < STALL + SLACK);
     until("it is gone", || guard.snapshot().in_flight == 0).await;
     assert_eq!(journal.cut(), [(Guard::Connection, Reason::WindowStall)]);
@@ -70,7 +86,10 @@ async fn an_answer_of_one_frame_waits_no_longer_behind_a_shut_window() {
 async fn a_window_that_is_opened_by_a_byte_now_and_then_is_shut() {
     let (server, guard, _) = serve(app(), STALL).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
-    client.send([h2::hello(0), h2::get(1, "/endless")].concat()).await.unwrap();
+    client
+        .send([h2::hello(0), h2::get(1, "/endless")].concat())
+        .await
+        .unwrap();
     let started = Instant::now();
     let (mut reader, mut writer) = client.stream.into_split();
     let dripping = tokio::spawn(async move {
@@ -95,7 +114,12 @@ async fn a_slow_reader_and_a_quiet_writer_are_not_reset() {
     };
     let (server, guard, journal) = serve(app().route("/quiet", get(quiet)), 2 * STALL).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
-    let requests = [h2::hello(0), h2::get(1, "/endless"), h2::get(3, "/quiet"), h2::open(3, 100)];
+    let requests = [
+        h2::hello(0),
+        h2::get(1, "/endless"),
+        h2::get(3, "/quiet"),
+        h2::open(3, 100),
+    ];
     client.send(requests.concat()).await.unwrap();
     // 12 KiB/s on stream 1: two thirds of what a stall may be for a piece of 16 KiB.
     let mut ticks = interval(Duration::from_millis(250));
@@ -103,7 +127,10 @@ async fn a_slow_reader_and_a_quiet_writer_are_not_reset() {
     let mut taken = 0;
     while started.elapsed() < 5 * SECOND {
         ticks.tick().await;
-        client.send([h2::open(1, 3 * 1024), h2::open(3, 1)].concat()).await.unwrap();
+        client
+            .send([h2::open(1, 3 * 1024), h2::open(3, 1)].concat())
+            .await
+            .unwrap();
         taken += h2::next(&mut client.stream, h2::DATA, 1).await.len();
     }
     assert!(taken >= 16 * 1024, "{taken}");

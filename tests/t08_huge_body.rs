@@ -33,14 +33,18 @@ fn app() -> Router {
         while let Some(Ok(_)) = body.frame().await {}
         "fine"
     };
-    Router::new().route("/collect", post(collect)).route("/ignore", post(ignore))
+    Router::new()
+        .route("/collect", post(collect))
+        .route("/ignore", post(ignore))
 }
 
 async fn hyper_app<B>(request: http::Request<B>) -> Result<http::Response<String>, Infallible>
 where
     B: http_body::Body,
 {
-    Ok(http::Response::new(request.into_body().collect().await.is_ok().to_string()))
+    Ok(http::Response::new(
+        request.into_body().collect().await.is_ok().to_string(),
+    ))
 }
 
 async fn axum_around(layer: BodyLimitLayer) -> Server {
@@ -50,7 +54,10 @@ async fn axum_around(layer: BodyLimitLayer) -> Server {
     let app = MapResponseLayer::new(|response: http::Response<_>| response.map(Body::new))
         .layer(layer.layer(app()));
     let app = axum::ServiceExt::<Request>::into_make_service(app);
-    Server::new(addr, tokio::spawn(async move { axum::serve(listener, app).await.unwrap() }))
+    Server::new(
+        addr,
+        tokio::spawn(async move { axum::serve(listener, app).await.unwrap() }),
+    )
 }
 
 /// The same limit on every kind of server that speaks plain HTTP.
@@ -65,13 +72,20 @@ async fn all_servers(layer: &BodyLimitLayer) -> Vec<Server> {
 }
 
 async fn http1(server: &Server, path: &str, body: Pieces) -> StatusCode {
-    let mut client = clients::http1(Ipv4Addr::LOCALHOST, server.addr).await.unwrap();
-    let request = http::Request::post(path).header("host", "test").body(body).unwrap();
+    let mut client = clients::http1(Ipv4Addr::LOCALHOST, server.addr)
+        .await
+        .unwrap();
+    let request = http::Request::post(path)
+        .header("host", "test")
+        .body(body)
+        .unwrap();
     client.send_request(request).await.unwrap().status()
 }
 
 async fn http2(server: &Server, path: &str, body: Pieces) -> StatusCode {
-    let mut client = clients::http2(Ipv4Addr::LOCALHOST, server.addr).await.unwrap();
+    let mut client = clients::http2(Ipv4Addr::LOCALHOST, server.addr)
+        .await
+        .unwrap();
     let request = http::Request::post(server.url() + path).body(body).unwrap();
     client.send_request(request).await.unwrap().status()
 }
@@ -83,9 +97,10 @@ async fn bodies_at_the_limit_pass_and_longer_ones_do_not() {
     let mut refused = 0;
     for server in all_servers(&layer).await {
         for path in ["/collect", "/ignore"] {
-            for (pieces, status) in
-                [(PIECES, StatusCode::OK), (PIECES + 1, StatusCode::PAYLOAD_TOO_LARGE)]
-            {
+            for (pieces, status) in [
+                (PIECES, StatusCode::OK),
+                (PIECES + 1, StatusCode::PAYLOAD_TOO_LARGE),
+            ] {
                 let streamed = || Pieces::new(pieces, PIECE);
                 let declared = || Pieces::new(pieces, PIECE).declared();
                 assert_eq!(http1(&server, path, declared()).await, status);
@@ -106,14 +121,21 @@ async fn who_asks_first_is_refused_without_a_byte_of_the_body() {
         let ask = async |length: u64| {
             let mut client = RawClient::connect(server.addr).await.unwrap();
             let head = format!("content-length: {length}\r\nexpect: 100-continue\r\n\r\n");
-            client.send(format!("POST /collect HTTP/1.1\r\nhost: test\r\n{head}")).await.unwrap();
+            client
+                .send(format!("POST /collect HTTP/1.1\r\nhost: test\r\n{head}"))
+                .await
+                .unwrap();
             let head = client.head().await.unwrap();
             (client, head)
         };
         let (mut client, head) = ask(LIMIT + 1).await;
         assert_eq!(head.status, StatusCode::PAYLOAD_TOO_LARGE, "and no 100");
         assert_eq!(head.header("connection"), Some("close"));
-        assert_eq!(client.rest().await, b"body too large", "then the connection ends");
+        assert_eq!(
+            client.rest().await,
+            b"body too large",
+            "then the connection ends"
+        );
 
         let (mut client, head) = ask(5).await;
         assert_eq!(head.status, StatusCode::CONTINUE);
@@ -147,7 +169,10 @@ async fn honest_uploads_are_served_while_many_huge_ones_are_refused() {
     let steady = Pieces::new(PIECES, PIECE).every(Duration::from_millis(10));
     assert_eq!(http1(&server, "/collect", steady).await, StatusCode::OK);
     for _ in 0..50 {
-        assert_eq!(http1(&server, "/collect", Pieces::new(3, 100)).await, StatusCode::OK);
+        assert_eq!(
+            http1(&server, "/collect", Pieces::new(3, 100)).await,
+            StatusCode::OK
+        );
     }
     let statuses = attackers.join_all().await;
     assert_eq!(statuses, [StatusCode::PAYLOAD_TOO_LARGE; 50]);
@@ -176,20 +201,26 @@ async fn one_byte_chunks_are_refused_and_lines_are_not() {
         let line = format!("1e\r\n{}\r\n", "x".repeat(30));
         assert_eq!(send(&line, 30_000).await, StatusCode::OK);
     }
-    assert_eq!(journal.refused(), [(Guard::BodyLimit, Reason::TinyFrames); 4]);
+    assert_eq!(
+        journal.refused(),
+        [(Guard::BodyLimit, Reason::TinyFrames); 4]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn grpc_clients_see_resource_exhausted_and_small_messages_pass() {
     let journal = Journal::default();
-    let layer =
-        BodyLimitLayer::new(LIMIT).tiny_frames(TinyFrames::default()).metrics(journal.clone());
+    let layer = BodyLimitLayer::new(LIMIT)
+        .tiny_frames(TinyFrames::default())
+        .metrics(journal.clone());
     let router = tonic::transport::Server::builder()
         .layer(layer)
         .add_service(EchoServer::new(Lengths).max_decoding_message_size(usize::MAX));
     let server = servers::tonic(router).await;
     let mut client = EchoClient::connect(server.url()).await.unwrap();
-    let piece = |length: usize| Piece { data: vec![b'x'; length].into() };
+    let piece = |length: usize| Piece {
+        data: vec![b'x'; length].into(),
+    };
 
     let total = client.unary(piece(1_000_000)).await.unwrap().into_inner();
     assert_eq!(total.bytes, 1_000_000);
@@ -201,13 +232,28 @@ async fn grpc_clients_see_resource_exhausted_and_small_messages_pass() {
 
     // As many small messages as fit, on one connection with the refused ones.
     let many = futures_util::stream::iter((0..50_000).map(move |_| piece(10)));
-    assert_eq!(client.collect(many).await.unwrap().into_inner().bytes, 500_000);
+    assert_eq!(
+        client.collect(many).await.unwrap().into_inner().bytes,
+        500_000
+    );
     let paced = futures_util::stream::unfold(0, |sent| async move {
         tokio::time::sleep(Duration::from_micros(100)).await;
-        (sent < 2000).then(|| (Piece { data: Bytes::from_static(b"x") }, sent + 1))
+        (sent < 2000).then(|| {
+            (
+                Piece {
+                    data: Bytes::from_static(b"x"),
+                },
+                sent + 1,
+            )
+        })
     });
-    assert_eq!(client.collect(paced).await.unwrap().into_inner().bytes, 2000);
-    let endless = futures_util::stream::repeat_with(|| Piece { data: vec![b'x'; 8000].into() });
+    assert_eq!(
+        client.collect(paced).await.unwrap().into_inner().bytes,
+        2000
+    );
+    let endless = futures_util::stream::repeat_with(|| Piece {
+        data: vec![b'x'; 8000].into(),
+    });
     let status = client.collect(endless).await.unwrap_err();
     assert_eq!(
         (status.code(), status.message()),

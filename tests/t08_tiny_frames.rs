@@ -32,7 +32,10 @@ async fn held(
         uploads.spawn(async move {
             let mut client = RawClient::connect(addr).await.unwrap();
             client.stream.set_nodelay(true).unwrap();
-            client.send(format!("POST / HTTP/1.1\r\nhost: test\r\n{head}\r\n\r\n")).await.unwrap();
+            client
+                .send(format!("POST / HTTP/1.1\r\nhost: test\r\n{head}\r\n\r\n"))
+                .await
+                .unwrap();
             for _ in 0..count {
                 if client.send(piece).await.is_err() {
                     break;

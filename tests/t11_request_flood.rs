@@ -49,7 +49,11 @@ fn router() -> Router {
 async fn ask(from: Ipv4Addr, to: SocketAddr, path: &str) -> StatusCode {
     let response = clients::get(from, to, path).await.unwrap();
     if response.status() == StatusCode::TOO_MANY_REQUESTS {
-        let wait: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+        let wait: u64 = response.headers()["retry-after"]
+            .to_str()
+            .unwrap()
+            .parse()
+            .unwrap();
         assert!((1..=60).contains(&wait), "{wait}");
     }
     response.status()
@@ -79,8 +83,13 @@ async fn flood(from: Ipv4Addr, to: SocketAddr, paths: [&'static str; 3]) -> usiz
     }
     let statuses = clients.join_all().await.concat();
     assert_eq!(statuses.len(), 200);
-    let served = statuses.iter().filter(|status| **status == StatusCode::OK).count();
-    let refused = statuses.iter().filter(|status| **status == StatusCode::TOO_MANY_REQUESTS);
+    let served = statuses
+        .iter()
+        .filter(|status| **status == StatusCode::OK)
+        .count();
+    let refused = statuses
+        .iter()
+        .filter(|status| **status == StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(served + refused.count(), 200, "{statuses:?}");
     served
 }
@@ -94,7 +103,10 @@ async fn a_flood_gets_its_burst(to: SocketAddr, journal: &Journal, paths: [&'sta
     });
     assert_eq!(flood(ATTACKER, to, paths).await, BURST);
     honest.await.unwrap();
-    assert_eq!(journal.refused(), vec![(GUARD, Reason::RateExceeded); 200 - BURST]);
+    assert_eq!(
+        journal.refused(),
+        vec![(GUARD, Reason::RateExceeded); 200 - BURST]
+    );
     assert_eq!(journal.level(GUARD, Level::Keys), Some(2));
 }
 
@@ -108,7 +120,9 @@ async fn on_axum_routes_and_connections_share_the_limit() {
 #[tokio::test]
 async fn around_axum_s_router_too() {
     let journal = Journal::default();
-    let guarded = ServiceBuilder::new().layer(limit(&journal)).service(router());
+    let guarded = ServiceBuilder::new()
+        .layer(limit(&journal))
+        .service(router());
     let server = servers::axum(Router::new().fallback_service(guarded)).await;
     a_flood_gets_its_burst(server.addr, &journal, ["/a", "/b", "/c"]).await;
 }
@@ -118,7 +132,10 @@ async fn on_axum_without_connect_info_the_peer_is_missed_as_told() {
     let journal = Journal::default();
     let refuse = ClientIp::peer().missing(Missing::Refuse);
     let server = servers::axum_bare(router().layer(limit(&journal).key(refuse))).await;
-    assert_eq!(ask(HONEST, server.addr, "/a").await, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(
+        ask(HONEST, server.addr, "/a").await,
+        StatusCode::INTERNAL_SERVER_ERROR
+    );
     assert_eq!(journal.refused(), [(GUARD, Reason::PeerMissing)]);
 
     // By default all who are unknown are one, also over connections and routes.
@@ -130,7 +147,10 @@ async fn on_axum_without_connect_info_the_peer_is_missed_as_told() {
         assert_eq!(ask(from, server.addr, path).await, StatusCode::OK);
     }
     for path in ["/a", "/b", "/c"] {
-        assert_eq!(ask(HONEST, server.addr, path).await, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(
+            ask(HONEST, server.addr, path).await,
+            StatusCode::TOO_MANY_REQUESTS
+        );
     }
 }
 
@@ -144,9 +164,13 @@ async fn on_hyper_http1_and_http2_share_the_limit() {
     a_flood_gets_its_burst(server.addr, &journal, ["/a", "/b", "/c"]).await;
 
     // What was used up over HTTP/1 is used up over HTTP/2, and the stream ends in good order.
-    let mut attacker = clients::http2::<Empty<Bytes>>(ATTACKER, server.addr).await.unwrap();
+    let mut attacker = clients::http2::<Empty<Bytes>>(ATTACKER, server.addr)
+        .await
+        .unwrap();
     let newcomer = Ipv4Addr::new(127, 0, 0, 4);
-    let mut newcomer = clients::http2::<Empty<Bytes>>(newcomer, server.addr).await.unwrap();
+    let mut newcomer = clients::http2::<Empty<Bytes>>(newcomer, server.addr)
+        .await
+        .unwrap();
     let request = || Request::get("http://test/").body(Empty::new()).unwrap();
     for _ in 0..BURST {
         let refused = clients::whole(attacker.send_request(request()).await.unwrap()).await;
@@ -156,7 +180,10 @@ async fn on_hyper_http1_and_http2_share_the_limit() {
         let served = newcomer.send_request(request()).await.unwrap();
         assert_eq!(served.status(), StatusCode::OK);
     }
-    assert_eq!(newcomer.send_request(request()).await.unwrap().status(), 429);
+    assert_eq!(
+        newcomer.send_request(request()).await.unwrap().status(),
+        429
+    );
 }
 
 /// A server whose peers are who the header `test-peer` says: loopback has one IPv6 address.
@@ -172,13 +199,15 @@ where
     let handler: Handler = service_fn(|_| {
         std::future::ready(Ok(Response::new(Full::new(Bytes::from_static(b"served")))))
     });
-    let service = layers.layer(handler).map_request(|mut request: Request<_>| {
-        let peer: &HeaderValue = &request.headers()["test-peer"];
-        let peer = SocketAddr::new(peer.to_str().unwrap().parse().unwrap(), 4711);
-        let info = ConnInfo::new(peer, None, Prefix::default());
-        request.extensions_mut().insert(Arc::new(info));
-        request
-    });
+    let service = layers
+        .layer(handler)
+        .map_request(|mut request: Request<_>| {
+            let peer: &HeaderValue = &request.headers()["test-peer"];
+            let peer = SocketAddr::new(peer.to_str().unwrap().parse().unwrap(), 4711);
+            let info = ConnInfo::new(peer, None, Prefix::default());
+            request.extensions_mut().insert(Arc::new(info));
+            request
+        });
     servers::hyper(service).await
 }
 
@@ -188,10 +217,16 @@ type Handler = ServiceFn<fn(Request<Incoming>) -> Ready<Result<Response<Full<Byt
 async fn all_addresses_of_a_64_are_one_client() {
     let journal = Journal::default();
     let server = served_by_header(limit(&journal)).await;
-    let mut client = clients::http2::<Empty<Bytes>>(ATTACKER, server.addr).await.unwrap();
+    let mut client = clients::http2::<Empty<Bytes>>(ATTACKER, server.addr)
+        .await
+        .unwrap();
     let mut ask = async |peer: String| {
         let request = Request::get("http://test/").header("test-peer", peer);
-        client.send_request(request.body(Empty::new()).unwrap()).await.unwrap().status()
+        client
+            .send_request(request.body(Empty::new()).unwrap())
+            .await
+            .unwrap()
+            .status()
     };
     let mut served = 0;
     for host in 0..500u32 {
@@ -209,19 +244,29 @@ fn wide(journal: &Journal) -> RateLimitLayer {
     let quota = Quota::per_minute(3).burst(3 * BURST as u32);
     let limiter = TableLimiter::new(quota).unwrap().capacity(1 << 10);
     let network = ClientIp::peer().prefix(Prefix::new(32, 48).unwrap());
-    RateLimitLayer::with_limiter(limiter).key(network).metrics(journal.clone())
+    RateLimitLayer::with_limiter(limiter)
+        .key(network)
+        .metrics(journal.clone())
 }
 
 #[tokio::test]
 async fn whoever_owns_a_48_has_no_fresh_quota_for_every_64() {
     let (narrow, wider) = (Journal::default(), Journal::default());
     // Narrowest first: whoever is over his own limit charges nobody else.
-    let layers = ServiceBuilder::new().layer(limit(&narrow)).layer(wide(&wider));
+    let layers = ServiceBuilder::new()
+        .layer(limit(&narrow))
+        .layer(wide(&wider));
     let server = served_by_header(layers).await;
-    let mut client = clients::http2::<Empty<Bytes>>(ATTACKER, server.addr).await.unwrap();
+    let mut client = clients::http2::<Empty<Bytes>>(ATTACKER, server.addr)
+        .await
+        .unwrap();
     let mut ask = async |peer: String| {
         let request = Request::get("http://test/").header("test-peer", peer);
-        client.send_request(request.body(Empty::new()).unwrap()).await.unwrap().status()
+        client
+            .send_request(request.body(Empty::new()).unwrap())
+            .await
+            .unwrap()
+            .status()
     };
     // One noisy /64 takes its own burst of the /48, however long it goes on.
     for request in 0..100 {
@@ -246,13 +291,20 @@ async fn whoever_owns_a_48_has_no_fresh_quota_for_every_64() {
 #[tokio::test]
 async fn in_shadow_mode_a_wide_limit_tells_and_refuses_nobody() {
     let (narrow, wider) = (Journal::default(), Journal::default());
-    let layers = ServiceBuilder::new().layer(limit(&narrow)).layer(wide(&wider).mode(Mode::Shadow));
+    let layers = ServiceBuilder::new()
+        .layer(limit(&narrow))
+        .layer(wide(&wider).mode(Mode::Shadow));
     let server = served_by_header(layers).await;
-    let mut client = clients::http2::<Empty<Bytes>>(ATTACKER, server.addr).await.unwrap();
+    let mut client = clients::http2::<Empty<Bytes>>(ATTACKER, server.addr)
+        .await
+        .unwrap();
     for network in 0..100u32 {
         let request = Request::get("http://test/");
         let request = request.header("test-peer", format!("2001:db8:a:{network:x}::1"));
-        let answer = client.send_request(request.body(Empty::new()).unwrap()).await.unwrap();
+        let answer = client
+            .send_request(request.body(Empty::new()).unwrap())
+            .await
+            .unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
     }
     assert_eq!(wider.refused().len(), 100 - 3 * BURST);
@@ -262,13 +314,23 @@ async fn in_shadow_mode_a_wide_limit_tells_and_refuses_nobody() {
 async fn on_tonic_the_client_sees_resource_exhausted_with_message_and_pushback() {
     let journal = Journal::default();
     let service = EchoServer::new(Lengths);
-    let router = tonic::transport::Server::builder().layer(limit(&journal)).add_service(service);
+    let router = tonic::transport::Server::builder()
+        .layer(limit(&journal))
+        .add_service(service);
     let server = servers::tonic(router).await;
     let client = async |from: Ipv4Addr| {
         let endpoint = tonic::transport::Endpoint::from_shared(server.url()).unwrap();
-        EchoClient::new(endpoint.local_address(Some(from.into())).connect().await.unwrap())
+        EchoClient::new(
+            endpoint
+                .local_address(Some(from.into()))
+                .connect()
+                .await
+                .unwrap(),
+        )
     };
-    let piece = || Piece { data: Bytes::from_static(b"four") };
+    let piece = || Piece {
+        data: Bytes::from_static(b"four"),
+    };
     let (mut one, mut other) = (client(ATTACKER).await, client(ATTACKER).await);
     let mut honest = client(HONEST).await;
     for _ in 0..BURST / 2 {
@@ -287,7 +349,9 @@ async fn on_tonic_the_client_sees_resource_exhausted_with_message_and_pushback()
         assert_eq!(honest.unary(piece()).await.unwrap().into_inner().bytes, 4);
     }
     // A stream of messages is refused likewise, before any is read.
-    let pieces = tokio_stream::iter((0..100).map(|_| Piece { data: Bytes::from_static(b"x") }));
+    let pieces = tokio_stream::iter((0..100).map(|_| Piece {
+        data: Bytes::from_static(b"x"),
+    }));
     let status = one.collect(pieces).await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::ResourceExhausted);
 }

@@ -40,7 +40,10 @@ async fn the_server_does_what_it_can_and_refuses_the_rest_at_once() {
     let limit = ConcurrencyLimitLayer::new(SLOTS)
         .reserve(2, |head| head.uri.path() == "/health")
         .metrics(journal.clone());
-    let app = Router::new().route("/slow", slow).route("/health", get("well")).layer(limit);
+    let app = Router::new()
+        .route("/slow", slow)
+        .route("/health", get("well"))
+        .layer(limit);
     let server = servers::axum(app).await;
 
     let addr = server.addr;
@@ -69,7 +72,9 @@ async fn the_server_does_what_it_can_and_refuses_the_rest_at_once() {
     }
     clients::until("the slots are taken", || now.load(SeqCst) == SLOTS).await;
     while Instant::now() < end {
-        let health = clients::get(Ipv4Addr::LOCALHOST, addr, "/health").await.unwrap();
+        let health = clients::get(Ipv4Addr::LOCALHOST, addr, "/health")
+            .await
+            .unwrap();
         assert_eq!(health.status(), 200);
         sleep(Duration::from_millis(20)).await;
     }
@@ -83,8 +88,16 @@ async fn the_server_does_what_it_can_and_refuses_the_rest_at_once() {
     // Half of what the slots can do in that time at the very least, on a machine that is busy
     // with the clients too; and nobody who was let in waited for anybody else.
     let possible = SLOTS * (OVERLOAD.as_millis() / HANDLER.as_millis()) as usize;
-    assert!(served.len() * 2 >= possible, "{} of {possible}", served.len());
-    assert!(served[served.len() / 2] < HANDLER * 4, "{:?}", served[served.len() / 2]);
+    assert!(
+        served.len() * 2 >= possible,
+        "{} of {possible}",
+        served.len()
+    );
+    assert!(
+        served[served.len() / 2] < HANDLER * 4,
+        "{:?}",
+        served[served.len() / 2]
+    );
     assert!(!refused.is_empty());
     assert!(most.load(SeqCst) <= SLOTS, "{most:?}");
     let held = || journal.level(Guard::ConcurrencyLimit, Level::Working);

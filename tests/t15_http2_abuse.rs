@@ -31,7 +31,10 @@ async fn guarded(
     rules: impl FnOnce(ConnGuardBuilder) -> ConnGuardBuilder,
 ) -> (ConnGuard, Journal, Server) {
     let journal = Journal::default();
-    let guard = rules(ConnGuard::builder()).metrics(journal.clone()).build().unwrap();
+    let guard = rules(ConnGuard::builder())
+        .metrics(journal.clone())
+        .build()
+        .unwrap();
     let upload = |body: Bytes| async move { body.len().to_string() };
     let upload = post(upload).layer(DefaultBodyLimit::disable());
     let tunnel = async |mut request: axum::extract::Request| {
@@ -57,7 +60,11 @@ fn cancel(stream: u32) -> Vec<u8> {
 
 async fn ended_for(guard: &ConnGuard, journal: &Journal, reason: Reason) -> usize {
     all_gone(guard).await;
-    journal.disconnected().iter().filter(|(ended, _)| ended.reason == reason).count()
+    journal
+        .disconnected()
+        .iter()
+        .filter(|(ended, _)| ended.reason == reason)
+        .count()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -80,7 +87,10 @@ async fn requests_cancelled_at_once_however_slowly_end_the_connection() {
     assert!(asked >= 200, "{asked}");
     neighbour.was_served().await;
     drop(client);
-    assert_eq!(ended_for(&guard, &journal, Reason::CancelledRequests).await, 1);
+    assert_eq!(
+        ended_for(&guard, &journal, Reason::CancelledRequests).await,
+        1
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -89,7 +99,11 @@ async fn a_page_that_is_left_and_deadlines_that_pass_are_no_abuse() {
     let mut client = RawClient::connect(server.addr).await.unwrap();
     client.send(h2::hello(65_535)).await.unwrap();
     let streams = |from: u32| (from..from + 200).step_by(2);
-    let ask = |from| streams(from).flat_map(|stream| h2::get(stream, "/hang")).collect::<Vec<_>>();
+    let ask = |from| {
+        streams(from)
+            .flat_map(|stream| h2::get(stream, "/hang"))
+            .collect::<Vec<_>>()
+    };
     let stop = |from| streams(from).flat_map(cancel).collect::<Vec<_>>();
     let at_work = || guard.snapshot().in_flight;
     // A hundred at once.
@@ -106,7 +120,11 @@ async fn a_page_that_is_left_and_deadlines_that_pass_are_no_abuse() {
         until("they are cancelled", || at_work() == 0).await;
     }
     sleep(SECOND / 2).await;
-    assert!(journal.disconnected().is_empty(), "{:?}", journal.disconnected());
+    assert!(
+        journal.disconnected().is_empty(),
+        "{:?}",
+        journal.disconnected()
+    );
     client.send(h2::get(801, "/")).await.unwrap();
     assert_eq!(h2::next(&mut client.stream, h2::DATA, 801).await, b"served");
     drop(client);
@@ -126,8 +144,15 @@ async fn frames_that_bring_no_request_on_end_the_connection() {
     for (name, frame) in floods {
         for asks in [false, true] {
             let mut client = RawClient::connect(server.addr).await.unwrap();
-            let ask = if asks { h2::get(1, "/hang") } else { Vec::new() };
-            client.send([h2::hello(65_535), ask].concat()).await.unwrap();
+            let ask = if asks {
+                h2::get(1, "/hang")
+            } else {
+                Vec::new()
+            };
+            client
+                .send([h2::hello(65_535), ask].concat())
+                .await
+                .unwrap();
             let (mut read, mut write) = client.stream.into_split();
             let reader =
                 tokio::spawn(
@@ -152,8 +177,12 @@ async fn a_tunnel_that_is_over_and_an_upload_beside_it_excuse_no_flood() {
     let (guard, journal, server) = guarded(|rules| rules).await;
     let neighbour = Neighbour::of(server.addr);
     let tunnel = [h2::websocket(1, "/any"), cancel(1)].concat();
-    let fields =
-        [(":method", "POST"), (":scheme", "http"), (":authority", "x"), (":path", "/upload")];
+    let fields = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "x"),
+        (":path", "/upload"),
+    ];
     let upload = h2::headers(1, 0, &fields);
     let mut ended = 0;
     for beside in [tunnel, upload] {
@@ -162,7 +191,10 @@ async fn a_tunnel_that_is_over_and_an_upload_beside_it_excuse_no_flood() {
             continue;
         }
         let mut client = RawClient::connect(server.addr).await.unwrap();
-        client.send([h2::hello(65_535), beside].concat()).await.unwrap();
+        client
+            .send([h2::hello(65_535), beside].concat())
+            .await
+            .unwrap();
         sleep(SECOND / 2).await;
         let (mut read, mut write) = client.stream.into_split();
         let reader =
@@ -186,13 +218,22 @@ async fn a_tunnel_that_carries_bytes_is_progress_and_one_that_is_over_is_idle() 
     if guarded::IS_UNDER_TONIC {
         return;
     }
-    let (guard, journal, server) =
-        guarded(|rules| rules.max_overhead(16 * 1024).idle(SECOND).upgraded_idle(2 * SECOND)).await;
+    let (guard, journal, server) = guarded(|rules| {
+        rules
+            .max_overhead(16 * 1024)
+            .idle(SECOND)
+            .upgraded_idle(2 * SECOND)
+    })
+    .await;
     let from = Ipv4Addr::LOCALHOST;
-    let mut client = clients::http2::<Full<Bytes>>(from, server.addr).await.unwrap();
+    let mut client = clients::http2::<Full<Bytes>>(from, server.addr)
+        .await
+        .unwrap();
     let uri = format!("http://{}/tunnel", server.addr);
     let mut request = http::Request::connect(uri).body(Full::default()).unwrap();
-    request.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
+    request
+        .extensions_mut()
+        .insert(hyper::ext::Protocol::from_static("websocket"));
     client.ready().await.unwrap();
     // The server's settings allow it, once they are here.
     sleep(SECOND / 4).await;
@@ -211,7 +252,11 @@ async fn a_tunnel_that_carries_bytes_is_progress_and_one_that_is_over_is_idle() 
         sleep(SECOND / 2).await;
         tunnel.write_all(b"x").await.unwrap();
     }
-    assert!(journal.disconnected().is_empty(), "{:?}", journal.disconnected());
+    assert!(
+        journal.disconnected().is_empty(),
+        "{:?}",
+        journal.disconnected()
+    );
     drop(tunnel);
     let over = Instant::now();
     if guarded::IS_UNDER_SERVE {
@@ -227,14 +272,23 @@ async fn a_tunnel_that_carries_bytes_is_progress_and_one_that_is_over_is_idle() 
 async fn uploads_downloads_and_many_requests_are_progress() {
     let (guard, journal, server) = guarded(|rules| rules.max_overhead(16 * 1024)).await;
     let from = Ipv4Addr::LOCALHOST;
-    let mut client = clients::http2::<Full<Bytes>>(from, server.addr).await.unwrap();
+    let mut client = clients::http2::<Full<Bytes>>(from, server.addr)
+        .await
+        .unwrap();
     let ask = |path: &str, body: Vec<u8>| {
         let method = if body.is_empty() { "GET" } else { "POST" };
         let uri = format!("http://{}{path}", server.addr);
-        http::Request::builder().method(method).uri(uri).body(Full::new(body.into())).unwrap()
+        http::Request::builder()
+            .method(method)
+            .uri(uri)
+            .body(Full::new(body.into()))
+            .unwrap()
     };
     for length in [1, 16 << 20] {
-        let answer = client.send_request(ask("/upload", vec![b'x'; length])).await.unwrap();
+        let answer = client
+            .send_request(ask("/upload", vec![b'x'; length]))
+            .await
+            .unwrap();
         let answer = clients::whole(answer).await.unwrap();
         assert_eq!(answer.body(), &length.to_string());
     }
@@ -244,14 +298,28 @@ async fn uploads_downloads_and_many_requests_are_progress() {
     }
     // 64 MiB of an answer, acknowledged all the while.
     use http_body_util::BodyExt;
-    let mut endless = client.send_request(ask("/endless", Vec::new())).await.unwrap();
+    let mut endless = client
+        .send_request(ask("/endless", Vec::new()))
+        .await
+        .unwrap();
     let mut got = 0;
     while got < 64 << 20 {
-        got += endless.frame().await.unwrap().unwrap().into_data().unwrap().len();
+        got += endless
+            .frame()
+            .await
+            .unwrap()
+            .unwrap()
+            .into_data()
+            .unwrap()
+            .len();
     }
     drop((endless, client));
     all_gone(&guard).await;
-    assert!(journal.disconnected().is_empty(), "{:?}", journal.disconnected());
+    assert!(
+        journal.disconnected().is_empty(),
+        "{:?}",
+        journal.disconnected()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -41,11 +41,20 @@ impl Handlers {
     }
 
     fn started(&self, client: Ipv4Addr) -> usize {
-        self.0.lock().unwrap().get(&client.into()).map_or(0, |(started, _)| *started)
+        self.0
+            .lock()
+            .unwrap()
+            .get(&client.into())
+            .map_or(0, |(started, _)| *started)
     }
 
     fn at_work(&self) -> usize {
-        self.0.lock().unwrap().values().map(|(_, at_work)| *at_work).sum()
+        self.0
+            .lock()
+            .unwrap()
+            .values()
+            .map(|(_, at_work)| *at_work)
+            .sum()
     }
 }
 
@@ -87,7 +96,12 @@ struct Flood {
 }
 
 fn flood(what: &'static str, frames: Vec<u8>, ends: u32, handlers: usize) -> Flood {
-    Flood { what, frames, ends, handlers }
+    Flood {
+        what,
+        frames,
+        ends,
+        handlers,
+    }
 }
 
 /// The numbers of so many streams.
@@ -98,7 +112,9 @@ fn numbers(count: u32) -> impl Iterator<Item = u32> {
 /// 3,000 streams, each with a request for `/hang` and then `and`.
 fn streams(and: impl Fn(u32) -> Vec<u8>) -> Vec<u8> {
     let numbers = numbers(3000);
-    numbers.flat_map(|stream| [h2::get(stream, "/hang"), and(stream)].concat()).collect()
+    numbers
+        .flat_map(|stream| [h2::get(stream, "/hang"), and(stream)].concat())
+        .collect()
 }
 
 fn overflows() -> Vec<u8> {
@@ -106,7 +122,11 @@ fn overflows() -> Vec<u8> {
 }
 
 fn request(stream: u32, path: &str, length: Option<&str>) -> Vec<u8> {
-    let (method, scheme, host) = ((":method", "POST"), (":scheme", "http"), (":authority", "x"));
+    let (method, scheme, host) = (
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "x"),
+    );
     let mut fields = vec![method, scheme, host, (":path", path)];
     fields.extend(length.map(|length| ("content-length", length)));
     h2::headers(stream, 0, &fields)
@@ -120,7 +140,11 @@ fn floods() -> Vec<Flood> {
     let reset = |stream| frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes());
     let depends = |on: u32| [&on.to_be_bytes()[..], &[0]].concat();
     let body = |path, piece: &[u8], flags, count| {
-        [request(1, path, None), frame(DATA, flags, 1, piece).repeat(count)].concat()
+        [
+            request(1, path, None),
+            frame(DATA, flags, 1, piece).repeat(count),
+        ]
+        .concat()
     };
     let head = |and: Vec<u8>| [frame(HEADERS, 1, 1, &[0x82]), and].concat();
     vec![
@@ -144,7 +168,11 @@ fn floods() -> Vec<Flood> {
             "lengths that are wrong",
             numbers(3000)
                 .flat_map(|stream| {
-                    [request(stream, "/read", Some("1")), frame(DATA, 1, stream, b"two")].concat()
+                    [
+                        request(stream, "/read", Some("1")),
+                        frame(DATA, 1, stream, b"two"),
+                    ]
+                    .concat()
                 })
                 .collect(),
             CALM,
@@ -166,15 +194,30 @@ fn floods() -> Vec<Flood> {
             PROTOCOL,
             100,
         ),
-        flood("HEADERS on it", streams(|stream| h2::get(stream, "/hang")), PROTOCOL, 100),
-        flood("0 more window for a stream", streams(|stream| h2::open(stream, 0)), PROTOCOL, 100),
+        flood(
+            "HEADERS on it",
+            streams(|stream| h2::get(stream, "/hang")),
+            PROTOCOL,
+            100,
+        ),
+        flood(
+            "0 more window for a stream",
+            streams(|stream| h2::open(stream, 0)),
+            PROTOCOL,
+            100,
+        ),
         flood(
             "a PRIORITY that is cut short",
             streams(|stream| frame(PRIORITY, 0, stream, &[0; 4])),
             PROTOCOL,
             100,
         ),
-        flood("0 more window", [h2::get(1, "/hang"), h2::open(0, 0)].concat(), PROTOCOL, 1),
+        flood(
+            "0 more window",
+            [h2::get(1, "/hang"), h2::open(0, 0)].concat(),
+            PROTOCOL,
+            1,
+        ),
         flood(
             "too much window",
             [h2::get(1, "/hang"), h2::open(0, 0x7fff_ffff)].concat(),
@@ -183,7 +226,12 @@ fn floods() -> Vec<Flood> {
         ),
         flood("a reset of what is not there", reset(1), PROTOCOL, 0),
         // A head without an end.
-        flood("empty CONTINUATION", head(frame(CONTINUATION, 0, 1, &[]).repeat(10_000)), CALM, 0),
+        flood(
+            "empty CONTINUATION",
+            head(frame(CONTINUATION, 0, 1, &[]).repeat(10_000)),
+            CALM,
+            0,
+        ),
         flood(
             "CONTINUATION of a field",
             head(frame(CONTINUATION, 0, 1, &h2::block(&[("a", "b")])).repeat(10_000)),
@@ -192,14 +240,44 @@ fn floods() -> Vec<Flood> {
         ),
         // Bodies.
         flood("empty DATA", body("/read", &[], 0, 10_000), CALM, 1),
-        flood("empty DATA that nobody reads", body("/keep", &[], 0, 10_000), CALM, 1),
+        flood(
+            "empty DATA that nobody reads",
+            body("/keep", &[], 0, 10_000),
+            CALM,
+            1,
+        ),
         flood("bytes one by one", body("/read", b"a", 0, 100_000), CALM, 1),
-        flood("bytes that nobody reads", body("/keep", b"a", 0, 100_000), CALM, 1),
-        flood("nothing but padding", body("/read", &[255; 256], 8, 3000), CALM, 1),
-        flood("more than the window", body("/keep", &[0; h2::FRAME], 0, 100), WINDOW, 1),
+        flood(
+            "bytes that nobody reads",
+            body("/keep", b"a", 0, 100_000),
+            CALM,
+            1,
+        ),
+        flood(
+            "nothing but padding",
+            body("/read", &[255; 256], 8, 3000),
+            CALM,
+            1,
+        ),
+        flood(
+            "more than the window",
+            body("/keep", &[0; h2::FRAME], 0, 100),
+            WINDOW,
+            1,
+        ),
         // Frames that are too long.
-        flood("a long frame", body("/keep", &[0; h2::FRAME + 1], 0, 1), SIZE, 1),
-        flood("a long frame of no kind", frame(0xfa, 0, 0, &[0; h2::FRAME + 1]), SIZE, 0),
+        flood(
+            "a long frame",
+            body("/keep", &[0; h2::FRAME + 1], 0, 1),
+            SIZE,
+            1,
+        ),
+        flood(
+            "a long frame of no kind",
+            frame(0xfa, 0, 0, &[0; h2::FRAME + 1]),
+            SIZE,
+            0,
+        ),
     ]
 }
 
@@ -212,16 +290,35 @@ async fn each_flood_ends_at_once_and_starts_few_handlers() {
         let served = by(server, &guard, app).await;
         let neighbour = Neighbour::of(served.addr);
         let mut allowed = Vec::new();
-        for (Flood { what, frames, ends, handlers: most }, n) in floods().into_iter().zip(0..) {
+        for (
+            Flood {
+                what,
+                frames,
+                ends,
+                handlers: most,
+            },
+            n,
+        ) in floods().into_iter().zip(0..)
+        {
             let from = Ipv4Addr::new(127, 0, 2, n);
             let client = RawClient::connect_from(from, served.addr).await.unwrap();
             let bytes = [h2::hello(65_535), frames].concat();
             let (answer, after) = exchange(client, bytes).await;
             assert!(after < SLACK, "{what}, {server}: {after:?}");
-            let last = h2::frames(&answer).into_iter().rfind(|frame| frame.kind == h2::GOAWAY);
-            assert_eq!(last.and_then(|frame| frame.code()), Some(ends), "{what}, {server}");
+            let last = h2::frames(&answer)
+                .into_iter()
+                .rfind(|frame| frame.kind == h2::GOAWAY);
+            assert_eq!(
+                last.and_then(|frame| frame.code()),
+                Some(ends),
+                "{what}, {server}"
+            );
             // hyper by itself allows 200 requests at once.
-            let most = if server == "axum::serve" { 2 * most } else { most };
+            let most = if server == "axum::serve" {
+                2 * most
+            } else {
+                most
+            };
             allowed.push((what, from, most));
         }
         neighbour.was_served().await;
@@ -239,7 +336,10 @@ async fn tonic_as_it_is_lets_a_client_make_it_reset_any_number_of_streams() {
     let (guard, handlers) = (ConnGuard::default(), Handlers::default());
     let server = tonic_s_own(&guard, false, app(&handlers)).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
-    client.send([h2::hello(65_535), overflows()].concat()).await.unwrap();
+    client
+        .send([h2::hello(65_535), overflows()].concat())
+        .await
+        .unwrap();
     let reset = h2::next(&mut client.stream, h2::RST_STREAM, 5999).await;
     assert_eq!(reset, h2::FLOW_CONTROL_ERROR.to_be_bytes());
     assert_eq!(guard.snapshot().open, 1);
@@ -251,16 +351,27 @@ async fn tonic_as_it_is_lets_a_client_make_it_reset_any_number_of_streams() {
 fn without_end() -> Vec<(&'static str, Vec<u8>)> {
     use h2::{GOAWAY, PING, PRIORITY, RST_STREAM, SETTINGS, frame};
     let large = "b".repeat(33_000);
-    let refused = [(":method", "GET"), (":scheme", "http"), (":path", "/"), ("a", &large)];
+    let refused = [
+        (":method", "GET"),
+        (":scheme", "http"),
+        (":path", "/"),
+        ("a", &large),
+    ];
     vec![
         ("PING", frame(PING, 0, 0, &[0; 8])),
         ("answers to PING", frame(PING, h2::ACK, 0, &[0; 8])),
         ("SETTINGS", frame(SETTINGS, 0, 0, &[])),
-        ("long SETTINGS", frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 255, 255].repeat(2000))),
+        (
+            "long SETTINGS",
+            frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 255, 255].repeat(2000)),
+        ),
         ("PRIORITY", frame(PRIORITY, 0, 1, &[0, 0, 0, 3, 7])),
         ("windows of a stream", h2::open(1, 1)),
         ("frames of no kind", frame(0xfa, 0, 0, &[0; 1000])),
-        ("resets of what is gone", frame(RST_STREAM, 0, 1, &h2::CANCEL.to_be_bytes())),
+        (
+            "resets of what is gone",
+            frame(RST_STREAM, 0, 1, &h2::CANCEL.to_be_bytes()),
+        ),
         ("GOAWAY", frame(GOAWAY, 0, 0, &[0; 8])),
         // Answered 431 by the h2 crate itself, on a new stream each time.
         (
@@ -277,7 +388,10 @@ fn without_end() -> Vec<(&'static str, Vec<u8>)> {
 async fn what_may_come_in_any_number_and_brings_nothing_on_ends_the_connection() {
     for server in SERVERS {
         let (journal, handlers) = (Journal::default(), Handlers::default());
-        let guard = ConnGuard::builder().metrics(journal.clone()).build().unwrap();
+        let guard = ConnGuard::builder()
+            .metrics(journal.clone())
+            .build()
+            .unwrap();
         let served = by(server, &guard, app(&handlers)).await;
         let neighbour = Neighbour::of(served.addr);
         let mut floods = JoinSet::new();
@@ -296,7 +410,10 @@ async fn what_may_come_in_any_number_and_brings_nothing_on_ends_the_connection()
         all_gone(&guard).await;
         until("their handlers are gone", || handlers.at_work() == 0).await;
         let ended = journal.disconnected();
-        let ended = ended.iter().filter(|(ended, _)| ended.reason == Reason::NoProgress).count();
+        let ended = ended
+            .iter()
+            .filter(|(ended, _)| ended.reason == Reason::NoProgress)
+            .count();
         assert_eq!(ended, without_end().len(), "{server}");
     }
 }
@@ -305,7 +422,10 @@ async fn what_may_come_in_any_number_and_brings_nothing_on_ends_the_connection()
 async fn requests_that_are_cancelled_one_by_one_end_the_connection() {
     for server in SERVERS {
         let (journal, handlers) = (Journal::default(), Handlers::default());
-        let guard = ConnGuard::builder().metrics(journal.clone()).build().unwrap();
+        let guard = ConnGuard::builder()
+            .metrics(journal.clone())
+            .build()
+            .unwrap();
         let served = by(server, &guard, app(&handlers)).await;
         let neighbour = Neighbour::of(served.addr);
         let from = Ipv4Addr::new(127, 0, 2, 1);
@@ -316,7 +436,10 @@ async fn requests_that_are_cancelled_one_by_one_end_the_connection() {
             let reset = h2::frame(h2::RST_STREAM, 0, stream, &h2::CANCEL.to_be_bytes());
             // Each only when the handler of the one before was started.
             let _ = client.send(h2::get(stream, "/hang")).await;
-            until("it is at work", || handlers.started(from) == asked || is_ended()).await;
+            until("it is at work", || {
+                handlers.started(from) == asked || is_ended()
+            })
+            .await;
             let _ = client.send(reset).await;
             if is_ended() {
                 break;

@@ -87,9 +87,17 @@ fn many_small() -> Fields {
 
 /// A hundred requests on one connection, and so much body on the first of them.
 fn requests(path: &str, fields: &Fields, body: usize) -> Vec<u8> {
-    let (method, scheme, host) = ((":method", "POST"), (":scheme", "http"), (":authority", "x"));
+    let (method, scheme, host) = (
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "x"),
+    );
     let mut all = vec![method, scheme, host, (":path", path)];
-    all.extend(fields.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    all.extend(
+        fields
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str())),
+    );
     let heads = (0..STREAMS as u32).flat_map(|n| h2::headers(2 * n + 1, 0, &all));
     let mut bytes: Vec<u8> = heads.collect();
     bytes.extend(h2::frame(h2::DATA, 0, 1, &[0; 16_000]).repeat(body / 16_000));
@@ -98,7 +106,9 @@ fn requests(path: &str, fields: &Fields, body: usize) -> Vec<u8> {
 
 /// An HTTP/1 request with a head of 32 KB, and a part of its body.
 fn request(path: &str) -> Vec<u8> {
-    let fields: String = (0..97).map(|n| format!("a{n}: {}\r\n", "b".repeat(320))).collect();
+    let fields: String = (0..97)
+        .map(|n| format!("a{n}: {}\r\n", "b".repeat(320)))
+        .collect();
     let head =
         format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n{fields}\r\n");
     [head.into_bytes(), vec![0; 60_000]].concat()
@@ -109,14 +119,21 @@ async fn http2(addr: SocketAddr, window: u32) -> RawClient {
     let mut client = RawClient::connect(addr).await.unwrap();
     client.send(h2::hello(window)).await.unwrap();
     h2::next(&mut client.stream, h2::WINDOW_UPDATE, 0).await;
-    client.send(h2::frame(h2::SETTINGS, h2::ACK, 0, &[])).await.unwrap();
+    client
+        .send(h2::frame(h2::SETTINGS, h2::ACK, 0, &[]))
+        .await
+        .unwrap();
     client
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_hostile_connections_cost_is_bounded_and_given_back() {
     raise_file_limit();
-    let guard = ConnGuard::builder().max_connections(2000).probe(SECOND / 4).build().unwrap();
+    let guard = ConnGuard::builder()
+        .max_connections(2000)
+        .probe(SECOND / 4)
+        .build()
+        .unwrap();
     let given = Arc::new(AtomicUsize::new(0));
     let server = hardened(&guard, app(&given)).await;
     let addr = server.addr;
@@ -124,26 +141,67 @@ async fn what_hostile_connections_cost_is_bounded_and_given_back() {
     until("it is there", || guard.snapshot().open > 0).await;
     let open = 0x7fff_ffff;
     let over_http2 = [
-        ("pieces of 64 KiB", open, requests("/64k", &vec![], 0), HTTP2 + STREAMS * 64 * KIB),
-        ("a piece of 1 MiB", open, requests("/1m", &vec![], 0), HTTP2 + STREAMS * MIB),
-        ("windows shut", 0, requests("/64k", &one_large(), 0), HTTP2 + STREAMS * 64 * KIB),
+        (
+            "pieces of 64 KiB",
+            open,
+            requests("/64k", &vec![], 0),
+            HTTP2 + STREAMS * 64 * KIB,
+        ),
+        (
+            "a piece of 1 MiB",
+            open,
+            requests("/1m", &vec![], 0),
+            HTTP2 + STREAMS * MIB,
+        ),
+        (
+            "windows shut",
+            0,
+            requests("/64k", &one_large(), 0),
+            HTTP2 + STREAMS * 64 * KIB,
+        ),
         ("large fields", 0, requests("/hang", &one_large(), 0), HTTP2),
         ("many fields", 0, requests("/hang", &many_small(), 0), HTTP2),
-        ("uploads that nobody reads", 0, requests("/hang", &vec![], 256_000), HTTP2),
-        ("all of it", open, requests("/64k", &many_small(), 256_000), HTTP2 + STREAMS * 64 * KIB),
+        (
+            "uploads that nobody reads",
+            0,
+            requests("/hang", &vec![], 256_000),
+            HTTP2,
+        ),
+        (
+            "all of it",
+            open,
+            requests("/64k", &many_small(), 256_000),
+            HTTP2 + STREAMS * 64 * KIB,
+        ),
     ];
     let over_http1 = [
-        ("HTTP/1, pieces of 64 KiB", request("/64k"), HTTP1 + 64 * KIB),
+        (
+            "HTTP/1, pieces of 64 KiB",
+            request("/64k"),
+            HTTP1 + 64 * KIB,
+        ),
         ("HTTP/1, a piece of 1 MiB", request("/1m"), HTTP1 + MIB),
-        ("HTTP/1, an upload that nobody reads", request("/hang"), HTTP1),
+        (
+            "HTTP/1, an upload that nobody reads",
+            request("/hang"),
+            HTTP1,
+        ),
     ];
 
     // Whatever is made once and kept is made in the first round.
-    costs_of(&guard, &given, vec![http2(addr, 0).await], &requests("/hang", &vec![], 0)).await;
+    costs_of(
+        &guard,
+        &given,
+        vec![http2(addr, 0).await],
+        &requests("/hang", &vec![], 0),
+    )
+    .await;
     let before = ALLOCATOR.live();
     for (what, window, bytes, most) in &over_http2 {
         let clients = vec![http2(addr, *window).await];
-        let kept = costs_of(&guard, &given, clients, bytes).await.saturating_sub(before);
+        let kept = costs_of(&guard, &given, clients, bytes)
+            .await
+            .saturating_sub(before);
         println!("{what}: {} KiB of {} KiB", kept / KIB, most / KIB);
         assert!(kept <= *most, "{what}: {kept} of {most}");
     }
@@ -153,7 +211,9 @@ async fn what_hostile_connections_cost_is_bounded_and_given_back() {
         for _ in 0..STREAMS / 2 {
             clients.push(RawClient::connect(addr).await.unwrap());
         }
-        let kept = costs_of(&guard, &given, clients, bytes).await.saturating_sub(before);
+        let kept = costs_of(&guard, &given, clients, bytes)
+            .await
+            .saturating_sub(before);
         let kept = kept / (STREAMS / 2);
         println!("{what}: {} KiB of {} KiB", kept / KIB, most / KIB);
         assert!(kept <= *most, "{what}: {kept} of {most}");
@@ -177,7 +237,11 @@ async fn costs_of(
     mut clients: Vec<RawClient>,
     bytes: &[u8],
 ) -> usize {
-    let requests = if clients.len() == 1 { STREAMS } else { clients.len() } as u64;
+    let requests = if clients.len() == 1 {
+        STREAMS
+    } else {
+        clients.len()
+    } as u64;
     let before = ALLOCATOR.reset_peak();
     for client in &mut clients {
         client.send(bytes).await.unwrap();
@@ -186,7 +250,11 @@ async fn costs_of(
     let mut last = (0, 0);
     let full = || {
         let now = given.load(SeqCst);
-        last = if now == last.0 { (now, last.1 + 1) } else { (now, 0) };
+        last = if now == last.0 {
+            (now, last.1 + 1)
+        } else {
+            (now, 0)
+        };
         last.1 == 100
     };
     until("nothing more is taken of them", full).await;
@@ -195,7 +263,10 @@ async fn costs_of(
     drop(clients);
     // The neighbour has two.
     until("they are gone", || guard.snapshot().open <= 2).await;
-    until("what they cost is back", || ALLOCATOR.live() <= before + MIB / 4).await;
+    until("what they cost is back", || {
+        ALLOCATOR.live() <= before + MIB / 4
+    })
+    .await;
     peak
 }
 
@@ -231,7 +302,11 @@ async fn thousand(addr: SocketAddr, guard: &ConnGuard) {
         now.open >= 1000 && now.in_flight >= 2300 && now.at(Phase::Upgraded) == 100
     })
     .await;
-    println!("a thousand: {} MiB live, {} MiB resident", ALLOCATOR.live() / MIB, resident() / MIB);
+    println!(
+        "a thousand: {} MiB live, {} MiB resident",
+        ALLOCATOR.live() / MIB,
+        resident() / MIB
+    );
     for (n, client) in clients.iter().enumerate() {
         // Every other one by a reset.
         if n / 10 % 2 == 0 {
@@ -240,7 +315,11 @@ async fn thousand(addr: SocketAddr, guard: &ConnGuard) {
     }
     drop(clients);
     until("they are gone", || guard.snapshot().open <= 2).await;
-    println!("gone: {} MiB live, {} MiB resident", ALLOCATOR.live() / MIB, resident() / MIB);
+    println!(
+        "gone: {} MiB live, {} MiB resident",
+        ALLOCATOR.live() / MIB,
+        resident() / MIB
+    );
 }
 
 /// What the system has given to this process, where it says so.

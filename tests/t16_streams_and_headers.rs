@@ -30,16 +30,27 @@ async fn a_request_too_many_is_refused_and_the_others_are_served() {
         let most = if server == "axum::serve" { 200 } else { 100 };
         let mut client = RawClient::connect(served.addr).await.unwrap();
         let streams = |numbers: std::ops::Range<u32>, path| {
-            numbers.flat_map(|n| h2::get(2 * n + 1, path)).collect::<Vec<_>>()
+            numbers
+                .flat_map(|n| h2::get(2 * n + 1, path))
+                .collect::<Vec<_>>()
         };
-        client.send([h2::hello(65_535), streams(0..most + 50, "/gate")].concat()).await.unwrap();
+        client
+            .send([h2::hello(65_535), streams(0..most + 50, "/gate")].concat())
+            .await
+            .unwrap();
         // One after the other, as they came.
         for n in most..most + 50 {
             let refused = h2::next(&mut client.stream, h2::RST_STREAM, 2 * n + 1).await;
             assert_eq!(refused, h2::REFUSED_STREAM.to_be_bytes(), "{server}");
         }
-        until("all others wait", || guard.snapshot().in_flight >= most.into()).await;
-        assert!(guard.snapshot().in_flight <= u64::from(most) + 2, "{server}");
+        until("all others wait", || {
+            guard.snapshot().in_flight >= most.into()
+        })
+        .await;
+        assert!(
+            guard.snapshot().in_flight <= u64::from(most) + 2,
+            "{server}"
+        );
         // All of them, in any order.
         gate.add_permits(most as usize);
         let mut served = 0;
@@ -49,8 +60,14 @@ async fn a_request_too_many_is_refused_and_the_others_are_served() {
             served += u32::from(frame.kind == h2::DATA && frame.payload == b"late");
         }
         // There is room for others now.
-        client.send(streams(most + 50..most + 51, "/")).await.unwrap();
-        assert_eq!(h2::next(&mut client.stream, h2::DATA, 2 * most + 101).await, b"served");
+        client
+            .send(streams(most + 50..most + 51, "/"))
+            .await
+            .unwrap();
+        assert_eq!(
+            h2::next(&mut client.stream, h2::DATA, 2 * most + 101).await,
+            b"served"
+        );
         drop(client);
         neighbour.was_served().await;
         all_gone(&guard).await;
@@ -74,7 +91,11 @@ fn bomb(window: u32, headers: usize) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_hundred_streams_with_shut_windows_each_is_reset_in_time() {
     let journal = Journal::default();
-    let guard = ConnGuard::builder().write_stall(SECOND).metrics(journal.clone()).build().unwrap();
+    let guard = ConnGuard::builder()
+        .write_stall(SECOND)
+        .metrics(journal.clone())
+        .build()
+        .unwrap();
     let server = hardened(&guard, app()).await;
     let neighbour = Neighbour::of(server.addr);
     let mut client = RawClient::connect(server.addr).await.unwrap();
@@ -87,10 +108,24 @@ async fn of_a_hundred_streams_with_shut_windows_each_is_reset_in_time() {
         reset += u32::from(frame.code() == Some(h2::CANCEL));
     }
     // The heads of a hundred answers are more than 500 B/s for the last ten, who may have it twice.
-    assert!(started.elapsed() < 2 * SECOND + SLACK, "{:?}", started.elapsed());
-    assert_eq!(journal.cut().iter().filter(|cut| cut.1 == Reason::WindowStall).count(), 100);
+    assert!(
+        started.elapsed() < 2 * SECOND + SLACK,
+        "{:?}",
+        started.elapsed()
+    );
+    assert_eq!(
+        journal
+            .cut()
+            .iter()
+            .filter(|cut| cut.1 == Reason::WindowStall)
+            .count(),
+        100
+    );
     // The connection goes on.
-    client.send([h2::get(201, "/"), h2::open(201, 100)].concat()).await.unwrap();
+    client
+        .send([h2::get(201, "/"), h2::open(201, 100)].concat())
+        .await
+        .unwrap();
     assert_eq!(h2::next(&mut client.stream, h2::DATA, 201).await, b"served");
     drop(client);
     neighbour.was_served().await;
@@ -101,7 +136,9 @@ async fn of_a_hundred_streams_with_shut_windows_each_is_reset_in_time() {
 async fn who_opens_all_windows_and_reads_nothing_is_reset_in_time() {
     for server in SERVERS {
         let journal = Journal::default();
-        let builder = ConnGuard::builder().write_stall(SECOND).metrics(journal.clone());
+        let builder = ConnGuard::builder()
+            .write_stall(SECOND)
+            .metrics(journal.clone());
         let guard = builder.build().unwrap();
         let served = by(server, &guard, app()).await;
         let neighbour = Neighbour::of(served.addr);
@@ -112,9 +149,16 @@ async fn who_opens_all_windows_and_reads_nothing_is_reset_in_time() {
         client.send(bomb(0x7fff_ffff, headers)).await.unwrap();
         // On a busy machine the first of them may stall before the last is here.
         let ended = || journal.closed().contains(&Some(Reason::WriteStall));
-        until("they are at work", || guard.snapshot().in_flight >= 100 || ended()).await;
+        until("they are at work", || {
+            guard.snapshot().in_flight >= 100 || ended()
+        })
+        .await;
         until("it is ended", ended).await;
-        assert!(started.elapsed() < SECOND + SLACK, "{server}: {:?}", started.elapsed());
+        assert!(
+            started.elapsed() < SECOND + SLACK,
+            "{server}: {:?}",
+            started.elapsed()
+        );
         neighbour.was_served().await;
         all_gone(&guard).await;
         drop(client);

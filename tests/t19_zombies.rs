@@ -38,7 +38,11 @@ impl Drop for AtWork {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_handlers_of_clients_that_vanished_behind_an_unread_byte_end() {
     let journal = Journal::default();
-    let guard = ConnGuard::builder().probe(SECOND / 2).metrics(journal.clone()).build().unwrap();
+    let guard = ConnGuard::builder()
+        .probe(SECOND / 2)
+        .metrics(journal.clone())
+        .build()
+        .unwrap();
     let working = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&working);
     let zombie = move || {
@@ -48,12 +52,19 @@ async fn the_handlers_of_clients_that_vanished_behind_an_unread_byte_end() {
             std::future::pending::<()>().await;
         }
     };
-    let server = serve(&guard, app().merge(Router::new().route("/zombie", get(zombie)))).await;
+    let server = serve(
+        &guard,
+        app().merge(Router::new().route("/zombie", get(zombie))),
+    )
+    .await;
     let neighbour = Neighbour::of(server.addr);
     let mut vanishing = Vec::new();
     for _ in 0..20 {
         let mut client = RawClient::connect(server.addr).await.unwrap();
-        client.send("GET /zombie HTTP/1.1\r\nhost: test\r\n\r\nx").await.unwrap();
+        client
+            .send("GET /zombie HTTP/1.1\r\nhost: test\r\n\r\nx")
+            .await
+            .unwrap();
         vanishing.push(client);
     }
     until("all are at work", || working.load(SeqCst) == 20).await;
@@ -62,13 +73,21 @@ async fn the_handlers_of_clients_that_vanished_behind_an_unread_byte_end() {
     drop(vanishing);
     let vanished = Instant::now();
     until("theirs have ended", || working.load(SeqCst) == 1).await;
-    assert!(vanished.elapsed() < SECOND + SLACK, "{:?}", vanished.elapsed());
+    assert!(
+        vanished.elapsed() < SECOND + SLACK,
+        "{:?}",
+        vanished.elapsed()
+    );
     // Its neighbour's requests come and go meanwhile.
     until("it is in flight still", || guard.snapshot().in_flight == 1).await;
     neighbour.was_served().await;
     drop(_staying);
     all_gone(&guard).await;
     assert_eq!(working.load(SeqCst), 0);
-    let hung_up = journal.disconnected().iter().filter(|(v, _)| v.reason == Reason::HungUp).count();
+    let hung_up = journal
+        .disconnected()
+        .iter()
+        .filter(|(v, _)| v.reason == Reason::HungUp)
+        .count();
     assert!(hung_up >= 19, "{hung_up}");
 }

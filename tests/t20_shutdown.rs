@@ -43,7 +43,10 @@ struct Ending {
 impl Ending {
     async fn serve(app: Router, drain: Duration) -> Self {
         let journal = Journal::default();
-        let guard = ConnGuard::builder().metrics(journal.clone()).build().unwrap();
+        let guard = ConnGuard::builder()
+            .metrics(journal.clone())
+            .build()
+            .unwrap();
         let listener = guard.bind((LOCAL, 0)).await.unwrap();
         let signal = Arc::new(Notify::new());
         let told = Arc::clone(&signal);
@@ -51,21 +54,33 @@ impl Ending {
             .with_graceful_shutdown(async move { told.notified().await })
             .drain(drain);
         let addr = serve.local_addr().unwrap();
-        Self { addr, guard, journal, signal, task: tokio::spawn(serve.into_future()) }
+        Self {
+            addr,
+            guard,
+            journal,
+            signal,
+            task: tokio::spawn(serve.into_future()),
+        }
     }
 
     /// Tells it to end; what became of its connections, and after how long.
     async fn end(self) -> (Drained, Duration, ConnGuard, Journal) {
         let started = Instant::now();
         self.signal.notify_one();
-        let drained = timeout(PATIENCE, self.task).await.unwrap().unwrap().unwrap();
+        let drained = timeout(PATIENCE, self.task)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
         (drained, started.elapsed(), self.guard, self.journal)
     }
 
     async fn at(&self, phase: Phase, connections: usize) {
         until("they are at it", || {
             let phases = self.guard.snapshot().phases;
-            phases.iter().any(|(at, count)| *at == phase && *count == connections)
+            phases
+                .iter()
+                .any(|(at, count)| *at == phase && *count == connections)
         })
         .await;
     }
@@ -105,7 +120,10 @@ async fn ten_ways_to_hold_it_up_hold_nothing_up() {
     attack([h2::hello(0), h2::get(1, "/endless")].concat()).await; // Shuts its window.
     attack([h2::hello(65_535), h2::get(1, "/hang")].concat()).await; // A stream without end.
     server.at(Phase::FirstHead, 4).await;
-    until("the requests are here", || server.guard.snapshot().in_flight == 5).await;
+    until("the requests are here", || {
+        server.guard.snapshot().in_flight == 5
+    })
+    .await;
 
     let (drained, took, guard, journal) = server.end().await;
     assert!(took < drain + SLACK, "{took:?}");
@@ -113,7 +131,12 @@ async fn ten_ways_to_hold_it_up_hold_nothing_up() {
     assert_eq!(drained.finished + drained.cut, 10, "{drained:?}");
     all_gone(&guard).await;
     let shut = journal.closed();
-    assert_eq!(shut.iter().filter(|why| **why == Some(Reason::Shutdown)).count(), shut.len() - 2);
+    assert_eq!(
+        shut.iter()
+            .filter(|why| **why == Some(Reason::Shutdown))
+            .count(),
+        shut.len() - 2
+    );
 }
 
 #[tokio::test]
@@ -124,7 +147,11 @@ async fn requests_in_flight_are_answered_to_their_end_and_nobody_new_is_let_in()
     let mut http1 = RawClient::connect(addr).await.unwrap();
     http1.send(GET.replacen('/', "/gate", 1)).await.unwrap();
     let mut http2 = clients::http2::<Empty<Bytes>>(LOCAL, addr).await.unwrap();
-    let request = || Request::get(format!("http://{addr}/gate")).body(Empty::new()).unwrap();
+    let request = || {
+        Request::get(format!("http://{addr}/gate"))
+            .body(Empty::new())
+            .unwrap()
+    };
     let second = tokio::spawn(http2.send_request(request()));
     let mut idle = RawClient::connect(addr).await.unwrap();
     guarded::served(&mut idle).await;
@@ -136,10 +163,16 @@ async fn requests_in_flight_are_answered_to_their_end_and_nobody_new_is_let_in()
     assert!(RawClient::connect(addr).await.is_err());
     gate.notify_waiters();
     let head = http1.head().await.unwrap();
-    assert_eq!((head.status.as_u16(), head.header("connection")), (200, Some("close")));
+    assert_eq!(
+        (head.status.as_u16(), head.header("connection")),
+        (200, Some("close"))
+    );
     assert!(http1.rest().await.ends_with(b"0\r\n\r\n"));
     let answer = second.await.unwrap().unwrap();
-    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "done");
+    assert_eq!(
+        answer.into_body().collect().await.unwrap().to_bytes(),
+        "done"
+    );
 
     let (drained, took, ..) = ending.await.unwrap();
     assert_eq!((drained.finished, drained.cut), (3, 0));
@@ -161,7 +194,10 @@ async fn what_is_upgraded_after_the_signal_counts_once() {
     server.at(Phase::Working, 1).await;
     let (guard, addr) = (server.guard.clone(), server.addr);
     let ending = tokio::spawn(server.end());
-    until("nobody listens any more", || std::net::TcpListener::bind(addr).is_ok()).await;
+    until("nobody listens any more", || {
+        std::net::TcpListener::bind(addr).is_ok()
+    })
+    .await;
     gate.notify_waiters();
     assert_eq!(client.head().await.unwrap().status, 101);
     let (drained, ..) = ending.await.unwrap();
@@ -197,14 +233,16 @@ async fn a_web_socket_is_not_waited_for_and_ends_in_good_order() {
 async fn a_handler_that_never_yields_does_not_hold_it_up_and_is_counted_beside_who_does() {
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let spins = Arc::clone(&stop);
-    let busy = Router::new().route("/hang", get(std::future::pending::<()>)).route(
-        "/",
-        get(async move || {
-            while !spins.load(std::sync::atomic::Ordering::Relaxed) {
-                std::thread::yield_now();
-            }
-        }),
-    );
+    let busy = Router::new()
+        .route("/hang", get(std::future::pending::<()>))
+        .route(
+            "/",
+            get(async move || {
+                while !spins.load(std::sync::atomic::Ordering::Relaxed) {
+                    std::thread::yield_now();
+                }
+            }),
+        );
     let runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = { runtime }.worker_threads(2).enable_all().build().unwrap();
     let server = runtime.spawn(Ending::serve(busy, SECOND)).await.unwrap();
@@ -212,7 +250,10 @@ async fn a_handler_that_never_yields_does_not_hold_it_up_and_is_counted_beside_w
     for (n, path) in ["/hang", "/hang", "/"].into_iter().enumerate() {
         let mut client = RawClient::connect(server.addr).await.unwrap();
         client.send(GET.replacen('/', path, 1)).await.unwrap();
-        until("it is at work", || server.guard.snapshot().in_flight == n as u64 + 1).await;
+        until("it is at work", || {
+            server.guard.snapshot().in_flight == n as u64 + 1
+        })
+        .await;
         clients.push(client);
     }
     let (drained, took, ..) = server.end().await;

@@ -39,7 +39,10 @@ struct Written(Arc<Mutex<Vec<u8>>>);
 
 impl io::Write for Written {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().expect("nobody panicked").extend_from_slice(bytes);
+        self.0
+            .lock()
+            .expect("nobody panicked")
+            .extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -69,28 +72,38 @@ async fn conn(
 
 /// Everything in `text` but the values.
 fn series(text: &str) -> BTreeSet<&str> {
-    text.lines().map(|line| line.rsplit_once(' ').expect("a value").0).collect()
+    text.lines()
+        .map(|line| line.rsplit_once(' ').expect("a value").0)
+        .collect()
 }
 
 #[tokio::test]
 async fn hostile_text_adds_no_series_and_no_line_and_the_neighbour_is_served() {
     // Tasks of this runtime run on this thread, so that the subscriber hears them.
     let written = Written::default();
-    let subscriber = tracing_subscriber::fmt().with_writer(written.clone()).finish();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(written.clone())
+        .finish();
     let _listening = subscriber.set_default();
 
     let snapshot = Snapshot::new();
     let metrics = Recorder::from((snapshot.clone(), Log::new()));
     // One request at a time is what a client may have, and the hostile one has it.
-    let guard = ConcurrencyLimitLayer::new(16).per_client(1).metrics(metrics);
+    let guard = ConcurrencyLimitLayer::new(16)
+        .per_client(1)
+        .metrics(metrics);
     let router = Router::new()
         .route("/", get(|| async { "served" }))
         .route("/hold", get(std::future::pending::<()>))
         .layer(guard)
         .layer(from_fn(conn));
     let server = servers::axum(router).await;
-    let mut held = clients::RawClient::connect_from(HOSTILE, server.addr).await.unwrap();
-    held.send("GET /hold HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let mut held = clients::RawClient::connect_from(HOSTILE, server.addr)
+        .await
+        .unwrap();
+    held.send("GET /hold HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .unwrap();
     let taken = async {
         while snapshot.level(Guard::ConcurrencyLimit, Level::Working) != Some(1) {
             tokio::task::yield_now().await;
@@ -113,7 +126,9 @@ async fn hostile_text_adds_no_series_and_no_line_and_the_neighbour_is_served() {
         "POST / HTTP/1.1\r\nhost: a\r\ncontent-type: application/grpc\r\ngrpc-message: forged\r\n\
          content-length: 0\r\n\r\n",
     ] {
-        let mut client = clients::RawClient::connect_from(HOSTILE, server.addr).await.unwrap();
+        let mut client = clients::RawClient::connect_from(HOSTILE, server.addr)
+            .await
+            .unwrap();
         client.send(raw).await.unwrap();
         // A gRPC client sees its refusal in trailers under 200.
         let head = client.head().await.unwrap();
@@ -123,7 +138,9 @@ async fn hostile_text_adds_no_series_and_no_line_and_the_neighbour_is_served() {
     let raw_refused = snapshot.refused(Guard::ConcurrencyLimit, Reason::ClientFull);
     assert!(raw_refused >= 4, "{raw_refused}");
 
-    let mut hostile = clients::http1::<Empty<Bytes>>(HOSTILE, server.addr).await.unwrap();
+    let mut hostile = clients::http1::<Empty<Bytes>>(HOSTILE, server.addr)
+        .await
+        .unwrap();
     let mut honest_served = 0;
     for n in 0..VALUES {
         let request = http::Request::builder()
@@ -138,11 +155,16 @@ async fn hostile_text_adds_no_series_and_no_line_and_the_neighbour_is_served() {
             .body(Empty::new())
             .unwrap();
         hostile.ready().await.unwrap();
-        let answer = clients::whole(hostile.send_request(request).await.unwrap()).await.unwrap();
+        let answer = clients::whole(hostile.send_request(request).await.unwrap())
+            .await
+            .unwrap();
         assert_eq!(answer.status(), StatusCode::TOO_MANY_REQUESTS);
         if n % 100 == 0 {
             let answer = clients::get(HONEST, server.addr, "/").await.unwrap();
-            assert_eq!((answer.status(), &answer.body()[..]), (StatusCode::OK, &b"served"[..]));
+            assert_eq!(
+                (answer.status(), &answer.body()[..]),
+                (StatusCode::OK, &b"served"[..])
+            );
             honest_served += 1;
         }
     }
@@ -161,7 +183,10 @@ async fn hostile_text_adds_no_series_and_no_line_and_the_neighbour_is_served() {
     assert!(!lines.is_empty() && lines.len() as u64 <= Log::LINES as u64 * seconds);
     let mut suppressed = 0;
     for line in &lines {
-        assert!(line.len() < 512 && !line.contains(char::is_control), "{line:?}");
+        assert!(
+            line.len() < 512 && !line.contains(char::is_control),
+            "{line:?}"
+        );
         assert!(!line.to_lowercase().contains(MARK), "{line}");
         // What the operator needs is there.
         for field in [

@@ -34,7 +34,9 @@ const MEBIBYTE: usize = 1 << 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_every_misdeed_everything_is_given_back() {
-    let seconds = std::env::var("PALISADE_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
+    let seconds = std::env::var("PALISADE_SOAK_SECONDS")
+        .ok()
+        .and_then(|text| text.parse().ok());
     let journal = Journal::default();
     let metrics = palisade::Snapshot::new();
     let guards = Stack::edge()
@@ -55,7 +57,10 @@ async fn after_every_misdeed_everything_is_given_back() {
         .route("/slow", get(async || sleep(Duration::from_secs(9)).await))
         .route("/big", get(async || Body::from(vec![7; 400_000])))
         .route("/ignore", post(async || "did not look at the body"))
-        .route("/panic", post(async |_body: Body| -> &'static str { panic!("on purpose") }))
+        .route(
+            "/panic",
+            post(async |_body: Body| -> &'static str { panic!("on purpose") }),
+        )
         .layer(guards);
     let server = servers::axum(app).await;
     // A panic on purpose is not worth a page of backtrace.
@@ -76,8 +81,14 @@ async fn after_every_misdeed_everything_is_given_back() {
 
     // It was no idle time: each guard had something to do. The connections' own has a soak of its
     // own, in `guarded_elsewhere.rs`.
-    for guard in Guard::ALL.iter().filter(|guard| **guard != Guard::Connection) {
-        let refused: u64 = palisade::Reason::ALL.iter().map(|r| metrics.refused(*guard, *r)).sum();
+    for guard in Guard::ALL
+        .iter()
+        .filter(|guard| **guard != Guard::Connection)
+    {
+        let refused: u64 = palisade::Reason::ALL
+            .iter()
+            .map(|r| metrics.refused(*guard, *r))
+            .sum();
         assert!(refused > 0, "{guard} had nothing to do:\n{metrics}");
     }
 }
@@ -133,21 +144,33 @@ async fn raw(from: Ipv4Addr, addr: SocketAddr, deed: u32) -> Outcome {
         0 => client.send("POST / HTTP/1.1\r\nho").await?,
         // Half a body, and either gone or cut.
         1 => {
-            client.send("POST / HTTP/1.1\r\nhost: t\r\ncontent-length: 9\r\n\r\nhalf").await?;
+            client
+                .send("POST / HTTP/1.1\r\nhost: t\r\ncontent-length: 9\r\n\r\nhalf")
+                .await?;
             client.head().await?;
         }
-        2 => client.send("POST / HTTP/1.1\r\nhost: t\r\ncontent-length: 9\r\n\r\nhalf").await?,
+        2 => {
+            client
+                .send("POST / HTTP/1.1\r\nhost: t\r\ncontent-length: 9\r\n\r\nhalf")
+                .await?
+        }
         // Far too much, by chunks.
         3 => {
-            client.send("POST / HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n").await?;
+            client
+                .send("POST / HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n")
+                .await?;
             for _ in 0..40 {
-                client.send(format!("1000\r\n{}\r\n", "x".repeat(0x1000))).await?;
+                client
+                    .send(format!("1000\r\n{}\r\n", "x".repeat(0x1000)))
+                    .await?;
             }
             client.rest().await;
         }
         // A handler that panics, and one that does not care.
         4 => {
-            client.send("POST /panic HTTP/1.1\r\nhost: t\r\ncontent-length: 9\r\n\r\nhalf").await?;
+            client
+                .send("POST /panic HTTP/1.1\r\nhost: t\r\ncontent-length: 9\r\n\r\nhalf")
+                .await?;
             client.rest().await;
         }
         _ => {
@@ -174,7 +197,9 @@ async fn http2(from: Ipv4Addr, addr: SocketAddr, deed: u32) -> Outcome {
                 _ => ("/big", 0),
             };
             let method = if bytes > 0 { "POST" } else { "GET" };
-            let request = Request::builder().method(method).uri(format!("http://t{path}"));
+            let request = Request::builder()
+                .method(method)
+                .uri(format!("http://t{path}"));
             let request = request.body(Full::new(Bytes::from(vec![1; bytes])))?;
             let mut response = client.send_request(request).await?;
             if stream % 2 == 0 {

@@ -27,7 +27,9 @@ async fn server(name: &str, stack: StackLayer) -> (ConnGuard, Journal, Server) {
     let journal = Journal::default();
     // Looks and a budget with which an optimized build, which reads ten times as fast, has no more
     // luck than this one.
-    let guard = ConnGuard::builder().precision(SECOND / 100).max_overhead(64 * 1024);
+    let guard = ConnGuard::builder()
+        .precision(SECOND / 100)
+        .max_overhead(64 * 1024);
     let guard = guard.metrics(journal.clone()).build().unwrap();
     let slow = async || {
         sleep(SECOND / 2).await;
@@ -50,7 +52,11 @@ fn too_large() -> StackLayer {
 }
 
 fn too_many() -> StackLayer {
-    Stack::edge().max_body(1 << 30).rate_limit(Quota::per_hour(1).burst(1)).build().unwrap()
+    Stack::edge()
+        .max_body(1 << 30)
+        .rate_limit(Quota::per_hour(1).burst(1))
+        .build()
+        .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -58,29 +64,47 @@ async fn a_refused_upload_ends_its_own_stream_and_no_other() {
     for name in SERVERS {
         for (round_trip, declared) in ROUND_TRIPS.into_iter().zip([true, false, true]) {
             let (guard, journal, server) = server(name, too_large()).await;
-            let line =
-                Line::to(server.addr, Ipv4Addr::LOCALHOST, Duration::from_millis(round_trip));
+            let line = Line::to(
+                server.addr,
+                Ipv4Addr::LOCALHOST,
+                Duration::from_millis(round_trip),
+            );
             let line = line.await.unwrap();
-            let mut client =
-                clients::http2::<Pieces>(Ipv4Addr::LOCALHOST, line.addr).await.unwrap();
+            let mut client = clients::http2::<Pieces>(Ipv4Addr::LOCALHOST, line.addr)
+                .await
+                .unwrap();
             let ask = |path: &str, body| {
                 let method = if path == "/slow" { "GET" } else { "POST" };
                 let uri = format!("http://{}{path}", server.addr);
-                Request::builder().method(method).uri(uri).body(body).unwrap()
+                Request::builder()
+                    .method(method)
+                    .uri(uri)
+                    .body(body)
+                    .unwrap()
             };
             for _ in 0..2 {
                 let slow = client.send_request(ask("/slow", Pieces::new(0, 0)));
                 let upload = Pieces::new(UPLOAD_BYTES / 50_000, 50_000);
                 let upload = if declared { upload.declared() } else { upload };
                 let refused = client.send_request(ask("/upload", upload)).await;
-                let refused = timeout(PATIENCE, clients::whole(refused.unwrap())).await.unwrap();
+                let refused = timeout(PATIENCE, clients::whole(refused.unwrap()))
+                    .await
+                    .unwrap();
                 let what = format!("{name}, {round_trip} ms");
-                assert_eq!(refused.unwrap().status(), StatusCode::PAYLOAD_TOO_LARGE, "{what}");
+                assert_eq!(
+                    refused.unwrap().status(),
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    "{what}"
+                );
                 let slow = timeout(PATIENCE, slow).await.unwrap();
                 let slow = clients::whole(slow.expect(&what)).await.expect(&what);
                 assert_eq!(slow.body(), "slow", "{what}");
             }
-            assert!(journal.disconnected().is_empty(), "{name}: {:?}", journal.disconnected());
+            assert!(
+                journal.disconnected().is_empty(),
+                "{name}: {:?}",
+                journal.disconnected()
+            );
             drop((client, line));
             all_gone(&guard).await;
         }
@@ -92,8 +116,11 @@ async fn what_a_client_sends_until_it_hears_of_the_refusal_is_not_held_against_i
     for name in SERVERS {
         for round_trip in ROUND_TRIPS {
             let (guard, journal, server) = server(name, too_many()).await;
-            let line =
-                Line::to(server.addr, Ipv4Addr::LOCALHOST, Duration::from_millis(round_trip));
+            let line = Line::to(
+                server.addr,
+                Ipv4Addr::LOCALHOST,
+                Duration::from_millis(round_trip),
+            );
             let line = line.await.unwrap();
             let mut client = RawClient::connect(line.addr).await.unwrap();
             let post = |stream| {
@@ -107,10 +134,16 @@ async fn what_a_client_sends_until_it_hears_of_the_refusal_is_not_held_against_i
             };
             let data = |stream, end| h2::frame(h2::DATA, end, stream, &[b'x'; 1000]);
             let first = [post(1), data(1, h2::END_STREAM)].concat();
-            client.send([h2::hello(65_535), first].concat()).await.unwrap();
+            client
+                .send([h2::hello(65_535), first].concat())
+                .await
+                .unwrap();
             h2::next(&mut client.stream, h2::HEADERS, 1).await;
             // All that the windows allow, as fast as they open, until the stream is reset.
-            client.send([h2::get(3, "/slow"), post(5)].concat()).await.unwrap();
+            client
+                .send([h2::get(3, "/slow"), post(5)].concat())
+                .await
+                .unwrap();
             let (mut connection, mut stream, mut status, mut reset) = (65_535, 65_535, 0, None);
             let mut slow = false;
             while reset.is_none() || !slow {
@@ -122,7 +155,11 @@ async fn what_a_client_sends_until_it_hears_of_the_refusal_is_not_held_against_i
                 match (frame.kind, frame.stream) {
                     (h2::WINDOW_UPDATE, at) => {
                         let more = u32::from_be_bytes(frame.payload.try_into().unwrap());
-                        *(if at == 0 { &mut connection } else { &mut stream }) += more as i64;
+                        *(if at == 0 {
+                            &mut connection
+                        } else {
+                            &mut stream
+                        }) += more as i64;
                     }
                     (h2::SETTINGS, 0) if frame.flags == 0 => {
                         // The initial window is the fourth setting, where it is told.
@@ -138,11 +175,19 @@ async fn what_a_client_sends_until_it_hears_of_the_refusal_is_not_held_against_i
                     _ => {}
                 }
             }
-            assert_eq!((status, reset), (429, Some(0)), "{name}, {round_trip} ms: NO_ERROR");
+            assert_eq!(
+                (status, reset),
+                (429, Some(0)),
+                "{name}, {round_trip} ms: NO_ERROR"
+            );
             // The connection lives on.
             client.send(h2::get(7, "/slow")).await.unwrap();
             h2::next(&mut client.stream, h2::DATA, 7).await;
-            assert!(journal.disconnected().is_empty(), "{name}: {:?}", journal.disconnected());
+            assert!(
+                journal.disconnected().is_empty(),
+                "{name}: {:?}",
+                journal.disconnected()
+            );
             drop((client, line));
             until("the connection is gone", || guard.snapshot().open == 0).await;
             all_gone(&guard).await;

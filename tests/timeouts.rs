@@ -60,15 +60,26 @@ async fn on_axum_a_late_handler_is_dropped_and_others_are_served() {
 
     // It takes twice the limit to come, and that is its client's matter.
     let upload = async {
-        let mut sender = clients::http1::<Pieces>(LOCALHOST, server.addr).await.unwrap();
+        let mut sender = clients::http1::<Pieces>(LOCALHOST, server.addr)
+            .await
+            .unwrap();
         let body = Pieces::new(8, 100).every(LIMIT / 4);
-        let request = Request::post("/upload").header("host", "test").body(body).unwrap();
-        clients::whole(sender.send_request(request).await.unwrap()).await.unwrap()
+        let request = Request::post("/upload")
+            .header("host", "test")
+            .body(body)
+            .unwrap();
+        clients::whole(sender.send_request(request).await.unwrap())
+            .await
+            .unwrap()
     };
     let hang = async {
         let began = Instant::now();
         let answer = clients::get(LOCALHOST, server.addr, "/hang").await.unwrap();
-        assert!((LIMIT..LIMIT + SLACK).contains(&began.elapsed()), "{:?}", began.elapsed());
+        assert!(
+            (LIMIT..LIMIT + SLACK).contains(&began.elapsed()),
+            "{:?}",
+            began.elapsed()
+        );
         answer
     };
     // A body that nobody reads: the answer comes, and the connection ends.
@@ -84,7 +95,10 @@ async fn on_axum_a_late_handler_is_dropped_and_others_are_served() {
         head.status
     };
     let (upload, hang, unread) = tokio::join!(upload, hang, unread);
-    assert_eq!((upload.status(), &upload.body()[..]), (StatusCode::OK, &b"800"[..]));
+    assert_eq!(
+        (upload.status(), &upload.body()[..]),
+        (StatusCode::OK, &b"800"[..])
+    );
     assert_eq!(hang.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(hang.body(), "request took too long");
     assert_eq!(unread, StatusCode::SERVICE_UNAVAILABLE);
@@ -104,7 +118,12 @@ async fn on_hyper_the_wait_for_a_slot_counts() {
         .layer(ConcurrencyLimitLayer::new(1).queue(10, Duration::from_secs(60)))
         .service(handler);
     let server = servers::hyper(service).await;
-    let status = async || clients::get(LOCALHOST, server.addr, "/").await.unwrap().status();
+    let status = async || {
+        clients::get(LOCALHOST, server.addr, "/")
+            .await
+            .unwrap()
+            .status()
+    };
     let (first, second) = tokio::join!(status(), status());
     let mut both = [first, second];
     both.sort();
@@ -143,7 +162,11 @@ async fn on_tonic_the_client_sees_that_the_deadline_is_exceeded() {
     let mut client = EchoClient::connect(server.url()).await.unwrap();
     let began = Instant::now();
     let status = client.unary(Piece::default()).await.unwrap_err();
-    assert!((LIMIT..LIMIT + SLACK).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert!(
+        (LIMIT..LIMIT + SLACK).contains(&began.elapsed()),
+        "{:?}",
+        began.elapsed()
+    );
     assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
     assert_eq!(status.message(), "request took too long");
     assert_eq!(journal.refused(), [LATE]);
@@ -159,13 +182,18 @@ async fn on_http2_the_client_s_own_deadline_holds_where_it_is_shorter() {
     });
     let layer = TimeoutLayer::new(Duration::from_secs(60));
     let server = servers::hyper(tower::Layer::layer(&layer, handler)).await;
-    let mut sender = clients::http2::<Pieces>(LOCALHOST, server.addr).await.unwrap();
+    let mut sender = clients::http2::<Pieces>(LOCALHOST, server.addr)
+        .await
+        .unwrap();
     let request = Request::post("http://test/demo.Echo/Unary")
         .header("content-type", "application/grpc")
         .header("grpc-timeout", "200m")
         .body(Pieces::new(1, 5))
         .unwrap();
-    let response = timeout(SLACK, sender.send_request(request)).await.unwrap().unwrap();
+    let response = timeout(SLACK, sender.send_request(request))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(response.headers()["grpc-status"], "4");
 }
@@ -176,7 +204,9 @@ async fn a_response_is_cut_when_the_total_is_up() {
     let events = || async { Body::new(Pieces::new(u64::MAX, 10).every(LIMIT / 10)) };
     let short = || async { Body::new(Pieces::new(4, 10).every(LIMIT / 10)) };
     let big = || async { Body::new(Pieces::new(256, 65_536)) };
-    let layer = TimeoutLayer::new(LIMIT).total(2 * LIMIT).metrics(journal.clone());
+    let layer = TimeoutLayer::new(LIMIT)
+        .total(2 * LIMIT)
+        .metrics(journal.clone());
     let router = Router::new()
         .route("/events", get(events))
         .route("/short", get(short))
@@ -184,25 +214,39 @@ async fn a_response_is_cut_when_the_total_is_up() {
     let server = servers::axum_bare(router.layer(layer)).await;
     let began = Instant::now();
     let mut client = RawClient::connect(server.addr).await.unwrap();
-    client.send("GET /events HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+    client
+        .send("GET /events HTTP/1.1\r\nhost: test\r\n\r\n")
+        .await
+        .unwrap();
     assert_eq!(client.head().await.unwrap().status, StatusCode::OK);
     let seen = client.rest().await;
-    assert!((2 * LIMIT..2 * LIMIT + SLACK).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert!(
+        (2 * LIMIT..2 * LIMIT + SLACK).contains(&began.elapsed()),
+        "{:?}",
+        began.elapsed()
+    );
     // The last chunk, which would say that this is all, did not come.
     assert!(!seen.is_empty() && !seen.ends_with(b"0\r\n\r\n"));
 
     // Somebody who takes nothing is cut as well.
     let mut stalled = RawClient::connect(server.addr).await.unwrap();
-    stalled.send("GET /big HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+    stalled
+        .send("GET /big HTTP/1.1\r\nhost: test\r\n\r\n")
+        .await
+        .unwrap();
     let began = Instant::now();
     while journal.cut().len() < 2 {
         assert!(began.elapsed() < 2 * LIMIT + SLACK, "still open");
         sleep(Duration::from_millis(10)).await;
     }
 
-    let mut sender = clients::http2::<Pieces>(LOCALHOST, server.addr).await.unwrap();
+    let mut sender = clients::http2::<Pieces>(LOCALHOST, server.addr)
+        .await
+        .unwrap();
     let mut get = |path: &str| {
-        let request = Request::get(format!("http://test{path}")).body(Pieces::new(0, 0)).unwrap();
+        let request = Request::get(format!("http://test{path}"))
+            .body(Pieces::new(0, 0))
+            .unwrap();
         sender.send_request(request)
     };
     let (long, short) = (get("/events"), get("/short"));

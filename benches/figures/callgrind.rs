@@ -26,7 +26,13 @@ const FEW: usize = 100;
 const MANY: usize = 500;
 
 /// The functions whose calls are counted. C's carry a version, Rust's a hash.
-const ALLOCATIONS: &[&str] = &["malloc", "calloc", "realloc", "posix_memalign", "aligned_alloc"];
+const ALLOCATIONS: &[&str] = &[
+    "malloc",
+    "calloc",
+    "realloc",
+    "posix_memalign",
+    "aligned_alloc",
+];
 const CLOCK_READS: &[&str] = &["clock_gettime"];
 
 /// The argument that makes this program the one that is counted.
@@ -40,9 +46,17 @@ pub(crate) fn count() -> io::Result<Option<BTreeMap<&'static str, Cost>>> {
     fs::create_dir_all(&folder)?;
     let output = folder.join("out");
     let status = Command::new("valgrind")
-        .args(["--quiet", "--tool=callgrind", "--collect-atstart=no", "--compress-strings=no"])
+        .args([
+            "--quiet",
+            "--tool=callgrind",
+            "--collect-atstart=no",
+            "--compress-strings=no",
+        ])
         // Two functions, because callgrind keeps one option per pattern.
-        .args(["--toggle-collect=*counted_by_callgrind*", "--dump-before=*dumped_by_callgrind*"])
+        .args([
+            "--toggle-collect=*counted_by_callgrind*",
+            "--dump-before=*dumped_by_callgrind*",
+        ])
         .arg(format!("--callgrind-out-file={}", output.display()))
         .arg(program)
         .arg(ARGUMENT)

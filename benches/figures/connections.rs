@@ -69,7 +69,9 @@ pub(crate) fn calls(mut io: impl ReadWrite + 'static, call: Call) -> Run {
 /// A connection of a client of its own, in a network of its own.
 pub(crate) fn guarded(guard: &ConnGuard, client: u32, gives: bool) -> GuardedIo<Stub> {
     let peer = (Ipv4Addr::from_bits(0x0a00_0000 + 256 * client), 1).into();
-    guard.admit(Stub { gives }, Some(peer), None).expect("there is a place")
+    guard
+        .admit(Stub { gives }, Some(peer), None)
+        .expect("there is a place")
 }
 
 /// So many looks of the sweeper at `connections` idle connections, and at one more with a request
@@ -77,8 +79,14 @@ pub(crate) fn guarded(guard: &ConnGuard, client: u32, gives: bool) -> GuardedIo<
 pub(crate) fn sweeps(connections: u32) -> Run {
     let runtime = runtime();
     let entered = runtime.enter();
-    let guard = ConnGuard::builder().max_connections(10_000).no_accept_rate();
-    let guard = guard.precision(MILLISECOND).probe(MILLISECOND).first_request(DAY).idle(DAY);
+    let guard = ConnGuard::builder()
+        .max_connections(10_000)
+        .no_accept_rate();
+    let guard = guard
+        .precision(MILLISECOND)
+        .probe(MILLISECOND)
+        .first_request(DAY)
+        .idle(DAY);
     let guard = guard.build().expect("these numbers can be");
     let idle: Vec<_> = (1..=connections)
         .map(|client| {
@@ -114,10 +122,17 @@ fn request(io: &GuardedIo<Stub>) -> InFlight {
 /// What a connection holds beyond its transport.
 pub(crate) fn bytes() -> io::Result<Row> {
     let _entered = runtime().enter();
-    let guard = ConnGuard::builder().max_connections(2 * CONNECTIONS as usize).no_accept_rate();
-    let guard = guard.no_max_per_network().build().map_err(io::Error::other)?;
+    let guard = ConnGuard::builder()
+        .max_connections(2 * CONNECTIONS as usize)
+        .no_accept_rate();
+    let guard = guard
+        .no_max_per_network()
+        .build()
+        .map_err(io::Error::other)?;
     let before = resident()?;
-    let connections: Vec<_> = (0..CONNECTIONS).map(|n| guarded(&guard, n % 500, false)).collect();
+    let connections: Vec<_> = (0..CONNECTIONS)
+        .map(|n| guarded(&guard, n % 500, false))
+        .collect();
     let each = (resident()?.saturating_sub(before)) as f64 / f64::from(CONNECTIONS);
     // For good: others measure memory after us, and are not to find any that was freed.
     forget(connections);

@@ -29,7 +29,9 @@ const ROUNDS: usize = 5;
 
 pub(crate) fn measure() -> io::Result<Vec<Row>> {
     let before = resident()?;
-    let table = TableLimiter::new(slow()).map_err(io::Error::other)?.capacity(CAPACITY);
+    let table = TableLimiter::new(slow())
+        .map_err(io::Error::other)?
+        .capacity(CAPACITY);
     let made = resident()?;
     let stall = fill(|key| check(&table, key));
     let filled = resident()?;
@@ -45,8 +47,20 @@ pub(crate) fn measure() -> io::Result<Vec<Row>> {
     let bytes_governor = per_client(filled_governor.saturating_sub(before_governor));
     let grown = per_client(filled.saturating_sub(made));
     let mut rows = vec![
-        Row::timed("P10", "bytes per client, 5 M clients", bytes_governor, bytes, AtMost(16.0)),
-        Row::timed("P10", "bytes that each of 5 M clients added", None, grown, AtMost(0.1)),
+        Row::timed(
+            "P10",
+            "bytes per client, 5 M clients",
+            bytes_governor,
+            bytes,
+            AtMost(16.0),
+        ),
+        Row::timed(
+            "P10",
+            "bytes that each of 5 M clients added",
+            None,
+            grown,
+            AtMost(0.1),
+        ),
         Row::count(
             "P11",
             "% of clients in debt kept at 60 % load",
@@ -59,7 +73,13 @@ pub(crate) fn measure() -> io::Result<Vec<Row>> {
         || time_checks(|key| check(&table, key)),
         || time_checks(|key| check_governor(&governor, key)),
     );
-    rows.push(Row::timed("P12", "ns per check at 5 M clients", theirs, ours, Limit::None));
+    rows.push(Row::timed(
+        "P12",
+        "ns per check at 5 M clients",
+        theirs,
+        ours,
+        Limit::None,
+    ));
     let figure = "the same, as a part of governor's";
     rows.push(Row::timed("P12", figure, 1.0, ours / theirs, AtMost(0.5)));
     drop((table, governor));
@@ -73,7 +93,13 @@ pub(crate) fn measure() -> io::Result<Vec<Row>> {
     let figure = "one key on two threads: ns per check";
     rows.push(Row::timed("P12", figure, theirs, ours, AtMost(30.0)));
     let figure = "the longest of 5 M first checks: ms, with whatever else the machine did";
-    rows.push(Row::timed("P13", figure, stall_governor, stall, Limit::None));
+    rows.push(Row::timed(
+        "P13",
+        figure,
+        stall_governor,
+        stall,
+        Limit::None,
+    ));
     Ok(rows)
 }
 

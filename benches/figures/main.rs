@@ -3,7 +3,11 @@
 //! Fails if a count is more than 10 % worse than the committed one. Says where a limit of the
 //! design is not held, which by itself is no failure. Counting needs valgrind and strace; what one
 //! of them would have counted is left out where it is missing, and that is said.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is a program that prints")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "it is a program that prints"
+)]
 
 mod callgrind;
 mod connections;
@@ -60,7 +64,11 @@ fn measure(write: bool) -> io::Result<ExitCode> {
     }
     rows.push(future_size());
     rows.sort_by_key(|row| {
-        row.id.trim_start_matches('P').trim_end_matches(['b', 'd', 'w']).parse::<u32>().ok()
+        row.id
+            .trim_start_matches('P')
+            .trim_end_matches(['b', 'd', 'w'])
+            .parse::<u32>()
+            .ok()
     });
     table::print(&rows);
 
@@ -71,12 +79,20 @@ fn measure(write: bool) -> io::Result<ExitCode> {
         }
         table::write(&rows, file)?;
     }
-    Ok(if table::compare(&rows, file)? { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if table::compare(&rows, file)? {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 /// What a scenario costs beyond another one.
 fn over(costs: &Costs, scenario: &str, bare: &str) -> Cost {
-    let cost = |name: &str| *costs.get(name).unwrap_or_else(|| panic!("no scenario {name}"));
+    let cost = |name: &str| {
+        *costs
+            .get(name)
+            .unwrap_or_else(|| panic!("no scenario {name}"))
+    };
     cost(scenario) - cost(bare)
 }
 
@@ -90,18 +106,39 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
         rows.push(Row::count(id, figure, peers, palisade, limit));
     };
     let figure = "five guards, handler ready, no body: instructions over bare";
-    count("P1", figure, Some(ready_peers.instructions), ready.instructions, AtMost(650.0));
+    count(
+        "P1",
+        figure,
+        Some(ready_peers.instructions),
+        ready.instructions,
+        AtMost(650.0),
+    );
     let clone = ir("clone palisade", "ready bare");
     let clone_peers = ir("clone peers", "ready bare-of-peers");
     let figure = "the same with a clone of the service per request";
     count("P1", figure, Some(clone_peers), clone, AtMost(800.0));
     for (scenario, figure) in [
-        ("off palisade", "all five switched off, nothing but wrapping: instructions over bare"),
-        ("rate_limit palisade", "rate limit alone: instructions over bare"),
+        (
+            "off palisade",
+            "all five switched off, nothing but wrapping: instructions over bare",
+        ),
+        (
+            "rate_limit palisade",
+            "rate limit alone: instructions over bare",
+        ),
         ("timeout palisade", "timeout alone: instructions over bare"),
-        ("body_limit palisade", "body limit alone: instructions over bare"),
-        ("slow_body palisade", "slow body alone: instructions over bare"),
-        ("concurrency_limit palisade", "concurrency limit alone: instructions over bare"),
+        (
+            "body_limit palisade",
+            "body limit alone: instructions over bare",
+        ),
+        (
+            "slow_body palisade",
+            "slow body alone: instructions over bare",
+        ),
+        (
+            "concurrency_limit palisade",
+            "concurrency limit alone: instructions over bare",
+        ),
         (
             "concurrency_limit_fair palisade",
             "concurrency limit with fairness: instructions over bare",
@@ -113,29 +150,83 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
     let identity = of("ready bare", "anonymous bare");
     let identity_peers = of("ready bare-of-peers", "anonymous bare-of-peers");
     let figure = "the identity in the request: instructions";
-    count("P1b", figure, Some(identity_peers.instructions), identity.instructions, AtMost(750.0));
+    count(
+        "P1b",
+        figure,
+        Some(identity_peers.instructions),
+        identity.instructions,
+        AtMost(750.0),
+    );
     let figure = "the identity in the request: allocations";
-    count("P1b", figure, Some(identity_peers.allocations), identity.allocations, AtMost(3.0));
+    count(
+        "P1b",
+        figure,
+        Some(identity_peers.allocations),
+        identity.allocations,
+        AtMost(3.0),
+    );
 
     let pending = of("pending palisade", "pending bare");
     let pending_peers = of("pending peers", "pending bare-of-peers");
     let figure = "handler Pending once: instructions over bare";
-    count("P2", figure, Some(pending_peers.instructions), pending.instructions, AtMost(1100.0));
+    count(
+        "P2",
+        figure,
+        Some(pending_peers.instructions),
+        pending.instructions,
+        AtMost(1100.0),
+    );
     let figure = "timers registered, handler ready";
-    count("P2", figure, Some(ready_peers.timers), ready.timers, AtMost(0.0));
+    count(
+        "P2",
+        figure,
+        Some(ready_peers.timers),
+        ready.timers,
+        AtMost(0.0),
+    );
     let figure = "timers registered, handler Pending once";
-    count("P2", figure, Some(pending_peers.timers), pending.timers, AtMost(1.0));
+    count(
+        "P2",
+        figure,
+        Some(pending_peers.timers),
+        pending.timers,
+        AtMost(1.0),
+    );
 
     let small = of("small palisade", "small bare");
     let small_peers = of("small peers", "small bare-of-peers");
     let figure = "allocations, no request body";
-    count("P3", figure, Some(ready_peers.allocations), ready.allocations, AtMost(0.0));
+    count(
+        "P3",
+        figure,
+        Some(ready_peers.allocations),
+        ready.allocations,
+        AtMost(0.0),
+    );
     let figure = "allocations, with a request body of one frame";
-    count("P3", figure, Some(small_peers.allocations), small.allocations, AtMost(1.0));
+    count(
+        "P3",
+        figure,
+        Some(small_peers.allocations),
+        small.allocations,
+        AtMost(1.0),
+    );
     let figure = "clock reads";
-    count("P3", figure, Some(ready_peers.clock_reads), ready.clock_reads, AtMost(1.0));
+    count(
+        "P3",
+        figure,
+        Some(ready_peers.clock_reads),
+        ready.clock_reads,
+        AtMost(1.0),
+    );
     let figure = "a request body of one frame: instructions over bare";
-    count("P3", figure, Some(small_peers.instructions), small.instructions, Limit::None);
+    count(
+        "P3",
+        figure,
+        Some(small_peers.instructions),
+        small.instructions,
+        Limit::None,
+    );
 
     let upload = of("upload16 palisade", "upload16 bare");
     let upload_peers = of("upload16 peers", "upload16 bare-of-peers");
@@ -143,33 +234,81 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
     let long_peers = of("upload48 peers", "upload48 bare-of-peers");
     let per_frame = |long: Cost, short: Cost| (long - short).instructions / 32.0;
     let figure = "64 KiB uploaded in 16 frames: instructions over bare";
-    count("P4", figure, Some(upload_peers.instructions), upload.instructions, AtMost(1800.0));
+    count(
+        "P4",
+        figure,
+        Some(upload_peers.instructions),
+        upload.instructions,
+        AtMost(1800.0),
+    );
     let (frame, frame_peers) = (per_frame(long, upload), per_frame(long_peers, upload_peers));
-    count("P4", "instructions per frame of 4 KiB", Some(frame_peers), frame, AtMost(60.0));
+    count(
+        "P4",
+        "instructions per frame of 4 KiB",
+        Some(frame_peers),
+        frame,
+        AtMost(60.0),
+    );
     let figure = "the same upload: clock reads";
-    count("P4", figure, Some(upload_peers.clock_reads), upload.clock_reads, AtMost(2.0));
+    count(
+        "P4",
+        figure,
+        Some(upload_peers.clock_reads),
+        upload.clock_reads,
+        AtMost(2.0),
+    );
     let waiting = of("waiting16 palisade", "waiting16 bare");
     let waiting_peers = of("waiting16 peers", "waiting16 bare-of-peers");
     let figure = "the same with one wait for the client: instructions over bare";
-    count("P4", figure, Some(waiting_peers.instructions), waiting.instructions, Limit::None);
+    count(
+        "P4",
+        figure,
+        Some(waiting_peers.instructions),
+        waiting.instructions,
+        Limit::None,
+    );
     let figure = "the same with one wait for the client: clock reads";
-    count("P4", figure, Some(waiting_peers.clock_reads), waiting.clock_reads, Limit::None);
+    count(
+        "P4",
+        figure,
+        Some(waiting_peers.clock_reads),
+        waiting.clock_reads,
+        Limit::None,
+    );
 
     let waits = of("waits16 palisade", "waits16 bare");
     let waits_peers = of("waits16 peers", "waits16 bare-of-peers");
     let figure = "64 KiB uploaded in 16 frames, a wait before each: instructions over bare";
     let most = AtMost(12_000.0);
-    count("P4w", figure, Some(waits_peers.instructions), waits.instructions, most);
+    count(
+        "P4w",
+        figure,
+        Some(waits_peers.instructions),
+        waits.instructions,
+        most,
+    );
     let wait = per_frame(of("waits48 palisade", "waits48 bare"), waits);
     let wait_peers = per_frame(of("waits48 peers", "waits48 bare-of-peers"), waits_peers);
     let figure = "instructions per wait and frame of 4 KiB";
     count("P4w", figure, Some(wait_peers), wait, AtMost(550.0));
     let figure = "the same upload: clock reads";
-    count("P4w", figure, Some(waits_peers.clock_reads), waits.clock_reads, Limit::None);
+    count(
+        "P4w",
+        figure,
+        Some(waits_peers.clock_reads),
+        waits.clock_reads,
+        Limit::None,
+    );
     // Not over bare: how often a runtime looks at its driver depends on what there is to poll.
     let figure = "the same upload in a task of a runtime: instructions, all of them";
     let whole = |scenario: &str| costs[scenario].instructions;
-    count("P4w", figure, Some(whole("task16 peers")), whole("task16 palisade"), Limit::None);
+    count(
+        "P4w",
+        figure,
+        Some(whole("task16 peers")),
+        whole("task16 palisade"),
+        Limit::None,
+    );
 
     let download = of("download16 palisade", "download16 bare");
     let download_peers = of("download16 peers", "download16 bare-of-peers");
@@ -177,7 +316,10 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
     let peers = Some(download_peers.instructions);
     count("P4d", figure, peers, download.instructions, AtMost(4500.0));
     let frame = per_frame(of("download48 palisade", "download48 bare"), download);
-    let frame_peers = per_frame(of("download48 peers", "download48 bare-of-peers"), download_peers);
+    let frame_peers = per_frame(
+        of("download48 peers", "download48 bare-of-peers"),
+        download_peers,
+    );
     let figure = "instructions per frame of 4 KiB answered";
     count("P4d", figure, Some(frame_peers), frame, AtMost(120.0));
 
@@ -185,7 +327,13 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
         |scenario: &str, bare: &str| 100.0 * ir(scenario, bare) / costs[bare].instructions;
     let figure = "end to end, hyper HTTP/1: % instructions over bare";
     let peers = percent("hyper_h1 peers", "hyper_h1 bare");
-    count("P6", figure, Some(peers), percent("hyper_h1 palisade", "hyper_h1 bare"), AtMost(8.0));
+    count(
+        "P6",
+        figure,
+        Some(peers),
+        percent("hyper_h1 palisade", "hyper_h1 bare"),
+        AtMost(8.0),
+    );
     let figure = "end to end, around an axum Router, HTTP/1: %";
     let peers = percent("axum_h1_around peers", "axum_h1 bare");
     let ours = percent("axum_h1_around palisade", "axum_h1 bare");
@@ -201,13 +349,23 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
     let ours = percent("axum_h2_layer palisade", "axum_h2 bare");
     count("P6", figure, None, ours, AtMost(7.0));
     let figure = "a Router::layer that does nothing, HTTP/1: % (axum's own)";
-    count("P6", figure, None, percent("axum_h1_layer bare", "axum_h1 bare"), Limit::None);
+    count(
+        "P6",
+        figure,
+        None,
+        percent("axum_h1_layer bare", "axum_h1 bare"),
+        Limit::None,
+    );
 
     // Ours tell the handler who asks. What that alone costs stands as the peers' figure of the
     // second kind, and is left out of the first, which the design bounds.
     for ([bare, with_peer, ours], figures, most) in [
         (
-            ["serve_h1 bare", "serve_h1 bare-with-peer", "serve_h1 guarded"],
+            [
+                "serve_h1 bare",
+                "serve_h1 bare-with-peer",
+                "serve_h1 guarded",
+            ],
             [
                 "axum::serve behind the guard, HTTP/1: % over one that tells who asks",
                 "axum::serve behind the guard, HTTP/1: % over axum::serve as it is",
@@ -215,7 +373,11 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
             10.0,
         ),
         (
-            ["serve_h2 bare", "serve_h2 bare-with-peer", "serve_h2 guarded"],
+            [
+                "serve_h2 bare",
+                "serve_h2 bare-with-peer",
+                "serve_h2 guarded",
+            ],
             [
                 "axum::serve behind the guard, HTTP/2: % over one that tells who asks",
                 "axum::serve behind the guard, HTTP/2: % over axum::serve as it is",
@@ -223,7 +385,11 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
             4.0,
         ),
         (
-            ["serve_h1 bare", "serve_h1 bare-with-peer", "serve_h1 palisade"],
+            [
+                "serve_h1 bare",
+                "serve_h1 bare-with-peer",
+                "serve_h1 palisade",
+            ],
             [
                 "palisade::serve, HTTP/1: % over axum::serve that tells who asks",
                 "palisade::serve, HTTP/1: % over axum::serve as it is",
@@ -231,7 +397,11 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
             10.0,
         ),
         (
-            ["serve_h2 bare", "serve_h2 bare-with-peer", "serve_h2 palisade"],
+            [
+                "serve_h2 bare",
+                "serve_h2 bare-with-peer",
+                "serve_h2 palisade",
+            ],
             [
                 "palisade::serve, HTTP/2: % over axum::serve that tells who asks",
                 "palisade::serve, HTTP/2: % over axum::serve as it is",
@@ -239,9 +409,21 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
             4.0,
         ),
     ] {
-        count("P6", figures[0], None, percent(ours, with_peer), AtMost(most));
+        count(
+            "P6",
+            figures[0],
+            None,
+            percent(ours, with_peer),
+            AtMost(most),
+        );
         let peers = percent(with_peer, bare);
-        count("P6", figures[1], Some(peers), percent(ours, bare), Limit::None);
+        count(
+            "P6",
+            figures[1],
+            Some(peers),
+            percent(ours, bare),
+            Limit::None,
+        );
     }
 
     let plain = of("refused413h2 palisade", "huge2 bare");
@@ -257,30 +439,69 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
     let short = of("refused429short palisade", "ready bare");
     let peers = of("refused429 peers", "ready bare-of-peers");
     let figure = "429 with Retry-After of a second: instructions over bare";
-    count("P8", figure, Some(peers.instructions), short.instructions, AtMost(1100.0));
+    count(
+        "P8",
+        figure,
+        Some(peers.instructions),
+        short.instructions,
+        AtMost(1100.0),
+    );
     let figure = "429 with Retry-After of a second: allocations";
-    count("P8", figure, Some(peers.allocations), short.allocations, AtMost(2.0));
+    count(
+        "P8",
+        figure,
+        Some(peers.allocations),
+        short.allocations,
+        AtMost(2.0),
+    );
     let long = of("refused429 palisade", "ready bare");
     let figure = "429 with Retry-After of an hour: instructions over bare";
-    count("P8", figure, Some(peers.instructions), long.instructions, Limit::None);
+    count(
+        "P8",
+        figure,
+        Some(peers.instructions),
+        long.instructions,
+        Limit::None,
+    );
     let stack = of("refused429stack palisade", "ready bare");
     let peers = of("refused429stack peers", "ready bare-of-peers");
     let figure = "429 by the whole stack, an hour: instructions over bare";
-    count("P8", figure, Some(peers.instructions), stack.instructions, Limit::None);
+    count(
+        "P8",
+        figure,
+        Some(peers.instructions),
+        stack.instructions,
+        Limit::None,
+    );
     let ratio = |refused: &str| costs[refused].instructions / costs["hyper_h1 bare"].instructions;
     let figure = "429 end to end, in 200s with an empty body, hyper HTTP/1";
-    let (ours, peers) = (ratio("hyper_h1_refused palisade"), ratio("hyper_h1_refused peers"));
+    let (ours, peers) = (
+        ratio("hyper_h1_refused palisade"),
+        ratio("hyper_h1_refused peers"),
+    );
     count("P8", figure, Some(peers), ours, AtMost(1.0));
 
     for (scenario, bare, figure) in [
-        ("read palisade", "read bare", "a read of a guarded connection: instructions over bare"),
+        (
+            "read palisade",
+            "read bare",
+            "a read of a guarded connection: instructions over bare",
+        ),
         (
             "read_pending palisade",
             "read_pending bare",
             "a read that finds nothing: instructions over bare",
         ),
-        ("write palisade", "write bare", "a write: instructions over bare"),
-        ("flush palisade", "flush bare", "a flush: instructions over bare"),
+        (
+            "write palisade",
+            "write bare",
+            "a write: instructions over bare",
+        ),
+        (
+            "flush palisade",
+            "flush bare",
+            "a flush: instructions over bare",
+        ),
     ] {
         count("P15", figure, None, ir(scenario, bare), AtMost(60.0));
     }
@@ -295,9 +516,17 @@ fn future_size() -> Row {
     let size = |future: &dyn std::any::Any| size_of_val(future);
     let ours = size(&palisade(generous()).layer(Ready).call(request(&conn)));
     let theirs = size(&peers(true).service(for_peers(Ready)).call(peer_request()));
-    let (bare, bare_of_peers) =
-        (size(&Ready.call(request(&conn))), size(&for_peers(Ready).call(peer_request())));
+    let (bare, bare_of_peers) = (
+        size(&Ready.call(request(&conn))),
+        size(&for_peers(Ready).call(peer_request())),
+    );
     let over = |guarded: usize, bare: usize| guarded as f64 - bare as f64;
     let figure = "bytes added to the future of a request";
-    Row::count("P14", figure, over(theirs, bare_of_peers), over(ours, bare), AtMost(96.0))
+    Row::count(
+        "P14",
+        figure,
+        over(theirs, bare_of_peers),
+        over(ours, bare),
+        AtMost(96.0),
+    )
 }

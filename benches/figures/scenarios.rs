@@ -129,15 +129,35 @@ fn without_a_body(all: &mut List) {
     all.drive("ready bare", Ready, ours());
     all.drive("ready bare-of-peers", for_peers(Ready), peer_request);
     all.drive("ready palisade", palisade(generous()).layer(Ready), ours());
-    all.drive("ready peers", peers(true).service(for_peers(Ready)), peer_request);
+    all.drive(
+        "ready peers",
+        peers(true).service(for_peers(Ready)),
+        peer_request,
+    );
     let off = Stack::edge().rate_limit(generous()).mode(Mode::Off).build();
-    all.drive("off palisade", off.expect("the preset is sound").layer(Ready), ours());
+    all.drive(
+        "off palisade",
+        off.expect("the preset is sound").layer(Ready),
+        ours(),
+    );
     all.drive_clones("clone palisade", palisade(generous()).layer(Ready), ours());
-    all.drive_clones("clone peers", peers(true).service(for_peers(Ready)), peer_request);
+    all.drive_clones(
+        "clone peers",
+        peers(true).service(for_peers(Ready)),
+        peer_request,
+    );
     all.drive("pending bare", Pends, ours());
     all.drive("pending bare-of-peers", for_peers(Pends), peer_request);
-    all.drive("pending palisade", palisade(generous()).layer(Pends), ours());
-    all.drive("pending peers", peers(true).service(for_peers(Pends)), peer_request);
+    all.drive(
+        "pending palisade",
+        palisade(generous()).layer(Pends),
+        ours(),
+    );
+    all.drive(
+        "pending peers",
+        peers(true).service(for_peers(Pends)),
+        peer_request,
+    );
 }
 
 fn single_guards(all: &mut List) {
@@ -150,9 +170,21 @@ fn single_guards(all: &mut List) {
     let concurrency_limit = ConcurrencyLimitLayer::new(1024);
     all.drive("rate_limit palisade", rate_limit.layer(Ready), ours());
     all.drive("timeout palisade", timeout.layer(Ready), ours());
-    all.drive("body_limit palisade", BodyLimitLayer::default().layer(Ready), ours());
-    all.drive("slow_body palisade", SlowBodyLayer::new().layer(Ready), ours());
-    all.drive("concurrency_limit palisade", concurrency_limit.layer(Ready), ours());
+    all.drive(
+        "body_limit palisade",
+        BodyLimitLayer::default().layer(Ready),
+        ours(),
+    );
+    all.drive(
+        "slow_body palisade",
+        SlowBodyLayer::new().layer(Ready),
+        ours(),
+    );
+    all.drive(
+        "concurrency_limit palisade",
+        concurrency_limit.layer(Ready),
+        ours(),
+    );
     let fair = ConcurrencyLimitLayer::new(1024).fairness();
     all.drive("concurrency_limit_fair palisade", fair.layer(Ready), ours());
 }
@@ -165,9 +197,19 @@ fn with_a_body(all: &mut List) {
     };
     let (a, b) = (ours(), ours());
     all.drive("small bare", Reads, move || small(a()));
-    all.drive("small bare-of-peers", for_peers(Reads), move || small(peer_request()));
-    all.drive("small palisade", palisade(generous()).layer(Reads), move || small(b()));
-    all.drive("small peers", peers(true).service(for_peers(Reads)), move || small(peer_request()));
+    all.drive("small bare-of-peers", for_peers(Reads), move || {
+        small(peer_request())
+    });
+    all.drive(
+        "small palisade",
+        palisade(generous()).layer(Reads),
+        move || small(b()),
+    );
+    all.drive(
+        "small peers",
+        peers(true).service(for_peers(Reads)),
+        move || small(peer_request()),
+    );
 
     let frames = |count| {
         move |request: Request<Full<Bytes>>| {
@@ -175,56 +217,120 @@ fn with_a_body(all: &mut List) {
         }
     };
     let uploads = [
-        (["upload16 bare", "upload16 bare-of-peers", "upload16 palisade", "upload16 peers"], 16),
-        (["upload48 bare", "upload48 bare-of-peers", "upload48 palisade", "upload48 peers"], 48),
+        (
+            [
+                "upload16 bare",
+                "upload16 bare-of-peers",
+                "upload16 palisade",
+                "upload16 peers",
+            ],
+            16,
+        ),
+        (
+            [
+                "upload48 bare",
+                "upload48 bare-of-peers",
+                "upload48 palisade",
+                "upload48 peers",
+            ],
+            48,
+        ),
     ];
     for (names, count) in uploads {
         let made = frames(count);
         let (a, b) = (ours(), ours());
         all.drive(names[0], Reads, move || made(a()));
         all.drive(names[1], for_peers(Reads), move || made(peer_request()));
-        all.drive(names[2], palisade(generous()).layer(Reads), move || made(b()));
-        all.drive(names[3], peers(true).service(for_peers(Reads)), move || made(peer_request()));
+        all.drive(names[2], palisade(generous()).layer(Reads), move || {
+            made(b())
+        });
+        all.drive(names[3], peers(true).service(for_peers(Reads)), move || {
+            made(peer_request())
+        });
     }
 
     let waiting = |request: Request<Full<Bytes>>| {
-        upload(request, Frames::new(16).with_one_wait(), 16 * Frames::LENGTH)
+        upload(
+            request,
+            Frames::new(16).with_one_wait(),
+            16 * Frames::LENGTH,
+        )
     };
     let (a, b) = (ours(), ours());
     all.drive("waiting16 bare", Reads, move || waiting(a()));
-    all.drive("waiting16 bare-of-peers", for_peers(Reads), move || waiting(peer_request()));
-    all.drive("waiting16 palisade", palisade(generous()).layer(Reads), move || waiting(b()));
-    all.drive("waiting16 peers", peers(true).service(for_peers(Reads)), move || {
+    all.drive("waiting16 bare-of-peers", for_peers(Reads), move || {
         waiting(peer_request())
     });
+    all.drive(
+        "waiting16 palisade",
+        palisade(generous()).layer(Reads),
+        move || waiting(b()),
+    );
+    all.drive(
+        "waiting16 peers",
+        peers(true).service(for_peers(Reads)),
+        move || waiting(peer_request()),
+    );
 }
 
 /// Bodies as networks deliver them: a wait before each frame.
 fn with_waits(all: &mut List) {
     let frames = |count| {
         move |request: Request<Full<Bytes>>| {
-            upload(request, Frames::new(count).with_waits(), count * Frames::LENGTH)
+            upload(
+                request,
+                Frames::new(count).with_waits(),
+                count * Frames::LENGTH,
+            )
         }
     };
     for (names, count) in [
-        (["waits16 bare", "waits16 bare-of-peers", "waits16 palisade", "waits16 peers"], 16),
-        (["waits48 bare", "waits48 bare-of-peers", "waits48 palisade", "waits48 peers"], 48),
+        (
+            [
+                "waits16 bare",
+                "waits16 bare-of-peers",
+                "waits16 palisade",
+                "waits16 peers",
+            ],
+            16,
+        ),
+        (
+            [
+                "waits48 bare",
+                "waits48 bare-of-peers",
+                "waits48 palisade",
+                "waits48 peers",
+            ],
+            48,
+        ),
     ] {
         let made = frames(count);
         let (a, b) = (ours(), ours());
         all.drive(names[0], Reads, move || made(a()));
         all.drive(names[1], for_peers(Reads), move || made(peer_request()));
-        all.drive(names[2], palisade(generous()).layer(Reads), move || made(b()));
-        all.drive(names[3], peers(true).service(for_peers(Reads)), move || made(peer_request()));
+        all.drive(names[2], palisade(generous()).layer(Reads), move || {
+            made(b())
+        });
+        all.drive(names[3], peers(true).service(for_peers(Reads)), move || {
+            made(peer_request())
+        });
     }
     let made = frames(16);
     let (a, b) = (ours(), ours());
     all.drive_tasks("task16 bare", Reads, move || made(a()));
-    all.drive_tasks("task16 bare-of-peers", for_peers(Reads), move || made(peer_request()));
-    all.drive_tasks("task16 palisade", palisade(generous()).layer(Reads), move || made(b()));
-    all.drive_tasks("task16 peers", peers(true).service(for_peers(Reads)), move || {
+    all.drive_tasks("task16 bare-of-peers", for_peers(Reads), move || {
         made(peer_request())
     });
+    all.drive_tasks(
+        "task16 palisade",
+        palisade(generous()).layer(Reads),
+        move || made(b()),
+    );
+    all.drive_tasks(
+        "task16 peers",
+        peers(true).service(for_peers(Reads)),
+        move || made(peer_request()),
+    );
 }
 
 /// Responses of several frames, each taken at once.
@@ -275,32 +381,68 @@ fn refusals(all: &mut List) {
     };
     let (a, b, c, d) = (ours(), ours(), ours(), ours());
     all.drive("huge bare", Ready, move || huge(a()));
-    all.drive("huge bare-of-peers", for_peers(Ready), move || huge(peer_request()));
-    all.drive("huge2 bare", Ready, move || over_http2(b()));
-    all.drive("refused413 palisade", BodyLimitLayer::default().layer(Ready), move || huge(c()));
-    all.drive("refused413h2 palisade", BodyLimitLayer::default().layer(Ready), move || {
-        over_http2(d())
+    all.drive("huge bare-of-peers", for_peers(Ready), move || {
+        huge(peer_request())
     });
-    all.drive("refused413 peers", peers_limit().layer(Ready), move || huge(peer_request()));
-    let limited = |quota| RateLimitLayer::new(quota).expect("a sound quota").layer(Ready);
+    all.drive("huge2 bare", Ready, move || over_http2(b()));
+    all.drive(
+        "refused413 palisade",
+        BodyLimitLayer::default().layer(Ready),
+        move || huge(c()),
+    );
+    all.drive(
+        "refused413h2 palisade",
+        BodyLimitLayer::default().layer(Ready),
+        move || over_http2(d()),
+    );
+    all.drive("refused413 peers", peers_limit().layer(Ready), move || {
+        huge(peer_request())
+    });
+    let limited = |quota| {
+        RateLimitLayer::new(quota)
+            .expect("a sound quota")
+            .layer(Ready)
+    };
     all.drive("refused429 palisade", limited(stingy()), ours());
     // Whatever the clock does meanwhile, there is less than 10 s to wait.
     let short = palisade::Quota::per_second(1).burst(1);
     all.drive("refused429short palisade", limited(short), ours());
     let governor = tower_governor(false);
-    all.drive("refused429 peers", governor.layer(for_peers(Ready)), peer_request);
-    all.drive("refused503 palisade", ConcurrencyLimitLayer::new(0).layer(Ready), ours());
-    all.drive("refused429stack palisade", palisade(stingy()).layer(Ready), ours());
-    all.drive("refused429stack peers", peers(false).service(for_peers(Ready)), peer_request);
+    all.drive(
+        "refused429 peers",
+        governor.layer(for_peers(Ready)),
+        peer_request,
+    );
+    all.drive(
+        "refused503 palisade",
+        ConcurrencyLimitLayer::new(0).layer(Ready),
+        ours(),
+    );
+    all.drive(
+        "refused429stack palisade",
+        palisade(stingy()).layer(Ready),
+        ours(),
+    );
+    all.drive(
+        "refused429stack peers",
+        peers(false).service(for_peers(Ready)),
+        peer_request,
+    );
 }
 
 const HUGE: HeaderValue = HeaderValue::from_static("4294967296");
 
 fn end_to_end(all: &mut List) {
     all.add("hyper_h1 bare", || hyper_run(Identified(Ready)));
-    all.add("hyper_h1 palisade", || hyper_run(Identified(palisade(generous()).layer(Ready))));
-    all.add("hyper_h1 peers", || hyper_run(Identified(peers(true).service(for_peers(Ready)))));
-    all.add("hyper_h1_refused palisade", || hyper_run(Identified(palisade(stingy()).layer(Ready))));
+    all.add("hyper_h1 palisade", || {
+        hyper_run(Identified(palisade(generous()).layer(Ready)))
+    });
+    all.add("hyper_h1 peers", || {
+        hyper_run(Identified(peers(true).service(for_peers(Ready))))
+    });
+    all.add("hyper_h1_refused palisade", || {
+        hyper_run(Identified(palisade(stingy()).layer(Ready)))
+    });
     all.add("hyper_h1_refused peers", || {
         hyper_run(Identified(peers(false).service(for_peers(Ready))))
     });
@@ -333,22 +475,36 @@ fn end_to_end(all: &mut List) {
         ),
     ] {
         all.add(names[0], move || axum_run(protocol, Identified(router())));
-        all.add(names[1], move || axum_run(protocol, Identified(around(router()))));
-        all.add(names[2], move || axum_run(protocol, Identified(peers_around(router()))));
-        all.add(names[3], move || axum_run(protocol, Identified(noop(router()))));
-        all.add(names[4], move || axum_run(protocol, Identified(by_layer(router()))));
+        all.add(names[1], move || {
+            axum_run(protocol, Identified(around(router())))
+        });
+        all.add(names[2], move || {
+            axum_run(protocol, Identified(peers_around(router())))
+        });
+        all.add(names[3], move || {
+            axum_run(protocol, Identified(noop(router())))
+        });
+        all.add(names[4], move || {
+            axum_run(protocol, Identified(by_layer(router())))
+        });
     }
 }
 
 fn on_connections(all: &mut List) {
     for (names, call, gives) in [
-        (["read bare", "read palisade"], read as connections::Call, true),
+        (
+            ["read bare", "read palisade"],
+            read as connections::Call,
+            true,
+        ),
         (["read_pending bare", "read_pending palisade"], read, false),
         (["write bare", "write palisade"], write, true),
         (["flush bare", "flush palisade"], flush, true),
     ] {
         all.add(names[0], move || calls(Stub { gives }, call));
-        all.add(names[1], move || calls(guarded(&ConnGuard::default(), 0, gives), call));
+        all.add(names[1], move || {
+            calls(guarded(&ConnGuard::default(), 0, gives), call)
+        });
     }
     all.add("sweep none", || sweeps(0));
     all.add("sweep many", || sweeps(SWEPT));

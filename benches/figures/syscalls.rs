@@ -28,7 +28,9 @@ const MANY: usize = 600;
 
 /// `None` without strace.
 pub(crate) fn count() -> io::Result<Option<Vec<Row>>> {
-    let Some(bare) = per_request("bare", "ready")? else { return Ok(None) };
+    let Some(bare) = per_request("bare", "ready")? else {
+        return Ok(None);
+    };
     let over = |server, path| -> io::Result<f64> {
         Ok(per_request(server, path)?.unwrap_or_default() - bare)
     };
@@ -44,16 +46,48 @@ pub(crate) fn count() -> io::Result<Option<Vec<Row>>> {
     let figure = "system calls per request over bare, handler Pending once";
     let mut rows = vec![ready, Row::count("P5", figure, peers, ours, AtMost(0.0))];
     for (server, path, figure) in [
-        ("guarded", "ready", "axum::serve behind the connection guard, handler ready"),
-        ("guarded", "pending", "axum::serve behind it, handler Pending once"),
-        ("guarded+layers", "pending", "the same with the five layers, handler Pending once"),
+        (
+            "guarded",
+            "ready",
+            "axum::serve behind the connection guard, handler ready",
+        ),
+        (
+            "guarded",
+            "pending",
+            "axum::serve behind it, handler Pending once",
+        ),
+        (
+            "guarded+layers",
+            "pending",
+            "the same with the five layers, handler Pending once",
+        ),
         ("palisade", "ready", "palisade::serve, handler ready"),
-        ("palisade", "pending", "palisade::serve, handler Pending once"),
-        ("palisade+layers", "pending", "the same with the five layers, of palisade::serve"),
-        ("guarded", "ready2", "axum::serve behind the connection guard, HTTP/2, ready"),
-        ("guarded", "pending2", "axum::serve behind it, HTTP/2, Pending once"),
+        (
+            "palisade",
+            "pending",
+            "palisade::serve, handler Pending once",
+        ),
+        (
+            "palisade+layers",
+            "pending",
+            "the same with the five layers, of palisade::serve",
+        ),
+        (
+            "guarded",
+            "ready2",
+            "axum::serve behind the connection guard, HTTP/2, ready",
+        ),
+        (
+            "guarded",
+            "pending2",
+            "axum::serve behind it, HTTP/2, Pending once",
+        ),
         ("palisade", "ready2", "palisade::serve, HTTP/2, ready"),
-        ("palisade", "pending2", "palisade::serve, HTTP/2, Pending once"),
+        (
+            "palisade",
+            "pending2",
+            "palisade::serve, HTTP/2, Pending once",
+        ),
     ] {
         let over = of_server(server, path)? - of_server("axum", path)?;
         // The sweeper's four looks a second are in it.
@@ -64,7 +98,9 @@ pub(crate) fn count() -> io::Result<Option<Vec<Row>>> {
 
 /// Of the server with its client, whose calls are the same for every server.
 fn per_request(server: &str, path: &str) -> io::Result<Option<f64>> {
-    let Some(few) = total(server, path, FEW)? else { return Ok(None) };
+    let Some(few) = total(server, path, FEW)? else {
+        return Ok(None);
+    };
     let many = total(server, path, MANY)?.unwrap_or_default();
     Ok(Some((many - few) / (MANY - FEW) as f64))
 }
@@ -88,7 +124,9 @@ fn total(server: &str, path: &str, requests: usize) -> io::Result<Option<f64>> {
     let summary = fs::read_to_string(&summary)?;
     let last = summary.lines().rev().find(|line| line.ends_with("total"));
     let calls = last.and_then(|line| line.split_whitespace().nth(3)?.parse().ok());
-    calls.map(Some).ok_or_else(|| io::Error::other("strace says no total"))
+    calls
+        .map(Some)
+        .ok_or_else(|| io::Error::other("strace says no total"))
 }
 
 /// Serves `requests` requests of one client on one connection. `what` is a server, then the path.
@@ -108,8 +146,12 @@ pub(crate) fn be_counted(what: &str, requests: usize) {
     );
     let runtime = runtime();
     runtime.block_on(async {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
-        let addr = listener.local_addr().expect("a bound socket has an address");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .expect("a free port");
+        let addr = listener
+            .local_addr()
+            .expect("a bound socket has an address");
         let client = thread::spawn(move || ask(addr, protocol, &path, requests));
         if let Some(server) = server.strip_prefix("serve:") {
             return by_server(&runtime, server, listener, router, client).await;
@@ -121,13 +163,21 @@ pub(crate) fn be_counted(what: &str, requests: usize) {
         let _ = match server {
             "palisade" => {
                 let service = Identified(palisade(generous()).layer(router));
-                builder.serve_connection(io, TowerToHyperService::new(service)).await
+                builder
+                    .serve_connection(io, TowerToHyperService::new(service))
+                    .await
             }
             "peers" => {
                 let service = Identified(peers(true).service(router));
-                builder.serve_connection(io, TowerToHyperService::new(service)).await
+                builder
+                    .serve_connection(io, TowerToHyperService::new(service))
+                    .await
             }
-            _ => builder.serve_connection(io, TowerToHyperService::new(Identified(router))).await,
+            _ => {
+                builder
+                    .serve_connection(io, TowerToHyperService::new(Identified(router)))
+                    .await
+            }
         };
         client.join().expect("the client is served");
     });
@@ -158,7 +208,9 @@ fn ask(addr: SocketAddr, protocol: Protocol, path: &str, requests: usize) {
     let (mut exchange, mut received) = (Exchange::new(protocol), Vec::new());
     let mut piece = [0; 4096];
     for _ in 0..requests {
-        stream.write_all(&exchange.request(path)).expect("the server reads");
+        stream
+            .write_all(&exchange.request(path))
+            .expect("the server reads");
         let answer = loop {
             let length = stream.read(&mut piece).expect("the server answers");
             assert!(length > 0, "the server ended the connection");

@@ -45,7 +45,14 @@ impl Row {
         palisade: f64,
         limit: Limit,
     ) -> Self {
-        Self { id, figure, peers: peers.into(), palisade, limit, is_count: true }
+        Self {
+            id,
+            figure,
+            peers: peers.into(),
+            palisade,
+            limit,
+            is_count: true,
+        }
     }
 
     /// Something that a clock had a hand in.
@@ -56,7 +63,14 @@ impl Row {
         palisade: f64,
         limit: Limit,
     ) -> Self {
-        Self { id, figure, peers: peers.into(), palisade, limit, is_count: false }
+        Self {
+            id,
+            figure,
+            peers: peers.into(),
+            palisade,
+            limit,
+            is_count: false,
+        }
     }
 
     /// Whether the design's limit is held; `None` where there is none.
@@ -91,7 +105,11 @@ fn shown(value: f64) -> f64 {
 
 fn text(value: f64) -> String {
     let value = shown(value);
-    if value.abs() >= 100.0 { format!("{value:.0}") } else { format!("{value:.2}") }
+    if value.abs() >= 100.0 {
+        format!("{value:.0}")
+    } else {
+        format!("{value:.2}")
+    }
 }
 
 /// Prints the table.
@@ -113,9 +131,16 @@ pub(crate) fn print(rows: &[Row]) {
             None => "-",
         };
         let peers = row.peers.map_or_else(|| String::from("-"), text);
-        line(row.id, row.figure, [&peers, &text(row.palisade), &limit, ok]);
+        line(
+            row.id,
+            row.figure,
+            [&peers, &text(row.palisade), &limit, ok],
+        );
     }
-    let missed: Vec<_> = rows.iter().filter(|row| row.is_held() == Some(false)).collect();
+    let missed: Vec<_> = rows
+        .iter()
+        .filter(|row| row.is_held() == Some(false))
+        .collect();
     println!("\n{} limits of the design are not held.", missed.len());
 }
 
@@ -155,7 +180,10 @@ fn read(file: &Path) -> io::Result<Committed> {
     lines
         .map(|line| {
             let (value, name) = line.split_once('|').ok_or_else(|| io::Error::other(line))?;
-            Ok((name.trim().to_owned(), value.trim().parse().map_err(io::Error::other)?))
+            Ok((
+                name.trim().to_owned(),
+                value.trim().parse().map_err(io::Error::other)?,
+            ))
         })
         .collect()
 }

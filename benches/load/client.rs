@@ -95,7 +95,10 @@ pub(crate) fn p50(
             sleep(PACE).await;
         }
         times.sort_unstable();
-        times.get(times.len() / 2).copied().ok_or_else(|| io::Error::other("nothing was served"))
+        times
+            .get(times.len() / 2)
+            .copied()
+            .ok_or_else(|| io::Error::other("nothing was served"))
     })
 }
 
@@ -150,12 +153,20 @@ impl Client {
         let stream = socket.connect(addr).await?;
         stream.set_nodelay(true)?;
         let exchange = Exchange::new(protocol);
-        Ok(Self { stream, exchange, path, buffer: Vec::with_capacity(4096), is_last: false })
+        Ok(Self {
+            stream,
+            exchange,
+            path,
+            buffer: Vec::with_capacity(4096),
+            is_last: false,
+        })
     }
 
     /// The status of the answer, once all of it is here.
     async fn ask(&mut self) -> io::Result<u16> {
-        self.stream.write_all(&self.exchange.request(self.path)).await?;
+        self.stream
+            .write_all(&self.exchange.request(self.path))
+            .await?;
         loop {
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());

@@ -32,7 +32,10 @@ fn main() -> io::Result<()> {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [server::ARGUMENT, name] => server::run(name),
         [] => {
-            println!("{:80} {:>7} {:>7} {:>7}  design", "figure", "median", "least", "most");
+            println!(
+                "{:80} {:>7} {:>7} {:>7}  design",
+                "figure", "median", "least", "most"
+            );
             for (protocol, name) in [(Protocol::Http1, "HTTP/1"), (Protocol::Http2, "HTTP/2")] {
                 cost(protocol, name)?;
                 honest_beside_a_flood(protocol, name)?;
@@ -64,8 +67,16 @@ fn cost(protocol: Protocol, name: &str) -> io::Result<()> {
         }
     }
     for (place, (_, what)) in others.into_iter().enumerate() {
-        show(&format!("P7 CPU per {name} request: {what}"), &mut cpu[place], "<= 1.04");
-        show("P7 the same: requests per second", &mut rate[place], ">= 0.97");
+        show(
+            &format!("P7 CPU per {name} request: {what}"),
+            &mut cpu[place],
+            "<= 1.04",
+        );
+        show(
+            "P7 the same: requests per second",
+            &mut rate[place],
+            ">= 0.97",
+        );
     }
     Ok(())
 }
@@ -83,7 +94,10 @@ fn serve(server: &Child, protocol: Protocol) -> io::Result<Served> {
 /// P9: the median time of one who asks now and then, while one address asks on 64 connections for
 /// as much as it gets.
 fn honest_beside_a_flood(protocol: Protocol, name: &str) -> io::Result<()> {
-    for (path, what) in [("/", "a handler that does nothing"), ("/work", "one of 0.2 ms")] {
+    for (path, what) in [
+        ("/", "a handler that does nothing"),
+        ("/work", "one of 0.2 ms"),
+    ] {
         let bare = Child::start(BARE)?;
         let guarded = Child::start("palisade+quota")?;
         let (mut ratios, mut alone, mut beside) = (Vec::new(), Vec::new(), Vec::new());
@@ -105,7 +119,11 @@ fn honest_beside_a_flood(protocol: Protocol, name: &str) -> io::Result<()> {
             "<= 1.0",
         );
         show("P9 the same in ms, bare", &mut alone, "-");
-        show("P9 the same in ms, palisade::serve, layers and a quota", &mut beside, "-");
+        show(
+            "P9 the same in ms, palisade::serve, layers and a quota",
+            &mut beside,
+            "-",
+        );
     }
     Ok(())
 }

@@ -35,10 +35,15 @@ pub(crate) fn run(name: &str) -> io::Result<()> {
         }
         "ok"
     };
-    let router = Router::new().route("/", get(async || "ok")).route("/work", get(work));
+    let router = Router::new()
+        .route("/", get(async || "ok"))
+        .route("/work", get(work));
     let (name, router) = match name.split_once('+') {
         Some((name, "layers")) => (name, router.layer(palisade(generous()))),
-        Some((name, "quota")) => (name, router.layer(palisade(Quota::per_second(100).burst(100)))),
+        Some((name, "quota")) => (
+            name,
+            router.layer(palisade(Quota::per_second(100).burst(100))),
+        ),
         _ => (name, router),
     };
     let server = Server::named(name).ok_or_else(|| io::Error::other("no such server"))?;
@@ -57,7 +62,10 @@ impl Child {
             .stdout(Stdio::piped())
             .spawn()?;
         let mut line = String::new();
-        let output = process.stdout.take().ok_or_else(|| io::Error::other("no output"))?;
+        let output = process
+            .stdout
+            .take()
+            .ok_or_else(|| io::Error::other("no output"))?;
         BufReader::new(output).read_line(&mut line)?;
         let addr = line.trim().parse().map_err(io::Error::other)?;
         Ok(Self { process, addr })
@@ -67,8 +75,14 @@ impl Child {
     pub(crate) fn cpu(&self) -> io::Result<Duration> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
         // After the name, which may hold anything: state, ten numbers, then the two times.
-        let (_, rest) = stat.rsplit_once(')').ok_or_else(|| io::Error::other("no name"))?;
-        let times = rest.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
+        let (_, rest) = stat
+            .rsplit_once(')')
+            .ok_or_else(|| io::Error::other("no name"))?;
+        let times = rest
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .map(str::parse::<u64>);
         let ticks: u64 = times.sum::<Result<_, _>>().map_err(io::Error::other)?;
         Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
     }

@@ -31,7 +31,11 @@ impl Frames {
 
     /// `count` frames.
     pub fn new(count: usize) -> Self {
-        Self { frame: Bytes::from_static(&[0; Self::LENGTH]), left: count, waits: Waits::Never }
+        Self {
+            frame: Bytes::from_static(&[0; Self::LENGTH]),
+            left: count,
+            waits: Waits::Never,
+        }
     }
 
     /// Is Pending once, in the middle.

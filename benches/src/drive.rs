@@ -15,7 +15,10 @@ where
     S: Service<Request<B>>,
 {
     let mut cx = Context::from_waker(Waker::noop());
-    assert!(service.poll_ready(&mut cx).is_ready(), "nothing waits in poll_ready");
+    assert!(
+        service.poll_ready(&mut cx).is_ready(),
+        "nothing waits in poll_ready"
+    );
     let mut response = pin!(service.call(black_box(request)));
     let answer = loop {
         if let Poll::Ready(answer) = response.as_mut().poll(&mut cx) {
@@ -32,14 +35,19 @@ where
     R: Body,
 {
     let mut cx = Context::from_waker(Waker::noop());
-    assert!(service.poll_ready(&mut cx).is_ready(), "nothing waits in poll_ready");
+    assert!(
+        service.poll_ready(&mut cx).is_ready(),
+        "nothing waits in poll_ready"
+    );
     let mut response = pin!(service.call(black_box(request)));
     let answer = loop {
         if let Poll::Ready(answer) = response.as_mut().poll(&mut cx) {
             break answer;
         }
     };
-    let Ok(answer) = answer else { panic!("the handler does not fail") };
+    let Ok(answer) = answer else {
+        panic!("the handler does not fail")
+    };
     let mut body = pin!(answer.into_body());
     // As hyper does: nothing is polled that says that it is at its end.
     while !body.is_end_stream() {

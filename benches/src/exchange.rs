@@ -32,7 +32,12 @@ pub struct Answer {
 impl Exchange {
     /// On a fresh connection.
     pub fn new(protocol: Protocol) -> Self {
-        Self { protocol, requests: 0, status: 0, is_last: false }
+        Self {
+            protocol,
+            requests: 0,
+            status: 0,
+            is_last: false,
+        }
     }
 
     /// The next `GET` of `path`, which is shorter than 100 bytes.
@@ -41,7 +46,11 @@ impl Exchange {
         if self.protocol == Protocol::Http1 {
             return format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").into();
         }
-        let mut bytes = if self.requests == 1 { HELLO.to_vec() } else { Vec::new() };
+        let mut bytes = if self.requests == 1 {
+            HELLO.to_vec()
+        } else {
+            Vec::new()
+        };
         // GET, http, the path and the authority as literals (RFC 7541 section 6.2.2).
         let mut block = b"\x82\x86\x04".to_vec();
         block.push(path.len() as u8);
@@ -70,7 +79,9 @@ impl Exchange {
         let mut has_ended = false;
         while let Some((&[a, b, c, kind, flags, ..], rest)) = received.split_first_chunk::<9>() {
             let length = u32::from_be_bytes([0, a, b, c]) as usize;
-            let Some(payload) = rest.get(..length) else { break };
+            let Some(payload) = rest.get(..length) else {
+                break;
+            };
             match kind {
                 HEADERS if payload.first() == Some(&0x88) => self.status = 200,
                 HEADERS => self.status = 0,
@@ -80,7 +91,10 @@ impl Exchange {
             has_ended |= matches!(kind, HEADERS | DATA) && flags & END_STREAM != 0;
             received.drain(..9 + length);
         }
-        has_ended.then_some(Answer { status: self.status, is_last: self.is_last })
+        has_ended.then_some(Answer {
+            status: self.status,
+            is_last: self.is_last,
+        })
     }
 }
 

@@ -130,7 +130,9 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Reading<B> {
-        Reading { body: request.into_body() }
+        Reading {
+            body: request.into_body(),
+        }
     }
 }
 
@@ -150,7 +152,9 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> S::Future {
         let peer = SocketAddr::from(crate::PEER);
-        request.extensions_mut().insert(axum::extract::ConnectInfo(peer));
+        request
+            .extensions_mut()
+            .insert(axum::extract::ConnectInfo(peer));
         self.0.call(request)
     }
 }

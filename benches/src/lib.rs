@@ -49,7 +49,9 @@ pub fn request(conn: &Arc<ConnInfo>) -> Request<Full<Bytes>> {
 /// A request without a body that carries axum's `ConnectInfo`, as the peers want it.
 pub fn peer_request() -> Request<Full<Bytes>> {
     let mut request = anonymous();
-    request.extensions_mut().insert(axum::extract::ConnectInfo(SocketAddr::from(PEER)));
+    request
+        .extensions_mut()
+        .insert(axum::extract::ConnectInfo(SocketAddr::from(PEER)));
     request
 }
 
@@ -59,8 +61,10 @@ pub fn upload<B>(request: Request<Full<Bytes>>, body: B, length: usize) -> Reque
     *request.method_mut() = Method::POST;
     let headers = request.headers_mut();
     headers.insert(header::HOST, header::HeaderValue::from_static("localhost"));
-    headers
-        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/octet-stream"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("application/octet-stream"),
+    );
     headers.insert(header::CONTENT_LENGTH, header::HeaderValue::from(length));
     request
 }

@@ -35,7 +35,10 @@ pub fn stingy() -> Quota {
 
 /// All five guards at the numbers of the preset for the internet.
 pub fn palisade(quota: Quota) -> StackLayer {
-    Stack::edge().rate_limit(quota).build().expect("the preset is sound")
+    Stack::edge()
+        .rate_limit(quota)
+        .build()
+        .expect("the preset is sound")
 }
 
 type Governor<B> = GovernorLayer<
@@ -67,7 +70,10 @@ pub fn peers<B>(quota_is_generous: bool) -> PeerStack<B> {
     ServiceBuilder::new()
         .layer(LoadShedLayer::new())
         .layer(GlobalConcurrencyLimitLayer::new(MAX_REQUESTS))
-        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, TIMEOUT))
+        .layer(TimeoutLayer::with_status_code(
+            StatusCode::SERVICE_UNAVAILABLE,
+            TIMEOUT,
+        ))
         .layer(peers_limit())
         .layer(RequestBodyTimeoutLayer::new(BODY_GAP))
         .layer(tower_governor(quota_is_generous))

@@ -127,9 +127,14 @@ pub fn serve(
     requests: usize,
 ) {
     let (gone, is_gone) = oneshot::channel();
-    let script = Script { _gone: Some(gone), ..Script::new(protocol, requests) };
+    let script = Script {
+        _gone: Some(gone),
+        ..Script::new(protocol, requests)
+    };
     let task = server.start(runtime, Once(Some(script)), router);
-    runtime.block_on(is_gone).expect_err("it says nothing when it goes");
+    runtime
+        .block_on(is_gone)
+        .expect_err("it says nothing when it goes");
     task.abort();
 }
 
@@ -194,7 +199,15 @@ impl Connected<IncomingStream<'_, TcpListener>> for Peer {
 impl Script {
     fn new(protocol: Protocol, requests: usize) -> Self {
         let (reader, unread, _gone) = (None, Vec::new(), None);
-        Self { protocol, left: requests, sent: 0, next: true, reader, unread, _gone }
+        Self {
+            protocol,
+            left: requests,
+            sent: 0,
+            next: true,
+            reader,
+            unread,
+            _gone,
+        }
     }
 
     fn write_request(&mut self) {

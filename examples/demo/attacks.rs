@@ -233,7 +233,13 @@ impl Attackers {
     /// Ends all of them by force.
     pub(crate) async fn end(&mut self) -> Answers {
         self.tasks.shutdown().await;
-        std::mem::take(&mut self.shared.answers.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(
+            &mut self
+                .shared
+                .answers
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
     }
 }
 
@@ -307,7 +313,9 @@ impl Shared {
                 ended = throw_away(&mut read) => ended,
             },
             What::Stall => {
-                write.write_all(b"GET /big HTTP/1.1\r\nhost: demo\r\n\r\n").await?;
+                write
+                    .write_all(b"GET /big HTTP/1.1\r\nhost: demo\r\n\r\n")
+                    .await?;
                 is_cut(&stream).await
             }
             What::Reset => tokio::select! {
@@ -328,7 +336,9 @@ impl Shared {
         let head = b"\x82\x86\x04\x05/work\x01\x04demo";
         for batch in 0u32.. {
             let streams = (0..BATCH).map(|n| 2 * (batch * BATCH + n) + 1);
-            let begun = streams.clone().flat_map(|stream| frame(HEADERS, 5, stream, head));
+            let begun = streams
+                .clone()
+                .flat_map(|stream| frame(HEADERS, 5, stream, head));
             to.write_all(&begun.collect::<Vec<_>>()).await?;
             sleep(BETWEEN).await;
             let taken_back = streams.flat_map(|stream| frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]));
@@ -346,7 +356,9 @@ impl Shared {
         while self.goes_on() {
             let answer = {
                 let _held = Held::new(&self.held);
-                let sent = stream.write_all(b"GET /work HTTP/1.1\r\nhost: demo\r\n\r\n").await;
+                let sent = stream
+                    .write_all(b"GET /work HTTP/1.1\r\nhost: demo\r\n\r\n")
+                    .await;
                 match sent {
                     Ok(()) => answer(&mut stream).await,
                     Err(error) => Err(error),
@@ -373,31 +385,53 @@ struct Upload {
 impl Upload {
     fn drip() -> Self {
         let length = "content-length: 100000".to_owned();
-        Self { length, piece: b"x".to_vec(), pieces: usize::MAX, pause: DRIP }
+        Self {
+            length,
+            piece: b"x".to_vec(),
+            pieces: usize::MAX,
+            pause: DRIP,
+        }
     }
 
     fn declared() -> Self {
         let length = format!("content-length: {TOO_LONG}");
         let (piece, pieces) = (vec![b'x'; PIECE], TOO_LONG / PIECE);
-        Self { length, piece, pieces, pause: Duration::ZERO }
+        Self {
+            length,
+            piece,
+            pieces,
+            pause: Duration::ZERO,
+        }
     }
 
     fn chunked() -> Self {
         let mut piece = format!("{PIECE:x}\r\n").into_bytes();
         piece.resize(piece.len() + PIECE, b'x');
         piece.extend(b"\r\n");
-        Self { length: CHUNKED.to_owned(), piece, ..Self::declared() }
+        Self {
+            length: CHUNKED.to_owned(),
+            piece,
+            ..Self::declared()
+        }
     }
 
     fn one_byte_chunks() -> Self {
         let piece = b"1\r\nx\r\n".repeat(1024);
         let pieces = ONE_BYTE_CHUNKS / 1024;
-        Self { length: CHUNKED.to_owned(), piece, pieces, pause: Duration::ZERO }
+        Self {
+            length: CHUNKED.to_owned(),
+            piece,
+            pieces,
+            pause: Duration::ZERO,
+        }
     }
 
     /// Sends as fast as the server takes it. The end is left out where there would be one.
     async fn send(&self, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
-        let head = format!("POST /upload HTTP/1.1\r\nhost: demo\r\n{}\r\n\r\n", self.length);
+        let head = format!(
+            "POST /upload HTTP/1.1\r\nhost: demo\r\n{}\r\n\r\n",
+            self.length
+        );
         to.write_all(head.as_bytes()).await?;
         for _ in 0..self.pieces {
             to.write_all(&self.piece).await?;
@@ -435,7 +469,9 @@ async fn heads(to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
 
 /// Reads until there is nothing more to come.
 async fn throw_away(from: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
-    tokio::io::copy(from, &mut tokio::io::sink()).await.map(|_| ())
+    tokio::io::copy(from, &mut tokio::io::sink())
+        .await
+        .map(|_| ())
 }
 
 /// Waits for a reset without reading a byte of what is there.
@@ -465,7 +501,9 @@ async fn answer(from: &mut (impl AsyncRead + Unpin)) -> io::Result<u16> {
     let head = String::from_utf8_lossy(&read[..end]).to_ascii_lowercase();
     let status = head.get(9..12).and_then(|code| code.parse().ok());
     let status = status.ok_or(io::ErrorKind::InvalidData)?;
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "));
     let length: usize = length.and_then(|length| length.parse().ok()).unwrap_or(0);
     while read.len() < end + length.min(LONGEST) {
         if from.read_buf(&mut read).await? == 0 {

@@ -63,7 +63,12 @@ impl Honest {
             tasks.spawn(small(number, addr, going.clone(), book.clone()));
         }
         tasks.spawn(slow(CLIENTS + 1, addr, going, book.clone()));
-        Self { tasks, go_on, book, looked: (0, 0) }
+        Self {
+            tasks,
+            go_on,
+            book,
+            looked: (0, 0),
+        }
     }
 
     /// From now on it counts.
@@ -75,7 +80,10 @@ impl Honest {
     pub(crate) fn since_last_look(&mut self) -> (u64, u64) {
         let book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut self.looked, (book.asked, book.served));
-        (book.asked.saturating_sub(before.0), book.served.saturating_sub(before.1))
+        (
+            book.asked.saturating_sub(before.0),
+            book.served.saturating_sub(before.1),
+        )
     }
 
     /// Waits for the answers that are under way.
@@ -127,8 +135,12 @@ async fn slow(
     let from = Ipv4Addr::new(127, 0, 1, number);
     let takes = SLOW_PAUSE * SLOW_PIECES as u32;
     while *going.borrow_and_update() {
-        let body = Pieces::new(SLOW_PIECES, SLOW_PIECE).declared().every(SLOW_PAUSE);
-        let request = Request::post("/upload").body(Either::Right(body)).expect("a request");
+        let body = Pieces::new(SLOW_PIECES, SLOW_PIECE)
+            .declared()
+            .every(SLOW_PAUSE);
+        let request = Request::post("/upload")
+            .body(Either::Right(body))
+            .expect("a request");
         let mut connection = None;
         let answer = tokio::select! {
             answer = ask(from, addr, &mut connection, request, takes + PATIENCE) => answer,
@@ -156,7 +168,9 @@ async fn ask(
     let exchange = async {
         let mut sender = match connection.take().filter(|sender| !sender.is_closed()) {
             Some(sender) => sender,
-            None => clients::http1(from, addr).await.map_err(|_| "not connected")?,
+            None => clients::http1(from, addr)
+                .await
+                .map_err(|_| "not connected")?,
         };
         let answer = sender.send_request(request).await.map_err(|_| "cut")?;
         let status = answer.status();

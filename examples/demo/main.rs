@@ -10,7 +10,11 @@
 //!
 //! Every server is a process of its own, fresh for each attack, so that its memory is its own.
 //! Nothing leaves loopback; connections, bytes and time are bounded, and everything ends by itself.
-#![allow(clippy::print_stderr, clippy::print_stdout, reason = "a program for the terminal")]
+#![allow(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a program for the terminal"
+)]
 
 mod attacks;
 mod honest;
@@ -56,12 +60,17 @@ async fn main() -> Result<(), BoxError> {
             }
             return servers::serve(kind, speed == "quick").await;
         }
-        _ if arguments.iter().all(|argument| ["--quick", "--check"].contains(argument)) => {}
+        _ if arguments
+            .iter()
+            .all(|argument| ["--quick", "--check"].contains(argument)) => {}
         _ => return Err("usage: demo [--quick] [--check]".into()),
     }
     let quick = arguments.contains(&"--quick");
     // On Linux every address of 127.0.0.0/8 is here; elsewhere they would have to be set up.
-    if TcpListener::bind((Ipv4Addr::new(127, 0, 1, 1), 0)).await.is_err() {
+    if TcpListener::bind((Ipv4Addr::new(127, 0, 1, 1), 0))
+        .await
+        .is_err()
+    {
         return Err("clients of this need addresses of their own, 127.0.x.y, as on Linux".into());
     }
 
@@ -123,7 +132,13 @@ async fn one(
         let (asked, served) = honest.since_last_look();
         let held = attackers.held();
         let memory = server.memory().map(|memory| memory.now);
-        moments.push(Moment { at: begun.elapsed(), asked, served, held, memory });
+        moments.push(Moment {
+            at: begun.elapsed(),
+            asked,
+            served,
+            held,
+            memory,
+        });
         progress.show(held, served, asked);
     }
     let held = attackers.held();
@@ -133,7 +148,16 @@ async fn one(
     sleep(AFTER).await;
     let at_end = server.memory();
     server.end().await;
-    Ok(Outcome { kind, honest, held, answers, reasons, at_start, at_end, moments })
+    Ok(Outcome {
+        kind,
+        honest,
+        held,
+        answers,
+        reasons,
+        at_start,
+        at_end,
+        moments,
+    })
 }
 
 // === Progress ===
@@ -153,20 +177,39 @@ impl Progress {
         let all: Duration = attacks.iter().map(one).sum();
         let all = all * Kind::ALL.len() as u32;
         let terminal = std::io::stderr().is_terminal();
-        eprintln!("{} attacks on 3 servers, about {} s", attacks.len(), all.as_secs());
+        eprintln!(
+            "{} attacks on 3 servers, about {} s",
+            attacks.len(),
+            all.as_secs()
+        );
         let (done, what) = (0, String::new());
         let ends = Instant::now() + all;
-        Self { terminal, done, all: attacks.len() * Kind::ALL.len(), what, ends }
+        Self {
+            terminal,
+            done,
+            all: attacks.len() * Kind::ALL.len(),
+            what,
+            ends,
+        }
     }
 
     fn begin(&mut self, attack: &Attack, kind: Kind) {
         self.done += 1;
-        self.what = format!("[{:>2}/{}] {} on {}", self.done, self.all, attack.name, kind.name());
+        self.what = format!(
+            "[{:>2}/{}] {} on {}",
+            self.done,
+            self.all,
+            attack.name,
+            kind.name()
+        );
     }
 
     fn show(&self, held: usize, served: u64, asked: u64) {
         if self.terminal {
-            let left = self.ends.saturating_duration_since(Instant::now()).as_secs();
+            let left = self
+                .ends
+                .saturating_duration_since(Instant::now())
+                .as_secs();
             let what = &self.what;
             eprint!("\r\x1b[K{what:<48} honest {served}/{asked}  held {held}  {left} s left");
             let _ = std::io::stderr().flush();
@@ -176,6 +219,9 @@ impl Progress {
     fn end(&self, outcome: &Outcome) {
         let clear = if self.terminal { "\r\x1b[K" } else { "" };
         let percent = report::percent(outcome.honest.rate());
-        eprintln!("{clear}{:<48} honest {percent:>7}  held {}", self.what, outcome.held);
+        eprintln!(
+            "{clear}{:<48} honest {percent:>7}  held {}",
+            self.what, outcome.held
+        );
     }
 }

@@ -55,7 +55,10 @@ const TOP: f64 = 8.0;
 pub(crate) fn html(results: &Results<'_>) -> String {
     let mut page = String::from("<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n");
     page.push_str("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n");
-    let _ = writeln!(page, "<title>palisade: the demonstration</title>\n<style>{STYLE}</style>");
+    let _ = writeln!(
+        page,
+        "<title>palisade: the demonstration</title>\n<style>{STYLE}</style>"
+    );
     page.push_str(
         "<h1>Three servers under attack</h1>\n\
          <p>The same axum app, three times. Honest clients go on with their work while one attack \
@@ -64,13 +67,27 @@ pub(crate) fn html(results: &Results<'_>) -> String {
     legend(&mut page);
     overview(&mut page, results);
     for (attack, outcomes) in results {
-        let _ = writeln!(page, "<section>\n<h2>{}</h2>\n<p>{}.</p>", attack.name, attack.about);
+        let _ = writeln!(
+            page,
+            "<section>\n<h2>{}</h2>\n<p>{}.</p>",
+            attack.name, attack.about
+        );
         table(&mut page, outcomes);
         page.push_str("<div class=\"charts\">\n");
-        chart(&mut page, "honest requests served, %", outcomes, Some(100.0), served);
-        chart(&mut page, "attackers held", outcomes, None, |_, moment| Some(moment.held as f64));
+        chart(
+            &mut page,
+            "honest requests served, %",
+            outcomes,
+            Some(100.0),
+            served,
+        );
+        chart(&mut page, "attackers held", outcomes, None, |_, moment| {
+            Some(moment.held as f64)
+        });
         chart(&mut page, "memory, MiB", outcomes, None, |_, moment| {
-            moment.memory.map(|memory| memory as f64 / f64::from(1 << 20))
+            moment
+                .memory
+                .map(|memory| memory as f64 / f64::from(1 << 20))
         });
         page.push_str("</div>\n</section>\n");
     }
@@ -114,7 +131,11 @@ fn overview(page: &mut String, results: &Results<'_>) {
         let _ = write!(page, "<tr><td>{}</td>", attack.name);
         for outcome in outcomes {
             let slowest = milliseconds(outcome.honest.percentile(99));
-            let _ = write!(page, "<td>{} <small>p99 {slowest}</small></td>", served_cell(outcome));
+            let _ = write!(
+                page,
+                "<td>{} <small>p99 {slowest}</small></td>",
+                served_cell(outcome)
+            );
         }
         page.push_str("</tr>\n");
     }
@@ -148,10 +169,18 @@ fn table(page: &mut String, outcomes: &[Outcome]) {
             counts(&outcome.answers),
         );
         if !honest.failures.is_empty() {
-            let _ = write!(page, "<br><small>honest: {}</small>", counts(&honest.failures));
+            let _ = write!(
+                page,
+                "<br><small>honest: {}</small>",
+                counts(&honest.failures)
+            );
         }
         if !outcome.reasons.is_empty() {
-            let _ = write!(page, "<br><small>refused: {}</small>", counts(&outcome.reasons));
+            let _ = write!(
+                page,
+                "<br><small>refused: {}</small>",
+                counts(&outcome.reasons)
+            );
         }
         page.push_str("</td></tr>\n");
     }
@@ -184,7 +213,10 @@ fn chart(
             .filter_map(|moment| Some((moment.at.as_secs_f64(), value(moments, moment)?)));
         points.collect()
     };
-    let lines: Vec<_> = outcomes.iter().map(|outcome| (outcome.kind, points(outcome))).collect();
+    let lines: Vec<_> = outcomes
+        .iter()
+        .map(|outcome| (outcome.kind, points(outcome)))
+        .collect();
     let all = || lines.iter().flat_map(|(_, points)| points);
     let longest = all().map(|point| point.0).fold(1.0, f64::max);
     let most = most.unwrap_or_else(|| round_up(all().map(|point| point.1).fold(2.0, f64::max)));
@@ -213,8 +245,10 @@ fn chart(
     );
     // The dotted line last, so that one can see through it.
     for (kind, points) in lines.iter().rev() {
-        let points: Vec<_> =
-            points.iter().map(|(at, value)| format!("{:.1} {:.1}", x(*at), y(*value))).collect();
+        let points: Vec<_> = points
+            .iter()
+            .map(|(at, value)| format!("{:.1} {:.1}", x(*at), y(*value)))
+            .collect();
         if !points.is_empty() {
             let (name, path) = (kind.name(), points.join("L"));
             let _ = write!(page, "<path class=\"series {name}\" d=\"M{path}\"/>");
@@ -227,5 +261,9 @@ fn chart(
 fn round_up(value: f64) -> f64 {
     let power = 10f64.powf(value.max(1.0).log10().floor());
     let steps = [1.0, 2.0, 4.0, 6.0, 8.0, 10.0];
-    steps.iter().map(|step| step * power).find(|round| *round >= value).unwrap_or(value)
+    steps
+        .iter()
+        .map(|step| step * power)
+        .find(|round| *round >= value)
+        .unwrap_or(value)
 }

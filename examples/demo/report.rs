@@ -50,7 +50,10 @@ pub(crate) const LEAST_SERVED: f64 = 0.99;
 pub(crate) fn failures(results: &Results<'_>) -> Vec<String> {
     let mut failures = Vec::new();
     for (attack, outcomes) in results {
-        for outcome in outcomes.iter().filter(|outcome| outcome.kind == Kind::Palisade) {
+        for outcome in outcomes
+            .iter()
+            .filter(|outcome| outcome.kind == Kind::Palisade)
+        {
             let rate = outcome.honest.rate();
             if rate < LEAST_SERVED {
                 failures.push(format!("{}: {} served", attack.name, percent(rate)));
@@ -77,7 +80,9 @@ pub(crate) fn text(results: &Results<'_>) -> String {
             "", "honest served", "p50", "p99", "held", "memory MiB"
         );
         for outcome in outcomes {
-            let Outcome { kind, honest, held, .. } = outcome;
+            let Outcome {
+                kind, honest, held, ..
+            } = outcome;
             let served = format!("{} of {}", percent(honest.rate()), honest.asked);
             let _ = writeln!(
                 text,
@@ -149,8 +154,15 @@ where
 {
     let mut counts: Vec<_> = counts.into_iter().map(Count::parts).collect();
     counts.sort_by_key(|(what, count)| (std::cmp::Reverse(*count), *what));
-    let counts: Vec<_> = counts.iter().map(|(what, count)| format!("{what} x {count}")).collect();
-    if counts.is_empty() { "-".to_owned() } else { counts.join(", ") }
+    let counts: Vec<_> = counts
+        .iter()
+        .map(|(what, count)| format!("{what} x {count}"))
+        .collect();
+    if counts.is_empty() {
+        "-".to_owned()
+    } else {
+        counts.join(", ")
+    }
 }
 
 /// A name and how often it was.

@@ -130,7 +130,10 @@ fn careful(app: Router, quick: bool) -> Result<Router, BoxError> {
         .layer(busy)
         .load_shed()
         .layer(GlobalConcurrencyLimitLayer::new(SLOTS))
-        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, TIMEOUT))
+        .layer(TimeoutLayer::with_status_code(
+            StatusCode::SERVICE_UNAVAILABLE,
+            TIMEOUT,
+        ))
         .layer(RequestBodyTimeoutLayer::new(gap(quick)))
         .layer(RequestBodyDeadlineLayer::new(TIMEOUT))
         .layer(RequestBodyLimitLayer::new(MAX_BODY as usize));
@@ -138,7 +141,10 @@ fn careful(app: Router, quick: bool) -> Result<Router, BoxError> {
 }
 
 fn palisade(app: Router, quick: bool, metrics: &Snapshot) -> Result<Router, BoxError> {
-    let pace = Pace::builder().gap(gap(quick)).rate(4 * 1024).window(gap(quick));
+    let pace = Pace::builder()
+        .gap(gap(quick))
+        .rate(4 * 1024)
+        .window(gap(quick));
     let guards = Stack::edge()
         .metrics(metrics.clone())
         .rate_limit(Quota::per_second(PER_SECOND).burst(BURST))
@@ -148,7 +154,12 @@ fn palisade(app: Router, quick: bool, metrics: &Snapshot) -> Result<Router, BoxE
         .max_requests(SLOTS)
         .build()?;
     let metrics = metrics.clone();
-    let scrape = async move || ([(CONTENT_TYPE, Snapshot::CONTENT_TYPE)], metrics.prometheus());
+    let scrape = async move || {
+        (
+            [(CONTENT_TYPE, Snapshot::CONTENT_TYPE)],
+            metrics.prometheus(),
+        )
+    };
     let app = app.layer(guards);
     // Outside of the guards, as on a port of its own.
     Ok(app.route("/metrics", get(scrape)))
@@ -236,7 +247,10 @@ impl Server {
             let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
             Some(kib * 1024)
         };
-        Some(Memory { now: bytes("VmRSS:")?, peak: bytes("VmHWM:")? })
+        Some(Memory {
+            now: bytes("VmRSS:")?,
+            peak: bytes("VmHWM:")?,
+        })
     }
 
     /// Whom palisade refused and why, in its own words; nothing from the others.
@@ -251,7 +265,10 @@ impl Server {
 
     pub(crate) async fn end(&mut self) {
         drop(self.child.stdin.take());
-        if timeout(Duration::from_secs(2), self.child.wait()).await.is_err() {
+        if timeout(Duration::from_secs(2), self.child.wait())
+            .await
+            .is_err()
+        {
             let _ = self.child.kill().await;
         }
     }
@@ -265,9 +282,15 @@ fn reasons_in(metrics: &str) -> Vec<(String, u64)> {
     ];
     // One reason may come in several phases.
     let mut reasons = BTreeMap::<String, u64>::new();
-    for line in metrics.lines().filter(|line| families.iter().any(|name| line.starts_with(name))) {
+    for line in metrics
+        .lines()
+        .filter(|line| families.iter().any(|name| line.starts_with(name)))
+    {
         let label = |name: &str| line.split(&format!("{name}=\"")).nth(1)?.split('"').next();
-        let count = line.rsplit(' ').next().and_then(|count| count.parse::<u64>().ok());
+        let count = line
+            .rsplit(' ')
+            .next()
+            .and_then(|count| count.parse::<u64>().ok());
         if let (Some(guard), Some(reason), Some(count)) = (label("guard"), label("reason"), count)
             && count > 0
         {

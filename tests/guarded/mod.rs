@@ -37,12 +37,16 @@ use tokio::{
 use tower::BoxError;
 
 /// Whether this is part of `under_serve.rs`.
-pub const IS_UNDER_SERVE: bool =
-    matches!(module_path!().as_bytes(), [b'u', b'n', b'd', b'e', b'r', b'_', b's', ..]);
+pub const IS_UNDER_SERVE: bool = matches!(
+    module_path!().as_bytes(),
+    [b'u', b'n', b'd', b'e', b'r', b'_', b's', ..]
+);
 
 /// Whether this is part of `under_tonic.rs`.
-pub const IS_UNDER_TONIC: bool =
-    matches!(module_path!().as_bytes(), [b'u', b'n', b'd', b'e', b'r', b'_', b't', ..]);
+pub const IS_UNDER_TONIC: bool = matches!(
+    module_path!().as_bytes(),
+    [b'u', b'n', b'd', b'e', b'r', b'_', b't', ..]
+);
 
 /// What a busy machine is given beyond the exact time.
 pub const SLACK: Duration = Duration::from_secs(1);
@@ -73,7 +77,10 @@ pub async fn serve(guard: &ConnGuard, app: Router) -> Server {
 
 /// `palisade::serve`, with what `axum::serve` has on as well: CONNECT over HTTP/2.
 pub async fn hardened(guard: &ConnGuard, app: Router) -> Server {
-    let http = palisade::serve::Http::builder().extended_connect().build().unwrap();
+    let http = palisade::serve::Http::builder()
+        .extended_connect()
+        .build()
+        .unwrap();
     let serve = palisade::serve(guard.listen(servers::listener().await), app).http(http);
     let addr = serve.local_addr().unwrap();
     Server::new(addr, tokio::spawn(async move { serve.await.unwrap() }))
@@ -87,7 +94,10 @@ pub async fn tonic_s_own(guard: &ConnGuard, is_hardened: bool, app: Router) -> S
     let server = if is_hardened { harden(server) } else { server };
     let mut server = server.accept_http1(true).layer(guard.accounting());
     let router = server.add_routes(tonic::service::Routes::from(app));
-    Server::new(addr, tokio::spawn(async { router.serve_with_incoming(listener).await.unwrap() }))
+    Server::new(
+        addr,
+        tokio::spawn(async { router.serve_with_incoming(listener).await.unwrap() }),
+    )
 }
 
 /// The three that [`by`] knows.
@@ -118,7 +128,10 @@ pub fn app() -> Router {
 pub fn is_on_time(after: Duration, due: Duration) {
     // Which was here a moment before we looked at the clock.
     let early = Duration::from_millis(100);
-    assert!((due - early..due + SLACK).contains(&after), "{after:?} for {due:?}");
+    assert!(
+        (due - early..due + SLACK).contains(&after),
+        "{after:?} for {due:?}"
+    );
 }
 
 /// Nothing is left of anybody.
@@ -163,7 +176,9 @@ pub async fn exchange(client: RawClient, bytes: Vec<u8>) -> (Vec<u8>, Duration) 
         write
     });
     let mut answer = Vec::new();
-    let _ = timeout(PATIENCE, read.read_to_end(&mut answer)).await.unwrap();
+    let _ = timeout(PATIENCE, read.read_to_end(&mut answer))
+        .await
+        .unwrap();
     sending.abort();
     (answer, started.elapsed())
 }
@@ -197,7 +212,10 @@ impl Neighbour {
     }
 
     fn asking(addr: SocketAddr, anew: bool) -> Self {
-        let (served, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let (served, stop) = (
+            Arc::new(AtomicUsize::new(0)),
+            Arc::new(AtomicBool::new(false)),
+        );
         let task = tokio::spawn({
             let (served, stop) = (Arc::clone(&served), Arc::clone(&stop));
             async move {
@@ -221,7 +239,10 @@ impl Neighbour {
     /// Ends; panics if anything was not served.
     pub async fn was_served(self) -> usize {
         self.stop.store(true, SeqCst);
-        timeout(PATIENCE, self.task).await.unwrap().expect("the neighbour was served throughout");
+        timeout(PATIENCE, self.task)
+            .await
+            .unwrap()
+            .expect("the neighbour was served throughout");
         let served = self.served.load(SeqCst);
         assert!(served > 0, "it never had its turn");
         served
@@ -247,7 +268,9 @@ impl Client {
         let answer = match self {
             Self::Http1(sender) => {
                 timeout(PATIENCE, sender.ready()).await??;
-                let request = Request::get(path).header("host", "test").body(Empty::new())?;
+                let request = Request::get(path)
+                    .header("host", "test")
+                    .body(Empty::new())?;
                 timeout(PATIENCE, sender.send_request(request)).await??
             }
             Self::Http2(sender) => {
@@ -336,9 +359,16 @@ pub mod h2 {
         let mut frames = Vec::new();
         while let Some((&[a, b, c, kind, flags, d, e, f, g], rest)) = bytes.split_first_chunk() {
             let length = u32::from_be_bytes([0, a, b, c]) as usize;
-            let Some((payload, rest)) = rest.split_at_checked(length) else { break };
+            let Some((payload, rest)) = rest.split_at_checked(length) else {
+                break;
+            };
             let stream = u32::from_be_bytes([d, e, f, g]);
-            frames.push(Frame { kind, flags, stream, payload: payload.to_vec() });
+            frames.push(Frame {
+                kind,
+                flags,
+                stream,
+                payload: payload.to_vec(),
+            });
             bytes = rest;
         }
         frames
@@ -360,7 +390,12 @@ pub mod h2 {
             let [a, b, c, kind, flags, d, e, f, g] = head;
             let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
             from.read_exact(&mut payload).await.unwrap();
-            Frame { kind, flags, stream: u32::from_be_bytes([d, e, f, g]), payload }
+            Frame {
+                kind,
+                flags,
+                stream: u32::from_be_bytes([d, e, f, g]),
+                payload,
+            }
         };
         timeout(PATIENCE, read).await.unwrap()
     }
@@ -454,7 +489,11 @@ pub mod h2 {
         let mut pieces = block.chunks(FRAME).peekable();
         let (mut bytes, mut kind, mut flags) = (Vec::new(), HEADERS, flags);
         while let Some(piece) = pieces.next() {
-            let end = if pieces.peek().is_none() { END_HEADERS } else { 0 };
+            let end = if pieces.peek().is_none() {
+                END_HEADERS
+            } else {
+                0
+            };
             bytes.extend(frame(kind, flags | end, stream, piece));
             (kind, flags) = (CONTINUATION, 0);
         }

@@ -1,6 +1,9 @@
 //! The tests of the connection guard, for a server other than stock `axum::serve`: which one, the
 //! name of the test says in whose module they stand.
-#![allow(clippy::duplicate_mod, reason = "what they share knows by its path where it is")]
+#![allow(
+    clippy::duplicate_mod,
+    reason = "what they share knows by its path where it is"
+)]
 
 #[path = "../guarded_uploads.rs"]
 mod guarded_uploads;

@@ -100,7 +100,10 @@ impl TinyFrames {
 
     /// What `received` bytes justify, in eighths of a frame.
     fn granted_by_bytes(&self, received: u64) -> u64 {
-        received.saturating_mul(WHOLE).checked_div(u64::from(self.per_bytes)).unwrap_or(0)
+        received
+            .saturating_mul(WHOLE)
+            .checked_div(u64::from(self.per_bytes))
+            .unwrap_or(0)
     }
 
     /// What the time from `since` to `now` justifies, in eighths of a frame.
@@ -113,7 +116,11 @@ impl TinyFrames {
 
 impl Default for TinyFrames {
     fn default() -> Self {
-        Self { burst: 1024, per_bytes: 64, per_second: 100 }
+        Self {
+            burst: 1024,
+            per_bytes: 64,
+            per_second: 100,
+        }
     }
 }
 
@@ -135,7 +142,10 @@ impl Meter {
         let by_bytes = allowed.granted_by_bytes(received);
         let burst = u64::from(allowed.burst) * WHOLE;
         let limit = |by_time: u64| {
-            by_bytes.saturating_add(by_time).saturating_mul(factor).saturating_add(burst)
+            by_bytes
+                .saturating_add(by_time)
+                .saturating_mul(factor)
+                .saturating_add(burst)
         };
         if self.spent <= limit(self.granted_by_time) {
             return Ok(());
@@ -156,8 +166,16 @@ impl Pack {
     /// For a body that has come in [`UNTOUCHED`] small frames so far.
     pub(crate) fn new(now: Instant) -> Self {
         let spent = u64::from(UNTOUCHED) * WHOLE;
-        let meter = Meter { since: now, spent, granted_by_time: 0 };
-        Self { meter, held: BytesMut::new(), asked: false }
+        let meter = Meter {
+            since: now,
+            spent,
+            granted_by_time: 0,
+        };
+        Self {
+            meter,
+            held: BytesMut::new(),
+            asked: false,
+        }
     }
 
     /// Counts one more small frame. The limit and the number of frames, if these are too many.

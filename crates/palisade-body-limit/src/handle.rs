@@ -48,7 +48,10 @@ impl BodyLimitHandle {
 
 impl HandlersLimit {
     pub(crate) fn new(bytes: u64) -> Self {
-        Self(Mutex::new(Limit { bytes, is_fixed: false }))
+        Self(Mutex::new(Limit {
+            bytes,
+            is_fixed: false,
+        }))
     }
 
     /// Fixes the limit and returns it.

@@ -58,7 +58,9 @@ impl BodyLimitLayer {
             is_overridable: false,
             is_grpc: false,
         };
-        Self { guard: GuardLayer::new(policy) }
+        Self {
+            guard: GuardLayer::new(policy),
+        }
     }
 
     /// At most `bytes` in the body of a response. One that declares more, by its length or its

@@ -16,10 +16,16 @@ impl Length {
     pub(crate) fn of<B: Body>(request: &Request<B>) -> Self {
         let hint = request.body().size_hint();
         match hint.exact() {
-            Some(declared) => Self { declared, is_exact: true },
+            Some(declared) => Self {
+                declared,
+                is_exact: true,
+            },
             None => {
                 let declared = largest(request.headers()).max(hint.lower());
-                Self { declared, is_exact: false }
+                Self {
+                    declared,
+                    is_exact: false,
+                }
             }
         }
     }
@@ -29,10 +35,14 @@ impl Length {
 /// the body itself knows is the server's to refuse.
 pub(crate) fn declared<B: Body>(response: &Response<B>) -> u64 {
     let hint = response.body().size_hint();
-    hint.exact().unwrap_or_else(|| largest(response.headers()).max(hint.lower()))
+    hint.exact()
+        .unwrap_or_else(|| largest(response.headers()).max(hint.lower()))
 }
 
 fn largest(headers: &HeaderMap) -> u64 {
     let lengths = headers.get_all(CONTENT_LENGTH).into_iter();
-    lengths.filter_map(|value| value.to_str().ok()?.parse().ok()).max().unwrap_or(0)
+    lengths
+        .filter_map(|value| value.to_str().ok()?.parse().ok())
+        .max()
+        .unwrap_or(0)
 }

@@ -26,12 +26,16 @@ impl Messages {
         mut left: u64,
         limit: u64,
     ) -> Result<u64, TooLong> {
-        self.granted = self.granted.saturating_add((data.len() as u64).saturating_sub(left));
+        self.granted = self
+            .granted
+            .saturating_add((data.len() as u64).saturating_sub(left));
         loop {
             let here = usize::try_from(left).unwrap_or(usize::MAX).min(data.len());
             left -= here as u64;
             data = data.get(here..).unwrap_or_default();
-            let Some((byte, rest)) = data.split_first() else { return Ok(left) };
+            let Some((byte, rest)) = data.split_first() else {
+                return Ok(left);
+            };
             data = rest;
             // The first byte says whether the message is compressed.
             if self.seen > 0 {

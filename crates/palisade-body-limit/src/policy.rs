@@ -81,12 +81,18 @@ impl BodyLimitPolicy {
     /// Whether the limit holds for each message, not for the whole body.
     #[inline]
     pub(crate) fn is_per_message(&self, facts: &Facts) -> bool {
-        self.is_grpc && matches!(facts.form, AnswerForm::Grpc | AnswerForm::GrpcTranslated { .. })
+        self.is_grpc
+            && matches!(
+                facts.form,
+                AnswerForm::Grpc | AnswerForm::GrpcTranslated { .. }
+            )
     }
 
     /// Whether a body of this length, below the limit, can break no rule however it comes.
     fn is_harmless(&self, length: &Length) -> bool {
-        let frames = self.tiny_frames.map_or(u64::MAX, |tiny| u64::from(tiny.burst));
+        let frames = self
+            .tiny_frames
+            .map_or(u64::MAX, |tiny| u64::from(tiny.burst));
         length.is_exact && length.declared <= frames && !self.is_overridable
     }
 
@@ -149,13 +155,17 @@ impl Policy for BodyLimitPolicy {
         _: &mut Keys,
     ) -> Common {
         if !self.is_overridable {
-            return Common { handlers_limit: None };
+            return Common {
+                handlers_limit: None,
+            };
         }
         let handlers_limit = match held {
             Held::Counts(limit) => Some(Arc::new(HandlersLimit::new(*limit))),
             _ => None,
         };
-        request.extensions_mut().insert(BodyLimitHandle::new(handlers_limit.clone()));
+        request
+            .extensions_mut()
+            .insert(BodyLimitHandle::new(handlers_limit.clone()));
         Common { handlers_limit }
     }
 
@@ -167,7 +177,11 @@ impl Policy for BodyLimitPolicy {
                 let holds = facts.form != AnswerForm::Grpc;
                 let is_overridable = common.handlers_limit.is_some();
                 let counted = Counted::new(holds, limit, is_overridable);
-                Some(if self.is_per_message(facts) { counted.per_message() } else { counted })
+                Some(if self.is_per_message(facts) {
+                    counted.per_message()
+                } else {
+                    counted
+                })
             }
             Held::Nothing | Held::Response(_) => None,
         };
@@ -182,7 +196,9 @@ impl Policy for BodyLimitPolicy {
         response: &Response<B>,
         _: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
-        let Some(limit) = self.response else { return Ok(false) };
+        let Some(limit) = self.response else {
+            return Ok(false);
+        };
         if !self.settings.is_on() || response.body().is_end_stream() {
             return Ok(false);
         }
@@ -206,7 +222,10 @@ impl Policy for BodyLimitPolicy {
 
     #[inline(always)]
     fn fits(&self, upload: &Upload, bytes: usize) -> bool {
-        upload.counted.as_ref().is_none_or(|counted| counted.fits(bytes))
+        upload
+            .counted
+            .as_ref()
+            .is_none_or(|counted| counted.fits(bytes))
     }
 
     #[inline(always)]
@@ -229,7 +248,11 @@ impl Policy for BodyLimitPolicy {
             up.poll(slot, cx);
             return Flow::Go;
         };
-        let watch = Watch { settings: &self.settings, tiny_frames: self.tiny_frames, of };
+        let watch = Watch {
+            settings: &self.settings,
+            tiny_frames: self.tiny_frames,
+            of,
+        };
         if counted.is_plain() {
             up.poll(slot, cx);
             counted.look(watch, slot)
@@ -253,7 +276,9 @@ impl Policy for BodyLimitPolicy {
         up: &U,
     ) -> SizeHint {
         let hint = up.size_hint();
-        let Some(counted) = &upload.counted else { return hint };
+        let Some(counted) = &upload.counted else {
+            return hint;
+        };
         let held = counted.joined().map_or(0, Joined::held);
         let (lower, mut upper) = (hint.lower(), hint.upper());
         if let Some(remaining) = counted.remaining_for_sure(self.settings.mode) {

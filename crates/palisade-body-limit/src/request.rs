@@ -102,7 +102,11 @@ impl Watch<'_> {
 impl Counted {
     /// For a body that can break a rule.
     pub(crate) fn new(holds: bool, limit: u64, is_overridable: bool) -> Self {
-        let stage = if is_overridable { Stage::Fresh } else { Stage::Reading };
+        let stage = if is_overridable {
+            Stage::Fresh
+        } else {
+            Stage::Reading
+        };
         Self {
             stage,
             is_watched: true,
@@ -117,18 +121,28 @@ impl Counted {
 
     /// The limit is that of each gRPC message.
     pub(crate) fn per_message(self) -> Self {
-        Self { messages: Some(Box::default()), remaining: 0, ..self }
+        Self {
+            messages: Some(Box::default()),
+            remaining: 0,
+            ..self
+        }
     }
 
     /// Bytes that have come so far.
     fn received(&self) -> u64 {
-        let granted = self.messages.as_ref().map_or(self.limit, |messages| messages.granted);
+        let granted = self
+            .messages
+            .as_ref()
+            .map_or(self.limit, |messages| messages.granted);
         granted.saturating_sub(self.remaining)
     }
 
     /// For a body so short that it can break no rule.
     pub(crate) fn harmless() -> Self {
-        Self { is_watched: false, ..Self::new(false, u64::MAX, false) }
+        Self {
+            is_watched: false,
+            ..Self::new(false, u64::MAX, false)
+        }
     }
 
     pub(crate) fn joined(&self) -> Option<&Joined> {
@@ -150,7 +164,11 @@ impl Counted {
 
     /// How many small frames may come; `None` where they are neither counted nor joined.
     fn allowed(&self, watch: Watch<'_>) -> Option<TinyFrames> {
-        if self.is_watched { watch.tiny_frames } else { Some(TinyFrames::default()) }
+        if self.is_watched {
+            watch.tiny_frames
+        } else {
+            Some(TinyFrames::default())
+        }
     }
 
     /// Whether a frame of so many bytes is within the limit, and not one small frame too many to
@@ -231,7 +249,11 @@ impl Counted {
             self.small += 1;
             if self.small == UNTOUCHED {
                 let pack = Pack::new(Instant::now());
-                self.joined = Some(Box::new(Joined { pack, next: None, has_ended: false }));
+                self.joined = Some(Box::new(Joined {
+                    pack,
+                    next: None,
+                    has_ended: false,
+                }));
                 if self.stage == Stage::Reading {
                     self.stage = Stage::Joining;
                 }
@@ -249,7 +271,9 @@ impl Counted {
         cx: &mut Context<'_>,
     ) -> Flow {
         for _ in 0..MAX_FRAMES_PER_POLL {
-            let Some(joined) = &mut self.joined else { break };
+            let Some(joined) = &mut self.joined else {
+                break;
+            };
             if let Some(next) = joined.next.take() {
                 *slot = Poll::Ready(Some(next));
                 return Flow::Go;
@@ -286,9 +310,15 @@ impl Counted {
                     },
                 },
             };
-            let flow = if self.stage == Stage::Over { Flow::LetGo } else { Flow::Go };
+            let flow = if self.stage == Stage::Over {
+                Flow::LetGo
+            } else {
+                Flow::Go
+            };
             // What is held goes first, and then what came after it.
-            let Some(joined) = &mut self.joined else { break };
+            let Some(joined) = &mut self.joined else {
+                break;
+            };
             if joined.pack.held() > 0 {
                 joined.next = next;
                 return joined.flush(slot).max(flow);
@@ -324,10 +354,17 @@ impl Counted {
             Ok(())
         };
         joined.pack.push(data);
-        let taken = if joined.pack.is_full() { Taken::Full } else { Taken::Joined };
+        let taken = if joined.pack.is_full() {
+            Taken::Full
+        } else {
+            Taken::Joined
+        };
         if let Err((limit, frames)) = counted {
             let (reason, phase) = (Reason::TinyFrames, Phase::RequestBody);
-            self.found(watch, Violation::new(Guard::BodyLimit, reason, phase, limit, frames))?;
+            self.found(
+                watch,
+                Violation::new(Guard::BodyLimit, reason, phase, limit, frames),
+            )?;
         }
         Ok(taken)
     }
@@ -343,7 +380,10 @@ impl Counted {
             return Ok(());
         }
         let observed = match &mut self.messages {
-            None => self.limit.saturating_sub(self.remaining).saturating_add(length),
+            None => self
+                .limit
+                .saturating_sub(self.remaining)
+                .saturating_add(length),
             Some(messages) => match messages.take(data, self.remaining, self.limit) {
                 Ok(left) => {
                     self.remaining = left;

@@ -23,12 +23,22 @@ impl Limited {
     ) -> Result<Self, Violation> {
         // A length may stand in these heads, and nothing follows it (RFC 9110 section 8.6).
         let has_no_body = is_head
-            || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let declared = if has_no_body { 0 } else { length::declared(response) };
+            || matches!(
+                response.status(),
+                StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+            );
+        let declared = if has_no_body {
+            0
+        } else {
+            length::declared(response)
+        };
         if declared > limit {
             return Err(too_large(Phase::Handler, limit, declared));
         }
-        Ok(Self { limit, remaining: limit })
+        Ok(Self {
+            limit,
+            remaining: limit,
+        })
     }
 
     /// Counts what is about to be sent. An error if it is too much.
@@ -39,6 +49,10 @@ impl Limited {
             return Ok(());
         }
         let sent = self.limit.saturating_sub(self.remaining);
-        Err(too_large(Phase::ResponseBody, self.limit, sent.saturating_add(bytes)))
+        Err(too_large(
+            Phase::ResponseBody,
+            self.limit,
+            sent.saturating_add(bytes),
+        ))
     }
 }

@@ -23,7 +23,10 @@ const UNTOUCHED: usize = 16;
 
 fn grpc(body: Script) -> Request<Script> {
     let request = Request::post("/").version(Version::HTTP_2);
-    request.header(header::CONTENT_TYPE, "application/grpc").body(body).unwrap()
+    request
+        .header(header::CONTENT_TYPE, "application/grpc")
+        .body(body)
+        .unwrap()
 }
 
 /// The lengths of the frames that the handler got after the untouched ones.
@@ -63,8 +66,13 @@ async fn a_short_body_and_large_frames_come_as_they_are() {
     assert_eq!(read.pieces.len(), UNTOUCHED);
     let read = through(&layer, Script::frames(100, 4096)).await;
     assert_eq!(read.pieces.len(), 100);
-    let steps = (0..UNTOUCHED).map(|_| data(1)).chain([data(3), data(4096), data(5), data(4095)]);
-    assert_eq!(joined(&through(&layer, Script::new(steps)).await), [3, 4096, 4100]);
+    let steps = (0..UNTOUCHED)
+        .map(|_| data(1))
+        .chain([data(3), data(4096), data(5), data(4095)]);
+    assert_eq!(
+        joined(&through(&layer, Script::new(steps)).await),
+        [3, 4096, 4100]
+    );
 }
 
 #[tokio::test]
@@ -88,9 +96,16 @@ async fn a_small_frame_waits_for_one_more_poll_and_no_longer() {
     assert!(task.is_woken(), "it asks for one more poll by itself");
     sender.send_data(Bytes::from_static(b"b")).await.unwrap();
     assert!(poll(&mut task).is_pending(), "more came, so it asks again");
-    assert_eq!(poll(&mut task), Poll::Ready(Bytes::from_static(b"ab")), "nothing more came");
+    assert_eq!(
+        poll(&mut task),
+        Poll::Ready(Bytes::from_static(b"ab")),
+        "nothing more came"
+    );
     // What is worth it does not wait.
-    sender.send_data(Bytes::from(vec![b'c'; 512])).await.unwrap();
+    sender
+        .send_data(Bytes::from(vec![b'c'; 512]))
+        .await
+        .unwrap();
     assert_eq!(poll(&mut task).map(|data| data.len()), Poll::Ready(512));
     assert!(poll(&mut task).is_pending());
     assert!(!task.is_woken(), "nothing is held");
@@ -98,10 +113,15 @@ async fn a_small_frame_waits_for_one_more_poll_and_no_longer() {
 
 #[tokio::test]
 async fn grpc_never_waits() {
-    let steps = (0..UNTOUCHED).map(|_| data(7)).chain([data(7), Step::Silence]);
+    let steps = (0..UNTOUCHED)
+        .map(|_| data(7))
+        .chain([data(7), Step::Silence]);
     let mut body = inner(&BodyLimitLayer::default(), grpc(Script::new(steps)));
     for _ in 0..=UNTOUCHED {
-        let frame = body.frame().now_or_never().expect("is handed on in the first poll");
+        let frame = body
+            .frame()
+            .now_or_never()
+            .expect("is handed on in the first poll");
         assert_eq!(frame.unwrap().unwrap().into_data().unwrap().len(), 7);
     }
 }
@@ -117,9 +137,27 @@ async fn what_is_held_is_counted_in_the_length_and_is_not_the_end() {
     for _ in 0..UNTOUCHED {
         body.frame().await.unwrap().unwrap();
     }
-    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap().len(), 3);
+    assert_eq!(
+        body.frame()
+            .await
+            .unwrap()
+            .unwrap()
+            .into_data()
+            .unwrap()
+            .len(),
+        3
+    );
     assert_eq!((lower(&body), body.is_end_stream()), (5000, false));
-    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap().len(), 5000);
+    assert_eq!(
+        body.frame()
+            .await
+            .unwrap()
+            .unwrap()
+            .into_data()
+            .unwrap()
+            .len(),
+        5000
+    );
     assert_eq!((lower(&body), body.is_end_stream()), (0, true));
 }
 
@@ -129,10 +167,17 @@ async fn what_is_held_comes_before_end_trailers_and_error() {
     let layer = BodyLimitLayer::default();
     let read = through(&layer, Script::new(small())).await;
     assert_eq!(joined(&read), [2]);
-    let read = through(&layer, Script::new(small().chain([Step::Trailers(trailers())]))).await;
+    let read = through(
+        &layer,
+        Script::new(small().chain([Step::Trailers(trailers())])),
+    )
+    .await;
     assert_eq!((joined(&read), read.trailers), (vec![2], Some(trailers())));
     let read = through(&layer, Script::new(small().chain([Step::Error]))).await;
-    assert_eq!((joined(&read), read.error.unwrap().to_string()), (vec![2], "broken".into()));
+    assert_eq!(
+        (joined(&read), read.error.unwrap().to_string()),
+        (vec![2], "broken".into())
+    );
     let layer = BodyLimitLayer::new(UNTOUCHED as u64 + 2);
     let read = through(&layer, Script::new(small().chain([data(1)]))).await;
     assert_eq!(joined(&read), [2]);
@@ -180,10 +225,19 @@ async fn frames_that_come_apart_count_in_full() {
     assert_eq!(refused(none, apart(101, 1)).await, Some((100, 101)));
     let for_bytes = none.per_bytes(64);
     assert_eq!(refused(for_bytes, apart(10_000, 64)).await, None);
-    assert_eq!(refused(for_bytes, apart(10_000, 32)).await, Some((200, 201)));
-    assert_eq!(refused(none.burst(u32::MAX).per_second(u32::MAX), apart(10_000, 1)).await, None);
+    assert_eq!(
+        refused(for_bytes, apart(10_000, 32)).await,
+        Some((200, 201))
+    );
+    assert_eq!(
+        refused(none.burst(u32::MAX).per_second(u32::MAX), apart(10_000, 1)).await,
+        None
+    );
     assert_eq!(refused(none.burst(0), apart(UNTOUCHED, 1)).await, None);
-    assert_eq!(refused(none.burst(0), apart(UNTOUCHED + 1, 1)).await, Some((0, 17)));
+    assert_eq!(
+        refused(none.burst(0), apart(UNTOUCHED + 1, 1)).await,
+        Some((0, 17))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -250,7 +304,9 @@ async fn empty_frames_without_end_are_refused() {
 #[tokio::test]
 async fn without_the_rule_frames_are_neither_counted_nor_joined() {
     let seen = Journal::default();
-    let layer = BodyLimitLayer::default().tiny_frames(None).metrics(seen.clone());
+    let layer = BodyLimitLayer::default()
+        .tiny_frames(None)
+        .metrics(seen.clone());
     let read = through(&layer, Script::frames(100_000, 1)).await;
     assert_eq!(read.pieces.len(), 100_000);
     assert_eq!(seen.refused(), []);
@@ -262,8 +318,19 @@ async fn a_body_too_short_to_break_a_rule_is_joined_all_the_same() {
     let read = through(&layer, Script::frames(1024, 1).exact(1024)).await;
     assert_eq!(joined(&read), [1008]);
     let handler = layer.layer(service_fn(count::<Script>));
-    let response = handler.oneshot(Request::new(Script::frames(1, 1024).exact(1024))).await;
-    assert_eq!(response.unwrap().into_body().collect().await.unwrap().to_bytes(), "1024");
+    let response = handler
+        .oneshot(Request::new(Script::frames(1, 1024).exact(1024)))
+        .await;
+    assert_eq!(
+        response
+            .unwrap()
+            .into_body()
+            .collect()
+            .await
+            .unwrap()
+            .to_bytes(),
+        "1024"
+    );
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -304,7 +371,9 @@ fn numbered(steps: &mut [Step]) {
     let mut next = 0u8;
     for step in steps {
         if let Step::Data(data) = step {
-            let fresh = (0..data.len()).map(|at| next.wrapping_add(at as u8)).collect::<Vec<_>>();
+            let fresh = (0..data.len())
+                .map(|at| next.wrapping_add(at as u8))
+                .collect::<Vec<_>>();
             next = next.wrapping_add(data.len() as u8).wrapping_add(1);
             *data = fresh.into();
         }

@@ -41,7 +41,13 @@ struct Upload {
 
 impl Upload {
     fn new(bytes: usize, length: usize, apart: bool) -> Self {
-        Self { frames: bytes / length, length, apart, pendings: 0, block: Bytes::new() }
+        Self {
+            frames: bytes / length,
+            length,
+            apart,
+            pendings: 0,
+            block: Bytes::new(),
+        }
     }
 }
 
@@ -125,20 +131,31 @@ async fn requests_cost_little_and_collectors_hold_little() {
         assert_eq!(after - before, 30, "the blocks and their counts of uses");
         Ok::<_, Infallible>(common::Answer::default())
     }));
-    service.call(Request::new(Upload::new(15 * 4096, 4096, true))).await.unwrap();
-    service.call(Request::new(Upload::new(15, 1, true))).await.unwrap();
+    service
+        .call(Request::new(Upload::new(15 * 4096, 4096, true)))
+        .await
+        .unwrap();
+    service
+        .call(Request::new(Upload::new(15, 1, true)))
+        .await
+        .unwrap();
 
     // What a collector holds, by the length of the frames.
     let mut service = layer.layer(service_fn(collect));
     for apart in [false, true] {
-        for length in
-            [1, 7, 8, 9, 32, 63, 64, 65, 200, 511, 512, 1000, 1460, 3000, 4095, 4096, 8192]
-        {
+        for length in [
+            1, 7, 8, 9, 32, 63, 64, 65, 200, 511, 512, 1000, 1460, 3000, 4095, 4096, 8192,
+        ] {
             let total = (2 << 20) / length * length;
-            let response = service.call(Request::new(Upload::new(total, length, apart))).await;
+            let response = service
+                .call(Request::new(Upload::new(total, length, apart)))
+                .await;
             let passed = response.unwrap().status() == StatusCode::OK;
             let (held, given) = (HELD.load(Relaxed), GIVEN.load(Relaxed));
-            assert!(held <= 2 * given + 256 * 1024, "{held} of {given}, {length} {apart}");
+            assert!(
+                held <= 2 * given + 256 * 1024,
+                "{held} of {given}, {length} {apart}"
+            );
             let honest = length >= 63 || (!apart && length >= 9);
             assert_eq!(passed, honest, "frames of {length}, apart: {apart}");
         }
@@ -152,18 +169,26 @@ async fn requests_cost_little_and_collectors_hold_little() {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let upload = Upload::new(total / length * length, length, false);
             let request = Request::post("/").version(Version::HTTP_2);
-            let request = request.header(CONTENT_TYPE, "application/grpc").body(upload).unwrap();
+            let request = request
+                .header(CONTENT_TYPE, "application/grpc")
+                .body(upload)
+                .unwrap();
             let response = service.call(request).await.unwrap();
             let passed = !response.headers().contains_key("grpc-status");
             let (held, given) = (HELD.load(Relaxed), GIVEN.load(Relaxed));
-            assert!(held <= 18 * given + 256 * 1024, "{held} of {given}, {length} of {total}");
+            assert!(
+                held <= 18 * given + 256 * 1024,
+                "{held} of {given}, {length} of {total}"
+            );
             assert_eq!(passed, length >= 4, "frames of {length}");
         }
     }
 
     // Without the rule the same handler holds many times what it was sent.
     let mut open = layer.clone().tiny_frames(None).layer(service_fn(collect));
-    open.call(Request::new(Upload::new(64_000, 64, true))).await.unwrap();
+    open.call(Request::new(Upload::new(64_000, 64, true)))
+        .await
+        .unwrap();
     assert!(HELD.load(Relaxed) > 100 * 64_000);
 
     // Nothing of all that is left.
@@ -171,10 +196,19 @@ async fn requests_cost_little_and_collectors_hold_little() {
     let live = ALLOCATOR.live();
     for _ in 0..100 {
         let mut service = layer.layer(service_fn(count::<Upload>));
-        service.call(Request::new(Upload::new(1 << 20, 1, false))).await.unwrap();
-        service.call(Request::new(Upload::new(10_000, 100, true))).await.unwrap();
+        service
+            .call(Request::new(Upload::new(1 << 20, 1, false)))
+            .await
+            .unwrap();
+        service
+            .call(Request::new(Upload::new(10_000, 100, true)))
+            .await
+            .unwrap();
     }
     tokio::time::sleep(Duration::from_secs(1)).await; // Refused bodies linger for a moment.
     let left = ALLOCATOR.live().saturating_sub(live);
-    assert!(left < 4096, "{left}: the runtime itself keeps a little, bodies would be megabytes");
+    assert!(
+        left < 4096,
+        "{left}: the runtime itself keeps a little, bodies would be megabytes"
+    );
 }

@@ -25,7 +25,10 @@ fn get() -> Get {
 
 fn grpc() -> Get {
     let request = Request::post("/").version(Version::HTTP_2);
-    request.header(header::CONTENT_TYPE, "application/grpc").body(Empty::new()).unwrap()
+    request
+        .header(header::CONTENT_TYPE, "application/grpc")
+        .body(Empty::new())
+        .unwrap()
 }
 
 /// Calls a handler that answers with `body`, behind a limit of 5,000 bytes.
@@ -38,7 +41,9 @@ async fn answered(
     let handler = service_fn(|_: Request<RequestBody<Empty<bytes::Bytes>>>| {
         let mut response = Response::new(body.clone());
         if let Some(length) = length {
-            response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+            response
+                .headers_mut()
+                .insert(header::CONTENT_LENGTH, length.into());
         }
         async { Ok::<_, Infallible>(response) }
     });
@@ -59,7 +64,10 @@ async fn one_that_declares_too_much_is_replaced_by_500() {
         assert!(!response.headers().contains_key(header::CONNECTION));
         assert_eq!(read(response.into_body()).await.bytes(), b"body too large");
     }
-    assert_eq!(seen.refusals(), [(violation(Phase::Handler, 8192), Mode::Enforce); 2]);
+    assert_eq!(
+        seen.refusals(),
+        [(violation(Phase::Handler, 8192), Mode::Enforce); 2]
+    );
     assert_eq!(seen.cut(), []);
 }
 
@@ -75,7 +83,10 @@ async fn one_that_turns_out_too_long_is_cut_and_recorded_once() {
     assert_eq!(Violation::behind(&*read.error.unwrap()), Some(&cut));
     assert!(body.is_end_stream());
     assert!(common::read(&mut body).await.pieces.is_empty());
-    assert_eq!((seen.refused(), seen.cuts()), (vec![], vec![(cut, Mode::Enforce)]));
+    assert_eq!(
+        (seen.refused(), seen.cuts()),
+        (vec![], vec![(cut, Mode::Enforce)])
+    );
 }
 
 #[tokio::test]
@@ -95,11 +106,19 @@ async fn grpc_is_cut_by_trailers() {
 #[tokio::test]
 async fn exactly_the_limit_passes_with_its_length_and_trailers() {
     let seen = Journal::default();
-    let steps = [data(4000), Step::Pending, data(1000), Step::Trailers(trailers())];
+    let steps = [
+        data(4000),
+        Step::Pending,
+        data(1000),
+        Step::Trailers(trailers()),
+    ];
     let response = answered(&layer(&seen), get(), Script::new(steps), None).await;
     assert_eq!(response.body().size_hint().upper(), None);
     let read = read(response.into_body()).await;
-    assert_eq!((read.bytes().len(), read.trailers), (5000, Some(trailers())));
+    assert_eq!(
+        (read.bytes().len(), read.trailers),
+        (5000, Some(trailers()))
+    );
 
     let body = Script::frames(1, 5000).exact(5000);
     let response = answered(&layer(&seen), get(), body, Some(5000)).await;
@@ -110,7 +129,10 @@ async fn exactly_the_limit_passes_with_its_length_and_trailers() {
 #[tokio::test]
 async fn the_answer_to_a_head_request_may_tell_any_length() {
     let seen = Journal::default();
-    let body = Script { knows_its_end: true, ..Script::default() };
+    let body = Script {
+        knows_its_end: true,
+        ..Script::default()
+    };
     let response = answered(&layer(&seen), get(), body, Some(1 << 40)).await;
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(seen.refused(), []);
@@ -123,7 +145,10 @@ async fn a_head_without_a_body_may_tell_any_length_whatever_its_body_knows_of_it
     for body in [Script::default(), Script::default().exact(8192)] {
         let response = answered(&layer(&seen), head(), body.clone(), Some(1 << 40)).await;
         assert_eq!(response.status(), StatusCode::OK);
-        assert_eq!(response.headers()[header::CONTENT_LENGTH], (1u64 << 40).to_string());
+        assert_eq!(
+            response.headers()[header::CONTENT_LENGTH],
+            (1u64 << 40).to_string()
+        );
         for status in [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED] {
             let handler = service_fn(|_: Request<RequestBody<Empty<bytes::Bytes>>>| {
                 let response = Response::builder().status(status);
@@ -146,19 +171,34 @@ async fn a_head_without_a_body_may_tell_any_length_whatever_its_body_knows_of_it
 async fn shadow_records_and_lets_pass() {
     let seen = Journal::default();
     let layer = layer(&seen).mode(Mode::Shadow);
-    for body in [Script::frames(4, 4096), Script::frames(4, 4096).exact(16_384)] {
+    for body in [
+        Script::frames(4, 4096),
+        Script::frames(4, 4096).exact(16_384),
+    ] {
         let response = answered(&layer, get(), body, None).await;
         let read = read(response.into_body()).await;
         assert_eq!((read.bytes().len(), read.error.is_none()), (16_384, true));
     }
-    assert_eq!(seen.refusals(), [(violation(Phase::Handler, 16_384), Mode::Shadow)]);
-    assert_eq!(seen.cuts(), [(violation(Phase::ResponseBody, 8192), Mode::Shadow)]);
+    assert_eq!(
+        seen.refusals(),
+        [(violation(Phase::Handler, 16_384), Mode::Shadow)]
+    );
+    assert_eq!(
+        seen.cuts(),
+        [(violation(Phase::ResponseBody, 8192), Mode::Shadow)]
+    );
 }
 
 #[tokio::test]
 async fn without_a_limit_any_length_passes() {
     let layer = BodyLimitLayer::new(1);
-    let response = answered(&layer, get(), Script::frames(100, 4096).exact(409_600), None).await;
+    let response = answered(
+        &layer,
+        get(),
+        Script::frames(100, 4096).exact(409_600),
+        None,
+    )
+    .await;
     assert_eq!(response.body().size_hint().exact(), Some(409_600));
     assert_eq!(read(response.into_body()).await.bytes().len(), 409_600);
 }

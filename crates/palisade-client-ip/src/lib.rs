@@ -66,7 +66,10 @@ pub enum Missing {
 impl ClientIp {
     /// By the other end of the socket.
     pub const fn peer() -> Self {
-        Self { prefix: None, missing: Missing::Shared }
+        Self {
+            prefix: None,
+            missing: Missing::Shared,
+        }
     }
 
     /// How many bits of the peer's address make a client. Defaults to what whoever accepted the
@@ -91,7 +94,10 @@ impl KeyExtractor for ClientIp {
             return Extracted::Key(conn.client()); // Worked out once per connection.
         }
         if let Some(peer) = peer(head.extensions) {
-            return Extracted::Key(ClientKey::address(peer.ip(), self.prefix.unwrap_or_default()));
+            return Extracted::Key(ClientKey::address(
+                peer.ip(),
+                self.prefix.unwrap_or_default(),
+            ));
         }
         warn_once(self.missing);
         match self.missing {
@@ -116,7 +122,9 @@ pub fn peer(extensions: &Extensions) -> Option<SocketAddr> {
 
 #[cfg(feature = "axum")]
 fn peer_of_axum(extensions: &Extensions) -> Option<SocketAddr> {
-    extensions.get::<axum::extract::ConnectInfo<SocketAddr>>().map(|info| info.0)
+    extensions
+        .get::<axum::extract::ConnectInfo<SocketAddr>>()
+        .map(|info| info.0)
 }
 
 #[cfg(not(feature = "axum"))]
@@ -126,7 +134,9 @@ fn peer_of_axum(_: &Extensions) -> Option<SocketAddr> {
 
 #[cfg(feature = "tonic")]
 fn peer_of_tonic(extensions: &Extensions) -> Option<SocketAddr> {
-    extensions.get::<tonic::transport::server::TcpConnectInfo>()?.remote_addr()
+    extensions
+        .get::<tonic::transport::server::TcpConnectInfo>()?
+        .remote_addr()
 }
 
 #[cfg(not(feature = "tonic"))]
@@ -169,7 +179,10 @@ mod tests {
     }
 
     fn network(address: &str) -> Extracted {
-        Extracted::Key(ClientKey::address(address.parse().unwrap(), Prefix::default()))
+        Extracted::Key(ClientKey::address(
+            address.parse().unwrap(),
+            Prefix::default(),
+        ))
     }
 
     fn socket(address: &str) -> SocketAddr {
@@ -211,9 +224,13 @@ mod tests {
     fn a_forwarded_header_changes_nobody() {
         let mut request = request(socket("192.0.2.1"));
         for name in ["x-forwarded-for", "x-real-ip", "cf-connecting-ip"] {
-            request.headers_mut().insert(name, "198.51.100.1".parse().unwrap());
+            request
+                .headers_mut()
+                .insert(name, "198.51.100.1".parse().unwrap());
         }
-        request.headers_mut().insert("forwarded", "for=198.51.100.1".parse().unwrap());
+        request
+            .headers_mut()
+            .insert("forwarded", "for=198.51.100.1".parse().unwrap());
         assert_eq!(key(ClientIp::peer(), &request), network("192.0.2.1"));
     }
 
@@ -238,7 +255,10 @@ mod tests {
     #[test]
     fn tonic_s_connect_info_is_read() {
         let remote_addr = Some(socket("192.0.2.1"));
-        let info = tonic::transport::server::TcpConnectInfo { local_addr: None, remote_addr };
+        let info = tonic::transport::server::TcpConnectInfo {
+            local_addr: None,
+            remote_addr,
+        };
         assert_eq!(key(ClientIp::peer(), &request(info)), network("192.0.2.1"));
     }
 }

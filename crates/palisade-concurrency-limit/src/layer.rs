@@ -161,7 +161,9 @@ impl ConcurrencyLimitLayer {
     /// A handle that changes the limit while the server runs. It tells the metrics that were given
     /// last to this layer or to another one that shares its limit, then or later.
     pub fn handle(&self) -> ConcurrencyLimitHandle {
-        ConcurrencyLimitHandle { limiter: self.policy().0.limiter.clone() }
+        ConcurrencyLimitHandle {
+            limiter: self.policy().0.limiter.clone(),
+        }
     }
 
     /// The policy of this layer, for a stack of several.

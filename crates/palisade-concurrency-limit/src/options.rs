@@ -34,7 +34,11 @@ impl Options {
     /// What the limiter needs to know.
     pub(crate) fn rules(&self) -> Rules {
         let enforces = self.settings.mode != Mode::Shadow;
-        Rules { max_present: self.max_present, enforces, is_fair: self.is_fair }
+        Rules {
+            max_present: self.max_present,
+            enforces,
+            is_fair: self.is_fair,
+        }
     }
 
     pub(crate) fn client(&self, head: &RequestHead<'_>, keys: &mut Keys) -> Option<ClientKey> {
@@ -47,7 +51,11 @@ impl Options {
     /// The accounts of clients, where they matter.
     #[inline]
     pub(crate) fn fair_share(&self) -> Option<&FairShare> {
-        if self.is_fair { self.limiter.fair_share() } else { None }
+        if self.is_fair {
+            self.limiter.fair_share()
+        } else {
+            None
+        }
     }
 }
 

@@ -44,14 +44,22 @@ impl ConcurrencyLimitPolicy {
         denied: Denied,
     ) -> Result<Held, Refusal> {
         let options = &self.0;
-        let Denied { mut violation, counted } = denied;
+        let Denied {
+            mut violation,
+            counted,
+        } = denied;
         if let (Reason::Full, Some(queue)) = (violation.reason, options.queue)
             && options.rules().enforces
         {
             let (rules, client) = (options.rules(), self.account_of(&request.into(), keys));
-            let waiter = options.limiter.queue_newcomer(rules, client, counted, queue.waiters);
+            let waiter = options
+                .limiter
+                .queue_newcomer(rules, client, counted, queue.waiters);
             if let Some(waiter) = waiter {
-                return Ok(Held::Queued(Box::new(Queued { waiter, wait: queue.wait })));
+                return Ok(Held::Queued(Box::new(Queued {
+                    waiter,
+                    wait: queue.wait,
+                })));
             }
             violation = over(Reason::QueueFull, Phase::RequestHead, queue.waiters);
         }
@@ -81,7 +89,11 @@ impl ConcurrencyLimitPolicy {
 
     /// What a displaced request did: it was one too many of those that wait.
     fn displacement(&self, phase: Phase) -> Violation {
-        over(Reason::Displaced, phase, self.0.limiter.max_present(self.0.max_present))
+        over(
+            Reason::Displaced,
+            phase,
+            self.0.limiter.max_present(self.0.max_present),
+        )
     }
 
     /// The request is over. Returns whether it was displaced.
@@ -136,7 +148,9 @@ impl ConcurrencyLimitPolicy {
                 return;
             }
             let client = held.charged_client();
-            let Held::Permit(extras) = std::mem::take(held) else { return };
+            let Held::Permit(extras) = std::mem::take(held) else {
+                return;
+            };
             let waiter = Waiter::working(self.0.rules(), client, extras);
             *held = Held::Waits(Waits(Arc::new(waiter)));
         }
@@ -196,9 +210,15 @@ impl ConcurrencyLimitPolicy {
         // A response that is ready is not thrown away, unless it may say no more than that the
         // body failed. Only a guard that enforces displaces.
         let is_refused = is_pending || halves.body_told();
-        let (violation, status) =
-            (self.displacement(Phase::RequestBody), StatusCode::REQUEST_TIMEOUT);
-        let refusal = if is_refused { self.refuse(violation, status, of.facts) } else { None };
+        let (violation, status) = (
+            self.displacement(Phase::RequestBody),
+            StatusCode::REQUEST_TIMEOUT,
+        );
+        let refusal = if is_refused {
+            self.refuse(violation, status, of.facts)
+        } else {
+            None
+        };
         self.leave_early(held, of);
         refusal.map(Box::new)
     }
@@ -322,8 +342,16 @@ impl Policy for ConcurrencyLimitPolicy {
     #[inline(always)]
     fn upload(&self, held: &mut Held, _: &Common, _: &Facts) -> Upload {
         let is_watched = matches!(held, Held::Shared | Held::Queued(_));
-        let stage = if is_watched { Stage::Watched } else { Stage::Unwatched };
-        Upload { stash: None, progress: 0, stage }
+        let stage = if is_watched {
+            Stage::Watched
+        } else {
+            Stage::Unwatched
+        };
+        Upload {
+            stash: None,
+            progress: 0,
+            stage,
+        }
     }
 
     #[inline(always)]
@@ -342,7 +370,9 @@ impl Policy for ConcurrencyLimitPolicy {
         of: Of<'_, Common>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Box<Refusal>>> {
-        let Held::Queued(queued) = held else { return Poll::Ready(Ok(())) };
+        let Held::Queued(queued) = held else {
+            return Poll::Ready(Ok(()));
+        };
         let limiter = &self.0.limiter;
         let _: Result<(), Displaced> = ready!(limiter.poll_work(&queued.waiter, Half::Answer, cx));
         if let Err(violation) = admission::welcome(&self.0) {
@@ -378,12 +408,19 @@ impl Policy for ConcurrencyLimitPolicy {
         let waiter = held.waiter(of.shared)?;
         let has_nothing_to_do = match handler {
             Handler::HeldBack => true,
-            Handler::Pending { awaits_client: true } => {
-                self.0.limiter.keeps_on(waiter, Half::Answer, cx)
+            Handler::Pending {
+                awaits_client: true,
+            } => self.0.limiter.keeps_on(waiter, Half::Answer, cx),
+            Handler::Pending {
+                awaits_client: false,
             }
-            Handler::Pending { awaits_client: false } | Handler::Ready => false,
+            | Handler::Ready => false,
         };
-        if has_nothing_to_do { None } else { self.after_poll(held, of, handler, cx) }
+        if has_nothing_to_do {
+            None
+        } else {
+            self.after_poll(held, of, handler, cx)
+        }
     }
 
     #[inline(always)]
@@ -393,7 +430,9 @@ impl Policy for ConcurrencyLimitPolicy {
 
     #[inline(always)]
     fn deadline(&self, held: &Held, _: Of<'_, Common>, elapsed: &Elapsed<'_>) -> Option<Instant> {
-        let Held::Queued(queued) = held else { return None };
+        let Held::Queued(queued) = held else {
+            return None;
+        };
         elapsed.started.checked_add(queued.wait)
     }
 
@@ -404,14 +443,17 @@ impl Policy for ConcurrencyLimitPolicy {
         of: Of<'_, Common>,
         elapsed: &Elapsed<'_>,
     ) -> Option<Box<Refusal>> {
-        let Held::Queued(queued) = held else { return None };
+        let Held::Queued(queued) = held else {
+            return None;
+        };
         if elapsed.wall() < queued.wait {
             return None;
         }
         let millis = u64::try_from(queued.wait.as_millis()).unwrap_or(u64::MAX);
         let (reason, phase) = (Reason::QueueTimeout, Phase::RequestHead);
         let violation = Violation::new(Guard::ConcurrencyLimit, reason, phase, millis, millis);
-        self.refuse(violation, StatusCode::SERVICE_UNAVAILABLE, of.facts).map(Box::new)
+        self.refuse(violation, StatusCode::SERVICE_UNAVAILABLE, of.facts)
+            .map(Box::new)
     }
 
     #[inline(always)]
@@ -494,7 +536,9 @@ impl Policy for ConcurrencyLimitPolicy {
         if upload.stage == Stage::Watched
             && let Some(halves) = of.shared.halves_to_wait(&self.0)
         {
-            halves.waiter.progressed(std::mem::take(&mut upload.progress));
+            halves
+                .waiter
+                .progressed(std::mem::take(&mut upload.progress));
             if let Err(Displaced) = halves.body_waits(by_handler, cx) {
                 upload.stage = Stage::Cut;
                 halves.body_tells();

@@ -34,8 +34,9 @@ async fn present_holds_for_those_from_the_queue() {
 #[tokio::test(start_paused = true)]
 async fn those_from_the_queue_count_as_admitted() {
     let (journal, gate) = (Journal::default(), Gate::default());
-    let layer =
-        ConcurrencyLimitLayer::new(1).queue(1, Duration::from_secs(9)).metrics(journal.clone());
+    let layer = ConcurrencyLimitLayer::new(1)
+        .queue(1, Duration::from_secs(9))
+        .metrics(journal.clone());
     let slow = layer.layer(gate.handler());
     let both = [send(&slow, get()), send(&slow, get())];
     settle().await;
@@ -83,7 +84,12 @@ fn no_waker_is_dropped_under_a_lock() {
         let task = Arc::new(Task(Mutex::new(None)));
         let waker = std::task::Waker::from(task.clone());
         let mut second: Pin<Box<dyn Future<Output = Result<Outcome, Infallible>> + Send>> = second;
-        assert!(first.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+        assert!(
+            first
+                .as_mut()
+                .poll(&mut std::task::Context::from_waker(&waker))
+                .is_pending()
+        );
         assert!(
             second
                 .as_mut()
@@ -96,7 +102,9 @@ fn no_waker_is_dropped_under_a_lock() {
         drop(first);
         done.send(()).unwrap();
     });
-    finished.recv_timeout(Duration::from_secs(5)).expect("deadlock");
+    finished
+        .recv_timeout(Duration::from_secs(5))
+        .expect("deadlock");
 }
 
 #[tokio::test(start_paused = true)]
@@ -104,7 +112,9 @@ async fn a_panicking_predicate_leaves_no_count_behind() {
     let gate = Gate::default();
     let layer = ConcurrencyLimitLayer::new(1)
         .per_client(2)
-        .reserve(1, |head| panic!("no such header: {:?}", head.headers.get("x").unwrap()));
+        .reserve(1, |head| {
+            panic!("no such header: {:?}", head.headers.get("x").unwrap())
+        });
     let service = layer.layer(gate.handler());
     let first = send(&service, from("192.0.2.1", get()));
     settle().await;
@@ -124,16 +134,24 @@ async fn a_panicking_predicate_leaves_no_count_behind() {
 #[tokio::test(start_paused = true)]
 async fn one_address_cannot_have_the_last_tenth_where_requests_are_quick() {
     let journal = Journal::default();
-    let layer = ConcurrencyLimitLayer::new(40).fairness().metrics(journal.clone());
+    let layer = ConcurrencyLimitLayer::new(40)
+        .fairness()
+        .metrics(journal.clone());
     let service = layer.layer(handler(|request: Request<Inner>| async move {
         let slow = request.uri().path() == "/slow";
-        tokio::time::sleep(if slow { Duration::from_secs(10) } else { Duration::from_millis(5) })
-            .await;
+        tokio::time::sleep(if slow {
+            Duration::from_secs(10)
+        } else {
+            Duration::from_millis(5)
+        })
+        .await;
         Response::new(full("worked"))
     }));
     let slow = || Request::get("/slow").body(full("")).unwrap();
     let fast = || {
-        Request::get("/fast").body(Empty::new().map_err(|never| match never {}).boxed()).unwrap()
+        Request::get("/fast")
+            .body(Empty::new().map_err(|never| match never {}).boxed())
+            .unwrap()
     };
     let mut tasks = Vec::new();
     for _ in 0..20 {
@@ -142,7 +160,11 @@ async fn one_address_cannot_have_the_last_tenth_where_requests_are_quick() {
     settle().await;
     // Others do what everybody does here.
     for n in 0..200 {
-        drop(send(&service, from(&format!("203.0.113.{n}"), fast())).await.unwrap());
+        drop(
+            send(&service, from(&format!("203.0.113.{n}"), fast()))
+                .await
+                .unwrap(),
+        );
     }
     for _ in 0..60 {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -157,7 +179,9 @@ async fn one_address_cannot_have_the_last_tenth_where_requests_are_quick() {
 #[tokio::test(start_paused = true)]
 async fn a_download_begun_in_quiet_times_goes_on_while_the_last_tenth_is_free() {
     let (journal, gate) = (Journal::default(), Gate::default());
-    let layer = ConcurrencyLimitLayer::new(10).fairness().metrics(journal.clone());
+    let layer = ConcurrencyLimitLayer::new(10)
+        .fairness()
+        .metrics(journal.clone());
     let (slow, download) = (
         layer.layer(gate.handler()),
         layer.layer(handler(|_| async {
@@ -170,8 +194,9 @@ async fn a_download_begun_in_quiet_times_goes_on_while_the_last_tenth_is_free() 
     );
     // Requests usually take a second here.
     for _ in 0..40 {
-        let usual: Vec<_> =
-            (0..5).map(|n| send(&slow, from(&format!("203.0.113.{n}"), get()))).collect();
+        let usual: Vec<_> = (0..5)
+            .map(|n| send(&slow, from(&format!("203.0.113.{n}"), get())))
+            .collect();
         settle().await;
         advance(Duration::from_secs(1)).await;
         for one in usual {
@@ -179,8 +204,9 @@ async fn a_download_begun_in_quiet_times_goes_on_while_the_last_tenth_is_free() 
             assert_eq!(one.await.unwrap().0, 200);
         }
     }
-    let mut usual: Vec<_> =
-        (0..5).map(|n| send(&slow, from(&format!("203.0.113.{n}"), get()))).collect();
+    let mut usual: Vec<_> = (0..5)
+        .map(|n| send(&slow, from(&format!("203.0.113.{n}"), get())))
+        .collect();
     for _ in 0..60 {
         usual.push(send(&slow, from("203.0.113.9", get())));
         settle().await;
@@ -195,11 +221,19 @@ async fn a_download_begun_in_quiet_times_goes_on_while_the_last_tenth_is_free() 
     advance(Duration::from_secs(120)).await;
     let mut honest = call(&download, from("192.0.2.1", get())).await.unwrap();
     honest.body_mut().frame().await.unwrap().unwrap();
-    let _attack: Vec<_> = (0..30).map(|_| send(&slow, from("198.51.100.1", get()))).collect();
+    let _attack: Vec<_> = (0..30)
+        .map(|_| send(&slow, from("198.51.100.1", get())))
+        .collect();
     settle().await;
     assert_eq!(journal.level(GUARD, Level::Working), Some(9)); // One permit is free, for the light.
     // A newcomer from the same address is served ...
-    assert_eq!(call(&download, from("192.0.2.1", get())).await.unwrap().status(), 200);
+    assert_eq!(
+        call(&download, from("192.0.2.1", get()))
+            .await
+            .unwrap()
+            .status(),
+        200
+    );
     // ... and the download that was here first?
     let next = tokio::time::timeout(Duration::from_secs(60), honest.body_mut().frame()).await;
     assert!(next.is_ok(), "frozen for as long as the attack lasts");
@@ -208,7 +242,9 @@ async fn a_download_begun_in_quiet_times_goes_on_while_the_last_tenth_is_free() 
 #[tokio::test(start_paused = true)]
 async fn a_light_newcomer_in_the_queue_need_not_wait_for_the_heavy() {
     let (journal, gate) = (Journal::default(), Gate::default());
-    let layer = ConcurrencyLimitLayer::new(10).fairness().queue(8, Duration::from_secs(9));
+    let layer = ConcurrencyLimitLayer::new(10)
+        .fairness()
+        .queue(8, Duration::from_secs(9));
     let service = layer.metrics(journal.clone()).layer(gate.handler());
     let mut tasks = Vec::new();
     // Nine permits are taken, and the last is for the light: the client of nine is not.
@@ -227,7 +263,10 @@ async fn a_light_newcomer_in_the_queue_need_not_wait_for_the_heavy() {
     assert_eq!(journal.level(GUARD, Level::Queued), Some(4));
     gate.open_one();
     settle().await;
-    assert_eq!((gate.started(), journal.level(GUARD, Level::Queued)), (10, Some(3)));
+    assert_eq!(
+        (gate.started(), journal.level(GUARD, Level::Queued)),
+        (10, Some(3))
+    );
     while gate.started() > 0 {
         gate.open_one();
         settle().await;

@@ -82,7 +82,11 @@ async fn a_frame_that_has_come_is_handed_on_when_the_head_is_out() {
     gate.open_one();
     assert_eq!(other.await.unwrap().0, 200);
     let done = tokio::time::timeout(Duration::from_secs(3600), echoed).await;
-    assert!(done.is_ok(), "stuck; working {:?}", journal.level(GUARD, Level::Working));
+    assert!(
+        done.is_ok(),
+        "stuck; working {:?}",
+        journal.level(GUARD, Level::Working)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -154,7 +158,9 @@ async fn a_displaced_body_fails_once_and_is_then_at_its_end() {
 #[tokio::test(start_paused = true)]
 async fn who_makes_progress_outlives_who_drips() {
     let journal = Journal::default();
-    let layer = ConcurrencyLimitLayer::new(2).present(16).metrics(journal.clone());
+    let layer = ConcurrencyLimitLayer::new(2)
+        .present(16)
+        .metrics(journal.clone());
     let service = layer.layer(reader());
     let mut drips = tokio::task::JoinSet::new();
     for number in 0..15 {
@@ -230,14 +236,20 @@ async fn a_cut_says_whose_it_was_and_ends_grpc_with_trailers() {
         }
     }
     let seen = Arc::new(Seen::default());
-    let layer = ConcurrencyLimitLayer::new(1).present(1).metrics(seen.clone());
+    let layer = ConcurrencyLimitLayer::new(1)
+        .present(1)
+        .metrics(seen.clone());
     let service = layer.layer(handler(|_| async {
         let (mut sender, body) = channel();
         sender.send_data(Bytes::from("piece")).await.ok();
         std::mem::forget(sender);
         Response::new(body)
     }));
-    let conn = Arc::new(ConnInfo::new("192.0.2.1:1".parse().unwrap(), None, Prefix::default()));
+    let conn = Arc::new(ConnInfo::new(
+        "192.0.2.1:1".parse().unwrap(),
+        None,
+        Prefix::default(),
+    ));
     let mut request = Request::post("/")
         .version(http::Version::HTTP_2)
         .header("content-type", "application/grpc")
@@ -250,13 +262,18 @@ async fn a_cut_says_whose_it_was_and_ends_grpc_with_trailers() {
     drop(call(&service, get()).await.unwrap());
     let last = unread.body_mut().frame().await.unwrap();
     let trailers = last.is_ok_and(|frame| frame.is_trailers());
-    assert_eq!((seen.0.lock().clone(), trailers), (vec![Some(conn.id())], true));
+    assert_eq!(
+        (seen.0.lock().clone(), trailers),
+        (vec![Some(conn.id())], true)
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_is_ready_is_not_thrown_away_where_its_request_was_displaced() {
     let journal = Journal::default();
-    let layer = ConcurrencyLimitLayer::new(1).present(1).metrics(journal.clone());
+    let layer = ConcurrencyLimitLayer::new(1)
+        .present(1)
+        .metrics(journal.clone());
     // Waits for its client for a moment and goes on without it, though it keeps the body.
     let impatient = layer.layer(handler(|request: Request<Inner>| async {
         let mut body = request.into_body();
@@ -272,7 +289,10 @@ async fn an_answer_that_is_ready_is_not_thrown_away_where_its_request_was_displa
     // Nobody asked the body since, and so nobody was told.
     let response = first.as_mut().now_or_never().unwrap().unwrap();
     drop(first);
-    assert_eq!((response.status().as_u16(), journal.refused()), (200, vec![]));
+    assert_eq!(
+        (response.status().as_u16(), journal.refused()),
+        (200, vec![])
+    );
     drop(response);
     at_rest(&journal);
 }
@@ -293,13 +313,17 @@ async fn at_work_on_a_message_after(silence: Duration) -> Option<u64> {
             }
         });
         let mut response = Response::new(answer);
-        response.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+        response
+            .headers_mut()
+            .insert("content-type", "application/grpc".parse().unwrap());
         response
     }));
     let (mut sender, body) = channel();
     let mut request = post(body);
     *request.version_mut() = http::Version::HTTP_2;
-    request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+    request
+        .headers_mut()
+        .insert("content-type", "application/grpc".parse().unwrap());
     let mut answer = call(&talk, request).await.unwrap().into_body();
     let reading = tokio::spawn(async move { answer.frame().await.is_some() });
     settle().await;
@@ -353,7 +377,11 @@ async fn an_answer_with_nothing_to_give_does_not_wake_itself_beside_a_queue() {
         assert!(Pin::new(&mut answer).poll_frame(&mut cx).is_pending());
     }
     // Once as the permits that are kept are recalled.
-    assert!(wakes.0.load(SeqCst) <= 1, "woken {} times", wakes.0.load(SeqCst));
+    assert!(
+        wakes.0.load(SeqCst) <= 1,
+        "woken {} times",
+        wakes.0.load(SeqCst)
+    );
     drop((client, answer));
     layer.handle().set_limit(1);
     assert_eq!(newcomer.await.unwrap().0, StatusCode::OK);

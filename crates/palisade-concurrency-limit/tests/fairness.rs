@@ -23,7 +23,11 @@ impl Crowd {
             tokio::time::sleep(WORK).await;
             Response::new(full("worked"))
         });
-        Self { service: layer.layer(work), random: 1, count: 0 }
+        Self {
+            service: layer.layer(work),
+            random: 1,
+            count: 0,
+        }
     }
 
     /// A number between 0 and 1.
@@ -59,7 +63,11 @@ async fn served(layer: ConcurrencyLimitLayer, load: f64) -> (usize, usize) {
         let pause = crowd.pause(load * LIMIT as f64);
         tokio::time::sleep(pause).await;
         let is_one = crowd.random() < 0.15;
-        let request = if is_one { from(ONE, get()) } else { crowd.newcomer() };
+        let request = if is_one {
+            from(ONE, get())
+        } else {
+            crowd.newcomer()
+        };
         let (response, counts) = (send(&crowd.service, request), counts.clone());
         tokio::spawn(async move {
             let status = response.await.unwrap().0;
@@ -80,7 +88,10 @@ async fn a_shared_address_is_served_under_overload_by_others() {
         let fair = served(ConcurrencyLimitLayer::new(LIMIT).fairness(), load).await;
         println!("load {load}: without fairness {plain:?}, with it {fair:?}");
         assert!(fair.0 >= 60 && fair.0 + 20 >= plain.0, "{load}: {fair:?}");
-        assert!(fair.1 >= plain.1, "{load}: {fair:?}, and {plain:?} without fairness");
+        assert!(
+            fair.1 >= plain.1,
+            "{load}: {fair:?}, and {plain:?} without fairness"
+        );
     }
 }
 
@@ -116,7 +127,10 @@ async fn heavy(crowd: &mut Crowd, service: &Guarded) -> tokio::task::AbortHandle
     let service = service.clone();
     tokio::spawn(async move {
         loop {
-            let two = [send(&service, from(ONE, get())), send(&service, from(ONE, get()))];
+            let two = [
+                send(&service, from(ONE, get())),
+                send(&service, from(ONE, get())),
+            ];
             for one in two {
                 drop(one.await.unwrap());
             }
@@ -129,7 +143,9 @@ async fn heavy(crowd: &mut Crowd, service: &Guarded) -> tokio::task::AbortHandle
 #[tokio::test(start_paused = true)]
 async fn an_upload_that_was_let_in_is_not_passed_by_newcomers() {
     let journal = Journal::default();
-    let layer = ConcurrencyLimitLayer::new(LIMIT).fairness().metrics(journal.clone());
+    let layer = ConcurrencyLimitLayer::new(LIMIT)
+        .fairness()
+        .metrics(journal.clone());
     let mut crowd = Crowd::new(&layer);
     let (mut sender, body) = channel();
     let upload = send(&layer.layer(reader()), from(ONE, post(body)));
@@ -202,7 +218,9 @@ async fn ends_well(
 #[tokio::test(start_paused = true)]
 async fn an_upload_that_became_heavy_while_it_waits_gets_the_next_permit_all_the_same() {
     let (journal, gate) = (Journal::default(), Gate::default());
-    let layer = ConcurrencyLimitLayer::new(10).fairness().metrics(journal.clone());
+    let layer = ConcurrencyLimitLayer::new(10)
+        .fairness()
+        .metrics(journal.clone());
     let slow = layer.layer(gate.handler());
     let reads = layer.layer(reads_and_works(&gate));
     let (mut senders, mut requests) = (Vec::new(), Vec::new());
@@ -230,7 +248,9 @@ async fn an_upload_that_became_heavy_while_it_waits_gets_the_next_permit_all_the
 #[tokio::test(start_paused = true)]
 async fn an_upload_that_became_light_while_it_waits_gets_a_permit_of_the_reserve() {
     let (journal, gate) = (Journal::default(), Gate::default());
-    let layer = ConcurrencyLimitLayer::new(10).fairness().metrics(journal.clone());
+    let layer = ConcurrencyLimitLayer::new(10)
+        .fairness()
+        .metrics(journal.clone());
     let slow = layer.layer(gate.handler());
     let reads = layer.layer(reads_and_works(&gate));
     const OTHER: &str = "198.51.100.2";
@@ -270,7 +290,9 @@ async fn an_upload_that_became_light_while_it_waits_gets_a_permit_of_the_reserve
 async fn a_queue_full_of_heavy_newcomers_does_not_keep_a_light_one_from_free_permits() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let queue = (24, Duration::from_secs(9));
-    let layer = ConcurrencyLimitLayer::new(LIMIT).fairness().queue(queue.0, queue.1);
+    let layer = ConcurrencyLimitLayer::new(LIMIT)
+        .fairness()
+        .queue(queue.0, queue.1);
     let slow = layer.metrics(journal.clone()).layer(gate.handler());
     let level = |level| journal.level(GUARD, level).unwrap();
     let mut tasks = Vec::new();

@@ -10,7 +10,10 @@ use palisade_core::{Extracted, RequestHead};
 async fn silent_uploads(
     service: &Guarded,
     count: usize,
-) -> (Vec<Sender<Bytes, io::Error>>, Vec<JoinHandle<(StatusCode, Result<Bytes, BoxError>)>>) {
+) -> (
+    Vec<Sender<Bytes, io::Error>>,
+    Vec<JoinHandle<(StatusCode, Result<Bytes, BoxError>)>>,
+) {
     let (mut senders, mut uploads) = (Vec::new(), Vec::new());
     for _ in 0..count {
         let (sender, body) = channel();
@@ -26,7 +29,11 @@ fn reads_or_hangs(gate: &Gate) -> Handler {
     let (read, hang) = (reader(), gate.handler());
     handler(move |request| {
         let is_upload = request.method() == http::Method::POST;
-        let handler = if is_upload { read.clone() } else { hang.clone() };
+        let handler = if is_upload {
+            read.clone()
+        } else {
+            hang.clone()
+        };
         handler.oneshot(request).map(|answer| answer.unwrap())
     })
 }
@@ -34,7 +41,9 @@ fn reads_or_hangs(gate: &Gate) -> Handler {
 #[tokio::test(start_paused = true)]
 async fn a_cap_on_presence_far_below_the_limit_displaces_silent_uploads() {
     let journal = Journal::default();
-    let limit = ConcurrencyLimitLayer::new(100).present(10).metrics(journal.clone());
+    let limit = ConcurrencyLimitLayer::new(100)
+        .present(10)
+        .metrics(journal.clone());
     let service = limit.layer(reader());
     let (senders, mut uploads) = silent_uploads(&service, 10).await;
     assert_eq!(journal.level(GUARD, Level::Waiting), Some(10));
@@ -43,7 +52,10 @@ async fn a_cap_on_presence_far_below_the_limit_displaces_silent_uploads() {
         assert_eq!(status, StatusCode::OK, "request {n}");
         // One upload had to go for the first request; then there is room.
         settle().await;
-        assert_eq!(uploads.iter().filter(|upload| upload.is_finished()).count(), 1);
+        assert_eq!(
+            uploads.iter().filter(|upload| upload.is_finished()).count(),
+            1
+        );
     }
     let gone = uploads.iter().position(JoinHandle::is_finished).unwrap();
     let (status, _) = uploads.remove(gone).await.unwrap();
@@ -68,7 +80,10 @@ async fn kept_permits_are_recalled_when_others_need_them() {
     let working: Vec<_> = (0..20).map(|_| send(&service, get())).collect();
     settle().await;
     assert_eq!((gate.started(), limit.handle().working()), (20, 20));
-    assert_eq!(send(&service, get()).await.unwrap().0, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(
+        send(&service, get()).await.unwrap().0,
+        StatusCode::SERVICE_UNAVAILABLE
+    );
     // What comes for an upload waits for a permit.
     drop(senders);
     settle().await;
@@ -118,7 +133,10 @@ async fn a_body_read_by_another_task_does_not_hold_a_permit_while_its_client_is_
     let (mut sender, body) = channel();
     let upload = send(&service, post(body));
     for _ in 0..10 {
-        sender.send_data(Bytes::from_static(b"a frame")).await.unwrap();
+        sender
+            .send_data(Bytes::from_static(b"a frame"))
+            .await
+            .unwrap();
         settle().await;
         assert_eq!(limit.handle().working(), 0);
     }
@@ -143,7 +161,9 @@ async fn slow_uploads_of_a_busy_hour_are_not_charged_for_their_waits_in_a_quiet_
     let limit = ConcurrencyLimitLayer::new(40).fairness();
     let service = limit.layer(reads_or_hangs(&gate));
     let others = |count| -> Vec<_> {
-        (0..count).map(|n| send(&service, from(&format!("203.0.113.{n}"), get()))).collect()
+        (0..count)
+            .map(|n| send(&service, from(&format!("203.0.113.{n}"), get())))
+            .collect()
     };
     // Slots are getting short when the uploads begin, so that their client is charged.
     let mut working = others(20);
@@ -162,7 +182,10 @@ async fn slow_uploads_of_a_busy_hour_are_not_charged_for_their_waits_in_a_quiet_
     settle().await;
     gate.open_one();
     for sender in &mut senders {
-        sender.send_data(Bytes::from_static(b"a frame")).await.unwrap();
+        sender
+            .send_data(Bytes::from_static(b"a frame"))
+            .await
+            .unwrap();
     }
     settle().await;
     advance(Duration::from_secs(30)).await;

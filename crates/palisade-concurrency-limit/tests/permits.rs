@@ -8,7 +8,9 @@ use std::task::Poll;
 #[tokio::test(start_paused = true)]
 async fn the_one_over_the_limit_is_refused_at_once() {
     let (journal, gate) = (Journal::default(), Gate::default());
-    let service = ConcurrencyLimitLayer::new(2).metrics(journal.clone()).layer(gate.handler());
+    let service = ConcurrencyLimitLayer::new(2)
+        .metrics(journal.clone())
+        .layer(gate.handler());
     let (first, second) = (send(&service, get()), send(&service, get()));
     settle().await;
     let refused = call(&service, get()).now_or_never().unwrap().unwrap();
@@ -28,8 +30,10 @@ async fn the_one_over_the_limit_is_refused_at_once() {
 async fn all_services_of_a_layer_share_one_limit() {
     let gate = Gate::default();
     let layer = ConcurrencyLimitLayer::new(1);
-    let (one, other) =
-        (layer.layer(gate.handler()), layer.clone().present(0).layer(gate.handler()));
+    let (one, other) = (
+        layer.layer(gate.handler()),
+        layer.clone().present(0).layer(gate.handler()),
+    );
     let first = send(&one, get());
     settle().await;
     let refused = call(&other, get()).await.unwrap();
@@ -102,7 +106,9 @@ async fn a_dropped_or_panicking_request_gives_its_permit_back() {
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_his_own_client_holds_no_permit() {
     let journal = Journal::default();
-    let service = ConcurrencyLimitLayer::new(1).metrics(journal.clone()).layer(reader());
+    let service = ConcurrencyLimitLayer::new(1)
+        .metrics(journal.clone())
+        .layer(reader());
     let mut senders = Vec::new();
     let mut uploads = Vec::new();
     for _ in 0..5 {
@@ -159,7 +165,10 @@ async fn whoever_had_a_permit_gets_it_back_in_order_and_before_newcomers() {
     settle().await;
     assert_eq!(journal.level(GUARD, Level::Queued), Some(1));
     gate.open_one();
-    assert_eq!(call(&slow, get()).now_or_never().unwrap().unwrap().status(), 503);
+    assert_eq!(
+        call(&slow, get()).now_or_never().unwrap().unwrap().status(),
+        503
+    );
     assert_eq!(other.await.unwrap().0, 200);
     assert_eq!(first.await.unwrap().1.unwrap(), "read");
     at_rest(&journal);
@@ -217,7 +226,11 @@ fn reads_ahead(gate: &Gate, frames: usize) -> Handler {
             assert!(ahead.await);
             (&mut receiver).await.ok();
             let whole = body.collect().await.unwrap();
-            Response::new(full(if whole.to_bytes().is_empty() { "empty" } else { "read" }))
+            Response::new(full(if whole.to_bytes().is_empty() {
+                "empty"
+            } else {
+                "read"
+            }))
         }
     })
 }
@@ -237,7 +250,10 @@ async fn a_handler_that_read_ahead_in_vain_works_in_a_permit() {
     settle().await;
     // Both clients hold their bodies back; both handlers are at work all the same.
     assert_eq!(journal.level(GUARD, Level::Working), Some(2));
-    assert_eq!(call(&service, get()).await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(
+        call(&service, get()).await.unwrap().status(),
+        StatusCode::SERVICE_UNAVAILABLE
+    );
     // They ask for the body: now the clients are what is waited for.
     gate.open_one();
     gate.open_one();
@@ -278,7 +294,10 @@ async fn a_handler_that_read_ahead_in_vain_in_a_later_wait_works_in_a_permit() {
 async fn a_handler_with_work_of_its_own_waits_for_a_permit_before_it_goes_on() {
     let (journal, gate, others) = (Journal::default(), Gate::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
-    let (uploads, slow) = (layer.layer(reads_ahead(&gate, 0)), layer.layer(others.handler()));
+    let (uploads, slow) = (
+        layer.layer(reads_ahead(&gate, 0)),
+        layer.layer(others.handler()),
+    );
     let (sender, body) = channel();
     let mut upload = Box::pin(call(&uploads, post(body)));
     assert!(upload.as_mut().now_or_never().is_none()); // Gave its permit up.
@@ -295,7 +314,10 @@ async fn a_handler_with_work_of_its_own_waits_for_a_permit_before_it_goes_on() {
     others.open_one();
     assert_eq!(other.await.unwrap().0, StatusCode::OK);
     let answer = upload.await.unwrap().unwrap();
-    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "empty");
+    assert_eq!(
+        answer.into_body().collect().await.unwrap().to_bytes(),
+        "empty"
+    );
     at_rest(&journal);
 }
 
@@ -309,7 +331,10 @@ async fn a_handler_that_waits_for_its_client_is_polled_once_more_and_not_for_eve
         let mut reading = Box::pin(request.into_body().collect());
         std::future::poll_fn(move |cx| {
             *polls.lock() += 1;
-            reading.as_mut().poll(cx).map(|_| Response::new(full("done")))
+            reading
+                .as_mut()
+                .poll(cx)
+                .map(|_| Response::new(full("done")))
         })
     }));
     let (mut sender, body) = channel();
@@ -326,13 +351,13 @@ async fn a_handler_that_waits_for_its_client_is_polled_once_more_and_not_for_eve
 #[tokio::test(start_paused = true)]
 async fn a_body_read_in_another_task_counts_all_the_same() {
     let journal = Journal::default();
-    let service = ConcurrencyLimitLayer::new(1).metrics(journal.clone()).layer(handler(
-        |request: Request<Inner>| async {
+    let service = ConcurrencyLimitLayer::new(1)
+        .metrics(journal.clone())
+        .layer(handler(|request: Request<Inner>| async {
             let whole = tokio::spawn(request.into_body().collect()).await.unwrap();
             assert_eq!(whole.unwrap().to_bytes(), "elsewhere");
             Response::new(full("done"))
-        },
-    ));
+        }));
     let (mut sender, body) = channel();
     let upload = send(&service, post(body));
     settle().await;
@@ -366,7 +391,9 @@ async fn a_body_that_outlives_its_request_is_read_without_a_permit() {
 #[tokio::test(start_paused = true)]
 async fn where_too_many_are_present_the_one_that_waited_longest_goes() {
     let journal = Journal::default();
-    let layer = ConcurrencyLimitLayer::new(1).present(2).metrics(journal.clone());
+    let layer = ConcurrencyLimitLayer::new(1)
+        .present(2)
+        .metrics(journal.clone());
     let service = layer.layer(reader());
     let (mut first_sender, first_body) = channel();
     let (second_sender, second_body) = channel();
@@ -375,7 +402,10 @@ async fn where_too_many_are_present_the_one_that_waited_longest_goes() {
     let second = send(&service, post(second_body));
     settle().await;
     // The first makes progress, so the second has waited longest.
-    first_sender.send_data(Bytes::from(vec![0; 512])).await.unwrap();
+    first_sender
+        .send_data(Bytes::from(vec![0; 512]))
+        .await
+        .unwrap();
     settle().await;
     assert_eq!(send(&service, get()).await.unwrap().0, 200);
     assert_eq!(second.await.unwrap().0, StatusCode::REQUEST_TIMEOUT);
@@ -389,7 +419,9 @@ async fn where_too_many_are_present_the_one_that_waited_longest_goes() {
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_nobody_reads_holds_no_permit_and_can_be_displaced() {
     let journal = Journal::default();
-    let layer = ConcurrencyLimitLayer::new(1).present(2).metrics(journal.clone());
+    let layer = ConcurrencyLimitLayer::new(1)
+        .present(2)
+        .metrics(journal.clone());
     let service = layer.layer(handler(|_| async {
         let (mut sender, body) = channel();
         tokio::spawn(async move {
@@ -406,18 +438,35 @@ async fn an_answer_that_nobody_reads_holds_no_permit_and_can_be_displaced() {
         unread.push(response);
     }
     assert_eq!(journal.level(GUARD, Level::Waiting), Some(2));
-    assert_eq!(send(&service, get()).await.unwrap().1.unwrap(), "piecepiecepiece");
+    assert_eq!(
+        send(&service, get()).await.unwrap().1.unwrap(),
+        "piecepiecepiece"
+    );
     let error = unread.remove(0).into_body().collect().await.unwrap_err();
-    assert_eq!(error.downcast_ref::<Violation>().unwrap().reason, Reason::Displaced);
+    assert_eq!(
+        error.downcast_ref::<Violation>().unwrap().reason,
+        Reason::Displaced
+    );
     assert_eq!(journal.cut(), [(GUARD, Reason::Displaced)]);
-    assert_eq!(unread.remove(0).into_body().collect().await.unwrap().to_bytes(), "piecepiece");
+    assert_eq!(
+        unread
+            .remove(0)
+            .into_body()
+            .collect()
+            .await
+            .unwrap()
+            .to_bytes(),
+        "piecepiece"
+    );
     at_rest(&journal);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_cut_is_recorded_even_if_nobody_asks_for_the_body_again() {
     let journal = Journal::default();
-    let layer = ConcurrencyLimitLayer::new(1).present(1).metrics(journal.clone());
+    let layer = ConcurrencyLimitLayer::new(1)
+        .present(1)
+        .metrics(journal.clone());
     let service = layer.layer(handler(|_| async {
         let (mut sender, body) = channel();
         sender.send_data(Bytes::from("piece")).await.ok();
@@ -436,7 +485,9 @@ async fn a_cut_is_recorded_even_if_nobody_asks_for_the_body_again() {
 #[tokio::test(start_paused = true)]
 async fn with_everybody_at_work_nobody_is_displaced() {
     let (journal, gate) = (Journal::default(), Gate::default());
-    let layer = ConcurrencyLimitLayer::new(4).present(2).metrics(journal.clone());
+    let layer = ConcurrencyLimitLayer::new(4)
+        .present(2)
+        .metrics(journal.clone());
     let service = layer.layer(gate.handler());
     let working = [send(&service, get()), send(&service, get())];
     settle().await;
@@ -453,7 +504,9 @@ async fn with_everybody_at_work_nobody_is_displaced() {
 #[tokio::test(start_paused = true)]
 async fn one_client_may_have_only_so_many_and_its_neighbour_has_its_own() {
     let (journal, gate) = (Journal::default(), Gate::default());
-    let layer = ConcurrencyLimitLayer::new(10).per_client(1).metrics(journal.clone());
+    let layer = ConcurrencyLimitLayer::new(10)
+        .per_client(1)
+        .metrics(journal.clone());
     let service = layer.layer(gate.handler());
     let first = send(&service, from("192.0.2.1", get()));
     settle().await;
@@ -500,7 +553,9 @@ async fn picked_requests_have_permits_of_their_own_when_all_others_are_taken() {
 async fn the_queue_is_short_in_order_and_impatient() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let wait = Duration::from_millis(100);
-    let layer = ConcurrencyLimitLayer::new(1).queue(2, wait).metrics(journal.clone());
+    let layer = ConcurrencyLimitLayer::new(1)
+        .queue(2, wait)
+        .metrics(journal.clone());
     let service = layer.layer(gate.handler());
     let working = send(&service, get());
     settle().await;
@@ -521,7 +576,11 @@ async fn the_queue_is_short_in_order_and_impatient() {
     assert_eq!(second.await.unwrap().0, 503);
     gate.open_one();
     assert_eq!(first.await.unwrap().0, 200);
-    let reasons: Vec<_> = journal.refused().into_iter().map(|(_, reason)| reason).collect();
+    let reasons: Vec<_> = journal
+        .refused()
+        .into_iter()
+        .map(|(_, reason)| reason)
+        .collect();
     assert_eq!(reasons, [Reason::QueueFull, Reason::QueueTimeout]);
     at_rest(&journal);
 }
@@ -604,7 +663,11 @@ async fn upgrades_and_event_streams_end_the_count_at_the_head() {
         layer.layer(handler(move |_| async move {
             let (sender, body) = channel();
             std::mem::forget(sender); // The stream stays open.
-            Response::builder().status(status).header("content-type", kind).body(body).unwrap()
+            Response::builder()
+                .status(status)
+                .header("content-type", kind)
+                .body(body)
+                .unwrap()
         }))
     };
     let connect = || Request::connect("example.com:443").body(full("")).unwrap();
@@ -619,7 +682,9 @@ async fn upgrades_and_event_streams_end_the_count_at_the_head() {
     let counted = call(&plain, get()).await.unwrap();
     assert_eq!(journal.level(GUARD, Level::Working), Some(1));
     drop((held, counted));
-    let layer = ConcurrencyLimitLayer::new(1).release_at_head().metrics(journal.clone());
+    let layer = ConcurrencyLimitLayer::new(1)
+        .release_at_head()
+        .metrics(journal.clone());
     let service = layer.layer(handler(|_| async { Response::new(full("whole")) }));
     let _unread = call(&service, get()).await.unwrap();
     at_rest(&journal);
@@ -648,7 +713,9 @@ async fn in_shadow_mode_everybody_passes_and_is_counted() {
 #[tokio::test(start_paused = true)]
 async fn switched_off_it_does_not_look() {
     let journal = Journal::default();
-    let layer = ConcurrencyLimitLayer::new(0).mode(Mode::Off).metrics(journal.clone());
+    let layer = ConcurrencyLimitLayer::new(0)
+        .mode(Mode::Off)
+        .metrics(journal.clone());
     let service = layer.layer(reader());
     assert_eq!(send(&service, get()).await.unwrap().0, 200);
     assert_eq!(journal.refused(), []);
@@ -703,13 +770,19 @@ async fn with_fairness_who_sends_little_is_served_beside_those_who_keep_much_in_
 #[tokio::test(start_paused = true)]
 async fn everybody_who_was_let_in_is_done_in_the_end_whatever_the_order() {
     let journal = Journal::default();
-    let layer = ConcurrencyLimitLayer::new(3).present(1000).fairness().client(ClientIp::peer());
+    let layer = ConcurrencyLimitLayer::new(3)
+        .present(1000)
+        .fairness()
+        .client(ClientIp::peer());
     let service = layer.metrics(journal.clone()).layer(reader());
     let mut senders = Vec::new();
     let mut uploads = Vec::new();
     for number in 0..200 {
         let (sender, body) = channel();
-        uploads.push(send(&service, from(&format!("192.0.2.{}", number % 7), post(body))));
+        uploads.push(send(
+            &service,
+            from(&format!("192.0.2.{}", number % 7), post(body)),
+        ));
         senders.push(sender);
         settle().await;
     }
@@ -772,7 +845,10 @@ async fn so_does_one_read_by_what_does_not_poll_all_its_parts() {
     let among_others = handler(|request| async {
         let reading = [request.into_body().collect()];
         let mut reading: futures_util::stream::FuturesUnordered<_> = reading.into_iter().collect();
-        futures_util::StreamExt::next(&mut reading).await.unwrap().unwrap();
+        futures_util::StreamExt::next(&mut reading)
+            .await
+            .unwrap()
+            .unwrap();
         Response::new(full("read"))
     });
     waits_for_its_client_all_the_same(among_others).await;

@@ -54,7 +54,11 @@ async fn handler(
     tokio::spawn(async move {
         for _ in 0..3 {
             tokio::task::yield_now().await;
-            if sender.send_data(Bytes::from_static(b"piece")).await.is_err() {
+            if sender
+                .send_data(Bytes::from_static(b"piece"))
+                .await
+                .is_err()
+            {
                 return;
             }
         }
@@ -82,7 +86,11 @@ async fn whatever_the_order_nobody_waits_for_ever_and_nothing_is_left_behind() {
                 let upload = tokio::spawn(async move {
                     for _ in 0..way % 5 {
                         tokio::task::yield_now().await;
-                        if sender.send_data(Bytes::from_static(b"bytes")).await.is_err() {
+                        if sender
+                            .send_data(Bytes::from_static(b"bytes"))
+                            .await
+                            .is_err()
+                        {
                             return;
                         }
                     }
@@ -116,15 +124,31 @@ async fn whatever_the_order_nobody_waits_for_ever_and_nothing_is_left_behind() {
         });
     }
     let watch = async {
-        while clients.join_next().await.is_some_and(|client| client.map(|()| true).unwrap()) {
-            let working = journal.level(Guard::ConcurrencyLimit, Level::Working).unwrap();
+        while clients
+            .join_next()
+            .await
+            .is_some_and(|client| client.map(|()| true).unwrap())
+        {
+            let working = journal
+                .level(Guard::ConcurrencyLimit, Level::Working)
+                .unwrap();
             assert!(working <= LIMIT as u64, "{working}");
         }
     };
-    assert!(timeout(Duration::from_secs(60), watch).await.is_ok(), "somebody waits for ever");
+    assert!(
+        timeout(Duration::from_secs(60), watch).await.is_ok(),
+        "somebody waits for ever"
+    );
     for level in [Level::Working, Level::Waiting, Level::Queued] {
-        assert_eq!(journal.level(Guard::ConcurrencyLimit, level), Some(0), "{level:?}");
+        assert_eq!(
+            journal.level(Guard::ConcurrencyLimit, level),
+            Some(0),
+            "{level:?}"
+        );
     }
     let (served, refused) = (SERVED.load(SeqCst), REFUSED.load(SeqCst));
-    assert!(served > 500 && refused > 50, "served {served}, refused {refused}");
+    assert!(
+        served > 500 && refused > 50,
+        "served {served}, refused {refused}"
+    );
 }

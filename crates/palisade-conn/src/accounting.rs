@@ -126,7 +126,9 @@ impl ConnGuard {
         if shared.limits.mode != Mode::Off {
             shared.accounted.store(true, Relaxed);
         }
-        AccountingLayer { guard: Arc::downgrade(shared) }
+        AccountingLayer {
+            guard: Arc::downgrade(shared),
+        }
     }
 }
 
@@ -136,8 +138,17 @@ impl<S> Layer<S> for AccountingLayer {
     type Service = Accounting<S>;
 
     fn layer(&self, inner: S) -> Accounting<S> {
-        let accountant = Accountant { conn: None, tells_axum: false, tells_of_windows: true };
-        Accounting { inner, accountant, guard: self.guard.clone(), is_placed: false }
+        let accountant = Accountant {
+            conn: None,
+            tells_axum: false,
+            tells_of_windows: true,
+        };
+        Accounting {
+            inner,
+            accountant,
+            guard: self.guard.clone(),
+            is_placed: false,
+        }
     }
 }
 
@@ -149,8 +160,17 @@ impl<S> Accounting<S> {
     /// of each.
     pub fn of(conn: Arc<ConnInfo>, inner: S) -> Self {
         conn.state().set_accounted_by_its_own();
-        let accountant = Accountant { conn: Some(conn), tells_axum: false, tells_of_windows: true };
-        Self { inner, accountant, guard: Weak::new(), is_placed: true }
+        let accountant = Accountant {
+            conn: Some(conn),
+            tells_axum: false,
+            tells_of_windows: true,
+        };
+        Self {
+            inner,
+            accountant,
+            guard: Weak::new(),
+            is_placed: true,
+        }
     }
 
     /// Each request brings axum's `ConnectInfo<SocketAddr>` as well, if the service is
@@ -180,7 +200,8 @@ impl<S> Accounting<S> {
     where
         B: Body + Send + 'static,
     {
-        self.accountant.call(request, |request| call(&self.inner, request))
+        self.accountant
+            .call(request, |request| call(&self.inner, request))
     }
 
     /// What it is around.
@@ -207,7 +228,8 @@ where
         if !self.is_placed {
             self.look_at_place(ConnInfo::of(request.extensions()).is_some());
         }
-        self.accountant.call(request, |request| self.inner.call(request))
+        self.accountant
+            .call(request, |request| self.inner.call(request))
     }
 }
 
@@ -216,9 +238,13 @@ impl<S> Accounting<S> {
     /// nothing can be told to the guard, which then must not take silence for idleness.
     #[cold]
     fn look_at_place(&mut self, has_conn: bool) {
-        let Some(guard) = self.guard.upgrade() else { return };
+        let Some(guard) = self.guard.upgrade() else {
+            return;
+        };
         if has_conn && !guard.is_placed.swap(true, Relaxed) {
-            guard.accounted.store(guard.limits.mode != Mode::Off, Relaxed);
+            guard
+                .accounted
+                .store(guard.limits.mode != Mode::Off, Relaxed);
         }
         self.is_placed = guard.is_placed.load(Relaxed);
         if !self.is_placed {
@@ -237,7 +263,10 @@ impl Accountant {
         call: impl FnOnce(Request<B>) -> F,
     ) -> AccountingFuture<F> {
         let mut account = self.begin(&mut request);
-        if let Some(mut rejection) = account.as_ref().and_then(|account| account.refuse(&request)) {
+        if let Some(mut rejection) = account
+            .as_ref()
+            .and_then(|account| account.refuse(&request))
+        {
             if let Some(account) = &mut account {
                 account.in_flight.refused();
             }
@@ -245,9 +274,17 @@ impl Accountant {
                 rejection.keep_open();
             }
             let rejection = Some(Box::new(rejection));
-            return AccountingFuture { state: State::Refused { rejection }, account };
+            return AccountingFuture {
+                state: State::Refused { rejection },
+                account,
+            };
         }
-        AccountingFuture { state: State::Handler { inner: call(request) }, account }
+        AccountingFuture {
+            state: State::Handler {
+                inner: call(request),
+            },
+            account,
+        }
     }
 
     /// Of the connection that the service is made for, or that `request` says it is on.
@@ -390,7 +427,11 @@ impl Account {
         let rejection = Rejection::new(violation, StatusCode::SERVICE_UNAVAILABLE, form);
         let rejection = rejection.retry_after(RETRY_AFTER);
         let (mode, recorder) = (conn.totals()?.mode, conn.totals()?.recorder.clone());
-        let settings = Settings { mode, recorder, on_reject: None };
+        let settings = Settings {
+            mode,
+            recorder,
+            on_reject: None,
+        };
         settings.refuse(&rejection, Some(conn)).then_some(rejection)
     }
 
@@ -441,14 +482,23 @@ impl Account {
     where
         T: Body<Data = Bytes>,
     {
-        let Self { mut in_flight, is_http1, tells_of_windows, is_head, .. } = self;
+        let Self {
+            mut in_flight,
+            is_http1,
+            tells_of_windows,
+            is_head,
+            ..
+        } = self;
         in_flight.responded();
         if !is_upgrade && is_http1 && in_flight.conn().state().closing().is_some() {
             response.headers_mut().insert(CONNECTION, CLOSE);
         }
         // What has no body whatever its head says (RFC 9110 section 6.4.1) is not asked for one.
         let is_bodiless = is_head
-            || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+            || matches!(
+                response.status(),
+                StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+            );
         if is_upgrade || is_bodiless || response.body().is_end_stream() {
             in_flight.answered();
             return response.map(|body| AccountedBody::untold(guarded(body)));
@@ -484,7 +534,9 @@ fn expect_body(in_flight: &InFlight, headers: &HeaderMap) {
 #[cold]
 fn look_for_proxy(conn: &ConnInfo, headers: &HeaderMap) {
     let is_client = |totals: &&Arc<ConnTotals>| totals.peers_are_clients;
-    let Some(totals) = conn.known_client().and(conn.totals()).filter(is_client) else { return };
+    let Some(totals) = conn.known_client().and(conn.totals()).filter(is_client) else {
+        return;
+    };
     let names = ["forwarded", "x-forwarded-for", "x-real-ip"];
     if let Some(percent) = totals.look(names.iter().any(|name| headers.contains_key(*name))) {
         say::forwarded(&totals.recorder, percent);
@@ -496,7 +548,13 @@ fn declared<B: Body>(response: &Response<B>) -> Option<u64> {
     if response.body().size_hint().exact().is_some() {
         return None;
     }
-    response.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+    response
+        .headers()
+        .get(CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
 }
 
 // === AccountedBody ===
@@ -541,7 +599,14 @@ impl<B> AccountedBody<B> {
     /// Of this one the connection is told nothing.
     fn untold(inner: GuardBody<B>) -> Self {
         let (in_flight, tells_of_windows, lasts_to_its_drop) = (None, false, false);
-        Self { inner, in_flight, tells_of_windows, lasts_to_its_drop, last_byte: None, left: None }
+        Self {
+            inner,
+            in_flight,
+            tells_of_windows,
+            lasts_to_its_drop,
+            last_byte: None,
+            left: None,
+        }
     }
 }
 
@@ -599,7 +664,11 @@ impl<B: Body<Data = Bytes>> Body for AccountedBody<B> {
 
     fn size_hint(&self) -> SizeHint {
         // The last byte is held back from a body that has ended.
-        if self.last_byte.is_some() { SizeHint::with_exact(1) } else { self.inner.size_hint() }
+        if self.last_byte.is_some() {
+            SizeHint::with_exact(1)
+        } else {
+            self.inner.size_hint()
+        }
     }
 }
 
@@ -617,7 +686,11 @@ mod tests {
     type Answer = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
 
     fn conn() -> Arc<ConnInfo> {
-        Arc::new(ConnInfo::new(([127, 0, 0, 1], 1).into(), None, Prefix::default()))
+        Arc::new(ConnInfo::new(
+            ([127, 0, 0, 1], 1).into(),
+            None,
+            Prefix::default(),
+        ))
     }
 
     fn conn_within(totals: &Arc<ConnTotals>) -> Arc<ConnInfo> {
@@ -636,7 +709,13 @@ mod tests {
     }
 
     fn counts(conn: &ConnInfo) -> (u32, u32, u32, u32) {
-        let ConnSample { requests, in_flight, answered, cancelled, .. } = conn.state().sample();
+        let ConnSample {
+            requests,
+            in_flight,
+            answered,
+            cancelled,
+            ..
+        } = conn.state().sample();
         (requests, in_flight, answered, cancelled)
     }
 
@@ -677,12 +756,16 @@ mod tests {
                 .map(|text| Ok::<_, Infallible>(Frame::data(Bytes::from_static(text.as_bytes()))));
             let mut response =
                 Response::new(http_body_util::StreamBody::new(stream).boxed_unsync());
-            response.headers_mut().insert(CONTENT_LENGTH, header.parse().unwrap());
+            response
+                .headers_mut()
+                .insert(CONTENT_LENGTH, header.parse().unwrap());
             response
         };
         // hyper drops a body once it has written as much as the head declares.
         let conn = conn();
-        let mut body = serve(&conn, request(&conn), streamed("6")).await.into_body();
+        let mut body = serve(&conn, request(&conn), streamed("6"))
+            .await
+            .into_body();
         body.frame().await.unwrap().unwrap();
         assert_eq!(counts(&conn), (1, 1, 0, 0));
         body.frame().await.unwrap().unwrap();
@@ -704,7 +787,11 @@ mod tests {
         let layer = guard.accounting();
         let answers = service_fn(|_: Request<Empty<Bytes>>| async { Ok::<_, Infallible>(full(1)) });
         assert!(guard.shared().accounted.load(Relaxed));
-        layer.layer(answers).oneshot(Request::new(Empty::new())).await.unwrap();
+        layer
+            .layer(answers)
+            .oneshot(Request::new(Empty::new()))
+            .await
+            .unwrap();
         assert!(!guard.shared().accounted.load(Relaxed));
         // A request that does say so shows that the first was an exception, a probe from within.
         let conn = conn();
@@ -716,7 +803,11 @@ mod tests {
         let guard = ConnGuard::default();
         let layer = guard.accounting();
         layer.layer(answers).oneshot(request(&conn)).await.unwrap();
-        layer.layer(answers).oneshot(Request::new(Empty::new())).await.unwrap();
+        layer
+            .layer(answers)
+            .oneshot(Request::new(Empty::new()))
+            .await
+            .unwrap();
         assert!(guard.shared().accounted.load(Relaxed));
     }
 
@@ -743,7 +834,9 @@ mod tests {
     async fn whoever_knows_the_length_need_not_ask_for_the_end() {
         let conn = conn();
         let declared = Declared(Some(Bytes::from_static(b"x"))).boxed_unsync();
-        let mut body = serve(&conn, request(&conn), Response::new(declared)).await.into_body();
+        let mut body = serve(&conn, request(&conn), Response::new(declared))
+            .await
+            .into_body();
         body.frame().await.unwrap().unwrap();
         assert_eq!(counts(&conn), (1, 0, 1, 0));
         let conn = self::conn();
@@ -761,14 +854,21 @@ mod tests {
             let conn = conn();
             let mut request = Request::new(Full::<Bytes>::from("body"));
             *request.version_mut() = version;
-            request.headers_mut().insert(name, HeaderValue::from_static(value));
+            request
+                .headers_mut()
+                .insert(name, HeaderValue::from_static(value));
             (conn, request)
         };
         let seen = [
             (CONTENT_LENGTH, "10", Version::HTTP_11, (true, false)),
             (CONTENT_LENGTH, "0", Version::HTTP_10, (false, true)),
             (CONTENT_LENGTH, "5, 5", Version::HTTP_11, (false, true)),
-            (TRANSFER_ENCODING, "chunked", Version::HTTP_11, (false, true)),
+            (
+                TRANSFER_ENCODING,
+                "chunked",
+                Version::HTTP_11,
+                (false, true),
+            ),
             (CONTENT_LENGTH, "10", Version::HTTP_2, (false, false)),
         ];
         for (name, value, version, expected) in seen {
@@ -795,7 +895,12 @@ mod tests {
             let response = Response::new(body.take().unwrap());
             async { Ok::<_, Infallible>(response) }
         });
-        let mut body = layer().layer(handler).oneshot(request(&conn)).await.unwrap().into_body();
+        let mut body = layer()
+            .layer(handler)
+            .oneshot(request(&conn))
+            .await
+            .unwrap()
+            .into_body();
         body.frame().await.unwrap().unwrap_err();
         assert_eq!(counts(&conn), (2, 0, 0, 2));
     }
@@ -903,12 +1008,21 @@ mod tests {
                     (StatusCode::OK, &HeaderValue::from_static("8"))
                 );
             } else {
-                assert_eq!((plain.status(), grpc.status()), (StatusCode::OK, StatusCode::OK));
+                assert_eq!(
+                    (plain.status(), grpc.status()),
+                    (StatusCode::OK, StatusCode::OK)
+                );
                 drop(plain);
             }
             drop((held, grpc));
-            assert_eq!((totals.in_flight(), counts(&first).1, counts(&second).1), (0, 0, 0));
-            assert_eq!(journal.refused(), [(Guard::Connection, Reason::InFlightFull); 3]);
+            assert_eq!(
+                (totals.in_flight(), counts(&first).1, counts(&second).1),
+                (0, 0, 0)
+            );
+            assert_eq!(
+                journal.refused(),
+                [(Guard::Connection, Reason::InFlightFull); 3]
+            );
             let response = serve(&second, request(&second), full(1)).await;
             assert_eq!(response.status(), StatusCode::OK);
         }
@@ -926,16 +1040,23 @@ mod tests {
         assert_eq!(totals.in_flight(), 1);
         drop(held);
         assert_eq!(totals.in_flight(), 0);
-        assert_eq!(refused.await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(
+            refused.await.unwrap().status(),
+            StatusCode::SERVICE_UNAVAILABLE
+        );
         assert_eq!((totals.in_flight(), counts(&second).1), (0, 0));
     }
 
     #[tokio::test]
     async fn two_that_tell_of_the_same_request_count_it_once() {
         let conn = conn();
-        let inner = layer()
-            .layer(service_fn(|_: Request<Empty<Bytes>>| async { Ok::<_, Infallible>(full(1)) }));
-        let response = Accounting::of(conn.clone(), inner).oneshot(request(&conn)).await.unwrap();
+        let inner = layer().layer(service_fn(|_: Request<Empty<Bytes>>| async {
+            Ok::<_, Infallible>(full(1))
+        }));
+        let response = Accounting::of(conn.clone(), inner)
+            .oneshot(request(&conn))
+            .await
+            .unwrap();
         assert_eq!(counts(&conn), (1, 1, 0, 0));
         response.into_body().collect().await.unwrap();
         assert_eq!(counts(&conn), (1, 0, 1, 0));
@@ -947,7 +1068,9 @@ mod tests {
         let mut second = request(&conn);
         *second.version_mut() = Version::HTTP_2;
         let (mut send, body) = Channel::<Bytes, Infallible>::new(1);
-        let mut body = serve(&conn, second, Response::new(body.boxed_unsync())).await.into_body();
+        let mut body = serve(&conn, second, Response::new(body.boxed_unsync()))
+            .await
+            .into_body();
         let waiting = || conn.state().sample().waiting;
         assert_eq!(waiting(), 1); // Nobody has asked.
         assert!(body.frame().now_or_never().is_none());
@@ -970,7 +1093,10 @@ mod tests {
         assert_eq!((frame.len(), body.size_hint().exact()), (999, Some(1)));
         assert!(!body.is_end_stream());
         let sample = conn.state().sample();
-        assert_eq!((sample.in_flight, sample.waiting, sample.answered), (1, 1, 0));
+        assert_eq!(
+            (sample.in_flight, sample.waiting, sample.answered),
+            (1, 1, 0)
+        );
         let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();
         assert!(frame.len() == 1 && body.is_end_stream());
         drop(body);
@@ -979,17 +1105,39 @@ mod tests {
         let mut second = request(&conn);
         *second.version_mut() = Version::HTTP_2;
         let mut body = serve(&conn, second, full(256)).await.into_body();
-        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap().len(), 256);
+        assert_eq!(
+            body.frame()
+                .await
+                .unwrap()
+                .unwrap()
+                .into_data()
+                .unwrap()
+                .len(),
+            256
+        );
         assert!(body.is_end_stream());
         let mut body = serve(&conn, request(&conn), full(1000)).await.into_body();
-        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap().len(), 1000);
+        assert_eq!(
+            body.frame()
+                .await
+                .unwrap()
+                .unwrap()
+                .into_data()
+                .unwrap()
+                .len(),
+            1000
+        );
     }
 
     #[tokio::test]
     async fn a_handler_that_fails_is_no_client_that_cancels() {
         let conn = conn_within(&Arc::default());
         let fails = service_fn(|_| async { Err::<Response<Answer>, _>("on purpose") });
-        layer().layer(fails).oneshot(request(&conn)).await.unwrap_err();
+        layer()
+            .layer(fails)
+            .oneshot(request(&conn))
+            .await
+            .unwrap_err();
         let never = service_fn(|_| std::future::pending::<Result<Response<Answer>, Infallible>>());
         drop(layer().layer(never).oneshot(request(&conn)).now_or_never());
         let sample = conn.state().sample();

@@ -22,7 +22,10 @@ const LOOKED_AT: usize = 32;
 
 /// A client that has so many connections, or whose network has four times as many, takes no place
 /// of one that is idle and did something, and none of the last tenth.
-const FEW: Shares = Shares { client: 4, network: 16 };
+const FEW: Shares = Shares {
+    client: 4,
+    network: 16,
+};
 
 /// Who wants a place that is another's.
 #[derive(Clone, Copy, Debug)]
@@ -52,17 +55,32 @@ impl Newcomer {
 impl Shared {
     /// Charges the client and its network for one connection.
     pub(crate) fn check_rate(&self, conn: &ConnInfo, is_told: bool) -> Result<(), Violation> {
-        let Some(table) = &self.rates else { return Ok(()) };
+        let Some(table) = &self.rates else {
+            return Ok(());
+        };
         if !is_told || self.limits.mode == Mode::Off || self.is_reserved_for(conn) {
             return Ok(());
         }
-        let Limits { accept_rate, accept_rate_per_network, .. } = self.limits;
+        let Limits {
+            accept_rate,
+            accept_rate_per_network,
+            ..
+        } = self.limits;
         // Another account, because a client may be the first of its network.
         let network = self.registry.network_of(conn).account(1);
-        let rates = [(conn.client(), accept_rate), (network, accept_rate_per_network)];
-        let rates = rates.into_iter().filter_map(|(key, rate)| Some((key, rate?)));
+        let rates = [
+            (conn.client(), accept_rate),
+            (network, accept_rate_per_network),
+        ];
+        let rates = rates
+            .into_iter()
+            .filter_map(|(key, rate)| Some((key, rate?)));
         // One table has one largest debt.
-        let max_debt = rates.clone().map(|(_, rate)| rate.max_debt()).max().unwrap_or(1);
+        let max_debt = rates
+            .clone()
+            .map(|(_, rate)| rate.max_debt())
+            .max()
+            .unwrap_or(1);
         let now = self.clock.now();
         for (key, rate) in rates {
             let charge = |debt| rate.decide(debt, 1).map(|debt| ((), debt));
@@ -102,7 +120,10 @@ impl Shared {
             // vain would cost one more connection, and in the end the useful ones.
             let staying = next.saturating_sub(self.going.load(Relaxed));
             let may_displace = staying > self.limits.soft() / 2;
-            let newcomer = Newcomer { is_reserved, has_many };
+            let newcomer = Newcomer {
+                is_reserved,
+                has_many,
+            };
             // Nothing can be spared: what is left is for clients that have few.
             if !(may_displace && self.displace(next, newcomer)) && has_many {
                 let limit = self.limits.soft() as u64;
@@ -132,10 +153,16 @@ impl Shared {
                 Share::Client => Reason::ClientConnectionsFull,
                 Share::Network => Reason::NetworkConnectionsFull,
             };
-            self.not_in(reason, most(full.share), observed, conn).map_err(NotIn::Refused)?;
+            self.not_in(reason, most(full.share), observed, conn)
+                .map_err(NotIn::Refused)?;
             // In shadow mode nobody is kept out.
-            let any = Shares { client: u32::MAX, network: u32::MAX };
-            self.registry.enter(conn, now, Some(any)).map_err(|_| NotIn::NotYet)
+            let any = Shares {
+                client: u32::MAX,
+                network: u32::MAX,
+            };
+            self.registry
+                .enter(conn, now, Some(any))
+                .map_err(|_| NotIn::NotYet)
         });
         let (place, spared) = entered.inspect_err(|_| _ = self.open.fetch_sub(1, SeqCst))?;
         // From here on dropping it undoes everything, whatever the metrics do.
@@ -178,7 +205,11 @@ impl Shared {
     ) -> Result<(), Violation> {
         let violation = Violation::new(Guard::Connection, reason, Phase::Accept, limit, observed);
         self.tell(&violation, self.limits.mode, conn);
-        if self.limits.mode == Mode::Enforce { Err(violation) } else { Ok(()) }
+        if self.limits.mode == Mode::Enforce {
+            Err(violation)
+        } else {
+            Ok(())
+        }
     }
 
     fn tell(&self, violation: &Violation, mode: Mode, conn: &ConnInfo) {
@@ -186,14 +217,21 @@ impl Shared {
             self.refused.fetch_add(1, Relaxed);
             say::load_test(violation, conn);
         }
-        self.recorder.record(|| Event::disconnected(violation, mode, conn));
+        self.recorder
+            .record(|| Event::disconnected(violation, mode, conn));
         self.kills.add(Kill::new(violation, mode, conn));
     }
 
     /// Ends the connection, if that is not decided yet; in shadow mode only says so, once, unless
     /// it is the server that ends.
     pub(crate) fn end(&self, conn: &ConnInfo, end: End) -> bool {
-        let End { reason, ending, phase, limit, observed } = end;
+        let End {
+            reason,
+            ending,
+            phase,
+            limit,
+            observed,
+        } = end;
         let mode = match (self.limits.mode, reason) {
             (Mode::Off, _) => return false,
             (_, Reason::Shutdown) => Mode::Enforce,
@@ -225,7 +263,13 @@ impl Shared {
 
     /// Has the client told to begin no more requests, and tells of it as of an end for this reason.
     pub(crate) fn announce(&self, conn: &ConnInfo, end: End) {
-        let End { reason, phase, limit, observed, .. } = end;
+        let End {
+            reason,
+            phase,
+            limit,
+            observed,
+            ..
+        } = end;
         let is_first = match self.limits.mode {
             Mode::Off => false,
             Mode::Shadow => !conn.state().swap_shadowed(),
@@ -244,8 +288,21 @@ impl Shared {
         // What waits for a client that does not read would wait in the kernel, and half a response
         // is not to look like a whole one.
         let is_cut = phase == Phase::Writing || sample.in_flight > 0;
-        let ending = if is_cut { Ending::Reset } else { Ending::Finish };
-        self.end(conn, End { reason, ending, phase, limit, observed })
+        let ending = if is_cut {
+            Ending::Reset
+        } else {
+            Ending::Finish
+        };
+        self.end(
+            conn,
+            End {
+                reason,
+                ending,
+                phase,
+                limit,
+                observed,
+            },
+        )
     }
 
     /// Parts with the least useful connection. `false` if there is none that can be spared for this
@@ -254,7 +311,12 @@ impl Shared {
         let limit = self.limits.soft() as u64;
         let now = self.now();
         let many = self.many_newcomers.load(Relaxed);
-        while let Some(Spared { class, opened, conn }) = self.next_spared(newcomer) {
+        while let Some(Spared {
+            class,
+            opened,
+            conn,
+        }) = self.next_spared(newcomer)
+        {
             let Some(conn) = conn.upgrade() else { continue };
             let rank = self.rank(&conn, now.saturating_sub(opened), many);
             let is_still = if class == EXCESS {
@@ -274,7 +336,10 @@ impl Shared {
     pub(crate) fn displace_for_file(&self) -> bool {
         const AT_LEAST: u64 = 1000;
         let open = self.open.load(Relaxed);
-        let anybody = Newcomer { is_reserved: true, has_many: false };
+        let anybody = Newcomer {
+            is_reserved: true,
+            has_many: false,
+        };
         self.displace_of_few(open.saturating_sub(1) as u64, open, AT_LEAST, anybody)
     }
 
@@ -284,9 +349,12 @@ impl Shared {
         let turn = self.turn.fetch_add(1, Relaxed);
         let mut few = Vec::with_capacity(LOOKED_AT);
         self.registry.copy_few(turn, LOOKED_AT, &mut few);
-        let aged = few.iter().map(|one| (&one.conn, now.saturating_sub(one.opened)));
-        let newcomers =
-            aged.clone().filter(|(conn, age)| is_newcomer(&conn.state().sample(), *age));
+        let aged = few
+            .iter()
+            .map(|one| (&one.conn, now.saturating_sub(one.opened)));
+        let newcomers = aged
+            .clone()
+            .filter(|(conn, age)| is_newcomer(&conn.state().sample(), *age));
         let many = 2 * newcomers.count() > few.len();
         let ranked = aged.filter(|(_, age)| *age >= at_least);
         let ranked = ranked.filter_map(|(conn, age)| Some((self.rank(conn, age, many)?, conn)));
@@ -298,7 +366,9 @@ impl Shared {
     fn next_spared(&self, newcomer: Newcomer) -> Option<Spared> {
         let (next, left) = {
             let mut spared = self.spared.lock();
-            let next = spared.iter().rposition(|spared| newcomer.is_worth(spared.class));
+            let next = spared
+                .iter()
+                .rposition(|spared| newcomer.is_worth(spared.class));
             (next.map(|at| spared.remove(at)), spared.len())
         };
         if left < SPARED / 4 {
@@ -310,10 +380,12 @@ impl Shared {
     /// Whether the client of `conn`, or its network, has more than its share where places are
     /// short.
     fn is_above_its_share(&self, conn: &ConnInfo) -> bool {
-        self.limits.least_shares().is_some_and(|Shares { client, network }| {
-            let (client, network) = (client.saturating_add(1), network.saturating_add(1));
-            self.registry.has(conn, Shares { client, network })
-        })
+        self.limits
+            .least_shares()
+            .is_some_and(|Shares { client, network }| {
+                let (client, network) = (client.saturating_add(1), network.saturating_add(1));
+                self.registry.has(conn, Shares { client, network })
+            })
     }
 
     /// Its rank among those that can be spared; not if it is told to go already.
@@ -324,6 +396,10 @@ impl Shared {
         }
         let (class, work, oldest_first) = spare(&state.sample(), age, many)?;
         let is_reserved = self.is_reserved_for(conn);
-        Some((if is_reserved { class + CLASSES } else { class }, work, oldest_first))
+        Some((
+            if is_reserved { class + CLASSES } else { class },
+            work,
+            oldest_first,
+        ))
     }
 }

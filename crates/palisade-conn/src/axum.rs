@@ -130,7 +130,9 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        ConnectedFuture { inner: self.accounting.call(request) }
+        ConnectedFuture {
+            inner: self.accounting.call(request),
+        }
     }
 }
 

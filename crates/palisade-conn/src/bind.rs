@@ -17,7 +17,10 @@ pub struct BindOptions {
 impl BindOptions {
     /// What [`ConnGuard::bind`] takes.
     pub const fn new() -> Self {
-        Self { backlog: 1024, reuse_port: false }
+        Self {
+            backlog: 1024,
+            reuse_port: false,
+        }
     }
 
     /// So many connections may wait to be accepted, at least 1. The system may allow fewer: Linux
@@ -49,7 +52,11 @@ impl BindOptions {
             let fault = "backlog is 0, allowed is at least 1";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, fault));
         }
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        let socket = if address.is_ipv4() {
+            TcpSocket::new_v4()?
+        } else {
+            TcpSocket::new_v6()?
+        };
         // As tokio and std do: on Windows it would mean something else.
         #[cfg(unix)]
         socket.set_reuseaddr(true)?;
@@ -74,7 +81,10 @@ fn reuse_port(socket: &TcpSocket) -> io::Result<()> {
 
 #[cfg(not(all(unix, not(any(target_os = "solaris", target_os = "illumos")))))]
 fn reuse_port(_: &TcpSocket) -> io::Result<()> {
-    Err(io::Error::new(io::ErrorKind::Unsupported, "there is no SO_REUSEPORT here"))
+    Err(io::Error::new(
+        io::ErrorKind::Unsupported,
+        "there is no SO_REUSEPORT here",
+    ))
 }
 
 // === ConnGuard ===
@@ -152,11 +162,19 @@ mod tests {
         use palisade_core::{Guard, Level};
         use palisade_testkit::{Journal, clients::until};
         let journal = Journal::default();
-        let guard = ConnGuard::builder().metrics(journal.clone()).build().unwrap();
+        let guard = ConnGuard::builder()
+            .metrics(journal.clone())
+            .build()
+            .unwrap();
         let level = |level| journal.level(Guard::Connection, level);
         assert_eq!(level(Level::AcceptQueue), None); // Nobody listens.
-        let mut first = guard.bind_with(LOOPBACK, BindOptions::new().backlog(3)).await.unwrap();
-        let second = guard.bind_with("[::1]:0", BindOptions::new().backlog(50)).await;
+        let mut first = guard
+            .bind_with(LOOPBACK, BindOptions::new().backlog(3))
+            .await
+            .unwrap();
+        let second = guard
+            .bind_with("[::1]:0", BindOptions::new().backlog(50))
+            .await;
         let (second, most) = second.map_or((None, 3), |second| (Some(second), 53));
         assert_eq!(
             (level(Level::AcceptQueue), level(Level::AcceptQueueLimit)),
@@ -169,9 +187,16 @@ mod tests {
         let connect = || TcpStream::connect(address);
         let mut clients = vec![connect().await.unwrap(), connect().await.unwrap()];
         if let Some(second) = &second {
-            clients.push(TcpStream::connect(second.local_addr().unwrap()).await.unwrap());
+            clients.push(
+                TcpStream::connect(second.local_addr().unwrap())
+                    .await
+                    .unwrap(),
+            );
         }
-        until("they wait", || level(Level::AcceptQueue) == Some(clients.len() as u64)).await;
+        until("they wait", || {
+            level(Level::AcceptQueue) == Some(clients.len() as u64)
+        })
+        .await;
         let _accepted = first.accept().await.unwrap();
         assert_eq!(level(Level::AcceptQueue), Some(clients.len() as u64 - 1));
         drop((first, second));
@@ -181,9 +206,15 @@ mod tests {
     #[tokio::test]
     async fn the_backlog_is_what_it_was_told_to_be() {
         let guard = ConnGuard::default();
-        let error = guard.bind_with(LOOPBACK, BindOptions::new().backlog(0)).await.unwrap_err();
+        let error = guard
+            .bind_with(LOOPBACK, BindOptions::new().backlog(0))
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-        let small = guard.bind_with(LOOPBACK, BindOptions::new().backlog(1)).await.unwrap();
+        let small = guard
+            .bind_with(LOOPBACK, BindOptions::new().backlog(1))
+            .await
+            .unwrap();
         let large = guard.bind(LOOPBACK).await.unwrap();
         // Connects until the next one is not answered, which Linux takes one more for.
         let room = async |address, most| {

@@ -451,7 +451,9 @@ impl ConnGuardBuilder {
     ///
     /// If any number is out of its range; names every one.
     pub fn build(self) -> Result<ConnGuard, ConfigError> {
-        let cap = self.connections.map(|connections| (connections, CapFrom::Told));
+        let cap = self
+            .connections
+            .map(|connections| (connections, CapFrom::Told));
         let (connections, connections_from) = cap.unwrap_or_else(auto_connections);
         self.check(connections)?;
         let per_client = match self.per_client {
@@ -508,7 +510,9 @@ impl ConnGuardBuilder {
             age_grace: self.age_grace.map(millis),
             max_requests: self.max_requests,
             max_upgraded: self.max_upgraded.unwrap_or((connections / 4).max(1)),
-            max_in_flight: self.max_in_flight.unwrap_or(connections.saturating_mul(4).max(1024)),
+            max_in_flight: self
+                .max_in_flight
+                .unwrap_or(connections.saturating_mul(4).max(1024)),
             max_cancelled: self.max_cancelled,
             max_overhead: self.max_overhead,
             probe: self.probe.map(millis),
@@ -545,7 +549,12 @@ impl ConnGuardBuilder {
         }
         if let AcceptRatePerNetwork::Most(rate, burst) = self.accept_rate_per_network {
             let fine = gcra(rate, burst).is_some();
-            check(fine, "accept_rate_per_network", &(rate, burst), "each 1 to 1000000");
+            check(
+                fine,
+                "accept_rate_per_network",
+                &(rate, burst),
+                "each 1 to 1000000",
+            );
         }
         let day = MILLISECOND..=DAY;
         for (field, time) in [
@@ -558,7 +567,12 @@ impl ConnGuardBuilder {
             check(day.contains(&time), field, &time, FROM_1_MS_TO_24_H);
         }
         if let Some(age) = self.max_age {
-            check((MILLISECOND..=30 * DAY).contains(&age), "max_age", &age, "1 ms to 30 days");
+            check(
+                (MILLISECOND..=30 * DAY).contains(&age),
+                "max_age",
+                &age,
+                "1 ms to 30 days",
+            );
         }
         if let Some(grace) = self.age_grace {
             check(grace <= DAY, "age_grace", &grace, "0 to 24 h");
@@ -566,10 +580,17 @@ impl ConnGuardBuilder {
         if let Some(most) = self.max_requests {
             check(most > 0, "max_requests", &most, "at least 1");
         }
-        let at_least_1 =
-            [("max_upgraded", self.max_upgraded), ("max_in_flight", self.max_in_flight)];
+        let at_least_1 = [
+            ("max_upgraded", self.max_upgraded),
+            ("max_in_flight", self.max_in_flight),
+        ];
         for (field, most) in at_least_1 {
-            check(most != Some(0), field, &most.unwrap_or_default(), "at least 1");
+            check(
+                most != Some(0),
+                field,
+                &most.unwrap_or_default(),
+                "at least 1",
+            );
         }
         if let Some(most) = self.max_cancelled {
             check(most > 0, "max_cancelled", &most, "1 to 65535");
@@ -628,7 +649,11 @@ mod tests {
             .precision(Duration::ZERO)
             .build()
             .unwrap_err();
-        let fields: Vec<_> = error.faults().iter().map(|fault| fault.field.clone()).collect();
+        let fields: Vec<_> = error
+            .faults()
+            .iter()
+            .map(|fault| fault.field.clone())
+            .collect();
         let all = [
             "max_connections",
             "reserve",
@@ -653,16 +678,34 @@ mod tests {
         ];
         assert_eq!(fields, all);
         let text = error.to_string();
-        assert!(text.contains("\n  idle is 0ns, allowed is 1 ms to 24 h"), "{text}");
+        assert!(
+            text.contains("\n  idle is 0ns, allowed is 1 ms to 24 h"),
+            "{text}"
+        );
     }
 
     #[test]
     fn the_edges_of_the_ranges_are_in_them() {
-        let least = ConnGuard::builder().max_connections(1).max_per_client(1).max_requests(1);
-        let least = least.accept_rate(1, 1).age_grace(Duration::ZERO).precision(MILLISECOND);
-        least.idle(MILLISECOND).max_age(MILLISECOND).build().unwrap();
-        let most = ConnGuard::builder().max_connections(MOST_CONNECTIONS).max_age(30 * DAY);
-        most.accept_rate(1_000_000, 1_000_000).idle(DAY).build().unwrap();
+        let least = ConnGuard::builder()
+            .max_connections(1)
+            .max_per_client(1)
+            .max_requests(1);
+        let least = least
+            .accept_rate(1, 1)
+            .age_grace(Duration::ZERO)
+            .precision(MILLISECOND);
+        least
+            .idle(MILLISECOND)
+            .max_age(MILLISECOND)
+            .build()
+            .unwrap();
+        let most = ConnGuard::builder()
+            .max_connections(MOST_CONNECTIONS)
+            .max_age(30 * DAY);
+        most.accept_rate(1_000_000, 1_000_000)
+            .idle(DAY)
+            .build()
+            .unwrap();
     }
 
     #[test]
@@ -685,7 +728,10 @@ mod tests {
         assert_eq!(share(builder()), Some(256));
         assert_eq!(share(builder().max_per_client(3)), Some(12));
         assert_eq!(share(builder().no_max_per_client()), None);
-        assert_eq!(share(builder().no_max_per_client().max_per_network(7)), Some(7));
+        assert_eq!(
+            share(builder().no_max_per_client().max_per_network(7)),
+            Some(7)
+        );
         assert_eq!(share(builder().no_max_per_network()), None);
     }
 
@@ -695,7 +741,11 @@ mod tests {
         assert_eq!(kept(ConnGuard::builder()), Some(8));
         assert_eq!(kept(ConnGuard::builder().no_max_per_client()), None);
         assert_eq!(
-            kept(ConnGuard::builder().no_max_per_client().keep_alive_per_client(3)),
+            kept(
+                ConnGuard::builder()
+                    .no_max_per_client()
+                    .keep_alive_per_client(3)
+            ),
             Some(3)
         );
         assert_eq!(kept(ConnGuard::builder().no_keep_alive_per_client()), None);

@@ -81,13 +81,20 @@ mod tests {
         let state = ConnState::default();
         let mut frames = Frames::new();
         let all = [&[b'P'; PREFACE_BYTES as usize][..], bytes].concat();
-        all.chunks(size).for_each(|piece| frames.read(&state, piece));
+        all.chunks(size)
+            .for_each(|piece| frames.read(&state, piece));
         state.data_read()
     }
 
     #[test]
     fn data_is_told_from_the_rest_however_it_is_cut() {
-        let bytes = [frame(4, 18), frame(0, 5), frame(1, 300), frame(0, 0), frame(0, 70_000)];
+        let bytes = [
+            frame(4, 18),
+            frame(0, 5),
+            frame(1, 300),
+            frame(0, 0),
+            frame(0, 70_000),
+        ];
         let bytes = [bytes.concat(), frame(6, 8), frame(0, 3)[..10].to_vec()].concat();
         for size in [1, 2, 3, 7, 9, 10, 16_384, bytes.len() + 24] {
             assert_eq!(data_in(&bytes, size), 5 + 70_000 + 1, "{size}");
@@ -102,7 +109,9 @@ mod tests {
         let mut random = 1u64;
         let garbage: Vec<u8> = (0..100_000)
             .map(|_| {
-                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                random = random
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
                 (random >> 56) as u8
             })
             .collect();

@@ -123,7 +123,10 @@ impl ConnGuard {
                 .map(|_| Table::new(CLIENTS)),
             registry: Registry::new(
                 limits.network(),
-                limits.shares(0).unwrap_or(Shares { client: 0, network: 0 }),
+                limits.shares(0).unwrap_or(Shares {
+                    client: 0,
+                    network: 0,
+                }),
             ),
             limits,
             recorder,
@@ -186,13 +189,24 @@ impl ConnGuard {
     /// which is no rule of its own; in [`Mode::Off`] it does nothing. Whether it did.
     pub fn end(&self, conn: &ConnInfo, reason: Reason, ending: Ending) -> bool {
         let phase = phase(&conn.state().sample());
-        self.shared.end(conn, End { reason, ending, phase, limit: 0, observed: 0 })
+        self.shared.end(
+            conn,
+            End {
+                reason,
+                ending,
+                phase,
+                limit: 0,
+                observed: 0,
+            },
+        )
     }
 
     /// Tells of one request of `conn` that is ended, or would be in [`Mode::Shadow`], while the
     /// connection goes on. For servers that can do so.
     pub fn tell_cut(&self, violation: &Violation, conn: &ConnInfo) {
-        self.shared.recorder.record(|| Event::cut(violation, self.mode(), Some(conn)));
+        self.shared
+            .recorder
+            .record(|| Event::cut(violation, self.mode(), Some(conn)));
     }
 
     /// Tells of one request of `conn` that its server answered by itself. That is no rule of the
@@ -229,7 +243,9 @@ impl ConnGuard {
 impl Default for ConnGuard {
     fn default() -> Self {
         // The defaults are in their ranges; a test holds them to it.
-        Self::builder().build().expect("the defaults are in their ranges")
+        Self::builder()
+            .build()
+            .expect("the defaults are in their ranges")
     }
 }
 
@@ -245,7 +261,10 @@ impl Shared {
     /// How hard it is going, 0 to 1.
     pub(crate) fn pressure(&self) -> f32 {
         // Those who are told to go make room in a moment.
-        let open = self.open.load(Relaxed).saturating_sub(self.going.load(Relaxed));
+        let open = self
+            .open
+            .load(Relaxed)
+            .saturating_sub(self.going.load(Relaxed));
         strain::of_connections(&self.limits, open).max(self.pressed.get())
     }
 
@@ -262,7 +281,11 @@ impl Shared {
         let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
         let conn = ConnInfo::new(peer.unwrap_or(nobody), local, self.limits.prefix);
         let is_watched = self.limits.mode != Mode::Off;
-        let conn = if is_watched { conn.within(Arc::clone(&self.totals)) } else { conn };
+        let conn = if is_watched {
+            conn.within(Arc::clone(&self.totals))
+        } else {
+            conn
+        };
         if self.accounted.load(Relaxed) {
             conn.state().set_accounted();
         }
@@ -286,7 +309,10 @@ impl Levels for Shared {
         visit(Level::PressurePercent, (self.pressure() * 100.0) as u64);
         visit(Level::AcceptErrors, self.errors.exhausted.load(Relaxed));
         if self.totals.peers_are_clients {
-            visit(Level::ForwardedPercent, self.totals.forwarded_percent().into());
+            visit(
+                Level::ForwardedPercent,
+                self.totals.forwarded_percent().into(),
+            );
         }
         #[cfg(target_os = "linux")]
         self.sample_kernel(visit);
@@ -301,7 +327,10 @@ impl Shared {
         if let Some(waiting) = kernel::waiting(&addresses) {
             visit(Level::AcceptQueue, waiting);
         }
-        let backlogs = listening.iter().filter_map(|one| one.backlog).map(u64::from);
+        let backlogs = listening
+            .iter()
+            .filter_map(|one| one.backlog)
+            .map(u64::from);
         if let Some(most) = backlogs.reduce(u64::saturating_add) {
             visit(Level::AcceptQueueLimit, most);
         }
@@ -326,7 +355,11 @@ impl Shared {
 
     /// What is counted `now`.
     pub(crate) fn mark(&self, now: u64) -> Mark {
-        Mark { at: now, opened: self.opened(), refused: self.refusals() }
+        Mark {
+            at: now,
+            opened: self.opened(),
+            refused: self.refusals(),
+        }
     }
 }
 

@@ -136,12 +136,19 @@ impl<T: Transport> GuardedIo<T> {
             }
         };
         let phase = phase(&self.state().sample());
-        io::Error::new(kind, Violation::new(Guard::Connection, verdict.reason, phase, 0, 0))
+        io::Error::new(
+            kind,
+            Violation::new(Guard::Connection, verdict.reason, phase, 0, 0),
+        )
     }
 
     /// Whoever was told why is not reset.
     fn ending(&self, verdict: ConnVerdict) -> Ending {
-        if self.parting == Parting::Said { Ending::Finish } else { verdict.ending }
+        if self.parting == Parting::Said {
+            Ending::Finish
+        } else {
+            verdict.ending
+        }
     }
 
     /// Says 408 to a client who began a head of HTTP/1, where no answer can be on its way.
@@ -190,12 +197,21 @@ impl<T: Transport> GuardedIo<T> {
         if state.is_upgraded() {
             return;
         }
-        let is_gone =
-            if state.allows_half_close() { self.inner.is_gone() } else { self.inner.has_hung_up() };
+        let is_gone = if state.allows_half_close() {
+            self.inner.is_gone()
+        } else {
+            self.inner.has_hung_up()
+        };
         if is_gone {
             let (reason, ending) = (Reason::HungUp, Ending::Reset);
             let phase = phase(&self.state().sample());
-            let end = End { reason, ending, phase, limit: 0, observed: 0 };
+            let end = End {
+                reason,
+                ending,
+                phase,
+                limit: 0,
+                observed: 0,
+            };
             self.permit.shared().end(self.conn(), end);
         }
     }
@@ -260,7 +276,11 @@ impl<T: Transport> GuardedIo<T> {
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => {
                     let is_over = self.park_reader(cx).is_some() || self.state().is_linger_over();
-                    return if is_over { Poll::Ready(()) } else { Poll::Pending };
+                    return if is_over {
+                        Poll::Ready(())
+                    } else {
+                        Poll::Pending
+                    };
                 }
             }
         }
@@ -273,16 +293,18 @@ impl Opening {
     /// What it is, and which letters it takes to know that it is none of HTTP/2's `PRI` and a
     /// proxy's `PROXY`.
     fn followed_by(self, bytes: &[u8]) -> Self {
-        bytes.iter().fold(self, |opening, byte| match (opening, byte) {
-            (Self::Http1 | Self::Http2 | Self::Other, _) => opening,
-            (Self::Nothing, b'P') => Self::P,
-            (Self::P, b'R') => Self::Pr,
-            (Self::Pr, b'O') => Self::Pro,
-            (Self::Pr, b'I') => Self::Http2,
-            (Self::Pro, b'X') => Self::Other,
-            (_, b'A'..=b'Z') => Self::Http1,
-            _ => Self::Other,
-        })
+        bytes
+            .iter()
+            .fold(self, |opening, byte| match (opening, byte) {
+                (Self::Http1 | Self::Http2 | Self::Other, _) => opening,
+                (Self::Nothing, b'P') => Self::P,
+                (Self::P, b'R') => Self::Pr,
+                (Self::Pr, b'O') => Self::Pro,
+                (Self::Pr, b'I') => Self::Http2,
+                (Self::Pro, b'X') => Self::Other,
+                (_, b'A'..=b'Z') => Self::Http1,
+                _ => Self::Other,
+            })
     }
 }
 
@@ -451,12 +473,21 @@ mod tests {
     fn only_the_method_of_a_request_in_plain_text_is_taken_for_one() {
         let opening = |text: &str| {
             let at_once = Opening::Nothing.followed_by(text.as_bytes());
-            let one_by_one =
-                text.bytes().fold(Opening::Nothing, |opening, byte| opening.followed_by(&[byte]));
+            let one_by_one = text.bytes().fold(Opening::Nothing, |opening, byte| {
+                opening.followed_by(&[byte])
+            });
             assert_eq!(at_once, one_by_one);
             at_once
         };
-        for text in ["G", "GET / HTTP/1.1", "PU", "POST", "PROPFIND", "PROPPATCH", "PATCH"] {
+        for text in [
+            "G",
+            "GET / HTTP/1.1",
+            "PU",
+            "POST",
+            "PROPFIND",
+            "PROPPATCH",
+            "PATCH",
+        ] {
             assert_eq!(opening(text), Opening::Http1, "{text}");
         }
         assert_eq!(opening("PRI * HTTP/2.0"), Opening::Http2);

@@ -112,11 +112,19 @@ fn clock(sample: &ConnSample) -> Phase {
         Phase::Upgraded
     } else if !sample.accounted {
         // Nobody tells of requests: silence is all that can be known.
-        if sample.read == 0 { Phase::FirstHead } else { Phase::Working }
+        if sample.read == 0 {
+            Phase::FirstHead
+        } else {
+            Phase::Working
+        }
     } else if sample.in_flight > 0 {
         // On HTTP/2 the socket does not say that a client has shut its window.
         let all_wait = sample.http2 && !sample.upgraded && sample.waiting >= sample.in_flight;
-        if all_wait { Phase::Writing } else { Phase::Working }
+        if all_wait {
+            Phase::Writing
+        } else {
+            Phase::Working
+        }
     } else if sample.requests == 0 {
         Phase::FirstHead
     } else if sample.body_left {
@@ -159,11 +167,17 @@ pub(crate) fn judge(
         Phase::Working => awaits_body(sample),
         _ => false,
     };
-    let stalled_for = if is_stalling { since(memory.since, when.now) } else { 0 };
+    let stalled_for = if is_stalling {
+        since(memory.since, when.now)
+    } else {
+        0
+    };
     let stalled = blocked_for(&memory, when.now).max(stalled_for) / 1000;
     memory.stalled = u8::try_from(stalled).unwrap_or(u8::MAX);
     let finding = find(limits, when, clock, sample, closing, &memory, overhead);
-    memory.over_budget = limits.max_overhead.is_some_and(|most| overhead > u64::from(most));
+    memory.over_budget = limits
+        .max_overhead
+        .is_some_and(|most| overhead > u64::from(most));
     if sample.goaway && matches!(finding, Finding::Close(_)) {
         // What is idle already has its time from now on, to hear of it.
         memory.since = when.now as u32;
@@ -266,7 +280,11 @@ fn progress_in(millis: u64) -> u64 {
 /// say that it still waits.
 fn watch_writes(mut memory: ConnMemory, sample: &ConnSample, now: u64, most: u64) -> ConnMemory {
     let sent = sent(sample);
-    let windows = if has_shut_windows(sample) { u64::from(sample.waiting) } else { 0 };
+    let windows = if has_shut_windows(sample) {
+        u64::from(sample.waiting)
+    } else {
+        0
+    };
     if sample.write_blocked || windows > 0 {
         let taken = sent.wrapping_sub(memory.written_blocked) as i32;
         let least = progress_in(blocked_for(&memory, now)).max(1);
@@ -332,7 +350,11 @@ fn watch_overhead(mut memory: ConnMemory, sample: &ConnSample, passed: u64) -> (
 
 #[inline]
 fn max_credit(is_framed: bool) -> i32 {
-    if is_framed { MAX_CREDIT_BYTES } else { MAX_UNFRAMED_CREDIT_BYTES }
+    if is_framed {
+        MAX_CREDIT_BYTES
+    } else {
+        MAX_UNFRAMED_CREDIT_BYTES
+    }
 }
 
 /// How far the bytes that were read, without DATA, are beyond those that are paid for. The low half
@@ -364,18 +386,39 @@ fn find(
     let here_for = since(memory.since, when.now);
     let phase = shown(clock, sample);
     let end = |reason, ending, limit, observed| {
-        Finding::End(End { reason, ending, phase, limit, observed })
+        Finding::End(End {
+            reason,
+            ending,
+            phase,
+            limit,
+            observed,
+        })
     };
     let announce = |reason, ending, limit, observed| {
-        Finding::Announce(End { reason, ending, phase, limit, observed })
+        Finding::Announce(End {
+            reason,
+            ending,
+            phase,
+            limit,
+            observed,
+        })
     };
     if clock == Phase::Lingering {
         let lingers_for = since(memory.seen, when.now);
         let is_over = here_for >= LINGER_QUIET_MILLIS || lingers_for >= LINGER_MILLIS;
-        return if is_over { Finding::EndLingering } else { Finding::Fine };
+        return if is_over {
+            Finding::EndLingering
+        } else {
+            Finding::Fine
+        };
     }
     if clock == Phase::FirstHead && age >= limits.first_request {
-        return end(Reason::FirstRequest, Ending::Reset, limits.first_request, age);
+        return end(
+            Reason::FirstRequest,
+            Ending::Reset,
+            limits.first_request,
+            age,
+        );
     }
     if let Some(most) = limits.max_overhead.map(u64::from)
         && sample.accounted
@@ -402,16 +445,30 @@ fn find(
     }
     let blocked_for = blocked_for(memory, when.now);
     if memory.asked && sample.write_blocked && blocked_for >= limits.write_stall {
-        return end(Reason::WriteStall, Ending::Reset, limits.write_stall, blocked_for);
+        return end(
+            Reason::WriteStall,
+            Ending::Reset,
+            limits.write_stall,
+            blocked_for,
+        );
     }
     if clock == Phase::Writing && blocked_for >= limits.write_stall {
-        return end(Reason::WindowStall, Ending::Reset, limits.write_stall, blocked_for);
+        return end(
+            Reason::WindowStall,
+            Ending::Reset,
+            limits.write_stall,
+            blocked_for,
+        );
     }
     if clock == Phase::NextHead && here_for >= limits.head {
         return end(Reason::SlowHead, Ending::Reset, limits.head, here_for);
     }
     // What waits for the client has the longer of both times.
-    let idle = if sample.write_blocked { limits.idle.max(limits.write_stall) } else { limits.idle };
+    let idle = if sample.write_blocked {
+        limits.idle.max(limits.write_stall)
+    } else {
+        limits.idle
+    };
     if matches!(clock, Phase::Idle | Phase::RequestBody) {
         if here_for >= idle {
             return end(Reason::Idle, Ending::Finish, idle, here_for);
@@ -435,9 +492,10 @@ fn find(
         && here_for >= closing_quiet(limits, sample, reason)
     {
         let (limit, observed) = match reason {
-            Reason::MaxRequests => {
-                (limits.max_requests.unwrap_or(u32::MAX).into(), sample.requests.into())
-            }
+            Reason::MaxRequests => (
+                limits.max_requests.unwrap_or(u32::MAX).into(),
+                sample.requests.into(),
+            ),
             Reason::KeepAlivePerClient => {
                 let most = u64::from(limits.keep_alive.unwrap_or(u32::MAX));
                 (most, most.saturating_add(1))
@@ -447,8 +505,15 @@ fn find(
         return end(reason, Ending::Finish, limit, observed);
     }
     if let Some(due) = when.due.filter(|due| age >= *due) {
-        if limits.age_grace.is_some_and(|grace| age >= due.saturating_add(grace)) {
-            let ending = if clock == Phase::Idle { Ending::Finish } else { Ending::Reset };
+        if limits
+            .age_grace
+            .is_some_and(|grace| age >= due.saturating_add(grace))
+        {
+            let ending = if clock == Phase::Idle {
+                Ending::Finish
+            } else {
+                Ending::Reset
+            };
             return end(Reason::MaxAge, ending, due, age);
         }
         if closing.is_none() {
@@ -462,7 +527,11 @@ fn find(
             let at = if sample.body_left { age } else { here_for };
             // Whether a multiple of it went by since the latest look.
             let before = at.saturating_sub(when.passed);
-            if at / every > before / every { Finding::Probe } else { Finding::Fine }
+            if at / every > before / every {
+                Finding::Probe
+            } else {
+                Finding::Fine
+            }
         }
         _ => Finding::Fine,
     }
@@ -580,7 +649,10 @@ mod tests {
     }
 
     fn sample() -> ConnSample {
-        ConnSample { accounted: true, ..ConnSample::default() }
+        ConnSample {
+            accounted: true,
+            ..ConnSample::default()
+        }
     }
 
     /// Looks every 250 ms from 0 on, at what `at` makes of the time, until something is found.
@@ -588,7 +660,12 @@ mod tests {
         let limits = limits();
         let mut memory = ConnMemory::default();
         (0..=until / 250).map(|tick| tick * 250).find_map(|now| {
-            let when = When { now, passed: 250, opened: 0, due: None };
+            let when = When {
+                now,
+                passed: 250,
+                opened: 0,
+                due: None,
+            };
             let (kept, finding) = judge(&limits, when, &at(now), None, memory);
             memory = kept;
             // Whoever is asked still writes.
@@ -642,7 +719,12 @@ mod tests {
         for sample in all_samples().filter(|sample| sample.in_flight == 0) {
             let (mut memory, mut closing) = (ConnMemory::default(), None);
             let end = (0..=most / 20_000).map(|look| look * 20_000).find(|now| {
-                let when = When { now: *now, passed: 20_000, opened: 0, due: None };
+                let when = When {
+                    now: *now,
+                    passed: 20_000,
+                    opened: 0,
+                    due: None,
+                };
                 let (kept, finding) = judge(&limits, when, &sample, closing, memory);
                 memory = kept;
                 if let Finding::Announce(End { reason, .. }) = finding {
@@ -660,7 +742,12 @@ mod tests {
         for sample in all_samples() {
             let mut memory = ConnMemory::default();
             for now in (0..=5000).step_by(1000) {
-                let when = When { now, passed: 1000, opened: 0, due: None };
+                let when = When {
+                    now,
+                    passed: 1000,
+                    opened: 0,
+                    due: None,
+                };
                 memory = judge(&limits, when, &sample, None, memory).0;
             }
             // A handler works, or may; or it is a quiet upgrade, of which there are not many.
@@ -668,9 +755,15 @@ mod tests {
                 sample.write_blocked || awaits_body(&sample) || sample.http2 && sample.waiting > 0;
             let is_at_work = sample.in_flight > 0 && !waits_for_client;
             let is_quiet = sample.upgraded && !sample.write_blocked;
-            let sample = ConnSample { stalled: memory.stalled, ..sample };
+            let sample = ConnSample {
+                stalled: memory.stalled,
+                ..sample
+            };
             let is_exempt = (is_at_work || is_quiet) && !sample.lingering;
-            assert!(is_exempt || spare(&sample, 5000, false).is_some(), "{sample:?}");
+            assert!(
+                is_exempt || spare(&sample, 5000, false).is_some(),
+                "{sample:?}"
+            );
         }
     }
 
@@ -685,9 +778,15 @@ mod tests {
             ..sample()
         };
         let found = first_finding(100_000, dripping);
-        assert_eq!(ended(found), Some((12_000, Reason::SlowHead, Ending::Reset)));
+        assert_eq!(
+            ended(found),
+            Some((12_000, Reason::SlowHead, Ending::Reset))
+        );
         // The rest of its chunks, which a task of the handler's reads.
-        let uploading = |now: u64| ConnSample { read: 1000 + now / 2, ..dripping(now) };
+        let uploading = |now: u64| ConnSample {
+            read: 1000 + now / 2,
+            ..dripping(now)
+        };
         assert_eq!(first_finding(100_000, |now| uploading(now * 2)), None);
     }
 
@@ -703,18 +802,34 @@ mod tests {
         };
         let idle = Some((65_000, Reason::Idle, Ending::Finish));
         assert_eq!(ended(first_finding(100_000, |_| waiting(7))), idle);
-        assert_eq!(ended(first_finding(100_000, |now| waiting(now / 1000))), idle);
+        assert_eq!(
+            ended(first_finding(100_000, |now| waiting(now / 1000))),
+            idle
+        );
         assert_eq!(first_finding(300_000, waiting), None);
     }
 
     #[test]
     fn bytes_that_make_no_head_do_not_move_the_first_deadline() {
-        let found = first_finding(20_000, |now| ConnSample { read: now, ..sample() });
-        assert_eq!(ended(found), Some((10_000, Reason::FirstRequest, Ending::Reset)));
+        let found = first_finding(20_000, |now| ConnSample {
+            read: now,
+            ..sample()
+        });
+        assert_eq!(
+            ended(found),
+            Some((10_000, Reason::FirstRequest, Ending::Reset))
+        );
         // Nor does a full socket.
-        let blocked = |now| ConnSample { write_blocked: now % 500 == 0, written: now, ..sample() };
+        let blocked = |now| ConnSample {
+            write_blocked: now % 500 == 0,
+            written: now,
+            ..sample()
+        };
         let found = first_finding(20_000, blocked);
-        assert_eq!(ended(found), Some((10_000, Reason::FirstRequest, Ending::Reset)));
+        assert_eq!(
+            ended(found),
+            Some((10_000, Reason::FirstRequest, Ending::Reset))
+        );
     }
 
     #[test]
@@ -727,20 +842,34 @@ mod tests {
             ..sample()
         };
         let found = first_finding(50_000, dripping);
-        assert_eq!(ended(found), Some((40_000, Reason::SlowHead, Ending::Reset)));
+        assert_eq!(
+            ended(found),
+            Some((40_000, Reason::SlowHead, Ending::Reset))
+        );
     }
 
     #[test]
     fn what_is_left_of_a_body_is_no_head() {
         // 7 bytes of it are read after the answer, before anybody looks.
-        let done =
-            ConnSample { requests: 1, answered: 1, read: 7, more_was_read: true, ..sample() };
+        let done = ConnSample {
+            requests: 1,
+            answered: 1,
+            read: 7,
+            more_was_read: true,
+            ..sample()
+        };
         let found = first_finding(100_000, |_| done);
         assert_eq!(ended(found), Some((65_000, Reason::Idle, Ending::Finish)));
         // An attacker who sends a byte of a head as early as that has no more of it than whoever
         // is idle, and less with the second byte.
-        let found = first_finding(100_000, |now| ConnSample { read: 7 + now / 20_000, ..done });
-        assert_eq!(ended(found), Some((30_000, Reason::SlowHead, Ending::Reset)));
+        let found = first_finding(100_000, |now| ConnSample {
+            read: 7 + now / 20_000,
+            ..done
+        });
+        assert_eq!(
+            ended(found),
+            Some((30_000, Reason::SlowHead, Ending::Reset))
+        );
     }
 
     #[test]
@@ -756,7 +885,10 @@ mod tests {
         assert_eq!(spare(&uploading(90_000), 0, false), None);
         // Its client has the answer and may go: nobody asks whether he is there.
         let found = first_finding(200_000, uploading);
-        assert_eq!(ended(found), Some((110_250, Reason::SlowHead, Ending::Reset)));
+        assert_eq!(
+            ended(found),
+            Some((110_250, Reason::SlowHead, Ending::Reset))
+        );
     }
 
     #[test]
@@ -794,33 +926,73 @@ mod tests {
             ..sample()
         };
         // In steps, as a receive window opens.
-        assert_eq!(first_finding(200_000, |now| writing(now / 29_000 * 14_500)), None);
+        assert_eq!(
+            first_finding(200_000, |now| writing(now / 29_000 * 14_500)),
+            None
+        );
         let stalled = Some((30_000, Reason::WriteStall, Ending::Reset));
-        assert_eq!(ended(first_finding(100_000, |now| writing(now / 1000))), stalled);
+        assert_eq!(
+            ended(first_finding(100_000, |now| writing(now / 1000))),
+            stalled
+        );
         let found = first_finding(100_000, |_| writing(7));
-        assert_eq!(ended(found), Some((30_000, Reason::WriteStall, Ending::Reset)));
+        assert_eq!(
+            ended(found),
+            Some((30_000, Reason::WriteStall, Ending::Reset))
+        );
     }
 
     #[test]
     fn how_long_nothing_was_taken_is_kept_in_seconds() {
-        let limits = Limits { write_stall: 3_600_000, ..limits() };
+        let limits = Limits {
+            write_stall: 3_600_000,
+            ..limits()
+        };
         let mut memory = ConnMemory::default();
         let mut stalled = |now, written| {
-            let sample = ConnSample { requests: 1, in_flight: 1, write_blocked: true, ..sample() };
+            let sample = ConnSample {
+                requests: 1,
+                in_flight: 1,
+                write_blocked: true,
+                ..sample()
+            };
             let sample = ConnSample { written, ..sample };
-            let when = When { now, passed: 250, opened: 0, due: None };
+            let when = When {
+                now,
+                passed: 250,
+                opened: 0,
+                due: None,
+            };
             memory = judge(&limits, when, &sample, None, memory).0;
             memory.stalled
         };
-        assert_eq!([stalled(1000, 7), stalled(1999, 7), stalled(2000, 7)], [0, 0, 1]);
-        assert_eq!([stalled(9000, 8), stalled(9001, 5000), stalled(1_000_000, 5000)], [8, 0, 255]);
+        assert_eq!(
+            [stalled(1000, 7), stalled(1999, 7), stalled(2000, 7)],
+            [0, 0, 1]
+        );
+        assert_eq!(
+            [
+                stalled(9000, 8),
+                stalled(9001, 5000),
+                stalled(1_000_000, 5000)
+            ],
+            [8, 0, 255]
+        );
     }
 
     #[test]
     fn a_write_that_was_given_up_is_no_stall_and_one_that_was_not_is() {
         let limits = limits();
-        let blocked = ConnSample { upgraded: true, write_blocked: true, ..sample() };
-        let asked = ConnSample { write_blocked: false, asked: true, ..blocked };
+        let blocked = ConnSample {
+            upgraded: true,
+            write_blocked: true,
+            ..sample()
+        };
+        let asked = ConnSample {
+            write_blocked: false,
+            asked: true,
+            ..blocked
+        };
         // When it was asked, how it ended, and when, if it answers so much later.
         let ends = |answers_after: u64| {
             let mut memory = ConnMemory::default();
@@ -828,7 +1000,12 @@ mod tests {
             for now in (0..40_000).step_by(250) {
                 let waits = asked_at.is_some_and(|at| now < answers_after.saturating_add(at));
                 let sample = if waits { asked } else { blocked };
-                let when = When { now, passed: 250, opened: 0, due: None };
+                let when = When {
+                    now,
+                    passed: 250,
+                    opened: 0,
+                    due: None,
+                };
                 let (kept, finding) = judge(&limits, when, &sample, None, memory);
                 memory = kept;
                 match finding {
@@ -862,35 +1039,68 @@ mod tests {
         assert_eq!(ended(found(200, 199)), reset);
         assert_eq!(found(200, 200), None);
         assert_eq!(found(199, 0), None); // A page that is left.
-        let late = ConnSample { early: 100, cancelled: 900, ..cancelling(0, 0) };
+        let late = ConnSample {
+            early: 100,
+            cancelled: 900,
+            ..cancelling(0, 0)
+        };
         assert_eq!(first_finding(0, |_| late), None); // Deadlines that pass.
     }
 
     #[test]
     fn bytes_that_bring_no_request_on_are_paid_for_by_time_requests_and_answers() {
-        let http2 = |read| ConnSample { requests: 1, http2: true, read, ..sample() };
+        let http2 = |read| ConnSample {
+            requests: 1,
+            http2: true,
+            read,
+            ..sample()
+        };
         // 32 KiB for the request, 4,000 for the look, and 256 KiB.
         let most = 256 * 1024 + 32 * 1024 + 4000;
         assert_eq!(first_finding(0, |_| http2(most)), None);
         let reset = |now| Some((now, Reason::NoProgress, Ending::Reset));
         // At one look they may be heads of which no request is known yet, at the next no more.
-        assert_eq!(ended(first_finding(250, |_| http2(most + 4001))), reset(250));
-        let ahead = |now: u64| ConnSample { requests: 1 + now as u32, ..http2(4 << 20) };
+        assert_eq!(
+            ended(first_finding(250, |_| http2(most + 4001))),
+            reset(250)
+        );
+        let ahead = |now: u64| ConnSample {
+            requests: 1 + now as u32,
+            ..http2(4 << 20)
+        };
         assert_eq!(first_finding(1000, ahead), None);
-        assert_eq!(ended(first_finding(0, |_| http2(most + (4 << 20) + 1))), reset(0));
+        assert_eq!(
+            ended(first_finding(0, |_| http2(most + (4 << 20) + 1))),
+            reset(0)
+        );
         // 16 a millisecond are free for ever, and 17 are not.
-        let steady = |rate: u64| move |now| ConnSample { in_flight: 1, ..http2(now * rate) };
+        let steady = |rate: u64| {
+            move |now| ConnSample {
+                in_flight: 1,
+                ..http2(now * rate)
+            }
+        };
         assert_eq!(first_finding(1_000_000, steady(16)), None);
         assert_eq!(ended(first_finding(1_000_000, steady(17))), reset(264_500));
         // The acknowledgements of a download, and a request in each look.
-        let acknowledges =
-            |now| ConnSample { in_flight: 1, written: now * 8000, ..http2(now * 1000) };
+        let acknowledges = |now| ConnSample {
+            in_flight: 1,
+            written: now * 8000,
+            ..http2(now * 1000)
+        };
         assert_eq!(first_finding(1_000_000, acknowledges), None);
-        let asks =
-            |now| ConnSample { requests: now as u32 / 250 + 1, in_flight: 1, ..http2(now * 140) };
+        let asks = |now| ConnSample {
+            requests: now as u32 / 250 + 1,
+            in_flight: 1,
+            ..http2(now * 140)
+        };
         assert_eq!(first_finding(1_000_000, asks), None);
         // An upload, and what comes besides it; on HTTP/1 there is nothing else.
-        let uploads = |now| ConnSample { uploading: true, in_flight: 1, ..http2(now * 100_000) };
+        let uploads = |now| ConnSample {
+            uploading: true,
+            in_flight: 1,
+            ..http2(now * 100_000)
+        };
         assert_eq!(first_finding(100_000, uploads), None);
         // What is read of a refused upload for a moment, where its frames cannot be seen, and more.
         let tail = |most: u64| {
@@ -910,18 +1120,39 @@ mod tests {
             ..http2(now * (1_000_000 + beside))
         };
         assert_eq!(first_finding(10_000, |now| framed(now, 16)), None);
-        assert_eq!(ended(first_finding(10_000, |now| framed(now, 1000))), reset(750));
-        let refused = |now| ConnSample { uploading: false, in_flight: 0, ..framed(now, 16) };
+        assert_eq!(
+            ended(first_finding(10_000, |now| framed(now, 1000))),
+            reset(750)
+        );
+        let refused = |now| ConnSample {
+            uploading: false,
+            in_flight: 0,
+            ..framed(now, 16)
+        };
         assert_eq!(first_finding(10_000, refused), None);
-        let tunnel = |now| ConnSample { upgraded: true, ..framed(now, 1000) };
+        let tunnel = |now| ConnSample {
+            upgraded: true,
+            ..framed(now, 1000)
+        };
         assert_eq!(ended(first_finding(10_000, tunnel)), reset(750));
         // Beside a tunnel whose frames cannot be seen there may be anything.
-        let tunnel = |now| ConnSample { upgraded: true, in_flight: 1, ..http2(now * 100_000) };
+        let tunnel = |now| ConnSample {
+            upgraded: true,
+            in_flight: 1,
+            ..http2(now * 100_000)
+        };
         assert_eq!(first_finding(4000, tunnel), None);
-        let http1 = |now| ConnSample { http2: false, in_flight: 1, ..http2(now * 100_000) };
+        let http1 = |now| ConnSample {
+            http2: false,
+            in_flight: 1,
+            ..http2(now * 100_000)
+        };
         assert_eq!(first_finding(4000, http1), None);
         // Before the first request there is nothing else either.
-        let nothing = |now| ConnSample { read: now * 1000, ..sample() };
+        let nothing = |now| ConnSample {
+            read: now * 1000,
+            ..sample()
+        };
         assert_eq!(ended(first_finding(5000, nothing)), reset(750));
     }
 
@@ -939,21 +1170,36 @@ mod tests {
         let reset = Some((30_000, Reason::WindowStall, Ending::Reset));
         assert_eq!(ended(first_finding(60_000, |_| waiting(0, 0))), reset);
         // Nor do PING, updates of a byte, and streams that come to wait as well help.
-        let pings = |now| ConnSample { requests: 3 + now as u32, ..waiting(now * 2, now * 2) };
+        let pings = |now| ConnSample {
+            requests: 3 + now as u32,
+            ..waiting(now * 2, now * 2)
+        };
         assert_eq!(ended(first_finding(60_000, pings)), reset);
         // 4 KiB a second out of large pieces.
-        assert_eq!(first_finding(600_000, |now| waiting(now / 20, now * 4)), None);
+        assert_eq!(
+            first_finding(600_000, |now| waiting(now / 20, now * 4)),
+            None
+        );
         // Nor does a small request now and then that is answered, or one at work for a moment.
         let small = |now| ConnSample {
             requests: 3 + now as u32 / 1000,
             in_flight: if now % 2000 == 0 { 3 } else { 2 },
             ..waiting(now / 10, now / 10 + now / 5)
         };
-        assert_eq!(ended(first_finding(60_000, small)).map(|(_, why, _)| why), reset.map(|r| r.1));
+        assert_eq!(
+            ended(first_finding(60_000, small)).map(|(_, why, _)| why),
+            reset.map(|r| r.1)
+        );
         // One at work, one that has nothing to give: others of the connection are not to be cut.
-        let one_works = |_| ConnSample { waiting: 1, ..waiting(0, 0) };
+        let one_works = |_| ConnSample {
+            waiting: 1,
+            ..waiting(0, 0)
+        };
         assert_eq!(first_finding(600_000, one_works), None);
-        let beside_a_tunnel = |_| ConnSample { upgraded: true, ..waiting(0, 0) };
+        let beside_a_tunnel = |_| ConnSample {
+            upgraded: true,
+            ..waiting(0, 0)
+        };
         assert_eq!(first_finding(600_000, beside_a_tunnel), None);
     }
 
@@ -966,8 +1212,17 @@ mod tests {
             in_flight,
             ..sample()
         };
-        assert_eq!([phase(&beside(1)), phase(&beside(0))], [Phase::Working, Phase::Upgraded]);
-        assert_eq!(phase(&ConnSample { http2: false, ..beside(1) }), Phase::Upgraded);
+        assert_eq!(
+            [phase(&beside(1)), phase(&beside(0))],
+            [Phase::Working, Phase::Upgraded]
+        );
+        assert_eq!(
+            phase(&ConnSample {
+                http2: false,
+                ..beside(1)
+            }),
+            Phase::Upgraded
+        );
     }
 
     #[test]
@@ -991,9 +1246,23 @@ mod tests {
         let mut memory = ConnMemory::default();
         for now in (0..60_000).step_by(250) {
             let (read, written) = (now / 200 * 13, now / 200 * 16_384);
-            let sample = ConnSample { requests: 1, answered: 1, http2: true, ..sample() };
-            let sample = ConnSample { read, written, ..sample };
-            let when = When { now, passed: 250, opened: 0, due: None };
+            let sample = ConnSample {
+                requests: 1,
+                answered: 1,
+                http2: true,
+                ..sample()
+            };
+            let sample = ConnSample {
+                read,
+                written,
+                ..sample
+            };
+            let when = When {
+                now,
+                passed: 250,
+                opened: 0,
+                due: None,
+            };
             let (kept, finding) = judge(&limits, when, &sample, Some(Reason::MaxRequests), memory);
             memory = kept;
             assert_eq!(finding, Finding::Fine, "{now}");
@@ -1002,79 +1271,187 @@ mod tests {
 
     #[test]
     fn without_accounting_only_silence_from_the_start_is_cut() {
-        let unaccounted = |read| ConnSample { read, ..ConnSample::default() };
+        let unaccounted = |read| ConnSample {
+            read,
+            ..ConnSample::default()
+        };
         let found = first_finding(20_000, |_| unaccounted(0));
-        assert_eq!(ended(found), Some((10_000, Reason::FirstRequest, Ending::Reset)));
+        assert_eq!(
+            ended(found),
+            Some((10_000, Reason::FirstRequest, Ending::Reset))
+        );
         assert_eq!(first_finding(500_000, |_| unaccounted(1)), None);
     }
 
     #[test]
     fn an_upgraded_connection_has_its_own_silence_and_no_age() {
-        let upgraded = |read| ConnSample { requests: 1, upgraded: true, read, ..sample() };
+        let upgraded = |read| ConnSample {
+            requests: 1,
+            upgraded: true,
+            read,
+            ..sample()
+        };
         let found = first_finding(400_000, |now| upgraded(now.min(50_000)));
         assert_eq!(ended(found), Some((350_000, Reason::Idle, Ending::Finish)));
         let limits = limits();
-        let when = When { now: 10_000_000, passed: 250, opened: 0, due: Some(1_000_000) };
+        let when = When {
+            now: 10_000_000,
+            passed: 250,
+            opened: 0,
+            due: Some(1_000_000),
+        };
         let (_, finding) = judge(&limits, when, &upgraded(7), None, ConnMemory::default());
         assert_eq!(finding, Finding::Fine);
     }
 
     #[test]
     fn age_first_closes_then_ends_what_is_idle_and_then_everything_if_asked_to() {
-        let limits = Limits { age_grace: Some(30_000), ..limits() };
-        let working = ConnSample { requests: 1, in_flight: 1, http2: true, ..sample() };
-        let idle = ConnSample { requests: 1, answered: 1, http2: true, ..sample() };
+        let limits = Limits {
+            age_grace: Some(30_000),
+            ..limits()
+        };
+        let working = ConnSample {
+            requests: 1,
+            in_flight: 1,
+            http2: true,
+            ..sample()
+        };
+        let idle = ConnSample {
+            requests: 1,
+            answered: 1,
+            http2: true,
+            ..sample()
+        };
         let at = |now, sample, closing| {
-            let when = When { now, passed: 250, opened: 0, due: Some(1_000_000) };
+            let when = When {
+                now,
+                passed: 250,
+                opened: 0,
+                due: Some(1_000_000),
+            };
             judge(&limits, when, sample, closing, ConnMemory::default()).1
         };
         assert_eq!(at(999_999, &working, None), Finding::Fine);
-        assert_eq!(at(1_000_000, &working, None), Finding::Close(Reason::MaxAge));
+        assert_eq!(
+            at(1_000_000, &working, None),
+            Finding::Close(Reason::MaxAge)
+        );
         let closing = Some(Reason::MaxAge);
         assert_eq!(at(1_000_250, &working, closing), Finding::Fine);
         let ending = |finding| match finding {
             Finding::End(End { reason, ending, .. }) => (reason, ending),
             other => panic!("{other:?}"),
         };
-        let when = When { now: 1_000_250, passed: 250, opened: 0, due: Some(1_000_000) };
+        let when = When {
+            now: 1_000_250,
+            passed: 250,
+            opened: 0,
+            due: Some(1_000_000),
+        };
         let (memory, finding) = judge(&limits, when, &idle, closing, ConnMemory::default());
         assert_eq!(finding, Finding::Fine);
-        let when = When { now: 1_029_999, ..when };
-        assert_eq!(judge(&limits, when, &idle, closing, memory).1, Finding::Fine);
-        let when = When { now: 1_030_250, ..when };
+        let when = When {
+            now: 1_029_999,
+            ..when
+        };
+        assert_eq!(
+            judge(&limits, when, &idle, closing, memory).1,
+            Finding::Fine
+        );
+        let when = When {
+            now: 1_030_250,
+            ..when
+        };
         let finish = (Reason::MaxAge, Ending::Finish);
-        assert_eq!(ending(judge(&limits, when, &idle, closing, memory).1), finish);
+        assert_eq!(
+            ending(judge(&limits, when, &idle, closing, memory).1),
+            finish
+        );
         let reset = (Reason::MaxAge, Ending::Reset);
         assert_eq!(ending(at(1_030_000, &working, closing)), reset);
-        let limits = Limits { age_grace: None, ..limits };
-        let when = When { now: 90_000_000, passed: 250, opened: 0, due: Some(1_000_000) };
+        let limits = Limits {
+            age_grace: None,
+            ..limits
+        };
+        let when = When {
+            now: 90_000_000,
+            passed: 250,
+            opened: 0,
+            due: Some(1_000_000),
+        };
         let (_, finding) = judge(&limits, when, &working, closing, ConnMemory::default());
         assert_eq!(finding, Finding::Fine);
     }
 
     #[test]
     fn what_waits_for_the_client_is_not_cut_off_by_age_and_has_the_longer_time() {
-        let limits = Limits { idle: 1000, ..limits() };
-        let waiting = ConnSample { requests: 1, answered: 1, write_blocked: true, ..sample() };
+        let limits = Limits {
+            idle: 1000,
+            ..limits()
+        };
+        let waiting = ConnSample {
+            requests: 1,
+            answered: 1,
+            write_blocked: true,
+            ..sample()
+        };
         let at = |now, sample, closing| {
-            let when = When { now, passed: 250, opened: 0, due: None };
-            let (memory, _) =
-                judge(&limits, When { now: 0, ..when }, sample, None, ConnMemory::default());
+            let when = When {
+                now,
+                passed: 250,
+                opened: 0,
+                due: None,
+            };
+            let (memory, _) = judge(
+                &limits,
+                When { now: 0, ..when },
+                sample,
+                None,
+                ConnMemory::default(),
+            );
             judge(&limits, when, sample, closing, memory).1
         };
-        assert_eq!(at(29_999, &waiting, Some(Reason::MaxRequests)), Finding::AskWriter);
-        let idle = ConnSample { write_blocked: false, ..waiting };
-        assert!(matches!(at(1000, &idle, None), Finding::End(End { reason: Reason::Idle, .. })));
-        let limits = Limits { idle: 10_000, ..limits };
+        assert_eq!(
+            at(29_999, &waiting, Some(Reason::MaxRequests)),
+            Finding::AskWriter
+        );
+        let idle = ConnSample {
+            write_blocked: false,
+            ..waiting
+        };
+        assert!(matches!(
+            at(1000, &idle, None),
+            Finding::End(End {
+                reason: Reason::Idle,
+                ..
+            })
+        ));
+        let limits = Limits {
+            idle: 10_000,
+            ..limits
+        };
         let at = |now, sample, closing| {
-            let when = When { now, passed: 250, opened: 0, due: None };
-            let (memory, _) =
-                judge(&limits, When { now: 0, ..when }, sample, None, ConnMemory::default());
+            let when = When {
+                now,
+                passed: 250,
+                opened: 0,
+                due: None,
+            };
+            let (memory, _) = judge(
+                &limits,
+                When { now: 0, ..when },
+                sample,
+                None,
+                ConnMemory::default(),
+            );
             judge(&limits, when, sample, closing, memory).1
         };
         // Until the idle timeout: the client may be about to ask for the last time.
         assert_eq!(at(9999, &idle, Some(Reason::MaxRequests)), Finding::Fine);
-        let told = ConnSample { goaway: true, ..idle };
+        let told = ConnSample {
+            goaway: true,
+            ..idle
+        };
         let shares = Some(Reason::KeepAlivePerClient);
         assert_eq!(at(4999, &told, shares), Finding::Fine);
         for (sample, reason) in [
@@ -1082,7 +1459,9 @@ mod tests {
             (&idle, Reason::KeepAlivePerClient),
             (&idle, Reason::Shutdown),
         ] {
-            let Finding::End(end) = at(5000, sample, Some(reason)) else { panic!("{reason}") };
+            let Finding::End(end) = at(5000, sample, Some(reason)) else {
+                panic!("{reason}")
+            };
             assert_eq!((end.reason, end.ending), (reason, Ending::Finish));
         }
     }
@@ -1090,23 +1469,47 @@ mod tests {
     #[test]
     fn of_what_is_quiet_nothing_would_be_found_and_nothing_else_be_kept() {
         let limits = limits();
-        let idle = ConnSample { requests: 3, answered: 3, read: 300, written: 3000, ..sample() };
-        let when = |now| When { now, passed: 250, opened: 0, due: limits.due(1) };
+        let idle = ConnSample {
+            requests: 3,
+            answered: 3,
+            read: 300,
+            written: 3000,
+            ..sample()
+        };
+        let when = |now| When {
+            now,
+            passed: 250,
+            opened: 0,
+            due: limits.due(1),
+        };
         // As `ConnState::at_rest` has it.
         let rest_of = |sample: &ConnSample| {
             let is_at_rest = sample.in_flight == 0
                 && sample.early == 0
                 && !(sample.write_blocked || sample.asked)
                 && !(sample.upgraded || sample.lingering);
-            let ConnSample { read, written, requests, .. } = *sample;
-            is_at_rest.then_some(ConnRest { read, written, requests })
+            let ConnSample {
+                read,
+                written,
+                requests,
+                ..
+            } = *sample;
+            is_at_rest.then_some(ConnRest {
+                read,
+                written,
+                requests,
+            })
         };
         let is_quiet_at = |now, sample: ConnSample, closing: Option<Reason>, memory| {
             let rest = rest_of(&sample).filter(|_| closing.is_none());
             let is_quiet = rest.is_some_and(|rest| is_quiet(&limits, now, now, &rest, &memory));
             if is_quiet {
                 let found = judge(&limits, when(now), &sample, closing, memory);
-                assert_eq!(found, (memory, Finding::Fine), "{now} {sample:?} {memory:?}");
+                assert_eq!(
+                    found,
+                    (memory, Finding::Fine),
+                    "{now} {sample:?} {memory:?}"
+                );
             }
             is_quiet
         };
@@ -1134,13 +1537,20 @@ mod tests {
                 assert_eq!(is_quiet, now < 900_000 && now < began + 64_000);
                 assert!(!is_quiet_at(now, idle, Some(Reason::Shutdown), fresh));
             }
-            for (one, other) in changes.iter().flat_map(|one| changes.map(|other| (one, other))) {
+            for (one, other) in changes
+                .iter()
+                .flat_map(|one| changes.map(|other| (one, other)))
+            {
                 let (mut before, mut after) = (idle, idle);
                 one(&mut before);
                 other(&mut after);
                 let (kept, _) = judge(&limits, when(began), &before, None, fresh);
                 let mark = kept.mark.wrapping_sub(1 << 20);
-                let in_debt = ConnMemory { mark, in_debt: true, ..kept };
+                let in_debt = ConnMemory {
+                    mark,
+                    in_debt: true,
+                    ..kept
+                };
                 for memory in [fresh, kept, in_debt] {
                     is_quiet_at(began + 250, after, None, memory);
                     is_quiet_at(began + 63_000, after, None, memory);
@@ -1152,11 +1562,20 @@ mod tests {
     #[test]
     fn a_request_at_work_is_probed_once_per_period() {
         let limits = limits();
-        let working = ConnSample { requests: 1, in_flight: 1, ..sample() };
+        let working = ConnSample {
+            requests: 1,
+            in_flight: 1,
+            ..sample()
+        };
         let mut memory = ConnMemory::default();
         let mut probes = Vec::new();
         for now in (0..=16_000).step_by(250) {
-            let when = When { now, passed: 250, opened: 0, due: None };
+            let when = When {
+                now,
+                passed: 250,
+                opened: 0,
+                due: None,
+            };
             let (kept, finding) = judge(&limits, when, &working, None, memory);
             memory = kept;
             if finding == Finding::Probe {
@@ -1165,10 +1584,18 @@ mod tests {
         }
         assert_eq!(probes, [5000, 10_000, 15_000]);
         // Also behind a body that its handler does not ask for.
-        let unread = ConnSample { body_left: true, ..working };
+        let unread = ConnSample {
+            body_left: true,
+            ..working
+        };
         let mut memory = ConnMemory::default();
         let probes = (0..=16_000).step_by(250).filter(|now| {
-            let when = When { now: *now, passed: 250, opened: 0, due: None };
+            let when = When {
+                now: *now,
+                passed: 250,
+                opened: 0,
+                due: None,
+            };
             let (kept, finding) = judge(&limits, when, &unread, None, memory);
             memory = kept;
             finding == Finding::Probe
@@ -1179,15 +1606,42 @@ mod tests {
     #[test]
     fn who_has_work_is_never_spared_and_who_did_nothing_goes_first() {
         let silent = sample();
-        let proven = ConnSample { requests: 3, answered: 3, ..sample() };
-        let working = ConnSample { in_flight: 1, ..proven };
-        let taking = ConnSample { write_blocked: true, ..proven };
-        let upgraded = ConnSample { upgraded: true, ..proven };
-        let untold = ConnSample { read: 1, ..ConnSample::default() };
-        let lingering = ConnSample { lingering: true, ..proven };
-        let busy = ConnSample { requests: 90, answered: 90, ..proven };
+        let proven = ConnSample {
+            requests: 3,
+            answered: 3,
+            ..sample()
+        };
+        let working = ConnSample {
+            in_flight: 1,
+            ..proven
+        };
+        let taking = ConnSample {
+            write_blocked: true,
+            ..proven
+        };
+        let upgraded = ConnSample {
+            upgraded: true,
+            ..proven
+        };
+        let untold = ConnSample {
+            read: 1,
+            ..ConnSample::default()
+        };
+        let lingering = ConnSample {
+            lingering: true,
+            ..proven
+        };
+        let busy = ConnSample {
+            requests: 90,
+            answered: 90,
+            ..proven
+        };
         // Who only ever breaks off did nothing either.
-        let breaking_off = ConnSample { answered: 0, cancelled: 3, ..proven };
+        let breaking_off = ConnSample {
+            answered: 0,
+            cancelled: 3,
+            ..proven
+        };
         let in_order = [
             (&lingering, 9000),
             (&lingering, 5),
@@ -1218,35 +1672,92 @@ mod tests {
                 && stalled(STALLED_SECONDS) < Some(ranks[7])
                 && stalled(30) < stalled(STALLED_SECONDS)
         );
-        assert_eq!(spare(&ConnSample { stalled: 30, ..working }, 9000, false), None);
+        assert_eq!(
+            spare(
+                &ConnSample {
+                    stalled: 30,
+                    ..working
+                },
+                9000,
+                false
+            ),
+            None
+        );
     }
 
     #[test]
     fn an_upload_that_stands_still_goes_before_newcomers_unless_it_may_be_whole() {
-        let upload = ConnSample { requests: 1, in_flight: 1, stalled: 5, ..sample() };
-        let upload = ConnSample { awaits_read: true, ..upload };
+        let upload = ConnSample {
+            requests: 1,
+            in_flight: 1,
+            stalled: 5,
+            ..sample()
+        };
+        let upload = ConnSample {
+            awaits_read: true,
+            ..upload
+        };
         let class = |sample: &ConnSample| spare(sample, 9000, false).map(|(class, ..)| class);
         let newcomer = spare(&sample(), 5, false).map(|(class, ..)| class);
-        let measured = ConnSample { body_left: true, ..upload };
-        let chunked = ConnSample { unmeasured: true, ..upload };
-        let http2 = ConnSample { http2: true, uploading: true, ..upload };
+        let measured = ConnSample {
+            body_left: true,
+            ..upload
+        };
+        let chunked = ConnSample {
+            unmeasured: true,
+            ..upload
+        };
+        let http2 = ConnSample {
+            http2: true,
+            uploading: true,
+            ..upload
+        };
         for standing in [measured, chunked, http2] {
             assert!(class(&standing) < newcomer);
             // Some seconds of patience, and as long as it takes while it arrives.
-            assert_eq!(class(&ConnSample { stalled: STALLED_SECONDS - 1, ..standing }), None);
+            assert_eq!(
+                class(&ConnSample {
+                    stalled: STALLED_SECONDS - 1,
+                    ..standing
+                }),
+                None
+            );
         }
         // A connection that completed requests may wait for the handler, or for its own stream.
         for quiet in [chunked, http2] {
-            assert!(class(&ConnSample { requests: 2, answered: 1, ..quiet }) > newcomer);
+            assert!(
+                class(&ConnSample {
+                    requests: 2,
+                    answered: 1,
+                    ..quiet
+                }) > newcomer
+            );
         }
         // The handler does not ask for more.
-        assert_eq!(class(&ConnSample { awaits_read: false, ..measured }), Some(4));
-        assert_eq!(class(&ConnSample { awaits_read: false, ..chunked }), None);
+        assert_eq!(
+            class(&ConnSample {
+                awaits_read: false,
+                ..measured
+            }),
+            Some(4)
+        );
+        assert_eq!(
+            class(&ConnSample {
+                awaits_read: false,
+                ..chunked
+            }),
+            None
+        );
     }
 
     #[test]
     fn rare_small_requests_are_less_work_than_a_page_half_a_minute_ago() {
-        let of = |answered, written| ConnSample { requests: 1, answered, written, ..sample() };
+        let of = |answered, written| ConnSample {
+            requests: 1,
+            answered,
+            written,
+            ..sample()
+        };
         // One in 3 s, of 200 bytes each, for a minute; seven of 20 KiB within a second, and a
         // single one.
         let (hoard, page, once) = (of(20, 4000), of(7, 140 * 1024), of(1, 200));
@@ -1272,34 +1783,62 @@ mod tests {
             ..sample()
         };
         let limits = limits();
-        let when = When { now: u64::MAX, passed: u64::MAX, opened: 0, due: Some(u64::MAX) };
+        let when = When {
+            now: u64::MAX,
+            passed: u64::MAX,
+            opened: 0,
+            due: Some(u64::MAX),
+        };
         let (memory, _) = judge(&limits, when, &all, None, ConnMemory::default());
         let (_, _) = judge(&limits, When { now: 0, ..when }, &sample(), None, memory);
-        let idle = ConnSample { answered: u32::MAX, ..all };
+        let idle = ConnSample {
+            answered: u32::MAX,
+            ..all
+        };
         assert!(spare(&idle, 0, false) > spare(&idle, u64::MAX, false));
     }
 
     #[test]
     fn the_low_half_of_the_time_is_enough() {
         let limits = limits();
-        let idle = ConnSample { requests: 1, answered: 1, ..sample() };
-        let blocked = ConnSample { in_flight: 1, write_blocked: true, ..idle };
+        let idle = ConnSample {
+            requests: 1,
+            answered: 1,
+            ..sample()
+        };
+        let blocked = ConnSample {
+            in_flight: 1,
+            write_blocked: true,
+            ..idle
+        };
         // Just before the milliseconds of the guard pass 2^32.
-        let cases = [(idle, Reason::Idle, 65_000), (blocked, Reason::WriteStall, 30_000)];
-        for ((sample, reason, after), before) in
-            cases.into_iter().flat_map(|case| [(case, 1000), (case, 1), (case, 0)])
+        let cases = [
+            (idle, Reason::Idle, 65_000),
+            (blocked, Reason::WriteStall, 30_000),
+        ];
+        for ((sample, reason, after), before) in cases
+            .into_iter()
+            .flat_map(|case| [(case, 1000), (case, 1), (case, 0)])
         {
             let start = (1 << 32) - before;
             let mut memory = ConnMemory::default();
             let found = (start..).find_map(|now| {
-                let when = When { now, passed: 1, opened: 0, due: None };
+                let when = When {
+                    now,
+                    passed: 1,
+                    opened: 0,
+                    due: None,
+                };
                 let (kept, finding) = judge(&limits, when, &sample, None, memory);
                 memory = kept;
                 matches!(finding, Finding::End(_)).then_some((now, finding))
             });
             let (now, found, _) = ended(found).unwrap();
             // A millisecond late where 0 would have said that nothing waits.
-            assert!(found == reason && (after..=after + 1).contains(&(now - start)), "{now}");
+            assert!(
+                found == reason && (after..=after + 1).contains(&(now - start)),
+                "{now}"
+            );
         }
     }
 }

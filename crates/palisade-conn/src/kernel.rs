@@ -25,7 +25,10 @@ pub(crate) struct Lost {
 pub(crate) fn waiting(addresses: &[SocketAddr]) -> Option<u64> {
     let mut sum = None;
     let families = [
-        ("/proc/self/net/tcp", SocketAddr::is_ipv4 as fn(&SocketAddr) -> bool),
+        (
+            "/proc/self/net/tcp",
+            SocketAddr::is_ipv4 as fn(&SocketAddr) -> bool,
+        ),
         ("/proc/self/net/tcp6", SocketAddr::is_ipv6),
     ];
     for (path, is_of_family) in families {
@@ -50,8 +53,11 @@ fn waiting_in(table: impl BufRead, addresses: &[SocketAddr]) -> Option<u64> {
         let waiting = u64::from_str_radix(queue, 16).ok()?;
         (state == LISTENS).then_some((address?, waiting))
     });
-    let ours = listening
-        .filter(|(address, _)| addresses.iter().any(|ours| (ours.ip(), ours.port()) == *address));
+    let ours = listening.filter(|(address, _)| {
+        addresses
+            .iter()
+            .any(|ours| (ours.ip(), ours.port()) == *address)
+    });
     ours.map(|(_, waiting)| waiting).reduce(u64::saturating_add)
 }
 
@@ -81,18 +87,30 @@ pub(crate) fn lost() -> Option<Lost> {
 
 /// A line of names, and under it one of numbers.
 fn lost_in(table: impl BufRead) -> Option<Lost> {
-    let mut lines = table.lines().map_while(Result::ok).filter(|line| line.starts_with("TcpExt:"));
+    let mut lines = table
+        .lines()
+        .map_while(Result::ok)
+        .filter(|line| line.starts_with("TcpExt:"));
     let (names, numbers) = (lines.next()?, lines.next()?);
     let of = |name: &str| {
-        let place = names.split_ascii_whitespace().position(|named| named == name)?;
+        let place = names
+            .split_ascii_whitespace()
+            .position(|named| named == name)?;
         numbers.split_ascii_whitespace().nth(place)?.parse().ok()
     };
-    Some(Lost { overflows: of("ListenOverflows")?, drops: of("ListenDrops")? })
+    Some(Lost {
+        overflows: of("ListenOverflows")?,
+        drops: of("ListenDrops")?,
+    })
 }
 
 /// The most connections that the system lets wait at one listener.
 pub(crate) fn longest_queue() -> Option<u32> {
-    std::fs::read_to_string("/proc/sys/net/core/somaxconn").ok()?.trim().parse().ok()
+    std::fs::read_to_string("/proc/sys/net/core/somaxconn")
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]
@@ -124,12 +142,23 @@ mod tests {
 
     #[test]
     fn what_is_no_table_says_nothing() {
-        for table in ["", "\n", "head\n0:\n", "head\n 0: 0:0 0:0 0A\n", "head\n0: é:é 0:0 0A 0:1\n"]
-        {
+        for table in [
+            "",
+            "\n",
+            "head\n0:\n",
+            "head\n 0: 0:0 0:0 0A\n",
+            "head\n0: é:é 0:0 0A 0:1\n",
+        ] {
             assert_eq!(of(table, "127.0.0.1:80"), None);
         }
         assert_eq!(lost_in("TcpExt: ListenDrops\nTcpExt:\n".as_bytes()), None);
         let table = "TcpExt: A ListenOverflows ListenDrops\nTcpExt: 1 2 3\nIpExt: B\nIpExt: 9\n";
-        assert_eq!(lost_in(table.as_bytes()), Some(Lost { overflows: 2, drops: 3 }));
+        assert_eq!(
+            lost_in(table.as_bytes()),
+            Some(Lost {
+                overflows: 2,
+                drops: 3
+            })
+        );
     }
 }

@@ -89,10 +89,18 @@ impl Limits {
         client.or(network).or(self.keep_alive)?;
         let left = self.left(open);
         let client = client.map_or(u32::MAX, |least| {
-            if self.grows.per_client { least.max(left / 2) } else { least }
+            if self.grows.per_client {
+                least.max(left / 2)
+            } else {
+                least
+            }
         });
         let network = network.map_or(u32::MAX, |least| {
-            if self.grows.per_network { least.max(left.saturating_mul(2)) } else { least }
+            if self.grows.per_network {
+                least.max(left.saturating_mul(2))
+            } else {
+                least
+            }
         });
         Some(Shares { client, network })
     }
@@ -105,7 +113,11 @@ impl Limits {
     /// How many connections one client may keep idle while so many are `open`.
     pub(crate) fn keep_alive_at(&self, open: usize) -> Option<u32> {
         let least = self.keep_alive?;
-        Some(if self.grows.keep_alive { least.max(self.left(open) / 4) } else { least })
+        Some(if self.grows.keep_alive {
+            least.max(self.left(open) / 4)
+        } else {
+            least
+        })
     }
 
     /// How many more connections there may be before the least useful are evicted.
@@ -120,7 +132,11 @@ impl Limits {
 
     /// How many connections there may be for whoever comes to get in.
     pub(crate) fn most(&self, is_reserved: bool) -> usize {
-        if is_reserved { self.connections } else { self.connections.saturating_sub(self.reserve) }
+        if is_reserved {
+            self.connections
+        } else {
+            self.connections.saturating_sub(self.reserve)
+        }
     }
 
     /// From so many connections on the least useful one goes for each that comes: nine tenths of
@@ -191,8 +207,14 @@ fn connections_within(files: Option<u64>, memory: Option<u64>) -> (usize, CapFro
     let least = [of_files, of_memory]
         .into_iter()
         .flatten()
-        .fold(ceiling, |least, next| if next.0 < least.0 { next } else { least });
-    (usize::try_from(least.0).unwrap_or(AUTO_MOST).max(16), least.1)
+        .fold(
+            ceiling,
+            |least, next| if next.0 < least.0 { next } else { least },
+        );
+    (
+        usize::try_from(least.0).unwrap_or(AUTO_MOST).max(16),
+        least.1,
+    )
 }
 
 impl fmt::Display for CapFrom {
@@ -241,8 +263,14 @@ mod tests {
         assert_eq!(within(1024, 512), (752, CapFrom::Files(1024)));
         assert_eq!(within(1 << 20, 1 << 20), (AUTO_MOST, CapFrom::Ceiling));
         assert_eq!(within(1 << 20, 0), (16, CapFrom::Memory(0)));
-        assert_eq!(connections_within(None, None), (AUTO_MOST, CapFrom::Ceiling));
-        assert_eq!(connections_within(None, Some(u64::MAX)), (AUTO_MOST, CapFrom::Ceiling));
+        assert_eq!(
+            connections_within(None, None),
+            (AUTO_MOST, CapFrom::Ceiling)
+        );
+        assert_eq!(
+            connections_within(None, Some(u64::MAX)),
+            (AUTO_MOST, CapFrom::Ceiling)
+        );
     }
 
     #[test]
@@ -253,8 +281,12 @@ mod tests {
         assert!(format!("{guard:?}").contains("connections_from: Told"));
         let now = ConnGuard::default().snapshot();
         assert_eq!((now.limit, now.limit_from), auto_connections());
-        let texts =
-            [CapFrom::Told, CapFrom::Files(600), CapFrom::Memory(1 << 29), CapFrom::Ceiling];
+        let texts = [
+            CapFrom::Told,
+            CapFrom::Files(600),
+            CapFrom::Memory(1 << 29),
+            CapFrom::Ceiling,
+        ];
         let texts = texts.map(|from| from.to_string());
         assert_eq!(texts[1], "4/5 of 600 files, less 64");
         assert_eq!(texts[2], "1/4 of 512 MiB of memory at 64 KiB each");
@@ -263,7 +295,10 @@ mod tests {
     #[test]
     fn the_soft_limit_is_below_the_cap() {
         let soft = |connections| {
-            let guard = ConnGuard::builder().max_connections(connections).build().unwrap();
+            let guard = ConnGuard::builder()
+                .max_connections(connections)
+                .build()
+                .unwrap();
             guard.shared().limits.soft()
         };
         assert_eq!([soft(1), soft(2), soft(10), soft(1000)], [0, 1, 9, 900]);
@@ -271,7 +306,10 @@ mod tests {
 
     #[test]
     fn ages_are_spread_over_a_tenth_on_either_side() {
-        let guard = ConnGuard::builder().max_age(Duration::from_secs(1000)).build().unwrap();
+        let guard = ConnGuard::builder()
+            .max_age(Duration::from_secs(1000))
+            .build()
+            .unwrap();
         let limits = &guard.shared().limits;
         let due: Vec<_> = (1..=1000).map(|id| limits.due(id).unwrap()).collect();
         assert!(due.iter().all(|due| (900_000..=1_100_000).contains(due)));

@@ -141,7 +141,10 @@ impl ConnGuard {
 
     pub(crate) fn listen_with<L: Accept>(&self, listener: L, backlog: Option<u32>) -> Guarded<L> {
         // What has no port is not of the internet.
-        let address = listener.local_addr().ok().filter(|address| address.port() != 0);
+        let address = listener
+            .local_addr()
+            .ok()
+            .filter(|address| address.port() != 0);
         let listening = address.map(|address| Listening { address, backlog });
         self.shared().listening.lock().extend(listening);
         Guarded {
@@ -249,13 +252,21 @@ impl<L: Accept> Guarded<L> {
             io.reset_on_close();
             return None;
         }
-        Some(Waiting { io, conn, is_told, turns: 0 })
+        Some(Waiting {
+            io,
+            conn,
+            is_told,
+            turns: 0,
+        })
     }
 
     /// `None` if it was reset or waits.
     fn let_in(&mut self, mut waiting: Waiting<L::Io>) -> Option<GuardedIo<L::Io>> {
         let is_first = waiting.turns == 0;
-        match self.shared().enter(&waiting.conn, waiting.is_told, is_first) {
+        match self
+            .shared()
+            .enter(&waiting.conn, waiting.is_told, is_first)
+        {
             Ok(permit) => return Some(GuardedIo::new(waiting.io, permit)),
             Err(NotIn::NotYet) if waiting.turns < TURNS => {
                 waiting.turns += 1;
@@ -341,7 +352,12 @@ impl Failure {
     #[cfg(unix)]
     fn of_code(code: Option<i32>) -> Self {
         use rustix::io::Errno;
-        let of_one = [Errno::PROTO, Errno::NOPROTOOPT, Errno::HOSTDOWN, Errno::OPNOTSUPP];
+        let of_one = [
+            Errno::PROTO,
+            Errno::NOPROTOOPT,
+            Errno::HOSTDOWN,
+            Errno::OPNOTSUPP,
+        ];
         let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
         let is_in = |list: &[Errno]| list.iter().any(|errno| Some(errno.raw_os_error()) == code);
         if is_in(&exhausted) {

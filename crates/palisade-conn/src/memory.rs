@@ -10,7 +10,11 @@ pub(crate) fn limit() -> Option<u64> {
 
 fn limit_below(root: &Path) -> Option<u64> {
     let groups = read(&root.join("proc/self/cgroup")).unwrap_or_default();
-    groups.lines().filter_map(|line| of_group(root, line)).chain(installed(root)).min()
+    groups
+        .lines()
+        .filter_map(|line| of_group(root, line))
+        .chain(installed(root))
+        .min()
 }
 
 /// A line of `/proc/self/cgroup`: a number, what is controlled, the path of the group. Version 2
@@ -28,15 +32,23 @@ fn of_group(root: &Path, line: &str) -> Option<u64> {
     // A group outside of what is mounted here is shown as `/../..`: then what is mounted is ours.
     let parts = Path::new(group).components();
     let parts = parts.filter(|part| matches!(part, Component::Normal(_)));
-    let ours = root.join(mounted).join(parts.collect::<std::path::PathBuf>());
-    let above = ours.ancestors().take_while(|group| group.starts_with(root.join(mounted)));
+    let ours = root
+        .join(mounted)
+        .join(parts.collect::<std::path::PathBuf>());
+    let above = ours
+        .ancestors()
+        .take_while(|group| group.starts_with(root.join(mounted)));
     // No limit is `max`, or a number beyond any machine.
-    above.filter_map(|group| read(&group.join(file))?.trim().parse().ok()).min()
+    above
+        .filter_map(|group| read(&group.join(file))?.trim().parse().ok())
+        .min()
 }
 
 fn installed(root: &Path) -> Option<u64> {
     let text = read(&root.join("proc/meminfo"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kibibytes.checked_mul(1024)
 }
@@ -75,7 +87,10 @@ mod tests {
         assert_eq!(told("machine", &[MACHINE]), Some(4 * MIB));
         assert_eq!(told("own", &[MACHINE, group, own]), Some(3 * MIB));
         assert_eq!(told("above", &[MACHINE, group, own, above]), Some(2 * MIB));
-        assert_eq!(told("unlimited", &[MACHINE, group, unlimited]), Some(4 * MIB));
+        assert_eq!(
+            told("unlimited", &[MACHINE, group, unlimited]),
+            Some(4 * MIB)
+        );
         // In a container the group is the root of what is mounted, whatever it is called outside.
         let mounted = ("sys/fs/cgroup/memory.max", "1048576\n");
         for name in ["0::/\n", "0::/../..\n"] {
@@ -86,9 +101,15 @@ mod tests {
 
     #[test]
     fn version_1_has_a_hierarchy_for_memory() {
-        let groups = ("proc/self/cgroup", "5:cpu,cpuacct:/x\n4:memory:/a\n0::/\nno line\n");
+        let groups = (
+            "proc/self/cgroup",
+            "5:cpu,cpuacct:/x\n4:memory:/a\n0::/\nno line\n",
+        );
         let limit = ("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "1048576\n");
-        let none = ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
+        let none = (
+            "sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "9223372036854771712\n",
+        );
         assert_eq!(told("v1", &[MACHINE, groups, limit, none]), Some(MIB));
         assert_eq!(told("v1-none", &[MACHINE, groups, none]), Some(4 * MIB));
     }

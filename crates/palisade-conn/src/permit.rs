@@ -22,11 +22,19 @@ pub(crate) struct Permit {
 
 impl Permit {
     pub(crate) fn new(shared: Arc<Shared>, conn: Arc<ConnInfo>, place: Place) -> Self {
-        Self { shared, conn, place }
+        Self {
+            shared,
+            conn,
+            place,
+        }
     }
 
     pub(crate) fn off(shared: Arc<Shared>, conn: Arc<ConnInfo>) -> Self {
-        Self { shared, conn, place: Place::NOWHERE }
+        Self {
+            shared,
+            conn,
+            place: Place::NOWHERE,
+        }
     }
 
     pub(crate) fn conn(&self) -> &Arc<ConnInfo> {
@@ -40,7 +48,11 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let Self { shared, conn, place } = self;
+        let Self {
+            shared,
+            conn,
+            place,
+        } = self;
         if *place == Place::NOWHERE {
             return;
         }
@@ -62,6 +74,8 @@ impl Drop for Permit {
 
 impl fmt::Debug for Permit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Permit").field("conn", &self.conn).finish_non_exhaustive()
+        f.debug_struct("Permit")
+            .field("conn", &self.conn)
+            .finish_non_exhaustive()
     }
 }

@@ -117,7 +117,12 @@ impl Registry {
     pub(crate) fn new(network: Prefix, largest: Shares) -> Self {
         let hasher = RandomState::new();
         let shards = std::array::from_fn(|_| Mutex::new(Shard::new(hasher.clone())));
-        Self { shards, hasher, network, largest }
+        Self {
+            shards,
+            hasher,
+            network,
+            largest,
+        }
     }
 
     /// Takes `conn` in. Where its client or its network has its share already, also returns whose
@@ -130,7 +135,11 @@ impl Registry {
     ) -> Result<(Place, Option<(Share, Found)>), ShareFull> {
         let asking = self.asking(conn);
         // Without shares there are no rings, and everybody may be one client.
-        let shard = shard_of(if shares.is_some() { asking.network } else { conn.id() });
+        let shard = shard_of(if shares.is_some() {
+            asking.network
+        } else {
+            conn.id()
+        });
         // Handles are dropped after the lock is given back: one may turn out to be the last.
         let mut looked_at = Vec::new();
         let mut locked = self.shards[shard].lock();
@@ -171,7 +180,9 @@ impl Registry {
     /// Forgets the connection that stands at `place`, and says when it was opened.
     pub(crate) fn leave(&self, place: Place, conn: &ConnInfo) -> u64 {
         let asking = self.asking(conn);
-        self.shards[place.shard()].lock().remove(place.slot(), asking, conn.client())
+        self.shards[place.shard()]
+            .lock()
+            .remove(place.slot(), asking, conn.client())
     }
 
     fn asking(&self, conn: &ConnInfo) -> Asking {
@@ -220,7 +231,9 @@ impl Registry {
             let newest = client.iter_mut().filter(|found| stays(found)).take(excess);
             newest.for_each(|found| found.is_excess = true);
         }
-        let mut networks = self.shards[shard % SHARDS].lock().networks_above(shares.network);
+        let mut networks = self.shards[shard % SHARDS]
+            .lock()
+            .networks_above(shares.network);
         if networks.is_empty() {
             return;
         }
@@ -231,8 +244,14 @@ impl Registry {
                 *excess = excess.saturating_sub(1);
             }
         }
-        for found in found.iter_mut().filter(|found| stays(found) && !found.is_excess) {
-            if let Some(excess) = networks.get_mut(&network(found)).filter(|excess| **excess > 0) {
+        for found in found
+            .iter_mut()
+            .filter(|found| stays(found) && !found.is_excess)
+        {
+            if let Some(excess) = networks
+                .get_mut(&network(found))
+                .filter(|excess| **excess > 0)
+            {
                 *excess -= 1;
                 found.is_excess = true;
             }
@@ -246,8 +265,17 @@ impl Registry {
         for step in 0..SHARDS {
             let shard = self.shards[turn.wrapping_add(step) % SHARDS].lock();
             let length = shard.slots.len();
-            let start = (turn / SHARDS).wrapping_mul(most).checked_rem(length).unwrap_or(0);
-            for slot in shard.slots.iter().cycle().skip(start).take(left.min(length)) {
+            let start = (turn / SHARDS)
+                .wrapping_mul(most)
+                .checked_rem(length)
+                .unwrap_or(0);
+            for slot in shard
+                .slots
+                .iter()
+                .cycle()
+                .skip(start)
+                .take(left.min(length))
+            {
                 let stays = |conn: &Arc<ConnInfo>| conn.state().verdict().is_none();
                 if slot.conn.as_ref().is_some_and(stays) {
                     into.extend(slot.found());
@@ -265,7 +293,10 @@ impl Registry {
     pub(crate) fn kept(&self) -> (usize, usize) {
         let each = self.shards.iter().map(|shard| {
             let shard = shard.lock();
-            (shard.slots.iter().filter_map(Slot::found).count(), shard.clients)
+            (
+                shard.slots.iter().filter_map(Slot::found).count(),
+                shard.clients,
+            )
         });
         each.fold((0, 0), |sum, each| (sum.0 + each.0, sum.1 + each.1))
     }
@@ -304,12 +335,21 @@ impl Shard {
         now: u64,
         looked_at: &mut Vec<Found>,
     ) -> Result<Option<usize>, ShareFull> {
-        let Some(newest) = newest else { return Ok(None) };
-        let Slot { connections, newer: oldest, .. } = &self.slots[newest as usize];
+        let Some(newest) = newest else {
+            return Ok(None);
+        };
+        let Slot {
+            connections,
+            newer: oldest,
+            ..
+        } = &self.slots[newest as usize];
         if *connections < most {
             return Ok(None);
         }
-        let full = ShareFull { share: Share::Client, connections: *connections };
+        let full = ShareFull {
+            share: Share::Client,
+            connections: *connections,
+        };
         if *connections >= most_at_all {
             return Err(full);
         }
@@ -358,7 +398,10 @@ impl Shard {
         if connections < most {
             return Ok(None);
         }
-        let full = ShareFull { share: Share::Network, connections };
+        let full = ShareFull {
+            share: Share::Network,
+            connections,
+        };
         if connections >= most_at_all {
             return Err(full);
         }
@@ -369,8 +412,13 @@ impl Shard {
             }
             self.cursor = (self.cursor + 1) % self.slots.len();
             let slot = &self.slots[self.cursor];
-            let conn = slot.conn.as_ref().filter(|conn| slot.next != UNLISTED && is_ours(conn));
-            let Some(state) = conn.map(|conn| conn.state()) else { continue };
+            let conn = slot
+                .conn
+                .as_ref()
+                .filter(|conn| slot.next != UNLISTED && is_ours(conn));
+            let Some(state) = conn.map(|conn| conn.state()) else {
+                continue;
+            };
             if state.verdict().is_none()
                 && let Some(rank) = spare(&state.sample(), now.saturating_sub(slot.opened), false)
                 && best.as_ref().is_none_or(|(least, _)| rank < *least)
@@ -384,8 +432,13 @@ impl Shard {
 
     /// By how many connections each network has more than `most`.
     fn networks_above(&self, most: u32) -> HashMap<u32, u32> {
-        let above = self.networks.iter().filter(|(_, connections)| **connections > most);
-        above.map(|(network, connections)| (*network, connections - most)).collect()
+        let above = self
+            .networks
+            .iter()
+            .filter(|(_, connections)| **connections > most);
+        above
+            .map(|(network, connections)| (*network, connections - most))
+            .collect()
     }
 
     fn of_network(&self, network: u64) -> u32 {
@@ -396,7 +449,11 @@ impl Shard {
     fn newest(&self, hash: u64, client: ClientKey) -> Option<u32> {
         let mut at = *self.buckets.get(self.bucket(hash))?;
         while let Some(slot) = self.slots.get(at as usize) {
-            if slot.conn.as_ref().is_some_and(|conn| conn.client() == client) {
+            if slot
+                .conn
+                .as_ref()
+                .is_some_and(|conn| conn.client() == client)
+            {
                 return Some(at);
             }
             at = slot.next;
@@ -418,7 +475,10 @@ impl Shard {
         loop {
             let next = self.slots.get(before as usize)?.next;
             if next == at {
-                return self.slots.get_mut(before as usize).map(|slot| &mut slot.next);
+                return self
+                    .slots
+                    .get_mut(before as usize)
+                    .map(|slot| &mut slot.next);
             }
             before = next;
         }
@@ -437,7 +497,14 @@ impl Shard {
         }
         let conn = Some(Arc::clone(conn));
         let next = if asking.is_some() { NONE } else { UNLISTED };
-        let slot = Slot { conn, opened, older: at, newer: at, connections: 1, next };
+        let slot = Slot {
+            conn,
+            opened,
+            older: at,
+            newer: at,
+            connections: 1,
+            next,
+        };
         if let Some(free) = self.slots.get_mut(at as usize) {
             self.free = std::mem::replace(free, slot).older;
         } else {
@@ -455,7 +522,12 @@ impl Shard {
 
     /// Puts `at` into the ring of `newest` and in its place.
     fn lead(&mut self, at: u32, newest: u32, hash: u64) {
-        let Slot { newer: oldest, connections, next, .. } = self.slots[newest as usize];
+        let Slot {
+            newer: oldest,
+            connections,
+            next,
+            ..
+        } = self.slots[newest as usize];
         let slot = &mut self.slots[at as usize];
         (slot.older, slot.newer) = (newest, oldest);
         (slot.connections, slot.next) = (connections + 1, next);
@@ -494,8 +566,18 @@ impl Shard {
 
     /// Forgets what stands in the slot, and says when it was opened.
     fn remove(&mut self, at: u32, asking: Asking, client: ClientKey) -> u64 {
-        let Asking { client: hash, network } = asking;
-        let Slot { opened, older, newer, connections, next, .. } = self.slots[at as usize];
+        let Asking {
+            client: hash,
+            network,
+        } = asking;
+        let Slot {
+            opened,
+            older,
+            newer,
+            connections,
+            next,
+            ..
+        } = self.slots[at as usize];
         self.slots[older as usize].newer = newer;
         self.slots[newer as usize].older = older;
         let is_listed = next != UNLISTED;
@@ -511,8 +593,10 @@ impl Shard {
             }
         } else if connections > 1 {
             // The next newest leads.
-            (self.slots[older as usize].connections, self.slots[older as usize].next) =
-                (connections - 1, next);
+            (
+                self.slots[older as usize].connections,
+                self.slots[older as usize].next,
+            ) = (connections - 1, next);
             if let Some(link) = self.link_to(at, hash) {
                 *link = older;
             }
@@ -536,7 +620,10 @@ impl Place {
 
     fn new(shard: usize, slot: u32) -> Self {
         // There are 2^24 connections at most, or as many as there are files in shadow mode.
-        Self(slot.saturating_mul(SHARDS as u32).saturating_add(shard as u32))
+        Self(
+            slot.saturating_mul(SHARDS as u32)
+                .saturating_add(shard as u32),
+        )
     }
 
     fn shard(self) -> usize {
@@ -553,7 +640,12 @@ impl Place {
 impl Slot {
     fn found(&self) -> Option<Found> {
         let is_newest = self.connections > 0;
-        Some(Found { conn: self.conn.clone()?, opened: self.opened, is_newest, is_excess: false })
+        Some(Found {
+            conn: self.conn.clone()?,
+            opened: self.opened,
+            is_newest,
+            is_excess: false,
+        })
     }
 }
 
@@ -563,11 +655,20 @@ mod tests {
     use palisade_core::{ConnVerdict, Ending, Prefix, Reason};
 
     fn registry() -> Registry {
-        Registry::new(Prefix::new(24, 48).unwrap(), Shares { client: 0, network: 0 })
+        Registry::new(
+            Prefix::new(24, 48).unwrap(),
+            Shares {
+                client: 0,
+                network: 0,
+            },
+        )
     }
 
     fn of_client(client: u32) -> Option<Shares> {
-        Some(Shares { client, network: u32::MAX })
+        Some(Shares {
+            client,
+            network: u32::MAX,
+        })
     }
 
     fn conn(last: u8) -> Arc<ConnInfo> {
@@ -584,7 +685,12 @@ mod tests {
     fn nothing_stays_of_whoever_is_gone_in_whatever_order() {
         let registry = registry();
         let conns: Vec<_> = (0..240).map(|n| conn((n % 7) as u8)).collect();
-        let enter = |at: u64| registry.enter(&conns[at as usize], at, of_client(1000)).unwrap().0;
+        let enter = |at: u64| {
+            registry
+                .enter(&conns[at as usize], at, of_client(1000))
+                .unwrap()
+                .0
+        };
         let places: Vec<_> = (0..240).map(enter).collect();
         assert_eq!(registry.kept(), (240, 7));
         // 101 is prime: every index once, scattered.
@@ -595,7 +701,11 @@ mod tests {
         assert_eq!(registry.kept(), (0, 0));
         // And the slots are used again.
         (0..240).for_each(|at| _ = enter(at));
-        let slots: usize = registry.shards.iter().map(|shard| shard.lock().slots.len()).sum();
+        let slots: usize = registry
+            .shards
+            .iter()
+            .map(|shard| shard.lock().slots.len())
+            .sum();
         assert_eq!(slots, 240);
     }
 
@@ -605,12 +715,18 @@ mod tests {
         let mut open: Vec<(Place, Arc<ConnInfo>)> = Vec::new();
         let mut random = 1u64;
         for step in 0..20_000 {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             let random = (random >> 33) as usize;
             // Grows to some hundred, shrinks to none, and again.
             if (step / 1000 % 2 == 0 && !random.is_multiple_of(3)) || open.is_empty() {
                 let next = conn((random % 60) as u8);
-                let shares = if random.is_multiple_of(5) { None } else { of_client(u32::MAX) };
+                let shares = if random.is_multiple_of(5) {
+                    None
+                } else {
+                    of_client(u32::MAX)
+                };
                 open.push((registry.enter(&next, step, shares).unwrap().0, next));
             } else {
                 let (place, gone) = open.swap_remove(random % open.len());
@@ -621,7 +737,11 @@ mod tests {
         let mut counted = 0;
         for shard in &registry.shards {
             let shard = shard.lock();
-            let taken = shard.slots.iter().enumerate().filter(|(_, slot)| slot.conn.is_some());
+            let taken = shard
+                .slots
+                .iter()
+                .enumerate()
+                .filter(|(_, slot)| slot.conn.is_some());
             for (at, slot) in taken {
                 counted += slot.connections;
                 assert_eq!(shard.slots[slot.older as usize].newer, at as u32);
@@ -642,8 +762,20 @@ mod tests {
         registry.enter(&neighbour, 0, of_client(2)).unwrap();
         let (working, silent, next) = (conn(1), conn(1), conn(1));
         let _request = working.begin_request(false);
-        assert!(registry.enter(&working, 1, of_client(2)).unwrap().1.is_none());
-        assert!(registry.enter(&silent, 2, of_client(2)).unwrap().1.is_none());
+        assert!(
+            registry
+                .enter(&working, 1, of_client(2))
+                .unwrap()
+                .1
+                .is_none()
+        );
+        assert!(
+            registry
+                .enter(&silent, 2, of_client(2))
+                .unwrap()
+                .1
+                .is_none()
+        );
         let (share, spared) = registry.enter(&next, 3, of_client(2)).unwrap().1.unwrap();
         assert_eq!(share, Share::Client);
         assert_eq!(spared.conn.id(), silent.id());
@@ -654,7 +786,9 @@ mod tests {
         let registry = registry();
         let conns = [conn(1), conn(1)];
         let _requests = conns.each_ref().map(|conn| conn.begin_request(false));
-        conns.iter().for_each(|conn| _ = registry.enter(conn, 0, of_client(2)).unwrap());
+        conns
+            .iter()
+            .for_each(|conn| _ = registry.enter(conn, 0, of_client(2)).unwrap());
         let full = registry.enter(&conn(1), 0, of_client(2)).unwrap_err();
         assert_eq!(full.connections, 2);
         assert!(registry.enter(&conn(2), 0, of_client(2)).is_ok());
@@ -664,21 +798,42 @@ mod tests {
     fn those_that_can_be_spared_are_found_behind_many_that_work() {
         let registry = registry();
         let conns: Vec<_> = (0..200).map(|_| conn(1)).collect();
-        let _requests: Vec<_> = conns[..150].iter().map(|conn| conn.begin_request(false)).collect();
-        conns.iter().for_each(|conn| _ = registry.enter(conn, 0, of_client(200)).unwrap());
-        let (_, spared) = registry.enter(&conn(1), 0, of_client(200)).unwrap().1.unwrap();
-        assert!(conns[150..].iter().any(|idle| idle.id() == spared.conn.id()));
+        let _requests: Vec<_> = conns[..150]
+            .iter()
+            .map(|conn| conn.begin_request(false))
+            .collect();
+        conns
+            .iter()
+            .for_each(|conn| _ = registry.enter(conn, 0, of_client(200)).unwrap());
+        let (_, spared) = registry
+            .enter(&conn(1), 0, of_client(200))
+            .unwrap()
+            .1
+            .unwrap();
+        assert!(
+            conns[150..]
+                .iter()
+                .any(|idle| idle.id() == spared.conn.id())
+        );
     }
 
     #[test]
     fn a_network_at_its_limit_gives_up_its_own_least_useful_and_no_neighbour() {
         let registry = registry();
-        let of = Shares { client: 3, network: 4 };
+        let of = Shares {
+            client: 3,
+            network: 4,
+        };
         let shares = Some(of);
         let neighbours: Vec<_> = (0..30).map(|n| conn_of([198, 51, n, 1])).collect();
-        neighbours.iter().for_each(|conn| _ = registry.enter(conn, 0, shares).unwrap());
+        neighbours
+            .iter()
+            .for_each(|conn| _ = registry.enter(conn, 0, shares).unwrap());
         let own: Vec<_> = (0..4).map(conn).collect();
-        let requests: Vec<_> = own[..3].iter().map(|conn| conn.begin_request(false)).collect();
+        let requests: Vec<_> = own[..3]
+            .iter()
+            .map(|conn| conn.begin_request(false))
+            .collect();
         for conn in &own {
             assert!(registry.enter(conn, 1, shares).unwrap().1.is_none());
         }
@@ -692,7 +847,11 @@ mod tests {
         let _more = [own[3].begin_request(false), next.begin_request(false)];
         let full = registry.enter(&conn(10), 3, shares).unwrap_err();
         assert_eq!((full.share, full.connections), (Share::Network, 5));
-        assert!(registry.enter(&conn_of([203, 0, 113, 1]), 3, shares).is_ok());
+        assert!(
+            registry
+                .enter(&conn_of([203, 0, 113, 1]), 3, shares)
+                .is_ok()
+        );
         // And whoever goes makes room.
         drop(requests);
         registry.leave(place, &next);
@@ -702,8 +861,14 @@ mod tests {
     #[test]
     fn those_of_a_network_who_are_told_to_go_do_not_add_up_either() {
         let registry = registry();
-        let shares = Some(Shares { client: 1, network: 4 });
-        let verdict = ConnVerdict { reason: Reason::ConnectionDisplaced, ending: Ending::Finish };
+        let shares = Some(Shares {
+            client: 1,
+            network: 4,
+        });
+        let verdict = ConnVerdict {
+            reason: Reason::ConnectionDisplaced,
+            ending: Ending::Finish,
+        };
         let mut conns = Vec::new();
         let refused = (0..u8::MAX).find_map(|last| {
             conns.push(conn(last));
@@ -725,20 +890,32 @@ mod tests {
         for conn in &conns {
             assert!(registry.enter(conn, 0, of_client(3)).unwrap().1.is_none());
         }
-        let idle = ConnVerdict { reason: Reason::Idle, ending: Ending::Finish };
+        let idle = ConnVerdict {
+            reason: Reason::Idle,
+            ending: Ending::Finish,
+        };
         conns[1].state().set_going();
         conns[1].state().end(idle);
         let next = conn(1);
         assert!(registry.enter(&next, 0, of_client(3)).unwrap().1.is_none());
         // If it does not go, another one has to.
         assert!(conns[1].state().take_going());
-        assert!(registry.enter(&conn(1), 0, of_client(3)).unwrap().1.is_some());
+        assert!(
+            registry
+                .enter(&conn(1), 0, of_client(3))
+                .unwrap()
+                .1
+                .is_some()
+        );
     }
 
     #[test]
     fn those_who_are_told_to_go_do_not_add_up() {
         let registry = registry();
-        let verdict = ConnVerdict { reason: Reason::ConnectionDisplaced, ending: Ending::Finish };
+        let verdict = ConnVerdict {
+            reason: Reason::ConnectionDisplaced,
+            ending: Ending::Finish,
+        };
         let mut conns = Vec::new();
         let refused = loop {
             let next = conn(1);
@@ -770,7 +947,11 @@ mod tests {
         // Whoever has no share is by himself.
         assert_eq!(clients.len(), 7 + 10);
         for client in clients {
-            assert!(client.iter().all(|one| one.conn.client() == client[0].conn.client()));
+            assert!(
+                client
+                    .iter()
+                    .all(|one| one.conn.client() == client[0].conn.client())
+            );
         }
     }
 
@@ -778,7 +959,9 @@ mod tests {
     fn a_few_are_other_ones_each_time_and_never_too_many() {
         let registry = registry();
         let conns: Vec<_> = (0..200).map(conn).collect();
-        conns.iter().for_each(|conn| _ = registry.enter(conn, 0, None).unwrap());
+        conns
+            .iter()
+            .for_each(|conn| _ = registry.enter(conn, 0, None).unwrap());
         let mut seen = std::collections::HashSet::new();
         for turn in 0..200 {
             let mut few = Vec::new();

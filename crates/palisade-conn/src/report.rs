@@ -213,10 +213,16 @@ impl Marks {
     /// Keeps `mark`, unless the latest one is hardly older.
     pub(crate) fn add(&self, mark: Mark) {
         let mut marks = self.0.lock();
-        if marks.back().is_some_and(|last| mark.at < last.at + MARK_MILLIS) {
+        if marks
+            .back()
+            .is_some_and(|last| mark.at < last.at + MARK_MILLIS)
+        {
             return;
         }
-        while marks.get(1).is_some_and(|second| second.at + WINDOW_MILLIS <= mark.at) {
+        while marks
+            .get(1)
+            .is_some_and(|second| second.at + WINDOW_MILLIS <= mark.at)
+        {
             marks.pop_front();
         }
         marks.push_back(mark);
@@ -233,7 +239,10 @@ impl Marks {
         let longest = WINDOW_MILLIS + MARK_MILLIS.max(tick);
         let seconds = (now.at - then.at).clamp(MARK_MILLIS, longest) as f64 / 1000.0;
         let rate = |now: u64, then: u64| now.saturating_sub(then) as f64 / seconds;
-        (rate(now.opened, then.opened), rate(now.refused, then.refused))
+        (
+            rate(now.opened, then.opened),
+            rate(now.refused, then.refused),
+        )
     }
 }
 
@@ -317,7 +326,11 @@ impl ConnSnapshot {
         let mark = shared.mark(now);
         let (opened_per_second, refused_per_second) =
             shared.marks.per_second(mark, shared.limits.tick_millis());
-        let phases = Phase::ALL.iter().copied().zip(phases).filter(|(_, count)| *count > 0);
+        let phases = Phase::ALL
+            .iter()
+            .copied()
+            .zip(phases)
+            .filter(|(_, count)| *count > 0);
         Self {
             open: shared.open.load(Relaxed),
             going: shared.going.load(Relaxed),
@@ -349,7 +362,10 @@ impl ConnSnapshot {
 
     /// How many connections are at `phase`.
     pub fn at(&self, phase: Phase) -> usize {
-        self.phases.iter().find(|(at, _)| *at == phase).map_or(0, |(_, count)| *count)
+        self.phases
+            .iter()
+            .find(|(at, _)| *at == phase)
+            .map_or(0, |(_, count)| *count)
     }
 }
 
@@ -361,7 +377,11 @@ mod tests {
     #[test]
     fn newcomers_are_counted_over_the_last_ten_seconds() {
         let marks = Marks::default();
-        let at = |at, opened| Mark { at, opened, refused: opened / 2 };
+        let at = |at, opened| Mark {
+            at,
+            opened,
+            refused: opened / 2,
+        };
         assert_eq!(marks.per_second(at(100, 5), 250), (5.0, 2.0));
         assert_eq!(marks.per_second(at(5000, 50), 250), (10.0, 5.0));
         // Ten a second, and from the hundredth second on a hundred.
@@ -372,18 +392,26 @@ mod tests {
                 let (per_second, _) = marks.per_second(at(millis, opened(millis)), 250);
                 let steady = if millis < 100_000 { 10.0 } else { 100.0 };
                 let is_new = (100_000..112_000).contains(&millis);
-                assert!(is_new || (per_second - steady).abs() < 1.0, "{millis} {per_second}");
+                assert!(
+                    is_new || (per_second - steady).abs() < 1.0,
+                    "{millis} {per_second}"
+                );
             }
         }
         assert!(marks.0.lock().len() <= MARKS);
         // Nobody was there for an hour, and then many.
         let hour = 3_720_000;
         marks.add(at(hour, opened(120_000) + 1100));
-        assert_eq!(marks.per_second(at(hour, opened(120_000) + 1100), 250).0, 100.0);
+        assert_eq!(
+            marks.per_second(at(hour, opened(120_000) + 1100), 250).0,
+            100.0
+        );
 
         // Looks that are rare are not taken for more than that.
         let marks = Marks::default();
-        (0..=60_000).step_by(10_000).for_each(|millis| marks.add(at(millis, millis / 100)));
+        (0..=60_000)
+            .step_by(10_000)
+            .for_each(|millis| marks.add(at(millis, millis / 100)));
         assert_eq!(marks.per_second(at(69_000, 690), 10_000).0, 10.0);
     }
 

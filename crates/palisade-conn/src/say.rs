@@ -9,7 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 #[cfg(feature = "tracing")]
 pub(crate) fn cap(limits: &Limits) {
-    let Limits { connections, connections_from, per_client, per_network, .. } = limits;
+    let Limits {
+        connections,
+        connections_from,
+        per_client,
+        per_network,
+        ..
+    } = limits;
     tracing::info!(
         target: "palisade",
         connections,

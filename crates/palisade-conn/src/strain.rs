@@ -58,11 +58,20 @@ mod tests {
     fn the_curve_is_flat_then_straight_and_ends_at_the_least() {
         let idle = |pressure| shrunk(65_000, 2000, pressure);
         let points = [0.0, 0.5, 0.8, 0.85, 0.9, 0.95, 1.0].map(idle);
-        assert_eq!(points, [65_000, 65_000, 65_000, 49_250, 33_500, 17_750, 2000]);
+        assert_eq!(
+            points,
+            [65_000, 65_000, 65_000, 49_250, 33_500, 17_750, 2000]
+        );
         // What is short already is not made longer.
-        assert_eq!([0.0, 0.9, 1.0].map(|pressure| shrunk(500, 2000, pressure)), [500; 3]);
+        assert_eq!(
+            [0.0, 0.9, 1.0].map(|pressure| shrunk(500, 2000, pressure)),
+            [500; 3]
+        );
         // Nor does anything else that may be handed in do harm.
-        assert_eq!([f32::NAN, -1.0, f32::INFINITY].map(idle), [65_000, 65_000, 2000]);
+        assert_eq!(
+            [f32::NAN, -1.0, f32::INFINITY].map(idle),
+            [65_000, 65_000, 2000]
+        );
         assert_eq!(shrunk(u64::MAX, 2000, 0.0), u64::MAX);
     }
 
@@ -71,7 +80,14 @@ mod tests {
         let guard = ConnGuard::default();
         let times = |pressure| {
             let limits = under(&guard.shared().limits, pressure);
-            let Limits { first_request, head, idle, upgraded_idle, write_stall, .. } = *limits;
+            let Limits {
+                first_request,
+                head,
+                idle,
+                upgraded_idle,
+                write_stall,
+                ..
+            } = *limits;
             [first_request, head, idle, upgraded_idle, write_stall]
         };
         assert_eq!(times(0.8), [10_000, 10_000, 65_000, 300_000, 300_000]);
@@ -85,7 +101,10 @@ mod tests {
             let guard = ConnGuard::builder().max_connections(most).build().unwrap();
             of_connections(&guard.shared().limits, open)
         };
-        assert_eq!([0, 900, 950, 1000, 1100].map(|open| of(1000, open)), [0.0, 0.0, 0.5, 1.0, 1.0]);
+        assert_eq!(
+            [0, 900, 950, 1000, 1100].map(|open| of(1000, open)),
+            [0.0, 0.0, 0.5, 1.0, 1.0]
+        );
         assert_eq!([of(1, 0), of(1, 1)], [0.0, 1.0]);
     }
 }

@@ -100,14 +100,23 @@ impl Sweeper {
     /// A connection was let in, perhaps `alone`. Starts the task of this runtime if there is none.
     pub(crate) fn watch(&self, shared: &Arc<Shared>, alone: bool) {
         static NUMBERS: AtomicU64 = AtomicU64::new(1);
-        let Ok(handle) = Handle::try_current() else { return };
+        let Ok(handle) = Handle::try_current() else {
+            return;
+        };
         let runtime = handle.id();
         let mut tasks = self.tasks.lock();
         if !tasks.iter().any(|task| task.runtime == runtime) {
             let bell = Arc::<Bell>::default();
-            tasks.push(Watcher { runtime, bell: bell.clone() });
+            tasks.push(Watcher {
+                runtime,
+                bell: bell.clone(),
+            });
             let number = NUMBERS.fetch_add(1, Relaxed);
-            let running = Running { shared: Arc::downgrade(shared), runtime, number };
+            let running = Running {
+                shared: Arc::downgrade(shared),
+                runtime,
+                number,
+            };
             drop(tasks);
             handle.spawn(run(running, bell));
         } else if alone {
@@ -125,7 +134,10 @@ impl Sweeper {
     }
 
     pub(crate) fn stop(&self) {
-        self.tasks.lock().iter().for_each(|task| task.bell.notify.notify_one());
+        self.tasks
+            .lock()
+            .iter()
+            .for_each(|task| task.bell.notify.notify_one());
     }
 
     /// Whether no runtime has a task, and none looks.
@@ -144,7 +156,11 @@ impl Sweeper {
         }
         let stale = u64::try_from((4 * tick + STALE).as_millis()).unwrap_or(u64::MAX);
         let is_stale = leader == 0 || now.saturating_sub(self.looked.load(SeqCst)) > stale;
-        is_stale && self.leader.compare_exchange(leader, number, SeqCst, SeqCst).is_ok()
+        is_stale
+            && self
+                .leader
+                .compare_exchange(leader, number, SeqCst, SeqCst)
+                .is_ok()
     }
 }
 
@@ -165,7 +181,9 @@ impl Drop for Looking<'_> {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let Some(shared) = self.shared.upgrade() else { return };
+        let Some(shared) = self.shared.upgrade() else {
+            return;
+        };
         let Sweeper { tasks, leader, .. } = &shared.sweeper;
         tasks.lock().retain(|task| task.runtime != self.runtime);
         let _ = leader.compare_exchange(self.number, 0, SeqCst, SeqCst);
@@ -199,7 +217,10 @@ async fn run(running: Running, bell: Arc<Bell>) {
             continue;
         };
         let pause = if leads { tick } else { tick + STALE };
-        while timeout_at(last + pause, bell.notify.notified()).await.is_ok() {
+        while timeout_at(last + pause, bell.notify.notified())
+            .await
+            .is_ok()
+        {
             let is_hurried = leads && bell.hurry.load(Relaxed);
             if is_hurried || running.shared.strong_count() == 0 {
                 sleep_until(last + AT_MOST_EVERY.min(tick)).await;
@@ -208,7 +229,9 @@ async fn run(running: Running, bell: Arc<Bell>) {
         }
         bell.hurry.store(false, Relaxed);
         last = Instant::now();
-        let Some(shared) = running.shared.upgrade() else { return };
+        let Some(shared) = running.shared.upgrade() else {
+            return;
+        };
         let now = shared.now();
         leads = shared.sweeper.is_led_by(running.number, now, tick);
         if leads {
@@ -255,7 +278,9 @@ async fn sweep(
     let forgiven = forgiven(now, passed);
     let keep_alive = limits.keep_alive_at(shared.open.load(Relaxed));
     for shard in 0..SHARDS {
-        let Some(looking) = Looking::by(&shared.sweeper, number) else { return false };
+        let Some(looking) = Looking::by(&shared.sweeper, number) else {
+            return false;
+        };
         shared.registry.copy(shard, found);
         if is_crowded && let Some(shares) = shared.limits.least_shares() {
             let is_listed =
@@ -264,7 +289,13 @@ async fn sweep(
         }
         // Of one client, those that are kept for later.
         let mut kept = 0;
-        for Found { conn, opened, is_newest, is_excess } in found.drain(..) {
+        for Found {
+            conn,
+            opened,
+            is_newest,
+            is_excess,
+        } in found.drain(..)
+        {
             if is_newest {
                 kept = 0;
             }
@@ -284,7 +315,12 @@ async fn sweep(
                 is_told |= sample.accounted;
                 untold += usize::from(!sample.accounted && sample.read > 0);
                 newcomers += u32::from(is_newcomer(&sample, age));
-                let when = When { now, passed, opened, due: limits.due(conn.id()) };
+                let when = When {
+                    now,
+                    passed,
+                    opened,
+                    due: limits.due(conn.id()),
+                };
                 let (memory, finding) = judge(limits, when, &sample, closing, memory);
                 state.remember(memory);
                 if sample.early > 0 {
@@ -313,7 +349,10 @@ async fn sweep(
                 if kept > most && is_enforced {
                     state.close(Reason::KeepAlivePerClient);
                     // It has its time from now on, for its client to hear of it.
-                    state.remember(ConnMemory { since: now as u32, ..state.memory() });
+                    state.remember(ConnMemory {
+                        since: now as u32,
+                        ..state.memory()
+                    });
                 }
             }
             all += 1;
@@ -321,9 +360,15 @@ async fn sweep(
                 && let Some(rank) = rank(&conn, age, is_excess)
                 && rank.0 < RELUCTANT
             {
-                let is_better = best.peek().is_none_or(|worst: &Candidate| rank < worst.rank);
+                let is_better = best
+                    .peek()
+                    .is_none_or(|worst: &Candidate| rank < worst.rank);
                 if best.len() < SPARED || is_better {
-                    best.push(Candidate { rank, opened, conn: Arc::downgrade(&conn) });
+                    best.push(Candidate {
+                        rank,
+                        opened,
+                        conn: Arc::downgrade(&conn),
+                    });
                 }
                 if best.len() > SPARED {
                     best.pop();
@@ -334,7 +379,10 @@ async fn sweep(
         // Others may run between two shards.
         tokio::task::yield_now().await;
     }
-    if shared.untold.is_worth_a_word(now, shared.limits.first_request, is_told, untold) {
+    if shared
+        .untold
+        .is_worth_a_word(now, shared.limits.first_request, is_told, untold)
+    {
         say::unaccounted(&shared.recorder, untold);
     }
     let are_many = newcomers > all / 2;
@@ -344,8 +392,17 @@ async fn sweep(
     }
     // Whoever needs one takes the last.
     let best = best.into_sorted_vec().into_iter().rev();
-    let spared =
-        best.map(|Candidate { rank: (class, ..), opened, conn }| Spared { class, opened, conn });
+    let spared = best.map(
+        |Candidate {
+             rank: (class, ..),
+             opened,
+             conn,
+         }| Spared {
+            class,
+            opened,
+            conn,
+        },
+    );
     let spared = spared.collect();
     let before = std::mem::replace(&mut *shared.spared.lock(), spared);
     drop(before); // With the lock given back.
@@ -358,7 +415,11 @@ fn is_stuck(state: &ConnState, memory: ConnMemory, now: u64) -> bool {
     /// No phase has this number.
     const TOLD: u8 = 0x1f;
     if memory.phase != TOLD {
-        state.remember(ConnMemory { phase: TOLD, since: now as u32, ..memory });
+        state.remember(ConnMemory {
+            phase: TOLD,
+            since: now as u32,
+            ..memory
+        });
         return false;
     }
     (now as u32).wrapping_sub(memory.since) >= STUCK_MILLIS

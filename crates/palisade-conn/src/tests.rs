@@ -89,8 +89,17 @@ fn peer(last: u8) -> Option<SocketAddr> {
 fn connect_from(guard: &ConnGuard, last: u8) -> io::Result<Pair> {
     let (inner, client) = duplex(1024);
     let (reset, hung_up) = (Arc::default(), Arc::default());
-    let wire = Wire { inner, reset: Arc::clone(&reset), hung_up: Arc::clone(&hung_up) };
-    Ok(Pair { server: guard.admit(wire, peer(last), None)?, client, reset, hung_up })
+    let wire = Wire {
+        inner,
+        reset: Arc::clone(&reset),
+        hung_up: Arc::clone(&hung_up),
+    };
+    Ok(Pair {
+        server: guard.admit(wire, peer(last), None)?,
+        client,
+        reset,
+        hung_up,
+    })
 }
 
 fn connect(guard: &ConnGuard) -> Pair {
@@ -109,9 +118,18 @@ fn is_gone(guard: &ConnGuard) {
     assert_eq!(guard.shared().registry.kept(), (0, 0));
     assert_eq!(guard.shared().open.load(Relaxed), 0);
     assert_eq!(guard.shared().going.load(Relaxed), 0);
-    assert_eq!((guard.shared().totals.in_flight(), guard.shared().totals.upgraded()), (0, 0));
+    assert_eq!(
+        (
+            guard.shared().totals.in_flight(),
+            guard.shared().totals.upgraded()
+        ),
+        (0, 0)
+    );
     let snapshot = guard.snapshot();
-    assert_eq!((snapshot.open, snapshot.going, snapshot.distinct_clients), (0, 0, 0));
+    assert_eq!(
+        (snapshot.open, snapshot.going, snapshot.distinct_clients),
+        (0, 0, 0)
+    );
 }
 
 fn level(guard: &ConnGuard, of: Level) -> Option<u64> {
@@ -161,10 +179,18 @@ async fn silence_is_reset_at_the_first_deadline_exactly() {
     drop(pair);
     is_gone(&guard);
     let ended = journal.disconnected();
-    let [(violation, Mode::Enforce)] = &ended[..] else { panic!("{ended:?}") };
-    assert_eq!((violation.reason, violation.phase), (Reason::FirstRequest, Phase::FirstHead));
+    let [(violation, Mode::Enforce)] = &ended[..] else {
+        panic!("{ended:?}")
+    };
+    assert_eq!(
+        (violation.reason, violation.phase),
+        (Reason::FirstRequest, Phase::FirstHead)
+    );
     assert_eq!((violation.limit, violation.observed), (10_000, 10_000));
-    assert_eq!((journal.opened(), journal.closed()), (1, vec![Some(Reason::FirstRequest)]));
+    assert_eq!(
+        (journal.opened(), journal.closed()),
+        (1, vec![Some(Reason::FirstRequest)])
+    );
     let kills = guard.recent_kills();
     assert_eq!((kills.len(), kills[0].reason), (1, Reason::FirstRequest));
 }
@@ -172,7 +198,11 @@ async fn silence_is_reset_at_the_first_deadline_exactly() {
 #[tokio::test(start_paused = true)]
 async fn a_stall_of_ours_is_charged_to_nobody() {
     let (guard, _) = guard(ConnGuard::builder());
-    let Pair { mut server, mut client, .. } = connect(&guard);
+    let Pair {
+        mut server,
+        mut client,
+        ..
+    } = connect(&guard);
     yield_now().await; // The sweeper is at work.
     client.write_all(b"request").await.unwrap();
     advance(30 * SECOND).await; // And nobody else for as long.
@@ -191,7 +221,11 @@ async fn a_stall_of_ours_is_charged_to_nobody() {
 #[tokio::test(start_paused = true)]
 async fn stalls_without_end_do_not_keep_the_silent() {
     let (guard, _) = guard(ConnGuard::builder());
-    let Pair { server, client: _client, .. } = connect(&guard);
+    let Pair {
+        server,
+        client: _client,
+        ..
+    } = connect(&guard);
     yield_now().await;
     for _ in 0..2 {
         advance(30 * SECOND).await;
@@ -199,13 +233,20 @@ async fn stalls_without_end_do_not_keep_the_silent() {
             yield_now().await;
         }
     }
-    assert_eq!(server.conn().state().verdict().unwrap().reason, Reason::FirstRequest);
+    assert_eq!(
+        server.conn().state().verdict().unwrap().reason,
+        Reason::FirstRequest
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_byte_a_second_and_half_a_preface_move_nothing() {
     let (guard, _) = guard(ConnGuard::builder());
-    let Pair { mut server, mut client, .. } = connect(&guard);
+    let Pair {
+        mut server,
+        mut client,
+        ..
+    } = connect(&guard);
     let drip = tokio::spawn(async move {
         for byte in b"PRI * HTTP/2.0\r\n\r\nSM" {
             if client.write_all(&[*byte]).await.is_err() {
@@ -229,7 +270,10 @@ async fn a_later_head_is_reset_within_its_time_and_two_looks() {
     // It did not begin as HTTP/1 in plain text, but with the `r` of `serve_once`.
     pair.client.write_all(b"G").await.unwrap();
     let (after, result) = ends(&mut pair.server).await;
-    assert!((10 * SECOND..=10 * SECOND + 2 * TICK).contains(&after), "{after:?}");
+    assert!(
+        (10 * SECOND..=10 * SECOND + 2 * TICK).contains(&after),
+        "{after:?}"
+    );
     assert_eq!(violation(&result.unwrap_err()).reason, Reason::SlowHead);
     assert!(pair.reset.load(Relaxed));
 }
@@ -246,19 +290,37 @@ async fn whoever_began_a_head_of_http1_is_answered_408_and_finished() {
             tokio::time::sleep(2 * TICK).await;
             pair.client.write_all(b"GET /").await.unwrap();
         }
-        let Pair { mut server, mut client, reset, .. } = pair;
+        let Pair {
+            mut server,
+            mut client,
+            reset,
+            ..
+        } = pair;
         let (after, result) = ends(&mut server).await;
-        assert!((10 * SECOND..=10 * SECOND + 2 * TICK).contains(&after), "{after:?}");
+        assert!(
+            (10 * SECOND..=10 * SECOND + 2 * TICK).contains(&after),
+            "{after:?}"
+        );
         result.unwrap();
         // Nothing of anybody else's comes after it.
-        assert_eq!(server.write(b"x").await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(
+            server.write(b"x").await.unwrap_err().kind(),
+            io::ErrorKind::BrokenPipe
+        );
         server.shutdown().await.unwrap();
         drop(server);
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.starts_with("HTTP/1.1 408 ") && answer.ends_with("\r\n\r\n"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 408 ") && answer.ends_with("\r\n\r\n"),
+            "{answer}"
+        );
         assert!(!reset.load(Relaxed));
-        let reason = if later { Reason::SlowHead } else { Reason::FirstRequest };
+        let reason = if later {
+            Reason::SlowHead
+        } else {
+            Reason::FirstRequest
+        };
         assert_eq!(journal.closed(), [Some(reason)]);
     }
 }
@@ -269,7 +331,10 @@ async fn no_408_comes_into_an_answer_or_after_a_word_of_hyper_s_own() {
     // Something was said before the first request was complete.
     let mut pair = connect(&guard);
     pair.client.write_all(b"GET /").await.unwrap();
-    pair.server.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+    pair.server
+        .write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        .await
+        .unwrap();
     ends(&mut pair.server).await.1.unwrap_err();
     assert!(pair.reset.load(Relaxed));
     // The end of the answer before is not taken yet.
@@ -280,7 +345,9 @@ async fn no_408_comes_into_an_answer_or_after_a_word_of_hyper_s_own() {
     tokio::time::sleep(2 * TICK).await;
     pair.client.write_all(b"GET /").await.unwrap();
     pair.server.read_exact(&mut [0; 5]).await.unwrap();
-    timeout(SECOND, pair.server.write_all(&[b'x'; 2048])).await.unwrap_err();
+    timeout(SECOND, pair.server.write_all(&[b'x'; 2048]))
+        .await
+        .unwrap_err();
     let (_, result) = ends(&mut pair.server).await;
     assert_eq!(violation(&result.unwrap_err()).reason, Reason::SlowHead);
     assert!(pair.reset.load(Relaxed));
@@ -303,10 +370,16 @@ async fn idle_ends_in_good_order_whatever_the_version() {
         let mut pair = connect(&guard);
         serve_once(&mut pair, http2).await;
         if http2 {
-            pair.client.write_all(b"PING, or any other frame").await.unwrap();
+            pair.client
+                .write_all(b"PING, or any other frame")
+                .await
+                .unwrap();
         }
         let (after, result) = ends(&mut pair.server).await;
-        assert!((65 * SECOND..=65 * SECOND + 2 * TICK).contains(&after), "{after:?}");
+        assert!(
+            (65 * SECOND..=65 * SECOND + 2 * TICK).contains(&after),
+            "{after:?}"
+        );
         result.unwrap(); // The end of the stream, and no error.
         pair.server.shutdown().await.unwrap(); // And no lingering.
         assert!(!pair.reset.load(Relaxed));
@@ -330,14 +403,22 @@ async fn a_request_at_work_is_never_idle_and_its_connection_begins_to_be_when_it
     let (_, result) = reader.await.unwrap();
     result.unwrap();
     let after = dropped.elapsed();
-    assert!((65 * SECOND..=65 * SECOND + 2 * TICK).contains(&after), "{after:?}");
+    assert!(
+        (65 * SECOND..=65 * SECOND + 2 * TICK).contains(&after),
+        "{after:?}"
+    );
     assert_eq!(journal.closed(), [Some(Reason::Idle)]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stalled_write_is_reset_and_500_bytes_a_second_in_time_are_no_stall() {
     let (guard, _) = guard(ConnGuard::builder().write_stall(30 * SECOND));
-    let Pair { mut server, mut client, reset, .. } = connect(&guard);
+    let Pair {
+        mut server,
+        mut client,
+        reset,
+        ..
+    } = connect(&guard);
     let _request = server.conn().begin_request(false);
     let started = Instant::now();
     let writer = tokio::spawn(async move {
@@ -351,7 +432,10 @@ async fn a_stalled_write_is_reset_and_500_bytes_a_second_in_time_are_no_stall() 
     client.read_exact(&mut [0; 1]).await.unwrap();
     let (ended, result) = writer.await.unwrap();
     let after = ended - started;
-    assert!((32 * SECOND..=32 * SECOND + 2 * TICK).contains(&after), "{after:?}");
+    assert!(
+        (32 * SECOND..=32 * SECOND + 2 * TICK).contains(&after),
+        "{after:?}"
+    );
     assert_eq!(violation(&result.unwrap_err()).reason, Reason::WriteStall);
     assert!(reset.load(Relaxed));
 }
@@ -359,16 +443,25 @@ async fn a_stalled_write_is_reset_and_500_bytes_a_second_in_time_are_no_stall() 
 #[tokio::test(start_paused = true)]
 async fn a_write_that_was_given_up_is_no_stall() {
     let (guard, journal) = guard(ConnGuard::builder());
-    let Pair { mut server, client: _client, .. } = connect(&guard);
+    let Pair {
+        mut server,
+        client: _client,
+        ..
+    } = connect(&guard);
     drop(server.conn().begin_request(false));
     server.conn().upgrade().unwrap();
-    timeout(SECOND, server.write_all(&[b'x'; 4096])).await.unwrap_err();
+    timeout(SECOND, server.write_all(&[b'x'; 4096]))
+        .await
+        .unwrap_err();
     let given_up = Instant::now();
     let (_, result) = ends(&mut server).await;
     result.unwrap();
     // From its last byte, a second before.
     let after = given_up.elapsed();
-    assert!((299 * SECOND..=299 * SECOND + 2 * TICK).contains(&after), "{after:?}");
+    assert!(
+        (299 * SECOND..=299 * SECOND + 2 * TICK).contains(&after),
+        "{after:?}"
+    );
     drop(server);
     assert_eq!(journal.closed(), [Some(Reason::Idle)]);
     is_gone(&guard);
@@ -381,7 +474,10 @@ async fn an_upgraded_connection_may_be_silent_for_its_own_time_and_keeps_its_pla
     serve_once(&mut pair, false).await;
     pair.server.conn().state().set_upgraded();
     let (after, result) = ends(&mut pair.server).await;
-    assert!((300 * SECOND..=300 * SECOND + 2 * TICK).contains(&after), "{after:?}");
+    assert!(
+        (300 * SECOND..=300 * SECOND + 2 * TICK).contains(&after),
+        "{after:?}"
+    );
     result.unwrap();
     assert_eq!(guard.snapshot().open, 1);
     drop(pair);
@@ -390,7 +486,9 @@ async fn an_upgraded_connection_may_be_silent_for_its_own_time_and_keeps_its_pla
 
 #[tokio::test(start_paused = true)]
 async fn age_closes_then_finishes_what_is_idle_and_resets_what_works_after_the_grace() {
-    let builder = ConnGuard::builder().max_age(20 * SECOND).age_grace(30 * SECOND);
+    let builder = ConnGuard::builder()
+        .max_age(20 * SECOND)
+        .age_grace(30 * SECOND);
     let (guard, _) = guard(builder.idle(1000 * SECOND));
     let (mut idle, mut working) = (connect(&guard), connect(&guard));
     let spread = 18 * SECOND..=22 * SECOND + 2 * TICK;
@@ -403,8 +501,14 @@ async fn age_closes_then_finishes_what_is_idle_and_resets_what_works_after_the_g
     idle_ended.unwrap();
     let working_after = working_after - 30 * SECOND;
     assert!(spread.contains(&working_after), "{working_after:?}");
-    assert_eq!(violation(&working_ended.unwrap_err()).reason, Reason::MaxAge);
-    assert_eq!(working.server.conn().state().closing(), Some(Reason::MaxAge));
+    assert_eq!(
+        violation(&working_ended.unwrap_err()).reason,
+        Reason::MaxAge
+    );
+    assert_eq!(
+        working.server.conn().state().closing(),
+        Some(Reason::MaxAge)
+    );
     assert!(working.reset.load(Relaxed) && !idle.reset.load(Relaxed));
 }
 
@@ -420,22 +524,33 @@ async fn the_last_request_of_http2_ends_the_connection_once_nothing_is_in_flight
     drop(still);
     let ((_, result), pair) = reader.await.unwrap();
     result.unwrap();
-    assert_eq!(pair.server.conn().state().verdict().unwrap().reason, Reason::MaxRequests);
+    assert_eq!(
+        pair.server.conn().state().verdict().unwrap().reason,
+        Reason::MaxRequests
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn where_places_are_short_a_client_keeps_eight_idle_connections() {
     let (guard, journal) = guard(ConnGuard::builder().max_connections(50));
     let mut pairs: Vec<_> = (0..12).map(|_| connect(&guard)).collect();
-    let mut neighbours: Vec<_> = (2..10).map(|last| connect_from(&guard, last).unwrap()).collect();
+    let mut neighbours: Vec<_> = (2..10)
+        .map(|last| connect_from(&guard, last).unwrap())
+        .collect();
     for pair in pairs.iter_mut().chain(&mut neighbours) {
         serve_once(pair, false).await;
     }
-    let working: Vec<_> =
-        pairs[..2].iter().map(|pair| pair.server.conn().begin_request(false)).collect();
+    let working: Vec<_> = pairs[..2]
+        .iter()
+        .map(|pair| pair.server.conn().begin_request(false))
+        .collect();
     let closing = |pairs: &[Pair]| -> Vec<_> {
-        let closing = pairs.iter().map(|pair| pair.server.conn().state().closing());
-        closing.map(|reason| reason == Some(Reason::KeepAlivePerClient)).collect()
+        let closing = pairs
+            .iter()
+            .map(|pair| pair.server.conn().state().closing());
+        closing
+            .map(|reason| reason == Some(Reason::KeepAlivePerClient))
+            .collect()
     };
     tokio::time::sleep(Duration::from_millis(900)).await;
     assert!(!closing(&pairs).contains(&true)); // It may be between two requests.
@@ -469,7 +584,11 @@ async fn clients_keep_their_idle_connections_while_there_are_places_or_if_they_m
             serve_once(pair, false).await;
         }
         tokio::time::sleep(30 * SECOND).await;
-        assert!(pairs.iter().all(|pair| pair.server.conn().state().closing().is_none()));
+        assert!(
+            pairs
+                .iter()
+                .all(|pair| pair.server.conn().state().closing().is_none())
+        );
     }
 }
 
@@ -477,7 +596,11 @@ async fn clients_keep_their_idle_connections_while_there_are_places_or_if_they_m
 async fn without_accounting_whoever_sent_a_byte_is_taken_to_be_at_work() {
     let guard = ConnGuard::builder().no_max_age().build().unwrap();
     let mut silent = connect(&guard);
-    let Pair { mut server, mut client, .. } = connect(&guard);
+    let Pair {
+        mut server,
+        mut client,
+        ..
+    } = connect(&guard);
     client.write_all(b"x").await.unwrap();
     let reader = tokio::spawn(async move { ends(&mut server).await });
     let (after, result) = ends(&mut silent.server).await;
@@ -493,7 +616,10 @@ async fn without_accounting_whoever_sent_a_byte_is_taken_to_be_at_work() {
 #[tokio::test(start_paused = true)]
 async fn that_nobody_tells_of_requests_is_said_once_and_not_where_somebody_does() {
     let journal = Journal::default();
-    let untold = ConnGuard::builder().metrics(journal.clone()).build().unwrap();
+    let untold = ConnGuard::builder()
+        .metrics(journal.clone())
+        .build()
+        .unwrap();
     let (told, told_journal) = guard(ConnGuard::builder());
     let mut pairs = [connect(&untold), connect(&untold), connect(&told)];
     tokio::time::sleep(5 * SECOND).await;
@@ -523,10 +649,17 @@ async fn shadow_tells_each_once_and_ends_nobody_and_off_does_not_look() {
     pairs[0].server.read_exact(&mut [0]).await.unwrap();
     let told = journal.disconnected();
     assert!(told.iter().all(|(_, mode)| *mode == Mode::Shadow));
-    let of = |reason| told.iter().filter(|(told, _)| told.reason == reason).count();
+    let of = |reason| {
+        told.iter()
+            .filter(|(told, _)| told.reason == reason)
+            .count()
+    };
     assert_eq!(of(Reason::ConnectionsFull), 2);
     // Each is told of once: as displaced, or else for its deadline.
-    assert_eq!(of(Reason::ConnectionDisplaced) + of(Reason::FirstRequest), 4);
+    assert_eq!(
+        of(Reason::ConnectionDisplaced) + of(Reason::FirstRequest),
+        4
+    );
     drop(pairs);
     assert_eq!(journal.closed(), [None; 4]);
     is_gone(&shadow);
@@ -552,9 +685,15 @@ async fn under_pressure_silence_and_idleness_end_sooner_and_work_does_not() {
     let ((silent_after, reset), (idle_after, finished)) =
         tokio::join!(ends(&mut silent.server), ends(&mut idle.server));
     assert_eq!(silent_after, 3 * SECOND);
-    let told = (violation(&reset.unwrap_err()).reason, guard.recent_kills()[1].limit);
+    let told = (
+        violation(&reset.unwrap_err()).reason,
+        guard.recent_kills()[1].limit,
+    );
     assert_eq!(told, (Reason::FirstRequest, 3000)); // As it was when it was looked at.
-    assert!((2 * SECOND..=2 * SECOND + 2 * TICK).contains(&idle_after), "{idle_after:?}");
+    assert!(
+        (2 * SECOND..=2 * SECOND + 2 * TICK).contains(&idle_after),
+        "{idle_after:?}"
+    );
     finished.unwrap();
     tokio::time::sleep(60 * SECOND).await;
     assert!(working.server.conn().state().verdict().is_none());
@@ -584,7 +723,10 @@ async fn connections_at_work_up_to_the_cap_are_pressure_on_those_that_are_not() 
     assert_eq!(guard.snapshot().pressure, 1.0);
     assert_eq!(level(&guard, Level::PressurePercent), Some(100));
     let (after, _) = ends(&mut idle.server).await;
-    assert!((2 * SECOND..=2 * SECOND + 2 * TICK).contains(&after), "{after:?}");
+    assert!(
+        (2 * SECOND..=2 * SECOND + 2 * TICK).contains(&after),
+        "{after:?}"
+    );
     guard.shared().open.fetch_sub(2, Relaxed);
 }
 
@@ -593,10 +735,13 @@ async fn connections_at_work_up_to_the_cap_are_pressure_on_those_that_are_not() 
 type Call = fn(Pin<&mut GuardedIo<Wire>>, &mut Context<'_>) -> Poll<io::Result<()>>;
 
 const CALLS: [(&str, Call); 5] = [
-    ("poll_read", |io, cx| io.poll_read(cx, &mut ReadBuf::new(&mut [0; 8]))),
+    ("poll_read", |io, cx| {
+        io.poll_read(cx, &mut ReadBuf::new(&mut [0; 8]))
+    }),
     ("poll_write", |io, cx| io.poll_write(cx, b"x").map_ok(drop)),
     ("poll_write_vectored", |io, cx| {
-        io.poll_write_vectored(cx, &[IoSlice::new(b"x")]).map_ok(drop)
+        io.poll_write_vectored(cx, &[IoSlice::new(b"x")])
+            .map_ok(drop)
     }),
     ("poll_flush", |io, cx| io.poll_flush(cx)),
     ("poll_shutdown", |io, cx| io.poll_shutdown(cx)),
@@ -609,14 +754,23 @@ async fn every_poll_function_sees_a_verdict() {
             let (guard, _) = guard(ConnGuard::builder());
             let mut pair = connect(&guard);
             pair.client.write_all(b"unread").await.unwrap();
-            pair.server.conn().state().end(ConnVerdict { reason: Reason::Idle, ending });
+            pair.server.conn().state().end(ConnVerdict {
+                reason: Reason::Idle,
+                ending,
+            });
             let mut poll = spawn(());
             let mut io = Pin::new(&mut pair.server);
             let result = assert_ready!(poll.enter(|cx, _| call(io.as_mut(), cx)));
-            let is_error =
-                !matches!((name, ending), ("poll_read" | "poll_shutdown", Ending::Finish));
+            let is_error = !matches!(
+                (name, ending),
+                ("poll_read" | "poll_shutdown", Ending::Finish)
+            );
             assert_eq!(result.is_err(), is_error, "{name} {ending:?}");
-            assert_eq!(pair.reset.load(Relaxed), ending == Ending::Reset, "{name} {ending:?}");
+            assert_eq!(
+                pair.reset.load(Relaxed),
+                ending == Ending::Reset,
+                "{name} {ending:?}"
+            );
             if name == "poll_read" {
                 assert_eq!(pair.server.conn().state().sample().read, 0);
             }
@@ -628,7 +782,11 @@ async fn every_poll_function_sees_a_verdict() {
 #[tokio::test(start_paused = true)]
 async fn a_verdict_wakes_both_who_waits_to_read_and_who_waits_to_write() {
     let (guard, _) = guard(ConnGuard::builder());
-    let Pair { server, client: _client, .. } = connect(&guard);
+    let Pair {
+        server,
+        client: _client,
+        ..
+    } = connect(&guard);
     let conn = server.conn().clone();
     let (mut read, mut write) = tokio::io::split(server);
     let mut reader = spawn(async move { read.read(&mut [0; 8]).await });
@@ -646,7 +804,12 @@ async fn a_verdict_wakes_both_who_waits_to_read_and_who_waits_to_write() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_vanished_behind_an_unread_byte_is_found_by_the_probe_in_poll_flush() {
     let (guard, journal) = guard(ConnGuard::builder());
-    let Pair { mut server, mut client, hung_up, .. } = connect(&guard);
+    let Pair {
+        mut server,
+        mut client,
+        hung_up,
+        ..
+    } = connect(&guard);
     // All of it is here before it is looked for, so that nobody ever waits to read.
     client.write_all(b"request and a byte more").await.unwrap();
     server.read_exact(&mut [0; 23]).await.unwrap();
@@ -665,7 +828,11 @@ async fn a_client_that_vanished_behind_an_unread_byte_is_found_by_the_probe_in_p
     .await;
     assert_eq!(violation(&result.unwrap_err()).reason, Reason::HungUp);
     let probes = 10 * SECOND..=10 * SECOND + 2 * TICK;
-    assert!(probes.contains(&started.elapsed()), "{:?}", started.elapsed());
+    assert!(
+        probes.contains(&started.elapsed()),
+        "{:?}",
+        started.elapsed()
+    );
     drop(server);
     assert_eq!(journal.closed(), [Some(Reason::HungUp)]);
 }
@@ -694,7 +861,11 @@ async fn who_is_gone_already_is_not_counted_among_those_who_are_going() {
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_sends_the_fin_and_throws_away_what_still_comes() {
     let (guard, _) = guard(ConnGuard::builder());
-    let Pair { mut server, mut client, .. } = connect(&guard);
+    let Pair {
+        mut server,
+        mut client,
+        ..
+    } = connect(&guard);
     let conn = server.conn().clone();
     let closing = tokio::spawn(async move { server.shutdown().await });
     // The client sees the end at once, and can go on sending meanwhile.
@@ -713,8 +884,17 @@ async fn a_shutdown_sends_the_fin_and_throws_away_what_still_comes() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_lingers_for_a_second_and_for_30_while_an_upload_arrives() {
     let (guard, _) = guard(ConnGuard::builder());
-    for (bytes, most) in [(0, SECOND), (1, SECOND), (50, 30 * SECOND), (4096, 30 * SECOND)] {
-        let Pair { mut server, mut client, .. } = connect(&guard);
+    for (bytes, most) in [
+        (0, SECOND),
+        (1, SECOND),
+        (50, 30 * SECOND),
+        (4096, 30 * SECOND),
+    ] {
+        let Pair {
+            mut server,
+            mut client,
+            ..
+        } = connect(&guard);
         let sender = tokio::spawn(async move {
             while bytes > 0 && client.write_all(&vec![b'x'; bytes]).await.is_ok() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -724,11 +904,18 @@ async fn a_connection_lingers_for_a_second_and_for_30_while_an_upload_arrives() 
         let started = Instant::now();
         server.shutdown().await.unwrap();
         let after = started.elapsed();
-        assert!((most..=most + 2 * TICK).contains(&after), "{bytes}: {after:?}");
+        assert!(
+            (most..=most + 2 * TICK).contains(&after),
+            "{bytes}: {after:?}"
+        );
         sender.abort();
     }
     // An upload that ends, or pauses, after a while.
-    let Pair { mut server, mut client, .. } = connect(&guard);
+    let Pair {
+        mut server,
+        mut client,
+        ..
+    } = connect(&guard);
     let sender = tokio::spawn(async move {
         for _ in 0..500 {
             client.write_all(&[b'x'; 4096]).await.unwrap();
@@ -739,7 +926,10 @@ async fn a_connection_lingers_for_a_second_and_for_30_while_an_upload_arrives() 
     let started = Instant::now();
     server.shutdown().await.unwrap();
     let after = started.elapsed();
-    assert!((6 * SECOND - TICK..=6 * SECOND + 2 * TICK).contains(&after), "{after:?}");
+    assert!(
+        (6 * SECOND - TICK..=6 * SECOND + 2 * TICK).contains(&after),
+        "{after:?}"
+    );
     drop((sender.await.unwrap(), server));
     is_gone(&guard);
 }
@@ -748,7 +938,11 @@ async fn a_connection_lingers_for_a_second_and_for_30_while_an_upload_arrives() 
 async fn lingering_ends_after_64_mib() {
     let (guard, _) = guard(ConnGuard::builder());
     let (inner, mut client) = duplex(1 << 20);
-    let wire = Wire { inner, reset: Arc::default(), hung_up: Arc::default() };
+    let wire = Wire {
+        inner,
+        reset: Arc::default(),
+        hung_up: Arc::default(),
+    };
     let mut server = guard.admit(wire, peer(1), None).unwrap();
     let conn = server.conn().clone();
     let closing = tokio::spawn(async move { server.shutdown().await });
@@ -792,9 +986,14 @@ async fn who_did_nothing_makes_room_first_and_the_oldest_of_them() {
     tokio::time::sleep(2 * TICK).await;
     assert!(journal.disconnected().is_empty()); // Nine: at the soft limit and not above it.
     let newcomer = connect(&guard);
-    let verdicts: Vec<_> =
-        silent.iter().map(|pair| pair.server.conn().state().verdict().is_some()).collect();
-    assert_eq!(verdicts, [true, false, false, false, false, false, false, false]);
+    let verdicts: Vec<_> = silent
+        .iter()
+        .map(|pair| pair.server.conn().state().verdict().is_some())
+        .collect();
+    assert_eq!(
+        verdicts,
+        [true, false, false, false, false, false, false, false]
+    );
     assert!(proven.server.conn().state().verdict().is_none());
     silent.remove(0);
     assert_eq!(guard.snapshot().open, 9);
@@ -842,7 +1041,9 @@ async fn who_has_only_just_come_makes_room_after_those_who_did_little() {
 
 #[tokio::test(start_paused = true)]
 async fn newcomers_by_the_hundred_make_room_before_those_who_did_little() {
-    let builder = ConnGuard::builder().max_connections(100).no_max_per_client();
+    let builder = ConnGuard::builder()
+        .max_connections(100)
+        .no_max_per_client();
     let (guard, _) = guard(builder.no_accept_rate());
     let mut little = connect(&guard);
     serve_once(&mut little, false).await;
@@ -859,7 +1060,9 @@ async fn newcomers_by_the_hundred_make_room_before_those_who_did_little() {
 
 #[tokio::test(start_paused = true)]
 async fn a_useful_connection_is_not_evicted_while_half_of_all_are_about_to_go() {
-    let builder = ConnGuard::builder().max_connections(100).no_max_per_client();
+    let builder = ConnGuard::builder()
+        .max_connections(100)
+        .no_max_per_client();
     let (guard, _) = guard(builder.no_accept_rate());
     let mut useful = connect(&guard);
     for _ in 0..20 {
@@ -868,7 +1071,9 @@ async fn a_useful_connection_is_not_evicted_while_half_of_all_are_about_to_go() 
     tokio::time::sleep(SECOND).await;
     // Sockets that nothing polls: whatever is told to go stays for now. Each newcomer that finds no
     // place after all has cost another connection its own.
-    let flood: Vec<_> = (0..400).filter_map(|_| connect_from(&guard, 2).ok()).collect();
+    let flood: Vec<_> = (0..400)
+        .filter_map(|_| connect_from(&guard, 2).ok())
+        .collect();
     assert_eq!(guard.snapshot().open, 100);
     assert!(useful.server.conn().state().verdict().is_none());
     // Once they have gone there are places again.
@@ -894,7 +1099,10 @@ async fn where_everybody_works_the_newcomer_is_reset_and_told_of() {
     let error = connect_from(&guard, 2).err().unwrap();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     let expected = (Reason::ConnectionsFull, Phase::Accept);
-    assert_eq!((violation(&error).reason, violation(&error).phase), expected);
+    assert_eq!(
+        (violation(&error).reason, violation(&error).phase),
+        expected
+    );
     assert_eq!(journal.disconnected().len(), 1);
     assert_eq!(guard.snapshot().refused, 1);
     drop(pairs);
@@ -904,7 +1112,10 @@ async fn where_everybody_works_the_newcomer_is_reset_and_told_of() {
 
 #[tokio::test(start_paused = true)]
 async fn the_last_places_are_for_those_for_whom_they_are_kept() {
-    let builder = ConnGuard::builder().max_connections(10).max_per_client(1).accept_rate(1, 1);
+    let builder = ConnGuard::builder()
+        .max_connections(10)
+        .max_per_client(1)
+        .accept_rate(1, 1);
     let office = "192.0.2.200/29".parse().unwrap();
     let builder = builder.no_max_per_network().no_accept_rate_per_network();
     let (guard, journal) = guard(builder.reserve(4, [office]));
@@ -915,11 +1126,17 @@ async fn the_last_places_are_for_those_for_whom_they_are_kept() {
     };
     let mut attack: Vec<_> = (0..6).map(|last| at_work(last).unwrap()).collect();
     let refused = violation(&at_work(7).err().unwrap());
-    assert_eq!((refused.reason, refused.limit), (Reason::ConnectionsFull, 6));
+    assert_eq!(
+        (refused.reason, refused.limit),
+        (Reason::ConnectionsFull, 6)
+    );
     // From one address, as often and as many as there are places.
     let kept: Vec<_> = (0..4).map(|_| at_work(201).unwrap()).collect();
     let refused = violation(&at_work(202).err().unwrap());
-    assert_eq!((refused.reason, refused.limit), (Reason::ConnectionsFull, 10));
+    assert_eq!(
+        (refused.reason, refused.limit),
+        (Reason::ConnectionsFull, 10)
+    );
     drop(kept);
 
     // Who idles from there goes after everybody else who can, and for his like only.
@@ -939,7 +1156,12 @@ async fn the_last_places_are_for_those_for_whom_they_are_kept() {
     assert!(idle.server.conn().state().verdict().is_none());
     let _own = [at_work(203).unwrap(), at_work(203).unwrap()];
     assert!(idle.server.conn().state().verdict().is_some());
-    assert!(journal.disconnected().iter().all(|(told, _)| told.reason != Reason::AcceptRate));
+    assert!(
+        journal
+            .disconnected()
+            .iter()
+            .all(|(told, _)| told.reason != Reason::AcceptRate)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -954,7 +1176,10 @@ async fn a_client_at_its_share_costs_its_neighbours_nothing() {
     // None of those told to go has gone, and that has an end, too.
     assert!(connect_from(&guard, 1).is_err());
     let snapshot = guard.snapshot();
-    assert_eq!((snapshot.distinct_clients, snapshot.clients[0].connections), (2, 6));
+    assert_eq!(
+        (snapshot.distinct_clients, snapshot.clients[0].connections),
+        (2, 6)
+    );
     drop((flood, neighbour));
     is_gone(&guard);
 }
@@ -972,15 +1197,23 @@ async fn the_share_of_a_client_tightens_with_load_and_its_excess_is_evicted_firs
     let streams: Vec<_> = (0..300).map(|_| at_work(1)).collect();
     let mut others = Vec::new();
     for last in 2..=12 {
-        let mut idle: Vec<_> = (0..50).map(|_| connect_from(&guard, last).unwrap()).collect();
+        let mut idle: Vec<_> = (0..50)
+            .map(|_| connect_from(&guard, last).unwrap())
+            .collect();
         for pair in &mut idle {
             serve_once(pair, false).await;
         }
         others.extend(idle);
     }
     tokio::time::sleep(2 * TICK).await;
-    assert!(journal.disconnected().is_empty(), "{:?}", journal.disconnected());
-    let others_work: Vec<_> = (13..=17).flat_map(|last| (0..10).map(move |_| last)).collect();
+    assert!(
+        journal.disconnected().is_empty(),
+        "{:?}",
+        journal.disconnected()
+    );
+    let others_work: Vec<_> = (13..=17)
+        .flat_map(|last| (0..10).map(move |_| last))
+        .collect();
     let mut others_work: Vec<_> = others_work.into_iter().map(at_work).collect();
     tokio::time::sleep(2 * TICK).await;
     // Places are short now: each that comes replaces one of the streams above the share.
@@ -992,7 +1225,10 @@ async fn the_share_of_a_client_tightens_with_load_and_its_excess_is_evicted_firs
     }
     let evicted = |pair: &Pair| pair.server.conn().state().verdict().is_some();
     assert_eq!(others.iter().filter(|pair| evicted(pair)).count(), 0);
-    assert_eq!(others_work.iter().filter(|(pair, _)| evicted(pair)).count(), 0);
+    assert_eq!(
+        others_work.iter().filter(|(pair, _)| evicted(pair)).count(),
+        0
+    );
     assert_eq!(streams.iter().filter(|(pair, _)| evicted(pair)).count(), 50);
     // The newest, and never one of those that are within the share.
     assert!(streams[..64].iter().all(|(pair, _)| !evicted(pair)));
@@ -1024,13 +1260,28 @@ async fn a_client_within_its_share_is_not_cut_at_work_when_its_excess_is_gone() 
 #[tokio::test(start_paused = true)]
 async fn a_network_connects_no_more_often_than_four_of_its_clients() {
     let (guard, journal) = guard(ConnGuard::builder().accept_rate(10, 20));
-    let admitted = (0..200).filter_map(|last| connect_from(&guard, last).ok()).count();
+    let admitted = (0..200)
+        .filter_map(|last| connect_from(&guard, last).ok())
+        .count();
     assert_eq!(admitted, 80);
-    assert!(journal.disconnected().iter().all(|(told, _)| told.reason == Reason::AcceptRate));
-    let wire = Wire { inner: duplex(1).0, reset: Arc::default(), hung_up: Arc::default() };
-    guard.admit(wire, Some(([198, 51, 100, 1], 1).into()), None).unwrap();
+    assert!(
+        journal
+            .disconnected()
+            .iter()
+            .all(|(told, _)| told.reason == Reason::AcceptRate)
+    );
+    let wire = Wire {
+        inner: duplex(1).0,
+        reset: Arc::default(),
+        hung_up: Arc::default(),
+    };
+    guard
+        .admit(wire, Some(([198, 51, 100, 1], 1).into()), None)
+        .unwrap();
     tokio::time::sleep(SECOND).await;
-    let admitted = (0..200).filter_map(|last| connect_from(&guard, last).ok()).count();
+    let admitted = (0..200)
+        .filter_map(|last| connect_from(&guard, last).ok())
+        .count();
     assert_eq!(admitted, 40);
 }
 
@@ -1052,7 +1303,10 @@ async fn a_client_that_cancels_at_the_pace_of_a_typist_is_never_reset() {
         tokio::time::sleep(Duration::from_millis(25)).await;
         assert!(started.elapsed() < 5 * SECOND);
     }
-    assert_eq!(journal.disconnected()[0].0.reason, Reason::CancelledRequests);
+    assert_eq!(
+        journal.disconnected()[0].0.reason,
+        Reason::CancelledRequests
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -1081,7 +1335,11 @@ async fn a_client_that_can_be_told_by_goaway_is_told_before_it_is_cut() {
     let due = 65 * SECOND - 5 * TICK..=65 * SECOND + 2 * TICK;
     assert!(due.contains(&after), "{after:?}");
     // Each is told of once.
-    let reasons: Vec<_> = journal.disconnected().iter().map(|(told, _)| told.reason).collect();
+    let reasons: Vec<_> = journal
+        .disconnected()
+        .iter()
+        .map(|(told, _)| told.reason)
+        .collect();
     assert_eq!(reasons, [Reason::CancelledRequests, Reason::Idle]);
     drop((idle, cancelling));
     is_gone(&guard);
@@ -1089,7 +1347,11 @@ async fn a_client_that_can_be_told_by_goaway_is_told_before_it_is_cut() {
 
 #[tokio::test(start_paused = true)]
 async fn an_upload_that_stands_still_makes_room_and_one_that_arrives_does_not() {
-    let (guard, _) = guard(ConnGuard::builder().max_connections(10).write_stall(1000 * SECOND));
+    let (guard, _) = guard(
+        ConnGuard::builder()
+            .max_connections(10)
+            .write_stall(1000 * SECOND),
+    );
     let upload = |last| {
         let pair = connect_from(&guard, last).unwrap();
         let conn = pair.server.conn().clone();
@@ -1109,7 +1371,10 @@ async fn an_upload_that_stands_still_makes_room_and_one_that_arrives_does_not() 
         // A byte now and then is no progress.
         standing[0].0.server.conn().state().add_read(1);
         for (pair, _) in steady.iter().chain(&standing) {
-            pair.server.conn().state().park_reader(std::task::Waker::noop());
+            pair.server
+                .conn()
+                .state()
+                .park_reader(std::task::Waker::noop());
         }
     }
     let is_told = |(pair, _): &(Pair, _)| pair.server.conn().state().verdict().is_some();
@@ -1128,7 +1393,10 @@ async fn an_upload_that_stands_still_makes_room_and_one_that_arrives_does_not() 
 #[tokio::test(start_paused = true)]
 async fn a_handler_that_ends_its_own_connection_does_not_corrupt_the_counts() {
     let (guard, _) = guard(ConnGuard::builder().max_connections(10));
-    let verdict = ConnVerdict { reason: Reason::Idle, ending: Ending::Finish };
+    let verdict = ConnVerdict {
+        reason: Reason::Idle,
+        ending: Ending::Finish,
+    };
     let pair = connect(&guard);
     let conn = pair.server.conn().clone();
     conn.state().end(verdict);
@@ -1169,7 +1437,10 @@ async fn an_upgraded_socket_that_is_never_polled_gives_its_client_no_second_shar
     tokio::time::sleep(6 * SECOND).await;
     assert_eq!(guard.snapshot().going, 0);
     let at_work = connect_from(&guard, 1);
-    assert!(at_work.is_err(), "its share is taken by sockets that do not go");
+    assert!(
+        at_work.is_err(),
+        "its share is taken by sockets that do not go"
+    );
     assert!(connect_from(&guard, 2).is_ok());
     drop(stuck);
     assert!(connect_from(&guard, 1).is_ok());
@@ -1187,18 +1458,36 @@ async fn a_snapshot_tells_what_is_done_in_a_second_and_by_whom() {
     }
     let now = guard.snapshot();
     assert_eq!((now.opened, now.opened_per_second), (2, 0.5));
-    let ConnRates { requests, read, written, .. } = now.per_second;
+    let ConnRates {
+        requests,
+        read,
+        written,
+        ..
+    } = now.per_second;
     assert_eq!((requests, read, written), (5.0, 35.0, 30.0));
     let of = |pair: &Pair| {
         let is_his = |one: &&ConnHolder| one.who == pair.server.conn().client();
         *now.clients.iter().find(is_his).unwrap()
     };
-    assert_eq!((of(&busy).connections, of(&busy).per_second), (1, now.per_second));
-    assert_eq!((of(&quiet).connections, of(&quiet).per_second), (1, ConnRates::default()));
-    let ConnHolder { requests, read, written, .. } = of(&busy);
+    assert_eq!(
+        (of(&busy).connections, of(&busy).per_second),
+        (1, now.per_second)
+    );
+    assert_eq!(
+        (of(&quiet).connections, of(&quiet).per_second),
+        (1, ConnRates::default())
+    );
+    let ConnHolder {
+        requests,
+        read,
+        written,
+        ..
+    } = of(&busy);
     assert_eq!((requests, read, written), (20, 140, 120));
     assert_eq!(now.busiest[0].who, busy.server.conn().client());
-    let [network] = &now.networks[..] else { panic!("{now:?}") };
+    let [network] = &now.networks[..] else {
+        panic!("{now:?}")
+    };
     assert_eq!((network.connections, network.requests), (2, 20));
     sleep(7 * SECOND).await;
     assert_eq!(guard.snapshot().opened_per_second, 0.0);
@@ -1210,7 +1499,9 @@ async fn a_snapshot_tells_what_is_done_in_a_second_and_by_whom() {
 async fn a_client_at_its_share_costs_them_nothing_at_the_soft_limit_either() {
     let builder = ConnGuard::builder().max_connections(10).max_per_client(2);
     let (guard, _) = guard(builder.no_max_per_network());
-    let neighbours: Vec<_> = (0..7).map(|n| connect_from(&guard, 100 + n).unwrap()).collect();
+    let neighbours: Vec<_> = (0..7)
+        .map(|n| connect_from(&guard, 100 + n).unwrap())
+        .collect();
     let mut own = VecDeque::from([1, 1].map(|last| connect_from(&guard, last).unwrap()));
     for _ in 0..20 {
         own.push_back(connect_from(&guard, 1).unwrap());
@@ -1226,12 +1517,22 @@ async fn a_network_at_its_share_costs_other_networks_nothing() {
     let (guard, journal) = guard(builder.max_per_network(6));
     let connect = |peer: &str| {
         let (inner, client) = duplex(64);
-        let wire = Wire { inner, reset: Arc::default(), hung_up: Arc::default() };
-        let io = guard.admit(wire, Some((peer.parse::<IpAddr>().unwrap(), 1).into()), None)?;
+        let wire = Wire {
+            inner,
+            reset: Arc::default(),
+            hung_up: Arc::default(),
+        };
+        let io = guard.admit(
+            wire,
+            Some((peer.parse::<IpAddr>().unwrap(), 1).into()),
+            None,
+        )?;
         Ok::<_, io::Error>((io, client))
     };
-    let neighbours: Vec<_> =
-        ["192.0.3.1", "2001:db8:1::1"].iter().map(|peer| connect(peer).unwrap()).collect();
+    let neighbours: Vec<_> = ["192.0.3.1", "2001:db8:1::1"]
+        .iter()
+        .map(|peer| connect(peer).unwrap())
+        .collect();
     let v4 = (0..6).map(|n| format!("192.0.2.{n}"));
     let v6 = (0..6).map(|n| format!("2001:db8:0:{n}::1"));
     let mut own: Vec<_> = v4.chain(v6).map(|peer| connect(&peer).unwrap()).collect();
@@ -1249,9 +1550,15 @@ async fn a_network_at_its_share_costs_other_networks_nothing() {
     assert!(neighbours.iter().all(is_left));
     own.retain(is_left);
     // Where all of them work the newcomer is reset, and only he.
-    let requests: Vec<_> = own.iter().map(|(io, _)| io.conn().begin_request(false)).collect();
+    let requests: Vec<_> = own
+        .iter()
+        .map(|(io, _)| io.conn().begin_request(false))
+        .collect();
     let refused = violation(&connect("192.0.2.88").err().unwrap());
-    assert_eq!((refused.reason, refused.limit), (Reason::NetworkConnectionsFull, 6));
+    assert_eq!(
+        (refused.reason, refused.limit),
+        (Reason::NetworkConnectionsFull, 6)
+    );
     connect("192.0.3.2").unwrap();
     drop((own, neighbours, requests));
     is_gone(&guard);
@@ -1260,13 +1567,20 @@ async fn a_network_at_its_share_costs_other_networks_nothing() {
 #[tokio::test(start_paused = true)]
 async fn whoever_connects_too_often_is_reset_and_others_are_not() {
     let (guard, journal) = guard(ConnGuard::builder().accept_rate(10, 5));
-    let let_in = |last, times| (0..times).filter(|_| connect_from(&guard, last).is_ok()).count();
+    let let_in = |last, times| {
+        (0..times)
+            .filter(|_| connect_from(&guard, last).is_ok())
+            .count()
+    };
     assert_eq!(let_in(1, 20), 5);
     assert_eq!(let_in(2, 5), 5);
     advance(SECOND / 2).await;
     assert_eq!(let_in(1, 20), 5);
     let (told, _) = journal.disconnected()[0];
-    assert_eq!((told.reason, told.phase, told.limit), (Reason::AcceptRate, Phase::Accept, 0));
+    assert_eq!(
+        (told.reason, told.phase, told.limit),
+        (Reason::AcceptRate, Phase::Accept, 0)
+    );
     assert_eq!(told.observed, 100); // Milliseconds until the next one.
 }
 
@@ -1296,7 +1610,11 @@ impl Accept for Script {
 
 fn wire() -> Wire {
     let inner = duplex(64).0;
-    Wire { inner, reset: Arc::default(), hung_up: Arc::default() }
+    Wire {
+        inner,
+        reset: Arc::default(),
+        hung_up: Arc::default(),
+    }
 }
 
 fn listen(guard: &ConnGuard, script: Vec<io::Result<Wire>>) -> Guarded<Script> {
@@ -1324,13 +1642,19 @@ async fn accepting_passes_over_one_s_own_failure_and_pauses_for_a_shortage() {
     let _first = listener.accept().await.unwrap();
     assert_eq!(started.elapsed(), Duration::ZERO);
     let _second = listener.accept().await.unwrap();
-    assert_eq!(started.elapsed(), Duration::from_millis(10 + 20 + 40 + 80 + 100));
+    assert_eq!(
+        started.elapsed(),
+        Duration::from_millis(10 + 20 + 40 + 80 + 100)
+    );
     listener.accept().await.unwrap_err();
     let failed = Instant::now();
     let _third = listener.accept().await.unwrap();
     assert_eq!(failed.elapsed(), Duration::from_millis(10));
     let counts = guard.snapshot().accept_errors;
-    assert_eq!((counts.of_one_connection, counts.exhausted, counts.other), (1, 5, 1));
+    assert_eq!(
+        (counts.of_one_connection, counts.exhausted, counts.other),
+        (1, 5, 1)
+    );
     assert_eq!(level(&guard, Level::AcceptErrors), Some(5));
 }
 
@@ -1355,7 +1679,10 @@ async fn a_shortage_of_files_costs_one_who_did_nothing_his_place() {
     listener.accept().await.unwrap();
     assert!(just_come.server.conn().state().verdict().is_none());
     assert!(silent.server.conn().state().verdict().is_some());
-    assert_eq!(journal.disconnected()[0].0.reason, Reason::ConnectionDisplaced);
+    assert_eq!(
+        journal.disconnected()[0].0.reason,
+        Reason::ConnectionDisplaced
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -1389,7 +1716,11 @@ async fn a_dropped_accept_loses_nobody() {
 
 #[tokio::test(start_paused = true)]
 async fn the_sweeper_ends_with_the_guard_and_its_last_connection() {
-    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let tasks = || {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    };
     assert_eq!(tasks(), 0);
     let guard = ConnGuard::default();
     let pair = connect(&guard);
@@ -1409,7 +1740,11 @@ fn a_guard_outlives_its_runtime_and_sweeps_in_the_next_one() {
     let guard = ConnGuard::builder().first_request(SECOND).build().unwrap();
     for _ in 0..2 {
         let runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = { runtime }.enable_time().start_paused(true).build().unwrap();
+        let runtime = { runtime }
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
         runtime.block_on(async {
             let (after, result) = ends(&mut connect(&guard).server).await;
             assert!(after <= SECOND + 2 * TICK && result.is_err(), "{after:?}");
@@ -1425,7 +1760,9 @@ async fn while_nobody_is_connected_there_is_no_timer() {
     tokio::time::sleep(SECOND).await;
     // With no timer left time does not move by itself: only this one ends.
     let started = Instant::now();
-    timeout(1000 * SECOND, std::future::pending::<()>()).await.unwrap_err();
+    timeout(1000 * SECOND, std::future::pending::<()>())
+        .await
+        .unwrap_err();
     assert_eq!(started.elapsed(), 1000 * SECOND);
     let mut pair = connect(&guard);
     assert_eq!(ends(&mut pair.server).await.0, 10 * SECOND);
@@ -1443,7 +1780,9 @@ impl Elsewhere {
     fn new() -> Self {
         let (jobs, mut todo) = tokio::sync::mpsc::unbounded_channel::<Job>();
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .build();
             runtime.unwrap().block_on(async {
                 while let Some(job) = todo.recv().await {
                     job();
@@ -1459,7 +1798,9 @@ impl Elsewhere {
     ) -> std::sync::mpsc::Receiver<T> {
         let (sender, result) = std::sync::mpsc::channel();
         let job = move || sender.send(job()).unwrap_or_default();
-        self.jobs.send(Box::new(job)).unwrap_or_else(|_| panic!("the runtime has ended"));
+        self.jobs
+            .send(Box::new(job))
+            .unwrap_or_else(|_| panic!("the runtime has ended"));
         result
     }
 }
@@ -1467,7 +1808,10 @@ impl Elsewhere {
 /// Whether a connection that says nothing is ended within some seconds of real time.
 fn is_silence_ended(elsewhere: &Elsewhere, guard: &ConnGuard) -> bool {
     let guard = guard.clone();
-    let pair = elsewhere.run(move || connect_from(&guard, 2).unwrap()).recv().unwrap();
+    let pair = elsewhere
+        .run(move || connect_from(&guard, 2).unwrap())
+        .recv()
+        .unwrap();
     let conn = pair.server.conn().clone();
     let started = Instant::now();
     while conn.state().verdict().is_none() && started.elapsed() < 10 * SECOND {
@@ -1479,7 +1823,11 @@ fn is_silence_ended(elsewhere: &Elsewhere, guard: &ConnGuard) -> bool {
 
 #[test]
 fn where_the_runtime_of_the_sweeper_is_blocked_or_ends_another_one_takes_over() {
-    let quick = || ConnGuard::builder().first_request(SECOND / 2).precision(SECOND / 20);
+    let quick = || {
+        ConnGuard::builder()
+            .first_request(SECOND / 2)
+            .precision(SECOND / 20)
+    };
     let (guard, _) = guard(quick());
     let (first, second) = (Elsewhere::new(), Elsewhere::new());
     let shared = guard.clone();
@@ -1495,7 +1843,10 @@ fn where_the_runtime_of_the_sweeper_is_blocked_or_ends_another_one_takes_over() 
     is_blocked.recv().unwrap().unwrap();
     assert!(is_silence_ended(&first, &guard));
     let shared = guard.clone();
-    let last = first.run(move || connect_from(&shared, 3).unwrap()).recv().unwrap();
+    let last = first
+        .run(move || connect_from(&shared, 3).unwrap())
+        .recv()
+        .unwrap();
     // Whichever looks now, the other one does so when its runtime has ended.
     drop(second.jobs);
     second.thread.join().unwrap();

@@ -69,7 +69,9 @@ pub fn harden<L>(server: Server<L>) -> Server<L> {
         .initial_stream_window_size(256 * 1024)
         .initial_connection_window_size(512 * 1024)
         .http2_max_header_list_size(32 * 1024)
-        .max_connection_age(Duration::from_secs(60 * (44 + RandomState::new().hash_one(()) % 9)))
+        .max_connection_age(Duration::from_secs(
+            60 * (44 + RandomState::new().hash_one(()) % 9),
+        ))
 }
 
 /// What tonic leaves in each request's extensions is the connection itself. tonic's own
@@ -99,6 +101,9 @@ pub(crate) fn restore(conn: &ConnInfo, extensions: &mut Extensions) {
     // Not where axum's own word of the peer is all that anybody looks for.
     if extensions.get::<Arc<ConnInfo>>().is_some() && extensions.get::<TcpConnectInfo>().is_none() {
         let (local_addr, remote_addr) = (conn.local(), Some(conn.peer()));
-        extensions.insert(TcpConnectInfo { local_addr, remote_addr });
+        extensions.insert(TcpConnectInfo {
+            local_addr,
+            remote_addr,
+        });
     }
 }

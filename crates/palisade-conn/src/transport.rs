@@ -16,7 +16,12 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 /// And then every so often. Where there is a `TCP_USER_TIMEOUT` the first probe that is not
 /// answered by the next is the last, so the next is not soon: a phone may be in a tunnel. Windows
 /// asks without a pause where none is given.
-#[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple", windows))]
+#[cfg(any(
+    target_os = "linux",
+    target_os = "android",
+    target_vendor = "apple",
+    windows
+))]
 const KEEPALIVE_AGAIN: Duration = Duration::from_secs(30);
 
 /// A byte stream that a [`GuardedIo`](crate::GuardedIo) can watch over: sockets, and whatever
@@ -56,7 +61,12 @@ impl Transport for TcpStream {
         let _ = socket.set_tcp_nodelay(true);
         let _ = limit_unsent(&socket);
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
-        #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple", windows))]
+        #[cfg(any(
+            target_os = "linux",
+            target_os = "android",
+            target_vendor = "apple",
+            windows
+        ))]
         let keepalive = keepalive.with_interval(KEEPALIVE_AGAIN);
         let _ = socket.set_tcp_keepalive(&keepalive);
     }
@@ -113,7 +123,10 @@ fn limit_unsent(socket: &SockRef<'_>) -> std::io::Result<()> {
 /// Whether `socket` was reset, is closed in both directions, or any of `asked` is so.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn hung_up(socket: &impl std::os::fd::AsFd, asked: PollFlags) -> bool {
-    const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+    const AT_ONCE: Timespec = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // The system tells of the last two unasked.
     let gone = asked | PollFlags::HUP | PollFlags::ERR;
     let mut asked = [PollFd::new(socket, asked)];
@@ -131,7 +144,9 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_hangs_up_behind_an_unread_byte_is_found_out() {
         let listener = servers::listener().await;
-        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
         let (server, _) = listener.accept().await.unwrap();
         server.prepare();
         client.write_all(b"x").await.unwrap();
@@ -139,7 +154,10 @@ mod tests {
         assert_eq!(SockRef::from(&server).tcp_notsent_lowat().unwrap(), UNSENT);
         assert!(SockRef::from(&server).tcp_nodelay().unwrap());
         assert!(SockRef::from(&server).keepalive().unwrap());
-        assert_eq!(SockRef::from(&server).tcp_keepalive_time().unwrap(), KEEPALIVE);
+        assert_eq!(
+            SockRef::from(&server).tcp_keepalive_time().unwrap(),
+            KEEPALIVE
+        );
         drop(client);
         until("hung up", || server.has_hung_up()).await;
     }
@@ -147,7 +165,9 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_closed_its_own_direction_is_still_there() {
         let listener = servers::listener().await;
-        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
         let (server, _) = listener.accept().await.unwrap();
         client.write_all(b"x").await.unwrap();
         client.shutdown().await.unwrap();
@@ -170,7 +190,10 @@ mod tests {
         let (server, _client) = tokio::net::UnixStream::pair().unwrap();
         server.prepare();
         // Linux counts what it keeps beside the bytes, and so doubles it (socket(7)).
-        assert_eq!(SockRef::from(&server).send_buffer_size().unwrap(), 4 * UNSENT as usize);
+        assert_eq!(
+            SockRef::from(&server).send_buffer_size().unwrap(),
+            4 * UNSENT as usize
+        );
     }
 
     #[tokio::test]
@@ -185,7 +208,9 @@ mod tests {
         ];
         for (builder, seconds) in cases {
             let mut listener = builder.build().unwrap().bind("127.0.0.1:0").await.unwrap();
-            let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let _client = TcpStream::connect(listener.local_addr().unwrap())
+                .await
+                .unwrap();
             let (server, _) = listener.accept().await.unwrap();
             let set = SockRef::from(server.get_ref()).tcp_user_timeout().unwrap();
             assert_eq!(set, seconds.map(Duration::from_secs));

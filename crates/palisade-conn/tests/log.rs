@@ -109,8 +109,14 @@ async fn a_guard_says_how_many_there_may_be_and_once_that_nobody_tells_of_reques
     let guard = ConnGuard::builder().max_connections(5000).build().unwrap();
     drop(guard.clone());
     let said = lines.take();
-    let [line] = &said[..] else { panic!("{said:?}") };
-    for part in ["connections=5000 ", "from=max_connections ", "per_client=64 "] {
+    let [line] = &said[..] else {
+        panic!("{said:?}")
+    };
+    for part in [
+        "connections=5000 ",
+        "from=max_connections ",
+        "per_client=64 ",
+    ] {
         assert!(line.contains(part), "{line}");
     }
 
@@ -129,8 +135,13 @@ async fn a_guard_says_how_many_there_may_be_and_once_that_nobody_tells_of_reques
     serve(&guard).await;
     serve(&guard).await;
     let said = lines.take();
-    let [line] = &said[..] else { panic!("{said:?}") };
-    assert!(line.contains("connections=1") && line.contains("connected(app)"), "{line}");
+    let [line] = &said[..] else {
+        panic!("{said:?}")
+    };
+    assert!(
+        line.contains("connections=1") && line.contains("connected(app)"),
+        "{line}"
+    );
 
     // Metrics that hear it need not show it.
     let guard = ConnGuard::builder().metrics(Hears).build().unwrap();
@@ -145,6 +156,8 @@ async fn a_guard_says_how_many_there_may_be_and_once_that_nobody_tells_of_reques
     drop(guard.admit(OneByte(false), peer, None).unwrap());
     drop(guard.admit(OneByte(false), peer, None).unwrap());
     let said = lines.take();
-    let [line] = &said[..] else { panic!("{said:?}") };
+    let [line] = &said[..] else {
+        panic!("{said:?}")
+    };
     assert!(line.contains("the metrics of a guard panicked"), "{line}");
 }

@@ -72,7 +72,11 @@ fn connect(guard: &ConnGuard, of: Of) -> Vec<GuardedIo<Nothing>> {
             Of::AClientEach => n * 8,
             Of::ANetworkEach => n * 256,
         });
-        connections.push(guard.admit(Nothing, Some((client, 1).into()), None).unwrap());
+        connections.push(
+            guard
+                .admit(Nothing, Some((client, 1).into()), None)
+                .unwrap(),
+        );
     }
     connections
 }
@@ -85,9 +89,11 @@ async fn ten_thousand_idle_connections_are_cheap_and_leave_nothing_behind() {
         guard.accounting();
         guard
     };
-    for (of, most) in
-        [(Of::TwoHundredClients, 256), (Of::AClientEach, 256), (Of::ANetworkEach, 272)]
-    {
+    for (of, most) in [
+        (Of::TwoHundredClients, 256),
+        (Of::AClientEach, 256),
+        (Of::ANetworkEach, 272),
+    ] {
         let guard = build();
         let before = ALLOCATOR.live();
         let allocations = ALLOCATOR.allocations();

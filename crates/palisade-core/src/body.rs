@@ -32,12 +32,16 @@ pin_project! {
 impl<B> GuardBody<B> {
     /// The handler's body as it is.
     pub fn passing(body: B) -> Self {
-        Self { inner: Inner::Handler { body } }
+        Self {
+            inner: Inner::Handler { body },
+        }
     }
 
     /// A guard's own answer.
     pub fn answer(bytes: Bytes) -> Self {
-        Self { inner: Inner::Answer { bytes } }
+        Self {
+            inner: Inner::Answer { bytes },
+        }
     }
 }
 

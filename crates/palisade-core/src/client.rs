@@ -32,19 +32,35 @@ impl Prefix {
     /// `v4` bits of an IPv4 address, at most 32, and `v6` bits of an IPv6 address, at most 128.
     /// `None` if one is more than its address has.
     pub const fn new(v4: u8, v6: u8) -> Option<Self> {
-        if v4 <= 32 && v6 <= 128 { Some(Self { v4, v6 }) } else { None }
+        if v4 <= 32 && v6 <= 128 {
+            Some(Self { v4, v6 })
+        } else {
+            None
+        }
     }
 
     /// This one, or where that has fewer bits, `other`.
     pub const fn at_most(self, other: Self) -> Self {
-        let v4 = if self.v4 < other.v4 { self.v4 } else { other.v4 };
-        let v6 = if self.v6 < other.v6 { self.v6 } else { other.v6 };
+        let v4 = if self.v4 < other.v4 {
+            self.v4
+        } else {
+            other.v4
+        };
+        let v6 = if self.v6 < other.v6 {
+            self.v6
+        } else {
+            other.v6
+        };
         Self { v4, v6 }
     }
 
     /// How many of the 128 bits of `address` make its client.
     fn kept(self, address: IpAddr) -> u8 {
-        if address.to_canonical().is_ipv4() { 96 + self.v4 } else { self.v6 }
+        if address.to_canonical().is_ipv4() {
+            96 + self.v4
+        } else {
+            self.v6
+        }
     }
 }
 
@@ -68,7 +84,10 @@ pub struct ClientKey {
 
 impl ClientKey {
     /// The one key of all requests of which nobody knows who sent them.
-    pub const SHARED: Self = Self { bits: [0; 2], hash: 0 };
+    pub const SHARED: Self = Self {
+        bits: [0; 2],
+        hash: 0,
+    };
 
     /// The network of `address`. An IPv4-mapped IPv6 address counts as the IPv4 address it is.
     ///
@@ -85,7 +104,10 @@ impl ClientKey {
             bits => {
                 let (k0, k1) = seed();
                 let hash = SipHasher13::new_with_keys(k0, k1).hash(&bits.to_le_bytes());
-                Self { bits: split(bits), hash }
+                Self {
+                    bits: split(bits),
+                    hash,
+                }
             }
         }
     }
@@ -97,14 +119,20 @@ impl ClientKey {
         let mut hasher = SipHasher13Of128::new_with_keys(k0, k1);
         value.hash(&mut hasher);
         let bits = split(hasher.finish128().as_u128());
-        Self { bits, hash: bits[0] }
+        Self {
+            bits,
+            hash: bits[0],
+        }
     }
 
     /// The key of the `place`-th account of the same client. 0 is the client's own.
     pub fn account(self, place: u32) -> Self {
         // Odd and without pattern, so that no two accounts live at the same place of a table.
         const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-        Self { hash: self.hash ^ u64::from(place).wrapping_mul(STEP), ..self }
+        Self {
+            hash: self.hash ^ u64::from(place).wrapping_mul(STEP),
+            ..self
+        }
     }
 
     fn to_bits(self) -> u128 {
@@ -137,7 +165,9 @@ pub(crate) fn bits_of(address: IpAddr) -> u128 {
 
 /// `bits` without those after the first `kept`.
 pub(crate) fn leading(bits: u128, kept: u8) -> u128 {
-    bits & u128::MAX.checked_shl(128u32.saturating_sub(u32::from(kept))).unwrap_or(0)
+    bits & u128::MAX
+        .checked_shl(128u32.saturating_sub(u32::from(kept)))
+        .unwrap_or(0)
 }
 
 /// 128 bits from the operating system, by way of the standard library's own random state: the same
@@ -145,8 +175,19 @@ pub(crate) fn leading(bits: u128, kept: u8) -> u128 {
 fn seed() -> (u64, u64) {
     static SEED: OnceLock<(u64, u64)> = OnceLock::new();
     // The model checker wants every run to go the same way.
-    let random = || (RandomState::new().hash_one(0u8), RandomState::new().hash_one(1u8));
-    *SEED.get_or_init(|| if cfg!(palisade_loom) { (0, 0) } else { random() })
+    let random = || {
+        (
+            RandomState::new().hash_one(0u8),
+            RandomState::new().hash_one(1u8),
+        )
+    };
+    *SEED.get_or_init(|| {
+        if cfg!(palisade_loom) {
+            (0, 0)
+        } else {
+            random()
+        }
+    })
 }
 
 impl Hash for ClientKey {
@@ -157,7 +198,11 @@ impl Hash for ClientKey {
 
 impl fmt::Debug for ClientKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ClientKey({})", IpAddr::V6(Ipv6Addr::from_bits(self.to_bits())).to_canonical())
+        write!(
+            f,
+            "ClientKey({})",
+            IpAddr::V6(Ipv6Addr::from_bits(self.to_bits())).to_canonical()
+        )
     }
 }
 
@@ -195,7 +240,11 @@ impl ConnInfo {
         Self {
             id: NEXT.fetch_add(1, Relaxed),
             ip: split(bits_of(peer.ip())),
-            scope: if let SocketAddr::V6(peer) = peer { peer.scope_id() } else { 0 },
+            scope: if let SocketAddr::V6(peer) = peer {
+                peer.scope_id()
+            } else {
+                0
+            },
             port: peer.port(),
             is_v4: peer.is_ipv4(),
             kept: prefix.kept(peer.ip()),
@@ -242,7 +291,10 @@ impl ConnInfo {
     /// What guards count this connection's requests by.
     #[inline]
     pub fn client(&self) -> ClientKey {
-        ClientKey { bits: split(leading(join(self.ip), self.kept)), hash: self.client_hash }
+        ClientKey {
+            bits: split(leading(join(self.ip), self.kept)),
+            hash: self.client_hash,
+        }
     }
 
     /// The same, if anybody knows who the peer is: of a Unix socket nobody does.
@@ -364,7 +416,10 @@ mod tests {
     fn a_prefix_keeps_exactly_its_bits() {
         assert_eq!(key("192.0.2.1", 24, 64), key("192.0.2.255", 24, 64));
         assert_ne!(key("192.0.2.1", 24, 64), key("192.0.3.1", 24, 64));
-        assert_eq!(key("2001:db8::1", 32, 48), key("2001:db8:0:ffff::1", 32, 48));
+        assert_eq!(
+            key("2001:db8::1", 32, 48),
+            key("2001:db8:0:ffff::1", 32, 48)
+        );
         assert_ne!(key("2001:db8::1", 32, 128), key("2001:db8::2", 32, 128));
         assert_eq!(key("1.2.3.4", 0, 0), key("5.6.7.8", 0, 0));
         assert_eq!(key("2001:db8::1", 0, 0), ClientKey::SHARED);
@@ -375,8 +430,12 @@ mod tests {
     #[test]
     fn a_connection_gives_back_the_addresses_it_was_made_of() {
         let prefix = Prefix::new(24, 48).unwrap();
-        for peer in ["192.0.2.1:80", "[::ffff:192.0.2.1]:80", "[2001:db8::1]:443", "[fe80::1%3]:1"]
-        {
+        for peer in [
+            "192.0.2.1:80",
+            "[::ffff:192.0.2.1]:80",
+            "[2001:db8::1]:443",
+            "[fe80::1%3]:1",
+        ] {
             let peer: SocketAddr = peer.parse().unwrap();
             for local in 0..20u8 {
                 let local = local.checked_sub(1).map(|n| ([127, 0, 0, n], 80).into());

@@ -37,7 +37,10 @@ pub struct ConfigFault {
 impl ConfigError {
     /// Nothing is wrong so far with what would not be built: `what` says so.
     pub fn new(what: &'static str) -> Self {
-        Self { what, faults: Vec::new() }
+        Self {
+            what,
+            faults: Vec::new(),
+        }
     }
 
     /// `field` cannot be `value`, unless that is `fine`.
@@ -61,14 +64,22 @@ impl ConfigError {
         allowed: impl Into<Cow<'static, str>>,
     ) {
         let (field, value, allowed) = (field.into(), value.into(), allowed.into());
-        self.faults.push(ConfigFault { field, value, allowed });
+        self.faults.push(ConfigFault {
+            field,
+            value,
+            allowed,
+        });
     }
 
     /// # Errors
     ///
     /// Itself, if anything is wrong.
     pub fn into_result(self) -> Result<(), Self> {
-        if self.faults.is_empty() { Ok(()) } else { Err(self) }
+        if self.faults.is_empty() {
+            Ok(())
+        } else {
+            Err(self)
+        }
     }
 
     /// Everything that is wrong; never empty in what a `build` returns.
@@ -80,7 +91,12 @@ impl ConfigError {
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", self.what)?;
-        for ConfigFault { field, value, allowed } in &self.faults {
+        for ConfigFault {
+            field,
+            value,
+            allowed,
+        } in &self.faults
+        {
             write!(f, "\n  {field} is {value}, allowed is {allowed}")?;
         }
         Ok(())

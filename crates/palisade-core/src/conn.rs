@@ -285,14 +285,18 @@ impl ConnState {
     #[inline]
     pub fn add_read(&self, bytes: usize) {
         // The socket alone writes this, and has itself borrowed mutably.
-        self.read.store(self.read.load(Relaxed).wrapping_add(bytes as u64), Relaxed);
+        self.read
+            .store(self.read.load(Relaxed).wrapping_add(bytes as u64), Relaxed);
         self.awaits_read.store(false, Relaxed);
     }
 
     /// The kernel took `bytes`.
     #[inline]
     pub fn add_written(&self, bytes: usize) {
-        self.written.store(self.written.load(Relaxed).wrapping_add(bytes as u64), Relaxed);
+        self.written.store(
+            self.written.load(Relaxed).wrapping_add(bytes as u64),
+            Relaxed,
+        );
         if bytes > 0 && self.writing.load(Relaxed) != 0 {
             self.writing.store(0, Relaxed);
         }
@@ -323,7 +327,9 @@ impl ConnState {
 
     /// How many bytes were thrown away.
     pub fn thrown_away(&self) -> u64 {
-        self.read.load(Relaxed).saturating_sub(self.position.load(Relaxed))
+        self.read
+            .load(Relaxed)
+            .saturating_sub(self.position.load(Relaxed))
     }
 
     /// The low half of the bytes of HTTP/2's DATA frames that were read.
@@ -350,7 +356,8 @@ impl ConnState {
     pub fn keep_frame(&self, frame: u32, data: u32) {
         // Only what reads the connection writes this, and it has itself borrowed mutably.
         let data = self.data_read().wrapping_add(data);
-        self.position.store(u64::from(frame) << 32 | u64::from(data), Relaxed);
+        self.position
+            .store(u64::from(frame) << 32 | u64::from(data), Relaxed);
     }
 
     /// What was decided, if anything.
@@ -453,7 +460,10 @@ impl ConnState {
     /// server may have something to say about that. The first reason stands: `false` if there was
     /// one.
     pub fn close(&self, reason: Reason) -> bool {
-        let is_first = self.closing.compare_exchange(0, code(reason), Release, Relaxed).is_ok();
+        let is_first = self
+            .closing
+            .compare_exchange(0, code(reason), Release, Relaxed)
+            .is_ok();
         if is_first {
             self.wake();
         }
@@ -462,9 +472,16 @@ impl ConnState {
 
     /// Ends the connection and wakes whoever waits for it. `false` if it was decided before.
     pub fn end(&self, verdict: ConnVerdict) -> bool {
-        let reset = if verdict.ending == Ending::Reset { RESET } else { 0 };
+        let reset = if verdict.ending == Ending::Reset {
+            RESET
+        } else {
+            0
+        };
         let code = code(verdict.reason) | reset;
-        let is_first = self.verdict.compare_exchange(0, code, Release, Relaxed).is_ok();
+        let is_first = self
+            .verdict
+            .compare_exchange(0, code, Release, Relaxed)
+            .is_ok();
         if is_first {
             self.wake();
         }
@@ -515,7 +532,11 @@ impl ConnState {
     /// Asks whoever writes whether they still do. Who does not get rid of a byte says so again;
     /// of whoever gave a write up nothing is heard, and nothing waits.
     pub fn ask_writer(&self) {
-        if self.writing.compare_exchange(BLOCKED, ASKED, Relaxed, Relaxed).is_ok() {
+        if self
+            .writing
+            .compare_exchange(BLOCKED, ASKED, Relaxed, Relaxed)
+            .is_ok()
+        {
             self.wake();
         }
     }
@@ -625,7 +646,8 @@ impl ConnState {
         let asked = if memory.asked { WAS_ASKED } else { 0 };
         let in_debt = if memory.in_debt { IN_DEBT } else { 0 };
         let over_budget = if memory.over_budget { OVER_BUDGET } else { 0 };
-        self.phase.store(memory.phase | asked | in_debt | over_budget, Relaxed);
+        self.phase
+            .store(memory.phase | asked | in_debt | over_budget, Relaxed);
         kept.since.store(memory.since, Relaxed);
         kept.seen.store(memory.seen, Relaxed);
         kept.read.store(memory.read, Relaxed);
@@ -708,7 +730,11 @@ fn code(reason: Reason) -> u8 {
 
 fn decode(code: u8) -> Option<ConnVerdict> {
     let reason = *Reason::ALL.get(usize::from(code & !RESET).checked_sub(1)?)?;
-    let ending = if code & RESET == 0 { Ending::Finish } else { Ending::Reset };
+    let ending = if code & RESET == 0 {
+        Ending::Finish
+    } else {
+        Ending::Reset
+    };
     Some(ConnVerdict { reason, ending })
 }
 
@@ -745,7 +771,15 @@ impl ConnInfo {
         }
         let stage = Stage::Handler;
         let (is_upload, is_waiting, is_in_totals) = (false, false, true);
-        InFlight { conn: self.clone(), begun, own, stage, is_upload, is_waiting, is_in_totals }
+        InFlight {
+            conn: self.clone(),
+            begun,
+            own,
+            stage,
+            is_upload,
+            is_waiting,
+            is_in_totals,
+        }
     }
 
     /// Adds a request body that no handler asks for at the moment. What came of it fills a part of
@@ -861,7 +895,9 @@ impl InFlight {
     /// whole counts.
     #[inline]
     pub fn over(&self) -> Option<(u64, u64)> {
-        self.conn.totals()?.over_in_flight(self.conn.peer().ip(), self.own)
+        self.conn
+            .totals()?
+            .over_in_flight(self.conn.peer().ip(), self.own)
     }
 
     /// It is refused for what is in flight on all connections, and counts no more among that: a
@@ -900,7 +936,9 @@ impl Drop for InFlight {
             && totals.time().wrapping_sub(self.begun) < EARLY_MILLIS
             && !std::thread::panicking()
         {
-            let _ = state.early.fetch_update(Relaxed, Relaxed, |early| early.checked_add(1));
+            let _ = state
+                .early
+                .fetch_update(Relaxed, Relaxed, |early| early.checked_add(1));
         }
         if self.stage != Stage::Answered {
             state.cancelled.fetch_add(1, Relaxed);
@@ -940,7 +978,11 @@ mod tests {
     }
 
     fn conn() -> Arc<ConnInfo> {
-        Arc::new(ConnInfo::new(([127, 0, 0, 1], 1).into(), None, Prefix::default()))
+        Arc::new(ConnInfo::new(
+            ([127, 0, 0, 1], 1).into(),
+            None,
+            Prefix::default(),
+        ))
     }
 
     fn conn_within(totals: ConnTotals) -> Arc<ConnInfo> {
@@ -955,9 +997,15 @@ mod tests {
         let waker = counter.clone().into();
         state.park_reader(&waker);
         state.park_writer(&waker);
-        let verdict = ConnVerdict { reason: Reason::WriteStall, ending: Ending::Reset };
+        let verdict = ConnVerdict {
+            reason: Reason::WriteStall,
+            ending: Ending::Reset,
+        };
         assert!(state.end(verdict));
-        assert!(!state.end(ConnVerdict { reason: Reason::Idle, ending: Ending::Finish }));
+        assert!(!state.end(ConnVerdict {
+            reason: Reason::Idle,
+            ending: Ending::Finish
+        }));
         assert_eq!(state.verdict(), Some(verdict));
         assert_eq!(counter.0.load(Relaxed), 1);
     }
@@ -975,13 +1023,30 @@ mod tests {
                 }
             }
             state.probe();
-            counters.each_ref().map(|counter| counter.0.swap(0, Relaxed) > 0)
+            counters
+                .each_ref()
+                .map(|counter| counter.0.swap(0, Relaxed) > 0)
         };
         use Side::{Reader, Writer};
-        assert_eq!(woken(&[(Reader, 0), (Writer, 1)]), [true, true, false, false]);
-        assert_eq!(woken(&[(Reader, 0), (Writer, 0), (Writer, 1)]), [true, true, false, false]);
-        assert_eq!(woken(&[(Writer, 0), (Reader, 1), (Writer, 2)]), [false, true, true, false]);
-        let moved = [(Reader, 0), (Writer, 0), (Reader, 1), (Writer, 2), (Reader, 3)];
+        assert_eq!(
+            woken(&[(Reader, 0), (Writer, 1)]),
+            [true, true, false, false]
+        );
+        assert_eq!(
+            woken(&[(Reader, 0), (Writer, 0), (Writer, 1)]),
+            [true, true, false, false]
+        );
+        assert_eq!(
+            woken(&[(Writer, 0), (Reader, 1), (Writer, 2)]),
+            [false, true, true, false]
+        );
+        let moved = [
+            (Reader, 0),
+            (Writer, 0),
+            (Reader, 1),
+            (Writer, 2),
+            (Reader, 3),
+        ];
         assert_eq!(woken(&moved), [false, false, true, true]);
     }
 
@@ -991,7 +1056,10 @@ mod tests {
             let state = ConnState::default();
             let counter = Arc::new(Counter::default());
             let waker = counter.clone().into();
-            let verdict = ConnVerdict { reason: Reason::Idle, ending: Ending::Reset };
+            let verdict = ConnVerdict {
+                reason: Reason::Idle,
+                ending: Ending::Reset,
+            };
             let saw = std::thread::scope(|scope| {
                 let socket = scope.spawn(|| {
                     (0..round % 50).for_each(|_| std::hint::spin_loop());
@@ -1009,7 +1077,10 @@ mod tests {
     fn who_is_gone_gets_no_verdict() {
         let state = ConnState::default();
         assert_eq!(state.retire(), None);
-        assert!(!state.end(ConnVerdict { reason: Reason::Idle, ending: Ending::Finish }));
+        assert!(!state.end(ConnVerdict {
+            reason: Reason::Idle,
+            ending: Ending::Finish
+        }));
         assert_eq!(state.verdict(), None);
     }
 
@@ -1018,8 +1089,17 @@ mod tests {
         for reason in Reason::ALL {
             for ending in [Ending::Finish, Ending::Reset] {
                 let state = ConnState::default();
-                state.end(ConnVerdict { reason: *reason, ending });
-                assert_eq!(state.verdict(), Some(ConnVerdict { reason: *reason, ending }));
+                state.end(ConnVerdict {
+                    reason: *reason,
+                    ending,
+                });
+                assert_eq!(
+                    state.verdict(),
+                    Some(ConnVerdict {
+                        reason: *reason,
+                        ending
+                    })
+                );
             }
         }
     }
@@ -1112,20 +1192,29 @@ mod tests {
     #[test]
     fn a_connection_is_at_rest_as_long_as_nothing_is_going_on() {
         type Change = fn(&Arc<ConnInfo>) -> Option<InFlight>;
-        let verdict = ConnVerdict { reason: Reason::Idle, ending: Ending::Finish };
+        let verdict = ConnVerdict {
+            reason: Reason::Idle,
+            ending: Ending::Finish,
+        };
         let changes: [(Change, bool); 14] = [
             (|_| None, true),
             (|conn| (conn.state().add_read(5), None).1, true),
             (|conn| (conn.state().add_written(5), None).1, true),
             (|conn| (conn.state().set_accounted(), None).1, true),
-            (|conn| (conn.begin_request(true).set_waiting(true), None).1, true),
+            (
+                |conn| (conn.begin_request(true).set_waiting(true), None).1,
+                true,
+            ),
             (|conn| Some(conn.begin_request(false)), false),
             (|conn| (conn.begin_request(true).uploads(), None).1, true),
             (|conn| (conn.state().early.store(1, Relaxed), None).1, false),
             (|conn| (conn.state().set_write_blocked(), None).1, false),
             (|conn| (conn.state().set_upgraded(), None).1, false),
             (|conn| (conn.state().set_lingering(), None).1, false),
-            (|conn| (_ = conn.state().close(Reason::MaxAge), None).1, false),
+            (
+                |conn| (_ = conn.state().close(Reason::MaxAge), None).1,
+                false,
+            ),
             (|conn| (conn.state().retire(), None).1, false),
             (
                 |conn| {
@@ -1141,8 +1230,17 @@ mod tests {
             conn.state().add_read(100);
             drop(conn.begin_request(false));
             let _in_flight = change(&conn);
-            let ConnSample { read, written, requests, .. } = conn.state().sample();
-            let rest = ConnRest { read, written, requests };
+            let ConnSample {
+                read,
+                written,
+                requests,
+                ..
+            } = conn.state().sample();
+            let rest = ConnRest {
+                read,
+                written,
+                requests,
+            };
             let rest = is_at_rest.then_some(rest);
             assert_eq!(conn.state().at_rest(), rest, "change {at}");
             conn.state().end(verdict);
@@ -1251,7 +1349,13 @@ mod tests {
             }
         });
         assert!(panics.join().is_err());
-        assert_eq!((conn.state().sample().early, conn.totals().unwrap().in_flight()), (0, 0));
+        assert_eq!(
+            (
+                conn.state().sample().early,
+                conn.totals().unwrap().in_flight()
+            ),
+            (0, 0)
+        );
     }
 
     #[test]
@@ -1298,7 +1402,10 @@ mod tests {
             conn.within(totals.clone())
         };
         let first: Vec<_> = (0..20).map(|_| conn(1)).collect();
-        assert_eq!(first.iter().filter(|conn| conn.upgrade().is_ok()).count(), 7);
+        assert_eq!(
+            first.iter().filter(|conn| conn.upgrade().is_ok()).count(),
+            7
+        );
         let others: Vec<_> = (2..=14).map(conn).collect();
         assert!(others.iter().all(|conn| conn.upgrade().is_ok()));
         assert_eq!(totals.upgraded(), 20);
@@ -1317,7 +1424,10 @@ mod tests {
         assert!(all.iter().all(|conn| conn.upgrade().is_ok()));
         assert_eq!(unknown().upgrade(), Err((20, 21)));
         all.iter().for_each(ConnInfo::leave);
-        assert_eq!((totals.upgraded(), totals.upgraded_by_client.lock().len()), (0, 0));
+        assert_eq!(
+            (totals.upgraded(), totals.upgraded_by_client.lock().len()),
+            (0, 0)
+        );
     }
 
     #[test]
@@ -1334,7 +1444,8 @@ mod tests {
         let of = |last| conn(Ipv4Addr::new(192, 0, 2, last));
         let admitted = |conn: &Arc<ConnInfo>| {
             let all = (0..100).map(|_| conn.begin_request(true));
-            all.filter(|request| request.over().is_none()).collect::<Vec<_>>()
+            all.filter(|request| request.over().is_none())
+                .collect::<Vec<_>>()
         };
         // Alone, half of three quarters; then one for each connection.
         let (first, second) = (admitted(&of(1)), admitted(&of(1)));
@@ -1346,7 +1457,12 @@ mod tests {
         let single: Vec<_> = (0..44).map(|_| of(1).begin_request(false)).collect();
         assert!(single.iter().all(|request| request.over().is_none()));
         assert_eq!(of(3).begin_request(false).over(), Some((100, 101)));
-        assert_eq!(conn(Ipv4Addr::new(198, 51, 100, 1)).begin_request(false).over(), None);
+        assert_eq!(
+            conn(Ipv4Addr::new(198, 51, 100, 1))
+                .begin_request(false)
+                .over(),
+            None
+        );
         let mut refused = of(3).begin_request(false);
         assert_eq!(totals.in_flight(), 101);
         refused.refused();
@@ -1364,7 +1480,11 @@ mod tests {
         totals.max_in_flight = Some(100);
         let conn = conn_within(totals);
         let all: Vec<_> = (0..101).map(|_| conn.begin_request(true)).collect();
-        assert!(all[..100].iter().all(|request| request.over() == Some((100, 101))));
+        assert!(
+            all[..100]
+                .iter()
+                .all(|request| request.over() == Some((100, 101)))
+        );
         drop(all);
         let all = (0..100).map(|_| conn.begin_request(true));
         assert_eq!(all.filter(|request| request.over().is_none()).count(), 100);

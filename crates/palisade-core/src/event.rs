@@ -102,7 +102,11 @@ impl Event<'_> {
 impl<'a> Event<'a> {
     /// A request of `conn` was answered for `rejection`, or would have been.
     pub const fn refused(rejection: &'a Rejection, mode: Mode, conn: Option<&'a ConnInfo>) -> Self {
-        Self::Refused { rejection, mode, conn }
+        Self::Refused {
+            rejection,
+            mode,
+            conn,
+        }
     }
 
     /// So many of a hundred requests were forwarded by a proxy that counts as one client.
@@ -127,17 +131,30 @@ impl<'a> Event<'a> {
         phase: Phase,
         open_for: Duration,
     ) -> Self {
-        Self::Closed { conn, reason, phase, open_for }
+        Self::Closed {
+            conn,
+            reason,
+            phase,
+            open_for,
+        }
     }
 
     /// A body of `conn` is ended for `violation`, or would be.
     pub const fn cut(violation: &'a Violation, mode: Mode, conn: Option<&'a ConnInfo>) -> Self {
-        Self::Cut { violation, mode, conn }
+        Self::Cut {
+            violation,
+            mode,
+            conn,
+        }
     }
 
     /// `conn` is ended or not let in for `violation`, or would be.
     pub const fn disconnected(violation: &'a Violation, mode: Mode, conn: &'a ConnInfo) -> Self {
-        Self::Disconnected { violation, mode, conn }
+        Self::Disconnected {
+            violation,
+            mode,
+            conn,
+        }
     }
 }
 
@@ -331,13 +348,20 @@ impl Sink {
 
 impl fmt::Debug for Recorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "Recorder(on)" } else { "Recorder(silent)" })
+        f.write_str(if self.0.is_some() {
+            "Recorder(on)"
+        } else {
+            "Recorder(silent)"
+        })
     }
 }
 
 impl<M: Metrics> From<M> for Recorder {
     fn from(metrics: M) -> Self {
-        Self(Some(Arc::new(Sink { has_panicked: AtomicBool::new(false), metrics })))
+        Self(Some(Arc::new(Sink {
+            has_panicked: AtomicBool::new(false),
+            metrics,
+        })))
     }
 }
 

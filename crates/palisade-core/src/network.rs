@@ -36,13 +36,21 @@ impl Network {
     /// The addresses that share their first `prefix` bits with `address`. `None` if it has not so
     /// many.
     pub fn new(address: IpAddr, prefix: u8) -> Option<Self> {
-        let (whole, before) = if address.is_ipv4() { (32, 96) } else { (128, 0) };
+        let (whole, before) = if address.is_ipv4() {
+            (32, 96)
+        } else {
+            (128, 0)
+        };
         if prefix > whole {
             return None;
         }
         let kept = before + prefix;
         let is_v4 = address.to_canonical().is_ipv4() && kept >= 96;
-        Some(Self { bits: leading(bits_of(address), kept), kept, is_v4 })
+        Some(Self {
+            bits: leading(bits_of(address), kept),
+            kept,
+            is_v4,
+        })
     }
 
     /// Whether `address` is one of them.
@@ -56,7 +64,11 @@ impl Network {
 impl From<IpAddr> for Network {
     fn from(address: IpAddr) -> Self {
         let is_v4 = address.to_canonical().is_ipv4();
-        Self { bits: bits_of(address), kept: 128, is_v4 }
+        Self {
+            bits: bits_of(address),
+            kept: 128,
+            is_v4,
+        }
     }
 }
 
@@ -81,7 +93,12 @@ impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let address = Ipv6Addr::from_bits(self.bits);
         if self.is_v4 {
-            write!(f, "{}/{}", address.to_canonical(), self.kept.saturating_sub(96))
+            write!(
+                f,
+                "{}/{}",
+                address.to_canonical(),
+                self.kept.saturating_sub(96)
+            )
         } else {
             write!(f, "{address}/{}", self.kept)
         }
@@ -127,13 +144,27 @@ mod tests {
 
     #[test]
     fn what_is_no_network_is_refused_and_what_is_one_comes_back() {
-        for text in
-            ["", "/", "10.0.0.0/", "10.0.0.0/33", "::/129", "10.0.0/8", "::/+1", "a/8", "::/999"]
-        {
+        for text in [
+            "",
+            "/",
+            "10.0.0.0/",
+            "10.0.0.0/33",
+            "::/129",
+            "10.0.0/8",
+            "::/+1",
+            "a/8",
+            "::/999",
+        ] {
             let error = text.parse::<Network>().unwrap_err();
             assert_eq!(error, InvalidNetwork(text.to_owned()));
         }
-        for text in ["10.0.0.0/8", "192.0.2.1/32", "0.0.0.0/0", "::/0", "2001:db8::/32"] {
+        for text in [
+            "10.0.0.0/8",
+            "192.0.2.1/32",
+            "0.0.0.0/0",
+            "::/0",
+            "2001:db8::/32",
+        ] {
             assert_eq!(network(text).to_string(), text);
         }
     }

@@ -26,7 +26,11 @@ impl Pressure {
 
     /// Sets it, clamped to 0..=1; anything that is not a number counts as 0.
     pub fn set(&self, value: f32) {
-        let value = if value.is_nan() { 0.0 } else { value.clamp(0.0, 1.0) };
+        let value = if value.is_nan() {
+            0.0
+        } else {
+            value.clamp(0.0, 1.0)
+        };
         self.0.store(value.to_bits(), Relaxed);
     }
 }

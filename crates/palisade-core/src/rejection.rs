@@ -34,7 +34,13 @@ impl Violation {
         limit: u64,
         observed: u64,
     ) -> Self {
-        Self { guard, reason, phase, limit, observed }
+        Self {
+            guard,
+            reason,
+            phase,
+            limit,
+            observed,
+        }
     }
 
     /// The last frame of a response body that is cut for this, in a response of this form. The
@@ -64,7 +70,9 @@ impl Violation {
                 return Some(violation);
             }
             next = match error.downcast_ref::<std::io::Error>() {
-                Some(io) => io.get_ref().map(|inner| inner as &(dyn std::error::Error + 'static)),
+                Some(io) => io
+                    .get_ref()
+                    .map(|inner| inner as &(dyn std::error::Error + 'static)),
                 None => error.source(),
             };
         }
@@ -74,9 +82,19 @@ impl Violation {
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { guard, reason, phase, limit, observed } = self;
+        let Self {
+            guard,
+            reason,
+            phase,
+            limit,
+            observed,
+        } = self;
         write!(f, "{guard}: {reason} in {phase}: ")?;
-        write!(f, "{observed} where {limit} is allowed, in {}", reason.unit())
+        write!(
+            f,
+            "{observed} where {limit} is allowed, in {}",
+            reason.unit()
+        )
     }
 }
 
@@ -167,7 +185,12 @@ pub struct Rejection {
 impl Rejection {
     /// Refused for `violation`, with `status` for clients that speak plain HTTP.
     pub fn new(violation: Violation, status: StatusCode, form: AnswerForm) -> Self {
-        Self { violation, status, retry_after: None, form }
+        Self {
+            violation,
+            status,
+            retry_after: None,
+            form,
+        }
     }
 
     /// Tells the client when to try again. Defaults to not saying.
@@ -331,7 +354,10 @@ impl Rejection {
 
     fn grpc_trailers(&self) -> HeaderMap {
         let mut trailers = HeaderMap::with_capacity(6);
-        trailers.insert(GRPC_STATUS, HeaderValue::from(u16::from(self.grpc_status())));
+        trailers.insert(
+            GRPC_STATUS,
+            HeaderValue::from(u16::from(self.grpc_status())),
+        );
         trailers.insert(GRPC_MESSAGE, HeaderValue::from_static(self.message()));
         if let Some(wait) = self.retry_after {
             // Rounded up: a retry within the wait is refused again. A signed 32-bit number to the
@@ -362,9 +388,17 @@ const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-m
 /// clients usually get cost none.
 fn seconds(wait: Duration) -> HeaderValue {
     const SMALL: [&str; 10] = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10"];
-    let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1);
-    let small = usize::try_from(seconds).ok().and_then(|n| SMALL.get(n.saturating_sub(1)));
-    small.map_or_else(|| HeaderValue::from(seconds), |text| HeaderValue::from_static(text))
+    let seconds = wait
+        .as_secs()
+        .saturating_add(u64::from(wait.subsec_nanos() > 0))
+        .max(1);
+    let small = usize::try_from(seconds)
+        .ok()
+        .and_then(|n| SMALL.get(n.saturating_sub(1)));
+    small.map_or_else(
+        || HeaderValue::from(seconds),
+        |text| HeaderValue::from_static(text),
+    )
 }
 
 /// The trailers as gRPC-Web has them: a frame of the body with the top bit of its flags set
@@ -393,7 +427,11 @@ fn base64(bytes: &[u8]) -> Bytes {
         let group = (byte(0) << 16) | (byte(1) << 8) | byte(2);
         for place in 0..4 {
             let sextet = (group >> (18 - 6 * place)) & 63;
-            text.put_u8(if place > chunk.len() { b'=' } else { ALPHABET[sextet as usize] });
+            text.put_u8(if place > chunk.len() {
+                b'='
+            } else {
+                ALPHABET[sextet as usize]
+            });
         }
     }
     text.freeze()
@@ -405,8 +443,13 @@ mod tests {
     use http_body_util::{BodyExt, Empty, Full};
 
     fn rejection(form: AnswerForm) -> Rejection {
-        let violation =
-            Violation::new(Guard::RateLimit, Reason::RateExceeded, Phase::RequestHead, 0, 1500);
+        let violation = Violation::new(
+            Guard::RateLimit,
+            Reason::RateExceeded,
+            Phase::RequestHead,
+            0,
+            1500,
+        );
         Rejection::new(violation, StatusCode::TOO_MANY_REQUESTS, form)
     }
 
@@ -417,20 +460,28 @@ mod tests {
     fn over(version: Version, content_type: &'static str) -> Request<Full<Bytes>> {
         let request = Request::post("/").version(version);
         let mut request = request.body(Full::new(Bytes::from("unread"))).unwrap();
-        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        request
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         request
     }
 
     #[test]
     fn the_form_follows_the_content_type_of_a_post() {
         for kind in ["application/grpc", "application/grpc+proto"] {
-            assert_eq!(AnswerForm::of(&over(Version::HTTP_2, kind)), AnswerForm::Grpc);
+            assert_eq!(
+                AnswerForm::of(&over(Version::HTTP_2, kind)),
+                AnswerForm::Grpc
+            );
         }
         let web = AnswerForm::GrpcWeb { close: true };
         assert_eq!(AnswerForm::of(&request("application/grpc-web+proto")), web);
         let text = AnswerForm::GrpcWebText { close: true };
         assert_eq!(AnswerForm::of(&request("application/grpc-web-text")), text);
-        assert_eq!(AnswerForm::of(&request("text/html")), AnswerForm::Http { close: true });
+        assert_eq!(
+            AnswerForm::of(&request("text/html")),
+            AnswerForm::Http { close: true }
+        );
         let get = Request::new(Empty::<Bytes>::new());
         assert_eq!(AnswerForm::of(&get), AnswerForm::Http { close: false });
     }
@@ -460,14 +511,18 @@ mod tests {
     #[test]
     fn grpc_over_http1_that_takes_trailers_comes_from_a_layer_that_translates_grpc_web() {
         let mut request = request("application/grpc");
-        request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
+        request
+            .headers_mut()
+            .insert(TE, HeaderValue::from_static("trailers"));
         let form = AnswerForm::of(&request);
         assert_eq!(form, AnswerForm::GrpcTranslated { close: true });
         let response = rejection(form).into_response::<Full<Bytes>>();
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(response.headers()["grpc-status"], "8");
         assert_eq!(response.headers()[CONNECTION], "close");
-        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpcx"));
+        request
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpcx"));
         assert_eq!(AnswerForm::of(&request), AnswerForm::Http { close: true });
     }
 
@@ -485,7 +540,9 @@ mod tests {
         let answer = |millis| {
             let form = AnswerForm::Http { close: false };
             let wait = Duration::from_millis(millis);
-            let response = rejection(form).retry_after(wait).into_response::<Full<Bytes>>();
+            let response = rejection(form)
+                .retry_after(wait)
+                .into_response::<Full<Bytes>>();
             response.headers()[RETRY_AFTER].to_str().unwrap().to_owned()
         };
         assert_eq!(answer(0), "1");
@@ -526,7 +583,10 @@ mod tests {
         assert_eq!(response.headers()[CONNECTION], "close");
         let frame = response.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(frame[..5], [0x80, 0, 0, 0, 49]);
-        assert_eq!(frame[5..], b"grpc-status: 8\r\ngrpc-message: too many requests\r\n"[..]);
+        assert_eq!(
+            frame[5..],
+            b"grpc-status: 8\r\ngrpc-message: too many requests\r\n"[..]
+        );
         let response =
             rejection(AnswerForm::GrpcWebText { close: false }).into_response::<Full<Bytes>>();
         let text = response.into_body().collect().await.unwrap().to_bytes();
@@ -562,11 +622,17 @@ mod tests {
     #[test]
     fn every_message_may_stand_in_a_header() {
         for reason in Reason::ALL {
-            let violation =
-                Violation { reason: *reason, ..*rejection(AnswerForm::Grpc).violation() };
+            let violation = Violation {
+                reason: *reason,
+                ..*rejection(AnswerForm::Grpc).violation()
+            };
             let status = StatusCode::SERVICE_UNAVAILABLE;
             let message = Rejection::new(violation, status, AnswerForm::Grpc).message();
-            assert!(message.bytes().all(|byte| (b' '..=b'~').contains(&byte) && byte != b'%'));
+            assert!(
+                message
+                    .bytes()
+                    .all(|byte| (b' '..=b'~').contains(&byte) && byte != b'%')
+            );
         }
     }
 }

@@ -98,7 +98,8 @@ impl ConnTotals {
     #[inline]
     pub(crate) fn begin_request(&self, client: Option<u64>) -> u32 {
         self.in_flight.fetch_add(1, Relaxed);
-        self.of(client).map_or(1, |own| own.fetch_add(1, Relaxed).saturating_add(1))
+        self.of(client)
+            .map_or(1, |own| own.fetch_add(1, Relaxed).saturating_add(1))
     }
 
     #[inline]
@@ -132,13 +133,17 @@ impl ConnTotals {
     /// them may have no more than it leaves, as of requests.
     pub(crate) fn begin_upgraded(&self, client: Option<ClientKey>) -> Result<(), (u64, u64)> {
         let all = self.upgraded.fetch_add(1, Relaxed).saturating_add(1);
-        let own = client.filter(|_| self.peers_are_clients).map_or(1, |client| {
-            let mut by_client = self.upgraded_by_client.lock();
-            let own = by_client.entry(client).or_insert(0);
-            *own += 1;
-            *own
-        });
-        let over = self.max_upgraded.and_then(|most| over(most, all, own as usize));
+        let own = client
+            .filter(|_| self.peers_are_clients)
+            .map_or(1, |client| {
+                let mut by_client = self.upgraded_by_client.lock();
+                let own = by_client.entry(client).or_insert(0);
+                *own += 1;
+                *own
+            });
+        let over = self
+            .max_upgraded
+            .and_then(|most| over(most, all, own as usize));
         over.map_or(Ok(()), Err)
     }
 
@@ -178,7 +183,9 @@ mod tests {
     fn a_proxy_is_told_of_once_and_not_for_a_few() {
         let totals = ConnTotals::default();
         let round = |forwarded: u32| {
-            (0..LOOKED_AT).filter_map(|n| totals.look(n < forwarded)).collect::<Vec<_>>()
+            (0..LOOKED_AT)
+                .filter_map(|n| totals.look(n < forwarded))
+                .collect::<Vec<_>>()
         };
         assert_eq!((round(0), totals.forwarded_percent()), (vec![], 0));
         assert_eq!((round(115), totals.forwarded_percent()), (vec![], 89));

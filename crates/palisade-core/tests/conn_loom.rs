@@ -18,8 +18,14 @@ use loom::{
 use palisade_core::{ConnState, ConnVerdict, Ending, Reason};
 use std::task::{Wake, Waker};
 
-const IDLE: ConnVerdict = ConnVerdict { reason: Reason::Idle, ending: Ending::Finish };
-const STALL: ConnVerdict = ConnVerdict { reason: Reason::WriteStall, ending: Ending::Reset };
+const IDLE: ConnVerdict = ConnVerdict {
+    reason: Reason::Idle,
+    ending: Ending::Finish,
+};
+const STALL: ConnVerdict = ConnVerdict {
+    reason: Reason::WriteStall,
+    ending: Ending::Reset,
+};
 
 /// A task that is woken, and how often it was.
 #[derive(Clone)]

@@ -36,7 +36,13 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
         match self.1.admit(request, facts, keys) {
             Ok(inner) => Ok((outer, inner)),
             Err(refusal) => {
-                self.0.release(&mut outer, Of { facts, shared: None });
+                self.0.release(
+                    &mut outer,
+                    Of {
+                        facts,
+                        shared: None,
+                    },
+                );
                 Err(refusal)
             }
         }
@@ -76,7 +82,8 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
         of: Of<'_, Self::Shared>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Box<Refusal>>> {
-        self.1.poll_admission(&mut held.1, of.map(|shared| &shared.1), cx)
+        self.1
+            .poll_admission(&mut held.1, of.map(|shared| &shared.1), cx)
     }
 
     #[inline(always)]
@@ -86,8 +93,12 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
         of: Shared<'_, Self::Shared>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
-        ready!(self.0.before_handler(&mut held.0, of.map(|shared| &shared.0), cx));
-        self.1.before_handler(&mut held.1, of.map(|shared| &shared.1), cx)
+        ready!(
+            self.0
+                .before_handler(&mut held.0, of.map(|shared| &shared.0), cx)
+        );
+        self.1
+            .before_handler(&mut held.1, of.map(|shared| &shared.1), cx)
     }
 
     #[inline(always)]
@@ -98,9 +109,17 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
         handler: Handler,
         cx: &mut Context<'_>,
     ) -> Option<Box<Refusal>> {
-        let inner = self.1.after_handler(&mut held.1, of.map(|shared| &shared.1), handler, cx);
-        let handler = if inner.is_some() { Handler::Ready } else { handler };
-        self.0.after_handler(&mut held.0, of.map(|shared| &shared.0), handler, cx).or(inner)
+        let inner = self
+            .1
+            .after_handler(&mut held.1, of.map(|shared| &shared.1), handler, cx);
+        let handler = if inner.is_some() {
+            Handler::Ready
+        } else {
+            handler
+        };
+        self.0
+            .after_handler(&mut held.0, of.map(|shared| &shared.0), handler, cx)
+            .or(inner)
     }
 
     #[inline(always)]
@@ -116,8 +135,14 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
         of: Of<'_, Self::Shared>,
         elapsed: &Elapsed<'_>,
     ) -> Option<Instant> {
-        let outer = self.0.deadline(&held.0, of.map(|shared| &shared.0), elapsed);
-        earlier(outer, self.1.deadline(&held.1, of.map(|shared| &shared.1), elapsed))
+        let outer = self
+            .0
+            .deadline(&held.0, of.map(|shared| &shared.0), elapsed);
+        earlier(
+            outer,
+            self.1
+                .deadline(&held.1, of.map(|shared| &shared.1), elapsed),
+        )
     }
 
     #[inline(always)]
@@ -127,8 +152,13 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
         of: Of<'_, Self::Shared>,
         elapsed: &Elapsed<'_>,
     ) -> Option<Box<Refusal>> {
-        let outer = self.0.expired(&mut held.0, of.map(|shared| &shared.0), elapsed);
-        outer.or_else(|| self.1.expired(&mut held.1, of.map(|shared| &shared.1), elapsed))
+        let outer = self
+            .0
+            .expired(&mut held.0, of.map(|shared| &shared.0), elapsed);
+        outer.or_else(|| {
+            self.1
+                .expired(&mut held.1, of.map(|shared| &shared.1), elapsed)
+        })
     }
 
     #[inline(always)]
@@ -140,8 +170,12 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
         started: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
         let (outer, inner) = (of.map(|shared| &shared.0), of.map(|shared| &shared.1));
-        let inner = self.1.response_head(&mut held.1, inner, response, started)?;
-        let outer = self.0.response_head(&mut held.0, outer, response, started)?;
+        let inner = self
+            .1
+            .response_head(&mut held.1, inner, response, started)?;
+        let outer = self
+            .0
+            .response_head(&mut held.0, outer, response, started)?;
         Ok(inner || outer)
     }
 
@@ -190,8 +224,14 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
         left: Option<u64>,
         now: Stamp,
     ) -> Option<Stamp> {
-        let outer = self.0.first_wait(&mut upload.0, of.map(|shared| &shared.0), left, now);
-        earlier(outer, self.1.first_wait(&mut upload.1, of.map(|shared| &shared.1), left, now))
+        let outer = self
+            .0
+            .first_wait(&mut upload.0, of.map(|shared| &shared.0), left, now);
+        earlier(
+            outer,
+            self.1
+                .first_wait(&mut upload.1, of.map(|shared| &shared.1), left, now),
+        )
     }
 
     #[inline(always)]
@@ -202,8 +242,10 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
         by_handler: bool,
         cx: &mut Context<'_>,
     ) -> Result<(), Violation> {
-        self.0.client_awaited(&mut upload.0, of.map(|shared| &shared.0), by_handler, cx)?;
-        self.1.client_awaited(&mut upload.1, of.map(|shared| &shared.1), by_handler, cx)
+        self.0
+            .client_awaited(&mut upload.0, of.map(|shared| &shared.0), by_handler, cx)?;
+        self.1
+            .client_awaited(&mut upload.1, of.map(|shared| &shared.1), by_handler, cx)
     }
 
     #[inline(always)]
@@ -216,7 +258,10 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     ) -> Result<Option<Stamp>, Violation> {
         let (outer, inner) = (of.map(|shared| &shared.0), of.map(|shared| &shared.1));
         let outer = self.0.wait_expired(&mut upload.0, outer, since, now)?;
-        Ok(earlier(outer, self.1.wait_expired(&mut upload.1, inner, since, now)?))
+        Ok(earlier(
+            outer,
+            self.1.wait_expired(&mut upload.1, inner, since, now)?,
+        ))
     }
 
     #[inline(always)]
@@ -227,8 +272,10 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
         since: Stamp,
         now: Stamp,
     ) {
-        self.0.wait_ends(&mut upload.0, of.map(|shared| &shared.0), since, now);
-        self.1.wait_ends(&mut upload.1, of.map(|shared| &shared.1), since, now);
+        self.0
+            .wait_ends(&mut upload.0, of.map(|shared| &shared.0), since, now);
+        self.1
+            .wait_ends(&mut upload.1, of.map(|shared| &shared.1), since, now);
     }
 
     fn request_hint<U: Upstream>(
@@ -238,12 +285,23 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
         up: &U,
     ) -> SizeHint {
         let outer = of.map(|shared| &shared.0);
-        let via = KnownVia { policy: &self.0, upload: &upload.0, of: Some(outer), up };
-        self.1.request_hint(&upload.1, of.map(|shared| &shared.1), &via)
+        let via = KnownVia {
+            policy: &self.0,
+            upload: &upload.0,
+            of: Some(outer),
+            up,
+        };
+        self.1
+            .request_hint(&upload.1, of.map(|shared| &shared.1), &via)
     }
 
     fn request_ended<U: Upstream>(&self, upload: &Self::Upload, up: &U) -> bool {
-        let via = KnownVia { policy: &self.0, upload: &upload.0, of: None, up };
+        let via = KnownVia {
+            policy: &self.0,
+            upload: &upload.0,
+            of: None,
+            up,
+        };
         self.1.request_ended(&upload.1, &via)
     }
 
@@ -270,8 +328,10 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
 
     #[inline(always)]
     fn release_upload(&self, upload: &mut Self::Upload, of: Shared<'_, Self::Shared>) {
-        self.1.release_upload(&mut upload.1, of.map(|shared| &shared.1));
-        self.0.release_upload(&mut upload.0, of.map(|shared| &shared.0));
+        self.1
+            .release_upload(&mut upload.1, of.map(|shared| &shared.1));
+        self.0
+            .release_upload(&mut upload.0, of.map(|shared| &shared.0));
     }
 
     #[inline(always)]
@@ -302,7 +362,9 @@ struct ViaRequest<'a, P: Policy, U> {
 impl<P: Policy, U: Upstream> Upstream for ViaRequest<'_, P, U> {
     #[inline(always)]
     fn poll(&mut self, slot: &mut Polled, cx: &mut Context<'_>) {
-        let flow = self.policy.poll_request(self.upload, self.of, self.up, slot, cx);
+        let flow = self
+            .policy
+            .poll_request(self.upload, self.of, self.up, slot, cx);
         self.flow = self.flow.max(flow);
     }
 
@@ -352,7 +414,9 @@ struct ViaResponse<'a, P: Policy, U> {
 impl<P: Policy, U: Upstream> Upstream for ViaResponse<'_, P, U> {
     #[inline(always)]
     fn poll(&mut self, slot: &mut Polled, cx: &mut Context<'_>) {
-        let flow = self.policy.poll_response(self.held, self.of, self.up, slot, cx);
+        let flow = self
+            .policy
+            .poll_response(self.held, self.of, self.up, slot, cx);
         self.flow = self.flow.max(flow);
     }
 

@@ -13,7 +13,9 @@ pub struct Clock {
 impl Clock {
     /// Starts at zero now.
     pub fn new() -> Self {
-        Self { epoch: Instant::now() }
+        Self {
+            epoch: Instant::now(),
+        }
     }
 
     /// Microseconds from the epoch to `instant`; 0 for anything earlier.
@@ -37,5 +39,8 @@ impl Default for Clock {
 
 /// Whole microseconds, without the 128-bit division of `Duration::as_micros`.
 fn micros(duration: Duration) -> u64 {
-    duration.as_secs().saturating_mul(1_000_000).saturating_add(u64::from(duration.subsec_micros()))
+    duration
+        .as_secs()
+        .saturating_mul(1_000_000)
+        .saturating_add(u64::from(duration.subsec_micros()))
 }

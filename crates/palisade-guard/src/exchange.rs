@@ -100,7 +100,11 @@ impl<P: Policy> Exchange<P> {
 
     #[inline(always)]
     pub(crate) fn shared(&self) -> Shared<'_, P::Shared> {
-        Shared { facts: &self.facts, shared: &self.shared, head: &self.head }
+        Shared {
+            facts: &self.facts,
+            shared: &self.shared,
+            head: &self.head,
+        }
     }
 
     /// Says whether the request body may hold bytes that its handler does not ask for.
@@ -210,7 +214,11 @@ impl<S> Copy for Shared<'_, S> {}
 impl<'a, S> Shared<'a, S> {
     #[inline(always)]
     pub(crate) fn map<T>(self, part: impl FnOnce(&'a S) -> &'a T) -> Shared<'a, T> {
-        Shared { facts: self.facts, shared: part(self.shared), head: self.head }
+        Shared {
+            facts: self.facts,
+            shared: part(self.shared),
+            head: self.head,
+        }
     }
 
     /// The request body broke a rule. `judge` says which one, and the status for plain HTTP; it is
@@ -265,6 +273,9 @@ impl<S> Copy for Of<'_, S> {}
 impl<'a, S> Of<'a, S> {
     #[inline(always)]
     pub(crate) fn map<T>(self, part: impl FnOnce(&'a S) -> &'a T) -> Of<'a, T> {
-        Of { facts: self.facts, shared: self.shared.map(part) }
+        Of {
+            facts: self.facts,
+            shared: self.shared.map(part),
+        }
     }
 }

@@ -30,7 +30,11 @@ impl Facts {
         let has_body = !request.body().is_end_stream();
         let needs_conn = listens || (has_body && request.version() == Version::HTTP_2);
         Self {
-            conn: if needs_conn { ConnInfo::of(request.extensions()).cloned() } else { None },
+            conn: if needs_conn {
+                ConnInfo::of(request.extensions()).cloned()
+            } else {
+                None
+            },
             form: AnswerForm::of(request),
             version: request.version(),
             has_body,
@@ -43,7 +47,8 @@ impl Facts {
     /// that connection which are not read, because they share one window.
     #[inline]
     pub fn shared_window(&self) -> Option<&ConnInfo> {
-        self.conn().filter(|_| self.has_body && self.version == Version::HTTP_2)
+        self.conn()
+            .filter(|_| self.has_body && self.version == Version::HTTP_2)
     }
 
     /// The connection, in the form that events take.

@@ -52,11 +52,20 @@ where
 {
     pub(crate) fn later(ready: S, request: Request<RequestBody<B, P>>, lease: Lease<P>) -> Self {
         let later = Some(Box::new((ready, request)));
-        Self { state: State::Later { later, lease: Some(lease) } }
+        Self {
+            state: State::Later {
+                later,
+                lease: Some(lease),
+            },
+        }
     }
 
     pub(crate) fn refused(refused: Refused) -> Self {
-        Self { state: State::Refused { refused: Some(refused) } }
+        Self {
+            state: State::Refused {
+                refused: Some(refused),
+            },
+        }
     }
 }
 
@@ -71,8 +80,12 @@ where
     #[inline(always)]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let refusal = match self.as_mut().project().state.project() {
-            StateProj::Handler { inner, lease: slot @ Some(_) }
-                if slot.as_ref().is_some_and(|lease| lease.exchange().is_none()) =>
+            StateProj::Handler {
+                inner,
+                lease: slot @ Some(_),
+            } if slot
+                .as_ref()
+                .is_some_and(|lease| lease.exchange().is_none()) =>
             {
                 let entered = slot.as_ref().map(|lease| lease.enter(None));
                 let polled = inner.poll(cx);
@@ -135,8 +148,12 @@ fn released<P: Policy, B>(
 /// The handler of a request that shares nothing is pending.
 #[inline(never)]
 fn wait<P: Policy>(lease: &mut Option<Lease<P>>, cx: &mut Context<'_>) -> Option<Box<Refusal>> {
-    let handler = Handler::Pending { awaits_client: false };
-    lease.as_mut()?.handler_waits(handler, Asked::default(), true, cx)
+    let handler = Handler::Pending {
+        awaits_client: false,
+    };
+    lease
+        .as_mut()?
+        .handler_waits(handler, Asked::default(), true, cx)
 }
 
 impl<S, B, P> ResponseFuture<S, B, P>
@@ -226,15 +243,20 @@ where
     ) -> Response<ResponseBody<ResBody, P>> {
         let mut state = self.project().state;
         let (exchange, is_head) = match state.as_mut().project() {
-            StateProj::Handler { lease: Some(lease), .. }
-            | StateProj::Later { lease: Some(lease), .. } => {
-                (lease.exchange().cloned(), lease.facts().is_head)
+            StateProj::Handler {
+                lease: Some(lease), ..
             }
+            | StateProj::Later {
+                lease: Some(lease), ..
+            } => (lease.exchange().cloned(), lease.facts().is_head),
             _ => (None, false),
         };
         state.set(State::Refused { refused: None });
         let is_read = exchange.is_some_and(|exchange| exchange.has_ended());
-        refusal.refused(is_head, is_read).into_response().map(ResponseBody::refusal)
+        refusal
+            .refused(is_head, is_read)
+            .into_response()
+            .map(ResponseBody::refusal)
     }
 }
 

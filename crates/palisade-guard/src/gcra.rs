@@ -69,7 +69,11 @@ impl Gcra {
         let debt = if debt > most { most } else { debt };
         // Neither term is more than `most`, hence than 2^40: no sum here can overflow.
         let wanted = debt + cells as u64 * self.period;
-        if wanted > most { Err(Denied::Wait(wanted - most)) } else { Ok(wanted) }
+        if wanted > most {
+            Err(Denied::Wait(wanted - most))
+        } else {
+            Ok(wanted)
+        }
     }
 }
 

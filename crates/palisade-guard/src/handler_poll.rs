@@ -92,8 +92,13 @@ impl HandlerPoll {
         let task = nesting::task_of(task);
         let is_handlers = (self.task[0].load(Relaxed), self.task[1].load(Relaxed)) == task;
         self.awaits_client.store(true, Relaxed);
-        self.due.store(due.filter(|_| is_handlers).unwrap_or(NEVER), Relaxed);
-        if is_handlers { PolledBy::Handler } else { PolledBy::HandlerPart }
+        self.due
+            .store(due.filter(|_| is_handlers).unwrap_or(NEVER), Relaxed);
+        if is_handlers {
+            PolledBy::Handler
+        } else {
+            PolledBy::HandlerPart
+        }
     }
 
     /// The request body, polled in the same thread as the handler, has something to give.
@@ -123,7 +128,10 @@ impl Drop for Polling<'_> {
 mod tests {
     use super::*;
 
-    const DUE: Asked = Asked { awaits_client: true, due: Some(7) };
+    const DUE: Asked = Asked {
+        awaits_client: true,
+        due: Some(7),
+    };
 
     #[test]
     fn a_body_is_polled_by_its_handler_only_in_its_poll_and_with_its_waker() {

@@ -50,8 +50,14 @@ mod tests {
             assert_eq!(keys.get(&one, &head), Extracted::Key(ClientKey::of("one")));
         }
         assert_eq!(calls.load(Relaxed), 1);
-        assert_eq!(keys.get(&other, &head), Extracted::Key(ClientKey::of("other")));
-        assert_eq!(keys.get(&one.clone(), &head), Extracted::Key(ClientKey::of("one")));
+        assert_eq!(
+            keys.get(&other, &head),
+            Extracted::Key(ClientKey::of("other"))
+        );
+        assert_eq!(
+            keys.get(&one.clone(), &head),
+            Extracted::Key(ClientKey::of("one"))
+        );
         assert_eq!(calls.load(Relaxed), 3);
     }
 }

@@ -40,7 +40,11 @@ impl<P: Policy> Lease<P> {
     #[inline(always)]
     pub(crate) fn new(policy: Arc<P>, facts: Facts, held: P::Held) -> Self {
         let link = Link::Alone(policy, facts);
-        Self { link, held: ManuallyDrop::new(held), timer: None }
+        Self {
+            link,
+            held: ManuallyDrop::new(held),
+            timer: None,
+        }
     }
 
     #[inline(always)]
@@ -53,7 +57,10 @@ impl<P: Policy> Lease<P> {
     #[inline(always)]
     pub(crate) fn enter(&self, task: Option<&Waker>) -> (Inside, Option<Polling<'_>>) {
         let inside = nesting::enter(std::ptr::from_ref(self.link.parts().0).addr());
-        (inside, self.exchange().map(|exchange| exchange.handler.begin(task)))
+        (
+            inside,
+            self.exchange().map(|exchange| exchange.handler.begin(task)),
+        )
     }
 
     pub(crate) fn facts(&self) -> &Facts {
@@ -79,12 +86,21 @@ impl<P: Policy> Lease<P> {
         request: &mut Request<B>,
         keys: &mut Keys,
     ) -> Option<Reading<P>> {
-        let Link::Alone(policy, facts) = &self.link else { return None };
+        let Link::Alone(policy, facts) = &self.link else {
+            return None;
+        };
         let shared = policy.share(&mut self.held, request, facts, keys);
         let exchange = Arc::new(Exchange::new(policy.clone(), facts.clone(), shared));
         self.link = Link::Shared(exchange.clone());
-        let Exchange { policy, facts, shared, .. } = &*exchange;
-        let upload = facts.has_body.then(|| policy.upload(&mut self.held, shared, facts));
+        let Exchange {
+            policy,
+            facts,
+            shared,
+            ..
+        } = &*exchange;
+        let upload = facts
+            .has_body
+            .then(|| policy.upload(&mut self.held, shared, facts));
         upload.map(|upload| Reading::new(exchange, upload))
     }
 
@@ -107,8 +123,12 @@ impl<P: Policy> Lease<P> {
     /// The handler of a shared request is about to be polled.
     #[inline]
     pub(crate) fn before_handler(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Link::Shared(exchange) = &self.link else { return Poll::Ready(()) };
-        exchange.policy.before_handler(&mut self.held, exchange.shared(), cx)
+        let Link::Shared(exchange) = &self.link else {
+            return Poll::Ready(());
+        };
+        exchange
+            .policy
+            .before_handler(&mut self.held, exchange.shared(), cx)
     }
 
     /// The handler of a shared request is held back.
@@ -152,14 +172,18 @@ impl<P: Policy> Lease<P> {
                 }
             }
         }
-        let handler = Handler::Pending { awaits_client: asked.awaits_client };
+        let handler = Handler::Pending {
+            awaits_client: asked.awaits_client,
+        };
         self.handler_waits(handler, asked, is_new_task, cx)
     }
 
     /// The handler of a shared request is ready: the refusal, if its response is not to be sent.
     #[inline(never)]
     pub(crate) fn ready(&mut self, cx: &mut Context<'_>) -> Option<Box<Refusal>> {
-        let Link::Shared(exchange) = &self.link else { return None };
+        let Link::Shared(exchange) = &self.link else {
+            return None;
+        };
         if let Some(refusal) = exchange.head.is_ready() {
             return Some(refusal);
         }
@@ -193,7 +217,9 @@ impl<P: Policy> Lease<P> {
         is_new_task: bool,
         cx: &mut Context<'_>,
     ) -> Option<Box<Refusal>> {
-        let Self { link, held, timer, .. } = self;
+        let Self {
+            link, held, timer, ..
+        } = self;
         let (policy, of) = link.parts();
         let wait = link.wait();
         let mut timer = match timer {
@@ -203,7 +229,11 @@ impl<P: Policy> Lease<P> {
                     return None;
                 }
                 let now = Instant::now();
-                let elapsed = Elapsed { started: now, now, wait };
+                let elapsed = Elapsed {
+                    started: now,
+                    now,
+                    wait,
+                };
                 let due = wait.and_then(|wait| wait.instant(asked.due?));
                 let deadline = earlier(policy.deadline(held, of, &elapsed), due)?;
                 let at = wait.map_or(0, |wait| {
@@ -224,7 +254,11 @@ impl<P: Policy> Lease<P> {
         }
         while timer.as_mut().poll(is_new_task, cx).is_ready() {
             let now = Instant::now();
-            let elapsed = Elapsed { started: timer.started(), now, wait };
+            let elapsed = Elapsed {
+                started: timer.started(),
+                now,
+                wait,
+            };
             if let Some(refusal) = policy.expired(held, of, &elapsed) {
                 return Some(refusal);
             }
@@ -232,7 +266,9 @@ impl<P: Policy> Lease<P> {
             let deadline = earlier(policy.deadline(held, of, &elapsed), due);
             let never = || now.checked_add(Timer::NEVER).unwrap_or(now);
             let deadline = deadline.map_or_else(never, |at| at.max(now + Timer::MIN_PAUSE));
-            timer.as_mut().set(deadline, wait.map_or(0, |wait| wait.stamp(deadline)));
+            timer
+                .as_mut()
+                .set(deadline, wait.map_or(0, |wait| wait.stamp(deadline)));
         }
         None
     }
@@ -248,9 +284,18 @@ impl<P: Policy> Link<P> {
     #[inline(always)]
     fn parts(&self) -> (&P, Of<'_, P::Shared>) {
         match self {
-            Self::Alone(policy, facts) => (policy, Of { facts, shared: None }),
+            Self::Alone(policy, facts) => (
+                policy,
+                Of {
+                    facts,
+                    shared: None,
+                },
+            ),
             Self::Shared(exchange) => {
-                let of = Of { facts: &exchange.facts, shared: Some(&exchange.shared) };
+                let of = Of {
+                    facts: &exchange.facts,
+                    shared: Some(&exchange.shared),
+                };
                 (&exchange.policy, of)
             }
         }
@@ -277,6 +322,8 @@ impl<P: Policy> Drop for Lease<P> {
 
 impl<P: Policy> fmt::Debug for Lease<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lease").field("facts", self.facts()).finish_non_exhaustive()
+        f.debug_struct("Lease")
+            .field("facts", self.facts())
+            .finish_non_exhaustive()
     }
 }

@@ -35,7 +35,10 @@ struct Place(&'static Lingering);
 pub trait Unread<B> {
     /// Keeps the body of a request that no handler has seen, unless it gives that back. `true` if
     /// the body is read to its end, so that the connection may stay open.
-    #[allow(clippy::result_large_err, reason = "a refusal is rare, and a box costs an allocation")]
+    #[allow(
+        clippy::result_large_err,
+        reason = "a refusal is rare, and a box costs an allocation"
+    )]
     fn keep(request: Request<B>) -> Result<bool, Request<B>>;
 
     /// Takes what is left of a body that is being read, if it is to be kept. Else the caller drops
@@ -114,7 +117,10 @@ pub fn linger<B: Body + Send + 'static>(request: Request<B>) -> bool {
     if body.is_end_stream() {
         return true;
     }
-    let is_short = body.size_hint().exact().is_some_and(|length| length <= MAX_DRAINED_BYTES);
+    let is_short = body
+        .size_hint()
+        .exact()
+        .is_some_and(|length| length <= MAX_DRAINED_BYTES);
     let version = request.version();
     let is_drained = is_short && version != Version::HTTP_2;
     if !is_drained || request.headers().contains_key(EXPECT) {
@@ -171,7 +177,9 @@ async fn discard<B: Body>(body: B) {
 
 impl Lingering {
     fn take(&'static self, max: usize) -> Option<Place> {
-        let taken = self.0.fetch_update(Relaxed, Relaxed, |kept| (kept < max).then(|| kept + 1));
+        let taken = self
+            .0
+            .fetch_update(Relaxed, Relaxed, |kept| (kept < max).then(|| kept + 1));
         taken.is_ok().then(|| Place(self))
     }
 }
@@ -223,7 +231,9 @@ mod tests {
         let long = Full::<Bytes>::from(vec![0; MAX_DRAINED_BYTES as usize + 1]);
         assert!(!linger(post(Version::HTTP_11, long)));
         let mut awaits = post(Version::HTTP_11, body());
-        awaits.headers_mut().insert(EXPECT, HeaderValue::from_static("100-continue"));
+        awaits
+            .headers_mut()
+            .insert(EXPECT, HeaderValue::from_static("100-continue"));
         assert!(!linger(awaits));
     }
 
@@ -253,6 +263,9 @@ mod tests {
         let held = Arc::new(());
         assert!(!linger(post(Version::HTTP_11, upload(&held))));
         assert_eq!(Arc::strong_count(&held), 1);
-        assert!(!linger(post(Version::HTTP_11, Full::new(Bytes::from_static(b"short")))));
+        assert!(!linger(post(
+            Version::HTTP_11,
+            Full::new(Bytes::from_static(b"short"))
+        )));
     }
 }

@@ -30,7 +30,10 @@ pub struct Inside {
 
 impl Nesting {
     const fn new() -> Self {
-        Self { depth: Cell::new(0), policies: [const { Cell::new(0) }; MAX_DEPTH] }
+        Self {
+            depth: Cell::new(0),
+            policies: [const { Cell::new(0) }; MAX_DEPTH],
+        }
     }
 }
 
@@ -52,7 +55,9 @@ pub fn enter(policy: usize) -> Inside {
 pub fn is_inside(policy: usize) -> bool {
     NESTING.with(|nesting| {
         let depth = nesting.depth.get().min(MAX_DEPTH);
-        nesting.policies[..depth].iter().any(|entry| entry.get() == policy)
+        nesting.policies[..depth]
+            .iter()
+            .any(|entry| entry.get() == policy)
     })
 }
 
@@ -65,7 +70,10 @@ pub(crate) fn thread() -> usize {
 /// The task of `waker`, to be compared as [`Waker::will_wake`] does, without keeping the waker.
 #[inline]
 pub fn task_of(waker: &Waker) -> Task {
-    (waker.data().addr(), std::ptr::from_ref(waker.vtable()).addr())
+    (
+        waker.data().addr(),
+        std::ptr::from_ref(waker.vtable()).addr(),
+    )
 }
 
 // === Inside ===

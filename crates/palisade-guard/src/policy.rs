@@ -354,7 +354,8 @@ impl Elapsed<'_> {
 
     /// The time in which the client was awaited.
     pub fn waited(&self) -> Duration {
-        self.wait.map_or(Duration::ZERO, |wait| wait.total(self.now))
+        self.wait
+            .map_or(Duration::ZERO, |wait| wait.total(self.now))
     }
 
     /// Whether the client is awaited now.

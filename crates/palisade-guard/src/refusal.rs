@@ -25,7 +25,10 @@ pub struct Refused {
 impl Refusal {
     /// To be answered as `settings` say. The caller has recorded the rejection.
     pub fn new(rejection: Rejection, settings: &Settings) -> Self {
-        Self { rejection, on_reject: settings.on_reject.clone() }
+        Self {
+            rejection,
+            on_reject: settings.on_reject.clone(),
+        }
     }
 
     /// Refuses `request`, which no handler has seen: keeps its body as `U` says.
@@ -40,7 +43,10 @@ impl Refusal {
         if is_read {
             self.rejection.keep_open();
         }
-        Refused { refusal: self, is_head }
+        Refused {
+            refusal: self,
+            is_head,
+        }
     }
 }
 
@@ -57,7 +63,13 @@ impl Refused {
     #[cold]
     #[inline(never)]
     pub fn into_response(self) -> Response<Bytes> {
-        let Self { refusal: Refusal { rejection, on_reject }, is_head } = self;
+        let Self {
+            refusal: Refusal {
+                rejection,
+                on_reject,
+            },
+            is_head,
+        } = self;
         let mut response = match (on_reject, rejection.form()) {
             (Some(on_reject), AnswerForm::Http { .. }) => {
                 let response = on_reject(&rejection);
@@ -69,7 +81,10 @@ impl Refused {
         if is_head && !response.body().is_empty() {
             // What a GET would get (RFC 9110 section 8.6).
             let length = HeaderValue::from(response.body().len());
-            response.headers_mut().entry(CONTENT_LENGTH).or_insert(length);
+            response
+                .headers_mut()
+                .entry(CONTENT_LENGTH)
+                .or_insert(length);
         }
         let has_no_body = is_head
             || status.is_informational()

@@ -53,7 +53,10 @@ pub(crate) struct Reading<P: Policy> {
 impl<B, P: Policy> RequestBody<B, P> {
     #[inline(always)]
     pub(crate) fn new(body: B, reading: Option<Reading<P>>) -> Self {
-        Self { inner: Some(body), reading }
+        Self {
+            inner: Some(body),
+            reading,
+        }
     }
 }
 
@@ -109,9 +112,9 @@ where
         let up = Known(&self.inner);
         match &self.reading {
             None => up.size_hint(),
-            Some(Reading { exchange, upload, .. }) => {
-                exchange.policy.request_hint(upload, exchange.shared(), &up)
-            }
+            Some(Reading {
+                exchange, upload, ..
+            }) => exchange.policy.request_hint(upload, exchange.shared(), &up),
         }
     }
 }
@@ -189,9 +192,17 @@ impl<P: Policy> Reading<P> {
     {
         let mut slot = Poll::Pending;
         let flow = {
-            let Self { exchange, upload, .. } = &mut *self;
-            let mut up = Server { body: inner.as_mut(), first, ended: &exchange.ended };
-            exchange.policy.poll_request(upload, exchange.shared(), &mut up, &mut slot, cx)
+            let Self {
+                exchange, upload, ..
+            } = &mut *self;
+            let mut up = Server {
+                body: inner.as_mut(),
+                first,
+                ended: &exchange.ended,
+            };
+            exchange
+                .policy
+                .poll_request(upload, exchange.shared(), &mut up, &mut slot, cx)
         };
         match flow {
             Flow::Go | Flow::Busy => {}
@@ -231,7 +242,12 @@ impl<P: Policy> Reading<P> {
             }
         }
         self.check_wait(now)?;
-        let Self { exchange, upload, due, .. } = self;
+        let Self {
+            exchange,
+            upload,
+            due,
+            ..
+        } = self;
         let by_handler = exchange.handler.body_waits(*due, cx.waker()) == PolledBy::Handler;
         // A poll of the handler need not poll this body again, so that it would not show. Said
         // before the clock runs: the handler looks in the other order.
@@ -243,27 +259,47 @@ impl<P: Policy> Reading<P> {
             return Err(violation);
         }
         // The timer of the response future serves the handler's task.
-        if by_handler { Ok(()) } else { self.poll_timer(cx) }
+        if by_handler {
+            Ok(())
+        } else {
+            self.poll_timer(cx)
+        }
     }
 
     #[inline(never)]
     fn first_wait<B: Body>(&mut self, inner: &Option<B>, now: Stamp) {
         self.has_waited = true;
         let left = Known(inner).size_hint().exact();
-        let Self { exchange, upload, .. } = self;
-        self.due = exchange.policy.first_wait(upload, exchange.shared(), left, now);
+        let Self {
+            exchange, upload, ..
+        } = self;
+        self.due = exchange
+            .policy
+            .first_wait(upload, exchange.shared(), left, now);
     }
 
     /// Looks at the waiting if that is due at `now`.
     #[inline(always)]
     fn check_wait(&mut self, now: Stamp) -> Result<(), Violation> {
-        if self.due.is_some_and(|due| due <= now) { self.wait_expired(now) } else { Ok(()) }
+        if self.due.is_some_and(|due| due <= now) {
+            self.wait_expired(now)
+        } else {
+            Ok(())
+        }
     }
 
     #[inline(never)]
     fn wait_expired(&mut self, now: Stamp) -> Result<(), Violation> {
-        let Self { exchange, upload, since, .. } = self;
-        match exchange.policy.wait_expired(upload, exchange.shared(), *since, now) {
+        let Self {
+            exchange,
+            upload,
+            since,
+            ..
+        } = self;
+        match exchange
+            .policy
+            .wait_expired(upload, exchange.shared(), *since, now)
+        {
             Ok(due) => {
                 self.due = due;
                 Ok(())
@@ -277,7 +313,9 @@ impl<P: Policy> Reading<P> {
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<(), Violation> {
         while let Some(due) = self.due {
-            let Some(due) = self.exchange.wait.instant(due) else { break };
+            let Some(due) = self.exchange.wait.instant(due) else {
+                break;
+            };
             let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
             if timer.deadline() > due || (timer.is_elapsed() && timer.deadline() < due) {
                 timer.as_mut().reset(due);
@@ -301,8 +339,15 @@ impl<P: Policy> Reading<P> {
     fn end_wait_at(&mut self, now: Stamp) {
         self.awaits = false;
         self.exchange.set_unread(true);
-        let Self { exchange, upload, since, .. } = self;
-        exchange.policy.wait_ends(upload, exchange.shared(), *since, now);
+        let Self {
+            exchange,
+            upload,
+            since,
+            ..
+        } = self;
+        exchange
+            .policy
+            .wait_ends(upload, exchange.shared(), *since, now);
         exchange.wait.end(now);
         exchange.handler.wait_ends();
     }
@@ -312,17 +357,23 @@ impl<P: Policy> Drop for Reading<P> {
     #[inline(always)]
     fn drop(&mut self) {
         if self.awaits {
-            self.exchange.wait.end(self.exchange.wait.stamp(Instant::now()));
+            self.exchange
+                .wait
+                .end(self.exchange.wait.stamp(Instant::now()));
         }
         self.exchange.set_unread(false);
-        let Self { exchange, upload, .. } = self;
+        let Self {
+            exchange, upload, ..
+        } = self;
         exchange.policy.release_upload(upload, exchange.shared());
     }
 }
 
 impl<P: Policy> fmt::Debug for Reading<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reading").field("awaits", &self.awaits).finish_non_exhaustive()
+        f.debug_struct("Reading")
+            .field("awaits", &self.awaits)
+            .finish_non_exhaustive()
     }
 }
 
@@ -393,7 +444,9 @@ impl<B: Body> Upstream for Known<'_, B> {
 
     #[inline(always)]
     fn size_hint(&self) -> SizeHint {
-        self.0.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)
+        self.0
+            .as_ref()
+            .map_or(SizeHint::with_exact(0), Body::size_hint)
     }
 
     #[inline(always)]

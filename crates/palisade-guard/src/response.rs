@@ -33,11 +33,19 @@ pin_project! {
 impl<B, P: Policy> ResponseBody<B, P> {
     #[inline(always)]
     pub(crate) fn handler(body: B, lease: Option<Lease<P>>) -> Self {
-        Self { inner: Inner::Handler { body }, lease, is_cut: false }
+        Self {
+            inner: Inner::Handler { body },
+            lease,
+            is_cut: false,
+        }
     }
 
     pub(crate) fn refusal(bytes: Bytes) -> Self {
-        Self { inner: Inner::Refusal { bytes }, lease: None, is_cut: false }
+        Self {
+            inner: Inner::Refusal { bytes },
+            lease: None,
+            is_cut: false,
+        }
     }
 }
 

@@ -32,7 +32,9 @@ pub struct Guarded<S, P> {
 impl<P> GuardLayer<P> {
     /// Guards by `policy`.
     pub fn new(policy: P) -> Self {
-        Self { policy: Arc::new(policy) }
+        Self {
+            policy: Arc::new(policy),
+        }
     }
 
     /// The policy.
@@ -52,7 +54,9 @@ impl<P> GuardLayer<P> {
 
 impl<P> Clone for GuardLayer<P> {
     fn clone(&self) -> Self {
-        Self { policy: self.policy.clone() }
+        Self {
+            policy: self.policy.clone(),
+        }
     }
 }
 
@@ -60,14 +64,22 @@ impl<S, P: Policy> Layer<S> for GuardLayer<P> {
     type Service = Guarded<S, P>;
 
     fn layer(&self, inner: S) -> Guarded<S, P> {
-        Guarded { inner, policy: self.policy.clone(), listens: self.policy.listens() }
+        Guarded {
+            inner,
+            policy: self.policy.clone(),
+            listens: self.policy.listens(),
+        }
     }
 }
 
 impl<S: Clone, P> Clone for Guarded<S, P> {
     #[inline]
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), policy: self.policy.clone(), listens: self.listens }
+        Self {
+            inner: self.inner.clone(),
+            policy: self.policy.clone(),
+            listens: self.listens,
+        }
     }
 }
 
@@ -91,7 +103,9 @@ where
         let id = std::ptr::from_ref(&*self.policy).addr();
         if nesting::is_inside(id) {
             let inner = self.inner.call(unwatched(request));
-            return ResponseFuture { state: State::Handler { inner, lease: None } };
+            return ResponseFuture {
+                state: State::Handler { inner, lease: None },
+            };
         }
         let facts = Facts::of(&request, self.listens);
         let mut keys = Keys::default();
@@ -147,6 +161,11 @@ impl<S, P: Policy> Guarded<S, P> {
         let entered = lease.enter(None);
         let inner = self.inner.call(request);
         drop(entered);
-        ResponseFuture { state: State::Handler { inner, lease: Some(lease) } }
+        ResponseFuture {
+            state: State::Handler {
+                inner,
+                lease: Some(lease),
+            },
+        }
     }
 }

@@ -29,7 +29,8 @@ impl Settings {
 
     /// Records `rejection`. `true` if it is to be enforced, `false` if the request passes.
     pub fn refuse(&self, rejection: &Rejection, conn: Option<&ConnInfo>) -> bool {
-        self.recorder.record(|| Event::refused(rejection, self.mode, conn));
+        self.recorder
+            .record(|| Event::refused(rejection, self.mode, conn));
         self.mode == Mode::Enforce
     }
 
@@ -44,7 +45,8 @@ impl Settings {
     /// Records that a body broke a rule after its response head was sent. `true` if it is to be
     /// cut, `false` if it goes on.
     pub fn cut(&self, violation: &Violation, conn: Option<&ConnInfo>) -> bool {
-        self.recorder.record(|| Event::cut(violation, self.mode, conn));
+        self.recorder
+            .record(|| Event::cut(violation, self.mode, conn));
         self.mode == Mode::Enforce
     }
 }

@@ -89,7 +89,10 @@ impl Table {
     /// Room for `keys` keys, rounded up to a power of two of at least 16 and at most
     /// [`Self::MAX_CAPACITY`]. Allocates 8 bytes for each, once.
     pub fn new(keys: usize) -> Self {
-        let lines = keys.clamp(2 * WORDS, Self::MAX_CAPACITY).div_ceil(WORDS).next_power_of_two();
+        let lines = keys
+            .clamp(2 * WORDS, Self::MAX_CAPACITY)
+            .div_ceil(WORDS)
+            .next_power_of_two();
         Self {
             lines: (0..lines).map(|_| Line(Default::default())).collect(),
             tidied: AtomicU64::new(0),
@@ -130,7 +133,11 @@ impl Table {
                 return Some(Ok(value)); // Whoever owes nothing takes nobody's place.
             }
             let word = (tag(hash) << TAT_BITS) | (now.wrapping_add(debt.min(max_debt)) & TAT_MASK);
-            if place.word.compare_exchange(place.seen, word, Relaxed, Relaxed).is_ok() {
+            if place
+                .word
+                .compare_exchange(place.seen, word, Relaxed, Relaxed)
+                .is_ok()
+            {
                 if !place.found && place.debt > 0 {
                     self.evicted.0.fetch_add(1, Relaxed);
                 }
@@ -153,7 +160,9 @@ impl Table {
     pub fn occupancy(&self, now: u64, max_debt: u64) -> Occupancy {
         let max_debt = max_debt.min(Self::MAX_DEBT);
         let words = self.lines.iter().flat_map(|line| &line.0);
-        let keys = words.filter(|word| debt(word.load(Relaxed), now, max_debt) > 0).count();
+        let keys = words
+            .filter(|word| debt(word.load(Relaxed), now, max_debt) > 0)
+            .count();
         Occupancy {
             keys: keys as u64,
             capacity: (self.lines.len() * WORDS) as u64,
@@ -247,7 +256,11 @@ impl Table {
         } else {
             (due - all, due)
         };
-        if self.tidied.compare_exchange(tidied, to, Relaxed, Relaxed).is_err() {
+        if self
+            .tidied
+            .compare_exchange(tidied, to, Relaxed, Relaxed)
+            .is_err()
+        {
             return; // Somebody else is at it.
         }
         for line in from..to {
@@ -282,12 +295,22 @@ fn cheapest<'a>(
     max_debt: u64,
 ) -> (usize, Place<'a>) {
     let mut free = 0;
-    let mut best = Place { word: &line.0[0], seen: 0, debt: u64::MAX, found: false };
+    let mut best = Place {
+        word: &line.0[0],
+        seen: 0,
+        debt: u64::MAX,
+        found: false,
+    };
     for (word, seen) in line.0.iter().zip(*seen) {
         let debt = debt(seen, now, max_debt);
         free += usize::from(debt == 0);
         if debt < best.debt {
-            best = Place { word, seen, debt, found: false };
+            best = Place {
+                word,
+                seen,
+                debt,
+                found: false,
+            };
         }
     }
     (free, best)
@@ -297,7 +320,11 @@ fn cheapest<'a>(
 #[inline]
 fn debt(word: u64, now: u64, max_debt: u64) -> u64 {
     let ahead = word.wrapping_sub(now) & TAT_MASK;
-    if word == 0 || ahead > max_debt { 0 } else { ahead }
+    if word == 0 || ahead > max_debt {
+        0
+    } else {
+        ahead
+    }
 }
 
 #[inline]

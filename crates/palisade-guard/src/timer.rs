@@ -36,7 +36,12 @@ impl Timer {
     pub(crate) const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
     pub(crate) fn new(started: Instant, deadline: Instant, at: Stamp) -> Pin<Box<Self>> {
-        Box::pin(Self { started, at, is_registered: false, sleep: sleep_until(deadline) })
+        Box::pin(Self {
+            started,
+            at,
+            is_registered: false,
+            sleep: sleep_until(deadline),
+        })
     }
 
     /// When the handler waited first.

@@ -46,8 +46,13 @@ impl Probe {
         if self.refuses != Some(step) {
             return None;
         }
-        let violation =
-            Violation::new(Guard::ConcurrencyLimit, Reason::Full, Phase::RequestHead, 1, 2);
+        let violation = Violation::new(
+            Guard::ConcurrencyLimit,
+            Reason::Full,
+            Phase::RequestHead,
+            1,
+            2,
+        );
         let rejection = Rejection::new(violation, StatusCode::SERVICE_UNAVAILABLE, facts.form);
         Some(Refusal::new(rejection, &Settings::default()))
     }
@@ -71,7 +76,8 @@ impl Policy for Probe {
         _: &mut Keys,
     ) -> Result<Admitted, Refusal> {
         self.writes("admit");
-        self.refusal(Step::Admit, facts).map_or(Ok(Admitted(true)), Err)
+        self.refusal(Step::Admit, facts)
+            .map_or(Ok(Admitted(true)), Err)
     }
 
     fn share<B: Body>(&self, _: &mut Admitted, _: &mut Request<B>, _: &Facts, _: &mut Keys) {}
@@ -90,7 +96,10 @@ impl Policy for Probe {
     }
 
     fn release(&self, held: &mut Admitted, _: Of<'_, ()>) {
-        assert!(std::mem::take(held).0, "what was not admitted, or is released twice");
+        assert!(
+            std::mem::take(held).0,
+            "what was not admitted, or is released twice"
+        );
         self.writes("release");
     }
 }
@@ -98,7 +107,11 @@ impl Policy for Probe {
 /// Calls a handler that is pending for ever behind two policies, of which these refuse.
 fn call(outer: Option<Step>, inner: Option<Step>) -> (Option<StatusCode>, Vec<String>) {
     let journal = Journal::default();
-    let probe = |name, refuses| Probe { name, journal: journal.clone(), refuses };
+    let probe = |name, refuses| Probe {
+        name,
+        journal: journal.clone(),
+        refuses,
+    };
     let guards = GuardLayer::new(And(probe("outer", outer), probe("inner", inner)));
     let pending =
         service_fn(|_| std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>());
@@ -147,7 +160,10 @@ fn a_pending_request_that_is_dropped_is_released_from_the_inside_out() {
 fn to_the_outer_policy_a_refusal_of_the_inner_one_is_a_response() {
     let (status, lines) = call(None, Some(Step::AfterHandler));
     assert_eq!(status, REFUSED);
-    assert_eq!(lines[2..4], [format!("inner: {PENDING}"), "outer: Ready".to_owned()]);
+    assert_eq!(
+        lines[2..4],
+        [format!("inner: {PENDING}"), "outer: Ready".to_owned()]
+    );
     assert_eq!(lines[4..], ["inner: release", "outer: release"]);
 }
 

@@ -279,7 +279,11 @@ impl Model {
 }
 
 fn http2() -> (Arc<ConnInfo>, InFlight) {
-    let conn = Arc::new(ConnInfo::new(([192, 0, 2, 1], 1).into(), None, Prefix::default()));
+    let conn = Arc::new(ConnInfo::new(
+        ([192, 0, 2, 1], 1).into(),
+        None,
+        Prefix::default(),
+    ));
     let in_flight = conn.begin_request(true);
     (conn, in_flight)
 }
@@ -308,14 +312,24 @@ fn follows(steps: &[Step], plain: bool) {
             })
         })
     };
-    let mut service = GuardLayer::new(Counts { told: told.clone(), plain }).layer(handler);
-    let mut request = Request::post("/").version(Version::HTTP_2).body(Wire(line.clone())).unwrap();
+    let mut service = GuardLayer::new(Counts {
+        told: told.clone(),
+        plain,
+    })
+    .layer(handler);
+    let mut request = Request::post("/")
+        .version(Version::HTTP_2)
+        .body(Wire(line.clone()))
+        .unwrap();
     request.extensions_mut().insert(conn.clone());
     let mut future = Some(Box::pin(service.call(request)));
 
     let (mine, other) = (Arc::new(Task::default()), Arc::new(Task::default()));
     let wakers = [Waker::from(mine.clone()), Waker::from(other.clone())];
-    let mut model = Model { has_body: true, ..Model::default() };
+    let mut model = Model {
+        has_body: true,
+        ..Model::default()
+    };
     for step in steps {
         match *step {
             Step::Handler { reads } => {
@@ -379,14 +393,21 @@ fn follows(steps: &[Step], plain: bool) {
             assert_eq!(told.awaited.last(), Some(&by_handler));
         }
         assert_eq!(told.released, usize::from(future.is_none()));
-        let data = reader.out.iter().filter(|given| matches!(given, Given::Data(_))).count();
+        let data = reader
+            .out
+            .iter()
+            .filter(|given| matches!(given, Given::Data(_)))
+            .count();
         assert_eq!(told.passed, if plain { data } else { 0 });
     }
     drop(future);
     let body = reader.lock().body.take();
     drop(body);
     let told = told.lock();
-    assert_eq!((told.admitted, told.uploads_released, told.released), (1, 1, 1));
+    assert_eq!(
+        (told.admitted, told.uploads_released, told.released),
+        (1, 1, 1)
+    );
     assert!(!conn.has_unread_body());
 }
 

@@ -32,8 +32,9 @@ fn check(
     quota: Gcra,
     cells: u32,
 ) -> Option<Result<(), Denied>> {
-    table
-        .update(key, now, quota.max_debt(), |debt| quota.decide(debt, cells).map(|debt| ((), debt)))
+    table.update(key, now, quota.max_debt(), |debt| {
+        quota.decide(debt, cells).map(|debt| ((), debt))
+    })
 }
 
 fn admits(table: &Table, key: ClientKey, now: u64, quota: Gcra) -> bool {
@@ -141,7 +142,10 @@ fn eight_threads_on_one_cold_key_get_exactly_the_burst() {
     for (round, admitted) in admitted.iter().enumerate() {
         assert_eq!(admitted.load(Relaxed), 40, "in round {round}");
     }
-    assert_eq!(table.occupancy(SECOND, quota.max_debt()).keys, rounds as u64);
+    assert_eq!(
+        table.occupancy(SECOND, quota.max_debt()).keys,
+        rounds as u64
+    );
 }
 
 #[test]
@@ -152,7 +156,10 @@ fn an_update_that_others_overtake_many_times_succeeds_nevertheless() {
     let updated = table.update(key(1), SECOND, SECOND, |debt| {
         if overtaken.get() < 100 {
             overtaken.set(overtaken.get() + 1);
-            table.update(key(1), SECOND, SECOND, one_more).unwrap().unwrap();
+            table
+                .update(key(1), SECOND, SECOND, one_more)
+                .unwrap()
+                .unwrap();
         }
         one_more(debt)
     });
@@ -171,13 +178,23 @@ fn abuse_during_a_flood(at_once: u32, pause: u64) -> f64 {
     for millis in 0..10_000 {
         let now = DAY + millis * MILLI;
         if millis % pause == 0 {
-            admitted += (0..at_once).filter(|_| admits(&table, abuser, now, quota)).count();
+            admitted += (0..at_once)
+                .filter(|_| admits(&table, abuser, now, quota))
+                .count();
         }
         if millis % 1000 == 500 {
-            assert!(admits(&table, honest, now, quota), "an honest request at {millis} ms");
+            assert!(
+                admits(&table, honest, now, quota),
+                "an honest request at {millis} ms"
+            );
         }
         for number in 0..62 {
-            assert!(admits(&table, key(1000 + millis * 100 + number), now, quota));
+            assert!(admits(
+                &table,
+                key(1000 + millis * 100 + number),
+                now,
+                quota
+            ));
         }
     }
     let occupancy = table.occupancy(DAY + 10 * SECOND, quota.max_debt());
@@ -189,7 +206,10 @@ fn abuse_during_a_flood(at_once: u32, pause: u64) -> f64 {
 fn a_flood_of_keys_washes_no_debt_off() {
     for (at_once, pause) in [(1, 1), (20, 50), (20, 500), (20, 1000), (40, 2000)] {
         let share = abuse_during_a_flood(at_once, pause);
-        assert!(share <= 1.02, "{at_once} every {pause} ms got {share} of the bound");
+        assert!(
+            share <= 1.02,
+            "{at_once} every {pause} ms got {share} of the bound"
+        );
     }
 }
 
@@ -230,8 +250,9 @@ fn a_table_three_fifths_full_keeps_nearly_every_key() {
     for number in 0..live {
         assert!(admits(&table, key(number), SECOND, quota));
     }
-    let kept =
-        (0..live).filter(|number| table.debt(key(*number), SECOND, quota.max_debt()) > 0).count();
+    let kept = (0..live)
+        .filter(|number| table.debt(key(*number), SECOND, quota.max_debt()) > 0)
+        .count();
     assert!(kept as f64 >= 0.995 * live as f64, "{kept} of {live}");
 }
 
@@ -248,12 +269,21 @@ fn whoever_owes_nothing_takes_nobodys_place() {
 #[test]
 fn a_debt_is_paid_across_the_edge_of_the_clock() {
     let quota = Gcra::new(SECOND, 3).unwrap();
-    for start in [WRAP - 3 * SECOND, WRAP - 1, WRAP, WRAP + 1, 5 * WRAP - SECOND] {
+    for start in [
+        WRAP - 3 * SECOND,
+        WRAP - 1,
+        WRAP,
+        WRAP + 1,
+        5 * WRAP - SECOND,
+    ] {
         let table = Table::new(1024);
         for _ in 0..3 {
             assert!(admits(&table, key(1), start, quota));
         }
-        assert_eq!(check(&table, key(1), start, quota, 1), Some(Err(Denied::Wait(SECOND))));
+        assert_eq!(
+            check(&table, key(1), start, quota, 1),
+            Some(Err(Denied::Wait(SECOND)))
+        );
         assert!(!admits(&table, key(1), start + SECOND - 1, quota));
         assert!(admits(&table, key(1), start + SECOND, quota));
         assert_eq!(table.debt(key(1), start + 4 * SECOND, quota.max_debt()), 0);
@@ -265,15 +295,26 @@ fn a_debt_paid_long_ago_never_comes_back() {
     let owe = |more| move |debt: u64| Ok::<_, ()>(((), debt + more));
     let table = Table::new(1024);
     for number in 0..400 {
-        table.update(key(number), 0, 2 * DAY, owe(2 * DAY)).unwrap().unwrap();
+        table
+            .update(key(number), 0, 2 * DAY, owe(2 * DAY))
+            .unwrap()
+            .unwrap();
     }
     // One other client comes now and then; that is enough for the table to tidy itself.
     let mut now = 0;
     while now < WRAP + 3 * DAY {
         now += 3 * HOUR;
-        table.update(key(1_000_000), now, 2 * DAY, owe(SECOND)).unwrap().unwrap();
+        table
+            .update(key(1_000_000), now, 2 * DAY, owe(SECOND))
+            .unwrap()
+            .unwrap();
         if now > 2 * DAY {
-            assert_eq!(table.occupancy(now, 2 * DAY).keys, 1, "{} hours on", now / HOUR);
+            assert_eq!(
+                table.occupancy(now, 2 * DAY).keys,
+                1,
+                "{} hours on",
+                now / HOUR
+            );
         }
     }
 }
@@ -295,7 +336,12 @@ fn a_table_that_nobody_used_for_long_holds_no_debts() {
         // Nor does one that is only looked at.
         let table = Table::new(1024);
         table.update(key(0), DAY, DAY, owe).unwrap().unwrap();
-        assert_eq!(table.debt(key(0), DAY + idle, DAY), 0, "{} days later", idle / DAY);
+        assert_eq!(
+            table.debt(key(0), DAY + idle, DAY),
+            0,
+            "{} days later",
+            idle / DAY
+        );
     }
 }
 

@@ -24,7 +24,11 @@ fn race(burst: u32, tries: [&'static [u64]; 2]) -> (u32, Arc<Table>, Gcra) {
     let table = Arc::new(Table::new(KEYS));
     let threads = tries.map(|keys| {
         let table = table.clone();
-        thread::spawn(move || keys.iter().filter(|key| admits(&table, **key, quota)).count())
+        thread::spawn(move || {
+            keys.iter()
+                .filter(|key| admits(&table, **key, quota))
+                .count()
+        })
     });
     let admitted: usize = threads.map(|thread| thread.join().unwrap()).iter().sum();
     (admitted as u32, table, quota)

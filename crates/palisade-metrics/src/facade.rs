@@ -54,9 +54,18 @@ impl Facade {
             describe(family);
         }
         let counters = BySeries::new(|series| {
-            if series.is_expected() { OnceLock::from(counter(series)) } else { OnceLock::new() }
+            if series.is_expected() {
+                OnceLock::from(counter(series))
+            } else {
+                OnceLock::new()
+            }
         });
-        Self { shared: Arc::new(Shared { counters, watched: Watched::new() }) }
+        Self {
+            shared: Arc::new(Shared {
+                counters,
+                watched: Watched::new(),
+            }),
+        }
     }
 
     /// Asks the guards for their levels and hands them on. Several instances of one guard are
@@ -67,7 +76,9 @@ impl Facade {
     pub fn sample(&self) {
         let watched = &self.shared.watched;
         for (guard, level, value) in watched.sample() {
-            let Some(Family { name, is_total, .. }) = level_family(level) else { continue };
+            let Some(Family { name, is_total, .. }) = level_family(level) else {
+                continue;
+            };
             let guard = guard.as_str();
             if is_total {
                 metrics::counter!(name, "guard" => guard).absolute(value);
@@ -91,7 +102,9 @@ impl Default for Facade {
 
 impl fmt::Debug for Facade {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Facade").field("watched", &self.shared.watched).finish_non_exhaustive()
+        f.debug_struct("Facade")
+            .field("watched", &self.shared.watched)
+            .finish_non_exhaustive()
     }
 }
 
@@ -112,12 +125,20 @@ impl Metrics for Facade {
 }
 
 fn counter(series: Series) -> Counter {
-    let labels: Vec<_> =
-        series.labels().map(|(name, value)| Label::from_static_parts(name, value)).collect();
+    let labels: Vec<_> = series
+        .labels()
+        .map(|(name, value)| Label::from_static_parts(name, value))
+        .collect();
     metrics::counter!(series.family().name, labels)
 }
 
-fn describe(Family { name, help, is_total }: Family) {
+fn describe(
+    Family {
+        name,
+        help,
+        is_total,
+    }: Family,
+) {
     let help = SharedString::const_str(help);
     if is_total {
         metrics::describe_counter!(name, Unit::Count, help);
@@ -153,7 +174,9 @@ mod tests {
     fn an_exporter_shows_the_same_as_the_snapshot() {
         let snapshot = Snapshot::new();
         let guards = [3, 4].map(|working| {
-            let shown = Level::ALL.iter().map(|level| (*level, working + *level as u64));
+            let shown = Level::ALL
+                .iter()
+                .map(|level| (*level, working + *level as u64));
             Arc::new(Shown(Guard::ConcurrencyLimit, shown.collect()))
         });
         let text = exported(|facade| {
@@ -173,7 +196,12 @@ mod tests {
             }
         });
         let (theirs, ours) = (read(&text), read(&snapshot.prometheus()));
-        assert!(theirs.keys().eq(ours.keys()), "{:?} {:?}", theirs.keys(), ours.keys());
+        assert!(
+            theirs.keys().eq(ours.keys()),
+            "{:?} {:?}",
+            theirs.keys(),
+            ours.keys()
+        );
         for (name, theirs) in &theirs {
             assert_eq!(theirs.samples, ours[name].samples, "{name}");
             assert_eq!(theirs.kind, ours[name].kind, "{name}");

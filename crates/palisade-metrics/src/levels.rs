@@ -60,7 +60,9 @@ impl Watched {
 
     /// Watches `levels` for as long as they live. A second time for the same changes nothing.
     pub(crate) fn register(&self, levels: Weak<dyn Levels>) {
-        let Some(alive) = levels.upgrade() else { return };
+        let Some(alive) = levels.upgrade() else {
+            return;
+        };
         let guard = alive.guard();
         let mut guards = self.guards.lock();
         guards.bury_the_dead();
@@ -71,7 +73,11 @@ impl Watched {
             self.ignored.fetch_add(1, Relaxed);
             return;
         }
-        guards.living.push(One { guard, levels, totals: [0; LEVELS] });
+        guards.living.push(One {
+            guard,
+            levels,
+            totals: [0; LEVELS],
+        });
     }
 
     pub(crate) fn limit_changed(&self, guard: Guard, limit: u64) {
@@ -85,8 +91,15 @@ impl Watched {
 
     /// How often the limit of each guard was changed, for those where it was.
     pub(crate) fn limit_changes(&self) -> impl Iterator<Item = (Guard, u64)> {
-        let changes = self.limit_changes.iter().map(|changes| changes.load(Relaxed));
-        Guard::ALL.iter().copied().zip(changes).filter(|(_, changes)| *changes > 0)
+        let changes = self
+            .limit_changes
+            .iter()
+            .map(|changes| changes.load(Relaxed));
+        Guard::ALL
+            .iter()
+            .copied()
+            .zip(changes)
+            .filter(|(_, changes)| *changes > 0)
     }
 
     pub(crate) fn ignored(&self) -> u64 {
@@ -119,7 +132,9 @@ impl Watched {
 impl fmt::Debug for Watched {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let watched = self.guards.try_lock().map(|guards| guards.living.len());
-        f.debug_struct("Watched").field("guards", &watched).finish_non_exhaustive()
+        f.debug_struct("Watched")
+            .field("guards", &watched)
+            .finish_non_exhaustive()
     }
 }
 
@@ -154,7 +169,9 @@ impl Guards {
             let _ = catch_unwind(AssertUnwindSafe(|| levels.sample(&mut visit)));
             held.push(levels);
             for (level, last) in Level::ALL.iter().zip(&mut one.totals) {
-                let Some(value) = seen.get(one.guard, *level) else { continue };
+                let Some(value) = seen.get(one.guard, *level) else {
+                    continue;
+                };
                 sums.add(one.guard, *level, value);
                 gone.add(one.guard, *level, 0);
                 if level.is_total() {
@@ -174,14 +191,21 @@ impl Sums {
     }
 
     fn add(&mut self, guard: Guard, level: Level, value: u64) {
-        let sum = self.0.get_mut(guard as usize).and_then(|sums| sums.get_mut(level as usize));
+        let sum = self
+            .0
+            .get_mut(guard as usize)
+            .and_then(|sums| sums.get_mut(level as usize));
         if let Some(sum) = sum {
             *sum = Some(sum.unwrap_or(0).saturating_add(value));
         }
     }
 
     fn add_totals(&mut self, one: &One) {
-        for (level, total) in Level::ALL.iter().zip(one.totals).filter(|(_, total)| *total > 0) {
+        for (level, total) in Level::ALL
+            .iter()
+            .zip(one.totals)
+            .filter(|(_, total)| *total > 0)
+        {
             self.add(one.guard, *level, total);
         }
     }
@@ -199,7 +223,10 @@ mod tests {
 
     impl Slots {
         fn new(working: u64, admitted: u64) -> Arc<Self> {
-            Arc::new(Self { working: working.into(), admitted: admitted.into() })
+            Arc::new(Self {
+                working: working.into(),
+                admitted: admitted.into(),
+            })
         }
     }
 
@@ -332,14 +359,20 @@ mod tests {
         let watched = Watched::new();
         watched.limit_changed(Guard::ConcurrencyLimit, 100);
         watched.limit_changed(Guard::ConcurrencyLimit, 50);
-        assert_eq!(watched.sample(), [(Guard::ConcurrencyLimit, Level::Limit, 50)]);
+        assert_eq!(
+            watched.sample(),
+            [(Guard::ConcurrencyLimit, Level::Limit, 50)]
+        );
         assert!(watched.limit_changes().eq([(Guard::ConcurrencyLimit, 2)]));
     }
 
     #[test]
     fn numbers_that_no_guard_should_have_do_not_overflow() {
         let watched = Watched::new();
-        let slots = [Slots::new(u64::MAX, u64::MAX), Slots::new(u64::MAX, u64::MAX)];
+        let slots = [
+            Slots::new(u64::MAX, u64::MAX),
+            Slots::new(u64::MAX, u64::MAX),
+        ];
         slots.iter().for_each(|slots| register(&watched, slots));
         assert_eq!(level(&watched, Level::Working), Some(u64::MAX));
         drop(slots);

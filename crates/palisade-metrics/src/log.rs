@@ -87,7 +87,13 @@ impl Log {
     pub fn new() -> Self {
         let by_reason = std::array::from_fn(|_| Default::default());
         let limits = std::array::from_fn(|_| Sampler::default());
-        Self { shared: Arc::new(Shared { started: Instant::now(), by_reason, limits }) }
+        Self {
+            shared: Arc::new(Shared {
+                started: Instant::now(),
+                by_reason,
+                limits,
+            }),
+        }
     }
 
     /// The number of lines left out before this one, or `None` if it is to be left out too.
@@ -97,8 +103,17 @@ impl Log {
     }
 
     fn refused(&self, rejection: &Rejection, mode: Mode, conn: Option<&ConnInfo>) {
-        let Violation { guard, reason, phase, limit, observed, .. } = *rejection.violation();
-        let Some(suppressed) = self.line(reason, mode) else { return };
+        let Violation {
+            guard,
+            reason,
+            phase,
+            limit,
+            observed,
+            ..
+        } = *rejection.violation();
+        let Some(suppressed) = self.line(reason, mode) else {
+            return;
+        };
         let peer = conn.map(|conn| display(conn.peer()));
         line!(
             mode,
@@ -120,8 +135,17 @@ impl Log {
 
     /// `what` was ended for `violation`.
     fn ended(&self, what: &str, violation: &Violation, mode: Mode, conn: Option<&ConnInfo>) {
-        let Violation { guard, reason, phase, limit, observed, .. } = *violation;
-        let Some(suppressed) = self.line(reason, mode) else { return };
+        let Violation {
+            guard,
+            reason,
+            phase,
+            limit,
+            observed,
+            ..
+        } = *violation;
+        let Some(suppressed) = self.line(reason, mode) else {
+            return;
+        };
         let peer = conn.map(|conn| display(conn.peer()));
         line!(
             mode,
@@ -158,11 +182,26 @@ impl Default for Log {
 impl Metrics for Log {
     fn record(&self, event: &Event<'_>) {
         match *event {
-            Event::Refused { rejection, mode, conn, .. } => self.refused(rejection, mode, conn),
-            Event::Cut { violation, mode, conn, .. } => {
+            Event::Refused {
+                rejection,
+                mode,
+                conn,
+                ..
+            } => self.refused(rejection, mode, conn),
+            Event::Cut {
+                violation,
+                mode,
+                conn,
+                ..
+            } => {
                 self.ended("body cut", violation, mode, conn);
             }
-            Event::Disconnected { violation, mode, conn, .. } => {
+            Event::Disconnected {
+                violation,
+                mode,
+                conn,
+                ..
+            } => {
                 self.ended("connection ended", violation, mode, Some(conn));
             }
             Event::LimitChanged { guard, limit, .. } => self.limit_changed(guard, limit),
@@ -195,7 +234,9 @@ impl Sampler {
             let is_free = used == 0 || now.saturating_sub(used - 1) >= SECOND;
             // Whoever loses this race goes on to the next line: that one was just taken.
             if is_free
-                && line.compare_exchange(used, now.saturating_add(1), Relaxed, Relaxed).is_ok()
+                && line
+                    .compare_exchange(used, now.saturating_add(1), Relaxed, Relaxed)
+                    .is_ok()
             {
                 return Some(self.suppressed.swap(0, Relaxed));
             }
@@ -272,7 +313,10 @@ mod tests {
         /// The `suppressed` of each line written since this was last asked.
         fn suppressed(&self) -> Vec<u64> {
             let lines = self.take();
-            lines.iter().map(|(_, fields)| fields.0["suppressed"].parse().unwrap()).collect()
+            lines
+                .iter()
+                .map(|(_, fields)| fields.0["suppressed"].parse().unwrap())
+                .collect()
         }
     }
 
@@ -339,13 +383,22 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_line_says_all_that_an_operator_needs() {
         let (lines, _guard) = listen();
-        let conn = ConnInfo::new("[2001:db8::1]:4711".parse().unwrap(), None, Prefix::default());
+        let conn = ConnInfo::new(
+            "[2001:db8::1]:4711".parse().unwrap(),
+            None,
+            Prefix::default(),
+        );
         let log = Log::new();
         let enforce = Teller::new(log.clone(), Mode::Enforce);
         enforce.refuse(Guard::RateLimit, Reason::RateExceeded, Some(&conn));
-        let [(level, Fields(fields))] = &lines.take()[..] else { panic!("not one line") };
+        let [(level, Fields(fields))] = &lines.take()[..] else {
+            panic!("not one line")
+        };
         assert_eq!(*level, Level::WARN);
-        let fields: Vec<_> = fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let fields: Vec<_> = fields
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
         let id = conn.id().to_string();
         let expected = [
             ("conn", id.as_str()),
@@ -366,7 +419,9 @@ mod tests {
 
         // Neither an address where none is known, nor a warning where nothing was done.
         Teller::new(log, Mode::Shadow).cut(Guard::SlowBody, Reason::Gap, Phase::ResponseBody);
-        let [(level, Fields(fields))] = &lines.take()[..] else { panic!("not one line") };
+        let [(level, Fields(fields))] = &lines.take()[..] else {
+            panic!("not one line")
+        };
         assert_eq!(*level, Level::INFO);
         assert_eq!(fields["message"], "body cut");
         assert_eq!(fields["mode"], "shadow");
@@ -381,11 +436,19 @@ mod tests {
         let log = Log::new();
         let teller = Teller::new(log.clone(), Mode::Enforce);
         teller.disconnect(Reason::FirstRequest, Phase::FirstHead);
-        let [(level, Fields(fields))] = &lines.take()[..] else { panic!("not one line") };
+        let [(level, Fields(fields))] = &lines.take()[..] else {
+            panic!("not one line")
+        };
         assert_eq!(*level, Level::WARN);
         assert_eq!(fields["message"], "connection ended");
-        assert_eq!(fields["option"], "ConnGuard::builder().first_request(duration)");
-        assert_eq!((&fields["peer"][..], &fields["phase"][..]), ("192.0.2.1:4711", "first_head"));
+        assert_eq!(
+            fields["option"],
+            "ConnGuard::builder().first_request(duration)"
+        );
+        assert_eq!(
+            (&fields["peer"][..], &fields["phase"][..]),
+            ("192.0.2.1:4711", "first_head")
+        );
         for _ in 0..1000 {
             teller.disconnect(Reason::FirstRequest, Phase::FirstHead);
         }
@@ -402,9 +465,14 @@ mod tests {
         assert_eq!(lines.suppressed(), [0; Log::LINES]);
         advance(Duration::from_secs(1)).await;
         log.record(&Event::limit_changed(Guard::ConcurrencyLimit, 7));
-        let [(level, Fields(fields))] = &lines.take()[..] else { panic!("not one line") };
+        let [(level, Fields(fields))] = &lines.take()[..] else {
+            panic!("not one line")
+        };
         assert_eq!(*level, Level::INFO);
-        assert_eq!((&fields["guard"][..], &fields["limit"][..]), ("concurrency_limit", "7"));
+        assert_eq!(
+            (&fields["guard"][..], &fields["limit"][..]),
+            ("concurrency_limit", "7")
+        );
         assert_eq!(fields["suppressed"], (1000 - Log::LINES).to_string());
     }
 

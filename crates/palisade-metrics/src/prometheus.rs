@@ -18,7 +18,11 @@ impl Exposition {
         labels: impl IntoIterator<Item = (&'static str, &'static str)>,
         value: u64,
     ) {
-        let Family { name, help, is_total } = family;
+        let Family {
+            name,
+            help,
+            is_total,
+        } = family;
         if self.family != Some(name) {
             self.family = Some(name);
             let kind = if is_total { "counter" } else { "gauge" };
@@ -50,7 +54,11 @@ impl Exposition {
 /// `text` with what would end a help text, or a label's value, escaped.
 fn escaped(text: &str, quoted: bool) -> String {
     let text = text.replace('\\', r"\\").replace('\n', r"\n");
-    if quoted { text.replace('"', r#"\""#) } else { text }
+    if quoted {
+        text.replace('"', r#"\""#)
+    } else {
+        text
+    }
 }
 
 #[cfg(test)]
@@ -60,7 +68,11 @@ mod tests {
 
     #[test]
     fn text_that_would_end_a_value_is_escaped() {
-        let family = Family { name: "a", help: "back\\slash\nand \"line\"", is_total: false };
+        let family = Family {
+            name: "a",
+            help: "back\\slash\nand \"line\"",
+            is_total: false,
+        };
         let hostile = "\"} 1\na{x=\"\\";
         let mut text = Exposition::default();
         text.sample(family, [("x", hostile), ("y", "")], 1);

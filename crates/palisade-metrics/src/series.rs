@@ -99,22 +99,54 @@ const CUTS: &[(Guard, Reason, Phase)] = &[
     (Guard::SlowBody, Reason::Rate, Phase::ResponseBody),
     (Guard::SlowBody, Reason::BodyTotal, Phase::RequestBody),
     (Guard::SlowBody, Reason::BodyTotal, Phase::ResponseBody),
-    (Guard::ConcurrencyLimit, Reason::Displaced, Phase::RequestBody),
-    (Guard::ConcurrencyLimit, Reason::Displaced, Phase::ResponseBody),
+    (
+        Guard::ConcurrencyLimit,
+        Reason::Displaced,
+        Phase::RequestBody,
+    ),
+    (
+        Guard::ConcurrencyLimit,
+        Reason::Displaced,
+        Phase::ResponseBody,
+    ),
     (Guard::Connection, Reason::WindowStall, Phase::ResponseBody),
 ];
 
 /// What connections are ended for.
 const ENDINGS: &[(Guard, Reason, Phase)] = &[
     (Guard::Connection, Reason::ConnectionsFull, Phase::Accept),
-    (Guard::Connection, Reason::ClientConnectionsFull, Phase::Accept),
-    (Guard::Connection, Reason::NetworkConnectionsFull, Phase::Accept),
+    (
+        Guard::Connection,
+        Reason::ClientConnectionsFull,
+        Phase::Accept,
+    ),
+    (
+        Guard::Connection,
+        Reason::NetworkConnectionsFull,
+        Phase::Accept,
+    ),
     (Guard::Connection, Reason::AcceptRate, Phase::Accept),
-    (Guard::Connection, Reason::ConnectionDisplaced, Phase::FirstHead),
-    (Guard::Connection, Reason::ConnectionDisplaced, Phase::NextHead),
+    (
+        Guard::Connection,
+        Reason::ConnectionDisplaced,
+        Phase::FirstHead,
+    ),
+    (
+        Guard::Connection,
+        Reason::ConnectionDisplaced,
+        Phase::NextHead,
+    ),
     (Guard::Connection, Reason::ConnectionDisplaced, Phase::Idle),
-    (Guard::Connection, Reason::ConnectionDisplaced, Phase::Writing),
-    (Guard::Connection, Reason::ConnectionDisplaced, Phase::Lingering),
+    (
+        Guard::Connection,
+        Reason::ConnectionDisplaced,
+        Phase::Writing,
+    ),
+    (
+        Guard::Connection,
+        Reason::ConnectionDisplaced,
+        Phase::Lingering,
+    ),
     (Guard::Connection, Reason::FirstRequest, Phase::FirstHead),
     (Guard::Connection, Reason::SlowHead, Phase::NextHead),
     (Guard::Connection, Reason::SlowHead, Phase::Writing),
@@ -156,31 +188,45 @@ pub(crate) fn level_family(level: Level) -> Option<Family> {
             "Requests that wait for their own client and hold no slot",
         ),
         Level::Queued => ("palisade_queue_depth", "Requests that wait for a slot"),
-        Level::Limit => ("palisade_concurrency_limit", "Requests that may hold a slot at once"),
-        Level::Admitted => ("palisade_requests_admitted_total", "Requests that a guard let in"),
+        Level::Limit => (
+            "palisade_concurrency_limit",
+            "Requests that may hold a slot at once",
+        ),
+        Level::Admitted => (
+            "palisade_requests_admitted_total",
+            "Requests that a guard let in",
+        ),
         Level::Keys => ("palisade_tracked_keys", "Clients or other keys with a debt"),
-        Level::KeyCapacity => {
-            ("palisade_tracked_keys_limit", "Clients or other keys that can be told apart")
-        }
+        Level::KeyCapacity => (
+            "palisade_tracked_keys_limit",
+            "Clients or other keys that can be told apart",
+        ),
         Level::KeysEvicted => (
             "palisade_key_evictions_total",
             "Keys that lost a debt because the table was full of larger ones",
         ),
         Level::Connections => ("palisade_connections_open", "Connections that are open"),
         Level::ConnectionLimit => ("palisade_connections_limit", "Connections that may be open"),
-        Level::ConnectionsOpened => {
-            ("palisade_connections_opened_total", "Connections that a guard let in")
-        }
-        Level::InFlight => ("palisade_requests_in_flight", "Requests in flight on all connections"),
-        Level::InFlightLimit => {
-            ("palisade_requests_in_flight_limit", "Requests that may be in flight on them")
-        }
-        Level::Upgraded => {
-            ("palisade_connections_upgraded", "Connections that became something else than HTTP")
-        }
-        Level::UpgradedLimit => {
-            ("palisade_connections_upgraded_limit", "Connections that may become so")
-        }
+        Level::ConnectionsOpened => (
+            "palisade_connections_opened_total",
+            "Connections that a guard let in",
+        ),
+        Level::InFlight => (
+            "palisade_requests_in_flight",
+            "Requests in flight on all connections",
+        ),
+        Level::InFlightLimit => (
+            "palisade_requests_in_flight_limit",
+            "Requests that may be in flight on them",
+        ),
+        Level::Upgraded => (
+            "palisade_connections_upgraded",
+            "Connections that became something else than HTTP",
+        ),
+        Level::UpgradedLimit => (
+            "palisade_connections_upgraded_limit",
+            "Connections that may become so",
+        ),
         Level::ForwardedPercent => (
             "palisade_forwarded_percent",
             "Of a hundred requests, those that say that a proxy forwarded them",
@@ -193,12 +239,14 @@ pub(crate) fn level_family(level: Level) -> Option<Family> {
             "palisade_accept_errors_total",
             "Failures to accept a connection for want of files or memory",
         ),
-        Level::AcceptQueue => {
-            ("palisade_accept_queue", "Connections that wait in the kernel to be accepted")
-        }
-        Level::AcceptQueueLimit => {
-            ("palisade_accept_queue_limit", "Connections that may wait there")
-        }
+        Level::AcceptQueue => (
+            "palisade_accept_queue",
+            "Connections that wait in the kernel to be accepted",
+        ),
+        Level::AcceptQueueLimit => (
+            "palisade_accept_queue_limit",
+            "Connections that may wait there",
+        ),
         Level::ListenOverflows => (
             "palisade_listen_overflows_total",
             "Connections lost by the kernel at full accept queues, whoever listened",
@@ -209,7 +257,11 @@ pub(crate) fn level_family(level: Level) -> Option<Family> {
         ),
         _ => return None,
     };
-    Some(Family { name, help, is_total: level.is_total() })
+    Some(Family {
+        name,
+        help,
+        is_total: level.is_total(),
+    })
 }
 
 // === Series ===
@@ -218,14 +270,24 @@ impl Series {
     /// The series that `event` belongs to, if it belongs to one.
     pub(crate) fn of(event: &Event<'_>) -> Option<Self> {
         let (violation, cut, mode) = match *event {
-            Event::Refused { rejection, mode, .. } => (rejection.violation(), false, mode),
-            Event::Cut { violation, mode, .. } | Event::Disconnected { violation, mode, .. } => {
-                (violation, true, mode)
+            Event::Refused {
+                rejection, mode, ..
+            } => (rejection.violation(), false, mode),
+            Event::Cut {
+                violation, mode, ..
             }
+            | Event::Disconnected {
+                violation, mode, ..
+            } => (violation, true, mode),
             _ => return None,
         };
         let cut_in = cut.then_some(violation.phase);
-        Some(Self { guard: violation.guard, reason: violation.reason, cut_in, mode })
+        Some(Self {
+            guard: violation.guard,
+            reason: violation.reason,
+            cut_in,
+            mode,
+        })
     }
 
     /// Every series there can be, those of a family together.
@@ -234,7 +296,12 @@ impl Series {
         places.flat_map(|cut_in| {
             Guard::ALL.iter().flat_map(move |&guard| {
                 Reason::ALL.iter().flat_map(move |&reason| {
-                    Mode::ALL.iter().map(move |&mode| Self { guard, reason, cut_in, mode })
+                    Mode::ALL.iter().map(move |&mode| Self {
+                        guard,
+                        reason,
+                        cut_in,
+                        mode,
+                    })
                 })
             })
         })
@@ -242,7 +309,12 @@ impl Series {
 
     /// Whether the guards of this workspace can add to it.
     pub(crate) fn is_expected(self) -> bool {
-        let Self { guard, reason, cut_in, mode } = self;
+        let Self {
+            guard,
+            reason,
+            cut_in,
+            mode,
+        } = self;
         mode != Mode::Off
             && match cut_in {
                 None => REFUSALS.contains(&(guard, reason)),
@@ -309,18 +381,27 @@ mod tests {
             assert_eq!(*found, place, "{series:?}");
             assert_eq!(places.get(series), Some(&place));
         }
-        assert_eq!(places.iter().count(), GUARDS * REASONS * MODES * (1 + Phase::ALL.len()));
+        assert_eq!(
+            places.iter().count(),
+            GUARDS * REASONS * MODES * (1 + Phase::ALL.len())
+        );
     }
 
     #[test]
     fn every_guard_and_every_reason_has_a_series_from_the_start() {
         for guard in Guard::ALL {
             let ends = ENDINGS.iter().any(|(of, ..)| of == guard);
-            assert!(ends || REFUSALS.iter().any(|(of, _)| of == guard), "{guard}");
+            assert!(
+                ends || REFUSALS.iter().any(|(of, _)| of == guard),
+                "{guard}"
+            );
         }
         for reason in Reason::ALL {
             let ends = ENDINGS.iter().chain(CUTS).any(|(_, of, _)| of == reason);
-            assert!(ends || REFUSALS.iter().any(|(_, of)| of == reason), "{reason}");
+            assert!(
+                ends || REFUSALS.iter().any(|(_, of)| of == reason),
+                "{reason}"
+            );
         }
         let expected = Series::all().filter(|series| series.is_expected()).count();
         assert_eq!(expected, 2 * (REFUSALS.len() + CUTS.len() + ENDINGS.len()));
@@ -335,12 +416,20 @@ mod tests {
     #[test]
     fn every_level_has_a_name_of_its_own_and_totals_end_in_total() {
         let levels = Level::ALL.iter().map(|level| level_family(*level).unwrap());
-        let families =
-            || levels.clone().chain([REFUSED, CUT, ENDED, LIMIT_CHANGES, LEVELS_IGNORED]);
+        let families = || {
+            levels
+                .clone()
+                .chain([REFUSED, CUT, ENDED, LIMIT_CHANGES, LEVELS_IGNORED])
+        };
         let names: HashSet<_> = families().map(|family| family.name).collect();
         assert_eq!(names.len(), families().count());
         for family in families() {
-            assert_eq!(family.name.ends_with("_total"), family.is_total, "{}", family.name);
+            assert_eq!(
+                family.name.ends_with("_total"),
+                family.is_total,
+                "{}",
+                family.name
+            );
             assert!(family.name.starts_with("palisade_"));
         }
     }

@@ -52,13 +52,23 @@ impl Snapshot {
     /// Everything at zero.
     pub fn new() -> Self {
         let counts = BySeries::new(|_| AtomicU64::new(0));
-        Self { shared: Arc::new(Shared { counts, watched: Watched::new() }) }
+        Self {
+            shared: Arc::new(Shared {
+                counts,
+                watched: Watched::new(),
+            }),
+        }
     }
 
     /// Requests that `guard` refused for `reason`. What a guard in [`Mode::Shadow`] let pass is
     /// not among them, see [`Self::would_refuse`].
     pub fn refused(&self, guard: Guard, reason: Reason) -> u64 {
-        self.get(Series { guard, reason, cut_in: None, mode: Mode::Enforce })
+        self.get(Series {
+            guard,
+            reason,
+            cut_in: None,
+            mode: Mode::Enforce,
+        })
     }
 
     /// Bodies that `guard` cut for `reason`, in any phase. What a guard in [`Mode::Shadow`] let
@@ -69,7 +79,12 @@ impl Snapshot {
 
     /// Requests that `guard` in [`Mode::Shadow`] would have refused for `reason`.
     pub fn would_refuse(&self, guard: Guard, reason: Reason) -> u64 {
-        self.get(Series { guard, reason, cut_in: None, mode: Mode::Shadow })
+        self.get(Series {
+            guard,
+            reason,
+            cut_in: None,
+            mode: Mode::Shadow,
+        })
     }
 
     /// Bodies that `guard` in [`Mode::Shadow`] would have cut for `reason`, in any phase.
@@ -108,7 +123,9 @@ impl Snapshot {
     /// somebody last looked. `None` if no instance has ever shown it.
     pub fn level(&self, guard: Guard, level: Level) -> Option<u64> {
         let mut levels = self.levels().into_iter();
-        levels.find(|(of, which, _)| (*of, *which) == (guard, level)).map(|(_, _, value)| value)
+        levels
+            .find(|(of, which, _)| (*of, *which) == (guard, level))
+            .map(|(_, _, value)| value)
     }
 
     /// All levels now, summed as for [`Self::level`]. Asks every guard: one with a large table
@@ -128,7 +145,10 @@ impl Snapshot {
     /// ```
     pub fn prometheus(&self) -> String {
         let mut text = Exposition::default();
-        for (series, count) in self.counts().filter(|(s, count)| *count > 0 || s.is_expected()) {
+        for (series, count) in self
+            .counts()
+            .filter(|(s, count)| *count > 0 || s.is_expected())
+        {
             text.sample(series.family(), series.labels(), count);
         }
         for (guard, level, value) in self.levels() {
@@ -144,17 +164,29 @@ impl Snapshot {
     }
 
     fn counts(&self) -> impl Iterator<Item = (Series, u64)> {
-        self.shared.counts.iter().map(|(series, count)| (series, count.load(Relaxed)))
+        self.shared
+            .counts
+            .iter()
+            .map(|(series, count)| (series, count.load(Relaxed)))
     }
 
     fn get(&self, series: Series) -> u64 {
-        self.shared.counts.get(series).map_or(0, |count| count.load(Relaxed))
+        self.shared
+            .counts
+            .get(series)
+            .map_or(0, |count| count.load(Relaxed))
     }
 
     fn cut_in(&self, guard: Guard, reason: Reason, mode: Mode) -> u64 {
         let phases = Phase::ALL.iter().filter(|phase| !phase.is_of_connection());
-        let counts =
-            phases.map(|phase| self.get(Series { guard, reason, cut_in: Some(*phase), mode }));
+        let counts = phases.map(|phase| {
+            self.get(Series {
+                guard,
+                reason,
+                cut_in: Some(*phase),
+                mode,
+            })
+        });
         counts.fold(0, u64::saturating_add)
     }
 
@@ -203,11 +235,23 @@ impl fmt::Display for Snapshot {
             let (enforced, shadow) = (total(Mode::Enforce), total(Mode::Shadow));
             writeln!(f, "{title}: {enforced}, and {shadow} more in shadow mode")?;
             let counts = self.counts().filter(|(series, n)| *n > 0 && is_of(*series));
-            for (Series { guard, reason, cut_in, mode }, count) in counts {
+            for (
+                Series {
+                    guard,
+                    reason,
+                    cut_in,
+                    mode,
+                },
+                count,
+            ) in counts
+            {
                 let phase = cut_in.map_or("", Phase::as_str);
                 // As `str`, because the Display of these enums knows no padding.
                 let (guard, reason, mode) = (guard.as_str(), reason.as_str(), mode.as_str());
-                writeln!(f, "  {guard:<18} {reason:<24} {phase:<14} {mode:<8} {count:>12}")?;
+                writeln!(
+                    f,
+                    "  {guard:<18} {reason:<24} {phase:<14} {mode:<8} {count:>12}"
+                )?;
             }
         }
         writeln!(f, "levels")?;
@@ -229,7 +273,9 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn labels(of: &[(&str, &str)]) -> Vec<(String, String)> {
-        of.iter().map(|(label, value)| (label.to_string(), value.to_string())).collect()
+        of.iter()
+            .map(|(label, value)| (label.to_string(), value.to_string()))
+            .collect()
     }
 
     #[test]
@@ -245,7 +291,10 @@ mod tests {
         shadow.cut(Guard::SlowBody, Reason::Rate, Phase::ResponseBody);
 
         assert_eq!(snapshot.refused(Guard::RateLimit, Reason::RateExceeded), 2);
-        assert_eq!(snapshot.would_refuse(Guard::RateLimit, Reason::RateExceeded), 1);
+        assert_eq!(
+            snapshot.would_refuse(Guard::RateLimit, Reason::RateExceeded),
+            1
+        );
         assert_eq!(snapshot.cut(Guard::SlowBody, Reason::Gap), 2);
         assert_eq!(snapshot.cut(Guard::SlowBody, Reason::Rate), 0);
         assert_eq!(snapshot.would_cut(Guard::SlowBody, Reason::Rate), 1);
@@ -270,7 +319,10 @@ mod tests {
         assert_eq!(snapshot.would_disconnect(Reason::WriteStall), 1);
         assert_eq!(snapshot.total_disconnected(Mode::Enforce), 3);
         assert_eq!(
-            (snapshot.total_cut(Mode::Enforce), snapshot.total_refused(Mode::Enforce)),
+            (
+                snapshot.total_cut(Mode::Enforce),
+                snapshot.total_refused(Mode::Enforce)
+            ),
             (0, 0)
         );
         let text = snapshot.prometheus();
@@ -321,7 +373,11 @@ mod tests {
         let teller = Teller::new(snapshot.clone(), Mode::Enforce);
         teller.refuse(Guard::ConcurrencyLimit, Reason::Full, None);
         teller.cut(Guard::SlowBody, Reason::Gap, Phase::ResponseBody);
-        let shown = vec![(Level::Working, 7), (Level::Limit, 9), (Level::KeysEvicted, 3)];
+        let shown = vec![
+            (Level::Working, 7),
+            (Level::Limit, 9),
+            (Level::KeysEvicted, 3),
+        ];
         let guard = Arc::new(Shown(Guard::ConcurrencyLimit, shown));
         snapshot.register(Arc::downgrade(&guard) as Weak<dyn Levels>);
 
@@ -329,9 +385,17 @@ mod tests {
         assert!(!text.contains("\n\n"));
         let families = read(&text);
         let value = |name: &str, of: &[(&str, &str)]| families[name].samples[&labels(of)];
-        let refused = [("guard", "concurrency_limit"), ("mode", "enforce"), ("reason", "full")];
+        let refused = [
+            ("guard", "concurrency_limit"),
+            ("mode", "enforce"),
+            ("reason", "full"),
+        ];
         assert_eq!(value("palisade_requests_refused_total", &refused), 1.0);
-        let refused = [("guard", "concurrency_limit"), ("mode", "shadow"), ("reason", "full")];
+        let refused = [
+            ("guard", "concurrency_limit"),
+            ("mode", "shadow"),
+            ("reason", "full"),
+        ];
         assert_eq!(value("palisade_requests_refused_total", &refused), 0.0);
         let cut = [
             ("guard", "slow_body"),
@@ -346,18 +410,27 @@ mod tests {
         assert_eq!(value("palisade_key_evictions_total", &of), 3.0);
         assert_eq!(value("palisade_levels_ignored_total", &[]), 0.0);
         assert_eq!(families["palisade_requests_working"].kind, "gauge");
-        assert_eq!(families["palisade_requests_working"].help, "Requests that hold a slot");
+        assert_eq!(
+            families["palisade_requests_working"].help,
+            "Requests that hold a slot"
+        );
     }
 
     #[test]
     fn a_changed_limit_is_counted_and_what_a_guard_shows_goes_first() {
         let snapshot = Snapshot::new();
         snapshot.record(&Event::limit_changed(Guard::ConcurrencyLimit, 50));
-        assert_eq!(snapshot.level(Guard::ConcurrencyLimit, Level::Limit), Some(50));
+        assert_eq!(
+            snapshot.level(Guard::ConcurrencyLimit, Level::Limit),
+            Some(50)
+        );
         let guard = Arc::new(Shown(Guard::ConcurrencyLimit, vec![(Level::Limit, 40)]));
         snapshot.register(Arc::downgrade(&guard) as Weak<dyn Levels>);
         snapshot.record(&Event::limit_changed(Guard::ConcurrencyLimit, 30));
-        assert_eq!(snapshot.level(Guard::ConcurrencyLimit, Level::Limit), Some(40));
+        assert_eq!(
+            snapshot.level(Guard::ConcurrencyLimit, Level::Limit),
+            Some(40)
+        );
         let text = snapshot.prometheus();
         assert!(text.contains("\npalisade_limit_changes_total{guard=\"concurrency_limit\"} 2\n"));
     }
@@ -380,16 +453,22 @@ mod tests {
             teller.refuse(Guard::RateLimit, Reason::RateExceeded, Some(&conn));
         }
         assert_eq!(series(&snapshot.prometheus()), before);
-        assert_eq!(snapshot.refused(Guard::RateLimit, Reason::RateExceeded), 10_001);
+        assert_eq!(
+            snapshot.refused(Guard::RateLimit, Reason::RateExceeded),
+            10_001
+        );
 
         // Even if everything happens everywhere.
         for mode in Mode::ALL {
             let teller = Teller::new(snapshot.clone(), *mode);
-            for (guard, reason) in
-                Guard::ALL.iter().flat_map(|g| Reason::ALL.iter().map(move |r| (*g, *r)))
+            for (guard, reason) in Guard::ALL
+                .iter()
+                .flat_map(|g| Reason::ALL.iter().map(move |r| (*g, *r)))
             {
                 teller.refuse(guard, reason, None);
-                Phase::ALL.iter().for_each(|phase| teller.cut(guard, reason, *phase));
+                Phase::ALL
+                    .iter()
+                    .for_each(|phase| teller.cut(guard, reason, *phase));
             }
         }
         let known = |label: &str, value: &str| match label {
@@ -401,7 +480,10 @@ mod tests {
         };
         let all = series(&snapshot.prometheus());
         for (name, labels) in &all {
-            assert!(labels.iter().all(|(label, value)| known(label, value)), "{name} {labels:?}");
+            assert!(
+                labels.iter().all(|(label, value)| known(label, value)),
+                "{name} {labels:?}"
+            );
         }
         assert_eq!(all.len(), Series::all().count() + 1); // And the levels ignored.
     }
@@ -413,11 +495,19 @@ mod tests {
         let guard = Arc::new(Shown(Guard::RateLimit, vec![(Level::Keys, 12)]));
         snapshot.register(Arc::downgrade(&guard) as Weak<dyn Levels>);
         let table = snapshot.to_string();
-        let lines: Vec<Vec<_>> =
-            table.lines().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(lines[0].join(" "), "requests refused: 0, and 1 more in shadow mode");
+        let lines: Vec<Vec<_>> = table
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        assert_eq!(
+            lines[0].join(" "),
+            "requests refused: 0, and 1 more in shadow mode"
+        );
         assert_eq!(lines[1], ["rate_limit", "full", "shadow", "1"]);
-        assert_eq!(lines[2].join(" "), "bodies cut: 0, and 0 more in shadow mode");
+        assert_eq!(
+            lines[2].join(" "),
+            "bodies cut: 0, and 0 more in shadow mode"
+        );
         let ended = "connections ended or not let in: 0, and 0 more in shadow mode";
         assert_eq!(lines[3].join(" "), ended);
         assert_eq!(lines[5], ["rate_limit", "tracked_keys", "12"]);

@@ -17,19 +17,24 @@ pub(crate) struct Teller {
 
 impl Teller {
     pub(crate) fn new(recorder: impl Into<Recorder>, mode: Mode) -> Self {
-        Self { recorder: recorder.into(), mode }
+        Self {
+            recorder: recorder.into(),
+            mode,
+        }
     }
 
     pub(crate) fn refuse(&self, guard: Guard, reason: Reason, conn: Option<&ConnInfo>) {
         let violation = Violation::new(guard, reason, Phase::RequestHead, 10, 11);
         let form = AnswerForm::Http { close: false };
         let rejection = Rejection::new(violation, StatusCode::TOO_MANY_REQUESTS, form);
-        self.recorder.record(|| Event::refused(&rejection, self.mode, conn));
+        self.recorder
+            .record(|| Event::refused(&rejection, self.mode, conn));
     }
 
     pub(crate) fn cut(&self, guard: Guard, reason: Reason, phase: Phase) {
         let violation = Violation::new(guard, reason, phase, 10, 11);
-        self.recorder.record(|| Event::cut(&violation, self.mode, None));
+        self.recorder
+            .record(|| Event::cut(&violation, self.mode, None));
     }
 
     /// A connection comes, and goes for `reason`.
@@ -53,7 +58,9 @@ impl Levels for Shown {
     }
 
     fn sample(&self, visit: &mut dyn FnMut(Level, u64)) {
-        self.1.iter().for_each(|(level, value)| visit(*level, *value));
+        self.1
+            .iter()
+            .for_each(|(level, value)| visit(*level, *value));
     }
 }
 
@@ -75,8 +82,14 @@ pub(crate) fn read(text: &str) -> BTreeMap<String, Read> {
         assert!(!line.contains(char::is_control), "{line:?}");
         if let Some(rest) = line.strip_prefix("# HELP ") {
             let (name, help) = rest.split_once(' ').expect("a help text");
-            let family = Read { help: help.into(), ..Read::default() };
-            assert!(families.insert(name.into(), family).is_none(), "{name} comes twice");
+            let family = Read {
+                help: help.into(),
+                ..Read::default()
+            };
+            assert!(
+                families.insert(name.into(), family).is_none(),
+                "{name} comes twice"
+            );
             current = name.into();
         } else if let Some(rest) = line.strip_prefix("# TYPE ") {
             let (name, kind) = rest.split_once(' ').expect("a type");
@@ -88,10 +101,16 @@ pub(crate) fn read(text: &str) -> BTreeMap<String, Read> {
             family.kind = kind.into();
         } else {
             let (name, labels, value) = sample(line);
-            assert_eq!(name, current, "samples of a family stand together, after its type");
+            assert_eq!(
+                name, current,
+                "samples of a family stand together, after its type"
+            );
             let family = families.get_mut(name).unwrap();
             assert!(!family.kind.is_empty());
-            assert!(family.samples.insert(labels, value).is_none(), "{line} comes twice");
+            assert!(
+                family.samples.insert(labels, value).is_none(),
+                "{line} comes twice"
+            );
         }
     }
     families
@@ -105,7 +124,10 @@ fn sample(line: &str) -> (&str, Vec<(String, String)>, f64) {
         Some((name, list)) => (name, list.strip_suffix('}').expect("a closing brace")),
         None => (series, ""),
     };
-    assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'));
+    assert!(
+        name.bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    );
     let mut labels = Vec::new();
     let mut rest = list;
     while !rest.is_empty() {

@@ -76,7 +76,11 @@ where
             Some(NonZeroU32::MIN) => self.check_key(&key),
             Some(cost) if cost.get() <= MAX_COST => match self.check_key_n(&key, cost) {
                 Ok(answer) => answer,
-                Err(insufficient) => return Decision::NeverPossible { burst: insufficient.0 },
+                Err(insufficient) => {
+                    return Decision::NeverPossible {
+                        burst: insufficient.0,
+                    };
+                }
             },
             Some(_) => return Decision::NeverPossible { burst: MAX_COST },
         };
@@ -95,14 +99,26 @@ impl TableStore {
     ///
     /// [`TableLimiter::capacity`]: crate::TableLimiter::capacity
     pub fn new(keys: usize, quota: governor::Quota) -> Result<Self, ConfigError> {
-        let burst: u64 = Policy::from(quota).compile()?.iter().map(|gcra| gcra.max_debt()).sum();
+        let burst: u64 = Policy::from(quota)
+            .compile()?
+            .iter()
+            .map(|gcra| gcra.max_debt())
+            .sum();
         // Twice as much, because the store's idea of now is up to one burst behind.
         let max_debt = 2 * burst;
         let mut error = ConfigError::new("this rate limit cannot be");
         let (fine, debt) = (max_debt <= Table::MAX_DEBT, Duration::from_micros(burst));
-        error.check(fine, "burst x period", &debt, "at most 6 days in a governor store");
+        error.check(
+            fine,
+            "burst x period",
+            &debt,
+            "at most 6 days in a governor store",
+        );
         error.into_result()?;
-        Ok(Self { table: Arc::new(Table::new(keys)), max_debt })
+        Ok(Self {
+            table: Arc::new(Table::new(keys)),
+            max_debt,
+        })
     }
 }
 
@@ -133,6 +149,8 @@ impl StateStore for TableStore {
 
 impl fmt::Debug for TableStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TableStore").field("table", &self.table).finish_non_exhaustive()
+        f.debug_struct("TableStore")
+            .field("table", &self.table)
+            .finish_non_exhaustive()
     }
 }

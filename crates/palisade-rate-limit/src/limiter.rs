@@ -114,8 +114,12 @@ impl<L: Limiter + ?Sized> Limiter for Arc<L> {
 impl Decision {
     fn denied(denied: Denied, gcra: Gcra) -> Self {
         match denied {
-            Denied::Wait(micros) => Self::Deny { wait: Duration::from_micros(micros) },
-            Denied::Never => Self::NeverPossible { burst: gcra.burst() },
+            Denied::Wait(micros) => Self::Deny {
+                wait: Duration::from_micros(micros),
+            },
+            Denied::Never => Self::NeverPossible {
+                burst: gcra.burst(),
+            },
         }
     }
 }
@@ -218,11 +222,16 @@ impl TableLimiter {
             Err(denied) if debt > gcra.max_debt() => Ok((Err(denied), gcra.max_debt())),
             Err(denied) => Err(denied),
         };
-        match self.table.update(key, now, self.max_debt.load(Relaxed), decide) {
+        match self
+            .table
+            .update(key, now, self.max_debt.load(Relaxed), decide)
+        {
             Some(Ok(Ok(()))) => Decision::Admit,
             Some(Ok(Err(denied)) | Err(denied)) => Decision::denied(denied, gcra),
             // So many others were at this key within a few nanoseconds that it is no injustice.
-            None => Decision::Deny { wait: Duration::from_micros(gcra.period()) },
+            None => Decision::Deny {
+                wait: Duration::from_micros(gcra.period()),
+            },
         }
     }
 }
@@ -236,7 +245,10 @@ impl Limiter for TableLimiter {
     }
 
     fn occupancy(&self) -> Option<Occupancy> {
-        Some(self.table.occupancy(self.clock.now(), self.max_debt.load(Relaxed)))
+        Some(
+            self.table
+                .occupancy(self.clock.now(), self.max_debt.load(Relaxed)),
+        )
     }
 
     fn levels(&self, make: &dyn Fn(u64) -> Arc<dyn Levels>) -> Arc<dyn Levels> {
@@ -245,7 +257,10 @@ impl Limiter for TableLimiter {
             return levels;
         }
         // The metrics keep the totals of gauges that are gone.
-        let before = known.as_ref().and_then(|_| self.occupancy()).map_or(0, |now| now.evicted);
+        let before = known
+            .as_ref()
+            .and_then(|_| self.occupancy())
+            .map_or(0, |now| now.evicted);
         let made = make(before);
         *known = Some(Arc::downgrade(&made));
         made
@@ -255,7 +270,10 @@ impl Limiter for TableLimiter {
 impl fmt::Debug for TableLimiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let quotas: Vec<Gcra> = self.quotas.iter().filter_map(unpack).collect();
-        f.debug_struct("TableLimiter").field("quotas", &quotas).field("table", &self.table).finish()
+        f.debug_struct("TableLimiter")
+            .field("quotas", &quotas)
+            .field("table", &self.table)
+            .finish()
     }
 }
 
@@ -264,10 +282,12 @@ fn stricter(one: Decision, other: Decision) -> Decision {
     use Decision::{Admit, Deny, NeverPossible};
     match (one, other) {
         (Admit, verdict) | (verdict, Admit) => verdict,
-        (Deny { wait: one }, Deny { wait: other }) => Deny { wait: one.max(other) },
-        (NeverPossible { burst: one }, NeverPossible { burst: other }) => {
-            NeverPossible { burst: one.min(other) }
-        }
+        (Deny { wait: one }, Deny { wait: other }) => Deny {
+            wait: one.max(other),
+        },
+        (NeverPossible { burst: one }, NeverPossible { burst: other }) => NeverPossible {
+            burst: one.min(other),
+        },
         (never @ NeverPossible { .. }, Deny { .. }) | (Deny { .. }, never) => never,
     }
 }
@@ -279,5 +299,8 @@ fn pack(gcra: Gcra) -> u64 {
 fn unpack(word: &AtomicU64) -> Option<Gcra> {
     const _: () = assert!(BURST_BITS + PERIOD_BITS == u64::BITS && BURST_BITS < u32::BITS);
     let word = word.load(Acquire);
-    Gcra::new(word & ((1 << PERIOD_BITS) - 1), (word >> PERIOD_BITS) as u32)
+    Gcra::new(
+        word & ((1 << PERIOD_BITS) - 1),
+        (word >> PERIOD_BITS) as u32,
+    )
 }

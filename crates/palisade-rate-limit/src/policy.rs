@@ -70,16 +70,32 @@ impl RateLimitPolicy {
     #[inline(never)]
     pub(crate) fn refuse(&self, denied: Denied, facts: &Facts) -> Result<(), Refusal> {
         let (reason, status, limit, observed, wait) = match denied {
-            Denied::PeerMissing => {
-                (Reason::PeerMissing, StatusCode::INTERNAL_SERVER_ERROR, 0, 0, None)
-            }
+            Denied::PeerMissing => (
+                Reason::PeerMissing,
+                StatusCode::INTERNAL_SERVER_ERROR,
+                0,
+                0,
+                None,
+            ),
             Denied::Exceeded(wait) => {
                 let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-                (Reason::RateExceeded, StatusCode::TOO_MANY_REQUESTS, 0, millis, Some(wait))
+                (
+                    Reason::RateExceeded,
+                    StatusCode::TOO_MANY_REQUESTS,
+                    0,
+                    millis,
+                    Some(wait),
+                )
             }
             Denied::OverBurst { cost, burst } => {
                 let (limit, observed) = (burst.into(), cost.into());
-                (Reason::CostOverBurst, StatusCode::PAYLOAD_TOO_LARGE, limit, observed, None)
+                (
+                    Reason::CostOverBurst,
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    limit,
+                    observed,
+                    None,
+                )
             }
         };
         let phase = Phase::RequestHead;
@@ -111,7 +127,8 @@ impl Policy for RateLimitPolicy {
         facts: &Facts,
         keys: &mut Keys,
     ) -> Result<(), Refusal> {
-        self.check(&request.into(), keys).or_else(|denied| self.refuse(denied, facts))
+        self.check(&request.into(), keys)
+            .or_else(|denied| self.refuse(denied, facts))
     }
 
     #[inline(always)]
@@ -123,7 +140,9 @@ impl Policy for RateLimitPolicy {
 
 impl fmt::Debug for RateLimitPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RateLimitPolicy").field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("RateLimitPolicy")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
     }
 }
 
@@ -131,7 +150,11 @@ impl fmt::Debug for RateLimitPolicy {
 
 impl LimiterLevels {
     pub(crate) fn new(limiter: Arc<dyn Limiter>, evicted_before: u64) -> Self {
-        Self { limiter, evicted_before, last: Mutex::new(None) }
+        Self {
+            limiter,
+            evicted_before,
+            last: Mutex::new(None),
+        }
     }
 
     fn occupancy(&self) -> Option<Occupancy> {

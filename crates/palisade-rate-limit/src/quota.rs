@@ -43,23 +43,39 @@ impl Quota {
     /// `cells` requests a second; at most 10,000, or 1,000,000 if the time for one is a whole
     /// number of microseconds.
     pub const fn per_second(cells: u32) -> Self {
-        Self { cells, per: Duration::from_secs(1), burst: None }
+        Self {
+            cells,
+            per: Duration::from_secs(1),
+            burst: None,
+        }
     }
 
     /// `cells` requests a minute.
     pub const fn per_minute(cells: u32) -> Self {
-        Self { cells, per: Duration::from_secs(60), burst: None }
+        Self {
+            cells,
+            per: Duration::from_secs(60),
+            burst: None,
+        }
     }
 
     /// `cells` requests an hour.
     pub const fn per_hour(cells: u32) -> Self {
-        Self { cells, per: Duration::from_secs(60 * 60), burst: None }
+        Self {
+            cells,
+            per: Duration::from_secs(60 * 60),
+            burst: None,
+        }
     }
 
     /// One request every `period`. It is rounded up to whole microseconds, as is the time for one
     /// request of the other quotas, and that must not make it slower by more than 1 %.
     pub const fn period(period: Duration) -> Self {
-        Self { cells: 1, per: period, burst: None }
+        Self {
+            cells: 1,
+            per: period,
+            burst: None,
+        }
     }
 
     /// How many requests may come at once from a client that had a rest: 1 to 16,777,215. A page
@@ -108,7 +124,11 @@ impl Quota {
             fault("burst x period", value, "at most 12 days");
             return None;
         }
-        if in_burst { Gcra::new(u64::try_from(period).ok()?, burst) } else { None }
+        if in_burst {
+            Gcra::new(u64::try_from(period).ok()?, burst)
+        } else {
+            None
+        }
     }
 }
 
@@ -135,10 +155,12 @@ impl Policy {
         let mut error = ConfigError::new("this rate limit cannot be");
         let mut compiled = Vec::new();
         for (place, quota) in self.quotas.iter().enumerate() {
-            compiled.extend(quota.compile(|field, value, allowed| match &self.quotas[..] {
-                [_] => error.push(field, value, allowed),
-                _ => error.push(format!("quotas[{place}].{field}"), value, allowed),
-            }));
+            compiled.extend(
+                quota.compile(|field, value, allowed| match &self.quotas[..] {
+                    [_] => error.push(field, value, allowed),
+                    _ => error.push(format!("quotas[{place}].{field}"), value, allowed),
+                }),
+            );
         }
         let fine = self.quotas.len() <= MAX_QUOTAS;
         error.check(fine, "quotas", &self.quotas.len(), "1 to 4 of them");
@@ -150,7 +172,9 @@ impl Policy {
 
 impl From<Quota> for Policy {
     fn from(quota: Quota) -> Self {
-        Self { quotas: vec![quota] }
+        Self {
+            quotas: vec![quota],
+        }
     }
 }
 
@@ -165,24 +189,46 @@ mod tests {
 
     fn faults(policy: impl Into<Policy>) -> Vec<String> {
         let error = policy.into().compile().unwrap_err();
-        error.faults().iter().map(|fault| fault.field.to_string()).collect()
+        error
+            .faults()
+            .iter()
+            .map(|fault| fault.field.to_string())
+            .collect()
     }
 
     #[test]
     fn plain_words_become_the_numbers_that_they_say() {
-        assert_eq!(gcra(Quota::per_second(10).burst(40)), Gcra::new(100_000, 40).unwrap());
+        assert_eq!(
+            gcra(Quota::per_second(10).burst(40)),
+            Gcra::new(100_000, 40).unwrap()
+        );
         assert_eq!(gcra(Quota::per_second(10)), Gcra::new(100_000, 10).unwrap());
-        assert_eq!(gcra(Quota::per_minute(60)), Gcra::new(1_000_000, 60).unwrap());
-        assert_eq!(gcra(Quota::per_hour(3600).burst(2)), Gcra::new(1_000_000, 2).unwrap());
-        assert_eq!(gcra(Quota::period(Duration::from_millis(5))), Gcra::new(5000, 1).unwrap());
-        assert_eq!(gcra(Quota::per_second(1_000_000).burst(1)), Gcra::new(1, 1).unwrap());
+        assert_eq!(
+            gcra(Quota::per_minute(60)),
+            Gcra::new(1_000_000, 60).unwrap()
+        );
+        assert_eq!(
+            gcra(Quota::per_hour(3600).burst(2)),
+            Gcra::new(1_000_000, 2).unwrap()
+        );
+        assert_eq!(
+            gcra(Quota::period(Duration::from_millis(5))),
+            Gcra::new(5000, 1).unwrap()
+        );
+        assert_eq!(
+            gcra(Quota::per_second(1_000_000).burst(1)),
+            Gcra::new(1, 1).unwrap()
+        );
     }
 
     #[test]
     fn a_period_is_rounded_up_so_that_nothing_is_early() {
         assert_eq!(gcra(Quota::per_second(3)).period(), 333_334);
         assert_eq!(gcra(Quota::per_second(9999)).period(), 101);
-        assert_eq!(gcra(Quota::period(Duration::from_nanos(1_000_001))).period(), 1001);
+        assert_eq!(
+            gcra(Quota::period(Duration::from_nanos(1_000_001))).period(),
+            1001
+        );
     }
 
     #[test]
@@ -192,18 +238,30 @@ mod tests {
         assert_eq!(faults(Quota::period(Duration::ZERO)), ["period"]);
         assert_eq!(faults(Quota::per_second(30_000)), ["rate"]);
         assert_eq!(faults(Quota::period(Duration::from_nanos(1))), ["rate"]);
-        assert_eq!(faults(Quota::per_hour(1).burst(u32::MAX)), ["burst", "burst x period"]);
-        assert_eq!(faults(Quota::period(Duration::MAX).burst(9)), ["burst x period"]);
-        let policy =
-            Quota::per_second(1).and(Quota::per_second(0)).and(Quota::per_hour(1).burst(0));
+        assert_eq!(
+            faults(Quota::per_hour(1).burst(u32::MAX)),
+            ["burst", "burst x period"]
+        );
+        assert_eq!(
+            faults(Quota::period(Duration::MAX).burst(9)),
+            ["burst x period"]
+        );
+        let policy = Quota::per_second(1)
+            .and(Quota::per_second(0))
+            .and(Quota::per_hour(1).burst(0));
         assert_eq!(faults(policy), ["quotas[1].cells", "quotas[2].burst"]);
         let quota = Quota::per_second(1);
-        assert_eq!(faults(quota.and(quota).and(quota).and(quota).and(quota)), ["quotas"]);
+        assert_eq!(
+            faults(quota.and(quota).and(quota).and(quota).and(quota)),
+            ["quotas"]
+        );
     }
 
     #[test]
     fn a_fault_says_what_it_is_and_what_is_allowed() {
-        let error = Policy::from(Quota::per_hour(1).burst(1000)).compile().unwrap_err();
+        let error = Policy::from(Quota::per_hour(1).burst(1000))
+            .compile()
+            .unwrap_err();
         let text = "this rate limit cannot be:\n  \
                     burst x period is 1000 x 3600s, allowed is at most 12 days";
         assert_eq!(error.to_string(), text);
@@ -213,6 +271,9 @@ mod tests {
     fn whatever_is_allowed_fits_into_a_word_of_the_table() {
         const { assert!(LONGEST <= Table::MAX_DEBT as u128 && LONGEST < 1 << PERIOD_BITS) };
         let twelve_days = Duration::from_secs(12 * 24 * 60 * 60);
-        assert_eq!(u128::from(gcra(Quota::period(twelve_days)).max_debt()), LONGEST);
+        assert_eq!(
+            u128::from(gcra(Quota::period(twelve_days)).max_debt()),
+            LONGEST
+        );
     }
 }

@@ -68,8 +68,9 @@ where
         let policy = std::ptr::from_ref(&*self.policy).addr();
         // Inside of itself it counts nothing: the request was counted further outside.
         if !is_inside(policy)
-            && let Err(denied) =
-                self.policy.check(&RequestHead::from(&request), &mut Keys::default())
+            && let Err(denied) = self
+                .policy
+                .check(&RequestHead::from(&request), &mut Keys::default())
             && let Err(refusal) = self.policy.refuse(denied, &Facts::of(&request, true))
         {
             return ResponseFuture::refused(refusal, request);
@@ -77,7 +78,9 @@ where
         let inside = enter(policy);
         let inner = self.inner.call(request);
         drop(inside);
-        ResponseFuture { state: State::Admitted { inner, policy } }
+        ResponseFuture {
+            state: State::Admitted { inner, policy },
+        }
     }
 }
 
@@ -88,7 +91,9 @@ impl<F> ResponseFuture<F> {
     #[inline(never)]
     fn refused<B: Body + Send + 'static>(refusal: Refusal, request: Request<B>) -> Self {
         let refused = Some(refusal.turn_away::<KeepsWhole, B>(request));
-        Self { state: State::Refused { refused } }
+        Self {
+            state: State::Refused { refused },
+        }
     }
 }
 

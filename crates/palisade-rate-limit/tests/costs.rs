@@ -22,12 +22,18 @@ static ALLOCATOR: CountingAllocator = CountingAllocator::new();
 
 #[test]
 fn an_admitted_request_allocates_nothing_and_a_refused_one_only_its_headers() {
-    let info = Arc::new(ConnInfo::new(([192, 0, 2, 1], 80).into(), None, Prefix::default()));
+    let info = Arc::new(ConnInfo::new(
+        ([192, 0, 2, 1], 80).into(),
+        None,
+        Prefix::default(),
+    ));
     let handler = |_: Request<Empty<Bytes>>| {
         std::future::ready(Ok::<_, Infallible>(Response::<Full<Bytes>>::default()))
     };
     let quota = Quota::period(Duration::from_secs(9)).burst(100);
-    let mut service = RateLimitLayer::new(quota).unwrap().layer(service_fn(handler));
+    let mut service = RateLimitLayer::new(quota)
+        .unwrap()
+        .layer(service_fn(handler));
     let mut answers = [(StatusCode::OK, 0); 200];
     for answer in &mut answers {
         let mut request = Request::new(Empty::<Bytes>::new());
@@ -37,7 +43,10 @@ fn an_admitted_request_allocates_nothing_and_a_refused_one_only_its_headers() {
         let Poll::Ready(response) = future.poll(&mut Context::from_waker(Waker::noop())) else {
             unreachable!()
         };
-        *answer = (response.as_ref().unwrap().status(), ALLOCATOR.allocations() - before);
+        *answer = (
+            response.as_ref().unwrap().status(),
+            ALLOCATOR.allocations() - before,
+        );
         drop(black_box(response));
     }
     assert_eq!(answers[..100], [(StatusCode::OK, 0); 100]);

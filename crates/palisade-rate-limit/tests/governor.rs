@@ -16,7 +16,9 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 fn quota(period: Duration, burst: u32) -> governor::Quota {
     let burst = NonZeroU32::new(burst).unwrap();
-    governor::Quota::with_period(period).unwrap().allow_burst(burst)
+    governor::Quota::with_period(period)
+        .unwrap()
+        .allow_burst(burst)
 }
 
 fn own_store(
@@ -27,7 +29,11 @@ fn own_store(
 }
 
 fn our_table(quota: governor::Quota, clock: &FakeRelativeClock) -> Over<TableStore> {
-    RateLimiter::new(quota, TableStore::new(1 << 10, quota).unwrap(), clock.clone())
+    RateLimiter::new(
+        quota,
+        TableStore::new(1 << 10, quota).unwrap(),
+        clock.clone(),
+    )
 }
 
 fn key(number: u8) -> ClientKey {
@@ -43,7 +49,10 @@ fn paused() -> tokio::runtime::Runtime {
 /// Steps in microseconds, clients and costs.
 fn requests() -> impl Strategy<Value = Vec<(u64, u8, u32)>> {
     let steps = prop_oneof![Just(0), 1..=1000u64, 1..=1_000_000u64, 1..=3_600_000_000u64];
-    prop::collection::vec((steps, 0..5u8, prop_oneof![4 => Just(1), 1 => 1..=60u32]), 1..200)
+    prop::collection::vec(
+        (steps, 0..5u8, prop_oneof![4 => Just(1), 1 => 1..=60u32]),
+        1..200,
+    )
 }
 
 proptest! {
@@ -102,7 +111,10 @@ fn a_cost_that_would_wrap_governors_arithmetic_is_never_granted() {
     for cost in [11, 5_124_097, 5_124_098, 51_240_956, u32::MAX] {
         for limiter in [&theirs as &dyn Limiter, &over_ours] {
             let decision = limiter.check(key(1), cost);
-            assert!(matches!(decision, Decision::NeverPossible { .. }), "{cost}: {decision:?}");
+            assert!(
+                matches!(decision, Decision::NeverPossible { .. }),
+                "{cost}: {decision:?}"
+            );
         }
     }
     for limiter in [&theirs as &dyn Limiter, &over_ours] {
@@ -116,12 +128,21 @@ fn a_cost_that_would_wrap_governors_arithmetic_is_never_granted() {
 fn a_quota_too_large_for_the_table_is_refused() {
     let year = quota(365 * 24 * HOUR, 1);
     let faults = |error: palisade_rate_limit::ConfigError| error.faults()[0].field.clone();
-    assert_eq!(faults(TableLimiter::new(year).unwrap_err()), "burst x period");
-    assert_eq!(faults(TableStore::new(64, year).unwrap_err()), "burst x period");
+    assert_eq!(
+        faults(TableLimiter::new(year).unwrap_err()),
+        "burst x period"
+    );
+    assert_eq!(
+        faults(TableStore::new(64, year).unwrap_err()),
+        "burst x period"
+    );
     // What one burst long is good for the limiter is too long for the store.
     let eight_days = quota(24 * HOUR, 8);
     TableLimiter::new(eight_days).unwrap();
-    assert_eq!(faults(TableStore::new(64, eight_days).unwrap_err()), "burst x period");
+    assert_eq!(
+        faults(TableStore::new(64, eight_days).unwrap_err()),
+        "burst x period"
+    );
 }
 
 #[test]
@@ -140,10 +161,15 @@ fn eight_threads_get_exactly_the_burst_through_governor() {
         let admitted: usize = std::thread::scope(|scope| {
             let check = || {
                 let tries = 0..100;
-                tries.filter(|_| limiter.check(key(round), 1) == Decision::Admit).count()
+                tries
+                    .filter(|_| limiter.check(key(round), 1) == Decision::Admit)
+                    .count()
             };
             let threads: Vec<_> = (0..8).map(|_| scope.spawn(check)).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .sum()
         });
         assert_eq!(admitted, 40, "in round {round}");
     }

@@ -34,7 +34,9 @@ fn ok(_: Request<Full<Bytes>>) -> Ready<Result<Response<Full<Bytes>>, Infallible
 
 fn from(address: &str) -> Request<Full<Bytes>> {
     let mut request = Request::new(Full::default());
-    request.extensions_mut().insert(SocketAddr::new(address.parse().unwrap(), 4711));
+    request
+        .extensions_mut()
+        .insert(SocketAddr::new(address.parse().unwrap(), 4711));
     request
 }
 
@@ -65,10 +67,19 @@ async fn what_is_too_much_is_answered_429_and_the_neighbour_is_served() {
 
     let refused = send(&mut service, from(HERE)).await;
     assert_eq!(refused.headers()["retry-after"], "1"); // 100 ms, rounded up.
-    assert_eq!(refused.into_body().collect().await.unwrap().to_bytes(), "too many requests");
+    assert_eq!(
+        refused.into_body().collect().await.unwrap().to_bytes(),
+        "too many requests"
+    );
     let (violation, mode) = journal.refusals()[0];
-    assert_eq!((violation.guard, violation.reason), (GUARD, Reason::RateExceeded));
-    assert_eq!((violation.limit, violation.observed, mode), (0, 100, Mode::Enforce));
+    assert_eq!(
+        (violation.guard, violation.reason),
+        (GUARD, Reason::RateExceeded)
+    );
+    assert_eq!(
+        (violation.limit, violation.observed, mode),
+        (0, 100, Mode::Enforce)
+    );
 
     advance(Duration::from_millis(100)).await;
     assert_eq!(statuses(&mut service, HERE, 2).await, [200, 429]);
@@ -79,10 +90,19 @@ async fn retry_after_is_rounded_up_and_true() {
     let mut service =
         RateLimitLayer::with_limiter(limiter(Quota::period(Duration::from_millis(2500))))
             .layer(service_fn(ok));
-    assert_eq!(send(&mut service, from(HERE)).await.status(), StatusCode::OK);
-    assert_eq!(send(&mut service, from(HERE)).await.headers()["retry-after"], "3");
+    assert_eq!(
+        send(&mut service, from(HERE)).await.status(),
+        StatusCode::OK
+    );
+    assert_eq!(
+        send(&mut service, from(HERE)).await.headers()["retry-after"],
+        "3"
+    );
     advance(Duration::from_secs(3)).await;
-    assert_eq!(send(&mut service, from(HERE)).await.status(), StatusCode::OK);
+    assert_eq!(
+        send(&mut service, from(HERE)).await.status(),
+        StatusCode::OK
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -92,7 +112,10 @@ async fn every_address_of_a_64_is_one_client() {
         let address = format!("2001:db8::{host}");
         assert_eq!(statuses(&mut service, &address, 1).await, [200]);
     }
-    assert_eq!(statuses(&mut service, "2001:db8::ffff:1:2:3", 1).await, [429]);
+    assert_eq!(
+        statuses(&mut service, "2001:db8::ffff:1:2:3", 1).await,
+        [429]
+    );
     assert_eq!(statuses(&mut service, "2001:db8:0:1::1", 1).await, [200]);
 }
 
@@ -184,7 +207,10 @@ async fn anything_can_be_the_key_and_some_are_exempt() {
 async fn what_costs_more_than_the_burst_is_refused_for_good() {
     let journal = Journal::default();
     let cost = |head: &RequestHead<'_>| head.uri.path().len() as u32 - 1;
-    let mut service = layer().metrics(journal.clone()).cost(cost).layer(service_fn(ok));
+    let mut service = layer()
+        .metrics(journal.clone())
+        .cost(cost)
+        .layer(service_fn(ok));
     let mut to = async |path: &'static str, grpc: bool| {
         let mut request = from(HERE);
         *request.uri_mut() = http::Uri::from_static(path);
@@ -207,7 +233,10 @@ async fn what_costs_more_than_the_burst_is_refused_for_good() {
     assert_eq!((violation.limit, violation.observed), (3, 4));
     // Neither was charged for, and what costs nothing passes whatever is owed.
     assert_eq!(to("/abc", false).await.status(), StatusCode::OK);
-    assert_eq!(to("/a", false).await.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(
+        to("/a", false).await.status(),
+        StatusCode::TOO_MANY_REQUESTS
+    );
     assert_eq!(to("/", false).await.status(), StatusCode::OK);
 }
 
@@ -239,7 +268,10 @@ async fn the_answer_can_be_ones_own() {
     let refused = send(&mut service, from(HERE)).await;
     assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(refused.headers()["retry-after"], "1");
-    assert_eq!(refused.into_body().collect().await.unwrap().to_bytes(), "slow down for 100ms");
+    assert_eq!(
+        refused.into_body().collect().await.unwrap().to_bytes(),
+        "slow down for 100ms"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -250,16 +282,31 @@ async fn a_dropped_or_failed_request_stays_charged() {
     let layer = layer();
     let mut service = layer.clone().layer(failing);
     // The error comes through as it is.
-    assert_eq!(service.ready().await.unwrap().call(from(HERE)).await.err().unwrap().len(), 23);
+    assert_eq!(
+        service
+            .ready()
+            .await
+            .unwrap()
+            .call(from(HERE))
+            .await
+            .err()
+            .unwrap()
+            .len(),
+        23
+    );
     drop(service.ready().await.unwrap().call(from(HERE)));
-    let panicking =
-        service_fn(|_: Request<Full<Bytes>>| -> Ready<Result<Response<Full<Bytes>>, Infallible>> {
+    let panicking = service_fn(
+        |_: Request<Full<Bytes>>| -> Ready<Result<Response<Full<Bytes>>, Infallible>> {
             panic!("the handler")
-        });
+        },
+    );
     let mut panics = layer.clone().layer(panicking);
     let call = std::panic::AssertUnwindSafe(|| drop(panics.call(from(HERE))));
     std::panic::catch_unwind(call).unwrap_err();
-    assert_eq!(statuses(&mut layer.layer(service_fn(ok)), HERE, 1).await, [429]);
+    assert_eq!(
+        statuses(&mut layer.layer(service_fn(ok)), HERE, 1).await,
+        [429]
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -291,7 +338,9 @@ async fn any_limiter_will_do() {
     struct Moody;
     impl Limiter for Moody {
         fn check(&self, _: ClientKey, _: u32) -> Decision {
-            Decision::Deny { wait: Duration::MAX }
+            Decision::Deny {
+                wait: Duration::MAX,
+            }
         }
     }
     let mut service = RateLimitLayer::with_limiter(Moody).layer(service_fn(ok));
@@ -305,7 +354,11 @@ async fn nothing_is_put_into_the_request() {
         assert!(request.extensions().is_empty());
         Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
     });
-    layer().layer(looks).oneshot(Request::new(Empty::new())).await.unwrap();
+    layer()
+        .layer(looks)
+        .oneshot(Request::new(Empty::new()))
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -347,7 +400,11 @@ impl Limiter for Asked {
 
     fn occupancy(&self) -> Option<palisade_guard::Occupancy> {
         let keys = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
-        Some(palisade_guard::Occupancy { keys, capacity: 1 << 20, evicted: 0 })
+        Some(palisade_guard::Occupancy {
+            keys,
+            capacity: 1 << 20,
+            evicted: 0,
+        })
     }
 }
 

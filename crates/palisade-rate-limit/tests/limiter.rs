@@ -17,7 +17,9 @@ fn key(number: u32) -> ClientKey {
 }
 
 fn deny(millis: u64) -> Decision {
-    Decision::Deny { wait: Duration::from_millis(millis) }
+    Decision::Deny {
+        wait: Duration::from_millis(millis),
+    }
 }
 
 /// A runtime whose clock stands still.
@@ -28,7 +30,9 @@ fn paused() -> tokio::runtime::Runtime {
 
 /// How many of a client's requests are admitted now before one is denied.
 fn admitted_at_once(limiter: &impl Limiter, key: ClientKey) -> usize {
-    (0..10_000).take_while(|_| limiter.check(key, 1) == Decision::Admit).count()
+    (0..10_000)
+        .take_while(|_| limiter.check(key, 1) == Decision::Admit)
+        .count()
 }
 
 #[tokio::test(start_paused = true)]
@@ -38,7 +42,12 @@ async fn a_client_gets_its_burst_and_then_its_rate() {
     assert_eq!(limiter.check(key(1), 1), deny(100));
     for _ in 0..20 {
         advance(Duration::from_micros(99_999)).await;
-        assert_eq!(limiter.check(key(1), 1), Decision::Deny { wait: Duration::from_micros(1) });
+        assert_eq!(
+            limiter.check(key(1), 1),
+            Decision::Deny {
+                wait: Duration::from_micros(1)
+            }
+        );
         advance(Duration::from_micros(1)).await;
         assert_eq!(admitted_at_once(&limiter, key(1)), 1);
     }
@@ -49,7 +58,11 @@ async fn a_client_gets_its_burst_and_then_its_rate() {
 #[tokio::test(start_paused = true)]
 async fn several_quotas_owe_nothing_after_weeks_without_traffic() {
     for idle in (160..280).map(|quarters| quarters * DAY / 4) {
-        let limiter = limiter(Quota::per_hour(1).burst(10).and(Quota::per_second(10).burst(10)));
+        let limiter = limiter(
+            Quota::per_hour(1)
+                .burst(10)
+                .and(Quota::per_second(10).burst(10)),
+        );
         assert_eq!(admitted_at_once(&limiter, key(1)), 10);
         advance(idle).await;
         assert_eq!(admitted_at_once(&limiter, key(1)), 10, "{idle:?} later");
@@ -71,14 +84,21 @@ async fn a_request_costs_what_it_costs_or_nothing() {
     assert_eq!(admitted_at_once(&limiter, key(1)), 10);
     assert_eq!(limiter.check(key(1), 0), Decision::Admit);
     for cost in [41, 1000, 5_124_097, u32::MAX] {
-        assert_eq!(limiter.check(key(1), cost), Decision::NeverPossible { burst: 40 });
+        assert_eq!(
+            limiter.check(key(1), cost),
+            Decision::NeverPossible { burst: 40 }
+        );
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn of_several_quotas_all_must_grant() {
     // Written wide first: the order does not matter.
-    let limiter = limiter(Quota::per_hour(100).burst(50).and(Quota::per_second(10).burst(20)));
+    let limiter = limiter(
+        Quota::per_hour(100)
+            .burst(50)
+            .and(Quota::per_second(10).burst(20)),
+    );
     assert_eq!(admitted_at_once(&limiter, key(1)), 20);
     assert_eq!(limiter.check(key(1), 1), deny(100));
     advance(Duration::from_secs(2)).await;
@@ -87,13 +107,23 @@ async fn of_several_quotas_all_must_grant() {
     assert_eq!(admitted_at_once(&limiter, key(1)), 10);
     // 36 seconds for one cell of the hour, less the four that are gone.
     assert_eq!(limiter.check(key(1), 1), deny(32_000));
-    assert_eq!(limiter.check(key(1), 21), Decision::NeverPossible { burst: 20 });
-    assert_eq!(limiter.check(key(1), 99), Decision::NeverPossible { burst: 20 });
+    assert_eq!(
+        limiter.check(key(1), 21),
+        Decision::NeverPossible { burst: 20 }
+    );
+    assert_eq!(
+        limiter.check(key(1), 99),
+        Decision::NeverPossible { burst: 20 }
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_one_quota_denies_is_charged_to_none() {
-    let limiter = limiter(Quota::per_hour(100).burst(50).and(Quota::per_second(10).burst(20)));
+    let limiter = limiter(
+        Quota::per_hour(100)
+            .burst(50)
+            .and(Quota::per_second(10).burst(20)),
+    );
     for _ in 0..1000 {
         limiter.check(key(1), 1);
     }
@@ -132,7 +162,9 @@ async fn a_quota_changed_after_30_days_lengthens_nobodys_wait() {
             // owes nothing has all of it.
             let fresh = TableLimiter::new(after).unwrap().capacity(64);
             while fresh.check(key(1), 1) == Decision::Admit {}
-            let Decision::Deny { wait: longest } = fresh.check(key(1), 1) else { unreachable!() };
+            let Decision::Deny { wait: longest } = fresh.check(key(1), 1) else {
+                unreachable!()
+            };
             for number in [1, 2] {
                 match limiter.check(key(number), 1) {
                     Decision::Admit => {}
@@ -151,7 +183,13 @@ async fn a_quota_changed_after_30_days_lengthens_nobodys_wait() {
 #[tokio::test(start_paused = true)]
 async fn a_quota_can_become_several_and_one_again() {
     let limiter = Arc::new(limiter(Quota::per_second(10).burst(40)));
-    limiter.set(Quota::per_hour(100).burst(5).and(Quota::per_second(10).burst(40))).unwrap();
+    limiter
+        .set(
+            Quota::per_hour(100)
+                .burst(5)
+                .and(Quota::per_second(10).burst(40)),
+        )
+        .unwrap();
     assert_eq!(admitted_at_once(&limiter, key(1)), 5);
     limiter.set(Quota::per_second(10).burst(40)).unwrap();
     // Five of the hour's are three minutes of debt; four seconds is all that this one asks for.
@@ -167,7 +205,9 @@ async fn a_quota_that_is_added_under_attack_lets_nobody_off() {
     let limiter = limiter(hour);
     assert_eq!(admitted_at_once(&limiter, key(1)), 50);
     // The same quota stays, and one more must agree.
-    limiter.set(hour.and(Quota::per_second(10).burst(20))).unwrap();
+    limiter
+        .set(hour.and(Quota::per_second(10).burst(20)))
+        .unwrap();
     for _ in 0..10 {
         assert_eq!(admitted_at_once(&limiter, key(1)), 0);
         advance(Duration::from_secs(2)).await;
@@ -208,7 +248,10 @@ async fn nobody_is_held_once_all_have_paid() {
         limiter.check(key(number), 1);
     }
     let occupancy = limiter.occupancy().unwrap();
-    assert_eq!((occupancy.keys, occupancy.capacity, occupancy.evicted), (1000, 1 << 12, 0));
+    assert_eq!(
+        (occupancy.keys, occupancy.capacity, occupancy.evicted),
+        (1000, 1 << 12, 0)
+    );
     advance(Duration::from_millis(100)).await;
     assert_eq!(limiter.occupancy().unwrap().keys, 0);
 }
@@ -227,11 +270,16 @@ fn eight_threads_get_exactly_the_burst_of_every_quota() {
                     scope.spawn(move || {
                         let _paused = handle.enter();
                         let tries = 0..100;
-                        tries.filter(|_| limiter.check(key(round), 1) == Decision::Admit).count()
+                        tries
+                            .filter(|_| limiter.check(key(round), 1) == Decision::Admit)
+                            .count()
                     })
                 })
                 .collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .sum()
         });
         assert_eq!(admitted, 40, "in round {round}");
     }

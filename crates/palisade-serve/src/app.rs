@@ -128,7 +128,9 @@ impl<'a> Incoming<'a> {
 
 impl fmt::Debug for Incoming<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Incoming").field("conn", &self.conn).finish()
+        f.debug_struct("Incoming")
+            .field("conn", &self.conn)
+            .finish()
     }
 }
 

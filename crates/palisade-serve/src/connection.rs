@@ -101,8 +101,17 @@ pub(crate) async fn run<T, S>(
             let service = ConnService::new(conn, service, refusals.clone(), &server.http, false);
             let connection = server.http1.serve_connection(TokioIo::new(io), service);
             let connection = connection.with_upgrades();
-            let refusal = Driven { connection, conn, server, open, told: None }.await;
-            refusal.into_iter().for_each(|refusal| refusals.tell(refusal));
+            let refusal = Driven {
+                connection,
+                conn,
+                server,
+                open,
+                told: None,
+            }
+            .await;
+            refusal
+                .into_iter()
+                .for_each(|refusal| refusals.tell(refusal));
             if conn.state().is_upgraded() {
                 open.is_upgraded(conn);
             }
@@ -113,7 +122,14 @@ pub(crate) async fn run<T, S>(
             let service = ConnService::new(conn, service, refusals, &server.http, true);
             let builder = server.http.http2(Streams::new(&server.guard, conn));
             let connection = builder.serve_connection(TokioIo::new(io), service);
-            Driven { connection, conn, server, open, told: None }.await;
+            Driven {
+                connection,
+                conn,
+                server,
+                open,
+                told: None,
+            }
+            .await;
         }
     }
 }
@@ -139,7 +155,9 @@ impl<C: Connection> Future for Driven<'_, C> {
         let mut this = self.project();
         let drain = this.open.drain();
         if drain.is_over() {
-            this.server.guard.end(this.conn, Reason::Shutdown, Ending::Reset);
+            this.server
+                .guard
+                .end(this.conn, Reason::Shutdown, Ending::Reset);
             this.open.is_cut();
             return Poll::Ready(None);
         }
@@ -157,7 +175,10 @@ impl<C: Connection> Future for Driven<'_, C> {
             if here.is_ready() {
                 return here;
             }
-            *this.told = Some(Told { at: Instant::now(), requests: None });
+            *this.told = Some(Told {
+                at: Instant::now(),
+                requests: None,
+            });
             this.connection.as_mut().end_in_good_order();
         }
         this.connection.poll(cx)

@@ -105,8 +105,16 @@ impl Drain {
         let elsewhere = self.turned.load(SeqCst);
         let finished = begun_with.saturating_sub(cut).saturating_sub(elsewhere);
         let upgraded = std::mem::take(&mut *self.upgraded.lock());
-        let upgraded = upgraded.iter().filter_map(Weak::upgrade).filter(|conn| end(conn)).count();
-        Drained { finished, cut, upgraded }
+        let upgraded = upgraded
+            .iter()
+            .filter_map(Weak::upgrade)
+            .filter(|conn| end(conn))
+            .count();
+        Drained {
+            finished,
+            cut,
+            upgraded,
+        }
     }
 
     fn enter(&self, stage: u8) {
@@ -139,7 +147,10 @@ async fn gone(connections: &[Weak<ConnInfo>]) {
 impl Open {
     pub(crate) fn new(drain: &Arc<Drain>) -> Self {
         drain.open.fetch_add(1, SeqCst);
-        Self { drain: drain.clone(), has_left: AtomicBool::new(false) }
+        Self {
+            drain: drain.clone(),
+            has_left: AtomicBool::new(false),
+        }
     }
 
     pub(crate) fn drain(&self) -> &Drain {
@@ -182,7 +193,12 @@ impl Drop for Open {
 impl<F> Attentive<F> {
     pub(crate) fn new(inner: F, drain: &Arc<Drain>) -> Self {
         let changed = drain.changed.clone().notified_owned();
-        Self { inner, changed, drain: drain.clone(), seen: None }
+        Self {
+            inner,
+            changed,
+            drain: drain.clone(),
+            seen: None,
+        }
     }
 }
 
@@ -197,7 +213,8 @@ impl<F: Future> Future for Attentive<F> {
                 break;
             }
             // In this order: a stage that is entered in between is seen in the next round.
-            this.changed.set(this.drain.changed.clone().notified_owned());
+            this.changed
+                .set(this.drain.changed.clone().notified_owned());
             let is_listening = this.changed.as_mut().poll(cx).is_pending();
             *this.seen = is_listening.then_some(stage);
         }

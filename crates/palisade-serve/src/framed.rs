@@ -23,7 +23,11 @@ impl<T> Framed<T> {
             conn.state().add_data(0);
             Frames::new()
         });
-        Self { inner, conn: conn.clone(), frames }
+        Self {
+            inner,
+            conn: conn.clone(),
+            frames,
+        }
     }
 }
 

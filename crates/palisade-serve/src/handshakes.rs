@@ -89,15 +89,25 @@ impl Handshakes {
         }
         let is_full = self.under_way.len() >= self.most;
         // The new one has had no time to say anything, and stays: at worst it is the next to go.
-        let evicted = if is_full { self.worst().map(|place| self.remove_at(place)) } else { None };
+        let evicted = if is_full {
+            self.worst().map(|place| self.remove_at(place))
+        } else {
+            None
+        };
         self.places.insert(conn.id(), self.under_way.len());
-        self.under_way.push(Handshake { conn: conn.clone(), keys });
+        self.under_way.push(Handshake {
+            conn: conn.clone(),
+            keys,
+        });
         evicted
     }
 
     /// Removes the handshake of the connection with this id, unless it was evicted.
     pub(crate) fn leave(&mut self, id: u64) -> Option<Arc<ConnInfo>> {
-        self.places.get(&id).copied().map(|place| self.remove_at(place))
+        self.places
+            .get(&id)
+            .copied()
+            .map(|place| self.remove_at(place))
     }
 
     fn remove_at(&mut self, place: usize) -> Arc<ConnInfo> {
@@ -119,17 +129,31 @@ impl Handshakes {
         let length = self.under_way.len();
         let start = self.random();
         let places: Vec<_> = (0..length.min(EXAMINED))
-            .map(|nth| if length <= EXAMINED { nth.wrapping_add(start) } else { self.random() })
+            .map(|nth| {
+                if length <= EXAMINED {
+                    nth.wrapping_add(start)
+                } else {
+                    self.random()
+                }
+            })
             .map(|random| random % length)
             .collect();
         let rank = |place| (self.rank(&self.under_way[place]), place);
         let mut ranked: Vec<_> = places.into_iter().map(rank).collect();
-        let silent = ranked.iter().filter(|(rank, _)| rank.class == Class::SilentAlone).count();
+        let silent = ranked
+            .iter()
+            .filter(|(rank, _)| rank.class == Class::SilentAlone)
+            .count();
         if silent > ranked.len() / 2 {
-            let alone = ranked.iter_mut().filter(|(rank, _)| rank.class == Class::SilentAlone);
+            let alone = ranked
+                .iter_mut()
+                .filter(|(rank, _)| rank.class == Class::SilentAlone);
             alone.for_each(|(rank, _)| rank.class = Class::SilentFlood);
         }
-        ranked.into_iter().max_by_key(|(rank, _)| *rank).map(|(_, place)| place)
+        ranked
+            .into_iter()
+            .max_by_key(|(rank, _)| *rank)
+            .map(|(_, place)| place)
     }
 
     fn rank(&self, handshake: &Handshake) -> Rank {
@@ -145,7 +169,11 @@ impl Handshakes {
             (false, false) => Class::SilentAlone,
             (false, true) => Class::SpokenAlone,
         };
-        Rank { class, of_client, of_network }
+        Rank {
+            class,
+            of_client,
+            of_network,
+        }
     }
 
     /// The next random number (xorshift64, Marsaglia 2003).
@@ -220,8 +248,12 @@ mod tests {
             if now % 25 == 0 && now < 9000 {
                 let conn = conn(alone(now), false);
                 honest += 1;
-                due.entry(now + 500).or_default().push((conn.clone(), false));
-                due.entry(now + 1000).or_default().push((conn.clone(), true));
+                due.entry(now + 500)
+                    .or_default()
+                    .push((conn.clone(), false));
+                due.entry(now + 1000)
+                    .or_default()
+                    .push((conn.clone(), true));
                 come.push(conn);
             }
             for conn in come {
@@ -276,12 +308,24 @@ mod tests {
         // Up to 64 all are examined; more than four of a client are a crowd.
         let mut handshakes = Handshakes::new(16);
         let mut enter = |from: [u8; 4], has_spoken| {
-            handshakes.enter(&conn(from, has_spoken)).map(|conn| conn.peer().ip().to_string())
+            handshakes
+                .enter(&conn(from, has_spoken))
+                .map(|conn| conn.peer().ip().to_string())
         };
         let (crowd, speaking) = ([1, 0, 0, 1], [2, 0, 0, 1]);
-        let many = [[(crowd, false); 5], [(speaking, true); 5]].into_iter().flatten();
-        let few = [([3, 0, 0, 1], false), ([3, 0, 0, 2], false), ([4, 0, 0, 1], false)];
-        let spoken = [([5, 0, 0, 1], true), ([5, 0, 0, 2], true), ([5, 0, 0, 3], true)];
+        let many = [[(crowd, false); 5], [(speaking, true); 5]]
+            .into_iter()
+            .flatten();
+        let few = [
+            ([3, 0, 0, 1], false),
+            ([3, 0, 0, 2], false),
+            ([4, 0, 0, 1], false),
+        ];
+        let spoken = [
+            ([5, 0, 0, 1], true),
+            ([5, 0, 0, 2], true),
+            ([5, 0, 0, 3], true),
+        ];
         for (from, has_spoken) in many.chain(few).chain(spoken) {
             assert_eq!(enter(from, has_spoken), None);
         }
@@ -292,7 +336,10 @@ mod tests {
         assert_eq!(went[..6], [first, second, first, first, first, &*went[5]]);
         assert!(went[5].starts_with("3.0.0."), "{went:?}");
         let rest: BTreeSet<_> = went[6..].iter().map(|ip| &ip[..2]).collect();
-        assert!(rest.is_subset(&BTreeSet::from(["1.", "3.", "4."])), "{went:?}");
+        assert!(
+            rest.is_subset(&BTreeSet::from(["1.", "3.", "4."])),
+            "{went:?}"
+        );
     }
 
     #[test]
@@ -327,7 +374,10 @@ mod tests {
         let before = handshakes.random;
         handshakes.enter(&conn([1; 4], false));
         // One random number for each that is examined, and one more.
-        let mut again = Handshakes { random: before, ..Handshakes::new(1) };
+        let mut again = Handshakes {
+            random: before,
+            ..Handshakes::new(1)
+        };
         for _ in 0..=EXAMINED {
             again.random();
         }

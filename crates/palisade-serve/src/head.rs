@@ -35,7 +35,9 @@ pub(crate) fn fault<B: Body>(request: &Request<B>, takes_connect: bool) -> Optio
 
 fn is_coding_fit(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+    codings
+        .next()
+        .is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
         && codings.next().is_none()
 }
 
@@ -48,7 +50,11 @@ fn is_host_fit(version: Version, uri: &Uri, headers: &HeaderMap) -> bool {
         return another.is_none() && host.map_or(!is_needed, |host| is_host(host.as_bytes()));
     };
     let is_same = |host: &HeaderValue| {
-        let port = if uri.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 };
+        let port = if uri.scheme() == Some(&Scheme::HTTPS) {
+            443
+        } else {
+            80
+        };
         let port_of = |authority: &Authority| authority.port_u16().unwrap_or(port);
         Authority::try_from(host.as_bytes()).is_ok_and(|host| {
             host.host().eq_ignore_ascii_case(authority.host())
@@ -57,8 +63,9 @@ fn is_host_fit(version: Version, uri: &Uri, headers: &HeaderMap) -> bool {
     };
     another.is_none()
         && is_host(authority.as_str().as_bytes())
-        && host
-            .map_or(version != Version::HTTP_11, |host| is_host(host.as_bytes()) && is_same(host))
+        && host.map_or(version != Version::HTTP_11, |host| {
+            is_host(host.as_bytes()) && is_same(host)
+        })
 }
 
 /// A name, an address or nothing, and perhaps a port (RFC 3986 section 3.2.2).
@@ -85,7 +92,10 @@ const IN_NAME: [bool; 256] = {
         let byte = at as u8;
         table[at] = byte.is_ascii_alphanumeric()
             || matches!(byte, b'-' | b'.' | b'_' | b'~')
-            || matches!(byte, b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b'=');
+            || matches!(
+                byte,
+                b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b'='
+            );
         at += 1;
     }
     table
@@ -102,7 +112,9 @@ fn is_port(digits: &[u8]) -> bool {
 /// What comes after the `[`.
 #[cold]
 fn is_address(rest: &[u8]) -> bool {
-    let Some(end) = rest.iter().position(|byte| *byte == b']') else { return false };
+    let Some(end) = rest.iter().position(|byte| *byte == b']') else {
+        return false;
+    };
     let is_port = match &rest[end + 1..] {
         [] => true,
         [b':', port @ ..] => is_port(port),
@@ -183,7 +195,11 @@ mod tests {
     fn only_http1_1_needs_a_host_and_one_in_the_target_is_held_to_the_same_rules() {
         for (version, uri, fault_is) in [
             (Version::HTTP_2, "http://[fe80::1]:80/", None),
-            (Version::HTTP_2, "http://[fe80::1%25eth0]:80/", Some(Refusal::BadRequest)),
+            (
+                Version::HTTP_2,
+                "http://[fe80::1%25eth0]:80/",
+                Some(Refusal::BadRequest),
+            ),
             (Version::HTTP_2, "http://u@x/", Some(Refusal::BadRequest)),
             (Version::HTTP_10, "/", None),
             (Version::HTTP_11, "/", Some(Refusal::BadRequest)),
@@ -215,12 +231,25 @@ mod tests {
 
     #[test]
     fn each_form_of_target_has_its_methods() {
-        for (method, uri, status) in
-            [("OPTIONS", "*", 0), ("GET", "*", 400), ("GET", "x:80", 400), ("CONNECT", "x:80", 501)]
-        {
-            assert_eq!(fault_of(method, uri, &[("host", "x:80")]), status, "{method} {uri}");
+        for (method, uri, status) in [
+            ("OPTIONS", "*", 0),
+            ("GET", "*", 400),
+            ("GET", "x:80", 400),
+            ("CONNECT", "x:80", 501),
+        ] {
+            assert_eq!(
+                fault_of(method, uri, &[("host", "x:80")]),
+                status,
+                "{method} {uri}"
+            );
         }
-        let connect = Request::builder().method("CONNECT").uri("x:80").header("host", "x:80");
-        assert_eq!(fault(&connect.body(Empty::<Bytes>::new()).unwrap(), true), None);
+        let connect = Request::builder()
+            .method("CONNECT")
+            .uri("x:80")
+            .header("host", "x:80");
+        assert_eq!(
+            fault(&connect.body(Empty::<Bytes>::new()).unwrap(), true),
+            None
+        );
     }
 }

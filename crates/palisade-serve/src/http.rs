@@ -60,7 +60,8 @@ impl Http {
     }
 
     fn buffer_size(&self) -> usize {
-        self.max_buffer_size.unwrap_or((64 * KIB).max(self.max_header_size))
+        self.max_buffer_size
+            .unwrap_or((64 * KIB).max(self.max_header_size))
     }
 
     pub(crate) fn http1(&self) -> http1::Builder {
@@ -90,7 +91,9 @@ impl Http {
             .max_local_error_reset_streams(self.max_local_resets)
             .max_pending_accept_reset_streams(self.max_pending_resets);
         if let Some((interval, timeout)) = self.ping {
-            builder.keep_alive_interval(interval).keep_alive_timeout(timeout);
+            builder
+                .keep_alive_interval(interval)
+                .keep_alive_timeout(timeout);
         }
         if self.extended_connect {
             builder.enable_connect_protocol();
@@ -284,11 +287,27 @@ impl HttpBuilder {
             let least = http.max_header_size.clamp(8 * KIB, MIB);
             check("max_buffer_size", bytes, least..=16 * MIB);
         }
-        check("max_concurrent_streams", http.max_concurrent_streams as usize, 1..=100_000);
+        check(
+            "max_concurrent_streams",
+            http.max_concurrent_streams as usize,
+            1..=100_000,
+        );
         check("stream_window", http.stream_window as usize, KIB..=16 * MIB);
-        check("connection_window", http.connection_window as usize, 64 * KIB..=64 * MIB);
-        check("max_send_buffer_size", http.max_send_buffer_size, 4 * KIB..=16 * MIB);
-        check("max_header_list_size", http.max_header_list_size as usize, KIB..=MIB);
+        check(
+            "connection_window",
+            http.connection_window as usize,
+            64 * KIB..=64 * MIB,
+        );
+        check(
+            "max_send_buffer_size",
+            http.max_send_buffer_size,
+            4 * KIB..=16 * MIB,
+        );
+        check(
+            "max_header_list_size",
+            http.max_header_list_size as usize,
+            KIB..=MIB,
+        );
         check("max_local_resets", http.max_local_resets, 1..=1_000_000);
         check("max_pending_resets", http.max_pending_resets, 1..=10_000);
         if let Some((interval, timeout)) = http.ping {
@@ -322,7 +341,11 @@ mod tests {
             .ping(Duration::ZERO, Duration::MAX)
             .build()
             .unwrap_err();
-        let fields: Vec<_> = error.faults().iter().map(|fault| fault.field.clone()).collect();
+        let fields: Vec<_> = error
+            .faults()
+            .iter()
+            .map(|fault| fault.field.clone())
+            .collect();
         let all = [
             "max_header_size",
             "max_headers",
@@ -347,23 +370,52 @@ mod tests {
     #[test]
     fn a_head_that_is_allowed_fits_into_the_buffer() {
         assert_eq!(
-            Http::builder().max_header_size(100 * KIB).build().unwrap().buffer_size(),
+            Http::builder()
+                .max_header_size(100 * KIB)
+                .build()
+                .unwrap()
+                .buffer_size(),
             100 * KIB
         );
-        let error = Http::builder().max_header_size(100 * KIB).max_buffer_size(64 * KIB);
-        assert_eq!(error.build().unwrap_err().faults()[0].field, "max_buffer_size");
-        Http::builder().max_header_size(100 * KIB).max_buffer_size(100 * KIB).build().unwrap();
+        let error = Http::builder()
+            .max_header_size(100 * KIB)
+            .max_buffer_size(64 * KIB);
+        assert_eq!(
+            error.build().unwrap_err().faults()[0].field,
+            "max_buffer_size"
+        );
+        Http::builder()
+            .max_header_size(100 * KIB)
+            .max_buffer_size(100 * KIB)
+            .build()
+            .unwrap();
     }
 
     #[test]
     fn hyper_takes_every_edge() {
-        let least = Http::builder().max_header_size(KIB).max_headers(1).max_buffer_size(8 * KIB);
+        let least = Http::builder()
+            .max_header_size(KIB)
+            .max_headers(1)
+            .max_buffer_size(8 * KIB);
         let least = least.max_concurrent_streams(1).stream_window(KIB as u32);
-        let least = least.max_send_buffer_size(4 * KIB).max_header_list_size(KIB as u32);
-        let most = Http::builder().max_header_size(MIB).max_buffer_size(16 * MIB);
-        let most = most.connection_window(64 * MIB as u32).stream_window(16 * MIB as u32);
-        for http in [least.build().unwrap(), most.build().unwrap(), Http::default()] {
-            let _ = (http.http1(), http.http2(hyper_util::rt::TokioExecutor::new()));
+        let least = least
+            .max_send_buffer_size(4 * KIB)
+            .max_header_list_size(KIB as u32);
+        let most = Http::builder()
+            .max_header_size(MIB)
+            .max_buffer_size(16 * MIB);
+        let most = most
+            .connection_window(64 * MIB as u32)
+            .stream_window(16 * MIB as u32);
+        for http in [
+            least.build().unwrap(),
+            most.build().unwrap(),
+            Http::default(),
+        ] {
+            let _ = (
+                http.http1(),
+                http.http2(hyper_util::rt::TokioExecutor::new()),
+            );
         }
     }
 }

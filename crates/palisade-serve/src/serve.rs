@@ -175,7 +175,11 @@ impl<L: Accept, A: App<Kind>, Kind> Serve<L, A, Kind> {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        WithGracefulShutdown { serve: self, signal, drain: Duration::from_secs(30) }
+        WithGracefulShutdown {
+            serve: self,
+            signal,
+            drain: Duration::from_secs(30),
+        }
     }
 
     /// Who watches over its connections, for a look at them later.
@@ -193,7 +197,12 @@ impl<L: Accept, A: App<Kind>, Kind> Serve<L, A, Kind> {
     }
 
     async fn run(self, signal: impl Future<Output = ()>, drain: Duration) -> io::Result<Drained> {
-        let Self { mut listener, mut app, http, .. } = self;
+        let Self {
+            mut listener,
+            mut app,
+            http,
+            ..
+        } = self;
         let server = Arc::new(Server {
             guard: listener.guard().clone(),
             http1: http.http1(),
@@ -254,7 +263,11 @@ where
         else {
             return;
         };
-        let protocol = if protocol == crate::http::Protocol::Auto { agreed } else { protocol };
+        let protocol = if protocol == crate::http::Protocol::Auto {
+            agreed
+        } else {
+            protocol
+        };
         return run(io, conn, (protocol, true), service, &server, &open).await;
     }
     run(io, conn, (protocol, false), service, &server, &open).await;
@@ -319,7 +332,11 @@ where
     type IntoFuture = BoxFuture<io::Result<Drained>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        let Self { serve, signal, drain } = self;
+        let Self {
+            serve,
+            signal,
+            drain,
+        } = self;
         Box::pin(async move { serve.run(signal, drain).await })
     }
 }

@@ -58,7 +58,12 @@ impl<S> ConnService<S> {
         http: &Http,
         is_http2: bool,
     ) -> Self {
-        let app = ConnApp { service, refusals, is_http2, takes_connect: http.takes_connect };
+        let app = ConnApp {
+            service,
+            refusals,
+            is_http2,
+            takes_connect: http.takes_connect,
+        };
         let accounting = Accounting::of(conn.clone(), app).cuts_streams();
         #[cfg(feature = "axum")]
         let accounting = accounting.connect_info();
@@ -98,7 +103,12 @@ impl<S: HttpService> ConnApp<S> {
             }
         }
         let (request, refusals) = (Some(request), refusals.clone());
-        ConnAppFuture::Waiting { service, request, refusals, is_http2 }
+        ConnAppFuture::Waiting {
+            service,
+            request,
+            refusals,
+            is_http2,
+        }
     }
 }
 
@@ -111,7 +121,12 @@ impl<S: HttpService> ConnAppFuture<S, S::Future> {
         is_http2: bool,
     ) -> Self {
         let is_bare = is_http2 && request.method() == Method::HEAD;
-        Self::Called { future: service.call(request), refusals, is_http2, is_bare }
+        Self::Called {
+            future: service.call(request),
+            refusals,
+            is_http2,
+            is_bare,
+        }
     }
 }
 
@@ -140,7 +155,9 @@ fn without_body<B: Body>(response: Response<B>, is_http2: bool) -> Response<Serv
     let mut response = response.map(|_| ServedBody::empty(is_http2));
     if let Some(length) = length.filter(|length| *length > 0) {
         let headers = response.headers_mut();
-        headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+        headers
+            .entry(CONTENT_LENGTH)
+            .or_insert_with(|| length.into());
     }
     response
 }
@@ -151,7 +168,12 @@ impl<S: HttpService> Future for ConnAppFuture<S, S::Future> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             match self.as_mut().project() {
-                ConnAppProj::Called { future, refusals, is_http2, is_bare } => {
+                ConnAppProj::Called {
+                    future,
+                    refusals,
+                    is_http2,
+                    is_bare,
+                } => {
                     let (is_http2, is_bare) = (*is_http2, *is_bare);
                     let next = match ready!(future.poll(cx)) {
                         // No answer, and hyper sends none of them on.
@@ -179,7 +201,12 @@ impl<S: HttpService> Future for ConnAppFuture<S, S::Future> {
                     }
                     return Poll::Ready(Ok(response));
                 }
-                ConnAppProj::Waiting { service, request, refusals, is_http2 } => {
+                ConnAppProj::Waiting {
+                    service,
+                    request,
+                    refusals,
+                    is_http2,
+                } => {
                     let is_http2 = *is_http2;
                     let next = match ready!(service.poll_ready(cx)) {
                         Ok(()) => {

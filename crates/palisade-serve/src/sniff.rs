@@ -33,7 +33,12 @@ pub(crate) enum Begins {
 
 impl<T> Rewind<T> {
     pub(crate) fn new(inner: T) -> Self {
-        Self { inner, begun: [0; PREFACE.len()], read_again: 0, length: 0 }
+        Self {
+            inner,
+            begun: [0; PREFACE.len()],
+            read_again: 0,
+            length: 0,
+        }
     }
 
     /// What the first bytes come from. Those that were looked at and not read again are not among
@@ -49,7 +54,9 @@ impl<T> Rewind<T> {
     }
 
     fn rest(&self) -> &[u8] {
-        self.begun.get(self.read_again.into()..self.length.into()).unwrap_or_default()
+        self.begun
+            .get(self.read_again.into()..self.length.into())
+            .unwrap_or_default()
     }
 }
 

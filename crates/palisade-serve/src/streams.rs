@@ -124,11 +124,21 @@ struct Stall {
 
 impl<B> ServedBody<B> {
     pub(crate) fn new(inner: B, is_http2: bool) -> Self {
-        Self { inner: Some(inner), rest: Bytes::new(), out: 0, is_http2 }
+        Self {
+            inner: Some(inner),
+            rest: Bytes::new(),
+            out: 0,
+            is_http2,
+        }
     }
 
     pub(crate) fn empty(is_http2: bool) -> Self {
-        Self { inner: None, rest: Bytes::new(), out: 0, is_http2 }
+        Self {
+            inner: None,
+            rest: Bytes::new(),
+            out: 0,
+            is_http2,
+        }
     }
 }
 
@@ -141,7 +151,9 @@ impl<B: Body<Data = Bytes>> Body for ServedBody<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.project();
-        let Some(inner) = this.inner.as_pin_mut() else { return Poll::Ready(None) };
+        let Some(inner) = this.inner.as_pin_mut() else {
+            return Poll::Ready(None);
+        };
         if !*this.is_http2 {
             return inner.poll_frame(cx);
         }
@@ -190,7 +202,10 @@ impl<B: Body<Data = Bytes>> Body for ServedBody<B> {
 
 fn did(last: Last, taken: usize) {
     let before = DID.get().taken;
-    DID.set(Did { last: Some(last), taken: before.saturating_add(taken as u64) });
+    DID.set(Did {
+        last: Some(last),
+        taken: before.saturating_add(taken as u64),
+    });
 }
 
 // === Streams ===
@@ -263,7 +278,14 @@ impl Drop for Tunnel {
 
 impl<F> Stream<F> {
     fn new(inner: F, streams: Streams) -> Self {
-        Self { inner, streams, stall: None, sleep: None, is_told: false, taken: 0 }
+        Self {
+            inner,
+            streams,
+            stall: None,
+            sleep: None,
+            is_told: false,
+            taken: 0,
+        }
     }
 }
 
@@ -272,7 +294,10 @@ impl<F: Future> Future for Stream<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
-        DID.set(Did { last: None, taken: 0 });
+        DID.set(Did {
+            last: None,
+            taken: 0,
+        });
         let in_stream = InStream::enter();
         let result = this.inner.poll(cx);
         drop(in_stream);
@@ -291,13 +316,17 @@ impl<F: Future> Future for Stream<F> {
             Some(_) => *this.stall = None,
             None => {}
         }
-        let Some(stall) = this.stall else { return Poll::Pending };
+        let Some(stall) = this.stall else {
+            return Poll::Pending;
+        };
         loop {
             let others = this.streams.patience();
             let patience = stall.patience(others);
             let due = stall.looked + patience;
             let next = |now| due.min(now + LOOK);
-            let sleep = this.sleep.get_or_insert_with(|| Box::pin(sleep_until(next(stall.looked))));
+            let sleep = this
+                .sleep
+                .get_or_insert_with(|| Box::pin(sleep_until(next(stall.looked))));
             // One that was set for an earlier stall goes off first, and is set again.
             ready!(sleep.as_mut().poll(cx));
             let now = Instant::now();
@@ -321,12 +350,20 @@ impl Stall {
         let (now, all) = (Instant::now(), streams.0.taken.load(Relaxed));
         let taken = taken.saturating_sub(OF_HYPER);
         let credit = Duration::from_millis(taken.saturating_mul(1000) / OF_A_SECOND);
-        Self { streams, begun: now, credit, looked: now, taken: all }
+        Self {
+            streams,
+            begun: now,
+            credit,
+            looked: now,
+            taken: all,
+        }
     }
 
     /// How long it may wait, where others may for so long.
     fn patience(&self, others: Duration) -> Duration {
-        others.saturating_add(self.credit).min(others.saturating_mul(PATIENCE))
+        others
+            .saturating_add(self.credit)
+            .min(others.saturating_mul(PATIENCE))
     }
 
     /// Whether it has had its time; if not, the next time begins.
@@ -350,8 +387,10 @@ impl Stall {
             let limit = millis(patience);
             let observed = millis(now.saturating_duration_since(self.begun));
             let (reason, phase) = (Reason::WindowStall, Phase::ResponseBody);
-            guard
-                .tell_cut(&Violation::new(Guard::Connection, reason, phase, limit, observed), conn);
+            guard.tell_cut(
+                &Violation::new(Guard::Connection, reason, phase, limit, observed),
+                conn,
+            );
         }
         guard.mode() == Mode::Enforce
     }
@@ -378,9 +417,15 @@ mod tests {
 
     fn streams(mode: Mode) -> (Streams, Journal) {
         let journal = Journal::default();
-        let guard = ConnGuard::builder().mode(mode).write_stall(STALL).metrics(journal.clone());
+        let guard = ConnGuard::builder()
+            .mode(mode)
+            .write_stall(STALL)
+            .metrics(journal.clone());
         let conn = ConnInfo::new(([127, 0, 0, 1], 1).into(), None, Prefix::default());
-        (Streams::new(&guard.build().unwrap(), &Arc::new(conn)), journal)
+        (
+            Streams::new(&guard.build().unwrap(), &Arc::new(conn)),
+            journal,
+        )
     }
 
     /// What hyper does with a stream whose window is shut: asks the body once, and waits.
@@ -407,7 +452,10 @@ mod tests {
         let started = Instant::now();
         spawn(&streams, shut(body(1))).await.unwrap();
         let took = started.elapsed();
-        assert!(took >= STALL && took < STALL + Duration::from_millis(2), "{took:?}");
+        assert!(
+            took >= STALL && took < STALL + Duration::from_millis(2),
+            "{took:?}"
+        );
         assert_eq!(journal.cut(), [(Guard::Connection, Reason::WindowStall)]);
         assert_eq!(streams.0.waiting.load(Relaxed), 0);
     }
@@ -445,7 +493,11 @@ mod tests {
             () = link => {}
             ended = one => ended.unwrap(),
         }
-        assert!(started.elapsed() >= PATIENCE * STALL, "{:?}", started.elapsed());
+        assert!(
+            started.elapsed() >= PATIENCE * STALL,
+            "{:?}",
+            started.elapsed()
+        );
         other.await.unwrap();
         let took = started.elapsed();
         assert!(took < (PATIENCE + 1) * STALL, "{took:?}");
@@ -469,7 +521,10 @@ mod tests {
                 (ended, ..) = first => ended.unwrap(),
             }
             let took = started.elapsed();
-            assert!(took >= lasts * STALL && took < (lasts + 1) * STALL, "{rate}: {took:?}");
+            assert!(
+                took >= lasts * STALL && took < (lasts + 1) * STALL,
+                "{rate}: {took:?}"
+            );
         }
     }
 
@@ -488,7 +543,11 @@ mod tests {
             () = pings => {}
             ended = stream => ended.unwrap(),
         }
-        assert!(started.elapsed() < STALL + SECOND, "{:?}", started.elapsed());
+        assert!(
+            started.elapsed() < STALL + SECOND,
+            "{:?}",
+            started.elapsed()
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -556,7 +615,10 @@ mod tests {
                 Err(frame) => last = frame.into_trailers().ok(),
             }
         }
-        assert_eq!((lengths, last), (vec![PIECE, PIECE, PIECE, 7], Some(trailers)));
+        assert_eq!(
+            (lengths, last),
+            (vec![PIECE, PIECE, PIECE, 7], Some(trailers))
+        );
         assert_eq!(got, data);
     }
 
@@ -574,6 +636,15 @@ mod tests {
             vec![b'x'; 2 * PIECE],
         )))]);
         let mut body = ServedBody::new(StreamBody::new(frames), false);
-        assert_eq!(body.frame().await.unwrap().unwrap().data_ref().unwrap().len(), 2 * PIECE);
+        assert_eq!(
+            body.frame()
+                .await
+                .unwrap()
+                .unwrap()
+                .data_ref()
+                .unwrap()
+                .len(),
+            2 * PIECE
+        );
     }
 }

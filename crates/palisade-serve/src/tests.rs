@@ -23,9 +23,18 @@ async fn begins(pieces: &[&[u8]]) -> (Begins, Vec<u8>) {
 async fn nothing_that_was_looked_at_is_lost_however_it_comes() {
     let settings = b"\0\0\0\x04\0\0\0\0\0";
     let http2 = [PREFACE.as_slice(), settings].concat();
-    let gets: [&[u8]; 4] = [b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.1\r\n\r\n", b"P", b"\x16"];
+    let gets: [&[u8]; 4] = [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"PRI * HTTP/2.1\r\n\r\n",
+        b"P",
+        b"\x16",
+    ];
     for whole in gets.into_iter().chain([http2.as_slice()]) {
-        let expected = if whole == http2.as_slice() { Begins::Http2 } else { Begins::Http1 };
+        let expected = if whole == http2.as_slice() {
+            Begins::Http2
+        } else {
+            Begins::Http1
+        };
         assert_eq!(begins(&[whole]).await, (expected, whole.to_vec()));
         for at in 1..whole.len() {
             let pieces = [&whole[..at], &whole[at..]];

@@ -43,13 +43,19 @@ impl Tls {
     }
 
     pub(crate) fn acceptor(&self) -> Option<(&TlsAcceptor, &Mutex<Handshakes>)> {
-        self.acceptor.as_ref().map(|(acceptor, handshakes)| (acceptor, handshakes))
+        self.acceptor
+            .as_ref()
+            .map(|(acceptor, handshakes)| (acceptor, handshakes))
     }
 }
 
 impl Default for Tls {
     fn default() -> Self {
-        Self { config: None, most: 1024, acceptor: None }
+        Self {
+            config: None,
+            most: 1024,
+            acceptor: None,
+        }
     }
 }
 
@@ -85,9 +91,14 @@ impl<'a> UnderWay<'a> {
     fn begin(handshakes: &'a Mutex<Handshakes>, conn: &Arc<ConnInfo>, server: &Server) -> Self {
         let evicted = handshakes.lock().enter(conn);
         if let Some(evicted) = evicted {
-            server.guard.end(&evicted, Reason::HandshakesFull, Ending::Reset);
+            server
+                .guard
+                .end(&evicted, Reason::HandshakesFull, Ending::Reset);
         }
-        Self { handshakes, id: conn.id() }
+        Self {
+            handshakes,
+            id: conn.id(),
+        }
     }
 }
 

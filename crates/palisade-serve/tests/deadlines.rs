@@ -112,8 +112,14 @@ struct Server {
 impl Server {
     fn start() -> Self {
         let journal = Journal::default();
-        let guard = ConnGuard::builder().metrics(journal.clone()).build().unwrap();
-        Self { journal, ..Self::start_with(guard, Http::default()) }
+        let guard = ConnGuard::builder()
+            .metrics(journal.clone())
+            .build()
+            .unwrap();
+        Self {
+            journal,
+            ..Self::start_with(guard, Http::default())
+        }
     }
 
     /// Answers `GET /` at once, and everything else never.
@@ -128,14 +134,23 @@ impl Server {
             Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"hello"))))
         });
         let listener: Guarded<_> = guard.listen(Pipes(pipes));
-        let serve =
-            serve(listener, app).http(http).with_graceful_shutdown(async { drop(told.await) });
-        Self { guard, journal, connect, signal, task: tokio::spawn(serve.into_future()) }
+        let serve = serve(listener, app)
+            .http(http)
+            .with_graceful_shutdown(async { drop(told.await) });
+        Self {
+            guard,
+            journal,
+            connect,
+            signal,
+            task: tokio::spawn(serve.into_future()),
+        }
     }
 
     async fn connect(&self, bytes: &[u8]) -> DuplexStream {
         let (server, mut client) = duplex(64 * 1024);
-        self.connect.send(Pipe(server)).unwrap_or_else(|_| panic!("it listens"));
+        self.connect
+            .send(Pipe(server))
+            .unwrap_or_else(|_| panic!("it listens"));
         client.write_all(bytes).await.unwrap();
         client
     }
@@ -194,7 +209,10 @@ async fn whatever_is_no_whole_request_has_ten_seconds_from_accept() {
 #[tokio::test(start_paused = true)]
 async fn a_byte_now_and_then_moves_no_deadline() {
     let server = Server::start();
-    for all in [&[PREFACE, SETTINGS, UNFINISHED].concat(), &b"GET / HTTP/1.1\r\nhost: xxxxxx"[..]] {
+    for all in [
+        &[PREFACE, SETTINGS, UNFINISHED].concat(),
+        &b"GET / HTTP/1.1\r\nhost: xxxxxx"[..],
+    ] {
         let client = server.connect(b"").await;
         let (mut reader, mut writer) = tokio::io::split(client);
         let bytes = all.to_vec();
@@ -244,7 +262,13 @@ async fn a_shutdown_takes_its_thirty_seconds_and_no_more() {
         server.connect(GET).await,
     ];
     sleep(seconds(1)).await;
-    let Server { signal, task, guard, journal, connect } = server;
+    let Server {
+        signal,
+        task,
+        guard,
+        journal,
+        connect,
+    } = server;
     let started = Instant::now();
     signal.send(()).unwrap();
     let drained = task.await.unwrap().unwrap();
@@ -264,7 +288,11 @@ async fn with_nothing_in_flight_a_shutdown_takes_no_time() {
     let started = Instant::now();
     server.signal.send(()).unwrap();
     let drained = server.task.await.unwrap().unwrap();
-    assert!(started.elapsed() <= Duration::from_millis(1500), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() <= Duration::from_millis(1500),
+        "{:?}",
+        started.elapsed()
+    );
     assert_eq!((drained.finished, drained.cut), (2, 0));
 }
 
@@ -344,7 +372,9 @@ async fn a_service_that_is_never_made_costs_its_connection_alone() {
     let mut clients = Vec::new();
     for _ in 0..2 {
         let (server, mut client) = duplex(64 * 1024);
-        connect.send(Pipe(server)).unwrap_or_else(|_| panic!("it listens"));
+        connect
+            .send(Pipe(server))
+            .unwrap_or_else(|_| panic!("it listens"));
         client.write_all(GET).await.unwrap();
         clients.push(client);
     }
@@ -362,12 +392,17 @@ async fn an_app_that_fails_is_answered_for() {
     });
     tokio::spawn(serve(ConnGuard::default().listen(Pipes(pipes)), fails).into_future());
     let (server, mut client) = duplex(64 * 1024);
-    connect.send(Pipe(server)).unwrap_or_else(|_| panic!("it listens"));
+    connect
+        .send(Pipe(server))
+        .unwrap_or_else(|_| panic!("it listens"));
     client.write_all(GET).await.unwrap();
     let mut answer = Vec::new();
     client.read_to_end(&mut answer).await.unwrap();
     let answer = String::from_utf8(answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 500") && answer.contains("connection: close"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 500") && answer.contains("connection: close"),
+        "{answer}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -380,12 +415,20 @@ async fn a_quiet_connection_of_age_is_told_at_once() {
     let goaway = async { while frame(&mut client).await[3] != 7 {} };
     timeout(seconds(2000), goaway).await.unwrap();
     let took = started.elapsed();
-    assert!(took >= seconds(900) && took <= seconds(1100) + LATE, "{took:?}");
+    assert!(
+        took >= seconds(900) && took <= seconds(1100) + LATE,
+        "{took:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_asks_for_pings_loses_who_does_not_answer_them_and_nobody_else() {
-    let pinging = || Http::builder().ping(seconds(30), seconds(10)).build().unwrap();
+    let pinging = || {
+        Http::builder()
+            .ping(seconds(30), seconds(10))
+            .build()
+            .unwrap()
+    };
     let hang = [PREFACE, SETTINGS, HANG2].concat();
     let server = Server::start_with(ConnGuard::default(), pinging());
     is_due(ended(&mut server.connect(&hang).await).await, seconds(40));

@@ -44,7 +44,14 @@ impl Download {
     ) -> Pin<Box<Self>> {
         let wakes_at = stopwatch.due(0);
         let (timer, task) = (sleep_until(after(now, wakes_at)), task_of(cx.waker()));
-        let mut download = Box::pin(Self { stopwatch, origin: now, wakes_at, bytes, task, timer });
+        let mut download = Box::pin(Self {
+            stopwatch,
+            origin: now,
+            wakes_at,
+            bytes,
+            task,
+            timer,
+        });
         let _: Poll<()> = poll_sleep(download.as_mut().project().timer, cx);
         download
     }

@@ -35,7 +35,11 @@ pub type ResponseFuture<S, B> = palisade_guard::ResponseFuture<S, B, SlowBodyPol
 impl SlowBodyLayer {
     /// Every number at its default.
     pub fn new() -> Self {
-        let response = Pace { gap: Some(Duration::from_secs(120)), rate: None, ..Pace::default() };
+        let response = Pace {
+            gap: Some(Duration::from_secs(120)),
+            rate: None,
+            ..Pace::default()
+        };
         let policy = SlowBodyPolicy {
             settings: Settings::default(),
             request: Pace::default(),
@@ -44,7 +48,9 @@ impl SlowBodyLayer {
             pressure: Pressure::default(),
             choose: None,
         };
-        Self { guard: GuardLayer::new(policy) }
+        Self {
+            guard: GuardLayer::new(policy),
+        }
     }
 
     /// How fast request bodies must come. Defaults to [`Pace::default`].

@@ -67,7 +67,16 @@ impl Meter {
         };
         let gap = pace.gap.map_or(NEVER, nanos);
         let (waited, progress, full_at, since_full) = (0, 0, grace, 0);
-        Self { gap, window, waited, progress, paid_until, full_at, since_full, total }
+        Self {
+            gap,
+            window,
+            waited,
+            progress,
+            paid_until,
+            full_at,
+            since_full,
+            total,
+        }
     }
 
     /// How long the body was waited for.
@@ -123,7 +132,13 @@ impl Meter {
         if now < due {
             return None;
         }
-        let slow = |reason, limit, observed| Some(TooSlow { reason, limit, observed });
+        let slow = |reason, limit, observed| {
+            Some(TooSlow {
+                reason,
+                limit,
+                observed,
+            })
+        };
         if due == self.gap_due() {
             let silence = now.saturating_sub(self.progress);
             slow(Reason::Gap, self.gap / MILLISECOND, silence / MILLISECOND)
@@ -132,7 +147,11 @@ impl Meter {
             let seen = u128::from(self.since_full) * u128::from(SECOND) / u128::from(span);
             slow(Reason::Rate, rate, u64::try_from(seen).unwrap_or(NEVER))
         } else {
-            slow(Reason::BodyTotal, self.total / MILLISECOND, now / MILLISECOND)
+            slow(
+                Reason::BodyTotal,
+                self.total / MILLISECOND,
+                now / MILLISECOND,
+            )
         }
     }
 
@@ -214,7 +233,10 @@ mod tests {
                 meter.pay(1, PLAIN);
             };
             // The bytes pay for 2 ms each.
-            assert!((s(15)..s(15) + 30 * MILLISECOND + 1).contains(&end), "{step}: {end}");
+            assert!(
+                (s(15)..s(15) + 30 * MILLISECOND + 1).contains(&end),
+                "{step}: {end}"
+            );
         }
     }
 
@@ -276,13 +298,20 @@ mod tests {
 
     #[test]
     fn a_known_length_has_a_total_of_its_own_if_asked_for() {
-        let pace = Pace::builder().total(Duration::from_secs(3)).build().expect("is a pace");
+        let pace = Pace::builder()
+            .total(Duration::from_secs(3))
+            .build()
+            .expect("is a pace");
         let mut meter = Meter::new(&pace, Some(1000));
         meter.wait_until(s(4));
         meter.pay(400, PLAIN);
         assert_eq!(at(&mut meter, s(5) - 1), None);
         meter.wait_until(s(5));
-        let slow = TooSlow { reason: Reason::BodyTotal, limit: 5000, observed: 5000 };
+        let slow = TooSlow {
+            reason: Reason::BodyTotal,
+            limit: 5000,
+            observed: 5000,
+        };
         assert_eq!(meter.judge(PLAIN), Some(slow));
         assert_eq!(Meter::new(&pace, None).total, NEVER);
     }
@@ -294,12 +323,20 @@ mod tests {
         meter.pay(1000, PLAIN);
         meter.wait_until(s(17));
         // 1,000 bytes since the grace ended, 12 s ago.
-        let slow = TooSlow { reason: Reason::Rate, limit: 500, observed: 83 };
+        let slow = TooSlow {
+            reason: Reason::Rate,
+            limit: 500,
+            observed: 83,
+        };
         assert_eq!(meter.judge(PLAIN), Some(slow));
         meter.wait_until(s(40));
         meter.progress = s(20);
         meter.paid_until = s(50);
-        let slow = TooSlow { reason: Reason::Gap, limit: 15_000, observed: 20_000 };
+        let slow = TooSlow {
+            reason: Reason::Gap,
+            limit: 15_000,
+            observed: 20_000,
+        };
         assert_eq!(meter.judge(PLAIN), Some(slow));
     }
 
@@ -326,16 +363,32 @@ mod tests {
         fn broken(&self, now: u64) -> Vec<Reason> {
             let now = u128::from(now);
             let mut broken = Vec::new();
-            let last = self.pieces.iter().map(|(at, ..)| u128::from(*at)).max().unwrap_or(0);
-            if self.pace.gap.is_some_and(|gap| now - last >= gap.as_nanos()) {
+            let last = self
+                .pieces
+                .iter()
+                .map(|(at, ..)| u128::from(*at))
+                .max()
+                .unwrap_or(0);
+            if self
+                .pace
+                .gap
+                .is_some_and(|gap| now - last >= gap.as_nanos())
+            {
                 broken.push(Reason::Gap);
             }
             let grace = self.pace.grace.as_nanos();
             let starts = self.pieces.iter().map(|(at, ..)| u128::from(*at));
-            let mut starts = starts.chain([grace]).filter(|start| (grace..=now).contains(start));
+            let mut starts = starts
+                .chain([grace])
+                .filter(|start| (grace..=now).contains(start));
             let short = |start: u128| {
-                let later = self.pieces.iter().filter(|(at, ..)| u128::from(*at) > start);
-                let worth: u128 = later.map(|(_, bytes, rate)| Self::worth(*bytes, *rate)).sum();
+                let later = self
+                    .pieces
+                    .iter()
+                    .filter(|(at, ..)| u128::from(*at) > start);
+                let worth: u128 = later
+                    .map(|(_, bytes, rate)| Self::worth(*bytes, *rate))
+                    .sum();
                 now - start >= self.pace.window.as_nanos() + worth
             };
             if self.pace.rate.is_some() && starts.any(short) {

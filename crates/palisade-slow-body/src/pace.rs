@@ -52,12 +52,19 @@ impl Pace {
     /// # Ok::<_, palisade_slow_body::ConfigError>(())
     /// ```
     pub const fn builder() -> PaceBuilder {
-        PaceBuilder { pace: Self::DEFAULT }
+        PaceBuilder {
+            pace: Self::DEFAULT,
+        }
     }
 
     /// No limit at all.
     pub const fn off() -> Self {
-        Self { gap: None, rate: None, total: None, ..Self::DEFAULT }
+        Self {
+            gap: None,
+            rate: None,
+            total: None,
+            ..Self::DEFAULT
+        }
     }
 
     /// Something every `gap`, however little: for those who speak when they have something to
@@ -73,7 +80,11 @@ impl Pace {
     /// Something every 60 s, however little: what requests that say they are
     /// gRPC over HTTP/2 get unless told otherwise.
     pub const fn conversation() -> Self {
-        Self { gap: Some(Duration::from_secs(60)), rate: None, ..Self::DEFAULT }
+        Self {
+            gap: Some(Duration::from_secs(60)),
+            rate: None,
+            ..Self::DEFAULT
+        }
     }
 
     pub(crate) fn is_off(&self) -> bool {
@@ -145,22 +156,43 @@ impl PaceBuilder {
     ///
     /// Names every number that is not.
     pub fn build(self) -> Result<Pace, ConfigError> {
-        let Pace { gap, rate, window, grace, total } = self.pace;
+        let Pace {
+            gap,
+            rate,
+            window,
+            grace,
+            total,
+        } = self.pace;
         let mut error = ConfigError::new("this pace cannot be");
         let mut check = |fine, field, value: &dyn fmt::Debug, allowed| {
             error.check(fine, field, value, allowed);
         };
         if let Some(gap) = gap {
-            check((MILLISECOND..=DAY).contains(&gap), "gap", &gap, "1 ms to 24 h");
+            check(
+                (MILLISECOND..=DAY).contains(&gap),
+                "gap",
+                &gap,
+                "1 ms to 24 h",
+            );
         }
         if let Some(rate) = rate {
             let fine = (1..=MAX_RATE).contains(&rate);
             check(fine, "rate", &rate, "1 to 1073741824 bytes per second");
         }
-        check((MILLISECOND..=HOUR).contains(&window), "window", &window, "1 ms to 1 h");
+        check(
+            (MILLISECOND..=HOUR).contains(&window),
+            "window",
+            &window,
+            "1 ms to 1 h",
+        );
         check(grace <= HOUR, "grace", &grace, "0 to 1 h");
         if let Some(total) = total {
-            check((MILLISECOND..=DAY).contains(&total), "total", &total, "1 ms to 24 h");
+            check(
+                (MILLISECOND..=DAY).contains(&total),
+                "total",
+                &total,
+                "1 ms to 24 h",
+            );
         }
         error.into_result().map(|()| self.pace)
     }
@@ -180,17 +212,35 @@ mod tests {
             .total(Duration::MAX)
             .build()
             .expect_err("all are wrong");
-        let fields: Vec<_> = error.faults().iter().map(|fault| fault.field.clone()).collect();
+        let fields: Vec<_> = error
+            .faults()
+            .iter()
+            .map(|fault| fault.field.clone())
+            .collect();
         assert_eq!(fields, ["gap", "rate", "window", "grace", "total"]);
-        let text = Pace::gap_only(Duration::ZERO).expect_err("no gap").to_string();
-        assert_eq!(text, "this pace cannot be:\n  gap is 0ns, allowed is 1 ms to 24 h");
+        let text = Pace::gap_only(Duration::ZERO)
+            .expect_err("no gap")
+            .to_string();
+        assert_eq!(
+            text,
+            "this pace cannot be:\n  gap is 0ns, allowed is 1 ms to 24 h"
+        );
     }
 
     #[test]
     fn the_edges_of_the_ranges_are_in_them() {
         let least = Pace::builder().gap(MILLISECOND).rate(1).window(MILLISECOND);
-        least.grace(Duration::ZERO).total(MILLISECOND).build().expect("is a pace");
-        let most = Pace::builder().gap(DAY).rate(MAX_RATE).window(HOUR).grace(HOUR).total(DAY);
+        least
+            .grace(Duration::ZERO)
+            .total(MILLISECOND)
+            .build()
+            .expect("is a pace");
+        let most = Pace::builder()
+            .gap(DAY)
+            .rate(MAX_RATE)
+            .window(HOUR)
+            .grace(HOUR)
+            .total(DAY);
         most.build().expect("is a pace");
     }
 }

@@ -83,18 +83,26 @@ impl SlowBodyPolicy {
 
     fn request_pace<'a>(&'a self, common: &'a Common, form: AnswerForm) -> &'a Pace {
         // gRPC-Web has no client streams.
-        let of_all = if form == AnswerForm::Grpc { &self.grpc } else { &self.request };
+        let of_all = if form == AnswerForm::Grpc {
+            &self.grpc
+        } else {
+            &self.request
+        };
         common.own.as_deref().unwrap_or(of_all)
     }
 
     fn response_pace<'a>(&'a self, of: Of<'a, Common>) -> &'a Pace {
-        of.shared.and_then(|common| common.own.as_deref()).unwrap_or(&self.response)
+        of.shared
+            .and_then(|common| common.own.as_deref())
+            .unwrap_or(&self.response)
     }
 
     /// The bytes a second that are required at the present pressure.
     #[inline]
     fn required(&self, stopwatch: &Stopwatch) -> u64 {
-        let Some(rate) = stopwatch.rate() else { return 1 };
+        let Some(rate) = stopwatch.rate() else {
+            return 1;
+        };
         let pressure = self.pressure.get();
         if pressure <= 0.0 {
             return rate;
@@ -116,9 +124,13 @@ impl SlowBodyPolicy {
     /// The server asks for more of a judged response. Cuts it if it does so too late.
     #[inline(never)]
     fn asked(&self, held: &mut Held, of: Of<'_, Common>, slot: &mut Polled) -> Flow {
-        let Held::Judged(download) = held else { return Flow::Go };
+        let Held::Judged(download) = held else {
+            return Flow::Go;
+        };
         let required = |stopwatch: &Stopwatch| self.required(stopwatch);
-        let Some(slow) = download.as_mut().asked(required) else { return Flow::Go };
+        let Some(slow) = download.as_mut().asked(required) else {
+            return Flow::Go;
+        };
         *held = Held::Nothing;
         let violation = slow.violation(Phase::ResponseBody);
         if !self.settings.cut(&violation, of.facts.conn()) {
@@ -199,7 +211,11 @@ impl Policy for SlowBodyPolicy {
     fn upload(&self, _: &mut Held, common: &Common, facts: &Facts) -> Upload {
         let is_off = self.request_pace(common, facts.form).is_off();
         let is_judged = self.settings.is_on() && !is_off;
-        Upload { is_judged, bytes: 0, stopwatch: None }
+        Upload {
+            is_judged,
+            bytes: 0,
+            stopwatch: None,
+        }
     }
 
     #[inline(always)]
@@ -280,7 +296,9 @@ impl Policy for SlowBodyPolicy {
         now: Stamp,
     ) -> Result<Option<Stamp>, Violation> {
         self.pay(upload);
-        let Some(stopwatch) = &mut upload.stopwatch else { return Ok(None) };
+        let Some(stopwatch) = &mut upload.stopwatch else {
+            return Ok(None);
+        };
         stopwatch.start(since);
         let mut next = now;
         if let Some(conn) = of.facts.shared_window() {
@@ -391,6 +409,12 @@ impl fmt::Debug for SlowBodyPolicy {
 
 impl TooSlow {
     fn violation(self, phase: Phase) -> Violation {
-        Violation::new(Guard::SlowBody, self.reason, phase, self.limit, self.observed)
+        Violation::new(
+            Guard::SlowBody,
+            self.reason,
+            phase,
+            self.limit,
+            self.observed,
+        )
     }
 }

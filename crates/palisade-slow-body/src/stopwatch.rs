@@ -35,7 +35,14 @@ impl Stopwatch {
     pub(crate) fn new(pace: &Pace, length: Option<u64>) -> Self {
         let meter = Meter::new(pace, length);
         let adds_up = pace.rate.is_some() || pace.total.is_some();
-        Self { rate: pace.rate, adds_up, meter, since: None, is_forgiven: false, excused: 0 }
+        Self {
+            rate: pace.rate,
+            adds_up,
+            meter,
+            since: None,
+            is_forgiven: false,
+            excused: 0,
+        }
     }
 
     /// The rate that is asked for while there is no pressure.
@@ -140,12 +147,15 @@ impl Stopwatch {
     /// How long the body was waited for until `now`, in a wait that began at `since`.
     #[inline]
     fn waited(&self, since: Stamp, now: Stamp) -> u64 {
-        self.meter.waited().saturating_add(now.saturating_sub(since))
+        self.meter
+            .waited()
+            .saturating_add(now.saturating_sub(since))
     }
 }
 
 /// So many nanoseconds after `now`, or an instant that is never reached.
 pub(crate) fn after(now: Instant, wait: u64) -> Instant {
     const FAR: u64 = 30 * 365 * 86_400 * 1_000_000_000;
-    now.checked_add(Duration::from_nanos(wait.min(FAR))).unwrap_or(now)
+    now.checked_add(Duration::from_nanos(wait.min(FAR)))
+        .unwrap_or(now)
 }

@@ -65,8 +65,14 @@ async fn take(body: &mut Pin<Box<dyn Body<Data = Bytes, Error = BoxError>>>, byt
 /// Waits as a server does whose client takes nothing: until it is woken.
 async fn until_woken() {
     let mut woken = false;
-    poll_fn(|_| if std::mem::replace(&mut woken, true) { Poll::Ready(()) } else { Poll::Pending })
-        .await;
+    poll_fn(|_| {
+        if std::mem::replace(&mut woken, true) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -91,18 +97,32 @@ async fn a_reader_who_takes_nothing_is_cut_when_the_server_is_woken() {
 async fn a_grpc_response_that_is_cut_ends_with_its_status() {
     fn grpc<B>(body: B) -> Request<B> {
         let request = Request::post("/demo.Echo/Follow").version(Version::HTTP_2);
-        request.header("content-type", "application/grpc").body(body).expect("is a request")
+        request
+            .header("content-type", "application/grpc")
+            .body(body)
+            .expect("is a request")
     }
     let journal = Journal::default();
     let layer = SlowBodyLayer::new().metrics(journal.clone());
     for body in [
-        through_request(&layer, grpc(Full::new(Bytes::from_static(b"a message"))), endless()).await,
+        through_request(
+            &layer,
+            grpc(Full::new(Bytes::from_static(b"a message"))),
+            endless(),
+        )
+        .await,
         through_request(&layer, grpc(Empty::new()), endless()).await,
     ] {
         let mut body = body;
         take(&mut body, 10 * CHUNK).await;
         until_woken().await;
-        let trailers = body.frame().await.unwrap().expect("in good order").into_trailers().unwrap();
+        let trailers = body
+            .frame()
+            .await
+            .unwrap()
+            .expect("in good order")
+            .into_trailers()
+            .unwrap();
         assert_eq!(trailers["grpc-status"], "4");
         assert_eq!(trailers["grpc-message"], "body too slow");
         assert!(body.is_end_stream());
@@ -126,7 +146,11 @@ async fn a_reader_who_stalls_after_a_while_is_cut_within_twice_the_gap() {
             break;
         }
     }
-    assert!((seconds(120)..=seconds(240)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert!(
+        (seconds(120)..=seconds(240)).contains(&began.elapsed()),
+        "{:?}",
+        began.elapsed()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -176,7 +200,10 @@ async fn a_slow_handler_is_not_charged_to_the_reader() {
     let (mut sender, body) = Channel::<Bytes, Infallible>::new(1);
     tokio::spawn(async move {
         for _ in 0..20 {
-            sender.send_data(Bytes::from_static(&[b'x'; CHUNK])).await.unwrap();
+            sender
+                .send_data(Bytes::from_static(&[b'x'; CHUNK]))
+                .await
+                .unwrap();
             sleep(seconds(3600)).await;
         }
     });
@@ -186,7 +213,11 @@ async fn a_slow_handler_is_not_charged_to_the_reader() {
 
 #[tokio::test(start_paused = true)]
 async fn small_responses_and_last_frames_are_not_judged() {
-    let body = through(&SlowBodyLayer::new(), Full::new(Bytes::from(vec![0; 1 << 20]))).await;
+    let body = through(
+        &SlowBodyLayer::new(),
+        Full::new(Bytes::from(vec![0; 1 << 20])),
+    )
+    .await;
     assert_eq!(body.size_hint().exact(), Some(1 << 20));
     assert_eq!(body.collect().await.unwrap().to_bytes().len(), 1 << 20);
     let mut body = through(&SlowBodyLayer::new(), endless()).await;

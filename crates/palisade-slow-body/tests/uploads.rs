@@ -57,7 +57,11 @@ where
     let (sender, request) = upload();
     let client = tokio::spawn(client(sender));
     let began = Instant::now();
-    let response = layer.layer(service_fn(read)).oneshot(request).await.expect("cannot fail");
+    let response = layer
+        .layer(service_fn(read))
+        .oneshot(request)
+        .await
+        .expect("cannot fail");
     let elapsed = began.elapsed();
     client.abort();
     (response.status(), elapsed)
@@ -107,7 +111,10 @@ async fn a_stalled_upload_is_answered_408_when_the_gap_is_over() {
     assert_eq!(began.elapsed(), seconds(15));
     assert_eq!(response.status(), TOO_SLOW);
     assert_eq!(response.headers()[header::CONNECTION], "close");
-    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "body too slow");
+    assert_eq!(
+        response.into_body().collect().await.unwrap().to_bytes(),
+        "body too slow"
+    );
     // The answer's future still lives; the handler does not, nor does the body.
     assert_eq!(Arc::strong_count(&held), 1);
     assert!(client.send_data(Bytes::from("x")).await.is_err());
@@ -127,7 +134,10 @@ async fn drips_of_any_step_are_ended_soon_after_the_grace_and_a_window() {
             continue;
         }
         assert_eq!(status, TOO_SLOW);
-        assert!((seconds(15)..seconds(15) + 40 * MS).contains(&elapsed), "{step:?}: {elapsed:?}");
+        assert!(
+            (seconds(15)..seconds(15) + 40 * MS).contains(&elapsed),
+            "{step:?}: {elapsed:?}"
+        );
     }
 }
 
@@ -223,7 +233,11 @@ async fn a_second_wait_has_its_whole_gap_and_no_more_however_late_it_begins() {
             let _ = body.frame().await;
             sleep(seconds(works)).await;
             let second = body.frame().await.expect("the body did not end");
-            status(if second.is_err() { StatusCode::BAD_REQUEST } else { StatusCode::OK })
+            status(if second.is_err() {
+                StatusCode::BAD_REQUEST
+            } else {
+                StatusCode::OK
+            })
         });
         let layer = SlowBodyLayer::new().request(Pace::conversation());
         let (mut client, request) = upload();
@@ -232,7 +246,11 @@ async fn a_second_wait_has_its_whole_gap_and_no_more_however_late_it_begins() {
         send(&mut client, 1).await;
         let sent = Instant::now();
         assert_eq!(answer.await.unwrap().unwrap().status(), TOO_SLOW);
-        assert_eq!(sent.elapsed(), seconds(works + 60), "after {works} s of work");
+        assert_eq!(
+            sent.elapsed(),
+            seconds(works + 60),
+            "after {works} s of work"
+        );
     }
 }
 
@@ -240,7 +258,11 @@ async fn a_second_wait_has_its_whole_gap_and_no_more_however_late_it_begins() {
 async fn a_stall_of_the_server_is_forgiven_once() {
     // Something came while nobody looked.
     let (mut client, request) = upload();
-    let mut answer = Box::pin(SlowBodyLayer::new().layer(service_fn(read)).oneshot(request));
+    let mut answer = Box::pin(
+        SlowBodyLayer::new()
+            .layer(service_fn(read))
+            .oneshot(request),
+    );
     let mut cx = Context::from_waker(Waker::noop());
     assert!(answer.as_mut().poll(&mut cx).is_pending());
     advance(seconds(3600)).await;
@@ -252,7 +274,11 @@ async fn a_stall_of_the_server_is_forgiven_once() {
     // Nothing came, or it is still on its way to us.
     for (comes, expected) in [(true, StatusCode::OK), (false, TOO_SLOW)] {
         let (mut client, request) = upload();
-        let mut answer = Box::pin(SlowBodyLayer::new().layer(service_fn(read)).oneshot(request));
+        let mut answer = Box::pin(
+            SlowBodyLayer::new()
+                .layer(service_fn(read))
+                .oneshot(request),
+        );
         assert!(answer.as_mut().poll(&mut cx).is_pending());
         advance(seconds(3600)).await;
         assert!(answer.as_mut().poll(&mut cx).is_pending());
@@ -272,11 +298,18 @@ async fn a_stall_of_the_server_is_forgiven_once() {
 async fn the_next_stall_is_forgiven_only_to_whoever_has_caught_up() {
     for (bytes, cut) in [(1, true), (1 << 20, false)] {
         let (mut client, request) = upload();
-        let mut answer = Box::pin(SlowBodyLayer::new().layer(service_fn(read)).oneshot(request));
+        let mut answer = Box::pin(
+            SlowBodyLayer::new()
+                .layer(service_fn(read))
+                .oneshot(request),
+        );
         let mut cx = Context::from_waker(Waker::noop());
         assert!(answer.as_mut().poll(&mut cx).is_pending());
         advance(seconds(3600)).await;
-        assert!(answer.as_mut().poll(&mut cx).is_pending(), "the first is forgiven");
+        assert!(
+            answer.as_mut().poll(&mut cx).is_pending(),
+            "the first is forgiven"
+        );
         send(&mut client, bytes).await;
         assert!(answer.as_mut().poll(&mut cx).is_pending());
         advance(seconds(3600)).await;
@@ -305,8 +338,15 @@ async fn a_body_in_another_task_ends_the_handler_too() {
     });
     let (_client, request) = upload();
     let began = Instant::now();
-    let response = SlowBodyLayer::new().layer(handler).oneshot(request).await.unwrap();
-    assert_eq!((response.status(), began.elapsed()), (TOO_SLOW, seconds(15)));
+    let response = SlowBodyLayer::new()
+        .layer(handler)
+        .oneshot(request)
+        .await
+        .unwrap();
+    assert_eq!(
+        (response.status(), began.elapsed()),
+        (TOO_SLOW, seconds(15))
+    );
     assert_eq!(Arc::strong_count(&held), 1);
 }
 
@@ -319,7 +359,11 @@ async fn the_handler_cannot_answer_for_a_body_that_was_too_slow() {
         status(StatusCode::IM_A_TEAPOT)
     });
     let (_client, request) = upload();
-    let response = SlowBodyLayer::new().layer(handler).oneshot(request).await.unwrap();
+    let response = SlowBodyLayer::new()
+        .layer(handler)
+        .oneshot(request)
+        .await
+        .unwrap();
     assert_eq!(response.status(), TOO_SLOW);
 }
 
@@ -407,12 +451,20 @@ async fn who_only_claims_to_speak_grpc_keeps_the_pace_of_everybody() {
         let journal = Journal::default();
         let (_client, mut request) = grpc();
         *request.version_mut() = version;
-        request.headers_mut().insert("content-type", kind.parse().unwrap());
+        request
+            .headers_mut()
+            .insert("content-type", kind.parse().unwrap());
         // As gRPC has to say, and as anything may.
-        request.headers_mut().insert("te", "trailers".parse().unwrap());
+        request
+            .headers_mut()
+            .insert("te", "trailers".parse().unwrap());
         let began = Instant::now();
         let layer = SlowBodyLayer::new().metrics(journal.clone());
-        layer.layer(service_fn(read)).oneshot(request).await.unwrap();
+        layer
+            .layer(service_fn(read))
+            .oneshot(request)
+            .await
+            .unwrap();
         assert_eq!(began.elapsed(), seconds(15), "{version:?} {kind}");
         assert_eq!(journal.refused(), [(Guard::SlowBody, Reason::Gap)]);
     }
@@ -423,7 +475,11 @@ async fn a_server_may_ask_grpc_for_the_pace_of_everybody() {
     let layer = SlowBodyLayer::new().grpc(Pace::default());
     let (_client, request) = grpc();
     let began = Instant::now();
-    let response = layer.layer(service_fn(read)).oneshot(request).await.unwrap();
+    let response = layer
+        .layer(service_fn(read))
+        .oneshot(request)
+        .await
+        .unwrap();
     assert_eq!(began.elapsed(), seconds(15));
     assert_eq!(response.headers()["grpc-status"], "4");
 }
@@ -545,7 +601,12 @@ fn a_body_that_is_there_at_once_needs_neither_timer_nor_clock() {
     });
     let mut service = SlowBodyLayer::new().layer(handler);
     let mut answer = pin!(service.call(Request::new(body)));
-    assert!(answer.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready());
+    assert!(
+        answer
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+            .is_ready()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -560,7 +621,11 @@ async fn a_request_body_passes_length_and_trailers() {
     let trailers = http::HeaderMap::from_iter([(header::ETAG, "x".parse().unwrap())]);
     let body = Full::new(Bytes::from_static(b"abc"))
         .with_trailers(ready(Some(Ok::<_, Infallible>(trailers))));
-    SlowBodyLayer::new().layer(handler).oneshot(Request::new(body)).await.unwrap();
+    SlowBodyLayer::new()
+        .layer(handler)
+        .oneshot(Request::new(body))
+        .await
+        .unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -571,7 +636,9 @@ async fn the_body_s_and_the_handler_s_own_errors_pass() {
         assert!(Violation::behind(&*error).is_none());
         Err::<Answer, _>(error.to_string())
     });
-    let answer = SlowBodyLayer::new().layer(handler).oneshot(Request::new(body));
+    let answer = SlowBodyLayer::new()
+        .layer(handler)
+        .oneshot(Request::new(body));
     let client = async move {
         sleep(seconds(1)).await;
         client.send_data(Bytes::from("x")).await.unwrap();
@@ -609,7 +676,11 @@ fn beside(conn: &Arc<ConnInfo>) -> (Client, Request<Wire>) {
 }
 
 fn http2() -> (Arc<ConnInfo>, InFlight) {
-    let conn = Arc::new(ConnInfo::new(([192, 0, 2, 1], 1).into(), None, Prefix::default()));
+    let conn = Arc::new(ConnInfo::new(
+        ([192, 0, 2, 1], 1).into(),
+        None,
+        Prefix::default(),
+    ));
     let in_flight = conn.begin_request(true);
     (conn, in_flight)
 }

@@ -23,7 +23,12 @@ pub struct Pieces {
 impl Pieces {
     /// `count` frames of `length` bytes.
     pub fn new(count: u64, length: usize) -> Self {
-        Self { frame: vec![b'x'; length].into(), left: count, declares: false, pause: None }
+        Self {
+            frame: vec![b'x'; length].into(),
+            left: count,
+            declares: false,
+            pause: None,
+        }
     }
 
     /// Says how long it is.

@@ -61,8 +61,15 @@ pub struct RawHead {
 impl RawHead {
     /// The value of header `name`, if it is there.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let lines = self.text.lines().skip(1).filter_map(|line| line.split_once(": "));
-        lines.into_iter().find(|(seen, _)| seen.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        let lines = self
+            .text
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split_once(": "));
+        lines
+            .into_iter()
+            .find(|(seen, _)| seen.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value)
     }
 }
 
@@ -74,7 +81,10 @@ impl RawClient {
 
     /// Connects from another address of loopback.
     pub async fn connect_from(from: Ipv4Addr, to: SocketAddr) -> io::Result<Self> {
-        Ok(Self { stream: connect(from, to).await?, read: Vec::new() })
+        Ok(Self {
+            stream: connect(from, to).await?,
+            read: Vec::new(),
+        })
     }
 
     /// Writes all of `bytes`.
@@ -85,7 +95,11 @@ impl RawClient {
     /// Reads the head of the next answer; what follows it stays for later.
     pub async fn head(&mut self) -> io::Result<RawHead> {
         let end = loop {
-            if let Some(at) = self.read.windows(4).position(|window| window == b"\r\n\r\n") {
+            if let Some(at) = self
+                .read
+                .windows(4)
+                .position(|window| window == b"\r\n\r\n")
+            {
                 break at + 4;
             }
             if self.fill().await? == 0 {
@@ -149,7 +163,9 @@ where
 
 /// `GET path` over a fresh HTTP/1 connection, and the answer whole.
 pub async fn get(from: Ipv4Addr, to: SocketAddr, path: &str) -> Result<Response<Bytes>, BoxError> {
-    let request = Request::get(path).header("host", "test").body(Empty::new())?;
+    let request = Request::get(path)
+        .header("host", "test")
+        .body(Empty::new())?;
     let mut sender = http1::<Empty<Bytes>>(from, to).await?;
     whole(timeout(PATIENCE, sender.send_request(request)).await??).await
 }

@@ -12,7 +12,9 @@ pub struct Lengths;
 #[tonic::async_trait]
 impl Echo for Lengths {
     async fn unary(&self, request: Request<Piece>) -> Result<Response<Total>, Status> {
-        Ok(Response::new(Total { bytes: request.get_ref().data.len() as u64 }))
+        Ok(Response::new(Total {
+            bytes: request.get_ref().data.len() as u64,
+        }))
     }
 
     async fn collect(&self, request: Request<Streaming<Piece>>) -> Result<Response<Total>, Status> {

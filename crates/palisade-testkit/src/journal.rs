@@ -27,7 +27,12 @@ struct Pages {
 impl Journal {
     /// Guard and reason of every refusal so far, shadowed ones too.
     pub fn refused(&self) -> Vec<(Guard, Reason)> {
-        self.0.refused.lock().iter().map(|(v, _)| (v.guard, v.reason)).collect()
+        self.0
+            .refused
+            .lock()
+            .iter()
+            .map(|(v, _)| (v.guard, v.reason))
+            .collect()
     }
 
     /// Every refusal so far in full.
@@ -37,7 +42,12 @@ impl Journal {
 
     /// Guard and reason of every body cut so far, shadowed ones too.
     pub fn cut(&self) -> Vec<(Guard, Reason)> {
-        self.0.cut.lock().iter().map(|(v, _)| (v.guard, v.reason)).collect()
+        self.0
+            .cut
+            .lock()
+            .iter()
+            .map(|(v, _)| (v.guard, v.reason))
+            .collect()
     }
 
     /// Every cut so far in full.
@@ -104,15 +114,21 @@ impl std::fmt::Debug for Journal {
 impl Metrics for Journal {
     fn record(&self, event: &Event<'_>) {
         match event {
-            Event::Refused { rejection, mode, .. } => {
+            Event::Refused {
+                rejection, mode, ..
+            } => {
                 self.0.refused.lock().push((*rejection.violation(), *mode));
             }
-            Event::Cut { violation, mode, .. } => self.0.cut.lock().push((**violation, *mode)),
+            Event::Cut {
+                violation, mode, ..
+            } => self.0.cut.lock().push((**violation, *mode)),
             Event::Opened { .. } => {
                 self.0.opened.fetch_add(1, Relaxed);
             }
             Event::Closed { reason, .. } => self.0.closed.lock().push(*reason),
-            Event::Disconnected { violation, mode, .. } => {
+            Event::Disconnected {
+                violation, mode, ..
+            } => {
                 self.0.disconnected.lock().push((**violation, *mode));
             }
             Event::LimitChanged { guard, limit, .. } => {

@@ -7,9 +7,16 @@ pub fn raise_file_limit() -> Option<u64> {
     {
         use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-        let raised = Rlimit { current: maximum, maximum };
+        let raised = Rlimit {
+            current: maximum,
+            maximum,
+        };
         // Some systems refuse a soft limit without end; what was there then stays.
-        if setrlimit(Resource::Nofile, raised).is_ok() { maximum } else { current }
+        if setrlimit(Resource::Nofile, raised).is_ok() {
+            maximum
+        } else {
+            current
+        }
     }
     #[cfg(not(unix))]
     None
@@ -20,7 +27,13 @@ pub fn raise_file_limit() -> Option<u64> {
 pub fn lower_file_limit(files: u64) -> std::io::Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    Ok(setrlimit(Resource::Nofile, Rlimit { current: Some(files), maximum })?)
+    Ok(setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: Some(files),
+            maximum,
+        },
+    )?)
 }
 
 /// How many files this process has open, as far as the system tells.

@@ -46,7 +46,9 @@ impl Drop for Server {
 /// A listener on a free port of loopback, with room for every client of a test at once.
 pub async fn listener() -> TcpListener {
     let socket = TcpSocket::new_v4().expect("a socket can be had");
-    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("loopback has a free port");
+    socket
+        .bind((Ipv4Addr::LOCALHOST, 0).into())
+        .expect("loopback has a free port");
     socket.listen(4096).expect("a bound socket can listen")
 }
 
@@ -54,7 +56,9 @@ pub async fn listener() -> TcpListener {
 /// peer is known to the layers.
 pub async fn axum_bare(router: axum::Router) -> Server {
     let listener = listener().await;
-    let addr = listener.local_addr().expect("a bound socket has an address");
+    let addr = listener
+        .local_addr()
+        .expect("a bound socket has an address");
     let task = tokio::spawn(async move { axum::serve(listener, router).await.expect("serves") });
     Server::new(addr, task)
 }
@@ -62,7 +66,9 @@ pub async fn axum_bare(router: axum::Router) -> Server {
 /// `axum::serve` with `into_make_service_with_connect_info`.
 pub async fn axum(router: axum::Router) -> Server {
     let listener = listener().await;
-    let addr = listener.local_addr().expect("a bound socket has an address");
+    let addr = listener
+        .local_addr()
+        .expect("a bound socket has an address");
     let app = router.into_make_service_with_connect_info::<SocketAddr>();
     let task = tokio::spawn(async move { axum::serve(listener, app).await.expect("serves") });
     Server::new(addr, task)
@@ -79,19 +85,25 @@ where
     B::Error: Into<BoxError>,
 {
     let listener = listener().await;
-    let addr = listener.local_addr().expect("a bound socket has an address");
+    let addr = listener
+        .local_addr()
+        .expect("a bound socket has an address");
     let task = tokio::spawn(async move {
         let mut connections = tokio::task::JoinSet::new();
         while let Ok((stream, peer)) = listener.accept().await {
-            let service = service.clone().map_request(move |mut request: Request<Incoming>| {
-                request.extensions_mut().insert(peer);
-                request
-            });
+            let service = service
+                .clone()
+                .map_request(move |mut request: Request<Incoming>| {
+                    request.extensions_mut().insert(peer);
+                    request
+                });
             connections.spawn(async move {
                 let service = TowerToHyperService::new(service);
                 let builder = auto::Builder::new(TokioExecutor::new());
                 // An error here is a client that went away or was cut; tests look at clients.
-                let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+                let _ = builder
+                    .serve_connection_with_upgrades(TokioIo::new(stream), service)
+                    .await;
             });
             while connections.try_join_next().is_some() {}
         }
@@ -111,7 +123,9 @@ where
     B::Error: Into<BoxError>,
 {
     let listener = listener().await;
-    let addr = listener.local_addr().expect("a bound socket has an address");
+    let addr = listener
+        .local_addr()
+        .expect("a bound socket has an address");
     let incoming = TcpListenerStream::new(listener);
     let task = tokio::spawn(async move {
         router.serve_with_incoming(incoming).await.expect("serves");

@@ -48,11 +48,19 @@ impl Deadline {
     /// The time left until the response head must be ready, or the whole response if that is
     /// less. Stands still while the request body is waited for. Zero if the time is over.
     pub fn remaining(&self) -> Duration {
-        let Exposed { limits, started, wait } = &*self.0;
+        let Exposed {
+            limits,
+            started,
+            wait,
+        } = &*self.0;
         let now = Instant::now();
         let wall = now.saturating_duration_since(*started);
-        let head = limits.head.saturating_sub(wall.saturating_sub(wait.total(now)));
-        limits.total.map_or(head, |total| head.min(total.saturating_sub(wall)))
+        let head = limits
+            .head
+            .saturating_sub(wall.saturating_sub(wait.total(now)));
+        limits
+            .total
+            .map_or(head, |total| head.min(total.saturating_sub(wall)))
     }
 }
 
@@ -75,11 +83,25 @@ impl Exposed {
 impl Limits {
     /// The rule that a request breaks which has used so much time.
     pub(crate) fn exceeded(self, used: Used) -> Option<Violation> {
-        let Used { wall, waited, awaits_client } = used;
-        let phase = if awaits_client { Phase::RequestBody } else { Phase::Handler };
+        let Used {
+            wall,
+            waited,
+            awaits_client,
+        } = used;
+        let phase = if awaits_client {
+            Phase::RequestBody
+        } else {
+            Phase::Handler
+        };
         let over = |reason, limit, observed| {
             let (limit, observed) = (millis(limit), millis(observed));
-            Some(Violation::new(Guard::Timeout, reason, phase, limit, observed))
+            Some(Violation::new(
+                Guard::Timeout,
+                reason,
+                phase,
+                limit,
+                observed,
+            ))
         };
         if let Some(total) = self.total
             && wall >= total
@@ -97,10 +119,19 @@ impl Limits {
     /// How long until a request that has used so much time may exceed a limit: not later than it
     /// does, but for [`MIN_LOOK`] where its client is awaited.
     pub(crate) fn left(self, used: Used) -> Duration {
-        let Used { wall, waited, awaits_client } = used;
+        let Used {
+            wall,
+            waited,
+            awaits_client,
+        } = used;
         let head = self.head.saturating_sub(wall.saturating_sub(waited));
-        let head = if awaits_client { head.max(MIN_LOOK) } else { head };
-        self.total.map_or(head, |total| head.min(total.saturating_sub(wall)))
+        let head = if awaits_client {
+            head.max(MIN_LOOK)
+        } else {
+            head
+        };
+        self.total
+            .map_or(head, |total| head.min(total.saturating_sub(wall)))
     }
 }
 
@@ -155,8 +186,15 @@ mod tests {
     fn no_wait_is_too_long_to_reckon_with() {
         let now = Instant::now();
         assert!(after(now, Duration::MAX) > now + Duration::from_secs(29 * 365 * 24 * 3600));
-        let limits = Limits { head: Duration::MAX, total: Some(Duration::MAX) };
-        let used = Used { wall: Duration::ZERO, waited: Duration::MAX, awaits_client: false };
+        let limits = Limits {
+            head: Duration::MAX,
+            total: Some(Duration::MAX),
+        };
+        let used = Used {
+            wall: Duration::ZERO,
+            waited: Duration::MAX,
+            awaits_client: false,
+        };
         assert!(limits.exceeded(used).is_none());
         assert_eq!(limits.left(used), Duration::MAX);
     }

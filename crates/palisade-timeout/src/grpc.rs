@@ -24,7 +24,9 @@ pub(crate) fn parse(value: &[u8]) -> Option<Duration> {
     }
     // Eight digits stay far below what 64 bits hold, and so do as many hours in seconds.
     let number = digits.iter().fold(0u64, |number, digit| {
-        number.saturating_mul(10).saturating_add(u64::from(digit.saturating_sub(b'0')))
+        number
+            .saturating_mul(10)
+            .saturating_add(u64::from(digit.saturating_sub(b'0')))
     });
     match unit {
         b'H' => Some(Duration::from_secs(number.saturating_mul(3600))),
@@ -52,7 +54,10 @@ mod tests {
         assert_eq!(parse(b"5u"), Some(Duration::from_micros(5)));
         assert_eq!(parse(b"6n"), Some(Duration::from_nanos(6)));
         assert_eq!(parse(b"00000000n"), Some(Duration::ZERO));
-        assert_eq!(parse(b"99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        assert_eq!(
+            parse(b"99999999H"),
+            Some(Duration::from_secs(99_999_999 * 3600))
+        );
     }
 
     #[test]
@@ -107,7 +112,10 @@ mod tests {
             return None;
         }
         let nanos = digits.parse::<u128>().ok()? * nanos;
-        Some(Duration::new((nanos / 1_000_000_000) as u64, (nanos % 1_000_000_000) as u32))
+        Some(Duration::new(
+            (nanos / 1_000_000_000) as u64,
+            (nanos % 1_000_000_000) as u32,
+        ))
     }
 
     proptest! {

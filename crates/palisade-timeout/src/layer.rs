@@ -32,7 +32,9 @@ impl TimeoutLayer {
     /// At most `head` until the response head is ready, not counting the time in which the
     /// request body is waited for. 30 seconds are a good start.
     pub fn new(head: Duration) -> Self {
-        Self { guard: GuardLayer::new(TimeoutPolicy::new(Limits::head(head))) }
+        Self {
+            guard: GuardLayer::new(TimeoutPolicy::new(Limits::head(head))),
+        }
     }
 
     /// At most `total` on the wall clock until the last frame of the response is handed out,

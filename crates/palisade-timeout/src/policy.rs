@@ -90,9 +90,16 @@ impl TimeoutPolicy {
     }
 
     fn limits_of<B>(&self, request: &Request<B>, form: AnswerForm) -> Limits {
-        let chosen = self.choose.as_ref().and_then(|choose| choose(&request.into()));
+        let chosen = self
+            .choose
+            .as_ref()
+            .and_then(|choose| choose(&request.into()));
         let limits = chosen.unwrap_or(self.limits);
-        match form.is_grpc().then(|| grpc::timeout(request.headers())).flatten() {
+        match form
+            .is_grpc()
+            .then(|| grpc::timeout(request.headers()))
+            .flatten()
+        {
             // The client counts from when it began to send to when it has the whole response.
             Some(own) => limits.total(limits.total.map_or(own, |total| total.min(own))),
             None => limits,
@@ -182,12 +189,19 @@ impl Policy for TimeoutPolicy {
         _: &mut Keys,
     ) -> Common {
         let Held::Own(own) = std::mem::take(held) else {
-            return Common { limits: self.limits, exposed: None };
+            return Common {
+                limits: self.limits,
+                exposed: None,
+            };
         };
         let Own { limits, started } = *own;
         let exposed = started.map(|started| {
             let wait = palisade_guard::ClientWait::default();
-            let exposed = Arc::new(Exposed { limits, started, wait });
+            let exposed = Arc::new(Exposed {
+                limits,
+                started,
+                wait,
+            });
             request.extensions_mut().insert(Deadline(exposed.clone()));
             exposed
         });
@@ -206,7 +220,10 @@ impl Policy for TimeoutPolicy {
         _: &mut Context<'_>,
     ) -> Option<Box<Refusal>> {
         // It works, whatever its client does.
-        if handler == (Handler::Pending { awaits_client: false })
+        if handler
+            == (Handler::Pending {
+                awaits_client: false,
+            })
             && let Some(exposed) = exposed(of)
             && exposed.wait.runs()
         {
@@ -222,7 +239,8 @@ impl Policy for TimeoutPolicy {
 
     fn deadline(&self, held: &Held, of: Of<'_, Common>, elapsed: &Elapsed<'_>) -> Option<Instant> {
         let left = self.limits(of).left(used(of, elapsed));
-        self.has_deadline(held, of).then(|| after(elapsed.now, left))
+        self.has_deadline(held, of)
+            .then(|| after(elapsed.now, left))
     }
 
     #[inline(never)]
@@ -248,7 +266,9 @@ impl Policy for TimeoutPolicy {
         response: &Response<B>,
         started: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
-        let Some(total) = self.limits(of).total else { return Ok(false) };
+        let Some(total) = self.limits(of).total else {
+            return Ok(false);
+        };
         Ok(self.limit_total(held, of, response, started, total))
     }
 
@@ -286,14 +306,18 @@ impl Policy for TimeoutPolicy {
         cx: &mut Context<'_>,
     ) -> Flow {
         up.poll(slot, cx);
-        let Held::Total(total) = held else { return Flow::Go };
+        let Held::Total(total) = held else {
+            return Flow::Go;
+        };
         let violation = match slot {
             // Trailers are the end, and a body that is at its end is not cut.
             Poll::Ready(Some(Ok(frame))) if frame.is_data() => total.as_mut().check(false, cx),
             Poll::Pending => total.as_mut().check(true, cx),
             Poll::Ready(_) => None,
         };
-        let Some(violation) = violation else { return Flow::Go };
+        let Some(violation) = violation else {
+            return Flow::Go;
+        };
         if !self.settings.cut(&violation, of.facts.conn()) {
             return Flow::Go;
         }
@@ -338,7 +362,10 @@ impl fmt::Debug for TimeoutPolicy {
 
 impl Limits {
     /// For a request that passes whatever it does.
-    const NONE: Self = Self { head: Duration::MAX, total: None };
+    const NONE: Self = Self {
+        head: Duration::MAX,
+        total: None,
+    };
 
     /// Whether no request has any time at all.
     #[inline]
@@ -348,7 +375,11 @@ impl Limits {
 
     /// The violation of a request that has no time at all.
     fn spent(self) -> Option<Violation> {
-        let reason = if self.head.is_zero() { Reason::Deadline } else { Reason::TotalDeadline };
+        let reason = if self.head.is_zero() {
+            Reason::Deadline
+        } else {
+            Reason::TotalDeadline
+        };
         let violation = Violation::new(Guard::Timeout, reason, Phase::RequestHead, 0, 0);
         self.is_zero().then_some(violation)
     }

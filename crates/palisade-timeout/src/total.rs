@@ -29,7 +29,14 @@ pin_project! {
 impl Total {
     pub(crate) fn new(started: Instant, limit: Duration) -> Pin<Box<Self>> {
         let (was_polled, was_told) = (false, false);
-        Box::pin(Self { started, limit, was_polled, was_told, task: (0, 0), timer: None })
+        Box::pin(Self {
+            started,
+            limit,
+            was_polled,
+            was_told,
+            task: (0, 0),
+            timer: None,
+        })
     }
 
     /// The violation, once, if the time is over. If not, the task of `cx` is woken when it is: also
@@ -43,7 +50,8 @@ impl Total {
         let mut this = self.project();
         let was_polled = std::mem::replace(this.was_polled, true);
         if this.timer.is_none() && (is_pending || was_polled) {
-            this.timer.set(Some(sleep_until(after(*this.started, *this.limit))));
+            this.timer
+                .set(Some(sleep_until(after(*this.started, *this.limit))));
         }
         // A body may change tasks while it has something to give.
         let task = task_of(cx.waker());
@@ -60,6 +68,12 @@ impl Total {
         *this.was_told = true;
         let (limit, observed) = (millis(*this.limit), millis(taken));
         let (reason, phase) = (Reason::TotalDeadline, Phase::ResponseBody);
-        Some(Violation::new(Guard::Timeout, reason, phase, limit, observed))
+        Some(Violation::new(
+            Guard::Timeout,
+            reason,
+            phase,
+            limit,
+            observed,
+        ))
     }
 }

@@ -45,7 +45,13 @@ fn upload() -> (Sender<Bytes, Infallible>, Request<Wire>) {
 }
 
 async fn read(request: Upload) -> usize {
-    request.into_body().collect().await.expect("is whole").to_bytes().len()
+    request
+        .into_body()
+        .collect()
+        .await
+        .expect("is whole")
+        .to_bytes()
+        .len()
 }
 
 /// A handler that takes so long.
@@ -78,7 +84,9 @@ async fn a_late_handler_is_dropped_and_then_answered_for() {
             }
         })
     };
-    let service = TimeoutLayer::new(seconds(30)).metrics(journal.clone()).layer(handler);
+    let service = TimeoutLayer::new(seconds(30))
+        .metrics(journal.clone())
+        .layer(handler);
     let began = Instant::now();
     let mut answer = pin!(service.oneshot(plain()));
     let response = answer.as_mut().await.unwrap();
@@ -87,15 +95,23 @@ async fn a_late_handler_is_dropped_and_then_answered_for() {
     assert_eq!(Arc::strong_count(&held), 1);
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert!(!response.headers().contains_key(header::CONNECTION));
-    let violation =
-        Violation::new(Guard::Timeout, Reason::Deadline, Phase::Handler, 30_000, 30_000);
+    let violation = Violation::new(
+        Guard::Timeout,
+        Reason::Deadline,
+        Phase::Handler,
+        30_000,
+        30_000,
+    );
     assert_eq!(journal.refusals(), [(violation, Mode::Enforce)]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_handler_that_is_ready_at_the_last_instant_is_in_time() {
     let service = TimeoutLayer::new(seconds(30)).layer(taking(seconds(30)));
-    assert_eq!(service.oneshot(plain()).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(
+        service.oneshot(plain()).await.unwrap().status(),
+        StatusCode::OK
+    );
 }
 
 #[test]
@@ -256,10 +272,17 @@ async fn a_byte_held_back_does_not_stop_the_clock_of_a_handler_at_work() {
         let (mut client, request) = upload();
         client.send_data(Bytes::from(vec![0; 100])).await.unwrap();
         let began = Instant::now();
-        let response = TimeoutLayer::new(seconds(30)).layer(handler).oneshot(request).await;
+        let response = TimeoutLayer::new(seconds(30))
+            .layer(handler)
+            .oneshot(request)
+            .await;
         assert_eq!(response.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
         // Found out at its next poll, and that comes after 30 seconds if not before.
-        assert!(began.elapsed() <= seconds(60), "{:?} in {steps} steps", began.elapsed());
+        assert!(
+            began.elapsed() <= seconds(60),
+            "{:?} in {steps} steps",
+            began.elapsed()
+        );
         drop(client);
     }
 }
@@ -318,7 +341,9 @@ async fn a_client_that_drips_makes_the_timer_no_work() {
 #[tokio::test(start_paused = true)]
 async fn the_total_does_not_stand_still() {
     let journal = Journal::default();
-    let layer = TimeoutLayer::new(seconds(30)).total(seconds(60)).metrics(journal.clone());
+    let layer = TimeoutLayer::new(seconds(30))
+        .total(seconds(60))
+        .metrics(journal.clone());
     let service = layer.layer(service_fn(|request: Upload| async move {
         read(request).await;
         done()
@@ -337,13 +362,13 @@ async fn the_total_does_not_stand_still() {
 #[tokio::test(start_paused = true)]
 async fn the_head_deadline_holds_after_a_wait_under_a_total() {
     // The timer stands at the total while the clock stands still, and must come back from there.
-    let service = TimeoutLayer::new(seconds(5)).total(seconds(60)).layer(service_fn(
-        |request: Upload| async move {
+    let service = TimeoutLayer::new(seconds(5))
+        .total(seconds(60))
+        .layer(service_fn(|request: Upload| async move {
             request.into_body().frame().await;
             pending::<()>().await;
             done()
-        },
-    ));
+        }));
     let (mut sender, request) = upload();
     let began = Instant::now();
     let client = async {
@@ -358,7 +383,9 @@ async fn the_head_deadline_holds_after_a_wait_under_a_total() {
 #[tokio::test(start_paused = true)]
 async fn a_response_body_is_cut_when_the_total_is_up() {
     let journal = Journal::default();
-    let layer = TimeoutLayer::new(seconds(30)).total(seconds(60)).metrics(journal.clone());
+    let layer = TimeoutLayer::new(seconds(30))
+        .total(seconds(60))
+        .metrics(journal.clone());
     let (mut sender, wire) = Channel::<Bytes, Infallible>::new(1);
     let mut wire = Some(wire);
     let handler = service_fn(move |_: Request<RequestBody<Nothing>>| {
@@ -369,9 +396,20 @@ async fn a_response_body_is_cut_when_the_total_is_up() {
         }
     });
     let began = Instant::now();
-    let mut body = layer.layer(handler).oneshot(plain()).await.unwrap().into_body();
-    sender.send_data(Bytes::from_static(b"first")).await.unwrap();
-    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "first");
+    let mut body = layer
+        .layer(handler)
+        .oneshot(plain())
+        .await
+        .unwrap()
+        .into_body();
+    sender
+        .send_data(Bytes::from_static(b"first"))
+        .await
+        .unwrap();
+    assert_eq!(
+        body.frame().await.unwrap().unwrap().into_data().unwrap(),
+        "first"
+    );
     // Nobody sends anything now: the body itself wakes its reader.
     let error = body.frame().await.unwrap().unwrap_err();
     assert_eq!(began.elapsed(), seconds(60));
@@ -391,10 +429,17 @@ async fn always_has_a_frame() -> impl Body<Data = Bytes, Error = palisade_core::
     });
     let mut body = Some(http_body_util::StreamBody::new(frames));
     let handler = service_fn(move |_: Request<RequestBody<Nothing>>| {
-        ready(Ok::<_, Infallible>(Response::new(body.take().expect("is called once"))))
+        ready(Ok::<_, Infallible>(Response::new(
+            body.take().expect("is called once"),
+        )))
     });
     let layer = TimeoutLayer::new(seconds(30)).total(seconds(60));
-    layer.layer(handler).oneshot(plain()).await.unwrap().into_body()
+    layer
+        .layer(handler)
+        .oneshot(plain())
+        .await
+        .unwrap()
+        .into_body()
 }
 
 #[tokio::test(start_paused = true)]
@@ -431,7 +476,11 @@ async fn the_task_that_took_a_body_over_is_woken_when_the_total_is_up() {
     // Another task had it until now, which nothing will poll again.
     let mut elsewhere = std::task::Context::from_waker(std::task::Waker::noop());
     for _ in 0..3 {
-        assert!(std::pin::Pin::new(&mut body).poll_frame(&mut elsewhere).is_ready());
+        assert!(
+            std::pin::Pin::new(&mut body)
+                .poll_frame(&mut elsewhere)
+                .is_ready()
+        );
     }
     body.frame().await.unwrap().unwrap();
     let mut woken = false;
@@ -449,9 +498,16 @@ async fn the_task_that_took_a_body_over_is_woken_when_the_total_is_up() {
 async fn what_ends_in_time_or_was_upgraded_is_not_cut() {
     let layer = TimeoutLayer::new(seconds(30)).total(seconds(60));
     let whole = service_fn(|_: Request<RequestBody<Nothing>>| {
-        ready(Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"whole")))))
+        ready(Ok::<_, Infallible>(Response::new(Full::new(
+            Bytes::from_static(b"whole"),
+        ))))
     });
-    let body = layer.layer(whole).oneshot(plain()).await.unwrap().into_body();
+    let body = layer
+        .layer(whole)
+        .oneshot(plain())
+        .await
+        .unwrap()
+        .into_body();
     assert_eq!(body.size_hint().exact(), Some(5));
     assert_eq!(body.collect().await.unwrap().to_bytes(), "whole");
 
@@ -459,11 +515,21 @@ async fn what_ends_in_time_or_was_upgraded_is_not_cut() {
     let mut wire = Some(wire);
     let upgrade = service_fn(move |_: Request<RequestBody<Nothing>>| {
         let response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);
-        ready(Ok::<_, Infallible>(response.body(wire.take().unwrap()).unwrap()))
+        ready(Ok::<_, Infallible>(
+            response.body(wire.take().unwrap()).unwrap(),
+        ))
     });
-    let mut body = layer.layer(upgrade).oneshot(plain()).await.unwrap().into_body();
+    let mut body = layer
+        .layer(upgrade)
+        .oneshot(plain())
+        .await
+        .unwrap()
+        .into_body();
     advance(seconds(600)).await;
-    sender.send_data(Bytes::from_static(b"still here")).await.unwrap();
+    sender
+        .send_data(Bytes::from_static(b"still here"))
+        .await
+        .unwrap();
     body.frame().await.unwrap().unwrap();
 }
 
@@ -471,7 +537,10 @@ fn grpc(timeout: &str) -> Request<Nothing> {
     let request = Request::post("/demo.Echo/Unary")
         .version(http::Version::HTTP_2)
         .header("content-type", "application/grpc");
-    request.header("grpc-timeout", timeout).body(Empty::new()).expect("is a request")
+    request
+        .header("grpc-timeout", timeout)
+        .body(Empty::new())
+        .expect("is a request")
 }
 
 #[tokio::test(start_paused = true)]
@@ -498,9 +567,15 @@ async fn the_lower_of_both_deadlines_holds_for_grpc() {
 
 #[tokio::test(start_paused = true)]
 async fn a_grpc_timeout_means_nothing_outside_of_grpc() {
-    let request = Request::post("/").header("grpc-timeout", "0S").body(Empty::new()).unwrap();
+    let request = Request::post("/")
+        .header("grpc-timeout", "0S")
+        .body(Empty::new())
+        .unwrap();
     let service = TimeoutLayer::new(seconds(20)).layer(taking(seconds(10)));
-    assert_eq!(service.oneshot(request).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(
+        service.oneshot(request).await.unwrap().status(),
+        StatusCode::OK
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -514,7 +589,10 @@ async fn a_request_without_any_time_never_reaches_the_handler() {
     let layer = TimeoutLayer::new(seconds(20)).metrics(journal.clone());
     let response = layer.layer(untouched).oneshot(grpc("0m")).await.unwrap();
     assert_eq!(response.headers()["grpc-status"], "4");
-    let response = TimeoutLayer::new(Duration::ZERO).layer(untouched).oneshot(plain()).await;
+    let response = TimeoutLayer::new(Duration::ZERO)
+        .layer(untouched)
+        .oneshot(plain())
+        .await;
     assert_eq!(response.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(journal.refused(), [(Guard::Timeout, Reason::TotalDeadline)]);
 }
@@ -523,11 +601,16 @@ async fn a_request_without_any_time_never_reaches_the_handler() {
 async fn no_duration_is_too_long() {
     for layer in [
         TimeoutLayer::new(Duration::MAX),
-        TimeoutLayer::new(Duration::MAX).total(Duration::MAX).expose_deadline(),
+        TimeoutLayer::new(Duration::MAX)
+            .total(Duration::MAX)
+            .expose_deadline(),
         TimeoutLayer::new(Duration::from_secs(u64::MAX / 1000)).total(Duration::MAX),
     ] {
         let service = layer.layer(taking(seconds(86_400 * 365)));
-        assert_eq!(service.oneshot(plain()).await.unwrap().status(), StatusCode::OK);
+        assert_eq!(
+            service.oneshot(plain()).await.unwrap().status(),
+            StatusCode::OK
+        );
     }
 }
 
@@ -538,7 +621,10 @@ async fn limits_of_its_own_replace_those_of_the_layer() {
         .limits_for(|head| (head.uri.path() == "/report").then(|| Limits::head(seconds(300))));
     let service = layer.layer(taking(seconds(200)));
     let request = Request::get("/report").body(Empty::new()).unwrap();
-    assert_eq!(service.clone().oneshot(request).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(
+        service.clone().oneshot(request).await.unwrap().status(),
+        StatusCode::OK
+    );
     let began = Instant::now();
     service.oneshot(plain()).await.unwrap();
     assert_eq!(began.elapsed(), seconds(5));
@@ -558,7 +644,9 @@ async fn a_shown_deadline_stands_still_as_the_real_one_does() {
         sleep(deadline.remaining() + Duration::from_millis(1)).await;
         done()
     });
-    let service = TimeoutLayer::new(seconds(30)).expose_deadline().layer(handler);
+    let service = TimeoutLayer::new(seconds(30))
+        .expose_deadline()
+        .layer(handler);
     let (sender, request) = upload();
     let client = async move {
         sleep(seconds(100)).await;
@@ -576,14 +664,20 @@ async fn nothing_is_shown_unless_asked_for() {
         assert!(request.extensions().is_empty());
         ready(done())
     });
-    TimeoutLayer::new(seconds(30)).layer(handler).oneshot(plain()).await.unwrap();
+    TimeoutLayer::new(seconds(30))
+        .layer(handler)
+        .oneshot(plain())
+        .await
+        .unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn shadow_tells_once_and_lets_pass_and_off_does_not_look() {
     for (mode, told) in [(Mode::Shadow, 1), (Mode::Off, 0)] {
         let journal = Journal::default();
-        let layer = TimeoutLayer::new(seconds(5)).mode(mode).metrics(journal.clone());
+        let layer = TimeoutLayer::new(seconds(5))
+            .mode(mode)
+            .metrics(journal.clone());
         let service = layer.layer(taking(seconds(100)));
         let response = service.oneshot(plain()).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
@@ -602,7 +696,12 @@ async fn a_shadowed_total_lets_the_body_go_on() {
     let handler = service_fn(move |_: Request<RequestBody<Nothing>>| {
         ready(Ok::<_, Infallible>(Response::new(wire.take().unwrap())))
     });
-    let body = layer.layer(handler).oneshot(plain()).await.unwrap().into_body();
+    let body = layer
+        .layer(handler)
+        .oneshot(plain())
+        .await
+        .unwrap()
+        .into_body();
     let client = async move {
         for _ in 0..3 {
             sleep(seconds(5)).await;
@@ -628,7 +727,12 @@ async fn a_dropped_answer_drops_the_handler() {
     });
     let mut service = TimeoutLayer::new(seconds(30)).layer(handler);
     let mut answer = Box::pin(service.call(plain()));
-    assert!(answer.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    assert!(
+        answer
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+            .is_pending()
+    );
     assert_eq!(Arc::strong_count(&held), 3);
     drop(answer);
     assert_eq!(Arc::strong_count(&held), 2);
@@ -639,20 +743,35 @@ async fn the_handler_s_own_error_passes_untouched() {
     let handler = service_fn(|_: Request<RequestBody<Nothing>>| async {
         Err::<Response<Nothing>, _>("its own")
     });
-    let result = TimeoutLayer::new(seconds(30)).layer(handler).oneshot(plain()).await;
+    let result = TimeoutLayer::new(seconds(30))
+        .layer(handler)
+        .oneshot(plain())
+        .await;
     assert_eq!(result.unwrap_err(), "its own");
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_of_the_user_s_own_and_another_status_are_used() {
     let layer = TimeoutLayer::new(S).status(StatusCode::GATEWAY_TIMEOUT);
-    let response = layer.clone().layer(taking(seconds(9))).oneshot(plain()).await.unwrap();
+    let response = layer
+        .clone()
+        .layer(taking(seconds(9)))
+        .oneshot(plain())
+        .await
+        .unwrap();
     assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
     let layer = layer.on_reject(|rejection| {
         Response::new(Bytes::from(rejection.violation().observed.to_string()))
     });
-    let response = layer.layer(taking(seconds(9))).oneshot(plain()).await.unwrap();
-    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "1000");
+    let response = layer
+        .layer(taking(seconds(9)))
+        .oneshot(plain())
+        .await
+        .unwrap();
+    assert_eq!(
+        response.into_body().collect().await.unwrap().to_bytes(),
+        "1000"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -667,7 +786,11 @@ async fn a_request_body_passes_length_and_trailers() {
     let trailers = http::HeaderMap::from_iter([(header::ETAG, "x".parse().unwrap())]);
     let body = Full::new(Bytes::from_static(b"abc"))
         .with_trailers(ready(Some(Ok::<_, Infallible>(trailers))));
-    TimeoutLayer::new(S).layer(handler).oneshot(Request::new(body)).await.unwrap();
+    TimeoutLayer::new(S)
+        .layer(handler)
+        .oneshot(Request::new(body))
+        .await
+        .unwrap();
 }
 
 /// A future of no size of its own.
@@ -691,19 +814,28 @@ fn a_request_future_grows_by_no_more_than_seventy_two_bytes() {
 
 #[tokio::test(start_paused = true)]
 async fn a_grpc_stream_that_is_cut_ends_with_its_status() {
-    let service = TimeoutLayer::new(seconds(30)).total(seconds(30)).layer(service_fn(|_| async {
-        let (mut sender, body) = Channel::<Bytes, Infallible>::new(4);
-        tokio::spawn(async move {
-            let _ = sender.send_data(Bytes::from_static(b"x")).await;
-            sleep(seconds(3600)).await;
-        });
-        Ok::<_, Infallible>(Response::new(body))
-    }));
+    let service = TimeoutLayer::new(seconds(30))
+        .total(seconds(30))
+        .layer(service_fn(|_| async {
+            let (mut sender, body) = Channel::<Bytes, Infallible>::new(4);
+            tokio::spawn(async move {
+                let _ = sender.send_data(Bytes::from_static(b"x")).await;
+                sleep(seconds(3600)).await;
+            });
+            Ok::<_, Infallible>(Response::new(body))
+        }));
     let request = Request::post("/")
         .version(http::Version::HTTP_2)
         .header("content-type", "application/grpc");
-    let response = service.oneshot(request.body(Nothing::new()).unwrap()).await.unwrap();
-    let collected = response.into_body().collect().await.expect("it ends in good order");
+    let response = service
+        .oneshot(request.body(Nothing::new()).unwrap())
+        .await
+        .unwrap();
+    let collected = response
+        .into_body()
+        .collect()
+        .await
+        .expect("it ends in good order");
     assert_eq!(collected.trailers().unwrap()["grpc-status"], "4");
 }
 
@@ -711,10 +843,16 @@ async fn a_grpc_stream_that_is_cut_ends_with_its_status() {
 async fn a_request_with_all_the_time_there_is_has_a_deadline_to_look_at_too() {
     let layer = TimeoutLayer::new(Duration::MAX).expose_deadline();
     let service = layer.layer(tower::service_fn(|request: Request<_>| {
-        let left = request.extensions().get::<Deadline>().map(Deadline::remaining);
+        let left = request
+            .extensions()
+            .get::<Deadline>()
+            .map(Deadline::remaining);
         assert!(left.unwrap() > Duration::from_secs(1 << 40));
         std::future::ready(Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())))
     }));
-    let response = service.oneshot(Request::new(Empty::<Bytes>::new())).await.unwrap();
+    let response = service
+        .oneshot(Request::new(Empty::<Bytes>::new()))
+        .await
+        .unwrap();
     assert_eq!(response.status(), StatusCode::OK);
 }

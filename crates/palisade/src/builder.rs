@@ -391,7 +391,9 @@ impl Stack {
             return Mode::Off;
         }
         let said = self.modes.iter().rev();
-        let said = said.clone().find(|(one, _)| one.is_none_or(|one| one == guard));
+        let said = said
+            .clone()
+            .find(|(one, _)| one.is_none_or(|one| one == guard));
         said.map(|(_, mode)| *mode).unwrap_or_default()
     }
 
@@ -408,7 +410,9 @@ impl Stack {
 
 impl fmt::Debug for Stack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stack").field("preset", &self.preset).finish_non_exhaustive()
+        f.debug_struct("Stack")
+            .field("preset", &self.preset)
+            .finish_non_exhaustive()
     }
 }
 
@@ -460,16 +464,25 @@ mod tests {
         let fields: Vec<_> = error.faults().iter().map(|fault| &*fault.field).collect();
         assert_eq!(fields[0], "rate_limit");
         assert!(fields[1].starts_with("rate_limit."));
-        assert_eq!(fields[fields.len() - 3..], ["timeout", "pace.rate", "max_requests"]);
+        assert_eq!(
+            fields[fields.len() - 3..],
+            ["timeout", "pace.rate", "max_requests"]
+        );
         assert_eq!(error.to_string().lines().count(), 1 + fields.len());
     }
 
     #[test]
     #[cfg(feature = "timeout")]
     fn a_total_below_the_time_to_the_head_is_a_contradiction() {
-        let error = Stack::edge().total_timeout(Duration::from_secs(1)).build().unwrap_err();
+        let error = Stack::edge()
+            .total_timeout(Duration::from_secs(1))
+            .build()
+            .unwrap_err();
         assert_eq!(error.faults()[0].field, "total_timeout");
-        Stack::edge().total_timeout(Duration::from_secs(30)).build().unwrap();
+        Stack::edge()
+            .total_timeout(Duration::from_secs(30))
+            .build()
+            .unwrap();
     }
 
     #[test]
@@ -477,11 +490,18 @@ mod tests {
     fn what_would_guard_nothing_or_refuse_everybody_is_a_fault() {
         let fields = |stack: Stack| -> Vec<_> {
             let error = stack.build().unwrap_err();
-            error.faults().iter().map(|fault| fault.field.clone()).collect()
+            error
+                .faults()
+                .iter()
+                .map(|fault| fault.field.clone())
+                .collect()
         };
         let enforced = Stack::edge().mode_of(Guard::RateLimit, Mode::Enforce);
         assert_eq!(fields(enforced), ["rate_limit"]);
-        assert_eq!(fields(Stack::edge().tune_rate_limit(|layer| layer)), ["rate_limit"]);
+        assert_eq!(
+            fields(Stack::edge().tune_rate_limit(|layer| layer)),
+            ["rate_limit"]
+        );
         let nobody = Stack::edge().max_requests_per_client(0);
         assert_eq!(fields(nobody), ["max_requests_per_client"]);
         let everybody = Stack::internal().max_requests_per_client(9);
@@ -493,14 +513,24 @@ mod tests {
     fn what_would_do_nothing_is_a_fault() {
         let fields = |stack: Stack| -> Vec<_> {
             let error = stack.build().unwrap_err();
-            error.faults().iter().map(|fault| fault.field.clone()).collect()
+            error
+                .faults()
+                .iter()
+                .map(|fault| fault.field.clone())
+                .collect()
         };
         let limited = || Stack::edge().rate_limit(palisade_rate_limit::Quota::per_second(1));
         assert_eq!(fields(limited().max_clients(0)), ["max_clients"]);
         assert_eq!(fields(Stack::edge().max_clients(1000)), ["max_clients"]);
         limited().max_clients(1).build().unwrap();
-        assert_eq!(fields(Stack::edge().timeout(Duration::from_nanos(1))), ["timeout"]);
-        Stack::edge().timeout(Duration::from_millis(1)).build().unwrap();
+        assert_eq!(
+            fields(Stack::edge().timeout(Duration::from_nanos(1))),
+            ["timeout"]
+        );
+        Stack::edge()
+            .timeout(Duration::from_millis(1))
+            .build()
+            .unwrap();
         let connection = Stack::edge().mode_of(Guard::Connection, Mode::Shadow);
         assert_eq!(fields(connection), ["mode_of"]);
     }
@@ -514,7 +544,9 @@ mod tests {
 
     #[test]
     fn the_last_word_on_a_mode_counts() {
-        let stack = Stack::edge().mode_of(Guard::Timeout, Mode::Off).mode(Mode::Shadow);
+        let stack = Stack::edge()
+            .mode_of(Guard::Timeout, Mode::Off)
+            .mode(Mode::Shadow);
         assert_eq!(stack.mode_for(Guard::Timeout), Mode::Shadow);
         let stack = stack.mode_of(Guard::Timeout, Mode::Enforce);
         assert_eq!(stack.mode_for(Guard::Timeout), Mode::Enforce);

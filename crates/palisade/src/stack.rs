@@ -85,14 +85,25 @@ policy_of!("rate-limit", RateLimitOf, RateLimitPolicy, rate_limit);
 policy_of!("timeout", TimeoutOf, TimeoutPolicy, timeout);
 policy_of!("body-limit", BodyLimitOf, BodyLimitPolicy, body_limit);
 policy_of!("slow-body", SlowBodyOf, SlowBodyPolicy, slow_body);
-policy_of!("concurrency-limit", ConcurrencyLimitOf, ConcurrencyLimitPolicy, concurrency_limit);
+policy_of!(
+    "concurrency-limit",
+    ConcurrencyLimitOf,
+    ConcurrencyLimitPolicy,
+    concurrency_limit
+);
 
 // === Layers ===
 
 impl Layers {
-    #[allow(clippy::unit_arg, reason = "the policy of a guard whose feature is off is a unit")]
+    #[allow(
+        clippy::unit_arg,
+        reason = "the policy of a guard whose feature is off is a unit"
+    )]
     pub(crate) fn stack(&self) -> StackLayer {
-        let bodies = And(self.body_limit(), And(self.slow_body(), self.concurrency_limit()));
+        let bodies = And(
+            self.body_limit(),
+            And(self.slow_body(), self.concurrency_limit()),
+        );
         StackLayer {
             guard: GuardLayer::new(And(self.rate_limit(), And(self.timeout(), bodies))),
             #[cfg(feature = "concurrency-limit")]

@@ -42,7 +42,10 @@ pub struct Script {
 
 impl Script {
     pub fn new(steps: impl IntoIterator<Item = Step>) -> Self {
-        Self { steps: steps.into_iter().collect(), ..Self::default() }
+        Self {
+            steps: steps.into_iter().collect(),
+            ..Self::default()
+        }
     }
 
     /// `count` frames of `length` bytes each.
@@ -170,7 +173,11 @@ pub async fn body_of(layer: &BodyLimitLayer, request: Request<Script>) -> (http:
             Ok::<_, Infallible>(answer(""))
         }
     });
-    let response = layer.layer(handler).oneshot(request).await.expect("infallible");
+    let response = layer
+        .layer(handler)
+        .oneshot(request)
+        .await
+        .expect("infallible");
     let (sender, done) = (response.status(), receiver);
     // The task may still be at its last frames.
     for _ in 0..100 {

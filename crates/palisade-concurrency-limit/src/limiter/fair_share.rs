@@ -66,7 +66,11 @@ impl FairShare {
     pub(crate) fn is_light(&self, client: ClientKey) -> bool {
         let debt = self.debts.debt(client, self.clock.now(), LONGEST_DEBT);
         debt <= self.mean.load(Relaxed)
-            && self.holding.lock().get(&client).is_none_or(|permits| *permits < MANY)
+            && self
+                .holding
+                .lock()
+                .get(&client)
+                .is_none_or(|permits| *permits < MANY)
     }
 
     /// `client` begins a request.
@@ -80,7 +84,12 @@ impl FairShare {
         // `None` after a thousand lost races: this one request goes uncharged for now.
         let prepaid = self.debts.update(client, now, LONGEST_DEBT, charge);
         self.hold(client);
-        Charge { client, since: now, prepaid: prepaid.and_then(Result::ok).unwrap_or(0), worked: 0 }
+        Charge {
+            client,
+            since: now,
+            prepaid: prepaid.and_then(Result::ok).unwrap_or(0),
+            worked: 0,
+        }
     }
 
     /// The request goes on working.
@@ -98,9 +107,16 @@ impl FairShare {
         let longest = LONGEST_DEBT.saturating_add(worked);
         let prepaid = charge.prepaid;
         let settle = |debt: u64| {
-            Ok::<_, ()>(((), debt.saturating_add(worked).saturating_sub(prepaid).min(longest)))
+            Ok::<_, ()>((
+                (),
+                debt.saturating_add(worked)
+                    .saturating_sub(prepaid)
+                    .min(longest),
+            ))
         };
-        let _ = self.debts.update(charge.client, charge.since, longest, settle);
+        let _ = self
+            .debts
+            .update(charge.client, charge.since, longest, settle);
         charge.prepaid = 0;
     }
 
@@ -110,7 +126,8 @@ impl FairShare {
         let mean = self.mean.load(Relaxed);
         let rest = mean.saturating_sub(mean / WEIGHT);
         let worked = charge.worked.min(LONGEST_IN_MEAN);
-        self.mean.store(rest.saturating_add(worked / WEIGHT), Relaxed);
+        self.mean
+            .store(rest.saturating_add(worked / WEIGHT), Relaxed);
     }
 
     fn hold(&self, client: ClientKey) {
@@ -150,8 +167,9 @@ mod tests {
 
     /// `who` has so many requests at work at the same time, for `length`.
     async fn work(fair_share: &FairShare, who: &str, requests: usize, length: Duration) {
-        let mut charges: Vec<_> =
-            (0..requests).map(|_| fair_share.start(ClientKey::of(who))).collect();
+        let mut charges: Vec<_> = (0..requests)
+            .map(|_| fair_share.start(ClientKey::of(who)))
+            .collect();
         advance(length).await;
         for charge in &mut charges {
             fair_share.pause(charge);
@@ -160,7 +178,9 @@ mod tests {
     }
 
     fn debt(fair_share: &FairShare, who: &str) -> u64 {
-        fair_share.debts.debt(ClientKey::of(who), fair_share.clock.now(), LONGEST_DEBT)
+        fair_share
+            .debts
+            .debt(ClientKey::of(who), fair_share.clock.now(), LONGEST_DEBT)
     }
 
     #[tokio::test(start_paused = true)]

@@ -49,11 +49,20 @@ impl Kept {
 
     /// Those that keep their permits now.
     pub(super) fn keeping(&self) -> Vec<Arc<Waiter>> {
-        self.0.lock().iter().filter(|waiter| waiter.is_keeping()).cloned().collect()
+        self.0
+            .lock()
+            .iter()
+            .filter(|waiter| waiter.is_keeping())
+            .cloned()
+            .collect()
     }
 
     /// How many keep their permits now.
     pub(super) fn count(&self) -> usize {
-        self.0.lock().iter().filter(|waiter| waiter.is_keeping()).count()
+        self.0
+            .lock()
+            .iter()
+            .filter(|waiter| waiter.is_keeping())
+            .count()
     }
 }

@@ -115,7 +115,11 @@ impl Limiter {
     /// How many may be present: `max`, or as many as usual if that is 0.
     #[inline]
     pub(crate) fn max_present(&self, max: usize) -> usize {
-        if max == 0 { self.limit().saturating_mul(PRESENT_PER_PERMIT) } else { max }
+        if max == 0 {
+            self.limit().saturating_mul(PRESENT_PER_PERMIT)
+        } else {
+            max
+        }
     }
 
     #[inline]
@@ -255,8 +259,14 @@ impl Levels for Limiter {
     fn sample(&self, visit: &mut dyn FnMut(Level, u64)) {
         let kept = self.kept.count();
         let working = self.permits.taken().saturating_sub(kept);
-        visit(Level::Working, working.saturating_add(self.permits.picked()) as u64);
-        visit(Level::Waiting, self.queues.waiting_for_client().saturating_add(kept) as u64);
+        visit(
+            Level::Working,
+            working.saturating_add(self.permits.picked()) as u64,
+        );
+        visit(
+            Level::Waiting,
+            self.queues.waiting_for_client().saturating_add(kept) as u64,
+        );
         visit(Level::Queued, self.queues.waiting_for_permit() as u64);
         visit(Level::Limit, self.limit() as u64);
         visit(Level::Admitted, self.admitted.load(Relaxed));

@@ -32,7 +32,10 @@ impl PerClient {
         }
         *count += 1;
         drop(counts);
-        Some(ClientCount { counts: self.clone(), client })
+        Some(ClientCount {
+            counts: self.clone(),
+            client,
+        })
     }
 }
 

@@ -79,7 +79,8 @@ impl Permits {
     pub(crate) fn take(&self, share: Share, is_newcomer: bool, is_fair: bool) -> bool {
         let room = self.room(is_newcomer, is_fair);
         let more = |taken| {
-            room.has(Taken(taken), share, is_newcomer).then(|| one(share).wrapping_add(taken))
+            room.has(Taken(taken), share, is_newcomer)
+                .then(|| one(share).wrapping_add(taken))
         };
         self.taken.fetch_update(SeqCst, SeqCst, more).is_ok()
     }
@@ -116,7 +117,11 @@ impl Permits {
     #[inline]
     fn room(&self, is_newcomer: bool, is_fair: bool) -> Room {
         let limit = self.limit().max(usize::from(!is_newcomer)).min(MAX_TAKEN);
-        let reserve = if is_fair { limit.div_ceil(10).min(limit / 2) } else { 0 };
+        let reserve = if is_fair {
+            limit.div_ceil(10).min(limit / 2)
+        } else {
+            0
+        };
         Room { limit, reserve }
     }
 }

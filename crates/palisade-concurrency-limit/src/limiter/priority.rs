@@ -24,12 +24,18 @@ pub(crate) struct Position {
 }
 
 impl Priority {
-    pub(crate) const ALL: [Self; 4] =
-        [Self::Light, Self::Heavy, Self::LightNewcomer, Self::Newcomer];
+    pub(crate) const ALL: [Self; 4] = [
+        Self::Light,
+        Self::Heavy,
+        Self::LightNewcomer,
+        Self::Newcomer,
+    ];
 
     /// Requests that had a permit before come before newcomers. Of each the light and the heavy.
-    pub(crate) const PAIRS: [[Self; 2]; 2] =
-        [[Self::Light, Self::Heavy], [Self::LightNewcomer, Self::Newcomer]];
+    pub(crate) const PAIRS: [[Self; 2]; 2] = [
+        [Self::Light, Self::Heavy],
+        [Self::LightNewcomer, Self::Newcomer],
+    ];
 
     pub(crate) fn is_newcomer(self) -> bool {
         matches!(self, Self::LightNewcomer | Self::Newcomer)
@@ -42,6 +48,10 @@ impl Priority {
 
     /// The share of a permit outside of the reserve that this one takes.
     pub(crate) fn share(self, is_fair: bool) -> Share {
-        if is_fair && !self.is_light() { Share::Heavy } else { Share::Common }
+        if is_fair && !self.is_light() {
+            Share::Heavy
+        } else {
+            Share::Common
+        }
     }
 }

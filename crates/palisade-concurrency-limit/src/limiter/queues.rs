@@ -49,7 +49,10 @@ struct Lengths {
 
 impl WaitQueues {
     pub(super) fn lock(&self) -> Locked<'_> {
-        Locked { lengths: &self.lengths, queues: self.queues.lock() }
+        Locked {
+            lengths: &self.lengths,
+            queues: self.queues.lock(),
+        }
     }
 
     /// How many wait for their clients, without a permit.
@@ -87,7 +90,10 @@ impl Locked<'_> {
 
     /// Those that wait for their clients, the one that has waited longest first.
     pub(super) fn waiting_for_client(&self) -> impl Iterator<Item = (u64, &Arc<Waiter>)> {
-        self.queues.client.iter().map(|(number, waiter)| (*number, waiter))
+        self.queues
+            .client
+            .iter()
+            .map(|(number, waiter)| (*number, waiter))
     }
 
     /// Those that wait for a permit with this priority, in order.
@@ -108,8 +114,12 @@ impl Locked<'_> {
 
     /// How many newcomers wait for a permit.
     pub(super) fn newcomers(&self) -> usize {
-        let newcomers = Priority::ALL.into_iter().filter(|priority| priority.is_newcomer());
-        newcomers.map(|priority| self.queues.permit[priority as usize].len()).sum()
+        let newcomers = Priority::ALL
+            .into_iter()
+            .filter(|priority| priority.is_newcomer());
+        newcomers
+            .map(|priority| self.queues.permit[priority as usize].len())
+            .sum()
     }
 
     pub(super) fn push_for_client(&mut self, number: u64, waiter: Arc<Waiter>) {
@@ -143,7 +153,10 @@ impl Locked<'_> {
     /// Moves one to another priority; it keeps its number.
     pub(super) fn change_priority(&mut self, number: u64, from: Priority, to: Priority) {
         if let Some(waiter) = self.queues.permit[from as usize].remove(&number) {
-            waiter.move_to(Position { number, priority: Some(to) });
+            waiter.move_to(Position {
+                number,
+                priority: Some(to),
+            });
             self.queues.permit[to as usize].insert(number, waiter);
             // In this order: without the lock the queue must never look empty.
             self.lengths.count_in(to);

@@ -22,7 +22,9 @@ impl<T> Mutex<T> {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, T> {
-        self.0.lock().expect("no thread panicked with the lock held")
+        self.0
+            .lock()
+            .expect("no thread panicked with the lock held")
     }
 }
 

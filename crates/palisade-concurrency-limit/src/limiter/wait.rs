@@ -28,11 +28,19 @@ impl Limiter {
         counted: Option<ClientCount>,
         max: usize,
     ) -> Option<Arc<Waiter>> {
-        let extras =
-            counted.map(|counted| Box::new(Extras { counted: Some(counted), ..Extras::default() }));
+        let extras = counted.map(|counted| {
+            Box::new(Extras {
+                counted: Some(counted),
+                ..Extras::default()
+            })
+        });
         let waiter = Arc::new(Waiter::newcomer(rules, client, extras));
         let is_light = waiter.is_light(true, self.fair_share());
-        let priority = if is_light { Priority::LightNewcomer } else { Priority::Newcomer };
+        let priority = if is_light {
+            Priority::LightNewcomer
+        } else {
+            Priority::Newcomer
+        };
         let queues = self.queues.lock();
         if queues.newcomers() >= max {
             return None;
@@ -151,7 +159,11 @@ impl Limiter {
     pub(crate) fn want_permit(&self, waiter: &Arc<Waiter>, asking: Option<&Waker>) {
         if waiter.rules().enforces {
             let is_light = waiter.is_light(false, self.fair_share());
-            let priority = if is_light { Priority::Light } else { Priority::Heavy };
+            let priority = if is_light {
+                Priority::Light
+            } else {
+                Priority::Heavy
+            };
             self.enqueue(self.queues.lock(), waiter, priority, asking);
         } else {
             self.go_on_anyway(waiter);
@@ -167,7 +179,10 @@ impl Limiter {
         }
         drop(queues);
         self.kept.unlist(waiter);
-        if left.position.is_some_and(|position| position.priority.is_some()) {
+        if left
+            .position
+            .is_some_and(|position| position.priority.is_some())
+        {
             // Those behind it may have what it could not.
             self.grant_if_any_waits();
         }
@@ -178,7 +193,11 @@ impl Limiter {
             self.finish(extras);
         }
         if left.worked {
-            self.release(left.extras.as_ref().map_or(Share::Common, |extras| extras.share));
+            self.release(
+                left.extras
+                    .as_ref()
+                    .map_or(Share::Common, |extras| extras.share),
+            );
         }
         left
     }
@@ -208,10 +227,17 @@ impl Limiter {
         };
         let victim = {
             let mut first = queues.waiting_for_client().take(LOOKS);
-            first.find(|(_, waiter)| may_be_displaced(waiter)).map(|(number, _)| number)
+            first
+                .find(|(_, waiter)| may_be_displaced(waiter))
+                .map(|(number, _)| number)
         };
         let Some(number) = victim else { return false };
-        let Some(victim) = queues.remove(Position { number, priority: None }) else { return false };
+        let Some(victim) = queues.remove(Position {
+            number,
+            priority: None,
+        }) else {
+            return false;
+        };
         victim.displace();
         drop(queues);
         victim.wake();
@@ -323,11 +349,15 @@ impl Limiter {
             let (first_light, first_heavy) = (first(light), first(heavy));
             if let Some((number, is_fair)) = first_heavy
                 && first_light.is_none_or(|(light, _)| number < light)
-                && self.permits.take(heavy.share(is_fair), is_newcomer, is_fair)
+                && self
+                    .permits
+                    .take(heavy.share(is_fair), is_newcomer, is_fair)
             {
                 return self.grant_first(&mut queues, heavy, heavy.share(is_fair));
             }
-            let Some((_, is_fair)) = first_light else { continue };
+            let Some((_, is_fair)) = first_light else {
+                continue;
+            };
             for share in [Share::Common, Share::Reserve] {
                 if self.permits.take(share, is_newcomer, is_fair) {
                     return self.grant_first(&mut queues, light, share);
@@ -351,7 +381,9 @@ impl Limiter {
             let is_light = |waiter: &Waiter| waiter.is_light(is_newcomer, self.fair_share());
             let number = {
                 let mut first = queues.with(heavy).take(LOOKS);
-                first.find(|(_, waiter)| is_light(waiter)).map(|(number, _)| number)
+                first
+                    .find(|(_, waiter)| is_light(waiter))
+                    .map(|(number, _)| number)
             };
             if let Some(number) = number {
                 queues.change_priority(number, heavy, light);
@@ -375,7 +407,11 @@ impl Limiter {
 mod tests {
     use super::*;
 
-    const RULES: Rules = Rules { max_present: 2, enforces: true, is_fair: false };
+    const RULES: Rules = Rules {
+        max_present: 2,
+        enforces: true,
+        is_fair: false,
+    };
 
     /// A request that waits for its client.
     fn waits(limiter: &Limiter) -> Arc<Waiter> {
@@ -410,9 +446,20 @@ mod tests {
         for (max_present, keeps_on) in [(0, true), (4, true), (2, false)] {
             let limiter = Limiter::new(100);
             assert!(limiter.take_any());
-            let waiter = Arc::new(Waiter::working(Rules { max_present, ..RULES }, None, None));
+            let waiter = Arc::new(Waiter::working(
+                Rules {
+                    max_present,
+                    ..RULES
+                },
+                None,
+                None,
+            ));
             limiter.wait_for_client(&waiter, Half::Answer, &cx);
-            assert_eq!(limiter.keeps_on(&waiter, Half::Answer, &cx), keeps_on, "{max_present}");
+            assert_eq!(
+                limiter.keeps_on(&waiter, Half::Answer, &cx),
+                keeps_on,
+                "{max_present}"
+            );
         }
     }
 
@@ -438,7 +485,11 @@ mod loom_tests {
     use super::*;
     use loom::thread;
 
-    const RULES: Rules = Rules { max_present: 0, enforces: true, is_fair: false };
+    const RULES: Rules = Rules {
+        max_present: 0,
+        enforces: true,
+        is_fair: false,
+    };
 
     /// A limit of one, and a request that has the permit.
     fn one_works() -> (Arc<Limiter>, Arc<Waiter>) {
@@ -489,7 +540,10 @@ mod loom_tests {
             beside(&limiter, &waiter, Limiter::stop_working, |limiter, _| {
                 limiter.recall_all();
             });
-            assert_eq!((waiter.state(), limiter.permits.taken()), (State::Client, 0));
+            assert_eq!(
+                (waiter.state(), limiter.permits.taken()),
+                (State::Client, 0)
+            );
         });
     }
 
@@ -504,8 +558,11 @@ mod loom_tests {
             beside(&limiter, &waiter, goes_on, |limiter, _| {
                 limiter.recall_all();
             });
-            let expected =
-                if limiter.permits.taken() == 1 { State::Working } else { State::Client };
+            let expected = if limiter.permits.taken() == 1 {
+                State::Working
+            } else {
+                State::Client
+            };
             assert_eq!(waiter.state(), expected);
         });
     }
@@ -518,7 +575,10 @@ mod loom_tests {
             beside(&limiter, &waiter, want, |limiter, _| {
                 limiter.release(Share::Common);
             });
-            assert_eq!((waiter.state(), limiter.permits.taken()), (State::Working, 1));
+            assert_eq!(
+                (waiter.state(), limiter.permits.taken()),
+                (State::Working, 1)
+            );
         });
     }
 
@@ -544,7 +604,10 @@ mod loom_tests {
                 }
             };
             beside(&limiter, &waiter, newcomer, want);
-            assert_eq!((waiter.state(), limiter.permits.taken()), (State::Working, 1));
+            assert_eq!(
+                (waiter.state(), limiter.permits.taken()),
+                (State::Working, 1)
+            );
         });
     }
     #[test]
@@ -572,7 +635,10 @@ mod loom_tests {
                 for (woken, is_ready) in [body.join().unwrap(), answer] {
                     assert!(is_ready || woken.0.load(std::sync::atomic::Ordering::SeqCst));
                 }
-                assert_eq!((waiter.state(), limiter.permits.taken()), (State::Working, 1));
+                assert_eq!(
+                    (waiter.state(), limiter.permits.taken()),
+                    (State::Working, 1)
+                );
             });
         }
     }

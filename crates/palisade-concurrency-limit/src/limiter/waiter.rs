@@ -133,7 +133,9 @@ impl Waiter {
         state: State,
         extras: Option<Box<Extras>>,
     ) -> Self {
-        let is_charged = extras.as_ref().is_some_and(|extras| extras.charge.is_some());
+        let is_charged = extras
+            .as_ref()
+            .is_some_and(|extras| extras.charge.is_some());
         let wakers = Wakers::default();
         Self {
             rules,
@@ -143,7 +145,12 @@ impl Waiter {
             listed_at: AtomicUsize::new(UNLISTED),
             progress: AtomicU64::new(0),
             tasks: [[0; 2]; 2].map(|task| task.map(AtomicUsize::new)),
-            inside: Mutex::new(Inside { position: None, last_number: None, wakers, extras }),
+            inside: Mutex::new(Inside {
+                position: None,
+                last_number: None,
+                wakers,
+                extras,
+            }),
         }
     }
 
@@ -159,7 +166,9 @@ impl Waiter {
 
     #[inline]
     fn change(&self, from: State, to: State) -> bool {
-        self.state.compare_exchange(from as u8, to as u8, SeqCst, SeqCst).is_ok()
+        self.state
+            .compare_exchange(from as u8, to as u8, SeqCst, SeqCst)
+            .is_ok()
     }
 
     #[inline]
@@ -179,7 +188,11 @@ impl Waiter {
 
     #[inline]
     pub(crate) fn unless_displaced(&self) -> Result<(), Displaced> {
-        if self.is_displaced() { Err(Displaced) } else { Ok(()) }
+        if self.is_displaced() {
+            Err(Displaced)
+        } else {
+            Ok(())
+        }
     }
 
     /// Whether it has left, or was displaced.
@@ -326,7 +339,11 @@ impl Waiter {
         is_recalled: bool,
         fair_share: Option<&FairShare>,
     ) -> Option<(u64, Share)> {
-        let from = if is_recalled { State::Keeping } else { State::Working };
+        let from = if is_recalled {
+            State::Keeping
+        } else {
+            State::Working
+        };
         if !self.change(from, State::Client) {
             return None;
         }
@@ -339,7 +356,10 @@ impl Waiter {
             }
         };
         inside.last_number = Some(number);
-        inside.position = Some(Position { number, priority: None });
+        inside.position = Some(Position {
+            number,
+            priority: None,
+        });
         let mut share = Share::Common;
         if let Some(extras) = &mut inside.extras {
             extras.pause(fair_share);
@@ -352,7 +372,10 @@ impl Waiter {
     /// is one.
     pub(super) fn wait_for_permit(&self, number: u64, priority: Priority) -> Option<Position> {
         self.state.store(State::Queued as u8, SeqCst);
-        let position = Position { number, priority: Some(priority) };
+        let position = Position {
+            number,
+            priority: Some(priority),
+        };
         self.inside.lock().position.replace(position)
     }
 

@@ -31,14 +31,20 @@ pub(crate) fn admit(
     }
     if !is_taken {
         let violation = over(Reason::Full, Phase::RequestHead, limiter.limit());
-        return Err(Denied { violation, counted: extras.and_then(|extras| extras.counted) });
+        return Err(Denied {
+            violation,
+            counted: extras.and_then(|extras| extras.counted),
+        });
     }
     if let Err(violation) = welcome(options) {
         match extras {
             None => limiter.release(Share::Common),
             Some(extras) => limiter.release_with(extras),
         }
-        return Err(Denied { violation, counted: None });
+        return Err(Denied {
+            violation,
+            counted: None,
+        });
     }
     Ok(extras)
 }
@@ -71,14 +77,19 @@ fn enter(
     keys: &mut Keys,
     max: usize,
 ) -> Result<Option<Box<Extras>>, Denied> {
-    let Some(client) = options.client(head, keys) else { return Ok(None) };
+    let Some(client) = options.client(head, keys) else {
+        return Ok(None);
+    };
     let Some(counted) = options.limiter.clients().enter(client, max) else {
         return Err(Denied {
             violation: over(Reason::ClientFull, Phase::RequestHead, max),
             counted: None,
         });
     };
-    Ok(Some(Box::new(Extras { counted: Some(counted), ..Extras::default() })))
+    Ok(Some(Box::new(Extras {
+        counted: Some(counted),
+        ..Extras::default()
+    })))
 }
 
 #[inline]
@@ -107,7 +118,11 @@ fn take_fairly(
 ) -> bool {
     let client = options.client(head, keys);
     let is_light = client.is_some_and(|client| fair_share.is_light(client));
-    let priority = if is_light { Priority::LightNewcomer } else { Priority::Newcomer };
+    let priority = if is_light {
+        Priority::LightNewcomer
+    } else {
+        Priority::Newcomer
+    };
     if is_light {
         options.limiter.grant_to_light();
     }

@@ -144,7 +144,11 @@ impl Halves<'_> {
         let flags = self.flags.get();
         let works = flags & (HANDLER_WORKS | READ_ELSEWHERE) == HANDLER_WORKS;
         if works || flags & BODY_GONE != 0 {
-            ready!(self.limiter.poll_work(self.waiter, Half::Answer, cx).map(drop));
+            ready!(
+                self.limiter
+                    .poll_work(self.waiter, Half::Answer, cx)
+                    .map(drop)
+            );
         }
         self.flags.put(HANDLER_WORKS, false);
         Poll::Ready(())
@@ -154,7 +158,11 @@ impl Halves<'_> {
     /// something else, and is at work: a handler that read ahead in vain, as axum's `Multipart`
     /// does, has work of its own, and the silence of its client does not make that free.
     pub(crate) fn handler_waits(self, awaits_client: bool, cx: &Context<'_>) {
-        let Self { limiter, waiter, flags } = self;
+        let Self {
+            limiter,
+            waiter,
+            flags,
+        } = self;
         // Before the state is looked at: a displacement after that wakes the handler.
         waiter.listen(Half::Answer, cx);
         if !waiter.is_waiting_for_client() {

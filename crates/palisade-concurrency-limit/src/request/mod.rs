@@ -120,7 +120,11 @@ impl Common {
     #[inline]
     pub(crate) fn halves<'a>(&'a self, options: &'a Options) -> Option<Halves<'a>> {
         let waiter = self.waiter.get()?;
-        Some(Halves { limiter: &options.limiter, waiter, flags: &self.flags })
+        Some(Halves {
+            limiter: &options.limiter,
+            waiter,
+            flags: &self.flags,
+        })
     }
 
     /// The same for one that waits now. `None` if the request is over.
@@ -194,7 +198,13 @@ impl Common {
         if !waiter.is_working() || !self.flags.is_body_gone() {
             return;
         }
-        if self.idle.lock().get_or_insert_with(|| Box::new(StreamIdle::new())).poll(cx).is_ready() {
+        if self
+            .idle
+            .lock()
+            .get_or_insert_with(|| Box::new(StreamIdle::new()))
+            .poll(cx)
+            .is_ready()
+        {
             options.limiter.wait_for_client(waiter, Half::Answer, cx);
         }
     }
@@ -214,7 +224,9 @@ impl Held {
 
     /// The client whose account the permit is in, if it is in one.
     pub(crate) fn charged_client(&self) -> Option<ClientKey> {
-        let Self::Permit(Some(extras)) = self else { return None };
+        let Self::Permit(Some(extras)) = self else {
+            return None;
+        };
         extras.charge.as_ref().map(Charge::client)
     }
 }

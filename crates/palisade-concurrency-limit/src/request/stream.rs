@@ -24,7 +24,11 @@ pub(super) struct StreamIdle {
 impl StreamIdle {
     pub(super) fn new() -> Self {
         let timer = Box::pin(sleep_until(Instant::now() + IDLE));
-        Self { since: None, is_found: false, timer }
+        Self {
+            since: None,
+            is_found: false,
+            timer,
+        }
     }
 
     pub(super) fn gives(&mut self) {

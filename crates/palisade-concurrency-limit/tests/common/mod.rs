@@ -1,5 +1,9 @@
 //! A guarded service, its requests and its handlers.
-#![allow(dead_code, unused_imports, reason = "every file of tests takes what it needs")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "every file of tests takes what it needs"
+)]
 
 pub(crate) use bytes::Bytes;
 pub(crate) use futures_util::FutureExt;
@@ -41,7 +45,9 @@ where
 }
 
 pub(crate) fn full(text: &'static str) -> Body {
-    Full::new(Bytes::from_static(text.as_bytes())).map_err(|never| match never {}).boxed()
+    Full::new(Bytes::from_static(text.as_bytes()))
+        .map_err(|never| match never {})
+        .boxed()
 }
 
 pub(crate) fn channel() -> (Sender<Bytes, io::Error>, Body) {
@@ -58,7 +64,9 @@ pub(crate) fn post(body: Body) -> Request<Body> {
 }
 
 pub(crate) fn from(address: &str, mut request: Request<Body>) -> Request<Body> {
-    request.extensions_mut().insert(format!("{address}:1").parse::<SocketAddr>().unwrap());
+    request
+        .extensions_mut()
+        .insert(format!("{address}:1").parse::<SocketAddr>().unwrap());
     request
 }
 
@@ -127,9 +135,11 @@ impl Gate {
 pub(crate) fn reader() -> Handler {
     handler(|request| async {
         match request.into_body().collect().await {
-            Ok(whole) => {
-                Response::new(full(if whole.to_bytes().is_empty() { "empty" } else { "read" }))
-            }
+            Ok(whole) => Response::new(full(if whole.to_bytes().is_empty() {
+                "empty"
+            } else {
+                "read"
+            })),
             Err(error) => {
                 let displaced = error.downcast_ref::<Violation>().map(|v| v.reason);
                 assert_eq!(displaced, Some(Reason::Displaced));

@@ -29,7 +29,12 @@ impl Stack {
         self.check_timeout(&mut error);
         #[cfg(feature = "slow-body")]
         if let Err(pace) = self.pace.build() {
-            add(&mut error, "pace", &pace, "else everybody is too slow, or nobody");
+            add(
+                &mut error,
+                "pace",
+                &pace,
+                "else everybody is too slow, or nobody",
+            );
         }
         #[cfg(feature = "concurrency-limit")]
         self.check_concurrency_limit(&mut error);
@@ -59,8 +64,15 @@ impl Stack {
     #[cfg(feature = "concurrency-limit")]
     fn check_concurrency_limit(&self, error: &mut ConfigError) {
         let at_least_1 = "at least 1: every request would be refused";
-        error.check(self.max_requests > 0, "max_requests", &self.max_requests, at_least_1);
-        let Some(most) = self.max_requests_per_client else { return };
+        error.check(
+            self.max_requests > 0,
+            "max_requests",
+            &self.max_requests,
+            at_least_1,
+        );
+        let Some(most) = self.max_requests_per_client else {
+            return;
+        };
         error.check(most > 0, "max_requests_per_client", &most, at_least_1);
         if self.client_of_preset().is_none() {
             error.push("max_requests_per_client", UNSAID, SAID);
@@ -112,6 +124,10 @@ impl Stack {
 fn add(error: &mut ConfigError, part: &str, of_part: &ConfigError, why: &str) {
     for fault in of_part.faults() {
         let (field, allowed) = (&fault.field, &fault.allowed);
-        error.push(format!("{part}.{field}"), &fault.value, format!("{allowed}: {why}"));
+        error.push(
+            format!("{part}.{field}"),
+            &fault.value,
+            format!("{allowed}: {why}"),
+        );
     }
 }

@@ -77,7 +77,9 @@ impl<S> Layer<S> for BoxedLayer {
     type Service = Boxed<S>;
 
     fn layer(&self, inner: S) -> Boxed<S> {
-        Boxed { guarded: self.stack.layer(BoxedInner { inner }) }
+        Boxed {
+            guarded: self.stack.layer(BoxedInner { inner }),
+        }
     }
 }
 
@@ -98,7 +100,9 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        BoxedFuture { inner: self.guarded.call(request.map(Body::new)) }
+        BoxedFuture {
+            inner: self.guarded.call(request.map(Body::new)),
+        }
     }
 }
 
