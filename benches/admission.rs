@@ -6,7 +6,7 @@ use http::{HeaderValue, Request, header::CONTENT_LENGTH};
 use http_body_util::Full;
 use palisade::{
     Metrics, body_limit::BodyLimitLayer, concurrency_limit::ConcurrencyLimitLayer,
-    rate_limit::RateLimitLayer, slow_body::SlowBodyLayer, timeout::TimeoutLayer, words::Event,
+    rate_limit::RateLimitLayer, slow_body::SlowBodyLayer, timeout::TimeoutLayer, types::Event,
 };
 use palisade_benches::{
     Frames, Reads, Ready, connection, drive, for_peers, generous, peer_request, peers_limit,

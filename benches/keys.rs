@@ -5,7 +5,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use governor::{DefaultKeyedRateLimiter, Quota as GovernorQuota, RateLimiter};
 use palisade::{
     rate_limit::{Decision, Limiter, TableLimiter},
-    words::{ClientKey, Prefix},
+    types::{ClientKey, Prefix},
 };
 use palisade_benches::generous;
 use std::{

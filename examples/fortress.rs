@@ -60,7 +60,7 @@ use palisade::{
     serve::Http,
     slow_body::Pace,
     timeout::Limits,
-    words::{ClientKey, Extracted, KeyExtractor, RequestHead},
+    types::{ClientKey, KeyExtractor, KeyOutcome, RequestHead},
 };
 use palisade_testkit::{demo::echo_server::EchoServer, echo::Lengths, process};
 use std::{collections::HashMap, convert::Infallible, net::SocketAddr, time::Duration};
@@ -191,10 +191,10 @@ fn guards(metrics: &Snapshot) -> Result<StackLayer, ConfigError> {
 
 /// A client is the network of its peer. Metrics have an account of their own there, so that an
 /// operator sees them even from an address that floods everything else.
-fn client(head: &RequestHead<'_>) -> Extracted {
-    match ClientIp::peer().key(head) {
-        Extracted::Key(client) if is_metrics(head) => {
-            Extracted::Key(ClientKey::of(&("metrics", client)))
+fn client(head: &RequestHead<'_>) -> KeyOutcome {
+    match ClientIp::peer().extract(head) {
+        KeyOutcome::Key(client) if is_metrics(head) => {
+            KeyOutcome::Key(ClientKey::of(&("metrics", client)))
         }
         extracted => extracted,
     }

@@ -22,7 +22,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             format!(
                 "{:#?}\n{:#?}\n{metrics}",
                 guard.snapshot(),
-                guard.recent_kills()
+                guard.recently_closed()
             )
         }
     };

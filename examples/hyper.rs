@@ -11,7 +11,7 @@ use hyper_util::{
 };
 use palisade::{
     Stack,
-    conn::{Accounting, ConnGuard},
+    conn::{ConnGuard, RequestTracking},
 };
 use std::{convert::Infallible, error::Error};
 use tower::{Layer, service_fn};
@@ -37,7 +37,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     loop {
         let (io, _) = listener.accept().await?;
         // Tells the guard of the requests, and the guards of the requests who is asking.
-        let service = Accounting::of(io.conn().clone(), service.clone());
+        let service = RequestTracking::of(io.conn().clone(), service.clone());
         let server = server.clone();
         tokio::spawn(async move {
             let service = TowerToHyperService::new(service);

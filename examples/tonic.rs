@@ -25,7 +25,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let listener = conn.bind("127.0.0.1:0").await?;
     let url = format!("http://{}", listener.local_addr()?);
     let server = harden(Server::builder())
-        .layer(conn.accounting())
+        .layer(conn.track_requests())
         .layer(guards)
         .add_service(EchoServer::new(Lengths));
     let server = tokio::spawn(server.serve_with_incoming(listener));

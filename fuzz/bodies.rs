@@ -4,7 +4,7 @@ use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
-use palisade::{Stack, StackLayer, words::ClientKey};
+use palisade::{Stack, StackLayer, types::ClientKey};
 use palisade_guard::Table;
 use std::{
     collections::HashMap,

@@ -2,8 +2,8 @@
 //! the same as a property test.
 
 use palisade::{
-    conn::{ConnGuard, Ending, GuardedIo, Mode, Reason, Transport},
-    words::{ConnVerdict, InFlight},
+    conn::{CloseMode, ConnGuard, GuardedIo, Mode, Reason, Transport},
+    types::{CloseDecision, InFlight},
 };
 use std::{
     cell::RefCell,
@@ -138,16 +138,16 @@ impl Socket {
             }
             20 if size.is_multiple_of(8) => {
                 let ending = if size < 128 {
-                    Ending::Finish
+                    CloseMode::Graceful
                 } else {
-                    Ending::Reset
+                    CloseMode::Reset
                 };
                 let is_ended = guard.end(&conn, Reason::Idle, ending);
                 assert!(!is_ended || before.is_none());
             }
             20 if self.in_two => {}
             20 if size % 8 == 1 => conn.state().set_upgraded(),
-            20 => conn.state().set_accounted(),
+            20 => conn.state().set_tracked(),
             21 if size.is_multiple_of(2) => drop(self.requests.pop()),
             21 => self.requests.push(conn.begin_request(size % 4 == 1)),
             22 if size.is_multiple_of(2) => drop(self.others.pop()),
@@ -174,8 +174,8 @@ impl Socket {
                 .eq((taken..wire.taken).map(|place| place as u8))
         );
         match (verdict.map(|verdict| verdict.ending), &result) {
-            (Some(Ending::Finish), Poll::Ready(Ok(()))) => assert!(filled.is_empty()),
-            (Some(Ending::Reset), Poll::Ready(Err(_))) => {
+            (Some(CloseMode::Graceful), Poll::Ready(Ok(()))) => assert!(filled.is_empty()),
+            (Some(CloseMode::Reset), Poll::Ready(Err(_))) => {
                 assert!(filled.is_empty() && wire.is_reset);
             }
             (Some(_), other) => panic!("{other:?} after a verdict"),
@@ -208,7 +208,7 @@ impl Socket {
         let took = wire.sent - sent;
         match (self.verdict(), &result) {
             (Some(verdict), Poll::Ready(Err(_))) => {
-                assert!(took == 0 && wire.is_reset == (verdict.ending == Ending::Reset));
+                assert!(took == 0 && wire.is_reset == (verdict.ending == CloseMode::Reset));
             }
             (Some(_), other) => panic!("{other:?} after a verdict"),
             (None, Poll::Ready(Ok(count))) => assert_eq!(*count, took),
@@ -236,7 +236,7 @@ impl Socket {
         let wire = self.wire.borrow();
         match (self.verdict().map(|verdict| verdict.ending), &result) {
             (_, Poll::Ready(Ok(()))) => assert!(wire.is_shut),
-            (Some(Ending::Reset), Poll::Ready(Err(_))) => {
+            (Some(CloseMode::Reset), Poll::Ready(Err(_))) => {
                 assert!(wire.is_reset && wire.is_shut == was_shut);
             }
             (_, Poll::Ready(Err(_))) => assert!(wire.fails || wire.is_stuck),
@@ -252,7 +252,7 @@ impl Socket {
         &mut self,
         side: usize,
         poll: impl FnOnce(Pin<&mut GuardedIo<Wire>>, &mut Context<'_>) -> Poll<T>,
-    ) -> (Poll<T>, Option<ConnVerdict>) {
+    ) -> (Poll<T>, Option<CloseDecision>) {
         let before = self.verdict();
         let result = self.poll(side, poll);
         let after = self.verdict();
@@ -287,7 +287,7 @@ impl Socket {
         result
     }
 
-    fn verdict(&self) -> Option<ConnVerdict> {
+    fn verdict(&self) -> Option<CloseDecision> {
         self.io.conn().state().verdict()
     }
 

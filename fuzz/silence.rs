@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use http_body_util::{BodyExt, Full};
-use palisade::conn::{Accept, ConnGuard, Transport};
+use palisade::conn::{ConnGuard, Listener, Transport};
 use std::{
     convert::Infallible,
     io,
@@ -226,7 +226,7 @@ struct Wires(mpsc::Receiver<Wire>);
 #[derive(Debug)]
 struct Wire(DuplexStream);
 
-impl Accept for Wires {
+impl Listener for Wires {
     type Io = Wire;
 
     fn poll_accept(

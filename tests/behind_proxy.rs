@@ -8,7 +8,7 @@ use guarded::{all_gone, app, hardened, served};
 use palisade::{
     Guard, Snapshot,
     conn::{ConnGuard, ConnGuardBuilder},
-    words::Level,
+    types::Gauge,
 };
 use palisade_testkit::{Journal, clients::RawClient};
 
@@ -38,7 +38,7 @@ async fn said(builder: ConnGuardBuilder, kept: usize, part: usize) -> (Vec<u32>,
         }
         proxies.push(client);
     }
-    let level = journal.level(Guard::Connection, Level::ForwardedPercent);
+    let level = journal.level(Guard::Connection, Gauge::ForwardedPercent);
     assert_eq!(
         snapshot
             .prometheus()

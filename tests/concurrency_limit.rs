@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{Empty, Full};
 use palisade_concurrency_limit::ConcurrencyLimitLayer;
-use palisade_core::{Guard, Level, Reason};
+use palisade_core::{Gauge, Guard, Reason};
 use palisade_testkit::{
     Journal, clients,
     demo::{
@@ -80,7 +80,7 @@ async fn limit_of_two_holds(
             .status(),
         StatusCode::OK
     );
-    assert_eq!(journal.level(GUARD, Level::Working), Some(0));
+    assert_eq!(journal.level(GUARD, Gauge::Working), Some(0));
 }
 
 fn router(gate: &Gate) -> Router {
@@ -206,5 +206,5 @@ async fn on_tonic_the_client_sees_resource_exhausted_with_message_and_pushback()
         assert_eq!(held.await.unwrap().unwrap().into_inner().bytes, 4);
     }
     assert_eq!(one.unary(piece()).await.unwrap().into_inner().bytes, 4);
-    assert_eq!(journal.level(GUARD, Level::Working), Some(0));
+    assert_eq!(journal.level(GUARD, Gauge::Working), Some(0));
 }

@@ -11,7 +11,7 @@ use palisade::{
     Quota, Stack, body_limit::BodyLimitLayer, concurrency_limit::ConcurrencyLimitLayer,
     rate_limit::RateLimitLayer, slow_body::SlowBodyLayer, timeout::TimeoutLayer,
 };
-use palisade_core::{Guard, Level};
+use palisade_core::{Gauge, Guard};
 use palisade_testkit::Journal;
 use std::{
     fmt::Debug,
@@ -194,7 +194,7 @@ async fn every_layer_keeps_the_contract() {
     let stack = stack.build().unwrap();
     holds(stack.clone()).await;
     assert_eq!((journal.refused(), journal.cut()), (vec![], vec![]));
-    for level in [Level::Working, Level::Waiting, Level::Queued] {
+    for level in [Gauge::Working, Gauge::Waiting, Gauge::Queued] {
         assert_eq!(
             journal.level(Guard::ConcurrencyLimit, level),
             Some(0),

@@ -58,7 +58,7 @@ async fn under_tonic(guard: &ConnGuard) -> Server {
     let addr = listener.local_addr().unwrap();
     let mut server = transport::Server::builder()
         .accept_http1(true)
-        .layer(guard.accounting())
+        .layer(guard.track_requests())
         .layer(GrpcWebLayer::new())
         .layer(stack().build().unwrap());
     let router = server.add_service(EchoServer::new(Lengths));

@@ -16,7 +16,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use palisade::conn::{ConnGuard, connected};
-use palisade_core::{ConnInfo, Guard, Level, Phase, Reason};
+use palisade_core::{ConnInfo, Gauge, Guard, Phase, Reason};
 use palisade_testkit::{
     Journal,
     clients::{RawClient, until},
@@ -37,7 +37,7 @@ async fn a_loop_over_hyper_is_guarded_by_accept_and_the_layer() {
     let guard = builder.metrics(journal.clone()).build().unwrap();
     let mut listener = guard.listen(servers::listener().await);
     let addr = listener.local_addr().unwrap();
-    let service = guard.accounting().layer(app());
+    let service = guard.track_requests().layer(app());
     let server = tokio::spawn(async move {
         let mut connections = JoinSet::new();
         while let Ok((io, peer)) = listener.accept().await {
@@ -186,7 +186,7 @@ async fn of_clients_of_all_sorts_nothing_stays() {
         }
         assert_eq!(journal.opened(), journal.closed().len());
         assert_eq!(
-            journal.level(Guard::Connection, Level::Connections),
+            journal.level(Guard::Connection, Gauge::Connections),
             Some(0)
         );
         let now = guard.snapshot();
@@ -224,7 +224,7 @@ async fn soak(guard: &ConnGuard, addr: std::net::SocketAddr) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_two_layers_tell_of_counts_once() {
     let guard = ConnGuard::default();
-    let server = serve(&guard, app().layer(guard.accounting())).await;
+    let server = serve(&guard, app().layer(guard.track_requests())).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
     client
         .send("GET /hang HTTP/1.1\r\nhost: test\r\n\r\n")
@@ -248,10 +248,10 @@ async fn a_server_that_tells_of_no_request_is_told_so_once() {
     let server = tokio::spawn(axum::serve(listener, app()).into_future());
     let mut client = RawClient::connect(addr).await.unwrap();
     served(&mut client).await;
-    until("it is told", || journal.unaccounted() == [1]).await;
+    until("it is told", || journal.untracked() == [1]).await;
     served(&mut client).await;
     drop(client);
     all_gone(&guard).await;
-    assert_eq!(journal.unaccounted(), [1]);
+    assert_eq!(journal.untracked(), [1]);
     server.abort();
 }

@@ -5,7 +5,7 @@ mod guarded;
 
 use guarded::all_gone;
 use palisade::{Stack, StackLayer, conn::ConnGuard};
-use palisade_core::{Guard, Level, Reason};
+use palisade_core::{Gauge, Guard, Reason};
 use palisade_testkit::{
     Journal,
     clients::until,
@@ -34,7 +34,7 @@ async fn served(is_ours: bool, guard: &ConnGuard, stack: StackLayer, news: News)
     let listener = guard.listen(servers::listener().await);
     let addr = listener.local_addr().unwrap();
     let mut server = transport::Server::builder()
-        .layer(guard.accounting())
+        .layer(guard.track_requests())
         .layer(stack);
     let router = server.add_routes(routes);
     Server::new(
@@ -130,15 +130,15 @@ async fn streams_that_give_nothing_hold_no_slot() {
         }
         let mut echo = EchoClient::connect(server.url()).await.unwrap();
         // They may be at work on something.
-        assert_eq!(level(Level::Working), 2);
+        assert_eq!(level(Gauge::Working), 2);
         let full = echo.unary(piece(4)).await.unwrap_err();
         assert_eq!(full.code(), Code::ResourceExhausted, "{full:?}");
         for round in 0..2 {
             tokio::time::pause();
             tokio::time::advance(Duration::from_millis(5_001)).await;
             tokio::time::resume();
-            until("both hold no slot", || level(Level::Working) == 0).await;
-            assert_eq!(level(Level::Waiting), 2);
+            until("both hold no slot", || level(Gauge::Working) == 0).await;
+            assert_eq!(level(Gauge::Waiting), 2);
             for _ in 0..10 {
                 assert_eq!(echo.unary(piece(4)).await.unwrap().get_ref().bytes, 4);
             }
@@ -152,7 +152,7 @@ async fn streams_that_give_nothing_hold_no_slot() {
         drop((watchers, echo));
         all_gone(&guard).await;
         until("nothing is left", || {
-            level(Level::Working) + level(Level::Waiting) == 0
+            level(Gauge::Working) + level(Gauge::Waiting) == 0
         })
         .await;
     }

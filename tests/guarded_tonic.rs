@@ -58,7 +58,7 @@ async fn tonic_s_server_is_guarded_and_its_handlers_know_their_peers() {
     let guard = builder.metrics(journal.clone()).build().unwrap();
     let listener = guard.listen(servers::listener().await);
     let addr = listener.local_addr().unwrap();
-    let mut router = transport::Server::builder().layer(guard.accounting());
+    let mut router = transport::Server::builder().layer(guard.track_requests());
     let router = router.add_service(EchoServer::new(Known));
     let server = tokio::spawn(async move { router.serve_with_incoming(listener).await.unwrap() });
     let server = Server::new(addr, server);

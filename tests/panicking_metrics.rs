@@ -7,7 +7,7 @@ use guarded::{SECOND, SERVERS, all_gone, app, by, cut, served};
 use palisade::{
     Stack,
     conn::ConnGuard,
-    words::{Event, Levels, Metrics},
+    types::{Event, GaugeSource, Metrics},
 };
 use palisade_testkit::clients::{RawClient, until};
 use std::{net::Ipv4Addr, sync::Weak};
@@ -19,7 +19,7 @@ impl Metrics for Panics {
         panic!("on purpose: {event:?}");
     }
 
-    fn register(&self, _: Weak<dyn Levels>) {
+    fn register(&self, _: Weak<dyn GaugeSource>) {
         panic!("on purpose");
     }
 }

@@ -238,13 +238,13 @@ async fn half_handshakes_give_way_to_whoever_goes_on() {
         ask_http1(server.connect(&["http/1.1"]).await.unwrap()).await,
         "served"
     );
-    let displaced = server
+    let evicted = server
         .journal
         .closed()
         .iter()
         .filter(|why| **why == Some(Reason::HandshakesFull))
         .count();
-    assert_eq!(displaced, 17);
+    assert_eq!(evicted, 17);
     drop(halves);
     all_gone(&server.guard).await;
 }

@@ -80,7 +80,7 @@ async fn every_guard_answers(addr: SocketAddr, journal: &Journal) {
     // One whose handler takes too long; it holds the only slot meanwhile.
     let slow = tokio::spawn(clients::get(LOCALHOST, addr, "/slow"));
     let busy =
-        || journal.level(Guard::ConcurrencyLimit, palisade::words::Level::Working) == Some(1);
+        || journal.level(Guard::ConcurrencyLimit, palisade::types::Gauge::Working) == Some(1);
     clients::until("the slot is taken", busy).await;
     let full = clients::get(LOCALHOST, addr, "/").await.unwrap();
     assert_eq!(full.status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -262,7 +262,7 @@ async fn layers_that_share_a_limiter_count_its_keys_once() {
     let (limiter, metrics) = (std::sync::Arc::new(limiter), Snapshot::new());
     let layer = || RateLimitLayer::with_limiter(limiter.clone()).metrics(metrics.clone());
     let (one, other) = (layer(), layer());
-    let capacity = || metrics.level(Guard::RateLimit, palisade_core::Level::KeyCapacity);
+    let capacity = || metrics.level(Guard::RateLimit, palisade_core::Gauge::KeyCapacity);
     assert_eq!(capacity(), Some(1 << 10));
     drop(one);
     assert_eq!(capacity(), Some(1 << 10));

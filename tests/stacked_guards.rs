@@ -80,7 +80,7 @@ async fn the_client_of_a_request_is_asked_for_once() {
         .max_requests(1)
         .client(move |head: &RequestHead<'_>| {
             counted.fetch_add(1, Relaxed);
-            ClientIp::peer().key(head)
+            ClientIp::peer().extract(head)
         })
         .build()
         .unwrap();

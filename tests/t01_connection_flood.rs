@@ -6,7 +6,7 @@ mod guarded;
 
 use guarded::{Neighbour, SECOND, SLACK, all_gone, app, cut, guard, h2, serve, served};
 use palisade::conn::ConnGuard;
-use palisade_core::{Guard, Level, Mode, Phase, Reason};
+use palisade_core::{Gauge, Guard, Mode, Phase, Reason};
 use palisade_testkit::clients::{RawClient, until};
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -95,7 +95,7 @@ async fn with_the_cap_full_of_silent_sockets_honest_newcomers_are_served() {
     );
     all_gone(&guard).await;
     assert_eq!(
-        journal.level(Guard::Connection, Level::Connections),
+        journal.level(Guard::Connection, Gauge::Connections),
         Some(0)
     );
     assert_eq!(journal.opened(), journal.closed().len());
@@ -125,7 +125,7 @@ async fn silent_sockets_are_cut_in_time_and_told_of() {
         (ended.reason, ended.phase, *mode)
             == (Reason::FirstRequest, Phase::FirstHead, Mode::Enforce)
     }));
-    assert_eq!(guard.recent_kills().len(), 100);
+    assert_eq!(guard.recently_closed().len(), 100);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -148,7 +148,7 @@ async fn one_client_has_its_share_and_no_more() {
             }
         });
     }
-    until("many were displaced", || journal.disconnected().len() > 200).await;
+    until("many were evicted", || journal.disconnected().len() > 200).await;
     let most = guard
         .snapshot()
         .clients
@@ -178,7 +178,7 @@ async fn one_network_has_its_share_and_no_more() {
     let stop = Arc::new(AtomicBool::new(false));
     // A hundred clients of 127.0.1.0/24, none of which has more than his own share.
     let flood = silent_flood(server.addr, 100, &stop);
-    until("many were displaced", || journal.disconnected().len() > 200).await;
+    until("many were evicted", || journal.disconnected().len() > 200).await;
     let open = guard.snapshot().open;
     assert!(open <= 40 + 2, "{open}"); // Those told to go and the neighbour's two included.
     stop.store(true, SeqCst);
@@ -212,7 +212,7 @@ async fn hoarders_who_once_did_something_make_room_too() {
         journal
             .disconnected()
             .iter()
-            .all(|(v, _)| v.reason == Reason::ConnectionDisplaced)
+            .all(|(v, _)| v.reason == Reason::ConnectionEvicted)
     );
     drop(hoard);
     all_gone(&guard).await;

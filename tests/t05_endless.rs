@@ -229,7 +229,7 @@ async fn who_pipelines_and_reads_nothing_is_served_no_more_than_the_kernel_takes
         .filter(|(ended, _)| ended.reason == Reason::WriteStall);
     assert_eq!(stalled.count(), 1, "{ended:?}");
     // hyper reads no request while an answer waits.
-    let kill = guard.recent_kills()[0];
+    let kill = guard.recently_closed()[0];
     println!(
         "{} answers, {} KiB, taken unread",
         kill.requests,

@@ -5,7 +5,7 @@
 use axum::{Router, routing::post};
 use bytes::Bytes;
 use palisade_concurrency_limit::ConcurrencyLimitLayer;
-use palisade_core::{Guard, Level};
+use palisade_core::{Gauge, Guard};
 use palisade_testkit::{
     Journal,
     clients::{self, RawClient},
@@ -49,7 +49,7 @@ async fn honest_requests_are_served_beside_dripping_uploads() {
     // All of them are in, and honest requests come from that moment on.
     let dripping = || {
         journal
-            .level(Guard::ConcurrencyLimit, Level::Waiting)
+            .level(Guard::ConcurrencyLimit, Gauge::Waiting)
             .unwrap()
     };
     clients::until("all drip", || dripping() == DRIPPERS as u64).await;
@@ -64,7 +64,7 @@ async fn honest_requests_are_served_beside_dripping_uploads() {
     clients::until("all still drip", || dripping() == DRIPPERS as u64).await;
     assert_eq!(journal.refused(), []);
     drippers.shutdown().await;
-    for level in [Level::Waiting, Level::Working, Level::Queued] {
+    for level in [Gauge::Waiting, Gauge::Working, Gauge::Queued] {
         let held = || journal.level(Guard::ConcurrencyLimit, level);
         clients::until("nothing is held", || held() == Some(0)).await;
     }

@@ -9,7 +9,7 @@ use guarded::{SERVERS, all_gone, by};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use palisade::{Stack, conn::ConnGuard, slow_body::Pace};
-use palisade_core::{Guard, Level, Reason};
+use palisade_core::{Gauge, Guard, Reason};
 use palisade_testkit::{
     Journal,
     bodies::Pieces,
@@ -59,7 +59,7 @@ async fn an_upload_is_not_charged_for_a_window_that_others_keep_shut() {
             .map(|_| client.send_request(upload("/late", Pieces::new(16, 1 << 16))))
             .map(tokio::spawn)
             .collect();
-        let working = || journal.level(Guard::ConcurrencyLimit, Level::Working) == Some(3);
+        let working = || journal.level(Guard::ConcurrencyLimit, Gauge::Working) == Some(3);
         until("three handlers work", working).await;
         let now = client.send_request(upload("/now", Pieces::new(8, 1 << 14)));
         let now = timeout(PATIENCE, now).await.unwrap().unwrap().status();

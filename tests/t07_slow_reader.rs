@@ -85,7 +85,7 @@ async fn who_reads_nothing_is_reset_in_time_and_little_waits_for_him() {
             .all(|(v, _)| (v.reason, v.phase) == (Reason::WriteStall, Phase::Writing))
     );
     // What the kernel took of an endless answer is what the client's own kernel took, and 64 KiB.
-    let kills = guard.recent_kills();
+    let kills = guard.recently_closed();
     let in_time = 1000..(SECOND + SLACK).as_millis() as u64;
     assert!(
         kills.iter().all(|kill| in_time.contains(&kill.observed)),

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{Empty, Full};
 use hyper::body::Incoming;
-use palisade_core::{ConnInfo, Guard, Level, Mode, Prefix, Reason};
+use palisade_core::{ConnInfo, Gauge, Guard, Mode, Prefix, Reason};
 use palisade_rate_limit::{ClientIp, Missing, Quota, RateLimitLayer, TableLimiter};
 use palisade_testkit::{
     Journal, clients,
@@ -107,7 +107,7 @@ async fn a_flood_gets_its_burst(to: SocketAddr, journal: &Journal, paths: [&'sta
         journal.refused(),
         vec![(GUARD, Reason::RateExceeded); 200 - BURST]
     );
-    assert_eq!(journal.level(GUARD, Level::Keys), Some(2));
+    assert_eq!(journal.level(GUARD, Gauge::Keys), Some(2));
 }
 
 #[tokio::test]
@@ -236,7 +236,7 @@ async fn all_addresses_of_a_64_are_one_client() {
         }
     }
     assert_eq!(served, BURST);
-    assert_eq!(journal.level(GUARD, Level::Keys), Some(2));
+    assert_eq!(journal.level(GUARD, Gauge::Keys), Some(2));
 }
 
 /// Three times as much for all of a /48, behind the limit of each client.

@@ -5,7 +5,7 @@
 
 use axum::{Router, routing::get};
 use palisade_concurrency_limit::ConcurrencyLimitLayer;
-use palisade_core::{Guard, Level};
+use palisade_core::{Gauge, Guard};
 use palisade_testkit::{Journal, clients, servers};
 use std::{
     net::Ipv4Addr,
@@ -100,6 +100,6 @@ async fn the_server_does_what_it_can_and_refuses_the_rest_at_once() {
     );
     assert!(!refused.is_empty());
     assert!(most.load(SeqCst) <= SLOTS, "{most:?}");
-    let held = || journal.level(Guard::ConcurrencyLimit, Level::Working);
+    let held = || journal.level(Guard::ConcurrencyLimit, Gauge::Working);
     clients::until("nothing is held", || held() == Some(0)).await;
 }

@@ -7,7 +7,7 @@ mod guarded;
 
 use guarded::{GET, Neighbour, all_gone, app, h2, serve, served};
 use palisade::conn::ConnGuard;
-use palisade_core::{Guard, Level, Reason};
+use palisade_core::{Gauge, Guard, Reason};
 use palisade_testkit::{
     Journal,
     clients::{RawClient, until},
@@ -75,7 +75,7 @@ async fn requests_past_the_budget_of_all_connections_are_refused_at_the_head() {
     }
     let level = |level| journal.level(Guard::Connection, level);
     assert_eq!(
-        [level(Level::InFlight), level(Level::InFlightLimit)],
+        [level(Gauge::InFlight), level(Gauge::InFlightLimit)],
         [Some(100), Some(100)]
     );
     let refused = guarded::ask(Ipv4Addr::LOCALHOST, server.addr, "/")

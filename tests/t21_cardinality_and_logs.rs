@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use http_body_util::Empty;
 use palisade_concurrency_limit::ConcurrencyLimitLayer;
-use palisade_core::{ConnInfo, Guard, Level, Prefix, Reason, Recorder};
+use palisade_core::{ConnInfo, Gauge, Guard, Prefix, Reason, Recorder};
 use palisade_metrics::{Log, Snapshot};
 use palisade_testkit::{clients, servers};
 use std::{
@@ -105,7 +105,7 @@ async fn hostile_text_adds_no_series_and_no_line_and_the_neighbour_is_served() {
         .await
         .unwrap();
     let taken = async {
-        while snapshot.level(Guard::ConcurrencyLimit, Level::Working) != Some(1) {
+        while snapshot.level(Guard::ConcurrencyLimit, Gauge::Working) != Some(1) {
             tokio::task::yield_now().await;
         }
     };

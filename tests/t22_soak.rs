@@ -10,7 +10,7 @@ use axum::{
 };
 use http::Request;
 use http_body_util::{BodyExt, Full};
-use palisade::{Guard, Quota, Stack, slow_body::Pace, words::Level};
+use palisade::{Guard, Quota, Stack, slow_body::Pace, types::Gauge};
 use palisade_testkit::{
     Journal,
     alloc::CountingAllocator,
@@ -48,7 +48,7 @@ async fn after_every_misdeed_everything_is_given_back() {
         .max_requests(16)
         .tune_concurrency_limit(|layer| layer.present(32).per_client(8))
         .tune_body_limit(|layer| layer.response(500_000))
-        .metrics((Levels(journal.clone()), metrics.clone()))
+        .metrics((GaugeSource(journal.clone()), metrics.clone()))
         .build()
         .unwrap();
     let length = async |body: Bytes| body.len().to_string();
@@ -94,18 +94,18 @@ async fn after_every_misdeed_everything_is_given_back() {
 }
 
 /// The journal's view of the levels, without its pages, which grow by design.
-struct Levels(Journal);
+struct GaugeSource(Journal);
 
-impl palisade::Metrics for Levels {
-    fn record(&self, _event: &palisade::words::Event<'_>) {}
+impl palisade::Metrics for GaugeSource {
+    fn record(&self, _event: &palisade::types::Event<'_>) {}
 
-    fn register(&self, levels: std::sync::Weak<dyn palisade::words::Levels>) {
+    fn register(&self, levels: std::sync::Weak<dyn palisade::types::GaugeSource>) {
         self.0.register(levels);
     }
 }
 
 async fn at_rest(journal: &Journal) {
-    for level in [Level::Working, Level::Waiting, Level::Queued] {
+    for level in [Gauge::Working, Gauge::Waiting, Gauge::Queued] {
         let held = || journal.level(Guard::ConcurrencyLimit, level);
         clients::until("nothing is held", || held() == Some(0)).await;
     }

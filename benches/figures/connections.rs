@@ -7,7 +7,7 @@ use crate::{
 };
 use palisade::{
     conn::{ConnGuard, GuardedIo, Transport},
-    words::InFlight,
+    types::InFlight,
 };
 use palisade_benches::runtime;
 use std::{
@@ -115,7 +115,7 @@ pub(crate) fn sweeps(connections: u32) -> Run {
 }
 
 fn request(io: &GuardedIo<Stub>) -> InFlight {
-    io.conn().state().set_accounted();
+    io.conn().state().set_tracked();
     io.conn().begin_request(false)
 }
 

@@ -8,7 +8,7 @@ use governor::{DefaultKeyedRateLimiter, Quota as GovernorQuota, RateLimiter};
 use palisade::{
     Quota,
     rate_limit::{Decision, Limiter, TableLimiter},
-    words::{ClientKey, Prefix},
+    types::{ClientKey, Prefix},
 };
 use std::{
     fs,

@@ -23,7 +23,7 @@ pub use wire::{Peer, Protocol, Server, hyper_http1, hyper_util_auto, serve};
 use bytes::Bytes;
 use http::{Method, Request, header};
 use http_body_util::Full;
-use palisade::words::{ConnInfo, Prefix};
+use palisade::types::{ConnInfo, Prefix};
 use std::{net::SocketAddr, sync::Arc};
 
 /// Who asks.

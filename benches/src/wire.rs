@@ -4,7 +4,7 @@
 use axum::{
     Router,
     extract::connect_info::Connected,
-    serve::{IncomingStream, Listener},
+    serve::{IncomingStream, Listener as AxumListener},
 };
 use bytes::Bytes;
 use http::{Request, Response};
@@ -15,7 +15,7 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
-use palisade::conn::{Accept, ConnGuard, Transport, connected};
+use palisade::conn::{ConnGuard, Listener, Transport, connected};
 use std::{
     future::{IntoFuture, pending},
     io,
@@ -160,7 +160,7 @@ impl Server {
         router: Router,
     ) -> JoinHandle<io::Result<()>>
     where
-        L: Listener<Addr = SocketAddr> + Accept,
+        L: AxumListener<Addr = SocketAddr> + Listener,
         Peer: for<'a> Connected<IncomingStream<'a, L>>,
     {
         match self {
@@ -278,7 +278,7 @@ impl Transport for Script {}
 
 // === Once ===
 
-impl Listener for Once {
+impl AxumListener for Once {
     type Io = Script;
     type Addr = SocketAddr;
 
@@ -294,7 +294,7 @@ impl Listener for Once {
     }
 }
 
-impl Accept for Once {
+impl Listener for Once {
     type Io = Script;
 
     fn poll_accept(

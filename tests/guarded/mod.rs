@@ -92,7 +92,7 @@ pub async fn tonic_s_own(guard: &ConnGuard, is_hardened: bool, app: Router) -> S
     let addr = listener.local_addr().unwrap();
     let server = tonic::transport::Server::builder();
     let server = if is_hardened { harden(server) } else { server };
-    let mut server = server.accept_http1(true).layer(guard.accounting());
+    let mut server = server.accept_http1(true).layer(guard.track_requests());
     let router = server.add_routes(tonic::service::Routes::from(app));
     Server::new(
         addr,

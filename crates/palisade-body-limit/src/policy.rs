@@ -10,7 +10,7 @@ use crate::{
 };
 use http::{Request, Response};
 use http_body::{Body, SizeHint};
-use palisade_core::{AnswerForm, Phase, Rejection, Violation};
+use palisade_core::{Phase, Rejection, ResponseFormat, Violation};
 use palisade_guard::{
     Facts, Flow, Keeps, Keys, Never, Of, Policy, Polled, Refusal, Settings, Shared, Upstream,
 };
@@ -84,7 +84,7 @@ impl BodyLimitPolicy {
         self.is_grpc
             && matches!(
                 facts.form,
-                AnswerForm::Grpc | AnswerForm::GrpcTranslated { .. }
+                ResponseFormat::Grpc | ResponseFormat::GrpcTranslated { .. }
             )
     }
 
@@ -174,7 +174,7 @@ impl Policy for BodyLimitPolicy {
         let counted = match std::mem::take(held) {
             Held::Joins => Some(Counted::harmless()),
             Held::Counts(limit) => {
-                let holds = facts.form != AnswerForm::Grpc;
+                let holds = facts.form != ResponseFormat::Grpc;
                 let is_overridable = common.handlers_limit.is_some();
                 let counted = Counted::new(holds, limit, is_overridable);
                 Some(if self.is_per_message(facts) {

@@ -9,7 +9,7 @@ use crate::{
 };
 use bytes::Bytes;
 use http_body::Frame;
-use palisade_core::{AnswerForm, BoxError, Guard, Mode, Phase, Reason, Violation};
+use palisade_core::{BoxError, Guard, Mode, Phase, Reason, ResponseFormat, Violation};
 use palisade_guard::{Flow, Polled, Settings, Shared, Upstream};
 use std::{
     sync::Arc,
@@ -348,7 +348,7 @@ impl Counted {
             return Ok(Taken::Apart);
         }
         let counted = if self.is_watched && self.stage == Stage::Joining {
-            let is_grpc = watch.of.facts.form == AnswerForm::Grpc;
+            let is_grpc = watch.of.facts.form == ResponseFormat::Grpc;
             joined.pack.count(received, &allowed, is_grpc, Instant::now)
         } else {
             Ok(())

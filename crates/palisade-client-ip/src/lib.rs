@@ -18,7 +18,7 @@
 //!
 //! ```
 //! use palisade_client_ip::{ClientIp, Missing};
-//! use palisade_core::{ClientKey, Extracted, KeyExtractor, Prefix, RequestHead};
+//! use palisade_core::{ClientKey, KeyOutcome, KeyExtractor, Prefix, RequestHead};
 //! use std::net::SocketAddr;
 //!
 //! let by_ip = ClientIp::peer().prefix(Prefix::new(24, 48).unwrap()).missing(Missing::Refuse);
@@ -26,12 +26,12 @@
 //! let mut request = http::Request::new(());
 //! request.extensions_mut().insert(SocketAddr::from(([192, 0, 2, 7], 4711)));
 //! let network = ClientKey::address([192, 0, 2, 0].into(), Prefix::default());
-//! assert_eq!(by_ip.key(&RequestHead::from(&request)), Extracted::Key(network));
+//! assert_eq!(by_ip.extract(&RequestHead::from(&request)), KeyOutcome::Key(network));
 //! ```
 #![forbid(unsafe_code)]
 
 use http::Extensions;
-use palisade_core::{ClientKey, ConnInfo, Extracted, KeyExtractor, RequestHead};
+use palisade_core::{ClientKey, ConnInfo, KeyExtractor, KeyOutcome, RequestHead};
 use std::net::SocketAddr;
 
 pub use palisade_core::Prefix;
@@ -87,23 +87,23 @@ impl ClientIp {
 }
 
 impl KeyExtractor for ClientIp {
-    fn key(&self, head: &RequestHead<'_>) -> Extracted {
+    fn extract(&self, head: &RequestHead<'_>) -> KeyOutcome {
         if self.prefix.is_none()
-            && let Some(conn) = ConnInfo::of(head.extensions)
+            && let Some(conn) = ConnInfo::from_extensions(head.extensions)
         {
-            return Extracted::Key(conn.client()); // Worked out once per connection.
+            return KeyOutcome::Key(conn.client()); // Worked out once per connection.
         }
         if let Some(peer) = peer(head.extensions) {
-            return Extracted::Key(ClientKey::address(
+            return KeyOutcome::Key(ClientKey::address(
                 peer.ip(),
                 self.prefix.unwrap_or_default(),
             ));
         }
         warn_once(self.missing);
         match self.missing {
-            Missing::Shared => Extracted::Key(ClientKey::SHARED),
-            Missing::Refuse => Extracted::Refuse,
-            Missing::Pass => Extracted::Exempt,
+            Missing::Shared => KeyOutcome::Key(ClientKey::SHARED),
+            Missing::Refuse => KeyOutcome::Refuse,
+            Missing::Pass => KeyOutcome::Exempt,
         }
     }
 }
@@ -113,7 +113,7 @@ impl KeyExtractor for ClientIp {
 /// The other end of the socket of the request with these extensions, if the server left word of
 /// it. The [crate docs](crate) say where it is looked for.
 pub fn peer(extensions: &Extensions) -> Option<SocketAddr> {
-    ConnInfo::of(extensions)
+    ConnInfo::from_extensions(extensions)
         .map(|conn| conn.peer())
         .or_else(|| peer_of_axum(extensions))
         .or_else(|| peer_of_tonic(extensions))
@@ -174,12 +174,12 @@ mod tests {
         request
     }
 
-    fn key(by: ClientIp, request: &Request<()>) -> Extracted {
-        by.key(&RequestHead::from(request))
+    fn key(by: ClientIp, request: &Request<()>) -> KeyOutcome {
+        by.extract(&RequestHead::from(request))
     }
 
-    fn network(address: &str) -> Extracted {
-        Extracted::Key(ClientKey::address(
+    fn network(address: &str) -> KeyOutcome {
+        KeyOutcome::Key(ClientKey::address(
             address.parse().unwrap(),
             Prefix::default(),
         ))
@@ -238,9 +238,12 @@ mod tests {
     fn a_missing_peer_is_shared_refused_or_let_pass_as_told() {
         let nobody = Request::new(());
         let by = ClientIp::peer();
-        assert_eq!(key(by, &nobody), Extracted::Key(ClientKey::SHARED));
-        assert_eq!(key(by.missing(Missing::Refuse), &nobody), Extracted::Refuse);
-        assert_eq!(key(by.missing(Missing::Pass), &nobody), Extracted::Exempt);
+        assert_eq!(key(by, &nobody), KeyOutcome::Key(ClientKey::SHARED));
+        assert_eq!(
+            key(by.missing(Missing::Refuse), &nobody),
+            KeyOutcome::Refuse
+        );
+        assert_eq!(key(by.missing(Missing::Pass), &nobody), KeyOutcome::Exempt);
         assert_eq!(peer(nobody.extensions()), None);
     }
 

@@ -111,8 +111,8 @@ impl ConcurrencyLimitLayer {
     }
 
     /// Who counts as one client for [`Self::fairness`] and [`Self::per_client`]. Requests for
-    /// which it answers [`Exempt`](palisade_core::Extracted::Exempt) or
-    /// [`Refuse`](palisade_core::Extracted::Refuse) are in no client's account.
+    /// which it answers [`Exempt`](palisade_core::KeyOutcome::Exempt) or
+    /// [`Refuse`](palisade_core::KeyOutcome::Refuse) are in no client's account.
     /// Defaults to [`ClientIp::peer`].
     pub fn client(self, client: impl KeyExtractor) -> Self {
         self.shared_client(Arc::new(client))

@@ -51,13 +51,13 @@
 //! What it cannot see:
 //! - A handler that read ahead in vain, as axum's `Multipart` does, and then waits for something
 //!   else is found out when it is next polled, which is at once if as many requests are present
-//!   then as half of the permits. For that long it works without a permit, and can be displaced.
+//!   then as half of the permits. For that long it works without a permit, and can be evicted.
 //! - A request body that is read in another task, or inside something that does not poll all its
 //!   parts (`FuturesUnordered` for example), makes its request wait for the client whenever it has
 //!   nothing to give, whatever the handler does meanwhile.
 //! - Once the response head is out, only the answer asks for permits. A task that reads the request
 //!   body from then on is handed what comes at once; its work counts when the answer is asked for.
-//! - A displaced answer that the server does not poll, because its reader takes nothing, stays in
+//! - A evicted answer that the server does not poll, because its reader takes nothing, stays in
 //!   memory until the server polls or drops it: `present` counts it no more, and only what guards
 //!   the connection can cut it. Likewise an answer that was never polled keeps its permit.
 #![forbid(unsafe_code)]

@@ -1,7 +1,7 @@
 //! The options of one layer.
 
 use crate::limiter::{FairShare, Limiter, Rules};
-use palisade_core::{ClientKey, Extracted, KeyExtractor, Mode, RequestHead};
+use palisade_core::{ClientKey, KeyExtractor, KeyOutcome, Mode, RequestHead};
 use palisade_guard::{Keys, Settings};
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -43,8 +43,8 @@ impl Options {
 
     pub(crate) fn client(&self, head: &RequestHead<'_>, keys: &mut Keys) -> Option<ClientKey> {
         match keys.get(&self.client, head) {
-            Extracted::Key(client) => Some(client),
-            Extracted::Exempt | Extracted::Refuse => None,
+            KeyOutcome::Key(client) => Some(client),
+            KeyOutcome::Exempt | KeyOutcome::Refuse => None,
         }
     }
 

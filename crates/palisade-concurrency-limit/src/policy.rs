@@ -1,7 +1,7 @@
 //! What the concurrency limit decides.
 
 use crate::{
-    limiter::{Displaced, Half, Share, Waiter},
+    limiter::{Evicted, Half, Share, Waiter},
     options::Options,
     request::{
         Common, Halves, Held, Queued, Stage, Upload, Waits,
@@ -87,16 +87,16 @@ impl ConcurrencyLimitPolicy {
         self.0.client(head, keys)
     }
 
-    /// What a displaced request did: it was one too many of those that wait.
+    /// What a evicted request did: it was one too many of those that wait.
     fn displacement(&self, phase: Phase) -> Violation {
         over(
-            Reason::Displaced,
+            Reason::Evicted,
             phase,
             self.0.limiter.max_present(self.0.max_present),
         )
     }
 
-    /// The request is over. Returns whether it was displaced.
+    /// The request is over. Returns whether it was evicted.
     fn leave(&self, waiter: &Waiter, of: Of<'_, Common>) -> bool {
         let left = self.0.limiter.leave(waiter);
         let is_displaced = left.is_displaced;
@@ -106,7 +106,7 @@ impl ConcurrencyLimitPolicy {
         is_displaced
     }
 
-    /// The request, which was displaced, is over before it is released. The caller has recorded it.
+    /// The request, which was evicted, is over before it is released. The caller has recorded it.
     fn leave_early(&self, held: &mut Held, of: Of<'_, Common>) {
         // First, because to wake a task may run any code.
         let held = std::mem::take(held);
@@ -115,7 +115,7 @@ impl ConcurrencyLimitPolicy {
         }
     }
 
-    /// The request is over. Records that it is cut, if it was displaced and not polled since.
+    /// The request is over. Records that it is cut, if it was evicted and not polled since.
     fn release_waiter(&self, waiter: &Waiter, of: Of<'_, Common>) {
         if self.leave(waiter, of) {
             self.record_cut(of);
@@ -128,7 +128,7 @@ impl ConcurrencyLimitPolicy {
         violation
     }
 
-    /// Ends a response that was displaced.
+    /// Ends a response that was evicted.
     #[cold]
     #[inline(never)]
     fn cut(&self, held: &mut Held, of: Of<'_, Common>, slot: &mut Polled) -> Flow {
@@ -208,7 +208,7 @@ impl ConcurrencyLimitPolicy {
             return None;
         }
         // A response that is ready is not thrown away, unless it may say no more than that the
-        // body failed. Only a guard that enforces displaces.
+        // body failed. Only a guard that enforces evicts.
         let is_refused = is_pending || halves.body_told();
         let (violation, status) = (
             self.displacement(Phase::RequestBody),
@@ -249,7 +249,7 @@ impl ConcurrencyLimitPolicy {
         };
         let stash = upload.stash.take();
         upload.stage = Stage::Watched;
-        if let Err(Displaced) = goes_on {
+        if let Err(Evicted) = goes_on {
             upload.stage = Stage::Cut;
             halves.body_tells();
             let violation = self.displacement(Phase::RequestBody);
@@ -374,7 +374,7 @@ impl Policy for ConcurrencyLimitPolicy {
             return Poll::Ready(Ok(()));
         };
         let limiter = &self.0.limiter;
-        let _: Result<(), Displaced> = ready!(limiter.poll_work(&queued.waiter, Half::Answer, cx));
+        let _: Result<(), Evicted> = ready!(limiter.poll_work(&queued.waiter, Half::Answer, cx));
         if let Err(violation) = admission::welcome(&self.0) {
             let refusal = self.refuse(violation, StatusCode::SERVICE_UNAVAILABLE, of.facts);
             // Only a guard that enforces queues.
@@ -539,7 +539,7 @@ impl Policy for ConcurrencyLimitPolicy {
             halves
                 .waiter
                 .progressed(std::mem::take(&mut upload.progress));
-            if let Err(Displaced) = halves.body_waits(by_handler, cx) {
+            if let Err(Evicted) = halves.body_waits(by_handler, cx) {
                 upload.stage = Stage::Cut;
                 halves.body_tells();
                 return Err(self.displacement(Phase::RequestBody));
@@ -589,7 +589,7 @@ impl Policy for ConcurrencyLimitPolicy {
         if let Some(waiter) = held.waiter(of.shared) {
             match limiter.poll_work(waiter, Half::Answer, cx) {
                 Poll::Pending => return Flow::Go,
-                Poll::Ready(Err(Displaced)) => return self.cut(held, of, slot),
+                Poll::Ready(Err(Evicted)) => return self.cut(held, of, slot),
                 Poll::Ready(Ok(())) => {
                     if let Some(common) = of.shared {
                         common.flags.answer_works();
@@ -609,7 +609,7 @@ impl Policy for ConcurrencyLimitPolicy {
                 match held.waiter(of.shared) {
                     Some(waiter) if !streams => {
                         waiter.progressed(length(slot));
-                        // Whether it was displaced at once shows when it is asked for more.
+                        // Whether it was evicted at once shows when it is asked for more.
                         limiter.wait_for_client(waiter, Half::Answer, cx);
                     }
                     None if matches!(held, Held::Nothing) => {}

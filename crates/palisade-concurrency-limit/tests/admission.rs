@@ -26,7 +26,7 @@ async fn present_holds_for_those_from_the_queue() {
         gate.open_one();
         assert_eq!(working.await.unwrap().0, 200);
         settle().await;
-        most = most.max(journal.level(GUARD, Level::Waiting).unwrap());
+        most = most.max(journal.level(GUARD, Gauge::Waiting).unwrap());
     }
     assert!(most <= 2, "{most} wait where 2 may be present");
 }
@@ -46,7 +46,7 @@ async fn those_from_the_queue_count_as_admitted() {
     for one in both {
         assert_eq!(one.await.unwrap().0, 200);
     }
-    assert_eq!(journal.level(GUARD, Level::Admitted), Some(2));
+    assert_eq!(journal.level(GUARD, Gauge::Admitted), Some(2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -171,7 +171,7 @@ async fn one_address_cannot_have_the_last_tenth_where_requests_are_quick() {
         tasks.push(send(&service, from("198.51.100.1", slow())));
     }
     settle().await;
-    let working = journal.level(GUARD, Level::Working);
+    let working = journal.level(GUARD, Gauge::Working);
     let honest = send(&service, from("192.0.2.1", fast())).await.unwrap().0;
     assert_eq!(honest, 200, "one address holds {working:?} of 40");
 }
@@ -225,7 +225,7 @@ async fn a_download_begun_in_quiet_times_goes_on_while_the_last_tenth_is_free() 
         .map(|_| send(&slow, from("198.51.100.1", get())))
         .collect();
     settle().await;
-    assert_eq!(journal.level(GUARD, Level::Working), Some(9)); // One permit is free, for the light.
+    assert_eq!(journal.level(GUARD, Gauge::Working), Some(9)); // One permit is free, for the light.
     // A newcomer from the same address is served ...
     assert_eq!(
         call(&download, from("192.0.2.1", get()))
@@ -252,19 +252,19 @@ async fn a_light_newcomer_in_the_queue_need_not_wait_for_the_heavy() {
         tasks.push(send(&service, from("198.51.100.1", get())));
         settle().await;
     }
-    assert_eq!(journal.level(GUARD, Level::Working), Some(9));
-    assert_eq!(journal.level(GUARD, Level::Queued), Some(3));
+    assert_eq!(journal.level(GUARD, Gauge::Working), Some(9));
+    assert_eq!(journal.level(GUARD, Gauge::Queued), Some(3));
     tasks.push(send(&service, from("192.0.2.1", get())));
     settle().await;
-    assert_eq!(journal.level(GUARD, Level::Working), Some(10));
+    assert_eq!(journal.level(GUARD, Gauge::Working), Some(10));
     // Another light one waits, and comes before those who were here first.
     let light = send(&service, from("192.0.2.2", get()));
     settle().await;
-    assert_eq!(journal.level(GUARD, Level::Queued), Some(4));
+    assert_eq!(journal.level(GUARD, Gauge::Queued), Some(4));
     gate.open_one();
     settle().await;
     assert_eq!(
-        (gate.started(), journal.level(GUARD, Level::Queued)),
+        (gate.started(), journal.level(GUARD, Gauge::Queued)),
         (10, Some(3))
     );
     while gate.started() > 0 {
@@ -300,7 +300,7 @@ async fn options_hold_for_the_layer_they_are_called_on_and_not_for_its_clones() 
         let is_admitted = !task.is_finished();
         tasks.push(task);
         working += u64::from(is_admitted);
-        assert_eq!(journal.level(GUARD, Level::Working), Some(working));
+        assert_eq!(journal.level(GUARD, Gauge::Working), Some(working));
         is_admitted
     };
     for _ in 0..3 {

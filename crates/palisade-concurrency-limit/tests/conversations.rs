@@ -1,5 +1,5 @@
 //! Requests whose two bodies go both ways, perhaps in two tasks: which hold a permit, which wait,
-//! which are displaced.
+//! which are evicted.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
@@ -40,7 +40,7 @@ async fn both_halves_of_a_conversation_are_woken() {
     let (mut sender, body) = channel();
     let response = call(&talk, post(body)).await.unwrap();
     settle().await; // The reader waits for its client: no permit is held.
-    assert_eq!(journal.level(GUARD, Level::Working), Some(0));
+    assert_eq!(journal.level(GUARD, Gauge::Working), Some(0));
     let other = send(&slow, get());
     settle().await; // The only permit is taken.
     let mut answer = response.into_body();
@@ -57,7 +57,7 @@ async fn both_halves_of_a_conversation_are_woken() {
     assert!(
         done.is_ok(),
         "the answer is never woken; working {:?}",
-        journal.level(GUARD, Level::Working)
+        journal.level(GUARD, Gauge::Working)
     );
 }
 
@@ -85,7 +85,7 @@ async fn a_frame_that_has_come_is_handed_on_when_the_head_is_out() {
     assert!(
         done.is_ok(),
         "stuck; working {:?}",
-        journal.level(GUARD, Level::Working)
+        journal.level(GUARD, Gauge::Working)
     );
 }
 
@@ -97,7 +97,7 @@ async fn an_idle_conversation_holds_no_permit() {
     let (_sender, body) = channel();
     let response = call(&talk, post(body)).await.unwrap();
     settle().await; // The reader waits for its client ...
-    assert_eq!(journal.level(GUARD, Level::Working), Some(0));
+    assert_eq!(journal.level(GUARD, Gauge::Working), Some(0));
     let mut answer = response.into_body();
     let _talking = tokio::spawn(async move {
         drop(answer.frame().await);
@@ -117,7 +117,7 @@ async fn who_does_not_read_its_answer_holds_no_permit_whatever_it_sends() {
     sender.send_data(Bytes::from("one")).await.unwrap();
     response.body_mut().frame().await.unwrap().unwrap();
     settle().await;
-    assert_eq!(journal.level(GUARD, Level::Working), Some(0)); // Nobody asks for more.
+    assert_eq!(journal.level(GUARD, Gauge::Working), Some(0)); // Nobody asks for more.
     sender.send_data(Bytes::from("two")).await.unwrap();
     drop(sender); // The upload is over; the answer is still not read.
     settle().await;
@@ -191,8 +191,8 @@ async fn who_makes_progress_outlives_who_drips() {
         drop(send(&service, get()).await.unwrap());
         assert!(
             !honest.is_finished(),
-            "displaced while {:?} drippers wait",
-            journal.level(GUARD, Level::Waiting)
+            "evicted while {:?} drippers wait",
+            journal.level(GUARD, Gauge::Waiting)
         );
     }
 }
@@ -328,12 +328,12 @@ async fn at_work_on_a_message_after(silence: Duration) -> Option<u64> {
     let reading = tokio::spawn(async move { answer.frame().await.is_some() });
     settle().await;
     tokio::time::sleep(silence).await;
-    assert_eq!(journal.level(GUARD, Level::Working), Some(0));
+    assert_eq!(journal.level(GUARD, Gauge::Working), Some(0));
     sender.send_data(Bytes::from("message")).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let working = journal.level(GUARD, Level::Working);
+    let working = journal.level(GUARD, Gauge::Working);
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert_eq!(journal.level(GUARD, Level::Working), working);
+    assert_eq!(journal.level(GUARD, Gauge::Working), working);
     drop(sender);
     assert!(reading.await.unwrap());
     working

@@ -232,15 +232,15 @@ async fn an_upload_that_became_heavy_while_it_waits_gets_the_next_permit_all_the
     settle().await;
     requests.extend((0..10).map(|n| send(&slow, from(&format!("192.0.2.{n}"), get()))));
     settle().await;
-    assert_eq!(journal.level(GUARD, Level::Working), Some(10));
+    assert_eq!(journal.level(GUARD, Gauge::Working), Some(10));
     // All three are light, as none of them has a permit; the third is not when it is its turn.
     drop(senders);
     settle().await;
-    assert_eq!(journal.level(GUARD, Level::Queued), Some(3));
+    assert_eq!(journal.level(GUARD, Gauge::Queued), Some(3));
     for left in (0..3).rev() {
         gate.open_one();
         settle().await;
-        assert_eq!(journal.level(GUARD, Level::Queued), Some(left));
+        assert_eq!(journal.level(GUARD, Gauge::Queued), Some(left));
     }
     ends_well(&gate, &journal, requests).await;
 }
@@ -269,20 +269,20 @@ async fn an_upload_that_became_light_while_it_waits_gets_a_permit_of_the_reserve
         requests.push(send(&slow, from(client, get())));
         settle().await;
     }
-    assert_eq!(journal.level(GUARD, Level::Working), Some(10));
+    assert_eq!(journal.level(GUARD, Gauge::Working), Some(10));
     for sender in senders {
         drop(sender);
         settle().await;
     }
-    assert_eq!(journal.level(GUARD, Level::Queued), Some(2));
+    assert_eq!(journal.level(GUARD, Gauge::Queued), Some(2));
     // What one of the two frees is for the first in line, which is the other's.
     gate.0.lock().remove(8).send(()).unwrap();
     settle().await;
-    assert_eq!(journal.level(GUARD, Level::Queued), Some(1));
+    assert_eq!(journal.level(GUARD, Gauge::Queued), Some(1));
     // The second holds one permit now, and is light. It gets what the light one frees.
     gate.0.lock().remove(8).send(()).unwrap();
     settle().await;
-    assert_eq!(journal.level(GUARD, Level::Queued), Some(0));
+    assert_eq!(journal.level(GUARD, Gauge::Queued), Some(0));
     ends_well(&gate, &journal, requests).await;
 }
 
@@ -303,20 +303,20 @@ async fn a_queue_full_of_heavy_newcomers_does_not_keep_a_light_one_from_free_per
         }
     };
     heavy(36 + 24).await;
-    assert_eq!((level(Level::Working), level(Level::Queued)), (36, 24));
+    assert_eq!((level(Gauge::Working), level(Gauge::Queued)), (36, 24));
     let light = |n: u8| send(&slow, from(&format!("192.0.2.{n}"), get()));
     let mut others: Vec<_> = (0..4).map(light).collect();
     settle().await;
-    assert_eq!(level(Level::Working), 40);
+    assert_eq!(level(Gauge::Working), 40);
     for _ in 0..10 {
         gate.open_one();
         settle().await;
     }
     heavy(queue.0).await;
-    assert_eq!((level(Level::Working), level(Level::Queued)), (36, 24));
+    assert_eq!((level(Gauge::Working), level(Gauge::Queued)), (36, 24));
     others.push(light(9));
     settle().await;
-    assert_eq!((level(Level::Working), level(Level::Queued)), (37, 24));
+    assert_eq!((level(Gauge::Working), level(Gauge::Queued)), (37, 24));
     while gate.started() > 0 {
         gate.open_one();
         settle().await;

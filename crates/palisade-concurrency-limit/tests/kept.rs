@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use palisade_core::{Extracted, RequestHead};
+use palisade_core::{KeyOutcome, RequestHead};
 
 /// Uploads of which nothing comes, each in a task that is polled once.
 async fn silent_uploads(
@@ -46,7 +46,7 @@ async fn a_cap_on_presence_far_below_the_limit_displaces_silent_uploads() {
         .metrics(journal.clone());
     let service = limit.layer(reader());
     let (senders, mut uploads) = silent_uploads(&service, 10).await;
-    assert_eq!(journal.level(GUARD, Level::Waiting), Some(10));
+    assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(10));
     for n in 0..10 {
         let (status, _) = send(&service, get()).await.unwrap();
         assert_eq!(status, StatusCode::OK, "request {n}");
@@ -74,8 +74,8 @@ async fn kept_permits_are_recalled_when_others_need_them() {
     let service = limit.layer(reads_or_hangs(&gate));
     let (senders, uploads) = silent_uploads(&service, 9).await;
     // They count as waiting, whether they keep their permits or not.
-    assert_eq!(journal.level(GUARD, Level::Working), Some(0));
-    assert_eq!(journal.level(GUARD, Level::Waiting), Some(9));
+    assert_eq!(journal.level(GUARD, Gauge::Working), Some(0));
+    assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(9));
     assert_eq!(limit.handle().working(), 0);
     let working: Vec<_> = (0..20).map(|_| send(&service, get())).collect();
     settle().await;
@@ -148,7 +148,7 @@ async fn a_body_read_by_another_task_does_not_hold_a_permit_while_its_client_is_
 async fn an_extractor_that_panics_leaves_no_permit_taken() {
     let limit = ConcurrencyLimitLayer::new(100)
         .fairness()
-        .client(|_: &RequestHead<'_>| -> Extracted { panic!("as an extractor might") });
+        .client(|_: &RequestHead<'_>| -> KeyOutcome { panic!("as an extractor might") });
     let mut service = limit.layer(reader());
     let call = std::panic::AssertUnwindSafe(|| drop(service.call(post(full("body")))));
     assert!(std::panic::catch_unwind(call).is_err());

@@ -17,12 +17,12 @@ async fn the_one_over_the_limit_is_refused_at_once() {
     assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(refused.headers()["retry-after"], "1");
     assert_eq!(journal.refused(), [(GUARD, Reason::Full)]);
-    assert_eq!(journal.level(GUARD, Level::Working), Some(2));
+    assert_eq!(journal.level(GUARD, Gauge::Working), Some(2));
     gate.open_one();
     gate.open_one();
     assert_eq!(first.await.unwrap().0, StatusCode::OK);
     assert_eq!(second.await.unwrap().0, StatusCode::OK);
-    assert_eq!(journal.level(GUARD, Level::Admitted), Some(2));
+    assert_eq!(journal.level(GUARD, Gauge::Admitted), Some(2));
     at_rest(&journal);
 }
 
@@ -90,7 +90,7 @@ async fn a_dropped_or_panicking_request_gives_its_permit_back() {
     let service = layer.layer(gate.handler());
     let mut pending = Box::pin(call(&service, get()));
     assert!(pending.as_mut().now_or_never().is_none());
-    assert_eq!(journal.level(GUARD, Level::Working), Some(1));
+    assert_eq!(journal.level(GUARD, Gauge::Working), Some(1));
     drop(pending);
     at_rest(&journal);
     let panicking = layer.layer(handler(|request| async move {
@@ -119,8 +119,8 @@ async fn who_waits_for_his_own_client_holds_no_permit() {
         senders.push(sender);
         settle().await;
     }
-    assert_eq!(journal.level(GUARD, Level::Working), Some(0));
-    assert_eq!(journal.level(GUARD, Level::Waiting), Some(5));
+    assert_eq!(journal.level(GUARD, Gauge::Working), Some(0));
+    assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(5));
     assert_eq!(send(&service, get()).await.unwrap().1.unwrap(), "empty");
     drop(senders);
     for upload in uploads {
@@ -149,21 +149,21 @@ async fn whoever_had_a_permit_gets_it_back_in_order_and_before_newcomers() {
     settle().await;
     drop(second_sender);
     settle().await;
-    assert_eq!(journal.level(GUARD, Level::Queued), Some(2));
+    assert_eq!(journal.level(GUARD, Gauge::Queued), Some(2));
     assert!(!second.is_finished());
     gate.open_one();
     settle().await;
     // The first got it, gave it up for its client again, and so the second is done.
     assert!(other.is_finished());
     assert!(second.is_finished());
-    assert_eq!(journal.level(GUARD, Level::Waiting), Some(1));
+    assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(1));
 
     // And a newcomer stands behind whoever waits.
     let other = send(&slow, get());
     settle().await;
     drop(first_sender);
     settle().await;
-    assert_eq!(journal.level(GUARD, Level::Queued), Some(1));
+    assert_eq!(journal.level(GUARD, Gauge::Queued), Some(1));
     gate.open_one();
     assert_eq!(
         call(&slow, get()).now_or_never().unwrap().unwrap().status(),
@@ -200,7 +200,7 @@ async fn a_handler_that_drops_the_body_goes_on_only_with_a_permit() {
     advance(Duration::from_secs(2)).await;
     settle().await;
     assert!(works.try_recv().is_err());
-    assert_eq!(journal.level(GUARD, Level::Queued), Some(1));
+    assert_eq!(journal.level(GUARD, Gauge::Queued), Some(1));
     gate.open_one();
     assert_eq!(impatient.await.unwrap().0, 200);
     assert!(works.try_recv().is_ok());
@@ -249,7 +249,7 @@ async fn a_handler_that_read_ahead_in_vain_works_in_a_permit() {
     }
     settle().await;
     // Both clients hold their bodies back; both handlers are at work all the same.
-    assert_eq!(journal.level(GUARD, Level::Working), Some(2));
+    assert_eq!(journal.level(GUARD, Gauge::Working), Some(2));
     assert_eq!(
         call(&service, get()).await.unwrap().status(),
         StatusCode::SERVICE_UNAVAILABLE
@@ -258,8 +258,8 @@ async fn a_handler_that_read_ahead_in_vain_works_in_a_permit() {
     gate.open_one();
     gate.open_one();
     settle().await;
-    assert_eq!(journal.level(GUARD, Level::Working), Some(0));
-    assert_eq!(journal.level(GUARD, Level::Waiting), Some(2));
+    assert_eq!(journal.level(GUARD, Gauge::Working), Some(0));
+    assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(2));
     for sender in &mut senders {
         sender.send_data(Bytes::from("late")).await.unwrap();
     }
@@ -279,10 +279,10 @@ async fn a_handler_that_read_ahead_in_vain_in_a_later_wait_works_in_a_permit() {
     let upload = send(&service, post(body));
     settle().await;
     for working in [0, 1] {
-        assert_eq!(journal.level(GUARD, Level::Waiting), Some(1));
+        assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(1));
         sender.send_data(Bytes::from("frame")).await.unwrap();
         settle().await;
-        assert_eq!(journal.level(GUARD, Level::Working), Some(working));
+        assert_eq!(journal.level(GUARD, Gauge::Working), Some(working));
     }
     gate.open_one();
     drop(sender);
@@ -305,7 +305,7 @@ async fn a_handler_with_work_of_its_own_waits_for_a_permit_before_it_goes_on() {
     settle().await;
     assert_eq!(others.started(), 1); // Which another one has now.
     assert!(upload.as_mut().now_or_never().is_none()); // Found out: it lines up.
-    assert_eq!(journal.level(GUARD, Level::Queued), Some(1));
+    assert_eq!(journal.level(GUARD, Gauge::Queued), Some(1));
     let upload = tokio::spawn(upload);
     gate.open_one();
     drop(sender);
@@ -361,7 +361,7 @@ async fn a_body_read_in_another_task_counts_all_the_same() {
     let (mut sender, body) = channel();
     let upload = send(&service, post(body));
     settle().await;
-    assert_eq!(journal.level(GUARD, Level::Waiting), Some(1));
+    assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(1));
     sender.send_data(Bytes::from("elsewhere")).await.unwrap();
     drop(sender);
     assert_eq!(upload.await.unwrap().0, 200);
@@ -409,7 +409,7 @@ async fn where_too_many_are_present_the_one_that_waited_longest_goes() {
     settle().await;
     assert_eq!(send(&service, get()).await.unwrap().0, 200);
     assert_eq!(second.await.unwrap().0, StatusCode::REQUEST_TIMEOUT);
-    assert_eq!(journal.refused(), [(GUARD, Reason::Displaced)]);
+    assert_eq!(journal.refused(), [(GUARD, Reason::Evicted)]);
     drop(second_sender);
     drop(first_sender);
     assert_eq!(first.await.unwrap().1.unwrap(), "read");
@@ -437,7 +437,7 @@ async fn an_answer_that_nobody_reads_holds_no_permit_and_can_be_displaced() {
         response.body_mut().frame().await.unwrap().unwrap();
         unread.push(response);
     }
-    assert_eq!(journal.level(GUARD, Level::Waiting), Some(2));
+    assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(2));
     assert_eq!(
         send(&service, get()).await.unwrap().1.unwrap(),
         "piecepiecepiece"
@@ -445,9 +445,9 @@ async fn an_answer_that_nobody_reads_holds_no_permit_and_can_be_displaced() {
     let error = unread.remove(0).into_body().collect().await.unwrap_err();
     assert_eq!(
         error.downcast_ref::<Violation>().unwrap().reason,
-        Reason::Displaced
+        Reason::Evicted
     );
-    assert_eq!(journal.cut(), [(GUARD, Reason::Displaced)]);
+    assert_eq!(journal.cut(), [(GUARD, Reason::Evicted)]);
     assert_eq!(
         unread
             .remove(0)
@@ -478,7 +478,7 @@ async fn a_cut_is_recorded_even_if_nobody_asks_for_the_body_again() {
     drop(call(&service, get()).await.unwrap());
     assert_eq!(journal.cut(), []);
     drop(unread);
-    assert_eq!(journal.cut(), [(GUARD, Reason::Displaced)]);
+    assert_eq!(journal.cut(), [(GUARD, Reason::Evicted)]);
     at_rest(&journal);
 }
 
@@ -594,10 +594,10 @@ async fn dropping_a_queued_request_leaves_the_queue() {
     settle().await;
     let queued = send(&service, get());
     settle().await;
-    assert_eq!(journal.level(GUARD, Level::Queued), Some(1));
+    assert_eq!(journal.level(GUARD, Gauge::Queued), Some(1));
     queued.abort();
     settle().await;
-    assert_eq!(journal.level(GUARD, Level::Queued), Some(0));
+    assert_eq!(journal.level(GUARD, Gauge::Queued), Some(0));
     gate.open_one();
     assert_eq!(working.await.unwrap().0, 200);
     at_rest(&journal);
@@ -617,7 +617,7 @@ async fn a_queued_upload_is_served_like_any_other() {
     gate.open_one();
     assert_eq!(working.await.unwrap().0, 200);
     settle().await;
-    assert_eq!(journal.level(GUARD, Level::Waiting), Some(1));
+    assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(1));
     sender.send_data(Bytes::from("bytes")).await.unwrap();
     drop(sender);
     assert_eq!(upload.await.unwrap().1.unwrap(), "read");
@@ -680,7 +680,7 @@ async fn upgrades_and_event_streams_end_the_count_at_the_head() {
     ];
     at_rest(&journal);
     let counted = call(&plain, get()).await.unwrap();
-    assert_eq!(journal.level(GUARD, Level::Working), Some(1));
+    assert_eq!(journal.level(GUARD, Gauge::Working), Some(1));
     drop((held, counted));
     let layer = ConcurrencyLimitLayer::new(1)
         .release_at_head()
@@ -719,7 +719,7 @@ async fn switched_off_it_does_not_look() {
     let service = layer.layer(reader());
     assert_eq!(send(&service, get()).await.unwrap().0, 200);
     assert_eq!(journal.refused(), []);
-    assert_eq!(journal.level(GUARD, Level::Admitted), Some(0));
+    assert_eq!(journal.level(GUARD, Gauge::Admitted), Some(0));
 }
 
 /// Attackers at a quarter of the limit's number of addresses, each keeping eight requests of half
@@ -786,7 +786,7 @@ async fn everybody_who_was_let_in_is_done_in_the_end_whatever_the_order() {
         senders.push(sender);
         settle().await;
     }
-    assert_eq!(journal.level(GUARD, Level::Waiting), Some(200));
+    assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(200));
     // All at once, and some of them gone for good.
     for (number, mut sender) in senders.into_iter().enumerate() {
         match number % 3 {
@@ -823,8 +823,8 @@ async fn waits_for_its_client_all_the_same(handler: Handler) {
     let (sender, body) = channel();
     let upload = send(&service, post(body));
     settle().await;
-    assert_eq!(journal.level(GUARD, Level::Working), Some(0));
-    assert_eq!(journal.level(GUARD, Level::Waiting), Some(1));
+    assert_eq!(journal.level(GUARD, Gauge::Working), Some(0));
+    assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(1));
     drop(sender);
     assert_eq!(upload.await.unwrap().0, StatusCode::OK);
     at_rest(&journal);

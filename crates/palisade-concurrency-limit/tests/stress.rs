@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, channel::Channel};
 use palisade_concurrency_limit::{ConcurrencyLimitLayer, RequestBody};
-use palisade_core::{Guard, Level};
+use palisade_core::{Gauge, Guard};
 use palisade_testkit::Journal;
 use std::{
     convert::Infallible,
@@ -130,7 +130,7 @@ async fn whatever_the_order_nobody_waits_for_ever_and_nothing_is_left_behind() {
             .is_some_and(|client| client.map(|()| true).unwrap())
         {
             let working = journal
-                .level(Guard::ConcurrencyLimit, Level::Working)
+                .level(Guard::ConcurrencyLimit, Gauge::Working)
                 .unwrap();
             assert!(working <= LIMIT as u64, "{working}");
         }
@@ -139,7 +139,7 @@ async fn whatever_the_order_nobody_waits_for_ever_and_nothing_is_left_behind() {
         timeout(Duration::from_secs(60), watch).await.is_ok(),
         "somebody waits for ever"
     );
-    for level in [Level::Working, Level::Waiting, Level::Queued] {
+    for level in [Gauge::Working, Gauge::Waiting, Gauge::Queued] {
         assert_eq!(
             journal.level(Guard::ConcurrencyLimit, level),
             Some(0),

@@ -8,8 +8,8 @@ use http::{
 };
 use http_body::{Body, Frame, SizeHint};
 use palisade_core::{
-    AnswerForm, ConnInfo, ConnTotals, Guard, GuardBody, InFlight, Mode, Phase, Reason, Rejection,
-    Violation,
+    ConnInfo, ConnTotals, Guard, GuardBody, InFlight, Mode, Phase, Reason, Rejection,
+    ResponseFormat, Violation,
 };
 use palisade_guard::{Settings, linger};
 use pin_project_lite::pin_project;
@@ -22,11 +22,11 @@ use std::{
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Applies [`Accounting`]. From [`ConnGuard::accounting`]; for axum see
+/// Applies [`RequestTracking`]. From [`ConnGuard::track_requests`]; for axum see
 #[cfg_attr(feature = "axum", doc = "[`connected`](crate::connected).")]
 #[cfg_attr(not(feature = "axum"), doc = "`connected`, with the feature `axum`.")]
 #[derive(Clone, Debug)]
-pub struct AccountingLayer {
+pub struct RequestTrackingLayer {
     guard: Weak<Shared>,
 }
 
@@ -37,17 +37,17 @@ pub struct AccountingLayer {
 /// It stands outside of everything else, so that the guard knows of requests that other layers
 /// refuse. The last request of an HTTP/1 connection that is to close gets `Connection: close`.
 #[derive(Clone, Debug)]
-pub struct Accounting<S> {
+pub struct RequestTracking<S> {
     inner: S,
-    accountant: Accountant,
+    accountant: Tracker,
     guard: Weak<Shared>,
     /// There is nothing more to find out about where it stands.
     is_placed: bool,
 }
 
-/// How requests are accounted for.
+/// How requests are tracked for.
 #[derive(Clone, Debug)]
-struct Accountant {
+struct Tracker {
     /// Of every request, where the service is made for one connection.
     conn: Option<Arc<ConnInfo>>,
     /// Whether axum is to find the peer as well.
@@ -57,12 +57,12 @@ struct Accountant {
 }
 
 pin_project! {
-    /// Response future of [`Accounting`].
+    /// Response future of [`RequestTracking`].
     #[derive(Debug)]
-    pub struct AccountingFuture<F> {
+    pub struct TrackingFuture<F> {
         #[pin]
         state: State<F>,
-        account: Option<Account>,
+        account: Option<TrackedRequest>,
     }
 }
 
@@ -80,7 +80,7 @@ pin_project! {
     /// A response body; its request is in flight until it has ended, on HTTP/2 until it is dropped
     /// after that, or until it has failed.
     #[derive(Debug)]
-    pub struct AccountedBody<B> {
+    pub struct TrackedBody<B> {
         #[pin]
         inner: GuardBody<B>,
         in_flight: Option<InFlight>,
@@ -99,7 +99,7 @@ pin_project! {
 
 /// One request until its response head is here.
 #[derive(Debug)]
-pub(crate) struct Account {
+pub(crate) struct TrackedRequest {
     in_flight: InFlight,
     is_http1: bool,
     tells_of_windows: bool,
@@ -121,29 +121,29 @@ impl ConnGuard {
     /// The layer that tells this guard's connections of their requests. It is to be around
     /// everything that the server answers: from now on a connection without a request counts as
     /// one without a complete request head.
-    pub fn accounting(&self) -> AccountingLayer {
+    pub fn track_requests(&self) -> RequestTrackingLayer {
         let shared = self.shared();
         if shared.limits.mode != Mode::Off {
-            shared.accounted.store(true, Relaxed);
+            shared.tracked.store(true, Relaxed);
         }
-        AccountingLayer {
+        RequestTrackingLayer {
             guard: Arc::downgrade(shared),
         }
     }
 }
 
-// === AccountingLayer ===
+// === RequestTrackingLayer ===
 
-impl<S> Layer<S> for AccountingLayer {
-    type Service = Accounting<S>;
+impl<S> Layer<S> for RequestTrackingLayer {
+    type Service = RequestTracking<S>;
 
-    fn layer(&self, inner: S) -> Accounting<S> {
-        let accountant = Accountant {
+    fn layer(&self, inner: S) -> RequestTracking<S> {
+        let accountant = Tracker {
             conn: None,
             tells_axum: false,
             tells_of_windows: true,
         };
-        Accounting {
+        RequestTracking {
             inner,
             accountant,
             guard: self.guard.clone(),
@@ -152,15 +152,15 @@ impl<S> Layer<S> for AccountingLayer {
     }
 }
 
-// === Accounting ===
+// === RequestTracking ===
 
-impl<S> Accounting<S> {
+impl<S> RequestTracking<S> {
     /// Around a service that is made for one connection, for a server of your own. The connection
     /// is told of requests from now on, and `inner` finds the `Arc<ConnInfo>` among the extensions
     /// of each.
     pub fn of(conn: Arc<ConnInfo>, inner: S) -> Self {
-        conn.state().set_accounted_by_its_own();
-        let accountant = Accountant {
+        conn.state().set_tracked_by_own_service();
+        let accountant = Tracker {
             conn: Some(conn),
             tells_axum: false,
             tells_of_windows: true,
@@ -196,7 +196,7 @@ impl<S> Accounting<S> {
         &self,
         request: Request<B>,
         call: impl FnOnce(&S, Request<B>) -> F,
-    ) -> AccountingFuture<F>
+    ) -> TrackingFuture<F>
     where
         B: Body + Send + 'static,
     {
@@ -210,15 +210,15 @@ impl<S> Accounting<S> {
     }
 }
 
-impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for Accounting<S>
+impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for RequestTracking<S>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
     ReqBody: Body + Send + 'static,
     ResBody: Body<Data = Bytes>,
 {
-    type Response = Response<AccountedBody<ResBody>>;
+    type Response = Response<TrackedBody<ResBody>>;
     type Error = S::Error;
-    type Future = AccountingFuture<S::Future>;
+    type Future = TrackingFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -226,14 +226,14 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         if !self.is_placed {
-            self.look_at_place(ConnInfo::of(request.extensions()).is_some());
+            self.look_at_place(ConnInfo::from_extensions(request.extensions()).is_some());
         }
         self.accountant
             .call(request, |request| self.inner.call(request))
     }
 }
 
-impl<S> Accounting<S> {
+impl<S> RequestTracking<S> {
     /// If the very first requests do not say on which connection they came, the layer stands where
     /// nothing can be told to the guard, which then must not take silence for idleness.
     #[cold]
@@ -242,26 +242,24 @@ impl<S> Accounting<S> {
             return;
         };
         if has_conn && !guard.is_placed.swap(true, Relaxed) {
-            guard
-                .accounted
-                .store(guard.limits.mode != Mode::Off, Relaxed);
+            guard.tracked.store(guard.limits.mode != Mode::Off, Relaxed);
         }
         self.is_placed = guard.is_placed.load(Relaxed);
         if !self.is_placed {
-            guard.accounted.store(false, Relaxed);
+            guard.tracked.store(false, Relaxed);
         }
     }
 }
 
-// === Accountant ===
+// === Tracker ===
 
-impl Accountant {
+impl Tracker {
     #[inline]
     fn call<F, B: Body + Send + 'static>(
         &self,
         mut request: Request<B>,
         call: impl FnOnce(Request<B>) -> F,
-    ) -> AccountingFuture<F> {
+    ) -> TrackingFuture<F> {
         let mut account = self.begin(&mut request);
         if let Some(mut rejection) = account
             .as_ref()
@@ -274,12 +272,12 @@ impl Accountant {
                 rejection.keep_open();
             }
             let rejection = Some(Box::new(rejection));
-            return AccountingFuture {
+            return TrackingFuture {
                 state: State::Refused { rejection },
                 account,
             };
         }
-        AccountingFuture {
+        TrackingFuture {
             state: State::Handler {
                 inner: call(request),
             },
@@ -288,27 +286,27 @@ impl Accountant {
     }
 
     /// Of the connection that the service is made for, or that `request` says it is on.
-    fn begin<B: Body>(&self, request: &mut Request<B>) -> Option<Account> {
+    fn begin<B: Body>(&self, request: &mut Request<B>) -> Option<TrackedRequest> {
         if let Some(conn) = &self.conn {
             identify(conn, request.extensions_mut(), self.tells_axum);
-            return Some(Account::begin(conn, request, self.tells_of_windows));
+            return Some(TrackedRequest::begin(conn, request, self.tells_of_windows));
         }
-        let conn = ConnInfo::of(request.extensions()).cloned()?;
+        let conn = ConnInfo::from_extensions(request.extensions()).cloned()?;
         restore(&conn, request.extensions_mut());
         // If it was told of the request already, it is not told again.
-        let is_told = conn.state().is_accounted_by_its_own();
-        (!is_told).then(|| Account::begin(&conn, request, self.tells_of_windows))
+        let is_told = conn.state().is_tracked_by_own_service();
+        (!is_told).then(|| TrackedRequest::begin(&conn, request, self.tells_of_windows))
     }
 }
 
-// === AccountingFuture ===
+// === TrackingFuture ===
 
-impl<F, B, E> Future for AccountingFuture<F>
+impl<F, B, E> Future for TrackingFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
     B: Body<Data = Bytes>,
 {
-    type Output = Result<Response<AccountedBody<B>>, E>;
+    type Output = Result<Response<TrackedBody<B>>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
@@ -316,7 +314,7 @@ where
             StateProj::Handler { inner } => match ready!(inner.poll(cx)) {
                 Ok(response) => Ok(match this.account.take() {
                     Some(account) => account.answer(response),
-                    None => response.map(|body| AccountedBody::untold(GuardBody::passing(body))),
+                    None => response.map(|body| TrackedBody::untold(GuardBody::passing(body))),
                 }),
                 Err(error) => {
                     if let Some(account) = this.account {
@@ -370,12 +368,12 @@ use crate::tonic::restore;
 #[cfg(not(feature = "tonic"))]
 fn restore(_: &ConnInfo, _: &mut Extensions) {}
 
-// === Account ===
+// === TrackedRequest ===
 
-impl Account {
+impl TrackedRequest {
     fn begin<B: Body>(conn: &Arc<ConnInfo>, request: &Request<B>, tells_of_windows: bool) -> Self {
         // Whatever was expected when it was accepted.
-        conn.state().set_accounted();
+        conn.state().set_tracked();
         let is_http2 = request.version() == Version::HTTP_2;
         let is_http1 = request.version() <= Version::HTTP_11;
         let mut in_flight = conn.begin_request(is_http2);
@@ -403,10 +401,12 @@ impl Account {
     /// Whether there are too many requests on all connections, or of this client beside the others.
     fn refuse<B: Body>(&self, request: &Request<B>) -> Option<Rejection> {
         let over = self.in_flight.over()?;
-        let form = match AnswerForm::of(request) {
+        let form = match ResponseFormat::detect(request) {
             // See `answer_for`.
-            AnswerForm::GrpcWeb { .. } | AnswerForm::GrpcWebText { .. } if !self.is_http1 => {
-                AnswerForm::Grpc
+            ResponseFormat::GrpcWeb { .. } | ResponseFormat::GrpcWebText { .. }
+                if !self.is_http1 =>
+            {
+                ResponseFormat::Grpc
             }
             form => form,
         };
@@ -420,7 +420,7 @@ impl Account {
         reason: Reason,
         phase: Phase,
         over: (u64, u64),
-        form: AnswerForm,
+        form: ResponseFormat,
     ) -> Option<Rejection> {
         let conn = self.in_flight.conn();
         let violation = Violation::new(Guard::Connection, reason, phase, over.0, over.1);
@@ -449,13 +449,13 @@ impl Account {
         }
         let over = self.in_flight.conn().upgrade().err();
         // Who asks for an upgrade sends no body before it, and speaks no gRPC.
-        let form = AnswerForm::Http { close: false };
+        let form = ResponseFormat::Http { close: false };
         let refuse = |over| self.reject(Reason::UpgradedFull, Phase::Handler, over, form);
         over.and_then(refuse).map_or(Ok(true), Err)
     }
 
     /// The head is here. The request is in flight until the body ends, if there is one.
-    fn answer<B: Body<Data = Bytes>>(self, response: Response<B>) -> Response<AccountedBody<B>> {
+    fn answer<B: Body<Data = Bytes>>(self, response: Response<B>) -> Response<TrackedBody<B>> {
         match self.upgrades(&response) {
             Ok(is_upgrade) => self.pass_on(response, GuardBody::passing, is_upgrade),
             Err(rejection) => self.answer_for(rejection),
@@ -465,7 +465,7 @@ impl Account {
     /// What a guard answers in the handler's place: on HTTP/2 a head and nothing else, which waits
     /// for no window.
     #[cold]
-    fn answer_for<B: Body<Data = Bytes>>(self, rejection: Rejection) -> Response<AccountedBody<B>> {
+    fn answer_for<B: Body<Data = Bytes>>(self, rejection: Rejection) -> Response<TrackedBody<B>> {
         let mut response = rejection.into_response();
         if !self.is_http1 {
             response = response.map(|_| GuardBody::answer(Bytes::new()));
@@ -478,7 +478,7 @@ impl Account {
         mut response: Response<T>,
         guarded: impl FnOnce(T) -> GuardBody<B>,
         is_upgrade: bool,
-    ) -> Response<AccountedBody<B>>
+    ) -> Response<TrackedBody<B>>
     where
         T: Body<Data = Bytes>,
     {
@@ -501,7 +501,7 @@ impl Account {
             );
         if is_upgrade || is_bodiless || response.body().is_end_stream() {
             in_flight.answered();
-            return response.map(|body| AccountedBody::untold(guarded(body)));
+            return response.map(|body| TrackedBody::untold(guarded(body)));
         }
         let left = declared(&response);
         // Until somebody asks for it.
@@ -509,7 +509,7 @@ impl Account {
             in_flight.set_waiting(true);
         }
         let in_flight = Some(in_flight);
-        response.map(|body| AccountedBody {
+        response.map(|body| TrackedBody {
             inner: guarded(body),
             in_flight,
             tells_of_windows,
@@ -557,7 +557,7 @@ fn declared<B: Body>(response: &Response<B>) -> Option<u64> {
         .ok()
 }
 
-// === AccountedBody ===
+// === TrackedBody ===
 
 /// `byte`, without an allocation.
 fn one_byte(byte: u8) -> Bytes {
@@ -595,7 +595,7 @@ fn poll_all_but_the_last_byte<B: Body<Data = Bytes>>(
     frame
 }
 
-impl<B> AccountedBody<B> {
+impl<B> TrackedBody<B> {
     /// Of this one the connection is told nothing.
     fn untold(inner: GuardBody<B>) -> Self {
         let (in_flight, tells_of_windows, lasts_to_its_drop) = (None, false, false);
@@ -610,7 +610,7 @@ impl<B> AccountedBody<B> {
     }
 }
 
-impl<B: Body<Data = Bytes>> Body for AccountedBody<B> {
+impl<B: Body<Data = Bytes>> Body for TrackedBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
@@ -678,7 +678,7 @@ mod tests {
     use futures_util::{FutureExt, StreamExt};
     use http::header::{CONTENT_TYPE, RETRY_AFTER as RETRY_AFTER_NAME};
     use http_body_util::{BodyExt, Channel, Empty, Full};
-    use palisade_core::{ConnSample, Prefix};
+    use palisade_core::{ConnStats, Prefix};
     use palisade_testkit::Journal;
     use std::convert::Infallible;
     use tower::{ServiceExt, service_fn};
@@ -704,12 +704,12 @@ mod tests {
         request
     }
 
-    fn layer() -> AccountingLayer {
-        ConnGuard::default().accounting()
+    fn layer() -> RequestTrackingLayer {
+        ConnGuard::default().track_requests()
     }
 
     fn counts(conn: &ConnInfo) -> (u32, u32, u32, u32) {
-        let ConnSample {
+        let ConnStats {
             requests,
             in_flight,
             answered,
@@ -723,7 +723,7 @@ mod tests {
         conn: &Arc<ConnInfo>,
         mut request: Request<B>,
         answer: Response<Answer>,
-    ) -> Response<AccountedBody<Answer>> {
+    ) -> Response<TrackedBody<Answer>> {
         request.extensions_mut().insert(conn.clone());
         let mut answer = Some(answer);
         let handler = service_fn(|_| {
@@ -784,31 +784,31 @@ mod tests {
     #[tokio::test]
     async fn where_it_is_told_of_no_connection_the_guard_does_not_count_on_it() {
         let guard = ConnGuard::default();
-        let layer = guard.accounting();
+        let layer = guard.track_requests();
         let answers = service_fn(|_: Request<Empty<Bytes>>| async { Ok::<_, Infallible>(full(1)) });
-        assert!(guard.shared().accounted.load(Relaxed));
+        assert!(guard.shared().tracked.load(Relaxed));
         layer
             .layer(answers)
             .oneshot(Request::new(Empty::new()))
             .await
             .unwrap();
-        assert!(!guard.shared().accounted.load(Relaxed));
+        assert!(!guard.shared().tracked.load(Relaxed));
         // A request that does say so shows that the first was an exception, a probe from within.
         let conn = conn();
         assert!(!conn.state().is_accounted());
         layer.layer(answers).oneshot(request(&conn)).await.unwrap();
-        assert!(guard.shared().accounted.load(Relaxed) && conn.state().is_accounted());
+        assert!(guard.shared().tracked.load(Relaxed) && conn.state().is_accounted());
 
         // Once it is known to stand right, a request from elsewhere changes nothing.
         let guard = ConnGuard::default();
-        let layer = guard.accounting();
+        let layer = guard.track_requests();
         layer.layer(answers).oneshot(request(&conn)).await.unwrap();
         layer
             .layer(answers)
             .oneshot(Request::new(Empty::new()))
             .await
             .unwrap();
-        assert!(guard.shared().accounted.load(Relaxed));
+        assert!(guard.shared().tracked.load(Relaxed));
     }
 
     /// Says how long it is, and not that it has ended.
@@ -1053,7 +1053,7 @@ mod tests {
         let inner = layer().layer(service_fn(|_: Request<Empty<Bytes>>| async {
             Ok::<_, Infallible>(full(1))
         }));
-        let response = Accounting::of(conn.clone(), inner)
+        let response = RequestTracking::of(conn.clone(), inner)
             .oneshot(request(&conn))
             .await
             .unwrap();

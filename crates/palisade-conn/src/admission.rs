@@ -1,7 +1,7 @@
 //! Who is let in, and who has to go for it.
 
 use crate::{
-    Kill,
+    ClosedConn,
     guard::{Shared, Spared},
     judge::{CLASSES, DID_SOMETHING, EXCESS, End, Rank, is_newcomer, phase, spare},
     limits::Limits,
@@ -10,7 +10,9 @@ use crate::{
     say,
     sweeper::SPARED,
 };
-use palisade_core::{ConnInfo, ConnVerdict, Ending, Event, Guard, Mode, Phase, Reason, Violation};
+use palisade_core::{
+    CloseDecision, CloseMode, ConnInfo, Event, Guard, Mode, Phase, Reason, Violation,
+};
 use palisade_guard::Denied;
 use std::sync::{
     Arc,
@@ -95,12 +97,12 @@ impl Shared {
         Ok(())
     }
 
-    /// Lets `conn` in if there is a place, or one can be had. `displace` the first time only.
+    /// Lets `conn` in if there is a place, or one can be had. `evict` the first time only.
     pub(crate) fn enter(
         self: &Arc<Self>,
         conn: &Arc<ConnInfo>,
         is_told: bool,
-        displace: bool,
+        evict: bool,
     ) -> Result<Permit, NotIn> {
         if self.limits.mode == Mode::Off {
             return Ok(Permit::off(self.clone(), conn.clone()));
@@ -114,18 +116,18 @@ impl Shared {
         let next = open.saturating_add(1);
         // Who has his share already pays with one of his own, and nobody else does.
         let has_his_share = || shares.is_some_and(|shares| self.registry.has(conn, shares));
-        if displace && next > self.limits.soft() && !has_his_share() {
+        if evict && next > self.limits.soft() && !has_his_share() {
             let has_many = shares.is_some_and(|_| self.registry.has(conn, FEW));
             // Where the tasks of those that were told to go do not run, each newcomer that waits in
             // vain would cost one more connection, and in the end the useful ones.
             let staying = next.saturating_sub(self.going.load(Relaxed));
-            let may_displace = staying > self.limits.soft() / 2;
+            let may_evict = staying > self.limits.soft() / 2;
             let newcomer = Newcomer {
                 is_reserved,
                 has_many,
             };
             // Nothing can be spared: what is left is for clients that have few.
-            if !(may_displace && self.displace(next, newcomer)) && has_many {
+            if !(may_evict && self.evict(next, newcomer)) && has_many {
                 let limit = self.limits.soft() as u64;
                 self.not_in(Reason::ConnectionsFull, limit, next as u64, conn)
                     .map_err(NotIn::Refused)?;
@@ -168,7 +170,7 @@ impl Shared {
         // From here on dropping it undoes everything, whatever the metrics do.
         let permit = Permit::new(self.clone(), conn.clone(), place);
         if let Some((share, Found { conn, .. })) = spared {
-            self.end_displaced(&conn, most(share), most(share).saturating_add(1));
+            self.close_evicted(&conn, most(share), most(share).saturating_add(1));
         }
         self.opened.fetch_add(1, Relaxed);
         self.recorder.record(|| Event::opened(conn));
@@ -219,7 +221,7 @@ impl Shared {
         }
         self.recorder
             .record(|| Event::disconnected(violation, mode, conn));
-        self.kills.add(Kill::new(violation, mode, conn));
+        self.kills.add(ClosedConn::new(violation, mode, conn));
     }
 
     /// Ends the connection, if that is not decided yet; in shadow mode only says so, once, unless
@@ -244,7 +246,7 @@ impl Shared {
             if state.set_going() {
                 self.going.fetch_add(1, Relaxed);
             }
-            let is_first = state.end(ConnVerdict { reason, ending });
+            let is_first = state.end(CloseDecision { reason, ending });
             if state.is_gone() && state.take_going() {
                 self.going.fetch_sub(1, Relaxed);
             }
@@ -281,17 +283,17 @@ impl Shared {
         }
     }
 
-    fn end_displaced(&self, conn: &ConnInfo, limit: u64, observed: u64) -> bool {
+    fn close_evicted(&self, conn: &ConnInfo, limit: u64, observed: u64) -> bool {
         let sample = conn.state().sample();
         let phase = phase(&sample);
-        let reason = Reason::ConnectionDisplaced;
+        let reason = Reason::ConnectionEvicted;
         // What waits for a client that does not read would wait in the kernel, and half a response
         // is not to look like a whole one.
         let is_cut = phase == Phase::Writing || sample.in_flight > 0;
         let ending = if is_cut {
-            Ending::Reset
+            CloseMode::Reset
         } else {
-            Ending::Finish
+            CloseMode::Graceful
         };
         self.end(
             conn,
@@ -307,7 +309,7 @@ impl Shared {
 
     /// Parts with the least useful connection. `false` if there is none that can be spared for this
     /// one.
-    pub(crate) fn displace(&self, open: usize, newcomer: Newcomer) -> bool {
+    pub(crate) fn evict(&self, open: usize, newcomer: Newcomer) -> bool {
         let limit = self.limits.soft() as u64;
         let now = self.now();
         let many = self.many_newcomers.load(Relaxed);
@@ -324,27 +326,27 @@ impl Shared {
             } else {
                 rank.is_some_and(|(now, ..)| now <= class)
             };
-            if is_still && self.end_displaced(&conn, limit, open as u64) {
+            if is_still && self.close_evicted(&conn, limit, open as u64) {
                 return true;
             }
         }
-        self.displace_of_few(limit, open, 0, newcomer)
+        self.evict_of_few(limit, open, 0, newcomer)
     }
 
     /// The same where there are no files left, for somebody who may not even be there: Linux says
     /// so before it looks if anybody waits. So nobody goes who has only just come.
-    pub(crate) fn displace_for_file(&self) -> bool {
+    pub(crate) fn evict_for_file(&self) -> bool {
         const AT_LEAST: u64 = 1000;
         let open = self.open.load(Relaxed);
         let anybody = Newcomer {
             is_reserved: true,
             has_many: false,
         };
-        self.displace_of_few(open.saturating_sub(1) as u64, open, AT_LEAST, anybody)
+        self.evict_of_few(open.saturating_sub(1) as u64, open, AT_LEAST, anybody)
     }
 
     /// Parts with the least useful of a few that are at least so many milliseconds old.
-    fn displace_of_few(&self, limit: u64, open: usize, at_least: u64, newcomer: Newcomer) -> bool {
+    fn evict_of_few(&self, limit: u64, open: usize, at_least: u64, newcomer: Newcomer) -> bool {
         let now = self.now();
         let turn = self.turn.fetch_add(1, Relaxed);
         let mut few = Vec::with_capacity(LOOKED_AT);
@@ -360,7 +362,7 @@ impl Shared {
         let ranked = ranked.filter_map(|(conn, age)| Some((self.rank(conn, age, many)?, conn)));
         let ranked = ranked.filter(|((class, ..), _)| newcomer.is_worth(*class));
         let best = ranked.min_by_key(|(rank, _)| *rank);
-        best.is_some_and(|(_, conn)| self.end_displaced(conn, limit, open as u64))
+        best.is_some_and(|(_, conn)| self.close_evicted(conn, limit, open as u64))
     }
 
     fn next_spared(&self, newcomer: Newcomer) -> Option<Spared> {

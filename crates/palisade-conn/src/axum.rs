@@ -1,12 +1,12 @@
 //! Under `axum::serve`.
 
-use crate::{Accept, Accounting, AccountingFuture, Guarded, GuardedIo, Transport};
+use crate::{GuardedIo, GuardedListener, Listener, RequestTracking, TrackingFuture, Transport};
 use axum::{
     Router,
     body::{Body, HttpBody},
     extract::ConnectInfo,
     routing::MethodRouter,
-    serve::{IncomingStream, Listener},
+    serve::{IncomingStream, Listener as AxumListener},
 };
 use bytes::Bytes;
 use http::{Extensions, Request, Response};
@@ -32,7 +32,7 @@ pub struct Connected<S> {
 /// `S` on one connection. See [`connected`].
 #[derive(Clone, Debug)]
 pub struct ConnectedService<S> {
-    accounting: Accounting<S>,
+    accounting: RequestTracking<S>,
 }
 
 pin_project! {
@@ -40,7 +40,7 @@ pin_project! {
     #[derive(Debug)]
     pub struct ConnectedFuture<F> {
         #[pin]
-        inner: AccountingFuture<F>,
+        inner: TrackingFuture<F>,
     }
 }
 
@@ -75,28 +75,28 @@ pub fn settled<A: 'static>(mut app: A) -> A {
     app
 }
 
-impl<L: Accept> Listener for Guarded<L> {
+impl<L: Listener> AxumListener for GuardedListener<L> {
     type Io = GuardedIo<L::Io>;
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Self::Io, SocketAddr) {
         loop {
             // After a failure it pauses by itself.
-            if let Ok(accepted) = Guarded::accept(self).await {
+            if let Ok(accepted) = GuardedListener::accept(self).await {
                 return accepted;
             }
         }
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        Guarded::local_addr(self)
+        GuardedListener::local_addr(self)
     }
 }
 
 impl<S, L, T> Service<IncomingStream<'_, L>> for Connected<S>
 where
     S: Clone,
-    L: Listener<Io = GuardedIo<T>>,
+    L: AxumListener<Io = GuardedIo<T>>,
     T: Transport,
 {
     type Response = ConnectedService<S>;
@@ -109,7 +109,7 @@ where
 
     fn call(&mut self, stream: IncomingStream<'_, L>) -> Self::Future {
         let conn = stream.io().conn().clone();
-        let accounting = Accounting::of(conn, self.app.clone()).connect_info();
+        let accounting = RequestTracking::of(conn, self.app.clone()).connect_info();
         ready(Ok(ConnectedService { accounting }))
     }
 }

@@ -1,6 +1,6 @@
 //! Listening, with what tokio's own `bind` does not set.
 
-use crate::{ConnGuard, Guarded};
+use crate::{ConnGuard, GuardedListener};
 use std::{io, net::SocketAddr};
 use tokio::net::{TcpListener, TcpSocket, ToSocketAddrs, lookup_host};
 
@@ -96,7 +96,10 @@ impl ConnGuard {
     /// # Errors
     ///
     /// If none of the addresses works, the last one's reason.
-    pub async fn bind(&self, address: impl ToSocketAddrs) -> io::Result<Guarded<TcpListener>> {
+    pub async fn bind(
+        &self,
+        address: impl ToSocketAddrs,
+    ) -> io::Result<GuardedListener<TcpListener>> {
         self.bind_with(address, BindOptions::new()).await
     }
 
@@ -109,7 +112,7 @@ impl ConnGuard {
         &self,
         address: impl ToSocketAddrs,
         options: BindOptions,
-    ) -> io::Result<Guarded<TcpListener>> {
+    ) -> io::Result<GuardedListener<TcpListener>> {
         let mut last = io::Error::new(io::ErrorKind::InvalidInput, "no address to listen on");
         for address in lookup_host(address).await? {
             match options.bind(address) {
@@ -159,7 +162,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[tokio::test]
     async fn whoever_waits_to_be_accepted_shows_in_the_levels() {
-        use palisade_core::{Guard, Level};
+        use palisade_core::{Gauge, Guard};
         use palisade_testkit::{Journal, clients::until};
         let journal = Journal::default();
         let guard = ConnGuard::builder()
@@ -167,7 +170,7 @@ mod tests {
             .build()
             .unwrap();
         let level = |level| journal.level(Guard::Connection, level);
-        assert_eq!(level(Level::AcceptQueue), None); // Nobody listens.
+        assert_eq!(level(Gauge::AcceptQueue), None); // Nobody listens.
         let mut first = guard
             .bind_with(LOOPBACK, BindOptions::new().backlog(3))
             .await
@@ -177,11 +180,11 @@ mod tests {
             .await;
         let (second, most) = second.map_or((None, 3), |second| (Some(second), 53));
         assert_eq!(
-            (level(Level::AcceptQueue), level(Level::AcceptQueueLimit)),
+            (level(Gauge::AcceptQueue), level(Gauge::AcceptQueueLimit)),
             (Some(0), Some(most))
         );
-        let lost = level(Level::ListenOverflows).unwrap();
-        assert!(level(Level::ListenDrops).unwrap() >= lost);
+        let lost = level(Gauge::ListenOverflows).unwrap();
+        assert!(level(Gauge::ListenDrops).unwrap() >= lost);
 
         let address = first.local_addr().unwrap();
         let connect = || TcpStream::connect(address);
@@ -194,13 +197,13 @@ mod tests {
             );
         }
         until("they wait", || {
-            level(Level::AcceptQueue) == Some(clients.len() as u64)
+            level(Gauge::AcceptQueue) == Some(clients.len() as u64)
         })
         .await;
         let _accepted = first.accept().await.unwrap();
-        assert_eq!(level(Level::AcceptQueue), Some(clients.len() as u64 - 1));
+        assert_eq!(level(Gauge::AcceptQueue), Some(clients.len() as u64 - 1));
         drop((first, second));
-        assert_eq!(level(Level::AcceptQueueLimit), None);
+        assert_eq!(level(Gauge::AcceptQueueLimit), None);
     }
 
     #[tokio::test]

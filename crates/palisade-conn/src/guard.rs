@@ -3,18 +3,18 @@
 #[cfg(target_os = "linux")]
 use crate::kernel;
 use crate::{
-    ConnGuardBuilder, ConnSnapshot, GuardedIo, Kill, Transport,
+    ClosedConn, ConnGuardBuilder, ConnSnapshot, GuardedIo, Transport,
     admission::NotIn,
     judge::{End, phase},
     limits::Limits,
     registry::{Registry, Shares},
-    report::{Kills, Mark, Marks},
+    report::{Mark, Marks, RecentlyClosed},
     say, strain,
     sweeper::{Sweeper, Untold},
 };
 use palisade_core::{
-    ConnInfo, ConnTotals, Ending, Event, Guard, Level, Levels, Mode, Pressure, Reason, Recorder,
-    Rejection, Violation,
+    CloseMode, ConnInfo, ConnTotals, Event, Gauge, GaugeSource, Guard, Mode, Pressure, Reason,
+    Recorder, Rejection, Violation,
 };
 use palisade_guard::{Clock, Table};
 use parking_lot::Mutex;
@@ -49,7 +49,7 @@ pub(crate) struct Shared {
     pub(crate) registry: Registry,
     pub(crate) sweeper: Sweeper,
     /// Whether every request passes an accounting layer.
-    pub(crate) accounted: AtomicBool,
+    pub(crate) tracked: AtomicBool,
     /// The accounting layer has seen a request that says on which connection it came.
     pub(crate) is_placed: AtomicBool,
     pub(crate) untold: Untold,
@@ -58,7 +58,7 @@ pub(crate) struct Shared {
     pub(crate) spared: Mutex<Vec<Spared>>,
     /// More than half of the connections had only just come when the sweeper looked last.
     pub(crate) many_newcomers: AtomicBool,
-    pub(crate) kills: Kills,
+    pub(crate) kills: RecentlyClosed,
     pub(crate) marks: Marks,
     pub(crate) open: AtomicUsize,
     /// Told to go and still here.
@@ -132,13 +132,13 @@ impl ConnGuard {
             recorder,
             pressed,
             sweeper: Sweeper::default(),
-            accounted: AtomicBool::new(false),
+            tracked: AtomicBool::new(false),
             is_placed: AtomicBool::new(false),
             untold: Untold::default(),
             errors: AcceptErrors::default(),
             spared: Mutex::default(),
             many_newcomers: AtomicBool::new(false),
-            kills: Kills::default(),
+            kills: RecentlyClosed::default(),
             marks: Marks::default(),
             open: AtomicUsize::new(0),
             going: AtomicUsize::new(0),
@@ -150,7 +150,7 @@ impl ConnGuard {
         });
         say::cap(&shared.limits);
         let levels = Arc::downgrade(&shared);
-        shared.recorder.register(levels as Weak<dyn Levels>);
+        shared.recorder.register(levels as Weak<dyn GaugeSource>);
         Self { shared }
     }
 
@@ -187,7 +187,7 @@ impl ConnGuard {
     /// Ends `conn` because of `reason`, if it is one of this guard's and nothing else ended it
     /// before. In [`Mode::Shadow`] it only tells that it would have, but for [`Reason::Shutdown`],
     /// which is no rule of its own; in [`Mode::Off`] it does nothing. Whether it did.
-    pub fn end(&self, conn: &ConnInfo, reason: Reason, ending: Ending) -> bool {
+    pub fn end(&self, conn: &ConnInfo, reason: Reason, ending: CloseMode) -> bool {
         let phase = phase(&conn.state().sample());
         self.shared.end(
             conn,
@@ -234,7 +234,7 @@ impl ConnGuard {
 
     /// The last 1,000 connections that were ended or not let in, the latest last; in
     /// [`Mode::Shadow`] those that would have been.
-    pub fn recent_kills(&self) -> Vec<Kill> {
+    pub fn recently_closed(&self) -> Vec<ClosedConn> {
         self.shared.kills.recent()
     }
 }
@@ -286,31 +286,31 @@ impl Shared {
         } else {
             conn
         };
-        if self.accounted.load(Relaxed) {
-            conn.state().set_accounted();
+        if self.tracked.load(Relaxed) {
+            conn.state().set_tracked();
         }
         Arc::new(conn)
     }
 }
 
-impl Levels for Shared {
+impl GaugeSource for Shared {
     fn guard(&self) -> Guard {
         Guard::Connection
     }
 
-    fn sample(&self, visit: &mut dyn FnMut(Level, u64)) {
-        visit(Level::Connections, self.open.load(Relaxed) as u64);
-        visit(Level::ConnectionLimit, self.limits.connections as u64);
-        visit(Level::ConnectionsOpened, self.opened());
-        visit(Level::InFlight, self.totals.in_flight() as u64);
-        visit(Level::InFlightLimit, self.limits.max_in_flight as u64);
-        visit(Level::Upgraded, self.totals.upgraded() as u64);
-        visit(Level::UpgradedLimit, self.limits.max_upgraded as u64);
-        visit(Level::PressurePercent, (self.pressure() * 100.0) as u64);
-        visit(Level::AcceptErrors, self.errors.exhausted.load(Relaxed));
+    fn sample(&self, visit: &mut dyn FnMut(Gauge, u64)) {
+        visit(Gauge::Connections, self.open.load(Relaxed) as u64);
+        visit(Gauge::ConnectionLimit, self.limits.connections as u64);
+        visit(Gauge::ConnectionsOpened, self.opened());
+        visit(Gauge::InFlight, self.totals.in_flight() as u64);
+        visit(Gauge::InFlightLimit, self.limits.max_in_flight as u64);
+        visit(Gauge::Upgraded, self.totals.upgraded() as u64);
+        visit(Gauge::UpgradedLimit, self.limits.max_upgraded as u64);
+        visit(Gauge::PressurePercent, (self.pressure() * 100.0) as u64);
+        visit(Gauge::AcceptErrors, self.errors.exhausted.load(Relaxed));
         if self.totals.peers_are_clients {
             visit(
-                Level::ForwardedPercent,
+                Gauge::ForwardedPercent,
                 self.totals.forwarded_percent().into(),
             );
         }
@@ -321,25 +321,25 @@ impl Levels for Shared {
 
 #[cfg(target_os = "linux")]
 impl Shared {
-    fn sample_kernel(&self, visit: &mut dyn FnMut(Level, u64)) {
+    fn sample_kernel(&self, visit: &mut dyn FnMut(Gauge, u64)) {
         let listening = self.listening.lock().clone();
         let addresses: Vec<_> = listening.iter().map(|one| one.address).collect();
         if let Some(waiting) = kernel::waiting(&addresses) {
-            visit(Level::AcceptQueue, waiting);
+            visit(Gauge::AcceptQueue, waiting);
         }
         let backlogs = listening
             .iter()
             .filter_map(|one| one.backlog)
             .map(u64::from);
         if let Some(most) = backlogs.reduce(u64::saturating_add) {
-            visit(Level::AcceptQueueLimit, most);
+            visit(Gauge::AcceptQueueLimit, most);
         }
         // Of the whole system: of no interest to whoever does not listen.
         if !listening.is_empty()
             && let Some(lost) = kernel::lost()
         {
-            visit(Level::ListenOverflows, lost.overflows);
-            visit(Level::ListenDrops, lost.drops);
+            visit(Gauge::ListenOverflows, lost.overflows);
+            visit(Gauge::ListenDrops, lost.drops);
         }
     }
 }

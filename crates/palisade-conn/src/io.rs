@@ -6,7 +6,9 @@ use crate::{
     limits::LINGER_BYTES,
     permit::Permit,
 };
-use palisade_core::{ConnInfo, ConnState, ConnVerdict, Ending, Guard, Mode, Reason, Violation};
+use palisade_core::{
+    CloseDecision, CloseMode, ConnInfo, ConnState, Guard, Mode, Reason, Violation,
+};
 use std::{
     io::{self, IoSlice},
     mem::MaybeUninit,
@@ -35,7 +37,7 @@ const TIMEOUT: &[u8] =
 /// away, until nothing comes for 1 s, and for at most 30 s or 64 MiB: else the kernel would reset
 /// the connection, and a client whose upload was refused would not see why. Where places are short
 /// such a connection is the first to go. It does so only for HTTP that is
-/// [accounted for](crate#accounting), never for what was upgraded.
+/// [tracked for](crate#accounting), never for what was upgraded.
 ///
 /// Dropping a future that reads or writes loses nothing.
 #[derive(Debug)]
@@ -120,16 +122,16 @@ impl<T: Transport> GuardedIo<T> {
     }
 
     #[inline]
-    fn verdict(&self) -> Option<ConnVerdict> {
+    fn verdict(&self) -> Option<CloseDecision> {
         self.state().verdict()
     }
 
     /// What whoever cannot be told of an end in good order is told.
     #[cold]
-    fn ended(&mut self, verdict: ConnVerdict) -> io::Error {
+    fn ended(&mut self, verdict: CloseDecision) -> io::Error {
         let kind = match self.ending(verdict) {
-            Ending::Finish => io::ErrorKind::BrokenPipe,
-            Ending::Reset => {
+            CloseMode::Graceful => io::ErrorKind::BrokenPipe,
+            CloseMode::Reset => {
                 self.parting = Parting::Silent;
                 self.inner.reset_on_close();
                 io::ErrorKind::ConnectionAborted
@@ -143,16 +145,16 @@ impl<T: Transport> GuardedIo<T> {
     }
 
     /// Whoever was told why is not reset.
-    fn ending(&self, verdict: ConnVerdict) -> Ending {
+    fn ending(&self, verdict: CloseDecision) -> CloseMode {
         if self.parting == Parting::Said {
-            Ending::Finish
+            CloseMode::Graceful
         } else {
             verdict.ending
         }
     }
 
     /// Says 408 to a client who began a head of HTTP/1, where no answer can be on its way.
-    fn say_timeout(&mut self, verdict: ConnVerdict, cx: &mut Context<'_>) {
+    fn say_timeout(&mut self, verdict: CloseDecision, cx: &mut Context<'_>) {
         let sample = self.state().sample();
         let nothing_is_sent = match verdict.reason {
             Reason::FirstRequest => sample.written == 0,
@@ -172,13 +174,13 @@ impl<T: Transport> GuardedIo<T> {
     }
 
     #[cold]
-    fn read_after(&mut self, verdict: ConnVerdict, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn read_after(&mut self, verdict: CloseDecision, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.parting == Parting::Undecided {
             self.say_timeout(verdict, cx);
         }
         match self.ending(verdict) {
-            Ending::Finish => Poll::Ready(Ok(())),
-            Ending::Reset => Poll::Ready(Err(self.ended(verdict))),
+            CloseMode::Graceful => Poll::Ready(Ok(())),
+            CloseMode::Reset => Poll::Ready(Err(self.ended(verdict))),
         }
     }
 
@@ -203,7 +205,7 @@ impl<T: Transport> GuardedIo<T> {
             self.inner.has_hung_up()
         };
         if is_gone {
-            let (reason, ending) = (Reason::HungUp, Ending::Reset);
+            let (reason, ending) = (Reason::HungUp, CloseMode::Reset);
             let phase = phase(&self.state().sample());
             let end = End {
                 reason,
@@ -217,13 +219,13 @@ impl<T: Transport> GuardedIo<T> {
     }
 
     /// Nothing to read. `None` if a verdict came meanwhile.
-    fn park_reader(&mut self, cx: &Context<'_>) -> Option<ConnVerdict> {
+    fn park_reader(&mut self, cx: &Context<'_>) -> Option<CloseDecision> {
         self.is_parked = true;
         self.state().park_reader(cx.waker());
         self.verdict()
     }
 
-    fn park_writer(&mut self, cx: &Context<'_>) -> Option<ConnVerdict> {
+    fn park_writer(&mut self, cx: &Context<'_>) -> Option<CloseDecision> {
         self.is_parked = true;
         self.state().park_writer(cx.waker());
         self.verdict()
@@ -437,7 +439,7 @@ impl<T: Transport> AsyncWrite for GuardedIo<T> {
             match this.shutdown {
                 Shutdown::NotBegun => {
                     if let Some(verdict) = this.verdict()
-                        && this.ending(verdict) == Ending::Reset
+                        && this.ending(verdict) == CloseMode::Reset
                     {
                         return Poll::Ready(Err(this.ended(verdict)));
                     }

@@ -5,7 +5,7 @@ use crate::limits::{
     CLOSING_QUIET_MILLIS, GOAWAY_GRACE_MILLIS, KEPT_MILLIS, LINGER_MILLIS, LINGER_QUIET_MILLIS,
     Limits, UNTOLD_QUIET_MILLIS,
 };
-use palisade_core::{ConnMemory, ConnRest, ConnSample, Ending, Phase, Reason};
+use palisade_core::{CloseMode, ConnStats, IdleStats, Phase, Reason, SweepState};
 
 /// Bytes per second that are progress: of a response that is taken, of a body that arrives.
 const PROGRESS_PER_SECOND: u64 = 500;
@@ -73,7 +73,7 @@ pub(crate) enum Finding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct End {
     pub(crate) reason: Reason,
-    pub(crate) ending: Ending,
+    pub(crate) ending: CloseMode,
     pub(crate) phase: Phase,
     pub(crate) limit: u64,
     pub(crate) observed: u64,
@@ -91,11 +91,11 @@ pub(crate) struct When {
 }
 
 /// What a connection is at.
-pub(crate) fn phase(sample: &ConnSample) -> Phase {
+pub(crate) fn phase(sample: &ConnStats) -> Phase {
     shown(clock(sample), sample)
 }
 
-fn shown(clock: Phase, sample: &ConnSample) -> Phase {
+fn shown(clock: Phase, sample: &ConnStats) -> Phase {
     match clock {
         clock @ (Phase::Lingering | Phase::FirstHead) => clock,
         _ if sample.write_blocked => Phase::Writing,
@@ -105,12 +105,12 @@ fn shown(clock: Phase, sample: &ConnSample) -> Phase {
 
 /// The same without the socket's part in [`Phase::Writing`], which has a clock of its own beside
 /// the others: else a client could stop any of them by not reading for a moment.
-fn clock(sample: &ConnSample) -> Phase {
+fn clock(sample: &ConnStats) -> Phase {
     if sample.lingering {
         Phase::Lingering
     } else if sample.upgraded && !(sample.http2 && sample.in_flight > 0) {
         Phase::Upgraded
-    } else if !sample.accounted {
+    } else if !sample.tracked {
         // Nobody tells of requests: silence is all that can be known.
         if sample.read == 0 {
             Phase::FirstHead
@@ -139,7 +139,7 @@ fn clock(sample: &ConnSample) -> Phase {
 
 /// Whether bytes of a request body are to come, as far as is known, from a client that the socket
 /// waits for.
-fn awaits_body(sample: &ConnSample) -> bool {
+fn awaits_body(sample: &ConnStats) -> bool {
     if sample.http2 {
         sample.uploading
     } else {
@@ -151,10 +151,10 @@ fn awaits_body(sample: &ConnSample) -> bool {
 pub(crate) fn judge(
     limits: &Limits,
     when: When,
-    sample: &ConnSample,
+    sample: &ConnStats,
     closing: Option<Reason>,
-    memory: ConnMemory,
-) -> (ConnMemory, Finding) {
+    memory: SweepState,
+) -> (SweepState, Finding) {
     let clock = match clock(sample) {
         Phase::NextHead if is_left_over(&memory, sample) => Phase::Idle,
         clock => clock,
@@ -201,8 +201,8 @@ pub(crate) fn is_quiet(
     limits: &Limits,
     now: u64,
     age: u64,
-    rest: &ConnRest,
-    memory: &ConnMemory,
+    rest: &IdleStats,
+    memory: &SweepState,
 ) -> bool {
     let is_as_it_was = memory.phase == Phase::Idle as u8 + 1
         && memory.seen == rest.requests
@@ -218,14 +218,14 @@ pub(crate) fn is_quiet(
 /// Whether what was read since the latest request ended may still be of it: what its handler left
 /// of its body, the end of its chunks, an empty line. Only what comes after a look at the idle
 /// connection is a head for certain.
-fn is_left_over(memory: &ConnMemory, sample: &ConnSample) -> bool {
+fn is_left_over(memory: &SweepState, sample: &ConnStats) -> bool {
     let was = |phase: Phase| memory.phase == phase as u8 + 1;
     let has_more = was(Phase::Idle) && memory.read != sample.read as u32;
     memory.seen != sample.requests || !(was(Phase::NextHead) || has_more)
 }
 
 /// Keeps since when the connection has been in this phase without progress.
-fn watch(mut memory: ConnMemory, clock: Phase, sample: &ConnSample, now: u64) -> ConnMemory {
+fn watch(mut memory: SweepState, clock: Phase, sample: &ConnStats, now: u64) -> SweepState {
     let (read, written) = (sample.read as u32, sample.written as u32);
     let phase = clock as u8 + 1;
     let seen = match clock {
@@ -249,7 +249,7 @@ fn watch(mut memory: ConnMemory, clock: Phase, sample: &ConnSample, now: u64) ->
 }
 
 /// Whether enough was done since the time that is kept, in a phase that lasts on.
-fn has_progress(memory: &ConnMemory, clock: Phase, sample: &ConnSample, now: u64) -> bool {
+fn has_progress(memory: &SweepState, clock: Phase, sample: &ConnStats, now: u64) -> bool {
     let sent = u64::from((sample.written as u32).wrapping_sub(memory.written));
     let got = u64::from((sample.read as u32).wrapping_sub(memory.read));
     let least = progress_in(since(memory.since, now)).max(LEAST_PROGRESS_BYTES);
@@ -278,7 +278,7 @@ fn progress_in(millis: u64) -> u64 {
 /// Keeps since when too little was taken of the bytes that wait, for the socket or for windows of
 /// HTTP/2: a byte now and then is no progress. A writer that was asked has the rest of the time to
 /// say that it still waits.
-fn watch_writes(mut memory: ConnMemory, sample: &ConnSample, now: u64, most: u64) -> ConnMemory {
+fn watch_writes(mut memory: SweepState, sample: &ConnStats, now: u64, most: u64) -> SweepState {
     let sent = sent(sample);
     let windows = if has_shut_windows(sample) {
         u64::from(sample.waiting)
@@ -305,12 +305,12 @@ fn watch_writes(mut memory: ConnMemory, sample: &ConnSample, now: u64, most: u64
 
 /// Whether a response waits for a window of HTTP/2, of which the socket says nothing. Other streams
 /// may be at work beside it.
-fn has_shut_windows(sample: &ConnSample) -> bool {
+fn has_shut_windows(sample: &ConnStats) -> bool {
     sample.http2 && !sample.upgraded && sample.waiting > 0
 }
 
 /// Bytes that were sent. On HTTP/2, beyond the answers to what the client sends besides DATA.
-fn sent(sample: &ConnSample) -> u32 {
+fn sent(sample: &ConnStats) -> u32 {
     let written = sample.written as u32;
     if sample.http2 {
         written.wrapping_sub((sample.read as u32).wrapping_sub(sample.data))
@@ -320,7 +320,7 @@ fn sent(sample: &ConnSample) -> u32 {
 }
 
 /// How long too little was taken of the bytes that wait.
-fn blocked_for(memory: &ConnMemory, now: u64) -> u64 {
+fn blocked_for(memory: &SweepState, now: u64) -> u64 {
     match memory.blocked_since {
         0 => 0,
         blocked => since(blocked.wrapping_sub(1), now),
@@ -331,7 +331,7 @@ fn blocked_for(memory: &ConnMemory, now: u64) -> u64 {
 /// them. DATA is none of them: windows bound it, and what is read of a refused body is the server's
 /// own doing. Where frames cannot be told apart, nothing is known while a body comes in.
 #[inline]
-fn watch_overhead(mut memory: ConnMemory, sample: &ConnSample, passed: u64) -> (ConnMemory, u64) {
+fn watch_overhead(mut memory: SweepState, sample: &ConnStats, passed: u64) -> (SweepState, u64) {
     let position = position(sample.read, sample.data, sample.written, sample.requests);
     let mut debt = position.wrapping_sub(memory.mark) as i32;
     let max_credit = max_credit(sample.framed);
@@ -377,9 +377,9 @@ fn find(
     limits: &Limits,
     when: When,
     clock: Phase,
-    sample: &ConnSample,
+    sample: &ConnStats,
     closing: Option<Reason>,
-    memory: &ConnMemory,
+    memory: &SweepState,
     overhead: u64,
 ) -> Finding {
     let age = when.now.saturating_sub(when.opened);
@@ -415,19 +415,19 @@ fn find(
     if clock == Phase::FirstHead && age >= limits.first_request {
         return end(
             Reason::FirstRequest,
-            Ending::Reset,
+            CloseMode::Reset,
             limits.first_request,
             age,
         );
     }
     if let Some(most) = limits.max_overhead.map(u64::from)
-        && sample.accounted
+        && sample.tracked
         && (!sample.upgraded || sample.http2 && sample.framed)
         && (sample.http2 || sample.requests == 0)
         && overhead > most
         && (memory.over_budget || overhead > most.saturating_add(MAX_HEADS_AHEAD_BYTES))
     {
-        return end(Reason::NoProgress, Ending::Reset, most, overhead);
+        return end(Reason::NoProgress, CloseMode::Reset, most, overhead);
     }
     let early = u64::from(sample.early);
     let ended = u64::from(sample.answered).saturating_add(sample.cancelled.into());
@@ -437,17 +437,17 @@ fn find(
     {
         let reason = Reason::CancelledRequests;
         if !sample.goaway || early >= most.saturating_mul(2) {
-            return end(reason, Ending::Reset, most, early);
+            return end(reason, CloseMode::Reset, most, early);
         }
         if closing.is_none() {
-            return announce(reason, Ending::Reset, most, early);
+            return announce(reason, CloseMode::Reset, most, early);
         }
     }
     let blocked_for = blocked_for(memory, when.now);
     if memory.asked && sample.write_blocked && blocked_for >= limits.write_stall {
         return end(
             Reason::WriteStall,
-            Ending::Reset,
+            CloseMode::Reset,
             limits.write_stall,
             blocked_for,
         );
@@ -455,13 +455,13 @@ fn find(
     if clock == Phase::Writing && blocked_for >= limits.write_stall {
         return end(
             Reason::WindowStall,
-            Ending::Reset,
+            CloseMode::Reset,
             limits.write_stall,
             blocked_for,
         );
     }
     if clock == Phase::NextHead && here_for >= limits.head {
-        return end(Reason::SlowHead, Ending::Reset, limits.head, here_for);
+        return end(Reason::SlowHead, CloseMode::Reset, limits.head, here_for);
     }
     // What waits for the client has the longer of both times.
     let idle = if sample.write_blocked {
@@ -471,15 +471,20 @@ fn find(
     };
     if matches!(clock, Phase::Idle | Phase::RequestBody) {
         if here_for >= idle {
-            return end(Reason::Idle, Ending::Finish, idle, here_for);
+            return end(Reason::Idle, CloseMode::Graceful, idle, here_for);
         }
         // A request may be on its way: GOAWAY tells its client that it was not looked at.
         if sample.goaway && closing.is_none() && here_for >= idle - goaway_grace(idle) {
-            return announce(Reason::Idle, Ending::Finish, idle, here_for);
+            return announce(Reason::Idle, CloseMode::Graceful, idle, here_for);
         }
     }
     if clock == Phase::Upgraded && here_for >= limits.upgraded_idle {
-        return end(Reason::Idle, Ending::Finish, limits.upgraded_idle, here_for);
+        return end(
+            Reason::Idle,
+            CloseMode::Graceful,
+            limits.upgraded_idle,
+            here_for,
+        );
     }
     if clock == Phase::Upgraded && !sample.http2 {
         return Finding::Fine;
@@ -502,7 +507,7 @@ fn find(
             }
             _ => (when.due.unwrap_or(age), age),
         };
-        return end(reason, Ending::Finish, limit, observed);
+        return end(reason, CloseMode::Graceful, limit, observed);
     }
     if let Some(due) = when.due.filter(|due| age >= *due) {
         if limits
@@ -510,9 +515,9 @@ fn find(
             .is_some_and(|grace| age >= due.saturating_add(grace))
         {
             let ending = if clock == Phase::Idle {
-                Ending::Finish
+                CloseMode::Graceful
             } else {
-                Ending::Reset
+                CloseMode::Reset
             };
             return end(Reason::MaxAge, ending, due, age);
         }
@@ -544,7 +549,7 @@ fn goaway_grace(idle: u64) -> u64 {
 
 /// How long a connection that is to take no more requests must be idle before it ends. Where its
 /// client was not told, a pool may use it again at any moment.
-fn closing_quiet(limits: &Limits, sample: &ConnSample, reason: Reason) -> u64 {
+fn closing_quiet(limits: &Limits, sample: &ConnStats, reason: Reason) -> u64 {
     if reason == Reason::Idle {
         return limits.idle;
     }
@@ -562,7 +567,7 @@ fn closing_quiet(limits: &Limits, sample: &ConnSample, reason: Reason) -> u64 {
 
 /// Whether nothing has been in flight for a while on a connection that had a request.
 #[inline]
-pub(crate) fn is_kept(memory: &ConnMemory, now: u64) -> bool {
+pub(crate) fn is_kept(memory: &SweepState, now: u64) -> bool {
     let is_idle = [Phase::Idle, Phase::NextHead].map(|phase| phase as u8 + 1);
     is_idle.contains(&memory.phase) && since(memory.since, now) >= KEPT_MILLIS
 }
@@ -588,13 +593,13 @@ pub(crate) const DID_SOMETHING: [u8; 3] = [3, 5, 6];
 pub(crate) const EXCESS: u8 = 2;
 
 /// Whether its first request may be on its way.
-pub(crate) fn is_newcomer(sample: &ConnSample, age: u64) -> bool {
+pub(crate) fn is_newcomer(sample: &ConnStats, age: u64) -> bool {
     age < NEWCOMER_MILLIS && phase(sample) == Phase::FirstHead
 }
 
 /// The rank of a connection of this age; `None` if it cannot be spared. Where there are `many`
 /// newcomers they are not spared before others.
-pub(crate) fn spare(sample: &ConnSample, age: u64, many: bool) -> Option<Rank> {
+pub(crate) fn spare(sample: &ConnStats, age: u64, many: bool) -> Option<Rank> {
     let oldest_first = u64::MAX - age;
     match phase(sample) {
         Phase::Lingering => Some((0, 0, oldest_first)),
@@ -626,12 +631,12 @@ pub(crate) fn spare(sample: &ConnSample, age: u64, many: bool) -> Option<Rank> {
     }
 }
 
-fn longest_first(sample: &ConnSample) -> u64 {
+fn longest_first(sample: &ConnStats) -> u64 {
     u64::from(u8::MAX - sample.stalled)
 }
 
 /// Answers, and the bytes of large ones, for each hour of its life.
-fn work_for_age(sample: &ConnSample, age: u64) -> u64 {
+fn work_for_age(sample: &ConnStats, age: u64) -> u64 {
     let work = u64::from(sample.answered).saturating_add(sample.written / OF_WORK);
     work.saturating_mul(HOUR_MILLIS) / age.max(AGE_FOR_WORK_MILLIS)
 }
@@ -648,17 +653,17 @@ mod tests {
         guard.shared().limits.clone()
     }
 
-    fn sample() -> ConnSample {
-        ConnSample {
-            accounted: true,
-            ..ConnSample::default()
+    fn sample() -> ConnStats {
+        ConnStats {
+            tracked: true,
+            ..ConnStats::default()
         }
     }
 
     /// Looks every 250 ms from 0 on, at what `at` makes of the time, until something is found.
-    fn first_finding(until: u64, at: impl Fn(u64) -> ConnSample) -> Option<(u64, Finding)> {
+    fn first_finding(until: u64, at: impl Fn(u64) -> ConnStats) -> Option<(u64, Finding)> {
         let limits = limits();
-        let mut memory = ConnMemory::default();
+        let mut memory = SweepState::default();
         (0..=until / 250).map(|tick| tick * 250).find_map(|now| {
             let when = When {
                 now,
@@ -674,7 +679,7 @@ mod tests {
         })
     }
 
-    fn ended(found: Option<(u64, Finding)>) -> Option<(u64, Reason, Ending)> {
+    fn ended(found: Option<(u64, Finding)>) -> Option<(u64, Reason, CloseMode)> {
         match found {
             Some((now, Finding::End(End { reason, ending, .. }))) => Some((now, reason, ending)),
             None => None,
@@ -683,11 +688,11 @@ mod tests {
     }
 
     /// Every combination of what a sample can say, possible or not.
-    fn all_samples() -> impl Iterator<Item = ConnSample> {
+    fn all_samples() -> impl Iterator<Item = ConnStats> {
         (0..1u32 << 18).map(|bits| {
             let bit = |at: u32| bits >> at & 1 == 1;
-            ConnSample {
-                accounted: true,
+            ConnStats {
+                tracked: true,
                 lingering: bit(0),
                 upgraded: bit(1),
                 http2: bit(2),
@@ -706,7 +711,7 @@ mod tests {
                 write_blocked: bit(15),
                 read: u64::from(bit(16)) * 5000,
                 data: u32::from(bit(17)) * 3000,
-                ..ConnSample::default()
+                ..ConnStats::default()
             }
         })
     }
@@ -717,7 +722,7 @@ mod tests {
         let most = 300_000 + GOAWAY_GRACE_MILLIS + 4 * 20_000;
         let limits = limits();
         for sample in all_samples().filter(|sample| sample.in_flight == 0) {
-            let (mut memory, mut closing) = (ConnMemory::default(), None);
+            let (mut memory, mut closing) = (SweepState::default(), None);
             let end = (0..=most / 20_000).map(|look| look * 20_000).find(|now| {
                 let when = When {
                     now: *now,
@@ -740,7 +745,7 @@ mod tests {
     fn every_state_without_progress_for_some_seconds_can_be_evicted() {
         let limits = limits();
         for sample in all_samples() {
-            let mut memory = ConnMemory::default();
+            let mut memory = SweepState::default();
             for now in (0..=5000).step_by(1000) {
                 let when = When {
                     now,
@@ -755,7 +760,7 @@ mod tests {
                 sample.write_blocked || awaits_body(&sample) || sample.http2 && sample.waiting > 0;
             let is_at_work = sample.in_flight > 0 && !waits_for_client;
             let is_quiet = sample.upgraded && !sample.write_blocked;
-            let sample = ConnSample {
+            let sample = ConnStats {
                 stalled: memory.stalled,
                 ..sample
             };
@@ -769,7 +774,7 @@ mod tests {
 
     #[test]
     fn a_body_whose_end_is_unknown_leaves_the_time_of_a_head_for_a_dripped_one() {
-        let dripping = |now: u64| ConnSample {
+        let dripping = |now: u64| ConnStats {
             requests: 1,
             answered: 1,
             unmeasured: true,
@@ -780,10 +785,10 @@ mod tests {
         let found = first_finding(100_000, dripping);
         assert_eq!(
             ended(found),
-            Some((12_000, Reason::SlowHead, Ending::Reset))
+            Some((12_000, Reason::SlowHead, CloseMode::Reset))
         );
         // The rest of its chunks, which a task of the handler's reads.
-        let uploading = |now: u64| ConnSample {
+        let uploading = |now: u64| ConnStats {
             read: 1000 + now / 2,
             ..dripping(now)
         };
@@ -792,7 +797,7 @@ mod tests {
 
     #[test]
     fn a_body_that_is_still_to_come_after_its_response_has_the_idle_time() {
-        let waiting = |read| ConnSample {
+        let waiting = |read| ConnStats {
             requests: 1,
             answered: 1,
             body_left: true,
@@ -800,7 +805,7 @@ mod tests {
             read,
             ..sample()
         };
-        let idle = Some((65_000, Reason::Idle, Ending::Finish));
+        let idle = Some((65_000, Reason::Idle, CloseMode::Graceful));
         assert_eq!(ended(first_finding(100_000, |_| waiting(7))), idle);
         assert_eq!(
             ended(first_finding(100_000, |now| waiting(now / 1000))),
@@ -811,16 +816,16 @@ mod tests {
 
     #[test]
     fn bytes_that_make_no_head_do_not_move_the_first_deadline() {
-        let found = first_finding(20_000, |now| ConnSample {
+        let found = first_finding(20_000, |now| ConnStats {
             read: now,
             ..sample()
         });
         assert_eq!(
             ended(found),
-            Some((10_000, Reason::FirstRequest, Ending::Reset))
+            Some((10_000, Reason::FirstRequest, CloseMode::Reset))
         );
         // Nor does a full socket.
-        let blocked = |now| ConnSample {
+        let blocked = |now| ConnStats {
             write_blocked: now % 500 == 0,
             written: now,
             ..sample()
@@ -828,13 +833,13 @@ mod tests {
         let found = first_finding(20_000, blocked);
         assert_eq!(
             ended(found),
-            Some((10_000, Reason::FirstRequest, Ending::Reset))
+            Some((10_000, Reason::FirstRequest, CloseMode::Reset))
         );
     }
 
     #[test]
     fn a_later_head_has_its_time_from_its_first_byte() {
-        let dripping = |now| ConnSample {
+        let dripping = |now| ConnStats {
             requests: 1,
             answered: 1,
             read: now,
@@ -844,14 +849,14 @@ mod tests {
         let found = first_finding(50_000, dripping);
         assert_eq!(
             ended(found),
-            Some((40_000, Reason::SlowHead, Ending::Reset))
+            Some((40_000, Reason::SlowHead, CloseMode::Reset))
         );
     }
 
     #[test]
     fn what_is_left_of_a_body_is_no_head() {
         // 7 bytes of it are read after the answer, before anybody looks.
-        let done = ConnSample {
+        let done = ConnStats {
             requests: 1,
             answered: 1,
             read: 7,
@@ -859,22 +864,25 @@ mod tests {
             ..sample()
         };
         let found = first_finding(100_000, |_| done);
-        assert_eq!(ended(found), Some((65_000, Reason::Idle, Ending::Finish)));
+        assert_eq!(
+            ended(found),
+            Some((65_000, Reason::Idle, CloseMode::Graceful))
+        );
         // An attacker who sends a byte of a head as early as that has no more of it than whoever
         // is idle, and less with the second byte.
-        let found = first_finding(100_000, |now| ConnSample {
+        let found = first_finding(100_000, |now| ConnStats {
             read: 7 + now / 20_000,
             ..done
         });
         assert_eq!(
             ended(found),
-            Some((30_000, Reason::SlowHead, Ending::Reset))
+            Some((30_000, Reason::SlowHead, CloseMode::Reset))
         );
     }
 
     #[test]
     fn a_body_read_on_after_its_answer_is_work_until_its_end() {
-        let uploading = |now| ConnSample {
+        let uploading = |now| ConnStats {
             requests: 1,
             answered: 1,
             read: now,
@@ -887,13 +895,13 @@ mod tests {
         let found = first_finding(200_000, uploading);
         assert_eq!(
             ended(found),
-            Some((110_250, Reason::SlowHead, Ending::Reset))
+            Some((110_250, Reason::SlowHead, CloseMode::Reset))
         );
     }
 
     #[test]
     fn answers_to_ping_do_not_count_and_an_answer_on_its_way_does() {
-        let idle = |read, written| ConnSample {
+        let idle = |read, written| ConnStats {
             requests: 1,
             answered: 1,
             http2: true,
@@ -903,21 +911,30 @@ mod tests {
         };
         // A PING and its answer in every look, one in each direction.
         let found = first_finding(100_000, |now| idle(now / 250 * 34, now / 250 * 34));
-        assert_eq!(ended(found), Some((65_000, Reason::Idle, Ending::Finish)));
+        assert_eq!(
+            ended(found),
+            Some((65_000, Reason::Idle, CloseMode::Graceful))
+        );
         // 4 KiB/s of an answer whose body hyper has taken whole, and the window updates for it.
         let found = first_finding(300_000, |now| idle(now / 250 * 13, now / 250 * 1024));
         assert_eq!(found, None);
         // A KiB now and then of an answer whose window is all but shut.
         let found = first_finding(100_000, |now| idle(now / 10_000 * 13, now / 10_000 * 2000));
-        assert_eq!(ended(found), Some((65_000, Reason::Idle, Ending::Finish)));
+        assert_eq!(
+            ended(found),
+            Some((65_000, Reason::Idle, CloseMode::Graceful))
+        );
         // Up to the limit and no further.
         let found = first_finding(100_000, |now| idle(0, now.min(20_000) / 250 * 1024));
-        assert_eq!(ended(found), Some((85_000, Reason::Idle, Ending::Finish)));
+        assert_eq!(
+            ended(found),
+            Some((85_000, Reason::Idle, CloseMode::Graceful))
+        );
     }
 
     #[test]
     fn a_response_stalls_unless_500_bytes_a_second_are_taken() {
-        let writing = |written| ConnSample {
+        let writing = |written| ConnStats {
             requests: 1,
             in_flight: 1,
             write_blocked: true,
@@ -930,7 +947,7 @@ mod tests {
             first_finding(200_000, |now| writing(now / 29_000 * 14_500)),
             None
         );
-        let stalled = Some((30_000, Reason::WriteStall, Ending::Reset));
+        let stalled = Some((30_000, Reason::WriteStall, CloseMode::Reset));
         assert_eq!(
             ended(first_finding(100_000, |now| writing(now / 1000))),
             stalled
@@ -938,7 +955,7 @@ mod tests {
         let found = first_finding(100_000, |_| writing(7));
         assert_eq!(
             ended(found),
-            Some((30_000, Reason::WriteStall, Ending::Reset))
+            Some((30_000, Reason::WriteStall, CloseMode::Reset))
         );
     }
 
@@ -948,15 +965,15 @@ mod tests {
             write_stall: 3_600_000,
             ..limits()
         };
-        let mut memory = ConnMemory::default();
+        let mut memory = SweepState::default();
         let mut stalled = |now, written| {
-            let sample = ConnSample {
+            let sample = ConnStats {
                 requests: 1,
                 in_flight: 1,
                 write_blocked: true,
                 ..sample()
             };
-            let sample = ConnSample { written, ..sample };
+            let sample = ConnStats { written, ..sample };
             let when = When {
                 now,
                 passed: 250,
@@ -983,19 +1000,19 @@ mod tests {
     #[test]
     fn a_write_that_was_given_up_is_no_stall_and_one_that_was_not_is() {
         let limits = limits();
-        let blocked = ConnSample {
+        let blocked = ConnStats {
             upgraded: true,
             write_blocked: true,
             ..sample()
         };
-        let asked = ConnSample {
+        let asked = ConnStats {
             write_blocked: false,
             asked: true,
             ..blocked
         };
         // When it was asked, how it ended, and when, if it answers so much later.
         let ends = |answers_after: u64| {
-            let mut memory = ConnMemory::default();
+            let mut memory = SweepState::default();
             let mut asked_at = None;
             for now in (0..40_000).step_by(250) {
                 let waits = asked_at.is_some_and(|at| now < answers_after.saturating_add(at));
@@ -1016,7 +1033,7 @@ mod tests {
             }
             (asked_at, None)
         };
-        let stalled = Some((30_000, Reason::WriteStall, Ending::Reset));
+        let stalled = Some((30_000, Reason::WriteStall, CloseMode::Reset));
         assert_eq!(ends(0), (Some(29_750), stalled));
         // Nothing is heard: nobody writes any more.
         assert_eq!(ends(u64::MAX), (Some(29_750), None));
@@ -1026,7 +1043,7 @@ mod tests {
 
     #[test]
     fn who_cancels_most_requests_at_once_is_reset_and_who_cancels_many_is_not() {
-        let cancelling = |early, answered| ConnSample {
+        let cancelling = |early, answered| ConnStats {
             requests: 1000,
             early,
             answered,
@@ -1035,11 +1052,11 @@ mod tests {
             ..sample()
         };
         let found = |early, answered| first_finding(0, |_| cancelling(early, answered));
-        let reset = Some((0, Reason::CancelledRequests, Ending::Reset));
+        let reset = Some((0, Reason::CancelledRequests, CloseMode::Reset));
         assert_eq!(ended(found(200, 199)), reset);
         assert_eq!(found(200, 200), None);
         assert_eq!(found(199, 0), None); // A page that is left.
-        let late = ConnSample {
+        let late = ConnStats {
             early: 100,
             cancelled: 900,
             ..cancelling(0, 0)
@@ -1049,7 +1066,7 @@ mod tests {
 
     #[test]
     fn bytes_that_bring_no_request_on_are_paid_for_by_time_requests_and_answers() {
-        let http2 = |read| ConnSample {
+        let http2 = |read| ConnStats {
             requests: 1,
             http2: true,
             read,
@@ -1058,13 +1075,13 @@ mod tests {
         // 32 KiB for the request, 4,000 for the look, and 256 KiB.
         let most = 256 * 1024 + 32 * 1024 + 4000;
         assert_eq!(first_finding(0, |_| http2(most)), None);
-        let reset = |now| Some((now, Reason::NoProgress, Ending::Reset));
+        let reset = |now| Some((now, Reason::NoProgress, CloseMode::Reset));
         // At one look they may be heads of which no request is known yet, at the next no more.
         assert_eq!(
             ended(first_finding(250, |_| http2(most + 4001))),
             reset(250)
         );
-        let ahead = |now: u64| ConnSample {
+        let ahead = |now: u64| ConnStats {
             requests: 1 + now as u32,
             ..http2(4 << 20)
         };
@@ -1075,7 +1092,7 @@ mod tests {
         );
         // 16 a millisecond are free for ever, and 17 are not.
         let steady = |rate: u64| {
-            move |now| ConnSample {
+            move |now| ConnStats {
                 in_flight: 1,
                 ..http2(now * rate)
             }
@@ -1083,20 +1100,20 @@ mod tests {
         assert_eq!(first_finding(1_000_000, steady(16)), None);
         assert_eq!(ended(first_finding(1_000_000, steady(17))), reset(264_500));
         // The acknowledgements of a download, and a request in each look.
-        let acknowledges = |now| ConnSample {
+        let acknowledges = |now| ConnStats {
             in_flight: 1,
             written: now * 8000,
             ..http2(now * 1000)
         };
         assert_eq!(first_finding(1_000_000, acknowledges), None);
-        let asks = |now| ConnSample {
+        let asks = |now| ConnStats {
             requests: now as u32 / 250 + 1,
             in_flight: 1,
             ..http2(now * 140)
         };
         assert_eq!(first_finding(1_000_000, asks), None);
         // An upload, and what comes besides it; on HTTP/1 there is nothing else.
-        let uploads = |now| ConnSample {
+        let uploads = |now| ConnStats {
             uploading: true,
             in_flight: 1,
             ..http2(now * 100_000)
@@ -1104,7 +1121,7 @@ mod tests {
         assert_eq!(first_finding(100_000, uploads), None);
         // What is read of a refused upload for a moment, where its frames cannot be seen, and more.
         let tail = |most: u64| {
-            move |now: u64| ConnSample {
+            move |now: u64| ConnStats {
                 uploading: now == 0,
                 ..http2(1_000_000 + now.saturating_mul(100_000).min(most))
             }
@@ -1112,7 +1129,7 @@ mod tests {
         assert_eq!(first_finding(10_000, tail(64 << 20)), None);
         assert_eq!(ended(first_finding(10_000, tail(65 << 20))), reset(1000));
         // Where they can be seen, DATA is no overhead, and what comes beside it is.
-        let framed = |now: u64, beside: u64| ConnSample {
+        let framed = |now: u64, beside: u64| ConnStats {
             framed: true,
             uploading: true,
             in_flight: 1,
@@ -1124,32 +1141,32 @@ mod tests {
             ended(first_finding(10_000, |now| framed(now, 1000))),
             reset(750)
         );
-        let refused = |now| ConnSample {
+        let refused = |now| ConnStats {
             uploading: false,
             in_flight: 0,
             ..framed(now, 16)
         };
         assert_eq!(first_finding(10_000, refused), None);
-        let tunnel = |now| ConnSample {
+        let tunnel = |now| ConnStats {
             upgraded: true,
             ..framed(now, 1000)
         };
         assert_eq!(ended(first_finding(10_000, tunnel)), reset(750));
         // Beside a tunnel whose frames cannot be seen there may be anything.
-        let tunnel = |now| ConnSample {
+        let tunnel = |now| ConnStats {
             upgraded: true,
             in_flight: 1,
             ..http2(now * 100_000)
         };
         assert_eq!(first_finding(4000, tunnel), None);
-        let http1 = |now| ConnSample {
+        let http1 = |now| ConnStats {
             http2: false,
             in_flight: 1,
             ..http2(now * 100_000)
         };
         assert_eq!(first_finding(4000, http1), None);
         // Before the first request there is nothing else either.
-        let nothing = |now| ConnSample {
+        let nothing = |now| ConnStats {
             read: now * 1000,
             ..sample()
         };
@@ -1158,7 +1175,7 @@ mod tests {
 
     #[test]
     fn a_window_that_stays_shut_ends_the_connection_if_all_of_its_answers_wait() {
-        let waiting = |read, written| ConnSample {
+        let waiting = |read, written| ConnStats {
             requests: 3,
             in_flight: 2,
             waiting: 2,
@@ -1167,10 +1184,10 @@ mod tests {
             written,
             ..sample()
         };
-        let reset = Some((30_000, Reason::WindowStall, Ending::Reset));
+        let reset = Some((30_000, Reason::WindowStall, CloseMode::Reset));
         assert_eq!(ended(first_finding(60_000, |_| waiting(0, 0))), reset);
         // Nor do PING, updates of a byte, and streams that come to wait as well help.
-        let pings = |now| ConnSample {
+        let pings = |now| ConnStats {
             requests: 3 + now as u32,
             ..waiting(now * 2, now * 2)
         };
@@ -1181,7 +1198,7 @@ mod tests {
             None
         );
         // Nor does a small request now and then that is answered, or one at work for a moment.
-        let small = |now| ConnSample {
+        let small = |now| ConnStats {
             requests: 3 + now as u32 / 1000,
             in_flight: if now % 2000 == 0 { 3 } else { 2 },
             ..waiting(now / 10, now / 10 + now / 5)
@@ -1191,12 +1208,12 @@ mod tests {
             reset.map(|r| r.1)
         );
         // One at work, one that has nothing to give: others of the connection are not to be cut.
-        let one_works = |_| ConnSample {
+        let one_works = |_| ConnStats {
             waiting: 1,
             ..waiting(0, 0)
         };
         assert_eq!(first_finding(600_000, one_works), None);
-        let beside_a_tunnel = |_| ConnSample {
+        let beside_a_tunnel = |_| ConnStats {
             upgraded: true,
             ..waiting(0, 0)
         };
@@ -1205,7 +1222,7 @@ mod tests {
 
     #[test]
     fn requests_beside_a_tunnel_of_http2_are_requests() {
-        let beside = |in_flight| ConnSample {
+        let beside = |in_flight| ConnStats {
             requests: 2,
             upgraded: true,
             http2: true,
@@ -1217,7 +1234,7 @@ mod tests {
             [Phase::Working, Phase::Upgraded]
         );
         assert_eq!(
-            phase(&ConnSample {
+            phase(&ConnStats {
                 http2: false,
                 ..beside(1)
             }),
@@ -1227,7 +1244,7 @@ mod tests {
 
     #[test]
     fn whoever_lets_the_socket_fill_up_now_and_then_is_idle_all_the_same() {
-        let found = first_finding(100_000, |now| ConnSample {
+        let found = first_finding(100_000, |now| ConnStats {
             requests: 1,
             answered: 1,
             http2: true,
@@ -1236,23 +1253,26 @@ mod tests {
             write_blocked: now % 1000 == 0,
             ..sample()
         });
-        assert_eq!(ended(found), Some((65_000, Reason::Idle, Ending::Finish)));
+        assert_eq!(
+            ended(found),
+            Some((65_000, Reason::Idle, CloseMode::Graceful))
+        );
     }
 
     #[test]
     fn a_closing_connection_is_not_ended_while_its_last_answer_goes_out() {
         // A window of 16 KiB that is opened by 13 bytes five times a second.
         let limits = limits();
-        let mut memory = ConnMemory::default();
+        let mut memory = SweepState::default();
         for now in (0..60_000).step_by(250) {
             let (read, written) = (now / 200 * 13, now / 200 * 16_384);
-            let sample = ConnSample {
+            let sample = ConnStats {
                 requests: 1,
                 answered: 1,
                 http2: true,
                 ..sample()
             };
-            let sample = ConnSample {
+            let sample = ConnStats {
                 read,
                 written,
                 ..sample
@@ -1271,28 +1291,31 @@ mod tests {
 
     #[test]
     fn without_accounting_only_silence_from_the_start_is_cut() {
-        let unaccounted = |read| ConnSample {
+        let untracked = |read| ConnStats {
             read,
-            ..ConnSample::default()
+            ..ConnStats::default()
         };
-        let found = first_finding(20_000, |_| unaccounted(0));
+        let found = first_finding(20_000, |_| untracked(0));
         assert_eq!(
             ended(found),
-            Some((10_000, Reason::FirstRequest, Ending::Reset))
+            Some((10_000, Reason::FirstRequest, CloseMode::Reset))
         );
-        assert_eq!(first_finding(500_000, |_| unaccounted(1)), None);
+        assert_eq!(first_finding(500_000, |_| untracked(1)), None);
     }
 
     #[test]
     fn an_upgraded_connection_has_its_own_silence_and_no_age() {
-        let upgraded = |read| ConnSample {
+        let upgraded = |read| ConnStats {
             requests: 1,
             upgraded: true,
             read,
             ..sample()
         };
         let found = first_finding(400_000, |now| upgraded(now.min(50_000)));
-        assert_eq!(ended(found), Some((350_000, Reason::Idle, Ending::Finish)));
+        assert_eq!(
+            ended(found),
+            Some((350_000, Reason::Idle, CloseMode::Graceful))
+        );
         let limits = limits();
         let when = When {
             now: 10_000_000,
@@ -1300,7 +1323,7 @@ mod tests {
             opened: 0,
             due: Some(1_000_000),
         };
-        let (_, finding) = judge(&limits, when, &upgraded(7), None, ConnMemory::default());
+        let (_, finding) = judge(&limits, when, &upgraded(7), None, SweepState::default());
         assert_eq!(finding, Finding::Fine);
     }
 
@@ -1310,13 +1333,13 @@ mod tests {
             age_grace: Some(30_000),
             ..limits()
         };
-        let working = ConnSample {
+        let working = ConnStats {
             requests: 1,
             in_flight: 1,
             http2: true,
             ..sample()
         };
-        let idle = ConnSample {
+        let idle = ConnStats {
             requests: 1,
             answered: 1,
             http2: true,
@@ -1329,7 +1352,7 @@ mod tests {
                 opened: 0,
                 due: Some(1_000_000),
             };
-            judge(&limits, when, sample, closing, ConnMemory::default()).1
+            judge(&limits, when, sample, closing, SweepState::default()).1
         };
         assert_eq!(at(999_999, &working, None), Finding::Fine);
         assert_eq!(
@@ -1348,7 +1371,7 @@ mod tests {
             opened: 0,
             due: Some(1_000_000),
         };
-        let (memory, finding) = judge(&limits, when, &idle, closing, ConnMemory::default());
+        let (memory, finding) = judge(&limits, when, &idle, closing, SweepState::default());
         assert_eq!(finding, Finding::Fine);
         let when = When {
             now: 1_029_999,
@@ -1362,12 +1385,12 @@ mod tests {
             now: 1_030_250,
             ..when
         };
-        let finish = (Reason::MaxAge, Ending::Finish);
+        let finish = (Reason::MaxAge, CloseMode::Graceful);
         assert_eq!(
             ending(judge(&limits, when, &idle, closing, memory).1),
             finish
         );
-        let reset = (Reason::MaxAge, Ending::Reset);
+        let reset = (Reason::MaxAge, CloseMode::Reset);
         assert_eq!(ending(at(1_030_000, &working, closing)), reset);
         let limits = Limits {
             age_grace: None,
@@ -1379,7 +1402,7 @@ mod tests {
             opened: 0,
             due: Some(1_000_000),
         };
-        let (_, finding) = judge(&limits, when, &working, closing, ConnMemory::default());
+        let (_, finding) = judge(&limits, when, &working, closing, SweepState::default());
         assert_eq!(finding, Finding::Fine);
     }
 
@@ -1389,7 +1412,7 @@ mod tests {
             idle: 1000,
             ..limits()
         };
-        let waiting = ConnSample {
+        let waiting = ConnStats {
             requests: 1,
             answered: 1,
             write_blocked: true,
@@ -1407,7 +1430,7 @@ mod tests {
                 When { now: 0, ..when },
                 sample,
                 None,
-                ConnMemory::default(),
+                SweepState::default(),
             );
             judge(&limits, when, sample, closing, memory).1
         };
@@ -1415,7 +1438,7 @@ mod tests {
             at(29_999, &waiting, Some(Reason::MaxRequests)),
             Finding::AskWriter
         );
-        let idle = ConnSample {
+        let idle = ConnStats {
             write_blocked: false,
             ..waiting
         };
@@ -1442,13 +1465,13 @@ mod tests {
                 When { now: 0, ..when },
                 sample,
                 None,
-                ConnMemory::default(),
+                SweepState::default(),
             );
             judge(&limits, when, sample, closing, memory).1
         };
         // Until the idle timeout: the client may be about to ask for the last time.
         assert_eq!(at(9999, &idle, Some(Reason::MaxRequests)), Finding::Fine);
-        let told = ConnSample {
+        let told = ConnStats {
             goaway: true,
             ..idle
         };
@@ -1462,14 +1485,14 @@ mod tests {
             let Finding::End(end) = at(5000, sample, Some(reason)) else {
                 panic!("{reason}")
             };
-            assert_eq!((end.reason, end.ending), (reason, Ending::Finish));
+            assert_eq!((end.reason, end.ending), (reason, CloseMode::Graceful));
         }
     }
 
     #[test]
     fn of_what_is_quiet_nothing_would_be_found_and_nothing_else_be_kept() {
         let limits = limits();
-        let idle = ConnSample {
+        let idle = ConnStats {
             requests: 3,
             answered: 3,
             read: 300,
@@ -1483,24 +1506,24 @@ mod tests {
             due: limits.due(1),
         };
         // As `ConnState::at_rest` has it.
-        let rest_of = |sample: &ConnSample| {
+        let rest_of = |sample: &ConnStats| {
             let is_at_rest = sample.in_flight == 0
                 && sample.early == 0
                 && !(sample.write_blocked || sample.asked)
                 && !(sample.upgraded || sample.lingering);
-            let ConnSample {
+            let ConnStats {
                 read,
                 written,
                 requests,
                 ..
             } = *sample;
-            is_at_rest.then_some(ConnRest {
+            is_at_rest.then_some(IdleStats {
                 read,
                 written,
                 requests,
             })
         };
-        let is_quiet_at = |now, sample: ConnSample, closing: Option<Reason>, memory| {
+        let is_quiet_at = |now, sample: ConnStats, closing: Option<Reason>, memory| {
             let rest = rest_of(&sample).filter(|_| closing.is_none());
             let is_quiet = rest.is_some_and(|rest| is_quiet(&limits, now, now, &rest, &memory));
             if is_quiet {
@@ -1513,7 +1536,7 @@ mod tests {
             }
             is_quiet
         };
-        let changes: [fn(&mut ConnSample); 14] = [
+        let changes: [fn(&mut ConnStats); 14] = [
             |_| {},
             |sample| sample.http2 = true,
             |sample| sample.read += 1,
@@ -1530,7 +1553,7 @@ mod tests {
             |sample| (sample.body_left, sample.requests) = (true, 6),
         ];
         for began in [1000, 880_000] {
-            let (fresh, _) = judge(&limits, when(began), &idle, None, ConnMemory::default());
+            let (fresh, _) = judge(&limits, when(began), &idle, None, SweepState::default());
             for now in (began + 250..began + 70_000).step_by(250) {
                 let is_quiet = is_quiet_at(now, idle, None, fresh);
                 // Up to the time of a GOAWAY, whether there is one or not.
@@ -1546,7 +1569,7 @@ mod tests {
                 other(&mut after);
                 let (kept, _) = judge(&limits, when(began), &before, None, fresh);
                 let mark = kept.mark.wrapping_sub(1 << 20);
-                let in_debt = ConnMemory {
+                let in_debt = SweepState {
                     mark,
                     in_debt: true,
                     ..kept
@@ -1562,12 +1585,12 @@ mod tests {
     #[test]
     fn a_request_at_work_is_probed_once_per_period() {
         let limits = limits();
-        let working = ConnSample {
+        let working = ConnStats {
             requests: 1,
             in_flight: 1,
             ..sample()
         };
-        let mut memory = ConnMemory::default();
+        let mut memory = SweepState::default();
         let mut probes = Vec::new();
         for now in (0..=16_000).step_by(250) {
             let when = When {
@@ -1584,11 +1607,11 @@ mod tests {
         }
         assert_eq!(probes, [5000, 10_000, 15_000]);
         // Also behind a body that its handler does not ask for.
-        let unread = ConnSample {
+        let unread = ConnStats {
             body_left: true,
             ..working
         };
-        let mut memory = ConnMemory::default();
+        let mut memory = SweepState::default();
         let probes = (0..=16_000).step_by(250).filter(|now| {
             let when = When {
                 now: *now,
@@ -1606,38 +1629,38 @@ mod tests {
     #[test]
     fn who_has_work_is_never_spared_and_who_did_nothing_goes_first() {
         let silent = sample();
-        let proven = ConnSample {
+        let proven = ConnStats {
             requests: 3,
             answered: 3,
             ..sample()
         };
-        let working = ConnSample {
+        let working = ConnStats {
             in_flight: 1,
             ..proven
         };
-        let taking = ConnSample {
+        let taking = ConnStats {
             write_blocked: true,
             ..proven
         };
-        let upgraded = ConnSample {
+        let upgraded = ConnStats {
             upgraded: true,
             ..proven
         };
-        let untold = ConnSample {
+        let untold = ConnStats {
             read: 1,
-            ..ConnSample::default()
+            ..ConnStats::default()
         };
-        let lingering = ConnSample {
+        let lingering = ConnStats {
             lingering: true,
             ..proven
         };
-        let busy = ConnSample {
+        let busy = ConnStats {
             requests: 90,
             answered: 90,
             ..proven
         };
         // Who only ever breaks off did nothing either.
-        let breaking_off = ConnSample {
+        let breaking_off = ConnStats {
             answered: 0,
             cancelled: 3,
             ..proven
@@ -1665,7 +1688,7 @@ mod tests {
         // Among many of his kind a newcomer is one who did nothing.
         assert_eq!(spare(&silent, 5, true).map(|(class, ..)| class), Some(1));
         assert_eq!(spare(&busy, 5, true), spare(&busy, 5, false));
-        let stalled = |stalled| spare(&ConnSample { stalled, ..taking }, 9000, false);
+        let stalled = |stalled| spare(&ConnStats { stalled, ..taking }, 9000, false);
         assert_eq!(stalled(STALLED_SECONDS - 1), None);
         assert!(
             stalled(STALLED_SECONDS) > Some(ranks[6])
@@ -1674,7 +1697,7 @@ mod tests {
         );
         assert_eq!(
             spare(
-                &ConnSample {
+                &ConnStats {
                     stalled: 30,
                     ..working
                 },
@@ -1687,27 +1710,27 @@ mod tests {
 
     #[test]
     fn an_upload_that_stands_still_goes_before_newcomers_unless_it_may_be_whole() {
-        let upload = ConnSample {
+        let upload = ConnStats {
             requests: 1,
             in_flight: 1,
             stalled: 5,
             ..sample()
         };
-        let upload = ConnSample {
+        let upload = ConnStats {
             awaits_read: true,
             ..upload
         };
-        let class = |sample: &ConnSample| spare(sample, 9000, false).map(|(class, ..)| class);
+        let class = |sample: &ConnStats| spare(sample, 9000, false).map(|(class, ..)| class);
         let newcomer = spare(&sample(), 5, false).map(|(class, ..)| class);
-        let measured = ConnSample {
+        let measured = ConnStats {
             body_left: true,
             ..upload
         };
-        let chunked = ConnSample {
+        let chunked = ConnStats {
             unmeasured: true,
             ..upload
         };
-        let http2 = ConnSample {
+        let http2 = ConnStats {
             http2: true,
             uploading: true,
             ..upload
@@ -1716,7 +1739,7 @@ mod tests {
             assert!(class(&standing) < newcomer);
             // Some seconds of patience, and as long as it takes while it arrives.
             assert_eq!(
-                class(&ConnSample {
+                class(&ConnStats {
                     stalled: STALLED_SECONDS - 1,
                     ..standing
                 }),
@@ -1726,7 +1749,7 @@ mod tests {
         // A connection that completed requests may wait for the handler, or for its own stream.
         for quiet in [chunked, http2] {
             assert!(
-                class(&ConnSample {
+                class(&ConnStats {
                     requests: 2,
                     answered: 1,
                     ..quiet
@@ -1735,14 +1758,14 @@ mod tests {
         }
         // The handler does not ask for more.
         assert_eq!(
-            class(&ConnSample {
+            class(&ConnStats {
                 awaits_read: false,
                 ..measured
             }),
             Some(4)
         );
         assert_eq!(
-            class(&ConnSample {
+            class(&ConnStats {
                 awaits_read: false,
                 ..chunked
             }),
@@ -1752,7 +1775,7 @@ mod tests {
 
     #[test]
     fn rare_small_requests_are_less_work_than_a_page_half_a_minute_ago() {
-        let of = |answered, written| ConnSample {
+        let of = |answered, written| ConnStats {
             requests: 1,
             answered,
             written,
@@ -1775,7 +1798,7 @@ mod tests {
 
     #[test]
     fn hostile_numbers_do_not_overflow() {
-        let all = ConnSample {
+        let all = ConnStats {
             read: u64::MAX,
             written: u64::MAX,
             requests: u32::MAX,
@@ -1789,9 +1812,9 @@ mod tests {
             opened: 0,
             due: Some(u64::MAX),
         };
-        let (memory, _) = judge(&limits, when, &all, None, ConnMemory::default());
+        let (memory, _) = judge(&limits, when, &all, None, SweepState::default());
         let (_, _) = judge(&limits, When { now: 0, ..when }, &sample(), None, memory);
-        let idle = ConnSample {
+        let idle = ConnStats {
             answered: u32::MAX,
             ..all
         };
@@ -1801,12 +1824,12 @@ mod tests {
     #[test]
     fn the_low_half_of_the_time_is_enough() {
         let limits = limits();
-        let idle = ConnSample {
+        let idle = ConnStats {
             requests: 1,
             answered: 1,
             ..sample()
         };
-        let blocked = ConnSample {
+        let blocked = ConnStats {
             in_flight: 1,
             write_blocked: true,
             ..idle
@@ -1821,7 +1844,7 @@ mod tests {
             .flat_map(|case| [(case, 1000), (case, 1), (case, 0)])
         {
             let start = (1 << 32) - before;
-            let mut memory = ConnMemory::default();
+            let mut memory = SweepState::default();
             let found = (start..).find_map(|now| {
                 let when = When {
                     now,

@@ -4,7 +4,7 @@
 //! because no request is made.
 //!
 //! A guarded listener works under stock `axum::serve` and tonic's `serve_with_incoming`, and, by
-//! its plain [`accept`](Guarded::accept), under a loop of your own.
+//! its plain [`accept`](GuardedListener::accept), under a loop of your own.
 #![cfg_attr(
     feature = "axum",
     doc = r#"
@@ -22,9 +22,9 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //!
 //! | rule | by default | ends with | reason |
 //! |---|---|---|---|
-//! | open connections, upgraded ones too | 0.8 × file limit − 64, a quarter of the memory at 64 KiB each, 16 to 10,000 | displacement, else RST | `ConnectionDisplaced`, `ConnectionsFull` |
-//! | of one client (IPv4 address, IPv6 /64) | half of what is left of nine tenths; where places are short max(64, a hundredth) | displacement of its own, else RST | `ConnectionDisplaced`, `ClientConnectionsFull` |
-//! | of one network (IPv4 /24, IPv6 /48) | four times that | displacement of its own, else RST | `ConnectionDisplaced`, `NetworkConnectionsFull` |
+//! | open connections, upgraded ones too | 0.8 × file limit − 64, a quarter of the memory at 64 KiB each, 16 to 10,000 | displacement, else RST | `ConnectionEvicted`, `ConnectionsFull` |
+//! | of one client (IPv4 address, IPv6 /64) | half of what is left of nine tenths; where places are short max(64, a hundredth) | displacement of its own, else RST | `ConnectionEvicted`, `ClientConnectionsFull` |
+//! | of one network (IPv4 /24, IPv6 /48) | four times that | displacement of its own, else RST | `ConnectionEvicted`, `NetworkConnectionsFull` |
 //! | connections of one client per second, of its network | 100, burst 200; four times that | RST | `AcceptRate` |
 //! | first request head, from accept | 10 s | RST; 408 and FIN where HTTP/1 has begun in plain text | `FirstRequest` |
 //! | later request heads, from their first byte, HTTP/1 | 10 s | the same | `SlowHead` |
@@ -68,7 +68,7 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! # What is meant to take long
 //!
 //! Server-sent events, long polls, gRPC streams, downloads: each is one request in flight until its
-//! answer has ended, however quiet it is. So it is never idle, never displaced unless its client
+//! answer has ended, however quiet it is. So it is never idle, never evicted unless its client
 //! takes nothing of what waits for it, counts among the requests in flight, and outlives the age of
 //! its connection unless a grace is asked for. `WriteStall` and `WindowStall` hold; on HTTP/1 a
 //! client that closes its own direction of the connection while it waits for an answer counts as
@@ -94,7 +94,7 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! each look of the sweeper, and holds for connections that are open already. The connections' own
 //! is 0.8 where 98 of a hundred places are taken.
 //!
-//! # Accounting
+//! # RequestTracking
 //!
 //! Bytes do not tell a request that is being worked on from a client that waits for nothing. The
 //! accounting layer tells the connection, by `Arc<ConnInfo>`, when a request's head is here and
@@ -102,15 +102,15 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //!
 //! - axum: serve `connected(app)`, which also puts `ConnectInfo<SocketAddr>` and `Arc<ConnInfo>`
 //!   into each request;
-//! - tonic: `harden(Server::builder()).layer(guard.accounting())`, which also makes `remote_addr()`
+//! - tonic: `harden(Server::builder()).layer(guard.track_requests())`, which also makes `remote_addr()`
 //!   work;
-//! - hyper: [`Accounting::of(io.conn().clone(), service)`](Accounting::of) for each connection. Where
+//! - hyper: [`RequestTracking::of(io.conn().clone(), service)`](RequestTracking::of) for each connection. Where
 //!   one service serves all of them, put the `Arc<ConnInfo>` into the extensions of each request,
-//!   and call [`guard.accounting()`](ConnGuard::accounting) around the service with that request.
+//!   and call [`guard.track_requests()`](ConnGuard::track_requests) around the service with that request.
 //!
 //! Without it the guard still enforces the caps, the accept rate, the write stall, the age if it has
 //! a grace, and cuts those who never sent a byte; a connection that sent one is taken to be
-//! at work for ever after. [`ConnSnapshot::unaccounted`] counts those, and the metrics are told
+//! at work for ever after. [`ConnSnapshot::untracked`] counts those, and the metrics are told
 //! once, after as long as a first request may take. A request that both `connected` and such a
 //! layer see counts once.
 //!
@@ -187,7 +187,7 @@ mod transport;
 
 #[cfg(feature = "axum")]
 pub use crate::axum::{Connected, ConnectedFuture, ConnectedService, connected, settled};
-pub use accounting::{AccountedBody, Accounting, AccountingFuture, AccountingLayer};
+pub use accounting::{RequestTracking, RequestTrackingLayer, TrackedBody, TrackingFuture};
 pub use bind::BindOptions;
 pub use builder::ConnGuardBuilder;
 #[doc(hidden)]
@@ -195,12 +195,12 @@ pub use frames::Frames;
 pub use guard::ConnGuard;
 pub use io::GuardedIo;
 pub use limits::CapFrom;
-pub use listener::{Accept, Guarded};
+pub use listener::{GuardedListener, Listener};
 pub use palisade_core::{
-    ClientKey, ConfigError, ConfigFault, ConnInfo, Ending, Mode, Network, Phase, Prefix, Pressure,
-    Reason,
+    ClientKey, CloseMode, ConfigError, ConfigFault, ConnInfo, Mode, Network, Phase, Prefix,
+    Pressure, Reason,
 };
-pub use report::{AcceptErrorCounts, ConnHolder, ConnRates, ConnSnapshot, Kill};
+pub use report::{AcceptErrorCounts, ClosedConn, ConnHolder, ConnRates, ConnSnapshot};
 #[cfg(feature = "tonic")]
 pub use tonic::harden;
 pub use transport::Transport;

@@ -34,9 +34,9 @@ const IN_A_ROW: u32 = 16;
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a [`Guarded`] listener accepts from: tokio's listeners, and whatever tests put in their
+/// What a [`GuardedListener`] listener accepts from: tokio's listeners, and whatever tests put in their
 /// place.
-pub trait Accept: Send + 'static {
+pub trait Listener: Send + 'static {
     /// What it accepts.
     type Io: Transport + Send + 'static;
 
@@ -62,7 +62,7 @@ pub trait Accept: Send + 'static {
 /// It never fails for good and never spins. A failure that is one connection's own is passed
 /// over. Where files or memory are short, a connection that can be spared goes, unless it has only
 /// just come, and accepting pauses for 10 ms, and twice as long each time after that, up to 100 ms.
-pub struct Guarded<L: Accept> {
+pub struct GuardedListener<L: Listener> {
     inner: L,
     guard: ConnGuard,
     pause: Option<Pin<Box<Sleep>>>,
@@ -89,9 +89,9 @@ enum Failure {
     Other,
 }
 
-// === Accept ===
+// === Listener ===
 
-impl Accept for TcpListener {
+impl Listener for TcpListener {
     type Io = TcpStream;
 
     fn poll_accept(
@@ -112,7 +112,7 @@ impl Accept for TcpListener {
 
 /// Everybody on a Unix socket has the same address: no limit per client applies.
 #[cfg(unix)]
-impl Accept for tokio::net::UnixListener {
+impl Listener for tokio::net::UnixListener {
     type Io = tokio::net::UnixStream;
 
     fn poll_accept(
@@ -135,11 +135,15 @@ impl Accept for tokio::net::UnixListener {
 
 impl ConnGuard {
     /// Watches over what `listener` accepts. Several listeners may share one guard.
-    pub fn listen<L: Accept>(&self, listener: L) -> Guarded<L> {
+    pub fn listen<L: Listener>(&self, listener: L) -> GuardedListener<L> {
         self.listen_with(listener, None)
     }
 
-    pub(crate) fn listen_with<L: Accept>(&self, listener: L, backlog: Option<u32>) -> Guarded<L> {
+    pub(crate) fn listen_with<L: Listener>(
+        &self,
+        listener: L,
+        backlog: Option<u32>,
+    ) -> GuardedListener<L> {
         // What has no port is not of the internet.
         let address = listener
             .local_addr()
@@ -147,7 +151,7 @@ impl ConnGuard {
             .filter(|address| address.port() != 0);
         let listening = address.map(|address| Listening { address, backlog });
         self.shared().listening.lock().extend(listening);
-        Guarded {
+        GuardedListener {
             inner: listener,
             guard: self.clone(),
             pause: None,
@@ -159,9 +163,9 @@ impl ConnGuard {
     }
 }
 
-// === Guarded ===
+// === GuardedListener ===
 
-impl<L: Accept> Guarded<L> {
+impl<L: Listener> GuardedListener<L> {
     /// The next connection that is let in, and its other end.
     ///
     /// Cancel safe: what was accepted and not handed out is kept for the next call.
@@ -295,7 +299,7 @@ impl<L: Accept> Guarded<L> {
             }
             Failure::Exhausted => {
                 count(&shared.errors.exhausted);
-                shared.displace_for_file();
+                shared.evict_for_file();
             }
             Failure::Other => {
                 count(&shared.errors.other);
@@ -308,13 +312,13 @@ impl<L: Accept> Guarded<L> {
 }
 
 /// Watched over by a guard of the default numbers.
-impl<L: Accept> From<L> for Guarded<L> {
+impl<L: Listener> From<L> for GuardedListener<L> {
     fn from(listener: L) -> Self {
         ConnGuard::default().listen(listener)
     }
 }
 
-impl<L: Accept> Drop for Guarded<L> {
+impl<L: Listener> Drop for GuardedListener<L> {
     fn drop(&mut self) {
         let mut all = self.guard.shared().listening.lock();
         if let Some(place) = all.iter().position(|one| Some(*one) == self.listening) {
@@ -323,9 +327,9 @@ impl<L: Accept> Drop for Guarded<L> {
     }
 }
 
-impl<L: Accept> fmt::Debug for Guarded<L> {
+impl<L: Listener> fmt::Debug for GuardedListener<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Guarded")
+        f.debug_struct("GuardedListener")
             .field("local_addr", &self.local_addr().ok())
             .field("guard", &self.guard)
             .finish_non_exhaustive()

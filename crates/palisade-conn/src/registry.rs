@@ -652,7 +652,7 @@ impl Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use palisade_core::{ConnVerdict, Ending, Prefix, Reason};
+    use palisade_core::{CloseDecision, CloseMode, Prefix, Reason};
 
     fn registry() -> Registry {
         Registry::new(
@@ -677,7 +677,7 @@ mod tests {
 
     fn conn_of(peer: [u8; 4]) -> Arc<ConnInfo> {
         let conn = ConnInfo::new((peer, 1).into(), None, Prefix::default());
-        conn.state().set_accounted();
+        conn.state().set_tracked();
         Arc::new(conn)
     }
 
@@ -865,9 +865,9 @@ mod tests {
             client: 1,
             network: 4,
         });
-        let verdict = ConnVerdict {
-            reason: Reason::ConnectionDisplaced,
-            ending: Ending::Finish,
+        let verdict = CloseDecision {
+            reason: Reason::ConnectionEvicted,
+            ending: CloseMode::Graceful,
         };
         let mut conns = Vec::new();
         let refused = (0..u8::MAX).find_map(|last| {
@@ -890,9 +890,9 @@ mod tests {
         for conn in &conns {
             assert!(registry.enter(conn, 0, of_client(3)).unwrap().1.is_none());
         }
-        let idle = ConnVerdict {
+        let idle = CloseDecision {
             reason: Reason::Idle,
-            ending: Ending::Finish,
+            ending: CloseMode::Graceful,
         };
         conns[1].state().set_going();
         conns[1].state().end(idle);
@@ -912,9 +912,9 @@ mod tests {
     #[test]
     fn those_who_are_told_to_go_do_not_add_up() {
         let registry = registry();
-        let verdict = ConnVerdict {
-            reason: Reason::ConnectionDisplaced,
-            ending: Ending::Finish,
+        let verdict = CloseDecision {
+            reason: Reason::ConnectionEvicted,
+            ending: CloseMode::Graceful,
         };
         let mut conns = Vec::new();
         let refused = loop {

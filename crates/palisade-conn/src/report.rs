@@ -1,7 +1,7 @@
 //! What an operator sees in the middle of an attack.
 
 use crate::{CapFrom, guard::Shared, judge::phase, registry::SHARDS};
-use palisade_core::{ClientKey, ConnInfo, ConnSample, Mode, Phase, Reason, Violation};
+use palisade_core::{ClientKey, ConnInfo, ConnStats, Mode, Phase, Reason, Violation};
 use parking_lot::Mutex;
 use std::{
     cmp::Reverse,
@@ -27,7 +27,7 @@ const MARKS: usize = (WINDOW_MILLIS / MARK_MILLIS) as usize + 2;
 /// A connection that was ended or not let in, or would have been.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug)]
-pub struct Kill {
+pub struct ClosedConn {
     /// When.
     pub at: Instant,
     /// The number of the connection, [`ConnInfo::id`].
@@ -54,7 +54,7 @@ pub struct Kill {
 
 /// The last [`KILLS`] of them.
 #[derive(Debug, Default)]
-pub(crate) struct Kills(Mutex<VecDeque<Kill>>);
+pub(crate) struct RecentlyClosed(Mutex<VecDeque<ClosedConn>>);
 
 /// What was counted by `at`, in milliseconds of the guard.
 #[derive(Clone, Copy, Debug, Default)]
@@ -147,7 +147,7 @@ pub struct ConnSnapshot {
     /// How many of them count as upgraded.
     pub upgraded: usize,
     /// How many have nobody who tells the guard of their requests.
-    pub unaccounted: usize,
+    pub untracked: usize,
     /// Failures to accept.
     pub accept_errors: AcceptErrorCounts,
 }
@@ -164,9 +164,9 @@ pub struct AcceptErrorCounts {
     pub other: u64,
 }
 
-// === Kill ===
+// === ClosedConn ===
 
-impl Kill {
+impl ClosedConn {
     pub(crate) fn new(violation: &Violation, mode: Mode, conn: &ConnInfo) -> Self {
         let sample = conn.state().sample();
         Self {
@@ -185,10 +185,10 @@ impl Kill {
     }
 }
 
-// === Kills ===
+// === RecentlyClosed ===
 
-impl Kills {
-    pub(crate) fn add(&self, kill: Kill) {
+impl RecentlyClosed {
+    pub(crate) fn add(&self, kill: ClosedConn) {
         let mut kills = self.0.lock();
         if kills.len() >= KILLS {
             kills.pop_front();
@@ -196,7 +196,7 @@ impl Kills {
         kills.push_back(kill);
     }
 
-    pub(crate) fn recent(&self) -> Vec<Kill> {
+    pub(crate) fn recent(&self) -> Vec<ClosedConn> {
         self.0.lock().iter().copied().collect()
     }
 }
@@ -249,7 +249,7 @@ impl Marks {
 // === ConnRates ===
 
 impl ConnRates {
-    fn of(sample: &ConnSample, age_millis: u64) -> Self {
+    fn of(sample: &ConnStats, age_millis: u64) -> Self {
         // Nobody has done anything for long who has just come.
         let seconds = age_millis.max(1000) as f64 / 1000.0;
         Self {
@@ -271,7 +271,7 @@ impl AddAssign for ConnRates {
 // === Holders ===
 
 impl Holders {
-    fn add(&mut self, who: ClientKey, sample: &ConnSample, rates: ConnRates) {
+    fn add(&mut self, who: ClientKey, sample: &ConnStats, rates: ConnRates) {
         let nothing = ConnHolder {
             who,
             connections: 0,
@@ -306,7 +306,7 @@ impl ConnSnapshot {
         (0..SHARDS).for_each(|shard| shared.registry.copy(shard, &mut found));
         let mut phases = [0; Phase::ALL.len()];
         let (mut clients, mut networks) = (Holders::default(), Holders::default());
-        let mut unaccounted = 0;
+        let mut untracked = 0;
         let mut per_second = ConnRates::default();
         let mut ages = Vec::with_capacity(found.len());
         for one in &found {
@@ -314,7 +314,7 @@ impl ConnSnapshot {
             let age = now.saturating_sub(one.opened);
             let rates = ConnRates::of(&sample, age);
             phases[phase(&sample) as usize] += 1;
-            unaccounted += usize::from(!sample.accounted);
+            untracked += usize::from(!sample.tracked);
             per_second += rates;
             ages.push(age);
             clients.add(one.conn.client(), &sample, rates);
@@ -351,7 +351,7 @@ impl ConnSnapshot {
             median_age: age(ages.len() / 2),
             in_flight: shared.totals.in_flight() as u64,
             upgraded: shared.totals.upgraded(),
-            unaccounted,
+            untracked,
             accept_errors: AcceptErrorCounts {
                 of_one_connection: shared.errors.of_one.load(Relaxed),
                 exhausted: shared.errors.exhausted.load(Relaxed),
@@ -417,12 +417,12 @@ mod tests {
 
     #[test]
     fn only_the_latest_thousand_are_remembered() {
-        let kills = Kills::default();
+        let kills = RecentlyClosed::default();
         let conn = ConnInfo::new(([192, 0, 2, 1], 1).into(), None, Prefix::default());
         for observed in 0..2500 {
             let (guard, reason) = (Guard::Connection, Reason::Idle);
             let violation = Violation::new(guard, reason, Phase::Idle, 1, observed);
-            kills.add(Kill::new(&violation, Mode::Enforce, &conn));
+            kills.add(ClosedConn::new(&violation, Mode::Enforce, &conn));
         }
         let recent = kills.recent();
         assert_eq!(recent.len(), KILLS);

@@ -54,15 +54,15 @@ pub(crate) fn load_test(violation: &Violation, conn: &ConnInfo) {
 pub(crate) fn load_test(_: &Violation, _: &ConnInfo) {}
 
 /// Nobody tells of the requests on so many connections.
-pub(crate) fn unaccounted(recorder: &Recorder, connections: usize) {
-    recorder.record(|| Event::unaccounted(connections));
+pub(crate) fn untracked(recorder: &Recorder, connections: usize) {
+    recorder.record(|| Event::untracked(connections));
     #[cfg(feature = "tracing")]
     tracing::warn!(
         target: "palisade",
         guard = Guard::Connection.as_str(),
         connections,
         "clients send and nobody tells of a request, so that no idle connection can be told from one \
-         at work: serve `connected(app)`, or put `guard.accounting()` around everything",
+         at work: serve `connected(app)`, or put `guard.track_requests()` around everything",
     );
 }
 

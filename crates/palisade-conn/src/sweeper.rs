@@ -9,7 +9,7 @@ use crate::{
     say,
     strain::under,
 };
-use palisade_core::{ConnInfo, ConnMemory, ConnRest, ConnState, Mode, Reason};
+use palisade_core::{ConnInfo, ConnState, IdleStats, Mode, Reason, SweepState};
 use parking_lot::Mutex;
 use std::{
     cmp::Ordering,
@@ -301,7 +301,7 @@ async fn sweep(
             }
             let (state, age) = (conn.state(), now.saturating_sub(opened));
             let memory = state.memory();
-            let is_quiet = |rest: ConnRest| is_quiet(limits, now, age, &rest, &memory);
+            let is_quiet = |rest: IdleStats| is_quiet(limits, now, age, &rest, &memory);
             let is_kept = if state.at_rest().is_some_and(is_quiet) {
                 is_told = true;
                 is_kept(&memory, now)
@@ -312,8 +312,8 @@ async fn sweep(
                 continue;
             } else {
                 let (sample, closing) = (state.look(), state.closing());
-                is_told |= sample.accounted;
-                untold += usize::from(!sample.accounted && sample.read > 0);
+                is_told |= sample.tracked;
+                untold += usize::from(!sample.tracked && sample.read > 0);
                 newcomers += u32::from(is_newcomer(&sample, age));
                 let when = When {
                     now,
@@ -349,7 +349,7 @@ async fn sweep(
                 if kept > most && is_enforced {
                     state.close(Reason::KeepAlivePerClient);
                     // It has its time from now on, for its client to hear of it.
-                    state.remember(ConnMemory {
+                    state.remember(SweepState {
                         since: now as u32,
                         ..state.memory()
                     });
@@ -383,7 +383,7 @@ async fn sweep(
         .untold
         .is_worth_a_word(now, shared.limits.first_request, is_told, untold)
     {
-        say::unaccounted(&shared.recorder, untold);
+        say::untracked(&shared.recorder, untold);
     }
     let are_many = newcomers > all / 2;
     shared.many_newcomers.store(are_many, Relaxed);
@@ -411,11 +411,11 @@ async fn sweep(
 
 /// Whether a connection that was told to go has not gone for so long that it may never: an upgraded
 /// socket that its task does not poll cannot be ended.
-fn is_stuck(state: &ConnState, memory: ConnMemory, now: u64) -> bool {
+fn is_stuck(state: &ConnState, memory: SweepState, now: u64) -> bool {
     /// No phase has this number.
     const TOLD: u8 = 0x1f;
     if memory.phase != TOLD {
-        state.remember(ConnMemory {
+        state.remember(SweepState {
             phase: TOLD,
             since: now as u32,
             ..memory

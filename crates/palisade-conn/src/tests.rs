@@ -1,10 +1,10 @@
 //! Every deadline, both ways to end, and each poll function, on paused time over a duplex.
 
 use crate::{
-    ConnGuard, ConnGuardBuilder, ConnHolder, ConnRates, Guarded, GuardedIo, Pressure, Transport,
-    judge::End, listener::Accept,
+    ConnGuard, ConnGuardBuilder, ConnHolder, ConnRates, GuardedIo, GuardedListener, Pressure,
+    Transport, judge::End, listener::Listener,
 };
-use palisade_core::{ConnVerdict, Ending, Level, Levels, Mode, Phase, Reason, Violation};
+use palisade_core::{CloseDecision, CloseMode, Gauge, GaugeSource, Mode, Phase, Reason, Violation};
 use palisade_testkit::Journal;
 use std::{
     collections::VecDeque,
@@ -106,11 +106,11 @@ fn connect(guard: &ConnGuard) -> Pair {
     connect_from(guard, 1).unwrap()
 }
 
-/// Every request is accounted for.
+/// Every request is tracked for.
 fn guard(builder: ConnGuardBuilder) -> (ConnGuard, Journal) {
     let journal = Journal::default();
     let guard = builder.metrics(journal.clone()).build().unwrap();
-    guard.accounting();
+    guard.track_requests();
     (guard, journal)
 }
 
@@ -132,7 +132,7 @@ fn is_gone(guard: &ConnGuard) {
     );
 }
 
-fn level(guard: &ConnGuard, of: Level) -> Option<u64> {
+fn level(guard: &ConnGuard, of: Gauge) -> Option<u64> {
     let mut found = None;
     guard.shared().sample(&mut |level, value| {
         if level == of {
@@ -191,7 +191,7 @@ async fn silence_is_reset_at_the_first_deadline_exactly() {
         (journal.opened(), journal.closed()),
         (1, vec![Some(Reason::FirstRequest)])
     );
-    let kills = guard.recent_kills();
+    let kills = guard.recently_closed();
     assert_eq!((kills.len(), kills[0].reason), (1, Reason::FirstRequest));
 }
 
@@ -608,7 +608,7 @@ async fn without_accounting_whoever_sent_a_byte_is_taken_to_be_at_work() {
     advance(10_000 * SECOND).await;
     yield_now().await;
     assert!(!reader.is_finished());
-    assert_eq!(guard.snapshot().unaccounted, 2);
+    assert_eq!(guard.snapshot().untracked, 2);
     drop(client);
     reader.await.unwrap().1.unwrap();
 }
@@ -623,16 +623,16 @@ async fn that_nobody_tells_of_requests_is_said_once_and_not_where_somebody_does(
     let (told, told_journal) = guard(ConnGuard::builder());
     let mut pairs = [connect(&untold), connect(&untold), connect(&told)];
     tokio::time::sleep(5 * SECOND).await;
-    assert!(journal.unaccounted().is_empty());
+    assert!(journal.untracked().is_empty());
     for pair in &mut pairs {
         pair.client.write_all(b"x").await.unwrap();
         pair.server.read_exact(&mut [0]).await.unwrap();
     }
     tokio::time::sleep(9 * SECOND).await;
-    assert!(journal.unaccounted().is_empty());
+    assert!(journal.untracked().is_empty());
     tokio::time::sleep(100 * SECOND).await;
-    assert_eq!(journal.unaccounted(), [2]);
-    assert!(told_journal.unaccounted().is_empty());
+    assert_eq!(journal.untracked(), [2]);
+    assert!(told_journal.untracked().is_empty());
     drop(pairs);
     is_gone(&untold);
 }
@@ -655,11 +655,8 @@ async fn shadow_tells_each_once_and_ends_nobody_and_off_does_not_look() {
             .count()
     };
     assert_eq!(of(Reason::ConnectionsFull), 2);
-    // Each is told of once: as displaced, or else for its deadline.
-    assert_eq!(
-        of(Reason::ConnectionDisplaced) + of(Reason::FirstRequest),
-        4
-    );
+    // Each is told of once: as evicted, or else for its deadline.
+    assert_eq!(of(Reason::ConnectionEvicted) + of(Reason::FirstRequest), 4);
     drop(pairs);
     assert_eq!(journal.closed(), [None; 4]);
     is_gone(&shadow);
@@ -687,7 +684,7 @@ async fn under_pressure_silence_and_idleness_end_sooner_and_work_does_not() {
     assert_eq!(silent_after, 3 * SECOND);
     let told = (
         violation(&reset.unwrap_err()).reason,
-        guard.recent_kills()[1].limit,
+        guard.recently_closed()[1].limit,
     );
     assert_eq!(told, (Reason::FirstRequest, 3000)); // As it was when it was looked at.
     assert!(
@@ -721,7 +718,7 @@ async fn connections_at_work_up_to_the_cap_are_pressure_on_those_that_are_not() 
     // Others come to work faster than anybody can be told to go.
     guard.shared().open.fetch_add(2, Relaxed);
     assert_eq!(guard.snapshot().pressure, 1.0);
-    assert_eq!(level(&guard, Level::PressurePercent), Some(100));
+    assert_eq!(level(&guard, Gauge::PressurePercent), Some(100));
     let (after, _) = ends(&mut idle.server).await;
     assert!(
         (2 * SECOND..=2 * SECOND + 2 * TICK).contains(&after),
@@ -750,11 +747,11 @@ const CALLS: [(&str, Call); 5] = [
 #[tokio::test(start_paused = true)]
 async fn every_poll_function_sees_a_verdict() {
     for (name, call) in CALLS {
-        for ending in [Ending::Finish, Ending::Reset] {
+        for ending in [CloseMode::Graceful, CloseMode::Reset] {
             let (guard, _) = guard(ConnGuard::builder());
             let mut pair = connect(&guard);
             pair.client.write_all(b"unread").await.unwrap();
-            pair.server.conn().state().end(ConnVerdict {
+            pair.server.conn().state().end(CloseDecision {
                 reason: Reason::Idle,
                 ending,
             });
@@ -763,12 +760,12 @@ async fn every_poll_function_sees_a_verdict() {
             let result = assert_ready!(poll.enter(|cx, _| call(io.as_mut(), cx)));
             let is_error = !matches!(
                 (name, ending),
-                ("poll_read" | "poll_shutdown", Ending::Finish)
+                ("poll_read" | "poll_shutdown", CloseMode::Graceful)
             );
             assert_eq!(result.is_err(), is_error, "{name} {ending:?}");
             assert_eq!(
                 pair.reset.load(Relaxed),
-                ending == Ending::Reset,
+                ending == CloseMode::Reset,
                 "{name} {ending:?}"
             );
             if name == "poll_read" {
@@ -793,7 +790,7 @@ async fn a_verdict_wakes_both_who_waits_to_read_and_who_waits_to_write() {
     let mut writer = spawn(async move { write.write_all(&[0; 4096]).await });
     assert_pending!(reader.poll());
     assert_pending!(writer.poll());
-    assert!(guard.end(&conn, Reason::MaxAge, Ending::Reset));
+    assert!(guard.end(&conn, Reason::MaxAge, CloseMode::Reset));
     assert!(reader.is_woken() && writer.is_woken());
     assert_ready!(reader.poll()).unwrap_err();
     assert_ready!(writer.poll()).unwrap_err();
@@ -846,7 +843,7 @@ async fn who_is_gone_already_is_not_counted_among_those_who_are_going() {
     // As by a sweeper that has just copied its handle.
     let verdict = End {
         reason: Reason::Idle,
-        ending: Ending::Finish,
+        ending: CloseMode::Graceful,
         phase: Phase::Idle,
         limit: 1,
         observed: 2,
@@ -955,11 +952,11 @@ async fn lingering_ends_after_64_mib() {
 
 #[tokio::test(start_paused = true)]
 async fn what_was_upgraded_or_is_not_accounted_for_is_not_thrown_away() {
-    let (accounted, _) = guard(ConnGuard::builder());
+    let (tracked, _) = guard(ConnGuard::builder());
     let untold = ConnGuard::default();
-    for guard in [&accounted, &untold] {
+    for guard in [&tracked, &untold] {
         let mut pair = connect(guard);
-        if std::ptr::eq(guard, &accounted) {
+        if std::ptr::eq(guard, &tracked) {
             pair.server.conn().state().set_upgraded();
         }
         let started = Instant::now();
@@ -997,7 +994,7 @@ async fn who_did_nothing_makes_room_first_and_the_oldest_of_them() {
     assert!(proven.server.conn().state().verdict().is_none());
     silent.remove(0);
     assert_eq!(guard.snapshot().open, 9);
-    assert_eq!(journal.closed(), [Some(Reason::ConnectionDisplaced)]);
+    assert_eq!(journal.closed(), [Some(Reason::ConnectionEvicted)]);
     drop((silent, proven, newcomer));
     is_gone(&guard);
 }
@@ -1018,7 +1015,7 @@ async fn of_those_who_did_something_the_one_with_the_least_work_for_its_age_make
     let _third = connect(&guard);
     assert!(busy.server.conn().state().verdict().is_none());
     let verdict = rare.server.conn().state().verdict().unwrap();
-    assert_eq!(verdict.reason, Reason::ConnectionDisplaced);
+    assert_eq!(verdict.reason, Reason::ConnectionEvicted);
 }
 
 #[tokio::test(start_paused = true)]
@@ -1393,21 +1390,21 @@ async fn an_upload_that_stands_still_makes_room_and_one_that_arrives_does_not() 
 #[tokio::test(start_paused = true)]
 async fn a_handler_that_ends_its_own_connection_does_not_corrupt_the_counts() {
     let (guard, _) = guard(ConnGuard::builder().max_connections(10));
-    let verdict = ConnVerdict {
+    let verdict = CloseDecision {
         reason: Reason::Idle,
-        ending: Ending::Finish,
+        ending: CloseMode::Graceful,
     };
     let pair = connect(&guard);
     let conn = pair.server.conn().clone();
     conn.state().end(verdict);
     conn.state().retire();
-    guard.end(&conn, Reason::Shutdown, Ending::Reset);
+    guard.end(&conn, Reason::Shutdown, CloseMode::Reset);
     drop(pair);
-    guard.end(&conn, Reason::Shutdown, Ending::Reset);
+    guard.end(&conn, Reason::Shutdown, CloseMode::Reset);
     is_gone(&guard);
     let pair = connect(&guard);
-    assert!(guard.end(pair.server.conn(), Reason::Idle, Ending::Finish));
-    assert!(!guard.end(pair.server.conn(), Reason::Idle, Ending::Finish));
+    assert!(guard.end(pair.server.conn(), Reason::Idle, CloseMode::Graceful));
+    assert!(!guard.end(pair.server.conn(), Reason::Idle, CloseMode::Graceful));
     assert_eq!(guard.snapshot().going, 1);
     drop(pair);
     is_gone(&guard);
@@ -1429,7 +1426,7 @@ async fn an_upgraded_socket_that_is_never_polled_gives_its_client_no_second_shar
     let unpolled = || {
         let pair = connect(&guard);
         pair.server.conn().upgrade().unwrap();
-        assert!(guard.end(pair.server.conn(), Reason::Idle, Ending::Finish));
+        assert!(guard.end(pair.server.conn(), Reason::Idle, CloseMode::Graceful));
         pair
     };
     let stuck = [unpolled(), unpolled()];
@@ -1543,7 +1540,7 @@ async fn a_network_at_its_share_costs_other_networks_nothing() {
     let told = journal.disconnected();
     assert!(
         told.iter()
-            .all(|(told, _)| { (told.reason, told.limit) == (Reason::ConnectionDisplaced, 6) })
+            .all(|(told, _)| { (told.reason, told.limit) == (Reason::ConnectionEvicted, 6) })
     );
     assert_eq!(told.len(), 2);
     let is_left = |(io, _): &(GuardedIo<Wire>, DuplexStream)| io.conn().state().verdict().is_none();
@@ -1589,7 +1586,7 @@ async fn whoever_connects_too_often_is_reset_and_others_are_not() {
 /// Accepts what it is told.
 struct Script(VecDeque<io::Result<Wire>>);
 
-impl Accept for Script {
+impl Listener for Script {
     type Io = Wire;
 
     fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<io::Result<(Wire, Option<SocketAddr>)>> {
@@ -1617,7 +1614,7 @@ fn wire() -> Wire {
     }
 }
 
-fn listen(guard: &ConnGuard, script: Vec<io::Result<Wire>>) -> Guarded<Script> {
+fn listen(guard: &ConnGuard, script: Vec<io::Result<Wire>>) -> GuardedListener<Script> {
     guard.listen(Script(script.into()))
 }
 
@@ -1655,7 +1652,7 @@ async fn accepting_passes_over_one_s_own_failure_and_pauses_for_a_shortage() {
         (counts.of_one_connection, counts.exhausted, counts.other),
         (1, 5, 1)
     );
-    assert_eq!(level(&guard, Level::AcceptErrors), Some(5));
+    assert_eq!(level(&guard, Gauge::AcceptErrors), Some(5));
 }
 
 #[tokio::test(start_paused = true)]
@@ -1681,7 +1678,7 @@ async fn a_shortage_of_files_costs_one_who_did_nothing_his_place() {
     assert!(silent.server.conn().state().verdict().is_some());
     assert_eq!(
         journal.disconnected()[0].0.reason,
-        Reason::ConnectionDisplaced
+        Reason::ConnectionEvicted
     );
 }
 
@@ -1694,7 +1691,7 @@ async fn a_newcomer_lets_those_who_were_told_to_go_go_first() {
         let (mut io, _) = listener.accept().await.unwrap();
         tokio::spawn(async move { io.read(&mut [0]).await.map(drop) });
     }
-    let is_displaced = |(told, _): &(Violation, Mode)| told.reason == Reason::ConnectionDisplaced;
+    let is_displaced = |(told, _): &(Violation, Mode)| told.reason == Reason::ConnectionEvicted;
     assert!(journal.disconnected().iter().all(is_displaced));
     assert_eq!(guard.snapshot().refused, 0);
 }

@@ -1,6 +1,6 @@
 //! Under tonic's `serve_with_incoming`.
 
-use crate::{Accept, Guarded, GuardedIo, Transport};
+use crate::{GuardedIo, GuardedListener, Listener, Transport};
 use futures_core::Stream;
 use http::Extensions;
 use palisade_core::ConnInfo;
@@ -51,7 +51,7 @@ use tonic::transport::{
 /// let listener = guard.bind("127.0.0.1:0").await?;
 /// # let url = format!("http://{}", listener.local_addr()?);
 /// let server = harden(Server::builder())
-///     .layer(guard.accounting())
+///     .layer(guard.track_requests())
 ///     .add_service(EchoServer::new(Lengths))
 ///     .serve_with_incoming(listener);
 /// # tokio::spawn(server);
@@ -75,7 +75,7 @@ pub fn harden<L>(server: Server<L>) -> Server<L> {
 }
 
 /// What tonic leaves in each request's extensions is the connection itself. tonic's own
-/// `remote_addr()` knows nothing of that: [`AccountingLayer`](crate::AccountingLayer) tells it.
+/// `remote_addr()` knows nothing of that: [`RequestTrackingLayer`](crate::RequestTrackingLayer) tells it.
 impl<T: Transport> Connected for GuardedIo<T> {
     type ConnectInfo = Arc<ConnInfo>;
 
@@ -84,8 +84,8 @@ impl<T: Transport> Connected for GuardedIo<T> {
     }
 }
 
-/// Never ends. Fails as [`Guarded::accept`] does, after which tonic asks again.
-impl<L: Accept + Unpin> Stream for Guarded<L>
+/// Never ends. Fails as [`GuardedListener::accept`] does, after which tonic asks again.
+impl<L: Listener + Unpin> Stream for GuardedListener<L>
 where
     L::Io: Unpin,
 {

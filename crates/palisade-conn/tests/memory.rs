@@ -86,7 +86,7 @@ async fn ten_thousand_idle_connections_are_cheap_and_leave_nothing_behind() {
     let build = || {
         let guard = ConnGuard::builder().max_connections(2 * CONNECTIONS as usize);
         let guard = guard.max_per_client(64).no_accept_rate().build().unwrap();
-        guard.accounting();
+        guard.track_requests();
         guard
     };
     for (of, most) in [

@@ -318,7 +318,7 @@ impl ConnInfo {
 
     /// The connection of the request with these extensions, if somebody put it there.
     #[inline]
-    pub fn of(extensions: &Extensions) -> Option<&Arc<Self>> {
+    pub fn from_extensions(extensions: &Extensions) -> Option<&Arc<Self>> {
         extensions.get::<Arc<Self>>()
     }
 }
@@ -377,7 +377,7 @@ impl<'a, B> From<&'a Request<B>> for RequestHead<'a> {
 
 /// What a [`KeyExtractor`] makes of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Extracted {
+pub enum KeyOutcome {
     /// Count it under this key.
     Key(ClientKey),
     /// Let it pass uncounted.
@@ -388,18 +388,18 @@ pub enum Extracted {
 
 /// Tells by what a request is counted.
 ///
-/// Any `Fn(&RequestHead<'_>) -> Extracted` is one. Do not key by a header that the client can
+/// Any `Fn(&RequestHead<'_>) -> KeyOutcome` is one. Do not key by a header that the client can
 /// set before it is checked: that hands out a fresh quota for every value it makes up.
 pub trait KeyExtractor: Send + Sync + 'static {
     /// The key of the request with this head. Called once per request: be quick, never panic.
-    fn key(&self, head: &RequestHead<'_>) -> Extracted;
+    fn extract(&self, head: &RequestHead<'_>) -> KeyOutcome;
 }
 
 impl<F> KeyExtractor for F
 where
-    F: Fn(&RequestHead<'_>) -> Extracted + Send + Sync + 'static,
+    F: Fn(&RequestHead<'_>) -> KeyOutcome + Send + Sync + 'static,
 {
-    fn key(&self, head: &RequestHead<'_>) -> Extracted {
+    fn extract(&self, head: &RequestHead<'_>) -> KeyOutcome {
         self(head)
     }
 }

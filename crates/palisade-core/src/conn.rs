@@ -19,7 +19,7 @@ const RESET: u8 = 0x80;
 const RETIRED: u8 = 0x7f;
 
 /// Of [`ConnState::flags`]: all requests are told of,
-const ACCOUNTED: u16 = 1;
+const TRACKED: u16 = 1;
 /// by a service that is there for this connection alone,
 const OF_ITS_OWN: u16 = 2;
 /// it is, or carries, something else than HTTP,
@@ -68,8 +68,8 @@ const UPLOAD: u64 = 1 << 21;
 /// and those of which more is ready than their client takes.
 const WAITING: u64 = 1 << 42;
 
-/// Beside the phase in [`ConnState::phase`]: [`ConnMemory::asked`], [`ConnMemory::in_debt`] and
-/// [`ConnMemory::over_budget`].
+/// Beside the phase in [`ConnState::phase`]: [`SweepState::asked`], [`SweepState::in_debt`] and
+/// [`SweepState::over_budget`].
 const WAS_ASKED: u8 = 0x80;
 const IN_DEBT: u8 = 0x40;
 const OVER_BUDGET: u8 = 0x20;
@@ -141,25 +141,25 @@ struct SweeperMemory {
 
 /// How a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum CloseMode {
     /// In good order: the reader sees the end of the stream, the client a FIN.
-    Finish,
+    Graceful,
     /// At once: both sides see an error, the client an RST, the kernel keeps nothing.
     Reset,
 }
 
 /// What was decided about a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConnVerdict {
+pub struct CloseDecision {
     /// Why.
     pub reason: Reason,
     /// How.
-    pub ending: Ending,
+    pub ending: CloseMode,
 }
 
 /// The counts of a connection as one look found them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ConnSample {
+pub struct ConnStats {
     /// Bytes taken from the client.
     pub read: u64,
     /// Bytes that the kernel took for the client.
@@ -174,7 +174,7 @@ pub struct ConnSample {
     /// Whether the answers are all sent and what the client still sends is thrown away.
     pub lingering: bool,
     /// Whether the accounting layer tells of the requests; if not, there seem to be none.
-    pub accounted: bool,
+    pub tracked: bool,
     /// Whether the connection became something else than HTTP, or carries such a thing.
     pub upgraded: bool,
     /// Whether the latest request was HTTP/2.
@@ -214,18 +214,18 @@ pub struct ConnSample {
 
 /// What a connection did on which nothing is going on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConnRest {
-    /// As [`ConnSample::read`].
+pub struct IdleStats {
+    /// As [`ConnStats::read`].
     pub read: u64,
-    /// As [`ConnSample::written`].
+    /// As [`ConnStats::written`].
     pub written: u64,
-    /// As [`ConnSample::requests`].
+    /// As [`ConnStats::requests`].
     pub requests: u32,
 }
 
 /// What the sweeper keeps of a connection from one look to the next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ConnMemory {
+pub struct SweepState {
     /// Its own number for the phase.
     pub phase: u8,
     /// Whether whoever writes was asked about what waits.
@@ -362,7 +362,7 @@ impl ConnState {
 
     /// What was decided, if anything.
     #[inline]
-    pub fn verdict(&self) -> Option<ConnVerdict> {
+    pub fn verdict(&self) -> Option<CloseDecision> {
         let code = self.verdict.load(Acquire);
         if code == 0 { None } else { decode(code) }
     }
@@ -390,20 +390,20 @@ impl ConnState {
 /// The accounting layer's side.
 impl ConnState {
     /// From now on all requests are told of.
-    pub fn set_accounted(&self) {
+    pub fn set_tracked(&self) {
         if !self.is_accounted() {
-            self.set(ACCOUNTED);
+            self.set(TRACKED);
         }
     }
 
     /// The same, by a service that is there for this connection alone: any other that sees the
     /// same requests is not to tell of them again.
-    pub fn set_accounted_by_its_own(&self) {
-        self.set(ACCOUNTED | OF_ITS_OWN);
+    pub fn set_tracked_by_own_service(&self) {
+        self.set(TRACKED | OF_ITS_OWN);
     }
 
     /// Whether such a service tells of the requests.
-    pub fn is_accounted_by_its_own(&self) -> bool {
+    pub fn is_tracked_by_own_service(&self) -> bool {
         self.is_set(OF_ITS_OWN)
     }
 
@@ -441,7 +441,7 @@ impl ConnState {
 
     /// Whether requests are told of.
     pub fn is_accounted(&self) -> bool {
-        self.is_set(ACCOUNTED)
+        self.is_set(TRACKED)
     }
 
     /// Why the connection is to take no further request, if it is not.
@@ -471,8 +471,8 @@ impl ConnState {
     }
 
     /// Ends the connection and wakes whoever waits for it. `false` if it was decided before.
-    pub fn end(&self, verdict: ConnVerdict) -> bool {
-        let reset = if verdict.ending == Ending::Reset {
+    pub fn end(&self, verdict: CloseDecision) -> bool {
+        let reset = if verdict.ending == CloseMode::Reset {
             RESET
         } else {
             0
@@ -506,7 +506,7 @@ impl ConnState {
 
     /// The connection is gone, because of what is returned if of a guard's doing. No verdict is
     /// passed on it any more.
-    pub fn retire(&self) -> Option<ConnVerdict> {
+    pub fn retire(&self) -> Option<CloseDecision> {
         // Dropped after the lock is given back.
         let _nobody_waits = std::mem::take(&mut *self.wakers.lock());
         decode(self.verdict.swap(RETIRED, AcqRel))
@@ -554,7 +554,7 @@ impl ConnState {
 
     /// Every count, as the sweeper sees it: what is since the latest look begins anew.
     #[inline]
-    pub fn look(&self) -> ConnSample {
+    pub fn look(&self) -> ConnStats {
         let sample = self.sample();
         if self.lately.load(Relaxed) != 0 {
             self.lately.store(0, Relaxed);
@@ -564,7 +564,7 @@ impl ConnState {
 
     /// Every count now.
     #[inline]
-    pub fn sample(&self) -> ConnSample {
+    pub fn sample(&self) -> ConnStats {
         let (flags, protocol) = (self.flags.load(Relaxed), self.protocol.load(Relaxed));
         let (writing, in_flight) = (self.writing.load(Relaxed), self.in_flight.load(Relaxed));
         let lately = self.lately.load(Relaxed);
@@ -573,14 +573,14 @@ impl ConnState {
         let position = self.position.load(Relaxed);
         let is_http2 = protocol & HTTP2 != 0;
         let (requests, cancelled) = (self.requests.load(Relaxed), self.cancelled.load(Relaxed));
-        ConnSample {
+        ConnStats {
             read,
             written: self.written.load(Relaxed),
             write_blocked: writing == BLOCKED,
             asked: writing == ASKED,
             stalled: self.stalled.load(Relaxed),
             lingering: flags & LINGERING != 0,
-            accounted: flags & ACCOUNTED != 0,
+            tracked: flags & TRACKED != 0,
             upgraded: flags & UPGRADED != 0,
             http2: is_http2,
             requests,
@@ -605,14 +605,14 @@ impl ConnState {
     /// was decided about it. A part of [`Self::sample`] that costs less. Whether more of a body is
     /// to come it does not say: that changes with a request only, which shows in the count.
     #[inline]
-    pub fn at_rest(&self) -> Option<ConnRest> {
+    pub fn at_rest(&self) -> Option<IdleStats> {
         let decided = self.verdict.load(Acquire) | self.closing.load(Relaxed);
         let busy = self.writing.load(Relaxed);
         let other = self.flags.load(Relaxed) & (UPGRADED | LINGERING);
         let early = self.early.load(Relaxed);
         let is_at_rest = u16::from(decided | busy) | other == 0
             && self.in_flight.load(Relaxed) | u64::from(early) == 0;
-        is_at_rest.then(|| ConnRest {
+        is_at_rest.then(|| IdleStats {
             read: self.read.load(Relaxed),
             written: self.written.load(Relaxed),
             requests: self.requests.load(Relaxed),
@@ -621,10 +621,10 @@ impl ConnState {
 
     /// What the sweeper kept.
     #[inline]
-    pub fn memory(&self) -> ConnMemory {
+    pub fn memory(&self) -> SweepState {
         let kept = &self.memory;
         let phase = self.phase.load(Relaxed);
-        ConnMemory {
+        SweepState {
             phase: phase & !(WAS_ASKED | IN_DEBT | OVER_BUDGET),
             asked: phase & WAS_ASKED != 0,
             in_debt: phase & IN_DEBT != 0,
@@ -641,7 +641,7 @@ impl ConnState {
     }
 
     /// Keeps `memory`. For one sweeper only.
-    pub fn remember(&self, memory: ConnMemory) {
+    pub fn remember(&self, memory: SweepState) {
         let kept = &self.memory;
         let asked = if memory.asked { WAS_ASKED } else { 0 };
         let in_debt = if memory.in_debt { IN_DEBT } else { 0 };
@@ -728,14 +728,14 @@ fn code(reason: Reason) -> u8 {
     reason as u8 + 1
 }
 
-fn decode(code: u8) -> Option<ConnVerdict> {
+fn decode(code: u8) -> Option<CloseDecision> {
     let reason = *Reason::ALL.get(usize::from(code & !RESET).checked_sub(1)?)?;
     let ending = if code & RESET == 0 {
-        Ending::Finish
+        CloseMode::Graceful
     } else {
-        Ending::Reset
+        CloseMode::Reset
     };
-    Some(ConnVerdict { reason, ending })
+    Some(CloseDecision { reason, ending })
 }
 
 // === ConnInfo ===
@@ -882,7 +882,7 @@ impl InFlight {
     }
 
     /// The head of its answer is here, or there will be none for another reason than its client.
-    /// Without this it may count as cancelled [early](ConnSample::early).
+    /// Without this it may count as cancelled [early](ConnStats::early).
     pub fn responded(&mut self) {
         self.stage = Stage::Responded;
     }
@@ -997,14 +997,14 @@ mod tests {
         let waker = counter.clone().into();
         state.park_reader(&waker);
         state.park_writer(&waker);
-        let verdict = ConnVerdict {
+        let verdict = CloseDecision {
             reason: Reason::WriteStall,
-            ending: Ending::Reset,
+            ending: CloseMode::Reset,
         };
         assert!(state.end(verdict));
-        assert!(!state.end(ConnVerdict {
+        assert!(!state.end(CloseDecision {
             reason: Reason::Idle,
-            ending: Ending::Finish
+            ending: CloseMode::Graceful
         }));
         assert_eq!(state.verdict(), Some(verdict));
         assert_eq!(counter.0.load(Relaxed), 1);
@@ -1056,9 +1056,9 @@ mod tests {
             let state = ConnState::default();
             let counter = Arc::new(Counter::default());
             let waker = counter.clone().into();
-            let verdict = ConnVerdict {
+            let verdict = CloseDecision {
                 reason: Reason::Idle,
-                ending: Ending::Reset,
+                ending: CloseMode::Reset,
             };
             let saw = std::thread::scope(|scope| {
                 let socket = scope.spawn(|| {
@@ -1077,9 +1077,9 @@ mod tests {
     fn who_is_gone_gets_no_verdict() {
         let state = ConnState::default();
         assert_eq!(state.retire(), None);
-        assert!(!state.end(ConnVerdict {
+        assert!(!state.end(CloseDecision {
             reason: Reason::Idle,
-            ending: Ending::Finish
+            ending: CloseMode::Graceful
         }));
         assert_eq!(state.verdict(), None);
     }
@@ -1087,15 +1087,15 @@ mod tests {
     #[test]
     fn every_reason_comes_back_from_its_code() {
         for reason in Reason::ALL {
-            for ending in [Ending::Finish, Ending::Reset] {
+            for ending in [CloseMode::Graceful, CloseMode::Reset] {
                 let state = ConnState::default();
-                state.end(ConnVerdict {
+                state.end(CloseDecision {
                     reason: *reason,
                     ending,
                 });
                 assert_eq!(
                     state.verdict(),
-                    Some(ConnVerdict {
+                    Some(CloseDecision {
                         reason: *reason,
                         ending
                     })
@@ -1192,15 +1192,15 @@ mod tests {
     #[test]
     fn a_connection_is_at_rest_as_long_as_nothing_is_going_on() {
         type Change = fn(&Arc<ConnInfo>) -> Option<InFlight>;
-        let verdict = ConnVerdict {
+        let verdict = CloseDecision {
             reason: Reason::Idle,
-            ending: Ending::Finish,
+            ending: CloseMode::Graceful,
         };
         let changes: [(Change, bool); 14] = [
             (|_| None, true),
             (|conn| (conn.state().add_read(5), None).1, true),
             (|conn| (conn.state().add_written(5), None).1, true),
-            (|conn| (conn.state().set_accounted(), None).1, true),
+            (|conn| (conn.state().set_tracked(), None).1, true),
             (
                 |conn| (conn.begin_request(true).set_waiting(true), None).1,
                 true,
@@ -1230,13 +1230,13 @@ mod tests {
             conn.state().add_read(100);
             drop(conn.begin_request(false));
             let _in_flight = change(&conn);
-            let ConnSample {
+            let ConnStats {
                 read,
                 written,
                 requests,
                 ..
             } = conn.state().sample();
-            let rest = ConnRest {
+            let rest = IdleStats {
                 read,
                 written,
                 requests,

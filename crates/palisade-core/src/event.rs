@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-/// One thing a guard did. Only transitions are told; levels are asked for, see [`Levels`].
+/// One thing a guard did. Only transitions are told; levels are asked for, see [`GaugeSource`].
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
@@ -71,7 +71,7 @@ pub enum Event<'a> {
     /// Clients have been sending for a while, and nobody tells the connection guard of a request:
     /// most of its rules do nothing. Comes at most once for each guard.
     #[non_exhaustive]
-    Unaccounted {
+    Untracked {
         /// How many connections there are now of which nobody tells.
         connections: usize,
     },
@@ -115,8 +115,8 @@ impl<'a> Event<'a> {
     }
 
     /// Nobody tells of the requests of so many `connections`.
-    pub const fn unaccounted(connections: usize) -> Self {
-        Self::Unaccounted { connections }
+    pub const fn untracked(connections: usize) -> Self {
+        Self::Untracked { connections }
     }
 
     /// `conn` was let in.
@@ -186,22 +186,22 @@ pub trait Metrics: Send + Sync + 'static {
     fn record(&self, event: &Event<'_>);
 
     /// Will be asked for `levels` whenever somebody looks. Defaults to nobody looking.
-    fn register(&self, levels: Weak<dyn Levels>) {
+    fn register(&self, levels: Weak<dyn GaugeSource>) {
         let _ = levels;
     }
 }
 
-/// A number that a guard keeps and [`Levels`] shows.
+/// A number that a guard keeps and [`GaugeSource`] shows.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Level {
+pub enum Gauge {
     /// Requests that hold a permit now.
     Working,
     /// Requests that are here and wait for their own client now.
     Waiting,
     /// Requests that wait for a permit now.
     Queued,
-    /// The limit on [`Level::Working`].
+    /// The limit on [`Gauge::Working`].
     Limit,
     /// Requests admitted since the start. Only grows.
     Admitted,
@@ -213,17 +213,17 @@ pub enum Level {
     KeysEvicted,
     /// Connections that are open now.
     Connections,
-    /// The limit on [`Level::Connections`].
+    /// The limit on [`Gauge::Connections`].
     ConnectionLimit,
     /// Connections let in since the start. Only grows.
     ConnectionsOpened,
     /// Requests in flight on all connections now.
     InFlight,
-    /// The limit on [`Level::InFlight`].
+    /// The limit on [`Gauge::InFlight`].
     InFlightLimit,
     /// Connections that are, or carry, something else than HTTP now.
     Upgraded,
-    /// The limit on [`Level::Upgraded`].
+    /// The limit on [`Gauge::Upgraded`].
     UpgradedLimit,
     /// How many of a hundred requests say that a proxy forwarded them, where each peer counts as a
     /// client.
@@ -244,7 +244,7 @@ pub enum Level {
     ListenDrops,
 }
 
-impl Level {
+impl Gauge {
     /// Every level, so that `ALL[level as usize] == level`.
     pub const ALL: &'static [Self] = &[
         Self::Working,
@@ -287,13 +287,13 @@ impl Level {
 
 /// The numbers that one guard keeps anyway, read when somebody looks. A request pays nothing for
 /// them beyond the guard's own counting.
-pub trait Levels: Send + Sync {
+pub trait GaugeSource: Send + Sync {
     /// Whose they are.
     fn guard(&self) -> Guard;
 
-    /// Calls `visit` with each level and its value. A [`Level`] that the guard does not keep is
+    /// Calls `visit` with each level and its value. A [`Gauge`] that the guard does not keep is
     /// left out.
-    fn sample(&self, visit: &mut dyn FnMut(Level, u64));
+    fn sample(&self, visit: &mut dyn FnMut(Gauge, u64));
 }
 
 /// A guard's handle on the metrics, if there are any. Silent by default, cheap to clone.
@@ -323,7 +323,7 @@ impl Recorder {
     }
 
     /// Shows `levels` to whoever listens.
-    pub fn register(&self, levels: Weak<dyn Levels>) {
+    pub fn register(&self, levels: Weak<dyn GaugeSource>) {
         if let Some(sink) = &self.0 {
             sink.call(|metrics| metrics.register(levels));
         }
@@ -370,7 +370,7 @@ impl<M: Metrics + ?Sized> Metrics for Arc<M> {
         (**self).record(event);
     }
 
-    fn register(&self, levels: Weak<dyn Levels>) {
+    fn register(&self, levels: Weak<dyn GaugeSource>) {
         (**self).register(levels);
     }
 }
@@ -381,7 +381,7 @@ impl<A: Metrics, B: Metrics> Metrics for (A, B) {
         both(|| self.0.record(event), || self.1.record(event));
     }
 
-    fn register(&self, levels: Weak<dyn Levels>) {
+    fn register(&self, levels: Weak<dyn GaugeSource>) {
         let same = levels.clone();
         both(|| self.0.register(levels), || self.1.register(same));
     }
@@ -410,7 +410,7 @@ mod tests {
             panic!("{event:?}");
         }
 
-        fn register(&self, _: Weak<dyn Levels>) {
+        fn register(&self, _: Weak<dyn GaugeSource>) {
             self.0.fetch_add(1, Relaxed);
             panic!("register");
         }
@@ -418,12 +418,12 @@ mod tests {
 
     struct NoLevels;
 
-    impl Levels for NoLevels {
+    impl GaugeSource for NoLevels {
         fn guard(&self) -> Guard {
             Guard::Connection
         }
 
-        fn sample(&self, _: &mut dyn FnMut(Level, u64)) {}
+        fn sample(&self, _: &mut dyn FnMut(Gauge, u64)) {}
     }
 
     #[test]

@@ -46,8 +46,11 @@ impl Violation {
     /// The last frame of a response body that is cut for this, in a response of this form. The
     /// head is sent already: gRPC still learns its status from trailers, in good order, and in
     /// every other form the body can only fail.
-    pub fn ending(self, form: AnswerForm) -> Result<Frame<Bytes>, BoxError> {
-        if !matches!(form, AnswerForm::Grpc | AnswerForm::GrpcTranslated { .. }) {
+    pub fn ending(self, form: ResponseFormat) -> Result<Frame<Bytes>, BoxError> {
+        if !matches!(
+            form,
+            ResponseFormat::Grpc | ResponseFormat::GrpcTranslated { .. }
+        ) {
             return Err(self.into());
         }
         // The status of plain HTTP goes nowhere.
@@ -102,7 +105,7 @@ impl std::error::Error for Violation {}
 
 /// In which form the client expects its answer. Worked out while the request is still here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AnswerForm {
+pub enum ResponseFormat {
     /// A status and a few bytes. `close` if the request may have bytes on the way that nobody
     /// will read: on HTTP/1 the connection then ends after the answer.
     Http {
@@ -129,12 +132,12 @@ pub enum AnswerForm {
     },
 }
 
-impl AnswerForm {
+impl ResponseFormat {
     /// The form that suits `request`, going by its method and content type, both of which are the
     /// client's own words, and by the protocol: there is no gRPC over HTTP/1, except between a
     /// layer that translates gRPC-Web and the service inside it. Such a layer sets `TE: trailers`.
     #[inline]
-    pub fn of<B: Body>(request: &Request<B>) -> Self {
+    pub fn detect<B: Body>(request: &Request<B>) -> Self {
         let close = request.version() <= Version::HTTP_11 && !request.body().is_end_stream();
         // gRPC is always a POST, so that nobody else pays for the look at the headers.
         if request.method() == Method::POST {
@@ -179,12 +182,12 @@ pub struct Rejection {
     violation: Violation,
     status: StatusCode,
     retry_after: Option<Duration>,
-    form: AnswerForm,
+    form: ResponseFormat,
 }
 
 impl Rejection {
     /// Refused for `violation`, with `status` for clients that speak plain HTTP.
-    pub fn new(violation: Violation, status: StatusCode, form: AnswerForm) -> Self {
+    pub fn new(violation: Violation, status: StatusCode, form: ResponseFormat) -> Self {
         Self {
             violation,
             status,
@@ -215,7 +218,7 @@ impl Rejection {
     }
 
     /// The form of the answer.
-    pub fn form(&self) -> AnswerForm {
+    pub fn form(&self) -> ResponseFormat {
         self.form
     }
 
@@ -243,7 +246,7 @@ impl Rejection {
             Reason::Full | Reason::QueueFull | Reason::QueueTimeout | Reason::InFlightFull => {
                 "server is busy"
             }
-            Reason::Displaced => "server is busy, request body too slow",
+            Reason::Evicted => "server is busy, request body too slow",
             Reason::ClientFull => "too many requests at once",
             Reason::RateExceeded => "too many requests",
             Reason::CostOverBurst => "request costs more than the quota",
@@ -254,7 +257,7 @@ impl Rejection {
             Reason::Gap | Reason::Rate | Reason::BodyTotal => "body too slow",
             // For what comes here no request is refused, except for an upgrade too many: its
             // connection is gone, or was never there.
-            Reason::ConnectionsFull | Reason::ConnectionDisplaced | Reason::UpgradedFull => {
+            Reason::ConnectionsFull | Reason::ConnectionEvicted | Reason::UpgradedFull => {
                 "server has no place left"
             }
             Reason::ClientConnectionsFull | Reason::NetworkConnectionsFull | Reason::AcceptRate => {
@@ -292,23 +295,23 @@ impl Rejection {
     #[doc(hidden)]
     pub fn into_bytes(self) -> Response<Bytes> {
         match self.form {
-            AnswerForm::Http { .. } => {
+            ResponseFormat::Http { .. } => {
                 let answer = Bytes::from_static(self.message().as_bytes());
                 self.complete(Response::new(answer))
             }
-            AnswerForm::Grpc | AnswerForm::GrpcTranslated { .. } => {
+            ResponseFormat::Grpc | ResponseFormat::GrpcTranslated { .. } => {
                 let mut response = Response::new(Bytes::new());
                 *response.headers_mut() = self.grpc_trailers();
                 response.headers_mut().insert(CONTENT_TYPE, GRPC);
-                if self.form == (AnswerForm::GrpcTranslated { close: true }) {
+                if self.form == (ResponseFormat::GrpcTranslated { close: true }) {
                     response.headers_mut().insert(CONNECTION, CLOSE);
                 }
                 response
             }
-            AnswerForm::GrpcWeb { close } | AnswerForm::GrpcWebText { close } => {
+            ResponseFormat::GrpcWeb { close } | ResponseFormat::GrpcWebText { close } => {
                 let frame = trailer_frame(&self.grpc_trailers());
                 let (kind, frame) = match self.form {
-                    AnswerForm::GrpcWebText { .. } => (GRPC_WEB_TEXT, base64(&frame)),
+                    ResponseFormat::GrpcWebText { .. } => (GRPC_WEB_TEXT, base64(&frame)),
                     _ => (GRPC_WEB, frame),
                 };
                 let mut response = Response::new(frame);
@@ -325,11 +328,11 @@ impl Rejection {
     #[doc(hidden)]
     pub fn keep_open(&mut self) {
         match &mut self.form {
-            AnswerForm::Http { close }
-            | AnswerForm::GrpcTranslated { close }
-            | AnswerForm::GrpcWeb { close }
-            | AnswerForm::GrpcWebText { close } => *close = false,
-            AnswerForm::Grpc => {}
+            ResponseFormat::Http { close }
+            | ResponseFormat::GrpcTranslated { close }
+            | ResponseFormat::GrpcWeb { close }
+            | ResponseFormat::GrpcWebText { close } => *close = false,
+            ResponseFormat::Grpc => {}
         }
     }
 
@@ -346,7 +349,7 @@ impl Rejection {
             response.headers_mut().reserve(2);
             response.headers_mut().insert(RETRY_AFTER, seconds(wait));
         }
-        if self.form == (AnswerForm::Http { close: true }) {
+        if self.form == (ResponseFormat::Http { close: true }) {
             response.headers_mut().insert(CONNECTION, CLOSE);
         }
         response
@@ -442,7 +445,7 @@ mod tests {
     use super::*;
     use http_body_util::{BodyExt, Empty, Full};
 
-    fn rejection(form: AnswerForm) -> Rejection {
+    fn rejection(form: ResponseFormat) -> Rejection {
         let violation = Violation::new(
             Guard::RateLimit,
             Reason::RateExceeded,
@@ -470,20 +473,29 @@ mod tests {
     fn the_form_follows_the_content_type_of_a_post() {
         for kind in ["application/grpc", "application/grpc+proto"] {
             assert_eq!(
-                AnswerForm::of(&over(Version::HTTP_2, kind)),
-                AnswerForm::Grpc
+                ResponseFormat::detect(&over(Version::HTTP_2, kind)),
+                ResponseFormat::Grpc
             );
         }
-        let web = AnswerForm::GrpcWeb { close: true };
-        assert_eq!(AnswerForm::of(&request("application/grpc-web+proto")), web);
-        let text = AnswerForm::GrpcWebText { close: true };
-        assert_eq!(AnswerForm::of(&request("application/grpc-web-text")), text);
+        let web = ResponseFormat::GrpcWeb { close: true };
         assert_eq!(
-            AnswerForm::of(&request("text/html")),
-            AnswerForm::Http { close: true }
+            ResponseFormat::detect(&request("application/grpc-web+proto")),
+            web
+        );
+        let text = ResponseFormat::GrpcWebText { close: true };
+        assert_eq!(
+            ResponseFormat::detect(&request("application/grpc-web-text")),
+            text
+        );
+        assert_eq!(
+            ResponseFormat::detect(&request("text/html")),
+            ResponseFormat::Http { close: true }
         );
         let get = Request::new(Empty::<Bytes>::new());
-        assert_eq!(AnswerForm::of(&get), AnswerForm::Http { close: false });
+        assert_eq!(
+            ResponseFormat::detect(&get),
+            ResponseFormat::Http { close: false }
+        );
     }
 
     #[test]
@@ -495,17 +507,17 @@ mod tests {
             "application/grpc-webx",
             "application/grpc-web-textual",
         ] {
-            let form = AnswerForm::of(&over(Version::HTTP_2, kind));
-            assert_eq!(form, AnswerForm::Http { close: false }, "{kind}");
+            let form = ResponseFormat::detect(&over(Version::HTTP_2, kind));
+            assert_eq!(form, ResponseFormat::Http { close: false }, "{kind}");
         }
         let grpc = over(Version::HTTP_2, "application/grpc;charset=utf-8");
-        assert_eq!(AnswerForm::of(&grpc), AnswerForm::Grpc);
+        assert_eq!(ResponseFormat::detect(&grpc), ResponseFormat::Grpc);
     }
 
     #[test]
     fn what_says_grpc_over_http1_is_plain_http_and_closes_its_connection() {
-        let form = AnswerForm::of(&request("application/grpc"));
-        assert_eq!(form, AnswerForm::Http { close: true });
+        let form = ResponseFormat::detect(&request("application/grpc"));
+        assert_eq!(form, ResponseFormat::Http { close: true });
     }
 
     #[test]
@@ -514,8 +526,8 @@ mod tests {
         request
             .headers_mut()
             .insert(TE, HeaderValue::from_static("trailers"));
-        let form = AnswerForm::of(&request);
-        assert_eq!(form, AnswerForm::GrpcTranslated { close: true });
+        let form = ResponseFormat::detect(&request);
+        assert_eq!(form, ResponseFormat::GrpcTranslated { close: true });
         let response = rejection(form).into_response::<Full<Bytes>>();
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(response.headers()["grpc-status"], "8");
@@ -523,14 +535,20 @@ mod tests {
         request
             .headers_mut()
             .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpcx"));
-        assert_eq!(AnswerForm::of(&request), AnswerForm::Http { close: true });
+        assert_eq!(
+            ResponseFormat::detect(&request),
+            ResponseFormat::Http { close: true }
+        );
     }
 
     #[test]
     fn only_an_unread_http1_body_closes_the_connection() {
         let h2 = over(Version::HTTP_2, "text/html");
-        assert_eq!(AnswerForm::of(&h2), AnswerForm::Http { close: false });
-        let close = AnswerForm::of(&request("text/html"));
+        assert_eq!(
+            ResponseFormat::detect(&h2),
+            ResponseFormat::Http { close: false }
+        );
+        let close = ResponseFormat::detect(&request("text/html"));
         let response = rejection(close).into_response::<Full<Bytes>>();
         assert_eq!(response.headers()[CONNECTION], "close");
     }
@@ -538,7 +556,7 @@ mod tests {
     #[test]
     fn retry_after_is_whole_seconds_rounded_up_and_never_zero() {
         let answer = |millis| {
-            let form = AnswerForm::Http { close: false };
+            let form = ResponseFormat::Http { close: false };
             let wait = Duration::from_millis(millis);
             let response = rejection(form)
                 .retry_after(wait)
@@ -556,7 +574,7 @@ mod tests {
     #[test]
     fn grpc_gets_trailers_only_with_pushback() {
         let wait = Duration::from_millis(1500);
-        let response = rejection(AnswerForm::Grpc).retry_after(wait);
+        let response = rejection(ResponseFormat::Grpc).retry_after(wait);
         let response = response.into_response::<Full<Bytes>>();
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(response.headers()["grpc-status"], "8");
@@ -570,7 +588,7 @@ mod tests {
     fn pushback_is_rounded_up_to_whole_milliseconds() {
         for (micros, millis) in [(0, "0"), (1, "1"), (999, "1"), (1000, "1"), (1001, "2")] {
             let wait = Duration::from_micros(micros);
-            let response = rejection(AnswerForm::Grpc).retry_after(wait);
+            let response = rejection(ResponseFormat::Grpc).retry_after(wait);
             let response = response.into_response::<Full<Bytes>>();
             assert_eq!(response.headers()["grpc-retry-pushback-ms"], millis);
         }
@@ -579,7 +597,7 @@ mod tests {
     #[tokio::test]
     async fn grpc_web_gets_its_trailers_as_a_frame_of_the_body() {
         let response =
-            rejection(AnswerForm::GrpcWeb { close: true }).into_response::<Full<Bytes>>();
+            rejection(ResponseFormat::GrpcWeb { close: true }).into_response::<Full<Bytes>>();
         assert_eq!(response.headers()[CONNECTION], "close");
         let frame = response.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(frame[..5], [0x80, 0, 0, 0, 49]);
@@ -588,7 +606,7 @@ mod tests {
             b"grpc-status: 8\r\ngrpc-message: too many requests\r\n"[..]
         );
         let response =
-            rejection(AnswerForm::GrpcWebText { close: false }).into_response::<Full<Bytes>>();
+            rejection(ResponseFormat::GrpcWebText { close: false }).into_response::<Full<Bytes>>();
         let text = response.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(text, base64(&frame));
     }
@@ -596,15 +614,18 @@ mod tests {
     #[test]
     fn a_cut_body_ends_with_trailers_in_grpc_and_fails_in_every_other_form() {
         let violation = Violation::new(Guard::SlowBody, Reason::Gap, Phase::ResponseBody, 1, 2);
-        for form in [AnswerForm::Grpc, AnswerForm::GrpcTranslated { close: true }] {
+        for form in [
+            ResponseFormat::Grpc,
+            ResponseFormat::GrpcTranslated { close: true },
+        ] {
             let trailers = violation.ending(form).unwrap().into_trailers().unwrap();
             assert_eq!(trailers["grpc-status"], "4");
             assert_eq!(trailers["grpc-message"], "body too slow");
         }
         for form in [
-            AnswerForm::Http { close: false },
-            AnswerForm::GrpcWeb { close: false },
-            AnswerForm::GrpcWebText { close: false },
+            ResponseFormat::Http { close: false },
+            ResponseFormat::GrpcWeb { close: false },
+            ResponseFormat::GrpcWebText { close: false },
         ] {
             let error = violation.ending(form).unwrap_err();
             assert_eq!(Violation::behind(&*error), Some(&violation));
@@ -624,10 +645,10 @@ mod tests {
         for reason in Reason::ALL {
             let violation = Violation {
                 reason: *reason,
-                ..*rejection(AnswerForm::Grpc).violation()
+                ..*rejection(ResponseFormat::Grpc).violation()
             };
             let status = StatusCode::SERVICE_UNAVAILABLE;
-            let message = Rejection::new(violation, status, AnswerForm::Grpc).message();
+            let message = Rejection::new(violation, status, ResponseFormat::Grpc).message();
             assert!(
                 message
                     .bytes()

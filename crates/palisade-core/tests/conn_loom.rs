@@ -15,16 +15,16 @@ use loom::{
     },
     thread,
 };
-use palisade_core::{ConnState, ConnVerdict, Ending, Reason};
+use palisade_core::{CloseDecision, CloseMode, ConnState, Reason};
 use std::task::{Wake, Waker};
 
-const IDLE: ConnVerdict = ConnVerdict {
+const IDLE: CloseDecision = CloseDecision {
     reason: Reason::Idle,
-    ending: Ending::Finish,
+    ending: CloseMode::Graceful,
 };
-const STALL: ConnVerdict = ConnVerdict {
+const STALL: CloseDecision = CloseDecision {
     reason: Reason::WriteStall,
-    ending: Ending::Reset,
+    ending: CloseMode::Reset,
 };
 
 /// A task that is woken, and how often it was.

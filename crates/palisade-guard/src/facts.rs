@@ -2,7 +2,7 @@
 
 use http::{Method, Request, Version};
 use http_body::Body;
-use palisade_core::{AnswerForm, ConnInfo};
+use palisade_core::{ConnInfo, ResponseFormat};
 use std::sync::Arc;
 
 /// Properties of a request's head, looked up once for all policies.
@@ -12,7 +12,7 @@ pub struct Facts {
     /// [shares its window](Self::shared_window).
     pub conn: Option<Arc<ConnInfo>>,
     /// The form in which the client expects a refusal.
-    pub form: AnswerForm,
+    pub form: ResponseFormat,
     /// The protocol version.
     pub version: Version,
     /// Whether the request has a body.
@@ -31,11 +31,11 @@ impl Facts {
         let needs_conn = listens || (has_body && request.version() == Version::HTTP_2);
         Self {
             conn: if needs_conn {
-                ConnInfo::of(request.extensions()).cloned()
+                ConnInfo::from_extensions(request.extensions()).cloned()
             } else {
                 None
             },
-            form: AnswerForm::of(request),
+            form: ResponseFormat::detect(request),
             version: request.version(),
             has_body,
             is_head: request.method() == Method::HEAD,

@@ -1,23 +1,23 @@
 //! The client of a request, asked for once.
 
-use palisade_core::{Extracted, KeyExtractor, RequestHead};
+use palisade_core::{KeyExtractor, KeyOutcome, RequestHead};
 use std::sync::Arc;
 
 /// What the key extractor of one request said. Policies that share an extractor ask it once.
 ///
 /// Lives while the request is admitted and shared, in which no policy changes.
 #[derive(Debug, Default)]
-pub struct Keys(Option<(usize, Extracted)>);
+pub struct Keys(Option<(usize, KeyOutcome)>);
 
 impl Keys {
     /// The key of the request with this head, by `extractor`.
     #[inline]
-    pub fn get(&mut self, extractor: &Arc<dyn KeyExtractor>, head: &RequestHead<'_>) -> Extracted {
+    pub fn get(&mut self, extractor: &Arc<dyn KeyExtractor>, head: &RequestHead<'_>) -> KeyOutcome {
         let id = Arc::as_ptr(extractor).cast::<()>().addr();
         match self.0 {
             Some((known, key)) if known == id => key,
             _ => {
-                let key = extractor.key(head);
+                let key = extractor.extract(head);
                 self.0 = Some((id, key));
                 key
             }
@@ -36,7 +36,7 @@ mod tests {
         let calls = calls.clone();
         Arc::new(move |_: &RequestHead<'_>| {
             calls.fetch_add(1, Relaxed);
-            Extracted::Key(ClientKey::of(name))
+            KeyOutcome::Key(ClientKey::of(name))
         })
     }
 
@@ -47,16 +47,16 @@ mod tests {
         let request = Request::new(());
         let (head, mut keys) = (RequestHead::from(&request), Keys::default());
         for _ in 0..3 {
-            assert_eq!(keys.get(&one, &head), Extracted::Key(ClientKey::of("one")));
+            assert_eq!(keys.get(&one, &head), KeyOutcome::Key(ClientKey::of("one")));
         }
         assert_eq!(calls.load(Relaxed), 1);
         assert_eq!(
             keys.get(&other, &head),
-            Extracted::Key(ClientKey::of("other"))
+            KeyOutcome::Key(ClientKey::of("other"))
         );
         assert_eq!(
             keys.get(&one.clone(), &head),
-            Extracted::Key(ClientKey::of("one"))
+            KeyOutcome::Key(ClientKey::of("one"))
         );
         assert_eq!(calls.load(Relaxed), 3);
     }

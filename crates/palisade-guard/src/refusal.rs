@@ -3,7 +3,7 @@
 use crate::{OnReject, Settings, Unread};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_LENGTH};
-use palisade_core::{AnswerForm, Rejection};
+use palisade_core::{Rejection, ResponseFormat};
 use std::fmt;
 
 /// A rejection, and how the policy that made it writes the response.
@@ -71,7 +71,7 @@ impl Refused {
             is_head,
         } = self;
         let mut response = match (on_reject, rejection.form()) {
-            (Some(on_reject), AnswerForm::Http { .. }) => {
+            (Some(on_reject), ResponseFormat::Http { .. }) => {
                 let response = on_reject(&rejection);
                 rejection.complete(response)
             }

@@ -82,7 +82,7 @@ macro_rules! settings_methods {
                 let policy = self.policy_mut();
                 $(
                     let levels = std::sync::Arc::downgrade(&policy.$levels);
-                    let levels: std::sync::Weak<dyn palisade_core::Levels> = levels;
+                    let levels: std::sync::Weak<dyn palisade_core::GaugeSource> = levels;
                     recorder.register(levels);
                 )?
                 $(policy.$tells.record_to(recorder.clone());)?

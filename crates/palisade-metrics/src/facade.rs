@@ -1,13 +1,13 @@
 //! What the guards did, by way of the `metrics` crate.
 
 use crate::{
-    levels::Watched,
+    gauges::Watched,
     series::{
         BySeries, CUT, ENDED, Family, LEVELS_IGNORED, LIMIT_CHANGES, REFUSED, Series, level_family,
     },
 };
 use metrics::{Counter, Label, SharedString, Unit};
-use palisade_core::{Event, Level, Levels, Metrics};
+use palisade_core::{Event, Gauge, GaugeSource, Metrics};
 use std::{
     fmt,
     sync::{Arc, OnceLock, Weak},
@@ -18,7 +18,7 @@ use std::{
 /// **Install the recorder first.** The counters are made in [`Facade::new`], with the recorder
 /// that is installed by then; with none they count nothing, for ever.
 ///
-/// Levels are not pushed: call [`Self::sample`] before the exporter renders, or every few seconds
+/// GaugeSource are not pushed: call [`Self::sample`] before the exporter renders, or every few seconds
 /// where an exporter pushes by itself.
 ///
 /// A refusal costs one atomic increment through a handle that was made before. Only a series that
@@ -49,7 +49,7 @@ struct Shared {
 impl Facade {
     /// Names, describes and makes the counters, with the recorder that is installed now.
     pub fn new() -> Self {
-        let levels = Level::ALL.iter().filter_map(|level| level_family(*level));
+        let levels = Gauge::ALL.iter().filter_map(|level| level_family(*level));
         for family in levels.chain([REFUSED, CUT, ENDED, LIMIT_CHANGES, LEVELS_IGNORED]) {
             describe(family);
         }
@@ -119,7 +119,7 @@ impl Metrics for Facade {
         }
     }
 
-    fn register(&self, levels: Weak<dyn Levels>) {
+    fn register(&self, levels: Weak<dyn GaugeSource>) {
         self.shared.watched.register(levels);
     }
 }
@@ -174,7 +174,7 @@ mod tests {
     fn an_exporter_shows_the_same_as_the_snapshot() {
         let snapshot = Snapshot::new();
         let guards = [3, 4].map(|working| {
-            let shown = Level::ALL
+            let shown = Gauge::ALL
                 .iter()
                 .map(|level| (*level, working + *level as u64));
             Arc::new(Shown(Guard::ConcurrencyLimit, shown.collect()))
@@ -182,7 +182,7 @@ mod tests {
         let text = exported(|facade| {
             let both = Recorder::from((facade.clone(), snapshot.clone()));
             for guard in &guards {
-                both.register(Arc::downgrade(guard) as Weak<dyn Levels>);
+                both.register(Arc::downgrade(guard) as Weak<dyn GaugeSource>);
             }
             both.record(|| Event::limit_changed(Guard::ConcurrencyLimit, 9));
             for mode in [Mode::Enforce, Mode::Shadow] {

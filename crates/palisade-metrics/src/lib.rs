@@ -16,7 +16,7 @@
 //! Each is a [`Metrics`](palisade_core::Metrics); two of them are one as a tuple.
 //!
 //! ```
-//! use palisade_core::{Guard, Level, Reason, Recorder};
+//! use palisade_core::{Guard, Gauge, Reason, Recorder};
 //! use palisade_metrics::Snapshot;
 //!
 //! let snapshot = Snapshot::new();
@@ -24,7 +24,7 @@
 //! let recorder = Recorder::from(snapshot.clone());
 //!
 //! assert_eq!(snapshot.refused(Guard::ConcurrencyLimit, Reason::Full), 0);
-//! assert_eq!(snapshot.level(Guard::ConcurrencyLimit, Level::Working), None); // No guard yet.
+//! assert_eq!(snapshot.level(Guard::ConcurrencyLimit, Gauge::Working), None); // No guard yet.
 //! println!("{snapshot}"); // A table.
 //! let body = snapshot.prometheus(); // Serve it as `Snapshot::CONTENT_TYPE`.
 //! # drop(recorder);
@@ -37,7 +37,7 @@
 //! | `palisade_requests_refused_total` | counter | `guard`, `reason`, `mode` | requests answered by a guard, not by the handler | `mode="enforce"` above 1 % of the admitted for 5 min; `reason="full"` above 0 for 2 min: too small or overloaded |
 //! | `palisade_bodies_cut_total` | counter | `guard`, `reason`, `phase`, `mode` | bodies ended after the response head was sent | `reason="gap"` or `"rate"` at 5 times its hourly mean: somebody is reading or writing slowly on purpose |
 //! | `palisade_connections_ended_total` | counter | `guard`, `reason`, `phase`, `mode` | connections that the guard ended or did not let in | `reason="connections_full"` above 0 for 2 min: nothing can be spared; `reason="first_request"`, `"slow_head"` or `"write_stall"` at 5 times its hourly mean: somebody holds connections on purpose |
-//! | `palisade_connections_open` | gauge | `guard` | connections open | above 0.9 of `palisade_connections_limit` for 5 min: the least useful are being displaced |
+//! | `palisade_connections_open` | gauge | `guard` | connections open | above 0.9 of `palisade_connections_limit` for 5 min: the least useful are being evicted |
 //! | `palisade_connections_limit` | gauge | `guard` | connections that may be open | - |
 //! | `palisade_connections_opened_total` | counter | `guard` | connections let in | - |
 //! | `palisade_accept_queue` | gauge | `guard` | connections that wait in the kernel (Linux) | above 0.5 of `palisade_accept_queue_limit` for 1 min: accepting does not keep up |
@@ -86,7 +86,7 @@
 
 #[cfg(feature = "metrics")]
 mod facade;
-mod levels;
+mod gauges;
 #[cfg(feature = "tracing")]
 mod log;
 mod prometheus;

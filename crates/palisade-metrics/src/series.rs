@@ -1,11 +1,11 @@
 //! Which time series there are and what they are called: one place for all adapters.
 
-use palisade_core::{Event, Guard, Level, Mode, Phase, Reason};
+use palisade_core::{Event, Gauge, Guard, Mode, Phase, Reason};
 
 pub(crate) const GUARDS: usize = Guard::ALL.len();
 pub(crate) const REASONS: usize = Reason::ALL.len();
 pub(crate) const MODES: usize = Mode::ALL.len();
-pub(crate) const LEVELS: usize = Level::ALL.len();
+pub(crate) const LEVELS: usize = Gauge::ALL.len();
 
 /// Metrics of one name.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +78,7 @@ const REFUSALS: &[(Guard, Reason)] = &[
     (Guard::ConcurrencyLimit, Reason::ClientFull),
     (Guard::ConcurrencyLimit, Reason::QueueFull),
     (Guard::ConcurrencyLimit, Reason::QueueTimeout),
-    (Guard::ConcurrencyLimit, Reason::Displaced),
+    (Guard::ConcurrencyLimit, Reason::Evicted),
     (Guard::Connection, Reason::UpgradedFull),
     (Guard::Connection, Reason::InFlightFull),
     (Guard::Connection, Reason::BadRequest),
@@ -99,14 +99,10 @@ const CUTS: &[(Guard, Reason, Phase)] = &[
     (Guard::SlowBody, Reason::Rate, Phase::ResponseBody),
     (Guard::SlowBody, Reason::BodyTotal, Phase::RequestBody),
     (Guard::SlowBody, Reason::BodyTotal, Phase::ResponseBody),
+    (Guard::ConcurrencyLimit, Reason::Evicted, Phase::RequestBody),
     (
         Guard::ConcurrencyLimit,
-        Reason::Displaced,
-        Phase::RequestBody,
-    ),
-    (
-        Guard::ConcurrencyLimit,
-        Reason::Displaced,
+        Reason::Evicted,
         Phase::ResponseBody,
     ),
     (Guard::Connection, Reason::WindowStall, Phase::ResponseBody),
@@ -128,23 +124,19 @@ const ENDINGS: &[(Guard, Reason, Phase)] = &[
     (Guard::Connection, Reason::AcceptRate, Phase::Accept),
     (
         Guard::Connection,
-        Reason::ConnectionDisplaced,
+        Reason::ConnectionEvicted,
         Phase::FirstHead,
     ),
     (
         Guard::Connection,
-        Reason::ConnectionDisplaced,
+        Reason::ConnectionEvicted,
         Phase::NextHead,
     ),
-    (Guard::Connection, Reason::ConnectionDisplaced, Phase::Idle),
+    (Guard::Connection, Reason::ConnectionEvicted, Phase::Idle),
+    (Guard::Connection, Reason::ConnectionEvicted, Phase::Writing),
     (
         Guard::Connection,
-        Reason::ConnectionDisplaced,
-        Phase::Writing,
-    ),
-    (
-        Guard::Connection,
-        Reason::ConnectionDisplaced,
+        Reason::ConnectionEvicted,
         Phase::Lingering,
     ),
     (Guard::Connection, Reason::FirstRequest, Phase::FirstHead),
@@ -180,78 +172,78 @@ const ENDINGS: &[(Guard, Reason, Phase)] = &[
 ];
 
 /// The family of `level`, or `None` if it is younger than this crate.
-pub(crate) fn level_family(level: Level) -> Option<Family> {
+pub(crate) fn level_family(level: Gauge) -> Option<Family> {
     let (name, help) = match level {
-        Level::Working => ("palisade_requests_working", "Requests that hold a slot"),
-        Level::Waiting => (
+        Gauge::Working => ("palisade_requests_working", "Requests that hold a slot"),
+        Gauge::Waiting => (
             "palisade_requests_waiting",
             "Requests that wait for their own client and hold no slot",
         ),
-        Level::Queued => ("palisade_queue_depth", "Requests that wait for a slot"),
-        Level::Limit => (
+        Gauge::Queued => ("palisade_queue_depth", "Requests that wait for a slot"),
+        Gauge::Limit => (
             "palisade_concurrency_limit",
             "Requests that may hold a slot at once",
         ),
-        Level::Admitted => (
+        Gauge::Admitted => (
             "palisade_requests_admitted_total",
             "Requests that a guard let in",
         ),
-        Level::Keys => ("palisade_tracked_keys", "Clients or other keys with a debt"),
-        Level::KeyCapacity => (
+        Gauge::Keys => ("palisade_tracked_keys", "Clients or other keys with a debt"),
+        Gauge::KeyCapacity => (
             "palisade_tracked_keys_limit",
             "Clients or other keys that can be told apart",
         ),
-        Level::KeysEvicted => (
+        Gauge::KeysEvicted => (
             "palisade_key_evictions_total",
             "Keys that lost a debt because the table was full of larger ones",
         ),
-        Level::Connections => ("palisade_connections_open", "Connections that are open"),
-        Level::ConnectionLimit => ("palisade_connections_limit", "Connections that may be open"),
-        Level::ConnectionsOpened => (
+        Gauge::Connections => ("palisade_connections_open", "Connections that are open"),
+        Gauge::ConnectionLimit => ("palisade_connections_limit", "Connections that may be open"),
+        Gauge::ConnectionsOpened => (
             "palisade_connections_opened_total",
             "Connections that a guard let in",
         ),
-        Level::InFlight => (
+        Gauge::InFlight => (
             "palisade_requests_in_flight",
             "Requests in flight on all connections",
         ),
-        Level::InFlightLimit => (
+        Gauge::InFlightLimit => (
             "palisade_requests_in_flight_limit",
             "Requests that may be in flight on them",
         ),
-        Level::Upgraded => (
+        Gauge::Upgraded => (
             "palisade_connections_upgraded",
             "Connections that became something else than HTTP",
         ),
-        Level::UpgradedLimit => (
+        Gauge::UpgradedLimit => (
             "palisade_connections_upgraded_limit",
             "Connections that may become so",
         ),
-        Level::ForwardedPercent => (
+        Gauge::ForwardedPercent => (
             "palisade_forwarded_percent",
             "Of a hundred requests, those that say that a proxy forwarded them",
         ),
-        Level::PressurePercent => (
+        Gauge::PressurePercent => (
             "palisade_pressure_percent",
             "How hard it is going for connections; from 80 on their deadlines get shorter",
         ),
-        Level::AcceptErrors => (
+        Gauge::AcceptErrors => (
             "palisade_accept_errors_total",
             "Failures to accept a connection for want of files or memory",
         ),
-        Level::AcceptQueue => (
+        Gauge::AcceptQueue => (
             "palisade_accept_queue",
             "Connections that wait in the kernel to be accepted",
         ),
-        Level::AcceptQueueLimit => (
+        Gauge::AcceptQueueLimit => (
             "palisade_accept_queue_limit",
             "Connections that may wait there",
         ),
-        Level::ListenOverflows => (
+        Gauge::ListenOverflows => (
             "palisade_listen_overflows_total",
             "Connections lost by the kernel at full accept queues, whoever listened",
         ),
-        Level::ListenDrops => (
+        Gauge::ListenDrops => (
             "palisade_listen_drops_total",
             "Connections lost by the kernel before they were accepted, whoever listened",
         ),
@@ -415,7 +407,7 @@ mod tests {
 
     #[test]
     fn every_level_has_a_name_of_its_own_and_totals_end_in_total() {
-        let levels = Level::ALL.iter().map(|level| level_family(*level).unwrap());
+        let levels = Gauge::ALL.iter().map(|level| level_family(*level).unwrap());
         let families = || {
             levels
                 .clone()

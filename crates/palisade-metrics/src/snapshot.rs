@@ -1,13 +1,13 @@
 //! Counts kept in this process, to be read, printed or scraped.
 
 use crate::{
-    levels::Watched,
+    gauges::Watched,
     prometheus::Exposition,
     series::{
         BySeries, CUT, ENDED, Family, LEVELS_IGNORED, LIMIT_CHANGES, REFUSED, Series, level_family,
     },
 };
-use palisade_core::{Event, Guard, Level, Levels, Metrics, Mode, Phase, Reason};
+use palisade_core::{Event, Gauge, GaugeSource, Guard, Metrics, Mode, Phase, Reason};
 use std::{
     fmt,
     sync::{
@@ -119,9 +119,9 @@ impl Snapshot {
     }
 
     /// One level of `guard` now, summed over all living instances of it (two concurrency limits,
-    /// say). A total ([`Level::is_total`]) includes what instances that are gone had when
+    /// say). A total ([`Gauge::is_total`]) includes what instances that are gone had when
     /// somebody last looked. `None` if no instance has ever shown it.
-    pub fn level(&self, guard: Guard, level: Level) -> Option<u64> {
+    pub fn level(&self, guard: Guard, level: Gauge) -> Option<u64> {
         let mut levels = self.levels().into_iter();
         levels
             .find(|(of, which, _)| (*of, *which) == (guard, level))
@@ -130,7 +130,7 @@ impl Snapshot {
 
     /// All levels now, summed as for [`Self::level`]. Asks every guard: one with a large table
     /// reads all of it, about two milliseconds per million keys, once a second at most.
-    pub fn levels(&self) -> Vec<(Guard, Level, u64)> {
+    pub fn levels(&self) -> Vec<(Guard, Gauge, u64)> {
         self.shared.watched.sample()
     }
 
@@ -216,7 +216,7 @@ impl Metrics for Snapshot {
         }
     }
 
-    fn register(&self, levels: Weak<dyn Levels>) {
+    fn register(&self, levels: Weak<dyn GaugeSource>) {
         self.shared.watched.register(levels);
     }
 }
@@ -340,8 +340,8 @@ mod tests {
                 let teller = Teller::new(snapshot.clone(), Mode::ALL[thread % 2]);
                 let (snapshot, own) = (&snapshot, Guard::ALL[thread % 4]);
                 scope.spawn(move || {
-                    let slots = Arc::new(Shown(own, vec![(Level::Admitted, EACH)]));
-                    snapshot.register(Arc::downgrade(&slots) as Weak<dyn Levels>);
+                    let slots = Arc::new(Shown(own, vec![(Gauge::Admitted, EACH)]));
+                    snapshot.register(Arc::downgrade(&slots) as Weak<dyn GaugeSource>);
                     for round in 0..EACH {
                         teller.refuse(own, Reason::Full, None);
                         teller.cut(Guard::BodyLimit, Reason::TooLarge, Phase::RequestBody);
@@ -363,7 +363,7 @@ mod tests {
         };
         for guard in &Guard::ALL[..4] {
             assert_eq!(counted(*guard), 2 * EACH);
-            assert_eq!(snapshot.level(*guard, Level::Admitted), Some(2 * EACH));
+            assert_eq!(snapshot.level(*guard, Gauge::Admitted), Some(2 * EACH));
         }
     }
 
@@ -374,12 +374,12 @@ mod tests {
         teller.refuse(Guard::ConcurrencyLimit, Reason::Full, None);
         teller.cut(Guard::SlowBody, Reason::Gap, Phase::ResponseBody);
         let shown = vec![
-            (Level::Working, 7),
-            (Level::Limit, 9),
-            (Level::KeysEvicted, 3),
+            (Gauge::Working, 7),
+            (Gauge::Limit, 9),
+            (Gauge::KeysEvicted, 3),
         ];
         let guard = Arc::new(Shown(Guard::ConcurrencyLimit, shown));
-        snapshot.register(Arc::downgrade(&guard) as Weak<dyn Levels>);
+        snapshot.register(Arc::downgrade(&guard) as Weak<dyn GaugeSource>);
 
         let text = snapshot.prometheus();
         assert!(!text.contains("\n\n"));
@@ -421,14 +421,14 @@ mod tests {
         let snapshot = Snapshot::new();
         snapshot.record(&Event::limit_changed(Guard::ConcurrencyLimit, 50));
         assert_eq!(
-            snapshot.level(Guard::ConcurrencyLimit, Level::Limit),
+            snapshot.level(Guard::ConcurrencyLimit, Gauge::Limit),
             Some(50)
         );
-        let guard = Arc::new(Shown(Guard::ConcurrencyLimit, vec![(Level::Limit, 40)]));
-        snapshot.register(Arc::downgrade(&guard) as Weak<dyn Levels>);
+        let guard = Arc::new(Shown(Guard::ConcurrencyLimit, vec![(Gauge::Limit, 40)]));
+        snapshot.register(Arc::downgrade(&guard) as Weak<dyn GaugeSource>);
         snapshot.record(&Event::limit_changed(Guard::ConcurrencyLimit, 30));
         assert_eq!(
-            snapshot.level(Guard::ConcurrencyLimit, Level::Limit),
+            snapshot.level(Guard::ConcurrencyLimit, Gauge::Limit),
             Some(40)
         );
         let text = snapshot.prometheus();
@@ -492,8 +492,8 @@ mod tests {
     fn the_table_shows_what_is_not_zero() {
         let snapshot = Snapshot::new();
         Teller::new(snapshot.clone(), Mode::Shadow).refuse(Guard::RateLimit, Reason::Full, None);
-        let guard = Arc::new(Shown(Guard::RateLimit, vec![(Level::Keys, 12)]));
-        snapshot.register(Arc::downgrade(&guard) as Weak<dyn Levels>);
+        let guard = Arc::new(Shown(Guard::RateLimit, vec![(Gauge::Keys, 12)]));
+        snapshot.register(Arc::downgrade(&guard) as Weak<dyn GaugeSource>);
         let table = snapshot.to_string();
         let lines: Vec<Vec<_>> = table
             .lines()

@@ -3,8 +3,8 @@
 
 use http::StatusCode;
 use palisade_core::{
-    AnswerForm, ConnInfo, Event, Guard, Level, Levels, Mode, Phase, Prefix, Reason, Recorder,
-    Rejection, Violation,
+    ConnInfo, Event, Gauge, GaugeSource, Guard, Mode, Phase, Prefix, Reason, Recorder, Rejection,
+    ResponseFormat, Violation,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,7 +25,7 @@ impl Teller {
 
     pub(crate) fn refuse(&self, guard: Guard, reason: Reason, conn: Option<&ConnInfo>) {
         let violation = Violation::new(guard, reason, Phase::RequestHead, 10, 11);
-        let form = AnswerForm::Http { close: false };
+        let form = ResponseFormat::Http { close: false };
         let rejection = Rejection::new(violation, StatusCode::TOO_MANY_REQUESTS, form);
         self.recorder
             .record(|| Event::refused(&rejection, self.mode, conn));
@@ -50,14 +50,14 @@ impl Teller {
 
 /// A guard that shows these levels.
 #[derive(Debug)]
-pub(crate) struct Shown(pub(crate) Guard, pub(crate) Vec<(Level, u64)>);
+pub(crate) struct Shown(pub(crate) Guard, pub(crate) Vec<(Gauge, u64)>);
 
-impl Levels for Shown {
+impl GaugeSource for Shown {
     fn guard(&self) -> Guard {
         self.0
     }
 
-    fn sample(&self, visit: &mut dyn FnMut(Level, u64)) {
+    fn sample(&self, visit: &mut dyn FnMut(Gauge, u64)) {
         self.1
             .iter()
             .for_each(|(level, value)| visit(*level, *value));

@@ -43,16 +43,16 @@ impl RateLimitLayer {
     }
 
     /// By what requests are counted: [`ClientIp`] with other options, or any closure from
-    /// [`RequestHead`] to [`Extracted`](crate::Extracted).
+    /// [`RequestHead`] to [`KeyOutcome`](crate::KeyOutcome).
     ///
     /// ```
-    /// # use palisade_rate_limit::{ClientIp, ClientKey, Extracted, KeyExtractor, Quota};
+    /// # use palisade_rate_limit::{ClientIp, ClientKey, KeyOutcome, KeyExtractor, Quota};
     /// # use palisade_rate_limit::{RateLimitLayer, RequestHead};
     /// # fn main() -> Result<(), palisade_rate_limit::ConfigError> {
     /// // Health probes are free, everybody else counts by address.
     /// let by_ip = ClientIp::peer();
     /// let layer = RateLimitLayer::new(Quota::per_second(10))?.key(move |head: &RequestHead<'_>| {
-    ///     if head.uri.path() == "/health" { Extracted::Exempt } else { by_ip.key(head) }
+    ///     if head.uri.path() == "/health" { KeyOutcome::Exempt } else { by_ip.extract(head) }
     /// });
     /// # Ok(())
     /// # }

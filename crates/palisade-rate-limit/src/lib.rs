@@ -68,7 +68,7 @@ pub use layer::RateLimitLayer;
 pub use limiter::{Decision, Limiter, TableLimiter};
 pub use palisade_client_ip::{ClientIp, Missing};
 pub use palisade_core::{
-    ClientKey, ConfigError, ConfigFault, Extracted, KeyExtractor, Mode, Prefix, RequestHead,
+    ClientKey, ConfigError, ConfigFault, KeyExtractor, KeyOutcome, Mode, Prefix, RequestHead,
 };
 #[doc(hidden)]
 pub use policy::RateLimitPolicy;

@@ -4,7 +4,7 @@ use crate::{
     ConfigError, Policy,
     quota::{BURST_BITS, MAX_QUOTAS, PERIOD_BITS},
 };
-use palisade_core::{ClientKey, Levels};
+use palisade_core::{ClientKey, GaugeSource};
 use palisade_guard::{Clock, Denied, Gcra, Occupancy, Table};
 use parking_lot::Mutex;
 use std::{
@@ -39,7 +39,7 @@ pub trait Limiter: Send + Sync + 'static {
     /// The gauges of this limiter: those that another layer has made of it, or else what `make`
     /// returns for so many keys evicted before. So layers that share a limiter count its keys once.
     #[doc(hidden)]
-    fn levels(&self, make: &dyn Fn(u64) -> Arc<dyn Levels>) -> Arc<dyn Levels> {
+    fn levels(&self, make: &dyn Fn(u64) -> Arc<dyn GaugeSource>) -> Arc<dyn GaugeSource> {
         make(0)
     }
 }
@@ -90,7 +90,7 @@ pub struct TableLimiter {
     /// The longest debt that any quota has led to so far, in microseconds.
     max_debt: AtomicU64,
     /// The gauges, while a layer has them.
-    levels: Mutex<Option<Weak<dyn Levels>>>,
+    levels: Mutex<Option<Weak<dyn GaugeSource>>>,
 }
 
 // === Limiter ===
@@ -104,7 +104,7 @@ impl<L: Limiter + ?Sized> Limiter for Arc<L> {
         (**self).occupancy()
     }
 
-    fn levels(&self, make: &dyn Fn(u64) -> Arc<dyn Levels>) -> Arc<dyn Levels> {
+    fn levels(&self, make: &dyn Fn(u64) -> Arc<dyn GaugeSource>) -> Arc<dyn GaugeSource> {
         (**self).levels(make)
     }
 }
@@ -251,7 +251,7 @@ impl Limiter for TableLimiter {
         )
     }
 
-    fn levels(&self, make: &dyn Fn(u64) -> Arc<dyn Levels>) -> Arc<dyn Levels> {
+    fn levels(&self, make: &dyn Fn(u64) -> Arc<dyn GaugeSource>) -> Arc<dyn GaugeSource> {
         let mut known = self.levels.lock();
         if let Some(levels) = known.as_ref().and_then(Weak::upgrade) {
             return levels;

@@ -1,9 +1,9 @@
 //! What the rate limit decides about a request.
 
-use crate::{Decision, Extracted, KeyExtractor, Limiter, RequestHead};
+use crate::{Decision, KeyExtractor, KeyOutcome, Limiter, RequestHead};
 use http::{Request, StatusCode};
 use http_body::Body;
-use palisade_core::{Guard, Level, Levels, Phase, Reason, Rejection, Violation};
+use palisade_core::{Gauge, GaugeSource, Guard, Phase, Reason, Rejection, Violation};
 use palisade_guard::{Facts, KeepsWhole, Keys, Never, Occupancy, Policy, Refusal, Settings};
 use parking_lot::Mutex;
 use std::{fmt, sync::Arc, time::Duration};
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 pub struct RateLimitPolicy {
     pub(crate) settings: Settings,
     pub(crate) limiter: Arc<dyn Limiter>,
-    pub(crate) levels: Arc<dyn Levels>,
+    pub(crate) levels: Arc<dyn GaugeSource>,
     pub(crate) key: Arc<dyn KeyExtractor>,
     pub(crate) cost: Option<Cost>,
 }
@@ -53,9 +53,9 @@ impl RateLimitPolicy {
             return Ok(());
         }
         let key = match keys.get(&self.key, head) {
-            Extracted::Key(key) => key,
-            Extracted::Exempt => return Ok(()),
-            Extracted::Refuse => return Err(Denied::PeerMissing),
+            KeyOutcome::Key(key) => key,
+            KeyOutcome::Exempt => return Ok(()),
+            KeyOutcome::Refuse => return Err(Denied::PeerMissing),
         };
         let cost = self.cost.as_ref().map_or(1, |cost| cost(head));
         match self.limiter.check(key, cost) {
@@ -173,17 +173,17 @@ impl LimiterLevels {
     }
 }
 
-impl Levels for LimiterLevels {
+impl GaugeSource for LimiterLevels {
     fn guard(&self) -> Guard {
         Guard::RateLimit
     }
 
-    fn sample(&self, visit: &mut dyn FnMut(Level, u64)) {
+    fn sample(&self, visit: &mut dyn FnMut(Gauge, u64)) {
         if let Some(occupancy) = self.occupancy() {
-            visit(Level::Keys, occupancy.keys);
-            visit(Level::KeyCapacity, occupancy.capacity);
+            visit(Gauge::Keys, occupancy.keys);
+            visit(Gauge::KeyCapacity, occupancy.capacity);
             let evicted = occupancy.evicted.saturating_sub(self.evicted_before);
-            visit(Level::KeysEvicted, evicted);
+            visit(Gauge::KeysEvicted, evicted);
         }
     }
 }

@@ -4,9 +4,9 @@
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty, Full};
-use palisade_core::{Guard, GuardBody, Level, Reason};
+use palisade_core::{Gauge, Guard, GuardBody, Reason};
 use palisade_rate_limit::{
-    ClientIp, ClientKey, Decision, Extracted, KeyExtractor, Limiter, Missing, Mode, Quota,
+    ClientIp, ClientKey, Decision, KeyExtractor, KeyOutcome, Limiter, Missing, Mode, Quota,
     RateLimit, RateLimitLayer, RequestHead, TableLimiter,
 };
 use palisade_testkit::Journal;
@@ -149,11 +149,11 @@ async fn off_does_not_look() {
     let off = layer()
         .metrics(journal.clone())
         .mode(Mode::Off)
-        .key(|_: &RequestHead<'_>| -> Extracted { panic!("asked for a key") });
+        .key(|_: &RequestHead<'_>| -> KeyOutcome { panic!("asked for a key") });
     let mut service = off.layer(service_fn(ok));
     assert_eq!(statuses(&mut service, HERE, 5).await, [200; 5]);
     assert_eq!(journal.refused(), []);
-    assert_eq!(journal.level(GUARD, Level::Keys), Some(0));
+    assert_eq!(journal.level(GUARD, Gauge::Keys), Some(0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -183,9 +183,9 @@ async fn an_unknown_peer_shares_is_refused_or_passes_and_never_in_silence() {
 async fn anything_can_be_the_key_and_some_are_exempt() {
     let by_ip = ClientIp::peer();
     let layer = layer().key(move |head: &RequestHead<'_>| match head.uri.path() {
-        "/health" => Extracted::Exempt,
-        "/tenant" => Extracted::Key(ClientKey::of("tenant")),
-        _ => by_ip.key(head),
+        "/health" => KeyOutcome::Exempt,
+        "/tenant" => KeyOutcome::Key(ClientKey::of("tenant")),
+        _ => by_ip.extract(head),
     });
     let mut service = layer.layer(service_fn(ok));
     let mut to = async |path: &'static str, address| {
@@ -324,13 +324,13 @@ async fn the_metrics_see_the_table_empty_itself() {
     let mut service = layer().metrics(journal.clone()).layer(service_fn(ok));
     statuses(&mut service, HERE, 2).await;
     statuses(&mut service, THERE, 1).await;
-    assert_eq!(journal.level(GUARD, Level::Keys), Some(2));
-    assert_eq!(journal.level(GUARD, Level::KeyCapacity), Some(1 << 10));
-    assert_eq!(journal.level(GUARD, Level::KeysEvicted), Some(0));
+    assert_eq!(journal.level(GUARD, Gauge::Keys), Some(2));
+    assert_eq!(journal.level(GUARD, Gauge::KeyCapacity), Some(1 << 10));
+    assert_eq!(journal.level(GUARD, Gauge::KeysEvicted), Some(0));
     advance(Duration::from_millis(200)).await;
-    assert_eq!(journal.level(GUARD, Level::Keys), Some(0));
+    assert_eq!(journal.level(GUARD, Gauge::Keys), Some(0));
     drop(service);
-    assert_eq!(journal.level(GUARD, Level::Keys), None);
+    assert_eq!(journal.level(GUARD, Gauge::Keys), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -414,7 +414,7 @@ async fn a_large_table_is_looked_at_once_a_second_however_many_ask() {
     let _layer = RateLimitLayer::with_limiter(Asked(0.into())).metrics(journal.clone());
     for second in 1..4 {
         for _ in 0..100 {
-            assert_eq!(journal.level(GUARD, Level::Keys), Some(second));
+            assert_eq!(journal.level(GUARD, Gauge::Keys), Some(second));
         }
         tokio::time::advance(Duration::from_secs(1)).await;
     }

@@ -13,7 +13,7 @@ use crate::{
 };
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
-use palisade_core::{ConnInfo, Ending, Reason};
+use palisade_core::{CloseMode, ConnInfo, Reason};
 use pin_project_lite::pin_project;
 use std::{
     future::poll_fn,
@@ -141,7 +141,7 @@ impl Told {
             None if self.at.elapsed() >= HEARD => self.requests = Some(state.requests()),
             Some(heard) if state.requests() > heard => {
                 let reason = state.closing().unwrap_or(Reason::MaxRequests);
-                server.guard.end(conn, reason, Ending::Reset);
+                server.guard.end(conn, reason, CloseMode::Reset);
             }
             _ => {}
         }
@@ -157,7 +157,7 @@ impl<C: Connection> Future for Driven<'_, C> {
         if drain.is_over() {
             this.server
                 .guard
-                .end(this.conn, Reason::Shutdown, Ending::Reset);
+                .end(this.conn, Reason::Shutdown, CloseMode::Reset);
             this.open.is_cut();
             return Poll::Ready(None);
         }

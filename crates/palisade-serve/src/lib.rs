@@ -20,7 +20,7 @@ palisade_serve::serve(listener, app).await
 )]
 //! # What it adds to the guard
 //!
-//! All that [`palisade_conn`] says holds, with nothing more to be put in: requests are accounted
+//! All that [`palisade_conn`] says holds, with nothing more to be put in: requests are tracked
 //! for, and each brings the `Arc<ConnInfo>` of its connection. Besides:
 //!
 //! - **HTTP by your settings**, [`Http`]: heads of 32 KiB on both protocols, 100 requests at once on

@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 use palisade_conn::ConnGuard;
-use palisade_core::{AnswerForm, ConnInfo, Guard, Phase, Reason, Rejection, Violation};
+use palisade_core::{ConnInfo, Guard, Phase, Reason, Rejection, ResponseFormat, Violation};
 use std::sync::Arc;
 
 /// hyper's own words for a URI of 64 KiB or more; nothing else tells that from a head too large.
@@ -52,7 +52,11 @@ impl Refusal {
             Self::AppFailed => (Reason::AppFailed, Phase::Handler),
         };
         let violation = Violation::new(Guard::Connection, reason, phase, 0, 0);
-        Rejection::new(violation, self.status(), AnswerForm::Http { close: false })
+        Rejection::new(
+            violation,
+            self.status(),
+            ResponseFormat::Http { close: false },
+        )
     }
 }
 

@@ -6,8 +6,8 @@ use crate::{
     drain::{Attentive, Drain, Open},
 };
 use hyper::server::conn::http1;
-use palisade_conn::{Accept, ConnGuard, Guarded, GuardedIo};
-use palisade_core::{Ending, Reason};
+use palisade_conn::{ConnGuard, GuardedIo, GuardedListener, Listener};
+use palisade_core::{CloseMode, Reason};
 use std::{
     fmt,
     future::{Future, IntoFuture, pending, poll_fn},
@@ -44,9 +44,9 @@ type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// # Panics
 ///
 /// When awaited, if the runtime has no IO or no timer.
-pub fn serve<L, A, Kind>(listener: impl Into<Guarded<L>>, app: A) -> Serve<L, A, Kind>
+pub fn serve<L, A, Kind>(listener: impl Into<GuardedListener<L>>, app: A) -> Serve<L, A, Kind>
 where
-    L: Accept,
+    L: Listener,
     A: App<Kind>,
 {
     #[cfg(feature = "axum")]
@@ -64,8 +64,8 @@ where
 /// Future of [`serve`]. Awaited, it never ends; dropped, it takes no more connections, and those
 /// that are there go on.
 #[must_use = "nothing is served before it is awaited"]
-pub struct Serve<L: Accept, A, Kind> {
-    listener: Guarded<L>,
+pub struct Serve<L: Listener, A, Kind> {
+    listener: GuardedListener<L>,
     app: A,
     http: Http,
     #[cfg(feature = "rustls")]
@@ -75,7 +75,7 @@ pub struct Serve<L: Accept, A, Kind> {
 
 /// Future of [`Serve::with_graceful_shutdown`].
 #[must_use = "nothing is served before it is awaited"]
-pub struct WithGracefulShutdown<L: Accept, A, Kind, F> {
+pub struct WithGracefulShutdown<L: Listener, A, Kind, F> {
     serve: Serve<L, A, Kind>,
     signal: F,
     drain: Duration,
@@ -93,7 +93,7 @@ pub(crate) struct Server {
 
 // === Serve ===
 
-impl<L: Accept, A: App<Kind>, Kind> Serve<L, A, Kind> {
+impl<L: Listener, A: App<Kind>, Kind> Serve<L, A, Kind> {
     /// Speaks HTTP by these settings. Defaults to [`Http::default`].
     pub fn http(mut self, http: Http) -> Self {
         self.http = http;
@@ -243,7 +243,11 @@ impl<L: Accept, A: App<Kind>, Kind> Serve<L, A, Kind> {
             tokio::spawn(Attentive::new(connection, &server.drain));
         }
         drop(listener);
-        let end = |conn: &_| server.guard.end(conn, Reason::Shutdown, Ending::Finish);
+        let end = |conn: &_| {
+            server
+                .guard
+                .end(conn, Reason::Shutdown, CloseMode::Graceful)
+        };
         Ok(server.drain.run(drain, end).await)
     }
 }
@@ -255,7 +259,7 @@ where
 {
     let conn = io.conn().clone();
     // Before it has asked for anything.
-    conn.state().set_accounted();
+    conn.state().set_tracked();
     let protocol = server.http.protocol;
     #[cfg(feature = "rustls")]
     if let Some((acceptor, handshakes)) = server.tls.acceptor() {
@@ -275,7 +279,7 @@ where
 
 impl<L, A, Kind> IntoFuture for Serve<L, A, Kind>
 where
-    L: Accept,
+    L: Listener,
     A: App<Kind>,
     Kind: 'static,
 {
@@ -287,7 +291,7 @@ where
     }
 }
 
-impl<L: Accept, A: fmt::Debug, Kind> fmt::Debug for Serve<L, A, Kind> {
+impl<L: Listener, A: fmt::Debug, Kind> fmt::Debug for Serve<L, A, Kind> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Serve")
             .field("listener", &self.listener)
@@ -301,7 +305,7 @@ impl<L: Accept, A: fmt::Debug, Kind> fmt::Debug for Serve<L, A, Kind> {
 
 impl<L, A, Kind, F> WithGracefulShutdown<L, A, Kind, F>
 where
-    L: Accept,
+    L: Listener,
     A: App<Kind>,
     F: Future<Output = ()> + Send + 'static,
 {
@@ -323,7 +327,7 @@ where
 
 impl<L, A, Kind, F> IntoFuture for WithGracefulShutdown<L, A, Kind, F>
 where
-    L: Accept,
+    L: Listener,
     A: App<Kind>,
     Kind: 'static,
     F: Future<Output = ()> + Send + 'static,
@@ -341,7 +345,7 @@ where
     }
 }
 
-impl<L: Accept, A: fmt::Debug, Kind, F> fmt::Debug for WithGracefulShutdown<L, A, Kind, F> {
+impl<L: Listener, A: fmt::Debug, Kind, F> fmt::Debug for WithGracefulShutdown<L, A, Kind, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WithGracefulShutdown")
             .field("serve", &self.serve)

@@ -11,7 +11,7 @@ use http::{
 };
 use http_body::Body;
 use hyper::body::Incoming;
-use palisade_conn::{AccountedBody, Accounting, AccountingFuture};
+use palisade_conn::{RequestTracking, TrackedBody, TrackingFuture};
 use palisade_core::ConnInfo;
 use pin_project_lite::pin_project;
 use std::{
@@ -22,7 +22,7 @@ use std::{
 
 /// The app on one connection, which is told of each request from the moment its head is here.
 pub(crate) struct ConnService<S> {
-    accounting: Accounting<ConnApp<S>>,
+    accounting: RequestTracking<ConnApp<S>>,
 }
 
 /// Waits for the app to be ready with the request in hand, and refuses what is to be refused.
@@ -64,7 +64,7 @@ impl<S> ConnService<S> {
             is_http2,
             takes_connect: http.takes_connect,
         };
-        let accounting = Accounting::of(conn.clone(), app).cuts_streams();
+        let accounting = RequestTracking::of(conn.clone(), app).cuts_streams();
         #[cfg(feature = "axum")]
         let accounting = accounting.connect_info();
         Self { accounting }
@@ -72,9 +72,9 @@ impl<S> ConnService<S> {
 }
 
 impl<S: HttpService> hyper::service::Service<Request<Incoming>> for ConnService<S> {
-    type Response = Response<AccountedBody<ServedBody<S::ResponseBody>>>;
+    type Response = Response<TrackedBody<ServedBody<S::ResponseBody>>>;
     type Error = S::Error;
-    type Future = AccountingFuture<ConnAppFuture<S, S::Future>>;
+    type Future = TrackingFuture<ConnAppFuture<S, S::Future>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         self.accounting.call_with(request, ConnApp::call)

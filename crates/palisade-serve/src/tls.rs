@@ -2,7 +2,7 @@
 
 use crate::{drain::Open, handshakes::Handshakes, http::Protocol, serve::Server};
 use palisade_conn::{GuardedIo, Transport};
-use palisade_core::{ConnInfo, Ending, Reason};
+use palisade_core::{CloseMode, ConnInfo, Reason};
 use parking_lot::Mutex;
 use std::{future::poll_fn, io, pin::pin, sync::Arc, task::Poll};
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
@@ -93,7 +93,7 @@ impl<'a> UnderWay<'a> {
         if let Some(evicted) = evicted {
             server
                 .guard
-                .end(&evicted, Reason::HandshakesFull, Ending::Reset);
+                .end(&evicted, Reason::HandshakesFull, CloseMode::Reset);
         }
         Self {
             handshakes,

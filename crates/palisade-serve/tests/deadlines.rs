@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use palisade_conn::{Accept, ConnGuard, Guarded, Reason, Transport};
+use palisade_conn::{ConnGuard, GuardedListener, Listener, Reason, Transport};
 use palisade_serve::{Drained, Http, serve};
 use palisade_testkit::Journal;
 use std::{
@@ -47,7 +47,7 @@ struct Pipes(mpsc::UnboundedReceiver<Pipe>);
 
 struct Pipe(DuplexStream);
 
-impl Accept for Pipes {
+impl Listener for Pipes {
     type Io = Pipe;
 
     fn poll_accept(
@@ -133,7 +133,7 @@ impl Server {
             }
             Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"hello"))))
         });
-        let listener: Guarded<_> = guard.listen(Pipes(pipes));
+        let listener: GuardedListener<_> = guard.listen(Pipes(pipes));
         let serve = serve(listener, app)
             .http(http)
             .with_graceful_shutdown(async { drop(told.await) });

@@ -8,7 +8,7 @@ use crate::{
 };
 use http::{Request, Response, StatusCode};
 use http_body::Body;
-use palisade_core::{AnswerForm, Guard, Phase, Pressure, RequestHead, Violation};
+use palisade_core::{Guard, Phase, Pressure, RequestHead, ResponseFormat, Violation};
 use palisade_guard::{
     Drops, Facts, Flow, Keys, Never, Of, Policy, Polled, Refusal, Settings, Shared, Stamp, Upstream,
 };
@@ -81,9 +81,9 @@ impl SlowBodyPolicy {
         choose(&request.into()).map(Box::new)
     }
 
-    fn request_pace<'a>(&'a self, common: &'a Common, form: AnswerForm) -> &'a Pace {
+    fn request_pace<'a>(&'a self, common: &'a Common, form: ResponseFormat) -> &'a Pace {
         // gRPC-Web has no client streams.
-        let of_all = if form == AnswerForm::Grpc {
+        let of_all = if form == ResponseFormat::Grpc {
             &self.grpc
         } else {
             &self.request

@@ -1,6 +1,6 @@
 //! A [`Metrics`] that remembers.
 
-use palisade_core::{Event, Guard, Level, Levels, Metrics, Mode, Reason, Violation};
+use palisade_core::{Event, Gauge, GaugeSource, Guard, Metrics, Mode, Reason, Violation};
 use parking_lot::Mutex;
 use std::sync::{
     Arc, Weak,
@@ -19,9 +19,9 @@ struct Pages {
     disconnected: Mutex<Vec<(Violation, Mode)>>,
     opened: AtomicUsize,
     closed: Mutex<Vec<Option<Reason>>>,
-    unaccounted: Mutex<Vec<usize>>,
+    untracked: Mutex<Vec<usize>>,
     forwarded: Mutex<Vec<u32>>,
-    levels: Mutex<Vec<Weak<dyn Levels>>>,
+    levels: Mutex<Vec<Weak<dyn GaugeSource>>>,
 }
 
 impl Journal {
@@ -76,8 +76,8 @@ impl Journal {
     }
 
     /// How many connections each word was about that nobody tells of their requests.
-    pub fn unaccounted(&self) -> Vec<usize> {
-        self.0.unaccounted.lock().clone()
+    pub fn untracked(&self) -> Vec<usize> {
+        self.0.untracked.lock().clone()
     }
 
     /// Every change of a limit so far.
@@ -86,7 +86,7 @@ impl Journal {
     }
 
     /// The sum of `level` over all living instances of `guard`; `None` if none keeps it.
-    pub fn level(&self, guard: Guard, level: Level) -> Option<u64> {
+    pub fn level(&self, guard: Guard, level: Gauge) -> Option<u64> {
         let mut sum = None;
         for levels in self.0.levels.lock().iter().filter_map(Weak::upgrade) {
             if levels.guard() == guard {
@@ -135,14 +135,14 @@ impl Metrics for Journal {
                 self.0.limits.lock().push((*guard, *limit));
             }
             Event::Forwarded { percent, .. } => self.0.forwarded.lock().push(*percent),
-            Event::Unaccounted { connections, .. } => {
-                self.0.unaccounted.lock().push(*connections);
+            Event::Untracked { connections, .. } => {
+                self.0.untracked.lock().push(*connections);
             }
             _ => {}
         }
     }
 
-    fn register(&self, levels: Weak<dyn Levels>) {
+    fn register(&self, levels: Weak<dyn GaugeSource>) {
         self.0.levels.lock().push(levels);
     }
 }

@@ -8,7 +8,7 @@ use crate::{
 };
 use http::{Request, Response, StatusCode};
 use http_body::Body;
-use palisade_core::{AnswerForm, Guard, Phase, Reason, Rejection, RequestHead, Violation};
+use palisade_core::{Guard, Phase, Reason, Rejection, RequestHead, ResponseFormat, Violation};
 use palisade_guard::{
     Drops, Elapsed, Facts, Flow, Handler, Keys, Never, Of, Policy, Polled, Refusal, Settings,
     Shared, Stamp, Upstream,
@@ -89,7 +89,7 @@ impl TimeoutPolicy {
         Ok(Held::Own(Box::new(Own { limits, started })))
     }
 
-    fn limits_of<B>(&self, request: &Request<B>, form: AnswerForm) -> Limits {
+    fn limits_of<B>(&self, request: &Request<B>, form: ResponseFormat) -> Limits {
         let chosen = self
             .choose
             .as_ref()

@@ -61,8 +61,8 @@ mod builder;
 ))]
 mod stack;
 
-/// The words that all guards share. Not named `core`, which would hide the language's own.
-pub use palisade_core as words;
+/// The types that all guards share. Not named `core`, which would hide the language's own.
+pub use palisade_core as types;
 pub use palisade_core::{
     ConfigError, ConfigFault, Guard, Metrics, Mode, Pressure, Reason, Recorder, Rejection,
 };

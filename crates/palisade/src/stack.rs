@@ -33,7 +33,7 @@ pub struct StackLayer {
 }
 
 /// `S` behind all guards.
-pub type Guarded<S> = palisade_guard::Guarded<S, Policies>;
+pub type Stacked<S> = palisade_guard::Guarded<S, Policies>;
 
 /// The request body that a handler behind the stack reads.
 pub type RequestBody<B> = palisade_guard::RequestBody<B, Policies>;
@@ -123,9 +123,9 @@ impl StackLayer {
 }
 
 impl<S> Layer<S> for StackLayer {
-    type Service = Guarded<S>;
+    type Service = Stacked<S>;
 
-    fn layer(&self, inner: S) -> Guarded<S> {
+    fn layer(&self, inner: S) -> Stacked<S> {
         self.guard.layer(inner)
     }
 }

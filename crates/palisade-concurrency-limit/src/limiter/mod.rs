@@ -20,10 +20,10 @@ pub(crate) use per_client::{ClientCount, PerClient};
 pub use permit::Extras;
 pub(crate) use permit::Share;
 pub(crate) use priority::Priority;
-pub(crate) use waiter::{Displaced, Half, Rules, Waiter};
+pub(crate) use waiter::{Evicted, Half, Rules, Waiter};
 
 use kept::Kept;
-use palisade_core::{Event, Guard, Level, Levels, Recorder};
+use palisade_core::{Event, Gauge, GaugeSource, Guard, Recorder};
 use parking_lot::Mutex;
 use permits::Permits;
 use queues::WaitQueues;
@@ -251,24 +251,24 @@ impl Limiter {
     }
 }
 
-impl Levels for Limiter {
+impl GaugeSource for Limiter {
     fn guard(&self) -> Guard {
         Guard::ConcurrencyLimit
     }
 
-    fn sample(&self, visit: &mut dyn FnMut(Level, u64)) {
+    fn sample(&self, visit: &mut dyn FnMut(Gauge, u64)) {
         let kept = self.kept.count();
         let working = self.permits.taken().saturating_sub(kept);
         visit(
-            Level::Working,
+            Gauge::Working,
             working.saturating_add(self.permits.picked()) as u64,
         );
         visit(
-            Level::Waiting,
+            Gauge::Waiting,
             self.queues.waiting_for_client().saturating_add(kept) as u64,
         );
-        visit(Level::Queued, self.queues.waiting_for_permit() as u64);
-        visit(Level::Limit, self.limit() as u64);
-        visit(Level::Admitted, self.admitted.load(Relaxed));
+        visit(Gauge::Queued, self.queues.waiting_for_permit() as u64);
+        visit(Gauge::Limit, self.limit() as u64);
+        visit(Gauge::Admitted, self.admitted.load(Relaxed));
     }
 }

@@ -7,7 +7,7 @@ use super::{
     priority::{Position, Priority},
     queues::Locked,
     sync::store_before_load,
-    waiter::{Displaced, Half, Left, Rules, State, Waiter},
+    waiter::{Evicted, Half, Left, Rules, State, Waiter},
 };
 use palisade_core::ClientKey;
 use std::{
@@ -15,7 +15,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-/// How many of a queue are looked at for one that is light by now, or that may be displaced.
+/// How many of a queue are looked at for one that is light by now, or that may be evicted.
 const LOOKS: usize = 8;
 
 /// What a request does.
@@ -120,7 +120,7 @@ impl Limiter {
         waiter: &Arc<Waiter>,
         half: Half,
         cx: &Context<'_>,
-    ) -> Poll<Result<(), Displaced>> {
+    ) -> Poll<Result<(), Evicted>> {
         if waiter.works_on() {
             Poll::Ready(Ok(()))
         } else {
@@ -134,7 +134,7 @@ impl Limiter {
         waiter: &Arc<Waiter>,
         half: Half,
         cx: &Context<'_>,
-    ) -> Poll<Result<(), Displaced>> {
+    ) -> Poll<Result<(), Evicted>> {
         if waiter.state() == State::Client {
             self.want_permit(waiter, Some(cx.waker()));
         }
@@ -142,7 +142,7 @@ impl Limiter {
             waiter.listen(half, cx);
         }
         match waiter.state() {
-            State::Displaced => Poll::Ready(Err(Displaced)),
+            State::Evicted => Poll::Ready(Err(Evicted)),
             State::Queued => Poll::Pending,
             State::Client => {
                 // It was given a permit, and its other half gave it up again in this moment.
@@ -205,11 +205,11 @@ impl Limiter {
 
 /// What the limiter does with the queues.
 impl Limiter {
-    /// Makes room for a request that has just been admitted and seems to be one too many: displaces
-    /// the one that has waited for its client longest, if `displacing`. `false` if there is no
+    /// Makes room for a request that has just been admitted and seems to be one too many: evicts
+    /// the one that has waited for its client longest, if `evicting`. `false` if there is no
     /// room.
     #[cold]
-    pub(crate) fn make_room(&self, max_present: usize, displacing: bool) -> bool {
+    pub(crate) fn make_room(&self, max_present: usize, evicting: bool) -> bool {
         let mut queues = self.queues.lock();
         // Without the lock a request that changes queues is counted twice or not at all for a
         // moment.
@@ -217,7 +217,7 @@ impl Limiter {
         if present <= max_present {
             return true;
         }
-        if !displacing {
+        if !evicting {
             return false;
         }
         // Layers that share the limit may differ: one with fewer present does not take from
@@ -238,7 +238,7 @@ impl Limiter {
         }) else {
             return false;
         };
-        victim.displace();
+        victim.evict();
         drop(queues);
         victim.wake();
         true
@@ -273,7 +273,7 @@ impl Limiter {
         asking: Option<&Waker>,
     ) {
         if waiter.state() != State::Client {
-            return; // It was displaced, or its other half was first.
+            return; // It was evicted, or its other half was first.
         }
         // Past the queue where it is empty: a newcomer must not see one while permits are free. Nor
         // must its other half, which would wait for a permit that is given without a wake.

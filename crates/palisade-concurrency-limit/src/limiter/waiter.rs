@@ -70,16 +70,16 @@ pub(crate) struct Left {
     pub(super) position: Option<Position>,
     /// It held a permit, which is now the caller's to free.
     pub(super) worked: bool,
-    /// It was displaced.
+    /// It was evicted.
     pub(crate) is_displaced: bool,
     pub(super) extras: Option<Box<Extras>>,
     /// To be dropped under no lock: one may own the task that owns another waiter.
     wakers: Wakers,
 }
 
-/// The request was displaced, in favour of one that makes more progress.
+/// The request was evicted, in favour of one that makes more progress.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Displaced;
+pub(crate) struct Evicted;
 
 /// What a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,12 +89,12 @@ pub(super) enum State {
     Working,
     /// Waits for its own client, and holds a permit that no other request needs so far.
     Keeping,
-    /// Waits for its own client, in the queue of those that may be displaced.
+    /// Waits for its own client, in the queue of those that may be evicted.
     Client,
     /// Waits for a permit.
     Queued,
-    /// Was displaced.
-    Displaced,
+    /// Was evicted.
+    Evicted,
     /// Is over.
     Left,
 }
@@ -183,21 +183,21 @@ impl Waiter {
 
     #[inline]
     pub(crate) fn is_displaced(&self) -> bool {
-        self.state() == State::Displaced
+        self.state() == State::Evicted
     }
 
     #[inline]
-    pub(crate) fn unless_displaced(&self) -> Result<(), Displaced> {
+    pub(crate) fn unless_displaced(&self) -> Result<(), Evicted> {
         if self.is_displaced() {
-            Err(Displaced)
+            Err(Evicted)
         } else {
             Ok(())
         }
     }
 
-    /// Whether it has left, or was displaced.
+    /// Whether it has left, or was evicted.
     pub(super) fn is_over(&self) -> bool {
-        matches!(self.state(), State::Left | State::Displaced)
+        matches!(self.state(), State::Left | State::Evicted)
     }
 
     pub(crate) fn is_waiting_for_client(&self) -> bool {
@@ -216,7 +216,7 @@ impl Waiter {
         match self.state() {
             State::Working => true,
             State::Keeping => self.resume_kept(),
-            State::Client | State::Queued | State::Displaced | State::Left => false,
+            State::Client | State::Queued | State::Evicted | State::Left => false,
         }
     }
 
@@ -398,22 +398,22 @@ impl Waiter {
         self.state.store(State::Working as u8, SeqCst);
     }
 
-    pub(super) fn displace(&self) {
+    pub(super) fn evict(&self) {
         self.inside.lock().position = None;
-        self.state.store(State::Displaced as u8, SeqCst);
+        self.state.store(State::Evicted as u8, SeqCst);
     }
 
-    /// Leaves. One that was displaced stays so, for a body that outlives it.
+    /// Leaves. One that was evicted stays so, for a body that outlives it.
     pub(super) fn leave(&self) -> Left {
         // The other half may keep or resume its permit meanwhile, without the lock.
-        let left = |state| (state != State::Displaced as u8).then_some(State::Left as u8);
+        let left = |state| (state != State::Evicted as u8).then_some(State::Left as u8);
         let before = self.state.fetch_update(SeqCst, SeqCst, left);
-        let state = before.map_or(State::Displaced, State::from);
+        let state = before.map_or(State::Evicted, State::from);
         let mut inside = self.inside.lock();
         Left {
             position: inside.position.take(),
             worked: matches!(state, State::Working | State::Keeping),
-            is_displaced: state == State::Displaced,
+            is_displaced: state == State::Evicted,
             extras: inside.extras.take(),
             wakers: self.take_wakers(&mut inside),
         }
@@ -430,7 +430,7 @@ impl From<u8> for State {
             1 => Self::Keeping,
             2 => Self::Client,
             3 => Self::Queued,
-            4 => Self::Displaced,
+            4 => Self::Evicted,
             _ => Self::Left,
         }
     }

@@ -5,7 +5,7 @@
 //! of the body is handed through. The permit is given up where the answer waits for its reader, or
 //! where both halves have nothing to do.
 
-use crate::limiter::{Displaced, Half, Limiter, Waiter};
+use crate::limiter::{Evicted, Half, Limiter, Waiter};
 use std::{
     sync::{
         Arc,
@@ -28,7 +28,7 @@ pub(crate) struct Flags(AtomicU16);
 
 /// The request body is gone: the handler does not wait for the client any more.
 const BODY_GONE: u16 = 1;
-/// The request body said that the request was displaced.
+/// The request body said that the request was evicted.
 const BODY_TOLD: u16 = 1 << 1;
 /// The response head is out.
 const HEAD_OUT: u16 = 1 << 2;
@@ -83,7 +83,7 @@ impl Halves<'_> {
     }
 
     /// Ready once what has come may be handed on.
-    pub(crate) fn poll_body(self, cx: &Context<'_>) -> Poll<Result<(), Displaced>> {
+    pub(crate) fn poll_body(self, cx: &Context<'_>) -> Poll<Result<(), Evicted>> {
         if !self.flags.has(HEAD_OUT) {
             let polled = self.limiter.poll_work(self.waiter, Half::Body, cx);
             // The half that sends the head wakes the body after that.
@@ -97,7 +97,7 @@ impl Halves<'_> {
 
     /// Nothing has come. The body is polled `by_handler`, or in another task.
     #[inline]
-    pub(crate) fn body_waits(self, by_handler: bool, cx: &Context<'_>) -> Result<(), Displaced> {
+    pub(crate) fn body_waits(self, by_handler: bool, cx: &Context<'_>) -> Result<(), Evicted> {
         self.flags.put(READ_ELSEWHERE, !by_handler);
         if !by_handler {
             self.waiter.listen(Half::Body, cx);
@@ -121,7 +121,7 @@ impl Halves<'_> {
         }
     }
 
-    /// The body says that the request was displaced.
+    /// The body says that the request was evicted.
     pub(crate) fn body_tells(self) {
         self.flags.set(BODY_TOLD);
     }

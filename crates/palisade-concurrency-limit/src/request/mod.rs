@@ -84,7 +84,7 @@ pub(crate) enum Stage {
     Watched,
     /// A frame is in the stash.
     Holding,
-    /// The request was displaced.
+    /// The request was evicted.
     Cut,
 }
 

@@ -13,7 +13,7 @@ pub(crate) use http_body_util::{
 };
 pub(crate) use palisade_client_ip::ClientIp;
 pub(crate) use palisade_concurrency_limit::{ConcurrencyLimit, ConcurrencyLimitLayer, RequestBody};
-pub(crate) use palisade_core::{BoxError, Guard, Level, Mode, Reason, Violation};
+pub(crate) use palisade_core::{BoxError, Gauge, Guard, Mode, Reason, Violation};
 pub(crate) use palisade_testkit::Journal;
 pub(crate) use parking_lot::Mutex;
 pub(crate) use std::{
@@ -100,7 +100,7 @@ pub(crate) async fn settle() {
 }
 
 pub(crate) fn at_rest(journal: &Journal) {
-    for level in [Level::Working, Level::Waiting, Level::Queued] {
+    for level in [Gauge::Working, Gauge::Waiting, Gauge::Queued] {
         assert_eq!(journal.level(GUARD, level), Some(0), "{level:?}");
     }
 }
@@ -141,8 +141,8 @@ pub(crate) fn reader() -> Handler {
                 "read"
             })),
             Err(error) => {
-                let displaced = error.downcast_ref::<Violation>().map(|v| v.reason);
-                assert_eq!(displaced, Some(Reason::Displaced));
+                let evicted = error.downcast_ref::<Violation>().map(|v| v.reason);
+                assert_eq!(evicted, Some(Reason::Evicted));
                 Response::new(full("handler saw the error"))
             }
         }

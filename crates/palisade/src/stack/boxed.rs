@@ -1,6 +1,6 @@
 //! The stack between services that use axum's own body type.
 
-use super::{Guarded, RequestBody, StackLayer};
+use super::{RequestBody, StackLayer, Stacked};
 use axum_core::body::Body;
 use bytes::Bytes;
 use http::{Request, Response};
@@ -24,7 +24,7 @@ pub struct BoxedLayer {
 /// `S` behind a [`BoxedLayer`].
 #[derive(Clone, Debug)]
 pub struct Boxed<S> {
-    guarded: Guarded<BoxedInner<S>>,
+    guarded: Stacked<BoxedInner<S>>,
 }
 
 /// A service that takes `axum::body::Body`, as the stack sees it.
@@ -87,13 +87,13 @@ impl<S> Layer<S> for BoxedLayer {
 
 impl<S, B, ResBody> Service<Request<B>> for Boxed<S>
 where
-    Guarded<BoxedInner<S>>: Service<Request<Body>, Response = Response<ResBody>>,
+    Stacked<BoxedInner<S>>: Service<Request<Body>, Response = Response<ResBody>>,
     B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     ResBody: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     type Response = Response<Body>;
-    type Error = <Guarded<BoxedInner<S>> as Service<Request<Body>>>::Error;
-    type Future = BoxedFuture<<Guarded<BoxedInner<S>> as Service<Request<Body>>>::Future>;
+    type Error = <Stacked<BoxedInner<S>> as Service<Request<Body>>>::Error;
+    type Future = BoxedFuture<<Stacked<BoxedInner<S>> as Service<Request<Body>>>::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.guarded.poll_ready(cx)

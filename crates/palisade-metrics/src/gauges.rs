@@ -1,7 +1,7 @@
 //! The numbers that guards keep, added up when somebody looks.
 
 use crate::series::{GUARDS, LEVELS};
-use palisade_core::{Guard, Level, Levels};
+use palisade_core::{Gauge, GaugeSource, Guard};
 use parking_lot::Mutex;
 use std::{
     fmt,
@@ -37,7 +37,7 @@ struct Guards {
 
 struct One {
     guard: Guard,
-    levels: Weak<dyn Levels>,
+    levels: Weak<dyn GaugeSource>,
     /// Its totals when somebody last looked.
     totals: [u64; LEVELS],
 }
@@ -59,7 +59,7 @@ impl Watched {
     }
 
     /// Watches `levels` for as long as they live. A second time for the same changes nothing.
-    pub(crate) fn register(&self, levels: Weak<dyn Levels>) {
+    pub(crate) fn register(&self, levels: Weak<dyn GaugeSource>) {
         let Some(alive) = levels.upgrade() else {
             return;
         };
@@ -108,18 +108,18 @@ impl Watched {
 
     /// Each level that a guard shows or has shown, summed over all its instances; those of one
     /// level together.
-    pub(crate) fn sample(&self) -> Vec<(Guard, Level, u64)> {
+    pub(crate) fn sample(&self) -> Vec<(Guard, Gauge, u64)> {
         // If we turn out to hold a guard's last handle, it ends after the lock is given back.
-        let mut held: Vec<Arc<dyn Levels>> = Vec::new();
+        let mut held: Vec<Arc<dyn GaugeSource>> = Vec::new();
         let mut sums = self.guards.lock().sample(&mut held);
         for (guard, last) in Guard::ALL.iter().zip(&self.limits) {
             let last = last.load(Relaxed);
             // A guard that shows no limit of its own has the one that it was last given.
-            if last != NEVER && sums.get(*guard, Level::Limit).is_none() {
-                sums.add(*guard, Level::Limit, last);
+            if last != NEVER && sums.get(*guard, Gauge::Limit).is_none() {
+                sums.add(*guard, Gauge::Limit, last);
             }
         }
-        let levels = Level::ALL.iter().copied();
+        let levels = Gauge::ALL.iter().copied();
         levels
             .flat_map(|level| {
                 let of = move |guard| Some((guard, level, sums.get(guard, level)?));
@@ -153,7 +153,7 @@ impl Guards {
         });
     }
 
-    fn sample(&mut self, held: &mut Vec<Arc<dyn Levels>>) -> Sums {
+    fn sample(&mut self, held: &mut Vec<Arc<dyn GaugeSource>>) -> Sums {
         self.bury_the_dead();
         let Self { living, gone } = self;
         let mut sums = *gone;
@@ -163,12 +163,12 @@ impl Guards {
                 continue;
             };
             let mut seen = Sums::default();
-            // Levels may be a user's: a panic of one leaves out what it has not shown yet, not the
+            // GaugeSource may be a user's: a panic of one leaves out what it has not shown yet, not the
             // levels of all other guards.
             let mut visit = |level, value| seen.add(one.guard, level, value);
             let _ = catch_unwind(AssertUnwindSafe(|| levels.sample(&mut visit)));
             held.push(levels);
-            for (level, last) in Level::ALL.iter().zip(&mut one.totals) {
+            for (level, last) in Gauge::ALL.iter().zip(&mut one.totals) {
                 let Some(value) = seen.get(one.guard, *level) else {
                     continue;
                 };
@@ -186,11 +186,11 @@ impl Guards {
 // === Sums ===
 
 impl Sums {
-    fn get(&self, guard: Guard, level: Level) -> Option<u64> {
+    fn get(&self, guard: Guard, level: Gauge) -> Option<u64> {
         *self.0.get(guard as usize)?.get(level as usize)?
     }
 
-    fn add(&mut self, guard: Guard, level: Level, value: u64) {
+    fn add(&mut self, guard: Guard, level: Gauge, value: u64) {
         let sum = self
             .0
             .get_mut(guard as usize)
@@ -201,7 +201,7 @@ impl Sums {
     }
 
     fn add_totals(&mut self, one: &One) {
-        for (level, total) in Level::ALL
+        for (level, total) in Gauge::ALL
             .iter()
             .zip(one.totals)
             .filter(|(_, total)| *total > 0)
@@ -230,14 +230,14 @@ mod tests {
         }
     }
 
-    impl Levels for Slots {
+    impl GaugeSource for Slots {
         fn guard(&self) -> Guard {
             Guard::ConcurrencyLimit
         }
 
-        fn sample(&self, visit: &mut dyn FnMut(Level, u64)) {
-            visit(Level::Working, self.working.load(Relaxed));
-            visit(Level::Admitted, self.admitted.load(Relaxed));
+        fn sample(&self, visit: &mut dyn FnMut(Gauge, u64)) {
+            visit(Gauge::Working, self.working.load(Relaxed));
+            visit(Gauge::Admitted, self.admitted.load(Relaxed));
         }
     }
 
@@ -246,7 +246,7 @@ mod tests {
         watched.register(levels);
     }
 
-    fn level(watched: &Watched, level: Level) -> Option<u64> {
+    fn level(watched: &Watched, level: Gauge) -> Option<u64> {
         let found = watched.sample().into_iter().find(|(_, of, _)| *of == level);
         found.map(|(_, _, value)| value)
     }
@@ -258,22 +258,22 @@ mod tests {
         let (one, other) = (Slots::new(3, 10), Slots::new(4, 20));
         register(&watched, &one);
         register(&watched, &other);
-        assert_eq!(level(&watched, Level::Working), Some(7));
-        assert_eq!(level(&watched, Level::Admitted), Some(30));
-        assert_eq!(level(&watched, Level::Queued), None);
+        assert_eq!(level(&watched, Gauge::Working), Some(7));
+        assert_eq!(level(&watched, Gauge::Admitted), Some(30));
+        assert_eq!(level(&watched, Gauge::Queued), None);
     }
 
     #[test]
     fn a_panic_in_one_sample_leaves_the_levels_of_the_others() {
         struct Panics;
 
-        impl Levels for Panics {
+        impl GaugeSource for Panics {
             fn guard(&self) -> Guard {
                 Guard::RateLimit
             }
 
-            fn sample(&self, visit: &mut dyn FnMut(Level, u64)) {
-                visit(Level::Keys, 5);
+            fn sample(&self, visit: &mut dyn FnMut(Gauge, u64)) {
+                visit(Gauge::Keys, 5);
                 panic!("sample");
             }
         }
@@ -284,8 +284,8 @@ mod tests {
         watched.register(same);
         let slots = Slots::new(3, 10);
         register(&watched, &slots);
-        assert_eq!(level(&watched, Level::Keys), Some(5));
-        assert_eq!(level(&watched, Level::Working), Some(3));
+        assert_eq!(level(&watched, Gauge::Keys), Some(5));
+        assert_eq!(level(&watched, Gauge::Working), Some(3));
     }
 
     #[test]
@@ -294,7 +294,7 @@ mod tests {
         let slots = Slots::new(3, 10);
         register(&watched, &slots);
         register(&watched, &slots);
-        assert_eq!(level(&watched, Level::Working), Some(3));
+        assert_eq!(level(&watched, Gauge::Working), Some(3));
     }
 
     #[test]
@@ -306,14 +306,14 @@ mod tests {
         watched.sample();
         drop(one);
         for _ in 0..2 {
-            assert_eq!(level(&watched, Level::Working), Some(4));
-            assert_eq!(level(&watched, Level::Admitted), Some(30));
+            assert_eq!(level(&watched, Gauge::Working), Some(4));
+            assert_eq!(level(&watched, Gauge::Admitted), Some(30));
         }
         other.admitted.store(21, Relaxed);
-        assert_eq!(level(&watched, Level::Admitted), Some(31));
+        assert_eq!(level(&watched, Gauge::Admitted), Some(31));
         drop(other);
-        assert_eq!(level(&watched, Level::Working), Some(0));
-        assert_eq!(level(&watched, Level::Admitted), Some(31));
+        assert_eq!(level(&watched, Gauge::Working), Some(0));
+        assert_eq!(level(&watched, Gauge::Admitted), Some(31));
     }
 
     #[test]
@@ -336,12 +336,12 @@ mod tests {
         let mut slots: Vec<_> = (0..MAX_WATCHED + 7).map(|_| Slots::new(1, 0)).collect();
         slots.iter().for_each(|slots| register(&watched, slots));
         assert_eq!(watched.ignored(), 7);
-        assert_eq!(level(&watched, Level::Working), Some(MAX_WATCHED as u64));
+        assert_eq!(level(&watched, Gauge::Working), Some(MAX_WATCHED as u64));
         slots.clear();
         // The neighbour that comes after them finds room.
         let honest = Slots::new(2, 0);
         register(&watched, &honest);
-        assert_eq!(level(&watched, Level::Working), Some(2));
+        assert_eq!(level(&watched, Gauge::Working), Some(2));
     }
 
     #[test]
@@ -361,7 +361,7 @@ mod tests {
         watched.limit_changed(Guard::ConcurrencyLimit, 50);
         assert_eq!(
             watched.sample(),
-            [(Guard::ConcurrencyLimit, Level::Limit, 50)]
+            [(Guard::ConcurrencyLimit, Gauge::Limit, 50)]
         );
         assert!(watched.limit_changes().eq([(Guard::ConcurrencyLimit, 2)]));
     }
@@ -374,8 +374,8 @@ mod tests {
             Slots::new(u64::MAX, u64::MAX),
         ];
         slots.iter().for_each(|slots| register(&watched, slots));
-        assert_eq!(level(&watched, Level::Working), Some(u64::MAX));
+        assert_eq!(level(&watched, Gauge::Working), Some(u64::MAX));
         drop(slots);
-        assert_eq!(level(&watched, Level::Admitted), Some(u64::MAX));
+        assert_eq!(level(&watched, Gauge::Admitted), Some(u64::MAX));
     }
 }

@@ -61,7 +61,7 @@ closed_enum! {
         /// Waited for a permit for as long as the queue allows. Milliseconds.
         QueueTimeout = "queue_timeout",
         /// As many requests wait for their own clients as may, and this one waited longest. Requests.
-        Displaced = "displaced",
+        Evicted = "evicted",
         /// More requests than the quota grants. Milliseconds until one more is granted; limit 0.
         RateExceeded = "rate_exceeded",
         /// The request costs more than the quota can ever grant at once. Cells.
@@ -93,7 +93,7 @@ closed_enum! {
         /// The client connects too often. Milliseconds until it may again; limit 0.
         AcceptRate = "accept_rate",
         /// Places are short, and this connection was of the least use. Connections.
-        ConnectionDisplaced = "connection_displaced",
+        ConnectionEvicted = "connection_evicted",
         /// The first request head was not complete in time. Milliseconds.
         FirstRequest = "first_request",
         /// A later request head was not complete in time. Milliseconds.
@@ -151,7 +151,7 @@ impl Reason {
             Self::Full
             | Self::ClientFull
             | Self::QueueFull
-            | Self::Displaced
+            | Self::Evicted
             | Self::MaxRequests
             | Self::InFlightFull
             | Self::CancelledRequests => "requests",
@@ -159,7 +159,7 @@ impl Reason {
             | Self::ClientConnectionsFull
             | Self::NetworkConnectionsFull
             | Self::KeepAlivePerClient
-            | Self::ConnectionDisplaced
+            | Self::ConnectionEvicted
             | Self::UpgradedFull => "connections",
             Self::QueueTimeout
             | Self::RateExceeded
@@ -195,7 +195,7 @@ impl Reason {
             Self::Full => "ConcurrencyLimitLayer::new(limit)",
             Self::ClientFull => "ConcurrencyLimitLayer::per_client(requests)",
             Self::QueueFull | Self::QueueTimeout => "ConcurrencyLimitLayer::queue(waiters, wait)",
-            Self::Displaced => "ConcurrencyLimitLayer::present(requests)",
+            Self::Evicted => "ConcurrencyLimitLayer::present(requests)",
             Self::RateExceeded => "RateLimitLayer::new(quota)",
             Self::CostOverBurst => "Quota::burst(cells) or RateLimitLayer::cost(..)",
             Self::PeerMissing => "ClientIp::missing(policy)",
@@ -208,7 +208,7 @@ impl Reason {
             Self::Gap => "SlowBodyLayer, Pace::builder().gap(duration)",
             Self::Rate => "SlowBodyLayer, Pace::builder().rate(bytes_per_second)",
             Self::BodyTotal => "SlowBodyLayer, Pace::builder().total(duration)",
-            Self::ConnectionsFull | Self::ConnectionDisplaced => {
+            Self::ConnectionsFull | Self::ConnectionEvicted => {
                 "ConnGuard::builder().max_connections(connections)"
             }
             Self::ClientConnectionsFull => "ConnGuard::builder().max_per_client(connections)",
