@@ -37,7 +37,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     loop {
         let (io, _) = listener.accept().await?;
         // Tells the guard of the requests, and the guards of the requests who is asking.
-        let service = RequestTracking::of(io.conn().clone(), service.clone());
+        let service = RequestTracking::for_connection(io.conn().clone(), service.clone());
         let server = server.clone();
         tokio::spawn(async move {
             let service = TowerToHyperService::new(service);

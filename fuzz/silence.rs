@@ -83,7 +83,7 @@ pub(crate) fn silence(data: &[u8]) {
         drop(silent);
         let now = guard.snapshot();
         assert_eq!(
-            (now.open, now.going, now.in_flight, now.upgraded),
+            (now.open, now.close_pending, now.in_flight, now.upgraded),
             (0, 0, 0, 0)
         );
         server.abort();

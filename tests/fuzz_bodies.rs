@@ -4,8 +4,6 @@ use proptest::{collection::vec, prelude::*};
 
 #[path = "../fuzz/bodies.rs"]
 mod bodies;
-#[path = "../fuzz/connection.rs"]
-mod connection;
 #[path = "../fuzz/silence.rs"]
 mod silence;
 #[path = "../fuzz/sniff.rs"]
@@ -34,13 +32,6 @@ proptest! {
     #[test]
     fn the_table_agrees_with_a_map(data in vec(any::<u8>(), 0..2000)) {
         bodies::table(&data);
-    }
-
-    #[test]
-    fn whatever_happens_to_a_connection_its_bytes_are_in_order_and_nothing_stays(
-        data in vec(any::<u8>(), 0..600),
-    ) {
-        connection::connection(&data);
     }
 
     #[test]

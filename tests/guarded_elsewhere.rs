@@ -42,7 +42,7 @@ async fn a_loop_over_hyper_is_guarded_by_accept_and_the_layer() {
         let mut connections = JoinSet::new();
         while let Ok((io, peer)) = listener.accept().await {
             assert_eq!(io.conn().peer(), peer);
-            let conn = Arc::clone(io.conn());
+            let conn = io.conn().info();
             let service = service.clone().map_request(
                 move |mut request: http::Request<hyper::body::Incoming>| {
                     request

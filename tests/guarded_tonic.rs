@@ -214,7 +214,7 @@ async fn hardened_it_tells_a_connection_of_age_to_go() {
     tokio::time::pause();
     // What is sent meanwhile is here before this ends.
     tokio::time::sleep(Duration::from_secs(52 * 60 + 1)).await;
-    assert_eq!(guard.snapshot().going, 0);
+    assert_eq!(guard.snapshot().close_pending, 0);
     tokio::time::resume();
     let announced = h2::next(&mut client.stream, h2::GOAWAY, 0).await;
     assert_eq!(

@@ -50,7 +50,7 @@ fn from_client<B>(mut request: Request<B>) -> Request<B> {
     let peer = ([192, 0, 2, 1], 4711).into();
     request
         .extensions_mut()
-        .insert(Arc::new(ConnInfo::new(peer, None, Prefix::default())));
+        .insert(ConnInfo::new(peer, None, Prefix::default()));
     request
 }
 

@@ -316,7 +316,7 @@ async fn with_the_cap_full_of_half_sent_uploads_honest_newcomers_are_served() {
         hoard.push(kept);
         // On a busy machine they take a moment to go.
         until("no connection is about to go", || {
-            guard.snapshot().going == 0
+            guard.snapshot().close_pending == 0
         })
         .await;
     }

@@ -313,7 +313,7 @@ async fn under_pressure_the_idle_go_and_who_asks_now_and_then_is_served_througho
     let mut silent = RawClient::connect(server.addr).await.unwrap();
     let neighbour = Neighbour::of(server.addr);
     tokio::time::sleep(2 * SECOND).await;
-    assert_eq!(guard.snapshot().going, 0);
+    assert_eq!(guard.snapshot().close_pending, 0);
 
     pressure.set(1.0);
     let (finished, reset) = tokio::join!(cut(&mut idle), cut(&mut silent));

@@ -37,7 +37,7 @@ fn address(client: u32) -> SocketAddr {
 }
 
 fn info(client: u32) -> Arc<ConnInfo> {
-    Arc::new(ConnInfo::new(address(client), None, Prefix::default()))
+    ConnInfo::new(address(client), None, Prefix::default())
 }
 
 /// Not two tests, because both look at what the whole process has allocated.

@@ -65,7 +65,7 @@ async fn conn(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let conn = Arc::new(ConnInfo::new(peer, None, Prefix::default()));
+    let conn = ConnInfo::new(peer, None, Prefix::default());
     request.extensions_mut().insert(conn);
     next.run(request).await
 }

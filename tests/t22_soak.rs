@@ -152,7 +152,7 @@ async fn raw(from: Ipv4Addr, addr: SocketAddr, deed: u32) -> Outcome {
         2 => {
             client
                 .send("POST / HTTP/1.1\r\nhost: t\r\ncontent-length: 9\r\n\r\nhalf")
-                .await?
+                .await?;
         }
         // Far too much, by chunks.
         3 => {

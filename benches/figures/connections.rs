@@ -5,13 +5,15 @@ use crate::{
     scenarios::Run,
     table::{Limit, Row},
 };
-use palisade::{
-    conn::{ConnGuard, GuardedIo, Transport},
-    types::InFlight,
-};
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Empty;
+use palisade::conn::{ConnGuard, GuardedIo, RequestTracking, Transport};
 use palisade_benches::runtime;
 use std::{
-    future::poll_fn,
+    any::Any,
+    convert::Infallible,
+    future::{pending, poll_fn, ready},
     hint::black_box,
     io,
     mem::forget,
@@ -91,12 +93,12 @@ pub(crate) fn sweeps(connections: u32) -> Run {
     let idle: Vec<_> = (1..=connections)
         .map(|client| {
             let io = guarded(&guard, client, false);
-            request(&io).answered();
+            request(&io, ready(Response::new(Empty::new())));
             io
         })
         .collect();
     let mut counting = guarded(&guard, 0, false);
-    let at_work = request(&counting);
+    let at_work = request(&counting, pending());
     drop(entered);
     Box::new(move |sweeps| {
         black_box((&idle, &at_work));
@@ -114,9 +116,18 @@ pub(crate) fn sweeps(connections: u32) -> Run {
     })
 }
 
-fn request(io: &GuardedIo<Stub>) -> InFlight {
-    io.conn().state().set_tracked();
-    io.conn().begin_request(false)
+/// Returns what is left of one request that `handler` answers, polled once.
+fn request(
+    io: &GuardedIo<Stub>,
+    handler: impl Future<Output = Response<Empty<Bytes>>> + 'static,
+) -> impl Any {
+    let handler = async { Ok::<_, Infallible>(handler.await) };
+    let tracking = RequestTracking::for_connection(io.conn().clone(), ());
+    let mut response =
+        Box::pin(tracking.call_with(Request::new(Empty::<Bytes>::new()), |(), _| handler));
+    let mut cx = Context::from_waker(Waker::noop());
+    let head = response.as_mut().poll(&mut cx);
+    (response, head)
 }
 
 /// What a connection holds beyond its transport.

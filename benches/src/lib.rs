@@ -36,7 +36,7 @@ pub fn anonymous() -> Request<Full<Bytes>> {
 
 /// The connection that [`request`] comes by.
 pub fn connection() -> Arc<ConnInfo> {
-    Arc::new(ConnInfo::new(PEER.into(), None, Prefix::default()))
+    ConnInfo::new(PEER.into(), None, Prefix::default())
 }
 
 /// A request without a body that carries its connection, as palisade's guards like it.

@@ -1,6 +1,3 @@
 #![no_main]
 
-#[path = "../connection.rs"]
-mod connection;
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| connection::connection(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| palisade_conn::fuzz::connection(data));

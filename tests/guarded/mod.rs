@@ -138,7 +138,7 @@ pub fn is_on_time(after: Duration, due: Duration) {
 pub async fn all_gone(guard: &ConnGuard) {
     until("everybody is gone", || {
         let now = guard.snapshot();
-        (now.open, now.going, now.distinct_clients) == (0, 0, 0)
+        (now.open, now.close_pending, now.distinct_clients) == (0, 0, 0)
             && (now.in_flight, now.upgraded) == (0, 0)
     })
     .await;

@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn the_connection_s_own_key_counts_unless_another_prefix_is_asked_for() {
         let coarse = Prefix::new(24, 48).unwrap();
-        let conn = Arc::new(ConnInfo::new(socket("192.0.2.1"), None, coarse));
+        let conn = ConnInfo::new(socket("192.0.2.1"), None, coarse);
         let request = request(conn);
         assert_eq!(key(ClientIp::peer(), &request), network("192.0.2.0"));
         let fine = ClientIp::peer().prefix(Prefix::default());

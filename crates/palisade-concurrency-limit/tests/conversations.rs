@@ -245,11 +245,7 @@ async fn a_cut_says_whose_it_was_and_ends_grpc_with_trailers() {
         std::mem::forget(sender);
         Response::new(body)
     }));
-    let conn = Arc::new(ConnInfo::new(
-        "192.0.2.1:1".parse().unwrap(),
-        None,
-        Prefix::default(),
-    ));
+    let conn = ConnInfo::new("192.0.2.1:1".parse().unwrap(), None, Prefix::default());
     let mut request = Request::post("/")
         .version(http::Version::HTTP_2)
         .header("content-type", "application/grpc")

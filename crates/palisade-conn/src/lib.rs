@@ -104,7 +104,7 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //!   into each request;
 //! - tonic: `harden(Server::builder()).layer(guard.track_requests())`, which also makes `remote_addr()`
 //!   work;
-//! - hyper: [`RequestTracking::of(io.conn().clone(), service)`](RequestTracking::of) for each connection. Where
+//! - hyper: [`RequestTracking::for_connection(io.conn().clone(), service)`](RequestTracking::for_connection) for each connection. Where
 //!   one service serves all of them, put the `Arc<ConnInfo>` into the extensions of each request,
 //!   and call [`guard.track_requests()`](ConnGuard::track_requests) around the service with that request.
 //!
@@ -158,49 +158,46 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod accounting;
-mod admission;
-#[cfg(feature = "axum")]
-mod axum;
-mod bind;
-mod builder;
-mod frames;
+mod accept;
+mod connection;
+mod eviction;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod guard;
+mod integrations;
 mod io;
-mod judge;
-#[cfg(target_os = "linux")]
-mod kernel;
-mod limits;
-mod listener;
-mod memory;
-mod permit;
-mod registry;
-mod report;
-mod say;
-mod strain;
-mod sweeper;
+mod log;
+mod sweep;
+mod sync;
+mod sys;
 #[cfg(test)]
 mod tests;
-#[cfg(feature = "tonic")]
-mod tonic;
-mod transport;
+mod track;
 
-#[cfg(feature = "axum")]
-pub use crate::axum::{Connected, ConnectedFuture, ConnectedService, connected, settled};
-pub use accounting::{RequestTracking, RequestTrackingLayer, TrackedBody, TrackingFuture};
-pub use bind::BindOptions;
-pub use builder::ConnGuardBuilder;
-#[doc(hidden)]
-pub use frames::Frames;
-pub use guard::ConnGuard;
-pub use io::GuardedIo;
-pub use limits::CapFrom;
-pub use listener::{GuardedListener, Listener};
-pub use palisade_core::{
-    ClientKey, CloseMode, ConfigError, ConfigFault, ConnInfo, Mode, Network, Phase, Prefix,
-    Pressure, Reason,
+pub use accept::{
+    bind::BindOptions,
+    listener::{GuardedListener, Listener},
 };
-pub use report::{AcceptErrorCounts, ClosedConn, ConnHolder, ConnRates, ConnSnapshot};
+pub use connection::{ConnHandle, decision::CloseMode};
+pub use guard::{
+    ConnGuard,
+    builder::ConnGuardBuilder,
+    limits::CapFrom,
+    recent::ClosedConn,
+    snapshot::{AcceptErrorCounts, ConnHolder, ConnRates, ConnSnapshot},
+};
+#[cfg(feature = "axum")]
+pub use integrations::axum::{Connected, ConnectedFuture, ConnectedService, connected, settled};
 #[cfg(feature = "tonic")]
-pub use tonic::harden;
-pub use transport::Transport;
+pub use integrations::tonic::harden;
+#[doc(hidden)]
+pub use io::frames::FrameReader;
+pub use io::{guarded::GuardedIo, transport::Transport};
+pub use palisade_core::{
+    ClientKey, ConfigError, ConfigFault, ConnInfo, Mode, Network, Phase, Prefix, Pressure, Reason,
+};
+pub use track::{
+    body::TrackedBody, future::TrackingFuture, layer::RequestTrackingLayer,
+    service::RequestTracking,
+};

@@ -1,10 +1,12 @@
 //! Every deadline, both ways to end, and each poll function, on paused time over a duplex.
 
 use crate::{
-    ConnGuard, ConnGuardBuilder, ConnHolder, ConnRates, GuardedIo, GuardedListener, Pressure,
-    Transport, judge::End, listener::Listener,
+    ConnGuard, ConnGuardBuilder, ConnHolder, ConnRates, GuardedIo, GuardedListener, Listener,
+    Pressure, Transport,
+    connection::decision::{CloseDecision, CloseMode, CloseRequest},
+    guard::close::close,
 };
-use palisade_core::{CloseDecision, CloseMode, Gauge, GaugeSource, Mode, Phase, Reason, Violation};
+use palisade_core::{Gauge, GaugeSource, Mode, Phase, Reason, Violation};
 use palisade_testkit::Journal;
 use std::{
     collections::VecDeque,
@@ -117,7 +119,7 @@ fn guard(builder: ConnGuardBuilder) -> (ConnGuard, Journal) {
 fn is_gone(guard: &ConnGuard) {
     assert_eq!(guard.shared().registry.kept(), (0, 0));
     assert_eq!(guard.shared().open.load(Relaxed), 0);
-    assert_eq!(guard.shared().going.load(Relaxed), 0);
+    assert_eq!(guard.shared().close_pending.load(Relaxed), 0);
     assert_eq!(
         (
             guard.shared().totals.in_flight(),
@@ -127,7 +129,11 @@ fn is_gone(guard: &ConnGuard) {
     );
     let snapshot = guard.snapshot();
     assert_eq!(
-        (snapshot.open, snapshot.going, snapshot.distinct_clients),
+        (
+            snapshot.open,
+            snapshot.close_pending,
+            snapshot.distinct_clients
+        ),
         (0, 0, 0)
     );
 }
@@ -161,7 +167,7 @@ async fn serve_once(pair: &mut Pair, http2: bool) {
     let mut request = pair.server.conn().begin_request(http2);
     pair.server.write_all(b"answer").await.unwrap();
     pair.client.read_exact(&mut [0; 6]).await.unwrap();
-    request.answered();
+    request.set_answered();
 }
 
 // === Deadlines ===
@@ -215,7 +221,7 @@ async fn a_stall_of_ours_is_charged_to_nobody() {
     for _ in 0..50 {
         yield_now().await;
     }
-    assert_eq!(server.conn().state().verdict(), None);
+    assert_eq!(server.conn().state().decision(), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -234,7 +240,7 @@ async fn stalls_without_end_do_not_keep_the_silent() {
         }
     }
     assert_eq!(
-        server.conn().state().verdict().unwrap().reason,
+        server.conn().state().decision().unwrap().reason,
         Reason::FirstRequest
     );
 }
@@ -525,7 +531,7 @@ async fn the_last_request_of_http2_ends_the_connection_once_nothing_is_in_flight
     let ((_, result), pair) = reader.await.unwrap();
     result.unwrap();
     assert_eq!(
-        pair.server.conn().state().verdict().unwrap().reason,
+        pair.server.conn().state().decision().unwrap().reason,
         Reason::MaxRequests
     );
 }
@@ -693,7 +699,7 @@ async fn under_pressure_silence_and_idleness_end_sooner_and_work_does_not() {
     );
     finished.unwrap();
     tokio::time::sleep(60 * SECOND).await;
-    assert!(working.server.conn().state().verdict().is_none());
+    assert!(working.server.conn().state().decision().is_none());
     // And it is over as soon as it is over.
     pressure.set(0.8);
     let mut silent = connect(&guard);
@@ -751,9 +757,9 @@ async fn every_poll_function_sees_a_verdict() {
             let (guard, _) = guard(ConnGuard::builder());
             let mut pair = connect(&guard);
             pair.client.write_all(b"unread").await.unwrap();
-            pair.server.conn().state().end(CloseDecision {
+            pair.server.conn().state().request_close(CloseDecision {
                 reason: Reason::Idle,
-                ending,
+                mode: ending,
             });
             let mut poll = spawn(());
             let mut io = Pin::new(&mut pair.server);
@@ -769,9 +775,9 @@ async fn every_poll_function_sees_a_verdict() {
                 "{name} {ending:?}"
             );
             if name == "poll_read" {
-                assert_eq!(pair.server.conn().state().sample().read, 0);
+                assert_eq!(pair.server.conn().state().stats().read, 0);
             }
-            guard.shared().going.fetch_add(1, Relaxed); // What `Shared::end` would have done.
+            guard.shared().close_pending.fetch_add(1, Relaxed); // What `Shared::end` would have done.
         }
     }
 }
@@ -790,7 +796,7 @@ async fn a_verdict_wakes_both_who_waits_to_read_and_who_waits_to_write() {
     let mut writer = spawn(async move { write.write_all(&[0; 4096]).await });
     assert_pending!(reader.poll());
     assert_pending!(writer.poll());
-    assert!(guard.end(&conn, Reason::MaxAge, CloseMode::Reset));
+    assert!(guard.close(&conn, Reason::MaxAge, CloseMode::Reset));
     assert!(reader.is_woken() && writer.is_woken());
     assert_ready!(reader.poll()).unwrap_err();
     assert_ready!(writer.poll()).unwrap_err();
@@ -838,17 +844,17 @@ async fn a_client_that_vanished_behind_an_unread_byte_is_found_by_the_probe_in_p
 async fn who_is_gone_already_is_not_counted_among_those_who_are_going() {
     let (guard, journal) = guard(ConnGuard::builder());
     let pair = connect(&guard);
-    let conn = Arc::clone(pair.server.conn());
+    let conn = pair.server.conn().clone();
     drop(pair);
     // As by a sweeper that has just copied its handle.
-    let verdict = End {
+    let request = CloseRequest {
         reason: Reason::Idle,
-        ending: CloseMode::Graceful,
+        mode: CloseMode::Graceful,
         phase: Phase::Idle,
         limit: 1,
         observed: 2,
     };
-    assert!(!guard.shared().end(&conn, verdict));
+    assert!(!close(guard.shared(), &conn, request));
     is_gone(&guard);
     assert!(journal.disconnected().is_empty());
 }
@@ -871,10 +877,10 @@ async fn a_shutdown_sends_the_fin_and_throws_away_what_still_comes() {
         client.write_all(&[b'x'; 1024]).await.unwrap();
     }
     yield_now().await;
-    assert!(conn.state().sample().lingering && !closing.is_finished());
+    assert!(conn.state().stats().lingering && !closing.is_finished());
     drop(client);
     closing.await.unwrap().unwrap();
-    assert_eq!(conn.state().sample().read, 100 * 1024);
+    assert_eq!(conn.state().stats().read, 100 * 1024);
     is_gone(&guard);
 }
 
@@ -946,7 +952,7 @@ async fn lingering_ends_after_64_mib() {
     let chunk = vec![b'x'; 1 << 20];
     while client.write_all(&chunk).await.is_ok() {}
     closing.await.unwrap().unwrap();
-    let read = conn.state().sample().read;
+    let read = conn.state().stats().read;
     assert!((64 << 20..=(64 << 20) + 8192).contains(&read), "{read}");
 }
 
@@ -985,13 +991,13 @@ async fn who_did_nothing_makes_room_first_and_the_oldest_of_them() {
     let newcomer = connect(&guard);
     let verdicts: Vec<_> = silent
         .iter()
-        .map(|pair| pair.server.conn().state().verdict().is_some())
+        .map(|pair| pair.server.conn().state().decision().is_some())
         .collect();
     assert_eq!(
         verdicts,
         [true, false, false, false, false, false, false, false]
     );
-    assert!(proven.server.conn().state().verdict().is_none());
+    assert!(proven.server.conn().state().decision().is_none());
     silent.remove(0);
     assert_eq!(guard.snapshot().open, 9);
     assert_eq!(journal.closed(), [Some(Reason::ConnectionEvicted)]);
@@ -1013,8 +1019,8 @@ async fn of_those_who_did_something_the_one_with_the_least_work_for_its_age_make
     }
     tokio::time::sleep(4 * TICK).await;
     let _third = connect(&guard);
-    assert!(busy.server.conn().state().verdict().is_none());
-    let verdict = rare.server.conn().state().verdict().unwrap();
+    assert!(busy.server.conn().state().decision().is_none());
+    let verdict = rare.server.conn().state().decision().unwrap();
     assert_eq!(verdict.reason, Reason::ConnectionEvicted);
 }
 
@@ -1027,13 +1033,13 @@ async fn who_has_only_just_come_makes_room_after_those_who_did_little() {
     let just_come = connect(&guard);
     advance(Duration::from_millis(1)).await;
     let next = connect(&guard);
-    assert!(proven.server.conn().state().verdict().is_some());
-    assert!(just_come.server.conn().state().verdict().is_none());
+    assert!(proven.server.conn().state().decision().is_some());
+    assert!(just_come.server.conn().state().decision().is_none());
     drop(proven);
     // Where there is nobody else it is he all the same.
     let _last = connect(&guard);
-    assert!(just_come.server.conn().state().verdict().is_some());
-    assert!(next.server.conn().state().verdict().is_none());
+    assert!(just_come.server.conn().state().decision().is_some());
+    assert!(next.server.conn().state().decision().is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -1048,11 +1054,11 @@ async fn newcomers_by_the_hundred_make_room_before_those_who_did_little() {
     let mut flood = Vec::new();
     for _ in 0..400 {
         flood.push(connect(&guard));
-        flood.retain(|pair| pair.server.conn().state().verdict().is_none());
+        flood.retain(|pair| pair.server.conn().state().decision().is_none());
         assert!(flood.len() <= 89); // One of them goes for each that comes.
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    assert!(little.server.conn().state().verdict().is_none());
+    assert!(little.server.conn().state().decision().is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -1072,9 +1078,9 @@ async fn a_useful_connection_is_not_evicted_while_half_of_all_are_about_to_go() 
         .filter_map(|_| connect_from(&guard, 2).ok())
         .collect();
     assert_eq!(guard.snapshot().open, 100);
-    assert!(useful.server.conn().state().verdict().is_none());
+    assert!(useful.server.conn().state().decision().is_none());
     // Once they have gone there are places again.
-    let stays = |pair: &Pair| pair.server.conn().state().verdict().is_none();
+    let stays = |pair: &Pair| pair.server.conn().state().decision().is_none();
     let flood: Vec<_> = flood.into_iter().filter(stays).collect();
     assert!(flood.len() < 60, "{}", flood.len());
     connect_from(&guard, 3).unwrap();
@@ -1146,13 +1152,13 @@ async fn the_last_places_are_for_those_for_whom_they_are_kept() {
         serve_once(&mut other, false).await;
     }
     let _next = at_work(21).unwrap();
-    assert!(other.server.conn().state().verdict().is_some());
-    assert!(idle.server.conn().state().verdict().is_none());
+    assert!(other.server.conn().state().decision().is_some());
+    assert!(idle.server.conn().state().decision().is_none());
     drop(other);
     let _last = at_work(22).unwrap();
-    assert!(idle.server.conn().state().verdict().is_none());
+    assert!(idle.server.conn().state().decision().is_none());
     let _own = [at_work(203).unwrap(), at_work(203).unwrap()];
-    assert!(idle.server.conn().state().verdict().is_some());
+    assert!(idle.server.conn().state().decision().is_some());
     assert!(
         journal
             .disconnected()
@@ -1167,7 +1173,7 @@ async fn a_client_at_its_share_costs_its_neighbours_nothing() {
     let neighbour = connect_from(&guard, 9).unwrap();
     let flood: Vec<_> = (0..6).map_while(|_| connect_from(&guard, 1).ok()).collect();
     assert_eq!(flood.len(), 6);
-    let left = |pair: &&Pair| pair.server.conn().state().verdict().is_none();
+    let left = |pair: &&Pair| pair.server.conn().state().decision().is_none();
     assert_eq!(flood.iter().filter(left).count(), 3);
     assert!(left(&&neighbour));
     // None of those told to go has gone, and that has an end, too.
@@ -1220,7 +1226,7 @@ async fn the_share_of_a_client_tightens_with_load_and_its_excess_is_evicted_firs
         }
         tokio::time::sleep(2 * TICK).await;
     }
-    let evicted = |pair: &Pair| pair.server.conn().state().verdict().is_some();
+    let evicted = |pair: &Pair| pair.server.conn().state().decision().is_some();
     assert_eq!(others.iter().filter(|pair| evicted(pair)).count(), 0);
     assert_eq!(
         others_work.iter().filter(|(pair, _)| evicted(pair)).count(),
@@ -1246,7 +1252,7 @@ async fn a_client_within_its_share_is_not_cut_at_work_when_its_excess_is_gone() 
     let mut others = Vec::new();
     for last in 2..250 {
         others.extend(at_work(last));
-        let is_told = |(pair, _): &(Pair, _)| pair.server.conn().state().verdict().is_some();
+        let is_told = |(pair, _): &(Pair, _)| pair.server.conn().state().decision().is_some();
         streams.retain(|stream| !is_told(stream));
         tokio::time::sleep(TICK).await;
     }
@@ -1295,7 +1301,7 @@ async fn a_client_that_cancels_at_the_pace_of_a_typist_is_never_reset() {
     assert!(journal.disconnected().is_empty());
     // Paced, but faster than they are forgiven.
     let started = Instant::now();
-    while pair.server.conn().state().verdict().is_none() {
+    while pair.server.conn().state().decision().is_none() {
         cancel();
         tokio::time::sleep(Duration::from_millis(25)).await;
         assert!(started.elapsed() < 5 * SECOND);
@@ -1321,10 +1327,10 @@ async fn a_client_that_can_be_told_by_goaway_is_told_before_it_is_cut() {
     cancel(21);
     tokio::time::sleep(2 * TICK).await;
     assert_eq!(closing(&cancelling), Some(Reason::CancelledRequests));
-    assert!(cancelling.server.conn().state().verdict().is_none());
+    assert!(cancelling.server.conn().state().decision().is_none());
     cancel(40);
     tokio::time::sleep(2 * TICK).await;
-    assert!(cancelling.server.conn().state().verdict().is_some());
+    assert!(cancelling.server.conn().state().decision().is_some());
 
     let (after, result) = ends(&mut idle.server).await;
     result.unwrap();
@@ -1354,7 +1360,7 @@ async fn an_upload_that_stands_still_makes_room_and_one_that_arrives_does_not() 
         let conn = pair.server.conn().clone();
         conn.state().add_read(100);
         let request = conn.begin_request(false);
-        request.with_body(Some(1 << 30));
+        request.expect_body(Some(1 << 30));
         conn.state().park_reader(std::task::Waker::noop());
         (pair, request)
     };
@@ -1374,7 +1380,7 @@ async fn an_upload_that_stands_still_makes_room_and_one_that_arrives_does_not() 
                 .park_reader(std::task::Waker::noop());
         }
     }
-    let is_told = |(pair, _): &(Pair, _)| pair.server.conn().state().verdict().is_some();
+    let is_told = |(pair, _): &(Pair, _)| pair.server.conn().state().decision().is_some();
     let mut newcomers = Vec::new();
     for last in 20..25 {
         newcomers.push(connect_from(&guard, last).unwrap());
@@ -1392,20 +1398,20 @@ async fn a_handler_that_ends_its_own_connection_does_not_corrupt_the_counts() {
     let (guard, _) = guard(ConnGuard::builder().max_connections(10));
     let verdict = CloseDecision {
         reason: Reason::Idle,
-        ending: CloseMode::Graceful,
+        mode: CloseMode::Graceful,
     };
     let pair = connect(&guard);
     let conn = pair.server.conn().clone();
-    conn.state().end(verdict);
-    conn.state().retire();
-    guard.end(&conn, Reason::Shutdown, CloseMode::Reset);
+    conn.state().request_close(verdict);
+    conn.state().mark_closed();
+    guard.close(&conn, Reason::Shutdown, CloseMode::Reset);
     drop(pair);
-    guard.end(&conn, Reason::Shutdown, CloseMode::Reset);
+    guard.close(&conn, Reason::Shutdown, CloseMode::Reset);
     is_gone(&guard);
     let pair = connect(&guard);
-    assert!(guard.end(pair.server.conn(), Reason::Idle, CloseMode::Graceful));
-    assert!(!guard.end(pair.server.conn(), Reason::Idle, CloseMode::Graceful));
-    assert_eq!(guard.snapshot().going, 1);
+    assert!(guard.close(pair.server.conn(), Reason::Idle, CloseMode::Graceful));
+    assert!(!guard.close(pair.server.conn(), Reason::Idle, CloseMode::Graceful));
+    assert_eq!(guard.snapshot().close_pending, 1);
     drop(pair);
     is_gone(&guard);
     // Pressure is what it is: every place at work.
@@ -1426,13 +1432,13 @@ async fn an_upgraded_socket_that_is_never_polled_gives_its_client_no_second_shar
     let unpolled = || {
         let pair = connect(&guard);
         pair.server.conn().upgrade().unwrap();
-        assert!(guard.end(pair.server.conn(), Reason::Idle, CloseMode::Graceful));
+        assert!(guard.close(pair.server.conn(), Reason::Idle, CloseMode::Graceful));
         pair
     };
     let stuck = [unpolled(), unpolled()];
-    assert_eq!(guard.snapshot().going, 2);
+    assert_eq!(guard.snapshot().close_pending, 2);
     tokio::time::sleep(6 * SECOND).await;
-    assert_eq!(guard.snapshot().going, 0);
+    assert_eq!(guard.snapshot().close_pending, 0);
     let at_work = connect_from(&guard, 1);
     assert!(
         at_work.is_err(),
@@ -1504,7 +1510,7 @@ async fn a_client_at_its_share_costs_them_nothing_at_the_soft_limit_either() {
         own.push_back(connect_from(&guard, 1).unwrap());
         own.pop_front();
     }
-    let is_left = |pair: &Pair| pair.server.conn().state().verdict().is_none();
+    let is_left = |pair: &Pair| pair.server.conn().state().decision().is_none();
     assert!(neighbours.iter().all(is_left));
 }
 
@@ -1543,7 +1549,8 @@ async fn a_network_at_its_share_costs_other_networks_nothing() {
             .all(|(told, _)| { (told.reason, told.limit) == (Reason::ConnectionEvicted, 6) })
     );
     assert_eq!(told.len(), 2);
-    let is_left = |(io, _): &(GuardedIo<Wire>, DuplexStream)| io.conn().state().verdict().is_none();
+    let is_left =
+        |(io, _): &(GuardedIo<Wire>, DuplexStream)| io.conn().state().decision().is_none();
     assert!(neighbours.iter().all(is_left));
     own.retain(is_left);
     // Where all of them work the newcomer is reset, and only he.
@@ -1674,8 +1681,8 @@ async fn a_shortage_of_files_costs_one_who_did_nothing_his_place() {
     let emfile = || Err(io::Error::from_raw_os_error(24));
     let mut listener = listen(&guard, vec![emfile(), emfile(), Ok(wire())]);
     listener.accept().await.unwrap();
-    assert!(just_come.server.conn().state().verdict().is_none());
-    assert!(silent.server.conn().state().verdict().is_some());
+    assert!(just_come.server.conn().state().decision().is_none());
+    assert!(silent.server.conn().state().decision().is_some());
     assert_eq!(
         journal.disconnected()[0].0.reason,
         Reason::ConnectionEvicted
@@ -1811,7 +1818,7 @@ fn is_silence_ended(elsewhere: &Elsewhere, guard: &ConnGuard) -> bool {
         .unwrap();
     let conn = pair.server.conn().clone();
     let started = Instant::now();
-    while conn.state().verdict().is_none() && started.elapsed() < 10 * SECOND {
+    while conn.state().decision().is_none() && started.elapsed() < 10 * SECOND {
         std::thread::park_timeout(TICK / 10);
     }
     elsewhere.run(move || drop(pair)).recv().unwrap();
@@ -1834,7 +1841,7 @@ fn where_the_runtime_of_the_sweeper_is_blocked_or_ends_another_one_takes_over() 
     let (release, blocked) = std::sync::mpsc::channel::<()>();
     let is_blocked = first.run(move || blocked.recv());
     assert!(is_silence_ended(&second, &guard));
-    assert!(pair.server.conn().state().verdict().is_some());
+    assert!(pair.server.conn().state().decision().is_some());
     // And when it goes on it stands by.
     release.send(()).unwrap();
     is_blocked.recv().unwrap().unwrap();
@@ -1852,5 +1859,5 @@ fn where_the_runtime_of_the_sweeper_is_blocked_or_ends_another_one_takes_over() 
     is_gone(&guard);
     drop(first.jobs);
     first.thread.join().unwrap();
-    assert!(guard.shared().sweeper.is_gone());
+    assert!(guard.shared().sweeper.is_stopped());
 }

@@ -1,21 +1,16 @@
 //! Who is asking.
 
-use crate::{ConnState, ConnTotals};
 use http::{Extensions, HeaderMap, Method, Request, Uri};
-use parking_lot::Mutex;
 use siphasher::{
     sip::SipHasher13,
     sip128::{Hasher128, SipHasher13 as SipHasher13Of128},
 };
 use std::{
-    collections::{VecDeque, hash_map::RandomState},
+    collections::hash_map::RandomState,
     fmt,
     hash::{BuildHasher, Hash, Hasher},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    net::{IpAddr, Ipv6Addr},
+    sync::OnceLock,
 };
 
 /// How many leading bits of an address make a client.
@@ -55,7 +50,7 @@ impl Prefix {
     }
 
     /// How many of the 128 bits of `address` make its client.
-    fn kept(self, address: IpAddr) -> u8 {
+    pub(crate) fn kept(self, address: IpAddr) -> u8 {
         if address.to_canonical().is_ipv4() {
             96 + self.v4
         } else {
@@ -135,6 +130,14 @@ impl ClientKey {
         }
     }
 
+    /// The key of a client whose address has these leading bits, and that hash.
+    pub(crate) fn from_parts(bits: u128, hash: u64) -> Self {
+        Self {
+            bits: split(bits),
+            hash,
+        }
+    }
+
     fn to_bits(self) -> u128 {
         join(self.bits)
     }
@@ -147,11 +150,11 @@ impl ClientKey {
 }
 
 /// The high half and the low half.
-fn split(bits: u128) -> [u64; 2] {
+pub(crate) fn split(bits: u128) -> [u64; 2] {
     [(bits >> 64) as u64, bits as u64]
 }
 
-fn join([high, low]: [u64; 2]) -> u128 {
+pub(crate) fn join([high, low]: [u64; 2]) -> u128 {
     (u128::from(high) << 64) | u128::from(low)
 }
 
@@ -204,151 +207,6 @@ impl fmt::Debug for ClientKey {
             IpAddr::V6(Ipv6Addr::from_bits(self.to_bits())).to_canonical()
         )
     }
-}
-
-/// One connection, as every request on it sees it: an `Arc<ConnInfo>` in the request's extensions.
-///
-/// It is put there by whoever accepts the connection, once per connection made and once per
-/// request cloned in, so that no guard has to work out again who is asking.
-///
-/// ```
-/// # use palisade_core::{ConnInfo, Prefix};
-/// # use std::sync::Arc;
-/// let info = Arc::new(ConnInfo::new("192.0.2.1:4711".parse().unwrap(), None, Prefix::default()));
-/// let mut request = http::Request::new(());
-/// request.extensions_mut().insert(info.clone());
-/// ```
-pub struct ConnInfo {
-    id: u64,
-    // The peer and its client share their bits: there are as many of these as connections.
-    ip: [u64; 2],
-    scope: u32,
-    port: u16,
-    is_v4: bool,
-    /// How many bits of the address are its client's.
-    kept: u8,
-    client_hash: u64,
-    local: Option<Arc<SocketAddr>>,
-    totals: Option<Arc<ConnTotals>>,
-    state: ConnState,
-}
-
-impl ConnInfo {
-    /// A connection from `peer` to `local`. Its client is the `prefix` of the peer's address.
-    pub fn new(peer: SocketAddr, local: Option<SocketAddr>, prefix: Prefix) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        Self {
-            id: NEXT.fetch_add(1, Relaxed),
-            ip: split(bits_of(peer.ip())),
-            scope: if let SocketAddr::V6(peer) = peer {
-                peer.scope_id()
-            } else {
-                0
-            },
-            port: peer.port(),
-            is_v4: peer.is_ipv4(),
-            kept: prefix.kept(peer.ip()),
-            client_hash: ClientKey::address(peer.ip(), prefix).hash,
-            local: local.map(in_common),
-            totals: None,
-            state: ConnState::default(),
-        }
-    }
-
-    /// It is one of those that count together in `totals`. Defaults to counting alone.
-    pub fn within(mut self, totals: Arc<ConnTotals>) -> Self {
-        self.totals = Some(totals);
-        self
-    }
-
-    /// What it counts in, together with others.
-    #[inline]
-    pub fn totals(&self) -> Option<&Arc<ConnTotals>> {
-        self.totals.as_ref()
-    }
-
-    /// Counts up from 1 over all connections of this process.
-    pub fn id(&self) -> u64 {
-        self.id
-    }
-
-    /// The other end of the socket; of IPv6 without its flow label.
-    #[inline]
-    pub fn peer(&self) -> SocketAddr {
-        if self.is_v4 {
-            // It is mapped: the last of its bits.
-            return (Ipv4Addr::from_bits(self.ip[1] as u32), self.port).into();
-        }
-        let ip = Ipv6Addr::from_bits(join(self.ip));
-        SocketAddrV6::new(ip, self.port, 0, self.scope).into()
-    }
-
-    /// Our end of the socket, where known.
-    pub fn local(&self) -> Option<SocketAddr> {
-        self.local.as_deref().copied()
-    }
-
-    /// What guards count this connection's requests by.
-    #[inline]
-    pub fn client(&self) -> ClientKey {
-        ClientKey {
-            bits: split(leading(join(self.ip), self.kept)),
-            hash: self.client_hash,
-        }
-    }
-
-    /// The same, if anybody knows who the peer is: of a Unix socket nobody does.
-    pub fn known_client(&self) -> Option<ClientKey> {
-        self.known_hash().map(|_| self.client())
-    }
-
-    /// The hash of that.
-    #[inline]
-    pub(crate) fn known_hash(&self) -> Option<u64> {
-        // `::` and `::ffff:0.0.0.0`.
-        let is_unspecified = matches!(self.ip, [0, 0 | 0xffff_0000_0000]);
-        (!is_unspecified).then_some(self.client_hash)
-    }
-
-    /// What happens on it, as the connection guard and its accounting layer keep it.
-    #[inline]
-    pub fn state(&self) -> &ConnState {
-        &self.state
-    }
-
-    /// The connection of the request with these extensions, if somebody put it there.
-    #[inline]
-    pub fn from_extensions(extensions: &Extensions) -> Option<&Arc<Self>> {
-        extensions.get::<Arc<Self>>()
-    }
-}
-
-impl fmt::Debug for ConnInfo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConnInfo")
-            .field("id", &self.id)
-            .field("peer", &self.peer())
-            .field("local", &self.local())
-            .field("client", &self.client())
-            .field("state", &self.state)
-            .finish()
-    }
-}
-
-/// One copy of `local` for all connections that came in there lately.
-fn in_common(local: SocketAddr) -> Arc<SocketAddr> {
-    const KEPT: usize = 8;
-    static LATEST: Mutex<VecDeque<Arc<SocketAddr>>> = Mutex::new(VecDeque::new());
-    let mut latest = LATEST.lock();
-    if let Some(known) = latest.iter().find(|known| ***known == local) {
-        return Arc::clone(known);
-    }
-    if latest.len() == KEPT {
-        latest.pop_front();
-    }
-    let new = Arc::new(local);
-    latest.push_back(Arc::clone(&new));
-    new
 }
 
 /// A request without its body, borrowed: what predicates, costs and key extractors look at.
@@ -425,27 +283,6 @@ mod tests {
         assert_eq!(key("2001:db8::1", 0, 0), ClientKey::SHARED);
         assert_eq!(Prefix::new(33, 64), None);
         assert_eq!(Prefix::new(32, 129), None);
-    }
-
-    #[test]
-    fn a_connection_gives_back_the_addresses_it_was_made_of() {
-        let prefix = Prefix::new(24, 48).unwrap();
-        for peer in [
-            "192.0.2.1:80",
-            "[::ffff:192.0.2.1]:80",
-            "[2001:db8::1]:443",
-            "[fe80::1%3]:1",
-        ] {
-            let peer: SocketAddr = peer.parse().unwrap();
-            for local in 0..20u8 {
-                let local = local.checked_sub(1).map(|n| ([127, 0, 0, n], 80).into());
-                let conn = ConnInfo::new(peer, local, prefix);
-                assert_eq!((conn.peer(), conn.local()), (peer, local));
-                assert_eq!(conn.client(), ClientKey::address(peer.ip(), prefix));
-            }
-        }
-        let nobody = ConnInfo::new("[::]:0".parse().unwrap(), None, prefix);
-        assert_eq!(nobody.client(), ClientKey::SHARED);
     }
 
     #[test]

@@ -114,7 +114,8 @@ impl<P: Policy> Exchange<P> {
             && self.unread.load(Relaxed) != is_unread
         {
             if is_unread {
-                if conn.add_unread_body() && self.unread.swap(true, SeqCst) {
+                conn.add_unread_body();
+                if self.unread.swap(true, SeqCst) {
                     conn.remove_unread_body(); // Its other side was first.
                 }
             } else if self.unread.swap(false, SeqCst) {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Request, Response, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
-use palisade_core::{ConnInfo, InFlight, Prefix, Violation};
+use palisade_core::{ConnInfo, Prefix, Violation};
 use palisade_guard::{
     Drops, Facts, GuardLayer, Keys, Never, Of, Policy, Refusal, RequestBody, Shared, Stamp,
 };
@@ -278,21 +278,15 @@ impl Model {
     }
 }
 
-fn http2() -> (Arc<ConnInfo>, InFlight) {
-    let conn = Arc::new(ConnInfo::new(
-        ([192, 0, 2, 1], 1).into(),
-        None,
-        Prefix::default(),
-    ));
-    let in_flight = conn.begin_request(true);
-    (conn, in_flight)
+fn http2() -> Arc<ConnInfo> {
+    ConnInfo::new(([192, 0, 2, 1], 1).into(), None, Prefix::default())
 }
 
 fn follows(steps: &[Step], plain: bool) {
     let told = Arc::new(Mutex::new(Told::default()));
     let line = Arc::new(Mutex::new(Line::default()));
     let reader = Arc::new(Mutex::new(Reader::default()));
-    let (conn, _in_flight) = http2();
+    let conn = http2();
     let handler = {
         let reader = reader.clone();
         service_fn(move |request: Request<Watched>| {

@@ -18,7 +18,7 @@ use std::{
 /// **Install the recorder first.** The counters are made in [`Facade::new`], with the recorder
 /// that is installed by then; with none they count nothing, for ever.
 ///
-/// GaugeSource are not pushed: call [`Self::sample`] before the exporter renders, or every few seconds
+/// Gauges are not pushed: call [`Self::sample`] before the exporter renders, or every few seconds
 /// where an exporter pushes by itself.
 ///
 /// A refusal costs one atomic increment through a handle that was made before. Only a series that

@@ -11,7 +11,6 @@ use std::{
     convert::Infallible,
     hint::black_box,
     pin::pin,
-    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -22,11 +21,7 @@ static ALLOCATOR: CountingAllocator = CountingAllocator::new();
 
 #[test]
 fn an_admitted_request_allocates_nothing_and_a_refused_one_only_its_headers() {
-    let info = Arc::new(ConnInfo::new(
-        ([192, 0, 2, 1], 80).into(),
-        None,
-        Prefix::default(),
-    ));
+    let info = ConnInfo::new(([192, 0, 2, 1], 80).into(), None, Prefix::default());
     let handler = |_: Request<Empty<Bytes>>| {
         std::future::ready(Ok::<_, Infallible>(Response::<Full<Bytes>>::default()))
     };

@@ -3,14 +3,14 @@
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use palisade_conn::{GuardedIo, Transport};
-use palisade_core::{BoxError, ConnInfo};
-use std::{any::Any, convert::Infallible, fmt, future::poll_fn, net::SocketAddr, sync::Arc};
+use palisade_conn::{ConnHandle, GuardedIo, Transport};
+use palisade_core::BoxError;
+use std::{any::Any, convert::Infallible, fmt, future::poll_fn, net::SocketAddr};
 use tower_service::Service;
 
 /// A connection for which a service is to be made.
 pub struct Incoming<'a> {
-    conn: &'a Arc<ConnInfo>,
+    conn: &'a ConnHandle,
     /// A [`GuardedIo`]. Borrowed mutably, because an IO need not be `Sync`.
     io: &'a mut (dyn Any + Send),
 }
@@ -61,7 +61,7 @@ pub enum OfConnections {}
 // === Incoming ===
 
 impl<'a> Incoming<'a> {
-    pub(crate) fn new<T>(conn: &'a Arc<ConnInfo>, io: &'a mut GuardedIo<T>) -> Self
+    pub(crate) fn new<T>(conn: &'a ConnHandle, io: &'a mut GuardedIo<T>) -> Self
     where
         T: Transport + Send + 'static,
     {
@@ -69,7 +69,7 @@ impl<'a> Incoming<'a> {
     }
 
     /// What is known of the connection. Each of its requests will bring it as an extension.
-    pub fn conn(&self) -> &'a Arc<ConnInfo> {
+    pub fn conn(&self) -> &'a ConnHandle {
         self.conn
     }
 

@@ -6,19 +6,19 @@ use crate::{
     framed::Framed,
     http::Protocol,
     refusal::{Refusal, Refusals},
-    serve::Server,
+    server::Server,
     service::ConnService,
     sniff::Begins,
     streams::Streams,
 };
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
-use palisade_core::{CloseMode, ConnInfo, Reason};
+use palisade_conn::{CloseMode, ConnHandle};
+use palisade_core::Reason;
 use pin_project_lite::pin_project;
 use std::{
     future::poll_fn,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -38,7 +38,7 @@ pin_project! {
     struct Driven<'a, C> {
         #[pin]
         connection: C,
-        conn: &'a Arc<ConnInfo>,
+        conn: &'a ConnHandle,
         server: &'a Server,
         open: &'a Open,
         told: Option<Told>,
@@ -68,7 +68,7 @@ trait Connection {
 /// guard has told of the second.
 pub(crate) async fn run<T, S>(
     io: T,
-    conn: Arc<ConnInfo>,
+    conn: ConnHandle,
     (protocol, is_encrypted): (Protocol, bool),
     service: S,
     server: &Server,
@@ -96,7 +96,7 @@ pub(crate) async fn run<T, S>(
         Begins::Nothing => {}
         Begins::Http1 => {
             if server.http.half_close {
-                conn.state().allow_half_close();
+                conn.allow_half_close();
             }
             let service = ConnService::new(conn, service, refusals.clone(), &server.http, false);
             let connection = server.http1.serve_connection(TokioIo::new(io), service);
@@ -112,12 +112,12 @@ pub(crate) async fn run<T, S>(
             refusal
                 .into_iter()
                 .for_each(|refusal| refusals.tell(refusal));
-            if conn.state().is_upgraded() {
+            if conn.is_upgraded() {
                 open.is_upgraded(conn);
             }
         }
         Begins::Http2 => {
-            conn.state().set_goaway();
+            conn.set_goaway();
             let io = Framed::new(io, conn, is_encrypted);
             let service = ConnService::new(conn, service, refusals, &server.http, true);
             let builder = server.http.http2(Streams::new(&server.guard, conn));
@@ -135,13 +135,12 @@ pub(crate) async fn run<T, S>(
 }
 
 impl Told {
-    fn end_if_deaf(&mut self, server: &Server, conn: &ConnInfo) {
-        let state = conn.state();
+    fn end_if_deaf(&mut self, server: &Server, conn: &ConnHandle) {
         match self.requests {
-            None if self.at.elapsed() >= HEARD => self.requests = Some(state.requests()),
-            Some(heard) if state.requests() > heard => {
-                let reason = state.closing().unwrap_or(Reason::MaxRequests);
-                server.guard.end(conn, reason, CloseMode::Reset);
+            None if self.at.elapsed() >= HEARD => self.requests = Some(conn.requests()),
+            Some(heard) if conn.requests() > heard => {
+                let reason = conn.closing().unwrap_or(Reason::MaxRequests);
+                server.guard.close(conn, reason, CloseMode::Reset);
             }
             _ => {}
         }
@@ -157,19 +156,18 @@ impl<C: Connection> Future for Driven<'_, C> {
         if drain.is_over() {
             this.server
                 .guard
-                .end(this.conn, Reason::Shutdown, CloseMode::Reset);
+                .close(this.conn, Reason::Shutdown, CloseMode::Reset);
             this.open.is_cut();
             return Poll::Ready(None);
         }
-        let state = this.conn.state();
         let is_draining = drain.has_begun();
         if is_draining {
-            state.close(Reason::Shutdown);
+            this.server.guard.begin_closing(this.conn, Reason::Shutdown);
         }
         if let Some(told) = this.told {
             told.end_if_deaf(this.server, this.conn);
         // What HTTP/1 is told, the accounting says with its next answer.
-        } else if is_draining || C::HAS_GOAWAY && state.closing().is_some() {
+        } else if is_draining || C::HAS_GOAWAY && this.conn.closing().is_some() {
             // First, what is here already: hyper would close an idle connection without a look.
             let here = this.connection.as_mut().poll(cx);
             if here.is_ready() {

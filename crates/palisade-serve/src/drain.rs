@@ -1,12 +1,12 @@
 //! The end of a server.
 
-use palisade_core::ConnInfo;
+use palisade_conn::ConnHandle;
 use parking_lot::Mutex;
 use pin_project_lite::pin_project;
 use std::{
     pin::{Pin, pin},
     sync::{
-        Arc, Weak,
+        Arc,
         atomic::{
             AtomicBool, AtomicU8, AtomicUsize,
             Ordering::{Relaxed, SeqCst},
@@ -53,7 +53,7 @@ pub(crate) struct Drain {
     /// Upgraded since everybody was told to go.
     turned: AtomicUsize,
     empty: Notify,
-    upgraded: Mutex<Vec<Weak<ConnInfo>>>,
+    upgraded: Mutex<Vec<ConnHandle>>,
 }
 
 /// One connection of a server that can end.
@@ -88,7 +88,11 @@ impl Drain {
     }
 
     /// Everybody is told to go, and has `deadline` for it. `end` ends what was upgraded.
-    pub(crate) async fn run(&self, deadline: Duration, end: impl Fn(&ConnInfo) -> bool) -> Drained {
+    pub(crate) async fn run(
+        &self,
+        deadline: Duration,
+        end: impl Fn(&ConnHandle) -> bool,
+    ) -> Drained {
         let begun_with = self.open.load(SeqCst);
         self.enter(DRAINING);
         if timeout(deadline, self.emptied()).await.is_err() {
@@ -105,11 +109,7 @@ impl Drain {
         let elsewhere = self.turned.load(SeqCst);
         let finished = begun_with.saturating_sub(cut).saturating_sub(elsewhere);
         let upgraded = std::mem::take(&mut *self.upgraded.lock());
-        let upgraded = upgraded
-            .iter()
-            .filter_map(Weak::upgrade)
-            .filter(|conn| end(conn))
-            .count();
+        let upgraded = upgraded.iter().filter(|conn| end(conn)).count();
         Drained {
             finished,
             cut,
@@ -135,9 +135,8 @@ impl Drain {
 }
 
 /// Waits until nobody is left. Nobody tells, so it looks.
-async fn gone(connections: &[Weak<ConnInfo>]) {
-    let is_here = |conn: Arc<ConnInfo>| !conn.state().is_gone();
-    while connections.iter().filter_map(Weak::upgrade).any(is_here) {
+async fn gone(connections: &[ConnHandle]) {
+    while connections.iter().any(|conn| !conn.is_closed()) {
         sleep(LOOK).await;
     }
 }
@@ -170,15 +169,15 @@ impl Open {
     }
 
     /// Somebody else has the socket of `conn` now.
-    pub(crate) fn is_upgraded(&self, conn: &Arc<ConnInfo>) {
+    pub(crate) fn is_upgraded(&self, conn: &ConnHandle) {
         if self.drain.has_begun() {
             self.drain.turned.fetch_add(1, SeqCst);
         }
         let mut upgraded = self.drain.upgraded.lock();
         if upgraded.len() == upgraded.capacity() {
-            upgraded.retain(|conn| conn.strong_count() > 0);
+            upgraded.retain(|conn| !conn.is_closed());
         }
-        upgraded.push(Arc::downgrade(conn));
+        upgraded.push(conn.clone());
     }
 }
 

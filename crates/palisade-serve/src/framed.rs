@@ -1,11 +1,9 @@
 //! The frames of HTTP/2 behind TLS, where the guarded socket does not see them.
 
-use palisade_conn::Frames;
-use palisade_core::ConnInfo;
+use palisade_conn::{ConnHandle, FrameReader};
 use std::{
     io::{self, IoSlice},
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -13,16 +11,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// A stream whose frames of HTTP/2 are told to its connection, if they are encrypted below it.
 pub(crate) struct Framed<T> {
     inner: T,
-    conn: Arc<ConnInfo>,
-    frames: Option<Frames>,
+    conn: ConnHandle,
+    frames: Option<FrameReader>,
 }
 
 impl<T> Framed<T> {
-    pub(crate) fn new(inner: T, conn: &Arc<ConnInfo>, is_encrypted: bool) -> Self {
-        let frames = is_encrypted.then(|| {
-            conn.state().add_data(0);
-            Frames::new()
-        });
+    pub(crate) fn new(inner: T, conn: &ConnHandle, is_encrypted: bool) -> Self {
+        let frames = is_encrypted.then(|| FrameReader::decrypted(conn));
         Self {
             inner,
             conn: conn.clone(),
@@ -42,7 +37,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Framed<T> {
         ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
         if let Some(frames) = &mut this.frames {
             let new = buf.filled().get(before..).unwrap_or_default();
-            frames.read(this.conn.state(), new);
+            frames.read_decrypted(&this.conn, new);
         }
         Poll::Ready(Ok(()))
     }

@@ -1,13 +1,13 @@
 //! The TLS handshakes under way, and which of them makes room for another one.
 
-use palisade_core::{ClientKey, ConnInfo, Prefix};
+use palisade_conn::ConnHandle;
+use palisade_core::{ClientKey, Prefix};
 use std::{
     collections::{
         HashMap,
         hash_map::{Entry, RandomState},
     },
     hash::BuildHasher,
-    sync::Arc,
 };
 
 /// The most handshakes that one eviction examines, picked at random.
@@ -34,7 +34,7 @@ pub(crate) struct Handshakes {
 
 #[derive(Debug)]
 struct Handshake {
-    conn: Arc<ConnInfo>,
+    conn: ConnHandle,
     /// The client and its network; none where the peer has no address.
     keys: Option<[ClientKey; 2]>,
 }
@@ -80,7 +80,7 @@ impl Handshakes {
     }
 
     /// Adds a handshake. Where there were `most` already, removes another one and returns it.
-    pub(crate) fn enter(&mut self, conn: &Arc<ConnInfo>) -> Option<Arc<ConnInfo>> {
+    pub(crate) fn enter(&mut self, conn: &ConnHandle) -> Option<ConnHandle> {
         let network = || ClientKey::address(conn.peer().ip(), NETWORK);
         let keys = conn.known_client().map(|client| [client, network()]);
         if let Some([client, network]) = keys {
@@ -103,14 +103,14 @@ impl Handshakes {
     }
 
     /// Removes the handshake of the connection with this id, unless it was evicted.
-    pub(crate) fn leave(&mut self, id: u64) -> Option<Arc<ConnInfo>> {
+    pub(crate) fn leave(&mut self, id: u64) -> Option<ConnHandle> {
         self.places
             .get(&id)
             .copied()
             .map(|place| self.remove_at(place))
     }
 
-    fn remove_at(&mut self, place: usize) -> Arc<ConnInfo> {
+    fn remove_at(&mut self, place: usize) -> ConnHandle {
         let Handshake { conn, keys } = self.under_way.swap_remove(place);
         self.places.remove(&conn.id());
         if let Some(moved) = self.under_way.get(place) {
@@ -163,7 +163,7 @@ impl Handshakes {
         };
         let most = NO_CROWD.max(self.most / 64);
         let is_crowd = of_client > most || of_network > most.saturating_mul(4);
-        let class = match (is_crowd, handshake.conn.state().has_read()) {
+        let class = match (is_crowd, handshake.conn.has_read()) {
             (true, false) => Class::SilentCrowd,
             (true, true) => Class::SpokenCrowd,
             (false, false) => Class::SilentAlone,
@@ -210,16 +210,30 @@ impl Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stub::{self, Stub};
+    use palisade_conn::{ConnGuard, GuardedIo, Mode};
     use std::{
+        cell::RefCell,
         collections::{BTreeMap, BTreeSet},
         net::Ipv4Addr,
+        rc::Rc,
+        sync::LazyLock,
     };
 
+    /// A guard that admits every connection and counts its bytes.
+    fn guard() -> ConnGuard {
+        let guard = ConnGuard::builder().mode(Mode::Shadow).no_accept_rate();
+        guard.max_connections(100_000).build().unwrap()
+    }
+
     /// A handshake from `from`, silent or not.
-    fn conn(from: impl Into<Ipv4Addr>, has_spoken: bool) -> Arc<ConnInfo> {
-        let conn = ConnInfo::new((from.into(), 1).into(), None, Prefix::default());
-        conn.state().add_read(usize::from(has_spoken));
-        Arc::new(conn)
+    fn conn(from: impl Into<Ipv4Addr>, has_spoken: bool) -> ConnHandle {
+        static GUARD: LazyLock<ConnGuard> = LazyLock::new(guard);
+        let mut io = stub::connect(&GUARD, from);
+        if has_spoken {
+            stub::read(&mut io);
+        }
+        io.conn().clone()
     }
 
     /// A client of its own, in a network of its own.
@@ -238,33 +252,32 @@ mod tests {
     /// Plays a flood of 3,500 handshakes a second for 10 s, which never end by themselves, and
     /// beside it 40 honest ones a second. These are silent for 500 ms and take 1 s. Returns how many
     /// in a hundred of the honest ones end.
-    fn served(flood: impl Fn(usize) -> Arc<ConnInfo>) -> f64 {
+    fn served(flood: impl Fn(usize) -> ConnHandle) -> f64 {
         let mut handshakes = Handshakes::new(1024);
         // What the honest ones do, by milliseconds: a first byte, or the end.
-        let mut due = BTreeMap::<usize, Vec<(Arc<ConnInfo>, bool)>>::new();
+        let mut due = BTreeMap::<usize, Vec<(Rc<RefCell<GuardedIo<Stub>>>, bool)>>::new();
+        let guard = guard();
         let (mut evicted, mut honest, mut served) = (BTreeSet::new(), 0, 0);
         for now in 0..10_000 {
             let mut come: Vec<_> = (now * 7 / 2..(now + 1) * 7 / 2).map(&flood).collect();
             if now % 25 == 0 && now < 9000 {
-                let conn = conn(alone(now), false);
+                let io = stub::connect(&guard, alone(now));
+                come.push(io.conn().clone());
                 honest += 1;
-                due.entry(now + 500)
-                    .or_default()
-                    .push((conn.clone(), false));
-                due.entry(now + 1000)
-                    .or_default()
-                    .push((conn.clone(), true));
-                come.push(conn);
+                let io = Rc::new(RefCell::new(io));
+                due.entry(now + 500).or_default().push((io.clone(), false));
+                due.entry(now + 1000).or_default().push((io, true));
             }
             for conn in come {
                 evicted.extend(handshakes.enter(&conn).map(|conn| conn.id()));
                 assert!(handshakes.under_way.len() <= 1024);
             }
-            for (conn, is_end) in due.remove(&now).unwrap_or_default() {
-                conn.state().add_read(1);
+            for (io, is_end) in due.remove(&now).unwrap_or_default() {
+                stub::read(&mut io.borrow_mut());
                 if is_end {
-                    served += usize::from(!evicted.contains(&conn.id()));
-                    handshakes.leave(conn.id());
+                    let id = io.borrow().conn().id();
+                    served += usize::from(!evicted.contains(&id));
+                    handshakes.leave(id);
                 }
             }
         }

@@ -21,7 +21,7 @@ palisade_serve::serve(listener, app).await
 //! # What it adds to the guard
 //!
 //! All that [`palisade_conn`] says holds, with nothing more to be put in: requests are tracked
-//! for, and each brings the `Arc<ConnInfo>` of its connection. Besides:
+//! for, and each brings the `ConnHandle` of its connection. Besides:
 //!
 //! - **HTTP by your settings**, [`Http`]: heads of 32 KiB on both protocols, 100 requests at once on
 //!   one HTTP/2 connection, 64 KiB kept for a reader, and so on. Answers 431 and 400 of hyper's own are
@@ -123,9 +123,12 @@ mod head;
 mod http;
 mod refusal;
 mod serve;
+mod server;
 mod service;
 mod sniff;
 mod streams;
+#[cfg(test)]
+mod stub;
 #[cfg(test)]
 mod tests;
 #[cfg(feature = "rustls")]

@@ -1,8 +1,8 @@
 //! What the server answers by itself, in place of the app.
 
 use http::StatusCode;
-use palisade_conn::ConnGuard;
-use palisade_core::{ConnInfo, Guard, Phase, Reason, Rejection, ResponseFormat, Violation};
+use palisade_conn::{ConnGuard, ConnHandle};
+use palisade_core::{Guard, Phase, Reason, Rejection, ResponseFormat, Violation};
 use std::sync::Arc;
 
 /// hyper's own words for a URI of 64 KiB or more; nothing else tells that from a head too large.
@@ -20,7 +20,7 @@ pub(crate) enum Refusal {
 
 /// Tells the guard of the answers that one connection was given. Clones are handles.
 #[derive(Clone)]
-pub(crate) struct Refusals(Arc<(ConnGuard, Arc<ConnInfo>)>);
+pub(crate) struct Refusals(Arc<(ConnGuard, ConnHandle)>);
 
 // === Refusal ===
 
@@ -63,13 +63,13 @@ impl Refusal {
 // === Refusals ===
 
 impl Refusals {
-    pub(crate) fn new(guard: &ConnGuard, conn: &Arc<ConnInfo>) -> Self {
+    pub(crate) fn new(guard: &ConnGuard, conn: &ConnHandle) -> Self {
         Self(Arc::new((guard.clone(), conn.clone())))
     }
 
     #[cold]
     pub(crate) fn tell(&self, refusal: Refusal) {
         let (guard, conn) = &*self.0;
-        guard.tell_refused(&refusal.rejection(), conn);
+        guard.report_refused(&refusal.rejection(), conn);
     }
 }

@@ -3,11 +3,11 @@
 use crate::{
     App, Drained, Http, Incoming,
     connection::run,
-    drain::{Attentive, Drain, Open},
+    drain::{Attentive, Open},
+    server::Server,
 };
-use hyper::server::conn::http1;
-use palisade_conn::{ConnGuard, GuardedIo, GuardedListener, Listener};
-use palisade_core::{CloseMode, Reason};
+use palisade_conn::{CloseMode, ConnGuard, GuardedIo, GuardedListener, Listener};
+use palisade_core::Reason;
 use std::{
     fmt,
     future::{Future, IntoFuture, pending, poll_fn},
@@ -79,16 +79,6 @@ pub struct WithGracefulShutdown<L: Listener, A, Kind, F> {
     serve: Serve<L, A, Kind>,
     signal: F,
     drain: Duration,
-}
-
-/// What all connections of a server share.
-pub(crate) struct Server {
-    pub(crate) guard: ConnGuard,
-    pub(crate) http: Http,
-    pub(crate) http1: http1::Builder,
-    pub(crate) drain: Arc<Drain>,
-    #[cfg(feature = "rustls")]
-    pub(crate) tls: crate::tls::Tls,
 }
 
 // === Serve ===
@@ -206,11 +196,11 @@ impl<L: Listener, A: App<Kind>, Kind> Serve<L, A, Kind> {
         let server = Arc::new(Server {
             guard: listener.guard().clone(),
             http1: http.http1(),
-            #[cfg(feature = "rustls")]
-            tls: self.tls.offering(http.protocol),
             http,
             drain: Arc::default(),
         });
+        #[cfg(feature = "rustls")]
+        let tls = Arc::new(self.tls.offering(server.http.protocol));
         let mut signal = pin!(signal);
         loop {
             // The signal first: a flood must not keep it from being heard.
@@ -239,31 +229,44 @@ impl<L: Listener, A: App<Kind>, Kind> Serve<L, A, Kind> {
                 Err(_) => continue,
             };
             let open = Open::new(&server.drain);
-            let connection = connection(io, service, server.clone(), open);
+            let connection = serve_connection(
+                io,
+                service,
+                server.clone(),
+                open,
+                #[cfg(feature = "rustls")]
+                tls.clone(),
+            );
             tokio::spawn(Attentive::new(connection, &server.drain));
         }
         drop(listener);
         let end = |conn: &_| {
             server
                 .guard
-                .end(conn, Reason::Shutdown, CloseMode::Graceful)
+                .close(conn, Reason::Shutdown, CloseMode::Graceful)
         };
         Ok(server.drain.run(drain, end).await)
     }
 }
 
-async fn connection<T, S>(io: GuardedIo<T>, service: S, server: Arc<Server>, open: Open)
-where
+async fn serve_connection<T, S>(
+    io: GuardedIo<T>,
+    service: S,
+    server: Arc<Server>,
+    open: Open,
+    #[cfg(feature = "rustls")] tls: Arc<crate::tls::Tls>,
+) where
     T: palisade_conn::Transport + Send + 'static,
     S: crate::HttpService,
 {
     let conn = io.conn().clone();
     // Before it has asked for anything.
-    conn.state().set_tracked();
+    conn.set_tracked();
     let protocol = server.http.protocol;
     #[cfg(feature = "rustls")]
-    if let Some((acceptor, handshakes)) = server.tls.acceptor() {
-        let Some((io, agreed)) = crate::tls::shake(acceptor, handshakes, io, &server, &open).await
+    if let Some((acceptor, handshakes)) = tls.acceptor() {
+        let Some((io, agreed)) =
+            crate::tls::handshake(acceptor, handshakes, io, &server, &open).await
         else {
             return;
         };

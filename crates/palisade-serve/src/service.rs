@@ -11,18 +11,16 @@ use http::{
 };
 use http_body::Body;
 use hyper::body::Incoming;
-use palisade_conn::{RequestTracking, TrackedBody, TrackingFuture};
-use palisade_core::ConnInfo;
+use palisade_conn::{ConnHandle, RequestTracking, TrackedBody, TrackingFuture};
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, Waker, ready},
 };
 
 /// The app on one connection, which is told of each request from the moment its head is here.
 pub(crate) struct ConnService<S> {
-    accounting: RequestTracking<ConnApp<S>>,
+    tracking: RequestTracking<ConnApp<S>>,
 }
 
 /// Waits for the app to be ready with the request in hand, and refuses what is to be refused.
@@ -52,7 +50,7 @@ pin_project! {
 
 impl<S> ConnService<S> {
     pub(crate) fn new(
-        conn: &Arc<ConnInfo>,
+        conn: &ConnHandle,
         service: S,
         refusals: Refusals,
         http: &Http,
@@ -64,10 +62,10 @@ impl<S> ConnService<S> {
             is_http2,
             takes_connect: http.takes_connect,
         };
-        let accounting = RequestTracking::of(conn.clone(), app).cuts_streams();
+        let tracking = RequestTracking::for_connection(conn.clone(), app).cuts_streams();
         #[cfg(feature = "axum")]
-        let accounting = accounting.connect_info();
-        Self { accounting }
+        let tracking = tracking.connect_info();
+        Self { tracking }
     }
 }
 
@@ -77,7 +75,7 @@ impl<S: HttpService> hyper::service::Service<Request<Incoming>> for ConnService<
     type Future = TrackingFuture<ConnAppFuture<S, S::Future>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        self.accounting.call_with(request, ConnApp::call)
+        self.tracking.call_with(request, ConnApp::call)
     }
 }
 

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::rt::Executor;
-use palisade_conn::ConnGuard;
-use palisade_core::{ConnInfo, Guard, Mode, Phase, Reason, Violation};
+use palisade_conn::{ConnGuard, ConnHandle};
+use palisade_core::{Guard, Mode, Phase, Reason, Violation};
 use pin_project_lite::pin_project;
 use std::{
     cell::Cell,
@@ -81,7 +81,7 @@ pub(crate) struct Streams(Arc<Shared>);
 
 struct Shared {
     guard: ConnGuard,
-    conn: Arc<ConnInfo>,
+    conn: ConnHandle,
     /// How many wait for their client.
     waiting: AtomicU64,
     /// Bytes of bodies that were taken.
@@ -211,7 +211,7 @@ fn did(last: Last, taken: usize) {
 // === Streams ===
 
 impl Streams {
-    pub(crate) fn new(guard: &ConnGuard, conn: &Arc<ConnInfo>) -> Self {
+    pub(crate) fn new(guard: &ConnGuard, conn: &ConnHandle) -> Self {
         Self(Arc::new(Shared {
             guard: guard.clone(),
             conn: conn.clone(),
@@ -387,7 +387,7 @@ impl Stall {
             let limit = millis(patience);
             let observed = millis(now.saturating_duration_since(self.begun));
             let (reason, phase) = (Reason::WindowStall, Phase::ResponseBody);
-            guard.tell_cut(
+            guard.report_cut(
                 &Violation::new(Guard::Connection, reason, phase, limit, observed),
                 conn,
             );
@@ -405,9 +405,10 @@ impl Drop for Stall {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stub::{self, Stub};
     use http::HeaderMap;
     use http_body_util::{BodyExt, Full, StreamBody};
-    use palisade_core::Prefix;
+    use palisade_conn::GuardedIo;
     use palisade_testkit::Journal;
     use std::{convert::Infallible, future::poll_fn};
     use tokio::{task::JoinHandle, time::sleep};
@@ -416,16 +417,20 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn streams(mode: Mode) -> (Streams, Journal) {
+        let (streams, journal, _) = streams_and_socket(mode);
+        (streams, journal)
+    }
+
+    fn streams_and_socket(mode: Mode) -> (Streams, Journal, GuardedIo<Stub>) {
         let journal = Journal::default();
         let guard = ConnGuard::builder()
             .mode(mode)
             .write_stall(STALL)
             .metrics(journal.clone());
-        let conn = ConnInfo::new(([127, 0, 0, 1], 1).into(), None, Prefix::default());
-        (
-            Streams::new(&guard.build().unwrap(), &Arc::new(conn)),
-            journal,
-        )
+        // The connection itself is not to be closed meanwhile.
+        let guard = guard.first_request(600 * SECOND).build().unwrap();
+        let io = stub::connect(&guard, [127, 0, 0, 1]);
+        (Streams::new(&guard, io.conn()), journal, io)
     }
 
     /// What hyper does with a stream whose window is shut: asks the body once, and waits.
@@ -530,13 +535,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_the_socket_writes_beside_the_bodies_helps_nobody() {
-        let (streams, _) = streams(Mode::Enforce);
+        let (streams, _, mut io) = streams_and_socket(Mode::Enforce);
         let stream = spawn(&streams, shut(body(1)));
         let started = Instant::now();
         let pings = async {
             loop {
                 sleep(SECOND).await;
-                streams.0.conn.state().add_written(100_000);
+                stub::write(&mut io, 100_000);
             }
         };
         tokio::select! {

@@ -1,8 +1,8 @@
 //! TLS, between the guard and HTTP.
 
-use crate::{drain::Open, handshakes::Handshakes, http::Protocol, serve::Server};
-use palisade_conn::{GuardedIo, Transport};
-use palisade_core::{CloseMode, ConnInfo, Reason};
+use crate::{drain::Open, handshakes::Handshakes, http::Protocol, server::Server};
+use palisade_conn::{CloseMode, ConnHandle, GuardedIo, Transport};
+use palisade_core::Reason;
 use parking_lot::Mutex;
 use std::{future::poll_fn, io, pin::pin, sync::Arc, task::Poll};
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
@@ -60,7 +60,7 @@ impl Default for Tls {
 }
 
 /// Shakes hands, unless the server ends first. What the client chose comes with it.
-pub(crate) async fn shake<T: Transport>(
+pub(crate) async fn handshake<T: Transport>(
     acceptor: &TlsAcceptor,
     handshakes: &Mutex<Handshakes>,
     io: GuardedIo<T>,
@@ -88,12 +88,12 @@ pub(crate) async fn shake<T: Transport>(
 // === UnderWay ===
 
 impl<'a> UnderWay<'a> {
-    fn begin(handshakes: &'a Mutex<Handshakes>, conn: &Arc<ConnInfo>, server: &Server) -> Self {
+    fn begin(handshakes: &'a Mutex<Handshakes>, conn: &ConnHandle, server: &Server) -> Self {
         let evicted = handshakes.lock().enter(conn);
         if let Some(evicted) = evicted {
             server
                 .guard
-                .end(&evicted, Reason::HandshakesFull, CloseMode::Reset);
+                .close(&evicted, Reason::HandshakesFull, CloseMode::Reset);
         }
         Self {
             handshakes,

@@ -158,7 +158,7 @@ impl Server {
     /// Nothing is left.
     fn at_rest(&self) {
         let now = self.guard.snapshot();
-        assert_eq!((now.open, now.going, now.in_flight), (0, 0, 0));
+        assert_eq!((now.open, now.close_pending, now.in_flight), (0, 0, 0));
         assert_eq!(self.journal.opened(), self.journal.closed().len());
     }
 }

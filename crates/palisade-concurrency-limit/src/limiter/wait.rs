@@ -403,7 +403,7 @@ impl Limiter {
     }
 }
 
-#[cfg(all(test, not(palisade_loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -1,0 +1,232 @@
+//! Admission of new connections.
+
+use crate::{
+    connection::{
+        ConnHandle,
+        permit::Permit,
+        registry::{Found, Share},
+    },
+    eviction::{Claim, close_evicted, evict},
+    guard::{
+        close::report,
+        limits::{Limits, Shares},
+        shared::Shared,
+    },
+    sweep::task,
+};
+use palisade_core::{Event, Guard, Mode, Phase, Reason, Violation};
+use palisade_guard::Denied;
+use std::sync::{
+    Arc,
+    atomic::Ordering::{Relaxed, SeqCst},
+};
+
+/// A client with this many connections, or whose network has four times as many, gets no place of
+/// an idle connection that has worked, and none of the last tenth of the places.
+const MANY_CONNECTIONS: Shares = Shares {
+    client: 4,
+    network: 16,
+};
+
+/// Why a connection is not admitted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum AdmitError {
+    /// It may be admitted in a moment: other connections are about to close.
+    NotYet,
+    /// It is refused.
+    Refused(Violation),
+}
+
+/// Charges the client and its network for one connection.
+///
+/// # Errors
+///
+/// If one of them connects too often.
+pub(crate) fn check_rate(
+    shared: &Shared,
+    conn: &ConnHandle,
+    has_peer: bool,
+) -> Result<(), Violation> {
+    let Some(table) = &shared.accept_rates else {
+        return Ok(());
+    };
+    if !has_peer || shared.limits.mode == Mode::Off || shared.is_reserved_for(conn) {
+        return Ok(());
+    }
+    let Limits {
+        accept_rate,
+        accept_rate_per_network,
+        ..
+    } = shared.limits;
+    // A separate account, because a client may be the first of its network.
+    let network = shared.registry.network_of(conn).account(1);
+    let rates = [
+        (conn.client(), accept_rate),
+        (network, accept_rate_per_network),
+    ];
+    let rates = rates
+        .into_iter()
+        .filter_map(|(key, rate)| Some((key, rate?)));
+    // The table has one largest debt for all keys.
+    let max_debt = rates
+        .clone()
+        .map(|(_, rate)| rate.max_debt())
+        .max()
+        .unwrap_or(1);
+    let now = shared.clock.now();
+    for (key, rate) in rates {
+        let charge = |debt| rate.decide(debt, 1).map(|debt| ((), debt));
+        let wait_millis = match table.update(key, now, max_debt, charge) {
+            Some(Ok(())) => continue,
+            Some(Err(Denied::Wait(micros))) => micros.div_ceil(1000),
+            // `None`: other threads have decided for the same key eight times meanwhile.
+            Some(Err(Denied::Never)) | None => 1,
+        };
+        return refuse(shared, Reason::AcceptRate, 0, wait_millis, conn);
+    }
+    Ok(())
+}
+
+/// Admits `conn` if there is a place, or if one can be made by eviction. The caller sets
+/// `may_evict` in the first of several attempts only.
+///
+/// # Errors
+///
+/// If there is no place, or none yet.
+pub(crate) fn admit(
+    shared: &Arc<Shared>,
+    conn: &ConnHandle,
+    has_peer: bool,
+    may_evict: bool,
+) -> Result<Permit, AdmitError> {
+    if shared.limits.mode == Mode::Off {
+        return Ok(Permit::unregistered(shared.clone(), conn.clone()));
+    }
+    let now = shared.now();
+    let is_enforced = shared.limits.mode == Mode::Enforce;
+    let is_reserved = has_peer && shared.is_reserved_for(conn);
+    let max = shared.limits.most(is_reserved);
+    let open = shared.open.load(SeqCst);
+    let shares = if has_peer && !is_reserved {
+        shared.limits.shares(open)
+    } else {
+        None
+    };
+    let next = open.saturating_add(1);
+    // A client that has its share already pays with a connection of its own, and no other does.
+    let has_share = || shares.is_some_and(|shares| shared.registry.has(conn, shares));
+    if may_evict && next > shared.limits.soft() && !has_share() {
+        let has_many = shares.is_some() && shared.registry.has(conn, MANY_CONNECTIONS);
+        // Where the tasks of closed connections do not run, each new connection that waits in vain
+        // would cost one more, and in the end the useful ones.
+        let staying = next.saturating_sub(shared.close_pending.load(Relaxed));
+        let is_evicted = staying > shared.limits.soft() / 2
+            && evict(
+                shared,
+                next,
+                Claim {
+                    is_reserved,
+                    has_many,
+                },
+            );
+        // The places that are left are for clients with few connections.
+        if !is_evicted && has_many {
+            let limit = shared.limits.soft() as u64;
+            refuse(shared, Reason::ConnectionsFull, limit, next as u64, conn)
+                .map_err(AdmitError::Refused)?;
+        }
+    }
+    let add_one = |open| (open < max || !is_enforced).then_some(open + 1);
+    let before = match shared.open.fetch_update(SeqCst, SeqCst, add_one) {
+        Err(_) if shared.close_pending.load(Relaxed) > 0 => return Err(AdmitError::NotYet),
+        // In shadow mode every connection is admitted.
+        Ok(before) | Err(before) => before,
+    };
+    let open = before.saturating_add(1);
+    if open > max {
+        refuse(
+            shared,
+            Reason::ConnectionsFull,
+            max as u64,
+            open as u64,
+            conn,
+        )
+        .map_err(AdmitError::Refused)?;
+    }
+    let max_of = |share| match (share, shares) {
+        (Share::Client, Some(shares)) => u64::from(shares.client),
+        (Share::Network, Some(shares)) => u64::from(shares.network),
+        (_, None) => 0,
+    };
+    let entered = shared.registry.enter(conn, now, shares).or_else(|full| {
+        let observed = u64::from(full.connections).saturating_add(1);
+        let reason = match full.share {
+            Share::Client => Reason::ClientConnectionsFull,
+            Share::Network => Reason::NetworkConnectionsFull,
+        };
+        refuse(shared, reason, max_of(full.share), observed, conn).map_err(AdmitError::Refused)?;
+        // In shadow mode every connection is admitted.
+        let unlimited = Shares {
+            client: u32::MAX,
+            network: u32::MAX,
+        };
+        shared
+            .registry
+            .enter(conn, now, Some(unlimited))
+            .map_err(|_| AdmitError::NotYet)
+    });
+    let (place, evicted) = entered.inspect_err(|_| _ = shared.open.fetch_sub(1, SeqCst))?;
+    // From here on dropping the permit undoes everything, also if the metrics panic.
+    let permit = Permit::new(shared.clone(), conn.clone(), place);
+    if let Some((share, Found { conn, .. })) = evicted {
+        close_evicted(
+            shared,
+            &conn,
+            max_of(share),
+            max_of(share).saturating_add(1),
+        );
+    }
+    shared.opened.fetch_add(1, Relaxed);
+    shared.recorder.record(|| Event::opened(conn));
+    task::watch(shared, open == 1);
+    Ok(permit)
+}
+
+/// Returns the violation of a connection that is not admitted in the end, and reports it if that
+/// has not been done.
+pub(crate) fn give_up(shared: &Shared, error: AdmitError, conn: &ConnHandle) -> Violation {
+    match error {
+        AdmitError::Refused(violation) => violation,
+        AdmitError::NotYet => {
+            let limit = shared.limits.most(shared.is_reserved_for(conn)) as u64;
+            let violation = violation(Reason::ConnectionsFull, limit, limit.saturating_add(1));
+            report(shared, &violation, shared.limits.mode, conn);
+            violation
+        }
+    }
+}
+
+/// Reports a connection that exceeds a limit.
+///
+/// # Errors
+///
+/// If the limit is enforced.
+fn refuse(
+    shared: &Shared,
+    reason: Reason,
+    limit: u64,
+    observed: u64,
+    conn: &ConnHandle,
+) -> Result<(), Violation> {
+    let violation = violation(reason, limit, observed);
+    report(shared, &violation, shared.limits.mode, conn);
+    if shared.limits.mode == Mode::Enforce {
+        Err(violation)
+    } else {
+        Ok(())
+    }
+}
+
+fn violation(reason: Reason, limit: u64, observed: u64) -> Violation {
+    Violation::new(Guard::Connection, reason, Phase::Accept, limit, observed)
+}

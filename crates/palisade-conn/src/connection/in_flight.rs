@@ -1,0 +1,187 @@
+//! One request in flight.
+
+use super::{
+    state::{ConnState, REQUEST, UPLOAD, WAITING, count},
+    totals::ConnTotals,
+};
+use palisade_core::{ConnInfo, Reason};
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+/// A request that its client cancels within this time was not waited for.
+const EARLY_MILLIS: u32 = 1000;
+
+/// One request on a connection, from its head to the end of its response body. It ends when this
+/// is dropped.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    /// A connection with a [`ConnState`].
+    conn: Arc<ConnInfo>,
+    /// When it began, by the coarse clock of the totals.
+    begun: u32,
+    /// The requests that its client had in flight then, with this one; 1 if its connection had no
+    /// other.
+    of_client: u32,
+    stage: Stage,
+    is_upload: bool,
+    is_waiting: bool,
+    /// Whether it counts among those of all connections.
+    is_in_totals: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// The response head has not come.
+    Handler,
+    /// It has, or the handler failed.
+    Responded,
+    /// The response body has ended.
+    Answered,
+}
+
+impl InFlight {
+    /// Counts a request whose head has arrived on `conn`. Returns `None` if the connection is not
+    /// one of a guard's.
+    #[inline]
+    pub(crate) fn begin(conn: Arc<ConnInfo>, http2: bool) -> Option<Self> {
+        let state = conn.state_as::<ConnState>()?;
+        state.set_protocol(http2);
+        let is_alone = count(state.in_flight.fetch_add(REQUEST, Relaxed), REQUEST) == 0;
+        let requests = match state.requests.fetch_add(1, Relaxed).checked_add(1) {
+            Some(requests) => requests,
+            None => {
+                // After an overflow it must not look as if there had been no request.
+                state.requests.store(u32::MAX, Relaxed);
+                u32::MAX
+            }
+        };
+        let (mut begun, mut of_client) = (0, 1);
+        if let Some(totals) = state.totals() {
+            let all_of_client = totals.begin_request(conn.known_client_hash());
+            of_client = if is_alone { 1 } else { all_of_client };
+            begun = totals.time();
+            if totals.max_requests.is_some_and(|max| requests >= max) {
+                state.begin_closing(Reason::MaxRequests);
+            }
+        }
+        Some(Self {
+            conn,
+            begun,
+            of_client,
+            stage: Stage::Handler,
+            is_upload: false,
+            is_waiting: false,
+            is_in_totals: true,
+        })
+    }
+
+    /// Returns the request's connection.
+    pub(crate) fn conn(&self) -> &Arc<ConnInfo> {
+        &self.conn
+    }
+
+    /// Returns the state of the request's connection.
+    #[inline]
+    pub(crate) fn state(&self) -> &ConnState {
+        let state = self.conn.state_as();
+        state.expect("`begin` admits only connections with this state")
+    }
+
+    /// Returns the counters of all connections of the guard, if it watches.
+    #[inline]
+    pub(crate) fn totals(&self) -> Option<&Arc<ConnTotals>> {
+        self.state().totals()
+    }
+
+    /// Notes that on HTTP/1 a body of `length` follows the head; `None` if only the body itself
+    /// shows where it ends. Call it before the response.
+    pub(crate) fn expect_body(&self, length: Option<u64>) {
+        self.state().expect_body(length);
+    }
+
+    /// Notes that on HTTP/2 a body follows the head.
+    pub(crate) fn set_upload(&mut self) {
+        if !std::mem::replace(&mut self.is_upload, true) {
+            self.state().in_flight.fetch_add(UPLOAD, Relaxed);
+        }
+    }
+
+    /// Notes that the response head has come, or that there will be none for another reason than
+    /// the client. Without it the request may count as cancelled early.
+    pub(crate) fn set_responded(&mut self) {
+        self.stage = Stage::Responded;
+    }
+
+    /// Notes that the response was given completely. Without it the request counts as cancelled.
+    pub(crate) fn set_answered(&mut self) {
+        self.stage = Stage::Answered;
+    }
+
+    /// Returns the limit on requests in flight and their number if this request exceeds it: the
+    /// limit of all connections, or that of its client.
+    ///
+    /// A client may have no more than what it leaves of three quarters of the limit, and always
+    /// one on each of its connections. Where peers are not clients, or have no address, only the
+    /// limit of all connections applies.
+    #[inline]
+    pub(crate) fn exceeded_limit(&self) -> Option<(u64, u64)> {
+        self.totals()?
+            .exceeded_in_flight(self.conn.peer().ip(), self.of_client)
+    }
+
+    /// Stops counting the request among those of all connections, because it is refused for their
+    /// number. Otherwise a client that does not read its refusals would use up with them the room
+    /// that it was refused.
+    pub(crate) fn leave_totals(&mut self) {
+        if std::mem::take(&mut self.is_in_totals)
+            && let Some(totals) = self.totals()
+        {
+            totals.end_request(self.conn.known_client_hash());
+        }
+    }
+
+    /// Notes on HTTP/2 whether more of the response is ready than the client takes.
+    pub(crate) fn set_waiting(&mut self, is_waiting: bool) {
+        if self.is_waiting == is_waiting {
+            return;
+        }
+        self.is_waiting = is_waiting;
+        let in_flight = &self.state().in_flight;
+        if is_waiting {
+            in_flight.fetch_add(WAITING, Relaxed);
+        } else {
+            in_flight.fetch_sub(WAITING, Relaxed);
+        }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let state = self.state();
+        // A panic of the handler is not its client's cancellation.
+        if self.stage == Stage::Handler
+            && let Some(totals) = state.totals()
+            && totals.time().wrapping_sub(self.begun) < EARLY_MILLIS
+            && !std::thread::panicking()
+        {
+            let _ = state
+                .early
+                .fetch_update(Relaxed, Relaxed, |early| early.checked_add(1));
+        }
+        if self.stage != Stage::Answered {
+            state.cancelled.fetch_add(1, Relaxed);
+        }
+        state.request_ended(self.is_upload);
+        let mut ended = REQUEST;
+        if self.is_upload {
+            ended += UPLOAD;
+        }
+        if self.is_waiting {
+            ended += WAITING;
+        }
+        state.in_flight.fetch_sub(ended, Relaxed);
+        self.leave_totals();
+    }
+}
+
+#[cfg(test)]
+mod tests;

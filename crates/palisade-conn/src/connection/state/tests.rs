@@ -1,0 +1,230 @@
+use super::*;
+use crate::connection::{ConnHandle, decision::CloseMode};
+use palisade_core::Prefix;
+use std::{net::Ipv4Addr, sync::atomic::AtomicUsize, task::Wake};
+
+#[derive(Default)]
+struct Counter(AtomicUsize);
+
+impl Wake for Counter {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Relaxed);
+    }
+}
+
+fn leave(conn: &ConnHandle) {
+    conn.state().release_upgrade(conn.known_client());
+}
+
+fn conn(ip: impl Into<Ipv4Addr>, totals: &Arc<ConnTotals>) -> ConnHandle {
+    let peer = (ip.into(), 1).into();
+    ConnHandle::new(peer, None, Prefix::default(), Some(totals.clone()))
+}
+
+#[test]
+fn the_first_decision_holds_and_wakes_the_task_once() {
+    let state = ConnState::default();
+    let counter = Arc::new(Counter::default());
+    let waker = counter.clone().into();
+    state.park_reader(&waker);
+    state.park_writer(&waker);
+    let decision = CloseDecision {
+        reason: Reason::WriteStall,
+        mode: CloseMode::Reset,
+    };
+    assert!(state.request_close(decision));
+    assert!(!state.request_close(CloseDecision {
+        reason: Reason::Idle,
+        mode: CloseMode::Graceful
+    }));
+    assert_eq!(state.decision(), Some(decision));
+    assert_eq!(counter.0.load(Relaxed), 1);
+}
+
+#[test]
+fn each_side_is_woken_in_the_task_that_polled_it_last() {
+    let counters: [Arc<Counter>; 4] = Default::default();
+    let wakers = counters.clone().map(Waker::from);
+    let woken = |parked: &[(Side, usize)]| {
+        let state = ConnState::default();
+        for (side, at) in parked {
+            match side {
+                Side::Reader => state.park_reader(&wakers[*at]),
+                Side::Writer => state.park_writer(&wakers[*at]),
+            }
+        }
+        state.probe();
+        counters
+            .each_ref()
+            .map(|counter| counter.0.swap(0, Relaxed) > 0)
+    };
+    use Side::{Reader, Writer};
+    assert_eq!(
+        woken(&[(Reader, 0), (Writer, 1)]),
+        [true, true, false, false]
+    );
+    assert_eq!(
+        woken(&[(Reader, 0), (Writer, 0), (Writer, 1)]),
+        [true, true, false, false]
+    );
+    assert_eq!(
+        woken(&[(Writer, 0), (Reader, 1), (Writer, 2)]),
+        [false, true, true, false]
+    );
+    let moved = [
+        (Reader, 0),
+        (Writer, 0),
+        (Reader, 1),
+        (Writer, 2),
+        (Reader, 3),
+    ];
+    assert_eq!(woken(&moved), [false, false, true, true]);
+}
+
+#[test]
+fn a_task_that_parks_during_the_decision_sees_it_or_is_woken() {
+    for round in 0..5000 {
+        let state = ConnState::default();
+        let counter = Arc::new(Counter::default());
+        let waker = counter.clone().into();
+        let decision = CloseDecision {
+            reason: Reason::Idle,
+            mode: CloseMode::Reset,
+        };
+        let saw = std::thread::scope(|scope| {
+            let socket = scope.spawn(|| {
+                (0..round % 50).for_each(|_| std::hint::spin_loop());
+                state.park_reader(&waker);
+                state.decision().is_some()
+            });
+            state.request_close(decision);
+            socket.join().unwrap()
+        });
+        assert!(saw || counter.0.load(Relaxed) == 1, "round {round}");
+    }
+}
+
+#[test]
+fn a_closed_connection_accepts_no_decision() {
+    let state = ConnState::default();
+    assert_eq!(state.mark_closed(), None);
+    assert!(!state.request_close(CloseDecision {
+        reason: Reason::Idle,
+        mode: CloseMode::Graceful
+    }));
+    assert_eq!(state.decision(), None);
+}
+
+#[test]
+fn every_decision_is_decoded_from_its_code() {
+    for reason in Reason::ALL {
+        for mode in [CloseMode::Graceful, CloseMode::Reset] {
+            let state = ConnState::default();
+            state.request_close(CloseDecision {
+                reason: *reason,
+                mode,
+            });
+            assert_eq!(
+                state.decision(),
+                Some(CloseDecision {
+                    reason: *reason,
+                    mode
+                })
+            );
+        }
+    }
+}
+
+#[test]
+fn a_socket_awaits_bytes_from_an_empty_read_to_the_next_full_one() {
+    let state = ConnState::default();
+    assert!(!state.stats().awaits_read);
+    state.park_reader(Waker::noop());
+    assert!(state.stats().awaits_read);
+    state.add_read(1);
+    assert!(!state.stats().awaits_read);
+}
+
+#[test]
+fn any_byte_taken_ends_a_blocked_write() {
+    let state = ConnState::default();
+    state.set_write_blocked();
+    state.add_written(0);
+    assert!(state.stats().write_blocked);
+    state.add_written(1);
+    assert!(!state.stats().write_blocked);
+}
+
+#[test]
+fn a_writer_that_is_asked_reports_again() {
+    let state = ConnState::default();
+    let counter = Arc::new(Counter::default());
+    state.ask_writer(); // Nobody does.
+    state.set_write_blocked();
+    state.park_writer(&counter.clone().into());
+    state.ask_writer();
+    assert!(!state.stats().write_blocked);
+    assert_eq!(counter.0.load(Relaxed), 1);
+    state.set_write_blocked();
+    assert!(state.stats().write_blocked);
+}
+
+#[test]
+fn upgraded_connections_are_counted_until_they_close_and_no_more_than_the_limit() {
+    let mut totals = ConnTotals::default();
+    totals.max_upgraded = Some(1);
+    let totals = Arc::new(totals);
+    let conn = || conn([127, 0, 0, 1], &totals);
+    let (first, second) = (conn(), conn());
+    first.upgrade().unwrap();
+    first.upgrade().unwrap();
+    assert_eq!(totals.upgraded(), 1);
+    assert_eq!(second.upgrade(), Err((1, 2)));
+    assert!(!second.state().is_upgraded());
+    leave(&first);
+    leave(&first);
+    assert_eq!(totals.upgraded(), 0);
+    second.upgrade().unwrap();
+    second.end_upgrade();
+    second.end_upgrade();
+    assert!(totals.upgraded() == 0 && !second.state().is_upgraded());
+    second.upgrade().unwrap();
+    leave(&second);
+    second.end_upgrade();
+    // A tunnel whose connection is gone already.
+    second.upgrade().unwrap();
+    let gone = conn();
+    leave(&gone);
+    gone.upgrade().unwrap();
+    assert_eq!(totals.upgraded(), 0);
+}
+
+#[test]
+fn one_client_may_have_no_more_upgraded_than_it_leaves_and_each_may_have_one() {
+    let mut totals = ConnTotals::default();
+    totals.max_upgraded = Some(20);
+    totals.peers_are_clients = true;
+    let totals = Arc::new(totals);
+    let conn = |last| conn([192, 0, 2, last], &totals);
+    let first: Vec<_> = (0..20).map(|_| conn(1)).collect();
+    assert_eq!(
+        first.iter().filter(|conn| conn.upgrade().is_ok()).count(),
+        7
+    );
+    let others: Vec<_> = (2..=14).map(conn).collect();
+    assert!(others.iter().all(|conn| conn.upgrade().is_ok()));
+    assert_eq!(totals.upgraded(), 20);
+    assert_eq!(conn(99).upgrade(), Err((20, 21)));
+    first.iter().chain(&others).for_each(leave);
+    assert_eq!(totals.upgraded(), 0);
+    let again: Vec<_> = (0..7).map(|_| conn(1)).collect();
+    assert!(again.iter().all(|conn| conn.upgrade().is_ok()));
+    again.iter().for_each(leave);
+    // Of a Unix socket nobody knows who it is: only the whole counts.
+    let unknown = || self::conn(Ipv4Addr::UNSPECIFIED, &totals);
+    let all: Vec<_> = (0..20).map(|_| unknown()).collect();
+    assert!(all.iter().all(|conn| conn.upgrade().is_ok()));
+    assert_eq!(unknown().upgrade(), Err((20, 21)));
+    all.iter().for_each(leave);
+    assert_eq!((totals.upgraded(), totals.upgraded_clients()), (0, 0));
+}

@@ -1,0 +1,221 @@
+//! What all connections of one guard count together.
+
+use crate::sync::Mutex;
+use palisade_core::{ClientKey, Mode, Network, Recorder};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    net::IpAddr,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+/// Counters for the requests of clients. Clients share them at random. Two that share one are
+/// counted together, which matters only where hardly any room is left.
+const CLIENT_COUNTERS: usize = 4096;
+/// The number of requests that are examined before anything is concluded from them.
+const EXAMINED_REQUESTS: u32 = 128;
+/// Above this percentage of forwarded requests there is a proxy in front of the server.
+const MAX_FORWARDED_PERCENT: u32 = 90;
+
+/// The counters that all connections of one guard share, and their limits.
+///
+/// The state of each connection of the guard leads to it, so that request tracking needs nothing
+/// but the connection.
+#[derive(Debug, Default)]
+pub(crate) struct ConnTotals {
+    /// Whether a request over a limit is refused. Defaults to [`Mode::Enforce`].
+    pub(crate) mode: Mode,
+    /// Receives the events. Defaults to no metrics.
+    pub(crate) recorder: Recorder,
+    /// The largest number of requests on one connection. Defaults to any number.
+    pub(crate) max_requests: Option<u32>,
+    /// The largest number of requests in flight on all connections. Defaults to any number.
+    pub(crate) max_in_flight: Option<usize>,
+    /// The networks that are admitted above it. Defaults to none.
+    pub(crate) reserved: Arc<[Network]>,
+    /// The largest number of upgraded connections. Defaults to any number.
+    pub(crate) max_upgraded: Option<usize>,
+    /// Whether each peer counts as a client, so that a proxy among them has to be detected.
+    /// Defaults to not.
+    pub(crate) peers_are_clients: bool,
+    in_flight: AtomicUsize,
+    in_flight_by_client: OnceLock<Box<[AtomicU32]>>,
+    upgraded: AtomicUsize,
+    /// Clients that have any, so that there are no more entries than upgraded connections.
+    upgraded_by_client: Mutex<HashMap<ClientKey, u32>>,
+    millis: AtomicU32,
+    examined: AtomicU32,
+    forwarded: AtomicU32,
+    forwarded_percent: AtomicU32,
+    is_proxy_reported: AtomicBool,
+}
+
+impl ConnTotals {
+    /// Returns the number of requests in flight on all connections.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// Returns the number of connections that count as upgraded.
+    pub(crate) fn upgraded(&self) -> usize {
+        self.upgraded.load(Relaxed)
+    }
+
+    /// Returns the number of clients with upgraded connections.
+    #[cfg(test)]
+    pub(crate) fn upgraded_clients(&self) -> usize {
+        self.upgraded_by_client.lock().len()
+    }
+
+    /// Sets the coarse clock, in wrapping milliseconds. The sweeper calls this on every pass, so
+    /// that requests need not read a clock.
+    pub(crate) fn set_time(&self, millis: u32) {
+        self.millis.store(millis, Relaxed);
+    }
+
+    /// Returns the coarse clock.
+    pub(crate) fn time(&self) -> u32 {
+        self.millis.load(Relaxed)
+    }
+
+    /// Counts one examined request. Returns the percentage of forwarded requests once, if it is
+    /// above nine in ten.
+    pub(crate) fn examine(&self, is_forwarded: bool) -> Option<u32> {
+        let forwarded = self.forwarded.fetch_add(is_forwarded.into(), Relaxed);
+        if self.examined.fetch_add(1, Relaxed) != EXAMINED_REQUESTS - 1 {
+            return None;
+        }
+        // A request that is counted between these two lines is lost, which does no harm.
+        self.examined.store(0, Relaxed);
+        self.forwarded.store(0, Relaxed);
+        let forwarded = forwarded.saturating_add(is_forwarded.into());
+        let percent = forwarded.min(EXAMINED_REQUESTS) * 100 / EXAMINED_REQUESTS;
+        self.forwarded_percent.store(percent, Relaxed);
+        if percent > MAX_FORWARDED_PERCENT && !self.is_proxy_reported.swap(true, Relaxed) {
+            Some(percent)
+        } else {
+            None
+        }
+    }
+
+    /// Returns the percentage of forwarded requests among those examined last.
+    pub(crate) fn forwarded_percent(&self) -> u32 {
+        self.forwarded_percent.load(Relaxed)
+    }
+
+    /// Counts a request of the client with this hash. Returns how many of that client are in
+    /// flight now, or 1 where they are not counted.
+    #[inline]
+    pub(super) fn begin_request(&self, client: Option<u64>) -> u32 {
+        self.in_flight.fetch_add(1, Relaxed);
+        self.client_counter(client)
+            .map_or(1, |own| own.fetch_add(1, Relaxed).saturating_add(1))
+    }
+
+    /// Uncounts it.
+    #[inline]
+    pub(super) fn end_request(&self, client: Option<u64>) {
+        self.in_flight.fetch_sub(1, Relaxed);
+        if let Some(own) = self.client_counter(client) {
+            own.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// Returns the limit on requests in flight and their number if one request of `peer`, whose
+    /// client has `own` in flight, exceeds it.
+    #[inline]
+    pub(super) fn exceeded_in_flight(&self, peer: IpAddr, own: u32) -> Option<(u64, u64)> {
+        let exceeded = exceeded(self.max_in_flight?, self.in_flight(), own as usize)?;
+        let is_reserved = self.reserved.iter().any(|network| network.contains(peer));
+        if is_reserved { None } else { Some(exceeded) }
+    }
+
+    /// Returns the counter that `client` shares with others.
+    #[inline]
+    fn client_counter(&self, client: Option<u64>) -> Option<&AtomicU32> {
+        let client = client.filter(|_| self.peers_are_clients)?;
+        let counters = self
+            .in_flight_by_client
+            .get_or_init(|| (0..CLIENT_COUNTERS).map(|_| AtomicU32::new(0)).collect());
+        counters.get(client as usize % CLIENT_COUNTERS)
+    }
+
+    /// Counts an upgraded connection of `client`. Where peers are clients, one client may have no
+    /// more than it leaves, as with requests.
+    ///
+    /// # Errors
+    ///
+    /// If that exceeds the limit: the limit and the number. It is counted all the same.
+    pub(super) fn begin_upgraded(&self, client: Option<ClientKey>) -> Result<(), (u64, u64)> {
+        let all = self.upgraded.fetch_add(1, Relaxed).saturating_add(1);
+        let own = client
+            .filter(|_| self.peers_are_clients)
+            .map_or(1, |client| {
+                let mut by_client = self.upgraded_by_client.lock();
+                let own = by_client.entry(client).or_insert(0);
+                *own += 1;
+                *own
+            });
+        match self
+            .max_upgraded
+            .and_then(|max| exceeded(max, all, own as usize))
+        {
+            Some(exceeded) => Err(exceeded),
+            None => Ok(()),
+        }
+    }
+
+    /// Uncounts it.
+    pub(super) fn end_upgraded(&self, client: Option<ClientKey>) {
+        self.upgraded.fetch_sub(1, Relaxed);
+        if let Some(client) = client
+            && let Entry::Occupied(mut own) = self.upgraded_by_client.lock().entry(client)
+        {
+            *own.get_mut() -= 1;
+            if *own.get() == 0 {
+                own.remove();
+            }
+        }
+    }
+}
+
+/// Returns the limit that applies and the number that exceeds it, where `all` exist and one client
+/// has `own` of them.
+///
+/// The last quarter is for clients that have no other. Of the rest one client may have no more
+/// than it leaves (dynamic thresholds, as for the buffers of a switch: Choudhury and Hahne, 1998):
+/// half of it if it is alone, a twelfth beside ten others that ask for all they can get.
+#[inline]
+fn exceeded(max: usize, all: usize, own: usize) -> Option<(u64, u64)> {
+    if all > max {
+        return Some((max as u64, all as u64));
+    }
+    let left = (max - max / 4).saturating_sub(all);
+    if own > 1 && own > left {
+        Some((left.max(1) as u64, own as u64))
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxy_is_reported_once_and_only_for_most_requests() {
+        let totals = ConnTotals::default();
+        let round = |forwarded: u32| {
+            (0..EXAMINED_REQUESTS)
+                .filter_map(|n| totals.examine(n < forwarded))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!((round(0), totals.forwarded_percent()), (vec![], 0));
+        assert_eq!((round(115), totals.forwarded_percent()), (vec![], 89));
+        assert_eq!((round(117), totals.forwarded_percent()), (vec![91], 91));
+        assert_eq!((round(128), totals.forwarded_percent()), (vec![], 100));
+        assert_eq!((round(64), totals.forwarded_percent()), (vec![], 50));
+    }
+}

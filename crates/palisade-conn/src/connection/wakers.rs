@@ -1,0 +1,48 @@
+//! The tasks that wait for a connection.
+
+use std::task::Waker;
+
+/// The wakers of a connection's reader and writer. hyper reads and writes in one task, so one
+/// waker is enough. Two tasks, such as those of a connection split in two, cost a box.
+#[derive(Default)]
+pub(super) struct Wakers {
+    one: Option<Waker>,
+    /// The reader's and the writer's.
+    two: Option<Box<[Waker; 2]>>,
+}
+
+/// A half of a connection.
+#[derive(Clone, Copy)]
+pub(super) enum Side {
+    Reader,
+    Writer,
+}
+
+impl Wakers {
+    /// Keeps a copy of `waker` for `side`.
+    pub(super) fn park(&mut self, side: Side, waker: &Waker) {
+        if let Some(two) = &mut self.two {
+            two[side as usize].clone_from(waker);
+            return;
+        }
+        match self.one.take() {
+            // The stored waker may belong to the other half, so keep both.
+            Some(other) if !other.will_wake(waker) => {
+                self.two = Some(Box::new(match side {
+                    Side::Reader => [waker.clone(), other],
+                    Side::Writer => [other, waker.clone()],
+                }));
+            }
+            Some(same) => self.one = Some(same),
+            None => self.one = Some(waker.clone()),
+        }
+    }
+
+    /// Returns a copy of each waker.
+    pub(super) fn clone_all(&self) -> [Option<Waker>; 2] {
+        match &self.two {
+            Some(two) => (**two).clone().map(Some),
+            None => [self.one.clone(), None],
+        }
+    }
+}

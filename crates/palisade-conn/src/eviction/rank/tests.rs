@@ -1,0 +1,185 @@
+use super::*;
+
+fn tracked() -> ConnStats {
+    ConnStats {
+        tracked: true,
+        ..ConnStats::default()
+    }
+}
+
+#[test]
+fn a_connection_at_work_is_never_evicted_and_the_least_useful_goes_first() {
+    let silent = tracked();
+    let proven = ConnStats {
+        requests: 3,
+        answered: 3,
+        ..tracked()
+    };
+    let working = ConnStats {
+        in_flight: 1,
+        ..proven
+    };
+    let taking = ConnStats {
+        write_blocked: true,
+        ..proven
+    };
+    let upgraded = ConnStats {
+        upgraded: true,
+        ..proven
+    };
+    let untold = ConnStats {
+        read: 1,
+        ..ConnStats::default()
+    };
+    let lingering = ConnStats {
+        lingering: true,
+        ..proven
+    };
+    let busy = ConnStats {
+        requests: 90,
+        answered: 90,
+        ..proven
+    };
+    // Who only ever breaks off did nothing either.
+    let breaking_off = ConnStats {
+        answered: 0,
+        cancelled: 3,
+        ..proven
+    };
+    let in_order = [
+        (&lingering, 9000),
+        (&lingering, 5),
+        (&silent, 9000),
+        (&breaking_off, 8000),
+        (&silent, 500),
+        (&proven, 9000),
+        (&proven, 7000),
+        // Whoever has only just come.
+        (&silent, 499),
+        (&silent, 5),
+        (&busy, 9000),
+        (&busy, 5),
+    ];
+    let ranks = in_order.map(|(stats, age)| EvictionRank::of(stats, age, false).unwrap());
+    assert!(ranks.is_sorted_by(|a, b| a < b), "{ranks:?}");
+    for kept in [working, taking, upgraded, untold] {
+        assert_eq!(EvictionRank::of(&kept, 9000, false), None);
+    }
+    // After all of them, the one that has taken nothing for longest.
+    // Among many of his kind a newcomer is one who did nothing.
+    assert_eq!(
+        EvictionRank::of(&silent, 5, true).map(|rank| rank.class.usefulness),
+        Some(Usefulness::NoResponse)
+    );
+    assert_eq!(
+        EvictionRank::of(&busy, 5, true),
+        EvictionRank::of(&busy, 5, false)
+    );
+    let stalled = |stalled| EvictionRank::of(&ConnStats { stalled, ..taking }, 9000, false);
+    assert_eq!(stalled(STALLED_SECONDS - 1), None);
+    assert!(
+        stalled(STALLED_SECONDS) > Some(ranks[6])
+            && stalled(STALLED_SECONDS) < Some(ranks[7])
+            && stalled(30) < stalled(STALLED_SECONDS)
+    );
+    assert_eq!(
+        EvictionRank::of(
+            &ConnStats {
+                stalled: 30,
+                ..working
+            },
+            9000,
+            false
+        ),
+        None
+    );
+}
+
+#[test]
+fn a_stalled_upload_is_evicted_before_newcomers_unless_it_may_be_complete() {
+    let upload = ConnStats {
+        requests: 1,
+        in_flight: 1,
+        stalled: 5,
+        ..tracked()
+    };
+    let upload = ConnStats {
+        awaits_read: true,
+        ..upload
+    };
+    let class =
+        |stats: &ConnStats| EvictionRank::of(stats, 9000, false).map(|rank| rank.class.usefulness);
+    let newcomer = EvictionRank::of(&tracked(), 5, false).map(|rank| rank.class.usefulness);
+    let measured = ConnStats {
+        body_left: true,
+        ..upload
+    };
+    let chunked = ConnStats {
+        unmeasured: true,
+        ..upload
+    };
+    let http2 = ConnStats {
+        http2: true,
+        uploading: true,
+        ..upload
+    };
+    for standing in [measured, chunked, http2] {
+        assert!(class(&standing) < newcomer);
+        // Some seconds of patience, and as long as it takes while it arrives.
+        assert_eq!(
+            class(&ConnStats {
+                stalled: STALLED_SECONDS - 1,
+                ..standing
+            }),
+            None
+        );
+    }
+    // A connection that completed requests may wait for the handler, or for its own stream.
+    for quiet in [chunked, http2] {
+        assert!(
+            class(&ConnStats {
+                requests: 2,
+                answered: 1,
+                ..quiet
+            }) > newcomer
+        );
+    }
+    // The handler does not ask for more.
+    assert_eq!(
+        class(&ConnStats {
+            awaits_read: false,
+            ..measured
+        }),
+        Some(Usefulness::Stalled)
+    );
+    assert_eq!(
+        class(&ConnStats {
+            awaits_read: false,
+            ..chunked
+        }),
+        None
+    );
+}
+
+#[test]
+fn rare_small_requests_are_less_work_than_a_page_half_a_minute_ago() {
+    let of = |answered, written| ConnStats {
+        requests: 1,
+        answered,
+        written,
+        ..tracked()
+    };
+    // One in 3 s, of 200 bytes each, for a minute; seven of 20 KiB within a second, and a
+    // single one.
+    let (hoard, page, once) = (of(20, 4000), of(7, 140 * 1024), of(1, 200));
+    assert!(EvictionRank::of(&hoard, 60_000, false) < EvictionRank::of(&page, 30_000, false));
+    assert!(EvictionRank::of(&hoard, 60_000, false) < EvictionRank::of(&once, 2000, false));
+    assert!(EvictionRank::of(&once, 30_000, false) < EvictionRank::of(&hoard, 60_000, false));
+    // One who comes again and again with one request does not outlive who loaded a page, but
+    // is gone after those of his kind who came before.
+    assert!(EvictionRank::of(&once, 5, false) < EvictionRank::of(&page, 20_000, false));
+    assert!(
+        EvictionRank::of(&once, 1000, false) < EvictionRank::of(&once, 5, false)
+            && EvictionRank::of(&hoard, 60_000, false) < EvictionRank::of(&once, 5, false)
+    );
+}

@@ -1,0 +1,238 @@
+//! What all connections of one guard share. Counters; the rules are elsewhere.
+
+use super::{
+    limits::{Limits, Shares},
+    recent::{Mark, Marks, RecentlyClosed},
+};
+#[cfg(target_os = "linux")]
+use crate::sys::accept_queue;
+use crate::{
+    connection::{ConnHandle, registry::Registry, totals::ConnTotals},
+    eviction::queue::EvictionQueue,
+    sweep::{handle::Sweeper, scaled_timeouts, untracked::UntrackedTimer},
+};
+use palisade_core::{Gauge, GaugeSource, Guard, Mode, Pressure, Recorder};
+use palisade_guard::{Clock, Table};
+use parking_lot::Mutex;
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+/// The number of clients in the table of accept rates, which takes 512 KiB.
+const ACCEPT_RATE_CLIENTS: usize = 1 << 16;
+
+/// The state of a guard.
+pub(crate) struct Shared {
+    pub(crate) limits: Limits,
+    pub(crate) totals: Arc<ConnTotals>,
+    pub(crate) recorder: Recorder,
+    /// The pressure that the user supplies.
+    pub(crate) external_pressure: Pressure,
+    pub(crate) registry: Registry,
+    pub(crate) sweeper: Sweeper,
+    /// Whether new connections start as tracked, because a layer of request tracking was made.
+    pub(crate) is_tracked: AtomicBool,
+    /// Whether request tracking has seen a request that carries its connection.
+    pub(crate) is_tracking_placed: AtomicBool,
+    pub(crate) untracked: UntrackedTimer,
+    pub(crate) accept_errors: AcceptErrors,
+    /// Connections that may be evicted.
+    pub(crate) candidates: EvictionQueue,
+    /// Whether more than half of the connections were newcomers in the latest sweep.
+    pub(crate) many_newcomers: AtomicBool,
+    pub(crate) recently_closed: RecentlyClosed,
+    pub(crate) marks: Marks,
+    /// Connections that are open.
+    pub(crate) open: AtomicUsize,
+    /// Those of them that have been asked to close.
+    pub(crate) close_pending: AtomicUsize,
+    /// Connections admitted since the start.
+    pub(crate) opened: AtomicU64,
+    /// Connections refused since the start.
+    pub(crate) refused: AtomicU64,
+    pub(crate) clock: Clock,
+    /// How often clients and networks connect, if that is limited.
+    pub(crate) accept_rates: Option<Table>,
+    /// Counts the examinations of a few connections, so that each examines others.
+    pub(crate) turn: AtomicUsize,
+    pub(crate) listening: Mutex<Vec<Listening>>,
+}
+
+/// A listener on an internet address, as long as it exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Listening {
+    pub(crate) address: SocketAddr,
+    /// How many connections may wait to be accepted, where known.
+    pub(crate) backlog: Option<u32>,
+}
+
+/// Failures to accept, by their cause.
+#[derive(Debug, Default)]
+pub(crate) struct AcceptErrors {
+    /// One connection ended before it was accepted.
+    pub(crate) of_connection: AtomicU64,
+    /// No files or memory were left.
+    pub(crate) exhausted: AtomicU64,
+    pub(crate) other: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn new(limits: Limits, recorder: Recorder, external_pressure: Pressure) -> Self {
+        let is_enforced = limits.mode == Mode::Enforce;
+        let mut totals = ConnTotals::default();
+        totals.mode = limits.mode;
+        totals.recorder = recorder.clone();
+        totals.max_requests = if is_enforced {
+            limits.max_requests
+        } else {
+            None
+        };
+        totals.max_in_flight = Some(limits.max_in_flight);
+        totals.max_upgraded = Some(limits.max_upgraded);
+        totals.reserved = limits.reserved.clone();
+        totals.peers_are_clients = limits.per_client.is_some() && limits.mode != Mode::Off;
+        let limits_rate = limits.accept_rate.is_some() || limits.accept_rate_per_network.is_some();
+        let none = Shares {
+            client: 0,
+            network: 0,
+        };
+        Self {
+            totals: Arc::new(totals),
+            accept_rates: limits_rate.then(|| Table::new(ACCEPT_RATE_CLIENTS)),
+            registry: Registry::new(limits.network(), limits.shares(0).unwrap_or(none)),
+            limits,
+            recorder,
+            external_pressure,
+            sweeper: Sweeper::default(),
+            is_tracked: AtomicBool::new(false),
+            is_tracking_placed: AtomicBool::new(false),
+            untracked: UntrackedTimer::default(),
+            accept_errors: AcceptErrors::default(),
+            candidates: EvictionQueue::default(),
+            many_newcomers: AtomicBool::new(false),
+            recently_closed: RecentlyClosed::default(),
+            marks: Marks::default(),
+            open: AtomicUsize::new(0),
+            close_pending: AtomicUsize::new(0),
+            opened: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            clock: Clock::new(),
+            turn: AtomicUsize::new(0),
+            listening: Mutex::default(),
+        }
+    }
+
+    /// Creates a connection; it is not admitted yet.
+    pub(crate) fn connection(
+        &self,
+        peer: Option<SocketAddr>,
+        local: Option<SocketAddr>,
+    ) -> ConnHandle {
+        let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
+        let totals = match self.limits.mode {
+            Mode::Off => None,
+            Mode::Enforce | Mode::Shadow => Some(self.totals.clone()),
+        };
+        let prefix = self.limits.prefix;
+        let conn = ConnHandle::new(peer.unwrap_or(unknown), local, prefix, totals);
+        if self.is_tracked.load(Relaxed) {
+            conn.set_tracked();
+        }
+        conn
+    }
+
+    /// Returns the pressure, 0 to 1.
+    pub(crate) fn pressure(&self) -> f32 {
+        // Connections that have been asked to close make room in a moment.
+        let open = self.open.load(Relaxed);
+        let staying = open.saturating_sub(self.close_pending.load(Relaxed));
+        scaled_timeouts::pressure_of_connections(&self.limits, staying)
+            .max(self.external_pressure.get())
+    }
+
+    /// Returns the milliseconds since the guard was made.
+    pub(crate) fn now(&self) -> u64 {
+        self.clock.now() / 1000
+    }
+
+    /// Returns the counters of `now`.
+    pub(crate) fn mark(&self, now: u64) -> Mark {
+        Mark {
+            at: now,
+            opened: self.opened.load(Relaxed),
+            refused: self.refused.load(Relaxed),
+        }
+    }
+
+    /// Returns whether places are reserved for the peer of `conn`.
+    pub(crate) fn is_reserved_for(&self, conn: &ConnHandle) -> bool {
+        self.limits.is_reserved_for(conn.peer().ip())
+    }
+
+    #[cfg(target_os = "linux")]
+    fn sample_accept_queues(&self, visit: &mut dyn FnMut(Gauge, u64)) {
+        let listening = self.listening.lock().clone();
+        let addresses: Vec<_> = listening.iter().map(|one| one.address).collect();
+        if let Some(waiting) = accept_queue::waiting(&addresses) {
+            visit(Gauge::AcceptQueue, waiting);
+        }
+        let backlogs = listening.iter().filter_map(|one| one.backlog);
+        if let Some(sum) = backlogs.map(u64::from).reduce(u64::saturating_add) {
+            visit(Gauge::AcceptQueueLimit, sum);
+        }
+        // These count for the whole network namespace: without a listener they mean nothing.
+        if !listening.is_empty()
+            && let Some(lost) = accept_queue::lost()
+        {
+            visit(Gauge::ListenOverflows, lost.overflows);
+            visit(Gauge::ListenDrops, lost.drops);
+        }
+    }
+}
+
+impl GaugeSource for Shared {
+    fn guard(&self) -> Guard {
+        Guard::Connection
+    }
+
+    fn sample(&self, visit: &mut dyn FnMut(Gauge, u64)) {
+        visit(Gauge::Connections, self.open.load(Relaxed) as u64);
+        visit(Gauge::ConnectionLimit, self.limits.connections as u64);
+        visit(Gauge::ConnectionsOpened, self.opened.load(Relaxed));
+        visit(Gauge::InFlight, self.totals.in_flight() as u64);
+        visit(Gauge::InFlightLimit, self.limits.max_in_flight as u64);
+        visit(Gauge::Upgraded, self.totals.upgraded() as u64);
+        visit(Gauge::UpgradedLimit, self.limits.max_upgraded as u64);
+        visit(Gauge::PressurePercent, (self.pressure() * 100.0) as u64);
+        let exhausted = self.accept_errors.exhausted.load(Relaxed);
+        visit(Gauge::AcceptErrors, exhausted);
+        if self.totals.peers_are_clients {
+            let percent = self.totals.forwarded_percent();
+            visit(Gauge::ForwardedPercent, percent.into());
+        }
+        #[cfg(target_os = "linux")]
+        self.sample_accept_queues(visit);
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.sweeper.stop();
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnGuard")
+            .field("limits", &self.limits)
+            .field("open", &self.open)
+            .field("opened", &self.opened)
+            .field("accept_errors", &self.accept_errors)
+            .finish_non_exhaustive()
+    }
+}

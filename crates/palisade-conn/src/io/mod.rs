@@ -1,0 +1,5 @@
+//! The guarded socket.
+
+pub(crate) mod frames;
+pub(crate) mod guarded;
+pub(crate) mod transport;

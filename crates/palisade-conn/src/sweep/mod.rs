@@ -1,0 +1,8 @@
+//! The sweeper: the one task that looks at every connection several times a second.
+
+pub(crate) mod handle;
+pub(crate) mod policy;
+pub(crate) mod scaled_timeouts;
+pub(crate) mod state;
+pub(crate) mod task;
+pub(crate) mod untracked;

@@ -1,0 +1,1062 @@
+//! The rules on counters over time, without sockets.
+
+use super::{quiet::is_quiet, *};
+use crate::{
+    ConnGuard,
+    connection::{
+        decision::CloseMode,
+        stats::{ConnStats, IdleStats},
+    },
+    eviction::rank::EvictionRank,
+    guard::limits::GOAWAY_GRACE_MILLIS,
+};
+use palisade_core::Phase;
+use std::time::Duration;
+
+fn limits() -> Limits {
+    let guard = ConnGuard::builder().max_age(Duration::from_secs(1000));
+    let guard = guard.write_stall(Duration::from_secs(30)).build().unwrap();
+    guard.shared().limits.clone()
+}
+
+fn tracked() -> ConnStats {
+    ConnStats {
+        tracked: true,
+        ..ConnStats::default()
+    }
+}
+
+/// Looks every 250 ms from 0 on, at what `at` makes of the time, until something is found.
+fn first_action(until: u64, at: impl Fn(u64) -> ConnStats) -> Option<(u64, Action)> {
+    let limits = limits();
+    let mut state = SweepState::default();
+    (0..=until / 250).map(|tick| tick * 250).find_map(|now| {
+        let time = SweepTime {
+            now,
+            passed: 250,
+            opened: 0,
+            due_age: None,
+        };
+        let (kept, action) = evaluate(&limits, time, &at(now), None, state);
+        state = kept;
+        // Whoever is asked still writes.
+        let is_found = !matches!(action, Action::Keep | Action::AskWriter);
+        is_found.then_some((now, action))
+    })
+}
+
+fn ended(found: Option<(u64, Action)>) -> Option<(u64, Reason, CloseMode)> {
+    match found {
+        Some((now, Action::Close(CloseRequest { reason, mode, .. }))) => Some((now, reason, mode)),
+        None => None,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Every combination of what a stats can say, possible or not.
+fn all_stats() -> impl Iterator<Item = ConnStats> {
+    (0..1u32 << 18).map(|bits| {
+        let bit = |at: u32| bits >> at & 1 == 1;
+        ConnStats {
+            tracked: true,
+            lingering: bit(0),
+            upgraded: bit(1),
+            http2: bit(2),
+            framed: bit(3),
+            goaway: bit(4),
+            requests: bit(5).into(),
+            in_flight: bit(6).into(),
+            waiting: bit(7).into(),
+            uploading: bit(8),
+            answered: bit(9).into(),
+            early: u16::from(bit(10)) * 300,
+            more_was_read: bit(11),
+            body_left: bit(12),
+            unmeasured: bit(13),
+            awaits_read: bit(14),
+            write_blocked: bit(15),
+            read: u64::from(bit(16)) * 5000,
+            data: u32::from(bit(17)) * 3000,
+            ..ConnStats::default()
+        }
+    })
+}
+
+#[test]
+fn every_state_without_a_request_in_flight_has_a_deadline() {
+    // The longest: an upgraded connection, the grace after GOAWAY, and a look of each.
+    let most = 300_000 + GOAWAY_GRACE_MILLIS + 4 * 20_000;
+    let limits = limits();
+    for stats in all_stats().filter(|stats| stats.in_flight == 0) {
+        let (mut state, mut closing) = (SweepState::default(), None);
+        let end = (0..=most / 20_000).map(|look| look * 20_000).find(|now| {
+            let time = SweepTime {
+                now: *now,
+                passed: 20_000,
+                opened: 0,
+                due_age: None,
+            };
+            let (kept, action) = evaluate(&limits, time, &stats, closing, state);
+            state = kept;
+            if let Action::Announce(CloseRequest { reason, .. }) = action {
+                closing = Some(reason);
+            }
+            matches!(action, Action::Close(_) | Action::EndLingering)
+        });
+        assert!(end.is_some(), "{stats:?}");
+    }
+}
+
+#[test]
+fn every_state_without_progress_for_some_seconds_can_be_evicted() {
+    let limits = limits();
+    for stats in all_stats() {
+        let mut state = SweepState::default();
+        for now in (0..=5000).step_by(1000) {
+            let time = SweepTime {
+                now,
+                passed: 1000,
+                opened: 0,
+                due_age: None,
+            };
+            state = evaluate(&limits, time, &stats, None, state).0;
+        }
+        // A handler works, or may; or it is a quiet upgrade, of which there are not many.
+        let waits_for_client =
+            stats.write_blocked || stats.awaits_body() || stats.http2 && stats.waiting > 0;
+        let is_at_work = stats.in_flight > 0 && !waits_for_client;
+        let is_quiet = stats.upgraded && !stats.write_blocked;
+        let stats = ConnStats {
+            stalled: state.stalled,
+            ..stats
+        };
+        let is_exempt = (is_at_work || is_quiet) && !stats.lingering;
+        assert!(
+            is_exempt || EvictionRank::of(&stats, 5000, false).is_some(),
+            "{stats:?}"
+        );
+    }
+}
+
+#[test]
+fn a_dripped_body_of_unknown_end_has_the_header_timeout() {
+    let dripping = |now: u64| ConnStats {
+        requests: 1,
+        answered: 1,
+        unmeasured: true,
+        read: 1000 + now.saturating_sub(1000) / 1000,
+        more_was_read: now >= 2000,
+        ..tracked()
+    };
+    let found = first_action(100_000, dripping);
+    assert_eq!(
+        ended(found),
+        Some((12_000, Reason::SlowHead, CloseMode::Reset))
+    );
+    // The rest of its chunks, which a task of the handler's reads.
+    let uploading = |now: u64| ConnStats {
+        read: 1000 + now / 2,
+        ..dripping(now)
+    };
+    assert_eq!(first_action(100_000, |now| uploading(now * 2)), None);
+}
+
+#[test]
+fn a_body_that_is_still_to_come_after_its_response_has_the_idle_timeout() {
+    let waiting = |read| ConnStats {
+        requests: 1,
+        answered: 1,
+        body_left: true,
+        awaits_read: true,
+        read,
+        ..tracked()
+    };
+    let idle = Some((65_000, Reason::Idle, CloseMode::Graceful));
+    assert_eq!(ended(first_action(100_000, |_| waiting(7))), idle);
+    assert_eq!(
+        ended(first_action(100_000, |now| waiting(now / 1000))),
+        idle
+    );
+    assert_eq!(first_action(300_000, waiting), None);
+}
+
+#[test]
+fn bytes_that_make_no_head_do_not_move_the_first_deadline() {
+    let found = first_action(20_000, |now| ConnStats {
+        read: now,
+        ..tracked()
+    });
+    assert_eq!(
+        ended(found),
+        Some((10_000, Reason::FirstRequest, CloseMode::Reset))
+    );
+    // Nor does a full socket.
+    let blocked = |now| ConnStats {
+        write_blocked: now % 500 == 0,
+        written: now,
+        ..tracked()
+    };
+    let found = first_action(20_000, blocked);
+    assert_eq!(
+        ended(found),
+        Some((10_000, Reason::FirstRequest, CloseMode::Reset))
+    );
+}
+
+#[test]
+fn a_later_head_has_its_time_from_its_first_byte() {
+    let dripping = |now| ConnStats {
+        requests: 1,
+        answered: 1,
+        read: now,
+        more_was_read: now >= 30_000,
+        ..tracked()
+    };
+    let found = first_action(50_000, dripping);
+    assert_eq!(
+        ended(found),
+        Some((40_000, Reason::SlowHead, CloseMode::Reset))
+    );
+}
+
+#[test]
+fn the_rest_of_a_body_is_not_a_head() {
+    // 7 bytes of it are read after the answer, before anybody looks.
+    let done = ConnStats {
+        requests: 1,
+        answered: 1,
+        read: 7,
+        more_was_read: true,
+        ..tracked()
+    };
+    let found = first_action(100_000, |_| done);
+    assert_eq!(
+        ended(found),
+        Some((65_000, Reason::Idle, CloseMode::Graceful))
+    );
+    // An attacker who sends a byte of a head as early as that has no more of it than whoever
+    // is idle, and less with the second byte.
+    let found = first_action(100_000, |now| ConnStats {
+        read: 7 + now / 20_000,
+        ..done
+    });
+    assert_eq!(
+        ended(found),
+        Some((30_000, Reason::SlowHead, CloseMode::Reset))
+    );
+}
+
+#[test]
+fn a_body_read_on_after_its_answer_is_work_until_its_end() {
+    let uploading = |now| ConnStats {
+        requests: 1,
+        answered: 1,
+        read: now,
+        body_left: now < 100_000,
+        more_was_read: now > 100_000,
+        ..tracked()
+    };
+    assert_eq!(EvictionRank::of(&uploading(90_000), 0, false), None);
+    // Its client has the answer and may go: nobody asks whether he is there.
+    let found = first_action(200_000, uploading);
+    assert_eq!(
+        ended(found),
+        Some((110_250, Reason::SlowHead, CloseMode::Reset))
+    );
+}
+
+#[test]
+fn ping_acknowledgements_are_no_progress_and_a_response_is() {
+    let idle = |read, written| ConnStats {
+        requests: 1,
+        answered: 1,
+        http2: true,
+        read,
+        written,
+        ..tracked()
+    };
+    // A PING and its answer in every look, one in each direction.
+    let found = first_action(100_000, |now| idle(now / 250 * 34, now / 250 * 34));
+    assert_eq!(
+        ended(found),
+        Some((65_000, Reason::Idle, CloseMode::Graceful))
+    );
+    // 4 KiB/s of an answer whose body hyper has taken whole, and the window updates for it.
+    let found = first_action(300_000, |now| idle(now / 250 * 13, now / 250 * 1024));
+    assert_eq!(found, None);
+    // A KiB now and then of an answer whose window is all but shut.
+    let found = first_action(100_000, |now| idle(now / 10_000 * 13, now / 10_000 * 2000));
+    assert_eq!(
+        ended(found),
+        Some((65_000, Reason::Idle, CloseMode::Graceful))
+    );
+    // Up to the limit and no further.
+    let found = first_action(100_000, |now| idle(0, now.min(20_000) / 250 * 1024));
+    assert_eq!(
+        ended(found),
+        Some((85_000, Reason::Idle, CloseMode::Graceful))
+    );
+}
+
+#[test]
+fn a_response_stalls_unless_500_bytes_a_second_are_taken() {
+    let writing = |written| ConnStats {
+        requests: 1,
+        in_flight: 1,
+        write_blocked: true,
+        http2: true,
+        written,
+        ..tracked()
+    };
+    // In steps, as a receive window opens.
+    assert_eq!(
+        first_action(200_000, |now| writing(now / 29_000 * 14_500)),
+        None
+    );
+    let stalled = Some((30_000, Reason::WriteStall, CloseMode::Reset));
+    assert_eq!(
+        ended(first_action(100_000, |now| writing(now / 1000))),
+        stalled
+    );
+    let found = first_action(100_000, |_| writing(7));
+    assert_eq!(
+        ended(found),
+        Some((30_000, Reason::WriteStall, CloseMode::Reset))
+    );
+}
+
+#[test]
+fn the_time_of_a_stall_is_kept_in_seconds() {
+    let limits = Limits {
+        write_stall: 3_600_000,
+        ..limits()
+    };
+    let mut state = SweepState::default();
+    let mut stalled = |now, written| {
+        let stats = ConnStats {
+            requests: 1,
+            in_flight: 1,
+            write_blocked: true,
+            ..tracked()
+        };
+        let stats = ConnStats { written, ..stats };
+        let time = SweepTime {
+            now,
+            passed: 250,
+            opened: 0,
+            due_age: None,
+        };
+        state = evaluate(&limits, time, &stats, None, state).0;
+        state.stalled
+    };
+    assert_eq!(
+        [stalled(1000, 7), stalled(1999, 7), stalled(2000, 7)],
+        [0, 0, 1]
+    );
+    assert_eq!(
+        [
+            stalled(9000, 8),
+            stalled(9001, 5000),
+            stalled(1_000_000, 5000)
+        ],
+        [8, 0, 255]
+    );
+}
+
+#[test]
+fn a_write_that_was_given_up_is_no_stall_and_one_that_goes_on_is() {
+    let limits = limits();
+    let blocked = ConnStats {
+        upgraded: true,
+        write_blocked: true,
+        ..tracked()
+    };
+    let asked = ConnStats {
+        write_blocked: false,
+        asked: true,
+        ..blocked
+    };
+    // When it was asked, how it ended, and when, if it answers so much later.
+    let ends = |answers_after: u64| {
+        let mut state = SweepState::default();
+        let mut asked_at = None;
+        for now in (0..40_000).step_by(250) {
+            let waits = asked_at.is_some_and(|at| now < answers_after.saturating_add(at));
+            let stats = if waits { asked } else { blocked };
+            let time = SweepTime {
+                now,
+                passed: 250,
+                opened: 0,
+                due_age: None,
+            };
+            let (kept, action) = evaluate(&limits, time, &stats, None, state);
+            state = kept;
+            match action {
+                Action::AskWriter => asked_at = Some(now),
+                Action::Keep => {}
+                found => return (asked_at, ended(Some((now, found)))),
+            }
+        }
+        (asked_at, None)
+    };
+    let stalled = Some((30_000, Reason::WriteStall, CloseMode::Reset));
+    assert_eq!(ends(0), (Some(29_750), stalled));
+    // Nothing is heard: nobody writes any more.
+    assert_eq!(ends(u64::MAX), (Some(29_750), None));
+    // Whoever writes again later has all of the time again.
+    assert_eq!(ends(5000), (Some(29_750), None));
+}
+
+#[test]
+fn a_client_that_cancels_most_requests_at_once_is_reset_and_one_that_cancels_many_is_not() {
+    let cancelling = |early, answered| ConnStats {
+        requests: 1000,
+        early,
+        answered,
+        cancelled: early.into(),
+        http2: true,
+        ..tracked()
+    };
+    let found = |early, answered| first_action(0, |_| cancelling(early, answered));
+    let reset = Some((0, Reason::CancelledRequests, CloseMode::Reset));
+    assert_eq!(ended(found(200, 199)), reset);
+    assert_eq!(found(200, 200), None);
+    assert_eq!(found(199, 0), None); // A page that is left.
+    let late = ConnStats {
+        early: 100,
+        cancelled: 900,
+        ..cancelling(0, 0)
+    };
+    assert_eq!(first_action(0, |_| late), None); // Deadlines that pass.
+}
+
+#[test]
+fn overhead_bytes_are_paid_for_by_time_requests_and_responses() {
+    let http2 = |read| ConnStats {
+        requests: 1,
+        http2: true,
+        read,
+        ..tracked()
+    };
+    // 32 KiB for the request, 4,000 for the look, and 256 KiB.
+    let most = 256 * 1024 + 32 * 1024 + 4000;
+    assert_eq!(first_action(0, |_| http2(most)), None);
+    let reset = |now| Some((now, Reason::NoProgress, CloseMode::Reset));
+    // At one look they may be heads of which no request is known yet, at the next no more.
+    assert_eq!(ended(first_action(250, |_| http2(most + 4001))), reset(250));
+    let ahead = |now: u64| ConnStats {
+        requests: 1 + now as u32,
+        ..http2(4 << 20)
+    };
+    assert_eq!(first_action(1000, ahead), None);
+    assert_eq!(
+        ended(first_action(0, |_| http2(most + (4 << 20) + 1))),
+        reset(0)
+    );
+    // 16 a millisecond are free for ever, and 17 are not.
+    let steady = |rate: u64| {
+        move |now| ConnStats {
+            in_flight: 1,
+            ..http2(now * rate)
+        }
+    };
+    assert_eq!(first_action(1_000_000, steady(16)), None);
+    assert_eq!(ended(first_action(1_000_000, steady(17))), reset(264_500));
+    // The acknowledgements of a download, and a request in each look.
+    let acknowledges = |now| ConnStats {
+        in_flight: 1,
+        written: now * 8000,
+        ..http2(now * 1000)
+    };
+    assert_eq!(first_action(1_000_000, acknowledges), None);
+    let asks = |now| ConnStats {
+        requests: now as u32 / 250 + 1,
+        in_flight: 1,
+        ..http2(now * 140)
+    };
+    assert_eq!(first_action(1_000_000, asks), None);
+    // An upload, and what comes besides it; on HTTP/1 there is nothing else.
+    let uploads = |now| ConnStats {
+        uploading: true,
+        in_flight: 1,
+        ..http2(now * 100_000)
+    };
+    assert_eq!(first_action(100_000, uploads), None);
+    // What is read of a refused upload for a moment, where its frames cannot be seen, and more.
+    let tail = |most: u64| {
+        move |now: u64| ConnStats {
+            uploading: now == 0,
+            ..http2(1_000_000 + now.saturating_mul(100_000).min(most))
+        }
+    };
+    assert_eq!(first_action(10_000, tail(64 << 20)), None);
+    assert_eq!(ended(first_action(10_000, tail(65 << 20))), reset(1000));
+    // Where they can be seen, DATA is no overhead, and what comes beside it is.
+    let framed = |now: u64, beside: u64| ConnStats {
+        framed: true,
+        uploading: true,
+        in_flight: 1,
+        data: (now * 1_000_000) as u32,
+        ..http2(now * (1_000_000 + beside))
+    };
+    assert_eq!(first_action(10_000, |now| framed(now, 16)), None);
+    assert_eq!(
+        ended(first_action(10_000, |now| framed(now, 1000))),
+        reset(750)
+    );
+    let refused = |now| ConnStats {
+        uploading: false,
+        in_flight: 0,
+        ..framed(now, 16)
+    };
+    assert_eq!(first_action(10_000, refused), None);
+    let tunnel = |now| ConnStats {
+        upgraded: true,
+        ..framed(now, 1000)
+    };
+    assert_eq!(ended(first_action(10_000, tunnel)), reset(750));
+    // Beside a tunnel whose frames cannot be seen there may be anything.
+    let tunnel = |now| ConnStats {
+        upgraded: true,
+        in_flight: 1,
+        ..http2(now * 100_000)
+    };
+    assert_eq!(first_action(4000, tunnel), None);
+    let http1 = |now| ConnStats {
+        http2: false,
+        in_flight: 1,
+        ..http2(now * 100_000)
+    };
+    assert_eq!(first_action(4000, http1), None);
+    // Before the first request there is nothing else either.
+    let nothing = |now| ConnStats {
+        read: now * 1000,
+        ..tracked()
+    };
+    assert_eq!(ended(first_action(5000, nothing)), reset(750));
+}
+
+#[test]
+fn a_shut_window_closes_the_connection_if_all_its_responses_wait() {
+    let waiting = |read, written| ConnStats {
+        requests: 3,
+        in_flight: 2,
+        waiting: 2,
+        http2: true,
+        read,
+        written,
+        ..tracked()
+    };
+    let reset = Some((30_000, Reason::WindowStall, CloseMode::Reset));
+    assert_eq!(ended(first_action(60_000, |_| waiting(0, 0))), reset);
+    // Nor do PING, updates of a byte, and streams that come to wait as well help.
+    let pings = |now| ConnStats {
+        requests: 3 + now as u32,
+        ..waiting(now * 2, now * 2)
+    };
+    assert_eq!(ended(first_action(60_000, pings)), reset);
+    // 4 KiB a second out of large pieces.
+    assert_eq!(
+        first_action(600_000, |now| waiting(now / 20, now * 4)),
+        None
+    );
+    // Nor does a small request now and then that is answered, or one at work for a moment.
+    let small = |now| ConnStats {
+        requests: 3 + now as u32 / 1000,
+        in_flight: if now % 2000 == 0 { 3 } else { 2 },
+        ..waiting(now / 10, now / 10 + now / 5)
+    };
+    assert_eq!(
+        ended(first_action(60_000, small)).map(|(_, why, _)| why),
+        reset.map(|r| r.1)
+    );
+    // One at work, one that has nothing to give: others of the connection are not to be cut.
+    let one_works = |_| ConnStats {
+        waiting: 1,
+        ..waiting(0, 0)
+    };
+    assert_eq!(first_action(600_000, one_works), None);
+    let beside_a_tunnel = |_| ConnStats {
+        upgraded: true,
+        ..waiting(0, 0)
+    };
+    assert_eq!(first_action(600_000, beside_a_tunnel), None);
+}
+
+#[test]
+fn requests_beside_an_http2_tunnel_count_as_requests() {
+    let beside = |in_flight| ConnStats {
+        requests: 2,
+        upgraded: true,
+        http2: true,
+        in_flight,
+        ..tracked()
+    };
+    assert_eq!(
+        [beside(1).phase(), beside(0).phase()],
+        [Phase::Working, Phase::Upgraded]
+    );
+    assert_eq!(
+        ConnStats {
+            http2: false,
+            ..beside(1)
+        }
+        .phase(),
+        Phase::Upgraded
+    );
+}
+
+#[test]
+fn a_full_socket_now_and_then_does_not_stop_the_idle_timeout() {
+    let found = first_action(100_000, |now| ConnStats {
+        requests: 1,
+        answered: 1,
+        http2: true,
+        read: now,
+        written: now,
+        write_blocked: now % 1000 == 0,
+        ..tracked()
+    });
+    assert_eq!(
+        ended(found),
+        Some((65_000, Reason::Idle, CloseMode::Graceful))
+    );
+}
+
+#[test]
+fn a_closing_connection_is_not_closed_while_its_last_response_is_sent() {
+    // A window of 16 KiB that is opened by 13 bytes five times a second.
+    let limits = limits();
+    let mut state = SweepState::default();
+    for now in (0..60_000).step_by(250) {
+        let (read, written) = (now / 200 * 13, now / 200 * 16_384);
+        let stats = ConnStats {
+            requests: 1,
+            answered: 1,
+            http2: true,
+            ..tracked()
+        };
+        let stats = ConnStats {
+            read,
+            written,
+            ..stats
+        };
+        let time = SweepTime {
+            now,
+            passed: 250,
+            opened: 0,
+            due_age: None,
+        };
+        let (kept, action) = evaluate(&limits, time, &stats, Some(Reason::MaxRequests), state);
+        state = kept;
+        assert_eq!(action, Action::Keep, "{now}");
+    }
+}
+
+#[test]
+fn an_untracked_connection_is_closed_only_if_it_never_sends() {
+    let untracked = |read| ConnStats {
+        read,
+        ..ConnStats::default()
+    };
+    let found = first_action(20_000, |_| untracked(0));
+    assert_eq!(
+        ended(found),
+        Some((10_000, Reason::FirstRequest, CloseMode::Reset))
+    );
+    assert_eq!(first_action(500_000, |_| untracked(1)), None);
+}
+
+#[test]
+fn an_upgraded_connection_has_its_own_idle_timeout_and_no_maximum_age() {
+    let upgraded = |read| ConnStats {
+        requests: 1,
+        upgraded: true,
+        read,
+        ..tracked()
+    };
+    let found = first_action(400_000, |now| upgraded(now.min(50_000)));
+    assert_eq!(
+        ended(found),
+        Some((350_000, Reason::Idle, CloseMode::Graceful))
+    );
+    let limits = limits();
+    let time = SweepTime {
+        now: 10_000_000,
+        passed: 250,
+        opened: 0,
+        due_age: Some(1_000_000),
+    };
+    let (_, action) = evaluate(&limits, time, &upgraded(7), None, SweepState::default());
+    assert_eq!(action, Action::Keep);
+}
+
+#[test]
+fn an_old_connection_takes_no_more_requests_then_closes_when_idle_or_after_the_grace() {
+    let limits = Limits {
+        age_grace: Some(30_000),
+        ..limits()
+    };
+    let working = ConnStats {
+        requests: 1,
+        in_flight: 1,
+        http2: true,
+        ..tracked()
+    };
+    let idle = ConnStats {
+        requests: 1,
+        answered: 1,
+        http2: true,
+        ..tracked()
+    };
+    let at = |now, stats, closing| {
+        let time = SweepTime {
+            now,
+            passed: 250,
+            opened: 0,
+            due_age: Some(1_000_000),
+        };
+        evaluate(&limits, time, stats, closing, SweepState::default()).1
+    };
+    assert_eq!(at(999_999, &working, None), Action::Keep);
+    assert_eq!(
+        at(1_000_000, &working, None),
+        Action::BeginClosing(Reason::MaxAge)
+    );
+    let closing = Some(Reason::MaxAge);
+    assert_eq!(at(1_000_250, &working, closing), Action::Keep);
+    let mode = |action| match action {
+        Action::Close(CloseRequest { reason, mode, .. }) => (reason, mode),
+        other => panic!("{other:?}"),
+    };
+    let time = SweepTime {
+        now: 1_000_250,
+        passed: 250,
+        opened: 0,
+        due_age: Some(1_000_000),
+    };
+    let (state, action) = evaluate(&limits, time, &idle, closing, SweepState::default());
+    assert_eq!(action, Action::Keep);
+    let time = SweepTime {
+        now: 1_029_999,
+        ..time
+    };
+    assert_eq!(
+        evaluate(&limits, time, &idle, closing, state).1,
+        Action::Keep
+    );
+    let time = SweepTime {
+        now: 1_030_250,
+        ..time
+    };
+    let finish = (Reason::MaxAge, CloseMode::Graceful);
+    assert_eq!(
+        mode(evaluate(&limits, time, &idle, closing, state).1),
+        finish
+    );
+    let reset = (Reason::MaxAge, CloseMode::Reset);
+    assert_eq!(mode(at(1_030_000, &working, closing)), reset);
+    let limits = Limits {
+        age_grace: None,
+        ..limits
+    };
+    let time = SweepTime {
+        now: 90_000_000,
+        passed: 250,
+        opened: 0,
+        due_age: Some(1_000_000),
+    };
+    let (_, action) = evaluate(&limits, time, &working, closing, SweepState::default());
+    assert_eq!(action, Action::Keep);
+}
+
+#[test]
+fn a_connection_that_waits_for_its_client_is_not_closed_by_age_and_has_the_longer_timeout() {
+    let limits = Limits {
+        idle: 1000,
+        ..limits()
+    };
+    let waiting = ConnStats {
+        requests: 1,
+        answered: 1,
+        write_blocked: true,
+        ..tracked()
+    };
+    let at = |now, stats, closing| {
+        let time = SweepTime {
+            now,
+            passed: 250,
+            opened: 0,
+            due_age: None,
+        };
+        let (state, _) = evaluate(
+            &limits,
+            SweepTime { now: 0, ..time },
+            stats,
+            None,
+            SweepState::default(),
+        );
+        evaluate(&limits, time, stats, closing, state).1
+    };
+    assert_eq!(
+        at(29_999, &waiting, Some(Reason::MaxRequests)),
+        Action::AskWriter
+    );
+    let idle = ConnStats {
+        write_blocked: false,
+        ..waiting
+    };
+    assert!(matches!(
+        at(1000, &idle, None),
+        Action::Close(CloseRequest {
+            reason: Reason::Idle,
+            ..
+        })
+    ));
+    let limits = Limits {
+        idle: 10_000,
+        ..limits
+    };
+    let at = |now, stats, closing| {
+        let time = SweepTime {
+            now,
+            passed: 250,
+            opened: 0,
+            due_age: None,
+        };
+        let (state, _) = evaluate(
+            &limits,
+            SweepTime { now: 0, ..time },
+            stats,
+            None,
+            SweepState::default(),
+        );
+        evaluate(&limits, time, stats, closing, state).1
+    };
+    // Until the idle timeout: the client may be about to ask for the last time.
+    assert_eq!(at(9999, &idle, Some(Reason::MaxRequests)), Action::Keep);
+    let told = ConnStats {
+        goaway: true,
+        ..idle
+    };
+    let shares = Some(Reason::KeepAlivePerClient);
+    assert_eq!(at(4999, &told, shares), Action::Keep);
+    for (stats, reason) in [
+        (&told, Reason::MaxRequests),
+        (&idle, Reason::KeepAlivePerClient),
+        (&idle, Reason::Shutdown),
+    ] {
+        let Action::Close(end) = at(5000, stats, Some(reason)) else {
+            panic!("{reason}")
+        };
+        assert_eq!((end.reason, end.mode), (reason, CloseMode::Graceful));
+    }
+}
+
+#[test]
+fn a_quiet_connection_would_be_kept_with_the_same_state() {
+    let limits = limits();
+    let idle = ConnStats {
+        requests: 3,
+        answered: 3,
+        read: 300,
+        written: 3000,
+        ..tracked()
+    };
+    let time = |now| SweepTime {
+        now,
+        passed: 250,
+        opened: 0,
+        due_age: limits.due(1),
+    };
+    // As `ConnState::at_rest` has it.
+    let rest_of = |stats: &ConnStats| {
+        let is_at_rest = stats.in_flight == 0
+            && stats.early == 0
+            && !(stats.write_blocked || stats.asked)
+            && !(stats.upgraded || stats.lingering);
+        let ConnStats {
+            read,
+            written,
+            requests,
+            ..
+        } = *stats;
+        is_at_rest.then_some(IdleStats {
+            read,
+            written,
+            requests,
+        })
+    };
+    let is_quiet_at = |now, stats: ConnStats, closing: Option<Reason>, state| {
+        let rest = rest_of(&stats).filter(|_| closing.is_none());
+        let is_quiet = rest.is_some_and(|rest| is_quiet(&limits, now, now, &rest, &state));
+        if is_quiet {
+            let found = evaluate(&limits, time(now), &stats, closing, state);
+            assert_eq!(found, (state, Action::Keep), "{now} {stats:?} {state:?}");
+        }
+        is_quiet
+    };
+    let changes: [fn(&mut ConnStats); 14] = [
+        |_| {},
+        |stats| stats.http2 = true,
+        |stats| stats.read += 1,
+        |stats| stats.written += 5000,
+        |stats| stats.requests += 1,
+        |stats| (stats.requests, stats.in_flight) = (4, 1),
+        |stats| (stats.answered, stats.cancelled, stats.early) = (0, 3000, 3000),
+        |stats| stats.write_blocked = true,
+        |stats| stats.asked = true,
+        |stats| stats.lingering = true,
+        |stats| stats.upgraded = true,
+        |stats| (stats.uploading, stats.requests) = (true, 5),
+        |stats| (stats.more_was_read, stats.read) = (true, 301),
+        |stats| (stats.body_left, stats.requests) = (true, 6),
+    ];
+    for began in [1000, 880_000] {
+        let (fresh, _) = evaluate(&limits, time(began), &idle, None, SweepState::default());
+        for now in (began + 250..began + 70_000).step_by(250) {
+            let is_quiet = is_quiet_at(now, idle, None, fresh);
+            // Up to the time of a GOAWAY, whether there is one or not.
+            assert_eq!(is_quiet, now < 900_000 && now < began + 64_000);
+            assert!(!is_quiet_at(now, idle, Some(Reason::Shutdown), fresh));
+        }
+        for (one, other) in changes
+            .iter()
+            .flat_map(|one| changes.map(|other| (one, other)))
+        {
+            let (mut before, mut after) = (idle, idle);
+            one(&mut before);
+            other(&mut after);
+            let (kept, _) = evaluate(&limits, time(began), &before, None, fresh);
+            let mark = kept.mark.wrapping_sub(1 << 20);
+            let in_debt = SweepState {
+                mark,
+                in_debt: true,
+                ..kept
+            };
+            for state in [fresh, kept, in_debt] {
+                is_quiet_at(began + 250, after, None, state);
+                is_quiet_at(began + 63_000, after, None, state);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_request_at_work_is_probed_once_per_interval() {
+    let limits = limits();
+    let working = ConnStats {
+        requests: 1,
+        in_flight: 1,
+        ..tracked()
+    };
+    let mut state = SweepState::default();
+    let mut probes = Vec::new();
+    for now in (0..=16_000).step_by(250) {
+        let time = SweepTime {
+            now,
+            passed: 250,
+            opened: 0,
+            due_age: None,
+        };
+        let (kept, action) = evaluate(&limits, time, &working, None, state);
+        state = kept;
+        if action == Action::Probe {
+            probes.push(now);
+        }
+    }
+    assert_eq!(probes, [5000, 10_000, 15_000]);
+    // Also behind a body that its handler does not ask for.
+    let unread = ConnStats {
+        body_left: true,
+        ..working
+    };
+    let mut state = SweepState::default();
+    let probes = (0..=16_000).step_by(250).filter(|now| {
+        let time = SweepTime {
+            now: *now,
+            passed: 250,
+            opened: 0,
+            due_age: None,
+        };
+        let (kept, action) = evaluate(&limits, time, &unread, None, state);
+        state = kept;
+        action == Action::Probe
+    });
+    assert_eq!(probes.collect::<Vec<_>>(), [5000, 10_000, 15_000]);
+}
+
+#[test]
+fn hostile_numbers_do_not_overflow() {
+    let all = ConnStats {
+        read: u64::MAX,
+        written: u64::MAX,
+        requests: u32::MAX,
+        http2: true,
+        ..tracked()
+    };
+    let limits = limits();
+    let time = SweepTime {
+        now: u64::MAX,
+        passed: u64::MAX,
+        opened: 0,
+        due_age: Some(u64::MAX),
+    };
+    let (state, _) = evaluate(&limits, time, &all, None, SweepState::default());
+    let (_, _) = evaluate(
+        &limits,
+        SweepTime { now: 0, ..time },
+        &tracked(),
+        None,
+        state,
+    );
+    let idle = ConnStats {
+        answered: u32::MAX,
+        ..all
+    };
+    assert!(EvictionRank::of(&idle, 0, false) > EvictionRank::of(&idle, u64::MAX, false));
+}
+
+#[test]
+fn the_low_half_of_the_clock_is_enough() {
+    let limits = limits();
+    let idle = ConnStats {
+        requests: 1,
+        answered: 1,
+        ..tracked()
+    };
+    let blocked = ConnStats {
+        in_flight: 1,
+        write_blocked: true,
+        ..idle
+    };
+    // Just before the milliseconds of the guard pass 2^32.
+    let cases = [
+        (idle, Reason::Idle, 65_000),
+        (blocked, Reason::WriteStall, 30_000),
+    ];
+    for ((stats, reason, after), before) in cases
+        .into_iter()
+        .flat_map(|case| [(case, 1000), (case, 1), (case, 0)])
+    {
+        let start = (1 << 32) - before;
+        let mut state = SweepState::default();
+        let found = (start..).find_map(|now| {
+            let time = SweepTime {
+                now,
+                passed: 1,
+                opened: 0,
+                due_age: None,
+            };
+            let (kept, action) = evaluate(&limits, time, &stats, None, state);
+            state = kept;
+            matches!(action, Action::Close(_)).then_some((now, action))
+        });
+        let (now, found, _) = ended(found).unwrap();
+        // A millisecond late where 0 would have said that nothing waits.
+        assert!(
+            found == reason && (after..=after + 1).contains(&(now - start)),
+            "{now}"
+        );
+    }
+}

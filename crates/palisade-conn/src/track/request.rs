@@ -1,0 +1,231 @@
+//! One tracked request, from its head to its response head.
+
+use super::{body::TrackedBody, proxy_hint};
+use crate::connection::in_flight::InFlight;
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
+    header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING},
+};
+use http_body::Body;
+use palisade_core::{
+    ConnInfo, Guard, GuardBody, Phase, Reason, Rejection, ResponseFormat, Violation,
+};
+use palisade_guard::Settings;
+use std::{sync::Arc, time::Duration};
+
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
+/// What `Retry-After` says: what is full now may have room then.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// A request whose response head has not come.
+#[derive(Debug)]
+pub(super) struct TrackedRequest {
+    in_flight: InFlight,
+    is_http1: bool,
+    reports_windows: bool,
+    is_connect: bool,
+    is_head: bool,
+}
+
+impl TrackedRequest {
+    /// Begins to track `request` on `conn`, if that is a guarded connection.
+    pub(super) fn begin<B: Body>(
+        conn: Arc<ConnInfo>,
+        request: &Request<B>,
+        reports_windows: bool,
+    ) -> Option<Self> {
+        let is_http2 = request.version() == Version::HTTP_2;
+        let is_http1 = request.version() <= Version::HTTP_11;
+        let mut in_flight = InFlight::begin(conn, is_http2)?;
+        // Whatever was expected when the connection was accepted.
+        in_flight.state().set_tracked();
+        proxy_hint::examine(&in_flight, request.headers());
+        if !request.body().is_end_stream() {
+            if is_http1 {
+                expect_body(&in_flight, request.headers());
+            } else {
+                in_flight.set_upload();
+            }
+        }
+        Some(Self {
+            in_flight,
+            is_http1,
+            reports_windows: reports_windows && !is_http1,
+            is_connect: request.method() == Method::CONNECT,
+            is_head: request.method() == Method::HEAD,
+        })
+    }
+
+    /// Notes that the handler failed: there will be no response head, and the client did not
+    /// cancel the request.
+    pub(super) fn set_failed(&mut self) {
+        self.in_flight.set_responded();
+    }
+
+    /// Stops counting the request among those of all connections: see
+    /// [`InFlight::leave_totals`].
+    pub(super) fn leave_totals(&mut self) {
+        self.in_flight.leave_totals();
+    }
+
+    /// Returns the refusal of `request` if there are too many requests on all connections, or of
+    /// this client beside the others.
+    pub(super) fn refuse<B: Body>(&self, request: &Request<B>) -> Option<Rejection> {
+        let exceeded = self.in_flight.exceeded_limit()?;
+        let format = match ResponseFormat::detect(request) {
+            // See `refused`.
+            ResponseFormat::GrpcWeb { .. } | ResponseFormat::GrpcWebText { .. }
+                if !self.is_http1 =>
+            {
+                ResponseFormat::Grpc
+            }
+            format => format,
+        };
+        self.reject(Reason::InFlightFull, Phase::RequestHead, exceeded, format)
+    }
+
+    /// Reports a refusal, and returns it unless the guard is in shadow mode.
+    #[cold]
+    fn reject(
+        &self,
+        reason: Reason,
+        phase: Phase,
+        (limit, observed): (u64, u64),
+        format: ResponseFormat,
+    ) -> Option<Rejection> {
+        let totals = self.in_flight.totals()?;
+        let violation = Violation::new(Guard::Connection, reason, phase, limit, observed);
+        let rejection = Rejection::new(violation, StatusCode::SERVICE_UNAVAILABLE, format);
+        let rejection = rejection.retry_after(RETRY_AFTER);
+        let settings = Settings {
+            mode: totals.mode,
+            recorder: totals.recorder.clone(),
+            on_reject: None,
+        };
+        let is_refused = settings.refuse(&rejection, Some(self.in_flight.conn()));
+        is_refused.then_some(rejection)
+    }
+
+    /// Returns whether the response turns the connection into something other than HTTP.
+    ///
+    /// # Errors
+    ///
+    /// If there are too many such connections: the refusal that replaces the response. The handler
+    /// learns that nothing came of the upgrade.
+    fn begin_upgrade<B>(&self, response: &Response<B>) -> Result<bool, Rejection> {
+        let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS
+            || self.is_connect && response.status().is_success();
+        if !is_upgrade {
+            return Ok(false);
+        }
+        let client = self.in_flight.conn().known_client();
+        let Err(exceeded) = self.in_flight.state().upgrade(client) else {
+            return Ok(true);
+        };
+        // A request for an upgrade has no body and is not gRPC.
+        let format = ResponseFormat::Http { close: false };
+        match self.reject(Reason::UpgradedFull, Phase::Handler, exceeded, format) {
+            Some(rejection) => Err(rejection),
+            None => Ok(true),
+        }
+    }
+
+    /// Passes the handler's response on. The request is in flight until the response body ends, if
+    /// there is one.
+    pub(super) fn respond<B: Body<Data = Bytes>>(
+        self,
+        response: Response<B>,
+    ) -> Response<TrackedBody<B>> {
+        match self.begin_upgrade(&response) {
+            Ok(is_upgrade) => self.track(response, GuardBody::passing, is_upgrade),
+            Err(rejection) => self.refused(rejection),
+        }
+    }
+
+    /// Returns the response of the guard. On HTTP/2 it is a head and nothing else, which waits for
+    /// no window.
+    #[cold]
+    pub(super) fn refused<B: Body<Data = Bytes>>(
+        self,
+        rejection: Rejection,
+    ) -> Response<TrackedBody<B>> {
+        let mut response = rejection.into_response();
+        if !self.is_http1 {
+            response = response.map(|_| GuardBody::answer(Bytes::new()));
+        }
+        self.track(response, |body| body, false)
+    }
+
+    fn track<B, T>(
+        self,
+        mut response: Response<T>,
+        into_guarded: impl FnOnce(T) -> GuardBody<B>,
+        is_upgrade: bool,
+    ) -> Response<TrackedBody<B>>
+    where
+        T: Body<Data = Bytes>,
+    {
+        let Self {
+            mut in_flight,
+            is_http1,
+            reports_windows,
+            is_head,
+            ..
+        } = self;
+        in_flight.set_responded();
+        if !is_upgrade && is_http1 && in_flight.state().closing().is_some() {
+            response.headers_mut().insert(CONNECTION, CLOSE);
+        }
+        // A response that has no body, whatever its head says (RFC 9110 section 6.4.1), is not
+        // polled for one.
+        let is_bodiless = is_head
+            || matches!(
+                response.status(),
+                StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+            );
+        if is_upgrade || is_bodiless || response.body().is_end_stream() {
+            in_flight.set_answered();
+            return response.map(|body| TrackedBody::untracked(into_guarded(body)));
+        }
+        let declared = declared_length(&response);
+        if reports_windows {
+            // Until the body is polled.
+            in_flight.set_waiting(true);
+        }
+        response.map(|body| {
+            TrackedBody::new(
+                into_guarded(body),
+                in_flight,
+                reports_windows,
+                !is_http1,
+                declared,
+            )
+        })
+    }
+}
+
+/// Notes the length of a request's body: a handler may respond and read on, and what is left of
+/// the body is not a head.
+fn expect_body(in_flight: &InFlight, headers: &HeaderMap) {
+    if headers.contains_key(TRANSFER_ENCODING) {
+        in_flight.expect_body(None);
+    } else if let Some(length) = headers.get(CONTENT_LENGTH) {
+        let length = length.to_str().ok().and_then(|length| length.parse().ok());
+        in_flight.expect_body(length);
+    }
+}
+
+/// Returns the length that the head of a response declares, if its body does not know it.
+fn declared_length<B: Body>(response: &Response<B>) -> Option<u64> {
+    if response.body().size_hint().exact().is_some() {
+        return None;
+    }
+    response
+        .headers()
+        .get(CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
+}

@@ -1,0 +1,492 @@
+//! Requests from head to end, on connections without a socket.
+
+use super::{body::TrackedBody, layer::RequestTrackingLayer, service::RequestTracking};
+use crate::{
+    ConnGuard,
+    connection::{ConnHandle, stats::ConnStats, totals::ConnTotals},
+};
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode, Version,
+    header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, TRANSFER_ENCODING},
+};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt, Channel, Empty, Full};
+use palisade_core::{Guard, Mode, Prefix, Reason};
+use palisade_testkit::Journal;
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll},
+};
+use tower::{Layer, Service, ServiceExt, service_fn};
+
+type Answer = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
+
+fn conn() -> ConnHandle {
+    ConnHandle::new(([127, 0, 0, 1], 1).into(), None, Prefix::default(), None)
+}
+
+fn conn_within(totals: &Arc<ConnTotals>) -> ConnHandle {
+    let totals = Some(Arc::clone(totals));
+    ConnHandle::new(([127, 0, 0, 1], 1).into(), None, Prefix::default(), totals)
+}
+
+fn request(conn: &ConnHandle) -> Request<Empty<Bytes>> {
+    let mut request = Request::new(Empty::new());
+    request.extensions_mut().insert(conn.info());
+    request
+}
+
+fn layer() -> RequestTrackingLayer {
+    ConnGuard::default().track_requests()
+}
+
+fn counts(conn: &ConnHandle) -> (u32, u32, u32, u32) {
+    let ConnStats {
+        requests,
+        in_flight,
+        answered,
+        cancelled,
+        ..
+    } = conn.state().stats();
+    (requests, in_flight, answered, cancelled)
+}
+
+async fn serve<B: Body + Send + 'static>(
+    conn: &ConnHandle,
+    mut request: Request<B>,
+    answer: Response<Answer>,
+) -> Response<TrackedBody<Answer>> {
+    request.extensions_mut().insert(conn.info());
+    let mut answer = Some(answer);
+    let handler = service_fn(|_| {
+        let answer = answer.take().unwrap();
+        async { Ok::<_, Infallible>(answer) }
+    });
+    layer().layer(handler).oneshot(request).await.unwrap()
+}
+
+fn full(bytes: usize) -> Response<Answer> {
+    Response::new(Full::new(Bytes::from(vec![b'x'; bytes])).boxed_unsync())
+}
+
+#[tokio::test]
+async fn a_request_is_in_flight_until_its_body_has_ended() {
+    let conn = conn();
+    let (mut send, body) = Channel::<Bytes, Infallible>::new(1);
+    let response = serve(&conn, request(&conn), Response::new(body.boxed_unsync())).await;
+    assert_eq!(counts(&conn), (1, 1, 0, 0));
+    send.send_data(Bytes::from_static(b"x")).await.unwrap();
+    drop(send);
+    response.into_body().collect().await.unwrap();
+    assert_eq!(counts(&conn), (1, 0, 1, 0));
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_asked_to_its_end_is_answered_all_the_same() {
+    let streamed = |header: &str| {
+        let stream = futures_util::stream::iter(["abc", "def"])
+            .map(|text| Ok::<_, Infallible>(Frame::data(Bytes::from_static(text.as_bytes()))));
+        let mut response = Response::new(http_body_util::StreamBody::new(stream).boxed_unsync());
+        response
+            .headers_mut()
+            .insert(CONTENT_LENGTH, header.parse().unwrap());
+        response
+    };
+    // hyper drops a body once it has written as much as the head declares.
+    let conn = conn();
+    let mut body = serve(&conn, request(&conn), streamed("6"))
+        .await
+        .into_body();
+    body.frame().await.unwrap().unwrap();
+    assert_eq!(counts(&conn), (1, 1, 0, 0));
+    body.frame().await.unwrap().unwrap();
+    assert_eq!(counts(&conn), (1, 0, 1, 0));
+    drop(body);
+    // And that of an answer that has none, whatever its head says.
+    let mut head = request(&conn);
+    *head.method_mut() = Method::HEAD;
+    drop(serve(&conn, head, streamed("6")).await);
+    let mut unchanged = streamed("6");
+    *unchanged.status_mut() = StatusCode::NOT_MODIFIED;
+    drop(serve(&conn, request(&conn), unchanged).await);
+    assert_eq!(counts(&conn), (3, 0, 3, 0));
+}
+
+#[tokio::test]
+async fn where_it_is_told_of_no_connection_the_guard_does_not_count_on_it() {
+    let guard = ConnGuard::default();
+    let layer = guard.track_requests();
+    let answers = service_fn(|_: Request<Empty<Bytes>>| async { Ok::<_, Infallible>(full(1)) });
+    assert!(guard.shared().is_tracked.load(Relaxed));
+    layer
+        .layer(answers)
+        .oneshot(Request::new(Empty::new()))
+        .await
+        .unwrap();
+    assert!(!guard.shared().is_tracked.load(Relaxed));
+    // A request that does say so shows that the first was an exception, a probe from within.
+    let conn = conn();
+    assert!(!conn.state().is_tracked());
+    layer.layer(answers).oneshot(request(&conn)).await.unwrap();
+    assert!(guard.shared().is_tracked.load(Relaxed) && conn.state().is_tracked());
+
+    // Once it is known to stand right, a request from elsewhere changes nothing.
+    let guard = ConnGuard::default();
+    let layer = guard.track_requests();
+    layer.layer(answers).oneshot(request(&conn)).await.unwrap();
+    layer
+        .layer(answers)
+        .oneshot(Request::new(Empty::new()))
+        .await
+        .unwrap();
+    assert!(guard.shared().is_tracked.load(Relaxed));
+}
+
+/// Says how long it is, and not that it has ended.
+struct Declared(Option<Bytes>);
+
+impl Body for Declared {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.take().map(|data| Ok(Frame::data(data))))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.as_ref().map_or(0, |data| data.len() as u64))
+    }
+}
+
+#[tokio::test]
+async fn whoever_knows_the_length_need_not_ask_for_the_end() {
+    let conn = conn();
+    let declared = Declared(Some(Bytes::from_static(b"x"))).boxed_unsync();
+    let mut body = serve(&conn, request(&conn), Response::new(declared))
+        .await
+        .into_body();
+    body.frame().await.unwrap().unwrap();
+    assert_eq!(counts(&conn), (1, 0, 1, 0));
+    let conn = self::conn();
+    let mut body = serve(&conn, request(&conn), full(10)).await.into_body();
+    body.frame().await.unwrap().unwrap();
+    assert_eq!(counts(&conn), (1, 0, 1, 0));
+    let answer = serve(&conn, request(&conn), full(0)).await;
+    assert_eq!(counts(&conn), (2, 0, 2, 0));
+    drop(answer);
+}
+
+#[tokio::test]
+async fn the_connection_knows_how_much_of_a_body_is_still_to_come() {
+    let uploaded = |name, value: &'static str, version| {
+        let conn = conn();
+        let mut request = Request::new(Full::<Bytes>::from("body"));
+        *request.version_mut() = version;
+        request
+            .headers_mut()
+            .insert(name, HeaderValue::from_static(value));
+        (conn, request)
+    };
+    let seen = [
+        (CONTENT_LENGTH, "10", Version::HTTP_11, (true, false)),
+        (CONTENT_LENGTH, "0", Version::HTTP_10, (false, true)),
+        (CONTENT_LENGTH, "5, 5", Version::HTTP_11, (false, true)),
+        (
+            TRANSFER_ENCODING,
+            "chunked",
+            Version::HTTP_11,
+            (false, true),
+        ),
+        (CONTENT_LENGTH, "10", Version::HTTP_2, (false, false)),
+    ];
+    for (name, value, version, expected) in seen {
+        let (conn, request) = uploaded(name, value, version);
+        conn.state().add_read(1);
+        drop(serve(&conn, request, full(0)).await);
+        let before = conn.state().stats().body_left;
+        conn.state().add_read(9);
+        let stats = conn.state().stats();
+        assert!(!stats.body_left);
+        assert_eq!((before, stats.more_was_read), expected, "{value}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_fails_or_is_dropped_is_a_request_cancelled() {
+    let conn = conn();
+    drop(serve(&conn, request(&conn), full(10)).await);
+    assert_eq!(counts(&conn), (1, 0, 0, 1));
+    let (send, body) = Channel::<Bytes, &str>::new(1);
+    send.abort("gone");
+    let mut body = Some(body);
+    let handler = service_fn(|_| {
+        let response = Response::new(body.take().unwrap());
+        async { Ok::<_, Infallible>(response) }
+    });
+    let mut body = layer()
+        .layer(handler)
+        .oneshot(request(&conn))
+        .await
+        .unwrap()
+        .into_body();
+    body.frame().await.unwrap().unwrap_err();
+    assert_eq!(counts(&conn), (2, 0, 0, 2));
+}
+
+#[tokio::test]
+async fn a_dropped_future_and_a_panicking_handler_give_back_what_they_held() {
+    let conn = conn();
+    let pending = service_fn(|_| std::future::pending::<Result<Response<Answer>, Infallible>>());
+    let mut service = layer().layer(pending);
+    let waiting = service.call(request(&conn));
+    let clone = service.clone().call(request(&conn));
+    assert_eq!(counts(&conn), (2, 2, 0, 0));
+    drop((waiting, clone));
+    assert_eq!(counts(&conn), (2, 0, 0, 2));
+
+    let panics = service_fn(|_| async {
+        if true {
+            panic!("on purpose");
+        }
+        Ok::<_, Infallible>(full(1))
+    });
+    let call = tokio::spawn(layer().layer(panics).oneshot(request(&conn)));
+    assert!(call.await.unwrap_err().is_panic());
+    assert_eq!(counts(&conn), (3, 0, 0, 3));
+}
+
+#[tokio::test]
+async fn the_last_request_says_close_on_http1_and_an_upgrade_is_no_request() {
+    let mut totals = ConnTotals::default();
+    totals.max_requests = Some(2);
+    let conn = conn_within(&Arc::new(totals));
+    let first = serve(&conn, request(&conn), full(1)).await;
+    assert!(!first.headers().contains_key(CONNECTION));
+    let last = serve(&conn, request(&conn), full(1)).await;
+    assert_eq!(last.headers()[CONNECTION], "close");
+    assert_eq!(conn.state().closing(), Some(Reason::MaxRequests));
+    let mut second = request(&conn);
+    *second.version_mut() = Version::HTTP_2;
+    let response = serve(&conn, second, full(1)).await;
+    assert!(!response.headers().contains_key(CONNECTION));
+    drop((first, last, response));
+
+    let mut switching = full(1);
+    *switching.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let held = serve(&conn, request(&conn), switching).await;
+    let stats = conn.state().stats();
+    assert!(stats.upgraded && stats.in_flight == 0);
+    drop(held);
+}
+
+#[tokio::test]
+async fn one_upgrade_too_many_is_refused_and_the_connection_goes_on() {
+    let mut totals = ConnTotals::default();
+    totals.max_upgraded = Some(1);
+    let totals = Arc::new(totals);
+    let switching = || {
+        let mut response = full(0);
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        response
+    };
+    let (first, second) = (conn_within(&totals), conn_within(&totals));
+    let response = serve(&first, request(&first), switching()).await;
+    assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+    let response = serve(&second, request(&second), switching()).await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(response.headers()[RETRY_AFTER], "1");
+    assert!(!second.state().is_upgraded() && first.state().is_upgraded());
+    drop(response);
+    first.state().release_upgrade(first.known_client());
+    let response = serve(&second, request(&second), switching()).await;
+    assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+    second.state().release_upgrade(second.known_client());
+    assert_eq!((totals.upgraded(), totals.in_flight()), (0, 0));
+}
+
+#[tokio::test]
+async fn one_request_too_many_is_answered_without_the_handler_and_told_in_shadow() {
+    for mode in [Mode::Enforce, Mode::Shadow] {
+        let journal = Journal::default();
+        let mut totals = ConnTotals::default();
+        (totals.max_in_flight, totals.mode) = (Some(1), mode);
+        totals.recorder = journal.clone().into();
+        let totals = Arc::new(totals);
+        let (first, second) = (conn_within(&totals), conn_within(&totals));
+        let held = serve(&first, request(&first), full(1)).await;
+        let grpc = {
+            let mut request = request(&second);
+            (*request.method_mut(), *request.version_mut()) = (Method::POST, Version::HTTP_2);
+            let kind = HeaderValue::from_static("application/grpc");
+            request.headers_mut().insert(CONTENT_TYPE, kind);
+            request
+        };
+        let plain = serve(&second, request(&second), full(1)).await;
+        drop(plain.into_body());
+        let plain = serve(&second, request(&second), full(1)).await;
+        let grpc = serve(&second, grpc, full(1)).await;
+        if mode == Mode::Enforce {
+            assert_eq!(plain.status(), StatusCode::SERVICE_UNAVAILABLE);
+            assert_eq!(plain.headers()[RETRY_AFTER], "1");
+            let answer = plain.into_body().collect().await.unwrap().to_bytes();
+            assert_eq!(answer, "server is busy");
+            assert_eq!(
+                (grpc.status(), &grpc.headers()["grpc-status"]),
+                (StatusCode::OK, &HeaderValue::from_static("8"))
+            );
+        } else {
+            assert_eq!(
+                (plain.status(), grpc.status()),
+                (StatusCode::OK, StatusCode::OK)
+            );
+            drop(plain);
+        }
+        drop((held, grpc));
+        assert_eq!(
+            (totals.in_flight(), counts(&first).1, counts(&second).1),
+            (0, 0, 0)
+        );
+        assert_eq!(
+            journal.refused(),
+            [(Guard::Connection, Reason::InFlightFull); 3]
+        );
+        let response = serve(&second, request(&second), full(1)).await;
+        assert_eq!(response.status(), StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn who_is_refused_is_in_nobodys_way_before_he_is_answered() {
+    let mut totals = ConnTotals::default();
+    totals.max_in_flight = Some(1);
+    let totals = Arc::new(totals);
+    let (first, second) = (conn_within(&totals), conn_within(&totals));
+    let held = serve(&first, request(&first), full(1)).await;
+    let mut refuses = layer().layer(service_fn(|_| async { Ok::<_, Infallible>(full(1)) }));
+    let refused = refuses.call(request(&second));
+    assert_eq!(totals.in_flight(), 1);
+    drop(held);
+    assert_eq!(totals.in_flight(), 0);
+    assert_eq!(
+        refused.await.unwrap().status(),
+        StatusCode::SERVICE_UNAVAILABLE
+    );
+    assert_eq!((totals.in_flight(), counts(&second).1), (0, 0));
+}
+
+#[tokio::test]
+async fn two_that_tell_of_the_same_request_count_it_once() {
+    let conn = conn();
+    let inner = layer().layer(service_fn(|_: Request<Empty<Bytes>>| async {
+        Ok::<_, Infallible>(full(1))
+    }));
+    let response = RequestTracking::for_connection(conn.clone(), inner)
+        .oneshot(request(&conn))
+        .await
+        .unwrap();
+    assert_eq!(counts(&conn), (1, 1, 0, 0));
+    response.into_body().collect().await.unwrap();
+    assert_eq!(counts(&conn), (1, 0, 1, 0));
+}
+
+#[tokio::test]
+async fn what_is_ready_on_http2_and_not_asked_for_waits_for_the_client() {
+    let conn = conn();
+    let mut second = request(&conn);
+    *second.version_mut() = Version::HTTP_2;
+    let (mut send, body) = Channel::<Bytes, Infallible>::new(1);
+    let mut body = serve(&conn, second, Response::new(body.boxed_unsync()))
+        .await
+        .into_body();
+    let waiting = || conn.state().stats().waiting;
+    assert_eq!(waiting(), 1); // Nobody has asked.
+    assert!(body.frame().now_or_never().is_none());
+    assert_eq!(waiting(), 0); // The handler has nothing.
+    send.send_data(Bytes::from_static(b"x")).await.unwrap();
+    body.frame().await.unwrap().unwrap();
+    assert_eq!(waiting(), 1); // There was something, and nobody asks for more.
+    drop(body);
+    assert_eq!(waiting(), 0);
+}
+
+#[tokio::test]
+async fn on_http2_the_last_byte_of_a_response_is_a_frame_of_its_own() {
+    let conn = conn();
+    let mut second = request(&conn);
+    *second.version_mut() = Version::HTTP_2;
+    let mut body = serve(&conn, second, full(1000)).await.into_body();
+    assert_eq!(body.size_hint().exact(), Some(1000));
+    let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert_eq!((frame.len(), body.size_hint().exact()), (999, Some(1)));
+    assert!(!body.is_end_stream());
+    let stats = conn.state().stats();
+    assert_eq!((stats.in_flight, stats.waiting, stats.answered), (1, 1, 0));
+    let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert!(frame.len() == 1 && body.is_end_stream());
+    drop(body);
+    assert_eq!(counts(&conn), (1, 0, 1, 0));
+    // A short body is one frame, and HTTP/1 has no windows.
+    let mut second = request(&conn);
+    *second.version_mut() = Version::HTTP_2;
+    let mut body = serve(&conn, second, full(256)).await.into_body();
+    assert_eq!(
+        body.frame()
+            .await
+            .unwrap()
+            .unwrap()
+            .into_data()
+            .unwrap()
+            .len(),
+        256
+    );
+    assert!(body.is_end_stream());
+    let mut body = serve(&conn, request(&conn), full(1000)).await.into_body();
+    assert_eq!(
+        body.frame()
+            .await
+            .unwrap()
+            .unwrap()
+            .into_data()
+            .unwrap()
+            .len(),
+        1000
+    );
+}
+
+#[tokio::test]
+async fn a_handler_that_fails_is_no_client_that_cancels() {
+    let conn = conn_within(&Arc::default());
+    let fails = service_fn(|_| async { Err::<Response<Answer>, _>("on purpose") });
+    layer()
+        .layer(fails)
+        .oneshot(request(&conn))
+        .await
+        .unwrap_err();
+    let never = service_fn(|_| std::future::pending::<Result<Response<Answer>, Infallible>>());
+    drop(layer().layer(never).oneshot(request(&conn)).now_or_never());
+    let stats = conn.state().stats();
+    assert_eq!((stats.cancelled, stats.early), (2, 1));
+}
+
+#[tokio::test]
+async fn connect_is_an_upgrade_only_if_it_succeeds() {
+    let conn = conn();
+    let connect = || {
+        let mut request = request(&conn);
+        *request.method_mut() = Method::CONNECT;
+        request
+    };
+    let mut refused = full(1);
+    *refused.status_mut() = StatusCode::FORBIDDEN;
+    drop(serve(&conn, connect(), refused).await);
+    assert!(!conn.state().is_upgraded());
+    drop(serve(&conn, connect(), full(0)).await);
+    assert!(conn.state().is_upgraded());
+}

@@ -1,0 +1,279 @@
+//! The identity of a connection, as every guard sees it.
+
+use crate::{
+    ClientKey, Prefix,
+    client::{bits_of, join, leading, split},
+};
+use http::Extensions;
+use parking_lot::Mutex;
+use std::{
+    any::Any,
+    collections::VecDeque,
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
+    },
+};
+
+/// A connection's identity: an `Arc<ConnInfo>` in the extensions of each of its requests.
+///
+/// The server that accepts the connection creates it once and inserts a clone of the `Arc` into
+/// every request, so that no guard has to find out again where a request comes from.
+///
+/// `S` is the server's own state of the connection, opaque to everything else. It lives in the
+/// same allocation.
+///
+/// ```
+/// # use palisade_core::{ConnInfo, Prefix};
+/// let info = ConnInfo::new("192.0.2.1:4711".parse().unwrap(), None, Prefix::default());
+/// let mut request = http::Request::new(());
+/// request.extensions_mut().insert(info.clone());
+/// assert_eq!(ConnInfo::from_extensions(request.extensions()).unwrap().id(), info.id());
+/// ```
+pub struct ConnInfo<S: ?Sized = dyn Any + Send + Sync> {
+    id: u64,
+    // The peer's address and its client key share their bits: there is one of these for each open
+    // connection, so every byte counts.
+    ip: [u64; 2],
+    scope: u32,
+    port: u16,
+    kept: KeptBits,
+    /// Request bodies that no handler is reading, modulo 256: only zero or not matters, and of so
+    /// many one is read soon.
+    unread_bodies: AtomicU8,
+    client_hash: u64,
+    local: Option<Arc<SocketAddr>>,
+    state: S,
+}
+
+/// The family of an address, and how many of its leading bits identify its client.
+///
+/// Up to 32: of an IPv4 address. From [`Self::V6`] on: of an IPv6 address.
+#[derive(Clone, Copy)]
+struct KeptBits(u8);
+
+// === ConnInfo ===
+
+impl ConnInfo {
+    /// Creates the identity of a connection from `peer` to `local`, without any state. The client
+    /// is the `prefix` of the peer's address.
+    pub fn new(peer: SocketAddr, local: Option<SocketAddr>, prefix: Prefix) -> Arc<Self> {
+        Arc::new(ConnInfo::with_state(peer, local, prefix, ()))
+    }
+
+    /// Returns the connection of the request with these extensions, if its server inserted one.
+    #[inline]
+    pub fn from_extensions(extensions: &Extensions) -> Option<&Arc<Self>> {
+        extensions.get::<Arc<Self>>()
+    }
+
+    /// Returns the server's state of the connection, if it is an `S`.
+    #[inline]
+    pub fn state_as<S: Any>(&self) -> Option<&S> {
+        self.state.downcast_ref()
+    }
+}
+
+impl<S> ConnInfo<S> {
+    /// Creates the identity of a connection together with its server's state.
+    pub fn with_state(
+        peer: SocketAddr,
+        local: Option<SocketAddr>,
+        prefix: Prefix,
+        state: S,
+    ) -> Self {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        Self {
+            id: NEXT_ID.fetch_add(1, Relaxed),
+            ip: split(bits_of(peer.ip())),
+            scope: match peer {
+                SocketAddr::V4(_) => 0,
+                SocketAddr::V6(peer) => peer.scope_id(),
+            },
+            port: peer.port(),
+            kept: KeptBits::new(peer.is_ipv4(), prefix.kept(peer.ip())),
+            unread_bodies: AtomicU8::new(0),
+            client_hash: ClientKey::address(peer.ip(), prefix).to_hash(),
+            local: local.map(share_local),
+            state,
+        }
+    }
+
+    /// Returns the server's state of the connection.
+    #[inline]
+    pub fn state(&self) -> &S {
+        &self.state
+    }
+}
+
+impl<S: ?Sized> ConnInfo<S> {
+    /// Returns the connection's number. Numbers count up from 1 over all connections of the
+    /// process.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Returns the other end of the socket. An IPv6 address has no flow label.
+    #[inline]
+    pub fn peer(&self) -> SocketAddr {
+        if self.kept.is_v4() {
+            // The address is stored as an IPv4-mapped one: its last 32 bits are the IPv4 address.
+            return (Ipv4Addr::from_bits(self.ip[1] as u32), self.port).into();
+        }
+        let ip = Ipv6Addr::from_bits(join(self.ip));
+        SocketAddrV6::new(ip, self.port, 0, self.scope).into()
+    }
+
+    /// Returns the server's end of the socket, where known.
+    pub fn local(&self) -> Option<SocketAddr> {
+        self.local.as_deref().copied()
+    }
+
+    /// Returns the key that guards count this connection's requests by.
+    #[inline]
+    pub fn client(&self) -> ClientKey {
+        let bits = leading(join(self.ip), self.kept.of_mapped());
+        ClientKey::from_parts(bits, self.client_hash)
+    }
+
+    /// Returns [`Self::client`] if the peer has an address. The peers of a Unix socket have none.
+    pub fn known_client(&self) -> Option<ClientKey> {
+        self.known_client_hash().map(|_| self.client())
+    }
+
+    /// Returns the [hash](ClientKey::to_hash) of [`Self::known_client`], without its other bits.
+    #[inline]
+    pub fn known_client_hash(&self) -> Option<u64> {
+        // `::` and `::ffff:0.0.0.0`.
+        let is_unspecified = matches!(self.ip, [0, 0 | 0xffff_0000_0000]);
+        (!is_unspecified).then_some(self.client_hash)
+    }
+
+    /// Adds a request body that no handler is reading. On HTTP/2 its bytes fill a part of the
+    /// flow-control window that all requests of the connection share.
+    pub fn add_unread_body(&self) {
+        self.unread_bodies.fetch_add(1, Relaxed);
+    }
+
+    /// Takes one of them away: a handler reads it now, or it is gone.
+    pub fn remove_unread_body(&self) {
+        self.unread_bodies.fetch_sub(1, Relaxed);
+    }
+
+    /// Returns whether there is a request body that no handler is reading.
+    pub fn has_unread_body(&self) -> bool {
+        self.unread_bodies.load(Relaxed) > 0
+    }
+}
+
+impl<S: ?Sized> fmt::Debug for ConnInfo<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnInfo")
+            .field("id", &self.id)
+            .field("peer", &self.peer())
+            .field("local", &self.local())
+            .field("client", &self.client())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Returns a copy of `local` that connections to the same address share.
+fn share_local(local: SocketAddr) -> Arc<SocketAddr> {
+    const MAX_SHARED_ADDRESSES: usize = 8;
+    static LATEST: Mutex<VecDeque<Arc<SocketAddr>>> = Mutex::new(VecDeque::new());
+    let mut latest = LATEST.lock();
+    if let Some(known) = latest.iter().find(|known| ***known == local) {
+        return Arc::clone(known);
+    }
+    if latest.len() == MAX_SHARED_ADDRESSES {
+        latest.pop_front();
+    }
+    let new = Arc::new(local);
+    latest.push_back(Arc::clone(&new));
+    new
+}
+
+// === KeptBits ===
+
+impl KeptBits {
+    /// The first number of an IPv6 address.
+    const V6: u8 = 64;
+    /// The bits that come before those of an IPv4 address in a mapped one.
+    const MAPPED: u8 = 96;
+
+    /// `kept` bits of the 128 of a mapped or IPv6 address.
+    fn new(is_v4: bool, kept: u8) -> Self {
+        Self(if is_v4 {
+            kept - Self::MAPPED
+        } else {
+            Self::V6 + kept
+        })
+    }
+
+    #[inline]
+    fn is_v4(self) -> bool {
+        self.0 < Self::V6
+    }
+
+    /// Returns how many of the 128 bits are kept.
+    #[inline]
+    fn of_mapped(self) -> u8 {
+        if self.is_v4() {
+            Self::MAPPED + self.0
+        } else {
+            self.0 - Self::V6
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_returns_the_addresses_it_was_made_of() {
+        let prefix = Prefix::new(24, 48).unwrap();
+        for peer in [
+            "192.0.2.1:80",
+            "[::ffff:192.0.2.1]:80",
+            "[2001:db8::1]:443",
+            "[fe80::1%3]:1",
+        ] {
+            let peer: SocketAddr = peer.parse().unwrap();
+            for local in 0..20u8 {
+                let local = local.checked_sub(1).map(|n| ([127, 0, 0, n], 80).into());
+                let conn = ConnInfo::new(peer, local, prefix);
+                assert_eq!((conn.peer(), conn.local()), (peer, local));
+                assert_eq!(conn.client(), ClientKey::address(peer.ip(), prefix));
+            }
+        }
+        let unknown = ConnInfo::new("[::]:0".parse().unwrap(), None, prefix);
+        assert_eq!(
+            (unknown.client(), unknown.known_client()),
+            (ClientKey::SHARED, None)
+        );
+    }
+
+    #[test]
+    fn the_state_is_found_by_its_type_alone() {
+        let peer = ([192, 0, 2, 1], 80).into();
+        let info = Arc::new(ConnInfo::with_state(peer, None, Prefix::default(), 7u8));
+        let erased: Arc<ConnInfo> = info.clone();
+        assert_eq!((info.state(), erased.state_as::<u8>()), (&7, Some(&7)));
+        assert_eq!(erased.state_as::<u16>(), None);
+    }
+
+    #[test]
+    fn unread_bodies_are_counted() {
+        let info = ConnInfo::new(([192, 0, 2, 1], 80).into(), None, Prefix::default());
+        assert!(!info.has_unread_body());
+        info.add_unread_body();
+        info.add_unread_body();
+        info.remove_unread_body();
+        assert!(info.has_unread_body());
+        info.remove_unread_body();
+        assert!(!info.has_unread_body());
+    }
+}
