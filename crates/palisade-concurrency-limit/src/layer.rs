@@ -1,8 +1,8 @@
-//! The layer, its options, and the service's decision.
+//! The layer and its builder methods.
 
 use crate::{
     limiter::Limiter,
-    options::{Options, Queue},
+    options::{Options, QueueOptions},
     policy::ConcurrencyLimitPolicy,
 };
 use palisade_client_ip::ClientIp;
@@ -11,11 +11,12 @@ use palisade_guard::{GuardLayer, Guarded, Settings};
 use std::{sync::Arc, time::Duration};
 use tower_layer::Layer;
 
-/// Applies [`ConcurrencyLimit`]. Clones, and the services they make, share one limit.
+/// Applies [`ConcurrencyLimit`]. Clones, and the services they create, share one limit.
 ///
-/// They share the counts and the debts of clients. Each method changes the layer it is called on
-/// and what is made from that afterwards, so that routes can differ: of two clones one may have
-/// fewer requests [`present`](Self::present) before it refuses, or no [`fairness`](Self::fairness).
+/// Clones share the counts and the debts of clients. Each builder method changes the layer it is
+/// called on and the services created from that layer afterwards, so routes can differ: one of two
+/// clones can allow fewer [`present`](Self::present) requests, or have no
+/// [`fairness`](Self::fairness).
 #[derive(Clone, Debug)]
 pub struct ConcurrencyLimitLayer {
     guard: GuardLayer<ConcurrencyLimitPolicy>,
@@ -26,21 +27,20 @@ pub type ConcurrencyLimit<S> = Guarded<S, ConcurrencyLimitPolicy>;
 
 /// Request body under [`ConcurrencyLimit`].
 ///
-/// While the client is what it waits for, the request holds no permit. What comes is handed on
-/// once the request holds one again, or at once where the response head is out. Fails once with
-/// a [`Violation`](palisade_core::Violation) if the request has to go, and is then at its end.
+/// The request holds no permit while it waits for its client. Data that arrives is passed on once
+/// the request holds a permit again, or immediately if the response head has been sent. If the
+/// request is evicted, the body fails once with a [`Violation`](palisade_core::Violation) and then
+/// ends.
 pub type RequestBody<B> = palisade_guard::RequestBody<B, ConcurrencyLimitPolicy>;
 
 /// Response body under [`ConcurrencyLimit`].
 ///
-/// From a frame handed out until the next is asked for, the request holds no permit, nor while
-/// the handler waits for the request body. Fails with a
-/// [`Violation`](palisade_core::Violation), or ends with trailers in gRPC, if the request has
-/// to go.
+/// The request holds no permit from the time a frame is returned until the next one is polled, nor
+/// while the handler waits for the request body. If the request is evicted, the body fails with a
+/// [`Violation`](palisade_core::Violation); in gRPC it ends with trailers.
 pub type ResponseBody<B> = palisade_guard::ResponseBody<B, ConcurrencyLimitPolicy>;
 
-/// Response future of [`ConcurrencyLimit`]. To drop it is to leave the queue, or to give the permit
-/// back.
+/// Response future of [`ConcurrencyLimit`]. Dropping it leaves the queue, or gives the permit back.
 pub type ResponseFuture<S, B> = palisade_guard::ResponseFuture<S, B, ConcurrencyLimitPolicy>;
 
 /// Changes the limit of a running server.
@@ -54,7 +54,8 @@ pub struct ConcurrencyLimitHandle {
 palisade_guard::settings_methods!(ConcurrencyLimitLayer, levels: limiter, tells: limiter);
 
 impl ConcurrencyLimitLayer {
-    /// At most `limit` requests at work, 2,097,151 at most. With 0 every request is refused.
+    /// Creates a layer that limits the requests at work to `limit`, and to at most 2,097,151. With
+    /// 0, every request is refused.
     pub fn new(limit: usize) -> Self {
         Self {
             guard: GuardLayer::new(ConcurrencyLimitPolicy(Arc::new(Options {
@@ -63,110 +64,118 @@ impl ConcurrencyLimitLayer {
                 max_present: 0,
                 is_fair: false,
                 release_at_head: false,
-                client: Arc::new(ClientIp::peer()),
-                per_client: None,
-                picks: None,
-                max_picked: 0,
+                key_extractor: Arc::new(ClientIp::peer()),
+                max_per_client: None,
+                reserve_predicate: None,
+                max_reserve_permits: 0,
                 queue: None,
             }))),
         }
     }
 
-    /// At most `requests` present, at work or waiting for their own clients. Where one more comes,
-    /// the one goes that has waited longest for its client to send or take 512 bytes: 408, or the
-    /// end of its body. Where nobody waits for a client, the one more is refused; so with fewer
-    /// than the limit, no more than `requests` work. Those in the [`Self::queue`] are not present
-    /// yet. With 0 it follows the limit. Defaults to 8 times the limit.
+    /// Limits the requests present, at work or waiting for their own clients, to `requests`. When
+    /// one more arrives, the request that has waited longest for its client to send or take 512
+    /// bytes is evicted: it is answered 408, or its body is ended. If no request waits for its
+    /// client, the new one is refused. A value below the limit therefore also limits the requests
+    /// at work. Requests in the [`Self::queue`] are not present yet. With 0, the value follows the
+    /// limit. Defaults to 8 times the limit.
     pub fn present(mut self, requests: usize) -> Self {
         self.policy_mut().max_present = requests;
         self
     }
 
     /// Keeps the last tenth of the permits for light clients. Each client is charged the time that
-    /// its requests work, pays back one permit all the time, and is heavy while it owes more than
-    /// the usual request costs, or has two at work. A client with many slow requests in flight then
-    /// cannot shut out those with a few. [`Self::client`] tells clients apart.
+    /// its requests work and pays back the time of one permit continuously. It is heavy while it
+    /// owes more than the mean request costs, or has two requests at work. A client with many slow
+    /// requests in flight therefore cannot shut out clients with few. [`Self::client`] determines
+    /// the client.
     ///
     /// While permits are short, new requests of heavy clients get what the light ones leave of the
-    /// other nine tenths, and in any case a quarter of all: an address that many people share is
-    /// served under overload too. A request that was admitted and waits for a permit to go on is
-    /// passed by no newcomer, whatever its client owes, save for the reserved tenth.
+    /// other nine tenths, and in any case a quarter of all permits: an address that many people
+    /// share is served under overload too. An admitted request that is queued for a permit is
+    /// passed by no new request, whatever its client owes, except for a permit of the last tenth.
     ///
-    /// Remembers 65,536 clients in 512 KiB, and those at work. A request that comes while less than
-    /// half of the permits are taken is in no account, and as light as any, until permits are short
-    /// and it goes on after a wait for its client; it costs no clock and no lock. The others cost a
-    /// few of each.
-    /// Defaults to off.
+    /// Remembers 65,536 clients in 512 KiB, and the clients with requests at work. A request that
+    /// arrives while less than half of the permits are taken is not charged and counts as light,
+    /// until permits are short and it resumes after a wait for its client; it reads no clock and
+    /// takes no lock. All other requests read the clock and take locks a few times. Defaults to
+    /// off.
     pub fn fairness(mut self) -> Self {
-        self.policy().0.limiter.keep_accounts();
+        self.policy().0.limiter.enable_fair_share();
         self.policy_mut().is_fair = true;
         self
     }
 
-    /// At most `requests` of one client present at a time; the next is answered 429. Costs one
-    /// lock and one allocation per request. Defaults to no such limit.
+    /// Limits the requests that one client may have present to `requests`; the next one is answered
+    /// 429. Costs one lock and one allocation per request. Defaults to no such limit.
     pub fn per_client(mut self, requests: usize) -> Self {
-        self.policy_mut().per_client = Some(requests);
+        self.policy_mut().max_per_client = Some(requests);
         self
     }
 
-    /// Who counts as one client for [`Self::fairness`] and [`Self::per_client`]. Requests for
-    /// which it answers [`Exempt`](palisade_core::KeyOutcome::Exempt) or
-    /// [`Refuse`](palisade_core::KeyOutcome::Refuse) are in no client's account.
-    /// Defaults to [`ClientIp::peer`].
+    /// Determines the client of a request for [`Self::fairness`] and [`Self::per_client`]. Requests
+    /// for which the extractor returns [`Exempt`](palisade_core::KeyOutcome::Exempt) or
+    /// [`Refuse`](palisade_core::KeyOutcome::Refuse) count for no client. Defaults to
+    /// [`ClientIp::peer`].
     pub fn client(self, client: impl KeyExtractor) -> Self {
         self.shared_client(Arc::new(client))
     }
 
-    /// The same by an extractor that other layers of a stack have, too: it is asked once.
+    /// As [`Self::client`], with an extractor that other layers of a stack share: it is called once
+    /// per request.
     #[doc(hidden)]
     pub fn shared_client(mut self, client: Arc<dyn KeyExtractor>) -> Self {
-        self.policy_mut().client = client;
+        self.policy_mut().key_extractor = client;
         self
     }
 
-    /// `requests` permits beyond the limit for those that `picks` picks, health checks for example,
-    /// when no other permit is free. Pick by what a client cannot make up, or by what costs nothing
-    /// to answer. Defaults to none.
+    /// Grants up to `requests` permits beyond the limit to requests that match `predicate`, health
+    /// checks for example, while no other permit is free. Match on something that a client cannot
+    /// forge, or that costs nothing to answer. Defaults to none.
     pub fn reserve(
         mut self,
         requests: usize,
-        picks: impl Fn(&RequestHead<'_>) -> bool + Send + Sync + 'static,
+        predicate: impl Fn(&RequestHead<'_>) -> bool + Send + Sync + 'static,
     ) -> Self {
         let policy = self.policy_mut();
-        policy.max_picked = requests;
-        policy.picks = Some(Arc::new(picks));
+        policy.max_reserve_permits = requests;
+        policy.reserve_predicate = Some(Arc::new(predicate));
         self
     }
 
-    /// Lets at most `waiters` newcomers wait for a permit, each for at most `wait`, first come
-    /// first served, instead of refusing them at once; with [`Self::fairness`] those whose clients
-    /// hold few come first. They are not [`present`](Self::present) before they have a permit, and
-    /// refused if there is no room then. With 0 `waiters` all are refused at once. Dropping the
-    /// response future leaves the queue. Defaults to no queue: under overload a queue makes
-    /// all requests slow before it refuses the same number of them.
-    pub fn queue(mut self, waiters: usize, wait: Duration) -> Self {
-        self.policy_mut().queue = Some(Queue { waiters, wait });
+    /// Queues at most `max_waiters` new requests for a permit, each for at most `max_wait`, instead
+    /// of refusing them at once. They are granted permits in order of arrival; with
+    /// [`Self::fairness`], those of light clients come first. They are not
+    /// [`present`](Self::present) before they have a permit, and are refused if there is no room
+    /// then. With 0 `max_waiters`, all are refused at once. Dropping the response future leaves the
+    /// queue. Defaults to no queue: under overload a queue makes all requests slow before it
+    /// refuses the same number of them.
+    pub fn queue(mut self, max_waiters: usize, max_wait: Duration) -> Self {
+        self.policy_mut().queue = Some(QueueOptions {
+            max_waiters,
+            max_wait,
+        });
         self
     }
 
-    /// Ends the count at the response head instead of the end of the response body, as tower's
-    /// does. For routes whose answers are long streams of your own. Defaults to the end of the
+    /// Releases the permit at the response head instead of the end of the response body, as tower's
+    /// limit does. Intended for routes that respond with long streams. Defaults to the end of the
     /// body.
     pub fn release_at_head(mut self) -> Self {
         self.policy_mut().release_at_head = true;
         self
     }
 
-    /// A handle that changes the limit while the server runs. It tells the metrics that were given
-    /// last to this layer or to another one that shares its limit, then or later.
+    /// Returns a handle that changes the limit while the server runs. It records changes to the
+    /// metrics set last on this layer or on another one that shares its limit, including metrics
+    /// set later.
     pub fn handle(&self) -> ConcurrencyLimitHandle {
         ConcurrencyLimitHandle {
             limiter: self.policy().0.limiter.clone(),
         }
     }
 
-    /// The policy of this layer, for a stack of several.
+    /// The policy of this layer, used by a stack of several guards.
     #[doc(hidden)]
     pub fn policy(&self) -> &ConcurrencyLimitPolicy {
         self.guard.policy()
@@ -188,19 +197,19 @@ impl<S> Layer<S> for ConcurrencyLimitLayer {
 // === ConcurrencyLimitHandle ===
 
 impl ConcurrencyLimitHandle {
-    /// At most `limit` requests at work from now on. Those that are at work go on; with a lower
-    /// limit nobody is let in until enough of them are done. With 0 whoever was let in still goes
-    /// on, one at a time where they have to wait for a permit.
+    /// Limits the requests at work to `limit` from now on. Requests at work continue; after a lower
+    /// limit is set, no request is admitted until enough of them have ended. With 0, admitted
+    /// requests still continue, one at a time if they have to wait for a permit.
     pub fn set_limit(&self, limit: usize) {
         self.limiter.set_limit(limit);
     }
 
-    /// The present limit.
+    /// The current limit.
     pub fn limit(&self) -> usize {
         self.limiter.limit()
     }
 
-    /// How many requests are at work now.
+    /// The number of requests at work.
     pub fn working(&self) -> usize {
         self.limiter.working()
     }

@@ -1,19 +1,19 @@
-//! Caps the requests at work. The one over the cap is answered 503 at once; it never waits.
+//! Limits the requests at work. A request over the limit is answered 503 at once; it never waits.
 //!
-//! A request is *at work* while our own code is what it waits for. While it waits for its own
-//! client, for the next bytes of an upload or until the next piece of an answer is taken,
-//! it gives its permit up and takes it again, in order and before newcomers, when there is
-//! something to do. (While fewer requests are present than half of the permits it keeps its own
-//! meanwhile, which is cheaper, and counts as waiting all the same.) So five hundred clients that
-//! drip a byte a second into their uploads hold no permit that an honest request needs. How many
-//! requests may be here at all, at work or waiting, is capped too
-//! ([`ConcurrencyLimitLayer::present`]); there the one goes that has waited longest for its client
-//! to send or take 512 bytes.
+//! A request is *at work* unless it waits for its own client. While it waits for its client, for
+//! the next bytes of an upload or until the next frame of a response is read, it gives its permit
+//! back. When there is something to do it takes a permit again, in order and before new requests.
+//! (While fewer requests are present than half of the permits, it keeps its permit meanwhile, which
+//! is cheaper, and still counts as waiting.) Five hundred clients that send a byte per second into
+//! their uploads therefore hold no permit that other requests need. The number of requests present,
+//! at work or waiting, is limited too ([`ConcurrencyLimitLayer::present`]): over that limit, the
+//! request that has waited longest for its client to send or take 512 bytes is evicted.
 //!
 //! It differs from tower's `ConcurrencyLimit` in that it
 //! - refuses instead of queueing without bound (`LoadShed` is not needed, and no error type
 //!   changes),
-//! - counts a request until its response body ends, fails or is dropped, not until the head is out,
+//! - counts a request until its response body ends, fails or is dropped, not until the response
+//!   head,
 //! - is one limit for all routes and connections, however often the layer is applied,
 //! - can be changed while the server runs ([`ConcurrencyLimitLayer::handle`]).
 //!
@@ -22,7 +22,9 @@
 //! # use bytes::Bytes;
 //! # use http_body_util::{Empty, Full};
 //! # use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
-//! # async fn handler<B>(_: http::Request<B>) -> Result<http::Response<Full<Bytes>>, std::convert::Infallible> {
+//! # async fn handler<B>(
+//! #     _: http::Request<B>,
+//! # ) -> Result<http::Response<Full<Bytes>>, std::convert::Infallible> {
 //! #     Ok(http::Response::new(Full::default()))
 //! # }
 //! # #[tokio::main(flavor = "current_thread")]
@@ -38,28 +40,29 @@
 //! # }
 //! ```
 //!
-//! What ends the count early: a `101`, a `2xx` to `CONNECT`, and `text/event-stream`, because such
-//! streams live for hours and cost next to nothing; cap them by the connection. Other long streams
-//! of your own: put [`ConcurrencyLimitLayer::release_at_head`] on their routes. A gRPC response
-//! stream whose request was read is at work until it has given nothing for 5 s. From then on it
-//! holds no permit while it has nothing to give, and takes one again for each message, before
-//! newcomers.
+//! A request is released at its response head for `101`, for `2xx` to `CONNECT`, and for
+//! `text/event-stream`, because such streams live for hours and cost next to nothing; limit them by
+//! connection. For other long streams, set [`ConcurrencyLimitLayer::release_at_head`] on their
+//! routes. A gRPC response stream is at work, once its request has been read, until it has returned
+//! nothing for 5 s. From then on it holds no permit while it has no data, and takes one again for
+//! each message, before new requests.
 //!
-//! The content type is the handler's word: one that lets its client choose the content type of a
-//! stream lets it out of the count.
+//! The content type is set by the handler: a handler that lets its client choose the content type
+//! of a stream lets that stream out of the limit.
 //!
-//! What it cannot see:
+//! Limitations:
 //! - A handler that read ahead in vain, as axum's `Multipart` does, and then waits for something
-//!   else is found out when it is next polled, which is at once if as many requests are present
-//!   then as half of the permits. For that long it works without a permit, and can be evicted.
+//!   else is detected when it is next polled, which is at once if as many requests are present then
+//!   as half of the permits. Until then it works without a permit and can be evicted.
 //! - A request body that is read in another task, or inside something that does not poll all its
-//!   parts (`FuturesUnordered` for example), makes its request wait for the client whenever it has
-//!   nothing to give, whatever the handler does meanwhile.
-//! - Once the response head is out, only the answer asks for permits. A task that reads the request
-//!   body from then on is handed what comes at once; its work counts when the answer is asked for.
-//! - A evicted answer that the server does not poll, because its reader takes nothing, stays in
-//!   memory until the server polls or drops it: `present` counts it no more, and only what guards
-//!   the connection can cut it. Likewise an answer that was never polled keeps its permit.
+//!   parts (`FuturesUnordered` for example), makes its request wait for the client whenever the
+//!   body has no data, whatever the handler does meanwhile.
+//! - Once the response head is sent, only the response acquires permits. A task that reads the
+//!   request body from then on receives data as it arrives; its work counts when the response is
+//!   polled.
+//! - An evicted response that the server does not poll, because its reader takes nothing, stays in
+//!   memory until the server polls or drops it: `present` no longer counts it, and only a guard of
+//!   the connection can end it. A response that was never polled keeps its permit.
 #![forbid(unsafe_code)]
 
 mod layer;

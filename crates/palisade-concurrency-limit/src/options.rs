@@ -1,4 +1,4 @@
-//! The options of one layer.
+//! Options of one layer.
 
 use crate::limiter::{FairShare, Limiter, Rules};
 use palisade_core::{ClientKey, KeyExtractor, KeyOutcome, Mode, RequestHead};
@@ -10,28 +10,28 @@ use std::{fmt, sync::Arc, time::Duration};
 pub struct Options {
     pub(crate) settings: Settings,
     pub(crate) limiter: Arc<Limiter>,
-    /// So many requests may be present. 0: as many as usual.
+    /// Maximum number of requests present. 0 stands for the default multiple of the limit.
     pub(crate) max_present: usize,
     pub(crate) is_fair: bool,
     pub(crate) release_at_head: bool,
-    pub(crate) client: Arc<dyn KeyExtractor>,
-    pub(crate) per_client: Option<usize>,
-    pub(crate) picks: Option<Predicate>,
-    pub(crate) max_picked: usize,
-    pub(crate) queue: Option<Queue>,
+    pub(crate) key_extractor: Arc<dyn KeyExtractor>,
+    pub(crate) max_per_client: Option<usize>,
+    pub(crate) reserve_predicate: Option<Predicate>,
+    pub(crate) max_reserve_permits: usize,
+    pub(crate) queue: Option<QueueOptions>,
 }
 
-/// Picks the requests that may have permits beyond the limit.
+/// Selects the requests that may take permits beyond the limit.
 pub(crate) type Predicate = Arc<dyn Fn(&RequestHead<'_>) -> bool + Send + Sync>;
 
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Queue {
-    pub(crate) waiters: usize,
-    pub(crate) wait: Duration,
+pub(crate) struct QueueOptions {
+    pub(crate) max_waiters: usize,
+    pub(crate) max_wait: Duration,
 }
 
 impl Options {
-    /// What the limiter needs to know.
+    /// The options that the limiter needs.
     pub(crate) fn rules(&self) -> Rules {
         let enforces = self.settings.mode != Mode::Shadow;
         Rules {
@@ -41,14 +41,14 @@ impl Options {
         }
     }
 
-    pub(crate) fn client(&self, head: &RequestHead<'_>, keys: &mut Keys) -> Option<ClientKey> {
-        match keys.get(&self.client, head) {
+    pub(crate) fn client_key(&self, head: &RequestHead<'_>, keys: &mut Keys) -> Option<ClientKey> {
+        match keys.get(&self.key_extractor, head) {
             KeyOutcome::Key(client) => Some(client),
             KeyOutcome::Exempt | KeyOutcome::Refuse => None,
         }
     }
 
-    /// The accounts of clients, where they matter.
+    /// The debts of clients, if this layer uses fairness.
     #[inline]
     pub(crate) fn fair_share(&self) -> Option<&FairShare> {
         if self.is_fair {
@@ -64,7 +64,7 @@ impl fmt::Debug for Options {
         f.debug_struct("Options")
             .field("settings", &self.settings)
             .field("limit", &self.limiter.limit())
-            .field("per_client", &self.per_client)
+            .field("per_client", &self.max_per_client)
             .field("queue", &self.queue)
             .field("release_at_head", &self.release_at_head)
             .finish_non_exhaustive()

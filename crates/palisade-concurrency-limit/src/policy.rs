@@ -1,12 +1,12 @@
-//! What the concurrency limit decides.
+//! Decisions of the concurrency limit.
 
 use crate::{
-    limiter::{Evicted, Half, Share, Waiter},
+    limiter::{Evicted, Half, PermitKind, Waiter},
     options::Options,
     request::{
-        Common, Halves, Held, Queued, Stage, Upload, Waits,
-        admission::{self, Denied, over},
-        response::{ends_at_head, is_grpc},
+        Common, Halves, Held, Queued, Upload, UploadStage, Waits,
+        admission::{self, Denied, limit_exceeded},
+        response::{is_grpc, releases_at_head},
     },
 };
 use http::{Request, Response, StatusCode};
@@ -27,16 +27,16 @@ use tokio::time::Instant;
 #[derive(Clone, Debug)]
 pub struct ConcurrencyLimitPolicy(pub(crate) Arc<Options>);
 
-/// How long a refused client is asked to stay away.
+/// Sent as `Retry-After` with a refusal.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 // === ConcurrencyLimitPolicy ===
 
 impl ConcurrencyLimitPolicy {
-    /// Queues or refuses a request for which there is no permit now.
+    /// Queues or refuses a request that got no permit.
     #[cold]
     #[inline(never)]
-    fn denied<B: Body>(
+    fn queue_or_refuse<B: Body>(
         &self,
         request: &Request<B>,
         facts: &Facts,
@@ -51,17 +51,21 @@ impl ConcurrencyLimitPolicy {
         if let (Reason::Full, Some(queue)) = (violation.reason, options.queue)
             && options.rules().enforces
         {
-            let (rules, client) = (options.rules(), self.account_of(&request.into(), keys));
-            let waiter = options
-                .limiter
-                .queue_newcomer(rules, client, counted, queue.waiters);
+            let (rules, client) = (
+                options.rules(),
+                self.fair_share_client(&request.into(), keys),
+            );
+            let waiter =
+                options
+                    .limiter
+                    .queue_new_request(rules, client, counted, queue.max_waiters);
             if let Some(waiter) = waiter {
                 return Ok(Held::Queued(Box::new(Queued {
                     waiter,
-                    wait: queue.wait,
+                    max_wait: queue.max_wait,
                 })));
             }
-            violation = over(Reason::QueueFull, Phase::RequestHead, queue.waiters);
+            violation = limit_exceeded(Reason::QueueFull, Phase::RequestHead, queue.max_waiters);
         }
         let status = match violation.reason {
             Reason::ClientFull => StatusCode::TOO_MANY_REQUESTS,
@@ -73,7 +77,7 @@ impl ConcurrencyLimitPolicy {
         }
     }
 
-    /// Records a refusal. `None` if it is not enforced.
+    /// Records a refusal. Returns `None` if it is not enforced.
     fn refuse(&self, violation: Violation, status: StatusCode, facts: &Facts) -> Option<Refusal> {
         let mut rejection = Rejection::new(violation, status, facts.form);
         if status != StatusCode::REQUEST_TIMEOUT {
@@ -82,69 +86,78 @@ impl ConcurrencyLimitPolicy {
         self.0.settings.turn_away(rejection, facts).err()
     }
 
-    fn account_of(&self, head: &RequestHead<'_>, keys: &mut Keys) -> Option<ClientKey> {
+    fn fair_share_client(&self, head: &RequestHead<'_>, keys: &mut Keys) -> Option<ClientKey> {
         self.0.fair_share()?;
-        self.0.client(head, keys)
+        self.0.client_key(head, keys)
     }
 
-    /// What a evicted request did: it was one too many of those that wait.
-    fn displacement(&self, phase: Phase) -> Violation {
-        over(
+    /// The violation of an evicted request: one request too many was present.
+    fn eviction_violation(&self, phase: Phase) -> Violation {
+        limit_exceeded(
             Reason::Evicted,
             phase,
             self.0.limiter.max_present(self.0.max_present),
         )
     }
 
-    /// The request is over. Returns whether it was evicted.
-    fn leave(&self, waiter: &Waiter, of: Of<'_, Common>) -> bool {
-        let left = self.0.limiter.leave(waiter);
-        let is_displaced = left.is_displaced;
-        if of.shared.is_some_and(|common| !common.flags.is_body_gone()) {
-            left.wake_body();
+    /// Ends the request. Returns whether it was evicted.
+    fn end_request(&self, waiter: &Waiter, request: Of<'_, Common>) -> bool {
+        let ended = self.0.limiter.end_request(waiter);
+        let is_evicted = ended.is_evicted;
+        if request
+            .shared
+            .is_some_and(|common| !common.flags.is_body_dropped())
+        {
+            ended.wake_request_body();
         }
-        is_displaced
+        is_evicted
     }
 
-    /// The request, which was evicted, is over before it is released. The caller has recorded it.
-    fn leave_early(&self, held: &mut Held, of: Of<'_, Common>) {
-        // First, because to wake a task may run any code.
+    /// Ends an evicted request before it is released. The caller has recorded the eviction.
+    fn end_evicted_request(&self, held: &mut Held, request: Of<'_, Common>) {
+        // Take it out first: waking a task may run arbitrary code.
         let held = std::mem::take(held);
-        if let Some(waiter) = held.waiter(of.shared) {
-            self.leave(waiter, of);
+        if let Some(waiter) = held.waiter(request.shared) {
+            self.end_request(waiter, request);
         }
     }
 
-    /// The request is over. Records that it is cut, if it was evicted and not polled since.
-    fn release_waiter(&self, waiter: &Waiter, of: Of<'_, Common>) {
-        if self.leave(waiter, of) {
-            self.record_cut(of);
+    /// Ends the request. Records a cut if it was evicted and has not been polled since.
+    fn release_waiter(&self, waiter: &Waiter, request: Of<'_, Common>) {
+        if self.end_request(waiter, request) {
+            self.record_cut(request);
         }
     }
 
-    fn record_cut(&self, of: Of<'_, Common>) -> Violation {
-        let violation = self.displacement(Phase::ResponseBody);
-        self.0.settings.cut(&violation, of.facts.conn());
+    fn record_cut(&self, request: Of<'_, Common>) -> Violation {
+        let violation = self.eviction_violation(Phase::ResponseBody);
+        self.0.settings.cut(&violation, request.facts.conn());
         violation
     }
 
-    /// Ends a response that was evicted.
+    /// Ends the response of an evicted request.
     #[cold]
     #[inline(never)]
-    fn cut(&self, held: &mut Held, of: Of<'_, Common>, slot: &mut Polled) -> Flow {
-        let violation = self.record_cut(of);
-        self.leave_early(held, of);
-        *slot = Poll::Ready(Some(violation.ending(of.facts.form)));
+    fn cut(&self, held: &mut Held, request: Of<'_, Common>, slot: &mut Polled) -> Flow {
+        let violation = self.record_cut(request);
+        self.end_evicted_request(held, request);
+        *slot = Poll::Ready(Some(violation.ending(request.facts.form)));
         Flow::Cut
     }
 
-    /// A frame of so many `bytes` was handed to the server, and nothing is left to do until it asks
-    /// for more: for the first time, or in a gRPC stream.
+    /// Waits for the client after a frame of `bytes` was passed to the server: for the first time,
+    /// or in a gRPC stream. Nothing is left to do until the server polls again.
     #[inline(never)]
-    fn wait_for_client(&self, held: &mut Held, of: Of<'_, Common>, bytes: u64, cx: &Context<'_>) {
+    fn wait_for_client(
+        &self,
+        held: &mut Held,
+        request: Of<'_, Common>,
+        bytes: u64,
+        cx: &Context<'_>,
+    ) {
         if let Held::Permit(extras) = held {
-            // A permit beyond the limit is kept: there is no queue for it.
-            if extras.as_ref().is_some_and(|extras| extras.picked) {
+            // A permit beyond the limit is not given back: there is no queue for it.
+            if extras.as_ref().is_some_and(|extras| extras.from_reserve) {
                 return;
             }
             let client = held.charged_client();
@@ -154,133 +167,134 @@ impl ConcurrencyLimitPolicy {
             let waiter = Waiter::working(self.0.rules(), client, extras);
             *held = Held::Waits(Waits(Arc::new(waiter)));
         }
-        let waiter = match (&*held, of.shared) {
-            (Held::Shared, Some(common)) => {
-                common.halves_to_wait(&self.0).map(|halves| halves.waiter)
-            }
+        let waiter = match (&*held, request.shared) {
+            (Held::Shared, Some(common)) => common
+                .halves_or_new_waiter(&self.0)
+                .map(|halves| halves.waiter),
             (held, common) => held.waiter(common),
         };
         if let Some(waiter) = waiter {
-            waiter.progressed(bytes);
-            if let Some(common) = of.shared
-                && common.flags.is_stream()
+            waiter.add_progress(bytes);
+            if let Some(common) = request.shared
+                && common.flags.is_grpc_stream()
             {
-                common.stream_gives();
+                common.stream_progressed();
             }
-            self.0.limiter.wait_for_client(waiter, Half::Answer, cx);
+            self.0.limiter.wait_for_client(waiter, Half::Response, cx);
         }
     }
 
-    /// The response is asked for more, and has nothing to give.
+    /// Updates the state after a poll in which the response body was pending.
     #[inline(never)]
-    fn answer_waits(&self, of: Of<'_, Common>, cx: &mut Context<'_>) {
+    fn response_pending(&self, request: Of<'_, Common>, cx: &mut Context<'_>) {
         // Without a body the handler does not wait for the client.
-        let Some(common) = of.shared else { return };
-        let streams = common.flags.is_stream();
-        if !streams && common.waiter().is_none() && common.flags.is_body_gone() {
+        let Some(common) = request.shared else { return };
+        let is_grpc_stream = common.flags.is_grpc_stream();
+        if !is_grpc_stream && common.waiter().is_none() && common.flags.is_body_dropped() {
             return;
         }
-        if let Some(halves) = common.halves_to_wait(&self.0) {
-            halves.answer_waits(cx);
-            if streams {
-                common.stream_waits(&self.0, cx);
+        if let Some(halves) = common.halves_or_new_waiter(&self.0) {
+            halves.response_pending(cx);
+            if is_grpc_stream {
+                common.poll_stream_idle(&self.0, cx);
             }
         }
     }
 
-    /// The handler of a request that has waited was polled.
+    /// Updates the state after a poll of the handler of a request that has waited.
     #[inline(never)]
-    fn after_poll(
+    fn after_handler_poll(
         &self,
         held: &mut Held,
-        of: Of<'_, Common>,
+        request: Of<'_, Common>,
         handler: Handler,
         cx: &mut Context<'_>,
     ) -> Option<Box<Refusal>> {
-        let halves = of.shared?.halves(&self.0)?;
+        let halves = request.shared?.halves(&self.0)?;
         let is_pending = if let Handler::Pending { awaits_client } = handler {
-            halves.handler_waits(awaits_client, cx);
+            halves.handler_pending(awaits_client, cx);
             true
         } else {
             false
         };
-        if !halves.waiter.is_displaced() {
+        if !halves.waiter.is_evicted() {
             return None;
         }
-        // A response that is ready is not thrown away, unless it may say no more than that the
-        // body failed. Only a guard that enforces evicts.
-        let is_refused = is_pending || halves.body_told();
+        // A ready response is kept, unless it may only report that the body failed. Requests are
+        // evicted only in enforce mode.
+        let is_refused = is_pending || halves.is_eviction_reported();
         let (violation, status) = (
-            self.displacement(Phase::RequestBody),
+            self.eviction_violation(Phase::RequestBody),
             StatusCode::REQUEST_TIMEOUT,
         );
         let refusal = if is_refused {
-            self.refuse(violation, status, of.facts)
+            self.refuse(violation, status, request.facts)
         } else {
             None
         };
-        self.leave_early(held, of);
+        self.end_evicted_request(held, request);
         refusal.map(Box::new)
     }
 
-    /// The body of a request that has waited has something to hand on.
+    /// Passes a frame of a request that has waited to the handler, or holds it until there is a
+    /// permit.
     #[inline(never)]
-    fn hand_on(
+    fn pass_frame(
         &self,
         halves: Halves<'_>,
         upload: &mut Upload,
         slot: &mut Polled,
         cx: &Context<'_>,
     ) -> Flow {
-        if upload.stash.is_none() {
-            if halves.body_goes_on() {
-                halves.waiter.progressed(length(slot));
+        if upload.held_frame.is_none() {
+            if halves.resume_body() {
+                halves.waiter.add_progress(data_len(slot));
                 return Flow::Go;
             }
             let Poll::Ready(frame) = std::mem::replace(slot, Poll::Pending) else {
                 return Flow::Go;
             };
-            upload.stash = Some(Box::new(frame));
-            upload.stage = Stage::Holding;
+            upload.held_frame = Some(Box::new(frame));
+            upload.stage = UploadStage::HoldsFrame;
         }
-        let Poll::Ready(goes_on) = halves.poll_body(cx) else {
+        let Poll::Ready(permit) = halves.poll_body_permit(cx) else {
             *slot = Poll::Pending;
             return Flow::Busy;
         };
-        let stash = upload.stash.take();
-        upload.stage = Stage::Watched;
-        if let Err(Evicted) = goes_on {
-            upload.stage = Stage::Cut;
-            halves.body_tells();
-            let violation = self.displacement(Phase::RequestBody);
+        let held_frame = upload.held_frame.take();
+        upload.stage = UploadStage::Limited;
+        if let Err(Evicted) = permit {
+            upload.stage = UploadStage::Evicted;
+            halves.set_eviction_reported();
+            let violation = self.eviction_violation(Phase::RequestBody);
             *slot = Poll::Ready(Some(Err(violation.into())));
             return Flow::Cut;
         }
-        *slot = Poll::Ready(stash.and_then(|frame| *frame));
-        halves.waiter.progressed(length(slot));
+        *slot = Poll::Ready(held_frame.and_then(|frame| *frame));
+        halves.waiter.add_progress(data_len(slot));
         Flow::Go
     }
 
-    /// Releases what a request holds that is more than a mere permit.
+    /// Releases a request that holds more than a plain permit.
     #[inline(never)]
-    fn release_more(&self, held: &mut Held, of: Of<'_, Common>) {
-        let early = of.shared.and_then(Common::take_early);
+    fn release_slow(&self, held: &mut Held, request: Of<'_, Common>) {
+        let initial_permit = request.shared.and_then(Common::take_initial_permit);
         match std::mem::take(held) {
             Held::Permit(None) | Held::Nothing => {}
-            Held::Permit(Some(extras)) => self.0.limiter.release_with(extras),
-            Held::Waits(Waits(waiter)) => self.release_waiter(&waiter, of),
-            Held::Queued(queued) => self.release_waiter(&queued.waiter, of),
-            Held::Shared => match (early, of.shared.and_then(Common::waiter)) {
-                (Some(None), _) => self.0.limiter.release(Share::Common),
-                (Some(Some(extras)), _) => self.0.limiter.release_with(extras),
-                (None, Some(waiter)) => self.release_waiter(waiter, of),
+            Held::Permit(Some(extras)) => self.0.limiter.release_with_extras(extras),
+            Held::Waits(Waits(waiter)) => self.release_waiter(&waiter, request),
+            Held::Queued(queued) => self.release_waiter(&queued.waiter, request),
+            Held::Shared => match (initial_permit, request.shared.and_then(Common::waiter)) {
+                (Some(None), _) => self.0.limiter.release(PermitKind::Common),
+                (Some(Some(extras)), _) => self.0.limiter.release_with_extras(extras),
+                (None, Some(waiter)) => self.release_waiter(waiter, request),
                 (None, None) => {}
             },
         }
     }
 }
 
-fn length(polled: &Polled) -> u64 {
+fn data_len(polled: &Polled) -> u64 {
     match polled {
         Poll::Ready(Some(Ok(frame))) => frame.data_ref().map_or(0, |data| data.len() as u64),
         _ => 0,
@@ -311,7 +325,7 @@ impl Policy for ConcurrencyLimitPolicy {
         }
         match admission::admit(&self.0, &RequestHead::from(request), keys) {
             Ok(extras) => Ok(Held::Permit(extras)),
-            Err(denied) => self.denied(request, facts, keys, denied),
+            Err(denied) => self.queue_or_refuse(request, facts, keys, denied),
         }
     }
 
@@ -326,29 +340,29 @@ impl Policy for ConcurrencyLimitPolicy {
         if let Held::Queued(queued) = held {
             return Common::queued(queued.waiter.clone(), facts.has_body);
         }
-        // First, because it runs code of the user's that may panic.
-        let client = self.account_of(&RequestHead::from(&*request), keys);
-        let early = match held {
-            Held::Permit(extras) if !extras.as_ref().is_some_and(|extras| extras.picked) => {
-                let early = extras.take();
+        // Before anything is taken: the key extractor is user code and may panic.
+        let client = self.fair_share_client(&RequestHead::from(&*request), keys);
+        let initial_permit = match held {
+            Held::Permit(extras) if !extras.as_ref().is_some_and(|extras| extras.from_reserve) => {
+                let initial_permit = extras.take();
                 *held = Held::Shared;
-                Some(early)
+                Some(initial_permit)
             }
             _ => None,
         };
-        Common::new(early, client, facts.has_body)
+        Common::new(initial_permit, client, facts.has_body)
     }
 
     #[inline(always)]
     fn upload(&self, held: &mut Held, _: &Common, _: &Facts) -> Upload {
-        let is_watched = matches!(held, Held::Shared | Held::Queued(_));
-        let stage = if is_watched {
-            Stage::Watched
+        let is_limited = matches!(held, Held::Shared | Held::Queued(_));
+        let stage = if is_limited {
+            UploadStage::Limited
         } else {
-            Stage::Unwatched
+            UploadStage::Unlimited
         };
         Upload {
-            stash: None,
+            held_frame: None,
             progress: 0,
             stage,
         }
@@ -367,17 +381,18 @@ impl Policy for ConcurrencyLimitPolicy {
     fn poll_admission(
         &self,
         held: &mut Held,
-        of: Of<'_, Common>,
+        request: Of<'_, Common>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Box<Refusal>>> {
         let Held::Queued(queued) = held else {
             return Poll::Ready(Ok(()));
         };
         let limiter = &self.0.limiter;
-        let _: Result<(), Evicted> = ready!(limiter.poll_work(&queued.waiter, Half::Answer, cx));
-        if let Err(violation) = admission::welcome(&self.0) {
-            let refusal = self.refuse(violation, StatusCode::SERVICE_UNAVAILABLE, of.facts);
-            // Only a guard that enforces queues.
+        let _: Result<(), Evicted> =
+            ready!(limiter.poll_permit(&queued.waiter, Half::Response, cx));
+        if let Err(violation) = admission::finish_admission(&self.0) {
+            let refusal = self.refuse(violation, StatusCode::SERVICE_UNAVAILABLE, request.facts);
+            // Requests are queued only in enforce mode.
             return Poll::Ready(refusal.map_or(Ok(()), |refusal| Err(Box::new(refusal))));
         }
         if let Held::Queued(queued) = std::mem::take(held) {
@@ -390,36 +405,39 @@ impl Policy for ConcurrencyLimitPolicy {
     fn before_handler(
         &self,
         _: &mut Held,
-        of: Shared<'_, Common>,
+        request: Shared<'_, Common>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
-        let halves = of.shared.halves(&self.0);
-        halves.map_or(Poll::Ready(()), |halves| halves.poll_handler(cx))
+        let halves = request.shared.halves(&self.0);
+        halves.map_or(Poll::Ready(()), |halves| halves.poll_handler_permit(cx))
     }
 
     #[inline(always)]
     fn after_handler(
         &self,
         held: &mut Held,
-        of: Of<'_, Common>,
+        request: Of<'_, Common>,
         handler: Handler,
         cx: &mut Context<'_>,
     ) -> Option<Box<Refusal>> {
-        let waiter = held.waiter(of.shared)?;
-        let has_nothing_to_do = match handler {
+        let waiter = held.waiter(request.shared)?;
+        let is_idle = match handler {
             Handler::HeldBack => true,
             Handler::Pending {
                 awaits_client: true,
-            } => self.0.limiter.keeps_on(waiter, Half::Answer, cx),
+            } => self
+                .0
+                .limiter
+                .still_keeps_permit(waiter, Half::Response, cx),
             Handler::Pending {
                 awaits_client: false,
             }
             | Handler::Ready => false,
         };
-        if has_nothing_to_do {
+        if is_idle {
             None
         } else {
-            self.after_poll(held, of, handler, cx)
+            self.after_handler_poll(held, request, handler, cx)
         }
     }
 
@@ -433,26 +451,26 @@ impl Policy for ConcurrencyLimitPolicy {
         let Held::Queued(queued) = held else {
             return None;
         };
-        elapsed.started.checked_add(queued.wait)
+        elapsed.started.checked_add(queued.max_wait)
     }
 
     #[inline(always)]
     fn expired(
         &self,
         held: &mut Held,
-        of: Of<'_, Common>,
+        request: Of<'_, Common>,
         elapsed: &Elapsed<'_>,
     ) -> Option<Box<Refusal>> {
         let Held::Queued(queued) = held else {
             return None;
         };
-        if elapsed.wall() < queued.wait {
+        if elapsed.wall() < queued.max_wait {
             return None;
         }
-        let millis = u64::try_from(queued.wait.as_millis()).unwrap_or(u64::MAX);
+        let millis = u64::try_from(queued.max_wait.as_millis()).unwrap_or(u64::MAX);
         let (reason, phase) = (Reason::QueueTimeout, Phase::RequestHead);
         let violation = Violation::new(Guard::ConcurrencyLimit, reason, phase, millis, millis);
-        self.refuse(violation, StatusCode::SERVICE_UNAVAILABLE, of.facts)
+        self.refuse(violation, StatusCode::SERVICE_UNAVAILABLE, request.facts)
             .map(Box::new)
     }
 
@@ -460,21 +478,21 @@ impl Policy for ConcurrencyLimitPolicy {
     fn response_head<B: Body>(
         &self,
         held: &mut Held,
-        of: Of<'_, Common>,
+        request: Of<'_, Common>,
         response: &Response<B>,
         _: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
-        if let Some(common) = of.shared {
-            if of.facts.form.is_grpc() && is_grpc(response) {
-                common.flags.set_streams();
+        if let Some(common) = request.shared {
+            if request.facts.form.is_grpc() && is_grpc(response) {
+                common.flags.set_grpc_stream();
             }
-            common.head_is_out();
+            common.response_head_sent();
         }
         if matches!(held, Held::Nothing) || response.body().is_end_stream() {
             return Ok(false);
         }
-        if self.0.release_at_head || ends_at_head(response, of.facts) {
-            self.release(held, of);
+        if self.0.release_at_head || releases_at_head(response, request.facts) {
+            self.release(held, request);
             *held = Held::Nothing;
         }
         Ok(!matches!(held, Held::Nothing))
@@ -483,9 +501,11 @@ impl Policy for ConcurrencyLimitPolicy {
     #[inline(always)]
     fn is_plain(&self, upload: &Upload, common: &Common) -> bool {
         match upload.stage {
-            Stage::Unwatched => true,
-            Stage::Watched => common.halves(&self.0).is_none_or(Halves::body_passes),
-            Stage::Holding | Stage::Cut => false,
+            UploadStage::Unlimited => true,
+            UploadStage::Limited => common
+                .halves(&self.0)
+                .is_none_or(Halves::body_passes_through),
+            UploadStage::HoldsFrame | UploadStage::Evicted => false,
         }
     }
 
@@ -495,9 +515,9 @@ impl Policy for ConcurrencyLimitPolicy {
     }
 
     #[inline(always)]
-    fn wait_ends(&self, _: &mut Upload, of: Shared<'_, Common>, _: Stamp, _: Stamp) {
-        if let Some(halves) = of.shared.halves(&self.0) {
-            halves.body_has_something();
+    fn wait_ends(&self, _: &mut Upload, request: Shared<'_, Common>, _: Stamp, _: Stamp) {
+        if let Some(halves) = request.shared.halves(&self.0) {
+            halves.body_wait_ended();
         }
     }
 
@@ -505,22 +525,22 @@ impl Policy for ConcurrencyLimitPolicy {
     fn poll_request<U: Upstream>(
         &self,
         upload: &mut Upload,
-        of: Shared<'_, Common>,
-        up: &mut U,
+        request: Shared<'_, Common>,
+        upstream: &mut U,
         slot: &mut Polled,
         cx: &mut Context<'_>,
     ) -> Flow {
-        if upload.stage == Stage::Cut {
+        if upload.stage == UploadStage::Evicted {
             *slot = Poll::Ready(None);
             return Flow::Go;
         }
-        if upload.stash.is_none() {
-            up.poll(slot, cx);
+        if upload.held_frame.is_none() {
+            upstream.poll(slot, cx);
         }
-        let hands_on = upload.stage == Stage::Holding
-            || (upload.stage == Stage::Watched && !slot.is_pending());
-        match of.shared.halves(&self.0) {
-            Some(halves) if hands_on => self.hand_on(halves, upload, slot, cx),
+        let needs_permit = upload.stage == UploadStage::HoldsFrame
+            || (upload.stage == UploadStage::Limited && !slot.is_pending());
+        match request.shared.halves(&self.0) {
+            Some(halves) if needs_permit => self.pass_frame(halves, upload, slot, cx),
             _ => Flow::Go,
         }
     }
@@ -529,31 +549,31 @@ impl Policy for ConcurrencyLimitPolicy {
     fn client_awaited(
         &self,
         upload: &mut Upload,
-        of: Shared<'_, Common>,
+        request: Shared<'_, Common>,
         by_handler: bool,
         cx: &mut Context<'_>,
     ) -> Result<(), Violation> {
-        if upload.stage == Stage::Watched
-            && let Some(halves) = of.shared.halves_to_wait(&self.0)
+        if upload.stage == UploadStage::Limited
+            && let Some(halves) = request.shared.halves_or_new_waiter(&self.0)
         {
             halves
                 .waiter
-                .progressed(std::mem::take(&mut upload.progress));
-            if let Err(Evicted) = halves.body_waits(by_handler, cx) {
-                upload.stage = Stage::Cut;
-                halves.body_tells();
-                return Err(self.displacement(Phase::RequestBody));
+                .add_progress(std::mem::take(&mut upload.progress));
+            if let Err(Evicted) = halves.body_awaits_client(by_handler, cx) {
+                upload.stage = UploadStage::Evicted;
+                halves.set_eviction_reported();
+                return Err(self.eviction_violation(Phase::RequestBody));
             }
         }
         Ok(())
     }
 
     #[inline(always)]
-    fn request_ended<U: Upstream>(&self, upload: &Upload, up: &U) -> bool {
+    fn request_ended<U: Upstream>(&self, upload: &Upload, upstream: &U) -> bool {
         match upload.stage {
-            Stage::Cut => true,
-            Stage::Holding => false,
-            Stage::Unwatched | Stage::Watched => up.is_end_stream(),
+            UploadStage::Evicted => true,
+            UploadStage::HoldsFrame => false,
+            UploadStage::Unlimited | UploadStage::Limited => upstream.is_end_stream(),
         }
     }
 
@@ -561,10 +581,10 @@ impl Policy for ConcurrencyLimitPolicy {
         &self,
         upload: &Upload,
         _: Shared<'_, Common>,
-        up: &U,
+        upstream: &U,
     ) -> SizeHint {
-        let mut hint = up.size_hint();
-        if let Some(Some(Ok(frame))) = upload.stash.as_deref()
+        let mut hint = upstream.size_hint();
+        if let Some(Some(Ok(frame))) = upload.held_frame.as_deref()
             && let Some(data) = frame.data_ref()
         {
             let more = data.len() as u64;
@@ -580,40 +600,42 @@ impl Policy for ConcurrencyLimitPolicy {
     fn poll_response<U: Upstream>(
         &self,
         held: &mut Held,
-        of: Of<'_, Common>,
-        up: &mut U,
+        request: Of<'_, Common>,
+        upstream: &mut U,
         slot: &mut Polled,
         cx: &mut Context<'_>,
     ) -> Flow {
         let limiter = &self.0.limiter;
-        if let Some(waiter) = held.waiter(of.shared) {
-            match limiter.poll_work(waiter, Half::Answer, cx) {
+        if let Some(waiter) = held.waiter(request.shared) {
+            match limiter.poll_permit(waiter, Half::Response, cx) {
                 Poll::Pending => return Flow::Go,
-                Poll::Ready(Err(Evicted)) => return self.cut(held, of, slot),
+                Poll::Ready(Err(Evicted)) => return self.cut(held, request, slot),
                 Poll::Ready(Ok(())) => {
-                    if let Some(common) = of.shared {
-                        common.flags.answer_works();
+                    if let Some(common) = request.shared {
+                        common.flags.clear_response_pending();
                     }
                 }
             }
         }
-        up.poll(slot, cx);
+        upstream.poll(slot, cx);
         match slot {
             Poll::Pending => {
                 if matches!(held, Held::Shared | Held::Waits(_)) {
-                    self.answer_waits(of, cx);
+                    self.response_pending(request, cx);
                 }
             }
-            Poll::Ready(Some(Ok(_))) if !up.is_end_stream() => {
-                let streams = of.shared.is_some_and(|common| common.flags.is_stream());
-                match held.waiter(of.shared) {
-                    Some(waiter) if !streams => {
-                        waiter.progressed(length(slot));
-                        // Whether it was evicted at once shows when it is asked for more.
-                        limiter.wait_for_client(waiter, Half::Answer, cx);
+            Poll::Ready(Some(Ok(_))) if !upstream.is_end_stream() => {
+                let is_grpc_stream = request
+                    .shared
+                    .is_some_and(|common| common.flags.is_grpc_stream());
+                match held.waiter(request.shared) {
+                    Some(waiter) if !is_grpc_stream => {
+                        waiter.add_progress(data_len(slot));
+                        // If this evicts the request at once, the next poll reports it.
+                        limiter.wait_for_client(waiter, Half::Response, cx);
                     }
                     None if matches!(held, Held::Nothing) => {}
-                    _ => self.wait_for_client(held, of, length(slot), cx),
+                    _ => self.wait_for_client(held, request, data_len(slot), cx),
                 }
             }
             Poll::Ready(_) => {}
@@ -622,16 +644,16 @@ impl Policy for ConcurrencyLimitPolicy {
     }
 
     #[inline(always)]
-    fn release_upload(&self, _: &mut Upload, of: Shared<'_, Common>) {
-        of.shared.body_is_gone(&self.0);
+    fn release_upload(&self, _: &mut Upload, request: Shared<'_, Common>) {
+        request.shared.body_dropped(&self.0);
     }
 
     #[inline(always)]
-    fn release(&self, held: &mut Held, of: Of<'_, Common>) {
+    fn release(&self, held: &mut Held, request: Of<'_, Common>) {
         match held {
             Held::Nothing => {}
-            Held::Permit(None) => self.0.limiter.release(Share::Common),
-            _ => self.release_more(held, of),
+            Held::Permit(None) => self.0.limiter.release(PermitKind::Common),
+            _ => self.release_slow(held, request),
         }
     }
 }

@@ -1,9 +1,8 @@
-//! Requests that wait for their clients and keep their permits meanwhile.
+//! Requests that keep their permits while they wait for their clients.
 //!
-//! To give a permit up and to take one again costs a lock each and a place in a queue. While
-//! permits are plentiful a request that waits keeps its own, which costs it one atomic operation
-//! each way. It is listed here once, so that its permit can be recalled as soon as permits get
-//! short.
+//! Giving a permit back and taking one again costs two locks and a place in a queue. While permits
+//! are plentiful, a waiting request keeps its permit, which costs one atomic operation each way. It
+//! is listed here once, so that its permit can be recalled as soon as permits are short.
 
 use super::{
     sync::Mutex,
@@ -11,58 +10,59 @@ use super::{
 };
 use std::sync::{Arc, atomic::Ordering::SeqCst};
 
-/// The requests that have kept their permits at some time, and are not over. Longer than the limit
-/// only by those that were listed before permits got short.
+/// The requests that have kept their permits at some time and have not ended. The list exceeds the
+/// limit only by requests listed before permits were short.
 #[derive(Debug, Default)]
-pub(crate) struct Kept(Mutex<Vec<Arc<Waiter>>>);
+pub(crate) struct KeptPermits(Mutex<Vec<Arc<Waiter>>>);
 
-impl Kept {
+impl KeptPermits {
     /// Lists `waiter`, unless it is listed.
-    pub(super) fn list(&self, waiter: &Arc<Waiter>) {
+    pub(super) fn insert(&self, waiter: &Arc<Waiter>) {
         let mut waiters = self.0.lock();
-        // Its other half, in another task, may have listed it.
+        // The other half, in another task, may have listed it.
         if !waiter.is_listed() {
-            waiter.listed_at.store(waiters.len(), SeqCst);
+            waiter.list_index.store(waiters.len(), SeqCst);
             waiters.push(waiter.clone());
-            // Or have ended it: either that sees the place, or this sees the end.
-            if waiter.is_over() {
-                waiter.listed_at.store(UNLISTED, SeqCst);
+            // Or the other half may have ended it: either it sees the index, or the end is seen
+            // here.
+            if waiter.is_ended_or_evicted() {
+                waiter.list_index.store(UNLISTED, SeqCst);
                 waiters.pop();
             }
         }
     }
 
-    pub(super) fn unlist(&self, waiter: &Waiter) {
+    pub(super) fn remove(&self, waiter: &Waiter) {
         if waiter.is_listed() {
             let mut waiters = self.0.lock();
-            let place = waiter.listed_at.swap(UNLISTED, SeqCst);
-            if place < waiters.len() {
-                let unlisted = waiters.swap_remove(place);
-                if let Some(moved) = waiters.get(place) {
-                    moved.listed_at.store(place, SeqCst);
+            let index = waiter.list_index.swap(UNLISTED, SeqCst);
+            if index < waiters.len() {
+                let removed = waiters.swap_remove(index);
+                if let Some(moved) = waiters.get(index) {
+                    moved.list_index.store(index, SeqCst);
                 }
                 drop(waiters);
-                drop(unlisted);
+                drop(removed);
             }
         }
     }
 
-    /// Those that keep their permits now.
-    pub(super) fn keeping(&self) -> Vec<Arc<Waiter>> {
+    /// The requests that keep their permits now.
+    pub(super) fn keeping_waiters(&self) -> Vec<Arc<Waiter>> {
         self.0
             .lock()
             .iter()
-            .filter(|waiter| waiter.is_keeping())
+            .filter(|waiter| waiter.is_keeping_permit())
             .cloned()
             .collect()
     }
 
-    /// How many keep their permits now.
-    pub(super) fn count(&self) -> usize {
+    /// The number of requests that keep their permits now.
+    pub(super) fn count_keeping(&self) -> usize {
         self.0
             .lock()
             .iter()
-            .filter(|waiter| waiter.is_keeping())
+            .filter(|waiter| waiter.is_keeping_permit())
             .count()
     }
 }

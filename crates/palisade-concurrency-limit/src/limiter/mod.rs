@@ -1,8 +1,9 @@
-//! A limiter of what works at once. Knows requests as [`Waiter`]s, and nothing of HTTP.
+//! Limiter of the requests at work. Handles requests as [`Waiter`]s and knows no HTTP.
 //!
-//! A permit is taken and given back with one compare-and-swap. A request whose client is awaited
-//! gives its permit up, or keeps it as long as permits are plentiful, and waits for one when it
-//! goes on; only that takes a lock. [`FairShare`] and [`PerClient`] tell clients apart.
+//! Taking a permit and giving it back are one compare-and-swap each. A request that waits for its
+//! client gives its permit back, or keeps it while permits are plentiful, and is queued for a
+//! permit when it resumes; only this takes a lock. [`FairShare`] and [`ClientCounts`] distinguish
+//! clients.
 
 mod fair_share;
 mod kept;
@@ -16,13 +17,13 @@ mod wait;
 mod waiter;
 
 pub(crate) use fair_share::{Charge, FairShare};
-pub(crate) use per_client::{ClientCount, PerClient};
+pub(crate) use per_client::{ClientCounts, CountedRequest};
 pub use permit::Extras;
-pub(crate) use permit::Share;
+pub(crate) use permit::PermitKind;
 pub(crate) use priority::Priority;
 pub(crate) use waiter::{Evicted, Half, Rules, Waiter};
 
-use kept::Kept;
+use kept::KeptPermits;
 use palisade_core::{Event, Gauge, GaugeSource, Guard, Recorder};
 use parking_lot::Mutex;
 use permits::Permits;
@@ -33,21 +34,21 @@ use std::sync::{
 };
 use sync::{AtomicBool, AtomicU64, store_before_load};
 
-/// How many requests may be present per permit, unless told otherwise.
-const PRESENT_PER_PERMIT: usize = 8;
+/// Default number of requests present per permit.
+const DEFAULT_PRESENT_PER_PERMIT: usize = 8;
 
-/// What all services of one layer share.
+/// State shared by all services of one layer.
 #[derive(Debug)]
 pub(crate) struct Limiter {
     permits: Permits,
     admitted: AtomicU64,
     queues: WaitQueues,
-    /// Permits are getting short: requests that wait for their clients do not keep theirs.
-    is_crowded: AtomicBool,
-    kept: Kept,
+    /// Permits are short: requests that wait for their clients do not keep their permits.
+    is_scarce: AtomicBool,
+    kept: KeptPermits,
     fair_share: OnceLock<FairShare>,
-    clients: Arc<PerClient>,
-    /// Hears of a change of the limit.
+    client_counts: Arc<ClientCounts>,
+    /// Receives changes of the limit.
     recorder: Mutex<Recorder>,
 }
 
@@ -57,10 +58,10 @@ impl Limiter {
             permits: Permits::new(limit),
             admitted: AtomicU64::new(0),
             queues: WaitQueues::default(),
-            is_crowded: AtomicBool::new(false),
-            kept: Kept::default(),
+            is_scarce: AtomicBool::new(false),
+            kept: KeptPermits::default(),
             fair_share: OnceLock::new(),
-            clients: Arc::default(),
+            client_counts: Arc::default(),
             recorder: Mutex::default(),
         }
     }
@@ -72,18 +73,18 @@ impl Limiter {
 
     pub(crate) fn set_limit(&self, limit: usize) {
         self.permits.set_limit(limit);
-        self.look_for_crowd(self.present(), limit);
-        self.grant();
+        self.update_scarcity(self.present(), limit);
+        self.grant_free_permits();
         let recorder = self.recorder.lock().clone();
         recorder.record(|| Event::limit_changed(Guard::ConcurrencyLimit, limit as u64));
     }
 
     pub(crate) fn record_to(&self, recorder: Recorder) {
         let before = std::mem::replace(&mut *self.recorder.lock(), recorder);
-        drop(before); // Dropping a sink may run any code.
+        drop(before); // Dropping a sink may run arbitrary code.
     }
 
-    pub(crate) fn keep_accounts(&self) {
+    pub(crate) fn enable_fair_share(&self) {
         self.fair_share.get_or_init(FairShare::new);
     }
 
@@ -92,31 +93,33 @@ impl Limiter {
         self.fair_share.get()
     }
 
-    pub(crate) fn clients(&self) -> &Arc<PerClient> {
-        &self.clients
+    pub(crate) fn client_counts(&self) -> &Arc<ClientCounts> {
+        &self.client_counts
     }
 
-    // --- How many there are ---
+    // --- Counts ---
 
-    /// Requests that work, without those that keep their permits and wait.
+    /// The number of requests at work, without those that keep their permits and wait.
     pub(crate) fn working(&self) -> usize {
-        self.permits.taken().saturating_sub(self.kept.count())
+        self.permits
+            .taken()
+            .saturating_sub(self.kept.count_keeping())
     }
 
-    /// All requests that were admitted and are not over.
+    /// The number of requests that were admitted and have not ended.
     #[inline]
     pub(crate) fn present(&self) -> usize {
-        let newcomers = self.queues.newcomers();
-        let queued = self.queues.waiting_for_permit().saturating_sub(newcomers);
-        let waiting = self.queues.waiting_for_client().saturating_add(queued);
+        let queued_new = self.queues.queued_new();
+        let queued = self.queues.queued().saturating_sub(queued_new);
+        let waiting = self.queues.waiting().saturating_add(queued);
         self.permits.taken().saturating_add(waiting)
     }
 
-    /// How many may be present: `max`, or as many as usual if that is 0.
+    /// The maximum number of requests present: `max`, or the default if that is 0.
     #[inline]
     pub(crate) fn max_present(&self, max: usize) -> usize {
         if max == 0 {
-            self.limit().saturating_mul(PRESENT_PER_PERMIT)
+            self.limit().saturating_mul(DEFAULT_PRESENT_PER_PERMIT)
         } else {
             max
         }
@@ -127,53 +130,53 @@ impl Limiter {
         self.admitted.fetch_add(1, Relaxed);
     }
 
-    // --- Whether permits are short ---
+    // --- Scarcity ---
 
-    /// Whether permits are getting short, so that it matters which client uses them.
+    /// Whether half of the permits are taken, so that it matters which clients take the rest.
     #[inline]
-    pub(crate) fn is_busy(&self) -> bool {
+    pub(crate) fn is_half_taken(&self) -> bool {
         self.permits.taken() >= self.limit() / 2
     }
 
-    /// Whether permits would be getting short if all present requests worked.
-    pub(crate) fn is_getting_short(&self, max_present: usize) -> bool {
+    /// Whether permits would be short if all requests present worked.
+    pub(crate) fn may_become_scarce(&self, max_present: usize) -> bool {
         self.present() >= self.limit().min(max_present) / 2
     }
 
-    /// Whether requests that wait for their clients give their permits up at once.
+    /// Whether requests that wait for their clients give their permits back at once.
     #[inline]
-    pub(crate) fn is_crowded(&self) -> bool {
-        self.is_crowded.load(SeqCst)
+    pub(crate) fn is_scarce(&self) -> bool {
+        self.is_scarce.load(SeqCst)
     }
 
-    /// Requests that wait for their clients give their permits up from the time when `present`
-    /// requests could take half of them, until fewer than a quarter are present again.
+    /// Updates whether permits are scarce: from the time when the requests present could take half
+    /// of them until fewer than a quarter are present. Meanwhile, requests that wait for their
+    /// clients give their permits back.
     #[inline]
-    pub(crate) fn look_for_crowd(&self, present: usize, max_present: usize) {
-        // Beyond these a newcomer lacks a permit, or room.
-        let places = self.limit().min(max_present);
-        if self.is_crowded.load(Relaxed) {
-            if present < places / 4 {
-                self.is_crowded.store(false, SeqCst);
-                // `present` may be out of date by now.
-                if self.present() >= places / 2 {
+    pub(crate) fn update_scarcity(&self, present: usize, max_present: usize) {
+        // With more requests than this, a new one lacks a permit, or room.
+        let max_working = self.limit().min(max_present);
+        if self.is_scarce.load(Relaxed) {
+            if present < max_working / 4 {
+                self.is_scarce.store(false, SeqCst);
+                // `present` may be outdated by now.
+                if self.present() >= max_working / 2 {
                     self.recall_all();
                 }
             }
-        } else if present >= places / 2 {
+        } else if present >= max_working / 2 {
             self.recall_all();
         }
     }
 
-    /// Takes back all permits that are kept and not used, because one is lacking. `true` if some
-    /// were.
+    /// Recalls all permits that are kept, because one is needed. Returns whether any were kept.
     #[cold]
     pub(crate) fn recall_all(&self) -> bool {
-        // A request that keeps its permit after this sees that it must not; one that kept it before
-        // is seen here.
-        self.is_crowded.store(true, SeqCst);
+        // A request that keeps its permit after this store sees that it must not. One that kept its
+        // permit before is found in the list.
+        self.is_scarce.store(true, SeqCst);
         store_before_load();
-        let kept = self.kept.keeping();
+        let kept = self.kept.keeping_waiters();
         for waiter in &kept {
             self.recall(waiter);
         }
@@ -182,71 +185,79 @@ impl Limiter {
 
     // --- Permits ---
 
-    /// Takes a permit for a newcomer while permits are plentiful, or where there is no fairness.
+    /// Takes a permit for a new request while permits are plentiful, or without fairness.
     #[inline]
-    pub(crate) fn take_any(&self) -> bool {
-        self.queues.waiting_for_permit() == 0 && self.permits.take_any()
+    pub(crate) fn try_take_common(&self) -> bool {
+        self.queues.queued() == 0 && self.permits.try_take_common()
     }
 
-    /// Takes a permit for a request of this priority. Returns its share. Newcomers stand behind all
-    /// waiting requests, but a light one does not wait for heavy ones: the reserve is not for them.
-    /// While other permits are free it leaves the reserve alone, because it may hold its permit for
-    /// long.
-    pub(crate) fn take(&self, priority: Priority, is_fair: bool) -> Option<Share> {
-        let is_newcomer = priority.is_newcomer();
-        let is_behind = is_newcomer && self.queues.waiting_for_permit() > 0;
-        let share = priority.share(is_fair);
-        if !is_behind && self.permits.take(share, is_newcomer, is_fair) {
-            return Some(share);
+    /// Takes a permit for a request with this priority. Returns the permit's kind. A new request
+    /// comes after all queued requests, but a light one does not wait for heavy ones, which cannot
+    /// take light-only permits. It takes a light-only permit only if no other is free, because it
+    /// may hold the permit for long.
+    pub(crate) fn try_take(&self, priority: Priority, is_fair: bool) -> Option<PermitKind> {
+        let is_new = priority.is_new();
+        let is_behind = is_new && self.queues.queued() > 0;
+        let kind = priority.permit_kind(is_fair);
+        if !is_behind && self.permits.try_take(kind, is_new, is_fair) {
+            return Some(kind);
         }
-        if !priority.is_light() || (is_newcomer && self.queues.light() > 0) {
+        if !priority.is_light() || (is_new && self.queues.queued_light() > 0) {
             return None;
         }
-        if self.permits.take(Share::Reserve, is_newcomer, is_fair) {
-            return Some(Share::Reserve);
+        if self
+            .permits
+            .try_take(PermitKind::LightOnly, is_new, is_fair)
+        {
+            return Some(PermitKind::LightOnly);
         }
-        // Where only heavy newcomers wait beside free permits, those are more than the heavy may
-        // have.
-        let is_passed = self.queues.waiting_for_permit() == self.queues.newcomers();
-        (is_passed && self.permits.take(share, is_newcomer, is_fair)).then_some(share)
+        // If only heavy new requests are queued while permits are free, those permits exceed what
+        // heavy requests may hold.
+        let may_pass = self.queues.queued() == self.queues.queued_new();
+        if may_pass && self.permits.try_take(kind, is_new, is_fair) {
+            Some(kind)
+        } else {
+            None
+        }
     }
 
     /// Takes one of `max` permits beyond the limit.
-    pub(crate) fn take_picked(&self, max: usize) -> bool {
-        self.permits.take_picked(max)
+    pub(crate) fn try_take_from_reserve(&self, max: usize) -> bool {
+        self.permits.try_take_from_reserve(max)
     }
 
-    /// Some waiting requests may be light by now, and come before a light newcomer.
-    pub(crate) fn grant_to_light(&self) {
-        if self.queues.waiting_for_permit() > 0 && self.permits.has_room_for_light(true) {
-            self.grant();
+    /// Grants permits to queued requests that may be light by now and come before a new light
+    /// request.
+    pub(crate) fn grant_to_light_waiters(&self) {
+        if self.queues.queued() > 0 && self.permits.has_free_for_light(true) {
+            self.grant_free_permits();
         }
     }
 
-    /// Gives a permit of this share back, to a request that waits for it if there is one.
+    /// Gives a permit of this kind back, and grants it to a queued request if there is one.
     #[inline]
-    pub(crate) fn release(&self, share: Share) {
-        self.permits.free(share);
-        self.grant_if_any_waits();
+    pub(crate) fn release(&self, kind: PermitKind) {
+        self.permits.free(kind);
+        self.grant_if_queued();
     }
 
-    /// The request with this permit is over.
+    /// Releases the permit of a request that has ended.
     #[inline(never)]
-    pub(crate) fn release_with(&self, mut extras: Box<Extras>) {
+    pub(crate) fn release_with_extras(&self, mut extras: Box<Extras>) {
         extras.pause(self.fair_share());
-        self.finish(&extras);
-        if !extras.picked {
-            self.release(extras.share);
+        self.end_accounting(&extras);
+        if !extras.from_reserve {
+            self.release(extras.kind);
         }
     }
 
-    /// The request with this is over and holds no permit any more.
-    fn finish(&self, extras: &Extras) {
+    /// Ends the accounting of a request that has ended and holds no permit any more.
+    fn end_accounting(&self, extras: &Extras) {
         if let (Some(charge), Some(fair_share)) = (&extras.charge, self.fair_share()) {
             fair_share.finish(charge);
         }
-        if extras.picked {
-            self.permits.free_picked();
+        if extras.from_reserve {
+            self.permits.free_reserve_permit();
         }
     }
 }
@@ -257,17 +268,17 @@ impl GaugeSource for Limiter {
     }
 
     fn sample(&self, visit: &mut dyn FnMut(Gauge, u64)) {
-        let kept = self.kept.count();
+        let kept = self.kept.count_keeping();
         let working = self.permits.taken().saturating_sub(kept);
         visit(
             Gauge::Working,
-            working.saturating_add(self.permits.picked()) as u64,
+            working.saturating_add(self.permits.reserve_taken()) as u64,
         );
         visit(
             Gauge::Waiting,
-            self.queues.waiting_for_client().saturating_add(kept) as u64,
+            self.queues.waiting().saturating_add(kept) as u64,
         );
-        visit(Gauge::Queued, self.queues.waiting_for_permit() as u64);
+        visit(Gauge::Queued, self.queues.queued() as u64);
         visit(Gauge::Limit, self.limit() as u64);
         visit(Gauge::Admitted, self.admitted.load(Relaxed));
     }

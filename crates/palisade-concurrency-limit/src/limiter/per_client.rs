@@ -1,4 +1,4 @@
-//! How many requests each client has present.
+//! Number of requests that each client has present.
 
 use palisade_core::ClientKey;
 use parking_lot::Mutex;
@@ -7,24 +7,28 @@ use std::{
     sync::Arc,
 };
 
-/// Counts requests by client. No longer than there are such requests.
+/// Request counts by client. No more entries than such requests.
 #[derive(Debug, Default)]
-pub(crate) struct PerClient(Mutex<HashMap<ClientKey, usize>>);
+pub(crate) struct ClientCounts(Mutex<HashMap<ClientKey, usize>>);
 
-/// One of the requests that a client has present, until it is dropped.
+/// One counted request of a client. Dropping it reduces the count.
 #[derive(Debug)]
-pub(crate) struct ClientCount {
-    counts: Arc<PerClient>,
+pub(crate) struct CountedRequest {
+    counts: Arc<ClientCounts>,
     client: ClientKey,
 }
 
-impl PerClient {
-    /// Counts one more request of `client`. `None` if it has `max` already.
-    pub(crate) fn enter(self: &Arc<Self>, client: ClientKey, max: usize) -> Option<ClientCount> {
+impl ClientCounts {
+    /// Counts one more request of `client`. Returns `None` if it has `max` already.
+    pub(crate) fn try_count(
+        self: &Arc<Self>,
+        client: ClientKey,
+        max: usize,
+    ) -> Option<CountedRequest> {
         let mut counts = self.0.lock();
         let count = counts.entry(client).or_default();
         if *count >= max {
-            // `max` may be 0, and then nothing may be left behind.
+            // `max` may be 0, and then no entry may be left behind.
             if *count == 0 {
                 counts.remove(&client);
             }
@@ -32,14 +36,14 @@ impl PerClient {
         }
         *count += 1;
         drop(counts);
-        Some(ClientCount {
+        Some(CountedRequest {
             counts: self.clone(),
             client,
         })
     }
 }
 
-impl Drop for ClientCount {
+impl Drop for CountedRequest {
     fn drop(&mut self) {
         if let Entry::Occupied(mut count) = self.counts.0.lock().entry(self.client) {
             *count.get_mut() -= 1;

@@ -1,37 +1,37 @@
-//! One permit, and what may come with it.
+//! Kinds of permits, and the data that a permit may carry.
 
 use super::{
     fair_share::{Charge, FairShare},
-    per_client::ClientCount,
+    per_client::CountedRequest,
 };
 
-/// A kind of permit.
+/// Kind of a permit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Share {
-    /// A permit for any client, taken by a light request, or while permits were plentiful.
+pub(crate) enum PermitKind {
+    /// For any client; taken by a light request, or while permits were plentiful.
     #[default]
     Common,
-    /// A permit for any client, taken by a heavy request.
+    /// For any client; taken by a heavy request.
     Heavy,
-    /// A permit of the last tenth, for light requests.
-    Reserve,
+    /// From the last tenth, which only light requests may take.
+    LightOnly,
 }
 
-/// What only some permits come with.
+/// Data that only some permits carry.
 #[derive(Debug, Default)]
 pub struct Extras {
-    /// The account of the client, if permits were getting short when the request came.
+    /// The charge of the client, if permits were short when the request arrived.
     pub(crate) charge: Option<Charge>,
-    /// Held for its drop.
-    pub(crate) counted: Option<ClientCount>,
+    /// The client's count. Held for its drop.
+    pub(crate) counted: Option<CountedRequest>,
     /// The permit is one of those beyond the limit.
-    pub(crate) picked: bool,
+    pub(crate) from_reserve: bool,
     /// The kind of the permit.
-    pub(crate) share: Share,
+    pub(crate) kind: PermitKind,
 }
 
 impl Extras {
-    /// The request stops working, for now or for good.
+    /// Records that the request has stopped working, until it resumes or for good.
     pub(crate) fn pause(&mut self, fair_share: Option<&FairShare>) {
         if let (Some(charge), Some(fair_share)) = (&mut self.charge, fair_share) {
             fair_share.pause(charge);

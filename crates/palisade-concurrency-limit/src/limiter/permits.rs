@@ -1,7 +1,7 @@
-//! How many permits there are, and how many of each kind are taken. Without a lock.
+//! Counts of permits taken, by kind. Uses no lock.
 
 use super::{
-    permit::Share,
+    permit::PermitKind,
     sync::{AtomicU64, AtomicUsize},
 };
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -12,28 +12,30 @@ pub(crate) struct Permits {
     /// A word of [`Taken`].
     taken: AtomicU64,
     limit: AtomicUsize,
-    /// Taken beyond the limit, by requests that a predicate picks.
-    picked: AtomicUsize,
+    /// Permits taken beyond the limit, by requests that a predicate selects.
+    reserve_taken: AtomicUsize,
 }
 
-/// How many permits are taken, in one word: all of them in the lowest 22 bits, of these the heavy
-/// ones in the next 21, and those of the reserve in the last 21.
+/// Counts of permits taken, in one word: all of them in the lowest 22 bits, the heavy ones among
+/// them in the next 21, and the light-only ones in the last 21.
 #[derive(Clone, Copy)]
 struct Taken(u64);
 
-/// The permits that a request of some kind may have.
+/// The permits that a request may take.
 #[derive(Clone, Copy)]
-struct Room {
+struct Capacity {
     limit: usize,
-    /// The last of them, which only light requests get.
-    reserve: usize,
+    /// How many of the limit only light requests may take.
+    light_only: usize,
 }
 
-/// How many permits may be taken.
-const MAX_TAKEN: usize = (1 << 21) - 1;
+/// The largest number of permits that can be taken: it fits 21 bits.
+const MAX_TAKEN_PERMITS: usize = (1 << 21) - 1;
 
+/// Position of the count of heavy permits in [`Taken`], in bits.
 const HEAVY_SHIFT: u32 = 22;
-const RESERVE_SHIFT: u32 = 43;
+/// Position of the count of light-only permits in [`Taken`], in bits.
+const LIGHT_ONLY_SHIFT: u32 = 43;
 
 // === Permits ===
 
@@ -42,7 +44,7 @@ impl Permits {
         Self {
             taken: AtomicU64::new(0),
             limit: AtomicUsize::new(limit),
-            picked: AtomicUsize::new(0),
+            reserve_taken: AtomicUsize::new(0),
         }
     }
 
@@ -55,94 +57,101 @@ impl Permits {
         self.limit.store(limit, SeqCst);
     }
 
-    /// How many of the limit are taken.
+    /// The number of permits taken within the limit.
     #[inline]
     pub(crate) fn taken(&self) -> usize {
         Taken(self.taken.load(SeqCst)).total()
     }
 
-    /// How many are taken beyond the limit.
-    pub(crate) fn picked(&self) -> usize {
-        self.picked.load(Relaxed)
+    /// The number of permits taken beyond the limit.
+    pub(crate) fn reserve_taken(&self) -> usize {
+        self.reserve_taken.load(Relaxed)
     }
 
-    /// Takes a permit for a newcomer while permits are plentiful, or where there is no fairness.
+    /// Takes a permit for a new request while permits are plentiful, or without fairness.
     #[inline]
-    pub(crate) fn take_any(&self) -> bool {
-        let limit = self.limit().min(MAX_TAKEN);
-        let more = |taken| (Taken(taken).total() < limit).then(|| taken.wrapping_add(1));
-        self.taken.fetch_update(SeqCst, SeqCst, more).is_ok()
+    pub(crate) fn try_take_common(&self) -> bool {
+        let limit = self.limit().min(MAX_TAKEN_PERMITS);
+        let add_one = |taken| (Taken(taken).total() < limit).then(|| taken.wrapping_add(1));
+        self.taken.fetch_update(SeqCst, SeqCst, add_one).is_ok()
     }
 
-    /// Takes a permit of this share, if one is free.
+    /// Takes a permit of this kind, if one is free.
     #[inline]
-    pub(crate) fn take(&self, share: Share, is_newcomer: bool, is_fair: bool) -> bool {
-        let room = self.room(is_newcomer, is_fair);
-        let more = |taken| {
-            room.has(Taken(taken), share, is_newcomer)
-                .then(|| one(share).wrapping_add(taken))
+    pub(crate) fn try_take(&self, kind: PermitKind, is_new: bool, is_fair: bool) -> bool {
+        let capacity = self.capacity(is_new, is_fair);
+        let add_one = |taken| {
+            capacity
+                .has_free(Taken(taken), kind, is_new)
+                .then(|| one_permit(kind).wrapping_add(taken))
         };
-        self.taken.fetch_update(SeqCst, SeqCst, more).is_ok()
+        self.taken.fetch_update(SeqCst, SeqCst, add_one).is_ok()
     }
 
-    /// Takes a permit though none may be free.
-    pub(crate) fn take_anyway(&self) {
-        self.taken.fetch_add(one(Share::Common), SeqCst);
+    /// Takes a permit even if none is free.
+    pub(crate) fn take_over_limit(&self) {
+        self.taken.fetch_add(one_permit(PermitKind::Common), SeqCst);
     }
 
     /// Takes one of `max` permits beyond the limit.
-    pub(crate) fn take_picked(&self, max: usize) -> bool {
-        let more = |picked| (picked < max).then(|| picked + 1);
-        self.picked.fetch_update(Relaxed, Relaxed, more).is_ok()
+    pub(crate) fn try_take_from_reserve(&self, max: usize) -> bool {
+        let add_one = |reserve_taken| (reserve_taken < max).then(|| reserve_taken + 1);
+        self.reserve_taken
+            .fetch_update(Relaxed, Relaxed, add_one)
+            .is_ok()
     }
 
     #[inline]
-    pub(crate) fn free(&self, share: Share) {
-        self.taken.fetch_sub(one(share), SeqCst);
+    pub(crate) fn free(&self, kind: PermitKind) {
+        self.taken.fetch_sub(one_permit(kind), SeqCst);
     }
 
-    pub(crate) fn free_picked(&self) {
-        self.picked.fetch_sub(1, Relaxed);
+    pub(crate) fn free_reserve_permit(&self) {
+        self.reserve_taken.fetch_sub(1, Relaxed);
     }
 
-    /// Whether a light request would find a permit if it were first: of all, or of the newcomers.
-    pub(crate) fn has_room_for_light(&self, is_newcomer: bool) -> bool {
-        let (room, taken) = (self.room(is_newcomer, true), Taken(self.taken.load(SeqCst)));
-        room.has(taken, Share::Reserve, is_newcomer)
-            || (is_newcomer && room.has(taken, Share::Common, is_newcomer))
+    /// Whether a light request could take a permit if it came first: a light-only one, or, if it is
+    /// new, also a common one.
+    pub(crate) fn has_free_for_light(&self, is_new: bool) -> bool {
+        let (capacity, taken) = (self.capacity(is_new, true), Taken(self.taken.load(SeqCst)));
+        capacity.has_free(taken, PermitKind::LightOnly, is_new)
+            || (is_new && capacity.has_free(taken, PermitKind::Common, is_new))
     }
 
-    /// An admitted request gets a permit in the end, even with a limit of 0. Without fairness there
-    /// is no reserve.
+    /// The permits for a new or an admitted request. An admitted request gets a permit eventually,
+    /// even with a limit of 0. Without fairness no permit is light-only.
     #[inline]
-    fn room(&self, is_newcomer: bool, is_fair: bool) -> Room {
-        let limit = self.limit().max(usize::from(!is_newcomer)).min(MAX_TAKEN);
-        let reserve = if is_fair {
+    fn capacity(&self, is_new: bool, is_fair: bool) -> Capacity {
+        let limit = self
+            .limit()
+            .max(usize::from(!is_new))
+            .min(MAX_TAKEN_PERMITS);
+        let light_only = if is_fair {
             limit.div_ceil(10).min(limit / 2)
         } else {
             0
         };
-        Room { limit, reserve }
+        Capacity { limit, light_only }
     }
 }
 
-// === Room ===
+// === Capacity ===
 
-impl Room {
+impl Capacity {
     #[inline]
-    fn has(self, taken: Taken, share: Share, is_newcomer: bool) -> bool {
-        let Self { limit, reserve } = self;
-        let rest = limit.saturating_sub(reserve);
-        let others = taken.total().saturating_sub(taken.reserve());
+    fn has_free(self, taken: Taken, kind: PermitKind, is_new: bool) -> bool {
+        let Self { limit, light_only } = self;
+        let rest = limit.saturating_sub(light_only);
+        let others = taken.total().saturating_sub(taken.light_only());
         let is_free = taken.total() < limit;
-        match share {
-            Share::Reserve => is_free && taken.reserve() < reserve,
-            // Light newcomers may have all that the heavy leave, save for a quarter: by then what
-            // is taken by the light is so much that the heavy would get nothing at all.
-            Share::Heavy if is_newcomer && taken.total() >= rest => {
+        match kind {
+            PermitKind::LightOnly => is_free && taken.light_only() < light_only,
+            // New light requests may take all that heavy ones leave, except a quarter of the limit:
+            // once this many permits are taken, heavy requests would otherwise get none.
+            PermitKind::Heavy if is_new && taken.total() >= rest => {
                 is_free && others < rest && taken.heavy() < limit / 4
             }
-            Share::Heavy | Share::Common => is_free && others < rest,
+            PermitKind::Heavy | PermitKind::Common => is_free && others < rest,
         }
     }
 }
@@ -150,31 +159,31 @@ impl Room {
 // === Taken ===
 
 impl Taken {
-    /// All of them.
+    /// All permits.
     #[inline(always)]
     fn total(self) -> usize {
         self.0 as usize & ((1 << HEAVY_SHIFT) - 1)
     }
 
-    /// Those that heavy clients have.
+    /// Permits taken by heavy requests.
     #[inline(always)]
     fn heavy(self) -> usize {
-        (self.0 >> HEAVY_SHIFT) as usize & MAX_TAKEN
+        (self.0 >> HEAVY_SHIFT) as usize & MAX_TAKEN_PERMITS
     }
 
-    /// Those of the reserve.
+    /// Light-only permits.
     #[inline(always)]
-    fn reserve(self) -> usize {
-        (self.0 >> RESERVE_SHIFT) as usize
+    fn light_only(self) -> usize {
+        (self.0 >> LIGHT_ONLY_SHIFT) as usize
     }
 }
 
-/// One permit of this share, to be added to the word of [`Taken`].
+/// One permit of this kind, as added to the word of [`Taken`].
 #[inline(always)]
-const fn one(share: Share) -> u64 {
-    match share {
-        Share::Common => 1,
-        Share::Heavy => 1 | 1 << HEAVY_SHIFT,
-        Share::Reserve => 1 | 1 << RESERVE_SHIFT,
+const fn one_permit(kind: PermitKind) -> u64 {
+    match kind {
+        PermitKind::Common => 1,
+        PermitKind::Heavy => 1 | 1 << HEAVY_SHIFT,
+        PermitKind::LightOnly => 1 | 1 << LIGHT_ONLY_SHIFT,
     }
 }

@@ -1,22 +1,22 @@
-//! Which waiting request comes first.
+//! Order of queued requests.
 
-use super::permit::Share;
+use super::permit::PermitKind;
 
-/// Decides which request comes first when a permit is free.
+/// Priority of a queued request when a permit is free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Priority {
-    /// Had a permit before; its client holds few and is not in debt, or is not known.
-    Light,
-    /// Had a permit before.
-    Heavy,
-    /// Never had one; its client holds few and is not in debt.
-    LightNewcomer,
-    /// Never had one.
-    Newcomer,
+    /// Has held a permit; its client is light or unknown, or fairness is off.
+    AdmittedLight,
+    /// Has held a permit; its client is heavy.
+    AdmittedHeavy,
+    /// Has never held a permit; its client is light, or fairness is off.
+    NewLight,
+    /// Has never held a permit; its client is heavy or unknown.
+    NewHeavy,
 }
 
-/// Where a request waits: among those for a permit with this priority, or among those for their
-/// clients.
+/// Position of a request in a queue: of those queued for a permit with this priority, or, without
+/// one, of those that wait for their clients.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Position {
     pub(crate) number: u64,
@@ -25,33 +25,33 @@ pub(crate) struct Position {
 
 impl Priority {
     pub(crate) const ALL: [Self; 4] = [
-        Self::Light,
-        Self::Heavy,
-        Self::LightNewcomer,
-        Self::Newcomer,
+        Self::AdmittedLight,
+        Self::AdmittedHeavy,
+        Self::NewLight,
+        Self::NewHeavy,
     ];
 
-    /// Requests that had a permit before come before newcomers. Of each the light and the heavy.
+    /// Admitted requests before new ones; within each pair, the light priority and the heavy one.
     pub(crate) const PAIRS: [[Self; 2]; 2] = [
-        [Self::Light, Self::Heavy],
-        [Self::LightNewcomer, Self::Newcomer],
+        [Self::AdmittedLight, Self::AdmittedHeavy],
+        [Self::NewLight, Self::NewHeavy],
     ];
 
-    pub(crate) fn is_newcomer(self) -> bool {
-        matches!(self, Self::LightNewcomer | Self::Newcomer)
+    pub(crate) fn is_new(self) -> bool {
+        matches!(self, Self::NewLight | Self::NewHeavy)
     }
 
-    /// Whether the permits kept for clients that hold few are for this one too.
+    /// Whether light-only permits are open to this priority.
     pub(crate) fn is_light(self) -> bool {
-        matches!(self, Self::Light | Self::LightNewcomer)
+        matches!(self, Self::AdmittedLight | Self::NewLight)
     }
 
-    /// The share of a permit outside of the reserve that this one takes.
-    pub(crate) fn share(self, is_fair: bool) -> Share {
+    /// The kind of permit that this priority takes if it is not a light-only one.
+    pub(crate) fn permit_kind(self, is_fair: bool) -> PermitKind {
         if is_fair && !self.is_light() {
-            Share::Heavy
+            PermitKind::Heavy
         } else {
-            Share::Common
+            PermitKind::Common
         }
     }
 }

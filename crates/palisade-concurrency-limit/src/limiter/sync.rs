@@ -1,4 +1,5 @@
-//! What threads share. Under `cfg(palisade_loom)` the model checker's own, which it can see.
+//! Synchronization primitives. Under `cfg(palisade_loom)` they are those of the model checker,
+//! which can observe them.
 
 #[cfg(palisade_loom)]
 pub(super) use loom::sync::{
@@ -10,7 +11,7 @@ pub(super) use parking_lot::{Mutex, MutexGuard};
 #[cfg(not(palisade_loom))]
 pub(super) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
 
-/// As `parking_lot`'s: not poisoned by a panic, which ends a model anyway.
+/// Like `parking_lot`'s, it is not poisoned by a panic, which ends a model anyway.
 #[cfg(palisade_loom)]
 #[derive(Debug, Default)]
 pub(super) struct Mutex<T>(loom::sync::Mutex<T>);
@@ -28,9 +29,9 @@ impl<T> Mutex<T> {
     }
 }
 
-/// Stands between a store and a load of another word, both sequentially consistent, whose order
-/// matters. Does nothing but under the model checker, which takes such accesses for acquire and
-/// release, and a fence for what it is.
+/// Orders a store before a later load of another word, both sequentially consistent. Does nothing
+/// except under the model checker, which treats such accesses as acquire and release, and a fence
+/// as a fence.
 #[inline(always)]
 pub(super) fn store_before_load() {
     #[cfg(palisade_loom)]

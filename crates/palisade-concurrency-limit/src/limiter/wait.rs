@@ -1,13 +1,13 @@
-//! How requests wait for a permit, and for their clients.
+//! Transitions between working, waiting for the client and being queued for a permit.
 
 use super::{
     Limiter,
-    per_client::ClientCount,
-    permit::{Extras, Share},
+    per_client::CountedRequest,
+    permit::{Extras, PermitKind},
     priority::{Position, Priority},
-    queues::Locked,
+    queues::LockedQueues,
     sync::store_before_load,
-    waiter::{Evicted, Half, Left, Rules, State, Waiter},
+    waiter::{EndedRequest, Evicted, Half, Rules, State, Waiter},
 };
 use palisade_core::ClientKey;
 use std::{
@@ -15,17 +15,17 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-/// How many of a queue are looked at for one that is light by now, or that may be evicted.
-const LOOKS: usize = 8;
+/// How many waiters of a queue are examined for one that has become light, or may be evicted.
+const MAX_EXAMINED_WAITERS: usize = 8;
 
-/// What a request does.
+/// Transitions of one request.
 impl Limiter {
-    /// A newcomer that waits for its first permit, unless `max` others do already.
-    pub(crate) fn queue_newcomer(
+    /// Queues a new request for its first permit, unless `max` others are queued.
+    pub(crate) fn queue_new_request(
         &self,
         rules: Rules,
         client: Option<ClientKey>,
-        counted: Option<ClientCount>,
+        counted: Option<CountedRequest>,
         max: usize,
     ) -> Option<Arc<Waiter>> {
         let extras = counted.map(|counted| {
@@ -34,51 +34,51 @@ impl Limiter {
                 ..Extras::default()
             })
         });
-        let waiter = Arc::new(Waiter::newcomer(rules, client, extras));
+        let waiter = Arc::new(Waiter::new_request(rules, client, extras));
         let is_light = waiter.is_light(true, self.fair_share());
         let priority = if is_light {
-            Priority::LightNewcomer
+            Priority::NewLight
         } else {
-            Priority::Newcomer
+            Priority::NewHeavy
         };
         let queues = self.queues.lock();
-        if queues.newcomers() >= max {
+        if queues.queued_new() >= max {
             return None;
         }
         self.enqueue(queues, &waiter, priority, None);
         Some(waiter)
     }
 
-    /// The request, which works unless its other half was first, waits for its client: it gives its
-    /// permit up, or keeps it as long as permits are plentiful.
+    /// Starts the request's wait for its client, if it works and its other half was not first. It
+    /// gives its permit back, or keeps it while permits are plentiful.
     #[inline]
     pub(crate) fn stop_working(&self, waiter: &Arc<Waiter>) {
-        if self.must_give_up(waiter) || !waiter.is_listed() {
-            self.stop_working_slowly(waiter);
+        if self.must_give_back(waiter) || !waiter.is_listed() {
+            self.stop_working_slow(waiter);
         } else {
-            self.keep(waiter);
+            self.keep_permit(waiter);
         }
     }
 
     #[inline(never)]
-    fn stop_working_slowly(&self, waiter: &Arc<Waiter>) {
-        if self.must_give_up(waiter) {
+    fn stop_working_slow(&self, waiter: &Arc<Waiter>) {
+        if self.must_give_back(waiter) {
             if waiter.is_working() {
-                self.give_up(waiter, false);
+                self.give_back(waiter, false);
             }
             return;
         }
-        self.kept.list(waiter);
-        self.keep(waiter);
+        self.kept.insert(waiter);
+        self.keep_permit(waiter);
     }
 
     #[inline]
-    fn keep(&self, waiter: &Arc<Waiter>) {
-        // Permits got short in this moment, or it was charged: either that sees this, or this sees
-        // it.
-        if waiter.keep() {
+    fn keep_permit(&self, waiter: &Arc<Waiter>) {
+        // Permits may have become short, or the request been charged, at the same time: either that
+        // code sees the kept permit, or this code sees the change.
+        if waiter.keep_permit() {
             store_before_load();
-            if self.must_give_up(waiter) {
+            if self.must_give_back(waiter) {
                 self.recall(waiter);
             }
         }
@@ -86,149 +86,149 @@ impl Limiter {
 
     /// Whether it must not keep its permit while it waits for its client.
     #[inline]
-    fn must_give_up(&self, waiter: &Waiter) -> bool {
-        self.is_crowded() || waiter.is_charged()
+    fn must_give_back(&self, waiter: &Waiter) -> bool {
+        self.is_scarce() || waiter.is_charged()
     }
 
     /// Whether it waits for its client, keeps its permit while permits are plentiful, and will wake
     /// the task of `cx`.
     #[inline]
-    pub(crate) fn keeps_on(&self, waiter: &Waiter, half: Half, cx: &Context<'_>) -> bool {
-        waiter.wakes(half, cx.waker())
-            && waiter.is_keeping()
-            && !self.is_crowded()
-            // By the usual number permits are short only where they are crowded.
-            && (waiter.rules().max_present == 0 || !self.finds_permits_short(waiter))
+    pub(crate) fn still_keeps_permit(&self, waiter: &Waiter, half: Half, cx: &Context<'_>) -> bool {
+        waiter.will_wake(half, cx.waker())
+            && waiter.is_keeping_permit()
+            && !self.is_scarce()
+            // With the default `max_present`, permits are short only if `is_scarce`.
+            && (waiter.rules().max_present == 0 || !self.may_become_scarce_for(waiter))
     }
 
-    /// Whether permits would be getting short if all present requests worked.
-    pub(crate) fn finds_permits_short(&self, waiter: &Waiter) -> bool {
-        self.is_getting_short(self.max_present(waiter.rules().max_present))
+    /// Whether permits would be short if all requests present worked.
+    pub(crate) fn may_become_scarce_for(&self, waiter: &Waiter) -> bool {
+        self.may_become_scarce(self.max_present(waiter.rules().max_present))
     }
 
-    /// The client is what is waited for from here on.
+    /// Starts a wait for the client, and registers the task of `cx`.
     #[inline]
     pub(crate) fn wait_for_client(&self, waiter: &Arc<Waiter>, half: Half, cx: &Context<'_>) {
-        waiter.listen(half, cx);
+        waiter.register(half, cx);
         self.stop_working(waiter);
     }
 
-    /// There is something to do: ready once the request holds a permit, or is over.
+    /// Acquires a permit because there is work. Ready once the request holds one, or has ended.
     #[inline]
-    pub(crate) fn poll_work(
+    pub(crate) fn poll_permit(
         &self,
         waiter: &Arc<Waiter>,
         half: Half,
         cx: &Context<'_>,
     ) -> Poll<Result<(), Evicted>> {
-        if waiter.works_on() {
+        if waiter.ensure_working() {
             Poll::Ready(Ok(()))
         } else {
-            self.poll_work_slowly(waiter, half, cx)
+            self.poll_permit_slow(waiter, half, cx)
         }
     }
 
     #[inline(never)]
-    fn poll_work_slowly(
+    fn poll_permit_slow(
         &self,
         waiter: &Arc<Waiter>,
         half: Half,
         cx: &Context<'_>,
     ) -> Poll<Result<(), Evicted>> {
-        if waiter.state() == State::Client {
-            self.want_permit(waiter, Some(cx.waker()));
+        if waiter.state() == State::Waiting {
+            self.acquire_or_queue(waiter, Some(cx.waker()));
         }
         if waiter.state() == State::Queued {
-            waiter.listen(half, cx);
+            waiter.register(half, cx);
         }
         match waiter.state() {
             State::Evicted => Poll::Ready(Err(Evicted)),
             State::Queued => Poll::Pending,
-            State::Client => {
-                // It was given a permit, and its other half gave it up again in this moment.
-                waiter.listen(half, cx);
+            State::Waiting => {
+                // A permit was granted, and the other half has just given it back.
+                waiter.register(half, cx);
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
-            State::Working | State::Keeping | State::Left => Poll::Ready(Ok(())),
+            State::Working | State::KeepingPermit | State::Ended => Poll::Ready(Ok(())),
         }
     }
 
-    /// The request, which waits for its client, wants to go on. The task that is `asking` is not
-    /// woken for it, and looks at the state after this.
-    pub(crate) fn want_permit(&self, waiter: &Arc<Waiter>, asking: Option<&Waker>) {
+    /// Acquires a permit for a request that waits for its client, or queues it. Does not wake
+    /// `polling_task` for that, which checks the state afterwards.
+    pub(crate) fn acquire_or_queue(&self, waiter: &Arc<Waiter>, polling_task: Option<&Waker>) {
         if waiter.rules().enforces {
             let is_light = waiter.is_light(false, self.fair_share());
             let priority = if is_light {
-                Priority::Light
+                Priority::AdmittedLight
             } else {
-                Priority::Heavy
+                Priority::AdmittedHeavy
             };
-            self.enqueue(self.queues.lock(), waiter, priority, asking);
+            self.enqueue(self.queues.lock(), waiter, priority, polling_task);
         } else {
-            self.go_on_anyway(waiter);
+            self.resume_over_limit(waiter);
         }
     }
 
-    /// The request is over.
-    pub(crate) fn leave(&self, waiter: &Waiter) -> Left {
+    /// Ends the request.
+    pub(crate) fn end_request(&self, waiter: &Waiter) -> EndedRequest {
         let mut queues = self.queues.lock();
-        let mut left = waiter.leave();
-        if let Some(position) = left.position {
+        let mut ended = waiter.mark_ended();
+        if let Some(position) = ended.position {
             queues.remove(position);
         }
         drop(queues);
-        self.kept.unlist(waiter);
-        if left
+        self.kept.remove(waiter);
+        if ended
             .position
             .is_some_and(|position| position.priority.is_some())
         {
-            // Those behind it may have what it could not.
-            self.grant_if_any_waits();
+            // Requests behind it may be able to take a permit that it could not.
+            self.grant_if_queued();
         }
-        if let Some(extras) = &mut left.extras {
-            if left.worked {
+        if let Some(extras) = &mut ended.extras {
+            if ended.held_permit {
                 extras.pause(self.fair_share());
             }
-            self.finish(extras);
+            self.end_accounting(extras);
         }
-        if left.worked {
+        if ended.held_permit {
             self.release(
-                left.extras
+                ended
+                    .extras
                     .as_ref()
-                    .map_or(Share::Common, |extras| extras.share),
+                    .map_or(PermitKind::Common, |extras| extras.kind),
             );
         }
-        left
+        ended
     }
 }
 
-/// What the limiter does with the queues.
+/// The limiter's operations on the queues.
 impl Limiter {
     /// Makes room for a request that has just been admitted and seems to be one too many: evicts
-    /// the one that has waited for its client longest, if `evicting`. `false` if there is no
-    /// room.
+    /// the request that has waited longest for its client, if `can_evict`. Returns `false` if there
+    /// is no room.
     #[cold]
-    pub(crate) fn make_room(&self, max_present: usize, evicting: bool) -> bool {
+    pub(crate) fn make_room(&self, max_present: usize, can_evict: bool) -> bool {
         let mut queues = self.queues.lock();
-        // Without the lock a request that changes queues is counted twice or not at all for a
-        // moment.
+        // Without the lock, a request that changes queues is briefly counted twice or not at all.
         let present = self.present();
         if present <= max_present {
             return true;
         }
-        if !evicting {
+        if !can_evict {
             return false;
         }
-        // Layers that share the limit may differ: one with fewer present does not take from
-        // another.
-        let may_be_displaced = |waiter: &Waiter| {
+        // Layers that share the limit may differ: one with a lower `max_present` does not evict
+        // requests of another.
+        let may_be_evicted = |waiter: &Waiter| {
             waiter.rules().enforces && present > self.max_present(waiter.rules().max_present)
         };
         let victim = {
-            let mut first = queues.waiting_for_client().take(LOOKS);
+            let mut first = queues.waiting().take(MAX_EXAMINED_WAITERS);
             first
-                .find(|(_, waiter)| may_be_displaced(waiter))
+                .find(|(_, waiter)| may_be_evicted(waiter))
                 .map(|(number, _)| number)
         };
         let Some(number) = victim else { return false };
@@ -244,89 +244,94 @@ impl Limiter {
         true
     }
 
-    /// Takes the permit back that a request keeps while it waits for its client.
+    /// Takes back the permit of a request that keeps it while it waits for its client.
     pub(super) fn recall(&self, waiter: &Arc<Waiter>) {
-        self.give_up(waiter, true);
+        self.give_back(waiter, true);
     }
 
-    /// From holding a permit to waiting for the client.
-    fn give_up(&self, waiter: &Arc<Waiter>, is_recalled: bool) {
+    /// Moves a request from holding a permit to waiting for its client.
+    fn give_back(&self, waiter: &Arc<Waiter>, is_recalled: bool) {
         let mut queues = self.queues.lock();
         let next = queues.next_number();
-        let Some((number, share)) = waiter.wait_for_client(next, is_recalled, self.fair_share())
+        let Some((number, kind)) = waiter.begin_waiting(next, is_recalled, self.fair_share())
         else {
-            return; // Its other half, in another task, was first, or it works again.
+            return; // The other half, in another task, was first, or it works again.
         };
-        queues.push_for_client(number, waiter.clone());
+        queues.push_waiting(number, waiter.clone());
         // Under the lock: see `make_room`.
-        self.permits.free(share);
+        self.permits.free(kind);
         drop(queues);
-        self.grant_if_any_waits();
+        self.grant_if_queued();
     }
 
-    /// From holding no permit to waiting for one, or to holding one at once.
+    /// Moves a request without a permit to the queue, or grants it a permit at once.
     fn enqueue(
         &self,
-        mut queues: Locked<'_>,
+        mut queues: LockedQueues<'_>,
         waiter: &Arc<Waiter>,
         priority: Priority,
-        asking: Option<&Waker>,
+        polling_task: Option<&Waker>,
     ) {
-        if waiter.state() != State::Client {
-            return; // It was evicted, or its other half was first.
+        if waiter.state() != State::Waiting {
+            return; // It was evicted, or the other half was first.
         }
-        // Past the queue where it is empty: a newcomer must not see one while permits are free. Nor
-        // must its other half, which would wait for a permit that is given without a wake.
-        if queues.is_empty()
-            && let Some(share) = self.take(priority, waiter.rules().is_fair)
+        // Bypass an empty queue: a new request must not find a queue while permits are free.
+        // Neither must the other half, which would wait for a permit that is granted without a
+        // wake.
+        if queues.has_no_queued()
+            && let Some(kind) = self.try_take(priority, waiter.rules().is_fair)
         {
             if let Some(position) = waiter.position() {
                 queues.remove(position);
             }
-            waiter.grant(share, self.fair_share());
+            waiter.grant(kind, self.fair_share());
             return;
         }
         let number = queues.next_number();
-        if let Some(before) = waiter.wait_for_permit(number, priority) {
+        if let Some(before) = waiter.begin_queueing(number, priority) {
             queues.remove(before);
         }
-        queues.push(number, priority, waiter.clone());
+        queues.push_queued(number, priority, waiter.clone());
         drop(queues);
-        if !self.is_crowded() {
+        if !self.is_scarce() {
             self.recall_all();
         }
-        // To wake the task that asks would make a request spin which gives the permit up again
-        // because it has nothing to do. Its other half may have found it queued.
+        // Do not wake the polling task: a request that gives the permit back because it has nothing
+        // to do would spin. Its other half is woken, as it may have found the request queued.
         store_before_load();
         while let Some(granted) = self.grant_one() {
-            let is_own = Arc::ptr_eq(&granted, waiter);
-            granted.wake_unless(asking.filter(|_| is_own));
+            let not_woken = if Arc::ptr_eq(&granted, waiter) {
+                polling_task
+            } else {
+                None
+            };
+            granted.wake_except(not_woken);
         }
     }
 
-    /// Lets a request go on without a permit being free, for a guard that only watches.
-    fn go_on_anyway(&self, waiter: &Waiter) {
+    /// Resumes a request even if no permit is free, in shadow mode.
+    fn resume_over_limit(&self, waiter: &Waiter) {
         let mut queues = self.queues.lock();
         if let Some(before) = waiter.position() {
             queues.remove(before);
-            self.permits.take_anyway();
-            waiter.grant(Share::Common, self.fair_share());
+            self.permits.take_over_limit();
+            waiter.grant(PermitKind::Common, self.fair_share());
         }
     }
 
-    /// Grants free permits if requests wait. A request is queued first and then looks for a free
-    /// permit; a permit is freed first, and then this looks at the queue. One of them sees the
+    /// Grants free permits if requests are queued. A request is queued first and then looks for a
+    /// free permit; a permit is freed first, and then the queue is checked. One of them sees the
     /// other.
     #[inline]
-    pub(super) fn grant_if_any_waits(&self) {
+    pub(super) fn grant_if_queued(&self) {
         store_before_load();
-        if self.queues.waiting_for_permit() > 0 {
-            self.grant();
+        if self.queues.queued() > 0 {
+            self.grant_free_permits();
         }
     }
 
-    /// Gives free permits to those that wait for one, in order.
-    pub(super) fn grant(&self) {
+    /// Grants free permits to queued requests, in order.
+    pub(super) fn grant_free_permits(&self) {
         store_before_load();
         while let Some(waiter) = self.grant_one() {
             waiter.wake();
@@ -334,16 +339,16 @@ impl Limiter {
     }
 
     /// Grants a free permit to the first request in the queue, or else to the first light one.
-    /// Light requests pass heavy ones for the reserve only, and newcomers never pass admitted
-    /// requests. (Light newcomers also pass heavy ones that hold as many permits as the heavy may
-    /// hold.)
+    /// Light requests pass heavy ones for light-only permits only, and new requests never pass
+    /// admitted ones. (New light requests also pass heavy ones once these hold as many permits as
+    /// they may.)
     fn grant_one(&self) -> Option<Arc<Waiter>> {
         let mut queues = self.queues.lock();
         for [light, heavy] in Priority::PAIRS {
-            let is_newcomer = light.is_newcomer();
-            self.look_at_priorities(&mut queues, light, heavy);
+            let is_new = light.is_new();
+            self.update_priorities(&mut queues, light, heavy);
             let first = |priority: Priority| {
-                let (number, waiter) = queues.first(priority)?;
+                let (number, waiter) = queues.first_queued(priority)?;
                 Some((number, waiter.rules().is_fair))
             };
             let (first_light, first_heavy) = (first(light), first(heavy));
@@ -351,36 +356,36 @@ impl Limiter {
                 && first_light.is_none_or(|(light, _)| number < light)
                 && self
                     .permits
-                    .take(heavy.share(is_fair), is_newcomer, is_fair)
+                    .try_take(heavy.permit_kind(is_fair), is_new, is_fair)
             {
-                return self.grant_first(&mut queues, heavy, heavy.share(is_fair));
+                return self.grant_first(&mut queues, heavy, heavy.permit_kind(is_fair));
             }
             let Some((_, is_fair)) = first_light else {
                 continue;
             };
-            for share in [Share::Common, Share::Reserve] {
-                if self.permits.take(share, is_newcomer, is_fair) {
-                    return self.grant_first(&mut queues, light, share);
+            for kind in [PermitKind::Common, PermitKind::LightOnly] {
+                if self.permits.try_take(kind, is_new, is_fair) {
+                    return self.grant_first(&mut queues, light, kind);
                 }
             }
         }
         None
     }
 
-    /// Looks at the priorities of the first requests again: one that is not light or heavy any
-    /// more, as it was when it was queued, changes queues and keeps its number.
-    fn look_at_priorities(&self, queues: &mut Locked<'_>, light: Priority, heavy: Priority) {
-        while let Some((number, waiter)) = queues.first(light) {
-            if waiter.is_light(light.is_newcomer(), self.fair_share()) {
+    /// Updates the priorities of the first requests: one that has become heavy or light since it
+    /// was queued changes queues and keeps its number.
+    fn update_priorities(&self, queues: &mut LockedQueues<'_>, light: Priority, heavy: Priority) {
+        while let Some((number, waiter)) = queues.first_queued(light) {
+            if waiter.is_light(light.is_new(), self.fair_share()) {
                 return;
             }
             queues.change_priority(number, light, heavy);
         }
-        let is_newcomer = heavy.is_newcomer();
-        if self.permits.has_room_for_light(is_newcomer) {
-            let is_light = |waiter: &Waiter| waiter.is_light(is_newcomer, self.fair_share());
+        let is_new = heavy.is_new();
+        if self.permits.has_free_for_light(is_new) {
+            let is_light = |waiter: &Waiter| waiter.is_light(is_new, self.fair_share());
             let number = {
-                let mut first = queues.with(heavy).take(LOOKS);
+                let mut first = queues.queued(heavy).take(MAX_EXAMINED_WAITERS);
                 first
                     .find(|(_, waiter)| is_light(waiter))
                     .map(|(number, _)| number)
@@ -393,12 +398,12 @@ impl Limiter {
 
     fn grant_first(
         &self,
-        queues: &mut Locked<'_>,
+        queues: &mut LockedQueues<'_>,
         priority: Priority,
-        share: Share,
+        kind: PermitKind,
     ) -> Option<Arc<Waiter>> {
-        let waiter = queues.pop_first(priority)?;
-        waiter.grant(share, self.fair_share());
+        let waiter = queues.pop_first_queued(priority)?;
+        waiter.grant(kind, self.fair_share());
         Some(waiter)
     }
 }
@@ -414,38 +419,38 @@ mod tests {
     };
 
     /// A request that waits for its client.
-    fn waits(limiter: &Limiter) -> Arc<Waiter> {
-        assert!(limiter.take_any());
+    fn waiting_request(limiter: &Limiter) -> Arc<Waiter> {
+        assert!(limiter.try_take_common());
         let waiter = Arc::new(Waiter::working(RULES, None, None));
-        limiter.give_up(&waiter, false);
+        limiter.give_back(&waiter, false);
         waiter
     }
 
     #[test]
-    fn requests_that_kept_their_permits_leave_nothing_behind() {
+    fn requests_that_kept_their_permits_leave_no_entry_behind() {
         let limiter = Limiter::new(100);
         let mut waiters = Vec::new();
         for _ in 0..10 {
-            assert!(limiter.take_any());
+            assert!(limiter.try_take_common());
             let waiter = Arc::new(Waiter::working(RULES, None, None));
             limiter.stop_working(&waiter);
             waiters.push(waiter);
         }
-        assert_eq!((limiter.kept.count(), limiter.working()), (10, 0));
-        for place in [9, 0, 4, 0, 0, 4, 1, 2, 0, 0] {
-            let waiter = waiters.remove(place);
-            limiter.leave(&waiter);
+        assert_eq!((limiter.kept.count_keeping(), limiter.working()), (10, 0));
+        for index in [9, 0, 4, 0, 0, 4, 1, 2, 0, 0] {
+            let waiter = waiters.remove(index);
+            limiter.end_request(&waiter);
             assert_eq!(Arc::strong_count(&waiter), 1);
         }
-        assert_eq!((limiter.kept.count(), limiter.present()), (0, 0));
+        assert_eq!((limiter.kept.count_keeping(), limiter.present()), (0, 0));
     }
 
     #[test]
-    fn a_request_of_a_layer_with_few_present_is_looked_at_again_where_these_are_many() {
+    fn a_kept_permit_is_checked_again_once_half_of_max_present_is_reached() {
         let cx = Context::from_waker(Waker::noop());
-        for (max_present, keeps_on) in [(0, true), (4, true), (2, false)] {
+        for (max_present, keeps_permit) in [(0, true), (4, true), (2, false)] {
             let limiter = Limiter::new(100);
-            assert!(limiter.take_any());
+            assert!(limiter.try_take_common());
             let waiter = Arc::new(Waiter::working(
                 Rules {
                     max_present,
@@ -454,32 +459,34 @@ mod tests {
                 None,
                 None,
             ));
-            limiter.wait_for_client(&waiter, Half::Answer, &cx);
+            limiter.wait_for_client(&waiter, Half::Response, &cx);
             assert_eq!(
-                limiter.keeps_on(&waiter, Half::Answer, &cx),
-                keeps_on,
+                limiter.still_keeps_permit(&waiter, Half::Response, &cx),
+                keeps_permit,
                 "{max_present}"
             );
         }
     }
 
     #[test]
-    fn a_request_is_displaced_only_if_too_many_are_present_when_that_is_looked_at_again() {
+    fn a_request_is_evicted_only_if_too_many_are_present_under_the_lock() {
         let limiter = Limiter::new(4);
-        let (first, second) = (waits(&limiter), waits(&limiter));
-        // A newcomer that counted one of them twice, as it changed queues.
+        let (first, second) = (waiting_request(&limiter), waiting_request(&limiter));
+        // A new request that counted one of them twice while it changed queues.
         assert!(limiter.make_room(2, true));
-        assert!(!first.is_displaced() && !second.is_displaced());
-        assert!(limiter.take_any());
+        assert!(!first.is_evicted() && !second.is_evicted());
+        assert!(limiter.try_take_common());
         assert!(limiter.make_room(2, true));
-        assert!(first.is_displaced() && !second.is_displaced());
+        assert!(first.is_evicted() && !second.is_evicted());
     }
 }
 
-/// Every order in which two threads can keep, recall, give up and grant permits, tried by loom.
+/// Checks every interleaving in which two threads keep, recall, give back and grant permits.
 ///
-/// `RUSTFLAGS="--cfg palisade_loom" cargo test -p palisade-concurrency-limit --lib --target-dir
-/// target/loom -- loom` (one line).
+/// ```text
+/// RUSTFLAGS="--cfg palisade_loom" cargo test -p palisade-concurrency-limit --lib \
+///     --target-dir target/loom -- loom
+/// ```
 #[cfg(all(test, palisade_loom))]
 mod loom_tests {
     use super::*;
@@ -491,26 +498,26 @@ mod loom_tests {
         is_fair: false,
     };
 
-    /// A limit of one, and a request that has the permit.
-    fn one_works() -> (Arc<Limiter>, Arc<Waiter>) {
+    /// A limit of one, and a request that holds the permit.
+    fn one_working() -> (Arc<Limiter>, Arc<Waiter>) {
         let limiter = Arc::new(Limiter::new(1));
-        assert!(limiter.take_any());
+        assert!(limiter.try_take_common());
         (limiter, Arc::new(Waiter::working(RULES, None, None)))
     }
 
-    /// The same, waiting for its client without a permit.
-    fn one_waits() -> (Arc<Limiter>, Arc<Waiter>) {
-        let (limiter, waiter) = one_works();
-        limiter.give_up(&waiter, false);
+    /// The same, with the request waiting for its client without a permit.
+    fn one_waiting() -> (Arc<Limiter>, Arc<Waiter>) {
+        let (limiter, waiter) = one_working();
+        limiter.give_back(&waiter, false);
         assert_eq!(limiter.permits.taken(), 0);
         (limiter, waiter)
     }
 
-    fn want(limiter: &Limiter, waiter: &Arc<Waiter>) {
-        limiter.want_permit(waiter, None);
+    fn acquire_permit(limiter: &Limiter, waiter: &Arc<Waiter>) {
+        limiter.acquire_or_queue(waiter, None);
     }
 
-    /// A task that tells whether it was woken.
+    /// A task that records whether it was woken.
     #[derive(Default)]
     struct Woken(std::sync::atomic::AtomicBool);
 
@@ -520,60 +527,60 @@ mod loom_tests {
         }
     }
 
-    /// Runs one of these in a thread of its own beside the other.
-    fn beside(
+    /// Runs `one` in its own thread concurrently with `other`.
+    fn run_concurrently(
         limiter: &Arc<Limiter>,
         waiter: &Arc<Waiter>,
         one: impl Fn(&Limiter, &Arc<Waiter>) + Send + Sync + 'static,
         other: impl Fn(&Limiter, &Arc<Waiter>),
     ) {
-        let (l, w) = (limiter.clone(), waiter.clone());
-        let thread = thread::spawn(move || one(&l, &w));
+        let (thread_limiter, thread_waiter) = (limiter.clone(), waiter.clone());
+        let thread = thread::spawn(move || one(&thread_limiter, &thread_waiter));
         other(limiter, waiter);
         thread.join().unwrap();
     }
 
     #[test]
-    fn a_permit_that_is_kept_while_permits_get_short_is_free_in_the_end() {
+    fn a_permit_kept_while_permits_become_scarce_is_given_back() {
         loom::model(|| {
-            let (limiter, waiter) = one_works();
-            beside(&limiter, &waiter, Limiter::stop_working, |limiter, _| {
+            let (limiter, waiter) = one_working();
+            run_concurrently(&limiter, &waiter, Limiter::stop_working, |limiter, _| {
                 limiter.recall_all();
             });
             assert_eq!(
                 (waiter.state(), limiter.permits.taken()),
-                (State::Client, 0)
+                (State::Waiting, 0)
             );
         });
     }
 
     #[test]
-    fn a_request_that_goes_on_while_its_permit_is_recalled_has_it_or_not() {
+    fn a_request_that_resumes_during_a_recall_holds_the_permit_or_waits() {
         loom::model(|| {
-            let (limiter, waiter) = one_works();
+            let (limiter, waiter) = one_working();
             limiter.stop_working(&waiter);
-            let goes_on = |_: &Limiter, waiter: &Arc<Waiter>| {
+            let resume = |_: &Limiter, waiter: &Arc<Waiter>| {
                 waiter.resume_kept();
             };
-            beside(&limiter, &waiter, goes_on, |limiter, _| {
+            run_concurrently(&limiter, &waiter, resume, |limiter, _| {
                 limiter.recall_all();
             });
             let expected = if limiter.permits.taken() == 1 {
                 State::Working
             } else {
-                State::Client
+                State::Waiting
             };
             assert_eq!(waiter.state(), expected);
         });
     }
 
     #[test]
-    fn a_permit_that_is_freed_beside_a_request_that_wants_one_is_granted() {
+    fn a_permit_freed_while_a_request_is_queued_is_granted() {
         loom::model(|| {
-            let (limiter, waiter) = one_waits();
-            assert!(limiter.take_any()); // Another request works.
-            beside(&limiter, &waiter, want, |limiter, _| {
-                limiter.release(Share::Common);
+            let (limiter, waiter) = one_waiting();
+            assert!(limiter.try_take_common()); // Another request holds the permit.
+            run_concurrently(&limiter, &waiter, acquire_permit, |limiter, _| {
+                limiter.release(PermitKind::Common);
             });
             assert_eq!(
                 (waiter.state(), limiter.permits.taken()),
@@ -583,56 +590,59 @@ mod loom_tests {
     }
 
     #[test]
-    fn a_request_that_leaves_beside_a_grant_leaves_no_permit_taken() {
+    fn a_request_that_ends_during_a_grant_leaves_no_permit_taken() {
         loom::model(|| {
-            let (limiter, waiter) = one_waits();
-            beside(&limiter, &waiter, want, |limiter, waiter| {
-                limiter.leave(waiter);
+            let (limiter, waiter) = one_waiting();
+            run_concurrently(&limiter, &waiter, acquire_permit, |limiter, waiter| {
+                limiter.end_request(waiter);
             });
             assert_eq!((limiter.permits.taken(), limiter.present()), (0, 0));
         });
     }
 
     #[test]
-    fn no_more_permits_are_taken_than_there_are() {
+    fn permits_taken_do_not_exceed_the_limit() {
         loom::model(|| {
-            let (limiter, waiter) = one_waits();
-            let newcomer = |limiter: &Limiter, _: &Arc<Waiter>| {
-                if limiter.take_any() {
+            let (limiter, waiter) = one_waiting();
+            let take_new = |limiter: &Limiter, _: &Arc<Waiter>| {
+                if limiter.try_take_common() {
                     assert_eq!(limiter.permits.taken(), 1);
-                    limiter.release(Share::Common);
+                    limiter.release(PermitKind::Common);
                 }
             };
-            beside(&limiter, &waiter, newcomer, want);
+            run_concurrently(&limiter, &waiter, take_new, acquire_permit);
             assert_eq!(
                 (waiter.state(), limiter.permits.taken()),
                 (State::Working, 1)
             );
         });
     }
+
     #[test]
-    fn of_two_halves_that_want_the_permit_each_has_it_or_is_woken() {
+    fn two_halves_that_acquire_the_permit_at_once_both_work_or_are_woken() {
         for has_queue in [false, true] {
             loom::model(move || {
-                let (limiter, waiter) = one_waits();
+                let (limiter, waiter) = one_waiting();
                 if has_queue {
-                    // A newcomer that cannot have what an admitted request can.
+                    // A new request, which cannot take a permit that an admitted one can.
                     limiter.permits.set_limit(0);
-                    assert!(limiter.queue_newcomer(RULES, None, None, 1).is_some());
+                    assert!(limiter.queue_new_request(RULES, None, None, 1).is_some());
                 }
                 let half = |half| {
                     let woken = Arc::new(Woken::default());
                     let poll = move |limiter: &Limiter, waiter: &Arc<Waiter>| {
                         let waker = woken.clone().into();
-                        let polled = limiter.poll_work(waiter, half, &Context::from_waker(&waker));
+                        let polled =
+                            limiter.poll_permit(waiter, half, &Context::from_waker(&waker));
                         (woken.clone(), polled.is_ready())
                     };
                     poll
                 };
-                let (l, w, body) = (limiter.clone(), waiter.clone(), half(Half::Body));
-                let body = thread::spawn(move || body(&l, &w));
-                let answer = half(Half::Answer)(&limiter, &waiter);
-                for (woken, is_ready) in [body.join().unwrap(), answer] {
+                let (thread_limiter, thread_waiter, body) =
+                    (limiter.clone(), waiter.clone(), half(Half::RequestBody));
+                let body = thread::spawn(move || body(&thread_limiter, &thread_waiter));
+                let response = half(Half::Response)(&limiter, &waiter);
+                for (woken, is_ready) in [body.join().unwrap(), response] {
                     assert!(is_ready || woken.0.load(std::sync::atomic::Ordering::SeqCst));
                 }
                 assert_eq!(

@@ -1,8 +1,8 @@
-//! One request that has waited, or may have to.
+//! State of one request that has waited, or may have to.
 
 use super::{
     fair_share::FairShare,
-    permit::{Extras, Share},
+    permit::{Extras, PermitKind},
     priority::{Position, Priority},
     sync::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex},
 };
@@ -13,51 +13,52 @@ use std::{
     task::{Context, Waker},
 };
 
-/// A request that can give its permit up and take it again. Its two halves share it, and the queues
+/// A request that can give its permit back and take it again. Its two halves share it; the queues
 /// and the list of kept permits hold it while it waits.
 #[derive(Debug)]
 pub(crate) struct Waiter {
     rules: Rules,
-    /// The client, where that is known and matters.
+    /// The client, if it is known and matters.
     client: Option<ClientKey>,
-    /// A [`State`]. Changed under the lock of the queues, but from working to keeping and back.
+    /// A [`State`]. Changed under the lock of the queues, except between working and keeping a
+    /// permit.
     state: AtomicU8,
     /// Its working time is charged to its client.
     is_charged: AtomicBool,
-    /// Its place in [`Kept`](super::kept::Kept), or [`UNLISTED`].
-    pub(super) listed_at: AtomicUsize,
-    /// Bytes that went either way since its number in the queue was given.
+    /// Its index in [`KeptPermits`](super::kept::KeptPermits), or [`UNLISTED`].
+    pub(super) list_index: AtomicUsize,
+    /// Bytes transferred in either direction since its number in the queue was assigned.
     progress: AtomicU64,
-    /// Which tasks the wakers wake, by [`Half`], to be compared without the lock.
-    tasks: [[AtomicUsize; 2]; 2],
-    inside: Mutex<Inside>,
+    /// The tasks that the wakers wake, by [`Half`], for comparison without the lock.
+    waker_tasks: [[AtomicUsize; 2]; 2],
+    inner: Mutex<WaiterInner>,
 }
 
-/// What one layer says about its requests.
+/// Options of one layer that apply to its requests.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
-    /// So many requests may be present. 0: as many as usual.
+    /// Maximum number of requests present. 0 stands for the default multiple of the limit.
     pub(crate) max_present: usize,
-    /// Verdicts are carried out, not only recorded.
+    /// Decisions are enforced, not only recorded.
     pub(crate) enforces: bool,
-    /// Clients are told apart.
+    /// Fairness is on.
     pub(crate) is_fair: bool,
 }
 
-/// The two parts of a request that wait, perhaps in two tasks.
+/// The two parts of a request that wait, possibly in two tasks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Half {
     /// The request body.
-    Body,
+    RequestBody,
     /// The response future, then the response body.
-    Answer,
+    Response,
 }
 
 #[derive(Debug)]
-struct Inside {
+struct WaiterInner {
     position: Option<Position>,
-    /// Its latest number among those that wait for their clients.
-    last_number: Option<u64>,
+    /// Its latest number among the requests that wait for their clients.
+    last_waiting_number: Option<u64>,
     wakers: Wakers,
     extras: Option<Box<Extras>>,
 }
@@ -65,51 +66,51 @@ struct Inside {
 /// By [`Half`].
 type Wakers = [Option<Waker>; 2];
 
-/// What a waiter was and had when it left.
-pub(crate) struct Left {
+/// The state of a waiter when its request ended.
+pub(crate) struct EndedRequest {
     pub(super) position: Option<Position>,
-    /// It held a permit, which is now the caller's to free.
-    pub(super) worked: bool,
+    /// It held a permit, which the caller must free.
+    pub(super) held_permit: bool,
     /// It was evicted.
-    pub(crate) is_displaced: bool,
+    pub(crate) is_evicted: bool,
     pub(super) extras: Option<Box<Extras>>,
-    /// To be dropped under no lock: one may own the task that owns another waiter.
+    /// Drop without holding a lock: a waker may own the task that owns another waiter.
     wakers: Wakers,
 }
 
-/// The request was evicted, in favour of one that makes more progress.
+/// The request was evicted in favour of one that makes more progress.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Evicted;
 
-/// What a request does.
+/// State of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum State {
     /// Holds a permit.
     Working,
-    /// Waits for its own client, and holds a permit that no other request needs so far.
-    Keeping,
-    /// Waits for its own client, in the queue of those that may be evicted.
-    Client,
-    /// Waits for a permit.
+    /// Waits for its own client and keeps a permit that no other request needs yet.
+    KeepingPermit,
+    /// Waits for its own client, in the queue of requests that may be evicted.
+    Waiting,
+    /// Queued for a permit.
     Queued,
     /// Was evicted.
     Evicted,
-    /// Is over.
-    Left,
+    /// Has ended.
+    Ended,
 }
 
-/// Not in [`Kept`](super::kept::Kept).
+/// Not in [`KeptPermits`](super::kept::KeptPermits).
 pub(super) const UNLISTED: usize = usize::MAX;
 
-/// A request that waits for its client keeps its number until so many bytes have gone either way:
-/// else a byte now and then would be worth as much as an upload.
-const PROGRESS_BYTES: u64 = 512;
+/// A request that waits for its client again keeps its old number until this many bytes have been
+/// transferred in either direction. Otherwise an occasional byte would count as much as an upload.
+const MIN_PROGRESS_BYTES: u64 = 512;
 
 // === Waiter ===
 
 impl Waiter {
-    /// One that takes over the permit that a request held so far.
+    /// Creates a waiter that takes over the permit of a request.
     pub(crate) fn working(
         rules: Rules,
         client: Option<ClientKey>,
@@ -118,13 +119,13 @@ impl Waiter {
         Self::new(rules, client, State::Working, extras)
     }
 
-    /// One that has no permit yet and is not queued yet.
-    pub(super) fn newcomer(
+    /// Creates a waiter without a permit that is not queued yet.
+    pub(super) fn new_request(
         rules: Rules,
         client: Option<ClientKey>,
         extras: Option<Box<Extras>>,
     ) -> Self {
-        Self::new(rules, client, State::Client, extras)
+        Self::new(rules, client, State::Waiting, extras)
     }
 
     fn new(
@@ -142,12 +143,12 @@ impl Waiter {
             client,
             state: AtomicU8::new(state as u8),
             is_charged: AtomicBool::new(is_charged),
-            listed_at: AtomicUsize::new(UNLISTED),
+            list_index: AtomicUsize::new(UNLISTED),
             progress: AtomicU64::new(0),
-            tasks: [[0; 2]; 2].map(|task| task.map(AtomicUsize::new)),
-            inside: Mutex::new(Inside {
+            waker_tasks: [[0; 2]; 2].map(|task| task.map(AtomicUsize::new)),
+            inner: Mutex::new(WaiterInner {
                 position: None,
-                last_number: None,
+                last_waiting_number: None,
                 wakers,
                 extras,
             }),
@@ -165,7 +166,7 @@ impl Waiter {
     }
 
     #[inline]
-    fn change(&self, from: State, to: State) -> bool {
+    fn transition(&self, from: State, to: State) -> bool {
         self.state
             .compare_exchange(from as u8, to as u8, SeqCst, SeqCst)
             .is_ok()
@@ -177,46 +178,46 @@ impl Waiter {
     }
 
     #[inline]
-    pub(crate) fn is_keeping(&self) -> bool {
-        self.state() == State::Keeping
+    pub(crate) fn is_keeping_permit(&self) -> bool {
+        self.state() == State::KeepingPermit
     }
 
     #[inline]
-    pub(crate) fn is_displaced(&self) -> bool {
+    pub(crate) fn is_evicted(&self) -> bool {
         self.state() == State::Evicted
     }
 
     #[inline]
-    pub(crate) fn unless_displaced(&self) -> Result<(), Evicted> {
-        if self.is_displaced() {
+    pub(crate) fn check_evicted(&self) -> Result<(), Evicted> {
+        if self.is_evicted() {
             Err(Evicted)
         } else {
             Ok(())
         }
     }
 
-    /// Whether it has left, or was evicted.
-    pub(super) fn is_over(&self) -> bool {
-        matches!(self.state(), State::Left | State::Evicted)
+    /// Whether it has ended or was evicted.
+    pub(super) fn is_ended_or_evicted(&self) -> bool {
+        matches!(self.state(), State::Ended | State::Evicted)
     }
 
     pub(crate) fn is_waiting_for_client(&self) -> bool {
-        matches!(self.state(), State::Client | State::Keeping)
+        matches!(self.state(), State::Waiting | State::KeepingPermit)
     }
 
-    /// Whether it works, or may work on without asking.
+    /// Whether it works, or may resume with a kept permit.
     #[inline]
     pub(crate) fn holds_permit(&self) -> bool {
-        matches!(self.state(), State::Working | State::Keeping)
+        matches!(self.state(), State::Working | State::KeepingPermit)
     }
 
-    /// Whether it works, perhaps with a permit that it kept.
+    /// Whether it works. Resumes with a kept permit if necessary.
     #[inline]
-    pub(super) fn works_on(&self) -> bool {
+    pub(super) fn ensure_working(&self) -> bool {
         match self.state() {
             State::Working => true,
-            State::Keeping => self.resume_kept(),
-            State::Client | State::Queued | State::Evicted | State::Left => false,
+            State::KeepingPermit => self.resume_kept(),
+            State::Waiting | State::Queued | State::Evicted | State::Ended => false,
         }
     }
 
@@ -227,168 +228,168 @@ impl Waiter {
 
     #[inline]
     pub(super) fn is_listed(&self) -> bool {
-        self.listed_at.load(SeqCst) != UNLISTED
+        self.list_index.load(SeqCst) != UNLISTED
     }
 
-    /// Waits for its client from here on and keeps its permit. `false` if it was not working.
+    /// Starts a wait for the client, with the permit kept. Returns `false` if it was not working.
     #[inline]
-    pub(super) fn keep(&self) -> bool {
-        self.change(State::Working, State::Keeping)
+    pub(super) fn keep_permit(&self) -> bool {
+        self.transition(State::Working, State::KeepingPermit)
     }
 
-    /// Goes on with the permit that it kept, if it has one.
+    /// Resumes with the kept permit. Returns `false` if there is none.
     #[inline]
     pub(crate) fn resume_kept(&self) -> bool {
-        self.change(State::Keeping, State::Working)
+        self.transition(State::KeepingPermit, State::Working)
     }
 
-    /// `bytes` more went through one of the bodies.
+    /// Adds `bytes` transferred by one of the bodies.
     #[inline]
-    pub(crate) fn progressed(&self, bytes: u64) {
+    pub(crate) fn add_progress(&self, bytes: u64) {
         self.progress.fetch_add(bytes, Relaxed);
     }
 
-    /// Whether its client holds few permits and is not in debt. Where the client is unknown, an
-    /// admitted request is light and a newcomer is not.
-    pub(super) fn is_light(&self, is_newcomer: bool, fair_share: Option<&FairShare>) -> bool {
+    /// Whether its client is light. If the client is unknown, an admitted request is light and a
+    /// new one is not.
+    pub(super) fn is_light(&self, is_new: bool, fair_share: Option<&FairShare>) -> bool {
         match (self.client, fair_share.filter(|_| self.rules.is_fair)) {
             (Some(client), Some(fair_share)) => fair_share.is_light(client),
-            (None, Some(_)) => !is_newcomer,
+            (None, Some(_)) => !is_new,
             (_, None) => true,
         }
     }
 
     // --- Wakers ---
 
-    /// Will wake the task of `cx`, which must look at the state after this.
+    /// Registers the task of `cx` to be woken. The caller must check the state afterwards.
     #[inline]
-    pub(crate) fn listen(&self, half: Half, cx: &Context<'_>) {
-        if !self.wakes(half, cx.waker()) {
+    pub(crate) fn register(&self, half: Half, cx: &Context<'_>) {
+        if !self.will_wake(half, cx.waker()) {
             self.set_waker(half, cx.waker());
         }
     }
 
     /// Whether it wakes the task of `waker`.
     #[inline]
-    pub(super) fn wakes(&self, half: Half, waker: &Waker) -> bool {
+    pub(super) fn will_wake(&self, half: Half, waker: &Waker) -> bool {
         let task: Task = palisade_guard::task_of(waker);
-        let known = &self.tasks[half as usize];
+        let known = &self.waker_tasks[half as usize];
         known[0].load(SeqCst) == task.0 && known[1].load(SeqCst) == task.1
     }
 
     #[inline(never)]
     fn set_waker(&self, half: Half, waker: &Waker) {
         let task = palisade_guard::task_of(waker);
-        let known = &self.tasks[half as usize];
-        let mut inside = self.inside.lock();
+        let known = &self.waker_tasks[half as usize];
+        let mut inner = self.inner.lock();
         known[0].store(task.0, SeqCst);
         known[1].store(task.1, SeqCst);
-        let before = inside.wakers[half as usize].replace(waker.clone());
-        drop(inside);
-        drop(before); // Dropping a waker may run any code.
+        let before = inner.wakers[half as usize].replace(waker.clone());
+        drop(inner);
+        drop(before); // Dropping a waker may run arbitrary code.
     }
 
     /// Wakes both halves.
     pub(super) fn wake(&self) {
-        let wakers = self.take_wakers(&mut self.inside.lock());
+        let wakers = self.take_wakers(&mut self.inner.lock());
         wakers.into_iter().flatten().for_each(Waker::wake);
     }
 
-    /// Wakes both halves, but not this task.
-    pub(super) fn wake_unless(&self, task: Option<&Waker>) {
-        for half in [Half::Body, Half::Answer] {
-            if task.is_none_or(|task| !self.wakes(half, task)) {
+    /// Wakes each half unless its waker wakes `task`.
+    pub(super) fn wake_except(&self, task: Option<&Waker>) {
+        for half in [Half::RequestBody, Half::Response] {
+            if task.is_none_or(|task| !self.will_wake(half, task)) {
                 self.wake_half(half);
             }
         }
     }
 
     pub(crate) fn wake_half(&self, half: Half) {
-        let mut inside = self.inside.lock();
-        self.tasks[half as usize][1].store(0, SeqCst);
-        let waker = inside.wakers[half as usize].take();
-        drop(inside);
+        let mut inner = self.inner.lock();
+        self.waker_tasks[half as usize][1].store(0, SeqCst);
+        let waker = inner.wakers[half as usize].take();
+        drop(inner);
         if let Some(waker) = waker {
             waker.wake();
         }
     }
 
-    fn take_wakers(&self, inside: &mut Inside) -> Wakers {
-        for task in &self.tasks {
+    fn take_wakers(&self, inner: &mut WaiterInner) -> Wakers {
+        for task in &self.waker_tasks {
             task[1].store(0, SeqCst);
         }
-        std::mem::take(&mut inside.wakers)
+        std::mem::take(&mut inner.wakers)
     }
 
     // --- Under the lock of the queues ---
 
     pub(super) fn position(&self) -> Option<Position> {
-        self.inside.lock().position
+        self.inner.lock().position
     }
 
-    pub(super) fn move_to(&self, position: Position) {
-        self.inside.lock().position = Some(position);
+    pub(super) fn set_position(&self, position: Position) {
+        self.inner.lock().position = Some(position);
     }
 
-    /// From working to waiting for its client, or from keeping a permit to that if it
-    /// `is_recalled`. Returns the number to take, which is `number` or the one it had before, and
-    /// the share of the permit to free. `None` if it was doing something else.
-    pub(super) fn wait_for_client(
+    /// Moves from working, or from keeping a permit if it `is_recalled`, to waiting for the client.
+    /// Returns the number to use, which is `number` or its previous one, and the kind of permit to
+    /// free. `None` if it was in another state.
+    pub(super) fn begin_waiting(
         &self,
         number: u64,
         is_recalled: bool,
         fair_share: Option<&FairShare>,
-    ) -> Option<(u64, Share)> {
+    ) -> Option<(u64, PermitKind)> {
         let from = if is_recalled {
-            State::Keeping
+            State::KeepingPermit
         } else {
             State::Working
         };
-        if !self.change(from, State::Client) {
+        if !self.transition(from, State::Waiting) {
             return None;
         }
-        let mut inside = self.inside.lock();
-        let number = match inside.last_number {
-            Some(before) if self.progress.load(Relaxed) < PROGRESS_BYTES => before,
+        let mut inner = self.inner.lock();
+        let number = match inner.last_waiting_number {
+            Some(before) if self.progress.load(Relaxed) < MIN_PROGRESS_BYTES => before,
             _ => {
                 self.progress.store(0, Relaxed);
                 number
             }
         };
-        inside.last_number = Some(number);
-        inside.position = Some(Position {
+        inner.last_waiting_number = Some(number);
+        inner.position = Some(Position {
             number,
             priority: None,
         });
-        let mut share = Share::Common;
-        if let Some(extras) = &mut inside.extras {
+        let mut kind = PermitKind::Common;
+        if let Some(extras) = &mut inner.extras {
             extras.pause(fair_share);
-            share = std::mem::take(&mut extras.share);
+            kind = std::mem::take(&mut extras.kind);
         }
-        Some((number, share))
+        Some((number, kind))
     }
 
-    /// From waiting for its client to waiting for a permit. Returns the position to leave, if there
-    /// is one.
-    pub(super) fn wait_for_permit(&self, number: u64, priority: Priority) -> Option<Position> {
+    /// Moves from waiting for the client to the queue for a permit. Returns the position to leave,
+    /// if there is one.
+    pub(super) fn begin_queueing(&self, number: u64, priority: Priority) -> Option<Position> {
         self.state.store(State::Queued as u8, SeqCst);
         let position = Position {
             number,
             priority: Some(priority),
         };
-        self.inside.lock().position.replace(position)
+        self.inner.lock().position.replace(position)
     }
 
-    /// Goes to work with a permit of this share.
-    pub(super) fn grant(&self, share: Share, fair_share: Option<&FairShare>) {
-        let mut inside = self.inside.lock();
-        inside.position = None;
-        if share != Share::Common {
-            inside.extras.get_or_insert_default().share = share;
+    /// Starts to work with a permit of this kind.
+    pub(super) fn grant(&self, kind: PermitKind, fair_share: Option<&FairShare>) {
+        let mut inner = self.inner.lock();
+        inner.position = None;
+        if kind != PermitKind::Common {
+            inner.extras.get_or_insert_default().kind = kind;
         }
         let fair_share = fair_share.filter(|_| self.rules.is_fair);
         if let (Some(client), Some(fair_share)) = (self.client, fair_share) {
-            let charge = &mut inside.extras.get_or_insert_default().charge;
+            let charge = &mut inner.extras.get_or_insert_default().charge;
             match charge {
                 Some(charge) => fair_share.resume(charge),
                 None => *charge = Some(fair_share.start(client)),
@@ -399,23 +400,23 @@ impl Waiter {
     }
 
     pub(super) fn evict(&self) {
-        self.inside.lock().position = None;
+        self.inner.lock().position = None;
         self.state.store(State::Evicted as u8, SeqCst);
     }
 
-    /// Leaves. One that was evicted stays so, for a body that outlives it.
-    pub(super) fn leave(&self) -> Left {
-        // The other half may keep or resume its permit meanwhile, without the lock.
-        let left = |state| (state != State::Evicted as u8).then_some(State::Left as u8);
-        let before = self.state.fetch_update(SeqCst, SeqCst, left);
+    /// Ends the request. An evicted one stays evicted, for a body that outlives it.
+    pub(super) fn mark_ended(&self) -> EndedRequest {
+        // The other half may keep or resume its permit at the same time, without the lock.
+        let ended = |state| (state != State::Evicted as u8).then_some(State::Ended as u8);
+        let before = self.state.fetch_update(SeqCst, SeqCst, ended);
         let state = before.map_or(State::Evicted, State::from);
-        let mut inside = self.inside.lock();
-        Left {
-            position: inside.position.take(),
-            worked: matches!(state, State::Working | State::Keeping),
-            is_displaced: state == State::Evicted,
-            extras: inside.extras.take(),
-            wakers: self.take_wakers(&mut inside),
+        let mut inner = self.inner.lock();
+        EndedRequest {
+            position: inner.position.take(),
+            held_permit: matches!(state, State::Working | State::KeepingPermit),
+            is_evicted: state == State::Evicted,
+            extras: inner.extras.take(),
+            wakers: self.take_wakers(&mut inner),
         }
     }
 }
@@ -427,20 +428,20 @@ impl From<u8> for State {
     fn from(byte: u8) -> Self {
         match byte {
             0 => Self::Working,
-            1 => Self::Keeping,
-            2 => Self::Client,
+            1 => Self::KeepingPermit,
+            2 => Self::Waiting,
             3 => Self::Queued,
             4 => Self::Evicted,
-            _ => Self::Left,
+            _ => Self::Ended,
         }
     }
 }
 
-// === Left ===
+// === EndedRequest ===
 
-impl Left {
-    /// Tells a body that is read on in another task: it waits for no permit any more.
-    pub(crate) fn wake_body(self) {
+impl EndedRequest {
+    /// Wakes a request body that is read in another task: it no longer waits for a permit.
+    pub(crate) fn wake_request_body(self) {
         let [body, _] = self.wakers;
         if let Some(body) = body {
             body.wake();

@@ -1,19 +1,20 @@
-//! Whether a request gets a permit, by its head.
+//! Admission of a request by its head.
 
 use crate::{
-    limiter::{ClientCount, Extras, FairShare, Priority, Share},
+    limiter::{CountedRequest, Extras, FairShare, PermitKind, Priority},
     options::Options,
 };
 use palisade_core::{Guard, Phase, Reason, RequestHead, Violation};
 use palisade_guard::Keys;
 
-/// Why there is no permit, and how the request was counted before that showed.
+/// The reason why a request got no permit, and its per-client count, if it was counted.
 pub(crate) struct Denied {
     pub(crate) violation: Violation,
-    pub(crate) counted: Option<ClientCount>,
+    pub(crate) counted: Option<CountedRequest>,
 }
 
-/// A permit for the request with this head and what comes with it, or why there is none.
+/// Takes a permit for a request with this head. Returns the permit's extras, or why there is no
+/// permit.
 #[inline(always)]
 pub(crate) fn admit(
     options: &Options,
@@ -22,24 +23,24 @@ pub(crate) fn admit(
 ) -> Result<Option<Box<Extras>>, Denied> {
     let limiter = &*options.limiter;
     let mut extras = None;
-    if let Some(max) = options.per_client {
-        extras = enter(options, head, keys, max)?;
+    if let Some(max) = options.max_per_client {
+        extras = count_client(options, head, keys, max)?;
     }
-    let mut is_taken = take(options, head, keys, &mut extras);
-    if !is_taken && !limiter.is_crowded() && limiter.recall_all() {
-        is_taken = take(options, head, keys, &mut extras);
+    let mut is_taken = try_take_permit(options, head, keys, &mut extras);
+    if !is_taken && !limiter.is_scarce() && limiter.recall_all() {
+        is_taken = try_take_permit(options, head, keys, &mut extras);
     }
     if !is_taken {
-        let violation = over(Reason::Full, Phase::RequestHead, limiter.limit());
+        let violation = limit_exceeded(Reason::Full, Phase::RequestHead, limiter.limit());
         return Err(Denied {
             violation,
             counted: extras.and_then(|extras| extras.counted),
         });
     }
-    if let Err(violation) = welcome(options) {
+    if let Err(violation) = finish_admission(options) {
         match extras {
-            None => limiter.release(Share::Common),
-            Some(extras) => limiter.release_with(extras),
+            None => limiter.release(PermitKind::Common),
+            Some(extras) => limiter.release_with_extras(extras),
         }
         return Err(Denied {
             violation,
@@ -49,21 +50,25 @@ pub(crate) fn admit(
     Ok(extras)
 }
 
-/// Admits a request that has got its first permit, if there is room for one more.
+/// Admits a request that holds its first permit, if one more may be present.
 #[inline]
-pub(crate) fn welcome(options: &Options) -> Result<(), Violation> {
+pub(crate) fn finish_admission(options: &Options) -> Result<(), Violation> {
     let limiter = &*options.limiter;
     let (present, max_present) = (limiter.present(), limiter.max_present(options.max_present));
-    limiter.look_for_crowd(present, max_present);
+    limiter.update_scarcity(present, max_present);
     if present > max_present && !limiter.make_room(max_present, options.rules().enforces) {
-        return Err(over(Reason::Full, Phase::RequestHead, max_present));
+        return Err(limit_exceeded(
+            Reason::Full,
+            Phase::RequestHead,
+            max_present,
+        ));
     }
     limiter.count_admitted();
     Ok(())
 }
 
-/// One more than `max`.
-pub(crate) fn over(reason: Reason, phase: Phase, max: usize) -> Violation {
+/// The violation of a limit of `max`. The observed value is one more.
+pub(crate) fn limit_exceeded(reason: Reason, phase: Phase, max: usize) -> Violation {
     let max = max as u64;
     let observed = max.saturating_add(1);
     Violation::new(Guard::ConcurrencyLimit, reason, phase, max, observed)
@@ -71,18 +76,18 @@ pub(crate) fn over(reason: Reason, phase: Phase, max: usize) -> Violation {
 
 /// Counts one more request of the client.
 #[inline(never)]
-fn enter(
+fn count_client(
     options: &Options,
     head: &RequestHead<'_>,
     keys: &mut Keys,
     max: usize,
 ) -> Result<Option<Box<Extras>>, Denied> {
-    let Some(client) = options.client(head, keys) else {
+    let Some(client) = options.client_key(head, keys) else {
         return Ok(None);
     };
-    let Some(counted) = options.limiter.clients().enter(client, max) else {
+    let Some(counted) = options.limiter.client_counts().try_count(client, max) else {
         return Err(Denied {
-            violation: over(Reason::ClientFull, Phase::RequestHead, max),
+            violation: limit_exceeded(Reason::ClientFull, Phase::RequestHead, max),
             counted: None,
         });
     };
@@ -93,58 +98,63 @@ fn enter(
 }
 
 #[inline]
-fn take(
+fn try_take_permit(
     options: &Options,
     head: &RequestHead<'_>,
     keys: &mut Keys,
     extras: &mut Option<Box<Extras>>,
 ) -> bool {
     match options.fair_share() {
-        Some(fair_share) if options.limiter.is_busy() => {
-            take_fairly(options, fair_share, head, keys, extras)
+        Some(fair_share) if options.limiter.is_half_taken() => {
+            try_take_fair_permit(options, fair_share, head, keys, extras)
         }
-        _ => options.limiter.take_any() || take_picked(options, head, extras),
+        _ => options.limiter.try_take_common() || try_take_reserve_permit(options, head, extras),
     }
 }
 
-/// Permits are getting short: it matters which client takes them.
+/// Takes a permit while half of them are taken, so that the client matters.
 #[inline(never)]
-fn take_fairly(
+fn try_take_fair_permit(
     options: &Options,
     fair_share: &FairShare,
     head: &RequestHead<'_>,
     keys: &mut Keys,
     extras: &mut Option<Box<Extras>>,
 ) -> bool {
-    let client = options.client(head, keys);
+    let client = options.client_key(head, keys);
     let is_light = client.is_some_and(|client| fair_share.is_light(client));
     let priority = if is_light {
-        Priority::LightNewcomer
+        Priority::NewLight
     } else {
-        Priority::Newcomer
+        Priority::NewHeavy
     };
     if is_light {
-        options.limiter.grant_to_light();
+        options.limiter.grant_to_light_waiters();
     }
-    let Some(share) = options.limiter.take(priority, true) else {
-        return take_picked(options, head, extras);
+    let Some(kind) = options.limiter.try_take(priority, true) else {
+        return try_take_reserve_permit(options, head, extras);
     };
     let extras = extras.get_or_insert_default();
-    extras.share = share;
+    extras.kind = kind;
     extras.charge = client.map(|client| fair_share.start(client));
     true
 }
 
 #[cold]
-fn take_picked(
+fn try_take_reserve_permit(
     options: &Options,
     head: &RequestHead<'_>,
     extras: &mut Option<Box<Extras>>,
 ) -> bool {
-    let is_picked = options.picks.as_ref().is_some_and(|picks| picks(head))
-        && options.limiter.take_picked(options.max_picked);
-    if is_picked {
-        extras.get_or_insert_default().picked = true;
+    let is_taken = options
+        .reserve_predicate
+        .as_ref()
+        .is_some_and(|predicate| predicate(head))
+        && options
+            .limiter
+            .try_take_from_reserve(options.max_reserve_permits);
+    if is_taken {
+        extras.get_or_insert_default().from_reserve = true;
     }
-    is_picked
+    is_taken
 }

@@ -1,9 +1,9 @@
-//! What each half of a request that has waited does: its body, and what answers it.
+//! The two halves of a request that has waited: its request body, and its response.
 //!
-//! Until the response head is out, both halves ask for the permit: the body when something has
-//! come, the handler once it let go of the body. From then on only the answer does, and what comes
-//! of the body is handed through. The permit is given up where the answer waits for its reader, or
-//! where both halves have nothing to do.
+//! Until the response head is sent, both halves acquire the permit: the request body when data has
+//! arrived, the handler once it has dropped the body. From then on only the response does, and data
+//! of the request body is passed through. The permit is given back while the response waits for its
+//! reader, and while both halves have nothing to do.
 
 use crate::limiter::{Evicted, Half, Limiter, Waiter};
 use std::{
@@ -22,181 +22,192 @@ pub(crate) struct Halves<'a> {
     pub(super) flags: &'a Flags,
 }
 
-/// What the halves tell each other, in one word.
+/// Flags that the halves share, in one word.
 #[derive(Debug)]
 pub(crate) struct Flags(AtomicU16);
 
-/// The request body is gone: the handler does not wait for the client any more.
-const BODY_GONE: u16 = 1;
-/// The request body said that the request was evicted.
-const BODY_TOLD: u16 = 1 << 1;
-/// The response head is out.
-const HEAD_OUT: u16 = 1 << 2;
-/// Once the head is out: the request body has nothing to hand on.
-const BODY_WAITS: u16 = 1 << 3;
-/// Once the head is out: the answer has nothing to hand on, though its reader asks.
-const ANSWER_WAITS: u16 = 1 << 4;
-/// In the present wait for the client the handler was polled once more to see what it waits for.
-const PROBED: u16 = 1 << 5;
-/// The request body is read by another task than the handler's, or by something that does not poll
-/// all its parts: a poll of the handler does not show what it waits for.
-const READ_ELSEWHERE: u16 = 1 << 6;
-/// The handler has work of its own to do and must not be polled before it holds a permit.
-const HANDLER_WORKS: u16 = 1 << 7;
-/// The response is a gRPC stream, or may be.
-const STREAMS: u16 = 1 << 8;
+/// The request body was dropped: the handler no longer waits for the client.
+const BODY_DROPPED: u16 = 1;
+/// The request body has reported that the request was evicted.
+const EVICTION_REPORTED: u16 = 1 << 1;
+/// The response head has been sent.
+const HEAD_SENT: u16 = 1 << 2;
+/// After the response head: the request body was polled and has no data.
+const BODY_PENDING: u16 = 1 << 3;
+/// After the response head: the response was polled and has no data.
+const RESPONSE_PENDING: u16 = 1 << 4;
+/// The handler was polled once more in the current wait for the client, to find out what it waits
+/// for.
+const HANDLER_REPOLLED: u16 = 1 << 5;
+/// The request body is read by a task other than the handler's, or by something that does not poll
+/// all its parts: polling the handler does not show what it waits for.
+const BODY_READ_ELSEWHERE: u16 = 1 << 6;
+/// The handler has work to do and must not be polled before the request holds a permit.
+const HANDLER_NEEDS_PERMIT: u16 = 1 << 7;
+/// The response is, or may be, a gRPC stream.
+const GRPC_STREAM: u16 = 1 << 8;
 
-/// What the request body does.
+/// Operations of the request body.
 impl Halves<'_> {
-    /// Something has come: whether it may be handed on at once. If not, see
-    /// [`Self::poll_body`].
+    /// Resumes after data has arrived. Returns whether it may be passed on at once; otherwise see
+    /// [`Self::poll_body_permit`].
     #[inline]
-    pub(crate) fn body_goes_on(self) -> bool {
-        if self.flags.has(HEAD_OUT) {
-            self.body_waits_no_more();
-            return !self.waiter.is_displaced();
+    pub(crate) fn resume_body(self) -> bool {
+        if self.flags.contains(HEAD_SENT) {
+            self.clear_body_pending();
+            return !self.waiter.is_evicted();
         }
         self.waiter.is_working() || self.waiter.resume_kept()
     }
 
-    /// Whether what comes may be handed on as it is, without a word to the waiter before.
+    /// Whether data may be passed on without notifying the waiter.
     #[inline]
-    pub(crate) fn body_passes(self) -> bool {
-        if self.flags.has(HEAD_OUT) {
-            !self.waiter.is_displaced()
+    pub(crate) fn body_passes_through(self) -> bool {
+        if self.flags.contains(HEAD_SENT) {
+            !self.waiter.is_evicted()
         } else {
             self.waiter.holds_permit()
         }
     }
 
-    /// Something has come, after a wait.
+    /// Records that a wait for the client has ended.
     #[inline]
-    pub(crate) fn body_has_something(self) {
-        if self.flags.has(PROBED) {
-            self.flags.clear(PROBED);
+    pub(crate) fn body_wait_ended(self) {
+        if self.flags.contains(HANDLER_REPOLLED) {
+            self.flags.remove(HANDLER_REPOLLED);
         }
-        if self.flags.has(HEAD_OUT) {
-            self.body_waits_no_more();
+        if self.flags.contains(HEAD_SENT) {
+            self.clear_body_pending();
         } else {
             self.waiter.resume_kept();
         }
     }
 
-    /// Ready once what has come may be handed on.
-    pub(crate) fn poll_body(self, cx: &Context<'_>) -> Poll<Result<(), Evicted>> {
-        if !self.flags.has(HEAD_OUT) {
-            let polled = self.limiter.poll_work(self.waiter, Half::Body, cx);
-            // The half that sends the head wakes the body after that.
-            if polled.is_ready() || !self.flags.has(HEAD_OUT) {
+    /// Ready once data that has arrived may be passed on.
+    pub(crate) fn poll_body_permit(self, cx: &Context<'_>) -> Poll<Result<(), Evicted>> {
+        if !self.flags.contains(HEAD_SENT) {
+            let polled = self.limiter.poll_permit(self.waiter, Half::RequestBody, cx);
+            // Otherwise the half that sets `HEAD_SENT` wakes the body afterwards.
+            if polled.is_ready() || !self.flags.contains(HEAD_SENT) {
                 return polled;
             }
         }
-        self.body_waits_no_more();
-        Poll::Ready(self.waiter.unless_displaced())
+        self.clear_body_pending();
+        Poll::Ready(self.waiter.check_evicted())
     }
 
-    /// Nothing has come. The body is polled `by_handler`, or in another task.
+    /// Records that the body has no data. It was polled `by_handler`, or in another task.
     #[inline]
-    pub(crate) fn body_waits(self, by_handler: bool, cx: &Context<'_>) -> Result<(), Evicted> {
-        self.flags.put(READ_ELSEWHERE, !by_handler);
+    pub(crate) fn body_awaits_client(
+        self,
+        by_handler: bool,
+        cx: &Context<'_>,
+    ) -> Result<(), Evicted> {
+        self.flags.assign(BODY_READ_ELSEWHERE, !by_handler);
         if !by_handler {
-            self.waiter.listen(Half::Body, cx);
+            self.waiter.register(Half::RequestBody, cx);
         }
-        if self.flags.has(HEAD_OUT) {
-            // Of the two halves one sets its mark first, and so the other sees both.
-            if self.flags.set(BODY_WAITS) & ANSWER_WAITS != 0 {
+        if self.flags.contains(HEAD_SENT) {
+            // The half that sets its flag last sees both flags.
+            if self.flags.insert(BODY_PENDING) & RESPONSE_PENDING != 0 {
                 self.limiter.stop_working(self.waiter);
             }
         } else {
             self.limiter.stop_working(self.waiter);
         }
-        self.waiter.unless_displaced()
+        self.waiter.check_evicted()
     }
 
-    pub(super) fn body_is_gone(self) {
-        if self.flags.has(HEAD_OUT) {
-            self.body_waits_no_more();
+    pub(super) fn body_dropped(self) {
+        if self.flags.contains(HEAD_SENT) {
+            self.clear_body_pending();
         } else if self.waiter.is_waiting_for_client() && !self.waiter.resume_kept() {
-            self.limiter.want_permit(self.waiter, None);
+            self.limiter.acquire_or_queue(self.waiter, None);
         }
     }
 
-    /// The body says that the request was evicted.
-    pub(crate) fn body_tells(self) {
-        self.flags.set(BODY_TOLD);
+    /// Records that the body has reported the eviction.
+    pub(crate) fn set_eviction_reported(self) {
+        self.flags.insert(EVICTION_REPORTED);
     }
 
-    /// There is something to do again, and where the answer is asked for that needs a permit.
-    fn body_waits_no_more(self) {
-        const BOTH: u16 = BODY_WAITS | ANSWER_WAITS;
-        if self.flags.has(BODY_WAITS) && self.flags.clear(BODY_WAITS) & BOTH == BOTH {
-            self.waiter.wake_half(Half::Answer);
+    /// Records that the body has work again. If the response is polled, it needs a permit for that.
+    fn clear_body_pending(self) {
+        const BOTH_PENDING: u16 = BODY_PENDING | RESPONSE_PENDING;
+        if self.flags.contains(BODY_PENDING)
+            && self.flags.remove(BODY_PENDING) & BOTH_PENDING == BOTH_PENDING
+        {
+            self.waiter.wake_half(Half::Response);
         }
     }
 }
 
-/// What the response future and the response body do.
+/// Operations of the response future and the response body.
 impl Halves<'_> {
-    /// Ready once the handler may be polled: while it has the body to wait for, and else with a
-    /// permit.
+    /// Ready once the handler may be polled: at once while it can wait for the body, otherwise once
+    /// the request holds a permit.
     #[inline]
-    pub(crate) fn poll_handler(self, cx: &Context<'_>) -> Poll<()> {
-        let flags = self.flags.get();
-        let works = flags & (HANDLER_WORKS | READ_ELSEWHERE) == HANDLER_WORKS;
-        if works || flags & BODY_GONE != 0 {
+    pub(crate) fn poll_handler_permit(self, cx: &Context<'_>) -> Poll<()> {
+        let flags = self.flags.load();
+        let needs_permit =
+            flags & (HANDLER_NEEDS_PERMIT | BODY_READ_ELSEWHERE) == HANDLER_NEEDS_PERMIT;
+        if needs_permit || flags & BODY_DROPPED != 0 {
             ready!(
                 self.limiter
-                    .poll_work(self.waiter, Half::Answer, cx)
+                    .poll_permit(self.waiter, Half::Response, cx)
                     .map(drop)
             );
         }
-        self.flags.put(HANDLER_WORKS, false);
+        self.flags.assign(HANDLER_NEEDS_PERMIT, false);
         Poll::Ready(())
     }
 
-    /// The handler was polled and is pending. If it does not await its client, it waits for
-    /// something else, and is at work: a handler that read ahead in vain, as axum's `Multipart`
-    /// does, has work of its own, and the silence of its client does not make that free.
-    pub(crate) fn handler_waits(self, awaits_client: bool, cx: &Context<'_>) {
+    /// Updates the state after a poll in which the handler was pending. If it does not await its
+    /// client, it waits for something else and is at work: a handler that read ahead in vain, as
+    /// axum's `Multipart` does, has work of its own, which needs a permit even though its client is
+    /// silent.
+    pub(crate) fn handler_pending(self, awaits_client: bool, cx: &Context<'_>) {
         let Self {
             limiter,
             waiter,
             flags,
         } = self;
-        // Before the state is looked at: a displacement after that wakes the handler.
-        waiter.listen(Half::Answer, cx);
+        // Register before reading the state: an eviction after this wakes the handler.
+        waiter.register(Half::Response, cx);
         if !waiter.is_waiting_for_client() {
-            flags.clear(PROBED);
+            flags.remove(HANDLER_REPOLLED);
             return;
         }
-        // The body says so before it waits, so that a state of waiting is never older than that.
-        let awaits_client = awaits_client || flags.has(READ_ELSEWHERE);
+        // The body sets this flag before it waits, so the flag is current if the state is waiting.
+        let awaits_client = awaits_client || flags.contains(BODY_READ_ELSEWHERE);
         if !awaits_client && waiter.resume_kept() {
-            // It works on with the permit it has.
+            // It continues with the permit that it kept.
         } else if !awaits_client {
-            flags.set(HANDLER_WORKS);
-            // Its task asks for it in the poll that this brings about, or has it by then.
-            limiter.want_permit(waiter, Some(cx.waker()));
+            flags.insert(HANDLER_NEEDS_PERMIT);
+            // The poll that this wake causes acquires the permit, or finds it granted.
+            limiter.acquire_or_queue(waiter, Some(cx.waker()));
             cx.waker().wake_by_ref();
-        } else if limiter.finds_permits_short(waiter) && flags.set(PROBED) & PROBED == 0 {
-            // Whether it waits for its client shows when it is polled again. Once in each wait,
-            // and only where permits would be getting short if it did not.
+        } else if limiter.may_become_scarce_for(waiter)
+            && flags.insert(HANDLER_REPOLLED) & HANDLER_REPOLLED == 0
+        {
+            // Another poll shows whether the handler waits for its client. Only once per wait, and
+            // only if permits would be short if all requests worked.
             cx.waker().wake_by_ref();
         }
     }
 
-    pub(crate) fn body_told(self) -> bool {
-        self.flags.has(BODY_TOLD)
+    pub(crate) fn is_eviction_reported(self) -> bool {
+        self.flags.contains(EVICTION_REPORTED)
     }
 
-    /// The answer is asked for, and has nothing to hand on.
-    pub(crate) fn answer_waits(self, cx: &Context<'_>) {
+    /// Records that the response was polled and has no data.
+    pub(crate) fn response_pending(self, cx: &Context<'_>) {
         // Without a body the handler does not wait for the client.
-        if self.flags.has(BODY_GONE) {
+        if self.flags.contains(BODY_DROPPED) {
             return;
         }
-        self.waiter.listen(Half::Answer, cx);
-        if self.flags.set(ANSWER_WAITS) & BODY_WAITS != 0 {
+        self.waiter.register(Half::Response, cx);
+        if self.flags.insert(RESPONSE_PENDING) & BODY_PENDING != 0 {
             self.limiter.stop_working(self.waiter);
         }
     }
@@ -206,64 +217,64 @@ impl Halves<'_> {
 
 impl Flags {
     pub(super) fn new(has_body: bool) -> Self {
-        Self(AtomicU16::new(if has_body { 0 } else { BODY_GONE }))
+        Self(AtomicU16::new(if has_body { 0 } else { BODY_DROPPED }))
     }
 
     #[inline]
-    fn get(&self) -> u16 {
+    fn load(&self) -> u16 {
         self.0.load(SeqCst)
     }
 
     #[inline]
-    fn has(&self, flag: u16) -> bool {
-        self.get() & flag != 0
+    fn contains(&self, flag: u16) -> bool {
+        self.load() & flag != 0
     }
 
-    /// Sets a flag. Returns those that were set before.
+    /// Sets a flag. Returns the previous flags.
     #[inline]
-    fn set(&self, flag: u16) -> u16 {
+    fn insert(&self, flag: u16) -> u16 {
         self.0.fetch_or(flag, SeqCst)
     }
 
-    /// Clears a flag. Returns those that were set before.
+    /// Clears a flag. Returns the previous flags.
     #[inline]
-    fn clear(&self, flag: u16) -> u16 {
+    fn remove(&self, flag: u16) -> u16 {
         self.0.fetch_and(!flag, SeqCst)
     }
 
-    /// Sets or clears a flag that one half alone changes.
+    /// Sets or clears a flag that only one half changes.
     #[inline]
-    fn put(&self, flag: u16, is_set: bool) {
-        if self.has(flag) != is_set {
+    fn assign(&self, flag: u16, is_set: bool) {
+        if self.contains(flag) != is_set {
             self.0.fetch_xor(flag, SeqCst);
         }
     }
 
-    pub(super) fn set_head_out(&self) {
-        self.set(HEAD_OUT);
+    pub(super) fn set_head_sent(&self) {
+        self.insert(HEAD_SENT);
     }
 
-    pub(super) fn set_body_gone(&self) {
-        self.set(BODY_GONE);
+    pub(super) fn set_body_dropped(&self) {
+        self.insert(BODY_DROPPED);
     }
 
-    pub(crate) fn set_streams(&self) {
-        self.set(STREAMS);
+    pub(crate) fn set_grpc_stream(&self) {
+        self.insert(GRPC_STREAM);
     }
 
-    /// The answer is asked for, and the request holds a permit.
+    /// Records that the response was polled and the request holds a permit.
     #[inline]
-    pub(crate) fn answer_works(&self) {
-        self.put(ANSWER_WAITS, false);
-    }
-
-    #[inline]
-    pub(crate) fn is_body_gone(&self) -> bool {
-        self.has(BODY_GONE)
+    pub(crate) fn clear_response_pending(&self) {
+        self.assign(RESPONSE_PENDING, false);
     }
 
     #[inline]
-    pub(crate) fn is_stream(&self) -> bool {
-        self.has(STREAMS)
+    pub(crate) fn is_body_dropped(&self) -> bool {
+        self.contains(BODY_DROPPED)
+    }
+
+    #[inline]
+    pub(crate) fn is_grpc_stream(&self) -> bool {
+        self.contains(GRPC_STREAM)
     }
 }

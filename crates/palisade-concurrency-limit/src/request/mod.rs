@@ -1,4 +1,4 @@
-//! What one request holds: on the side of its response, with its body, and what both sides see.
+//! State of one request: on the side of its response, with its request body, and shared by both.
 
 pub(crate) mod admission;
 mod halves;
@@ -22,15 +22,15 @@ use std::{
 };
 use stream::StreamIdle;
 
-/// What a request holds on the side of its response.
+/// State of a request on the side of its response.
 #[derive(Debug, Default)]
 pub enum Held {
-    /// Nothing.
+    /// No permit.
     #[default]
     Nothing,
-    /// A permit, and nothing to wait for so far.
+    /// A permit of a request that has not waited.
     Permit(Option<Box<Extras>>),
-    /// What both sides share has the permit, or the waiter.
+    /// The permit, or the waiter, is in the shared state.
     Shared,
     /// A waiter.
     Waits(Waits),
@@ -38,73 +38,79 @@ pub enum Held {
     Queued(Box<Queued>),
 }
 
-/// A request that has waited: for its reader, or in the queue. Its release must tell the limiter
-/// that it leaves, which the drop of this does not do.
+/// A request that has waited, for its reader or in the queue. Dropping this does not tell the
+/// limiter that the request has ended; its release must.
 #[derive(Debug)]
 pub struct Waits(pub(crate) Arc<Waiter>);
 
-/// A newcomer in the queue. As [`Waits`].
+/// A new request in the queue. Like [`Waits`], it must be released.
 #[derive(Debug)]
 pub struct Queued {
     pub(crate) waiter: Arc<Waiter>,
-    pub(crate) wait: Duration,
+    pub(crate) max_wait: Duration,
 }
 
-/// What both sides of a request see.
+/// State shared by both sides of a request.
 #[derive(Debug)]
 pub struct Common {
-    /// Made when the request waits for the first time.
+    /// Created when the request waits for the first time.
     waiter: OnceLock<Arc<Waiter>>,
     /// The permit, until there is a waiter.
-    early: Mutex<Option<Permit>>,
+    initial_permit: Mutex<Option<Permit>>,
     client: Option<ClientKey>,
     pub(crate) flags: Flags,
-    /// Of a gRPC stream that had nothing to give.
-    idle: Mutex<Option<Box<StreamIdle>>>,
+    /// Idle detection of a gRPC stream that has been pending.
+    stream_idle: Mutex<Option<Box<StreamIdle>>>,
 }
 
-/// A permit, and what comes with it.
+/// A permit and its extras.
 pub(crate) type Permit = Option<Box<Extras>>;
 
-/// What goes with the request body.
+/// State of a request body.
 #[derive(Debug)]
 pub struct Upload {
-    /// What came while there was no permit: boxed, because that is rare and a frame is large.
-    pub(crate) stash: Option<Box<Stash>>,
-    /// Bytes that were handed on since the waiter was told last.
+    /// What the body returned while there was no permit. Boxed, because that is rare and a frame is
+    /// large.
+    pub(crate) held_frame: Option<Box<BodyItem>>,
+    /// Bytes passed on since the waiter's progress was updated last.
     pub(crate) progress: u64,
-    pub(crate) stage: Stage,
+    pub(crate) stage: UploadStage,
 }
 
+/// Stage of a request body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
-    /// Nothing looks at the body.
-    Unwatched,
-    /// What comes is handed on while the request holds a permit.
-    Watched,
-    /// A frame is in the stash.
-    Holding,
+pub(crate) enum UploadStage {
+    /// Frames pass through.
+    Unlimited,
+    /// Frames are passed on while the request holds a permit.
+    Limited,
+    /// A frame is held until there is a permit.
+    HoldsFrame,
     /// The request was evicted.
-    Cut,
+    Evicted,
 }
 
 /// A frame, an error or the end of a body.
-pub(crate) type Stash = Option<Result<Frame<Bytes>, BoxError>>;
+pub(crate) type BodyItem = Option<Result<Frame<Bytes>, BoxError>>;
 
 // === Common ===
 
 impl Common {
-    pub(crate) fn new(early: Option<Permit>, client: Option<ClientKey>, has_body: bool) -> Self {
+    pub(crate) fn new(
+        initial_permit: Option<Permit>,
+        client: Option<ClientKey>,
+        has_body: bool,
+    ) -> Self {
         Self {
             waiter: OnceLock::new(),
-            early: Mutex::new(early),
+            initial_permit: Mutex::new(initial_permit),
             client,
             flags: Flags::new(has_body),
-            idle: Mutex::new(None),
+            stream_idle: Mutex::new(None),
         }
     }
 
-    /// For a newcomer in the queue.
+    /// The state of a new request in the queue.
     pub(crate) fn queued(waiter: Arc<Waiter>, has_body: bool) -> Self {
         let common = Self::new(None, None, has_body);
         let _ = common.waiter.set(waiter);
@@ -127,85 +133,89 @@ impl Common {
         })
     }
 
-    /// The same for one that waits now. `None` if the request is over.
+    /// The two halves of a request, with a waiter created if it has none. `None` if the request has
+    /// ended.
     #[inline]
-    pub(crate) fn halves_to_wait<'a>(&'a self, options: &'a Options) -> Option<Halves<'a>> {
+    pub(crate) fn halves_or_new_waiter<'a>(&'a self, options: &'a Options) -> Option<Halves<'a>> {
         match self.halves(options) {
-            None => self.make_waiter(options),
+            None => self.create_waiter(options),
             known => known,
         }
     }
 
     #[inline(never)]
-    fn make_waiter<'a>(&'a self, options: &'a Options) -> Option<Halves<'a>> {
-        let mut early = self.early.lock();
-        if let Some(extras) = early.take() {
+    fn create_waiter<'a>(&'a self, options: &'a Options) -> Option<Halves<'a>> {
+        let mut initial_permit = self.initial_permit.lock();
+        if let Some(extras) = initial_permit.take() {
             let waiter = Waiter::working(options.rules(), self.client, extras);
             let _ = self.waiter.set(Arc::new(waiter));
         }
-        drop(early);
+        drop(initial_permit);
         self.halves(options)
     }
 
-    /// The permit of a request that has not waited.
-    pub(crate) fn take_early(&self) -> Option<Permit> {
-        self.early.lock().take()
+    /// Takes the permit of a request that has not waited.
+    pub(crate) fn take_initial_permit(&self) -> Option<Permit> {
+        self.initial_permit.lock().take()
     }
 
-    /// From here on only the response asks for permits.
+    /// Records that the response head has been sent. From now on only the response acquires
+    /// permits.
     #[inline]
-    pub(crate) fn head_is_out(&self) {
-        self.set_flag(Flags::set_head_out);
+    pub(crate) fn response_head_sent(&self) {
+        self.set_flag(Flags::set_head_sent);
         if let Some(waiter) = self.waiter()
-            && !self.flags.is_body_gone()
+            && !self.flags.is_body_dropped()
         {
-            waiter.wake_half(Half::Body);
+            waiter.wake_half(Half::RequestBody);
         }
     }
 
-    /// The handler let go of the request body, so that it does not wait for the client any more.
+    /// Records that the handler has dropped the request body, and so no longer waits for the
+    /// client.
     #[inline(never)]
-    pub(crate) fn body_is_gone(&self, options: &Options) {
-        self.set_flag(Flags::set_body_gone);
+    pub(crate) fn body_dropped(&self, options: &Options) {
+        self.set_flag(Flags::set_body_dropped);
         if let Some(halves) = self.halves(options) {
-            halves.body_is_gone();
+            halves.body_dropped();
         }
     }
 
-    /// Under the lock: the other half, which may be making the waiter in this moment, sees the flag
-    /// or is seen here.
+    /// Sets a flag under the lock: the other half, which may be creating the waiter at the same
+    /// time, either sees the flag, or its waiter is seen here.
     #[inline]
     fn set_flag(&self, set: impl FnOnce(&Flags)) {
-        let _early = self.early.lock();
+        let _guard = self.initial_permit.lock();
         set(&self.flags);
     }
 
-    /// A gRPC stream has given something.
-    pub(crate) fn stream_gives(&self) {
-        if let Some(idle) = &mut *self.idle.lock() {
-            idle.gives();
+    /// Records that a gRPC stream has returned a frame.
+    pub(crate) fn stream_progressed(&self) {
+        if let Some(idle) = &mut *self.stream_idle.lock() {
+            idle.record_progress();
         }
     }
 
-    /// A gRPC stream has nothing to give. It keeps its permit for as long as that may be work. Then
-    /// it gives the permit up, and does so at once whenever it has nothing to give again: else a
-    /// piece of news for ten thousand streams would keep all permits for that long.
+    /// Updates the idle state of a gRPC stream that has no data. The stream keeps its permit as
+    /// long as it may be at work. Once it has been idle, it gives the permit back whenever it has
+    /// no data: otherwise one event for ten thousand streams would take all permits for the length
+    /// of the idle timeout.
     ///
-    /// Not while the request body is there: its client could be silent for so long and then have
-    /// any amount of work done without a permit.
-    pub(crate) fn stream_waits(&self, options: &Options, cx: &mut Context<'_>) {
+    /// Does nothing while the request body exists: its client could be silent until the stream is
+    /// idle, and then have any amount of work done without a permit.
+    pub(crate) fn poll_stream_idle(&self, options: &Options, cx: &mut Context<'_>) {
         let Some(waiter) = self.waiter() else { return };
-        if !waiter.is_working() || !self.flags.is_body_gone() {
+        if !waiter.is_working() || !self.flags.is_body_dropped() {
             return;
         }
         if self
-            .idle
+            .stream_idle
             .lock()
             .get_or_insert_with(|| Box::new(StreamIdle::new()))
-            .poll(cx)
+            .poll_idle(cx)
             .is_ready()
         {
-            options.limiter.wait_for_client(waiter, Half::Answer, cx);
+            options.limiter.wait_for_client(waiter, Half::Response, cx);
         }
     }
 }
@@ -222,7 +232,7 @@ impl Held {
         }
     }
 
-    /// The client whose account the permit is in, if it is in one.
+    /// The client that the permit is charged to, if there is one.
     pub(crate) fn charged_client(&self) -> Option<ClientKey> {
         let Self::Permit(Some(extras)) = self else {
             return None;

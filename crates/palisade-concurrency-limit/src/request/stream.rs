@@ -1,4 +1,4 @@
-//! When a gRPC stream is idle.
+//! Idle detection of gRPC streams.
 
 use std::{
     pin::Pin,
@@ -7,47 +7,47 @@ use std::{
 };
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// A stream that has nothing to give for so long waits for events and is not at work.
-const IDLE: Duration = Duration::from_secs(5);
+/// A stream without data for this long waits for events and is not at work.
+const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Finds out that a stream is idle.
+/// Detects an idle stream.
 #[derive(Debug)]
 pub(super) struct StreamIdle {
-    /// When it had nothing to give first. `None` if it has given something since.
-    since: Option<Instant>,
-    /// It was idle before.
-    is_found: bool,
-    /// Never moved to a later instant before it fires.
+    /// When the stream first had no data. `None` if it has returned a frame since.
+    pending_since: Option<Instant>,
+    /// The stream has been idle before.
+    is_idle: bool,
+    /// Not moved to a later instant before it fires.
     timer: Pin<Box<Sleep>>,
 }
 
 impl StreamIdle {
     pub(super) fn new() -> Self {
-        let timer = Box::pin(sleep_until(Instant::now() + IDLE));
+        let timer = Box::pin(sleep_until(Instant::now() + STREAM_IDLE_TIMEOUT));
         Self {
-            since: None,
-            is_found: false,
+            pending_since: None,
+            is_idle: false,
             timer,
         }
     }
 
-    pub(super) fn gives(&mut self) {
-        self.since = None;
+    pub(super) fn record_progress(&mut self) {
+        self.pending_since = None;
     }
 
-    /// The stream has nothing to give: ready if it is idle. Else wakes the task of `cx` when it
-    /// will be.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.is_found {
+    /// Polls a stream that has no data. Ready if the stream is idle; otherwise wakes the task of
+    /// `cx` when it becomes idle.
+    pub(super) fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_idle {
             return Poll::Ready(());
         }
-        let due = *self.since.get_or_insert_with(Instant::now) + IDLE;
-        while !self.is_found {
+        let idle_at = *self.pending_since.get_or_insert_with(Instant::now) + STREAM_IDLE_TIMEOUT;
+        while !self.is_idle {
             if palisade_guard::poll_sleep(self.timer.as_mut(), cx).is_pending() {
                 return Poll::Pending;
             }
-            self.is_found = Instant::now() >= due;
-            self.timer.as_mut().reset(due);
+            self.is_idle = Instant::now() >= idle_at;
+            self.timer.as_mut().reset(idle_at);
         }
         Poll::Ready(())
     }
