@@ -1,11 +1,11 @@
-//! Who is let in, and what stays behind of those who are not.
+//! Admission of requests, and state left behind by requests that are not admitted.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 use common::*;
 
 #[tokio::test(start_paused = true)]
-async fn present_holds_for_those_from_the_queue() {
+async fn present_applies_to_requests_from_the_queue() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(1)
         .present(2)
@@ -28,11 +28,11 @@ async fn present_holds_for_those_from_the_queue() {
         settle().await;
         most = most.max(journal.level(GUARD, Gauge::Waiting).unwrap());
     }
-    assert!(most <= 2, "{most} wait where 2 may be present");
+    assert!(most <= 2, "{most} requests wait, but 2 may be present");
 }
 
 #[tokio::test(start_paused = true)]
-async fn those_from_the_queue_count_as_admitted() {
+async fn requests_from_the_queue_count_as_admitted() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(1)
         .queue(1, Duration::from_secs(9))
@@ -50,7 +50,7 @@ async fn those_from_the_queue_count_as_admitted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_a_limit_of_zero_whoever_was_let_in_goes_on() {
+async fn with_a_limit_of_zero_admitted_requests_continue() {
     let layer = ConcurrencyLimitLayer::new(4);
     let download = layer.layer(handler(|_| async {
         let (mut sender, body) = channel();
@@ -68,7 +68,7 @@ async fn with_a_limit_of_zero_whoever_was_let_in_goes_on() {
 }
 
 #[test]
-fn no_waker_is_dropped_under_a_lock() {
+fn no_waker_is_dropped_while_a_lock_is_held() {
     let (done, finished) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         struct Task(Mutex<Option<Box<dyn std::any::Any + Send>>>);
@@ -83,7 +83,8 @@ fn no_waker_is_dropped_under_a_lock() {
         let second = Box::pin(call(&service, post(b2)));
         let task = Arc::new(Task(Mutex::new(None)));
         let waker = std::task::Waker::from(task.clone());
-        let mut second: Pin<Box<dyn Future<Output = Result<Outcome, Infallible>> + Send>> = second;
+        let mut second: Pin<Box<dyn Future<Output = Result<GuardedResponse, Infallible>> + Send>> =
+            second;
         assert!(
             first
                 .as_mut()
@@ -98,7 +99,7 @@ fn no_waker_is_dropped_under_a_lock() {
         );
         *task.0.lock() = Some(Box::new(second));
         drop((task, waker));
-        drop(_s1); // hyper's side lets go of its waker.
+        drop(_s1); // The sender, which stands for hyper, drops its waker.
         drop(first);
         done.send(()).unwrap();
     });
@@ -116,14 +117,16 @@ async fn a_panicking_predicate_leaves_no_count_behind() {
             panic!("no such header: {:?}", head.headers.get("x").unwrap())
         });
     let service = layer.layer(gate.handler());
-    let first = send(&service, from("192.0.2.1", get()));
+    let first = send(&service, from_client("192.0.2.1", get()));
     settle().await;
     for _ in 0..2 {
-        send(&service, from("192.0.2.1", get())).await.unwrap_err();
+        send(&service, from_client("192.0.2.1", get()))
+            .await
+            .unwrap_err();
     }
     gate.open_one();
     assert_eq!(first.await.unwrap().0, 200);
-    let again = send(&service, from("192.0.2.1", get()));
+    let again = send(&service, from_client("192.0.2.1", get()));
     settle().await;
     if gate.started() == 1 {
         gate.open_one();
@@ -132,12 +135,12 @@ async fn a_panicking_predicate_leaves_no_count_behind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_address_cannot_have_the_last_tenth_where_requests_are_quick() {
+async fn one_address_cannot_take_the_last_tenth_even_if_requests_are_quick() {
     let journal = Journal::default();
     let layer = ConcurrencyLimitLayer::new(40)
         .fairness()
         .metrics(journal.clone());
-    let service = layer.layer(handler(|request: Request<Inner>| async move {
+    let service = layer.layer(handler(|request: Request<HandlerRequestBody>| async move {
         let slow = request.uri().path() == "/slow";
         tokio::time::sleep(if slow {
             Duration::from_secs(10)
@@ -155,29 +158,32 @@ async fn one_address_cannot_have_the_last_tenth_where_requests_are_quick() {
     };
     let mut tasks = Vec::new();
     for _ in 0..20 {
-        tasks.push(send(&service, from("198.51.100.1", slow())));
+        tasks.push(send(&service, from_client("198.51.100.1", slow())));
     }
     settle().await;
-    // Others do what everybody does here.
+    // Other clients send quick requests.
     for n in 0..200 {
         drop(
-            send(&service, from(&format!("203.0.113.{n}"), fast()))
+            send(&service, from_client(&format!("203.0.113.{n}"), fast()))
                 .await
                 .unwrap(),
         );
     }
     for _ in 0..60 {
         tokio::time::sleep(Duration::from_millis(20)).await;
-        tasks.push(send(&service, from("198.51.100.1", slow())));
+        tasks.push(send(&service, from_client("198.51.100.1", slow())));
     }
     settle().await;
     let working = journal.level(GUARD, Gauge::Working);
-    let honest = send(&service, from("192.0.2.1", fast())).await.unwrap().0;
-    assert_eq!(honest, 200, "one address holds {working:?} of 40");
+    let honest = send(&service, from_client("192.0.2.1", fast()))
+        .await
+        .unwrap()
+        .0;
+    assert_eq!(honest, 200, "one address holds {working:?} of 40 permits");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_download_begun_in_quiet_times_goes_on_while_the_last_tenth_is_free() {
+async fn a_download_admitted_before_an_attack_continues_while_the_last_tenth_is_free() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(10)
         .fairness()
@@ -192,10 +198,10 @@ async fn a_download_begun_in_quiet_times_goes_on_while_the_last_tenth_is_free() 
             Response::new(body)
         })),
     );
-    // Requests usually take a second here.
+    // The mean request takes one second.
     for _ in 0..40 {
         let usual: Vec<_> = (0..5)
-            .map(|n| send(&slow, from(&format!("203.0.113.{n}"), get())))
+            .map(|n| send(&slow, from_client(&format!("203.0.113.{n}"), get())))
             .collect();
         settle().await;
         advance(Duration::from_secs(1)).await;
@@ -205,10 +211,10 @@ async fn a_download_begun_in_quiet_times_goes_on_while_the_last_tenth_is_free() 
         }
     }
     let mut usual: Vec<_> = (0..5)
-        .map(|n| send(&slow, from(&format!("203.0.113.{n}"), get())))
+        .map(|n| send(&slow, from_client(&format!("203.0.113.{n}"), get())))
         .collect();
     for _ in 0..60 {
-        usual.push(send(&slow, from("203.0.113.9", get())));
+        usual.push(send(&slow, from_client("203.0.113.9", get())));
         settle().await;
         advance(Duration::from_secs(1)).await;
         gate.open_one();
@@ -219,46 +225,48 @@ async fn a_download_begun_in_quiet_times_goes_on_while_the_last_tenth_is_free() 
         settle().await;
     }
     advance(Duration::from_secs(120)).await;
-    let mut honest = call(&download, from("192.0.2.1", get())).await.unwrap();
+    let mut honest = call(&download, from_client("192.0.2.1", get()))
+        .await
+        .unwrap();
     honest.body_mut().frame().await.unwrap().unwrap();
     let _attack: Vec<_> = (0..30)
-        .map(|_| send(&slow, from("198.51.100.1", get())))
+        .map(|_| send(&slow, from_client("198.51.100.1", get())))
         .collect();
     settle().await;
-    assert_eq!(journal.level(GUARD, Gauge::Working), Some(9)); // One permit is free, for the light.
-    // A newcomer from the same address is served ...
+    assert_eq!(journal.level(GUARD, Gauge::Working), Some(9)); // One light-only permit is free.
+    // A new request from the same address is served ...
     assert_eq!(
-        call(&download, from("192.0.2.1", get()))
+        call(&download, from_client("192.0.2.1", get()))
             .await
             .unwrap()
             .status(),
         200
     );
-    // ... and the download that was here first?
+    // ... and so is the download admitted earlier.
     let next = tokio::time::timeout(Duration::from_secs(60), honest.body_mut().frame()).await;
-    assert!(next.is_ok(), "frozen for as long as the attack lasts");
+    assert!(next.is_ok(), "the download stalls during the attack");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_light_newcomer_in_the_queue_need_not_wait_for_the_heavy() {
+async fn a_queued_light_request_does_not_wait_for_heavy_ones() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(10)
         .fairness()
         .queue(8, Duration::from_secs(9));
     let service = layer.metrics(journal.clone()).layer(gate.handler());
     let mut tasks = Vec::new();
-    // Nine permits are taken, and the last is for the light: the client of nine is not.
+    // Nine permits are taken and the last one is light-only. The client that holds nine is heavy.
     for _ in 0..12 {
-        tasks.push(send(&service, from("198.51.100.1", get())));
+        tasks.push(send(&service, from_client("198.51.100.1", get())));
         settle().await;
     }
     assert_eq!(journal.level(GUARD, Gauge::Working), Some(9));
     assert_eq!(journal.level(GUARD, Gauge::Queued), Some(3));
-    tasks.push(send(&service, from("192.0.2.1", get())));
+    tasks.push(send(&service, from_client("192.0.2.1", get())));
     settle().await;
     assert_eq!(journal.level(GUARD, Gauge::Working), Some(10));
-    // Another light one waits, and comes before those who were here first.
-    let light = send(&service, from("192.0.2.2", get()));
+    // Another light request is queued, and comes before the heavy ones queued earlier.
+    let light = send(&service, from_client("192.0.2.2", get()));
     settle().await;
     assert_eq!(journal.level(GUARD, Gauge::Queued), Some(4));
     gate.open_one();
@@ -275,17 +283,17 @@ async fn a_light_newcomer_in_the_queue_need_not_wait_for_the_heavy() {
     for task in tasks {
         assert_eq!(task.await.unwrap().0, 200);
     }
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
-async fn options_hold_for_the_layer_they_are_called_on_and_not_for_its_clones() {
+async fn options_apply_to_the_layer_they_are_called_on_and_not_to_its_clones() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let plain = ConcurrencyLimitLayer::new(10).metrics(journal.clone());
     let fair = plain.clone().fairness().layer(gate.handler());
     let few = plain.clone().present(3).layer(gate.handler());
-    let picks = |head: &palisade_core::RequestHead<'_>| head.headers.contains_key("probe");
-    let reserve = plain.clone().reserve(1, picks).layer(gate.handler());
+    let predicate = |head: &palisade_core::RequestHead<'_>| head.headers.contains_key("probe");
+    let reserve = plain.clone().reserve(1, predicate).layer(gate.handler());
     let plain = plain.layer(gate.handler());
     let probe = || {
         let mut request = get();
@@ -294,27 +302,30 @@ async fn options_hold_for_the_layer_they_are_called_on_and_not_for_its_clones() 
     };
     let mut tasks = Vec::new();
     let mut working = 0;
-    let mut try_on = async |service: &Guarded, request: Request<Body>| {
-        let task = send(service, from("198.51.100.1", request));
+    let mut is_admitted = async |service: &Guarded, request: Request<Body>| {
+        let task = send(service, from_client("198.51.100.1", request));
         settle().await;
-        let is_admitted = !task.is_finished();
+        let was_admitted = !task.is_finished();
         tasks.push(task);
-        working += u64::from(is_admitted);
+        working += u64::from(was_admitted);
         assert_eq!(journal.level(GUARD, Gauge::Working), Some(working));
-        is_admitted
+        was_admitted
     };
     for _ in 0..3 {
-        assert!(try_on(&few, get()).await);
+        assert!(is_admitted(&few, get()).await);
     }
-    assert!(!try_on(&few, get()).await, "no more than three");
+    assert!(!is_admitted(&few, get()).await, "at most three are present");
     for _ in 3..9 {
-        assert!(try_on(&fair, get()).await);
+        assert!(is_admitted(&fair, get()).await);
     }
-    assert!(!try_on(&fair, get()).await, "the last is for the light");
-    assert!(try_on(&plain, get()).await);
-    assert!(!try_on(&plain, probe()).await);
-    assert!(try_on(&reserve, probe()).await);
-    assert!(!try_on(&reserve, probe()).await);
+    assert!(
+        !is_admitted(&fair, get()).await,
+        "the last permit is light-only"
+    );
+    assert!(is_admitted(&plain, get()).await);
+    assert!(!is_admitted(&plain, probe()).await);
+    assert!(is_admitted(&reserve, probe()).await);
+    assert!(!is_admitted(&reserve, probe()).await);
     while gate.started() > 0 {
         gate.open_one();
         settle().await;
@@ -322,11 +333,11 @@ async fn options_hold_for_the_layer_they_are_called_on_and_not_for_its_clones() 
     for task in tasks {
         drop(task.await.unwrap());
     }
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[test]
-fn a_handle_tells_the_metrics_that_come_after_it() {
+fn a_handle_records_to_metrics_set_after_it_was_created() {
     let journal = Journal::default();
     let layer = ConcurrencyLimitLayer::new(10);
     let handle = layer.handle();

@@ -1,4 +1,4 @@
-//! Fairness holds for waiting requests too, and leaves something to a shared address.
+//! Fairness applies to queued requests too, and leaves some permits to a shared address.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
@@ -6,21 +6,21 @@ use common::*;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 const LIMIT: usize = 40;
-const WORK: Duration = Duration::from_secs(1);
+const WORK_TIME: Duration = Duration::from_secs(1);
 
-/// One who shares an address with many, or uploads; all others come from an address each.
-const ONE: &str = "198.51.100.1";
+/// The address that many clients share, or that uploads. Every other client has its own address.
+const SHARED_ADDRESS: &str = "198.51.100.1";
 
-struct Crowd {
+struct Traffic {
     service: Guarded,
     random: u64,
     count: u32,
 }
 
-impl Crowd {
+impl Traffic {
     fn new(layer: &ConcurrencyLimitLayer) -> Self {
         let work = handler(|_| async {
-            tokio::time::sleep(WORK).await;
+            tokio::time::sleep(WORK_TIME).await;
             Response::new(full("worked"))
         });
         Self {
@@ -30,7 +30,7 @@ impl Crowd {
         }
     }
 
-    /// A number between 0 and 1.
+    /// Returns a number between 0 and 1.
     fn random(&mut self) -> f64 {
         // SplitMix64.
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -40,43 +40,43 @@ impl Crowd {
         (mixed >> 40) as f64 / (1u64 << 24) as f64
     }
 
-    /// Until the next request comes, where so many come per second.
-    fn pause(&mut self, rate: f64) -> Duration {
+    /// Returns the time until the next of `rate` requests per second.
+    fn next_interval(&mut self, rate: f64) -> Duration {
         Duration::from_secs_f64(-(1.0 - self.random()).max(1e-9).ln() / rate)
     }
 
-    /// A request of somebody who has sent none before.
-    fn newcomer(&mut self) -> Request<Body> {
+    /// Returns a request of a client that has sent none before.
+    fn new_client_request(&mut self) -> Request<Body> {
         self.count += 1;
         let [_, a, b, c] = self.count.to_be_bytes();
-        from(&format!("10.{a}.{b}.{c}"), get())
+        from_client(&format!("10.{a}.{b}.{c}"), get())
     }
 }
 
-/// How many of a hundred requests are served, of [`ONE`], which sends 15 % of all, and of the
-/// others.
-async fn served(layer: ConcurrencyLimitLayer, load: f64) -> (usize, usize) {
-    let mut crowd = Crowd::new(&layer);
-    // Sent and served, by the one and by the others.
+/// Returns the percentage of requests served, of [`SHARED_ADDRESS`], which sends 15 % of them, and
+/// of all others.
+async fn served_percent(layer: ConcurrencyLimitLayer, load: f64) -> (usize, usize) {
+    let mut traffic = Traffic::new(&layer);
+    // Sent and served, by the shared address and by the others.
     let counts = Arc::new([const { AtomicUsize::new(0) }; 4]);
     for _ in 0..8_000 {
-        let pause = crowd.pause(load * LIMIT as f64);
+        let pause = traffic.next_interval(load * LIMIT as f64);
         tokio::time::sleep(pause).await;
-        let is_one = crowd.random() < 0.15;
-        let request = if is_one {
-            from(ONE, get())
+        let is_shared = traffic.random() < 0.15;
+        let request = if is_shared {
+            from_client(SHARED_ADDRESS, get())
         } else {
-            crowd.newcomer()
+            traffic.new_client_request()
         };
-        let (response, counts) = (send(&crowd.service, request), counts.clone());
+        let (response, counts) = (send(&traffic.service, request), counts.clone());
         tokio::spawn(async move {
             let status = response.await.unwrap().0;
-            let at = if is_one { 0 } else { 2 };
+            let at = if is_shared { 0 } else { 2 };
             counts[at].fetch_add(1, Relaxed);
             counts[at + 1].fetch_add(usize::from(status == 200), Relaxed);
         });
     }
-    tokio::time::sleep(2 * WORK).await;
+    tokio::time::sleep(2 * WORK_TIME).await;
     let count = |at: usize| counts[at].load(Relaxed);
     (count(1) * 100 / count(0), count(3) * 100 / count(2))
 }
@@ -84,8 +84,8 @@ async fn served(layer: ConcurrencyLimitLayer, load: f64) -> (usize, usize) {
 #[tokio::test(start_paused = true)]
 async fn a_shared_address_is_served_under_overload_by_others() {
     for load in [1.05, 1.15] {
-        let plain = served(ConcurrencyLimitLayer::new(LIMIT), load).await;
-        let fair = served(ConcurrencyLimitLayer::new(LIMIT).fairness(), load).await;
+        let plain = served_percent(ConcurrencyLimitLayer::new(LIMIT), load).await;
+        let fair = served_percent(ConcurrencyLimitLayer::new(LIMIT).fairness(), load).await;
         println!("load {load}: without fairness {plain:?}, with it {fair:?}");
         assert!(fair.0 >= 60 && fair.0 + 20 >= plain.0, "{load}: {fair:?}");
         assert!(
@@ -95,12 +95,12 @@ async fn a_shared_address_is_served_under_overload_by_others() {
     }
 }
 
-/// How long it takes until what `ONE` waits for is done, while others offer 125 % of what can be
+/// Returns the time until `done` has ended, while other clients offer 125 % of the load that can be
 /// served.
-async fn beside_overload<T>(crowd: &mut Crowd, mut done: JoinHandle<T>) -> Duration {
+async fn time_under_overload<T>(traffic: &mut Traffic, mut done: JoinHandle<T>) -> Duration {
     let begin = tokio::time::Instant::now();
     loop {
-        let pause = crowd.pause(1.25 * LIMIT as f64);
+        let pause = traffic.next_interval(1.25 * LIMIT as f64);
         tokio::select! {
             biased;
             one = &mut done => {
@@ -108,28 +108,28 @@ async fn beside_overload<T>(crowd: &mut Crowd, mut done: JoinHandle<T>) -> Durat
                 return begin.elapsed();
             }
             () = tokio::time::sleep(pause) => {
-                let newcomer = crowd.newcomer();
-                drop(send(&crowd.service, newcomer));
+                let request = traffic.new_client_request();
+                drop(send(&traffic.service, request));
             }
         }
         assert!(begin.elapsed() < Duration::from_secs(600), "not done");
     }
 }
 
-/// `ONE` has two more requests at work, which makes it heavy.
-async fn heavy(crowd: &mut Crowd, service: &Guarded) -> tokio::task::AbortHandle {
+/// Makes `SHARED_ADDRESS` heavy: it has two more requests at work.
+async fn make_heavy(traffic: &mut Traffic, service: &Guarded) -> tokio::task::AbortHandle {
     for _ in 0..3 * LIMIT {
-        let newcomer = crowd.newcomer();
-        drop(send(&crowd.service, newcomer));
-        let pause = crowd.pause(1.25 * LIMIT as f64);
+        let request = traffic.new_client_request();
+        drop(send(&traffic.service, request));
+        let pause = traffic.next_interval(1.25 * LIMIT as f64);
         tokio::time::sleep(pause).await;
     }
     let service = service.clone();
     tokio::spawn(async move {
         loop {
             let two = [
-                send(&service, from(ONE, get())),
-                send(&service, from(ONE, get())),
+                send(&service, from_client(SHARED_ADDRESS, get())),
+                send(&service, from_client(SHARED_ADDRESS, get())),
             ];
             for one in two {
                 drop(one.await.unwrap());
@@ -141,30 +141,33 @@ async fn heavy(crowd: &mut Crowd, service: &Guarded) -> tokio::task::AbortHandle
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_upload_that_was_let_in_is_not_passed_by_newcomers() {
+async fn new_requests_do_not_pass_an_admitted_upload() {
     let journal = Journal::default();
     let layer = ConcurrencyLimitLayer::new(LIMIT)
         .fairness()
         .metrics(journal.clone());
-    let mut crowd = Crowd::new(&layer);
+    let mut traffic = Traffic::new(&layer);
     let (mut sender, body) = channel();
-    let upload = send(&layer.layer(reader()), from(ONE, post(body)));
+    let upload = send(
+        &layer.layer(reader()),
+        from_client(SHARED_ADDRESS, post(body)),
+    );
     settle().await;
-    let service = crowd.service.clone();
-    let heavy = heavy(&mut crowd, &service).await;
+    let service = traffic.service.clone();
+    let heavy = make_heavy(&mut traffic, &service).await;
     sender.send_data(Bytes::from("bytes")).await.unwrap();
     drop(sender);
-    let took = beside_overload(&mut crowd, upload).await;
-    assert!(took <= 2 * WORK, "{took:?}");
+    let took = time_under_overload(&mut traffic, upload).await;
+    assert!(took <= 2 * WORK_TIME, "{took:?}");
     heavy.abort();
-    tokio::time::sleep(3 * WORK).await;
-    at_rest(&journal);
+    tokio::time::sleep(3 * WORK_TIME).await;
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_download_that_is_read_goes_on_beside_newcomers() {
+async fn a_download_that_is_read_continues_beside_new_requests() {
     let layer = ConcurrencyLimitLayer::new(LIMIT).fairness();
-    let mut crowd = Crowd::new(&layer);
+    let mut traffic = Traffic::new(&layer);
     let download = layer.layer(handler(|_| async {
         let (mut sender, body) = channel();
         tokio::spawn(async move {
@@ -174,17 +177,19 @@ async fn a_download_that_is_read_goes_on_beside_newcomers() {
         });
         Response::new(body)
     }));
-    let mut response = call(&download, from(ONE, get())).await.unwrap();
+    let mut response = call(&download, from_client(SHARED_ADDRESS, get()))
+        .await
+        .unwrap();
     response.body_mut().frame().await.unwrap().unwrap();
-    let service = crowd.service.clone();
-    let heavy = heavy(&mut crowd, &service).await;
+    let service = traffic.service.clone();
+    let heavy = make_heavy(&mut traffic, &service).await;
     let rest = tokio::spawn(response.into_body().collect());
-    let took = beside_overload(&mut crowd, rest).await;
-    assert!(took <= 20 * WORK, "{took:?}");
+    let took = time_under_overload(&mut traffic, rest).await;
+    assert!(took <= 20 * WORK_TIME, "{took:?}");
     heavy.abort();
 }
 
-/// A handler that reads the whole body and then answers when the test says so.
+/// A handler that reads the whole body, and responds when the test opens the gate.
 fn reads_and_works(gate: &Gate) -> Handler {
     let gate = gate.clone();
     handler(move |request| {
@@ -199,8 +204,8 @@ fn reads_and_works(gate: &Gate) -> Handler {
     })
 }
 
-/// Opens the gate until all of `requests` are answered.
-async fn ends_well(
+/// Opens the gate until all of `requests` are served.
+async fn assert_all_served(
     gate: &Gate,
     journal: &Journal,
     requests: Vec<JoinHandle<(StatusCode, Result<Bytes, BoxError>)>>,
@@ -212,11 +217,11 @@ async fn ends_well(
     for request in requests {
         assert_eq!(request.await.unwrap().0, 200);
     }
-    at_rest(journal);
+    assert_none_present(journal);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_upload_that_became_heavy_while_it_waits_gets_the_next_permit_all_the_same() {
+async fn a_queued_upload_that_becomes_heavy_gets_the_next_permit() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(10)
         .fairness()
@@ -227,13 +232,13 @@ async fn an_upload_that_became_heavy_while_it_waits_gets_the_next_permit_all_the
     for _ in 0..3 {
         let (sender, body) = channel();
         senders.push(sender);
-        requests.push(send(&reads, from(ONE, post(body))));
+        requests.push(send(&reads, from_client(SHARED_ADDRESS, post(body))));
     }
     settle().await;
-    requests.extend((0..10).map(|n| send(&slow, from(&format!("192.0.2.{n}"), get()))));
+    requests.extend((0..10).map(|n| send(&slow, from_client(&format!("192.0.2.{n}"), get()))));
     settle().await;
     assert_eq!(journal.level(GUARD, Gauge::Working), Some(10));
-    // All three are light, as none of them has a permit; the third is not when it is its turn.
+    // All three are light, because none holds a permit. The third is heavy when its turn comes.
     drop(senders);
     settle().await;
     assert_eq!(journal.level(GUARD, Gauge::Queued), Some(3));
@@ -242,11 +247,11 @@ async fn an_upload_that_became_heavy_while_it_waits_gets_the_next_permit_all_the
         settle().await;
         assert_eq!(journal.level(GUARD, Gauge::Queued), Some(left));
     }
-    ends_well(&gate, &journal, requests).await;
+    assert_all_served(&gate, &journal, requests).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_upload_that_became_light_while_it_waits_gets_a_permit_of_the_reserve() {
+async fn a_queued_upload_that_becomes_light_gets_a_light_only_permit() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(10)
         .fairness()
@@ -255,18 +260,18 @@ async fn an_upload_that_became_light_while_it_waits_gets_a_permit_of_the_reserve
     let reads = layer.layer(reads_and_works(&gate));
     const OTHER: &str = "198.51.100.2";
     let (mut senders, mut requests) = (Vec::new(), Vec::new());
-    for client in [OTHER, ONE] {
+    for client in [OTHER, SHARED_ADDRESS] {
         let (sender, body) = channel();
         senders.push(sender);
-        requests.push(send(&reads, from(client, post(body))));
+        requests.push(send(&reads, from_client(client, post(body))));
     }
     settle().await;
-    // Nine permits are taken, two by each of the clients that upload: both are heavy. The tenth is
-    // taken by a light one.
+    // Nine permits are taken, two by each of the uploading clients, which makes both heavy. A light
+    // client takes the tenth.
     let mut working: Vec<_> = (0..5).map(|n| format!("192.0.2.{n}")).collect();
-    working.extend([OTHER, OTHER, ONE, ONE, "192.0.2.99"].map(str::to_owned));
+    working.extend([OTHER, OTHER, SHARED_ADDRESS, SHARED_ADDRESS, "192.0.2.99"].map(str::to_owned));
     for client in &working {
-        requests.push(send(&slow, from(client, get())));
+        requests.push(send(&slow, from_client(client, get())));
         settle().await;
     }
     assert_eq!(journal.level(GUARD, Gauge::Working), Some(10));
@@ -275,19 +280,21 @@ async fn an_upload_that_became_light_while_it_waits_gets_a_permit_of_the_reserve
         settle().await;
     }
     assert_eq!(journal.level(GUARD, Gauge::Queued), Some(2));
-    // What one of the two frees is for the first in line, which is the other's.
+    // The permit that the second client gives back goes to the first request in the queue, which is
+    // the other client's.
     gate.0.lock().remove(8).send(()).unwrap();
     settle().await;
     assert_eq!(journal.level(GUARD, Gauge::Queued), Some(1));
-    // The second holds one permit now, and is light. It gets what the light one frees.
+    // The second client holds one permit now, and is light. It takes the permit that the light
+    // client gives back.
     gate.0.lock().remove(8).send(()).unwrap();
     settle().await;
     assert_eq!(journal.level(GUARD, Gauge::Queued), Some(0));
-    ends_well(&gate, &journal, requests).await;
+    assert_all_served(&gate, &journal, requests).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_queue_full_of_heavy_newcomers_does_not_keep_a_light_one_from_free_permits() {
+async fn a_queue_full_of_new_heavy_requests_does_not_keep_a_light_one_from_free_permits() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let queue = (24, Duration::from_secs(9));
     let layer = ConcurrencyLimitLayer::new(LIMIT)
@@ -298,13 +305,13 @@ async fn a_queue_full_of_heavy_newcomers_does_not_keep_a_light_one_from_free_per
     let mut tasks = Vec::new();
     let mut heavy = async |count| {
         for _ in 0..count {
-            tasks.push(send(&slow, from(ONE, get())));
+            tasks.push(send(&slow, from_client(SHARED_ADDRESS, get())));
             settle().await;
         }
     };
     heavy(36 + 24).await;
     assert_eq!((level(Gauge::Working), level(Gauge::Queued)), (36, 24));
-    let light = |n: u8| send(&slow, from(&format!("192.0.2.{n}"), get()));
+    let light = |n: u8| send(&slow, from_client(&format!("192.0.2.{n}"), get()));
     let mut others: Vec<_> = (0..4).map(light).collect();
     settle().await;
     assert_eq!(level(Gauge::Working), 40);
@@ -327,11 +334,11 @@ async fn a_queue_full_of_heavy_newcomers_does_not_keep_a_light_one_from_free_per
     for task in tasks {
         drop(task.await.unwrap());
     }
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_layer_with_few_present_takes_nothing_from_one_with_many() {
+async fn a_layer_with_few_present_evicts_no_request_of_a_layer_with_many() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let plain = ConcurrencyLimitLayer::new(LIMIT).metrics(journal.clone());
     let few = plain.clone().present(3).layer(gate.handler());
@@ -349,5 +356,5 @@ async fn a_layer_with_few_present_takes_nothing_from_one_with_many() {
         assert_eq!(upload.await.unwrap().0, 200);
     }
     assert_eq!(journal.refused(), [(GUARD, Reason::Full)]);
-    at_rest(&journal);
+    assert_none_present(&journal);
 }

@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use palisade_core::{KeyOutcome, RequestHead};
 
-/// Uploads of which nothing comes, each in a task that is polled once.
+/// Starts uploads that receive no data, each in a task that is polled once.
 async fn silent_uploads(
     service: &Guarded,
     count: usize,
@@ -24,7 +24,7 @@ async fn silent_uploads(
     (senders, uploads)
 }
 
-/// Reads uploads, and keeps everything else until its gate opens.
+/// A handler that reads uploads, and blocks all other requests until its gate opens.
 fn reads_or_hangs(gate: &Gate) -> Handler {
     let (read, hang) = (reader(), gate.handler());
     handler(move |request| {
@@ -34,12 +34,12 @@ fn reads_or_hangs(gate: &Gate) -> Handler {
         } else {
             hang.clone()
         };
-        handler.oneshot(request).map(|answer| answer.unwrap())
+        handler.oneshot(request).map(|response| response.unwrap())
     })
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cap_on_presence_far_below_the_limit_displaces_silent_uploads() {
+async fn silent_uploads_are_evicted_when_present_is_far_below_the_limit() {
     let journal = Journal::default();
     let limit = ConcurrencyLimitLayer::new(100)
         .present(10)
@@ -50,7 +50,7 @@ async fn a_cap_on_presence_far_below_the_limit_displaces_silent_uploads() {
     for n in 0..10 {
         let (status, _) = send(&service, get()).await.unwrap();
         assert_eq!(status, StatusCode::OK, "request {n}");
-        // One upload had to go for the first request; then there is room.
+        // One upload was evicted for the first request; after that there is room.
         settle().await;
         assert_eq!(
             uploads.iter().filter(|upload| upload.is_finished()).count(),
@@ -64,7 +64,7 @@ async fn a_cap_on_presence_far_below_the_limit_displaces_silent_uploads() {
     for upload in uploads {
         assert_eq!(upload.await.unwrap().0, StatusCode::OK);
     }
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
@@ -73,7 +73,7 @@ async fn kept_permits_are_recalled_when_others_need_them() {
     let limit = ConcurrencyLimitLayer::new(20).metrics(journal.clone());
     let service = limit.layer(reads_or_hangs(&gate));
     let (senders, uploads) = silent_uploads(&service, 9).await;
-    // They count as waiting, whether they keep their permits or not.
+    // They count as waiting, whether or not they keep their permits.
     assert_eq!(journal.level(GUARD, Gauge::Working), Some(0));
     assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(9));
     assert_eq!(limit.handle().working(), 0);
@@ -84,7 +84,7 @@ async fn kept_permits_are_recalled_when_others_need_them() {
         send(&service, get()).await.unwrap().0,
         StatusCode::SERVICE_UNAVAILABLE
     );
-    // What comes for an upload waits for a permit.
+    // An upload that has received data waits for a permit.
     drop(senders);
     settle().await;
     assert!(!uploads.iter().any(JoinHandle::is_finished));
@@ -94,7 +94,7 @@ async fn kept_permits_are_recalled_when_others_need_them() {
     for request in working.into_iter().chain(uploads) {
         assert_eq!(request.await.unwrap().0, StatusCode::OK);
     }
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
@@ -117,7 +117,7 @@ async fn a_lower_limit_recalls_kept_permits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_read_by_another_task_does_not_hold_a_permit_while_its_client_is_silent() {
+async fn a_body_read_in_another_task_holds_no_permit_while_its_client_is_silent() {
     let limit = ConcurrencyLimitLayer::new(100);
     let service = limit.layer(handler(|request| async {
         let (items, mut received) = mpsc::channel(1);
@@ -148,7 +148,7 @@ async fn a_body_read_by_another_task_does_not_hold_a_permit_while_its_client_is_
 async fn an_extractor_that_panics_leaves_no_permit_taken() {
     let limit = ConcurrencyLimitLayer::new(100)
         .fairness()
-        .client(|_: &RequestHead<'_>| -> KeyOutcome { panic!("as an extractor might") });
+        .client(|_: &RequestHead<'_>| -> KeyOutcome { panic!("expected by the test") });
     let mut service = limit.layer(reader());
     let call = std::panic::AssertUnwindSafe(|| drop(service.call(post(full("body")))));
     assert!(std::panic::catch_unwind(call).is_err());
@@ -156,23 +156,23 @@ async fn an_extractor_that_panics_leaves_no_permit_taken() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn slow_uploads_of_a_busy_hour_are_not_charged_for_their_waits_in_a_quiet_one() {
+async fn uploads_charged_under_load_are_not_charged_for_later_waits() {
     let gate = Gate::default();
     let limit = ConcurrencyLimitLayer::new(40).fairness();
     let service = limit.layer(reads_or_hangs(&gate));
     let others = |count| -> Vec<_> {
         (0..count)
-            .map(|n| send(&service, from(&format!("203.0.113.{n}"), get())))
+            .map(|n| send(&service, from_client(&format!("203.0.113.{n}"), get())))
             .collect()
     };
-    // Slots are getting short when the uploads begin, so that their client is charged.
+    // Half of the permits are taken when the uploads begin, so that their client is charged.
     let mut working = others(20);
     settle().await;
     let (mut senders, mut uploads) = (Vec::new(), Vec::new());
     for _ in 0..3 {
         let (sender, body) = channel();
         senders.push(sender);
-        uploads.push(send(&service, from("192.0.2.1", post(body))));
+        uploads.push(send(&service, from_client("192.0.2.1", post(body))));
     }
     settle().await;
     // Then permits are plentiful again.
@@ -189,11 +189,11 @@ async fn slow_uploads_of_a_busy_hour_are_not_charged_for_their_waits_in_a_quiet_
     }
     settle().await;
     advance(Duration::from_secs(30)).await;
-    // And short: but for the last tenth, which is for clients that owe nothing.
+    // And short: only the last tenth is left, for clients that owe nothing.
     working.extend(others(36));
     settle().await;
     assert_eq!((gate.started(), limit.handle().working()), (36, 36));
-    let honest = send(&service, from("192.0.2.1", get()));
+    let honest = send(&service, from_client("192.0.2.1", get()));
     settle().await;
     assert_eq!(gate.started(), 37);
     (0..37).for_each(|_| gate.open_one());

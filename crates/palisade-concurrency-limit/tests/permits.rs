@@ -1,4 +1,4 @@
-//! When a request holds a permit, exactly, on paused time and without sockets.
+//! When a request holds a permit, on paused time and without sockets.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
@@ -6,7 +6,7 @@ use common::*;
 use std::task::Poll;
 
 #[tokio::test(start_paused = true)]
-async fn the_one_over_the_limit_is_refused_at_once() {
+async fn a_request_over_the_limit_is_refused_at_once() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let service = ConcurrencyLimitLayer::new(2)
         .metrics(journal.clone())
@@ -23,7 +23,7 @@ async fn the_one_over_the_limit_is_refused_at_once() {
     assert_eq!(first.await.unwrap().0, StatusCode::OK);
     assert_eq!(second.await.unwrap().0, StatusCode::OK);
     assert_eq!(journal.level(GUARD, Gauge::Admitted), Some(2));
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
@@ -50,16 +50,16 @@ async fn a_permit_is_held_until_the_body_ends_or_is_dropped() {
     let first = call(&service, get()).await.unwrap();
     assert_eq!(call(&service, get()).await.unwrap().status(), 503);
     first.into_body().collect().await.unwrap();
-    at_rest(&journal);
+    assert_none_present(&journal);
     let second = call(&service, get()).await.unwrap();
     assert_eq!(second.status(), 200);
     assert_eq!(call(&service, get()).await.unwrap().status(), 503);
     drop(second);
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_permit_is_held_while_the_handler_produces_and_freed_by_its_error() {
+async fn a_permit_is_held_while_the_response_body_streams_and_released_by_its_error() {
     let journal = Journal::default();
     let (sender, receiver) = oneshot::channel();
     let sender = Arc::new(Mutex::new(Some(sender)));
@@ -80,7 +80,7 @@ async fn a_permit_is_held_while_the_handler_produces_and_freed_by_its_error() {
     assert_eq!(call(&service, get()).await.unwrap().status(), 503);
     body.abort(io::Error::other("broken"));
     reading.await.unwrap().1.unwrap_err();
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
@@ -92,19 +92,19 @@ async fn a_dropped_or_panicking_request_gives_its_permit_back() {
     assert!(pending.as_mut().now_or_never().is_none());
     assert_eq!(journal.level(GUARD, Gauge::Working), Some(1));
     drop(pending);
-    at_rest(&journal);
+    assert_none_present(&journal);
     let panicking = layer.layer(handler(|request| async move {
         let _body = request.into_body();
         tokio::task::yield_now().await;
-        panic!("as it should");
+        panic!("expected by the test");
     }));
     let (_sender, body) = channel();
     send(&panicking, post(body)).await.unwrap_err();
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_for_his_own_client_holds_no_permit() {
+async fn a_request_that_waits_for_its_client_holds_no_permit() {
     let journal = Journal::default();
     let service = ConcurrencyLimitLayer::new(1)
         .metrics(journal.clone())
@@ -127,11 +127,11 @@ async fn who_waits_for_his_own_client_holds_no_permit() {
         assert_eq!(upload.await.unwrap().1.unwrap(), "read");
     }
     assert_eq!(journal.refused(), []);
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_had_a_permit_gets_it_back_in_order_and_before_newcomers() {
+async fn admitted_requests_are_granted_permits_in_order_and_before_new_ones() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
     let (uploads, slow) = (layer.layer(reader()), layer.layer(gate.handler()));
@@ -144,7 +144,7 @@ async fn whoever_had_a_permit_gets_it_back_in_order_and_before_newcomers() {
     settle().await;
     assert_eq!(gate.started(), 1);
 
-    // Both have something to do now, the first one first; the permit is taken.
+    // Both have work now, the first one earlier. The permit is taken.
     first_sender.send_data(Bytes::from("more")).await.unwrap();
     settle().await;
     drop(second_sender);
@@ -153,12 +153,13 @@ async fn whoever_had_a_permit_gets_it_back_in_order_and_before_newcomers() {
     assert!(!second.is_finished());
     gate.open_one();
     settle().await;
-    // The first got it, gave it up for its client again, and so the second is done.
+    // The first was granted the permit and gave it back while it waits for its client; so the
+    // second has ended.
     assert!(other.is_finished());
     assert!(second.is_finished());
     assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(1));
 
-    // And a newcomer stands behind whoever waits.
+    // A new request comes after queued ones.
     let other = send(&slow, get());
     settle().await;
     drop(first_sender);
@@ -171,15 +172,15 @@ async fn whoever_had_a_permit_gets_it_back_in_order_and_before_newcomers() {
     );
     assert_eq!(other.await.unwrap().0, 200);
     assert_eq!(first.await.unwrap().1.unwrap(), "read");
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_drops_the_body_goes_on_only_with_a_permit() {
+async fn a_handler_that_drops_the_body_continues_only_with_a_permit() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let (at_work, mut works) = mpsc::unbounded_channel();
     let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
-    let impatient = layer.layer(handler(move |request: Request<Inner>| {
+    let impatient = layer.layer(handler(move |request: Request<HandlerRequestBody>| {
         let at_work = at_work.clone();
         async move {
             let mut body = request.into_body();
@@ -205,11 +206,11 @@ async fn a_handler_that_drops_the_body_goes_on_only_with_a_permit() {
     assert_eq!(impatient.await.unwrap().0, 200);
     assert!(works.try_recv().is_ok());
     assert_eq!(other.await.unwrap().0, 200);
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
-/// Reads so many frames and then ahead in vain, as axum's `Multipart` does, and works until the gate
-/// opens.
+/// A handler that reads `frames` frames, reads ahead in vain as axum's `Multipart` does, and works
+/// until the gate opens.
 fn reads_ahead(gate: &Gate, frames: usize) -> Handler {
     let gate = gate.clone();
     handler(move |request| {
@@ -236,7 +237,7 @@ fn reads_ahead(gate: &Gate, frames: usize) -> Handler {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_read_ahead_in_vain_works_in_a_permit() {
+async fn a_handler_that_read_ahead_in_vain_works_with_a_permit() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(2).metrics(journal.clone());
     let service = layer.layer(reads_ahead(&gate, 0));
@@ -248,13 +249,13 @@ async fn a_handler_that_read_ahead_in_vain_works_in_a_permit() {
         settle().await;
     }
     settle().await;
-    // Both clients hold their bodies back; both handlers are at work all the same.
+    // Both clients send nothing, and still both handlers are at work.
     assert_eq!(journal.level(GUARD, Gauge::Working), Some(2));
     assert_eq!(
         call(&service, get()).await.unwrap().status(),
         StatusCode::SERVICE_UNAVAILABLE
     );
-    // They ask for the body: now the clients are what is waited for.
+    // The handlers poll the body: now they wait for their clients.
     gate.open_one();
     gate.open_one();
     settle().await;
@@ -267,11 +268,11 @@ async fn a_handler_that_read_ahead_in_vain_works_in_a_permit() {
     for upload in uploads {
         assert_eq!(upload.await.unwrap().1.unwrap(), "read");
     }
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_read_ahead_in_vain_in_a_later_wait_works_in_a_permit() {
+async fn a_handler_that_read_ahead_in_vain_in_a_later_wait_works_with_a_permit() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(2).metrics(journal.clone());
     let service = layer.layer(reads_ahead(&gate, 2));
@@ -287,11 +288,11 @@ async fn a_handler_that_read_ahead_in_vain_in_a_later_wait_works_in_a_permit() {
     gate.open_one();
     drop(sender);
     assert_eq!(upload.await.unwrap().0, StatusCode::OK);
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_with_work_of_its_own_waits_for_a_permit_before_it_goes_on() {
+async fn a_handler_with_work_to_do_waits_for_a_permit_before_it_continues() {
     let (journal, gate, others) = (Journal::default(), Gate::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
     let (uploads, slow) = (
@@ -300,11 +301,11 @@ async fn a_handler_with_work_of_its_own_waits_for_a_permit_before_it_goes_on() {
     );
     let (sender, body) = channel();
     let mut upload = Box::pin(call(&uploads, post(body)));
-    assert!(upload.as_mut().now_or_never().is_none()); // Gave its permit up.
+    assert!(upload.as_mut().now_or_never().is_none()); // Gave its permit back.
     let other = send(&slow, get());
     settle().await;
-    assert_eq!(others.started(), 1); // Which another one has now.
-    assert!(upload.as_mut().now_or_never().is_none()); // Found out: it lines up.
+    assert_eq!(others.started(), 1); // It holds the permit now.
+    assert!(upload.as_mut().now_or_never().is_none()); // Detected as working: it is queued.
     assert_eq!(journal.level(GUARD, Gauge::Queued), Some(1));
     let upload = tokio::spawn(upload);
     gate.open_one();
@@ -313,16 +314,16 @@ async fn a_handler_with_work_of_its_own_waits_for_a_permit_before_it_goes_on() {
     assert!(!upload.is_finished());
     others.open_one();
     assert_eq!(other.await.unwrap().0, StatusCode::OK);
-    let answer = upload.await.unwrap().unwrap();
+    let response = upload.await.unwrap().unwrap();
     assert_eq!(
-        answer.into_body().collect().await.unwrap().to_bytes(),
+        response.into_body().collect().await.unwrap().to_bytes(),
         "empty"
     );
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_waits_for_its_client_is_polled_once_more_and_not_for_ever() {
+async fn a_handler_that_waits_for_its_client_is_polled_only_once_more() {
     let polls = Arc::new(Mutex::new(0));
     let counter = polls.clone();
     let layer = ConcurrencyLimitLayer::new(1);
@@ -349,11 +350,11 @@ async fn a_handler_that_waits_for_its_client_is_polled_once_more_and_not_for_eve
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_read_in_another_task_counts_all_the_same() {
+async fn a_request_with_its_body_read_in_another_task_is_counted() {
     let journal = Journal::default();
     let service = ConcurrencyLimitLayer::new(1)
         .metrics(journal.clone())
-        .layer(handler(|request: Request<Inner>| async {
+        .layer(handler(|request: Request<HandlerRequestBody>| async {
             let whole = tokio::spawn(request.into_body().collect()).await.unwrap();
             assert_eq!(whole.unwrap().to_bytes(), "elsewhere");
             Response::new(full("done"))
@@ -365,7 +366,7 @@ async fn a_body_read_in_another_task_counts_all_the_same() {
     sender.send_data(Bytes::from("elsewhere")).await.unwrap();
     drop(sender);
     assert_eq!(upload.await.unwrap().0, 200);
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
@@ -373,23 +374,23 @@ async fn a_body_that_outlives_its_request_is_read_without_a_permit() {
     let journal = Journal::default();
     let (keep, mut kept) = mpsc::unbounded_channel();
     let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
-    let service = layer.layer(handler(move |request: Request<Inner>| {
+    let service = layer.layer(handler(move |request: Request<HandlerRequestBody>| {
         keep.send(request.into_body()).unwrap();
         async { Response::new(full("at once")) }
     }));
     let (mut sender, body) = channel();
     assert_eq!(send(&service, post(body)).await.unwrap().0, 200);
-    at_rest(&journal);
+    assert_none_present(&journal);
     let body = tokio::spawn(kept.recv().await.unwrap().collect());
     settle().await;
     sender.send_data(Bytes::from("late")).await.unwrap();
     drop(sender);
     assert_eq!(body.await.unwrap().unwrap().to_bytes(), "late");
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_too_many_are_present_the_one_that_waited_longest_goes() {
+async fn when_too_many_are_present_the_request_that_waited_longest_is_evicted() {
     let journal = Journal::default();
     let layer = ConcurrencyLimitLayer::new(1)
         .present(2)
@@ -413,11 +414,11 @@ async fn where_too_many_are_present_the_one_that_waited_longest_goes() {
     drop(second_sender);
     drop(first_sender);
     assert_eq!(first.await.unwrap().1.unwrap(), "read");
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_nobody_reads_holds_no_permit_and_can_be_displaced() {
+async fn an_unread_response_holds_no_permit_and_can_be_evicted() {
     let journal = Journal::default();
     let layer = ConcurrencyLimitLayer::new(1)
         .present(2)
@@ -458,11 +459,11 @@ async fn an_answer_that_nobody_reads_holds_no_permit_and_can_be_displaced() {
             .to_bytes(),
         "piecepiece"
     );
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cut_is_recorded_even_if_nobody_asks_for_the_body_again() {
+async fn a_cut_is_recorded_even_if_the_body_is_not_polled_again() {
     let journal = Journal::default();
     let layer = ConcurrencyLimitLayer::new(1)
         .present(1)
@@ -479,11 +480,11 @@ async fn a_cut_is_recorded_even_if_nobody_asks_for_the_body_again() {
     assert_eq!(journal.cut(), []);
     drop(unread);
     assert_eq!(journal.cut(), [(GUARD, Reason::Evicted)]);
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_everybody_at_work_nobody_is_displaced() {
+async fn no_request_is_evicted_while_all_are_at_work() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(4)
         .present(2)
@@ -495,40 +496,42 @@ async fn with_everybody_at_work_nobody_is_displaced() {
     assert_eq!(journal.refused(), [(GUARD, Reason::Full)]);
     gate.open_one();
     gate.open_one();
-    for answer in working {
-        assert_eq!(answer.await.unwrap().0, 200);
+    for response in working {
+        assert_eq!(response.await.unwrap().0, 200);
     }
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_client_may_have_only_so_many_and_its_neighbour_has_its_own() {
+async fn the_limit_per_client_applies_to_each_client_separately() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(10)
         .per_client(1)
         .metrics(journal.clone());
     let service = layer.layer(gate.handler());
-    let first = send(&service, from("192.0.2.1", get()));
+    let first = send(&service, from_client("192.0.2.1", get()));
     settle().await;
-    let refused = call(&service, from("192.0.2.1", get())).await.unwrap();
+    let refused = call(&service, from_client("192.0.2.1", get()))
+        .await
+        .unwrap();
     assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
-    let neighbour = send(&service, from("192.0.2.2", get()));
+    let neighbour = send(&service, from_client("192.0.2.2", get()));
     settle().await;
     assert_eq!(gate.started(), 2);
     gate.open_one();
     gate.open_one();
     assert_eq!(first.await.unwrap().0, 200);
     assert_eq!(neighbour.await.unwrap().0, 200);
-    let again = send(&service, from("192.0.2.1", get()));
+    let again = send(&service, from_client("192.0.2.1", get()));
     settle().await;
     gate.open_one();
     assert_eq!(again.await.unwrap().0, 200);
     assert_eq!(journal.refused(), [(GUARD, Reason::ClientFull)]);
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
-async fn picked_requests_have_permits_of_their_own_when_all_others_are_taken() {
+async fn matching_requests_take_reserve_permits_when_all_others_are_taken() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(1)
         .reserve(1, |head| head.uri.path() == "/health")
@@ -546,11 +549,11 @@ async fn picked_requests_have_permits_of_their_own_when_all_others_are_taken() {
     gate.open_one();
     assert_eq!(first.await.unwrap().0, 200);
     assert_eq!(second.await.unwrap().0, 200);
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_queue_is_short_in_order_and_impatient() {
+async fn the_queue_is_bounded_ordered_and_times_out() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let wait = Duration::from_millis(100);
     let layer = ConcurrencyLimitLayer::new(1)
@@ -568,7 +571,7 @@ async fn the_queue_is_short_in_order_and_impatient() {
     gate.open_one();
     settle().await;
     assert_eq!(working.await.unwrap().0, 200);
-    assert_eq!(gate.started(), 1); // The first is at work now, and the second still waits.
+    assert_eq!(gate.started(), 1); // The first is at work; the second is still queued.
     advance(Duration::from_millis(99)).await;
     settle().await;
     assert!(!second.is_finished());
@@ -582,7 +585,7 @@ async fn the_queue_is_short_in_order_and_impatient() {
         .map(|(_, reason)| reason)
         .collect();
     assert_eq!(reasons, [Reason::QueueFull, Reason::QueueTimeout]);
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
@@ -600,11 +603,11 @@ async fn dropping_a_queued_request_leaves_the_queue() {
     assert_eq!(journal.level(GUARD, Gauge::Queued), Some(0));
     gate.open_one();
     assert_eq!(working.await.unwrap().0, 200);
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_queued_upload_is_served_like_any_other() {
+async fn a_queued_upload_is_served_once_it_has_a_permit() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(1).queue(1, Duration::from_secs(9));
     let layer = layer.metrics(journal.clone());
@@ -621,7 +624,7 @@ async fn a_queued_upload_is_served_like_any_other() {
     sender.send_data(Bytes::from("bytes")).await.unwrap();
     drop(sender);
     assert_eq!(upload.await.unwrap().1.unwrap(), "read");
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
@@ -630,7 +633,7 @@ async fn the_limit_can_be_changed_while_the_server_runs() {
     let layer = ConcurrencyLimitLayer::new(1).queue(9, Duration::from_secs(9));
     let layer = layer.metrics(journal.clone());
     let (handle, service) = (layer.handle(), layer.layer(gate.handler()));
-    let answers: Vec<_> = (0..3).map(|_| send(&service, get())).collect();
+    let responses: Vec<_> = (0..3).map(|_| send(&service, get())).collect();
     settle().await;
     assert_eq!(gate.started(), 1);
     handle.set_limit(3);
@@ -642,8 +645,8 @@ async fn the_limit_can_be_changed_while_the_server_runs() {
     for _ in 0..3 {
         gate.open_one();
     }
-    for answer in answers {
-        assert_eq!(answer.await.unwrap().0, 200);
+    for response in responses {
+        assert_eq!(response.await.unwrap().0, 200);
     }
     settle().await;
     assert_eq!((gate.started(), handle.working()), (0, 0));
@@ -652,13 +655,13 @@ async fn the_limit_can_be_changed_while_the_server_runs() {
     gate.open_one();
     assert_eq!(late.await.unwrap().0, 200);
     assert_eq!(journal.limits(), [(GUARD, 3), (GUARD, 0), (GUARD, 1)]);
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
-async fn upgrades_and_event_streams_end_the_count_at_the_head() {
+async fn upgrades_and_event_streams_release_the_permit_at_the_response_head() {
     let journal = Journal::default();
-    let answer = |status: u16, kind: &'static str| {
+    let respond_with = |status: u16, kind: &'static str| {
         let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
         layer.layer(handler(move |_| async move {
             let (sender, body) = channel();
@@ -671,14 +674,17 @@ async fn upgrades_and_event_streams_end_the_count_at_the_head() {
         }))
     };
     let connect = || Request::connect("example.com:443").body(full("")).unwrap();
-    let (upgrade, plain) = (answer(101, "any/thing"), answer(200, "any/thing"));
-    let events = answer(200, "text/event-stream; charset=utf-8");
+    let (upgrade, plain) = (
+        respond_with(101, "any/thing"),
+        respond_with(200, "any/thing"),
+    );
+    let events = respond_with(200, "text/event-stream; charset=utf-8");
     let held = [
         call(&upgrade, get()).await.unwrap(),
         call(&events, get()).await.unwrap(),
         call(&plain, connect()).await.unwrap(),
     ];
-    at_rest(&journal);
+    assert_none_present(&journal);
     let counted = call(&plain, get()).await.unwrap();
     assert_eq!(journal.level(GUARD, Gauge::Working), Some(1));
     drop((held, counted));
@@ -687,11 +693,11 @@ async fn upgrades_and_event_streams_end_the_count_at_the_head() {
         .metrics(journal.clone());
     let service = layer.layer(handler(|_| async { Response::new(full("whole")) }));
     let _unread = call(&service, get()).await.unwrap();
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
-async fn in_shadow_mode_everybody_passes_and_is_counted() {
+async fn in_shadow_mode_all_requests_are_admitted_and_counted() {
     let journal = Journal::default();
     let layer = ConcurrencyLimitLayer::new(1).present(1).mode(Mode::Shadow);
     let service = layer.metrics(journal.clone()).layer(reader());
@@ -707,11 +713,11 @@ async fn in_shadow_mode_everybody_passes_and_is_counted() {
     drop(sender);
     assert_eq!(first.await.unwrap().1.unwrap(), "read");
     drop(second);
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
-async fn switched_off_it_does_not_look() {
+async fn in_off_mode_requests_are_neither_counted_nor_refused() {
     let journal = Journal::default();
     let layer = ConcurrencyLimitLayer::new(0)
         .mode(Mode::Off)
@@ -722,13 +728,14 @@ async fn switched_off_it_does_not_look() {
     assert_eq!(journal.level(GUARD, Gauge::Admitted), Some(0));
 }
 
-/// Attackers at a quarter of the limit's number of addresses, each keeping eight requests of half
-/// a second in the air; an honest client with three requests of the same kind in two seconds.
-async fn honest_share(layer: ConcurrencyLimitLayer) -> (usize, usize) {
-    const HANDLER: Duration = Duration::from_millis(500);
+/// Counts how many requests of a light client are served during an attack. The attackers use ten
+/// addresses, a quarter of the limit, each with eight requests of half a second in flight. The
+/// light client sends three such requests in two seconds.
+async fn serve_light_client(layer: ConcurrencyLimitLayer) -> (usize, usize) {
+    const HANDLER_TIME: Duration = Duration::from_millis(500);
     let journal = Journal::default();
     let service = layer.metrics(journal.clone()).layer(handler(|_| async {
-        tokio::time::sleep(HANDLER).await;
+        tokio::time::sleep(HANDLER_TIME).await;
         Response::new(full("worked"))
     }));
     let mut tasks = tokio::task::JoinSet::new();
@@ -737,7 +744,7 @@ async fn honest_share(layer: ConcurrencyLimitLayer) -> (usize, usize) {
             let service = service.clone();
             tasks.spawn(async move {
                 loop {
-                    let request = from(&format!("198.51.100.{address}"), get());
+                    let request = from_client(&format!("198.51.100.{address}"), get());
                     let status = service.clone().oneshot(request).await.unwrap().status();
                     if status != 200 {
                         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -746,29 +753,29 @@ async fn honest_share(layer: ConcurrencyLimitLayer) -> (usize, usize) {
             });
         }
     }
-    tokio::time::sleep(2 * HANDLER).await;
+    tokio::time::sleep(2 * HANDLER_TIME).await;
     let (mut served, sent) = (0, 60);
     for _ in 0..sent {
         tokio::time::sleep(Duration::from_millis(667)).await;
-        let request = from("192.0.2.1", get());
+        let request = from_client("192.0.2.1", get());
         served += usize::from(service.clone().oneshot(request).await.unwrap().status() == 200);
     }
     tasks.shutdown().await;
-    at_rest(&journal);
+    assert_none_present(&journal);
     (served, sent)
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_fairness_who_sends_little_is_served_beside_those_who_keep_much_in_the_air() {
-    let (served, sent) = honest_share(ConcurrencyLimitLayer::new(40).fairness()).await;
+async fn with_fairness_a_light_client_is_served_beside_heavy_ones() {
+    let (served, sent) = serve_light_client(ConcurrencyLimitLayer::new(40).fairness()).await;
     assert_eq!(served, sent);
-    // Without it he is not: this is what the test is worth.
-    let (served, sent) = honest_share(ConcurrencyLimitLayer::new(40)).await;
+    // Without fairness it is not served, so the test can fail.
+    let (served, sent) = serve_light_client(ConcurrencyLimitLayer::new(40)).await;
     assert!(served * 2 < sent, "{served} of {sent}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn everybody_who_was_let_in_is_done_in_the_end_whatever_the_order() {
+async fn in_any_order_every_admitted_request_is_served() {
     let journal = Journal::default();
     let layer = ConcurrencyLimitLayer::new(3)
         .present(1000)
@@ -781,13 +788,13 @@ async fn everybody_who_was_let_in_is_done_in_the_end_whatever_the_order() {
         let (sender, body) = channel();
         uploads.push(send(
             &service,
-            from(&format!("192.0.2.{}", number % 7), post(body)),
+            from_client(&format!("192.0.2.{}", number % 7), post(body)),
         ));
         senders.push(sender);
         settle().await;
     }
     assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(200));
-    // All at once, and some of them gone for good.
+    // All at once; some clients are gone for good.
     for (number, mut sender) in senders.into_iter().enumerate() {
         match number % 3 {
             0 => drop(sender),
@@ -800,24 +807,25 @@ async fn everybody_who_was_let_in_is_done_in_the_end_whatever_the_order() {
         done += usize::from(upload.await.is_ok_and(|(status, _)| status == 200));
     }
     assert_eq!(done, 134);
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_fails_gives_its_permit_back_though_its_future_is_kept() {
+async fn a_handler_that_fails_gives_its_permit_back_even_if_its_future_is_not_dropped() {
     let journal = Journal::default();
     let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
-    let fails = service_fn(|_: Request<Inner>| async { Err::<Answer, _>("broken") });
+    let fails =
+        service_fn(|_: Request<HandlerRequestBody>| async { Err::<HandlerResponse, _>("broken") });
     let mut failing = Box::pin(layer.layer(fails).oneshot(get()));
     assert_eq!(failing.as_mut().await.unwrap_err(), "broken");
-    at_rest(&journal);
+    assert_none_present(&journal);
     drop(failing);
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
-async fn waits_for_its_client_all_the_same(handler: Handler) {
+async fn assert_waits_for_client(handler: Handler) {
     let journal = Journal::default();
-    // Crowded at once, so that the handler is polled once more to see what it waits for.
+    // Permits are scarce from the start, so the handler is polled once more.
     let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
     let service = layer.layer(handler);
     let (sender, body) = channel();
@@ -827,21 +835,21 @@ async fn waits_for_its_client_all_the_same(handler: Handler) {
     assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(1));
     drop(sender);
     assert_eq!(upload.await.unwrap().0, StatusCode::OK);
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_read_in_another_task_leaves_its_request_waiting_for_the_client() {
+async fn a_request_with_its_body_read_in_another_task_waits_for_the_client() {
     let elsewhere = handler(|request| async {
         let reading = tokio::spawn(request.into_body().collect());
         reading.await.unwrap().unwrap();
         Response::new(full("read"))
     });
-    waits_for_its_client_all_the_same(elsewhere).await;
+    assert_waits_for_client(elsewhere).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn so_does_one_read_by_what_does_not_poll_all_its_parts() {
+async fn a_request_with_its_body_read_in_futures_unordered_waits_for_the_client() {
     let among_others = handler(|request| async {
         let reading = [request.into_body().collect()];
         let mut reading: futures_util::stream::FuturesUnordered<_> = reading.into_iter().collect();
@@ -851,5 +859,5 @@ async fn so_does_one_read_by_what_does_not_poll_all_its_parts() {
             .unwrap();
         Response::new(full("read"))
     });
-    waits_for_its_client_all_the_same(among_others).await;
+    assert_waits_for_client(among_others).await;
 }

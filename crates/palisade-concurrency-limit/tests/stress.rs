@@ -1,5 +1,5 @@
-//! Everything at once on two threads: whatever the order, nobody waits for ever, the limit holds
-//! at every look, and nothing is left behind.
+//! All features at once on two threads: in any order no request waits forever, the limit holds
+//! whenever it is checked, and no permit stays taken.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use bytes::Bytes;
@@ -19,18 +19,18 @@ use tokio::{task::JoinSet, time::timeout};
 use tower::{Layer, ServiceExt, service_fn};
 
 const LIMIT: usize = 4;
-const CLIENTS: usize = 64;
-const REQUESTS: usize = 400;
+const CLIENT_TASKS: usize = 64;
+const REQUESTS_PER_CLIENT: usize = 400;
 
 static SERVED: AtomicUsize = AtomicUsize::new(0);
 static REFUSED: AtomicUsize = AtomicUsize::new(0);
 
-/// The same few numbers in no order, without a generator to depend on.
+/// Returns a pseudo-random number that is the same in every run, without a generator.
 fn scramble(number: usize) -> usize {
     number.wrapping_mul(0x9E37_79B9_7F4A_7C15_u64 as usize) >> 33
 }
 
-/// Reads its body in one of four ways, working a little in between, and streams an answer.
+/// Reads the body in one of four ways, does a little work in between, and streams a response.
 async fn handler(
     request: Request<RequestBody<Channel<Bytes, io::Error>>>,
 ) -> Result<Response<Channel<Bytes, io::Error>>, Infallible> {
@@ -44,13 +44,13 @@ async fn handler(
             let _ = read.await.unwrap();
         }
         _ => {
-            // Gives up on the client at once and goes on without it.
+            // Stops waiting for the client at once and continues without it.
             let _ = timeout(Duration::ZERO, body.frame()).await;
             drop(body);
             tokio::task::yield_now().await;
         }
     }
-    let (mut sender, answer) = Channel::new(1);
+    let (mut sender, response_body) = Channel::new(1);
     tokio::spawn(async move {
         for _ in 0..3 {
             tokio::task::yield_now().await;
@@ -63,11 +63,11 @@ async fn handler(
             }
         }
     });
-    Ok(Response::new(answer))
+    Ok(Response::new(response_body))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_the_order_nobody_waits_for_ever_and_nothing_is_left_behind() {
+async fn in_any_order_every_request_ends_and_no_permit_stays_taken() {
     let journal = Journal::default();
     let layer = ConcurrencyLimitLayer::new(LIMIT)
         .present(24)
@@ -77,11 +77,11 @@ async fn whatever_the_order_nobody_waits_for_ever_and_nothing_is_left_behind() {
         .metrics(journal.clone());
     let service = layer.layer(service_fn(handler));
     let mut clients = JoinSet::new();
-    for client in 0..CLIENTS {
+    for client in 0..CLIENT_TASKS {
         let service = service.clone();
         clients.spawn(async move {
-            for number in 0..REQUESTS {
-                let way = scramble(client * REQUESTS + number);
+            for number in 0..REQUESTS_PER_CLIENT {
+                let way = scramble(client * REQUESTS_PER_CLIENT + number);
                 let (mut sender, body) = Channel::<Bytes, io::Error>::new(1);
                 let upload = tokio::spawn(async move {
                     for _ in 0..way % 5 {
@@ -104,7 +104,7 @@ async fn whatever_the_order_nobody_waits_for_ever_and_nothing_is_left_behind() {
                         REFUSED.fetch_add(1, SeqCst);
                         return;
                     }
-                    // One in eight loses interest.
+                    // One client in eight drops the response.
                     if way.is_multiple_of(8) {
                         let _ = response.body_mut().frame().await;
                         return;
@@ -114,7 +114,7 @@ async fn whatever_the_order_nobody_waits_for_ever_and_nothing_is_left_behind() {
                     }
                 };
                 if way.is_multiple_of(11) {
-                    // Gone before the answer.
+                    // Dropped before the response.
                     let _ = timeout(Duration::from_micros(way as u64 % 50), exchange).await;
                 } else {
                     exchange.await;
@@ -123,7 +123,7 @@ async fn whatever_the_order_nobody_waits_for_ever_and_nothing_is_left_behind() {
             }
         });
     }
-    let watch = async {
+    let check = async {
         while clients
             .join_next()
             .await
@@ -136,8 +136,8 @@ async fn whatever_the_order_nobody_waits_for_ever_and_nothing_is_left_behind() {
         }
     };
     assert!(
-        timeout(Duration::from_secs(60), watch).await.is_ok(),
-        "somebody waits for ever"
+        timeout(Duration::from_secs(60), check).await.is_ok(),
+        "a request waits forever"
     );
     for level in [Gauge::Working, Gauge::Waiting, Gauge::Queued] {
         assert_eq!(

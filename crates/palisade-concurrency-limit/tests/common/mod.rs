@@ -1,9 +1,5 @@
 //! A guarded service, its requests and its handlers.
-#![allow(
-    dead_code,
-    unused_imports,
-    reason = "every file of tests takes what it needs"
-)]
+#![allow(dead_code, unused_imports, reason = "no test file uses all of it")]
 
 pub(crate) use bytes::Bytes;
 pub(crate) use futures_util::FutureExt;
@@ -27,18 +23,22 @@ pub(crate) use tokio::{
 pub(crate) use tower::{Layer, Service, ServiceExt, service_fn};
 
 pub(crate) type Body = BoxBody<Bytes, io::Error>;
-pub(crate) type Inner = RequestBody<Body>;
-pub(crate) type Answer = Response<Body>;
-pub(crate) type HandlerFuture = Pin<Box<dyn Future<Output = Result<Answer, Infallible>> + Send>>;
-pub(crate) type Handler = tower::util::BoxCloneService<Request<Inner>, Answer, Infallible>;
+pub(crate) type HandlerRequestBody = RequestBody<Body>;
+pub(crate) type HandlerResponse = Response<Body>;
+pub(crate) type HandlerFuture =
+    Pin<Box<dyn Future<Output = Result<HandlerResponse, Infallible>> + Send>>;
+pub(crate) type Handler =
+    tower::util::BoxCloneService<Request<HandlerRequestBody>, HandlerResponse, Infallible>;
 pub(crate) type Guarded = ConcurrencyLimit<Handler>;
-pub(crate) type Outcome = Response<palisade_concurrency_limit::ResponseBody<Body>>;
+pub(crate) type GuardedResponse = Response<palisade_concurrency_limit::ResponseBody<Body>>;
 
 pub(crate) const GUARD: Guard = Guard::ConcurrencyLimit;
 
-pub(crate) fn handler<F>(run: impl Fn(Request<Inner>) -> F + Clone + Send + 'static) -> Handler
+pub(crate) fn handler<F>(
+    run: impl Fn(Request<HandlerRequestBody>) -> F + Clone + Send + 'static,
+) -> Handler
 where
-    F: Future<Output = Answer> + Send + 'static,
+    F: Future<Output = HandlerResponse> + Send + 'static,
 {
     let run = move |request| -> HandlerFuture { Box::pin(run(request).map(Ok)) };
     Handler::new(service_fn(run))
@@ -63,49 +63,49 @@ pub(crate) fn post(body: Body) -> Request<Body> {
     Request::post("/").body(body).unwrap()
 }
 
-pub(crate) fn from(address: &str, mut request: Request<Body>) -> Request<Body> {
+pub(crate) fn from_client(address: &str, mut request: Request<Body>) -> Request<Body> {
     request
         .extensions_mut()
         .insert(format!("{address}:1").parse::<SocketAddr>().unwrap());
     request
 }
 
-/// Sends `request` in a task of its own, which then reads the answer to its end.
+/// Sends `request` in a task, which then reads the response to its end.
 pub(crate) fn send(
     service: &Guarded,
     request: Request<Body>,
 ) -> JoinHandle<(StatusCode, Result<Bytes, BoxError>)> {
-    let answer = service.clone().oneshot(request);
+    let response = service.clone().oneshot(request);
     tokio::spawn(async move {
-        let (parts, body) = answer.await.unwrap().into_parts();
+        let (parts, body) = response.await.unwrap().into_parts();
         (parts.status, body.collect().await.map(Collected::to_bytes))
     })
 }
 
-/// Calls now, as `ServiceExt::oneshot` would do later.
+/// Calls the service at once, while `ServiceExt::oneshot` calls it later.
 pub(crate) fn call(
     service: &Guarded,
     request: Request<Body>,
-) -> impl Future<Output = Result<Outcome, Infallible>> + use<> {
+) -> impl Future<Output = Result<GuardedResponse, Infallible>> + use<> {
     let mut service = service.clone();
     assert!(service.ready().now_or_never().unwrap().is_ok());
     service.call(request)
 }
 
-/// Lets every task run until all of them wait.
+/// Lets all tasks run until each of them waits.
 pub(crate) async fn settle() {
     for _ in 0..50 {
         tokio::task::yield_now().await;
     }
 }
 
-pub(crate) fn at_rest(journal: &Journal) {
+pub(crate) fn assert_none_present(journal: &Journal) {
     for level in [Gauge::Working, Gauge::Waiting, Gauge::Queued] {
         assert_eq!(journal.level(GUARD, level), Some(0), "{level:?}");
     }
 }
 
-/// A handler that answers when the test says so.
+/// A handler that responds when the test opens the gate.
 #[derive(Clone, Default)]
 pub(crate) struct Gate(pub(crate) Arc<Mutex<Vec<oneshot::Sender<()>>>>);
 
@@ -131,7 +131,7 @@ impl Gate {
     }
 }
 
-/// A handler that reads the whole body and says how long it was.
+/// A handler that reads the whole body and reports whether it was empty.
 pub(crate) fn reader() -> Handler {
     handler(|request| async {
         match request.into_body().collect().await {
@@ -143,7 +143,7 @@ pub(crate) fn reader() -> Handler {
             Err(error) => {
                 let evicted = error.downcast_ref::<Violation>().map(|v| v.reason);
                 assert_eq!(evicted, Some(Reason::Evicted));
-                Response::new(full("handler saw the error"))
+                Response::new(full("the handler received the error"))
             }
         }
     })

@@ -1,5 +1,5 @@
-//! Requests whose two bodies go both ways, perhaps in two tasks: which hold a permit, which wait,
-//! which are evicted.
+//! Requests with both bodies active at the same time, possibly in two tasks: which hold a permit,
+//! which wait, which are evicted.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
@@ -10,10 +10,10 @@ use std::{
     task::{Context, Wake},
 };
 
-/// As in gRPC both ways: a task reads the request, and what comes goes into the answer.
-fn bidi() -> Handler {
-    handler(|request: Request<Inner>| {
-        let (mut sender, answer) = channel();
+/// A handler as in bidirectional gRPC: a task reads the request, and the response echoes it.
+fn bidirectional_handler() -> Handler {
+    handler(|request: Request<HandlerRequestBody>| {
+        let (mut sender, response_body) = channel();
         let mut body = request.into_body();
         async move {
             tokio::spawn(async move {
@@ -23,60 +23,66 @@ fn bidi() -> Handler {
                     }
                 }
             });
-            // The reader comes first to its client.
+            // The reader starts to wait for its client first.
             for _ in 0..5 {
                 tokio::task::yield_now().await;
             }
-            Response::new(answer)
+            Response::new(response_body)
         }
     })
 }
 
 #[tokio::test(start_paused = true)]
-async fn both_halves_of_a_conversation_are_woken() {
+async fn both_halves_of_a_bidirectional_request_are_woken() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
-    let (talk, slow) = (layer.layer(bidi()), layer.layer(gate.handler()));
+    let (bidirectional, slow) = (
+        layer.layer(bidirectional_handler()),
+        layer.layer(gate.handler()),
+    );
     let (mut sender, body) = channel();
-    let response = call(&talk, post(body)).await.unwrap();
+    let response = call(&bidirectional, post(body)).await.unwrap();
     settle().await; // The reader waits for its client: no permit is held.
     assert_eq!(journal.level(GUARD, Gauge::Working), Some(0));
     let other = send(&slow, get());
     settle().await; // The only permit is taken.
-    let mut answer = response.into_body();
+    let mut response_body = response.into_body();
     let echoed = tokio::spawn(async move {
-        let f = answer.frame().await;
-        (f, answer)
+        let f = response_body.frame().await;
+        (f, response_body)
     });
-    settle().await; // The answer's reader stands in line ...
+    settle().await; // The response is queued for a permit ...
     sender.send_data(Bytes::from("ping")).await.unwrap();
-    settle().await; // ... and so does the request's.
+    settle().await; // ... and so is the request body.
     gate.open_one();
     assert_eq!(other.await.unwrap().0, 200);
     let done = tokio::time::timeout(Duration::from_secs(3600), echoed).await;
     assert!(
         done.is_ok(),
-        "the answer is never woken; working {:?}",
+        "the response is never woken; working {:?}",
         journal.level(GUARD, Gauge::Working)
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_frame_that_has_come_is_handed_on_when_the_head_is_out() {
+async fn a_frame_that_has_arrived_is_passed_on_after_the_response_head() {
     let (journal, gate) = (Journal::default(), Gate::default());
     let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
-    let (talk, slow) = (layer.layer(bidi()), layer.layer(gate.handler()));
+    let (bidirectional, slow) = (
+        layer.layer(bidirectional_handler()),
+        layer.layer(gate.handler()),
+    );
     let (mut sender, body) = channel();
-    let response = call(&talk, post(body)).await.unwrap();
+    let response = call(&bidirectional, post(body)).await.unwrap();
     settle().await;
     let other = send(&slow, get());
     settle().await;
     sender.send_data(Bytes::from("ping")).await.unwrap();
-    settle().await; // The request's reader stands in line first, then the answer's.
-    let mut answer = response.into_body();
+    settle().await; // The request body is queued first, then the response.
+    let mut response_body = response.into_body();
     let echoed = tokio::spawn(async move {
-        let f = answer.frame().await;
-        (f, answer)
+        let f = response_body.frame().await;
+        (f, response_body)
     });
     settle().await;
     gate.open_one();
@@ -84,53 +90,53 @@ async fn a_frame_that_has_come_is_handed_on_when_the_head_is_out() {
     let done = tokio::time::timeout(Duration::from_secs(3600), echoed).await;
     assert!(
         done.is_ok(),
-        "stuck; working {:?}",
+        "the frame is not passed on; working {:?}",
         journal.level(GUARD, Gauge::Working)
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_conversation_holds_no_permit() {
+async fn an_idle_bidirectional_request_holds_no_permit() {
     let journal = Journal::default();
     let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
-    let (talk, other) = (layer.layer(bidi()), layer.layer(reader()));
+    let (bidirectional, other) = (layer.layer(bidirectional_handler()), layer.layer(reader()));
     let (_sender, body) = channel();
-    let response = call(&talk, post(body)).await.unwrap();
+    let response = call(&bidirectional, post(body)).await.unwrap();
     settle().await; // The reader waits for its client ...
     assert_eq!(journal.level(GUARD, Gauge::Working), Some(0));
-    let mut answer = response.into_body();
-    let _talking = tokio::spawn(async move {
-        drop(answer.frame().await);
+    let mut response_body = response.into_body();
+    let _reading = tokio::spawn(async move {
+        drop(response_body.frame().await);
     });
-    settle().await; // ... and hyper asks for the answer, which waits for the reader.
+    settle().await; // ... and hyper polls the response, which waits for the reader.
     tokio::time::sleep(Duration::from_secs(50)).await;
     assert_eq!(send(&other, get()).await.unwrap().0, 200);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_does_not_read_its_answer_holds_no_permit_whatever_it_sends() {
+async fn a_client_that_does_not_read_its_response_holds_no_permit_whatever_it_sends() {
     let journal = Journal::default();
     let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
-    let (talk, other) = (layer.layer(bidi()), layer.layer(reader()));
+    let (bidirectional, other) = (layer.layer(bidirectional_handler()), layer.layer(reader()));
     let (mut sender, body) = channel();
-    let mut response = call(&talk, post(body)).await.unwrap();
+    let mut response = call(&bidirectional, post(body)).await.unwrap();
     sender.send_data(Bytes::from("one")).await.unwrap();
     response.body_mut().frame().await.unwrap().unwrap();
     settle().await;
-    assert_eq!(journal.level(GUARD, Gauge::Working), Some(0)); // Nobody asks for more.
+    assert_eq!(journal.level(GUARD, Gauge::Working), Some(0)); // The response is not polled.
     sender.send_data(Bytes::from("two")).await.unwrap();
-    drop(sender); // The upload is over; the answer is still not read.
+    drop(sender); // The upload has ended; the response is still not read.
     settle().await;
     tokio::time::sleep(Duration::from_secs(3600)).await;
     assert_eq!(send(&other, get()).await.unwrap().0, 200);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_displaced_body_fails_once_and_is_then_at_its_end() {
+async fn the_body_of_an_evicted_request_fails_once_and_then_ends() {
     let layer = ConcurrencyLimitLayer::new(1).present(1);
     let (result, mut results) = mpsc::unbounded_channel();
-    // Read in a task of its own, or the response future would drop it first.
-    let spawning = layer.layer(handler(move |request: Request<Inner>| {
+    // Read in a separate task; otherwise the response future would drop the body first.
+    let spawning = layer.layer(handler(move |request: Request<HandlerRequestBody>| {
         let result = result.clone();
         let read = async move {
             let mut body = request.into_body();
@@ -156,7 +162,7 @@ async fn a_displaced_body_fails_once_and_is_then_at_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_makes_progress_outlives_who_drips() {
+async fn an_upload_that_makes_progress_outlives_uploads_that_drip() {
     let journal = Journal::default();
     let layer = ConcurrencyLimitLayer::new(2)
         .present(16)
@@ -185,29 +191,29 @@ async fn who_makes_progress_outlives_who_drips() {
             tokio::time::sleep(Duration::from_secs(3)).await;
         }
     });
-    // One honest newcomer every two seconds.
+    // One new request every two seconds.
     for _ in 0..8 {
         tokio::time::sleep(Duration::from_secs(2)).await;
         drop(send(&service, get()).await.unwrap());
         assert!(
             !honest.is_finished(),
-            "evicted while {:?} drippers wait",
+            "evicted while {:?} dripping uploads wait",
             journal.level(GUARD, Gauge::Waiting)
         );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_displaced_body_stays_displaced_when_its_request_is_over() {
+async fn the_body_of_an_evicted_request_still_fails_after_the_request_has_ended() {
     let layer = ConcurrencyLimitLayer::new(1).present(1);
     let (keep, mut kept) = mpsc::unbounded_channel();
-    let upload = layer.layer(handler(move |request: Request<Inner>| {
+    let upload = layer.layer(handler(move |request: Request<HandlerRequestBody>| {
         let keep = keep.clone();
         async move {
             let mut body = request.into_body();
             assert!(body.frame().now_or_never().is_none()); // Waits for its client ...
-            keep.send(body).unwrap(); // ... and is read elsewhere from here on.
-            std::future::pending::<Answer>().await
+            keep.send(body).unwrap(); // ... and is then read in another task.
+            std::future::pending::<HandlerResponse>().await
         }
     }));
     let (mut sender, body) = channel();
@@ -220,11 +226,11 @@ async fn a_displaced_body_stays_displaced_when_its_request_is_over() {
     sender.send_data(Bytes::from("drip")).await.unwrap();
     let mut body = kept.recv().await.unwrap();
     let frame = body.frame().await.unwrap();
-    assert!(frame.is_err(), "408 was said, and the body is read on");
+    assert!(frame.is_err(), "the body is still read after the 408");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cut_says_whose_it_was_and_ends_grpc_with_trailers() {
+async fn a_cut_event_has_the_connection_and_a_grpc_response_ends_with_trailers() {
     use palisade_core::{ConnInfo, Event, Metrics, Prefix};
     #[derive(Default)]
     struct Seen(Mutex<Vec<Option<u64>>>);
@@ -265,13 +271,13 @@ async fn a_cut_says_whose_it_was_and_ends_grpc_with_trailers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_is_ready_is_not_thrown_away_where_its_request_was_displaced() {
+async fn a_ready_response_of_an_evicted_request_is_sent() {
     let journal = Journal::default();
     let layer = ConcurrencyLimitLayer::new(1)
         .present(1)
         .metrics(journal.clone());
-    // Waits for its client for a moment and goes on without it, though it keeps the body.
-    let impatient = layer.layer(handler(|request: Request<Inner>| async {
+    // Waits briefly for its client and continues without it, but keeps the body.
+    let impatient = layer.layer(handler(|request: Request<HandlerRequestBody>| async {
         let mut body = request.into_body();
         assert!(body.frame().now_or_never().is_none());
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -282,7 +288,7 @@ async fn an_answer_that_is_ready_is_not_thrown_away_where_its_request_was_displa
     assert!(first.as_mut().now_or_never().is_none());
     drop(call(&layer.layer(reader()), get()).await.unwrap());
     advance(Duration::from_secs(2)).await;
-    // Nobody asked the body since, and so nobody was told.
+    // The body has not been polled since, so the eviction has not been reported.
     let response = first.as_mut().now_or_never().unwrap().unwrap();
     drop(first);
     assert_eq!(
@@ -290,17 +296,17 @@ async fn an_answer_that_is_ready_is_not_thrown_away_where_its_request_was_displa
         (200, vec![])
     );
     drop(response);
-    at_rest(&journal);
+    assert_none_present(&journal);
 }
 
-/// A conversation in gRPC whose client was silent for `silence`. How many requests are at work a
-/// second after a message of it came, on which the handler works for an hour.
-async fn at_work_on_a_message_after(silence: Duration) -> Option<u64> {
+/// Sends a message after `silence` in a bidirectional gRPC request. Returns the number of requests
+/// at work one second after the message, on which the handler works for an hour.
+async fn working_after_silence(silence: Duration) -> Option<u64> {
     let journal = Journal::default();
-    // Slots are short at once.
+    // Permits are scarce from the start.
     let layer = ConcurrencyLimitLayer::new(1).metrics(journal.clone());
-    let talk = layer.layer(handler(|request: Request<Inner>| async {
-        let (mut sender, answer) = channel();
+    let bidirectional = layer.layer(handler(|request: Request<HandlerRequestBody>| async {
+        let (mut sender, response_body) = channel();
         tokio::spawn(async move {
             let mut body = request.into_body();
             while let Some(Ok(frame)) = body.frame().await {
@@ -308,7 +314,7 @@ async fn at_work_on_a_message_after(silence: Duration) -> Option<u64> {
                 sender.send_data(frame.into_data().unwrap()).await.ok();
             }
         });
-        let mut response = Response::new(answer);
+        let mut response = Response::new(response_body);
         response
             .headers_mut()
             .insert("content-type", "application/grpc".parse().unwrap());
@@ -320,8 +326,8 @@ async fn at_work_on_a_message_after(silence: Duration) -> Option<u64> {
     request
         .headers_mut()
         .insert("content-type", "application/grpc".parse().unwrap());
-    let mut answer = call(&talk, request).await.unwrap().into_body();
-    let reading = tokio::spawn(async move { answer.frame().await.is_some() });
+    let mut response_body = call(&bidirectional, request).await.unwrap().into_body();
+    let reading = tokio::spawn(async move { response_body.frame().await.is_some() });
     settle().await;
     tokio::time::sleep(silence).await;
     assert_eq!(journal.level(GUARD, Gauge::Working), Some(0));
@@ -336,49 +342,57 @@ async fn at_work_on_a_message_after(silence: Duration) -> Option<u64> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_was_silent_for_long_gets_no_work_for_nothing() {
+async fn a_message_after_a_long_silence_takes_a_permit() {
     for silence in [1, 6, 600] {
-        let working = at_work_on_a_message_after(Duration::from_secs(silence)).await;
+        let working = working_after_silence(Duration::from_secs(silence)).await;
         assert_eq!(working, Some(1), "after {silence} s");
     }
 }
 
-/// A task that counts how often it is woken.
+/// A task that counts its wakes.
 #[derive(Default)]
-struct Wakes(AtomicUsize);
+struct WakeCounter(AtomicUsize);
 
-impl Wake for Wakes {
+impl Wake for WakeCounter {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, SeqCst);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_with_nothing_to_give_does_not_wake_itself_beside_a_queue() {
+async fn a_pending_response_does_not_wake_itself_while_requests_are_queued() {
     let layer = ConcurrencyLimitLayer::new(1).queue(5, Duration::from_secs(60));
-    let service = layer.layer(bidi());
+    let service = layer.layer(bidirectional_handler());
     let (client, body) = channel();
-    let mut answer = call(&service, post(body)).await.unwrap().into_body();
+    let mut response_body = call(&service, post(body)).await.unwrap().into_body();
     settle().await;
-    let wakes = Arc::new(Wakes::default());
+    let wakes = Arc::new(WakeCounter::default());
     let waker = wakes.clone().into();
     let mut cx = Context::from_waker(&waker);
-    assert!(Pin::new(&mut answer).poll_frame(&mut cx).is_pending());
+    assert!(
+        Pin::new(&mut response_body)
+            .poll_frame(&mut cx)
+            .is_pending()
+    );
     assert_eq!(layer.handle().working(), 0);
-    // It may have a permit, and the newcomer in the queue may not.
+    // The response may take a permit; the new request in the queue may not.
     layer.handle().set_limit(0);
-    let newcomer = send(&service, get());
+    let new_request = send(&service, get());
     settle().await;
     for _ in 0..100 {
-        assert!(Pin::new(&mut answer).poll_frame(&mut cx).is_pending());
+        assert!(
+            Pin::new(&mut response_body)
+                .poll_frame(&mut cx)
+                .is_pending()
+        );
     }
-    // Once as the permits that are kept are recalled.
+    // One wake is allowed, when the kept permits are recalled.
     assert!(
         wakes.0.load(SeqCst) <= 1,
         "woken {} times",
         wakes.0.load(SeqCst)
     );
-    drop((client, answer));
+    drop((client, response_body));
     layer.handle().set_limit(1);
-    assert_eq!(newcomer.await.unwrap().0, StatusCode::OK);
+    assert_eq!(new_request.await.unwrap().0, StatusCode::OK);
 }
