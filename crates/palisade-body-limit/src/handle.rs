@@ -1,52 +1,56 @@
-//! How a handler changes the limit of its own request.
+//! The handle with which a handler changes the limit of its own request.
 
 use parking_lot::Mutex;
 use std::sync::Arc;
 
-/// By this a handler changes the limit of its own request, if the layer is
-/// [`overridable`](crate::BodyLimitLayer::overridable). It is found in the request's extensions.
+/// Changes the limit of one request. Found in the request's extensions if the layer is
+/// [`overridable`](crate::BodyLimitLayer::overridable).
 #[derive(Clone, Debug)]
 pub struct BodyLimitHandle {
-    /// `None` where there is nothing to limit.
-    limit: Option<Arc<HandlersLimit>>,
+    /// `None` if there is nothing to limit.
+    limit: Option<Arc<OverridableLimit>>,
 }
 
-/// The limit of a request whose handler may change it. Locked by the first read of the body and by
-/// the handle.
+/// A limit that the handler may change until the body is read. Locked by the handle, and by the
+/// first read of the body.
 #[derive(Debug)]
-pub(crate) struct HandlersLimit(Mutex<Limit>);
+pub(crate) struct OverridableLimit(Mutex<Limit>);
 
 #[derive(Debug)]
 struct Limit {
     bytes: u64,
-    /// From the first read on it cannot be changed.
+    /// The body has been read, so the limit can no longer be changed.
     is_fixed: bool,
 }
 
 // === BodyLimitHandle ===
 
 impl BodyLimitHandle {
-    pub(crate) fn new(limit: Option<Arc<HandlersLimit>>) -> Self {
+    pub(crate) fn new(limit: Option<Arc<OverridableLimit>>) -> Self {
         Self { limit }
     }
 
-    /// Lets the body have `bytes` and no more. `false`, and nothing is changed, if the first
-    /// read was before. On a request without a body, and while the guard is
-    /// [`Off`](crate::Mode::Off), there is nothing to change, and it is always `true`.
+    /// Limits the request body to `bytes`. Returns `false` and changes nothing if the body has
+    /// already been read from.
+    ///
+    /// On a request without a body, and while the guard is [`Off`](crate::Mode::Off), there is
+    /// nothing to limit. The result is then always `true`.
     pub fn set(&self, bytes: u64) -> bool {
-        self.limit.as_ref().is_none_or(|limit| {
-            let mut limit = limit.0.lock();
-            if !limit.is_fixed {
-                limit.bytes = bytes;
-            }
-            !limit.is_fixed
-        })
+        let Some(limit) = &self.limit else {
+            return true;
+        };
+        let mut limit = limit.0.lock();
+        if limit.is_fixed {
+            return false;
+        }
+        limit.bytes = bytes;
+        true
     }
 }
 
-// === HandlersLimit ===
+// === OverridableLimit ===
 
-impl HandlersLimit {
+impl OverridableLimit {
     pub(crate) fn new(bytes: u64) -> Self {
         Self(Mutex::new(Limit {
             bytes,

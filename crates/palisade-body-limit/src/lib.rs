@@ -1,9 +1,11 @@
-//! Limits how long a body may be, and in how many tiny pieces it may come.
+//! Limits the length of request and response bodies, and the number of tiny frames they arrive in.
 //!
-//! It stops the body that fills the memory: the one whose `Content-Length` is too large, before a
-//! byte of it is read; the chunked or HTTP/2 one that says nothing and does not end; and the one
-//! that stays below any byte limit but comes a byte at a time, which a handler that collects its
-//! body pays for with 30 to 8,000 bytes for every byte received.
+//! The layer stops bodies that fill the memory:
+//!
+//! - a body with a `Content-Length` over the limit, before a byte of it is read;
+//! - a chunked or HTTP/2 body that declares no length and does not end;
+//! - a body below any byte limit that arrives one byte at a time: a handler that collects it needs
+//!   30 to 8,000 bytes of memory for every byte received.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -14,7 +16,9 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), BoxError> {
-//! async fn echo(request: Request<RequestBody<Full<Bytes>>>) -> Result<Response<Full<Bytes>>, BoxError> {
+//! async fn echo(
+//!     request: Request<RequestBody<Full<Bytes>>>,
+//! ) -> Result<Response<Full<Bytes>>, BoxError> {
 //!     Ok(Response::new(Full::new(request.into_body().collect().await?.to_bytes())))
 //! }
 //!
@@ -28,39 +32,41 @@
 //!
 //! # What it does
 //!
-//! - A request that declares more than the limit is answered 413 and its body is never polled, so
-//!   that a client that waits for `100 Continue` is spared the upload.
-//! - Every other request body is counted as it comes. If it turns out too long while the head of
-//!   the response is unsent, the answer is 413, whatever the handler makes of the error it sees.
+//! - A request that declares more than the limit is refused with 413 and its body is never polled,
+//!   so a client that waits for `100 Continue` does not send the body.
+//! - Every other request body is counted as it arrives. If it exceeds the limit before the response
+//!   head is sent, the response is 413, whatever the handler does with the error that it sees.
 //!   After the head the body fails, and the server cuts the request.
-//! - Small frames are put together, and too many of them are answered 400, see [`TinyFrames`].
-//! - With [`BodyLimitLayer::response`] a response that declares more than that is replaced by
-//!   500, and one that turns out longer is cut.
-//! - gRPC clients see `RESOURCE_EXHAUSTED` in each case. With [`BodyLimitLayer::grpc`] the limit
-//!   holds for each message of a gRPC request, not for all of them together.
+//! - Small frames are coalesced, and a request with too many of them is refused with 400; see
+//!   [`TinyFrames`].
+//! - With [`BodyLimitLayer::response`], a response that declares more than that limit is replaced
+//!   by 500, and one that exceeds it later is cut.
+//! - gRPC clients receive `RESOURCE_EXHAUSTED` in each case. With [`BodyLimitLayer::grpc`] the
+//!   limit applies to each message of a gRPC request, not to their sum.
 //!
-//! A body that breaks a rule fails with a [`Violation`], which [`Violation::behind`] finds. What is
-//! left of it is kept unread for a moment, so that the client sees its answer
-//! ([`Unread`](palisade_guard::Unread)): request bodies are therefore `Send + Unpin + 'static`, as
-//! those of hyper, axum and tonic are.
+//! A body that breaks a rule fails with a [`Violation`], which [`Violation::behind`] finds. The
+//! rest of the body is kept unread for a moment, so that the client sees the response
+//! ([`Unread`](palisade_guard::Unread)). Request bodies must therefore be `Send + Unpin + 'static`,
+//! as those of hyper, axum and tonic are.
 //!
-//! A request without a body costs no allocation, any other costs one small one. The limit counts
-//! bytes as they arrive here: put the layer inside a decompressing one to limit what comes out of
-//! it, and outside to limit what goes in. A stack with a minimum rate belongs outside, and a second
-//! layer of this kind inside.
+//! A request without a body costs no allocation, any other request costs one small allocation.
+//!
+//! The limit counts bytes as they arrive at this layer. Inside a decompression layer it limits the
+//! decompressed bytes, outside it limits the compressed bytes. A stack with a minimum rate belongs
+//! outside the decompression layer, with a second body limit inside.
 //!
 //! # How it differs
 //!
-//! tower-http's `RequestBodyLimit` turns a chunked overrun into an error of the body and leaves
-//! the answer to the handler; it knows no frames, no responses, no gRPC, and no other limit for one
-//! request. axum's `DefaultBodyLimit` only holds in extractors that ask for it, so a handler that
-//! takes the `Request` is not limited.
+//! tower-http's `RequestBodyLimit` turns an overrun of a chunked body into a body error and leaves
+//! the response to the handler. It has no limit for frames, responses, gRPC or single requests.
+//! axum's `DefaultBodyLimit` applies only to extractors that ask for it: a handler that takes the
+//! `Request` is not limited.
 //!
-//! # Limits of this
+//! # Limitations
 //!
-//! Frames of 4 KiB and more are handed on as they come. hyper reads HTTP/1 into blocks of 8 KiB
-//! and more and gives out slices of them, so a collecting handler may hold about twice the bytes
-//! it was sent, and more from a client that alternates between fast and slow on purpose.
+//! Frames of 4 KiB and more are handed on unchanged. hyper reads HTTP/1 into blocks of 8 KiB and
+//! more, of which its frames are slices. A handler that collects the body may therefore hold about
+//! twice the bytes it received, and more if the client alternates between fast and slow on purpose.
 #![forbid(unsafe_code)]
 
 mod frames;

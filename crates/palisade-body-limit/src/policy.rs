@@ -1,10 +1,10 @@
-//! What the body limit decides.
+//! The decisions of the body limit.
 
 use crate::{
     BodyLimitHandle, MaxRequestBody, TinyFrames,
-    handle::HandlersLimit,
-    length::Length,
-    request::{Common, Counted, Joined, Watch},
+    handle::OverridableLimit,
+    length::DeclaredLength,
+    request::{BodyCounter, CoalescingState, Common, Rules},
     response::Limited,
     violation::{status, too_large},
 };
@@ -24,82 +24,91 @@ use tokio::time::Instant;
 #[derive(Clone, Debug)]
 pub struct BodyLimitPolicy {
     pub(crate) settings: Settings,
-    pub(crate) request: u64,
-    pub(crate) response: Option<u64>,
+    pub(crate) request_limit: u64,
+    pub(crate) response_limit: Option<u64>,
     pub(crate) tiny_frames: Option<TinyFrames>,
     pub(crate) is_overridable: bool,
-    /// The limit holds for each message of a gRPC request.
-    pub(crate) is_grpc: bool,
+    /// Whether the limit applies to each message of a gRPC request.
+    pub(crate) limits_messages: bool,
 }
 
-/// What a request holds on the side of its response.
+/// The state of a request on the side of its response.
 #[derive(Debug, Default)]
 pub enum Held {
     /// Nothing.
     #[default]
     Nothing,
-    /// Its body can break no rule, but its small frames are joined.
+    /// The request body cannot break a rule, but its small frames are coalesced.
     Joins,
-    /// Its body is limited to so many bytes.
+    /// The request body is limited to this many bytes.
     Counts(u64),
-    /// Its response is limited.
+    /// The response body is limited.
     Response(Box<Limited>),
 }
 
-/// What goes with the request body.
+/// The state of a request body.
 #[derive(Debug)]
 pub struct Upload {
-    /// `None` where nothing can be wrong with the body, and nothing is joined.
-    counted: Option<Counted>,
+    /// `None` if the body cannot break a rule and its frames are not coalesced.
+    counter: Option<BodyCounter>,
 }
 
 // === BodyLimitPolicy ===
 
 impl BodyLimitPolicy {
-    /// Looks at a request that has a body.
+    /// Checks the declared length of a request that has a body.
     #[inline(never)]
-    fn look<B: Body>(&self, request: &Request<B>, facts: &Facts) -> Result<Held, Refusal> {
-        let own = request.extensions().get::<MaxRequestBody>();
-        let limit = own.map_or(self.request, |own| own.0);
-        let length = Length::of(request);
-        // Where the handler may still raise the limit, the first read decides.
-        if length.declared > limit && !self.is_overridable && !self.is_per_message(facts) {
-            self.refuse(too_large(Phase::RequestHead, limit, length.declared), facts)?;
-            // Shadow mode: one event is enough.
+    fn check_head<B: Body>(&self, request: &Request<B>, facts: &Facts) -> Result<Held, Refusal> {
+        let own_limit = request.extensions().get::<MaxRequestBody>();
+        let limit = own_limit.map_or(self.request_limit, |own_limit| own_limit.0);
+        let declared = DeclaredLength::from_request(request);
+        // If the handler can still raise the limit, the first read decides.
+        if declared.bytes > limit && !self.is_overridable && !self.is_per_message(facts) {
+            self.refuse(too_large(Phase::RequestHead, limit, declared.bytes), facts)?;
+            // Shadow mode: one event per request is enough.
             return Ok(Held::Nothing);
         }
-        // Of messages, and where the handler decides, it may be longer than the limit so far.
-        Ok(if length.declared > limit || !self.is_harmless(&length) {
-            Held::Counts(limit)
-        } else if self.tiny_frames.is_some() {
-            Held::Joins
-        } else {
-            Held::Nothing
-        })
+        // A body may declare more than the limit here if the limit is per message or overridable.
+        Ok(
+            if declared.bytes > limit || !self.cannot_violate(&declared) {
+                Held::Counts(limit)
+            } else if self.tiny_frames.is_some() {
+                Held::Joins
+            } else {
+                Held::Nothing
+            },
+        )
     }
 
-    /// Whether the limit holds for each message, not for the whole body.
+    /// Whether the limit applies to each message of this request, instead of the whole body.
     #[inline]
     pub(crate) fn is_per_message(&self, facts: &Facts) -> bool {
-        self.is_grpc
+        self.limits_messages
             && matches!(
                 facts.form,
                 ResponseFormat::Grpc | ResponseFormat::GrpcTranslated { .. }
             )
     }
 
-    /// Whether a body of this length, below the limit, can break no rule however it comes.
-    fn is_harmless(&self, length: &Length) -> bool {
+    /// Whether a body of this length, which is within the limit, cannot break a rule however it is
+    /// split into frames.
+    fn cannot_violate(&self, length: &DeclaredLength) -> bool {
         let frames = self
             .tiny_frames
             .map_or(u64::MAX, |tiny| u64::from(tiny.burst));
-        length.is_exact && length.declared <= frames && !self.is_overridable
+        length.is_exact && length.bytes <= frames && !self.is_overridable
     }
 
-    /// Records that a response is cut, and ends it if that is enforced.
+    /// Records that a response body exceeds its limit. Ends the body if that is enforced.
     #[cold]
-    fn cut(&self, violation: Violation, held: &mut Held, facts: &Facts, slot: &mut Polled) -> Flow {
-        // Shadow mode: one event is enough.
+    fn cut_response(
+        &self,
+        violation: Violation,
+        held: &mut Held,
+        facts: &Facts,
+        slot: &mut Polled,
+    ) -> Flow {
+        // Shadow mode: one event per request is enough.
         *held = Held::Nothing;
         if !self.settings.cut(&violation, facts.conn()) {
             return Flow::Go;
@@ -108,7 +117,7 @@ impl BodyLimitPolicy {
         Flow::Cut
     }
 
-    /// Records a refusal. An error if it is enforced.
+    /// Records a refusal. Fails with it if it is enforced.
     pub(crate) fn refuse(&self, violation: Violation, facts: &Facts) -> Result<(), Refusal> {
         let rejection = Rejection::new(violation, status(&violation), facts.form);
         self.settings.turn_away(rejection, facts)
@@ -135,7 +144,7 @@ impl Policy for BodyLimitPolicy {
         _: &mut Keys,
     ) -> Result<Held, Refusal> {
         if facts.has_body && self.settings.is_on() {
-            self.look(request, facts)
+            self.check_head(request, facts)
         } else {
             Ok(Held::Nothing)
         }
@@ -156,60 +165,60 @@ impl Policy for BodyLimitPolicy {
     ) -> Common {
         if !self.is_overridable {
             return Common {
-                handlers_limit: None,
+                overridable_limit: None,
             };
         }
-        let handlers_limit = match held {
-            Held::Counts(limit) => Some(Arc::new(HandlersLimit::new(*limit))),
+        let overridable_limit = match held {
+            Held::Counts(limit) => Some(Arc::new(OverridableLimit::new(*limit))),
             _ => None,
         };
         request
             .extensions_mut()
-            .insert(BodyLimitHandle::new(handlers_limit.clone()));
-        Common { handlers_limit }
+            .insert(BodyLimitHandle::new(overridable_limit.clone()));
+        Common { overridable_limit }
     }
 
     #[inline(always)]
     fn upload(&self, held: &mut Held, common: &Common, facts: &Facts) -> Upload {
-        let counted = match std::mem::take(held) {
-            Held::Joins => Some(Counted::harmless()),
+        let counter = match std::mem::take(held) {
+            Held::Joins => Some(BodyCounter::coalescing_only()),
             Held::Counts(limit) => {
-                let holds = facts.form != ResponseFormat::Grpc;
-                let is_overridable = common.handlers_limit.is_some();
-                let counted = Counted::new(holds, limit, is_overridable);
+                let may_hold_back = facts.form != ResponseFormat::Grpc;
+                let is_overridable = common.overridable_limit.is_some();
+                let counter = BodyCounter::new(may_hold_back, limit, is_overridable);
                 Some(if self.is_per_message(facts) {
-                    counted.per_message()
+                    counter.per_message()
                 } else {
-                    counted
+                    counter
                 })
             }
             Held::Nothing | Held::Response(_) => None,
         };
-        Upload { counted }
+        Upload { counter }
     }
 
     #[inline(always)]
     fn response_head<B: Body>(
         &self,
         held: &mut Held,
-        of: Of<'_, Common>,
+        exchange: Of<'_, Common>,
         response: &Response<B>,
         _: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
-        let Some(limit) = self.response else {
+        let Some(limit) = self.response_limit else {
             return Ok(false);
         };
         if !self.settings.is_on() || response.body().is_end_stream() {
             return Ok(false);
         }
-        match Limited::new(response, of.facts.is_head, limit) {
+        match Limited::new(response, exchange.facts.is_head, limit) {
             Ok(limited) => {
                 *held = Held::Response(Box::new(limited));
                 Ok(true)
             }
             Err(violation) => {
-                self.refuse(violation, of.facts)?;
-                // Shadow mode: one event is enough.
+                self.refuse(violation, exchange.facts)?;
+                // Shadow mode: one event per request is enough.
                 Ok(false)
             }
         }
@@ -217,21 +226,21 @@ impl Policy for BodyLimitPolicy {
 
     #[inline(always)]
     fn is_plain(&self, upload: &Upload, _: &Common) -> bool {
-        upload.counted.as_ref().is_none_or(Counted::is_plain)
+        upload.counter.as_ref().is_none_or(BodyCounter::is_plain)
     }
 
     #[inline(always)]
     fn fits(&self, upload: &Upload, bytes: usize) -> bool {
         upload
-            .counted
+            .counter
             .as_ref()
-            .is_none_or(|counted| counted.fits(bytes))
+            .is_none_or(|counter| counter.fits(bytes))
     }
 
     #[inline(always)]
     fn passed(&self, upload: &mut Upload, bytes: usize) {
-        if let Some(counted) = &mut upload.counted {
-            counted.passed(bytes);
+        if let Some(counter) = &mut upload.counter {
+            counter.count_frame(bytes);
         }
     }
 
@@ -239,36 +248,36 @@ impl Policy for BodyLimitPolicy {
     fn poll_request<U: Upstream>(
         &self,
         upload: &mut Upload,
-        of: Shared<'_, Common>,
+        exchange: Shared<'_, Common>,
         up: &mut U,
         slot: &mut Polled,
         cx: &mut Context<'_>,
     ) -> Flow {
-        let Some(counted) = &mut upload.counted else {
+        let Some(counter) = &mut upload.counter else {
             up.poll(slot, cx);
             return Flow::Go;
         };
-        let watch = Watch {
+        let rules = Rules {
             settings: &self.settings,
             tiny_frames: self.tiny_frames,
-            of,
+            exchange,
         };
-        if counted.is_plain() {
+        if counter.is_plain() {
             up.poll(slot, cx);
-            counted.look(watch, slot)
+            counter.check_polled(rules, slot)
         } else {
-            counted.poll(watch, up, slot, cx)
+            counter.poll(rules, up, slot, cx)
         }
     }
 
     fn request_ended<U: Upstream>(&self, upload: &Upload, up: &U) -> bool {
-        match upload.counted.as_ref().and_then(Counted::joined) {
-            Some(joined) => !joined.holds() && (joined.has_ended() || up.is_end_stream()),
+        match upload.counter.as_ref().and_then(BodyCounter::coalescing) {
+            Some(state) => !state.has_undelivered() && (state.has_ended() || up.is_end_stream()),
             None => up.is_end_stream(),
         }
     }
 
-    /// The inner body's, and no more than what is left of the limit.
+    /// The size hint of the inner body, with what is left of the limit as an upper bound.
     fn request_hint<U: Upstream>(
         &self,
         upload: &Upload,
@@ -276,20 +285,22 @@ impl Policy for BodyLimitPolicy {
         up: &U,
     ) -> SizeHint {
         let hint = up.size_hint();
-        let Some(counted) = &upload.counted else {
+        let Some(counter) = &upload.counter else {
             return hint;
         };
-        let held = counted.joined().map_or(0, Joined::held);
+        let undelivered = counter
+            .coalescing()
+            .map_or(0, CoalescingState::undelivered_bytes);
         let (lower, mut upper) = (hint.lower(), hint.upper());
-        if let Some(remaining) = counted.remaining_for_sure(self.settings.mode) {
+        if let Some(remaining) = counter.enforced_remaining(self.settings.mode) {
             upper = Some(upper.map_or(remaining, |upper| upper.min(remaining)));
         }
-        // A body that declares more than it may have fails where it is read. It must not fail
-        // here, so its lower bound wins.
+        // A body that declares more than the limit fails when it is read. An upper bound below the
+        // lower bound would panic here, so the lower bound has precedence.
         let mut tightened = SizeHint::new();
-        tightened.set_lower(lower.saturating_add(held));
+        tightened.set_lower(lower.saturating_add(undelivered));
         if let Some(upper) = upper {
-            tightened.set_upper(upper.max(lower).saturating_add(held));
+            tightened.set_upper(upper.max(lower).saturating_add(undelivered));
         }
         tightened
     }
@@ -298,7 +309,7 @@ impl Policy for BodyLimitPolicy {
     fn poll_response<U: Upstream>(
         &self,
         held: &mut Held,
-        of: Of<'_, Common>,
+        exchange: Of<'_, Common>,
         up: &mut U,
         slot: &mut Polled,
         cx: &mut Context<'_>,
@@ -306,9 +317,9 @@ impl Policy for BodyLimitPolicy {
         up.poll(slot, cx);
         if let (Held::Response(limited), Poll::Ready(Some(Ok(frame)))) = (&mut *held, &*slot)
             && let Some(data) = frame.data_ref()
-            && let Err(violation) = limited.send(data.len())
+            && let Err(violation) = limited.count(data.len())
         {
-            return self.cut(violation, held, of.facts, slot);
+            return self.cut_response(violation, held, exchange.facts, slot);
         }
         Flow::Go
     }

@@ -1,10 +1,10 @@
-//! How a request body is counted while it comes.
+//! The byte and frame counter of a request body.
 
 use crate::{
     TinyFrames,
-    frames::{Pack, SMALL, UNTOUCHED, Wait},
-    handle::HandlersLimit,
-    messages::{Messages, TooLong},
+    frames::{Coalescer, PendingAction, SMALL_FRAME_BYTES, UNCOALESCED_FRAMES},
+    handle::OverridableLimit,
+    messages::{MessageScanner, MessageTooLong},
     violation::{status, too_large},
 };
 use bytes::Bytes;
@@ -17,48 +17,51 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// Frames that are taken from the inner body in one poll at most, so that a body that is always
-/// ready leaves something for others.
+/// Number of frames after which one poll ends, so that a body that is always ready does not starve
+/// other tasks.
 const MAX_FRAMES_PER_POLL: u32 = 1024;
 
-/// What both sides of a request see.
+/// The state that both sides of a request share.
 #[derive(Debug)]
 pub struct Common {
-    pub(crate) handlers_limit: Option<Arc<HandlersLimit>>,
+    /// `None` if the handler cannot change the limit, or there is nothing to limit.
+    pub(crate) overridable_limit: Option<Arc<OverridableLimit>>,
 }
 
-/// Options of the layer, and the request that is watched.
+/// The rules for one request body, and the exchange to which its violations are reported.
 #[derive(Clone, Copy)]
-pub(crate) struct Watch<'a> {
+pub(crate) struct Rules<'a> {
     pub(crate) settings: &'a Settings,
     pub(crate) tiny_frames: Option<TinyFrames>,
-    pub(crate) of: Shared<'a, Common>,
+    pub(crate) exchange: Shared<'a, Common>,
 }
 
-/// How one request body is counted.
+/// Counts the bytes and frames of one request body, and coalesces its small frames.
 #[derive(Debug)]
-pub(crate) struct Counted {
+pub(crate) struct BodyCounter {
     stage: Stage,
-    /// Whether the body can break a rule. If not, only its small frames are joined.
-    is_watched: bool,
+    /// Whether the body can break a rule. If not, its small frames are only coalesced.
+    is_limited: bool,
     /// Whether small frames may be held back for one more poll.
-    holds: bool,
-    /// Small frames so far, until they are joined.
-    small: u32,
-    /// Of the body, or of each message.
+    may_hold_back: bool,
+    /// Small frames so far, until further ones are coalesced.
+    small_frames: u32,
+    /// The limit of the body, or of each message.
     limit: u64,
-    /// What may come before the limit is looked at again: the rest of the body, or of a message.
+    /// Bytes that may arrive before the limit is checked again: what is left of the limit of the
+    /// body, or of the current message.
     remaining: u64,
-    /// `None` where the limit is that of the whole body.
-    messages: Option<Box<Messages>>,
-    joined: Option<Box<Joined>>,
+    /// `None` if the limit applies to the whole body.
+    messages: Option<Box<MessageScanner>>,
+    /// `None` until small frames are coalesced.
+    coalescing: Option<Box<CoalescingState>>,
 }
 
-/// A body of many small frames.
+/// The state of a body while its small frames are coalesced.
 #[derive(Debug)]
-pub(crate) struct Joined {
-    pack: Pack,
-    /// What came after what the pack holds.
+pub(crate) struct CoalescingState {
+    coalescer: Coalescer,
+    /// What follows the held bytes.
     next: Option<Result<Frame<Bytes>, BoxError>>,
     /// The inner body has ended.
     has_ended: bool,
@@ -66,60 +69,62 @@ pub(crate) struct Joined {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// Not polled yet, and the handler may change the limit.
-    Fresh,
-    /// In frames as they come.
-    Reading,
-    /// In many small frames: they are joined.
-    Joining,
-    /// A violation was found in shadow mode: one event per request is enough.
-    Found,
-    /// Refused.
-    Over,
+    /// The body has not been polled and the handler may still change the limit.
+    Overridable,
+    /// Frames are handed on unchanged.
+    PassThrough,
+    /// Small frames are coalesced.
+    Coalescing,
+    /// A violation was recorded in shadow mode. Further ones are not: one event per request is
+    /// enough.
+    ViolationRecorded,
+    /// The body was ended by a violation.
+    Ended,
 }
 
-/// What became of a data frame.
-enum Taken {
-    /// It is large, or nothing is joined: it goes on by itself.
-    Apart,
-    Joined,
-    /// Joined, and no other can be.
-    Full,
+/// What a data frame became.
+enum FrameOutcome {
+    /// The frame is handed on by itself.
+    Separate,
+    /// The frame was appended to the held bytes, and another small frame may follow.
+    Coalesced,
+    /// The frame was appended to the held bytes, which are to be handed on now.
+    CoalescedFull,
 }
 
-// === Watch ===
+// === Rules ===
 
-impl Watch<'_> {
-    /// The request body broke a rule. Whether it has to end.
-    fn violated(self, violation: Violation) -> bool {
-        let judge = |_phase| (violation, status(&violation));
-        self.of.violated(self.settings, judge).is_some()
+impl Rules<'_> {
+    /// Reports a violation by the request body. Returns whether the body must end.
+    fn report(self, violation: Violation) -> bool {
+        let refusal = |_phase| (violation, status(&violation));
+        self.exchange.violated(self.settings, refusal).is_some()
     }
 }
 
-// === Counted ===
+// === BodyCounter ===
 
-impl Counted {
-    /// For a body that can break a rule.
-    pub(crate) fn new(holds: bool, limit: u64, is_overridable: bool) -> Self {
+impl BodyCounter {
+    /// Creates the counter of a body that can break a rule.
+    pub(crate) fn new(may_hold_back: bool, limit: u64, is_overridable: bool) -> Self {
         let stage = if is_overridable {
-            Stage::Fresh
+            Stage::Overridable
         } else {
-            Stage::Reading
+            Stage::PassThrough
         };
         Self {
             stage,
-            is_watched: true,
-            holds,
-            small: 0,
+            is_limited: true,
+            may_hold_back,
+            small_frames: 0,
             limit,
             remaining: limit,
             messages: None,
-            joined: None,
+            coalescing: None,
         }
     }
 
-    /// The limit is that of each gRPC message.
+    /// Applies the limit to each gRPC message.
     pub(crate) fn per_message(self) -> Self {
         Self {
             messages: Some(Box::default()),
@@ -128,82 +133,89 @@ impl Counted {
         }
     }
 
-    /// Bytes that have come so far.
-    fn received(&self) -> u64 {
-        let granted = self
-            .messages
-            .as_ref()
-            .map_or(self.limit, |messages| messages.granted);
-        granted.saturating_sub(self.remaining)
-    }
-
-    /// For a body so short that it can break no rule.
-    pub(crate) fn harmless() -> Self {
+    /// Creates the counter of a body that is too short to break a rule.
+    pub(crate) fn coalescing_only() -> Self {
         Self {
-            is_watched: false,
+            is_limited: false,
             ..Self::new(false, u64::MAX, false)
         }
     }
 
-    pub(crate) fn joined(&self) -> Option<&Joined> {
-        self.joined.as_deref()
+    /// Returns the bytes that have arrived so far.
+    fn received(&self) -> u64 {
+        let admitted = self
+            .messages
+            .as_ref()
+            .map_or(self.limit, |messages| messages.admitted_bytes);
+        admitted.saturating_sub(self.remaining)
+    }
+
+    pub(crate) fn coalescing(&self) -> Option<&CoalescingState> {
+        self.coalescing.as_deref()
     }
 
     #[inline(always)]
     pub(crate) fn is_plain(&self) -> bool {
-        self.stage == Stage::Reading
+        self.stage == Stage::PassThrough
     }
 
-    /// What is left of the limit, if it is enforced and can no longer be changed.
-    pub(crate) fn remaining_for_sure(&self, mode: Mode) -> Option<u64> {
-        let is_limited = self.is_watched && self.limit < u64::MAX && self.messages.is_none();
-        let is_settled = !matches!(self.stage, Stage::Fresh | Stage::Over);
-        let is_enforced = mode == Mode::Enforce;
-        (is_limited && is_settled && is_enforced).then_some(self.remaining)
+    /// Returns what is left of the limit, if the limit is enforced and can no longer change.
+    pub(crate) fn enforced_remaining(&self, mode: Mode) -> Option<u64> {
+        let has_body_limit = self.is_limited && self.limit < u64::MAX && self.messages.is_none();
+        let is_settled = !matches!(self.stage, Stage::Overridable | Stage::Ended);
+        if has_body_limit && is_settled && mode == Mode::Enforce {
+            Some(self.remaining)
+        } else {
+            None
+        }
     }
 
-    /// How many small frames may come; `None` where they are neither counted nor joined.
-    fn allowed(&self, watch: Watch<'_>) -> Option<TinyFrames> {
-        if self.is_watched {
-            watch.tiny_frames
+    /// Returns the limit for small frames. `None` if they are neither counted nor coalesced.
+    fn tiny_frames(&self, rules: Rules<'_>) -> Option<TinyFrames> {
+        if self.is_limited {
+            rules.tiny_frames
         } else {
             Some(TinyFrames::default())
         }
     }
 
-    /// Whether a frame of so many bytes is within the limit, and not one small frame too many to
-    /// hand on as it comes.
+    /// Whether a frame of this many bytes is within the limit and does not start the coalescing of
+    /// small frames.
     #[inline(always)]
     pub(crate) fn fits(&self, bytes: usize) -> bool {
-        bytes as u64 <= self.remaining && (bytes >= SMALL || self.small < UNTOUCHED - 1)
+        bytes as u64 <= self.remaining
+            && (bytes >= SMALL_FRAME_BYTES || self.small_frames < UNCOALESCED_FRAMES - 1)
     }
 
     /// Counts a frame that [`fits`](Self::fits).
     #[inline(always)]
-    pub(crate) fn passed(&mut self, bytes: usize) {
+    pub(crate) fn count_frame(&mut self, bytes: usize) {
         self.remaining -= bytes as u64;
-        self.small += u32::from(bytes < SMALL);
+        self.small_frames += u32::from(bytes < SMALL_FRAME_BYTES);
     }
 
-    /// Polls a body that is not read in frames as they come.
+    /// Polls a body that is not in [`Stage::PassThrough`].
     #[cold]
     #[inline(never)]
     pub(crate) fn poll<U: Upstream>(
         &mut self,
-        watch: Watch<'_>,
+        rules: Rules<'_>,
         up: &mut U,
         slot: &mut Polled,
         cx: &mut Context<'_>,
     ) -> Flow {
-        if self.stage == Stage::Over {
-            let last = self.joined.as_mut().and_then(|joined| joined.next.take());
+        if self.stage == Stage::Ended {
+            let last = self
+                .coalescing
+                .as_mut()
+                .and_then(|coalescing| coalescing.next.take());
             *slot = Poll::Ready(last);
             return Flow::Go;
         }
-        if self.stage == Stage::Fresh {
-            self.stage = Stage::Reading;
-            if let Some(handlers_limit) = &watch.of.shared.handlers_limit {
-                self.limit = handlers_limit.fix();
+        if self.stage == Stage::Overridable {
+            self.stage = Stage::PassThrough;
+            if let Some(overridable_limit) = &rules.exchange.shared.overridable_limit {
+                self.limit = overridable_limit.fix();
                 let mut declared = 0;
                 if self.messages.is_none() {
                     self.remaining = self.limit;
@@ -211,29 +223,29 @@ impl Counted {
                 }
                 if declared > self.limit {
                     let violation = too_large(Phase::RequestBody, self.limit, declared);
-                    if let Err(error) = self.found(watch, violation) {
+                    if let Err(error) = self.report(rules, violation) {
                         *slot = Poll::Ready(Some(Err(error)));
                         return Flow::LetGo;
                     }
                 }
             }
         }
-        if self.joined.is_some() {
-            return self.poll_joined(watch, up, slot, cx);
+        if self.coalescing.is_some() {
+            return self.poll_coalescing(rules, up, slot, cx);
         }
         up.poll(slot, cx);
-        self.look(watch, slot)
+        self.check_polled(rules, slot)
     }
 
-    /// Counts what came of a body whose small frames are not joined so far.
+    /// Counts the polled frame in `slot` while small frames are not coalesced.
     #[inline]
-    pub(crate) fn look(&mut self, watch: Watch<'_>, slot: &mut Polled) -> Flow {
+    pub(crate) fn check_polled(&mut self, rules: Rules<'_>, slot: &mut Polled) -> Flow {
         if let Poll::Ready(Some(Ok(frame))) = slot
             && let Some(data) = frame.data_ref()
         {
             if self.fits(data.len()) {
-                self.passed(data.len());
-            } else if let Err(error) = self.take_first(watch, data) {
+                self.count_frame(data.len());
+            } else if let Err(error) = self.count_unfit_frame(rules, data) {
                 *slot = Poll::Ready(Some(Err(error)));
                 return Flow::LetGo;
             }
@@ -241,142 +253,145 @@ impl Counted {
         Flow::Go
     }
 
-    /// Counts a frame that does not fit: too much, or one small frame too many to go on like this.
+    /// Counts a frame that does not [fit](Self::fits): it exceeds the limit, or it is the last
+    /// small frame before coalescing starts.
     #[inline(never)]
-    fn take_first(&mut self, watch: Watch<'_>, data: &[u8]) -> Result<(), BoxError> {
-        self.take_bytes(watch, data)?;
-        if data.len() < SMALL && self.allowed(watch).is_some() {
-            self.small += 1;
-            if self.small == UNTOUCHED {
-                let pack = Pack::new(Instant::now());
-                self.joined = Some(Box::new(Joined {
-                    pack,
+    fn count_unfit_frame(&mut self, rules: Rules<'_>, data: &[u8]) -> Result<(), BoxError> {
+        self.count_bytes(rules, data)?;
+        if data.len() < SMALL_FRAME_BYTES && self.tiny_frames(rules).is_some() {
+            self.small_frames += 1;
+            if self.small_frames == UNCOALESCED_FRAMES {
+                self.coalescing = Some(Box::new(CoalescingState {
+                    coalescer: Coalescer::new(Instant::now()),
                     next: None,
                     has_ended: false,
                 }));
-                if self.stage == Stage::Reading {
-                    self.stage = Stage::Joining;
+                if self.stage == Stage::PassThrough {
+                    self.stage = Stage::Coalescing;
                 }
             }
         }
         Ok(())
     }
 
-    /// Polls a body of many small frames: joins what is ready, and waits once for more.
-    fn poll_joined<U: Upstream>(
+    /// Polls a body while its small frames are coalesced: joins all frames that are ready, and waits
+    /// for one more poll before it hands on a short result.
+    fn poll_coalescing<U: Upstream>(
         &mut self,
-        watch: Watch<'_>,
+        rules: Rules<'_>,
         up: &mut U,
         slot: &mut Polled,
         cx: &mut Context<'_>,
     ) -> Flow {
         for _ in 0..MAX_FRAMES_PER_POLL {
-            let Some(joined) = &mut self.joined else {
+            let Some(coalescing) = &mut self.coalescing else {
                 break;
             };
-            if let Some(next) = joined.next.take() {
+            if let Some(next) = coalescing.next.take() {
                 *slot = Poll::Ready(Some(next));
                 return Flow::Go;
             }
-            if joined.has_ended {
+            if coalescing.has_ended {
                 *slot = Poll::Ready(None);
                 return Flow::Go;
             }
-            let mut came = Poll::Pending;
-            up.poll(&mut came, cx);
-            let next = match came {
+            let mut polled = Poll::Pending;
+            up.poll(&mut polled, cx);
+            let next = match polled {
                 Poll::Pending => {
-                    return match joined.pack.wait(self.holds) {
-                        Wait::Empty => Flow::Go,
-                        Wait::Flush => joined.flush(slot),
-                        Wait::Ask => {
+                    return match coalescing.coalescer.on_pending(self.may_hold_back) {
+                        PendingAction::Wait => Flow::Go,
+                        PendingAction::Flush => coalescing.flush(slot),
+                        PendingAction::Repoll => {
                             cx.waker().wake_by_ref();
                             Flow::Busy
                         }
                     };
                 }
                 Poll::Ready(None) => {
-                    joined.has_ended = true;
+                    coalescing.has_ended = true;
                     None
                 }
                 Poll::Ready(Some(Err(error))) => Some(Err(error)),
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Err(other) => Some(Ok(other)),
-                    Ok(data) => match self.take_joined(watch, &data) {
+                    Ok(data) => match self.coalesce_frame(rules, &data) {
                         Err(error) => Some(Err(error)),
-                        Ok(Taken::Apart) => Some(Ok(Frame::data(data))),
-                        Ok(Taken::Joined) if !up.is_end_stream() => continue,
-                        Ok(Taken::Joined | Taken::Full) => None,
+                        Ok(FrameOutcome::Separate) => Some(Ok(Frame::data(data))),
+                        Ok(FrameOutcome::Coalesced) if !up.is_end_stream() => continue,
+                        Ok(FrameOutcome::Coalesced | FrameOutcome::CoalescedFull) => None,
                     },
                 },
             };
-            let flow = if self.stage == Stage::Over {
+            let flow = if self.stage == Stage::Ended {
                 Flow::LetGo
             } else {
                 Flow::Go
             };
-            // What is held goes first, and then what came after it.
-            let Some(joined) = &mut self.joined else {
+            // The held bytes arrived before `next`, so they are handed on first.
+            let Some(coalescing) = &mut self.coalescing else {
                 break;
             };
-            if joined.pack.held() > 0 {
-                joined.next = next;
-                return joined.flush(slot).max(flow);
+            if coalescing.coalescer.held_bytes() > 0 {
+                coalescing.next = next;
+                return coalescing.flush(slot).max(flow);
             }
             *slot = Poll::Ready(next);
             return flow;
         }
-        if let Some(joined) = &mut self.joined
-            && joined.pack.held() > 0
+        if let Some(coalescing) = &mut self.coalescing
+            && coalescing.coalescer.held_bytes() > 0
         {
-            return joined.flush(slot);
+            return coalescing.flush(slot);
         }
-        // Nothing but empty frames: other tasks get a turn.
+        // All of these frames were empty: yield to other tasks.
         cx.waker().wake_by_ref();
         Flow::Busy
     }
 
-    /// Counts a frame of a body of many small ones, and joins it to what is held if it is small.
-    fn take_joined(&mut self, watch: Watch<'_>, data: &[u8]) -> Result<Taken, BoxError> {
-        self.take_bytes(watch, data)?;
+    /// Counts a frame while small frames are coalesced. Appends it to the held bytes if it is
+    /// small.
+    fn coalesce_frame(&mut self, rules: Rules<'_>, data: &[u8]) -> Result<FrameOutcome, BoxError> {
+        self.count_bytes(rules, data)?;
         let received = self.received();
-        let allowed = self.allowed(watch);
-        let (Some(joined), Some(allowed)) = (&mut self.joined, allowed) else {
-            return Ok(Taken::Apart);
+        let allowed = self.tiny_frames(rules);
+        let (Some(coalescing), Some(allowed)) = (&mut self.coalescing, allowed) else {
+            return Ok(FrameOutcome::Separate);
         };
-        if data.len() >= SMALL {
-            return Ok(Taken::Apart);
+        if data.len() >= SMALL_FRAME_BYTES {
+            return Ok(FrameOutcome::Separate);
         }
-        let counted = if self.is_watched && self.stage == Stage::Joining {
-            let is_grpc = watch.of.facts.form == ResponseFormat::Grpc;
-            joined.pack.count(received, &allowed, is_grpc, Instant::now)
+        let coalescer = &mut coalescing.coalescer;
+        let counted = if self.is_limited && self.stage == Stage::Coalescing {
+            let is_grpc = rules.exchange.facts.form == ResponseFormat::Grpc;
+            coalescer.count(received, &allowed, is_grpc, Instant::now)
         } else {
             Ok(())
         };
-        joined.pack.push(data);
-        let taken = if joined.pack.is_full() {
-            Taken::Full
+        coalescer.push(data);
+        let outcome = if coalescer.is_full() {
+            FrameOutcome::CoalescedFull
         } else {
-            Taken::Joined
+            FrameOutcome::Coalesced
         };
         if let Err((limit, frames)) = counted {
             let (reason, phase) = (Reason::TinyFrames, Phase::RequestBody);
-            self.found(
-                watch,
+            self.report(
+                rules,
                 Violation::new(Guard::BodyLimit, reason, phase, limit, frames),
             )?;
         }
-        Ok(taken)
+        Ok(outcome)
     }
 
-    /// Counts the bytes of `data`.
-    fn take_bytes(&mut self, watch: Watch<'_>, data: &[u8]) -> Result<(), BoxError> {
+    /// Counts the bytes of `data`. Fails if they exceed the limit and the limit is enforced.
+    fn count_bytes(&mut self, rules: Rules<'_>, data: &[u8]) -> Result<(), BoxError> {
         let length = data.len() as u64;
         if let Some(remaining) = self.remaining.checked_sub(length) {
             self.remaining = remaining;
             return Ok(());
         }
-        if self.stage == Stage::Found {
+        if self.stage == Stage::ViolationRecorded {
             return Ok(());
         }
         let observed = match &mut self.messages {
@@ -384,44 +399,44 @@ impl Counted {
                 .limit
                 .saturating_sub(self.remaining)
                 .saturating_add(length),
-            Some(messages) => match messages.take(data, self.remaining, self.limit) {
-                Ok(left) => {
-                    self.remaining = left;
+            Some(messages) => match messages.scan(data, self.remaining, self.limit) {
+                Ok(remaining) => {
+                    self.remaining = remaining;
                     return Ok(());
                 }
-                Err(TooLong(message)) => message,
+                Err(MessageTooLong(message)) => message,
             },
         };
-        self.found(watch, too_large(Phase::RequestBody, self.limit, observed))
+        self.report(rules, too_large(Phase::RequestBody, self.limit, observed))
     }
 
-    /// A rule is broken. An error if that ends the body.
-    fn found(&mut self, watch: Watch<'_>, violation: Violation) -> Result<(), BoxError> {
-        if self.is_watched && watch.violated(violation) {
-            self.stage = Stage::Over;
+    /// Reports a violation. Fails with it if it ends the body.
+    fn report(&mut self, rules: Rules<'_>, violation: Violation) -> Result<(), BoxError> {
+        if self.is_limited && rules.report(violation) {
+            self.stage = Stage::Ended;
             return Err(violation.into());
         }
-        self.stage = Stage::Found;
+        self.stage = Stage::ViolationRecorded;
         self.remaining = u64::MAX;
         Ok(())
     }
 }
 
-// === Joined ===
+// === CoalescingState ===
 
-impl Joined {
-    /// Whether it has something that the handler does not have yet.
-    pub(crate) fn holds(&self) -> bool {
-        self.pack.held() > 0 || self.next.is_some()
+impl CoalescingState {
+    /// Whether the inner body has yielded something that the handler does not have yet.
+    pub(crate) fn has_undelivered(&self) -> bool {
+        self.coalescer.held_bytes() > 0 || self.next.is_some()
     }
 
-    /// The bytes that the inner body has given and the handler does not have.
-    pub(crate) fn held(&self) -> u64 {
+    /// Returns the bytes that the inner body has yielded and the handler does not have yet.
+    pub(crate) fn undelivered_bytes(&self) -> u64 {
         let next = match &self.next {
             Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
             _ => 0,
         };
-        (self.pack.held() as u64).saturating_add(next as u64)
+        (self.coalescer.held_bytes() as u64).saturating_add(next as u64)
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -429,7 +444,7 @@ impl Joined {
     }
 
     fn flush(&mut self, slot: &mut Polled) -> Flow {
-        *slot = Poll::Ready(Some(Ok(Frame::data(self.pack.flush()))));
+        *slot = Poll::Ready(Some(Ok(Frame::data(self.coalescer.flush()))));
         Flow::Go
     }
 }

@@ -1,11 +1,11 @@
-//! A response body that is limited.
+//! The byte counter of a limited response body.
 
 use crate::{length, violation::too_large};
 use http::{Response, StatusCode};
 use http_body::Body;
 use palisade_core::{Phase, Violation};
 
-/// A response that is limited, and how much of it is left to send.
+/// The limit of a response body, and the bytes of it that are left to send.
 #[derive(Debug)]
 pub struct Limited {
     limit: u64,
@@ -13,15 +13,15 @@ pub struct Limited {
 }
 
 impl Limited {
-    /// What it takes to limit the body of `response`, which answers a `HEAD` or not. An error if it
-    /// declares more than `limit`.
+    /// Creates the counter for the body of `response`. `is_head` says whether the request method is
+    /// `HEAD`. Fails if the response declares more than `limit` bytes.
     #[inline(never)]
     pub(crate) fn new<B: Body>(
         response: &Response<B>,
         is_head: bool,
         limit: u64,
     ) -> Result<Self, Violation> {
-        // A length may stand in these heads, and nothing follows it (RFC 9110 section 8.6).
+        // These heads may carry a `Content-Length` although no body follows (RFC 9110 section 8.6).
         let has_no_body = is_head
             || matches!(
                 response.status(),
@@ -30,7 +30,7 @@ impl Limited {
         let declared = if has_no_body {
             0
         } else {
-            length::declared(response)
+            length::declared_by_response(response)
         };
         if declared > limit {
             return Err(too_large(Phase::Handler, limit, declared));
@@ -41,11 +41,11 @@ impl Limited {
         })
     }
 
-    /// Counts what is about to be sent. An error if it is too much.
-    pub(crate) fn send(&mut self, bytes: usize) -> Result<(), Violation> {
+    /// Counts `bytes` that are about to be sent. Fails if they exceed the limit.
+    pub(crate) fn count(&mut self, bytes: usize) -> Result<(), Violation> {
         let bytes = bytes as u64;
-        if let Some(left) = self.remaining.checked_sub(bytes) {
-            self.remaining = left;
+        if let Some(remaining) = self.remaining.checked_sub(bytes) {
+            self.remaining = remaining;
             return Ok(());
         }
         let sent = self.limit.saturating_sub(self.remaining);
