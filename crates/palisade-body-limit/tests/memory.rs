@@ -1,12 +1,12 @@
-//! What requests cost, and what a handler that collects its body can be made to hold.
+//! The allocations of a request, and the memory of a handler that collects its body.
 //!
-//! One test: the allocator counts for the whole process.
+//! A single test, because the allocator counts for the whole process.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
 
 use bytes::Bytes;
-use common::{answer, count};
+use common::{TextResponse, count_bytes, text_response};
 use futures_util::FutureExt;
 use http::{Request, StatusCode, Version, header::CONTENT_TYPE};
 use http_body::{Body, Frame, SizeHint};
@@ -26,26 +26,29 @@ use tower::{BoxError, Layer, Service, service_fn};
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator::new();
 
-/// What hyper reads HTTP/1 into while the block before is in use.
-const BLOCK: usize = 8 * 1024;
+/// Size of the blocks into which hyper reads HTTP/1 while the previous block is in use.
+const BLOCK_BYTES: usize = 8 * 1024;
 
-/// `frames` frames of `length` bytes. Where they come `apart`, as from a client that sends each in
-/// a segment of its own, each is a slice of its own block; else as many share one as have room.
+/// A body of `frames` frames of `length` bytes.
+///
+/// If `has_own_blocks`, each frame is a slice of its own block, as from a client that sends each
+/// frame in its own segment. Otherwise a block holds as many frames as fit.
 struct Upload {
     frames: usize,
     length: usize,
-    apart: bool,
-    pendings: u8,
+    has_own_blocks: bool,
+    /// Pending polls before the next frame.
+    pending_polls: u8,
     block: Bytes,
 }
 
 impl Upload {
-    fn new(bytes: usize, length: usize, apart: bool) -> Self {
+    fn new(bytes: usize, length: usize, has_own_blocks: bool) -> Self {
         Self {
             frames: bytes / length,
             length,
-            apart,
-            pendings: 0,
+            has_own_blocks,
+            pending_polls: 0,
             block: Bytes::new(),
         }
     }
@@ -62,19 +65,19 @@ impl Body for Upload {
         if self.frames == 0 {
             return Poll::Ready(None);
         }
-        if self.pendings > 0 {
-            self.pendings -= 1;
+        if self.pending_polls > 0 {
+            self.pending_polls -= 1;
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        // Even at once hyper gives out one frame per turn.
-        self.pendings = if self.apart { 2 } else { 1 };
+        // hyper yields one frame per poll of its connection, even if more bytes have arrived.
+        self.pending_polls = if self.has_own_blocks { 2 } else { 1 };
         self.frames -= 1;
-        if self.apart || self.block.len() < self.length {
-            self.block = Bytes::from(vec![0; BLOCK.max(self.length)]);
+        if self.has_own_blocks || self.block.len() < self.length {
+            self.block = Bytes::from(vec![0; BLOCK_BYTES.max(self.length)]);
         }
         let length = self.length;
-        GIVEN.fetch_add(length, Relaxed);
+        YIELDED_BYTES.fetch_add(length, Relaxed);
         Poll::Ready(Some(Ok(Frame::data(self.block.split_to(length)))))
     }
 
@@ -83,19 +86,21 @@ impl Body for Upload {
     }
 }
 
-/// Collects, and answers what that made it hold at most.
-async fn collect(request: Request<RequestBody<Upload>>) -> Result<common::Answer, Infallible> {
-    GIVEN.store(0, Relaxed);
+/// A handler that collects its body and records the memory that this takes.
+async fn collect_body(request: Request<RequestBody<Upload>>) -> Result<TextResponse, Infallible> {
+    YIELDED_BYTES.store(0, Relaxed);
     let before = ALLOCATOR.reset_peak();
     let collected = request.into_body().collect().await;
-    HELD.store(ALLOCATOR.peak() - before, Relaxed);
-    Ok(answer(collected.is_ok()))
+    PEAK_BYTES.store(ALLOCATOR.peak() - before, Relaxed);
+    Ok(text_response(collected.is_ok()))
 }
 
-/// Bytes that the last collector held at most, and was given.
-static HELD: AtomicUsize = AtomicUsize::new(0);
-static GIVEN: AtomicUsize = AtomicUsize::new(0);
+/// The most bytes of memory that the last [`collect_body`] used.
+static PEAK_BYTES: AtomicUsize = AtomicUsize::new(0);
+/// The bytes that the last [`Upload`] yielded.
+static YIELDED_BYTES: AtomicUsize = AtomicUsize::new(0);
 
+/// Returns the number of allocations of one call.
 fn allocations<B>(service: &mut impl Service<Request<B>>, request: Request<B>) -> usize {
     let before = ALLOCATOR.allocations();
     let response = service.call(request).now_or_never();
@@ -105,22 +110,22 @@ fn allocations<B>(service: &mut impl Service<Request<B>>, request: Request<B>) -
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_cost_little_and_collectors_hold_little() {
-    // The cost of a request. The handler is ready at once and allocates nothing.
-    fn handle<B>(request: Request<B>) -> Ready<Result<common::Answer, Infallible>> {
+async fn a_request_allocates_once_and_collecting_its_body_takes_bounded_memory() {
+    // The allocations of a request. The handler is ready at once and allocates nothing.
+    fn drop_request<B>(request: Request<B>) -> Ready<Result<TextResponse, Infallible>> {
         drop(request);
-        ready(Ok(common::Answer::default()))
+        ready(Ok(TextResponse::default()))
     }
     let layer = BodyLimitLayer::default();
-    let mut bodiless = layer.layer(service_fn(handle::<RequestBody<Empty<Bytes>>>));
+    let mut bodiless = layer.layer(service_fn(drop_request::<RequestBody<Empty<Bytes>>>));
     assert_eq!(allocations(&mut bodiless, Request::new(Empty::new())), 0);
-    let mut service = layer.layer(service_fn(handle::<RequestBody<Full<Bytes>>>));
+    let mut service = layer.layer(service_fn(drop_request::<RequestBody<Full<Bytes>>>));
     let request = |length| Request::new(Full::from(vec![0; length]));
     assert_eq!(allocations(&mut service, request(1)), 1);
     assert_eq!(allocations(&mut service, request(1025)), 1);
     assert_eq!(allocations(&mut service, request(1 << 20)), 1);
 
-    // Reading costs nothing more until a body comes in many small frames.
+    // Reading does not allocate until small frames are coalesced.
     let mut service = layer.layer(service_fn(async |request: Request<RequestBody<Upload>>| {
         let mut body = request.into_body();
         let before = ALLOCATOR.allocations();
@@ -128,8 +133,8 @@ async fn requests_cost_little_and_collectors_hold_little() {
             body.frame().await.unwrap().unwrap();
         }
         let after = ALLOCATOR.allocations();
-        assert_eq!(after - before, 30, "the blocks and their counts of uses");
-        Ok::<_, Infallible>(common::Answer::default())
+        assert_eq!(after - before, 30, "the blocks and their reference counts");
+        Ok::<_, Infallible>(TextResponse::default())
     }));
     service
         .call(Request::new(Upload::new(15 * 4096, 4096, true)))
@@ -140,32 +145,35 @@ async fn requests_cost_little_and_collectors_hold_little() {
         .await
         .unwrap();
 
-    // What a collector holds, by the length of the frames.
-    let mut service = layer.layer(service_fn(collect));
-    for apart in [false, true] {
+    // The memory of a handler that collects its body, by the length of the frames.
+    let mut service = layer.layer(service_fn(collect_body));
+    for has_own_blocks in [false, true] {
         for length in [
             1, 7, 8, 9, 32, 63, 64, 65, 200, 511, 512, 1000, 1460, 3000, 4095, 4096, 8192,
         ] {
             let total = (2 << 20) / length * length;
             let response = service
-                .call(Request::new(Upload::new(total, length, apart)))
+                .call(Request::new(Upload::new(total, length, has_own_blocks)))
                 .await;
             let passed = response.unwrap().status() == StatusCode::OK;
-            let (held, given) = (HELD.load(Relaxed), GIVEN.load(Relaxed));
+            let (peak, yielded) = (PEAK_BYTES.load(Relaxed), YIELDED_BYTES.load(Relaxed));
             assert!(
-                held <= 2 * given + 256 * 1024,
-                "{held} of {given}, {length} {apart}"
+                peak <= 2 * yielded + 256 * 1024,
+                "{peak} bytes for {yielded} in frames of {length}, own blocks: {has_own_blocks}"
             );
-            let honest = length >= 63 || (!apart && length >= 9);
-            assert_eq!(passed, honest, "frames of {length}, apart: {apart}");
+            let expected = length >= 63 || (!has_own_blocks && length >= 9);
+            assert_eq!(
+                passed, expected,
+                "frames of {length}, own blocks: {has_own_blocks}"
+            );
         }
     }
 
-    // gRPC over HTTP/2 may come in a frame for every 4 bytes, and a frame is up to 64 on the
-    // collector's list: the worst is the one that makes it grow for the last time.
+    // gRPC over HTTP/2 may have a frame for every 4 bytes, and a frame takes up to 64 bytes in the
+    // list of the handler. The worst case is the frame at which the list grows for the last time.
     for length in [1, 2, 3, 4, 5, 7, 8, 16, 64, 512, 4095] {
         for total in [(1 << 20) + 4, 2 << 20] {
-            // The last one, refused, is thrown away until then.
+            // A refused body of the previous round lingers until then.
             tokio::time::sleep(Duration::from_secs(1)).await;
             let upload = Upload::new(total / length * length, length, false);
             let request = Request::post("/").version(Version::HTTP_2);
@@ -175,27 +183,31 @@ async fn requests_cost_little_and_collectors_hold_little() {
                 .unwrap();
             let response = service.call(request).await.unwrap();
             let passed = !response.headers().contains_key("grpc-status");
-            let (held, given) = (HELD.load(Relaxed), GIVEN.load(Relaxed));
+            let (peak, yielded) = (PEAK_BYTES.load(Relaxed), YIELDED_BYTES.load(Relaxed));
             assert!(
-                held <= 18 * given + 256 * 1024,
-                "{held} of {given}, {length} of {total}"
+                peak <= 18 * yielded + 256 * 1024,
+                "{peak} bytes for {yielded} in frames of {length}, body of {total}"
             );
             assert_eq!(passed, length >= 4, "frames of {length}");
         }
     }
 
-    // Without the rule the same handler holds many times what it was sent.
-    let mut open = layer.clone().tiny_frames(None).layer(service_fn(collect));
-    open.call(Request::new(Upload::new(64_000, 64, true)))
+    // Without a frame limit, the same handler holds many times the bytes that it was sent.
+    let mut unlimited = layer
+        .clone()
+        .tiny_frames(None)
+        .layer(service_fn(collect_body));
+    unlimited
+        .call(Request::new(Upload::new(64_000, 64, true)))
         .await
         .unwrap();
-    assert!(HELD.load(Relaxed) > 100 * 64_000);
+    assert!(PEAK_BYTES.load(Relaxed) > 100 * 64_000);
 
-    // Nothing of all that is left.
+    // No body stays in memory.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let live = ALLOCATOR.live();
     for _ in 0..100 {
-        let mut service = layer.layer(service_fn(count::<Upload>));
+        let mut service = layer.layer(service_fn(count_bytes::<Upload>));
         service
             .call(Request::new(Upload::new(1 << 20, 1, false)))
             .await
@@ -209,6 +221,6 @@ async fn requests_cost_little_and_collectors_hold_little() {
     let left = ALLOCATOR.live().saturating_sub(live);
     assert!(
         left < 4096,
-        "{left}: the runtime itself keeps a little, bodies would be megabytes"
+        "{left} bytes left: the runtime keeps a little, bodies would be megabytes"
     );
 }

@@ -1,10 +1,13 @@
-//! The length of request bodies.
+//! The limit on the length of request bodies.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
 
 use bytes::Bytes;
-use common::{Script, Step, answer, body_of, count, data, read, through, trailers};
+use common::{
+    Script, Step, TextResponse, count_bytes, data, read_body, read_through, serve, text_response,
+    trailers,
+};
 use futures_util::FutureExt;
 use http::{Request, Response, StatusCode, Version, header};
 use http_body::{Body, SizeHint};
@@ -31,15 +34,15 @@ fn violation(phase: Phase, limit: u64, observed: u64) -> Violation {
 }
 
 #[tokio::test]
-async fn what_declares_too_much_is_refused_before_it_is_read() {
+async fn a_request_that_declares_too_much_is_refused_before_its_body_is_read() {
     let seen = Journal::default();
     let layer = BodyLimitLayer::new(2000).metrics(seen.clone());
     let called = Arc::new(AtomicBool::new(false));
-    let body = Script::frames(100, 1000).exact(100_000);
+    let body = Script::frames(100, 1000).with_length(100_000);
     let polls = body.polls.clone();
     let handler = service_fn(|request| {
         called.store(true, Relaxed);
-        count::<Script>(request)
+        count_bytes::<Script>(request)
     });
     let response = layer
         .layer(handler)
@@ -58,9 +61,9 @@ async fn what_declares_too_much_is_refused_before_it_is_read() {
 }
 
 #[tokio::test]
-async fn a_short_refused_body_is_read_to_its_end_so_that_the_connection_lives_on() {
-    let service = BodyLimitLayer::new(2000).layer(service_fn(count::<Script>));
-    let body = Script::frames(3, 1000).exact(3000);
+async fn a_short_refused_body_is_read_to_its_end_and_the_connection_stays_open() {
+    let service = BodyLimitLayer::new(2000).layer(service_fn(count_bytes::<Script>));
+    let body = Script::frames(3, 1000).with_length(3000);
     let polls = body.polls.clone();
     let response = service
         .oneshot(Request::post("/").body(body).unwrap())
@@ -73,22 +76,22 @@ async fn a_short_refused_body_is_read_to_its_end_so_that_the_connection_lives_on
 }
 
 #[tokio::test]
-async fn exactly_the_limit_passes_and_one_byte_more_does_not() {
+async fn a_body_of_exactly_the_limit_passes_and_one_byte_more_is_refused() {
     for limit in [0, 1, 10, 4096, 5000, 20_000] {
         for (over, status) in [(0, StatusCode::OK), (1, StatusCode::PAYLOAD_TOO_LARGE)] {
             let length = limit + over;
-            let declared = Script::frames(1, length).exact(length as u64);
+            let declared = Script::frames(1, length).with_length(length as u64);
             let in_one = Script::frames(1, length);
             let in_two = Script::new([data(limit), data(over), Step::Trailers(trailers())]);
             let in_bytes = Script::frames(length.min(100), length / length.clamp(1, 100));
-            let whole = length < 100;
+            let has_one_byte_frames = length < 100;
             for body in [declared, in_one, in_two, in_bytes]
                 .into_iter()
-                .take(3 + usize::from(whole))
+                .take(3 + usize::from(has_one_byte_frames))
             {
                 let seen = Journal::default();
                 let layer = BodyLimitLayer::new(limit as u64).metrics(seen.clone());
-                let (answered, _) = body_of(&layer, Request::new(body)).await;
+                let (answered, _) = serve(&layer, Request::new(body)).await;
                 assert_eq!(answered, status, "{length} bytes where {limit} are allowed");
                 assert_eq!(seen.refused().len(), over);
                 assert_eq!(seen.cut(), []);
@@ -98,38 +101,42 @@ async fn exactly_the_limit_passes_and_one_byte_more_does_not() {
 }
 
 #[tokio::test]
-async fn the_largest_limit_is_no_limit() {
+async fn the_largest_limit_admits_every_body() {
     let seen = Journal::default();
     let layer = BodyLimitLayer::new(u64::MAX).metrics(seen.clone());
     let mut body = Script::frames(3, 5000);
     body.hint.set_lower(u64::MAX);
-    let read = through(&layer, body).await;
+    let read = read_through(&layer, body).await;
     assert_eq!((read.bytes().len(), read.error.is_none()), (15_000, true));
     assert_eq!(seen.refused(), []);
 }
 
 #[tokio::test]
-async fn an_overrun_is_413_whatever_the_handler_makes_of_it() {
+async fn an_overrun_is_answered_413_whatever_the_handler_does() {
     let seen = Journal::default();
     let layer = BodyLimitLayer::new(5000).metrics(seen.clone());
     let body = || Request::new(Script::frames(3, 4096));
 
-    // It answers 200, with what it got so far.
+    // The handler responds with 200 and the bytes that it has read.
     let response = layer
-        .layer(service_fn(count::<Script>))
+        .layer(service_fn(count_bytes::<Script>))
         .oneshot(body())
         .await
         .unwrap();
     assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);
 
-    // It fails.
+    // The handler fails.
     let failing = service_fn(|request: Request<RequestBody<Script>>| async move {
-        request.into_body().collect().await.map(|_| answer("never"))
+        request
+            .into_body()
+            .collect()
+            .await
+            .map(|_| text_response("never"))
     });
     let response = layer.layer(failing).oneshot(body()).await.unwrap();
     assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);
 
-    // It never answers; what it holds is let go with the answer, before the future is dropped.
+    // The handler never responds. It is dropped when the future is ready, before the future is.
     let held = Arc::new(());
     let stuck = service_fn(|request: Request<RequestBody<Script>>| {
         let held = held.clone();
@@ -137,13 +144,13 @@ async fn an_overrun_is_413_whatever_the_handler_makes_of_it() {
             let _ = request.into_body().collect().await;
             pending::<()>().await;
             drop(held);
-            Ok::<_, Infallible>(answer("never"))
+            Ok::<_, Infallible>(text_response("never"))
         }
     });
     let mut future = Box::pin(layer.layer(stuck).oneshot(body()));
     let response = (&mut future)
         .now_or_never()
-        .expect("is ready at once")
+        .expect("the response is ready at once")
         .unwrap();
     assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);
     assert_eq!(Arc::strong_count(&held), 1);
@@ -155,18 +162,18 @@ async fn an_overrun_is_413_whatever_the_handler_makes_of_it() {
 }
 
 #[tokio::test]
-async fn an_overrun_in_another_task_wakes_the_answer() {
+async fn an_overrun_in_another_task_wakes_the_response_future() {
     let seen = Journal::default();
     let layer = BodyLimitLayer::new(5000).metrics(seen.clone());
     let handler = service_fn(|request: Request<RequestBody<Script>>| async move {
         let task = tokio::spawn(async move {
-            let body = read(request.into_body()).await;
-            let error = body.error.expect("is too long");
+            let body = read_body(request.into_body()).await;
+            let error = body.error.expect("the body is too long");
             assert_eq!(Violation::behind(&*error).unwrap().observed, 8192);
         });
-        // Nobody tells this one that the task is done.
+        // The handler is not woken when the task ends.
         std::mem::forget(task);
-        pending::<Result<common::Answer, Infallible>>().await
+        pending::<Result<TextResponse, Infallible>>().await
     });
     let steps = [data(4096), Step::Pending, data(4096)];
     let response = layer
@@ -179,7 +186,7 @@ async fn an_overrun_in_another_task_wakes_the_answer() {
 }
 
 #[tokio::test]
-async fn an_overrun_after_the_head_fails_the_body_and_is_a_cut() {
+async fn an_overrun_after_the_response_head_fails_the_body_and_is_recorded_as_a_cut() {
     let seen = Journal::default();
     let layer = BodyLimitLayer::new(5000).metrics(seen.clone());
     let (sender, receiver) = tokio::sync::oneshot::channel();
@@ -191,7 +198,7 @@ async fn an_overrun_after_the_head_fails_the_body_and_is_a_cut() {
             .take()
             .unwrap()
             .send(request.into_body());
-        async { Ok::<_, Infallible>(answer("early")) }
+        async { Ok::<_, Infallible>(text_response("early")) }
     });
     let response = layer
         .layer(handler)
@@ -212,7 +219,7 @@ async fn an_overrun_after_the_head_fails_the_body_and_is_a_cut() {
 }
 
 #[tokio::test]
-async fn when_nobody_waits_for_an_answer_any_more_it_is_a_cut() {
+async fn an_overrun_after_the_response_future_is_dropped_is_recorded_as_a_cut() {
     let seen = Journal::default();
     let layer = BodyLimitLayer::new(5000).metrics(seen.clone());
     let (sender, receiver) = tokio::sync::oneshot::channel();
@@ -224,14 +231,14 @@ async fn when_nobody_waits_for_an_answer_any_more_it_is_a_cut() {
             .take()
             .unwrap()
             .send(request.into_body());
-        pending::<Result<common::Answer, Infallible>>()
+        pending::<Result<TextResponse, Infallible>>()
     });
     let request = Request::new(Script::frames(3, 4096));
-    // The client went away, or a timeout outside of this guard has answered already.
-    let mut answer = Box::pin(layer.layer(handler).oneshot(request));
-    assert!((&mut answer).now_or_never().is_none());
-    drop(answer);
-    let read = common::read(receiver.await.unwrap()).await;
+    // The client has hung up, or a timeout outside this guard has responded already.
+    let mut response = Box::pin(layer.layer(handler).oneshot(request));
+    assert!((&mut response).now_or_never().is_none());
+    drop(response);
+    let read = common::read_body(receiver.await.unwrap()).await;
     assert!(read.error.is_some());
     assert_eq!((seen.refused(), seen.cut()), (vec![], vec![TOO_LARGE]));
 }
@@ -240,34 +247,37 @@ async fn when_nobody_waits_for_an_answer_any_more_it_is_a_cut() {
 async fn dropped_futures_and_bodies_leave_nothing_and_record_nothing() {
     let seen = Journal::default();
     let layer = BodyLimitLayer::new(5000).metrics(seen.clone());
-    let body = Script::new([data(4096), Step::Silence]);
+    let body = Script::new([data(4096), Step::Stall]);
     let polls = Arc::downgrade(&body.polls);
-    let mut service = layer.layer(service_fn(count::<Script>));
+    let mut service = layer.layer(service_fn(count_bytes::<Script>));
     let mut future = Box::pin(service.call(Request::new(body)));
     assert!((&mut future).now_or_never().is_none());
     drop(future);
     assert_eq!(polls.strong_count(), 0);
 
-    // A handler that does not care for its body.
-    let careless = service_fn(|request: Request<RequestBody<Script>>| async move {
+    // A handler that drops its body unread.
+    let dropping = service_fn(|request: Request<RequestBody<Script>>| async move {
         drop(request);
-        Ok::<_, Infallible>(answer("fine"))
+        Ok::<_, Infallible>(text_response("fine"))
     });
     let request = Request::new(Script::frames(9, 4096));
-    let response = layer.layer(careless).oneshot(request).await.unwrap();
+    let response = layer.layer(dropping).oneshot(request).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!((seen.refused(), seen.cut()), (vec![], vec![]));
 }
 
 #[tokio::test]
-async fn a_panicking_handler_takes_nobody_else_along() {
+async fn a_panicking_handler_does_not_affect_other_requests() {
     let seen = Journal::default();
     let layer = BodyLimitLayer::new(5000).metrics(seen.clone());
     let mut service = layer.layer(service_fn(
         |request: Request<RequestBody<Script>>| async move {
-            let long = read(request.into_body()).await.error.is_some();
-            assert!(long, "as a handler panics");
-            Ok::<_, Infallible>(answer("never"))
+            let is_too_long = read_body(request.into_body()).await.error.is_some();
+            assert!(
+                is_too_long,
+                "the handler panics if its body is not too long"
+            );
+            Ok::<_, Infallible>(text_response("never"))
         },
     ));
     let panicking = tokio::spawn(service.call(Request::new(Script::frames(1, 4096))));
@@ -281,12 +291,12 @@ async fn a_panicking_handler_takes_nobody_else_along() {
 }
 
 #[tokio::test]
-async fn every_clone_and_every_layer_call_has_the_same_limit() {
+async fn all_clones_and_services_have_the_same_limit() {
     let seen = Journal::default();
     let layer = BodyLimitLayer::new(10).metrics(seen.clone());
     let services = [
-        layer.layer(service_fn(count::<Script>)),
-        layer.clone().layer(service_fn(count)),
+        layer.layer(service_fn(count_bytes::<Script>)),
+        layer.clone().layer(service_fn(count_bytes)),
     ];
     for service in services
         .iter()
@@ -302,16 +312,16 @@ async fn every_clone_and_every_layer_call_has_the_same_limit() {
 }
 
 #[tokio::test]
-async fn shadow_records_each_once_and_lets_all_pass() {
+async fn shadow_mode_records_each_violation_once_and_admits_the_request() {
     let seen = Journal::default();
     let layer = BodyLimitLayer::new(5000)
         .metrics(seen.clone())
         .mode(Mode::Shadow);
-    let declared = Script::frames(3, 4096).exact(3 * 4096);
+    let declared = Script::frames(3, 4096).with_length(3 * 4096);
     let streamed = Script::frames(3, 4096);
     let tiny = Script::frames(20_000, 1);
     for (body, length) in [(declared, 12_288), (streamed, 12_288), (tiny, 20_000)] {
-        let (status, read) = body_of(&layer, Request::new(body)).await;
+        let (status, read) = serve(&layer, Request::new(body)).await;
         assert_eq!((status, read.bytes().len()), (StatusCode::OK, length));
         assert!(read.error.is_none());
     }
@@ -328,22 +338,25 @@ async fn shadow_records_each_once_and_lets_all_pass() {
 }
 
 #[tokio::test]
-async fn off_does_not_look() {
+async fn a_guard_that_is_off_checks_nothing() {
     let seen = Journal::default();
     let layer = BodyLimitLayer::new(1)
         .response(1)
         .metrics(seen.clone())
         .mode(Mode::Off);
-    for body in [Script::frames(9, 9).exact(81), Script::frames(30_000, 1)] {
+    for body in [
+        Script::frames(9, 9).with_length(81),
+        Script::frames(30_000, 1),
+    ] {
         let steps = body.steps.len();
-        let (status, read) = body_of(&layer, Request::new(body)).await;
-        assert_eq!((status, read.pieces.len()), (StatusCode::OK, steps));
+        let (status, read) = serve(&layer, Request::new(body)).await;
+        assert_eq!((status, read.frames.len()), (StatusCode::OK, steps));
     }
     assert_eq!(seen.refused(), []);
 }
 
 #[tokio::test]
-async fn the_header_counts_where_the_body_does_not_know_its_length() {
+async fn the_header_counts_if_the_body_does_not_know_its_length() {
     let seen = Journal::default();
     let layer = BodyLimitLayer::new(100).metrics(seen.clone());
     let status = async |lengths: &[&str], body: Script| {
@@ -354,7 +367,7 @@ async fn the_header_counts_where_the_body_does_not_know_its_length() {
                 .append(header::CONTENT_LENGTH, length.parse().unwrap());
         }
         layer
-            .layer(service_fn(count::<Script>))
+            .layer(service_fn(count_bytes::<Script>))
             .oneshot(request)
             .await
             .unwrap()
@@ -374,9 +387,12 @@ async fn the_header_counts_where_the_body_does_not_know_its_length() {
         status(&["many", "-1", "99999999999999999999999"], body()).await,
         StatusCode::OK
     );
-    // What the body knows about itself is what the server will hold it to.
-    assert_eq!(status(&["101"], body().exact(9)).await, StatusCode::OK);
-    // And whatever it says, what comes is counted.
+    // The exact size hint of the body has precedence: the server enforces it.
+    assert_eq!(
+        status(&["101"], body().with_length(9)).await,
+        StatusCode::OK
+    );
+    // The bytes that arrive are counted, whatever the header declares.
     assert_eq!(
         status(&["9"], Script::frames(1, 101)).await,
         StatusCode::PAYLOAD_TOO_LARGE
@@ -385,14 +401,17 @@ async fn the_header_counts_where_the_body_does_not_know_its_length() {
 }
 
 #[tokio::test]
-async fn a_request_may_bring_its_own_limit() {
+async fn an_extension_of_the_request_replaces_the_limit() {
     let layer = BodyLimitLayer::new(100);
     let status = async |own: u64, body: Script| {
         let mut request = Request::new(body);
         request.extensions_mut().insert(MaxRequestBody(own));
-        body_of(&layer, request).await.0
+        serve(&layer, request).await.0
     };
-    for body in [Script::frames(2, 4096), Script::frames(2, 4096).exact(8192)] {
+    for body in [
+        Script::frames(2, 4096),
+        Script::frames(2, 4096).with_length(8192),
+    ] {
         assert_eq!(status(8192, body.clone()).await, StatusCode::OK);
         assert_eq!(
             status(8191, body.clone()).await,
@@ -403,7 +422,7 @@ async fn a_request_may_bring_its_own_limit() {
 }
 
 #[tokio::test]
-async fn a_handler_may_change_the_limit_until_it_reads() {
+async fn a_handler_can_change_the_limit_until_it_reads_the_body() {
     let seen = Journal::default();
     let layer = BodyLimitLayer::new(100).overridable().metrics(seen.clone());
     let run = async |limit: u64, body: Script| {
@@ -416,12 +435,12 @@ async fn a_handler_may_change_the_limit_until_it_reads() {
             assert!(handle.set(7) && handle.set(limit));
             let mut body = request.into_body();
             let first = body.frame().await;
-            assert!(!handle.set(u64::MAX), "the first read is over");
+            assert!(!handle.set(u64::MAX), "the body has been read from");
             if let Some(Ok(frame)) = first {
-                let rest = read(body).await.bytes().len();
-                return Ok::<_, Infallible>(answer(frame.into_data().unwrap().len() + rest));
+                let rest = read_body(body).await.bytes().len();
+                return Ok::<_, Infallible>(text_response(frame.into_data().unwrap().len() + rest));
             }
-            Ok(answer("failed"))
+            Ok(text_response("failed"))
         });
         layer
             .layer(handler)
@@ -430,16 +449,20 @@ async fn a_handler_may_change_the_limit_until_it_reads() {
             .unwrap()
             .status()
     };
-    let known = Script::frames(2, 4096).exact(8192);
+    let known = Script::frames(2, 4096).with_length(8192);
     assert_eq!(run(8192, known.clone()).await, StatusCode::OK);
     assert_eq!(run(8192, Script::frames(2, 4096)).await, StatusCode::OK);
     assert_eq!(seen.refused(), []);
-    // Too much by what it declares: refused at the first read, and still not polled.
+    // A body that declares too much is refused at the first read, without being polled.
     assert_eq!(
         run(8191, known.clone()).await,
         StatusCode::PAYLOAD_TOO_LARGE
     );
-    assert_eq!(known.polls.load(Relaxed), 3, "only by the run that passed");
+    assert_eq!(
+        known.polls.load(Relaxed),
+        3,
+        "only the run that passed polls the body"
+    );
     assert_eq!(
         run(8191, Script::frames(2, 4096)).await,
         StatusCode::PAYLOAD_TOO_LARGE
@@ -447,13 +470,13 @@ async fn a_handler_may_change_the_limit_until_it_reads() {
     let expected = (violation(Phase::RequestBody, 8191, 8192), Mode::Enforce);
     assert_eq!(seen.refusals(), [expected; 2]);
 
-    // Without a body there is nothing to set, but the handle is there.
+    // Without a body there is nothing to limit, but the handle is present.
     let empty = Script {
-        knows_its_end: true,
+        reports_end: true,
         ..Script::default()
     };
     let handler = service_fn(|request: Request<RequestBody<Script>>| async move {
-        Ok::<_, Infallible>(answer(
+        Ok::<_, Infallible>(text_response(
             request
                 .extensions()
                 .get::<BodyLimitHandle>()
@@ -473,15 +496,18 @@ async fn a_handler_may_change_the_limit_until_it_reads() {
 }
 
 #[tokio::test]
-async fn grpc_hears_resource_exhausted() {
+async fn grpc_clients_receive_resource_exhausted() {
     let request = |body: Script| {
         let mut request = Request::post("/demo.Echo/Collect").version(Version::HTTP_2);
         request = request.header(header::CONTENT_TYPE, "application/grpc");
         request.body(body).unwrap()
     };
     let layer = BodyLimitLayer::new(5000);
-    for body in [Script::frames(2, 4096), Script::frames(2, 4096).exact(8192)] {
-        let service = layer.layer(service_fn(count::<Script>));
+    for body in [
+        Script::frames(2, 4096),
+        Script::frames(2, 4096).with_length(8192),
+    ] {
+        let service = layer.layer(service_fn(count_bytes::<Script>));
         let response = service.oneshot(request(body)).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(response.headers()["grpc-status"], "8");
@@ -491,14 +517,14 @@ async fn grpc_hears_resource_exhausted() {
 }
 
 #[tokio::test]
-async fn the_answer_may_be_ones_own() {
+async fn on_reject_replaces_the_response() {
     let layer = BodyLimitLayer::new(10).on_reject(|rejection| {
         let Violation {
             limit, observed, ..
         } = rejection.violation();
         http::Response::new(format!("{observed} > {limit}").into())
     });
-    let service = layer.layer(service_fn(count::<Script>));
+    let service = layer.layer(service_fn(count_bytes::<Script>));
     let response = service
         .oneshot(Request::new(Script::frames(1, 11)))
         .await
@@ -511,9 +537,9 @@ async fn the_answer_may_be_ones_own() {
 }
 
 #[tokio::test]
-async fn trailers_pass_and_do_not_count() {
+async fn trailers_pass_and_are_not_counted() {
     let layer = BodyLimitLayer::new(4096);
-    let read = through(
+    let read = read_through(
         &layer,
         Script::new([data(4096), Step::Trailers(trailers())]),
     )
@@ -526,10 +552,10 @@ async fn trailers_pass_and_do_not_count() {
 }
 
 #[tokio::test]
-async fn the_error_of_the_inner_body_is_handed_on_and_is_not_ours() {
+async fn an_error_of_the_inner_body_is_passed_on_and_is_not_a_violation() {
     let seen = Journal::default();
     let layer = BodyLimitLayer::new(4096).metrics(seen.clone());
-    let read = through(&layer, Script::new([data(9), Step::Error])).await;
+    let read = read_through(&layer, Script::new([data(9), Step::Error])).await;
     let error: BoxError = read.error.unwrap();
     assert_eq!(
         (error.to_string().as_str(), Violation::behind(&*error)),
@@ -539,7 +565,7 @@ async fn the_error_of_the_inner_body_is_handed_on_and_is_not_ours() {
 }
 
 #[tokio::test]
-async fn a_body_never_promises_more_than_it_may_yield() {
+async fn the_size_hint_never_exceeds_the_limit() {
     let hint = async |layer: &BodyLimitLayer, body: Script, frames: usize| {
         let handler = service_fn(|request: Request<RequestBody<Script>>| async move {
             let mut body = request.into_body();
@@ -547,7 +573,11 @@ async fn a_body_never_promises_more_than_it_may_yield() {
                 body.frame().await.unwrap().unwrap();
             }
             let hint = body.size_hint();
-            Ok::<_, Infallible>(answer(format!("{} {:?}", hint.lower(), hint.upper())))
+            Ok::<_, Infallible>(text_response(format!(
+                "{} {:?}",
+                hint.lower(),
+                hint.upper()
+            )))
         });
         let response = layer
             .layer(handler)
@@ -569,7 +599,10 @@ async fn a_body_never_promises_more_than_it_may_yield() {
     let body = || Script::frames(2, 4096);
     assert_eq!(hint(&layer, body(), 0).await, "0 Some(10000)");
     assert_eq!(hint(&layer, body(), 1).await, "0 Some(5904)");
-    assert_eq!(hint(&layer, body().exact(8192), 0).await, "8192 Some(8192)");
+    assert_eq!(
+        hint(&layer, body().with_length(8192), 0).await,
+        "8192 Some(8192)"
+    );
     let mut loose = body();
     loose.hint = SizeHint::new();
     loose.hint.set_lower(5);
@@ -587,8 +620,8 @@ async fn a_body_never_promises_more_than_it_may_yield() {
     );
 }
 
-/// A gRPC request that says how long it is, of one message.
-fn message(bytes: u32) -> Request<Full<Bytes>> {
+/// Creates a gRPC request of one message. Its body has an exact size hint.
+fn unary_request(bytes: u32) -> Request<Full<Bytes>> {
     let mut body = vec![0];
     body.extend(bytes.to_be_bytes());
     body.resize(body.len() + bytes as usize, 7);
@@ -598,7 +631,7 @@ fn message(bytes: u32) -> Request<Full<Bytes>> {
 }
 
 #[tokio::test]
-async fn a_declared_length_does_not_switch_the_limit_of_messages_off() {
+async fn a_declared_length_does_not_disable_the_limit_of_messages() {
     for layer in [
         BodyLimitLayer::new(500).grpc(),
         BodyLimitLayer::new(500).grpc().tiny_frames(None),
@@ -608,13 +641,13 @@ async fn a_declared_length_does_not_switch_the_limit_of_messages_off() {
     ] {
         let service = layer.layer(service_fn(
             |request: Request<RequestBody<Full<Bytes>>>| async {
-                let whole = request.into_body().collect().await;
-                let read = whole.map_or(0, |whole| whole.to_bytes().len());
+                let collected = request.into_body().collect().await;
+                let read = collected.map_or(0, |collected| collected.to_bytes().len());
                 Ok::<_, Infallible>(Response::new(Full::from(read.to_string())))
             },
         ));
         for (bytes, refused) in [(500, false), (501, true), (100_000, true)] {
-            let response = service.clone().oneshot(message(bytes)).await.unwrap();
+            let response = service.clone().oneshot(unary_request(bytes)).await.unwrap();
             assert_eq!(
                 response.headers().contains_key("grpc-status"),
                 refused,

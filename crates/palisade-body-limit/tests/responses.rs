@@ -1,9 +1,9 @@
-//! The length of response bodies.
+//! The limit on the length of response bodies.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
 
-use common::{Script, Step, data, read, trailers};
+use common::{Script, Step, data, read_body, trailers};
 use http::{Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use http_body_util::Empty;
@@ -13,17 +13,17 @@ use palisade_testkit::Journal;
 use std::convert::Infallible;
 use tower::{Layer, ServiceExt, service_fn};
 
-type Get = Request<Empty<bytes::Bytes>>;
+type GetRequest = Request<Empty<bytes::Bytes>>;
 
 fn violation(phase: Phase, observed: u64) -> Violation {
     Violation::new(Guard::BodyLimit, Reason::TooLarge, phase, 5000, observed)
 }
 
-fn get() -> Get {
+fn get_request() -> GetRequest {
     Request::new(Empty::new())
 }
 
-fn grpc() -> Get {
+fn grpc_request() -> GetRequest {
     let request = Request::post("/").version(Version::HTTP_2);
     request
         .header(header::CONTENT_TYPE, "application/grpc")
@@ -31,10 +31,10 @@ fn grpc() -> Get {
         .unwrap()
 }
 
-/// Calls a handler that answers with `body`, behind a limit of 5,000 bytes.
-async fn answered(
+/// Calls a handler that responds with `body`, through `layer`.
+async fn respond(
     layer: &BodyLimitLayer,
-    request: Get,
+    request: GetRequest,
     body: Script,
     length: Option<u64>,
 ) -> Response<impl Body<Data = bytes::Bytes, Error = tower::BoxError> + use<>> {
@@ -50,19 +50,23 @@ async fn answered(
     layer.layer(handler).oneshot(request).await.unwrap()
 }
 
+/// Creates a layer that limits responses to 5,000 bytes.
 fn layer(seen: &Journal) -> BodyLimitLayer {
     BodyLimitLayer::new(1).response(5000).metrics(seen.clone())
 }
 
 #[tokio::test]
-async fn one_that_declares_too_much_is_replaced_by_500() {
+async fn a_response_that_declares_too_much_is_replaced_by_500() {
     let seen = Journal::default();
     let body = Script::frames(2, 4096);
-    for (body, length) in [(body.clone().exact(8192), None), (body, Some(8192))] {
-        let response = answered(&layer(&seen), get(), body, length).await;
+    for (body, length) in [(body.clone().with_length(8192), None), (body, Some(8192))] {
+        let response = respond(&layer(&seen), get_request(), body, length).await;
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         assert!(!response.headers().contains_key(header::CONNECTION));
-        assert_eq!(read(response.into_body()).await.bytes(), b"body too large");
+        assert_eq!(
+            read_body(response.into_body()).await.bytes(),
+            b"body too large"
+        );
     }
     assert_eq!(
         seen.refusals(),
@@ -72,17 +76,17 @@ async fn one_that_declares_too_much_is_replaced_by_500() {
 }
 
 #[tokio::test]
-async fn one_that_turns_out_too_long_is_cut_and_recorded_once() {
+async fn a_response_that_exceeds_the_limit_is_cut_and_recorded_once() {
     let seen = Journal::default();
-    let response = answered(&layer(&seen), get(), Script::frames(4, 4096), None).await;
+    let response = respond(&layer(&seen), get_request(), Script::frames(4, 4096), None).await;
     assert_eq!(response.status(), StatusCode::OK);
     let mut body = Box::pin(response.into_body());
-    let read = read(&mut body).await;
+    let read = read_body(&mut body).await;
     assert_eq!(read.bytes().len(), 4096);
     let cut = violation(Phase::ResponseBody, 8192);
     assert_eq!(Violation::behind(&*read.error.unwrap()), Some(&cut));
     assert!(body.is_end_stream());
-    assert!(common::read(&mut body).await.pieces.is_empty());
+    assert!(read_body(&mut body).await.frames.is_empty());
     assert_eq!(
         (seen.refused(), seen.cuts()),
         (vec![], vec![(cut, Mode::Enforce)])
@@ -90,21 +94,21 @@ async fn one_that_turns_out_too_long_is_cut_and_recorded_once() {
 }
 
 #[tokio::test]
-async fn grpc_is_cut_by_trailers() {
+async fn a_grpc_response_that_is_cut_ends_with_trailers() {
     let seen = Journal::default();
-    let response = answered(&layer(&seen), grpc(), Script::frames(4, 4096), None).await;
-    let read = read(response.into_body()).await;
+    let response = respond(&layer(&seen), grpc_request(), Script::frames(4, 4096), None).await;
+    let read = read_body(response.into_body()).await;
     assert_eq!((read.bytes().len(), read.error.is_none()), (4096, true));
     assert_eq!(read.trailers.unwrap()["grpc-status"], "8");
     assert_eq!(seen.cut().len(), 1);
 
-    let body = Script::frames(2, 4096).exact(8192);
-    let response = answered(&layer(&seen), grpc(), body, None).await;
+    let body = Script::frames(2, 4096).with_length(8192);
+    let response = respond(&layer(&seen), grpc_request(), body, None).await;
     assert_eq!(response.headers()["grpc-status"], "8");
 }
 
 #[tokio::test]
-async fn exactly_the_limit_passes_with_its_length_and_trailers() {
+async fn a_response_of_exactly_the_limit_keeps_its_length_and_trailers() {
     let seen = Journal::default();
     let steps = [
         data(4000),
@@ -112,38 +116,38 @@ async fn exactly_the_limit_passes_with_its_length_and_trailers() {
         data(1000),
         Step::Trailers(trailers()),
     ];
-    let response = answered(&layer(&seen), get(), Script::new(steps), None).await;
+    let response = respond(&layer(&seen), get_request(), Script::new(steps), None).await;
     assert_eq!(response.body().size_hint().upper(), None);
-    let read = read(response.into_body()).await;
+    let read = read_body(response.into_body()).await;
     assert_eq!(
         (read.bytes().len(), read.trailers),
         (5000, Some(trailers()))
     );
 
-    let body = Script::frames(1, 5000).exact(5000);
-    let response = answered(&layer(&seen), get(), body, Some(5000)).await;
+    let body = Script::frames(1, 5000).with_length(5000);
+    let response = respond(&layer(&seen), get_request(), body, Some(5000)).await;
     assert_eq!(response.body().size_hint().exact(), Some(5000));
     assert_eq!((seen.refused(), seen.cut()), (vec![], vec![]));
 }
 
 #[tokio::test]
-async fn the_answer_to_a_head_request_may_tell_any_length() {
+async fn a_response_that_reports_its_end_may_declare_any_length() {
     let seen = Journal::default();
     let body = Script {
-        knows_its_end: true,
+        reports_end: true,
         ..Script::default()
     };
-    let response = answered(&layer(&seen), get(), body, Some(1 << 40)).await;
+    let response = respond(&layer(&seen), get_request(), body, Some(1 << 40)).await;
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(seen.refused(), []);
 }
 
 #[tokio::test]
-async fn a_head_without_a_body_may_tell_any_length_whatever_its_body_knows_of_itself() {
+async fn a_response_that_has_no_body_by_its_head_may_declare_any_length() {
     let seen = Journal::default();
-    let head = || Request::head("/").body(Empty::new()).unwrap();
-    for body in [Script::default(), Script::default().exact(8192)] {
-        let response = answered(&layer(&seen), head(), body.clone(), Some(1 << 40)).await;
+    let head_request = || Request::head("/").body(Empty::new()).unwrap();
+    for body in [Script::default(), Script::default().with_length(8192)] {
+        let response = respond(&layer(&seen), head_request(), body.clone(), Some(1 << 40)).await;
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(
             response.headers()[header::CONTENT_LENGTH],
@@ -156,27 +160,31 @@ async fn a_head_without_a_body_may_tell_any_length_whatever_its_body_knows_of_it
                 let response = response.body(body.clone()).unwrap();
                 async { Ok::<_, Infallible>(response) }
             });
-            let response = layer(&seen).layer(handler).oneshot(get()).await.unwrap();
+            let response = layer(&seen)
+                .layer(handler)
+                .oneshot(get_request())
+                .await
+                .unwrap();
             assert_eq!(response.status(), status);
         }
     }
     assert_eq!(seen.refused(), []);
-    // Should bytes follow it all the same, they are counted.
-    let response = answered(&layer(&seen), head(), Script::frames(2, 4096), None).await;
-    assert!(read(response.into_body()).await.error.is_some());
+    // If bytes follow nevertheless, they are counted.
+    let response = respond(&layer(&seen), head_request(), Script::frames(2, 4096), None).await;
+    assert!(read_body(response.into_body()).await.error.is_some());
     assert_eq!(seen.cut().len(), 1);
 }
 
 #[tokio::test]
-async fn shadow_records_and_lets_pass() {
+async fn shadow_mode_records_violations_and_cuts_nothing() {
     let seen = Journal::default();
     let layer = layer(&seen).mode(Mode::Shadow);
     for body in [
         Script::frames(4, 4096),
-        Script::frames(4, 4096).exact(16_384),
+        Script::frames(4, 4096).with_length(16_384),
     ] {
-        let response = answered(&layer, get(), body, None).await;
-        let read = read(response.into_body()).await;
+        let response = respond(&layer, get_request(), body, None).await;
+        let read = read_body(response.into_body()).await;
         assert_eq!((read.bytes().len(), read.error.is_none()), (16_384, true));
     }
     assert_eq!(
@@ -190,15 +198,15 @@ async fn shadow_records_and_lets_pass() {
 }
 
 #[tokio::test]
-async fn without_a_limit_any_length_passes() {
+async fn without_a_limit_responses_of_any_length_pass() {
     let layer = BodyLimitLayer::new(1);
-    let response = answered(
+    let response = respond(
         &layer,
-        get(),
-        Script::frames(100, 4096).exact(409_600),
+        get_request(),
+        Script::frames(100, 4096).with_length(409_600),
         None,
     )
     .await;
     assert_eq!(response.body().size_hint().exact(), Some(409_600));
-    assert_eq!(read(response.into_body()).await.bytes().len(), 409_600);
+    assert_eq!(read_body(response.into_body()).await.bytes().len(), 409_600);
 }

@@ -18,25 +18,25 @@ use std::{
 };
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 
-/// What an inner body does when it is polled.
+/// The result of one poll of a [`Script`].
 #[derive(Clone, Debug)]
 pub enum Step {
     Data(Bytes),
     Trailers(HeaderMap),
-    /// Pending, and the task is woken at once.
+    /// Pending, and the task is woken.
     Pending,
-    /// Pending, and nobody wakes.
-    Silence,
+    /// Pending forever, and the task is not woken.
+    Stall,
     Error,
 }
 
-/// A body that follows a script, and tells how often it was polled.
+/// A body that yields the given steps, and counts its polls.
 #[derive(Clone, Debug, Default)]
 pub struct Script {
     pub steps: VecDeque<Step>,
     pub hint: SizeHint,
-    /// Whether it says that it is at its end as soon as it is.
-    pub knows_its_end: bool,
+    /// Whether `is_end_stream` returns true once no steps are left.
+    pub reports_end: bool,
     pub polls: Arc<AtomicUsize>,
 }
 
@@ -48,12 +48,13 @@ impl Script {
         }
     }
 
-    /// `count` frames of `length` bytes each.
+    /// Creates a body of `count` frames of `length` bytes each.
     pub fn frames(count: usize, length: usize) -> Self {
         Self::new((0..count).map(|_| data(length)))
     }
 
-    pub fn exact(mut self, length: u64) -> Self {
+    /// Sets the exact size hint.
+    pub fn with_length(mut self, length: u64) -> Self {
         self.hint = SizeHint::with_exact(length);
         self
     }
@@ -85,15 +86,15 @@ impl Body for Script {
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
-            Some(Step::Silence) => {
-                self.steps.push_front(Step::Silence);
+            Some(Step::Stall) => {
+                self.steps.push_front(Step::Stall);
                 Poll::Pending
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.knows_its_end && self.steps.is_empty()
+        self.reports_end && self.steps.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -101,36 +102,37 @@ impl Body for Script {
     }
 }
 
-pub type Answer = Response<http_body_util::Full<Bytes>>;
+pub type TextResponse = Response<http_body_util::Full<Bytes>>;
 
-pub fn answer(text: impl ToString) -> Answer {
+pub fn text_response(text: impl ToString) -> TextResponse {
     Response::new(text.to_string().into())
 }
 
-/// Everything of a body: its frames, in pieces as they came, trailers, and the error if it failed.
+/// The content of a body that has been read: data frames, trailers, and the error if it failed.
 #[derive(Debug, Default)]
-pub struct Read {
-    pub pieces: Vec<Bytes>,
+pub struct ReadBody {
+    pub frames: Vec<Bytes>,
     pub trailers: Option<HeaderMap>,
     pub error: Option<BoxError>,
 }
 
-impl Read {
+impl ReadBody {
     pub fn bytes(&self) -> Vec<u8> {
-        self.pieces.concat()
+        self.frames.concat()
     }
 }
 
-pub async fn read<B>(body: B) -> Read
+/// Reads `body` to its end or first error.
+pub async fn read_body<B>(body: B) -> ReadBody
 where
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
     let mut body = std::pin::pin!(body);
-    let mut read = Read::default();
+    let mut read = ReadBody::default();
     while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
         match frame.map(Frame::into_data) {
-            Ok(Ok(data)) => read.pieces.push(data),
+            Ok(Ok(data)) => read.frames.push(data),
             Ok(Err(frame)) => read.trailers = frame.into_trailers().ok(),
             Err(error) => {
                 read.error = Some(error.into());
@@ -141,52 +143,52 @@ where
     read
 }
 
-/// Answers the number of bytes that came, whether the body failed or not.
-pub async fn count<B>(request: Request<RequestBody<B>>) -> Result<Answer, Infallible>
+/// A handler that responds with the number of bytes it read, even if the body failed.
+pub async fn count_bytes<B>(request: Request<RequestBody<B>>) -> Result<TextResponse, Infallible>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
-    Ok(answer(read(request.into_body()).await.bytes().len()))
+    Ok(text_response(
+        read_body(request.into_body()).await.bytes().len(),
+    ))
 }
 
-/// Sends `body` through `layer` and returns what the body yields on the other side.
-pub async fn through(layer: &BodyLimitLayer, body: Script) -> Read {
-    through_request(layer, Request::new(body)).await
+/// Sends `body` through `layer` and returns what the handler reads.
+pub async fn read_through(layer: &BodyLimitLayer, body: Script) -> ReadBody {
+    serve(layer, Request::new(body)).await.1
 }
 
-pub async fn through_request(layer: &BodyLimitLayer, request: Request<Script>) -> Read {
-    body_of(layer, request).await.1
-}
-
-/// The answer and what the handler read.
-pub async fn body_of(layer: &BodyLimitLayer, request: Request<Script>) -> (http::StatusCode, Read) {
+/// Sends `request` through `layer`. Returns the status of the response and what the handler read.
+pub async fn serve(
+    layer: &BodyLimitLayer,
+    request: Request<Script>,
+) -> (http::StatusCode, ReadBody) {
     let (sender, receiver) = std::sync::mpsc::channel();
     let handler = service_fn(move |request: Request<RequestBody<Script>>| {
         let sender = sender.clone();
         async move {
-            // In a task of its own: what it reads shall be seen even if the answer is a refusal.
+            // Read in a separate task, so that the result is kept even if the request is refused.
             let task = tokio::spawn(async move {
-                let _ = sender.send(read(request.into_body()).await);
+                let _ = sender.send(read_body(request.into_body()).await);
             });
             let _ = task.await;
-            Ok::<_, Infallible>(answer(""))
+            Ok::<_, Infallible>(text_response(""))
         }
     });
     let response = layer
         .layer(handler)
         .oneshot(request)
         .await
-        .expect("infallible");
-    let (sender, done) = (response.status(), receiver);
-    // The task may still be at its last frames.
+        .expect("the handler is infallible");
+    // The task may still read the last frames.
     for _ in 0..100 {
-        if let Ok(read) = done.try_recv() {
-            return (sender, read);
+        if let Ok(read) = receiver.try_recv() {
+            return (response.status(), read);
         }
         tokio::task::yield_now().await;
     }
-    (sender, Read::default())
+    (response.status(), ReadBody::default())
 }
 
 /// Calls `service` once.
