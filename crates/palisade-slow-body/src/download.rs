@@ -1,8 +1,8 @@
-//! How one download is judged.
+//! The pace of a response body.
 
 use crate::{
     meter::{TooSlow, nanos},
-    stopwatch::{Stopwatch, after},
+    stopwatch::{Stopwatch, instant_after},
 };
 use palisade_guard::{Stamp, Task, poll_sleep, task_of};
 use pin_project_lite::pin_project;
@@ -12,110 +12,111 @@ use std::{
 };
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// A response that is no longer than this fits into the buffers between the server and the client:
-/// nothing waits for a reader of so little, and most responses are no longer.
+/// Length up to which a response fits into the buffers between the server and the client, so that
+/// the server does not have to wait for the client. Most responses are no longer than this.
 pub(crate) const BUFFERED_BYTES: u64 = 64 * 1024;
 
 pin_project! {
-    /// A response body of which more than [`BUFFERED_BYTES`] were handed to the server.
+    /// The pace of a response body of which the server has received more than [`BUFFERED_BYTES`].
     #[derive(Debug)]
     pub struct Download {
         stopwatch: Stopwatch,
-        // What the stamps of the stopwatch count from.
+        // The instant from which the stamps of the stopwatch count.
         origin: Instant,
-        // When the timer fires.
-        wakes_at: Stamp,
-        // What was handed out since the stopwatch was told last.
-        bytes: u64,
-        // Which task the timer wakes.
-        task: Task,
+        // The stamp at which the timer fires.
+        timer_stamp: Stamp,
+        // Bytes that the server has received and the stopwatch does not know yet.
+        new_bytes: u64,
+        // The task that the timer wakes.
+        timer_task: Task,
         #[pin]
         timer: Sleep,
     }
 }
 
 impl Download {
-    /// Its first `bytes` were handed out, and the task of `cx` is woken when the reader is late.
+    /// Starts to check the pace of a body of which the server has received `bytes`. Wakes the task
+    /// of `cx` when the client is too slow.
     pub(crate) fn new(
         stopwatch: Stopwatch,
         bytes: u64,
         now: Instant,
         cx: &mut Context<'_>,
     ) -> Pin<Box<Self>> {
-        let wakes_at = stopwatch.due(0);
-        let (timer, task) = (sleep_until(after(now, wakes_at)), task_of(cx.waker()));
+        let timer_stamp = stopwatch.due(0);
         let mut download = Box::pin(Self {
             stopwatch,
             origin: now,
-            wakes_at,
-            bytes,
-            task,
-            timer,
+            timer_stamp,
+            new_bytes: bytes,
+            timer_task: task_of(cx.waker()),
+            timer: sleep_until(instant_after(now, timer_stamp)),
         });
         let _: Poll<()> = poll_sleep(download.as_mut().project().timer, cx);
         download
     }
 
-    /// `bytes` more were handed to the server.
-    pub(crate) fn hand_out(self: Pin<&mut Self>, bytes: u64) {
+    /// Counts `bytes` that are handed to the server.
+    pub(crate) fn count(self: Pin<&mut Self>, bytes: u64) {
         let this = self.project();
-        *this.bytes = this.bytes.saturating_add(bytes);
+        *this.new_bytes = this.new_bytes.saturating_add(bytes);
     }
 
-    /// The server has a frame: from now on the reader is awaited.
+    /// Starts a wait for the client: the server has a frame to send.
     ///
-    /// The task of `cx` is woken once in this wait when it is too long already: not before, and
-    /// after twice as long at the latest. Between those the timer is left as it is, so that it is
-    /// not set for every wait. Woken once, hyper fills its buffer, and does not poll again before
-    /// that was taken.
-    pub(crate) fn start(self: Pin<&mut Self>, now: Instant, cx: &mut Context<'_>) {
+    /// If the wait becomes too long, wakes the task of `cx` once: no earlier than then, and after
+    /// twice that time at the latest. A timer that fires in between is left unchanged, so that it
+    /// need not be set for every wait. Once is enough: when it is woken, hyper fills its buffer,
+    /// and then does not poll again before that has been taken.
+    pub(crate) fn start_wait(self: Pin<&mut Self>, now: Instant, cx: &mut Context<'_>) {
         let mut this = self.project();
         let stamp = nanos(now.saturating_duration_since(*this.origin));
         this.stopwatch.start(stamp);
         let due = this.stopwatch.due(stamp);
-        let is_due = *this.wakes_at < due || this.timer.is_elapsed();
-        if is_due {
+        let must_reset = *this.timer_stamp < due || this.timer.is_elapsed();
+        if must_reset {
             let wait = due.saturating_sub(stamp).saturating_mul(2);
-            *this.wakes_at = stamp.saturating_add(wait);
-            this.timer.as_mut().reset(after(now, wait));
+            *this.timer_stamp = stamp.saturating_add(wait);
+            this.timer.as_mut().reset(instant_after(now, wait));
         }
-        // A body may change tasks while it has something to give.
+        // The body may move to another task while it has frames to give.
         let task = task_of(cx.waker());
-        if is_due || *this.task != task {
-            *this.task = task;
+        if must_reset || *this.timer_task != task {
+            *this.timer_task = task;
             let _: Poll<()> = poll_sleep(this.timer, cx);
         }
     }
 
-    /// The server asks for more: what it has was taken, or it was woken by the timer. `required` is
-    /// the rate in force.
-    pub(crate) fn asked(
+    /// Ends the wait, if there is one, because the server polls the body: the client has taken what
+    /// the server had, or the timer has woken the server. Returns the broken rule if the wait was
+    /// too long. `required_rate` returns the rate in force.
+    pub(crate) fn end_wait(
         self: Pin<&mut Self>,
-        required: impl Fn(&Stopwatch) -> u64,
+        required_rate: impl Fn(&Stopwatch) -> u64,
     ) -> Option<TooSlow> {
         let this = self.project();
         let stopwatch = this.stopwatch;
         if !stopwatch.is_running() {
             return None;
         }
-        let rate = required(stopwatch);
+        let rate = required_rate(stopwatch);
         let is_elapsed = this.timer.is_elapsed();
-        if is_elapsed || stopwatch.adds_up() {
+        if is_elapsed || stopwatch.is_cumulative() {
             let now = Instant::now();
-            let late = if is_elapsed {
+            let delay = if is_elapsed {
                 nanos(now.saturating_duration_since(this.timer.deadline()))
             } else {
                 u64::MAX
             };
             let stamp = nanos(now.saturating_duration_since(*this.origin));
-            if let Some(slow) = stopwatch.judge(stamp, late, rate) {
+            if let Some(slow) = stopwatch.check(stamp, delay, rate) {
                 return Some(slow);
             }
             stopwatch.stop(stamp);
         } else {
-            stopwatch.forget();
+            stopwatch.discard();
         }
-        stopwatch.pay(std::mem::take(this.bytes), rate);
+        stopwatch.add_bytes(std::mem::take(this.new_bytes), rate);
         None
     }
 }

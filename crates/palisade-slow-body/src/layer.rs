@@ -1,4 +1,4 @@
-//! The layer and its service.
+//! The layer and its options.
 
 use crate::{Pace, policy::SlowBodyPolicy};
 use palisade_core::{Pressure, RequestHead};
@@ -12,28 +12,31 @@ pub struct SlowBodyLayer {
     guard: GuardLayer<SlowBodyPolicy>,
 }
 
-/// Ends bodies that are slower than their pace. See the [crate docs](crate).
+/// Ends bodies that are slower than their [`Pace`]. See the [crate docs](crate).
 pub type SlowBody<S> = Guarded<S, SlowBodyPolicy>;
 
-/// The request body that the inner service reads. It fails with a [`Violation`](crate::Violation)
-/// when the client is slower than its pace.
+/// The request body that [`SlowBody`] passes to the handler.
+///
+/// Fails with a [`Violation`](crate::Violation) when the client is slower than the pace.
 pub type RequestBody<B> = palisade_guard::RequestBody<B, SlowBodyPolicy>;
 
-/// The response body of the inner service. It fails with a [`Violation`](crate::Violation), or ends
-/// with trailers in gRPC, when the server asks it for more too seldom, because the client takes
-/// nothing.
+/// The response body of the handler, cut when the client takes it more slowly than the pace.
+///
+/// The server then polls the body too rarely. A body that is cut fails with a
+/// [`Violation`](crate::Violation), or ends with trailers in gRPC.
 pub type ResponseBody<B> = palisade_guard::ResponseBody<B, SlowBodyPolicy>;
 
 /// Response future of [`SlowBody`].
 ///
-/// When the request body is too slow, in whatever task that is read, it drops the handler and
-/// answers in its place. Dropping it drops the handler and leaves nothing behind.
+/// When the request body is too slow, in whatever task it is read, the future drops the handler
+/// and resolves to a response in its place. Dropping the future drops the handler and leaves
+/// nothing behind.
 pub type ResponseFuture<S, B> = palisade_guard::ResponseFuture<S, B, SlowBodyPolicy>;
 
 // === SlowBodyLayer ===
 
 impl SlowBodyLayer {
-    /// Every number at its default.
+    /// Creates a layer with the default paces.
     pub fn new() -> Self {
         let response = Pace {
             gap: Some(Duration::from_secs(120)),
@@ -53,35 +56,36 @@ impl SlowBodyLayer {
         }
     }
 
-    /// How fast request bodies must come. Defaults to [`Pace::default`].
+    /// Sets the pace at which request bodies must arrive. Defaults to [`Pace::default`].
     pub fn request(mut self, pace: Pace) -> Self {
         self.policy_mut().request = pace;
         self
     }
 
-    /// How fast the request bodies of gRPC over HTTP/2 must come, whose clients speak when they
-    /// have something to say. A stream on which the client is silent for longer by design wants a
-    /// pace of its own by [`Self::pace_for`].
+    /// Sets the pace of request bodies of gRPC over HTTP/2, where clients send only when they have a
+    /// message. A stream on which the client is silent for longer by design needs its own pace, set
+    /// with [`Self::pace_for`].
     ///
-    /// That a request is gRPC is [the client's own word](crate#whoever-says-grpc). Where that is
-    /// too much trust, give [`Pace::default`] here, and a pace for conversations to their methods
-    /// alone by [`Self::pace_for`]. Defaults to [`Pace::conversation`].
+    /// Any client can [claim to be gRPC](crate#requests-that-claim-to-be-grpc). If that is too much
+    /// trust, set [`Pace::default`] here, and set [`Pace::conversation`] for the streaming methods
+    /// alone, with [`Self::pace_for`]. Defaults to [`Pace::conversation`].
     pub fn grpc(mut self, pace: Pace) -> Self {
         self.policy_mut().grpc = pace;
         self
     }
 
-    /// How fast response bodies must be taken; see [what can be seen of
-    /// that](crate#what-it-cannot-see). A kernel that buffers megabytes makes a reader of 64 KiB a
-    /// second come back for more only every 20 s. Defaults to [`Pace::gap_only`] of 120 s.
+    /// Sets the pace at which clients must take response bodies. The layer sees it only
+    /// [indirectly](crate#limitations): because the kernel buffers megabytes, the server asks for
+    /// more only every 20 s while a client reads 64 KiB per second. Defaults to [`Pace::gap_only`]
+    /// of 120 s.
     pub fn response(mut self, pace: Pace) -> Self {
         self.policy_mut().response = pace;
         self
     }
 
-    /// Gives the requests for which `choose` returns a pace that one for both their bodies, also
-    /// if they are gRPC. It is called once for each request, before the inner service: be quick,
-    /// never panic.
+    /// Sets the pace of single requests. If `choose` returns a pace, it applies to the request body
+    /// and the response body, also in gRPC. `choose` is called once per request, before the
+    /// handler; it must be quick and must not panic.
     ///
     /// ```
     /// # use palisade_slow_body::{Pace, SlowBodyLayer};
@@ -91,7 +95,7 @@ impl SlowBodyLayer {
     /// });
     /// ```
     ///
-    /// Defaults to no such requests.
+    /// Defaults to none.
     pub fn pace_for(
         mut self,
         choose: impl Fn(&RequestHead<'_>) -> Option<Pace> + Send + Sync + 'static,
@@ -100,14 +104,14 @@ impl SlowBodyLayer {
         self
     }
 
-    /// Multiplies the rate that is asked for by 1 at no pressure to 8 at full pressure, for bytes
-    /// that come from then on. Defaults to no pressure for ever.
+    /// Multiplies the required rate by a factor from 1 at no pressure to 8 at full pressure, for
+    /// bytes that arrive from then on. Defaults to no pressure.
     pub fn pressure(mut self, pressure: Pressure) -> Self {
         self.policy_mut().pressure = pressure;
         self
     }
 
-    /// The policy of this layer, for a stack of several.
+    /// Returns the policy of this layer, to be combined with those of other layers.
     #[doc(hidden)]
     pub fn policy(&self) -> &SlowBodyPolicy {
         self.guard.policy()

@@ -1,53 +1,56 @@
-//! Ends uploads that stall or trickle, and downloads that nobody takes.
+//! Ends uploads that stall or trickle, and downloads that the client does not take.
 //!
-//! A client that sends a byte now and then holds a connection, a handler and whatever the handler
-//! holds, at no cost to itself. A timeout between two frames lets the drip pass; a deadline for
-//! the whole body ends honest long uploads. This layer asks for a least pace instead, with clocks
-//! that run only while the client is what is waited for: a handler that takes its time and a
-//! stall of the server are never charged to the client. Unlike tower-http's body timeouts it
+//! A client that sends a byte now and then occupies a connection, a handler and the resources of
+//! the handler, at no cost to itself. A timeout between two frames does not stop the client, and
+//! a deadline for the whole body ends long uploads of well-behaved clients. This layer requires a
+//! minimum rate instead. Its clocks run only while the client is awaited: neither the time that a
+//! handler takes nor a stall of the server is charged to the client. Unlike tower-http's body
+//! timeouts it
 //!
-//! - answers 408, or gRPC's `DEADLINE_EXCEEDED`, as long as the response head is unsent, whatever
-//!   the handler makes of its failing body, and in whatever task it reads that;
-//! - keeps `Content-Length` and trailers, and costs a body that is there at once neither a timer
-//!   nor a look at the clock.
+//! - answers 408, or gRPC's `DEADLINE_EXCEEDED`, until the response head is sent, whatever the
+//!   handler does with the failed body, and in whatever task the body is read;
+//! - keeps `Content-Length` and trailers, and needs neither a timer nor a clock reading for a body
+//!   that is ready at once.
 //!
 //! ```
 //! use palisade_slow_body::SlowBodyLayer;
 //! # use {bytes::Bytes, http::{Request, Response}, http_body_util::Full, std::convert::Infallible};
 //! # use palisade_slow_body::RequestBody;
 //! # use tower::{Layer, service_fn};
-//! # async fn handler(_: Request<RequestBody<Full<Bytes>>>) -> Result<Response<Full<Bytes>>, Infallible> { todo!() }
+//! # async fn handler(
+//! #     _: Request<RequestBody<Full<Bytes>>>,
+//! # ) -> Result<Response<Full<Bytes>>, Infallible> { todo!() }
 //! let guarded = SlowBodyLayer::new().layer(service_fn(handler));
 //! ```
 //!
-//! # The rule
+//! # The rules
 //!
-//! Time is time of waiting: from when the handler asked the body for more and got nothing until
-//! something came. With the default [`Pace`],
+//! All times are waiting times: from when the handler asks the body for more and nothing is there,
+//! until something arrives. With the default [`Pace`],
 //!
-//! 1. something must come within 15 s (gap);
-//! 2. beginning after 5 s (grace), over any stretch of waiting there must come 500 bytes for
-//!    each second of it but the last ten (rate, window). Who sends more than that is credited
-//!    with ten seconds at most, so that no burst buys a longer silence;
-//! 3. if [asked for](PaceBuilder::total), a body whose length is known must be here within a
-//!    total. Without it the second rule implies one: a body of n bytes is waited for no longer
-//!    than 5 s + 10 s + n / 500 s.
+//! 1. bytes must arrive within 15 s (gap);
+//! 2. after 5 s (grace), any stretch of waiting time must bring 500 bytes for each of its seconds
+//!    but the last ten (rate, window). A client that sends more is credited with ten seconds at
+//!    most, so that no burst allows a longer silence;
+//! 3. if a [total](PaceBuilder::total) is set, a body of known length must arrive within it.
+//!    Without a total the second rule implies one: the waiting time of a body of n bytes is at most
+//!    5 s + 10 s + n / 500 s.
 //!
-//! A frame counts for the bytes it carries: one of no bytes is no progress, and a hundred of one
-//! byte are worth what one of a hundred is. How many frames a body may come in is for
-//! `palisade-body-limit` to say.
+//! A frame counts by its bytes: an empty frame is not progress, and a hundred frames of one byte
+//! count as much as one frame of a hundred bytes. The number of frames is limited by
+//! `palisade-body-limit`.
 //!
-//! A verdict that falls more than 100 ms late, because the server was busy, gives the client a
-//! quarter of a second more, once until it has caught up.
+//! If a check finds the body too slow more than 100 ms late, because the server was busy, the
+//! client is given another quarter of a second, once until it has caught up.
 //!
-//! # Whoever says gRPC
+//! # Requests that claim to be gRPC
 //!
-//! A stream of gRPC is silent while its client has nothing to say, so that requests over HTTP/2
-//! whose content type is gRPC's have a pace of their own ([`SlowBodyLayer::grpc`]): by default a
-//! gap of 60 s and no rate. The content type is the client's own word. Whoever sends it in front of
-//! any upload over HTTP/2 may send one byte a minute, for ever, on every path; what bounds that is
-//! the gap, and `palisade-concurrency-limit` by how many requests may be present. A server that
-//! cannot afford it asks gRPC for the pace of everybody and names its streams:
+//! A gRPC stream is silent while its client has no message. Requests over HTTP/2 with a gRPC
+//! content type therefore have their own pace ([`SlowBodyLayer::grpc`]): by default a gap of 60 s
+//! and no rate. Clients choose the content type freely. A client that sets it on any upload over
+//! HTTP/2 may send one byte per minute forever, on every path. Only the gap limits this, and
+//! `palisade-concurrency-limit`, which bounds how many requests are present. A server that cannot
+//! afford that requires the general pace of gRPC as well, and names its streams:
 //!
 //! ```
 //! # use palisade_slow_body::{Pace, SlowBodyLayer};
@@ -56,43 +59,48 @@
 //! });
 //! ```
 //!
-//! Over HTTP/1, where there is no gRPC, and in gRPC-Web, which has no client streams, the word
-//! buys nothing.
+//! Over HTTP/1, which does not carry gRPC, and in gRPC-Web, which has no client streams, the
+//! content type has no effect on the pace.
 //!
-//! # Who is answered 408
+//! # Retries after 408
 //!
-//! A client that sees 408 may send the request once more on a new connection by itself (RFC 9110
-//! section 15.5.9); browsers do where the connection had carried a request before.
+//! A client that receives 408 may repeat the request on a new connection on its own (RFC 9110
+//! section 15.5.9). Browsers do so if the connection had carried a request before.
 //!
-//! # What it cannot see
+//! # Limitations
 //!
-//! *A body that nobody reads.* Bytes that the handler does not ask for are not waited for: what
-//! ends such a handler is a request timeout.
+//! *Bodies that are not read.* A body is not awaited while the handler does not ask for it. Use a
+//! request timeout to end the handler.
 //!
-//! *Why a body does not come, on HTTP/2.* All requests of a connection share one window, and what a
-//! handler has not read fills it. While another body of the connection is not being read, the
-//! silence of this one is therefore not charged, for a minute at most: that takes a server that
-//! tells which connection a request came by (`palisade::serve`, or a guarded listener and
-//! `connected`). Elsewhere, as under a plain `axum::serve`, nobody knows: let the handlers of
-//! uploads read at once, or give uploads over HTTP/2 a longer gap and no rate by
-//! [`SlowBodyLayer::pace_for`].
+//! *Shared windows of HTTP/2.* All requests of a connection share one window, which fills with the
+//! bytes that handlers have not read. While another body of the connection is not being read, the
+//! silence of a body is therefore not charged, for a minute at most. This requires a server that
+//! tells which connection a request belongs to: `palisade::serve`, or a guarded listener with
+//! `connected`. Under other servers, such as a plain `axum::serve`, the layer does not know of the
+//! other bodies. There, let upload handlers read at once, or give uploads over HTTP/2 a longer gap
+//! and no rate with [`SlowBodyLayer::pace_for`].
 //!
-//! *What was unpacked on the way here.* Inside a layer that decompresses request bodies a byte on
-//! the wire counts as the thousand that it unpacks to. Stand outside of it.
+//! *Compressed bodies.* Inside a layer that decompresses request bodies, a byte on the wire counts
+//! as the thousand bytes that it decompresses to. Place this layer outside.
 //!
-//! *How fast a client reads.* A response body knows when the server asks it for more. Behind it
-//! are the server's buffers and the kernel's, megabytes of them, so that a steady reader of
-//! 64 KiB a second is seen to come back every 20 s only; the default for responses is therefore
-//! a gap of 120 s and no rate. On HTTP/1 hyper asks when the body's timer wakes it, so that a
-//! reader who stalls is cut, within twice the gap, unless hyper's own buffer of about 400 KiB is
-//! full (it is with frames as large as that). On HTTP/2 it does not ask as long as the client
-//! keeps its window shut, and a reader who comes back late looks like a stall of the server: only
-//! a connection guard can end such a stream, and a reader who only paused goes on. With a rate, one
-//! who is late again before he has caught up is cut. A response is not judged for its first 64 KiB.
+//! *The reading rate of a client.* A response body only knows when the server asks it for more.
+//! Between it and the client are the buffers of the server and of the kernel, which hold megabytes:
+//! while a client reads a steady 64 KiB per second, the server asks for more only every 20 s. The
+//! default for responses is therefore a gap of 120 s and no rate. The first 64 KiB of a response
+//! are not checked.
+//!
+//! On HTTP/1, hyper asks for more when the timer of the body wakes it. A client that stalls is cut
+//! within twice the gap, unless hyper's own buffer of about 400 KiB is full, as it is if the frames
+//! are as large as that.
+//!
+//! On HTTP/2, hyper does not ask for more while the client keeps its window closed, and a client
+//! that returns late looks like a stall of the server. A client that only paused can continue; only
+//! a connection guard can end a stream that is stalled by its window. With a rate, a client that is late
+//! again before it has caught up is cut.
 //!
 //! # Panics
 //!
-//! The first wait for a body needs a tokio runtime whose timer is on.
+//! The first wait for a body panics outside of a tokio runtime with an enabled timer.
 #![forbid(unsafe_code)]
 
 mod download;

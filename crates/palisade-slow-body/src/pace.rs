@@ -1,16 +1,15 @@
-//! The numbers.
+//! The minimum pace of a body.
 
 use palisade_core::ConfigError;
 use std::{fmt, time::Duration};
 
-/// How fast a body must move while the other side is waited for.
+/// The minimum rate and the longest gap of a body while the other side is awaited.
 ///
-/// The default is for everything that is not a conversation: at least something every 15 s, and
-/// 500 bytes a second over any 10 s once 5 s have passed. Nobody who uploads anything at all is
-/// slower than that: it is a tenth of what the oldest mobile networks carry.
+/// The default is for all bodies that are not conversations: at least one byte every 15 s, and 500
+/// bytes per second over any 10 s once 5 s have passed. Real uploads are faster than that: it is a
+/// tenth of what the oldest mobile networks carry.
 ///
-/// All times are times of waiting: the clock of a body stands still while nobody asks it for
-/// more.
+/// All times are waiting times: they advance only while the reader asks the body for more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {
     pub(crate) gap: Option<Duration>,
@@ -20,7 +19,7 @@ pub struct Pace {
     pub(crate) total: Option<Duration>,
 }
 
-/// Makes a [`Pace`] of other numbers. Nothing is checked before [`build`](Self::build).
+/// Builds a [`Pace`]. Values are checked by [`build`](Self::build).
 #[derive(Clone, Copy, Debug)]
 pub struct PaceBuilder {
     pace: Pace,
@@ -29,7 +28,7 @@ pub struct PaceBuilder {
 const DAY: Duration = Duration::from_secs(86_400);
 const HOUR: Duration = Duration::from_secs(3600);
 const MILLISECOND: Duration = Duration::from_millis(1);
-const MAX_RATE: u64 = 1 << 30;
+const MAX_BYTES_PER_SECOND: u64 = 1 << 30;
 
 // === Pace ===
 
@@ -42,7 +41,7 @@ impl Pace {
         total: None,
     };
 
-    /// Other numbers, beginning with those of the default.
+    /// Returns a builder that starts with the default values.
     ///
     /// ```
     /// # use {palisade_slow_body::Pace, std::time::Duration};
@@ -57,7 +56,7 @@ impl Pace {
         }
     }
 
-    /// No limit at all.
+    /// Returns a pace without limits.
     pub const fn off() -> Self {
         Self {
             gap: None,
@@ -67,8 +66,8 @@ impl Pace {
         }
     }
 
-    /// Something every `gap`, however little: for those who speak when they have something to
-    /// say. It does not stop a client that sends one byte in time, for ever.
+    /// Returns a pace that requires at least one byte every `gap`, for clients that send only when
+    /// they have a message. It does not stop a client that sends one byte within every gap forever.
     ///
     /// # Errors
     ///
@@ -77,8 +76,8 @@ impl Pace {
         Self::builder().gap(gap).no_rate().build()
     }
 
-    /// Something every 60 s, however little: what requests that say they are
-    /// gRPC over HTTP/2 get unless told otherwise.
+    /// Returns a pace that requires at least one byte every 60 s. It is the default for requests
+    /// that claim to be gRPC over HTTP/2.
     pub const fn conversation() -> Self {
         Self {
             gap: Some(Duration::from_secs(60)),
@@ -101,60 +100,61 @@ impl Default for Pace {
 // === PaceBuilder ===
 
 impl PaceBuilder {
-    /// The longest wait for the next byte, 1 ms to 24 h. Defaults to 15 s.
+    /// Sets the longest wait for the next byte, 1 ms to 24 h. Defaults to 15 s.
     pub const fn gap(mut self, gap: Duration) -> Self {
         self.pace.gap = Some(gap);
         self
     }
 
-    /// No limit on a single wait, except what the rate implies. Defaults to 15 s.
+    /// Removes the limit on a single wait, except for what the rate implies. Defaults to a gap of
+    /// 15 s.
     pub const fn no_gap(mut self) -> Self {
         self.pace.gap = None;
         self
     }
 
-    /// The least bytes per second, 1 to 2^30. Defaults to 500.
+    /// Sets the minimum rate in bytes per second, 1 to 2^30. Defaults to 500.
     pub const fn rate(mut self, bytes_per_second: u64) -> Self {
         self.pace.rate = Some(bytes_per_second);
         self
     }
 
-    /// No least rate. Defaults to 500 bytes a second.
+    /// Removes the minimum rate. Defaults to 500 bytes per second.
     pub const fn no_rate(mut self) -> Self {
         self.pace.rate = None;
         self
     }
 
-    /// For how long what came counts towards the rate, 1 ms to 1 h. Who sends more than is
-    /// asked for is credited with no more than this, so that it is also the longest silence
-    /// that the rate allows. Defaults to 10 s.
+    /// Sets the longest time for which bytes are credited towards the rate, 1 ms to 1 h. A client
+    /// that sends more than required is credited with no more than this, so the window is also the
+    /// longest silence that the rate allows. Defaults to 10 s.
     pub const fn window(mut self, window: Duration) -> Self {
         self.pace.window = window;
         self
     }
 
-    /// How long the rate does not count at the start, 0 to 1 h. Defaults to 5 s.
+    /// Sets the time at the start of a body in which the rate does not apply, 0 to 1 h. Defaults to
+    /// 5 s.
     pub const fn grace(mut self, grace: Duration) -> Self {
         self.pace.grace = grace;
         self
     }
 
-    /// The longest wait, in sum, for a body whose length is known: this plus what the length
-    /// takes at the rate, if there is one. 1 ms to 24 h.
+    /// Limits the sum of all waits for a body of known length: to `total`, 1 ms to 24 h, plus the
+    /// time that the length takes at the rate, if there is a rate.
     ///
-    /// The rate alone already implies the window and the grace in place of this, see
-    /// [the rule](crate#the-rule): it is for bodies without a rate, and for those that should be
-    /// here sooner. Defaults to none.
+    /// A rate alone implies a total of grace plus window, see [the rules](crate#the-rules). Set a
+    /// total for bodies without a rate, or for bodies that must arrive sooner. Defaults to none.
     pub const fn total(mut self, total: Duration) -> Self {
         self.pace.total = Some(total);
         self
     }
 
-    /// The pace, if every number is in its range.
+    /// Builds the pace.
     ///
     /// # Errors
     ///
-    /// Names every number that is not.
+    /// If a value is out of its range. The error names every such value.
     pub fn build(self) -> Result<Pace, ConfigError> {
         let Pace {
             gap,
@@ -163,9 +163,9 @@ impl PaceBuilder {
             grace,
             total,
         } = self.pace;
-        let mut error = ConfigError::new("this pace cannot be");
-        let mut check = |fine, field, value: &dyn fmt::Debug, allowed| {
-            error.check(fine, field, value, allowed);
+        let mut error = ConfigError::new("the pace cannot be built");
+        let mut check = |is_valid, field, value: &dyn fmt::Debug, allowed| {
+            error.check(is_valid, field, value, allowed);
         };
         if let Some(gap) = gap {
             check(
@@ -176,8 +176,8 @@ impl PaceBuilder {
             );
         }
         if let Some(rate) = rate {
-            let fine = (1..=MAX_RATE).contains(&rate);
-            check(fine, "rate", &rate, "1 to 1073741824 bytes per second");
+            let is_valid = (1..=MAX_BYTES_PER_SECOND).contains(&rate);
+            check(is_valid, "rate", &rate, "1 to 1073741824 bytes per second");
         }
         check(
             (MILLISECOND..=HOUR).contains(&window),
@@ -203,15 +203,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_number_out_of_range_is_named() {
+    fn the_error_names_every_value_out_of_range() {
         let error = Pace::builder()
             .gap(Duration::ZERO)
-            .rate(MAX_RATE + 1)
+            .rate(MAX_BYTES_PER_SECOND + 1)
             .window(HOUR + MILLISECOND)
             .grace(Duration::MAX)
             .total(Duration::MAX)
             .build()
-            .expect_err("all are wrong");
+            .expect_err("all values are out of range");
         let fields: Vec<_> = error
             .faults()
             .iter()
@@ -219,28 +219,28 @@ mod tests {
             .collect();
         assert_eq!(fields, ["gap", "rate", "window", "grace", "total"]);
         let text = Pace::gap_only(Duration::ZERO)
-            .expect_err("no gap")
+            .expect_err("the gap is out of range")
             .to_string();
         assert_eq!(
             text,
-            "this pace cannot be:\n  gap is 0ns, allowed is 1 ms to 24 h"
+            "the pace cannot be built:\n  gap is 0ns, allowed is 1 ms to 24 h"
         );
     }
 
     #[test]
-    fn the_edges_of_the_ranges_are_in_them() {
+    fn the_bounds_of_every_range_are_valid() {
         let least = Pace::builder().gap(MILLISECOND).rate(1).window(MILLISECOND);
         least
             .grace(Duration::ZERO)
             .total(MILLISECOND)
             .build()
-            .expect("is a pace");
+            .expect("the pace is valid");
         let most = Pace::builder()
             .gap(DAY)
-            .rate(MAX_RATE)
+            .rate(MAX_BYTES_PER_SECOND)
             .window(HOUR)
             .grace(HOUR)
             .total(DAY);
-        most.build().expect("is a pace");
+        most.build().expect("the pace is valid");
     }
 }

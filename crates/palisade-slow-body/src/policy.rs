@@ -1,10 +1,10 @@
-//! What the slow-body guard decides.
+//! The decisions of the slow-body guard.
 
 use crate::{
     Pace,
     download::{BUFFERED_BYTES, Download},
     meter::TooSlow,
-    stopwatch::{LATE, Stopwatch},
+    stopwatch::{STALL_NANOS, Stopwatch},
 };
 use http::{Request, Response, StatusCode};
 use http_body::Body;
@@ -28,78 +28,85 @@ pub struct SlowBodyPolicy {
     pub(crate) grpc: Pace,
     pub(crate) response: Pace,
     pub(crate) pressure: Pressure,
-    pub(crate) choose: Option<Choose>,
+    pub(crate) choose: Option<ChoosePace>,
 }
 
-/// Between two looks at whether others keep the window of the connection shut, in nanoseconds.
-const LOOK: u64 = 2_000_000_000;
+/// Interval at which an awaited body checks whether other bodies keep the window of its connection
+/// closed.
+const WINDOW_CHECK_INTERVAL_NANOS: u64 = 2_000_000_000;
 
-/// For so long, in nanoseconds, others may be to blame for the silence of one body: a client that
-/// opens such requests itself gains no more by them.
-const MAX_EXCUSED: u64 = 60_000_000_000;
+/// Waiting time of one body that is excused because other bodies of the connection are unread.
+/// Bounded, so that a client which opens such requests itself gains no more than this.
+const MAX_EXCUSED_NANOS: u64 = 60_000_000_000;
 
-pub(crate) type Choose = Arc<dyn Fn(&RequestHead<'_>) -> Option<Pace> + Send + Sync>;
+/// Returns the pace of a request that has its own.
+pub(crate) type ChoosePace = Arc<dyn Fn(&RequestHead<'_>) -> Option<Pace> + Send + Sync>;
 
-/// What a request holds on the side of its response.
+/// The state of a request on the side of its response.
 #[derive(Debug, Default)]
 pub enum Held {
     /// Nothing.
     #[default]
     Nothing,
-    /// A pace of its own, until that is shared.
+    /// The request's own pace, until it is shared.
     Own(Box<Pace>),
-    /// So many bytes of its response were handed to the server.
+    /// The server has received this many bytes of the response.
     Started(u64),
-    /// More than the buffers between the server and the client hold.
+    /// The server has received more than the buffers between it and the client hold.
     Judged(Pin<Box<Download>>),
 }
 
-/// What both sides of a request see.
+/// The state that both sides of a request share.
 #[derive(Debug)]
 pub struct Common {
-    /// For both bodies, if the request has a pace of its own.
-    own: Option<Box<Pace>>,
+    /// The pace of both bodies, if the request has its own.
+    own_pace: Option<Box<Pace>>,
 }
 
-/// What goes with the request body.
+/// The state of a request body.
 #[derive(Debug)]
 pub struct Upload {
-    is_judged: bool,
-    /// What came since the stopwatch was told last.
-    bytes: u64,
-    /// Made by the first wait.
+    /// Whether the pace is checked.
+    is_checked: bool,
+    /// Bytes that have arrived and that the stopwatch does not know yet.
+    new_bytes: u64,
+    /// Created at the first wait.
     stopwatch: Option<Box<Stopwatch>>,
 }
 
 // === SlowBodyPolicy ===
 
 impl SlowBodyPolicy {
-    /// The pace of a request that may have one of its own.
+    /// Returns the pace that `choose` returns for `request`.
     #[inline(never)]
-    fn own_pace<B>(&self, request: &Request<B>) -> Option<Box<Pace>> {
-        let choose = self.choose.as_ref().filter(|_| self.settings.is_on())?;
+    fn choose_pace<B>(&self, request: &Request<B>) -> Option<Box<Pace>> {
+        if !self.settings.is_on() {
+            return None;
+        }
+        let choose = self.choose.as_ref()?;
         choose(&request.into()).map(Box::new)
     }
 
     fn request_pace<'a>(&'a self, common: &'a Common, form: ResponseFormat) -> &'a Pace {
-        // gRPC-Web has no client streams.
-        let of_all = if form == ResponseFormat::Grpc {
+        // gRPC-Web has no client streams, so it has no pace of its own.
+        let default = if form == ResponseFormat::Grpc {
             &self.grpc
         } else {
             &self.request
         };
-        common.own.as_deref().unwrap_or(of_all)
+        common.own_pace.as_deref().unwrap_or(default)
     }
 
-    fn response_pace<'a>(&'a self, of: Of<'a, Common>) -> &'a Pace {
-        of.shared
-            .and_then(|common| common.own.as_deref())
+    fn response_pace<'a>(&'a self, exchange: Of<'a, Common>) -> &'a Pace {
+        exchange
+            .shared
+            .and_then(|common| common.own_pace.as_deref())
             .unwrap_or(&self.response)
     }
 
-    /// The bytes a second that are required at the present pressure.
+    /// Returns the bytes per second that are required at the present pressure.
     #[inline]
-    fn required(&self, stopwatch: &Stopwatch) -> u64 {
+    fn required_rate(&self, stopwatch: &Stopwatch) -> u64 {
         let Some(rate) = stopwatch.rate() else {
             return 1;
         };
@@ -107,56 +114,66 @@ impl SlowBodyPolicy {
         if pressure <= 0.0 {
             return rate;
         }
-        // At most 2^33: a float has room for that, and the cast saturates.
+        // At most 2^33, which an `f64` represents exactly. The cast saturates.
         (rate as f64 * (1.0 + 7.0 * f64::from(pressure))) as u64
     }
 
-    /// What came before the present wait is paid for it, at the rate in force now.
+    /// Credits the bytes that arrived before the present wait, at the rate in force now.
     #[inline(always)]
-    fn pay(&self, upload: &mut Upload) {
-        if upload.bytes > 0
+    fn credit_bytes(&self, upload: &mut Upload) {
+        if upload.new_bytes > 0
             && let Some(stopwatch) = &mut upload.stopwatch
         {
-            stopwatch.pay(std::mem::take(&mut upload.bytes), self.required(stopwatch));
+            stopwatch.add_bytes(
+                std::mem::take(&mut upload.new_bytes),
+                self.required_rate(stopwatch),
+            );
         }
     }
 
-    /// The server asks for more of a judged response. Cuts it if it does so too late.
+    /// Ends a wait for the client, because the server polls the response body. Cuts the body if the
+    /// wait was too long.
     #[inline(never)]
-    fn asked(&self, held: &mut Held, of: Of<'_, Common>, slot: &mut Polled) -> Flow {
+    fn end_response_wait(
+        &self,
+        held: &mut Held,
+        exchange: Of<'_, Common>,
+        slot: &mut Polled,
+    ) -> Flow {
         let Held::Judged(download) = held else {
             return Flow::Go;
         };
-        let required = |stopwatch: &Stopwatch| self.required(stopwatch);
-        let Some(slow) = download.as_mut().asked(required) else {
+        let required_rate = |stopwatch: &Stopwatch| self.required_rate(stopwatch);
+        let Some(slow) = download.as_mut().end_wait(required_rate) else {
             return Flow::Go;
         };
         *held = Held::Nothing;
         let violation = slow.violation(Phase::ResponseBody);
-        if !self.settings.cut(&violation, of.facts.conn()) {
+        if !self.settings.cut(&violation, exchange.facts.conn()) {
             return Flow::Go;
         }
-        *slot = Poll::Ready(Some(violation.ending(of.facts.form)));
+        *slot = Poll::Ready(Some(violation.ending(exchange.facts.form)));
         Flow::Cut
     }
 
-    /// The server has a frame, and will poll again.
+    /// Starts a wait for the client: the server has a frame to send, and will poll again. `left` is
+    /// the length of the rest of the body, if known.
     #[inline(never)]
-    fn handed_out(
+    fn start_response_wait(
         &self,
         held: &mut Held,
-        of: Of<'_, Common>,
+        exchange: Of<'_, Common>,
         left: Option<u64>,
         cx: &mut Context<'_>,
     ) {
         let now = Instant::now();
         if let Held::Started(bytes) = *held {
             let length = left.map(|left| left.saturating_add(bytes));
-            let stopwatch = Stopwatch::new(self.response_pace(of), length);
+            let stopwatch = Stopwatch::new(self.response_pace(exchange), length);
             *held = Held::Judged(Download::new(stopwatch, bytes, now, cx));
         }
         if let Held::Judged(download) = held {
-            download.as_mut().start(now, cx);
+            download.as_mut().start_wait(now, cx);
         }
     }
 }
@@ -181,9 +198,9 @@ impl Policy for SlowBodyPolicy {
         _: &mut Keys,
     ) -> Result<Held, Refusal> {
         if self.choose.is_some()
-            && let Some(own) = self.own_pace(request)
+            && let Some(own_pace) = self.choose_pace(request)
         {
-            return Ok(Held::Own(own));
+            return Ok(Held::Own(own_pace));
         }
         Ok(Held::Nothing)
     }
@@ -202,18 +219,19 @@ impl Policy for SlowBodyPolicy {
         _: &mut Keys,
     ) -> Common {
         match std::mem::replace(held, Held::Nothing) {
-            Held::Own(own) => Common { own: Some(own) },
-            _ => Common { own: None },
+            Held::Own(own_pace) => Common {
+                own_pace: Some(own_pace),
+            },
+            _ => Common { own_pace: None },
         }
     }
 
     #[inline(always)]
     fn upload(&self, _: &mut Held, common: &Common, facts: &Facts) -> Upload {
         let is_off = self.request_pace(common, facts.form).is_off();
-        let is_judged = self.settings.is_on() && !is_off;
         Upload {
-            is_judged,
-            bytes: 0,
+            is_checked: self.settings.is_on() && !is_off,
+            new_bytes: 0,
             stopwatch: None,
         }
     }
@@ -222,20 +240,20 @@ impl Policy for SlowBodyPolicy {
     fn response_head<B: Body>(
         &self,
         held: &mut Held,
-        of: Of<'_, Common>,
+        exchange: Of<'_, Common>,
         _: &Response<B>,
         _: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
-        let is_judged = self.settings.is_on() && !self.response_pace(of).is_off();
-        if is_judged {
+        let is_checked = self.settings.is_on() && !self.response_pace(exchange).is_off();
+        if is_checked {
             *held = Held::Started(0);
         }
-        Ok(is_judged)
+        Ok(is_checked)
     }
 
     #[inline(always)]
     fn passed(&self, upload: &mut Upload, bytes: usize) {
-        upload.bytes = upload.bytes.saturating_add(bytes as u64);
+        upload.new_bytes = upload.new_bytes.saturating_add(bytes as u64);
     }
 
     #[inline(always)]
@@ -259,19 +277,19 @@ impl Policy for SlowBodyPolicy {
     fn first_wait(
         &self,
         upload: &mut Upload,
-        of: Shared<'_, Common>,
+        exchange: Shared<'_, Common>,
         left: Option<u64>,
         now: Stamp,
     ) -> Option<Stamp> {
-        if !upload.is_judged {
+        if !upload.is_checked {
             return None;
         }
-        let pace = self.request_pace(of.shared, of.facts.form);
-        let length = left.map(|left| left.saturating_add(upload.bytes));
+        let pace = self.request_pace(exchange.shared, exchange.facts.form);
+        let length = left.map(|left| left.saturating_add(upload.new_bytes));
         upload.stopwatch = Some(Box::new(Stopwatch::new(pace, length)));
-        self.pay(upload);
+        self.credit_bytes(upload);
         let due = upload.stopwatch.as_ref()?.due(now);
-        Some(next_look(of.facts, due, now))
+        Some(next_check(exchange.facts, due, now))
     }
 
     #[inline(always)]
@@ -282,8 +300,8 @@ impl Policy for SlowBodyPolicy {
         _: bool,
         _: &mut Context<'_>,
     ) -> Result<(), Violation> {
-        // Not when the wait ends: by then what ended it may have been counted.
-        self.pay(upload);
+        // Not when the wait ends: by then the bytes that ended it may have been counted as well.
+        self.credit_bytes(upload);
         Ok(())
     }
 
@@ -291,38 +309,39 @@ impl Policy for SlowBodyPolicy {
     fn wait_expired(
         &self,
         upload: &mut Upload,
-        of: Shared<'_, Common>,
+        exchange: Shared<'_, Common>,
         since: Stamp,
         now: Stamp,
     ) -> Result<Option<Stamp>, Violation> {
-        self.pay(upload);
+        self.credit_bytes(upload);
         let Some(stopwatch) = &mut upload.stopwatch else {
             return Ok(None);
         };
         stopwatch.start(since);
-        let mut next = now;
-        if let Some(conn) = of.facts.shared_window() {
-            let first_look = next_look(of.facts, stopwatch.due(since), since);
-            if now < first_look {
-                // This was due in an earlier wait.
-                return Ok(Some(first_look));
+        let mut earliest_check = now;
+        if let Some(conn) = exchange.facts.shared_window() {
+            let first_check = next_check(exchange.facts, stopwatch.due(since), since);
+            if now < first_check {
+                // The check that is due now belongs to an earlier wait.
+                return Ok(Some(first_check));
             }
-            if conn.has_unread_body() && stopwatch.excused() < MAX_EXCUSED {
+            if conn.has_unread_body() && stopwatch.excused_nanos() < MAX_EXCUSED_NANOS {
                 stopwatch.excuse(now);
-                // However little of its time is left: else that would be slept through bit by bit.
-                next = now.saturating_add(LATE);
+                // Without this minimum, an excused wait with 2 ms left would be checked every 2 ms.
+                earliest_check = now.saturating_add(STALL_NANOS);
             } else if stopwatch.due(now) > now {
                 stopwatch.charge(now);
             }
         }
-        let rate = self.required(stopwatch);
-        let Some(slow) = stopwatch.judge(now, u64::MAX, rate) else {
-            return Ok(Some(next_look(of.facts, stopwatch.due(now), now).max(next)));
+        let rate = self.required_rate(stopwatch);
+        let Some(slow) = stopwatch.check(now, u64::MAX, rate) else {
+            let check = next_check(exchange.facts, stopwatch.due(now), now);
+            return Ok(Some(check.max(earliest_check)));
         };
-        let judge = |phase| (slow.violation(phase), StatusCode::REQUEST_TIMEOUT);
-        let violation = of.violated(&self.settings, judge);
-        // Shadow mode: one event is enough.
-        upload.is_judged = false;
+        let refusal = |phase| (slow.violation(phase), StatusCode::REQUEST_TIMEOUT);
+        let violation = exchange.violated(&self.settings, refusal);
+        // Shadow mode: one event per request is enough.
+        upload.is_checked = false;
         upload.stopwatch = None;
         violation.map_or(Ok(None), Err)
     }
@@ -339,12 +358,14 @@ impl Policy for SlowBodyPolicy {
     fn poll_response<U: Upstream>(
         &self,
         held: &mut Held,
-        of: Of<'_, Common>,
+        exchange: Of<'_, Common>,
         up: &mut U,
         slot: &mut Polled,
         cx: &mut Context<'_>,
     ) -> Flow {
-        if matches!(held, Held::Judged(_)) && self.asked(held, of, slot) == Flow::Cut {
+        if matches!(held, Held::Judged(_))
+            && self.end_response_wait(held, exchange, slot) == Flow::Cut
+        {
             return Flow::Cut;
         }
         up.poll(slot, cx);
@@ -359,13 +380,13 @@ impl Policy for SlowBodyPolicy {
                     *before > BUFFERED_BYTES
                 }
                 Held::Judged(download) => {
-                    download.as_mut().hand_out(bytes);
+                    download.as_mut().count(bytes);
                     true
                 }
             };
             // The server does not poll again after the last frame.
             if is_long && !up.is_end_stream() {
-                self.handed_out(held, of, up.size_hint().exact(), cx);
+                self.start_response_wait(held, exchange, up.size_hint().exact(), cx);
             }
         }
         Flow::Go
@@ -374,22 +395,23 @@ impl Policy for SlowBodyPolicy {
     #[inline(always)]
     fn release(&self, held: &mut Held, _: Of<'_, Common>) {
         if matches!(held, Held::Own(_) | Held::Judged(_)) {
-            drop_rare(held);
+            release_boxed(held);
         }
     }
 }
 
-/// When a wait that begins or goes on at `now` is looked at again, if it will have been too long at
-/// `due`. Where the window is shared, more often: to see whether others keep it shut.
-fn next_look(facts: &Facts, due: Stamp, now: Stamp) -> Stamp {
+/// Returns when a wait that begins or continues at `now`, and is too long at `due`, is checked
+/// next. If the window is shared, that is more often, to see whether other bodies keep it closed.
+fn next_check(facts: &Facts, due: Stamp, now: Stamp) -> Stamp {
     match facts.shared_window() {
-        Some(_) => due.min(now.saturating_add(LOOK)),
+        Some(_) => due.min(now.saturating_add(WINDOW_CHECK_INTERVAL_NANOS)),
         None => due,
     }
 }
 
+/// Drops what is boxed in `held`. Rare, so not inlined.
 #[inline(never)]
-fn drop_rare(held: &mut Held) {
+fn release_boxed(held: &mut Held) {
     *held = Held::Nothing;
 }
 

@@ -1,4 +1,4 @@
-//! A meter and the stamps of a clock.
+//! Measures the waiting times of one body against its pace.
 
 use crate::{
     Pace,
@@ -8,44 +8,43 @@ use palisade_guard::Stamp;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A verdict that is later than this, in nanoseconds, tells of a stall of the server, which saw
-/// nothing of what the client sent meanwhile.
-pub(crate) const LATE: u64 = 100_000_000;
-/// Nanoseconds that the client gets after a stall of the server, once.
-const REPRIEVE: u64 = 250_000_000;
+/// Delay of a check from which the server is taken to have stalled: during a stall it does not see
+/// what the client sends.
+pub(crate) const STALL_NANOS: u64 = 100_000_000;
+/// Time that the client is given after a stall of the server.
+const STALL_EXTENSION_NANOS: u64 = 250_000_000;
 
-/// Runs while the other side is awaited.
+/// Runs while the other side is awaited, and charges the waiting time to a [`Meter`].
 #[derive(Debug)]
 pub(crate) struct Stopwatch {
-    /// The plain rate.
+    /// The rate without pressure, in bytes per second.
     rate: Option<u64>,
-    /// The length of a wait matters, and not only its end.
-    adds_up: bool,
+    /// The sum of the waits matters, and not only the length of each.
+    is_cumulative: bool,
     meter: Meter,
-    /// When the present wait began.
+    /// The start of the present wait.
     since: Option<Stamp>,
-    /// The present shortage was seen late before.
-    is_forgiven: bool,
-    /// Nanoseconds of waiting that were not charged because others were to blame.
-    excused: u64,
+    /// The extension after a stall has been given since the credit was last full.
+    is_extension_used: bool,
+    /// Nanoseconds of waiting that were not charged, because other bodies may have caused them.
+    excused_nanos: u64,
 }
 
 impl Stopwatch {
-    /// Made when the first wait begins, for a body whose length is known or not.
+    /// Creates the stopwatch of a body at its first wait. `length` is the length of the body, if
+    /// known.
     pub(crate) fn new(pace: &Pace, length: Option<u64>) -> Self {
-        let meter = Meter::new(pace, length);
-        let adds_up = pace.rate.is_some() || pace.total.is_some();
         Self {
             rate: pace.rate,
-            adds_up,
-            meter,
+            is_cumulative: pace.rate.is_some() || pace.total.is_some(),
+            meter: Meter::new(pace, length),
             since: None,
-            is_forgiven: false,
-            excused: 0,
+            is_extension_used: false,
+            excused_nanos: 0,
         }
     }
 
-    /// The rate that is asked for while there is no pressure.
+    /// Returns the rate without pressure, in bytes per second.
     #[inline]
     pub(crate) fn rate(&self) -> Option<u64> {
         self.rate
@@ -56,95 +55,93 @@ impl Stopwatch {
         self.since.is_some()
     }
 
-    /// Whether the length of a wait matters, and not only its end.
+    /// Whether the sum of the waits matters, and not only the length of each.
     #[inline]
-    pub(crate) fn adds_up(&self) -> bool {
-        self.adds_up
+    pub(crate) fn is_cumulative(&self) -> bool {
+        self.is_cumulative
     }
 
-    /// The wait began at `since`, if it is not known yet.
+    /// Starts a wait at `since`, unless one is running.
     #[inline]
     pub(crate) fn start(&mut self, since: Stamp) {
         self.since.get_or_insert(since);
     }
 
-    /// The wait ended at `now`. None of it is charged beyond what was allowed: what was waited for
-    /// is here. If nothing looked at it when it was due, nothing is charged: the bytes may have
-    /// come at once.
+    /// Ends the wait at `now`, because something has arrived. Charges no more than was allowed. If
+    /// the wait was not checked when it was due, charges nothing: the bytes may have arrived long
+    /// before `now`.
     #[inline]
     pub(crate) fn stop(&mut self, now: Stamp) {
         if let Some(since) = self.since.take() {
-            let at = self.waited(since, now);
+            let waited = self.waited(since, now);
             let due = self.meter.due();
-            if at <= due.saturating_add(LATE) {
-                self.meter.wait_until(at.min(due));
+            if waited <= due.saturating_add(STALL_NANOS) {
+                self.meter.advance_to(waited.min(due));
             }
         }
     }
 
-    /// The wait until `now` is charged.
+    /// Charges the wait until `now`, and continues it.
     pub(crate) fn charge(&mut self, now: Stamp) {
         if let Some(since) = self.since.replace(now) {
-            self.meter.wait_until(self.waited(since, now));
+            self.meter.advance_to(self.waited(since, now));
         }
     }
 
-    /// The wait until `now` is not charged.
+    /// Excuses the wait until `now`, so that it is never charged, and continues it.
     pub(crate) fn excuse(&mut self, now: Stamp) {
         if let Some(since) = self.since.replace(now) {
-            self.excused = self.excused.saturating_add(now.saturating_sub(since));
+            let wait = now.saturating_sub(since);
+            self.excused_nanos = self.excused_nanos.saturating_add(wait);
         }
     }
 
-    pub(crate) fn excused(&self) -> u64 {
-        self.excused
+    /// Returns the nanoseconds of waiting that were [excused](Self::excuse).
+    pub(crate) fn excused_nanos(&self) -> u64 {
+        self.excused_nanos
     }
 
-    /// The wait ended some time ago, and how long it was does not matter.
-    pub(crate) fn forget(&mut self) {
+    /// Ends the wait without charging it.
+    pub(crate) fn discard(&mut self) {
         self.since = None;
     }
 
-    /// `bytes` came, while the required rate was `rate`.
+    /// Adds `bytes` that arrived while `rate` bytes per second were required.
     #[inline]
-    pub(crate) fn pay(&mut self, bytes: u64, rate: u64) {
+    pub(crate) fn add_bytes(&mut self, bytes: u64, rate: u64) {
         if bytes > 0 {
-            self.meter.pay(bytes, rate);
-            self.is_forgiven &= !self.meter.is_at_ease();
+            self.meter.add_bytes(bytes, rate);
+            self.is_extension_used &= !self.meter.has_full_credit();
         }
     }
 
-    /// Whether the wait is too long at `now`. It was looked at no later than `late` nanoseconds
-    /// after the instant at which a timer should have done so.
-    pub(crate) fn judge(&mut self, now: Stamp, late: u64, rate: u64) -> Option<TooSlow> {
-        let at = self.waited(self.since?, now);
+    /// Checks at `now` whether the wait is too long, while `rate` bytes per second are required.
+    ///
+    /// `delay` is an upper bound for the nanoseconds by which this check is later than its timer.
+    /// If the delay shows a stall of the server, the client is given an extension.
+    pub(crate) fn check(&mut self, now: Stamp, delay: u64, rate: u64) -> Option<TooSlow> {
+        let waited = self.waited(self.since?, now);
         let due = self.meter.due();
-        let late = late.min(at.checked_sub(due)?);
-        if late > LATE && !self.is_forgiven {
-            self.is_forgiven = true;
-            self.meter.rewind_to(due.saturating_sub(REPRIEVE));
-            self.since = Some(now);
+        let delay = delay.min(waited.checked_sub(due)?);
+        self.since = Some(now);
+        if delay > STALL_NANOS && !self.is_extension_used {
+            self.is_extension_used = true;
+            let extended = due.saturating_sub(STALL_EXTENSION_NANOS);
+            self.meter.rewind_to(extended);
             return None;
         }
-        self.meter.wait_until(at);
-        self.since = Some(now);
-        self.meter.judge(rate)
+        self.meter.advance_to(waited);
+        self.meter.check(rate)
     }
 
-    /// When the present wait will be too long.
+    /// Returns the stamp at which the present wait is too long.
     #[inline]
     pub(crate) fn due(&self, now: Stamp) -> Stamp {
-        now.saturating_add(self.left(now))
-    }
-
-    /// Nanoseconds from `now` until the present wait will be too long.
-    #[inline]
-    pub(crate) fn left(&self, now: Stamp) -> u64 {
         let waited = self.waited(self.since.unwrap_or(now), now);
-        self.meter.due().saturating_sub(waited)
+        now.saturating_add(self.meter.due().saturating_sub(waited))
     }
 
-    /// How long the body was waited for until `now`, in a wait that began at `since`.
+    /// Returns the waiting time until `now`, including a wait that began at `since`.
     #[inline]
     fn waited(&self, since: Stamp, now: Stamp) -> u64 {
         self.meter
@@ -153,9 +150,9 @@ impl Stopwatch {
     }
 }
 
-/// So many nanoseconds after `now`, or an instant that is never reached.
-pub(crate) fn after(now: Instant, wait: u64) -> Instant {
-    const FAR: u64 = 30 * 365 * 86_400 * 1_000_000_000;
-    now.checked_add(Duration::from_nanos(wait.min(FAR)))
+/// Returns the instant `nanos` nanoseconds after `now`, at most 30 years after it.
+pub(crate) fn instant_after(now: Instant, nanos: u64) -> Instant {
+    const MAX_NANOS: u64 = 30 * 365 * 86_400 * 1_000_000_000;
+    now.checked_add(Duration::from_nanos(nanos.min(MAX_NANOS)))
         .unwrap_or(now)
 }
