@@ -1,4 +1,4 @@
-//! Response bodies, exact on paused time, with a server that asks when it is woken.
+//! The pace of response bodies, exact on paused time, with a server that polls when it is woken.
 
 use bytes::Bytes;
 use http::{Request, Response, Version};
@@ -11,24 +11,24 @@ use std::{convert::Infallible, future::poll_fn, pin::Pin, task::Poll, time::Dura
 use tokio::time::{Instant, advance, sleep};
 use tower::{Layer, ServiceExt, service_fn};
 
-const CHUNK: usize = 32 * 1024;
+const CHUNK_BYTES: usize = 32 * 1024;
 
 fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)
 }
 
-/// The body of a response through `layer`, as the server has it.
-async fn through<B>(
+/// Returns the response body that the server receives if the handler responds with `body`.
+async fn response_body<B>(
     layer: &SlowBodyLayer,
     body: B,
 ) -> Pin<Box<dyn Body<Data = Bytes, Error = BoxError>>>
 where
     B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
 {
-    through_request(layer, Request::new(Empty::new()), body).await
+    response_body_for(layer, Request::new(Empty::new()), body).await
 }
 
-async fn through_request<Q, B>(
+async fn response_body_for<Q, B>(
     layer: &SlowBodyLayer,
     request: Request<Q>,
     body: B,
@@ -39,30 +39,35 @@ where
 {
     let mut body = Some(body);
     let handler = service_fn(move |_: Request<RequestBody<Q>>| {
-        let body = body.take().expect("is called once");
+        let body = body.take().expect("the handler is called once");
         async { Ok::<_, Infallible>(Response::new(body)) }
     });
     let response = layer.layer(handler).oneshot(request).await;
-    Box::pin(response.expect("cannot fail").into_body())
+    Box::pin(response.expect("the handler is infallible").into_body())
 }
 
-/// A body that has more whenever it is asked.
+/// A body that always has another chunk.
 fn endless() -> impl Body<Data = Bytes, Error = Infallible> + Send + 'static {
-    let frames =
-        futures_util::stream::repeat_with(|| Ok(Frame::data(Bytes::from_static(&[b'x'; CHUNK]))));
+    let frames = futures_util::stream::repeat_with(|| {
+        Ok(Frame::data(Bytes::from_static(&[b'x'; CHUNK_BYTES])))
+    });
     StreamBody::new(frames)
 }
 
-/// Takes so many bytes at once.
-async fn take(body: &mut Pin<Box<dyn Body<Data = Bytes, Error = BoxError>>>, bytes: usize) {
+/// Reads `bytes` bytes or a little more, at once.
+async fn read_bytes(body: &mut Pin<Box<dyn Body<Data = Bytes, Error = BoxError>>>, bytes: usize) {
     let mut taken = 0;
     while taken < bytes {
-        let frame = body.frame().await.expect("goes on").expect("is not cut");
-        taken += frame.into_data().expect("is data").len();
+        let frame = body
+            .frame()
+            .await
+            .expect("the body goes on")
+            .expect("the body is not cut");
+        taken += frame.into_data().expect("the frame is data").len();
     }
 }
 
-/// Waits as a server does whose client takes nothing: until it is woken.
+/// Waits until the task is woken, as a server does while its client takes nothing.
 async fn until_woken() {
     let mut woken = false;
     poll_fn(|_| {
@@ -76,11 +81,11 @@ async fn until_woken() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_who_takes_nothing_is_cut_when_the_server_is_woken() {
+async fn a_response_that_the_client_does_not_take_is_cut_after_the_gap() {
     let journal = Journal::default();
     let layer = SlowBodyLayer::new().metrics(journal.clone());
-    let mut body = through(&layer, endless()).await;
-    take(&mut body, 10 * CHUNK).await;
+    let mut body = response_body(&layer, endless()).await;
+    read_bytes(&mut body, 10 * CHUNK_BYTES).await;
     let began = Instant::now();
     until_woken().await;
     let error = body.frame().await.unwrap().unwrap_err();
@@ -95,32 +100,32 @@ async fn a_reader_who_takes_nothing_is_cut_when_the_server_is_woken() {
 
 #[tokio::test(start_paused = true)]
 async fn a_grpc_response_that_is_cut_ends_with_its_status() {
-    fn grpc<B>(body: B) -> Request<B> {
+    fn grpc_request<B>(body: B) -> Request<B> {
         let request = Request::post("/demo.Echo/Follow").version(Version::HTTP_2);
         request
             .header("content-type", "application/grpc")
             .body(body)
-            .expect("is a request")
+            .expect("the request is valid")
     }
     let journal = Journal::default();
     let layer = SlowBodyLayer::new().metrics(journal.clone());
     for body in [
-        through_request(
+        response_body_for(
             &layer,
-            grpc(Full::new(Bytes::from_static(b"a message"))),
+            grpc_request(Full::new(Bytes::from_static(b"a message"))),
             endless(),
         )
         .await,
-        through_request(&layer, grpc(Empty::new()), endless()).await,
+        response_body_for(&layer, grpc_request(Empty::new()), endless()).await,
     ] {
         let mut body = body;
-        take(&mut body, 10 * CHUNK).await;
+        read_bytes(&mut body, 10 * CHUNK_BYTES).await;
         until_woken().await;
         let trailers = body
             .frame()
             .await
             .unwrap()
-            .expect("in good order")
+            .expect("the body ends with trailers")
             .into_trailers()
             .unwrap();
         assert_eq!(trailers["grpc-status"], "4");
@@ -132,13 +137,13 @@ async fn a_grpc_response_that_is_cut_ends_with_its_status() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_who_stalls_after_a_while_is_cut_within_twice_the_gap() {
-    let mut body = through(&SlowBodyLayer::new(), endless()).await;
+async fn a_client_that_stalls_later_is_cut_within_twice_the_gap() {
+    let mut body = response_body(&SlowBodyLayer::new(), endless()).await;
     for _ in 0..100 {
-        take(&mut body, CHUNK).await;
+        read_bytes(&mut body, CHUNK_BYTES).await;
         sleep(seconds(7)).await;
     }
-    take(&mut body, CHUNK).await;
+    read_bytes(&mut body, CHUNK_BYTES).await;
     let began = Instant::now();
     loop {
         until_woken().await;
@@ -154,80 +159,83 @@ async fn a_reader_who_stalls_after_a_while_is_cut_within_twice_the_gap() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn steady_readers_are_not_cut_however_large_their_steps() {
-    // A kernel that buffers 1.4 MB makes 16 KiB/s a step every 87 s.
-    let mut body = through(&SlowBodyLayer::new(), endless()).await;
+async fn a_steady_client_is_not_cut_although_the_server_polls_rarely() {
+    // A kernel that buffers 1.4 MB lets a client that reads 16 KiB/s cause a poll every 87 s.
+    let mut body = response_body(&SlowBodyLayer::new(), endless()).await;
     for _ in 0..100 {
-        take(&mut body, 1_400_000).await;
+        read_bytes(&mut body, 1_400_000).await;
         sleep(seconds(87)).await;
     }
-    take(&mut body, 1).await;
+    read_bytes(&mut body, 1).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_who_paused_and_comes_back_goes_on() {
-    // As on HTTP/2 with a shut window: nobody asked when the alarm went off.
-    let mut body = through(&SlowBodyLayer::new(), endless()).await;
+async fn a_client_that_paused_can_continue() {
+    // As on HTTP/2 with a closed window: the server does not poll when the timer fires.
+    let mut body = response_body(&SlowBodyLayer::new(), endless()).await;
     for _ in 0..3 {
-        take(&mut body, 10 * CHUNK).await;
+        read_bytes(&mut body, 10 * CHUNK_BYTES).await;
         sleep(seconds(3600)).await;
     }
-    take(&mut body, 1).await;
+    read_bytes(&mut body, 1).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_a_rate_a_reader_who_keeps_being_late_is_cut() {
+async fn with_a_rate_a_client_that_stays_too_slow_is_cut() {
     let pace = Pace::builder().no_gap().rate(64 * 1024).build().unwrap();
     let layer = SlowBodyLayer::new().response(pace);
-    let mut body = through(&layer, endless()).await;
-    take(&mut body, 4 * CHUNK).await;
+    let mut body = response_body(&layer, endless()).await;
+    read_bytes(&mut body, 4 * CHUNK_BYTES).await;
     let mut rounds = 0;
     while body.frame().await.unwrap().is_ok() {
         sleep(seconds(4)).await; // 8 KiB/s.
         rounds += 1;
     }
     assert!((4..10).contains(&rounds), "{rounds}");
-    // The neighbour is at twice the rate, in large steps.
-    let mut body = through(&layer, endless()).await;
+    // A client at twice the rate, in large steps, is not cut.
+    let mut body = response_body(&layer, endless()).await;
     for _ in 0..100 {
-        take(&mut body, 16 * CHUNK).await;
+        read_bytes(&mut body, 16 * CHUNK_BYTES).await;
         sleep(seconds(4)).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_handler_is_not_charged_to_the_reader() {
+async fn the_time_of_a_slow_handler_is_not_charged_to_the_client() {
     let (mut sender, body) = Channel::<Bytes, Infallible>::new(1);
     tokio::spawn(async move {
         for _ in 0..20 {
             sender
-                .send_data(Bytes::from_static(&[b'x'; CHUNK]))
+                .send_data(Bytes::from_static(&[b'x'; CHUNK_BYTES]))
                 .await
                 .unwrap();
             sleep(seconds(3600)).await;
         }
     });
-    let body = through(&SlowBodyLayer::new(), body).await;
-    assert_eq!(body.collect().await.unwrap().to_bytes().len(), 20 * CHUNK);
+    let body = response_body(&SlowBodyLayer::new(), body).await;
+    assert_eq!(
+        body.collect().await.unwrap().to_bytes().len(),
+        20 * CHUNK_BYTES
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn small_responses_and_last_frames_are_not_judged() {
-    let body = through(
+async fn small_responses_and_last_frames_are_not_checked() {
+    let body = response_body(
         &SlowBodyLayer::new(),
         Full::new(Bytes::from(vec![0; 1 << 20])),
     )
     .await;
     assert_eq!(body.size_hint().exact(), Some(1 << 20));
     assert_eq!(body.collect().await.unwrap().to_bytes().len(), 1 << 20);
-    let mut body = through(&SlowBodyLayer::new(), endless()).await;
-    take(&mut body, 2 * CHUNK).await;
+    let mut body = response_body(&SlowBodyLayer::new(), endless()).await;
+    read_bytes(&mut body, 2 * CHUNK_BYTES).await;
     advance(seconds(3600)).await;
-    take(&mut body, 1).await;
+    read_bytes(&mut body, 1).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn marked_routes_and_other_modes_let_it_pass() {
+async fn responses_without_a_pace_or_enforcement_are_not_cut() {
     let journal = Journal::default();
     for layer in [
         SlowBodyLayer::new().pace_for(|_| Some(Pace::off())),
@@ -236,26 +244,26 @@ async fn marked_routes_and_other_modes_let_it_pass() {
         SlowBodyLayer::new().mode(Mode::Shadow),
     ] {
         let layer = layer.metrics(journal.clone());
-        let mut body = through(&layer, endless()).await;
-        take(&mut body, 10 * CHUNK).await;
+        let mut body = response_body(&layer, endless()).await;
+        read_bytes(&mut body, 10 * CHUNK_BYTES).await;
         for _ in 0..3 {
             sleep(seconds(120)).await;
-            take(&mut body, CHUNK).await;
+            read_bytes(&mut body, CHUNK_BYTES).await;
         }
     }
-    // Only the shadow said so, and only once.
+    // Only shadow mode recorded a violation, and only once.
     assert_eq!(journal.cut(), [(Guard::SlowBody, Reason::Gap)]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_is_found_by_the_task_that_took_the_body_over() {
-    let mut body = through(&SlowBodyLayer::new(), endless()).await;
-    // Another task had it until now, which nothing will poll again.
-    let mut elsewhere = std::task::Context::from_waker(std::task::Waker::noop());
+async fn the_timer_wakes_the_task_that_took_over_the_body() {
+    let mut body = response_body(&SlowBodyLayer::new(), endless()).await;
+    // Until now the body was in another task, which is not polled again.
+    let mut other_task = std::task::Context::from_waker(std::task::Waker::noop());
     for _ in 0..10 {
-        assert!(body.as_mut().poll_frame(&mut elsewhere).is_ready());
+        assert!(body.as_mut().poll_frame(&mut other_task).is_ready());
     }
-    take(&mut body, CHUNK).await;
+    read_bytes(&mut body, CHUNK_BYTES).await;
     let began = Instant::now();
     let _ = tokio::time::timeout(seconds(1000), until_woken()).await;
     assert_eq!(began.elapsed(), seconds(120));

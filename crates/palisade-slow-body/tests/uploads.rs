@@ -1,4 +1,4 @@
-//! Request bodies, exact on paused time.
+//! The pace of request bodies, exact on paused time.
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version, header};
@@ -18,37 +18,42 @@ use std::{
 use tokio::time::{Instant, advance, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
-type Answer = Response<Full<Bytes>>;
-type Wire = Channel<Bytes, Infallible>;
-type Upload = Request<RequestBody<Wire>>;
+type FullResponse = Response<Full<Bytes>>;
+/// The body that a [`Client`] sends.
+type ClientBody = Channel<Bytes, Infallible>;
+/// The request that the handler receives.
+type Upload = Request<RequestBody<ClientBody>>;
 type Client = Sender<Bytes, Infallible>;
 
-const MS: Duration = Duration::from_millis(1);
+const MILLISECOND: Duration = Duration::from_millis(1);
 
 fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)
 }
 
-fn status(status: StatusCode) -> Result<Answer, Infallible> {
+fn respond(status: StatusCode) -> Result<FullResponse, Infallible> {
     let mut response = Response::new(Full::default());
     *response.status_mut() = status;
     Ok(response)
 }
 
-fn upload() -> (Client, Request<Wire>) {
+fn upload() -> (Client, Request<ClientBody>) {
     let (sender, body) = Channel::new(64);
-    (sender, Request::post("/").body(body).expect("is a request"))
+    (
+        sender,
+        Request::post("/").body(body).expect("the request is valid"),
+    )
 }
 
-/// What most handlers do: read all, and say so if that fails.
-async fn read(request: Upload) -> Result<Answer, Infallible> {
+/// A typical handler: reads the whole body, and responds with 400 if that fails.
+async fn read_upload(request: Upload) -> Result<FullResponse, Infallible> {
     match request.into_body().collect().await {
-        Ok(_) => status(StatusCode::OK),
-        Err(_) => status(StatusCode::BAD_REQUEST),
+        Ok(_) => respond(StatusCode::OK),
+        Err(_) => respond(StatusCode::BAD_REQUEST),
     }
 }
 
-/// Serves one upload of `client`, and says with what and when it ended.
+/// Serves one upload of `client`. Returns the status of the response, and the time until then.
 async fn serve<C, F>(layer: &SlowBodyLayer, client: C) -> (StatusCode, Duration)
 where
     C: FnOnce(Client) -> F,
@@ -58,22 +63,22 @@ where
     let client = tokio::spawn(client(sender));
     let began = Instant::now();
     let response = layer
-        .layer(service_fn(read))
+        .layer(service_fn(read_upload))
         .oneshot(request)
         .await
-        .expect("cannot fail");
+        .expect("the handler is infallible");
     let elapsed = began.elapsed();
     client.abort();
     (response.status(), elapsed)
 }
 
-/// Sends so many bytes, whether anybody wants them or not.
+/// Sends `bytes` bytes, even if the body has been dropped.
 async fn send(client: &mut Client, bytes: usize) {
     let _ = client.send_data(Bytes::from(vec![0; bytes])).await;
 }
 
-/// Sends so many bytes `times` times, each after a wait.
-fn steady(
+/// Returns a client that sends `bytes` bytes `times` times, each time after `wait`.
+fn steady_client(
     wait: Duration,
     bytes: usize,
     times: u32,
@@ -91,7 +96,7 @@ fn steady(
 const TOO_SLOW: StatusCode = StatusCode::REQUEST_TIMEOUT;
 
 #[tokio::test(start_paused = true)]
-async fn a_stalled_upload_is_answered_408_when_the_gap_is_over() {
+async fn a_stalled_upload_is_answered_408_after_the_gap() {
     let held = Arc::new(());
     let inside = held.clone();
     let journal = Journal::default();
@@ -99,15 +104,15 @@ async fn a_stalled_upload_is_answered_408_when_the_gap_is_over() {
         let inside = inside.clone();
         async move {
             let _inside = inside;
-            read(request).await
+            read_upload(request).await
         }
     });
     let service = SlowBodyLayer::new().metrics(journal.clone()).layer(handler);
     let (mut client, request) = upload();
     send(&mut client, 100).await;
     let began = Instant::now();
-    let mut answer = pin!(service.oneshot(request));
-    let response = answer.as_mut().await.unwrap();
+    let mut future = pin!(service.oneshot(request));
+    let response = future.as_mut().await.unwrap();
     assert_eq!(began.elapsed(), seconds(15));
     assert_eq!(response.status(), TOO_SLOW);
     assert_eq!(response.headers()[header::CONNECTION], "close");
@@ -115,7 +120,7 @@ async fn a_stalled_upload_is_answered_408_when_the_gap_is_over() {
         response.into_body().collect().await.unwrap().to_bytes(),
         "body too slow"
     );
-    // The answer's future still lives; the handler does not, nor does the body.
+    // The response future still exists. The handler and the body have been dropped.
     assert_eq!(Arc::strong_count(&held), 1);
     assert!(client.send_data(Bytes::from("x")).await.is_err());
     let (guard, phase) = (Guard::SlowBody, Phase::RequestBody);
@@ -125,24 +130,30 @@ async fn a_stalled_upload_is_answered_408_when_the_gap_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn drips_of_any_step_are_ended_soon_after_the_grace_and_a_window() {
-    for step in [3 * MS, seconds(1), seconds(10), seconds(15) - MS] {
-        let (status, elapsed) = serve(&SlowBodyLayer::new(), steady(step, 1, u32::MAX)).await;
-        if step == 3 * MS {
-            // 333 B/s: the credit of a window lasts for 30 s.
+async fn trickling_uploads_are_ended_soon_after_the_grace_and_a_window() {
+    for step in [
+        3 * MILLISECOND,
+        seconds(1),
+        seconds(10),
+        seconds(15) - MILLISECOND,
+    ] {
+        let (status, elapsed) =
+            serve(&SlowBodyLayer::new(), steady_client(step, 1, u32::MAX)).await;
+        if step == 3 * MILLISECOND {
+            // 333 B/s: the credit of one window lasts 30 s.
             assert_eq!((status, elapsed.as_secs()), (TOO_SLOW, 34));
             continue;
         }
         assert_eq!(status, TOO_SLOW);
         assert!(
-            (seconds(15)..seconds(15) + 40 * MS).contains(&elapsed),
+            (seconds(15)..seconds(15) + 40 * MILLISECOND).contains(&elapsed),
             "{step:?}: {elapsed:?}"
         );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_burst_buys_one_window_of_silence_and_no_more() {
+async fn a_burst_allows_one_window_of_silence_and_no_more() {
     for burst in [10_000, 10_000_000] {
         let silent = move |mut client: Client| async move {
             sleep(seconds(6)).await;
@@ -155,85 +166,85 @@ async fn a_burst_buys_one_window_of_silence_and_no_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn honest_uploads_are_not_cut() {
+async fn uploads_that_keep_the_pace_are_not_cut() {
     let layer = SlowBodyLayer::new();
-    let honest = [
+    let uploads = [
         (seconds(1), 16 * 1024, 128), // 2 MiB at 16 KiB/s.
         (seconds(1), 500, 1000),      // Exactly at the rate.
-        (seconds(3), 8 * 1024, 20),   // A phone that is gone for 3 s of 5.
-        (seconds(9), 5000, 50),       // Large pieces, long waits.
+        (seconds(3), 8 * 1024, 20),   // A phone that loses its signal for 3 s.
+        (seconds(9), 5000, 50),       // Large chunks, long waits.
         (seconds(14), 1, 1),          // A small body after a long silence.
     ];
-    for (wait, bytes, times) in honest {
-        let (status, elapsed) = serve(&layer, steady(wait, bytes, times)).await;
+    for (wait, bytes, times) in uploads {
+        let (status, elapsed) = serve(&layer, steady_client(wait, bytes, times)).await;
         assert_eq!((status, elapsed), (StatusCode::OK, wait * times));
     }
-    let (status, _) = serve(&layer, steady(seconds(1), 499, 10_000)).await;
+    let (status, _) = serve(&layer, steady_client(seconds(1), 499, 10_000)).await;
     assert_eq!(status, TOO_SLOW);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_takes_its_time_is_not_charged_to_the_client() {
+async fn the_time_of_a_slow_handler_is_not_charged_to_the_client() {
     let handler = service_fn(|request: Upload| async {
         let mut body = request.into_body();
         sleep(seconds(3600)).await;
         while let Some(frame) = body.frame().await {
             if frame.is_err() {
-                return status(StatusCode::BAD_REQUEST);
+                return respond(StatusCode::BAD_REQUEST);
             }
             sleep(seconds(3600)).await;
         }
-        status(StatusCode::OK)
+        respond(StatusCode::OK)
     });
     let (mut client, request) = upload();
-    let answer = tokio::spawn(SlowBodyLayer::new().layer(handler).oneshot(request));
+    let response = tokio::spawn(SlowBodyLayer::new().layer(handler).oneshot(request));
     for _ in 0..10 {
-        // Just when the handler asks again, one second after it began to.
+        // One second after the handler has asked for the next frame.
         sleep(seconds(3601)).await;
         send(&mut client, 1).await;
     }
     drop(client);
-    assert_eq!(answer.await.unwrap().unwrap().status(), StatusCode::OK);
+    assert_eq!(response.await.unwrap().unwrap().status(), StatusCode::OK);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_asks_and_then_looks_elsewhere_is_not_charged_either() {
+async fn a_wait_that_the_handler_abandons_is_not_charged_to_the_client() {
     let handler = service_fn(|request: Upload| async {
         let mut body = request.into_body();
         for _ in 0..5 {
             {
-                // Asks, and gets nothing yet.
+                // Ask for a frame before one has arrived.
                 let mut frame = pin!(body.frame());
                 let polled = poll_fn(|cx| Poll::Ready(frame.as_mut().poll(cx))).await;
                 assert!(polled.is_pending());
             }
             sleep(seconds(3600)).await;
             if body.frame().await.is_none_or(|frame| frame.is_err()) {
-                return status(StatusCode::BAD_REQUEST);
+                return respond(StatusCode::BAD_REQUEST);
             }
         }
-        status(StatusCode::OK)
+        respond(StatusCode::OK)
     });
     let (mut client, request) = upload();
-    let answer = tokio::spawn(SlowBodyLayer::new().layer(handler).oneshot(request));
+    let response = tokio::spawn(SlowBodyLayer::new().layer(handler).oneshot(request));
     for _ in 0..5 {
-        sleep(MS).await;
+        sleep(MILLISECOND).await;
         send(&mut client, 1).await;
-        sleep(seconds(3600) - MS).await;
+        sleep(seconds(3600) - MILLISECOND).await;
     }
-    assert_eq!(answer.await.unwrap().unwrap().status(), StatusCode::OK);
+    assert_eq!(response.await.unwrap().unwrap().status(), StatusCode::OK);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_second_wait_has_its_whole_gap_and_no_more_however_late_it_begins() {
-    // In the first wait, at the moment when that would have been too long, and long after it.
-    for works in [0, 59, 60, 61, 3600] {
+async fn a_second_wait_has_exactly_one_gap_however_late_it_begins() {
+    // It begins at once, about when the first wait would have been too long, and long after that.
+    for work_seconds in [0, 59, 60, 61, 3600] {
         let handler = service_fn(move |request: Upload| async move {
             let mut body = request.into_body();
             let _ = body.frame().await;
-            sleep(seconds(works)).await;
-            let second = body.frame().await.expect("the body did not end");
-            status(if second.is_err() {
+            sleep(seconds(work_seconds)).await;
+            let second = body.frame().await.expect("the body has not ended");
+            respond(if second.is_err() {
                 StatusCode::BAD_REQUEST
             } else {
                 StatusCode::OK
@@ -241,99 +252,106 @@ async fn a_second_wait_has_its_whole_gap_and_no_more_however_late_it_begins() {
         });
         let layer = SlowBodyLayer::new().request(Pace::conversation());
         let (mut client, request) = upload();
-        let answer = tokio::spawn(layer.layer(handler).oneshot(request));
+        let response = tokio::spawn(layer.layer(handler).oneshot(request));
         sleep(seconds(1)).await;
         send(&mut client, 1).await;
         let sent = Instant::now();
-        assert_eq!(answer.await.unwrap().unwrap().status(), TOO_SLOW);
+        assert_eq!(response.await.unwrap().unwrap().status(), TOO_SLOW);
         assert_eq!(
             sent.elapsed(),
-            seconds(works + 60),
-            "after {works} s of work"
+            seconds(work_seconds + 60),
+            "after {work_seconds} s of work"
         );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stall_of_the_server_is_forgiven_once() {
-    // Something came while nobody looked.
+async fn a_stall_of_the_server_extends_the_wait_once() {
+    // Bytes arrived during the stall.
     let (mut client, request) = upload();
-    let mut answer = Box::pin(
+    let mut response = Box::pin(
         SlowBodyLayer::new()
-            .layer(service_fn(read))
+            .layer(service_fn(read_upload))
             .oneshot(request),
     );
     let mut cx = Context::from_waker(Waker::noop());
-    assert!(answer.as_mut().poll(&mut cx).is_pending());
+    assert!(response.as_mut().poll(&mut cx).is_pending());
     advance(seconds(3600)).await;
     send(&mut client, 1).await;
-    assert!(answer.as_mut().poll(&mut cx).is_pending());
+    assert!(response.as_mut().poll(&mut cx).is_pending());
     drop(client);
-    assert_eq!(answer.await.unwrap().status(), StatusCode::OK);
+    assert_eq!(response.await.unwrap().status(), StatusCode::OK);
 
-    // Nothing came, or it is still on its way to us.
-    for (comes, expected) in [(true, StatusCode::OK), (false, TOO_SLOW)] {
+    // Nothing arrived during the stall. Bytes may arrive within the extension.
+    for (arrives, expected) in [(true, StatusCode::OK), (false, TOO_SLOW)] {
         let (mut client, request) = upload();
-        let mut answer = Box::pin(
+        let mut response = Box::pin(
             SlowBodyLayer::new()
-                .layer(service_fn(read))
+                .layer(service_fn(read_upload))
                 .oneshot(request),
         );
-        assert!(answer.as_mut().poll(&mut cx).is_pending());
+        assert!(response.as_mut().poll(&mut cx).is_pending());
         advance(seconds(3600)).await;
-        assert!(answer.as_mut().poll(&mut cx).is_pending());
+        assert!(response.as_mut().poll(&mut cx).is_pending());
         let stalled = Instant::now();
-        let answer = tokio::spawn(answer);
-        sleep(200 * MS).await;
-        if comes {
+        let response = tokio::spawn(response);
+        sleep(200 * MILLISECOND).await;
+        if arrives {
             send(&mut client, 1).await;
             drop(client);
         }
-        assert_eq!(answer.await.unwrap().unwrap().status(), expected);
-        assert_eq!(stalled.elapsed(), if comes { 200 * MS } else { 250 * MS });
+        assert_eq!(response.await.unwrap().unwrap().status(), expected);
+        assert_eq!(
+            stalled.elapsed(),
+            if arrives {
+                200 * MILLISECOND
+            } else {
+                250 * MILLISECOND
+            }
+        );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_next_stall_is_forgiven_only_to_whoever_has_caught_up() {
-    for (bytes, cut) in [(1, true), (1 << 20, false)] {
+async fn a_second_stall_extends_the_wait_only_after_the_client_has_caught_up() {
+    for (bytes, is_refused) in [(1, true), (1 << 20, false)] {
         let (mut client, request) = upload();
-        let mut answer = Box::pin(
+        let mut response = Box::pin(
             SlowBodyLayer::new()
-                .layer(service_fn(read))
+                .layer(service_fn(read_upload))
                 .oneshot(request),
         );
         let mut cx = Context::from_waker(Waker::noop());
-        assert!(answer.as_mut().poll(&mut cx).is_pending());
+        assert!(response.as_mut().poll(&mut cx).is_pending());
         advance(seconds(3600)).await;
         assert!(
-            answer.as_mut().poll(&mut cx).is_pending(),
-            "the first is forgiven"
+            response.as_mut().poll(&mut cx).is_pending(),
+            "the first stall extends the wait"
         );
         send(&mut client, bytes).await;
-        assert!(answer.as_mut().poll(&mut cx).is_pending());
+        assert!(response.as_mut().poll(&mut cx).is_pending());
         advance(seconds(3600)).await;
-        match answer.as_mut().poll(&mut cx) {
+        match response.as_mut().poll(&mut cx) {
             Poll::Ready(response) => {
-                assert_eq!((response.unwrap().status(), cut), (TOO_SLOW, true));
+                assert_eq!((response.unwrap().status(), is_refused), (TOO_SLOW, true));
             }
-            Poll::Pending => assert!(!cut, "one byte buys no second reprieve"),
+            Poll::Pending => assert!(!is_refused, "one byte does not earn a second extension"),
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_in_another_task_ends_the_handler_too() {
+async fn a_slow_body_in_another_task_ends_the_handler() {
     let held = Arc::new(());
     let inside = held.clone();
     let handler = service_fn(move |request: Upload| {
         let inside = inside.clone();
         async move {
-            tokio::spawn(read(request));
-            // It does not even listen.
+            tokio::spawn(read_upload(request));
+            // The handler does not wait for that task.
             pending::<()>().await;
             drop(inside);
-            status(StatusCode::OK)
+            respond(StatusCode::OK)
         }
     });
     let (_client, request) = upload();
@@ -351,12 +369,12 @@ async fn a_body_in_another_task_ends_the_handler_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_handler_cannot_answer_for_a_body_that_was_too_slow() {
+async fn a_handler_cannot_respond_once_its_body_was_too_slow() {
     let handler = service_fn(|request: Upload| async {
         let error = request.into_body().collect().await.unwrap_err();
-        let violation = Violation::behind(&*error).expect("it says why");
+        let violation = Violation::behind(&*error).expect("the error is a violation");
         assert_eq!(violation.reason, Reason::Gap);
-        status(StatusCode::IM_A_TEAPOT)
+        respond(StatusCode::IM_A_TEAPOT)
     });
     let (_client, request) = upload();
     let response = SlowBodyLayer::new()
@@ -368,20 +386,20 @@ async fn the_handler_cannot_answer_for_a_body_that_was_too_slow() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn once_the_head_is_out_the_body_is_cut() {
+async fn after_the_response_head_a_slow_body_is_cut() {
     let journal = Journal::default();
-    let (tell, told) = tokio::sync::oneshot::channel();
-    let mut tell = Some(tell);
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let mut sender = Some(sender);
     let handler = service_fn(move |request: Upload| {
-        let tell = tell.take().unwrap();
+        let sender = sender.take().unwrap();
         tokio::spawn(async move {
             let mut body = request.into_body();
             let error = body.frame().await.unwrap().unwrap_err();
             assert!(body.is_end_stream());
             assert!(body.frame().await.is_none());
-            tell.send(*Violation::behind(&*error).unwrap()).unwrap();
+            sender.send(*Violation::behind(&*error).unwrap()).unwrap();
         });
-        ready(status(StatusCode::OK))
+        ready(respond(StatusCode::OK))
     });
     let (_client, request) = upload();
     let layer = SlowBodyLayer::new().metrics(journal.clone());
@@ -389,40 +407,40 @@ async fn once_the_head_is_out_the_body_is_cut() {
     assert_eq!(response.status(), StatusCode::OK);
     let (guard, phase) = (Guard::SlowBody, Phase::ResponseBody);
     let violation = Violation::new(guard, Reason::Gap, phase, 15_000, 15_000);
-    assert_eq!(told.await.unwrap(), violation);
+    assert_eq!(receiver.await.unwrap(), violation);
     assert_eq!(journal.cuts(), [(violation, Mode::Enforce)]);
     assert!(journal.refused().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_nobody_waits_for_an_answer_any_more_it_is_a_cut() {
+async fn a_slow_body_after_the_response_future_is_dropped_is_recorded_as_a_cut() {
     let journal = Journal::default();
-    let (tell, told) = tokio::sync::oneshot::channel();
-    let mut tell = Some(tell);
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let mut sender = Some(sender);
     let handler = service_fn(move |request: Upload| {
-        let tell = tell.take().unwrap();
+        let sender = sender.take().unwrap();
         async move {
-            tokio::spawn(async move { tell.send(read(request).await.unwrap().status()) });
-            pending::<Result<Answer, Infallible>>().await
+            tokio::spawn(async move { sender.send(read_upload(request).await.unwrap().status()) });
+            pending::<Result<FullResponse, Infallible>>().await
         }
     });
     let (_client, request) = upload();
     let layer = SlowBodyLayer::new().metrics(journal.clone());
-    let answer = tokio::spawn(layer.layer(handler).oneshot(request));
+    let response = tokio::spawn(layer.layer(handler).oneshot(request));
     sleep(seconds(1)).await;
-    answer.abort();
-    assert_eq!(told.await.unwrap(), StatusCode::BAD_REQUEST);
+    response.abort();
+    assert_eq!(receiver.await.unwrap(), StatusCode::BAD_REQUEST);
     assert_eq!(journal.cut(), [(Guard::SlowBody, Reason::Gap)]);
     assert!(journal.refused().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_is_dropped_in_time_is_nobody_s_business() {
+async fn a_body_that_is_dropped_in_time_records_nothing() {
     let journal = Journal::default();
     let handler = service_fn(|request: Upload| async {
         let _ = tokio::time::timeout(seconds(14), request.into_body().collect()).await;
         sleep(seconds(100)).await;
-        status(StatusCode::OK)
+        respond(StatusCode::OK)
     });
     let (_client, request) = upload();
     let layer = SlowBodyLayer::new().metrics(journal.clone());
@@ -431,15 +449,15 @@ async fn a_body_that_is_dropped_in_time_is_nobody_s_business() {
     assert!(journal.refused().is_empty() && journal.cut().is_empty());
 }
 
-fn grpc() -> (Client, Request<Wire>) {
+fn grpc_upload() -> (Client, Request<ClientBody>) {
     let (sender, body) = Channel::new(64);
     let request = Request::post("/demo.Echo/Collect").version(Version::HTTP_2);
     let request = request.header("content-type", "application/grpc");
-    (sender, request.body(body).expect("is a request"))
+    (sender, request.body(body).expect("the request is valid"))
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_only_claims_to_speak_grpc_keeps_the_pace_of_everybody() {
+async fn a_request_that_is_not_grpc_over_http2_has_the_general_pace() {
     for (version, kind) in [
         (Version::HTTP_11, "application/grpc"),
         (Version::HTTP_11, "application/grpc+proto"),
@@ -449,19 +467,19 @@ async fn who_only_claims_to_speak_grpc_keeps_the_pace_of_everybody() {
         (Version::HTTP_2, "application/grpc-web-text"),
     ] {
         let journal = Journal::default();
-        let (_client, mut request) = grpc();
+        let (_client, mut request) = grpc_upload();
         *request.version_mut() = version;
         request
             .headers_mut()
             .insert("content-type", kind.parse().unwrap());
-        // As gRPC has to say, and as anything may.
+        // gRPC requires this header. Other requests may have it too.
         request
             .headers_mut()
             .insert("te", "trailers".parse().unwrap());
         let began = Instant::now();
         let layer = SlowBodyLayer::new().metrics(journal.clone());
         layer
-            .layer(service_fn(read))
+            .layer(service_fn(read_upload))
             .oneshot(request)
             .await
             .unwrap();
@@ -471,12 +489,12 @@ async fn who_only_claims_to_speak_grpc_keeps_the_pace_of_everybody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_may_ask_grpc_for_the_pace_of_everybody() {
+async fn grpc_can_be_given_the_general_pace() {
     let layer = SlowBodyLayer::new().grpc(Pace::default());
-    let (_client, request) = grpc();
+    let (_client, request) = grpc_upload();
     let began = Instant::now();
     let response = layer
-        .layer(service_fn(read))
+        .layer(service_fn(read_upload))
         .oneshot(request)
         .await
         .unwrap();
@@ -485,16 +503,16 @@ async fn a_server_may_ask_grpc_for_the_pace_of_everybody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_grpc_stream_keeps_its_own_pace() {
-    let service = SlowBodyLayer::new().layer(service_fn(read));
-    let (client, request) = grpc();
-    tokio::spawn(steady(seconds(59), 8, 100)(client));
+async fn a_grpc_stream_has_the_grpc_pace() {
+    let service = SlowBodyLayer::new().layer(service_fn(read_upload));
+    let (client, request) = grpc_upload();
+    tokio::spawn(steady_client(seconds(59), 8, 100)(client));
     let began = Instant::now();
     let response = service.clone().oneshot(request).await.unwrap();
     assert!(!response.headers().contains_key("grpc-status"));
     assert_eq!(began.elapsed(), seconds(5900));
 
-    let (_client, request) = grpc();
+    let (_client, request) = grpc_upload();
     let began = Instant::now();
     let response = service.oneshot(request).await.unwrap();
     assert_eq!(began.elapsed(), seconds(60));
@@ -504,7 +522,7 @@ async fn a_grpc_stream_keeps_its_own_pace() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_marked_route_keeps_its_own_pace_too() {
+async fn pace_for_sets_the_pace_of_single_requests() {
     for (pace, expected) in [
         (Pace::off(), None),
         (Pace::conversation(), None),
@@ -512,10 +530,10 @@ async fn a_marked_route_keeps_its_own_pace_too() {
     ] {
         let layer = SlowBodyLayer::new()
             .pace_for(move |head| (head.uri.path() == "/events").then_some(pace));
-        let service = layer.layer(service_fn(read));
+        let service = layer.layer(service_fn(read_upload));
         let (client, mut request) = upload();
         *request.uri_mut() = "/events".parse().unwrap();
-        tokio::spawn(steady(seconds(50), 1, 3)(client));
+        tokio::spawn(steady_client(seconds(50), 1, 3)(client));
         let began = Instant::now();
         let response = service.oneshot(request).await.unwrap();
         match expected {
@@ -526,40 +544,40 @@ async fn a_marked_route_keeps_its_own_pace_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pressure_asks_for_more() {
+async fn pressure_raises_the_required_rate() {
     for (pressure, expected) in [(0.0, StatusCode::OK), (1.0, TOO_SLOW)] {
         let level = Pressure::default();
         let layer = SlowBodyLayer::new().pressure(level.clone());
         level.set(pressure);
-        let (status, _) = serve(&layer, steady(seconds(1), 2000, 200)).await;
+        let (status, _) = serve(&layer, steady_client(seconds(1), 2000, 200)).await;
         assert_eq!(status, expected);
-        let (status, _) = serve(&layer, steady(seconds(1), 4000, 200)).await;
+        let (status, _) = serve(&layer, steady_client(seconds(1), 4000, 200)).await;
         assert_eq!(status, StatusCode::OK);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn bytes_are_worth_what_was_asked_for_when_they_came() {
+async fn bytes_count_at_the_rate_in_force_when_they_arrived() {
     let pressure = Pressure::default();
     let layer = SlowBodyLayer::new().pressure(pressure.clone());
     let (mut client, request) = upload();
     let began = Instant::now();
-    let answer = tokio::spawn(layer.layer(service_fn(read)).oneshot(request));
+    let response = tokio::spawn(layer.layer(service_fn(read_upload)).oneshot(request));
     sleep(seconds(14)).await;
-    // Worth 8 s at 500 bytes a second: with the grace and the window paid until 23 s.
+    // Covers 8 s at 500 bytes per second: with the grace and the window, until 23 s.
     send(&mut client, 4000).await;
-    sleep(500 * MS).await;
+    sleep(500 * MILLISECOND).await;
     pressure.set(1.0);
-    assert_eq!(answer.await.unwrap().unwrap().status(), TOO_SLOW);
+    assert_eq!(response.await.unwrap().unwrap().status(), TOO_SLOW);
     assert_eq!(began.elapsed(), seconds(23));
 }
 
 #[tokio::test(start_paused = true)]
-async fn numbers_of_its_own_hold() {
+async fn a_custom_pace_is_enforced() {
     let pace = Pace::builder()
-        .gap(100 * MS)
+        .gap(100 * MILLISECOND)
         .rate(1000)
-        .window(200 * MS)
+        .window(200 * MILLISECOND)
         .grace(Duration::ZERO)
         .total(seconds(1))
         .build()
@@ -569,40 +587,40 @@ async fn numbers_of_its_own_hold() {
         let _client = client;
         pending::<()>().await;
     };
-    assert_eq!(serve(&layer, silent).await, (TOO_SLOW, 100 * MS));
-    let (status, elapsed) = serve(&layer, steady(99 * MS, 1, 100)).await;
-    assert_eq!((status, elapsed), (TOO_SLOW, 202 * MS));
+    assert_eq!(serve(&layer, silent).await, (TOO_SLOW, 100 * MILLISECOND));
+    let (status, elapsed) = serve(&layer, steady_client(99 * MILLISECOND, 1, 100)).await;
+    assert_eq!((status, elapsed), (TOO_SLOW, 202 * MILLISECOND));
     // A body of unknown length has no total.
-    let (status, _) = serve(&layer, steady(50 * MS, 50, 100)).await;
+    let (status, _) = serve(&layer, steady_client(50 * MILLISECOND, 50, 100)).await;
     assert_eq!(status, StatusCode::OK);
 }
 
 #[tokio::test(start_paused = true)]
-async fn shadow_tells_once_and_lets_pass_and_off_does_not_look() {
-    for (mode, told) in [(Mode::Shadow, 1), (Mode::Off, 0)] {
+async fn shadow_mode_records_once_and_a_guard_that_is_off_records_nothing() {
+    for (mode, recorded) in [(Mode::Shadow, 1), (Mode::Off, 0)] {
         let journal = Journal::default();
         let layer = SlowBodyLayer::new().mode(mode).metrics(journal.clone());
-        let (status, elapsed) = serve(&layer, steady(seconds(100), 1, 5)).await;
+        let (status, elapsed) = serve(&layer, steady_client(seconds(100), 1, 5)).await;
         assert_eq!((status, elapsed), (StatusCode::OK, seconds(500)));
-        assert_eq!(journal.refused().len(), told);
+        assert_eq!(journal.refused().len(), recorded);
         assert!(journal.cut().is_empty());
     }
 }
 
 #[test]
-fn a_body_that_is_there_at_once_needs_neither_timer_nor_clock() {
-    // There is no runtime here: to make a timer would panic.
+fn a_body_that_is_ready_at_once_needs_no_timer() {
+    // There is no runtime here, so creating a timer would panic.
     let body = Full::new(Bytes::from_static(b"whole"));
     let handler = service_fn(|request: Request<RequestBody<Full<Bytes>>>| async {
         let body = request.into_body();
         assert_eq!(body.size_hint().exact(), Some(5));
         assert_eq!(body.collect().await.unwrap().to_bytes(), "whole");
-        status(StatusCode::OK)
+        respond(StatusCode::OK)
     });
     let mut service = SlowBodyLayer::new().layer(handler);
-    let mut answer = pin!(service.call(Request::new(body)));
+    let mut response = pin!(service.call(Request::new(body)));
     assert!(
-        answer
+        response
             .as_mut()
             .poll(&mut Context::from_waker(Waker::noop()))
             .is_ready()
@@ -610,13 +628,13 @@ fn a_body_that_is_there_at_once_needs_neither_timer_nor_clock() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_body_passes_length_and_trailers() {
+async fn a_request_body_keeps_its_length_and_trailers() {
     let handler = service_fn(|request: Request<RequestBody<_>>| async move {
         let body = request.into_body();
         assert_eq!(body.size_hint().lower(), 3);
         let collected = body.collect().await.unwrap();
         assert_eq!(collected.trailers().unwrap()["etag"], "x");
-        status(StatusCode::OK)
+        respond(StatusCode::OK)
     });
     let trailers = http::HeaderMap::from_iter([(header::ETAG, "x".parse().unwrap())]);
     let body = Full::new(Bytes::from_static(b"abc"))
@@ -629,14 +647,14 @@ async fn a_request_body_passes_length_and_trailers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_body_s_and_the_handler_s_own_errors_pass() {
+async fn errors_of_the_inner_body_and_the_handler_pass_unchanged() {
     let (mut client, body) = Channel::<Bytes, std::io::Error>::new(1);
     let handler = service_fn(|request: Request<RequestBody<Channel<_, _>>>| async {
         let error = request.into_body().collect().await.unwrap_err();
         assert!(Violation::behind(&*error).is_none());
-        Err::<Answer, _>(error.to_string())
+        Err::<FullResponse, _>(error.to_string())
     });
-    let answer = SlowBodyLayer::new()
+    let response = SlowBodyLayer::new()
         .layer(handler)
         .oneshot(Request::new(body));
     let client = async move {
@@ -644,15 +662,15 @@ async fn the_body_s_and_the_handler_s_own_errors_pass() {
         client.send_data(Bytes::from("x")).await.unwrap();
         client.abort(std::io::Error::other("gone"));
     };
-    let (result, ()) = tokio::join!(answer, client);
+    let (result, ()) = tokio::join!(response, client);
     assert_eq!(result.unwrap_err(), "gone");
 }
 
-/// A future of no size of its own.
-struct Thin;
+/// A handler future that takes no space.
+struct ZeroSizedFuture;
 
-impl Future for Thin {
-    type Output = Result<Answer, Infallible>;
+impl Future for ZeroSizedFuture {
+    type Output = Result<FullResponse, Infallible>;
 
     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
         Poll::Pending
@@ -660,31 +678,33 @@ impl Future for Thin {
 }
 
 #[test]
-fn a_request_future_grows_by_no_more_than_seventy_two_bytes() {
-    let handler = service_fn(|_: Request<RequestBody<Empty<Bytes>>>| Thin);
+fn the_response_future_adds_at_most_72_bytes() {
+    let handler = service_fn(|_: Request<RequestBody<Empty<Bytes>>>| ZeroSizedFuture);
     let mut service = SlowBodyLayer::new().layer(handler);
-    let added = size_of_val(&service.call(Request::new(Empty::new()))) - size_of::<Thin>();
+    let added =
+        size_of_val(&service.call(Request::new(Empty::new()))) - size_of::<ZeroSizedFuture>();
     assert!(added <= 72, "{added}");
 }
 
-/// A request on a connection of HTTP/2 of which another body is not read, or is.
-fn beside(conn: &Arc<ConnInfo>) -> (Client, Request<Wire>) {
+/// Creates an upload over HTTP/2 on `conn`.
+fn upload_on(conn: &Arc<ConnInfo>) -> (Client, Request<ClientBody>) {
     let (sender, mut request) = upload();
     *request.version_mut() = Version::HTTP_2;
     request.extensions_mut().insert(conn.clone());
     (sender, request)
 }
 
-fn http2() -> Arc<ConnInfo> {
+/// Creates an HTTP/2 connection.
+fn http2_connection() -> Arc<ConnInfo> {
     ConnInfo::new(([192, 0, 2, 1], 1).into(), None, Prefix::default())
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_others_may_be_to_blame_for_is_charged_after_a_minute() {
-    let conn = http2();
-    let service = SlowBodyLayer::new().layer(service_fn(read));
+async fn silence_beside_an_unread_body_is_charged_after_a_minute() {
+    let conn = http2_connection();
+    let service = SlowBodyLayer::new().layer(service_fn(read_upload));
     conn.add_unread_body();
-    let (_client, request) = beside(&conn);
+    let (_client, request) = upload_on(&conn);
     let began = Instant::now();
     let response = service.oneshot(request).await.unwrap();
     assert_eq!(response.status(), StatusCode::REQUEST_TIMEOUT);
@@ -695,14 +715,14 @@ async fn what_others_may_be_to_blame_for_is_charged_after_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn short_waits_use_up_nothing_of_that_minute() {
-    let conn = http2();
-    let service = SlowBodyLayer::new().layer(service_fn(read));
+async fn short_waits_do_not_use_up_the_excused_minute() {
+    let conn = http2_connection();
+    let service = SlowBodyLayer::new().layer(service_fn(read_upload));
     conn.add_unread_body();
-    let (mut client, request) = beside(&conn);
+    let (mut client, request) = upload_on(&conn);
     let response = tokio::spawn(service.oneshot(request));
     for _ in 0..100 {
-        sleep(1500 * MS).await;
+        sleep(1500 * MILLISECOND).await;
         send(&mut client, 1500).await;
     }
     let last = Instant::now();
@@ -714,11 +734,11 @@ async fn short_waits_use_up_nothing_of_that_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_can_come_again_has_its_whole_gap() {
-    let conn = http2();
-    let service = SlowBodyLayer::new().layer(service_fn(read));
+async fn a_wait_has_its_whole_gap_after_the_other_body_is_read() {
+    let conn = http2_connection();
+    let service = SlowBodyLayer::new().layer(service_fn(read_upload));
     conn.add_unread_body();
-    let (_client, request) = beside(&conn);
+    let (_client, request) = upload_on(&conn);
     let began = Instant::now();
     let response = tokio::spawn(service.oneshot(request));
     sleep(seconds(30)).await;
@@ -726,27 +746,27 @@ async fn a_body_that_can_come_again_has_its_whole_gap() {
     let response = response.await.unwrap().unwrap();
     assert_eq!(response.status(), StatusCode::REQUEST_TIMEOUT);
     let took = began.elapsed();
-    // But for the time between two looks.
+    // The gap starts at the last check before the other body was read, up to 2 s earlier.
     assert!(seconds(43) <= took && took <= seconds(45), "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn bodies_are_unread_from_their_heads_to_their_ends_but_while_they_are_awaited() {
-    let conn = http2();
-    let (begin, begun) = tokio::sync::oneshot::channel::<()>();
-    let begun = std::sync::Mutex::new(Some(begun));
+async fn a_body_is_unread_until_its_end_except_while_it_is_awaited() {
+    let conn = http2_connection();
+    let (start, started) = tokio::sync::oneshot::channel::<()>();
+    let started = std::sync::Mutex::new(Some(started));
     let service = SlowBodyLayer::new().layer(service_fn(move |request: Upload| {
-        let begun = begun.lock().unwrap().take().unwrap();
+        let started = started.lock().unwrap().take().unwrap();
         async move {
-            begun.await.unwrap();
-            read(request).await
+            started.await.unwrap();
+            read_upload(request).await
         }
     }));
-    let (client, request) = beside(&conn);
+    let (client, request) = upload_on(&conn);
     let response = tokio::spawn(service.oneshot(request));
     sleep(seconds(1)).await;
     assert!(conn.has_unread_body());
-    begin.send(()).unwrap();
+    start.send(()).unwrap();
     sleep(seconds(1)).await;
     assert!(!conn.has_unread_body());
     drop(client);
@@ -755,10 +775,10 @@ async fn bodies_are_unread_from_their_heads_to_their_ends_but_while_they_are_awa
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_excused_wait_whose_time_is_nearly_over_is_not_looked_at_all_the_time() {
-    let conn = http2();
-    let service = SlowBodyLayer::new().layer(service_fn(read));
-    let (mut client, request) = beside(&conn);
+async fn an_excused_wait_with_little_time_left_is_checked_rarely() {
+    let conn = http2_connection();
+    let service = SlowBodyLayer::new().layer(service_fn(read_upload));
+    let (mut client, request) = upload_on(&conn);
     let polls = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let count = polls.clone();
     let response = tokio::spawn(async move {
@@ -769,15 +789,15 @@ async fn an_excused_wait_whose_time_is_nearly_over_is_not_looked_at_all_the_time
         })
         .await
     });
-    // A byte that leaves 2 ms of the time that it has.
-    sleep(seconds(15) - 2 * MS).await;
+    // The byte leaves 2 ms of the grace and the window.
+    sleep(seconds(15) - 2 * MILLISECOND).await;
     client.send_data(Bytes::from_static(b"x")).await.unwrap();
-    sleep(MS).await;
+    sleep(MILLISECOND).await;
     conn.add_unread_body();
     let before = polls.load(std::sync::atomic::Ordering::Relaxed);
     sleep(seconds(30)).await;
-    let looks = polls.load(std::sync::atomic::Ordering::Relaxed) - before;
-    assert!(looks <= 310, "{looks} in half a minute");
+    let checks = polls.load(std::sync::atomic::Ordering::Relaxed) - before;
+    assert!(checks <= 310, "{checks} polls in half a minute");
     conn.remove_unread_body();
     let response = response.await.unwrap().unwrap();
     assert_eq!(response.status(), StatusCode::REQUEST_TIMEOUT);
