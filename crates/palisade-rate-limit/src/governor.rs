@@ -1,4 +1,4 @@
-//! governor's quotas and limiters here, and our table there.
+//! governor interoperability: its quotas and limiters in palisade, palisade's table in governor.
 
 use crate::{ConfigError, Decision, Limiter, Policy, Quota};
 use governor::{
@@ -9,17 +9,16 @@ use palisade_core::ClientKey;
 use palisade_guard::Table;
 use std::{fmt, num::NonZeroU32, sync::Arc, time::Duration};
 
-/// The largest cost that governor's limiters are asked for. Theirs is 64-bit arithmetic that wraps
-/// in release builds: without this, 5,124,097 cells of a quota of ten an hour are granted. Up to
-/// this cost nothing wraps for quotas of one cell in three days or faster.
-const MAX_COST: u32 = 1 << 16;
+/// The largest cost that is passed to governor's limiters. governor's 64-bit arithmetic wraps in
+/// release builds: without this bound, 5,124,097 cells of a quota of ten an hour are granted. Up
+/// to this cost nothing wraps for quotas of one cell in three days or faster.
+const MAX_GOVERNOR_COST_CELLS: u32 = 1 << 16;
 
-/// Clients' states for a governor [`RateLimiter`], in a table of fixed size, where governor's own
-/// stores grow with every key that ever came along. It is a type of its own because a [`Table`]
-/// does not know governor.
+/// A state store for a governor [`RateLimiter`] over a table of fixed size. governor's own stores
+/// grow with every new key. A separate type, because [`Table`] does not depend on governor.
 ///
-/// governor does not tell its store the time, so the store must know the quota: from the state
-/// that a new client would get, and the longest debt there can be, it reckons what is paid.
+/// governor does not pass the current time to its store, so the store needs the quota: it derives
+/// which debts are paid from the state that a new client would get and the longest possible debt.
 ///
 /// ```
 /// use governor::{Quota, RateLimiter, clock::DefaultClock};
@@ -41,8 +40,8 @@ pub struct TableStore {
 
 // === Quota ===
 
-/// The same rate and burst; governor's intervals are rounded up to whole microseconds. Whether the
-/// table can hold it is seen where the quota is put to use.
+/// Keeps the rate and the burst. governor's intervals are rounded up to whole microseconds. The
+/// quota is validated when a limiter is built from it.
 impl From<governor::Quota> for Quota {
     fn from(quota: governor::Quota) -> Self {
         Self::period(quota.replenish_interval()).burst(quota.burst_size().get())
@@ -57,8 +56,8 @@ impl From<governor::Quota> for Policy {
 
 // === Limiter ===
 
-/// A cost above 65,536 counts as more than the burst, because governor's arithmetic could wrap;
-/// for the same reason quotas slower than one cell in three days are safe with a cost of 1 only.
+/// A cost above 65,536 counts as more than the burst, because governor's arithmetic could wrap.
+/// For the same reason, quotas slower than one cell in three days are safe only with a cost of 1.
 impl<S, C, MW> Limiter for RateLimiter<ClientKey, S, C, MW>
 where
     S: StateStore<Key = ClientKey> + Send + Sync + 'static,
@@ -71,31 +70,38 @@ where
         let deny = |not_until: NotUntil<C::Instant>| Decision::Deny {
             wait: not_until.wait_time_from(clock::Clock::now(self.clock())),
         };
-        let answer = match NonZeroU32::new(cost) {
+        let outcome = match NonZeroU32::new(cost) {
             None => return Decision::Admit,
             Some(NonZeroU32::MIN) => self.check_key(&key),
-            Some(cost) if cost.get() <= MAX_COST => match self.check_key_n(&key, cost) {
-                Ok(answer) => answer,
-                Err(insufficient) => {
-                    return Decision::NeverPossible {
-                        burst: insufficient.0,
-                    };
+            Some(cost) if cost.get() <= MAX_GOVERNOR_COST_CELLS => {
+                match self.check_key_n(&key, cost) {
+                    Ok(outcome) => outcome,
+                    Err(insufficient) => {
+                        return Decision::NeverPossible {
+                            burst: insufficient.0,
+                        };
+                    }
                 }
-            },
-            Some(_) => return Decision::NeverPossible { burst: MAX_COST },
+            }
+            Some(_) => {
+                return Decision::NeverPossible {
+                    burst: MAX_GOVERNOR_COST_CELLS,
+                };
+            }
         };
-        answer.map_or_else(deny, |_| Decision::Admit)
+        outcome.map_or_else(deny, |_| Decision::Admit)
     }
 }
 
 // === TableStore ===
 
 impl TableStore {
-    /// Room for `keys` clients at 8 bytes each, as [`TableLimiter::capacity`] has it, for a limiter
-    /// with `quota`.
+    /// Creates a store with room for `keys` clients, for a limiter with `quota`. The size is
+    /// rounded as in [`TableLimiter::capacity`]; each key takes 8 bytes.
     ///
     /// # Errors
-    /// If the table could not hold the debts of `quota`: they may be 6 days long here.
+    /// If `quota` is invalid, or if its debts can be longer than 6 days, which is the most that
+    /// this store can hold.
     ///
     /// [`TableLimiter::capacity`]: crate::TableLimiter::capacity
     pub fn new(keys: usize, quota: governor::Quota) -> Result<Self, ConfigError> {
@@ -104,14 +110,13 @@ impl TableStore {
             .iter()
             .map(|gcra| gcra.max_debt())
             .sum();
-        // Twice as much, because the store's idea of now is up to one burst behind.
+        // Doubled, because the time that the store derives lags by up to one burst.
         let max_debt = 2 * burst;
-        let mut error = ConfigError::new("this rate limit cannot be");
-        let (fine, debt) = (max_debt <= Table::MAX_DEBT, Duration::from_micros(burst));
+        let mut error = ConfigError::new("invalid rate limit");
         error.check(
-            fine,
+            max_debt <= Table::MAX_DEBT,
             "burst x period",
-            &debt,
+            &Duration::from_micros(burst),
             "at most 6 days in a governor store",
         );
         error.into_result()?;
@@ -129,7 +134,7 @@ impl StateStore for TableStore {
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
-        // Now plus what the request costs, hence at most one burst after now.
+        // The current time plus the cost of the request, so at most one burst ahead of it.
         let (_, fresh) = f(None)?;
         let now = (fresh.as_u64() / 1000).saturating_sub(self.max_debt / 2);
         let decide = |debt: u64| {
@@ -139,9 +144,10 @@ impl StateStore for TableStore {
             Ok((value, tat.as_u64().div_ceil(1000).saturating_sub(now)))
         };
         loop {
-            // governor has no word for "others were quicker", so it is tried until it is done.
-            if let Some(done) = self.table.update(*key, now, self.max_debt, decide) {
-                return done;
+            // The `StateStore` contract has no result for a lost race, so the update is retried
+            // until it succeeds.
+            if let Some(result) = self.table.update(*key, now, self.max_debt, decide) {
+                return result;
             }
         }
     }

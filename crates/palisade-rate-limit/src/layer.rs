@@ -1,14 +1,14 @@
-//! The layer and its service.
+//! The layer of the rate limit.
 
 use crate::{
     ClientIp, ConfigError, KeyExtractor, Limiter, Policy, RateLimit, RequestHead, TableLimiter,
-    policy::{LimiterLevels, RateLimitPolicy},
+    policy::{LimiterGauges, RateLimitPolicy},
 };
 use palisade_guard::Settings;
 use std::sync::Arc;
 use tower_layer::Layer;
 
-/// Applies [`RateLimit`]. Clones, and the services they make, share one limit.
+/// Applies [`RateLimit`]. All clones, and the services they create, share one limit.
 #[derive(Clone, Debug)]
 pub struct RateLimitLayer {
     policy: Arc<RateLimitPolicy>,
@@ -17,24 +17,26 @@ pub struct RateLimitLayer {
 // === RateLimitLayer ===
 
 impl RateLimitLayer {
-    /// At most `policy` for each client: a [`Quota`](crate::Quota), or several of them. The table
-    /// of clients takes 8 MiB; [`TableLimiter::capacity`] makes it smaller or larger.
+    /// Creates a layer that limits each client to `policy`: one [`Quota`](crate::Quota), or
+    /// several. The table of clients takes 8 MiB; [`TableLimiter::capacity`] changes its size.
     ///
     /// # Errors
-    /// If a quota makes no sense or the table could not hold its debts.
+    /// If a quota is invalid or its debts are too long for the table.
     pub fn new(policy: impl Into<Policy>) -> Result<Self, ConfigError> {
         TableLimiter::new(policy).map(Self::with_limiter)
     }
 
-    /// Whatever `limiter` says: a [`TableLimiter`] of another size, or one in an `Arc` that other
-    /// layers use, too, or whose policy is to change while the server runs.
+    /// Creates a layer that applies the decisions of `limiter`: a [`TableLimiter`] of another
+    /// size, or a limiter in an `Arc` that is shared with other layers or gets a new policy while
+    /// the server runs.
     pub fn with_limiter(limiter: impl Limiter) -> Self {
         let limiter: Arc<dyn Limiter> = Arc::new(limiter);
         Self {
             policy: Arc::new(RateLimitPolicy {
                 settings: Settings::default(),
-                levels: limiter
-                    .levels(&|before| Arc::new(LimiterLevels::new(limiter.clone(), before))),
+                gauges: limiter.levels(&|evicted_before| {
+                    Arc::new(LimiterGauges::new(limiter.clone(), evicted_before))
+                }),
                 limiter,
                 key: Arc::new(ClientIp::peer()),
                 cost: None,
@@ -42,14 +44,14 @@ impl RateLimitLayer {
         }
     }
 
-    /// By what requests are counted: [`ClientIp`] with other options, or any closure from
+    /// Sets what requests are counted by: [`ClientIp`] with other options, or any closure from
     /// [`RequestHead`] to [`KeyOutcome`](crate::KeyOutcome).
     ///
     /// ```
     /// # use palisade_rate_limit::{ClientIp, ClientKey, KeyOutcome, KeyExtractor, Quota};
     /// # use palisade_rate_limit::{RateLimitLayer, RequestHead};
     /// # fn main() -> Result<(), palisade_rate_limit::ConfigError> {
-    /// // Health probes are free, everybody else counts by address.
+    /// // Health probes are exempt. All other requests count by address.
     /// let by_ip = ClientIp::peer();
     /// let layer = RateLimitLayer::new(Quota::per_second(10))?.key(move |head: &RequestHead<'_>| {
     ///     if head.uri.path() == "/health" { KeyOutcome::Exempt } else { by_ip.extract(head) }
@@ -58,29 +60,29 @@ impl RateLimitLayer {
     /// # }
     /// ```
     ///
-    /// Never count by what a client can make up: it would get a fresh quota for every value.
+    /// Never count by a value that a client can invent: each new value would get a fresh quota.
     /// Defaults to [`ClientIp::peer()`].
     pub fn key(self, key: impl KeyExtractor) -> Self {
         self.shared_key(Arc::new(key))
     }
 
-    /// The same by an extractor that other layers of a stack have, too: it is asked once.
+    /// Sets an extractor that other layers of a stack share. It is called once per request.
     #[doc(hidden)]
     pub fn shared_key(mut self, key: Arc<dyn KeyExtractor>) -> Self {
         self.policy_mut().key = key;
         self
     }
 
-    /// How many cells of the quota a request takes. `cost` is called once for each request that
-    /// has a key: be quick, never panic. A request that costs 0 passes. One that costs more than
-    /// the burst can never pass: it is answered 413 without `Retry-After`, because like a body
-    /// over its limit it does not get better by waiting. Defaults to 1.
+    /// Sets how many cells of the quota a request takes. `cost` is called once for each request
+    /// that has a key; it must be quick and must not panic. A request that costs 0 is admitted. A
+    /// request that costs more than the burst can never be admitted: it is answered 413 without
+    /// `Retry-After`, because waiting does not help, as with a body over its limit. Defaults to 1.
     pub fn cost(mut self, cost: impl Fn(&RequestHead<'_>) -> u32 + Send + Sync + 'static) -> Self {
         self.policy_mut().cost = Some(Arc::new(cost));
         self
     }
 
-    /// The policy of this layer, for a stack of several.
+    /// Returns the policy of this layer, for a stack of several guards.
     #[doc(hidden)]
     pub fn policy(&self) -> &RateLimitPolicy {
         &self.policy
@@ -91,7 +93,7 @@ impl RateLimitLayer {
     }
 }
 
-palisade_guard::settings_methods!(RateLimitLayer, levels: levels);
+palisade_guard::settings_methods!(RateLimitLayer, levels: gauges);
 
 impl<S> Layer<S> for RateLimitLayer {
     type Service = RateLimit<S>;

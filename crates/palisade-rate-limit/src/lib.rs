@@ -1,37 +1,38 @@
-//! Limits how fast each client may send requests. What is too much is answered 429 with
-//! `Retry-After` at once; nothing waits.
+//! Limits the request rate of each client. A request over the limit is answered 429 with
+//! `Retry-After` at once; no request is queued.
 //!
-//! tower's own `RateLimit` is one limit for everybody, so a single client uses it up for all, and
-//! it makes callers wait. `tower_governor` counts per client, but its memory grows with every
-//! address that ever came along, an IPv6 client has 2^64 addresses there, and its `Retry-After` is
-//! 0 for any wait below a second. Here a client is an IPv4 address or an IPv6 /64, and the table
-//! of clients has a fixed size: 8 bytes for each of 1,048,576 by default. Where it is full the
-//! client with the least debt is forgotten, so that nobody gets rid of a debt by bringing a flood
-//! of other addresses along.
+//! tower's own `RateLimit` is one limit for all clients, so a single client can use up all of it,
+//! and it makes callers wait. `tower_governor` counts per client, but its memory grows with every
+//! new address, it counts each of the 2^64 addresses of an IPv6 client separately, and its
+//! `Retry-After` is 0 for any wait below a second. Here a client is an IPv4 address or an IPv6
+//! /64, and the table of clients has a fixed size: 8 bytes for each of 1,048,576 clients by
+//! default. When the table is full, the client with the least debt is evicted, so a client cannot
+//! clear its debt by sending from a flood of other addresses.
 //!
 //! ```
 //! use palisade_rate_limit::{Quota, RateLimitLayer};
 //! # use {bytes::Bytes, http_body_util::Full, tower::{Layer, service_fn}};
-//! # async fn handler(_: http::Request<Full<Bytes>>) -> Result<http::Response<Full<Bytes>>, ()> { todo!() }
+//! # type Response = http::Response<Full<Bytes>>;
+//! # async fn handler(_: http::Request<Full<Bytes>>) -> Result<Response, ()> { todo!() }
 //! # fn main() -> Result<(), palisade_rate_limit::ConfigError> {
-//! // Ten requests a second for each client, and forty at once for those who had a rest.
+//! // Ten requests a second for each client, and forty at once for a client without debt.
 //! let layer = RateLimitLayer::new(Quota::per_second(10).burst(40))?;
 //! let guarded = layer.layer(service_fn(handler));
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! The server must say who its peers are: see [`ClientIp`], and enable the feature `axum` or
-//! `tonic`.
+//! The server must put the address of the peer into each request: see [`ClientIp`], and enable the
+//! feature `axum` or `tonic`.
 //!
-//! On axum the layer may stand at `Router::layer` as well as around the whole router: all routes
-//! and connections share one limit. For gRPC the answer is `RESOURCE_EXHAUSTED` with
+//! On axum the layer works at `Router::layer` as well as around the whole router: all routes and
+//! connections share one limit. A gRPC request is answered `RESOURCE_EXHAUSTED` with
 //! `grpc-retry-pushback-ms`.
 //!
-//! # Whoever owns a whole network
+//! # Clients with a whole network
 //!
-//! A home has 256 networks of a /64 and a business 65,536 (RIPE-690 section 4.2), each of which is
-//! a client here. A second layer behind the first limits all of a wider network together:
+//! A home has 256 networks of size /64 and a business 65,536 (RIPE-690 section 4.2). Each of them
+//! counts as one client. A second layer inside the first one limits a wider network as a whole:
 //!
 //! ```
 //! use palisade_rate_limit::{ClientIp, Mode, Prefix, Quota, RateLimitLayer};
@@ -39,19 +40,25 @@
 //! let business = ClientIp::peer().prefix(Prefix::new(32, 48).expect("bits of an address"));
 //! let layers = tower::ServiceBuilder::new()
 //!     .layer(RateLimitLayer::new(Quota::per_second(10).burst(40))?)
-//!     .layer(RateLimitLayer::new(Quota::per_second(640).burst(2560))?.key(business).mode(Mode::Shadow));
+//!     .layer(
+//!         RateLimitLayer::new(Quota::per_second(640).burst(2560))?
+//!             .key(business)
+//!             .mode(Mode::Shadow),
+//!     );
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! The narrow one first, so that one noisy client charges his neighbours no more than his own
-//! quota. Generously: 8 times as much for a /56 and 64 times for a /48, because a mobile carrier
-//! has thousands of unrelated people in one /48. And in [`Mode::Shadow`] until the metrics have
-//! shown that it would meet nobody honest.
+//! - The narrow limit is the outer layer, so that one noisy client uses no more than its own quota
+//!   of the limit that it shares with its neighbours.
+//! - The wide limit is generous: 8 times the narrow one for a /56 and 64 times for a /48, because a
+//!   mobile carrier has thousands of unrelated users in one /48.
+//! - The wide limit runs in [`Mode::Shadow`] until the metrics show that it would refuse no honest
+//!   client.
 //!
-//! The metrics hear of every refusal and can ask how full the table is. Admitted requests are not
-//! counted: that would be one number which all cores write to for every request, and whoever
-//! counts requests at all knows it.
+//! The metrics record every refusal, and the gauges show how full the table is. Admitted requests
+//! are not counted: all cores would write to one counter for every request, and a server that
+//! counts requests at all already has that number.
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "governor")]

@@ -1,4 +1,4 @@
-//! Whatever decides, and our own one that does.
+//! The limiter trait, and the limiter over a table of fixed size.
 
 use crate::{
     ConfigError, Policy,
@@ -19,52 +19,53 @@ use std::{
     time::Duration,
 };
 
-/// Keys in a table unless told otherwise: 8 MiB.
-const CAPACITY: usize = 1 << 20;
+/// The default number of keys in a table: 8 MiB.
+const DEFAULT_CAPACITY_KEYS: usize = 1 << 20;
 
-/// Says whether a client may have its request.
+/// Decides whether a request of a client is admitted.
 ///
-/// [`TableLimiter`] is the one to use. With the feature `governor` the keyed limiters of that
-/// crate are limiters, too.
+/// [`TableLimiter`] is the limiter of this crate. With the feature `governor` the keyed limiters
+/// of that crate implement this trait as well.
 pub trait Limiter: Send + Sync + 'static {
-    /// Charges `key` with `cost` cells if there are so many left for it. Called once per request:
-    /// must not block, must not panic. A cost of 0 is always admitted.
+    /// Charges `key` with `cost` cells if its quota has that many left. Called once per request;
+    /// must not block or panic. A cost of 0 is always admitted.
     fn check(&self, key: ClientKey, cost: u32) -> Decision;
 
-    /// How many keys are held, for the metrics. Defaults to not saying.
+    /// Returns the number of keys held, for the metrics. Defaults to `None`: not reported.
     fn occupancy(&self) -> Option<Occupancy> {
         None
     }
 
-    /// The gauges of this limiter: those that another layer has made of it, or else what `make`
-    /// returns for so many keys evicted before. So layers that share a limiter count its keys once.
+    /// Returns the gauges of this limiter: those that another layer has made for it, or else the
+    /// result of `make`, which takes the number of keys evicted before. Layers that share a
+    /// limiter therefore count its keys once.
     #[doc(hidden)]
     fn levels(&self, make: &dyn Fn(u64) -> Arc<dyn GaugeSource>) -> Arc<dyn GaugeSource> {
         make(0)
     }
 }
 
-/// What a [`Limiter`] says.
+/// The decision of a [`Limiter`] about one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// The request may pass and is charged for.
+    /// The request is admitted and charged.
     Admit,
-    /// Not now, and nothing was charged.
+    /// The request is denied for now; nothing was charged.
     Deny {
-        /// After how long the same request would be admitted, if nothing is charged until then.
+        /// The time after which the same request would be admitted if nothing is charged meanwhile.
         wait: Duration,
     },
-    /// Never: it costs more than the quota grants at once.
+    /// The request can never be admitted: it costs more than the burst.
     NeverPossible {
-        /// What the quota grants at once.
+        /// The number of cells that the quota grants at once.
         burst: u32,
     },
 }
 
-/// A [`Policy`] over a table of fixed size: one atomic word per client and quota, no lock, no
-/// allocation, one look at tokio's clock per check.
+/// Applies a [`Policy`] over a table of fixed size. A check uses one atomic word per client and
+/// quota, takes no lock, allocates nothing, and reads tokio's clock once.
 ///
-/// Put it into an `Arc` to change its policy while the server runs:
+/// Put the limiter into an `Arc` to change its policy while the server runs:
 ///
 /// ```
 /// use palisade_rate_limit::{Quota, RateLimitLayer, TableLimiter};
@@ -72,25 +73,25 @@ pub enum Decision {
 /// # fn main() -> Result<(), palisade_rate_limit::ConfigError> {
 /// let limiter = Arc::new(TableLimiter::new(Quota::per_second(10).burst(40))?);
 /// let layer = RateLimitLayer::with_limiter(limiter.clone());
-/// // Later, while the layer is at work:
+/// // Later, while the layer is in use:
 /// limiter.set(Quota::per_second(5).burst(20))?;
 /// # Ok(())
 /// # }
 /// ```
 ///
-/// If the table is full of clients in debt, the one with the least debt is forgotten for the sake
-/// of a new one: it gets back what it had used up, and the metrics count it.
+/// If the table is full of clients in debt, the client with the least debt is evicted to make room
+/// for a new one: the evicted client gets its whole burst back, and the metrics count the eviction.
 pub struct TableLimiter {
     table: Table,
     clock: Clock,
-    /// The quotas, the one of the longest debts first, so that it keeps its place when others are
-    /// added; 0 where there is none. All of a quota is in one word, so that a change needs no lock
-    /// and nobody sees half of it.
+    /// The quotas, the one with the longest debts first, so that it keeps its index when others
+    /// are added. 0 means no quota. A quota is packed into one word, so that a change needs no lock
+    /// and no reader sees a partial one.
     quotas: [AtomicU64; MAX_QUOTAS],
-    /// The longest debt that any quota has led to so far, in microseconds.
+    /// The longest debt that any quota so far allows, in microseconds. Never shrinks.
     max_debt: AtomicU64,
-    /// The gauges, while a layer has them.
-    levels: Mutex<Option<Weak<dyn GaugeSource>>>,
+    /// The gauges, while a layer holds them.
+    gauges: Mutex<Option<Weak<dyn GaugeSource>>>,
 }
 
 // === Limiter ===
@@ -127,48 +128,48 @@ impl Decision {
 // === TableLimiter ===
 
 impl TableLimiter {
-    /// A limiter for `policy` with room for 1,048,576 keys: 8 MiB, allocated at once.
+    /// Creates a limiter for `policy` with room for 1,048,576 keys: 8 MiB, allocated at once.
     ///
     /// # Errors
-    /// If a quota makes no sense or the table could not hold its debts.
+    /// If a quota is invalid or its debts are too long for the table.
     pub fn new(policy: impl Into<Policy>) -> Result<Self, ConfigError> {
         let limiter = Self {
-            table: Table::new(CAPACITY),
+            table: Table::new(DEFAULT_CAPACITY_KEYS),
             clock: Clock::new(),
             quotas: Default::default(),
             max_debt: AtomicU64::new(0),
-            levels: Mutex::new(None),
+            gauges: Mutex::new(None),
         };
         limiter.set(policy)?;
         Ok(limiter)
     }
 
-    /// Room for `keys` keys, at 8 bytes each, rounded up to a power of two between 16 and
-    /// 16,777,216. A client takes one for each quota of the policy, for as long as it is in debt.
+    /// Sets the number of keys that the table can hold, at 8 bytes each, rounded up to a power of
+    /// two between 16 and 16,777,216. A client in debt takes one key for each quota of the policy.
     /// Defaults to 1,048,576.
     pub fn capacity(mut self, keys: usize) -> Self {
         self.table = Table::new(keys);
         self
     }
 
-    /// Puts `policy` in place of the present one, from the next check on. What a client owes it
-    /// goes on owing, in time, but from its next request on nobody more than the new quota's burst
-    /// is worth: so nobody is told to wait for longer than somebody who has just used up that
-    /// burst, and nobody gets a second one.
+    /// Replaces the policy, from the next check on. The debt of a client, which is a time, is kept;
+    /// from its next request on it is capped at the new quota's burst times period. So no client
+    /// waits longer than one that has just used up the new burst, and no client gets a second
+    /// burst.
     ///
-    /// Of several quotas, the one of the longest debts (burst times period) takes over what was
-    /// owed to the one of the longest debts, the second to the second; if there are more than
-    /// before, nobody owes the last ones anything yet.
+    /// Quotas are ordered by their longest debt (burst times period). The first new quota takes
+    /// over the debts of the first old quota, the second those of the second, and so on. A quota
+    /// without an old counterpart starts without debts.
     ///
     /// # Errors
-    /// As [`Self::new`]; nothing is changed then.
+    /// The errors of [`Self::new`]. The present policy is then kept.
     pub fn set(&self, policy: impl Into<Policy>) -> Result<(), ConfigError> {
         let quotas = policy.into().compile()?;
         let max_debt = quotas.first().map_or(0, |widest| widest.max_debt());
         self.max_debt.fetch_max(max_debt, Relaxed);
         let words = quotas.into_iter().map(pack).chain(std::iter::repeat(0));
         for (quota, word) in self.quotas.iter().zip(words) {
-            // After `max_debt`: whoever sees this quota knows how long its debts are.
+            // Stored after `max_debt`, so that a reader of this quota sees a large enough bound.
             quota.store(word, Release);
         }
         Ok(())
@@ -176,49 +177,53 @@ impl TableLimiter {
 
     fn check_at(&self, key: ClientKey, cost: u32, now: u64) -> Decision {
         match unpack(&self.quotas[0]) {
-            Some(only) if self.quotas[1].load(Relaxed) == 0 => self.take(key, cost, now, only),
+            Some(only) if self.quotas[1].load(Relaxed) == 0 => self.charge(key, cost, now, only),
             _ => self.check_all(key, cost, now),
         }
     }
 
-    /// Every quota has its own word. All are asked before any is charged, and each is charged
-    /// only if it still grants: a race can cost a client what it did not get, never the reverse.
-    /// The quota that recovers soonest is charged first, so that this is least.
+    /// Checks a request against several quotas, each with its own word. All quotas are checked
+    /// before any is charged, and each is charged only if it still grants the request. A race can
+    /// therefore charge a client for a request that is then denied, but never admit a request
+    /// uncharged. The quota that recovers soonest is charged first, which keeps that loss small.
     fn check_all(&self, key: ClientKey, cost: u32, now: u64) -> Decision {
         let quotas = self.quotas.each_ref().map(unpack);
         let max_debt = self.max_debt.load(Relaxed);
-        let word = |place: usize| key.account(place as u32); // Four places at most.
+        let quota_key = |index: usize| key.account(index as u32); // At most `MAX_QUOTAS`.
         let quotas = || {
             let soonest_first = quotas.iter().enumerate().rev();
-            soonest_first.filter_map(|(place, gcra)| Some((place, (*gcra)?)))
+            soonest_first.filter_map(|(index, gcra)| Some((index, (*gcra)?)))
         };
-        let asked = quotas().fold(Decision::Admit, |verdict, (place, gcra)| {
-            let debt = self.table.debt(word(place), now, max_debt);
+        let decision = quotas().fold(Decision::Admit, |decision, (index, gcra)| {
+            let debt = self.table.debt(quota_key(index), now, max_debt);
             match gcra.decide(debt, cost) {
-                Ok(_) => verdict,
-                // It is denied, and what a wider quota has left is put right.
+                Ok(_) => decision,
+                // A debt left over from a wider quota: `charge` denies the request and caps the
+                // debt.
                 Err(_) if debt > gcra.max_debt() => {
-                    stricter(verdict, self.take(word(place), cost, now, gcra))
+                    stricter(decision, self.charge(quota_key(index), cost, now, gcra))
                 }
-                Err(denied) => stricter(verdict, Decision::denied(denied, gcra)),
+                Err(denied) => stricter(decision, Decision::denied(denied, gcra)),
             }
         });
-        if asked != Decision::Admit {
-            return asked;
+        if decision != Decision::Admit {
+            return decision;
         }
-        for (place, gcra) in quotas() {
-            let taken = self.take(word(place), cost, now, gcra);
-            if taken != Decision::Admit {
-                return taken;
+        for (index, gcra) in quotas() {
+            let charged = self.charge(quota_key(index), cost, now, gcra);
+            if charged != Decision::Admit {
+                return charged;
             }
         }
         Decision::Admit
     }
 
-    fn take(&self, key: ClientKey, cost: u32, now: u64, gcra: Gcra) -> Decision {
+    /// Charges one quota, or denies the request. A denied request changes only a debt that is
+    /// longer than the quota allows: it is capped.
+    fn charge(&self, key: ClientKey, cost: u32, now: u64, gcra: Gcra) -> Decision {
         let decide = |debt| match gcra.decide(debt, cost) {
             Ok(debt) => Ok((Ok(()), debt)),
-            // Left from a wider quota. It is written down, so that the wait of this client ends.
+            // A debt left over from a wider quota is capped here, so that the client's wait ends.
             Err(denied) if debt > gcra.max_debt() => Ok((Err(denied), gcra.max_debt())),
             Err(denied) => Err(denied),
         };
@@ -228,7 +233,8 @@ impl TableLimiter {
         {
             Some(Ok(Ok(()))) => Decision::Admit,
             Some(Ok(Err(denied)) | Err(denied)) => Decision::denied(denied, gcra),
-            // So many others were at this key within a few nanoseconds that it is no injustice.
+            // Other threads changed this key's word in every try, which takes a flood of requests
+            // with the same key. Denying one of them is fair.
             None => Decision::Deny {
                 wait: Duration::from_micros(gcra.period()),
             },
@@ -252,18 +258,18 @@ impl Limiter for TableLimiter {
     }
 
     fn levels(&self, make: &dyn Fn(u64) -> Arc<dyn GaugeSource>) -> Arc<dyn GaugeSource> {
-        let mut known = self.levels.lock();
-        if let Some(levels) = known.as_ref().and_then(Weak::upgrade) {
-            return levels;
+        let mut last = self.gauges.lock();
+        if let Some(gauges) = last.as_ref().and_then(Weak::upgrade) {
+            return gauges;
         }
-        // The metrics keep the totals of gauges that are gone.
-        let before = known
+        // The metrics keep the totals of dropped gauges, so new gauges must not count them again.
+        let evicted_before = last
             .as_ref()
             .and_then(|_| self.occupancy())
-            .map_or(0, |now| now.evicted);
-        let made = make(before);
-        *known = Some(Arc::downgrade(&made));
-        made
+            .map_or(0, |occupancy| occupancy.evicted);
+        let gauges = make(evicted_before);
+        *last = Some(Arc::downgrade(&gauges));
+        gauges
     }
 }
 
@@ -277,11 +283,11 @@ impl fmt::Debug for TableLimiter {
     }
 }
 
-/// The one of two verdicts that holds if both must be heeded.
+/// Combines the decisions of two quotas that must both grant a request.
 fn stricter(one: Decision, other: Decision) -> Decision {
     use Decision::{Admit, Deny, NeverPossible};
     match (one, other) {
-        (Admit, verdict) | (verdict, Admit) => verdict,
+        (Admit, decision) | (decision, Admit) => decision,
         (Deny { wait: one }, Deny { wait: other }) => Deny {
             wait: one.max(other),
         },
@@ -292,10 +298,12 @@ fn stricter(one: Decision, other: Decision) -> Decision {
     }
 }
 
+/// Packs a quota into one word: the burst above the period.
 fn pack(gcra: Gcra) -> u64 {
     (u64::from(gcra.burst()) << PERIOD_BITS) | gcra.period()
 }
 
+/// Returns the quota in `word`, or `None` if it holds none.
 fn unpack(word: &AtomicU64) -> Option<Gcra> {
     const _: () = assert!(BURST_BITS + PERIOD_BITS == u64::BITS && BURST_BITS < u32::BITS);
     let word = word.load(Acquire);

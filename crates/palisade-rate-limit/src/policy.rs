@@ -1,4 +1,4 @@
-//! What the rate limit decides about a request.
+//! The policy of the rate limit: the key and cost of a request, and its refusal.
 
 use crate::{Decision, KeyExtractor, KeyOutcome, Limiter, RequestHead};
 use http::{Request, StatusCode};
@@ -14,70 +14,70 @@ use tokio::time::Instant;
 pub struct RateLimitPolicy {
     pub(crate) settings: Settings,
     pub(crate) limiter: Arc<dyn Limiter>,
-    pub(crate) levels: Arc<dyn GaugeSource>,
+    pub(crate) gauges: Arc<dyn GaugeSource>,
     pub(crate) key: Arc<dyn KeyExtractor>,
-    pub(crate) cost: Option<Cost>,
+    pub(crate) cost: Option<CostFn>,
 }
 
-pub(crate) type Cost = Arc<dyn Fn(&RequestHead<'_>) -> u32 + Send + Sync>;
+pub(crate) type CostFn = Arc<dyn Fn(&RequestHead<'_>) -> u32 + Send + Sync>;
 
 /// The gauges of a limiter.
-pub(crate) struct LimiterLevels {
+pub(crate) struct LimiterGauges {
     limiter: Arc<dyn Limiter>,
     evicted_before: u64,
-    /// What was found last in a large table, and when.
-    last: Mutex<Option<(Instant, Occupancy)>>,
+    /// The last occupancy of a large table, and when it was read.
+    cached: Mutex<Option<(Instant, Occupancy)>>,
 }
 
-/// A look at a table of a million keys takes two milliseconds. For so long one look serves all who
-/// ask,
-const SHARED_FOR: Duration = Duration::from_secs(1);
-/// if there are so many keys.
-const LARGE_TABLE: u64 = 1 << 16;
+/// How long the occupancy of a large table is cached: reading a table of a million keys takes two
+/// milliseconds.
+const OCCUPANCY_CACHE_TTL: Duration = Duration::from_secs(1);
+/// The occupancy of a table with at least this capacity is cached.
+const MIN_CACHED_CAPACITY_KEYS: u64 = 1 << 16;
 
 /// Why a request is refused.
 #[derive(Clone, Copy)]
-pub(crate) enum Denied {
+pub(crate) enum DenyReason {
     PeerMissing,
-    Exceeded(Duration),
+    RateExceeded(Duration),
     OverBurst { cost: u32, burst: u32 },
 }
 
 // === RateLimitPolicy ===
 
 impl RateLimitPolicy {
-    /// Charges the client for a request.
+    /// Charges the client for a request, or returns why the request is denied.
     #[inline]
-    pub(crate) fn check(&self, head: &RequestHead<'_>, keys: &mut Keys) -> Result<(), Denied> {
+    pub(crate) fn check(&self, head: &RequestHead<'_>, keys: &mut Keys) -> Result<(), DenyReason> {
         if !self.settings.is_on() {
             return Ok(());
         }
         let key = match keys.get(&self.key, head) {
             KeyOutcome::Key(key) => key,
             KeyOutcome::Exempt => return Ok(()),
-            KeyOutcome::Refuse => return Err(Denied::PeerMissing),
+            KeyOutcome::Refuse => return Err(DenyReason::PeerMissing),
         };
         let cost = self.cost.as_ref().map_or(1, |cost| cost(head));
         match self.limiter.check(key, cost) {
             Decision::Admit => Ok(()),
-            Decision::Deny { wait } => Err(Denied::Exceeded(wait)),
-            Decision::NeverPossible { burst } => Err(Denied::OverBurst { cost, burst }),
+            Decision::Deny { wait } => Err(DenyReason::RateExceeded(wait)),
+            Decision::NeverPossible { burst } => Err(DenyReason::OverBurst { cost, burst }),
         }
     }
 
-    /// Records a refusal. An error if it is enforced.
+    /// Records a refusal. Returns it as an error if it is enforced.
     #[cold]
     #[inline(never)]
-    pub(crate) fn refuse(&self, denied: Denied, facts: &Facts) -> Result<(), Refusal> {
-        let (reason, status, limit, observed, wait) = match denied {
-            Denied::PeerMissing => (
+    pub(crate) fn refuse(&self, reason: DenyReason, facts: &Facts) -> Result<(), Refusal> {
+        let (reason, status, limit, observed, wait) = match reason {
+            DenyReason::PeerMissing => (
                 Reason::PeerMissing,
                 StatusCode::INTERNAL_SERVER_ERROR,
                 0,
                 0,
                 None,
             ),
-            Denied::Exceeded(wait) => {
+            DenyReason::RateExceeded(wait) => {
                 let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
                 (
                     Reason::RateExceeded,
@@ -87,7 +87,7 @@ impl RateLimitPolicy {
                     Some(wait),
                 )
             }
-            Denied::OverBurst { cost, burst } => {
+            DenyReason::OverBurst { cost, burst } => {
                 let (limit, observed) = (burst.into(), cost.into());
                 (
                     Reason::CostOverBurst,
@@ -128,7 +128,7 @@ impl Policy for RateLimitPolicy {
         keys: &mut Keys,
     ) -> Result<(), Refusal> {
         self.check(&request.into(), keys)
-            .or_else(|denied| self.refuse(denied, facts))
+            .or_else(|reason| self.refuse(reason, facts))
     }
 
     #[inline(always)]
@@ -146,34 +146,34 @@ impl fmt::Debug for RateLimitPolicy {
     }
 }
 
-// === LimiterLevels ===
+// === LimiterGauges ===
 
-impl LimiterLevels {
+impl LimiterGauges {
     pub(crate) fn new(limiter: Arc<dyn Limiter>, evicted_before: u64) -> Self {
         Self {
             limiter,
             evicted_before,
-            last: Mutex::new(None),
+            cached: Mutex::new(None),
         }
     }
 
     fn occupancy(&self) -> Option<Occupancy> {
         let now = Instant::now();
-        let mut last = self.last.lock();
-        if let Some((at, occupancy)) = *last
-            && now.saturating_duration_since(at) < SHARED_FOR
+        let mut cached = self.cached.lock();
+        if let Some((read_at, occupancy)) = *cached
+            && now.saturating_duration_since(read_at) < OCCUPANCY_CACHE_TTL
         {
             return Some(occupancy);
         }
         let occupancy = self.limiter.occupancy()?;
-        if occupancy.capacity >= LARGE_TABLE {
-            *last = Some((now, occupancy));
+        if occupancy.capacity >= MIN_CACHED_CAPACITY_KEYS {
+            *cached = Some((now, occupancy));
         }
         Some(occupancy)
     }
 }
 
-impl GaugeSource for LimiterLevels {
+impl GaugeSource for LimiterGauges {
     fn guard(&self) -> Guard {
         Guard::RateLimit
     }

@@ -1,37 +1,39 @@
-//! Quotas in plain words, and what is wrong with them.
+//! Quotas and policies, and their validation.
 
 use palisade_core::ConfigError;
 use palisade_guard::Gcra;
 use std::{cmp::Reverse, time::Duration};
 
-/// The most quotas a [`Policy`] can have.
+/// The largest number of quotas in a [`Policy`].
 pub(crate) const MAX_QUOTAS: usize = 4;
-/// Bits of a burst and of a period: both fit into one word, which can be changed at one go.
+/// Bits of a packed burst. Burst and period share one word, which is replaced atomically.
 pub(crate) const BURST_BITS: u32 = 24;
+/// Bits of a packed period, in microseconds.
 pub(crate) const PERIOD_BITS: u32 = 40;
-/// 12 days in microseconds, which is what fits into a word of the table.
-const LONGEST: u128 = 12 * 24 * 60 * 60 * 1_000_000;
+/// The longest debt, burst times period: 12 days, which fits into a word of the table.
+const MAX_DEBT_MICROS: u128 = 12 * 24 * 60 * 60 * 1_000_000;
 
-/// So many requests in such a time.
+/// A number of requests per period, and a burst.
 ///
-/// The rate is kept to exactly and without windows (GCRA): `per_second(10)` lets one request pass
-/// every 100 ms, and, for a client that had a rest, as many at once as the burst says.
+/// The rate is exact and has no windows (GCRA): `per_second(10)` admits one request every 100 ms,
+/// and up to the burst at once for a client without debt.
 ///
-/// Values that make no sense are found when the quota is put to use; see [`ConfigError`].
+/// The quota is validated when a limiter is built from it; see [`ConfigError`].
 ///
 /// ```
 /// # use palisade_rate_limit::Quota;
 /// Quota::per_second(10).burst(40);
-/// Quota::per_hour(100).burst(5).and(Quota::per_second(1)); // Both must agree.
+/// Quota::per_hour(100).burst(5).and(Quota::per_second(1)); // Both must grant.
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
     cells: u32,
-    per: Duration,
+    interval: Duration,
     burst: Option<u32>,
 }
 
-/// One to four quotas that must all grant a request. What one of them denies is charged to none.
+/// One to four quotas that must all grant a request. A request that one quota denies is charged to
+/// none of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     quotas: Vec<Quota>,
@@ -40,91 +42,96 @@ pub struct Policy {
 // === Quota ===
 
 impl Quota {
-    /// `cells` requests a second; at most 10,000, or 1,000,000 if the time for one is a whole
-    /// number of microseconds.
+    /// Returns a quota of `cells` requests a second: at most 10,000, or 1,000,000 if the time for
+    /// one request is a whole number of microseconds.
     pub const fn per_second(cells: u32) -> Self {
         Self {
             cells,
-            per: Duration::from_secs(1),
+            interval: Duration::from_secs(1),
             burst: None,
         }
     }
 
-    /// `cells` requests a minute.
+    /// Returns a quota of `cells` requests a minute.
     pub const fn per_minute(cells: u32) -> Self {
         Self {
             cells,
-            per: Duration::from_secs(60),
+            interval: Duration::from_secs(60),
             burst: None,
         }
     }
 
-    /// `cells` requests an hour.
+    /// Returns a quota of `cells` requests an hour.
     pub const fn per_hour(cells: u32) -> Self {
         Self {
             cells,
-            per: Duration::from_secs(60 * 60),
+            interval: Duration::from_secs(60 * 60),
             burst: None,
         }
     }
 
-    /// One request every `period`. It is rounded up to whole microseconds, as is the time for one
-    /// request of the other quotas, and that must not make it slower by more than 1 %.
+    /// Returns a quota of one request every `period`. The period is rounded up to whole
+    /// microseconds, as is the time for one request of the other quotas. The rounding must not make
+    /// the quota more than 1 % slower.
     pub const fn period(period: Duration) -> Self {
         Self {
             cells: 1,
-            per: period,
+            interval: period,
             burst: None,
         }
     }
 
-    /// How many requests may come at once from a client that had a rest: 1 to 16,777,215. A page
-    /// with 30 images is 31 requests at once. The time that so many take at the quota's rate is
-    /// how long a client can be in debt: at most 12 days. Defaults to as many as the rate names:
-    /// 10 for `per_second(10)`, 100 for `per_hour(100)`, 1 for `period(..)`.
+    /// Sets how many requests a client without debt may send at once: 1 to 16,777,215. A page with
+    /// 30 images is 31 requests at once. The time that a whole burst takes at the quota's rate is
+    /// the longest debt of a client: at most 12 days. Defaults to the number in the rate: 10 for
+    /// `per_second(10)`, 100 for `per_hour(100)`, 1 for `period(..)`.
     pub const fn burst(mut self, cells: u32) -> Self {
         self.burst = Some(cells);
         self
     }
 
-    /// This quota and `other`, which must both grant a request.
+    /// Returns a policy of this quota and `other`, which must both grant a request.
     pub fn and(self, other: Self) -> Policy {
         Policy::from(self).and(other)
     }
 
-    /// The numbers for the table; what is wrong goes to `fault`.
-    fn compile(&self, mut fault: impl FnMut(&'static str, String, &'static str)) -> Option<Gcra> {
+    /// Returns the quota in the table's units, or passes every fault to `report`.
+    fn compile(&self, mut report: impl FnMut(&'static str, String, &'static str)) -> Option<Gcra> {
         let burst = self.burst.unwrap_or(self.cells);
-        let in_burst = (1..1 << BURST_BITS).contains(&burst);
+        let is_burst_valid = (1..1 << BURST_BITS).contains(&burst);
         if self.cells == 0 {
-            fault("cells", self.cells.to_string(), "1 to 4294967295");
+            report("cells", self.cells.to_string(), "1 to 4294967295");
         }
-        if !in_burst && (self.burst.is_some() || self.cells > 0) {
-            fault("burst", burst.to_string(), "1 to 16777215");
+        if !is_burst_valid && (self.burst.is_some() || self.cells > 0) {
+            report("burst", burst.to_string(), "1 to 16777215");
         }
-        let per = self.per.as_nanos();
-        if per == 0 {
-            fault("period", format!("{:?}", self.per), "1 microsecond or more");
+        let interval_nanos = self.interval.as_nanos();
+        if interval_nanos == 0 {
+            report(
+                "period",
+                format!("{:?}", self.interval),
+                "1 microsecond or more",
+            );
         }
-        if self.cells == 0 || per == 0 {
+        if self.cells == 0 || interval_nanos == 0 {
             return None;
         }
-        // Rounded up, so that nothing is admitted early.
+        // Rounded up, so that no request is admitted early.
         let cells = u128::from(self.cells);
-        let period = per.div_ceil(cells * 1000);
-        if period * cells * 1000 * 100 > per * 101 {
-            let value = format!("{} per {:?}", self.cells, self.per);
+        let period = interval_nanos.div_ceil(cells * 1000);
+        if period * cells * 1000 * 100 > interval_nanos * 101 {
+            let value = format!("{} per {:?}", self.cells, self.interval);
             let allowed = "at most 10000 per second, or 1000000 per second if the time for one \
                            is a whole number of microseconds";
-            fault("rate", value, allowed);
+            report("rate", value, allowed);
             return None;
         }
-        if period * u128::from(burst) > LONGEST {
-            let value = format!("{burst} x {:?}", self.per / self.cells);
-            fault("burst x period", value, "at most 12 days");
+        if period * u128::from(burst) > MAX_DEBT_MICROS {
+            let value = format!("{burst} x {:?}", self.interval / self.cells);
+            report("burst x period", value, "at most 12 days");
             return None;
         }
-        if in_burst {
+        if is_burst_valid {
             Gcra::new(u64::try_from(period).ok()?, burst)
         } else {
             None
@@ -135,35 +142,35 @@ impl Quota {
 // === Policy ===
 
 impl Policy {
-    /// One more quota.
+    /// Adds a quota.
     pub fn and(mut self, quota: Quota) -> Self {
         self.quotas.push(quota);
         self
     }
 
-    /// Whether a limiter can be made of it.
+    /// Validates the policy.
     ///
     /// # Errors
     ///
-    /// With every number that cannot be.
+    /// If any number is invalid. The error names every fault.
     pub fn check(&self) -> Result<(), ConfigError> {
         self.compile().map(drop)
     }
 
-    /// The numbers for the table, the quota of the longest debts first.
+    /// Returns the quotas in the table's units, the one with the longest debts first.
     pub(crate) fn compile(&self) -> Result<Vec<Gcra>, ConfigError> {
-        let mut error = ConfigError::new("this rate limit cannot be");
+        let mut error = ConfigError::new("invalid rate limit");
         let mut compiled = Vec::new();
-        for (place, quota) in self.quotas.iter().enumerate() {
+        for (index, quota) in self.quotas.iter().enumerate() {
             compiled.extend(
                 quota.compile(|field, value, allowed| match &self.quotas[..] {
                     [_] => error.push(field, value, allowed),
-                    _ => error.push(format!("quotas[{place}].{field}"), value, allowed),
+                    _ => error.push(format!("quotas[{index}].{field}"), value, allowed),
                 }),
             );
         }
-        let fine = self.quotas.len() <= MAX_QUOTAS;
-        error.check(fine, "quotas", &self.quotas.len(), "1 to 4 of them");
+        let count = self.quotas.len();
+        error.check(count <= MAX_QUOTAS, "quotas", &count, "1 to 4 quotas");
         error.into_result()?;
         compiled.sort_by_key(|gcra| Reverse(gcra.max_debt()));
         Ok(compiled)
@@ -197,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_words_become_the_numbers_that_they_say() {
+    fn each_constructor_sets_the_period_and_the_burst_it_names() {
         assert_eq!(
             gcra(Quota::per_second(10).burst(40)),
             Gcra::new(100_000, 40).unwrap()
@@ -222,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_period_is_rounded_up_so_that_nothing_is_early() {
+    fn a_period_is_rounded_up_to_whole_microseconds() {
         assert_eq!(gcra(Quota::per_second(3)).period(), 333_334);
         assert_eq!(gcra(Quota::per_second(9999)).period(), 101);
         assert_eq!(
@@ -232,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn every_fault_is_named_at_once() {
+    fn all_faults_are_reported_at_once() {
         assert_eq!(faults(Quota::per_second(0)), ["cells"]);
         assert_eq!(faults(Quota::per_second(0).burst(0)), ["cells", "burst"]);
         assert_eq!(faults(Quota::period(Duration::ZERO)), ["period"]);
@@ -258,22 +265,23 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_says_what_it_is_and_what_is_allowed() {
+    fn a_fault_names_the_value_and_what_is_allowed() {
         let error = Policy::from(Quota::per_hour(1).burst(1000))
             .compile()
             .unwrap_err();
-        let text = "this rate limit cannot be:\n  \
+        let text = "invalid rate limit:\n  \
                     burst x period is 1000 x 3600s, allowed is at most 12 days";
         assert_eq!(error.to_string(), text);
     }
 
     #[test]
-    fn whatever_is_allowed_fits_into_a_word_of_the_table() {
-        const { assert!(LONGEST <= Table::MAX_DEBT as u128 && LONGEST < 1 << PERIOD_BITS) };
+    fn the_longest_allowed_debt_fits_into_a_word_of_the_table() {
+        const { assert!(MAX_DEBT_MICROS <= Table::MAX_DEBT as u128) };
+        const { assert!(MAX_DEBT_MICROS < 1 << PERIOD_BITS) };
         let twelve_days = Duration::from_secs(12 * 24 * 60 * 60);
         assert_eq!(
             u128::from(gcra(Quota::period(twelve_days)).max_debt()),
-            LONGEST
+            MAX_DEBT_MICROS
         );
     }
 }

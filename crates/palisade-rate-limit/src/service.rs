@@ -1,4 +1,4 @@
-//! The service of the rate limit alone, which leaves bodies as they are.
+//! The service of the rate limit. It leaves request and response bodies unchanged.
 
 use crate::{RequestHead, policy::RateLimitPolicy};
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use std::{
 };
 use tower_service::Service;
 
-/// Refuses what a client asks too fast. See the [crate docs](crate).
+/// Refuses requests of clients that exceed their rate. See the [crate docs](crate).
 #[derive(Clone, Debug)]
 pub struct RateLimit<S> {
     inner: S,
@@ -22,8 +22,7 @@ pub struct RateLimit<S> {
 }
 
 pin_project! {
-    /// Response future of [`RateLimit`]. Drop it at any time: what the request was charged stays
-    /// charged.
+    /// Response future of [`RateLimit`]. It can be dropped at any time; the request stays charged.
     #[derive(Debug)]
     pub struct ResponseFuture<F> {
         #[pin]
@@ -35,7 +34,7 @@ pin_project! {
     #[project = StateProj]
     #[derive(Debug)]
     enum State<F> {
-        // The address identifies the policy while the service lives.
+        // `policy` is the address of the policy, which identifies it while the service is alive.
         Admitted { #[pin] inner: F, policy: usize },
         Refused { refused: Option<Refused> },
     }
@@ -66,12 +65,12 @@ where
     #[inline(always)]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let policy = std::ptr::from_ref(&*self.policy).addr();
-        // Inside of itself it counts nothing: the request was counted further outside.
+        // A service nested in another one of the same policy does not count a request twice.
         if !is_inside(policy)
-            && let Err(denied) = self
+            && let Err(reason) = self
                 .policy
                 .check(&RequestHead::from(&request), &mut Keys::default())
-            && let Err(refusal) = self.policy.refuse(denied, &Facts::of(&request, true))
+            && let Err(refusal) = self.policy.refuse(reason, &Facts::of(&request, true))
         {
             return ResponseFuture::refused(refusal, request);
         }
@@ -117,14 +116,14 @@ where
                     Poll::Ready(Ok(response)) => Poll::Ready(Ok(response.map(GuardBody::passing))),
                 }
             }
-            StateProj::Refused { refused } => Poll::Ready(Ok(answer(refused))),
+            StateProj::Refused { refused } => Poll::Ready(Ok(rejection_response(refused))),
         }
     }
 }
 
 #[cold]
 #[inline(never)]
-fn answer<B>(refused: &mut Option<Refused>) -> Response<GuardBody<B>> {
+fn rejection_response<B>(refused: &mut Option<Refused>) -> Response<GuardBody<B>> {
     let refused = refused.take().expect("polled after completion");
     refused.into_response().map(GuardBody::answer)
 }

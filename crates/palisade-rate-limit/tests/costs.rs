@@ -1,4 +1,5 @@
-//! What a request pays for the limit, in allocations. One test, because the counter counts all.
+//! The allocations of the rate limit per request. A single test, because the counter counts the
+//! allocations of the whole process.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use bytes::Bytes;
@@ -29,8 +30,8 @@ fn an_admitted_request_allocates_nothing_and_a_refused_one_only_its_headers() {
     let mut service = RateLimitLayer::new(quota)
         .unwrap()
         .layer(service_fn(handler));
-    let mut answers = [(StatusCode::OK, 0); 200];
-    for answer in &mut answers {
+    let mut outcomes = [(StatusCode::OK, 0); 200];
+    for outcome in &mut outcomes {
         let mut request = Request::new(Empty::<Bytes>::new());
         request.extensions_mut().insert(info.clone());
         let before = ALLOCATOR.allocations();
@@ -38,14 +39,14 @@ fn an_admitted_request_allocates_nothing_and_a_refused_one_only_its_headers() {
         let Poll::Ready(response) = future.poll(&mut Context::from_waker(Waker::noop())) else {
             unreachable!()
         };
-        *answer = (
+        *outcome = (
             response.as_ref().unwrap().status(),
             ALLOCATOR.allocations() - before,
         );
         drop(black_box(response));
     }
-    assert_eq!(answers[..100], [(StatusCode::OK, 0); 100]);
-    for (status, allocations) in &answers[100..] {
+    assert_eq!(outcomes[..100], [(StatusCode::OK, 0); 100]);
+    for (status, allocations) in &outcomes[100..] {
         assert_eq!(*status, StatusCode::TOO_MANY_REQUESTS);
         assert!(*allocations <= 2, "{allocations}");
     }

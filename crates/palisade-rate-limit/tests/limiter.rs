@@ -1,4 +1,4 @@
-//! The limiter by itself: quotas, several of them, changes, and threads.
+//! The table limiter by itself: one quota, several quotas, policy changes, and threads.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use palisade_rate_limit::{ClientKey, Decision, Limiter, Policy, Quota, TableLimiter};
@@ -22,13 +22,13 @@ fn deny(millis: u64) -> Decision {
     }
 }
 
-/// A runtime whose clock stands still.
-fn paused() -> tokio::runtime::Runtime {
+/// A runtime with a paused clock.
+fn paused_runtime() -> tokio::runtime::Runtime {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     builder.enable_time().start_paused(true).build().unwrap()
 }
 
-/// How many of a client's requests are admitted now before one is denied.
+/// Returns how many requests of a client are admitted now before one is denied.
 fn admitted_at_once(limiter: &impl Limiter, key: ClientKey) -> usize {
     (0..10_000)
         .take_while(|_| limiter.check(key, 1) == Decision::Admit)
@@ -56,7 +56,7 @@ async fn a_client_gets_its_burst_and_then_its_rate() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn several_quotas_owe_nothing_after_weeks_without_traffic() {
+async fn a_client_of_several_quotas_has_no_debt_after_weeks_without_traffic() {
     for idle in (160..280).map(|quarters| quarters * DAY / 4) {
         let limiter = limiter(
             Quota::per_hour(1)
@@ -70,14 +70,14 @@ async fn several_quotas_owe_nothing_after_weeks_without_traffic() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_client_s_flood_takes_nothing_from_another() {
+async fn a_flood_of_one_client_takes_nothing_from_another() {
     let limiter = limiter(Quota::per_second(10).burst(40));
     while limiter.check(key(1), 1) == Decision::Admit {}
     assert_eq!(admitted_at_once(&limiter, key(2)), 40);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_costs_what_it_costs_or_nothing() {
+async fn a_request_is_charged_its_cost_only_if_it_is_admitted() {
     let limiter = limiter(Quota::per_second(10).burst(40));
     assert_eq!(limiter.check(key(1), 30), Decision::Admit);
     assert_eq!(limiter.check(key(1), 11), deny(100));
@@ -92,8 +92,8 @@ async fn a_request_costs_what_it_costs_or_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_several_quotas_all_must_grant() {
-    // Written wide first: the order does not matter.
+async fn a_request_is_admitted_only_if_all_quotas_grant_it() {
+    // The wide quota comes first here; the order does not matter.
     let limiter = limiter(
         Quota::per_hour(100)
             .burst(50)
@@ -105,7 +105,7 @@ async fn of_several_quotas_all_must_grant() {
     assert_eq!(admitted_at_once(&limiter, key(1)), 20);
     advance(Duration::from_secs(2)).await;
     assert_eq!(admitted_at_once(&limiter, key(1)), 10);
-    // 36 seconds for one cell of the hour, less the four that are gone.
+    // One cell of the hourly quota takes 36 seconds, and four of them have passed.
     assert_eq!(limiter.check(key(1), 1), deny(32_000));
     assert_eq!(
         limiter.check(key(1), 21),
@@ -118,7 +118,7 @@ async fn of_several_quotas_all_must_grant() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_one_quota_denies_is_charged_to_none() {
+async fn a_request_denied_by_one_quota_is_charged_to_none() {
     let limiter = limiter(
         Quota::per_hour(100)
             .burst(50)
@@ -127,7 +127,8 @@ async fn what_one_quota_denies_is_charged_to_none() {
     for _ in 0..1000 {
         limiter.check(key(1), 1);
     }
-    // The narrow quota recovers in two seconds; a thousand denials took nothing from the wide one.
+    // The narrow quota recovers in two seconds. The thousand denials charged nothing to the wide
+    // one.
     for _ in 0..2 {
         advance(Duration::from_secs(2)).await;
         assert!(admitted_at_once(&limiter, key(1)) >= 10);
@@ -137,13 +138,13 @@ async fn what_one_quota_denies_is_charged_to_none() {
     for _ in 0..1000 {
         limiter.check(key(1), 1);
     }
-    // Nor did the wide one's denials keep the narrow one from recovering.
+    // The denials by the wide quota did not keep the narrow one from recovering.
     advance(Duration::from_secs(36 * 20)).await;
     assert_eq!(admitted_at_once(&limiter, key(1)), 20);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_quota_changed_after_30_days_lengthens_nobodys_wait() {
+async fn a_new_quota_after_30_days_makes_no_client_wait_longer_than_its_burst() {
     let quotas = [
         Quota::per_second(10).burst(40),
         Quota::per_hour(10).burst(10),
@@ -158,8 +159,8 @@ async fn a_quota_changed_after_30_days_lengthens_nobodys_wait() {
             while limiter.check(key(1), 1) == Decision::Admit {}
             assert_eq!(limiter.check(key(2), 1), Decision::Admit);
             limiter.set(after).unwrap();
-            // Nobody waits longer than somebody who has just used up the new burst, and whoever
-            // owes nothing has all of it.
+            // No client waits longer than one that has just used up the new burst, and a client
+            // without debt has the whole burst.
             let fresh = TableLimiter::new(after).unwrap().capacity(64);
             while fresh.check(key(1), 1) == Decision::Admit {}
             let Decision::Deny { wait: longest } = fresh.check(key(1), 1) else {
@@ -181,7 +182,7 @@ async fn a_quota_changed_after_30_days_lengthens_nobodys_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_quota_can_become_several_and_one_again() {
+async fn a_policy_changes_from_one_quota_to_several_and_back() {
     let limiter = Arc::new(limiter(Quota::per_second(10).burst(40)));
     limiter
         .set(
@@ -192,7 +193,8 @@ async fn a_quota_can_become_several_and_one_again() {
         .unwrap();
     assert_eq!(admitted_at_once(&limiter, key(1)), 5);
     limiter.set(Quota::per_second(10).burst(40)).unwrap();
-    // Five of the hour's are three minutes of debt; four seconds is all that this one asks for.
+    // Five cells of the hourly quota are three minutes of debt, which the new quota caps at four
+    // seconds.
     assert_eq!(limiter.check(key(1), 1), deny(100));
     limiter.set(Quota::per_second(0)).unwrap_err();
     advance(Duration::from_secs(4)).await;
@@ -200,11 +202,11 @@ async fn a_quota_can_become_several_and_one_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_quota_that_is_added_under_attack_lets_nobody_off() {
+async fn a_quota_added_under_attack_clears_no_debt() {
     let hour = Quota::per_hour(100).burst(50);
     let limiter = limiter(hour);
     assert_eq!(admitted_at_once(&limiter, key(1)), 50);
-    // The same quota stays, and one more must agree.
+    // The same quota stays, and a second one must grant as well.
     limiter
         .set(hour.and(Quota::per_second(10).burst(20)))
         .unwrap();
@@ -212,7 +214,7 @@ async fn a_quota_that_is_added_under_attack_lets_nobody_off() {
         assert_eq!(admitted_at_once(&limiter, key(1)), 0);
         advance(Duration::from_secs(2)).await;
     }
-    // Nor does it when the other goes again.
+    // Removing the second quota clears no debt either.
     limiter.set(hour).unwrap();
     assert_eq!(limiter.check(key(1), 1), deny(16_000));
     advance(Duration::from_secs(16)).await;
@@ -221,7 +223,7 @@ async fn a_quota_that_is_added_under_attack_lets_nobody_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stricter_quota_lets_nobody_off_and_its_wait_ends() {
+async fn a_stricter_quota_clears_no_debt_and_its_wait_ends() {
     let wide = Quota::per_second(10).burst(40);
     let narrow = Quota::per_second(10).burst(20);
     let policies = [narrow.into(), narrow.and(Quota::per_second(100).burst(20))];
@@ -242,7 +244,7 @@ async fn a_stricter_quota_lets_nobody_off_and_its_wait_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_is_held_once_all_have_paid() {
+async fn the_table_holds_no_key_after_all_debts_are_paid() {
     let limiter = limiter(Quota::per_second(10).burst(40));
     for number in 0..1000 {
         limiter.check(key(number), 1);
@@ -258,8 +260,8 @@ async fn nobody_is_held_once_all_have_paid() {
 
 #[test]
 fn eight_threads_get_exactly_the_burst_of_every_quota() {
-    let runtime = paused();
-    let _paused = runtime.enter();
+    let runtime = paused_runtime();
+    let _entered = runtime.enter();
     let limiter = limiter(Quota::per_second(10).burst(40));
     for round in 0..200 {
         let admitted: usize = std::thread::scope(|scope| {
@@ -268,7 +270,7 @@ fn eight_threads_get_exactly_the_burst_of_every_quota() {
                     let handle = runtime.handle();
                     let limiter = &limiter;
                     scope.spawn(move || {
-                        let _paused = handle.enter();
+                        let _entered = handle.enter();
                         let tries = 0..100;
                         tries
                             .filter(|_| limiter.check(key(round), 1) == Decision::Admit)
@@ -286,20 +288,21 @@ fn eight_threads_get_exactly_the_burst_of_every_quota() {
 }
 
 proptest! {
-    /// The rate in words against exact fractions of a nanosecond: nothing is early, and who takes
-    /// whatever he can get is late by a microsecond per cell at most.
+    /// Compares the rate of a quota with exact fractions of a nanosecond: no request is admitted
+    /// early, and a client that takes every cell as soon as it can is at most one microsecond per
+    /// cell late.
     #[test]
-    fn nothing_is_early_and_a_cell_is_a_microsecond_late_at_most(
+    fn nothing_is_early_and_each_cell_is_one_microsecond_late_at_most(
         cells in 1..=10_000u32, unit in 0..3u8, burst in 1..=1000u32, costs in prop::collection::vec(1..=50u32, 1..100),
     ) {
-        let (quota, per) = match unit {
+        let (quota, interval) = match unit {
             0 => (Quota::per_second(cells), Duration::from_secs(1)),
             1 => (Quota::per_minute(cells), Duration::from_secs(60)),
             _ => (Quota::per_hour(cells), Duration::from_secs(3600)),
         };
         // No debt may be longer than 12 days, which are 288 hours.
         let burst = burst.min(288 * cells);
-        paused().block_on(async {
+        paused_runtime().block_on(async {
             let limiter = limiter(quota.burst(burst));
             let start = Instant::now();
             let mut taken = 0u128;
@@ -310,8 +313,8 @@ proptest! {
                     assert_eq!(limiter.check(key(1), cost), Decision::Admit);
                 }
                 taken += u128::from(cost);
-                // In units of 1/cells nanoseconds, when the last of these cells was due.
-                let due = taken.saturating_sub(burst.into()) * per.as_nanos();
+                // When the last of these cells was due, in units of 1/cells nanoseconds.
+                let due = taken.saturating_sub(burst.into()) * interval.as_nanos();
                 let now = start.elapsed().as_nanos() * u128::from(cells);
                 let tick = 1000 * u128::from(cells);
                 assert!(now >= due, "early");
