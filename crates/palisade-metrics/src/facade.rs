@@ -1,9 +1,9 @@
-//! What the guards did, by way of the `metrics` crate.
+//! The adapter to the `metrics` crate.
 
 use crate::{
-    gauges::Watched,
+    gauges::GaugeRegistry,
     series::{
-        BySeries, CUT, ENDED, Family, LEVELS_IGNORED, LIMIT_CHANGES, REFUSED, Series, level_family,
+        BySeries, CUT, ENDED, Family, LEVELS_IGNORED, LIMIT_CHANGES, REFUSED, Series, gauge_family,
     },
 };
 use metrics::{Counter, Label, SharedString, Unit};
@@ -13,17 +13,17 @@ use std::{
     sync::{Arc, OnceLock, Weak},
 };
 
-/// Tells the recorder of the [`metrics`] crate of everything.
+/// Reports all events and gauges to the recorder of the [`metrics`] crate.
 ///
-/// **Install the recorder first.** The counters are made in [`Facade::new`], with the recorder
-/// that is installed by then; with none they count nothing, for ever.
+/// **Install the recorder first.** [`Facade::new`] creates the counters with the recorder that is
+/// installed at that time. Without a recorder they never count anything.
 ///
 /// Gauges are not pushed: call [`Self::sample`] before the exporter renders, or every few seconds
-/// where an exporter pushes by itself.
+/// if the exporter pushes by itself.
 ///
-/// A refusal costs one atomic increment through a handle that was made before. Only a series that
-/// no guard of palisade adds to (one of a guard of your own, say) gets its handle when it is first
-/// counted. Clones are handles on the same.
+/// A refusal costs one atomic increment through an existing handle. Only a series that no guard of
+/// palisade adds to (that of a custom guard, for example) gets its handle when it is first counted.
+/// Clones share all state.
 ///
 /// ```
 /// use palisade_core::Recorder;
@@ -31,7 +31,7 @@ use std::{
 ///
 /// // First the exporter of your choice: `PrometheusBuilder::new().install_recorder()`.
 /// let facade = Facade::new();
-/// let recorder = Recorder::from(facade.clone()); // What every guard's `.metrics(..)` takes.
+/// let recorder = Recorder::from(facade.clone()); // The argument of each guard's `.metrics(..)`.
 /// facade.sample(); // Then `handle.render()`.
 /// ```
 #[derive(Clone)]
@@ -41,16 +41,16 @@ pub struct Facade {
 
 struct Shared {
     counters: BySeries<OnceLock<Counter>>,
-    watched: Watched,
+    gauges: GaugeRegistry,
 }
 
 // === Facade ===
 
 impl Facade {
-    /// Names, describes and makes the counters, with the recorder that is installed now.
+    /// Registers and describes the counters with the recorder that is installed now.
     pub fn new() -> Self {
-        let levels = Gauge::ALL.iter().filter_map(|level| level_family(*level));
-        for family in levels.chain([REFUSED, CUT, ENDED, LIMIT_CHANGES, LEVELS_IGNORED]) {
+        let gauges = Gauge::ALL.iter().filter_map(|gauge| gauge_family(*gauge));
+        for family in gauges.chain([REFUSED, CUT, ENDED, LIMIT_CHANGES, LEVELS_IGNORED]) {
             describe(family);
         }
         let counters = BySeries::new(|series| {
@@ -63,20 +63,20 @@ impl Facade {
         Self {
             shared: Arc::new(Shared {
                 counters,
-                watched: Watched::new(),
+                gauges: GaugeRegistry::new(),
             }),
         }
     }
 
-    /// Asks the guards for their levels and hands them on. Several instances of one guard are
-    /// added up; see [`Snapshot::level`](crate::Snapshot::level).
+    /// Reads the gauges of all guards and passes them to the recorder. The gauges of several
+    /// instances of one guard are summed; see [`Snapshot::level`](crate::Snapshot::level).
     ///
-    /// Takes about a millisecond per million keys that the guards' tables could hold: not for
-    /// every request.
+    /// Takes about a millisecond per million keys that the guards' tables can hold. Do not call it
+    /// for every request.
     pub fn sample(&self) {
-        let watched = &self.shared.watched;
-        for (guard, level, value) in watched.sample() {
-            let Some(Family { name, is_total, .. }) = level_family(level) else {
+        let gauges = &self.shared.gauges;
+        for (guard, gauge, value) in gauges.sample() {
+            let Some(Family { name, is_total, .. }) = gauge_family(gauge) else {
                 continue;
             };
             let guard = guard.as_str();
@@ -87,10 +87,10 @@ impl Facade {
                 metrics::gauge!(name, "guard" => guard).set(value as f64);
             }
         }
-        for (guard, changes) in watched.limit_changes() {
+        for (guard, changes) in gauges.limit_changes() {
             metrics::counter!(LIMIT_CHANGES.name, "guard" => guard.as_str()).absolute(changes);
         }
-        metrics::counter!(LEVELS_IGNORED.name).absolute(watched.ignored());
+        metrics::counter!(LEVELS_IGNORED.name).absolute(gauges.ignored());
     }
 }
 
@@ -103,24 +103,24 @@ impl Default for Facade {
 impl fmt::Debug for Facade {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Facade")
-            .field("watched", &self.shared.watched)
+            .field("gauges", &self.shared.gauges)
             .finish_non_exhaustive()
     }
 }
 
 impl Metrics for Facade {
     fn record(&self, event: &Event<'_>) {
-        if let Some(series) = Series::of(event) {
+        if let Some(series) = Series::from_event(event) {
             if let Some(cell) = self.shared.counters.get(series) {
                 cell.get_or_init(|| counter(series)).increment(1);
             }
         } else if let Event::LimitChanged { guard, limit, .. } = *event {
-            self.shared.watched.limit_changed(guard, limit);
+            self.shared.gauges.record_limit_change(guard, limit);
         }
     }
 
-    fn register(&self, levels: Weak<dyn GaugeSource>) {
-        self.shared.watched.register(levels);
+    fn register(&self, source: Weak<dyn GaugeSource>) {
+        self.shared.gauges.register(source);
     }
 }
 
@@ -152,13 +152,13 @@ mod tests {
     use super::*;
     use crate::{
         Snapshot,
-        testing::{Shown, Teller, read},
+        testing::{FakeGuard, FixedGauges, parse_exposition},
     };
     use metrics_exporter_prometheus::PrometheusBuilder;
     use palisade_core::{Guard, Mode, Phase, Reason, Recorder};
 
-    /// Runs `work` on a facade with a real exporter as its recorder, and returns what that
-    /// exporter shows afterwards.
+    /// Runs `work` on a facade with a real exporter as its recorder, and returns the text that the
+    /// exporter renders afterwards.
     fn exported(work: impl FnOnce(&Facade)) -> String {
         let recorder = PrometheusBuilder::new().build_recorder();
         let handle = recorder.handle();
@@ -174,10 +174,10 @@ mod tests {
     fn an_exporter_shows_the_same_as_the_snapshot() {
         let snapshot = Snapshot::new();
         let guards = [3, 4].map(|working| {
-            let shown = Gauge::ALL
+            let values = Gauge::ALL
                 .iter()
-                .map(|level| (*level, working + *level as u64));
-            Arc::new(Shown(Guard::ConcurrencyLimit, shown.collect()))
+                .map(|gauge| (*gauge, working + *gauge as u64));
+            Arc::new(FixedGauges(Guard::ConcurrencyLimit, values.collect()))
         });
         let text = exported(|facade| {
             let both = Recorder::from((facade.clone(), snapshot.clone()));
@@ -186,61 +186,67 @@ mod tests {
             }
             both.record(|| Event::limit_changed(Guard::ConcurrencyLimit, 9));
             for mode in [Mode::Enforce, Mode::Shadow] {
-                let teller = Teller::new(both.clone(), mode);
-                teller.refuse(Guard::RateLimit, Reason::RateExceeded, None);
-                teller.refuse(Guard::RateLimit, Reason::RateExceeded, None);
-                teller.cut(Guard::SlowBody, Reason::Gap, Phase::ResponseBody);
-                teller.disconnect(Reason::Idle, Phase::Idle);
-                // One that no guard of ours adds to.
-                teller.refuse(Guard::Timeout, Reason::Full, None);
+                let fake = FakeGuard::new(both.clone(), mode);
+                fake.refuse(Guard::RateLimit, Reason::RateExceeded, None);
+                fake.refuse(Guard::RateLimit, Reason::RateExceeded, None);
+                fake.cut(Guard::SlowBody, Reason::Gap, Phase::ResponseBody);
+                fake.disconnect(Reason::Idle, Phase::Idle);
+                // A series that no guard of palisade adds to.
+                fake.refuse(Guard::Timeout, Reason::Full, None);
             }
         });
-        let (theirs, ours) = (read(&text), read(&snapshot.prometheus()));
+        let exported = parse_exposition(&text);
+        let expected = parse_exposition(&snapshot.prometheus());
         assert!(
-            theirs.keys().eq(ours.keys()),
+            exported.keys().eq(expected.keys()),
             "{:?} {:?}",
-            theirs.keys(),
-            ours.keys()
+            exported.keys(),
+            expected.keys()
         );
-        for (name, theirs) in &theirs {
-            assert_eq!(theirs.samples, ours[name].samples, "{name}");
-            assert_eq!(theirs.kind, ours[name].kind, "{name}");
-            assert_eq!(theirs.help, ours[name].help, "{name}");
+        for (name, family) in &exported {
+            assert_eq!(family.samples, expected[name].samples, "{name}");
+            assert_eq!(family.kind, expected[name].kind, "{name}");
+            assert_eq!(family.help, expected[name].help, "{name}");
         }
     }
 
     #[test]
-    fn counters_are_there_at_zero_before_anything_happens() {
+    fn counters_start_at_zero() {
         let text = exported(|_| {});
         assert_eq!(
-            read(&text)["palisade_requests_refused_total"].samples,
-            read(&Snapshot::new().prometheus())["palisade_requests_refused_total"].samples
+            parse_exposition(&text)["palisade_requests_refused_total"].samples,
+            parse_exposition(&Snapshot::new().prometheus())["palisade_requests_refused_total"]
+                .samples
         );
     }
 
     #[test]
-    fn handles_made_before_count_where_no_recorder_can_be_seen() {
+    fn existing_handles_count_on_threads_without_a_recorder() {
         let recorder = PrometheusBuilder::new().build_recorder();
         let facade = metrics::with_local_recorder(&recorder, Facade::new);
         std::thread::scope(|scope| {
             for _ in 0..8 {
-                let teller = Teller::new(facade.clone(), Mode::Enforce);
+                let fake = FakeGuard::new(facade.clone(), Mode::Enforce);
                 scope.spawn(move || {
                     for _ in 0..10_000 {
-                        teller.refuse(Guard::RateLimit, Reason::RateExceeded, None);
+                        fake.refuse(Guard::RateLimit, Reason::RateExceeded, None);
                     }
                 });
             }
         });
-        let families = read(&recorder.handle().render());
+        let families = parse_exposition(&recorder.handle().render());
         let refused = families["palisade_requests_refused_total"].samples.values();
         assert_eq!(refused.sum::<f64>(), 80_000.0);
     }
 
     #[test]
-    fn without_a_recorder_nothing_happens() {
+    fn without_a_recorder_events_are_ignored() {
         let facade = Facade::new();
-        Teller::new(facade.clone(), Mode::Enforce).refuse(Guard::Timeout, Reason::Deadline, None);
+        FakeGuard::new(facade.clone(), Mode::Enforce).refuse(
+            Guard::Timeout,
+            Reason::Deadline,
+            None,
+        );
         facade.sample();
     }
 }

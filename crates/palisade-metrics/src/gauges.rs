@@ -1,6 +1,6 @@
-//! The numbers that guards keep, added up when somebody looks.
+//! The gauges of all guards, read and summed when metrics are scraped.
 
-use crate::series::{GUARDS, LEVELS};
+use crate::series::{GAUGE_COUNT, GUARD_COUNT};
 use palisade_core::{Gauge, GaugeSource, Guard};
 use parking_lot::Mutex;
 use std::{
@@ -12,84 +12,85 @@ use std::{
     },
 };
 
-/// As many living guards are watched; more are ignored and counted.
-pub(crate) const MAX_WATCHED: usize = 1024;
+/// The largest number of live sources. Further sources are ignored and counted.
+pub(crate) const MAX_SOURCES: usize = 1024;
 
-/// Says that no limit was changed yet.
-const NEVER: u64 = u64::MAX;
+/// Marks in `last_limits` that the limit has not been changed.
+const NO_LIMIT: u64 = u64::MAX;
 
-/// The guards that said where their levels are, and what those that are gone have left behind.
-pub(crate) struct Watched {
-    // Taken by who registers or looks, never by a request.
-    guards: Mutex<Guards>,
+/// The gauge sources of all guards, and the totals of dropped sources.
+pub(crate) struct GaugeRegistry {
+    // Locked by registration and sampling, never by a request.
+    sources: Mutex<Sources>,
     ignored: AtomicU64,
-    limits: [AtomicU64; GUARDS],
-    limit_changes: [AtomicU64; GUARDS],
+    last_limits: [AtomicU64; GUARD_COUNT],
+    limit_changes: [AtomicU64; GUARD_COUNT],
 }
 
 #[derive(Default)]
-struct Guards {
-    living: Vec<One>,
-    /// The totals of those that are gone, so that no sum of totals ever falls. A level that was
-    /// ever shown has a number here, so that it is shown for ever after.
-    gone: Sums,
+struct Sources {
+    live: Vec<Source>,
+    /// The totals of dropped sources, so that no sum of totals ever falls. A gauge that has ever
+    /// been reported has a value here, so that it stays reported.
+    dropped: GaugeSums,
 }
 
-struct One {
+struct Source {
     guard: Guard,
-    levels: Weak<dyn GaugeSource>,
-    /// Its totals when somebody last looked.
-    totals: [u64; LEVELS],
+    gauges: Weak<dyn GaugeSource>,
+    /// The totals at the last sample.
+    totals: [u64; GAUGE_COUNT],
 }
 
-/// A number per guard and level; `None` where nobody has shown one.
+/// A value per guard and gauge; `None` if none has been reported.
 #[derive(Clone, Copy, Default)]
-struct Sums([[Option<u64>; LEVELS]; GUARDS]);
+struct GaugeSums([[Option<u64>; GAUGE_COUNT]; GUARD_COUNT]);
 
-// === Watched ===
+// === GaugeRegistry ===
 
-impl Watched {
+impl GaugeRegistry {
     pub(crate) fn new() -> Self {
         Self {
-            guards: Mutex::default(),
+            sources: Mutex::default(),
             ignored: AtomicU64::new(0),
-            limits: [const { AtomicU64::new(NEVER) }; GUARDS],
-            limit_changes: [const { AtomicU64::new(0) }; GUARDS],
+            last_limits: [const { AtomicU64::new(NO_LIMIT) }; GUARD_COUNT],
+            limit_changes: [const { AtomicU64::new(0) }; GUARD_COUNT],
         }
     }
 
-    /// Watches `levels` for as long as they live. A second time for the same changes nothing.
-    pub(crate) fn register(&self, levels: Weak<dyn GaugeSource>) {
-        let Some(alive) = levels.upgrade() else {
+    /// Samples `gauges` until they are dropped. Registering the same source again has no effect.
+    pub(crate) fn register(&self, gauges: Weak<dyn GaugeSource>) {
+        let Some(source) = gauges.upgrade() else {
             return;
         };
-        let guard = alive.guard();
-        let mut guards = self.guards.lock();
-        guards.bury_the_dead();
-        if guards.living.iter().any(|one| one.levels.ptr_eq(&levels)) {
+        let guard = source.guard();
+        let mut sources = self.sources.lock();
+        sources.remove_dropped();
+        if sources.live.iter().any(|one| one.gauges.ptr_eq(&gauges)) {
             return;
         }
-        if guards.living.len() >= MAX_WATCHED {
+        if sources.live.len() >= MAX_SOURCES {
             self.ignored.fetch_add(1, Relaxed);
             return;
         }
-        guards.living.push(One {
+        sources.live.push(Source {
             guard,
-            levels,
-            totals: [0; LEVELS],
+            gauges,
+            totals: [0; GAUGE_COUNT],
         });
     }
 
-    pub(crate) fn limit_changed(&self, guard: Guard, limit: u64) {
-        let place = guard as usize;
-        if let (Some(last), Some(changes)) = (self.limits.get(place), self.limit_changes.get(place))
+    pub(crate) fn record_limit_change(&self, guard: Guard, limit: u64) {
+        let index = guard as usize;
+        if let (Some(last), Some(changes)) =
+            (self.last_limits.get(index), self.limit_changes.get(index))
         {
             last.store(limit, Relaxed);
             changes.fetch_add(1, Relaxed);
         }
     }
 
-    /// How often the limit of each guard was changed, for those where it was.
+    /// Returns how often the limit of each guard was changed, for guards with at least one change.
     pub(crate) fn limit_changes(&self) -> impl Iterator<Item = (Guard, u64)> {
         let changes = self
             .limit_changes
@@ -106,76 +107,79 @@ impl Watched {
         self.ignored.load(Relaxed)
     }
 
-    /// Each level that a guard shows or has shown, summed over all its instances; those of one
-    /// level together.
+    /// Returns each gauge that a guard reports or has reported, summed over all instances of the
+    /// guard. The values of one gauge stand together.
     pub(crate) fn sample(&self) -> Vec<(Guard, Gauge, u64)> {
-        // If we turn out to hold a guard's last handle, it ends after the lock is given back.
-        let mut held: Vec<Arc<dyn GaugeSource>> = Vec::new();
-        let mut sums = self.guards.lock().sample(&mut held);
-        for (guard, last) in Guard::ALL.iter().zip(&self.limits) {
+        // Keeps the sampled sources alive until the lock is released: if this is the last handle of
+        // one, its drop must not run under the lock.
+        let mut keep_alive: Vec<Arc<dyn GaugeSource>> = Vec::new();
+        let mut sums = self.sources.lock().sample(&mut keep_alive);
+        for (guard, last) in Guard::ALL.iter().zip(&self.last_limits) {
             let last = last.load(Relaxed);
-            // A guard that shows no limit of its own has the one that it was last given.
-            if last != NEVER && sums.get(*guard, Gauge::Limit).is_none() {
+            // A guard that reports no limit has the one that it was last given.
+            if last != NO_LIMIT && sums.get(*guard, Gauge::Limit).is_none() {
                 sums.add(*guard, Gauge::Limit, last);
             }
         }
-        let levels = Gauge::ALL.iter().copied();
-        levels
-            .flat_map(|level| {
-                let of = move |guard| Some((guard, level, sums.get(guard, level)?));
-                Guard::ALL.iter().copied().filter_map(of)
-            })
-            .collect()
+        let mut samples = Vec::new();
+        for gauge in Gauge::ALL {
+            for guard in Guard::ALL {
+                if let Some(value) = sums.get(*guard, *gauge) {
+                    samples.push((*guard, *gauge, value));
+                }
+            }
+        }
+        samples
     }
 }
 
-impl fmt::Debug for Watched {
+impl fmt::Debug for GaugeRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let watched = self.guards.try_lock().map(|guards| guards.living.len());
-        f.debug_struct("Watched")
-            .field("guards", &watched)
+        let live = self.sources.try_lock().map(|sources| sources.live.len());
+        f.debug_struct("GaugeRegistry")
+            .field("live", &live)
             .finish_non_exhaustive()
     }
 }
 
-// === Guards ===
+// === Sources ===
 
-impl Guards {
-    /// Forgets those that are gone, all but their totals.
-    fn bury_the_dead(&mut self) {
-        let Self { living, gone } = self;
-        living.retain(|one| {
-            let is_alive = one.levels.strong_count() > 0;
+impl Sources {
+    /// Removes dropped sources, and keeps their totals.
+    fn remove_dropped(&mut self) {
+        let Self { live, dropped } = self;
+        live.retain(|source| {
+            let is_alive = source.gauges.strong_count() > 0;
             if !is_alive {
-                gone.add_totals(one);
+                dropped.add_totals(source);
             }
             is_alive
         });
     }
 
-    fn sample(&mut self, held: &mut Vec<Arc<dyn GaugeSource>>) -> Sums {
-        self.bury_the_dead();
-        let Self { living, gone } = self;
-        let mut sums = *gone;
-        for one in living {
-            let Some(levels) = one.levels.upgrade() else {
-                sums.add_totals(one); // It went this moment.
+    fn sample(&mut self, keep_alive: &mut Vec<Arc<dyn GaugeSource>>) -> GaugeSums {
+        self.remove_dropped();
+        let Self { live, dropped } = self;
+        let mut sums = *dropped;
+        for source in live {
+            let Some(gauges) = source.gauges.upgrade() else {
+                sums.add_totals(source); // Dropped since `remove_dropped`.
                 continue;
             };
-            let mut seen = Sums::default();
-            // GaugeSource may be a user's: a panic of one leaves out what it has not shown yet, not the
-            // levels of all other guards.
-            let mut visit = |level, value| seen.add(one.guard, level, value);
-            let _ = catch_unwind(AssertUnwindSafe(|| levels.sample(&mut visit)));
-            held.push(levels);
-            for (level, last) in Gauge::ALL.iter().zip(&mut one.totals) {
-                let Some(value) = seen.get(one.guard, *level) else {
+            let mut reported = GaugeSums::default();
+            // A source may be user code. If it panics, only the gauges that it has not reported yet
+            // are missing, not those of other guards.
+            let mut visit = |gauge, value| reported.add(source.guard, gauge, value);
+            let _ = catch_unwind(AssertUnwindSafe(|| gauges.sample(&mut visit)));
+            keep_alive.push(gauges);
+            for (gauge, total) in Gauge::ALL.iter().zip(&mut source.totals) {
+                let Some(value) = reported.get(source.guard, *gauge) else {
                     continue;
                 };
-                sums.add(one.guard, *level, value);
-                gone.add(one.guard, *level, 0);
-                if level.is_total() {
-                    *last = value;
+                sums.add(source.guard, *gauge, value);
+                dropped.add(source.guard, *gauge, 0);
+                if gauge.is_total() {
+                    *total = value;
                 }
             }
         }
@@ -183,30 +187,28 @@ impl Guards {
     }
 }
 
-// === Sums ===
+// === GaugeSums ===
 
-impl Sums {
-    fn get(&self, guard: Guard, level: Gauge) -> Option<u64> {
-        *self.0.get(guard as usize)?.get(level as usize)?
+impl GaugeSums {
+    fn get(&self, guard: Guard, gauge: Gauge) -> Option<u64> {
+        *self.0.get(guard as usize)?.get(gauge as usize)?
     }
 
-    fn add(&mut self, guard: Guard, level: Gauge, value: u64) {
+    fn add(&mut self, guard: Guard, gauge: Gauge, value: u64) {
         let sum = self
             .0
             .get_mut(guard as usize)
-            .and_then(|sums| sums.get_mut(level as usize));
+            .and_then(|sums| sums.get_mut(gauge as usize));
         if let Some(sum) = sum {
             *sum = Some(sum.unwrap_or(0).saturating_add(value));
         }
     }
 
-    fn add_totals(&mut self, one: &One) {
-        for (level, total) in Gauge::ALL
-            .iter()
-            .zip(one.totals)
-            .filter(|(_, total)| *total > 0)
-        {
-            self.add(one.guard, *level, total);
+    fn add_totals(&mut self, source: &Source) {
+        for (gauge, total) in Gauge::ALL.iter().zip(source.totals) {
+            if total > 0 {
+                self.add(source.guard, *gauge, total);
+            }
         }
     }
 }
@@ -216,12 +218,12 @@ mod tests {
     use super::*;
 
     #[derive(Debug)]
-    struct Slots {
+    struct FakeLimiter {
         working: AtomicU64,
         admitted: AtomicU64,
     }
 
-    impl Slots {
+    impl FakeLimiter {
         fn new(working: u64, admitted: u64) -> Arc<Self> {
             Arc::new(Self {
                 working: working.into(),
@@ -230,7 +232,7 @@ mod tests {
         }
     }
 
-    impl GaugeSource for Slots {
+    impl GaugeSource for FakeLimiter {
         fn guard(&self) -> Guard {
             Guard::ConcurrencyLimit
         }
@@ -241,30 +243,31 @@ mod tests {
         }
     }
 
-    fn register(watched: &Watched, slots: &Arc<Slots>) {
-        let levels = Arc::downgrade(slots);
-        watched.register(levels);
+    fn register(registry: &GaugeRegistry, limiter: &Arc<FakeLimiter>) {
+        let source = Arc::downgrade(limiter);
+        registry.register(source);
     }
 
-    fn level(watched: &Watched, level: Gauge) -> Option<u64> {
-        let found = watched.sample().into_iter().find(|(_, of, _)| *of == level);
-        found.map(|(_, _, value)| value)
-    }
-
-    #[test]
-    fn instances_of_one_guard_are_added_up() {
-        let watched = Watched::new();
-        assert_eq!(watched.sample(), []);
-        let (one, other) = (Slots::new(3, 10), Slots::new(4, 20));
-        register(&watched, &one);
-        register(&watched, &other);
-        assert_eq!(level(&watched, Gauge::Working), Some(7));
-        assert_eq!(level(&watched, Gauge::Admitted), Some(30));
-        assert_eq!(level(&watched, Gauge::Queued), None);
+    fn value(registry: &GaugeRegistry, gauge: Gauge) -> Option<u64> {
+        let mut samples = registry.sample().into_iter();
+        let (_, _, value) = samples.find(|(_, sampled, _)| *sampled == gauge)?;
+        Some(value)
     }
 
     #[test]
-    fn a_panic_in_one_sample_leaves_the_levels_of_the_others() {
+    fn instances_of_one_guard_are_summed() {
+        let registry = GaugeRegistry::new();
+        assert_eq!(registry.sample(), []);
+        let (one, other) = (FakeLimiter::new(3, 10), FakeLimiter::new(4, 20));
+        register(&registry, &one);
+        register(&registry, &other);
+        assert_eq!(value(&registry, Gauge::Working), Some(7));
+        assert_eq!(value(&registry, Gauge::Admitted), Some(30));
+        assert_eq!(value(&registry, Gauge::Queued), None);
+    }
+
+    #[test]
+    fn a_panic_in_one_source_leaves_the_gauges_of_the_others() {
         struct Panics;
 
         impl GaugeSource for Panics {
@@ -278,104 +281,110 @@ mod tests {
             }
         }
 
-        let watched = Watched::new();
+        let registry = GaugeRegistry::new();
         let panics = Arc::new(Panics);
-        let same = Arc::downgrade(&panics);
-        watched.register(same);
-        let slots = Slots::new(3, 10);
-        register(&watched, &slots);
-        assert_eq!(level(&watched, Gauge::Keys), Some(5));
-        assert_eq!(level(&watched, Gauge::Working), Some(3));
+        let source = Arc::downgrade(&panics);
+        registry.register(source);
+        let limiter = FakeLimiter::new(3, 10);
+        register(&registry, &limiter);
+        assert_eq!(value(&registry, Gauge::Keys), Some(5));
+        assert_eq!(value(&registry, Gauge::Working), Some(3));
     }
 
     #[test]
-    fn one_instance_counts_once_however_often_it_is_registered() {
-        let watched = Watched::new();
-        let slots = Slots::new(3, 10);
-        register(&watched, &slots);
-        register(&watched, &slots);
-        assert_eq!(level(&watched, Gauge::Working), Some(3));
+    fn a_source_that_is_registered_twice_counts_once() {
+        let registry = GaugeRegistry::new();
+        let limiter = FakeLimiter::new(3, 10);
+        register(&registry, &limiter);
+        register(&registry, &limiter);
+        assert_eq!(value(&registry, Gauge::Working), Some(3));
     }
 
     #[test]
-    fn a_total_does_not_fall_when_its_guard_goes_and_a_gauge_does() {
-        let watched = Watched::new();
-        let (one, other) = (Slots::new(3, 10), Slots::new(4, 20));
-        register(&watched, &one);
-        register(&watched, &other);
-        watched.sample();
+    fn when_a_guard_is_dropped_its_totals_stay_and_its_other_gauges_go() {
+        let registry = GaugeRegistry::new();
+        let (one, other) = (FakeLimiter::new(3, 10), FakeLimiter::new(4, 20));
+        register(&registry, &one);
+        register(&registry, &other);
+        registry.sample();
         drop(one);
         for _ in 0..2 {
-            assert_eq!(level(&watched, Gauge::Working), Some(4));
-            assert_eq!(level(&watched, Gauge::Admitted), Some(30));
+            assert_eq!(value(&registry, Gauge::Working), Some(4));
+            assert_eq!(value(&registry, Gauge::Admitted), Some(30));
         }
         other.admitted.store(21, Relaxed);
-        assert_eq!(level(&watched, Gauge::Admitted), Some(31));
+        assert_eq!(value(&registry, Gauge::Admitted), Some(31));
         drop(other);
-        assert_eq!(level(&watched, Gauge::Working), Some(0));
-        assert_eq!(level(&watched, Gauge::Admitted), Some(31));
+        assert_eq!(value(&registry, Gauge::Working), Some(0));
+        assert_eq!(value(&registry, Gauge::Admitted), Some(31));
     }
 
     #[test]
-    fn guards_made_in_a_loop_are_forgotten_and_nothing_keeps_them_alive() {
-        let watched = Watched::new();
-        for _ in 0..10 * MAX_WATCHED {
-            let slots = Slots::new(1, 1);
-            register(&watched, &slots);
-            assert_eq!(Arc::strong_count(&slots), 1);
+    fn dropped_sources_are_removed_and_the_registry_keeps_none_alive() {
+        let registry = GaugeRegistry::new();
+        for _ in 0..10 * MAX_SOURCES {
+            let limiter = FakeLimiter::new(1, 1);
+            register(&registry, &limiter);
+            assert_eq!(Arc::strong_count(&limiter), 1);
         }
-        let guards = watched.guards.lock();
-        assert!(guards.living.len() <= 1);
-        assert!(guards.living.capacity() <= 8);
-        assert_eq!(watched.ignored(), 0);
+        let sources = registry.sources.lock();
+        assert!(sources.live.len() <= 1);
+        assert!(sources.live.capacity() <= 8);
+        assert_eq!(registry.ignored(), 0);
     }
 
     #[test]
-    fn more_living_guards_than_the_cap_are_ignored_and_counted() {
-        let watched = Watched::new();
-        let mut slots: Vec<_> = (0..MAX_WATCHED + 7).map(|_| Slots::new(1, 0)).collect();
-        slots.iter().for_each(|slots| register(&watched, slots));
-        assert_eq!(watched.ignored(), 7);
-        assert_eq!(level(&watched, Gauge::Working), Some(MAX_WATCHED as u64));
-        slots.clear();
-        // The neighbour that comes after them finds room.
-        let honest = Slots::new(2, 0);
-        register(&watched, &honest);
-        assert_eq!(level(&watched, Gauge::Working), Some(2));
+    fn live_sources_above_the_maximum_are_ignored_and_counted() {
+        let registry = GaugeRegistry::new();
+        let mut limiters: Vec<_> = (0..MAX_SOURCES + 7)
+            .map(|_| FakeLimiter::new(1, 0))
+            .collect();
+        limiters
+            .iter()
+            .for_each(|limiter| register(&registry, limiter));
+        assert_eq!(registry.ignored(), 7);
+        assert_eq!(value(&registry, Gauge::Working), Some(MAX_SOURCES as u64));
+        limiters.clear();
+        // A source that is registered after they are dropped finds room.
+        let late = FakeLimiter::new(2, 0);
+        register(&registry, &late);
+        assert_eq!(value(&registry, Gauge::Working), Some(2));
     }
 
     #[test]
-    fn a_guard_that_is_gone_already_is_not_watched() {
-        let watched = Watched::new();
-        let slots = Slots::new(1, 1);
-        let levels = Arc::downgrade(&slots);
-        drop(slots);
-        watched.register(levels);
-        assert_eq!(watched.sample(), []);
+    fn a_source_that_is_already_dropped_is_not_registered() {
+        let registry = GaugeRegistry::new();
+        let limiter = FakeLimiter::new(1, 1);
+        let source = Arc::downgrade(&limiter);
+        drop(limiter);
+        registry.register(source);
+        assert_eq!(registry.sample(), []);
     }
 
     #[test]
-    fn a_limit_that_no_level_shows_is_the_one_last_given() {
-        let watched = Watched::new();
-        watched.limit_changed(Guard::ConcurrencyLimit, 100);
-        watched.limit_changed(Guard::ConcurrencyLimit, 50);
+    fn without_a_limit_gauge_the_last_recorded_limit_is_reported() {
+        let registry = GaugeRegistry::new();
+        registry.record_limit_change(Guard::ConcurrencyLimit, 100);
+        registry.record_limit_change(Guard::ConcurrencyLimit, 50);
         assert_eq!(
-            watched.sample(),
+            registry.sample(),
             [(Guard::ConcurrencyLimit, Gauge::Limit, 50)]
         );
-        assert!(watched.limit_changes().eq([(Guard::ConcurrencyLimit, 2)]));
+        assert!(registry.limit_changes().eq([(Guard::ConcurrencyLimit, 2)]));
     }
 
     #[test]
-    fn numbers_that_no_guard_should_have_do_not_overflow() {
-        let watched = Watched::new();
-        let slots = [
-            Slots::new(u64::MAX, u64::MAX),
-            Slots::new(u64::MAX, u64::MAX),
+    fn sums_saturate() {
+        let registry = GaugeRegistry::new();
+        let limiters = [
+            FakeLimiter::new(u64::MAX, u64::MAX),
+            FakeLimiter::new(u64::MAX, u64::MAX),
         ];
-        slots.iter().for_each(|slots| register(&watched, slots));
-        assert_eq!(level(&watched, Gauge::Working), Some(u64::MAX));
-        drop(slots);
-        assert_eq!(level(&watched, Gauge::Admitted), Some(u64::MAX));
+        limiters
+            .iter()
+            .for_each(|limiter| register(&registry, limiter));
+        assert_eq!(value(&registry, Gauge::Working), Some(u64::MAX));
+        drop(limiters);
+        assert_eq!(value(&registry, Gauge::Admitted), Some(u64::MAX));
     }
 }

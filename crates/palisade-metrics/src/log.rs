@@ -1,5 +1,6 @@
-//! What the guards did as lines of a log, few enough that a flood cannot fill a disk.
+//! The log of what the guards did, sampled so that a flood cannot fill a disk.
 
+use crate::series::{GUARD_COUNT, MODE_COUNT, REASON_COUNT};
 use palisade_core::{ConnInfo, Event, Guard, Metrics, Mode, Reason, Rejection, Violation};
 use std::sync::{
     Arc,
@@ -8,39 +9,39 @@ use std::sync::{
 use tokio::time::Instant;
 use tracing::field::display;
 
-/// Writes a line for what a guard refuses, cuts or disconnects, at most [`Self::LINES`] a second for each
-/// reason.
+/// Writes a line for each refused request, cut body and closed or refused connection: at most
+/// [`Self::LINES`] a second for each reason and mode.
 ///
-/// | field | what |
+/// | field | meaning |
 /// |---|---|
-/// | `guard`, `reason`, `phase`, `mode` | which guard, why, when in the request's life; `shadow` if it was let pass |
-/// | `limit`, `observed`, `unit` | what is allowed and what was seen |
+/// | `guard`, `reason`, `phase`, `mode` | which guard, why, and in which phase of the request or connection; `shadow` if nothing was enforced |
+/// | `limit`, `observed`, `unit` | the limit and the observed value |
 /// | `option` | the option that changes the limit |
-/// | `status` | the HTTP status (gRPC clients get their own); only of refusals |
-/// | `conn`, `peer` | number of the connection, address at its other end; where they are known |
-/// | `suppressed` | how many lines of this reason and mode were left out since the last one |
+/// | `status` | the HTTP status (gRPC clients get a gRPC status); only for refused requests |
+/// | `conn`, `peer` | the number of the connection and the address of its peer, if known |
+/// | `suppressed` | the number of lines of this reason and mode that were left out since the last one |
 ///
-/// The level is `WARN`, and `INFO` in [`Mode::Shadow`] and for a limit that was changed
-/// (`guard`, `limit`, `suppressed`); the target is `palisade`. A line with `guard` and
-/// `connections` says, once, that nobody tells the connection guard of requests. What a subscriber filters out
-/// counts as written.
+/// The target is `palisade`. The level is `WARN`, or `INFO` in [`Mode::Shadow`] and for a changed
+/// limit (fields `guard`, `limit`, `suppressed`). The connection guard itself writes one more line,
+/// once, with `guard` and `connections`: the requests of these connections are not reported to it.
+/// A line that a subscriber filters out counts as written.
 ///
-/// No line has text that a peer wrote: no path, no header, no host, so there is nothing to
-/// escape. `peer` is an address as the operating system gave it. Do not ban by it where clients
-/// come through a proxy: it is the proxy's.
+/// No line contains text from a peer: no path, no header, no host, so there is nothing to escape.
+/// `peer` is an address from the operating system. If clients come through a proxy it is the
+/// proxy's, so do not ban by it.
 ///
-/// A reason cannot use up the lines of another one, and a guard in shadow mode not those of one
-/// that enforces. In any second, by tokio's clock, there are at most [`Self::LINES`] lines for
-/// each reason and mode; the next line says how many were left out, so that the lines and their
-/// `suppressed` add up to what happened. What was left out after the last line shows in the
-/// counters alone: read those for numbers and the log for examples. Nothing here takes a lock,
-/// but a subscriber may: have it write to a buffer of its own rather than to a slow terminal.
+/// One reason cannot use up the lines of another one, nor a guard in shadow mode those of a guard
+/// that enforces. In any second of tokio's clock there are at most [`Self::LINES`] lines for each
+/// reason and mode. The next line has the number of lines left out, so the lines and their
+/// `suppressed` add up to the number of events. Events left out after the last line are only in the
+/// counters: use those for numbers, and the log for examples. `Log` takes no lock, but a subscriber
+/// may: let it write to a buffer of its own rather than to a slow terminal.
 ///
 /// ```
 /// use palisade_core::Recorder;
 /// use palisade_metrics::{Log, Snapshot};
 ///
-/// let recorder = Recorder::from((Snapshot::new(), Log::new())); // Counted and logged.
+/// let recorder = Recorder::from((Snapshot::new(), Log::new())); // Counts and logs.
 /// ```
 #[derive(Clone, Debug)]
 pub struct Log {
@@ -50,25 +51,22 @@ pub struct Log {
 #[derive(Debug)]
 struct Shared {
     started: Instant,
-    by_reason: [[Sampler; MODES]; REASONS],
-    limits: [Sampler; GUARDS],
+    by_reason: [[Sampler; MODE_COUNT]; REASON_COUNT],
+    limit_changes: [Sampler; GUARD_COUNT],
 }
 
-/// Lets [`Log::LINES`] lines a second through and counts the others.
+/// Grants [`Log::LINES`] lines a second and counts the others.
 #[derive(Debug, Default)]
 struct Sampler {
-    /// When each line was last used: microseconds, plus one; 0 for never.
-    lines: [AtomicU64; Log::LINES],
+    /// The time at which each line was last granted, in microseconds plus one; 0 for never.
+    granted_at: [AtomicU64; Log::LINES],
     suppressed: AtomicU64,
 }
 
-const REASONS: usize = Reason::ALL.len();
-const GUARDS: usize = Guard::ALL.len();
-const MODES: usize = Mode::ALL.len();
-const SECOND: u64 = 1_000_000;
+const MICROS_PER_SECOND: u64 = 1_000_000;
 
-/// A line at the level that suits `$mode`; macros want to know their level when they are compiled.
-macro_rules! line {
+/// Writes a line at the level of `$mode`. A macro, because tracing takes levels at compile time.
+macro_rules! log_line {
     ($mode:expr, $($line:tt)+) => {
         match $mode {
             Mode::Enforce => tracing::warn!(target: "palisade", $($line)+),
@@ -80,29 +78,32 @@ macro_rules! line {
 // === Log ===
 
 impl Log {
-    /// Lines a second for each reason and mode.
+    /// The largest number of lines a second for each reason and mode.
     pub const LINES: usize = 5;
 
-    /// Nothing written yet.
+    /// Creates a log without any lines granted yet.
     pub fn new() -> Self {
         let by_reason = std::array::from_fn(|_| Default::default());
-        let limits = std::array::from_fn(|_| Sampler::default());
+        let limit_changes = std::array::from_fn(|_| Sampler::default());
         Self {
             shared: Arc::new(Shared {
                 started: Instant::now(),
                 by_reason,
-                limits,
+                limit_changes,
             }),
         }
     }
 
-    /// The number of lines left out before this one, or `None` if it is to be left out too.
-    fn line(&self, reason: Reason, mode: Mode) -> Option<u64> {
+    /// Takes a line. Returns the number of lines left out before it, or `None` if this one must be
+    /// left out as well.
+    fn take_line(&self, reason: Reason, mode: Mode) -> Option<u64> {
         let samplers = self.shared.by_reason.get(reason as usize)?;
-        samplers.get(mode as usize)?.line(self.shared.now())
+        samplers
+            .get(mode as usize)?
+            .take_line(self.shared.now_micros())
     }
 
-    fn refused(&self, rejection: &Rejection, mode: Mode, conn: Option<&ConnInfo>) {
+    fn log_refusal(&self, rejection: &Rejection, mode: Mode, conn: Option<&ConnInfo>) {
         let Violation {
             guard,
             reason,
@@ -111,11 +112,11 @@ impl Log {
             observed,
             ..
         } = *rejection.violation();
-        let Some(suppressed) = self.line(reason, mode) else {
+        let Some(suppressed) = self.take_line(reason, mode) else {
             return;
         };
         let peer = conn.map(|conn| display(conn.peer()));
-        line!(
+        log_line!(
             mode,
             guard = guard.as_str(),
             reason = reason.as_str(),
@@ -133,8 +134,14 @@ impl Log {
         );
     }
 
-    /// `what` was ended for `violation`.
-    fn ended(&self, what: &str, violation: &Violation, mode: Mode, conn: Option<&ConnInfo>) {
+    /// Logs a cut body or a closed or refused connection.
+    fn log_violation(
+        &self,
+        message: &str,
+        violation: &Violation,
+        mode: Mode,
+        conn: Option<&ConnInfo>,
+    ) {
         let Violation {
             guard,
             reason,
@@ -143,11 +150,11 @@ impl Log {
             observed,
             ..
         } = *violation;
-        let Some(suppressed) = self.line(reason, mode) else {
+        let Some(suppressed) = self.take_line(reason, mode) else {
             return;
         };
         let peer = conn.map(|conn| display(conn.peer()));
-        line!(
+        log_line!(
             mode,
             guard = guard.as_str(),
             reason = reason.as_str(),
@@ -160,13 +167,15 @@ impl Log {
             conn = conn.map(ConnInfo::id),
             peer,
             suppressed,
-            "{what}"
+            "{message}"
         );
     }
 
-    fn limit_changed(&self, guard: Guard, limit: u64) {
-        let sampler = self.shared.limits.get(guard as usize);
-        if let Some(suppressed) = sampler.and_then(|of| of.line(self.shared.now())) {
+    fn log_limit_change(&self, guard: Guard, limit: u64) {
+        let Some(sampler) = self.shared.limit_changes.get(guard as usize) else {
+            return;
+        };
+        if let Some(suppressed) = sampler.take_line(self.shared.now_micros()) {
             let guard = guard.as_str();
             tracing::info!(target: "palisade", guard, limit, suppressed, "limit changed");
         }
@@ -187,14 +196,14 @@ impl Metrics for Log {
                 mode,
                 conn,
                 ..
-            } => self.refused(rejection, mode, conn),
+            } => self.log_refusal(rejection, mode, conn),
             Event::Cut {
                 violation,
                 mode,
                 conn,
                 ..
             } => {
-                self.ended("body cut", violation, mode, conn);
+                self.log_violation("body cut", violation, mode, conn);
             }
             Event::Disconnected {
                 violation,
@@ -202,10 +211,10 @@ impl Metrics for Log {
                 conn,
                 ..
             } => {
-                self.ended("connection ended", violation, mode, Some(conn));
+                self.log_violation("connection ended", violation, mode, Some(conn));
             }
-            Event::LimitChanged { guard, limit, .. } => self.limit_changed(guard, limit),
-            // Of proxies and of requests that nobody tells of the connection guard logs itself.
+            Event::LimitChanged { guard, limit, .. } => self.log_limit_change(guard, limit),
+            // The connection guard logs `Forwarded` and `Untracked` itself.
             _ => {}
         }
     }
@@ -214,8 +223,8 @@ impl Metrics for Log {
 // === Shared ===
 
 impl Shared {
-    /// Microseconds since this log was made.
-    fn now(&self) -> u64 {
+    /// Returns the microseconds since this log was created.
+    fn now_micros(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 }
@@ -223,19 +232,19 @@ impl Shared {
 // === Sampler ===
 
 impl Sampler {
-    /// Takes a line if one was not used for a second, and returns the count of those left out
-    /// since the last one.
+    /// Takes a line that was not granted for a second, and returns the number of lines left out
+    /// since the last one. Returns `None` if no line is free.
     ///
-    /// Each call that gets no line is counted once and told of once, whatever other threads do. A
-    /// clock that stands still or lags behind on one thread makes for fewer lines, never for more.
-    fn line(&self, now: u64) -> Option<u64> {
-        for line in &self.lines {
-            let used = line.load(Relaxed);
-            let is_free = used == 0 || now.saturating_sub(used - 1) >= SECOND;
-            // Whoever loses this race goes on to the next line: that one was just taken.
+    /// Each call that gets no line is counted once and reported once, whatever other threads do. A
+    /// clock that stands still, or lags on one thread, leads to fewer lines, never to more.
+    fn take_line(&self, now: u64) -> Option<u64> {
+        for granted_at in &self.granted_at {
+            let last = granted_at.load(Relaxed);
+            let is_free = last == 0 || now.saturating_sub(last - 1) >= MICROS_PER_SECOND;
+            // If another thread wins this race, the line is taken: try the next one.
             if is_free
-                && line
-                    .compare_exchange(used, now.saturating_add(1), Relaxed, Relaxed)
+                && granted_at
+                    .compare_exchange(last, now.saturating_add(1), Relaxed, Relaxed)
                     .is_ok()
             {
                 return Some(self.suppressed.swap(0, Relaxed));
@@ -250,7 +259,7 @@ impl Sampler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::Teller;
+    use crate::testing::FakeGuard;
     use palisade_core::{Phase, Prefix};
     use parking_lot::Mutex;
     use proptest::prelude::*;
@@ -262,9 +271,9 @@ mod tests {
         span,
     };
 
-    /// Keeps every line's level, and its fields as text.
+    /// A subscriber that keeps the level of every line, and its fields as text.
     #[derive(Clone, Debug, Default)]
-    struct Lines(Arc<Mutex<Vec<(Level, Fields)>>>);
+    struct CapturedLines(Arc<Mutex<Vec<(Level, Fields)>>>);
 
     #[derive(Clone, Debug, Default)]
     struct Fields(BTreeMap<&'static str, String>);
@@ -279,13 +288,13 @@ mod tests {
         }
     }
 
-    impl Subscriber for Lines {
+    impl Subscriber for CapturedLines {
         fn enabled(&self, _: &Metadata<'_>) -> bool {
             true
         }
 
         fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-            unreachable!("a log has no spans")
+            unreachable!("the log has no spans")
         }
 
         fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
@@ -304,13 +313,13 @@ mod tests {
         fn exit(&self, _: &span::Id) {}
     }
 
-    impl Lines {
-        /// What was written since this was last asked.
+    impl CapturedLines {
+        /// Returns the lines written since the last call.
         fn take(&self) -> Vec<(Level, Fields)> {
             std::mem::take(&mut self.0.lock())
         }
 
-        /// The `suppressed` of each line written since this was last asked.
+        /// Returns the `suppressed` field of each line written since the last call.
         fn suppressed(&self) -> Vec<u64> {
             let lines = self.take();
             lines
@@ -320,79 +329,79 @@ mod tests {
         }
     }
 
-    fn listen() -> (Lines, tracing::subscriber::DefaultGuard) {
-        let lines = Lines::default();
+    fn capture_lines() -> (CapturedLines, tracing::subscriber::DefaultGuard) {
+        let lines = CapturedLines::default();
         (lines.clone(), tracing::subscriber::set_default(lines))
     }
 
-    fn flood(teller: &Teller, times: usize) {
-        (0..times).for_each(|_| teller.refuse(Guard::RateLimit, Reason::RateExceeded, None));
+    fn refuse_times(fake: &FakeGuard, times: usize) {
+        (0..times).for_each(|_| fake.refuse(Guard::RateLimit, Reason::RateExceeded, None));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_flood_of_a_million_yields_a_few_lines_and_the_exact_count_of_the_others() {
-        let (lines, _guard) = listen();
-        let teller = Teller::new(Log::new(), Mode::Enforce);
+    async fn a_flood_of_a_million_writes_a_few_lines_and_the_exact_count_of_the_others() {
+        let (lines, _subscription) = capture_lines();
+        let fake = FakeGuard::new(Log::new(), Mode::Enforce);
         for _ in 0..1000 {
-            flood(&teller, 1000);
+            refuse_times(&fake, 1000);
             advance(Duration::from_micros(999)).await;
         }
         assert_eq!(lines.suppressed(), [0; Log::LINES]);
         advance(Duration::from_millis(1)).await;
-        flood(&teller, 1);
+        refuse_times(&fake, 1);
         assert_eq!(lines.suppressed(), [1_000_000 - Log::LINES as u64]);
-        flood(&teller, 1);
+        refuse_times(&fake, 1);
         assert_eq!(lines.suppressed(), [0]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_flood_takes_the_lines_of_another_reason_or_mode() {
-        let (lines, _guard) = listen();
+    async fn a_flood_does_not_use_up_the_lines_of_another_reason_or_mode() {
+        let (lines, _subscription) = capture_lines();
         let log = Log::new();
-        let enforce = Teller::new(log.clone(), Mode::Enforce);
-        let shadow = Teller::new(log, Mode::Shadow);
-        flood(&shadow, 1000);
+        let enforce = FakeGuard::new(log.clone(), Mode::Enforce);
+        let shadow = FakeGuard::new(log, Mode::Shadow);
+        refuse_times(&shadow, 1000);
         lines.take();
         for _ in 0..Log::LINES {
-            flood(&enforce, 1);
+            refuse_times(&enforce, 1);
             enforce.refuse(Guard::ConcurrencyLimit, Reason::Full, None);
             assert_eq!(lines.suppressed(), [0, 0]);
         }
-        // A request refused and a body cut for one reason share its lines.
+        // A refused request and a cut body of one reason share its lines.
         enforce.cut(Guard::ConcurrencyLimit, Reason::Full, Phase::RequestBody);
         assert_eq!(lines.suppressed(), [0; 0]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn while_the_clock_stands_still_there_is_one_seconds_worth_of_lines() {
-        let (lines, _guard) = listen();
-        let teller = Teller::new(Log::new(), Mode::Enforce);
-        flood(&teller, 10 * Log::LINES);
+    async fn while_the_clock_stands_still_only_the_lines_of_one_second_are_written() {
+        let (lines, _subscription) = capture_lines();
+        let fake = FakeGuard::new(Log::new(), Mode::Enforce);
+        refuse_times(&fake, 10 * Log::LINES);
         assert_eq!(lines.suppressed(), [0; Log::LINES]);
-        flood(&teller, 10 * Log::LINES);
+        refuse_times(&fake, 10 * Log::LINES);
         assert_eq!(lines.suppressed(), [0; 0]);
-        // Exactly one second later they are free again, and not a microsecond before.
+        // The lines are free again exactly one second later, and not a microsecond earlier.
         advance(Duration::from_micros(999_999)).await;
-        flood(&teller, 1);
+        refuse_times(&fake, 1);
         assert_eq!(lines.suppressed(), [0; 0]);
         advance(Duration::from_micros(1)).await;
-        flood(&teller, 1);
+        refuse_times(&fake, 1);
         assert_eq!(lines.suppressed(), [19 * Log::LINES as u64 + 1]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_line_says_all_that_an_operator_needs() {
-        let (lines, _guard) = listen();
+    async fn a_line_has_all_fields_that_an_operator_needs() {
+        let (lines, _subscription) = capture_lines();
         let conn = ConnInfo::new(
             "[2001:db8::1]:4711".parse().unwrap(),
             None,
             Prefix::default(),
         );
         let log = Log::new();
-        let enforce = Teller::new(log.clone(), Mode::Enforce);
+        let enforce = FakeGuard::new(log.clone(), Mode::Enforce);
         enforce.refuse(Guard::RateLimit, Reason::RateExceeded, Some(&conn));
         let [(level, Fields(fields))] = &lines.take()[..] else {
-            panic!("not one line")
+            panic!("expected one line")
         };
         assert_eq!(*level, Level::WARN);
         let fields: Vec<_> = fields
@@ -417,10 +426,10 @@ mod tests {
         ];
         assert_eq!(fields, expected);
 
-        // Neither an address where none is known, nor a warning where nothing was done.
-        Teller::new(log, Mode::Shadow).cut(Guard::SlowBody, Reason::Gap, Phase::ResponseBody);
+        // Without a known connection there is no address. In shadow mode there is no warning.
+        FakeGuard::new(log, Mode::Shadow).cut(Guard::SlowBody, Reason::Gap, Phase::ResponseBody);
         let [(level, Fields(fields))] = &lines.take()[..] else {
-            panic!("not one line")
+            panic!("expected one line")
         };
         assert_eq!(*level, Level::INFO);
         assert_eq!(fields["message"], "body cut");
@@ -431,13 +440,13 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_that_comes_and_goes_is_a_line_only_if_a_guard_ended_it() {
-        let (lines, _guard) = listen();
+    async fn a_closed_connection_is_logged_once_and_its_opening_is_not() {
+        let (lines, _subscription) = capture_lines();
         let log = Log::new();
-        let teller = Teller::new(log.clone(), Mode::Enforce);
-        teller.disconnect(Reason::FirstRequest, Phase::FirstHead);
+        let fake = FakeGuard::new(log.clone(), Mode::Enforce);
+        fake.disconnect(Reason::FirstRequest, Phase::FirstHead);
         let [(level, Fields(fields))] = &lines.take()[..] else {
-            panic!("not one line")
+            panic!("expected one line")
         };
         assert_eq!(*level, Level::WARN);
         assert_eq!(fields["message"], "connection ended");
@@ -450,14 +459,14 @@ mod tests {
             ("192.0.2.1:4711", "first_head")
         );
         for _ in 0..1000 {
-            teller.disconnect(Reason::FirstRequest, Phase::FirstHead);
+            fake.disconnect(Reason::FirstRequest, Phase::FirstHead);
         }
         assert_eq!(lines.take().len(), Log::LINES - 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_limit_that_swings_is_logged_as_sparingly() {
-        let (lines, _guard) = listen();
+    async fn limit_changes_are_sampled_as_well() {
+        let (lines, _subscription) = capture_lines();
         let log = Log::new();
         for limit in 0..1000 {
             log.record(&Event::limit_changed(Guard::ConcurrencyLimit, limit));
@@ -466,7 +475,7 @@ mod tests {
         advance(Duration::from_secs(1)).await;
         log.record(&Event::limit_changed(Guard::ConcurrencyLimit, 7));
         let [(level, Fields(fields))] = &lines.take()[..] else {
-            panic!("not one line")
+            panic!("expected one line")
         };
         assert_eq!(*level, Level::INFO);
         assert_eq!(
@@ -477,54 +486,61 @@ mod tests {
     }
 
     #[test]
-    fn eight_threads_get_no_line_too_many_and_lose_no_count() {
-        const EACH: u64 = 100_000;
+    fn eight_threads_get_no_excess_line_and_lose_no_count() {
+        const CALLS_PER_THREAD: u64 = 100_000;
         let sampler = Sampler::default();
-        let (mut lines, mut told) = (0, 0);
+        let (mut lines, mut reported) = (0, 0);
         std::thread::scope(|scope| {
             let threads = [(); 8].map(|()| {
                 scope.spawn(|| {
-                    // Ten seconds pass in lockstep of nobody: each thread has its own clock.
-                    let told = (0..EACH).filter_map(|n| sampler.line(n * 10 * SECOND / EACH));
-                    told.fold((0, 0), |(lines, sum), told| (lines + 1, sum + told))
+                    // Ten seconds pass on each thread. Each has its own clock, not synchronized.
+                    let times = (0..CALLS_PER_THREAD)
+                        .map(|n| n * 10 * MICROS_PER_SECOND / CALLS_PER_THREAD);
+                    let granted = times.filter_map(|now| sampler.take_line(now));
+                    granted.fold((0, 0), |(lines, sum), suppressed| {
+                        (lines + 1, sum + suppressed)
+                    })
                 })
             });
             for thread in threads {
                 let (more, sum) = thread.join().unwrap();
                 lines += more;
-                told += sum;
+                reported += sum;
             }
         });
-        assert_eq!(lines + told + sampler.suppressed.load(Relaxed), 8 * EACH);
+        let counted = lines + reported + sampler.suppressed.load(Relaxed);
+        assert_eq!(counted, 8 * CALLS_PER_THREAD);
         assert!(lines >= 10 && lines <= 10 * Log::LINES as u64, "{lines}");
     }
 
     #[test]
-    fn the_end_of_time_and_of_numbers_is_no_end_of_the_program() {
+    fn the_largest_time_and_count_do_not_panic() {
         let sampler = Sampler::default();
         sampler.suppressed.store(u64::MAX, Relaxed);
         for _ in 0..2 * Log::LINES {
-            sampler.line(u64::MAX);
-            sampler.line(0);
+            sampler.take_line(u64::MAX);
+            sampler.take_line(0);
         }
     }
 
     proptest! {
         #[test]
-        fn no_second_has_more_lines_than_it_may(steps in prop::collection::vec(0..400_000u64, 1..300)) {
+        fn no_second_has_more_than_the_allowed_lines(
+            steps in prop::collection::vec(0..400_000u64, 1..300),
+        ) {
             let sampler = Sampler::default();
-            let (mut now, mut lines, mut told) = (0, Vec::new(), 0);
+            let (mut now, mut lines, mut reported) = (0, Vec::new(), 0);
             for step in &steps {
                 now += step;
-                if let Some(suppressed) = sampler.line(now) {
+                if let Some(suppressed) = sampler.take_line(now) {
                     lines.push(now);
-                    told += suppressed;
+                    reported += suppressed;
                 }
             }
             for window in lines.windows(Log::LINES + 1) {
-                prop_assert!(window[Log::LINES] - window[0] >= SECOND);
+                prop_assert!(window[Log::LINES] - window[0] >= MICROS_PER_SECOND);
             }
-            let counted = lines.len() as u64 + told + sampler.suppressed.load(Relaxed);
+            let counted = lines.len() as u64 + reported + sampler.suppressed.load(Relaxed);
             prop_assert_eq!(counted, steps.len() as u64);
         }
     }

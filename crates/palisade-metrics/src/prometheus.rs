@@ -1,9 +1,9 @@
-//! The text format that Prometheus scrapes.
+//! The Prometheus text format.
 
 use crate::series::Family;
 use std::fmt::Write as _;
 
-/// Text under construction. Samples of one family come one after the other.
+/// A text under construction. The samples of one family must be added one after the other.
 #[derive(Debug, Default)]
 pub(crate) struct Exposition {
     text: String,
@@ -11,7 +11,7 @@ pub(crate) struct Exposition {
 }
 
 impl Exposition {
-    /// Adds one sample, and what its family is if it is the family's first.
+    /// Adds one sample, preceded by the family's help and type if it is the family's first.
     pub(crate) fn sample(
         &mut self,
         family: Family,
@@ -26,13 +26,13 @@ impl Exposition {
         if self.family != Some(name) {
             self.family = Some(name);
             let kind = if is_total { "counter" } else { "gauge" };
-            self.line(format_args!("# HELP {name} {}", escaped(help, false)));
+            self.line(format_args!("# HELP {name} {}", escape(help, false)));
             self.line(format_args!("# TYPE {name} {kind}"));
         }
         let mut list = String::new();
         for (label, value) in labels {
             let comma = if list.is_empty() { "" } else { "," };
-            let _ = write!(list, "{comma}{label}=\"{}\"", escaped(value, true));
+            let _ = write!(list, "{comma}{label}=\"{}\"", escape(value, true));
         }
         if list.is_empty() {
             self.line(format_args!("{name} {value}"));
@@ -51,8 +51,8 @@ impl Exposition {
     }
 }
 
-/// `text` with what would end a help text, or a label's value, escaped.
-fn escaped(text: &str, quoted: bool) -> String {
+/// Escapes the characters that would end a help text or, if `quoted`, a label's value.
+fn escape(text: &str, quoted: bool) -> String {
     let text = text.replace('\\', r"\\").replace('\n', r"\n");
     if quoted {
         text.replace('"', r#"\""#)
@@ -64,7 +64,7 @@ fn escaped(text: &str, quoted: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::read;
+    use crate::testing::parse_exposition;
 
     #[test]
     fn text_that_would_end_a_value_is_escaped() {
@@ -79,12 +79,16 @@ mod tests {
         let text = text.finish();
         assert_eq!(text.lines().count(), 3);
         assert!(text.starts_with("# HELP a back\\\\slash\\nand \"line\"\n# TYPE a gauge\n"));
-        let (labels, _) = read(&text)["a"].samples.clone().pop_first().unwrap();
+        let (labels, _) = parse_exposition(&text)["a"]
+            .samples
+            .clone()
+            .pop_first()
+            .unwrap();
         assert_eq!(labels[0], ("x".to_owned(), hostile.to_owned()));
     }
 
     #[test]
-    fn no_samples_are_no_text() {
+    fn without_samples_the_text_is_empty() {
         assert_eq!(Exposition::default().finish(), "");
     }
 }

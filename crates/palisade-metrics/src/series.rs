@@ -1,13 +1,13 @@
-//! Which time series there are and what they are called: one place for all adapters.
+//! The time series, their names and their labels, for all adapters.
 
 use palisade_core::{Event, Gauge, Guard, Mode, Phase, Reason};
 
-pub(crate) const GUARDS: usize = Guard::ALL.len();
-pub(crate) const REASONS: usize = Reason::ALL.len();
-pub(crate) const MODES: usize = Mode::ALL.len();
-pub(crate) const LEVELS: usize = Gauge::ALL.len();
+pub(crate) const GUARD_COUNT: usize = Guard::ALL.len();
+pub(crate) const REASON_COUNT: usize = Reason::ALL.len();
+pub(crate) const MODE_COUNT: usize = Mode::ALL.len();
+pub(crate) const GAUGE_COUNT: usize = Gauge::ALL.len();
 
-/// Metrics of one name.
+/// The metrics of one name.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Family {
     pub(crate) name: &'static str,
@@ -15,54 +15,54 @@ pub(crate) struct Family {
     pub(crate) is_total: bool,
 }
 
-/// One time series of refusals, cuts or ended connections. Its labels are enums, so no peer can
-/// make a new one.
+/// One time series of refused requests, cut bodies or closed connections. Its labels are enums, so
+/// a peer cannot add a series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Series {
     pub(crate) guard: Guard,
     pub(crate) reason: Reason,
-    /// In which phase a body was cut, or, in a phase of a connection, that was ended. `None` for
-    /// requests that were refused.
-    pub(crate) cut_in: Option<Phase>,
+    /// The phase in which a body was cut, or a connection closed or refused. `None` for refused
+    /// requests.
+    pub(crate) phase: Option<Phase>,
     pub(crate) mode: Mode,
 }
 
-/// A `T` for each [`Series`].
+/// One `T` for each [`Series`].
 #[derive(Debug)]
 pub(crate) struct BySeries<T>(Box<[T]>);
 
 pub(crate) const REFUSED: Family = Family {
     name: "palisade_requests_refused_total",
-    help: "Requests that a guard answered itself or, in mode shadow, would have",
+    help: "Requests that a guard refused or, in shadow mode, would have refused",
     is_total: true,
 };
 
 pub(crate) const CUT: Family = Family {
     name: "palisade_bodies_cut_total",
-    help: "Bodies that a guard ended early or, in mode shadow, would have",
+    help: "Bodies that a guard cut or, in shadow mode, would have cut",
     is_total: true,
 };
 
 pub(crate) const ENDED: Family = Family {
     name: "palisade_connections_ended_total",
-    help: "Connections that a guard ended or did not let in or, in mode shadow, would have",
+    help: "Connections that a guard closed or refused or, in shadow mode, would have",
     is_total: true,
 };
 
 pub(crate) const LIMIT_CHANGES: Family = Family {
     name: "palisade_limit_changes_total",
-    help: "How often a limit was changed while the server ran",
+    help: "Changes of a limit at run time",
     is_total: true,
 };
 
 pub(crate) const LEVELS_IGNORED: Family = Family {
     name: "palisade_levels_ignored_total",
-    help: "Guards that are missing from the levels because too many are alive",
+    help: "Guards with unreported gauges, because too many guards are alive",
     is_total: true,
 };
 
-/// What guards refuse requests for. These series are there from the start, at zero, so that the
-/// first refusal shows as an increase; others appear when they are first counted.
+/// The reasons for which guards refuse requests. These series start at zero, so that the first
+/// refusal is an increase. Other series appear when they are first counted.
 const REFUSALS: &[(Guard, Reason)] = &[
     (Guard::RateLimit, Reason::RateExceeded),
     (Guard::RateLimit, Reason::CostOverBurst),
@@ -87,7 +87,7 @@ const REFUSALS: &[(Guard, Reason)] = &[
     (Guard::Connection, Reason::AppFailed),
 ];
 
-/// What guards cut bodies for.
+/// The reasons for which guards cut bodies.
 const CUTS: &[(Guard, Reason, Phase)] = &[
     (Guard::Timeout, Reason::TotalDeadline, Phase::ResponseBody),
     (Guard::BodyLimit, Reason::TooLarge, Phase::RequestBody),
@@ -108,8 +108,8 @@ const CUTS: &[(Guard, Reason, Phase)] = &[
     (Guard::Connection, Reason::WindowStall, Phase::ResponseBody),
 ];
 
-/// What connections are ended for.
-const ENDINGS: &[(Guard, Reason, Phase)] = &[
+/// The reasons for which connections are closed or refused.
+const DISCONNECTS: &[(Guard, Reason, Phase)] = &[
     (Guard::Connection, Reason::ConnectionsFull, Phase::Accept),
     (
         Guard::Connection,
@@ -171,37 +171,37 @@ const ENDINGS: &[(Guard, Reason, Phase)] = &[
     (Guard::Connection, Reason::Shutdown, Phase::Upgraded),
 ];
 
-/// The family of `level`, or `None` if it is younger than this crate.
-pub(crate) fn level_family(level: Gauge) -> Option<Family> {
-    let (name, help) = match level {
-        Gauge::Working => ("palisade_requests_working", "Requests that hold a slot"),
+/// Returns the family of `gauge`, or `None` if this crate does not know the gauge.
+pub(crate) fn gauge_family(gauge: Gauge) -> Option<Family> {
+    let (name, help) = match gauge {
+        Gauge::Working => ("palisade_requests_working", "Requests that hold a permit"),
         Gauge::Waiting => (
             "palisade_requests_waiting",
-            "Requests that wait for their own client and hold no slot",
+            "Requests that wait for their own client and hold no permit",
         ),
-        Gauge::Queued => ("palisade_queue_depth", "Requests that wait for a slot"),
+        Gauge::Queued => ("palisade_queue_depth", "Requests that wait for a permit"),
         Gauge::Limit => (
             "palisade_concurrency_limit",
-            "Requests that may hold a slot at once",
+            "Requests that may hold a permit at once",
         ),
         Gauge::Admitted => (
             "palisade_requests_admitted_total",
-            "Requests that a guard let in",
+            "Requests that a guard admitted",
         ),
-        Gauge::Keys => ("palisade_tracked_keys", "Clients or other keys with a debt"),
+        Gauge::Keys => ("palisade_tracked_keys", "Clients or other keys in debt"),
         Gauge::KeyCapacity => (
             "palisade_tracked_keys_limit",
-            "Clients or other keys that can be told apart",
+            "Clients or other keys that the table can hold",
         ),
         Gauge::KeysEvicted => (
             "palisade_key_evictions_total",
-            "Keys that lost a debt because the table was full of larger ones",
+            "Keys evicted while in debt, because the table was full of larger debts",
         ),
         Gauge::Connections => ("palisade_connections_open", "Connections that are open"),
         Gauge::ConnectionLimit => ("palisade_connections_limit", "Connections that may be open"),
         Gauge::ConnectionsOpened => (
             "palisade_connections_opened_total",
-            "Connections that a guard let in",
+            "Connections that a guard admitted",
         ),
         Gauge::InFlight => (
             "palisade_requests_in_flight",
@@ -209,27 +209,27 @@ pub(crate) fn level_family(level: Gauge) -> Option<Family> {
         ),
         Gauge::InFlightLimit => (
             "palisade_requests_in_flight_limit",
-            "Requests that may be in flight on them",
+            "Requests that may be in flight on all connections",
         ),
         Gauge::Upgraded => (
             "palisade_connections_upgraded",
-            "Connections that became something else than HTTP",
+            "Connections that are upgraded to something other than HTTP",
         ),
         Gauge::UpgradedLimit => (
             "palisade_connections_upgraded_limit",
-            "Connections that may become so",
+            "Connections that may be upgraded at once",
         ),
         Gauge::ForwardedPercent => (
             "palisade_forwarded_percent",
-            "Of a hundred requests, those that say that a proxy forwarded them",
+            "Percentage of requests that claim to be forwarded by a proxy",
         ),
         Gauge::PressurePercent => (
             "palisade_pressure_percent",
-            "How hard it is going for connections; from 80 on their deadlines get shorter",
+            "Pressure on connections, 0 to 100; from 80 on their timeouts get shorter",
         ),
         Gauge::AcceptErrors => (
             "palisade_accept_errors_total",
-            "Failures to accept a connection for want of files or memory",
+            "Failures to accept a connection for lack of files or memory",
         ),
         Gauge::AcceptQueue => (
             "palisade_accept_queue",
@@ -237,61 +237,60 @@ pub(crate) fn level_family(level: Gauge) -> Option<Family> {
         ),
         Gauge::AcceptQueueLimit => (
             "palisade_accept_queue_limit",
-            "Connections that may wait there",
+            "Connections that may wait in the kernel to be accepted",
         ),
         Gauge::ListenOverflows => (
             "palisade_listen_overflows_total",
-            "Connections lost by the kernel at full accept queues, whoever listened",
+            "Connections that the kernel dropped at the full accept queue of any listener",
         ),
         Gauge::ListenDrops => (
             "palisade_listen_drops_total",
-            "Connections lost by the kernel before they were accepted, whoever listened",
+            "Connections that the kernel dropped before they were accepted, at any listener",
         ),
         _ => return None,
     };
     Some(Family {
         name,
         help,
-        is_total: level.is_total(),
+        is_total: gauge.is_total(),
     })
 }
 
 // === Series ===
 
 impl Series {
-    /// The series that `event` belongs to, if it belongs to one.
-    pub(crate) fn of(event: &Event<'_>) -> Option<Self> {
-        let (violation, cut, mode) = match *event {
+    /// Returns the series that counts `event`, if there is one.
+    pub(crate) fn from_event(event: &Event<'_>) -> Option<Self> {
+        let (violation, phase, mode) = match *event {
             Event::Refused {
                 rejection, mode, ..
-            } => (rejection.violation(), false, mode),
+            } => (rejection.violation(), None, mode),
             Event::Cut {
                 violation, mode, ..
             }
             | Event::Disconnected {
                 violation, mode, ..
-            } => (violation, true, mode),
+            } => (violation, Some(violation.phase), mode),
             _ => return None,
         };
-        let cut_in = cut.then_some(violation.phase);
         Some(Self {
             guard: violation.guard,
             reason: violation.reason,
-            cut_in,
+            phase,
             mode,
         })
     }
 
-    /// Every series there can be, those of a family together.
+    /// Returns every possible series. The series of one family stand together.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
-        let places = std::iter::once(None).chain(Phase::ALL.iter().copied().map(Some));
-        places.flat_map(|cut_in| {
+        let phases = std::iter::once(None).chain(Phase::ALL.iter().copied().map(Some));
+        phases.flat_map(|phase| {
             Guard::ALL.iter().flat_map(move |&guard| {
                 Reason::ALL.iter().flat_map(move |&reason| {
                     Mode::ALL.iter().map(move |&mode| Self {
                         guard,
                         reason,
-                        cut_in,
+                        phase,
                         mode,
                     })
                 })
@@ -299,26 +298,26 @@ impl Series {
         })
     }
 
-    /// Whether the guards of this workspace can add to it.
+    /// Returns whether the guards of this workspace can add to this series.
     pub(crate) fn is_expected(self) -> bool {
         let Self {
             guard,
             reason,
-            cut_in,
+            phase,
             mode,
         } = self;
         mode != Mode::Off
-            && match cut_in {
+            && match phase {
                 None => REFUSALS.contains(&(guard, reason)),
                 Some(phase) if phase.is_of_connection() => {
-                    ENDINGS.contains(&(guard, reason, phase))
+                    DISCONNECTS.contains(&(guard, reason, phase))
                 }
                 Some(phase) => CUTS.contains(&(guard, reason, phase)),
             }
     }
 
     pub(crate) fn family(self) -> Family {
-        match self.cut_in {
+        match self.phase {
             None => REFUSED,
             Some(phase) if phase.is_of_connection() => ENDED,
             Some(_) => CUT,
@@ -329,18 +328,18 @@ impl Series {
         [
             Some(("guard", self.guard.as_str())),
             Some(("reason", self.reason.as_str())),
-            self.cut_in.map(|phase| ("phase", phase.as_str())),
+            self.phase.map(|phase| ("phase", phase.as_str())),
             Some(("mode", self.mode.as_str())),
         ]
         .into_iter()
         .flatten()
     }
 
-    /// Where it stands in [`Self::all`].
-    fn place(self) -> usize {
-        let family = self.cut_in.map_or(0, |phase| 1 + phase as usize);
-        let guard = family * GUARDS + self.guard as usize;
-        (guard * REASONS + self.reason as usize) * MODES + self.mode as usize
+    /// Returns the index of this series in [`Self::all`].
+    fn index(self) -> usize {
+        let phase = self.phase.map_or(0, |phase| 1 + phase as usize);
+        let guard = phase * GUARD_COUNT + self.guard as usize;
+        (guard * REASON_COUNT + self.reason as usize) * MODE_COUNT + self.mode as usize
     }
 }
 
@@ -351,9 +350,9 @@ impl<T> BySeries<T> {
         Self(Series::all().map(make).collect())
     }
 
-    /// Never `None` as long as each enum's `ALL` is complete.
+    /// Returns the entry of `series`. It is `None` only if an enum's `ALL` is incomplete.
     pub(crate) fn get(&self, series: Series) -> Option<&T> {
-        self.0.get(series.place())
+        self.0.get(series.index())
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Series, &T)> {
@@ -367,49 +366,57 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn every_series_has_a_place_of_its_own() {
-        let places = BySeries::new(Series::place);
-        for (place, (series, found)) in places.iter().enumerate() {
-            assert_eq!(*found, place, "{series:?}");
-            assert_eq!(places.get(series), Some(&place));
+    fn every_series_has_its_own_index() {
+        let indices = BySeries::new(Series::index);
+        for (index, (series, found)) in indices.iter().enumerate() {
+            assert_eq!(*found, index, "{series:?}");
+            assert_eq!(indices.get(series), Some(&index));
         }
         assert_eq!(
-            places.iter().count(),
-            GUARDS * REASONS * MODES * (1 + Phase::ALL.len())
+            indices.iter().count(),
+            GUARD_COUNT * REASON_COUNT * MODE_COUNT * (1 + Phase::ALL.len())
         );
     }
 
     #[test]
-    fn every_guard_and_every_reason_has_a_series_from_the_start() {
+    fn every_guard_and_every_reason_has_a_series_at_the_start() {
         for guard in Guard::ALL {
-            let ends = ENDINGS.iter().any(|(of, ..)| of == guard);
+            let disconnects = DISCONNECTS.iter().any(|(listed, ..)| listed == guard);
             assert!(
-                ends || REFUSALS.iter().any(|(of, _)| of == guard),
+                disconnects || REFUSALS.iter().any(|(listed, _)| listed == guard),
                 "{guard}"
             );
         }
         for reason in Reason::ALL {
-            let ends = ENDINGS.iter().chain(CUTS).any(|(_, of, _)| of == reason);
+            let mut with_phase = DISCONNECTS.iter().chain(CUTS);
             assert!(
-                ends || REFUSALS.iter().any(|(_, of)| of == reason),
+                with_phase.any(|(_, listed, _)| listed == reason)
+                    || REFUSALS.iter().any(|(_, listed)| listed == reason),
                 "{reason}"
             );
         }
         let expected = Series::all().filter(|series| series.is_expected()).count();
-        assert_eq!(expected, 2 * (REFUSALS.len() + CUTS.len() + ENDINGS.len()));
+        assert_eq!(
+            expected,
+            2 * (REFUSALS.len() + CUTS.len() + DISCONNECTS.len())
+        );
     }
 
     #[test]
-    fn the_phases_of_connections_are_a_family_of_their_own() {
-        assert!(ENDINGS.iter().all(|(.., phase)| phase.is_of_connection()));
+    fn closed_connections_and_cut_bodies_share_no_phase() {
+        assert!(
+            DISCONNECTS
+                .iter()
+                .all(|(.., phase)| phase.is_of_connection())
+        );
         assert!(!CUTS.iter().any(|(.., phase)| phase.is_of_connection()));
     }
 
     #[test]
-    fn every_level_has_a_name_of_its_own_and_totals_end_in_total() {
-        let levels = Gauge::ALL.iter().map(|level| level_family(*level).unwrap());
+    fn every_gauge_has_its_own_name_and_totals_end_in_total() {
+        let gauges = Gauge::ALL.iter().map(|gauge| gauge_family(*gauge).unwrap());
         let families = || {
-            levels
+            gauges
                 .clone()
                 .chain([REFUSED, CUT, ENDED, LIMIT_CHANGES, LEVELS_IGNORED])
         };

@@ -1,10 +1,10 @@
-//! Counts kept in this process, to be read, printed or scraped.
+//! In-process counts, to read, print or scrape.
 
 use crate::{
-    gauges::Watched,
+    gauges::GaugeRegistry,
     prometheus::Exposition,
     series::{
-        BySeries, CUT, ENDED, Family, LEVELS_IGNORED, LIMIT_CHANGES, REFUSED, Series, level_family,
+        BySeries, CUT, ENDED, Family, LEVELS_IGNORED, LIMIT_CHANGES, REFUSED, Series, gauge_family,
     },
 };
 use palisade_core::{Event, Gauge, GaugeSource, Guard, Metrics, Mode, Phase, Reason};
@@ -16,20 +16,19 @@ use std::{
     },
 };
 
-/// Counts every refusal, every cut and every connection ended, and shows the levels that guards
-/// keep.
+/// Counts every refused request, cut body and closed or refused connection, and reports the gauges
+/// of the guards.
 ///
-/// Clones are handles on the same counts. Its size is fixed: one atomic for each combination of
-/// guard, reason, phase and mode, and at most 1,024 guards whose levels are watched. A guard made
-/// while so many are alive still has its refusals counted, but its levels are missing, and
-/// `palisade_levels_ignored_total` says so.
+/// Clones share all counts. The size is fixed: one atomic for each combination of guard, reason,
+/// phase and mode, and the gauges of at most 1,024 guards. The refusals of further guards are
+/// counted, but their gauges are not reported; `palisade_levels_ignored_total` counts those guards.
 ///
 /// ```
 /// use palisade_core::{Guard, Reason, Recorder};
 /// use palisade_metrics::Snapshot;
 ///
 /// let snapshot = Snapshot::new();
-/// let recorder = Recorder::from(snapshot.clone()); // What every guard's `.metrics(..)` takes.
+/// let recorder = Recorder::from(snapshot.clone()); // The argument of each guard's `.metrics(..)`.
 /// assert_eq!(snapshot.refused(Guard::RateLimit, Reason::RateExceeded), 0);
 /// ```
 #[derive(Clone, Debug)]
@@ -40,7 +39,7 @@ pub struct Snapshot {
 #[derive(Debug)]
 struct Shared {
     counts: BySeries<AtomicU64>,
-    watched: Watched,
+    gauges: GaugeRegistry,
 }
 
 // === Snapshot ===
@@ -49,95 +48,99 @@ impl Snapshot {
     /// The `Content-Type` of [`Self::prometheus`].
     pub const CONTENT_TYPE: &'static str = "text/plain; version=0.0.4; charset=utf-8";
 
-    /// Everything at zero.
+    /// Creates a snapshot with all counts at zero.
     pub fn new() -> Self {
         let counts = BySeries::new(|_| AtomicU64::new(0));
         Self {
             shared: Arc::new(Shared {
                 counts,
-                watched: Watched::new(),
+                gauges: GaugeRegistry::new(),
             }),
         }
     }
 
-    /// Requests that `guard` refused for `reason`. What a guard in [`Mode::Shadow`] let pass is
-    /// not among them, see [`Self::would_refuse`].
+    /// Returns the number of requests that `guard` refused for `reason`. Excludes
+    /// [`Mode::Shadow`]; see [`Self::would_refuse`].
     pub fn refused(&self, guard: Guard, reason: Reason) -> u64 {
         self.get(Series {
             guard,
             reason,
-            cut_in: None,
+            phase: None,
             mode: Mode::Enforce,
         })
     }
 
-    /// Bodies that `guard` cut for `reason`, in any phase. What a guard in [`Mode::Shadow`] let
-    /// pass is not among them, see [`Self::would_cut`].
+    /// Returns the number of bodies that `guard` cut for `reason`, in any phase. Excludes
+    /// [`Mode::Shadow`]; see [`Self::would_cut`].
     pub fn cut(&self, guard: Guard, reason: Reason) -> u64 {
-        self.cut_in(guard, reason, Mode::Enforce)
+        self.sum_cut(guard, reason, Mode::Enforce)
     }
 
-    /// Requests that `guard` in [`Mode::Shadow`] would have refused for `reason`.
+    /// Returns the number of requests that `guard` in [`Mode::Shadow`] would have refused for
+    /// `reason`.
     pub fn would_refuse(&self, guard: Guard, reason: Reason) -> u64 {
         self.get(Series {
             guard,
             reason,
-            cut_in: None,
+            phase: None,
             mode: Mode::Shadow,
         })
     }
 
-    /// Bodies that `guard` in [`Mode::Shadow`] would have cut for `reason`, in any phase.
+    /// Returns the number of bodies that `guard` in [`Mode::Shadow`] would have cut for `reason`,
+    /// in any phase.
     pub fn would_cut(&self, guard: Guard, reason: Reason) -> u64 {
-        self.cut_in(guard, reason, Mode::Shadow)
+        self.sum_cut(guard, reason, Mode::Shadow)
     }
 
-    /// Connections that the guard ended or did not let in for `reason`, in any phase. What one in
-    /// [`Mode::Shadow`] let go on is not among them, see [`Self::would_disconnect`].
+    /// Returns the number of connections that the guard closed or refused for `reason`, in any
+    /// phase. Excludes [`Mode::Shadow`]; see [`Self::would_disconnect`].
     pub fn disconnected(&self, reason: Reason) -> u64 {
-        self.ended(Mode::Enforce, |series| series.reason == reason)
+        self.sum_disconnected(Mode::Enforce, |series| series.reason == reason)
     }
 
-    /// Connections that a guard in [`Mode::Shadow`] would have ended or not let in for `reason`.
+    /// Returns the number of connections that a guard in [`Mode::Shadow`] would have closed or
+    /// refused for `reason`.
     pub fn would_disconnect(&self, reason: Reason) -> u64 {
-        self.ended(Mode::Shadow, |series| series.reason == reason)
+        self.sum_disconnected(Mode::Shadow, |series| series.reason == reason)
     }
 
-    /// Connections ended or not let in, in `mode`, whoever did it and why.
+    /// Returns the number of connections closed or refused in `mode`, by any guard for any reason.
     pub fn total_disconnected(&self, mode: Mode) -> u64 {
-        self.ended(mode, |_| true)
+        self.sum_disconnected(mode, |_| true)
     }
 
-    /// Requests refused in `mode`, whoever did it and why.
+    /// Returns the number of requests refused in `mode`, by any guard for any reason.
     pub fn total_refused(&self, mode: Mode) -> u64 {
-        self.total(|series| series.cut_in.is_none() && series.mode == mode)
+        self.sum(|series| series.phase.is_none() && series.mode == mode)
     }
 
-    /// Bodies cut in `mode`, whoever did it and why.
+    /// Returns the number of bodies cut in `mode`, by any guard for any reason.
     pub fn total_cut(&self, mode: Mode) -> u64 {
-        self.total(|series| series.family().name == CUT.name && series.mode == mode)
+        self.sum(|series| series.family().name == CUT.name && series.mode == mode)
     }
 
-    /// One level of `guard` now, summed over all living instances of it (two concurrency limits,
-    /// say). A total ([`Gauge::is_total`]) includes what instances that are gone had when
-    /// somebody last looked. `None` if no instance has ever shown it.
-    pub fn level(&self, guard: Guard, level: Gauge) -> Option<u64> {
-        let mut levels = self.levels().into_iter();
-        levels
-            .find(|(of, which, _)| (*of, *which) == (guard, level))
-            .map(|(_, _, value)| value)
+    /// Returns the present value of one gauge of `guard`, summed over all instances of the guard
+    /// (two concurrency limits, for example). A total ([`Gauge::is_total`]) includes the last
+    /// sampled values of dropped instances. Returns `None` if no instance has ever reported the
+    /// gauge.
+    pub fn level(&self, guard: Guard, gauge: Gauge) -> Option<u64> {
+        let mut samples = self.levels().into_iter();
+        let (_, _, value) = samples.find(|sample| (sample.0, sample.1) == (guard, gauge))?;
+        Some(value)
     }
 
-    /// All levels now, summed as for [`Self::level`]. Asks every guard: one with a large table
-    /// reads all of it, about two milliseconds per million keys, once a second at most.
+    /// Returns all gauges, each summed as in [`Self::level`]. Reads every guard. A guard with a
+    /// large table reads the whole table, about two milliseconds per million keys, once a second
+    /// at most.
     pub fn levels(&self) -> Vec<(Guard, Gauge, u64)> {
-        self.shared.watched.sample()
+        self.shared.gauges.sample()
     }
 
-    /// Everything in the text format that Prometheus scrapes, version 0.0.4.
+    /// Returns all counts and gauges in the Prometheus text format, version 0.0.4.
     ///
-    /// Serve it on a port that only operators reach; its length is bounded and no part of it
-    /// comes from a peer. Names, labels and meanings: [crate docs](crate#metrics).
+    /// Serve it on a port that only operators reach. Its length is bounded, and no part of it comes
+    /// from a peer. The [crate docs](crate#metrics) list names, labels and meanings.
     ///
     /// ```
     /// let text = palisade_metrics::Snapshot::new().prometheus();
@@ -151,15 +154,15 @@ impl Snapshot {
         {
             text.sample(series.family(), series.labels(), count);
         }
-        for (guard, level, value) in self.levels() {
-            if let Some(family) = level_family(level) {
+        for (guard, gauge, value) in self.levels() {
+            if let Some(family) = gauge_family(gauge) {
                 text.sample(family, [("guard", guard.as_str())], value);
             }
         }
-        for (guard, changes) in self.shared.watched.limit_changes() {
+        for (guard, changes) in self.shared.gauges.limit_changes() {
             text.sample(LIMIT_CHANGES, [("guard", guard.as_str())], changes);
         }
-        text.sample(LEVELS_IGNORED, [], self.shared.watched.ignored());
+        text.sample(LEVELS_IGNORED, [], self.shared.gauges.ignored());
         text.finish()
     }
 
@@ -177,25 +180,25 @@ impl Snapshot {
             .map_or(0, |count| count.load(Relaxed))
     }
 
-    fn cut_in(&self, guard: Guard, reason: Reason, mode: Mode) -> u64 {
+    fn sum_cut(&self, guard: Guard, reason: Reason, mode: Mode) -> u64 {
         let phases = Phase::ALL.iter().filter(|phase| !phase.is_of_connection());
         let counts = phases.map(|phase| {
             self.get(Series {
                 guard,
                 reason,
-                cut_in: Some(*phase),
+                phase: Some(*phase),
                 mode,
             })
         });
         counts.fold(0, u64::saturating_add)
     }
 
-    fn ended(&self, mode: Mode, wanted: impl Fn(Series) -> bool) -> u64 {
-        let is_ended = |series: Series| series.family().name == ENDED.name;
-        self.total(|series| is_ended(series) && series.mode == mode && wanted(series))
+    fn sum_disconnected(&self, mode: Mode, wanted: impl Fn(Series) -> bool) -> u64 {
+        let is_disconnect = |series: Series| series.family().name == ENDED.name;
+        self.sum(|series| is_disconnect(series) && series.mode == mode && wanted(series))
     }
 
-    fn total(&self, wanted: impl Fn(Series) -> bool) -> u64 {
+    fn sum(&self, wanted: impl Fn(Series) -> bool) -> u64 {
         let counts = self.counts().filter(|(series, _)| wanted(*series));
         counts.fold(0, |total, (_, count)| total.saturating_add(count))
     }
@@ -209,44 +212,48 @@ impl Default for Snapshot {
 
 impl Metrics for Snapshot {
     fn record(&self, event: &Event<'_>) {
-        if let Some(count) = Series::of(event).and_then(|series| self.shared.counts.get(series)) {
+        let series = Series::from_event(event);
+        if let Some(count) = series.and_then(|series| self.shared.counts.get(series)) {
             count.fetch_add(1, Relaxed);
         } else if let Event::LimitChanged { guard, limit, .. } = *event {
-            self.shared.watched.limit_changed(guard, limit);
+            self.shared.gauges.record_limit_change(guard, limit);
         }
     }
 
-    fn register(&self, levels: Weak<dyn GaugeSource>) {
-        self.shared.watched.register(levels);
+    fn register(&self, source: Weak<dyn GaugeSource>) {
+        self.shared.gauges.register(source);
     }
 }
 
-/// A table for people: what was refused, cut and ended, and the levels. Nothing that is zero.
+/// A table for humans: refused requests, cut bodies, closed or refused connections, and gauges.
+/// Counts of zero are left out.
 impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let titles = [
             (REFUSED, "requests refused"),
             (CUT, "bodies cut"),
-            (ENDED, "connections ended or not let in"),
+            (ENDED, "connections closed or refused"),
         ];
         for (Family { name, .. }, title) in titles {
-            let is_of = |series: Series| series.family().name == name;
-            let total = |mode| self.total(|series| is_of(series) && series.mode == mode);
+            let in_family = |series: Series| series.family().name == name;
+            let total = |mode| self.sum(|series| in_family(series) && series.mode == mode);
             let (enforced, shadow) = (total(Mode::Enforce), total(Mode::Shadow));
             writeln!(f, "{title}: {enforced}, and {shadow} more in shadow mode")?;
-            let counts = self.counts().filter(|(series, n)| *n > 0 && is_of(*series));
+            let counts = self
+                .counts()
+                .filter(|(series, n)| *n > 0 && in_family(*series));
             for (
                 Series {
                     guard,
                     reason,
-                    cut_in,
+                    phase,
                     mode,
                 },
                 count,
             ) in counts
             {
-                let phase = cut_in.map_or("", Phase::as_str);
-                // As `str`, because the Display of these enums knows no padding.
+                let phase = phase.map_or("", Phase::as_str);
+                // As `str`, because the `Display` of these enums ignores padding.
                 let (guard, reason, mode) = (guard.as_str(), reason.as_str(), mode.as_str());
                 writeln!(
                     f,
@@ -254,9 +261,9 @@ impl fmt::Display for Snapshot {
                 )?;
             }
         }
-        writeln!(f, "levels")?;
-        for (guard, level, value) in self.levels() {
-            if let Some(family) = level_family(level) {
+        writeln!(f, "gauges")?;
+        for (guard, gauge, value) in self.levels() {
+            if let Some(family) = gauge_family(gauge) {
                 let name = family.name.trim_start_matches("palisade_");
                 writeln!(f, "  {:<18} {name:<40} {value:>12}", guard.as_str())?;
             }
@@ -268,21 +275,22 @@ impl fmt::Display for Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Shown, Teller, read};
+    use crate::testing::{FakeGuard, FixedGauges, parse_exposition};
     use palisade_core::{ConnInfo, Prefix};
     use std::collections::BTreeSet;
 
-    fn labels(of: &[(&str, &str)]) -> Vec<(String, String)> {
-        of.iter()
+    fn labels(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs
+            .iter()
             .map(|(label, value)| (label.to_string(), value.to_string()))
             .collect()
     }
 
     #[test]
-    fn refusals_and_cuts_are_counted_apart_and_by_mode() {
+    fn refusals_and_cuts_are_counted_separately_and_by_mode() {
         let snapshot = Snapshot::new();
-        let enforce = Teller::new(snapshot.clone(), Mode::Enforce);
-        let shadow = Teller::new(snapshot.clone(), Mode::Shadow);
+        let enforce = FakeGuard::new(snapshot.clone(), Mode::Enforce);
+        let shadow = FakeGuard::new(snapshot.clone(), Mode::Shadow);
         enforce.refuse(Guard::RateLimit, Reason::RateExceeded, None);
         enforce.refuse(Guard::RateLimit, Reason::RateExceeded, None);
         shadow.refuse(Guard::RateLimit, Reason::RateExceeded, None);
@@ -306,10 +314,10 @@ mod tests {
     }
 
     #[test]
-    fn connections_are_counted_apart_from_requests() {
+    fn connections_are_counted_separately_from_requests() {
         let snapshot = Snapshot::new();
-        let enforce = Teller::new(snapshot.clone(), Mode::Enforce);
-        let shadow = Teller::new(snapshot.clone(), Mode::Shadow);
+        let enforce = FakeGuard::new(snapshot.clone(), Mode::Enforce);
+        let shadow = FakeGuard::new(snapshot.clone(), Mode::Shadow);
         enforce.disconnect(Reason::Idle, Phase::Idle);
         enforce.disconnect(Reason::Idle, Phase::Upgraded);
         enforce.disconnect(Reason::ConnectionsFull, Phase::Accept);
@@ -333,58 +341,62 @@ mod tests {
 
     #[test]
     fn eight_threads_lose_no_count() {
-        const EACH: u64 = 10_000;
+        const COUNT_PER_THREAD: u64 = 10_000;
         let snapshot = Snapshot::new();
         std::thread::scope(|scope| {
             for thread in 0..8 {
-                let teller = Teller::new(snapshot.clone(), Mode::ALL[thread % 2]);
+                let fake = FakeGuard::new(snapshot.clone(), Mode::ALL[thread % 2]);
                 let (snapshot, own) = (&snapshot, Guard::ALL[thread % 4]);
                 scope.spawn(move || {
-                    let slots = Arc::new(Shown(own, vec![(Gauge::Admitted, EACH)]));
-                    snapshot.register(Arc::downgrade(&slots) as Weak<dyn GaugeSource>);
-                    for round in 0..EACH {
-                        teller.refuse(own, Reason::Full, None);
-                        teller.cut(Guard::BodyLimit, Reason::TooLarge, Phase::RequestBody);
+                    let source =
+                        Arc::new(FixedGauges(own, vec![(Gauge::Admitted, COUNT_PER_THREAD)]));
+                    snapshot.register(Arc::downgrade(&source) as Weak<dyn GaugeSource>);
+                    for round in 0..COUNT_PER_THREAD {
+                        fake.refuse(own, Reason::Full, None);
+                        fake.cut(Guard::BodyLimit, Reason::TooLarge, Phase::RequestBody);
                         if round % 1000 == 0 {
-                            read(&snapshot.prometheus());
+                            parse_exposition(&snapshot.prometheus());
                         }
                     }
-                    // Looked at before it goes, so that nothing of it is lost.
+                    // Sampled before `source` is dropped, so that none of its totals are lost.
                     snapshot.levels();
                 });
             }
         });
         for mode in [Mode::Enforce, Mode::Shadow] {
-            assert_eq!(snapshot.total_refused(mode), 4 * EACH);
-            assert_eq!(snapshot.total_cut(mode), 4 * EACH);
+            assert_eq!(snapshot.total_refused(mode), 4 * COUNT_PER_THREAD);
+            assert_eq!(snapshot.total_cut(mode), 4 * COUNT_PER_THREAD);
         }
         let counted = |guard| {
             snapshot.refused(guard, Reason::Full) + snapshot.would_refuse(guard, Reason::Full)
         };
         for guard in &Guard::ALL[..4] {
-            assert_eq!(counted(*guard), 2 * EACH);
-            assert_eq!(snapshot.level(*guard, Gauge::Admitted), Some(2 * EACH));
+            assert_eq!(counted(*guard), 2 * COUNT_PER_THREAD);
+            assert_eq!(
+                snapshot.level(*guard, Gauge::Admitted),
+                Some(2 * COUNT_PER_THREAD)
+            );
         }
     }
 
     #[test]
-    fn the_text_reads_back_as_what_was_counted() {
+    fn the_text_parses_to_the_counted_values() {
         let snapshot = Snapshot::new();
-        let teller = Teller::new(snapshot.clone(), Mode::Enforce);
-        teller.refuse(Guard::ConcurrencyLimit, Reason::Full, None);
-        teller.cut(Guard::SlowBody, Reason::Gap, Phase::ResponseBody);
-        let shown = vec![
+        let fake = FakeGuard::new(snapshot.clone(), Mode::Enforce);
+        fake.refuse(Guard::ConcurrencyLimit, Reason::Full, None);
+        fake.cut(Guard::SlowBody, Reason::Gap, Phase::ResponseBody);
+        let values = vec![
             (Gauge::Working, 7),
             (Gauge::Limit, 9),
             (Gauge::KeysEvicted, 3),
         ];
-        let guard = Arc::new(Shown(Guard::ConcurrencyLimit, shown));
+        let guard = Arc::new(FixedGauges(Guard::ConcurrencyLimit, values));
         snapshot.register(Arc::downgrade(&guard) as Weak<dyn GaugeSource>);
 
         let text = snapshot.prometheus();
         assert!(!text.contains("\n\n"));
-        let families = read(&text);
-        let value = |name: &str, of: &[(&str, &str)]| families[name].samples[&labels(of)];
+        let families = parse_exposition(&text);
+        let value = |name: &str, pairs: &[(&str, &str)]| families[name].samples[&labels(pairs)];
         let refused = [
             ("guard", "concurrency_limit"),
             ("mode", "enforce"),
@@ -404,27 +416,30 @@ mod tests {
             ("reason", "gap"),
         ];
         assert_eq!(value("palisade_bodies_cut_total", &cut), 1.0);
-        let of = [("guard", "concurrency_limit")];
-        assert_eq!(value("palisade_requests_working", &of), 7.0);
-        assert_eq!(value("palisade_concurrency_limit", &of), 9.0);
-        assert_eq!(value("palisade_key_evictions_total", &of), 3.0);
+        let guard_label = [("guard", "concurrency_limit")];
+        assert_eq!(value("palisade_requests_working", &guard_label), 7.0);
+        assert_eq!(value("palisade_concurrency_limit", &guard_label), 9.0);
+        assert_eq!(value("palisade_key_evictions_total", &guard_label), 3.0);
         assert_eq!(value("palisade_levels_ignored_total", &[]), 0.0);
         assert_eq!(families["palisade_requests_working"].kind, "gauge");
         assert_eq!(
             families["palisade_requests_working"].help,
-            "Requests that hold a slot"
+            "Requests that hold a permit"
         );
     }
 
     #[test]
-    fn a_changed_limit_is_counted_and_what_a_guard_shows_goes_first() {
+    fn a_limit_change_is_counted_and_the_limit_gauge_takes_precedence() {
         let snapshot = Snapshot::new();
         snapshot.record(&Event::limit_changed(Guard::ConcurrencyLimit, 50));
         assert_eq!(
             snapshot.level(Guard::ConcurrencyLimit, Gauge::Limit),
             Some(50)
         );
-        let guard = Arc::new(Shown(Guard::ConcurrencyLimit, vec![(Gauge::Limit, 40)]));
+        let guard = Arc::new(FixedGauges(
+            Guard::ConcurrencyLimit,
+            vec![(Gauge::Limit, 40)],
+        ));
         snapshot.register(Arc::downgrade(&guard) as Weak<dyn GaugeSource>);
         snapshot.record(&Event::limit_changed(Guard::ConcurrencyLimit, 30));
         assert_eq!(
@@ -438,19 +453,22 @@ mod tests {
     #[test]
     fn peers_add_no_series_and_every_label_comes_from_an_enum() {
         let snapshot = Snapshot::new();
-        let teller = Teller::new(snapshot.clone(), Mode::Enforce);
-        teller.refuse(Guard::RateLimit, Reason::RateExceeded, None);
+        let fake = FakeGuard::new(snapshot.clone(), Mode::Enforce);
+        fake.refuse(Guard::RateLimit, Reason::RateExceeded, None);
         let series = |text: &str| -> BTreeSet<_> {
-            let families = read(text).into_iter();
+            let families = parse_exposition(text).into_iter();
             families
-                .flat_map(|(name, read)| read.samples.into_keys().map(move |l| (name.clone(), l)))
+                .flat_map(|(name, family)| {
+                    let labels = family.samples.into_keys();
+                    labels.map(move |labels| (name.clone(), labels))
+                })
                 .collect()
         };
         let before = series(&snapshot.prometheus());
         for n in 0..10_000u32 {
             let peer = (std::net::Ipv4Addr::from_bits(n), 1).into();
             let conn = ConnInfo::new(peer, None, Prefix::default());
-            teller.refuse(Guard::RateLimit, Reason::RateExceeded, Some(&conn));
+            fake.refuse(Guard::RateLimit, Reason::RateExceeded, Some(&conn));
         }
         assert_eq!(series(&snapshot.prometheus()), before);
         assert_eq!(
@@ -458,17 +476,17 @@ mod tests {
             10_001
         );
 
-        // Even if everything happens everywhere.
+        // Every guard records every reason in every phase and mode.
         for mode in Mode::ALL {
-            let teller = Teller::new(snapshot.clone(), *mode);
+            let fake = FakeGuard::new(snapshot.clone(), *mode);
             for (guard, reason) in Guard::ALL
                 .iter()
                 .flat_map(|g| Reason::ALL.iter().map(move |r| (*g, *r)))
             {
-                teller.refuse(guard, reason, None);
+                fake.refuse(guard, reason, None);
                 Phase::ALL
                     .iter()
-                    .for_each(|phase| teller.cut(guard, reason, *phase));
+                    .for_each(|phase| fake.cut(guard, reason, *phase));
             }
         }
         let known = |label: &str, value: &str| match label {
@@ -485,14 +503,14 @@ mod tests {
                 "{name} {labels:?}"
             );
         }
-        assert_eq!(all.len(), Series::all().count() + 1); // And the levels ignored.
+        assert_eq!(all.len(), Series::all().count() + 1); // Plus `palisade_levels_ignored_total`.
     }
 
     #[test]
-    fn the_table_shows_what_is_not_zero() {
+    fn the_table_shows_counts_that_are_not_zero() {
         let snapshot = Snapshot::new();
-        Teller::new(snapshot.clone(), Mode::Shadow).refuse(Guard::RateLimit, Reason::Full, None);
-        let guard = Arc::new(Shown(Guard::RateLimit, vec![(Gauge::Keys, 12)]));
+        FakeGuard::new(snapshot.clone(), Mode::Shadow).refuse(Guard::RateLimit, Reason::Full, None);
+        let guard = Arc::new(FixedGauges(Guard::RateLimit, vec![(Gauge::Keys, 12)]));
         snapshot.register(Arc::downgrade(&guard) as Weak<dyn GaugeSource>);
         let table = snapshot.to_string();
         let lines: Vec<Vec<_>> = table
@@ -508,8 +526,8 @@ mod tests {
             lines[2].join(" "),
             "bodies cut: 0, and 0 more in shadow mode"
         );
-        let ended = "connections ended or not let in: 0, and 0 more in shadow mode";
-        assert_eq!(lines[3].join(" "), ended);
+        let closed = "connections closed or refused: 0, and 0 more in shadow mode";
+        assert_eq!(lines[3].join(" "), closed);
         assert_eq!(lines[5], ["rate_limit", "tracked_keys", "12"]);
         assert_eq!(lines.len(), 6);
     }

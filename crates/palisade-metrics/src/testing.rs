@@ -1,5 +1,5 @@
-//! What this crate's tests share: events, guards with levels, and a strict reader of the text
-//! format that Prometheus scrapes.
+//! Shared by this crate's tests: a guard that records events, a guard with gauges, and a strict
+//! parser of the Prometheus text format.
 
 use http::StatusCode;
 use palisade_core::{
@@ -8,14 +8,14 @@ use palisade_core::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Tells a recorder of things, as a guard would.
+/// Records events as a guard would.
 #[derive(Debug)]
-pub(crate) struct Teller {
+pub(crate) struct FakeGuard {
     recorder: Recorder,
     mode: Mode,
 }
 
-impl Teller {
+impl FakeGuard {
     pub(crate) fn new(recorder: impl Into<Recorder>, mode: Mode) -> Self {
         Self {
             recorder: recorder.into(),
@@ -37,7 +37,7 @@ impl Teller {
             .record(|| Event::cut(&violation, self.mode, None));
     }
 
-    /// A connection comes, and goes for `reason`.
+    /// Records a connection that is opened, and closed by the guard for `reason`.
     pub(crate) fn disconnect(&self, reason: Reason, phase: Phase) {
         let conn = ConnInfo::new(([192, 0, 2, 1], 4711).into(), None, Prefix::default());
         let violation = Violation::new(Guard::Connection, reason, phase, 10, 11);
@@ -48,11 +48,11 @@ impl Teller {
     }
 }
 
-/// A guard that shows these levels.
+/// A guard that reports fixed gauges.
 #[derive(Debug)]
-pub(crate) struct Shown(pub(crate) Guard, pub(crate) Vec<(Gauge, u64)>);
+pub(crate) struct FixedGauges(pub(crate) Guard, pub(crate) Vec<(Gauge, u64)>);
 
-impl GaugeSource for Shown {
+impl GaugeSource for FixedGauges {
     fn guard(&self) -> Guard {
         self.0
     }
@@ -60,68 +60,67 @@ impl GaugeSource for Shown {
     fn sample(&self, visit: &mut dyn FnMut(Gauge, u64)) {
         self.1
             .iter()
-            .for_each(|(level, value)| visit(*level, *value));
+            .for_each(|(gauge, value)| visit(*gauge, *value));
     }
 }
 
-/// A metric family as read back.
+/// A parsed metric family.
 #[derive(Debug, Default)]
-pub(crate) struct Read {
+pub(crate) struct ParsedFamily {
     pub(crate) kind: String,
     pub(crate) help: String,
     pub(crate) samples: BTreeMap<Vec<(String, String)>, f64>,
 }
 
-/// Reads the whole of `text`; panics at whatever the format (0.0.4) or Prometheus's naming rules
-/// do not allow.
-pub(crate) fn read(text: &str) -> BTreeMap<String, Read> {
-    let mut families = BTreeMap::<String, Read>::new();
+/// Parses all of `text`. Panics if it breaks the format (0.0.4) or Prometheus's naming rules.
+pub(crate) fn parse_exposition(text: &str) -> BTreeMap<String, ParsedFamily> {
+    let mut families = BTreeMap::<String, ParsedFamily>::new();
     let mut current = String::new();
     assert!(text.is_ascii() && text.ends_with('\n'));
     for line in text.lines().filter(|line| !line.is_empty()) {
         assert!(!line.contains(char::is_control), "{line:?}");
         if let Some(rest) = line.strip_prefix("# HELP ") {
-            let (name, help) = rest.split_once(' ').expect("a help text");
-            let family = Read {
+            let (name, help) = rest.split_once(' ').expect("no help text");
+            let family = ParsedFamily {
                 help: help.into(),
-                ..Read::default()
+                ..ParsedFamily::default()
             };
             assert!(
                 families.insert(name.into(), family).is_none(),
-                "{name} comes twice"
+                "{name} appears twice"
             );
             current = name.into();
         } else if let Some(rest) = line.strip_prefix("# TYPE ") {
-            let (name, kind) = rest.split_once(' ').expect("a type");
+            let (name, kind) = rest.split_once(' ').expect("no type");
             assert!(matches!(kind, "counter" | "gauge"), "{kind}");
             assert_eq!(kind == "counter", name.ends_with("_total"), "{name}");
-            assert_eq!(name, current, "the type comes right after the help");
+            assert_eq!(name, current, "the type must follow the help");
             let family = families.get_mut(name).unwrap();
             assert!(family.kind.is_empty() && family.samples.is_empty());
             family.kind = kind.into();
         } else {
-            let (name, labels, value) = sample(line);
+            let (name, labels, value) = parse_sample(line);
             assert_eq!(
                 name, current,
-                "samples of a family stand together, after its type"
+                "the samples of a family must stand together, after its type"
             );
             let family = families.get_mut(name).unwrap();
             assert!(!family.kind.is_empty());
             assert!(
                 family.samples.insert(labels, value).is_none(),
-                "{line} comes twice"
+                "{line} appears twice"
             );
         }
     }
     families
 }
 
-/// `name{label="value",..} number`.
-fn sample(line: &str) -> (&str, Vec<(String, String)>, f64) {
-    let (series, value) = line.rsplit_once(' ').expect("a value");
-    let value = value.parse().expect("a number");
+/// Parses `name{label="value",..} number`.
+fn parse_sample(line: &str) -> (&str, Vec<(String, String)>, f64) {
+    let (series, value) = line.rsplit_once(' ').expect("no value");
+    let value = value.parse().expect("not a number");
     let (name, list) = match series.split_once('{') {
-        Some((name, list)) => (name, list.strip_suffix('}').expect("a closing brace")),
+        Some((name, list)) => (name, list.strip_suffix('}').expect("no closing brace")),
         None => (series, ""),
     };
     assert!(
@@ -131,12 +130,12 @@ fn sample(line: &str) -> (&str, Vec<(String, String)>, f64) {
     let mut labels = Vec::new();
     let mut rest = list;
     while !rest.is_empty() {
-        let (label, quoted) = rest.split_once("=\"").expect("a label");
+        let (label, quoted) = rest.split_once("=\"").expect("no label");
         assert!(!label.starts_with("__") && label.bytes().all(|b| b.is_ascii_lowercase()));
         let mut value = String::new();
         let mut chars = quoted.chars();
         loop {
-            match chars.next().expect("a closing quote") {
+            match chars.next().expect("no closing quote") {
                 '"' => break,
                 '\\' => value.push(match chars.next() {
                     Some('n') => '\n',
@@ -149,8 +148,8 @@ fn sample(line: &str) -> (&str, Vec<(String, String)>, f64) {
         labels.push((label.to_owned(), value));
         rest = chars.as_str();
         if !rest.is_empty() {
-            rest = rest.strip_prefix(',').expect("a comma");
-            assert!(!rest.is_empty(), "a label after the comma");
+            rest = rest.strip_prefix(',').expect("no comma");
+            assert!(!rest.is_empty(), "no label after the comma");
         }
     }
     let names: BTreeSet<_> = labels.iter().map(|(label, _)| label).collect();
