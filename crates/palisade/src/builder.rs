@@ -1,4 +1,4 @@
-//! A preset, and what is to be different from it.
+//! The builder of a stack: a preset, and changes to it.
 
 mod check;
 
@@ -26,25 +26,25 @@ use palisade_timeout::TimeoutLayer;
 #[cfg(feature = "timeout")]
 use std::time::Duration;
 
-/// Puts guards together: a preset, and what is to be different from it.
+/// Builds a [`StackLayer`] from a preset and changes to it.
 ///
-/// Nothing is checked before [`build`](Self::build), which then names every fault at once.
-#[must_use = "nothing is guarded before `build`, and by nothing but the layer it returns"]
+/// The settings are validated by [`build`](Self::build), which reports all faults at once.
+#[must_use = "a stack guards nothing until `build` returns its layer and the layer is applied"]
 pub struct Stack {
     preset: Preset,
     modes: Vec<(Option<Guard>, Mode)>,
     recorder: Option<Recorder>,
     on_reject: Option<OnReject>,
     #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
-    client: Option<Arc<dyn KeyExtractor>>,
+    client_key: Option<Arc<dyn KeyExtractor>>,
     #[cfg(feature = "rate-limit")]
-    policy: Option<Policy>,
+    rate_policy: Option<Policy>,
     #[cfg(feature = "rate-limit")]
     max_clients: Option<usize>,
     #[cfg(feature = "timeout")]
     timeout: Duration,
     #[cfg(feature = "timeout")]
-    total: Option<Duration>,
+    total_timeout: Option<Duration>,
     #[cfg(feature = "body-limit")]
     max_body: u64,
     #[cfg(feature = "body-limit")]
@@ -58,7 +58,7 @@ pub struct Stack {
     tunes: Tunes,
 }
 
-/// Where the server stands.
+/// Which peers reach the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Preset {
     Edge,
@@ -66,13 +66,14 @@ enum Preset {
     Internal,
 }
 
-/// Clients that the rate limit remembers unless told otherwise.
+/// The default number of clients in the table of the rate limit.
 #[cfg(feature = "rate-limit")]
-const MAX_CLIENTS: usize = 1 << 20;
+const DEFAULT_MAX_CLIENTS: usize = 1 << 20;
 
+/// A change to a layer by its `tune_*` method.
 type Tune<L> = Option<Box<dyn FnOnce(L) -> L + Send>>;
 
-/// What is done to each layer after everything else.
+/// The changes that are applied to each layer after all other settings.
 #[derive(Default)]
 struct Tunes {
     #[cfg(feature = "rate-limit")]
@@ -90,24 +91,25 @@ struct Tunes {
 // === Stack ===
 
 impl Stack {
-    /// For a server that the internet reaches directly: the peer of a connection is the client.
+    /// Returns the preset for a server that the internet reaches directly: the peer of a connection
+    /// is the client.
     ///
-    /// 30 s to the response head; 2 MiB of request body, at 500 B/s or more and never silent for
-    /// 15 s; 1,024 requests at work, the last tenth of them for clients who hold few. No rate
-    /// limit until you say how much is right.
+    /// 30 s to the response head; 2 MiB of request body, at 500 B/s or more and without a gap of
+    /// 15 s; 1,024 requests at work, the last tenth of the permits for clients that hold few. There
+    /// is no rate limit until [`Self::rate_limit`] sets one.
     pub fn edge() -> Self {
         Self::new(Preset::Edge)
     }
 
-    /// For a server whose peers are your own proxies. The same numbers as [`Self::edge`], but
-    /// nothing goes by the peer's address, which is the same for everybody; a rate limit needs
-    /// [`Self::client`] to say who is who.
+    /// Returns the preset for a server behind your own proxies. The same numbers as
+    /// [`Self::edge`], but no guard uses the peer's address, which is the same for all clients. A
+    /// rate limit requires [`Self::client`] to identify clients.
     pub fn behind_proxy() -> Self {
         Self::new(Preset::BehindProxy)
     }
 
-    /// For a server that only your own services reach: requests count, whoever sends them. The
-    /// same numbers as [`Self::edge`], without a share per client.
+    /// Returns the preset for a server that only your own services reach: all requests count alike.
+    /// The same numbers as [`Self::edge`], without a fair share per client.
     pub fn internal() -> Self {
         Self::new(Preset::Internal)
     }
@@ -119,15 +121,15 @@ impl Stack {
             recorder: None,
             on_reject: None,
             #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
-            client: None,
+            client_key: None,
             #[cfg(feature = "rate-limit")]
-            policy: None,
+            rate_policy: None,
             #[cfg(feature = "rate-limit")]
             max_clients: None,
             #[cfg(feature = "timeout")]
             timeout: Duration::from_secs(30),
             #[cfg(feature = "timeout")]
-            total: None,
+            total_timeout: None,
             #[cfg(feature = "body-limit")]
             max_body: BodyLimitLayer::DEFAULT,
             #[cfg(feature = "body-limit")]
@@ -142,96 +144,97 @@ impl Stack {
         }
     }
 
-    /// Tells `metrics` of everything that any guard does. Defaults to nobody.
+    /// Records the events of all guards to `metrics`. Defaults to no sink.
     pub fn metrics(mut self, metrics: impl Into<Recorder>) -> Self {
         self.recorder = Some(metrics.into());
         self
     }
 
-    /// The mode of all guards, those named by [`Self::mode_of`] before included. Begin with
+    /// Sets the mode of all guards, including those set by an earlier [`Self::mode_of`]. Start with
     /// [`Mode::Shadow`] to see what would be refused. Defaults to [`Mode::Enforce`].
     pub fn mode(mut self, mode: Mode) -> Self {
         self.modes.push((None, mode));
         self
     }
 
-    /// The mode of one request guard. The guard of connections has a mode of its own. Defaults to
-    /// the mode of all.
+    /// Sets the mode of one request guard. The connection guard has its own mode setting. Defaults
+    /// to the mode of all guards.
     pub fn mode_of(mut self, guard: Guard, mode: Mode) -> Self {
         self.modes.push((Some(guard), mode));
         self
     }
 
-    /// Who counts as one client for the rate limit and the shares of the concurrency limit.
-    /// Defaults to [`ClientIp::peer`] at the [`edge`](Self::edge), and to nobody elsewhere.
+    /// Sets what identifies a client, for the rate limit and the fair shares of the concurrency
+    /// limit. Defaults to [`ClientIp::peer`] with [`edge`](Self::edge), and to none otherwise.
     #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
     pub fn client(mut self, client: impl KeyExtractor) -> Self {
-        self.client = Some(Arc::new(client));
+        self.client_key = Some(Arc::new(client));
         self
     }
 
-    /// How many requests one client may send. Defaults to no limit.
+    /// Limits the request rate of each client. Defaults to no limit.
     #[cfg(feature = "rate-limit")]
     pub fn rate_limit(mut self, policy: impl Into<Policy>) -> Self {
-        self.policy = Some(policy.into());
+        self.rate_policy = Some(policy.into());
         self
     }
 
-    /// How many clients the rate limit remembers, at 8 bytes each, allocated at once; where there
-    /// are more, those who owe least are forgotten. Defaults to 1,048,576, which are 8 MiB.
+    /// Sets the number of clients in the table of the rate limit, at 8 bytes each, allocated at
+    /// once. When the table is full, the clients with the least debt are evicted. Defaults to
+    /// 1,048,576, which takes 8 MiB.
     #[cfg(feature = "rate-limit")]
     pub fn max_clients(mut self, clients: usize) -> Self {
         self.max_clients = Some(clients);
         self
     }
 
-    /// How long the response head may take. Defaults to 30 s.
+    /// Sets the longest time to the response head. Defaults to 30 s.
     #[cfg(feature = "timeout")]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// How long a response may take until its last frame. Defaults to no limit.
+    /// Sets the longest time to the last frame of the response. Defaults to no limit.
     #[cfg(feature = "timeout")]
     pub fn total_timeout(mut self, total: Duration) -> Self {
-        self.total = Some(total);
+        self.total_timeout = Some(total);
         self
     }
 
-    /// How many bytes a request body may have. axum's extractors have a limit of their own, of 2
-    /// MiB: with more here, set `axum::extract::DefaultBodyLimit` as well; with the features `axum`
-    /// and `tracing` a log line says so once. Defaults to 2 MiB.
+    /// Sets the largest size of a request body, in bytes. axum's extractors have a limit of their
+    /// own, of 2 MiB: for a larger value, set `axum::extract::DefaultBodyLimit` as well. With the
+    /// features `axum` and `tracing`, a larger value logs one warning. Defaults to 2 MiB.
     #[cfg(feature = "body-limit")]
     pub fn max_body(mut self, bytes: u64) -> Self {
         self.max_body = bytes;
         self
     }
 
-    /// The handlers are gRPC services: [`Self::max_body`] holds for each message, and a stream may
-    /// have any number of them. See [`BodyLimitLayer::grpc`] for what else that means. Defaults to
-    /// one limit for the whole body.
+    /// Declares that the handlers are gRPC services: [`Self::max_body`] then applies to each
+    /// message, and a stream may have any number of messages. See [`BodyLimitLayer::grpc`] for the
+    /// other effects. Defaults to one limit for the whole body.
     #[cfg(feature = "body-limit")]
     pub fn grpc(mut self) -> Self {
         self.is_grpc = true;
         self
     }
 
-    /// How fast request bodies must come. Defaults to [`Pace::default`].
+    /// Sets the minimum pace of request bodies. Defaults to [`Pace::default`].
     #[cfg(feature = "slow-body")]
     pub fn pace(mut self, pace: PaceBuilder) -> Self {
         self.pace = pace;
         self
     }
 
-    /// How many requests may be at work. Defaults to 1,024.
+    /// Sets the largest number of requests at work. Defaults to 1,024.
     #[cfg(feature = "concurrency-limit")]
     pub fn max_requests(mut self, requests: usize) -> Self {
         self.max_requests = requests;
         self
     }
 
-    /// How many requests of one client may be present, at work or waiting for that client.
+    /// Sets the largest number of present requests per client, at work or waiting for that client.
     /// Defaults to no such limit.
     #[cfg(feature = "concurrency-limit")]
     pub fn max_requests_per_client(mut self, requests: usize) -> Self {
@@ -239,8 +242,8 @@ impl Stack {
         self
     }
 
-    /// Writes the answers to refused requests of plain HTTP in place of the defaults. See
-    /// [`Rejection::into_response`](palisade_core::Rejection::into_response), which it replaces.
+    /// Sets the response to refused requests of plain HTTP. Defaults to
+    /// [`Rejection::into_response`](palisade_core::Rejection::into_response).
     pub fn on_reject(
         mut self,
         answer: impl Fn(&Rejection) -> http::Response<bytes::Bytes> + Send + Sync + 'static,
@@ -249,8 +252,8 @@ impl Stack {
         self
     }
 
-    /// Changes the rate limit in any way its own layer allows, after all numbers, modes and metrics
-    /// of the stack are set. What is set here is not checked. Defaults to no change.
+    /// Changes any option of the rate limit's layer, after all settings of the stack are applied.
+    /// The changes are not validated. Defaults to no change.
     #[cfg(feature = "rate-limit")]
     pub fn tune_rate_limit(
         mut self,
@@ -260,8 +263,8 @@ impl Stack {
         self
     }
 
-    /// Changes the timeout in any way its own layer allows, after all numbers, modes and metrics
-    /// of the stack are set. What is set here is not checked. Defaults to no change.
+    /// Changes any option of the timeout's layer, after all settings of the stack are applied. The
+    /// changes are not validated. Defaults to no change.
     #[cfg(feature = "timeout")]
     pub fn tune_timeout(
         mut self,
@@ -271,8 +274,8 @@ impl Stack {
         self
     }
 
-    /// Changes the body limit in any way its own layer allows, after all numbers, modes and metrics
-    /// of the stack are set. What is set here is not checked. Defaults to no change.
+    /// Changes any option of the body limit's layer, after all settings of the stack are applied.
+    /// The changes are not validated. Defaults to no change.
     #[cfg(feature = "body-limit")]
     pub fn tune_body_limit(
         mut self,
@@ -282,8 +285,8 @@ impl Stack {
         self
     }
 
-    /// Changes the slow-body guard in any way its own layer allows, after all numbers, modes and
-    /// metrics of the stack are set. What is set here is not checked. Defaults to no change.
+    /// Changes any option of the slow-body guard's layer, after all settings of the stack are
+    /// applied. The changes are not validated. Defaults to no change.
     #[cfg(feature = "slow-body")]
     pub fn tune_slow_body(
         mut self,
@@ -293,8 +296,8 @@ impl Stack {
         self
     }
 
-    /// Changes the concurrency limit in any way its own layer allows, after all numbers, modes and
-    /// metrics of the stack are set. What is set here is not checked. Defaults to no change.
+    /// Changes any option of the concurrency limit's layer, after all settings of the stack are
+    /// applied. The changes are not validated. Defaults to no change.
     #[cfg(feature = "concurrency-limit")]
     pub fn tune_concurrency_limit(
         mut self,
@@ -308,16 +311,16 @@ impl Stack {
     ///
     /// # Errors
     ///
-    /// If any number cannot be, or two of them contradict each other: all faults at once.
+    /// If a setting is invalid, or two settings contradict each other. The error lists all faults.
     pub fn build(mut self) -> Result<StackLayer, ConfigError> {
         self.check()?;
         #[cfg(all(feature = "axum", feature = "body-limit", feature = "tracing"))]
         if self.max_body > BodyLimitLayer::DEFAULT && !self.is_grpc {
-            warn_of_axum_once(self.max_body);
+            warn_about_axum_limit_once(self.max_body);
         }
         let tunes = std::mem::take(&mut self.tunes);
-        // What is set on every layer alike.
-        macro_rules! dressed {
+        // Applies the settings that all layers have in common, and then the layer's `tune_*`.
+        macro_rules! configured {
             ($layer:expr, $guard:expr, $tune:ident) => {{
                 let mut layer = $layer.mode(self.mode_for($guard));
                 if let Some(recorder) = &self.recorder {
@@ -333,28 +336,29 @@ impl Stack {
             }};
         }
         #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
-        let client = self.client_of_preset();
+        let client_key = self.client_key_extractor();
         let layers = Layers {
             #[cfg(feature = "rate-limit")]
             rate_limit: {
-                let layer = match (&self.policy, client.clone()) {
-                    (Some(policy), Some(client)) => {
+                let layer = match (&self.rate_policy, client_key.clone()) {
+                    (Some(policy), Some(client_key)) => {
                         let limiter = TableLimiter::new(policy.clone());
-                        let limiter = limiter.expect("it was checked above");
-                        let clients = self.max_clients.unwrap_or(MAX_CLIENTS);
-                        RateLimitLayer::with_limiter(limiter.capacity(clients)).shared_key(client)
+                        let limiter = limiter.expect("validated by `check`");
+                        let clients = self.max_clients.unwrap_or(DEFAULT_MAX_CLIENTS);
+                        RateLimitLayer::with_limiter(limiter.capacity(clients))
+                            .shared_key(client_key)
                     }
                     _ => RateLimitLayer::with_limiter(Unlimited),
                 };
-                dressed!(layer, Guard::RateLimit, rate_limit)
+                configured!(layer, Guard::RateLimit, rate_limit)
             },
             #[cfg(feature = "timeout")]
             timeout: {
                 let mut layer = TimeoutLayer::new(self.timeout);
-                if let Some(total) = self.total {
+                if let Some(total) = self.total_timeout {
                     layer = layer.total(total);
                 }
-                dressed!(layer, Guard::Timeout, timeout)
+                configured!(layer, Guard::Timeout, timeout)
             },
             #[cfg(feature = "body-limit")]
             body_limit: {
@@ -362,46 +366,46 @@ impl Stack {
                 if self.is_grpc {
                     layer = layer.grpc();
                 }
-                dressed!(layer, Guard::BodyLimit, body_limit)
+                configured!(layer, Guard::BodyLimit, body_limit)
             },
             #[cfg(feature = "slow-body")]
             slow_body: {
-                let pace = self.pace.build().expect("it was checked above");
+                let pace = self.pace.build().expect("validated by `check`");
                 let layer = SlowBodyLayer::new().request(pace);
-                dressed!(layer, Guard::SlowBody, slow_body)
+                configured!(layer, Guard::SlowBody, slow_body)
             },
             #[cfg(feature = "concurrency-limit")]
             concurrency_limit: {
                 let mut layer = ConcurrencyLimitLayer::new(self.max_requests);
-                if let Some(client) = client {
-                    layer = layer.fairness().shared_client(client);
+                if let Some(client_key) = client_key {
+                    layer = layer.fairness().shared_client(client_key);
                 }
                 if let Some(requests) = self.max_requests_per_client {
                     layer = layer.per_client(requests);
                 }
-                dressed!(layer, Guard::ConcurrencyLimit, concurrency_limit)
+                configured!(layer, Guard::ConcurrencyLimit, concurrency_limit)
             },
         };
-        Ok(layers.stack())
+        Ok(layers.to_stack_layer())
     }
 
+    /// Returns the mode of `guard`: the last one set for it or for all guards. The rate limit is
+    /// off without a policy.
     fn mode_for(&self, guard: Guard) -> Mode {
         #[cfg(feature = "rate-limit")]
-        if guard == Guard::RateLimit && self.policy.is_none() {
+        if guard == Guard::RateLimit && self.rate_policy.is_none() {
             return Mode::Off;
         }
-        let said = self.modes.iter().rev();
-        let said = said
-            .clone()
-            .find(|(one, _)| one.is_none_or(|one| one == guard));
-        said.map(|(_, mode)| *mode).unwrap_or_default()
+        let mut latest_first = self.modes.iter().rev();
+        let last = latest_first.find(|(target, _)| target.is_none_or(|target| target == guard));
+        last.map(|(_, mode)| *mode).unwrap_or_default()
     }
 
-    /// Who counts as one client, or nobody.
+    /// Returns the extractor that identifies clients: the one that was set, or the preset's.
     #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
-    fn client_of_preset(&self) -> Option<Arc<dyn KeyExtractor>> {
-        match (&self.client, self.preset) {
-            (Some(client), _) => Some(client.clone()),
+    fn client_key_extractor(&self) -> Option<Arc<dyn KeyExtractor>> {
+        match (&self.client_key, self.preset) {
+            (Some(client_key), _) => Some(client_key.clone()),
             (None, Preset::Edge) => Some(Arc::new(ClientIp::peer())),
             (None, Preset::BehindProxy | Preset::Internal) => None,
         }
@@ -417,21 +421,21 @@ impl fmt::Debug for Stack {
 }
 
 #[cfg(all(feature = "axum", feature = "body-limit", feature = "tracing"))]
-fn warn_of_axum_once(max_body: u64) {
+fn warn_about_axum_limit_once(max_body: u64) {
     static WARNED: std::sync::Once = std::sync::Once::new();
     WARNED.call_once(|| {
         tracing::warn!(
             target: "palisade",
             max_body,
-            "axum's extractors take no more than 2 MiB unless `axum::extract::DefaultBodyLimit` is \
-             set as well"
+            "axum's extractors accept at most 2 MiB unless `axum::extract::DefaultBodyLimit` is set \
+             as well"
         );
     });
 }
 
 // === Unlimited ===
 
-/// Stands in where no rate limit was asked for.
+/// The limiter of a stack without a rate limit. It admits every request.
 #[cfg(feature = "rate-limit")]
 struct Unlimited;
 
@@ -453,7 +457,7 @@ mod tests {
         feature = "slow-body",
         feature = "concurrency-limit"
     ))]
-    fn every_fault_is_named_at_once() {
+    fn all_faults_are_reported_at_once() {
         let error = Stack::behind_proxy()
             .rate_limit(palisade_rate_limit::Quota::per_second(0))
             .timeout(Duration::ZERO)
@@ -473,7 +477,7 @@ mod tests {
 
     #[test]
     #[cfg(feature = "timeout")]
-    fn a_total_below_the_time_to_the_head_is_a_contradiction() {
+    fn a_total_timeout_below_the_timeout_is_a_fault() {
         let error = Stack::edge()
             .total_timeout(Duration::from_secs(1))
             .build()
@@ -487,7 +491,7 @@ mod tests {
 
     #[test]
     #[cfg(all(feature = "rate-limit", feature = "concurrency-limit"))]
-    fn what_would_guard_nothing_or_refuse_everybody_is_a_fault() {
+    fn settings_that_guard_nothing_or_refuse_all_requests_are_faults() {
         let fields = |stack: Stack| -> Vec<_> {
             let error = stack.build().unwrap_err();
             error
@@ -502,15 +506,15 @@ mod tests {
             fields(Stack::edge().tune_rate_limit(|layer| layer)),
             ["rate_limit"]
         );
-        let nobody = Stack::edge().max_requests_per_client(0);
-        assert_eq!(fields(nobody), ["max_requests_per_client"]);
-        let everybody = Stack::internal().max_requests_per_client(9);
-        assert_eq!(fields(everybody), ["max_requests_per_client"]);
+        let without_requests = Stack::edge().max_requests_per_client(0);
+        assert_eq!(fields(without_requests), ["max_requests_per_client"]);
+        let without_client = Stack::internal().max_requests_per_client(9);
+        assert_eq!(fields(without_client), ["max_requests_per_client"]);
     }
 
     #[test]
     #[cfg(all(feature = "rate-limit", feature = "timeout"))]
-    fn what_would_do_nothing_is_a_fault() {
+    fn settings_without_effect_are_faults() {
         let fields = |stack: Stack| -> Vec<_> {
             let error = stack.build().unwrap_err();
             error
@@ -543,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_word_on_a_mode_counts() {
+    fn the_last_mode_set_for_a_guard_applies() {
         let stack = Stack::edge()
             .mode_of(Guard::Timeout, Mode::Off)
             .mode(Mode::Shadow);

@@ -1,8 +1,9 @@
-//! Keeps a hyper, axum or tonic server answering honest clients while somebody tries to exhaust
-//! it, and through plain overload.
+//! Keeps a hyper, axum or tonic server responsive to honest clients during exhaustion attacks and
+//! plain overload.
 //!
-//! [`Stack`] puts the guards together in the right order, checks their numbers and gives you one
-//! `Layer` to put anywhere: on an axum `Router`, on a tonic `Server`, around a bare hyper service.
+//! [`Stack`] combines the guards in the right order, validates their settings, and builds one
+//! `Layer` that works anywhere: on an axum `Router`, on a tonic `Server`, around a bare hyper
+//! service.
 //!
 //! ```
 //! use palisade::{Quota, Snapshot, Stack};
@@ -16,31 +17,32 @@
 //! // axum:  Router::new().route(..).layer(guards), served by `palisade::serve`
 //! // tonic: Server::builder().layer(guards).add_service(..)
 //! # let _ = guards;
-//! println!("{metrics}"); // What was refused, and why.
+//! println!("{metrics}"); // The refusals, by guard and reason.
 //! # Ok(())
 //! # }
 //! # #[cfg(not(all(feature = "rate-limit", feature = "snapshot")))]
 //! # fn main() {}
 //! ```
 //!
-//! | guard | stops | answer |
+//! | guard | stops | response |
 //! |---|---|---|
-//! | [`rate_limit`] | one client sending more than its share | 429 with `Retry-After` |
+//! | [`rate_limit`] | a client that sends more requests than its quota | 429 with `Retry-After` |
 //! | [`timeout`] | handlers that take too long | 503 |
-//! | [`body_limit`] | bodies that are too long, or come in too many tiny pieces | 413 |
-//! | [`slow_body`] | clients that drip their bodies | 408 |
-//! | [`concurrency_limit`] | more requests at work than the server can do | 503 with `Retry-After` |
+//! | [`body_limit`] | bodies that are too long, or arrive in too many tiny frames | 413 |
+//! | [`slow_body`] | clients that send their bodies too slowly | 408 |
+//! | [`concurrency_limit`] | more concurrent requests than the server can handle | 503 with `Retry-After` |
 //! | [`conn`] | silent, slow, idle and hoarded connections | FIN or RST; 408, 503 |
-//! | [`mod@serve`] | what hyper leaves open | 431, 400, 501, GOAWAY, `RST_STREAM` |
+//! | [`mod@serve`] | attacks that hyper does not stop | 431, 400, 501, GOAWAY, `RST_STREAM` |
 //!
-//! gRPC clients get the same verdicts as a gRPC status. Each guard is a crate and a feature, all on
-//! by default, and each of the first five is a `Layer` by itself. The features `axum` and `tonic`
-//! teach the guards where those servers leave the peer's address; `metrics` and `tracing` bring
-//! more [`Metrics`] than the [`Snapshot`] that the feature `snapshot` brings, on by default.
+//! gRPC clients get the same decisions as a gRPC status. Each guard is a crate and a feature, all
+//! on by default, and each of the first five is a `Layer` by itself. With the features `axum` and
+//! `tonic` the guards read the peer's address from where those servers put it. The features
+//! `metrics` and `tracing` add further [`Metrics`] to the [`Snapshot`] of the feature `snapshot`,
+//! which is on by default.
 //!
-//! A connection that never sends a request never reaches a `Layer`. [`serve()`] is the one line
-//! that guards connections: how many there may be, how long they may say nothing, who goes first,
-//! and what hyper takes of each. [`conn`] is its listener, for servers of other makes.
+//! A connection that never sends a request never reaches a `Layer`. [`serve()`] guards connections
+//! in one line: how many may be open, how long they may be silent, which are evicted first, and
+//! how much hyper accepts from each. [`conn`] is its listener, for other servers.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -61,7 +63,7 @@ mod builder;
 ))]
 mod stack;
 
-/// The types that all guards share. Not named `core`, which would hide the language's own.
+/// The types that all guards share. Not named `core`, which would shadow the standard `core` crate.
 pub use palisade_core as types;
 pub use palisade_core::{
     ConfigError, ConfigFault, Guard, Metrics, Mode, Pressure, Reason, Recorder, Rejection,
@@ -87,7 +89,7 @@ pub use palisade_conn as conn;
 pub use palisade_metrics::{self as metrics, Snapshot};
 #[cfg(feature = "rate-limit")]
 pub use palisade_rate_limit::{self as rate_limit, Quota};
-/// The function, and the crate that it is of.
+/// The function `serve`, and the crate that defines it.
 #[cfg(feature = "serve")]
 pub use palisade_serve::{self as serve, serve};
 #[cfg(feature = "slow-body")]
@@ -95,7 +97,7 @@ pub use palisade_slow_body as slow_body;
 #[cfg(feature = "timeout")]
 pub use palisade_timeout as timeout;
 
-/// The README's snippets compile.
+/// Compiles the snippets of the README as doctests.
 #[cfg(all(
     doctest,
     feature = "axum",

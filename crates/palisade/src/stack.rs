@@ -1,4 +1,4 @@
-//! The order of the guards. It stands here and nowhere else.
+//! The stack of guards. This file alone defines their order.
 
 #[cfg(feature = "axum")]
 mod boxed;
@@ -22,9 +22,9 @@ use palisade_slow_body::{SlowBodyLayer, SlowBodyPolicy};
 #[cfg(feature = "timeout")]
 use palisade_timeout::{TimeoutLayer, TimeoutPolicy};
 
-/// All guards as one `Layer`. Clones, and the services they make, share all state: apply it as
-/// often as you like. A request that passes several services of one stack, as on a router inside a
-/// router, counts once.
+/// All guards as one `Layer`. All clones, and the services they create, share all state, so it can
+/// be applied any number of times. A request that passes several services of one stack, as with
+/// nested routers, counts once.
 #[derive(Clone, Debug)]
 pub struct StackLayer {
     guard: GuardLayer<Policies>,
@@ -32,22 +32,24 @@ pub struct StackLayer {
     concurrency_limit: ConcurrencyLimitHandle,
 }
 
-/// `S` behind all guards.
+/// A service `S` inside all guards.
 pub type Stacked<S> = palisade_guard::Guarded<S, Policies>;
 
-/// The request body that a handler behind the stack reads.
+/// The request body that a handler inside the stack reads.
 pub type RequestBody<B> = palisade_guard::RequestBody<B, Policies>;
 
-/// The response body of a service behind the stack.
+/// The response body of a service inside the stack.
 pub type ResponseBody<B> = palisade_guard::ResponseBody<B, Policies>;
 
-/// The guards of a stack, outside to inside. What is cheapest to refuse is refused first; the permit
-/// is taken last and given back last. The timeout stands outside the concurrency limit, so that
-/// waiting for a permit counts.
-pub(crate) type Policies =
-    And<RateLimitOf, And<TimeoutOf, And<BodyLimitOf, And<SlowBodyOf, ConcurrencyLimitOf>>>>;
+/// The policies of a stack, from the outermost guard to the innermost. The cheapest refusals come
+/// first; the permit is granted last and given back last. The timeout is outside the concurrency
+/// limit, so that it includes the wait for a permit.
+pub(crate) type Policies = And<
+    MaybeRateLimit,
+    And<MaybeTimeout, And<MaybeBodyLimit, And<MaybeSlowBody, MaybeConcurrencyLimit>>>,
+>;
 
-/// The layers of a stack, before they become one.
+/// The layers of a stack, before they are combined into one.
 pub(crate) struct Layers {
     #[cfg(feature = "rate-limit")]
     pub(crate) rate_limit: RateLimitLayer,
@@ -61,8 +63,9 @@ pub(crate) struct Layers {
     pub(crate) concurrency_limit: ConcurrencyLimitLayer,
 }
 
-/// A guard's policy, and how it is taken from the layers; nothing where the guard's feature is off.
-macro_rules! policy_of {
+/// Defines the alias of a guard's policy, and the method of [`Layers`] that returns the policy.
+/// Both are the unit if the guard's feature is off.
+macro_rules! optional_policy {
     ($feature:literal, $alias:ident, $policy:ident, $field:ident) => {
         #[cfg(feature = $feature)]
         type $alias = $policy;
@@ -81,13 +84,13 @@ macro_rules! policy_of {
     };
 }
 
-policy_of!("rate-limit", RateLimitOf, RateLimitPolicy, rate_limit);
-policy_of!("timeout", TimeoutOf, TimeoutPolicy, timeout);
-policy_of!("body-limit", BodyLimitOf, BodyLimitPolicy, body_limit);
-policy_of!("slow-body", SlowBodyOf, SlowBodyPolicy, slow_body);
-policy_of!(
+optional_policy!("rate-limit", MaybeRateLimit, RateLimitPolicy, rate_limit);
+optional_policy!("timeout", MaybeTimeout, TimeoutPolicy, timeout);
+optional_policy!("body-limit", MaybeBodyLimit, BodyLimitPolicy, body_limit);
+optional_policy!("slow-body", MaybeSlowBody, SlowBodyPolicy, slow_body);
+optional_policy!(
     "concurrency-limit",
-    ConcurrencyLimitOf,
+    MaybeConcurrencyLimit,
     ConcurrencyLimitPolicy,
     concurrency_limit
 );
@@ -97,9 +100,10 @@ policy_of!(
 impl Layers {
     #[allow(
         clippy::unit_arg,
-        reason = "the policy of a guard whose feature is off is a unit"
+        reason = "the policy of a guard is the unit if its feature is off"
     )]
-    pub(crate) fn stack(&self) -> StackLayer {
+    /// Combines the layers into one.
+    pub(crate) fn to_stack_layer(&self) -> StackLayer {
         let bodies = And(
             self.body_limit(),
             And(self.slow_body(), self.concurrency_limit()),
@@ -116,7 +120,7 @@ impl Layers {
 
 #[cfg(feature = "concurrency-limit")]
 impl StackLayer {
-    /// A handle that changes the concurrency limit while the server runs.
+    /// Returns a handle that changes the concurrency limit while the server runs.
     pub fn concurrency_limit(&self) -> ConcurrencyLimitHandle {
         self.concurrency_limit.clone()
     }

@@ -1,4 +1,4 @@
-//! What a stack cannot be.
+//! The validation of a stack.
 
 use super::Stack;
 use palisade_core::ConfigError;
@@ -7,19 +7,19 @@ use palisade_core::Guard;
 use palisade_core::Mode;
 
 #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
-const UNSAID: &str = "set, without `client`";
+const SET_WITHOUT_CLIENT: &str = "set, without `client`";
 #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
-const SAID: &str = "with `client`, or at the edge: the peer is a proxy or another service, so all would \
-                    count as one client";
+const REQUIRES_CLIENT: &str = "with `client`, or with `Stack::edge`: the peer is a proxy or another \
+                               service, so all requests would count as one client";
 
-/// Timers of tokio are no finer.
+/// The shortest timeout: the resolution of tokio's timers.
 #[cfg(feature = "timeout")]
 const MIN_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(1);
 
-const FEATURE_OFF: &str = "a guard whose feature is on";
+const REQUIRES_FEATURE: &str = "a guard with its feature enabled";
 
 impl Stack {
-    /// Everything that is wrong, in the order of the guards.
+    /// Validates all settings. The faults are in the order of the guards.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let mut error = ConfigError::new("the guards cannot be built");
         self.check_modes(&mut error);
@@ -29,11 +29,11 @@ impl Stack {
         self.check_timeout(&mut error);
         #[cfg(feature = "slow-body")]
         if let Err(pace) = self.pace.build() {
-            add(
+            push_faults_of(
                 &mut error,
                 "pace",
                 &pace,
-                "else everybody is too slow, or nobody",
+                "otherwise every body is too slow, or none",
             );
         }
         #[cfg(feature = "concurrency-limit")]
@@ -41,19 +41,19 @@ impl Stack {
         error.into_result()
     }
 
-    /// A mode for a guard that is not in the stack would do nothing.
+    /// Reports modes of guards that are not in the stack, which would have no effect.
     fn check_modes(&self, error: &mut ConfigError) {
         for (guard, _) in &self.modes {
             let allowed = match guard {
                 Some(Guard::Connection) => {
-                    "a guard of requests: that of connections has its own mode"
+                    "a guard of requests: the connection guard has its own mode"
                 }
-                Some(Guard::RateLimit) if !cfg!(feature = "rate-limit") => FEATURE_OFF,
-                Some(Guard::Timeout) if !cfg!(feature = "timeout") => FEATURE_OFF,
-                Some(Guard::BodyLimit) if !cfg!(feature = "body-limit") => FEATURE_OFF,
-                Some(Guard::SlowBody) if !cfg!(feature = "slow-body") => FEATURE_OFF,
+                Some(Guard::RateLimit) if !cfg!(feature = "rate-limit") => REQUIRES_FEATURE,
+                Some(Guard::Timeout) if !cfg!(feature = "timeout") => REQUIRES_FEATURE,
+                Some(Guard::BodyLimit) if !cfg!(feature = "body-limit") => REQUIRES_FEATURE,
+                Some(Guard::SlowBody) if !cfg!(feature = "slow-body") => REQUIRES_FEATURE,
                 Some(Guard::ConcurrencyLimit) if !cfg!(feature = "concurrency-limit") => {
-                    FEATURE_OFF
+                    REQUIRES_FEATURE
                 }
                 _ => continue,
             };
@@ -70,59 +70,80 @@ impl Stack {
             &self.max_requests,
             at_least_1,
         );
-        let Some(most) = self.max_requests_per_client else {
+        let Some(requests) = self.max_requests_per_client else {
             return;
         };
-        error.check(most > 0, "max_requests_per_client", &most, at_least_1);
-        if self.client_of_preset().is_none() {
-            error.push("max_requests_per_client", UNSAID, SAID);
+        error.check(
+            requests > 0,
+            "max_requests_per_client",
+            &requests,
+            at_least_1,
+        );
+        if self.client_key_extractor().is_none() {
+            error.push(
+                "max_requests_per_client",
+                SET_WITHOUT_CLIENT,
+                REQUIRES_CLIENT,
+            );
         }
     }
 
     #[cfg(feature = "rate-limit")]
     fn check_rate_limit(&self, error: &mut ConfigError) {
-        let Some(policy) = &self.policy else {
-            let said = |(guard, mode): &(Option<Guard>, Mode)| {
+        let Some(policy) = &self.rate_policy else {
+            let enables_rate_limit = |(guard, mode): &(Option<Guard>, Mode)| {
                 *guard == Some(Guard::RateLimit) && *mode != Mode::Off
             };
-            if self.modes.iter().any(said) || self.tunes.rate_limit.is_some() {
-                let quota = "a quota: without one there is nothing to enforce";
-                error.push("rate_limit", "not set", quota);
+            if self.modes.iter().any(enables_rate_limit) || self.tunes.rate_limit.is_some() {
+                let allowed = "a quota: without one there is nothing to enforce";
+                error.push("rate_limit", "not set", allowed);
             }
             if let Some(clients) = self.max_clients {
-                let quota = "nothing without `rate_limit`: no client is counted";
-                error.push("max_clients", clients.to_string(), quota);
+                let allowed = "nothing without `rate_limit`: no client is counted";
+                error.push("max_clients", clients.to_string(), allowed);
             }
             return;
         };
-        if self.client_of_preset().is_none() {
-            error.push("rate_limit", UNSAID, SAID);
+        if self.client_key_extractor().is_none() {
+            error.push("rate_limit", SET_WITHOUT_CLIENT, REQUIRES_CLIENT);
         }
         if let Err(policy) = policy.check() {
-            add(error, "rate_limit", &policy, "a table counts no other");
+            push_faults_of(
+                error,
+                "rate_limit",
+                &policy,
+                "the table supports no other values",
+            );
         }
         if let Some(clients) = self.max_clients {
-            let at_least_1 = "at least 1: a client that is forgotten at once has no limit";
+            let at_least_1 = "at least 1: a client that is evicted at once has no limit";
             error.check(clients > 0, "max_clients", &clients, at_least_1);
         }
     }
 
     #[cfg(feature = "timeout")]
     fn check_timeout(&self, error: &mut ConfigError) {
-        let least = "at least 1ms: no handler could answer in time";
-        error.check(self.timeout >= MIN_TIMEOUT, "timeout", &self.timeout, least);
-        if let Some(total) = self.total.filter(|total| *total < self.timeout) {
-            let least = self.timeout;
-            let allowed = format!("at least `timeout`, {least:?}: the head comes before the end");
+        let at_least_1ms = "at least 1ms: no handler could answer in time";
+        error.check(
+            self.timeout >= MIN_TIMEOUT,
+            "timeout",
+            &self.timeout,
+            at_least_1ms,
+        );
+        if let Some(total) = self.total_timeout
+            && total < self.timeout
+        {
+            let timeout = self.timeout;
+            let allowed = format!("at least `timeout`, {timeout:?}: the head comes before the end");
             error.push("total_timeout", format!("{total:?}"), allowed);
         }
     }
 }
 
-/// What is wrong with a `part`, and why that is so.
+/// Adds the faults of `part` to `error`, each with the reason `why` its values are restricted.
 #[cfg(any(feature = "rate-limit", feature = "slow-body"))]
-fn add(error: &mut ConfigError, part: &str, of_part: &ConfigError, why: &str) {
-    for fault in of_part.faults() {
+fn push_faults_of(error: &mut ConfigError, part: &str, part_error: &ConfigError, why: &str) {
+    for fault in part_error.faults() {
         let (field, allowed) = (&fault.field, &fault.allowed);
         error.push(
             format!("{part}.{field}"),

@@ -1,4 +1,4 @@
-//! The stack between services that use axum's own body type.
+//! The stack for layers and services that use axum's own body type.
 
 use super::{RequestBody, StackLayer, Stacked};
 use axum_core::body::Body;
@@ -14,20 +14,20 @@ use std::{
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// A [`StackLayer`] whose requests and responses have `axum::body::Body` on both sides. Made by
-/// [`StackLayer::boxed`].
+/// A [`StackLayer`] with `axum::body::Body` as request and response body, both outside and inside.
+/// Created by [`StackLayer::boxed`].
 #[derive(Clone, Debug)]
 pub struct BoxedLayer {
     stack: StackLayer,
 }
 
-/// `S` behind a [`BoxedLayer`].
+/// A service `S` inside a [`BoxedLayer`].
 #[derive(Clone, Debug)]
 pub struct Boxed<S> {
     guarded: Stacked<BoxedInner<S>>,
 }
 
-/// A service that takes `axum::body::Body`, as the stack sees it.
+/// Adapts a service that takes `axum::body::Body` to the request body of the stack.
 #[doc(hidden)]
 #[derive(Clone, Debug)]
 pub struct BoxedInner<S> {
@@ -45,13 +45,13 @@ pin_project! {
 // === StackLayer ===
 
 impl StackLayer {
-    /// The same guards for services and layers that name `axum::body::Body`: the body of a request
-    /// is one outside and inside of the stack, and so is that of a response.
+    /// Converts the stack for services and layers that name `axum::body::Body`: request and
+    /// response bodies have that type both outside and inside of the stack.
     ///
-    /// With it `axum::middleware::from_fn`, `map_request` and whatever else wants a
-    /// `Request<axum::body::Body>` may stand inside the stack in one `ServiceBuilder`, the stack
-    /// may be optional (`tower::util::option_layer`), and request bodies need not be `Unpin`. It
-    /// costs an allocation for each body: without one of these reasons use the stack as it is.
+    /// This allows `axum::middleware::from_fn`, `map_request` and other layers that take a
+    /// `Request<axum::body::Body>` inside the stack in one `ServiceBuilder`, an optional stack
+    /// (`tower::util::option_layer`), and request bodies that are not `Unpin`. It costs one
+    /// allocation for each body: without one of these reasons, use the stack itself.
     ///
     /// ```
     /// use axum::{Router, extract::Request, middleware::{Next, from_fn}, routing::get};
