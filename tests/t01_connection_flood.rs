@@ -1,5 +1,5 @@
-//! T01: connections by the hundred that say nothing. Whoever comes with a request is served all
-//! the same, under stock `axum::serve`.
+//! T01: floods of connections under stock `axum::serve`, most of them silent. A newcomer that sends
+//! a request is still served.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;
@@ -22,74 +22,79 @@ use tokio::{
 };
 
 const CAP: usize = 200;
-const HONEST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 7);
+const HONEST_CLIENT: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 7);
 
-fn address(n: usize) -> Ipv4Addr {
+fn attacker_address(n: usize) -> Ipv4Addr {
     Ipv4Addr::new(127, 0, 1, (n % 100) as u8 + 1)
 }
 
-/// Keeps `count` sockets open and silent until told to stop, making a new one whenever one is cut.
+/// Keeps `count` silent connections open until `stop` is set, and opens a new one for each that the
+/// server closes.
 fn silent_flood(addr: SocketAddr, count: usize, stop: &Arc<AtomicBool>) -> JoinSet<usize> {
     (0..count)
         .map(|n| {
             let stop = Arc::clone(stop);
             async move {
-                let mut made = 0;
+                let mut opened = 0;
                 while !stop.load(SeqCst) {
-                    let Ok(mut client) = RawClient::connect_from(address(n), addr).await else {
+                    let Ok(mut client) = RawClient::connect_from(attacker_address(n), addr).await
+                    else {
                         continue;
                     };
-                    made += 1;
+                    opened += 1;
                     cut(&mut client).await;
-                    // The flood's own pace. The 70 that have no place are some 2,000 connections
-                    // a second, so that a newcomer has a tenth of a second for his request.
+                    // The flood's own rate. The 70 clients without a place make some 2,000
+                    // connections per second, so a newcomer has a tenth of a second to send its
+                    // request.
                     sleep(Duration::from_millis(40)).await;
                 }
-                made
+                opened
             }
         })
         .collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_the_cap_full_of_silent_sockets_honest_newcomers_are_served() {
-    const SILENT: Duration = Duration::from_secs(2);
+async fn honest_newcomers_are_served_while_silent_connections_fill_the_cap() {
+    const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
     let builder = ConnGuard::builder()
         .max_connections(CAP)
-        .first_request(SILENT);
+        .first_request(FIRST_REQUEST_TIMEOUT);
     let (guard, journal) = guard(builder);
     let server = serve(&guard, app()).await;
     let stop = Arc::new(AtomicBool::new(false));
     let flood = silent_flood(server.addr, CAP + 50, &stop);
     until("the cap is full", || guard.snapshot().open >= CAP * 9 / 10).await;
 
-    const TRIES: usize = 300;
+    const ATTEMPTS: usize = 300;
     let (mut served, mut times) = (0, Vec::new());
-    for n in 0..TRIES {
+    for n in 0..ATTEMPTS {
         let started = Instant::now();
         let honest = Ipv4Addr::new(127, 0, 4, (n % 100) as u8 + 1);
         let answer = guarded::ask(honest, server.addr, "/").await;
         served += usize::from(answer.is_ok_and(|answer| answer.status() == 200));
         times.push(started.elapsed());
     }
-    assert!(served * 100 >= TRIES * 99, "{served} of {TRIES}");
-    // Nobody waited until a silent socket had had its time, and most did not wait at all.
+    assert!(served * 100 >= ATTEMPTS * 99, "{served} of {ATTEMPTS}");
+    // No newcomer waited for the timeout of a silent connection, and most did not wait at all.
     times.sort_unstable();
-    let (median, slowest) = (times[TRIES / 2], times[TRIES - 1]);
+    let (median, slowest) = (times[ATTEMPTS / 2], times[ATTEMPTS - 1]);
     assert!(
-        slowest < SILENT && median < SILENT / 10,
+        slowest < FIRST_REQUEST_TIMEOUT && median < FIRST_REQUEST_TIMEOUT / 10,
         "{median:?}, {slowest:?}"
     );
     let now = guard.snapshot();
     assert!(now.open <= CAP, "{now:?}");
-    println!("{served} of {TRIES} served, half in {median:?}, the slowest in {slowest:?}; {now:?}");
+    println!(
+        "{served} of {ATTEMPTS} served, half in {median:?}, the slowest in {slowest:?}; {now:?}"
+    );
 
-    // Each of them is cut in its time, and makes room for nobody any more then.
+    // Each silent connection is closed at its timeout, and none is replaced.
     stop.store(true, SeqCst);
     let stopped = Instant::now();
     flood.join_all().await;
     assert!(
-        stopped.elapsed() < SILENT + SLACK,
+        stopped.elapsed() < FIRST_REQUEST_TIMEOUT + SLACK,
         "{:?}",
         stopped.elapsed()
     );
@@ -102,13 +107,13 @@ async fn with_the_cap_full_of_silent_sockets_honest_newcomers_are_served() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn silent_sockets_are_cut_in_time_and_told_of() {
+async fn silent_connections_are_closed_at_their_timeout_and_recorded() {
     let (guard, journal) = guard(ConnGuard::builder().first_request(SECOND));
     let server = serve(&guard, app()).await;
     let neighbour = Neighbour::of(server.addr);
     let mut silent = JoinSet::new();
     for n in 0..100 {
-        let mut client = RawClient::connect_from(address(n), server.addr)
+        let mut client = RawClient::connect_from(attacker_address(n), server.addr)
             .await
             .unwrap();
         silent.spawn(async move { cut(&mut client).await });
@@ -129,45 +134,48 @@ async fn silent_sockets_are_cut_in_time_and_told_of() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_client_has_its_share_and_no_more() {
+async fn one_client_gets_no_more_than_its_share() {
     let builder = ConnGuard::builder().max_connections(CAP).max_per_client(10);
     let (guard, journal) = guard(builder.no_accept_rate().first_request(SECOND));
     let server = serve(&guard, app()).await;
     let neighbour = Neighbour::of(server.addr);
     let stop = Arc::new(AtomicBool::new(false));
-    let one = Ipv4Addr::new(127, 0, 2, 1);
+    let greedy = Ipv4Addr::new(127, 0, 2, 1);
     let mut flood = JoinSet::new();
     for _ in 0..50 {
         let (addr, stop) = (server.addr, Arc::clone(&stop));
         flood.spawn(async move {
             while !stop.load(SeqCst) {
-                if let Ok(mut client) = RawClient::connect_from(one, addr).await {
+                if let Ok(mut client) = RawClient::connect_from(greedy, addr).await {
                     cut(&mut client).await;
                 }
                 sleep(Duration::from_millis(1)).await;
             }
         });
     }
-    until("many were evicted", || journal.disconnected().len() > 200).await;
+    until("many connections were evicted", || {
+        journal.disconnected().len() > 200
+    })
+    .await;
     let most = guard
         .snapshot()
         .clients
         .first()
         .map_or(0, |most| most.connections);
-    assert!(most <= 20, "{most}"); // Those that are told to go and have not gone included.
+    assert!(most <= 20, "{most}"); // Includes closing connections.
     stop.store(true, SeqCst);
     flood.join_all().await;
     neighbour.was_served().await;
     all_gone(&guard).await;
-    let total = journal
+    let cap_was_reached = journal
         .disconnected()
         .iter()
         .any(|(v, _)| v.reason == Reason::ConnectionsFull);
-    assert!(!total, "its neighbours paid for it");
+    assert!(!cap_was_reached, "other clients were refused");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_network_has_its_share_and_no_more() {
+async fn one_network_gets_no_more_than_its_share() {
     let builder = ConnGuard::builder()
         .max_connections(CAP)
         .max_per_client(2)
@@ -176,36 +184,39 @@ async fn one_network_has_its_share_and_no_more() {
     let server = serve(&guard, app()).await;
     let neighbour = Neighbour::of(server.addr);
     let stop = Arc::new(AtomicBool::new(false));
-    // A hundred clients of 127.0.1.0/24, none of which has more than his own share.
+    // A hundred clients of 127.0.1.0/24, none of which exceeds its own share.
     let flood = silent_flood(server.addr, 100, &stop);
-    until("many were evicted", || journal.disconnected().len() > 200).await;
+    until("many connections were evicted", || {
+        journal.disconnected().len() > 200
+    })
+    .await;
     let open = guard.snapshot().open;
-    assert!(open <= 40 + 2, "{open}"); // Those told to go and the neighbour's two included.
+    assert!(open <= 40 + 2, "{open}"); // Includes closing connections and the neighbour's two.
     stop.store(true, SeqCst);
     flood.join_all().await;
     neighbour.was_served().await;
     all_gone(&guard).await;
-    let total = journal
+    let cap_was_reached = journal
         .disconnected()
         .iter()
         .any(|(v, _)| v.reason == Reason::ConnectionsFull);
-    assert!(!total, "other networks paid for it");
+    assert!(!cap_was_reached, "other networks were refused");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hoarders_who_once_did_something_make_room_too() {
+async fn idle_connections_that_served_a_request_are_evicted_for_newcomers() {
     let (guard, journal) = guard(ConnGuard::builder().max_connections(50).no_max_per_client());
     let server = serve(&guard, app()).await;
     let mut hoard = Vec::new();
     for n in 0..45 {
-        let mut client = RawClient::connect_from(address(n), server.addr)
+        let mut client = RawClient::connect_from(attacker_address(n), server.addr)
             .await
             .unwrap();
         served(&mut client).await;
         hoard.push(client);
     }
     for _ in 0..40 {
-        let answer = guarded::ask(HONEST, server.addr, "/").await.unwrap();
+        let answer = guarded::ask(HONEST_CLIENT, server.addr, "/").await.unwrap();
         assert_eq!(answer.status(), 200);
     }
     assert!(
@@ -219,12 +230,12 @@ async fn hoarders_who_once_did_something_make_room_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_has_a_request_in_work_is_never_displaced_and_the_newcomer_is_reset() {
+async fn a_connection_with_a_request_in_flight_is_never_evicted_and_the_newcomer_is_reset() {
     let (guard, journal) = guard(ConnGuard::builder().max_connections(20).no_max_per_client());
     let server = serve(&guard, app()).await;
     let mut working = Vec::new();
     for n in 0..20 {
-        let mut client = RawClient::connect_from(address(n), server.addr)
+        let mut client = RawClient::connect_from(attacker_address(n), server.addr)
             .await
             .unwrap();
         client
@@ -232,11 +243,14 @@ async fn who_has_a_request_in_work_is_never_displaced_and_the_newcomer_is_reset(
             .await
             .unwrap();
         let now = n + 1;
-        until("it is at work", || guard.snapshot().in_flight == now as u64).await;
+        until("the request is in flight", || {
+            guard.snapshot().in_flight == now as u64
+        })
+        .await;
         working.push(client);
     }
     for _ in 0..20 {
-        let refused = guarded::ask(HONEST, server.addr, "/").await;
+        let refused = guarded::ask(HONEST_CLIENT, server.addr, "/").await;
         assert!(refused.is_err());
     }
     assert_eq!(guard.snapshot().at(Phase::Working), 20);
@@ -246,13 +260,13 @@ async fn who_has_a_request_in_work_is_never_displaced_and_the_newcomer_is_reset(
             .iter()
             .all(|(v, _)| v.reason == Reason::ConnectionsFull)
     );
-    // As soon as one goes, there is a place.
+    // A place is free as soon as one connection closes.
     working.pop();
-    until("one has gone", || guard.snapshot().open < 20).await;
+    until("one connection has closed", || guard.snapshot().open < 20).await;
     drop(working);
     all_gone(&guard).await;
     assert_eq!(
-        guarded::ask(HONEST, server.addr, "/")
+        guarded::ask(HONEST_CLIENT, server.addr, "/")
             .await
             .unwrap()
             .status(),
@@ -261,11 +275,11 @@ async fn who_has_a_request_in_work_is_never_displaced_and_the_newcomer_is_reset(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_the_cap_full_of_half_sent_uploads_honest_newcomers_are_served() {
+async fn honest_newcomers_are_served_while_half_sent_uploads_fill_the_cap() {
     let (guard, _) = guarded::guard(ConnGuard::builder().max_connections(60));
     let upload = axum::routing::post(|_: bytes::Bytes| async { "taken" });
     let server = serve(&guard, app().route("/upload", upload)).await;
-    // One that arrives slowly and steadily, in chunks.
+    // An upload that arrives slowly and steadily, in chunks.
     let mut steady = RawClient::connect_from(Ipv4Addr::new(127, 6, 0, 1), server.addr)
         .await
         .unwrap();
@@ -278,7 +292,7 @@ async fn with_the_cap_full_of_half_sent_uploads_honest_newcomers_are_served() {
         (":authority", "x"),
         (":path", "/upload"),
     ];
-    let half: [Vec<u8>; 3] = [
+    let half_uploads: [Vec<u8>; 3] = [
         "POST /upload HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\nhalf".into(),
         "POST /upload HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf".into(),
         [
@@ -291,7 +305,10 @@ async fn with_the_cap_full_of_half_sent_uploads_honest_newcomers_are_served() {
     for n in 0..59 {
         let from = Ipv4Addr::new(127, 3, n, 1);
         let mut client = RawClient::connect_from(from, server.addr).await.unwrap();
-        client.send(&half[usize::from(n) % 3]).await.unwrap();
+        client
+            .send(&half_uploads[usize::from(n) % 3])
+            .await
+            .unwrap();
         hoard.push(client);
     }
     for _ in 0..12 {
@@ -301,8 +318,8 @@ async fn with_the_cap_full_of_half_sent_uploads_honest_newcomers_are_served() {
     let mut refused = 0;
     for n in 0..40 {
         let from = Ipv4Addr::new(127, 4, n, 1);
-        // On a machine with more to do than this, the one that is evicted may not have run yet
-        // when the newcomer's turns are over: a client tries again.
+        // On a busy machine the task of the evicted connection may not have run by the time the
+        // newcomer is refused, so the client tries again.
         let mut answer = guarded::ask(from, server.addr, "/").await;
         if answer.is_err() {
             refused += 1;
@@ -314,11 +331,8 @@ async fn with_the_cap_full_of_half_sent_uploads_honest_newcomers_are_served() {
             .await
             .unwrap();
         hoard.push(kept);
-        // On a busy machine they take a moment to go.
-        until("no connection is about to go", || {
-            guard.snapshot().close_pending == 0
-        })
-        .await;
+        // On a busy machine the close takes a moment.
+        until("no connection is closing", || guard.snapshot().close_pending == 0).await;
     }
     assert!(refused <= 2, "{refused} of 40");
     steady.send(vec![b'x'; 4000]).await.unwrap();
@@ -328,7 +342,7 @@ async fn with_the_cap_full_of_half_sent_uploads_honest_newcomers_are_served() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_every_place_at_work_for_an_attacker_monitoring_gets_in() {
+async fn a_reserved_network_is_admitted_while_an_attacker_holds_all_other_places() {
     let monitoring = "127.0.5.0/24".parse().unwrap();
     let builder = ConnGuard::builder()
         .max_connections(20)
@@ -337,30 +351,34 @@ async fn with_every_place_at_work_for_an_attacker_monitoring_gets_in() {
     let server = serve(&guard, app()).await;
     let mut attack = Vec::new();
     for n in 0..18 {
-        let mut client = RawClient::connect_from(address(n), server.addr)
+        let mut client = RawClient::connect_from(attacker_address(n), server.addr)
             .await
             .unwrap();
         client
             .send("GET /hang HTTP/1.1\r\nhost: test\r\n\r\n")
             .await
             .unwrap();
-        until("it is at work", || {
+        until("the request is in flight", || {
             guard.snapshot().in_flight == n as u64 + 1
         })
         .await;
         attack.push(client);
     }
     for _ in 0..60 {
-        assert!(guarded::ask(HONEST, server.addr, "/").await.is_err());
-        // More often than anybody else may.
+        assert!(guarded::ask(HONEST_CLIENT, server.addr, "/").await.is_err());
+        // More connections than the accept rate allows any other client.
         let answer = guarded::ask(Ipv4Addr::new(127, 0, 5, 1), server.addr, "/").await;
         assert_eq!(answer.unwrap().status(), 200);
     }
-    // Nobody at work had to go, and of those from there only one that was through.
-    let told = journal.disconnected();
-    let spared = |phase| matches!(phase, Phase::Accept | Phase::Idle | Phase::Lingering);
-    assert!(told.iter().all(|(v, _)| spared(v.phase)), "{told:?}");
-    let full = told
+    // No connection with a request in flight was closed. Of the reserved network, only connections
+    // without a request in flight were.
+    let closed = journal.disconnected();
+    let has_no_request = |phase| matches!(phase, Phase::Accept | Phase::Idle | Phase::Lingering);
+    assert!(
+        closed.iter().all(|(v, _)| has_no_request(v.phase)),
+        "{closed:?}"
+    );
+    let full = closed
         .iter()
         .filter(|(v, _)| v.reason == Reason::ConnectionsFull);
     assert!(full.clone().count() > 0 && full.into_iter().all(|(v, _)| v.limit == 18));
@@ -370,7 +388,7 @@ async fn with_every_place_at_work_for_an_attacker_monitoring_gets_in() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_connects_without_end_is_slowed_down_and_his_neighbour_is_not() {
+async fn a_client_over_the_accept_rate_is_slowed_down_and_its_neighbour_is_not() {
     let (guard, journal) = guard(ConnGuard::builder().accept_rate(20, 10));
     let server = serve(&guard, app()).await;
     let mut served = 0;
@@ -381,7 +399,7 @@ async fn whoever_connects_without_end_is_slowed_down_and_his_neighbour_is_not() 
     assert!((10..100).contains(&served), "{served}");
     for _ in 0..10 {
         assert_eq!(
-            guarded::ask(HONEST, server.addr, "/")
+            guarded::ask(HONEST_CLIENT, server.addr, "/")
                 .await
                 .unwrap()
                 .status(),

@@ -1,8 +1,8 @@
-//! T02: a process that may open 600 files, and 1,000 silent sockets before it. Honest clients are
-//! served all the same, because the cap follows the limit; and where somebody else in the process
-//! uses up the files, accepting goes on as soon as there are some, without spinning meanwhile.
+//! T02: 1,000 silent connections against a process that may open 600 files. Honest clients are
+//! still served, because the cap follows the file limit. When other code in the process uses up the
+//! files, accepting resumes as soon as files are free, without spinning meanwhile.
 //!
-//! The server is this test's own program, started once more with a lower limit.
+//! The server is this test program, started once more with a lower limit.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -28,47 +28,50 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-const FILES: u64 = 600;
-const IS_SERVER: &str = "PALISADE_TEST_SERVER";
+/// The file limit of the server process.
+const MAX_OPEN_FILES: u64 = 600;
+/// The environment variable that makes this program the server.
+const SERVER_VARIABLE: &str = "PALISADE_TEST_SERVER";
 
-/// Not a test but the server; without the variable there is nothing to do.
+/// Runs the server; it is not a test. Does nothing unless [`SERVER_VARIABLE`] is set.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn server() {
-    if std::env::var_os(IS_SERVER).is_none() {
+    if std::env::var_os(SERVER_VARIABLE).is_none() {
         return;
     }
-    process::lower_file_limit(FILES).unwrap();
+    process::lower_file_limit(MAX_OPEN_FILES).unwrap();
     let guard = ConnGuard::builder()
         .first_request(2 * SECOND)
         .build()
         .unwrap();
-    let seen = guard.clone();
-    // Uses up all files for a second, and says how often accepting failed meanwhile.
+    let take_guard = guard.clone();
+    // Uses up all files for a second. Returns the number of files taken and of accept errors
+    // meanwhile.
     let take = || async move {
-        let errors = || seen.snapshot().accept_errors.exhausted;
+        let errors = || take_guard.snapshot().accept_errors.exhausted;
         let before = errors();
         let taken: Vec<_> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
         tokio::time::sleep(SECOND).await;
         format!("{} {}", taken.len(), errors() - before)
     };
-    let shown = guard.clone();
-    let limit = || async move { shown.snapshot().limit.to_string() };
+    let limit_guard = guard.clone();
+    let limit = || async move { limit_guard.snapshot().limit.to_string() };
     let router = Router::new()
         .route("/take", get(take))
         .route("/limit", get(limit));
     let server = serve(&guard, app().merge(router)).await;
     println!("\nlistening {}", server.addr);
-    tokio::time::sleep(4 * PATIENCE).await; // Ended by whoever started it.
+    tokio::time::sleep(4 * PATIENCE).await; // Killed by the test that started it.
 }
 
-async fn start() -> (Child, SocketAddr) {
+async fn start_server() -> (Child, SocketAddr) {
     process::raise_file_limit();
     let (_, name) = concat!(module_path!(), "::server")
         .split_once("::")
         .unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
-        .env(IS_SERVER, "1")
+        .env(SERVER_VARIABLE, "1")
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
@@ -80,7 +83,7 @@ async fn start() -> (Child, SocketAddr) {
                 .next_line()
                 .await
                 .unwrap()
-                .expect("it says where it listens");
+                .expect("the server prints its address");
             if let Some(addr) = line.strip_prefix("listening ") {
                 break addr.parse().unwrap();
             }
@@ -91,8 +94,8 @@ async fn start() -> (Child, SocketAddr) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_silent_sockets_before_six_hundred_files_keep_nobody_out() {
-    let (_child, addr) = start().await;
+async fn honest_clients_are_served_beside_more_silent_connections_than_files() {
+    let (_child, addr) = start_server().await;
     let limit = guarded::ask(Ipv4Addr::LOCALHOST, addr, "/limit")
         .await
         .unwrap();
@@ -117,10 +120,10 @@ async fn a_thousand_silent_sockets_before_six_hundred_files_keep_nobody_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn when_others_use_up_the_files_accepting_waits_and_goes_on() {
-    let (_child, addr) = start().await;
+async fn accepting_waits_and_resumes_when_other_code_uses_up_the_files() {
+    let (_child, addr) = start_server().await;
     let taking = tokio::spawn(guarded::ask(Ipv4Addr::LOCALHOST, addr, "/take"));
-    // One after the other, until one finds no file left.
+    // One connection after the other, until one finds no free file.
     let started = Instant::now();
     let mut slowest = Duration::ZERO;
     while !taking.is_finished() {
@@ -138,8 +141,8 @@ async fn when_others_use_up_the_files_accepting_waits_and_goes_on() {
     let (taken, errors) = answer.split_once(' ').unwrap();
     let (taken, errors): (usize, u64) = (taken.parse().unwrap(), errors.parse().unwrap());
     assert!(taken > 400, "{taken}");
-    // One pause of 10 ms at least for each within that second, whoever gets a file meanwhile: no
-    // spinning, and no stall of a second after it.
+    // Each accept error is followed by a pause of at least 10 ms within that second, whichever code
+    // gets a file meanwhile: accepting neither spins nor stalls for a second afterwards.
     assert!((3..=105).contains(&errors), "{errors}");
     assert!(slowest < SECOND + SECOND / 2, "{slowest:?}");
 }

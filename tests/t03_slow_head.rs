@@ -1,5 +1,5 @@
-//! T03: request heads that never end, in every form that HTTP/1 and HTTP/2 know, under stock
-//! `axum::serve`. Each is cut in its time, and the neighbour is served throughout.
+//! T03: request heads that never end, in every form of HTTP/1 and HTTP/2, under stock
+//! `axum::serve`. Each connection is closed in time, and the neighbour is served throughout.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;
@@ -15,17 +15,17 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// What is sent at once, and what is dripped after it, a byte every 100 ms.
+/// Name, bytes sent at once, and bytes sent afterwards at one byte every 100 ms.
 type Attack = (&'static str, Vec<u8>, Vec<u8>);
 
 fn attacks() -> Vec<Attack> {
-    let unfinished = |end: &[u8]| [&h2::hello(65_535)[..], end].concat();
+    let after_hello = |end: &[u8]| [&h2::hello(65_535)[..], end].concat();
     let headers = h2::frame(h2::HEADERS, h2::END_STREAM, 1, &[0x82, 0x86]);
     let ping = h2::frame(h2::PING, 0, 0, &[0; 8]);
     let endless = b"GET / HTTP/1.1\r\nhost: test\r\nx-endless: yes\r\n".repeat(10);
     vec![
         ("a byte, then silence", b"G".to_vec(), Vec::new()),
-        ("a byte now and then", Vec::new(), endless.clone()),
+        ("a head, byte by byte", Vec::new(), endless.clone()),
         (
             "all but the last line",
             GET.as_bytes()[..GET.len() - 2].to_vec(),
@@ -35,20 +35,24 @@ fn attacks() -> Vec<Attack> {
         ("half a preface", h2::PREFACE[..12].to_vec(), Vec::new()),
         ("a preface, byte by byte", Vec::new(), h2::PREFACE.to_vec()),
         ("a preface, then silence", h2::PREFACE.to_vec(), Vec::new()),
-        ("settings, then silence", unfinished(&[]), Vec::new()),
-        ("headers without an end", unfinished(&headers), Vec::new()),
-        ("PING in place of headers", unfinished(&[]), ping.repeat(20)),
-        ("half a frame", unfinished(&headers[..5]), Vec::new()),
+        ("settings, then silence", after_hello(&[]), Vec::new()),
+        ("headers without an end", after_hello(&headers), Vec::new()),
+        (
+            "PING in place of headers",
+            after_hello(&[]),
+            ping.repeat(20),
+        ),
+        ("half a frame", after_hello(&headers[..5]), Vec::new()),
     ]
 }
 
-/// How long until it was cut; everything is dripped until then.
+/// Runs one attack. Returns its name and the time until the server closed the connection.
 async fn attack(addr: SocketAddr, (name, at_once, dripped): Attack) -> (&'static str, Duration) {
     let mut client = RawClient::connect(addr).await.unwrap();
     let started = Instant::now();
     client.send(at_once).await.unwrap();
     for byte in dripped {
-        // The drip is the attack; nothing waits for it.
+        // The pause is the attack's own rate, not a wait for the server.
         sleep(Duration::from_millis(100)).await;
         if client.send([byte]).await.is_err() {
             return (name, started.elapsed());
@@ -59,7 +63,7 @@ async fn attack(addr: SocketAddr, (name, at_once, dripped): Attack) -> (&'static
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_first_head_takes_longer_than_its_time() {
+async fn a_connection_without_a_complete_first_head_is_closed_in_time() {
     let journal = Journal::default();
     let guard = ConnGuard::builder()
         .first_request(SECOND)
@@ -71,26 +75,26 @@ async fn no_first_head_takes_longer_than_its_time() {
         .into_iter()
         .map(|each| attack(server.addr, each))
         .collect();
-    let count = attacks.len();
+    let attack_count = attacks.len();
     for (name, after) in attacks.join_all().await {
         assert!(after < SECOND + SLACK, "{name}: {after:?}");
     }
     neighbour.was_served().await;
     all_gone(&guard).await;
     let ended = journal.disconnected();
-    let of = |reason| {
+    let count = |reason| {
         ended
             .iter()
             .filter(|(ended, _)| ended.reason == reason)
             .count()
     };
-    assert_eq!(of(Reason::FirstRequest), ended.len());
-    // hyper itself ends the one or other that is no HTTP.
-    assert!(ended.len() + 2 >= count, "{ended:?}");
+    assert_eq!(count(Reason::FirstRequest), ended.len());
+    // hyper itself closes up to two connections that are not HTTP.
+    assert!(ended.len() + 2 >= attack_count, "{ended:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_of_http1_is_told_why_and_nobody_else_gets_a_word_of_it() {
+async fn an_http1_client_gets_a_408_and_any_other_client_only_a_reset() {
     let guard = ConnGuard::builder()
         .first_request(SECOND / 2)
         .head(SECOND / 2)
@@ -105,7 +109,7 @@ async fn a_client_of_http1_is_told_why_and_nobody_else_gets_a_word_of_it() {
         let mut client = RawClient::connect(server.addr).await.unwrap();
         if later {
             served(&mut client).await;
-            // Until it was seen idle.
+            // Long enough for the sweeper to see the connection idle.
             sleep(SECOND).await;
         }
         client.send(begun).await.unwrap();
@@ -124,7 +128,7 @@ async fn a_client_of_http1_is_told_why_and_nobody_else_gets_a_word_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_later_head_has_its_own_time_from_its_first_byte() {
+async fn the_header_timeout_of_a_later_head_starts_at_its_first_byte() {
     let journal = Journal::default();
     let builder = ConnGuard::builder()
         .first_request(SECOND)
@@ -135,10 +139,10 @@ async fn a_later_head_has_its_own_time_from_its_first_byte() {
     let neighbour = Neighbour::of(server.addr);
     let mut client = RawClient::connect(server.addr).await.unwrap();
     served(&mut client).await;
-    // Longer than any head may take, but nothing has begun: this pause is the client's right.
+    // Longer than the header timeout. No head has begun, so the client may pause.
     sleep(SECOND + SLACK / 2).await;
     served(&mut client).await;
-    // The drip is the attack; its end is seen by whoever reads, not by the next byte.
+    // The slow write is the attack. The reader, not the next write, observes the close.
     let (mut read, mut write) = client.stream.into_split();
     let mut bytes = GET.bytes();
     write.write_all(&[bytes.next().unwrap()]).await.unwrap();
@@ -174,7 +178,7 @@ async fn a_later_head_has_its_own_time_from_its_first_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn half_of_the_next_head_sent_along_with_a_request_is_no_way_round() {
+async fn half_a_head_pipelined_with_a_request_does_not_evade_the_timeouts() {
     let guard = ConnGuard::builder()
         .first_request(SECOND)
         .head(SECOND)
@@ -185,6 +189,6 @@ async fn half_of_the_next_head_sent_along_with_a_request_is_no_way_round() {
     client.send(format!("{GET}GET / HT")).await.unwrap();
     assert_eq!(client.head().await.unwrap().status, 200);
     let (_, _, after) = timeout(5 * SECOND, cut(&mut client)).await.unwrap();
-    assert!(after < 2 * SECOND + SLACK, "{after:?}"); // By the idle rule at the latest.
+    assert!(after < 2 * SECOND + SLACK, "{after:?}"); // The idle timeout applies at the latest.
     all_gone(&guard).await;
 }

@@ -1,6 +1,5 @@
-//! T04: connections that are kept for nothing, HTTP/1 and HTTP/2, under stock `axum::serve`:
-//! ended in good order when they have been idle for long enough, whatever they send meanwhile,
-//! and never while a request is in work.
+//! T04: idle connections of HTTP/1 and HTTP/2 under stock `axum::serve`. They are closed gracefully
+//! after the idle timeout, whatever they send meanwhile, and never while a request is in flight.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;
@@ -23,15 +22,15 @@ use tokio::{
 
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
-fn guard(journal: &Journal) -> ConnGuard {
+fn short_idle_guard(journal: &Journal) -> ConnGuard {
     let builder = ConnGuard::builder().idle(SECOND).upgraded_idle(2 * SECOND);
     builder.metrics(journal.clone()).build().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_idle_connection_of_http1_is_finished_and_not_reset() {
+async fn an_idle_http1_connection_is_closed_gracefully() {
     let journal = Journal::default();
-    let guard = guard(&journal);
+    let guard = short_idle_guard(&journal);
     let server = serve(&guard, app()).await;
     let neighbour = Neighbour::of(server.addr);
     let mut client = RawClient::connect(server.addr).await.unwrap();
@@ -50,12 +49,12 @@ async fn an_idle_connection_of_http1_is_finished_and_not_reset() {
 }
 
 /// Two requests in one segment, the second with a body.
-const PIPELINED: &str = "GET / HTTP/1.1\r\nHost: x\r\n\r\n\
+const PIPELINED_REQUESTS: &str = "GET / HTTP/1.1\r\nHost: x\r\n\r\n\
     POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello";
 
-/// Sends them, and reads both responses.
-async fn pipeline(client: &mut RawClient) {
-    client.send(PIPELINED).await.unwrap();
+/// Sends [`PIPELINED_REQUESTS`] and reads both responses.
+async fn send_pipelined(client: &mut RawClient) {
+    client.send(PIPELINED_REQUESTS).await.unwrap();
     for _ in 0..2 {
         let head = client.head().await.unwrap();
         let length = head
@@ -66,9 +65,9 @@ async fn pipeline(client: &mut RawClient) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_whose_second_request_was_pipelined_with_its_body_is_idle_after_it() {
+async fn a_connection_is_idle_after_a_pipelined_request_with_a_body() {
     let journal = Journal::default();
-    let guard = guard(&journal);
+    let guard = short_idle_guard(&journal);
     let app = Router::new().route(
         "/",
         get(|| async { "served" }).post(|_: Bytes| async { "taken" }),
@@ -76,7 +75,7 @@ async fn a_connection_whose_second_request_was_pipelined_with_its_body_is_idle_a
     let server = serve(&guard, app).await;
     let neighbour = Neighbour::of(server.addr);
     let mut client = RawClient::connect(server.addr).await.unwrap();
-    pipeline(&mut client).await;
+    send_pipelined(&mut client).await;
     let (_, is_reset, after) = cut(&mut client).await;
     assert!(!is_reset);
     is_on_time(after, SECOND);
@@ -87,7 +86,7 @@ async fn a_connection_whose_second_request_was_pipelined_with_its_body_is_idle_a
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cap_full_of_connections_that_pipelined_a_body_keeps_nobody_out() {
+async fn newcomers_are_served_while_connections_that_pipelined_a_body_fill_the_cap() {
     let guard = ConnGuard::builder().max_connections(60).build().unwrap();
     let app = Router::new().route(
         "/",
@@ -98,7 +97,7 @@ async fn a_cap_full_of_connections_that_pipelined_a_body_keeps_nobody_out() {
     for n in 0..60 {
         let from = Ipv4Addr::new(127, 3, n / 3, 1);
         let mut client = RawClient::connect_from(from, server.addr).await.unwrap();
-        pipeline(&mut client).await;
+        send_pipelined(&mut client).await;
         hoard.push(client);
     }
     for n in 0..20 {
@@ -113,9 +112,9 @@ async fn a_cap_full_of_connections_that_pipelined_a_body_keeps_nobody_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_idle_connection_of_http2_ends_with_goaway_where_the_server_can_tell_it() {
+async fn an_idle_http2_connection_is_closed_with_goaway_where_the_server_can_send_it() {
     let journal = Journal::default();
-    let guard = guard(&journal);
+    let guard = short_idle_guard(&journal);
     let server = serve(&guard, app()).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
     client
@@ -128,7 +127,7 @@ async fn an_idle_connection_of_http2_ends_with_goaway_where_the_server_can_tell_
         let goaway = h2::next(&mut client.stream, h2::GOAWAY, 0).await;
         assert_eq!(goaway[4..8], [0; 4], "NO_ERROR");
         let ping = h2::next(&mut client.stream, h2::PING, 0).await;
-        // A request that was on its way is answered.
+        // A request that was already on its way is answered.
         client.send(h2::get(3, "/")).await.unwrap();
         assert_eq!(h2::next(&mut client.stream, h2::DATA, 3).await, b"served");
         client
@@ -148,9 +147,9 @@ async fn an_idle_connection_of_http2_ends_with_goaway_where_the_server_can_tell_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_sends_ping_for_ever_is_idle_on_http2() {
+async fn an_http2_connection_that_sends_only_pings_is_idle() {
     let journal = Journal::default();
-    let guard = guard(&journal);
+    let guard = short_idle_guard(&journal);
     let server = serve(&guard, app()).await;
     let neighbour = Neighbour::of(server.addr);
     let mut client = RawClient::connect(server.addr).await.unwrap();
@@ -158,7 +157,10 @@ async fn whoever_sends_ping_for_ever_is_idle_on_http2() {
         .send([h2::hello(65_535), h2::get(1, "/")].concat())
         .await
         .unwrap();
-    until("it was answered", || guard.snapshot().at(Phase::Idle) > 0).await;
+    until("the request was answered", || {
+        guard.snapshot().at(Phase::Idle) > 0
+    })
+    .await;
     let answered = Instant::now();
     let (mut read, mut write) = client.stream.into_split();
     let pings = tokio::spawn(async move {
@@ -173,7 +175,7 @@ async fn whoever_sends_ping_for_ever_is_idle_on_http2() {
     is_on_time(answered.elapsed(), SECOND);
     assert!(
         answers.len() > 20 * 17,
-        "its PINGs were answered: {}",
+        "the PINGs were answered: {}",
         answers.len()
     );
     pings.await.unwrap();
@@ -185,7 +187,7 @@ async fn whoever_sends_ping_for_ever_is_idle_on_http2() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_handler_and_a_slow_stream_are_not_idle() {
     let journal = Journal::default();
-    let guard = guard(&journal);
+    let guard = short_idle_guard(&journal);
     let slow = || async {
         sleep(2 * SECOND).await;
         "late"
@@ -208,7 +210,7 @@ async fn a_slow_handler_and_a_slow_stream_are_not_idle() {
     );
     assert_eq!(slow.unwrap().body(), "late");
     assert_eq!(stream.unwrap().body(), "data: 0\n\ndata: 1\n\ndata: 2\n\n");
-    // On HTTP/2 as well, where hyper reads all the while.
+    // The same over HTTP/2, where hyper reads all the time.
     let mut client = clients::http2(LOCALHOST, addr).await.unwrap();
     let request = http::Request::get(format!("http://{addr}/slow"));
     let request = request.body(http_body_util::Empty::<Bytes>::new()).unwrap();
@@ -222,9 +224,9 @@ async fn a_slow_handler_and_a_slow_stream_are_not_idle() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn headers_of_http2_that_never_end_after_a_first_request_have_the_idle_time() {
+async fn unfinished_http2_headers_after_a_request_are_subject_to_the_idle_timeout() {
     let journal = Journal::default();
-    let guard = guard(&journal);
+    let guard = short_idle_guard(&journal);
     let server = serve(&guard, app()).await;
     let neighbour = Neighbour::of(server.addr);
     let mut client = RawClient::connect(server.addr).await.unwrap();
@@ -233,12 +235,13 @@ async fn headers_of_http2_that_never_end_after_a_first_request_have_the_idle_tim
         .await
         .unwrap();
     assert_eq!(h2::next(&mut client.stream, h2::DATA, 1).await, b"served");
-    let (began, ping) = (Instant::now(), h2::frame(h2::PING, 0, 0, &[0; 8]));
-    // No PING may come before they are complete (RFC 9113 section 6.10): nothing more does.
+    let (started, ping) = (Instant::now(), h2::frame(h2::PING, 0, 0, &[0; 8]));
+    // RFC 9113 section 6.10 allows no PING before the header block is complete, so the client sends
+    // nothing more.
     let unfinished = h2::frame(h2::HEADERS, h2::END_STREAM, 3, &[0x82]);
     client.send([ping, unfinished].concat()).await.unwrap();
     let (_, is_reset, _) = cut(&mut client).await;
-    is_on_time(began.elapsed(), SECOND);
+    is_on_time(started.elapsed(), SECOND);
     assert!(!is_reset);
     neighbour.was_served().await;
     drop(client);
@@ -247,7 +250,7 @@ async fn headers_of_http2_that_never_end_after_a_first_request_have_the_idle_tim
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn age_and_the_number_of_requests_say_close_and_then_end() {
+async fn at_the_maximum_age_or_number_of_requests_a_connection_is_closed_gracefully() {
     let journal = Journal::default();
     let builder = ConnGuard::builder()
         .max_requests(3)
@@ -255,7 +258,7 @@ async fn age_and_the_number_of_requests_say_close_and_then_end() {
     let guard = builder.build().unwrap();
     let server = serve(&guard, app()).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
-    // Pipelined, and one too many.
+    // Pipelined, with one request over the limit.
     client.send(GET.repeat(4)).await.unwrap();
     let answers = String::from_utf8(client.rest().await).unwrap();
     assert_eq!(answers.matches("HTTP/1.1 200").count(), 3);
@@ -285,7 +288,7 @@ async fn age_and_the_number_of_requests_say_close_and_then_end() {
         }
         client.body(6).await.unwrap();
     };
-    // Between two requests it may also be ended without a word.
+    // Between two requests the connection may also be closed without a response.
     assert!(closed.is_none_or(|status| status == 200));
     assert!(
         opened.elapsed() >= SECOND * 9 / 10,
@@ -301,7 +304,7 @@ async fn age_and_the_number_of_requests_say_close_and_then_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn under_pressure_the_idle_go_and_who_asks_now_and_then_is_served_throughout() {
+async fn under_pressure_idle_connections_are_closed_and_an_active_client_is_served() {
     let pressure = Pressure::default();
     let guard = ConnGuard::builder()
         .pressure(pressure.clone())

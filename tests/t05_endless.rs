@@ -1,4 +1,4 @@
-//! T05: connections that never end, by age, by the number of their requests, by pipelining.
+//! T05: limits on connections that never end, by age, by number of requests, and by pipelining.
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 mod guarded;
@@ -33,7 +33,7 @@ fn guard(rules: impl FnOnce(ConnGuardBuilder) -> ConnGuardBuilder) -> (ConnGuard
     )
 }
 
-async fn each(guard: &ConnGuard, app: Router) -> Vec<Server> {
+async fn serve_on_each(guard: &ConnGuard, app: Router) -> Vec<Server> {
     let mut servers = Vec::new();
     for server in SERVERS {
         servers.push(by(server, guard, app.clone()).await);
@@ -42,14 +42,14 @@ async fn each(guard: &ConnGuard, app: Router) -> Vec<Server> {
 }
 
 #[tokio::test]
-async fn the_last_request_of_a_connection_says_so_and_a_new_one_is_taken() {
+async fn the_last_response_says_connection_close_and_a_new_connection_is_admitted() {
     let (guard, journal) = guard(|rules| rules.max_requests(3));
-    for server in each(&guard, app()).await {
+    for server in serve_on_each(&guard, app()).await {
         let mut client = RawClient::connect(server.addr).await.unwrap();
         for _ in 0..2 {
             served(&mut client).await;
         }
-        // Pipelined: what comes after the last one is not served.
+        // Pipelined: requests after the last one are not served.
         client.send(GET.repeat(3)).await.unwrap();
         let head = client.head().await.unwrap();
         assert_eq!(
@@ -64,11 +64,11 @@ async fn the_last_request_of_a_connection_says_so_and_a_new_one_is_taken() {
 }
 
 #[tokio::test]
-async fn http_2_of_its_last_request_is_told_by_goaway_and_finishes_what_it_has() {
+async fn goaway_announces_the_last_http2_request_and_those_in_flight_finish() {
     let (guard, _) = guard(|rules| rules.max_requests(2));
     let server = hardened(&guard, app()).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
-    // The second one ends only when its window is opened.
+    // The responses end only when the client opens their windows.
     client
         .send([h2::hello(0), h2::get(1, "/"), h2::get(3, "/")].concat())
         .await
@@ -77,7 +77,7 @@ async fn http_2_of_its_last_request_is_told_by_goaway_and_finishes_what_it_has()
     assert_eq!(
         announced[..8],
         [0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0],
-        "of no error"
+        "NO_ERROR"
     );
     let ping = h2::next(&mut client.stream, h2::PING, 0).await;
     client
@@ -96,8 +96,9 @@ async fn http_2_of_its_last_request_is_told_by_goaway_and_finishes_what_it_has()
 }
 
 #[tokio::test]
-async fn elsewhere_it_has_the_idle_time_after_its_last_request() {
-    // Its client cannot be told, and may be about to ask again.
+async fn other_servers_close_a_connection_that_is_idle_after_its_last_request() {
+    // These servers cannot announce the last request to the client, which may be about to send
+    // another.
     let (guard, journal) = guard(|rules| rules.max_requests(2).idle(7 * SECOND));
     let mut clients = JoinSet::new();
     let mut servers = Vec::new();
@@ -121,15 +122,16 @@ async fn elsewhere_it_has_the_idle_time_after_its_last_request() {
 }
 
 #[tokio::test]
-async fn a_connection_of_age_is_told_to_go_and_what_is_in_flight_comes_to_its_end() {
+async fn a_connection_at_its_maximum_age_gets_goaway_and_finishes_its_requests_in_flight() {
     let ticking = async || {
-        // An event stream that goes on for longer than the connection may be old.
+        // An event stream that lasts longer than the maximum age of the connection.
         let ticks = stream::unfold(0, async |n| {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            (n < 25).then_some((
-                Ok::<_, Infallible>(Bytes::from_static(b"data: x\n\n")),
-                n + 1,
-            ))
+            if n == 25 {
+                return None;
+            }
+            let event = Ok::<_, Infallible>(Bytes::from_static(b"data: x\n\n"));
+            Some((event, n + 1))
         });
         Body::from_stream(ticks)
     };
@@ -142,10 +144,10 @@ async fn a_connection_of_age_is_told_to_go_and_what_is_in_flight_comes_to_its_en
         .await
         .unwrap();
     h2::next(&mut client.stream, h2::GOAWAY, 0).await;
-    let told = started.elapsed();
+    let goaway_after = started.elapsed();
     assert!(
-        told >= SECOND * 9 / 10 && told < SECOND * 11 / 10 + SLACK,
-        "{told:?}"
+        goaway_after >= SECOND * 9 / 10 && goaway_after < SECOND * 11 / 10 + SLACK,
+        "{goaway_after:?}"
     );
     let ping = h2::next(&mut client.stream, h2::PING, 0).await;
     client
@@ -156,7 +158,7 @@ async fn a_connection_of_age_is_told_to_go_and_what_is_in_flight_comes_to_its_en
     let events = rest.windows(4).filter(|at| at == b"data").count();
     assert!(
         started.elapsed() >= SECOND * 5 / 2,
-        "to its end: {:?}",
+        "the stream was cut short: {:?}",
         started.elapsed()
     );
     assert!(events > 10, "{events}");
@@ -164,9 +166,9 @@ async fn a_connection_of_age_is_told_to_go_and_what_is_in_flight_comes_to_its_en
 }
 
 #[tokio::test]
-async fn a_hard_end_of_age_is_there_for_whoever_asks_for_it() {
+async fn with_an_age_grace_a_connection_beyond_its_maximum_age_is_reset() {
     let (guard, journal) = guard(|rules| rules.max_age(SECOND).age_grace(SECOND / 2));
-    for server in each(&guard, app()).await {
+    for server in serve_on_each(&guard, app()).await {
         let mut client = RawClient::connect(server.addr).await.unwrap();
         client.send(GET.replacen('/', "/hang", 1)).await.unwrap();
         let (_, is_reset, took) = cut(&mut client).await;
@@ -180,18 +182,18 @@ async fn a_hard_end_of_age_is_there_for_whoever_asks_for_it() {
 }
 
 #[tokio::test]
-async fn whoever_pipelines_and_reads_nothing_is_held_by_his_own_socket_and_cut() {
+async fn a_client_that_pipelines_and_reads_nothing_is_closed_by_the_write_timeout() {
     let (guard, journal) = guard(|rules| rules.write_stall(SECOND));
-    let asked = Arc::new(AtomicUsize::new(0));
-    let counts = Arc::clone(&asked);
+    let handled = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&handled);
     let large = async move || {
-        counts.fetch_add(1, SeqCst);
+        count.fetch_add(1, SeqCst);
         Bytes::from_static(&[b'x'; 4096])
     };
-    for server in each(&guard, app().route("/large", get(large))).await {
+    for server in serve_on_each(&guard, app().route("/large", get(large))).await {
         let neighbour = Neighbour::of(server.addr);
         let mut client = RawClient::connect(server.addr).await.unwrap();
-        // The server stops reading long before all of it is sent.
+        // The server stops reading long before all requests are sent.
         let requests = GET.replacen('/', "/large", 1).repeat(1_000_000);
         let started = Instant::now();
         assert!(client.send(requests).await.is_err());
@@ -207,13 +209,14 @@ async fn whoever_pipelines_and_reads_nothing_is_held_by_his_own_socket_and_cut()
         .filter(|why| **why == Some(Reason::WriteStall))
         .count();
     assert_eq!(stalled, 3);
-    // 4 KiB each into some MiB of two sockets: what a client's kernel takes for him is his own.
-    let asked = asked.load(SeqCst);
-    assert!(asked < 3 * 3000, "{asked}");
+    // Responses of 4 KiB fill some MiB of both sockets' buffers. The guard does not control how
+    // much the client's own kernel buffers.
+    let handled = handled.load(SeqCst);
+    assert!(handled < 3 * 3000, "{handled}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_pipelines_and_reads_nothing_is_served_no_more_than_the_kernel_takes() {
+async fn a_client_that_pipelines_and_reads_nothing_is_served_until_its_socket_is_full() {
     let (guard, journal) = guard(|rules| rules.write_stall(SECOND).no_max_requests());
     let server = serve(&guard, app()).await;
     let neighbour = Neighbour::of(server.addr);
@@ -228,17 +231,17 @@ async fn who_pipelines_and_reads_nothing_is_served_no_more_than_the_kernel_takes
         .iter()
         .filter(|(ended, _)| ended.reason == Reason::WriteStall);
     assert_eq!(stalled.count(), 1, "{ended:?}");
-    // hyper reads no request while an answer waits.
-    let kill = guard.recently_closed()[0];
+    // hyper reads no further request while a response waits to be written.
+    let closed = guard.recently_closed()[0];
     println!(
-        "{} answers, {} KiB, taken unread",
-        kill.requests,
-        kill.written >> 10
+        "{} responses, {} KiB, written and not read",
+        closed.requests,
+        closed.written >> 10
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_pipelines_and_reads_is_served_to_the_end() {
+async fn a_client_that_pipelines_and_reads_is_served_to_the_end() {
     let (guard, journal) = guard(ConnGuardBuilder::no_max_requests);
     let server = serve(&guard, app()).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();

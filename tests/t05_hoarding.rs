@@ -1,6 +1,6 @@
-//! T05: connections that are kept with one small request now and then. One client keeps a few of
-//! them; and with the cap full of them, from as many addresses as there are places, whoever comes
-//! with a request is served all the same.
+//! T05: hoarders, which keep connections open by one small request now and then. One client keeps
+//! only a few of them. When such connections from as many addresses as there are places fill the
+//! cap, a newcomer that sends a request is still served.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;
@@ -23,12 +23,12 @@ use tokio::{
 };
 
 const CAP: usize = 200;
-/// The hoarders' own pace.
-const PACE: Duration = Duration::from_secs(3);
+/// The time between two requests of a hoarder.
+const REQUEST_INTERVAL: Duration = Duration::from_secs(3);
 
-/// Keeps a connection from each address until told to stop, by one request every [`PACE`], and
-/// makes a new one whenever one is cut.
-fn hoard(
+/// Keeps one connection from each address open by a request every [`REQUEST_INTERVAL`] until `stop`
+/// is set, and opens a new one for each that the server closes.
+fn spawn_hoarders(
     addr: SocketAddr,
     from: impl Iterator<Item = Ipv4Addr>,
     stop: &Arc<AtomicBool>,
@@ -42,8 +42,9 @@ fn hoard(
                         && client.head().await.is_ok()
                         && client.body(6).await.is_ok()
                         && !stop.load(SeqCst)
-                        && timeout(PACE, client.rest()).await.is_err()
-                    {}
+                        && timeout(REQUEST_INTERVAL, client.rest()).await.is_err()
+                    {
+                    }
                 }
                 sleep(Duration::from_millis(10)).await;
             }
@@ -53,38 +54,38 @@ fn hoard(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_the_cap_full_of_hoarders_honest_newcomers_are_served() {
+async fn honest_newcomers_are_served_while_hoarders_fill_the_cap() {
     let (guard, journal) = guard(ConnGuard::builder().max_connections(CAP));
     let server = serve(&guard, app()).await;
     let stop = Arc::new(AtomicBool::new(false));
     let addresses = (0..CAP + 50).map(|n| Ipv4Addr::new(127, 1, n as u8, 1));
-    let hoarders = hoard(server.addr, addresses, &stop);
+    let hoarders = spawn_hoarders(server.addr, addresses, &stop);
     until("the cap is full", || guard.snapshot().open >= CAP * 9 / 10).await;
-    // Somebody who loaded a page before, and reads it.
+    // A client that has loaded a page and stays on it.
     let mut reader = RawClient::connect(server.addr).await.unwrap();
-    // All of it asked at once: between a first answer and a second request he is no better than
-    // the hoarders, and may go as one of them.
+    // All requests at once: between a first response and a second request this connection ranks no
+    // higher than those of the hoarders, and may be evicted as one of them.
     reader.send(GET.repeat(40)).await.unwrap();
     for _ in 0..40 {
         assert_eq!(reader.head().await.unwrap().status, 200);
         assert_eq!(reader.body(6).await.unwrap(), b"served");
     }
 
-    const TRIES: usize = 300;
-    let (mut let_in, mut slowest) = (0, Duration::ZERO);
-    for n in 0..TRIES {
+    const ATTEMPTS: usize = 300;
+    let (mut admitted, mut slowest) = (0, Duration::ZERO);
+    for n in 0..ATTEMPTS {
         let started = Instant::now();
         let honest = Ipv4Addr::new(127, 0, (n % 100) as u8, 7);
         let answer = guarded::ask(honest, server.addr, "/").await;
-        let_in += usize::from(answer.is_ok_and(|answer| answer.status() == 200));
+        admitted += usize::from(answer.is_ok_and(|answer| answer.status() == 200));
         slowest = slowest.max(started.elapsed());
-        sleep(Duration::from_millis(20)).await; // Through two of the hoarders' rounds.
+        sleep(Duration::from_millis(20)).await; // In total, two requests of each hoarder.
     }
     println!(
-        "{let_in} of {TRIES}, the slowest in {slowest:?}; {:?}",
+        "{admitted} of {ATTEMPTS}, the slowest in {slowest:?}; {:?}",
         guard.snapshot()
     );
-    assert!(let_in * 100 >= TRIES * 99, "{let_in} of {TRIES}");
+    assert!(admitted * 100 >= ATTEMPTS * 99, "{admitted} of {ATTEMPTS}");
     assert!(slowest < SECOND, "{slowest:?}");
     assert!(guard.snapshot().open <= CAP);
     served(&mut reader).await;
@@ -97,10 +98,11 @@ async fn with_the_cap_full_of_hoarders_honest_newcomers_are_served() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_there_are_places_one_address_keeps_all_of_its_connections() {
+async fn one_address_keeps_all_of_its_connections_while_places_are_free() {
     let (guard, journal) = guard(ConnGuard::builder().max_connections(1000));
     let server = serve(&guard, app()).await;
-    // Thirty clients behind one address that ask now and then, and 150 event streams of another.
+    // Thirty connections of one address with a request now and then, and 150 event streams of
+    // another.
     let (office, phones) = (Ipv4Addr::new(127, 0, 2, 1), Ipv4Addr::new(127, 0, 3, 1));
     let (mut idle, mut streams) = (Vec::new(), Vec::new());
     for _ in 0..30 {
@@ -116,7 +118,10 @@ async fn while_there_are_places_one_address_keeps_all_of_its_connections() {
             .unwrap();
         streams.push(client);
     }
-    until("all are there", || guard.snapshot().in_flight == 150).await;
+    until("all streams are in flight", || {
+        guard.snapshot().in_flight == 150
+    })
+    .await;
     sleep(7 * SECOND).await;
     for client in &mut idle {
         served(client).await;
@@ -128,8 +133,9 @@ async fn while_there_are_places_one_address_keeps_all_of_its_connections() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn where_places_are_short_one_client_keeps_few_idle_ones_and_a_browser_all_of_its_own() {
-    // Ninety before eviction begins: a client keeps a quarter of what is left, and at least 8.
+async fn when_places_are_short_a_client_keeps_few_idle_connections_and_a_browser_all_six() {
+    // Eviction begins at ninety connections. A client keeps a quarter of what is left until then,
+    // and at least 8.
     let (guard, journal) = guard(ConnGuard::builder().max_connections(100));
     let server = serve(&guard, app()).await;
     let mut browser = Vec::new();
@@ -145,20 +151,23 @@ async fn where_places_are_short_one_client_keeps_few_idle_ones_and_a_browser_all
         served(&mut client).await;
         hoard.push(client);
     }
-    sleep(PACE).await;
+    sleep(REQUEST_INTERVAL).await;
     let mut kept = 0;
     for client in &mut hoard {
         client.send(GET).await.unwrap();
         let head = client.head().await.unwrap();
         client.body(6).await.unwrap();
         if head.header("connection") == Some("close") {
-            assert!(client.rest().await.is_empty()); // And so it does.
+            assert!(client.rest().await.is_empty()); // The server closes as announced.
         } else {
             kept += 1;
         }
     }
     assert_eq!(kept, 8);
-    until("the others have gone", || guard.snapshot().open == 8 + 6).await;
+    until("the other connections have closed", || {
+        guard.snapshot().open == 8 + 6
+    })
+    .await;
     for client in &mut browser {
         served(client).await;
     }
