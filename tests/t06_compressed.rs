@@ -1,5 +1,5 @@
-//! T06: a compressed upload that drips, where something decompresses it. The stack outside measures
-//! what comes over the wire; a body limit inside what comes out.
+//! T06: a compressed upload that arrives slowly, on a server that decompresses it. The outer stack
+//! measures the bytes that arrive, an inner body limit the decompressed bytes.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use axum::{Router, body::Body, routing::post};
@@ -13,9 +13,10 @@ use tokio::time::Instant;
 use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
 use tower_http::{compression::CompressionLayer, decompression::RequestDecompressionLayer};
 
-const UNPACKED: usize = 1 << 20;
+/// The limit of the inner layer.
+const MAX_UNPACKED_BYTES: usize = 1 << 20;
 
-/// The order that README names.
+/// The layers in the order that the README gives.
 fn app(journal: &Journal) -> Router {
     let stack = Stack::edge().metrics(journal.clone()).build().unwrap();
     let length = async |body: Body| {
@@ -27,12 +28,12 @@ fn app(journal: &Journal) -> Router {
     let guarded = ServiceBuilder::new()
         .layer(stack)
         .layer(RequestDecompressionLayer::new())
-        .layer(BodyLimitLayer::new(UNPACKED as u64).metrics(journal.clone()));
+        .layer(BodyLimitLayer::new(MAX_UNPACKED_BYTES as u64).metrics(journal.clone()));
     Router::new().route("/", post(length)).layer(guarded)
 }
 
-/// So many zeros, which are a thousandth as much when packed.
-async fn packed(zeros: usize) -> Bytes {
+/// Returns `zeros` zero bytes compressed with gzip, to about a thousandth of the length.
+async fn gzipped_zeros(zeros: usize) -> Bytes {
     let plain = service_fn(move |_| async move {
         Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(vec![0; zeros]))))
     });
@@ -55,48 +56,52 @@ fn upload(body: Body) -> Request<Body> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_byte_now_and_then_is_not_worth_what_it_unpacks_to() {
+async fn a_slow_compressed_upload_is_measured_before_decompression() {
     let journal = Journal::default();
-    let packed = packed(UNPACKED).await;
-    assert!(packed.len() * 500 < UNPACKED, "{}", packed.len());
-    // A byte in two seconds, of a thousand that each unpack to a thousand.
-    let pieces = packed.into_iter().map(|byte| Bytes::from(vec![byte]));
+    let gzipped = gzipped_zeros(MAX_UNPACKED_BYTES).await;
+    assert!(
+        gzipped.len() * 500 < MAX_UNPACKED_BYTES,
+        "{}",
+        gzipped.len()
+    );
+    // One byte every two seconds, of about a thousand that each decompress to a thousand.
+    let pieces = gzipped.into_iter().map(|byte| Bytes::from(vec![byte]));
     let body = futures_util::stream::unfold(pieces, async |mut pieces| {
         tokio::time::sleep(Duration::from_secs(2)).await;
         Some((Ok::<_, Infallible>(pieces.next()?), pieces))
     });
-    let began = Instant::now();
+    let started = Instant::now();
     let response = app(&journal)
         .oneshot(upload(Body::from_stream(body)))
         .await
         .unwrap();
     assert_eq!(response.status(), StatusCode::REQUEST_TIMEOUT);
     assert!(
-        began.elapsed() <= Duration::from_secs(16),
+        started.elapsed() <= Duration::from_secs(16),
         "{:?}",
-        began.elapsed()
+        started.elapsed()
     );
     assert_eq!(journal.refused(), [(Guard::SlowBody, Reason::Rate)]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_comes_out_is_limited_by_the_layer_inside() {
+async fn the_inner_body_limit_counts_decompressed_bytes() {
     let journal = Journal::default();
     let honest = app(&journal)
-        .oneshot(upload(packed(UNPACKED).await.into()))
+        .oneshot(upload(gzipped_zeros(MAX_UNPACKED_BYTES).await.into()))
         .await
         .unwrap();
     assert_eq!(honest.status(), StatusCode::OK);
     let length = honest.into_body().collect().await.unwrap().to_bytes();
-    assert_eq!(length, UNPACKED.to_string());
+    assert_eq!(length, MAX_UNPACKED_BYTES.to_string());
     assert_eq!(journal.refused(), []);
     let bomb = app(&journal)
-        .oneshot(upload(packed(100 * UNPACKED).await.into()))
+        .oneshot(upload(gzipped_zeros(100 * MAX_UNPACKED_BYTES).await.into()))
         .await
         .unwrap();
     assert_eq!(bomb.status(), StatusCode::PAYLOAD_TOO_LARGE);
     assert_eq!(journal.refused(), [(Guard::BodyLimit, Reason::TooLarge)]);
-    // And what is not packed goes through both.
+    // An uncompressed upload passes both limits.
     let plain = Request::post("/")
         .body(Body::new(Pieces::new(16, 1 << 10)))
         .unwrap();

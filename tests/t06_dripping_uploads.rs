@@ -1,5 +1,5 @@
-//! T06, slots held by those who wait: 500 clients drip a byte at a time into their uploads, on a
-//! server with 200 slots. Honest requests beside them are served from the first second.
+//! T06, permits of waiting requests: 500 clients drip their uploads one byte at a time, on a server
+//! with 200 permits. Honest requests beside them are served from the first second.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use axum::{Router, routing::post};
@@ -14,14 +14,14 @@ use palisade_testkit::{
 use std::{net::Ipv4Addr, time::Duration};
 use tokio::{task::JoinSet, time::sleep};
 
-const DRIPPERS: usize = 500;
-const SLOTS: usize = 200;
-const HONEST: usize = 100;
+const DRIPPING_UPLOADS: usize = 500;
+const PERMITS: usize = 200;
+const HONEST_REQUESTS: usize = 100;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn honest_requests_are_served_beside_dripping_uploads() {
     let journal = Journal::default();
-    let limit = ConcurrencyLimitLayer::new(SLOTS).metrics(journal.clone());
+    let limit = ConcurrencyLimitLayer::new(PERMITS).metrics(journal.clone());
     let length = async |body: Bytes| body.len().to_string();
     let server = servers::axum_bare(
         Router::new()
@@ -31,14 +31,14 @@ async fn honest_requests_are_served_beside_dripping_uploads() {
     .await;
 
     let addr = server.addr;
-    let mut drippers = JoinSet::new();
-    for _ in 0..DRIPPERS {
-        drippers.spawn(async move {
+    let mut uploads = JoinSet::new();
+    for _ in 0..DRIPPING_UPLOADS {
+        uploads.spawn(async move {
             let mut client = RawClient::connect(addr).await?;
             client
                 .send("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 60\r\n\r\n")
                 .await?;
-            // At most a minute, if nobody ends it before.
+            // At most a minute, unless the test ends it earlier.
             for _ in 0..60 {
                 client.send("x").await?;
                 sleep(Duration::from_secs(1)).await;
@@ -46,26 +46,35 @@ async fn honest_requests_are_served_beside_dripping_uploads() {
             client.head().await
         });
     }
-    // All of them are in, and honest requests come from that moment on.
-    let dripping = || {
+    // Honest requests start as soon as all uploads are admitted.
+    let waiting = || {
         journal
             .level(Guard::ConcurrencyLimit, Gauge::Waiting)
             .unwrap()
     };
-    clients::until("all drip", || dripping() == DRIPPERS as u64).await;
+    clients::until("all uploads are waiting", || {
+        waiting() == DRIPPING_UPLOADS as u64
+    })
+    .await;
     let mut served = 0;
-    for _ in 0..HONEST {
+    for _ in 0..HONEST_REQUESTS {
         let answer = clients::get(Ipv4Addr::LOCALHOST, addr, "/").await.unwrap();
         served += usize::from(answer.status() == 200);
         sleep(Duration::from_millis(20)).await;
     }
-    assert!(served * 100 >= HONEST * 99, "{served} of {HONEST}");
-    // They are still here, all of them, and were never refused: the attack is real, and harmless.
-    clients::until("all still drip", || dripping() == DRIPPERS as u64).await;
+    assert!(
+        served * 100 >= HONEST_REQUESTS * 99,
+        "{served} of {HONEST_REQUESTS}"
+    );
+    // All uploads are still waiting and none was refused: the attack is real and does no harm.
+    clients::until("all uploads are still waiting", || {
+        waiting() == DRIPPING_UPLOADS as u64
+    })
+    .await;
     assert_eq!(journal.refused(), []);
-    drippers.shutdown().await;
-    for level in [Gauge::Waiting, Gauge::Working, Gauge::Queued] {
-        let held = || journal.level(Guard::ConcurrencyLimit, level);
-        clients::until("nothing is held", || held() == Some(0)).await;
+    uploads.shutdown().await;
+    for gauge in [Gauge::Waiting, Gauge::Working, Gauge::Queued] {
+        let held = || journal.level(Guard::ConcurrencyLimit, gauge);
+        clients::until("no request is present", || held() == Some(0)).await;
     }
 }

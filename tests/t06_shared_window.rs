@@ -1,5 +1,5 @@
-//! T06: a body that cannot come, because other requests of its HTTP/2 connection fill the window
-//! that all share, is not charged for that.
+//! T06: an upload is not charged for the time in which other requests fill the flow-control window
+//! of its HTTP/2 connection.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;
@@ -19,7 +19,8 @@ use std::{net::Ipv4Addr, time::Duration};
 use tokio::time::{sleep, timeout};
 
 const GAP: Duration = Duration::from_secs(1);
-const LATE: Duration = Duration::from_millis(2_500);
+/// The time before a handler reads its upload.
+const READ_DELAY: Duration = Duration::from_millis(2_500);
 const MIB: u64 = 1 << 20;
 
 async fn length(body: Body) -> String {
@@ -30,7 +31,7 @@ async fn length(body: Body) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_upload_is_not_charged_for_a_window_that_others_keep_shut() {
+async fn an_upload_is_not_charged_while_other_requests_fill_the_connection_window() {
     for server in SERVERS {
         let (journal, guard) = (Journal::default(), ConnGuard::default());
         let pace = Pace::builder().gap(GAP).no_rate();
@@ -38,9 +39,9 @@ async fn an_upload_is_not_charged_for_a_window_that_others_keep_shut() {
             .max_body(4 * MIB)
             .pace(pace)
             .metrics(journal.clone());
-        // Works first, and reads its upload then.
+        // The handler works first and reads its upload afterwards.
         let late = async |body: Body| {
-            sleep(LATE).await;
+            sleep(READ_DELAY).await;
             length(body).await
         };
         let app = Router::new()
@@ -60,7 +61,7 @@ async fn an_upload_is_not_charged_for_a_window_that_others_keep_shut() {
             .map(tokio::spawn)
             .collect();
         let working = || journal.level(Guard::ConcurrencyLimit, Gauge::Working) == Some(3);
-        until("three handlers work", working).await;
+        until("three handlers are at work", working).await;
         let now = client.send_request(upload("/now", Pieces::new(8, 1 << 14)));
         let now = timeout(PATIENCE, now).await.unwrap().unwrap().status();
         assert_eq!(now, StatusCode::OK, "{server}");
@@ -73,7 +74,8 @@ async fn an_upload_is_not_charged_for_a_window_that_others_keep_shut() {
         }
         assert_eq!(journal.refused(), [], "{server}");
 
-        // The silence of a client is charged as ever, beside an upload that its handler awaits.
+        // A silent client is charged as usual, also beside another upload that its handler waits
+        // for.
         let silent = Pieces::new(1, 1).every(4 * GAP);
         let other = Pieces::new(1, 1).every(4 * GAP);
         let silent = client.send_request(upload("/now", silent));

@@ -1,6 +1,6 @@
-//! T06, slow bodies: stalled, trickled, and burst-then-silent uploads, and a reader who takes
-//! nothing, are cut in time on real servers; honest clients beside them are served. The numbers
-//! are a twentieth of the defaults, so that it takes seconds.
+//! T06, slow bodies on real servers. Uploads that stall, trickle, or fall silent after a burst are
+//! refused in time, and a response that its client does not read is cut. Honest clients beside them
+//! are served. The durations are a twentieth of the defaults, so that the test takes seconds.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use axum::{
@@ -39,9 +39,10 @@ use tokio_stream::wrappers::ReceiverStream;
 
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const GAP: Duration = Duration::from_millis(750);
-/// What a busy machine is given beyond the exact time.
+/// The tolerance for a busy machine beyond the exact time.
 const SLACK: Duration = Duration::from_secs(1);
-const STEP: Duration = Duration::from_millis(50);
+/// The interval between the pieces of a body.
+const PIECE_INTERVAL: Duration = Duration::from_millis(50);
 
 fn pace() -> Pace {
     Pace::builder()
@@ -61,67 +62,68 @@ fn layer(journal: &Journal) -> SlowBodyLayer {
         .metrics(journal.clone())
 }
 
-/// How many handlers are at work.
+/// Counts the handlers that are running.
 #[derive(Clone, Debug, Default)]
-struct Working(Arc<AtomicUsize>);
+struct Handlers(Arc<AtomicUsize>);
 
-/// One of them.
-struct AtWork(Working);
+/// One running handler, counted until it is dropped.
+struct RunningHandler(Handlers);
 
-impl Working {
-    fn enter(&self) -> AtWork {
+impl Handlers {
+    fn start(&self) -> RunningHandler {
         self.0.fetch_add(1, SeqCst);
-        AtWork(self.clone())
+        RunningHandler(self.clone())
     }
 
-    fn count(&self) -> usize {
+    fn running(&self) -> usize {
         self.0.load(SeqCst)
     }
 }
 
-impl Drop for AtWork {
+impl Drop for RunningHandler {
     fn drop(&mut self) {
         self.0.0.fetch_sub(1, SeqCst);
     }
 }
 
-/// Reads the whole body and answers its length.
-async fn length(working: Working, request: Request) -> Result<String, StatusCode> {
-    let _at_work = working.enter();
+/// Reads the whole body and returns its length.
+async fn body_length(handlers: Handlers, request: Request) -> Result<String, StatusCode> {
+    let _running = handlers.start();
     let whole = to_bytes(request.into_body(), usize::MAX).await;
     whole
         .map(|bytes| bytes.len().to_string())
         .map_err(|_| StatusCode::BAD_REQUEST)
 }
 
-fn router(working: &Working) -> Router {
-    let upload = |working: Working| post(move |request| length(working.clone(), request));
+fn router(handlers: &Handlers) -> Router {
+    let upload = |handlers: Handlers| post(move |request| body_length(handlers.clone(), request));
     Router::new()
-        .route("/a", upload(working.clone()))
-        .route("/b", upload(working.clone()))
+        .route("/a", upload(handlers.clone()))
+        .route("/b", upload(handlers.clone()))
 }
 
-/// What an attacker does after its head.
+/// What a client does after its request head.
 #[derive(Clone, Copy, Debug)]
 enum Attack {
     Stall,
     Trickle,
     BurstThenSilence,
-    /// As [`Self::Stall`], but calls it something like gRPC, which may be silent for longer.
-    Forge,
+    /// Like [`Self::Stall`], with a content type that resembles gRPC, which may be silent for
+    /// longer.
+    FakeGrpc,
 }
 
 const ATTACKS: [Attack; 4] = [
     Attack::Stall,
     Attack::Trickle,
     Attack::BurstThenSilence,
-    Attack::Forge,
+    Attack::FakeGrpc,
 ];
 
-/// Attacks once; says what came back and how long after the last useful byte.
+/// Runs one attack. Returns the status of the response and the time since the last useful byte.
 async fn attack(addr: SocketAddr, path: &str, attack: Attack) -> io::Result<(u16, Duration)> {
     let mut client = RawClient::connect(addr).await?;
-    let kind = if let Attack::Forge = attack {
+    let kind = if let Attack::FakeGrpc = attack {
         "application/grpcx"
     } else {
         "text/plain"
@@ -132,17 +134,17 @@ async fn attack(addr: SocketAddr, path: &str, attack: Attack) -> io::Result<(u16
     );
     client.send(head).await?;
     if let Attack::BurstThenSilence = attack {
-        sleep(2 * STEP).await;
+        sleep(2 * PIECE_INTERVAL).await;
         client.send(vec![b'x'; 100_000]).await?;
     }
-    let began = Instant::now();
+    let started = Instant::now();
     let (mut reading, mut writing) = client.stream.split();
     let drip = async {
         if let Attack::Trickle = attack {
-            // Ends by itself, and earlier when the server no longer takes anything.
+            // Ends by itself, or earlier when a write fails.
             for _ in 0..400 {
                 writing.write_all(b"x").await?;
-                sleep(STEP).await;
+                sleep(PIECE_INTERVAL).await;
             }
         }
         std::future::pending::<io::Result<()>>().await
@@ -150,7 +152,7 @@ async fn attack(addr: SocketAddr, path: &str, attack: Attack) -> io::Result<(u16
     let mut answer = Vec::new();
     let mut chunk = [0; 4096];
     let read = async {
-        // Up to the end of the connection, by FIN or by RST.
+        // Until the connection ends, by FIN or by RST.
         while let Ok(count @ 1..) = reading.read(&mut chunk).await {
             answer.extend_from_slice(&chunk[..count]);
         }
@@ -160,13 +162,13 @@ async fn attack(addr: SocketAddr, path: &str, attack: Attack) -> io::Result<(u16
         error = drip => error?,
         () = sleep(clients::PATIENCE) => return Err(io::ErrorKind::TimedOut.into()),
     }
-    let elapsed = began.elapsed();
+    let elapsed = started.elapsed();
     let answer = String::from_utf8_lossy(&answer);
     assert!(answer.contains("connection: close"), "{attack:?}: {answer}");
     Ok((answer[9..12].parse().map_err(io::Error::other)?, elapsed))
 }
 
-/// An honest upload of so many pieces over its own connection.
+/// Sends an honest upload over its own connection and returns the response.
 async fn upload(addr: SocketAddr, path: &'static str, body: Pieces) -> Response<Bytes> {
     let mut sender = clients::http1::<Pieces>(LOCALHOST, addr).await.unwrap();
     let request = http::Request::post(path)
@@ -180,11 +182,11 @@ async fn upload(addr: SocketAddr, path: &'static str, body: Pieces) -> Response<
 }
 
 #[tokio::test]
-async fn slow_uploads_are_answered_and_cut_and_honest_ones_are_served() {
-    let working = Working::default();
+async fn slow_uploads_are_refused_and_honest_ones_are_served() {
+    let handlers = Handlers::default();
     let journal = Journal::default();
-    // Applied to each route, and by `axum::serve` to each connection.
-    let server = servers::axum_bare(router(&working).layer(layer(&journal))).await;
+    // axum applies the layer to each route, and `axum::serve` to each connection.
+    let server = servers::axum_bare(router(&handlers).layer(layer(&journal))).await;
     let addr = server.addr;
     let mut attackers = JoinSet::new();
     for path in ["/a", "/b"] {
@@ -192,16 +194,20 @@ async fn slow_uploads_are_answered_and_cut_and_honest_ones_are_served() {
             attackers.spawn(async move { (kind, attack(addr, path, kind).await) });
         }
     }
-    // Beside them: 32 KiB/s, and somebody who is gone for three steps of five.
-    let steady = upload(addr, "/a", Pieces::new(50, 1600).declared().every(STEP));
-    let phone = upload(addr, "/b", Pieces::new(12, 2000).every(4 * STEP));
-    let (steady, phone) = tokio::join!(steady, phone);
+    // Beside them, an upload at 32 kB/s and one with a pause of four intervals before each piece.
+    let steady = upload(
+        addr,
+        "/a",
+        Pieces::new(50, 1600).declared().every(PIECE_INTERVAL),
+    );
+    let intermittent = upload(addr, "/b", Pieces::new(12, 2000).every(4 * PIECE_INTERVAL));
+    let (steady, intermittent) = tokio::join!(steady, intermittent);
     assert_eq!(
         (steady.status(), &steady.body()[..]),
         (StatusCode::OK, &b"80000"[..])
     );
     assert_eq!(
-        (phone.status(), &phone.body()[..]),
+        (intermittent.status(), &intermittent.body()[..]),
         (StatusCode::OK, &b"24000"[..])
     );
     while let Some(ended) = attackers.join_next().await {
@@ -218,15 +224,15 @@ async fn slow_uploads_are_answered_and_cut_and_honest_ones_are_served() {
             .all(|(guard, _)| *guard == Guard::SlowBody)
     );
     assert!(journal.cut().is_empty());
-    // No handler is left.
-    assert_eq!(working.count(), 0);
+    // No handler is still running.
+    assert_eq!(handlers.running(), 0);
 }
 
 #[tokio::test]
-async fn on_http2_a_slow_stream_is_answered_and_its_neighbours_go_on() {
+async fn a_slow_http2_stream_is_refused_and_another_stream_continues() {
     let journal = Journal::default();
-    let working = Working::default();
-    let server = servers::hyper(tower::Layer::layer(&layer(&journal), router(&working))).await;
+    let handlers = Handlers::default();
+    let server = servers::hyper(tower::Layer::layer(&layer(&journal), router(&handlers))).await;
     let sender = clients::http2::<Pieces>(LOCALHOST, server.addr)
         .await
         .unwrap();
@@ -242,12 +248,12 @@ async fn on_http2_a_slow_stream_is_answered_and_its_neighbours_go_on() {
             response.unwrap().status()
         }
     };
-    let began = Instant::now();
+    let started = Instant::now();
     let slow = async {
         let status = send("/a", Pieces::new(10, 10).every(4 * GAP)).await;
-        (status, began.elapsed())
+        (status, started.elapsed())
     };
-    let steady = send("/b", Pieces::new(40, 1600).every(STEP));
+    let steady = send("/b", Pieces::new(40, 1600).every(PIECE_INTERVAL));
     let ((slow, elapsed), steady) = tokio::join!(slow, steady);
     assert_eq!(
         (slow, steady),
@@ -258,18 +264,18 @@ async fn on_http2_a_slow_stream_is_answered_and_its_neighbours_go_on() {
 }
 
 #[tokio::test]
-async fn over_http1_the_content_type_of_grpc_buys_no_time() {
+async fn over_http1_the_grpc_content_type_does_not_extend_the_gap() {
     let journal = Journal::default();
-    let router = router(&Working::default()).layer(layer(&journal));
+    let router = router(&Handlers::default()).layer(layer(&journal));
     let server = servers::axum_bare(router).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
     let head = "POST /a HTTP/1.1\r\nhost: test\r\ncontent-type: application/grpc\r\n\
                 content-length: 1000000\r\n\r\n";
-    let began = Instant::now();
+    let started = Instant::now();
     client.send(head).await.unwrap();
     let answer = client.head().await.unwrap();
-    assert!(began.elapsed() < 2 * GAP, "{:?}", began.elapsed());
-    // There is no gRPC over HTTP/1: whoever says so is answered like anybody else.
+    assert!(started.elapsed() < 2 * GAP, "{:?}", started.elapsed());
+    // gRPC does not exist over HTTP/1, so the response is the same as without this content type.
     assert_eq!(
         (answer.status, answer.header("connection")),
         (StatusCode::REQUEST_TIMEOUT, Some("close"))
@@ -277,7 +283,7 @@ async fn over_http1_the_content_type_of_grpc_buys_no_time() {
     assert_eq!(journal.refused(), [(Guard::SlowBody, Reason::Gap)]);
 }
 
-/// Switches protocols, and echoes four bytes whenever they come.
+/// Switches protocols and echoes every four bytes.
 async fn upgrade(mut request: Request) -> Response<Body> {
     let upgraded = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
@@ -295,10 +301,10 @@ async fn upgrade(mut request: Request) -> Response<Body> {
 }
 
 #[tokio::test]
-async fn events_and_upgrades_keep_their_own_pace() {
+async fn event_streams_and_upgraded_connections_may_pause() {
     let journal = Journal::default();
-    let quiet = 2 * GAP;
-    let events = move || async move { Body::new(Pieces::new(3, 40_000).every(quiet)) };
+    let pause = 2 * GAP;
+    let events = move || async move { Body::new(Pieces::new(3, 40_000).every(pause)) };
     let router = Router::new()
         .route("/events", get(events))
         .route("/echo", any(upgrade));
@@ -314,7 +320,7 @@ async fn events_and_upgrades_keep_their_own_pace() {
             StatusCode::SWITCHING_PROTOCOLS
         );
         for _ in 0..2 {
-            sleep(quiet).await;
+            sleep(pause).await;
             client.send("ping").await.unwrap();
             let mut bytes = [0; 4];
             timeout(clients::PATIENCE, client.stream.read_exact(&mut bytes))
@@ -330,7 +336,7 @@ async fn events_and_upgrades_keep_their_own_pace() {
 }
 
 #[tokio::test]
-async fn a_grpc_stream_may_pause_and_is_told_when_it_stalls() {
+async fn a_grpc_stream_may_pause_and_gets_deadline_exceeded_when_it_stalls() {
     let journal = Journal::default();
     let mut router = tonic::transport::Server::builder().layer(layer(&journal));
     let server = servers::tonic(router.add_service(EchoServer::new(Lengths))).await;
@@ -342,7 +348,7 @@ async fn a_grpc_stream_may_pause_and_is_told_when_it_stalls() {
     let (sender, pieces) = tokio::sync::mpsc::channel(1);
     tokio::spawn(async move {
         for _ in 0..3 {
-            sleep(GAP).await; // Too long for the pace of others.
+            sleep(GAP).await; // Too long for the pace of other requests.
             sender.send(piece()).await.unwrap();
         }
     });
@@ -352,25 +358,29 @@ async fn a_grpc_stream_may_pause_and_is_told_when_it_stalls() {
 
     let (sender, pieces) = tokio::sync::mpsc::channel(1);
     sender.send(piece()).await.unwrap();
-    let began = Instant::now();
+    let started = Instant::now();
     let status = client
         .collect(ReceiverStream::new(pieces))
         .await
         .unwrap_err();
-    assert!(began.elapsed() < 2 * GAP + SLACK, "{:?}", began.elapsed());
+    assert!(
+        started.elapsed() < 2 * GAP + SLACK,
+        "{:?}",
+        started.elapsed()
+    );
     assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
     assert_eq!(status.message(), "body too slow");
     assert_eq!(journal.refused(), [(Guard::SlowBody, Reason::Gap)]);
-    // The channel is still of use.
+    // The channel is still usable.
     client.unary(piece()).await.unwrap();
 }
 
 #[tokio::test]
-async fn on_http1_a_reader_who_takes_nothing_is_cut() {
+async fn an_http1_response_is_cut_when_its_client_reads_nothing() {
     let journal = Journal::default();
     let gap = Pace::gap_only(GAP).unwrap();
     let layer = SlowBodyLayer::new().response(gap).metrics(journal.clone());
-    // 16 MiB in frames of 64 KiB: more than all buffers on the way hold.
+    // 16 MiB in frames of 64 KiB: more than all buffers on the path hold.
     let big = || async { Body::new(Pieces::new(256, 65_536)) };
     let server = servers::axum_bare(Router::new().route("/", get(big)).layer(layer)).await;
     let mut stalled = RawClient::connect(server.addr).await.unwrap();
@@ -378,12 +388,15 @@ async fn on_http1_a_reader_who_takes_nothing_is_cut() {
         .send("GET / HTTP/1.1\r\nhost: test\r\n\r\n")
         .await
         .unwrap();
-    let began = Instant::now();
-    // Meanwhile somebody takes all of it.
+    let started = Instant::now();
+    // Meanwhile another client reads all of it.
     let whole = clients::get(LOCALHOST, server.addr, "/").await.unwrap();
     assert_eq!(whole.body().len(), 16 << 20);
     while journal.cut().is_empty() {
-        assert!(began.elapsed() < 2 * GAP + SLACK, "still open");
+        assert!(
+            started.elapsed() < 2 * GAP + SLACK,
+            "the stalled response is not cut"
+        );
         sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(journal.cut(), [(Guard::SlowBody, Reason::Gap)]);

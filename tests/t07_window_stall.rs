@@ -1,5 +1,5 @@
-//! T07 and T16 on HTTP/2 under `palisade::serve`: a stream whose client takes nothing of its answer
-//! is reset by itself, and the connection lives on.
+//! T07 and T16 on HTTP/2 under `palisade::serve`: a stream is reset when its client takes nothing
+//! of the response, and the connection stays open.
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 mod guarded;
@@ -23,23 +23,27 @@ use tokio::{
     time::{Instant, interval},
 };
 
-const STALL: Duration = Duration::from_secs(1);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
-async fn serve(app: Router, stall: Duration) -> (Server, ConnGuard, Journal) {
+async fn serve_with_write_timeout(
+    app: Router,
+    write_timeout: Duration,
+) -> (Server, ConnGuard, Journal) {
     let journal = Journal::default();
     let guard = ConnGuard::builder()
-        .write_stall(stall)
+        .write_stall(write_timeout)
         .metrics(journal.clone())
         .build()
         .unwrap();
     (hardened(&guard, app).await, guard, journal)
 }
 
-const CANCEL: [u8; 4] = [0, 0, 0, 8];
+/// The payload of `RST_STREAM` with the code CANCEL.
+const CANCEL_PAYLOAD: [u8; 4] = [0, 0, 0, 8];
 
 #[tokio::test]
-async fn a_stream_whose_window_is_shut_is_reset_and_its_neighbour_is_served() {
-    let (server, guard, journal) = serve(app(), STALL).await;
+async fn a_stream_with_a_shut_window_is_reset_and_another_stream_is_served() {
+    let (server, guard, journal) = serve_with_write_timeout(app(), WRITE_TIMEOUT).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
     client
         .send([h2::hello(0), h2::get(1, "/endless")].concat())
@@ -48,8 +52,11 @@ async fn a_stream_whose_window_is_shut_is_reset_and_its_neighbour_is_served() {
     let started = Instant::now();
     let reset = h2::next(&mut client.stream, h2::RST_STREAM, 1).await;
     let took = started.elapsed();
-    assert_eq!(reset, CANCEL);
-    assert!(took >= STALL && took < STALL + SLACK, "{took:?}");
+    assert_eq!(reset, CANCEL_PAYLOAD);
+    assert!(
+        took >= WRITE_TIMEOUT && took < WRITE_TIMEOUT + SLACK,
+        "{took:?}"
+    );
     client
         .send([h2::get(3, "/"), h2::open(3, 100)].concat())
         .await
@@ -61,30 +68,33 @@ async fn a_stream_whose_window_is_shut_is_reset_and_its_neighbour_is_served() {
 }
 
 #[tokio::test]
-async fn an_answer_of_one_frame_waits_no_longer_behind_a_shut_window() {
-    // hyper takes all of it at once, and the handler is done.
-    let (server, guard, journal) = serve(app(), STALL).await;
+async fn a_response_of_one_frame_behind_a_shut_window_is_reset_in_time() {
+    // hyper takes the whole body at once, and the handler is done.
+    let (server, guard, journal) = serve_with_write_timeout(app(), WRITE_TIMEOUT).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
     client
         .send([h2::hello(0), h2::get(1, "/")].concat())
         .await
         .unwrap();
     let started = Instant::now();
-    until("it counts", || guard.snapshot().in_flight == 1).await;
+    until("the request is in flight", || {
+        guard.snapshot().in_flight == 1
+    })
+    .await;
     assert_eq!(
         h2::next(&mut client.stream, h2::RST_STREAM, 1).await,
-        CANCEL
+        CANCEL_PAYLOAD
     );
-    assert!(started.elapsed() >= STALL && started.elapsed() < STALL + SLACK);
-    until("it is gone", || guard.snapshot().in_flight == 0).await;
+    assert!(started.elapsed() >= WRITE_TIMEOUT && started.elapsed() < WRITE_TIMEOUT + SLACK);
+    until("the request has ended", || guard.snapshot().in_flight == 0).await;
     assert_eq!(journal.cut(), [(Guard::Connection, Reason::WindowStall)]);
     drop(client);
     all_gone(&guard).await;
 }
 
 #[tokio::test]
-async fn a_window_that_is_opened_by_a_byte_now_and_then_is_shut() {
-    let (server, guard, _) = serve(app(), STALL).await;
+async fn a_window_that_opens_by_single_bytes_counts_as_shut() {
+    let (server, guard, _) = serve_with_write_timeout(app(), WRITE_TIMEOUT).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
     client
         .send([h2::hello(0), h2::get(1, "/endless")].concat())
@@ -92,27 +102,31 @@ async fn a_window_that_is_opened_by_a_byte_now_and_then_is_shut() {
         .unwrap();
     let started = Instant::now();
     let (mut reader, mut writer) = client.stream.into_split();
-    let dripping = tokio::spawn(async move {
+    let updates = tokio::spawn(async move {
         let mut ticks = interval(Duration::from_millis(50));
         loop {
             ticks.tick().await;
             writer.write_all(&h2::open(1, 1)).await.unwrap();
         }
     });
-    assert_eq!(h2::next(&mut reader, h2::RST_STREAM, 1).await, CANCEL);
-    assert!(started.elapsed() < STALL + SLACK);
-    dripping.abort();
-    drop((reader, dripping.await));
+    assert_eq!(
+        h2::next(&mut reader, h2::RST_STREAM, 1).await,
+        CANCEL_PAYLOAD
+    );
+    assert!(started.elapsed() < WRITE_TIMEOUT + SLACK);
+    updates.abort();
+    drop((reader, updates.await));
     all_gone(&guard).await;
 }
 
 #[tokio::test]
-async fn a_slow_reader_and_a_quiet_writer_are_not_reset() {
+async fn a_slow_reader_and_a_quiet_response_are_not_reset() {
     let quiet = async || {
         let first = stream::iter([Ok::<_, Infallible>(Bytes::from_static(b"data: 1\n\n"))]);
         Body::from_stream(futures_util::StreamExt::chain(first, stream::pending()))
     };
-    let (server, guard, journal) = serve(app().route("/quiet", get(quiet)), 2 * STALL).await;
+    let (server, guard, journal) =
+        serve_with_write_timeout(app().route("/quiet", get(quiet)), 2 * WRITE_TIMEOUT).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
     let requests = [
         h2::hello(0),
@@ -121,7 +135,7 @@ async fn a_slow_reader_and_a_quiet_writer_are_not_reset() {
         h2::open(3, 100),
     ];
     client.send(requests.concat()).await.unwrap();
-    // 12 KiB/s on stream 1: two thirds of what a stall may be for a piece of 16 KiB.
+    // 12 KiB/s on stream 1: a piece of 16 KiB takes two thirds of the write timeout.
     let mut ticks = interval(Duration::from_millis(250));
     let started = Instant::now();
     let mut taken = 0;

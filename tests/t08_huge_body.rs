@@ -1,5 +1,5 @@
-//! T08, huge bodies: by length, chunked, in one-byte chunks, many at once; on axum, tonic and
-//! hyper, over HTTP/1 and HTTP/2. Uploads within the limit are served beside them.
+//! T08, huge bodies: declared by length, chunked, in one-byte chunks, and many at once; on axum,
+//! tonic and hyper, over HTTP/1 and HTTP/2. Uploads within the limit are served beside them.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use axum::{Router, body::Body, extract::Request, routing::post};
@@ -20,13 +20,13 @@ use std::{convert::Infallible, net::Ipv4Addr, time::Duration};
 use tokio::task::JoinSet;
 use tower::{Layer, service_fn, util::MapResponseLayer};
 
-const LIMIT: u64 = 1 << 20;
-const PIECE: usize = 16 * 1024;
-const PIECES: u64 = LIMIT / PIECE as u64;
+const MAX_BODY_BYTES: u64 = 1 << 20;
+const PIECE_BYTES: usize = 16 * 1024;
+const PIECES_AT_LIMIT: u64 = MAX_BODY_BYTES / PIECE_BYTES as u64;
 const TOO_LARGE: (Guard, Reason) = (Guard::BodyLimit, Reason::TooLarge);
 
 fn app() -> Router {
-    // One handler collects, the other does not care what becomes of its body.
+    // One handler collects its body, the other ignores errors of its body.
     let collect = async |body: Bytes| body.len().to_string();
     let ignore = async |request: Request| {
         let mut body = request.into_body();
@@ -47,10 +47,11 @@ where
     ))
 }
 
-async fn axum_around(layer: BodyLimitLayer) -> Server {
+/// Serves the axum router with `layer` around the whole of it.
+async fn axum_with_outer_layer(layer: BodyLimitLayer) -> Server {
     let listener = servers::listener().await;
     let addr = listener.local_addr().unwrap();
-    // `axum::serve` wants its own body back.
+    // `axum::serve` requires axum's own body type.
     let app = MapResponseLayer::new(|response: http::Response<_>| response.map(Body::new))
         .layer(layer.layer(app()));
     let app = axum::ServiceExt::<Request>::into_make_service(app);
@@ -60,13 +61,13 @@ async fn axum_around(layer: BodyLimitLayer) -> Server {
     )
 }
 
-/// The same limit on every kind of server that speaks plain HTTP.
+/// Starts every kind of plain HTTP server, each with `layer`.
 async fn all_servers(layer: &BodyLimitLayer) -> Vec<Server> {
     let bare = layer.layer(service_fn(hyper_app::<RequestBody<hyper::body::Incoming>>));
     vec![
         servers::axum_bare(app().layer(layer.clone())).await,
         servers::axum(app().layer(layer.clone())).await,
-        axum_around(layer.clone()).await,
+        axum_with_outer_layer(layer.clone()).await,
         servers::hyper(bare).await,
     ]
 }
@@ -93,21 +94,21 @@ async fn http2(server: &Server, path: &str, body: Pieces) -> StatusCode {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_at_the_limit_pass_and_longer_ones_do_not() {
     let journal = Journal::default();
-    let layer = BodyLimitLayer::new(LIMIT).metrics(journal.clone());
+    let layer = BodyLimitLayer::new(MAX_BODY_BYTES).metrics(journal.clone());
     let mut refused = 0;
     for server in all_servers(&layer).await {
         for path in ["/collect", "/ignore"] {
             for (pieces, status) in [
-                (PIECES, StatusCode::OK),
-                (PIECES + 1, StatusCode::PAYLOAD_TOO_LARGE),
+                (PIECES_AT_LIMIT, StatusCode::OK),
+                (PIECES_AT_LIMIT + 1, StatusCode::PAYLOAD_TOO_LARGE),
             ] {
-                let streamed = || Pieces::new(pieces, PIECE);
-                let declared = || Pieces::new(pieces, PIECE).declared();
+                let streamed = || Pieces::new(pieces, PIECE_BYTES);
+                let declared = || Pieces::new(pieces, PIECE_BYTES).declared();
                 assert_eq!(http1(&server, path, declared()).await, status);
                 assert_eq!(http1(&server, path, streamed()).await, status);
                 assert_eq!(http2(&server, path, declared()).await, status);
                 assert_eq!(http2(&server, path, streamed()).await, status);
-                refused += if pieces > PIECES { 4 } else { 0 };
+                refused += if pieces > PIECES_AT_LIMIT { 4 } else { 0 };
             }
         }
     }
@@ -116,8 +117,8 @@ async fn bodies_at_the_limit_pass_and_longer_ones_do_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_asks_first_is_refused_without_a_byte_of_the_body() {
-    for server in all_servers(&BodyLimitLayer::new(LIMIT)).await {
+async fn a_request_that_expects_100_continue_is_refused_before_its_body() {
+    for server in all_servers(&BodyLimitLayer::new(MAX_BODY_BYTES)).await {
         let ask = async |length: u64| {
             let mut client = RawClient::connect(server.addr).await.unwrap();
             let head = format!("content-length: {length}\r\nexpect: 100-continue\r\n\r\n");
@@ -128,8 +129,12 @@ async fn who_asks_first_is_refused_without_a_byte_of_the_body() {
             let head = client.head().await.unwrap();
             (client, head)
         };
-        let (mut client, head) = ask(LIMIT + 1).await;
-        assert_eq!(head.status, StatusCode::PAYLOAD_TOO_LARGE, "and no 100");
+        let (mut client, head) = ask(MAX_BODY_BYTES + 1).await;
+        assert_eq!(
+            head.status,
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "no 100 Continue"
+        );
         assert_eq!(head.header("connection"), Some("close"));
         assert_eq!(
             client.rest().await,
@@ -147,7 +152,7 @@ async fn who_asks_first_is_refused_without_a_byte_of_the_body() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn honest_uploads_are_served_while_many_huge_ones_are_refused() {
     let journal = Journal::default();
-    let layer = BodyLimitLayer::new(LIMIT).metrics(journal.clone());
+    let layer = BodyLimitLayer::new(MAX_BODY_BYTES).metrics(journal.clone());
     let server = servers::axum_bare(app().layer(layer)).await;
     let addr = server.addr;
     let mut attackers = JoinSet::new();
@@ -165,8 +170,8 @@ async fn honest_uploads_are_served_while_many_huge_ones_are_refused() {
             client.head().await.unwrap().status
         });
     }
-    // A large steady upload, just at the limit, and short ones.
-    let steady = Pieces::new(PIECES, PIECE).every(Duration::from_millis(10));
+    // A large steady upload, exactly at the limit, and short ones.
+    let steady = Pieces::new(PIECES_AT_LIMIT, PIECE_BYTES).every(Duration::from_millis(10));
     assert_eq!(http1(&server, "/collect", steady).await, StatusCode::OK);
     for _ in 0..50 {
         assert_eq!(
@@ -182,7 +187,7 @@ async fn honest_uploads_are_served_while_many_huge_ones_are_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_byte_chunks_are_refused_and_lines_are_not() {
     let journal = Journal::default();
-    let layer = BodyLimitLayer::new(LIMIT).metrics(journal.clone());
+    let layer = BodyLimitLayer::new(MAX_BODY_BYTES).metrics(journal.clone());
     for server in all_servers(&layer).await {
         let send = async |chunk: &str, count: usize| {
             let mut client = RawClient::connect(server.addr).await.unwrap();
@@ -197,7 +202,7 @@ async fn one_byte_chunks_are_refused_and_lines_are_not() {
             client.head().await.unwrap().status
         };
         assert_eq!(send("1\r\nx\r\n", 1_000_000).await, StatusCode::BAD_REQUEST);
-        // What a script sends that writes a line at a time.
+        // The chunks of a script that writes one line at a time.
         let line = format!("1e\r\n{}\r\n", "x".repeat(30));
         assert_eq!(send(&line, 30_000).await, StatusCode::OK);
     }
@@ -210,7 +215,7 @@ async fn one_byte_chunks_are_refused_and_lines_are_not() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn grpc_clients_see_resource_exhausted_and_small_messages_pass() {
     let journal = Journal::default();
-    let layer = BodyLimitLayer::new(LIMIT)
+    let layer = BodyLimitLayer::new(MAX_BODY_BYTES)
         .tiny_frames(TinyFrames::default())
         .metrics(journal.clone());
     let router = tonic::transport::Server::builder()
@@ -230,7 +235,7 @@ async fn grpc_clients_see_resource_exhausted_and_small_messages_pass() {
         (tonic::Code::ResourceExhausted, "body too large")
     );
 
-    // As many small messages as fit, on one connection with the refused ones.
+    // Many small messages within the limit, on the connection of the refused ones.
     let many = futures_util::stream::iter((0..50_000).map(move |_| piece(10)));
     assert_eq!(
         client.collect(many).await.unwrap().into_inner().bytes,
@@ -238,14 +243,11 @@ async fn grpc_clients_see_resource_exhausted_and_small_messages_pass() {
     );
     let paced = futures_util::stream::unfold(0, |sent| async move {
         tokio::time::sleep(Duration::from_micros(100)).await;
-        (sent < 2000).then(|| {
-            (
-                Piece {
-                    data: Bytes::from_static(b"x"),
-                },
-                sent + 1,
-            )
-        })
+        if sent == 2000 {
+            return None;
+        }
+        let data = Bytes::from_static(b"x");
+        Some((Piece { data }, sent + 1))
     });
     assert_eq!(
         client.collect(paced).await.unwrap().into_inner().bytes,

@@ -1,5 +1,5 @@
-//! T08, one-byte chunks and small segments: what ten uploads make a server hold that collects its
-//! bodies. One test: the allocator counts for the whole process.
+//! T08, one-byte chunks and small segments: the memory that ten uploads occupy on a server that
+//! collects its bodies. One test, because the allocator counts for the whole process.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use axum::{Router, routing::post};
@@ -15,13 +15,13 @@ static ALLOCATOR: CountingAllocator = CountingAllocator::new();
 const UPLOADS: usize = 10;
 const MIB: usize = 1 << 20;
 
-/// Ten uploads, and the most that was held for them at a time.
-async fn held(
+/// Sends ten uploads and returns the most bytes held for them at a time.
+async fn peak_bytes(
     app: Router,
     head: &'static str,
     piece: &'static str,
     count: usize,
-    apart: bool,
+    pause: bool,
     end: &'static str,
 ) -> usize {
     let server = servers::axum_bare(app).await;
@@ -41,7 +41,7 @@ async fn held(
                     break;
                 }
                 let sent = Instant::now();
-                while apart && sent.elapsed() < Duration::from_micros(50) {
+                while pause && sent.elapsed() < Duration::from_micros(50) {
                     tokio::task::yield_now().await;
                 }
             }
@@ -54,24 +54,33 @@ async fn held(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_uploads_in_small_pieces_hold_little() {
-    let open = || Router::new().route("/", post(async |body: Bytes| body.len().to_string()));
-    let guarded = || open().layer(BodyLimitLayer::default());
+async fn ten_uploads_in_small_pieces_occupy_little_memory() {
+    let unguarded = || Router::new().route("/", post(async |body: Bytes| body.len().to_string()));
+    let guarded = || unguarded().layer(BodyLimitLayer::default());
     let chunked = "transfer-encoding: chunked";
     let ones: &'static str = "1\r\nx\r\n".repeat(1000).leak();
 
-    let bare = held(open(), chunked, ones, 150, false, "0\r\n\r\n").await;
-    assert!(bare > 30 * MIB, "the attack is real: {bare}");
-    let calm = held(guarded(), chunked, ones, 150, false, "0\r\n\r\n").await;
-    assert!(calm < 5 * MIB, "{calm}");
+    let unguarded_bytes = peak_bytes(unguarded(), chunked, ones, 150, false, "0\r\n\r\n").await;
+    assert!(
+        unguarded_bytes > 30 * MIB,
+        "the attack is real: {unguarded_bytes}"
+    );
+    let guarded_bytes = peak_bytes(guarded(), chunked, ones, 150, false, "0\r\n\r\n").await;
+    assert!(guarded_bytes < 5 * MIB, "{guarded_bytes}");
 
-    // Segments of 64 bytes: each holds a block of 8 KiB where nobody copies it.
+    // Segments of 64 bytes: each holds a block of 8 KiB unless it is copied.
     let segment: &'static str = "x".repeat(64).leak();
     let length = "content-length: 64000";
-    let bare = held(open(), length, segment, 1000, true, "").await;
-    let calm = held(guarded(), length, segment, 1000, true, "").await;
+    let unguarded_bytes = peak_bytes(unguarded(), length, segment, 1000, true, "").await;
+    let guarded_bytes = peak_bytes(guarded(), length, segment, 1000, true, "").await;
     let sent = UPLOADS * 1000 * 64;
-    assert!(bare > 10 * sent, "the attack is real: {bare}");
-    // Twice the bytes and 256 KiB each, and once more for the handler's copy.
-    assert!(calm < 3 * sent + UPLOADS * MIB / 4, "{calm}");
+    assert!(
+        unguarded_bytes > 10 * sent,
+        "the attack is real: {unguarded_bytes}"
+    );
+    // Twice the bytes sent and 256 KiB per upload, and the bytes once more for the handler's copy.
+    assert!(
+        guarded_bytes < 3 * sent + UPLOADS * MIB / 4,
+        "{guarded_bytes}"
+    );
 }
