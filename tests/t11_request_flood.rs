@@ -1,6 +1,6 @@
 //! T11: a request flood from one client, from all addresses of a /64, and from all networks of a
-//! /48. The flood gets its quota and no more, over however many routes, connections and protocols it comes; an honest
-//! neighbour is served throughout.
+//! /48. The flood gets its quota and no more, over any number of routes, connections and protocols.
+//! An honest neighbour is served throughout.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use axum::{Router, routing::get};
@@ -28,10 +28,10 @@ use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn, util::Servic
 
 const GUARD: Guard = Guard::RateLimit;
 const ATTACKER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
-const HONEST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
+const HONEST_CLIENT: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
 const BURST: usize = 20;
 
-/// One request a minute and twenty at once: no test here takes so long that one is won back.
+/// One request per minute with a burst of twenty. No test here runs long enough to earn one back.
 fn limit(journal: &Journal) -> RateLimitLayer {
     let quota = Quota::per_minute(1).burst(BURST as u32);
     let limiter = TableLimiter::new(quota).unwrap().capacity(1 << 10);
@@ -45,7 +45,7 @@ fn router() -> Router {
         .route("/c", get(|| async { "c" }))
 }
 
-/// A request for `path` on a connection of its own.
+/// Requests `path` on a connection of its own and returns the status.
 async fn ask(from: Ipv4Addr, to: SocketAddr, path: &str) -> StatusCode {
     let response = clients::get(from, to, path).await.unwrap();
     if response.status() == StatusCode::TOO_MANY_REQUESTS {
@@ -59,8 +59,8 @@ async fn ask(from: Ipv4Addr, to: SocketAddr, path: &str) -> StatusCode {
     response.status()
 }
 
-/// 200 requests, some over fresh connections and most over ten that are kept, for all paths.
-/// Returns how many were served; every other one must have been answered 429.
+/// Sends 200 requests for all paths, some over fresh connections and most over ten that are kept.
+/// Returns how many were served. Every other one must have been answered 429.
 async fn flood(from: Ipv4Addr, to: SocketAddr, paths: [&'static str; 3]) -> usize {
     let mut clients = JoinSet::new();
     for client in 0..10 {
@@ -94,11 +94,15 @@ async fn flood(from: Ipv4Addr, to: SocketAddr, paths: [&'static str; 3]) -> usiz
     served
 }
 
-/// The flood gets its burst, and somebody else as many requests as his own burst has meanwhile.
-async fn a_flood_gets_its_burst(to: SocketAddr, journal: &Journal, paths: [&'static str; 3]) {
+/// Asserts that the flood gets its burst, and that meanwhile another client gets as many requests
+/// as its own burst has.
+async fn assert_flood_gets_its_burst(to: SocketAddr, journal: &Journal, paths: [&'static str; 3]) {
     let honest = tokio::spawn(async move {
         for number in 0..BURST {
-            assert_eq!(ask(HONEST, to, paths[number % 3]).await, StatusCode::OK);
+            assert_eq!(
+                ask(HONEST_CLIENT, to, paths[number % 3]).await,
+                StatusCode::OK
+            );
         }
     });
     assert_eq!(flood(ATTACKER, to, paths).await, BURST);
@@ -114,41 +118,41 @@ async fn a_flood_gets_its_burst(to: SocketAddr, journal: &Journal, paths: [&'sta
 async fn on_axum_routes_and_connections_share_the_limit() {
     let journal = Journal::default();
     let server = servers::axum(router().layer(limit(&journal))).await;
-    a_flood_gets_its_burst(server.addr, &journal, ["/a", "/b", "/c"]).await;
+    assert_flood_gets_its_burst(server.addr, &journal, ["/a", "/b", "/c"]).await;
 }
 
 #[tokio::test]
-async fn around_axum_s_router_too() {
+async fn a_layer_around_the_axum_router_shares_the_limit_too() {
     let journal = Journal::default();
     let guarded = ServiceBuilder::new()
         .layer(limit(&journal))
         .service(router());
     let server = servers::axum(Router::new().fallback_service(guarded)).await;
-    a_flood_gets_its_burst(server.addr, &journal, ["/a", "/b", "/c"]).await;
+    assert_flood_gets_its_burst(server.addr, &journal, ["/a", "/b", "/c"]).await;
 }
 
 #[tokio::test]
-async fn on_axum_without_connect_info_the_peer_is_missed_as_told() {
+async fn on_axum_without_connect_info_a_missing_peer_is_handled_as_configured() {
     let journal = Journal::default();
     let refuse = ClientIp::peer().missing(Missing::Refuse);
     let server = servers::axum_bare(router().layer(limit(&journal).key(refuse))).await;
     assert_eq!(
-        ask(HONEST, server.addr, "/a").await,
+        ask(HONEST_CLIENT, server.addr, "/a").await,
         StatusCode::INTERNAL_SERVER_ERROR
     );
     assert_eq!(journal.refused(), [(GUARD, Reason::PeerMissing)]);
 
-    // By default all who are unknown are one, also over connections and routes.
+    // By default all unknown peers are one client, also over connections and routes.
     let journal = Journal::default();
     let server = servers::axum_bare(router().layer(limit(&journal))).await;
     for number in 0..BURST {
-        let from = [ATTACKER, HONEST][number % 2];
+        let from = [ATTACKER, HONEST_CLIENT][number % 2];
         let path = ["/a", "/b", "/c"][number % 3];
         assert_eq!(ask(from, server.addr, path).await, StatusCode::OK);
     }
     for path in ["/a", "/b", "/c"] {
         assert_eq!(
-            ask(HONEST, server.addr, path).await,
+            ask(HONEST_CLIENT, server.addr, path).await,
             StatusCode::TOO_MANY_REQUESTS
         );
     }
@@ -161,9 +165,9 @@ async fn on_hyper_http1_and_http2_share_the_limit() {
         Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"served"))))
     });
     let server = servers::hyper(limit(&journal).layer(handler)).await;
-    a_flood_gets_its_burst(server.addr, &journal, ["/a", "/b", "/c"]).await;
+    assert_flood_gets_its_burst(server.addr, &journal, ["/a", "/b", "/c"]).await;
 
-    // What was used up over HTTP/1 is used up over HTTP/2, and the stream ends in good order.
+    // Quota used up over HTTP/1 is used up over HTTP/2, and the stream of a refusal ends normally.
     let mut attacker = clients::http2::<Empty<Bytes>>(ATTACKER, server.addr)
         .await
         .unwrap();
@@ -186,8 +190,9 @@ async fn on_hyper_http1_and_http2_share_the_limit() {
     );
 }
 
-/// A server whose peers are who the header `test-peer` says: loopback has one IPv6 address.
-async fn served_by_header<L, S, B>(layers: L) -> servers::Server
+/// Starts a server that takes the peer address from the header `test-peer`, because loopback has
+/// only one IPv6 address.
+async fn serve_with_peer_from_header<L, S, B>(layers: L) -> servers::Server
 where
     L: Layer<Handler, Service = S>,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
@@ -216,7 +221,7 @@ type Handler = ServiceFn<fn(Request<Incoming>) -> Ready<Result<Response<Full<Byt
 #[tokio::test]
 async fn all_addresses_of_a_64_are_one_client() {
     let journal = Journal::default();
-    let server = served_by_header(limit(&journal)).await;
+    let server = serve_with_peer_from_header(limit(&journal)).await;
     let mut client = clients::http2::<Empty<Bytes>>(ATTACKER, server.addr)
         .await
         .unwrap();
@@ -239,8 +244,8 @@ async fn all_addresses_of_a_64_are_one_client() {
     assert_eq!(journal.level(GUARD, Gauge::Keys), Some(2));
 }
 
-/// Three times as much for all of a /48, behind the limit of each client.
-fn wide(journal: &Journal) -> RateLimitLayer {
+/// Three times the burst and the rate for a whole /48, behind the limit of each client.
+fn limit_per_48(journal: &Journal) -> RateLimitLayer {
     let quota = Quota::per_minute(3).burst(3 * BURST as u32);
     let limiter = TableLimiter::new(quota).unwrap().capacity(1 << 10);
     let network = ClientIp::peer().prefix(Prefix::new(32, 48).unwrap());
@@ -250,13 +255,14 @@ fn wide(journal: &Journal) -> RateLimitLayer {
 }
 
 #[tokio::test]
-async fn whoever_owns_a_48_has_no_fresh_quota_for_every_64() {
+async fn a_client_with_a_48_gets_no_fresh_quota_for_every_64() {
     let (narrow, wider) = (Journal::default(), Journal::default());
-    // Narrowest first: whoever is over his own limit charges nobody else.
+    // The narrowest limit comes first, so that a client over its own limit does not use up the
+    // quota of others.
     let layers = ServiceBuilder::new()
         .layer(limit(&narrow))
-        .layer(wide(&wider));
-    let server = served_by_header(layers).await;
+        .layer(limit_per_48(&wider));
+    let server = serve_with_peer_from_header(layers).await;
     let mut client = clients::http2::<Empty<Bytes>>(ATTACKER, server.addr)
         .await
         .unwrap();
@@ -268,12 +274,12 @@ async fn whoever_owns_a_48_has_no_fresh_quota_for_every_64() {
             .unwrap()
             .status()
     };
-    // One noisy /64 takes its own burst of the /48, however long it goes on.
+    // One noisy /64 takes its own burst from the /48, however long it continues.
     for request in 0..100 {
         let status = ask("2001:db8:a:1::1".to_owned()).await;
         assert_eq!(status == StatusCode::OK, request < BURST);
     }
-    // Its neighbours in the /48 are served as long as there are not very many of them.
+    // Other networks of the /48 are served until they have used up its quota.
     let mut served = 0;
     for network in 0..300u32 {
         let status = ask(format!("2001:db8:a:{:x}::1", network + 2)).await;
@@ -289,12 +295,12 @@ async fn whoever_owns_a_48_has_no_fresh_quota_for_every_64() {
 }
 
 #[tokio::test]
-async fn in_shadow_mode_a_wide_limit_tells_and_refuses_nobody() {
+async fn in_shadow_mode_a_wide_limit_records_refusals_and_admits_all_requests() {
     let (narrow, wider) = (Journal::default(), Journal::default());
     let layers = ServiceBuilder::new()
         .layer(limit(&narrow))
-        .layer(wide(&wider).mode(Mode::Shadow));
-    let server = served_by_header(layers).await;
+        .layer(limit_per_48(&wider).mode(Mode::Shadow));
+    let server = serve_with_peer_from_header(layers).await;
     let mut client = clients::http2::<Empty<Bytes>>(ATTACKER, server.addr)
         .await
         .unwrap();
@@ -311,7 +317,7 @@ async fn in_shadow_mode_a_wide_limit_tells_and_refuses_nobody() {
 }
 
 #[tokio::test]
-async fn on_tonic_the_client_sees_resource_exhausted_with_message_and_pushback() {
+async fn on_tonic_the_client_gets_resource_exhausted_with_message_and_pushback() {
     let journal = Journal::default();
     let service = EchoServer::new(Lengths);
     let router = tonic::transport::Server::builder()
@@ -332,7 +338,7 @@ async fn on_tonic_the_client_sees_resource_exhausted_with_message_and_pushback()
         data: Bytes::from_static(b"four"),
     };
     let (mut one, mut other) = (client(ATTACKER).await, client(ATTACKER).await);
-    let mut honest = client(HONEST).await;
+    let mut honest = client(HONEST_CLIENT).await;
     for _ in 0..BURST / 2 {
         assert_eq!(one.unary(piece()).await.unwrap().into_inner().bytes, 4);
         assert_eq!(other.unary(piece()).await.unwrap().into_inner().bytes, 4);
@@ -348,7 +354,7 @@ async fn on_tonic_the_client_sees_resource_exhausted_with_message_and_pushback()
         }
         assert_eq!(honest.unary(piece()).await.unwrap().into_inner().bytes, 4);
     }
-    // A stream of messages is refused likewise, before any is read.
+    // A stream of messages is refused in the same way, before any message is read.
     let pieces = tokio_stream::iter((0..100).map(|_| Piece {
         data: Bytes::from_static(b"x"),
     }));

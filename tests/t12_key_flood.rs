@@ -1,5 +1,5 @@
-//! T12: a flood of keys against the rate limit's own table. It takes no more memory than it had,
-//! nobody gets rid of a debt by it, and an honest client beside it is served throughout.
+//! T12: a flood of keys against the rate limit's own table. The table takes no more memory than
+//! before, no client loses its debt by the flood, and an honest client is served throughout.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use bytes::Bytes;
@@ -24,30 +24,34 @@ static ALLOCATOR: CountingAllocator = CountingAllocator::new();
 const GUARD: Guard = Guard::RateLimit;
 const CAPACITY: u64 = 1 << 12;
 
-/// Ten requests a second and forty at once, over a table of 32 KiB.
+/// Ten requests per second with a burst of forty, over a table of 32 KiB.
 fn limit(journal: &Journal) -> RateLimitLayer {
     let limiter = TableLimiter::new(Quota::per_second(10).burst(40)).unwrap();
     RateLimitLayer::with_limiter(limiter.capacity(CAPACITY as usize)).metrics(journal.clone())
 }
 
-/// The address number `client`, each in a /64 of its own.
-fn address(client: u32) -> SocketAddr {
+/// Returns the address of client number `client`, each in a /64 of its own.
+fn client_address(client: u32) -> SocketAddr {
     let network = 0x2001_0db8_u128 << 96 | u128::from(client) << 64;
     (Ipv6Addr::from_bits(network | 1), 4711).into()
 }
 
 fn info(client: u32) -> Arc<ConnInfo> {
-    ConnInfo::new(address(client), None, Prefix::default())
+    ConnInfo::new(
+        client_address(client),
+        None,
+        Prefix::default(),
+    )
 }
 
-/// Not two tests, because both look at what the whole process has allocated.
+/// One test, because both parts measure the allocations of the whole process.
 #[tokio::test]
-async fn a_flood_of_keys_takes_no_memory_and_washes_no_debt_off() {
-    a_million_keys_in_one_process().await;
-    twenty_thousand_keys_over_a_socket().await;
+async fn a_flood_of_keys_takes_no_memory_and_erases_no_debt() {
+    flood_a_million_keys_in_process().await;
+    flood_twenty_thousand_keys_over_a_socket().await;
 }
 
-async fn a_million_keys_in_one_process() {
+async fn flood_a_million_keys_in_process() {
     tokio::time::pause();
     let journal = Journal::default();
     let handler = |_: Request<Empty<Bytes>>| {
@@ -66,8 +70,8 @@ async fn a_million_keys_in_one_process() {
     let (abuser, honest) = (info(1), info(2));
     let mut admitted = 0;
     let before = ALLOCATOR.live();
-    // Ten seconds, a hundred thousand new keys in each. Every half second the abuser tries to find
-    // his debt gone; the honest client asks once a second.
+    // Ten seconds with a hundred thousand new keys in each. Every half second the abuser checks
+    // whether its debt is gone; the honest client sends a request once a second.
     for millis in 0..10_000u32 {
         if millis % 500 == 0 {
             admitted += (0..60).filter(|_| ask(&abuser)).count();
@@ -80,7 +84,7 @@ async fn a_million_keys_in_one_process() {
         }
         tokio::time::advance(Duration::from_millis(1)).await;
     }
-    // Refusals are written down in the journal; nothing else may have grown.
+    // The journal stores every refusal. Nothing else may have grown.
     let journal_bytes = journal.refusals().len() * 128 + (64 << 10);
     let grown = ALLOCATOR.live().saturating_sub(before);
     assert!(grown <= journal_bytes, "{grown} bytes for a million keys");
@@ -92,8 +96,8 @@ async fn a_million_keys_in_one_process() {
     tokio::time::resume();
 }
 
-async fn twenty_thousand_keys_over_a_socket() {
-    // Nobody has so many addresses on loopback, so whoever accepts here takes them from a header.
+async fn flood_twenty_thousand_keys_over_a_socket() {
+    // Loopback does not have that many addresses, so the server takes them from a header.
     let journal = Journal::default();
     let limited = limit(&journal).layer(service_fn(async |_: Request<hyper::body::Incoming>| {
         Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"served"))))

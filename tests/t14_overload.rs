@@ -1,6 +1,6 @@
-//! T14, overload by honest traffic: ten times as many requests as the server can do. It goes on
-//! doing as many as it can, each as fast as ever; the others hear "no" at once; the health check
-//! is answered throughout.
+//! T14, overload by honest traffic: ten times as many requests as the server can handle. The server
+//! continues to handle as many as it can, each at its usual speed. The others are refused at once,
+//! and the health check is answered throughout.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use axum::{Router, routing::get};
@@ -20,24 +20,24 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-const SLOTS: usize = 20;
+const PERMITS: usize = 20;
 const CLIENTS: usize = 200;
-const HANDLER: Duration = Duration::from_millis(50);
-const OVERLOAD: Duration = Duration::from_secs(2);
+const HANDLER_TIME: Duration = Duration::from_millis(50);
+const OVERLOAD_TIME: Duration = Duration::from_secs(2);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_server_does_what_it_can_and_refuses_the_rest_at_once() {
+async fn an_overloaded_server_works_at_its_limit_and_refuses_the_rest_at_once() {
     let journal = Journal::default();
-    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let at_work = (now.clone(), most.clone());
+    let (working, max_working) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let counts = (working.clone(), max_working.clone());
     let slow = get(async move || {
-        let (now, most) = at_work;
-        most.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
-        sleep(HANDLER).await;
-        now.fetch_sub(1, SeqCst);
+        let (working, max_working) = counts;
+        max_working.fetch_max(working.fetch_add(1, SeqCst) + 1, SeqCst);
+        sleep(HANDLER_TIME).await;
+        working.fetch_sub(1, SeqCst);
         "done"
     });
-    let limit = ConcurrencyLimitLayer::new(SLOTS)
+    let limit = ConcurrencyLimitLayer::new(PERMITS)
         .reserve(2, |head| head.uri.path() == "/health")
         .metrics(journal.clone());
     let app = Router::new()
@@ -47,11 +47,11 @@ async fn the_server_does_what_it_can_and_refuses_the_rest_at_once() {
     let server = servers::axum(app).await;
 
     let addr = server.addr;
-    let end = Instant::now() + OVERLOAD;
+    let end = Instant::now() + OVERLOAD_TIME;
     let mut crowd = JoinSet::new();
     for n in 1..=CLIENTS {
-        // Each has an address: closed connections of one would use up half of its ports in 4 s,
-        // and the kernel looks long for the others.
+        // Each client has its own address: closed connections from one address would use up half of
+        // its ports in 4 s, and the kernel then takes long to find a free one.
         let from = Ipv4Addr::new(127, 0, 1, u8::try_from(n).unwrap());
         crowd.spawn(async move {
             let (mut served, mut refused) = (Vec::new(), Vec::new());
@@ -62,7 +62,7 @@ async fn the_server_does_what_it_can_and_refuses_the_rest_at_once() {
                     200 => served.push(sent.elapsed()),
                     503 => {
                         refused.push(sent.elapsed());
-                        sleep(HANDLER).await; // Sooner than it was asked to, but not at once.
+                        sleep(HANDLER_TIME).await; // Sooner than `retry-after`, but not at once.
                     }
                     other => panic!("{other}"),
                 }
@@ -70,7 +70,7 @@ async fn the_server_does_what_it_can_and_refuses_the_rest_at_once() {
             (served, refused)
         });
     }
-    clients::until("the slots are taken", || now.load(SeqCst) == SLOTS).await;
+    clients::until("the permits are taken", || working.load(SeqCst) == PERMITS).await;
     while Instant::now() < end {
         let health = clients::get(Ipv4Addr::LOCALHOST, addr, "/health")
             .await
@@ -85,21 +85,21 @@ async fn the_server_does_what_it_can_and_refuses_the_rest_at_once() {
         refused.extend(more_refused);
     }
     served.sort();
-    // Half of what the slots can do in that time at the very least, on a machine that is busy
-    // with the clients too; and nobody who was let in waited for anybody else.
-    let possible = SLOTS * (OVERLOAD.as_millis() / HANDLER.as_millis()) as usize;
+    // At least half of what the permits allow in that time, on a machine that is busy with the
+    // clients too. No admitted request waited for another.
+    let possible = PERMITS * (OVERLOAD_TIME.as_millis() / HANDLER_TIME.as_millis()) as usize;
     assert!(
         served.len() * 2 >= possible,
         "{} of {possible}",
         served.len()
     );
     assert!(
-        served[served.len() / 2] < HANDLER * 4,
+        served[served.len() / 2] < HANDLER_TIME * 4,
         "{:?}",
         served[served.len() / 2]
     );
     assert!(!refused.is_empty());
-    assert!(most.load(SeqCst) <= SLOTS, "{most:?}");
+    assert!(max_working.load(SeqCst) <= PERMITS, "{max_working:?}");
     let held = || journal.level(Guard::ConcurrencyLimit, Gauge::Working);
-    clients::until("nothing is held", || held() == Some(0)).await;
+    clients::until("no permit is held", || held() == Some(0)).await;
 }
