@@ -1,5 +1,5 @@
-//! T15: HTTP/2 by which a client makes work and asks for nothing, under stock `axum::serve`:
-//! requests cancelled as soon as they begin, however slowly, and frames that bring no request on.
+//! T15: HTTP/2 traffic that makes work and serves no request, under stock `axum::serve`: requests
+//! cancelled as soon as they begin, at any rate, and frames that carry no request on.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;
@@ -25,9 +25,10 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-const CANCEL: [u8; 4] = [0, 0, 0, 8];
+/// The payload of `RST_STREAM` with the code CANCEL.
+const CANCEL_PAYLOAD: [u8; 4] = [0, 0, 0, 8];
 
-async fn guarded(
+async fn guarded_server(
     rules: impl FnOnce(ConnGuardBuilder) -> ConnGuardBuilder,
 ) -> (ConnGuard, Journal, Server) {
     let journal = Journal::default();
@@ -48,17 +49,17 @@ async fn guarded(
     };
     let more = Router::new()
         .route("/upload", upload)
-        .route("/any", any(|| async { "whatever is asked" }))
+        .route("/any", any(|| async { "any method" }))
         .route("/tunnel", any(tunnel));
     let server = serve(&guard, app().merge(more)).await;
     (guard, journal, server)
 }
 
 fn cancel(stream: u32) -> Vec<u8> {
-    h2::frame(h2::RST_STREAM, 0, stream, &CANCEL)
+    h2::frame(h2::RST_STREAM, 0, stream, &CANCEL_PAYLOAD)
 }
 
-async fn ended_for(guard: &ConnGuard, journal: &Journal, reason: Reason) -> usize {
+async fn count_closed_for(guard: &ConnGuard, journal: &Journal, reason: Reason) -> usize {
     all_gone(guard).await;
     journal
         .disconnected()
@@ -68,34 +69,34 @@ async fn ended_for(guard: &ConnGuard, journal: &Journal, reason: Reason) -> usiz
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_cancelled_at_once_however_slowly_end_the_connection() {
-    let (guard, journal, server) = guarded(|rules| rules).await;
+async fn early_cancellations_at_any_rate_close_the_connection() {
+    let (guard, journal, server) = guarded_server(|rules| rules).await;
     let neighbour = Neighbour::of(server.addr);
     let mut client = RawClient::connect(server.addr).await.unwrap();
     client.send(h2::hello(65_535)).await.unwrap();
-    let mut asked = 0;
+    let mut requests = 0;
     for stream in (1..).step_by(2) {
-        // Never more than one at a time, and never two without a pause.
+        // Never more than one request at a time, and never two without a pause.
         if client.send(h2::get(stream, "/hang")).await.is_err() {
             break;
         }
         sleep(Duration::from_millis(5)).await;
         let _ = client.send(cancel(stream)).await;
-        asked += 1;
-        assert!(asked < 1000, "it goes on");
+        requests += 1;
+        assert!(requests < 1000, "the connection is still open");
     }
-    assert!(asked >= 200, "{asked}");
+    assert!(requests >= 200, "{requests}");
     neighbour.was_served().await;
     drop(client);
     assert_eq!(
-        ended_for(&guard, &journal, Reason::CancelledRequests).await,
+        count_closed_for(&guard, &journal, Reason::CancelledRequests).await,
         1
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_page_that_is_left_and_deadlines_that_pass_are_no_abuse() {
-    let (guard, journal, server) = guarded(|rules| rules).await;
+async fn leaving_a_page_and_expired_client_deadlines_are_no_abuse() {
+    let (guard, journal, server) = guarded_server(|rules| rules).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
     client.send(h2::hello(65_535)).await.unwrap();
     let streams = |from: u32| (from..from + 200).step_by(2);
@@ -106,18 +107,18 @@ async fn a_page_that_is_left_and_deadlines_that_pass_are_no_abuse() {
     };
     let stop = |from| streams(from).flat_map(cancel).collect::<Vec<_>>();
     let at_work = || guard.snapshot().in_flight;
-    // A hundred at once.
+    // A hundred requests, cancelled at once.
     client.send(ask(1)).await.unwrap();
-    until("they are at work", || at_work() == 100).await;
+    until("the requests are in flight", || at_work() == 100).await;
     client.send(stop(1)).await.unwrap();
-    until("they are cancelled", || at_work() == 0).await;
-    // And three times a hundred that were waited for.
+    until("the requests are cancelled", || at_work() == 0).await;
+    // Three times a hundred requests, cancelled after more than a second.
     for from in [201, 401, 601] {
         client.send(ask(from)).await.unwrap();
-        until("they are at work", || at_work() == 100).await;
+        until("the requests are in flight", || at_work() == 100).await;
         sleep(SECOND + SECOND / 10).await;
         client.send(stop(from)).await.unwrap();
-        until("they are cancelled", || at_work() == 0).await;
+        until("the requests are cancelled", || at_work() == 0).await;
     }
     sleep(SECOND / 2).await;
     assert!(
@@ -131,8 +132,8 @@ async fn a_page_that_is_left_and_deadlines_that_pass_are_no_abuse() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn frames_that_bring_no_request_on_end_the_connection() {
-    let (guard, journal, server) = guarded(|rules| rules).await;
+async fn frames_that_carry_no_request_on_close_the_connection() {
+    let (guard, journal, server) = guarded_server(|rules| rules).await;
     let neighbour = Neighbour::of(server.addr);
     let floods = [
         ("PING", h2::frame(h2::PING, 0, 0, &[0; 8])),
@@ -142,15 +143,15 @@ async fn frames_that_bring_no_request_on_end_the_connection() {
         ("unknown", h2::frame(0x2a, 0, 0, &[0; 16])),
     ];
     for (name, frame) in floods {
-        for asks in [false, true] {
+        for with_request in [false, true] {
             let mut client = RawClient::connect(server.addr).await.unwrap();
-            let ask = if asks {
+            let request = if with_request {
                 h2::get(1, "/hang")
             } else {
                 Vec::new()
             };
             client
-                .send([h2::hello(65_535), ask].concat())
+                .send([h2::hello(65_535), request].concat())
                 .await
                 .unwrap();
             let (mut read, mut write) = client.stream.into_split();
@@ -161,20 +162,23 @@ async fn frames_that_bring_no_request_on_end_the_connection() {
             let flood = frame.repeat(1000);
             let started = Instant::now();
             while write.write_all(&flood).await.is_ok() {
-                assert!(started.elapsed() < 3 * SECOND, "{name} goes on");
+                assert!(
+                    started.elapsed() < 3 * SECOND,
+                    "{name}: the connection is still open"
+                );
             }
             let _ = reader.await.unwrap();
         }
     }
     neighbour.was_served().await;
-    let ended = ended_for(&guard, &journal, Reason::NoProgress).await;
-    // h2 itself ends the one or other.
+    let ended = count_closed_for(&guard, &journal, Reason::NoProgress).await;
+    // h2 itself closes some of the connections.
     assert!(ended >= 6, "{ended}: {:?}", journal.disconnected());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_tunnel_that_is_over_and_an_upload_beside_it_excuse_no_flood() {
-    let (guard, journal, server) = guarded(|rules| rules).await;
+async fn neither_a_closed_tunnel_nor_an_upload_excuses_a_flood() {
+    let (guard, journal, server) = guarded_server(|rules| rules).await;
     let neighbour = Neighbour::of(server.addr);
     let tunnel = [h2::websocket(1, "/any"), cancel(1)].concat();
     let fields = [
@@ -187,7 +191,7 @@ async fn a_tunnel_that_is_over_and_an_upload_beside_it_excuse_no_flood() {
     let mut ended = 0;
     for beside in [tunnel, upload] {
         if guarded::IS_UNDER_TONIC && beside[3] == h2::HEADERS && ended == 0 {
-            ended += 1; // tonic knows no tunnels.
+            ended += 1; // tonic does not support tunnels.
             continue;
         }
         let mut client = RawClient::connect(server.addr).await.unwrap();
@@ -203,22 +207,22 @@ async fn a_tunnel_that_is_over_and_an_upload_beside_it_excuse_no_flood() {
         let mut sent = 0;
         while write.write_all(&flood).await.is_ok() {
             sent += flood.len();
-            assert!(sent < 64 << 20, "it goes on");
+            assert!(sent < 64 << 20, "the connection is still open");
         }
         let _ = reader.await.unwrap();
         ended += 1;
     }
     neighbour.was_served().await;
-    let no_progress = ended_for(&guard, &journal, Reason::NoProgress).await;
+    let no_progress = count_closed_for(&guard, &journal, Reason::NoProgress).await;
     assert_eq!(no_progress, if guarded::IS_UNDER_TONIC { 1 } else { 2 });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_tunnel_that_carries_bytes_is_progress_and_one_that_is_over_is_idle() {
+async fn a_tunnel_that_carries_bytes_is_progress_and_a_closed_one_is_idle() {
     if guarded::IS_UNDER_TONIC {
         return;
     }
-    let (guard, journal, server) = guarded(|rules| {
+    let (guard, journal, server) = guarded_server(|rules| {
         rules
             .max_overhead(16 * 1024)
             .idle(SECOND)
@@ -235,19 +239,19 @@ async fn a_tunnel_that_carries_bytes_is_progress_and_one_that_is_over_is_idle() 
         .extensions_mut()
         .insert(hyper::ext::Protocol::from_static("websocket"));
     client.ready().await.unwrap();
-    // The server's settings allow it, once they are here.
+    // The server's SETTINGS allow it, once the client has received them.
     sleep(SECOND / 4).await;
     let mut answer = client.send_request(request).await.unwrap();
     assert_eq!(answer.status(), 200);
     let upgraded = hyper::upgrade::on(&mut answer).await.unwrap();
     let mut tunnel = hyper_util::rt::TokioIo::new(upgraded);
     let conn = || guard.snapshot();
-    until("it counts", || conn().upgraded == 1).await;
+    until("the connection counts as upgraded", || conn().upgraded == 1).await;
     let piece = vec![b'x'; 64 * 1024];
     for _ in 0..64 {
         tunnel.write_all(&piece).await.unwrap();
     }
-    // A byte now and then for longer than the tunnel may be silent.
+    // A byte every half second, for longer than the idle timeout of an upgraded connection.
     for _ in 0..6 {
         sleep(SECOND / 2).await;
         tunnel.write_all(b"x").await.unwrap();
@@ -258,19 +262,22 @@ async fn a_tunnel_that_carries_bytes_is_progress_and_one_that_is_over_is_idle() 
         journal.disconnected()
     );
     drop(tunnel);
-    let over = Instant::now();
+    let closed = Instant::now();
     if guarded::IS_UNDER_SERVE {
-        until("it counts no more", || conn().upgraded == 0).await;
+        until("the connection no longer counts as upgraded", || {
+            conn().upgraded == 0
+        })
+        .await;
     }
     until("the connection is gone", || conn().open == 0).await;
-    assert!(over.elapsed() < 3 * SECOND, "{:?}", over.elapsed());
+    assert!(closed.elapsed() < 3 * SECOND, "{:?}", closed.elapsed());
     drop(client);
     all_gone(&guard).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn uploads_downloads_and_many_requests_are_progress() {
-    let (guard, journal, server) = guarded(|rules| rules.max_overhead(16 * 1024)).await;
+    let (guard, journal, server) = guarded_server(|rules| rules.max_overhead(16 * 1024)).await;
     let from = Ipv4Addr::LOCALHOST;
     let mut client = clients::http2::<Full<Bytes>>(from, server.addr)
         .await
@@ -296,7 +303,7 @@ async fn uploads_downloads_and_many_requests_are_progress() {
         let answer = client.send_request(ask("/", Vec::new())).await.unwrap();
         assert_eq!(clients::whole(answer).await.unwrap().body(), "served");
     }
-    // 64 MiB of an answer, acknowledged all the while.
+    // 64 MiB of a response, acknowledged throughout.
     use http_body_util::BodyExt;
     let mut endless = client
         .send_request(ask("/endless", Vec::new()))
@@ -323,8 +330,8 @@ async fn uploads_downloads_and_many_requests_are_progress() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_flood_before_the_first_request_is_not_let_be_until_its_deadline() {
-    let (guard, journal, server) = guarded(|rules| rules).await;
+async fn a_flood_before_the_first_request_is_closed_before_its_timeout() {
+    let (guard, journal, server) = guarded_server(|rules| rules).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
     client.send(h2::hello(65_535)).await.unwrap();
     let started = Instant::now();
@@ -332,5 +339,8 @@ async fn a_flood_before_the_first_request_is_not_let_be_until_its_deadline() {
     while client.send(&flood).await.is_ok() {}
     assert!(started.elapsed() < 2 * SECOND, "{:?}", started.elapsed());
     cut(&mut client).await;
-    assert_eq!(ended_for(&guard, &journal, Reason::NoProgress).await, 1);
+    assert_eq!(
+        count_closed_for(&guard, &journal, Reason::NoProgress).await,
+        1
+    );
 }

@@ -1,7 +1,8 @@
 //! T15: floods of HTTP/2 frames that cost the client nothing: Rapid Reset, `MadeYouReset`,
-//! CONTINUATION, empty and tiny DATA, and frames that may not be. Each ends the connection at once,
-//! and only a few handlers are ever started. What HTTP/2 allows in any number the guard ends: it is
-//! in `t15_http2_abuse.rs` as well, with the honest clients that look like it.
+//! CONTINUATION, empty and tiny DATA, and frames that are not allowed. Each closes the connection
+//! at once, and only a few handlers ever start. Frames that HTTP/2 allows in any number are limited
+//! by the guard: `t15_http2_abuse.rs` tests them as well, with the honest clients that resemble
+//! them.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;
@@ -25,19 +26,20 @@ use std::{
 };
 use tokio::task::JoinSet;
 
-/// How many handlers were started for each client, and are at work.
+/// The number of handlers started and running, by client address.
 #[derive(Clone, Default)]
 struct Handlers(Arc<Mutex<HashMap<IpAddr, (usize, usize)>>>);
 
-struct AtWork(Handlers, IpAddr);
+/// One running handler, counted until it is dropped.
+struct RunningHandler(Handlers, IpAddr);
 
 impl Handlers {
-    fn enter(&self, conn: &ConnInfo) -> AtWork {
+    fn start(&self, conn: &ConnInfo) -> RunningHandler {
         let client = conn.peer().ip();
         let mut handlers = self.0.lock().unwrap();
-        let (started, at_work) = handlers.entry(client).or_default();
-        (*started, *at_work) = (*started + 1, *at_work + 1);
-        AtWork(self.clone(), client)
+        let (started, running) = handlers.entry(client).or_default();
+        (*started, *running) = (*started + 1, *running + 1);
+        RunningHandler(self.clone(), client)
     }
 
     fn started(&self, client: Ipv4Addr) -> usize {
@@ -48,36 +50,36 @@ impl Handlers {
             .map_or(0, |(started, _)| *started)
     }
 
-    fn at_work(&self) -> usize {
+    fn running(&self) -> usize {
         self.0
             .lock()
             .unwrap()
             .values()
-            .map(|(_, at_work)| *at_work)
+            .map(|(_, running)| *running)
             .sum()
     }
 }
 
-impl Drop for AtWork {
+impl Drop for RunningHandler {
     fn drop(&mut self) {
         self.0.0.lock().unwrap().get_mut(&self.1).unwrap().1 -= 1;
     }
 }
 
-/// `/hang` never answers, `/keep` never reads its body, `/read` does; `/` is the neighbour's.
+/// `/hang` never answers, `/keep` never reads its body, `/read` does. `/` serves the neighbour.
 fn app(handlers: &Handlers) -> Router {
     let [hang, keep, read] = [(); 3].map(|()| handlers.clone());
     let hang = async move |Extension(conn): Extension<Arc<ConnInfo>>| {
-        let _at_work = hang.enter(&conn);
+        let _running = hang.start(&conn);
         pending::<()>().await;
     };
     let keep = async move |Extension(conn): Extension<Arc<ConnInfo>>, body: Body| {
-        let _at_work = keep.enter(&conn);
+        let _running = keep.start(&conn);
         pending::<()>().await;
         drop(body);
     };
     let read = async move |Extension(conn): Extension<Arc<ConnInfo>>, body: Body| {
-        let _at_work = read.enter(&conn);
+        let _running = read.start(&conn);
         let _ = to_bytes(body, 1 << 24).await;
     };
     Router::new()
@@ -87,41 +89,40 @@ fn app(handlers: &Handlers) -> Router {
         .route("/read", post(read))
 }
 
-/// What is sent after the preface, why the connection ends, and how many handlers may have begun.
+/// Frames sent after the preface, the expected GOAWAY code, and the most handlers that may start.
 struct Flood {
-    what: &'static str,
+    name: &'static str,
     frames: Vec<u8>,
-    ends: u32,
-    handlers: usize,
+    goaway_code: u32,
+    max_handlers: usize,
 }
 
-fn flood(what: &'static str, frames: Vec<u8>, ends: u32, handlers: usize) -> Flood {
+fn flood(name: &'static str, frames: Vec<u8>, goaway_code: u32, max_handlers: usize) -> Flood {
     Flood {
-        what,
+        name,
         frames,
-        ends,
-        handlers,
+        goaway_code,
+        max_handlers,
     }
 }
 
-/// The numbers of so many streams.
-fn numbers(count: u32) -> impl Iterator<Item = u32> {
+/// Returns the identifiers of the first `count` streams.
+fn stream_ids(count: u32) -> impl Iterator<Item = u32> {
     (0..count).map(|n| 2 * n + 1)
 }
 
-/// 3,000 streams, each with a request for `/hang` and then `and`.
-fn streams(and: impl Fn(u32) -> Vec<u8>) -> Vec<u8> {
-    let numbers = numbers(3000);
-    numbers
-        .flat_map(|stream| [h2::get(stream, "/hang"), and(stream)].concat())
+/// Returns 3,000 streams, each with a request for `/hang` followed by `next(stream)`.
+fn requests_followed_by(next: impl Fn(u32) -> Vec<u8>) -> Vec<u8> {
+    stream_ids(3000)
+        .flat_map(|stream| [h2::get(stream, "/hang"), next(stream)].concat())
         .collect()
 }
 
-fn overflows() -> Vec<u8> {
-    streams(|stream| h2::open(stream, 0x7fff_ffff))
+fn window_overflows() -> Vec<u8> {
+    requests_followed_by(|stream| h2::open(stream, 0x7fff_ffff))
 }
 
-fn request(stream: u32, path: &str, length: Option<&str>) -> Vec<u8> {
+fn post_head(stream: u32, path: &str, length: Option<&str>) -> Vec<u8> {
     let (method, scheme, host) = (
         (":method", "POST"),
         (":scheme", "http"),
@@ -134,155 +135,175 @@ fn request(stream: u32, path: &str, length: Option<&str>) -> Vec<u8> {
 
 fn floods() -> Vec<Flood> {
     use h2::{
-        CANCEL, CONTINUATION, DATA, ENHANCE_YOUR_CALM as CALM, FLOW_CONTROL_ERROR as WINDOW,
-        FRAME_SIZE_ERROR as SIZE, HEADERS, PRIORITY, PROTOCOL_ERROR as PROTOCOL, RST_STREAM, frame,
+        CANCEL, CONTINUATION, DATA, ENHANCE_YOUR_CALM, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR,
+        HEADERS, PRIORITY, PROTOCOL_ERROR, RST_STREAM, frame,
     };
     let reset = |stream| frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes());
-    let depends = |on: u32| [&on.to_be_bytes()[..], &[0]].concat();
-    let body = |path, piece: &[u8], flags, count| {
+    let depends_on = |on: u32| [&on.to_be_bytes()[..], &[0]].concat();
+    let upload = |path, piece: &[u8], flags, count| {
         [
-            request(1, path, None),
+            post_head(1, path, None),
             frame(DATA, flags, 1, piece).repeat(count),
         ]
         .concat()
     };
-    let head = |and: Vec<u8>| [frame(HEADERS, 1, 1, &[0x82]), and].concat();
+    let head_then = |rest: Vec<u8>| [frame(HEADERS, 1, 1, &[0x82]), rest].concat();
     vec![
         flood(
             "rapid reset",
-            numbers(300)
+            stream_ids(300)
                 .flat_map(|stream| [h2::get(stream, "/hang"), reset(stream)].concat())
                 .collect(),
-            CALM,
+            ENHANCE_YOUR_CALM,
             50,
         ),
-        // MadeYouReset: what makes the server reset a stream by itself.
-        flood("window overflows", overflows(), CALM, 1024),
+        // MadeYouReset: frames that make the server reset streams by itself.
         flood(
-            "a stream depends on itself",
-            streams(|stream| frame(PRIORITY, 0, stream, &depends(stream))),
-            CALM,
+            "window overflows",
+            window_overflows(),
+            ENHANCE_YOUR_CALM,
             1024,
         ),
         flood(
-            "lengths that are wrong",
-            numbers(3000)
+            "a stream depends on itself",
+            requests_followed_by(|stream| frame(PRIORITY, 0, stream, &depends_on(stream))),
+            ENHANCE_YOUR_CALM,
+            1024,
+        ),
+        flood(
+            "wrong lengths",
+            stream_ids(3000)
                 .flat_map(|stream| {
                     [
-                        request(stream, "/read", Some("1")),
+                        post_head(stream, "/read", Some("1")),
                         frame(DATA, 1, stream, b"two"),
                     ]
                     .concat()
                 })
                 .collect(),
-            CALM,
+            ENHANCE_YOUR_CALM,
             1024,
         ),
         flood(
-            "malformed",
-            numbers(3000)
+            "malformed heads",
+            stream_ids(3000)
                 .flat_map(|stream| h2::headers(stream, h2::END_STREAM, &[(":method", "GET")]))
                 .collect(),
-            CALM,
+            ENHANCE_YOUR_CALM,
             0,
         ),
-        flood("too many at once", streams(|_| vec![]), CALM, 100),
-        // Those of its shapes that end the connection.
         flood(
-            "DATA on what is half closed",
-            streams(|stream| frame(DATA, 0, stream, b"a")),
-            PROTOCOL,
+            "too many at once",
+            requests_followed_by(|_| vec![]),
+            ENHANCE_YOUR_CALM,
+            100,
+        ),
+        // The variants of MadeYouReset that close the connection.
+        flood(
+            "DATA on half-closed streams",
+            requests_followed_by(|stream| frame(DATA, 0, stream, b"a")),
+            PROTOCOL_ERROR,
             100,
         ),
         flood(
-            "HEADERS on it",
-            streams(|stream| h2::get(stream, "/hang")),
-            PROTOCOL,
+            "HEADERS on half-closed streams",
+            requests_followed_by(|stream| h2::get(stream, "/hang")),
+            PROTOCOL_ERROR,
             100,
         ),
         flood(
-            "0 more window for a stream",
-            streams(|stream| h2::open(stream, 0)),
-            PROTOCOL,
+            "a window increment of 0 for a stream",
+            requests_followed_by(|stream| h2::open(stream, 0)),
+            PROTOCOL_ERROR,
             100,
         ),
         flood(
-            "a PRIORITY that is cut short",
-            streams(|stream| frame(PRIORITY, 0, stream, &[0; 4])),
-            PROTOCOL,
+            "a PRIORITY that is too short",
+            requests_followed_by(|stream| frame(PRIORITY, 0, stream, &[0; 4])),
+            PROTOCOL_ERROR,
             100,
         ),
         flood(
-            "0 more window",
+            "a window increment of 0",
             [h2::get(1, "/hang"), h2::open(0, 0)].concat(),
-            PROTOCOL,
+            PROTOCOL_ERROR,
             1,
         ),
         flood(
-            "too much window",
+            "a window overflow of the connection",
             [h2::get(1, "/hang"), h2::open(0, 0x7fff_ffff)].concat(),
-            WINDOW,
+            FLOW_CONTROL_ERROR,
             1,
         ),
-        flood("a reset of what is not there", reset(1), PROTOCOL, 0),
-        // A head without an end.
+        flood("a reset of an idle stream", reset(1), PROTOCOL_ERROR, 0),
+        // Heads without an end.
         flood(
             "empty CONTINUATION",
-            head(frame(CONTINUATION, 0, 1, &[]).repeat(10_000)),
-            CALM,
+            head_then(frame(CONTINUATION, 0, 1, &[]).repeat(10_000)),
+            ENHANCE_YOUR_CALM,
             0,
         ),
         flood(
             "CONTINUATION of a field",
-            head(frame(CONTINUATION, 0, 1, &h2::block(&[("a", "b")])).repeat(10_000)),
-            CALM,
+            head_then(frame(CONTINUATION, 0, 1, &h2::block(&[("a", "b")])).repeat(10_000)),
+            ENHANCE_YOUR_CALM,
             0,
         ),
         // Bodies.
-        flood("empty DATA", body("/read", &[], 0, 10_000), CALM, 1),
         flood(
-            "empty DATA that nobody reads",
-            body("/keep", &[], 0, 10_000),
-            CALM,
+            "empty DATA",
+            upload("/read", &[], 0, 10_000),
+            ENHANCE_YOUR_CALM,
             1,
         ),
-        flood("bytes one by one", body("/read", b"a", 0, 100_000), CALM, 1),
         flood(
-            "bytes that nobody reads",
-            body("/keep", b"a", 0, 100_000),
-            CALM,
+            "empty DATA that is not read",
+            upload("/keep", &[], 0, 10_000),
+            ENHANCE_YOUR_CALM,
+            1,
+        ),
+        flood(
+            "DATA of one byte",
+            upload("/read", b"a", 0, 100_000),
+            ENHANCE_YOUR_CALM,
+            1,
+        ),
+        flood(
+            "DATA of one byte that is not read",
+            upload("/keep", b"a", 0, 100_000),
+            ENHANCE_YOUR_CALM,
             1,
         ),
         flood(
             "nothing but padding",
-            body("/read", &[255; 256], 8, 3000),
-            CALM,
+            upload("/read", &[255; 256], 8, 3000),
+            ENHANCE_YOUR_CALM,
             1,
         ),
         flood(
-            "more than the window",
-            body("/keep", &[0; h2::FRAME], 0, 100),
-            WINDOW,
+            "DATA beyond the window",
+            upload("/keep", &[0; h2::FRAME], 0, 100),
+            FLOW_CONTROL_ERROR,
             1,
         ),
         // Frames that are too long.
         flood(
             "a long frame",
-            body("/keep", &[0; h2::FRAME + 1], 0, 1),
-            SIZE,
+            upload("/keep", &[0; h2::FRAME + 1], 0, 1),
+            FRAME_SIZE_ERROR,
             1,
         ),
         flood(
-            "a long frame of no kind",
+            "a long frame of an unknown type",
             frame(0xfa, 0, 0, &[0; h2::FRAME + 1]),
-            SIZE,
+            FRAME_SIZE_ERROR,
             0,
         ),
     ]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_flood_ends_at_once_and_starts_few_handlers() {
+async fn each_flood_closes_the_connection_at_once_and_starts_few_handlers() {
     for server in SERVERS {
         let guard = ConnGuard::default();
         let handlers = Handlers::default();
@@ -292,10 +313,10 @@ async fn each_flood_ends_at_once_and_starts_few_handlers() {
         let mut allowed = Vec::new();
         for (
             Flood {
-                what,
+                name,
                 frames,
-                ends,
-                handlers: most,
+                goaway_code,
+                max_handlers,
             },
             n,
         ) in floods().into_iter().zip(0..)
@@ -304,40 +325,40 @@ async fn each_flood_ends_at_once_and_starts_few_handlers() {
             let client = RawClient::connect_from(from, served.addr).await.unwrap();
             let bytes = [h2::hello(65_535), frames].concat();
             let (answer, after) = exchange(client, bytes).await;
-            assert!(after < SLACK, "{what}, {server}: {after:?}");
+            assert!(after < SLACK, "{name}, {server}: {after:?}");
             let last = h2::frames(&answer)
                 .into_iter()
                 .rfind(|frame| frame.kind == h2::GOAWAY);
             assert_eq!(
                 last.and_then(|frame| frame.code()),
-                Some(ends),
-                "{what}, {server}"
+                Some(goaway_code),
+                "{name}, {server}"
             );
-            // hyper by itself allows 200 requests at once.
-            let most = if server == "axum::serve" {
-                2 * most
+            // hyper by default allows 200 requests at once.
+            let max_handlers = if server == "axum::serve" {
+                2 * max_handlers
             } else {
-                most
+                max_handlers
             };
-            allowed.push((what, from, most));
+            allowed.push((name, from, max_handlers));
         }
         neighbour.was_served().await;
         all_gone(&guard).await;
-        until("their handlers are gone", || handlers.at_work() == 0).await;
-        for (what, from, most) in allowed {
+        until("the handlers have ended", || handlers.running() == 0).await;
+        for (name, from, max_handlers) in allowed {
             let started = handlers.started(from);
-            assert!(started <= most, "{what}, {server}: {started}");
+            assert!(started <= max_handlers, "{name}, {server}: {started}");
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tonic_as_it_is_lets_a_client_make_it_reset_any_number_of_streams() {
+async fn an_unhardened_tonic_server_resets_any_number_of_streams_for_a_client() {
     let (guard, handlers) = (ConnGuard::default(), Handlers::default());
     let server = tonic_s_own(&guard, false, app(&handlers)).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
     client
-        .send([h2::hello(65_535), overflows()].concat())
+        .send([h2::hello(65_535), window_overflows()].concat())
         .await
         .unwrap();
     let reset = h2::next(&mut client.stream, h2::RST_STREAM, 5999).await;
@@ -347,8 +368,8 @@ async fn tonic_as_it_is_lets_a_client_make_it_reset_any_number_of_streams() {
     all_gone(&guard).await;
 }
 
-/// What HTTP/2 allows in any number, beside a request at work or not.
-fn without_end() -> Vec<(&'static str, Vec<u8>)> {
+/// Returns the frames that HTTP/2 allows in any number, with or without a request in flight.
+fn unlimited_frames() -> Vec<(&'static str, Vec<u8>)> {
     use h2::{GOAWAY, PING, PRIORITY, RST_STREAM, SETTINGS, frame};
     let large = "b".repeat(33_000);
     let refused = [
@@ -359,24 +380,24 @@ fn without_end() -> Vec<(&'static str, Vec<u8>)> {
     ];
     vec![
         ("PING", frame(PING, 0, 0, &[0; 8])),
-        ("answers to PING", frame(PING, h2::ACK, 0, &[0; 8])),
+        ("acknowledgements of PING", frame(PING, h2::ACK, 0, &[0; 8])),
         ("SETTINGS", frame(SETTINGS, 0, 0, &[])),
         (
             "long SETTINGS",
             frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 255, 255].repeat(2000)),
         ),
         ("PRIORITY", frame(PRIORITY, 0, 1, &[0, 0, 0, 3, 7])),
-        ("windows of a stream", h2::open(1, 1)),
-        ("frames of no kind", frame(0xfa, 0, 0, &[0; 1000])),
+        ("WINDOW_UPDATE of a stream", h2::open(1, 1)),
+        ("frames of an unknown type", frame(0xfa, 0, 0, &[0; 1000])),
         (
-            "resets of what is gone",
+            "resets of a closed stream",
             frame(RST_STREAM, 0, 1, &h2::CANCEL.to_be_bytes()),
         ),
         ("GOAWAY", frame(GOAWAY, 0, 0, &[0; 8])),
         // Answered 431 by the h2 crate itself, on a new stream each time.
         (
             "heads that are too large",
-            numbers(100)
+            stream_ids(100)
                 .skip(1)
                 .flat_map(|stream| h2::headers(stream, h2::END_STREAM, &refused))
                 .collect(),
@@ -385,7 +406,7 @@ fn without_end() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_may_come_in_any_number_and_brings_nothing_on_ends_the_connection() {
+async fn frames_allowed_in_any_number_that_carry_no_request_on_close_the_connection() {
     for server in SERVERS {
         let (journal, handlers) = (Journal::default(), Handlers::default());
         let guard = ConnGuard::builder()
@@ -395,31 +416,31 @@ async fn what_may_come_in_any_number_and_brings_nothing_on_ends_the_connection()
         let served = by(server, &guard, app(&handlers)).await;
         let neighbour = Neighbour::of(served.addr);
         let mut floods = JoinSet::new();
-        for ((what, frames), n) in without_end().into_iter().zip(0..) {
+        for ((name, frames), n) in unlimited_frames().into_iter().zip(0..) {
             let client = RawClient::connect_from(Ipv4Addr::new(127, 0, 2, n), served.addr).await;
             let first = [h2::hello(65_535), h2::get(1, "/hang")].concat();
-            // Twice what is let be.
+            // Twice the allowed overhead.
             let rest = frames.repeat((512 << 10) / frames.len() + 1);
             floods.spawn(async move {
                 let (_, after) = exchange(client.unwrap(), [first, rest].concat()).await;
-                assert!(after < 2 * SECOND + SLACK, "{what}, {server}: {after:?}");
+                assert!(after < 2 * SECOND + SLACK, "{name}, {server}: {after:?}");
             });
         }
         floods.join_all().await;
         neighbour.was_served().await;
         all_gone(&guard).await;
-        until("their handlers are gone", || handlers.at_work() == 0).await;
+        until("the handlers have ended", || handlers.running() == 0).await;
         let ended = journal.disconnected();
         let ended = ended
             .iter()
             .filter(|(ended, _)| ended.reason == Reason::NoProgress)
             .count();
-        assert_eq!(ended, without_end().len(), "{server}");
+        assert_eq!(ended, unlimited_frames().len(), "{server}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_that_are_cancelled_one_by_one_end_the_connection() {
+async fn requests_cancelled_one_by_one_close_the_connection() {
     for server in SERVERS {
         let (journal, handlers) = (Journal::default(), Handlers::default());
         let guard = ConnGuard::builder()
@@ -431,27 +452,27 @@ async fn requests_that_are_cancelled_one_by_one_end_the_connection() {
         let from = Ipv4Addr::new(127, 0, 2, 1);
         let mut client = RawClient::connect_from(from, served.addr).await.unwrap();
         client.send(h2::hello(65_535)).await.unwrap();
-        let is_ended = || journal.closed().contains(&Some(Reason::CancelledRequests));
-        for (stream, asked) in numbers(10_000).zip(1..) {
+        let is_closed = || journal.closed().contains(&Some(Reason::CancelledRequests));
+        for (stream, requests) in stream_ids(10_000).zip(1..) {
             let reset = h2::frame(h2::RST_STREAM, 0, stream, &h2::CANCEL.to_be_bytes());
-            // Each only when the handler of the one before was started.
+            // The client cancels each request only after its handler has started.
             let _ = client.send(h2::get(stream, "/hang")).await;
-            until("it is at work", || {
-                handlers.started(from) == asked || is_ended()
+            until("the handler has started", || {
+                handlers.started(from) == requests || is_closed()
             })
             .await;
             let _ = client.send(reset).await;
-            if is_ended() {
+            if is_closed() {
                 break;
             }
         }
-        assert!(is_ended(), "{server}: it goes on");
+        assert!(is_closed(), "{server}: the connection is still open");
         let started = handlers.started(from);
-        // The sweeper looks four times a second.
+        // The sweeper runs four times a second.
         assert!((200..5000).contains(&started), "{server}: {started}");
         neighbour.was_served().await;
         drop(client);
         all_gone(&guard).await;
-        until("its handlers are gone", || handlers.at_work() == 0).await;
+        until("the handlers have ended", || handlers.running() == 0).await;
     }
 }

@@ -1,7 +1,7 @@
-//! T16 in bytes: what one hostile connection can make `palisade::serve` keep is no more than its
-//! docs say, and after a thousand of every kind all of it is given back.
+//! T16 in bytes: one hostile connection makes `palisade::serve` keep no more than its docs say, and
+//! after a thousand connections of every kind all of it is released.
 //!
-//! One test: the allocator counts for the whole process.
+//! One test, because the allocator counts for the whole process.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;
@@ -38,22 +38,22 @@ const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 const STREAMS: usize = 100;
 
-/// What the crate docs of palisade-serve say, by default settings and without what the app gives:
-/// for each stream the send buffer, a piece, six times the header list, and its task; once the
-/// window of the connection and its buffers.
-const HTTP2: usize = STREAMS * (64 + 16 + 6 * 32 + 4) * KIB + 512 * KIB + 256 * KIB;
-/// And on HTTP/1 a buffer in each direction, and the head.
-const HTTP1: usize = (64 + 64 + 32) * KIB;
+/// The bytes of one HTTP/2 connection by default settings, without those that the app produces, as
+/// the crate docs of palisade-serve state them: for each stream the send buffer, a piece, six times
+/// the header list, and its task; once the window of the connection and its buffers.
+const HTTP2_BYTES: usize = STREAMS * (64 + 16 + 6 * 32 + 4) * KIB + 512 * KIB + 256 * KIB;
+/// The bytes of one HTTP/1 connection: a buffer in each direction, and the head.
+const HTTP1_BYTES: usize = (64 + 64 + 32) * KIB;
 
-/// `/64k` and `/1m` answer without end in pieces of that length, `/hang` never does; all keep their
-/// requests meanwhile.
-fn app(given: &Arc<AtomicUsize>) -> Router {
+/// `/64k` and `/1m` answer without end in pieces of that length, `/hang` never answers. All keep
+/// their requests meanwhile.
+fn app(produced: &Arc<AtomicUsize>) -> Router {
     let endless = |length: usize| {
-        let given = Arc::clone(given);
+        let produced = Arc::clone(produced);
         async move |request: Request| {
             let pieces = stream::repeat_with(move || {
                 let _kept = &request;
-                given.fetch_add(1, SeqCst);
+                produced.fetch_add(1, SeqCst);
                 Ok::<_, Infallible>(Bytes::from(vec![b'x'; length]))
             });
             Body::from_stream(pieces)
@@ -76,17 +76,18 @@ fn app(given: &Arc<AtomicUsize>) -> Router {
 
 type Fields = Vec<(String, String)>;
 
-/// Header fields as they weigh most: in few bytes, and in many names.
+/// A header list with one long value, the most bytes in few fields.
 fn one_large() -> Fields {
     vec![("a".to_owned(), "b".repeat(30 * KIB))]
 }
 
+/// A header list with many short names, the most fields in few bytes.
 fn many_small() -> Fields {
     (0..880).map(|n| (format!("a{n}"), String::new())).collect()
 }
 
-/// A hundred requests on one connection, and so much body on the first of them.
-fn requests(path: &str, fields: &Fields, body: usize) -> Vec<u8> {
+/// Returns a hundred requests for one connection, with `body` bytes of body on the first.
+fn http2_requests(path: &str, fields: &Fields, body: usize) -> Vec<u8> {
     let (method, scheme, host) = (
         (":method", "POST"),
         (":scheme", "http"),
@@ -104,8 +105,8 @@ fn requests(path: &str, fields: &Fields, body: usize) -> Vec<u8> {
     bytes
 }
 
-/// An HTTP/1 request with a head of 32 KB, and a part of its body.
-fn request(path: &str) -> Vec<u8> {
+/// Returns an HTTP/1 request with a head of 32 KB and a part of its body.
+fn http1_request(path: &str) -> Vec<u8> {
     let fields: String = (0..97)
         .map(|n| format!("a{n}: {}\r\n", "b".repeat(320)))
         .collect();
@@ -114,8 +115,8 @@ fn request(path: &str) -> Vec<u8> {
     [head.into_bytes(), vec![0; 60_000]].concat()
 }
 
-/// HTTP/2 up to where both know each other's settings.
-async fn http2(addr: SocketAddr, window: u32) -> RawClient {
+/// Connects and exchanges the settings of HTTP/2.
+async fn connect_http2(addr: SocketAddr, window: u32) -> RawClient {
     let mut client = RawClient::connect(addr).await.unwrap();
     client.send(h2::hello(window)).await.unwrap();
     h2::next(&mut client.stream, h2::WINDOW_UPDATE, 0).await;
@@ -127,113 +128,127 @@ async fn http2(addr: SocketAddr, window: u32) -> RawClient {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_hostile_connections_cost_is_bounded_and_given_back() {
+async fn the_memory_of_hostile_connections_is_bounded_and_released() {
     raise_file_limit();
     let guard = ConnGuard::builder()
         .max_connections(2000)
         .probe(SECOND / 4)
         .build()
         .unwrap();
-    let given = Arc::new(AtomicUsize::new(0));
-    let server = hardened(&guard, app(&given)).await;
+    let produced = Arc::new(AtomicUsize::new(0));
+    let server = hardened(&guard, app(&produced)).await;
     let addr = server.addr;
     let neighbour = Neighbour::of(addr);
-    until("it is there", || guard.snapshot().open > 0).await;
+    until("the neighbour is connected", || guard.snapshot().open > 0).await;
     let open = 0x7fff_ffff;
     let over_http2 = [
         (
             "pieces of 64 KiB",
             open,
-            requests("/64k", &vec![], 0),
-            HTTP2 + STREAMS * 64 * KIB,
+            http2_requests("/64k", &vec![], 0),
+            HTTP2_BYTES + STREAMS * 64 * KIB,
         ),
         (
             "a piece of 1 MiB",
             open,
-            requests("/1m", &vec![], 0),
-            HTTP2 + STREAMS * MIB,
+            http2_requests("/1m", &vec![], 0),
+            HTTP2_BYTES + STREAMS * MIB,
         ),
         (
             "windows shut",
             0,
-            requests("/64k", &one_large(), 0),
-            HTTP2 + STREAMS * 64 * KIB,
+            http2_requests("/64k", &one_large(), 0),
+            HTTP2_BYTES + STREAMS * 64 * KIB,
         ),
-        ("large fields", 0, requests("/hang", &one_large(), 0), HTTP2),
-        ("many fields", 0, requests("/hang", &many_small(), 0), HTTP2),
         (
-            "uploads that nobody reads",
+            "large fields",
             0,
-            requests("/hang", &vec![], 256_000),
-            HTTP2,
+            http2_requests("/hang", &one_large(), 0),
+            HTTP2_BYTES,
+        ),
+        (
+            "many fields",
+            0,
+            http2_requests("/hang", &many_small(), 0),
+            HTTP2_BYTES,
+        ),
+        (
+            "uploads that are not read",
+            0,
+            http2_requests("/hang", &vec![], 256_000),
+            HTTP2_BYTES,
         ),
         (
             "all of it",
             open,
-            requests("/64k", &many_small(), 256_000),
-            HTTP2 + STREAMS * 64 * KIB,
+            http2_requests("/64k", &many_small(), 256_000),
+            HTTP2_BYTES + STREAMS * 64 * KIB,
         ),
     ];
     let over_http1 = [
         (
             "HTTP/1, pieces of 64 KiB",
-            request("/64k"),
-            HTTP1 + 64 * KIB,
+            http1_request("/64k"),
+            HTTP1_BYTES + 64 * KIB,
         ),
-        ("HTTP/1, a piece of 1 MiB", request("/1m"), HTTP1 + MIB),
         (
-            "HTTP/1, an upload that nobody reads",
-            request("/hang"),
-            HTTP1,
+            "HTTP/1, a piece of 1 MiB",
+            http1_request("/1m"),
+            HTTP1_BYTES + MIB,
+        ),
+        (
+            "HTTP/1, an upload that is not read",
+            http1_request("/hang"),
+            HTTP1_BYTES,
         ),
     ];
 
-    // Whatever is made once and kept is made in the first round.
-    costs_of(
+    // The first round makes the allocations that are made once and kept.
+    peak_bytes(
         &guard,
-        &given,
-        vec![http2(addr, 0).await],
-        &requests("/hang", &vec![], 0),
+        &produced,
+        vec![connect_http2(addr, 0).await],
+        &http2_requests("/hang", &vec![], 0),
     )
     .await;
     let before = ALLOCATOR.live();
-    for (what, window, bytes, most) in &over_http2 {
-        let clients = vec![http2(addr, *window).await];
-        let kept = costs_of(&guard, &given, clients, bytes)
+    for (name, window, bytes, max_bytes) in &over_http2 {
+        let clients = vec![connect_http2(addr, *window).await];
+        let kept = peak_bytes(&guard, &produced, clients, bytes)
             .await
             .saturating_sub(before);
-        println!("{what}: {} KiB of {} KiB", kept / KIB, most / KIB);
-        assert!(kept <= *most, "{what}: {kept} of {most}");
+        println!("{name}: {} KiB of {} KiB", kept / KIB, max_bytes / KIB);
+        assert!(kept <= *max_bytes, "{name}: {kept} of {max_bytes}");
     }
-    for (what, bytes, most) in &over_http1 {
-        // Many, because each costs so little.
+    for (name, bytes, max_bytes) in &over_http1 {
+        // Many connections, because each costs little.
         let mut clients = Vec::new();
         for _ in 0..STREAMS / 2 {
             clients.push(RawClient::connect(addr).await.unwrap());
         }
-        let kept = costs_of(&guard, &given, clients, bytes)
+        let kept = peak_bytes(&guard, &produced, clients, bytes)
             .await
             .saturating_sub(before);
         let kept = kept / (STREAMS / 2);
-        println!("{what}: {} KiB of {} KiB", kept / KIB, most / KIB);
-        assert!(kept <= *most, "{what}: {kept} of {most}");
+        println!("{name}: {} KiB of {} KiB", kept / KIB, max_bytes / KIB);
+        assert!(kept <= *max_bytes, "{name}: {kept} of {max_bytes}");
     }
 
-    // With what the neighbour has.
+    // Includes the files of the neighbour.
     let files = process::open_files();
-    thousand(addr, &guard).await;
+    open_and_close_a_thousand(addr, &guard).await;
     neighbour.was_served().await;
     all_gone(&guard).await;
-    let back = || ALLOCATOR.live() <= before + MIB;
-    until("live bytes are back", back).await;
+    let released = || ALLOCATOR.live() <= before + MIB;
+    until("live bytes are released", released).await;
     until("files are closed", || self::process::open_files() <= files).await;
 }
 
-/// Each client sends `bytes` and reads nothing; how many bytes were live at the most. A hundred
-/// requests are at work then, or as many as there are clients.
-async fn costs_of(
+/// Sends `bytes` on each client, reads nothing, and returns the most bytes that were live. A
+/// hundred requests are in flight then, or one for each client if there are several.
+async fn peak_bytes(
     guard: &ConnGuard,
-    given: &AtomicUsize,
+    produced: &AtomicUsize,
     mut clients: Vec<RawClient>,
     bytes: &[u8],
 ) -> usize {
@@ -246,10 +261,13 @@ async fn costs_of(
     for client in &mut clients {
         client.send(bytes).await.unwrap();
     }
-    until("all are at work", || guard.snapshot().in_flight >= requests).await;
+    until("all requests are in flight", || {
+        guard.snapshot().in_flight >= requests
+    })
+    .await;
     let mut last = (0, 0);
     let full = || {
-        let now = given.load(SeqCst);
+        let now = produced.load(SeqCst);
         last = if now == last.0 {
             (now, last.1 + 1)
         } else {
@@ -257,22 +275,25 @@ async fn costs_of(
         };
         last.1 == 100
     };
-    until("nothing more is taken of them", full).await;
-    assert!(guard.snapshot().in_flight >= requests, "nobody was let go");
+    until("no more pieces are taken", full).await;
+    assert!(
+        guard.snapshot().in_flight >= requests,
+        "a request has ended"
+    );
     let peak = ALLOCATOR.peak();
     drop(clients);
-    // The neighbour has two.
-    until("they are gone", || guard.snapshot().open <= 2).await;
-    until("what they cost is back", || {
+    // The neighbour has two connections.
+    until("the connections are closed", || guard.snapshot().open <= 2).await;
+    until("their bytes are released", || {
         ALLOCATOR.live() <= before + MIB / 4
     })
     .await;
     peak
 }
 
-/// A thousand of ten kinds at once, and then all of them gone.
-async fn thousand(addr: SocketAddr, guard: &ConnGuard) {
-    let ten = |path: &str| -> Vec<u8> {
+/// Opens a thousand connections of ten kinds at once and then closes all of them.
+async fn open_and_close_a_thousand(addr: SocketAddr, guard: &ConnGuard) {
+    let ten_requests = |path: &str| -> Vec<u8> {
         let streams = (0..10).map(|n| h2::get(2 * n + 1, path));
         [h2::hello(0x7fff_ffff), streams.collect::<Vec<_>>().concat()].concat()
     };
@@ -285,10 +306,10 @@ async fn thousand(addr: SocketAddr, guard: &ConnGuard) {
         [h2::hello(65_535), h2::frame(h2::HEADERS, 0, 1, &[0x82])].concat(),
         b"GET /64k HTTP/1.1\r\nhost: x\r\n\r\n".to_vec(),
         b"GET /hang HTTP/1.1\r\nhost: x\r\n\r\nG".to_vec(),
-        request("/hang"),
+        http1_request("/hang"),
         upgrade.into(),
-        ten("/64k"),
-        ten("/hang"),
+        ten_requests("/64k"),
+        ten_requests("/hang"),
     ];
     let mut clients = Vec::new();
     for n in 0..1000 {
@@ -297,7 +318,7 @@ async fn thousand(addr: SocketAddr, guard: &ConnGuard) {
         client.send(&kinds[n % 10]).await.unwrap();
         clients.push(client);
     }
-    until("all are there", || {
+    until("all connections are open", || {
         let now = guard.snapshot();
         now.open >= 1000 && now.in_flight >= 2300 && now.at(Phase::Upgraded) == 100
     })
@@ -305,25 +326,25 @@ async fn thousand(addr: SocketAddr, guard: &ConnGuard) {
     println!(
         "a thousand: {} MiB live, {} MiB resident",
         ALLOCATOR.live() / MIB,
-        resident() / MIB
+        resident_bytes() / MIB
     );
     for (n, client) in clients.iter().enumerate() {
-        // Every other one by a reset.
+        // Half of them close by reset.
         if n / 10 % 2 == 0 {
             client.stream.set_zero_linger().unwrap();
         }
     }
     drop(clients);
-    until("they are gone", || guard.snapshot().open <= 2).await;
+    until("the connections are closed", || guard.snapshot().open <= 2).await;
     println!(
-        "gone: {} MiB live, {} MiB resident",
+        "closed: {} MiB live, {} MiB resident",
         ALLOCATOR.live() / MIB,
-        resident() / MIB
+        resident_bytes() / MIB
     );
 }
 
-/// What the system has given to this process, where it says so.
-fn resident() -> usize {
+/// Returns the resident bytes of this process, or 0 where the system does not report them.
+fn resident_bytes() -> usize {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     text.split(' ')
         .nth(1)

@@ -1,6 +1,6 @@
-//! T16: requests that are held by the thousand, over however many connections: past the budget of
-//! the whole server each is refused at its head, and costs no handler. Who holds many cannot use
-//! it up for who asks for one thing at a time.
+//! T16: thousands of requests in flight, over any number of connections. Beyond the budget of the
+//! whole server each request is refused at its head and starts no handler. Clients that hold many
+//! requests do not use up the budget of those that send one at a time.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;
@@ -15,7 +15,7 @@ use palisade_testkit::{
 use std::net::Ipv4Addr;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_past_the_budget_of_all_connections_are_refused_at_the_head() {
+async fn requests_beyond_the_budget_of_all_connections_are_refused_at_the_head() {
     let journal = Journal::default();
     let monitoring = "127.0.9.0/24".parse().unwrap();
     let builder = ConnGuard::builder()
@@ -24,28 +24,34 @@ async fn requests_past_the_budget_of_all_connections_are_refused_at_the_head() {
     let guard = builder.metrics(journal.clone()).build().unwrap();
     let server = serve(&guard, app()).await;
     let neighbour = Neighbour::of(server.addr);
-    let mut talking = RawClient::connect(server.addr).await.unwrap();
-    talking
+    let mut sequential = RawClient::connect(server.addr).await.unwrap();
+    sequential
         .send([h2::hello(65_535), h2::get(1, "/")].concat())
         .await
         .unwrap();
-    assert_eq!(h2::next(&mut talking.stream, h2::DATA, 1).await, b"served");
+    assert_eq!(
+        h2::next(&mut sequential.stream, h2::DATA, 1).await,
+        b"served"
+    );
 
-    // Ten times as many as there may be, of ten clients: they do not get the last quarter.
-    let mut holding = Vec::new();
+    // Ten clients send ten times as many requests as the budget. They do not get its last quarter.
+    let mut holders = Vec::new();
     for n in 1..=10 {
         let from = Ipv4Addr::new(127, 0, 3, n as u8);
         let mut client = RawClient::connect_from(from, server.addr).await.unwrap();
         let requests = (0..100).flat_map(|stream| h2::get(2 * stream + 1, "/hang"));
-        // Every second one does not take its refusals either.
+        // Every second client opens no window for its refusals either.
         let window = if n % 2 == 0 { 65_535 } else { 0 };
         client
             .send([h2::hello(window), requests.collect()].concat())
             .await
             .unwrap();
         let held = || guard.snapshot().in_flight as usize + journal.refused().len();
-        until("they are held or refused", || held() >= 100 * n).await;
-        holding.push(client);
+        until("the requests are in flight or refused", || {
+            held() >= 100 * n
+        })
+        .await;
+        holders.push(client);
     }
     let held = guard.snapshot().in_flight;
     assert!((70..=85).contains(&held), "{held}");
@@ -53,29 +59,33 @@ async fn requests_past_the_budget_of_all_connections_are_refused_at_the_head() {
         journal
             .refused()
             .iter()
-            .all(|of| *of == (Guard::Connection, Reason::InFlightFull))
+            .all(|refused| *refused == (Guard::Connection, Reason::InFlightFull))
     );
     for stream in (3..103).step_by(2) {
-        talking.send(h2::get(stream, "/")).await.unwrap();
+        sequential.send(h2::get(stream, "/")).await.unwrap();
         assert_eq!(
-            h2::next(&mut talking.stream, h2::DATA, stream).await,
+            h2::next(&mut sequential.stream, h2::DATA, stream).await,
             b"served"
         );
     }
     neighbour.was_served().await;
 
-    // That takes one for each place, and then nobody gets a handler, and is told when to come back.
+    // Single requests take the rest of the budget. Then a request gets no handler, and the refusal
+    // says when to retry.
     let mut single = Vec::new();
     while guard.snapshot().in_flight < 100 {
         let before = guard.snapshot().in_flight;
         let mut client = RawClient::connect(server.addr).await.unwrap();
         client.send(GET.replace("/ ", "/hang ")).await.unwrap();
-        until("it is held", || guard.snapshot().in_flight == before + 1).await;
+        until("the request is in flight", || {
+            guard.snapshot().in_flight == before + 1
+        })
+        .await;
         single.push(client);
     }
-    let level = |level| journal.level(Guard::Connection, level);
+    let gauge = |gauge| journal.level(Guard::Connection, gauge);
     assert_eq!(
-        [level(Gauge::InFlight), level(Gauge::InFlightLimit)],
+        [gauge(Gauge::InFlight), gauge(Gauge::InFlightLimit)],
         [Some(100), Some(100)]
     );
     let refused = guarded::ask(Ipv4Addr::LOCALHOST, server.addr, "/")
@@ -85,21 +95,21 @@ async fn requests_past_the_budget_of_all_connections_are_refused_at_the_head() {
         (refused.status().as_u16(), &refused.headers()["retry-after"]),
         (503, &"1".parse().unwrap())
     );
-    talking.send(h2::get(103, "/")).await.unwrap();
-    // 503, and nothing after it that would wait for a window.
-    let refused = h2::read(&mut talking.stream).await;
+    sequential.send(h2::get(103, "/")).await.unwrap();
+    // 503 and no body, which would wait for a window.
+    let refused = h2::read(&mut sequential.stream).await;
     assert_eq!((refused.kind, refused.stream), (h2::HEADERS, 103));
     assert_eq!(refused.payload[..5], [0x48, 0x83, 0x6c, 0x0c, 0xff]);
     assert_eq!(refused.flags & h2::END_STREAM, h2::END_STREAM);
-    // But for whoever has a place reserved.
+    // A client in a reserved network is still served.
     let answer = guarded::ask(Ipv4Addr::new(127, 0, 9, 1), server.addr, "/")
         .await
         .unwrap();
     assert_eq!(answer.status(), 200);
-    // Until somebody lets go.
+    // The others are served again as soon as a request ends.
     single.pop();
-    until("it is let go", || guard.snapshot().in_flight == 99).await;
+    until("the request has ended", || guard.snapshot().in_flight == 99).await;
     served(&mut RawClient::connect(server.addr).await.unwrap()).await;
-    drop((holding, single, talking));
+    drop((holders, single, sequential));
     all_gone(&guard).await;
 }

@@ -1,5 +1,5 @@
 //! T16: more requests on one connection than it may have, and as many as it may have with the
-//! largest headers and answers that are not taken. What that costs is in `t16_memory.rs`.
+//! largest headers and responses that are not read. `t16_memory.rs` measures the memory of that.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;
@@ -15,19 +15,19 @@ use std::sync::Arc;
 use tokio::{sync::Semaphore, time::Instant};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_too_many_is_refused_and_the_others_are_served() {
+async fn a_request_over_the_stream_limit_is_refused_and_the_others_are_served() {
     for server in SERVERS {
         let gate = Arc::new(Semaphore::new(0));
-        let closed = Arc::clone(&gate);
+        let opened = Arc::clone(&gate);
         let wait = async move || {
-            closed.acquire().await.unwrap().forget();
+            opened.acquire().await.unwrap().forget();
             "late"
         };
         let guard = ConnGuard::default();
         let served = by(server, &guard, app().route("/gate", get(wait))).await;
         let neighbour = Neighbour::of(served.addr);
-        // hyper by itself allows 200.
-        let most = if server == "axum::serve" { 200 } else { 100 };
+        // hyper by default allows 200.
+        let max_streams = if server == "axum::serve" { 200 } else { 100 };
         let mut client = RawClient::connect(served.addr).await.unwrap();
         let streams = |numbers: std::ops::Range<u32>, path| {
             numbers
@@ -35,37 +35,37 @@ async fn a_request_too_many_is_refused_and_the_others_are_served() {
                 .collect::<Vec<_>>()
         };
         client
-            .send([h2::hello(65_535), streams(0..most + 50, "/gate")].concat())
+            .send([h2::hello(65_535), streams(0..max_streams + 50, "/gate")].concat())
             .await
             .unwrap();
-        // One after the other, as they came.
-        for n in most..most + 50 {
+        // The refusals come in the order of the requests.
+        for n in max_streams..max_streams + 50 {
             let refused = h2::next(&mut client.stream, h2::RST_STREAM, 2 * n + 1).await;
             assert_eq!(refused, h2::REFUSED_STREAM.to_be_bytes(), "{server}");
         }
-        until("all others wait", || {
-            guard.snapshot().in_flight >= most.into()
+        until("all other requests are in flight", || {
+            guard.snapshot().in_flight >= max_streams.into()
         })
         .await;
         assert!(
-            guard.snapshot().in_flight <= u64::from(most) + 2,
+            guard.snapshot().in_flight <= u64::from(max_streams) + 2,
             "{server}"
         );
-        // All of them, in any order.
-        gate.add_permits(most as usize);
+        // The other requests are served, in any order.
+        gate.add_permits(max_streams as usize);
         let mut served = 0;
-        while served < most {
+        while served < max_streams {
             let frame = h2::read(&mut client.stream).await;
             assert_ne!(frame.kind, h2::RST_STREAM, "{server}");
             served += u32::from(frame.kind == h2::DATA && frame.payload == b"late");
         }
-        // There is room for others now.
+        // The connection takes new requests again.
         client
-            .send(streams(most + 50..most + 51, "/"))
+            .send(streams(max_streams + 50..max_streams + 51, "/"))
             .await
             .unwrap();
         assert_eq!(
-            h2::next(&mut client.stream, h2::DATA, 2 * most + 101).await,
+            h2::next(&mut client.stream, h2::DATA, 2 * max_streams + 101).await,
             b"served"
         );
         drop(client);
@@ -74,9 +74,9 @@ async fn a_request_too_many_is_refused_and_the_others_are_served() {
     }
 }
 
-/// A hundred requests for what never ends, each with so many KiB of headers.
-fn bomb(window: u32, headers: usize) -> Vec<u8> {
-    let large = "b".repeat(headers << 10);
+/// Returns a hundred requests for an endless response, each with `header_kib` KiB of headers.
+fn large_header_requests(window: u32, header_kib: usize) -> Vec<u8> {
+    let large = "b".repeat(header_kib << 10);
     let fields = [
         (":method", "GET"),
         (":scheme", "http"),
@@ -89,7 +89,7 @@ fn bomb(window: u32, headers: usize) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_a_hundred_streams_with_shut_windows_each_is_reset_in_time() {
+async fn each_of_a_hundred_streams_with_shut_windows_is_reset_in_time() {
     let journal = Journal::default();
     let guard = ConnGuard::builder()
         .write_stall(SECOND)
@@ -99,15 +99,19 @@ async fn of_a_hundred_streams_with_shut_windows_each_is_reset_in_time() {
     let server = hardened(&guard, app()).await;
     let neighbour = Neighbour::of(server.addr);
     let mut client = RawClient::connect(server.addr).await.unwrap();
-    client.send(bomb(0, 30)).await.unwrap();
-    until("all are at work", || guard.snapshot().in_flight >= 100).await;
+    client.send(large_header_requests(0, 30)).await.unwrap();
+    until("all requests are in flight", || {
+        guard.snapshot().in_flight >= 100
+    })
+    .await;
     let started = Instant::now();
     let mut reset = 0;
     while reset < 100 {
         let frame = h2::read(&mut client.stream).await;
         reset += u32::from(frame.code() == Some(h2::CANCEL));
     }
-    // The heads of a hundred answers are more than 500 B/s for the last ten, who may have it twice.
+    // The heads of a hundred responses count as more than 500 B/s for the last ten streams, which
+    // may therefore take twice the time.
     assert!(
         started.elapsed() < 2 * SECOND + SLACK,
         "{:?}",
@@ -121,7 +125,7 @@ async fn of_a_hundred_streams_with_shut_windows_each_is_reset_in_time() {
             .count(),
         100
     );
-    // The connection goes on.
+    // The connection stays open.
     client
         .send([h2::get(201, "/"), h2::open(201, 100)].concat())
         .await
@@ -133,7 +137,7 @@ async fn of_a_hundred_streams_with_shut_windows_each_is_reset_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_opens_all_windows_and_reads_nothing_is_reset_in_time() {
+async fn a_client_that_opens_all_windows_and_reads_nothing_is_reset_in_time() {
     for server in SERVERS {
         let journal = Journal::default();
         let builder = ConnGuard::builder()
@@ -144,16 +148,19 @@ async fn who_opens_all_windows_and_reads_nothing_is_reset_in_time() {
         let neighbour = Neighbour::of(served.addr);
         let mut client = RawClient::connect(served.addr).await.unwrap();
         let started = Instant::now();
-        // hyper by itself takes 16 KiB.
-        let headers = if server == "axum::serve" { 14 } else { 30 };
-        client.send(bomb(0x7fff_ffff, headers)).await.unwrap();
-        // On a busy machine the first of them may stall before the last is here.
-        let ended = || journal.closed().contains(&Some(Reason::WriteStall));
-        until("they are at work", || {
-            guard.snapshot().in_flight >= 100 || ended()
+        // hyper by default takes 16 KiB of headers.
+        let header_kib = if server == "axum::serve" { 14 } else { 30 };
+        client
+            .send(large_header_requests(0x7fff_ffff, header_kib))
+            .await
+            .unwrap();
+        // On a busy machine the first request may stall before the last has arrived.
+        let is_closed = || journal.closed().contains(&Some(Reason::WriteStall));
+        until("the requests are in flight", || {
+            guard.snapshot().in_flight >= 100 || is_closed()
         })
         .await;
-        until("it is ended", ended).await;
+        until("the connection is closed", is_closed).await;
         assert!(
             started.elapsed() < SECOND + SLACK,
             "{server}: {:?}",

@@ -1,4 +1,4 @@
-//! T19: clients that ask, send a byte too many, and vanish. hyper does not notice; the guard
+//! T19: clients that send a request and one byte more, and vanish. hyper does not notice; the guard
 //! does, and the handler ends.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -18,17 +18,17 @@ use std::sync::{
 };
 use tokio::time::Instant;
 
-/// Counts the handlers at work.
-struct AtWork(Arc<AtomicUsize>);
+/// One running handler, counted until it is dropped.
+struct RunningHandler(Arc<AtomicUsize>);
 
-impl AtWork {
+impl RunningHandler {
     fn new(count: &Arc<AtomicUsize>) -> Self {
         count.fetch_add(1, SeqCst);
         Self(Arc::clone(count))
     }
 }
 
-impl Drop for AtWork {
+impl Drop for RunningHandler {
     fn drop(&mut self) {
         self.0.fetch_sub(1, SeqCst);
     }
@@ -36,19 +36,19 @@ impl Drop for AtWork {
 
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_handlers_of_clients_that_vanished_behind_an_unread_byte_end() {
+async fn the_handler_of_a_vanished_client_ends_despite_an_unread_byte() {
     let journal = Journal::default();
     let guard = ConnGuard::builder()
         .probe(SECOND / 2)
         .metrics(journal.clone())
         .build()
         .unwrap();
-    let working = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&working);
+    let handlers = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&handlers);
     let zombie = move || {
-        let at_work = AtWork::new(&count);
+        let running = RunningHandler::new(&count);
         async move {
-            let _at_work = at_work;
+            let _running = running;
             std::future::pending::<()>().await;
         }
     };
@@ -67,23 +67,29 @@ async fn the_handlers_of_clients_that_vanished_behind_an_unread_byte_end() {
             .unwrap();
         vanishing.push(client);
     }
-    until("all are at work", || working.load(SeqCst) == 20).await;
-    // One of them stays.
-    let _staying = vanishing.pop();
+    until("all handlers are running", || handlers.load(SeqCst) == 20).await;
+    // One client stays.
+    let staying = vanishing.pop();
     drop(vanishing);
     let vanished = Instant::now();
-    until("theirs have ended", || working.load(SeqCst) == 1).await;
+    until("the handlers of the others have ended", || {
+        handlers.load(SeqCst) == 1
+    })
+    .await;
     assert!(
         vanished.elapsed() < SECOND + SLACK,
         "{:?}",
         vanished.elapsed()
     );
-    // Its neighbour's requests come and go meanwhile.
-    until("it is in flight still", || guard.snapshot().in_flight == 1).await;
+    // The neighbour's requests start and end meanwhile.
+    until("one request is still in flight", || {
+        guard.snapshot().in_flight == 1
+    })
+    .await;
     neighbour.was_served().await;
-    drop(_staying);
+    drop(staying);
     all_gone(&guard).await;
-    assert_eq!(working.load(SeqCst), 0);
+    assert_eq!(handlers.load(SeqCst), 0);
     let hung_up = journal
         .disconnected()
         .iter()

@@ -1,8 +1,8 @@
 //! T21: metric cardinality and the log as targets.
 //!
-//! A client that is refused anyway sends ten thousand different paths, methods and header values,
-//! with escapes and line breaks in every form that a server lets in. It must not add a time
-//! series, nor forge or flood the log, nor keep its neighbour from being served.
+//! A client at its concurrency limit sends ten thousand different paths, methods and header values,
+//! with escapes and line breaks in every form that a server admits. It must not add a time series,
+//! forge or flood the log, or keep its neighbour from being served.
 
 use axum::{
     Router,
@@ -29,19 +29,19 @@ use tracing_subscriber::{fmt::MakeWriter, util::SubscriberInitExt};
 
 const HOSTILE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 const HONEST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
-const VALUES: u64 = 10_000;
-/// Stands in everything that the hostile client writes.
-const MARK: &str = "forged";
+const HOSTILE_REQUESTS: u64 = 10_000;
+/// A part of every text that the hostile client sends.
+const HOSTILE_TEXT: &str = "forged";
 
-/// A log in memory.
+/// An in-memory log.
 #[derive(Clone, Debug, Default)]
-struct Written(Arc<Mutex<Vec<u8>>>);
+struct LogBuffer(Arc<Mutex<Vec<u8>>>);
 
-impl io::Write for Written {
+impl io::Write for LogBuffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0
             .lock()
-            .expect("nobody panicked")
+            .expect("the lock is not poisoned")
             .extend_from_slice(bytes);
         Ok(bytes.len())
     }
@@ -51,7 +51,7 @@ impl io::Write for Written {
     }
 }
 
-impl MakeWriter<'_> for Written {
+impl MakeWriter<'_> for LogBuffer {
     type Writer = Self;
 
     fn make_writer(&self) -> Self {
@@ -59,7 +59,7 @@ impl MakeWriter<'_> for Written {
     }
 }
 
-/// Says whose connection it is, as the connection guard does.
+/// Adds the [`ConnInfo`] of the peer to the request, as the connection guard does.
 async fn conn(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     mut request: Request,
@@ -70,25 +70,25 @@ async fn conn(
     next.run(request).await
 }
 
-/// Everything in `text` but the values.
+/// Returns the series in `text`, without their values.
 fn series(text: &str) -> BTreeSet<&str> {
     text.lines()
-        .map(|line| line.rsplit_once(' ').expect("a value").0)
+        .map(|line| line.rsplit_once(' ').expect("a line ends with a value").0)
         .collect()
 }
 
 #[tokio::test]
-async fn hostile_text_adds_no_series_and_no_line_and_the_neighbour_is_served() {
-    // Tasks of this runtime run on this thread, so that the subscriber hears them.
-    let written = Written::default();
+async fn hostile_text_adds_no_series_and_forges_no_log_line_and_the_neighbour_is_served() {
+    // The tasks of this runtime run on this thread, so the subscriber receives their events.
+    let log_buffer = LogBuffer::default();
     let subscriber = tracing_subscriber::fmt()
-        .with_writer(written.clone())
+        .with_writer(log_buffer.clone())
         .finish();
-    let _listening = subscriber.set_default();
+    let _subscriber = subscriber.set_default();
 
     let snapshot = Snapshot::new();
     let metrics = Recorder::from((snapshot.clone(), Log::new()));
-    // One request at a time is what a client may have, and the hostile one has it.
+    // A client may have one request at a time, and that of the hostile client is in flight.
     let guard = ConcurrencyLimitLayer::new(16)
         .per_client(1)
         .metrics(metrics);
@@ -113,7 +113,7 @@ async fn hostile_text_adds_no_series_and_no_line_and_the_neighbour_is_served() {
     let before = snapshot.prometheus();
     let started = Instant::now();
 
-    // What is no HTTP is answered before any guard; what may be is refused by the guard.
+    // hyper answers what is not HTTP before any guard; the guard refuses the rest.
     for raw in [
         "GET /forged%0d%0alevel=ERROR%1b[31m HTTP/1.1\r\nhost: a\r\n\r\n",
         "GET /?q=forged\u{202e}\u{85}\u{2028} HTTP/1.1\r\nhost: a\r\n\r\n",
@@ -130,7 +130,7 @@ async fn hostile_text_adds_no_series_and_no_line_and_the_neighbour_is_served() {
             .await
             .unwrap();
         client.send(raw).await.unwrap();
-        // A gRPC client sees its refusal in trailers under 200.
+        // A gRPC client gets its refusal in trailers with status 200.
         let head = client.head().await.unwrap();
         let refused = head.status == 429 || head.header("grpc-status") == Some("8");
         assert!(refused || head.status == 400, "{raw:?}: {}", head.text);
@@ -142,12 +142,12 @@ async fn hostile_text_adds_no_series_and_no_line_and_the_neighbour_is_served() {
         .await
         .unwrap();
     let mut honest_served = 0;
-    for n in 0..VALUES {
+    for n in 0..HOSTILE_REQUESTS {
         let request = http::Request::builder()
             .method(format!("FORGED{n}").as_str())
-            .uri(format!("/{MARK}/{n}%0A?{MARK}={n}%1B"))
-            .header("host", format!("{MARK}-{n}"))
-            .header("user-agent", format!("{MARK} {n}\tlevel=ERROR"))
+            .uri(format!("/{HOSTILE_TEXT}/{n}%0A?{HOSTILE_TEXT}={n}%1B"))
+            .header("host", format!("{HOSTILE_TEXT}-{n}"))
+            .header("user-agent", format!("{HOSTILE_TEXT} {n}\tlevel=ERROR"))
             .header(
                 "x-request-id",
                 &[&n.to_be_bytes().map(|byte| byte | 0x80)[..], b"forged"].concat()[..],
@@ -168,17 +168,17 @@ async fn hostile_text_adds_no_series_and_no_line_and_the_neighbour_is_served() {
             honest_served += 1;
         }
     }
-    assert_eq!(honest_served, VALUES / 100);
+    assert_eq!(honest_served, HOSTILE_REQUESTS / 100);
 
-    // All of them were counted, and nothing is there that was not there before.
+    // All refusals were counted, and no series was added.
     let refused = snapshot.refused(Guard::ConcurrencyLimit, Reason::ClientFull);
-    assert_eq!(refused, raw_refused + VALUES);
+    assert_eq!(refused, raw_refused + HOSTILE_REQUESTS);
     let after = snapshot.prometheus();
     assert_eq!(series(&after), series(&before));
-    assert!(!after.to_lowercase().contains(MARK));
+    assert!(!after.to_lowercase().contains(HOSTILE_TEXT));
 
     let seconds = started.elapsed().as_secs() + 1;
-    let log = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+    let log = String::from_utf8(log_buffer.0.lock().unwrap().clone()).unwrap();
     let lines: Vec<_> = log.lines().collect();
     assert!(!lines.is_empty() && lines.len() as u64 <= Log::LINES as u64 * seconds);
     let mut suppressed = 0;
@@ -187,8 +187,8 @@ async fn hostile_text_adds_no_series_and_no_line_and_the_neighbour_is_served() {
             line.len() < 512 && !line.contains(char::is_control),
             "{line:?}"
         );
-        assert!(!line.to_lowercase().contains(MARK), "{line}");
-        // What the operator needs is there.
+        assert!(!line.to_lowercase().contains(HOSTILE_TEXT), "{line}");
+        // The line has the fields that an operator needs.
         for field in [
             "WARN palisade: request refused",
             "peer=127.0.0.2:",

@@ -1,6 +1,6 @@
-//! T22, leaks over time: clients that do everything wrong in every order, for some seconds, or for
-//! as many as `PALISADE_SOAK_SECONDS` says. Then every level is back at zero, and live bytes are
-//! back where they were to within a mebibyte.
+//! T22, leaks over time: clients misbehave in every way and order for some seconds, or for
+//! `PALISADE_SOAK_SECONDS`. Then every gauge is back at zero, and the live bytes are back to within
+//! a mebibyte of where they were.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use axum::{
@@ -30,10 +30,10 @@ use tokio::{
 static ALLOCATOR: CountingAllocator = CountingAllocator::new();
 
 const CLIENTS: u32 = 60;
-const MEBIBYTE: usize = 1 << 20;
+const MIB: usize = 1 << 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_every_misdeed_everything_is_given_back() {
+async fn everything_is_released_after_every_kind_of_misbehaviour() {
     let seconds = std::env::var("PALISADE_SOAK_SECONDS")
         .ok()
         .and_then(|text| text.parse().ok());
@@ -48,7 +48,7 @@ async fn after_every_misdeed_everything_is_given_back() {
         .max_requests(16)
         .tune_concurrency_limit(|layer| layer.present(32).per_client(8))
         .tune_body_limit(|layer| layer.response(500_000))
-        .metrics((GaugeSource(journal.clone()), metrics.clone()))
+        .metrics((GaugesOnly(journal.clone()), metrics.clone()))
         .build()
         .unwrap();
     let length = async |body: Bytes| body.len().to_string();
@@ -63,40 +63,40 @@ async fn after_every_misdeed_everything_is_given_back() {
         )
         .layer(guards);
     let server = servers::axum(app).await;
-    // A panic on purpose is not worth a page of backtrace.
+    // Do not print the panics that the test causes on purpose.
     std::panic::set_hook(Box::new(|panic| {
         if panic.payload_as_str() != Some("on purpose") {
             eprintln!("{panic}");
         }
     }));
 
-    // Whatever is made once and kept is made in the first round.
+    // The first round makes the allocations that are made once and kept.
     misbehave(server.addr, Duration::from_secs(1)).await;
-    at_rest(&journal).await;
+    wait_until_nothing_is_held(&journal).await;
     let before = ALLOCATOR.live();
     misbehave(server.addr, Duration::from_secs(seconds.unwrap_or(4))).await;
-    at_rest(&journal).await;
-    let back = || ALLOCATOR.live() <= before + MEBIBYTE;
-    clients::until("live bytes are back", back).await;
+    wait_until_nothing_is_held(&journal).await;
+    let released = || ALLOCATOR.live() <= before + MIB;
+    clients::until("live bytes are released", released).await;
 
-    // It was no idle time: each guard had something to do. The connections' own has a soak of its
-    // own, in `guarded_elsewhere.rs`.
+    // Each guard had something to do. The connection guard has its own soak test in
+    // `guarded_elsewhere.rs`.
     for guard in Guard::ALL
         .iter()
         .filter(|guard| **guard != Guard::Connection)
     {
         let refused: u64 = palisade::Reason::ALL
             .iter()
-            .map(|r| metrics.refused(*guard, *r))
+            .map(|reason| metrics.refused(*guard, *reason))
             .sum();
         assert!(refused > 0, "{guard} had nothing to do:\n{metrics}");
     }
 }
 
-/// The journal's view of the levels, without its pages, which grow by design.
-struct GaugeSource(Journal);
+/// Registers the gauges with the journal and records no events, because its lists grow by design.
+struct GaugesOnly(Journal);
 
-impl palisade::Metrics for GaugeSource {
+impl palisade::Metrics for GaugesOnly {
     fn record(&self, _event: &palisade::types::Event<'_>) {}
 
     fn register(&self, levels: std::sync::Weak<dyn palisade::types::GaugeSource>) {
@@ -104,10 +104,10 @@ impl palisade::Metrics for GaugeSource {
     }
 }
 
-async fn at_rest(journal: &Journal) {
-    for level in [Gauge::Working, Gauge::Waiting, Gauge::Queued] {
-        let held = || journal.level(Guard::ConcurrencyLimit, level);
-        clients::until("nothing is held", || held() == Some(0)).await;
+async fn wait_until_nothing_is_held(journal: &Journal) {
+    for gauge in [Gauge::Working, Gauge::Waiting, Gauge::Queued] {
+        let held = || journal.level(Guard::ConcurrencyLimit, gauge);
+        clients::until("no request is present", || held() == Some(0)).await;
     }
 }
 
@@ -117,13 +117,13 @@ async fn misbehave(addr: SocketAddr, time: Duration) {
     for client in 0..CLIENTS {
         crowd.spawn(async move {
             let from = Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 0, 1, 1)) + client % 7);
-            let mut deed = client;
+            let mut kind = client;
             while Instant::now() < end {
-                deed = deed.wrapping_add(7);
-                // Whether a deed works out is not what this is about.
-                let _ = match deed % 12 {
-                    0..6 => raw(from, addr, deed % 6).await,
-                    6..9 => http2(from, addr, deed % 3).await,
+                kind = kind.wrapping_add(7);
+                // The outcome of a misbehaviour does not matter here.
+                let _ = match kind % 12 {
+                    0..6 => misbehave_over_http1(from, addr, kind % 6).await,
+                    6..9 => misbehave_over_http2(from, addr, kind % 3).await,
                     9 => clients::get(from, addr, "/big").await.map(drop),
                     10 => clients::get(from, addr, "/slow").await.map(drop),
                     _ => clients::get(from, addr, "/").await.map(drop),
@@ -136,25 +136,26 @@ async fn misbehave(addr: SocketAddr, time: Duration) {
 
 type Outcome = Result<(), tower::BoxError>;
 
-/// Over HTTP/1, by hand.
-async fn raw(from: Ipv4Addr, addr: SocketAddr, deed: u32) -> Outcome {
+/// Misbehaves over HTTP/1, with raw bytes.
+async fn misbehave_over_http1(from: Ipv4Addr, addr: SocketAddr, kind: u32) -> Outcome {
     let mut client = RawClient::connect_from(from, addr).await?;
-    match deed {
-        // Half a head, and gone.
+    match kind {
+        // Half a head, then the client closes.
         0 => client.send("POST / HTTP/1.1\r\nho").await?,
-        // Half a body, and either gone or cut.
+        // Half a body, then the client waits for the response.
         1 => {
             client
                 .send("POST / HTTP/1.1\r\nhost: t\r\ncontent-length: 9\r\n\r\nhalf")
                 .await?;
             client.head().await?;
         }
+        // Half a body, then the client closes.
         2 => {
             client
                 .send("POST / HTTP/1.1\r\nhost: t\r\ncontent-length: 9\r\n\r\nhalf")
                 .await?;
         }
-        // Far too much, by chunks.
+        // A chunked body far over the limit.
         3 => {
             client
                 .send("POST / HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n")
@@ -166,13 +167,14 @@ async fn raw(from: Ipv4Addr, addr: SocketAddr, deed: u32) -> Outcome {
             }
             client.rest().await;
         }
-        // A handler that panics, and one that does not care.
+        // A handler that panics.
         4 => {
             client
                 .send("POST /panic HTTP/1.1\r\nhost: t\r\ncontent-length: 9\r\n\r\nhalf")
                 .await?;
             client.rest().await;
         }
+        // A handler that ignores its body.
         _ => {
             client
                 .send("POST /ignore HTTP/1.1\r\nhost: t\r\ncontent-length: 9\r\n\r\nhalf")
@@ -183,14 +185,14 @@ async fn raw(from: Ipv4Addr, addr: SocketAddr, deed: u32) -> Outcome {
     Ok(())
 }
 
-/// Several streams over one HTTP/2 connection, some of them reset.
-async fn http2(from: Ipv4Addr, addr: SocketAddr, deed: u32) -> Outcome {
+/// Sends several requests over one HTTP/2 connection and resets some of them.
+async fn misbehave_over_http2(from: Ipv4Addr, addr: SocketAddr, kind: u32) -> Outcome {
     let client = clients::http2::<Full<Bytes>>(from, addr).await?;
     let mut streams = JoinSet::new();
     for stream in 0..6u32 {
         let mut client = client.clone();
         streams.spawn(async move {
-            let (path, bytes) = match (deed + stream) % 4 {
+            let (path, bytes) = match (kind + stream) % 4 {
                 0 => ("/", 10),
                 1 => ("/", 200_000),
                 2 => ("/slow", 0),
@@ -203,14 +205,14 @@ async fn http2(from: Ipv4Addr, addr: SocketAddr, deed: u32) -> Outcome {
             let request = request.body(Full::new(Bytes::from(vec![1; bytes])))?;
             let mut response = client.send_request(request).await?;
             if stream % 2 == 0 {
-                response.body_mut().frame().await; // One piece, and then a reset.
+                response.body_mut().frame().await; // One piece, then a reset.
                 return Outcome::Ok(());
             }
             response.into_body().collect().await?;
             Ok(())
         });
     }
-    if deed == 0 {
+    if kind == 0 {
         sleep(Duration::from_millis(20)).await;
         streams.shutdown().await;
     }

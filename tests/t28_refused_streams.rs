@@ -1,5 +1,5 @@
-//! T28: an upload that is refused on a shared HTTP/2 connection ends its own stream and no other,
-//! whatever the round trip: what the server reads of it is not charged to the client.
+//! T28: a refused upload on a shared HTTP/2 connection ends its own stream and no other, at any
+//! round trip. The bytes that the server reads of it are not charged to the client.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;
@@ -19,14 +19,16 @@ use palisade_testkit::{
 use std::{net::Ipv4Addr, time::Duration};
 use tokio::time::{sleep, timeout};
 
-const ROUND_TRIPS: [u64; 3] = [0, 20, 100];
+/// Round-trip times in milliseconds.
+const ROUND_TRIP_MILLIS: [u64; 3] = [0, 20, 100];
 const UPLOAD_BYTES: u64 = 20_000_000;
 
-/// `/slow` takes half a second; the rest is refused by length, or by the second request of an hour.
-async fn server(name: &str, stack: StackLayer) -> (ConnGuard, Journal, Server) {
+/// Starts a server on which `/slow` takes half a second and `stack` refuses `/upload`, by length or
+/// from the second request of an hour on.
+async fn serve_with_stack(name: &str, stack: StackLayer) -> (ConnGuard, Journal, Server) {
     let journal = Journal::default();
-    // Looks and a budget with which an optimized build, which reads ten times as fast, has no more
-    // luck than this one.
+    // Short sweeps and a small budget, so that an optimized build, which reads ten times as fast,
+    // does not pass more easily than this one.
     let guard = ConnGuard::builder()
         .precision(SECOND / 100)
         .max_overhead(64 * 1024);
@@ -47,11 +49,11 @@ async fn server(name: &str, stack: StackLayer) -> (ConnGuard, Journal, Server) {
     (guard.clone(), journal, by(name, &guard, app).await)
 }
 
-fn too_large() -> StackLayer {
+fn refuse_by_length() -> StackLayer {
     Stack::edge().build().unwrap()
 }
 
-fn too_many() -> StackLayer {
+fn refuse_by_rate() -> StackLayer {
     Stack::edge()
         .max_body(1 << 30)
         .rate_limit(Quota::per_hour(1).burst(1))
@@ -62,8 +64,8 @@ fn too_many() -> StackLayer {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_upload_ends_its_own_stream_and_no_other() {
     for name in SERVERS {
-        for (round_trip, declared) in ROUND_TRIPS.into_iter().zip([true, false, true]) {
-            let (guard, journal, server) = server(name, too_large()).await;
+        for (round_trip, declared) in ROUND_TRIP_MILLIS.into_iter().zip([true, false, true]) {
+            let (guard, journal, server) = serve_with_stack(name, refuse_by_length()).await;
             let line = Line::to(
                 server.addr,
                 Ipv4Addr::LOCALHOST,
@@ -112,10 +114,10 @@ async fn a_refused_upload_ends_its_own_stream_and_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_client_sends_until_it_hears_of_the_refusal_is_not_held_against_it() {
+async fn bytes_sent_before_the_refusal_arrives_are_not_charged_to_the_client() {
     for name in SERVERS {
-        for round_trip in ROUND_TRIPS {
-            let (guard, journal, server) = server(name, too_many()).await;
+        for round_trip in ROUND_TRIP_MILLIS {
+            let (guard, journal, server) = serve_with_stack(name, refuse_by_rate()).await;
             let line = Line::to(
                 server.addr,
                 Ipv4Addr::LOCALHOST,
@@ -139,33 +141,35 @@ async fn what_a_client_sends_until_it_hears_of_the_refusal_is_not_held_against_i
                 .await
                 .unwrap();
             h2::next(&mut client.stream, h2::HEADERS, 1).await;
-            // All that the windows allow, as fast as they open, until the stream is reset.
+            // Sends all that the windows allow, as fast as they open, until the stream is reset.
             client
                 .send([h2::get(3, "/slow"), post(5)].concat())
                 .await
                 .unwrap();
-            let (mut connection, mut stream, mut status, mut reset) = (65_535, 65_535, 0, None);
+            let (mut connection_window, mut stream_window, mut status, mut reset) =
+                (65_535, 65_535, 0, None);
             let mut slow = false;
             while reset.is_none() || !slow {
-                while reset.is_none() && connection >= 1000 && stream >= 1000 {
+                while reset.is_none() && connection_window >= 1000 && stream_window >= 1000 {
                     client.send(data(5, 0)).await.unwrap();
-                    (connection, stream) = (connection - 1000, stream - 1000);
+                    (connection_window, stream_window) =
+                        (connection_window - 1000, stream_window - 1000);
                 }
                 let frame = h2::read(&mut client.stream).await;
                 match (frame.kind, frame.stream) {
                     (h2::WINDOW_UPDATE, at) => {
                         let more = u32::from_be_bytes(frame.payload.try_into().unwrap());
                         *(if at == 0 {
-                            &mut connection
+                            &mut connection_window
                         } else {
-                            &mut stream
+                            &mut stream_window
                         }) += more as i64;
                     }
                     (h2::SETTINGS, 0) if frame.flags == 0 => {
-                        // The initial window is the fourth setting, where it is told.
+                        // SETTINGS_INITIAL_WINDOW_SIZE is setting 4.
                         for setting in frame.payload.chunks(6).filter(|setting| setting[1] == 4) {
                             let window = u32::from_be_bytes(setting[2..].try_into().unwrap());
-                            stream += i64::from(window) - 65_535;
+                            stream_window += i64::from(window) - 65_535;
                         }
                     }
                     (h2::HEADERS, 5) => status = 429,
@@ -180,7 +184,7 @@ async fn what_a_client_sends_until_it_hears_of_the_refusal_is_not_held_against_i
                 (429, Some(0)),
                 "{name}, {round_trip} ms: NO_ERROR"
             );
-            // The connection lives on.
+            // The connection stays open.
             client.send(h2::get(7, "/slow")).await.unwrap();
             h2::next(&mut client.stream, h2::DATA, 7).await;
             assert!(
