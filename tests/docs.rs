@@ -5,9 +5,9 @@ use palisade::{Quota, Snapshot, Stack, conn::ConnGuard};
 use palisade_core::{Guard, Mode, Phase, Reason};
 use std::collections::BTreeSet;
 
-const ALERTS: &str = include_str!("../docs/alerts.yml");
-const ALERTS_TEST: &str = include_str!("../docs/alerts_test.yml");
-const RUNBOOK: &str = include_str!("../docs/runbook.md");
+const ALERTS: &str = include_str!("../docs/operations/alerts.yml");
+const ALERTS_TEST: &str = include_str!("../docs/operations/alerts_test.yml");
+const RUNBOOK: &str = include_str!("../docs/operations/runbook.md");
 
 /// What is scraped from a server with every guard, on Linux.
 async fn exposition() -> String {
