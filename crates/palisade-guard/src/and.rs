@@ -1,4 +1,4 @@
-//! Two policies as one.
+//! A policy that combines two policies.
 
 use crate::{
     Elapsed, Facts, Flow, Handler, Keys, Of, Policy, Polled, Refusal, Shared, Stamp, Upstream,
@@ -9,7 +9,7 @@ use palisade_core::Violation;
 use std::task::{Context, Poll, ready};
 use tokio::time::Instant;
 
-/// Two policies, the first one outside of the second.
+/// Two policies. The first one is outside the second.
 #[derive(Clone, Copy, Debug)]
 pub struct And<A, B>(pub A, pub B);
 
@@ -79,69 +79,69 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     fn poll_admission(
         &self,
         held: &mut Self::Held,
-        of: Of<'_, Self::Shared>,
+        view: Of<'_, Self::Shared>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Box<Refusal>>> {
         self.1
-            .poll_admission(&mut held.1, of.map(|shared| &shared.1), cx)
+            .poll_admission(&mut held.1, view.map(|shared| &shared.1), cx)
     }
 
     #[inline(always)]
     fn before_handler(
         &self,
         held: &mut Self::Held,
-        of: Shared<'_, Self::Shared>,
+        view: Shared<'_, Self::Shared>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         ready!(
             self.0
-                .before_handler(&mut held.0, of.map(|shared| &shared.0), cx)
+                .before_handler(&mut held.0, view.map(|shared| &shared.0), cx)
         );
         self.1
-            .before_handler(&mut held.1, of.map(|shared| &shared.1), cx)
+            .before_handler(&mut held.1, view.map(|shared| &shared.1), cx)
     }
 
     #[inline(always)]
     fn after_handler(
         &self,
         held: &mut Self::Held,
-        of: Of<'_, Self::Shared>,
+        view: Of<'_, Self::Shared>,
         handler: Handler,
         cx: &mut Context<'_>,
     ) -> Option<Box<Refusal>> {
         let inner = self
             .1
-            .after_handler(&mut held.1, of.map(|shared| &shared.1), handler, cx);
+            .after_handler(&mut held.1, view.map(|shared| &shared.1), handler, cx);
         let handler = if inner.is_some() {
             Handler::Ready
         } else {
             handler
         };
         self.0
-            .after_handler(&mut held.0, of.map(|shared| &shared.0), handler, cx)
+            .after_handler(&mut held.0, view.map(|shared| &shared.0), handler, cx)
             .or(inner)
     }
 
     #[inline(always)]
-    fn has_deadline(&self, held: &Self::Held, of: Of<'_, Self::Shared>) -> bool {
-        self.0.has_deadline(&held.0, of.map(|shared| &shared.0))
-            || self.1.has_deadline(&held.1, of.map(|shared| &shared.1))
+    fn has_deadline(&self, held: &Self::Held, view: Of<'_, Self::Shared>) -> bool {
+        self.0.has_deadline(&held.0, view.map(|shared| &shared.0))
+            || self.1.has_deadline(&held.1, view.map(|shared| &shared.1))
     }
 
     #[inline(always)]
     fn deadline(
         &self,
         held: &Self::Held,
-        of: Of<'_, Self::Shared>,
+        view: Of<'_, Self::Shared>,
         elapsed: &Elapsed<'_>,
     ) -> Option<Instant> {
         let outer = self
             .0
-            .deadline(&held.0, of.map(|shared| &shared.0), elapsed);
+            .deadline(&held.0, view.map(|shared| &shared.0), elapsed);
         earlier(
             outer,
             self.1
-                .deadline(&held.1, of.map(|shared| &shared.1), elapsed),
+                .deadline(&held.1, view.map(|shared| &shared.1), elapsed),
         )
     }
 
@@ -149,15 +149,15 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     fn expired(
         &self,
         held: &mut Self::Held,
-        of: Of<'_, Self::Shared>,
+        view: Of<'_, Self::Shared>,
         elapsed: &Elapsed<'_>,
     ) -> Option<Box<Refusal>> {
         let outer = self
             .0
-            .expired(&mut held.0, of.map(|shared| &shared.0), elapsed);
+            .expired(&mut held.0, view.map(|shared| &shared.0), elapsed);
         outer.or_else(|| {
             self.1
-                .expired(&mut held.1, of.map(|shared| &shared.1), elapsed)
+                .expired(&mut held.1, view.map(|shared| &shared.1), elapsed)
         })
     }
 
@@ -165,11 +165,11 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     fn response_head<R: Body>(
         &self,
         held: &mut Self::Held,
-        of: Of<'_, Self::Shared>,
+        view: Of<'_, Self::Shared>,
         response: &Response<R>,
         started: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
-        let (outer, inner) = (of.map(|shared| &shared.0), of.map(|shared| &shared.1));
+        let (outer, inner) = (view.map(|shared| &shared.0), view.map(|shared| &shared.1));
         let inner = self
             .1
             .response_head(&mut held.1, inner, response, started)?;
@@ -199,38 +199,40 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     fn poll_request<U: Upstream>(
         &self,
         upload: &mut Self::Upload,
-        of: Shared<'_, Self::Shared>,
-        up: &mut U,
+        view: Shared<'_, Self::Shared>,
+        upstream: &mut U,
         slot: &mut Polled,
         cx: &mut Context<'_>,
     ) -> Flow {
-        let mut via = ViaRequest {
+        let mut filtered = FilteredRequest {
             policy: &self.0,
             upload: &mut upload.0,
-            of: of.map(|shared| &shared.0),
-            up,
+            view: view.map(|shared| &shared.0),
+            upstream,
             flow: Flow::Go,
         };
-        let of = of.map(|shared| &shared.1);
-        let flow = self.1.poll_request(&mut upload.1, of, &mut via, slot, cx);
-        via.flow.max(flow)
+        let view = view.map(|shared| &shared.1);
+        let flow = self
+            .1
+            .poll_request(&mut upload.1, view, &mut filtered, slot, cx);
+        filtered.flow.max(flow)
     }
 
     #[inline(always)]
     fn first_wait(
         &self,
         upload: &mut Self::Upload,
-        of: Shared<'_, Self::Shared>,
+        view: Shared<'_, Self::Shared>,
         left: Option<u64>,
         now: Stamp,
     ) -> Option<Stamp> {
         let outer = self
             .0
-            .first_wait(&mut upload.0, of.map(|shared| &shared.0), left, now);
+            .first_wait(&mut upload.0, view.map(|shared| &shared.0), left, now);
         earlier(
             outer,
             self.1
-                .first_wait(&mut upload.1, of.map(|shared| &shared.1), left, now),
+                .first_wait(&mut upload.1, view.map(|shared| &shared.1), left, now),
         )
     }
 
@@ -238,25 +240,25 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     fn client_awaited(
         &self,
         upload: &mut Self::Upload,
-        of: Shared<'_, Self::Shared>,
+        view: Shared<'_, Self::Shared>,
         by_handler: bool,
         cx: &mut Context<'_>,
     ) -> Result<(), Violation> {
         self.0
-            .client_awaited(&mut upload.0, of.map(|shared| &shared.0), by_handler, cx)?;
+            .client_awaited(&mut upload.0, view.map(|shared| &shared.0), by_handler, cx)?;
         self.1
-            .client_awaited(&mut upload.1, of.map(|shared| &shared.1), by_handler, cx)
+            .client_awaited(&mut upload.1, view.map(|shared| &shared.1), by_handler, cx)
     }
 
     #[inline(always)]
     fn wait_expired(
         &self,
         upload: &mut Self::Upload,
-        of: Shared<'_, Self::Shared>,
+        view: Shared<'_, Self::Shared>,
         since: Stamp,
         now: Stamp,
     ) -> Result<Option<Stamp>, Violation> {
-        let (outer, inner) = (of.map(|shared| &shared.0), of.map(|shared| &shared.1));
+        let (outer, inner) = (view.map(|shared| &shared.0), view.map(|shared| &shared.1));
         let outer = self.0.wait_expired(&mut upload.0, outer, since, now)?;
         Ok(earlier(
             outer,
@@ -268,80 +270,82 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     fn wait_ends(
         &self,
         upload: &mut Self::Upload,
-        of: Shared<'_, Self::Shared>,
+        view: Shared<'_, Self::Shared>,
         since: Stamp,
         now: Stamp,
     ) {
         self.0
-            .wait_ends(&mut upload.0, of.map(|shared| &shared.0), since, now);
+            .wait_ends(&mut upload.0, view.map(|shared| &shared.0), since, now);
         self.1
-            .wait_ends(&mut upload.1, of.map(|shared| &shared.1), since, now);
+            .wait_ends(&mut upload.1, view.map(|shared| &shared.1), since, now);
     }
 
     fn request_hint<U: Upstream>(
         &self,
         upload: &Self::Upload,
-        of: Shared<'_, Self::Shared>,
-        up: &U,
+        view: Shared<'_, Self::Shared>,
+        upstream: &U,
     ) -> SizeHint {
-        let outer = of.map(|shared| &shared.0);
-        let via = KnownVia {
+        let outer = view.map(|shared| &shared.0);
+        let filtered = UnpolledRequest {
             policy: &self.0,
             upload: &upload.0,
-            of: Some(outer),
-            up,
+            view: Some(outer),
+            upstream,
         };
         self.1
-            .request_hint(&upload.1, of.map(|shared| &shared.1), &via)
+            .request_hint(&upload.1, view.map(|shared| &shared.1), &filtered)
     }
 
-    fn request_ended<U: Upstream>(&self, upload: &Self::Upload, up: &U) -> bool {
-        let via = KnownVia {
+    fn request_ended<U: Upstream>(&self, upload: &Self::Upload, upstream: &U) -> bool {
+        let filtered = UnpolledRequest {
             policy: &self.0,
             upload: &upload.0,
-            of: None,
-            up,
+            view: None,
+            upstream,
         };
-        self.1.request_ended(&upload.1, &via)
+        self.1.request_ended(&upload.1, &filtered)
     }
 
     #[inline(always)]
     fn poll_response<U: Upstream>(
         &self,
         held: &mut Self::Held,
-        of: Of<'_, Self::Shared>,
-        up: &mut U,
+        view: Of<'_, Self::Shared>,
+        upstream: &mut U,
         slot: &mut Polled,
         cx: &mut Context<'_>,
     ) -> Flow {
-        let mut via = ViaResponse {
+        let mut filtered = FilteredResponse {
             policy: &self.1,
             held: &mut held.1,
-            of: of.map(|shared| &shared.1),
-            up,
+            view: view.map(|shared| &shared.1),
+            upstream,
             flow: Flow::Go,
         };
-        let of = of.map(|shared| &shared.0);
-        let flow = self.0.poll_response(&mut held.0, of, &mut via, slot, cx);
-        via.flow.max(flow)
+        let view = view.map(|shared| &shared.0);
+        let flow = self
+            .0
+            .poll_response(&mut held.0, view, &mut filtered, slot, cx);
+        filtered.flow.max(flow)
     }
 
     #[inline(always)]
-    fn release_upload(&self, upload: &mut Self::Upload, of: Shared<'_, Self::Shared>) {
+    fn release_upload(&self, upload: &mut Self::Upload, view: Shared<'_, Self::Shared>) {
         self.1
-            .release_upload(&mut upload.1, of.map(|shared| &shared.1));
+            .release_upload(&mut upload.1, view.map(|shared| &shared.1));
         self.0
-            .release_upload(&mut upload.0, of.map(|shared| &shared.0));
+            .release_upload(&mut upload.0, view.map(|shared| &shared.0));
     }
 
     #[inline(always)]
-    fn release(&self, held: &mut Self::Held, of: Of<'_, Self::Shared>) {
-        self.1.release(&mut held.1, of.map(|shared| &shared.1));
-        self.0.release(&mut held.0, of.map(|shared| &shared.0));
+    fn release(&self, held: &mut Self::Held, view: Of<'_, Self::Shared>) {
+        self.1.release(&mut held.1, view.map(|shared| &shared.1));
+        self.0.release(&mut held.0, view.map(|shared| &shared.0));
     }
 }
 
-/// The earlier of two points in time that may be missing.
+/// Returns the earlier of two optional points in time.
 #[inline]
 pub(crate) fn earlier<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
     match (one, other) {
@@ -350,83 +354,84 @@ pub(crate) fn earlier<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
     }
 }
 
-/// The request body as the outer policy hands it to the inner one.
-struct ViaRequest<'a, P: Policy, U> {
+/// The request body after the outer policy, which is the upstream of the inner one.
+struct FilteredRequest<'a, P: Policy, U> {
     policy: &'a P,
     upload: &'a mut P::Upload,
-    of: Shared<'a, P::Shared>,
-    up: &'a mut U,
+    view: Shared<'a, P::Shared>,
+    upstream: &'a mut U,
     flow: Flow,
 }
 
-impl<P: Policy, U: Upstream> Upstream for ViaRequest<'_, P, U> {
+impl<P: Policy, U: Upstream> Upstream for FilteredRequest<'_, P, U> {
     #[inline(always)]
     fn poll(&mut self, slot: &mut Polled, cx: &mut Context<'_>) {
         let flow = self
             .policy
-            .poll_request(self.upload, self.of, self.up, slot, cx);
+            .poll_request(self.upload, self.view, self.upstream, slot, cx);
         self.flow = self.flow.max(flow);
     }
 
     #[inline(always)]
     fn size_hint(&self) -> SizeHint {
-        self.policy.request_hint(self.upload, self.of, self.up)
+        self.policy
+            .request_hint(self.upload, self.view, self.upstream)
     }
 
     #[inline(always)]
     fn is_end_stream(&self) -> bool {
-        self.policy.request_ended(self.upload, self.up)
+        self.policy.request_ended(self.upload, self.upstream)
     }
 }
 
-/// The same without polling it.
-struct KnownVia<'a, P: Policy, U> {
+/// The properties of the request body after the outer policy, without polling it.
+struct UnpolledRequest<'a, P: Policy, U> {
     policy: &'a P,
     upload: &'a P::Upload,
-    of: Option<Shared<'a, P::Shared>>,
-    up: &'a U,
+    view: Option<Shared<'a, P::Shared>>,
+    upstream: &'a U,
 }
 
-impl<P: Policy, U: Upstream> Upstream for KnownVia<'_, P, U> {
+impl<P: Policy, U: Upstream> Upstream for UnpolledRequest<'_, P, U> {
     fn poll(&mut self, _: &mut Polled, _: &mut Context<'_>) {}
 
     fn size_hint(&self) -> SizeHint {
-        match self.of {
-            Some(of) => self.policy.request_hint(self.upload, of, self.up),
-            None => self.up.size_hint(),
+        match self.view {
+            Some(view) => self.policy.request_hint(self.upload, view, self.upstream),
+            None => self.upstream.size_hint(),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.policy.request_ended(self.upload, self.up)
+        self.policy.request_ended(self.upload, self.upstream)
     }
 }
 
-/// The response body as the inner policy hands it to the outer one.
-struct ViaResponse<'a, P: Policy, U> {
+/// The response body after the inner policy, which is the upstream of the outer one.
+struct FilteredResponse<'a, P: Policy, U> {
     policy: &'a P,
     held: &'a mut P::Held,
-    of: Of<'a, P::Shared>,
-    up: &'a mut U,
+    view: Of<'a, P::Shared>,
+    upstream: &'a mut U,
     flow: Flow,
 }
 
-impl<P: Policy, U: Upstream> Upstream for ViaResponse<'_, P, U> {
+impl<P: Policy, U: Upstream> Upstream for FilteredResponse<'_, P, U> {
     #[inline(always)]
     fn poll(&mut self, slot: &mut Polled, cx: &mut Context<'_>) {
         let flow = self
             .policy
-            .poll_response(self.held, self.of, self.up, slot, cx);
+            .poll_response(self.held, self.view, self.upstream, slot, cx);
         self.flow = self.flow.max(flow);
     }
 
     #[inline(always)]
     fn size_hint(&self) -> SizeHint {
-        self.up.size_hint()
+        self.upstream.size_hint()
     }
 
     #[inline(always)]
     fn is_end_stream(&self) -> bool {
-        self.flow != Flow::Go || self.up.is_end_stream()
+        self.flow != Flow::Go || self.upstream.is_end_stream()
     }
 }

@@ -1,30 +1,30 @@
-//! Instants as small numbers.
+//! Conversion of instants to integers.
 
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Turns instants into microseconds since it was made, which is what a [`Table`](crate::Table)
-/// reckons in.
+/// Converts instants to microseconds since the clock was created, the unit of a
+/// [`Table`](crate::Table).
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     epoch: Instant,
 }
 
 impl Clock {
-    /// Starts at zero now.
+    /// Creates a clock with the epoch now.
     pub fn new() -> Self {
         Self {
             epoch: Instant::now(),
         }
     }
 
-    /// Microseconds from the epoch to `instant`; 0 for anything earlier.
+    /// Returns the microseconds from the epoch to `instant`, or 0 if `instant` is earlier.
     #[inline]
     pub fn micros(&self, instant: Instant) -> u64 {
         micros(instant.saturating_duration_since(self.epoch))
     }
 
-    /// Microseconds from the epoch to now: one clock read.
+    /// Returns the microseconds from the epoch to now. Reads the clock once.
     #[inline]
     pub fn now(&self) -> u64 {
         self.micros(Instant::now())
@@ -37,7 +37,8 @@ impl Default for Clock {
     }
 }
 
-/// Whole microseconds, without the 128-bit division of `Duration::as_micros`.
+/// Returns the whole microseconds of `duration`, without the 128-bit arithmetic of
+/// `Duration::as_micros`.
 fn micros(duration: Duration) -> u64 {
     duration
         .as_secs()

@@ -1,5 +1,5 @@
-//! What both sides of a request with a body share: the response future or response body on one
-//! side, the request body on the other, perhaps in two tasks.
+//! The state that both sides of a shared request access: the response side (response future, then
+//! response body) and the request side (request body), which may be in different tasks.
 
 use crate::{ClientWait, Facts, Policy, Refusal, Settings, handler_poll::HandlerPoll, nesting};
 use http::StatusCode;
@@ -17,64 +17,66 @@ use std::{
     task::Waker,
 };
 
-/// The one allocation of a request with a body.
+/// The state of a shared request, accessible to both sides. One allocation per request.
 #[derive(Debug)]
 pub(crate) struct Exchange<P: Policy> {
     pub(crate) policy: Arc<P>,
     pub(crate) facts: Facts,
     pub(crate) shared: P::Shared,
-    /// How long the handler has waited for its client.
-    pub(crate) wait: ClientWait,
-    pub(crate) handler: HandlerPoll,
-    /// The request body is waited for by another task than the handler's.
+    /// The time for which the handler has waited for its client.
+    pub(crate) client_wait: ClientWait,
+    pub(crate) handler_poll: HandlerPoll,
+    /// Whether the latest wait for the client was polled with another waker than the handler's.
     pub(crate) awaited_elsewhere: AtomicBool,
-    /// The request body was read to its end.
-    pub(crate) ended: AtomicBool,
-    /// The request body is one of the [unread](palisade_core::ConnInfo::add_unread_body) ones.
-    unread: AtomicBool,
-    pub(crate) head: ResponseHead,
+    /// Whether the request body was read to its end.
+    pub(crate) body_ended: AtomicBool,
+    /// Whether the request body is counted in the connection's
+    /// [unread bodies](palisade_core::ConnInfo::add_unread_body).
+    is_unread: AtomicBool,
+    pub(crate) response_head: ResponseHead,
 }
 
-/// Decides what answers: the handler, or a policy that found the request body at fault.
+/// Decides whether the handler or a policy sends the response head. A policy does if the request
+/// body breaks a rule before the handler is ready.
 ///
-/// Its lock is taken when a handler is pending, when it is ready and when a rule is broken, never
-/// per frame. Neither metrics nor wakers run under it.
+/// The lock is taken when a handler is pending in a new task, when it is ready and when a rule is
+/// broken, never per frame. Neither metrics nor wakers run while it is held.
 #[derive(Debug)]
 pub(crate) struct ResponseHead {
     state: Mutex<State>,
-    /// A copy of [`State::Sent`], to be read without the lock.
+    /// Whether the state is [`State::Sent`], readable without the lock.
     is_sent: AtomicBool,
-    /// Which task is woken if the request is refused, to be compared without the lock: most polls
-    /// are of the same task as the one before.
+    /// The task of the waker in [`State::Unsent`], comparable without the lock. Most polls are by
+    /// the same task as the previous one.
     task: [AtomicUsize; 2],
 }
 
 enum State {
-    /// The handler works. Its task is woken if the request is refused.
+    /// The handler is running. Its task is woken if the request is refused.
     Unsent(Option<Waker>),
-    /// The request body broke a rule: its policy answers, not the handler.
+    /// The request body broke a rule, and its policy refuses the request.
     Refused(Box<Refusal>),
-    /// The response is given, or nothing is left to give one.
+    /// The response head has been passed on, or no response can be sent any more.
     Sent,
 }
 
-/// A request, and what its sides share where there is such a thing.
+/// A policy's view of any request.
 #[derive(Debug)]
 pub struct Of<'a, S> {
-    /// The request.
+    /// The facts of the request.
     pub facts: &'a Facts,
-    /// What its sides share.
+    /// The state that its sides share, if it is a shared request.
     pub shared: Option<&'a S>,
 }
 
-/// A request, and what its sides share.
+/// A policy's view of a shared request.
 #[derive(Debug)]
 pub struct Shared<'a, S> {
-    /// The request.
+    /// The facts of the request.
     pub facts: &'a Facts,
-    /// What its sides share.
+    /// The state that its sides share.
     pub shared: &'a S,
-    head: &'a ResponseHead,
+    response_head: &'a ResponseHead,
 }
 
 // === Exchange ===
@@ -85,12 +87,12 @@ impl<P: Policy> Exchange<P> {
             policy,
             facts,
             shared,
-            wait: ClientWait::default(),
-            handler: HandlerPoll::new(),
+            client_wait: ClientWait::default(),
+            handler_poll: HandlerPoll::new(),
             awaited_elsewhere: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
-            unread: AtomicBool::new(false),
-            head: ResponseHead {
+            body_ended: AtomicBool::new(false),
+            is_unread: AtomicBool::new(false),
+            response_head: ResponseHead {
                 state: Mutex::new(State::Unsent(None)),
                 is_sent: AtomicBool::new(false),
                 task: Default::default(),
@@ -103,36 +105,36 @@ impl<P: Policy> Exchange<P> {
         Shared {
             facts: &self.facts,
             shared: &self.shared,
-            head: &self.head,
+            response_head: &self.response_head,
         }
     }
 
-    /// Says whether the request body may hold bytes that its handler does not ask for.
+    /// Sets whether the request body may hold bytes that the handler is not reading.
     #[inline]
     pub(crate) fn set_unread(&self, is_unread: bool) {
         if let Some(conn) = self.facts.shared_window()
-            && self.unread.load(Relaxed) != is_unread
+            && self.is_unread.load(Relaxed) != is_unread
         {
             if is_unread {
-                conn.add_unread_body();
-                if self.unread.swap(true, SeqCst) {
-                    conn.remove_unread_body(); // Its other side was first.
+                if conn.add_unread_body() && self.is_unread.swap(true, SeqCst) {
+                    conn.remove_unread_body(); // The other side has counted it concurrently.
                 }
-            } else if self.unread.swap(false, SeqCst) {
+            } else if self.is_unread.swap(false, SeqCst) {
                 conn.remove_unread_body();
             }
         }
     }
 
-    pub(crate) fn has_ended(&self) -> bool {
-        self.ended.load(Relaxed)
+    pub(crate) fn has_body_ended(&self) -> bool {
+        self.body_ended.load(Relaxed)
     }
 }
 
-/// Whatever its two sides said last, at the same moment perhaps: nothing is unread from here on.
 impl<P: Policy> Drop for Exchange<P> {
     #[inline]
     fn drop(&mut self) {
+        // The two sides may have called `set_unread` concurrently, so that the body may still be
+        // counted as unread.
         self.set_unread(false);
     }
 }
@@ -140,19 +142,20 @@ impl<P: Policy> Drop for Exchange<P> {
 // === ResponseHead ===
 
 impl ResponseHead {
-    /// The handler is pending in the task of `task`: whether that is another task than before, or
-    /// the refusal, if the handler is not to go on.
+    /// Records that the handler is pending in the task of `task`. Returns whether that is another
+    /// task than before, or the refusal if the request is refused.
     #[inline]
-    pub(crate) fn is_pending(&self, task: &Waker) -> Result<bool, Box<Refusal>> {
+    pub(crate) fn handler_pending(&self, task: &Waker) -> Result<bool, Box<Refusal>> {
         let (data, vtable) = nesting::task_of(task);
         if self.task[0].load(Relaxed) == data && self.task[1].load(Relaxed) == vtable {
             return Ok(false);
         }
-        self.is_pending_in(task)
+        self.store_task(task)
     }
 
+    /// Stores `task` as the one to be woken if the request is refused.
     #[inline(never)]
-    fn is_pending_in(&self, task: &Waker) -> Result<bool, Box<Refusal>> {
+    fn store_task(&self, task: &Waker) -> Result<bool, Box<Refusal>> {
         let (data, vtable) = nesting::task_of(task);
         let mut state = self.state.lock();
         let before = match &mut *state {
@@ -165,13 +168,14 @@ impl ResponseHead {
             State::Sent => return Ok(true),
         };
         drop(state);
-        // Dropping a waker may run any code.
+        // Drop the old waker without the lock: dropping a `Waker` may run arbitrary code.
         drop(before);
         Ok(true)
     }
 
-    /// The handler is ready: the refusal, if its response is not to be sent.
-    pub(crate) fn is_ready(&self) -> Option<Box<Refusal>> {
+    /// Marks the response head as sent by the handler. Returns the refusal if the request is
+    /// refused.
+    pub(crate) fn mark_sent(&self) -> Option<Box<Refusal>> {
         let mut state = self.state.lock();
         if let State::Refused(refusal) = &*state {
             return Some(refusal.clone());
@@ -183,8 +187,8 @@ impl ResponseHead {
         None
     }
 
-    /// Nothing will answer any more.
-    pub(crate) fn is_over(&self) {
+    /// Records that no response can be sent any more.
+    pub(crate) fn close(&self) {
         if !self.is_sent.swap(true, Relaxed) {
             let before = std::mem::replace(&mut *self.state.lock(), State::Sent);
             drop(before);
@@ -218,37 +222,42 @@ impl<'a, S> Shared<'a, S> {
         Shared {
             facts: self.facts,
             shared: part(self.shared),
-            head: self.head,
+            response_head: self.response_head,
         }
     }
 
-    /// The request body broke a rule. `judge` says which one, and the status for plain HTTP; it is
-    /// told whether the response head is unsent ([`Phase::RequestBody`]) or sent
-    /// ([`Phase::ResponseBody`]).
+    /// Handles a request body that broke a rule. `describe` returns the violation and the status
+    /// for plain HTTP. Its argument is [`Phase::RequestBody`] if the response head is unsent, and
+    /// [`Phase::ResponseBody`] if it is sent.
     ///
-    /// Records a refusal if the response head is unsent, and then refuses the request in the
-    /// handler's place; else records a cut. Returns the violation if the body is to end, and `None`
-    /// in shadow mode.
+    /// If the response head is unsent, records a refusal and refuses the request in the handler's
+    /// place. Otherwise records a cut. Returns the violation if the body must end, and `None` in
+    /// shadow mode.
     #[inline(never)]
     pub fn violated(
         self,
         settings: &Settings,
-        judge: impl FnOnce(Phase) -> (Violation, StatusCode),
+        describe: impl FnOnce(Phase) -> (Violation, StatusCode),
     ) -> Option<Violation> {
-        let Self { facts, head, .. } = self;
-        let mut state = head.state.lock();
+        let Self {
+            facts,
+            response_head,
+            ..
+        } = self;
+        let mut state = response_head.state.lock();
         let State::Unsent(waker) = &mut *state else {
             drop(state);
-            let (violation, _) = judge(Phase::ResponseBody);
+            let (violation, _) = describe(Phase::ResponseBody);
             return settings.cut(&violation, facts.conn()).then_some(violation);
         };
-        let (violation, status) = judge(Phase::RequestBody);
+        let (violation, status) = describe(Phase::RequestBody);
         let rejection = Rejection::new(violation, status, facts.form);
         let mut task = None;
         if settings.mode == Mode::Enforce {
             task = waker.take();
-            // Its next poll finds the refusal.
-            head.task[1].store(0, Relaxed);
+            // No vtable has the address 0, so the next poll of the handler takes the lock and finds
+            // the refusal.
+            response_head.task[1].store(0, Relaxed);
             let refusal = Refusal::new(rejection.clone(), settings);
             *state = State::Refused(Box::new(refusal));
         }

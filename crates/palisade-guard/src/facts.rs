@@ -1,17 +1,17 @@
-//! What is known of a request once its head has been passed on.
+//! Properties of a request that remain available after its head has been passed on.
 
 use http::{Method, Request, Version};
 use http_body::Body;
 use palisade_core::{ConnInfo, ResponseFormat};
 use std::sync::Arc;
 
-/// Properties of a request's head, looked up once for all policies.
+/// Properties of a request's head, determined once for all policies.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// The connection, if the server told of one, and a sink listens or the request
-    /// [shares its window](Self::shared_window).
+    /// The connection, if the server provides it, and either a metrics sink is configured or the
+    /// request [shares its window](Self::shared_window).
     pub conn: Option<Arc<ConnInfo>>,
-    /// The form in which the client expects a refusal.
+    /// The response format in which the client expects a refusal.
     pub form: ResponseFormat,
     /// The protocol version.
     pub version: Version,
@@ -24,7 +24,8 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// The facts of `request`. Its connection is looked up if a sink `listens`.
+    /// Returns the facts of `request`. `listens` says whether a metrics sink is configured, so
+    /// that events need the connection.
     #[inline(always)]
     pub fn of<B: Body>(request: &Request<B>, listens: bool) -> Self {
         let has_body = !request.body().is_end_stream();
@@ -43,15 +44,16 @@ impl Facts {
         }
     }
 
-    /// The connection, if the body comes by HTTP/2: it may be kept from coming by other bodies of
-    /// that connection which are not read, because they share one window.
+    /// Returns the connection if the request has a body and arrived over HTTP/2. All request bodies
+    /// of an HTTP/2 connection share one flow-control window, so a body that is not read can block
+    /// the others.
     #[inline]
     pub fn shared_window(&self) -> Option<&ConnInfo> {
         self.conn()
             .filter(|_| self.has_body && self.version == Version::HTTP_2)
     }
 
-    /// The connection, in the form that events take.
+    /// Returns the connection in the form that events take.
     #[inline]
     pub fn conn(&self) -> Option<&ConnInfo> {
         self.conn.as_deref()

@@ -1,7 +1,8 @@
 //! The response future.
 
 use crate::{
-    Handler, Policy, Refusal, Refused, RequestBody, ResponseBody, handler_poll::Asked, lease::Lease,
+    Handler, Policy, Refusal, Refused, RequestBody, ResponseBody, handler_poll::BodyWait,
+    lease::Lease,
 };
 use bytes::Bytes;
 use http::{Request, Response};
@@ -17,7 +18,7 @@ use tower_service::Service;
 
 pin_project! {
     /// Response future of [`Guarded`](crate::Guarded). Dropping it drops the handler and releases
-    /// everything that the request holds.
+    /// the request.
     pub struct ResponseFuture<S, B, P>
     where
         S: Service<Request<RequestBody<B, P>>>,
@@ -28,7 +29,7 @@ pin_project! {
     }
 }
 
-/// What a response future is ready with.
+/// The output of a response future.
 type Outcome<B, P, E> = Result<Response<ResponseBody<B, P>>, E>;
 
 pin_project! {
@@ -38,9 +39,9 @@ pin_project! {
         S: Service<Request<RequestBody<B, P>>>,
         P: Policy,
     {
-        // Without a lease the same policy guards a service further outside.
+        // `lease` is `None` if an outer service with the same policy guards the request.
         Handler { #[pin] inner: S::Future, lease: Option<Lease<P>> },
-        Later { later: Option<Box<(S, Request<RequestBody<B, P>>)>>, lease: Option<Lease<P>> },
+        Queued { queued: Option<Box<(S, Request<RequestBody<B, P>>)>>, lease: Option<Lease<P>> },
         Refused { refused: Option<Refused> },
     }
 }
@@ -50,11 +51,11 @@ where
     S: Service<Request<RequestBody<B, P>>>,
     P: Policy,
 {
-    pub(crate) fn later(ready: S, request: Request<RequestBody<B, P>>, lease: Lease<P>) -> Self {
-        let later = Some(Box::new((ready, request)));
+    pub(crate) fn queued(ready: S, request: Request<RequestBody<B, P>>, lease: Lease<P>) -> Self {
+        let queued = Some(Box::new((ready, request)));
         Self {
-            state: State::Later {
-                later,
+            state: State::Queued {
+                queued,
                 lease: Some(lease),
             },
         }
@@ -87,20 +88,20 @@ where
                 .as_ref()
                 .is_some_and(|lease| lease.exchange().is_none()) =>
             {
-                let entered = slot.as_ref().map(|lease| lease.enter(None));
+                let entered = slot.as_ref().map(|lease| lease.enter_handler(None));
                 let polled = inner.poll(cx);
                 drop(entered);
                 match polled {
-                    Poll::Ready(Ok(response)) => match is_watched(slot, &response) {
-                        Ok(true) => return Poll::Ready(Ok(watched(response, slot))),
-                        Ok(false) => return Poll::Ready(Ok(released(response, slot))),
+                    Poll::Ready(Ok(response)) => match check_response_head(slot, &response) {
+                        Ok(true) => return Poll::Ready(Ok(watch_body(response, slot))),
+                        Ok(false) => return Poll::Ready(Ok(release(response, slot))),
                         Err(refusal) => refusal,
                     },
                     Poll::Ready(Err(error)) => {
                         *slot = None;
                         return Poll::Ready(Err(error));
                     }
-                    Poll::Pending => match wait(slot, cx) {
+                    Poll::Pending => match unshared_pending(slot, cx) {
                         None => return Poll::Pending,
                         Some(refusal) => refusal,
                     },
@@ -112,32 +113,34 @@ where
     }
 }
 
-/// Whether a policy looks at the response body.
+/// Calls the policy with the response head. Returns whether it has to poll the response body.
 #[inline(always)]
-fn is_watched<P: Policy, B: Body>(
+fn check_response_head<P: Policy, B: Body>(
     lease: &mut Option<Lease<P>>,
     response: &Response<B>,
 ) -> Result<bool, Box<Refusal>> {
     let Some(lease) = lease else { return Ok(false) };
     let has_body = !response.body().is_end_stream();
     let started = lease.started();
-    let (policy, held, of) = lease.parts();
-    if !has_body && of.shared.is_none() {
+    let (policy, held, view) = lease.parts();
+    if !has_body && view.shared.is_none() {
         return Ok(false);
     }
-    Ok(policy.response_head(held, of, response, started)? && has_body)
+    Ok(policy.response_head(held, view, response, started)? && has_body)
 }
 
+/// Moves the lease into the response body.
 #[inline]
-fn watched<P: Policy, B>(
+fn watch_body<P: Policy, B>(
     response: Response<B>,
     lease: &mut Option<Lease<P>>,
 ) -> Response<ResponseBody<B, P>> {
     response.map(|body| ResponseBody::handler(body, lease.take()))
 }
 
+/// Releases the request and leaves the response body unguarded.
 #[inline(always)]
-fn released<P: Policy, B>(
+fn release<P: Policy, B>(
     response: Response<B>,
     lease: &mut Option<Lease<P>>,
 ) -> Response<ResponseBody<B, P>> {
@@ -145,15 +148,18 @@ fn released<P: Policy, B>(
     response.map(|body| ResponseBody::handler(body, None))
 }
 
-/// The handler of a request that shares nothing is pending.
+/// Called when the handler of a request without an exchange is pending.
 #[inline(never)]
-fn wait<P: Policy>(lease: &mut Option<Lease<P>>, cx: &mut Context<'_>) -> Option<Box<Refusal>> {
+fn unshared_pending<P: Policy>(
+    lease: &mut Option<Lease<P>>,
+    cx: &mut Context<'_>,
+) -> Option<Box<Refusal>> {
     let handler = Handler::Pending {
         awaits_client: false,
     };
     lease
         .as_mut()?
-        .handler_waits(handler, Asked::default(), true, cx)
+        .after_handler(handler, BodyWait::default(), true, cx)
 }
 
 impl<S, B, P> ResponseFuture<S, B, P>
@@ -161,8 +167,8 @@ where
     S: Service<Request<RequestBody<B, P>>>,
     P: Policy,
 {
-    /// Polls a request whose sides share something, that is queued, refused, or guarded further
-    /// outside.
+    /// Polls a request that is shared, queued, refused, or guarded by an outer service with the
+    /// same policy.
     #[inline(never)]
     fn poll_shared<ResBody>(
         mut self: Pin<&mut Self>,
@@ -178,24 +184,24 @@ where
                 StateProj::Handler { inner, lease: slot } => {
                     let Some(lease) = slot else {
                         let response = ready!(inner.poll(cx))?;
-                        return Poll::Ready(Ok(released(response, slot)));
+                        return Poll::Ready(Ok(release(response, slot)));
                     };
                     if lease.before_handler(cx).is_pending() {
-                        match lease.held_back(cx) {
+                        match lease.handler_held_back(cx) {
                             None => return Poll::Pending,
                             Some(refusal) => break refusal,
                         }
                     }
-                    let entered = lease.enter(Some(cx.waker()));
+                    let entered = lease.enter_handler(Some(cx.waker()));
                     let polled = inner.poll(cx);
                     drop(entered);
                     let Poll::Ready(result) = polled else {
-                        match lease.pending(cx) {
+                        match lease.handler_pending(cx) {
                             None => return Poll::Pending,
                             Some(refusal) => break refusal,
                         }
                     };
-                    if let Some(refusal) = lease.ready(cx) {
+                    if let Some(refusal) = lease.handler_ready(cx) {
                         break refusal;
                     }
                     let response = match result {
@@ -205,19 +211,23 @@ where
                             return Poll::Ready(Err(error));
                         }
                     };
-                    match is_watched(slot, &response) {
-                        Ok(true) => return Poll::Ready(Ok(watched(response, slot))),
-                        Ok(false) => return Poll::Ready(Ok(released(response, slot))),
+                    match check_response_head(slot, &response) {
+                        Ok(true) => return Poll::Ready(Ok(watch_body(response, slot))),
+                        Ok(false) => return Poll::Ready(Ok(release(response, slot))),
                         Err(refusal) => break refusal,
                     }
                 }
-                StateProj::Later { later, lease: slot } => {
+                StateProj::Queued {
+                    queued,
+                    lease: slot,
+                } => {
                     let lease = slot.as_mut().expect("polled after completion");
                     match ready!(lease.poll_admission(cx)) {
                         Err(refusal) => break refusal,
                         Ok(()) => {
-                            let (mut ready, request) = *later.take().expect("not called before");
-                            let entered = lease.enter(None);
+                            let (mut ready, request) =
+                                *queued.take().expect("the handler is called only once");
+                            let entered = lease.enter_handler(None);
                             let inner = ready.call(request);
                             drop(entered);
                             let lease = slot.take();
@@ -234,7 +244,7 @@ where
         Poll::Ready(Ok(self.refuse(*refusal)))
     }
 
-    /// Answers in the handler's place. The handler is dropped before anything else.
+    /// Returns the refusal as the response. First drops the handler.
     #[cold]
     #[inline(never)]
     fn refuse<ResBody>(
@@ -246,13 +256,13 @@ where
             StateProj::Handler {
                 lease: Some(lease), ..
             }
-            | StateProj::Later {
+            | StateProj::Queued {
                 lease: Some(lease), ..
             } => (lease.exchange().cloned(), lease.facts().is_head),
             _ => (None, false),
         };
         state.set(State::Refused { refused: None });
-        let is_read = exchange.is_some_and(|exchange| exchange.has_ended());
+        let is_read = exchange.is_some_and(|exchange| exchange.has_body_ended());
         refusal
             .refused(is_head, is_read)
             .into_response()

@@ -1,16 +1,18 @@
-//! The client of a request, asked for once.
+//! The client key of a request, extracted once.
 
 use palisade_core::{KeyExtractor, KeyOutcome, RequestHead};
 use std::sync::Arc;
 
-/// What the key extractor of one request said. Policies that share an extractor ask it once.
+/// Caches the outcome of the key extractor for one request, so that policies with the same
+/// extractor run it once.
 ///
-/// Lives while the request is admitted and shared, in which no policy changes.
+/// Lives only while the request passes `admit` and `share`. The extractors cannot be replaced in
+/// that time, so an address identifies one of them.
 #[derive(Debug, Default)]
 pub struct Keys(Option<(usize, KeyOutcome)>);
 
 impl Keys {
-    /// The key of the request with this head, by `extractor`.
+    /// Returns the outcome of `extractor` for the request with this head.
     #[inline]
     pub fn get(&mut self, extractor: &Arc<dyn KeyExtractor>, head: &RequestHead<'_>) -> KeyOutcome {
         let id = Arc::as_ptr(extractor).cast::<()>().addr();
@@ -32,7 +34,7 @@ mod tests {
     use palisade_core::ClientKey;
     use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-    fn counts(calls: &Arc<AtomicU32>, name: &'static str) -> Arc<dyn KeyExtractor> {
+    fn counting_extractor(calls: &Arc<AtomicU32>, name: &'static str) -> Arc<dyn KeyExtractor> {
         let calls = calls.clone();
         Arc::new(move |_: &RequestHead<'_>| {
             calls.fetch_add(1, Relaxed);
@@ -41,9 +43,10 @@ mod tests {
     }
 
     #[test]
-    fn an_extractor_is_asked_once_and_another_one_gives_its_own_key() {
+    fn an_extractor_runs_once_until_another_one_is_asked() {
         let calls = Arc::new(AtomicU32::new(0));
-        let (one, other) = (counts(&calls, "one"), counts(&calls, "other"));
+        let one = counting_extractor(&calls, "one");
+        let other = counting_extractor(&calls, "other");
         let request = Request::new(());
         let (head, mut keys) = (RequestHead::from(&request), Keys::default());
         for _ in 0..3 {

@@ -1,12 +1,12 @@
-//! What the side of the response holds of a request: the response future, then the response body.
+//! The response side of a request: owned by the response future, then by the response body.
 
 use crate::{
     ClientWait, Elapsed, Facts, Handler, Keys, Of, Policy, Refusal,
     and::earlier,
     exchange::Exchange,
-    handler_poll::{Asked, Polling},
-    nesting::{self, Inside},
-    request::Reading,
+    handler_poll::{BodyWait, Polling},
+    nesting::{self, Entered},
+    request::BodyState,
     timer::Timer,
 };
 use http::Request;
@@ -20,17 +20,20 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// Ends the request when dropped, wherever its parts may be.
+/// The response side of a request. Dropping it ends the request, even if the request body still
+/// exists.
 pub(crate) struct Lease<P: Policy> {
-    link: Link<P>,
-    /// Emptied by [`Policy::release`].
+    state: State<P>,
+    /// Released by [`Policy::release`], and never dropped otherwise.
     held: ManuallyDrop<P::Held>,
-    /// Set when the handler is pending for the first time and a policy has a deadline.
+    /// Created when the handler is pending for the first time and there is a deadline.
     timer: Option<Pin<Box<Timer>>>,
 }
 
-enum Link<P: Policy> {
-    Alone(Arc<P>, Facts),
+enum State<P: Policy> {
+    /// The request needs no exchange.
+    Unshared(Arc<P>, Facts),
+    /// The request has a body, or a policy needs sharing.
     Shared(Arc<Exchange<P>>),
 }
 
@@ -39,59 +42,61 @@ enum Link<P: Policy> {
 impl<P: Policy> Lease<P> {
     #[inline(always)]
     pub(crate) fn new(policy: Arc<P>, facts: Facts, held: P::Held) -> Self {
-        let link = Link::Alone(policy, facts);
+        let state = State::Unshared(policy, facts);
         Self {
-            link,
+            state,
             held: ManuallyDrop::new(held),
             timer: None,
         }
     }
 
+    /// Returns the arguments of the policy's hooks on the response side.
     #[inline(always)]
     pub(crate) fn parts(&mut self) -> (&P, &mut P::Held, Of<'_, P::Shared>) {
-        let (policy, of) = self.link.parts();
-        (policy, &mut self.held, of)
+        let (policy, view) = self.state.parts();
+        (policy, &mut self.held, view)
     }
 
-    /// Enters the call or poll of the handler, in the task of `task`.
+    /// Marks the start of a poll of the handler by `task`, or of its call if `task` is `None`.
     #[inline(always)]
-    pub(crate) fn enter(&self, task: Option<&Waker>) -> (Inside, Option<Polling<'_>>) {
-        let inside = nesting::enter(std::ptr::from_ref(self.link.parts().0).addr());
+    pub(crate) fn enter_handler(&self, task: Option<&Waker>) -> (Entered, Option<Polling<'_>>) {
+        let entered = nesting::enter(std::ptr::from_ref(self.state.parts().0).addr());
         (
-            inside,
-            self.exchange().map(|exchange| exchange.handler.begin(task)),
+            entered,
+            self.exchange()
+                .map(|exchange| exchange.handler_poll.begin_poll(task)),
         )
     }
 
     pub(crate) fn facts(&self) -> &Facts {
-        self.link.parts().1.facts
+        self.state.parts().1.facts
     }
 
     #[inline(always)]
     pub(crate) fn exchange(&self) -> Option<&Arc<Exchange<P>>> {
-        match &self.link {
-            Link::Alone(..) => None,
-            Link::Shared(exchange) => Some(exchange),
+        match &self.state {
+            State::Unshared(..) => None,
+            State::Shared(exchange) => Some(exchange),
         }
     }
 
     pub(crate) fn is_queued(&self) -> bool {
-        self.link.parts().0.is_queued(&self.held)
+        self.state.parts().0.is_queued(&self.held)
     }
 
-    /// Makes the exchange of `request`. Returns what goes with the request body, if it has one.
+    /// Creates the exchange of `request`. Returns the state of the request body, if it has one.
     #[inline(always)]
     pub(crate) fn share<B: Body>(
         &mut self,
         request: &mut Request<B>,
         keys: &mut Keys,
-    ) -> Option<Reading<P>> {
-        let Link::Alone(policy, facts) = &self.link else {
+    ) -> Option<BodyState<P>> {
+        let State::Unshared(policy, facts) = &self.state else {
             return None;
         };
         let shared = policy.share(&mut self.held, request, facts, keys);
         let exchange = Arc::new(Exchange::new(policy.clone(), facts.clone(), shared));
-        self.link = Link::Shared(exchange.clone());
+        self.state = State::Shared(exchange.clone());
         let Exchange {
             policy,
             facts,
@@ -101,29 +106,30 @@ impl<P: Policy> Lease<P> {
         let upload = facts
             .has_body
             .then(|| policy.upload(&mut self.held, shared, facts));
-        upload.map(|upload| Reading::new(exchange, upload))
+        upload.map(|upload| BodyState::new(exchange, upload))
     }
 
-    /// Asks whether a queued request may be handled.
+    /// Ready when a queued request is admitted or refused.
     #[inline(never)]
     pub(crate) fn poll_admission(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Box<Refusal>>> {
-        let (policy, held, of) = self.parts();
-        let admission = policy.poll_admission(held, of, cx);
+        let (policy, held, view) = self.parts();
+        let admission = policy.poll_admission(held, view, cx);
         if admission.is_pending()
-            && let Some(refusal) = self.handler_waits(Handler::HeldBack, Asked::default(), true, cx)
+            && let Some(refusal) =
+                self.after_handler(Handler::HeldBack, BodyWait::default(), true, cx)
         {
             return Poll::Ready(Err(refusal));
         }
         admission
     }
 
-    /// The handler of a shared request is about to be polled.
+    /// Called before the handler of a shared request is polled. `Poll::Pending` holds it back.
     #[inline]
     pub(crate) fn before_handler(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Link::Shared(exchange) = &self.link else {
+        let State::Shared(exchange) = &self.state else {
             return Poll::Ready(());
         };
         exchange
@@ -131,160 +137,165 @@ impl<P: Policy> Lease<P> {
             .before_handler(&mut self.held, exchange.shared(), cx)
     }
 
-    /// The handler of a shared request is held back.
+    /// Called when the handler of a shared request is held back.
     #[inline(never)]
-    pub(crate) fn held_back(&mut self, cx: &mut Context<'_>) -> Option<Box<Refusal>> {
+    pub(crate) fn handler_held_back(&mut self, cx: &mut Context<'_>) -> Option<Box<Refusal>> {
         let mut is_new_task = true;
-        if let Link::Shared(exchange) = &self.link {
-            match exchange.head.is_pending(cx.waker()) {
+        if let State::Shared(exchange) = &self.state {
+            match exchange.response_head.handler_pending(cx.waker()) {
                 Ok(is_new) => is_new_task = is_new,
                 Err(refusal) => return Some(refusal),
             }
         }
-        self.handler_waits(Handler::HeldBack, Asked::default(), is_new_task, cx)
+        self.after_handler(Handler::HeldBack, BodyWait::default(), is_new_task, cx)
     }
 
-    /// The handler of a shared request was polled and is pending.
+    /// Called when the handler of a shared request was polled and is pending.
     #[inline(never)]
-    pub(crate) fn pending(&mut self, cx: &mut Context<'_>) -> Option<Box<Refusal>> {
-        let (mut asked, mut is_new_task) = (Asked::default(), true);
-        if let Link::Shared(exchange) = &self.link {
-            asked = exchange.handler.asked();
-            match exchange.head.is_pending(cx.waker()) {
+    pub(crate) fn handler_pending(&mut self, cx: &mut Context<'_>) -> Option<Box<Refusal>> {
+        let (mut body_wait, mut is_new_task) = (BodyWait::default(), true);
+        if let State::Shared(exchange) = &self.state {
+            body_wait = exchange.handler_poll.body_wait();
+            match exchange.response_head.handler_pending(cx.waker()) {
                 Ok(is_new) => is_new_task = is_new,
                 Err(refusal) => return Some(refusal),
             }
-            if !asked.awaits_client && exchange.wait.runs() {
+            if !body_wait.awaits_client && exchange.client_wait.is_running() {
                 if exchange.awaited_elsewhere.load(SeqCst) {
-                    asked.awaits_client = true;
+                    body_wait.awaits_client = true;
                 } else {
-                    // It waits for something else: a client that holds a byte back does not stop
-                    // the clock of a handler that has read enough to work on.
-                    let now = exchange.wait.stamp(Instant::now());
-                    exchange.wait.end(now);
+                    // The handler waits for something else. It has read enough to work on, so a
+                    // client that holds a byte back must not pause its deadlines.
+                    let now = exchange.client_wait.stamp(Instant::now());
+                    exchange.client_wait.stop(now);
                     exchange.set_unread(true);
-                    // Another task took the body over in this moment.
+                    // Another task has taken over the body concurrently.
                     if exchange.awaited_elsewhere.load(SeqCst) {
                         exchange.set_unread(false);
-                        exchange.wait.begin(now);
-                        asked.awaits_client = true;
+                        exchange.client_wait.start(now);
+                        body_wait.awaits_client = true;
                     }
                 }
             }
         }
         let handler = Handler::Pending {
-            awaits_client: asked.awaits_client,
+            awaits_client: body_wait.awaits_client,
         };
-        self.handler_waits(handler, asked, is_new_task, cx)
+        self.after_handler(handler, body_wait, is_new_task, cx)
     }
 
-    /// The handler of a shared request is ready: the refusal, if its response is not to be sent.
+    /// Called when the handler of a shared request is ready. Returns the refusal if its response
+    /// must not be sent.
     #[inline(never)]
-    pub(crate) fn ready(&mut self, cx: &mut Context<'_>) -> Option<Box<Refusal>> {
-        let Link::Shared(exchange) = &self.link else {
+    pub(crate) fn handler_ready(&mut self, cx: &mut Context<'_>) -> Option<Box<Refusal>> {
+        let State::Shared(exchange) = &self.state else {
             return None;
         };
-        if let Some(refusal) = exchange.head.is_ready() {
+        if let Some(refusal) = exchange.response_head.mark_sent() {
             return Some(refusal);
         }
-        let (policy, held, of) = self.parts();
-        policy.after_handler(held, of, Handler::Ready, cx)
+        let (policy, held, view) = self.parts();
+        policy.after_handler(held, view, Handler::Ready, cx)
     }
 
-    /// The handler is pending or held back: looks after the deadlines.
+    /// Called when the handler is pending or held back. Calls the policy and checks the deadlines.
     #[inline(always)]
-    pub(crate) fn handler_waits(
+    pub(crate) fn after_handler(
         &mut self,
         handler: Handler,
-        asked: Asked,
+        body_wait: BodyWait,
         is_new_task: bool,
         cx: &mut Context<'_>,
     ) -> Option<Box<Refusal>> {
-        let (policy, held, of) = self.parts();
-        if let Some(refusal) = policy.after_handler(held, of, handler, cx) {
+        let (policy, held, view) = self.parts();
+        if let Some(refusal) = policy.after_handler(held, view, handler, cx) {
             return Some(refusal);
         }
         match &self.timer {
-            Some(timer) if !is_new_task && timer.covers(asked.due) => None,
-            _ => self.poll_timer(asked, is_new_task, cx),
+            Some(timer) if !is_new_task && timer.covers(body_wait.due) => None,
+            _ => self.poll_timer(body_wait, is_new_task, cx),
         }
     }
 
+    /// Polls the timer, and creates it if there is a deadline. Returns the refusal if a policy
+    /// refuses the request because a deadline has passed.
     #[inline(never)]
     fn poll_timer(
         &mut self,
-        asked: Asked,
+        body_wait: BodyWait,
         is_new_task: bool,
         cx: &mut Context<'_>,
     ) -> Option<Box<Refusal>> {
         let Self {
-            link, held, timer, ..
+            state, held, timer, ..
         } = self;
-        let (policy, of) = link.parts();
-        let wait = link.wait();
+        let (policy, view) = state.parts();
+        let client_wait = state.client_wait();
         let mut timer = match timer {
             Some(timer) => timer.as_mut(),
             none => {
-                if !policy.has_deadline(held, of) && asked.due.is_none() {
+                if !policy.has_deadline(held, view) && body_wait.due.is_none() {
                     return None;
                 }
                 let now = Instant::now();
                 let elapsed = Elapsed {
                     started: now,
                     now,
-                    wait,
+                    client_wait,
                 };
-                let due = wait.and_then(|wait| wait.instant(asked.due?));
-                let deadline = earlier(policy.deadline(held, of, &elapsed), due)?;
-                let at = wait.map_or(0, |wait| {
-                    if asked.due.is_none() {
-                        // Stamps count from the first of them, which must not be one to come.
+                let due = client_wait.and_then(|wait| wait.instant(body_wait.due?));
+                let deadline = earlier(policy.deadline(held, view, &elapsed), due)?;
+                let stamp = client_wait.map_or(0, |wait| {
+                    if body_wait.due.is_none() {
+                        // The first stamp is the origin of all others, so it must not be taken of
+                        // the deadline, which is in the future.
                         wait.stamp(now);
                     }
                     wait.stamp(deadline)
                 });
-                none.insert(Timer::new(now, deadline, at)).as_mut()
+                none.insert(Timer::new(now, deadline, stamp)).as_mut()
             }
         };
-        if let (Some(due), Some(wait)) = (asked.due, wait)
-            && due < timer.at()
+        if let (Some(due), Some(wait)) = (body_wait.due, client_wait)
+            && due < timer.due()
             && let Some(deadline) = wait.instant(due)
         {
-            timer.as_mut().set(deadline, due);
+            timer.as_mut().reset(deadline, due);
         }
         while timer.as_mut().poll(is_new_task, cx).is_ready() {
             let now = Instant::now();
             let elapsed = Elapsed {
                 started: timer.started(),
                 now,
-                wait,
+                client_wait,
             };
-            if let Some(refusal) = policy.expired(held, of, &elapsed) {
+            if let Some(refusal) = policy.expired(held, view, &elapsed) {
                 return Some(refusal);
             }
-            let due = wait.and_then(|wait| wait.instant(asked.due?));
-            let deadline = earlier(policy.deadline(held, of, &elapsed), due);
-            let never = || now.checked_add(Timer::NEVER).unwrap_or(now);
-            let deadline = deadline.map_or_else(never, |at| at.max(now + Timer::MIN_PAUSE));
+            let due = client_wait.and_then(|wait| wait.instant(body_wait.due?));
+            let deadline = earlier(policy.deadline(held, view, &elapsed), due);
+            let far_future = || now.checked_add(Timer::FAR_FUTURE).unwrap_or(now);
+            let deadline =
+                deadline.map_or_else(far_future, |at| at.max(now + Timer::MIN_RECHECK_INTERVAL));
             timer
                 .as_mut()
-                .set(deadline, wait.map_or(0, |wait| wait.stamp(deadline)));
+                .reset(deadline, client_wait.map_or(0, |wait| wait.stamp(deadline)));
         }
         None
     }
 
-    /// When the handler waited first.
+    /// Returns when the handler was pending for the first time, if the request has a timer.
     #[inline(always)]
     pub(crate) fn started(&self) -> Option<Instant> {
         self.timer.as_ref().map(|timer| timer.started())
     }
 }
 
-impl<P: Policy> Link<P> {
+impl<P: Policy> State<P> {
     #[inline(always)]
     fn parts(&self) -> (&P, Of<'_, P::Shared>) {
         match self {
-            Self::Alone(policy, facts) => (
+            Self::Unshared(policy, facts) => (
                 policy,
                 Of {
                     facts,
@@ -292,19 +303,19 @@ impl<P: Policy> Link<P> {
                 },
             ),
             Self::Shared(exchange) => {
-                let of = Of {
+                let view = Of {
                     facts: &exchange.facts,
                     shared: Some(&exchange.shared),
                 };
-                (&exchange.policy, of)
+                (&exchange.policy, view)
             }
         }
     }
 
-    fn wait(&self) -> Option<&ClientWait> {
+    fn client_wait(&self) -> Option<&ClientWait> {
         match self {
-            Self::Alone(..) => None,
-            Self::Shared(exchange) => Some(&exchange.wait),
+            Self::Unshared(..) => None,
+            Self::Shared(exchange) => Some(&exchange.client_wait),
         }
     }
 }
@@ -312,11 +323,11 @@ impl<P: Policy> Link<P> {
 impl<P: Policy> Drop for Lease<P> {
     #[inline(always)]
     fn drop(&mut self) {
-        if let Link::Shared(exchange) = &self.link {
-            exchange.head.is_over();
+        if let State::Shared(exchange) = &self.state {
+            exchange.response_head.close();
         }
-        let (policy, of) = self.link.parts();
-        policy.release(&mut self.held, of);
+        let (policy, view) = self.state.parts();
+        policy.release(&mut self.held, view);
     }
 }
 

@@ -1,35 +1,38 @@
-//! The mechanism behind palisade's request guards. Used by palisade; no stability promise.
+//! The mechanism behind palisade's request guards. Internal crate of palisade: the API is not
+//! stable.
 //!
-//! A request guard decides a few things about a request: whether it is admitted, how its body may
-//! arrive, when its time is over. These decisions are a [`Policy`]. Everything else is here, once:
-//! the [`Guarded`] service, its [`ResponseFuture`], the [`RequestBody`] that the handler reads and
-//! the [`ResponseBody`] that the server sends. [`And`] joins two policies into one, so that any
-//! number of guards cost one service, one future and two bodies.
+//! A request guard makes a few decisions about a request: whether to admit it, how its body may
+//! arrive, and when its deadline has passed. These decisions are a [`Policy`]. Everything else is
+//! implemented here, once for all guards: the [`Guarded`] service, its [`ResponseFuture`], the
+//! [`RequestBody`] that the handler reads and the [`ResponseBody`] that the server sends. [`And`]
+//! joins two policies into one, so that any number of guards cost one service, one future and two
+//! bodies.
 //!
-//! # The way of a request
+//! # Lifecycle of a request
 //!
 //! | step | hooks | order | note |
 //! |---|---|---|---|
-//! | the head arrives | [`admit`] | outer to inner | A refusal releases what outer policies took. Nothing is allocated before. |
-//! | it has a body | [`share`], [`upload`] | outer to inner | One allocation, the exchange, for all policies. |
-//! | it must queue | [`poll_admission`] | innermost only | The handler is called when this is ready. |
-//! | the handler is polled | [`before_handler`], the handler, [`after_handler`] | outer to inner, then inner to outer | The outermost refusal wins. The handler is dropped before it answers. |
-//! | the handler waits | [`deadline`], [`expired`] | earliest of all | One timer per request. |
-//! | the request body is polled | [`poll_request`] | pulled: the innermost asks outwards | A frame that is ready and that [`fits`] all policies is only [`passed`]. |
-//! | the client is awaited | [`first_wait`], [`client_awaited`], [`wait_expired`], [`wait_ends`] | outer to inner | One look at the clock at each end of a wait. |
+//! | the head arrives | [`admit`] | outer to inner | A refusal releases what the outer policies hold. Nothing is allocated up to here. |
+//! | the request has a body | [`share`], [`upload`] | outer to inner | One allocation, the exchange, for all policies. |
+//! | the request is queued | [`poll_admission`] | innermost only | The handler is called when this is ready. |
+//! | the handler is polled | [`before_handler`], the handler, [`after_handler`] | outer to inner, then inner to outer | The outermost refusal wins. The handler is dropped before the refusal is sent. |
+//! | the handler is pending | [`deadline`], [`expired`] | earliest of all | One timer per request. |
+//! | the request body is polled | [`poll_request`] | pulled: the innermost policy polls outwards | A frame that is ready and that [`fits`] all policies is only reported to [`passed`]. |
+//! | the request body waits for the client | [`first_wait`], [`client_awaited`], [`wait_expired`], [`wait_ends`] | outer to inner | The clock is read once at each end of a wait. |
 //! | the response head is ready | [`response_head`] | inner to outer | Without a body to watch, the request is released here. |
-//! | the response body is polled | [`poll_response`] | pulled: the outermost asks inwards | |
-//! | the request is over | [`release_upload`], [`release`] | inner to outer | Exactly once: last frame, error, drop or panic. |
+//! | the response body is polled | [`poll_response`] | pulled: the outermost policy polls inwards | |
+//! | the request ends | [`release_upload`], [`release`] | inner to outer | Exactly once: last frame, error, drop or panic. |
 //!
-//! Only the body at the bottom decides whether the client is awaited: a policy that holds bytes
-//! back answers [`Flow::Busy`]. The handler waits for its client where it asked for the body in its
-//! latest poll; a handler that has read ahead and then works on is not waiting.
+//! Only the innermost body decides whether the request waits for its client: a policy that holds
+//! bytes back returns [`Flow::Busy`]. The handler waits for its client if its latest poll polled
+//! the request body and found it pending. A handler that has read ahead and then works on is not
+//! waiting.
 //!
-//! The same policy object counts a request once: a [`Guarded`] service that is called while another
-//! one with the same policy is polling passes the request on.
+//! A policy object counts a request once. While a [`Guarded`] service is being called or polled,
+//! a nested one with the same policy passes the request on unguarded.
 //!
-//! What guards are made of is here, too: [`Settings`], and the bounded [`Table`] of debts with its
-//! [`Gcra`] and [`Clock`].
+//! The crate also contains the components that guards share: [`Settings`], and the bounded
+//! [`Table`] of debts with its [`Gcra`] and [`Clock`].
 //!
 //! [`admit`]: Policy::admit
 //! [`share`]: Policy::share
@@ -81,7 +84,7 @@ pub use future::ResponseFuture;
 pub use gcra::{Denied, Gcra};
 pub use keys::Keys;
 pub use linger::{Drops, Keeps, KeepsWhole, Unread, linger};
-pub use nesting::{Inside, Task, enter, is_inside, task_of};
+pub use nesting::{Entered, Task, enter, is_inside, task_of};
 pub use policy::{ByClone, Elapsed, Flow, Handler, Later, Never, Policy, Polled, Upstream};
 pub use refusal::{Refusal, Refused};
 pub use request::RequestBody;

@@ -1,4 +1,4 @@
-//! What becomes of a request body that no handler will read.
+//! Lingering: keeping or reading on a request body that no handler will read.
 
 use http::{Request, Version, header::EXPECT};
 use http_body::Body;
@@ -9,109 +9,115 @@ use std::{
     time::Duration,
 };
 
-/// A body that is kept unread is kept for this long.
-const KEEP_TIME: Duration = Duration::from_millis(100);
-/// A body that is read to its end is read for no longer than this.
-const DRAIN_TIME: Duration = Duration::from_secs(1);
-/// A declared body of at most this many bytes is read to its end, so that an HTTP/1 connection can
+/// How long a body lingers that is not read to its end.
+const LINGER_TIME: Duration = Duration::from_millis(100);
+/// The longest time for which a body is read to its end.
+const READ_TO_END_TIMEOUT: Duration = Duration::from_secs(1);
+/// The largest declared length at which a body is read to its end, so that an HTTP/1 connection can
 /// carry the next request.
-const MAX_DRAINED_BYTES: u64 = 64 * 1024;
-/// Frames that are discarded before other tasks get a turn.
-const FRAMES_PER_TURN: usize = 32;
-/// Bodies that linger at a time, in the whole process. Further ones are dropped at once.
-const MAX_LINGERING: usize = 1024;
+const MAX_READ_TO_END_BYTES: u64 = 64 * 1024;
+/// Frames that are discarded before the task yields.
+const FRAMES_PER_YIELD: usize = 32;
+/// The largest number of bodies that linger at a time in the whole process. Further ones are
+/// dropped at once.
+const MAX_LINGERING_BODIES: usize = 1024;
 
-static LINGERING: Lingering = Lingering(AtomicUsize::new(0));
+static LINGER_COUNT: LingerCount = LingerCount(AtomicUsize::new(0));
 
+/// The number of bodies that linger.
 #[derive(Debug)]
-struct Lingering(AtomicUsize);
+struct LingerCount(AtomicUsize);
 
-/// One place among the bodies that linger, released on drop.
+/// The right to linger of one body. Counted down on drop.
 #[derive(Debug)]
-struct Place(&'static Lingering);
+struct LingerSlot(&'static LingerCount);
 
 /// How a policy treats a request body of type `B` that no handler will read. Implemented for
-/// [`Drops`], [`KeepsWhole`], [`Keeps`] and pairs of these; a pair asks of the body what both ask.
+/// [`Drops`], [`KeepsWhole`], [`Keeps`] and pairs of these. A pair has the bounds on `B` of both.
 pub trait Unread<B> {
-    /// Keeps the body of a request that no handler has seen, unless it gives that back. `true` if
-    /// the body is read to its end, so that the connection may stay open.
+    /// Lets the body of a request linger that has not reached the handler. Returns `true` if the
+    /// body is read to its end, so that the connection may stay open. Returns the request as an
+    /// error if this policy does not keep the body.
     #[allow(
         clippy::result_large_err,
-        reason = "a refusal is rare, and a box costs an allocation"
+        reason = "refusals are rare, and a box would cost an allocation"
     )]
-    fn keep(request: Request<B>) -> Result<bool, Request<B>>;
+    fn keep_whole(request: Request<B>) -> Result<bool, Request<B>>;
 
-    /// Takes what is left of a body that is being read, if it is to be kept. Else the caller drops
-    /// it.
-    fn let_go(body: Pin<&mut Option<B>>, version: Version);
+    /// Takes the body out of `body` and lets it linger, if this policy keeps bodies that the
+    /// handler has partly read. Otherwise leaves it, and the caller drops it.
+    fn keep_rest(body: Pin<&mut Option<B>>, version: Version);
 }
 
-/// Drops the body. Asks nothing of its type.
+/// Drops the body. Has no bounds on its type.
 #[derive(Debug)]
 pub enum Drops {}
 
-/// Keeps a body that no handler has seen.
+/// Keeps a body that has not reached the handler.
 #[derive(Debug)]
 pub enum KeepsWhole {}
 
-/// Keeps a body that no handler has seen, and what is left of one that is being read.
+/// Keeps a body that has not reached the handler, and the rest of one that the handler has partly
+/// read.
 #[derive(Debug)]
 pub enum Keeps {}
 
 impl<B> Unread<B> for Drops {
-    fn keep(request: Request<B>) -> Result<bool, Request<B>> {
+    fn keep_whole(request: Request<B>) -> Result<bool, Request<B>> {
         Err(request)
     }
 
-    fn let_go(_: Pin<&mut Option<B>>, _: Version) {}
+    fn keep_rest(_: Pin<&mut Option<B>>, _: Version) {}
 }
 
 impl<B: Body + Send + 'static> Unread<B> for KeepsWhole {
-    fn keep(request: Request<B>) -> Result<bool, Request<B>> {
+    fn keep_whole(request: Request<B>) -> Result<bool, Request<B>> {
         Ok(linger(request))
     }
 
-    fn let_go(_: Pin<&mut Option<B>>, _: Version) {}
+    fn keep_rest(_: Pin<&mut Option<B>>, _: Version) {}
 }
 
 impl<B: Body + Send + Unpin + 'static> Unread<B> for Keeps {
-    fn keep(request: Request<B>) -> Result<bool, Request<B>> {
+    fn keep_whole(request: Request<B>) -> Result<bool, Request<B>> {
         Ok(linger(request))
     }
 
-    fn let_go(body: Pin<&mut Option<B>>, version: Version) {
+    fn keep_rest(body: Pin<&mut Option<B>>, version: Version) {
         if let Some(body) = body.get_mut().take() {
-            // The handler has read some of it: what is left is not known to be short.
-            keep_unread(body, version);
+            // The handler has read a part of the body, so the rest is not known to be short.
+            linger_unread(body, version);
         }
     }
 }
 
 impl<B, X: Unread<B>, Y: Unread<B>> Unread<B> for (X, Y) {
-    fn keep(request: Request<B>) -> Result<bool, Request<B>> {
-        X::keep(request).or_else(Y::keep)
+    fn keep_whole(request: Request<B>) -> Result<bool, Request<B>> {
+        X::keep_whole(request).or_else(Y::keep_whole)
     }
 
-    fn let_go(mut body: Pin<&mut Option<B>>, version: Version) {
-        X::let_go(body.as_mut(), version);
-        Y::let_go(body, version);
+    fn keep_rest(mut body: Pin<&mut Option<B>>, version: Version) {
+        X::keep_rest(body.as_mut(), version);
+        Y::keep_rest(body, version);
     }
 }
 
-/// Keeps the body of a refused request a little longer than the request, so that its client sees
-/// the response. `true` if the body is read to its end.
+/// Keeps the body of a refused request for a moment after the request has ended, so that the client
+/// sees the response. Returns `true` if the body is read to its end.
 ///
-/// A server that drops an unread body hangs up: HTTP/1 closes the socket, and what the client is
-/// still writing makes the kernel send a reset that overtakes the response; HTTP/2 resets the
-/// stream, and some clients (curl before 8) look at that before they look at the response. Measured
-/// with uploads of 10 MB over loopback: without this hyper's own client saw none of the responses
-/// on HTTP/1, and curl none on HTTP/2; with it both see all of them.
+/// A server that drops an unread body ends the exchange before the client has read the response. On
+/// HTTP/1 it closes the socket, and the bytes that the client is still writing make the kernel send
+/// a reset that overtakes the response. On HTTP/2 it resets the stream, and some clients (curl
+/// before 8) handle the reset before the response. Measured with uploads of 10 MB over loopback:
+/// without lingering, hyper's own client saw none of the responses on HTTP/1, and curl none on
+/// HTTP/2; with lingering, both see all of them.
 ///
-/// On HTTP/2 what arrives is discarded, because unread bytes hold up the other streams of the
-/// connection. On HTTP/1 a body that declares at most 64 KiB is read to its end, and the connection
-/// carries the next request; any other one is not read, and the connection closes. So does that of
-/// a client that waits for `100 Continue`, which a read would send. At most 1,024 bodies linger at
-/// a time. Outside a tokio runtime nothing does.
+/// On HTTP/2 the bytes that arrive are discarded, because unread bytes block the other streams of
+/// the connection. On HTTP/1 a body with a declared length of at most 64 KiB is read to its end,
+/// and the connection carries the next request. Any other body is not read, and the connection
+/// closes. The connection also closes if the client expects `100 Continue`, because reading the
+/// body would send that. At most 1,024 bodies linger at a time. Outside a tokio runtime no body
+/// lingers.
 pub fn linger<B: Body + Send + 'static>(request: Request<B>) -> bool {
     let body = request.body();
     if body.is_end_stream() {
@@ -120,71 +126,76 @@ pub fn linger<B: Body + Send + 'static>(request: Request<B>) -> bool {
     let is_short = body
         .size_hint()
         .exact()
-        .is_some_and(|length| length <= MAX_DRAINED_BYTES);
+        .is_some_and(|length| length <= MAX_READ_TO_END_BYTES);
     let version = request.version();
-    let is_drained = is_short && version != Version::HTTP_2;
-    if !is_drained || request.headers().contains_key(EXPECT) {
-        keep_unread(request.into_body(), version);
+    let reads_to_end = is_short && version != Version::HTTP_2;
+    if !reads_to_end || request.headers().contains_key(EXPECT) {
+        linger_unread(request.into_body(), version);
         return false;
     }
     let body = request.into_body();
-    spawn(async move {
-        // Ends at the end of the body or of the time.
-        let _ = tokio::time::timeout(DRAIN_TIME, discard(body)).await;
+    spawn_lingering(async move {
+        // Either result ends the lingering: the end of the body or the timeout.
+        let _ = tokio::time::timeout(READ_TO_END_TIMEOUT, discard(body)).await;
     })
 }
 
-fn keep_unread<B: Body + Send + 'static>(body: B, version: Version) {
+/// Lets `body` linger without reading it to its end.
+fn linger_unread<B: Body + Send + 'static>(body: B, version: Version) {
     if body.is_end_stream() {
         return;
     }
-    spawn(async move {
+    spawn_lingering(async move {
         if version == Version::HTTP_2 {
-            let _ = tokio::time::timeout(KEEP_TIME, discard(body)).await;
+            let _ = tokio::time::timeout(LINGER_TIME, discard(body)).await;
         } else {
-            tokio::time::sleep(KEEP_TIME).await;
+            tokio::time::sleep(LINGER_TIME).await;
             drop(body);
         }
     });
 }
 
-fn spawn(lingering: impl Future<Output = ()> + Send + 'static) -> bool {
+/// Spawns `lingering` if there is a runtime and the number of lingering bodies allows it. Returns
+/// whether it was spawned.
+fn spawn_lingering(lingering: impl Future<Output = ()> + Send + 'static) -> bool {
     if let Ok(runtime) = tokio::runtime::Handle::try_current()
-        && let Some(place) = LINGERING.take(MAX_LINGERING)
+        && let Some(slot) = LINGER_COUNT.try_acquire(MAX_LINGERING_BODIES)
     {
         runtime.spawn(async move {
             lingering.await;
-            drop(place);
+            drop(slot);
         });
         return true;
     }
     false
 }
 
+/// Reads `body` until its end or an error and discards all frames.
 async fn discard<B: Body>(body: B) {
     let mut body = std::pin::pin!(body);
     let mut frames: usize = 0;
     let is_frame = |frame: Option<Result<_, _>>| matches!(frame, Some(Ok(_)));
     while poll_fn(|cx| body.as_mut().poll_frame(cx).map(is_frame)).await {
         frames = frames.wrapping_add(1);
-        if frames.is_multiple_of(FRAMES_PER_TURN) {
+        if frames.is_multiple_of(FRAMES_PER_YIELD) {
             tokio::task::yield_now().await;
         }
     }
 }
 
-// === Lingering ===
+// === LingerCount ===
 
-impl Lingering {
-    fn take(&'static self, max: usize) -> Option<Place> {
-        let taken = self
+impl LingerCount {
+    /// Counts one more body, unless `max` are counted already.
+    fn try_acquire(&'static self, max: usize) -> Option<LingerSlot> {
+        let acquired = self
             .0
-            .fetch_update(Relaxed, Relaxed, |kept| (kept < max).then(|| kept + 1));
-        taken.is_ok().then(|| Place(self))
+            .fetch_update(Relaxed, Relaxed, |count| (count < max).then(|| count + 1));
+        acquired.is_ok().then(|| LingerSlot(self))
     }
 }
 
-impl Drop for Place {
+impl Drop for LingerSlot {
     fn drop(&mut self) {
         self.0.0.fetch_sub(1, Relaxed);
     }
@@ -198,7 +209,7 @@ mod tests {
     use http_body_util::{BodyExt, Full, StreamBody};
     use std::{convert::Infallible, sync::Arc};
 
-    /// A body of unknown length that gives nothing and holds `held`.
+    /// A body of unknown length that is always pending and owns a clone of `held`.
     fn upload(held: &Arc<()>) -> impl Body + Send + 'static {
         let held = held.clone();
         StreamBody::new(futures_util::stream::pending::<Result<_, Infallible>>()).map_frame(
@@ -214,52 +225,52 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_of_unknown_length_is_kept_unread_for_a_moment() {
+    async fn a_body_of_unknown_length_is_kept_for_the_linger_time() {
         let held = Arc::new(());
         assert!(!linger(post(Version::HTTP_11, upload(&held))));
-        tokio::time::sleep(KEEP_TIME - Duration::from_millis(1)).await;
+        tokio::time::sleep(LINGER_TIME - Duration::from_millis(1)).await;
         assert_eq!(Arc::strong_count(&held), 2);
         tokio::time::sleep(Duration::from_millis(2)).await;
         assert_eq!(Arc::strong_count(&held), 1);
     }
 
     #[tokio::test]
-    async fn a_short_declared_body_is_read_to_its_end_on_http1_unless_the_client_awaits_a_word() {
+    async fn a_short_declared_body_is_read_on_http1_unless_the_client_expects_100_continue() {
         let body = || Full::new(Bytes::from_static(b"ten bytes!"));
         assert!(linger(post(Version::HTTP_11, body())));
         assert!(!linger(post(Version::HTTP_2, body())));
-        let long = Full::<Bytes>::from(vec![0; MAX_DRAINED_BYTES as usize + 1]);
+        let long = Full::<Bytes>::from(vec![0; MAX_READ_TO_END_BYTES as usize + 1]);
         assert!(!linger(post(Version::HTTP_11, long)));
-        let mut awaits = post(Version::HTTP_11, body());
-        awaits
+        let mut expects_continue = post(Version::HTTP_11, body());
+        expects_continue
             .headers_mut()
             .insert(EXPECT, HeaderValue::from_static("100-continue"));
-        assert!(!linger(awaits));
+        assert!(!linger(expects_continue));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_several_policies_the_one_that_keeps_half_read_bodies_keeps_them() {
+    async fn a_partly_read_body_lingers_if_any_of_several_policies_keeps_it() {
         type Policies = (KeepsWhole, (Drops, (Keeps, KeepsWhole)));
         let held = Arc::new(());
         let mut slot = Some(Box::pin(upload(&held)));
-        <Policies as Unread<_>>::let_go(Pin::new(&mut slot), Version::HTTP_11);
+        <Policies as Unread<_>>::keep_rest(Pin::new(&mut slot), Version::HTTP_11);
         drop(slot);
         assert_eq!(Arc::strong_count(&held), 2);
-        tokio::time::sleep(KEEP_TIME + Duration::from_millis(1)).await;
+        tokio::time::sleep(LINGER_TIME + Duration::from_millis(1)).await;
         assert_eq!(Arc::strong_count(&held), 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn at_most_so_many_linger_at_a_time_and_all_places_come_back() {
-        static FEW: Lingering = Lingering(AtomicUsize::new(0));
-        let places: Vec<_> = (0..3).map_while(|_| FEW.take(2)).collect();
-        assert_eq!((places.len(), FEW.0.load(Relaxed)), (2, 2));
-        drop(places);
-        assert_eq!(FEW.0.load(Relaxed), 0);
+    async fn the_number_of_lingering_bodies_is_limited_and_returns_to_zero() {
+        static COUNT: LingerCount = LingerCount(AtomicUsize::new(0));
+        let slots: Vec<_> = (0..3).map_while(|_| COUNT.try_acquire(2)).collect();
+        assert_eq!((slots.len(), COUNT.0.load(Relaxed)), (2, 2));
+        drop(slots);
+        assert_eq!(COUNT.0.load(Relaxed), 0);
     }
 
     #[test]
-    fn outside_a_runtime_nothing_is_kept() {
+    fn outside_a_runtime_no_body_lingers() {
         let held = Arc::new(());
         assert!(!linger(post(Version::HTTP_11, upload(&held))));
         assert_eq!(Arc::strong_count(&held), 1);

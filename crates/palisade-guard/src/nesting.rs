@@ -1,9 +1,9 @@
-//! Which policies guard what is being called or polled on this thread: a request that passes the
-//! same policy twice counts once.
+//! The policies of the services that are being called or polled on the current thread. With this, a
+//! request that passes the same policy twice is counted once.
 
 use std::{cell::Cell, task::Waker};
 
-/// Guards inside guards beyond this depth are not tracked.
+/// The depth up to which nested guards are tracked.
 const MAX_DEPTH: usize = 16;
 
 thread_local! {
@@ -16,13 +16,13 @@ struct Nesting {
     policies: [Cell<usize>; MAX_DEPTH],
 }
 
-/// Identity of a task, as far as its waker shows it.
+/// Identity of a task: the data pointer and the vtable pointer of its waker.
 pub type Task = (usize, usize);
 
-/// The call or poll of a guarded request. Ends when dropped.
+/// Marks a guarded request as being called or polled. The mark is removed on drop.
 #[derive(Debug)]
-#[must_use = "it ends when dropped"]
-pub struct Inside {
+#[must_use = "the mark is removed on drop"]
+pub struct Entered {
     depth: usize,
 }
 
@@ -37,20 +37,20 @@ impl Nesting {
     }
 }
 
-/// Enters the call or poll of a request that the policy at this address guards.
+/// Marks the start of a call or poll that is guarded by the policy at this address.
 #[inline]
-pub fn enter(policy: usize) -> Inside {
+pub fn enter(policy: usize) -> Entered {
     NESTING.with(|nesting| {
         let depth = nesting.depth.get();
         if let Some(entry) = nesting.policies.get(depth) {
             entry.set(policy);
         }
         nesting.depth.set(depth + 1);
-        Inside { depth }
+        Entered { depth }
     })
 }
 
-/// Whether a service with the policy at this address is being called or polled.
+/// Returns whether a service with the policy at this address is being called or polled.
 #[inline]
 pub fn is_inside(policy: usize) -> bool {
     NESTING.with(|nesting| {
@@ -61,13 +61,14 @@ pub fn is_inside(policy: usize) -> bool {
     })
 }
 
-/// Identifies this thread while it lives.
+/// Returns a number that identifies the current thread among all live threads. Never 0.
 #[inline]
-pub(crate) fn thread() -> usize {
+pub(crate) fn thread_id() -> usize {
     NESTING.with(|nesting| std::ptr::from_ref(nesting).addr())
 }
 
-/// The task of `waker`, to be compared as [`Waker::will_wake`] does, without keeping the waker.
+/// Returns the task of `waker`. Two tasks are compared as [`Waker::will_wake`] compares wakers, but
+/// without keeping a waker.
 #[inline]
 pub fn task_of(waker: &Waker) -> Task {
     (
@@ -76,9 +77,9 @@ pub fn task_of(waker: &Waker) -> Task {
     )
 }
 
-// === Inside ===
+// === Entered ===
 
-impl Drop for Inside {
+impl Drop for Entered {
     #[inline]
     fn drop(&mut self) {
         NESTING.with(|nesting| nesting.depth.set(self.depth));
@@ -90,13 +91,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_is_seen_inside_and_gone_after_a_panic() {
+    fn an_entry_is_visible_until_dropped_even_by_a_panic() {
         assert!(!is_inside(7));
         let outer = enter(7);
         let caught = std::panic::catch_unwind(|| {
             let _inner = enter(8);
             assert!(is_inside(7) && is_inside(8));
-            panic!("as a handler might");
+            panic!("a handler may panic");
         });
         assert!(caught.is_err() && is_inside(7) && !is_inside(8));
         drop(outer);
@@ -104,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_beyond_the_limit_is_counted_and_not_tracked() {
+    fn entries_beyond_the_depth_limit_are_counted_but_not_tracked() {
         let entries: Vec<_> = (1..=MAX_DEPTH + 2).map(enter).collect();
         assert!(is_inside(MAX_DEPTH) && !is_inside(MAX_DEPTH + 1));
         entries.into_iter().rev().for_each(drop);

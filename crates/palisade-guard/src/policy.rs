@@ -15,28 +15,34 @@ use tokio::time::Instant;
 /// The result of polling a body.
 pub type Polled = Poll<Option<Result<Frame<Bytes>, BoxError>>>;
 
-/// The decisions of one guard. All hooks but the first five have a default that does nothing; a
-/// hook that a policy does not use costs nothing. The [crate documentation](crate) has their order.
-/// Refusals that are rare are boxed, so that the hook that returns none costs no more than a word.
+/// The decisions of one guard.
+///
+/// The first four methods are required. All others have a default, and a hook that a policy does
+/// not use costs nothing. The [crate documentation](crate) lists the order in which the hooks are
+/// called. Hooks that rarely refuse return the refusal in a box, so that the usual result is one
+/// word.
+///
+/// A request has two sides, which may be in different tasks: the response side is the response
+/// future and then the response body, the request side is the request body.
 pub trait Policy: fmt::Debug + Send + Sync + 'static {
-    /// What the request holds on the side of its response: with the response future, then with the
+    /// The policy's state on the response side, first with the response future and then with the
     /// response body.
     type Held: Default + Send + Unpin;
-    /// What both sides of a request with a body see.
+    /// The policy's state that both sides of a shared request can access.
     type Shared: Send + Sync;
-    /// What goes with the request body.
+    /// The policy's state on the request side.
     type Upload: Send + Unpin;
     /// [`ByClone`] if the policy [queues](Self::is_queued) requests, else [`Never`].
     type Later;
-    /// [`Drops`](crate::Drops), [`KeepsWhole`](crate::KeepsWhole) or [`Keeps`](crate::Keeps): what
-    /// becomes of the body of a refused request.
+    /// How the policy treats the body of a refused request: [`Drops`](crate::Drops),
+    /// [`KeepsWhole`](crate::KeepsWhole) or [`Keeps`](crate::Keeps).
     type Unread;
 
-    /// Whether a sink listens, so that events need the connection.
+    /// Returns whether a metrics sink is configured, so that events need the connection.
     fn listens(&self) -> bool;
 
-    /// Admits or refuses the request by its head. The policy records a refusal itself.
-    /// `keys` has the client, for policies that ask for it.
+    /// Admits or refuses the request by its head. The policy records a refusal itself. `keys`
+    /// returns the client key to policies that need it.
     fn admit<B: Body>(
         &self,
         request: &Request<B>,
@@ -44,8 +50,8 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
         keys: &mut Keys,
     ) -> Result<Self::Held, Refusal>;
 
-    /// Makes what both sides of the request see. Called for a request with a body, and for one
-    /// that [asks for it](Self::needs_sharing). May add extensions to the request.
+    /// Creates the state that both sides of the request share. Called for a request that has a body
+    /// or [needs sharing](Self::needs_sharing). May add extensions to the request.
     fn share<B: Body>(
         &self,
         held: &mut Self::Held,
@@ -54,10 +60,10 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
         keys: &mut Keys,
     ) -> Self::Shared;
 
-    /// Makes what goes with the request body.
+    /// Creates the state on the request side. Called for a request that has a body.
     fn upload(&self, held: &mut Self::Held, shared: &Self::Shared, facts: &Facts) -> Self::Upload;
 
-    /// Whether a request without a body needs [`Self::share`] all the same.
+    /// Returns whether a request needs [`Self::share`] even without a body.
     #[inline(always)]
     fn needs_sharing(&self, _held: &Self::Held) -> bool {
         false
@@ -65,88 +71,90 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
 
     // --- Before the handler is called ---
 
-    /// Whether the handler must not be called before [`Self::poll_admission`] is ready. Only the
-    /// innermost policy may queue. Such a request needs sharing.
+    /// Returns whether the handler must not be called before [`Self::poll_admission`] is ready.
+    /// Only the innermost policy may queue requests. A queued request needs sharing.
     #[inline(always)]
     fn is_queued(&self, _held: &Self::Held) -> bool {
         false
     }
 
-    /// Ready when a queued request may be handled, or is refused.
+    /// Ready when a queued request is admitted or refused.
     fn poll_admission(
         &self,
         _held: &mut Self::Held,
-        _of: Of<'_, Self::Shared>,
+        _view: Of<'_, Self::Shared>,
         _cx: &mut Context<'_>,
     ) -> Poll<Result<(), Box<Refusal>>> {
         Poll::Ready(Ok(()))
     }
 
-    // --- While the handler works ---
+    // --- While the handler runs ---
 
-    /// The handler of a shared request is about to be polled. Pending holds it back; only the
-    /// innermost policy may do that.
+    /// Called before the handler of a shared request is polled. `Poll::Pending` holds the handler
+    /// back. Only the innermost policy may do this.
     #[inline(always)]
     fn before_handler(
         &self,
         _held: &mut Self::Held,
-        _of: Shared<'_, Self::Shared>,
+        _view: Shared<'_, Self::Shared>,
         _cx: &mut Context<'_>,
     ) -> Poll<()> {
         Poll::Ready(())
     }
 
-    /// The handler is pending, or that of a shared request was polled. A refusal drops the handler
-    /// and answers in its place.
+    /// Called after a poll in which the handler was held back or pending, and after every poll of
+    /// the handler of a shared request. A refusal drops the handler and is sent in place of its
+    /// response.
     #[inline(always)]
     fn after_handler(
         &self,
         _held: &mut Self::Held,
-        _of: Of<'_, Self::Shared>,
+        _view: Of<'_, Self::Shared>,
         _handler: Handler,
         _cx: &mut Context<'_>,
     ) -> Option<Box<Refusal>> {
         None
     }
 
-    /// Whether the policy has deadlines for the response head at all.
+    /// Returns whether the policy has a deadline for the response head.
     #[inline(always)]
-    fn has_deadline(&self, _held: &Self::Held, _of: Of<'_, Self::Shared>) -> bool {
+    fn has_deadline(&self, _held: &Self::Held, _view: Of<'_, Self::Shared>) -> bool {
         false
     }
 
-    /// The instant at which [`Self::expired`] is to be asked. May be earlier than necessary, and
-    /// must not be later.
+    /// Returns the instant at which [`Self::expired`] must be called. May be earlier than
+    /// necessary, but never later.
     #[inline(always)]
     fn deadline(
         &self,
         _held: &Self::Held,
-        _of: Of<'_, Self::Shared>,
+        _view: Of<'_, Self::Shared>,
         _elapsed: &Elapsed<'_>,
     ) -> Option<Instant> {
         None
     }
 
-    /// The instant of [`Self::deadline`], or of another policy's, has come and the handler is still
-    /// pending. A refusal drops the handler and answers in its place.
+    /// Called when the [deadline](Self::deadline) of this or another policy has passed and the
+    /// handler is still pending. A refusal drops the handler and is sent in place of its response.
     #[inline(always)]
     fn expired(
         &self,
         _held: &mut Self::Held,
-        _of: Of<'_, Self::Shared>,
+        _view: Of<'_, Self::Shared>,
         _elapsed: &Elapsed<'_>,
     ) -> Option<Box<Refusal>> {
         None
     }
 
-    /// The response head is ready: whether [`Self::poll_response`] is to see the body. A refusal
-    /// replaces the response. Not called where there is neither a body nor anything shared.
-    /// `started` as [`Elapsed::started`], if the handler has waited.
+    /// Called when the response head is ready. Returns whether the policy needs
+    /// [`Self::poll_response`]. A refusal replaces the response. Not called if the response has no
+    /// body and the request is not shared. `started` is [`Elapsed::started`], or `None` if the
+    /// request has no timer.
     #[inline(always)]
     fn response_head<B: Body>(
         &self,
         _held: &mut Self::Held,
-        _of: Of<'_, Self::Shared>,
+        _view: Of<'_, Self::Shared>,
         _response: &Response<B>,
         _started: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
@@ -155,226 +163,230 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
 
     // --- The request body ---
 
-    /// Whether a data frame that is ready needs no more than [`Self::passed`], provided that it
-    /// [`fits`](Self::fits), and the end of the body and a wait for its client no more than the
-    /// hooks of a wait. Asked before the body is polled, and again when a wait has ended.
+    /// Returns whether the policy can do without [`Self::poll_request`] at this moment. It then
+    /// only gets [`Self::passed`] for a data frame that [`fits`](Self::fits), and the hooks of a
+    /// wait for a pending body and for the end of the body. Called before the body is polled, and
+    /// again after a wait has ended.
     #[inline(always)]
     fn is_plain(&self, _upload: &Self::Upload, _shared: &Self::Shared) -> bool {
         true
     }
 
-    /// Whether a frame of so many bytes breaks no rule. Has no effect: other policies may object.
+    /// Returns whether a frame of this size keeps all rules. Must have no effect, because another
+    /// policy may reject the frame.
     #[inline(always)]
     fn fits(&self, _upload: &Self::Upload, _bytes: usize) -> bool {
         true
     }
 
-    /// A frame of so many bytes was handed to the handler.
+    /// Called when a frame of this size is passed to the handler.
     #[inline(always)]
     fn passed(&self, _upload: &mut Self::Upload, _bytes: usize) {}
 
-    /// Polls the request body where more than [`Self::passed`] is to be done: takes what `up` gives
-    /// and leaves in `slot` what goes on.
+    /// Polls the request body. Called where [`Self::passed`] is not enough. Polls `upstream` and
+    /// stores the frame to be passed on in `slot`.
     #[inline(always)]
     fn poll_request<U: Upstream>(
         &self,
         _upload: &mut Self::Upload,
-        _of: Shared<'_, Self::Shared>,
-        up: &mut U,
+        _view: Shared<'_, Self::Shared>,
+        upstream: &mut U,
         slot: &mut Polled,
         cx: &mut Context<'_>,
     ) -> Flow {
-        up.poll(slot, cx);
+        upstream.poll(slot, cx);
         Flow::Go
     }
 
-    /// The client is awaited for the first time, from `now` on; `left` is the length of what has
-    /// not come, if that is known. Returns when the waiting is to be looked at first: in this wait,
-    /// or at the beginning of the first wait after it. Nothing but [`Self::wait_expired`] may make
-    /// that instant earlier.
+    /// Called at `now`, when the request body waits for the client for the first time. `left` is
+    /// the remaining length of the body, if known. Returns when [`Self::wait_expired`] must be
+    /// called for the first time: in this wait, or at the start of the first wait after that
+    /// instant. Only [`Self::wait_expired`] may make the instant earlier.
     #[inline(always)]
     fn first_wait(
         &self,
         _upload: &mut Self::Upload,
-        _of: Shared<'_, Self::Shared>,
+        _view: Shared<'_, Self::Shared>,
         _left: Option<u64>,
         _now: Stamp,
     ) -> Option<Stamp> {
         None
     }
 
-    /// The request body was polled, `by_handler` in its own task or by another task, and awaits its
-    /// client. Called for each such poll, after [`Self::first_wait`]. A violation ends the body.
+    /// Called after each poll in which the request body waits for the client, and after
+    /// [`Self::first_wait`]. `by_handler` says whether the handler polled the body in its own task.
+    /// A violation ends the body.
     #[inline(always)]
     fn client_awaited(
         &self,
         _upload: &mut Self::Upload,
-        _of: Shared<'_, Self::Shared>,
+        _view: Shared<'_, Self::Shared>,
         _by_handler: bool,
         _cx: &mut Context<'_>,
     ) -> Result<(), Violation> {
         Ok(())
     }
 
-    /// The client has been awaited since `since`, and the waiting is to be looked at. Returns when
-    /// it is to be looked at next, or the violation that ends the body.
+    /// Checks a wait for the client that began at `since`. Returns when it must be checked next, or
+    /// the violation that ends the body.
     #[inline(always)]
     fn wait_expired(
         &self,
         _upload: &mut Self::Upload,
-        _of: Shared<'_, Self::Shared>,
+        _view: Shared<'_, Self::Shared>,
         _since: Stamp,
         _now: Stamp,
     ) -> Result<Option<Stamp>, Violation> {
         Ok(None)
     }
 
-    /// Something came, or the body ended, at `now`, in a wait that began at `since`. What came has
-    /// been counted by [`Self::poll_request`], if it went that way, and not yet by
-    /// [`Self::passed`].
+    /// Called at `now`, when a wait that began at `since` ends with a frame, an error, a violation
+    /// or the end of the body. A frame that went through [`Self::poll_request`] has been counted
+    /// there. A frame that goes to [`Self::passed`] has not been counted yet.
     #[inline(always)]
     fn wait_ends(
         &self,
         _upload: &mut Self::Upload,
-        _of: Shared<'_, Self::Shared>,
+        _view: Shared<'_, Self::Shared>,
         _since: Stamp,
         _now: Stamp,
     ) {
     }
 
-    /// The length of the request body where that of `up` is known.
+    /// Returns the size hint of the request body, given that of `upstream`.
     #[inline(always)]
     fn request_hint<U: Upstream>(
         &self,
         _upload: &Self::Upload,
-        _of: Shared<'_, Self::Shared>,
-        up: &U,
+        _view: Shared<'_, Self::Shared>,
+        upstream: &U,
     ) -> SizeHint {
-        up.size_hint()
+        upstream.size_hint()
     }
 
-    /// Whether the request body is at its end, by `up` or by this policy.
+    /// Returns whether the request body has ended, in `upstream` or because of this policy.
     #[inline(always)]
-    fn request_ended<U: Upstream>(&self, _upload: &Self::Upload, up: &U) -> bool {
-        up.is_end_stream()
+    fn request_ended<U: Upstream>(&self, _upload: &Self::Upload, upstream: &U) -> bool {
+        upstream.is_end_stream()
     }
 
     // --- The response body ---
 
-    /// Polls the response body: takes what `up` gives and leaves in `slot` what goes on.
+    /// Polls the response body. Polls `upstream` and stores the frame to be passed on in `slot`.
     #[inline(always)]
     fn poll_response<U: Upstream>(
         &self,
         _held: &mut Self::Held,
-        _of: Of<'_, Self::Shared>,
-        up: &mut U,
+        _view: Of<'_, Self::Shared>,
+        upstream: &mut U,
         slot: &mut Polled,
         cx: &mut Context<'_>,
     ) -> Flow {
-        up.poll(slot, cx);
+        upstream.poll(slot, cx);
         Flow::Go
     }
 
-    // --- The end ---
+    // --- The end of the request ---
 
-    /// The request body is dropped.
+    /// Called when the request body is dropped.
     #[inline(always)]
-    fn release_upload(&self, _upload: &mut Self::Upload, _of: Shared<'_, Self::Shared>) {}
+    fn release_upload(&self, _upload: &mut Self::Upload, _view: Shared<'_, Self::Shared>) {}
 
-    /// The request is over. Called exactly once. What it leaves in `held` is not dropped, so that
-    /// a request that holds nothing unusual does not pay for what it might have held.
+    /// Releases the request. Called exactly once. The value that remains in `held` is not dropped,
+    /// so that a policy can skip the drop code of variants that rarely occur.
     #[inline(always)]
-    fn release(&self, held: &mut Self::Held, of: Of<'_, Self::Shared>) {
-        let _ = of;
+    fn release(&self, held: &mut Self::Held, view: Of<'_, Self::Shared>) {
+        let _ = view;
         drop(std::mem::take(held));
     }
 }
 
-/// What became of the handler in this poll.
+/// The result of polling the handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handler {
-    /// It was not polled.
+    /// The handler was not polled.
     HeldBack,
-    /// It is pending. `awaits_client` if it asked for its request body in this poll and there was
-    /// nothing to give.
+    /// The handler is pending.
     Pending {
-        /// Whether bytes of the client are what it waits for.
+        /// Whether the handler waits for bytes from the client: it polled its request body in this
+        /// poll, and the body was pending.
         awaits_client: bool,
     },
-    /// It has a response, or a policy further inside has.
+    /// The handler has returned a response, or an inner policy has refused the request.
     Ready,
 }
 
-/// How a body goes on after a poll.
+/// How a body continues after a poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Flow {
-    /// As its frames say. A pending request body awaits its client.
+    /// The body continues normally. A pending request body waits for the client.
     Go,
-    /// A pending request body that does not await its client: the policy holds bytes back, and
-    /// wakes the task when they may go on.
+    /// The request body is pending, but does not wait for the client: the policy holds bytes back
+    /// and wakes the task when it releases them.
     Busy,
-    /// What is in the slot is the last that comes of this body. What is left of it is dropped.
+    /// The result in the slot is the last one. The rest of the body is dropped.
     Cut,
-    /// The same for a request body, of which the rest is kept for a moment; see
-    /// [`Unread`](crate::Unread).
+    /// The result in the slot is the last one of a request body. The rest of the body may linger;
+    /// see [`Unread`](crate::Unread).
     LetGo,
 }
 
-/// Where a policy gets its frames from.
+/// The body from which a policy gets its frames.
 pub trait Upstream {
-    /// Puts the next frame into `slot`.
+    /// Polls the body and stores the result in `slot`.
     fn poll(&mut self, slot: &mut Polled, cx: &mut Context<'_>);
-    /// As [`Body::size_hint`].
+    /// See [`Body::size_hint`].
     fn size_hint(&self) -> SizeHint;
-    /// As [`Body::is_end_stream`].
+    /// See [`Body::is_end_stream`].
     fn is_end_stream(&self) -> bool;
 }
 
-/// The time that a request has taken so far.
+/// The time that a request has used so far.
 #[derive(Clone, Copy, Debug)]
 pub struct Elapsed<'a> {
-    /// When its handler waited first.
+    /// When the handler was pending for the first time.
     pub started: Instant,
-    /// When this was looked at.
+    /// The current time.
     pub now: Instant,
-    /// How long its client was awaited, for a request with a body.
-    pub wait: Option<&'a ClientWait>,
+    /// The time for which a shared request has waited for its client.
+    pub client_wait: Option<&'a ClientWait>,
 }
 
 impl Elapsed<'_> {
-    /// The time since the handler waited first.
+    /// Returns the time since the handler was pending for the first time.
     #[inline]
     pub fn wall(&self) -> Duration {
-        // Most handlers wait once, and to subtract instants costs 55 instructions.
+        // Most handlers are pending once, and subtracting instants costs 55 instructions.
         if self.now == self.started {
             return Duration::ZERO;
         }
         self.now.saturating_duration_since(self.started)
     }
 
-    /// The time in which the client was awaited.
+    /// Returns the time for which the request has waited for its client.
     pub fn waited(&self) -> Duration {
-        self.wait
+        self.client_wait
             .map_or(Duration::ZERO, |wait| wait.total(self.now))
     }
 
-    /// Whether the client is awaited now.
+    /// Returns whether the request waits for its client at this moment.
     pub fn awaits_client(&self) -> bool {
-        self.wait.is_some_and(ClientWait::runs)
+        self.client_wait.is_some_and(ClientWait::is_running)
     }
 }
 
-/// How a service that was made ready is kept for a request in a queue.
+/// How a ready service is kept for a queued request.
 pub trait Later<S> {
-    /// The ready service. Another one takes its place.
+    /// Takes the ready service out of `inner` and replaces it. Returns `None` if requests are never
+    /// queued.
     fn take_ready(inner: &mut S) -> Option<S>;
 }
 
-/// No request queues. Asks nothing of the service.
+/// Requests are never queued. Has no bounds on the service.
 #[derive(Debug)]
 pub enum Never {}
 
-/// A clone takes the place of the ready service.
+/// A queued request takes the ready service, and a clone replaces it.
 #[derive(Debug)]
 pub enum ByClone {}
 
@@ -387,12 +399,12 @@ impl<S> Later<S> for Never {
 impl<S: Clone> Later<S> for ByClone {
     fn take_ready(inner: &mut S) -> Option<S> {
         let fresh = inner.clone();
-        // The instance that was made ready is the one to call later.
+        // Only the instance on which `poll_ready` returned ready may be called.
         Some(std::mem::replace(inner, fresh))
     }
 }
 
-/// Admits everything.
+/// Admits every request.
 impl Policy for () {
     type Held = ();
     type Shared = ();

@@ -1,4 +1,4 @@
-//! The response of a policy in place of the handler's.
+//! The response that a policy sends in place of the handler's.
 
 use crate::{OnReject, Settings, Unread};
 use bytes::Bytes;
@@ -6,14 +6,14 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_L
 use palisade_core::{Rejection, ResponseFormat};
 use std::fmt;
 
-/// A rejection, and how the policy that made it writes the response.
+/// A rejection, and how the policy that issued it writes the response.
 #[derive(Clone)]
 pub struct Refusal {
     rejection: Rejection,
     on_reject: Option<OnReject>,
 }
 
-/// A refusal of a request whose body has been dealt with.
+/// A refusal for which it is known whether the request body is read to its end.
 #[derive(Clone, Debug)]
 pub struct Refused {
     refusal: Refusal,
@@ -23,7 +23,8 @@ pub struct Refused {
 // === Refusal ===
 
 impl Refusal {
-    /// To be answered as `settings` say. The caller has recorded the rejection.
+    /// Creates a refusal. Its response is written according to `settings`. The caller has recorded
+    /// the rejection.
     pub fn new(rejection: Rejection, settings: &Settings) -> Self {
         Self {
             rejection,
@@ -31,14 +32,15 @@ impl Refusal {
         }
     }
 
-    /// Refuses `request`, which no handler has seen: keeps its body as `U` says.
+    /// Refuses `request`, which has not reached the handler. `U` decides whether its body lingers.
     pub fn turn_away<U: Unread<B>, B>(self, request: Request<B>) -> Refused {
         let is_head = request.method() == Method::HEAD;
-        let is_read = U::keep(request).unwrap_or(false);
+        let is_read = U::keep_whole(request).unwrap_or(false);
         self.refused(is_head, is_read)
     }
 
-    /// For a request of this kind. The connection may stay open if its body `is_read` to the end.
+    /// Completes the refusal of a request. `is_head` says whether its method is `HEAD`, `is_read`
+    /// whether its body is read to its end, so that the connection may stay open.
     pub(crate) fn refused(mut self, is_head: bool, is_read: bool) -> Refused {
         if is_read {
             self.rejection.keep_open();
@@ -59,7 +61,8 @@ impl fmt::Debug for Refusal {
 // === Refused ===
 
 impl Refused {
-    /// The response. That to a `HEAD`, and any 1xx, 204 and 304, has no body.
+    /// Returns the response. It has no body if the request is a `HEAD` or the status is 1xx, 204
+    /// or 304.
     #[cold]
     #[inline(never)]
     pub fn into_response(self) -> Response<Bytes> {
@@ -79,7 +82,7 @@ impl Refused {
         };
         let status = response.status();
         if is_head && !response.body().is_empty() {
-            // What a GET would get (RFC 9110 section 8.6).
+            // The length of the response to a GET (RFC 9110 section 8.6).
             let length = HeaderValue::from(response.body().len());
             response
                 .headers_mut()

@@ -25,37 +25,39 @@ use tokio::time::{Instant, Sleep, sleep_until};
 pin_project! {
     /// The request body that a guarded handler reads.
     ///
-    /// Fails with a [`Violation`] when it breaks a rule of a policy, and is at its end then.
+    /// Fails with a [`Violation`] when it breaks a rule of a policy, and ends after that.
     #[derive(Debug)]
     pub struct RequestBody<B, P: Policy> {
-        // `None` once it was let go.
+        // `None` once a policy has ended the body.
         #[pin]
         inner: Option<B>,
-        // `None` for a request that shares nothing.
-        reading: Option<Reading<P>>,
+        // `None` for an unguarded body.
+        state: Option<BodyState<P>>,
     }
 }
 
-/// What it takes to guard one request body.
-pub(crate) struct Reading<P: Policy> {
+/// The request side of a shared request.
+pub(crate) struct BodyState<P: Policy> {
     exchange: Arc<Exchange<P>>,
     upload: P::Upload,
-    /// The client is awaited, since `since`.
-    awaits: bool,
-    since: Stamp,
+    /// Whether the body waits for the client.
+    is_waiting: bool,
+    /// When the latest wait for the client began.
+    waiting_since: Stamp,
+    /// Whether the body has ever waited for the client.
     has_waited: bool,
-    /// When the waiting is to be looked at: a lower bound of the instant at which it is too long.
+    /// When the wait must be checked: a lower bound of the instant at which it is too long.
     due: Option<Stamp>,
-    /// Wakes the task that polls this body at `due`, where that is not the handler's task.
+    /// Wakes the task that polls this body at `due`, if that is not the handler's task.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<B, P: Policy> RequestBody<B, P> {
     #[inline(always)]
-    pub(crate) fn new(body: B, reading: Option<Reading<P>>) -> Self {
+    pub(crate) fn new(body: B, state: Option<BodyState<P>>) -> Self {
         Self {
             inner: Some(body),
-            reading,
+            state,
         }
     }
 }
@@ -71,25 +73,25 @@ where
     #[inline]
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
         let mut this = self.project();
-        let Some(reading) = this.reading else {
+        let Some(state) = this.state else {
             return match this.inner.as_pin_mut() {
                 Some(body) => body.poll_frame(cx).map_err(Into::into),
                 None => Poll::Ready(None),
             };
         };
-        let first = match this.inner.as_mut().as_pin_mut() {
-            Some(body) if reading.is_plain() => Some(match body.poll_frame(cx) {
+        let polled = match this.inner.as_mut().as_pin_mut() {
+            Some(body) if state.is_plain() => Some(match body.poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                    Ok(data) if reading.goes_on_plainly() && reading.passes(data.len()) => {
+                    Ok(data) if state.resume_plain() && state.pass_if_it_fits(data.len()) => {
                         return Poll::Ready(Some(Ok(Frame::data(data))));
                     }
                     Ok(data) => Poll::Ready(Some(Ok(Frame::data(data)))),
                     Err(frame) => Poll::Ready(Some(Ok(frame))),
                 },
-                Poll::Pending => return reading.pending(this.inner, cx),
-                Poll::Ready(None) if reading.goes_on_plainly() => {
-                    reading.exchange.ended.store(true, Relaxed);
-                    reading.exchange.set_unread(false);
+                Poll::Pending => return state.inner_pending(this.inner, cx),
+                Poll::Ready(None) if state.resume_plain() => {
+                    state.exchange.body_ended.store(true, Relaxed);
+                    state.exchange.set_unread(false);
                     return Poll::Ready(None);
                 }
                 Poll::Ready(None) => Poll::Ready(None),
@@ -97,39 +99,44 @@ where
             }),
             _ => None,
         };
-        reading.poll_slowly(first, this.inner, cx)
+        state.poll_policies(polled, this.inner, cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        let up = Known(&self.inner);
-        match &self.reading {
-            None => up.is_end_stream(),
-            Some(reading) => reading.exchange.policy.request_ended(&reading.upload, &up),
+        let upstream = UnpolledBody(&self.inner);
+        match &self.state {
+            None => upstream.is_end_stream(),
+            Some(state) => state
+                .exchange
+                .policy
+                .request_ended(&state.upload, &upstream),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        let up = Known(&self.inner);
-        match &self.reading {
-            None => up.size_hint(),
-            Some(Reading {
+        let upstream = UnpolledBody(&self.inner);
+        match &self.state {
+            None => upstream.size_hint(),
+            Some(BodyState {
                 exchange, upload, ..
-            }) => exchange.policy.request_hint(upload, exchange.shared(), &up),
+            }) => exchange
+                .policy
+                .request_hint(upload, exchange.shared(), &upstream),
         }
     }
 }
 
-// === Reading ===
+// === BodyState ===
 
-impl<P: Policy> Reading<P> {
+impl<P: Policy> BodyState<P> {
     #[inline(always)]
     pub(crate) fn new(exchange: Arc<Exchange<P>>, upload: P::Upload) -> Self {
         exchange.set_unread(true);
         Self {
             exchange,
             upload,
-            awaits: false,
-            since: 0,
+            is_waiting: false,
+            waiting_since: 0,
             has_waited: false,
             due: None,
             timer: None,
@@ -142,32 +149,36 @@ impl<P: Policy> Reading<P> {
         policy.is_plain(&self.upload, shared)
     }
 
-    /// The body of plain frames has something to give: ends the wait for it, if there was one.
-    /// Whether it is plain still.
+    /// Ends the wait for the client, if there is one, because a plain body is ready. Returns
+    /// whether the body is still plain.
     #[inline(always)]
-    fn goes_on_plainly(&mut self) -> bool {
-        if self.awaits {
+    fn resume_plain(&mut self) -> bool {
+        if self.is_waiting {
             self.end_wait();
             return self.is_plain();
         }
         true
     }
 
-    /// Whether a data frame merely passes, and is counted.
+    /// Passes a data frame of this size if it fits. Returns whether it does.
     #[inline(always)]
-    fn passes(&mut self, bytes: usize) -> bool {
+    fn pass_if_it_fits(&mut self, bytes: usize) -> bool {
         let policy = &*self.exchange.policy;
-        let passes = policy.fits(&self.upload, bytes);
-        if passes {
+        let fits = policy.fits(&self.upload, bytes);
+        if fits {
             policy.passed(&mut self.upload, bytes);
         }
-        passes
+        fits
     }
 
-    /// The body has nothing to give, and no policy holds anything back.
+    /// Called when the inner body is pending and no policy holds bytes back.
     #[inline(never)]
-    fn pending<B: Body>(&mut self, mut inner: Pin<&mut Option<B>>, cx: &mut Context<'_>) -> Polled {
-        match self.await_client(&*inner, cx) {
+    fn inner_pending<B: Body>(
+        &mut self,
+        mut inner: Pin<&mut Option<B>>,
+        cx: &mut Context<'_>,
+    ) -> Polled {
+        match self.wait_for_client(&*inner, cx) {
             Ok(()) => Poll::Pending,
             Err(violation) => {
                 inner.set(None);
@@ -177,12 +188,12 @@ impl<P: Policy> Reading<P> {
         }
     }
 
-    /// Handles everything but a data frame that merely passes. The `first` frame is given if the
-    /// body was polled already.
+    /// Polls the body through the policies. `polled` is the result of the inner body if that was
+    /// polled already.
     #[inline(never)]
-    fn poll_slowly<B>(
+    fn poll_policies<B>(
         &mut self,
-        first: Option<Polled>,
+        polled: Option<Polled>,
         mut inner: Pin<&mut Option<B>>,
         cx: &mut Context<'_>,
     ) -> Polled
@@ -195,48 +206,48 @@ impl<P: Policy> Reading<P> {
             let Self {
                 exchange, upload, ..
             } = &mut *self;
-            let mut up = Server {
+            let mut upstream = ServerBody {
                 body: inner.as_mut(),
-                first,
-                ended: &exchange.ended,
+                polled,
+                body_ended: &exchange.body_ended,
             };
             exchange
                 .policy
-                .poll_request(upload, exchange.shared(), &mut up, &mut slot, cx)
+                .poll_request(upload, exchange.shared(), &mut upstream, &mut slot, cx)
         };
         match flow {
             Flow::Go | Flow::Busy => {}
             Flow::Cut => inner.set(None),
             Flow::LetGo => {
-                P::Unread::let_go(inner.as_mut(), self.exchange.facts.version);
+                P::Unread::keep_rest(inner.as_mut(), self.exchange.facts.version);
                 inner.set(None);
             }
         }
         if slot.is_pending() && flow == Flow::Go {
-            return self.pending(inner, cx);
+            return self.inner_pending(inner, cx);
         }
-        if self.awaits {
+        if self.is_waiting {
             self.end_wait();
         }
         let has_failed = matches!(slot, Poll::Ready(Some(Err(_))));
-        if has_failed || self.exchange.has_ended() || inner.is_none() {
+        if has_failed || self.exchange.has_body_ended() || inner.is_none() {
             self.exchange.set_unread(false);
         }
         slot
     }
 
-    /// The client is awaited. Registers the task of `cx` to be woken when the waiting is to be
-    /// looked at.
-    fn await_client<B: Body>(
+    /// Called when the body waits for the client. Registers the task of `cx` to be woken when the
+    /// wait must be checked.
+    fn wait_for_client<B: Body>(
         &mut self,
         inner: &Option<B>,
         cx: &mut Context<'_>,
     ) -> Result<(), Violation> {
-        let now = self.exchange.wait.stamp(Instant::now());
+        let now = self.exchange.client_wait.stamp(Instant::now());
         self.exchange.set_unread(false);
-        if !self.awaits {
-            self.awaits = true;
-            self.since = now;
+        if !self.is_waiting {
+            self.is_waiting = true;
+            self.waiting_since = now;
             if !self.has_waited {
                 self.first_wait(inner, now);
             }
@@ -248,17 +259,17 @@ impl<P: Policy> Reading<P> {
             due,
             ..
         } = self;
-        let by_handler = exchange.handler.body_waits(*due, cx.waker()) == PolledBy::Handler;
-        // A poll of the handler need not poll this body again, so that it would not show. Said
-        // before the clock runs: the handler looks in the other order.
+        let by_handler = exchange.handler_poll.record_wait(*due, cx.waker()) == PolledBy::Handler;
+        // A wait in another task continues even if the handler does not poll this body. Stored
+        // before the stopwatch starts, because the response side loads both in the other order.
         exchange.awaited_elsewhere.store(!by_handler, SeqCst);
-        exchange.wait.begin(now);
-        let of = exchange.shared();
-        if let Err(violation) = exchange.policy.client_awaited(upload, of, by_handler, cx) {
+        exchange.client_wait.start(now);
+        let view = exchange.shared();
+        if let Err(violation) = exchange.policy.client_awaited(upload, view, by_handler, cx) {
             self.end_wait_at(now);
             return Err(violation);
         }
-        // The timer of the response future serves the handler's task.
+        // The timer of the response future wakes the handler's task.
         if by_handler {
             Ok(())
         } else {
@@ -269,7 +280,7 @@ impl<P: Policy> Reading<P> {
     #[inline(never)]
     fn first_wait<B: Body>(&mut self, inner: &Option<B>, now: Stamp) {
         self.has_waited = true;
-        let left = Known(inner).size_hint().exact();
+        let left = UnpolledBody(inner).size_hint().exact();
         let Self {
             exchange, upload, ..
         } = self;
@@ -278,27 +289,27 @@ impl<P: Policy> Reading<P> {
             .first_wait(upload, exchange.shared(), left, now);
     }
 
-    /// Looks at the waiting if that is due at `now`.
+    /// Checks the wait if the check is due at `now`.
     #[inline(always)]
     fn check_wait(&mut self, now: Stamp) -> Result<(), Violation> {
         if self.due.is_some_and(|due| due <= now) {
-            self.wait_expired(now)
+            self.expire_wait(now)
         } else {
             Ok(())
         }
     }
 
     #[inline(never)]
-    fn wait_expired(&mut self, now: Stamp) -> Result<(), Violation> {
+    fn expire_wait(&mut self, now: Stamp) -> Result<(), Violation> {
         let Self {
             exchange,
             upload,
-            since,
+            waiting_since,
             ..
         } = self;
         match exchange
             .policy
-            .wait_expired(upload, exchange.shared(), *since, now)
+            .wait_expired(upload, exchange.shared(), *waiting_since, now)
         {
             Ok(due) => {
                 self.due = due;
@@ -311,9 +322,10 @@ impl<P: Policy> Reading<P> {
         }
     }
 
+    /// Polls the timer for a task other than the handler's, and checks the wait when it fires.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<(), Violation> {
         while let Some(due) = self.due {
-            let Some(due) = self.exchange.wait.instant(due) else {
+            let Some(due) = self.exchange.client_wait.instant(due) else {
                 break;
             };
             let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
@@ -323,43 +335,43 @@ impl<P: Policy> Reading<P> {
             if poll_sleep(timer.as_mut(), cx).is_pending() {
                 break;
             }
-            self.check_wait(self.exchange.wait.stamp(Instant::now()))?;
+            self.check_wait(self.exchange.client_wait.stamp(Instant::now()))?;
         }
         Ok(())
     }
 
-    /// Something came, or the body is over.
+    /// Ends the wait for the client.
     #[inline(never)]
     fn end_wait(&mut self) {
-        let now = self.exchange.wait.stamp(Instant::now());
+        let now = self.exchange.client_wait.stamp(Instant::now());
         self.end_wait_at(now);
     }
 
     #[inline(always)]
     fn end_wait_at(&mut self, now: Stamp) {
-        self.awaits = false;
+        self.is_waiting = false;
         self.exchange.set_unread(true);
         let Self {
             exchange,
             upload,
-            since,
+            waiting_since,
             ..
         } = self;
         exchange
             .policy
-            .wait_ends(upload, exchange.shared(), *since, now);
-        exchange.wait.end(now);
-        exchange.handler.wait_ends();
+            .wait_ends(upload, exchange.shared(), *waiting_since, now);
+        exchange.client_wait.stop(now);
+        exchange.handler_poll.clear_wait_on_handler_thread();
     }
 }
 
-impl<P: Policy> Drop for Reading<P> {
+impl<P: Policy> Drop for BodyState<P> {
     #[inline(always)]
     fn drop(&mut self) {
-        if self.awaits {
+        if self.is_waiting {
             self.exchange
-                .wait
-                .end(self.exchange.wait.stamp(Instant::now()));
+                .client_wait
+                .stop(self.exchange.client_wait.stamp(Instant::now()));
         }
         self.exchange.set_unread(false);
         let Self {
@@ -369,59 +381,59 @@ impl<P: Policy> Drop for Reading<P> {
     }
 }
 
-impl<P: Policy> fmt::Debug for Reading<P> {
+impl<P: Policy> fmt::Debug for BodyState<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reading")
-            .field("awaits", &self.awaits)
+        f.debug_struct("BodyState")
+            .field("is_waiting", &self.is_waiting)
             .finish_non_exhaustive()
     }
 }
 
-// === Server, Known ===
+// === ServerBody, UnpolledBody ===
 
-/// The body as the server gives it.
-struct Server<'a, B> {
+/// The request body of the server, as the upstream of the outermost policy.
+struct ServerBody<'a, B> {
     body: Pin<&'a mut Option<B>>,
-    /// What it has given already.
-    first: Option<Polled>,
-    ended: &'a AtomicBool,
+    /// A result that it has returned already.
+    polled: Option<Polled>,
+    body_ended: &'a AtomicBool,
 }
 
-impl<B> Upstream for Server<'_, B>
+impl<B> Upstream for ServerBody<'_, B>
 where
     B: Body<Data = Bytes, Error: Into<BoxError>>,
 {
     #[inline(always)]
     fn poll(&mut self, slot: &mut Polled, cx: &mut Context<'_>) {
-        match (self.first.take(), self.body.as_mut().as_pin_mut()) {
-            (Some(first), _) => *slot = first,
-            (None, Some(body)) => pour(body.poll_frame(cx), slot),
-            // It was cut: that is not its end.
+        match (self.polled.take(), self.body.as_mut().as_pin_mut()) {
+            (Some(polled), _) => *slot = polled,
+            (None, Some(body)) => store_polled(body.poll_frame(cx), slot),
+            // A policy has ended the body, so the client may not have.
             (None, None) => {
                 *slot = Poll::Ready(None);
                 return;
             }
         }
         if let Poll::Ready(None) = slot {
-            self.ended.store(true, Relaxed);
+            self.body_ended.store(true, Relaxed);
         }
     }
 
     #[inline(always)]
     fn size_hint(&self) -> SizeHint {
-        Known(&*self.body).size_hint()
+        UnpolledBody(&*self.body).size_hint()
     }
 
     #[inline(always)]
     fn is_end_stream(&self) -> bool {
-        Known(&*self.body).is_end_stream()
+        UnpolledBody(&*self.body).is_end_stream()
     }
 }
 
-/// Moves a result into `slot`. Data is a third of what a frame has room for: the rest need not be
-/// copied.
+/// Moves a result into `slot`. Rebuilds data frames: data fills only a third of a frame, and the
+/// rest need not be copied.
 #[inline(always)]
-pub(crate) fn pour<E: Into<BoxError>>(
+pub(crate) fn store_polled<E: Into<BoxError>>(
     polled: Poll<Option<Result<Frame<Bytes>, E>>>,
     slot: &mut Polled,
 ) {
@@ -436,10 +448,10 @@ pub(crate) fn pour<E: Into<BoxError>>(
     };
 }
 
-/// What is known of a request body without polling it.
-struct Known<'a, B>(&'a Option<B>);
+/// The properties of the server's request body, without polling it.
+struct UnpolledBody<'a, B>(&'a Option<B>);
 
-impl<B: Body> Upstream for Known<'_, B> {
+impl<B: Body> Upstream for UnpolledBody<'_, B> {
     fn poll(&mut self, _: &mut Polled, _: &mut Context<'_>) {}
 
     #[inline(always)]

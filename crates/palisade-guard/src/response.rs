@@ -1,6 +1,6 @@
 //! The response body that the server sends.
 
-use crate::{Flow, Policy, Polled, Upstream, lease::Lease, request::pour};
+use crate::{Flow, Policy, Polled, Upstream, lease::Lease, request::store_polled};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use palisade_core::BoxError;
@@ -11,7 +11,7 @@ use std::{
 };
 
 pin_project! {
-    /// The response body that a guarded service returns: the handler's, or that of a refusal.
+    /// The response body of a guarded service: that of the handler or that of a refusal.
     #[derive(Debug)]
     pub struct ResponseBody<B, P: Policy> {
         #[pin]
@@ -49,7 +49,7 @@ impl<B, P: Policy> ResponseBody<B, P> {
     }
 }
 
-/// An empty body.
+/// Creates an empty body.
 impl<B, P: Policy> Default for ResponseBody<B, P> {
     fn default() -> Self {
         Self::refusal(Bytes::new())
@@ -77,18 +77,18 @@ where
                 slot = Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes)))));
             }
             InnerProj::Handler { body } => {
-                let mut up = Sender(body);
+                let mut upstream = HandlerBody(body);
                 let Some(lease) = this.lease else {
-                    up.poll(&mut slot, cx);
+                    upstream.poll(&mut slot, cx);
                     return slot;
                 };
-                let (policy, held, of) = lease.parts();
-                let flow = policy.poll_response(held, of, &mut up, &mut slot, cx);
+                let (policy, held, view) = lease.parts();
+                let flow = policy.poll_response(held, view, &mut upstream, &mut slot, cx);
                 *this.is_cut = matches!(flow, Flow::Cut | Flow::LetGo);
-                // hyper does not poll again once a body says that it is at its end.
+                // hyper does not poll a body again after `is_end_stream` has returned true.
                 let is_over = match &slot {
                     Poll::Pending => false,
-                    Poll::Ready(Some(Ok(_))) => *this.is_cut || up.is_end_stream(),
+                    Poll::Ready(Some(Ok(_))) => *this.is_cut || upstream.is_end_stream(),
                     Poll::Ready(_) => true,
                 };
                 if is_over {
@@ -115,16 +115,16 @@ where
     }
 }
 
-/// The body as the handler gives it.
-struct Sender<'a, B>(Pin<&'a mut B>);
+/// The response body of the handler, as the upstream of the innermost policy.
+struct HandlerBody<'a, B>(Pin<&'a mut B>);
 
-impl<B> Upstream for Sender<'_, B>
+impl<B> Upstream for HandlerBody<'_, B>
 where
     B: Body<Data = Bytes, Error: Into<BoxError>>,
 {
     #[inline(always)]
     fn poll(&mut self, slot: &mut Polled, cx: &mut Context<'_>) {
-        pour(self.0.as_mut().poll_frame(cx), slot);
+        store_polled(self.0.as_mut().poll_frame(cx), slot);
     }
 
     #[inline(always)]

@@ -15,13 +15,13 @@ use std::{
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Applies [`Guarded`]. Clones share the policy.
+/// Applies [`Guarded`]. All clones share the policy.
 #[derive(Debug)]
 pub struct GuardLayer<P> {
     policy: Arc<P>,
 }
 
-/// The service `S` behind the policy `P`.
+/// The service `S`, guarded by the policy `P`.
 #[derive(Debug)]
 pub struct Guarded<S, P> {
     inner: S,
@@ -30,20 +30,20 @@ pub struct Guarded<S, P> {
 }
 
 impl<P> GuardLayer<P> {
-    /// Guards by `policy`.
+    /// Creates a layer that guards services by `policy`.
     pub fn new(policy: P) -> Self {
         Self {
             policy: Arc::new(policy),
         }
     }
 
-    /// The policy.
+    /// Returns the policy.
     pub fn policy(&self) -> &P {
         &self.policy
     }
 
-    /// The policy, to be changed. Clones of this layer, and services that it made, keep the one
-    /// they have.
+    /// Returns the policy for modification. Clones of this layer, and services that it has created,
+    /// keep their policy unchanged.
     pub fn policy_mut(&mut self) -> &mut P
     where
         P: Clone,
@@ -102,7 +102,7 @@ where
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let id = std::ptr::from_ref(&*self.policy).addr();
         if nesting::is_inside(id) {
-            let inner = self.inner.call(unwatched(request));
+            let inner = self.inner.call(unguarded(request));
             return ResponseFuture {
                 state: State::Handler { inner, lease: None },
             };
@@ -115,30 +115,31 @@ where
                 return ResponseFuture::refused(refusal.turn_away::<P::Unread, _>(request));
             }
         };
-        // From here on dropping the lease releases everything.
-        let shares = facts.has_body || self.policy.needs_sharing(&held);
+        // From here on, dropping the lease releases the request.
+        let is_shared = facts.has_body || self.policy.needs_sharing(&held);
         let lease = Lease::new(self.policy.clone(), facts, held);
-        if shares {
+        if is_shared {
             return self.call_shared(request, lease, &mut keys);
         }
-        let _inside = nesting::enter(id);
-        // Here and nowhere else the request is moved: a move copies 200 bytes and more.
+        let _entered = nesting::enter(id);
+        // Move the request only once: a move copies 200 bytes or more.
         ResponseFuture {
             state: State::Handler {
-                inner: self.inner.call(unwatched(request)),
+                inner: self.inner.call(unguarded(request)),
                 lease: Some(lease),
             },
         }
     }
 }
 
+/// Wraps the body of a request without an exchange.
 #[inline(always)]
-fn unwatched<B, P: Policy>(request: Request<B>) -> Request<RequestBody<B, P>> {
+fn unguarded<B, P: Policy>(request: Request<B>) -> Request<RequestBody<B, P>> {
     request.map(|body| RequestBody::new(body, None))
 }
 
 impl<S, P: Policy> Guarded<S, P> {
-    /// Calls the handler of a request whose sides share something.
+    /// Calls the handler of a shared request, or queues the request.
     #[inline(never)]
     fn call_shared<ReqBody>(
         &mut self,
@@ -151,14 +152,14 @@ impl<S, P: Policy> Guarded<S, P> {
         P: Policy<Later: Later<S>>,
         ReqBody: Body,
     {
-        let reading = lease.share(&mut request, keys);
-        let request = request.map(|body| RequestBody::new(body, reading));
+        let state = lease.share(&mut request, keys);
+        let request = request.map(|body| RequestBody::new(body, state));
         if lease.is_queued()
             && let Some(ready) = P::Later::take_ready(&mut self.inner)
         {
-            return ResponseFuture::later(ready, request, lease);
+            return ResponseFuture::queued(ready, request, lease);
         }
-        let entered = lease.enter(None);
+        let entered = lease.enter_handler(None);
         let inner = self.inner.call(request);
         drop(entered);
         ResponseFuture {

@@ -1,4 +1,4 @@
-//! How long a request has waited for its client.
+//! The time for which a request has waited for its client.
 
 use std::{
     sync::{
@@ -9,76 +9,79 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// A clock that runs while the handler waits for bytes of its client.
+/// A stopwatch that runs while the handler waits for bytes from its client.
 ///
 /// One atomic word and no lock, because it starts and stops with every wait of an upload. The
-/// request body starts it; the request body or the response future stops it.
+/// request body starts it. The request body or the response future stops it.
 #[derive(Debug, Default)]
 pub struct ClientWait {
-    /// [`Stamp`]s count from here. Set by the first of them.
+    /// The instant of stamp 0. Set when the first [`Stamp`] is taken.
     origin: OnceLock<Instant>,
-    /// Stopped: the time waited so far. Running: [`RUNS`], and the stamp at which the present
-    /// wait would have begun if all waiting had been in one piece.
+    /// While stopped, the total time waited in nanoseconds. While running, [`RUNNING_BIT`] and the
+    /// start of the current wait moved back by the earlier total.
     word: AtomicU64,
 }
 
-/// Nanoseconds since the first stamp of a request, at most 292 years. Instants cost four times as
-/// much to compute with.
+/// Nanoseconds since the first stamp of a request, at most 292 years. Arithmetic on instants costs
+/// four times as much.
 pub type Stamp = u64;
 
-const RUNS: u64 = 1 << 63;
+/// Set in [`ClientWait::word`] while the stopwatch runs.
+const RUNNING_BIT: u64 = 1 << 63;
 
 impl ClientWait {
-    /// `now` as a stamp.
+    /// Converts `now` to a stamp.
     #[inline]
     pub fn stamp(&self, now: Instant) -> Stamp {
         let since = now.saturating_duration_since(*self.origin.get_or_init(|| now));
-        nanos(since).min(RUNS - 1)
+        nanos(since).min(RUNNING_BIT - 1)
     }
 
-    /// The instant of a stamp, or one that is never reached.
+    /// Converts `stamp` to an instant. Returns `None` if no stamp has been taken yet, or if the
+    /// instant cannot be represented.
     pub(crate) fn instant(&self, stamp: Stamp) -> Option<Instant> {
         self.origin.get()?.checked_add(Duration::from_nanos(stamp))
     }
 
-    /// Starts the clock at `now`, unless it runs.
+    /// Starts the stopwatch at `now`. Does nothing if it is running.
     #[inline]
-    pub fn begin(&self, now: Stamp) {
+    pub fn start(&self, now: Stamp) {
         let word = self.word.load(Relaxed);
-        if word & RUNS == 0 {
-            self.word.store(RUNS | now.saturating_sub(word), Relaxed);
+        if word & RUNNING_BIT == 0 {
+            self.word
+                .store(RUNNING_BIT | now.saturating_sub(word), Relaxed);
         }
     }
 
-    /// Stops the clock at `now`, if it runs.
+    /// Stops the stopwatch at `now`. Does nothing if it is stopped.
     #[inline]
-    pub fn end(&self, now: Stamp) {
+    pub fn stop(&self, now: Stamp) {
         let word = self.word.load(Relaxed);
-        if word & RUNS != 0 {
-            let waited = now.saturating_sub(word & !RUNS);
-            // A failure means that the other side has stopped it in this moment.
+        if word & RUNNING_BIT != 0 {
+            let waited = now.saturating_sub(word & !RUNNING_BIT);
+            // A failure means that the other side of the request has stopped it concurrently.
             let _ = self.word.compare_exchange(word, waited, Relaxed, Relaxed);
         }
     }
 
-    /// Whether the clock runs.
+    /// Returns whether the stopwatch is running.
     #[inline]
-    pub fn runs(&self) -> bool {
-        self.word.load(Relaxed) & RUNS != 0
+    pub fn is_running(&self) -> bool {
+        self.word.load(Relaxed) & RUNNING_BIT != 0
     }
 
-    /// The time waited until `now`.
+    /// Returns the total time waited until `now`.
     pub fn total(&self, now: Instant) -> Duration {
         let word = self.word.load(Relaxed);
-        let waited = match word & RUNS {
+        let waited = match word & RUNNING_BIT {
             0 => word,
-            _ => self.stamp(now).saturating_sub(word & !RUNS),
+            _ => self.stamp(now).saturating_sub(word & !RUNNING_BIT),
         };
         Duration::from_nanos(waited)
     }
 }
 
-/// Whole nanoseconds, at most 584 years.
+/// Returns the nanoseconds of `duration`, at most 584 years.
 #[inline]
 fn nanos(duration: Duration) -> u64 {
     let seconds = duration.as_secs().saturating_mul(1_000_000_000);
@@ -92,21 +95,21 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_clock_adds_up_exactly_the_time_between_begin_and_end(
+        fn the_total_is_exactly_the_time_between_start_and_stop(
             steps in proptest::collection::vec((0u64..5_000, any::<bool>()), 0..50),
         ) {
             let (clock, mut now) = (ClientWait::default(), Instant::now());
-            let (mut waited, mut runs) = (Duration::ZERO, false);
-            for (millis, begins) in steps {
+            let (mut waited, mut running) = (Duration::ZERO, false);
+            for (millis, starts) in steps {
                 let step = Duration::from_millis(millis);
                 now += step;
-                if runs {
+                if running {
                     waited += step;
                 }
                 let stamp = clock.stamp(now);
-                if begins { clock.begin(stamp) } else { clock.end(stamp) }
-                runs = begins;
-                prop_assert_eq!((clock.runs(), clock.total(now)), (runs, waited));
+                if starts { clock.start(stamp) } else { clock.stop(stamp) }
+                running = starts;
+                prop_assert_eq!((clock.is_running(), clock.total(now)), (running, waited));
                 prop_assert_eq!(clock.instant(stamp), Some(now));
             }
         }

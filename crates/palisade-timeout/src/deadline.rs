@@ -69,12 +69,12 @@ impl Deadline {
 impl Exposed {
     /// The client is awaited from now on.
     pub(crate) fn begin_wait(&self) {
-        self.wait.begin(self.wait.stamp(Instant::now()));
+        self.wait.start(self.wait.stamp(Instant::now()));
     }
 
     /// The client is no longer awaited.
     pub(crate) fn end_wait(&self) {
-        self.wait.end(self.wait.stamp(Instant::now()));
+        self.wait.stop(self.wait.stamp(Instant::now()));
     }
 }
 

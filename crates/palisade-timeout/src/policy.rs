@@ -225,7 +225,7 @@ impl Policy for TimeoutPolicy {
                 awaits_client: false,
             })
             && let Some(exposed) = exposed(of)
-            && exposed.wait.runs()
+            && exposed.wait.is_running()
         {
             exposed.end_wait();
         }
@@ -282,7 +282,7 @@ impl Policy for TimeoutPolicy {
     ) -> Result<(), Violation> {
         // It was stopped where the handler worked on in between.
         if let Some(exposed) = &of.shared.exposed
-            && !exposed.wait.runs()
+            && !exposed.wait.is_running()
         {
             exposed.begin_wait();
         }
@@ -328,7 +328,7 @@ impl Policy for TimeoutPolicy {
     #[inline(always)]
     fn release_upload(&self, (): &mut (), of: Shared<'_, Common>) {
         if let Some(exposed) = &of.shared.exposed
-            && exposed.wait.runs()
+            && exposed.wait.is_running()
         {
             exposed.end_wait();
         }
