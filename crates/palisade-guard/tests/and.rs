@@ -1,4 +1,4 @@
-//! What a request that two policies guard tells each of them.
+//! The hooks that each of two policies gets for one request.
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -19,7 +19,7 @@ use tower::{Layer, Service, service_fn};
 
 type Journal = Arc<Mutex<Vec<String>>>;
 
-/// Writes down what it is told, and refuses where it is to.
+/// A policy that records its hooks in a journal and refuses at one step.
 #[derive(Clone, Debug)]
 struct Probe {
     name: &'static str,
@@ -33,13 +33,13 @@ enum Step {
     AfterHandler,
 }
 
-/// Present from admission to release.
+/// `true` from admission to release.
 #[derive(Debug, Default)]
 struct Admitted(bool);
 
 impl Probe {
-    fn writes(&self, what: &str) {
-        self.journal.lock().push(format!("{}: {what}", self.name));
+    fn record(&self, hook: &str) {
+        self.journal.lock().push(format!("{}: {hook}", self.name));
     }
 
     fn refusal(&self, step: Step, facts: &Facts) -> Option<Refusal> {
@@ -75,7 +75,7 @@ impl Policy for Probe {
         facts: &Facts,
         _: &mut Keys,
     ) -> Result<Admitted, Refusal> {
-        self.writes("admit");
+        self.record("admit");
         self.refusal(Step::Admit, facts)
             .map_or(Ok(Admitted(true)), Err)
     }
@@ -87,24 +87,25 @@ impl Policy for Probe {
     fn after_handler(
         &self,
         _: &mut Admitted,
-        of: Of<'_, ()>,
+        view: Of<'_, ()>,
         handler: Handler,
         _: &mut Context<'_>,
     ) -> Option<Box<Refusal>> {
-        self.writes(&format!("{handler:?}"));
-        self.refusal(Step::AfterHandler, of.facts).map(Box::new)
+        self.record(&format!("{handler:?}"));
+        self.refusal(Step::AfterHandler, view.facts).map(Box::new)
     }
 
     fn release(&self, held: &mut Admitted, _: Of<'_, ()>) {
         assert!(
             std::mem::take(held).0,
-            "what was not admitted, or is released twice"
+            "released twice, or without admission"
         );
-        self.writes("release");
+        self.record("release");
     }
 }
 
-/// Calls a handler that is pending for ever behind two policies, of which these refuse.
+/// Calls a handler that never becomes ready, guarded by two policies that refuse at the given
+/// steps. Returns the status of the response, if any, and the journal.
 fn call(outer: Option<Step>, inner: Option<Step>) -> (Option<StatusCode>, Vec<String>) {
     let journal = Journal::default();
     let probe = |name, refuses| Probe {
@@ -133,21 +134,21 @@ const REFUSED: Option<StatusCode> = Some(StatusCode::SERVICE_UNAVAILABLE);
 const PENDING: &str = "Pending { awaits_client: false }";
 
 #[test]
-fn what_the_outer_policy_took_is_released_when_the_inner_one_refuses() {
+fn a_refusal_of_the_inner_policy_releases_the_outer_one() {
     let (status, lines) = call(None, Some(Step::Admit));
     assert_eq!(status, REFUSED);
     assert_eq!(lines, ["outer: admit", "inner: admit", "outer: release"]);
 }
 
 #[test]
-fn the_inner_policy_does_not_hear_of_a_request_that_the_outer_one_refuses() {
+fn the_inner_policy_gets_no_hook_if_the_outer_one_refuses() {
     let (status, lines) = call(Some(Step::Admit), None);
     assert_eq!(status, REFUSED);
     assert_eq!(lines, ["outer: admit"]);
 }
 
 #[test]
-fn a_pending_request_that_is_dropped_is_released_from_the_inside_out() {
+fn a_dropped_pending_request_is_released_from_inner_to_outer() {
     let (status, lines) = call(None, None);
     assert_eq!(status, None);
     let pending = [format!("inner: {PENDING}"), format!("outer: {PENDING}")];
@@ -157,7 +158,7 @@ fn a_pending_request_that_is_dropped_is_released_from_the_inside_out() {
 }
 
 #[test]
-fn to_the_outer_policy_a_refusal_of_the_inner_one_is_a_response() {
+fn the_outer_policy_sees_a_refusal_of_the_inner_one_as_a_response() {
     let (status, lines) = call(None, Some(Step::AfterHandler));
     assert_eq!(status, REFUSED);
     assert_eq!(
@@ -168,7 +169,7 @@ fn to_the_outer_policy_a_refusal_of_the_inner_one_is_a_response() {
 }
 
 #[test]
-fn of_two_refusals_each_policy_is_released_once() {
+fn each_policy_is_released_once_if_both_refuse() {
     let (status, lines) = call(Some(Step::AfterHandler), Some(Step::AfterHandler));
     assert_eq!(status, REFUSED);
     assert_eq!(lines[4..], ["inner: release", "outer: release"]);

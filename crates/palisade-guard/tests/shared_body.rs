@@ -1,5 +1,5 @@
-//! The request body that two sides share, against a slow model: random schedules of polls in two
-//! tasks, of frames, ends and errors, and of drops of either side.
+//! Compares a shared request with a simple model, under random schedules of polls in two tasks, of
+//! frames, ends and errors, and of drops of either side.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use bytes::Bytes;
@@ -25,26 +25,28 @@ use std::{
 };
 use tower::{Layer, Service, service_fn};
 
-// === What the server gives ===
+// === The request body of the server ===
+
+/// What a poll of a body can return.
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Given {
+enum Item {
     Data(u8),
     Error,
     End,
 }
 
-/// What has come, and who waits for more.
+/// The items that have been received, and the waker of the task that waits for more.
 #[derive(Default)]
-struct Line {
-    queue: VecDeque<Given>,
+struct WireState {
+    queue: VecDeque<Item>,
     waker: Option<Waker>,
     is_over: bool,
 }
 
-struct Wire(Arc<Mutex<Line>>);
+struct WireBody(Arc<Mutex<WireState>>);
 
-impl Body for Wire {
+impl Body for WireBody {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -52,22 +54,22 @@ impl Body for Wire {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        let mut line = self.0.lock();
-        if line.is_over {
+        let mut wire = self.0.lock();
+        if wire.is_over {
             return Poll::Ready(None);
         }
-        match line.queue.pop_front() {
+        match wire.queue.pop_front() {
             None => {
-                line.waker = Some(cx.waker().clone());
+                wire.waker = Some(cx.waker().clone());
                 Poll::Pending
             }
-            Some(Given::Data(byte)) => Poll::Ready(Some(Ok(Frame::data(vec![byte].into())))),
-            Some(Given::Error) => {
-                line.is_over = true;
+            Some(Item::Data(byte)) => Poll::Ready(Some(Ok(Frame::data(vec![byte].into())))),
+            Some(Item::Error) => {
+                wire.is_over = true;
                 Poll::Ready(Some(Err(io::Error::other("broken"))))
             }
-            Some(Given::End) => {
-                line.is_over = true;
+            Some(Item::End) => {
+                wire.is_over = true;
                 Poll::Ready(None)
             }
         }
@@ -78,28 +80,29 @@ impl Body for Wire {
     }
 }
 
-// === What the policy is told ===
+// === The policy ===
 
-/// What a policy was told of one request.
+/// The calls of a policy's hooks for one request.
 #[derive(Debug, Default)]
-struct Told {
+struct PolicyCalls {
     admitted: usize,
     has_waited: bool,
-    waits: bool,
+    is_waiting: bool,
     passed: usize,
-    awaited: Vec<bool>,
+    waits_by_handler: Vec<bool>,
     uploads_released: usize,
     released: usize,
 }
 
-/// Counts, and refuses nothing. `plain` takes the short way for frames that are ready.
+/// A policy that records its calls and refuses nothing. `plain` is the result of
+/// [`Policy::is_plain`].
 #[derive(Clone, Debug)]
-struct Counts {
-    told: Arc<Mutex<Told>>,
+struct CountingPolicy {
+    calls: Arc<Mutex<PolicyCalls>>,
     plain: bool,
 }
 
-impl Policy for Counts {
+impl Policy for CountingPolicy {
     type Held = ();
     type Shared = ();
     type Upload = ();
@@ -111,7 +114,7 @@ impl Policy for Counts {
     }
 
     fn admit<B: Body>(&self, _: &Request<B>, _: &Facts, _: &mut Keys) -> Result<(), Refusal> {
-        self.told.lock().admitted += 1;
+        self.calls.lock().admitted += 1;
         Ok(())
     }
 
@@ -124,7 +127,7 @@ impl Policy for Counts {
     }
 
     fn passed(&self, (): &mut (), bytes: usize) {
-        self.told.lock().passed += bytes;
+        self.calls.lock().passed += bytes;
     }
 
     fn first_wait(
@@ -134,9 +137,9 @@ impl Policy for Counts {
         _: Option<u64>,
         _: Stamp,
     ) -> Option<Stamp> {
-        let mut told = self.told.lock();
-        assert!(!told.has_waited, "two first waits");
-        told.has_waited = true;
+        let mut calls = self.calls.lock();
+        assert!(!calls.has_waited, "two first waits");
+        calls.has_waited = true;
         None
     }
 
@@ -147,26 +150,26 @@ impl Policy for Counts {
         by_handler: bool,
         _: &mut Context<'_>,
     ) -> Result<(), Violation> {
-        let mut told = self.told.lock();
-        assert!(told.has_waited, "awaited before the first wait");
-        told.waits = true;
-        told.awaited.push(by_handler);
+        let mut calls = self.calls.lock();
+        assert!(calls.has_waited, "a wait without a first wait");
+        calls.is_waiting = true;
+        calls.waits_by_handler.push(by_handler);
         Ok(())
     }
 
     fn wait_ends(&self, (): &mut (), _: Shared<'_, ()>, since: Stamp, now: Stamp) {
-        assert!(since <= now, "a wait ends before it begins");
-        let mut told = self.told.lock();
-        assert!(told.waits, "a wait ends that did not begin");
-        told.waits = false;
+        assert!(since <= now, "the wait ends before it begins");
+        let mut calls = self.calls.lock();
+        assert!(calls.is_waiting, "the wait that ends has not begun");
+        calls.is_waiting = false;
     }
 
     fn release_upload(&self, (): &mut (), _: Shared<'_, ()>) {
-        self.told.lock().uploads_released += 1;
+        self.calls.lock().uploads_released += 1;
     }
 
     fn release(&self, (): &mut (), _: Of<'_, ()>) {
-        self.told.lock().released += 1;
+        self.calls.lock().released += 1;
     }
 }
 
@@ -174,24 +177,25 @@ impl Policy for Counts {
 
 /// A task that counts its wakes.
 #[derive(Default)]
-struct Task(AtomicUsize);
+struct CountingTask(AtomicUsize);
 
-impl Wake for Task {
+impl Wake for CountingTask {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, SeqCst);
     }
 }
 
-type Watched = RequestBody<Wire, Counts>;
+type GuardedBody = RequestBody<WireBody, CountingPolicy>;
 
-/// The body, wherever it is, and what came out of it.
+/// The request body after the handler was called, and the items that were read from it.
 #[derive(Default)]
 struct Reader {
-    body: Option<Watched>,
-    /// Read it when the handler is polled.
+    body: Option<GuardedBody>,
+    /// Whether the handler reads the body when it is polled.
     reads: bool,
-    answers: bool,
-    out: Vec<Given>,
+    /// Whether the handler responds when it is polled.
+    responds: bool,
+    output: Vec<Item>,
     is_pending: bool,
 }
 
@@ -201,10 +205,10 @@ impl Reader {
         self.is_pending = false;
         match Pin::new(body).poll_frame(cx) {
             Poll::Pending => self.is_pending = true,
-            Poll::Ready(None) => self.out.push(Given::End),
-            Poll::Ready(Some(Err(_))) => self.out.push(Given::Error),
+            Poll::Ready(None) => self.output.push(Item::End),
+            Poll::Ready(Some(Err(_))) => self.output.push(Item::Error),
             Poll::Ready(Some(Ok(frame))) => {
-                self.out.push(Given::Data(frame.into_data().unwrap()[0]));
+                self.output.push(Item::Data(frame.into_data().unwrap()[0]));
             }
         }
     }
@@ -214,47 +218,49 @@ impl Reader {
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// The handler is polled, and reads or does not.
-    Handler {
-        reads: bool,
-    },
-    /// Another task reads.
-    Elsewhere,
-    Comes(Given),
+    /// The handler is polled, and reads the body if `reads`.
+    Handler { reads: bool },
+    /// Another task reads the body.
+    OtherTask,
+    /// The server receives an item.
+    Receive(Item),
+    /// The request body is dropped.
     DropBody,
+    /// The response future is dropped.
     DropFuture,
-    Answer,
+    /// From now on the handler responds when it is polled.
+    Respond,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let given = prop_oneof![
-        8 => any::<u8>().prop_map(Given::Data),
-        1 => Just(Given::Error),
-        1 => Just(Given::End),
+    let item = prop_oneof![
+        8 => any::<u8>().prop_map(Item::Data),
+        1 => Just(Item::Error),
+        1 => Just(Item::End),
     ];
     let step = prop_oneof![
         6 => any::<bool>().prop_map(|reads| Step::Handler { reads }),
-        4 => Just(Step::Elsewhere),
-        6 => given.prop_map(Step::Comes),
+        4 => Just(Step::OtherTask),
+        6 => item.prop_map(Step::Receive),
         1 => Just(Step::DropBody),
         1 => Just(Step::DropFuture),
-        1 => Just(Step::Answer),
+        1 => Just(Step::Respond),
     ];
     proptest::collection::vec(step, 0..40)
 }
 
-/// What is right, worked out the slow way.
+/// A simple model of a shared request.
 #[derive(Default)]
 struct Model {
-    queue: VecDeque<Given>,
-    out: Vec<Given>,
-    /// The body gave its end, or an error.
+    queue: VecDeque<Item>,
+    output: Vec<Item>,
+    /// Whether the body has returned its end or an error.
     is_over: bool,
     has_body: bool,
-    /// The last read found nothing, and in which task: the handler's, or the other.
-    awaits: Option<bool>,
-    /// The handler was polled and did not ask for what it awaited before.
-    is_left: bool,
+    /// Whether the handler or the other task waits, if the last read was pending.
+    waits_by_handler: Option<bool>,
+    /// Whether the handler was polled after its pending read and did not read again.
+    is_abandoned: bool,
 }
 
 impl Model {
@@ -262,34 +268,35 @@ impl Model {
         if !self.has_body {
             return;
         }
-        self.is_left = false;
+        self.is_abandoned = false;
         match self.queue.pop_front() {
             _ if self.is_over => {
-                self.out.push(Given::End);
-                self.awaits = None;
+                self.output.push(Item::End);
+                self.waits_by_handler = None;
             }
-            None => self.awaits = Some(by_handler),
-            Some(given) => {
-                self.out.push(given);
-                self.awaits = None;
-                self.is_over = matches!(given, Given::End | Given::Error);
+            None => self.waits_by_handler = Some(by_handler),
+            Some(item) => {
+                self.output.push(item);
+                self.waits_by_handler = None;
+                self.is_over = matches!(item, Item::End | Item::Error);
             }
         }
     }
 }
 
-fn http2() -> Arc<ConnInfo> {
+fn http2_connection() -> Arc<ConnInfo> {
     ConnInfo::new(([192, 0, 2, 1], 1).into(), None, Prefix::default())
 }
 
-fn follows(steps: &[Step], plain: bool) {
-    let told = Arc::new(Mutex::new(Told::default()));
-    let line = Arc::new(Mutex::new(Line::default()));
+/// Runs the schedule against the guard and the model, and compares them after each step.
+fn run_schedule(steps: &[Step], plain: bool) {
+    let calls = Arc::new(Mutex::new(PolicyCalls::default()));
+    let wire = Arc::new(Mutex::new(WireState::default()));
     let reader = Arc::new(Mutex::new(Reader::default()));
-    let conn = http2();
+    let conn = http2_connection();
     let handler = {
         let reader = reader.clone();
-        service_fn(move |request: Request<Watched>| {
+        service_fn(move |request: Request<GuardedBody>| {
             reader.lock().body = Some(request.into_body());
             let reader = reader.clone();
             std::future::poll_fn(move |cx| {
@@ -297,7 +304,7 @@ fn follows(steps: &[Step], plain: bool) {
                 if reader.reads {
                     reader.read(cx);
                 }
-                if reader.answers {
+                if reader.responds {
                     return Poll::Ready(Ok::<_, Infallible>(Response::new(
                         Full::new(Bytes::new()),
                     )));
@@ -306,20 +313,26 @@ fn follows(steps: &[Step], plain: bool) {
             })
         })
     };
-    let mut service = GuardLayer::new(Counts {
-        told: told.clone(),
+    let mut service = GuardLayer::new(CountingPolicy {
+        calls: calls.clone(),
         plain,
     })
     .layer(handler);
     let mut request = Request::post("/")
         .version(Version::HTTP_2)
-        .body(Wire(line.clone()))
+        .body(WireBody(wire.clone()))
         .unwrap();
     request.extensions_mut().insert(conn.clone());
     let mut future = Some(Box::pin(service.call(request)));
 
-    let (mine, other) = (Arc::new(Task::default()), Arc::new(Task::default()));
-    let wakers = [Waker::from(mine.clone()), Waker::from(other.clone())];
+    let (handler_task, other_task) = (
+        Arc::new(CountingTask::default()),
+        Arc::new(CountingTask::default()),
+    );
+    let wakers = [
+        Waker::from(handler_task.clone()),
+        Waker::from(other_task.clone()),
+    ];
     let mut model = Model {
         has_body: true,
         ..Model::default()
@@ -332,32 +345,33 @@ fn follows(steps: &[Step], plain: bool) {
                 if reads {
                     model.read(true);
                 }
-                model.is_left |= !reads && model.awaits == Some(true) && !reader.lock().answers;
+                model.is_abandoned |=
+                    !reads && model.waits_by_handler == Some(true) && !reader.lock().responds;
                 let polled = handler.as_mut().poll(&mut Context::from_waker(&wakers[0]));
                 if polled.is_ready() {
                     future = None;
                 }
             }
-            Step::Elsewhere => {
+            Step::OtherTask => {
                 model.read(false);
                 reader.lock().read(&mut Context::from_waker(&wakers[1]));
             }
-            Step::Comes(given) => {
-                model.queue.push_back(given);
-                let waiting = {
-                    let mut line = line.lock();
-                    line.queue.push_back(given);
-                    line.waker.take()
+            Step::Receive(item) => {
+                model.queue.push_back(item);
+                let waker = {
+                    let mut wire = wire.lock();
+                    wire.queue.push_back(item);
+                    wire.waker.take()
                 };
-                let before = [mine.0.load(SeqCst), other.0.load(SeqCst)];
-                if let Some(waker) = waiting {
+                let before = [handler_task.0.load(SeqCst), other_task.0.load(SeqCst)];
+                if let Some(waker) = waker {
                     waker.wake();
                 }
-                // Whoever awaits it is woken.
-                if let (Some(by_handler), true) = (model.awaits, model.has_body) {
-                    let after = [mine.0.load(SeqCst), other.0.load(SeqCst)];
+                // The task that waits for the item is woken.
+                if let (Some(by_handler), true) = (model.waits_by_handler, model.has_body) {
+                    let after = [handler_task.0.load(SeqCst), other_task.0.load(SeqCst)];
                     let task = usize::from(!by_handler);
-                    // Only the first thing that comes wakes.
+                    // Only the first of several items wakes it.
                     if model.queue.len() == 1 {
                         assert_eq!(after[task], before[task] + 1);
                     }
@@ -369,37 +383,38 @@ fn follows(steps: &[Step], plain: bool) {
                 drop(body);
             }
             Step::DropFuture => future = None,
-            Step::Answer => reader.lock().answers = true,
+            Step::Respond => reader.lock().responds = true,
         }
-        let (reader, told) = (reader.lock(), told.lock());
-        assert_eq!(reader.out, model.out);
+        let (reader, calls) = (reader.lock(), calls.lock());
+        assert_eq!(reader.output, model.output);
         if model.has_body {
-            assert_eq!(told.waits, model.awaits.is_some());
-            assert_eq!(told.uploads_released, 0);
-            // What nobody asks for may fill the window of the connection.
-            let is_unread = !model.is_over && (model.awaits.is_none() || model.is_left);
+            assert_eq!(calls.is_waiting, model.waits_by_handler.is_some());
+            assert_eq!(calls.uploads_released, 0);
+            // A body that no task reads may fill the window of the connection.
+            let is_unread =
+                !model.is_over && (model.waits_by_handler.is_none() || model.is_abandoned);
             assert_eq!(conn.has_unread_body(), is_unread);
         } else {
-            assert_eq!(told.uploads_released, 1);
+            assert_eq!(calls.uploads_released, 1);
             assert!(!conn.has_unread_body());
         }
-        if let Some(by_handler) = model.awaits {
-            assert_eq!(told.awaited.last(), Some(&by_handler));
+        if let Some(by_handler) = model.waits_by_handler {
+            assert_eq!(calls.waits_by_handler.last(), Some(&by_handler));
         }
-        assert_eq!(told.released, usize::from(future.is_none()));
+        assert_eq!(calls.released, usize::from(future.is_none()));
         let data = reader
-            .out
+            .output
             .iter()
-            .filter(|given| matches!(given, Given::Data(_)))
+            .filter(|item| matches!(item, Item::Data(_)))
             .count();
-        assert_eq!(told.passed, if plain { data } else { 0 });
+        assert_eq!(calls.passed, if plain { data } else { 0 });
     }
     drop(future);
     let body = reader.lock().body.take();
     drop(body);
-    let told = told.lock();
+    let calls = calls.lock();
     assert_eq!(
-        (told.admitted, told.uploads_released, told.released),
+        (calls.admitted, calls.uploads_released, calls.released),
         (1, 1, 1)
     );
     assert!(!conn.has_unread_body());
@@ -409,9 +424,9 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
 
     #[test]
-    fn two_sides_of_a_request_agree_whatever_the_order(steps in steps(), plain: bool) {
+    fn a_shared_request_matches_the_model_in_any_order(steps in steps(), plain: bool) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let _inside = runtime.enter();
-        follows(&steps, plain);
+        let _entered = runtime.enter();
+        run_schedule(&steps, plain);
     }
 }

@@ -1,4 +1,5 @@
-//! The table and its arithmetic against a plain oracle, floods of keys, threads, and the clock.
+//! The table and its arithmetic: comparison with an oracle, floods of keys, concurrent threads, and
+//! the wrap of the clock.
 #![cfg(not(palisade_loom))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -17,14 +18,14 @@ const MILLI: u64 = 1000;
 const SECOND: u64 = 1_000_000;
 const HOUR: u64 = 3600 * SECOND;
 const DAY: u64 = 24 * HOUR;
-/// When the clock of a word starts over.
-const WRAP: u64 = 1 << 42;
+/// The period after which the clock of a word wraps.
+const WRAP_PERIOD: u64 = 1 << 42;
 
 fn key(number: u64) -> ClientKey {
     ClientKey::of(&number)
 }
 
-/// `None` if the table gave up.
+/// Charges `cells` to `key`. Returns `None` if the table gave up.
 fn check(
     table: &Table,
     key: ClientKey,
@@ -41,7 +42,7 @@ fn admits(table: &Table, key: ClientKey, now: u64, quota: Gcra) -> bool {
     check(table, key, now, quota, 1) == Some(Ok(()))
 }
 
-/// GCRA as ITU-T I.371 has it, with the whole time in 128 bits.
+/// GCRA as defined by ITU-T I.371, with unlimited times in 128 bits.
 #[derive(Default)]
 struct Oracle {
     tat: u128,
@@ -66,12 +67,12 @@ impl Oracle {
 fn quotas() -> impl Strategy<Value = Gcra> {
     let periods = prop_oneof![1..=1000u64, 1..=SECOND, 1..=HOUR, 1..=6 * DAY];
     (periods, prop_oneof![1..=50u32, 1..=u32::MAX]).prop_map(|(period, burst)| {
-        let most = u32::try_from(Table::MAX_DEBT / period).unwrap_or(u32::MAX);
-        Gcra::new(period, burst.min(most)).unwrap()
+        let max_burst = u32::try_from(Table::MAX_DEBT / period).unwrap_or(u32::MAX);
+        Gcra::new(period, burst.min(max_burst)).unwrap()
     })
 }
 
-/// Steps of time from none at all to 30 days, and costs of all sizes.
+/// Time steps from 0 to 30 days, costs of all sizes, and whether to clamp the cost to the burst.
 fn requests() -> impl Strategy<Value = Vec<(u64, u32, bool)>> {
     let steps = prop_oneof![Just(0), 1..=1000u64, 1..=SECOND, 1..=HOUR, 1..=30 * DAY];
     let costs = prop_oneof![4 => 1..=3u32, 2 => 1..=50u32, 1 => 1..=u32::MAX];
@@ -80,19 +81,19 @@ fn requests() -> impl Strategy<Value = Vec<(u64, u32, bool)>> {
 
 proptest! {
     #[test]
-    fn the_table_decides_as_the_oracle_does(
+    fn the_table_makes_the_same_decisions_as_the_oracle(
         quota in quotas(), start in 0..=100 * DAY, requests in requests(), wait_exactly: bool,
     ) {
         let table = Table::new(1024);
         let mut oracle = Oracle::default();
         let mut now = start;
-        for (step, cells, near) in requests {
+        for (step, cells, is_clamped) in requests {
             now += step;
-            let cells = if near { cells.min(quota.burst()) } else { cells };
-            let seen = check(&table, key(1), now, quota, cells).unwrap();
-            prop_assert_eq!(seen, oracle.check(now, quota.period(), quota.burst(), cells));
-            if let (Err(Denied::Wait(wait)), true) = (seen, wait_exactly) {
-                // Not a tick before the wait is over, and then at once.
+            let cells = if is_clamped { cells.min(quota.burst()) } else { cells };
+            let decision = check(&table, key(1), now, quota, cells).unwrap();
+            prop_assert_eq!(decision, oracle.check(now, quota.period(), quota.burst(), cells));
+            if let (Err(Denied::Wait(wait)), true) = (decision, wait_exactly) {
+                // Refused one microsecond before the end of the wait, and admitted at the end.
                 let early = check(&table, key(1), now + wait - 1, quota, cells).unwrap();
                 prop_assert_eq!(early, Err(Denied::Wait(1)));
                 now += wait;
@@ -104,7 +105,7 @@ proptest! {
     }
 
     #[test]
-    fn keys_do_not_disturb_each_other_while_there_is_room(
+    fn keys_are_independent_while_the_table_has_room(
         quota in quotas(), requests in prop::collection::vec((0..40u64, 0..=SECOND), 1..300),
     ) {
         let table = Table::new(4096);
@@ -119,7 +120,7 @@ proptest! {
 }
 
 #[test]
-fn eight_threads_on_one_cold_key_get_exactly_the_burst() {
+fn eight_threads_with_one_new_key_get_exactly_the_burst() {
     let table = Table::new(1 << 14);
     let quota = Gcra::new(100 * MILLI, 40).unwrap();
     let (rounds, threads) = (1000, 8);
@@ -149,31 +150,32 @@ fn eight_threads_on_one_cold_key_get_exactly_the_burst() {
 }
 
 #[test]
-fn an_update_that_others_overtake_many_times_succeeds_nevertheless() {
+fn an_update_succeeds_after_many_concurrent_updates() {
     let table = Table::new(16);
-    let one_more = |debt: u64| Ok::<_, ()>(((), debt + 1));
-    let overtaken = std::cell::Cell::new(0);
+    let add_one = |debt: u64| Ok::<_, ()>(((), debt + 1));
+    let conflicts = std::cell::Cell::new(0);
     let updated = table.update(key(1), SECOND, SECOND, |debt| {
-        if overtaken.get() < 100 {
-            overtaken.set(overtaken.get() + 1);
+        if conflicts.get() < 100 {
+            conflicts.set(conflicts.get() + 1);
             table
-                .update(key(1), SECOND, SECOND, one_more)
+                .update(key(1), SECOND, SECOND, add_one)
                 .unwrap()
                 .unwrap();
         }
-        one_more(debt)
+        add_one(debt)
     });
     assert_eq!(updated, Some(Ok(())));
     assert_eq!(table.debt(key(1), SECOND, SECOND), 101);
 }
 
-/// What an abuser got of a quota of 10 a second, burst 20, in ten seconds of a flood of other keys
-/// that is eight times as many as the table holds, against what the quota grants. He tries
-/// `at_once` requests every `pause`. Beside him a client asks once a second.
-fn abuse_during_a_flood(at_once: u32, pause: u64) -> f64 {
+/// Returns how many requests of an abuser are admitted, as a fraction of what its quota allows: 10
+/// per second with a burst of 20. The abuser sends `at_once` requests every `pause` milliseconds
+/// for ten seconds, during a flood of other keys, per second eight times the capacity of the table.
+/// A normal client sends one request per second and must always be admitted.
+fn admitted_share_of_an_abuser(at_once: u32, pause: u64) -> f64 {
     let quota = Gcra::new(100 * MILLI, 20).unwrap();
     let table = Table::new(1 << 13);
-    let (abuser, honest) = (key(1), key(2));
+    let (abuser, normal) = (key(1), key(2));
     let mut admitted = 0;
     for millis in 0..10_000 {
         let now = DAY + millis * MILLI;
@@ -184,8 +186,8 @@ fn abuse_during_a_flood(at_once: u32, pause: u64) -> f64 {
         }
         if millis % 1000 == 500 {
             assert!(
-                admits(&table, honest, now, quota),
-                "an honest request at {millis} ms"
+                admits(&table, normal, now, quota),
+                "the normal client was refused at {millis} ms"
             );
         }
         for number in 0..62 {
@@ -203,34 +205,34 @@ fn abuse_during_a_flood(at_once: u32, pause: u64) -> f64 {
 }
 
 #[test]
-fn a_flood_of_keys_washes_no_debt_off() {
+fn a_flood_of_keys_clears_no_debt() {
     for (at_once, pause) in [(1, 1), (20, 50), (20, 500), (20, 1000), (40, 2000)] {
-        let share = abuse_during_a_flood(at_once, pause);
+        let share = admitted_share_of_an_abuser(at_once, pause);
         assert!(
             share <= 1.02,
-            "{at_once} every {pause} ms got {share} of the bound"
+            "{at_once} requests every {pause} ms got {share} of the quota"
         );
     }
 }
 
 #[test]
-fn a_flood_whose_keys_are_all_live_evicts_the_least_indebted() {
+fn a_flood_of_keys_in_debt_evicts_the_smallest_debts() {
     let quota = Gcra::new(SECOND, 20).unwrap();
     let table = Table::new(1 << 10);
-    let owing = |table: &Table| table.debt(key(1), SECOND, quota.max_debt());
+    let first_debt = |table: &Table| table.debt(key(1), SECOND, quota.max_debt());
     assert_eq!(check(&table, key(1), SECOND, quota, 20), Some(Ok(())));
     for number in 2..100_000 {
         assert!(admits(&table, key(number), SECOND, quota));
     }
-    assert_eq!(owing(&table), 20 * SECOND);
+    assert_eq!(first_debt(&table), 20 * SECOND);
     let occupancy = table.occupancy(SECOND, quota.max_debt());
     assert_eq!(occupancy.keys, occupancy.capacity);
-    // Now and then two keys share a tag.
+    // Not exact, because a few pairs of keys have the same tag.
     assert!((98_900..=99_999 - occupancy.capacity).contains(&occupancy.evicted));
 }
 
 #[test]
-fn five_million_keys_find_the_table_as_large_as_it_was() {
+fn five_million_keys_do_not_grow_the_table() {
     let quota = Gcra::new(100 * MILLI, 40).unwrap();
     let table = Table::new(1 << 16);
     let before = table.occupancy(0, quota.max_debt());
@@ -243,38 +245,38 @@ fn five_million_keys_find_the_table_as_large_as_it_was() {
 }
 
 #[test]
-fn a_table_three_fifths_full_keeps_nearly_every_key() {
+fn a_table_that_is_three_fifths_full_keeps_almost_every_key() {
     let quota = Gcra::new(SECOND, 10).unwrap();
     let table = Table::new(1 << 16);
-    let live = (1u64 << 16) * 6 / 10;
-    for number in 0..live {
+    let keys = (1u64 << 16) * 6 / 10;
+    for number in 0..keys {
         assert!(admits(&table, key(number), SECOND, quota));
     }
-    let kept = (0..live)
+    let kept = (0..keys)
         .filter(|number| table.debt(key(*number), SECOND, quota.max_debt()) > 0)
         .count();
-    assert!(kept as f64 >= 0.995 * live as f64, "{kept} of {live}");
+    assert!(kept as f64 >= 0.995 * keys as f64, "{kept} of {keys}");
 }
 
 #[test]
-fn whoever_owes_nothing_takes_nobodys_place() {
+fn a_key_without_debt_evicts_no_other_key() {
     let table = Table::new(16);
-    let free = |debt| Ok::<_, ()>(((), debt));
+    let keep = |debt| Ok::<_, ()>(((), debt));
     for number in 0..1000 {
-        assert_eq!(table.update(key(number), SECOND, HOUR, free), Some(Ok(())));
+        assert_eq!(table.update(key(number), SECOND, HOUR, keep), Some(Ok(())));
     }
     assert_eq!(table.occupancy(SECOND, HOUR).evicted, 0);
 }
 
 #[test]
-fn a_debt_is_paid_across_the_edge_of_the_clock() {
+fn a_debt_is_paid_across_the_wrap_of_the_clock() {
     let quota = Gcra::new(SECOND, 3).unwrap();
     for start in [
-        WRAP - 3 * SECOND,
-        WRAP - 1,
-        WRAP,
-        WRAP + 1,
-        5 * WRAP - SECOND,
+        WRAP_PERIOD - 3 * SECOND,
+        WRAP_PERIOD - 1,
+        WRAP_PERIOD,
+        WRAP_PERIOD + 1,
+        5 * WRAP_PERIOD - SECOND,
     ] {
         let table = Table::new(1024);
         for _ in 0..3 {
@@ -291,28 +293,28 @@ fn a_debt_is_paid_across_the_edge_of_the_clock() {
 }
 
 #[test]
-fn a_debt_paid_long_ago_never_comes_back() {
-    let owe = |more| move |debt: u64| Ok::<_, ()>(((), debt + more));
+fn a_debt_that_was_paid_long_ago_does_not_reappear() {
+    let charge = |micros| move |debt: u64| Ok::<_, ()>(((), debt + micros));
     let table = Table::new(1024);
     for number in 0..400 {
         table
-            .update(key(number), 0, 2 * DAY, owe(2 * DAY))
+            .update(key(number), 0, 2 * DAY, charge(2 * DAY))
             .unwrap()
             .unwrap();
     }
-    // One other client comes now and then; that is enough for the table to tidy itself.
+    // One request every three hours is enough for the table to clear paid debts.
     let mut now = 0;
-    while now < WRAP + 3 * DAY {
+    while now < WRAP_PERIOD + 3 * DAY {
         now += 3 * HOUR;
         table
-            .update(key(1_000_000), now, 2 * DAY, owe(SECOND))
+            .update(key(1_000_000), now, 2 * DAY, charge(SECOND))
             .unwrap()
             .unwrap();
         if now > 2 * DAY {
             assert_eq!(
                 table.occupancy(now, 2 * DAY).keys,
                 1,
-                "{} hours on",
+                "after {} hours",
                 now / HOUR
             );
         }
@@ -320,22 +322,25 @@ fn a_debt_paid_long_ago_never_comes_back() {
 }
 
 #[test]
-fn a_table_that_nobody_used_for_long_holds_no_debts() {
-    let owe = |debt: u64| Ok::<_, ()>((debt, DAY));
+fn a_table_that_was_unused_for_days_holds_no_debts() {
+    let set_debt = |debt: u64| Ok::<_, ()>((debt, DAY));
     for idle in (2..200).map(|days| days * DAY + HOUR) {
         let table = Table::new(1024);
         for number in 0..400 {
-            table.update(key(number), DAY, DAY, owe).unwrap().unwrap();
+            table
+                .update(key(number), DAY, DAY, set_debt)
+                .unwrap()
+                .unwrap();
         }
         for number in 0..400 {
-            // Nobody owes anew: one key in 4 million finds the debt of another.
-            let same = |debt: u64| Ok::<_, ()>((debt, debt));
-            let debt = table.update(key(number), DAY + idle, DAY, same).unwrap();
+            // Stores no new debt: one key in 4 million would find the debt of another key.
+            let keep = |debt: u64| Ok::<_, ()>((debt, debt));
+            let debt = table.update(key(number), DAY + idle, DAY, keep).unwrap();
             assert_eq!(debt, Ok(0), "{} days later", idle / DAY);
         }
-        // Nor does one that is only looked at.
+        // The same for a table from which debts are only read.
         let table = Table::new(1024);
-        table.update(key(0), DAY, DAY, owe).unwrap().unwrap();
+        table.update(key(0), DAY, DAY, set_debt).unwrap().unwrap();
         assert_eq!(
             table.debt(key(0), DAY + idle, DAY),
             0,
@@ -346,7 +351,7 @@ fn a_table_that_nobody_used_for_long_holds_no_debts() {
 }
 
 #[test]
-fn neither_words_nor_seed_are_printed() {
+fn debug_output_contains_neither_words_nor_seed() {
     let text = format!("{:?}", Table::new(1 << 20));
     assert_eq!(text, "Table { capacity: 1048576, evicted: 0, .. }");
 }

@@ -1,7 +1,7 @@
-//! Every order in which two threads can change the table, tried by loom.
+//! Model-checks concurrent updates of the table by two threads, with loom.
 //!
-//! `RUSTFLAGS="--cfg palisade_loom" CARGO_TARGET_DIR=target/loom cargo test -p palisade-guard
-//! --test table_loom --release` (one line).
+//! Run with `RUSTFLAGS="--cfg palisade_loom" CARGO_TARGET_DIR=target/loom cargo test -p
+//! palisade-guard --test table_loom --release`.
 #![cfg(palisade_loom)]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -9,8 +9,8 @@ use loom::{sync::Arc, thread};
 use palisade_core::ClientKey;
 use palisade_guard::{Gcra, Table};
 
-/// Two lines of two words, which is what the model checker can get through.
-const KEYS: usize = 4;
+/// Two lines of two words. A larger table has too many interleavings to check.
+const CAPACITY: usize = 4;
 
 fn admits(table: &Table, number: u64, quota: Gcra) -> bool {
     let address = std::net::Ipv6Addr::from_bits(u128::from(number) << 64);
@@ -19,10 +19,11 @@ fn admits(table: &Table, number: u64, quota: Gcra) -> bool {
     table.update(key, 1, quota.max_debt(), decide) == Some(Ok(()))
 }
 
-fn race(burst: u32, tries: [&'static [u64]; 2]) -> (u32, Arc<Table>, Gcra) {
+/// Lets each of two threads request all of its keys. Returns how many requests were admitted.
+fn race(burst: u32, keys_of_threads: [&'static [u64]; 2]) -> (u32, Arc<Table>, Gcra) {
     let quota = Gcra::new(1000, burst).unwrap();
-    let table = Arc::new(Table::new(KEYS));
-    let threads = tries.map(|keys| {
+    let table = Arc::new(Table::new(CAPACITY));
+    let threads = keys_of_threads.map(|keys| {
         let table = table.clone();
         thread::spawn(move || {
             keys.iter()
@@ -35,7 +36,7 @@ fn race(burst: u32, tries: [&'static [u64]; 2]) -> (u32, Arc<Table>, Gcra) {
 }
 
 #[test]
-fn a_burst_of_one_goes_to_one_of_two() {
+fn a_burst_of_one_admits_one_of_two_requests() {
     loom::model(|| {
         let (admitted, table, quota) = race(1, [&[7], &[7]]);
         assert_eq!(admitted, 1);
@@ -44,7 +45,7 @@ fn a_burst_of_one_goes_to_one_of_two() {
 }
 
 #[test]
-fn a_burst_is_given_out_exactly() {
+fn exactly_the_burst_is_admitted() {
     loom::model(|| {
         let (admitted, table, quota) = race(3, [&[7, 7], &[7, 7]]);
         assert_eq!(admitted, 3);
@@ -63,7 +64,7 @@ fn two_new_keys_never_overwrite_each_other_while_there_is_room() {
 }
 
 #[test]
-fn two_keys_brought_by_two_threads_are_each_admitted_once() {
+fn two_keys_requested_by_two_threads_are_each_admitted_once() {
     loom::model(|| assert_eq!(race(1, [&[7, 8], &[7, 8]]).0, 2));
     loom::model(|| assert_eq!(race(1, [&[7, 8], &[8, 7]]).0, 2));
 }
