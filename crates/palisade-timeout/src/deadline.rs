@@ -1,4 +1,4 @@
-//! When the time of a request is over.
+//! The deadlines of a request, computed from its limits and the time that it has used.
 
 use crate::Limits;
 use palisade_core::{Guard, Phase, Reason, Violation};
@@ -6,8 +6,8 @@ use palisade_guard::ClientWait;
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
-/// How much time a request has left. In the extensions of every request if the layer was told to
-/// [expose](crate::TimeoutLayer::expose_deadline) it.
+/// The deadline of a request. In the extensions of every request if the layer
+/// [exposes](crate::TimeoutLayer::expose_deadline) it.
 ///
 /// ```
 /// # use palisade_timeout::Deadline;
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 #[derive(Clone, Debug)]
 pub struct Deadline(pub(crate) Arc<Exposed>);
 
-/// What a [`Deadline`] is worked out from.
+/// The data from which a [`Deadline`] computes the remaining time.
 #[derive(Debug)]
 pub(crate) struct Exposed {
     pub(crate) limits: Limits,
@@ -28,25 +28,27 @@ pub(crate) struct Exposed {
     pub(crate) wait: ClientWait,
 }
 
-/// How much time a request has used.
+/// The time that a request has used.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Used {
-    /// On the wall clock.
+pub(crate) struct TimeUsed {
+    /// The time on the wall clock.
     pub(crate) wall: Duration,
-    /// Of that, in wait for the client.
+    /// The part of `wall` for which the request has waited for its client.
     pub(crate) waited: Duration,
-    /// The client is awaited now.
+    /// Whether the request waits for its client now.
     pub(crate) awaits_client: bool,
 }
 
-/// While the client is awaited, the time of a request is not looked at more often than this.
-pub(crate) const MIN_LOOK: Duration = Duration::from_secs(1);
+/// The shortest interval at which the head deadline is checked while the request waits for its
+/// client.
+pub(crate) const MIN_RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 // === Deadline ===
 
 impl Deadline {
-    /// The time left until the response head must be ready, or the whole response if that is
-    /// less. Stands still while the request body is waited for. Zero if the time is over.
+    /// Returns the time until the response head must be ready, or until the whole response must
+    /// have ended if that is less. The time until the head does not decrease while the request
+    /// waits for its body. Returns zero if the deadline has passed.
     pub fn remaining(&self) -> Duration {
         let Exposed {
             limits,
@@ -67,12 +69,12 @@ impl Deadline {
 // === Exposed ===
 
 impl Exposed {
-    /// The client is awaited from now on.
+    /// Starts to count a wait for the client.
     pub(crate) fn begin_wait(&self) {
         self.wait.start(self.wait.stamp(Instant::now()));
     }
 
-    /// The client is no longer awaited.
+    /// Ends the wait for the client.
     pub(crate) fn end_wait(&self) {
         self.wait.stop(self.wait.stamp(Instant::now()));
     }
@@ -81,19 +83,19 @@ impl Exposed {
 // === Limits ===
 
 impl Limits {
-    /// The rule that a request breaks which has used so much time.
-    pub(crate) fn exceeded(self, used: Used) -> Option<Violation> {
-        let Used {
+    /// Returns the violation of a request that has used this time, if a limit is exceeded.
+    pub(crate) fn exceeded(self, time_used: TimeUsed) -> Option<Violation> {
+        let TimeUsed {
             wall,
             waited,
             awaits_client,
-        } = used;
+        } = time_used;
         let phase = if awaits_client {
             Phase::RequestBody
         } else {
             Phase::Handler
         };
-        let over = |reason, limit, observed| {
+        let violation = |reason, limit, observed| {
             let (limit, observed) = (millis(limit), millis(observed));
             Some(Violation::new(
                 Guard::Timeout,
@@ -106,27 +108,28 @@ impl Limits {
         if let Some(total) = self.total
             && wall >= total
         {
-            return over(Reason::TotalDeadline, total, wall);
+            return violation(Reason::TotalDeadline, total, wall);
         }
         let counted = wall.saturating_sub(waited);
-        // A client that is awaited is slow, not the handler.
+        // While the request waits for its client, the client is slow and not the handler.
         if counted >= self.head && !awaits_client {
-            return over(Reason::Deadline, self.head, counted);
+            return violation(Reason::Deadline, self.head, counted);
         }
         None
     }
 
-    /// How long until a request that has used so much time may exceed a limit: not later than it
-    /// does, but for [`MIN_LOOK`] where its client is awaited.
-    pub(crate) fn left(self, used: Used) -> Duration {
-        let Used {
+    /// Returns the time after which a request that has used this time may exceed a limit. Never too
+    /// long, except that it is at least [`MIN_RECHECK_INTERVAL`] until the head deadline while the
+    /// request waits for its client.
+    pub(crate) fn time_until_exceeded(self, time_used: TimeUsed) -> Duration {
+        let TimeUsed {
             wall,
             waited,
             awaits_client,
-        } = used;
+        } = time_used;
         let head = self.head.saturating_sub(wall.saturating_sub(waited));
         let head = if awaits_client {
-            head.max(MIN_LOOK)
+            head.max(MIN_RECHECK_INTERVAL)
         } else {
             head
         };
@@ -135,15 +138,15 @@ impl Limits {
     }
 }
 
-/// Whole milliseconds, as [`Violation`] has them.
+/// Returns the whole milliseconds of `duration`, the unit of a [`Violation`].
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// `wait` after `now`, or an instant that is never reached if there is no such instant.
-pub(crate) fn after(now: Instant, wait: Duration) -> Instant {
-    const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
-    now.checked_add(wait.min(FAR)).unwrap_or(now)
+/// Returns the instant `wait` after `now`, at most 30 years later, so that it can be represented.
+pub(crate) fn instant_after(now: Instant, wait: Duration) -> Instant {
+    const FAR_FUTURE: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+    now.checked_add(wait.min(FAR_FUTURE)).unwrap_or(now)
 }
 
 #[cfg(test)]
@@ -151,51 +154,57 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const MS: Duration = Duration::from_millis(1);
+    const MILLI: Duration = Duration::from_millis(1);
 
     proptest! {
         #[test]
-        fn a_limit_is_exceeded_once_what_is_left_has_passed_and_not_before(
+        fn a_limit_is_exceeded_exactly_when_the_time_until_it_has_passed(
             head in 1u32..100, total in proptest::option::of(1u32..100),
             wall in 0u32..200, waited in 0u32..200,
         ) {
-            let limits = Limits { head: MS * head, total: total.map(|total| MS * total) };
-            let waited = MS * waited.min(wall);
-            let used = |wall| Used { wall, waited, awaits_client: false };
-            let (wall, left) = (MS * wall, limits.left(used(MS * wall)));
-            if let Some(violation) = limits.exceeded(used(wall)) {
+            let total = total.map(|total| MILLI * total);
+            let limits = Limits { head: MILLI * head, total };
+            let waited = MILLI * waited.min(wall);
+            let time_used = |wall| TimeUsed { wall, waited, awaits_client: false };
+            let wall = MILLI * wall;
+            let left = limits.time_until_exceeded(time_used(wall));
+            if let Some(violation) = limits.exceeded(time_used(wall)) {
                 prop_assert!(violation.observed >= violation.limit && left.is_zero());
             } else {
-                prop_assert!(limits.exceeded(used(wall + left)).is_some());
-                prop_assert!(left.is_zero() || limits.exceeded(used(wall + left - MS)).is_none());
+                prop_assert!(limits.exceeded(time_used(wall + left)).is_some());
+                prop_assert!(left.is_zero() || limits.exceeded(time_used(wall + left - MILLI)).is_none());
             }
         }
 
         #[test]
-        fn an_awaited_client_does_not_exceed_the_head_limit(
+        fn the_head_limit_is_not_exceeded_while_waiting_for_the_client(
             head in 1u32..100, wall in 0u32..200, waited in 0u32..200,
         ) {
-            let limits = Limits::head(MS * head);
-            let used = Used { wall: MS * wall, waited: MS * waited.min(wall), awaits_client: true };
-            prop_assert!(limits.exceeded(used).is_none());
-            prop_assert!(limits.left(used) >= MIN_LOOK.min(limits.head));
+            let limits = Limits::head(MILLI * head);
+            let (wall, waited) = (MILLI * wall, MILLI * waited.min(wall));
+            let time_used = TimeUsed { wall, waited, awaits_client: true };
+            prop_assert!(limits.exceeded(time_used).is_none());
+            let left = limits.time_until_exceeded(time_used);
+            prop_assert!(left >= MIN_RECHECK_INTERVAL.min(limits.head));
         }
     }
 
     #[test]
-    fn no_wait_is_too_long_to_reckon_with() {
+    fn the_longest_durations_do_not_overflow() {
         let now = Instant::now();
-        assert!(after(now, Duration::MAX) > now + Duration::from_secs(29 * 365 * 24 * 3600));
+        assert!(
+            instant_after(now, Duration::MAX) > now + Duration::from_secs(29 * 365 * 24 * 3600)
+        );
         let limits = Limits {
             head: Duration::MAX,
             total: Some(Duration::MAX),
         };
-        let used = Used {
+        let time_used = TimeUsed {
             wall: Duration::ZERO,
             waited: Duration::MAX,
             awaits_client: false,
         };
-        assert!(limits.exceeded(used).is_none());
-        assert_eq!(limits.left(used), Duration::MAX);
+        assert!(limits.exceeded(time_used).is_none());
+        assert_eq!(limits.time_until_exceeded(time_used), Duration::MAX);
     }
 }

@@ -1,12 +1,12 @@
-//! The client's own deadline.
+//! The `grpc-timeout` header: the deadline of the client.
 
 use http::HeaderMap;
 use std::time::Duration;
 
 const GRPC_TIMEOUT: &str = "grpc-timeout";
 
-/// What `grpc-timeout` says. A header that is malformed or comes twice says nothing: the layer's
-/// own deadline holds, which such a header could only have lowered.
+/// Returns the value of `grpc-timeout`. A header that is malformed or occurs twice is ignored: the
+/// layer's own deadline then applies, which the header could only have lowered.
 pub(crate) fn timeout(headers: &HeaderMap) -> Option<Duration> {
     let mut values = headers.get_all(GRPC_TIMEOUT).iter();
     match (values.next(), values.next()) {
@@ -15,14 +15,14 @@ pub(crate) fn timeout(headers: &HeaderMap) -> Option<Duration> {
     }
 }
 
-/// One to eight ASCII digits and a unit ("gRPC over HTTP2", Requests, `TimeoutValue`), at most
-/// 11,415 years. Zero is taken as it is meant: the time is over.
+/// Parses one to eight ASCII digits and a unit ("gRPC over HTTP2", Requests, `TimeoutValue`), at
+/// most 11,415 years. Zero is valid and means that the deadline has passed.
 pub(crate) fn parse(value: &[u8]) -> Option<Duration> {
     let (unit, digits) = value.split_last()?;
     if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    // Eight digits stay far below what 64 bits hold, and so do as many hours in seconds.
+    // Eight digits fit into 64 bits, and so does that number of hours in seconds.
     let number = digits.iter().fold(0u64, |number, digit| {
         number
             .saturating_mul(10)
@@ -46,7 +46,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn every_unit_is_read() {
+    fn every_unit_is_parsed() {
         assert_eq!(parse(b"1H"), Some(Duration::from_secs(3600)));
         assert_eq!(parse(b"2M"), Some(Duration::from_secs(120)));
         assert_eq!(parse(b"3S"), Some(Duration::from_secs(3)));
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_says_nothing() {
+    fn malformed_values_are_ignored() {
         for value in [
             &b""[..],
             b"S",
@@ -78,7 +78,7 @@ mod tests {
             b"1.5S",
             b"0x1S",
             b"1e3m",
-            "\u{661}S".as_bytes(), // A digit, but not an ASCII one.
+            "\u{661}S".as_bytes(), // A digit outside ASCII.
             b"1ms",
             b"1S,2S",
         ] {
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_comes_twice_says_nothing() {
+    fn a_header_that_occurs_twice_is_ignored() {
         let mut headers = HeaderMap::new();
         headers.append(GRPC_TIMEOUT, HeaderValue::from_static("1S"));
         assert_eq!(timeout(&headers), Some(Duration::from_secs(1)));
@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(timeout(&headers), None);
     }
 
-    /// The grammar once more, written the slow way.
+    /// A simple second implementation of the grammar.
     fn oracle(value: &[u8]) -> Option<Duration> {
         let text = std::str::from_utf8(value).ok()?;
         let nanos: u128 = match text.chars().last()? {
@@ -120,7 +120,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_agrees_with_the_grammar(value in prop_oneof![
+        fn the_parser_matches_the_oracle(value in prop_oneof![
             proptest::collection::vec(any::<u8>(), 0..12),
             "[0-9]{0,10}[HMSmunhs]?".prop_map(String::into_bytes),
         ]) {

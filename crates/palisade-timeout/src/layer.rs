@@ -13,39 +13,39 @@ pub struct TimeoutLayer {
     guard: GuardLayer<TimeoutPolicy>,
 }
 
-/// Ends requests whose time is over. See the [crate docs](crate).
+/// Refuses a request when its deadline has passed. See the [crate docs](crate).
 pub type Timeout<S> = Guarded<S, TimeoutPolicy>;
 
-/// The request body that the inner service reads. The deadline stands still while it has nothing to
-/// give.
+/// The request body that the inner service reads. The deadline is paused while the inner service
+/// waits for this body.
 pub type RequestBody<B> = palisade_guard::RequestBody<B, TimeoutPolicy>;
 
-/// The response body of the inner service, cut when the time for the whole response is over.
+/// The response body of the inner service, cut when the deadline for the whole response has passed.
 pub type ResponseBody<B> = palisade_guard::ResponseBody<B, TimeoutPolicy>;
 
-/// Response future of [`Timeout`]. Dropping it drops that of the inner service.
+/// Response future of [`Timeout`]. Dropping it drops the future of the inner service.
 pub type ResponseFuture<S, B> = palisade_guard::ResponseFuture<S, B, TimeoutPolicy>;
 
 // === TimeoutLayer ===
 
 impl TimeoutLayer {
-    /// At most `head` until the response head is ready, not counting the time in which the
-    /// request body is waited for. 30 seconds are a good start.
+    /// Limits the time until the response head is ready to `head`, not counting the time for which
+    /// the inner service waits for the request body. 30 seconds are a good start.
     pub fn new(head: Duration) -> Self {
         Self {
             guard: GuardLayer::new(TimeoutPolicy::new(Limits::head(head))),
         }
     }
 
-    /// At most `total` on the wall clock until the last frame of the response is handed out,
-    /// whatever is waited for. A response that is under way then fails: HTTP/1 closes the
-    /// connection, HTTP/2 resets the stream. It ends downloads, event streams and gRPC streams
-    /// as well; give those limits of their own by [`Self::limits_for`]. What was upgraded is no
-    /// longer a response and goes on.
+    /// Limits the time until the last frame of the response is passed to the server to `total`.
+    /// This is time on the wall clock: it includes all waits for the client. If it ends after the
+    /// head was sent, the body fails: HTTP/1 closes the connection, HTTP/2 resets the stream. The
+    /// limit also cuts downloads, event streams and gRPC streams; set other limits for those with
+    /// [`Self::limits_for`]. It does not apply to an upgraded connection.
     ///
-    /// The end comes when the server next asks the body for a frame; it is woken for that. While
-    /// its client takes nothing hyper asks on HTTP/1, unless it holds 400 KiB already, and does
-    /// not ask on HTTP/2: to end every stalled reader is the work of a connection guard.
+    /// The body is cut when the server polls it next, and the server's task is woken for that. If
+    /// the client reads nothing, hyper polls the body on HTTP/1 unless it has buffered 400 KiB, and
+    /// does not poll it on HTTP/2. Closing every stalled reader is the task of a connection guard.
     /// Defaults to no such limit.
     pub fn total(mut self, total: Duration) -> Self {
         let policy = self.policy_mut();
@@ -53,20 +53,20 @@ impl TimeoutLayer {
         self
     }
 
-    /// Gives the requests for which `choose` returns limits those in place of the layer's own.
-    /// It is called once for each request, before the inner service: be quick, never panic.
-    /// The client's `grpc-timeout` still holds where it is lower.
+    /// Replaces the limits of the layer for requests for which `choose` returns others. `choose` is
+    /// called once per request, before the inner service. It must be fast and must not panic. A
+    /// lower `grpc-timeout` of the client still applies.
     ///
     /// ```
     /// # use palisade_timeout::{Limits, TimeoutLayer};
     /// # use std::time::Duration;
     /// let layer = TimeoutLayer::new(Duration::from_secs(30)).limits_for(|head| {
-    ///     let report = head.uri.path() == "/report";
-    ///     report.then(|| Limits::head(Duration::from_secs(300)))
+    ///     let is_report = head.uri.path() == "/report";
+    ///     is_report.then(|| Limits::head(Duration::from_secs(300)))
     /// });
     /// ```
     ///
-    /// Defaults to the same limits for all.
+    /// Defaults to the limits of the layer for all requests.
     pub fn limits_for(
         mut self,
         choose: impl Fn(&RequestHead<'_>) -> Option<Limits> + Send + Sync + 'static,
@@ -75,22 +75,22 @@ impl TimeoutLayer {
         self
     }
 
-    /// The status of the answer to plain HTTP; gRPC gets `DEADLINE_EXCEEDED`. A gateway may
-    /// prefer 504. Defaults to 503.
+    /// Sets the status of the response to refused requests of plain HTTP. gRPC requests get
+    /// `DEADLINE_EXCEEDED`. A gateway may prefer 504. Defaults to 503.
     pub fn status(mut self, status: StatusCode) -> Self {
         self.policy_mut().status = status;
         self
     }
 
-    /// Puts a [`Deadline`](crate::Deadline) into the extensions of every request, so that handlers can give what
-    /// they call no more time than they have. It costs a few allocations and a look at the clock
-    /// for each request. Defaults to not doing so.
+    /// Adds a [`Deadline`](crate::Deadline) to the extensions of every request, so that handlers
+    /// can pass their remaining time on to the services that they call. Costs a few allocations and
+    /// one clock read per request. Defaults to not doing so.
     pub fn expose_deadline(mut self) -> Self {
         self.policy_mut().exposes = true;
         self
     }
 
-    /// The policy of this layer, for a stack of several.
+    /// Returns the policy of this layer, for a stack of several guards.
     #[doc(hidden)]
     pub fn policy(&self) -> &TimeoutPolicy {
         self.guard.policy()

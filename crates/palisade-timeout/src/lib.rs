@@ -1,20 +1,21 @@
-//! Answers 503 when the response is not ready in time. The time in which the client is waited for
-//! does not count.
+//! Refuses a request with 503 if its response is not ready in time. The time for which the request
+//! waits for its client does not count.
 //!
-//! A handler that hangs, or that stands in a queue, holds memory and often a slot for as long as
-//! nobody ends it. Unlike tower's and tower-http's timeouts this one
+//! A handler that hangs, or that waits in a queue, holds memory and often a permit until a timeout
+//! ends it. Unlike the timeouts of tower and tower-http, this one
 //!
-//! - stands still while the handler waits for bytes of the request body, so that 30 seconds are
-//!   right for a slow phone's upload as well as for a database query. How slow a client may be
-//!   is for `palisade-slow-body` to say: without it, a client that stalls for ever is never ended;
-//! - counts the wait for a slot of a concurrency limit inside it, because that limit waits in the
+//! - is paused while the handler waits for bytes of the request body, so that 30 seconds suit the
+//!   upload of a slow phone as well as a database query. `palisade-slow-body` limits how slow a
+//!   client may be; without it, a request never ends if its client stalls for ever;
+//! - counts the wait for a permit of a concurrency limit inside it, because that limit waits in the
 //!   response future and not in `poll_ready`;
-//! - drops the handler's future before it answers, and answers gRPC with `DEADLINE_EXCEEDED`;
-//! - obeys the client's own `grpc-timeout` where that is shorter;
-//! - costs a handler that is ready at once no timer and no look at the clock, and any other
-//!   handler one timer.
+//! - drops the handler's future before it sends the refusal, and refuses gRPC requests with
+//!   `DEADLINE_EXCEEDED`;
+//! - honors the client's own `grpc-timeout` if that is shorter;
+//! - creates no timer and does not read the clock for a handler that is ready at once, and creates
+//!   one timer for any other handler.
 //!
-//! Put it outside of whatever waits, and inside of what refuses without waiting:
+//! Place it outside all services that wait, and inside guards that refuse without waiting:
 //!
 //! ```
 //! use palisade_timeout::TimeoutLayer;
@@ -38,21 +39,22 @@
 //! # }
 //! ```
 //!
-//! # What counts as waiting for the client
+//! # When the deadline is paused
 //!
-//! The clock stands still while the request body has nothing to give and the handler asked for it
-//! in the latest of its polls. A handler that has read enough to work on does not stop the clock
-//! by having read ahead in vain, as axum's `Multipart` does: otherwise a client could hold a byte
-//! back and have all the time in the world. Such a handler is found out when it is next polled,
-//! at the latest after once the deadline.
+//! The deadline is paused while the request body is pending and the latest poll of the handler
+//! polled it. A handler that has read ahead until the body was pending, as axum's `Multipart` does,
+//! and that then works on what it has read, does not pause the deadline. Otherwise a client could
+//! hold a byte back and extend the deadline without limit. This is detected at the next poll of the
+//! handler, at the latest after the time of one deadline.
 //!
-//! A body that is read in another task, or inside something that does not poll all its parts
-//! (`FuturesUnordered` for example), stops the clock whenever it waits, whatever the handler does
-//! meanwhile.
+//! A body that is read in another task, or inside a future that does not poll all its parts
+//! (`FuturesUnordered` for example), pauses the deadline whenever it waits, even if the handler
+//! works at the same time.
 //!
 //! # Panics
 //!
-//! The first wait of a request needs a tokio runtime whose timer is on.
+//! The response future panics when the handler is first pending outside a tokio runtime, or in a
+//! runtime without an enabled timer.
 #![forbid(unsafe_code)]
 
 mod deadline;

@@ -1,11 +1,11 @@
-//! How long a request may take.
+//! The time limits of a request.
 
 use std::time::Duration;
 
-/// How long a request may take.
+/// The time limits of a request.
 ///
-/// A zero refuses the request before the inner service sees it. No duration is too long: what lies
-/// beyond the end of time is never reached.
+/// With a limit of zero, requests are refused before they reach the inner service. All durations
+/// are valid: a deadline beyond the range of `Instant` is never reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     pub(crate) head: Duration,
@@ -13,13 +13,13 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// At most `head` until the response head is ready; see
-    /// [`TimeoutLayer::new`](crate::TimeoutLayer::new). No limit on the whole response.
+    /// Limits the time until the response head is ready to `head`; see
+    /// [`TimeoutLayer::new`](crate::TimeoutLayer::new). Sets no limit on the whole response.
     pub const fn head(head: Duration) -> Self {
         Self { head, total: None }
     }
 
-    /// At most `total` until the response is at its end; see
+    /// Limits the time until the end of the response to `total`; see
     /// [`TimeoutLayer::total`](crate::TimeoutLayer::total). Defaults to no such limit.
     pub const fn total(mut self, total: Duration) -> Self {
         self.total = Some(total);

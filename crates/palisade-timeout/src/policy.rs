@@ -1,8 +1,8 @@
-//! What the timeout decides.
+//! The policy of the timeout.
 
 use crate::{
     Deadline, Limits,
-    deadline::{Exposed, Used, after},
+    deadline::{Exposed, TimeUsed, instant_after},
     grpc,
     total::Total,
 };
@@ -28,34 +28,35 @@ pub struct TimeoutPolicy {
     pub(crate) settings: Settings,
     pub(crate) status: StatusCode,
     pub(crate) limits: Limits,
-    pub(crate) choose: Option<Choose>,
+    pub(crate) choose: Option<ChooseLimits>,
     pub(crate) exposes: bool,
 }
 
-pub(crate) type Choose = Arc<dyn Fn(&RequestHead<'_>) -> Option<Limits> + Send + Sync>;
+pub(crate) type ChooseLimits = Arc<dyn Fn(&RequestHead<'_>) -> Option<Limits> + Send + Sync>;
 
-/// What a request holds on the side of its response.
+/// The state of a request on the response side.
 #[derive(Debug, Default)]
 pub enum Held {
-    /// Nothing: the limits are those of the layer.
+    /// The limits of the layer apply.
     #[default]
     Plain,
-    /// Limits of its own, until they are shared.
+    /// The request has its own limits. They move to [`Common`] when the request is shared.
     Own(Box<Own>),
-    /// Its time was over, and it passed all the same: one event is enough.
+    /// A violation has been reported. In shadow mode the request continues, and no further event is
+    /// recorded.
     Told,
-    /// Its head is sent, and the whole response is limited.
+    /// The response head has been sent, and the whole response is limited.
     Total(Pin<Box<Total>>),
 }
 
-/// A request whose limits differ from those of the layer, or whose deadline is exposed.
+/// The limits of a request that may have its own limits, or that gets a [`Deadline`].
 #[derive(Debug)]
 pub struct Own {
     limits: Limits,
     started: Option<Instant>,
 }
 
-/// What both sides of a request see.
+/// The state that both sides of a request share.
 #[derive(Debug)]
 pub struct Common {
     limits: Limits,
@@ -75,53 +76,56 @@ impl TimeoutPolicy {
         }
     }
 
-    /// Admits a request that may have limits of its own.
+    /// Admits a request that may have its own limits.
     #[inline(never)]
-    fn admit_own<B: Body>(&self, request: &Request<B>, facts: &Facts) -> Result<Held, Refusal> {
-        let mut limits = self.limits_of(request, facts.form);
+    fn admit_with_own_limits<B: Body>(
+        &self,
+        request: &Request<B>,
+        facts: &Facts,
+    ) -> Result<Held, Refusal> {
+        let mut limits = self.limits_for(request, facts.form);
         let mut exposes = self.exposes;
-        if let Some(violation) = limits.spent() {
+        if let Some(violation) = limits.zero_limit_violation() {
             self.refuse(violation, facts)?;
-            // Shadow mode: one event is enough.
-            (limits, exposes) = (Limits::NONE, false);
+            // In shadow mode the request continues. Lift its limits so that it is reported once.
+            (limits, exposes) = (Limits::UNLIMITED, false);
         }
         let started = exposes.then(Instant::now);
         Ok(Held::Own(Box::new(Own { limits, started })))
     }
 
-    fn limits_of<B>(&self, request: &Request<B>, form: ResponseFormat) -> Limits {
+    fn limits_for<B>(&self, request: &Request<B>, form: ResponseFormat) -> Limits {
         let chosen = self
             .choose
             .as_ref()
             .and_then(|choose| choose(&request.into()));
         let limits = chosen.unwrap_or(self.limits);
-        match form
-            .is_grpc()
-            .then(|| grpc::timeout(request.headers()))
-            .flatten()
+        if form.is_grpc()
+            && let Some(timeout) = grpc::timeout(request.headers())
         {
-            // The client counts from when it began to send to when it has the whole response.
-            Some(own) => limits.total(limits.total.map_or(own, |total| total.min(own))),
-            None => limits,
+            // The client's deadline covers the time from sending the request to receiving the whole
+            // response.
+            return limits.total(limits.total.map_or(timeout, |total| total.min(timeout)));
         }
+        limits
     }
 
-    fn limits(&self, of: Of<'_, Common>) -> Limits {
-        of.shared.map_or(self.limits, |common| common.limits)
+    fn effective_limits(&self, view: Of<'_, Common>) -> Limits {
+        view.shared.map_or(self.limits, |common| common.limits)
     }
 
-    /// Records a refusal. An error if it is enforced.
+    /// Records a refusal. Returns an error if it must be enforced.
     fn refuse(&self, violation: Violation, facts: &Facts) -> Result<(), Refusal> {
         let rejection = Rejection::new(violation, self.status, facts.form);
         self.settings.turn_away(rejection, facts)
     }
 
-    /// Limits the whole response from its head on.
+    /// Starts to limit the response body. Returns whether the body is limited.
     #[inline(never)]
     fn limit_total<B>(
         &self,
         held: &mut Held,
-        of: Of<'_, Common>,
+        view: Of<'_, Common>,
         response: &Response<B>,
         started: Option<Instant>,
         total: Duration,
@@ -130,20 +134,23 @@ impl TimeoutPolicy {
         if !self.settings.is_on() || matches!(held, Held::Told) || is_upgraded {
             return false;
         }
-        let started = exposed(of).map(|exposed| exposed.started).or(started);
+        let started = exposed_deadline(view)
+            .map(|exposed| exposed.started)
+            .or(started);
         *held = Held::Total(Total::new(started.unwrap_or_else(Instant::now), total));
         true
     }
 }
 
-fn exposed<'a>(of: Of<'a, Common>) -> Option<&'a Exposed> {
-    of.shared.and_then(|common| common.exposed.as_deref())
+fn exposed_deadline<'a>(view: Of<'a, Common>) -> Option<&'a Exposed> {
+    view.shared.and_then(|common| common.exposed.as_deref())
 }
 
-fn used(of: Of<'_, Common>, elapsed: &Elapsed<'_>) -> Used {
+fn time_used(view: Of<'_, Common>, elapsed: &Elapsed<'_>) -> TimeUsed {
     let since = |started| elapsed.now.saturating_duration_since(started);
-    Used {
-        wall: exposed(of).map_or_else(|| elapsed.wall(), |exposed| since(exposed.started)),
+    TimeUsed {
+        wall: exposed_deadline(view)
+            .map_or_else(|| elapsed.wall(), |exposed| since(exposed.started)),
         waited: elapsed.waited(),
         awaits_client: elapsed.awaits_client(),
     }
@@ -169,10 +176,10 @@ impl Policy for TimeoutPolicy {
         _: &mut Keys,
     ) -> Result<Held, Refusal> {
         let is_plain = self.choose.is_none() && !self.exposes && !facts.form.is_grpc();
-        if (is_plain && !self.limits.is_zero()) || !self.settings.is_on() {
+        if (is_plain && !self.limits.has_zero()) || !self.settings.is_on() {
             return Ok(Held::Plain);
         }
-        self.admit_own(request, facts)
+        self.admit_with_own_limits(request, facts)
     }
 
     #[inline(always)]
@@ -215,16 +222,16 @@ impl Policy for TimeoutPolicy {
     fn after_handler(
         &self,
         _: &mut Held,
-        of: Of<'_, Common>,
+        view: Of<'_, Common>,
         handler: Handler,
         _: &mut Context<'_>,
     ) -> Option<Box<Refusal>> {
-        // It works, whatever its client does.
+        // The handler is working, even if the request body still waits for the client.
         if handler
             == (Handler::Pending {
                 awaits_client: false,
             })
-            && let Some(exposed) = exposed(of)
+            && let Some(exposed) = exposed_deadline(view)
             && exposed.wait.is_running()
         {
             exposed.end_wait();
@@ -237,51 +244,60 @@ impl Policy for TimeoutPolicy {
         self.settings.is_on() && !matches!(held, Held::Told)
     }
 
-    fn deadline(&self, held: &Held, of: Of<'_, Common>, elapsed: &Elapsed<'_>) -> Option<Instant> {
-        let left = self.limits(of).left(used(of, elapsed));
-        self.has_deadline(held, of)
-            .then(|| after(elapsed.now, left))
+    fn deadline(
+        &self,
+        held: &Held,
+        view: Of<'_, Common>,
+        elapsed: &Elapsed<'_>,
+    ) -> Option<Instant> {
+        let left = self
+            .effective_limits(view)
+            .time_until_exceeded(time_used(view, elapsed));
+        self.has_deadline(held, view)
+            .then(|| instant_after(elapsed.now, left))
     }
 
     #[inline(never)]
     fn expired(
         &self,
         held: &mut Held,
-        of: Of<'_, Common>,
+        view: Of<'_, Common>,
         elapsed: &Elapsed<'_>,
     ) -> Option<Box<Refusal>> {
-        if !self.has_deadline(held, of) {
+        if !self.has_deadline(held, view) {
             return None;
         }
-        let violation = self.limits(of).exceeded(used(of, elapsed))?;
+        let violation = self
+            .effective_limits(view)
+            .exceeded(time_used(view, elapsed))?;
         *held = Held::Told;
-        self.refuse(violation, of.facts).err().map(Box::new)
+        self.refuse(violation, view.facts).err().map(Box::new)
     }
 
     #[inline(always)]
     fn response_head<B: Body>(
         &self,
         held: &mut Held,
-        of: Of<'_, Common>,
+        view: Of<'_, Common>,
         response: &Response<B>,
         started: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
-        let Some(total) = self.limits(of).total else {
+        let Some(total) = self.effective_limits(view).total else {
             return Ok(false);
         };
-        Ok(self.limit_total(held, of, response, started, total))
+        Ok(self.limit_total(held, view, response, started, total))
     }
 
     #[inline(always)]
     fn client_awaited(
         &self,
         (): &mut (),
-        of: Shared<'_, Common>,
+        view: Shared<'_, Common>,
         _: bool,
         _: &mut Context<'_>,
     ) -> Result<(), Violation> {
-        // It was stopped where the handler worked on in between.
-        if let Some(exposed) = &of.shared.exposed
+        // The stopwatch was stopped if the handler has worked since its previous wait.
+        if let Some(exposed) = &view.shared.exposed
             && !exposed.wait.is_running()
         {
             exposed.begin_wait();
@@ -290,8 +306,8 @@ impl Policy for TimeoutPolicy {
     }
 
     #[inline(always)]
-    fn wait_ends(&self, (): &mut (), of: Shared<'_, Common>, _: Stamp, _: Stamp) {
-        if let Some(exposed) = &of.shared.exposed {
+    fn wait_ends(&self, (): &mut (), view: Shared<'_, Common>, _: Stamp, _: Stamp) {
+        if let Some(exposed) = &view.shared.exposed {
             exposed.end_wait();
         }
     }
@@ -300,17 +316,17 @@ impl Policy for TimeoutPolicy {
     fn poll_response<U: Upstream>(
         &self,
         held: &mut Held,
-        of: Of<'_, Common>,
-        up: &mut U,
+        view: Of<'_, Common>,
+        upstream: &mut U,
         slot: &mut Polled,
         cx: &mut Context<'_>,
     ) -> Flow {
-        up.poll(slot, cx);
+        upstream.poll(slot, cx);
         let Held::Total(total) = held else {
             return Flow::Go;
         };
         let violation = match slot {
-            // Trailers are the end, and a body that is at its end is not cut.
+            // Trailers end the body, and a body that has ended is not cut.
             Poll::Ready(Some(Ok(frame))) if frame.is_data() => total.as_mut().check(false, cx),
             Poll::Pending => total.as_mut().check(true, cx),
             Poll::Ready(_) => None,
@@ -318,16 +334,16 @@ impl Policy for TimeoutPolicy {
         let Some(violation) = violation else {
             return Flow::Go;
         };
-        if !self.settings.cut(&violation, of.facts.conn()) {
+        if !self.settings.cut(&violation, view.facts.conn()) {
             return Flow::Go;
         }
-        *slot = Poll::Ready(Some(violation.ending(of.facts.form)));
+        *slot = Poll::Ready(Some(violation.ending(view.facts.form)));
         Flow::Cut
     }
 
     #[inline(always)]
-    fn release_upload(&self, (): &mut (), of: Shared<'_, Common>) {
-        if let Some(exposed) = &of.shared.exposed
+    fn release_upload(&self, (): &mut (), view: Shared<'_, Common>) {
+        if let Some(exposed) = &view.shared.exposed
             && exposed.wait.is_running()
         {
             exposed.end_wait();
@@ -337,13 +353,14 @@ impl Policy for TimeoutPolicy {
     #[inline(always)]
     fn release(&self, held: &mut Held, _: Of<'_, Common>) {
         if matches!(held, Held::Own(_) | Held::Total(_)) {
-            drop_rare(held);
+            drop_boxed(held);
         }
     }
 }
 
+/// Drops the boxed variants, out of line because they are rare.
 #[inline(never)]
-fn drop_rare(held: &mut Held) {
+fn drop_boxed(held: &mut Held) {
     *held = Held::Plain;
 }
 
@@ -361,26 +378,29 @@ impl fmt::Debug for TimeoutPolicy {
 // === Limits ===
 
 impl Limits {
-    /// For a request that passes whatever it does.
-    const NONE: Self = Self {
+    /// The limits of a request that is never refused or cut.
+    const UNLIMITED: Self = Self {
         head: Duration::MAX,
         total: None,
     };
 
-    /// Whether no request has any time at all.
+    /// Returns whether a limit is zero.
     #[inline]
-    fn is_zero(self) -> bool {
+    fn has_zero(self) -> bool {
         self.head.is_zero() || self.total.is_some_and(|total| total.is_zero())
     }
 
-    /// The violation of a request that has no time at all.
-    fn spent(self) -> Option<Violation> {
+    /// Returns the violation if a limit is zero.
+    fn zero_limit_violation(self) -> Option<Violation> {
+        if !self.has_zero() {
+            return None;
+        }
         let reason = if self.head.is_zero() {
             Reason::Deadline
         } else {
             Reason::TotalDeadline
         };
-        let violation = Violation::new(Guard::Timeout, reason, Phase::RequestHead, 0, 0);
-        self.is_zero().then_some(violation)
+        let (guard, phase) = (Guard::Timeout, Phase::RequestHead);
+        Some(Violation::new(guard, reason, phase, 0, 0))
     }
 }
