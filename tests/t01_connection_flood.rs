@@ -332,7 +332,10 @@ async fn honest_newcomers_are_served_while_half_sent_uploads_fill_the_cap() {
             .unwrap();
         hoard.push(kept);
         // On a busy machine the close takes a moment.
-        until("no connection is closing", || guard.snapshot().close_pending == 0).await;
+        until("no connection is closing", || {
+            guard.snapshot().close_pending == 0
+        })
+        .await;
     }
     assert!(refused <= 2, "{refused} of 40");
     steady.send(vec![b'x'; 4000]).await.unwrap();

@@ -37,11 +37,7 @@ fn client_address(client: u32) -> SocketAddr {
 }
 
 fn info(client: u32) -> Arc<ConnInfo> {
-    ConnInfo::new(
-        client_address(client),
-        None,
-        Prefix::default(),
-    )
+    ConnInfo::new(client_address(client), None, Prefix::default())
 }
 
 /// One test, because both parts measure the allocations of the whole process.

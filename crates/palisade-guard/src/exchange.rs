@@ -116,7 +116,8 @@ impl<P: Policy> Exchange<P> {
             && self.is_unread.load(Relaxed) != is_unread
         {
             if is_unread {
-                if conn.add_unread_body() && self.is_unread.swap(true, SeqCst) {
+                conn.add_unread_body();
+                if self.is_unread.swap(true, SeqCst) {
                     conn.remove_unread_body(); // The other side has counted it concurrently.
                 }
             } else if self.is_unread.swap(false, SeqCst) {
