@@ -20,7 +20,6 @@ use std::{
     convert::Infallible,
     future::Ready,
     net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
     time::Duration,
 };
 use tokio::task::JoinSet;
@@ -210,7 +209,7 @@ where
             let peer: &HeaderValue = &request.headers()["test-peer"];
             let peer = SocketAddr::new(peer.to_str().unwrap().parse().unwrap(), 4711);
             let info = ConnInfo::new(peer, None, Prefix::default());
-            request.extensions_mut().insert(Arc::new(info));
+            request.extensions_mut().insert(info);
             request
         });
     servers::hyper(service).await

@@ -30,18 +30,6 @@ pub type ResponseBody<B> = palisade_guard::ResponseBody<B, BodyLimitPolicy>;
 /// leaves nothing behind.
 pub type ResponseFuture<S, B> = palisade_guard::ResponseFuture<S, B, BodyLimitPolicy>;
 
-/// A request extension that replaces the layer's limit, in bytes, for one request.
-///
-/// Services outside the layer insert it, a router for example.
-///
-/// ```
-/// # use palisade_body_limit::MaxRequestBody;
-/// let mut upload = http::Request::put("/backup").body(()).unwrap();
-/// upload.extensions_mut().insert(MaxRequestBody(1 << 30));
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MaxRequestBody(pub u64);
-
 // === BodyLimitLayer ===
 
 palisade_guard::settings_methods!(BodyLimitLayer);

@@ -80,14 +80,12 @@ mod response;
 mod violation;
 
 pub use frames::TinyFrames;
-pub use handle::BodyLimitHandle;
-pub use layer::{
-    BodyLimit, BodyLimitLayer, MaxRequestBody, RequestBody, ResponseBody, ResponseFuture,
-};
+pub use handle::{BodyLimitHandle, MaxRequestBody};
+pub use layer::{BodyLimit, BodyLimitLayer, RequestBody, ResponseBody, ResponseFuture};
 pub use palisade_core::{Metrics, Mode, Recorder, Rejection, Violation};
 #[doc(hidden)]
-pub use policy::{BodyLimitPolicy, Held, Upload};
+pub use policy::{BodyLimitPolicy, ResponseState, UploadState};
 #[doc(hidden)]
-pub use request::Common;
+pub use request::SharedState;
 #[doc(hidden)]
 pub use response::Limited;

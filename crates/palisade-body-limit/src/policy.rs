@@ -4,7 +4,7 @@ use crate::{
     BodyLimitHandle, MaxRequestBody, TinyFrames,
     handle::OverridableLimit,
     length::DeclaredLength,
-    request::{BodyCounter, CoalescingState, Common, Rules},
+    request::{BodyCounter, CoalescingState, Rules, SharedState},
     response::Limited,
     violation::{status, too_large},
 };
@@ -12,7 +12,8 @@ use http::{Request, Response};
 use http_body::{Body, SizeHint};
 use palisade_core::{Phase, Rejection, ResponseFormat, Violation};
 use palisade_guard::{
-    Facts, Flow, Keeps, Keys, Never, Of, Policy, Polled, Refusal, Settings, Shared, Upstream,
+    Facts, Flow, KeepAny, Keys, NeverQueued, Policy, Polled, Refusal, RequestView, Settings,
+    SharedView, Upstream,
 };
 use std::{
     sync::Arc,
@@ -34,7 +35,7 @@ pub struct BodyLimitPolicy {
 
 /// The state of a request on the side of its response.
 #[derive(Debug, Default)]
-pub enum Held {
+pub enum ResponseState {
     /// Nothing.
     #[default]
     Nothing,
@@ -48,7 +49,7 @@ pub enum Held {
 
 /// The state of a request body.
 #[derive(Debug)]
-pub struct Upload {
+pub struct UploadState {
     /// `None` if the body cannot break a rule and its frames are not coalesced.
     counter: Option<BodyCounter>,
 }
@@ -58,7 +59,11 @@ pub struct Upload {
 impl BodyLimitPolicy {
     /// Checks the declared length of a request that has a body.
     #[inline(never)]
-    fn check_head<B: Body>(&self, request: &Request<B>, facts: &Facts) -> Result<Held, Refusal> {
+    fn check_head<B: Body>(
+        &self,
+        request: &Request<B>,
+        facts: &Facts,
+    ) -> Result<ResponseState, Refusal> {
         let own_limit = request.extensions().get::<MaxRequestBody>();
         let limit = own_limit.map_or(self.request_limit, |own_limit| own_limit.0);
         let declared = DeclaredLength::from_request(request);
@@ -66,16 +71,16 @@ impl BodyLimitPolicy {
         if declared.bytes > limit && !self.is_overridable && !self.is_per_message(facts) {
             self.refuse(too_large(Phase::RequestHead, limit, declared.bytes), facts)?;
             // Shadow mode: one event per request is enough.
-            return Ok(Held::Nothing);
+            return Ok(ResponseState::Nothing);
         }
         // A body may declare more than the limit here if the limit is per message or overridable.
         Ok(
             if declared.bytes > limit || !self.cannot_violate(&declared) {
-                Held::Counts(limit)
+                ResponseState::Counts(limit)
             } else if self.tiny_frames.is_some() {
-                Held::Joins
+                ResponseState::Joins
             } else {
-                Held::Nothing
+                ResponseState::Nothing
             },
         )
     }
@@ -104,14 +109,14 @@ impl BodyLimitPolicy {
     fn cut_response(
         &self,
         violation: Violation,
-        held: &mut Held,
+        held: &mut ResponseState,
         facts: &Facts,
         slot: &mut Polled,
     ) -> Flow {
         // Shadow mode: one event per request is enough.
-        *held = Held::Nothing;
+        *held = ResponseState::Nothing;
         if !self.settings.cut(&violation, facts.conn()) {
-            return Flow::Go;
+            return Flow::Continue;
         }
         *slot = Poll::Ready(Some(violation.ending(facts.form)));
         Flow::Cut
@@ -120,19 +125,19 @@ impl BodyLimitPolicy {
     /// Records a refusal. Fails with it if it is enforced.
     pub(crate) fn refuse(&self, violation: Violation, facts: &Facts) -> Result<(), Refusal> {
         let rejection = Rejection::new(violation, status(&violation), facts.form);
-        self.settings.turn_away(rejection, facts)
+        self.settings.refuse_request(rejection, facts)
     }
 }
 
 impl Policy for BodyLimitPolicy {
-    type Held = Held;
-    type Shared = Common;
-    type Upload = Upload;
-    type Later = Never;
-    type Unread = Keeps;
+    type Held = ResponseState;
+    type Shared = SharedState;
+    type Upload = UploadState;
+    type QueuedService = NeverQueued;
+    type Unread = KeepAny;
 
     #[inline(always)]
-    fn listens(&self) -> bool {
+    fn has_recorder(&self) -> bool {
         self.settings.recorder.is_on()
     }
 
@@ -142,47 +147,47 @@ impl Policy for BodyLimitPolicy {
         request: &Request<B>,
         facts: &Facts,
         _: &mut Keys,
-    ) -> Result<Held, Refusal> {
+    ) -> Result<ResponseState, Refusal> {
         if facts.has_body && self.settings.is_on() {
             self.check_head(request, facts)
         } else {
-            Ok(Held::Nothing)
+            Ok(ResponseState::Nothing)
         }
     }
 
     #[inline(always)]
-    fn needs_sharing(&self, _: &Held) -> bool {
+    fn needs_sharing(&self, _: &ResponseState) -> bool {
         self.is_overridable
     }
 
     #[inline(always)]
     fn share<B: Body>(
         &self,
-        held: &mut Held,
+        held: &mut ResponseState,
         request: &mut Request<B>,
         _: &Facts,
         _: &mut Keys,
-    ) -> Common {
+    ) -> SharedState {
         if !self.is_overridable {
-            return Common {
+            return SharedState {
                 overridable_limit: None,
             };
         }
         let overridable_limit = match held {
-            Held::Counts(limit) => Some(Arc::new(OverridableLimit::new(*limit))),
+            ResponseState::Counts(limit) => Some(Arc::new(OverridableLimit::new(*limit))),
             _ => None,
         };
         request
             .extensions_mut()
             .insert(BodyLimitHandle::new(overridable_limit.clone()));
-        Common { overridable_limit }
+        SharedState { overridable_limit }
     }
 
     #[inline(always)]
-    fn upload(&self, held: &mut Held, common: &Common, facts: &Facts) -> Upload {
+    fn upload(&self, held: &mut ResponseState, common: &SharedState, facts: &Facts) -> UploadState {
         let counter = match std::mem::take(held) {
-            Held::Joins => Some(BodyCounter::coalescing_only()),
-            Held::Counts(limit) => {
+            ResponseState::Joins => Some(BodyCounter::coalescing_only()),
+            ResponseState::Counts(limit) => {
                 let may_hold_back = facts.form != ResponseFormat::Grpc;
                 let is_overridable = common.overridable_limit.is_some();
                 let counter = BodyCounter::new(may_hold_back, limit, is_overridable);
@@ -192,16 +197,16 @@ impl Policy for BodyLimitPolicy {
                     counter
                 })
             }
-            Held::Nothing | Held::Response(_) => None,
+            ResponseState::Nothing | ResponseState::Response(_) => None,
         };
-        Upload { counter }
+        UploadState { counter }
     }
 
     #[inline(always)]
     fn response_head<B: Body>(
         &self,
-        held: &mut Held,
-        exchange: Of<'_, Common>,
+        held: &mut ResponseState,
+        exchange: RequestView<'_, SharedState>,
         response: &Response<B>,
         _: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
@@ -213,7 +218,7 @@ impl Policy for BodyLimitPolicy {
         }
         match Limited::new(response, exchange.facts.is_head, limit) {
             Ok(limited) => {
-                *held = Held::Response(Box::new(limited));
+                *held = ResponseState::Response(Box::new(limited));
                 Ok(true)
             }
             Err(violation) => {
@@ -225,12 +230,12 @@ impl Policy for BodyLimitPolicy {
     }
 
     #[inline(always)]
-    fn is_plain(&self, upload: &Upload, _: &Common) -> bool {
+    fn is_plain(&self, upload: &UploadState, _: &SharedState) -> bool {
         upload.counter.as_ref().is_none_or(BodyCounter::is_plain)
     }
 
     #[inline(always)]
-    fn fits(&self, upload: &Upload, bytes: usize) -> bool {
+    fn fits(&self, upload: &UploadState, bytes: usize) -> bool {
         upload
             .counter
             .as_ref()
@@ -238,7 +243,7 @@ impl Policy for BodyLimitPolicy {
     }
 
     #[inline(always)]
-    fn passed(&self, upload: &mut Upload, bytes: usize) {
+    fn passed(&self, upload: &mut UploadState, bytes: usize) {
         if let Some(counter) = &mut upload.counter {
             counter.count_frame(bytes);
         }
@@ -247,15 +252,15 @@ impl Policy for BodyLimitPolicy {
     #[inline(always)]
     fn poll_request<U: Upstream>(
         &self,
-        upload: &mut Upload,
-        exchange: Shared<'_, Common>,
+        upload: &mut UploadState,
+        exchange: SharedView<'_, SharedState>,
         up: &mut U,
         slot: &mut Polled,
         cx: &mut Context<'_>,
     ) -> Flow {
         let Some(counter) = &mut upload.counter else {
             up.poll(slot, cx);
-            return Flow::Go;
+            return Flow::Continue;
         };
         let rules = Rules {
             settings: &self.settings,
@@ -270,7 +275,7 @@ impl Policy for BodyLimitPolicy {
         }
     }
 
-    fn request_ended<U: Upstream>(&self, upload: &Upload, up: &U) -> bool {
+    fn request_ended<U: Upstream>(&self, upload: &UploadState, up: &U) -> bool {
         match upload.counter.as_ref().and_then(BodyCounter::coalescing) {
             Some(state) => !state.has_undelivered() && (state.has_ended() || up.is_end_stream()),
             None => up.is_end_stream(),
@@ -280,8 +285,8 @@ impl Policy for BodyLimitPolicy {
     /// The size hint of the inner body, with what is left of the limit as an upper bound.
     fn request_hint<U: Upstream>(
         &self,
-        upload: &Upload,
-        _: Shared<'_, Common>,
+        upload: &UploadState,
+        _: SharedView<'_, SharedState>,
         up: &U,
     ) -> SizeHint {
         let hint = up.size_hint();
@@ -308,26 +313,27 @@ impl Policy for BodyLimitPolicy {
     #[inline(always)]
     fn poll_response<U: Upstream>(
         &self,
-        held: &mut Held,
-        exchange: Of<'_, Common>,
+        held: &mut ResponseState,
+        exchange: RequestView<'_, SharedState>,
         up: &mut U,
         slot: &mut Polled,
         cx: &mut Context<'_>,
     ) -> Flow {
         up.poll(slot, cx);
-        if let (Held::Response(limited), Poll::Ready(Some(Ok(frame)))) = (&mut *held, &*slot)
+        if let (ResponseState::Response(limited), Poll::Ready(Some(Ok(frame)))) =
+            (&mut *held, &*slot)
             && let Some(data) = frame.data_ref()
             && let Err(violation) = limited.count(data.len())
         {
             return self.cut_response(violation, held, exchange.facts, slot);
         }
-        Flow::Go
+        Flow::Continue
     }
 
     #[inline(always)]
-    fn release(&self, held: &mut Held, _: Of<'_, Common>) {
-        if let Held::Response(_) = held {
-            *held = Held::Nothing;
+    fn release(&self, held: &mut ResponseState, _: RequestView<'_, SharedState>) {
+        if let ResponseState::Response(_) = held {
+            *held = ResponseState::Nothing;
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
 use bytes::Bytes;
 use http_body::Frame;
 use palisade_core::{BoxError, Guard, Mode, Phase, Reason, ResponseFormat, Violation};
-use palisade_guard::{Flow, Polled, Settings, Shared, Upstream};
+use palisade_guard::{Flow, Polled, Settings, SharedView, Upstream};
 use std::{
     sync::Arc,
     task::{Context, Poll},
@@ -23,7 +23,7 @@ const MAX_FRAMES_PER_POLL: u32 = 1024;
 
 /// The state that both sides of a request share.
 #[derive(Debug)]
-pub struct Common {
+pub struct SharedState {
     /// `None` if the handler cannot change the limit, or there is nothing to limit.
     pub(crate) overridable_limit: Option<Arc<OverridableLimit>>,
 }
@@ -33,7 +33,7 @@ pub struct Common {
 pub(crate) struct Rules<'a> {
     pub(crate) settings: &'a Settings,
     pub(crate) tiny_frames: Option<TinyFrames>,
-    pub(crate) exchange: Shared<'a, Common>,
+    pub(crate) exchange: SharedView<'a, SharedState>,
 }
 
 /// Counts the bytes and frames of one request body, and coalesces its small frames.
@@ -210,7 +210,7 @@ impl BodyCounter {
                 .as_mut()
                 .and_then(|coalescing| coalescing.next.take());
             *slot = Poll::Ready(last);
-            return Flow::Go;
+            return Flow::Continue;
         }
         if self.stage == Stage::Overridable {
             self.stage = Stage::PassThrough;
@@ -225,7 +225,7 @@ impl BodyCounter {
                     let violation = too_large(Phase::RequestBody, self.limit, declared);
                     if let Err(error) = self.report(rules, violation) {
                         *slot = Poll::Ready(Some(Err(error)));
-                        return Flow::LetGo;
+                        return Flow::Linger;
                     }
                 }
             }
@@ -247,10 +247,10 @@ impl BodyCounter {
                 self.count_frame(data.len());
             } else if let Err(error) = self.count_unfit_frame(rules, data) {
                 *slot = Poll::Ready(Some(Err(error)));
-                return Flow::LetGo;
+                return Flow::Linger;
             }
         }
-        Flow::Go
+        Flow::Continue
     }
 
     /// Counts a frame that does not [fit](Self::fits): it exceeds the limit, or it is the last
@@ -289,18 +289,18 @@ impl BodyCounter {
             };
             if let Some(next) = coalescing.next.take() {
                 *slot = Poll::Ready(Some(next));
-                return Flow::Go;
+                return Flow::Continue;
             }
             if coalescing.has_ended {
                 *slot = Poll::Ready(None);
-                return Flow::Go;
+                return Flow::Continue;
             }
             let mut polled = Poll::Pending;
             up.poll(&mut polled, cx);
             let next = match polled {
                 Poll::Pending => {
                     return match coalescing.coalescer.on_pending(self.may_hold_back) {
-                        PendingAction::Wait => Flow::Go,
+                        PendingAction::Wait => Flow::Continue,
                         PendingAction::Flush => coalescing.flush(slot),
                         PendingAction::Repoll => {
                             cx.waker().wake_by_ref();
@@ -324,9 +324,9 @@ impl BodyCounter {
                 },
             };
             let flow = if self.stage == Stage::Ended {
-                Flow::LetGo
+                Flow::Linger
             } else {
-                Flow::Go
+                Flow::Continue
             };
             // The held bytes arrived before `next`, so they are handed on first.
             let Some(coalescing) = &mut self.coalescing else {
@@ -445,6 +445,6 @@ impl CoalescingState {
 
     fn flush(&mut self, slot: &mut Polled) -> Flow {
         *slot = Poll::Ready(Some(Ok(Frame::data(self.coalescer.flush()))));
-        Flow::Go
+        Flow::Continue
     }
 }

@@ -215,7 +215,7 @@ mod tests {
     fn the_connection_info_takes_precedence_over_other_sources() {
         let mut request = request(socket("198.51.100.1"));
         let conn = ConnInfo::new(socket("192.0.2.1"), None, Prefix::default());
-        request.extensions_mut().insert(Arc::new(conn));
+        request.extensions_mut().insert(conn);
         assert_eq!(peer(request.extensions()), Some(socket("192.0.2.1")));
     }
 

@@ -76,10 +76,10 @@ pub use layer::{
     ResponseFuture,
 };
 #[doc(hidden)]
-pub use limiter::Extras;
+pub use limiter::PermitExtras;
 #[doc(hidden)]
 pub use options::Options;
 #[doc(hidden)]
 pub use policy::ConcurrencyLimitPolicy;
 #[doc(hidden)]
-pub use request::{Common, Held, Queued, Upload, Waits};
+pub use request::{Queued, ResponseState, SharedState, UploadState, Waiting};

@@ -4,7 +4,7 @@ use crate::{
     limiter::{Evicted, Half, PermitKind, Waiter},
     options::Options,
     request::{
-        Common, Halves, Held, Queued, Upload, UploadStage, Waits,
+        Halves, Queued, ResponseState, SharedState, UploadStage, UploadState, Waiting,
         admission::{self, Denied, limit_exceeded},
         response::{is_grpc, releases_at_head},
     },
@@ -13,8 +13,8 @@ use http::{Request, Response, StatusCode};
 use http_body::{Body, SizeHint};
 use palisade_core::{ClientKey, Guard, Phase, Reason, Rejection, RequestHead, Violation};
 use palisade_guard::{
-    ByClone, Elapsed, Facts, Flow, Handler, KeepsWhole, Keys, Of, Policy, Polled, Refusal, Shared,
-    Stamp, Upstream,
+    Elapsed, Facts, Flow, Handler, KeepUnread, Keys, Policy, Polled, QueueByClone, Refusal,
+    RequestView, SharedView, Stamp, Upstream,
 };
 use std::{
     sync::Arc,
@@ -42,7 +42,7 @@ impl ConcurrencyLimitPolicy {
         facts: &Facts,
         keys: &mut Keys,
         denied: Denied,
-    ) -> Result<Held, Refusal> {
+    ) -> Result<ResponseState, Refusal> {
         let options = &self.0;
         let Denied {
             mut violation,
@@ -60,7 +60,7 @@ impl ConcurrencyLimitPolicy {
                     .limiter
                     .queue_new_request(rules, client, counted, queue.max_waiters);
             if let Some(waiter) = waiter {
-                return Ok(Held::Queued(Box::new(Queued {
+                return Ok(ResponseState::Queued(Box::new(Queued {
                     waiter,
                     max_wait: queue.max_wait,
                 })));
@@ -73,7 +73,7 @@ impl ConcurrencyLimitPolicy {
         };
         match self.refuse(violation, status, facts) {
             Some(refusal) => Err(refusal),
-            None => Ok(Held::Nothing),
+            None => Ok(ResponseState::Nothing),
         }
     }
 
@@ -83,7 +83,7 @@ impl ConcurrencyLimitPolicy {
         if status != StatusCode::REQUEST_TIMEOUT {
             rejection = rejection.retry_after(RETRY_AFTER);
         }
-        self.0.settings.turn_away(rejection, facts).err()
+        self.0.settings.refuse_request(rejection, facts).err()
     }
 
     fn fair_share_client(&self, head: &RequestHead<'_>, keys: &mut Keys) -> Option<ClientKey> {
@@ -101,7 +101,7 @@ impl ConcurrencyLimitPolicy {
     }
 
     /// Ends the request. Returns whether it was evicted.
-    fn end_request(&self, waiter: &Waiter, request: Of<'_, Common>) -> bool {
+    fn end_request(&self, waiter: &Waiter, request: RequestView<'_, SharedState>) -> bool {
         let ended = self.0.limiter.end_request(waiter);
         let is_evicted = ended.is_evicted;
         if request
@@ -114,7 +114,7 @@ impl ConcurrencyLimitPolicy {
     }
 
     /// Ends an evicted request before it is released. The caller has recorded the eviction.
-    fn end_evicted_request(&self, held: &mut Held, request: Of<'_, Common>) {
+    fn end_evicted_request(&self, held: &mut ResponseState, request: RequestView<'_, SharedState>) {
         // Take it out first: waking a task may run arbitrary code.
         let held = std::mem::take(held);
         if let Some(waiter) = held.waiter(request.shared) {
@@ -123,13 +123,13 @@ impl ConcurrencyLimitPolicy {
     }
 
     /// Ends the request. Records a cut if it was evicted and has not been polled since.
-    fn release_waiter(&self, waiter: &Waiter, request: Of<'_, Common>) {
+    fn release_waiter(&self, waiter: &Waiter, request: RequestView<'_, SharedState>) {
         if self.end_request(waiter, request) {
             self.record_cut(request);
         }
     }
 
-    fn record_cut(&self, request: Of<'_, Common>) -> Violation {
+    fn record_cut(&self, request: RequestView<'_, SharedState>) -> Violation {
         let violation = self.eviction_violation(Phase::ResponseBody);
         self.0.settings.cut(&violation, request.facts.conn());
         violation
@@ -138,7 +138,12 @@ impl ConcurrencyLimitPolicy {
     /// Ends the response of an evicted request.
     #[cold]
     #[inline(never)]
-    fn cut(&self, held: &mut Held, request: Of<'_, Common>, slot: &mut Polled) -> Flow {
+    fn cut(
+        &self,
+        held: &mut ResponseState,
+        request: RequestView<'_, SharedState>,
+        slot: &mut Polled,
+    ) -> Flow {
         let violation = self.record_cut(request);
         self.end_evicted_request(held, request);
         *slot = Poll::Ready(Some(violation.ending(request.facts.form)));
@@ -150,25 +155,25 @@ impl ConcurrencyLimitPolicy {
     #[inline(never)]
     fn wait_for_client(
         &self,
-        held: &mut Held,
-        request: Of<'_, Common>,
+        held: &mut ResponseState,
+        request: RequestView<'_, SharedState>,
         bytes: u64,
         cx: &Context<'_>,
     ) {
-        if let Held::Permit(extras) = held {
+        if let ResponseState::Permit(extras) = held {
             // A permit beyond the limit is not given back: there is no queue for it.
             if extras.as_ref().is_some_and(|extras| extras.from_reserve) {
                 return;
             }
             let client = held.charged_client();
-            let Held::Permit(extras) = std::mem::take(held) else {
+            let ResponseState::Permit(extras) = std::mem::take(held) else {
                 return;
             };
             let waiter = Waiter::working(self.0.rules(), client, extras);
-            *held = Held::Waits(Waits(Arc::new(waiter)));
+            *held = ResponseState::Waiting(Waiting(Arc::new(waiter)));
         }
         let waiter = match (&*held, request.shared) {
-            (Held::Shared, Some(common)) => common
+            (ResponseState::Shared, Some(common)) => common
                 .halves_or_new_waiter(&self.0)
                 .map(|halves| halves.waiter),
             (held, common) => held.waiter(common),
@@ -186,7 +191,7 @@ impl ConcurrencyLimitPolicy {
 
     /// Updates the state after a poll in which the response body was pending.
     #[inline(never)]
-    fn response_pending(&self, request: Of<'_, Common>, cx: &mut Context<'_>) {
+    fn response_pending(&self, request: RequestView<'_, SharedState>, cx: &mut Context<'_>) {
         // Without a body the handler does not wait for the client.
         let Some(common) = request.shared else { return };
         let is_grpc_stream = common.flags.is_grpc_stream();
@@ -205,8 +210,8 @@ impl ConcurrencyLimitPolicy {
     #[inline(never)]
     fn after_handler_poll(
         &self,
-        held: &mut Held,
-        request: Of<'_, Common>,
+        held: &mut ResponseState,
+        request: RequestView<'_, SharedState>,
         handler: Handler,
         cx: &mut Context<'_>,
     ) -> Option<Box<Refusal>> {
@@ -242,17 +247,17 @@ impl ConcurrencyLimitPolicy {
     fn pass_frame(
         &self,
         halves: Halves<'_>,
-        upload: &mut Upload,
+        upload: &mut UploadState,
         slot: &mut Polled,
         cx: &Context<'_>,
     ) -> Flow {
         if upload.held_frame.is_none() {
             if halves.resume_body() {
                 halves.waiter.add_progress(data_len(slot));
-                return Flow::Go;
+                return Flow::Continue;
             }
             let Poll::Ready(frame) = std::mem::replace(slot, Poll::Pending) else {
-                return Flow::Go;
+                return Flow::Continue;
             };
             upload.held_frame = Some(Box::new(frame));
             upload.stage = UploadStage::HoldsFrame;
@@ -272,24 +277,26 @@ impl ConcurrencyLimitPolicy {
         }
         *slot = Poll::Ready(held_frame.and_then(|frame| *frame));
         halves.waiter.add_progress(data_len(slot));
-        Flow::Go
+        Flow::Continue
     }
 
     /// Releases a request that holds more than a plain permit.
     #[inline(never)]
-    fn release_slow(&self, held: &mut Held, request: Of<'_, Common>) {
-        let initial_permit = request.shared.and_then(Common::take_initial_permit);
+    fn release_slow(&self, held: &mut ResponseState, request: RequestView<'_, SharedState>) {
+        let initial_permit = request.shared.and_then(SharedState::take_initial_permit);
         match std::mem::take(held) {
-            Held::Permit(None) | Held::Nothing => {}
-            Held::Permit(Some(extras)) => self.0.limiter.release_with_extras(extras),
-            Held::Waits(Waits(waiter)) => self.release_waiter(&waiter, request),
-            Held::Queued(queued) => self.release_waiter(&queued.waiter, request),
-            Held::Shared => match (initial_permit, request.shared.and_then(Common::waiter)) {
-                (Some(None), _) => self.0.limiter.release(PermitKind::Common),
-                (Some(Some(extras)), _) => self.0.limiter.release_with_extras(extras),
-                (None, Some(waiter)) => self.release_waiter(waiter, request),
-                (None, None) => {}
-            },
+            ResponseState::Permit(None) | ResponseState::Nothing => {}
+            ResponseState::Permit(Some(extras)) => self.0.limiter.release_with_extras(extras),
+            ResponseState::Waiting(Waiting(waiter)) => self.release_waiter(&waiter, request),
+            ResponseState::Queued(queued) => self.release_waiter(&queued.waiter, request),
+            ResponseState::Shared => {
+                match (initial_permit, request.shared.and_then(SharedState::waiter)) {
+                    (Some(None), _) => self.0.limiter.release(PermitKind::SharedState),
+                    (Some(Some(extras)), _) => self.0.limiter.release_with_extras(extras),
+                    (None, Some(waiter)) => self.release_waiter(waiter, request),
+                    (None, None) => {}
+                }
+            }
         }
     }
 }
@@ -302,14 +309,14 @@ fn data_len(polled: &Polled) -> u64 {
 }
 
 impl Policy for ConcurrencyLimitPolicy {
-    type Held = Held;
-    type Shared = Common;
-    type Upload = Upload;
-    type Later = ByClone;
-    type Unread = KeepsWhole;
+    type Held = ResponseState;
+    type Shared = SharedState;
+    type Upload = UploadState;
+    type QueuedService = QueueByClone;
+    type Unread = KeepUnread;
 
     #[inline(always)]
-    fn listens(&self) -> bool {
+    fn has_recorder(&self) -> bool {
         self.0.settings.recorder.is_on()
     }
 
@@ -319,12 +326,12 @@ impl Policy for ConcurrencyLimitPolicy {
         request: &Request<B>,
         facts: &Facts,
         keys: &mut Keys,
-    ) -> Result<Held, Refusal> {
+    ) -> Result<ResponseState, Refusal> {
         if !self.0.settings.is_on() {
-            return Ok(Held::Nothing);
+            return Ok(ResponseState::Nothing);
         }
         match admission::admit(&self.0, &RequestHead::from(request), keys) {
-            Ok(extras) => Ok(Held::Permit(extras)),
+            Ok(extras) => Ok(ResponseState::Permit(extras)),
             Err(denied) => self.queue_or_refuse(request, facts, keys, denied),
         }
     }
@@ -332,36 +339,38 @@ impl Policy for ConcurrencyLimitPolicy {
     #[inline(always)]
     fn share<B: Body>(
         &self,
-        held: &mut Held,
+        held: &mut ResponseState,
         request: &mut Request<B>,
         facts: &Facts,
         keys: &mut Keys,
-    ) -> Common {
-        if let Held::Queued(queued) = held {
-            return Common::queued(queued.waiter.clone(), facts.has_body);
+    ) -> SharedState {
+        if let ResponseState::Queued(queued) = held {
+            return SharedState::queued(queued.waiter.clone(), facts.has_body);
         }
         // Before anything is taken: the key extractor is user code and may panic.
         let client = self.fair_share_client(&RequestHead::from(&*request), keys);
         let initial_permit = match held {
-            Held::Permit(extras) if !extras.as_ref().is_some_and(|extras| extras.from_reserve) => {
+            ResponseState::Permit(extras)
+                if !extras.as_ref().is_some_and(|extras| extras.from_reserve) =>
+            {
                 let initial_permit = extras.take();
-                *held = Held::Shared;
+                *held = ResponseState::Shared;
                 Some(initial_permit)
             }
             _ => None,
         };
-        Common::new(initial_permit, client, facts.has_body)
+        SharedState::new(initial_permit, client, facts.has_body)
     }
 
     #[inline(always)]
-    fn upload(&self, held: &mut Held, _: &Common, _: &Facts) -> Upload {
-        let is_limited = matches!(held, Held::Shared | Held::Queued(_));
+    fn upload(&self, held: &mut ResponseState, _: &SharedState, _: &Facts) -> UploadState {
+        let is_limited = matches!(held, ResponseState::Shared | ResponseState::Queued(_));
         let stage = if is_limited {
             UploadStage::Limited
         } else {
             UploadStage::Unlimited
         };
-        Upload {
+        UploadState {
             held_frame: None,
             progress: 0,
             stage,
@@ -369,22 +378,22 @@ impl Policy for ConcurrencyLimitPolicy {
     }
 
     #[inline(always)]
-    fn needs_sharing(&self, held: &Held) -> bool {
+    fn needs_sharing(&self, held: &ResponseState) -> bool {
         self.is_queued(held)
     }
 
     #[inline(always)]
-    fn is_queued(&self, held: &Held) -> bool {
-        matches!(held, Held::Queued(_))
+    fn is_queued(&self, held: &ResponseState) -> bool {
+        matches!(held, ResponseState::Queued(_))
     }
 
     fn poll_admission(
         &self,
-        held: &mut Held,
-        request: Of<'_, Common>,
+        held: &mut ResponseState,
+        request: RequestView<'_, SharedState>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Box<Refusal>>> {
-        let Held::Queued(queued) = held else {
+        let ResponseState::Queued(queued) = held else {
             return Poll::Ready(Ok(()));
         };
         let limiter = &self.0.limiter;
@@ -395,8 +404,8 @@ impl Policy for ConcurrencyLimitPolicy {
             // Requests are queued only in enforce mode.
             return Poll::Ready(refusal.map_or(Ok(()), |refusal| Err(Box::new(refusal))));
         }
-        if let Held::Queued(queued) = std::mem::take(held) {
-            *held = Held::Waits(Waits(queued.waiter));
+        if let ResponseState::Queued(queued) = std::mem::take(held) {
+            *held = ResponseState::Waiting(Waiting(queued.waiter));
         }
         Poll::Ready(Ok(()))
     }
@@ -404,8 +413,8 @@ impl Policy for ConcurrencyLimitPolicy {
     #[inline(always)]
     fn before_handler(
         &self,
-        _: &mut Held,
-        request: Shared<'_, Common>,
+        _: &mut ResponseState,
+        request: SharedView<'_, SharedState>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         let halves = request.shared.halves(&self.0);
@@ -415,8 +424,8 @@ impl Policy for ConcurrencyLimitPolicy {
     #[inline(always)]
     fn after_handler(
         &self,
-        held: &mut Held,
-        request: Of<'_, Common>,
+        held: &mut ResponseState,
+        request: RequestView<'_, SharedState>,
         handler: Handler,
         cx: &mut Context<'_>,
     ) -> Option<Box<Refusal>> {
@@ -442,13 +451,18 @@ impl Policy for ConcurrencyLimitPolicy {
     }
 
     #[inline(always)]
-    fn has_deadline(&self, held: &Held, _: Of<'_, Common>) -> bool {
+    fn has_deadline(&self, held: &ResponseState, _: RequestView<'_, SharedState>) -> bool {
         self.is_queued(held)
     }
 
     #[inline(always)]
-    fn deadline(&self, held: &Held, _: Of<'_, Common>, elapsed: &Elapsed<'_>) -> Option<Instant> {
-        let Held::Queued(queued) = held else {
+    fn deadline(
+        &self,
+        held: &ResponseState,
+        _: RequestView<'_, SharedState>,
+        elapsed: &Elapsed<'_>,
+    ) -> Option<Instant> {
+        let ResponseState::Queued(queued) = held else {
             return None;
         };
         elapsed.started.checked_add(queued.max_wait)
@@ -457,11 +471,11 @@ impl Policy for ConcurrencyLimitPolicy {
     #[inline(always)]
     fn expired(
         &self,
-        held: &mut Held,
-        request: Of<'_, Common>,
+        held: &mut ResponseState,
+        request: RequestView<'_, SharedState>,
         elapsed: &Elapsed<'_>,
     ) -> Option<Box<Refusal>> {
-        let Held::Queued(queued) = held else {
+        let ResponseState::Queued(queued) = held else {
             return None;
         };
         if elapsed.wall() < queued.max_wait {
@@ -477,8 +491,8 @@ impl Policy for ConcurrencyLimitPolicy {
     #[inline(always)]
     fn response_head<B: Body>(
         &self,
-        held: &mut Held,
-        request: Of<'_, Common>,
+        held: &mut ResponseState,
+        request: RequestView<'_, SharedState>,
         response: &Response<B>,
         _: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
@@ -488,18 +502,18 @@ impl Policy for ConcurrencyLimitPolicy {
             }
             common.response_head_sent();
         }
-        if matches!(held, Held::Nothing) || response.body().is_end_stream() {
+        if matches!(held, ResponseState::Nothing) || response.body().is_end_stream() {
             return Ok(false);
         }
         if self.0.release_at_head || releases_at_head(response, request.facts) {
             self.release(held, request);
-            *held = Held::Nothing;
+            *held = ResponseState::Nothing;
         }
-        Ok(!matches!(held, Held::Nothing))
+        Ok(!matches!(held, ResponseState::Nothing))
     }
 
     #[inline(always)]
-    fn is_plain(&self, upload: &Upload, common: &Common) -> bool {
+    fn is_plain(&self, upload: &UploadState, common: &SharedState) -> bool {
         match upload.stage {
             UploadStage::Unlimited => true,
             UploadStage::Limited => common
@@ -510,12 +524,18 @@ impl Policy for ConcurrencyLimitPolicy {
     }
 
     #[inline(always)]
-    fn passed(&self, upload: &mut Upload, bytes: usize) {
+    fn passed(&self, upload: &mut UploadState, bytes: usize) {
         upload.progress = upload.progress.saturating_add(bytes as u64);
     }
 
     #[inline(always)]
-    fn wait_ends(&self, _: &mut Upload, request: Shared<'_, Common>, _: Stamp, _: Stamp) {
+    fn wait_ended(
+        &self,
+        _: &mut UploadState,
+        request: SharedView<'_, SharedState>,
+        _: Stamp,
+        _: Stamp,
+    ) {
         if let Some(halves) = request.shared.halves(&self.0) {
             halves.body_wait_ended();
         }
@@ -524,15 +544,15 @@ impl Policy for ConcurrencyLimitPolicy {
     #[inline(always)]
     fn poll_request<U: Upstream>(
         &self,
-        upload: &mut Upload,
-        request: Shared<'_, Common>,
+        upload: &mut UploadState,
+        request: SharedView<'_, SharedState>,
         upstream: &mut U,
         slot: &mut Polled,
         cx: &mut Context<'_>,
     ) -> Flow {
         if upload.stage == UploadStage::Evicted {
             *slot = Poll::Ready(None);
-            return Flow::Go;
+            return Flow::Continue;
         }
         if upload.held_frame.is_none() {
             upstream.poll(slot, cx);
@@ -541,15 +561,15 @@ impl Policy for ConcurrencyLimitPolicy {
             || (upload.stage == UploadStage::Limited && !slot.is_pending());
         match request.shared.halves(&self.0) {
             Some(halves) if needs_permit => self.pass_frame(halves, upload, slot, cx),
-            _ => Flow::Go,
+            _ => Flow::Continue,
         }
     }
 
     #[inline(always)]
-    fn client_awaited(
+    fn waits_for_client(
         &self,
-        upload: &mut Upload,
-        request: Shared<'_, Common>,
+        upload: &mut UploadState,
+        request: SharedView<'_, SharedState>,
         by_handler: bool,
         cx: &mut Context<'_>,
     ) -> Result<(), Violation> {
@@ -569,7 +589,7 @@ impl Policy for ConcurrencyLimitPolicy {
     }
 
     #[inline(always)]
-    fn request_ended<U: Upstream>(&self, upload: &Upload, upstream: &U) -> bool {
+    fn request_ended<U: Upstream>(&self, upload: &UploadState, upstream: &U) -> bool {
         match upload.stage {
             UploadStage::Evicted => true,
             UploadStage::HoldsFrame => false,
@@ -579,8 +599,8 @@ impl Policy for ConcurrencyLimitPolicy {
 
     fn request_hint<U: Upstream>(
         &self,
-        upload: &Upload,
-        _: Shared<'_, Common>,
+        upload: &UploadState,
+        _: SharedView<'_, SharedState>,
         upstream: &U,
     ) -> SizeHint {
         let mut hint = upstream.size_hint();
@@ -599,8 +619,8 @@ impl Policy for ConcurrencyLimitPolicy {
     #[inline(always)]
     fn poll_response<U: Upstream>(
         &self,
-        held: &mut Held,
-        request: Of<'_, Common>,
+        held: &mut ResponseState,
+        request: RequestView<'_, SharedState>,
         upstream: &mut U,
         slot: &mut Polled,
         cx: &mut Context<'_>,
@@ -608,7 +628,7 @@ impl Policy for ConcurrencyLimitPolicy {
         let limiter = &self.0.limiter;
         if let Some(waiter) = held.waiter(request.shared) {
             match limiter.poll_permit(waiter, Half::Response, cx) {
-                Poll::Pending => return Flow::Go,
+                Poll::Pending => return Flow::Continue,
                 Poll::Ready(Err(Evicted)) => return self.cut(held, request, slot),
                 Poll::Ready(Ok(())) => {
                     if let Some(common) = request.shared {
@@ -620,7 +640,7 @@ impl Policy for ConcurrencyLimitPolicy {
         upstream.poll(slot, cx);
         match slot {
             Poll::Pending => {
-                if matches!(held, Held::Shared | Held::Waits(_)) {
+                if matches!(held, ResponseState::Shared | ResponseState::Waiting(_)) {
                     self.response_pending(request, cx);
                 }
             }
@@ -634,25 +654,25 @@ impl Policy for ConcurrencyLimitPolicy {
                         // If this evicts the request at once, the next poll reports it.
                         limiter.wait_for_client(waiter, Half::Response, cx);
                     }
-                    None if matches!(held, Held::Nothing) => {}
+                    None if matches!(held, ResponseState::Nothing) => {}
                     _ => self.wait_for_client(held, request, data_len(slot), cx),
                 }
             }
             Poll::Ready(_) => {}
         }
-        Flow::Go
+        Flow::Continue
     }
 
     #[inline(always)]
-    fn release_upload(&self, _: &mut Upload, request: Shared<'_, Common>) {
+    fn release_upload(&self, _: &mut UploadState, request: SharedView<'_, SharedState>) {
         request.shared.body_dropped(&self.0);
     }
 
     #[inline(always)]
-    fn release(&self, held: &mut Held, request: Of<'_, Common>) {
+    fn release(&self, held: &mut ResponseState, request: RequestView<'_, SharedState>) {
         match held {
-            Held::Nothing => {}
-            Held::Permit(None) => self.0.limiter.release(PermitKind::Common),
+            ResponseState::Nothing => {}
+            ResponseState::Permit(None) => self.0.limiter.release(PermitKind::SharedState),
             _ => self.release_slow(held, request),
         }
     }

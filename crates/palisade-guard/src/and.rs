@@ -1,7 +1,8 @@
 //! A policy that combines two policies.
 
 use crate::{
-    Elapsed, Facts, Flow, Handler, Keys, Of, Policy, Polled, Refusal, Shared, Stamp, Upstream,
+    Elapsed, Facts, Flow, Handler, Keys, Policy, Polled, Refusal, RequestView, SharedView, Stamp,
+    Upstream,
 };
 use http::{Request, Response};
 use http_body::{Body, SizeHint};
@@ -17,12 +18,12 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     type Held = (A::Held, B::Held);
     type Shared = (A::Shared, B::Shared);
     type Upload = (A::Upload, B::Upload);
-    type Later = B::Later;
+    type QueuedService = B::QueuedService;
     type Unread = (A::Unread, B::Unread);
 
     #[inline(always)]
-    fn listens(&self) -> bool {
-        self.0.listens() || self.1.listens()
+    fn has_recorder(&self) -> bool {
+        self.0.has_recorder() || self.1.has_recorder()
     }
 
     #[inline(always)]
@@ -38,7 +39,7 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
             Err(refusal) => {
                 self.0.release(
                     &mut outer,
-                    Of {
+                    RequestView {
                         facts,
                         shared: None,
                     },
@@ -79,7 +80,7 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     fn poll_admission(
         &self,
         held: &mut Self::Held,
-        view: Of<'_, Self::Shared>,
+        view: RequestView<'_, Self::Shared>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Box<Refusal>>> {
         self.1
@@ -90,7 +91,7 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     fn before_handler(
         &self,
         held: &mut Self::Held,
-        view: Shared<'_, Self::Shared>,
+        view: SharedView<'_, Self::Shared>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         ready!(
@@ -105,7 +106,7 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     fn after_handler(
         &self,
         held: &mut Self::Held,
-        view: Of<'_, Self::Shared>,
+        view: RequestView<'_, Self::Shared>,
         handler: Handler,
         cx: &mut Context<'_>,
     ) -> Option<Box<Refusal>> {
@@ -123,7 +124,7 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     }
 
     #[inline(always)]
-    fn has_deadline(&self, held: &Self::Held, view: Of<'_, Self::Shared>) -> bool {
+    fn has_deadline(&self, held: &Self::Held, view: RequestView<'_, Self::Shared>) -> bool {
         self.0.has_deadline(&held.0, view.map(|shared| &shared.0))
             || self.1.has_deadline(&held.1, view.map(|shared| &shared.1))
     }
@@ -132,7 +133,7 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     fn deadline(
         &self,
         held: &Self::Held,
-        view: Of<'_, Self::Shared>,
+        view: RequestView<'_, Self::Shared>,
         elapsed: &Elapsed<'_>,
     ) -> Option<Instant> {
         let outer = self
@@ -149,7 +150,7 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     fn expired(
         &self,
         held: &mut Self::Held,
-        view: Of<'_, Self::Shared>,
+        view: RequestView<'_, Self::Shared>,
         elapsed: &Elapsed<'_>,
     ) -> Option<Box<Refusal>> {
         let outer = self
@@ -165,7 +166,7 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     fn response_head<R: Body>(
         &self,
         held: &mut Self::Held,
-        view: Of<'_, Self::Shared>,
+        view: RequestView<'_, Self::Shared>,
         response: &Response<R>,
         started: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
@@ -199,7 +200,7 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     fn poll_request<U: Upstream>(
         &self,
         upload: &mut Self::Upload,
-        view: Shared<'_, Self::Shared>,
+        view: SharedView<'_, Self::Shared>,
         upstream: &mut U,
         slot: &mut Polled,
         cx: &mut Context<'_>,
@@ -209,7 +210,7 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
             upload: &mut upload.0,
             view: view.map(|shared| &shared.0),
             upstream,
-            flow: Flow::Go,
+            flow: Flow::Continue,
         };
         let view = view.map(|shared| &shared.1);
         let flow = self
@@ -222,7 +223,7 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     fn first_wait(
         &self,
         upload: &mut Self::Upload,
-        view: Shared<'_, Self::Shared>,
+        view: SharedView<'_, Self::Shared>,
         left: Option<u64>,
         now: Stamp,
     ) -> Option<Stamp> {
@@ -237,24 +238,24 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     }
 
     #[inline(always)]
-    fn client_awaited(
+    fn waits_for_client(
         &self,
         upload: &mut Self::Upload,
-        view: Shared<'_, Self::Shared>,
+        view: SharedView<'_, Self::Shared>,
         by_handler: bool,
         cx: &mut Context<'_>,
     ) -> Result<(), Violation> {
         self.0
-            .client_awaited(&mut upload.0, view.map(|shared| &shared.0), by_handler, cx)?;
+            .waits_for_client(&mut upload.0, view.map(|shared| &shared.0), by_handler, cx)?;
         self.1
-            .client_awaited(&mut upload.1, view.map(|shared| &shared.1), by_handler, cx)
+            .waits_for_client(&mut upload.1, view.map(|shared| &shared.1), by_handler, cx)
     }
 
     #[inline(always)]
     fn wait_expired(
         &self,
         upload: &mut Self::Upload,
-        view: Shared<'_, Self::Shared>,
+        view: SharedView<'_, Self::Shared>,
         since: Stamp,
         now: Stamp,
     ) -> Result<Option<Stamp>, Violation> {
@@ -267,23 +268,23 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     }
 
     #[inline(always)]
-    fn wait_ends(
+    fn wait_ended(
         &self,
         upload: &mut Self::Upload,
-        view: Shared<'_, Self::Shared>,
+        view: SharedView<'_, Self::Shared>,
         since: Stamp,
         now: Stamp,
     ) {
         self.0
-            .wait_ends(&mut upload.0, view.map(|shared| &shared.0), since, now);
+            .wait_ended(&mut upload.0, view.map(|shared| &shared.0), since, now);
         self.1
-            .wait_ends(&mut upload.1, view.map(|shared| &shared.1), since, now);
+            .wait_ended(&mut upload.1, view.map(|shared| &shared.1), since, now);
     }
 
     fn request_hint<U: Upstream>(
         &self,
         upload: &Self::Upload,
-        view: Shared<'_, Self::Shared>,
+        view: SharedView<'_, Self::Shared>,
         upstream: &U,
     ) -> SizeHint {
         let outer = view.map(|shared| &shared.0);
@@ -311,7 +312,7 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     fn poll_response<U: Upstream>(
         &self,
         held: &mut Self::Held,
-        view: Of<'_, Self::Shared>,
+        view: RequestView<'_, Self::Shared>,
         upstream: &mut U,
         slot: &mut Polled,
         cx: &mut Context<'_>,
@@ -321,7 +322,7 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
             held: &mut held.1,
             view: view.map(|shared| &shared.1),
             upstream,
-            flow: Flow::Go,
+            flow: Flow::Continue,
         };
         let view = view.map(|shared| &shared.0);
         let flow = self
@@ -331,7 +332,7 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     }
 
     #[inline(always)]
-    fn release_upload(&self, upload: &mut Self::Upload, view: Shared<'_, Self::Shared>) {
+    fn release_upload(&self, upload: &mut Self::Upload, view: SharedView<'_, Self::Shared>) {
         self.1
             .release_upload(&mut upload.1, view.map(|shared| &shared.1));
         self.0
@@ -339,7 +340,7 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     }
 
     #[inline(always)]
-    fn release(&self, held: &mut Self::Held, view: Of<'_, Self::Shared>) {
+    fn release(&self, held: &mut Self::Held, view: RequestView<'_, Self::Shared>) {
         self.1.release(&mut held.1, view.map(|shared| &shared.1));
         self.0.release(&mut held.0, view.map(|shared| &shared.0));
     }
@@ -358,7 +359,7 @@ pub(crate) fn earlier<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
 struct FilteredRequest<'a, P: Policy, U> {
     policy: &'a P,
     upload: &'a mut P::Upload,
-    view: Shared<'a, P::Shared>,
+    view: SharedView<'a, P::Shared>,
     upstream: &'a mut U,
     flow: Flow,
 }
@@ -388,7 +389,7 @@ impl<P: Policy, U: Upstream> Upstream for FilteredRequest<'_, P, U> {
 struct UnpolledRequest<'a, P: Policy, U> {
     policy: &'a P,
     upload: &'a P::Upload,
-    view: Option<Shared<'a, P::Shared>>,
+    view: Option<SharedView<'a, P::Shared>>,
     upstream: &'a U,
 }
 
@@ -411,7 +412,7 @@ impl<P: Policy, U: Upstream> Upstream for UnpolledRequest<'_, P, U> {
 struct FilteredResponse<'a, P: Policy, U> {
     policy: &'a P,
     held: &'a mut P::Held,
-    view: Of<'a, P::Shared>,
+    view: RequestView<'a, P::Shared>,
     upstream: &'a mut U,
     flow: Flow,
 }
@@ -432,6 +433,6 @@ impl<P: Policy, U: Upstream> Upstream for FilteredResponse<'_, P, U> {
 
     #[inline(always)]
     fn is_end_stream(&self) -> bool {
-        self.flow != Flow::Go || self.upstream.is_end_stream()
+        self.flow != Flow::Continue || self.upstream.is_end_stream()
     }
 }

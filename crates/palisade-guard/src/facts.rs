@@ -24,12 +24,12 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Returns the facts of `request`. `listens` says whether a metrics sink is configured, so
+    /// Returns the facts of `request`. `has_recorder` says whether a metrics sink is configured, so
     /// that events need the connection.
     #[inline(always)]
-    pub fn of<B: Body>(request: &Request<B>, listens: bool) -> Self {
+    pub fn from_request<B: Body>(request: &Request<B>, has_recorder: bool) -> Self {
         let has_body = !request.body().is_end_stream();
-        let needs_conn = listens || (has_body && request.version() == Version::HTTP_2);
+        let needs_conn = has_recorder || (has_body && request.version() == Version::HTTP_2);
         Self {
             conn: if needs_conn {
                 ConnInfo::from_extensions(request.extensions()).cloned()

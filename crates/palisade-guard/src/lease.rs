@@ -1,7 +1,7 @@
 //! The response side of a request: owned by the response future, then by the response body.
 
 use crate::{
-    ClientWait, Elapsed, Facts, Handler, Keys, Of, Policy, Refusal,
+    ClientWait, Elapsed, Facts, Handler, Keys, Policy, Refusal, RequestView,
     and::earlier,
     exchange::Exchange,
     handler_poll::{BodyWait, Polling},
@@ -52,7 +52,7 @@ impl<P: Policy> Lease<P> {
 
     /// Returns the arguments of the policy's hooks on the response side.
     #[inline(always)]
-    pub(crate) fn parts(&mut self) -> (&P, &mut P::Held, Of<'_, P::Shared>) {
+    pub(crate) fn parts(&mut self) -> (&P, &mut P::Held, RequestView<'_, P::Shared>) {
         let (policy, view) = self.state.parts();
         (policy, &mut self.held, view)
     }
@@ -293,17 +293,17 @@ impl<P: Policy> Lease<P> {
 
 impl<P: Policy> State<P> {
     #[inline(always)]
-    fn parts(&self) -> (&P, Of<'_, P::Shared>) {
+    fn parts(&self) -> (&P, RequestView<'_, P::Shared>) {
         match self {
             Self::Unshared(policy, facts) => (
                 policy,
-                Of {
+                RequestView {
                     facts,
                     shared: None,
                 },
             ),
             Self::Shared(exchange) => {
-                let view = Of {
+                let view = RequestView {
                     facts: &exchange.facts,
                     shared: Some(&exchange.shared),
                 };

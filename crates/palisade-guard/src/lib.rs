@@ -18,7 +18,7 @@
 //! | the handler is polled | [`before_handler`], the handler, [`after_handler`] | outer to inner, then inner to outer | The outermost refusal wins. The handler is dropped before the refusal is sent. |
 //! | the handler is pending | [`deadline`], [`expired`] | earliest of all | One timer per request. |
 //! | the request body is polled | [`poll_request`] | pulled: the innermost policy polls outwards | A frame that is ready and that [`fits`] all policies is only reported to [`passed`]. |
-//! | the request body waits for the client | [`first_wait`], [`client_awaited`], [`wait_expired`], [`wait_ends`] | outer to inner | The clock is read once at each end of a wait. |
+//! | the request body waits for the client | [`first_wait`], [`waits_for_client`], [`wait_expired`], [`wait_ended`] | outer to inner | The clock is read once at each end of a wait. |
 //! | the response head is ready | [`response_head`] | inner to outer | Without a body to watch, the request is released here. |
 //! | the response body is polled | [`poll_response`] | pulled: the outermost policy polls inwards | |
 //! | the request ends | [`release_upload`], [`release`] | inner to outer | Exactly once: last frame, error, drop or panic. |
@@ -46,9 +46,9 @@
 //! [`fits`]: Policy::fits
 //! [`passed`]: Policy::passed
 //! [`first_wait`]: Policy::first_wait
-//! [`client_awaited`]: Policy::client_awaited
+//! [`waits_for_client`]: Policy::client_awaited
 //! [`wait_expired`]: Policy::wait_expired
-//! [`wait_ends`]: Policy::wait_ends
+//! [`wait_ended`]: Policy::wait_ends
 //! [`response_head`]: Policy::response_head
 //! [`poll_response`]: Policy::poll_response
 //! [`release_upload`]: Policy::release_upload
@@ -70,27 +70,31 @@ mod policy;
 mod refusal;
 mod request;
 mod response;
+mod response_head;
 mod service;
 mod settings;
 mod table;
 mod timer;
+mod view;
 mod wait;
 
 pub use and::And;
 pub use clock::Clock;
-pub use exchange::{Of, Shared};
 pub use facts::Facts;
 pub use future::ResponseFuture;
 pub use gcra::{Denied, Gcra};
 pub use keys::Keys;
-pub use linger::{Drops, Keeps, KeepsWhole, Unread, linger};
+pub use linger::{DropUnread, KeepAny, KeepUnread, Unread, linger};
 pub use nesting::{Entered, Task, enter, is_inside, task_of};
-pub use policy::{ByClone, Elapsed, Flow, Handler, Later, Never, Policy, Polled, Upstream};
-pub use refusal::{Refusal, Refused};
+pub use policy::{
+    Elapsed, Flow, Handler, NeverQueued, Policy, Polled, QueueByClone, QueuedService, Upstream,
+};
+pub use refusal::{OnReject, Refusal, Refused};
 pub use request::RequestBody;
 pub use response::ResponseBody;
 pub use service::{GuardLayer, Guarded};
-pub use settings::{OnReject, Settings};
+pub use settings::Settings;
 pub use table::{Occupancy, Table};
 pub use timer::poll_sleep;
+pub use view::{RequestView, SharedView};
 pub use wait::{ClientWait, Stamp};

@@ -33,7 +33,7 @@ struct LingerCount(AtomicUsize);
 struct LingerSlot(&'static LingerCount);
 
 /// How a policy treats a request body of type `B` that no handler will read. Implemented for
-/// [`Drops`], [`KeepsWhole`], [`Keeps`] and pairs of these. A pair has the bounds on `B` of both.
+/// [`DropUnread`], [`KeepUnread`], [`KeepAny`] and pairs of these. A pair has the bounds on `B` of both.
 pub trait Unread<B> {
     /// Lets the body of a request linger that has not reached the handler. Returns `true` if the
     /// body is read to its end, so that the connection may stay open. Returns the request as an
@@ -51,18 +51,18 @@ pub trait Unread<B> {
 
 /// Drops the body. Has no bounds on its type.
 #[derive(Debug)]
-pub enum Drops {}
+pub enum DropUnread {}
 
 /// Keeps a body that has not reached the handler.
 #[derive(Debug)]
-pub enum KeepsWhole {}
+pub enum KeepUnread {}
 
 /// Keeps a body that has not reached the handler, and the rest of one that the handler has partly
 /// read.
 #[derive(Debug)]
-pub enum Keeps {}
+pub enum KeepAny {}
 
-impl<B> Unread<B> for Drops {
+impl<B> Unread<B> for DropUnread {
     fn keep_whole(request: Request<B>) -> Result<bool, Request<B>> {
         Err(request)
     }
@@ -70,7 +70,7 @@ impl<B> Unread<B> for Drops {
     fn keep_rest(_: Pin<&mut Option<B>>, _: Version) {}
 }
 
-impl<B: Body + Send + 'static> Unread<B> for KeepsWhole {
+impl<B: Body + Send + 'static> Unread<B> for KeepUnread {
     fn keep_whole(request: Request<B>) -> Result<bool, Request<B>> {
         Ok(linger(request))
     }
@@ -78,7 +78,7 @@ impl<B: Body + Send + 'static> Unread<B> for KeepsWhole {
     fn keep_rest(_: Pin<&mut Option<B>>, _: Version) {}
 }
 
-impl<B: Body + Send + Unpin + 'static> Unread<B> for Keeps {
+impl<B: Body + Send + Unpin + 'static> Unread<B> for KeepAny {
     fn keep_whole(request: Request<B>) -> Result<bool, Request<B>> {
         Ok(linger(request))
     }
@@ -250,7 +250,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_partly_read_body_lingers_if_any_of_several_policies_keeps_it() {
-        type Policies = (KeepsWhole, (Drops, (Keeps, KeepsWhole)));
+        type Policies = (KeepUnread, (DropUnread, (KeepAny, KeepUnread)));
         let held = Arc::new(());
         let mut slot = Some(Box::pin(upload(&held)));
         <Policies as Unread<_>>::keep_rest(Pin::new(&mut slot), Version::HTTP_11);

@@ -1,6 +1,6 @@
 //! The decisions of one guard.
 
-use crate::{ClientWait, Facts, Keys, Of, Refusal, Shared, Stamp};
+use crate::{ClientWait, Facts, Keys, Refusal, RequestView, SharedView, Stamp};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
@@ -32,14 +32,14 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     type Shared: Send + Sync;
     /// The policy's state on the request side.
     type Upload: Send + Unpin;
-    /// [`ByClone`] if the policy [queues](Self::is_queued) requests, else [`Never`].
-    type Later;
-    /// How the policy treats the body of a refused request: [`Drops`](crate::Drops),
-    /// [`KeepsWhole`](crate::KeepsWhole) or [`Keeps`](crate::Keeps).
+    /// [`QueueByClone`] if the policy [queues](Self::is_queued) requests, else [`NeverQueued`].
+    type QueuedService;
+    /// How the policy treats the body of a refused request: [`DropUnread`](crate::DropUnread),
+    /// [`KeepUnread`](crate::KeepUnread) or [`KeepAny`](crate::KeepAny).
     type Unread;
 
     /// Returns whether a metrics sink is configured, so that events need the connection.
-    fn listens(&self) -> bool;
+    fn has_recorder(&self) -> bool;
 
     /// Admits or refuses the request by its head. The policy records a refusal itself. `keys`
     /// returns the client key to policies that need it.
@@ -82,7 +82,7 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     fn poll_admission(
         &self,
         _held: &mut Self::Held,
-        _view: Of<'_, Self::Shared>,
+        _view: RequestView<'_, Self::Shared>,
         _cx: &mut Context<'_>,
     ) -> Poll<Result<(), Box<Refusal>>> {
         Poll::Ready(Ok(()))
@@ -96,7 +96,7 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     fn before_handler(
         &self,
         _held: &mut Self::Held,
-        _view: Shared<'_, Self::Shared>,
+        _view: SharedView<'_, Self::Shared>,
         _cx: &mut Context<'_>,
     ) -> Poll<()> {
         Poll::Ready(())
@@ -109,7 +109,7 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     fn after_handler(
         &self,
         _held: &mut Self::Held,
-        _view: Of<'_, Self::Shared>,
+        _view: RequestView<'_, Self::Shared>,
         _handler: Handler,
         _cx: &mut Context<'_>,
     ) -> Option<Box<Refusal>> {
@@ -118,7 +118,7 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
 
     /// Returns whether the policy has a deadline for the response head.
     #[inline(always)]
-    fn has_deadline(&self, _held: &Self::Held, _view: Of<'_, Self::Shared>) -> bool {
+    fn has_deadline(&self, _held: &Self::Held, _view: RequestView<'_, Self::Shared>) -> bool {
         false
     }
 
@@ -128,7 +128,7 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     fn deadline(
         &self,
         _held: &Self::Held,
-        _view: Of<'_, Self::Shared>,
+        _view: RequestView<'_, Self::Shared>,
         _elapsed: &Elapsed<'_>,
     ) -> Option<Instant> {
         None
@@ -140,7 +140,7 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     fn expired(
         &self,
         _held: &mut Self::Held,
-        _view: Of<'_, Self::Shared>,
+        _view: RequestView<'_, Self::Shared>,
         _elapsed: &Elapsed<'_>,
     ) -> Option<Box<Refusal>> {
         None
@@ -154,7 +154,7 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     fn response_head<B: Body>(
         &self,
         _held: &mut Self::Held,
-        _view: Of<'_, Self::Shared>,
+        _view: RequestView<'_, Self::Shared>,
         _response: &Response<B>,
         _started: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
@@ -189,13 +189,13 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     fn poll_request<U: Upstream>(
         &self,
         _upload: &mut Self::Upload,
-        _view: Shared<'_, Self::Shared>,
+        _view: SharedView<'_, Self::Shared>,
         upstream: &mut U,
         slot: &mut Polled,
         cx: &mut Context<'_>,
     ) -> Flow {
         upstream.poll(slot, cx);
-        Flow::Go
+        Flow::Continue
     }
 
     /// Called at `now`, when the request body waits for the client for the first time. `left` is
@@ -206,7 +206,7 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     fn first_wait(
         &self,
         _upload: &mut Self::Upload,
-        _view: Shared<'_, Self::Shared>,
+        _view: SharedView<'_, Self::Shared>,
         _left: Option<u64>,
         _now: Stamp,
     ) -> Option<Stamp> {
@@ -217,10 +217,10 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     /// [`Self::first_wait`]. `by_handler` says whether the handler polled the body in its own task.
     /// A violation ends the body.
     #[inline(always)]
-    fn client_awaited(
+    fn waits_for_client(
         &self,
         _upload: &mut Self::Upload,
-        _view: Shared<'_, Self::Shared>,
+        _view: SharedView<'_, Self::Shared>,
         _by_handler: bool,
         _cx: &mut Context<'_>,
     ) -> Result<(), Violation> {
@@ -233,7 +233,7 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     fn wait_expired(
         &self,
         _upload: &mut Self::Upload,
-        _view: Shared<'_, Self::Shared>,
+        _view: SharedView<'_, Self::Shared>,
         _since: Stamp,
         _now: Stamp,
     ) -> Result<Option<Stamp>, Violation> {
@@ -244,10 +244,10 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     /// or the end of the body. A frame that went through [`Self::poll_request`] has been counted
     /// there. A frame that goes to [`Self::passed`] has not been counted yet.
     #[inline(always)]
-    fn wait_ends(
+    fn wait_ended(
         &self,
         _upload: &mut Self::Upload,
-        _view: Shared<'_, Self::Shared>,
+        _view: SharedView<'_, Self::Shared>,
         _since: Stamp,
         _now: Stamp,
     ) {
@@ -258,7 +258,7 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     fn request_hint<U: Upstream>(
         &self,
         _upload: &Self::Upload,
-        _view: Shared<'_, Self::Shared>,
+        _view: SharedView<'_, Self::Shared>,
         upstream: &U,
     ) -> SizeHint {
         upstream.size_hint()
@@ -277,25 +277,25 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     fn poll_response<U: Upstream>(
         &self,
         _held: &mut Self::Held,
-        _view: Of<'_, Self::Shared>,
+        _view: RequestView<'_, Self::Shared>,
         upstream: &mut U,
         slot: &mut Polled,
         cx: &mut Context<'_>,
     ) -> Flow {
         upstream.poll(slot, cx);
-        Flow::Go
+        Flow::Continue
     }
 
     // --- The end of the request ---
 
     /// Called when the request body is dropped.
     #[inline(always)]
-    fn release_upload(&self, _upload: &mut Self::Upload, _view: Shared<'_, Self::Shared>) {}
+    fn release_upload(&self, _upload: &mut Self::Upload, _view: SharedView<'_, Self::Shared>) {}
 
     /// Releases the request. Called exactly once. The value that remains in `held` is not dropped,
     /// so that a policy can skip the drop code of variants that rarely occur.
     #[inline(always)]
-    fn release(&self, held: &mut Self::Held, view: Of<'_, Self::Shared>) {
+    fn release(&self, held: &mut Self::Held, view: RequestView<'_, Self::Shared>) {
         let _ = view;
         drop(std::mem::take(held));
     }
@@ -320,7 +320,7 @@ pub enum Handler {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Flow {
     /// The body continues normally. A pending request body waits for the client.
-    Go,
+    Continue,
     /// The request body is pending, but does not wait for the client: the policy holds bytes back
     /// and wakes the task when it releases them.
     Busy,
@@ -328,7 +328,7 @@ pub enum Flow {
     Cut,
     /// The result in the slot is the last one of a request body. The rest of the body may linger;
     /// see [`Unread`](crate::Unread).
-    LetGo,
+    Linger,
 }
 
 /// The body from which a policy gets its frames.
@@ -376,7 +376,7 @@ impl Elapsed<'_> {
 }
 
 /// How a ready service is kept for a queued request.
-pub trait Later<S> {
+pub trait QueuedService<S> {
     /// Takes the ready service out of `inner` and replaces it. Returns `None` if requests are never
     /// queued.
     fn take_ready(inner: &mut S) -> Option<S>;
@@ -384,19 +384,19 @@ pub trait Later<S> {
 
 /// Requests are never queued. Has no bounds on the service.
 #[derive(Debug)]
-pub enum Never {}
+pub enum NeverQueued {}
 
 /// A queued request takes the ready service, and a clone replaces it.
 #[derive(Debug)]
-pub enum ByClone {}
+pub enum QueueByClone {}
 
-impl<S> Later<S> for Never {
+impl<S> QueuedService<S> for NeverQueued {
     fn take_ready(_: &mut S) -> Option<S> {
         None
     }
 }
 
-impl<S: Clone> Later<S> for ByClone {
+impl<S: Clone> QueuedService<S> for QueueByClone {
     fn take_ready(inner: &mut S) -> Option<S> {
         let fresh = inner.clone();
         // Only the instance on which `poll_ready` returned ready may be called.
@@ -409,11 +409,11 @@ impl Policy for () {
     type Held = ();
     type Shared = ();
     type Upload = ();
-    type Later = Never;
-    type Unread = crate::Drops;
+    type QueuedService = NeverQueued;
+    type Unread = crate::DropUnread;
 
     #[inline(always)]
-    fn listens(&self) -> bool {
+    fn has_recorder(&self) -> bool {
         false
     }
 

@@ -1,10 +1,13 @@
 //! The response that a policy sends in place of the handler's.
 
-use crate::{OnReject, Settings, Unread};
+use crate::Unread;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_LENGTH};
 use palisade_core::{Rejection, ResponseFormat};
-use std::fmt;
+use std::{fmt, sync::Arc};
+
+/// Writes the response to a refused request in place of the default one.
+pub type OnReject = Arc<dyn Fn(&Rejection) -> Response<Bytes> + Send + Sync>;
 
 /// A rejection, and how the policy that issued it writes the response.
 #[derive(Clone)]
@@ -23,17 +26,17 @@ pub struct Refused {
 // === Refusal ===
 
 impl Refusal {
-    /// Creates a refusal. Its response is written according to `settings`. The caller has recorded
-    /// the rejection.
-    pub fn new(rejection: Rejection, settings: &Settings) -> Self {
+    /// Creates a refusal. `on_reject` writes its response, if given. The caller has recorded the
+    /// rejection.
+    pub fn new(rejection: Rejection, on_reject: Option<OnReject>) -> Self {
         Self {
             rejection,
-            on_reject: settings.on_reject.clone(),
+            on_reject,
         }
     }
 
     /// Refuses `request`, which has not reached the handler. `U` decides whether its body lingers.
-    pub fn turn_away<U: Unread<B>, B>(self, request: Request<B>) -> Refused {
+    pub fn into_refused<U: Unread<B>, B>(self, request: Request<B>) -> Refused {
         let is_head = request.method() == Method::HEAD;
         let is_read = U::keep_whole(request).unwrap_or(false);
         self.refused(is_head, is_read)

@@ -216,14 +216,14 @@ impl<P: Policy> BodyState<P> {
                 .poll_request(upload, exchange.shared(), &mut upstream, &mut slot, cx)
         };
         match flow {
-            Flow::Go | Flow::Busy => {}
+            Flow::Continue | Flow::Busy => {}
             Flow::Cut => inner.set(None),
-            Flow::LetGo => {
+            Flow::Linger => {
                 P::Unread::keep_rest(inner.as_mut(), self.exchange.facts.version);
                 inner.set(None);
             }
         }
-        if slot.is_pending() && flow == Flow::Go {
+        if slot.is_pending() && flow == Flow::Continue {
             return self.inner_pending(inner, cx);
         }
         if self.is_waiting {
@@ -265,7 +265,10 @@ impl<P: Policy> BodyState<P> {
         exchange.awaited_elsewhere.store(!by_handler, SeqCst);
         exchange.client_wait.start(now);
         let view = exchange.shared();
-        if let Err(violation) = exchange.policy.client_awaited(upload, view, by_handler, cx) {
+        if let Err(violation) = exchange
+            .policy
+            .waits_for_client(upload, view, by_handler, cx)
+        {
             self.end_wait_at(now);
             return Err(violation);
         }
@@ -359,7 +362,7 @@ impl<P: Policy> BodyState<P> {
         } = self;
         exchange
             .policy
-            .wait_ends(upload, exchange.shared(), *waiting_since, now);
+            .wait_ended(upload, exchange.shared(), *waiting_since, now);
         exchange.client_wait.stop(now);
         exchange.handler_poll.clear_wait_on_handler_thread();
     }

@@ -1,8 +1,8 @@
 //! The layer and the service around any policy.
 
 use crate::{
-    Facts, Keys, Later, Policy, RequestBody, ResponseBody, ResponseFuture, Unread, future::State,
-    lease::Lease, nesting,
+    Facts, Keys, Policy, QueuedService, RequestBody, ResponseBody, ResponseFuture, Unread,
+    future::State, lease::Lease, nesting,
 };
 use bytes::Bytes;
 use http::{Request, Response};
@@ -26,7 +26,7 @@ pub struct GuardLayer<P> {
 pub struct Guarded<S, P> {
     inner: S,
     policy: Arc<P>,
-    listens: bool,
+    has_recorder: bool,
 }
 
 impl<P> GuardLayer<P> {
@@ -67,7 +67,7 @@ impl<S, P: Policy> Layer<S> for GuardLayer<P> {
         Guarded {
             inner,
             policy: self.policy.clone(),
-            listens: self.policy.listens(),
+            has_recorder: self.policy.has_recorder(),
         }
     }
 }
@@ -78,7 +78,7 @@ impl<S: Clone, P> Clone for Guarded<S, P> {
         Self {
             inner: self.inner.clone(),
             policy: self.policy.clone(),
-            listens: self.listens,
+            has_recorder: self.has_recorder,
         }
     }
 }
@@ -86,7 +86,7 @@ impl<S: Clone, P> Clone for Guarded<S, P> {
 impl<S, P, ReqBody, ResBody> Service<Request<ReqBody>> for Guarded<S, P>
 where
     S: Service<Request<RequestBody<ReqBody, P>>, Response = Response<ResBody>>,
-    P: Policy<Later: Later<S>, Unread: Unread<ReqBody>>,
+    P: Policy<QueuedService: QueuedService<S>, Unread: Unread<ReqBody>>,
     ReqBody: Body<Data = Bytes, Error: Into<BoxError>>,
     ResBody: Body<Data = Bytes, Error: Into<BoxError>>,
 {
@@ -107,12 +107,12 @@ where
                 state: State::Handler { inner, lease: None },
             };
         }
-        let facts = Facts::of(&request, self.listens);
+        let facts = Facts::from_request(&request, self.has_recorder);
         let mut keys = Keys::default();
         let held = match self.policy.admit(&request, &facts, &mut keys) {
             Ok(held) => held,
             Err(refusal) => {
-                return ResponseFuture::refused(refusal.turn_away::<P::Unread, _>(request));
+                return ResponseFuture::refused(refusal.into_refused::<P::Unread, _>(request));
             }
         };
         // From here on, dropping the lease releases the request.
@@ -149,13 +149,13 @@ impl<S, P: Policy> Guarded<S, P> {
     ) -> ResponseFuture<S, ReqBody, P>
     where
         S: Service<Request<RequestBody<ReqBody, P>>>,
-        P: Policy<Later: Later<S>>,
+        P: Policy<QueuedService: QueuedService<S>>,
         ReqBody: Body,
     {
         let state = lease.share(&mut request, keys);
         let request = request.map(|body| RequestBody::new(body, state));
         if lease.is_queued()
-            && let Some(ready) = P::Later::take_ready(&mut self.inner)
+            && let Some(ready) = P::QueuedService::take_ready(&mut self.inner)
         {
             return ResponseFuture::queued(ready, request, lease);
         }

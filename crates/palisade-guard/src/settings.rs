@@ -1,13 +1,8 @@
 //! The settings that all guards have, and the builder methods for them.
 
-use crate::{Facts, Refusal};
-use bytes::Bytes;
-use http::Response;
+use crate::{Facts, OnReject, Refusal};
 use palisade_core::{ConnInfo, Event, Mode, Recorder, Rejection, Violation};
-use std::{fmt, sync::Arc};
-
-/// Writes the response to a refused request in place of the default one.
-pub type OnReject = Arc<dyn Fn(&Rejection) -> Response<Bytes> + Send + Sync>;
+use std::fmt;
 
 /// Mode, metrics sink and response writer of one guard. Set by the builder methods of its layer.
 #[derive(Clone, Default)]
@@ -38,9 +33,9 @@ impl Settings {
 
     /// Records `rejection` of the request with these facts. Returns an error if it must be
     /// enforced.
-    pub fn turn_away(&self, rejection: Rejection, facts: &Facts) -> Result<(), Refusal> {
+    pub fn refuse_request(&self, rejection: Rejection, facts: &Facts) -> Result<(), Refusal> {
         if self.refuse(&rejection, facts.conn()) {
-            return Err(Refusal::new(rejection, self));
+            return Err(Refusal::new(rejection, self.on_reject.clone()));
         }
         Ok(())
     }

@@ -6,8 +6,8 @@ use http_body::Body;
 use http_body_util::{Empty, Full};
 use palisade_core::{Guard, Phase, Reason, Rejection, Violation};
 use palisade_guard::{
-    And, Drops, Facts, GuardLayer, Handler, Keys, Never, Of, Policy, Refusal, ResponseFuture,
-    Settings,
+    And, DropUnread, Facts, GuardLayer, Handler, Keys, NeverQueued, Policy, Refusal, RequestView,
+    ResponseFuture,
 };
 use parking_lot::Mutex;
 use std::{
@@ -54,7 +54,7 @@ impl Probe {
             2,
         );
         let rejection = Rejection::new(violation, StatusCode::SERVICE_UNAVAILABLE, facts.form);
-        Some(Refusal::new(rejection, &Settings::default()))
+        Some(Refusal::new(rejection, None))
     }
 }
 
@@ -62,10 +62,10 @@ impl Policy for Probe {
     type Held = Admitted;
     type Shared = ();
     type Upload = ();
-    type Later = Never;
-    type Unread = Drops;
+    type QueuedService = NeverQueued;
+    type Unread = DropUnread;
 
-    fn listens(&self) -> bool {
+    fn has_recorder(&self) -> bool {
         false
     }
 
@@ -87,7 +87,7 @@ impl Policy for Probe {
     fn after_handler(
         &self,
         _: &mut Admitted,
-        view: Of<'_, ()>,
+        view: RequestView<'_, ()>,
         handler: Handler,
         _: &mut Context<'_>,
     ) -> Option<Box<Refusal>> {
@@ -95,7 +95,7 @@ impl Policy for Probe {
         self.refusal(Step::AfterHandler, view.facts).map(Box::new)
     }
 
-    fn release(&self, held: &mut Admitted, _: Of<'_, ()>) {
+    fn release(&self, held: &mut Admitted, _: RequestView<'_, ()>) {
         assert!(
             std::mem::take(held).0,
             "released twice, or without admission"

@@ -8,7 +8,8 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use palisade_core::{ConnInfo, Prefix, Violation};
 use palisade_guard::{
-    Drops, Facts, GuardLayer, Keys, Never, Of, Policy, Refusal, RequestBody, Shared, Stamp,
+    DropUnread, Facts, GuardLayer, Keys, NeverQueued, Policy, Refusal, RequestBody, RequestView,
+    SharedView, Stamp,
 };
 use parking_lot::Mutex;
 use proptest::prelude::*;
@@ -106,10 +107,10 @@ impl Policy for CountingPolicy {
     type Held = ();
     type Shared = ();
     type Upload = ();
-    type Later = Never;
-    type Unread = Drops;
+    type QueuedService = NeverQueued;
+    type Unread = DropUnread;
 
-    fn listens(&self) -> bool {
+    fn has_recorder(&self) -> bool {
         false
     }
 
@@ -133,7 +134,7 @@ impl Policy for CountingPolicy {
     fn first_wait(
         &self,
         (): &mut (),
-        _: Shared<'_, ()>,
+        _: SharedView<'_, ()>,
         _: Option<u64>,
         _: Stamp,
     ) -> Option<Stamp> {
@@ -143,10 +144,10 @@ impl Policy for CountingPolicy {
         None
     }
 
-    fn client_awaited(
+    fn waits_for_client(
         &self,
         (): &mut (),
-        _: Shared<'_, ()>,
+        _: SharedView<'_, ()>,
         by_handler: bool,
         _: &mut Context<'_>,
     ) -> Result<(), Violation> {
@@ -157,18 +158,18 @@ impl Policy for CountingPolicy {
         Ok(())
     }
 
-    fn wait_ends(&self, (): &mut (), _: Shared<'_, ()>, since: Stamp, now: Stamp) {
+    fn wait_ended(&self, (): &mut (), _: SharedView<'_, ()>, since: Stamp, now: Stamp) {
         assert!(since <= now, "the wait ends before it begins");
         let mut calls = self.calls.lock();
         assert!(calls.is_waiting, "the wait that ends has not begun");
         calls.is_waiting = false;
     }
 
-    fn release_upload(&self, (): &mut (), _: Shared<'_, ()>) {
+    fn release_upload(&self, (): &mut (), _: SharedView<'_, ()>) {
         self.calls.lock().uploads_released += 1;
     }
 
-    fn release(&self, (): &mut (), _: Of<'_, ()>) {
+    fn release(&self, (): &mut (), _: RequestView<'_, ()>) {
         self.calls.lock().released += 1;
     }
 }

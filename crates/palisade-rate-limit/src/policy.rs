@@ -4,7 +4,7 @@ use crate::{Decision, KeyExtractor, KeyOutcome, Limiter, RequestHead};
 use http::{Request, StatusCode};
 use http_body::Body;
 use palisade_core::{Gauge, GaugeSource, Guard, Phase, Reason, Rejection, Violation};
-use palisade_guard::{Facts, KeepsWhole, Keys, Never, Occupancy, Policy, Refusal, Settings};
+use palisade_guard::{Facts, KeepUnread, Keys, NeverQueued, Occupancy, Policy, Refusal, Settings};
 use parking_lot::Mutex;
 use std::{fmt, sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -104,7 +104,7 @@ impl RateLimitPolicy {
         if let Some(wait) = wait {
             rejection = rejection.retry_after(wait);
         }
-        self.settings.turn_away(rejection, facts)
+        self.settings.refuse_request(rejection, facts)
     }
 }
 
@@ -112,11 +112,11 @@ impl Policy for RateLimitPolicy {
     type Held = ();
     type Shared = ();
     type Upload = ();
-    type Later = Never;
-    type Unread = KeepsWhole;
+    type QueuedService = NeverQueued;
+    type Unread = KeepUnread;
 
     #[inline(always)]
-    fn listens(&self) -> bool {
+    fn has_recorder(&self) -> bool {
         self.settings.recorder.is_on()
     }
 

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use palisade_core::GuardBody;
-use palisade_guard::{Facts, KeepsWhole, Keys, Refusal, Refused, enter, is_inside};
+use palisade_guard::{Facts, KeepUnread, Keys, Refusal, Refused, enter, is_inside};
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
@@ -70,7 +70,9 @@ where
             && let Err(reason) = self
                 .policy
                 .check(&RequestHead::from(&request), &mut Keys::default())
-            && let Err(refusal) = self.policy.refuse(reason, &Facts::of(&request, true))
+            && let Err(refusal) = self
+                .policy
+                .refuse(reason, &Facts::from_request(&request, true))
         {
             return ResponseFuture::refused(refusal, request);
         }
@@ -89,7 +91,7 @@ impl<F> ResponseFuture<F> {
     #[cold]
     #[inline(never)]
     fn refused<B: Body + Send + 'static>(refusal: Refusal, request: Request<B>) -> Self {
-        let refused = Some(refusal.turn_away::<KeepsWhole, B>(request));
+        let refused = Some(refusal.into_refused::<KeepUnread, B>(request));
         Self {
             state: State::Refused { refused },
         }

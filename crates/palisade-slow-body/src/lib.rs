@@ -118,4 +118,4 @@ pub use palisade_core::{
     ConfigError, ConfigFault, Mode, Pressure, Recorder, Rejection, RequestHead, Violation,
 };
 #[doc(hidden)]
-pub use policy::{Common, Held, SlowBodyPolicy, Upload};
+pub use policy::{ResponseState, SharedState, SlowBodyPolicy, UploadState};

@@ -10,7 +10,8 @@ use http::{Request, Response, StatusCode};
 use http_body::Body;
 use palisade_core::{Guard, Phase, Pressure, RequestHead, ResponseFormat, Violation};
 use palisade_guard::{
-    Drops, Facts, Flow, Keys, Never, Of, Policy, Polled, Refusal, Settings, Shared, Stamp, Upstream,
+    DropUnread, Facts, Flow, Keys, NeverQueued, Policy, Polled, Refusal, RequestView, Settings,
+    SharedView, Stamp, Upstream,
 };
 use std::{
     fmt,
@@ -44,7 +45,7 @@ pub(crate) type ChoosePace = Arc<dyn Fn(&RequestHead<'_>) -> Option<Pace> + Send
 
 /// The state of a request on the side of its response.
 #[derive(Debug, Default)]
-pub enum Held {
+pub enum ResponseState {
     /// Nothing.
     #[default]
     Nothing,
@@ -58,14 +59,14 @@ pub enum Held {
 
 /// The state that both sides of a request share.
 #[derive(Debug)]
-pub struct Common {
+pub struct SharedState {
     /// The pace of both bodies, if the request has its own.
     own_pace: Option<Box<Pace>>,
 }
 
 /// The state of a request body.
 #[derive(Debug)]
-pub struct Upload {
+pub struct UploadState {
     /// Whether the pace is checked.
     is_checked: bool,
     /// Bytes that have arrived and that the stopwatch does not know yet.
@@ -87,7 +88,7 @@ impl SlowBodyPolicy {
         choose(&request.into()).map(Box::new)
     }
 
-    fn request_pace<'a>(&'a self, common: &'a Common, form: ResponseFormat) -> &'a Pace {
+    fn request_pace<'a>(&'a self, common: &'a SharedState, form: ResponseFormat) -> &'a Pace {
         // gRPC-Web has no client streams, so it has no pace of its own.
         let default = if form == ResponseFormat::Grpc {
             &self.grpc
@@ -97,7 +98,7 @@ impl SlowBodyPolicy {
         common.own_pace.as_deref().unwrap_or(default)
     }
 
-    fn response_pace<'a>(&'a self, exchange: Of<'a, Common>) -> &'a Pace {
+    fn response_pace<'a>(&'a self, exchange: RequestView<'a, SharedState>) -> &'a Pace {
         exchange
             .shared
             .and_then(|common| common.own_pace.as_deref())
@@ -120,7 +121,7 @@ impl SlowBodyPolicy {
 
     /// Credits the bytes that arrived before the present wait, at the rate in force now.
     #[inline(always)]
-    fn credit_bytes(&self, upload: &mut Upload) {
+    fn credit_bytes(&self, upload: &mut UploadState) {
         if upload.new_bytes > 0
             && let Some(stopwatch) = &mut upload.stopwatch
         {
@@ -136,21 +137,21 @@ impl SlowBodyPolicy {
     #[inline(never)]
     fn end_response_wait(
         &self,
-        held: &mut Held,
-        exchange: Of<'_, Common>,
+        held: &mut ResponseState,
+        exchange: RequestView<'_, SharedState>,
         slot: &mut Polled,
     ) -> Flow {
-        let Held::Judged(download) = held else {
-            return Flow::Go;
+        let ResponseState::Judged(download) = held else {
+            return Flow::Continue;
         };
         let required_rate = |stopwatch: &Stopwatch| self.required_rate(stopwatch);
         let Some(slow) = download.as_mut().end_wait(required_rate) else {
-            return Flow::Go;
+            return Flow::Continue;
         };
-        *held = Held::Nothing;
+        *held = ResponseState::Nothing;
         let violation = slow.violation(Phase::ResponseBody);
         if !self.settings.cut(&violation, exchange.facts.conn()) {
-            return Flow::Go;
+            return Flow::Continue;
         }
         *slot = Poll::Ready(Some(violation.ending(exchange.facts.form)));
         Flow::Cut
@@ -161,32 +162,32 @@ impl SlowBodyPolicy {
     #[inline(never)]
     fn start_response_wait(
         &self,
-        held: &mut Held,
-        exchange: Of<'_, Common>,
+        held: &mut ResponseState,
+        exchange: RequestView<'_, SharedState>,
         left: Option<u64>,
         cx: &mut Context<'_>,
     ) {
         let now = Instant::now();
-        if let Held::Started(bytes) = *held {
+        if let ResponseState::Started(bytes) = *held {
             let length = left.map(|left| left.saturating_add(bytes));
             let stopwatch = Stopwatch::new(self.response_pace(exchange), length);
-            *held = Held::Judged(Download::new(stopwatch, bytes, now, cx));
+            *held = ResponseState::Judged(Download::new(stopwatch, bytes, now, cx));
         }
-        if let Held::Judged(download) = held {
+        if let ResponseState::Judged(download) = held {
             download.as_mut().start_wait(now, cx);
         }
     }
 }
 
 impl Policy for SlowBodyPolicy {
-    type Held = Held;
-    type Shared = Common;
-    type Upload = Upload;
-    type Later = Never;
-    type Unread = Drops;
+    type Held = ResponseState;
+    type Shared = SharedState;
+    type Upload = UploadState;
+    type QueuedService = NeverQueued;
+    type Unread = DropUnread;
 
     #[inline(always)]
-    fn listens(&self) -> bool {
+    fn has_recorder(&self) -> bool {
         self.settings.recorder.is_on()
     }
 
@@ -196,40 +197,40 @@ impl Policy for SlowBodyPolicy {
         request: &Request<B>,
         _: &Facts,
         _: &mut Keys,
-    ) -> Result<Held, Refusal> {
+    ) -> Result<ResponseState, Refusal> {
         if self.choose.is_some()
             && let Some(own_pace) = self.choose_pace(request)
         {
-            return Ok(Held::Own(own_pace));
+            return Ok(ResponseState::Own(own_pace));
         }
-        Ok(Held::Nothing)
+        Ok(ResponseState::Nothing)
     }
 
     #[inline(always)]
-    fn needs_sharing(&self, held: &Held) -> bool {
-        matches!(held, Held::Own(_))
+    fn needs_sharing(&self, held: &ResponseState) -> bool {
+        matches!(held, ResponseState::Own(_))
     }
 
     #[inline(always)]
     fn share<B: Body>(
         &self,
-        held: &mut Held,
+        held: &mut ResponseState,
         _: &mut Request<B>,
         _: &Facts,
         _: &mut Keys,
-    ) -> Common {
-        match std::mem::replace(held, Held::Nothing) {
-            Held::Own(own_pace) => Common {
+    ) -> SharedState {
+        match std::mem::replace(held, ResponseState::Nothing) {
+            ResponseState::Own(own_pace) => SharedState {
                 own_pace: Some(own_pace),
             },
-            _ => Common { own_pace: None },
+            _ => SharedState { own_pace: None },
         }
     }
 
     #[inline(always)]
-    fn upload(&self, _: &mut Held, common: &Common, facts: &Facts) -> Upload {
+    fn upload(&self, _: &mut ResponseState, common: &SharedState, facts: &Facts) -> UploadState {
         let is_off = self.request_pace(common, facts.form).is_off();
-        Upload {
+        UploadState {
             is_checked: self.settings.is_on() && !is_off,
             new_bytes: 0,
             stopwatch: None,
@@ -239,28 +240,28 @@ impl Policy for SlowBodyPolicy {
     #[inline(always)]
     fn response_head<B: Body>(
         &self,
-        held: &mut Held,
-        exchange: Of<'_, Common>,
+        held: &mut ResponseState,
+        exchange: RequestView<'_, SharedState>,
         _: &Response<B>,
         _: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
         let is_checked = self.settings.is_on() && !self.response_pace(exchange).is_off();
         if is_checked {
-            *held = Held::Started(0);
+            *held = ResponseState::Started(0);
         }
         Ok(is_checked)
     }
 
     #[inline(always)]
-    fn passed(&self, upload: &mut Upload, bytes: usize) {
+    fn passed(&self, upload: &mut UploadState, bytes: usize) {
         upload.new_bytes = upload.new_bytes.saturating_add(bytes as u64);
     }
 
     #[inline(always)]
     fn poll_request<U: Upstream>(
         &self,
-        upload: &mut Upload,
-        _: Shared<'_, Common>,
+        upload: &mut UploadState,
+        _: SharedView<'_, SharedState>,
         up: &mut U,
         slot: &mut Polled,
         cx: &mut Context<'_>,
@@ -271,13 +272,13 @@ impl Policy for SlowBodyPolicy {
         {
             self.passed(upload, data.len());
         }
-        Flow::Go
+        Flow::Continue
     }
 
     fn first_wait(
         &self,
-        upload: &mut Upload,
-        exchange: Shared<'_, Common>,
+        upload: &mut UploadState,
+        exchange: SharedView<'_, SharedState>,
         left: Option<u64>,
         now: Stamp,
     ) -> Option<Stamp> {
@@ -293,10 +294,10 @@ impl Policy for SlowBodyPolicy {
     }
 
     #[inline(always)]
-    fn client_awaited(
+    fn waits_for_client(
         &self,
-        upload: &mut Upload,
-        _: Shared<'_, Common>,
+        upload: &mut UploadState,
+        _: SharedView<'_, SharedState>,
         _: bool,
         _: &mut Context<'_>,
     ) -> Result<(), Violation> {
@@ -308,8 +309,8 @@ impl Policy for SlowBodyPolicy {
     #[inline(never)]
     fn wait_expired(
         &self,
-        upload: &mut Upload,
-        exchange: Shared<'_, Common>,
+        upload: &mut UploadState,
+        exchange: SharedView<'_, SharedState>,
         since: Stamp,
         now: Stamp,
     ) -> Result<Option<Stamp>, Violation> {
@@ -347,7 +348,13 @@ impl Policy for SlowBodyPolicy {
     }
 
     #[inline]
-    fn wait_ends(&self, upload: &mut Upload, _: Shared<'_, Common>, since: Stamp, now: Stamp) {
+    fn wait_ended(
+        &self,
+        upload: &mut UploadState,
+        _: SharedView<'_, SharedState>,
+        since: Stamp,
+        now: Stamp,
+    ) {
         if let Some(stopwatch) = &mut upload.stopwatch {
             stopwatch.start(since);
             stopwatch.stop(now);
@@ -357,13 +364,13 @@ impl Policy for SlowBodyPolicy {
     #[inline(always)]
     fn poll_response<U: Upstream>(
         &self,
-        held: &mut Held,
-        exchange: Of<'_, Common>,
+        held: &mut ResponseState,
+        exchange: RequestView<'_, SharedState>,
         up: &mut U,
         slot: &mut Polled,
         cx: &mut Context<'_>,
     ) -> Flow {
-        if matches!(held, Held::Judged(_))
+        if matches!(held, ResponseState::Judged(_))
             && self.end_response_wait(held, exchange, slot) == Flow::Cut
         {
             return Flow::Cut;
@@ -374,12 +381,12 @@ impl Policy for SlowBodyPolicy {
         {
             let bytes = data.len() as u64;
             let is_long = match held {
-                Held::Nothing | Held::Own(_) => false,
-                Held::Started(before) => {
+                ResponseState::Nothing | ResponseState::Own(_) => false,
+                ResponseState::Started(before) => {
                     *before = before.saturating_add(bytes);
                     *before > BUFFERED_BYTES
                 }
-                Held::Judged(download) => {
+                ResponseState::Judged(download) => {
                     download.as_mut().count(bytes);
                     true
                 }
@@ -389,12 +396,12 @@ impl Policy for SlowBodyPolicy {
                 self.start_response_wait(held, exchange, up.size_hint().exact(), cx);
             }
         }
-        Flow::Go
+        Flow::Continue
     }
 
     #[inline(always)]
-    fn release(&self, held: &mut Held, _: Of<'_, Common>) {
-        if matches!(held, Held::Own(_) | Held::Judged(_)) {
+    fn release(&self, held: &mut ResponseState, _: RequestView<'_, SharedState>) {
+        if matches!(held, ResponseState::Own(_) | ResponseState::Judged(_)) {
             release_boxed(held);
         }
     }
@@ -411,8 +418,8 @@ fn next_check(facts: &Facts, due: Stamp, now: Stamp) -> Stamp {
 
 /// Drops what is boxed in `held`. Rare, so not inlined.
 #[inline(never)]
-fn release_boxed(held: &mut Held) {
-    *held = Held::Nothing;
+fn release_boxed(held: &mut ResponseState) {
+    *held = ResponseState::Nothing;
 }
 
 impl fmt::Debug for SlowBodyPolicy {

@@ -69,6 +69,6 @@ pub use layer::{RequestBody, ResponseBody, ResponseFuture, Timeout, TimeoutLayer
 pub use limits::Limits;
 pub use palisade_core::{Mode, Recorder, Rejection, RequestHead};
 #[doc(hidden)]
-pub use policy::{Common, Held, Own, TimeoutPolicy};
+pub use policy::{Own, ResponseState, SharedState, TimeoutPolicy};
 #[doc(hidden)]
-pub use total::Total;
+pub use total::TotalDeadline;

@@ -4,14 +4,14 @@ use crate::{
     Deadline, Limits,
     deadline::{Exposed, TimeUsed, instant_after},
     grpc,
-    total::Total,
+    total::TotalDeadline,
 };
 use http::{Request, Response, StatusCode};
 use http_body::Body;
 use palisade_core::{Guard, Phase, Reason, Rejection, RequestHead, ResponseFormat, Violation};
 use palisade_guard::{
-    Drops, Elapsed, Facts, Flow, Handler, Keys, Never, Of, Policy, Polled, Refusal, Settings,
-    Shared, Stamp, Upstream,
+    DropUnread, Elapsed, Facts, Flow, Handler, Keys, NeverQueued, Policy, Polled, Refusal,
+    RequestView, Settings, SharedView, Stamp, Upstream,
 };
 use std::{
     fmt,
@@ -36,17 +36,17 @@ pub(crate) type ChooseLimits = Arc<dyn Fn(&RequestHead<'_>) -> Option<Limits> + 
 
 /// The state of a request on the response side.
 #[derive(Debug, Default)]
-pub enum Held {
+pub enum ResponseState {
     /// The limits of the layer apply.
     #[default]
     Plain,
-    /// The request has its own limits. They move to [`Common`] when the request is shared.
+    /// The request has its own limits. They move to [`SharedState`] when the request is shared.
     Own(Box<Own>),
     /// A violation has been reported. In shadow mode the request continues, and no further event is
     /// recorded.
     Told,
     /// The response head has been sent, and the whole response is limited.
-    Total(Pin<Box<Total>>),
+    TotalDeadline(Pin<Box<TotalDeadline>>),
 }
 
 /// The limits of a request that may have its own limits, or that gets a [`Deadline`].
@@ -58,7 +58,7 @@ pub struct Own {
 
 /// The state that both sides of a request share.
 #[derive(Debug)]
-pub struct Common {
+pub struct SharedState {
     limits: Limits,
     exposed: Option<Arc<Exposed>>,
 }
@@ -82,7 +82,7 @@ impl TimeoutPolicy {
         &self,
         request: &Request<B>,
         facts: &Facts,
-    ) -> Result<Held, Refusal> {
+    ) -> Result<ResponseState, Refusal> {
         let mut limits = self.limits_for(request, facts.form);
         let mut exposes = self.exposes;
         if let Some(violation) = limits.zero_limit_violation() {
@@ -91,7 +91,7 @@ impl TimeoutPolicy {
             (limits, exposes) = (Limits::UNLIMITED, false);
         }
         let started = exposes.then(Instant::now);
-        Ok(Held::Own(Box::new(Own { limits, started })))
+        Ok(ResponseState::Own(Box::new(Own { limits, started })))
     }
 
     fn limits_for<B>(&self, request: &Request<B>, form: ResponseFormat) -> Limits {
@@ -110,43 +110,46 @@ impl TimeoutPolicy {
         limits
     }
 
-    fn effective_limits(&self, view: Of<'_, Common>) -> Limits {
+    fn effective_limits(&self, view: RequestView<'_, SharedState>) -> Limits {
         view.shared.map_or(self.limits, |common| common.limits)
     }
 
     /// Records a refusal. Returns an error if it must be enforced.
     fn refuse(&self, violation: Violation, facts: &Facts) -> Result<(), Refusal> {
         let rejection = Rejection::new(violation, self.status, facts.form);
-        self.settings.turn_away(rejection, facts)
+        self.settings.refuse_request(rejection, facts)
     }
 
     /// Starts to limit the response body. Returns whether the body is limited.
     #[inline(never)]
     fn limit_total<B>(
         &self,
-        held: &mut Held,
-        view: Of<'_, Common>,
+        held: &mut ResponseState,
+        view: RequestView<'_, SharedState>,
         response: &Response<B>,
         started: Option<Instant>,
         total: Duration,
     ) -> bool {
         let is_upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        if !self.settings.is_on() || matches!(held, Held::Told) || is_upgraded {
+        if !self.settings.is_on() || matches!(held, ResponseState::Told) || is_upgraded {
             return false;
         }
         let started = exposed_deadline(view)
             .map(|exposed| exposed.started)
             .or(started);
-        *held = Held::Total(Total::new(started.unwrap_or_else(Instant::now), total));
+        *held = ResponseState::TotalDeadline(TotalDeadline::new(
+            started.unwrap_or_else(Instant::now),
+            total,
+        ));
         true
     }
 }
 
-fn exposed_deadline<'a>(view: Of<'a, Common>) -> Option<&'a Exposed> {
+fn exposed_deadline<'a>(view: RequestView<'a, SharedState>) -> Option<&'a Exposed> {
     view.shared.and_then(|common| common.exposed.as_deref())
 }
 
-fn time_used(view: Of<'_, Common>, elapsed: &Elapsed<'_>) -> TimeUsed {
+fn time_used(view: RequestView<'_, SharedState>, elapsed: &Elapsed<'_>) -> TimeUsed {
     let since = |started| elapsed.now.saturating_duration_since(started);
     TimeUsed {
         wall: exposed_deadline(view)
@@ -157,14 +160,14 @@ fn time_used(view: Of<'_, Common>, elapsed: &Elapsed<'_>) -> TimeUsed {
 }
 
 impl Policy for TimeoutPolicy {
-    type Held = Held;
-    type Shared = Common;
+    type Held = ResponseState;
+    type Shared = SharedState;
     type Upload = ();
-    type Later = Never;
-    type Unread = Drops;
+    type QueuedService = NeverQueued;
+    type Unread = DropUnread;
 
     #[inline(always)]
-    fn listens(&self) -> bool {
+    fn has_recorder(&self) -> bool {
         self.settings.recorder.is_on()
     }
 
@@ -174,29 +177,29 @@ impl Policy for TimeoutPolicy {
         request: &Request<B>,
         facts: &Facts,
         _: &mut Keys,
-    ) -> Result<Held, Refusal> {
+    ) -> Result<ResponseState, Refusal> {
         let is_plain = self.choose.is_none() && !self.exposes && !facts.form.is_grpc();
         if (is_plain && !self.limits.has_zero()) || !self.settings.is_on() {
-            return Ok(Held::Plain);
+            return Ok(ResponseState::Plain);
         }
         self.admit_with_own_limits(request, facts)
     }
 
     #[inline(always)]
-    fn needs_sharing(&self, held: &Held) -> bool {
-        matches!(held, Held::Own(_))
+    fn needs_sharing(&self, held: &ResponseState) -> bool {
+        matches!(held, ResponseState::Own(_))
     }
 
     #[inline(always)]
     fn share<B: Body>(
         &self,
-        held: &mut Held,
+        held: &mut ResponseState,
         request: &mut Request<B>,
         _: &Facts,
         _: &mut Keys,
-    ) -> Common {
-        let Held::Own(own) = std::mem::take(held) else {
-            return Common {
+    ) -> SharedState {
+        let ResponseState::Own(own) = std::mem::take(held) else {
+            return SharedState {
                 limits: self.limits,
                 exposed: None,
             };
@@ -212,17 +215,17 @@ impl Policy for TimeoutPolicy {
             request.extensions_mut().insert(Deadline(exposed.clone()));
             exposed
         });
-        Common { limits, exposed }
+        SharedState { limits, exposed }
     }
 
     #[inline(always)]
-    fn upload(&self, _: &mut Held, _: &Common, _: &Facts) {}
+    fn upload(&self, _: &mut ResponseState, _: &SharedState, _: &Facts) {}
 
     #[inline(always)]
     fn after_handler(
         &self,
-        _: &mut Held,
-        view: Of<'_, Common>,
+        _: &mut ResponseState,
+        view: RequestView<'_, SharedState>,
         handler: Handler,
         _: &mut Context<'_>,
     ) -> Option<Box<Refusal>> {
@@ -240,14 +243,14 @@ impl Policy for TimeoutPolicy {
     }
 
     #[inline(always)]
-    fn has_deadline(&self, held: &Held, _: Of<'_, Common>) -> bool {
-        self.settings.is_on() && !matches!(held, Held::Told)
+    fn has_deadline(&self, held: &ResponseState, _: RequestView<'_, SharedState>) -> bool {
+        self.settings.is_on() && !matches!(held, ResponseState::Told)
     }
 
     fn deadline(
         &self,
-        held: &Held,
-        view: Of<'_, Common>,
+        held: &ResponseState,
+        view: RequestView<'_, SharedState>,
         elapsed: &Elapsed<'_>,
     ) -> Option<Instant> {
         let left = self
@@ -260,8 +263,8 @@ impl Policy for TimeoutPolicy {
     #[inline(never)]
     fn expired(
         &self,
-        held: &mut Held,
-        view: Of<'_, Common>,
+        held: &mut ResponseState,
+        view: RequestView<'_, SharedState>,
         elapsed: &Elapsed<'_>,
     ) -> Option<Box<Refusal>> {
         if !self.has_deadline(held, view) {
@@ -270,15 +273,15 @@ impl Policy for TimeoutPolicy {
         let violation = self
             .effective_limits(view)
             .exceeded(time_used(view, elapsed))?;
-        *held = Held::Told;
+        *held = ResponseState::Told;
         self.refuse(violation, view.facts).err().map(Box::new)
     }
 
     #[inline(always)]
     fn response_head<B: Body>(
         &self,
-        held: &mut Held,
-        view: Of<'_, Common>,
+        held: &mut ResponseState,
+        view: RequestView<'_, SharedState>,
         response: &Response<B>,
         started: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
@@ -289,10 +292,10 @@ impl Policy for TimeoutPolicy {
     }
 
     #[inline(always)]
-    fn client_awaited(
+    fn waits_for_client(
         &self,
         (): &mut (),
-        view: Shared<'_, Common>,
+        view: SharedView<'_, SharedState>,
         _: bool,
         _: &mut Context<'_>,
     ) -> Result<(), Violation> {
@@ -306,7 +309,7 @@ impl Policy for TimeoutPolicy {
     }
 
     #[inline(always)]
-    fn wait_ends(&self, (): &mut (), view: Shared<'_, Common>, _: Stamp, _: Stamp) {
+    fn wait_ended(&self, (): &mut (), view: SharedView<'_, SharedState>, _: Stamp, _: Stamp) {
         if let Some(exposed) = &view.shared.exposed {
             exposed.end_wait();
         }
@@ -315,15 +318,15 @@ impl Policy for TimeoutPolicy {
     #[inline(always)]
     fn poll_response<U: Upstream>(
         &self,
-        held: &mut Held,
-        view: Of<'_, Common>,
+        held: &mut ResponseState,
+        view: RequestView<'_, SharedState>,
         upstream: &mut U,
         slot: &mut Polled,
         cx: &mut Context<'_>,
     ) -> Flow {
         upstream.poll(slot, cx);
-        let Held::Total(total) = held else {
-            return Flow::Go;
+        let ResponseState::TotalDeadline(total) = held else {
+            return Flow::Continue;
         };
         let violation = match slot {
             // Trailers end the body, and a body that has ended is not cut.
@@ -332,17 +335,17 @@ impl Policy for TimeoutPolicy {
             Poll::Ready(_) => None,
         };
         let Some(violation) = violation else {
-            return Flow::Go;
+            return Flow::Continue;
         };
         if !self.settings.cut(&violation, view.facts.conn()) {
-            return Flow::Go;
+            return Flow::Continue;
         }
         *slot = Poll::Ready(Some(violation.ending(view.facts.form)));
         Flow::Cut
     }
 
     #[inline(always)]
-    fn release_upload(&self, (): &mut (), view: Shared<'_, Common>) {
+    fn release_upload(&self, (): &mut (), view: SharedView<'_, SharedState>) {
         if let Some(exposed) = &view.shared.exposed
             && exposed.wait.is_running()
         {
@@ -351,8 +354,11 @@ impl Policy for TimeoutPolicy {
     }
 
     #[inline(always)]
-    fn release(&self, held: &mut Held, _: Of<'_, Common>) {
-        if matches!(held, Held::Own(_) | Held::Total(_)) {
+    fn release(&self, held: &mut ResponseState, _: RequestView<'_, SharedState>) {
+        if matches!(
+            held,
+            ResponseState::Own(_) | ResponseState::TotalDeadline(_)
+        ) {
             drop_boxed(held);
         }
     }
@@ -360,8 +366,8 @@ impl Policy for TimeoutPolicy {
 
 /// Drops the boxed variants, out of line because they are rare.
 #[inline(never)]
-fn drop_boxed(held: &mut Held) {
-    *held = Held::Plain;
+fn drop_boxed(held: &mut ResponseState) {
+    *held = ResponseState::Plain;
 }
 
 impl fmt::Debug for TimeoutPolicy {

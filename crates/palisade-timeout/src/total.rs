@@ -14,7 +14,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 pin_project! {
     /// Enforces [`Limits::total`](crate::Limits::total) on a response body.
     #[derive(Debug)]
-    pub struct Total {
+    pub struct TotalDeadline {
         started: Instant,
         limit: Duration,
         was_polled: bool,
@@ -26,7 +26,7 @@ pin_project! {
     }
 }
 
-impl Total {
+impl TotalDeadline {
     pub(crate) fn new(started: Instant, limit: Duration) -> Pin<Box<Self>> {
         let (was_polled, was_reported) = (false, false);
         Box::pin(Self {

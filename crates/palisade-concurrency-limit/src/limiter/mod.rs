@@ -18,7 +18,7 @@ mod waiter;
 
 pub(crate) use fair_share::{Charge, FairShare};
 pub(crate) use per_client::{ClientCounts, CountedRequest};
-pub use permit::Extras;
+pub use permit::PermitExtras;
 pub(crate) use permit::PermitKind;
 pub(crate) use priority::Priority;
 pub(crate) use waiter::{Evicted, Half, Rules, Waiter};
@@ -243,7 +243,7 @@ impl Limiter {
 
     /// Releases the permit of a request that has ended.
     #[inline(never)]
-    pub(crate) fn release_with_extras(&self, mut extras: Box<Extras>) {
+    pub(crate) fn release_with_extras(&self, mut extras: Box<PermitExtras>) {
         extras.pause(self.fair_share());
         self.end_accounting(&extras);
         if !extras.from_reserve {
@@ -252,7 +252,7 @@ impl Limiter {
     }
 
     /// Ends the accounting of a request that has ended and holds no permit any more.
-    fn end_accounting(&self, extras: &Extras) {
+    fn end_accounting(&self, extras: &PermitExtras) {
         if let (Some(charge), Some(fair_share)) = (&extras.charge, self.fair_share()) {
             fair_share.finish(charge);
         }

@@ -10,7 +10,7 @@ use super::{
 pub(crate) enum PermitKind {
     /// For any client; taken by a light request, or while permits were plentiful.
     #[default]
-    Common,
+    SharedState,
     /// For any client; taken by a heavy request.
     Heavy,
     /// From the last tenth, which only light requests may take.
@@ -19,7 +19,7 @@ pub(crate) enum PermitKind {
 
 /// Data that only some permits carry.
 #[derive(Debug, Default)]
-pub struct Extras {
+pub struct PermitExtras {
     /// The charge of the client, if permits were short when the request arrived.
     pub(crate) charge: Option<Charge>,
     /// The client's count. Held for its drop.
@@ -30,7 +30,7 @@ pub struct Extras {
     pub(crate) kind: PermitKind,
 }
 
-impl Extras {
+impl PermitExtras {
     /// Records that the request has stopped working, until it resumes or for good.
     pub(crate) fn pause(&mut self, fair_share: Option<&FairShare>) {
         if let (Some(charge), Some(fair_share)) = (&mut self.charge, fair_share) {

@@ -2,7 +2,7 @@
 
 use super::{
     fair_share::FairShare,
-    permit::{Extras, PermitKind},
+    permit::{PermitExtras, PermitKind},
     priority::{Position, Priority},
     sync::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex},
 };
@@ -60,7 +60,7 @@ struct WaiterInner {
     /// Its latest number among the requests that wait for their clients.
     last_waiting_number: Option<u64>,
     wakers: Wakers,
-    extras: Option<Box<Extras>>,
+    extras: Option<Box<PermitExtras>>,
 }
 
 /// By [`Half`].
@@ -73,7 +73,7 @@ pub(crate) struct EndedRequest {
     pub(super) held_permit: bool,
     /// It was evicted.
     pub(crate) is_evicted: bool,
-    pub(super) extras: Option<Box<Extras>>,
+    pub(super) extras: Option<Box<PermitExtras>>,
     /// Drop without holding a lock: a waker may own the task that owns another waiter.
     wakers: Wakers,
 }
@@ -114,7 +114,7 @@ impl Waiter {
     pub(crate) fn working(
         rules: Rules,
         client: Option<ClientKey>,
-        extras: Option<Box<Extras>>,
+        extras: Option<Box<PermitExtras>>,
     ) -> Self {
         Self::new(rules, client, State::Working, extras)
     }
@@ -123,7 +123,7 @@ impl Waiter {
     pub(super) fn new_request(
         rules: Rules,
         client: Option<ClientKey>,
-        extras: Option<Box<Extras>>,
+        extras: Option<Box<PermitExtras>>,
     ) -> Self {
         Self::new(rules, client, State::Waiting, extras)
     }
@@ -132,7 +132,7 @@ impl Waiter {
         rules: Rules,
         client: Option<ClientKey>,
         state: State,
-        extras: Option<Box<Extras>>,
+        extras: Option<Box<PermitExtras>>,
     ) -> Self {
         let is_charged = extras
             .as_ref()
@@ -361,7 +361,7 @@ impl Waiter {
             number,
             priority: None,
         });
-        let mut kind = PermitKind::Common;
+        let mut kind = PermitKind::SharedState;
         if let Some(extras) = &mut inner.extras {
             extras.pause(fair_share);
             kind = std::mem::take(&mut extras.kind);
@@ -384,7 +384,7 @@ impl Waiter {
     pub(super) fn grant(&self, kind: PermitKind, fair_share: Option<&FairShare>) {
         let mut inner = self.inner.lock();
         inner.position = None;
-        if kind != PermitKind::Common {
+        if kind != PermitKind::SharedState {
             inner.extras.get_or_insert_default().kind = kind;
         }
         let fair_share = fair_share.filter(|_| self.rules.is_fair);

@@ -1,7 +1,7 @@
 //! Admission of a request by its head.
 
 use crate::{
-    limiter::{CountedRequest, Extras, FairShare, PermitKind, Priority},
+    limiter::{CountedRequest, FairShare, PermitExtras, PermitKind, Priority},
     options::Options,
 };
 use palisade_core::{Guard, Phase, Reason, RequestHead, Violation};
@@ -20,7 +20,7 @@ pub(crate) fn admit(
     options: &Options,
     head: &RequestHead<'_>,
     keys: &mut Keys,
-) -> Result<Option<Box<Extras>>, Denied> {
+) -> Result<Option<Box<PermitExtras>>, Denied> {
     let limiter = &*options.limiter;
     let mut extras = None;
     if let Some(max) = options.max_per_client {
@@ -39,7 +39,7 @@ pub(crate) fn admit(
     }
     if let Err(violation) = finish_admission(options) {
         match extras {
-            None => limiter.release(PermitKind::Common),
+            None => limiter.release(PermitKind::SharedState),
             Some(extras) => limiter.release_with_extras(extras),
         }
         return Err(Denied {
@@ -81,7 +81,7 @@ fn count_client(
     head: &RequestHead<'_>,
     keys: &mut Keys,
     max: usize,
-) -> Result<Option<Box<Extras>>, Denied> {
+) -> Result<Option<Box<PermitExtras>>, Denied> {
     let Some(client) = options.client_key(head, keys) else {
         return Ok(None);
     };
@@ -91,9 +91,9 @@ fn count_client(
             counted: None,
         });
     };
-    Ok(Some(Box::new(Extras {
+    Ok(Some(Box::new(PermitExtras {
         counted: Some(counted),
-        ..Extras::default()
+        ..PermitExtras::default()
     })))
 }
 
@@ -102,7 +102,7 @@ fn try_take_permit(
     options: &Options,
     head: &RequestHead<'_>,
     keys: &mut Keys,
-    extras: &mut Option<Box<Extras>>,
+    extras: &mut Option<Box<PermitExtras>>,
 ) -> bool {
     match options.fair_share() {
         Some(fair_share) if options.limiter.is_half_taken() => {
@@ -119,7 +119,7 @@ fn try_take_fair_permit(
     fair_share: &FairShare,
     head: &RequestHead<'_>,
     keys: &mut Keys,
-    extras: &mut Option<Box<Extras>>,
+    extras: &mut Option<Box<PermitExtras>>,
 ) -> bool {
     let client = options.client_key(head, keys);
     let is_light = client.is_some_and(|client| fair_share.is_light(client));
@@ -144,7 +144,7 @@ fn try_take_fair_permit(
 fn try_take_reserve_permit(
     options: &Options,
     head: &RequestHead<'_>,
-    extras: &mut Option<Box<Extras>>,
+    extras: &mut Option<Box<PermitExtras>>,
 ) -> bool {
     let is_taken = options
         .reserve_predicate

@@ -8,7 +8,7 @@ mod stream;
 pub(crate) use halves::{Flags, Halves};
 
 use crate::{
-    limiter::{Charge, Extras, Half, Waiter},
+    limiter::{Charge, Half, PermitExtras, Waiter},
     options::Options,
 };
 use bytes::Bytes;
@@ -24,16 +24,16 @@ use stream::StreamIdle;
 
 /// State of a request on the side of its response.
 #[derive(Debug, Default)]
-pub enum Held {
+pub enum ResponseState {
     /// No permit.
     #[default]
     Nothing,
     /// A permit of a request that has not waited.
-    Permit(Option<Box<Extras>>),
+    Permit(Option<Box<PermitExtras>>),
     /// The permit, or the waiter, is in the shared state.
     Shared,
     /// A waiter.
-    Waits(Waits),
+    Waiting(Waiting),
     /// A place in the queue.
     Queued(Box<Queued>),
 }
@@ -41,9 +41,9 @@ pub enum Held {
 /// A request that has waited, for its reader or in the queue. Dropping this does not tell the
 /// limiter that the request has ended; its release must.
 #[derive(Debug)]
-pub struct Waits(pub(crate) Arc<Waiter>);
+pub struct Waiting(pub(crate) Arc<Waiter>);
 
-/// A new request in the queue. Like [`Waits`], it must be released.
+/// A new request in the queue. Like [`Waiting`], it must be released.
 #[derive(Debug)]
 pub struct Queued {
     pub(crate) waiter: Arc<Waiter>,
@@ -52,7 +52,7 @@ pub struct Queued {
 
 /// State shared by both sides of a request.
 #[derive(Debug)]
-pub struct Common {
+pub struct SharedState {
     /// Created when the request waits for the first time.
     waiter: OnceLock<Arc<Waiter>>,
     /// The permit, until there is a waiter.
@@ -64,11 +64,11 @@ pub struct Common {
 }
 
 /// A permit and its extras.
-pub(crate) type Permit = Option<Box<Extras>>;
+pub(crate) type Permit = Option<Box<PermitExtras>>;
 
 /// State of a request body.
 #[derive(Debug)]
-pub struct Upload {
+pub struct UploadState {
     /// What the body returned while there was no permit. Boxed, because that is rare and a frame is
     /// large.
     pub(crate) held_frame: Option<Box<BodyItem>>,
@@ -95,7 +95,7 @@ pub(crate) type BodyItem = Option<Result<Frame<Bytes>, BoxError>>;
 
 // === Common ===
 
-impl Common {
+impl SharedState {
     pub(crate) fn new(
         initial_permit: Option<Permit>,
         client: Option<ClientKey>,
@@ -222,12 +222,12 @@ impl Common {
 
 // === Held ===
 
-impl Held {
+impl ResponseState {
     #[inline]
-    pub(crate) fn waiter<'a>(&'a self, common: Option<&'a Common>) -> Option<&'a Arc<Waiter>> {
+    pub(crate) fn waiter<'a>(&'a self, common: Option<&'a SharedState>) -> Option<&'a Arc<Waiter>> {
         match self {
-            Self::Waits(waits) => Some(&waits.0),
-            Self::Shared => common.and_then(Common::waiter),
+            Self::Waiting(waiting) => Some(&waiting.0),
+            Self::Shared => common.and_then(SharedState::waiter),
             Self::Nothing | Self::Permit(_) | Self::Queued(_) => None,
         }
     }
