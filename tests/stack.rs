@@ -294,10 +294,10 @@ fn a_body_limit_above_that_of_axum_is_pointed_out_once() {
         .finish();
     let _guard = tracing_subscriber::util::SubscriberInitExt::set_default(subscriber);
     let said = || String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-    Stack::edge().build().unwrap();
+    let _ = Stack::edge().build().unwrap();
     assert_eq!(said(), "");
     for _ in 0..2 {
-        Stack::edge().max_body(10 << 20).build().unwrap();
+        let _ = Stack::edge().max_body(10 << 20).build().unwrap();
         assert_eq!(said().matches("DefaultBodyLimit").count(), 1, "{}", said());
     }
 }

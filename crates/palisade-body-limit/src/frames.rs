@@ -51,6 +51,7 @@ const GRPC_FACTOR: u64 = 16;
 ///
 /// Defaults to a burst of 1,024, one per 64 bytes, and 100 per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "it does nothing until a layer takes it"]
 pub struct TinyFrames {
     pub(crate) burst: u32,
     per_bytes: u32,

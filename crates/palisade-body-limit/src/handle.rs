@@ -1,19 +1,7 @@
-//! Limits of one request: set by a service outside the layer, or by the handler.
+//! The handle with which a handler changes the limit of its own request.
 
 use parking_lot::Mutex;
 use std::sync::Arc;
-
-/// A request extension that replaces the layer's limit, in bytes, for one request.
-///
-/// Services outside the layer insert it, a router for example.
-///
-/// ```
-/// # use palisade_body_limit::MaxRequestBody;
-/// let mut upload = http::Request::put("/backup").body(()).unwrap();
-/// upload.extensions_mut().insert(MaxRequestBody(1 << 30));
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MaxRequestBody(pub u64);
 
 /// Changes the limit of one request. Found in the request's extensions if the layer is
 /// [`overridable`](crate::BodyLimitLayer::overridable).

@@ -1,11 +1,13 @@
 //! The layer and its options.
 
 use crate::{TinyFrames, policy::BodyLimitPolicy};
-use palisade_guard::{GuardLayer, Guarded, Settings};
+use palisade_core::RequestHead;
+use palisade_guard::{GuardLayer, Guarded, PerRequest, Settings};
 use tower_layer::Layer;
 
 /// Applies [`BodyLimit`].
 #[derive(Clone, Debug)]
+#[must_use = "a layer does nothing until it wraps a service"]
 pub struct BodyLimitLayer {
     guard: GuardLayer<BodyLimitPolicy>,
 }
@@ -46,6 +48,7 @@ impl BodyLimitLayer {
         let policy = BodyLimitPolicy {
             settings: Settings::default(),
             request_limit: bytes,
+            limit_for: PerRequest::default(),
             response_limit: None,
             tiny_frames: Some(TinyFrames::default()),
             is_overridable: false,
@@ -54,6 +57,28 @@ impl BodyLimitLayer {
         Self {
             guard: GuardLayer::new(policy),
         }
+    }
+
+    /// Replaces the limit, in bytes, of requests for which `choose` returns another one. `choose`
+    /// is called once per request with a body, before the inner service. It must be fast and must
+    /// not panic.
+    ///
+    /// ```
+    /// # use palisade_body_limit::BodyLimitLayer;
+    /// // Uploads of up to 1 GiB for backups, 2 MiB for everything else.
+    /// let layer = BodyLimitLayer::default().limit_for(|head| {
+    ///     let is_backup = head.uri.path().starts_with("/backup/");
+    ///     is_backup.then_some(1 << 30)
+    /// });
+    /// ```
+    ///
+    /// Defaults to the limit of the layer for all requests.
+    pub fn limit_for(
+        mut self,
+        choose: impl Fn(&RequestHead<'_>) -> Option<u64> + Send + Sync + 'static,
+    ) -> Self {
+        self.policy_mut().limit_for = PerRequest::new(choose);
+        self
     }
 
     /// Limits response bodies to `bytes`.

@@ -80,9 +80,9 @@ mod response;
 mod violation;
 
 pub use frames::TinyFrames;
-pub use handle::{BodyLimitHandle, MaxRequestBody};
+pub use handle::BodyLimitHandle;
 pub use layer::{BodyLimit, BodyLimitLayer, RequestBody, ResponseBody, ResponseFuture};
-pub use palisade_core::{Metrics, Mode, Recorder, Rejection, Violation};
+pub use palisade_core::{Metrics, Mode, Recorder, Rejection, RequestHead, Violation};
 #[doc(hidden)]
 pub use policy::{BodyLimitPolicy, ResponseState, UploadState};
 #[doc(hidden)]

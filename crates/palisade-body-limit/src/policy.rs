@@ -1,7 +1,7 @@
 //! The decisions of the body limit.
 
 use crate::{
-    BodyLimitHandle, MaxRequestBody, TinyFrames,
+    BodyLimitHandle, TinyFrames,
     handle::OverridableLimit,
     length::DeclaredLength,
     request::{BodyCounter, CoalescingState, Rules, SharedState},
@@ -12,8 +12,8 @@ use http::{Request, Response};
 use http_body::{Body, SizeHint};
 use palisade_core::{Phase, Rejection, ResponseFormat, Violation};
 use palisade_guard::{
-    Facts, Flow, KeepAny, Keys, NeverQueued, Policy, Polled, Refusal, RequestView, Settings,
-    SharedView, Upstream,
+    Facts, Flow, KeepAny, Keys, NeverQueued, PerRequest, Policy, Polled, Refusal, RequestView,
+    Settings, SharedView, Upstream,
 };
 use std::{
     sync::Arc,
@@ -26,6 +26,7 @@ use tokio::time::Instant;
 pub struct BodyLimitPolicy {
     pub(crate) settings: Settings,
     pub(crate) request_limit: u64,
+    pub(crate) limit_for: PerRequest<u64>,
     pub(crate) response_limit: Option<u64>,
     pub(crate) tiny_frames: Option<TinyFrames>,
     pub(crate) is_overridable: bool,
@@ -64,8 +65,7 @@ impl BodyLimitPolicy {
         request: &Request<B>,
         facts: &Facts,
     ) -> Result<ResponseState, Refusal> {
-        let own_limit = request.extensions().get::<MaxRequestBody>();
-        let limit = own_limit.map_or(self.request_limit, |own_limit| own_limit.0);
+        let limit = self.limit_for.choose(request).unwrap_or(self.request_limit);
         let declared = DeclaredLength::from_request(request);
         // If the handler can still raise the limit, the first read decides.
         if declared.bytes > limit && !self.is_overridable && !self.is_per_message(facts) {

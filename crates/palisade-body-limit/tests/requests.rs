@@ -13,7 +13,7 @@ use http::{Request, Response, StatusCode, Version, header};
 use http_body::{Body, SizeHint};
 use http_body_util::{BodyExt, Full};
 use palisade_body_limit::{
-    BodyLimitHandle, BodyLimitLayer, MaxRequestBody, Mode, RequestBody, TinyFrames, Violation,
+    BodyLimitHandle, BodyLimitLayer, Mode, RequestBody, TinyFrames, Violation,
 };
 use palisade_core::{Guard, Phase, Reason};
 use palisade_testkit::Journal;
@@ -401,11 +401,11 @@ async fn the_header_counts_if_the_body_does_not_know_its_length() {
 }
 
 #[tokio::test]
-async fn an_extension_of_the_request_replaces_the_limit() {
-    let layer = BodyLimitLayer::new(100);
+async fn a_limit_chosen_by_the_head_replaces_that_of_the_layer() {
+    let layer = BodyLimitLayer::new(100).limit_for(|head| head.extensions.get().copied());
     let status = async |own: u64, body: Script| {
         let mut request = Request::new(body);
-        request.extensions_mut().insert(MaxRequestBody(own));
+        request.extensions_mut().insert(own);
         serve(&layer, request).await.0
     };
     for body in [

@@ -48,6 +48,7 @@ pub struct ClientIp {
 /// A missing peer is a mistake in the setup of the server. axum, for example, passes the peer to
 /// its layers only if it is served with `into_make_service_with_connect_info::<SocketAddr>()`. With
 /// the feature `tracing`, one warning per process is logged, in each of the modes below.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Missing {
     /// All such requests count as one client, [`ClientKey::SHARED`]. No client evades a limit that
@@ -165,7 +166,6 @@ fn warn_about_missing_peer_once(_: Missing) {}
 mod tests {
     use super::*;
     use http::Request;
-    use std::sync::Arc;
 
     fn request<T: Clone + Send + Sync + 'static>(extension: T) -> Request<()> {
         let mut request = Request::new(());

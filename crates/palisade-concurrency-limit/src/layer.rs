@@ -18,6 +18,7 @@ use tower_layer::Layer;
 /// clones can allow fewer [`present`](Self::present) requests, or have no
 /// [`fairness`](Self::fairness).
 #[derive(Clone, Debug)]
+#[must_use = "a layer does nothing until it wraps a service"]
 pub struct ConcurrencyLimitLayer {
     guard: GuardLayer<ConcurrencyLimitPolicy>,
 }
@@ -51,7 +52,7 @@ pub struct ConcurrencyLimitHandle {
 
 // === ConcurrencyLimitLayer ===
 
-palisade_guard::settings_methods!(ConcurrencyLimitLayer, levels: limiter, tells: limiter);
+palisade_guard::settings_methods!(ConcurrencyLimitLayer, gauges: limiter, records: limiter);
 
 impl ConcurrencyLimitLayer {
     /// Creates a layer that limits the requests at work to `limit`, and to at most 2,097,151. With

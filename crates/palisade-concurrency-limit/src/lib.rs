@@ -79,6 +79,9 @@ pub use layer::{
 pub use limiter::PermitExtras;
 #[doc(hidden)]
 pub use options::Options;
+pub use palisade_core::{
+    ClientKey, KeyExtractor, KeyOutcome, Mode, Recorder, Rejection, RequestHead, Violation,
+};
 #[doc(hidden)]
 pub use policy::ConcurrencyLimitPolicy;
 #[doc(hidden)]

@@ -66,6 +66,7 @@ mod keys;
 mod lease;
 mod linger;
 mod nesting;
+mod per_request;
 mod policy;
 mod refusal;
 mod request;
@@ -86,6 +87,7 @@ pub use gcra::{Denied, Gcra};
 pub use keys::Keys;
 pub use linger::{DropUnread, KeepAny, KeepUnread, Unread, linger};
 pub use nesting::{Entered, Task, enter, is_inside, task_of};
+pub use per_request::PerRequest;
 pub use policy::{
     Elapsed, Flow, Handler, NeverQueued, Policy, Polled, QueueByClone, QueuedService, Upstream,
 };
@@ -98,3 +100,11 @@ pub use table::{Occupancy, Table};
 pub use timer::poll_sleep;
 pub use view::{RequestView, SharedView};
 pub use wait::{ClientWait, Stamp};
+
+/// What [`settings_methods!`] expands to, whatever the crate that calls it depends on.
+#[doc(hidden)]
+pub mod __private {
+    pub use bytes;
+    pub use http;
+    pub use palisade_core;
+}

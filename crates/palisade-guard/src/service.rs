@@ -72,6 +72,23 @@ impl<S, P: Policy> Layer<S> for GuardLayer<P> {
     }
 }
 
+impl<S, P> Guarded<S, P> {
+    /// Returns a reference to the inner service.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// Returns a mutable reference to the inner service.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// Returns the inner service.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
 impl<S: Clone, P> Clone for Guarded<S, P> {
     #[inline]
     fn clone(&self) -> Self {

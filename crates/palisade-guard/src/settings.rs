@@ -60,31 +60,31 @@ impl fmt::Debug for Settings {
 }
 
 /// Defines `mode`, `metrics` and `on_reject` for a layer. The layer has a method `policy_mut` that
-/// returns a policy with a field `settings: Settings`. `levels: field` registers the gauges of the
-/// policy's `field: Arc<_>`. `tells: field` passes the recorder to the method `record_to` of that
+/// returns a policy with a field `settings: Settings`. `gauges: field` registers the gauges of the
+/// policy's `field: Arc<_>`. `records: field` passes the recorder to the method `record_to` of that
 /// field.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! settings_methods {
-    ($layer:ident $(, levels: $levels:ident)? $(, tells: $tells:ident)?) => {
+    ($layer:ident $(, gauges: $gauges:ident)? $(, records: $records:ident)?) => {
         impl $layer {
             /// Sets whether the guard enforces its rules, only reports what it would refuse, or
             /// does nothing. Defaults to [`Mode::Enforce`](palisade_core::Mode::Enforce).
-            pub fn mode(mut self, mode: palisade_core::Mode) -> Self {
+            pub fn mode(mut self, mode: $crate::__private::palisade_core::Mode) -> Self {
                 self.policy_mut().settings.mode = mode;
                 self
             }
 
             /// Sends all events and gauges of the guard to `metrics`. Defaults to no sink.
-            pub fn metrics(mut self, metrics: impl Into<palisade_core::Recorder>) -> Self {
+            pub fn metrics(mut self, metrics: impl Into<$crate::__private::palisade_core::Recorder>) -> Self {
                 let recorder = metrics.into();
                 let policy = self.policy_mut();
                 $(
-                    let gauges = std::sync::Arc::downgrade(&policy.$levels);
-                    let gauges: std::sync::Weak<dyn palisade_core::GaugeSource> = gauges;
+                    let gauges = std::sync::Arc::downgrade(&policy.$gauges);
+                    let gauges: std::sync::Weak<dyn $crate::__private::palisade_core::GaugeSource> = gauges;
                     recorder.register(gauges);
                 )?
-                $(policy.$tells.record_to(recorder.clone());)?
+                $(policy.$records.record_to(recorder.clone());)?
                 policy.settings.recorder = recorder;
                 self
             }
@@ -95,7 +95,8 @@ macro_rules! settings_methods {
             /// Defaults to [`Rejection::into_response`](palisade_core::Rejection::into_response).
             pub fn on_reject(
                 mut self,
-                respond: impl Fn(&palisade_core::Rejection) -> http::Response<bytes::Bytes>
+                respond: impl Fn(&$crate::__private::palisade_core::Rejection,
+                ) -> $crate::__private::http::Response<$crate::__private::bytes::Bytes>
                     + Send
                     + Sync
                     + 'static,

@@ -10,6 +10,7 @@ use tower_layer::Layer;
 
 /// Applies [`RateLimit`]. All clones, and the services they create, share one limit.
 #[derive(Clone, Debug)]
+#[must_use = "a layer does nothing until it wraps a service"]
 pub struct RateLimitLayer {
     policy: Arc<RateLimitPolicy>,
 }
@@ -93,7 +94,7 @@ impl RateLimitLayer {
     }
 }
 
-palisade_guard::settings_methods!(RateLimitLayer, levels: gauges);
+palisade_guard::settings_methods!(RateLimitLayer, gauges: gauges);
 
 impl<S> Layer<S> for RateLimitLayer {
     type Service = RateLimit<S>;

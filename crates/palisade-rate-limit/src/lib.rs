@@ -75,7 +75,8 @@ pub use layer::RateLimitLayer;
 pub use limiter::{Decision, Limiter, TableLimiter};
 pub use palisade_client_ip::{ClientIp, Missing};
 pub use palisade_core::{
-    ClientKey, ConfigError, ConfigFault, KeyExtractor, KeyOutcome, Mode, Prefix, RequestHead,
+    ClientKey, ConfigError, ConfigFault, KeyExtractor, KeyOutcome, Mode, Prefix, Recorder,
+    Rejection, RequestHead, Violation,
 };
 #[doc(hidden)]
 pub use policy::RateLimitPolicy;

@@ -26,6 +26,7 @@ const MAX_DEBT_MICROS: u128 = 12 * 24 * 60 * 60 * 1_000_000;
 /// Quota::per_hour(100).burst(5).and(Quota::per_second(1)); // Both must grant.
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a quota does nothing until a layer takes it"]
 pub struct Quota {
     cells: u32,
     interval: Duration,
@@ -35,6 +36,7 @@ pub struct Quota {
 /// One to four quotas that must all grant a request. A request that one quota denies is charged to
 /// none of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "a policy does nothing until a layer takes it"]
 pub struct Policy {
     quotas: Vec<Quota>,
 }

@@ -2,12 +2,13 @@
 
 use crate::{Pace, policy::SlowBodyPolicy};
 use palisade_core::{Pressure, RequestHead};
-use palisade_guard::{GuardLayer, Guarded, Settings};
-use std::{sync::Arc, time::Duration};
+use palisade_guard::{GuardLayer, Guarded, PerRequest, Settings};
+use std::time::Duration;
 use tower_layer::Layer;
 
 /// Applies [`SlowBody`]. See the [crate docs](crate).
 #[derive(Clone, Debug)]
+#[must_use = "a layer does nothing until it wraps a service"]
 pub struct SlowBodyLayer {
     guard: GuardLayer<SlowBodyPolicy>,
 }
@@ -49,7 +50,7 @@ impl SlowBodyLayer {
             grpc: Pace::conversation(),
             response,
             pressure: Pressure::default(),
-            choose: None,
+            pace_for: PerRequest::default(),
         };
         Self {
             guard: GuardLayer::new(policy),
@@ -100,7 +101,7 @@ impl SlowBodyLayer {
         mut self,
         choose: impl Fn(&RequestHead<'_>) -> Option<Pace> + Send + Sync + 'static,
     ) -> Self {
-        self.policy_mut().choose = Some(Arc::new(choose));
+        self.policy_mut().pace_for = PerRequest::new(choose);
         self
     }
 

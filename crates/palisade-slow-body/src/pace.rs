@@ -11,6 +11,7 @@ use std::{fmt, time::Duration};
 ///
 /// All times are waiting times: they advance only while the reader asks the body for more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a pace does nothing until a layer takes it"]
 pub struct Pace {
     pub(crate) gap: Option<Duration>,
     pub(crate) rate: Option<u64>,
@@ -21,6 +22,7 @@ pub struct Pace {
 
 /// Builds a [`Pace`]. Values are checked by [`build`](Self::build).
 #[derive(Clone, Copy, Debug)]
+#[must_use = "it is a pace only after `build`"]
 pub struct PaceBuilder {
     pace: Pace,
 }
@@ -230,7 +232,7 @@ mod tests {
     #[test]
     fn the_bounds_of_every_range_are_valid() {
         let least = Pace::builder().gap(MILLISECOND).rate(1).window(MILLISECOND);
-        least
+        let _ = least
             .grace(Duration::ZERO)
             .total(MILLISECOND)
             .build()
@@ -241,6 +243,6 @@ mod tests {
             .window(HOUR)
             .grace(HOUR)
             .total(DAY);
-        most.build().expect("the pace is valid");
+        let _ = most.build().expect("the pace is valid");
     }
 }

@@ -8,28 +8,26 @@ use crate::{
 };
 use http::{Request, Response, StatusCode};
 use http_body::Body;
-use palisade_core::{Guard, Phase, Pressure, RequestHead, ResponseFormat, Violation};
+use palisade_core::{Guard, Phase, Pressure, ResponseFormat, Violation};
 use palisade_guard::{
-    DropUnread, Facts, Flow, Keys, NeverQueued, Policy, Polled, Refusal, RequestView, Settings,
-    SharedView, Stamp, Upstream,
+    DropUnread, Facts, Flow, Keys, NeverQueued, PerRequest, Policy, Polled, Refusal, RequestView,
+    Settings, SharedView, Stamp, Upstream,
 };
 use std::{
-    fmt,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
 };
 use tokio::time::Instant;
 
 /// The policy of [`SlowBodyLayer`](crate::SlowBodyLayer).
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct SlowBodyPolicy {
     pub(crate) settings: Settings,
     pub(crate) request: Pace,
     pub(crate) grpc: Pace,
     pub(crate) response: Pace,
     pub(crate) pressure: Pressure,
-    pub(crate) choose: Option<ChoosePace>,
+    pub(crate) pace_for: PerRequest<Pace>,
 }
 
 /// Interval at which an awaited body checks whether other bodies keep the window of its connection
@@ -39,9 +37,6 @@ const WINDOW_CHECK_INTERVAL_NANOS: u64 = 2_000_000_000;
 /// Waiting time of one body that is excused because other bodies of the connection are unread.
 /// Bounded, so that a client which opens such requests itself gains no more than this.
 const MAX_EXCUSED_NANOS: u64 = 60_000_000_000;
-
-/// Returns the pace of a request that has its own.
-pub(crate) type ChoosePace = Arc<dyn Fn(&RequestHead<'_>) -> Option<Pace> + Send + Sync>;
 
 /// The state of a request on the side of its response.
 #[derive(Debug, Default)]
@@ -78,14 +73,13 @@ pub struct UploadState {
 // === SlowBodyPolicy ===
 
 impl SlowBodyPolicy {
-    /// Returns the pace that `choose` returns for `request`.
+    /// Returns the pace that `pace_for` chooses for `request`.
     #[inline(never)]
     fn choose_pace<B>(&self, request: &Request<B>) -> Option<Box<Pace>> {
         if !self.settings.is_on() {
             return None;
         }
-        let choose = self.choose.as_ref()?;
-        choose(&request.into()).map(Box::new)
+        self.pace_for.choose(request).map(Box::new)
     }
 
     fn request_pace<'a>(&'a self, common: &'a SharedState, form: ResponseFormat) -> &'a Pace {
@@ -198,7 +192,7 @@ impl Policy for SlowBodyPolicy {
         _: &Facts,
         _: &mut Keys,
     ) -> Result<ResponseState, Refusal> {
-        if self.choose.is_some()
+        if self.pace_for.is_set()
             && let Some(own_pace) = self.choose_pace(request)
         {
             return Ok(ResponseState::Own(own_pace));
@@ -420,18 +414,6 @@ fn next_check(facts: &Facts, due: Stamp, now: Stamp) -> Stamp {
 #[inline(never)]
 fn release_boxed(held: &mut ResponseState) {
     *held = ResponseState::Nothing;
-}
-
-impl fmt::Debug for SlowBodyPolicy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SlowBodyPolicy")
-            .field("settings", &self.settings)
-            .field("request", &self.request)
-            .field("grpc", &self.grpc)
-            .field("response", &self.response)
-            .field("pressure", &self.pressure)
-            .finish_non_exhaustive()
-    }
 }
 
 // === TooSlow ===

@@ -3,12 +3,13 @@
 use crate::{Limits, policy::TimeoutPolicy};
 use http::StatusCode;
 use palisade_core::RequestHead;
-use palisade_guard::{GuardLayer, Guarded};
-use std::{sync::Arc, time::Duration};
+use palisade_guard::{GuardLayer, Guarded, PerRequest};
+use std::time::Duration;
 use tower_layer::Layer;
 
 /// Applies [`Timeout`]. See the [crate docs](crate).
 #[derive(Clone, Debug)]
+#[must_use = "a layer does nothing until it wraps a service"]
 pub struct TimeoutLayer {
     guard: GuardLayer<TimeoutPolicy>,
 }
@@ -71,7 +72,7 @@ impl TimeoutLayer {
         mut self,
         choose: impl Fn(&RequestHead<'_>) -> Option<Limits> + Send + Sync + 'static,
     ) -> Self {
-        self.policy_mut().choose = Some(Arc::new(choose));
+        self.policy_mut().limits_for = PerRequest::new(choose);
         self
     }
 

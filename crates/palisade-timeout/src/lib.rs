@@ -67,7 +67,7 @@ mod total;
 pub use deadline::Deadline;
 pub use layer::{RequestBody, ResponseBody, ResponseFuture, Timeout, TimeoutLayer};
 pub use limits::Limits;
-pub use palisade_core::{Mode, Recorder, Rejection, RequestHead};
+pub use palisade_core::{Mode, Recorder, Rejection, RequestHead, Violation};
 #[doc(hidden)]
 pub use policy::{Own, ResponseState, SharedState, TimeoutPolicy};
 #[doc(hidden)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 /// With a limit of zero, requests are refused before they reach the inner service. All durations
 /// are valid: a deadline beyond the range of `Instant` is never reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "limits do nothing until a layer takes them"]
 pub struct Limits {
     pub(crate) head: Duration,
     pub(crate) total: Option<Duration>,

@@ -8,13 +8,12 @@ use crate::{
 };
 use http::{Request, Response, StatusCode};
 use http_body::Body;
-use palisade_core::{Guard, Phase, Reason, Rejection, RequestHead, ResponseFormat, Violation};
+use palisade_core::{Guard, Phase, Reason, Rejection, ResponseFormat, Violation};
 use palisade_guard::{
-    DropUnread, Elapsed, Facts, Flow, Handler, Keys, NeverQueued, Policy, Polled, Refusal,
-    RequestView, Settings, SharedView, Stamp, Upstream,
+    DropUnread, Elapsed, Facts, Flow, Handler, Keys, NeverQueued, PerRequest, Policy, Polled,
+    Refusal, RequestView, Settings, SharedView, Stamp, Upstream,
 };
 use std::{
-    fmt,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -23,16 +22,14 @@ use std::{
 use tokio::time::Instant;
 
 /// The policy of [`TimeoutLayer`](crate::TimeoutLayer).
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct TimeoutPolicy {
     pub(crate) settings: Settings,
     pub(crate) status: StatusCode,
     pub(crate) limits: Limits,
-    pub(crate) choose: Option<ChooseLimits>,
+    pub(crate) limits_for: PerRequest<Limits>,
     pub(crate) exposes: bool,
 }
-
-pub(crate) type ChooseLimits = Arc<dyn Fn(&RequestHead<'_>) -> Option<Limits> + Send + Sync>;
 
 /// The state of a request on the response side.
 #[derive(Debug, Default)]
@@ -71,7 +68,7 @@ impl TimeoutPolicy {
             settings: Settings::default(),
             status: StatusCode::SERVICE_UNAVAILABLE,
             limits,
-            choose: None,
+            limits_for: PerRequest::default(),
             exposes: false,
         }
     }
@@ -83,7 +80,7 @@ impl TimeoutPolicy {
         request: &Request<B>,
         facts: &Facts,
     ) -> Result<ResponseState, Refusal> {
-        let mut limits = self.limits_for(request, facts.form);
+        let mut limits = self.limits_of(request, facts.form);
         let mut exposes = self.exposes;
         if let Some(violation) = limits.zero_limit_violation() {
             self.refuse(violation, facts)?;
@@ -94,12 +91,8 @@ impl TimeoutPolicy {
         Ok(ResponseState::Own(Box::new(Own { limits, started })))
     }
 
-    fn limits_for<B>(&self, request: &Request<B>, form: ResponseFormat) -> Limits {
-        let chosen = self
-            .choose
-            .as_ref()
-            .and_then(|choose| choose(&request.into()));
-        let limits = chosen.unwrap_or(self.limits);
+    fn limits_of<B>(&self, request: &Request<B>, form: ResponseFormat) -> Limits {
+        let limits = self.limits_for.choose(request).unwrap_or(self.limits);
         if form.is_grpc()
             && let Some(timeout) = grpc::timeout(request.headers())
         {
@@ -178,7 +171,7 @@ impl Policy for TimeoutPolicy {
         facts: &Facts,
         _: &mut Keys,
     ) -> Result<ResponseState, Refusal> {
-        let is_plain = self.choose.is_none() && !self.exposes && !facts.form.is_grpc();
+        let is_plain = !self.limits_for.is_set() && !self.exposes && !facts.form.is_grpc();
         if (is_plain && !self.limits.has_zero()) || !self.settings.is_on() {
             return Ok(ResponseState::Plain);
         }
@@ -368,17 +361,6 @@ impl Policy for TimeoutPolicy {
 #[inline(never)]
 fn drop_boxed(held: &mut ResponseState) {
     *held = ResponseState::Plain;
-}
-
-impl fmt::Debug for TimeoutPolicy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TimeoutPolicy")
-            .field("settings", &self.settings)
-            .field("status", &self.status)
-            .field("limits", &self.limits)
-            .field("exposes", &self.exposes)
-            .finish_non_exhaustive()
-    }
 }
 
 // === Limits ===

@@ -483,7 +483,7 @@ mod tests {
             .build()
             .unwrap_err();
         assert_eq!(error.faults()[0].field, "total_timeout");
-        Stack::edge()
+        let _ = Stack::edge()
             .total_timeout(Duration::from_secs(30))
             .build()
             .unwrap();
@@ -526,12 +526,12 @@ mod tests {
         let limited = || Stack::edge().rate_limit(palisade_rate_limit::Quota::per_second(1));
         assert_eq!(fields(limited().max_clients(0)), ["max_clients"]);
         assert_eq!(fields(Stack::edge().max_clients(1000)), ["max_clients"]);
-        limited().max_clients(1).build().unwrap();
+        let _ = limited().max_clients(1).build().unwrap();
         assert_eq!(
             fields(Stack::edge().timeout(Duration::from_nanos(1))),
             ["timeout"]
         );
-        Stack::edge()
+        let _ = Stack::edge()
             .timeout(Duration::from_millis(1))
             .build()
             .unwrap();
@@ -542,7 +542,7 @@ mod tests {
     #[test]
     fn the_presets_build() {
         for stack in [Stack::edge(), Stack::behind_proxy(), Stack::internal()] {
-            stack.build().unwrap();
+            let _ = stack.build().unwrap();
         }
     }
 

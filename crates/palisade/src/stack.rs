@@ -26,6 +26,7 @@ use palisade_timeout::{TimeoutLayer, TimeoutPolicy};
 /// be applied any number of times. A request that passes several services of one stack, as with
 /// nested routers, counts once.
 #[derive(Clone, Debug)]
+#[must_use = "a layer does nothing until it wraps a service"]
 pub struct StackLayer {
     guard: GuardLayer<Policies>,
     #[cfg(feature = "concurrency-limit")]

@@ -17,6 +17,7 @@ use tower_service::Service;
 /// A [`StackLayer`] with `axum::body::Body` as request and response body, both outside and inside.
 /// Created by [`StackLayer::boxed`].
 #[derive(Clone, Debug)]
+#[must_use = "a layer does nothing until it wraps a service"]
 pub struct BoxedLayer {
     stack: StackLayer,
 }
