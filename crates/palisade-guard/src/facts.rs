@@ -58,4 +58,13 @@ impl Facts {
     pub fn conn(&self) -> Option<&ConnInfo> {
         self.conn.as_deref()
     }
+
+    /// Moves the facts out. What is left has no connection.
+    pub(crate) fn take(&mut self) -> Self {
+        let conn = self.conn.take();
+        Self {
+            conn,
+            ..self.clone()
+        }
+    }
 }

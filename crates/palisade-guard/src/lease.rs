@@ -11,6 +11,7 @@ use crate::{
 };
 use http::Request;
 use http_body::Body;
+use pin_project_lite::pin_project;
 use std::{
     fmt,
     mem::ManuallyDrop,
@@ -26,15 +27,26 @@ pub(crate) struct Lease<P: Policy> {
     state: State<P>,
     /// Released by [`Policy::release`], and never dropped otherwise.
     held: ManuallyDrop<P::Held>,
-    /// Created when the handler is pending for the first time and there is a deadline.
-    timer: Option<Pin<Box<Timer>>>,
 }
 
+/// Every request carries one of these in its future, so the timer takes no room of its own.
 enum State<P: Policy> {
     /// The request needs no exchange.
     Unshared(Arc<P>, Facts),
+    /// The same, with a timer.
+    Timed(Arc<P>, Pin<Box<Timed>>),
     /// The request has a body, or a policy needs sharing.
-    Shared(Arc<Exchange<P>>),
+    Shared(Arc<Exchange<P>>, Option<Pin<Box<Timer>>>),
+}
+
+pin_project! {
+    /// The facts of a request without an exchange, and its timer. The timer is created when the
+    /// handler is pending for the first time and there is a deadline.
+    struct Timed {
+        facts: Facts,
+        #[pin]
+        timer: Timer,
+    }
 }
 
 // === Lease ===
@@ -46,7 +58,6 @@ impl<P: Policy> Lease<P> {
         Self {
             state,
             held: ManuallyDrop::new(held),
-            timer: None,
         }
     }
 
@@ -75,8 +86,8 @@ impl<P: Policy> Lease<P> {
     #[inline(always)]
     pub(crate) fn exchange(&self) -> Option<&Arc<Exchange<P>>> {
         match &self.state {
-            State::Unshared(..) => None,
-            State::Shared(exchange) => Some(exchange),
+            State::Unshared(..) | State::Timed(..) => None,
+            State::Shared(exchange, _) => Some(exchange),
         }
     }
 
@@ -96,7 +107,7 @@ impl<P: Policy> Lease<P> {
         };
         let shared = policy.share(&mut self.held, request, facts, keys);
         let exchange = Arc::new(Exchange::new(policy.clone(), facts.clone(), shared));
-        self.state = State::Shared(exchange.clone());
+        self.state = State::Shared(exchange.clone(), None);
         let Exchange {
             policy,
             facts,
@@ -129,7 +140,7 @@ impl<P: Policy> Lease<P> {
     /// Called before the handler of a shared request is polled. `Poll::Pending` holds it back.
     #[inline]
     pub(crate) fn before_handler(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let State::Shared(exchange) = &self.state else {
+        let State::Shared(exchange, _) = &self.state else {
             return Poll::Ready(());
         };
         exchange
@@ -141,7 +152,7 @@ impl<P: Policy> Lease<P> {
     #[inline(never)]
     pub(crate) fn handler_held_back(&mut self, cx: &mut Context<'_>) -> Option<Box<Refusal>> {
         let mut is_new_task = true;
-        if let State::Shared(exchange) = &self.state {
+        if let State::Shared(exchange, _) = &self.state {
             match exchange.response_head.handler_pending(cx.waker()) {
                 Ok(is_new) => is_new_task = is_new,
                 Err(refusal) => return Some(refusal),
@@ -154,7 +165,7 @@ impl<P: Policy> Lease<P> {
     #[inline(never)]
     pub(crate) fn handler_pending(&mut self, cx: &mut Context<'_>) -> Option<Box<Refusal>> {
         let (mut body_wait, mut is_new_task) = (BodyWait::default(), true);
-        if let State::Shared(exchange) = &self.state {
+        if let State::Shared(exchange, _) = &self.state {
             body_wait = exchange.handler_poll.body_wait();
             match exchange.response_head.handler_pending(cx.waker()) {
                 Ok(is_new) => is_new_task = is_new,
@@ -188,7 +199,7 @@ impl<P: Policy> Lease<P> {
     /// must not be sent.
     #[inline(never)]
     pub(crate) fn handler_ready(&mut self, cx: &mut Context<'_>) -> Option<Box<Refusal>> {
-        let State::Shared(exchange) = &self.state else {
+        let State::Shared(exchange, _) = &self.state else {
             return None;
         };
         if let Some(refusal) = exchange.response_head.mark_sent() {
@@ -211,7 +222,7 @@ impl<P: Policy> Lease<P> {
         if let Some(refusal) = policy.after_handler(held, view, handler, cx) {
             return Some(refusal);
         }
-        match &self.timer {
+        match self.state.timer() {
             Some(timer) if !is_new_task && timer.covers(body_wait.due) => None,
             _ => self.poll_timer(body_wait, is_new_task, cx),
         }
@@ -226,36 +237,13 @@ impl<P: Policy> Lease<P> {
         is_new_task: bool,
         cx: &mut Context<'_>,
     ) -> Option<Box<Refusal>> {
-        let Self {
-            state, held, timer, ..
-        } = self;
-        let (policy, view) = state.parts();
-        let client_wait = state.client_wait();
-        let mut timer = match timer {
-            Some(timer) => timer.as_mut(),
-            none => {
-                if !policy.has_deadline(held, view) && body_wait.due.is_none() {
-                    return None;
-                }
-                let now = Instant::now();
-                let elapsed = Elapsed {
-                    started: now,
-                    now,
-                    client_wait,
-                };
-                let due = client_wait.and_then(|wait| wait.instant(body_wait.due?));
-                let deadline = earlier(policy.deadline(held, view, &elapsed), due)?;
-                let stamp = client_wait.map_or(0, |wait| {
-                    if body_wait.due.is_none() {
-                        // The first stamp is the origin of all others, so it must not be taken of
-                        // the deadline, which is in the future.
-                        wait.stamp(now);
-                    }
-                    wait.stamp(deadline)
-                });
-                none.insert(Timer::new(now, deadline, stamp)).as_mut()
-            }
-        };
+        let Self { state, held } = self;
+        if state.timer().is_none() {
+            let timer = new_timer(state, held, body_wait)?;
+            state.set_timer(timer);
+        }
+        let (policy, view, client_wait, timer) = state.parts_and_timer();
+        let mut timer = timer?;
         if let (Some(due), Some(wait)) = (body_wait.due, client_wait)
             && due < timer.due()
             && let Some(deadline) = wait.instant(due)
@@ -287,43 +275,117 @@ impl<P: Policy> Lease<P> {
     /// Returns when the handler was pending for the first time, if the request has a timer.
     #[inline(always)]
     pub(crate) fn started(&self) -> Option<Instant> {
-        self.timer.as_ref().map(|timer| timer.started())
+        self.state.timer().map(Timer::started)
     }
 }
+
+/// Returns a timer for the earliest deadline, if there is one. Called when the handler is pending
+/// for the first time.
+fn new_timer<P: Policy>(state: &State<P>, held: &P::Held, body_wait: BodyWait) -> Option<Timer> {
+    let (policy, view) = state.parts();
+    let client_wait = state.client_wait();
+    if !policy.has_deadline(held, view) && body_wait.due.is_none() {
+        return None;
+    }
+    let now = Instant::now();
+    let elapsed = Elapsed {
+        started: now,
+        now,
+        client_wait,
+    };
+    let due = client_wait.and_then(|wait| wait.instant(body_wait.due?));
+    let deadline = earlier(policy.deadline(held, view, &elapsed), due)?;
+    let stamp = client_wait.map_or(0, |wait| {
+        if body_wait.due.is_none() {
+            // The first stamp is the origin of all others, so it must not be taken of the deadline,
+            // which is in the future.
+            wait.stamp(now);
+        }
+        wait.stamp(deadline)
+    });
+    Some(Timer::new(now, deadline, stamp))
+}
+
+/// The policy, its view, the wait for the client, and the timer of a request.
+type PartsAndTimer<'a, P> = (
+    &'a P,
+    RequestView<'a, <P as Policy>::Shared>,
+    Option<&'a ClientWait>,
+    Option<Pin<&'a mut Timer>>,
+);
 
 impl<P: Policy> State<P> {
     #[inline(always)]
     fn parts(&self) -> (&P, RequestView<'_, P::Shared>) {
         match self {
-            Self::Unshared(policy, facts) => (
-                policy,
-                RequestView {
-                    facts,
-                    shared: None,
-                },
-            ),
-            Self::Shared(exchange) => {
-                let view = RequestView {
-                    facts: &exchange.facts,
-                    shared: Some(&exchange.shared),
-                };
-                (&exchange.policy, view)
-            }
+            Self::Unshared(policy, facts) => (policy, unshared(facts)),
+            Self::Timed(policy, timed) => (policy, unshared(&timed.facts)),
+            Self::Shared(exchange, _) => (&exchange.policy, shared(exchange)),
         }
     }
 
     fn client_wait(&self) -> Option<&ClientWait> {
         match self {
-            Self::Unshared(..) => None,
-            Self::Shared(exchange) => Some(&exchange.client_wait),
+            Self::Unshared(..) | Self::Timed(..) => None,
+            Self::Shared(exchange, _) => Some(&exchange.client_wait),
         }
+    }
+
+    #[inline(always)]
+    fn timer(&self) -> Option<&Timer> {
+        match self {
+            Self::Unshared(..) => None,
+            Self::Timed(_, timed) => Some(&timed.timer),
+            Self::Shared(_, timer) => timer.as_deref(),
+        }
+    }
+
+    fn parts_and_timer(&mut self) -> PartsAndTimer<'_, P> {
+        match self {
+            Self::Unshared(policy, facts) => (policy, unshared(facts), None, None),
+            Self::Timed(policy, timed) => {
+                let timed = timed.as_mut().project();
+                (policy, unshared(timed.facts), None, Some(timed.timer))
+            }
+            Self::Shared(exchange, timer) => {
+                let timer = timer.as_mut().map(Pin::as_mut);
+                let client_wait = Some(&exchange.client_wait);
+                (&exchange.policy, shared(exchange), client_wait, timer)
+            }
+        }
+    }
+
+    /// Stores the first timer of the request.
+    fn set_timer(&mut self, timer: Timer) {
+        match self {
+            Self::Unshared(policy, facts) => {
+                let (policy, facts) = (policy.clone(), facts.take());
+                *self = Self::Timed(policy, Box::pin(Timed { facts, timer }));
+            }
+            Self::Timed(_, timed) => timed.as_mut().project().timer.set(timer),
+            Self::Shared(_, stored) => *stored = Some(Box::pin(timer)),
+        }
+    }
+}
+
+#[inline(always)]
+fn unshared<S>(facts: &Facts) -> RequestView<'_, S> {
+    let shared = None;
+    RequestView { facts, shared }
+}
+
+#[inline(always)]
+fn shared<P: Policy>(exchange: &Exchange<P>) -> RequestView<'_, P::Shared> {
+    RequestView {
+        facts: &exchange.facts,
+        shared: Some(&exchange.shared),
     }
 }
 
 impl<P: Policy> Drop for Lease<P> {
     #[inline(always)]
     fn drop(&mut self) {
-        if let State::Shared(exchange) = &self.state {
+        if let State::Shared(exchange, _) = &self.state {
             exchange.response_head.close();
         }
         let (policy, view) = self.state.parts();

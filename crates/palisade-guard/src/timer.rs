@@ -35,13 +35,13 @@ impl Timer {
     /// Longer than any server runs.
     pub(crate) const FAR_FUTURE: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
-    pub(crate) fn new(started: Instant, deadline: Instant, due: Stamp) -> Pin<Box<Self>> {
-        Box::pin(Self {
+    pub(crate) fn new(started: Instant, deadline: Instant, due: Stamp) -> Self {
+        Self {
             started,
             due,
             is_registered: false,
             sleep: sleep_until(deadline),
-        })
+        }
     }
 
     /// Returns when the timer was created: the first time that the handler was pending.
