@@ -1,10 +1,12 @@
-//! Stops what no request-level layer can see: sockets that say nothing, heads that never end,
-//! connections that are kept for nothing, readers that do not read. hyper, `axum::serve` and tonic
-//! let in as many as come, and by default wait for them for ever; tower's limits see none of it,
-//! because no request is made.
+//! Limits what no request-level layer can see: the connections themselves.
 //!
-//! A guarded listener works under stock `axum::serve` and tonic's `serve_with_incoming`, and, by
-//! its plain [`accept`](GuardedListener::accept), under a loop of your own.
+//! Silent sockets, request heads that never end, idle connections and clients that do not read
+//! their responses all use up a server. hyper, `axum::serve` and tonic accept any number of
+//! connections, and by default wait forever for each of them. The limits of tower see none of this,
+//! because there is no request yet.
+//!
+//! A guarded listener works with unmodified `axum::serve` and with tonic's `serve_with_incoming`.
+//! Its plain [`accept`](GuardedListener::accept) is for an accept loop of your own.
 #![cfg_attr(
     feature = "axum",
     doc = r#"
@@ -18,143 +20,179 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 ```
 "#
 )]
-//! # The rules
+//! # Rules
 //!
-//! | rule | by default | ends with | reason |
+//! | limit | default | what happens beyond it | reason |
 //! |---|---|---|---|
-//! | open connections, upgraded ones too | 0.8 × file limit − 64, a quarter of the memory at 64 KiB each, 16 to 10,000 | displacement, else RST | `ConnectionEvicted`, `ConnectionsFull` |
-//! | of one client (IPv4 address, IPv6 /64) | half of what is left of nine tenths; where places are short max(64, a hundredth) | displacement of its own, else RST | `ConnectionEvicted`, `ClientConnectionsFull` |
-//! | of one network (IPv4 /24, IPv6 /48) | four times that | displacement of its own, else RST | `ConnectionEvicted`, `NetworkConnectionsFull` |
-//! | connections of one client per second, of its network | 100, burst 200; four times that | RST | `AcceptRate` |
-//! | first request head, from accept | 10 s | RST; 408 and FIN where HTTP/1 has begun in plain text | `FirstRequest` |
-//! | later request heads, from their first byte, HTTP/1 | 10 s | the same | `SlowHead` |
-//! | nothing in flight | 65 s | FIN, after GOAWAY under `palisade::serve` | `Idle` |
-//! | upgraded and silent | 5 min | FIN | `Idle` |
-//! | upgraded connections | a quarter of all | 503 in place of the 101 | `UpgradedFull` |
-//! | less than 500 B/s taken of what waits for the client | 5 min | RST | `WriteStall` |
-//! | all answers of HTTP/2 wait for their windows, and less than 500 B/s is taken | 5 min | RST | `WindowStall` |
-//! | requests in flight on all connections, of which [one client](ConnGuardBuilder::max_in_flight) may have what he leaves | four times the connections, ≥ 1,024 | 503 and `Retry-After` | `InFlightFull` |
-//! | requests cancelled within a second, and more than half of all | 200, and 20/s | GOAWAY, RST | `CancelledRequests` |
-//! | bytes of HTTP/2 that bring no request on | 256 KiB, 16 KiB/s, and 32 KiB a request | RST | `NoProgress` |
-//! | age | 1 h ± 10 % | `Connection: close`; HTTP/2: GOAWAY, or FIN once idle for 30 s; RST after a grace if [asked for](ConnGuardBuilder::age_grace) | `MaxAge` |
+//! | open connections, upgraded ones included | 0.8 × file limit − 64, or a quarter of the memory at 64 KiB each; 16 to 10,000 | eviction, else RST | `ConnectionEvicted`, `ConnectionsFull` |
+//! | connections of one client (IPv4 address, IPv6 /64) | half of the places that are left below nine tenths of the cap; near the cap max(64, a hundredth of it) | eviction of one of its own, else RST | `ConnectionEvicted`, `ClientConnectionsFull` |
+//! | connections of one network (IPv4 /24, IPv6 /48) | four times that | eviction of one of its own, else RST | `ConnectionEvicted`, `NetworkConnectionsFull` |
+//! | new connections per second, of one client and of its network | 100, burst 200; four times that | RST | `AcceptRate` |
+//! | time to the first request head, from accept | 10 s | RST; 408 and FIN if an HTTP/1 head has begun in plain text | `FirstRequest` |
+//! | time to a later request head, from its first byte, HTTP/1 | 10 s | the same | `SlowHead` |
+//! | time with nothing in flight | 65 s | FIN, after GOAWAY under `palisade::serve` | `Idle` |
+//! | silence of an upgraded connection | 5 min | FIN | `Idle` |
+//! | upgraded connections | a quarter of the cap | 503 in place of the 101 | `UpgradedFull` |
+//! | time in which less than 500 B/s is taken of the bytes that wait for the client | 5 min | RST | `WriteStall` |
+//! | time in which all HTTP/2 responses wait for their windows, at less than 500 B/s | 5 min | RST | `WindowStall` |
+//! | requests in flight on all connections, of which [one client](ConnGuardBuilder::max_in_flight) may have a share | four times the cap, at least 1,024 | 503 and `Retry-After` | `InFlightFull` |
+//! | requests cancelled within a second, if they are more than half of all | 200, and 20 per second | GOAWAY, RST | `CancelledRequests` |
+//! | HTTP/2 bytes that carry no request on | 256 KiB, and 16 KiB per second, and 32 KiB per request | RST | `NoProgress` |
+//! | age | 1 h ± 10 % | `Connection: close`; on HTTP/2 GOAWAY, or FIN after 30 s idle; RST after an [optional grace period](ConnGuardBuilder::age_grace) | `MaxAge` |
 //! | requests of one connection | 10,000 | the same | `MaxRequests` |
-//! | idle connections of one client | a quarter of what is left; where places are short 8 | `Connection: close`, FIN once idle for 5 s | `KeepAlivePerClient` |
-//! | client gone, request at work, HTTP/1 | looked for every 5 s, on Linux | RST | `HungUp` |
+//! | idle connections of one client | a quarter of the places that are left below nine tenths of the cap; near the cap 8 | `Connection: close`, FIN after 5 s idle | `KeepAlivePerClient` |
+//! | a client that has hung up while its HTTP/1 request is at work | checked every 5 s, on Linux | RST | `HungUp` |
 //!
-//! Except [under pressure](#under-pressure) no time is cut short, and each may be two looks of the sweeper longer, 500 ms unless
-//! [told otherwise](ConnGuardBuilder::precision).
+//! No deadline is early, except that they shrink [under pressure](#under-pressure). Each may be up
+//! to two sweeps late: 500 ms, unless [`precision`](ConnGuardBuilder::precision) is set.
 //!
-//! # Displacement
+//! # Eviction
 //!
-//! Who fills the cap with silent sockets must not keep anybody out. From nine tenths of the cap on,
-//! each connection that comes takes the place of the one that is of the least use: first one that
-//! only lingers, then the oldest that has completed no request within 500 ms; then those above the
-//! share that their client or its network has where places are short, whatever they do; then the
-//! idle one with the fewest answers and bytes for its age, if that is no more than one answer in
-//! 2 s; then, by a reset, the one that has made no progress for longest, and for 4 s at least, in a
-//! response that waits for its client or an upload that does not arrive; then the oldest newcomer,
-//! and idle ones that did more; and at last those that completed requests before, if an upload of
-//! theirs that stands still may be whole.
-//! Where more than half of all are newcomers they do not go late but second. Never another one that
-//! has a request in work, an answer that is being taken, or a quiet upgrade. The sweeper keeps 64 of them ready;
-//! where these are used up, 32 connections are looked at. Where none can be spared, what is left of
-//! the places is for clients with fewer than four connections, in networks with fewer than 16, and
-//! all others are reset; nor
-//! does a newcomer go, or an idle connection that did something, for whoever has four. So those who
-//! hold many with work can neither keep out nor drive out who holds few.
+//! A client that fills the cap with silent sockets must not keep other clients out. From nine
+//! tenths of the cap, each new connection evicts the least useful one, in this order:
 //!
-//! Places can be [kept](ConnGuardBuilder::reserve) for networks that must get in whatever happens.
+//! 1. connections that only linger;
+//! 2. connections that have completed no request within 500 ms, the oldest first;
+//! 3. connections above the share that their client or network has near the cap, whatever they do;
+//! 4. idle connections with at most one response in 2 s, the fewest responses and bytes for their
+//!    age first;
+//! 5. connections without progress for at least 4 s, in a response that waits for its client or an
+//!    upload that does not arrive, the longest stall first. They are reset;
+//! 6. newcomers (open for less than 500 ms), the oldest first, and idle connections that have done
+//!    more;
+//! 7. connections that have completed requests before, with an upload that has stopped but may be
+//!    complete.
 //!
-//! # What is meant to take long
+//! If more than half of all connections are newcomers, they come second and not sixth. A connection
+//! with a request at work, a response that its client takes, or a quiet upgrade is evicted only
+//! above its share. The sweeper keeps 64 candidates ready. Once these are used up, 32 connections
+//! are examined instead.
 //!
-//! Server-sent events, long polls, gRPC streams, downloads: each is one request in flight until its
-//! answer has ended, however quiet it is. So it is never idle, never evicted unless its client
-//! takes nothing of what waits for it, counts among the requests in flight, and outlives the age of
-//! its connection unless a grace is asked for. `WriteStall` and `WindowStall` hold; on HTTP/1 a
-//! client that closes its own direction of the connection while it waits for an answer counts as
-//! gone, unless `palisade::serve` is told to answer it (`HttpBuilder::half_close`). A WebSocket, or any other upgrade, and a tunnel by
-//! CONNECT are upgraded connections: no request is in flight there, and besides `WriteStall` only the silence of both
-//! sides for 5 min ends them.
+//! Clients with many connections that do work can neither keep out nor evict clients with few:
+//!
+//! - if no connection can be evicted, the places that are left are for clients with fewer than four
+//!   connections, in networks with fewer than 16. All others are reset;
+//! - a client with more does not evict newcomers, nor idle connections that have done work.
+//!
+//! Places can be [reserved](ConnGuardBuilder::reserve) for networks that must always get in.
+//!
+//! # Long responses and streams
+//!
+//! A server-sent event stream, a long poll, a gRPC stream or a download is one request in flight
+//! until its response has ended, however quiet it is. Its connection
+//!
+//! - is never idle, and is evicted only above its share, or if its client takes none of the bytes
+//!   that wait for it;
+//! - counts among the requests in flight;
+//! - outlives its maximum age, unless a grace period is set;
+//! - is subject to `WriteStall` and `WindowStall`.
+//!
+//! On HTTP/1, a client that closes its own direction of the connection while it waits for a
+//! response counts as gone, unless `palisade::serve` is told to answer it
+//! (`HttpBuilder::half_close`).
+//!
+//! A WebSocket or any other upgrade, and a CONNECT tunnel, are upgraded connections. No request is
+//! in flight on them. Besides `WriteStall`, only 5 min of silence in both directions close them.
 //!
 //! # Under pressure
 //!
-//! Deadlines shrink as it gets tight, all on one curve: they are whole up to a pressure of 0.8, and
-//! from there on go down in a straight line to what is left at 1.
+//! Timeouts shrink when the server is near its limits, all on one curve. They have their full
+//! length up to a pressure of 0.8, and shrink linearly from there to a minimum at 1.
 //!
-//! | deadline | by default | at 0.9 | at 1 |
+//! | timeout | default | at 0.9 | at 1 |
 //! |---|---|---|---|
 //! | first request head, later heads | 10 s | 6.5 s | 3 s |
 //! | nothing in flight | 65 s | 33.5 s | 2 s |
 //! | upgraded and silent | 5 min | 3 min | 60 s |
-//! | less than 500 B/s taken of what waits for the client | 5 min | 155 s | 10 s |
+//! | less than 500 B/s taken of the bytes that wait | 5 min | 155 s | 10 s |
 //!
-//! What is set to less than the last column stays as it is. The pressure is that of the connections
-//! themselves, 0 where displacement begins and 1 at the cap, without those that are told to go, or
-//! the one that is [handed in](ConnGuardBuilder::pressure) if that is higher. It is looked at with
-//! each look of the sweeper, and holds for connections that are open already. The connections' own
-//! is 0.8 where 98 of a hundred places are taken.
+//! A timeout that is set below the last column stays as it is. The pressure is the higher of two:
 //!
-//! # RequestTracking
+//! - that of the connections, which is 0 where eviction begins and 1 at the cap. It reaches 0.8 at
+//!   98 of 100 places. Connections that have been asked to close do not count;
+//! - the one that the application [supplies](ConnGuardBuilder::pressure).
 //!
-//! Bytes do not tell a request that is being worked on from a client that waits for nothing. The
-//! accounting layer tells the connection, by `Arc<ConnInfo>`, when a request's head is here and
-//! when the body of its answer has ended or is dropped.
+//! Every sweep reads the pressure and applies it to all open connections.
+//!
+//! # Request tracking
+//!
+//! Bytes do not show whether a request is at work or a client is idle. Request tracking reports to
+//! the connection, by its `Arc<ConnInfo>`, when a request head has arrived, and when the body of
+//! its response has ended or is dropped.
 //!
 //! - axum: serve `connected(app)`, which also puts `ConnectInfo<SocketAddr>` and `Arc<ConnInfo>`
 //!   into each request;
-//! - tonic: `harden(Server::builder()).layer(guard.track_requests())`, which also makes `remote_addr()`
-//!   work;
-//! - hyper: [`RequestTracking::for_connection(io.conn().clone(), service)`](RequestTracking::for_connection) for each connection. Where
-//!   one service serves all of them, put the `Arc<ConnInfo>` into the extensions of each request,
-//!   and call [`guard.track_requests()`](ConnGuard::track_requests) around the service with that request.
+//! - tonic: `harden(Server::builder()).layer(guard.track_requests())`, which also makes
+//!   `remote_addr()` work;
+//! - hyper: [`RequestTracking::for_connection(conn, service)`](RequestTracking::for_connection) for
+//!   each connection, with the [`conn`](GuardedIo::conn) of its socket. If one service serves all
+//!   of them, put the `Arc<ConnInfo>` into the extensions of each request, and wrap the service
+//!   with the layer that [`guard.track_requests()`](ConnGuard::track_requests) returns.
 //!
-//! Without it the guard still enforces the caps, the accept rate, the write stall, the age if it has
-//! a grace, and cuts those who never sent a byte; a connection that sent one is taken to be
-//! at work for ever after. [`ConnSnapshot::untracked`] counts those, and the metrics are told
-//! once, after as long as a first request may take. A request that both `connected` and such a
-//! layer see counts once.
+//! Without it, the guard still enforces the caps, the accept rate, the write timeout, and the
+//! maximum age if it has a grace period. It closes connections that never send a byte. A connection
+//! that has sent one counts as at work from then on. [`ConnSnapshot::untracked`] counts the
+//! connections without request tracking. The metrics receive one event for them, after the time
+//! that a first request may take.
 //!
-//! # What it cannot do
+//! A request that both `connected` and the layer see counts once.
 //!
-//! Under `axum::serve` and tonic one HTTP/2 connection cannot be told to go away in good order (but
-//! by tonic itself at an age, which `harden` sets), nor one stream of it be cut: a client that shuts the window of some streams keeps them for as long
-//! as a handler of the connection is at work, unless places are short. Unfinished HEADERS after the first complete request end by the idle
-//! rule only. A request that begins at the very moment in which its connection is ended as idle
-//! is lost, as with every server; clients repeat it. HTTP/2 that is to take no more requests, of
-//! its age or their number, goes there once it was idle for 30 s, and a client that never is goes on.
+//! # Limitations
 //!
-//! Behind an upload that no handler reads, and that has filled the socket, a client's end does not
-//! arrive: that he is gone is not seen, and his request lasts for as long as its handler does.
+//! **HTTP/2 under `axum::serve` and tonic.** The guard cannot send GOAWAY there, and cannot reset a
+//! single stream. (tonic itself sends GOAWAY at a maximum age, which `harden` sets.) So:
 //!
-//! A handler that answers and reads on in a task of its own is seen to be at work only where the
-//! request is HTTP/1, and while 500 bytes a second come; on HTTP/2 such an upload has the idle time
-//! from its answer on. Under TLS that is not `palisade::serve`'s own, the bytes of an HTTP/2 body
-//! cannot be told from others, and a flood beside an upload passes. When a tunnel of HTTP/2 ends,
-//! hyper tells the guard only under `palisade::serve`: elsewhere its connection counts as upgraded
-//! for as long as it lives, and has the upgraded time, which only its DATA moves, whenever it has no
-//! request in flight.
+//! - a client that closes the window of some streams keeps them for as long as a handler of the
+//!   connection is at work, except near the cap;
+//! - a connection that is to take no more requests, for its age or their number, is closed after it
+//!   was idle for 30 s. A client that is never idle keeps its connection.
 //!
-//! Answers to pipelined requests that the kernels on both sides hold unread are not counted: to
-//! ask for them takes an `ioctl` that no safe crate has. hyper reads no further request while its
-//! socket is full, and then the write stall ends it.
+//! **HTTP/2 heads.** Unfinished HEADERS after the first complete request are ended by the idle
+//! timeout only.
+//!
+//! **A race at the idle timeout.** A request that begins at the moment when its connection is
+//! closed as idle is lost, as with every server. Clients repeat it.
+//!
+//! **Unread uploads.** If no handler reads an upload that has filled the socket, the client's end
+//! of the stream does not arrive. The guard does not notice that the client is gone, and the
+//! request lasts for as long as its handler does.
+//!
+//! **Reading on after the response.** A handler that responds and then reads on in another task is
+//! seen to be at work only on HTTP/1, and while 500 bytes a second arrive. On HTTP/2 such an upload
+//! has the idle timeout, from its response on.
+//!
+//! **HTTP/2 under foreign TLS.** Under TLS that is not `palisade::serve`'s own, the bytes of a body
+//! cannot be told apart from others, and a flood beside an upload passes.
+//!
+//! **HTTP/2 tunnels.** hyper reports the end of a tunnel to the guard only under `palisade::serve`.
+//! Elsewhere the connection counts as upgraded for as long as it lives. Whenever it has no request
+//! in flight, it has the timeout of upgraded connections, which only its DATA extends.
+//!
+//! **Unread responses.** Responses to pipelined requests that the kernels on both sides hold unread
+//! are not counted: that takes an `ioctl` that no safe crate offers. hyper reads no further request
+//! while its socket is full, and then the write timeout ends the connection.
 //!
 //! # Sockets
 //!
-//! A TCP connection that is let in gets `TCP_NODELAY`, a first keep-alive probe after 60 s of
-//! silence, 64 KiB of unsent bytes at most (`TCP_NOTSENT_LOWAT`; a send buffer of 128 KiB where there
-//! is no such thing), and on Linux an end by the kernel once its client has acknowledged nothing
-//! for 30 s, or 5 s longer than the write stall if that is more (`TCP_USER_TIMEOUT`): a last resort
-//! for clients that are gone, behind the guard's own rules.
+//! An admitted TCP connection gets
 //!
-//! What got lost before it could be accepted the guard never sees. Among its levels on Linux are
-//! therefore how many connections wait at its listeners, how many may, and how many the kernel lost
-//! at any listener; `/proc` is read for them when they are asked for, and not otherwise.
+//! - `TCP_NODELAY`;
+//! - a first keep-alive probe after 60 s of silence;
+//! - at most 64 KiB of unsent bytes (`TCP_NOTSENT_LOWAT`), or a send buffer of 128 KiB where that
+//!   option does not exist;
+//! - on Linux, a close by the kernel once the client has acknowledged nothing for 30 s, or for 5 s
+//!   longer than the write timeout if that is more (`TCP_USER_TIMEOUT`). It is a last resort for
+//!   clients that are gone, behind the guard's own rules.
+//!
+//! The guard does not see connections that are lost before they are accepted. On Linux its gauges
+//! therefore include how many connections wait at its listeners, how many may wait, and how many
+//! the kernel has lost at any listener. `/proc` is read only when these gauges are sampled.
 //!
 //! # Cost
 //!
-//! A read or a write costs two or three loads and stores and no clock; a Pending one also the lock
-//! of its own two wakers. One task per guard looks at all connections, four times a second while
-//! there are any; there is no timer per connection.
+//! A read or a write costs two or three loads and stores, and reads no clock. One that is pending
+//! also locks the connection's own wakers. One task per guard checks all connections four times a
+//! second while there are any. There is no timer per connection.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
