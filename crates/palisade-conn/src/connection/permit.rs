@@ -1,4 +1,4 @@
-//! A connection's place among those that are open.
+//! The permit of an open connection.
 
 use super::{ConnHandle, registry::Place};
 use crate::guard::shared::Shared;
@@ -12,12 +12,12 @@ use std::{
     time::Duration,
 };
 
-/// Held by the socket for as long as there is one, whoever has it. Dropping it is the one true
-/// end of the connection.
+/// A connection's place under the cap. The socket holds it, in any task, until it is dropped. Only
+/// the drop of the permit ends the connection for the guard.
 pub(crate) struct Permit {
     shared: Arc<Shared>,
     conn: ConnHandle,
-    /// [`Place::NOWHERE`] if the guard does not look.
+    /// [`Place::NOWHERE`] if the guard is off.
     place: Place,
 }
 
@@ -30,6 +30,7 @@ impl Permit {
         }
     }
 
+    /// The permit of a connection that the guard does not count, because it is off.
     pub(crate) fn unregistered(shared: Arc<Shared>, conn: ConnHandle) -> Self {
         Self {
             shared,

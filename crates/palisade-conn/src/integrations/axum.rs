@@ -1,4 +1,4 @@
-//! Under `axum::serve`.
+//! The integration with `axum::serve`.
 
 use crate::{
     accept::listener::{GuardedListener, Listener},
@@ -26,13 +26,13 @@ use std::{
 };
 use tower_service::Service;
 
-/// Makes a service of its own for each guarded connection. See [`connected`].
+/// Creates a service for each guarded connection. See [`connected`].
 #[derive(Clone, Debug)]
 pub struct Connected<S> {
     app: S,
 }
 
-/// `S` on one connection. See [`connected`].
+/// The service `S` on one connection. See [`connected`].
 #[derive(Clone, Debug)]
 pub struct ConnectedService<S> {
     tracking: RequestTracking<S>,
@@ -47,11 +47,11 @@ pin_project! {
     }
 }
 
-/// Serves `app` on guarded connections: a `Router`, or any service that answers requests and
-/// never fails, such as layers around one.
+/// Serves `app` on guarded connections: a `Router`, or any infallible service, such as a router
+/// with layers around it.
 ///
 /// Each request gets axum's `ConnectInfo<SocketAddr>` and the `Arc<ConnInfo>` of its connection,
-/// and the connection is told of each request. A response with a body costs one box.
+/// and is [tracked](crate#request-tracking). A response with a body costs one box.
 ///
 /// ```no_run
 /// # use {axum::{Router, routing::get}, palisade_conn::{ConnGuard, connected}};
@@ -65,8 +65,8 @@ pub fn connected<S: 'static>(app: S) -> Connected<S> {
     Connected { app: settled(app) }
 }
 
-/// A router without a state makes its routes once, in place of with each request: what
-/// `axum::serve` does for one that is given to it directly.
+/// Lets a router without state build its routes once instead of for each request, as `axum::serve`
+/// does for a router that is passed to it directly.
 #[doc(hidden)]
 pub fn settled<A: 'static>(mut app: A) -> A {
     let any: &mut dyn Any = &mut app;
@@ -84,7 +84,7 @@ impl<L: Listener> AxumListener for GuardedListener<L> {
 
     async fn accept(&mut self) -> (Self::Io, SocketAddr) {
         loop {
-            // After a failure it pauses by itself.
+            // After an error, `accept` pauses by itself.
             if let Ok(accepted) = GuardedListener::accept(self).await {
                 return accepted;
             }

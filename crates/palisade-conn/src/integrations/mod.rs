@@ -1,4 +1,4 @@
-//! Frameworks that the guard works under.
+//! Integrations with server frameworks.
 
 #[cfg(feature = "axum")]
 pub(crate) mod axum;

@@ -1,4 +1,4 @@
-//! Under tonic's `serve_with_incoming`.
+//! The integration with tonic's `serve_with_incoming`.
 
 use crate::{
     accept::listener::{GuardedListener, Listener},
@@ -16,28 +16,29 @@ use std::{
 };
 use tonic::transport::{Server, server::Connected};
 
-/// tonic's server with the bounds of HTTP/2 that it leaves open by itself.
+/// Sets the limits of HTTP/2 that a tonic server does not set by itself.
 ///
 /// | | tonic | hardened |
 /// |---|---|---|
-/// | requests of one connection in flight | any number | 100 |
-/// | streams that end by errors of the client's, over the life of a connection | any number | 1,024, then GOAWAY (`MadeYouReset`, CVE-2025-8671) |
-/// | streams reset before a handler heard of them | 20 | 20, then GOAWAY (Rapid Reset, CVE-2023-44487) |
-/// | bytes taken in of one request, and of a connection, before they are read | 1 MiB | 256 KiB, 512 KiB |
-/// | header fields of one request | 16 KiB | 32 KiB, as much as a head of HTTP/1 in `palisade::serve` |
-/// | age of a connection | any | 44 to 52 minutes, the same in a process, then GOAWAY |
+/// | requests in flight on one connection | no limit | 100 |
+/// | streams that are reset for errors of the client, in the life of a connection | no limit | 1,024, then GOAWAY (`MadeYouReset`, CVE-2025-8671) |
+/// | streams that the client resets before a handler gets them | 20 | 20, then GOAWAY (Rapid Reset, CVE-2023-44487) |
+/// | bytes of one request, and of a connection, that are received before they are read | 1 MiB | 256 KiB, 512 KiB |
+/// | header fields of one request | 16 KiB | 32 KiB, as much as an HTTP/1 head under `palisade::serve` |
+/// | age of a connection | no limit | 44 to 52 minutes, the same in one process, then GOAWAY |
 ///
-/// The age is below the guard's [`max_age`](crate::ConnGuardBuilder::max_age) of an hour, give or
-/// take a tenth: what is in flight comes to its end, and the client begins nothing more. Where you
-/// set the one, set `max_connection_age` below it. tonic gives all connections the same age, so
-/// those that came together go together; of several processes each has its own.
+/// The age is below the guard's [`max_age`](crate::ConnGuardBuilder::max_age), an hour give or take
+/// a tenth. At this age, requests in flight continue to their end, and the client begins no more.
+/// If you set `max_age`, set `max_connection_age` below it. tonic gives all connections the same
+/// age, so those that were opened together are closed together. The age is chosen at random in each
+/// process.
 ///
-/// Whatever is set after it holds instead. tonic has no setting for how much of an answer is kept
-/// for a client that does not read: it is 400 KiB and one piece for each stream. Where that is too
-/// much, serve the `Routes` by `palisade::serve`, which keeps 64 KiB.
+/// Values that are set on the returned server replace these. tonic has no setting for the part of a
+/// response that it keeps for a client that does not read: 400 KiB and one piece for each stream.
+/// If that is too much, serve the `Routes` with `palisade::serve`, which keeps 64 KiB.
 ///
-/// What tonic calls `tcp_nodelay` and `tcp_keepalive` does not reach a listener of one's own: the
-/// guard's sets both by itself.
+/// tonic's `tcp_nodelay` and `tcp_keepalive` have no effect on the connections of a custom
+/// listener. The guarded listener sets both by itself.
 ///
 /// ```
 /// use palisade_conn::{ConnGuard, harden};
@@ -73,8 +74,8 @@ pub fn harden<L>(server: Server<L>) -> Server<L> {
         ))
 }
 
-/// What tonic leaves in each request's extensions is the connection itself. tonic's own
-/// `remote_addr()` knows nothing of that: [`RequestTrackingLayer`](crate::RequestTrackingLayer) tells it.
+/// tonic puts the connection into the extensions of each request. Its own `remote_addr()` does not
+/// find the address there: [`RequestTrackingLayer`](crate::RequestTrackingLayer) adds it.
 impl<T: Transport> Connected for GuardedIo<T> {
     type ConnectInfo = Arc<ConnInfo>;
 
@@ -83,7 +84,8 @@ impl<T: Transport> Connected for GuardedIo<T> {
     }
 }
 
-/// Never ends. Fails as [`GuardedListener::accept`] does, after which tonic asks again.
+/// An endless stream of admitted connections, with the errors of [`GuardedListener::accept`]. tonic
+/// polls it again after an error.
 impl<L: Listener + Unpin> Stream for GuardedListener<L>
 where
     L::Io: Unpin,

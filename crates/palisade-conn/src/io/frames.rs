@@ -1,70 +1,76 @@
-//! The frames of HTTP/2 (RFC 9113 section 4.1) in what a client sends, as far as it takes to tell
-//! DATA from the rest.
+//! Reads the frame headers of HTTP/2 (RFC 9113 section 4.1) in the bytes of a client, to count the
+//! payload of DATA frames.
 
 use crate::connection::{ConnHandle, state::ConnState};
 
-/// What comes before the first frame.
+/// The length of the client preface, before the first frame.
 const PREFACE_BYTES: u32 = 24;
+/// The length of a frame header.
 const HEADER_BYTES: u8 = 9;
-/// In place of the bytes of a header: nothing came yet.
+/// The value of [`FrameReader::header_bytes`] before the first byte.
 const AT_START: u8 = u8::MAX;
-/// In the kept word beside the 24 bits of the length that is left: the frame is DATA.
+/// The bit of the stored word that says that the frame is DATA. The low 24 bits are the length that
+/// is left.
 const IS_DATA: u32 = 1 << 31;
 
-/// Where in the stream of frames a connection is. The rest of it is a word in the connection's state.
+/// A connection's place in its stream of frames. The other part of it is a word in the connection's
+/// state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameReader {
-    /// How many bytes of the current frame's header are here; all of them in its payload.
-    header: u8,
+    /// The number of bytes of the current frame's header that have arrived; all of them while its
+    /// payload arrives.
+    header_bytes: u8,
 }
 
 impl FrameReader {
-    /// At the beginning of a connection, before the preface.
+    /// Returns a reader for a new connection, before the preface.
     pub(crate) fn new() -> Self {
-        Self { header: AT_START }
+        Self {
+            header_bytes: AT_START,
+        }
     }
 
-    /// Of a connection whose bytes are encrypted below the server: the guarded socket does not see
-    /// its frames.
+    /// Returns a reader for a connection that is encrypted below the server. The guarded socket
+    /// does not see its frames.
     pub fn decrypted(conn: &ConnHandle) -> Self {
         conn.state().set_framed();
         Self::new()
     }
 
-    /// Counts those of `bytes`, which were decrypted, that are payload of DATA frames.
+    /// Counts the payload of DATA frames in decrypted `bytes`.
     pub fn read_decrypted(&mut self, conn: &ConnHandle, bytes: &[u8]) {
         self.read(conn.state(), bytes);
     }
 
-    /// Counts those of `bytes` that are payload of DATA frames.
+    /// Counts the payload of DATA frames in `bytes`.
     pub(crate) fn read(&mut self, state: &ConnState, mut bytes: &[u8]) {
-        // While the header comes: its length, and its type above that.
+        // While the header arrives, the word collects the length of the frame, then its type.
         let mut word = state.frame();
         let mut data = 0u32;
-        if self.header == AT_START {
-            (self.header, word) = (HEADER_BYTES, PREFACE_BYTES);
+        if self.header_bytes == AT_START {
+            (self.header_bytes, word) = (HEADER_BYTES, PREFACE_BYTES);
         }
         while let [first, rest @ ..] = bytes {
             let left = word & !IS_DATA;
-            if self.header == HEADER_BYTES && left > 0 {
-                let here = bytes.len().min(left as usize);
+            if self.header_bytes == HEADER_BYTES && left > 0 {
+                let taken = bytes.len().min(left as usize);
                 if word & IS_DATA != 0 {
-                    data = data.wrapping_add(here as u32);
+                    data = data.wrapping_add(taken as u32);
                 }
-                word -= here as u32;
-                bytes = &bytes[here..];
+                word -= taken as u32;
+                bytes = &bytes[taken..];
                 continue;
             }
-            if self.header == HEADER_BYTES {
-                (self.header, word) = (0, 0);
+            if self.header_bytes == HEADER_BYTES {
+                (self.header_bytes, word) = (0, 0);
             }
-            // Length, type, flags, stream.
-            match self.header {
+            // A header has three bytes of length, then type, flags and stream.
+            match self.header_bytes {
                 0..3 => word = word << 8 | u32::from(*first),
                 3 if *first == 0 => word |= IS_DATA,
                 _ => {}
             }
-            self.header += 1;
+            self.header_bytes += 1;
             bytes = rest;
         }
         state.store_frame(word, data);
@@ -82,8 +88,8 @@ mod tests {
         frame
     }
 
-    /// The DATA in `bytes` after the preface, read in pieces of this size.
-    fn data_in(bytes: &[u8], size: usize) -> u32 {
+    /// Returns the DATA bytes in `bytes` after the preface, read in pieces of this size.
+    fn data_bytes(bytes: &[u8], size: usize) -> u32 {
         let state = ConnState::default();
         let mut frames = FrameReader::new();
         let all = [&[b'P'; PREFACE_BYTES as usize][..], bytes].concat();
@@ -93,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn data_is_told_from_the_rest_however_it_is_cut() {
+    fn data_is_counted_in_pieces_of_any_size() {
         let bytes = [
             frame(4, 18),
             frame(0, 5),
@@ -103,7 +109,7 @@ mod tests {
         ];
         let bytes = [bytes.concat(), frame(6, 8), frame(0, 3)[..10].to_vec()].concat();
         for size in [1, 2, 3, 7, 9, 10, 16_384, bytes.len() + 24] {
-            assert_eq!(data_in(&bytes, size), 5 + 70_000 + 1, "{size}");
+            assert_eq!(data_bytes(&bytes, size), 5 + 70_000 + 1, "{size}");
         }
     }
 
@@ -111,7 +117,7 @@ mod tests {
     fn the_longest_frame_and_garbage_are_counted_without_overflow() {
         let mut longest = vec![0xff, 0xff, 0xff, 0, 0xff, 0xff, 0xff, 0xff, 0xff];
         longest.extend(vec![0; 0x00ff_ffff]);
-        assert_eq!(data_in(&longest, 65_536), 0x00ff_ffff);
+        assert_eq!(data_bytes(&longest, 65_536), 0x00ff_ffff);
         let mut random = 1u64;
         let garbage: Vec<u8> = (0..100_000)
             .map(|_| {
@@ -121,6 +127,6 @@ mod tests {
                 (random >> 56) as u8
             })
             .collect();
-        assert!(data_in(&garbage, 113) <= 100_000);
+        assert!(data_bytes(&garbage, 113) <= 100_000);
     }
 }

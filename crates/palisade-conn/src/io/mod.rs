@@ -1,4 +1,4 @@
-//! The guarded socket.
+//! The guarded socket and what it runs over.
 
 pub(crate) mod frames;
 pub(crate) mod guarded;

@@ -1,4 +1,4 @@
-//! What a guarded connection runs over.
+//! The byte streams that a guarded connection can run over.
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -9,46 +9,49 @@ use tokio::{
     net::TcpStream,
 };
 
-/// So many bytes may wait in the kernel unsent, so that what it takes is what the client takes.
-const UNSENT: u32 = 64 * 1024;
-/// A silent peer is asked for the first time after this.
-const KEEPALIVE: Duration = Duration::from_secs(60);
-/// And then every so often. Where there is a `TCP_USER_TIMEOUT` the first probe that is not
-/// answered by the next is the last, so the next is not soon: a phone may be in a tunnel. Windows
-/// asks without a pause where none is given.
+/// The largest number of unsent bytes in the kernel. It is small, so that the kernel takes bytes
+/// only as fast as the client does.
+const MAX_UNSENT_BYTES: u32 = 64 * 1024;
+/// The time of silence before the first TCP keep-alive probe.
+const KEEPALIVE_IDLE_TIME: Duration = Duration::from_secs(60);
+/// The interval between keep-alive probes. With `TCP_USER_TIMEOUT`, the connection is closed if a
+/// probe is not answered before the next one. So the interval is long: a phone may be in a tunnel.
+/// Windows probes without a pause if none is set.
 #[cfg(any(
     target_os = "linux",
     target_os = "android",
     target_vendor = "apple",
     windows
 ))]
-const KEEPALIVE_AGAIN: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 
-/// A byte stream that a [`GuardedIo`](crate::GuardedIo) can watch over: sockets, and whatever
-/// tests put in their place.
+/// A byte stream that a [`GuardedIo`](crate::GuardedIo) can guard. Implemented for the sockets of
+/// tokio.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin {
-    /// Called once when the connection is let in. Sets options; what fails stays as it was.
+    /// Sets the options of the socket. Called once, when the connection is admitted. An option that
+    /// cannot be set stays as it was.
     fn prepare(&self) {}
 
-    /// Called once when the connection is let in by a guard that enforces: the system is to give it
-    /// up when its client has acknowledged nothing of what was sent for so long. Where there is no
-    /// such thing, nothing.
+    /// Lets the system close the connection once its client has acknowledged no sent byte for this
+    /// time. Called once, when a guard that enforces its limits admits the connection. Does nothing
+    /// by default, and on systems without such an option.
     fn give_up_after(&self, silence: Duration) {
         let _ = silence;
     }
 
-    /// Makes the coming close a reset: the client sees an RST, the kernel keeps nothing. Where
-    /// there is no such thing, nothing.
+    /// Turns the next close into a reset: the client sees an RST, and the kernel keeps nothing.
+    /// Does nothing by default.
     fn reset_on_close(&self) {}
 
-    /// Whether the client is known to have closed his end or to be gone, though bytes of his may
-    /// be unread. `false` where that cannot be told.
+    /// Returns whether the client is known to have closed its direction or to be gone. Bytes that
+    /// it sent may be unread. `false` if that is unknown, which is the default.
     fn has_hung_up(&self) -> bool {
         false
     }
 
-    /// Whether the client is known to be gone, and not only to have closed its own direction: the
-    /// connection was reset, or both directions are closed. `false` where that cannot be told.
+    /// Returns whether the client is known to be gone, and not only to have closed its own
+    /// direction: the connection was reset, or both directions are closed. `false` if that is
+    /// unknown, which is the default.
     fn is_gone(&self) -> bool {
         false
     }
@@ -57,17 +60,17 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin {
 impl Transport for TcpStream {
     fn prepare(&self) {
         let socket = SockRef::from(self);
-        // A socket that is gone already refuses them, and is found out by whoever reads it.
+        // A socket refuses the options if its client is gone. The next read reports that.
         let _ = socket.set_tcp_nodelay(true);
         let _ = limit_unsent(&socket);
-        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
+        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE_TIME);
         #[cfg(any(
             target_os = "linux",
             target_os = "android",
             target_vendor = "apple",
             windows
         ))]
-        let keepalive = keepalive.with_interval(KEEPALIVE_AGAIN);
+        let keepalive = keepalive.with_interval(KEEPALIVE_INTERVAL);
         let _ = socket.set_tcp_keepalive(&keepalive);
     }
 
@@ -82,56 +85,57 @@ impl Transport for TcpStream {
 
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn has_hung_up(&self) -> bool {
-        hung_up(self, PollFlags::RDHUP)
+        has_event(self, PollFlags::RDHUP)
     }
 
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn is_gone(&self) -> bool {
-        hung_up(self, PollFlags::empty())
+        has_event(self, PollFlags::empty())
     }
 }
 
 #[cfg(unix)]
 impl Transport for tokio::net::UnixStream {
     fn prepare(&self) {
-        // There is no low-water mark here.
-        let _ = SockRef::from(self).set_send_buffer_size(2 * UNSENT as usize);
+        // A Unix socket has no low-water mark for unsent bytes.
+        let _ = SockRef::from(self).set_send_buffer_size(2 * MAX_UNSENT_BYTES as usize);
     }
 
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn has_hung_up(&self) -> bool {
-        hung_up(self, PollFlags::RDHUP)
+        has_event(self, PollFlags::RDHUP)
     }
 
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn is_gone(&self) -> bool {
-        hung_up(self, PollFlags::empty())
+        has_event(self, PollFlags::empty())
     }
 }
 
-/// Without this Linux takes megabytes for a client that reads nothing, and no clock of ours runs.
+/// Limits the unsent bytes in the kernel. Otherwise Linux takes megabytes for a client that reads
+/// nothing, and the write timeout does not begin.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn limit_unsent(socket: &SockRef<'_>) -> std::io::Result<()> {
-    socket.set_tcp_notsent_lowat(UNSENT)
+    socket.set_tcp_notsent_lowat(MAX_UNSENT_BYTES)
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 fn limit_unsent(socket: &SockRef<'_>) -> std::io::Result<()> {
-    socket.set_send_buffer_size(2 * UNSENT as usize)
+    socket.set_send_buffer_size(2 * MAX_UNSENT_BYTES as usize)
 }
 
-/// Whether `socket` was reset, is closed in both directions, or any of `asked` is so.
+/// Returns whether `socket` was reset, is closed in both directions, or has one of the `events`.
 #[cfg(any(target_os = "linux", target_os = "android"))]
-fn hung_up(socket: &impl std::os::fd::AsFd, asked: PollFlags) -> bool {
-    const AT_ONCE: Timespec = Timespec {
+fn has_event(socket: &impl std::os::fd::AsFd, events: PollFlags) -> bool {
+    const NO_WAIT: Timespec = Timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // The system tells of the last two unasked.
-    let gone = asked | PollFlags::HUP | PollFlags::ERR;
-    let mut asked = [PollFd::new(socket, asked)];
-    let answered = poll(&mut asked, Some(&AT_ONCE));
-    answered.is_ok_and(|ready| ready > 0) && asked[0].revents().intersects(gone)
+    // The system reports HUP and ERR even if they are not requested.
+    let reported = events | PollFlags::HUP | PollFlags::ERR;
+    let mut fds = [PollFd::new(socket, events)];
+    let result = poll(&mut fds, Some(&NO_WAIT));
+    result.is_ok_and(|ready| ready > 0) && fds[0].revents().intersects(reported)
 }
 
 #[cfg(all(test, any(target_os = "linux", target_os = "android")))]
@@ -142,7 +146,7 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     #[tokio::test]
-    async fn a_client_that_hangs_up_behind_an_unread_byte_is_found_out() {
+    async fn a_client_that_hangs_up_after_an_unread_byte_is_detected() {
         let listener = servers::listener().await;
         let mut client = TcpStream::connect(listener.local_addr().unwrap())
             .await
@@ -151,19 +155,22 @@ mod tests {
         server.prepare();
         client.write_all(b"x").await.unwrap();
         assert!(!server.has_hung_up());
-        assert_eq!(SockRef::from(&server).tcp_notsent_lowat().unwrap(), UNSENT);
+        assert_eq!(
+            SockRef::from(&server).tcp_notsent_lowat().unwrap(),
+            MAX_UNSENT_BYTES
+        );
         assert!(SockRef::from(&server).tcp_nodelay().unwrap());
         assert!(SockRef::from(&server).keepalive().unwrap());
         assert_eq!(
             SockRef::from(&server).tcp_keepalive_time().unwrap(),
-            KEEPALIVE
+            KEEPALIVE_IDLE_TIME
         );
         drop(client);
         until("hung up", || server.has_hung_up()).await;
     }
 
     #[tokio::test]
-    async fn a_client_that_closed_its_own_direction_is_still_there() {
+    async fn a_client_that_closed_its_own_direction_is_not_gone() {
         let listener = servers::listener().await;
         let mut client = TcpStream::connect(listener.local_addr().unwrap())
             .await
@@ -186,18 +193,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_kernel_takes_little_for_whoever_reads_nothing_of_a_unix_socket() {
+    async fn the_send_buffer_of_a_unix_socket_is_small() {
         let (server, _client) = tokio::net::UnixStream::pair().unwrap();
         server.prepare();
-        // Linux counts what it keeps beside the bytes, and so doubles it (socket(7)).
+        // Linux doubles the value, for its own bookkeeping (socket(7)).
         assert_eq!(
             SockRef::from(&server).send_buffer_size().unwrap(),
-            4 * UNSENT as usize
+            4 * MAX_UNSENT_BYTES as usize
         );
     }
 
     #[tokio::test]
-    async fn the_kernel_gives_up_after_the_guard_would_have_and_only_if_it_enforces() {
+    async fn the_kernel_timeout_is_longer_than_the_write_timeout_and_set_only_if_enforced() {
         let stall = |seconds| ConnGuard::builder().write_stall(Duration::from_secs(seconds));
         let cases = [
             (stall(10), Some(30)),
