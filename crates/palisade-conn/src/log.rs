@@ -1,4 +1,4 @@
-//! What this crate logs by itself, with the feature `tracing`: each once.
+//! The log lines of this crate, with the feature `tracing`. Each is logged at most once.
 
 use crate::{connection::ConnHandle, guard::limits::Limits};
 use palisade_core::{Event, Recorder, Violation};
@@ -7,8 +7,9 @@ use palisade_core::{Guard, Reason};
 #[cfg(feature = "tracing")]
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+/// Logs the cap and its origin when a guard is created.
 #[cfg(feature = "tracing")]
-pub(crate) fn cap(limits: &Limits) {
+pub(crate) fn connection_cap(limits: &Limits) {
     let Limits {
         connections,
         connections_from,
@@ -22,30 +23,33 @@ pub(crate) fn cap(limits: &Limits) {
         from = %connections_from,
         per_client,
         per_network,
-        "how many connections there may be",
+        "connection limits of a guard",
     );
 }
 
 #[cfg(not(feature = "tracing"))]
-pub(crate) fn cap(_: &Limits) {}
+pub(crate) fn connection_cap(_: &Limits) {}
 
-/// A client on this machine was refused for its share or its rate: perhaps a load test. Said once in
-/// a process.
+/// Warns once per process that a client on this machine was refused for its share or its rate: it
+/// may be a load test.
 #[cfg(feature = "tracing")]
 pub(crate) fn refused_locally(violation: &Violation, conn: &ConnHandle) {
-    static IS_SAID: AtomicBool = AtomicBool::new(false);
-    let is_of_one = matches!(
+    static IS_LOGGED: AtomicBool = AtomicBool::new(false);
+    let is_limit_per_client = matches!(
         violation.reason,
         Reason::AcceptRate | Reason::ClientConnectionsFull | Reason::NetworkConnectionsFull
     );
-    if is_of_one && conn.peer().ip().to_canonical().is_loopback() && !IS_SAID.swap(true, Relaxed) {
+    if is_limit_per_client
+        && conn.peer().ip().to_canonical().is_loopback()
+        && !IS_LOGGED.swap(true, Relaxed)
+    {
         tracing::warn!(
             target: "palisade",
             guard = Guard::Connection.as_str(),
             reason = violation.reason.as_str(),
-            "connections from this machine are refused for the share of one client: for a load test \
-             set `no_accept_rate()` and `no_max_per_client()` on `ConnGuard::builder()`, or \
-             `reserve` places for its address",
+            "connections from this machine are refused, because they exceed the share or the rate \
+             of one client: for a load test set `no_accept_rate()` and `no_max_per_client()` on \
+             `ConnGuard::builder()`, or `reserve` places for its address",
         );
     }
 }
@@ -53,7 +57,7 @@ pub(crate) fn refused_locally(violation: &Violation, conn: &ConnHandle) {
 #[cfg(not(feature = "tracing"))]
 pub(crate) fn refused_locally(_: &Violation, _: &ConnHandle) {}
 
-/// Nobody tells of the requests on so many connections.
+/// Reports that the requests of this many connections are not reported to the guard.
 pub(crate) fn untracked(recorder: &Recorder, connections: usize) {
     recorder.record(|| Event::untracked(connections));
     #[cfg(feature = "tracing")]
@@ -61,12 +65,13 @@ pub(crate) fn untracked(recorder: &Recorder, connections: usize) {
         target: "palisade",
         guard = Guard::Connection.as_str(),
         connections,
-        "clients send and nobody tells of a request, so that no idle connection can be told from one \
-         at work: serve `connected(app)`, or put `guard.track_requests()` around everything",
+        "clients send data but no request is reported, so idle connections cannot be told from \
+         working ones: serve `connected(app)`, or put the layer of `guard.track_requests()` around \
+         the whole service",
     );
 }
 
-/// So many of a hundred requests say that a proxy forwarded them.
+/// Reports that this percentage of the requests have the headers of a proxy.
 pub(crate) fn forwarded(recorder: &Recorder, percent: u32) {
     recorder.record(|| Event::forwarded(percent));
     #[cfg(feature = "tracing")]
@@ -74,8 +79,8 @@ pub(crate) fn forwarded(recorder: &Recorder, percent: u32) {
         target: "palisade",
         guard = Guard::Connection.as_str(),
         percent,
-        "most requests say that a proxy forwarded them: if those of `clients` in the snapshot are proxies of \
-         yours, choose `Stack::behind_proxy()` and `ConnGuardBuilder::behind_proxy()`; if not, it is a flood \
-         that says so",
+        "most requests have the headers of a proxy: if `clients` in the snapshot are proxies of \
+         yours, use `Stack::behind_proxy()` and `ConnGuardBuilder::behind_proxy()`; if not, a \
+         flood sends these headers",
     );
 }

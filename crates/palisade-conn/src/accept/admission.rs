@@ -21,8 +21,9 @@ use std::sync::{
     atomic::Ordering::{Relaxed, SeqCst},
 };
 
-/// A client with this many connections, or whose network has four times as many, gets no place of
-/// an idle connection that has worked, and none of the last tenth of the places.
+/// The numbers of connections from which a client or a network has many. A client with many, or in
+/// a network with many, gets no place of an idle connection that has worked, and none of the last
+/// tenth of the places.
 const MANY_CONNECTIONS: Shares = Shares {
     client: 4,
     network: 16,
@@ -105,7 +106,7 @@ pub(crate) fn admit(
     let now = shared.now();
     let is_enforced = shared.limits.mode == Mode::Enforce;
     let is_reserved = has_peer && shared.is_reserved_for(conn);
-    let max = shared.limits.most(is_reserved);
+    let max = shared.limits.max_open(is_reserved);
     let open = shared.open.load(SeqCst);
     let shares = if has_peer && !is_reserved {
         shared.limits.shares(open)
@@ -113,12 +114,12 @@ pub(crate) fn admit(
         None
     };
     let next = open.saturating_add(1);
-    // A client that has its share already pays with a connection of its own, and no other does.
+    // A client that has its share evicts one of its own connections, and no other.
     let has_share = || shares.is_some_and(|shares| shared.registry.has(conn, shares));
     if may_evict && next > shared.limits.soft() && !has_share() {
         let has_many = shares.is_some() && shared.registry.has(conn, MANY_CONNECTIONS);
-        // Where the tasks of closed connections do not run, each new connection that waits in vain
-        // would cost one more, and in the end the useful ones.
+        // If the tasks of closing connections do not run, each new connection that waits in vain
+        // would evict one more, and in the end a useful one.
         let staying = next.saturating_sub(shared.close_pending.load(Relaxed));
         let is_evicted = staying > shared.limits.soft() / 2
             && evict(
@@ -192,13 +193,13 @@ pub(crate) fn admit(
     Ok(permit)
 }
 
-/// Returns the violation of a connection that is not admitted in the end, and reports it if that
-/// has not been done.
-pub(crate) fn give_up(shared: &Shared, error: AdmitError, conn: &ConnHandle) -> Violation {
+/// Returns the violation of a connection that is not admitted, and reports it unless it has been
+/// reported.
+pub(crate) fn report_refusal(shared: &Shared, error: AdmitError, conn: &ConnHandle) -> Violation {
     match error {
         AdmitError::Refused(violation) => violation,
         AdmitError::NotYet => {
-            let limit = shared.limits.most(shared.is_reserved_for(conn)) as u64;
+            let limit = shared.limits.max_open(shared.is_reserved_for(conn)) as u64;
             let violation = violation(Reason::ConnectionsFull, limit, limit.saturating_add(1));
             report(shared, &violation, shared.limits.mode, conn);
             violation

@@ -1,4 +1,4 @@
-//! The listener.
+//! The guarded listener: accepts connections and passes on those that the guard admits.
 
 use super::admission::{self, AdmitError};
 use crate::{
@@ -28,67 +28,71 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-/// So often a newcomer lets others run first who are about to go.
-const TURNS: u32 = 32;
-/// So many refusals in a row, and others may run first.
-const AT_A_STRETCH: u32 = 64;
-/// After so many failures in a row they are no longer taken for the connections' own.
-const IN_A_ROW: u32 = 16;
-/// Accepting pauses for so long when there is nothing to accept with, at first.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// A new connection yields to other tasks this many times while connections are about to close.
+const MAX_YIELDS: u32 = 32;
+/// The number of refused connections and errors after which one poll yields to other tasks.
+const MAX_ATTEMPTS_PER_POLL: u32 = 64;
+/// From this number of errors in a row, they are no longer assumed to be those of single
+/// connections.
+const MAX_ERRORS_IN_A_ROW: u32 = 16;
+/// The first pause after an error.
+const MIN_PAUSE: Duration = Duration::from_millis(10);
+/// The longest pause after an error.
+const MAX_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a [`GuardedListener`] listener accepts from: tokio's listeners, and whatever tests put in their
-/// place.
+/// A listener that a [`GuardedListener`] can accept from. Implemented for the listeners of tokio.
 pub trait Listener: Send + 'static {
-    /// What it accepts.
+    /// The type of an accepted connection.
     type Io: Transport + Send + 'static;
 
-    /// Accepts one connection, with the address of its other end if that tells clients apart.
+    /// Accepts one connection. Returns the address of its peer, if addresses tell clients apart.
     fn poll_accept(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<(Self::Io, Option<SocketAddr>)>>;
 
-    /// Where it listens; where that is no address of the internet, 0.0.0.0:0.
+    /// Returns the address on which it listens, or 0.0.0.0:0 if that is not an internet address.
     ///
     /// # Errors
     ///
-    /// Whatever the system says.
+    /// The error of the system.
     fn local_addr(&self) -> io::Result<SocketAddr>;
 
-    /// Where the connection came in.
+    /// Returns the local address of an accepted connection.
     fn local_of(io: &Self::Io) -> Option<SocketAddr>;
 }
 
-/// A listener whose connections are watched over, and that lets in no more than its guard allows.
+/// A listener that yields only connections that its guard admits and watches.
 ///
-/// It never fails for good and never spins. A failure that is one connection's own is passed
-/// over. Where files or memory are short, a connection that can be spared goes, unless it has only
-/// just come, and accepting pauses for 10 ms, and twice as long each time after that, up to 100 ms.
+/// It never fails permanently and never spins. It skips errors that belong to one connection. If
+/// files or memory are short, it evicts a connection that is at least 1 s old, if one can be
+/// evicted, and pauses. The first pause is 10 ms. Each further one is twice as long, up to 100 ms.
 pub struct GuardedListener<L: Listener> {
     inner: L,
     guard: ConnGuard,
     pause: Option<Pin<Box<Sleep>>>,
     next_pause: Duration,
-    /// Failures since something was accepted.
-    failures: u32,
-    waiting: Option<Waiting<L::Io>>,
+    /// Errors since a connection was last accepted.
+    errors_in_a_row: u32,
+    pending: Option<PendingConn<L::Io>>,
     listening: Option<Listening>,
 }
 
-/// Accepted, and not let in yet.
-struct Waiting<T> {
+/// A connection that has been accepted and is not admitted yet.
+struct PendingConn<T> {
     io: T,
     conn: ConnHandle,
     has_peer: bool,
-    turns: u32,
+    /// How often it has yielded to other tasks.
+    yields: u32,
 }
 
-/// What is to be done about a failure to accept.
+/// The cause of an accept error, as far as it decides what to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Failure {
-    OfConnection,
+enum ErrorCause {
+    /// One connection ended before it was accepted.
+    OneConnection,
+    /// No files or memory are left.
     Exhausted,
     Other,
 }
@@ -114,7 +118,7 @@ impl Listener for TcpListener {
     }
 }
 
-/// Everybody on a Unix socket has the same address: no limit per client applies.
+/// All clients of a Unix socket have the same address, so no limit per client applies.
 #[cfg(unix)]
 impl Listener for tokio::net::UnixListener {
     type Io = tokio::net::UnixStream;
@@ -148,87 +152,90 @@ impl<L: Listener> GuardedListener<L> {
             inner,
             guard: guard.clone(),
             pause: None,
-            next_pause: FIRST_PAUSE,
-            failures: 0,
-            waiting: None,
+            next_pause: MIN_PAUSE,
+            errors_in_a_row: 0,
+            pending: None,
             listening,
         }
     }
 
-    /// The next connection that is let in, and its other end.
-    ///
-    /// Cancel safe: what was accepted and not handed out is kept for the next call.
+    /// Accepts the next connection that the guard admits. Returns it with the address of its peer.
     ///
     /// # Errors
     ///
-    /// Only those that are neither one connection's own nor a shortage. Call it again: it pauses
-    /// by itself.
+    /// Only errors that belong neither to one connection nor to a shortage of files or memory. Call
+    /// this again after an error: it pauses by itself.
     ///
     /// # Panics
     ///
     /// If the runtime has no timer.
+    ///
+    /// # Cancel safety
+    ///
+    /// This method is cancel safe. A connection that was accepted but not returned is kept for the
+    /// next call.
     pub async fn accept(&mut self) -> io::Result<(GuardedIo<L::Io>, SocketAddr)> {
         poll_fn(|cx| self.poll_accept(cx)).await
     }
 
-    /// Where it listens.
+    /// Returns the address on which it listens.
     ///
     /// # Errors
     ///
-    /// Whatever the system says.
+    /// The error of the system.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.inner.local_addr()
     }
 
-    /// Its guard.
+    /// Returns its guard.
     pub fn guard(&self) -> &ConnGuard {
         &self.guard
     }
 
-    /// [`Self::accept`], by hand.
+    /// Polls for the next connection, as [`Self::accept`] does.
     ///
     /// # Errors
     ///
-    /// As [`Self::accept`].
+    /// The same as those of [`Self::accept`].
     ///
     /// # Panics
     ///
-    /// As [`Self::accept`].
+    /// If the runtime has no timer.
     pub fn poll_accept(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<(GuardedIo<L::Io>, SocketAddr)>> {
-        for _ in 0..AT_A_STRETCH {
+        for _ in 0..MAX_ATTEMPTS_PER_POLL {
             if let Some(pause) = &mut self.pause {
                 ready!(pause.as_mut().poll(cx));
                 self.pause = None;
             }
-            let waiting = match self.waiting.take() {
-                Some(waiting) => waiting,
+            let pending = match self.pending.take() {
+                Some(pending) => pending,
                 None => match ready!(self.inner.poll_accept(cx)) {
                     Ok((io, peer)) => {
-                        (self.next_pause, self.failures) = (FIRST_PAUSE, 0);
-                        match self.first_look(io, peer) {
-                            Some(waiting) => waiting,
+                        (self.next_pause, self.errors_in_a_row) = (MIN_PAUSE, 0);
+                        match self.check_rate(io, peer) {
+                            Some(pending) => pending,
                             None => continue,
                         }
                     }
-                    Err(error) => match self.failed(error) {
+                    Err(error) => match self.handle_error(error) {
                         Some(error) => return Poll::Ready(Err(error)),
                         None => continue,
                     },
                 },
             };
-            match self.let_in(waiting) {
+            match self.try_admit(pending) {
                 Some(io) => {
                     let peer = io.conn().peer();
                     return Poll::Ready(Ok((io, peer)));
                 }
-                None if self.waiting.is_some() => break,
+                None if self.pending.is_some() => break,
                 None => {}
             }
         }
-        // Others may run first; those among them who are told to go will have gone.
+        // Yield: the tasks of connections that have been asked to close run meanwhile.
         cx.waker().wake_by_ref();
         Poll::Pending
     }
@@ -237,71 +244,76 @@ impl<L: Listener> GuardedListener<L> {
         self.guard.shared()
     }
 
-    /// `None` if it was reset.
-    fn first_look(&self, io: L::Io, peer: Option<SocketAddr>) -> Option<Waiting<L::Io>> {
+    /// Returns an accepted connection, or resets it and returns `None` if its client connects too
+    /// often.
+    fn check_rate(&self, io: L::Io, peer: Option<SocketAddr>) -> Option<PendingConn<L::Io>> {
         let conn = self.shared().connection(peer, L::local_of(&io));
         let has_peer = peer.is_some();
         if admission::check_rate(self.shared(), &conn, has_peer).is_err() {
             io.reset_on_close();
             return None;
         }
-        Some(Waiting {
+        Some(PendingConn {
             io,
             conn,
             has_peer,
-            turns: 0,
+            yields: 0,
         })
     }
 
-    /// `None` if it was reset or waits.
-    fn let_in(&mut self, mut waiting: Waiting<L::Io>) -> Option<GuardedIo<L::Io>> {
-        let is_first = waiting.turns == 0;
-        match admission::admit(self.shared(), &waiting.conn, waiting.has_peer, is_first) {
-            Ok(permit) => return Some(GuardedIo::new(waiting.io, permit)),
-            Err(AdmitError::NotYet) if waiting.turns < TURNS => {
-                waiting.turns += 1;
-                self.waiting = Some(waiting);
+    /// Admits a connection. Returns `None` if it was reset, or if it has to wait.
+    fn try_admit(&mut self, mut pending: PendingConn<L::Io>) -> Option<GuardedIo<L::Io>> {
+        let is_first = pending.yields == 0;
+        match admission::admit(self.shared(), &pending.conn, pending.has_peer, is_first) {
+            Ok(permit) => return Some(GuardedIo::new(pending.io, permit)),
+            Err(AdmitError::NotYet) if pending.yields < MAX_YIELDS => {
+                pending.yields += 1;
+                self.pending = Some(pending);
             }
             Err(error) => {
-                admission::give_up(self.shared(), error, &waiting.conn);
-                waiting.io.reset_on_close();
+                admission::report_refusal(self.shared(), error, &pending.conn);
+                pending.io.reset_on_close();
             }
         }
         None
     }
 
-    /// What the caller is to know of a failure, if anything.
-    fn failed(&mut self, error: io::Error) -> Option<io::Error> {
+    /// Handles an accept error. Returns it if the caller has to know of it.
+    fn handle_error(&mut self, error: io::Error) -> Option<io::Error> {
         let shared = self.guard.shared();
         let count = |counter: &AtomicU64| counter.fetch_add(1, Relaxed);
-        let failure = Failure::of(&error);
-        self.failures = self.failures.saturating_add(1);
-        match failure {
-            Failure::OfConnection => {
-                count(&shared.accept_errors.of_connection);
-                if self.failures < IN_A_ROW {
+        let cause = ErrorCause::of_error(&error);
+        self.errors_in_a_row = self.errors_in_a_row.saturating_add(1);
+        match cause {
+            ErrorCause::OneConnection => {
+                count(&shared.accept_errors.of_one_connection);
+                if self.errors_in_a_row < MAX_ERRORS_IN_A_ROW {
                     return None;
                 }
             }
-            Failure::Exhausted => {
+            ErrorCause::Exhausted => {
                 count(&shared.accept_errors.exhausted);
                 evict_for_file(shared);
             }
-            Failure::Other => {
+            ErrorCause::Other => {
                 count(&shared.accept_errors.other);
             }
         }
         self.pause = Some(Box::pin(sleep(self.next_pause)));
-        self.next_pause = (2 * self.next_pause).min(LONGEST_PAUSE);
-        (failure == Failure::Other).then_some(error)
+        self.next_pause = (2 * self.next_pause).min(MAX_PAUSE);
+        if cause == ErrorCause::Other {
+            Some(error)
+        } else {
+            None
+        }
     }
 }
 
 impl<L: Listener> Drop for GuardedListener<L> {
     fn drop(&mut self) {
         let mut all = self.guard.shared().listening.lock();
-        if let Some(place) = all.iter().position(|one| Some(*one) == self.listening) {
-            all.swap_remove(place);
+        if let Some(index) = all.iter().position(|one| Some(*one) == self.listening) {
+            all.swap_remove(index);
         }
     }
 }
@@ -315,20 +327,20 @@ impl<L: Listener> fmt::Debug for GuardedListener<L> {
     }
 }
 
-// === Failure ===
+// === ErrorCause ===
 
-impl Failure {
-    fn of(error: &io::Error) -> Self {
+impl ErrorCause {
+    fn of_error(error: &io::Error) -> Self {
         use io::ErrorKind::{
             ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, Interrupted,
             NetworkDown, NetworkUnreachable, OutOfMemory, TimedOut, WouldBlock,
         };
         match error.kind() {
             OutOfMemory => Self::Exhausted,
-            // accept(2): errors that are pending on the new socket come back from it.
+            // accept(2) also returns errors that are pending on the new socket.
             ConnectionAborted | ConnectionRefused | ConnectionReset | HostUnreachable
             | Interrupted | NetworkDown | NetworkUnreachable | TimedOut | WouldBlock => {
-                Self::OfConnection
+                Self::OneConnection
             }
             _ => Self::of_code(error.raw_os_error()),
         }
@@ -337,7 +349,7 @@ impl Failure {
     #[cfg(unix)]
     fn of_code(code: Option<i32>) -> Self {
         use rustix::io::Errno;
-        let of_one = [
+        let one_connection = [
             Errno::PROTO,
             Errno::NOPROTOOPT,
             Errno::HOSTDOWN,
@@ -347,8 +359,8 @@ impl Failure {
         let is_in = |list: &[Errno]| list.iter().any(|errno| Some(errno.raw_os_error()) == code);
         if is_in(&exhausted) {
             Self::Exhausted
-        } else if is_in(&of_one) {
-            Self::OfConnection
+        } else if is_in(&one_connection) {
+            Self::OneConnection
         } else {
             Self::Other
         }

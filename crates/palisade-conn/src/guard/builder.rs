@@ -1,17 +1,17 @@
-//! Makes a guard.
+//! The builder of a guard: its options, their defaults and their ranges.
 
 use super::{
     ConnGuard,
-    limits::{CapFrom, Growth, Limits, auto_connections},
+    limits::{CapFrom, Growth, Limits, default_cap},
 };
 use palisade_core::{ConfigError, Mode, Network, Prefix, Pressure, Recorder};
 use palisade_guard::Gcra;
 use std::{fmt, time::Duration};
 
-/// Makes a [`ConnGuard`]. Nothing is checked before [`build`](Self::build), which then names
-/// every fault at once.
+/// Builds a [`ConnGuard`]. Values are checked by [`build`](Self::build), which names every fault at
+/// once.
 #[derive(Clone, Debug)]
-#[must_use = "nothing is guarded before `build`, and by nothing but the guard it returns"]
+#[must_use = "a builder does nothing until `build` returns the guard"]
 pub struct ConnGuardBuilder {
     mode: Mode,
     recorder: Recorder,
@@ -41,43 +41,51 @@ pub struct ConnGuardBuilder {
     pressure: Pressure,
 }
 
+/// The limit on the connections of one client.
 #[derive(Clone, Copy, Debug)]
 enum PerClient {
+    /// It follows from the cap and tightens with load.
     Auto,
-    Most(u32),
-    Any,
+    Max(u32),
+    Unlimited,
 }
 
+/// The limit on the connections of one network.
 #[derive(Clone, Copy, Debug)]
 enum PerNetwork {
-    /// So many times as one client.
-    Times(u32),
-    Most(u32),
-    Any,
+    /// This many times the limit of one client.
+    TimesClient(u32),
+    Max(u32),
+    Unlimited,
 }
 
+/// The limit on the idle connections of one client.
 #[derive(Clone, Copy, Debug)]
 enum KeepAlive {
-    /// So many, where there is a limit per client.
+    /// This number near the cap, if there is a limit per client. It tightens with load.
     Auto(u32),
-    Most(u32),
-    Any,
+    Max(u32),
+    Unlimited,
 }
 
+/// The limit on the new connections of one network.
 #[derive(Clone, Copy, Debug)]
 enum AcceptRatePerNetwork {
-    /// So many times that of one client.
-    Times(u32),
-    Most(u32, u32),
-    Any,
+    /// This many times the rate and the burst of one client.
+    TimesClient(u32),
+    /// A rate per second and a burst.
+    Max(u32, u32),
+    Unlimited,
 }
 
 const DAY: Duration = Duration::from_secs(86_400);
 const MILLISECOND: Duration = Duration::from_millis(1);
-const MOST_CONNECTIONS: usize = 1 << 24;
-const MOST_PER_SECOND: u32 = 1_000_000;
-const MOST_OVERHEAD: u32 = 1 << 30;
-const FROM_1_MS_TO_24_H: &str = "1 ms to 24 h";
+const MAX_CONNECTIONS: usize = 1 << 24;
+const MICROS_PER_SECOND: u32 = 1_000_000;
+/// The largest accept rate and burst. A rate is kept as whole microseconds per connection.
+const MAX_CONNECTIONS_PER_SECOND: u32 = MICROS_PER_SECOND;
+const MAX_OVERHEAD_BYTES: u32 = 1 << 30;
+const ALLOWED_TIMEOUT: &str = "1 ms to 24 h";
 
 // === ConnGuardBuilder ===
 
@@ -90,10 +98,10 @@ impl ConnGuardBuilder {
             reserve: 0,
             reserved: Vec::new(),
             per_client: PerClient::Auto,
-            per_network: PerNetwork::Times(4),
+            per_network: PerNetwork::TimesClient(4),
             keep_alive: KeepAlive::Auto(8),
             accept_rate: Some((100, 200)),
-            accept_rate_per_network: AcceptRatePerNetwork::Times(4),
+            accept_rate_per_network: AcceptRatePerNetwork::TimesClient(4),
             prefix: Prefix::default(),
             first_request: Duration::from_secs(10),
             head: Duration::from_secs(10),
@@ -113,27 +121,33 @@ impl ConnGuardBuilder {
         }
     }
 
-    /// Whether it enforces, only tells what it would have done, or does not look.
+    /// Sets whether the guard enforces its limits, only reports what it would do, or does nothing.
     /// Defaults to [`Mode::Enforce`].
     pub fn mode(mut self, mode: Mode) -> Self {
         self.mode = mode;
         self
     }
 
-    /// Tells `metrics` of everything it does. Defaults to nobody.
+    /// Sets the sink for the events and gauges of the guard. Defaults to none.
     pub fn metrics(mut self, metrics: impl Into<Recorder>) -> Self {
         self.recorder = metrics.into();
         self
     }
 
-    /// How many connections may be open at once, upgraded ones too, 1 to 16,777,216. From nine
-    /// tenths of it on, the least useful one goes for each that comes; see
-    /// [displacement](crate#displacement).
+    /// Limits the connections that are open at once, upgraded ones included.
     ///
-    /// Defaults to the least of four fifths of the files that this process may have open, less 64;
-    /// a quarter of the memory that it may use, by its control group or that there is, at 64 KiB for
-    /// each connection; and 10,000. Which one it was is in [`ConnSnapshot::limit_from`], and, with
-    /// the feature `tracing`, in a log line when the guard is made.
+    /// From nine tenths of the limit, each new connection evicts the least useful one: see
+    /// [eviction](crate#eviction). A new connection that finds no place is reset.
+    ///
+    /// [`ConnSnapshot::limit_from`] says what the default follows from. With the feature `tracing`
+    /// a log line says so when the guard is created.
+    ///
+    /// Range: 1 to 16,777,216. Defaults to the least of the following, and at least 16:
+    ///
+    /// - four fifths of the files that this process may open, less 64;
+    /// - a quarter of the memory that this process may use, by its control group or on the machine,
+    ///   at 64 KiB per connection;
+    /// - 10,000.
     ///
     /// [`ConnSnapshot::limit_from`]: crate::ConnSnapshot::limit_from
     pub fn max_connections(mut self, connections: usize) -> Self {
@@ -141,12 +155,15 @@ impl ConnGuardBuilder {
         self
     }
 
-    /// Keeps the last `places` of [`Self::max_connections`] for peers in `networks`: health checks,
-    /// monitoring, an operator. `places` must be below [`Self::max_connections`]. Their accept rate, their number per client
-    /// and per network, how many they keep idle and the number of all requests are not looked at, and
-    /// they make room for each
-    /// other only, and only where nobody else can. Every deadline is theirs as well. Defaults to
-    /// none.
+    /// Reserves the last `places` of [`Self::max_connections`] for peers in `networks`: health
+    /// checks, monitoring, an operator.
+    ///
+    /// These peers have no accept rate, no limit per client or network, no limit on idle
+    /// connections, and are not refused for the number of requests in flight. Their timeouts are
+    /// the same as for other peers. Their connections are evicted only for each other, and only if
+    /// no other connection can be evicted.
+    ///
+    /// Range of `places`: less than [`Self::max_connections`]. Defaults to none.
     ///
     /// ```
     /// # use palisade_conn::ConnGuard;
@@ -159,327 +176,413 @@ impl ConnGuardBuilder {
         self
     }
 
-    /// How many connections one client may have, at least 1. The next one takes the place of the
-    /// least useful of its own.
+    /// Limits the open connections of one client.
     ///
-    /// By default the share tightens with load: while places are plentiful a client may have half
-    /// of what is left of nine tenths of [`Self::max_connections`] (alone three tenths of all), and
-    /// where they are short a hundredth of all, at least 64. The connections above that share are
-    /// then the first to be evicted, whatever they do.
+    /// At the limit, a new connection evicts the least useful one of the same client. It is reset
+    /// if none can be evicted.
+    ///
+    /// Range: at least 1. Defaults to a limit that tightens with load:
+    ///
+    /// - while places are plentiful, half of the places that are left below nine tenths of
+    ///   [`Self::max_connections`], which is three tenths of all for a client alone;
+    /// - near the cap, a hundredth of all places, at least 64. Connections above it are then among
+    ///   the first to be evicted, whatever they do.
     pub fn max_per_client(mut self, connections: u32) -> Self {
-        self.per_client = PerClient::Most(connections);
+        self.per_client = PerClient::Max(connections);
         self
     }
 
-    /// No limit on the connections of one client: for a server whose peers are proxies. The limits per
-    /// network and on idle ones go with it, unless they are set. By default
-    /// [`Self::max_per_client`] applies.
+    /// Removes the limit on the connections of one client: for a server behind proxies. This also
+    /// removes the limits per network and on idle connections, unless they are set. Defaults to the
+    /// limit of [`Self::max_per_client`].
     pub fn no_max_per_client(mut self) -> Self {
-        self.per_client = PerClient::Any;
+        self.per_client = PerClient::Unlimited;
         self
     }
 
-    /// For a server whose peers are proxies or balancers of your own, each with many clients: no
-    /// [`max_per_client`](Self::max_per_client), no [`accept_rate`](Self::accept_rate), no
-    /// [`max_cancelled`](Self::max_cancelled), and [`idle`](Self::idle) connections for 620 s, which
-    /// is longer than the longest that balancers keep theirs, whatever was set before. What clients behind them do cannot be
-    /// told apart here; the layers can, by the address that the proxy passes on.
+    /// Sets the options for a server behind your own proxies or balancers, each with many clients.
     ///
-    /// Where nine in ten requests say that they were forwarded and this is not set, the guard says
-    /// so: once to its metrics and, with the feature `tracing`, in the log, and as a level. It is the
-    /// clients' own word: look whether the few clients with most connections are proxies of yours.
-    /// A flood may say so, too.
+    /// That is [`no_max_per_client`](Self::no_max_per_client),
+    /// [`no_accept_rate`](Self::no_accept_rate), [`no_max_cancelled`](Self::no_max_cancelled), and
+    /// 620 s for [`idle`](Self::idle) connections, which is longer than any balancer keeps its own.
+    /// These replace earlier values. The guard cannot tell apart the clients behind a proxy. The
+    /// layers can, by the address that the proxy forwards.
+    ///
+    /// Without this option, the guard reports if more than nine in ten requests have the headers of
+    /// a proxy: once to the metrics, once in the log with the feature `tracing`, and as a gauge.
+    /// Clients can send these headers themselves, and so can a flood. Check whether the few clients
+    /// with the most connections are your proxies.
+    ///
+    /// Defaults to the options for a server without a proxy.
     pub fn behind_proxy(self) -> Self {
         let proxied = self.no_max_per_client().no_accept_rate().no_max_cancelled();
         proxied.idle(Duration::from_secs(620))
     }
 
-    /// How many connections the network of a client may have, its /24 or its /48, at least 1. The
-    /// next one takes the place of one of that network's, the least useful of those looked at.
+    /// Limits the open connections of one network: the /24 or /48 of a client.
     ///
-    /// Defaults to four times as many as one client may have, which tightens with load as that
-    /// does, and to any number where one client may have them all.
+    /// At the limit, a new connection evicts one of the same network, the least useful of those
+    /// that are examined. It is reset if none can be evicted.
+    ///
+    /// Range: at least 1. Defaults to four times the limit of one client, which tightens with load
+    /// in the same way, and to no limit if there is none per client.
     pub fn max_per_network(mut self, connections: u32) -> Self {
-        self.per_network = PerNetwork::Most(connections);
+        self.per_network = PerNetwork::Max(connections);
         self
     }
 
-    /// One network may have them all: where most clients come from one.
-    /// Defaults to [`Self::max_per_network`].
+    /// Removes the limit on the connections of one network: for a server with most of its clients
+    /// in the same one. Defaults to the limit of [`Self::max_per_network`].
     pub fn no_max_per_network(mut self) -> Self {
-        self.per_network = PerNetwork::Any;
+        self.per_network = PerNetwork::Unlimited;
         self
     }
 
-    /// How many connections one client may keep idle, any number from 0 on. Of those that were idle
-    /// for 1 s the older ones beyond it take no more requests: HTTP/1 says `Connection: close` with
-    /// the next answer, and once one was idle for 5 s it ends with a FIN. A browser keeps 6. What
-    /// is at work does not count, so that a load test is not slowed down.
+    /// Limits the idle connections that one client keeps.
     ///
-    /// By default it tightens with load: a client may keep a quarter of what is left of nine tenths
-    /// of [`Self::max_connections`], where places are short 8, and any number where one client may
-    /// have them all. So no idle connection is closed early while there are places.
+    /// A connection counts once it has been idle for 1 s. The older ones beyond the limit take no
+    /// more requests: an HTTP/1 response says `Connection: close`, and the connection is closed
+    /// with a FIN once it has been idle for 5 s. Connections at work do not count, so a load test
+    /// is not slowed down. A browser keeps 6.
+    ///
+    /// Range: any number. Defaults to a limit that tightens with load: a quarter of the places that
+    /// are left below nine tenths of [`Self::max_connections`], near the cap 8, and no limit if
+    /// there is none per client. So no idle connection is closed early while there are places.
     pub fn keep_alive_per_client(mut self, connections: u32) -> Self {
-        self.keep_alive = KeepAlive::Most(connections);
+        self.keep_alive = KeepAlive::Max(connections);
         self
     }
 
-    /// One client may keep all of his: for a server whose peers are proxies.
-    /// Defaults to [`Self::keep_alive_per_client`].
+    /// Removes the limit on the idle connections of one client: for a server behind proxies.
+    /// Defaults to the limit of [`Self::keep_alive_per_client`].
     pub fn no_keep_alive_per_client(mut self) -> Self {
-        self.keep_alive = KeepAlive::Any;
+        self.keep_alive = KeepAlive::Unlimited;
         self
     }
 
-    /// How many connections one client may make in a second, and how many at once, each 1 to
-    /// 1,000,000. Keeps a table of 65,536 clients, 512 KiB, allocated at once.
-    /// Defaults to 100 and 200.
+    /// Limits the new connections of one client, to `per_second` and to `burst` at once.
+    ///
+    /// A connection beyond the rate is reset. The guard keeps a table of 65,536 clients, which
+    /// takes 512 KiB and is allocated at once.
+    ///
+    /// Range of both: 1 to 1,000,000. Defaults to 100 and 200.
     pub fn accept_rate(mut self, per_second: u32, burst: u32) -> Self {
         self.accept_rate = Some((per_second, burst));
         self
     }
 
-    /// A client may connect as often as it likes: for a server whose peers are proxies. So may a
-    /// network, unless its rate is set. Defaults to [`Self::accept_rate`].
+    /// Removes the limit on the new connections of one client: for a server behind proxies. This
+    /// also removes the limit for networks, unless it is set. Defaults to the limit of
+    /// [`Self::accept_rate`].
     pub fn no_accept_rate(mut self) -> Self {
         self.accept_rate = None;
         self
     }
 
-    /// How many connections the network of a client, its /24 or its /48, may make in a second, and
-    /// how many at once, each 1 to 1,000,000: a /48 has 65,536 clients with a rate of their own.
-    /// Defaults to four times the rate and the burst of one client.
+    /// Limits the new connections of one network, the /24 or /48 of a client, to `per_second` and
+    /// to `burst` at once. Without it, a /48 would have 65,536 clients with a rate of their own.
+    ///
+    /// A connection beyond the rate is reset.
+    ///
+    /// Range of both: 1 to 1,000,000. Defaults to four times the rate and the burst of one client.
     pub fn accept_rate_per_network(mut self, per_second: u32, burst: u32) -> Self {
-        self.accept_rate_per_network = AcceptRatePerNetwork::Most(per_second, burst);
+        self.accept_rate_per_network = AcceptRatePerNetwork::Max(per_second, burst);
         self
     }
 
-    /// A network may connect as often as its clients may.
-    /// Defaults to [`Self::accept_rate_per_network`].
+    /// Removes the limit on the new connections of one network beside those of its clients.
+    /// Defaults to the limit of [`Self::accept_rate_per_network`].
     pub fn no_accept_rate_per_network(mut self) -> Self {
-        self.accept_rate_per_network = AcceptRatePerNetwork::Any;
+        self.accept_rate_per_network = AcceptRatePerNetwork::Unlimited;
         self
     }
 
-    /// How many bits of an address make a client. Defaults to an IPv4 address and an IPv6 /64.
+    /// Sets how many bits of an address identify a client. Defaults to a whole IPv4 address and an
+    /// IPv6 /64.
     pub fn prefix(mut self, prefix: Prefix) -> Self {
         self.prefix = prefix;
         self
     }
 
-    /// The time from accept to the first complete request head, 1 ms to 24 h. One deadline for
-    /// silence, protocol sniffing, TLS, half a preface and unfinished headers. Ends with a reset, or
-    /// with a 408 and a FIN where a head of HTTP/1 has begun in plain text. A client that connects ahead of need is cut as well, and connects again when it has one.
-    /// Defaults to 10 s.
-    pub fn first_request(mut self, within: Duration) -> Self {
-        self.first_request = within;
-        self
-    }
-
-    /// The time for a later request head, from its first byte, 1 ms to 24 h; HTTP/1 only, since
-    /// bytes of HTTP/2 may be anything. Bytes that come before the sweeper has seen the connection
-    /// idle may belong to the request before, and count as idle, and what is left of a body by its
-    /// declared length is not one: it has the idle time, as long as 500 bytes a second come. Behind a
-    /// body of unknown end, chunked or pipelined, bytes at that rate may be the rest of it. Ends as [`Self::first_request`] does. Defaults to 10 s.
-    pub fn head(mut self, within: Duration) -> Self {
-        self.head = within;
-        self
-    }
-
-    /// How long nothing may be in flight, 1 ms to 24 h. What a client sends without completing a
-    /// request, answers to PING among it, does not count; what he is still being sent does. Behind
-    /// a balancer choose 5 s more than its own idle time. Ends with a FIN; HTTP/2 is told by GOAWAY a
-    /// second before, where the server can tell it. Defaults to 65 s.
-    pub fn idle(mut self, longest: Duration) -> Self {
-        self.idle = longest;
-        self
-    }
-
-    /// How long an upgraded connection may be silent in both directions, 1 ms to 24 h. Any byte
-    /// counts. Ends with a FIN. Defaults to 5 min.
-    pub fn upgraded_idle(mut self, longest: Duration) -> Self {
-        self.upgraded_idle = longest;
-        self
-    }
-
-    /// How long a client may take less than 500 bytes a second of the bytes that wait for it, 1 ms
-    /// to 24 h; and on HTTP/2, how long all of its responses may wait for their windows at that
-    /// rate. Ends with a reset. Where places are short, it is 10 s at last, and what has stalled
-    /// for 4 s may be evicted.
+    /// Limits the time from accept to the end of the first request head.
     ///
-    /// A receive window opens in large steps, of up to a sixteenth of its buffer: a client that reads
-    /// 2,000 B/s may take nothing for three minutes, and then 384 KiB at once. Defaults to 5 min.
-    pub fn write_stall(mut self, longest: Duration) -> Self {
-        self.write_stall = longest;
+    /// It is one deadline for silence, protocol detection, the TLS handshake, an incomplete preface
+    /// and an incomplete head. A connection that misses it is reset. If an HTTP/1 head has begun in
+    /// plain text, it is answered with 408 and closed with a FIN instead. A client that connects
+    /// ahead of need is closed as well, and connects again when it has a request.
+    ///
+    /// Range: 1 ms to 24 h. Defaults to 10 s.
+    pub fn first_request(mut self, timeout: Duration) -> Self {
+        self.first_request = timeout;
         self
     }
 
-    /// The age at which a connection takes no more requests, 1 ms to 30 days, give or take a
-    /// tenth. HTTP/1 says `Connection: close` with its next response. HTTP/2 is told by GOAWAY and
-    /// ends once it was idle for 5 s, where the server can tell it; elsewhere by a FIN once it was
-    /// idle for 30 s, because its client may be about to use it. Upgraded connections have no age. Defaults to 1 h.
+    /// Limits the time from the first byte of a later request head to its end. HTTP/1 only, because
+    /// the bytes of HTTP/2 may be anything.
+    ///
+    /// A connection that misses it ends as with [`Self::first_request`]. Not all bytes begin a
+    /// head:
+    ///
+    /// - bytes that arrive before the sweeper has seen the connection idle may belong to the
+    ///   previous request. They count as idle;
+    /// - the rest of a body of declared length has the idle timeout, which is extended while 500
+    ///   bytes a second arrive;
+    /// - behind a body of unknown length, chunked or pipelined, bytes at that rate may be the rest
+    ///   of it. They extend this timeout.
+    ///
+    /// Range: 1 ms to 24 h. Defaults to 10 s.
+    pub fn head(mut self, timeout: Duration) -> Self {
+        self.head = timeout;
+        self
+    }
+
+    /// Limits the time for which nothing is in flight.
+    ///
+    /// The connection is closed with a FIN. An HTTP/2 client receives GOAWAY a second before, if
+    /// the server can send it. Bytes that do not complete a request, answers to PING among them, do
+    /// not extend the time. A response that the client still receives does. Behind a balancer,
+    /// choose 5 s more than its own idle timeout.
+    ///
+    /// Range: 1 ms to 24 h. Defaults to 65 s.
+    pub fn idle(mut self, timeout: Duration) -> Self {
+        self.idle = timeout;
+        self
+    }
+
+    /// Limits the time for which an upgraded connection is silent in both directions. Any byte ends
+    /// the silence.
+    ///
+    /// The connection is closed with a FIN.
+    ///
+    /// Range: 1 ms to 24 h. Defaults to 5 min.
+    pub fn upgraded_idle(mut self, timeout: Duration) -> Self {
+        self.upgraded_idle = timeout;
+        self
+    }
+
+    /// Limits the time for which a client takes less than 500 bytes a second of the bytes that wait
+    /// for it. On HTTP/2, it also limits the time for which all responses wait for their windows,
+    /// at less than that rate.
+    ///
+    /// The connection is reset. Near the cap the time shrinks, at last to 10 s, and a connection
+    /// that has stalled for 4 s may be evicted. A receive window opens in large steps, of up to a
+    /// sixteenth of its buffer: a client that reads 2,000 B/s may take nothing for three minutes,
+    /// and then 384 KiB at once.
+    ///
+    /// Range: 1 ms to 24 h. Defaults to 5 min.
+    pub fn write_stall(mut self, timeout: Duration) -> Self {
+        self.write_stall = timeout;
+        self
+    }
+
+    /// Limits the age of a connection, give or take a tenth.
+    ///
+    /// A connection at its age takes no more requests. On HTTP/1, the next response says
+    /// `Connection: close`. On HTTP/2, the client receives GOAWAY if the server can send it, and
+    /// the connection is closed once it has been idle for 5 s. Other servers close it with a FIN
+    /// once it has been idle for 30 s, because its client may be about to use it. Upgraded
+    /// connections have no age.
+    ///
+    /// Range: 1 ms to 30 days. Defaults to 1 h.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = Some(age);
         self
     }
 
-    /// Connections of any age. Defaults to [`Self::max_age`].
+    /// Removes the limit on the age of a connection. Defaults to the limit of [`Self::max_age`].
     pub fn no_max_age(mut self) -> Self {
         self.max_age = None;
         self
     }
 
-    /// How long after its age a connection that has still something in flight is reset, 0 to
-    /// 24 h. It ends long downloads, event streams and gRPC streams as well, so it wants to be
-    /// longer than the longest of them. Defaults to never: what is in flight goes on to its end.
+    /// Limits the time after the [age](Self::max_age) for which a connection may have requests in
+    /// flight.
+    ///
+    /// Then the connection is reset. That ends long downloads, event streams and gRPC streams as
+    /// well, so choose a time that is longer than the longest of them.
+    ///
+    /// Range: 0 to 24 h. Defaults to no limit: requests in flight continue to their end.
     pub fn age_grace(mut self, grace: Duration) -> Self {
         self.age_grace = Some(grace);
         self
     }
 
-    /// How many requests one connection may bring, at least 1; needs the accounting layer. HTTP/1
-    /// says `Connection: close` with the last one. HTTP/2 ends as at its [age](Self::max_age).
-    /// Defaults to 10,000.
+    /// Limits the requests of one connection. Needs [request tracking](crate#request-tracking).
+    ///
+    /// On HTTP/1, the last response says `Connection: close`. On HTTP/2, the connection ends as at
+    /// its [age](Self::max_age).
+    ///
+    /// Range: at least 1. Defaults to 10,000.
     pub fn max_requests(mut self, requests: u32) -> Self {
         self.max_requests = Some(requests);
         self
     }
 
-    /// Any number of requests. Defaults to [`Self::max_requests`].
+    /// Removes the limit on the requests of one connection. Defaults to the limit of
+    /// [`Self::max_requests`].
     pub fn no_max_requests(mut self) -> Self {
         self.max_requests = None;
         self
     }
 
-    /// How many connections may be upgraded at once, at least 1; needs the accounting layer. The
-    /// next one gets 503 in place of its 101 or its successful `CONNECT`, and its handler learns
-    /// that nothing came of the upgrade. An HTTP/2 connection that carries a tunnel counts as one
-    /// until its last tunnel ends under `palisade::serve`, and elsewhere for as long as it lives;
-    /// every other rule holds beside the tunnel.
+    /// Limits the connections that are upgraded at once. Needs
+    /// [request tracking](crate#request-tracking).
     ///
-    /// A client may always have one, and more as long as he has no more than is left of three
-    /// quarters of them; where a peer is no client ([`Self::behind_proxy`]), all it gets.
-    /// Defaults to a quarter of [`Self::max_connections`].
+    /// Beyond the limit, a request gets 503 in place of its 101 or its successful `CONNECT`, and
+    /// its handler learns that the upgrade has failed. An HTTP/2 connection that carries a tunnel
+    /// counts until its last tunnel ends under `palisade::serve`, and elsewhere for as long as it
+    /// lives. Every other rule applies beside the tunnel.
+    ///
+    /// A client may always have one upgraded connection. It may have more while it has no more than
+    /// it leaves of three quarters of the limit. Where peers are not clients
+    /// ([`Self::behind_proxy`]), only the total is limited.
+    ///
+    /// Range: at least 1. Defaults to a quarter of [`Self::max_connections`].
     pub fn max_upgraded(mut self, connections: usize) -> Self {
         self.max_upgraded = Some(connections);
         self
     }
 
-    /// How many requests may be in flight on all connections together, at least 1; needs the
-    /// accounting layer. The next one is answered 503 and `Retry-After` at its head.
+    /// Limits the requests in flight on all connections together. Needs
+    /// [request tracking](crate#request-tracking).
     ///
-    /// A connection may always have one. More it may have as long as its client has no more than he
-    /// leaves of three quarters of them: alone three eighths of all, beside three who ask for all
-    /// they can get three twentieths. So nobody who asks for one thing at a time is refused because
-    /// others ask for thousands, as long as this is at least four times the connections. Where a
-    /// peer is no client ([`Self::behind_proxy`], a Unix socket) only the whole counts.
-    /// Defaults to four times [`Self::max_connections`], and at least 1,024.
+    /// Beyond the limit, a request is refused at its head with 503 and `Retry-After`.
+    ///
+    /// A connection may always have one request in flight. It may have more while its client has no
+    /// more than it leaves of three quarters of the limit. A client alone may have three eighths of
+    /// the limit, and a client beside three others that ask for all they can get three twentieths.
+    /// So a client with one request at a time is not refused because others have thousands, as long
+    /// as the limit is at least four times [`Self::max_connections`]. Where peers are not clients
+    /// ([`Self::behind_proxy`], a Unix socket), only the total is limited.
+    ///
+    /// Range: at least 1. Defaults to four times [`Self::max_connections`], at least 1,024.
     pub fn max_in_flight(mut self, requests: usize) -> Self {
         self.max_in_flight = Some(requests);
         self
     }
 
-    /// How many requests one connection may cancel within about a second of their beginning, and
-    /// before anything is answered, 1 to 65,535; needs the accounting layer. Twenty are forgiven in
-    /// each second, so that a search while typing never comes to its end. Beyond that, and once more
-    /// than half of all its requests that have ended were cancelled, the connection is told by
-    /// GOAWAY where the server can tell it, and is reset there at twice as many, elsewhere at once.
-    /// A second is one look of the sweeper longer at the most. Defaults to 200.
+    /// Limits the requests that one connection cancels within about a second of their start, before
+    /// their response head. Needs [request tracking](crate#request-tracking).
+    ///
+    /// Twenty are forgiven every second, so a search while typing never reaches the limit. The
+    /// limit applies once more than half of all ended requests of the connection were cancelled.
+    /// Then the client receives GOAWAY if the server can send it, and the connection is reset at
+    /// twice the limit. Other servers reset it at once. The second may be up to one sweep longer.
+    ///
+    /// Range: 1 to 65,535. Defaults to 200.
     pub fn max_cancelled(mut self, requests: u16) -> Self {
         self.max_cancelled = Some(requests);
         self
     }
 
-    /// Any number of them. Defaults to [`Self::max_cancelled`].
+    /// Removes the limit on cancelled requests. Defaults to the limit of [`Self::max_cancelled`].
     pub fn no_max_cancelled(mut self) -> Self {
         self.max_cancelled = None;
         self
     }
 
-    /// How many bytes an HTTP/2 connection may bring that bring no request on, 1 KiB to 1 GiB:
-    /// PING, SETTINGS, window updates, priorities, frames that nobody knows. 16 KiB are free for
-    /// every second, 32 KiB for every request, as much as its head may have under
-    /// `palisade::serve` and `harden`, and one byte for eight that the server sends. DATA does not
-    /// count: windows bound it. Where frames cannot be told apart, under TLS that is not
-    /// `palisade::serve`'s own, nothing is counted while a request with a body is in flight, nor
-    /// 64 MiB after it. Before the first request anything counts. Needs the accounting layer. Ends with a reset. Defaults to 256 KiB.
+    /// Limits the HTTP/2 bytes of a connection that carry no request on: PING, SETTINGS, window
+    /// updates, priorities, unknown frames. Needs [request tracking](crate#request-tracking).
+    ///
+    /// The connection is reset. Some bytes are free:
+    ///
+    /// - 16 KiB for every second;
+    /// - 32 KiB for every request, as much as its head may have under `palisade::serve` and
+    ///   `harden`;
+    /// - one byte for every eight that the server sends.
+    ///
+    /// DATA does not count, because windows limit it. Where frames cannot be told apart, under TLS
+    /// that is not `palisade::serve`'s own, nothing counts while a request with a body is in
+    /// flight, nor for 64 MiB after it. Before the first request, all bytes count.
+    ///
+    /// Range: 1 KiB to 1 GiB. Defaults to 256 KiB.
     pub fn max_overhead(mut self, bytes: u32) -> Self {
         self.max_overhead = Some(bytes);
         self
     }
 
-    /// Any number of bytes. Defaults to [`Self::max_overhead`].
+    /// Removes the limit on HTTP/2 overhead. Defaults to the limit of [`Self::max_overhead`].
     pub fn no_max_overhead(mut self) -> Self {
         self.max_overhead = None;
         self
     }
 
-    /// How often a request at work on HTTP/1 is looked at whether its client is still there, 1 ms
-    /// to 24 h: one system call each time, on Linux only. hyper does not notice by itself if the
-    /// client sent so much as a byte too many. A client who only closed his own direction counts as
-    /// gone, as to hyper itself, unless the server lets it: `palisade_serve`'s
-    /// `HttpBuilder::half_close`. Defaults to every 5 s.
-    pub fn probe(mut self, every: Duration) -> Self {
-        self.probe = Some(every);
+    /// Sets how often the guard checks whether the client of an HTTP/1 request at work has hung up.
+    ///
+    /// If it has, the connection is reset. hyper itself does not notice if the client has sent even
+    /// one byte more than its request. Each check is one system call, on Linux only. A client that
+    /// has closed only its own direction counts as gone, as it does for hyper, unless the server
+    /// allows it: `HttpBuilder::half_close` of `palisade_serve`.
+    ///
+    /// Range: 1 ms to 24 h. Defaults to every 5 s.
+    pub fn probe(mut self, interval: Duration) -> Self {
+        self.probe = Some(interval);
         self
     }
 
-    /// Nobody looks. Defaults to [`Self::probe`].
+    /// Disables the check for clients that have hung up. Defaults to the interval of
+    /// [`Self::probe`].
     pub fn no_probe(mut self) -> Self {
         self.probe = None;
         self
     }
 
-    /// How often the sweeper looks at each connection, 1 ms to 10 s. Every time above is met
-    /// never early and at most two of these late. Defaults to 250 ms.
-    pub fn precision(mut self, tick: Duration) -> Self {
-        self.precision = tick;
+    /// Sets the interval between two sweeps, each of which checks every connection.
+    ///
+    /// No deadline is early, and each is at most two intervals late.
+    ///
+    /// Range: 1 ms to 10 s. Defaults to 250 ms.
+    pub fn precision(mut self, interval: Duration) -> Self {
+        self.precision = interval;
         self
     }
 
-    /// What presses the process beside its connections: while it is above 0.8, deadlines shrink; see
-    /// [under pressure](crate#under-pressure). Clones of it share the value, whoever sets it.
-    /// Defaults to one that nobody raises.
+    /// Sets the pressure on the process beside that of its connections.
+    ///
+    /// Above 0.8, timeouts shrink: see [under pressure](crate#under-pressure). All clones of
+    /// `pressure` share the value, so keep one to set it.
+    ///
+    /// Defaults to a pressure that stays 0.
     pub fn pressure(mut self, pressure: Pressure) -> Self {
         self.pressure = pressure;
         self
     }
 
-    /// The guard.
+    /// Builds the guard.
     ///
     /// # Errors
     ///
-    /// If any number is out of its range; names every one.
+    /// If a value is out of its range. The error names every such value.
     pub fn build(self) -> Result<ConnGuard, ConfigError> {
-        let cap = self
-            .connections
-            .map(|connections| (connections, CapFrom::Told));
-        let (connections, connections_from) = cap.unwrap_or_else(auto_connections);
+        let (connections, connections_from) = match self.connections {
+            Some(connections) => (connections, CapFrom::Told),
+            None => default_cap(),
+        };
         self.check(connections)?;
         let per_client = match self.per_client {
             PerClient::Auto => Some(u32::try_from(connections / 100).unwrap_or(u32::MAX).max(64)),
-            PerClient::Most(most) => Some(most),
-            PerClient::Any => None,
+            PerClient::Max(max) => Some(max),
+            PerClient::Unlimited => None,
         };
         let per_network = match self.per_network {
-            PerNetwork::Times(times) => per_client.map(|most| most.saturating_mul(times)),
-            PerNetwork::Most(most) => Some(most),
-            PerNetwork::Any => None,
+            PerNetwork::TimesClient(times) => per_client.map(|max| max.saturating_mul(times)),
+            PerNetwork::Max(max) => Some(max),
+            PerNetwork::Unlimited => None,
         };
         let accept_rate = self.accept_rate;
-        let times = |times: u32| {
-            let most = |number: u32| number.saturating_mul(times).min(MOST_PER_SECOND);
-            accept_rate.map(|(rate, burst)| (most(rate), most(burst)))
-        };
         let accept_rate_per_network = match self.accept_rate_per_network {
-            AcceptRatePerNetwork::Times(more) => times(more),
-            AcceptRatePerNetwork::Most(rate, burst) => Some((rate, burst)),
-            AcceptRatePerNetwork::Any => None,
+            AcceptRatePerNetwork::TimesClient(times) => {
+                let multiply =
+                    |number: u32| number.saturating_mul(times).min(MAX_CONNECTIONS_PER_SECOND);
+                accept_rate.map(|(rate, burst)| (multiply(rate), multiply(burst)))
+            }
+            AcceptRatePerNetwork::Max(rate, burst) => Some((rate, burst)),
+            AcceptRatePerNetwork::Unlimited => None,
         };
         let client_grows = matches!(self.per_client, PerClient::Auto);
         let grows = Growth {
             per_client: client_grows,
-            per_network: client_grows && matches!(self.per_network, PerNetwork::Times(_)),
+            per_network: client_grows && matches!(self.per_network, PerNetwork::TimesClient(_)),
             keep_alive: matches!(self.keep_alive, KeepAlive::Auto(_)),
         };
         let limits = Limits {
@@ -491,11 +594,11 @@ impl ConnGuardBuilder {
             per_client,
             per_network,
             keep_alive: match self.keep_alive {
-                KeepAlive::Auto(most) => per_client.map(|_| most),
-                KeepAlive::Most(most) => Some(most),
-                KeepAlive::Any => None,
+                KeepAlive::Auto(max) => per_client.map(|_| max),
+                KeepAlive::Max(max) => Some(max),
+                KeepAlive::Unlimited => None,
             },
-            // Checked: neither is 0, and their product is at most 2^40.
+            // `check` has verified that neither is 0. Their product is at most 2^40.
             accept_rate: accept_rate.and_then(|(rate, burst)| gcra(rate, burst)),
             accept_rate_per_network: accept_rate_per_network
                 .and_then(|(rate, burst)| gcra(rate, burst)),
@@ -523,12 +626,12 @@ impl ConnGuardBuilder {
 
     fn check(&self, connections: usize) -> Result<(), ConfigError> {
         let mut error = ConfigError::new("the connection guard cannot be built");
-        let mut check = |fine, field, value: &dyn fmt::Debug, allowed| {
-            error.check(fine, field, value, allowed);
+        let mut check = |is_allowed, field, value: &dyn fmt::Debug, allowed| {
+            error.check(is_allowed, field, value, allowed);
         };
-        if let Some(most) = self.connections {
-            let fine = (1..=MOST_CONNECTIONS).contains(&most);
-            check(fine, "max_connections", &most, "1 to 16777216");
+        if let Some(max) = self.connections {
+            let is_allowed = (1..=MAX_CONNECTIONS).contains(&max);
+            check(is_allowed, "max_connections", &max, "1 to 16777216");
         }
         check(
             self.reserve < connections.max(1),
@@ -536,27 +639,27 @@ impl ConnGuardBuilder {
             &self.reserve,
             "less than max_connections",
         );
-        if let PerClient::Most(most) = self.per_client {
-            check(most > 0, "max_per_client", &most, "at least 1");
+        if let PerClient::Max(max) = self.per_client {
+            check(max > 0, "max_per_client", &max, "at least 1");
         }
-        if let PerNetwork::Most(most) = self.per_network {
-            check(most > 0, "max_per_network", &most, "at least 1");
+        if let PerNetwork::Max(max) = self.per_network {
+            check(max > 0, "max_per_network", &max, "at least 1");
         }
         if let Some((rate, burst)) = self.accept_rate {
-            let fine = gcra(rate, burst).is_some();
+            let is_allowed = gcra(rate, burst).is_some();
             let allowed = "each 1 to 1000000";
-            check(fine, "accept_rate", &(rate, burst), allowed);
+            check(is_allowed, "accept_rate", &(rate, burst), allowed);
         }
-        if let AcceptRatePerNetwork::Most(rate, burst) = self.accept_rate_per_network {
-            let fine = gcra(rate, burst).is_some();
+        if let AcceptRatePerNetwork::Max(rate, burst) = self.accept_rate_per_network {
+            let is_allowed = gcra(rate, burst).is_some();
             check(
-                fine,
+                is_allowed,
                 "accept_rate_per_network",
                 &(rate, burst),
                 "each 1 to 1000000",
             );
         }
-        let day = MILLISECOND..=DAY;
+        let timeouts = MILLISECOND..=DAY;
         for (field, time) in [
             ("first_request", self.first_request),
             ("head", self.head),
@@ -564,7 +667,7 @@ impl ConnGuardBuilder {
             ("upgraded_idle", self.upgraded_idle),
             ("write_stall", self.write_stall),
         ] {
-            check(day.contains(&time), field, &time, FROM_1_MS_TO_24_H);
+            check(timeouts.contains(&time), field, &time, ALLOWED_TIMEOUT);
         }
         if let Some(age) = self.max_age {
             check(
@@ -577,43 +680,49 @@ impl ConnGuardBuilder {
         if let Some(grace) = self.age_grace {
             check(grace <= DAY, "age_grace", &grace, "0 to 24 h");
         }
-        if let Some(most) = self.max_requests {
-            check(most > 0, "max_requests", &most, "at least 1");
+        if let Some(max) = self.max_requests {
+            check(max > 0, "max_requests", &max, "at least 1");
         }
         let at_least_1 = [
             ("max_upgraded", self.max_upgraded),
             ("max_in_flight", self.max_in_flight),
         ];
-        for (field, most) in at_least_1 {
+        for (field, max) in at_least_1 {
             check(
-                most != Some(0),
+                max != Some(0),
                 field,
-                &most.unwrap_or_default(),
+                &max.unwrap_or_default(),
                 "at least 1",
             );
         }
-        if let Some(most) = self.max_cancelled {
-            check(most > 0, "max_cancelled", &most, "1 to 65535");
+        if let Some(max) = self.max_cancelled {
+            check(max > 0, "max_cancelled", &max, "1 to 65535");
         }
-        if let Some(most) = self.max_overhead {
-            let fine = (1024..=MOST_OVERHEAD).contains(&most);
-            check(fine, "max_overhead", &most, "1024 to 1073741824");
+        if let Some(max) = self.max_overhead {
+            let is_allowed = (1024..=MAX_OVERHEAD_BYTES).contains(&max);
+            check(is_allowed, "max_overhead", &max, "1024 to 1073741824");
         }
-        if let Some(every) = self.probe {
-            check(day.contains(&every), "probe", &every, FROM_1_MS_TO_24_H);
+        if let Some(interval) = self.probe {
+            check(
+                timeouts.contains(&interval),
+                "probe",
+                &interval,
+                ALLOWED_TIMEOUT,
+            );
         }
-        let fine = (MILLISECOND..=Duration::from_secs(10)).contains(&self.precision);
-        check(fine, "precision", &self.precision, "1 ms to 10 s");
+        let is_allowed = (MILLISECOND..=Duration::from_secs(10)).contains(&self.precision);
+        check(is_allowed, "precision", &self.precision, "1 ms to 10 s");
         error.into_result()
     }
 }
 
+/// Returns the limit for this rate and burst; `None` if one of them is out of range.
 fn gcra(per_second: u32, burst: u32) -> Option<Gcra> {
-    let range = 1..=MOST_PER_SECOND;
+    let range = 1..=MAX_CONNECTIONS_PER_SECOND;
     if !range.contains(&per_second) || !range.contains(&burst) {
         return None;
     }
-    Gcra::new(u64::from(MOST_PER_SECOND / per_second), burst)
+    Gcra::new(u64::from(MICROS_PER_SECOND / per_second), burst)
 }
 
 fn millis(time: Duration) -> u64 {
@@ -621,133 +730,4 @@ fn millis(time: Duration) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_number_out_of_range_is_named() {
-        let error = ConnGuard::builder()
-            .max_connections(0)
-            .reserve(1, [])
-            .max_per_client(0)
-            .max_per_network(0)
-            .accept_rate(0, 1)
-            .accept_rate_per_network(1, 0)
-            .first_request(Duration::ZERO)
-            .head(Duration::MAX)
-            .idle(Duration::ZERO)
-            .upgraded_idle(Duration::ZERO)
-            .write_stall(Duration::ZERO)
-            .max_age(Duration::ZERO)
-            .age_grace(Duration::MAX)
-            .max_requests(0)
-            .max_upgraded(0)
-            .max_in_flight(0)
-            .max_cancelled(0)
-            .max_overhead(1023)
-            .probe(Duration::ZERO)
-            .precision(Duration::ZERO)
-            .build()
-            .unwrap_err();
-        let fields: Vec<_> = error
-            .faults()
-            .iter()
-            .map(|fault| fault.field.clone())
-            .collect();
-        let all = [
-            "max_connections",
-            "reserve",
-            "max_per_client",
-            "max_per_network",
-            "accept_rate",
-            "accept_rate_per_network",
-            "first_request",
-            "head",
-            "idle",
-            "upgraded_idle",
-            "write_stall",
-            "max_age",
-            "age_grace",
-            "max_requests",
-            "max_upgraded",
-            "max_in_flight",
-            "max_cancelled",
-            "max_overhead",
-            "probe",
-            "precision",
-        ];
-        assert_eq!(fields, all);
-        let text = error.to_string();
-        assert!(
-            text.contains("\n  idle is 0ns, allowed is 1 ms to 24 h"),
-            "{text}"
-        );
-    }
-
-    #[test]
-    fn the_edges_of_the_ranges_are_in_them() {
-        let least = ConnGuard::builder()
-            .max_connections(1)
-            .max_per_client(1)
-            .max_requests(1);
-        let least = least
-            .accept_rate(1, 1)
-            .age_grace(Duration::ZERO)
-            .precision(MILLISECOND);
-        least
-            .idle(MILLISECOND)
-            .max_age(MILLISECOND)
-            .build()
-            .unwrap();
-        let most = ConnGuard::builder()
-            .max_connections(MOST_CONNECTIONS)
-            .max_age(30 * DAY);
-        most.accept_rate(1_000_000, 1_000_000)
-            .idle(DAY)
-            .build()
-            .unwrap();
-    }
-
-    #[test]
-    fn a_client_s_share_follows_the_cap() {
-        let share = |most| {
-            let guard = ConnGuard::builder().max_connections(most).build().unwrap();
-            guard.shared().limits.per_client
-        };
-        assert_eq!(
-            [share(100), share(10_000), share(1 << 20)],
-            [Some(64), Some(100), Some(10_485)]
-        );
-    }
-
-    #[test]
-    fn a_network_s_share_is_four_times_a_client_s() {
-        let share =
-            |builder: ConnGuardBuilder| builder.build().unwrap().shared().limits.per_network;
-        let builder = || ConnGuard::builder().max_connections(1000);
-        assert_eq!(share(builder()), Some(256));
-        assert_eq!(share(builder().max_per_client(3)), Some(12));
-        assert_eq!(share(builder().no_max_per_client()), None);
-        assert_eq!(
-            share(builder().no_max_per_client().max_per_network(7)),
-            Some(7)
-        );
-        assert_eq!(share(builder().no_max_per_network()), None);
-    }
-
-    #[test]
-    fn who_may_have_them_all_may_keep_them_all() {
-        let kept = |builder: ConnGuardBuilder| builder.build().unwrap().shared().limits.keep_alive;
-        assert_eq!(kept(ConnGuard::builder()), Some(8));
-        assert_eq!(kept(ConnGuard::builder().no_max_per_client()), None);
-        assert_eq!(
-            kept(
-                ConnGuard::builder()
-                    .no_max_per_client()
-                    .keep_alive_per_client(3)
-            ),
-            Some(3)
-        );
-        assert_eq!(kept(ConnGuard::builder().no_keep_alive_per_client()), None);
-    }
-}
+mod tests;

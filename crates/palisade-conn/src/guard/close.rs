@@ -1,4 +1,4 @@
-//! Closes connections, and reports it.
+//! Closes connections and reports each close.
 
 use super::{recent::ClosedConn, shared::Shared};
 use crate::{
@@ -8,8 +8,8 @@ use crate::{
 use palisade_core::{Event, Mode, Phase, Reason, Violation};
 use std::sync::atomic::Ordering::Relaxed;
 
-/// Closes the connection, unless that is decided already. In shadow mode it is only reported,
-/// once, unless the server itself shuts down. Returns whether this was the first decision.
+/// Closes the connection, unless a close has been decided. Returns whether this was the first
+/// decision. In shadow mode the close is only reported, once, unless the server itself shuts down.
 pub(crate) fn close(shared: &Shared, conn: &ConnHandle, request: CloseRequest) -> bool {
     let reason = request.reason;
     let mode = match (shared.limits.mode, reason) {
@@ -19,7 +19,7 @@ pub(crate) fn close(shared: &Shared, conn: &ConnHandle, request: CloseRequest) -
     };
     let state = conn.state();
     let is_first = if mode == Mode::Enforce {
-        // Counted before the decision: the socket uncounts it when it is dropped.
+        // Count before the decision: the socket uncounts the connection when it is dropped.
         if state.set_close_pending() {
             shared.close_pending.fetch_add(1, Relaxed);
         }
@@ -39,7 +39,8 @@ pub(crate) fn close(shared: &Shared, conn: &ConnHandle, request: CloseRequest) -
     is_first
 }
 
-/// Lets the client be told to begin no more requests, and reports it as a close for this reason.
+/// Lets the connection take no more requests, of which the server tells its client, and reports a
+/// close for this reason.
 pub(crate) fn announce(shared: &Shared, conn: &ConnHandle, request: CloseRequest) {
     let state = conn.state();
     let is_first = match shared.limits.mode {
@@ -52,7 +53,7 @@ pub(crate) fn announce(shared: &Shared, conn: &ConnHandle, request: CloseRequest
     }
 }
 
-/// Reports a connection that is closed or not admitted, or would be.
+/// Reports a connection that is closed or refused, or would be in shadow mode.
 pub(crate) fn report(shared: &Shared, violation: &Violation, mode: Mode, conn: &ConnHandle) {
     if violation.phase == Phase::Accept && mode == Mode::Enforce {
         shared.refused.fetch_add(1, Relaxed);

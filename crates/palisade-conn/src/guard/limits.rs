@@ -1,57 +1,61 @@
-//! The numbers, checked.
+//! The limits of a guard, after their values have been checked.
 
 use crate::sys::memory;
 use palisade_core::{Mode, Network, Prefix};
 use palisade_guard::Gcra;
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
-/// The most connections that are let in without being asked for more.
-pub(crate) const AUTO_MOST: usize = 10_000;
+/// The highest cap that the guard chooses by itself.
+const MAX_DEFAULT_CAP: usize = 10_000;
+/// The lowest cap that the guard chooses by itself.
+const MIN_DEFAULT_CAP: usize = 16;
 
-/// What a connection is taken to cost, its socket's buffers in the kernel left out: measured are 7
-/// to 21 KiB where it idles and 15 to 52 KiB where half a head or an answer that nobody takes waits.
-const OF_A_CONNECTION: u64 = 64 * 1024;
+/// The memory that a connection is assumed to take, without the kernel's buffers of its socket.
+/// Measured are 7 to 21 KiB for an idle connection, and 15 to 52 KiB for one with half a head or
+/// with a response that its client does not take.
+const BYTES_PER_CONNECTION: u64 = 64 * 1024;
 
-/// A connection that is to take no more requests ends once it was idle for so long, if its client
-/// was told or places are short.
+/// A connection that takes no more requests is closed after this idle time, if its client was told
+/// by GOAWAY, or keeps too many idle connections, or the server shuts down.
 pub(crate) const CLOSING_QUIET_MILLIS: u64 = 5000;
-/// The same for an HTTP/2 client that could not be told, whose pool may use it again at any moment.
+/// The same for an HTTP/2 client that could not be told. Its pool may use the connection again at
+/// any moment.
 pub(crate) const UNANNOUNCED_QUIET_MILLIS: u64 = 30_000;
-/// How long an idle client of HTTP/2 has between GOAWAY and the end of its connection at the idle
-/// timeout: a round trip.
+/// The time between GOAWAY and the idle timeout of an HTTP/2 connection: enough for a round trip.
 pub(crate) const GOAWAY_GRACE_MILLIS: u64 = 1000;
-/// A connection counts among those that a client keeps once it was idle for so long: a look
-/// between two requests is not to be mistaken for one.
+/// A connection counts among the idle ones that its client keeps after this idle time. A shorter
+/// one may be the gap between two requests.
 pub(crate) const KEPT_IDLE_MILLIS: u64 = 1000;
 
-/// How long a connection lingers at most; the sweeper's precision comes on top.
+/// The longest time for which a connection lingers. The interval of sweeps comes on top.
 pub(crate) const LINGER_MILLIS: u64 = 30_000;
-/// How long a connection that lingers may send nothing.
+/// The longest time for which the client of a lingering connection may send nothing.
 pub(crate) const LINGER_QUIET_MILLIS: u64 = 1000;
-
-/// So many bytes are thrown away at most while it does.
+/// The largest number of bytes that a lingering connection discards.
 pub(crate) const MAX_LINGER_BYTES: u64 = 64 << 20;
 
-/// What is counted together beside the client.
-const NETWORK: Prefix = match Prefix::new(24, 48) {
+/// The largest block of addresses that counts as one network.
+const NETWORK_PREFIX: Prefix = match Prefix::new(24, 48) {
     Some(prefix) => prefix,
     None => unreachable!(),
 };
 
-/// What a guard holds its connections to. All times in milliseconds.
+/// The limits of a guard. All times are in milliseconds.
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
     pub(crate) mode: Mode,
     pub(crate) connections: usize,
     pub(crate) connections_from: CapFrom,
-    /// How many of them are for those of [`Self::reserved`] alone.
+    /// The number of places that only peers in [`Self::reserved`] may take.
     pub(crate) reserve: usize,
     pub(crate) reserved: Arc<[Network]>,
-    /// What a client may have where places are short.
+    /// The share of one client near the cap.
     pub(crate) per_client: Option<u32>,
+    /// The share of one network near the cap.
     pub(crate) per_network: Option<u32>,
+    /// The number of idle connections that one client keeps near the cap.
     pub(crate) keep_alive: Option<u32>,
-    /// Which of these three grow while there are places.
+    /// Which of these three are larger while there are places.
     pub(crate) grows: Growth,
     pub(crate) accept_rate: Option<Gcra>,
     pub(crate) accept_rate_per_network: Option<Gcra>,
@@ -69,17 +73,18 @@ pub(crate) struct Limits {
     pub(crate) max_cancelled: Option<u16>,
     pub(crate) max_overhead: Option<u32>,
     pub(crate) probe: Option<u64>,
+    /// The interval between two sweeps.
     pub(crate) tick: Duration,
 }
 
-/// How many connections one client, and one network, may have.
+/// The number of connections that one client, and one network, may have.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shares {
     pub(crate) client: u32,
     pub(crate) network: u32,
 }
 
-/// Whether each share is the larger one while places are plentiful. What was set explicitly is not.
+/// Whether each share is larger while places are plentiful. A share that was set explicitly is not.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Growth {
     pub(crate) per_client: bool,
@@ -88,57 +93,61 @@ pub(crate) struct Growth {
 }
 
 impl Limits {
-    /// What one client and one network may have while so many connections are `open`, if there is
-    /// such a limit: where it grows, no more than half of what is left before eviction begins, or
-    /// for a network twice that (dynamic thresholds, as for [`Self::max_in_flight`]).
+    /// Returns the shares of one client and one network while `open` connections are open; `None`
+    /// if there is no limit. A share that grows is half of the places that are left before eviction
+    /// begins, and for a network twice their number (dynamic thresholds, as for
+    /// [`Self::max_in_flight`]).
     pub(crate) fn shares(&self, open: usize) -> Option<Shares> {
         let (client, network) = (self.per_client, self.per_network);
         client.or(network).or(self.keep_alive)?;
-        let left = self.left(open);
-        let client = client.map_or(u32::MAX, |least| {
+        let left = self.left_before_eviction(open);
+        let client = client.map_or(u32::MAX, |min| {
             if self.grows.per_client {
-                least.max(left / 2)
+                min.max(left / 2)
             } else {
-                least
+                min
             }
         });
-        let network = network.map_or(u32::MAX, |least| {
+        let network = network.map_or(u32::MAX, |min| {
             if self.grows.per_network {
-                least.max(left.saturating_mul(2))
+                min.max(left.saturating_mul(2))
             } else {
-                least
+                min
             }
         });
         Some(Shares { client, network })
     }
 
-    /// What each client and each network may keep when places are short.
+    /// Returns the shares near the cap.
     pub(crate) fn least_shares(&self) -> Option<Shares> {
         self.shares(usize::MAX)
     }
 
-    /// How many connections one client may keep idle while so many are `open`.
+    /// Returns the number of idle connections that one client may keep while `open` connections are
+    /// open.
     pub(crate) fn keep_alive_at(&self, open: usize) -> Option<u32> {
-        let least = self.keep_alive?;
+        let min = self.keep_alive?;
         Some(if self.grows.keep_alive {
-            least.max(self.left(open) / 4)
+            min.max(self.left_before_eviction(open) / 4)
         } else {
-            least
+            min
         })
     }
 
-    /// How many more connections there may be before the least useful are evicted.
-    fn left(&self, open: usize) -> u32 {
+    /// Returns the number of places that are left before eviction begins.
+    fn left_before_eviction(&self, open: usize) -> u32 {
         u32::try_from(self.soft().saturating_sub(open)).unwrap_or(u32::MAX)
     }
 
-    /// A network: the /24 or the /48 of a client, or the client itself if that is wider.
+    /// Returns the prefix of a network: the /24 or /48 of a client, or that of the client if it is
+    /// wider.
     pub(crate) fn network(&self) -> Prefix {
-        self.prefix.at_most(NETWORK)
+        self.prefix.at_most(NETWORK_PREFIX)
     }
 
-    /// How many connections there may be for whoever comes to get in.
-    pub(crate) fn most(&self, is_reserved: bool) -> usize {
+    /// Returns the largest number of open connections with one more of this peer. Reserved places
+    /// count only for a peer that may take them.
+    pub(crate) fn max_open(&self, is_reserved: bool) -> usize {
         if is_reserved {
             self.connections
         } else {
@@ -146,19 +155,20 @@ impl Limits {
         }
     }
 
-    /// From so many connections on the least useful one goes for each that comes: nine tenths of
-    /// those open to all, and always at least one below their number.
+    /// Returns the number of connections from which each new one evicts the least useful one: nine
+    /// tenths of the unreserved places, and at least one less than their number.
     pub(crate) fn soft(&self) -> usize {
-        let most = self.most(false);
-        (most - most / 10).min(most.saturating_sub(1))
+        let max = self.max_open(false);
+        (max - max / 10).min(max.saturating_sub(1))
     }
 
-    /// When the kernel is to give a silent client up: not before the guard itself does.
-    pub(crate) fn give_up_after(&self) -> Duration {
+    /// Returns the time after which the kernel closes the connection of a client that acknowledges
+    /// nothing. It is longer than the guard's own write timeout.
+    pub(crate) fn kernel_timeout(&self) -> Duration {
         Duration::from_millis(self.write_stall.saturating_add(5000).max(30_000))
     }
 
-    /// Whether places are kept for `peer`.
+    /// Returns whether places are reserved for `peer`.
     pub(crate) fn is_reserved_for(&self, peer: IpAddr) -> bool {
         self.reserved.iter().any(|network| network.contains(peer))
     }
@@ -167,16 +177,16 @@ impl Limits {
         u64::try_from(self.tick.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Whether no connection is due at this age.
+    /// Returns whether no connection is due at this age.
     pub(crate) fn is_young(&self, age: u64) -> bool {
-        self.max_age.is_none_or(|most| age < most - most / 10)
+        self.max_age.is_none_or(|max| age < max - max / 10)
     }
 
-    /// The age at which the connection `id` is due: [`Self::max_age`], give or take a tenth, so
-    /// that those that came together do not go together.
+    /// Returns the age at which the connection `id` takes no more requests: [`Self::max_age`], give
+    /// or take a tenth, so that connections that were opened together are not closed together.
     pub(crate) fn due(&self, id: u64) -> Option<u64> {
         let age = self.max_age?;
-        // SplitMix64's finisher: neighbouring numbers end up far apart.
+        // The finisher of SplitMix64 maps neighbouring numbers far apart.
         let mut mixed = id.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let fifth = age / 5;
@@ -184,44 +194,43 @@ impl Limits {
     }
 }
 
-/// Why there may be as many connections as there may. What it was worked out from, as text:
-/// `4/5 of 1024 files, less 64`.
+/// What the cap of a guard follows from. As text, for example `4/5 of 1024 files, less 64`.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CapFrom {
-    /// [`ConnGuardBuilder::max_connections`](crate::ConnGuardBuilder::max_connections) said so.
+    /// The option [`ConnGuardBuilder::max_connections`](crate::ConnGuardBuilder::max_connections).
     Told,
-    /// Four fifths of so many files that the process may have open, less 64.
+    /// Four fifths of this number of files that the process may open, less 64.
     Files(u64),
-    /// A quarter of so many bytes that the process may use, at 64 KiB for each connection.
+    /// A quarter of this number of bytes that the process may use, at 64 KiB per connection.
     Memory(u64),
-    /// There are files and memory for more.
+    /// The ceiling of 10,000: files and memory allow more.
     Ceiling,
 }
 
-/// As many connections as files and memory allow, at most 10,000, and which of them it was.
-pub(crate) fn auto_connections() -> (usize, CapFrom) {
-    connections_within(file_limit(), memory::limit())
+/// Returns the number of connections that files and memory allow, at most 10,000, and which of them
+/// it follows from.
+pub(crate) fn default_cap() -> (usize, CapFrom) {
+    cap_for(file_limit(), memory::memory_limit())
 }
 
-fn connections_within(files: Option<u64>, memory: Option<u64>) -> (usize, CapFrom) {
-    let of_files = |files: u64| (files / 5).saturating_mul(4).saturating_sub(64);
-    // The handlers, and everything else that the process does, have the other three quarters.
-    let of_memory = |bytes: u64| bytes / 4 / OF_A_CONNECTION;
-    let of_files = files.map(|files| (of_files(files), CapFrom::Files(files)));
-    let of_memory = memory.map(|bytes| (of_memory(bytes), CapFrom::Memory(bytes)));
-    let ceiling = (AUTO_MOST as u64, CapFrom::Ceiling);
-    let least = [of_files, of_memory]
+fn cap_for(files: Option<u64>, memory: Option<u64>) -> (usize, CapFrom) {
+    let by_files = files.map(|files| {
+        let cap = (files / 5).saturating_mul(4).saturating_sub(64);
+        (cap, CapFrom::Files(files))
+    });
+    // The other three quarters are for handlers and everything else in the process.
+    let by_memory = memory.map(|bytes| {
+        let cap = bytes / 4 / BYTES_PER_CONNECTION;
+        (cap, CapFrom::Memory(bytes))
+    });
+    let ceiling = (MAX_DEFAULT_CAP as u64, CapFrom::Ceiling);
+    let (cap, from) = [by_files, by_memory]
         .into_iter()
         .flatten()
-        .fold(
-            ceiling,
-            |least, next| if next.0 < least.0 { next } else { least },
-        );
-    (
-        usize::try_from(least.0).unwrap_or(AUTO_MOST).max(16),
-        least.1,
-    )
+        .fold(ceiling, |min, next| if next.0 < min.0 { next } else { min });
+    let cap = usize::try_from(cap).unwrap_or(MAX_DEFAULT_CAP);
+    (cap.max(MIN_DEFAULT_CAP), from)
 }
 
 impl fmt::Display for CapFrom {
@@ -232,7 +241,7 @@ impl fmt::Display for CapFrom {
             Self::Memory(bytes) => {
                 write!(f, "1/4 of {} MiB of memory at 64 KiB each", bytes >> 20)
             }
-            Self::Ceiling => write!(f, "no more than {AUTO_MOST} unless told"),
+            Self::Ceiling => write!(f, "at most {MAX_DEFAULT_CAP} by default"),
         }
     }
 }
@@ -253,41 +262,38 @@ mod tests {
     use crate::ConnGuard;
 
     #[test]
-    fn the_cap_leaves_files_for_the_rest_of_the_process() {
-        let within = |files| connections_within(Some(files), None);
-        assert_eq!(within(600), (416, CapFrom::Files(600)));
-        assert_eq!(within(1024), (752, CapFrom::Files(1024)));
-        assert_eq!(within(u64::MAX), (AUTO_MOST, CapFrom::Ceiling));
-        assert_eq!(within(0), (16, CapFrom::Files(0)));
-        assert!((16..=AUTO_MOST).contains(&auto_connections().0));
+    fn the_default_cap_leaves_files_for_the_rest_of_the_process() {
+        let cap = |files| cap_for(Some(files), None);
+        assert_eq!(cap(600), (416, CapFrom::Files(600)));
+        assert_eq!(cap(1024), (752, CapFrom::Files(1024)));
+        assert_eq!(cap(u64::MAX), (MAX_DEFAULT_CAP, CapFrom::Ceiling));
+        assert_eq!(cap(0), (16, CapFrom::Files(0)));
+        assert!((16..=MAX_DEFAULT_CAP).contains(&default_cap().0));
     }
 
     #[test]
-    fn the_cap_leaves_memory_for_the_handlers() {
+    fn the_default_cap_leaves_memory_for_the_handlers() {
         const MIB: u64 = 1 << 20;
-        let within = |files, mib| connections_within(Some(files), Some(mib * MIB));
-        assert_eq!(within(1 << 20, 512), (2048, CapFrom::Memory(512 * MIB)));
-        assert_eq!(within(1024, 512), (752, CapFrom::Files(1024)));
-        assert_eq!(within(1 << 20, 1 << 20), (AUTO_MOST, CapFrom::Ceiling));
-        assert_eq!(within(1 << 20, 0), (16, CapFrom::Memory(0)));
+        let cap = |files, mib| cap_for(Some(files), Some(mib * MIB));
+        assert_eq!(cap(1 << 20, 512), (2048, CapFrom::Memory(512 * MIB)));
+        assert_eq!(cap(1024, 512), (752, CapFrom::Files(1024)));
+        assert_eq!(cap(1 << 20, 1 << 20), (MAX_DEFAULT_CAP, CapFrom::Ceiling));
+        assert_eq!(cap(1 << 20, 0), (16, CapFrom::Memory(0)));
+        assert_eq!(cap_for(None, None), (MAX_DEFAULT_CAP, CapFrom::Ceiling));
         assert_eq!(
-            connections_within(None, None),
-            (AUTO_MOST, CapFrom::Ceiling)
-        );
-        assert_eq!(
-            connections_within(None, Some(u64::MAX)),
-            (AUTO_MOST, CapFrom::Ceiling)
+            cap_for(None, Some(u64::MAX)),
+            (MAX_DEFAULT_CAP, CapFrom::Ceiling)
         );
     }
 
     #[test]
-    fn whoever_looks_is_told_what_the_cap_comes_from() {
+    fn the_snapshot_says_what_the_cap_follows_from() {
         let guard = ConnGuard::builder().max_connections(7).build().unwrap();
-        let now = guard.snapshot();
-        assert_eq!((now.limit, now.limit_from), (7, CapFrom::Told));
+        let snapshot = guard.snapshot();
+        assert_eq!((snapshot.limit, snapshot.limit_from), (7, CapFrom::Told));
         assert!(format!("{guard:?}").contains("connections_from: Told"));
-        let now = ConnGuard::default().snapshot();
-        assert_eq!((now.limit, now.limit_from), auto_connections());
+        let snapshot = ConnGuard::default().snapshot();
+        assert_eq!((snapshot.limit, snapshot.limit_from), default_cap());
         let texts = [
             CapFrom::Told,
             CapFrom::Files(600),
@@ -300,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn the_soft_limit_is_below_the_cap() {
+    fn eviction_begins_below_the_cap() {
         let soft = |connections| {
             let guard = ConnGuard::builder()
                 .max_connections(connections)
@@ -312,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn ages_are_spread_over_a_tenth_on_either_side() {
+    fn due_ages_vary_by_a_tenth_in_both_directions() {
         let guard = ConnGuard::builder()
             .max_age(Duration::from_secs(1000))
             .build()

@@ -1,4 +1,4 @@
-//! How connections come under the guard.
+//! The methods that put listeners, connections and services under a guard.
 
 use super::ConnGuard;
 use crate::{
@@ -15,12 +15,12 @@ use std::{io, net::SocketAddr, sync::atomic::Ordering::Relaxed};
 use tokio::net::{TcpListener, ToSocketAddrs, lookup_host};
 
 impl ConnGuard {
-    /// Listens on the first address that works, with room for 1,024 connections that wait to be
+    /// Listens on the first of the addresses that works. Up to 1,024 connections may wait to be
     /// accepted.
     ///
     /// # Errors
     ///
-    /// If none of the addresses works: the error of the last one.
+    /// If no address works, the error of the last one.
     pub async fn bind(
         &self,
         address: impl ToSocketAddrs,
@@ -33,23 +33,23 @@ impl ConnGuard {
     ///
     /// # Errors
     ///
-    /// As [`Self::bind`], and if an option is out of its range.
+    /// The errors of [`Self::bind`], and an error if an option is out of its range.
     pub async fn bind_with(
         &self,
         address: impl ToSocketAddrs,
         options: BindOptions,
     ) -> io::Result<GuardedListener<TcpListener>> {
-        let mut last = io::Error::new(io::ErrorKind::InvalidInput, "no address to listen on");
+        let mut last_error = io::Error::new(io::ErrorKind::InvalidInput, "no address to listen on");
         for address in lookup_host(address).await? {
             match options.bind(address) {
                 Ok(listener) => {
                     let backlog = options.effective_backlog();
                     return Ok(GuardedListener::new(listener, self, backlog));
                 }
-                Err(error) => last = error,
+                Err(error) => last_error = error,
             }
         }
-        Err(last)
+        Err(last_error)
     }
 
     /// Guards the connections that `listener` accepts. Several listeners may share one guard.
@@ -57,8 +57,8 @@ impl ConnGuard {
         GuardedListener::new(listener, self, None)
     }
 
-    /// Returns the layer that reports to this guard the requests of its connections. It belongs
-    /// around everything that the server answers. From now on a new connection without a request
+    /// Returns the layer that reports the requests of connections to this guard. Place it outside
+    /// everything that answers requests. From then on, a new connection without a reported request
     /// counts as one without a complete request head.
     pub fn track_requests(&self) -> RequestTrackingLayer {
         if self.shared().limits.mode != Mode::Off {
@@ -67,14 +67,14 @@ impl ConnGuard {
         RequestTrackingLayer::new(self.shared())
     }
 
-    /// Admits a connection that was accepted by other means, from `peer` if its peers can be told
-    /// apart. Call it inside a tokio runtime with its timer enabled.
+    /// Admits a connection that was accepted by other means. `peer` is `None` if the address does
+    /// not tell clients apart. Call it inside a tokio runtime with its timer enabled.
     ///
     /// # Errors
     ///
-    /// If there is no place for it: a [`Violation`](palisade_core::Violation) inside an
-    /// [`io::Error`] of kind [`ConnectionRefused`](io::ErrorKind::ConnectionRefused). The
-    /// connection has been reset and dropped then.
+    /// If the connection is refused, an [`io::Error`] of kind
+    /// [`ConnectionRefused`](io::ErrorKind::ConnectionRefused) with a
+    /// [`Violation`](palisade_core::Violation) inside. The connection has been reset and dropped.
     pub fn admit<T: Transport>(
         &self,
         io: T,
@@ -91,14 +91,14 @@ impl ConnGuard {
             Ok(permit) => Ok(GuardedIo::new(io, permit)),
             Err(error) => {
                 io.reset_on_close();
-                let violation = admission::give_up(shared, error, &conn);
+                let violation = admission::report_refusal(shared, error, &conn);
                 Err(io::Error::new(io::ErrorKind::ConnectionRefused, violation))
             }
         }
     }
 }
 
-/// Guarded with every limit at its default.
+/// Guards the listener with all options at their defaults.
 impl<L: Listener> From<L> for GuardedListener<L> {
     fn from(listener: L) -> Self {
         ConnGuard::default().listen(listener)

@@ -1,4 +1,5 @@
-//! What has happened lately: connections that were closed, and how many came.
+//! Recent history of a guard: the connections that were closed, and how many were opened and
+//! refused.
 
 use crate::connection::ConnHandle;
 use palisade_core::{Mode, Phase, Reason, Violation};
@@ -19,13 +20,13 @@ const MAX_MARKS: usize = (WINDOW_MILLIS / MARK_INTERVAL_MILLIS) as usize + 2;
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug)]
 pub struct ClosedConn {
-    /// When.
+    /// When it was closed.
     pub at: Instant,
     /// The number of the connection, [`ConnInfo::id`](palisade_core::ConnInfo::id).
     pub conn: u64,
     /// The other end of the socket. For logs, never for labels.
     pub peer: SocketAddr,
-    /// Why.
+    /// Why it was closed.
     pub reason: Reason,
     /// The phase that the connection was in.
     pub phase: Phase,
@@ -39,24 +40,24 @@ pub struct ClosedConn {
     pub read: u64,
     /// Bytes that the kernel took for the client.
     pub written: u64,
-    /// Request heads.
+    /// Request heads received.
     pub requests: u32,
 }
 
-/// The last [`MAX_CLOSED`] of them.
+/// The last [`MAX_CLOSED`] connections that were closed.
 #[derive(Debug, Default)]
 pub(crate) struct RecentlyClosed(Mutex<VecDeque<ClosedConn>>);
 
-/// The counters at one moment.
+/// The counters of opened and refused connections at one moment.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Mark {
-    /// In milliseconds of the guard.
+    /// The time in milliseconds of the guard.
     pub(crate) at: u64,
     pub(crate) opened: u64,
     pub(crate) refused: u64,
 }
 
-/// The marks of the last [`WINDOW_MILLIS`], and one before them.
+/// The marks of the last [`WINDOW_MILLIS`], and the latest one before them.
 #[derive(Debug)]
 pub(crate) struct Marks(Mutex<VecDeque<Mark>>);
 
@@ -107,7 +108,7 @@ impl Default for Marks {
 }
 
 impl Marks {
-    /// Keeps `mark`, unless the latest one is hardly older.
+    /// Keeps `mark`, unless the latest one is less than [`MARK_INTERVAL_MILLIS`] older.
     pub(crate) fn add(&self, mark: Mark) {
         let mut marks = self.0.lock();
         if marks
@@ -125,16 +126,17 @@ impl Marks {
         marks.push_back(mark);
     }
 
-    /// Returns how many connections a second were opened and refused, up to the counters of `now`,
-    /// where the sweeper adds a mark every `tick` milliseconds at most.
+    /// Returns how many connections per second were opened and refused until `now`. The sweeper
+    /// calls [`Self::add`] every `tick` milliseconds.
     pub(crate) fn per_second(&self, now: Mark, tick: u64) -> (f64, f64) {
         let marks = self.0.lock();
         let is_old = |mark: &&Mark| mark.at + WINDOW_MILLIS <= now.at;
-        // The guard began with zero.
+        // All counters begin at zero.
         let then = marks.iter().rev().find(is_old).copied().unwrap_or_default();
-        // While there are no connections there are no marks, and nothing to count.
-        let longest = WINDOW_MILLIS + MARK_INTERVAL_MILLIS.max(tick);
-        let seconds = (now.at - then.at).clamp(MARK_INTERVAL_MILLIS, longest) as f64 / 1000.0;
+        // Without connections there are no marks, and nothing was opened. So a longer time does not
+        // count.
+        let max_millis = WINDOW_MILLIS + MARK_INTERVAL_MILLIS.max(tick);
+        let seconds = (now.at - then.at).clamp(MARK_INTERVAL_MILLIS, max_millis) as f64 / 1000.0;
         let rate = |now: u64, then: u64| now.saturating_sub(then) as f64 / seconds;
         (
             rate(now.opened, then.opened),
@@ -149,7 +151,7 @@ mod tests {
     use palisade_core::{Guard, Prefix};
 
     #[test]
-    fn connections_are_counted_over_the_last_ten_seconds() {
+    fn rates_are_those_of_the_last_ten_seconds() {
         let marks = Marks::default();
         let at = |at, opened| Mark {
             at,
@@ -158,7 +160,7 @@ mod tests {
         };
         assert_eq!(marks.per_second(at(100, 5), 250), (5.0, 2.0));
         assert_eq!(marks.per_second(at(5000, 50), 250), (10.0, 5.0));
-        // Ten a second, and a hundred from the hundredth second on.
+        // Ten connections per second, and a hundred from the hundredth second on.
         let opened = |millis: u64| millis / 100 + millis.saturating_sub(100_000) / 100 * 9;
         for millis in (0..=120_000).step_by(250) {
             marks.add(at(millis, opened(millis)));
@@ -173,7 +175,7 @@ mod tests {
             }
         }
         assert!(marks.0.lock().len() <= MAX_MARKS);
-        // No connection for an hour, and then many.
+        // An hour without a connection, and then many.
         let hour = 3_720_000;
         marks.add(at(hour, opened(120_000) + 1100));
         assert_eq!(
@@ -190,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_latest_thousand_are_remembered() {
+    fn only_the_last_thousand_closed_connections_are_kept() {
         let closed = RecentlyClosed::default();
         let conn = ConnHandle::new(([192, 0, 2, 1], 1).into(), None, Prefix::default(), None);
         for observed in 0..2500 {

@@ -1,4 +1,4 @@
-//! What all connections of one guard share. Counters; the rules are elsewhere.
+//! The state that all connections of one guard share. It holds counters and handles, no rules.
 
 use super::{
     limits::{Limits, Shares},
@@ -35,7 +35,7 @@ pub(crate) struct Shared {
     pub(crate) external_pressure: Pressure,
     pub(crate) registry: Registry,
     pub(crate) sweeper: Sweeper,
-    /// Whether new connections start as tracked, because a layer of request tracking was made.
+    /// Whether new connections start as tracked, because a layer of request tracking was created.
     pub(crate) is_tracked: AtomicBool,
     /// Whether request tracking has seen a request that carries its connection.
     pub(crate) is_tracking_placed: AtomicBool,
@@ -47,35 +47,36 @@ pub(crate) struct Shared {
     pub(crate) many_newcomers: AtomicBool,
     pub(crate) recently_closed: RecentlyClosed,
     pub(crate) marks: Marks,
-    /// Connections that are open.
+    /// The number of open connections.
     pub(crate) open: AtomicUsize,
-    /// Those of them that have been asked to close.
+    /// The number of open connections that have been asked to close.
     pub(crate) close_pending: AtomicUsize,
     /// Connections admitted since the start.
     pub(crate) opened: AtomicU64,
     /// Connections refused since the start.
     pub(crate) refused: AtomicU64,
     pub(crate) clock: Clock,
-    /// How often clients and networks connect, if that is limited.
+    /// The accept rates of clients and networks, if they are limited.
     pub(crate) accept_rates: Option<Table>,
-    /// Counts the examinations of a few connections, so that each examines others.
+    /// Counts the examinations of a few connections, so that each examines different ones.
     pub(crate) turn: AtomicUsize,
+    /// The listeners on internet addresses.
     pub(crate) listening: Mutex<Vec<Listening>>,
 }
 
-/// A listener on an internet address, as long as it exists.
+/// An open listener on an internet address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Listening {
     pub(crate) address: SocketAddr,
-    /// How many connections may wait to be accepted, where known.
+    /// The number of connections that may wait to be accepted, if known.
     pub(crate) backlog: Option<u32>,
 }
 
-/// Failures to accept, by their cause.
+/// The number of accept errors, by their cause.
 #[derive(Debug, Default)]
 pub(crate) struct AcceptErrors {
     /// One connection ended before it was accepted.
-    pub(crate) of_connection: AtomicU64,
+    pub(crate) of_one_connection: AtomicU64,
     /// No files or memory were left.
     pub(crate) exhausted: AtomicU64,
     pub(crate) other: AtomicU64,
@@ -148,19 +149,19 @@ impl Shared {
 
     /// Returns the pressure, 0 to 1.
     pub(crate) fn pressure(&self) -> f32 {
-        // Connections that have been asked to close make room in a moment.
+        // Connections that have been asked to close will soon make room.
         let open = self.open.load(Relaxed);
         let staying = open.saturating_sub(self.close_pending.load(Relaxed));
-        scaled_timeouts::pressure_of_connections(&self.limits, staying)
+        scaled_timeouts::connection_pressure(&self.limits, staying)
             .max(self.external_pressure.get())
     }
 
-    /// Returns the milliseconds since the guard was made.
+    /// Returns the milliseconds since the guard was created.
     pub(crate) fn now(&self) -> u64 {
         self.clock.now() / 1000
     }
 
-    /// Returns the counters of `now`.
+    /// Returns the counters as of `now`.
     pub(crate) fn mark(&self, now: u64) -> Mark {
         Mark {
             at: now,
@@ -178,16 +179,17 @@ impl Shared {
     fn sample_accept_queues(&self, visit: &mut dyn FnMut(Gauge, u64)) {
         let listening = self.listening.lock().clone();
         let addresses: Vec<_> = listening.iter().map(|one| one.address).collect();
-        if let Some(waiting) = accept_queue::waiting(&addresses) {
+        if let Some(waiting) = accept_queue::waiting_connections(&addresses) {
             visit(Gauge::AcceptQueue, waiting);
         }
         let backlogs = listening.iter().filter_map(|one| one.backlog);
         if let Some(sum) = backlogs.map(u64::from).reduce(u64::saturating_add) {
             visit(Gauge::AcceptQueueLimit, sum);
         }
-        // These count for the whole network namespace: without a listener they mean nothing.
+        // These count for the whole network namespace. Without a listener they say nothing about
+        // this guard.
         if !listening.is_empty()
-            && let Some(lost) = accept_queue::lost()
+            && let Some(lost) = accept_queue::lost_connections()
         {
             visit(Gauge::ListenOverflows, lost.overflows);
             visit(Gauge::ListenDrops, lost.drops);

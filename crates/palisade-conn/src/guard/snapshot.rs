@@ -1,4 +1,4 @@
-//! What an operator sees in the middle of an attack.
+//! The state of a guard at one moment, for an operator.
 
 use super::{limits::CapFrom, shared::Shared};
 use crate::connection::{registry::SHARDS, stats::ConnStats};
@@ -8,109 +8,111 @@ use std::{
     time::Duration,
 };
 
-/// So many clients, and so many networks, are named.
-const HOLDERS: usize = 10;
-/// What connections do in a second: of each its mean since it was opened, of all of them the sum.
+/// The number of clients in a list, and of networks.
+const MAX_HOLDERS: usize = 10;
+
+/// Activity per second. Of one connection it is the mean since it was opened, of several the sum.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ConnRates {
     /// Request heads.
     pub requests: f64,
-    /// Bytes taken from the clients.
+    /// Bytes read from the clients.
     pub read: f64,
-    /// Bytes that the kernel took for them.
+    /// Bytes that the kernel took for the clients.
     pub written: f64,
 }
 
-/// What one client, or one network, holds.
+/// The connections of one client or one network.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug)]
 pub struct ConnHolder {
-    /// Who that is: the first address of the block. For logs, never for labels.
+    /// The client or network, as the first address of its block. For logs, never for labels.
     pub who: ClientKey,
-    /// How many connections.
+    /// The number of its open connections.
     pub connections: usize,
-    /// Requests on these since they were opened.
+    /// Requests on these connections since they were opened.
     pub requests: u64,
-    /// Bytes taken from the client on these since they were opened.
+    /// Bytes read from the client on these connections since they were opened.
     pub read: u64,
-    /// Bytes that the kernel took for the client on these since they were opened.
+    /// Bytes that the kernel took for the client on these connections since they were opened.
     pub written: u64,
-    /// The same in a second.
+    /// The same per second.
     pub per_second: ConnRates,
 }
 
-/// Everybody who holds something, by key.
+/// Clients or networks with connections, by key.
 #[derive(Default)]
 struct Holders(HashMap<ClientKey, ConnHolder>);
 
-/// Who is connected. Bounded: numbers, and the ten clients and ten networks with the most
-/// connections.
+/// The state of a guard and its connections at one moment. Its size is bounded: it has counts, and
+/// lists of at most ten clients or networks.
 #[non_exhaustive]
 #[derive(Clone, Debug)]
 pub struct ConnSnapshot {
-    /// Connections that are open, those among them that are told to go included.
+    /// Open connections, including those of [`Self::close_pending`].
     pub open: usize,
-    /// Those that are told to go and have not gone yet.
+    /// Connections that have been asked to close and are still open.
     pub close_pending: usize,
     /// The limit on [`Self::open`].
     pub limit: usize,
-    /// What that was worked out from.
+    /// What the limit follows from.
     pub limit_from: CapFrom,
-    /// How hard it is going, from 0 to 1: see [under pressure](crate#under-pressure).
+    /// The pressure, 0 to 1: see [under pressure](crate#under-pressure).
     pub pressure: f32,
-    /// Connections let in since the start.
+    /// Connections admitted since the start.
     pub opened: u64,
-    /// The same per second, over the last ten seconds.
+    /// Connections admitted per second, over the last ten seconds.
     pub opened_per_second: f64,
-    /// Connections not let in since the start.
+    /// Connections refused since the start.
     pub refused: u64,
-    /// The same per second, over the last ten seconds.
+    /// Connections refused per second, over the last ten seconds.
     pub refused_per_second: f64,
-    /// What those that are open do.
+    /// The activity of all open connections.
     pub per_second: ConnRates,
-    /// How many are at what. Phases without any are left out.
+    /// The number of connections in each phase. Phases without connections are left out.
     pub phases: Vec<(Phase, usize)>,
     /// The ten clients with the most connections, the most first.
     pub clients: Vec<ConnHolder>,
-    /// The ten clients with the most requests on connections that are open, the most first.
+    /// The ten clients with the most requests on open connections, the most first.
     pub busiest: Vec<ConnHolder>,
-    /// The ten networks (the blocks of [`max_per_network`](crate::ConnGuardBuilder::max_per_network))
-    /// with the most connections, the most first.
+    /// The ten networks with the most connections, the most first. A network is a block of
+    /// [`max_per_network`](crate::ConnGuardBuilder::max_per_network).
     pub networks: Vec<ConnHolder>,
-    /// How many clients there are.
+    /// The number of clients with open connections.
     pub distinct_clients: usize,
     /// The age of the oldest connection.
     pub oldest: Duration,
-    /// The age that half of them have not reached.
+    /// The median age of the connections.
     pub median_age: Duration,
-    /// Requests in flight on all of them, and of connections that are gone while a handler is not.
+    /// Requests in flight. Includes those of closed connections if their handlers still work.
     pub in_flight: u64,
-    /// How many of them count as upgraded.
+    /// The number of connections that count as upgraded.
     pub upgraded: usize,
-    /// How many have nobody who tells the guard of their requests.
+    /// The number of connections without [request tracking](crate#request-tracking).
     pub untracked: usize,
-    /// Failures to accept.
+    /// Accept errors since the start.
     pub accept_errors: AcceptErrorCounts,
 }
 
-/// How often accepting failed, by what was done about it.
+/// The number of accept errors, by the way in which they were handled.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AcceptErrorCounts {
-    /// The connection was gone before it was here; the next one was accepted at once.
+    /// The connection had ended before it was accepted. The next one was accepted at once.
     pub of_one_connection: u64,
-    /// No files or memory were left; accepting paused for 10 to 100 ms.
+    /// No files or memory were left. Accepting paused for 10 to 100 ms.
     pub exhausted: u64,
-    /// Anything else; the same pause.
+    /// Any other error. Accepting paused in the same way.
     pub other: u64,
 }
 
 // === ConnRates ===
 
 impl ConnRates {
-    fn of(stats: &ConnStats, age_millis: u64) -> Self {
-        // Nobody has done anything for long who has just come.
+    /// Returns the mean rates of a connection of this age.
+    fn mean(stats: &ConnStats, age_millis: u64) -> Self {
+        // At least a second, so that a new connection does not show an extreme rate.
         let seconds = age_millis.max(1000) as f64 / 1000.0;
         Self {
             requests: f64::from(stats.requests) / seconds,
@@ -132,7 +134,7 @@ impl AddAssign for ConnRates {
 
 impl Holders {
     fn add(&mut self, who: ClientKey, stats: &ConnStats, rates: ConnRates) {
-        let nothing = ConnHolder {
+        let empty = ConnHolder {
             who,
             connections: 0,
             requests: 0,
@@ -140,19 +142,19 @@ impl Holders {
             written: 0,
             per_second: ConnRates::default(),
         };
-        let holds = self.0.entry(who).or_insert(nothing);
-        holds.connections += 1;
-        holds.requests += u64::from(stats.requests);
-        holds.read = holds.read.saturating_add(stats.read);
-        holds.written = holds.written.saturating_add(stats.written);
-        holds.per_second += rates;
+        let holder = self.0.entry(who).or_insert(empty);
+        holder.connections += 1;
+        holder.requests += u64::from(stats.requests);
+        holder.read = holder.read.saturating_add(stats.read);
+        holder.written = holder.written.saturating_add(stats.written);
+        holder.per_second += rates;
     }
 
-    /// Those with the most of something, the most first.
-    fn most<T: Ord>(&self, of: impl Fn(&ConnHolder) -> T) -> Vec<ConnHolder> {
+    /// Returns the holders with the largest keys, the largest first.
+    fn top<T: Ord>(&self, key: impl Fn(&ConnHolder) -> T) -> Vec<ConnHolder> {
         let mut all: Vec<_> = self.0.values().copied().collect();
-        all.sort_unstable_by_key(|holds| Reverse(of(holds)));
-        all.truncate(HOLDERS);
+        all.sort_unstable_by_key(|holder| Reverse(key(holder)));
+        all.truncate(MAX_HOLDERS);
         all
     }
 }
@@ -172,7 +174,7 @@ impl ConnSnapshot {
         for one in &found {
             let stats = one.conn.state().stats();
             let age = now.saturating_sub(one.opened);
-            let rates = ConnRates::of(&stats, age);
+            let rates = ConnRates::mean(&stats, age);
             phases[stats.phase() as usize] += 1;
             untracked += usize::from(!stats.tracked);
             per_second += rates;
@@ -181,7 +183,7 @@ impl ConnSnapshot {
             networks.add(shared.registry.network_of(&one.conn), &stats, rates);
         }
         ages.sort_unstable();
-        let age = |at: usize| Duration::from_millis(ages.get(at).copied().unwrap_or(0));
+        let age_at = |index: usize| Duration::from_millis(ages.get(index).copied().unwrap_or(0));
         let distinct_clients = clients.0.len();
         let mark = shared.mark(now);
         let (opened_per_second, refused_per_second) =
@@ -203,24 +205,24 @@ impl ConnSnapshot {
             refused_per_second,
             per_second,
             phases: phases.collect(),
-            clients: clients.most(|holds| (holds.connections, holds.requests)),
-            busiest: clients.most(|holds| (holds.requests, holds.connections)),
-            networks: networks.most(|holds| (holds.connections, holds.requests)),
+            clients: clients.top(|holder| (holder.connections, holder.requests)),
+            busiest: clients.top(|holder| (holder.requests, holder.connections)),
+            networks: networks.top(|holder| (holder.connections, holder.requests)),
             distinct_clients,
-            oldest: age(ages.len().saturating_sub(1)),
-            median_age: age(ages.len() / 2),
+            oldest: age_at(ages.len().saturating_sub(1)),
+            median_age: age_at(ages.len() / 2),
             in_flight: shared.totals.in_flight() as u64,
             upgraded: shared.totals.upgraded(),
             untracked,
             accept_errors: AcceptErrorCounts {
-                of_one_connection: shared.accept_errors.of_connection.load(Relaxed),
+                of_one_connection: shared.accept_errors.of_one_connection.load(Relaxed),
                 exhausted: shared.accept_errors.exhausted.load(Relaxed),
                 other: shared.accept_errors.other.load(Relaxed),
             },
         }
     }
 
-    /// How many connections are at `phase`.
+    /// Returns the number of connections in `phase`.
     pub fn at(&self, phase: Phase) -> usize {
         self.phases
             .iter()

@@ -1,4 +1,4 @@
-//! The socket under watch.
+//! The guarded socket: counts bytes, and ends when its guard has decided to close it.
 
 use super::{frames::FrameReader, transport::Transport};
 use crate::{
@@ -19,80 +19,93 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// So many bytes are thrown away at a time.
+/// The number of bytes that are discarded at a time.
 const DISCARD_CHUNK_BYTES: usize = 8 * 1024;
-/// What a client of HTTP/1 is told whose head took too long.
+/// The response to an HTTP/1 head that took too long.
 const TIMEOUT_RESPONSE: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
-/// A connection that its guard watches over.
+/// A connection that its guard watches.
 ///
-/// It counts bytes, and ends when its guard says so: after a decision a reader sees the end of the
-/// stream or an error, a writer an error, whichever of them asks next, and both are woken. The
-/// error holds a [`Violation`](palisade_core::Violation). A client of plain HTTP/1 whose head took too long is answered 408
-/// first, if his socket takes that at once, and then it ends in good order. Its place is free when it is dropped, and not before: an upgraded
-/// connection keeps it. `Upgraded::downcast` has to name `TokioIo<GuardedIo<T>>` under a loop over
-/// hyper; under `axum::serve` hyper-util's `auto::upgrade::downcast` is the one to call.
+/// It counts bytes, and ends when its guard has decided to close it. The guard wakes the reader and
+/// the writer. Then a read returns the end of the stream or an error, and a write returns an error.
+/// The error holds a [`Violation`](palisade_core::Violation). If an HTTP/1 head in plain text took
+/// too long, the client first receives a 408, if the socket takes that at once, and the connection
+/// ends gracefully.
 ///
-/// Shut down, it sends its FIN and then reads what the client is still sending, and throws it
-/// away, until nothing comes for 1 s, and for at most 30 s or 64 MiB: else the kernel would reset
-/// the connection, and a client whose upload was refused would not see why. Where places are short
-/// such a connection is the first to go. It does so only for HTTP that is
-/// [tracked for](crate#accounting), never for what was upgraded.
+/// The connection holds its place under the cap until this is dropped. An upgraded connection keeps
+/// it. To get it back from `hyper::upgrade::Upgraded` in an accept loop over hyper, downcast to
+/// `TokioIo<GuardedIo<T>>`. Under `axum::serve`, call `auto::upgrade::downcast` of hyper-util.
 ///
-/// Dropping a future that reads or writes loses nothing.
+/// # Shutdown
+///
+/// A shutdown sends the FIN. Then it reads and discards what the client still sends, until nothing
+/// arrives for 1 s, for at most 30 s or 64 MiB. Otherwise the kernel would reset the connection,
+/// and the client of a refused upload would not see the response. Near the cap, a lingering
+/// connection is the first to be evicted. Only HTTP connections with
+/// [request tracking](crate#request-tracking) linger, and upgraded ones never do.
+///
+/// # Cancel safety
+///
+/// No bytes are lost if a future that reads or writes is dropped.
 #[derive(Debug)]
 pub struct GuardedIo<T> {
     inner: T,
     permit: Permit,
     is_watched: bool,
-    /// Whether somebody can be woken at all.
-    is_parked: bool,
-    /// Whether the latest write could not be done.
-    is_writing: bool,
+    /// Whether a waker has been stored.
+    has_waker: bool,
+    /// Whether the latest write was pending.
+    is_write_pending: bool,
     opening: Opening,
     frames: FrameReader,
-    farewell: Farewell,
+    timeout_response: TimeoutResponse,
     shutdown: Shutdown,
 }
 
-/// What the first bytes of the client say, as far as it matters.
+/// The protocol that the first bytes of the client show, as far as the guard has to know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 enum Opening {
+    /// No bytes have arrived.
     Nothing,
+    /// The one byte `P`.
     P,
+    /// The bytes `PR`.
     Pr,
+    /// The bytes `PRO`.
     Pro,
-    /// HTTP/2, in clear text.
+    /// The preface of HTTP/2 in plain text.
     Http2,
-    /// The method of a request of HTTP/1, in plain text.
+    /// The method of an HTTP/1 request in plain text.
     Http1,
-    /// TLS, a proxy's word, or something else.
+    /// TLS, the PROXY protocol, or anything else.
     Other,
 }
 
-/// Whether a decision came with a word to the client.
+/// Whether a 408 was sent before the close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Farewell {
-    Undecided,
+enum TimeoutResponse {
+    NotTried,
     Sent,
-    None,
+    NotSent,
 }
 
+/// The progress of a shutdown.
 #[derive(Clone, Copy, Debug)]
 enum Shutdown {
     NotBegun,
+    /// The FIN is sent. What the client still sends is discarded.
     Lingering,
     Done,
 }
 
 impl<T> GuardedIo<T> {
-    /// What is known of the connection.
+    /// Returns the connection's handle.
     pub fn conn(&self) -> &ConnHandle {
         self.permit.conn()
     }
 
-    /// What it runs over.
+    /// Returns a reference to the underlying byte stream.
     pub fn get_ref(&self) -> &T {
         &self.inner
     }
@@ -106,18 +119,18 @@ impl<T: Transport> GuardedIo<T> {
     pub(crate) fn new(inner: T, permit: Permit) -> Self {
         inner.prepare();
         if permit.shared().limits.mode == Mode::Enforce {
-            inner.give_up_after(permit.shared().limits.give_up_after());
+            inner.give_up_after(permit.shared().limits.kernel_timeout());
         }
         let is_watched = permit.shared().limits.mode != Mode::Off;
         Self {
             inner,
             permit,
             is_watched,
-            is_parked: false,
-            is_writing: false,
+            has_waker: false,
+            is_write_pending: false,
             opening: Opening::Nothing,
             frames: FrameReader::new(),
-            farewell: Farewell::Undecided,
+            timeout_response: TimeoutResponse::NotTried,
             shutdown: Shutdown::NotBegun,
         }
     }
@@ -127,13 +140,14 @@ impl<T: Transport> GuardedIo<T> {
         self.state().decision()
     }
 
-    /// What whoever cannot be told of an end in good order is told.
+    /// Returns the I/O error that a reader or writer gets after the guard has closed the
+    /// connection. Prepares the reset, if it is one.
     #[cold]
     fn closed_error(&mut self, decision: CloseDecision) -> io::Error {
         let kind = match self.close_mode(decision) {
             CloseMode::Graceful => io::ErrorKind::BrokenPipe,
             CloseMode::Reset => {
-                self.farewell = Farewell::None;
+                self.timeout_response = TimeoutResponse::NotSent;
                 self.inner.reset_on_close();
                 io::ErrorKind::ConnectionAborted
             }
@@ -143,16 +157,16 @@ impl<T: Transport> GuardedIo<T> {
         io::Error::new(kind, request.violation())
     }
 
-    /// Whoever was told why is not reset.
+    /// Returns how the connection is closed. A client that received a 408 is not reset.
     fn close_mode(&self, decision: CloseDecision) -> CloseMode {
-        if self.farewell == Farewell::Sent {
+        if self.timeout_response == TimeoutResponse::Sent {
             CloseMode::Graceful
         } else {
             decision.mode
         }
     }
 
-    /// Says 408 to a client who began a head of HTTP/1, where no answer can be on its way.
+    /// Sends a 408 to a client that has begun an HTTP/1 head, if no response can be on its way.
     fn send_timeout(&mut self, decision: CloseDecision, cx: &mut Context<'_>) {
         let stats = self.state().stats();
         let nothing_is_sent = match decision.reason {
@@ -160,25 +174,26 @@ impl<T: Transport> GuardedIo<T> {
             Reason::SlowHead => stats.in_flight == 0 && !stats.http2,
             _ => false,
         };
-        self.farewell = Farewell::None;
-        if !nothing_is_sent || self.opening != Opening::Http1 || self.is_writing {
+        self.timeout_response = TimeoutResponse::NotSent;
+        if !nothing_is_sent || self.opening != Opening::Http1 || self.is_write_pending {
             return;
         }
         if let Poll::Ready(Ok(count)) = Pin::new(&mut self.inner).poll_write(cx, TIMEOUT_RESPONSE) {
             self.state().add_written(count);
             if count == TIMEOUT_RESPONSE.len() {
-                self.farewell = Farewell::Sent;
+                self.timeout_response = TimeoutResponse::Sent;
             }
         }
     }
 
+    /// Returns what a read gets after a close decision.
     #[cold]
-    fn read_after(
+    fn read_after_decision(
         &mut self,
         decision: CloseDecision,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.farewell == Farewell::Undecided {
+        if self.timeout_response == TimeoutResponse::NotTried {
             self.send_timeout(decision, cx);
         }
         match self.close_mode(decision) {
@@ -187,14 +202,15 @@ impl<T: Transport> GuardedIo<T> {
         }
     }
 
-    /// Looks after the client if it was asked to, and ends the connection if he is gone.
+    /// Checks whether the client is still there, if the guard has requested it.
     #[inline]
-    fn answer_probe(&self) {
+    fn handle_probe(&self) {
         if self.state().take_probe() {
             self.check_client();
         }
     }
 
+    /// Closes the connection if the client has hung up.
     #[cold]
     #[inline(never)]
     fn check_client(&self) {
@@ -214,27 +230,30 @@ impl<T: Transport> GuardedIo<T> {
         }
     }
 
-    /// Nothing to read. `None` if a decision came meanwhile.
+    /// Stores the waker of a reader that found no bytes. Returns a close decision that was made
+    /// meanwhile.
     fn park_reader(&mut self, cx: &Context<'_>) -> Option<CloseDecision> {
-        self.is_parked = true;
+        self.has_waker = true;
         self.state().park_reader(cx.waker());
         self.decision()
     }
 
+    /// Stores the waker of a writer, as [`Self::park_reader`] does.
     fn park_writer(&mut self, cx: &Context<'_>) -> Option<CloseDecision> {
-        self.is_parked = true;
+        self.has_waker = true;
         self.state().park_writer(cx.waker());
         self.decision()
     }
 
-    /// What writing came to.
+    /// Notes the result of a write of `wanted` bytes, and returns it. Returns an error if it is
+    /// pending and a close has been decided meanwhile.
     fn note_write(
         &mut self,
         result: Poll<io::Result<usize>>,
         wanted: usize,
         cx: &Context<'_>,
     ) -> Poll<io::Result<usize>> {
-        self.is_writing = result.is_pending();
+        self.is_write_pending = result.is_pending();
         match &result {
             Poll::Ready(Ok(count)) => self.state().add_written(*count),
             Poll::Ready(Err(_)) => {}
@@ -250,13 +269,14 @@ impl<T: Transport> GuardedIo<T> {
         result
     }
 
+    /// Returns whether a shutdown is followed by lingering.
     fn may_linger(&self) -> bool {
         let state = self.state();
         let is_http = state.is_tracked() && !state.is_upgraded();
         is_http && self.permit.shared().limits.mode == Mode::Enforce
     }
 
-    /// Throws away what comes, until nothing does or it was enough.
+    /// Discards what arrives, until the client or the guard ends it or the limit is reached.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut chunk = [MaybeUninit::uninit(); DISCARD_CHUNK_BYTES];
         loop {
@@ -288,8 +308,8 @@ impl<T: Transport> GuardedIo<T> {
 // === Opening ===
 
 impl Opening {
-    /// What it is, and which letters it takes to know that it is none of HTTP/2's `PRI` and a
-    /// proxy's `PROXY`.
+    /// Returns the opening after more `bytes`. The first letters tell an HTTP/1 method from the
+    /// `PRI` of HTTP/2 and the `PROXY` of a proxy.
     fn followed_by(self, bytes: &[u8]) -> Self {
         bytes
             .iter()
@@ -306,8 +326,7 @@ impl Opening {
     }
 }
 
-/// What the connection began with, after these bytes of it as well. Those of HTTP/2, and of what may
-/// be, go through its frames.
+/// Returns the opening after more `bytes`. Bytes that are or may be HTTP/2 are read as frames.
 #[inline(never)]
 fn read_opening(
     mut opening: Opening,
@@ -340,9 +359,9 @@ impl<T: Transport> AsyncRead for GuardedIo<T> {
         if !this.is_watched {
             return Pin::new(&mut this.inner).poll_read(cx, buf);
         }
-        this.answer_probe();
+        this.handle_probe();
         if let Some(decision) = this.decision() {
-            return this.read_after(decision, cx);
+            return this.read_after_decision(decision, cx);
         }
         let before = buf.filled().len();
         let result = Pin::new(&mut this.inner).poll_read(cx, buf);
@@ -358,7 +377,7 @@ impl<T: Transport> AsyncRead for GuardedIo<T> {
             Poll::Ready(Err(_)) => {}
             Poll::Pending => {
                 if let Some(decision) = this.park_reader(cx) {
-                    return this.read_after(decision, cx);
+                    return this.read_after_decision(decision, cx);
                 }
             }
         }
@@ -404,21 +423,21 @@ impl<T: Transport> AsyncWrite for GuardedIo<T> {
         self.inner.is_write_vectored()
     }
 
-    /// hyper calls nothing but this while a handler works and unread bytes of the client are
-    /// left: a decision has to be seen here, too.
+    /// hyper calls only this while a handler works and bytes of the client are unread. So a close
+    /// decision has to be noticed here, too.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if !this.is_watched {
             return Pin::new(&mut this.inner).poll_flush(cx);
         }
-        this.answer_probe();
+        this.handle_probe();
         if let Some(decision) = this.decision() {
             return Poll::Ready(Err(this.closed_error(decision)));
         }
         let result = Pin::new(&mut this.inner).poll_flush(cx);
-        // A request that was here when it was first looked for may be the only one that is ever
-        // read; then this is the one place where there is anybody to wake.
-        if (result.is_pending() || !this.is_parked)
+        // If the first read returns a whole request, no read may ever be pending. Then this is the
+        // only place where a waker can be stored.
+        if (result.is_pending() || !this.has_waker)
             && let Some(decision) = this.park_writer(cx)
         {
             return Poll::Ready(Err(this.closed_error(decision)));
@@ -468,13 +487,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_method_of_a_request_in_plain_text_is_taken_for_one() {
+    fn only_a_method_in_plain_text_is_an_http1_opening() {
         let opening = |text: &str| {
             let at_once = Opening::Nothing.followed_by(text.as_bytes());
-            let one_by_one = text.bytes().fold(Opening::Nothing, |opening, byte| {
+            let byte_by_byte = text.bytes().fold(Opening::Nothing, |opening, byte| {
                 opening.followed_by(&[byte])
             });
-            assert_eq!(at_once, one_by_one);
+            assert_eq!(at_once, byte_by_byte);
             at_once
         };
         for text in [

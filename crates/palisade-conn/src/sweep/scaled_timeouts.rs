@@ -3,29 +3,35 @@
 use crate::guard::limits::Limits;
 use std::borrow::Cow;
 
-/// Up to this pressure, in thousandths, nothing shrinks.
-const MAX_PRESSURE_WITHOUT_EFFECT: u64 = 800;
-const FULL_PRESSURE: u64 = 1000;
+/// The pressure, in thousandths, up to which timeouts keep their full length.
+const MAX_THOUSANDTHS_WITHOUT_EFFECT: u64 = 800;
+/// The highest pressure, in thousandths, at which timeouts have their minimum.
+const FULL_THOUSANDTHS: u64 = 1000;
 
-/// What is left of each at full pressure, in milliseconds, unless it is less by itself.
+// A timeout that is set below its minimum stays as it is.
+
+/// The timeout of a request head at full pressure.
 const MIN_HEAD_MILLIS: u64 = 3000;
+/// The idle timeout at full pressure.
 const MIN_IDLE_MILLIS: u64 = 2000;
+/// The idle timeout of an upgraded connection at full pressure.
 const MIN_UPGRADED_IDLE_MILLIS: u64 = 60_000;
+/// The write timeout at full pressure.
 const MIN_WRITE_STALL_MILLIS: u64 = 10_000;
 
-/// How far `open` is between where displacement begins and where nobody gets in: 0 to 1.
-pub(crate) fn pressure_of_connections(limits: &Limits, open: usize) -> f32 {
-    let (soft, most) = (limits.soft(), limits.most(false));
+/// Returns the pressure that `open` connections make: 0 where eviction begins, 1 at the cap.
+pub(crate) fn connection_pressure(limits: &Limits, open: usize) -> f32 {
+    let (soft, max) = (limits.soft(), limits.max_open(false));
     let above = open.saturating_sub(soft) as f32;
-    (above / most.saturating_sub(soft).max(1) as f32).min(1.0)
+    (above / max.saturating_sub(soft).max(1) as f32).min(1.0)
 }
 
-/// The limits that hold under a pressure of 0 to 1.
+/// Returns the limits that apply under a pressure of 0 to 1.
 pub(crate) fn under_pressure(limits: &Limits, pressure: f32) -> Cow<'_, Limits> {
-    if thousandths(pressure) <= MAX_PRESSURE_WITHOUT_EFFECT {
+    if to_thousandths(pressure) <= MAX_THOUSANDTHS_WITHOUT_EFFECT {
         return Cow::Borrowed(limits);
     }
-    let shrink = |time, least| shrunk(time, least, pressure);
+    let shrink = |millis, min| scale(millis, min, pressure);
     Cow::Owned(Limits {
         first_request: shrink(limits.first_request, MIN_HEAD_MILLIS),
         head: shrink(limits.head, MIN_HEAD_MILLIS),
@@ -36,19 +42,20 @@ pub(crate) fn under_pressure(limits: &Limits, pressure: f32) -> Cow<'_, Limits> 
     })
 }
 
-/// All of `time` up to [`MAX_PRESSURE_WITHOUT_EFFECT`], from there on down in a straight line to `least` at full pressure.
-fn shrunk(time: u64, least: u64, pressure: f32) -> u64 {
-    let least = least.min(time);
-    let left =
-        FULL_PRESSURE - thousandths(pressure).clamp(MAX_PRESSURE_WITHOUT_EFFECT, FULL_PRESSURE);
-    let part = u128::from(time - least) * u128::from(left)
-        / u128::from(FULL_PRESSURE - MAX_PRESSURE_WITHOUT_EFFECT);
-    least.saturating_add(u64::try_from(part).unwrap_or(u64::MAX))
+/// Returns `millis` up to [`MAX_THOUSANDTHS_WITHOUT_EFFECT`], and from there on linearly less, down
+/// to `min` at full pressure.
+fn scale(millis: u64, min: u64, pressure: f32) -> u64 {
+    let min = min.min(millis);
+    let pressure = to_thousandths(pressure).clamp(MAX_THOUSANDTHS_WITHOUT_EFFECT, FULL_THOUSANDTHS);
+    let range = u128::from(FULL_THOUSANDTHS - MAX_THOUSANDTHS_WITHOUT_EFFECT);
+    let left = u128::from(FULL_THOUSANDTHS - pressure);
+    let above_min = u128::from(millis - min) * left / range;
+    min.saturating_add(u64::try_from(above_min).unwrap_or(u64::MAX))
 }
 
-/// Whole numbers, so that the curve is exact.
-fn thousandths(pressure: f32) -> u64 {
-    (pressure * FULL_PRESSURE as f32).round() as u64
+/// Returns the pressure as a whole number, which makes the curve exact.
+fn to_thousandths(pressure: f32) -> u64 {
+    (pressure * FULL_THOUSANDTHS as f32).round() as u64
 }
 
 #[cfg(test)]
@@ -57,28 +64,28 @@ mod tests {
     use crate::ConnGuard;
 
     #[test]
-    fn the_curve_is_flat_then_straight_and_ends_at_the_least() {
-        let idle = |pressure| shrunk(65_000, 2000, pressure);
+    fn a_timeout_is_constant_then_shrinks_linearly_to_its_minimum() {
+        let idle = |pressure| scale(65_000, 2000, pressure);
         let points = [0.0, 0.5, 0.8, 0.85, 0.9, 0.95, 1.0].map(idle);
         assert_eq!(
             points,
             [65_000, 65_000, 65_000, 49_250, 33_500, 17_750, 2000]
         );
-        // What is short already is not made longer.
+        // A timeout below its minimum is not made longer.
         assert_eq!(
-            [0.0, 0.9, 1.0].map(|pressure| shrunk(500, 2000, pressure)),
+            [0.0, 0.9, 1.0].map(|pressure| scale(500, 2000, pressure)),
             [500; 3]
         );
-        // Nor does anything else that may be handed in do harm.
+        // Other values that the application may supply do no harm.
         assert_eq!(
             [f32::NAN, -1.0, f32::INFINITY].map(idle),
             [65_000, 65_000, 2000]
         );
-        assert_eq!(shrunk(u64::MAX, 2000, 0.0), u64::MAX);
+        assert_eq!(scale(u64::MAX, 2000, 0.0), u64::MAX);
     }
 
     #[test]
-    fn each_deadline_has_its_own_least() {
+    fn each_timeout_has_its_own_minimum() {
         let guard = ConnGuard::default();
         let times = |pressure| {
             let limits = under_pressure(&guard.shared().limits, pressure);
@@ -98,15 +105,15 @@ mod tests {
     }
 
     #[test]
-    fn connections_press_from_where_displacement_begins() {
-        let of = |most, open| {
-            let guard = ConnGuard::builder().max_connections(most).build().unwrap();
-            pressure_of_connections(&guard.shared().limits, open)
+    fn connections_make_pressure_from_where_eviction_begins() {
+        let pressure = |max, open| {
+            let guard = ConnGuard::builder().max_connections(max).build().unwrap();
+            connection_pressure(&guard.shared().limits, open)
         };
         assert_eq!(
-            [0, 900, 950, 1000, 1100].map(|open| of(1000, open)),
+            [0, 900, 950, 1000, 1100].map(|open| pressure(1000, open)),
             [0.0, 0.0, 0.5, 1.0, 1.0]
         );
-        assert_eq!([of(1, 0), of(1, 1)], [0.0, 1.0]);
+        assert_eq!([pressure(1, 0), pressure(1, 1)], [0.0, 1.0]);
     }
 }

@@ -1,4 +1,4 @@
-//! What the operating system tells.
+//! Figures that the operating system provides.
 
 #[cfg(target_os = "linux")]
 pub(crate) mod accept_queue;
