@@ -1,4 +1,4 @@
-//! The response body that guards give back.
+//! The response body of a guard.
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -8,11 +8,11 @@ use std::{
     task::{Context, Poll},
 };
 
-/// What the bodies of guards fail with; tower's and axum's convention.
+/// The error type of the bodies of guards, as in tower and axum.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 pin_project! {
-    /// The handler's body, or a guard's own answer in its place.
+    /// The body of the handler's response, or of a guard's own response in its place.
     #[derive(Debug)]
     pub struct GuardBody<B> {
         #[pin]
@@ -30,14 +30,15 @@ pin_project! {
 }
 
 impl<B> GuardBody<B> {
-    /// The handler's body as it is.
+    /// Passes the handler's body on unchanged.
     pub fn passing(body: B) -> Self {
         Self {
             inner: Inner::Handler { body },
         }
     }
 
-    /// A guard's own answer.
+    /// Creates the body of a guard's own response, a single frame of `bytes`. It has no frame if
+    /// `bytes` is empty.
     pub fn answer(bytes: Bytes) -> Self {
         Self {
             inner: Inner::Answer { bytes },
@@ -87,7 +88,7 @@ mod tests {
     use std::convert::Infallible;
 
     #[tokio::test]
-    async fn an_answer_is_its_bytes_and_knows_its_length() {
+    async fn a_response_of_a_guard_is_its_bytes_and_has_their_length() {
         let body = GuardBody::<Full<Bytes>>::answer(Bytes::from_static(b"too much"));
         assert_eq!(body.size_hint().exact(), Some(8));
         assert!(!body.is_end_stream());
@@ -96,7 +97,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_passing_body_passes_length_and_trailers() {
+    async fn a_body_that_is_passed_on_keeps_its_length_and_trailers() {
         let trailers = http::HeaderMap::from_iter([(http::header::ETAG, "x".parse().unwrap())]);
         let inner = Full::new(Bytes::from("abc")).with_trailers({
             let trailers = trailers.clone();

@@ -1,9 +1,9 @@
-//! Who is asking.
+//! Client keys, and how a request is mapped to one.
 
 use http::{Extensions, HeaderMap, Method, Request, Uri};
 use siphasher::{
     sip::SipHasher13,
-    sip128::{Hasher128, SipHasher13 as SipHasher13Of128},
+    sip128::{self, Hasher128},
 };
 use std::{
     collections::hash_map::RandomState,
@@ -13,10 +13,10 @@ use std::{
     sync::OnceLock,
 };
 
-/// How many leading bits of an address make a client.
+/// The number of leading bits of an address that identify a client.
 ///
-/// Defaults to 32 for IPv4 and 64 for IPv6, because a /64 is the smallest network a subscriber
-/// gets (RIPE-690 section 4.2): whoever has one address of it has all 2^64.
+/// A /64 is the smallest IPv6 network that a subscriber gets (RIPE-690 section 4.2), so a client
+/// with one of its addresses has all 2^64. Defaults to 32 bits for IPv4 and 64 for IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prefix {
     v4: u8,
@@ -24,8 +24,8 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    /// `v4` bits of an IPv4 address, at most 32, and `v6` bits of an IPv6 address, at most 128.
-    /// `None` if one is more than its address has.
+    /// Creates a prefix of `v4` bits of an IPv4 address, at most 32, and `v6` bits of an IPv6
+    /// address, at most 128. Returns `None` if a number is too large.
     pub const fn new(v4: u8, v6: u8) -> Option<Self> {
         if v4 <= 32 && v6 <= 128 {
             Some(Self { v4, v6 })
@@ -34,7 +34,7 @@ impl Prefix {
         }
     }
 
-    /// This one, or where that has fewer bits, `other`.
+    /// Returns, for IPv4 and for IPv6, the shorter prefix of `self` and `other`.
     pub const fn at_most(self, other: Self) -> Self {
         let v4 = if self.v4 < other.v4 {
             self.v4
@@ -49,8 +49,9 @@ impl Prefix {
         Self { v4, v6 }
     }
 
-    /// How many of the 128 bits of `address` make its client.
-    pub(crate) fn kept(self, address: IpAddr) -> u8 {
+    /// Returns how many of the 128 bits of `address`, IPv4-mapped if it is IPv4, identify the
+    /// client.
+    pub(crate) fn kept_bits(self, address: IpAddr) -> u8 {
         if address.to_canonical().is_ipv4() {
             96 + self.v4
         } else {
@@ -65,26 +66,27 @@ impl Default for Prefix {
     }
 }
 
-/// What guards count by: the network of an address, or a hash of whatever else tells clients
-/// apart. 24 bytes, `Copy`.
+/// The key that guards count by: the network of an address, or a hash of another value that tells
+/// clients apart. 24 bytes, `Copy`.
 ///
-/// It carries its own hash, keyed by a random number of this process, so that the hash is worked
-/// out once per connection and not once per request and table.
+/// It carries its own hash, keyed by a random number of this process. The hash is therefore
+/// computed once per connection, and not once per request and table.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct ClientKey {
-    /// High half, low half.
+    /// The high half and the low half.
     bits: [u64; 2],
     hash: u64,
 }
 
 impl ClientKey {
-    /// The one key of all requests of which nobody knows who sent them.
+    /// The key that all requests of unknown clients share.
     pub const SHARED: Self = Self {
         bits: [0; 2],
         hash: 0,
     };
 
-    /// The network of `address`. An IPv4-mapped IPv6 address counts as the IPv4 address it is.
+    /// Returns the key of the network of `address`. An IPv4-mapped IPv6 address counts as the IPv4
+    /// address. A network without any bits set, such as that of `::`, is [`Self::SHARED`].
     ///
     /// ```
     /// use palisade_core::{ClientKey, Prefix};
@@ -94,97 +96,101 @@ impl ClientKey {
     /// assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
     /// ```
     pub fn address(address: IpAddr, prefix: Prefix) -> Self {
-        match leading(bits_of(address), prefix.kept(address)) {
+        match leading_bits(address_bits(address), prefix.kept_bits(address)) {
             0 => Self::SHARED,
             bits => {
-                let (k0, k1) = seed();
+                let (k0, k1) = hash_keys();
                 let hash = SipHasher13::new_with_keys(k0, k1).hash(&bits.to_le_bytes());
                 Self {
-                    bits: split(bits),
+                    bits: halves(bits),
                     hash,
                 }
             }
         }
     }
 
-    /// A 128-bit hash of `value`, keyed by a random number of this process, so that nobody can
-    /// aim for another client's key. The same value gives another key in the next process.
+    /// Returns a key from a 128-bit hash of `value`. The hash is keyed by a random number of this
+    /// process, so a client cannot aim for the key of another client. Another process has another
+    /// key for the same value.
     pub fn of(value: &(impl Hash + ?Sized)) -> Self {
-        let (k0, k1) = seed();
-        let mut hasher = SipHasher13Of128::new_with_keys(k0, k1);
+        let (k0, k1) = hash_keys();
+        let mut hasher = sip128::SipHasher13::new_with_keys(k0, k1);
         value.hash(&mut hasher);
-        let bits = split(hasher.finish128().as_u128());
+        let bits = halves(hasher.finish128().as_u128());
         Self {
             bits,
             hash: bits[0],
         }
     }
 
-    /// The key of the `place`-th account of the same client. 0 is the client's own.
-    pub fn account(self, place: u32) -> Self {
-        // Odd and without pattern, so that no two accounts live at the same place of a table.
-        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+    /// Returns the key of one of several accounts of this client. Account 0 is the client's own
+    /// key.
+    pub fn account(self, number: u32) -> Self {
+        // Odd and without a pattern, so that the accounts of a client have different slots in a
+        // table.
+        const HASH_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
         Self {
-            hash: self.hash ^ u64::from(place).wrapping_mul(STEP),
+            hash: self.hash ^ u64::from(number).wrapping_mul(HASH_STEP),
             ..self
         }
     }
 
-    /// The key of a client whose address has these leading bits, and that hash.
+    /// Returns the key of a client from the leading bits of its address and its hash.
     pub(crate) fn from_parts(bits: u128, hash: u64) -> Self {
         Self {
-            bits: split(bits),
+            bits: halves(bits),
             hash,
         }
     }
 
     fn to_bits(self) -> u128 {
-        join(self.bits)
+        from_halves(self.bits)
     }
 
-    /// A hash by a secret of this process, so that a peer cannot choose it.
+    /// Returns a hash that is keyed by a secret of this process, so that a peer cannot choose it.
     #[inline]
     pub fn to_hash(self) -> u64 {
         self.hash
     }
 }
 
-/// The high half and the low half.
-pub(crate) fn split(bits: u128) -> [u64; 2] {
+/// Splits `bits` into the high half and the low half.
+pub(crate) fn halves(bits: u128) -> [u64; 2] {
     [(bits >> 64) as u64, bits as u64]
 }
 
-pub(crate) fn join([high, low]: [u64; 2]) -> u128 {
+/// Joins the halves that [`halves`] returns.
+pub(crate) fn from_halves([high, low]: [u64; 2]) -> u128 {
     (u128::from(high) << 64) | u128::from(low)
 }
 
-/// The address as the IPv6 address it is or is mapped to.
-pub(crate) fn bits_of(address: IpAddr) -> u128 {
+/// Returns the bits of `address`, an IPv4 address as an IPv4-mapped IPv6 address.
+pub(crate) fn address_bits(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
         IpAddr::V6(v6) => v6.to_bits(),
     }
 }
 
-/// `bits` without those after the first `kept`.
-pub(crate) fn leading(bits: u128, kept: u8) -> u128 {
+/// Returns `bits` with all bits after the first `kept` cleared.
+pub(crate) fn leading_bits(bits: u128, kept: u8) -> u128 {
     bits & u128::MAX
         .checked_shl(128u32.saturating_sub(u32::from(kept)))
         .unwrap_or(0)
 }
 
-/// 128 bits from the operating system, by way of the standard library's own random state: the same
-/// as long as the process lives.
-fn seed() -> (u64, u64) {
-    static SEED: OnceLock<(u64, u64)> = OnceLock::new();
-    // The model checker wants every run to go the same way.
+/// Returns the two hash keys of this process: 128 random bits that the standard library's random
+/// state has from the operating system.
+fn hash_keys() -> (u64, u64) {
+    static KEYS: OnceLock<(u64, u64)> = OnceLock::new();
     let random = || {
         (
             RandomState::new().hash_one(0u8),
             RandomState::new().hash_one(1u8),
         )
     };
-    *SEED.get_or_init(|| {
+    *KEYS.get_or_init(|| {
+        // loom needs every execution to take the same course.
         if cfg!(palisade_loom) {
             (0, 0)
         } else {
@@ -209,16 +215,17 @@ impl fmt::Debug for ClientKey {
     }
 }
 
-/// A request without its body, borrowed: what predicates, costs and key extractors look at.
+/// A borrowed request without its body: the argument of predicates, cost functions and key
+/// extractors.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestHead<'a> {
-    /// The method.
+    /// The request method.
     pub method: &'a Method,
-    /// The target.
+    /// The request target.
     pub uri: &'a Uri,
-    /// The headers, as the client wrote them.
+    /// The headers, as the client sent them.
     pub headers: &'a HeaderMap,
-    /// What servers and layers before this one left for those after.
+    /// The values that the server and the outer layers have inserted.
     pub extensions: &'a Extensions,
 }
 
@@ -233,23 +240,40 @@ impl<'a, B> From<&'a Request<B>> for RequestHead<'a> {
     }
 }
 
-/// What a [`KeyExtractor`] makes of a request.
+/// How a request is counted: the result of a [`KeyExtractor`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyOutcome {
-    /// Count it under this key.
+    /// Count the request under this key.
     Key(ClientKey),
-    /// Let it pass uncounted.
+    /// Admit the request without counting it.
     Exempt,
-    /// Refuse it with 500: the server is not set up to tell who is asking.
+    /// Refuse the request with 500, because the server is not set up to identify its client. The
+    /// reason is [`PeerMissing`](crate::Reason::PeerMissing).
     Refuse,
 }
 
-/// Tells by what a request is counted.
+/// Determines the key under which a request is counted.
 ///
-/// Any `Fn(&RequestHead<'_>) -> KeyOutcome` is one. Do not key by a header that the client can
-/// set before it is checked: that hands out a fresh quota for every value it makes up.
+/// Implemented for every `Fn(&RequestHead<'_>) -> KeyOutcome`. Do not take the key from a header
+/// that the client can set, unless it is verified before: otherwise the client gets a new quota for
+/// each value that it invents.
+///
+/// ```
+/// use palisade_core::{ClientKey, KeyOutcome, RequestHead};
+///
+/// /// A tenant that an outer layer has authenticated and inserted.
+/// #[derive(Clone, Hash)]
+/// struct Tenant(u64);
+///
+/// let by_tenant = |head: &RequestHead<'_>| match head.extensions.get::<Tenant>() {
+///     Some(tenant) => KeyOutcome::Key(ClientKey::of(tenant)),
+///     None => KeyOutcome::Refuse,
+/// };
+/// # let _: &dyn palisade_core::KeyExtractor = &by_tenant;
+/// ```
 pub trait KeyExtractor: Send + Sync + 'static {
-    /// The key of the request with this head. Called once per request: be quick, never panic.
+    /// Returns the key of the request with this head. Called once per request: it must be fast and
+    /// must not panic.
     fn extract(&self, head: &RequestHead<'_>) -> KeyOutcome;
 }
 
@@ -271,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_keeps_exactly_its_bits() {
+    fn a_prefix_keeps_its_bits_and_no_others() {
         assert_eq!(key("192.0.2.1", 24, 64), key("192.0.2.255", 24, 64));
         assert_ne!(key("192.0.2.1", 24, 64), key("192.0.3.1", 24, 64));
         assert_eq!(
@@ -286,13 +310,13 @@ mod tests {
     }
 
     #[test]
-    fn hashed_keys_agree_with_themselves_and_with_nobody_else() {
+    fn equal_values_have_one_hashed_key_and_different_values_have_different_ones() {
         assert_eq!(ClientKey::of("tenant"), ClientKey::of("tenant"));
         assert_ne!(ClientKey::of("tenant"), ClientKey::of("other"));
     }
 
     #[test]
-    fn the_accounts_of_a_client_are_keys_of_their_own() {
+    fn each_account_of_a_client_has_its_own_key() {
         let client = key("192.0.2.1", 32, 64);
         assert_eq!(client.account(0), client);
         assert_ne!(client.account(1), client);

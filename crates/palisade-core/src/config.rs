@@ -1,10 +1,10 @@
-//! What is wrong with what somebody set.
+//! Configuration errors.
 
 use std::{borrow::Cow, error::Error, fmt};
 
-/// What cannot be built, and everything that is wrong with it, not just the first thing.
+/// The error of a `build` method: every option that is wrong, not only the first.
 ///
-/// Printed, also by a `main` that returns it, it has a line for each.
+/// It is printed with one line per fault, also by a `main` function that returns it.
 ///
 /// ```
 /// use palisade_core::ConfigError;
@@ -16,47 +16,47 @@ use std::{borrow::Cow, error::Error, fmt};
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct ConfigError {
-    what: &'static str,
+    summary: &'static str,
     faults: Vec<ConfigFault>,
 }
 
-/// One thing that is wrong.
+/// One wrong option.
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigFault {
-    /// The method that set it.
+    /// The method that sets the option.
     pub field: Cow<'static, str>,
-    /// What it was set to.
+    /// The value that was set.
     pub value: String,
-    /// What it may be, and perhaps why.
+    /// The values that are allowed, and in some cases the reason.
     pub allowed: Cow<'static, str>,
 }
 
 // === ConfigError ===
 
 impl ConfigError {
-    /// Nothing is wrong so far with what would not be built: `what` says so.
-    pub fn new(what: &'static str) -> Self {
+    /// Creates an error without faults. `summary` is the first line of its text.
+    pub fn new(summary: &'static str) -> Self {
         Self {
-            what,
+            summary,
             faults: Vec::new(),
         }
     }
 
-    /// `field` cannot be `value`, unless that is `fine`.
+    /// Adds a fault, unless `is_allowed`: `field` was set to `value`.
     pub fn check(
         &mut self,
-        fine: bool,
+        is_allowed: bool,
         field: &'static str,
         value: &dyn fmt::Debug,
         allowed: &'static str,
     ) {
-        if !fine {
+        if !is_allowed {
             self.push(field, format!("{value:?}"), allowed);
         }
     }
 
-    /// `field` cannot be `value`.
+    /// Adds a fault: `field` was set to `value`.
     pub fn push(
         &mut self,
         field: impl Into<Cow<'static, str>>,
@@ -71,9 +71,11 @@ impl ConfigError {
         });
     }
 
+    /// Returns `Ok` if no fault was added.
+    ///
     /// # Errors
     ///
-    /// Itself, if anything is wrong.
+    /// The error itself, if it has a fault.
     pub fn into_result(self) -> Result<(), Self> {
         if self.faults.is_empty() {
             Ok(())
@@ -82,7 +84,7 @@ impl ConfigError {
         }
     }
 
-    /// Everything that is wrong; never empty in what a `build` returns.
+    /// Returns all faults. A `build` method never returns an error without faults.
     pub fn faults(&self) -> &[ConfigFault] {
         &self.faults
     }
@@ -90,7 +92,7 @@ impl ConfigError {
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:", self.what)?;
+        write!(f, "{}:", self.summary)?;
         for ConfigFault {
             field,
             value,
@@ -103,7 +105,7 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// As it is displayed: that is what a `main` that returns it shows.
+/// The same text as `Display`, because a `main` function that returns the error prints `Debug`.
 impl fmt::Debug for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)

@@ -2,7 +2,7 @@
 
 use crate::{
     ClientKey, Prefix,
-    client::{bits_of, join, leading, split},
+    client::{address_bits, from_halves, halves, leading_bits},
 };
 use http::Extensions;
 use parking_lot::Mutex;
@@ -40,8 +40,8 @@ pub struct ConnInfo<S: ?Sized = dyn Any + Send + Sync> {
     scope: u32,
     port: u16,
     kept: KeptBits,
-    /// Request bodies that no handler is reading, modulo 256: only zero or not matters, and of so
-    /// many one is read soon.
+    /// The number of request bodies that no handler is reading, modulo 256. Only whether it is 0
+    /// matters. With 256 unread bodies it is wrongly 0, until one of them is read.
     unread_bodies: AtomicU8,
     client_hash: u64,
     local: Option<Arc<SocketAddr>>,
@@ -50,7 +50,7 @@ pub struct ConnInfo<S: ?Sized = dyn Any + Send + Sync> {
 
 /// The family of an address, and how many of its leading bits identify its client.
 ///
-/// Up to 32: of an IPv4 address. From [`Self::V6`] on: of an IPv6 address.
+/// Values up to 32 belong to an IPv4 address, values from [`Self::V6`] on to an IPv6 address.
 #[derive(Clone, Copy)]
 struct KeptBits(u8);
 
@@ -87,13 +87,13 @@ impl<S> ConnInfo<S> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         Self {
             id: NEXT_ID.fetch_add(1, Relaxed),
-            ip: split(bits_of(peer.ip())),
+            ip: halves(address_bits(peer.ip())),
             scope: match peer {
                 SocketAddr::V4(_) => 0,
                 SocketAddr::V6(peer) => peer.scope_id(),
             },
             port: peer.port(),
-            kept: KeptBits::new(peer.is_ipv4(), prefix.kept(peer.ip())),
+            kept: KeptBits::new(peer.is_ipv4(), prefix.kept_bits(peer.ip())),
             unread_bodies: AtomicU8::new(0),
             client_hash: ClientKey::address(peer.ip(), prefix).to_hash(),
             local: local.map(share_local),
@@ -122,7 +122,7 @@ impl<S: ?Sized> ConnInfo<S> {
             // The address is stored as an IPv4-mapped one: its last 32 bits are the IPv4 address.
             return (Ipv4Addr::from_bits(self.ip[1] as u32), self.port).into();
         }
-        let ip = Ipv6Addr::from_bits(join(self.ip));
+        let ip = Ipv6Addr::from_bits(from_halves(self.ip));
         SocketAddrV6::new(ip, self.port, 0, self.scope).into()
     }
 
@@ -134,7 +134,7 @@ impl<S: ?Sized> ConnInfo<S> {
     /// Returns the key that guards count this connection's requests by.
     #[inline]
     pub fn client(&self) -> ClientKey {
-        let bits = leading(join(self.ip), self.kept.of_mapped());
+        let bits = leading_bits(from_halves(self.ip), self.kept.mapped_bits());
         ClientKey::from_parts(bits, self.client_hash)
     }
 
@@ -157,7 +157,7 @@ impl<S: ?Sized> ConnInfo<S> {
         self.unread_bodies.fetch_add(1, Relaxed);
     }
 
-    /// Takes one of them away: a handler reads it now, or it is gone.
+    /// Removes an unread request body: a handler reads it now, or it is gone.
     pub fn remove_unread_body(&self) {
         self.unread_bodies.fetch_sub(1, Relaxed);
     }
@@ -198,12 +198,12 @@ fn share_local(local: SocketAddr) -> Arc<SocketAddr> {
 // === KeptBits ===
 
 impl KeptBits {
-    /// The first number of an IPv6 address.
+    /// The smallest value of an IPv6 address.
     const V6: u8 = 64;
-    /// The bits that come before those of an IPv4 address in a mapped one.
+    /// The number of bits before the IPv4 address in an IPv4-mapped address.
     const MAPPED: u8 = 96;
 
-    /// `kept` bits of the 128 of a mapped or IPv6 address.
+    /// Creates the value for `kept` of the 128 bits of an IPv4-mapped or IPv6 address.
     fn new(is_v4: bool, kept: u8) -> Self {
         Self(if is_v4 {
             kept - Self::MAPPED
@@ -219,7 +219,7 @@ impl KeptBits {
 
     /// Returns how many of the 128 bits are kept.
     #[inline]
-    fn of_mapped(self) -> u8 {
+    fn mapped_bits(self) -> u8 {
         if self.is_v4() {
             Self::MAPPED + self.0
         } else {
@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_returns_the_addresses_it_was_made_of() {
+    fn a_connection_returns_the_addresses_that_it_was_created_with() {
         let prefix = Prefix::new(24, 48).unwrap();
         for peer in [
             "192.0.2.1:80",
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn the_state_is_found_by_its_type_alone() {
+    fn the_state_is_returned_for_its_own_type_only() {
         let peer = ([192, 0, 2, 1], 80).into();
         let info = Arc::new(ConnInfo::with_state(peer, None, Prefix::default(), 7u8));
         let erased: Arc<ConnInfo> = info.clone();

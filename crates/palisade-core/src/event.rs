@@ -1,7 +1,8 @@
-//! What the guards did, told to whoever wants to know.
+//! The metrics interface of all guards.
 //!
-//! A guard decides first and records second: [`Metrics`] cannot change a verdict. Whatever may
-//! become a metric label is an enum, so no peer can add a time series. Addresses are for logs.
+//! A guard decides first and records second: [`Metrics`] cannot change a decision. Everything that
+//! may become a metric label is an enum, so a peer cannot add a time series. Addresses are for logs
+//! only.
 
 use crate::{ConnInfo, Guard, Mode, Phase, Reason, Rejection, Violation};
 use std::{
@@ -14,93 +15,103 @@ use std::{
     time::Duration,
 };
 
-/// One thing a guard did. Only transitions are told; levels are asked for, see [`GaugeSource`].
+/// A transition that a guard records.
+///
+/// Events are passed to [`Metrics::record`]. Current values and totals, such as the number of open
+/// connections, are not events: they are sampled, see [`Gauge`]. Admitted requests have no event,
+/// only a gauge.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
-    /// A guard answered a request itself, or would have in [`Mode::Shadow`].
+    /// A guard refused a request: it answered the request in place of the handler, or would have in
+    /// [`Mode::Shadow`].
     #[non_exhaustive]
     Refused {
-        /// Which guard, why, and with what answer.
+        /// The broken rule, and the response to the client.
         rejection: &'a Rejection,
-        /// [`Mode::Shadow`] if the request was let pass all the same.
+        /// [`Mode::Enforce`], or [`Mode::Shadow`] if the request was admitted all the same.
         mode: Mode,
-        /// The connection, where one is known.
+        /// The connection of the request, if it is known.
         conn: Option<&'a ConnInfo>,
     },
-    /// A guard ended a body whose response head was sent already, or would have in
+    /// A guard cut a body: it ended the body after the response head was sent, or would have in
     /// [`Mode::Shadow`].
     #[non_exhaustive]
     Cut {
-        /// Which guard and why.
+        /// The broken rule.
         violation: &'a Violation,
-        /// [`Mode::Shadow`] if the body went on all the same.
+        /// [`Mode::Enforce`], or [`Mode::Shadow`] if the body continues all the same.
         mode: Mode,
-        /// The connection, where one is known.
+        /// The connection of the request, if it is known.
         conn: Option<&'a ConnInfo>,
     },
-    /// A connection was let in.
+    /// A connection was admitted.
     #[non_exhaustive]
     Opened {
-        /// Which one.
+        /// The connection.
         conn: &'a ConnInfo,
     },
-    /// The same connection is gone. Comes exactly once for each [`Event::Opened`].
+    /// An admitted connection is gone, for whatever reason. Recorded exactly once for each
+    /// [`Event::Opened`].
     #[non_exhaustive]
     Closed {
-        /// Which one.
+        /// The connection.
         conn: &'a ConnInfo,
-        /// Why a guard ended it, or let it take no more requests; `None` if none did.
+        /// Why a guard closed the connection, or let it take no more requests. `None` if no guard
+        /// did: the client or the server closed it.
         reason: Option<Reason>,
-        /// What it was at when it went.
+        /// The phase that the connection was in at the end.
         phase: Phase,
-        /// From [`Event::Opened`] until now.
+        /// The time since [`Event::Opened`].
         open_for: Duration,
     },
-    /// A guard ends a connection or does not let it in, or would have in [`Mode::Shadow`]. One
-    /// that was let in is gone a moment later, see [`Event::Closed`].
+    /// A guard closes a connection or does not admit it, or would have in [`Mode::Shadow`]. An
+    /// admitted connection is gone a moment later, see [`Event::Closed`].
     #[non_exhaustive]
     Disconnected {
-        /// Which guard and why; its phase is one of a connection.
+        /// The broken rule. Its phase is that of the connection.
         violation: &'a Violation,
-        /// [`Mode::Shadow`] if the connection goes on all the same.
+        /// [`Mode::Enforce`], or [`Mode::Shadow`] if the connection continues all the same.
         mode: Mode,
-        /// Which one.
+        /// The connection.
         conn: &'a ConnInfo,
     },
-    /// Clients have been sending for a while, and nobody tells the connection guard of a request:
-    /// most of its rules do nothing. Comes at most once for each guard.
+    /// Clients have sent bytes for a while, but no request is reported to the connection guard, so
+    /// most of its rules do nothing: request tracking is missing. Recorded at most once for each
+    /// guard.
     #[non_exhaustive]
     Untracked {
-        /// How many connections there are now of which nobody tells.
+        /// The number of open connections without request tracking.
         connections: usize,
     },
-    /// Nine in ten requests say that a proxy forwarded them, and each peer counts as a client: all
-    /// clients of that proxy share what one may have. Comes at most once for each guard.
+    /// More than nine in ten requests claim that a proxy forwarded them, but the guard counts each
+    /// peer as a client, so all clients of a proxy share the limits of one. Recorded at most once
+    /// for each guard. The claim is the client's own and may be false.
     #[non_exhaustive]
     Forwarded {
-        /// How many of a hundred say so.
+        /// The percentage of requests that make the claim.
         percent: u32,
     },
-    /// Somebody changed a limit while the server runs.
+    /// A limit was changed while the server runs.
     #[non_exhaustive]
     LimitChanged {
-        /// Whose limit.
+        /// The guard that has the limit.
         guard: Guard,
-        /// The new one.
+        /// The new limit: requests that may hold a permit at once, for
+        /// [`Guard::ConcurrencyLimit`].
         limit: u64,
     },
 }
 
 impl Event<'_> {
-    /// Somebody changed the limit of `guard` to `limit`.
+    /// Returns [`Event::LimitChanged`]: the limit of `guard` is now `limit`.
     pub const fn limit_changed(guard: Guard, limit: u64) -> Self {
         Self::LimitChanged { guard, limit }
     }
 }
 
 impl<'a> Event<'a> {
-    /// A request of `conn` was answered for `rejection`, or would have been.
+    /// Returns [`Event::Refused`] for a request of `conn`.
     pub const fn refused(rejection: &'a Rejection, mode: Mode, conn: Option<&'a ConnInfo>) -> Self {
         Self::Refused {
             rejection,
@@ -109,22 +120,22 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// So many of a hundred requests were forwarded by a proxy that counts as one client.
+    /// Returns [`Event::Forwarded`].
     pub const fn forwarded(percent: u32) -> Self {
         Self::Forwarded { percent }
     }
 
-    /// Nobody tells of the requests of so many `connections`.
+    /// Returns [`Event::Untracked`].
     pub const fn untracked(connections: usize) -> Self {
         Self::Untracked { connections }
     }
 
-    /// `conn` was let in.
+    /// Returns [`Event::Opened`].
     pub const fn opened(conn: &'a ConnInfo) -> Self {
         Self::Opened { conn }
     }
 
-    /// `conn` is gone after `open_for`, in `phase`, because of `reason` if of a guard's doing.
+    /// Returns [`Event::Closed`].
     pub const fn closed(
         conn: &'a ConnInfo,
         reason: Option<Reason>,
@@ -139,7 +150,7 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// A body of `conn` is ended for `violation`, or would be.
+    /// Returns [`Event::Cut`] for a request of `conn`.
     pub const fn cut(violation: &'a Violation, mode: Mode, conn: Option<&'a ConnInfo>) -> Self {
         Self::Cut {
             violation,
@@ -148,7 +159,7 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// `conn` is ended or not let in for `violation`, or would be.
+    /// Returns [`Event::Disconnected`].
     pub const fn disconnected(violation: &'a Violation, mode: Mode, conn: &'a ConnInfo) -> Self {
         Self::Disconnected {
             violation,
@@ -158,10 +169,15 @@ impl<'a> Event<'a> {
     }
 }
 
-/// Hears what the guards do. Called inside `poll` and `drop`: return at once, and do not panic.
+/// Receives the events and the gauges of guards.
 ///
-/// A panic is caught, so that it ends neither the server nor a connection: that event is lost, and
-/// with the feature `tracing` the first one of a sink is logged.
+/// The methods are called inside `poll` and `drop`: they must return at once and must not panic.
+/// The guard has already decided, so they cannot change a decision. A panic is caught, so it ends
+/// neither the server nor a connection. Its event is lost, and with the feature `tracing` the first
+/// panic of each sink is logged.
+///
+/// The crate `palisade-metrics` has implementations: a snapshot with Prometheus text, the `metrics`
+/// facade, and a sampled log. A tuple of two implementations passes everything to both.
 ///
 /// ```
 /// use palisade_core::{Event, Metrics, Recorder};
@@ -179,73 +195,80 @@ impl<'a> Event<'a> {
 /// }
 ///
 /// let refusals = Arc::new(Refusals::default());
-/// let recorder = Recorder::from(refusals.clone()); // What every guard's `.metrics(..)` takes.
+/// let recorder = Recorder::from(refusals.clone()); // Every guard's `.metrics(..)` takes it.
 /// ```
 pub trait Metrics: Send + Sync + 'static {
-    /// Takes note of `event`.
+    /// Records `event`.
     fn record(&self, event: &Event<'_>);
 
-    /// Will be asked for `levels` whenever somebody looks. Defaults to nobody looking.
-    fn register(&self, levels: Weak<dyn GaugeSource>) {
-        let _ = levels;
+    /// Registers the gauges of a guard, to be sampled whenever metrics are read. Called once for
+    /// each guard that has gauges, when it gets these metrics. The reference is weak: the gauges
+    /// are gone once the guard is dropped. Defaults to ignoring them.
+    fn register(&self, gauges: Weak<dyn GaugeSource>) {
+        let _ = gauges;
     }
 }
 
-/// A number that a guard keeps and [`GaugeSource`] shows.
+/// A number that a guard keeps, sampled through [`GaugeSource`].
+///
+/// Most gauges are current values. [Totals](Self::is_total) count from the start of the guard and
+/// never decrease. The unit is the thing that is counted, except for the two gauges in percent.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Gauge {
-    /// Requests that hold a permit now.
+    /// Concurrency limit: the number of requests that hold a permit.
     Working,
-    /// Requests that are here and wait for their own client now.
+    /// Concurrency limit: the number of admitted requests that wait for their own clients, and so
+    /// need no permit.
     Waiting,
-    /// Requests that wait for a permit now.
+    /// Concurrency limit: the number of requests that wait for a permit in the queue.
     Queued,
-    /// The limit on [`Gauge::Working`].
+    /// Concurrency limit: the number of permits, the limit on [`Gauge::Working`].
     Limit,
-    /// Requests admitted since the start. Only grows.
+    /// Concurrency limit: the total number of admitted requests.
     Admitted,
-    /// Keys for which a table holds a debt now.
+    /// Rate limit: the number of client keys for which the table holds a debt.
     Keys,
-    /// Keys that a table could hold.
+    /// Rate limit: the number of client keys that the table can hold.
     KeyCapacity,
-    /// Keys forgotten while they were in debt, because the table was full. Only grows.
+    /// Rate limit: the total number of client keys that were evicted from the full table while they
+    /// were in debt.
     KeysEvicted,
-    /// Connections that are open now.
+    /// The number of open connections.
     Connections,
-    /// The limit on [`Gauge::Connections`].
+    /// The cap: the limit on [`Gauge::Connections`].
     ConnectionLimit,
-    /// Connections let in since the start. Only grows.
+    /// The total number of admitted connections.
     ConnectionsOpened,
-    /// Requests in flight on all connections now.
+    /// The number of requests in flight on all connections.
     InFlight,
     /// The limit on [`Gauge::InFlight`].
     InFlightLimit,
-    /// Connections that are, or carry, something else than HTTP now.
+    /// The number of connections that have become, or carry, something other than HTTP.
     Upgraded,
     /// The limit on [`Gauge::Upgraded`].
     UpgradedLimit,
-    /// How many of a hundred requests say that a proxy forwarded them, where each peer counts as a
-    /// client.
+    /// The percentage of requests that claim that a proxy forwarded them. Only sampled if the guard
+    /// counts each peer as a client.
     ForwardedPercent,
-    /// How hard it is going for connections, of a hundred.
+    /// The pressure on connections in percent, 0 to 100.
     PressurePercent,
-    /// Failures to accept for want of files or memory. Only grows.
+    /// The total number of failures to accept a connection for lack of files or memory.
     AcceptErrors,
-    /// Connections that wait in the kernel to be accepted now.
+    /// The number of connections that wait in the kernel to be accepted. Linux only.
     AcceptQueue,
-    /// How many may wait there; known of listeners that a guard bound itself.
+    /// The limit on [`Gauge::AcceptQueue`], for listeners that the guard bound itself. Linux only.
     AcceptQueueLimit,
-    /// Connections that the kernel lost because an accept queue was full, at any listener of the
-    /// network namespace, since it started. Only grows.
+    /// The total number of connections that the kernel dropped because an accept queue was full, at
+    /// any listener of the network namespace and since the namespace exists. Linux only.
     ListenOverflows,
-    /// Connections that it lost before they could be accepted for any reason, those among them.
-    /// Only grows.
+    /// The total number of connections that the kernel dropped before they were accepted, for any
+    /// reason, including [`Gauge::ListenOverflows`]. Linux only.
     ListenDrops,
 }
 
 impl Gauge {
-    /// Every level, so that `ALL[level as usize] == level`.
+    /// Every gauge, in the order of declaration, so that `ALL[gauge as usize] == gauge`.
     pub const ALL: &'static [Self] = &[
         Self::Working,
         Self::Waiting,
@@ -271,7 +294,7 @@ impl Gauge {
         Self::ListenDrops,
     ];
 
-    /// Whether it only ever grows.
+    /// Returns whether the gauge is a total, which never decreases.
     pub const fn is_total(self) -> bool {
         matches!(
             self,
@@ -285,29 +308,29 @@ impl Gauge {
     }
 }
 
-/// The numbers that one guard keeps anyway, read when somebody looks. A request pays nothing for
-/// them beyond the guard's own counting.
+/// The gauges of one guard, sampled when metrics are read. The guard keeps these numbers for its
+/// own decisions, so sampling costs the requests nothing.
 pub trait GaugeSource: Send + Sync {
-    /// Whose they are.
+    /// Returns the guard that keeps the gauges.
     fn guard(&self) -> Guard;
 
-    /// Calls `visit` with each level and its value. A [`Gauge`] that the guard does not keep is
-    /// left out.
+    /// Calls `visit` with each [`Gauge`] that the guard keeps, and with its value.
     fn sample(&self, visit: &mut dyn FnMut(Gauge, u64));
 }
 
-/// A guard's handle on the metrics, if there are any. Silent by default, cheap to clone.
+/// A guard's handle on its metrics, if it has any. Created from any [`Metrics`] by `into`. Cheap to
+/// clone. Defaults to no metrics.
 #[derive(Clone, Default)]
 pub struct Recorder(Option<Arc<Sink>>);
 
-/// A user's metrics behind the one place that calls them.
+/// The user's metrics. All calls go through [`Self::call`].
 struct Sink<M: ?Sized = dyn Metrics> {
     has_panicked: AtomicBool,
     metrics: M,
 }
 
 impl Recorder {
-    /// Records. The event is not even built when nobody listens.
+    /// Records an event. The closure is not called if there are no metrics.
     #[inline]
     pub fn record<'a>(&self, event: impl FnOnce() -> Event<'a>) {
         if let Some(sink) = &self.0 {
@@ -316,31 +339,31 @@ impl Recorder {
         }
     }
 
-    /// Whether anybody listens.
+    /// Returns whether there are metrics.
     #[inline]
     pub fn is_on(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Shows `levels` to whoever listens.
-    pub fn register(&self, levels: Weak<dyn GaugeSource>) {
+    /// Registers the gauges of a guard with its metrics.
+    pub fn register(&self, gauges: Weak<dyn GaugeSource>) {
         if let Some(sink) = &self.0 {
-            sink.call(|metrics| metrics.register(levels));
+            sink.call(|metrics| metrics.register(gauges));
         }
     }
 }
 
 impl Sink {
-    /// Catches a panic of the metrics: they are called where connections are accepted, and from
-    /// drops that may run while a handler's panic unwinds.
+    /// Calls the metrics and catches their panic: they are called where connections are accepted,
+    /// and in drops that may run while a panic of a handler unwinds.
     fn call(&self, call: impl FnOnce(&dyn Metrics)) {
         let result = catch_unwind(AssertUnwindSafe(|| call(&self.metrics)));
         if result.is_err() && !self.has_panicked.swap(true, Relaxed) {
             #[cfg(feature = "tracing")]
             tracing::error!(
                 target: "palisade",
-                "the metrics of a guard panicked: the event is lost and the guard goes on; further \
-                 panics of these metrics are not logged",
+                "the metrics of a guard panicked: the event is lost and the guard continues; \
+                 further panics of these metrics are not logged",
             );
         }
     }
@@ -370,24 +393,25 @@ impl<M: Metrics + ?Sized> Metrics for Arc<M> {
         (**self).record(event);
     }
 
-    fn register(&self, levels: Weak<dyn GaugeSource>) {
-        (**self).register(levels);
+    fn register(&self, gauges: Weak<dyn GaugeSource>) {
+        (**self).register(gauges);
     }
 }
 
-/// Both are called, even if the first one panics.
+/// Both receive every event and all gauges, even if the first panics.
 impl<A: Metrics, B: Metrics> Metrics for (A, B) {
     fn record(&self, event: &Event<'_>) {
-        both(|| self.0.record(event), || self.1.record(event));
+        call_both(|| self.0.record(event), || self.1.record(event));
     }
 
-    fn register(&self, levels: Weak<dyn GaugeSource>) {
-        let same = levels.clone();
-        both(|| self.0.register(levels), || self.1.register(same));
+    fn register(&self, gauges: Weak<dyn GaugeSource>) {
+        let same = gauges.clone();
+        call_both(|| self.0.register(gauges), || self.1.register(same));
     }
 }
 
-fn both(first: impl FnOnce(), second: impl FnOnce()) {
+/// Calls both functions, also if the first panics. Its panic resumes afterwards.
+fn call_both(first: impl FnOnce(), second: impl FnOnce()) {
     let result = catch_unwind(AssertUnwindSafe(first));
     second();
     if let Err(panic) = result {
@@ -400,11 +424,11 @@ mod tests {
     use super::*;
     use std::sync::atomic::AtomicUsize;
 
-    /// Panics on every call, after counting it.
+    /// Counts every call, and then panics.
     #[derive(Default)]
-    struct Panics(AtomicUsize);
+    struct PanickingMetrics(AtomicUsize);
 
-    impl Metrics for Panics {
+    impl Metrics for PanickingMetrics {
         fn record(&self, event: &Event<'_>) {
             self.0.fetch_add(1, Relaxed);
             panic!("{event:?}");
@@ -416,9 +440,9 @@ mod tests {
         }
     }
 
-    struct NoLevels;
+    struct NoGauges;
 
-    impl GaugeSource for NoLevels {
+    impl GaugeSource for NoGauges {
         fn guard(&self) -> Guard {
             Guard::Connection
         }
@@ -427,41 +451,42 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_of_the_metrics_stays_with_the_recorder() {
-        let panics = Arc::new(Panics::default());
-        let recorder = Recorder::from(panics.clone());
+    fn the_recorder_catches_a_panic_of_the_metrics() {
+        let metrics = Arc::new(PanickingMetrics::default());
+        let recorder = Recorder::from(metrics.clone());
         recorder.record(|| Event::forwarded(1));
         recorder.record(|| Event::forwarded(2));
-        recorder.register(Weak::<NoLevels>::new());
-        assert_eq!(panics.0.load(Relaxed), 3);
+        recorder.register(Weak::<NoGauges>::new());
+        assert_eq!(metrics.0.load(Relaxed), 3);
     }
 
     #[test]
     fn a_panic_of_the_metrics_in_a_drop_during_another_panic_does_not_abort() {
-        struct Records(Recorder);
+        struct RecordOnDrop(Recorder);
 
-        impl Drop for Records {
+        impl Drop for RecordOnDrop {
             fn drop(&mut self) {
                 self.0.record(|| Event::forwarded(1));
             }
         }
 
-        let panics = Arc::new(Panics::default());
-        let records = Records(panics.clone().into());
+        let metrics = Arc::new(PanickingMetrics::default());
+        let record_on_drop = RecordOnDrop(metrics.clone().into());
         let handler = catch_unwind(AssertUnwindSafe(|| {
-            let _records = records;
+            let _record_on_drop = record_on_drop;
             panic!("the handler");
         }));
         assert_eq!(handler.unwrap_err().downcast_ref(), Some(&"the handler"));
-        assert_eq!(panics.0.load(Relaxed), 1);
+        assert_eq!(metrics.0.load(Relaxed), 1);
     }
 
     #[test]
-    fn a_panic_of_one_sink_does_not_hide_the_event_from_the_other() {
-        let (first, second) = (Arc::new(Panics::default()), Arc::new(Panics::default()));
+    fn the_second_of_two_metrics_receives_everything_also_if_the_first_panics() {
+        let first = Arc::new(PanickingMetrics::default());
+        let second = Arc::new(PanickingMetrics::default());
         let recorder = Recorder::from((first.clone(), second.clone()));
         recorder.record(|| Event::forwarded(1));
-        recorder.register(Weak::<NoLevels>::new());
+        recorder.register(Weak::<NoGauges>::new());
         assert_eq!((first.0.load(Relaxed), second.0.load(Relaxed)), (2, 2));
     }
 }

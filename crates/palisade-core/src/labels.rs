@@ -1,6 +1,6 @@
-//! The closed enums. They are the only things that may become a metric label.
+//! The closed enums. Nothing else may become a metric label.
 
-/// An enum whose variants have a fixed, lower-case name and can be listed.
+/// Defines an enum that lists its variants and has a fixed name in lower case for each.
 macro_rules! closed_enum {
     ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $text:literal,)+ }) => {
         $(#[$meta])*
@@ -13,7 +13,7 @@ macro_rules! closed_enum {
             /// Every value, in the order of declaration, so that `ALL[value as usize] == value`.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
-            /// The fixed name used in labels and logs.
+            /// Returns the name of the value in labels and logs. It never changes.
             pub const fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $text,)+
@@ -30,122 +30,150 @@ macro_rules! closed_enum {
 }
 
 closed_enum! {
-    /// Which guard acted.
+    /// The guard that acted.
     #[non_exhaustive]
     Guard {
-        /// `palisade-rate-limit`.
+        /// `palisade-rate-limit`, which limits the requests of a client per time.
         RateLimit = "rate_limit",
-        /// `palisade-timeout`.
+        /// `palisade-timeout`, which limits the time until a response.
         Timeout = "timeout",
-        /// `palisade-body-limit`.
+        /// `palisade-body-limit`, which limits the bytes and the frames of a body.
         BodyLimit = "body_limit",
-        /// `palisade-slow-body`.
+        /// `palisade-slow-body`, which limits how slow a body may be.
         SlowBody = "slow_body",
-        /// `palisade-concurrency-limit`.
+        /// `palisade-concurrency-limit`, which limits the requests that are handled at once.
         ConcurrencyLimit = "concurrency_limit",
-        /// `palisade-conn`.
+        /// `palisade-conn`, which limits connections, and `palisade-serve`, which limits HTTP.
         Connection = "connection",
     }
 }
 
 closed_enum! {
-    /// Why it acted. Each reason fixes the unit of [`Violation`](crate::Violation)'s numbers.
+    /// Why a guard acted.
+    ///
+    /// Each reason fixes the unit of the [limit](crate::Violation::limit) and of the
+    /// [observed value](crate::Violation::observed), see [`Self::unit`]. The numbers of a reason
+    /// without a unit have no meaning. [`Self::option`] names the option that sets the limit.
     #[non_exhaustive]
     Reason {
-        /// Every permit is taken. Requests.
+        /// All permits are taken, or as many requests are present as may be. Unit: requests.
         Full = "full",
-        /// The client has as many requests present as one client may have. Requests.
+        /// The client has as many requests present as one client may have. Unit: requests.
         ClientFull = "client_full",
-        /// The queue for a permit is full. Requests.
+        /// All permits are taken, and the queue for a permit is full. Unit: requests.
         QueueFull = "queue_full",
-        /// Waited for a permit for as long as the queue allows. Milliseconds.
+        /// The request has waited for a permit for as long as the queue allows. Unit: milliseconds.
         QueueTimeout = "queue_timeout",
-        /// As many requests wait for their own clients as may, and this one waited longest. Requests.
+        /// As many requests are present as may be, and this one has waited longest for its client.
+        /// It was evicted to make room for a new one. Unit: requests.
         Evicted = "evicted",
-        /// More requests than the quota grants. Milliseconds until one more is granted; limit 0.
+        /// The client has used up its quota. The limit is 0, and the observed value is the time
+        /// until the quota grants the request. Unit: milliseconds.
         RateExceeded = "rate_exceeded",
-        /// The request costs more than the quota can ever grant at once. Cells.
+        /// The request costs more than the burst of the quota, so the quota can never grant it.
+        /// Unit: cells, of which a request costs one by default.
         CostOverBurst = "cost_over_burst",
-        /// Nothing in the request says who its peer is. No numbers.
+        /// The client cannot be identified, because the server does not pass the address of the
+        /// peer on with the request. Unit: none.
         PeerMissing = "peer_missing",
-        /// The body is longer than allowed. Bytes.
+        /// The body, or a single gRPC message of it, is longer than allowed. Unit: bytes.
         TooLarge = "too_large",
-        /// The body comes in more frames than its bytes justify. Frames.
+        /// The body has more frames than its bytes justify. Unit: frames.
         TinyFrames = "tiny_frames",
-        /// The response head was not ready in time. Milliseconds.
+        /// The response head was not ready in time. Waits for the client do not count.
+        /// Unit: milliseconds.
         Deadline = "deadline",
-        /// The response was not finished in time. Milliseconds.
+        /// The response was not complete in time. Waits for the client count.
+        /// Unit: milliseconds.
         TotalDeadline = "total_deadline",
-        /// Nothing came, or nothing was taken, for too long. Milliseconds.
+        /// The body made no progress for too long: the client sent nothing of a request body, or
+        /// took nothing of a response body. Unit: milliseconds.
         Gap = "gap",
-        /// Fewer bytes than required came, or were taken, within a window. Bytes per second.
+        /// The client sent, or took, the body at less than the required rate.
+        /// Unit: bytes per second.
         Rate = "rate",
-        /// The body as a whole took too long for its length. Milliseconds.
+        /// The whole body took too long for its length. Unit: milliseconds.
         BodyTotal = "body_total",
-        /// As many connections are open as may be, and none of them can be spared. Connections.
+        /// As many connections are open as may be, and none of them can be evicted for this one.
+        /// Unit: connections.
         ConnectionsFull = "connections_full",
-        /// The client has as many connections open as one client may have, and none of them can
-        /// be spared. Connections.
+        /// The client has as many connections open as one client may have, and none of them can be
+        /// evicted. Unit: connections.
         ClientConnectionsFull = "client_connections_full",
         /// The network of the client has as many connections open as one network may have, and none
-        /// of those looked at can be spared. Connections.
+        /// of those examined can be evicted. Unit: connections.
         NetworkConnectionsFull = "network_connections_full",
-        /// The client connects too often. Milliseconds until it may again; limit 0.
+        /// The client, or its network, opens connections too often. The limit is 0, and the
+        /// observed value is the time until it may open the next one. Unit: milliseconds.
         AcceptRate = "accept_rate",
-        /// Places are short, and this connection was of the least use. Connections.
+        /// The connection was evicted: it was the least useful one when another connection needed
+        /// its place. Unit: connections.
         ConnectionEvicted = "connection_evicted",
-        /// The first request head was not complete in time. Milliseconds.
+        /// The first request head was not complete in time, counted from accept.
+        /// Unit: milliseconds.
         FirstRequest = "first_request",
-        /// A later request head was not complete in time. Milliseconds.
+        /// A later request head was not complete in time, counted from its first byte.
+        /// Unit: milliseconds.
         SlowHead = "slow_head",
-        /// Nothing was in flight for too long. Milliseconds.
+        /// No request was in flight for too long, or an upgraded connection was silent for too
+        /// long. Unit: milliseconds.
         Idle = "idle",
-        /// Of the bytes that wait for the client none was taken for too long. Milliseconds.
+        /// The client took too few of the bytes that wait for it, for too long.
+        /// Unit: milliseconds.
         WriteStall = "write_stall",
-        /// The connection is too old. Milliseconds.
+        /// The connection has reached its maximum age. Unit: milliseconds.
         MaxAge = "max_age",
-        /// The connection had its number of requests. Requests.
+        /// The connection has carried its maximum number of requests. Unit: requests.
         MaxRequests = "max_requests",
-        /// The client keeps more connections idle than one client may. Connections.
+        /// The client keeps more connections idle than one client may. Unit: connections.
         KeepAlivePerClient = "keep_alive_per_client",
-        /// The client hung up while its request was at work. No numbers.
+        /// The client closed the connection while its request was at work. Unit: none.
         HungUp = "hung_up",
-        /// Of a body that waits for an HTTP/2 window too little was taken for too long.
-        /// Milliseconds.
+        /// The client took too little of response bodies that wait for an HTTP/2 flow-control
+        /// window, for too long. Unit: milliseconds.
         WindowStall = "window_stall",
-        /// As many TLS handshakes are under way as may be, and this one made room for the next:
-        /// its client or network has many of them, or it has sent nothing. No numbers.
+        /// As many TLS handshakes are in progress as may be, and this one was evicted for a new
+        /// one: its client or its network has many in progress, it has sent nothing, or it was
+        /// picked at random. Unit: none.
         HandshakesFull = "handshakes_full",
-        /// As many connections are upgraded as may be. Connections.
+        /// As many connections are upgraded as may be, in all or of this client.
+        /// Unit: connections.
         UpgradedFull = "upgraded_full",
-        /// As many requests are in flight on all connections as may be. Requests.
+        /// As many requests are in flight on all connections as may be, in all or of this client.
+        /// Unit: requests.
         InFlightFull = "in_flight_full",
-        /// The client cancels most of its requests as soon as they begin. Requests.
+        /// The client cancels most of its requests as soon as they begin. Unit: requests.
         CancelledRequests = "cancelled_requests",
-        /// The client sends too much that brings no request on. Bytes.
+        /// The client sends too many HTTP/2 bytes that carry no request on: PING, SETTINGS, window
+        /// updates and the like. Unit: bytes.
         NoProgress = "no_progress",
-        /// The server shuts down. No numbers.
+        /// The server shuts down. Unit: none.
         Shutdown = "shutdown",
-        /// The request is malformed, or two readers would read it differently: 400. No numbers.
+        /// The request is malformed, or two readers would read it differently. The response is 400.
+        /// Unit: none.
         BadRequest = "bad_request",
-        /// The request head is larger than the server takes: 431, or 414 for a URI. No numbers.
+        /// The request head is larger than the server accepts. The response is 431, or 414 for the
+        /// URI. Unit: none.
         HeadTooLarge = "head_too_large",
-        /// CONNECT, to a server that is no proxy: 501. No numbers.
+        /// The method is CONNECT, and the server is not a proxy. The response is 501. Unit: none.
         ConnectRefused = "connect_refused",
-        /// The app failed where it should have answered: an empty 500. No numbers.
+        /// The app returned an error, or an interim status, in place of a response. The response is
+        /// an empty 500. Unit: none.
         AppFailed = "app_failed",
     }
 }
 
 impl Phase {
-    /// Whether it is one in the life of a connection rather than of a request.
+    /// Returns whether only a connection can be in this phase. Both a request and a connection can
+    /// be in [`Self::RequestBody`], for which this is `false`.
     pub const fn is_of_connection(self) -> bool {
         self as usize >= Self::Accept as usize
     }
 }
 
 impl Reason {
-    /// The unit of [`Violation::limit`](crate::Violation::limit) and `observed`.
+    /// Returns the unit of the [limit](crate::Violation::limit) and of the
+    /// [observed value](crate::Violation::observed), or `"none"`.
     pub const fn unit(self) -> &'static str {
         match self {
             Self::Full
@@ -189,7 +217,8 @@ impl Reason {
         }
     }
 
-    /// The option that changes the limit, for the log line of a refusal.
+    /// Returns the option that sets the limit, for the log line of a refusal, or `"none"` if there
+    /// is no such option.
     pub const fn option(self) -> &'static str {
         match self {
             Self::Full => "ConcurrencyLimitLayer::new(limit)",
@@ -236,48 +265,52 @@ impl Reason {
 }
 
 closed_enum! {
-    /// Where in the life of a request, or of a connection, it happened.
+    /// The phase of a request, or of a connection, in which a guard acted.
+    ///
+    /// The phases from [`Self::Accept`] on are those of a connection. [`Self::RequestBody`] is a
+    /// phase of both.
     #[non_exhaustive]
     Phase {
-        /// The head is here, nothing was done for it yet.
+        /// The request head has arrived, and the handler has not been called yet.
         RequestHead = "request_head",
-        /// The request body is being received. Of a request: unless its end is told as a cut, the
-        /// response head is unsent. Of a connection: its request is answered already.
+        /// The request body is being received. For a request, the response head has not been sent,
+        /// unless the event is a [cut](crate::Event::Cut). For a connection, the response to the
+        /// request has already been sent.
         RequestBody = "request_body",
-        /// The handler is at work, the response head is unsent.
+        /// The handler is at work, and the response head has not been sent.
         Handler = "handler",
-        /// The response head is sent, its body is on the way.
+        /// The response head has been sent, and the response body is being sent.
         ResponseBody = "response_body",
         /// The connection is being accepted.
         Accept = "accept",
-        /// The connection has not brought a whole request head yet.
+        /// The connection has not completed a request head yet.
         FirstHead = "first_head",
         /// The connection has begun a further request head.
         NextHead = "next_head",
-        /// The connection has nothing in flight.
+        /// The connection has no request in flight.
         Idle = "idle",
-        /// The connection has a request in flight, or what it carries is not HTTP as far as
-        /// anybody tells.
+        /// The connection has a request in flight, or its requests are not
+        /// [tracked](crate::Event::Untracked) and it has sent something.
         Working = "working",
         /// The connection has bytes for its client that the client does not take.
         Writing = "writing",
-        /// The connection was upgraded to something else than HTTP.
+        /// The connection has been upgraded to something other than HTTP.
         Upgraded = "upgraded",
-        /// The connection is ended from our side, and what still comes is thrown away.
+        /// The server has closed its side of the connection, and discards what still arrives.
         Lingering = "lingering",
     }
 }
 
 closed_enum! {
-    /// Whether a guard acts on its verdicts.
+    /// Whether a guard acts on its decisions.
     #[derive(Default)]
     Mode {
-        /// Refuses and cuts.
+        /// The guard refuses, cuts and closes what breaks a rule.
         #[default]
         Enforce = "enforce",
-        /// Records what it would have refused or cut, and lets it pass.
+        /// The guard records what it would refuse, cut or close, and lets it pass.
         Shadow = "shadow",
-        /// Does not look.
+        /// The guard checks nothing.
         Off = "off",
     }
 }
@@ -287,15 +320,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_value_stands_at_its_own_place_in_all() {
-        for (place, reason) in Reason::ALL.iter().enumerate() {
-            assert_eq!(*reason as usize, place);
+    fn every_value_is_at_its_own_index_in_all() {
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
         }
-        for (place, phase) in Phase::ALL.iter().enumerate() {
-            assert_eq!(*phase as usize, place);
+        for (index, phase) in Phase::ALL.iter().enumerate() {
+            assert_eq!(*phase as usize, index);
         }
-        for (place, guard) in Guard::ALL.iter().enumerate() {
-            assert_eq!(*guard as usize, place);
+        for (index, guard) in Guard::ALL.iter().enumerate() {
+            assert_eq!(*guard as usize, index);
         }
     }
 }

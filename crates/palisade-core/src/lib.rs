@@ -1,13 +1,17 @@
-//! The words that palisade's guards share.
+//! The types that palisade's guards share.
 //!
-//! You rarely need this crate by itself: every guard re-exports what its own options take. It is
-//! for those who write a [`Metrics`] of their own, a [`KeyExtractor`], or another guard.
+//! You rarely need this crate by itself: every guard re-exports what its own options take. Use it
+//! to write a [`Metrics`] or a [`KeyExtractor`] of your own, or another guard.
 //!
-//! - What a guard says: [`Guard`], [`Reason`], [`Phase`], [`Mode`], [`Violation`], [`Rejection`].
-//! - Who hears it: [`Metrics`], [`Event`], [`GaugeSource`], and a guard's handle on them, [`Recorder`].
-//! - Who is asking: [`ConnInfo`], [`ClientKey`], [`Network`], [`RequestHead`], [`KeyExtractor`].
-//! - What guards share besides: [`GuardBody`], [`Pressure`].
-//! - What cannot be built, and why: [`ConfigError`].
+//! - Decisions: [`Violation`] is the rule that was broken, in numbers: [`Guard`], [`Reason`],
+//!   [`Phase`], limit and observed value. [`Rejection`] is the response to a refused request.
+//!   [`Mode`] says whether a guard acts on its decisions.
+//! - Metrics: a guard records each [`Event`] and registers a [`GaugeSource`] with [`Metrics`],
+//!   through its [`Recorder`].
+//! - Clients: [`ConnInfo`] is the connection of a request. [`ClientKey`] is what guards count by,
+//!   and a [`KeyExtractor`] chooses it for a [`RequestHead`]. [`Network`] is a block of addresses.
+//! - Shared state and bodies: [`Pressure`], [`GuardBody`].
+//! - Configuration errors: [`ConfigError`].
 #![forbid(unsafe_code)]
 
 mod body;

@@ -1,6 +1,6 @@
-//! Blocks of addresses.
+//! Address blocks.
 
-use crate::client::{bits_of, leading};
+use crate::client::{address_bits, leading_bits};
 use std::{
     fmt,
     net::{IpAddr, Ipv6Addr},
@@ -9,8 +9,8 @@ use std::{
 
 /// A block of addresses, such as `10.0.0.0/8`, `2001:db8::/32` or `192.0.2.1`.
 ///
-/// An IPv4-mapped IPv6 address is the IPv4 address it is, and no IPv4 address is in a block of
-/// IPv6, not even in `::/0`.
+/// An IPv4-mapped IPv6 address counts as the IPv4 address. An IPv6 block, even `::/0`, contains no
+/// IPv4 address.
 ///
 /// ```
 /// use palisade_core::Network;
@@ -21,52 +21,52 @@ use std::{
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Network {
     bits: u128,
-    /// Of the 128.
-    kept: u8,
+    /// The number of leading bits of the 128 that all addresses of the block share.
+    prefix_bits: u8,
     is_v4: bool,
 }
 
-/// A text that is no [`Network`].
+/// The error of parsing a text that is not a [`Network`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidNetwork(String);
 
 // === Network ===
 
 impl Network {
-    /// The addresses that share their first `prefix` bits with `address`. `None` if it has not so
-    /// many.
+    /// Creates the block of all addresses that share their first `prefix` bits with `address`.
+    /// Returns `None` if `prefix` is more than 32 for an IPv4 address, or 128 for an IPv6 address.
     pub fn new(address: IpAddr, prefix: u8) -> Option<Self> {
-        let (whole, before) = if address.is_ipv4() {
+        let (max_prefix, mapped_bits) = if address.is_ipv4() {
             (32, 96)
         } else {
             (128, 0)
         };
-        if prefix > whole {
+        if prefix > max_prefix {
             return None;
         }
-        let kept = before + prefix;
-        let is_v4 = address.to_canonical().is_ipv4() && kept >= 96;
+        let prefix_bits = mapped_bits + prefix;
+        let is_v4 = address.to_canonical().is_ipv4() && prefix_bits >= 96;
         Some(Self {
-            bits: leading(bits_of(address), kept),
-            kept,
+            bits: leading_bits(address_bits(address), prefix_bits),
+            prefix_bits,
             is_v4,
         })
     }
 
-    /// Whether `address` is one of them.
+    /// Returns whether `address` is in the block.
     pub fn contains(&self, address: IpAddr) -> bool {
         let is_v4 = address.to_canonical().is_ipv4();
-        is_v4 == self.is_v4 && leading(bits_of(address), self.kept) == self.bits
+        is_v4 == self.is_v4 && leading_bits(address_bits(address), self.prefix_bits) == self.bits
     }
 }
 
-/// That address alone.
+/// The block of a single address.
 impl From<IpAddr> for Network {
     fn from(address: IpAddr) -> Self {
         let is_v4 = address.to_canonical().is_ipv4();
         Self {
-            bits: bits_of(address),
-            kept: 128,
+            bits: address_bits(address),
+            prefix_bits: 128,
             is_v4,
         }
     }
@@ -78,7 +78,7 @@ impl FromStr for Network {
     fn from_str(text: &str) -> Result<Self, InvalidNetwork> {
         let parsed = match text.split_once('/') {
             None => text.parse().ok().map(IpAddr::into),
-            // `+8` is a number to the standard library.
+            // Digits only: the standard library also parses `+8` as a number.
             Some((address, prefix)) if prefix.bytes().all(|byte| byte.is_ascii_digit()) => {
                 let address = address.parse().ok().zip(prefix.parse().ok());
                 address.and_then(|(address, prefix)| Self::new(address, prefix))
@@ -97,10 +97,10 @@ impl fmt::Display for Network {
                 f,
                 "{}/{}",
                 address.to_canonical(),
-                self.kept.saturating_sub(96)
+                self.prefix_bits.saturating_sub(96)
             )
         } else {
-            write!(f, "{address}/{}", self.kept)
+            write!(f, "{address}/{}", self.prefix_bits)
         }
     }
 }
@@ -115,7 +115,11 @@ impl fmt::Debug for Network {
 
 impl fmt::Display for InvalidNetwork {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} is no address and no address/prefix", self.0)
+        write!(
+            f,
+            "{:?} is neither an IP address nor an address/prefix",
+            self.0
+        )
     }
 }
 
@@ -130,20 +134,27 @@ mod tests {
     }
 
     #[test]
-    fn a_network_has_its_own_addresses_and_no_others() {
-        let has = |block: &str, address: &str| network(block).contains(address.parse().unwrap());
-        assert!(has("10.0.0.0/8", "10.255.0.1") && !has("10.0.0.0/8", "11.0.0.0"));
-        assert!(has("10.0.0.0/8", "::ffff:10.1.1.1") && has("::ffff:10.0.0.0/104", "10.1.1.1"));
-        assert!(has("192.0.2.1", "192.0.2.1") && !has("192.0.2.1", "192.0.2.2"));
-        assert!(has("192.0.2.77/24", "192.0.2.1")); // What is after the prefix does not count.
-        assert!(has("2001:db8::/32", "2001:db8:ffff::1") && !has("2001:db8::/32", "2001:db9::1"));
-        assert!(has("2001:db8::1", "2001:db8::1") && !has("2001:db8::1", "2001:db8::2"));
-        assert!(has("0.0.0.0/0", "1.2.3.4") && !has("0.0.0.0/0", "2001:db8::1"));
-        assert!(has("::/0", "2001:db8::1") && !has("::/0", "1.2.3.4"));
+    fn a_network_contains_its_own_addresses_and_no_others() {
+        let contains =
+            |block: &str, address: &str| network(block).contains(address.parse().unwrap());
+        assert!(contains("10.0.0.0/8", "10.255.0.1") && !contains("10.0.0.0/8", "11.0.0.0"));
+        assert!(
+            contains("10.0.0.0/8", "::ffff:10.1.1.1")
+                && contains("::ffff:10.0.0.0/104", "10.1.1.1")
+        );
+        assert!(contains("192.0.2.1", "192.0.2.1") && !contains("192.0.2.1", "192.0.2.2"));
+        assert!(contains("192.0.2.77/24", "192.0.2.1")); // Bits after the prefix are ignored.
+        assert!(
+            contains("2001:db8::/32", "2001:db8:ffff::1")
+                && !contains("2001:db8::/32", "2001:db9::1")
+        );
+        assert!(contains("2001:db8::1", "2001:db8::1") && !contains("2001:db8::1", "2001:db8::2"));
+        assert!(contains("0.0.0.0/0", "1.2.3.4") && !contains("0.0.0.0/0", "2001:db8::1"));
+        assert!(contains("::/0", "2001:db8::1") && !contains("::/0", "1.2.3.4"));
     }
 
     #[test]
-    fn what_is_no_network_is_refused_and_what_is_one_comes_back() {
+    fn an_invalid_text_is_refused_and_a_valid_one_is_displayed_unchanged() {
         for text in [
             "",
             "/",

@@ -1,4 +1,4 @@
-//! A guard's verdict, and the answer that suits the client.
+//! A guard's decision against a request, and the response to the client.
 
 use crate::{BoxError, Guard, GuardBody, Phase, Reason};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -9,24 +9,24 @@ use http::{
 use http_body::{Body, Frame};
 use std::{fmt, time::Duration};
 
-/// Which rule was broken, and by how much. Also the error that a cut body fails with.
+/// The rule that was broken, in numbers. Also the error of a body that a guard cuts.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// Who noticed.
+    /// The guard that has the rule.
     pub guard: Guard,
-    /// What it was.
+    /// The rule.
     pub reason: Reason,
-    /// When it was.
+    /// What the request or the connection was doing.
     pub phase: Phase,
-    /// What is allowed, in [`Reason::unit`].
+    /// The value that the rule allows, in [`Reason::unit`].
     pub limit: u64,
-    /// What was seen, in [`Reason::unit`].
+    /// The value that was observed, in [`Reason::unit`].
     pub observed: u64,
 }
 
 impl Violation {
-    /// `observed` where `limit` is allowed.
+    /// Creates a violation: the rule allows `limit`, and `observed` was observed.
     pub const fn new(
         guard: Guard,
         reason: Reason,
@@ -43,22 +43,27 @@ impl Violation {
         }
     }
 
-    /// The last frame of a response body that is cut for this, in a response of this form. The
-    /// head is sent already: gRPC still learns its status from trailers, in good order, and in
-    /// every other form the body can only fail.
-    pub fn ending(self, form: ResponseFormat) -> Result<Frame<Bytes>, BoxError> {
+    /// Returns the last frame of a response body that is cut for this violation.
+    ///
+    /// The response head has been sent. A gRPC response still ends properly, with trailers that
+    /// have the status. In every other format the body can only fail.
+    ///
+    /// # Errors
+    ///
+    /// The violation itself, if `format` is neither `Grpc` nor `GrpcTranslated`.
+    pub fn ending(self, format: ResponseFormat) -> Result<Frame<Bytes>, BoxError> {
         if !matches!(
-            form,
+            format,
             ResponseFormat::Grpc | ResponseFormat::GrpcTranslated { .. }
         ) {
             return Err(self.into());
         }
-        // The status of plain HTTP goes nowhere.
-        let rejection = Rejection::new(self, StatusCode::OK, form);
+        // Trailers do not contain the status of plain HTTP.
+        let rejection = Rejection::new(self, StatusCode::OK, format);
         Ok(Frame::trailers(rejection.grpc_trailers()))
     }
 
-    /// The violation in the chain of sources of `error`, if a palisade guard caused it.
+    /// Returns the violation in the source chain of `error`, if a palisade guard caused the error.
     ///
     /// ```
     /// # use palisade_core::{Guard, Phase, Reason, Violation};
@@ -103,54 +108,57 @@ impl fmt::Display for Violation {
 
 impl std::error::Error for Violation {}
 
-/// In which form the client expects its answer. Worked out while the request is still here.
+/// How a response is encoded, as the client of a request expects it. Determined before the request
+/// is passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResponseFormat {
-    /// A status and a few bytes. `close` if the request may have bytes on the way that nobody
-    /// will read: on HTTP/1 the connection then ends after the answer.
+    /// Plain HTTP: a status and a short text.
     Http {
-        /// Whether to say `Connection: close`.
+        /// Whether the response has `Connection: close`, because the unread rest of the request
+        /// body would otherwise precede the next request on HTTP/1.
         close: bool,
     },
-    /// 200, trailers-only, `grpc-status`.
+    /// gRPC: status 200 with `grpc-status` in the head (trailers-only).
     Grpc,
-    /// The same over HTTP/1, for a layer outside this one that translates gRPC-Web, as
-    /// `GrpcWebLayer` of tonic-web does. The request may be a client's own that claims to be one.
+    /// gRPC over HTTP/1, for an outer layer that translates gRPC-Web, such as `GrpcWebLayer` of
+    /// tonic-web. A client may also send such a request directly.
     GrpcTranslated {
-        /// Whether to say `Connection: close`.
+        /// Whether the response has `Connection: close`, as in [`Self::Http`].
         close: bool,
     },
-    /// 200, and the trailers as a frame of the body.
+    /// gRPC-Web: status 200 with the trailers as a frame of the body.
     GrpcWeb {
-        /// Whether to say `Connection: close`.
+        /// Whether the response has `Connection: close`, as in [`Self::Http`].
         close: bool,
     },
-    /// The same frame in base64.
+    /// gRPC-Web text: as [`Self::GrpcWeb`], with the frame in base64.
     GrpcWebText {
-        /// Whether to say `Connection: close`.
+        /// Whether the response has `Connection: close`, as in [`Self::Http`].
         close: bool,
     },
 }
 
 impl ResponseFormat {
-    /// The form that suits `request`, going by its method and content type, both of which are the
-    /// client's own words, and by the protocol: there is no gRPC over HTTP/1, except between a
-    /// layer that translates gRPC-Web and the service inside it. Such a layer sets `TE: trailers`.
+    /// Returns the format of the response to `request`, from its method, its content type and its
+    /// protocol version.
+    ///
+    /// Method and content type are the client's claim. gRPC needs HTTP/2, except between a layer
+    /// that translates gRPC-Web and its inner service: such a layer sets `TE: trailers`.
     #[inline]
     pub fn detect<B: Body>(request: &Request<B>) -> Self {
         let close = request.version() <= Version::HTTP_11 && !request.body().is_end_stream();
-        // gRPC is always a POST, so that nobody else pays for the look at the headers.
+        // gRPC is always a POST, so other requests need no header lookup.
         if request.method() == Method::POST {
-            return Self::of_post(request, close);
+            return Self::detect_post(request, close);
         }
         Self::Http { close }
     }
 
-    fn of_post<B>(request: &Request<B>, close: bool) -> Self {
+    fn detect_post<B>(request: &Request<B>, close: bool) -> Self {
         if let Some(kind) = request.headers().get(CONTENT_TYPE)
             && let Some(rest) = kind.as_bytes().strip_prefix(b"application/grpc")
         {
-            let (form, rest) = if let Some(rest) = rest.strip_prefix(b"-web-text") {
+            let (format, rest) = if let Some(rest) = rest.strip_prefix(b"-web-text") {
                 (Self::GrpcWebText { close }, rest)
             } else if let Some(rest) = rest.strip_prefix(b"-web") {
                 (Self::GrpcWeb { close }, rest)
@@ -159,71 +167,71 @@ impl ResponseFormat {
             } else {
                 (Self::GrpcTranslated { close }, rest)
             };
-            // What merely begins like it is something else, and so is what comes by a protocol
-            // that cannot carry it.
-            let is_carried = form != Self::GrpcTranslated { close }
+            // A content type may only begin like gRPC, and HTTP/1 cannot carry gRPC.
+            let is_possible = format != Self::GrpcTranslated { close }
                 || request.headers().get(TE).is_some_and(|te| te == "trailers");
-            if is_carried && matches!(rest, [] | [b'+' | b';', ..]) {
-                return form;
+            if is_possible && matches!(rest, [] | [b'+' | b';', ..]) {
+                return format;
             }
         }
         Self::Http { close }
     }
 
-    /// Whether gRPC speaks, in one of its forms.
+    /// Returns whether the format is gRPC or gRPC-Web.
     pub fn is_grpc(self) -> bool {
         !matches!(self, Self::Http { .. })
     }
 }
 
-/// A request that a guard answers itself.
+/// A request that a guard refuses, and the response to it.
 #[derive(Clone, Debug)]
 pub struct Rejection {
     violation: Violation,
     status: StatusCode,
     retry_after: Option<Duration>,
-    form: ResponseFormat,
+    format: ResponseFormat,
 }
 
 impl Rejection {
-    /// Refused for `violation`, with `status` for clients that speak plain HTTP.
-    pub fn new(violation: Violation, status: StatusCode, form: ResponseFormat) -> Self {
+    /// Creates the refusal of a request for `violation`. `status` is the status of a response in
+    /// plain HTTP.
+    pub fn new(violation: Violation, status: StatusCode, format: ResponseFormat) -> Self {
         Self {
             violation,
             status,
             retry_after: None,
-            form,
+            format,
         }
     }
 
-    /// Tells the client when to try again. Defaults to not saying.
+    /// Adds to the response the time after which the client may retry. Defaults to no such time.
     pub fn retry_after(mut self, wait: Duration) -> Self {
         self.retry_after = Some(wait);
         self
     }
 
-    /// What was violated.
+    /// Returns the rule that was broken.
     pub fn violation(&self) -> &Violation {
         &self.violation
     }
 
-    /// The HTTP status; what a gRPC client gets stands in [`Self::grpc_status`].
+    /// Returns the status of a response in plain HTTP. A gRPC client gets [`Self::grpc_status`].
     pub fn status(&self) -> StatusCode {
         self.status
     }
 
-    /// After how long another try makes sense, if that is known.
+    /// Returns the time after which the client may retry, if it is known.
     pub fn wait(&self) -> Option<Duration> {
         self.retry_after
     }
 
-    /// The form of the answer.
+    /// Returns the format of the response.
     pub fn form(&self) -> ResponseFormat {
-        self.form
+        self.format
     }
 
-    /// The gRPC status code: 4 `DEADLINE_EXCEEDED` where time ran out, 13 `INTERNAL` where the
-    /// server is not set up or failed, else 8 `RESOURCE_EXHAUSTED`.
+    /// Returns the gRPC status code: 4 `DEADLINE_EXCEEDED` if a time limit was exceeded, 13
+    /// `INTERNAL` if the server is not set up or failed, otherwise 8 `RESOURCE_EXHAUSTED`.
     pub fn grpc_status(&self) -> u8 {
         match self.violation.reason {
             Reason::Deadline
@@ -240,7 +248,8 @@ impl Rejection {
         }
     }
 
-    /// A short text for people. Plain ASCII without `%`, so that it may stand in a header.
+    /// Returns a short text for a human reader. It is plain ASCII without `%`, so it is valid in a
+    /// header.
     pub fn message(&self) -> &'static str {
         match self.violation.reason {
             Reason::Full | Reason::QueueFull | Reason::QueueTimeout | Reason::InFlightFull => {
@@ -255,8 +264,8 @@ impl Rejection {
             Reason::TinyFrames => "body in too many small pieces",
             Reason::Deadline | Reason::TotalDeadline => "request took too long",
             Reason::Gap | Reason::Rate | Reason::BodyTotal => "body too slow",
-            // For what comes here no request is refused, except for an upgrade too many: its
-            // connection is gone, or was never there.
+            // No request is refused for the reasons from here to `Shutdown`, except for
+            // `UpgradedFull`: the connection is gone or was not admitted.
             Reason::ConnectionsFull | Reason::ConnectionEvicted | Reason::UpgradedFull => {
                 "server has no place left"
             }
@@ -281,36 +290,37 @@ impl Rejection {
         }
     }
 
-    /// The default answer.
+    /// Returns the default response.
     ///
-    /// Plain HTTP: the status, [`Self::message`], `Retry-After` in whole seconds, rounded up and
-    /// at least 1 (RFC 9110 section 10.2.3), and `Connection: close` where bytes of the request
-    /// may be on the way. gRPC: 200, `grpc-status`, `grpc-message`, `grpc-retry-pushback-ms`
-    /// (gRFC A6), trailers-only.
+    /// - Plain HTTP: the status, [`Self::message`], `Retry-After` in whole seconds, rounded up and
+    ///   at least 1 (RFC 9110 section 10.2.3), and `Connection: close` if unread bytes of the
+    ///   request may still arrive.
+    /// - gRPC: status 200, `grpc-status`, `grpc-message` and `grpc-retry-pushback-ms` (gRFC A6),
+    ///   trailers-only.
     pub fn into_response<B>(self) -> Response<GuardBody<B>> {
         self.into_bytes().map(GuardBody::answer)
     }
 
-    /// [`Self::into_response`], with its body as bytes.
+    /// Returns the response of [`Self::into_response`] with its body as bytes.
     #[doc(hidden)]
     pub fn into_bytes(self) -> Response<Bytes> {
-        match self.form {
+        match self.format {
             ResponseFormat::Http { .. } => {
-                let answer = Bytes::from_static(self.message().as_bytes());
-                self.complete(Response::new(answer))
+                let text = Bytes::from_static(self.message().as_bytes());
+                self.complete(Response::new(text))
             }
             ResponseFormat::Grpc | ResponseFormat::GrpcTranslated { .. } => {
                 let mut response = Response::new(Bytes::new());
                 *response.headers_mut() = self.grpc_trailers();
                 response.headers_mut().insert(CONTENT_TYPE, GRPC);
-                if self.form == (ResponseFormat::GrpcTranslated { close: true }) {
+                if self.format == (ResponseFormat::GrpcTranslated { close: true }) {
                     response.headers_mut().insert(CONNECTION, CLOSE);
                 }
                 response
             }
             ResponseFormat::GrpcWeb { close } | ResponseFormat::GrpcWebText { close } => {
                 let frame = trailer_frame(&self.grpc_trailers());
-                let (kind, frame) = match self.form {
+                let (kind, frame) = match self.format {
                     ResponseFormat::GrpcWebText { .. } => (GRPC_WEB_TEXT, base64(&frame)),
                     _ => (GRPC_WEB, frame),
                 };
@@ -324,10 +334,11 @@ impl Rejection {
         }
     }
 
-    /// Nothing of the request is unread: its connection may carry the next one.
+    /// Removes `Connection: close` from the response: no part of the request is unread, so the
+    /// connection can carry the next one.
     #[doc(hidden)]
     pub fn keep_open(&mut self) {
-        match &mut self.form {
+        match &mut self.format {
             ResponseFormat::Http { close }
             | ResponseFormat::GrpcTranslated { close }
             | ResponseFormat::GrpcWeb { close }
@@ -336,8 +347,8 @@ impl Rejection {
         }
     }
 
-    /// `response` in place of the default one for plain HTTP: it gets the status if it is still
-    /// 200, `Retry-After` if it has none, and `Connection: close` where that is needed.
+    /// Completes `response`, which replaces the default response in plain HTTP. A status of 200 is
+    /// replaced, and `Retry-After` and `Connection: close` are added where they apply.
     #[doc(hidden)]
     pub fn complete(&self, mut response: Response<Bytes>) -> Response<Bytes> {
         if response.status() == StatusCode::OK {
@@ -347,9 +358,11 @@ impl Rejection {
             && !response.headers().contains_key(RETRY_AFTER)
         {
             response.headers_mut().reserve(2);
-            response.headers_mut().insert(RETRY_AFTER, seconds(wait));
+            response
+                .headers_mut()
+                .insert(RETRY_AFTER, retry_after_seconds(wait));
         }
-        if self.form == (ResponseFormat::Http { close: true }) {
+        if self.format == (ResponseFormat::Http { close: true }) {
             response.headers_mut().insert(CONNECTION, CLOSE);
         }
         response
@@ -363,8 +376,8 @@ impl Rejection {
         );
         trailers.insert(GRPC_MESSAGE, HeaderValue::from_static(self.message()));
         if let Some(wait) = self.retry_after {
-            // Rounded up: a retry within the wait is refused again. A signed 32-bit number to the
-            // client; a longer wait than that means "do not".
+            // Rounded up, because an earlier retry is refused again. Clients parse a signed 32-bit
+            // number. If the wait is longer, -1 asks them not to retry.
             let millis = wait.as_nanos().div_ceil(1_000_000);
             let millis = i32::try_from(millis).unwrap_or(-1);
             trailers.insert(GRPC_PUSHBACK, HeaderValue::from(millis));
@@ -372,7 +385,7 @@ impl Rejection {
             self.violation.reason,
             Reason::CostOverBurst | Reason::TooLarge | Reason::TinyFrames
         ) {
-            // Less than nothing means "never": clients retry RESOURCE_EXHAUSTED otherwise.
+            // A negative number forbids retries. Otherwise clients retry `RESOURCE_EXHAUSTED`.
             trailers.insert(GRPC_PUSHBACK, HeaderValue::from_static("-1"));
         }
         trailers
@@ -387,24 +400,24 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
-/// `wait` as `Retry-After` has it. A value made from a number costs 4 allocations; the waits that
-/// clients usually get cost none.
-fn seconds(wait: Duration) -> HeaderValue {
-    const SMALL: [&str; 10] = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10"];
+/// Returns `wait` as a value of `Retry-After`, in seconds. Formatting a number costs 4 allocations,
+/// so the usual waits are prepared and cost none.
+fn retry_after_seconds(wait: Duration) -> HeaderValue {
+    const PREPARED: [&str; 10] = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10"];
     let seconds = wait
         .as_secs()
         .saturating_add(u64::from(wait.subsec_nanos() > 0))
         .max(1);
-    let small = usize::try_from(seconds)
+    let prepared = usize::try_from(seconds)
         .ok()
-        .and_then(|n| SMALL.get(n.saturating_sub(1)));
-    small.map_or_else(
-        || HeaderValue::from(seconds),
-        |text| HeaderValue::from_static(text),
-    )
+        .and_then(|n| PREPARED.get(n.saturating_sub(1)));
+    match prepared {
+        Some(text) => HeaderValue::from_static(text),
+        None => HeaderValue::from(seconds),
+    }
 }
 
-/// The trailers as gRPC-Web has them: a frame of the body with the top bit of its flags set
+/// Returns `trailers` in the encoding of gRPC-Web: a body frame with the top bit of its flags set
 /// (gRPC-Web protocol, "Message framing").
 fn trailer_frame(trailers: &HeaderMap) -> Bytes {
     let mut text = BytesMut::new();
@@ -421,16 +434,16 @@ fn trailer_frame(trailers: &HeaderMap) -> Bytes {
     frame.freeze()
 }
 
-/// RFC 4648 section 4, with padding.
+/// Returns `bytes` in base64 with padding (RFC 4648 section 4).
 fn base64(bytes: &[u8]) -> Bytes {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = BytesMut::new();
     for chunk in bytes.chunks(3) {
-        let byte = |place: usize| u32::from(chunk.get(place).copied().unwrap_or(0));
+        let byte = |index: usize| u32::from(chunk.get(index).copied().unwrap_or(0));
         let group = (byte(0) << 16) | (byte(1) << 8) | byte(2);
-        for place in 0..4 {
-            let sextet = (group >> (18 - 6 * place)) & 63;
-            text.put_u8(if place > chunk.len() {
+        for index in 0..4 {
+            let sextet = (group >> (18 - 6 * index)) & 63;
+            text.put_u8(if index > chunk.len() {
                 b'='
             } else {
                 ALPHABET[sextet as usize]
@@ -441,219 +454,4 @@ fn base64(bytes: &[u8]) -> Bytes {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use http_body_util::{BodyExt, Empty, Full};
-
-    fn rejection(form: ResponseFormat) -> Rejection {
-        let violation = Violation::new(
-            Guard::RateLimit,
-            Reason::RateExceeded,
-            Phase::RequestHead,
-            0,
-            1500,
-        );
-        Rejection::new(violation, StatusCode::TOO_MANY_REQUESTS, form)
-    }
-
-    fn request(content_type: &'static str) -> Request<Full<Bytes>> {
-        over(Version::HTTP_11, content_type)
-    }
-
-    fn over(version: Version, content_type: &'static str) -> Request<Full<Bytes>> {
-        let request = Request::post("/").version(version);
-        let mut request = request.body(Full::new(Bytes::from("unread"))).unwrap();
-        request
-            .headers_mut()
-            .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        request
-    }
-
-    #[test]
-    fn the_form_follows_the_content_type_of_a_post() {
-        for kind in ["application/grpc", "application/grpc+proto"] {
-            assert_eq!(
-                ResponseFormat::detect(&over(Version::HTTP_2, kind)),
-                ResponseFormat::Grpc
-            );
-        }
-        let web = ResponseFormat::GrpcWeb { close: true };
-        assert_eq!(
-            ResponseFormat::detect(&request("application/grpc-web+proto")),
-            web
-        );
-        let text = ResponseFormat::GrpcWebText { close: true };
-        assert_eq!(
-            ResponseFormat::detect(&request("application/grpc-web-text")),
-            text
-        );
-        assert_eq!(
-            ResponseFormat::detect(&request("text/html")),
-            ResponseFormat::Http { close: true }
-        );
-        let get = Request::new(Empty::<Bytes>::new());
-        assert_eq!(
-            ResponseFormat::detect(&get),
-            ResponseFormat::Http { close: false }
-        );
-    }
-
-    #[test]
-    fn what_merely_begins_like_grpc_is_plain_http() {
-        for kind in [
-            "application/grpcx",
-            "application/grpc/x",
-            "application/grpc-",
-            "application/grpc-webx",
-            "application/grpc-web-textual",
-        ] {
-            let form = ResponseFormat::detect(&over(Version::HTTP_2, kind));
-            assert_eq!(form, ResponseFormat::Http { close: false }, "{kind}");
-        }
-        let grpc = over(Version::HTTP_2, "application/grpc;charset=utf-8");
-        assert_eq!(ResponseFormat::detect(&grpc), ResponseFormat::Grpc);
-    }
-
-    #[test]
-    fn what_says_grpc_over_http1_is_plain_http_and_closes_its_connection() {
-        let form = ResponseFormat::detect(&request("application/grpc"));
-        assert_eq!(form, ResponseFormat::Http { close: true });
-    }
-
-    #[test]
-    fn grpc_over_http1_that_takes_trailers_comes_from_a_layer_that_translates_grpc_web() {
-        let mut request = request("application/grpc");
-        request
-            .headers_mut()
-            .insert(TE, HeaderValue::from_static("trailers"));
-        let form = ResponseFormat::detect(&request);
-        assert_eq!(form, ResponseFormat::GrpcTranslated { close: true });
-        let response = rejection(form).into_response::<Full<Bytes>>();
-        assert_eq!(response.status(), StatusCode::OK);
-        assert_eq!(response.headers()["grpc-status"], "8");
-        assert_eq!(response.headers()[CONNECTION], "close");
-        request
-            .headers_mut()
-            .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpcx"));
-        assert_eq!(
-            ResponseFormat::detect(&request),
-            ResponseFormat::Http { close: true }
-        );
-    }
-
-    #[test]
-    fn only_an_unread_http1_body_closes_the_connection() {
-        let h2 = over(Version::HTTP_2, "text/html");
-        assert_eq!(
-            ResponseFormat::detect(&h2),
-            ResponseFormat::Http { close: false }
-        );
-        let close = ResponseFormat::detect(&request("text/html"));
-        let response = rejection(close).into_response::<Full<Bytes>>();
-        assert_eq!(response.headers()[CONNECTION], "close");
-    }
-
-    #[test]
-    fn retry_after_is_whole_seconds_rounded_up_and_never_zero() {
-        let answer = |millis| {
-            let form = ResponseFormat::Http { close: false };
-            let wait = Duration::from_millis(millis);
-            let response = rejection(form)
-                .retry_after(wait)
-                .into_response::<Full<Bytes>>();
-            response.headers()[RETRY_AFTER].to_str().unwrap().to_owned()
-        };
-        assert_eq!(answer(0), "1");
-        assert_eq!(answer(999), "1");
-        assert_eq!(answer(1001), "2");
-        assert_eq!(answer(10_000), "10");
-        assert_eq!(answer(10_001), "11");
-        assert_eq!(answer(u64::MAX), "18446744073709552");
-    }
-
-    #[test]
-    fn grpc_gets_trailers_only_with_pushback() {
-        let wait = Duration::from_millis(1500);
-        let response = rejection(ResponseFormat::Grpc).retry_after(wait);
-        let response = response.into_response::<Full<Bytes>>();
-        assert_eq!(response.status(), StatusCode::OK);
-        assert_eq!(response.headers()["grpc-status"], "8");
-        assert_eq!(response.headers()["grpc-message"], "too many requests");
-        assert_eq!(response.headers()["grpc-retry-pushback-ms"], "1500");
-        assert_eq!(response.headers()[CONTENT_TYPE], "application/grpc");
-        assert!(response.body().is_end_stream());
-    }
-
-    #[test]
-    fn pushback_is_rounded_up_to_whole_milliseconds() {
-        for (micros, millis) in [(0, "0"), (1, "1"), (999, "1"), (1000, "1"), (1001, "2")] {
-            let wait = Duration::from_micros(micros);
-            let response = rejection(ResponseFormat::Grpc).retry_after(wait);
-            let response = response.into_response::<Full<Bytes>>();
-            assert_eq!(response.headers()["grpc-retry-pushback-ms"], millis);
-        }
-    }
-
-    #[tokio::test]
-    async fn grpc_web_gets_its_trailers_as_a_frame_of_the_body() {
-        let response =
-            rejection(ResponseFormat::GrpcWeb { close: true }).into_response::<Full<Bytes>>();
-        assert_eq!(response.headers()[CONNECTION], "close");
-        let frame = response.into_body().collect().await.unwrap().to_bytes();
-        assert_eq!(frame[..5], [0x80, 0, 0, 0, 49]);
-        assert_eq!(
-            frame[5..],
-            b"grpc-status: 8\r\ngrpc-message: too many requests\r\n"[..]
-        );
-        let response =
-            rejection(ResponseFormat::GrpcWebText { close: false }).into_response::<Full<Bytes>>();
-        let text = response.into_body().collect().await.unwrap().to_bytes();
-        assert_eq!(text, base64(&frame));
-    }
-
-    #[test]
-    fn a_cut_body_ends_with_trailers_in_grpc_and_fails_in_every_other_form() {
-        let violation = Violation::new(Guard::SlowBody, Reason::Gap, Phase::ResponseBody, 1, 2);
-        for form in [
-            ResponseFormat::Grpc,
-            ResponseFormat::GrpcTranslated { close: true },
-        ] {
-            let trailers = violation.ending(form).unwrap().into_trailers().unwrap();
-            assert_eq!(trailers["grpc-status"], "4");
-            assert_eq!(trailers["grpc-message"], "body too slow");
-        }
-        for form in [
-            ResponseFormat::Http { close: false },
-            ResponseFormat::GrpcWeb { close: false },
-            ResponseFormat::GrpcWebText { close: false },
-        ] {
-            let error = violation.ending(form).unwrap_err();
-            assert_eq!(Violation::behind(&*error), Some(&violation));
-        }
-    }
-
-    #[test]
-    fn base64_agrees_with_the_vectors_of_rfc_4648() {
-        for (plain, text) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v")] {
-            assert_eq!(base64(plain.as_bytes()), text);
-        }
-        assert_eq!(base64(b"foobar"), "Zm9vYmFy");
-    }
-
-    #[test]
-    fn every_message_may_stand_in_a_header() {
-        for reason in Reason::ALL {
-            let violation = Violation {
-                reason: *reason,
-                ..*rejection(ResponseFormat::Grpc).violation()
-            };
-            let status = StatusCode::SERVICE_UNAVAILABLE;
-            let message = Rejection::new(violation, status, ResponseFormat::Grpc).message();
-            assert!(
-                message
-                    .bytes()
-                    .all(|byte| (b' '..=b'~').contains(&byte) && byte != b'%')
-            );
-        }
-    }
-}
+mod tests;
