@@ -1,4 +1,4 @@
-//! What can be served.
+//! Apps: the services that can be served.
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -8,16 +8,18 @@ use palisade_core::BoxError;
 use std::{any::Any, convert::Infallible, fmt, future::poll_fn, net::SocketAddr};
 use tower_service::Service;
 
-/// A connection for which a service is to be made.
+/// A new connection, for which a service is made.
 pub struct Incoming<'a> {
     conn: &'a ConnHandle,
-    /// A [`GuardedIo`]. Borrowed mutably, because an IO need not be `Sync`.
+    /// A [`GuardedIo`]. Borrowed mutably, because an IO may not be `Sync`.
     io: &'a mut (dyn Any + Send),
 }
 
-/// A service that answers requests. Implemented for every tower service that can. One that fails
-/// where it should answer is answered for, with an empty 500, after which an HTTP/1 connection ends.
-/// The metrics are told (`AppFailed`); the error itself is dropped, so log it in a layer.
+/// A service that answers requests. Implemented for every suitable tower service.
+///
+/// If the service returns an error, the server responds with an empty 500, and an HTTP/1 connection
+/// ends after that. The metrics get the reason `AppFailed`. The error itself is dropped, so log it
+/// in a layer.
 pub trait HttpService:
     Service<
         Request<hyper::body::Incoming>,
@@ -28,33 +30,36 @@ pub trait HttpService:
     + Send
     + 'static
 {
-    /// The body of its responses.
+    /// The body of the responses.
     type ResponseBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static;
 }
 
-/// What [`serve`](crate::serve) takes. `Kind` is found by the compiler: [`OfRequests`] for a service that
-/// answers requests, [`OfConnections`] for one that makes such a service for each [`Incoming`]. Of a
-/// bare handler of axum's make one by `handler.with_state(())`.
+/// An app that [`serve`](crate::serve) accepts: a service that answers requests, or a service that
+/// makes such a service for each connection.
+///
+/// The compiler infers `Kind`: [`OfRequests`] for a service that answers requests,
+/// [`OfConnections`] for a service of [`Incoming`]. A bare axum handler becomes an app by
+/// `handler.with_state(())`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be served",
     label = "not a `tower::Service` of `http::Request<hyper::body::Incoming>` or of `Incoming<'_>`",
-    note = "a service that takes axum's own requests only, such as `from_fn(..).layer(router)`, is \
-            made one by `palisade::serve::from_axum(service)`",
-    note = "it must be `Clone + Send + 'static`, and its response body one of `Bytes`"
+    note = "wrap a service of axum's own requests, such as `from_fn(..).layer(router)`, in \
+            `palisade::serve::from_axum(service)`",
+    note = "an app must be `Clone + Send + 'static`, with `Bytes` as the data of its response body"
 )]
 pub trait App<Kind>: Send + 'static {
-    /// Answers the requests of one connection.
+    /// The service that answers the requests of one connection.
     type Service: HttpService;
 
-    /// The service for one connection.
+    /// Returns the service for one connection.
     fn service(&mut self, incoming: Incoming<'_>) -> impl Future<Output = Self::Service> + Send;
 }
 
-/// The [`App`] answers requests.
+/// The kind of an [`App`] that answers requests.
 #[derive(Debug)]
 pub enum OfRequests {}
 
-/// The [`App`] makes services.
+/// The kind of an [`App`] that makes a service for each connection.
 #[derive(Debug)]
 pub enum OfConnections {}
 
@@ -68,16 +73,17 @@ impl<'a> Incoming<'a> {
         Self { conn, io }
     }
 
-    /// What is known of the connection. Each of its requests will bring it as an extension.
+    /// Returns the connection. Each of its requests has the
+    /// [`ConnInfo`](palisade_core::ConnInfo) of it as an extension.
     pub fn conn(&self) -> &'a ConnHandle {
         self.conn
     }
 
-    /// What the connection runs over, if that is a `T`: what the listener accepts, such as tokio's
-    /// `TcpStream` or `UnixStream`. TLS comes later and is not in it. Do not read from it: what is
-    /// read here the app does not see.
+    /// Returns the socket of the connection, if it is a `T`: the type that the listener accepts,
+    /// such as tokio's `TcpStream` or `UnixStream`. It is the socket below TLS, before any
+    /// handshake. Do not read from it, because the app does not get bytes that are read here.
     ///
-    /// The process at the other end of a Unix socket, by its credentials:
+    /// This example gets the credentials of the process at the other end of a Unix socket:
     ///
     /// ```
     /// # #[cfg(not(unix))] fn main() {}
@@ -94,7 +100,7 @@ impl<'a> Incoming<'a> {
     /// let app = tower::service_fn(move |incoming: Incoming<'_>| {
     ///     let user = incoming.io::<UnixStream>().and_then(|io| io.peer_cred().ok());
     ///     let router = router.clone();
-    ///     // Without it no request finds its extension, and each is answered 500.
+    ///     // Without the extension, each request is answered with 500.
     ///     let router = if let Some(user) = user { router.layer(Extension(user)) } else { router };
     ///     async move { Ok::<_, Infallible>(router) }
     /// });
@@ -120,7 +126,7 @@ impl<'a> Incoming<'a> {
         self.io.downcast_ref().map(GuardedIo::get_ref)
     }
 
-    /// The other end; 0.0.0.0:0 where that is no address of the internet.
+    /// Returns the address of the peer, or `0.0.0.0:0` if the peer has no IP address.
     pub fn remote_addr(&self) -> SocketAddr {
         self.conn.peer()
     }
@@ -141,11 +147,12 @@ impl axum::extract::connect_info::Connected<Incoming<'_>> for SocketAddr {
     }
 }
 
-/// Serves what takes axum's own requests only, such as middleware around a finished `Router`, which
-/// is then run before the routes are looked at.
+/// Wraps a service of axum's own requests as an [`App`], such as middleware around a complete
+/// `Router`, which runs before routing.
 ///
 /// ```no_run
-/// # use axum::{Router, extract::Request, middleware::{Next, from_fn}, response::Response, routing::get};
+/// # use axum::{Router, extract::Request, response::Response, routing::get};
+/// # use axum::middleware::{Next, from_fn};
 /// # use tower::Layer;
 /// # async fn example(listener: tokio::net::TcpListener) -> std::io::Result<()> {
 /// # async fn rewrite(request: Request, next: Next) -> Response { next.run(request).await }
@@ -158,7 +165,7 @@ pub fn from_axum<S>(service: S) -> FromAxum<S> {
     FromAxum { service }
 }
 
-/// See [`from_axum`].
+/// A service that [`from_axum`] has wrapped.
 #[cfg(feature = "axum")]
 #[derive(Clone, Debug)]
 pub struct FromAxum<S> {

@@ -1,11 +1,11 @@
-//! One connection, from the first byte to the last.
+//! One connection, from its first byte to its end.
 
 use crate::{
     HttpService, Rewind,
-    drain::Open,
-    framed::Framed,
+    drain::DrainToken,
+    framed::FrameObserver,
     http::Protocol,
-    refusal::{Refusal, Refusals},
+    refusal::{Refusal, RefusalReporter},
     server::Server,
     service::ConnService,
     sniff::Begins,
@@ -27,52 +27,55 @@ use tokio::{
     time::Instant,
 };
 
-/// By then a client has heard that he is to begin no more requests.
-const HEARD: Duration = Duration::from_secs(5);
+/// The time after GOAWAY in which a client may still begin requests, because it may not have read
+/// the frame yet.
+const GOAWAY_GRACE: Duration = Duration::from_secs(5);
 
-/// What hyper is given to serve on.
+/// The IO that hyper serves HTTP/1 on.
 type Io<T> = TokioIo<Rewind<T>>;
 
 pin_project! {
-    /// hyper's connection, and what it is to be told.
-    struct Driven<'a, C> {
+    /// Drives hyper's connection, and shuts it down when the guard or the server closes it. Returns
+    /// the response that hyper itself sent at the end, if any.
+    struct ServeConnection<'a, C> {
         #[pin]
         connection: C,
         conn: &'a ConnHandle,
         server: &'a Server,
-        open: &'a Open,
-        told: Option<Told>,
+        drain_token: &'a DrainToken,
+        goaway_sent: Option<GoAwaySent>,
     }
 }
 
-/// The client was told to begin no more requests. An HTTP/2 client that acknowledges nothing can
-/// go on all the same.
-struct Told {
+/// The graceful shutdown of hyper's connection has begun: the client has been asked to begin no
+/// more requests. An HTTP/2 client that acknowledges nothing can continue all the same.
+struct GoAwaySent {
     at: Instant,
-    /// How many he had begun when he must have heard.
-    requests: Option<u32>,
+    /// The number of requests at the end of [`GOAWAY_GRACE`], once it is over.
+    requests_in_grace: Option<u32>,
 }
 
-/// hyper's connections, as far as they are alike.
-trait Connection {
-    /// Whether one in the middle of something may be told to take no more.
+/// The common interface of hyper's connections.
+trait HttpConnection {
+    /// Whether the client can be asked to begin no more requests while some are in flight.
     const HAS_GOAWAY: bool;
 
-    /// Drives it to its end, and returns what hyper answered by itself then, if anything.
+    /// Drives the connection to its end. Returns the response that hyper itself sent then, if any.
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Refusal>>;
 
-    fn end_in_good_order(self: Pin<&mut Self>);
+    /// Lets the connection end after the requests in flight.
+    fn begin_shutdown(self: Pin<&mut Self>);
 }
 
-/// Serves one connection to its end. An error of it is a client that went away or was ended; the
-/// guard has told of the second.
-pub(crate) async fn run<T, S>(
+/// Serves HTTP on one connection to its end. An error of the connection is ignored: the client is
+/// gone, or the guard closed the connection and has reported it.
+pub(crate) async fn serve_http<T, S>(
     io: T,
     conn: ConnHandle,
     (protocol, is_encrypted): (Protocol, bool),
     service: S,
     server: &Server,
-    open: &Open,
+    drain_token: &DrainToken,
 ) where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: HttpService,
@@ -83,15 +86,17 @@ pub(crate) async fn run<T, S>(
         Protocol::Http2 => Begins::Http2,
         Protocol::Auto => {
             let begins = poll_fn(|cx| match io.poll_begins(cx) {
-                // Nobody has asked for anything yet.
-                Poll::Pending if open.drain().has_begun() => Poll::Ready(Ok(Begins::Nothing)),
+                // There is no request yet.
+                Poll::Pending if drain_token.drain().has_begun() => {
+                    Poll::Ready(Ok(Begins::Nothing))
+                }
                 begins => begins,
             });
             begins.await.unwrap_or(Begins::Nothing)
         }
     };
     let conn = &conn;
-    let refusals = Refusals::new(&server.guard, conn);
+    let refusals = RefusalReporter::new(&server.guard, conn);
     match begins {
         Begins::Nothing => {}
         Begins::Http1 => {
@@ -101,44 +106,49 @@ pub(crate) async fn run<T, S>(
             let service = ConnService::new(conn, service, refusals.clone(), &server.http, false);
             let connection = server.http1.serve_connection(TokioIo::new(io), service);
             let connection = connection.with_upgrades();
-            let refusal = Driven {
+            let refusal = ServeConnection {
                 connection,
                 conn,
                 server,
-                open,
-                told: None,
+                drain_token,
+                goaway_sent: None,
             }
             .await;
-            refusal
-                .into_iter()
-                .for_each(|refusal| refusals.tell(refusal));
+            if let Some(refusal) = refusal {
+                refusals.report(refusal);
+            }
             if conn.is_upgraded() {
-                open.is_upgraded(conn);
+                drain_token.add_upgraded(conn);
             }
         }
         Begins::Http2 => {
             conn.set_goaway();
-            let io = Framed::new(io, conn, is_encrypted);
+            let io = FrameObserver::new(io, conn, is_encrypted);
             let service = ConnService::new(conn, service, refusals, &server.http, true);
             let builder = server.http.http2(Streams::new(&server.guard, conn));
             let connection = builder.serve_connection(TokioIo::new(io), service);
-            Driven {
+            ServeConnection {
                 connection,
                 conn,
                 server,
-                open,
-                told: None,
+                drain_token,
+                goaway_sent: None,
             }
             .await;
         }
     }
 }
 
-impl Told {
-    fn end_if_deaf(&mut self, server: &Server, conn: &ConnHandle) {
-        match self.requests {
-            None if self.at.elapsed() >= HEARD => self.requests = Some(conn.requests()),
-            Some(heard) if conn.requests() > heard => {
+// === GoAwaySent ===
+
+impl GoAwaySent {
+    /// Resets the connection if its client has begun a request after the grace.
+    fn reset_if_ignored(&mut self, server: &Server, conn: &ConnHandle) {
+        match self.requests_in_grace {
+            None if self.at.elapsed() >= GOAWAY_GRACE => {
+                self.requests_in_grace = Some(conn.requests());
+            }
+            Some(in_grace) if conn.requests() > in_grace => {
                 let reason = conn.closing().unwrap_or(Reason::MaxRequests);
                 server.guard.close(conn, reason, CloseMode::Reset);
             }
@@ -147,43 +157,48 @@ impl Told {
     }
 }
 
-impl<C: Connection> Future for Driven<'_, C> {
+// === ServeConnection ===
+
+impl<C: HttpConnection> Future for ServeConnection<'_, C> {
     type Output = Option<Refusal>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Refusal>> {
         let mut this = self.project();
-        let drain = this.open.drain();
+        let drain = this.drain_token.drain();
         if drain.is_over() {
             this.server
                 .guard
                 .close(this.conn, Reason::Shutdown, CloseMode::Reset);
-            this.open.is_cut();
+            this.drain_token.release_as_cut();
             return Poll::Ready(None);
         }
         let is_draining = drain.has_begun();
         if is_draining {
             this.server.guard.begin_closing(this.conn, Reason::Shutdown);
         }
-        if let Some(told) = this.told {
-            told.end_if_deaf(this.server, this.conn);
-        // What HTTP/1 is told, the accounting says with its next answer.
+        if let Some(goaway_sent) = this.goaway_sent {
+            goaway_sent.reset_if_ignored(this.server, this.conn);
+        // A closing HTTP/1 connection needs no shutdown here: request tracking adds
+        // `Connection: close` to its next response.
         } else if is_draining || C::HAS_GOAWAY && this.conn.closing().is_some() {
-            // First, what is here already: hyper would close an idle connection without a look.
-            let here = this.connection.as_mut().poll(cx);
-            if here.is_ready() {
-                return here;
+            // First serve what has arrived: hyper closes an idle connection without reading.
+            let result = this.connection.as_mut().poll(cx);
+            if result.is_ready() {
+                return result;
             }
-            *this.told = Some(Told {
+            *this.goaway_sent = Some(GoAwaySent {
                 at: Instant::now(),
-                requests: None,
+                requests_in_grace: None,
             });
-            this.connection.as_mut().end_in_good_order();
+            this.connection.as_mut().begin_shutdown();
         }
         this.connection.poll(cx)
     }
 }
 
-impl<T, S> Connection for http1::UpgradeableConnection<Io<T>, ConnService<S>>
+// === HttpConnection ===
+
+impl<T, S> HttpConnection for http1::UpgradeableConnection<Io<T>, ConnService<S>>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: HttpService,
@@ -191,15 +206,17 @@ where
     const HAS_GOAWAY: bool = false;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Refusal>> {
-        Future::poll(self, cx).map(|result| result.err().as_ref().and_then(Refusal::by_hyper))
+        Future::poll(self, cx)
+            .map(|result| result.err().as_ref().and_then(Refusal::from_hyper_error))
     }
 
-    fn end_in_good_order(self: Pin<&mut Self>) {
+    fn begin_shutdown(self: Pin<&mut Self>) {
         self.graceful_shutdown();
     }
 }
 
-impl<T, S> Connection for http2::Connection<TokioIo<Framed<Rewind<T>>>, ConnService<S>, Streams>
+impl<T, S> HttpConnection
+    for http2::Connection<TokioIo<FrameObserver<Rewind<T>>>, ConnService<S>, Streams>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: HttpService,
@@ -207,11 +224,11 @@ where
     const HAS_GOAWAY: bool = true;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Refusal>> {
-        // What the h2 crate answers by itself, 431 among it, it tells nothing of.
+        // The h2 crate does not report its own responses, such as 431.
         Future::poll(self, cx).map(|_| None)
     }
 
-    fn end_in_good_order(self: Pin<&mut Self>) {
+    fn begin_shutdown(self: Pin<&mut Self>) {
         self.graceful_shutdown();
     }
 }

@@ -1,4 +1,4 @@
-//! The end of a server.
+//! Graceful shutdown: ends all connections of a server in a limited time.
 
 use palisade_conn::ConnHandle;
 use parking_lot::Mutex;
@@ -20,96 +20,108 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-const SERVING: u8 = 0;
-/// Nobody comes in, everybody is told to go.
-const DRAINING: u8 = 1;
-/// Whoever is left is cut off.
-const OVER: u8 = 2;
-/// How long those have to be gone, or those who were upgraded to say good-bye.
-const LAST: Duration = Duration::from_millis(500);
-const LOOK: Duration = Duration::from_millis(10);
+/// The stage in which connections are accepted and served.
+const STAGE_SERVING: u8 = 0;
+/// The stage in which no connection and no new request is accepted, and requests in flight end.
+const STAGE_DRAINING: u8 = 1;
+/// The stage in which the connections that are left are cut.
+const STAGE_OVER: u8 = 2;
+/// The time after the drain in which the tasks of cut connections return, and in which upgraded
+/// connections may end by themselves.
+const CLOSE_GRACE: Duration = Duration::from_millis(500);
+/// The interval at which upgraded connections are checked for their end.
+const CLOSED_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// What became of the connections that were there when the server was told to end.
+/// How the connections that were open at the shutdown signal have ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Drained {
-    /// Those that came to their own end.
+    /// The number of connections that ended by themselves.
     pub finished: usize,
-    /// Those that were cut off at the deadline.
+    /// The number of connections that were cut at the end of the drain time.
     pub cut: usize,
-    /// Those that had become something else than HTTP, a WebSocket among them, and were ended when
-    /// everybody else was gone and half a second more had passed.
+    /// The number of upgraded connections that were closed half a second after all other
+    /// connections had ended, for example those of a WebSocket.
     pub upgraded: usize,
 }
 
-/// What the connections of one server share of its end.
+/// The shutdown state that all connections of a server share.
 #[derive(Debug, Default)]
 pub(crate) struct Drain {
     stage: AtomicU8,
-    /// Tells everybody of a new stage.
-    changed: Arc<Notify>,
+    /// Notified when the stage changes.
+    stage_changed: Arc<Notify>,
+    /// The number of tokens that are not released.
     open: AtomicUsize,
+    /// The number of connections that were cut.
     cut: AtomicUsize,
-    /// Upgraded since everybody was told to go.
-    turned: AtomicUsize,
-    empty: Notify,
+    /// The number of connections that were upgraded after the drain began.
+    upgraded_while_draining: AtomicUsize,
+    /// Notified when `open` becomes 0.
+    all_ended: Notify,
+    /// The upgraded connections. Some of them may be closed.
     upgraded: Mutex<Vec<ConnHandle>>,
 }
 
-/// One connection of a server that can end.
+/// Counts a connection as open until it is dropped, or until the connection is cut.
 #[derive(Debug)]
-pub(crate) struct Open {
+pub(crate) struct DrainToken {
     drain: Arc<Drain>,
-    /// It counts no more among those that are open.
-    has_left: AtomicBool,
+    is_released: AtomicBool,
 }
 
 pin_project! {
-    /// Polls what is in it at each new stage, too. To be polled by one task only.
-    pub(crate) struct Attentive<F> {
+    /// Polls its inner future at each new stage too. Only one task may poll it: its waker is
+    /// registered once for each stage.
+    pub(crate) struct DrainAware<F> {
         #[pin]
         inner: F,
         #[pin]
-        changed: OwnedNotified,
+        stage_changed: OwnedNotified,
         drain: Arc<Drain>,
-        seen: Option<u8>,
+        seen_stage: Option<u8>,
     }
 }
 
 // === Drain ===
 
 impl Drain {
+    /// Returns whether the shutdown has begun.
     pub(crate) fn has_begun(&self) -> bool {
-        self.stage.load(Relaxed) != SERVING
+        self.stage.load(Relaxed) != STAGE_SERVING
     }
 
+    /// Returns whether the connections that are left have to be cut.
     pub(crate) fn is_over(&self) -> bool {
-        self.stage.load(Relaxed) == OVER
+        self.stage.load(Relaxed) == STAGE_OVER
     }
 
-    /// Everybody is told to go, and has `deadline` for it. `end` ends what was upgraded.
+    /// Ends all connections. They have `drain_time` to end by themselves, then they are cut.
+    /// Upgraded connections are closed by `close`, which returns whether it closed one.
     pub(crate) async fn run(
         &self,
-        deadline: Duration,
-        end: impl Fn(&ConnHandle) -> bool,
+        drain_time: Duration,
+        close: impl Fn(&ConnHandle) -> bool,
     ) -> Drained {
-        let begun_with = self.open.load(SeqCst);
-        self.enter(DRAINING);
-        if timeout(deadline, self.emptied()).await.is_err() {
-            self.enter(OVER);
+        let open_before = self.open.load(SeqCst);
+        self.enter_stage(STAGE_DRAINING);
+        if timeout(drain_time, self.wait_until_ended()).await.is_err() {
+            self.enter_stage(STAGE_OVER);
         }
-        let last = async {
-            self.emptied().await;
+        let ended = async {
+            self.wait_until_ended().await;
             let upgraded = self.upgraded.lock().clone();
-            gone(&upgraded).await;
+            wait_until_closed(&upgraded).await;
         };
-        // Whatever does not even look up from its work is left behind.
-        let _ = timeout(LAST, last).await;
+        // If the task of a connection is blocked, the connection does not end and counts as cut.
+        let _ = timeout(CLOSE_GRACE, ended).await;
         let cut = self.cut.load(SeqCst) + self.open.load(SeqCst);
-        let elsewhere = self.turned.load(SeqCst);
-        let finished = begun_with.saturating_sub(cut).saturating_sub(elsewhere);
+        let upgraded_while_draining = self.upgraded_while_draining.load(SeqCst);
+        let finished = open_before
+            .saturating_sub(cut)
+            .saturating_sub(upgraded_while_draining);
         let upgraded = std::mem::take(&mut *self.upgraded.lock());
-        let upgraded = upgraded.iter().filter(|conn| end(conn)).count();
+        let upgraded = upgraded.iter().filter(|conn| close(conn)).count();
         Drained {
             finished,
             cut,
@@ -117,38 +129,39 @@ impl Drain {
         }
     }
 
-    fn enter(&self, stage: u8) {
+    fn enter_stage(&self, stage: u8) {
         self.stage.store(stage, SeqCst);
-        self.changed.notify_waiters();
+        self.stage_changed.notify_waiters();
     }
 
-    async fn emptied(&self) {
+    /// Waits until all tokens are released.
+    async fn wait_until_ended(&self) {
         loop {
-            let mut empty = pin!(self.empty.notified());
-            empty.as_mut().enable();
+            let mut all_ended = pin!(self.all_ended.notified());
+            all_ended.as_mut().enable();
             if self.open.load(SeqCst) == 0 {
                 return;
             }
-            empty.await;
+            all_ended.await;
         }
     }
 }
 
-/// Waits until nobody is left. Nobody tells, so it looks.
-async fn gone(connections: &[ConnHandle]) {
+/// Waits until all `connections` are closed. Polls them, because nothing notifies of their end.
+async fn wait_until_closed(connections: &[ConnHandle]) {
     while connections.iter().any(|conn| !conn.is_closed()) {
-        sleep(LOOK).await;
+        sleep(CLOSED_POLL_INTERVAL).await;
     }
 }
 
-// === Open ===
+// === DrainToken ===
 
-impl Open {
+impl DrainToken {
     pub(crate) fn new(drain: &Arc<Drain>) -> Self {
         drain.open.fetch_add(1, SeqCst);
         Self {
             drain: drain.clone(),
-            has_left: AtomicBool::new(false),
+            is_released: AtomicBool::new(false),
         }
     }
 
@@ -156,22 +169,23 @@ impl Open {
         &self.drain
     }
 
-    /// It was cut off. Counted in this order: whoever is neither open nor cut came to his own end.
-    pub(crate) fn is_cut(&self) {
+    /// Counts the connection as cut, and releases the token. In this order: a connection that is
+    /// neither open nor cut has ended by itself.
+    pub(crate) fn release_as_cut(&self) {
         self.drain.cut.fetch_add(1, SeqCst);
-        self.leave();
+        self.release();
     }
 
-    fn leave(&self) {
-        if !self.has_left.swap(true, SeqCst) && self.drain.open.fetch_sub(1, SeqCst) == 1 {
-            self.drain.empty.notify_waiters();
+    fn release(&self) {
+        if !self.is_released.swap(true, SeqCst) && self.drain.open.fetch_sub(1, SeqCst) == 1 {
+            self.drain.all_ended.notify_waiters();
         }
     }
 
-    /// Somebody else has the socket of `conn` now.
-    pub(crate) fn is_upgraded(&self, conn: &ConnHandle) {
+    /// Adds the connection to those that are upgraded: its socket has left the server's task.
+    pub(crate) fn add_upgraded(&self, conn: &ConnHandle) {
         if self.drain.has_begun() {
-            self.drain.turned.fetch_add(1, SeqCst);
+            self.drain.upgraded_while_draining.fetch_add(1, SeqCst);
         }
         let mut upgraded = self.drain.upgraded.lock();
         if upgraded.len() == upgraded.capacity() {
@@ -181,41 +195,41 @@ impl Open {
     }
 }
 
-impl Drop for Open {
+impl Drop for DrainToken {
     fn drop(&mut self) {
-        self.leave();
+        self.release();
     }
 }
 
-// === Attentive ===
+// === DrainAware ===
 
-impl<F> Attentive<F> {
+impl<F> DrainAware<F> {
     pub(crate) fn new(inner: F, drain: &Arc<Drain>) -> Self {
-        let changed = drain.changed.clone().notified_owned();
+        let stage_changed = drain.stage_changed.clone().notified_owned();
         Self {
             inner,
-            changed,
+            stage_changed,
             drain: drain.clone(),
-            seen: None,
+            seen_stage: None,
         }
     }
 }
 
-impl<F: Future> Future for Attentive<F> {
+impl<F: Future> Future for DrainAware<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let mut this = self.project();
         loop {
             let stage = this.drain.stage.load(SeqCst);
-            if *this.seen == Some(stage) {
+            if *this.seen_stage == Some(stage) {
                 break;
             }
             // In this order: a stage that is entered in between is seen in the next round.
-            this.changed
-                .set(this.drain.changed.clone().notified_owned());
-            let is_listening = this.changed.as_mut().poll(cx).is_pending();
-            *this.seen = is_listening.then_some(stage);
+            this.stage_changed
+                .set(this.drain.stage_changed.clone().notified_owned());
+            let is_registered = this.stage_changed.as_mut().poll(cx).is_pending();
+            *this.seen_stage = is_registered.then_some(stage);
         }
         this.inner.poll(cx)
     }

@@ -1,4 +1,4 @@
-//! The frames of HTTP/2 behind TLS, where the guarded socket does not see them.
+//! Observes HTTP/2 frames above TLS, where the guarded socket sees only encrypted bytes.
 
 use palisade_conn::{ConnHandle, FrameReader};
 use std::{
@@ -8,14 +8,16 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A stream whose frames of HTTP/2 are told to its connection, if they are encrypted below it.
-pub(crate) struct Framed<T> {
+/// An IO that reports the HTTP/2 frames that are read to the connection, if the socket below it is
+/// encrypted.
+pub(crate) struct FrameObserver<T> {
     inner: T,
     conn: ConnHandle,
+    /// `None` if the socket is not encrypted: the guarded socket reads the frames itself.
     frames: Option<FrameReader>,
 }
 
-impl<T> Framed<T> {
+impl<T> FrameObserver<T> {
     pub(crate) fn new(inner: T, conn: &ConnHandle, is_encrypted: bool) -> Self {
         let frames = is_encrypted.then(|| FrameReader::decrypted(conn));
         Self {
@@ -26,24 +28,24 @@ impl<T> Framed<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Framed<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for FrameObserver<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let before = buf.filled().len();
+        let filled_before = buf.filled().len();
         ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
         if let Some(frames) = &mut this.frames {
-            let new = buf.filled().get(before..).unwrap_or_default();
+            let new = buf.filled().get(filled_before..).unwrap_or_default();
             frames.read_decrypted(&this.conn, new);
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Framed<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for FrameObserver<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -1,13 +1,13 @@
-//! The settings of HTTP.
+//! HTTP settings.
 
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::TokioTimer;
 use palisade_core::ConfigError;
 use std::{ops::RangeInclusive, time::Duration};
 
-/// Which HTTP is spoken, and how much of it one client may ask for.
+/// HTTP settings: the protocols that the server speaks, and the limits of one connection.
 ///
-/// What hyper leaves open by default is closed here, and nothing can be set to no limit.
+/// Everything that hyper does not limit by default has a limit here, and no limit can be removed.
 ///
 /// ```
 /// # use palisade_serve::Http;
@@ -30,22 +30,21 @@ pub struct Http {
     max_pending_resets: usize,
     ping: Option<(Duration, Duration)>,
     extended_connect: bool,
-    pub(crate) takes_connect: bool,
+    pub(crate) allow_connect: bool,
 }
 
-/// What is spoken on a connection.
+/// The protocol of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
-    /// Whatever the client begins with.
+    /// Detected from the first bytes.
     Auto,
     Http1,
     Http2,
 }
 
-/// Makes [`Http`]. Nothing is checked before [`build`](Self::build), which then names every fault
-/// at once.
+/// Builder of [`Http`]. [`build`](Self::build) checks all settings and reports every fault at once.
 #[derive(Clone, Debug)]
-#[must_use = "nothing is set before `build`, and nothing but what it returns is"]
+#[must_use = "a builder does nothing until `build` is called"]
 pub struct HttpBuilder(Http);
 
 const KIB: usize = 1 << 10;
@@ -54,31 +53,34 @@ const MIB: usize = 1 << 20;
 // === Http ===
 
 impl Http {
-    /// Other settings than the default ones.
+    /// Returns a builder, with every setting at its default.
     pub fn builder() -> HttpBuilder {
         HttpBuilder(Self::default())
     }
 
+    /// Returns the size of hyper's HTTP/1 buffers. A request head must fit into it.
     fn buffer_size(&self) -> usize {
         self.max_buffer_size
             .unwrap_or((64 * KIB).max(self.max_header_size))
     }
 
+    /// Returns hyper's HTTP/1 builder with these settings.
     pub(crate) fn http1(&self) -> http1::Builder {
         let mut builder = http1::Builder::new();
         builder
-            // The guard looks after that, with one timer for all connections. hyper's own costs
-            // every request an allocation.
+            // The guard has this timeout, with one timer for all connections. hyper's own timer
+            // costs every request an allocation.
             .header_read_timeout(None)
             .half_close(self.half_close)
             .max_header_size(self.max_header_size)
             .max_buf_size(self.buffer_size());
-        if let Some(most) = self.max_headers {
-            builder.max_headers(most);
+        if let Some(max) = self.max_headers {
+            builder.max_headers(max);
         }
         builder
     }
 
+    /// Returns hyper's HTTP/2 builder with these settings, which spawns streams on `executor`.
     pub(crate) fn http2<E: Clone>(&self, executor: E) -> http2::Builder<E> {
         let mut builder = http2::Builder::new(executor);
         builder
@@ -119,7 +121,7 @@ impl Default for Http {
             max_pending_resets: 20,
             ping: None,
             extended_connect: false,
-            takes_connect: false,
+            allow_connect: false,
         }
     }
 }
@@ -127,152 +129,158 @@ impl Default for Http {
 // === HttpBuilder ===
 
 impl HttpBuilder {
-    /// Speaks HTTP/1.1 and 1.0 only, without a look at the first bytes. Over TLS, nothing else is
-    /// offered. Defaults to both, as the client begins.
+    /// Serves only HTTP/1.1 and HTTP/1.0, without protocol detection. With TLS, ALPN offers nothing
+    /// else. Replaces an earlier [`Self::http2_only`]. Defaults to HTTP/1 and HTTP/2, detected from
+    /// the first bytes.
     pub fn http1_only(mut self) -> Self {
         self.0.protocol = Protocol::Http1;
         self
     }
 
-    /// Speaks HTTP/2 only, without a look at the first bytes: for gRPC. Over TLS, nothing else is
-    /// offered. Defaults to both, as the client begins; of this and [`Self::http1_only`] the later
-    /// one holds.
+    /// Serves only HTTP/2, without protocol detection, for example for gRPC. With TLS, ALPN offers
+    /// nothing else. Replaces an earlier [`Self::http1_only`]. Defaults to HTTP/1 and HTTP/2,
+    /// detected from the first bytes.
     pub fn http2_only(mut self) -> Self {
         self.0.protocol = Protocol::Http2;
         self
     }
 
-    /// HTTP/1: how many bytes a request head may have, and the trailers of a body, 1 KiB to 1 MiB.
-    /// More is answered with 431. hyper by itself has no exact limit and takes what its buffer
-    /// holds, some 500 KiB. Defaults to 32 KiB.
+    /// HTTP/1: limits a request head, and the trailers of a body, to `bytes`, 1 KiB to 1 MiB. A
+    /// larger head is answered with 431. hyper's own default is not an exact limit, but the size of
+    /// its buffer, some 500 KiB. Defaults to 32 KiB.
     pub fn max_header_size(mut self, bytes: usize) -> Self {
         self.0.max_header_size = bytes;
         self
     }
 
-    /// HTTP/1: how many fields a request head may have, 1 to 1,000. More is answered with 431.
-    /// Defaults to hyper's 100, which costs less than any number that is set.
+    /// HTTP/1: limits a request head to `fields` header fields, 1 to 1,000. A head with more is
+    /// answered with 431. Any explicit number costs more than hyper's own default. Defaults to
+    /// hyper's 100.
     pub fn max_headers(mut self, fields: usize) -> Self {
         self.0.max_headers = Some(fields);
         self
     }
 
-    /// HTTP/1: how many bytes are kept for one connection in each direction, 8 KiB to 16 MiB, and
-    /// not less than [`Self::max_header_size`]. One piece of a response body may come on top,
-    /// however long it is. hyper by itself keeps 408 KiB. Defaults to 64 KiB,
-    /// or the size of a head if that is more.
+    /// HTTP/1: limits the buffer of each direction of a connection to `bytes`, 8 KiB to 16 MiB, and
+    /// at least [`Self::max_header_size`]. One frame of a response body may come on top, whatever
+    /// its length. hyper's own default is 408 KiB. Defaults to 64 KiB, or to the maximum head size
+    /// if that is more.
     pub fn max_buffer_size(mut self, bytes: usize) -> Self {
         self.0.max_buffer_size = Some(bytes);
         self
     }
 
-    /// HTTP/1: answers a client that has closed its own direction of the connection, and looks at
-    /// nothing but a reset, or a close of both, to find out that it is gone.
+    /// HTTP/1: answers a client that has closed its own direction of the connection. Such a client
+    /// then counts as gone only after a reset, or once both directions are closed.
     ///
-    /// Without it a client that sends a request and then a FIN (`nc -N`, `shutdown(SHUT_WR)`) is
-    /// gone to hyper, which drops the request at once, or, where the client sent so much as a byte
-    /// too many before the FIN, to the guard's [`probe`](palisade_conn::ConnGuardBuilder::probe),
-    /// which resets the connection. That is for most servers the better bargain: a FIN is also all
-    /// that comes of a client that has closed the whole connection. With it the handler of such a
-    /// one works on until its answer is written, or TCP's keepalive brings the reset, after a
-    /// minute or so. Defaults to off, as in hyper.
+    /// Without this option a client that sends a request and then a FIN (`nc -N`,
+    /// `shutdown(SHUT_WR)`) counts as gone: hyper drops the request at once. If the client sent
+    /// even one further byte before the FIN, hyper does not notice, and the guard's
+    /// [`probe`](palisade_conn::ConnGuardBuilder::probe) resets the connection. For most servers
+    /// that is better, because a FIN is also all that arrives from a client that has closed the
+    /// whole connection. With this option, the handler of such a client continues until its
+    /// response is written, or until TCP keepalive brings the reset after a minute or so. Defaults
+    /// to off, as in hyper.
     pub fn half_close(mut self) -> Self {
         self.0.half_close = true;
         self
     }
 
-    /// HTTP/2: how many requests one connection may have in flight, 1 to 100,000
-    /// (`SETTINGS_MAX_CONCURRENT_STREAMS`). All that one
-    /// connection can make the server keep grows with it. hyper by itself allows 200, tonic any
-    /// number. Defaults to 100, the least that RFC 9113 (section 6.5.2) recommends.
+    /// HTTP/2: limits the requests in flight on one connection to `streams`, 1 to 100,000
+    /// (`SETTINGS_MAX_CONCURRENT_STREAMS`). The memory that one connection can use grows with it.
+    /// hyper's own default is 200, and tonic has no limit. Defaults to 100, the smallest number
+    /// that RFC 9113 (section 6.5.2) recommends.
     pub fn max_concurrent_streams(mut self, streams: u32) -> Self {
         self.0.max_concurrent_streams = streams;
         self
     }
 
-    /// HTTP/2: how many bytes of one request body a client may send before the handler takes
-    /// them, 1 KiB to 16 MiB. A single upload goes at no more than this in a round trip. hyper by
-    /// itself allows 1 MiB. Defaults to 256 KiB.
+    /// HTTP/2: sets the flow-control window of a stream to `bytes`, 1 KiB to 16 MiB: what a client
+    /// may send of one request body before the handler reads it. A single upload transfers at most
+    /// this much in a round trip. hyper's own default is 1 MiB. Defaults to 256 KiB.
     pub fn stream_window(mut self, bytes: u32) -> Self {
         self.0.stream_window = bytes;
         self
     }
 
-    /// HTTP/2: the same for all requests of a connection together, 64 KiB to 64 MiB. So much is
-    /// kept for a client whose uploads no handler reads. More than [`Self::stream_window`], so that
-    /// one upload that waits for its handler does not hold up all others. hyper by itself allows
-    /// 1 MiB. Defaults to 512 KiB.
+    /// HTTP/2: sets the flow-control window of a connection to `bytes`, 64 KiB to 64 MiB: what a
+    /// client may send of all request bodies together before handlers read them. A client uses
+    /// this much memory if no handler reads its uploads. Choose more than [`Self::stream_window`],
+    /// so that one upload that waits for its handler does not block all others. hyper's own default
+    /// is 1 MiB. Defaults to 512 KiB.
     pub fn connection_window(mut self, bytes: u32) -> Self {
         self.0.connection_window = bytes;
         self
     }
 
-    /// HTTP/2: how many bytes of one response body are kept for a client that does not take them,
-    /// 4 KiB to 16 MiB; a piece of 16 KiB may come on top. hyper by itself keeps 400 KiB, and a
-    /// piece of any length. Defaults to 64 KiB.
+    /// HTTP/2: limits the buffer for one response body that the client does not take to `bytes`,
+    /// 4 KiB to 16 MiB. A piece of 16 KiB may come on top. hyper's own default is 400 KiB, and a
+    /// frame of any length on top. Defaults to 64 KiB.
     pub fn max_send_buffer_size(mut self, bytes: usize) -> Self {
         self.0.max_send_buffer_size = bytes;
         self
     }
 
-    /// HTTP/2: how many bytes the header fields of one request may have, counted as RFC 9113
-    /// (section 6.5.2) does, with 32 for each field, 1 KiB to 1 MiB. More is answered with 431.
-    /// hyper by itself allows 16 KiB. Defaults to 32 KiB, as much as a head of HTTP/1.
+    /// HTTP/2: limits the header fields of one request to `bytes`, 1 KiB to 1 MiB, counted as in
+    /// RFC 9113 (section 6.5.2), with 32 bytes extra for each field. A request with more is
+    /// answered with 431. hyper's own default is 16 KiB. Defaults to 32 KiB, as for an HTTP/1 head.
     pub fn max_header_list_size(mut self, bytes: u32) -> Self {
         self.0.max_header_list_size = bytes;
         self
     }
 
-    /// HTTP/2: how many streams of one connection may end by errors that are the client's, refused
-    /// ones among them, 1 to 1,000,000; then it is told to calm down (GOAWAY `ENHANCE_YOUR_CALM`)
-    /// and ends. It counts over the whole life of a connection. tonic by itself sets no limit
-    /// (`MadeYouReset`, CVE-2025-8671). Defaults to 1,024.
+    /// HTTP/2: limits the streams of one connection that the server resets because of errors of the
+    /// client, including refused streams, to `streams`, 1 to 1,000,000. Beyond that the connection
+    /// ends with GOAWAY `ENHANCE_YOUR_CALM`. The count is over the whole life of the connection.
+    /// tonic has no limit (`MadeYouReset`, CVE-2025-8671). Defaults to 1,024.
     pub fn max_local_resets(mut self, streams: usize) -> Self {
         self.0.max_local_resets = streams;
         self
     }
 
-    /// HTTP/2: how many streams may be reset by the client before a handler has heard of them,
-    /// 1 to 10,000; then the connection ends (Rapid Reset, CVE-2023-44487). Those that a handler
-    /// has heard of are the guard's to count. Defaults to 20.
+    /// HTTP/2: limits the streams that the client has reset before the server has accepted them to
+    /// `streams`, 1 to 10,000. Beyond that the connection ends (Rapid Reset, CVE-2023-44487).
+    /// Streams that reach the app are counted by the guard's
+    /// [`max_cancelled`](palisade_conn::ConnGuardBuilder::max_cancelled). Defaults to 20.
     pub fn max_pending_resets(mut self, streams: usize) -> Self {
         self.0.max_pending_resets = streams;
         self
     }
 
-    /// HTTP/2: how long nothing may come before the client is asked for a sign of life, 1 s to
-    /// 24 h, and how long he has to give it, 1 s to 24 h.
+    /// HTTP/2: sends PING after `interval` without any bytes from the client, and closes the
+    /// connection if it is not acknowledged within `timeout`, each 1 s to 24 h.
     ///
-    /// Defaults to never. Behind a download that is taken slowly the answer waits for all that is
-    /// before it, a minute and more, and an honest client would be cut off. Whoever is gone is
-    /// found out by TCP's own keepalive, and whoever is there and does nothing by the guard.
+    /// Beside a slow download, PING waits for all bytes before it, a minute and more, and an honest
+    /// client would be disconnected. Clients that are gone are found by TCP keepalive, and clients
+    /// that do nothing by the guard. Defaults to no PING.
     pub fn ping(mut self, interval: Duration, timeout: Duration) -> Self {
         self.0.ping = Some((interval, timeout));
         self
     }
 
-    /// HTTP/2: allows extended CONNECT (RFC 8441), for a WebSocket over HTTP/2. Defaults to not.
+    /// HTTP/2: allows extended CONNECT (RFC 8441), for a WebSocket over HTTP/2. Defaults to not
+    /// allowed.
     pub fn extended_connect(mut self) -> Self {
         self.0.extended_connect = true;
         self
     }
 
-    /// Lets CONNECT through to the app, for a proxy. An app that answers it with success has made
-    /// of the connection something else than HTTP, to which most limits do not apply; one that
-    /// answers every method alike would do so for whoever asks. Defaults to 501.
+    /// Passes CONNECT requests to the app, for a proxy. If the app responds with success, the
+    /// connection is upgraded, and most limits do not apply to it. An app that ignores the method
+    /// would do so for any client. Defaults to answering CONNECT with 501.
     pub fn connect(mut self) -> Self {
-        self.0.takes_connect = true;
+        self.0.allow_connect = true;
         self
     }
 
-    /// The settings.
+    /// Checks and returns the settings.
     ///
     /// # Errors
     ///
-    /// If any number is out of its range; names every one.
+    /// If any number is out of its range. The error names every fault.
     pub fn build(self) -> Result<Http, ConfigError> {
         let http = &self.0;
-        let mut error = ConfigError::new("these settings of HTTP cannot be");
+        let mut error = ConfigError::new("the HTTP settings cannot be built");
         let mut check = |field, value: usize, allowed: RangeInclusive<usize>| {
             if !allowed.contains(&value) {
                 let allowed = format!("{} to {}", allowed.start(), allowed.end());
@@ -284,8 +292,8 @@ impl HttpBuilder {
             check("max_headers", fields, 1..=1000);
         }
         if let Some(bytes) = http.max_buffer_size {
-            let least = http.max_header_size.clamp(8 * KIB, MIB);
-            check("max_buffer_size", bytes, least..=16 * MIB);
+            let min = http.max_header_size.clamp(8 * KIB, MIB);
+            check("max_buffer_size", bytes, min..=16 * MIB);
         }
         check(
             "max_concurrent_streams",
@@ -326,7 +334,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_number_out_of_range_is_named() {
+    fn every_number_out_of_range_is_reported() {
         let error = Http::builder()
             .max_header_size(0)
             .max_headers(0)
@@ -368,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_that_is_allowed_fits_into_the_buffer() {
+    fn the_largest_allowed_head_fits_into_the_buffer() {
         assert_eq!(
             Http::builder()
                 .max_header_size(100 * KIB)
@@ -392,26 +400,22 @@ mod tests {
     }
 
     #[test]
-    fn hyper_takes_every_edge() {
-        let least = Http::builder()
+    fn hyper_accepts_the_smallest_and_the_largest_settings() {
+        let min = Http::builder()
             .max_header_size(KIB)
             .max_headers(1)
             .max_buffer_size(8 * KIB);
-        let least = least.max_concurrent_streams(1).stream_window(KIB as u32);
-        let least = least
+        let min = min.max_concurrent_streams(1).stream_window(KIB as u32);
+        let min = min
             .max_send_buffer_size(4 * KIB)
             .max_header_list_size(KIB as u32);
-        let most = Http::builder()
+        let max = Http::builder()
             .max_header_size(MIB)
             .max_buffer_size(16 * MIB);
-        let most = most
+        let max = max
             .connection_window(64 * MIB as u32)
             .stream_window(16 * MIB as u32);
-        for http in [
-            least.build().unwrap(),
-            most.build().unwrap(),
-            Http::default(),
-        ] {
+        for http in [min.build().unwrap(), max.build().unwrap(), Http::default()] {
             let _ = (
                 http.http1(),
                 http.http2(hyper_util::rt::TokioExecutor::new()),

@@ -1,10 +1,10 @@
-//! Serves a `Router`, or any tower service, on hyper with every bound set: one line in place of
-//! `axum::serve`.
+//! Serves a `Router`, or any other tower service, on hyper with every limit set. Replaces
+//! `axum::serve` in one line.
 //!
-//! `axum::serve` lets in as many connections as come and waits for each for ever, gives hyper no
-//! timer and no limit, cannot tell one HTTP/2 connection to go, and lets any client hold up a
-//! shutdown. Here a [`ConnGuard`](palisade_conn::ConnGuard) stands before hyper, and hyper is told
-//! what it may take.
+//! `axum::serve` accepts any number of connections and waits for each without a limit. It sets no
+//! timer and no limit in hyper, cannot send GOAWAY to a single HTTP/2 connection, and lets any
+//! client delay a shutdown. This crate puts a [`ConnGuard`](palisade_conn::ConnGuard) before hyper,
+//! and sets hyper's limits.
 #![cfg_attr(
     feature = "axum",
     doc = r#"
@@ -20,96 +20,104 @@ palisade_serve::serve(listener, app).await
 )]
 //! # What it adds to the guard
 //!
-//! All that [`palisade_conn`] says holds, with nothing more to be put in: requests are tracked
-//! for, and each brings the `ConnHandle` of its connection. Besides:
+//! Everything that [`palisade_conn`] describes applies, without further setup: requests are
+//! tracked, and each has the [`ConnInfo`] of its connection as an extension. In addition:
 //!
-//! - **HTTP by your settings**, [`Http`]: heads of 32 KiB on both protocols, 100 requests at once on
-//!   one HTTP/2 connection, 64 KiB kept for a reader, and so on. Answers 431 and 400 of hyper's own are
-//!   left as they are, and 414 where [`max_header_size`](HttpBuilder::max_header_size) lets a URI
-//!   grow so long.
-//! - **Its own answers are told** to the guard's metrics, see [below](#what-it-answers-by-itself).
-//! - **One look at the first bytes** tells HTTP/1 from HTTP/2. The deadline of the first request
-//!   stands over it, and over a TLS handshake.
-//! - **Single HTTP/2 streams**: an answer of which nothing is taken for the guard's
-//!   [`write_stall`](palisade_conn::ConnGuardBuilder::write_stall) is reset, and the connection
-//!   lives on. A window that is shut, or opened by a byte now and then, counts as nothing. Each
-//!   16 KiB taken since its last stall adds a second. While the streams of the connection together
-//!   take 500 B/s for each that waits (8,000 are enough for any number), each has up to ten times
-//!   that time. The last
-//!   [64 KiB](HttpBuilder::max_send_buffer_size) of an answer are hyper's, and go with the idle time
-//!   if less than 500 B/s is taken.
-//! - **GOAWAY** for HTTP/2 connections of age, with their number of requests, or one too many idle
-//!   ones of a client; a request that
-//!   comes 5 s later all the same resets the connection.
-//! - **A shutdown with an end**: [`with_graceful_shutdown`](Serve::with_graceful_shutdown).
+//! - **HTTP settings**, [`Http`]: among others, request heads of at most 32 KiB on both protocols,
+//!   at most 100 requests at once on one HTTP/2 connection, and 64 KiB of a response buffered for a
+//!   client that does not read. hyper itself responds with 431 and 400, and with 414 if
+//!   [`max_header_size`](HttpBuilder::max_header_size) allows a URI that long.
+//! - **Refusals in the metrics**: the server's own refusals are events of the guard, see
+//!   [below](#refusals-of-the-server).
+//! - **Protocol detection**: the first bytes decide between HTTP/1 and HTTP/2. The guard's
+//!   first-request timeout covers the detection, and a TLS handshake.
+//! - **Stalled HTTP/2 streams**: if the client takes nothing of a response for the guard's
+//!   [`write_stall`](palisade_conn::ConnGuardBuilder::write_stall), the stream is reset and the
+//!   connection continues. A flow-control window that is closed, or opened by a byte now and then,
+//!   counts as nothing. Each 16 KiB taken since the last stall of the stream add a second. While
+//!   the streams of the connection together take 500 B/s for each stream that waits, each has up to
+//!   ten times as long; 8,000 B/s are enough for any number of streams. The last
+//!   [64 KiB](HttpBuilder::max_send_buffer_size) of a response are buffered by hyper. They end with
+//!   the idle timeout if less than 500 B/s is taken.
+//! - **GOAWAY** on HTTP/2 connections that have reached their maximum age or number of requests,
+//!   and on idle ones above the number that a client may keep. A request that begins 5 s later
+//!   resets the connection.
+//! - **Graceful shutdown in limited time**:
+//!   [`with_graceful_shutdown`](Serve::with_graceful_shutdown).
 //!
-//! Pieces of a response body are handed to HTTP/2 16 KiB at a time, whatever their length.
+//! Frames of a response body are passed to HTTP/2 in pieces of 16 KiB, whatever their length.
 //!
-//! # Requests that are read in two ways
+//! # Requests that two readers interpret differently
 //!
-//! Where a proxy and a server read the same bytes differently, one of them can be made to see
-//! a request that the other did not. hyper refuses nearly all that could be; besides, the app does
-//! not get to see, and the client is answered 400, after which an HTTP/1 connection ends:
+//! If a proxy and a server interpret the same bytes differently, an attacker can make one of them
+//! see a request that the other does not see. hyper refuses nearly all such requests. This server
+//! also answers the following with 400 without calling the app, and an HTTP/1 connection ends after
+//! that:
 //!
-//! - HTTP/1.1 without `Host`; more than one; one that is no host, or not the one of the target
-//!   (RFC 9112 section 3.2, RFC 9113 section 8.3.1); a user before the host. The same holds for the
-//!   authority of the target. An IPv6 address with a zone, as in `[fe80::1%25eth0]:80`, is no host:
-//!   clients are to leave the zone out (RFC 9844);
-//! - `Transfer-Encoding` other than once `chunked`;
-//! - `*` for other methods than OPTIONS, `host:port` for others than CONNECT.
+//! - HTTP/1.1 without `Host`. More than one `Host`. A `Host` that is not a valid host, or differs
+//!   from the host in the request target (RFC 9112 section 3.2, RFC 9113 section 8.3.1). User
+//!   information before the host. The same rules apply to the authority in the target. An IPv6
+//!   address with a zone, as in `[fe80::1%25eth0]:80`, is not a valid host: clients have to omit
+//!   the zone (RFC 9844).
+//! - A `Transfer-Encoding` other than a single `chunked`.
+//! - The target `*` with a method other than OPTIONS, and the target `host:port` with a method
+//!   other than CONNECT.
 //!
-//! CONNECT is answered 501 unless it is [asked for](HttpBuilder::connect). What hyper takes and
-//! cannot be seen from here: a bare LF for the end of a line, and `Content-Length` beside
-//! `Transfer-Encoding`, of which the second holds and the connection ends. RFC 9112 (sections 2.2
-//! and 6.1) allows both; a proxy in front should not hand them on.
+//! CONNECT is answered with 501 unless it is [enabled](HttpBuilder::connect). Two things that hyper
+//! accepts cannot be detected here: a bare LF as the end of a line, and `Content-Length` beside
+//! `Transfer-Encoding`, of which hyper uses the second and closes the connection. RFC 9112
+//! (sections 2.2 and 6.1) allows both. A proxy in front of the server should not forward them.
 //!
-//! # What it answers by itself
+//! # Refusals of the server
 //!
-//! Each is an [`Event::Refused`](palisade_core::Event::Refused) of the guard `connection`. These
-//! bounds hold in every mode of the guard, so the event says
+//! Each refusal is an [`Event::Refused`](palisade_core::Event::Refused) of the guard `connection`.
+//! These limits apply in every mode of the guard, so the mode of the event is
 //! [`Mode::Enforce`](palisade_core::Mode::Enforce).
 //!
-//! | answer | what for | `Reason` |
+//! | response | cause | `Reason` |
 //! |---|---|---|
-//! | 400 | what the section above says, and HTTP/1 that hyper cannot read | `BadRequest` |
-//! | 431, 414 | an HTTP/1 head over [its limits](HttpBuilder::max_header_size) | `HeadTooLarge` |
+//! | 400 | the requests of the section above, and HTTP/1 that hyper cannot parse | `BadRequest` |
+//! | 431, 414 | an HTTP/1 head above [its limits](HttpBuilder::max_header_size) | `HeadTooLarge` |
 //! | 501 | CONNECT | `ConnectRefused` |
-//! | 500 | an app that fails, or answers with an interim status (1xx, but 101) | `AppFailed` |
+//! | 500 | an app that returns an error, or an interim status (1xx, except 101) | `AppFailed` |
 //!
-//! HTTP/2 where [only HTTP/1](HttpBuilder::http1_only) is spoken is told as `BadRequest`, and gets
-//! no answer. What the h2 crate says by itself on HTTP/2 is not told, because it is not known here:
-//! 431, and the streams and connections that it resets for errors of the protocol.
+//! HTTP/2 on a server with [`http1_only`](HttpBuilder::http1_only) is recorded as `BadRequest` and
+//! gets no response. What the h2 crate does by itself is not recorded, because it is not visible
+//! here: 431, and the streams and connections that it resets for protocol errors.
 //!
-//! # What one hostile connection can make the server keep
+//! # Memory of one hostile connection
 //!
-//! By default settings, without TLS, in bytes as they are asked of the allocator:
+//! The most memory that one connection can make the server use, with the default settings and
+//! without TLS, in bytes as requested from the allocator:
 //!
-//! - HTTP/2: 27.7 MiB, and one piece of each of its responses as long as the app makes it: with
-//!   pieces of 64 KiB 34.0 MiB, of which 30.4 MiB were measured. That is, for each of the
-//!   [100 requests](HttpBuilder::max_concurrent_streams), a
-//!   [send buffer](HttpBuilder::max_send_buffer_size) of 64 KiB and 16 KiB over it, header fields
-//!   of [32 KiB](HttpBuilder::max_header_list_size), which weigh six times that where they are many
-//!   and short, and 4 KiB for its task; and once the [window](HttpBuilder::connection_window) of
-//!   512 KiB and 256 KiB for everything else.
-//! - HTTP/1: 160 KiB and one piece of the response: twice the
+//! - HTTP/2: 27.7 MiB, and one frame of each response body, as large as the app makes it. With
+//!   frames of 64 KiB this is 34.0 MiB, of which 30.4 MiB were measured. It consists of the
+//!   following, for each of the [100 requests](HttpBuilder::max_concurrent_streams): a
+//!   [send buffer](HttpBuilder::max_send_buffer_size) of 64 KiB plus 16 KiB; header fields of
+//!   [32 KiB](HttpBuilder::max_header_list_size), which take six times as much if they are many and
+//!   short; and 4 KiB for its task. In addition, once for the connection: the
+//!   [window](HttpBuilder::connection_window) of 512 KiB, and 256 KiB for everything else.
+//! - HTTP/1: 160 KiB and one frame of the response body: twice the
 //!   [buffer](HttpBuilder::max_buffer_size), and the [head](HttpBuilder::max_header_size). 70 KiB
-//!   were measured, and with pieces of 64 KiB 134 KiB.
+//!   were measured, and 134 KiB with frames of 64 KiB.
 //!
-//! What handlers allocate comes on top, and what the kernel keeps for a socket. All of it is given
-//! back with the connection; whether the allocator gives it back to the system is another matter.
-//! Guard the number of requests at work as well, if all connections together must fit: 10,000 times
-//! 34 MiB fit nowhere.
+//! What handlers allocate, and what the kernel uses for a socket, comes on top. All of it is freed
+//! with the connection. Whether the allocator returns it to the system is another matter. If all
+//! connections together must fit into memory, also limit the number of requests at work: 10,000
+//! times 34 MiB fit nowhere.
 //!
-//! # What it takes
+//! # Apps
 //!
-//! A service that answers requests, made once and cloned for each: a `Router`, a `MethodRouter`, a
-//! handler with its state, tonic's `Routes`, layers around one. Or a service that makes one for
-//! each connection, from [`Incoming`]: axum's `into_make_service()` and
-//! `into_make_service_with_connect_info()`, or one of your own; [`Incoming::io`] lends it the
-//! socket, for the peer's credentials and the like. What takes axum's own requests only wants to be
-//! given to `from_axum`. A service that makes others is asked between two accepts, so it should
-//! answer at once; one that takes longer than a second costs the connection, and a panic in it ends
-//! the server.
+//! An app is one of these:
+//!
+//! - A service that answers requests, made once and cloned for each request: a `Router`, a
+//!   `MethodRouter`, a handler with its state, tonic's `Routes`, or layers around one of them. A
+//!   service of axum's own requests needs `from_axum`.
+//! - A service of [`Incoming`] that makes such a service for each connection: axum's
+//!   `into_make_service()` and `into_make_service_with_connect_info()`, or one of your own.
+//!   [`Incoming::io`] gives it the socket, for example for the credentials of the peer. It is
+//!   called between two accepts, so it should return at once. If it takes longer than a second, the
+//!   connection is dropped. If it panics, the server ends.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -1,14 +1,15 @@
-//! What the server answers by itself, in place of the app.
+//! Refusals of the server itself: responses that it sends in place of the app.
 
 use http::StatusCode;
 use palisade_conn::{ConnGuard, ConnHandle};
 use palisade_core::{Guard, Phase, Reason, Rejection, ResponseFormat, Violation};
 use std::sync::Arc;
 
-/// hyper's own words for a URI of 64 KiB or more; nothing else tells that from a head too large.
+/// The text of hyper's error for a URI of 64 KiB or more. Nothing else distinguishes it from the
+/// error for a request head that is too large.
 const URI_TOO_LONG: &str = "URI too long";
 
-/// An answer of the server's own.
+/// Why the server refuses a request by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     BadRequest,
@@ -18,22 +19,30 @@ pub(crate) enum Refusal {
     AppFailed,
 }
 
-/// Tells the guard of the answers that one connection was given. Clones are handles.
+/// Reports the refusals on one connection to its guard. Clones share one allocation.
 #[derive(Clone)]
-pub(crate) struct Refusals(Arc<(ConnGuard, ConnHandle)>);
+pub(crate) struct RefusalReporter(Arc<(ConnGuard, ConnHandle)>);
 
 // === Refusal ===
 
 impl Refusal {
-    /// What hyper answered before it ended an HTTP/1 connection with `error`, if anything.
-    pub(crate) fn by_hyper(error: &hyper::Error) -> Option<Self> {
-        match (error.is_parse(), error.is_parse_too_large()) {
-            (_, true) if error.to_string() == URI_TOO_LONG => Some(Self::UriTooLong),
-            (_, true) => Some(Self::HeadTooLarge),
-            (is_parse, _) => is_parse.then_some(Self::BadRequest),
+    /// Returns the refusal that hyper sent before it ended an HTTP/1 connection with `error`, if it
+    /// sent one.
+    pub(crate) fn from_hyper_error(error: &hyper::Error) -> Option<Self> {
+        if error.is_parse_too_large() {
+            Some(if error.to_string() == URI_TOO_LONG {
+                Self::UriTooLong
+            } else {
+                Self::HeadTooLarge
+            })
+        } else if error.is_parse() {
+            Some(Self::BadRequest)
+        } else {
+            None
         }
     }
 
+    /// Returns the status of the response.
     pub(crate) fn status(self) -> StatusCode {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
@@ -60,15 +69,15 @@ impl Refusal {
     }
 }
 
-// === Refusals ===
+// === RefusalReporter ===
 
-impl Refusals {
+impl RefusalReporter {
     pub(crate) fn new(guard: &ConnGuard, conn: &ConnHandle) -> Self {
         Self(Arc::new((guard.clone(), conn.clone())))
     }
 
     #[cold]
-    pub(crate) fn tell(&self, refusal: Refusal) {
+    pub(crate) fn report(&self, refusal: Refusal) {
         let (guard, conn) = &*self.0;
         guard.report_refused(&refusal.rejection(), conn);
     }

@@ -2,8 +2,8 @@
 
 use crate::{
     App, Drained, Http, Incoming,
-    connection::run,
-    drain::{Attentive, Open},
+    connection::serve_http,
+    drain::{DrainAware, DrainToken},
     server::Server,
 };
 use palisade_conn::{CloseMode, ConnGuard, GuardedIo, GuardedListener, Listener};
@@ -21,20 +21,25 @@ use std::{
 };
 use tokio::time::timeout;
 
-/// So long a service may take to be made for a connection, which waits as long, with all after it.
-const MAKE: Duration = Duration::from_secs(1);
+/// The longest time in which an app makes the service for a connection. All later connections wait
+/// meanwhile.
+const MAKE_SERVICE_TIMEOUT: Duration = Duration::from_secs(1);
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// Serves `app` on what `listener` accepts, for as long as it is awaited.
+/// Serves `app` on the connections that `listener` accepts, for as long as the future is awaited.
 ///
-/// `listener` is one that a [`ConnGuard`] watches over, or any that can be: tokio's `TcpListener`
-/// and `UnixListener` get a guard of the default numbers. See the [crate docs](crate) for what can
-/// be an `app`.
+/// `listener` is a listener of a [`ConnGuard`], or one that can become one: tokio's `TcpListener`
+/// and `UnixListener` get a guard with the default limits. The [crate docs](crate#apps) say what
+/// `app` can be.
 ///
 /// ```no_run
 /// # use palisade_conn::ConnGuard;
-/// # async fn example<S: palisade_serve::HttpService + Sync>(app: S) -> Result<(), Box<dyn std::error::Error>> {
+/// # use std::error::Error;
+/// # async fn example<S>(app: S) -> Result<(), Box<dyn Error>>
+/// # where
+/// #     S: palisade_serve::HttpService + Sync,
+/// # {
 /// let guard = ConnGuard::builder().max_connections(2000).build()?;
 /// palisade_serve::serve(guard.bind("127.0.0.1:3000").await?, app).await?;
 /// # Ok(())
@@ -43,7 +48,7 @@ type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 ///
 /// # Panics
 ///
-/// When awaited, if the runtime has no IO or no timer.
+/// When awaited, if the runtime has no IO driver or no timer.
 pub fn serve<L, A, Kind>(listener: impl Into<GuardedListener<L>>, app: A) -> Serve<L, A, Kind>
 where
     L: Listener,
@@ -61,9 +66,9 @@ where
     }
 }
 
-/// Future of [`serve`]. Awaited, it never ends; dropped, it takes no more connections, and those
-/// that are there go on.
-#[must_use = "nothing is served before it is awaited"]
+/// Future of [`serve`]. It never completes. When it is dropped, no more connections are accepted,
+/// and open connections continue.
+#[must_use = "nothing is served until the future is awaited"]
 pub struct Serve<L: Listener, A, Kind> {
     listener: GuardedListener<L>,
     app: A,
@@ -74,29 +79,32 @@ pub struct Serve<L: Listener, A, Kind> {
 }
 
 /// Future of [`Serve::with_graceful_shutdown`].
-#[must_use = "nothing is served before it is awaited"]
+#[must_use = "nothing is served until the future is awaited"]
 pub struct WithGracefulShutdown<L: Listener, A, Kind, F> {
     serve: Serve<L, A, Kind>,
     signal: F,
-    drain: Duration,
+    drain_time: Duration,
 }
 
 // === Serve ===
 
 impl<L: Listener, A: App<Kind>, Kind> Serve<L, A, Kind> {
-    /// Speaks HTTP by these settings. Defaults to [`Http::default`].
+    /// Sets the HTTP settings. Defaults to [`Http::default`].
     pub fn http(mut self, http: Http) -> Self {
         self.http = http;
         self
     }
 
-    /// Speaks TLS, by a configuration of [`rustls`](crate::rustls). What the configuration offers by ALPN is put to what the [`Http`] settings
-    /// speak, and nothing else is offered; a client that asks for nothing is looked at as one
-    /// without TLS is. Whoever is ended by a rule of the guard's sees the connection end without TLS's
-    /// own good-bye (`close_notify`). What was agreed on, and the peer's certificate, are not passed on.
+    /// Serves TLS with a configuration of [`rustls`](crate::rustls).
     ///
-    /// Each handshake is done on its own connection's task, within the guard's
-    /// [`first_request`](palisade_conn::ConnGuardBuilder::first_request). Defaults to no TLS.
+    /// The ALPN protocols of the configuration are replaced by those that the [`Http`] settings
+    /// allow. For a client without ALPN the protocol is detected from the first bytes, as without
+    /// TLS. A connection that the guard closes ends without `close_notify`. The negotiated
+    /// parameters and the certificate of the peer are not passed on to the app.
+    ///
+    /// Each handshake runs in the task of its connection, within the guard's
+    /// [`first_request`](palisade_conn::ConnGuardBuilder::first_request) timeout. Defaults to no
+    /// TLS.
     ///
     /// ```no_run
     /// use palisade_serve::rustls::{
@@ -115,8 +123,8 @@ impl<L: Listener, A: App<Kind>, Kind> Serve<L, A, Kind> {
     /// # }
     /// ```
     ///
-    /// `ServerConfig::builder` panics in a program in which rustls has no cryptography, or two kinds
-    /// of it. Add one, and TLS 1.2 if you want it, to your dependencies:
+    /// `ServerConfig::builder` panics if rustls has no crypto provider, or more than one. Add one
+    /// to your dependencies, and TLS 1.2 if you need it:
     ///
     /// ```toml
     /// rustls = { version = "0.23", default-features = false, features = ["ring", "tls12"] }
@@ -127,40 +135,48 @@ impl<L: Listener, A: App<Kind>, Kind> Serve<L, A, Kind> {
         self
     }
 
-    /// The number of handshakes that may be under way at once, at least 1. Each costs some tens of
-    /// KiB. One more takes the place of another, which is reset:
+    /// Limits the TLS handshakes in progress to `handshakes`, at least 1. Each uses some tens of
+    /// KiB. When one more begins, another one is evicted: its connection is reset. The handshake to
+    /// evict is chosen by these rules, in this order:
     ///
-    /// - first one of a crowd: its client has more than four and more than a 64th of this number
-    ///   under way, or its network (a /24, or a /48 of IPv6) more than four times that;
-    /// - of a crowd, and of the others, one of which no byte has come before one that has spoken;
-    ///   where most handshakes are silent and of no crowd, those go before a crowd that speaks;
-    /// - then one of the client, then of the network, with most under way, and else any one.
+    /// 1. A handshake of a crowd is evicted before others. It belongs to a crowd if its client has
+    ///    more than four and more than a 64th of this number in progress, or its network (a /24, or
+    ///    a /48 of IPv6) has more than four times as many.
+    /// 2. A silent handshake, from which no byte has arrived, is evicted before others. If most
+    ///    handshakes are silent and of no crowd, those are also evicted before an active crowd.
+    /// 3. One of the client with the most handshakes in progress is evicted, then one of the
+    ///    network with the most, otherwise a random one.
     ///
-    /// At most 64 are examined, at random, so that a larger number makes no eviction slower.
-    /// Defaults to 1,024.
+    /// An eviction examines at most 64 handshakes, chosen at random, so its cost does not grow with
+    /// this number. Defaults to 1,024.
     #[cfg(feature = "rustls")]
     pub fn max_handshakes(mut self, handshakes: usize) -> Self {
-        self.tls.most = handshakes.max(1);
+        self.tls.max_handshakes = handshakes.max(1);
         self
     }
 
-    /// Ends when `signal` does: no more connections are taken, the listener is closed, every
-    /// connection is told to go (`Connection: close`, GOAWAY), requests in flight are answered, and
-    /// what is left when the [drain](WithGracefulShutdown::drain) is over is cut off. Whatever
-    /// clients do, the end comes within that time and a second.
+    /// Shuts the server down gracefully when `signal` completes.
+    ///
+    /// The listener is closed, and every connection is asked to end: HTTP/1 by `Connection: close`,
+    /// HTTP/2 by GOAWAY. Requests in flight are answered. Connections that are left after the
+    /// [drain time](WithGracefulShutdown::drain) are cut. The future completes at most a second
+    /// after the drain time, whatever clients do.
     ///
     /// ```no_run
-    /// # async fn example<S: palisade_serve::HttpService + Sync>(listener: tokio::net::TcpListener, app: S) -> std::io::Result<()> {
+    /// # async fn example<S>(listener: tokio::net::TcpListener, app: S) -> std::io::Result<()>
+    /// # where
+    /// #     S: palisade_serve::HttpService + Sync,
+    /// # {
     /// # let signal = async {};
     /// let drained = palisade_serve::serve(listener, app).with_graceful_shutdown(signal).await?;
-    /// println!("{} connections were cut off", drained.cut);
+    /// println!("{} connections were cut", drained.cut);
     /// # Ok(())
     /// # }
     /// ```
     ///
-    /// A connection that was upgraded is waited for as long as all others are there, and half a
-    /// second more; then it is ended in good order. Tell each WebSocket of the same signal, and it
-    /// can say good-bye. A guard in [`Mode::Off`](palisade_conn::Mode::Off) leaves them be.
+    /// An upgraded connection may stay open while others are open, and half a second longer. Then
+    /// the guard closes it gracefully, unless it is in [`Mode::Off`](palisade_conn::Mode::Off).
+    /// Pass the same signal to each WebSocket, so that it can end by itself.
     pub fn with_graceful_shutdown<F>(self, signal: F) -> WithGracefulShutdown<L, A, Kind, F>
     where
         F: Future<Output = ()> + Send + 'static,
@@ -168,25 +184,29 @@ impl<L: Listener, A: App<Kind>, Kind> Serve<L, A, Kind> {
         WithGracefulShutdown {
             serve: self,
             signal,
-            drain: Duration::from_secs(30),
+            drain_time: Duration::from_secs(30),
         }
     }
 
-    /// Who watches over its connections, for a look at them later.
+    /// Returns the guard of the connections, for example for its snapshots.
     pub fn guard(&self) -> &ConnGuard {
         self.listener.guard()
     }
 
-    /// Where it listens.
+    /// Returns the address of the listener.
     ///
     /// # Errors
     ///
-    /// Whatever the system says.
+    /// The error of the listener, if it cannot tell its address.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    async fn run(self, signal: impl Future<Output = ()>, drain: Duration) -> io::Result<Drained> {
+    async fn run(
+        self,
+        signal: impl Future<Output = ()>,
+        drain_time: Duration,
+    ) -> io::Result<Drained> {
         let Self {
             mut listener,
             mut app,
@@ -200,10 +220,10 @@ impl<L: Listener, A: App<Kind>, Kind> Serve<L, A, Kind> {
             drain: Arc::default(),
         });
         #[cfg(feature = "rustls")]
-        let tls = Arc::new(self.tls.offering(server.http.protocol));
+        let tls = Arc::new(self.tls.with_acceptor(server.http.protocol));
         let mut signal = pin!(signal);
         loop {
-            // The signal first: a flood must not keep it from being heard.
+            // Poll the signal first, so that a flood of connections cannot delay it.
             let accepted = poll_fn(|cx| match signal.as_mut().poll(cx) {
                 Poll::Ready(()) => Poll::Ready(None),
                 Poll::Pending => listener.poll_accept(cx).map(Some),
@@ -211,73 +231,74 @@ impl<L: Listener, A: App<Kind>, Kind> Serve<L, A, Kind> {
             let mut io = match accepted.await {
                 None => break,
                 Some(Ok((io, _))) => io,
-                // The listener pauses by itself.
+                // The listener waits by itself before it accepts again.
                 Some(Err(_)) => continue,
             };
             let conn = io.conn().clone();
             let made = {
-                let mut made = pin!(app.service(Incoming::new(&conn, &mut io)));
+                let mut make_service = pin!(app.service(Incoming::new(&conn, &mut io)));
                 let made = poll_fn(|cx| match signal.as_mut().poll(cx) {
                     Poll::Ready(()) => Poll::Ready(None),
-                    Poll::Pending => made.as_mut().poll(cx).map(Some),
+                    Poll::Pending => make_service.as_mut().poll(cx).map(Some),
                 });
-                timeout(MAKE, made).await
+                timeout(MAKE_SERVICE_TIMEOUT, made).await
             };
             let service = match made {
                 Ok(Some(service)) => service,
                 Ok(None) => break,
                 Err(_) => continue,
             };
-            let open = Open::new(&server.drain);
+            let drain_token = DrainToken::new(&server.drain);
             let connection = serve_connection(
                 io,
                 service,
                 server.clone(),
-                open,
+                drain_token,
                 #[cfg(feature = "rustls")]
                 tls.clone(),
             );
-            tokio::spawn(Attentive::new(connection, &server.drain));
+            tokio::spawn(DrainAware::new(connection, &server.drain));
         }
         drop(listener);
-        let end = |conn: &_| {
+        let close = |conn: &_| {
             server
                 .guard
                 .close(conn, Reason::Shutdown, CloseMode::Graceful)
         };
-        Ok(server.drain.run(drain, end).await)
+        Ok(server.drain.run(drain_time, close).await)
     }
 }
 
+/// Serves one connection to its end: the TLS handshake, if any, and HTTP.
 async fn serve_connection<T, S>(
     io: GuardedIo<T>,
     service: S,
     server: Arc<Server>,
-    open: Open,
+    drain_token: DrainToken,
     #[cfg(feature = "rustls")] tls: Arc<crate::tls::Tls>,
 ) where
     T: palisade_conn::Transport + Send + 'static,
     S: crate::HttpService,
 {
     let conn = io.conn().clone();
-    // Before it has asked for anything.
+    // Before the first request, so that the first-request timeout applies.
     conn.set_tracked();
     let protocol = server.http.protocol;
     #[cfg(feature = "rustls")]
     if let Some((acceptor, handshakes)) = tls.acceptor() {
-        let Some((io, agreed)) =
-            crate::tls::handshake(acceptor, handshakes, io, &server, &open).await
+        let Some((io, chosen)) =
+            crate::tls::handshake(acceptor, handshakes, io, &server, &drain_token).await
         else {
             return;
         };
         let protocol = if protocol == crate::http::Protocol::Auto {
-            agreed
+            chosen
         } else {
             protocol
         };
-        return run(io, conn, (protocol, true), service, &server, &open).await;
+        return serve_http(io, conn, (protocol, true), service, &server, &drain_token).await;
     }
-    run(io, conn, (protocol, false), service, &server, &open).await;
+    serve_http(io, conn, (protocol, false), service, &server, &drain_token).await;
 }
 
 impl<L, A, Kind> IntoFuture for Serve<L, A, Kind>
@@ -312,17 +333,18 @@ where
     A: App<Kind>,
     F: Future<Output = ()> + Send + 'static,
 {
-    /// How long after the signal requests in flight may go on. Defaults to 30 s.
-    pub fn drain(mut self, deadline: Duration) -> Self {
-        self.drain = deadline;
+    /// Sets the drain time: how long requests in flight may continue after the signal. Defaults to
+    /// 30 s.
+    pub fn drain(mut self, time: Duration) -> Self {
+        self.drain_time = time;
         self
     }
 
-    /// Where it listens.
+    /// Returns the address of the listener.
     ///
     /// # Errors
     ///
-    /// Whatever the system says.
+    /// The error of the listener, if it cannot tell its address.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.serve.local_addr()
     }
@@ -342,9 +364,9 @@ where
         let Self {
             serve,
             signal,
-            drain,
+            drain_time,
         } = self;
-        Box::pin(async move { serve.run(signal, drain).await })
+        Box::pin(async move { serve.run(signal, drain_time).await })
     }
 }
 
@@ -352,7 +374,7 @@ impl<L: Listener, A: fmt::Debug, Kind, F> fmt::Debug for WithGracefulShutdown<L,
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WithGracefulShutdown")
             .field("serve", &self.serve)
-            .field("drain", &self.drain)
+            .field("drain", &self.drain_time)
             .finish_non_exhaustive()
     }
 }

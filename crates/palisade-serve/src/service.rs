@@ -1,8 +1,8 @@
-//! The app as hyper sees it on one connection.
+//! The service that hyper calls on one connection.
 
 use crate::{
     Http, HttpService, head,
-    refusal::{Refusal, Refusals},
+    refusal::{Refusal, RefusalReporter},
     streams::ServedBody,
 };
 use http::{
@@ -18,30 +18,37 @@ use std::{
     task::{Context, Poll, Waker, ready},
 };
 
-/// The app on one connection, which is told of each request from the moment its head is here.
+/// The app on one connection, with request tracking from the moment a request head has arrived.
 pub(crate) struct ConnService<S> {
     tracking: RequestTracking<ConnApp<S>>,
 }
 
-/// Waits for the app to be ready with the request in hand, and refuses what is to be refused.
+/// Refuses invalid requests, waits until the app is ready, and calls it. A request counts as in
+/// flight while it waits.
 pub(crate) struct ConnApp<S> {
     service: S,
-    refusals: Refusals,
+    refusals: RefusalReporter,
     is_http2: bool,
-    takes_connect: bool,
+    allow_connect: bool,
 }
 
 pin_project! {
     #[project = ConnAppProj]
     pub(crate) enum ConnAppFuture<S, F> {
-        Waiting {
+        AwaitingReady {
             service: S,
             request: Option<Request<Incoming>>,
-            refusals: Refusals,
+            refusals: RefusalReporter,
             is_http2: bool,
         },
-        // `is_bare`: the answer is to have no body, which hyper sees to on HTTP/1 alone.
-        Called { #[pin] future: F, refusals: Refusals, is_http2: bool, is_bare: bool },
+        // If `omits_body`, the response must have no body. hyper removes it on HTTP/1 only.
+        Called {
+            #[pin]
+            future: F,
+            refusals: RefusalReporter,
+            is_http2: bool,
+            omits_body: bool,
+        },
         Refused { refusal: Refusal, is_http2: bool },
     }
 }
@@ -52,7 +59,7 @@ impl<S> ConnService<S> {
     pub(crate) fn new(
         conn: &ConnHandle,
         service: S,
-        refusals: Refusals,
+        refusals: RefusalReporter,
         http: &Http,
         is_http2: bool,
     ) -> Self {
@@ -60,7 +67,7 @@ impl<S> ConnService<S> {
             service,
             refusals,
             is_http2,
-            takes_connect: http.takes_connect,
+            allow_connect: http.allow_connect,
         };
         let tracking = RequestTracking::for_connection(conn.clone(), app).cuts_streams();
         #[cfg(feature = "axum")]
@@ -85,13 +92,14 @@ impl<S: HttpService> ConnApp<S> {
     fn call(&self, request: Request<Incoming>) -> ConnAppFuture<S, S::Future> {
         let is_http2 = self.is_http2;
         let refusals = &self.refusals;
-        if let Some(refusal) = head::fault(&request, self.takes_connect) {
+        if let Some(refusal) = head::check(&request, self.allow_connect) {
             return ConnAppFuture::refused(refusal, refusals, is_http2);
         }
         let mut service = self.service.clone();
-        // On HTTP/2 the connection would do what is a stream's, and fail with it.
+        // On HTTP/2 this is done in the task of the stream. Here it would run in the task of the
+        // connection, and a panic would end all streams.
         if !is_http2 {
-            // If it is not ready, it is asked again with the waker of the request.
+            // If the service is not ready, it is polled again with the waker of the request.
             match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(Ok(())) => {
                     return ConnAppFuture::call(&mut service, request, refusals.clone(), is_http2);
@@ -101,7 +109,7 @@ impl<S: HttpService> ConnApp<S> {
             }
         }
         let (request, refusals) = (Some(request), refusals.clone());
-        ConnAppFuture::Waiting {
+        ConnAppFuture::AwaitingReady {
             service,
             request,
             refusals,
@@ -111,47 +119,50 @@ impl<S: HttpService> ConnApp<S> {
 }
 
 impl<S: HttpService> ConnAppFuture<S, S::Future> {
-    /// Calls what is ready.
+    /// Calls the service, which must be ready.
     fn call(
         service: &mut S,
         request: Request<Incoming>,
-        refusals: Refusals,
+        refusals: RefusalReporter,
         is_http2: bool,
     ) -> Self {
-        let is_bare = is_http2 && request.method() == Method::HEAD;
+        let omits_body = is_http2 && request.method() == Method::HEAD;
         Self::Called {
             future: service.call(request),
             refusals,
             is_http2,
-            is_bare,
+            omits_body,
         }
     }
 }
 
 impl<S, F> ConnAppFuture<S, F> {
-    /// The app failed where it should have answered. Why is its own to tell.
-    fn failed(refusals: &Refusals, is_http2: bool) -> Self {
+    /// Refuses the request because the app failed. The app reports its error itself.
+    fn failed(refusals: &RefusalReporter, is_http2: bool) -> Self {
         Self::refused(Refusal::AppFailed, refusals, is_http2)
     }
 
-    /// Answers by itself, and tells of it.
+    /// Refuses the request and reports the refusal.
     #[cold]
-    fn refused(refusal: Refusal, refusals: &Refusals, is_http2: bool) -> Self {
-        refusals.tell(refusal);
+    fn refused(refusal: Refusal, refusals: &RefusalReporter, is_http2: bool) -> Self {
+        refusals.report(refusal);
         Self::Refused { refusal, is_http2 }
     }
 }
 
-/// Whether an answer with this status would have to be followed by another one.
+/// Returns whether a response with this status must be followed by a final one.
 fn is_interim(status: StatusCode) -> bool {
     status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS
 }
 
-/// The answer to HEAD: what a GET would be answered, as far as the head goes.
-fn without_body<B: Body>(response: Response<B>, is_http2: bool) -> Response<ServedBody<B>> {
+/// Returns `response` without its body, as the response to HEAD. Its head is that of the response
+/// to GET, including the length.
+fn head_response<B: Body>(response: Response<B>, is_http2: bool) -> Response<ServedBody<B>> {
     let length = response.body().size_hint().exact();
     let mut response = response.map(|_| ServedBody::empty(is_http2));
-    if let Some(length) = length.filter(|length| *length > 0) {
+    if let Some(length) = length
+        && length > 0
+    {
         let headers = response.headers_mut();
         headers
             .entry(CONTENT_LENGTH)
@@ -170,16 +181,16 @@ impl<S: HttpService> Future for ConnAppFuture<S, S::Future> {
                     future,
                     refusals,
                     is_http2,
-                    is_bare,
+                    omits_body,
                 } => {
-                    let (is_http2, is_bare) = (*is_http2, *is_bare);
+                    let (is_http2, omits_body) = (*is_http2, *omits_body);
                     let next = match ready!(future.poll(cx)) {
-                        // No answer, and hyper sends none of them on.
+                        // Not a final response, and hyper does not send it.
                         Ok(response) if is_interim(response.status()) => {
                             Self::failed(refusals, is_http2)
                         }
-                        Ok(response) if is_bare => {
-                            return Poll::Ready(Ok(without_body(response, is_http2)));
+                        Ok(response) if omits_body => {
+                            return Poll::Ready(Ok(head_response(response, is_http2)));
                         }
                         Ok(response) => {
                             let body = |body| ServedBody::new(body, is_http2);
@@ -193,13 +204,13 @@ impl<S: HttpService> Future for ConnAppFuture<S, S::Future> {
                     let mut response = Response::new(ServedBody::empty(*is_http2));
                     *response.status_mut() = refusal.status();
                     if !*is_http2 {
-                        // What comes after it on the connection is not to be believed either.
+                        // What follows on the connection cannot be trusted either.
                         let close = HeaderValue::from_static("close");
                         response.headers_mut().insert(CONNECTION, close);
                     }
                     return Poll::Ready(Ok(response));
                 }
-                ConnAppProj::Waiting {
+                ConnAppProj::AwaitingReady {
                     service,
                     request,
                     refusals,

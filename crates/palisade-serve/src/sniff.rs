@@ -1,4 +1,4 @@
-//! Which HTTP a client begins with.
+//! Protocol detection: whether a client begins with HTTP/1 or HTTP/2.
 
 use std::{
     io::{self, IoSlice},
@@ -7,18 +7,22 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What HTTP/2 begins with (RFC 9113 section 3.4).
+/// The first bytes of an HTTP/2 connection (RFC 9113 section 3.4).
 pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// An IO whose first bytes have been looked at and are read again. What was upgraded is a
-/// `TokioIo<Rewind<GuardedIo<TcpStream>>>`, for whoever wants it by `Upgraded::downcast`; over TLS a
+/// An IO that has read its first bytes to detect the protocol, and returns them again.
+///
+/// For `Upgraded::downcast`, the IO of an upgraded connection is a
+/// `TokioIo<Rewind<GuardedIo<TcpStream>>>`, or over TLS a
 /// `TokioIo<Rewind<TlsStream<GuardedIo<TcpStream>>>>`.
 #[derive(Debug)]
 pub struct Rewind<T> {
     inner: T,
-    /// Those of them that are here.
-    begun: [u8; PREFACE.len()],
+    /// The bytes that were read for the detection.
+    buffer: [u8; PREFACE.len()],
+    /// How many bytes of `buffer` have been read again.
     read_again: u8,
+    /// How many bytes `buffer` has.
     length: u8,
 }
 
@@ -27,7 +31,7 @@ pub struct Rewind<T> {
 pub(crate) enum Begins {
     Http1,
     Http2,
-    /// It ended before it said anything.
+    /// The connection ended before its first byte.
     Nothing,
 }
 
@@ -35,39 +39,39 @@ impl<T> Rewind<T> {
     pub(crate) fn new(inner: T) -> Self {
         Self {
             inner,
-            begun: [0; PREFACE.len()],
+            buffer: [0; PREFACE.len()],
             read_again: 0,
             length: 0,
         }
     }
 
-    /// What the first bytes come from. Those that were looked at and not read again are not among
-    /// what it still gives.
+    /// Returns the inner IO. Bytes that were read for the detection and not read again cannot be
+    /// read from it.
     pub fn get_ref(&self) -> &T {
         &self.inner
     }
 
-    /// The IO, and what was read of it and is still to be read again.
+    /// Returns the inner IO, and the bytes that were read from it and not read again.
     pub fn into_parts(self) -> (T, Vec<u8>) {
         let rest = self.rest().to_vec();
         (self.inner, rest)
     }
 
     fn rest(&self) -> &[u8] {
-        self.begun
+        self.buffer
             .get(self.read_again.into()..self.length.into())
             .unwrap_or_default()
     }
 }
 
 impl<T: AsyncRead + Unpin> Rewind<T> {
-    /// Looks at no more bytes than it takes: the first that is not in the preface tells. Waits
-    /// for as long as the client does; the guard's deadline stands over it.
+    /// Reads bytes until the first one that differs from the preface, or the end of the preface.
+    /// Waits for the client without a limit: the guard's first-request timeout applies.
     pub(crate) fn poll_begins(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Begins>> {
         loop {
-            let here = usize::from(self.length);
-            let (begun, free) = self.begun.split_at_mut(here);
-            if *begun != PREFACE[..here] {
+            let length = usize::from(self.length);
+            let (filled, free) = self.buffer.split_at_mut(length);
+            if *filled != PREFACE[..length] {
                 return Poll::Ready(Ok(Begins::Http1));
             }
             if free.is_empty() {
@@ -76,8 +80,8 @@ impl<T: AsyncRead + Unpin> Rewind<T> {
             let mut buf = ReadBuf::new(free);
             ready!(Pin::new(&mut self.inner).poll_read(cx, &mut buf))?;
             match buf.filled().len() {
-                // What is half a preface and then ends is for HTTP/1 to find wrong.
-                0 if here > 0 => return Poll::Ready(Ok(Begins::Http1)),
+                // A part of the preface and then the end: HTTP/1 refuses it.
+                0 if length > 0 => return Poll::Ready(Ok(Begins::Http1)),
                 0 => return Poll::Ready(Ok(Begins::Nothing)),
                 more => self.length += more as u8,
             }

@@ -9,7 +9,7 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Gives one byte whenever it is read, and takes whatever is written.
+/// A transport that returns one byte for each read, and accepts every write.
 #[derive(Debug)]
 pub(crate) struct Stub;
 
@@ -44,13 +44,13 @@ impl AsyncWrite for Stub {
     }
 }
 
-/// Returns a connection from `ip` under `guard`.
+/// Returns a connection from `ip` that `guard` has admitted.
 pub(crate) fn connect(guard: &ConnGuard, ip: impl Into<Ipv4Addr>) -> GuardedIo<Stub> {
     let peer = (ip.into(), 1).into();
     guard.admit(Stub, Some(peer), None).unwrap()
 }
 
-/// Reads one byte of it.
+/// Reads one byte from `io`.
 pub(crate) fn read(io: &mut GuardedIo<Stub>) {
     let mut byte = [0];
     let mut buf = ReadBuf::new(&mut byte);
@@ -58,7 +58,7 @@ pub(crate) fn read(io: &mut GuardedIo<Stub>) {
     assert!(Pin::new(io).poll_read(&mut cx, &mut buf).is_ready());
 }
 
-/// Writes `bytes` to it.
+/// Writes `bytes` bytes to `io`.
 pub(crate) fn write(io: &mut GuardedIo<Stub>, bytes: usize) {
     let mut cx = Context::from_waker(Waker::noop());
     let written = Pin::new(io).poll_write(&mut cx, &vec![0; bytes]);

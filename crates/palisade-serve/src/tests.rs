@@ -1,4 +1,5 @@
-//! What the sniffer makes of first bytes. Not in its own file, which the fuzz target takes in.
+//! Tests of protocol detection. They are not in `sniff.rs`, because the fuzz target includes that
+//! file.
 
 use crate::{
     Rewind,
@@ -8,8 +9,8 @@ use std::future::poll_fn;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_test::{assert_pending, assert_ready, io::Builder, task};
 
-/// What it is told to be, and all that is read after.
-async fn begins(pieces: &[&[u8]]) -> (Begins, Vec<u8>) {
+/// Returns what a connection with these pieces begins with, and all bytes that are read afterwards.
+async fn detect(pieces: &[&[u8]]) -> (Begins, Vec<u8>) {
     let mut mock = Builder::new();
     pieces.iter().for_each(|piece| _ = mock.read(piece));
     let mut io = Rewind::new(mock.build());
@@ -20,40 +21,40 @@ async fn begins(pieces: &[&[u8]]) -> (Begins, Vec<u8>) {
 }
 
 #[tokio::test]
-async fn nothing_that_was_looked_at_is_lost_however_it_comes() {
+async fn all_bytes_are_read_again_after_detection_however_they_arrive() {
     let settings = b"\0\0\0\x04\0\0\0\0\0";
     let http2 = [PREFACE.as_slice(), settings].concat();
-    let gets: [&[u8]; 4] = [
+    let others: [&[u8]; 4] = [
         b"GET / HTTP/1.1\r\n\r\n",
         b"PRI * HTTP/2.1\r\n\r\n",
         b"P",
         b"\x16",
     ];
-    for whole in gets.into_iter().chain([http2.as_slice()]) {
-        let expected = if whole == http2.as_slice() {
+    for input in others.into_iter().chain([http2.as_slice()]) {
+        let expected = if input == http2.as_slice() {
             Begins::Http2
         } else {
             Begins::Http1
         };
-        assert_eq!(begins(&[whole]).await, (expected, whole.to_vec()));
-        for at in 1..whole.len() {
-            let pieces = [&whole[..at], &whole[at..]];
-            assert_eq!(begins(&pieces).await, (expected, whole.to_vec()), "{at}");
+        assert_eq!(detect(&[input]).await, (expected, input.to_vec()));
+        for at in 1..input.len() {
+            let pieces = [&input[..at], &input[at..]];
+            assert_eq!(detect(&pieces).await, (expected, input.to_vec()), "{at}");
         }
-        let bytes: Vec<_> = whole.chunks(1).collect();
-        assert_eq!(begins(&bytes).await, (expected, whole.to_vec()));
+        let bytes: Vec<_> = input.chunks(1).collect();
+        assert_eq!(detect(&bytes).await, (expected, input.to_vec()));
     }
-    assert_eq!(begins(&[]).await, (Begins::Nothing, vec![]));
+    assert_eq!(detect(&[]).await, (Begins::Nothing, vec![]));
 }
 
 #[tokio::test]
-async fn the_first_byte_that_differs_tells() {
+async fn the_first_byte_that_differs_from_the_preface_decides() {
     let (io, mut client) = tokio::io::duplex(64);
     let mut io = Rewind::new(io);
     client.write_all(b"PRI").await.unwrap();
-    let mut look = task::spawn(poll_fn(|cx| io.poll_begins(cx)));
-    assert_pending!(look.poll());
+    let mut detection = task::spawn(poll_fn(|cx| io.poll_begins(cx)));
+    assert_pending!(detection.poll());
     client.write_all(b"*").await.unwrap();
-    assert!(look.is_woken());
-    assert_eq!(assert_ready!(look.poll()).unwrap(), Begins::Http1);
+    assert!(detection.is_woken());
+    assert_eq!(assert_ready!(detection.poll()).unwrap(), Begins::Http1);
 }
