@@ -252,6 +252,7 @@ fn offer(shared: &Shared, one: &Found, now: u64, many_newcomers: bool, candidate
 impl Sweep<'_> {
     /// Evaluates one connection, and does what has to be done. Returns `false` if a close was
     /// decided before.
+    #[inline(always)]
     fn look_at(&mut self, one: &Found) -> bool {
         let Found {
             conn,
@@ -263,22 +264,24 @@ impl Sweep<'_> {
             self.counts.kept_idle = 0; // The first connection of the next client.
         }
         let (state, age) = (conn.state(), self.now.saturating_sub(*opened));
-        let kept = state.sweep_state();
-        let is_quiet = state
-            .idle_stats()
-            .is_some_and(|stats| is_quiet(self.limits, self.now, age, &stats, &kept));
-        let kept = if is_quiet {
+        // The common case: it loads no more than it compares.
+        let quiet = state.idle_stats().and_then(|stats| {
+            let kept = state.sweep_state();
+            is_quiet(self.limits, self.now, age, &stats, &kept)
+                .then(|| is_kept_idle(&kept, self.now))
+        });
+        let is_kept_idle = if let Some(is_kept_idle) = quiet {
             self.counts.some_are_tracked = true;
-            kept
+            is_kept_idle
         } else if state.decision().is_some() {
-            if is_stuck(state, kept, self.now) && state.take_close_pending() {
+            if is_stuck(state, self.now) && state.take_close_pending() {
                 self.shared.close_pending.fetch_sub(1, Relaxed);
             }
             return false;
         } else {
-            self.evaluate(conn, *opened, kept)
+            is_kept_idle(&self.evaluate(conn, *opened), self.now)
         };
-        if is_kept_idle(&kept, self.now) {
+        if is_kept_idle {
             self.limit_kept_idle(conn);
         }
         self.counts.all += 1;
@@ -286,7 +289,8 @@ impl Sweep<'_> {
     }
 
     /// Evaluates a connection on which something happens, and returns its new state.
-    fn evaluate(&mut self, conn: &ConnHandle, opened: u64, kept: SweepState) -> SweepState {
+    #[inline(never)]
+    fn evaluate(&mut self, conn: &ConnHandle, opened: u64) -> SweepState {
         let state = conn.state();
         let (stats, closing) = (state.take_stats(), state.closing());
         let age = self.now.saturating_sub(opened);
@@ -299,6 +303,7 @@ impl Sweep<'_> {
             opened,
             due_age: self.limits.due(conn.id()),
         };
+        let kept = state.sweep_state();
         let (kept, action) = evaluate(self.limits, time, &stats, closing, kept);
         state.store_sweep_state(kept);
         if stats.early > 0 {
@@ -320,6 +325,7 @@ impl Sweep<'_> {
     }
 
     /// Lets an idle connection take no more requests if its client keeps too many.
+    #[inline(always)]
     fn limit_kept_idle(&mut self, conn: &ConnHandle) {
         let state = conn.state();
         let Some(max) = self.max_kept_idle else {
@@ -342,7 +348,8 @@ impl Sweep<'_> {
 
 /// Returns whether a connection that was asked to close has stayed open for so long that it may
 /// never close: an upgraded socket that its task does not poll cannot be closed.
-fn is_stuck(state: &ConnState, kept: SweepState, now: u64) -> bool {
+fn is_stuck(state: &ConnState, now: u64) -> bool {
+    let kept = state.sweep_state();
     if kept.phase != CLOSE_PENDING_PHASE {
         state.store_sweep_state(SweepState {
             phase: CLOSE_PENDING_PHASE,
