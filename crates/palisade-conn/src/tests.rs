@@ -117,7 +117,7 @@ fn guard(builder: ConnGuardBuilder) -> (ConnGuard, Journal) {
 }
 
 fn is_gone(guard: &ConnGuard) {
-    assert_eq!(guard.shared().registry.kept(), (0, 0));
+    assert_eq!(guard.shared().registry.counts(), (0, 0));
     assert_eq!(guard.shared().open.load(Relaxed), 0);
     assert_eq!(guard.shared().close_pending.load(Relaxed), 0);
     assert_eq!(

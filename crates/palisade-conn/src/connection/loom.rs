@@ -1,4 +1,4 @@
-//! Every interleaving of a socket and its guard at the end of a connection, tried by loom.
+//! Checks with loom every interleaving of a socket and its guard when a connection is closed.
 //!
 //! `RUSTFLAGS="--cfg palisade_loom" cargo test -p palisade-conn --lib --target-dir target/loom --
 //! loom` (one line).
@@ -31,11 +31,11 @@ const STALL: CloseDecision = CloseDecision {
 
 /// A task that counts its wakes.
 #[derive(Clone)]
-struct Task(std::sync::Arc<Woken>);
+struct Task(std::sync::Arc<WakeCounter>);
 
-struct Woken(AtomicUsize);
+struct WakeCounter(AtomicUsize);
 
-impl Wake for Woken {
+impl Wake for WakeCounter {
     fn wake(self: std::sync::Arc<Self>) {
         self.0.fetch_add(1, Release);
     }
@@ -43,14 +43,14 @@ impl Wake for Woken {
 
 impl Task {
     fn new() -> Self {
-        Self(std::sync::Arc::new(Woken(AtomicUsize::new(0))))
+        Self(std::sync::Arc::new(WakeCounter(AtomicUsize::new(0))))
     }
 
     fn waker(&self) -> Waker {
         self.0.clone().into()
     }
 
-    fn woken(&self) -> usize {
+    fn wakes(&self) -> usize {
         self.0.0.load(Acquire)
     }
 }
@@ -73,14 +73,14 @@ fn a_task_that_parks_during_the_decision_sees_it_or_is_woken() {
         });
         state.park_reader(&reader.waker());
         let reader_saw = state.decision();
-        // A task that was woken finds out why.
-        if reader.woken() > 0 {
+        // A task that was woken sees the decision.
+        if reader.wakes() > 0 {
             assert_eq!(state.decision(), Some(STALL));
         }
         let writer_saw = other_half.join().unwrap();
         guard.join().unwrap();
         for (saw, task) in [(reader_saw, reader), (writer_saw, writer)] {
-            assert!(saw == Some(STALL) || task.woken() == 1);
+            assert!(saw == Some(STALL) || task.wakes() == 1);
         }
     });
 }
@@ -99,7 +99,7 @@ fn the_first_of_two_decisions_holds_and_wakes_once() {
         let idle = other.join().unwrap();
         assert!(stalled != idle);
         assert_eq!(state.decision(), Some(if stalled { STALL } else { IDLE }));
-        assert_eq!(reader.woken(), 1);
+        assert_eq!(reader.wakes(), 1);
     });
 }
 
@@ -116,7 +116,7 @@ fn a_decision_comes_before_the_socket_is_dropped_or_not_at_all() {
         let decision = state.mark_closed();
         assert_eq!(state.decision(), None);
         let was_first = guard.join().unwrap();
-        // A decision that was counted is uncounted when the socket is dropped.
+        // The guard counts an accepted decision. `mark_closed` returns it to be uncounted.
         assert_eq!(decision, was_first.then_some(IDLE));
     });
 }
@@ -128,26 +128,26 @@ fn a_closed_connection_accepts_no_decision_and_is_not_woken() {
         let (reader, writer) = (Task::new(), Task::new());
         state.park_reader(&reader.waker());
         state.park_writer(&writer.waker());
-        let gone = Arc::new(AtomicUsize::new(0));
+        let closed = Arc::new(AtomicUsize::new(0));
         let guard = thread::spawn({
-            let (state, gone) = (state.clone(), gone.clone());
+            let (state, closed) = (state.clone(), closed.clone());
             move || {
-                let is_gone = gone.load(Acquire) == 1;
+                let is_closed = closed.load(Acquire) == 1;
                 state.probe();
-                is_gone
+                is_closed
             }
         });
         state.mark_closed();
-        gone.store(1, Release);
+        closed.store(1, Release);
         if guard.join().unwrap() {
-            assert_eq!((reader.woken(), writer.woken()), (0, 0));
+            assert_eq!((reader.wakes(), writer.wakes()), (0, 0));
         }
         // Only a wake that was under way may still arrive.
-        let woken = (reader.woken(), writer.woken());
+        let wakes = (reader.wakes(), writer.wakes());
         state.probe();
         state.end_lingering();
         assert!(!state.request_close(IDLE) && state.decision().is_none());
-        assert_eq!((reader.woken(), writer.woken()), woken);
+        assert_eq!((reader.wakes(), writer.wakes()), wakes);
     });
 }
 
@@ -162,11 +162,11 @@ fn a_task_that_parks_while_the_lingering_ends_sees_it_or_is_woken() {
         });
         state.park_reader(&reader.waker());
         let saw = state.is_linger_over();
-        if reader.woken() > 0 {
+        if reader.wakes() > 0 {
             assert!(state.is_linger_over());
         }
         guard.join().unwrap();
-        assert!(saw || reader.woken() == 1);
+        assert!(saw || reader.wakes() == 1);
     });
 }
 
@@ -180,12 +180,12 @@ fn a_probed_socket_is_woken_and_probed_once() {
             let state = state.clone();
             move || state.probe()
         });
-        let was_woken = reader.woken() > 0;
+        let was_woken = reader.wakes() > 0;
         let probed = state.take_probe();
-        // If it was woken, it can see the probe.
+        // A socket that was woken sees the probe.
         assert!(probed || !was_woken);
         guard.join().unwrap();
-        assert_eq!(reader.woken(), 1);
+        assert_eq!(reader.wakes(), 1);
         assert!(probed != state.take_probe());
         assert!(!state.take_probe());
     });

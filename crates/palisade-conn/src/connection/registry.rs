@@ -1,4 +1,4 @@
-//! Who is connected.
+//! The open connections of a guard, by client and by network.
 
 use super::ConnHandle;
 use crate::{eviction::rank::EvictionRank, guard::limits::Shares};
@@ -12,190 +12,200 @@ use std::{
     hash::BuildHasher,
 };
 
-/// Locks, each held for a few steps by whoever connects, goes, or sweeps.
+/// The number of shards. Each has a lock, held for a few steps when a connection is added or
+/// removed and during a sweep.
 pub(crate) const SHARDS: usize = 16;
-/// So many connections are looked at to find the one of a client, or of a network, that can best be
-/// evicted.
-const SCANNED: usize = 128;
-/// The same at most, for a network that has few of many connections.
-const MAX_SCANNED: usize = 4096;
-/// No slot.
-const NONE: u32 = u32::MAX;
-/// In the place of the next client: no share counts for this connection.
+/// The number of slots that one search for a connection to evict scans.
+const SCANNED_SLOTS: usize = 128;
+/// The largest number of slots that a search for a connection of one network scans until it finds
+/// one. The network may have few of the many connections in its shard.
+const MAX_SCANNED_SLOTS: usize = 4096;
+/// The index of no slot.
+const NO_SLOT: u32 = u32::MAX;
+/// A value of [`Slot::next_client`]: shares do not apply to this connection.
 const UNLISTED: u32 = u32::MAX - 1;
 
-/// All connections, those of one network in one shard.
+/// All open connections. Those of one network are in one shard.
 pub(crate) struct Registry {
     shards: [Mutex<Shard>; SHARDS],
     hasher: RandomState,
-    /// What a network is.
+    /// The size of a network.
     network: Prefix,
-    /// The largest shares that there ever are.
-    largest: Shares,
+    /// The largest shares that a client and a network can have.
+    max_shares: Shares,
 }
 
-/// Whose share is meant.
+/// A kind of share of the cap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Share {
     Client,
     Network,
 }
 
-/// Where a connection stands: its slot in its shard, times [`SHARDS`], plus its shard.
+/// The position of a connection in the registry: its slot in its shard, times [`SHARDS`], plus its
+/// shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place(u32);
 
-/// A connection as it is found.
+/// A copy of a connection's entry.
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) conn: ConnHandle,
-    /// In milliseconds of the guard.
+    /// When the connection was admitted, in milliseconds of the guard.
     pub(crate) opened: u64,
-    /// Whether it is the newest of its client.
+    /// Whether it is the newest connection of its client.
     pub(crate) is_newest: bool,
-    /// Whether it is above the share of its client or of its network. See
+    /// Whether it exceeds the share of its client or of its network. Set by
     /// [`Registry::mark_excess`].
     pub(crate) is_excess: bool,
 }
 
-/// A client or a network has as many connections as it may, and none of them can be evicted.
+/// The error for a client or a network at its share that has no connection to evict.
 #[derive(Debug)]
 pub(crate) struct ShareFull {
     pub(crate) share: Share,
     pub(crate) connections: u32,
 }
 
-/// Who is asking for a place, by hashes.
+/// The hashes of a connection's client and network.
 #[derive(Clone, Copy)]
-struct Asking {
+struct OwnerHashes {
     client: u64,
     network: u64,
 }
 
 struct Shard {
     slots: Vec<Slot>,
-    /// The first slot that is free; its `older` is the next one.
+    /// The first free slot. Its `older` is the next free slot.
     free: u32,
-    /// The newest connections of the clients, by hash: the first of each chain. Their number is a
-    /// power of two.
+    /// The first slot of each hash chain. A chain links the newest connections of its clients. The
+    /// number of buckets is a power of two.
     buckets: Vec<u32>,
-    /// How many clients there are in the chains.
+    /// The number of clients in all chains.
     clients: usize,
-    /// How many connections each network has, by half a hash: where two have the same, in one of
-    /// a billion pairs, they have one share.
+    /// The number of connections of each network, by half of its hash. Two networks with the same
+    /// half, which is the case for one of a billion pairs, have one share together.
     networks: HashMap<u32, u32>,
-    /// Where the next search through the slots begins.
+    /// The slot after which the next scan for a network begins.
     cursor: usize,
     hasher: RandomState,
 }
 
-/// A connection and its neighbours among those of its client: a ring.
+/// A connection, linked with the others of its client in a ring.
 struct Slot {
-    /// Its socket holds one as well, and gives back the slot before it lets go of it.
+    /// The connection's socket holds a handle as well, and releases the slot before it drops it.
     conn: Option<ConnHandle>,
     opened: u64,
-    /// Of the oldest, the newest.
+    /// The slot of the next older connection. For the oldest connection, the slot of the newest.
     older: u32,
-    /// Of the newest, the oldest.
+    /// The slot of the next newer connection. For the newest connection, the slot of the oldest.
     newer: u32,
-    /// How many the client has, if this is the newest of them; else 0.
+    /// The number of connections of the client, if this is the newest of them; 0 otherwise.
     connections: u32,
-    /// The newest of the next client in the chain, or [`UNLISTED`].
-    next: u32,
+    /// The slot of the next client's newest connection in the hash chain, or [`UNLISTED`].
+    next_client: u32,
 }
 
 // === Registry ===
 
 impl Registry {
-    pub(crate) fn new(network: Prefix, largest: Shares) -> Self {
+    pub(crate) fn new(network: Prefix, max_shares: Shares) -> Self {
         let hasher = RandomState::new();
         let shards = std::array::from_fn(|_| Mutex::new(Shard::new(hasher.clone())));
         Self {
             shards,
             hasher,
             network,
-            largest,
+            max_shares,
         }
     }
 
-    /// Takes `conn` in. Where its client or its network has its share already, also returns whose
-    /// share that is and the one of theirs that is to go.
+    /// Adds `conn`. If its client or its network has its share already, also returns which share
+    /// that is, and the connection that is to be evicted for it.
+    ///
+    /// # Errors
+    ///
+    /// If the client or the network has its share already and none of its connections can be
+    /// evicted, or if it is at a higher limit. That limit is twice the share, or the largest share
+    /// if that is more, and counts connections that have been asked to close and are still open.
     pub(crate) fn enter(
         &self,
         conn: &ConnHandle,
         opened: u64,
         shares: Option<Shares>,
     ) -> Result<(Place, Option<(Share, Found)>), ShareFull> {
-        let asking = self.asking(conn);
-        // Without shares there are no rings, and everybody may be one client.
-        let shard = shard_of(if shares.is_some() {
-            asking.network
+        let hashes = self.owner_hashes(conn);
+        // Without shares there are no rings, and all connections may be of one client.
+        let shard = shard_index(if shares.is_some() {
+            hashes.network
         } else {
             conn.id()
         });
-        // Handles are dropped after the lock is given back: one may turn out to be the last.
-        let mut looked_at = Vec::new();
+        // Drop these handles after the lock is released: one of them may be the last.
+        let mut examined = Vec::new();
         let mut locked = self.shards[shard].lock();
         let mut evicted = None;
         if let Some(shares) = shares {
-            let newest = locked.newest(asking.client, conn.client());
-            // Connections that are told to go and are still here must not add up without end.
-            let most_at_all = |most: u32, largest: u32| (most, most.saturating_mul(2).max(largest));
-            let most = most_at_all(shares.client, self.largest.client);
-            let own = locked.make_room(newest, most, opened, &mut looked_at)?;
+            let newest = locked.newest_of_client(hashes.client, conn.client());
+            // The hard limit bounds connections that have been asked to close and are still open.
+            let with_hard_limit = |soft: u32, max: u32| (soft, soft.saturating_mul(2).max(max));
+            let limits = with_hard_limit(shares.client, self.max_shares.client);
+            let own = locked.find_evictable_of_client(newest, limits, opened, &mut examined)?;
             evicted = own.map(|at| (Share::Client, at));
             if evicted.is_none() {
-                let is_ours = |of: &ConnHandle| self.asking(of).network == asking.network;
-                let found = locked.make_room_in_network(
-                    asking.network,
-                    most_at_all(shares.network, self.largest.network),
+                let is_of_network =
+                    |other: &ConnHandle| self.owner_hashes(other).network == hashes.network;
+                let found = locked.find_evictable_of_network(
+                    hashes.network,
+                    with_hard_limit(shares.network, self.max_shares.network),
                     opened,
-                    is_ours,
-                    &mut looked_at,
+                    is_of_network,
+                    &mut examined,
                 )?;
                 evicted = found.map(|at| (Share::Network, at));
             }
         }
-        let slot = locked.insert(conn, opened, shares.map(|_| asking));
-        let evicted = evicted.map(|(share, at)| (share, looked_at.swap_remove(at)));
+        let slot = locked.insert(conn, opened, shares.map(|_| hashes));
+        let evicted = evicted.map(|(share, at)| (share, examined.swap_remove(at)));
         Ok((Place::new(shard, slot), evicted))
     }
 
-    /// Whether the client of `conn`, or its network, has its share already.
+    /// Returns whether the client of `conn`, or its network, has its share already.
     pub(crate) fn has(&self, conn: &ConnHandle, shares: Shares) -> bool {
-        let asking = self.asking(conn);
-        let shard = self.shards[shard_of(asking.network)].lock();
-        let newest = shard.newest(asking.client, conn.client());
+        let hashes = self.owner_hashes(conn);
+        let shard = self.shards[shard_index(hashes.network)].lock();
+        let newest = shard.newest_of_client(hashes.client, conn.client());
         newest.is_some_and(|at| shard.slots[at as usize].connections >= shares.client)
-            || shard.of_network(asking.network) >= shares.network
+            || shard.network_connections(hashes.network) >= shares.network
     }
 
-    /// Forgets the connection that stands at `place`, and says when it was opened.
+    /// Removes the connection at `place`, and returns when it was admitted.
     pub(crate) fn leave(&self, place: Place, conn: &ConnHandle) -> u64 {
-        let asking = self.asking(conn);
+        let hashes = self.owner_hashes(conn);
         self.shards[place.shard()]
             .lock()
-            .remove(place.slot(), asking, conn.client())
+            .remove(place.slot(), hashes, conn.client())
     }
 
-    fn asking(&self, conn: &ConnHandle) -> Asking {
-        Asking {
+    fn owner_hashes(&self, conn: &ConnHandle) -> OwnerHashes {
+        OwnerHashes {
             client: self.hasher.hash_one(Some(conn.client())),
             network: self.hasher.hash_one(self.network_of(conn)),
         }
     }
 
+    /// Returns the key of the network that `conn` counts for.
     pub(crate) fn network_of(&self, conn: &ConnHandle) -> ClientKey {
         ClientKey::address(conn.peer().ip(), self.network)
     }
 
-    /// Appends everybody in one of the [`SHARDS`], those of one client behind its newest.
+    /// Appends all connections of one of the [`SHARDS`]. Those of one client follow its newest.
     pub(crate) fn copy(&self, shard: usize, into: &mut Vec<Found>) {
         let shard = self.shards[shard % SHARDS].lock();
         for newest in shard.slots.iter().filter(|slot| slot.conn.is_some()) {
             let mut slot = newest;
             for _ in 0..newest.connections {
-                if let Some(found) = slot.found() {
+                if let Some(found) = slot.to_found() {
                     into.push(found);
                 }
                 slot = &shard.slots[slot.older as usize];
@@ -203,9 +213,9 @@ impl Registry {
         }
     }
 
-    /// Marks, of all that were copied from `shard`, the newest connections of those clients and
-    /// networks that have more than `shares`, not counting connections that are about to go.
-    /// `is_listed` tells for which connections shares count.
+    /// Marks the excess of each client and each network with more connections than `shares`:
+    /// the newest ones. `found` holds all connections of `shard`. Connections that are about to
+    /// close do not count. `is_listed` returns whether shares apply to a connection.
     pub(crate) fn mark_excess(
         &self,
         shard: usize,
@@ -213,37 +223,39 @@ impl Registry {
         shares: Shares,
         is_listed: impl Fn(&ConnHandle) -> bool,
     ) {
-        let stays =
+        let is_staying =
             |found: &Found| found.conn.state().decision().is_none() && is_listed(&found.conn);
         for client in found.chunk_by_mut(|_, next| !next.is_newest) {
             if client.len() <= shares.client as usize {
                 continue;
             }
-            let staying = client.iter().filter(|found| stays(found)).count();
+            let staying = client.iter().filter(|found| is_staying(found)).count();
             let excess = staying.saturating_sub(shares.client as usize);
-            let newest = client.iter_mut().filter(|found| stays(found)).take(excess);
+            let newest = client
+                .iter_mut()
+                .filter(|found| is_staying(found))
+                .take(excess);
             newest.for_each(|found| found.is_excess = true);
         }
         let mut networks = self.shards[shard % SHARDS]
             .lock()
-            .networks_above(shares.network);
+            .excess_by_network(shares.network);
         if networks.is_empty() {
             return;
         }
-        let network = |found: &Found| half(self.asking(&found.conn).network);
+        let network = |found: &Found| high_half(self.owner_hashes(&found.conn).network);
         let listed = found.iter().filter(|found| is_listed(&found.conn));
-        for gone in listed.filter(|found| found.is_excess || !stays(found)) {
-            if let Some(excess) = networks.get_mut(&network(gone)) {
+        for leaving in listed.filter(|found| found.is_excess || !is_staying(found)) {
+            if let Some(excess) = networks.get_mut(&network(leaving)) {
                 *excess = excess.saturating_sub(1);
             }
         }
         for found in found
             .iter_mut()
-            .filter(|found| stays(found) && !found.is_excess)
+            .filter(|found| is_staying(found) && !found.is_excess)
         {
-            if let Some(excess) = networks
-                .get_mut(&network(found))
-                .filter(|excess| **excess > 0)
+            if let Some(excess) = networks.get_mut(&network(found))
+                && *excess > 0
             {
                 *excess -= 1;
                 found.is_excess = true;
@@ -251,15 +263,15 @@ impl Registry {
         }
     }
 
-    /// Appends `most` connections that are not told to go, or as many as [`SCANNED`] slots have,
-    /// other ones for every `turn`.
-    pub(crate) fn copy_few(&self, turn: usize, most: usize, into: &mut Vec<Found>) {
-        let mut left = SCANNED;
+    /// Appends up to `max` connections that have not been asked to close, from no more than
+    /// [`SCANNED_SLOTS`] slots. Each `turn` begins at another slot.
+    pub(crate) fn copy_few(&self, turn: usize, max: usize, into: &mut Vec<Found>) {
+        let mut left = SCANNED_SLOTS;
         for step in 0..SHARDS {
             let shard = self.shards[turn.wrapping_add(step) % SHARDS].lock();
             let length = shard.slots.len();
             let start = (turn / SHARDS)
-                .wrapping_mul(most)
+                .wrapping_mul(max)
                 .checked_rem(length)
                 .unwrap_or(0);
             for slot in shard
@@ -269,25 +281,25 @@ impl Registry {
                 .skip(start)
                 .take(left.min(length))
             {
-                let stays = |conn: &ConnHandle| conn.state().decision().is_none();
-                if slot.conn.as_ref().is_some_and(stays) {
-                    into.extend(slot.found());
+                let is_staying = |conn: &ConnHandle| conn.state().decision().is_none();
+                if slot.conn.as_ref().is_some_and(is_staying) {
+                    into.extend(slot.to_found());
                 }
                 left -= 1;
-                if left == 0 || into.len() == most {
+                if left == 0 || into.len() == max {
                     return;
                 }
             }
         }
     }
 
-    /// How many slots and clients are kept. For tests.
+    /// Returns the number of connections and of clients.
     #[cfg(test)]
-    pub(crate) fn kept(&self) -> (usize, usize) {
+    pub(crate) fn counts(&self) -> (usize, usize) {
         let each = self.shards.iter().map(|shard| {
             let shard = shard.lock();
             (
-                shard.slots.iter().filter_map(Slot::found).count(),
+                shard.slots.iter().filter_map(Slot::to_found).count(),
                 shard.clients,
             )
         });
@@ -295,12 +307,12 @@ impl Registry {
     }
 }
 
-/// The half that has nothing to do with the shard.
-fn half(hash: u64) -> u32 {
+/// Returns the half of a hash that does not determine the shard.
+fn high_half(hash: u64) -> u32 {
     (hash >> 32) as u32
 }
 
-fn shard_of(hash: u64) -> usize {
+fn shard_index(hash: u64) -> usize {
     (hash % SHARDS as u64) as usize
 }
 
@@ -310,7 +322,7 @@ impl Shard {
     fn new(hasher: RandomState) -> Self {
         Self {
             slots: Vec::new(),
-            free: NONE,
+            free: NO_SLOT,
             buckets: Vec::new(),
             clients: 0,
             networks: HashMap::new(),
@@ -319,14 +331,19 @@ impl Shard {
         }
     }
 
-    /// Whom to part with of the client whose newest connection this is, if of anybody, so that
-    /// there is room for one more: a place in `looked_at`.
-    fn make_room(
+    /// Returns the connection that a client evicts for one more: an index into `examined`. `newest`
+    /// is the slot of the client's newest connection. Returns `None` if the client is below its
+    /// `soft` limit, or will be once its closing connections are gone.
+    ///
+    /// # Errors
+    ///
+    /// If none of the scanned connections can be evicted, or if the client is at its `hard` limit.
+    fn find_evictable_of_client(
         &self,
         newest: Option<u32>,
-        (most, most_at_all): (u32, u32),
+        (soft, hard): (u32, u32),
         now: u64,
-        looked_at: &mut Vec<Found>,
+        examined: &mut Vec<Found>,
     ) -> Result<Option<usize>, ShareFull> {
         let Some(newest) = newest else {
             return Ok(None);
@@ -336,21 +353,21 @@ impl Shard {
             newer: oldest,
             ..
         } = &self.slots[newest as usize];
-        if *connections < most {
+        if *connections < soft {
             return Ok(None);
         }
         let full = ShareFull {
             share: Share::Client,
             connections: *connections,
         };
-        if *connections >= most_at_all {
+        if *connections >= hard {
             return Err(full);
         }
-        let mut going = 0;
+        let mut close_pending = 0;
         let mut best: Option<(EvictionRank, usize)> = None;
-        // From both ends: what lives for hours gathers at the old one.
+        // Scan from both ends: connections that live for hours gather at the old one.
         let (mut oldest, mut newest) = (*oldest, newest);
-        for step in 0..SCANNED.min(*connections as usize) {
+        for step in 0..SCANNED_SLOTS.min(*connections as usize) {
             let at = if step % 2 == 0 { oldest } else { newest };
             let slot = &self.slots[at as usize];
             if step % 2 == 0 {
@@ -358,49 +375,52 @@ impl Shard {
             } else {
                 newest = slot.older;
             }
-            let Some(found) = slot.found() else { continue };
+            let Some(found) = slot.to_found() else {
+                continue;
+            };
             let state = found.conn.state();
             if state.decision().is_some() {
-                // One that has not gone for seconds is not about to.
-                going += u32::from(state.is_close_pending());
+                // A connection that is still open seconds after its decision is no longer pending.
+                close_pending += u32::from(state.is_close_pending());
             } else if let Some(rank) =
                 EvictionRank::of(&state.stats(), now.saturating_sub(slot.opened), false)
                 && best.as_ref().is_none_or(|(least, _)| rank < *least)
             {
-                best = Some((rank, looked_at.len()));
+                best = Some((rank, examined.len()));
             }
-            looked_at.push(found);
+            examined.push(found);
         }
-        if connections.saturating_sub(going) < most {
-            return Ok(None); // There is room as soon as they are gone.
+        if connections.saturating_sub(close_pending) < soft {
+            return Ok(None);
         }
         best.map(|(_, at)| Some(at)).ok_or(full)
     }
 
-    /// The same for a network. Its connections are in this shard, and a part of it is looked at,
-    /// another one each time; more of it where none of them is found.
-    fn make_room_in_network(
+    /// Returns the connection that a network evicts for one more, as
+    /// [`Self::find_evictable_of_client`] does. Each call scans another part of the shard, and more
+    /// of it if no evictable connection of the network is found.
+    fn find_evictable_of_network(
         &mut self,
         network: u64,
-        (most, most_at_all): (u32, u32),
+        (soft, hard): (u32, u32),
         now: u64,
-        is_ours: impl Fn(&ConnHandle) -> bool,
-        looked_at: &mut Vec<Found>,
+        is_of_network: impl Fn(&ConnHandle) -> bool,
+        examined: &mut Vec<Found>,
     ) -> Result<Option<usize>, ShareFull> {
-        let connections = self.of_network(network);
-        if connections < most {
+        let connections = self.network_connections(network);
+        if connections < soft {
             return Ok(None);
         }
         let full = ShareFull {
             share: Share::Network,
             connections,
         };
-        if connections >= most_at_all {
+        if connections >= hard {
             return Err(full);
         }
         let mut best: Option<(EvictionRank, usize)> = None;
-        for step in 0..MAX_SCANNED.min(self.slots.len()) {
-            if step >= SCANNED && best.is_some() {
+        for step in 0..MAX_SCANNED_SLOTS.min(self.slots.len()) {
+            if step >= SCANNED_SLOTS && best.is_some() {
                 break;
             }
             self.cursor = (self.cursor + 1) % self.slots.len();
@@ -408,7 +428,7 @@ impl Shard {
             let conn = slot
                 .conn
                 .as_ref()
-                .filter(|conn| slot.next != UNLISTED && is_ours(conn));
+                .filter(|conn| slot.next_client != UNLISTED && is_of_network(conn));
             let Some(state) = conn.map(ConnHandle::state) else {
                 continue;
             };
@@ -417,31 +437,31 @@ impl Shard {
                     EvictionRank::of(&state.stats(), now.saturating_sub(slot.opened), false)
                 && best.as_ref().is_none_or(|(least, _)| rank < *least)
             {
-                best = Some((rank, looked_at.len()));
-                looked_at.extend(slot.found());
+                best = Some((rank, examined.len()));
+                examined.extend(slot.to_found());
             }
         }
         best.map(|(_, at)| Some(at)).ok_or(full)
     }
 
-    /// By how many connections each network has more than `most`.
-    fn networks_above(&self, most: u32) -> HashMap<u32, u32> {
+    /// Returns the networks with more than `max` connections, and by how many each exceeds it.
+    fn excess_by_network(&self, max: u32) -> HashMap<u32, u32> {
         let above = self
             .networks
             .iter()
-            .filter(|(_, connections)| **connections > most);
+            .filter(|(_, connections)| **connections > max);
         above
-            .map(|(network, connections)| (*network, connections - most))
+            .map(|(network, connections)| (*network, connections - max))
             .collect()
     }
 
-    fn of_network(&self, network: u64) -> u32 {
-        self.networks.get(&half(network)).copied().unwrap_or(0)
+    fn network_connections(&self, network: u64) -> u32 {
+        self.networks.get(&high_half(network)).copied().unwrap_or(0)
     }
 
-    /// The newest connection of `client`.
-    fn newest(&self, hash: u64, client: ClientKey) -> Option<u32> {
-        let mut at = *self.buckets.get(self.bucket(hash))?;
+    /// Returns the slot of the newest connection of `client`.
+    fn newest_of_client(&self, hash: u64, client: ClientKey) -> Option<u32> {
+        let mut at = *self.buckets.get(self.bucket_index(hash))?;
         while let Some(slot) = self.slots.get(at as usize) {
             if slot
                 .conn
@@ -450,156 +470,157 @@ impl Shard {
             {
                 return Some(at);
             }
-            at = slot.next;
+            at = slot.next_client;
         }
         None
     }
 
-    fn bucket(&self, hash: u64) -> usize {
+    fn bucket_index(&self, hash: u64) -> usize {
         (hash / SHARDS as u64) as usize & self.buckets.len().wrapping_sub(1)
     }
 
-    /// What leads to the slot `at`: a bucket, or the `next` of another slot.
+    /// Returns the link to slot `at` in its hash chain: a bucket, or the `next_client` of a slot.
     fn link_to(&mut self, at: u32, hash: u64) -> Option<&mut u32> {
-        let bucket = self.bucket(hash);
+        let bucket = self.bucket_index(hash);
         let mut before = *self.buckets.get(bucket)?;
         if before == at {
             return self.buckets.get_mut(bucket);
         }
         loop {
-            let next = self.slots.get(before as usize)?.next;
+            let next = self.slots.get(before as usize)?.next_client;
             if next == at {
                 return self
                     .slots
                     .get_mut(before as usize)
-                    .map(|slot| &mut slot.next);
+                    .map(|slot| &mut slot.next_client);
             }
             before = next;
         }
     }
 
-    /// Takes `conn` in: where shares count, into the ring of its client, else into one of its own.
-    fn insert(&mut self, conn: &ConnHandle, opened: u64, asking: Option<Asking>) -> u32 {
-        let newest = asking.and_then(|asking| self.newest(asking.client, conn.client()));
+    /// Adds `conn`, and returns its slot. With `hashes`, shares apply to it, and it joins the ring of
+    /// its client. Without them it is alone in its ring.
+    fn insert(&mut self, conn: &ConnHandle, opened: u64, hashes: Option<OwnerHashes>) -> u32 {
+        let newest = hashes.and_then(|hashes| self.newest_of_client(hashes.client, conn.client()));
         let mut at = self.free;
-        if at == NONE {
+        if at == NO_SLOT {
             at = self.slots.len() as u32;
             if self.slots.len() == self.slots.capacity() {
-                // By a sixteenth, not by doubling: there may be ten thousand of them.
+                // Grow by a sixteenth, not by doubling: there may be ten thousand slots.
                 self.slots.reserve_exact((self.slots.len() / 16).max(16));
             }
         }
         let conn = Some(conn.clone());
-        let next = if asking.is_some() { NONE } else { UNLISTED };
+        let next_client = if hashes.is_some() { NO_SLOT } else { UNLISTED };
         let slot = Slot {
             conn,
             opened,
             older: at,
             newer: at,
             connections: 1,
-            next,
+            next_client,
         };
         if let Some(free) = self.slots.get_mut(at as usize) {
             self.free = std::mem::replace(free, slot).older;
         } else {
             self.slots.push(slot);
         }
-        if let Some(Asking { client, network }) = asking {
+        if let Some(OwnerHashes { client, network }) = hashes {
             match newest {
-                Some(newest) => self.lead(at, newest, client),
-                None => self.chain(at, client),
+                Some(newest) => self.link_as_newest(at, newest, client),
+                None => self.link_first(at, client),
             }
-            *self.networks.entry(half(network)).or_insert(0) += 1;
+            *self.networks.entry(high_half(network)).or_insert(0) += 1;
         }
         at
     }
 
-    /// Puts `at` into the ring of `newest` and in its place.
-    fn lead(&mut self, at: u32, newest: u32, hash: u64) {
+    /// Links slot `at` into the ring of `newest`, and replaces `newest` in its hash chain.
+    fn link_as_newest(&mut self, at: u32, newest: u32, hash: u64) {
         let Slot {
             newer: oldest,
             connections,
-            next,
+            next_client,
             ..
         } = self.slots[newest as usize];
         let slot = &mut self.slots[at as usize];
         (slot.older, slot.newer) = (newest, oldest);
-        (slot.connections, slot.next) = (connections + 1, next);
+        (slot.connections, slot.next_client) = (connections + 1, next_client);
         self.slots[oldest as usize].older = at;
         let before = &mut self.slots[newest as usize];
-        (before.newer, before.connections, before.next) = (at, 0, NONE);
+        (before.newer, before.connections, before.next_client) = (at, 0, NO_SLOT);
         if let Some(link) = self.link_to(newest, hash) {
             *link = at;
         }
     }
 
-    /// Begins the ring of a client.
-    fn chain(&mut self, at: u32, hash: u64) {
+    /// Links slot `at` into a hash chain as the first connection of its client.
+    fn link_first(&mut self, at: u32, hash: u64) {
         if self.clients >= self.buckets.len() {
-            self.spread();
+            self.grow_buckets();
         }
-        let bucket = self.bucket(hash);
-        self.slots[at as usize].next = std::mem::replace(&mut self.buckets[bucket], at);
+        let bucket = self.bucket_index(hash);
+        self.slots[at as usize].next_client = std::mem::replace(&mut self.buckets[bucket], at);
         self.clients += 1;
     }
 
-    /// Doubles the buckets, so that a chain has one client or two.
-    fn spread(&mut self) {
+    /// Doubles the number of buckets, so that a chain has one client or two.
+    fn grow_buckets(&mut self) {
         let doubled = (2 * self.buckets.len()).max(16);
-        for mut at in std::mem::replace(&mut self.buckets, vec![NONE; doubled]) {
-            while at != NONE {
+        for mut at in std::mem::replace(&mut self.buckets, vec![NO_SLOT; doubled]) {
+            while at != NO_SLOT {
                 let slot = &self.slots[at as usize];
                 let (moved, client) = (at, slot.conn.as_ref().map(|conn| conn.client()));
-                at = slot.next;
-                let bucket = self.bucket(self.hasher.hash_one(client));
+                at = slot.next_client;
+                let bucket = self.bucket_index(self.hasher.hash_one(client));
                 let first = std::mem::replace(&mut self.buckets[bucket], moved);
-                self.slots[moved as usize].next = first;
+                self.slots[moved as usize].next_client = first;
             }
         }
     }
 
-    /// Forgets what stands in the slot, and says when it was opened.
-    fn remove(&mut self, at: u32, asking: Asking, client: ClientKey) -> u64 {
-        let Asking {
+    /// Removes the connection in slot `at`, and returns when it was admitted.
+    fn remove(&mut self, at: u32, hashes: OwnerHashes, client: ClientKey) -> u64 {
+        let OwnerHashes {
             client: hash,
             network,
-        } = asking;
+        } = hashes;
         let Slot {
             opened,
             older,
             newer,
             connections,
-            next,
+            next_client,
             ..
         } = self.slots[at as usize];
         self.slots[older as usize].newer = newer;
         self.slots[newer as usize].older = older;
-        let is_listed = next != UNLISTED;
-        if is_listed && let Entry::Occupied(mut count) = self.networks.entry(half(network)) {
+        let is_listed = next_client != UNLISTED;
+        if is_listed && let Entry::Occupied(mut count) = self.networks.entry(high_half(network)) {
             *count.get_mut() -= 1;
             if *count.get() == 0 {
                 count.remove();
             }
         }
         if connections == 0 {
-            if let Some(newest) = self.newest(hash, client) {
+            if let Some(newest) = self.newest_of_client(hash, client) {
                 self.slots[newest as usize].connections -= 1;
             }
         } else if connections > 1 {
-            // The next newest leads.
+            // The next older connection becomes the newest of its client.
             (
                 self.slots[older as usize].connections,
-                self.slots[older as usize].next,
-            ) = (connections - 1, next);
+                self.slots[older as usize].next_client,
+            ) = (connections - 1, next_client);
             if let Some(link) = self.link_to(at, hash) {
                 *link = older;
             }
         } else if let Some(link) = self.link_to(at, hash) {
-            *link = next;
+            *link = next_client;
             self.clients -= 1;
         }
         let slot = &mut self.slots[at as usize];
-        // Its socket has another one: nothing ends here under the lock.
+        // The socket still holds a handle, so no connection is dropped under the lock.
         (slot.conn, slot.older) = (None, self.free);
         self.free = at;
         opened
@@ -609,11 +630,11 @@ impl Shard {
 // === Place ===
 
 impl Place {
-    /// Nowhere.
-    pub(crate) const NOWHERE: Self = Self(NONE);
+    /// The place of a connection that is not registered.
+    pub(crate) const NOWHERE: Self = Self(NO_SLOT);
 
     fn new(shard: usize, slot: u32) -> Self {
-        // There are 2^24 connections at most, or as many as there are files in shadow mode.
+        // At most 2^24 connections are open, or as many as there are files in shadow mode.
         Self(
             slot.saturating_mul(SHARDS as u32)
                 .saturating_add(shard as u32),
@@ -632,7 +653,7 @@ impl Place {
 // === Slot ===
 
 impl Slot {
-    fn found(&self) -> Option<Found> {
+    fn to_found(&self) -> Option<Found> {
         let is_newest = self.connections > 0;
         Some(Found {
             conn: self.conn.clone()?,
@@ -644,326 +665,4 @@ impl Slot {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::connection::decision::{CloseDecision, CloseMode};
-    use palisade_core::Reason;
-
-    fn registry() -> Registry {
-        Registry::new(
-            Prefix::new(24, 48).unwrap(),
-            Shares {
-                client: 0,
-                network: 0,
-            },
-        )
-    }
-
-    fn of_client(client: u32) -> Option<Shares> {
-        Some(Shares {
-            client,
-            network: u32::MAX,
-        })
-    }
-
-    fn conn(last: u8) -> ConnHandle {
-        conn_of([192, 0, 2, last])
-    }
-
-    fn conn_of(peer: [u8; 4]) -> ConnHandle {
-        let conn = ConnHandle::new((peer, 1).into(), None, Prefix::default(), None);
-        conn.set_tracked();
-        conn
-    }
-
-    #[test]
-    fn nothing_stays_of_whoever_is_gone_in_whatever_order() {
-        let registry = registry();
-        let conns: Vec<_> = (0..240).map(|n| conn((n % 7) as u8)).collect();
-        let enter = |at: u64| {
-            registry
-                .enter(&conns[at as usize], at, of_client(1000))
-                .unwrap()
-                .0
-        };
-        let places: Vec<_> = (0..240).map(enter).collect();
-        assert_eq!(registry.kept(), (240, 7));
-        // 101 is prime: every index once, scattered.
-        for step in 0..240 {
-            let at = step * 101 % 240;
-            registry.leave(places[at], &conns[at]);
-        }
-        assert_eq!(registry.kept(), (0, 0));
-        // And the slots are used again.
-        (0..240).for_each(|at| _ = enter(at));
-        let slots: usize = registry
-            .shards
-            .iter()
-            .map(|shard| shard.lock().slots.len())
-            .sum();
-        assert_eq!(slots, 240);
-    }
-
-    #[test]
-    fn rings_and_chains_hold_whoever_comes_and_goes_in_between() {
-        let registry = registry();
-        let mut open: Vec<(Place, ConnHandle)> = Vec::new();
-        let mut random = 1u64;
-        for step in 0..20_000 {
-            random = random
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            let random = (random >> 33) as usize;
-            // Grows to some hundred, shrinks to none, and again.
-            if (step / 1000 % 2 == 0 && !random.is_multiple_of(3)) || open.is_empty() {
-                let next = conn((random % 60) as u8);
-                let shares = if random.is_multiple_of(5) {
-                    None
-                } else {
-                    of_client(u32::MAX)
-                };
-                open.push((registry.enter(&next, step, shares).unwrap().0, next));
-            } else {
-                let (place, gone) = open.swap_remove(random % open.len());
-                registry.leave(place, &gone);
-            }
-            assert_eq!(registry.kept().0, open.len());
-        }
-        let mut counted = 0;
-        for shard in &registry.shards {
-            let shard = shard.lock();
-            let taken = shard
-                .slots
-                .iter()
-                .enumerate()
-                .filter(|(_, slot)| slot.conn.is_some());
-            for (at, slot) in taken {
-                counted += slot.connections;
-                assert_eq!(shard.slots[slot.older as usize].newer, at as u32);
-                assert_eq!(shard.slots[slot.newer as usize].older, at as u32);
-            }
-        }
-        assert_eq!(counted, open.len() as u32);
-        for (place, gone) in open.drain(..) {
-            registry.leave(place, &gone);
-        }
-        assert_eq!(registry.kept(), (0, 0));
-    }
-
-    #[test]
-    fn a_client_at_its_limit_gives_up_its_own_least_useful() {
-        let registry = registry();
-        let neighbour = conn(2);
-        registry.enter(&neighbour, 0, of_client(2)).unwrap();
-        let (working, silent, next) = (conn(1), conn(1), conn(1));
-        let _request = working.begin_request(false);
-        assert!(
-            registry
-                .enter(&working, 1, of_client(2))
-                .unwrap()
-                .1
-                .is_none()
-        );
-        assert!(
-            registry
-                .enter(&silent, 2, of_client(2))
-                .unwrap()
-                .1
-                .is_none()
-        );
-        let (share, evicted) = registry.enter(&next, 3, of_client(2)).unwrap().1.unwrap();
-        assert_eq!(share, Share::Client);
-        assert_eq!(evicted.conn.id(), silent.id());
-    }
-
-    #[test]
-    fn a_client_whose_connections_all_work_gets_no_further_one() {
-        let registry = registry();
-        let conns = [conn(1), conn(1)];
-        let _requests = conns.each_ref().map(|conn| conn.begin_request(false));
-        conns
-            .iter()
-            .for_each(|conn| _ = registry.enter(conn, 0, of_client(2)).unwrap());
-        let full = registry.enter(&conn(1), 0, of_client(2)).unwrap_err();
-        assert_eq!(full.connections, 2);
-        assert!(registry.enter(&conn(2), 0, of_client(2)).is_ok());
-    }
-
-    #[test]
-    fn those_that_can_be_evicted_are_found_behind_many_that_work() {
-        let registry = registry();
-        let conns: Vec<_> = (0..200).map(|_| conn(1)).collect();
-        let _requests: Vec<_> = conns[..150]
-            .iter()
-            .map(|conn| conn.begin_request(false))
-            .collect();
-        conns
-            .iter()
-            .for_each(|conn| _ = registry.enter(conn, 0, of_client(200)).unwrap());
-        let (_, evicted) = registry
-            .enter(&conn(1), 0, of_client(200))
-            .unwrap()
-            .1
-            .unwrap();
-        assert!(
-            conns[150..]
-                .iter()
-                .any(|idle| idle.id() == evicted.conn.id())
-        );
-    }
-
-    #[test]
-    fn a_network_at_its_limit_gives_up_its_own_least_useful_and_no_neighbour() {
-        let registry = registry();
-        let of = Shares {
-            client: 3,
-            network: 4,
-        };
-        let shares = Some(of);
-        let neighbours: Vec<_> = (0..30).map(|n| conn_of([198, 51, n, 1])).collect();
-        neighbours
-            .iter()
-            .for_each(|conn| _ = registry.enter(conn, 0, shares).unwrap());
-        let own: Vec<_> = (0..4).map(conn).collect();
-        let requests: Vec<_> = own[..3]
-            .iter()
-            .map(|conn| conn.begin_request(false))
-            .collect();
-        for conn in &own {
-            assert!(registry.enter(conn, 1, shares).unwrap().1.is_none());
-        }
-        assert!(registry.has(&conn(9), of));
-        assert!(!registry.has(&neighbours[0], of));
-        let next = conn(9);
-        let (place, evicted) = registry.enter(&next, 2, shares).unwrap();
-        let (share, evicted) = evicted.unwrap();
-        assert_eq!((share, evicted.conn.id()), (Share::Network, own[3].id()));
-        // Once all of them work there is nobody to give up.
-        let _more = [own[3].begin_request(false), next.begin_request(false)];
-        let full = registry.enter(&conn(10), 3, shares).unwrap_err();
-        assert_eq!((full.share, full.connections), (Share::Network, 5));
-        assert!(
-            registry
-                .enter(&conn_of([203, 0, 113, 1]), 3, shares)
-                .is_ok()
-        );
-        // And whoever goes makes room.
-        drop(requests);
-        registry.leave(place, &next);
-        assert!(registry.enter(&conn(10), 4, shares).unwrap().1.is_some());
-    }
-
-    #[test]
-    fn those_of_a_network_who_are_told_to_go_do_not_add_up_either() {
-        let registry = registry();
-        let shares = Some(Shares {
-            client: 1,
-            network: 4,
-        });
-        let verdict = CloseDecision {
-            reason: Reason::ConnectionEvicted,
-            mode: CloseMode::Graceful,
-        };
-        let mut conns = Vec::new();
-        let refused = (0..u8::MAX).find_map(|last| {
-            conns.push(conn(last));
-            match registry.enter(&conns[last as usize], 0, shares) {
-                Ok((_, evicted)) => {
-                    evicted.inspect(|(_, found)| _ = found.conn.state().request_close(verdict));
-                    None
-                }
-                Err(full) => Some(full.connections),
-            }
-        });
-        assert_eq!(refused, Some(8));
-    }
-
-    #[test]
-    fn where_one_is_about_to_go_no_other_has_to() {
-        let registry = registry();
-        let conns = [conn(1), conn(1), conn(1)];
-        for conn in &conns {
-            assert!(registry.enter(conn, 0, of_client(3)).unwrap().1.is_none());
-        }
-        let idle = CloseDecision {
-            reason: Reason::Idle,
-            mode: CloseMode::Graceful,
-        };
-        conns[1].state().set_close_pending();
-        conns[1].state().request_close(idle);
-        let next = conn(1);
-        assert!(registry.enter(&next, 0, of_client(3)).unwrap().1.is_none());
-        // If it does not go, another one has to.
-        assert!(conns[1].state().take_close_pending());
-        assert!(
-            registry
-                .enter(&conn(1), 0, of_client(3))
-                .unwrap()
-                .1
-                .is_some()
-        );
-    }
-
-    #[test]
-    fn those_who_are_told_to_go_do_not_add_up() {
-        let registry = registry();
-        let verdict = CloseDecision {
-            reason: Reason::ConnectionEvicted,
-            mode: CloseMode::Graceful,
-        };
-        let mut conns = Vec::new();
-        let refused = loop {
-            let next = conn(1);
-            match registry.enter(&next, 0, of_client(4)) {
-                Ok((_, evicted)) => {
-                    if let Some((_, Found { conn, .. })) = evicted {
-                        conn.state().request_close(verdict);
-                    }
-                    conns.push(next); // And none of them ever goes.
-                }
-                Err(full) => break full,
-            }
-        };
-        assert_eq!((refused.connections, conns.len()), (8, 8));
-    }
-
-    #[test]
-    fn those_of_one_client_are_copied_together() {
-        let registry = registry();
-        let conns: Vec<_> = (0..100).map(|n| conn(n % 7)).collect();
-        for (n, conn) in conns.iter().enumerate() {
-            let shares = if n < 90 { of_client(100) } else { None };
-            registry.enter(conn, 0, shares).unwrap();
-        }
-        let mut all = Vec::new();
-        (0..SHARDS).for_each(|shard| registry.copy(shard, &mut all));
-        assert_eq!(all.len(), 100);
-        let clients: Vec<_> = all.chunk_by(|_, next| !next.is_newest).collect();
-        // Whoever has no share is by himself.
-        assert_eq!(clients.len(), 7 + 10);
-        for client in clients {
-            assert!(
-                client
-                    .iter()
-                    .all(|one| one.conn.client() == client[0].conn.client())
-            );
-        }
-    }
-
-    #[test]
-    fn a_few_are_other_ones_each_time_and_never_too_many() {
-        let registry = registry();
-        let conns: Vec<_> = (0..200).map(conn).collect();
-        conns
-            .iter()
-            .for_each(|conn| _ = registry.enter(conn, 0, None).unwrap());
-        let mut seen = std::collections::HashSet::new();
-        for turn in 0..200 {
-            let mut few = Vec::new();
-            registry.copy_few(turn, 32, &mut few);
-            assert!(few.len() <= 32);
-            seen.extend(few.iter().map(|found| found.conn.id()));
-        }
-        assert_eq!(seen.len(), 200);
-    }
-}
+mod tests;

@@ -36,7 +36,7 @@ fn a_request_counts_from_its_head_to_its_drop() {
 fn bytes_before_the_declared_end_of_a_body_belong_to_it() {
     let conn = conn();
     let state = conn.state();
-    state.add_read(100); // A head, and some of the body as far as anybody knows.
+    state.add_read(100); // A head, and possibly some of the body.
     let request = conn.begin_request(false);
     request.expect_body(Some(1000));
     drop(request);
@@ -47,7 +47,7 @@ fn bytes_before_the_declared_end_of_a_body_belong_to_it() {
     assert!(!state.stats().body_left && !state.stats().more_was_read);
     state.add_read(100);
     assert!(!state.stats().body_left && state.stats().more_was_read);
-    // The next one has all of its body with it.
+    // The next request arrives with its complete body.
     let request = conn.begin_request(false);
     request.expect_body(Some(100));
     drop(request);
@@ -139,13 +139,12 @@ fn a_connection_is_idle_as_long_as_nothing_is_going_on() {
             requests,
             ..
         } = conn.state().stats();
-        let rest = IdleStats {
+        let expected = is_idle.then_some(IdleStats {
             read,
             written,
             requests,
-        };
-        let rest = is_idle.then_some(rest);
-        assert_eq!(conn.state().idle_stats(), rest, "change {at}");
+        });
+        assert_eq!(conn.state().idle_stats(), expected, "change {at}");
         conn.state().request_close(decision);
         assert_eq!(conn.state().idle_stats(), None, "change {at}, decided");
     }
@@ -188,7 +187,7 @@ fn uploads_and_waiting_responses_are_counted_while_in_flight() {
     second.set_waiting(true);
     assert_eq!(counts(), (2, 1, true));
     drop(first);
-    assert_eq!(counts(), (1, 1, true)); // Until the next look.
+    assert_eq!(counts(), (1, 1, true)); // The upload counts until the next sweep.
     assert!(state.take_stats().uploading);
     assert_eq!(counts(), (1, 1, false));
     second.set_waiting(false);
@@ -205,12 +204,12 @@ fn only_a_cancellation_within_a_second_before_the_response_head_is_early() {
     let totals = conn.state().totals().unwrap();
     totals.set_time(u32::MAX - 500);
     let (early, late) = (conn.begin_request(true), conn.begin_request(true));
-    let (mut headed, mut answered) = (conn.begin_request(true), conn.begin_request(true));
-    headed.set_responded();
+    let (mut responded, mut answered) = (conn.begin_request(true), conn.begin_request(true));
+    responded.set_responded();
     answered.set_answered();
     assert_eq!(totals.in_flight(), 4);
     totals.set_time(498);
-    drop((early, headed, answered));
+    drop((early, responded, answered));
     totals.set_time(499);
     drop(late);
     let stats = conn.state().stats();
@@ -238,34 +237,36 @@ fn only_a_cancellation_within_a_second_before_the_response_head_is_early() {
 }
 
 #[test]
-fn one_client_may_have_no_more_in_flight_than_it_leaves_and_one_on_each_connection() {
+fn a_client_may_have_no_more_in_flight_than_it_leaves_and_one_per_connection() {
     let mut totals = ConnTotals::default();
     totals.max_in_flight = Some(100);
     totals.peers_are_clients = true;
     totals.reserved = Arc::from(["198.51.100.0/24".parse().unwrap()]);
     let totals = Arc::new(totals);
     let conn = |ip: Ipv4Addr| conn_with(&totals, ip);
-    let of = |last| conn(Ipv4Addr::new(192, 0, 2, last));
+    let conn_of_client = |last| conn(Ipv4Addr::new(192, 0, 2, last));
     let admitted = |conn: &ConnHandle| {
         let all = (0..100).map(|_| conn.begin_request(true));
         all.filter(|request| request.exceeded_limit().is_none())
             .collect::<Vec<_>>()
     };
-    // Alone, half of three quarters; then one for each connection.
-    let (first, second) = (admitted(&of(1)), admitted(&of(1)));
+    // A single client gets half of three quarters, then one request per connection.
+    let (first, second) = (admitted(&conn_of_client(1)), admitted(&conn_of_client(1)));
     assert_eq!((first.len(), second.len()), (37, 1));
-    // Somebody else, half of what is left.
-    let other = admitted(&of(2));
+    // A second client gets half of what is left.
+    let other = admitted(&conn_of_client(2));
     assert_eq!(other.len(), 18);
-    // The last quarter is for connections with no other, whose ever they are.
-    let single: Vec<_> = (0..44).map(|_| of(1).begin_request(false)).collect();
+    // The last quarter is for the first request of each connection, also of a client at its limit.
+    let single: Vec<_> = (0..44)
+        .map(|_| conn_of_client(1).begin_request(false))
+        .collect();
     assert!(
         single
             .iter()
             .all(|request| request.exceeded_limit().is_none())
     );
     assert_eq!(
-        of(3).begin_request(false).exceeded_limit(),
+        conn_of_client(3).begin_request(false).exceeded_limit(),
         Some((100, 101))
     );
     assert_eq!(
@@ -274,14 +275,14 @@ fn one_client_may_have_no_more_in_flight_than_it_leaves_and_one_on_each_connecti
             .exceeded_limit(),
         None
     );
-    let mut refused = of(3).begin_request(false);
+    let mut refused = conn_of_client(3).begin_request(false);
     assert_eq!(totals.in_flight(), 101);
     refused.leave_totals();
     assert_eq!(totals.in_flight(), 100);
     drop((first, second, other, single, refused));
     assert_eq!(totals.in_flight(), 0);
-    assert_eq!(admitted(&of(1)).len(), 37);
-    // Who nobody is, has as many as there may be.
+    assert_eq!(admitted(&conn_of_client(1)).len(), 37);
+    // For an unknown client only the total is limited.
     assert_eq!(admitted(&conn(Ipv4Addr::UNSPECIFIED)).len(), 100);
 }
 

@@ -3,16 +3,18 @@ use crate::connection::{ConnHandle, decision::CloseMode};
 use palisade_core::Prefix;
 use std::{net::Ipv4Addr, sync::atomic::AtomicUsize, task::Wake};
 
+/// A waker that counts its wakes.
 #[derive(Default)]
-struct Counter(AtomicUsize);
+struct CountingWaker(AtomicUsize);
 
-impl Wake for Counter {
+impl Wake for CountingWaker {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, Relaxed);
     }
 }
 
-fn leave(conn: &ConnHandle) {
+/// Uncounts the connection, as when its socket is dropped.
+fn drop_socket(conn: &ConnHandle) {
     conn.state().release_upgrade(conn.known_client());
 }
 
@@ -24,7 +26,7 @@ fn conn(ip: impl Into<Ipv4Addr>, totals: &Arc<ConnTotals>) -> ConnHandle {
 #[test]
 fn the_first_decision_holds_and_wakes_the_task_once() {
     let state = ConnState::default();
-    let counter = Arc::new(Counter::default());
+    let counter = Arc::new(CountingWaker::default());
     let waker = counter.clone().into();
     state.park_reader(&waker);
     state.park_writer(&waker);
@@ -43,7 +45,7 @@ fn the_first_decision_holds_and_wakes_the_task_once() {
 
 #[test]
 fn each_side_is_woken_in_the_task_that_polled_it_last() {
-    let counters: [Arc<Counter>; 4] = Default::default();
+    let counters: [Arc<CountingWaker>; 4] = Default::default();
     let wakers = counters.clone().map(Waker::from);
     let woken = |parked: &[(Side, usize)]| {
         let state = ConnState::default();
@@ -85,7 +87,7 @@ fn each_side_is_woken_in_the_task_that_polled_it_last() {
 fn a_task_that_parks_during_the_decision_sees_it_or_is_woken() {
     for round in 0..5000 {
         let state = ConnState::default();
-        let counter = Arc::new(Counter::default());
+        let counter = Arc::new(CountingWaker::default());
         let waker = counter.clone().into();
         let decision = CloseDecision {
             reason: Reason::Idle,
@@ -158,8 +160,8 @@ fn any_byte_taken_ends_a_blocked_write() {
 #[test]
 fn a_writer_that_is_asked_reports_again() {
     let state = ConnState::default();
-    let counter = Arc::new(Counter::default());
-    state.ask_writer(); // Nobody does.
+    let counter = Arc::new(CountingWaker::default());
+    state.ask_writer(); // No bytes wait, so this has no effect.
     state.set_write_blocked();
     state.park_writer(&counter.clone().into());
     state.ask_writer();
@@ -170,7 +172,7 @@ fn a_writer_that_is_asked_reports_again() {
 }
 
 #[test]
-fn upgraded_connections_are_counted_until_they_close_and_no_more_than_the_limit() {
+fn upgraded_connections_are_limited_and_counted_until_they_close() {
     let mut totals = ConnTotals::default();
     totals.max_upgraded = Some(1);
     let totals = Arc::new(totals);
@@ -181,26 +183,26 @@ fn upgraded_connections_are_counted_until_they_close_and_no_more_than_the_limit(
     assert_eq!(totals.upgraded(), 1);
     assert_eq!(second.upgrade(), Err((1, 2)));
     assert!(!second.state().is_upgraded());
-    leave(&first);
-    leave(&first);
+    drop_socket(&first);
+    drop_socket(&first);
     assert_eq!(totals.upgraded(), 0);
     second.upgrade().unwrap();
     second.end_upgrade();
     second.end_upgrade();
     assert!(totals.upgraded() == 0 && !second.state().is_upgraded());
     second.upgrade().unwrap();
-    leave(&second);
+    drop_socket(&second);
     second.end_upgrade();
-    // A tunnel whose connection is gone already.
+    // A tunnel of a connection that is closed already is not counted.
     second.upgrade().unwrap();
-    let gone = conn();
-    leave(&gone);
-    gone.upgrade().unwrap();
+    let closed = conn();
+    drop_socket(&closed);
+    closed.upgrade().unwrap();
     assert_eq!(totals.upgraded(), 0);
 }
 
 #[test]
-fn one_client_may_have_no_more_upgraded_than_it_leaves_and_each_may_have_one() {
+fn a_client_may_upgrade_no_more_connections_than_it_leaves_and_at_least_one() {
     let mut totals = ConnTotals::default();
     totals.max_upgraded = Some(20);
     totals.peers_are_clients = true;
@@ -215,16 +217,16 @@ fn one_client_may_have_no_more_upgraded_than_it_leaves_and_each_may_have_one() {
     assert!(others.iter().all(|conn| conn.upgrade().is_ok()));
     assert_eq!(totals.upgraded(), 20);
     assert_eq!(conn(99).upgrade(), Err((20, 21)));
-    first.iter().chain(&others).for_each(leave);
+    first.iter().chain(&others).for_each(drop_socket);
     assert_eq!(totals.upgraded(), 0);
     let again: Vec<_> = (0..7).map(|_| conn(1)).collect();
     assert!(again.iter().all(|conn| conn.upgrade().is_ok()));
-    again.iter().for_each(leave);
-    // Of a Unix socket nobody knows who it is: only the whole counts.
+    again.iter().for_each(drop_socket);
+    // The client of a Unix socket is unknown: only the total is limited.
     let unknown = || self::conn(Ipv4Addr::UNSPECIFIED, &totals);
     let all: Vec<_> = (0..20).map(|_| unknown()).collect();
     assert!(all.iter().all(|conn| conn.upgrade().is_ok()));
     assert_eq!(unknown().upgrade(), Err((20, 21)));
-    all.iter().for_each(leave);
+    all.iter().for_each(drop_socket);
     assert_eq!((totals.upgraded(), totals.upgraded_clients()), (0, 0));
 }
