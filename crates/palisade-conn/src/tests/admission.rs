@@ -1,0 +1,121 @@
+//! The cap, reserved places and accept rates.
+
+use super::*;
+use palisade_core::Phase;
+use tokio::time::{advance, sleep};
+
+#[tokio::test(start_paused = true)]
+async fn at_the_cap_a_new_connection_is_refused_if_all_others_work() {
+    let (guard, journal) =
+        tracking_guard(ConnGuard::builder().max_connections(4).no_max_per_client());
+    let pairs: Vec<_> = (0..4)
+        .map(|_| connect_working(&guard, 1).unwrap())
+        .collect();
+    sleep(2 * TICK).await;
+    let error = connect_from(&guard, 2).err().unwrap();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    let expected = (Reason::ConnectionsFull, Phase::Accept);
+    assert_eq!(
+        (violation(&error).reason, violation(&error).phase),
+        expected
+    );
+    assert_eq!(journal.disconnected().len(), 1);
+    assert_eq!(guard.snapshot().refused, 1);
+    drop(pairs);
+    connect_from(&guard, 2).unwrap();
+    assert_nothing_left(&guard);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_places_are_reserved_for_the_given_networks() {
+    let builder = ConnGuard::builder()
+        .max_connections(10)
+        .max_per_client(1)
+        .accept_rate(1, 1);
+    let office = "192.0.2.200/29".parse().unwrap();
+    let builder = builder.no_max_per_network().no_accept_rate_per_network();
+    let (guard, journal) = tracking_guard(builder.reserve(4, [office]));
+    let working = |last| connect_working(&guard, last);
+    let mut attack: Vec<_> = (0..6).map(|last| working(last).unwrap()).collect();
+    let refused = violation(&working(7).err().unwrap());
+    assert_eq!(
+        (refused.reason, refused.limit),
+        (Reason::ConnectionsFull, 6)
+    );
+    // One reserved address may take all places, at any rate.
+    let reserved: Vec<_> = (0..4).map(|_| working(201).unwrap()).collect();
+    let refused = violation(&working(202).err().unwrap());
+    assert_eq!(
+        (refused.reason, refused.limit),
+        (Reason::ConnectionsFull, 10)
+    );
+    drop(reserved);
+
+    // An idle connection with a reserved place is evicted after all others, and only for another
+    // connection with a reserved place.
+    let mut idle = connect_from(&guard, 201).unwrap();
+    serve_once(&mut idle, false).await;
+    attack.truncate(3);
+    sleep(10 * SECOND).await;
+    let mut other = connect_from(&guard, 20).unwrap();
+    for _ in 0..100 {
+        serve_once(&mut other, false).await;
+    }
+    let _next = working(21).unwrap();
+    assert!(other.decision().is_some());
+    assert!(idle.decision().is_none());
+    drop(other);
+    let _last = working(22).unwrap();
+    assert!(idle.decision().is_none());
+    let _reserved = [working(203).unwrap(), working(203).unwrap()];
+    assert!(idle.decision().is_some());
+    assert!(
+        journal
+            .disconnected()
+            .iter()
+            .all(|(violation, _)| violation.reason != Reason::AcceptRate)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_network_has_the_accept_rate_of_four_clients() {
+    let (guard, journal) = tracking_guard(ConnGuard::builder().accept_rate(10, 20));
+    let admitted = (0..200)
+        .filter_map(|last| connect_from(&guard, last).ok())
+        .count();
+    assert_eq!(admitted, 80);
+    assert!(
+        journal
+            .disconnected()
+            .iter()
+            .all(|(violation, _)| violation.reason == Reason::AcceptRate)
+    );
+    let of_other_network = Some(([198, 51, 100, 1], 1).into());
+    let transport = TestTransport::new(duplex(1).0);
+    guard.admit(transport, of_other_network, None).unwrap();
+    sleep(SECOND).await;
+    let admitted = (0..200)
+        .filter_map(|last| connect_from(&guard, last).ok())
+        .count();
+    assert_eq!(admitted, 40);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_above_the_accept_rate_is_refused_and_others_are_not() {
+    let (guard, journal) = tracking_guard(ConnGuard::builder().accept_rate(10, 5));
+    let admitted = |last, times| {
+        (0..times)
+            .filter(|_| connect_from(&guard, last).is_ok())
+            .count()
+    };
+    assert_eq!(admitted(1, 20), 5);
+    assert_eq!(admitted(2, 5), 5);
+    advance(SECOND / 2).await;
+    assert_eq!(admitted(1, 20), 5);
+    let (violation, _) = journal.disconnected()[0];
+    assert_eq!(
+        (violation.reason, violation.phase, violation.limit),
+        (Reason::AcceptRate, Phase::Accept, 0)
+    );
+    assert_eq!(violation.observed, 100); // Milliseconds until the next connection is admitted.
+}

@@ -1,0 +1,54 @@
+//! Shorter timeouts under pressure.
+
+use super::*;
+use crate::Pressure;
+use tokio::time::sleep;
+
+#[tokio::test(start_paused = true)]
+async fn under_pressure_silent_and_idle_connections_are_closed_sooner_and_working_ones_are_not() {
+    let pressure = Pressure::default();
+    let (guard, _) = tracking_guard(ConnGuard::builder().pressure(pressure.clone()));
+    let (mut silent, mut idle, working) = (connect(&guard), connect(&guard), connect(&guard));
+    serve_once(&mut idle, false).await;
+    let _request = working.server.conn().begin_request(false);
+    pressure.set(1.0);
+    let ((silent_after, silent_result), (idle_after, idle_result)) = tokio::join!(
+        read_until_closed(&mut silent.server),
+        read_until_closed(&mut idle.server)
+    );
+    assert_eq!(silent_after, 3 * SECOND);
+    // The reported limit is the shorter timeout.
+    let (reason, limit) = (
+        violation(&silent_result.unwrap_err()).reason,
+        guard.recently_closed()[1].limit,
+    );
+    assert_eq!((reason, limit), (Reason::FirstRequest, 3000));
+    assert_within_two_ticks(idle_after, 2 * SECOND);
+    idle_result.unwrap();
+    sleep(60 * SECOND).await;
+    assert!(working.decision().is_none());
+    // Without pressure the timeout is the configured one again.
+    pressure.set(0.8);
+    let mut silent = connect(&guard);
+    assert_eq!(read_until_closed(&mut silent.server).await.0, 10 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn working_connections_near_the_cap_raise_the_pressure() {
+    let (guard, _) = tracking_guard(ConnGuard::builder().max_connections(20).no_max_per_client());
+    let mut idle = connect(&guard);
+    for _ in 0..20 {
+        serve_once(&mut idle, false).await;
+    }
+    let _working: Vec<_> = (0..17)
+        .map(|_| connect_working(&guard, 1).unwrap())
+        .collect();
+    assert_eq!(guard.snapshot().pressure, 0.0); // 18 of 20 are open: eviction has not begun.
+    // More connections are admitted than can be evicted in time.
+    guard.shared().open.fetch_add(2, Relaxed);
+    assert_eq!(guard.snapshot().pressure, 1.0);
+    assert_eq!(gauge(&guard, Gauge::PressurePercent), Some(100));
+    let (after, _) = read_until_closed(&mut idle.server).await;
+    assert_within_two_ticks(after, 2 * SECOND);
+    guard.shared().open.fetch_sub(2, Relaxed);
+}
