@@ -1,5 +1,5 @@
-//! A guarded connection under any order of polls, close decisions and pauses: a fuzz target, and a
-//! property test of the suite.
+//! A fuzz target and a property test: a guarded connection under any order of polls, close
+//! decisions and pauses.
 
 use crate::{
     CloseMode, ConnGuard, GuardedIo, Mode, Reason, Transport,
@@ -19,12 +19,18 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Each connection goes through so many steps at most.
-const STEPS: usize = 300;
+/// The largest number of steps of one run.
+const MAX_STEPS: usize = 300;
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What passes is what the transport has, in order and counted; nothing passes after a verdict,
-/// whoever waits when it comes is woken, and nothing is left in the end.
+/// Runs the steps that `data` encodes on a guarded connection.
+///
+/// Bytes pass in order and are counted. A close decision wakes each task that waits, and no bytes
+/// pass after it. In the end the guard counts nothing.
+///
+/// # Panics
+///
+/// If one of these does not hold.
 pub fn connection(data: &[u8]) {
     let [first, steps @ ..] = data else { return };
     let mode = match first % 8 {
@@ -44,13 +50,13 @@ pub fn connection(data: &[u8]) {
             .idle(8 * SECOND)
             .upgraded_idle(8 * SECOND);
         let guard = guard.head(4 * SECOND).write_stall(5 * SECOND).probe(SECOND);
-        let guard = guard.build().expect("these numbers can be");
-        let mut socket = Socket::new(&guard, mode, first & 8 != 0);
-        let conn = socket.io.conn().clone();
-        for &[kind, size] in steps.as_chunks().0.iter().take(STEPS) {
-            socket.step(&guard, kind, usize::from(size)).await;
+        let guard = guard.build().expect("the configuration is valid");
+        let mut harness = Harness::new(&guard, mode, first & 8 != 0);
+        let conn = harness.io.conn().clone();
+        for &[kind, size] in steps.as_chunks().0.iter().take(MAX_STEPS) {
+            harness.step(&guard, kind, usize::from(size)).await;
         }
-        drop(socket);
+        drop(harness);
         let now = guard.snapshot();
         assert_eq!(
             (
@@ -68,21 +74,22 @@ pub fn connection(data: &[u8]) {
     });
 }
 
-/// A connection, whoever polls it, and what they must see.
-struct Socket {
-    io: GuardedIo<Wire>,
-    wire: Rc<RefCell<State>>,
+/// A guarded connection, the tasks that poll it, and what they are expected to see.
+struct Harness {
+    io: GuardedIo<FakeTransport>,
+    transport: Rc<RefCell<TransportState>>,
     mode: Mode,
-    /// Of one task, or of one that reads and one that writes. Where there are two it carries no
-    /// HTTP, which hyper always serves in one.
+    /// The first task reads and writes. If `is_split`, it reads and the second one writes.
     tasks: [Arc<Task>; 2],
-    in_two: bool,
-    /// Which of them have waited for it, and are woken ever after.
+    /// Whether two tasks share the connection. It carries no HTTP then, because hyper always serves
+    /// HTTP in one task.
+    is_split: bool,
+    /// Which tasks have waited for the connection. They are woken from then on.
     parked: [bool; 2],
-    /// To look whether its client is still there.
-    is_asked: bool,
+    /// Whether the next poll has to check whether the client has hung up.
+    probe_requested: bool,
     requests: Vec<InFlight>,
-    others: Vec<GuardedIo<Wire>>,
+    other_ios: Vec<GuardedIo<FakeTransport>>,
 }
 
 #[derive(Default)]
@@ -90,30 +97,31 @@ struct Task {
     woken: AtomicBool,
 }
 
-// === Socket ===
+// === Harness ===
 
-impl Socket {
-    fn new(guard: &ConnGuard, mode: Mode, in_two: bool) -> Self {
-        let wire = Rc::default();
+impl Harness {
+    fn new(guard: &ConnGuard, mode: Mode, is_split: bool) -> Self {
+        let transport = Rc::default();
         let io = guard.admit(
-            Wire(Rc::clone(&wire)),
+            FakeTransport(Rc::clone(&transport)),
             Some(([192, 0, 2, 1], 1).into()),
             None,
         );
-        let io = io.expect("the first one has a place");
+        let io = io.expect("the first connection is admitted");
         Self {
             io,
-            wire,
+            transport,
             mode,
             tasks: Default::default(),
-            in_two,
+            is_split,
             parked: [false; 2],
-            is_asked: false,
+            probe_requested: false,
             requests: Vec::new(),
-            others: Vec::new(),
+            other_ios: Vec::new(),
         }
     }
 
+    /// Runs one step. A decision may only be made where there was none, and wakes the tasks.
     async fn step(&mut self, guard: &ConnGuard, kind: u8, size: usize) {
         let conn = self.io.conn().clone();
         let before = conn.state().decision();
@@ -121,84 +129,88 @@ impl Socket {
             .iter()
             .for_each(|task| task.woken.store(false, Relaxed));
         match kind % 24 {
-            0..2 => self.wire.borrow_mut().arrive(size * 16),
-            2..4 => self.wire.borrow_mut().make_room(size * 16),
+            0..2 => self.transport.borrow_mut().arrive(size * 16),
+            2..4 => self.transport.borrow_mut().add_write_capacity(size * 16),
             4..8 => return self.read(size),
             8..10 => return self.write(&[size]),
             10 => return self.write(&[size / 2, 0, size]),
             11..14 => return self.flush(),
-            15 => self.wire.borrow_mut().is_stuck ^= true,
-            16 => self.wire.borrow_mut().has_hung_up = true,
-            17 if size < 4 => self.wire.borrow_mut().fails = true,
-            17 if size < 32 => self.wire.borrow_mut().has_ended = true,
-            14 | 17 => return self.shut_down(),
+            15 => self.transport.borrow_mut().is_flush_blocked ^= true,
+            16 => self.transport.borrow_mut().has_hung_up = true,
+            17 if size < 4 => self.transport.borrow_mut().is_failing = true,
+            17 if size < 32 => self.transport.borrow_mut().has_ended = true,
+            14 | 17 => return self.shutdown(),
             18 => {
                 conn.state().probe();
-                self.is_asked = true;
-                self.all_woken();
+                self.probe_requested = true;
+                self.assert_parked_tasks_woken();
             }
             19 => {
                 conn.state().end_lingering();
-                self.all_woken();
+                self.assert_parked_tasks_woken();
             }
             20 if size.is_multiple_of(8) => {
-                let ending = if size < 128 {
+                let mode = if size < 128 {
                     CloseMode::Graceful
                 } else {
                     CloseMode::Reset
                 };
-                let is_ended = guard.close(&conn, Reason::Idle, ending);
-                assert!(!is_ended || before.is_none());
+                let is_first = guard.close(&conn, Reason::Idle, mode);
+                assert!(!is_first || before.is_none());
             }
-            20 if self.in_two => {}
+            20 if self.is_split => {}
             20 if size % 8 == 1 => conn.state().set_upgraded(),
             20 => conn.set_tracked(),
             21 if size.is_multiple_of(2) => drop(self.requests.pop()),
             21 => self
                 .requests
                 .extend(InFlight::begin(conn.info(), size % 4 == 1)),
-            22 if size.is_multiple_of(2) => drop(self.others.pop()),
-            22 => self.others.extend(guard.admit(Wire::default(), None, None)),
+            22 if size.is_multiple_of(2) => drop(self.other_ios.pop()),
+            22 => self
+                .other_ios
+                .extend(guard.admit(FakeTransport::default(), None, None)),
             _ => tokio::time::sleep(Duration::from_millis(size as u64 * 40)).await,
         }
         match (before, conn.state().decision()) {
-            (None, Some(_)) => self.all_woken(),
+            (None, Some(_)) => self.assert_parked_tasks_woken(),
             (before, now) => assert_eq!(before, now),
         }
     }
 
     fn read(&mut self, size: usize) {
-        let taken = self.wire.borrow().taken;
+        let read_before = self.transport.borrow().read;
         let mut buf = vec![0; size];
         let mut buf = ReadBuf::new(&mut buf);
-        let (result, verdict) = self.poll_and_look(0, |io, cx| io.poll_read(cx, &mut buf));
-        let wire = self.wire.borrow();
+        let (result, decision) = self.poll_and_check_probe(0, |io, cx| io.poll_read(cx, &mut buf));
+        let transport = self.transport.borrow();
         let filled = buf.filled();
         assert!(
             filled
                 .iter()
                 .copied()
-                .eq((taken..wire.taken).map(|place| place as u8))
+                .eq((read_before..transport.read).map(|position| position as u8))
         );
-        match (verdict.map(|verdict| verdict.mode), &result) {
+        match (decision.map(|decision| decision.mode), &result) {
             (Some(CloseMode::Graceful), Poll::Ready(Ok(()))) => assert!(filled.is_empty()),
             (Some(CloseMode::Reset), Poll::Ready(Err(_))) => {
-                assert!(filled.is_empty() && wire.is_reset);
+                assert!(filled.is_empty() && transport.is_reset);
             }
-            (Some(_), other) => panic!("{other:?} after a verdict"),
+            (Some(_), other) => panic!("{other:?} after a decision"),
             (None, Poll::Ready(Ok(()))) => {
-                assert!(size == 0 || !filled.is_empty() || wire.has_ended);
+                assert!(size == 0 || !filled.is_empty() || transport.has_ended);
             }
-            (None, Poll::Ready(Err(_))) => assert!(wire.fails),
-            (None, Poll::Pending) => assert_eq!(wire.taken, wire.arrived),
+            (None, Poll::Ready(Err(_))) => assert!(transport.is_failing),
+            (None, Poll::Pending) => assert_eq!(transport.read, transport.arrived),
         }
     }
 
-    /// One slice, or several at once.
+    /// Writes bytes of these `lengths`: one slice, or several at once.
     fn write(&mut self, lengths: &[usize]) {
-        let sent = self.wire.borrow().sent;
+        let written_before = self.transport.borrow().written;
         let all: usize = lengths.iter().sum();
-        let bytes: Vec<u8> = (sent..sent + all).map(|place| place as u8).collect();
+        let bytes: Vec<u8> = (written_before..written_before + all)
+            .map(|position| position as u8)
+            .collect();
         let result = if lengths.len() == 1 {
             self.poll(1, |io, cx| io.poll_write(cx, &bytes))
         } else {
@@ -211,81 +223,86 @@ impl Socket {
             let slices: Vec<_> = cut.collect();
             self.poll(1, |io, cx| io.poll_write_vectored(cx, &slices))
         };
-        let wire = self.wire.borrow();
-        let took = wire.sent - sent;
+        let transport = self.transport.borrow();
+        let count_written = transport.written - written_before;
         match (self.decision(), &result) {
-            (Some(verdict), Poll::Ready(Err(_))) => {
-                assert!(took == 0 && wire.is_reset == (verdict.mode == CloseMode::Reset));
+            (Some(decision), Poll::Ready(Err(_))) => {
+                assert!(
+                    count_written == 0 && transport.is_reset == (decision.mode == CloseMode::Reset)
+                );
             }
-            (Some(_), other) => panic!("{other:?} after a verdict"),
-            (None, Poll::Ready(Ok(count))) => assert_eq!(*count, took),
-            (None, Poll::Ready(Err(_))) => assert!(wire.fails && took == 0),
+            (Some(_), other) => panic!("{other:?} after a decision"),
+            (None, Poll::Ready(Ok(count))) => assert_eq!(*count, count_written),
+            (None, Poll::Ready(Err(_))) => assert!(transport.is_failing && count_written == 0),
             (None, Poll::Pending) => {
                 let is_blocked = self.io.conn().state().stats().write_blocked;
-                assert!(took == 0 && (is_blocked || all == 0 || self.mode == Mode::Off));
+                assert!(count_written == 0 && (is_blocked || all == 0 || self.mode == Mode::Off));
             }
         }
     }
 
     fn flush(&mut self) {
-        let (result, verdict) = self.poll_and_look(1, AsyncWrite::poll_flush);
+        let (result, decision) = self.poll_and_check_probe(1, AsyncWrite::poll_flush);
         let is_error = matches!(result, Poll::Ready(Err(_)));
-        let wire = self.wire.borrow();
-        assert!(is_error == (verdict.is_some() || wire.fails));
-        assert!(result.is_pending() == (wire.is_stuck && !is_error));
-        // hyper may call nothing else: whoever flushes is woken from now on.
-        self.parked[0] |= self.mode != Mode::Off && !self.in_two && !is_error;
+        let transport = self.transport.borrow();
+        assert!(is_error == (decision.is_some() || transport.is_failing));
+        assert!(result.is_pending() == (transport.is_flush_blocked && !is_error));
+        // hyper may call nothing else, so a task that flushes is woken from now on.
+        self.parked[0] |= self.mode != Mode::Off && !self.is_split && !is_error;
     }
 
-    fn shut_down(&mut self) {
-        let (was_shut, taken) = (self.wire.borrow().is_shut, self.wire.borrow().taken);
+    fn shutdown(&mut self) {
+        let was_shut = self.transport.borrow().is_shut;
+        let read_before = self.transport.borrow().read;
         let result = self.poll(1, AsyncWrite::poll_shutdown);
-        let wire = self.wire.borrow();
-        match (self.decision().map(|verdict| verdict.mode), &result) {
-            (_, Poll::Ready(Ok(()))) => assert!(wire.is_shut),
+        let transport = self.transport.borrow();
+        match (self.decision().map(|decision| decision.mode), &result) {
+            (_, Poll::Ready(Ok(()))) => assert!(transport.is_shut),
             (Some(CloseMode::Reset), Poll::Ready(Err(_))) => {
-                assert!(wire.is_reset && wire.is_shut == was_shut);
+                assert!(transport.is_reset && transport.is_shut == was_shut);
             }
-            (_, Poll::Ready(Err(_))) => assert!(wire.fails || wire.is_stuck),
-            // It lingers, or the transport takes its time.
-            (None, Poll::Pending) => assert!(wire.is_shut || wire.is_stuck),
-            (Some(_), Poll::Pending) => panic!("it waits after a verdict"),
+            (_, Poll::Ready(Err(_))) => assert!(transport.is_failing || transport.is_flush_blocked),
+            // The connection lingers, or the transport is not ready.
+            (None, Poll::Pending) => assert!(transport.is_shut || transport.is_flush_blocked),
+            (Some(_), Poll::Pending) => panic!("the shutdown is pending after a decision"),
         }
-        assert!(self.decision().is_none() || wire.taken == taken);
+        assert!(self.decision().is_none() || transport.read == read_before);
     }
 
-    /// A poll that also looks after the client if it was asked to, and the verdict that it found.
-    fn poll_and_look<T>(
+    /// Polls with a function that also answers a probe, and returns the decision after it.
+    fn poll_and_check_probe<T>(
         &mut self,
         side: usize,
-        poll: impl FnOnce(Pin<&mut GuardedIo<Wire>>, &mut Context<'_>) -> Poll<T>,
+        poll: impl FnOnce(Pin<&mut GuardedIo<FakeTransport>>, &mut Context<'_>) -> Poll<T>,
     ) -> (Poll<T>, Option<CloseDecision>) {
         let before = self.decision();
         let result = self.poll(side, poll);
         let after = self.decision();
-        let is_gone = self.wire.borrow().has_hung_up && !self.io.conn().state().is_upgraded();
-        let is_found_out = before.is_none() && after.is_some();
-        assert!(before == after || is_found_out && is_gone);
-        let must_be = std::mem::take(&mut self.is_asked) && is_gone && self.mode == Mode::Enforce;
-        assert!(!must_be || after.is_some());
+        let is_gone = self.transport.borrow().has_hung_up && !self.io.conn().state().is_upgraded();
+        let is_detected = before.is_none() && after.is_some();
+        assert!(before == after || is_detected && is_gone);
+        let is_probed = std::mem::take(&mut self.probe_requested);
+        let must_detect = is_probed && is_gone && self.mode == Mode::Enforce;
+        assert!(!must_detect || after.is_some());
         (result, after)
     }
 
-    /// By the task of this `side`, which waits if there is nothing.
+    /// Polls in the task of this `side`: 0 reads and 1 writes. The task waits if the result is
+    /// pending.
     fn poll<T>(
         &mut self,
         side: usize,
-        poll: impl FnOnce(Pin<&mut GuardedIo<Wire>>, &mut Context<'_>) -> Poll<T>,
+        poll: impl FnOnce(Pin<&mut GuardedIo<FakeTransport>>, &mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
-        let side = if self.in_two { side } else { 0 };
+        let side = if self.is_split { side } else { 0 };
         let waker = Waker::from(Arc::clone(&self.tasks[side]));
         let result = poll(Pin::new(&mut self.io), &mut Context::from_waker(&waker));
         self.parked[side] |= result.is_pending() && self.mode != Mode::Off;
-        let (stats, wire) = (self.io.conn().state().stats(), self.wire.borrow());
+        let (stats, transport) = (self.io.conn().state().stats(), self.transport.borrow());
         let counted = if self.mode == Mode::Off {
             (0, 0)
         } else {
-            (wire.taken, wire.sent)
+            (transport.read, transport.written)
         };
         assert_eq!(
             (stats.read, stats.written),
@@ -298,7 +315,7 @@ impl Socket {
         self.io.conn().state().decision()
     }
 
-    fn all_woken(&self) {
+    fn assert_parked_tasks_woken(&self) {
         for (task, parked) in self.tasks.iter().zip(&self.parked) {
             assert!(!parked || task.woken.load(Relaxed));
         }
@@ -311,50 +328,50 @@ impl Wake for Task {
     }
 }
 
-// === Wire ===
+// === FakeTransport ===
 
-/// A transport whose every byte says where it stands.
+/// A transport on which the value of each byte is its position in the stream.
 #[derive(Debug, Default)]
-struct Wire(Rc<RefCell<State>>);
+struct FakeTransport(Rc<RefCell<TransportState>>);
 
 #[derive(Debug, Default)]
-struct State {
+struct TransportState {
     arrived: usize,
-    taken: usize,
-    room: usize,
-    sent: usize,
+    read: usize,
+    write_capacity: usize,
+    written: usize,
     has_ended: bool,
     has_hung_up: bool,
-    fails: bool,
-    is_stuck: bool,
+    is_failing: bool,
+    is_flush_blocked: bool,
     is_shut: bool,
     is_reset: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
 
-impl State {
+impl TransportState {
     fn arrive(&mut self, bytes: usize) {
         self.arrived += bytes;
         self.reader.take().into_iter().for_each(Waker::wake);
     }
 
-    fn make_room(&mut self, bytes: usize) {
-        self.room += bytes;
+    fn add_write_capacity(&mut self, bytes: usize) {
+        self.write_capacity += bytes;
         self.writer.take().into_iter().for_each(Waker::wake);
     }
 
-    fn fails(&self) -> io::Result<()> {
-        if self.fails {
+    fn check_failure(&self) -> io::Result<()> {
+        if self.is_failing {
             Err(io::ErrorKind::ConnectionReset.into())
         } else {
             Ok(())
         }
     }
 
-    fn settle(&mut self, cx: &Context<'_>) -> Poll<io::Result<()>> {
-        self.fails()?;
-        if self.is_stuck {
+    fn poll_unblocked(&mut self, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        self.check_failure()?;
+        if self.is_flush_blocked {
             self.writer = Some(cx.waker().clone());
             return Poll::Pending;
         }
@@ -362,7 +379,7 @@ impl State {
     }
 }
 
-impl Transport for Wire {
+impl Transport for FakeTransport {
     fn reset_on_close(&self) {
         self.0.borrow_mut().is_reset = true;
     }
@@ -372,28 +389,28 @@ impl Transport for Wire {
     }
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for FakeTransport {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let mut wire = self.0.borrow_mut();
-        wire.fails()?;
-        let count = buf.remaining().min(wire.arrived - wire.taken);
-        if count == 0 && buf.remaining() > 0 && !wire.has_ended {
-            wire.reader = Some(cx.waker().clone());
+        let mut transport = self.0.borrow_mut();
+        transport.check_failure()?;
+        let count = buf.remaining().min(transport.arrived - transport.read);
+        if count == 0 && buf.remaining() > 0 && !transport.has_ended {
+            transport.reader = Some(cx.waker().clone());
             return Poll::Pending;
         }
         for _ in 0..count {
-            buf.put_slice(&[wire.taken as u8]);
-            wire.taken += 1;
+            buf.put_slice(&[transport.read as u8]);
+            transport.read += 1;
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for FakeTransport {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -407,18 +424,20 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let mut wire = self.0.borrow_mut();
-        wire.fails()?;
-        if wire.room == 0 {
-            wire.writer = Some(cx.waker().clone());
+        let mut transport = self.0.borrow_mut();
+        transport.check_failure()?;
+        if transport.write_capacity == 0 {
+            transport.writer = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        let count = wire.room.min(slices.iter().map(|slice| slice.len()).sum());
+        let count = transport
+            .write_capacity
+            .min(slices.iter().map(|slice| slice.len()).sum());
         for byte in slices.iter().flat_map(|slice| slice.iter()).take(count) {
-            assert_eq!(*byte, wire.sent as u8);
-            wire.sent += 1;
+            assert_eq!(*byte, transport.written as u8);
+            transport.written += 1;
         }
-        wire.room -= count;
+        transport.write_capacity -= count;
         Poll::Ready(Ok(count))
     }
 
@@ -427,13 +446,13 @@ impl AsyncWrite for Wire {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.borrow_mut().settle(cx)
+        self.0.borrow_mut().poll_unblocked(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut wire = self.0.borrow_mut();
-        std::task::ready!(wire.settle(cx))?;
-        wire.is_shut = true;
+        let mut transport = self.0.borrow_mut();
+        std::task::ready!(transport.poll_unblocked(cx))?;
+        transport.is_shut = true;
         Poll::Ready(Ok(()))
     }
 }
@@ -444,7 +463,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn in_any_order_of_events_the_bytes_of_a_connection_are_in_order_and_nothing_is_left(
+        fn in_any_order_of_events_bytes_stay_in_order_and_nothing_is_left(
             data in vec(any::<u8>(), 0..600),
         ) {
             super::connection(&data);

@@ -1,10 +1,12 @@
-//! What a guard logs by itself. In a process of its own: where others make guards at the same moment,
-//! tracing may take it that nobody listens.
+//! The lines that a guard logs.
+//!
+//! They are tested in a process of their own: if other tests build guards at the same time, tracing
+//! may conclude that no subscriber is interested.
 #![cfg(feature = "tracing")]
-#![allow(clippy::unwrap_used, reason = "a test may")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use palisade_conn::{ConnGuard, Transport};
-use palisade_core::{Event as Heard, Metrics};
+use palisade_core::{Event as GuardEvent, Metrics};
 use std::{
     future::poll_fn,
     io,
@@ -16,6 +18,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tracing::{Event, Metadata, Subscriber, field, span};
 
+/// A subscriber that keeps the lines of guards.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<String>>>);
 
@@ -54,7 +57,7 @@ impl Lines {
     }
 }
 
-/// A client that has sent a byte, and no more.
+/// A socket on which one byte arrives, and no more. The field tells whether it has been read.
 struct OneByte(bool);
 
 impl Transport for OneByte {}
@@ -87,30 +90,31 @@ impl AsyncWrite for OneByte {
     }
 }
 
-/// Hears, and logs nothing.
-struct Hears;
+/// Metrics that ignore every event.
+struct Ignores;
 
-impl Metrics for Hears {
-    fn record(&self, _: &Heard<'_>) {}
+impl Metrics for Ignores {
+    fn record(&self, _: &GuardEvent<'_>) {}
 }
 
+/// Metrics that panic on every event.
 struct Panics;
 
 impl Metrics for Panics {
-    fn record(&self, event: &Heard<'_>) {
+    fn record(&self, event: &GuardEvent<'_>) {
         panic!("{event:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_guard_says_how_many_there_may_be_and_once_that_nobody_tells_of_requests() {
+async fn a_guard_logs_its_cap_and_each_problem_once() {
     let lines = Lines::default();
-    let _listening = tracing::subscriber::set_default(lines.clone());
+    let _subscribed = tracing::subscriber::set_default(lines.clone());
     let guard = ConnGuard::builder().max_connections(5000).build().unwrap();
     drop(guard.clone());
-    let said = lines.take();
-    let [line] = &said[..] else {
-        panic!("{said:?}")
+    let logged = lines.take();
+    let [line] = &logged[..] else {
+        panic!("{logged:?}")
     };
     for part in [
         "connections=5000 ",
@@ -125,7 +129,7 @@ async fn a_guard_says_how_many_there_may_be_and_once_that_nobody_tells_of_reques
         let mut io = guard.admit(OneByte(false), peer, None).unwrap();
         io.read_u8().await.unwrap();
         tokio::time::sleep(Duration::from_secs(60)).await;
-        // Still there: nobody knows that it is at nothing.
+        // The connection is not closed: without tracking it counts as working.
         let mut byte = [0; 1];
         let read = poll_fn(|cx| {
             Poll::Ready(Pin::new(&mut io).poll_read(cx, &mut ReadBuf::new(&mut byte)))
@@ -134,30 +138,30 @@ async fn a_guard_says_how_many_there_may_be_and_once_that_nobody_tells_of_reques
     };
     serve(&guard).await;
     serve(&guard).await;
-    let said = lines.take();
-    let [line] = &said[..] else {
-        panic!("{said:?}")
+    let logged = lines.take();
+    let [line] = &logged[..] else {
+        panic!("{logged:?}")
     };
     assert!(
         line.contains("connections=1") && line.contains("connected(app)"),
         "{line}"
     );
 
-    // Metrics that hear it need not show it.
-    let guard = ConnGuard::builder().metrics(Hears).build().unwrap();
+    // The line is logged also where metrics receive the event.
+    let guard = ConnGuard::builder().metrics(Ignores).build().unwrap();
     lines.take();
     serve(&guard).await;
     assert_eq!(lines.take().len(), 1);
 
-    // Metrics that panic on every event, of which a guard has several: one line.
+    // Metrics that panic on each of several events are logged once.
     let guard = ConnGuard::builder().metrics(Panics).build().unwrap();
     lines.take();
     let peer = Some(([192, 0, 2, 1], 1).into());
     drop(guard.admit(OneByte(false), peer, None).unwrap());
     drop(guard.admit(OneByte(false), peer, None).unwrap());
-    let said = lines.take();
-    let [line] = &said[..] else {
-        panic!("{said:?}")
+    let logged = lines.take();
+    let [line] = &logged[..] else {
+        panic!("{logged:?}")
     };
     assert!(line.contains("the metrics of a guard panicked"), "{line}");
 }

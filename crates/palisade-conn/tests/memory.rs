@@ -1,6 +1,6 @@
-//! What a guarded connection costs in memory, and that nothing of it stays.
+//! The memory that a guarded connection takes, and that all of it is released.
 //!
-//! One test: the allocator counts for the whole process.
+//! There is one test, because the allocator counts for the whole process.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use palisade_conn::{ConnGuard, GuardedIo, Transport};
@@ -22,13 +22,13 @@ static ALLOCATOR: CountingAllocator = CountingAllocator::new();
 
 const CONNECTIONS: u32 = 10_000;
 
-/// Takes no memory, gives nothing, takes everything.
+/// A transport without memory of its own. It returns no bytes and accepts all that are written.
 #[derive(Debug)]
-struct Nothing;
+struct NullTransport;
 
-impl Transport for Nothing {}
+impl Transport for NullTransport {}
 
-impl AsyncRead for Nothing {
+impl AsyncRead for NullTransport {
     fn poll_read(
         self: Pin<&mut Self>,
         _: &mut Context<'_>,
@@ -38,7 +38,7 @@ impl AsyncRead for Nothing {
     }
 }
 
-impl AsyncWrite for Nothing {
+impl AsyncWrite for NullTransport {
     fn poll_write(
         self: Pin<&mut Self>,
         _: &mut Context<'_>,
@@ -56,25 +56,25 @@ impl AsyncWrite for Nothing {
     }
 }
 
-/// Whose ten thousand connections are.
+/// How ten thousand connections are spread over clients.
 #[derive(Clone, Copy, Debug)]
-enum Of {
+enum Spread {
     TwoHundredClients,
-    AClientEach,
-    ANetworkEach,
+    OneClientEach,
+    OneNetworkEach,
 }
 
-fn connect(guard: &ConnGuard, of: Of) -> Vec<GuardedIo<Nothing>> {
+fn connect(guard: &ConnGuard, spread: Spread) -> Vec<GuardedIo<NullTransport>> {
     let mut connections = Vec::with_capacity(CONNECTIONS as usize);
     for n in 0..CONNECTIONS {
-        let client = Ipv4Addr::from_bits(match of {
-            Of::TwoHundredClients => n % 200 * 64,
-            Of::AClientEach => n * 8,
-            Of::ANetworkEach => n * 256,
+        let client = Ipv4Addr::from_bits(match spread {
+            Spread::TwoHundredClients => n % 200 * 64,
+            Spread::OneClientEach => n * 8,
+            Spread::OneNetworkEach => n * 256,
         });
         connections.push(
             guard
-                .admit(Nothing, Some((client, 1).into()), None)
+                .admit(NullTransport, Some((client, 1).into()), None)
                 .unwrap(),
         );
     }
@@ -89,38 +89,38 @@ async fn ten_thousand_idle_connections_are_cheap_and_leave_nothing_behind() {
         guard.track_requests();
         guard
     };
-    for (of, most) in [
-        (Of::TwoHundredClients, 256),
-        (Of::AClientEach, 256),
-        (Of::ANetworkEach, 272),
+    for (spread, max_bytes) in [
+        (Spread::TwoHundredClients, 256),
+        (Spread::OneClientEach, 256),
+        (Spread::OneNetworkEach, 272),
     ] {
         let guard = build();
         let before = ALLOCATOR.live();
         let allocations = ALLOCATOR.allocations();
-        let connections = connect(&guard, of);
-        let each = (ALLOCATOR.live() - before) / CONNECTIONS as usize;
+        let connections = connect(&guard, spread);
+        let bytes_each = (ALLOCATOR.live() - before) / CONNECTIONS as usize;
         let allocations = ALLOCATOR.allocations() - allocations;
         println!(
-            "{each} bytes each, {:.2} allocations, {of:?}",
+            "{bytes_each} bytes each, {:.2} allocations, {spread:?}",
             allocations as f64 / f64::from(CONNECTIONS)
         );
-        assert!(each <= most, "{each}");
+        assert!(bytes_each <= max_bytes, "{bytes_each}");
         drop(connections);
         let left = ALLOCATOR.live().saturating_sub(before);
         assert!(left < 1 << 20, "{left}");
         assert_eq!(guard.snapshot().open, 0);
     }
 
-    // Sweeping them allocates nothing more once the sweeper has its buffers.
+    // Sweeping them allocates nothing once the sweeper has its buffers.
     let guard = build();
-    let connections = connect(&guard, Of::ANetworkEach);
+    let connections = connect(&guard, Spread::OneNetworkEach);
     tokio::time::sleep(Duration::from_secs(1)).await;
     let allocations = ALLOCATOR.allocations();
     let started = std::time::SystemTime::now();
     let paused = Instant::now();
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(paused.elapsed(), Duration::from_secs(5));
-    let more = ALLOCATOR.allocations() - allocations; // Before anything is printed.
+    let more = ALLOCATOR.allocations() - allocations; // Read before the print allocates.
     let sweeps = 20;
     let took = started.elapsed().unwrap_or_default() / sweeps;
     println!("a sweep of {CONNECTIONS} takes {took:?}");

@@ -1,4 +1,4 @@
-//! Requests from head to end, on connections without a socket.
+//! Tracked requests from their head to their end, on connections without a socket.
 
 use super::{body::TrackedBody, layer::RequestTrackingLayer, service::RequestTracking};
 use crate::{
@@ -23,13 +23,13 @@ use std::{
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 
-type Answer = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
+type ResponseBody = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
 
 fn conn() -> ConnHandle {
     ConnHandle::new(([127, 0, 0, 1], 1).into(), None, Prefix::default(), None)
 }
 
-fn conn_within(totals: &Arc<ConnTotals>) -> ConnHandle {
+fn conn_with_totals(totals: &Arc<ConnTotals>) -> ConnHandle {
     let totals = Some(Arc::clone(totals));
     ConnHandle::new(([127, 0, 0, 1], 1).into(), None, Prefix::default(), totals)
 }
@@ -40,10 +40,17 @@ fn request(conn: &ConnHandle) -> Request<Empty<Bytes>> {
     request
 }
 
+fn http2_request(conn: &ConnHandle) -> Request<Empty<Bytes>> {
+    let mut request = request(conn);
+    *request.version_mut() = Version::HTTP_2;
+    request
+}
+
 fn layer() -> RequestTrackingLayer {
     ConnGuard::default().track_requests()
 }
 
+/// Returns the numbers of requests, requests in flight, answered and cancelled requests.
 fn counts(conn: &ConnHandle) -> (u32, u32, u32, u32) {
     let ConnStats {
         requests,
@@ -55,21 +62,23 @@ fn counts(conn: &ConnHandle) -> (u32, u32, u32, u32) {
     (requests, in_flight, answered, cancelled)
 }
 
+/// Passes `request` on `conn` through the layer to a handler that returns `response`.
 async fn serve<B: Body + Send + 'static>(
     conn: &ConnHandle,
     mut request: Request<B>,
-    answer: Response<Answer>,
-) -> Response<TrackedBody<Answer>> {
+    response: Response<ResponseBody>,
+) -> Response<TrackedBody<ResponseBody>> {
     request.extensions_mut().insert(conn.info());
-    let mut answer = Some(answer);
+    let mut response = Some(response);
     let handler = service_fn(|_| {
-        let answer = answer.take().unwrap();
-        async { Ok::<_, Infallible>(answer) }
+        let response = response.take().unwrap();
+        async { Ok::<_, Infallible>(response) }
     });
     layer().layer(handler).oneshot(request).await.unwrap()
 }
 
-fn full(bytes: usize) -> Response<Answer> {
+/// A response with a body of this size.
+fn full(bytes: usize) -> Response<ResponseBody> {
     Response::new(Full::new(Bytes::from(vec![b'x'; bytes])).boxed_unsync())
 }
 
@@ -86,7 +95,7 @@ async fn a_request_is_in_flight_until_its_body_has_ended() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_not_asked_to_its_end_is_answered_all_the_same() {
+async fn a_response_counts_as_answered_though_the_end_of_its_body_is_never_polled() {
     let streamed = |header: &str| {
         let stream = futures_util::stream::iter(["abc", "def"])
             .map(|text| Ok::<_, Infallible>(Frame::data(Bytes::from_static(text.as_bytes()))));
@@ -106,50 +115,51 @@ async fn an_answer_that_is_not_asked_to_its_end_is_answered_all_the_same() {
     body.frame().await.unwrap().unwrap();
     assert_eq!(counts(&conn), (1, 0, 1, 0));
     drop(body);
-    // And that of an answer that has none, whatever its head says.
+    // It also drops the body of a response that has none, whatever its head declares.
     let mut head = request(&conn);
     *head.method_mut() = Method::HEAD;
     drop(serve(&conn, head, streamed("6")).await);
-    let mut unchanged = streamed("6");
-    *unchanged.status_mut() = StatusCode::NOT_MODIFIED;
-    drop(serve(&conn, request(&conn), unchanged).await);
+    let mut not_modified = streamed("6");
+    *not_modified.status_mut() = StatusCode::NOT_MODIFIED;
+    drop(serve(&conn, request(&conn), not_modified).await);
     assert_eq!(counts(&conn), (3, 0, 3, 0));
 }
 
 #[tokio::test]
-async fn where_it_is_told_of_no_connection_the_guard_does_not_count_on_it() {
+async fn the_guard_does_not_rely_on_a_layer_whose_requests_have_no_connection() {
     let guard = ConnGuard::default();
     let layer = guard.track_requests();
-    let answers = service_fn(|_: Request<Empty<Bytes>>| async { Ok::<_, Infallible>(full(1)) });
+    let handler = service_fn(|_: Request<Empty<Bytes>>| async { Ok::<_, Infallible>(full(1)) });
     assert!(guard.shared().is_tracked.load(Relaxed));
     layer
-        .layer(answers)
+        .layer(handler)
         .oneshot(Request::new(Empty::new()))
         .await
         .unwrap();
     assert!(!guard.shared().is_tracked.load(Relaxed));
-    // A request that does say so shows that the first was an exception, a probe from within.
+    // A later request with a connection shows that the first was an exception, such as a health
+    // check inside the process.
     let conn = conn();
     assert!(!conn.state().is_tracked());
-    layer.layer(answers).oneshot(request(&conn)).await.unwrap();
+    layer.layer(handler).oneshot(request(&conn)).await.unwrap();
     assert!(guard.shared().is_tracked.load(Relaxed) && conn.state().is_tracked());
 
-    // Once it is known to stand right, a request from elsewhere changes nothing.
+    // After a request with a connection, one without changes nothing.
     let guard = ConnGuard::default();
     let layer = guard.track_requests();
-    layer.layer(answers).oneshot(request(&conn)).await.unwrap();
+    layer.layer(handler).oneshot(request(&conn)).await.unwrap();
     layer
-        .layer(answers)
+        .layer(handler)
         .oneshot(Request::new(Empty::new()))
         .await
         .unwrap();
     assert!(guard.shared().is_tracked.load(Relaxed));
 }
 
-/// Says how long it is, and not that it has ended.
-struct Declared(Option<Bytes>);
+/// A body that returns its size but not that it has ended.
+struct SizedBody(Option<Bytes>);
 
-impl Body for Declared {
+impl Body for SizedBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -166,9 +176,9 @@ impl Body for Declared {
 }
 
 #[tokio::test]
-async fn whoever_knows_the_length_need_not_ask_for_the_end() {
+async fn a_body_of_known_size_ends_with_its_last_byte() {
     let conn = conn();
-    let declared = Declared(Some(Bytes::from_static(b"x"))).boxed_unsync();
+    let declared = SizedBody(Some(Bytes::from_static(b"x"))).boxed_unsync();
     let mut body = serve(&conn, request(&conn), Response::new(declared))
         .await
         .into_body();
@@ -178,13 +188,13 @@ async fn whoever_knows_the_length_need_not_ask_for_the_end() {
     let mut body = serve(&conn, request(&conn), full(10)).await.into_body();
     body.frame().await.unwrap().unwrap();
     assert_eq!(counts(&conn), (1, 0, 1, 0));
-    let answer = serve(&conn, request(&conn), full(0)).await;
+    let response = serve(&conn, request(&conn), full(0)).await;
     assert_eq!(counts(&conn), (2, 0, 2, 0));
-    drop(answer);
+    drop(response);
 }
 
 #[tokio::test]
-async fn the_connection_knows_how_much_of_a_body_is_still_to_come() {
+async fn the_connection_tracks_the_declared_end_of_a_body() {
     let uploaded = |name, value: &'static str, version| {
         let conn = conn();
         let mut request = Request::new(Full::<Bytes>::from("body"));
@@ -194,7 +204,7 @@ async fn the_connection_knows_how_much_of_a_body_is_still_to_come() {
             .insert(name, HeaderValue::from_static(value));
         (conn, request)
     };
-    let seen = [
+    let cases = [
         (CONTENT_LENGTH, "10", Version::HTTP_11, (true, false)),
         (CONTENT_LENGTH, "0", Version::HTTP_10, (false, true)),
         (CONTENT_LENGTH, "5, 5", Version::HTTP_11, (false, true)),
@@ -206,7 +216,7 @@ async fn the_connection_knows_how_much_of_a_body_is_still_to_come() {
         ),
         (CONTENT_LENGTH, "10", Version::HTTP_2, (false, false)),
     ];
-    for (name, value, version, expected) in seen {
+    for (name, value, version, expected) in cases {
         let (conn, request) = uploaded(name, value, version);
         conn.state().add_read(1);
         drop(serve(&conn, request, full(0)).await);
@@ -219,7 +229,7 @@ async fn the_connection_knows_how_much_of_a_body_is_still_to_come() {
 }
 
 #[tokio::test]
-async fn a_body_that_fails_or_is_dropped_is_a_request_cancelled() {
+async fn a_request_whose_response_body_fails_or_is_dropped_is_cancelled() {
     let conn = conn();
     drop(serve(&conn, request(&conn), full(10)).await);
     assert_eq!(counts(&conn), (1, 0, 0, 1));
@@ -241,9 +251,10 @@ async fn a_body_that_fails_or_is_dropped_is_a_request_cancelled() {
 }
 
 #[tokio::test]
-async fn a_dropped_future_and_a_panicking_handler_give_back_what_they_held() {
+async fn a_dropped_future_and_a_panicking_handler_end_their_requests() {
     let conn = conn();
-    let pending = service_fn(|_| std::future::pending::<Result<Response<Answer>, Infallible>>());
+    let pending =
+        service_fn(|_| std::future::pending::<Result<Response<ResponseBody>, Infallible>>());
     let mut service = layer().layer(pending);
     let waiting = service.call(request(&conn));
     let clone = service.clone().call(request(&conn));
@@ -263,31 +274,29 @@ async fn a_dropped_future_and_a_panicking_handler_give_back_what_they_held() {
 }
 
 #[tokio::test]
-async fn the_last_request_says_close_on_http1_and_an_upgrade_is_no_request() {
+async fn the_last_response_says_close_on_http1_and_an_upgrade_is_not_in_flight() {
     let mut totals = ConnTotals::default();
     totals.max_requests = Some(2);
-    let conn = conn_within(&Arc::new(totals));
+    let conn = conn_with_totals(&Arc::new(totals));
     let first = serve(&conn, request(&conn), full(1)).await;
     assert!(!first.headers().contains_key(CONNECTION));
     let last = serve(&conn, request(&conn), full(1)).await;
     assert_eq!(last.headers()[CONNECTION], "close");
     assert_eq!(conn.state().closing(), Some(Reason::MaxRequests));
-    let mut second = request(&conn);
-    *second.version_mut() = Version::HTTP_2;
-    let response = serve(&conn, second, full(1)).await;
+    let response = serve(&conn, http2_request(&conn), full(1)).await;
     assert!(!response.headers().contains_key(CONNECTION));
     drop((first, last, response));
 
     let mut switching = full(1);
     *switching.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let held = serve(&conn, request(&conn), switching).await;
+    let response = serve(&conn, request(&conn), switching).await;
     let stats = conn.state().stats();
     assert!(stats.upgraded && stats.in_flight == 0);
-    drop(held);
+    drop(response);
 }
 
 #[tokio::test]
-async fn one_upgrade_too_many_is_refused_and_the_connection_goes_on() {
+async fn an_upgrade_above_the_limit_is_refused_and_its_connection_stays_open() {
     let mut totals = ConnTotals::default();
     totals.max_upgraded = Some(1);
     let totals = Arc::new(totals);
@@ -296,7 +305,7 @@ async fn one_upgrade_too_many_is_refused_and_the_connection_goes_on() {
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         response
     };
-    let (first, second) = (conn_within(&totals), conn_within(&totals));
+    let (first, second) = (conn_with_totals(&totals), conn_with_totals(&totals));
     let response = serve(&first, request(&first), switching()).await;
     assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
     let response = serve(&second, request(&second), switching()).await;
@@ -312,14 +321,14 @@ async fn one_upgrade_too_many_is_refused_and_the_connection_goes_on() {
 }
 
 #[tokio::test]
-async fn one_request_too_many_is_answered_without_the_handler_and_told_in_shadow() {
+async fn a_request_above_the_limit_is_refused_and_in_shadow_mode_only_reported() {
     for mode in [Mode::Enforce, Mode::Shadow] {
         let journal = Journal::default();
         let mut totals = ConnTotals::default();
         (totals.max_in_flight, totals.mode) = (Some(1), mode);
         totals.recorder = journal.clone().into();
         let totals = Arc::new(totals);
-        let (first, second) = (conn_within(&totals), conn_within(&totals));
+        let (first, second) = (conn_with_totals(&totals), conn_with_totals(&totals));
         let held = serve(&first, request(&first), full(1)).await;
         let grpc = {
             let mut request = request(&second);
@@ -335,8 +344,8 @@ async fn one_request_too_many_is_answered_without_the_handler_and_told_in_shadow
         if mode == Mode::Enforce {
             assert_eq!(plain.status(), StatusCode::SERVICE_UNAVAILABLE);
             assert_eq!(plain.headers()[RETRY_AFTER], "1");
-            let answer = plain.into_body().collect().await.unwrap().to_bytes();
-            assert_eq!(answer, "server is busy");
+            let body = plain.into_body().collect().await.unwrap().to_bytes();
+            assert_eq!(body, "server is busy");
             assert_eq!(
                 (grpc.status(), &grpc.headers()["grpc-status"]),
                 (StatusCode::OK, &HeaderValue::from_static("8"))
@@ -363,14 +372,14 @@ async fn one_request_too_many_is_answered_without_the_handler_and_told_in_shadow
 }
 
 #[tokio::test]
-async fn who_is_refused_is_in_nobodys_way_before_he_is_answered() {
+async fn a_refused_request_leaves_the_total_before_its_response_is_polled() {
     let mut totals = ConnTotals::default();
     totals.max_in_flight = Some(1);
     let totals = Arc::new(totals);
-    let (first, second) = (conn_within(&totals), conn_within(&totals));
+    let (first, second) = (conn_with_totals(&totals), conn_with_totals(&totals));
     let held = serve(&first, request(&first), full(1)).await;
-    let mut refuses = layer().layer(service_fn(|_| async { Ok::<_, Infallible>(full(1)) }));
-    let refused = refuses.call(request(&second));
+    let mut service = layer().layer(service_fn(|_| async { Ok::<_, Infallible>(full(1)) }));
+    let refused = service.call(request(&second));
     assert_eq!(totals.in_flight(), 1);
     drop(held);
     assert_eq!(totals.in_flight(), 0);
@@ -382,7 +391,7 @@ async fn who_is_refused_is_in_nobodys_way_before_he_is_answered() {
 }
 
 #[tokio::test]
-async fn two_that_tell_of_the_same_request_count_it_once() {
+async fn a_request_that_two_services_track_counts_once() {
     let conn = conn();
     let inner = layer().layer(service_fn(|_: Request<Empty<Bytes>>| async {
         Ok::<_, Infallible>(full(1))
@@ -397,21 +406,23 @@ async fn two_that_tell_of_the_same_request_count_it_once() {
 }
 
 #[tokio::test]
-async fn what_is_ready_on_http2_and_not_asked_for_waits_for_the_client() {
+async fn an_http2_response_that_is_ready_and_not_polled_waits_for_the_client() {
     let conn = conn();
-    let mut second = request(&conn);
-    *second.version_mut() = Version::HTTP_2;
     let (mut send, body) = Channel::<Bytes, Infallible>::new(1);
-    let mut body = serve(&conn, second, Response::new(body.boxed_unsync()))
-        .await
-        .into_body();
+    let mut body = serve(
+        &conn,
+        http2_request(&conn),
+        Response::new(body.boxed_unsync()),
+    )
+    .await
+    .into_body();
     let waiting = || conn.state().stats().waiting;
-    assert_eq!(waiting(), 1); // Nobody has asked.
+    assert_eq!(waiting(), 1); // The body has not been polled.
     assert!(body.frame().now_or_never().is_none());
-    assert_eq!(waiting(), 0); // The handler has nothing.
+    assert_eq!(waiting(), 0); // The handler has no data.
     send.send_data(Bytes::from_static(b"x")).await.unwrap();
     body.frame().await.unwrap().unwrap();
-    assert_eq!(waiting(), 1); // There was something, and nobody asks for more.
+    assert_eq!(waiting(), 1); // The poll returned data, and no other poll follows.
     drop(body);
     assert_eq!(waiting(), 0);
 }
@@ -419,9 +430,9 @@ async fn what_is_ready_on_http2_and_not_asked_for_waits_for_the_client() {
 #[tokio::test]
 async fn on_http2_the_last_byte_of_a_response_is_a_frame_of_its_own() {
     let conn = conn();
-    let mut second = request(&conn);
-    *second.version_mut() = Version::HTTP_2;
-    let mut body = serve(&conn, second, full(1000)).await.into_body();
+    let mut body = serve(&conn, http2_request(&conn), full(1000))
+        .await
+        .into_body();
     assert_eq!(body.size_hint().exact(), Some(1000));
     let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();
     assert_eq!((frame.len(), body.size_hint().exact()), (999, Some(1)));
@@ -433,9 +444,9 @@ async fn on_http2_the_last_byte_of_a_response_is_a_frame_of_its_own() {
     drop(body);
     assert_eq!(counts(&conn), (1, 0, 1, 0));
     // A short body is one frame, and HTTP/1 has no windows.
-    let mut second = request(&conn);
-    *second.version_mut() = Version::HTTP_2;
-    let mut body = serve(&conn, second, full(256)).await.into_body();
+    let mut body = serve(&conn, http2_request(&conn), full(256))
+        .await
+        .into_body();
     assert_eq!(
         body.frame()
             .await
@@ -461,15 +472,16 @@ async fn on_http2_the_last_byte_of_a_response_is_a_frame_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_handler_that_fails_is_no_client_that_cancels() {
-    let conn = conn_within(&Arc::default());
-    let fails = service_fn(|_| async { Err::<Response<Answer>, _>("on purpose") });
+async fn a_failed_handler_is_no_early_cancellation() {
+    let conn = conn_with_totals(&Arc::default());
+    let fails = service_fn(|_| async { Err::<Response<ResponseBody>, _>("on purpose") });
     layer()
         .layer(fails)
         .oneshot(request(&conn))
         .await
         .unwrap_err();
-    let never = service_fn(|_| std::future::pending::<Result<Response<Answer>, Infallible>>());
+    let never =
+        service_fn(|_| std::future::pending::<Result<Response<ResponseBody>, Infallible>>());
     drop(layer().layer(never).oneshot(request(&conn)).now_or_never());
     let stats = conn.state().stats();
     assert_eq!((stats.cancelled, stats.early), (2, 1));

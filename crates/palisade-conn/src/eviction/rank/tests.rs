@@ -19,7 +19,7 @@ fn a_connection_at_work_is_never_evicted_and_the_least_useful_goes_first() {
         in_flight: 1,
         ..proven
     };
-    let taking = ConnStats {
+    let blocked = ConnStats {
         write_blocked: true,
         ..proven
     };
@@ -27,7 +27,7 @@ fn a_connection_at_work_is_never_evicted_and_the_least_useful_goes_first() {
         upgraded: true,
         ..proven
     };
-    let untold = ConnStats {
+    let untracked = ConnStats {
         read: 1,
         ..ConnStats::default()
     };
@@ -40,8 +40,8 @@ fn a_connection_at_work_is_never_evicted_and_the_least_useful_goes_first() {
         answered: 90,
         ..proven
     };
-    // Who only ever breaks off did nothing either.
-    let breaking_off = ConnStats {
+    // A client that cancels all its requests has no response either.
+    let cancelling = ConnStats {
         answered: 0,
         cancelled: 3,
         ..proven
@@ -50,11 +50,11 @@ fn a_connection_at_work_is_never_evicted_and_the_least_useful_goes_first() {
         (&lingering, 9000),
         (&lingering, 5),
         (&silent, 9000),
-        (&breaking_off, 8000),
+        (&cancelling, 8000),
         (&silent, 500),
         (&proven, 9000),
         (&proven, 7000),
-        // Whoever has only just come.
+        // Newcomers.
         (&silent, 499),
         (&silent, 5),
         (&busy, 9000),
@@ -62,11 +62,10 @@ fn a_connection_at_work_is_never_evicted_and_the_least_useful_goes_first() {
     ];
     let ranks = in_order.map(|(stats, age)| EvictionRank::of(stats, age, false).unwrap());
     assert!(ranks.is_sorted_by(|a, b| a < b), "{ranks:?}");
-    for kept in [working, taking, upgraded, untold] {
+    for kept in [working, blocked, upgraded, untracked] {
         assert_eq!(EvictionRank::of(&kept, 9000, false), None);
     }
-    // After all of them, the one that has taken nothing for longest.
-    // Among many of his kind a newcomer is one who did nothing.
+    // Among many newcomers, each ranks as a connection without a response.
     assert_eq!(
         EvictionRank::of(&silent, 5, true).map(|rank| rank.class.usefulness),
         Some(Usefulness::NoResponse)
@@ -75,7 +74,8 @@ fn a_connection_at_work_is_never_evicted_and_the_least_useful_goes_first() {
         EvictionRank::of(&busy, 5, true),
         EvictionRank::of(&busy, 5, false)
     );
-    let stalled = |stalled| EvictionRank::of(&ConnStats { stalled, ..taking }, 9000, false);
+    // The longest stall goes first, after connections with little work and before newcomers.
+    let stalled = |stalled| EvictionRank::of(&ConnStats { stalled, ..blocked }, 9000, false);
     assert_eq!(stalled(STALLED_SECONDS - 1), None);
     assert!(
         stalled(STALLED_SECONDS) > Some(ranks[6])
@@ -123,13 +123,13 @@ fn a_stalled_upload_is_evicted_before_newcomers_unless_it_may_be_complete() {
         uploading: true,
         ..upload
     };
-    for standing in [measured, chunked, http2] {
-        assert!(class(&standing) < newcomer);
-        // Some seconds of patience, and as long as it takes while it arrives.
+    for stalled in [measured, chunked, http2] {
+        assert!(class(&stalled) < newcomer);
+        // Never while it arrives, and not before some seconds without progress.
         assert_eq!(
             class(&ConnStats {
                 stalled: STALLED_SECONDS - 1,
-                ..standing
+                ..stalled
             }),
             None
         );
@@ -144,7 +144,7 @@ fn a_stalled_upload_is_evicted_before_newcomers_unless_it_may_be_complete() {
             }) > newcomer
         );
     }
-    // The handler does not ask for more.
+    // The handler does not read more of the body.
     assert_eq!(
         class(&ConnStats {
             awaits_read: false,
@@ -162,24 +162,26 @@ fn a_stalled_upload_is_evicted_before_newcomers_unless_it_may_be_complete() {
 }
 
 #[test]
-fn rare_small_requests_are_less_work_than_a_page_half_a_minute_ago() {
-    let of = |answered, written| ConnStats {
+fn rare_small_requests_are_less_work_than_a_page_loaded_half_a_minute_ago() {
+    let with_work = |answered, written| ConnStats {
         requests: 1,
         answered,
         written,
         ..tracked()
     };
-    // One in 3 s, of 200 bytes each, for a minute; seven of 20 KiB within a second, and a
-    // single one.
-    let (hoard, page, once) = (of(20, 4000), of(7, 140 * 1024), of(1, 200));
-    assert!(EvictionRank::of(&hoard, 60_000, false) < EvictionRank::of(&page, 30_000, false));
-    assert!(EvictionRank::of(&hoard, 60_000, false) < EvictionRank::of(&once, 2000, false));
-    assert!(EvictionRank::of(&once, 30_000, false) < EvictionRank::of(&hoard, 60_000, false));
-    // One who comes again and again with one request does not outlive who loaded a page, but
-    // is gone after those of his kind who came before.
+    // 20 responses of 200 bytes each, one every 3 s for a minute.
+    let rare = with_work(20, 4000);
+    // Seven responses of 20 KiB each, within a second.
+    let page = with_work(7, 140 * 1024);
+    let once = with_work(1, 200);
+    assert!(EvictionRank::of(&rare, 60_000, false) < EvictionRank::of(&page, 30_000, false));
+    assert!(EvictionRank::of(&rare, 60_000, false) < EvictionRank::of(&once, 2000, false));
+    assert!(EvictionRank::of(&once, 30_000, false) < EvictionRank::of(&rare, 60_000, false));
+    // A client that opens a connection for each request is evicted before one that loaded a page,
+    // and after older connections of its own kind.
     assert!(EvictionRank::of(&once, 5, false) < EvictionRank::of(&page, 20_000, false));
     assert!(
         EvictionRank::of(&once, 1000, false) < EvictionRank::of(&once, 5, false)
-            && EvictionRank::of(&hoard, 60_000, false) < EvictionRank::of(&once, 5, false)
+            && EvictionRank::of(&rare, 60_000, false) < EvictionRank::of(&once, 5, false)
     );
 }

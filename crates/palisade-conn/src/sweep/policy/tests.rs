@@ -1,4 +1,4 @@
-//! The rules on counters over time, without sockets.
+//! The policy on made-up counters over time, without sockets.
 
 use super::{quiet::is_quiet, *};
 use crate::{
@@ -26,34 +26,47 @@ fn tracked() -> ConnStats {
     }
 }
 
-/// Looks every 250 ms from 0 on, at what `at` makes of the time, until something is found.
-fn first_action(until: u64, at: impl Fn(u64) -> ConnStats) -> Option<(u64, Action)> {
+/// A sweep at `now`, 250 ms after the previous one, without a maximum age.
+fn time_at(now: u64) -> SweepTime {
+    SweepTime {
+        now,
+        passed: 250,
+        opened: 0,
+        due_age: None,
+    }
+}
+
+/// Evaluates the counters that `stats_at` returns every 250 ms, from 0 to `until`. Returns the
+/// first action beside [`Action::Keep`] and [`Action::AskWriter`], and its time.
+fn first_action(until: u64, stats_at: impl Fn(u64) -> ConnStats) -> Option<(u64, Action)> {
     let limits = limits();
     let mut state = SweepState::default();
     (0..=until / 250).map(|tick| tick * 250).find_map(|now| {
-        let time = SweepTime {
-            now,
-            passed: 250,
-            opened: 0,
-            due_age: None,
-        };
-        let (kept, action) = evaluate(&limits, time, &at(now), None, state);
+        let time = time_at(now);
+        let (kept, action) = evaluate(&limits, time, &stats_at(now), None, state);
         state = kept;
-        // Whoever is asked still writes.
-        let is_found = !matches!(action, Action::Keep | Action::AskWriter);
-        is_found.then_some((now, action))
+        match action {
+            // A writer that is asked still writes.
+            Action::Keep | Action::AskWriter => None,
+            action => Some((now, action)),
+        }
     })
 }
 
-fn ended(found: Option<(u64, Action)>) -> Option<(u64, Reason, CloseMode)> {
-    match found {
+/// Returns the time, reason and mode of a close.
+///
+/// # Panics
+///
+/// If the action is not a close.
+fn closed_at(action: Option<(u64, Action)>) -> Option<(u64, Reason, CloseMode)> {
+    match action {
         Some((now, Action::Close(CloseRequest { reason, mode, .. }))) => Some((now, reason, mode)),
         None => None,
         other => panic!("{other:?}"),
     }
 }
 
-/// Every combination of what a stats can say, possible or not.
+/// Every combination of counters and flags, possible or not.
 fn all_stats() -> impl Iterator<Item = ConnStats> {
     (0..1u32 << 18).map(|bits| {
         let bit = |at: u32| bits >> at & 1 == 1;
@@ -84,26 +97,28 @@ fn all_stats() -> impl Iterator<Item = ConnStats> {
 
 #[test]
 fn every_state_without_a_request_in_flight_has_a_deadline() {
-    // The longest: an upgraded connection, the grace after GOAWAY, and a look of each.
-    let most = 300_000 + GOAWAY_GRACE_MILLIS + 4 * 20_000;
+    // The longest: the upgraded idle timeout, the grace after GOAWAY, and four sweep intervals.
+    let max_millis = 300_000 + GOAWAY_GRACE_MILLIS + 4 * 20_000;
     let limits = limits();
     for stats in all_stats().filter(|stats| stats.in_flight == 0) {
         let (mut state, mut closing) = (SweepState::default(), None);
-        let end = (0..=most / 20_000).map(|look| look * 20_000).find(|now| {
-            let time = SweepTime {
-                now: *now,
-                passed: 20_000,
-                opened: 0,
-                due_age: None,
-            };
-            let (kept, action) = evaluate(&limits, time, &stats, closing, state);
-            state = kept;
-            if let Action::Announce(CloseRequest { reason, .. }) = action {
-                closing = Some(reason);
-            }
-            matches!(action, Action::Close(_) | Action::EndLingering)
-        });
-        assert!(end.is_some(), "{stats:?}");
+        let closed_at = (0..=max_millis / 20_000)
+            .map(|sweep| sweep * 20_000)
+            .find(|now| {
+                let time = SweepTime {
+                    now: *now,
+                    passed: 20_000,
+                    opened: 0,
+                    due_age: None,
+                };
+                let (kept, action) = evaluate(&limits, time, &stats, closing, state);
+                state = kept;
+                if let Action::Announce(CloseRequest { reason, .. }) = action {
+                    closing = Some(reason);
+                }
+                matches!(action, Action::Close(_) | Action::EndLingering)
+            });
+        assert!(closed_at.is_some(), "{stats:?}");
     }
 }
 
@@ -121,7 +136,8 @@ fn every_state_without_progress_for_some_seconds_can_be_evicted() {
             };
             state = evaluate(&limits, time, &stats, None, state).0;
         }
-        // A handler works, or may; or it is a quiet upgrade, of which there are not many.
+        // Exempt are connections on which a handler works, or may, and quiet upgraded ones: their
+        // number is limited.
         let waits_for_client =
             stats.write_blocked || stats.awaits_body() || stats.http2 && stats.waiting > 0;
         let is_at_work = stats.in_flight > 0 && !waits_for_client;
@@ -148,12 +164,12 @@ fn a_dripped_body_of_unknown_end_has_the_header_timeout() {
         more_was_read: now >= 2000,
         ..tracked()
     };
-    let found = first_action(100_000, dripping);
+    let action = first_action(100_000, dripping);
     assert_eq!(
-        ended(found),
+        closed_at(action),
         Some((12_000, Reason::SlowHead, CloseMode::Reset))
     );
-    // The rest of its chunks, which a task of the handler's reads.
+    // A task of the handler reads the rest of the chunks.
     let uploading = |now: u64| ConnStats {
         read: 1000 + now / 2,
         ..dripping(now)
@@ -172,9 +188,9 @@ fn a_body_that_is_still_to_come_after_its_response_has_the_idle_timeout() {
         ..tracked()
     };
     let idle = Some((65_000, Reason::Idle, CloseMode::Graceful));
-    assert_eq!(ended(first_action(100_000, |_| waiting(7))), idle);
+    assert_eq!(closed_at(first_action(100_000, |_| waiting(7))), idle);
     assert_eq!(
-        ended(first_action(100_000, |now| waiting(now / 1000))),
+        closed_at(first_action(100_000, |now| waiting(now / 1000))),
         idle
     );
     assert_eq!(first_action(300_000, waiting), None);
@@ -182,23 +198,23 @@ fn a_body_that_is_still_to_come_after_its_response_has_the_idle_timeout() {
 
 #[test]
 fn bytes_that_make_no_head_do_not_move_the_first_deadline() {
-    let found = first_action(20_000, |now| ConnStats {
+    let action = first_action(20_000, |now| ConnStats {
         read: now,
         ..tracked()
     });
     assert_eq!(
-        ended(found),
+        closed_at(action),
         Some((10_000, Reason::FirstRequest, CloseMode::Reset))
     );
-    // Nor does a full socket.
+    // A full socket does not move it either.
     let blocked = |now| ConnStats {
         write_blocked: now % 500 == 0,
         written: now,
         ..tracked()
     };
-    let found = first_action(20_000, blocked);
+    let action = first_action(20_000, blocked);
     assert_eq!(
-        ended(found),
+        closed_at(action),
         Some((10_000, Reason::FirstRequest, CloseMode::Reset))
     );
 }
@@ -212,16 +228,16 @@ fn a_later_head_has_its_time_from_its_first_byte() {
         more_was_read: now >= 30_000,
         ..tracked()
     };
-    let found = first_action(50_000, dripping);
+    let action = first_action(50_000, dripping);
     assert_eq!(
-        ended(found),
+        closed_at(action),
         Some((40_000, Reason::SlowHead, CloseMode::Reset))
     );
 }
 
 #[test]
 fn the_rest_of_a_body_is_not_a_head() {
-    // 7 bytes of it are read after the answer, before anybody looks.
+    // 7 bytes of the body are read after the response, before the next sweep.
     let done = ConnStats {
         requests: 1,
         answered: 1,
@@ -229,25 +245,25 @@ fn the_rest_of_a_body_is_not_a_head() {
         more_was_read: true,
         ..tracked()
     };
-    let found = first_action(100_000, |_| done);
+    let action = first_action(100_000, |_| done);
     assert_eq!(
-        ended(found),
+        closed_at(action),
         Some((65_000, Reason::Idle, CloseMode::Graceful))
     );
-    // An attacker who sends a byte of a head as early as that has no more of it than whoever
-    // is idle, and less with the second byte.
-    let found = first_action(100_000, |now| ConnStats {
+    // An attacker that sends a byte of a head as early as that gains nothing: it has the idle
+    // timeout, and the shorter header timeout from its second byte on.
+    let action = first_action(100_000, |now| ConnStats {
         read: 7 + now / 20_000,
         ..done
     });
     assert_eq!(
-        ended(found),
+        closed_at(action),
         Some((30_000, Reason::SlowHead, CloseMode::Reset))
     );
 }
 
 #[test]
-fn a_body_read_on_after_its_answer_is_work_until_its_end() {
+fn a_body_that_is_read_after_its_response_is_work_until_its_end() {
     let uploading = |now| ConnStats {
         requests: 1,
         answered: 1,
@@ -257,10 +273,10 @@ fn a_body_read_on_after_its_answer_is_work_until_its_end() {
         ..tracked()
     };
     assert_eq!(EvictionRank::of(&uploading(90_000), 0, false), None);
-    // Its client has the answer and may go: nobody asks whether he is there.
-    let found = first_action(200_000, uploading);
+    // The client has its response and may leave, so the connection is not probed.
+    let action = first_action(200_000, uploading);
     assert_eq!(
-        ended(found),
+        closed_at(action),
         Some((110_250, Reason::SlowHead, CloseMode::Reset))
     );
 }
@@ -275,25 +291,25 @@ fn ping_acknowledgements_are_no_progress_and_a_response_is() {
         written,
         ..tracked()
     };
-    // A PING and its answer in every look, one in each direction.
-    let found = first_action(100_000, |now| idle(now / 250 * 34, now / 250 * 34));
+    // A PING and its acknowledgement in each sweep interval.
+    let action = first_action(100_000, |now| idle(now / 250 * 34, now / 250 * 34));
     assert_eq!(
-        ended(found),
+        closed_at(action),
         Some((65_000, Reason::Idle, CloseMode::Graceful))
     );
-    // 4 KiB/s of an answer whose body hyper has taken whole, and the window updates for it.
-    let found = first_action(300_000, |now| idle(now / 250 * 13, now / 250 * 1024));
-    assert_eq!(found, None);
-    // A KiB now and then of an answer whose window is all but shut.
-    let found = first_action(100_000, |now| idle(now / 10_000 * 13, now / 10_000 * 2000));
+    // 4 KiB/s of a response body that hyper has taken completely, and its window updates.
+    let action = first_action(300_000, |now| idle(now / 250 * 13, now / 250 * 1024));
+    assert_eq!(action, None);
+    // 2,000 bytes every 10 s of a response with an almost closed window.
+    let action = first_action(100_000, |now| idle(now / 10_000 * 13, now / 10_000 * 2000));
     assert_eq!(
-        ended(found),
+        closed_at(action),
         Some((65_000, Reason::Idle, CloseMode::Graceful))
     );
-    // Up to the limit and no further.
-    let found = first_action(100_000, |now| idle(0, now.min(20_000) / 250 * 1024));
+    // A response that ends after 20 s.
+    let action = first_action(100_000, |now| idle(0, now.min(20_000) / 250 * 1024));
     assert_eq!(
-        ended(found),
+        closed_at(action),
         Some((85_000, Reason::Idle, CloseMode::Graceful))
     );
 }
@@ -308,25 +324,25 @@ fn a_response_stalls_unless_500_bytes_a_second_are_taken() {
         written,
         ..tracked()
     };
-    // In steps, as a receive window opens.
+    // The bytes are taken in steps, as a receive window opens.
     assert_eq!(
         first_action(200_000, |now| writing(now / 29_000 * 14_500)),
         None
     );
     let stalled = Some((30_000, Reason::WriteStall, CloseMode::Reset));
     assert_eq!(
-        ended(first_action(100_000, |now| writing(now / 1000))),
+        closed_at(first_action(100_000, |now| writing(now / 1000))),
         stalled
     );
-    let found = first_action(100_000, |_| writing(7));
+    let action = first_action(100_000, |_| writing(7));
     assert_eq!(
-        ended(found),
+        closed_at(action),
         Some((30_000, Reason::WriteStall, CloseMode::Reset))
     );
 }
 
 #[test]
-fn the_time_of_a_stall_is_kept_in_seconds() {
+fn the_duration_of_a_stall_is_kept_in_whole_seconds() {
     let limits = Limits {
         write_stall: 3_600_000,
         ..limits()
@@ -340,12 +356,7 @@ fn the_time_of_a_stall_is_kept_in_seconds() {
             ..tracked()
         };
         let stats = ConnStats { written, ..stats };
-        let time = SweepTime {
-            now,
-            passed: 250,
-            opened: 0,
-            due_age: None,
-        };
+        let time = time_at(now);
         state = evaluate(&limits, time, &stats, None, state).0;
         state.stalled
     };
@@ -364,7 +375,7 @@ fn the_time_of_a_stall_is_kept_in_seconds() {
 }
 
 #[test]
-fn a_write_that_was_given_up_is_no_stall_and_one_that_goes_on_is() {
+fn an_abandoned_write_is_no_stall_and_a_continued_one_is() {
     let limits = limits();
     let blocked = ConnStats {
         upgraded: true,
@@ -376,39 +387,35 @@ fn a_write_that_was_given_up_is_no_stall_and_one_that_goes_on_is() {
         asked: true,
         ..blocked
     };
-    // When it was asked, how it ended, and when, if it answers so much later.
-    let ends = |answers_after: u64| {
+    // Returns when the writer was asked and when the connection was closed, if the writer reports
+    // `reports_after` milliseconds after it was asked.
+    let outcome = |reports_after: u64| {
         let mut state = SweepState::default();
         let mut asked_at = None;
         for now in (0..40_000).step_by(250) {
-            let waits = asked_at.is_some_and(|at| now < answers_after.saturating_add(at));
+            let waits = asked_at.is_some_and(|at| now < reports_after.saturating_add(at));
             let stats = if waits { asked } else { blocked };
-            let time = SweepTime {
-                now,
-                passed: 250,
-                opened: 0,
-                due_age: None,
-            };
+            let time = time_at(now);
             let (kept, action) = evaluate(&limits, time, &stats, None, state);
             state = kept;
             match action {
                 Action::AskWriter => asked_at = Some(now),
                 Action::Keep => {}
-                found => return (asked_at, ended(Some((now, found)))),
+                action => return (asked_at, closed_at(Some((now, action)))),
             }
         }
         (asked_at, None)
     };
     let stalled = Some((30_000, Reason::WriteStall, CloseMode::Reset));
-    assert_eq!(ends(0), (Some(29_750), stalled));
-    // Nothing is heard: nobody writes any more.
-    assert_eq!(ends(u64::MAX), (Some(29_750), None));
-    // Whoever writes again later has all of the time again.
-    assert_eq!(ends(5000), (Some(29_750), None));
+    assert_eq!(outcome(0), (Some(29_750), stalled));
+    // The writer never reports: the write was abandoned.
+    assert_eq!(outcome(u64::MAX), (Some(29_750), None));
+    // A writer that reports later has the full timeout again.
+    assert_eq!(outcome(5000), (Some(29_750), None));
 }
 
 #[test]
-fn a_client_that_cancels_most_requests_at_once_is_reset_and_one_that_cancels_many_is_not() {
+fn a_client_is_reset_only_if_it_cancels_most_of_its_requests_early() {
     let cancelling = |early, answered| ConnStats {
         requests: 1000,
         early,
@@ -417,17 +424,17 @@ fn a_client_that_cancels_most_requests_at_once_is_reset_and_one_that_cancels_man
         http2: true,
         ..tracked()
     };
-    let found = |early, answered| first_action(0, |_| cancelling(early, answered));
+    let action = |early, answered| first_action(0, |_| cancelling(early, answered));
     let reset = Some((0, Reason::CancelledRequests, CloseMode::Reset));
-    assert_eq!(ended(found(200, 199)), reset);
-    assert_eq!(found(200, 200), None);
-    assert_eq!(found(199, 0), None); // A page that is left.
+    assert_eq!(closed_at(action(200, 199)), reset);
+    assert_eq!(action(200, 200), None);
+    assert_eq!(action(199, 0), None); // A client leaves a page.
     let late = ConnStats {
         early: 100,
         cancelled: 900,
         ..cancelling(0, 0)
     };
-    assert_eq!(first_action(0, |_| late), None); // Deadlines that pass.
+    assert_eq!(first_action(0, |_| late), None); // The timeouts of the client expire.
 }
 
 #[test]
@@ -438,22 +445,25 @@ fn overhead_bytes_are_paid_for_by_time_requests_and_responses() {
         read,
         ..tracked()
     };
-    // 32 KiB for the request, 4,000 for the look, and 256 KiB.
-    let most = 256 * 1024 + 32 * 1024 + 4000;
-    assert_eq!(first_action(0, |_| http2(most)), None);
+    // 32 KiB for the request, 4,000 bytes for the sweep interval, and 256 KiB.
+    let max = 256 * 1024 + 32 * 1024 + 4000;
+    assert_eq!(first_action(0, |_| http2(max)), None);
     let reset = |now| Some((now, Reason::NoProgress, CloseMode::Reset));
-    // At one look they may be heads of which no request is known yet, at the next no more.
-    assert_eq!(ended(first_action(250, |_| http2(most + 4001))), reset(250));
+    // In one sweep they may be heads of requests that are not reported yet, in the next no more.
+    assert_eq!(
+        closed_at(first_action(250, |_| http2(max + 4001))),
+        reset(250)
+    );
     let ahead = |now: u64| ConnStats {
         requests: 1 + now as u32,
         ..http2(4 << 20)
     };
     assert_eq!(first_action(1000, ahead), None);
     assert_eq!(
-        ended(first_action(0, |_| http2(most + (4 << 20) + 1))),
+        closed_at(first_action(0, |_| http2(max + (4 << 20) + 1))),
         reset(0)
     );
-    // 16 a millisecond are free for ever, and 17 are not.
+    // 16 bytes per millisecond are always free, and 17 are not.
     let steady = |rate: u64| {
         move |now| ConnStats {
             in_flight: 1,
@@ -461,8 +471,11 @@ fn overhead_bytes_are_paid_for_by_time_requests_and_responses() {
         }
     };
     assert_eq!(first_action(1_000_000, steady(16)), None);
-    assert_eq!(ended(first_action(1_000_000, steady(17))), reset(264_500));
-    // The acknowledgements of a download, and a request in each look.
+    assert_eq!(
+        closed_at(first_action(1_000_000, steady(17))),
+        reset(264_500)
+    );
+    // The acknowledgements of a download, and one request in each sweep interval.
     let acknowledges = |now| ConnStats {
         in_flight: 1,
         written: now * 8000,
@@ -475,23 +488,23 @@ fn overhead_bytes_are_paid_for_by_time_requests_and_responses() {
         ..http2(now * 140)
     };
     assert_eq!(first_action(1_000_000, asks), None);
-    // An upload, and what comes besides it; on HTTP/1 there is nothing else.
+    // An upload, and any bytes beside it.
     let uploads = |now| ConnStats {
         uploading: true,
         in_flight: 1,
         ..http2(now * 100_000)
     };
     assert_eq!(first_action(100_000, uploads), None);
-    // What is read of a refused upload for a moment, where its frames cannot be seen, and more.
-    let tail = |most: u64| {
+    // The rest of a refused upload, where frames cannot be told apart, up to the credit and beyond.
+    let tail = |max: u64| {
         move |now: u64| ConnStats {
             uploading: now == 0,
-            ..http2(1_000_000 + now.saturating_mul(100_000).min(most))
+            ..http2(1_000_000 + now.saturating_mul(100_000).min(max))
         }
     };
     assert_eq!(first_action(10_000, tail(64 << 20)), None);
-    assert_eq!(ended(first_action(10_000, tail(65 << 20))), reset(1000));
-    // Where they can be seen, DATA is no overhead, and what comes beside it is.
+    assert_eq!(closed_at(first_action(10_000, tail(65 << 20))), reset(1000));
+    // Where frames are told apart, DATA is no overhead, and everything beside it is.
     let framed = |now: u64, beside: u64| ConnStats {
         framed: true,
         uploading: true,
@@ -501,7 +514,7 @@ fn overhead_bytes_are_paid_for_by_time_requests_and_responses() {
     };
     assert_eq!(first_action(10_000, |now| framed(now, 16)), None);
     assert_eq!(
-        ended(first_action(10_000, |now| framed(now, 1000))),
+        closed_at(first_action(10_000, |now| framed(now, 1000))),
         reset(750)
     );
     let refused = |now| ConnStats {
@@ -514,26 +527,27 @@ fn overhead_bytes_are_paid_for_by_time_requests_and_responses() {
         upgraded: true,
         ..framed(now, 1000)
     };
-    assert_eq!(ended(first_action(10_000, tunnel)), reset(750));
-    // Beside a tunnel whose frames cannot be seen there may be anything.
+    assert_eq!(closed_at(first_action(10_000, tunnel)), reset(750));
+    // If frames are not told apart, any bytes may arrive beside a tunnel.
     let tunnel = |now| ConnStats {
         upgraded: true,
         in_flight: 1,
         ..http2(now * 100_000)
     };
     assert_eq!(first_action(4000, tunnel), None);
+    // Bytes on HTTP/1 are no overhead.
     let http1 = |now| ConnStats {
         http2: false,
         in_flight: 1,
         ..http2(now * 100_000)
     };
     assert_eq!(first_action(4000, http1), None);
-    // Before the first request there is nothing else either.
-    let nothing = |now| ConnStats {
+    // Before the first request, all bytes are overhead.
+    let no_request = |now| ConnStats {
         read: now * 1000,
         ..tracked()
     };
-    assert_eq!(ended(first_action(5000, nothing)), reset(750));
+    assert_eq!(closed_at(first_action(5000, no_request)), reset(750));
 }
 
 #[test]
@@ -548,29 +562,29 @@ fn a_shut_window_closes_the_connection_if_all_its_responses_wait() {
         ..tracked()
     };
     let reset = Some((30_000, Reason::WindowStall, CloseMode::Reset));
-    assert_eq!(ended(first_action(60_000, |_| waiting(0, 0))), reset);
-    // Nor do PING, updates of a byte, and streams that come to wait as well help.
+    assert_eq!(closed_at(first_action(60_000, |_| waiting(0, 0))), reset);
+    // PING, window updates of one byte and more waiting streams do not help.
     let pings = |now| ConnStats {
         requests: 3 + now as u32,
         ..waiting(now * 2, now * 2)
     };
-    assert_eq!(ended(first_action(60_000, pings)), reset);
-    // 4 KiB a second out of large pieces.
+    assert_eq!(closed_at(first_action(60_000, pings)), reset);
+    // 4,000 bytes per second of the waiting responses are progress.
     assert_eq!(
         first_action(600_000, |now| waiting(now / 20, now * 4)),
         None
     );
-    // Nor does a small request now and then that is answered, or one at work for a moment.
+    // A small request that is answered every second, or that works for a moment, is no progress.
     let small = |now| ConnStats {
         requests: 3 + now as u32 / 1000,
         in_flight: if now % 2000 == 0 { 3 } else { 2 },
         ..waiting(now / 10, now / 10 + now / 5)
     };
     assert_eq!(
-        ended(first_action(60_000, small)).map(|(_, why, _)| why),
+        closed_at(first_action(60_000, small)).map(|(_, why, _)| why),
         reset.map(|r| r.1)
     );
-    // One at work, one that has nothing to give: others of the connection are not to be cut.
+    // A request at work must not be closed because of another one that waits.
     let one_works = |_| ConnStats {
         waiting: 1,
         ..waiting(0, 0)
@@ -607,8 +621,8 @@ fn requests_beside_an_http2_tunnel_count_as_requests() {
 }
 
 #[test]
-fn a_full_socket_now_and_then_does_not_stop_the_idle_timeout() {
-    let found = first_action(100_000, |now| ConnStats {
+fn an_occasionally_full_socket_does_not_stop_the_idle_timeout() {
+    let action = first_action(100_000, |now| ConnStats {
         requests: 1,
         answered: 1,
         http2: true,
@@ -618,14 +632,14 @@ fn a_full_socket_now_and_then_does_not_stop_the_idle_timeout() {
         ..tracked()
     });
     assert_eq!(
-        ended(found),
+        closed_at(action),
         Some((65_000, Reason::Idle, CloseMode::Graceful))
     );
 }
 
 #[test]
 fn a_closing_connection_is_not_closed_while_its_last_response_is_sent() {
-    // A window of 16 KiB that is opened by 13 bytes five times a second.
+    // A window of 16 KiB that a WINDOW_UPDATE of 13 bytes opens five times a second.
     let limits = limits();
     let mut state = SweepState::default();
     for now in (0..60_000).step_by(250) {
@@ -641,12 +655,7 @@ fn a_closing_connection_is_not_closed_while_its_last_response_is_sent() {
             written,
             ..stats
         };
-        let time = SweepTime {
-            now,
-            passed: 250,
-            opened: 0,
-            due_age: None,
-        };
+        let time = time_at(now);
         let (kept, action) = evaluate(&limits, time, &stats, Some(Reason::MaxRequests), state);
         state = kept;
         assert_eq!(action, Action::Keep, "{now}");
@@ -659,9 +668,9 @@ fn an_untracked_connection_is_closed_only_if_it_never_sends() {
         read,
         ..ConnStats::default()
     };
-    let found = first_action(20_000, |_| untracked(0));
+    let action = first_action(20_000, |_| untracked(0));
     assert_eq!(
-        ended(found),
+        closed_at(action),
         Some((10_000, Reason::FirstRequest, CloseMode::Reset))
     );
     assert_eq!(first_action(500_000, |_| untracked(1)), None);
@@ -675,9 +684,9 @@ fn an_upgraded_connection_has_its_own_idle_timeout_and_no_maximum_age() {
         read,
         ..tracked()
     };
-    let found = first_action(400_000, |now| upgraded(now.min(50_000)));
+    let action = first_action(400_000, |now| upgraded(now.min(50_000)));
     assert_eq!(
-        ended(found),
+        closed_at(action),
         Some((350_000, Reason::Idle, CloseMode::Graceful))
     );
     let limits = limits();
@@ -783,12 +792,7 @@ fn a_connection_that_waits_for_its_client_is_not_closed_by_age_and_has_the_longe
         ..tracked()
     };
     let at = |now, stats, closing| {
-        let time = SweepTime {
-            now,
-            passed: 250,
-            opened: 0,
-            due_age: None,
-        };
+        let time = time_at(now);
         let (state, _) = evaluate(
             &limits,
             SweepTime { now: 0, ..time },
@@ -818,12 +822,7 @@ fn a_connection_that_waits_for_its_client_is_not_closed_by_age_and_has_the_longe
         ..limits
     };
     let at = |now, stats, closing| {
-        let time = SweepTime {
-            now,
-            passed: 250,
-            opened: 0,
-            due_age: None,
-        };
+        let time = time_at(now);
         let (state, _) = evaluate(
             &limits,
             SweepTime { now: 0, ..time },
@@ -833,23 +832,26 @@ fn a_connection_that_waits_for_its_client_is_not_closed_by_age_and_has_the_longe
         );
         evaluate(&limits, time, stats, closing, state).1
     };
-    // Until the idle timeout: the client may be about to ask for the last time.
+    // Kept until the idle timeout: the client may be about to send its last request.
     assert_eq!(at(9999, &idle, Some(Reason::MaxRequests)), Action::Keep);
-    let told = ConnStats {
+    let with_goaway = ConnStats {
         goaway: true,
         ..idle
     };
-    let shares = Some(Reason::KeepAlivePerClient);
-    assert_eq!(at(4999, &told, shares), Action::Keep);
+    let kept_alive = Some(Reason::KeepAlivePerClient);
+    assert_eq!(at(4999, &with_goaway, kept_alive), Action::Keep);
     for (stats, reason) in [
-        (&told, Reason::MaxRequests),
+        (&with_goaway, Reason::MaxRequests),
         (&idle, Reason::KeepAlivePerClient),
         (&idle, Reason::Shutdown),
     ] {
-        let Action::Close(end) = at(5000, stats, Some(reason)) else {
+        let Action::Close(request) = at(5000, stats, Some(reason)) else {
             panic!("{reason}")
         };
-        assert_eq!((end.reason, end.mode), (reason, CloseMode::Graceful));
+        assert_eq!(
+            (request.reason, request.mode),
+            (reason, CloseMode::Graceful)
+        );
     }
 }
 
@@ -869,9 +871,9 @@ fn a_quiet_connection_would_be_kept_with_the_same_state() {
         opened: 0,
         due_age: limits.due(1),
     };
-    // As `ConnState::at_rest` has it.
-    let rest_of = |stats: &ConnStats| {
-        let is_at_rest = stats.in_flight == 0
+    // As `ConnState::idle_stats` does.
+    let idle_stats = |stats: &ConnStats| {
+        let is_idle = stats.in_flight == 0
             && stats.early == 0
             && !(stats.write_blocked || stats.asked)
             && !(stats.upgraded || stats.lingering);
@@ -881,18 +883,18 @@ fn a_quiet_connection_would_be_kept_with_the_same_state() {
             requests,
             ..
         } = *stats;
-        is_at_rest.then_some(IdleStats {
+        is_idle.then_some(IdleStats {
             read,
             written,
             requests,
         })
     };
     let is_quiet_at = |now, stats: ConnStats, closing: Option<Reason>, state| {
-        let rest = rest_of(&stats).filter(|_| closing.is_none());
-        let is_quiet = rest.is_some_and(|rest| is_quiet(&limits, now, now, &rest, &state));
+        let idle = idle_stats(&stats).filter(|_| closing.is_none());
+        let is_quiet = idle.is_some_and(|idle| is_quiet(&limits, now, now, &idle, &state));
         if is_quiet {
-            let found = evaluate(&limits, time(now), &stats, closing, state);
-            assert_eq!(found, (state, Action::Keep), "{now} {stats:?} {state:?}");
+            let result = evaluate(&limits, time(now), &stats, closing, state);
+            assert_eq!(result, (state, Action::Keep), "{now} {stats:?} {state:?}");
         }
         is_quiet
     };
@@ -916,7 +918,7 @@ fn a_quiet_connection_would_be_kept_with_the_same_state() {
         let (fresh, _) = evaluate(&limits, time(began), &idle, None, SweepState::default());
         for now in (began + 250..began + 70_000).step_by(250) {
             let is_quiet = is_quiet_at(now, idle, None, fresh);
-            // Up to the time of a GOAWAY, whether there is one or not.
+            // Quiet until a GOAWAY would be due, whether the server sends one or not.
             assert_eq!(is_quiet, now < 900_000 && now < began + 64_000);
             assert!(!is_quiet_at(now, idle, Some(Reason::Shutdown), fresh));
         }
@@ -953,12 +955,7 @@ fn a_request_at_work_is_probed_once_per_interval() {
     let mut state = SweepState::default();
     let mut probes = Vec::new();
     for now in (0..=16_000).step_by(250) {
-        let time = SweepTime {
-            now,
-            passed: 250,
-            opened: 0,
-            due_age: None,
-        };
+        let time = time_at(now);
         let (kept, action) = evaluate(&limits, time, &working, None, state);
         state = kept;
         if action == Action::Probe {
@@ -966,19 +963,14 @@ fn a_request_at_work_is_probed_once_per_interval() {
         }
     }
     assert_eq!(probes, [5000, 10_000, 15_000]);
-    // Also behind a body that its handler does not ask for.
+    // It is probed also while the handler does not read the body.
     let unread = ConnStats {
         body_left: true,
         ..working
     };
     let mut state = SweepState::default();
     let probes = (0..=16_000).step_by(250).filter(|now| {
-        let time = SweepTime {
-            now: *now,
-            passed: 250,
-            opened: 0,
-            due_age: None,
-        };
+        let time = time_at(*now);
         let (kept, action) = evaluate(&limits, time, &unread, None, state);
         state = kept;
         action == Action::Probe
@@ -1030,7 +1022,7 @@ fn the_low_half_of_the_clock_is_enough() {
         write_blocked: true,
         ..idle
     };
-    // Just before the milliseconds of the guard pass 2^32.
+    // Start just before the guard's milliseconds pass 2^32.
     let cases = [
         (idle, Reason::Idle, 65_000),
         (blocked, Reason::WriteStall, 30_000),
@@ -1041,7 +1033,7 @@ fn the_low_half_of_the_clock_is_enough() {
     {
         let start = (1 << 32) - before;
         let mut state = SweepState::default();
-        let found = (start..).find_map(|now| {
+        let action = (start..).find_map(|now| {
             let time = SweepTime {
                 now,
                 passed: 1,
@@ -1052,10 +1044,11 @@ fn the_low_half_of_the_clock_is_enough() {
             state = kept;
             matches!(action, Action::Close(_)).then_some((now, action))
         });
-        let (now, found, _) = ended(found).unwrap();
-        // A millisecond late where 0 would have said that nothing waits.
+        let (now, closed_for, _) = closed_at(action).unwrap();
+        // A stall may be found a millisecond late: a start of 0 is stored as 1, because 0 means
+        // that nothing waits.
         assert!(
-            found == reason && (after..=after + 1).contains(&(now - start)),
+            closed_for == reason && (after..=after + 1).contains(&(now - start)),
             "{now}"
         );
     }
