@@ -498,8 +498,8 @@ impl Shard {
         }
     }
 
-    /// Adds `conn`, and returns its slot. With `hashes`, shares apply to it, and it joins the ring of
-    /// its client. Without them it is alone in its ring.
+    /// Adds `conn`, and returns its slot. With `hashes`, shares apply to it, and it joins the ring
+    /// of its client. Without them it is alone in its ring.
     fn insert(&mut self, conn: &ConnHandle, opened: u64, hashes: Option<OwnerHashes>) -> u32 {
         let newest = hashes.and_then(|hashes| self.newest_of_client(hashes.client, conn.client()));
         let mut at = self.free;
