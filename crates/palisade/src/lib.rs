@@ -43,6 +43,9 @@
 //! A connection that never sends a request never reaches a `Layer`. [`serve()`] guards connections
 //! in one line: how many may be open, how long they may be silent, which are evicted first, and
 //! how much hyper accepts from each. [`conn`] is its listener, for other servers.
+//!
+//! [`guide`] takes up one task at a time: getting started, shadow mode, the choice of numbers, other
+//! layers, tonic, proxies, migration.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -96,6 +99,20 @@ pub use palisade_serve::{self as serve, serve};
 pub use palisade_slow_body as slow_body;
 #[cfg(feature = "timeout")]
 pub use palisade_timeout as timeout;
+
+#[cfg(all(
+    any(doc, doctest),
+    feature = "axum",
+    feature = "body-limit",
+    feature = "concurrency-limit",
+    feature = "rate-limit",
+    feature = "serve",
+    feature = "slow-body",
+    feature = "snapshot",
+    feature = "timeout",
+    feature = "tonic"
+))]
+pub mod guide;
 
 /// Compiles the snippets of the README as doctests.
 #[cfg(all(
