@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`getting_started`] | How does a bare axum server become a guarded one? |
 //! | [`shadow_mode`] | How do the guards go live without refusing an honest client? |
+//! | [`composing`] | Where does the stack go among other layers? |
+//! | [`tonic`] | What is different for gRPC? |
 //! | [`behind_proxy`] | What holds behind nginx or a load balancer? |
 //!
 //! Every example is a whole program that is compiled and run as a test:
@@ -24,5 +26,7 @@
 //! repository.
 
 pub mod behind_proxy;
+pub mod composing;
 pub mod getting_started;
 pub mod shadow_mode;
+pub mod tonic;
