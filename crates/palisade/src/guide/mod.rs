@@ -4,9 +4,11 @@
 //! |---|---|
 //! | [`getting_started`] | How does a bare axum server become a guarded one? |
 //! | [`shadow_mode`] | How do the guards go live without refusing an honest client? |
+//! | [`choosing_numbers`] | Which limits suit my service? |
 //! | [`composing`] | Where does the stack go among other layers? |
 //! | [`tonic`] | What is different for gRPC? |
 //! | [`behind_proxy`] | What holds behind nginx or a load balancer? |
+//! | [`migrating`] | Which option replaces the one that I use today? |
 //!
 //! Every example is a whole program that is compiled and run as a test:
 //! `cargo test -p palisade --all-features --doc guide`. The servers are real, on a free port of
@@ -26,7 +28,9 @@
 //! repository.
 
 pub mod behind_proxy;
+pub mod choosing_numbers;
 pub mod composing;
 pub mod getting_started;
+pub mod migrating;
 pub mod shadow_mode;
 pub mod tonic;
