@@ -1,4 +1,4 @@
-//! gRPC streams behind the stack: long ones are not cut, idle ones hold no slot.
+//! gRPC streams behind the stack: long streams are not cut, idle streams hold no permit.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;
@@ -13,7 +13,7 @@ use palisade_testkit::{
         Piece, echo_client::EchoClient, echo_server::EchoServer, feed_client::FeedClient,
         feed_server::FeedServer,
     },
-    echo::{Lengths, News},
+    echo::{BroadcastFeed, Lengths},
     servers::{self, Server},
 };
 use std::time::Duration;
@@ -21,14 +21,20 @@ use tonic::{Code, service::Routes, transport};
 
 const LIMIT: u64 = 100_000;
 
-/// Both services behind `stack`, by `palisade::serve` or by tonic's own server.
-async fn served(is_ours: bool, guard: &ConnGuard, stack: StackLayer, news: News) -> Server {
+/// Serves both services behind `stack`, with `palisade::serve` if `with_palisade`, else with
+/// tonic's own server.
+async fn serve(
+    with_palisade: bool,
+    guard: &ConnGuard,
+    stack: StackLayer,
+    feed: BroadcastFeed,
+) -> Server {
     let mut routes = Routes::builder();
     routes
         .add_service(EchoServer::new(Lengths))
-        .add_service(FeedServer::new(news));
+        .add_service(FeedServer::new(feed));
     let routes = routes.routes();
-    if is_ours {
+    if with_palisade {
         return guarded::hardened(guard, routes.into_axum_router().layer(stack)).await;
     }
     let listener = guard.listen(servers::listener().await);
@@ -49,21 +55,21 @@ fn piece(bytes: u64) -> Piece {
     }
 }
 
-/// Three times the limit, in messages of a tenth of it.
+/// A stream of three times the limit, in messages of a tenth of the limit.
 fn pieces() -> impl tokio_stream::Stream<Item = Piece> {
     tokio_stream::iter((0..30).map(|_| piece(LIMIT / 10)))
 }
 
 #[tokio::test]
 async fn a_stream_may_be_longer_than_the_limit_of_a_message() {
-    for is_ours in [true, false] {
+    for with_palisade in [true, false] {
         let (journal, guard) = (Journal::default(), ConnGuard::default());
         let stack = Stack::edge()
             .max_body(LIMIT)
             .grpc()
             .metrics(journal.clone());
         let stack = stack.build().unwrap();
-        let server = served(is_ours, &guard, stack, News::default()).await;
+        let server = serve(with_palisade, &guard, stack, BroadcastFeed::default()).await;
         let mut echo = EchoClient::connect(server.url()).await.unwrap();
         assert_eq!(
             echo.collect(pieces()).await.unwrap().get_ref().bytes,
@@ -79,7 +85,7 @@ async fn a_stream_may_be_longer_than_the_limit_of_a_message() {
         assert_eq!(bytes, 3 * LIMIT);
         assert_eq!(journal.refused(), []);
 
-        // The prefix and the field of a message count as well.
+        // The gRPC prefix and the field header of a message count as well.
         assert_eq!(
             echo.unary(piece(LIMIT - 9)).await.unwrap().get_ref().bytes,
             LIMIT - 9
@@ -90,7 +96,7 @@ async fn a_stream_may_be_longer_than_the_limit_of_a_message() {
         let cut = echo.collect(one_too_long).await.unwrap_err();
         assert_eq!(cut.code(), Code::ResourceExhausted, "{cut:?}");
         assert_eq!(journal.refused(), [(Guard::BodyLimit, Reason::TooLarge); 2]);
-        // The connection lives on.
+        // The connection stays open.
         assert_eq!(echo.unary(piece(4)).await.unwrap().get_ref().bytes, 4);
         drop((echo, feed, replies));
         all_gone(&guard).await;
@@ -98,14 +104,14 @@ async fn a_stream_may_be_longer_than_the_limit_of_a_message() {
 }
 
 #[tokio::test]
-async fn unless_the_stack_is_told_of_grpc_the_limit_holds_for_the_whole_body() {
+async fn without_the_grpc_option_the_limit_holds_for_the_whole_body() {
     let (journal, guard) = (Journal::default(), ConnGuard::default());
     let stack = Stack::edge()
         .max_body(LIMIT)
         .metrics(journal.clone())
         .build()
         .unwrap();
-    let server = served(true, &guard, stack, News::default()).await;
+    let server = serve(true, &guard, stack, BroadcastFeed::default()).await;
     let mut echo = EchoClient::connect(server.url()).await.unwrap();
     let cut = echo.collect(pieces()).await.unwrap_err();
     assert_eq!(cut.code(), Code::ResourceExhausted, "{cut:?}");
@@ -114,22 +120,23 @@ async fn unless_the_stack_is_told_of_grpc_the_limit_holds_for_the_whole_body() {
 }
 
 #[tokio::test]
-async fn streams_that_give_nothing_hold_no_slot() {
-    for is_ours in [true, false] {
-        let (journal, guard, news) = (Journal::default(), ConnGuard::default(), News::default());
+async fn idle_response_streams_hold_no_permit() {
+    for with_palisade in [true, false] {
+        let (journal, guard) = (Journal::default(), ConnGuard::default());
+        let feed = BroadcastFeed::default();
         let stack = Stack::edge()
             .max_requests(2)
             .grpc()
             .metrics(journal.clone());
-        let server = served(is_ours, &guard, stack.build().unwrap(), news.clone()).await;
-        let level = |level| journal.level(Guard::ConcurrencyLimit, level).unwrap();
+        let server = serve(with_palisade, &guard, stack.build().unwrap(), feed.clone()).await;
+        let level = |gauge| journal.level(Guard::ConcurrencyLimit, gauge).unwrap();
         let mut watchers = Vec::new();
         for _ in 0..2 {
-            let mut feed = FeedClient::connect(server.url()).await.unwrap();
-            watchers.push(feed.watch(piece(1)).await.unwrap().into_inner());
+            let mut client = FeedClient::connect(server.url()).await.unwrap();
+            watchers.push(client.watch(piece(1)).await.unwrap().into_inner());
         }
         let mut echo = EchoClient::connect(server.url()).await.unwrap();
-        // They may be at work on something.
+        // New streams hold a permit, because their handlers may be at work.
         assert_eq!(level(Gauge::Working), 2);
         let full = echo.unary(piece(4)).await.unwrap_err();
         assert_eq!(full.code(), Code::ResourceExhausted, "{full:?}");
@@ -137,13 +144,16 @@ async fn streams_that_give_nothing_hold_no_slot() {
             tokio::time::pause();
             tokio::time::advance(Duration::from_millis(5_001)).await;
             tokio::time::resume();
-            until("both hold no slot", || level(Gauge::Working) == 0).await;
+            until("both streams have given their permits back", || {
+                level(Gauge::Working) == 0
+            })
+            .await;
             assert_eq!(level(Gauge::Waiting), 2);
             for _ in 0..10 {
                 assert_eq!(echo.unary(piece(4)).await.unwrap().get_ref().bytes, 4);
             }
-            // What happens reaches them.
-            news.0.send(piece(1 + round)).unwrap();
+            // The idle streams still deliver messages.
+            feed.0.send(piece(1 + round)).unwrap();
             for watcher in &mut watchers {
                 let piece = watcher.message().await.unwrap().unwrap();
                 assert_eq!(piece.data.len() as u64, 1 + round);
@@ -151,7 +161,7 @@ async fn streams_that_give_nothing_hold_no_slot() {
         }
         drop((watchers, echo));
         all_gone(&guard).await;
-        until("nothing is left", || {
+        until("no request is left", || {
             level(Gauge::Working) + level(Gauge::Waiting) == 0
         })
         .await;

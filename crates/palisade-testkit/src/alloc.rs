@@ -1,7 +1,7 @@
-//! An allocator that counts, for the figures and for the proofs that memory stays bounded.
+//! A counting allocator for tests of memory bounds and allocation counts.
 //!
-//! This is the one place of the workspace with unsafe code: a global allocator cannot be written
-//! without it. It hands every call on to the system's allocator as it is.
+//! This is the only unsafe code in the workspace: a global allocator cannot be written without it.
+//! Every call is forwarded to the system allocator unchanged.
 //!
 //! ```
 //! use palisade_testkit::alloc::CountingAllocator;
@@ -19,7 +19,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-/// The system's allocator, with counters that all threads share.
+/// The system allocator with counters shared by all threads.
 #[derive(Debug)]
 pub struct CountingAllocator {
     allocations: AtomicUsize,
@@ -28,7 +28,7 @@ pub struct CountingAllocator {
 }
 
 impl CountingAllocator {
-    /// All counters at zero.
+    /// Returns an allocator with all counters at zero.
     pub const fn new() -> Self {
         Self {
             allocations: AtomicUsize::new(0),
@@ -37,35 +37,35 @@ impl CountingAllocator {
         }
     }
 
-    /// Calls that gave memory out so far, reallocations among them.
+    /// Returns the number of allocations so far, including reallocations.
     pub fn allocations(&self) -> usize {
         self.allocations.load(Relaxed)
     }
 
-    /// Bytes given out and not given back, as they were asked for.
+    /// Returns the number of allocated bytes that have not been freed, by requested size.
     pub fn live(&self) -> usize {
         self.live.load(Relaxed)
     }
 
-    /// The most [`Self::live`] has been since [`Self::reset_peak`].
+    /// Returns the largest value of [`Self::live`] since [`Self::reset_peak`].
     pub fn peak(&self) -> usize {
         self.peak.load(Relaxed)
     }
 
-    /// Lets the peak start again from what is live now, which it returns.
+    /// Resets the peak to the current [`Self::live`] and returns that.
     pub fn reset_peak(&self) -> usize {
         let live = self.live();
         self.peak.store(live, Relaxed);
         live
     }
 
-    fn given(&self, bytes: usize) {
+    fn record_allocation(&self, bytes: usize) {
         self.allocations.fetch_add(1, Relaxed);
         let live = self.live.fetch_add(bytes, Relaxed).wrapping_add(bytes);
         self.peak.fetch_max(live, Relaxed);
     }
 
-    fn taken(&self, bytes: usize) {
+    fn record_deallocation(&self, bytes: usize) {
         self.live.fetch_sub(bytes, Relaxed);
     }
 }
@@ -76,32 +76,32 @@ impl Default for CountingAllocator {
     }
 }
 
-// SAFETY: every call goes to `System` with the arguments it came with, and what `System` returns
-// goes back unchanged; the counters are atomics beside it and never allocate.
+// SAFETY: every call is forwarded to `System` with its arguments unchanged, and the result of
+// `System` is returned unchanged. The counters are atomics and never allocate.
 #[allow(unsafe_code)]
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        self.given(layout.size());
-        // SAFETY: the caller's promise about `layout` is the one that `System` asks for.
+        self.record_allocation(layout.size());
+        // SAFETY: the caller's guarantee about `layout` is the one that `System` requires.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        self.given(layout.size());
+        self.record_allocation(layout.size());
         // SAFETY: as above.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        self.taken(layout.size());
-        // SAFETY: `block` came from `System` with this `layout`, because all of them do.
+        self.record_deallocation(layout.size());
+        // SAFETY: every block is allocated by `System`, so `block` is, with this `layout`.
         unsafe { System.dealloc(block, layout) }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        self.taken(layout.size());
-        self.given(size);
-        // SAFETY: as above, and the caller's promise about `size` is handed on.
+        self.record_deallocation(layout.size());
+        self.record_allocation(size);
+        // SAFETY: as above, and the caller guarantees that `size` is valid.
         unsafe { System.realloc(block, layout, size) }
     }
 }

@@ -1,4 +1,4 @@
-//! Bodies to send.
+//! Request and response bodies.
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -10,30 +10,30 @@ use std::{
 };
 use tokio::time::{Sleep, sleep};
 
-/// A body of so many frames of the same length. It is not said how long it will be unless
-/// [`Self::declared`], so that HTTP/1 sends it in chunks.
+/// A body of a number of frames of the same length. It has no size hint unless it is
+/// [`Self::declared`], so HTTP/1 sends it in chunks.
 #[derive(Debug)]
 pub struct Pieces {
     frame: Bytes,
-    left: u64,
-    declares: bool,
+    frames_left: u64,
+    declares_length: bool,
     pause: Option<(Duration, Pin<Box<Sleep>>)>,
 }
 
 impl Pieces {
-    /// `count` frames of `length` bytes.
+    /// Returns a body of `count` frames of `length` bytes.
     pub fn new(count: u64, length: usize) -> Self {
         Self {
             frame: vec![b'x'; length].into(),
-            left: count,
-            declares: false,
+            frames_left: count,
+            declares_length: false,
             pause: None,
         }
     }
 
-    /// Says how long it is.
+    /// Declares the length of the body in the size hint.
     pub fn declared(mut self) -> Self {
-        self.declares = true;
+        self.declares_length = true;
         self
     }
 
@@ -52,24 +52,24 @@ impl Body for Pieces {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if self.left == 0 {
+        if self.frames_left == 0 {
             return Poll::Ready(None);
         }
         if let Some((pause, timer)) = &mut self.pause {
             ready!(timer.as_mut().poll(cx));
             timer.set(sleep(*pause));
         }
-        self.left -= 1;
+        self.frames_left -= 1;
         Poll::Ready(Some(Ok(Frame::data(self.frame.clone()))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left == 0
+        self.frames_left == 0
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.declares {
-            return SizeHint::with_exact(self.left * self.frame.len() as u64);
+        if self.declares_length {
+            return SizeHint::with_exact(self.frames_left * self.frame.len() as u64);
         }
         SizeHint::new()
     }

@@ -1,4 +1,4 @@
-//! Clients: one that writes raw bytes, and hyper's own on one connection.
+//! Test clients: a client of raw HTTP/1 bytes, and hyper's clients on a single connection.
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -21,45 +21,53 @@ use tokio::{
 };
 use tower::BoxError;
 
-/// How long any client here waits for anything.
+/// The timeout of every wait of these clients.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Waits until `condition` holds, and panics if it does not in [`PATIENCE`].
+/// Waits until `condition` holds.
+///
+/// # Panics
+///
+/// If it does not hold within [`PATIENCE`].
 pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let wait = async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    assert!(timeout(PATIENCE, wait).await.is_ok(), "not in time: {what}");
+    assert!(
+        timeout(PATIENCE, wait).await.is_ok(),
+        "timed out waiting for: {what}"
+    );
 }
 
-/// A socket from loopback's `from` to `to`. `127.0.0.2` and on are other clients to the server.
+/// Connects from the loopback address `from` to `to`. Different addresses of 127.0.0.0/8 are
+/// different clients to the server.
 pub async fn connect(from: Ipv4Addr, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind((IpAddr::V4(from), 0).into())?;
     timeout(PATIENCE, socket.connect(to)).await?
 }
 
-/// Writes and reads the bytes of HTTP/1 as it is told, right or wrong.
+/// An HTTP/1 client that sends arbitrary bytes, valid HTTP or not.
 #[derive(Debug)]
 pub struct RawClient {
-    /// The socket itself.
+    /// The socket.
     pub stream: TcpStream,
-    read: Vec<u8>,
+    unconsumed: Vec<u8>,
 }
 
-/// The head of an HTTP/1 answer.
+/// The head of an HTTP/1 response.
 #[derive(Clone, Debug)]
 pub struct RawHead {
-    /// The status.
+    /// The status code.
     pub status: StatusCode,
-    /// The head as text, names as the server wrote them.
+    /// The head as text, with header names as the server sent them.
     pub text: String,
 }
 
 impl RawHead {
-    /// The value of header `name`, if it is there.
+    /// Returns the value of the header `name`.
     pub fn header(&self, name: &str) -> Option<&str> {
         let lines = self
             .text
@@ -79,11 +87,11 @@ impl RawClient {
         Self::connect_from(Ipv4Addr::LOCALHOST, to).await
     }
 
-    /// Connects from another address of loopback.
+    /// Connects from the loopback address `from`.
     pub async fn connect_from(from: Ipv4Addr, to: SocketAddr) -> io::Result<Self> {
         Ok(Self {
             stream: connect(from, to).await?,
-            read: Vec::new(),
+            unconsumed: Vec::new(),
         })
     }
 
@@ -92,52 +100,53 @@ impl RawClient {
         timeout(PATIENCE, self.stream.write_all(bytes.as_ref())).await?
     }
 
-    /// Reads the head of the next answer; what follows it stays for later.
+    /// Reads the head of the next response and leaves the bytes after it for later reads.
     pub async fn head(&mut self) -> io::Result<RawHead> {
         let end = loop {
             if let Some(at) = self
-                .read
+                .unconsumed
                 .windows(4)
                 .position(|window| window == b"\r\n\r\n")
             {
                 break at + 4;
             }
-            if self.fill().await? == 0 {
+            if self.read_more().await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         };
-        let text = String::from_utf8_lossy(&self.read[..end]).into_owned();
-        self.read.drain(..end);
+        let text = String::from_utf8_lossy(&self.unconsumed[..end]).into_owned();
+        self.unconsumed.drain(..end);
         let status = text.get(9..12).and_then(|code| code.parse().ok());
-        let status = status.ok_or_else(|| io::Error::other(format!("not a head: {text}")))?;
+        let status =
+            status.ok_or_else(|| io::Error::other(format!("not a response head: {text}")))?;
         Ok(RawHead { status, text })
     }
 
-    /// Reads `length` bytes of what follows a head.
+    /// Reads the next `length` bytes.
     pub async fn body(&mut self, length: usize) -> io::Result<Vec<u8>> {
-        while self.read.len() < length {
-            if self.fill().await? == 0 {
+        while self.unconsumed.len() < length {
+            if self.read_more().await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
-        Ok(self.read.drain(..length).collect())
+        Ok(self.unconsumed.drain(..length).collect())
     }
 
-    /// Reads until the server ends the connection, by FIN or by RST, and says what came.
+    /// Reads until the server closes the connection, by FIN or by RST, and returns the bytes read.
     pub async fn rest(&mut self) -> Vec<u8> {
-        while matches!(self.fill().await, Ok(count) if count > 0) {}
-        std::mem::take(&mut self.read)
+        while matches!(self.read_more().await, Ok(count) if count > 0) {}
+        std::mem::take(&mut self.unconsumed)
     }
 
-    async fn fill(&mut self) -> io::Result<usize> {
+    async fn read_more(&mut self) -> io::Result<usize> {
         let mut chunk = [0; 16 * 1024];
         let count = timeout(PATIENCE, self.stream.read(&mut chunk)).await??;
-        self.read.extend_from_slice(&chunk[..count]);
+        self.unconsumed.extend_from_slice(&chunk[..count]);
         Ok(count)
     }
 }
 
-/// hyper's HTTP/1 client on a connection from `from`.
+/// Opens a connection from `from` and returns hyper's HTTP/1 client on it.
 pub async fn http1<B>(from: Ipv4Addr, to: SocketAddr) -> Result<http1::SendRequest<B>, BoxError>
 where
     B: Body<Data = Bytes> + Send + 'static,
@@ -149,7 +158,7 @@ where
     Ok(sender)
 }
 
-/// hyper's HTTP/2 client on a connection from `from`.
+/// Opens a connection from `from` and returns hyper's HTTP/2 client on it.
 pub async fn http2<B>(from: Ipv4Addr, to: SocketAddr) -> Result<http2::SendRequest<B>, BoxError>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
@@ -161,7 +170,7 @@ where
     Ok(sender)
 }
 
-/// `GET path` over a fresh HTTP/1 connection, and the answer whole.
+/// Sends `GET path` over a new HTTP/1 connection and returns the complete response.
 pub async fn get(from: Ipv4Addr, to: SocketAddr, path: &str) -> Result<Response<Bytes>, BoxError> {
     let request = Request::get(path)
         .header("host", "test")
@@ -170,7 +179,7 @@ pub async fn get(from: Ipv4Addr, to: SocketAddr, path: &str) -> Result<Response<
     whole(timeout(PATIENCE, sender.send_request(request)).await??).await
 }
 
-/// Reads the body of `response` to its end.
+/// Reads the body of `response` to its end and returns the complete response.
 pub async fn whole(response: Response<Incoming>) -> Result<Response<Bytes>, BoxError> {
     let (parts, body) = response.into_parts();
     let body = timeout(PATIENCE, body.collect()).await??.to_bytes();

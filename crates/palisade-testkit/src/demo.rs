@@ -100,7 +100,7 @@ pub mod echo_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// The length of one piece.
+        /// Returns the length of one piece.
         pub async fn unary(
             &mut self,
             request: impl tonic::IntoRequest<super::Piece>,
@@ -119,7 +119,7 @@ pub mod echo_client {
             req.extensions_mut().insert(GrpcMethod::new("demo.Echo", "Unary"));
             self.inner.unary(req, path, codec).await
         }
-        /// The sum of the lengths of all pieces.
+        /// Returns the sum of the lengths of all pieces.
         pub async fn collect(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::Piece>,
@@ -153,12 +153,12 @@ pub mod echo_server {
     /// Generated trait containing gRPC methods that should be implemented for use with EchoServer.
     #[async_trait]
     pub trait Echo: std::marker::Send + std::marker::Sync + 'static {
-        /// The length of one piece.
+        /// Returns the length of one piece.
         async fn unary(
             &self,
             request: tonic::Request<super::Piece>,
         ) -> std::result::Result<tonic::Response<super::Total>, tonic::Status>;
-        /// The sum of the lengths of all pieces.
+        /// Returns the sum of the lengths of all pieces.
         async fn collect(
             &self,
             request: tonic::Request<tonic::Streaming<super::Piece>>,
@@ -457,7 +457,7 @@ pub mod feed_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// What happens, from now on.
+        /// Streams the pieces sent from now on.
         pub async fn watch(
             &mut self,
             request: impl tonic::IntoRequest<super::Piece>,
@@ -479,7 +479,7 @@ pub mod feed_client {
             req.extensions_mut().insert(GrpcMethod::new("demo.Feed", "Watch"));
             self.inner.server_streaming(req, path, codec).await
         }
-        /// Every piece back.
+        /// Returns every piece to its sender.
         pub async fn chat(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::Piece>,
@@ -522,7 +522,7 @@ pub mod feed_server {
             >
             + std::marker::Send
             + 'static;
-        /// What happens, from now on.
+        /// Streams the pieces sent from now on.
         async fn watch(
             &self,
             request: tonic::Request<super::Piece>,
@@ -533,7 +533,7 @@ pub mod feed_server {
             >
             + std::marker::Send
             + 'static;
-        /// Every piece back.
+        /// Returns every piece to its sender.
         async fn chat(
             &self,
             request: tonic::Request<tonic::Streaming<super::Piece>>,

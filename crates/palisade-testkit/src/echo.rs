@@ -1,11 +1,11 @@
-//! The gRPC services `demo.Echo` and `demo.Feed`.
+//! Implementations of the gRPC services `demo.Echo` and `demo.Feed`.
 
 use crate::demo::{Piece, Total, echo_server::Echo, feed_server::Feed};
 use tokio::sync::broadcast;
 use tokio_stream::{Stream, StreamExt, wrappers::BroadcastStream};
 use tonic::{Request, Response, Status, Streaming};
 
-/// Answers lengths.
+/// Implements `demo.Echo`: returns the number of bytes received.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Lengths;
 
@@ -27,27 +27,28 @@ impl Echo for Lengths {
     }
 }
 
-/// Tells whoever watches of what is sent here, and repeats what it hears in a chat.
+/// Implements `demo.Feed`: sends every piece of the channel to each watcher, and returns every
+/// piece of a chat to its sender.
 #[derive(Clone, Debug)]
-pub struct News(pub broadcast::Sender<Piece>);
+pub struct BroadcastFeed(pub broadcast::Sender<Piece>);
 
 type Pieces = std::pin::Pin<Box<dyn Stream<Item = Result<Piece, Status>> + Send>>;
 
-impl Default for News {
+impl Default for BroadcastFeed {
     fn default() -> Self {
         Self(broadcast::channel(16).0)
     }
 }
 
 #[tonic::async_trait]
-impl Feed for News {
+impl Feed for BroadcastFeed {
     type WatchStream = Pieces;
     type ChatStream = Pieces;
 
     async fn watch(&self, _: Request<Piece>) -> Result<Response<Pieces>, Status> {
-        let news = BroadcastStream::new(self.0.subscribe());
-        let news = news.map(|piece| piece.map_err(|_| Status::data_loss("too slow")));
-        Ok(Response::new(Box::pin(news)))
+        let pieces = BroadcastStream::new(self.0.subscribe());
+        let pieces = pieces.map(|piece| piece.map_err(|_| Status::data_loss("receiver lagged")));
+        Ok(Response::new(Box::pin(pieces)))
     }
 
     async fn chat(&self, request: Request<Streaming<Piece>>) -> Result<Response<Pieces>, Status> {

@@ -1,4 +1,4 @@
-//! A [`Metrics`] that remembers.
+//! A [`Metrics`] sink that keeps every event.
 
 use palisade_core::{Event, Gauge, GaugeSource, Guard, Metrics, Mode, Reason, Violation};
 use parking_lot::Mutex;
@@ -7,12 +7,12 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-/// Writes down every event, in order. Clones share the pages.
+/// Keeps every event, in order. Clones share the same records.
 #[derive(Clone, Default)]
-pub struct Journal(Arc<Pages>);
+pub struct Journal(Arc<Records>);
 
 #[derive(Default)]
-struct Pages {
+struct Records {
     refused: Mutex<Vec<(Violation, Mode)>>,
     cut: Mutex<Vec<(Violation, Mode)>>,
     limits: Mutex<Vec<(Guard, u64)>>,
@@ -21,11 +21,11 @@ struct Pages {
     closed: Mutex<Vec<Option<Reason>>>,
     untracked: Mutex<Vec<usize>>,
     forwarded: Mutex<Vec<u32>>,
-    levels: Mutex<Vec<Weak<dyn GaugeSource>>>,
+    gauge_sources: Mutex<Vec<Weak<dyn GaugeSource>>>,
 }
 
 impl Journal {
-    /// Guard and reason of every refusal so far, shadowed ones too.
+    /// Returns the guard and reason of every refusal so far, including those in shadow mode.
     pub fn refused(&self) -> Vec<(Guard, Reason)> {
         self.0
             .refused
@@ -35,12 +35,12 @@ impl Journal {
             .collect()
     }
 
-    /// Every refusal so far in full.
+    /// Returns the violation and mode of every refusal so far.
     pub fn refusals(&self) -> Vec<(Violation, Mode)> {
         self.0.refused.lock().clone()
     }
 
-    /// Guard and reason of every body cut so far, shadowed ones too.
+    /// Returns the guard and reason of every cut body so far, including those in shadow mode.
     pub fn cut(&self) -> Vec<(Guard, Reason)> {
         self.0
             .cut
@@ -50,48 +50,49 @@ impl Journal {
             .collect()
     }
 
-    /// Every cut so far in full.
+    /// Returns the violation and mode of every cut body so far.
     pub fn cuts(&self) -> Vec<(Violation, Mode)> {
         self.0.cut.lock().clone()
     }
 
-    /// Every connection so far that a guard ended or did not let in, shadowed ones too.
+    /// Returns the violation and mode of every connection that a guard has closed or refused so
+    /// far, including those in shadow mode.
     pub fn disconnected(&self) -> Vec<(Violation, Mode)> {
         self.0.disconnected.lock().clone()
     }
 
-    /// How many connections were let in so far.
+    /// Returns the number of connections admitted so far.
     pub fn opened(&self) -> usize {
         self.0.opened.load(Relaxed)
     }
 
-    /// Why each connection that is gone was ended.
+    /// Returns the close reason of every closed connection; `None` if no guard closed it.
     pub fn closed(&self) -> Vec<Option<Reason>> {
         self.0.closed.lock().clone()
     }
 
-    /// How many of a hundred requests were forwarded, each time that this was said.
+    /// Returns the percentage of forwarded requests in each `Forwarded` event so far.
     pub fn forwarded(&self) -> Vec<u32> {
         self.0.forwarded.lock().clone()
     }
 
-    /// How many connections each word was about that nobody tells of their requests.
+    /// Returns the number of untracked connections in each `Untracked` event so far.
     pub fn untracked(&self) -> Vec<usize> {
         self.0.untracked.lock().clone()
     }
 
-    /// Every change of a limit so far.
+    /// Returns every change of a limit so far.
     pub fn limits(&self) -> Vec<(Guard, u64)> {
         self.0.limits.lock().clone()
     }
 
-    /// The sum of `level` over all living instances of `guard`; `None` if none keeps it.
-    pub fn level(&self, guard: Guard, level: Gauge) -> Option<u64> {
+    /// Returns the sum of `gauge` over all live instances of `guard`; `None` if no instance has it.
+    pub fn level(&self, guard: Guard, gauge: Gauge) -> Option<u64> {
         let mut sum = None;
-        for levels in self.0.levels.lock().iter().filter_map(Weak::upgrade) {
-            if levels.guard() == guard {
-                levels.sample(&mut |kept, value| {
-                    if kept == level {
+        for source in self.0.gauge_sources.lock().iter().filter_map(Weak::upgrade) {
+            if source.guard() == guard {
+                source.sample(&mut |sampled, value| {
+                    if sampled == gauge {
                         sum = Some(sum.unwrap_or(0) + value);
                     }
                 });
@@ -142,7 +143,7 @@ impl Metrics for Journal {
         }
     }
 
-    fn register(&self, levels: Weak<dyn GaugeSource>) {
-        self.0.levels.lock().push(levels);
+    fn register(&self, source: Weak<dyn GaugeSource>) {
+        self.0.gauge_sources.lock().push(source);
     }
 }

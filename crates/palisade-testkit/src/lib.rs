@@ -1,6 +1,7 @@
-//! What the tests, benches and examples of palisade share. Never published.
+//! Test support for palisade's tests and examples. Never published.
 //!
-//! Everything here talks to loopback only and ends by itself.
+//! Everything here uses loopback only. Servers end when they are dropped, and every wait of a
+//! client has a timeout.
 
 pub mod alloc;
 pub mod bodies;

@@ -1,4 +1,4 @@
-//! A long line: a proxy on loopback that passes bytes on later than they came.
+//! A loopback proxy that adds latency.
 
 use std::{
     io,
@@ -16,20 +16,22 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// How many reads of at most 16 KiB are on the line at once in each direction.
-const READS_ON_THE_LINE: usize = 1024;
-const READ_BYTES: usize = 16 * 1024;
+/// The largest number of delayed chunks in each direction.
+const MAX_DELAYED_CHUNKS: usize = 1024;
+/// The largest size of a chunk.
+const MAX_CHUNK_BYTES: usize = 16 * 1024;
 
-/// A proxy to one server. Dropping it ends the line, and what is on it is lost.
+/// A delaying proxy to one server. Dropping it stops the proxy's listener.
 #[derive(Debug)]
 pub struct Line {
-    /// Where it listens.
+    /// The address the proxy listens on.
     pub addr: SocketAddr,
     task: JoinHandle<()>,
 }
 
 impl Line {
-    /// A line to the server at `to` with this round trip. The server sees it come `from` there.
+    /// Starts a proxy to the server at `to` that adds `round_trip` to each round trip. The server
+    /// sees connections from the address `from`.
     ///
     /// # Errors
     ///
@@ -45,9 +47,10 @@ impl Line {
                     client.set_nodelay(true)?;
                     let (from_client, to_client) = client.into_split();
                     let (from_server, to_server) = server.into_split();
-                    let up = tokio::spawn(pass(from_client, to_server, round_trip / 2));
-                    pass(from_server, to_client, round_trip / 2).await;
-                    let _ = up.await;
+                    let upload =
+                        tokio::spawn(forward_delayed(from_client, to_server, round_trip / 2));
+                    forward_delayed(from_server, to_client, round_trip / 2).await;
+                    let _ = upload.await;
                     io::Result::Ok(())
                 });
             }
@@ -62,26 +65,27 @@ impl Drop for Line {
     }
 }
 
-async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, delay: Duration) {
-    let (sender, mut line) = mpsc::channel::<(Instant, Vec<u8>)>(READS_ON_THE_LINE);
+/// Forwards each chunk from `from` to `to` after `delay`.
+async fn forward_delayed(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, delay: Duration) {
+    let (sender, mut delayed) = mpsc::channel::<(Instant, Vec<u8>)>(MAX_DELAYED_CHUNKS);
     let reading = tokio::spawn(async move {
         loop {
-            let mut bytes = vec![0; READ_BYTES];
+            let mut bytes = vec![0; MAX_CHUNK_BYTES];
             let length = from.read(&mut bytes).await.unwrap_or(0);
             bytes.truncate(length);
-            // No bytes are the end, which takes as long.
+            // An empty chunk is the end of the stream, which is delayed as well.
             if sender.send((Instant::now() + delay, bytes)).await.is_err() || length == 0 {
                 return from;
             }
         }
     });
-    while let Some((due, bytes)) = line.recv().await {
+    while let Some((due, bytes)) = delayed.recv().await {
         sleep_until(due).await;
         if bytes.is_empty() || to.write_all(&bytes).await.is_err() {
             break;
         }
     }
     let _ = to.shutdown().await;
-    drop(line);
+    drop(delayed);
     let _ = reading.await;
 }

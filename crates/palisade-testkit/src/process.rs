@@ -1,7 +1,7 @@
-//! What a process asks of its system, without a line of unsafe code.
+//! Resource limits and signals of processes, without unsafe code.
 
-/// Raises this process's own soft limit of open files to the hard one, and says what holds now.
-/// `None` where there is no such limit.
+/// Raises this process's soft limit on open files to the hard limit, and returns the limit in
+/// force. `None` if there is no limit.
 pub fn raise_file_limit() -> Option<u64> {
     #[cfg(unix)]
     {
@@ -11,7 +11,7 @@ pub fn raise_file_limit() -> Option<u64> {
             current: maximum,
             maximum,
         };
-        // Some systems refuse a soft limit without end; what was there then stays.
+        // Some systems refuse an unlimited soft limit. The previous limit then stays in force.
         if setrlimit(Resource::Nofile, raised).is_ok() {
             maximum
         } else {
@@ -22,7 +22,7 @@ pub fn raise_file_limit() -> Option<u64> {
     None
 }
 
-/// Lowers this process's own soft limit of open files to `files`.
+/// Lowers this process's soft limit on open files to `files`.
 #[cfg(unix)]
 pub fn lower_file_limit(files: u64) -> std::io::Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -36,12 +36,12 @@ pub fn lower_file_limit(files: u64) -> std::io::Result<()> {
     )?)
 }
 
-/// How many files this process has open, as far as the system tells.
+/// Returns the number of open files of this process; 0 where there is no `/proc`.
 pub fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
 }
 
-/// Asks the process `id`, a child of the caller's, to end: SIGTERM.
+/// Sends SIGTERM to the process `id`.
 #[cfg(unix)]
 pub fn terminate(id: u32) -> std::io::Result<()> {
     use rustix::process::{Pid, Signal, kill_process};

@@ -1,4 +1,4 @@
-//! Servers on loopback that end when they are dropped.
+//! Loopback servers that stop when they are dropped.
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -17,21 +17,21 @@ use tokio::{
 use tokio_stream::wrappers::TcpListenerStream;
 use tower::{BoxError, Service, ServiceExt};
 
-/// A server task and its address. Dropping it ends the server and its connections.
+/// A server task and its address. Dropping it aborts the task.
 #[derive(Debug)]
 pub struct Server {
-    /// Where it listens.
+    /// The address the server listens on.
     pub addr: SocketAddr,
     task: JoinHandle<()>,
 }
 
 impl Server {
-    /// A server that runs as `task` and listens on `addr`.
+    /// Returns a handle on the server that runs as `task` and listens on `addr`.
     pub fn new(addr: SocketAddr, task: JoinHandle<()>) -> Self {
         Self { addr, task }
     }
 
-    /// `http://` and the address.
+    /// Returns the server's URL: `http://` and the address.
     pub fn url(&self) -> String {
         format!("http://{}", self.addr)
     }
@@ -43,39 +43,47 @@ impl Drop for Server {
     }
 }
 
-/// A listener on a free port of loopback, with room for every client of a test at once.
+/// Listens on a free loopback port. The backlog of 4,096 holds all clients of a test at once.
 pub async fn listener() -> TcpListener {
-    let socket = TcpSocket::new_v4().expect("a socket can be had");
+    let socket = TcpSocket::new_v4().expect("a socket can be created");
     socket
         .bind((Ipv4Addr::LOCALHOST, 0).into())
         .expect("loopback has a free port");
     socket.listen(4096).expect("a bound socket can listen")
 }
 
-/// `axum::serve(listener, router)`, the form in which layers are applied anew per connection. No
-/// peer is known to the layers.
+/// Serves `router` with `axum::serve(listener, router)`, which applies the layers anew for each
+/// connection. The layers do not know the peer.
 pub async fn axum_bare(router: axum::Router) -> Server {
     let listener = listener().await;
     let addr = listener
         .local_addr()
         .expect("a bound socket has an address");
-    let task = tokio::spawn(async move { axum::serve(listener, router).await.expect("serves") });
+    let task = tokio::spawn(async move {
+        axum::serve(listener, router)
+            .await
+            .expect("the server does not fail");
+    });
     Server::new(addr, task)
 }
 
-/// `axum::serve` with `into_make_service_with_connect_info`.
+/// Serves `router` with `axum::serve` and `into_make_service_with_connect_info`.
 pub async fn axum(router: axum::Router) -> Server {
     let listener = listener().await;
     let addr = listener
         .local_addr()
         .expect("a bound socket has an address");
     let app = router.into_make_service_with_connect_info::<SocketAddr>();
-    let task = tokio::spawn(async move { axum::serve(listener, app).await.expect("serves") });
+    let task = tokio::spawn(async move {
+        axum::serve(listener, app)
+            .await
+            .expect("the server does not fail");
+    });
     Server::new(addr, task)
 }
 
-/// hyper-util's `auto` builder by hand, for HTTP/1 and HTTP/2, each request with its peer's
-/// `SocketAddr` among the extensions.
+/// Serves `service` with hyper-util's `auto` builder over HTTP/1 and HTTP/2. Each request carries
+/// the `SocketAddr` of its peer as an extension.
 pub async fn hyper<S, B>(service: S) -> Server
 where
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
@@ -100,7 +108,8 @@ where
             connections.spawn(async move {
                 let service = TowerToHyperService::new(service);
                 let builder = auto::Builder::new(TokioExecutor::new());
-                // An error here is a client that went away or was cut; tests look at clients.
+                // An error means that the client has left or that a guard closed the connection.
+                // Tests check the client's side.
                 let _ = builder
                     .serve_connection_with_upgrades(TokioIo::new(stream), service)
                     .await;
@@ -111,7 +120,7 @@ where
     Server::new(addr, task)
 }
 
-/// `tonic::transport::Server` with whatever layers and services `router` has.
+/// Serves `router` with `tonic::transport::Server`.
 pub async fn tonic<L, B>(router: tonic::transport::server::Router<L>) -> Server
 where
     L: tower::Layer<tonic::service::Routes> + Clone + Send + 'static,
@@ -128,7 +137,10 @@ where
         .expect("a bound socket has an address");
     let incoming = TcpListenerStream::new(listener);
     let task = tokio::spawn(async move {
-        router.serve_with_incoming(incoming).await.expect("serves");
+        router
+            .serve_with_incoming(incoming)
+            .await
+            .expect("the server does not fail");
     });
     Server::new(addr, task)
 }
