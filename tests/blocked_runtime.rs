@@ -1,5 +1,6 @@
-//! Several runtimes share one guard, and one of them is blocked or gone: deadlines hold in the others.
-#![allow(clippy::unwrap_used, reason = "a test may")]
+//! Deadlines when several runtimes share one guard and one of them is blocked or has ended: they
+//! hold in the other runtimes.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;
 
@@ -15,14 +16,15 @@ use std::{
 };
 use tokio::{runtime::Builder, sync::mpsc, time::Instant};
 
-/// A task that stands by notices within this time that the leader is blocked, and its first look
-/// forgives.
-const TAKE_OVER: Duration = Duration::from_secs(4);
+/// The longest time until a standby sweeper notices that the leading one is blocked. The first
+/// sweep after a takeover closes nothing.
+const MAX_TAKEOVER: Duration = Duration::from_secs(4);
 
-/// `axum::serve` in a current-thread runtime on a thread of its own.
+/// An `axum::serve` server in a current-thread runtime on its own thread.
 struct Runtime {
     addr: SocketAddr,
-    /// What is sent here blocks the thread until its other end is dropped.
+    /// Blocks the thread for each pair sent, until the other end of the pair's receiver is dropped.
+    /// The pair's sender reports that the thread is blocked.
     block: mpsc::UnboundedSender<(Sender<()>, Receiver<()>)>,
     thread: JoinHandle<()>,
 }
@@ -30,13 +32,13 @@ struct Runtime {
 impl Runtime {
     fn start(guard: &ConnGuard) -> Self {
         let (block, mut blocks) = mpsc::unbounded_channel::<(Sender<()>, Receiver<()>)>();
-        let (say_addr, addr) = channel();
+        let (addr_sender, addr) = channel();
         let guard = guard.clone();
         let thread = std::thread::spawn(move || {
             let runtime = Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
                 let listener = guard.listen(servers::listener().await);
-                say_addr.send(listener.local_addr().unwrap()).unwrap();
+                addr_sender.send(listener.local_addr().unwrap()).unwrap();
                 tokio::spawn(axum::serve(listener, connected(app())).into_future());
                 while let Some((is_blocked, released)) = blocks.recv().await {
                     is_blocked.send(()).unwrap();
@@ -51,18 +53,18 @@ impl Runtime {
         }
     }
 
-    /// Blocks the thread until what is returned is dropped.
+    /// Blocks the thread until the returned sender is dropped.
     async fn block(&self) -> Sender<()> {
         let (release, released) = channel();
-        let (say_blocked, is_blocked) = channel();
-        self.block.send((say_blocked, released)).unwrap();
+        let (blocked_sender, is_blocked) = channel();
+        self.block.send((blocked_sender, released)).unwrap();
         tokio::task::spawn_blocking(move || is_blocked.recv().unwrap())
             .await
             .unwrap();
         release
     }
 
-    async fn end(self) {
+    async fn shut_down(self) {
         drop(self.block);
         tokio::task::spawn_blocking(|| self.thread.join().unwrap())
             .await
@@ -79,14 +81,14 @@ fn guard() -> ConnGuard {
 }
 
 #[tokio::test]
-async fn a_blocked_runtime_leaves_the_deadlines_to_another_one() {
+async fn deadlines_hold_in_a_second_runtime_while_the_leading_one_is_blocked() {
     let guard = guard();
     let runtimes = [Runtime::start(&guard), Runtime::start(&guard)];
-    // Both have accepted a connection, the first one before the other.
+    // Both runtimes accept a connection, the first one before the second.
     for runtime in &runtimes {
         served(&mut RawClient::connect(runtime.addr).await.unwrap()).await;
     }
-    // The one that leads is blocked, and then the one that took over.
+    // Block the leading runtime, and then the one that has taken over.
     for (blocked, other) in [(0, 1), (1, 0)] {
         let addr = runtimes[other].addr;
         let mut in_the_blocked = RawClient::connect(runtimes[blocked].addr).await.unwrap();
@@ -100,16 +102,16 @@ async fn a_blocked_runtime_leaves_the_deadlines_to_another_one() {
         let (silent, idle) = tokio::join!(cut(&mut silent), cut(&mut idle));
         for (_, _, after) in [&silent, &idle] {
             assert!(
-                (SECOND / 2..SECOND + TAKE_OVER).contains(after),
+                (SECOND / 2..SECOND + MAX_TAKEOVER).contains(after),
                 "{after:?}"
             );
         }
-        // A reset for silence, a FIN for idleness.
+        // The silent connection is reset, the idle one is closed gracefully.
         assert_eq!((silent.1, idle.1), (true, false));
         assert!(neighbour.was_served().await > 5);
-        assert!(started.elapsed() < SECOND + TAKE_OVER);
+        assert!(started.elapsed() < SECOND + MAX_TAKEOVER);
         drop(release);
-        // Driven again, it is looked after by the leader in the other runtime.
+        // After the release, the leader in the other runtime sweeps its connections.
         cut(&mut in_the_blocked).await;
         let mut silent = RawClient::connect(runtimes[blocked].addr).await.unwrap();
         let (_, is_reset, after) = cut(&mut silent).await;
@@ -117,21 +119,21 @@ async fn a_blocked_runtime_leaves_the_deadlines_to_another_one() {
         all_gone(&guard).await;
     }
     for runtime in runtimes {
-        runtime.end().await;
+        runtime.shut_down().await;
     }
 }
 
 #[tokio::test]
-async fn the_end_of_the_leading_runtime_leaves_the_deadlines_to_another_one() {
+async fn deadlines_hold_in_a_second_runtime_after_the_leading_one_has_ended() {
     let guard = guard();
     let [first, second] = [Runtime::start(&guard), Runtime::start(&guard)];
     let _in_the_first = RawClient::connect(first.addr).await.unwrap();
     served(&mut RawClient::connect(first.addr).await.unwrap()).await;
     let mut silent = RawClient::connect(second.addr).await.unwrap();
-    first.end().await;
+    first.shut_down().await;
     let (_, is_reset, after) = cut(&mut silent).await;
-    // At once: nothing was to be noticed.
+    // The standby takes over at once when the leader's runtime ends.
     assert!(is_reset && after < 2 * SECOND, "{after:?}");
     all_gone(&guard).await;
-    second.end().await;
+    second.shut_down().await;
 }

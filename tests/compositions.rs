@@ -1,5 +1,6 @@
-//! The stack among the layers of others: outside and inside of tower-http's and axum's own, in
-//! every place where a router takes a layer, and on tonic's server. All of it compiles, and guards.
+//! The stack combined with other layers: outside and inside those of tower-http and axum, in every
+//! place where a router takes a layer, and on tonic's server. Each combination compiles and its
+//! guards are active.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use axum::{
@@ -33,7 +34,7 @@ use tower_http::{
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Lets one request of an hour through, and refuses the next.
+/// A stack that admits one request an hour.
 fn stack() -> StackLayer {
     Stack::edge()
         .rate_limit(Quota::per_hour(1).burst(1))
@@ -56,8 +57,8 @@ fn request() -> Request {
     request
 }
 
-/// The first request is served and the second one refused.
-async fn guards<S, B>(service: S)
+/// Checks that the first request is served and the second one is refused.
+async fn assert_guarded<S, B>(service: S)
 where
     S: Service<Request, Response = http::Response<B>, Error = Infallible> + Clone,
     B: http_body::Body<Error: std::fmt::Debug>,
@@ -73,20 +74,20 @@ where
     assert!(second.headers().contains_key(header::RETRY_AFTER));
 }
 
-async fn pass(request: Request, next: Next) -> Response {
+async fn run_next(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-async fn same(request: Request) -> Request {
+async fn identity(request: Request) -> Request {
     request
 }
 
 #[tokio::test]
-async fn in_every_place_of_a_router() {
-    guards(routes().layer(stack())).await;
-    guards(routes().route_layer(stack())).await;
-    guards(Router::new().fallback_service(routes().layer(stack()))).await;
-    guards(Router::new().merge(routes().layer(stack()))).await;
+async fn the_stack_guards_in_every_place_of_a_router() {
+    assert_guarded(routes().layer(stack())).await;
+    assert_guarded(routes().route_layer(stack())).await;
+    assert_guarded(Router::new().fallback_service(routes().layer(stack()))).await;
+    assert_guarded(Router::new().merge(routes().layer(stack()))).await;
     let under = |path: &'static str| {
         let to = move |mut request: Request| {
             *request.uri_mut() = path.parse().unwrap();
@@ -95,20 +96,20 @@ async fn in_every_place_of_a_router() {
         ServiceBuilder::new().map_request(to)
     };
     let nested = Router::new().nest("/api", routes().layer(stack()));
-    guards(under("/api").service(nested)).await;
+    assert_guarded(under("/api").service(nested)).await;
     let nested = Router::new().nest_service("/api", stack().layer(routes()));
-    guards(under("/api").service(nested)).await;
+    assert_guarded(under("/api").service(nested)).await;
     let nested = Router::new().route("/", get("hello").post("hello").layer(stack()));
-    guards(nested).await;
-    guards(stack().layer(routes())).await;
-    guards(ServiceBuilder::new().layer(stack()).service(routes())).await;
+    assert_guarded(nested).await;
+    assert_guarded(stack().layer(routes())).await;
+    assert_guarded(ServiceBuilder::new().layer(stack()).service(routes())).await;
 }
 
 #[tokio::test]
-async fn inside_of_what_wants_a_default_body() {
+async fn the_stack_guards_inside_layers_that_need_a_default_body() {
     #[allow(
         deprecated,
-        reason = "it is there, and asks for a body that can be made of nothing"
+        reason = "the deprecated layer needs a body that implements Default"
     )]
     let outside = || {
         ServiceBuilder::new()
@@ -123,31 +124,31 @@ async fn inside_of_what_wants_a_default_body() {
             .layer(ValidateRequestHeaderLayer::accept("text/plain"))
             .layer(stack())
     };
-    guards(routes().layer(outside())).await;
-    guards(outside().service(routes())).await;
+    assert_guarded(routes().layer(outside())).await;
+    assert_guarded(outside().service(routes())).await;
 }
 
 #[tokio::test]
-async fn outside_of_what_wants_axum_s_own_body() {
+async fn the_boxed_stack_guards_outside_layers_that_need_axum_s_body() {
     let inside = || {
         let boxed = ServiceBuilder::new().layer(stack().boxed());
         boxed
-            .layer(from_fn(pass))
-            .layer(map_request(same))
+            .layer(from_fn(run_next))
+            .layer(map_request(identity))
             .map_request(|request: Request| request)
     };
-    guards(routes().layer(inside())).await;
-    guards(routes().route_layer(inside())).await;
-    guards(Router::new().fallback_service(routes().layer(inside()))).await;
-    guards(inside().service(routes())).await;
-    // Without a box, a layer of the router's own does it.
-    guards(stack().layer(routes().layer(from_fn(pass)))).await;
-    guards(routes().layer(from_fn(pass)).layer(stack())).await;
+    assert_guarded(routes().layer(inside())).await;
+    assert_guarded(routes().route_layer(inside())).await;
+    assert_guarded(Router::new().fallback_service(routes().layer(inside()))).await;
+    assert_guarded(inside().service(routes())).await;
+    // Each `Router::layer` converts the body, so `boxed` is not needed here.
+    assert_guarded(stack().layer(routes().layer(from_fn(run_next)))).await;
+    assert_guarded(routes().layer(from_fn(run_next)).layer(stack())).await;
 }
 
 #[tokio::test]
-async fn where_it_may_be_missing() {
-    guards(routes().layer(option_layer(Some(stack().boxed())))).await;
+async fn an_optional_stack_guards_when_it_is_present() {
+    assert_guarded(routes().layer(option_layer(Some(stack().boxed())))).await;
     let none = routes().layer(option_layer(None::<palisade::BoxedLayer>));
     for _ in 0..2 {
         let response = none.clone().oneshot(request()).await.unwrap();
@@ -156,33 +157,33 @@ async fn where_it_may_be_missing() {
 }
 
 #[tokio::test]
-async fn inside_of_a_body_that_must_not_move() {
+async fn the_stack_guards_a_body_that_is_not_unpin() {
     let guarded = ServiceBuilder::new()
         .layer(RequestBodyTimeoutLayer::new(MINUTE))
         .layer(stack().boxed())
         .service(routes());
-    guards(guarded).await;
+    assert_guarded(guarded).await;
 }
 
 #[tokio::test]
-async fn around_a_service_that_is_not_a_clone_of_its_own() {
-    struct Alone(tokio::sync::Mutex<()>);
-    let alone = Alone(tokio::sync::Mutex::new(()));
+async fn the_stack_guards_a_service_that_is_not_clone() {
+    struct NotClone(tokio::sync::Mutex<()>);
+    let not_clone = NotClone(tokio::sync::Mutex::new(()));
     let service = service_fn(move |request: Request<_>| {
-        let _ = &alone.0;
+        let _ = &not_clone.0;
         let body = request.map(Body::new).into_body();
         async { Ok::<_, Infallible>(Response::new(body)) }
     });
-    // Whatever is not `Clone` is so behind a buffer, as everywhere with tower.
+    // A service that is not `Clone` becomes `Clone` behind tower's buffer.
     let buffered = tower::buffer::Buffer::new(service, 16);
     let guarded = stack()
         .layer(buffered)
         .map_err(|error| -> Infallible { panic!("{error}") });
-    guards(BoxCloneSyncService::new(guarded)).await;
+    assert_guarded(BoxCloneSyncService::new(guarded)).await;
 }
 
 #[tokio::test]
-async fn on_the_server_of_tonic() {
+async fn the_stack_guards_tonic_s_server() {
     let listener = servers::listener().await;
     let addr = listener.local_addr().unwrap();
     let mut server = tonic::transport::Server::builder()

@@ -1,4 +1,4 @@
-//! The concurrency limit on real servers: one limit for all routes and connections, everywhere.
+//! The concurrency limit on real servers: all routes and connections share one limit.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use axum::{Router, routing::get};
@@ -23,7 +23,7 @@ use tower::{Layer, service_fn};
 const GUARD: Guard = Guard::ConcurrencyLimit;
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
-/// Handlers stop here until the test lets them go; it knows how many have come.
+/// Blocks handlers until the test opens it, and counts the handlers that have arrived.
 #[derive(Clone, Debug)]
 struct Gate {
     arrived: Arc<Semaphore>,
@@ -43,15 +43,15 @@ impl Gate {
         self.open.acquire().await.unwrap().forget();
     }
 
-    /// Waits until `handlers` more of them stand at the gate.
-    async fn arrived(&self, handlers: u32) {
+    /// Waits until `handlers` more handlers have arrived.
+    async fn wait_for_arrivals(&self, handlers: u32) {
         self.arrived.acquire_many(handlers).await.unwrap().forget();
     }
 }
 
-/// Two requests stand at the gate, each on its own connection and, where `paths` differ, route;
-/// any third is refused; when the two are done the next is served.
-async fn limit_of_two_holds(
+/// Checks a limit of two. Two requests wait at the gate, each on its own connection and, where
+/// `paths` differ, its own route. Further requests are refused until the two have ended.
+async fn assert_limit_of_two(
     server: &Server,
     gate: &Gate,
     journal: &Journal,
@@ -62,7 +62,7 @@ async fn limit_of_two_holds(
         .iter()
         .map(|&path| tokio::spawn(async move { clients::get(LOCALHOST, addr, path).await }))
         .collect();
-    gate.arrived(2).await;
+    gate.wait_for_arrivals(2).await;
     for path in paths {
         let refused = clients::get(LOCALHOST, addr, path).await.unwrap();
         assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -100,23 +100,23 @@ fn router(gate: &Gate) -> Router {
 async fn on_axum_routes_and_connections_share_the_limit() {
     let (gate, journal) = (Gate::new(), Journal::default());
     let limit = ConcurrencyLimitLayer::new(2).metrics(journal.clone());
-    // `axum::serve(listener, router)` applies the layer anew for every connection.
+    // `axum::serve(listener, router)` applies the layer anew for each connection.
     let server = servers::axum_bare(router(&gate).layer(limit)).await;
-    limit_of_two_holds(&server, &gate, &journal, ["/a", "/b", "/c"]).await;
+    assert_limit_of_two(&server, &gate, &journal, ["/a", "/b", "/c"]).await;
 }
 
 #[tokio::test]
-async fn on_axum_with_connect_info_too() {
+async fn on_axum_with_connect_info_routes_and_connections_share_the_limit() {
     let (gate, journal) = (Gate::new(), Journal::default());
     let limit = ConcurrencyLimitLayer::new(2)
         .per_client(9)
         .metrics(journal.clone());
     let server = servers::axum(router(&gate).layer(limit)).await;
-    limit_of_two_holds(&server, &gate, &journal, ["/a", "/b", "/c"]).await;
+    assert_limit_of_two(&server, &gate, &journal, ["/a", "/b", "/c"]).await;
 }
 
 #[tokio::test]
-async fn on_hyper_http1_and_http2_share_the_limit() {
+async fn on_hyper_http1_and_http2_connections_share_the_limit() {
     let (gate, journal) = (Gate::new(), Journal::default());
     let limit = ConcurrencyLimitLayer::new(2).metrics(journal.clone());
     let at_gate = gate.clone();
@@ -128,14 +128,14 @@ async fn on_hyper_http1_and_http2_share_the_limit() {
         }
     })))
     .await;
-    limit_of_two_holds(&server, &gate, &journal, ["/", "/", "/"]).await;
+    assert_limit_of_two(&server, &gate, &journal, ["/", "/", "/"]).await;
 
     let mut http2 = clients::http2::<Empty<Bytes>>(LOCALHOST, server.addr)
         .await
         .unwrap();
     let mut send = || http2.send_request(Request::get("http://test/").body(Empty::new()).unwrap());
     let held = [tokio::spawn(send()), tokio::spawn(send())];
-    gate.arrived(1 + 2).await; // One is left from before.
+    gate.wait_for_arrivals(1 + 2).await; // One arrival is left from the last request above.
     assert_eq!(
         send().await.unwrap().status(),
         StatusCode::SERVICE_UNAVAILABLE
@@ -165,7 +165,7 @@ impl Echo for GatedEcho {
         &self,
         _request: tonic::Request<tonic::Streaming<Piece>>,
     ) -> Result<tonic::Response<Total>, tonic::Status> {
-        Err(tonic::Status::unimplemented("not here"))
+        Err(tonic::Status::unimplemented("not used by this test"))
     }
 }
 
@@ -180,20 +180,20 @@ async fn on_tonic_the_client_sees_resource_exhausted_with_message_and_pushback()
     let server = servers::tonic(router).await;
 
     let connect = || EchoClient::connect(server.url());
-    let (mut one, mut other) = (connect().await.unwrap(), connect().await.unwrap());
+    let (mut first, mut second) = (connect().await.unwrap(), connect().await.unwrap());
     let piece = || Piece {
         data: Bytes::from_static(b"four"),
     };
     let held = [
         tokio::spawn({
-            let mut one = one.clone();
-            async move { one.unary(piece()).await }
+            let mut first = first.clone();
+            async move { first.unary(piece()).await }
         }),
-        tokio::spawn(async move { other.unary(piece()).await }),
+        tokio::spawn(async move { second.unary(piece()).await }),
     ];
-    gate.arrived(2).await;
+    gate.wait_for_arrivals(2).await;
     for _ in 0..20 {
-        let status = one.unary(piece()).await.unwrap_err();
+        let status = first.unary(piece()).await.unwrap_err();
         assert_eq!(status.code(), tonic::Code::ResourceExhausted);
         assert_eq!(status.message(), "server is busy");
         assert_eq!(
@@ -205,6 +205,6 @@ async fn on_tonic_the_client_sees_resource_exhausted_with_message_and_pushback()
     for held in held {
         assert_eq!(held.await.unwrap().unwrap().into_inner().bytes, 4);
     }
-    assert_eq!(one.unary(piece()).await.unwrap().into_inner().bytes, 4);
+    assert_eq!(first.unary(piece()).await.unwrap().into_inner().bytes, 4);
     assert_eq!(journal.level(GUARD, Gauge::Working), Some(0));
 }

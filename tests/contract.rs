@@ -1,5 +1,5 @@
-//! What every layer keeps of tower's contract: the instance that was made ready is the one that is
-//! called, errors pass untouched, and nothing is left of a future that is dropped.
+//! tower's contract, checked for every layer: the instance that was made ready is the one that is
+//! called, errors pass through unchanged, and a dropped future leaves nothing behind.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use bytes::Bytes;
@@ -26,24 +26,25 @@ use std::{
 };
 use tower::{Layer, Service, ServiceExt};
 
-type Answer = Result<Response<Full<Bytes>>, Broken>;
+type ProbeResult = Result<Response<Full<Bytes>>, Broken>;
 
-/// The error of the service, and of nothing else.
+/// The error of the probe service. No layer creates it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Broken(u32);
 
-/// A service that panics where it was not made ready, and counts what is under way. `/fails` fails,
-/// `/hangs` never answers.
+/// A service that panics when it is called without having been made ready, and counts its running
+/// calls. `/fails` returns an error, `/hangs` never responds.
 #[derive(Debug)]
 struct Probe {
     is_ready: bool,
-    unready: Option<Broken>,
-    under_way: Arc<AtomicUsize>,
+    readiness_error: Option<Broken>,
+    running: Arc<AtomicUsize>,
 }
 
-struct UnderWay(Arc<AtomicUsize>);
+/// Counts a call as running until it is dropped.
+struct RunningCall(Arc<AtomicUsize>);
 
-impl Drop for UnderWay {
+impl Drop for RunningCall {
     fn drop(&mut self) {
         self.0.fetch_sub(1, SeqCst);
     }
@@ -53,19 +54,19 @@ impl Probe {
     fn new() -> Self {
         Self {
             is_ready: false,
-            unready: None,
-            under_way: Arc::default(),
+            readiness_error: None,
+            running: Arc::default(),
         }
     }
 }
 
-/// A clone was not made ready.
+/// A clone is not ready, even if the original is.
 impl Clone for Probe {
     fn clone(&self) -> Self {
         Self {
             is_ready: false,
-            unready: self.unready,
-            under_way: self.under_way.clone(),
+            readiness_error: self.readiness_error,
+            running: self.running.clone(),
         }
     }
 }
@@ -73,10 +74,10 @@ impl Clone for Probe {
 impl<B: Body + Send + 'static> Service<Request<B>> for Probe {
     type Response = Response<Full<Bytes>>;
     type Error = Broken;
-    type Future = Pin<Box<dyn Future<Output = Answer> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = ProbeResult> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        if let Some(broken) = self.unready {
+        if let Some(broken) = self.readiness_error {
             return Poll::Ready(Err(broken));
         }
         self.is_ready = true;
@@ -86,12 +87,12 @@ impl<B: Body + Send + 'static> Service<Request<B>> for Probe {
     fn call(&mut self, request: Request<B>) -> Self::Future {
         assert!(
             std::mem::take(&mut self.is_ready),
-            "called without having been made ready"
+            "the service is called without having been made ready"
         );
-        self.under_way.fetch_add(1, SeqCst);
-        let under_way = UnderWay(self.under_way.clone());
+        self.running.fetch_add(1, SeqCst);
+        let running_call = RunningCall(self.running.clone());
         Box::pin(async move {
-            let _under_way = under_way;
+            let _running_call = running_call;
             match request.uri().path() {
                 "/fails" => Err(Broken(1)),
                 "/hangs" => std::future::pending().await,
@@ -107,14 +108,15 @@ fn request(path: &str) -> Request<Full<Bytes>> {
         .unwrap()
 }
 
-fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+fn poll_once<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
     future.poll(&mut Context::from_waker(Waker::noop()))
 }
 
-fn is_shareable<T: Clone + Debug + Send + Sync + 'static>(_: &T) {}
-fn is_sendable<T: Send + 'static>(_: &T) {}
+fn assert_shareable<T: Clone + Debug + Send + Sync + 'static>(_: &T) {}
+fn assert_sendable<T: Send + 'static>(_: &T) {}
 
-async fn holds<L, B>(layer: L)
+/// Checks the contract for `layer`.
+async fn assert_contract<L, B>(layer: L)
 where
     L: Layer<Probe> + Clone + Debug + Send + Sync + 'static,
     L::Service: Service<Request<Full<Bytes>>, Response = Response<B>, Error = Broken>
@@ -126,17 +128,17 @@ where
     <L::Service as Service<Request<Full<Bytes>>>>::Future: Send + 'static,
     B: Body<Data = Bytes, Error: Debug> + Send + 'static,
 {
-    is_shareable(&layer);
+    assert_shareable(&layer);
     let probe = Probe::new();
-    let under_way = || probe.under_way.load(SeqCst);
+    let running = || probe.running.load(SeqCst);
     let mut service = layer.layer(probe.clone());
-    is_shareable(&service);
+    assert_shareable(&service);
 
-    // The instance that was made ready is called, whatever is cloned meanwhile.
+    // The instance that was made ready is called, even if it has been cloned in between.
     service.ready().await.unwrap();
     let mut other = service.clone();
     let first = service.call(request("/"));
-    is_sendable(&first);
+    assert_sendable(&first);
     other.ready().await.unwrap();
     let second = other.call(request("/"));
     for response in [first.await.unwrap(), second.await.unwrap()] {
@@ -147,7 +149,7 @@ where
         );
     }
 
-    // Errors pass untouched, of the response and of readiness.
+    // Errors pass through unchanged, both from the response and from readiness.
     assert_eq!(
         service
             .ready()
@@ -159,40 +161,40 @@ where
         Some(Broken(1))
     );
     let unready = Probe {
-        unready: Some(Broken(2)),
+        readiness_error: Some(Broken(2)),
         ..probe.clone()
     };
     assert_eq!(layer.layer(unready).ready().await.err(), Some(Broken(2)));
-    assert_eq!(under_way(), 0);
+    assert_eq!(running(), 0);
 
-    // A future may be dropped before it is polled, and after.
+    // A future may be dropped before or after it is first polled.
     drop(service.ready().await.unwrap().call(request("/hangs")));
-    assert_eq!(under_way(), 0);
+    assert_eq!(running(), 0);
     let mut hangs = Box::pin(service.ready().await.unwrap().call(request("/hangs")));
-    assert!(poll(hangs.as_mut()).is_pending());
-    assert_eq!(under_way(), 1);
+    assert!(poll_once(hangs.as_mut()).is_pending());
+    assert_eq!(running(), 1);
     drop(hangs);
-    assert_eq!(under_way(), 0);
+    assert_eq!(running(), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn every_layer_keeps_the_contract() {
     let journal = Journal::default();
-    holds(
+    assert_contract(
         RateLimitLayer::new(Quota::per_second(9))
             .unwrap()
             .metrics(journal.clone()),
     )
     .await;
-    holds(TimeoutLayer::new(Duration::from_secs(9)).metrics(journal.clone())).await;
-    holds(BodyLimitLayer::default().metrics(journal.clone())).await;
-    holds(SlowBodyLayer::new().metrics(journal.clone())).await;
-    holds(ConcurrencyLimitLayer::new(9).metrics(journal.clone())).await;
+    assert_contract(TimeoutLayer::new(Duration::from_secs(9)).metrics(journal.clone())).await;
+    assert_contract(BodyLimitLayer::default().metrics(journal.clone())).await;
+    assert_contract(SlowBodyLayer::new().metrics(journal.clone())).await;
+    assert_contract(ConcurrencyLimitLayer::new(9).metrics(journal.clone())).await;
     let stack = Stack::edge()
         .rate_limit(Quota::per_second(99))
         .metrics(journal.clone());
     let stack = stack.build().unwrap();
-    holds(stack.clone()).await;
+    assert_contract(stack.clone()).await;
     assert_eq!((journal.refused(), journal.cut()), (vec![], vec![]));
     for level in [Gauge::Working, Gauge::Waiting, Gauge::Queued] {
         assert_eq!(
@@ -217,16 +219,16 @@ async fn a_request_from_the_queue_is_served_by_the_instance_that_was_made_ready(
         service.call(request(path))
     };
     let mut hangs = Box::pin(call("/hangs"));
-    assert!(poll(hangs.as_mut()).is_pending());
+    assert!(poll_once(hangs.as_mut()).is_pending());
     let queued = [call("/"), call("/fails")].map(tokio::spawn);
     tokio::task::yield_now().await;
-    assert_eq!(probe.under_way.load(SeqCst), 1);
+    assert_eq!(probe.running.load(SeqCst), 1);
     drop(hangs);
     let mut outcomes = Vec::new();
-    for one in queued {
-        outcomes.push(one.await.unwrap().map(|response| response.status()));
+    for call in queued {
+        outcomes.push(call.await.unwrap().map(|response| response.status()));
     }
     assert_eq!(outcomes, [Ok(StatusCode::OK), Err(Broken(1))]);
-    assert_eq!(probe.under_way.load(SeqCst), 0);
+    assert_eq!(probe.running.load(SeqCst), 0);
     assert_eq!(layer.handle().working(), 0);
 }

@@ -1,5 +1,5 @@
-//! The demo server, as a process of its own: every route on one port, what it must never refuse
-//! and what it must, and its end.
+//! The `fortress` example in its own process: all routes on one port, the requests that it must
+//! serve and those that it must refuse, and its shutdown.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use bytes::Bytes;
@@ -23,7 +23,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-#[allow(dead_code, reason = "its `main` is not ours")]
+#[allow(dead_code, reason = "its `main` is not called")]
 #[path = "../examples/fortress.rs"]
 mod fortress;
 
@@ -32,17 +32,19 @@ mod guarded;
 use guarded::h2;
 
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
-const AS_SERVER: &str = "PALISADE_TEST_SERVES";
+/// The environment variable that makes [`serve`] run the server.
+const SERVER_VARIABLE: &str = "PALISADE_TEST_SERVES";
 
-/// The server, in the process that [`Fortress::start`] starts, and nothing in any other.
+/// Runs the server in the process that [`Fortress::start`] starts, and does nothing in the test
+/// run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn serve() {
-    if std::env::var_os(AS_SERVER).is_some() {
+    if std::env::var_os(SERVER_VARIABLE).is_some() {
         fortress::run((LOCALHOST, 0).into()).await.unwrap();
     }
 }
 
-/// The server's process, which is killed when this is dropped.
+/// The server's process. Dropping this kills it.
 struct Fortress {
     child: Child,
     addr: SocketAddr,
@@ -52,7 +54,7 @@ impl Fortress {
     async fn start() -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["serve", "--exact", "--nocapture"])
-            .env(AS_SERVER, "1")
+            .env(SERVER_VARIABLE, "1")
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
@@ -64,10 +66,10 @@ impl Fortress {
                     return addr.parse().unwrap();
                 }
             }
-            panic!("the server ended");
+            panic!("the server has exited");
         };
         let addr = timeout(clients::PATIENCE, addr).await.unwrap();
-        // What else it says must not fill the pipe.
+        // Read the rest of the output, so that it does not fill the pipe.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         Self { child, addr }
     }
@@ -94,7 +96,7 @@ impl Fortress {
         process::terminate(self.child.id().unwrap()).unwrap();
     }
 
-    async fn ended(&mut self) -> ExitStatus {
+    async fn wait(&mut self) -> ExitStatus {
         timeout(Duration::from_secs(10), self.child.wait())
             .await
             .unwrap()
@@ -121,9 +123,9 @@ async fn every_route_answers_on_http1() {
         "65536"
     );
 
-    let asked = Instant::now();
+    let sent = Instant::now();
     assert_eq!(fortress.get("/slow?ms=300").await.status(), StatusCode::OK);
-    assert!(asked.elapsed() >= Duration::from_millis(300));
+    assert!(sent.elapsed() >= Duration::from_millis(300));
     assert_eq!(
         fortress.get("/slow?ms=30001").await.status(),
         StatusCode::BAD_REQUEST
@@ -141,7 +143,7 @@ async fn every_route_answers_on_http1() {
         text.contains("palisade_concurrency_limit{guard=\"concurrency_limit\"} 1200"),
         "{text}"
     );
-    // Nobody was refused so far.
+    // Nothing has been refused so far.
     let refused = text
         .lines()
         .filter(|line| line.starts_with("palisade_requests_refused_total{"));
@@ -160,9 +162,9 @@ async fn http2_by_prior_knowledge_is_served_on_the_same_port() {
         .unwrap();
     let request = Request::post(format!("http://{}/echo-len", fortress.addr));
     let request = request.body(Full::from("twelve bytes")).unwrap();
-    let answer = sender.send_request(request).await.unwrap();
-    assert_eq!(answer.version(), Version::HTTP_2);
-    assert_eq!(clients::whole(answer).await.unwrap().body(), "12");
+    let response = sender.send_request(request).await.unwrap();
+    assert_eq!(response.version(), Version::HTTP_2);
+    assert_eq!(clients::whole(response).await.unwrap().body(), "12");
 }
 
 #[tokio::test]
@@ -179,20 +181,20 @@ async fn grpc_is_served_on_the_same_port() {
         1000
     );
 
-    // A client that has nothing to say for three seconds.
-    let (say, said) = tokio::sync::mpsc::channel(1);
-    let said = tokio_stream::wrappers::ReceiverStream::new(said);
-    let collected = tokio::spawn(async move { client.collect(said).await });
+    // A client stream that is silent for three seconds between messages.
+    let (sender, pieces) = tokio::sync::mpsc::channel(1);
+    let pieces = tokio_stream::wrappers::ReceiverStream::new(pieces);
+    let collected = tokio::spawn(async move { client.collect(pieces).await });
     for _ in 0..2 {
-        say.send(piece(7)).await.unwrap();
+        sender.send(piece(7)).await.unwrap();
         sleep(Duration::from_secs(3)).await;
     }
-    drop(say);
+    drop(sender);
     assert_eq!(collected.await.unwrap().unwrap().get_ref().bytes, 14);
 }
 
 #[tokio::test]
-async fn events_come_one_by_one() {
+async fn server_sent_events_arrive_one_by_one() {
     let fortress = Fortress::start().await;
     let mut sender = clients::http1::<Empty<Bytes>>(LOCALHOST, fortress.addr)
         .await
@@ -201,10 +203,10 @@ async fn events_come_one_by_one() {
         .header("host", "test")
         .body(Empty::new())
         .unwrap();
-    let mut answer = sender.send_request(request).await.unwrap();
-    assert_eq!(answer.headers()["content-type"], "text/event-stream");
+    let mut response = sender.send_request(request).await.unwrap();
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
     for count in 0..5 {
-        let frame = timeout(clients::PATIENCE, answer.frame())
+        let frame = timeout(clients::PATIENCE, response.frame())
             .await
             .unwrap()
             .unwrap()
@@ -214,7 +216,7 @@ async fn events_come_one_by_one() {
 }
 
 #[tokio::test]
-async fn every_message_on_a_web_socket_comes_back() {
+async fn a_web_socket_echoes_every_message_also_after_a_pause() {
     let fortress = Fortress::start().await;
     let mut client = RawClient::connect(fortress.addr).await.unwrap();
     let handshake = "GET /ws HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\n\
@@ -223,32 +225,32 @@ async fn every_message_on_a_web_socket_comes_back() {
     client.send(handshake).await.unwrap();
     let head = client.head().await.unwrap();
     assert_eq!(head.status, StatusCode::SWITCHING_PROTOCOLS);
-    // The answer to the key that RFC 6455 has for an example.
+    // The accept value for the sample key of RFC 6455 section 1.3.
     assert_eq!(
         head.header("sec-websocket-accept"),
         Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")
     );
-    for quiet in [8, 0] {
-        // A text of five bytes under a mask of zeroes comes back without one.
+    for quiet_seconds in [8, 0] {
+        // A text message of five bytes with an all-zero mask. The echo has no mask.
         client.send(b"\x81\x85\0\0\0\0hello").await.unwrap();
         let mut echo = [0; 7];
         let read = client.stream.read_exact(&mut echo);
         timeout(clients::PATIENCE, read).await.unwrap().unwrap();
         assert_eq!(&echo, b"\x81\x05hello");
-        // Quiet for longer than any other connection may be.
-        sleep(Duration::from_secs(quiet)).await;
+        // Longer than any other connection may be idle.
+        sleep(Duration::from_secs(quiet_seconds)).await;
     }
 }
 
 #[tokio::test]
-async fn a_body_of_one_byte_too_much_is_refused_and_one_less_is_not() {
+async fn a_body_of_the_maximum_length_is_served_and_one_byte_more_is_refused() {
     let fortress = Fortress::start().await;
     let most = fortress.post(vec![0; 1 << 20].into()).await;
     assert_eq!(most.body(), "1048576");
     let refused = fortress.post(vec![0; (1 << 20) + 1].into()).await;
     assert_eq!(refused.status(), StatusCode::PAYLOAD_TOO_LARGE);
 
-    // The same without saying so in advance.
+    // The same without a declared length.
     let mut sender = clients::http1::<Pieces>(LOCALHOST, fortress.addr)
         .await
         .unwrap();
@@ -262,22 +264,22 @@ async fn a_body_of_one_byte_too_much_is_refused_and_one_less_is_not() {
 }
 
 #[tokio::test]
-async fn a_slow_upload_is_served_and_a_dripping_one_is_not() {
+async fn a_slow_upload_is_served_and_an_upload_below_the_minimum_rate_is_refused() {
     let fortress = Fortress::start().await;
     let mut dripping = RawClient::connect(fortress.addr).await.unwrap();
     let head = "POST /echo-len HTTP/1.1\r\nhost: test\r\ncontent-length: 60\r\n\r\n";
     dripping.send(head).await.unwrap();
     let drip = async {
-        let begun = Instant::now();
+        let started = Instant::now();
         loop {
-            let answer = timeout(Duration::from_millis(500), dripping.head()).await;
-            if let Ok(answer) = answer {
-                return (answer.unwrap().status, begun.elapsed());
+            let response = timeout(Duration::from_millis(500), dripping.head()).await;
+            if let Ok(response) = response {
+                return (response.unwrap().status, started.elapsed());
             }
             dripping.send("x").await.unwrap();
         }
     };
-    // 160 KiB at 16 KiB a second.
+    // 160 KiB at 16 KiB/s.
     let slow = async {
         let mut sender = clients::http1::<Pieces>(LOCALHOST, fortress.addr)
             .await
@@ -299,30 +301,40 @@ async fn a_slow_upload_is_served_and_a_dripping_one_is_not() {
     assert!(after < Duration::from_secs(8), "after {after:?}");
 }
 
-/// Sends this, and says how long it takes until the server has ended the connection, of which
-/// nothing is read.
-async fn held(addr: SocketAddr, what: &'static str, bytes: Vec<u8>) -> (&'static str, Duration) {
+/// Sends `bytes` and reads nothing. Returns the time until the server has closed the connection or
+/// reset its stream.
+async fn time_to_close_unread(
+    addr: SocketAddr,
+    what: &'static str,
+    bytes: Vec<u8>,
+) -> (&'static str, Duration) {
     let mut client = RawClient::connect(addr).await.unwrap();
     client.send(bytes).await.unwrap();
     let sent = Instant::now();
-    // A FIN lies behind what is not read, and then a write is answered by a reset.
-    let is_over = || client.stream.take_error().unwrap().is_some();
-    while !is_over() && sent.elapsed() < clients::PATIENCE {
+    // A FIN is hidden behind the unread bytes. A reset of the connection is a socket error, a reset
+    // of the stream is the last of the unread bytes.
+    let has_failed = || client.stream.take_error().unwrap().is_some();
+    while !has_failed() && sent.elapsed() < clients::PATIENCE {
         sleep(Duration::from_millis(50)).await;
         let mut seen = vec![0; 1 << 20];
         let length = client.stream.peek(&mut seen).await.unwrap_or(0);
-        if length == 0 || seen[..length].ends_with(BYE) {
+        if length == 0 || seen[..length].ends_with(RST_STREAM_CANCEL) {
             break;
         }
     }
     (what, sent.elapsed())
 }
 
-/// The last of what a client of HTTP/2 reads whose stream is reset: `RST_STREAM`, CANCEL.
-const BYE: &[u8] = &[0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 8];
+/// The last bytes that an HTTP/2 client receives when its stream is reset: `RST_STREAM` with
+/// CANCEL.
+const RST_STREAM_CANCEL: &[u8] = &[0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 8];
 
-/// Reads all that comes until the server ends the connection, and says how long that takes.
-async fn kept(addr: SocketAddr, what: &'static str, bytes: Vec<u8>) -> (&'static str, Duration) {
+/// Sends `bytes` and reads until the server closes the connection. Returns the time that takes.
+async fn time_to_close(
+    addr: SocketAddr,
+    what: &'static str,
+    bytes: Vec<u8>,
+) -> (&'static str, Duration) {
     let mut client = RawClient::connect(addr).await.unwrap();
     client.send(bytes).await.unwrap();
     let sent = Instant::now();
@@ -331,40 +343,56 @@ async fn kept(addr: SocketAddr, what: &'static str, bytes: Vec<u8>) -> (&'static
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_does_nothing_useful_is_gone_within_8_seconds_and_nothing_else() {
+async fn useless_connections_are_closed_within_8_seconds_and_useful_ones_are_kept() {
     let fortress = Fortress::start().await;
     let addr = fortress.addr;
     let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n").into_bytes();
     let post = |rest: &str| format!("POST /echo-len HTTP/1.1\r\nhost: test\r\n{rest}").into_bytes();
     let mut useless = JoinSet::new();
-    useless.spawn(kept(addr, "silent", vec![]));
-    useless.spawn(kept(addr, "half a head", b"GET / HTTP/1.1\r\nho".to_vec()));
-    useless.spawn(kept(addr, "half a preface", h2::PREFACE[..10].to_vec()));
-    useless.spawn(kept(addr, "keep-alive", get("/")));
-    useless.spawn(kept(
+    useless.spawn(time_to_close(addr, "silent", vec![]));
+    useless.spawn(time_to_close(
+        addr,
+        "half a head",
+        b"GET / HTTP/1.1\r\nho".to_vec(),
+    ));
+    useless.spawn(time_to_close(
+        addr,
+        "half a preface",
+        h2::PREFACE[..10].to_vec(),
+    ));
+    useless.spawn(time_to_close(addr, "keep-alive", get("/")));
+    useless.spawn(time_to_close(
         addr,
         "keep-alive and half a head",
         [get("/"), b"GET".to_vec()].concat(),
     ));
     let pipelined = [get("/"), post("content-length: 5\r\n\r\nhello")].concat();
-    useless.spawn(kept(addr, "keep-alive after a pipelined body", pipelined));
+    useless.spawn(time_to_close(
+        addr,
+        "keep-alive after a pipelined body",
+        pipelined,
+    ));
     let idle = [h2::hello(65_535), h2::get(1, "/")].concat();
-    useless.spawn(kept(addr, "keep-alive of HTTP/2", idle));
-    useless.spawn(kept(
+    useless.spawn(time_to_close(addr, "keep-alive of HTTP/2", idle));
+    useless.spawn(time_to_close(
         addr,
         "half an upload",
         post("content-length: 1000\r\n\r\nhalf"),
     ));
     let chunked = post("transfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n");
-    useless.spawn(kept(addr, "half an upload in chunks", chunked));
-    useless.spawn(held(addr, "nothing read", get("/big")));
-    useless.spawn(held(addr, "nothing read of many", get("/big").repeat(20)));
-    let shut = [h2::hello(0), h2::get(1, "/big")].concat();
-    useless.spawn(held(addr, "a window that is shut", shut));
-    let byte = [h2::hello(1), h2::get(1, "/big")].concat();
-    useless.spawn(held(addr, "a window of one byte", byte));
+    useless.spawn(time_to_close(addr, "half an upload in chunks", chunked));
+    useless.spawn(time_to_close_unread(addr, "nothing read", get("/big")));
+    useless.spawn(time_to_close_unread(
+        addr,
+        "nothing read of 20 responses",
+        get("/big").repeat(20),
+    ));
+    let closed_window = [h2::hello(0), h2::get(1, "/big")].concat();
+    useless.spawn(time_to_close_unread(addr, "a closed window", closed_window));
+    let one_byte = [h2::hello(1), h2::get(1, "/big")].concat();
+    useless.spawn(time_to_close_unread(addr, "a window of one byte", one_byte));
 
-    // Beside them, from another address.
+    // Honest clients beside them, from another address.
     let honest = Ipv4Addr::new(127, 0, 0, 2);
     let events = tokio::spawn(async move {
         let mut client = RawClient::connect_from(honest, addr).await.unwrap();
@@ -399,14 +427,14 @@ async fn whatever_does_nothing_useful_is_gone_within_8_seconds_and_nothing_else(
             .await
             .unwrap();
         client.head().await.unwrap();
-        // 64 KiB a second.
+        // 64 KiB/s.
         for _ in 0..48 {
             client.body(16 * 1024).await.unwrap();
             sleep(Duration::from_millis(250)).await;
         }
     });
-    while let Some(gone) = useless.join_next().await {
-        let (what, after) = gone.unwrap();
+    while let Some(closed) = useless.join_next().await {
+        let (what, after) = closed.unwrap();
         assert!(after < Duration::from_secs(9), "{what}: {after:?}");
     }
     assert!(events.await.unwrap() > Duration::from_secs(10));
@@ -415,7 +443,7 @@ async fn whatever_does_nothing_useful_is_gone_within_8_seconds_and_nothing_else(
 }
 
 #[tokio::test]
-async fn metrics_are_served_to_an_address_that_is_refused_everything_else() {
+async fn metrics_are_served_to_an_address_that_is_otherwise_refused() {
     let fortress = Fortress::start().await;
     let mut slow = JoinSet::new();
     let addr = fortress.addr;
@@ -427,13 +455,13 @@ async fn metrics_are_served_to_an_address_that_is_refused_everything_else() {
             let mut sender = sender.clone();
             slow.spawn(async move {
                 let request = Request::get(format!("http://{addr}/slow?ms=5000"));
-                let answer = sender
+                let response = sender
                     .send_request(request.body(Empty::new()).unwrap())
                     .await;
-                answer.unwrap().status()
+                response.unwrap().status()
             });
         }
-        // 400 requests in four seconds are within the rate; 300 of them may be here at once.
+        // 400 requests in four seconds are within the rate; 300 of them may be in flight at once.
         if connection < 4 {
             sleep(Duration::from_millis(800)).await;
         }
@@ -443,7 +471,7 @@ async fn metrics_are_served_to_an_address_that_is_refused_everything_else() {
         StatusCode::TOO_MANY_REQUESTS
     );
     assert_eq!(fortress.get("/metrics").await.status(), StatusCode::OK);
-    // Everybody else does not notice.
+    // Other clients are not affected.
     let other = clients::get(Ipv4Addr::new(127, 0, 0, 2), addr, "/")
         .await
         .unwrap();
@@ -458,7 +486,7 @@ async fn metrics_are_served_to_an_address_that_is_refused_everything_else() {
 
 #[tokio::test]
 #[cfg(unix)]
-async fn it_ends_at_once_when_nobody_is_busy() {
+async fn sigterm_ends_the_server_at_once_when_no_request_is_at_work() {
     let mut fortress = Fortress::start().await;
     fortress.get("/").await;
     let _idle = RawClient::connect(fortress.addr).await.unwrap();
@@ -469,15 +497,15 @@ async fn it_ends_at_once_when_nobody_is_busy() {
         .unwrap();
     assert_eq!(events.head().await.unwrap().status, StatusCode::OK);
 
-    let told = Instant::now();
+    let terminated = Instant::now();
     fortress.terminate();
-    assert!(fortress.ended().await.success());
+    assert!(fortress.wait().await.success());
     assert!(
-        told.elapsed() < Duration::from_secs(4),
+        terminated.elapsed() < Duration::from_secs(4),
         "after {:?}",
-        told.elapsed()
+        terminated.elapsed()
     );
-    // The stream was ended, not cut, however many events had come.
+    // The event stream has ended properly, whatever the number of events.
     let rest = String::from_utf8(events.rest().await).unwrap();
     assert!(
         rest == "0\r\n\r\n" || rest.ends_with("\r\n0\r\n\r\n"),
@@ -487,10 +515,10 @@ async fn it_ends_at_once_when_nobody_is_busy() {
 
 #[tokio::test]
 #[cfg(unix)]
-async fn it_finishes_what_it_began_and_ends_whatever_clients_do() {
+async fn sigterm_finishes_requests_and_ends_the_server_despite_stalled_clients() {
     let mut fortress = Fortress::start().await;
     let addr = fortress.addr;
-    // One that never reads, one that hangs in a handler, one that never ends its head.
+    // A client that never reads, one with a handler that takes 30 s, one that never ends its head.
     let mut stalled = RawClient::connect(addr).await.unwrap();
     stalled
         .send("GET /big HTTP/1.1\r\nhost: test\r\n\r\n")
@@ -507,5 +535,5 @@ async fn it_finishes_what_it_began_and_ends_whatever_clients_do() {
 
     fortress.terminate();
     assert_eq!(honest.await.unwrap().unwrap().status(), StatusCode::OK);
-    assert!(fortress.ended().await.success());
+    assert!(fortress.wait().await.success());
 }

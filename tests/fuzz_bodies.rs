@@ -1,4 +1,4 @@
-//! The bodies of the fuzz targets as property tests.
+//! The fuzz targets as property tests.
 
 use proptest::{collection::vec, prelude::*};
 
@@ -11,7 +11,7 @@ mod sniff;
 
 proptest! {
     #[test]
-    fn any_head_is_answered_in_its_own_form(
+    fn any_request_head_is_answered_in_the_format_of_its_protocol(
         method in "(POST|GET|[A-Z]{1,9})",
         content_type in "(application/grpc(-web|-web-text)?[-+;a-z]{0,9}|[ -~]{0,20})",
         timeout in "([0-9]{1,9}[HMSmun]|[ -~]{0,12})",
@@ -20,7 +20,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_for_a_head_do_no_harm(data in vec(any::<u8>(), 0..60)) {
+    fn a_request_head_of_random_bytes_causes_no_panic(data in vec(any::<u8>(), 0..60)) {
         bodies::heads(&data);
     }
 
@@ -30,17 +30,17 @@ proptest! {
     }
 
     #[test]
-    fn the_table_agrees_with_a_map(data in vec(any::<u8>(), 0..2000)) {
+    fn the_keyed_table_agrees_with_a_map(data in vec(any::<u8>(), 0..2000)) {
         bodies::table(&data);
     }
 
     #[test]
-    fn no_client_that_falls_silent_is_there_for_ever(data in vec(any::<u8>(), 1..80)) {
+    fn no_client_that_falls_silent_keeps_its_connection_open(data in vec(any::<u8>(), 1..80)) {
         silence::silence(&data);
     }
 
     #[test]
-    fn whatever_a_connection_begins_with_is_read_once_and_in_order(
+    fn the_first_bytes_of_a_connection_are_read_once_and_in_order(
         data in vec(any::<u8>(), 0..80),
     ) {
         sniff::sniff(&data);

@@ -1,5 +1,5 @@
-//! gRPC-Web over HTTP/1.1 where tonic-web's layer stands outside the guards: what they refuse
-//! reaches the client as gRPC-Web.
+//! gRPC-Web over HTTP/1.1 with tonic-web's layer outside the guards: the guards' refusals reach the
+//! client as gRPC-Web.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;
@@ -29,15 +29,15 @@ use tower::{BoxError, Layer, ServiceBuilder, service_fn};
 
 const UNARY: &str = "/demo.Echo/Unary";
 
-/// Ten requests at once from one client, 1,000 bytes each.
+/// A stack that admits ten requests an hour from one client, with bodies of up to 1,000 bytes.
 fn stack() -> Stack {
     Stack::edge()
         .rate_limit(Quota::per_hour(1).burst(10))
         .max_body(1000)
 }
 
-/// The service behind the guards behind the translation, and a plain route behind the guards, both
-/// under `axum::serve`.
+/// Serves the gRPC service under `axum::serve`: tonic-web's layer outside, the guards inside. A
+/// plain route has the guards alone.
 async fn under_axum(guard: &ConnGuard) -> Server {
     let stack = stack().build().unwrap();
     let echo = ServiceBuilder::new().layer(GrpcWebLayer::new());
@@ -52,7 +52,7 @@ async fn under_axum(guard: &ConnGuard) -> Server {
     Server::new(addr, tokio::spawn(async move { serve.await.unwrap() }))
 }
 
-/// The same order under tonic's own server.
+/// Serves the gRPC service under tonic's own server, with the same order of layers.
 async fn under_tonic(guard: &ConnGuard) -> Server {
     let listener = guard.listen(servers::listener().await);
     let addr = listener.local_addr().unwrap();
@@ -68,7 +68,7 @@ async fn under_tonic(guard: &ConnGuard) -> Server {
     )
 }
 
-/// tonic's client, as gRPC-Web on an HTTP/1.1 connection of its own for each request.
+/// Returns tonic's client, which sends each request as gRPC-Web on a new HTTP/1.1 connection.
 fn client(
     addr: SocketAddr,
     last: u8,
@@ -97,7 +97,7 @@ fn piece(length: usize) -> Piece {
     }
 }
 
-/// The head of a gRPC-Web request of `length` bytes.
+/// Returns the head of a gRPC-Web request with a body of `length` bytes.
 fn head(length: usize) -> String {
     format!(
         "POST {UNARY} HTTP/1.1\r\nhost: test\r\ncontent-type: application/grpc-web+proto\r\n\
@@ -105,59 +105,59 @@ fn head(length: usize) -> String {
     )
 }
 
-async fn refusals_reach_the_client(server: Server, guard: ConnGuard) {
-    // Refused for the length of the body.
-    let mut one = client(server.addr, 1);
-    assert_eq!(one.unary(piece(100)).await.unwrap().get_ref().bytes, 100);
-    let refused = one.unary(piece(2000)).await.unwrap_err();
+async fn assert_refusals_reach_the_client(server: Server, guard: ConnGuard) {
+    // The body limit refuses the request.
+    let mut first = client(server.addr, 1);
+    assert_eq!(first.unary(piece(100)).await.unwrap().get_ref().bytes, 100);
+    let refused = first.unary(piece(2000)).await.unwrap_err();
     assert_eq!(
         (refused.code(), refused.message()),
         (Code::ResourceExhausted, "body too large")
     );
 
-    // Refused for the rate.
-    let mut two = client(server.addr, 2);
+    // The rate limit refuses the request.
+    let mut second = client(server.addr, 2);
     for _ in 0..10 {
-        two.unary(piece(1)).await.unwrap();
+        second.unary(piece(1)).await.unwrap();
     }
-    let refused = two.unary(piece(1)).await.unwrap_err();
+    let refused = second.unary(piece(1)).await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
     assert_eq!(refused.message(), "too many requests");
     assert!(refused.metadata().contains_key("grpc-retry-pushback-ms"));
 
-    // As it is on the wire: a long body that does not come is refused as gRPC-Web, and the connection,
-    // on which the rest of it may still come, ends.
+    // On the wire: a declared body that is too long is refused as gRPC-Web, and the connection is
+    // closed because the rest of the body may still arrive.
     let mut raw = RawClient::connect_from(Ipv4Addr::new(127, 0, 0, 2), server.addr)
         .await
         .unwrap();
     raw.send(head(100_000)).await.unwrap();
-    let answer = raw.head().await.unwrap();
-    assert_eq!(answer.status, StatusCode::OK);
+    let response = raw.head().await.unwrap();
+    assert_eq!(response.status, StatusCode::OK);
     assert_eq!(
-        answer.header("content-type"),
+        response.header("content-type"),
         Some("application/grpc-web+proto")
     );
-    assert_eq!(answer.header("grpc-status"), Some("8"));
-    assert_eq!(answer.header("connection"), Some("close"));
+    assert_eq!(response.header("grpc-status"), Some("8"));
+    assert_eq!(response.header("connection"), Some("close"));
     assert_eq!(raw.rest().await, b"");
     drop((raw, server));
     all_gone(&guard).await;
 }
 
 #[tokio::test]
-async fn a_refusal_behind_tonic_web_under_axum_reaches_the_client_as_grpc_web() {
+async fn under_axum_a_refusal_inside_tonic_web_reaches_the_client_as_grpc_web() {
     let guard = ConnGuard::default();
-    refusals_reach_the_client(under_axum(&guard).await, guard).await;
+    assert_refusals_reach_the_client(under_axum(&guard).await, guard).await;
 }
 
 #[tokio::test]
-async fn a_refusal_behind_tonic_web_under_tonic_reaches_the_client_as_grpc_web() {
+async fn under_tonic_a_refusal_inside_tonic_web_reaches_the_client_as_grpc_web() {
     let guard = ConnGuard::default();
-    refusals_reach_the_client(under_tonic(&guard).await, guard).await;
+    assert_refusals_reach_the_client(under_tonic(&guard).await, guard).await;
 }
 
 #[tokio::test]
-async fn plain_http_beside_it_is_refused_as_plain_http() {
+async fn plain_http_beside_grpc_web_is_refused_as_plain_http() {
     let guard = ConnGuard::default();
     let server = under_axum(&guard).await;
     for kind in ["text/plain", "application/grpc"] {
@@ -167,10 +167,10 @@ async fn plain_http_beside_it_is_refused_as_plain_http() {
              content-length: 100000\r\n\r\n"
         );
         raw.send(head).await.unwrap();
-        let answer = raw.head().await.unwrap();
-        assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
-        assert_eq!(answer.header("grpc-status"), None);
-        assert_eq!(answer.header("connection"), Some("close"));
+        let response = raw.head().await.unwrap();
+        assert_eq!(response.status, StatusCode::PAYLOAD_TOO_LARGE);
+        assert_eq!(response.header("grpc-status"), None);
+        assert_eq!(response.header("connection"), Some("close"));
     }
     drop(server);
     all_gone(&guard).await;

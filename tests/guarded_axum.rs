@@ -1,5 +1,5 @@
-//! What `axum::serve` and `palisade::serve` have and tonic has not: upgrades, which have rules of their
-//! own (T04, T07), and axum's `ConnectInfo`.
+//! Features of `axum::serve` and `palisade::serve` that tonic does not have: upgrades, which have
+//! their own rules (T04, T07), and axum's `ConnectInfo`.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;
@@ -29,7 +29,7 @@ const UPGRADE: &str = "GET /ws HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\n
                        sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_upgraded_connection_counts_and_has_its_own_silence() {
+async fn an_upgraded_connection_counts_and_has_its_own_idle_timeout() {
     let journal = Journal::default();
     let builder = ConnGuard::builder().idle(SECOND).upgraded_idle(2 * SECOND);
     let guard = builder.metrics(journal.clone()).build().unwrap();
@@ -46,7 +46,7 @@ async fn an_upgraded_connection_counts_and_has_its_own_silence() {
     let mut client = RawClient::connect(server.addr).await.unwrap();
     client.send(UPGRADE).await.unwrap();
     assert_eq!(client.head().await.unwrap().status, 101);
-    // For longer than HTTP may be idle, a word now and then.
+    // A message a second, for longer than an HTTP connection may be idle.
     for _ in 0..3 {
         sleep(SECOND).await;
         client
@@ -68,7 +68,7 @@ async fn an_upgraded_connection_counts_and_has_its_own_silence() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_tunnel_of_http2_is_an_upgrade_and_a_request_beside_it_is_a_request() {
+async fn an_http2_tunnel_counts_as_an_upgrade_and_a_request_beside_it_as_a_request() {
     let journal = Journal::default();
     let builder = ConnGuard::builder()
         .idle(SECOND / 2)
@@ -87,9 +87,9 @@ async fn a_tunnel_of_http2_is_an_upgrade_and_a_request_beside_it_is_a_request() 
         .send([h2::hello(65_535), h2::websocket(1, "/ws")].concat())
         .await
         .unwrap();
-    // :status 200 and 503, as HPACK has them.
+    // `:status` 200 here and 503 below, as HPACK encodes them.
     assert_eq!(h2::next(&mut client.stream, h2::HEADERS, 1).await[0], 0x88);
-    until("it is upgraded", || {
+    until("the connection is upgraded", || {
         guard.snapshot().at(Phase::Upgraded) == 1
     })
     .await;
@@ -104,16 +104,22 @@ async fn a_tunnel_of_http2_is_an_upgrade_and_a_request_beside_it_is_a_request() 
     );
     assert_eq!(guard.snapshot().upgraded, 1);
     drop(second);
-    // Longer than HTTP may be idle, with nothing in flight and with a request.
+    // Longer than an HTTP connection may be idle, with and without a request in flight.
     sleep(SECOND).await;
     client.send(h2::get(3, "/hang")).await.unwrap();
-    until("it is at work", || guard.snapshot().at(Phase::Working) == 1).await;
+    until("the request is at work", || {
+        guard.snapshot().at(Phase::Working) == 1
+    })
+    .await;
     sleep(3 * SECOND).await;
     client
         .send(h2::frame(h2::RST_STREAM, 0, 3, &[0, 0, 0, 8]))
         .await
         .unwrap();
-    until("it is over", || guard.snapshot().at(Phase::Upgraded) == 1).await;
+    until("the request has ended", || {
+        guard.snapshot().at(Phase::Upgraded) == 1
+    })
+    .await;
     let (_, _, after) = cut(&mut client).await;
     is_on_time(after, 2 * SECOND);
     drop(client);
@@ -126,7 +132,7 @@ async fn a_tunnel_of_http2_is_an_upgrade_and_a_request_beside_it_is_a_request() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_upgrade_too_many_is_refused_in_good_order() {
+async fn an_upgrade_over_the_limit_is_refused_and_the_connection_stays_http() {
     let journal = Journal::default();
     let guard = ConnGuard::builder()
         .max_upgraded(1)
@@ -149,10 +155,13 @@ async fn one_upgrade_too_many_is_refused_in_good_order() {
     );
     let length = head.header("content-length").unwrap().parse().unwrap();
     second.body(length).await.unwrap();
-    // It goes on as HTTP, and gets its turn when there is a place.
+    // The connection stays HTTP, and may upgrade once another upgraded connection has closed.
     served(&mut second).await;
     drop(first);
-    until("the first is gone", || guard.snapshot().open == 1).await;
+    until("the first connection is closed", || {
+        guard.snapshot().open == 1
+    })
+    .await;
     second.send(UPGRADE).await.unwrap();
     assert_eq!(second.head().await.unwrap().status, 101);
     drop(second);
@@ -165,13 +174,13 @@ async fn one_upgrade_too_many_is_refused_in_good_order() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_opens_many_web_sockets_leaves_one_for_everybody_else() {
+async fn a_client_with_many_web_sockets_leaves_one_for_each_other_client() {
     let (guard, journal) = guard(ConnGuard::builder().max_upgraded(20));
     let echo = |upgrade: WebSocketUpgrade| async {
         upgrade.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
     };
     let server = serve(&guard, app().route("/ws", any(echo))).await;
-    let ask = async |last| {
+    let upgrade = async |last| {
         let from = Ipv4Addr::new(127, 0, 6, last);
         let mut client = RawClient::connect_from(from, server.addr).await.unwrap();
         client.send(UPGRADE).await.unwrap();
@@ -179,29 +188,29 @@ async fn who_opens_many_web_sockets_leaves_one_for_everybody_else() {
     };
     let mut held = Vec::new();
     for _ in 0..30 {
-        held.push(ask(1).await);
+        held.push(upgrade(1).await);
     }
-    // Half of what is not kept for who has none.
+    // Half of the places that are not reserved for clients without an upgraded connection.
     assert_eq!(held.iter().filter(|(status, _)| *status == 101).count(), 7);
     for last in 2..=14 {
-        held.push(ask(last).await);
+        held.push(upgrade(last).await);
         assert_eq!(held.last().unwrap().0, 101, "{last}");
     }
-    assert_eq!((guard.snapshot().upgraded, ask(15).await.0), (20, 503));
+    assert_eq!((guard.snapshot().upgraded, upgrade(15).await.0), (20, 503));
     drop(held);
     all_gone(&guard).await;
     assert!(
         journal
             .refused()
             .iter()
-            .all(|of| *of == (Guard::Connection, Reason::UpgradedFull))
+            .all(|refusal| *refusal == (Guard::Connection, Reason::UpgradedFull))
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_request_knows_its_peer_and_its_connection() {
+async fn each_request_carries_its_peer_and_its_connection() {
     let guard = ConnGuard::default();
-    let who = |ConnectInfo(peer): ConnectInfo<SocketAddr>, request: axum::extract::Request| async move {
+    let describe = |ConnectInfo(peer): ConnectInfo<SocketAddr>, request: axum::extract::Request| async move {
         let conn = request.extensions().get::<Arc<ConnInfo>>().unwrap();
         format!(
             "{} {} {}",
@@ -210,19 +219,19 @@ async fn each_request_knows_its_peer_and_its_connection() {
             conn.local().is_some()
         )
     };
-    let server = serve(&guard, Router::new().route("/", get(who))).await;
-    let answer = clients::get(Ipv4Addr::new(127, 0, 0, 5), server.addr, "/")
+    let server = serve(&guard, Router::new().route("/", get(describe))).await;
+    let response = clients::get(Ipv4Addr::new(127, 0, 0, 5), server.addr, "/")
         .await
         .unwrap();
-    assert_eq!(answer.body(), "127.0.0.5 true true");
+    assert_eq!(response.body(), "127.0.0.5 true true");
     all_gone(&guard).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_write_that_its_handler_gave_up_is_no_stall() {
+async fn a_write_that_the_handler_has_abandoned_is_not_a_write_stall() {
     let (guard, journal) = guard(ConnGuard::builder().write_stall(SECOND).idle(SECOND));
-    // Sends more than anybody takes, gives it up, and does something else.
-    let gives_up = |mut request: axum::extract::Request| async move {
+    // Writes more than the client reads, abandons the write, and waits for bytes instead.
+    let abandons_write = |mut request: axum::extract::Request| async move {
         let upgrade = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {
             let mut io = hyper_util::rt::TokioIo::new(upgrade.await.unwrap());
@@ -234,12 +243,12 @@ async fn a_write_that_its_handler_gave_up_is_no_stall() {
         let upgrade = [("connection", "upgrade"), ("upgrade", "something")];
         (http::StatusCode::SWITCHING_PROTOCOLS, upgrade)
     };
-    let server = serve(&guard, Router::new().route("/", get(gives_up))).await;
+    let server = serve(&guard, Router::new().route("/", get(abandons_write))).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
     let upgrade =
         "GET / HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: something\r\n\r\n";
     client.send(upgrade).await.unwrap();
-    until("nothing is taken", || {
+    until("the write is blocked", || {
         guard.snapshot().at(Phase::Writing) == 1
     })
     .await;

@@ -1,5 +1,5 @@
-//! The connection guard where there is neither `axum::serve` nor tonic: a loop of one's own over
-//! hyper, and Unix sockets. And many clients of all sorts at once, of whom nothing stays.
+//! The connection guard without `axum::serve` and tonic: an accept loop over hyper, and Unix
+//! sockets. Also a soak test with many kinds of clients at once that checks for leaks.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;
@@ -31,7 +31,7 @@ use tokio::{
 use tower::{Layer, ServiceExt};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_loop_over_hyper_is_guarded_by_accept_and_the_layer() {
+async fn an_accept_loop_over_hyper_is_guarded_by_the_listener_and_request_tracking() {
     let journal = Journal::default();
     let builder = ConnGuard::builder().first_request(SECOND).idle(SECOND);
     let guard = builder.metrics(journal.clone()).build().unwrap();
@@ -79,7 +79,7 @@ async fn a_loop_over_hyper_is_guarded_by_accept_and_the_layer() {
 
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn unix_sockets_have_their_deadlines_and_no_share_per_client() {
+async fn unix_sockets_have_deadlines_and_no_share_per_client() {
     let path = std::env::temp_dir().join(format!("palisade-{}.sock", std::process::id()));
     let _ = std::fs::remove_file(&path);
     let guard = ConnGuard::builder().max_per_client(1).accept_rate(1, 1);
@@ -90,24 +90,25 @@ async fn unix_sockets_have_their_deadlines_and_no_share_per_client() {
     for _ in 0..5 {
         let mut client = tokio::net::UnixStream::connect(&path).await.unwrap();
         client.write_all(guarded::GET.as_bytes()).await.unwrap();
-        let mut answer = [0; 15];
-        client.read_exact(&mut answer).await.unwrap();
-        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+        let mut response = [0; 15];
+        client.read_exact(&mut response).await.unwrap();
+        assert_eq!(&response, b"HTTP/1.1 200 OK");
         clients.push(client);
     }
     let mut silent = tokio::net::UnixStream::connect(&path).await.unwrap();
-    let cut = timeout(SECOND + SLACK, silent.read(&mut [0]))
+    let closed = timeout(SECOND + SLACK, silent.read(&mut [0]))
         .await
         .unwrap();
-    assert!(!matches!(cut, Ok(1)));
+    assert!(!matches!(closed, Ok(1)));
     drop((clients, silent));
     all_gone(&guard).await;
     server.abort();
     let _ = std::fs::remove_file(&path);
 }
 
-/// Connects, does a part of what a client does, and goes, in good order or not.
-async fn dabble(n: usize, addr: std::net::SocketAddr) {
+/// Connects, sends a whole or partial request selected by `n`, and closes, resets or keeps the
+/// connection.
+async fn misbehave(n: usize, addr: std::net::SocketAddr) {
     let from = Ipv4Addr::new(127, 0, 5, (n % 50) as u8 + 1);
     let Ok(mut client) = RawClient::connect_from(from, addr).await else {
         return;
@@ -133,7 +134,7 @@ async fn dabble(n: usize, addr: std::net::SocketAddr) {
         )
         .await;
     }
-    // Some stay until they are cut.
+    // Some stay until the server closes the connection.
     match n % 4 {
         0 => drop(cut(&mut client).await),
         1 => client.stream.set_zero_linger().unwrap(),
@@ -143,7 +144,7 @@ async fn dabble(n: usize, addr: std::net::SocketAddr) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_clients_of_all_sorts_nothing_stays() {
+async fn clients_of_many_kinds_leave_no_connections_files_or_counts_behind() {
     let journal = Journal::default();
     let builder = ConnGuard::builder()
         .max_connections(60)
@@ -171,7 +172,7 @@ async fn of_clients_of_all_sorts_nothing_stays() {
         .route("/upload", post(upload))
         .route("/ws", any(ws));
     let app = app().merge(more);
-    // Whatever is made once and kept is made in the first round.
+    // The first round creates everything that is created once and kept.
     for server in [
         serve(&guard, app.clone()).await,
         hardened(&guard, app).await,
@@ -198,9 +199,9 @@ async fn of_clients_of_all_sorts_nothing_stays() {
             process::open_files() <= open_files
         })
         .await;
-        // And it goes on.
+        // The server still serves.
         let mut honest = RawClient::connect(server.addr).await.unwrap();
-        until("there is a place", || guard.snapshot().open == 1).await;
+        until("the client is admitted", || guard.snapshot().open == 1).await;
         served(&mut honest).await;
         drop(honest);
         all_gone(&guard).await;
@@ -210,7 +211,7 @@ async fn of_clients_of_all_sorts_nothing_stays() {
 async fn soak(guard: &ConnGuard, addr: std::net::SocketAddr) {
     let mut clients = JoinSet::new();
     for n in 0..2000 {
-        clients.spawn(dabble(n, addr));
+        clients.spawn(misbehave(n, addr));
         if clients.len() >= 100 {
             clients.join_next().await.unwrap().unwrap();
         }
@@ -222,7 +223,7 @@ async fn soak(guard: &ConnGuard, addr: std::net::SocketAddr) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_that_two_layers_tell_of_counts_once() {
+async fn a_request_tracked_by_two_layers_counts_once() {
     let guard = ConnGuard::default();
     let server = serve(&guard, app().layer(guard.track_requests())).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
@@ -230,14 +231,14 @@ async fn a_request_that_two_layers_tell_of_counts_once() {
         .send("GET /hang HTTP/1.1\r\nhost: test\r\n\r\n")
         .await
         .unwrap();
-    until("it is at work", || guard.snapshot().in_flight > 0).await;
+    until("the request is at work", || guard.snapshot().in_flight > 0).await;
     assert_eq!(guard.snapshot().in_flight, 1);
     drop(client);
     all_gone(&guard).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_tells_of_no_request_is_told_so_once() {
+async fn a_server_without_request_tracking_is_reported_once() {
     let journal = Journal::default();
     let builder = ConnGuard::builder()
         .first_request(SECOND)
@@ -248,7 +249,7 @@ async fn a_server_that_tells_of_no_request_is_told_so_once() {
     let server = tokio::spawn(axum::serve(listener, app()).into_future());
     let mut client = RawClient::connect(addr).await.unwrap();
     served(&mut client).await;
-    until("it is told", || journal.untracked() == [1]).await;
+    until("it is reported", || journal.untracked() == [1]).await;
     served(&mut client).await;
     drop(client);
     all_gone(&guard).await;

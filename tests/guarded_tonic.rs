@@ -1,5 +1,5 @@
-//! The connection guard under tonic's own server: what T01, T03 and T04 say of axum holds there,
-//! and handlers know their peers. The bounds that `harden` sets, and tonic's services under
+//! The connection guard under tonic's own server: the rules of T01, T03 and T04 hold, and handlers
+//! know their peers. Also the bounds that `harden` sets, and tonic's services under
 //! `palisade::serve`.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -30,11 +30,11 @@ use std::{
 use tokio::task::JoinSet;
 use tonic::{Request, Response, Status, Streaming, transport};
 
-/// Answers 1 where it knows who is asking.
-struct Known;
+/// A service that returns 1 if the request carries its peer.
+struct PeerCheck;
 
 #[tonic::async_trait]
-impl Echo for Known {
+impl Echo for PeerCheck {
     async fn unary(&self, request: Request<Piece>) -> Result<Response<Total>, Status> {
         let conn = request.extensions().get::<Arc<ConnInfo>>();
         let peer = conn.map(|conn| conn.peer());
@@ -59,7 +59,7 @@ async fn tonic_s_server_is_guarded_and_its_handlers_know_their_peers() {
     let listener = guard.listen(servers::listener().await);
     let addr = listener.local_addr().unwrap();
     let mut router = transport::Server::builder().layer(guard.track_requests());
-    let router = router.add_service(EchoServer::new(Known));
+    let router = router.add_service(EchoServer::new(PeerCheck));
     let server = tokio::spawn(async move { router.serve_with_incoming(listener).await.unwrap() });
     let server = Server::new(addr, server);
 
@@ -84,7 +84,7 @@ async fn tonic_s_server_is_guarded_and_its_handlers_know_their_peers() {
             cut(&mut client).await.2
         })
         .collect();
-    // Its neighbour, meanwhile.
+    // The honest client is served during the attacks.
     while guard.snapshot().open > 1 {
         assert_eq!(client.unary(piece()).await.unwrap().get_ref().bytes, 1);
     }
@@ -94,11 +94,11 @@ async fn tonic_s_server_is_guarded_and_its_handlers_know_their_peers() {
     let first = journal.disconnected();
     assert!(first.len() == 5 && first.iter().all(|(v, _)| v.reason == Reason::FirstRequest));
 
-    // The honest client does nothing for longer than it may: its connection is finished, and it
-    // makes another one when it needs it.
+    // The honest client is idle for longer than the idle timeout: its connection is closed
+    // gracefully, and it opens another one for the next request.
     all_gone(&guard).await;
     assert_eq!(journal.closed().last(), Some(&Some(Reason::Idle)));
-    // The end of the old one may be seen a moment later than the server has done with it.
+    // The client may notice the close of its old connection a moment after the server's close.
     let mut again = client.unary(piece()).await;
     for _ in 0..100 {
         if again.is_ok() {
@@ -111,11 +111,11 @@ async fn tonic_s_server_is_guarded_and_its_handlers_know_their_peers() {
     all_gone(&guard).await;
 }
 
-/// Counts its handlers, which wait for more pieces.
+/// A service that counts its handlers: those started, and those still at work.
 #[derive(Clone, Default)]
-struct Counted(Arc<[AtomicUsize; 2]>);
+struct CountedHandlers(Arc<[AtomicUsize; 2]>);
 
-impl Counted {
+impl CountedHandlers {
     fn started(&self) -> usize {
         self.0[0].load(SeqCst)
     }
@@ -126,13 +126,13 @@ impl Counted {
 }
 
 #[tonic::async_trait]
-impl Echo for Counted {
+impl Echo for CountedHandlers {
     async fn unary(&self, _: Request<Piece>) -> Result<Response<Total>, Status> {
         Ok(Response::new(Total { bytes: 0 }))
     }
 
     async fn collect(&self, request: Request<Streaming<Piece>>) -> Result<Response<Total>, Status> {
-        struct AtWork(Counted);
+        struct AtWork(CountedHandlers);
         impl Drop for AtWork {
             fn drop(&mut self) {
                 self.0.0[1].fetch_sub(1, SeqCst);
@@ -148,8 +148,8 @@ impl Echo for Counted {
     }
 }
 
-/// So many calls on one connection, none of which ends.
-fn calls(numbers: Range<u32>) -> Vec<u8> {
+/// Encodes streaming calls that never end, one for each of `numbers`, on one connection.
+fn unfinished_calls(numbers: Range<u32>) -> Vec<u8> {
     let fields = [
         (":method", "POST"),
         (":scheme", "http"),
@@ -163,8 +163,8 @@ fn calls(numbers: Range<u32>) -> Vec<u8> {
         .collect()
 }
 
-/// `palisade::serve`.
-async fn ours(guard: &ConnGuard, echo: impl Echo) -> Server {
+/// Serves `echo` with `palisade::serve`.
+async fn serve_with_palisade(guard: &ConnGuard, echo: impl Echo) -> Server {
     guarded::hardened(guard, routes(echo)).await
 }
 
@@ -173,35 +173,35 @@ fn routes(echo: impl Echo) -> axum::Router {
 }
 
 #[tokio::test]
-async fn a_client_is_told_of_the_same_bounds_by_both() {
-    for is_ours in [false, true] {
+async fn palisade_serve_and_hardened_tonic_announce_the_same_http2_settings() {
+    for with_palisade in [false, true] {
         let guard = ConnGuard::default();
-        let server = if is_ours {
-            ours(&guard, Lengths).await
+        let server = if with_palisade {
+            serve_with_palisade(&guard, Lengths).await
         } else {
             tonic_s_own(&guard, true, routes(Lengths)).await
         };
         let mut client = RawClient::connect(server.addr).await.unwrap();
         client.send(h2::hello(65_535)).await.unwrap();
         let settings = h2::next(&mut client.stream, h2::SETTINGS, 0).await;
-        let told = |id: u8| {
+        let announced = |id: u8| {
             let setting = settings.chunks(6).find(|setting| setting[..2] == [0, id])?;
             Some(u32::from_be_bytes(setting[2..].try_into().unwrap()))
         };
-        // RFC 9113 section 6.5.2: streams, window of a stream, header list.
+        // RFC 9113 section 6.5.2: concurrent streams, stream window, header list size.
         assert_eq!(
-            [3, 4, 6].map(told),
+            [3, 4, 6].map(announced),
             [Some(100), Some(256 << 10), Some(32 << 10)]
         );
-        let more = h2::next(&mut client.stream, h2::WINDOW_UPDATE, 0).await;
-        assert_eq!(more, ((512u32 << 10) - 65_535).to_be_bytes());
+        let increment = h2::next(&mut client.stream, h2::WINDOW_UPDATE, 0).await;
+        assert_eq!(increment, ((512u32 << 10) - 65_535).to_be_bytes());
         drop(client);
         all_gone(&guard).await;
     }
 }
 
 #[tokio::test]
-async fn hardened_it_tells_a_connection_of_age_to_go() {
+async fn hardened_tonic_sends_goaway_to_a_connection_at_its_maximum_age() {
     let day = Duration::from_secs(86_400);
     let guard = ConnGuard::builder().idle(day).build().unwrap();
     let server = tonic_s_own(&guard, true, app()).await;
@@ -212,7 +212,7 @@ async fn hardened_it_tells_a_connection_of_age_to_go() {
         .unwrap();
     assert_eq!(h2::next(&mut client.stream, h2::DATA, 1).await, b"served");
     tokio::time::pause();
-    // What is sent meanwhile is here before this ends.
+    // The clock is paused: everything sent meanwhile has arrived when this sleep ends.
     tokio::time::sleep(Duration::from_secs(52 * 60 + 1)).await;
     assert_eq!(guard.snapshot().close_pending, 0);
     tokio::time::resume();
@@ -220,77 +220,80 @@ async fn hardened_it_tells_a_connection_of_age_to_go() {
     assert_eq!(
         announced[..8],
         [0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0],
-        "of no error"
+        "GOAWAY without an error"
     );
     drop(client);
     all_gone(&guard).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_5000_streams_on_one_connection_at_most_100_start_a_handler() {
-    for is_ours in [false, true] {
-        let (guard, counted) = (ConnGuard::default(), Counted::default());
-        let server = if is_ours {
-            ours(&guard, counted.clone()).await
+async fn at_most_100_of_5000_streams_on_one_connection_start_a_handler() {
+    for with_palisade in [false, true] {
+        let (guard, counted) = (ConnGuard::default(), CountedHandlers::default());
+        let server = if with_palisade {
+            serve_with_palisade(&guard, counted.clone()).await
         } else {
             tonic_s_own(&guard, true, routes(counted.clone())).await
         };
         let mut neighbour = EchoClient::connect(server.url()).await.unwrap();
         let mut attacker = RawClient::connect(server.addr).await.unwrap();
         attacker
-            .send([h2::hello(65_535), calls(0..101)].concat())
+            .send([h2::hello(65_535), unfinished_calls(0..101)].concat())
             .await
             .unwrap();
         h2::next(&mut attacker.stream, h2::RST_STREAM, 201).await;
-        until("the first are at work", || counted.at_work() == 100).await;
-        let attack = exchange(attacker, calls(101..5000));
-        let asks = async {
+        until("the first 100 calls are at work", || {
+            counted.at_work() == 100
+        })
+        .await;
+        let attack = exchange(attacker, unfinished_calls(101..5000));
+        let requests = async {
             for _ in 0..20 {
                 neighbour.unary(Piece::default()).await.unwrap();
             }
         };
-        let ((answer, after), ()) = tokio::join!(attack, asks);
+        let ((response, after), ()) = tokio::join!(attack, requests);
         assert!(after < SLACK, "{after:?}");
         assert_eq!(counted.started(), 100);
-        let ends: Vec<_> = h2::frames(&answer)
+        let codes: Vec<_> = h2::frames(&response)
             .iter()
             .filter_map(h2::Frame::code)
             .collect();
-        let (calm_down, refused) = ends.split_last().unwrap();
-        assert_eq!(*calm_down, h2::ENHANCE_YOUR_CALM);
-        assert_eq!(refused, [h2::REFUSED_STREAM; 1023]);
-        until("its handlers are gone", || counted.at_work() == 0).await;
+        let (goaway, resets) = codes.split_last().unwrap();
+        assert_eq!(*goaway, h2::ENHANCE_YOUR_CALM);
+        assert_eq!(resets, [h2::REFUSED_STREAM; 1023]);
+        until("the handlers are dropped", || counted.at_work() == 0).await;
         drop(neighbour);
         all_gone(&guard).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_that_all_5000_do() {
-    let (guard, counted) = (ConnGuard::default(), Counted::default());
+async fn without_hardening_all_5000_streams_start_a_handler() {
+    let (guard, counted) = (ConnGuard::default(), CountedHandlers::default());
     let server = tonic_s_own(&guard, false, routes(counted.clone())).await;
     let mut attacker = RawClient::connect(server.addr).await.unwrap();
     attacker
-        .send([h2::hello(65_535), calls(0..5000)].concat())
+        .send([h2::hello(65_535), unfinished_calls(0..5000)].concat())
         .await
         .unwrap();
-    until("all are at work", || counted.at_work() == 5000).await;
+    until("all calls are at work", || counted.at_work() == 5000).await;
     assert_eq!(guard.snapshot().in_flight, 5000);
     drop(attacker);
-    until("they are gone", || counted.at_work() == 0).await;
+    until("the handlers are dropped", || counted.at_work() == 0).await;
     all_gone(&guard).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tonic_s_services_are_served_by_palisade_serve_and_know_their_peers() {
+async fn palisade_serve_serves_tonic_s_services_and_they_know_their_peers() {
     let guard = ConnGuard::default();
-    let server = ours(&guard, Lengths).await;
+    let server = serve_with_palisade(&guard, Lengths).await;
     let mut client = EchoClient::connect(server.url()).await.unwrap();
     let piece = || Piece {
         data: b"four".as_slice().into(),
     };
     assert_eq!(client.unary(piece()).await.unwrap().get_ref().bytes, 4);
-    // 4 MB, of which the windows take a quarter at once.
+    // 4 MB, of which the flow-control windows admit a quarter at a time.
     let large = || Piece {
         data: vec![1; 40_000].into(),
     };
@@ -300,7 +303,7 @@ async fn tonic_s_services_are_served_by_palisade_serve_and_know_their_peers() {
         4_000_000
     );
     drop(client);
-    let server = ours(&guard, Known).await;
+    let server = serve_with_palisade(&guard, PeerCheck).await;
     let mut client = EchoClient::connect(server.url()).await.unwrap();
     assert_eq!(client.unary(piece()).await.unwrap().get_ref().bytes, 1);
     drop(client);

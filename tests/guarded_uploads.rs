@@ -1,6 +1,6 @@
-//! Uploads that are refused unread: whoever writes all of it before he looks at the answer sees
-//! that answer, because the connection lingers when it is closed. And uploads that are read on
-//! after their answer: they are no slow head.
+//! Uploads that are refused unread: a client that writes the whole body before it reads the
+//! response sees the response, because the connection lingers when it is closed. Also uploads that
+//! are read after their response: they are not a slow head.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;
@@ -25,14 +25,14 @@ use tokio::{
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn refused_uploads_see_their_answer() {
+async fn clients_of_refused_uploads_see_the_response() {
     const UPLOADS: usize = 200;
     const AT_ONCE: usize = 10;
     let guard = ConnGuard::builder().no_accept_rate().build().unwrap();
     let refuse = || async { StatusCode::PAYLOAD_TOO_LARGE };
     let server = serve(&guard, Router::new().route("/", post(refuse))).await;
     let addr = server.addr;
-    let (mut owed, mut seen) = (0, 0);
+    let (mut in_time, mut seen) = (0, 0);
     for _ in 0..UPLOADS / AT_ONCE {
         let mut uploads = JoinSet::new();
         for _ in 0..AT_ONCE {
@@ -41,40 +41,41 @@ async fn refused_uploads_see_their_answer() {
                 let started = Instant::now();
                 let head = "POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 10000000\r\n\r\n";
                 client.send(head).await.unwrap();
-                // hyper's client and others do not look at the answer once writing has failed.
+                // hyper's client and others do not read the response once a write has failed.
                 let is_written = client.send(vec![b'x'; 10_000_000]).await.is_ok();
-                // It lingers for a second; who needs longer is owed nothing.
-                let is_owed = started.elapsed() < SECOND;
-                let mut answer = Vec::new();
-                let _ = client.stream.read_to_end(&mut answer).await;
-                let is_seen = is_written && answer.starts_with(b"HTTP/1.1 413");
-                (is_owed, is_owed && is_seen)
+                // The connection lingers for a second. A slower upload may miss the response.
+                let is_in_time = started.elapsed() < SECOND;
+                let mut response = Vec::new();
+                let _ = client.stream.read_to_end(&mut response).await;
+                let is_seen = is_written && response.starts_with(b"HTTP/1.1 413");
+                (is_in_time, is_in_time && is_seen)
             });
         }
-        for (is_owed, has_seen) in uploads.join_all().await {
-            owed += usize::from(is_owed);
-            seen += usize::from(has_seen);
+        for (is_in_time, is_seen) in uploads.join_all().await {
+            in_time += usize::from(is_in_time);
+            seen += usize::from(is_seen);
         }
     }
     assert!(
-        owed >= UPLOADS / 2,
-        "{owed} of {UPLOADS} were quick enough to tell"
+        in_time >= UPLOADS / 2,
+        "{in_time} of {UPLOADS} uploads took less than a second"
     );
-    assert!(seen * 200 >= owed * 199, "{seen} of {owed}");
+    assert!(seen * 200 >= in_time * 199, "{seen} of {in_time}");
     all_gone(&guard).await;
 }
 
-/// What a handler of [`reads_on`] got of the body after it had answered.
-type Taken = Arc<AtomicUsize>;
+/// The number of body bytes that the handler of [`responds_then_reads`] has read after its
+/// response.
+type ReadBytes = Arc<AtomicUsize>;
 
-/// Answers at once and reads on in a task of its own.
-fn reads_on(taken: &Taken) -> Router {
-    let taken = Arc::clone(taken);
+/// An app that responds at once and reads the body in a separate task.
+fn responds_then_reads(read_bytes: &ReadBytes) -> Router {
+    let read_bytes = Arc::clone(read_bytes);
     let handler = move |body: Body| async move {
         tokio::spawn(async move {
             let mut pieces = body.into_data_stream();
             while let Some(Ok(piece)) = pieces.next().await {
-                taken.fetch_add(piece.len(), SeqCst);
+                read_bytes.fetch_add(piece.len(), SeqCst);
             }
         });
         "taken"
@@ -82,38 +83,42 @@ fn reads_on(taken: &Taken) -> Router {
     app().route("/later", post(handler))
 }
 
-fn impatient(journal: &Journal) -> ConnGuard {
+/// A guard with header and idle timeouts of half a second.
+fn half_second_guard(journal: &Journal) -> ConnGuard {
     let builder = ConnGuard::builder().head(SECOND / 2).idle(SECOND / 2);
     builder.metrics(journal.clone()).build().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_upload_that_is_read_on_after_its_answer_is_not_cut() {
-    let (journal, taken) = (Journal::default(), Taken::default());
-    let guard = impatient(&journal);
-    let server = serve(&guard, reads_on(&taken)).await;
+async fn an_upload_that_is_read_after_its_response_is_not_cut() {
+    let (journal, read_bytes) = (Journal::default(), ReadBytes::default());
+    let guard = half_second_guard(&journal);
+    let server = serve(&guard, responds_then_reads(&read_bytes)).await;
     let neighbour = Neighbour::of(server.addr);
     let mut client = RawClient::connect(server.addr).await.unwrap();
     let head = "POST /later HTTP/1.1\r\nhost: test\r\ncontent-length: 30000\r\n\r\n";
     client.send(head).await.unwrap();
     assert_eq!(client.head().await.unwrap().status, 200);
     client.body(5).await.unwrap();
-    // For four times as long as a head may take or nothing may happen.
+    // Four times as long as the header timeout and the idle timeout.
     for _ in 0..30 {
         client.send([b'x'; 1000]).await.unwrap();
         sleep(SECOND / 15).await;
     }
-    until("all of it is taken", || taken.load(SeqCst) == 30_000).await;
-    // What follows it is a head again, and has its time.
+    until("the whole body is read", || {
+        read_bytes.load(SeqCst) == 30_000
+    })
+    .await;
+    // The next request is a head again, with its own timeout.
     served(&mut client).await;
     sleep(SECOND / 4).await;
-    let begun = Instant::now();
+    let started = Instant::now();
     client.send("GET / HT").await.unwrap();
     cut(&mut client).await;
     assert!(
-        begun.elapsed() < SECOND / 2 + SLACK,
+        started.elapsed() < SECOND / 2 + SLACK,
         "{:?}",
-        begun.elapsed()
+        started.elapsed()
     );
     neighbour.was_served().await;
     drop(client);
@@ -121,15 +126,15 @@ async fn an_upload_that_is_read_on_after_its_answer_is_not_cut() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_body_in_chunks_buys_a_dripped_head_no_more_than_its_time() {
-    let (journal, taken) = (Journal::default(), Taken::default());
-    // The idle time of a connection is far longer than that of a head.
+async fn a_chunked_body_does_not_extend_the_timeout_of_the_next_head() {
+    let (journal, read_bytes) = (Journal::default(), ReadBytes::default());
+    // The idle timeout is much longer than the header timeout.
     let guard = ConnGuard::builder()
         .head(SECOND / 2)
         .metrics(journal.clone())
         .build()
         .unwrap();
-    let server = serve(&guard, reads_on(&taken)).await;
+    let server = serve(&guard, responds_then_reads(&read_bytes)).await;
     let neighbour = Neighbour::of(server.addr);
     let mut client = RawClient::connect(server.addr).await.unwrap();
     let chunked =
@@ -137,9 +142,9 @@ async fn a_body_in_chunks_buys_a_dripped_head_no_more_than_its_time() {
     client.send(chunked).await.unwrap();
     assert_eq!(client.head().await.unwrap().status, 200);
     client.body(5).await.unwrap();
-    // The guard has looked at the idle connection by then: what comes is a head.
+    // By then the guard has seen the connection idle: the next bytes are a head.
     sleep(SECOND / 2).await;
-    let began = Instant::now();
+    let started = Instant::now();
     for byte in GET.bytes() {
         if client.send([byte]).await.is_err() {
             break;
@@ -147,9 +152,9 @@ async fn a_body_in_chunks_buys_a_dripped_head_no_more_than_its_time() {
         sleep(SECOND / 10).await;
     }
     assert!(
-        began.elapsed() < SECOND / 2 + 2 * SLACK,
+        started.elapsed() < SECOND / 2 + 2 * SLACK,
         "{:?}",
-        began.elapsed()
+        started.elapsed()
     );
     assert_eq!(client.head().await.unwrap().status, 408);
     drop(client);

@@ -1,4 +1,5 @@
-//! Metrics that panic at every event: the guard, the accept loop and the server go on.
+//! A metrics sink that panics at every event: the guard, the accept loop and the server keep
+//! working.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;
@@ -12,9 +13,10 @@ use palisade::{
 use palisade_testkit::clients::{RawClient, until};
 use std::{net::Ipv4Addr, sync::Weak};
 
-struct Panics;
+/// A metrics sink that panics.
+struct PanickingMetrics;
 
-impl Metrics for Panics {
+impl Metrics for PanickingMetrics {
     fn record(&self, event: &Event<'_>) {
         panic!("on purpose: {event:?}");
     }
@@ -25,11 +27,15 @@ impl Metrics for Panics {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn metrics_that_panic_at_every_event_end_nothing() {
-    let stack = Stack::edge().metrics(Panics).max_body(1).build().unwrap();
+async fn a_panicking_metrics_sink_stops_no_server_and_no_guard() {
+    let stack = Stack::edge()
+        .metrics(PanickingMetrics)
+        .max_body(1)
+        .build()
+        .unwrap();
     for name in SERVERS {
         let guard = ConnGuard::builder()
-            .metrics(Panics)
+            .metrics(PanickingMetrics)
             .accept_rate(1, 2)
             .idle(SECOND)
             .build();
@@ -48,11 +54,14 @@ async fn metrics_that_panic_at_every_event_end_nothing() {
             assert_eq!(client.head().await.unwrap().status, 413);
             clients.push(client);
         }
-        // The third connection comes too soon: it is told of as well.
+        // The third connection exceeds the accept rate. Its refusal is an event too.
         let third = RawClient::connect(server.addr).await;
-        until("it was refused", || guard.snapshot().refused == 1).await;
+        until("the third connection is refused", || {
+            guard.snapshot().refused == 1
+        })
+        .await;
         for mut client in clients {
-            // Ended as idle, which is told of, too.
+            // Closed as idle, which is an event too.
             cut(&mut client).await;
         }
         drop(third);

@@ -1,9 +1,9 @@
-//! A refused upload sees its answer: 10 MB that nobody reads, by the clients that people use. On
-//! HTTP/1 at least 98 of 100 see the status, on HTTP/2 all of them.
+//! Clients of refused uploads see the response: hyper, tonic and curl send 10 MB that the server
+//! does not read. On HTTP/1 at least 98 of 100 see the status, on HTTP/2 all of them.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
-    reason = "a test may panic, and say why"
+    reason = "a test may panic and print"
 )]
 
 use bytes::Bytes;
@@ -29,12 +29,13 @@ use std::{
 use tokio::process::Command;
 use tower::{ServiceBuilder, service_fn};
 
-/// Of each kind.
+/// The number of uploads of each kind.
 const UPLOADS: usize = 125;
-/// Of each of the seven kinds behind the guard: a thousand, and one.
-const GUARDED: usize = 143;
+/// The number of uploads of each kind behind the guard. There are seven kinds, so 1,001 in all.
+const GUARDED_UPLOADS: usize = 143;
 
-async fn read(
+/// A handler that reads the body.
+async fn read_body(
     request: Request<RequestBody<Incoming>>,
 ) -> Result<http::Response<String>, Infallible> {
     let read = request.into_body().collect().await;
@@ -46,10 +47,10 @@ async fn read(
 
 async fn server() -> Server {
     let layer = ServiceBuilder::new().layer(BodyLimitLayer::default());
-    servers::hyper(layer.service(service_fn(read))).await
+    servers::hyper(layer.service(service_fn(read_body))).await
 }
 
-/// 10 MB, once with a length and once without.
+/// Returns bodies of 10 MB, one with a declared length and one without.
 fn uploads() -> [Pieces; 2] {
     [
         Pieces::new(1, 10_000_000).declared(),
@@ -57,7 +58,8 @@ fn uploads() -> [Pieces; 2] {
     ]
 }
 
-fn all_but(seen: usize, missed: usize) {
+/// Asserts that at most `missed` of all uploads did not see the status.
+fn assert_seen(seen: usize, missed: usize) {
     assert!(
         seen >= 2 * UPLOADS - missed,
         "{seen} of {} saw the status",
@@ -65,12 +67,12 @@ fn all_but(seen: usize, missed: usize) {
     );
 }
 
-/// hyper's client on HTTP/1 sees that its uploads are answered with `status`.
-async fn seen_on_http1(server: &Server, status: StatusCode) {
-    all_but(count_on_http1(server, status, UPLOADS).await, UPLOADS / 25);
+/// Asserts that hyper's client on HTTP/1 sees `status` for its uploads.
+async fn assert_seen_on_http1(server: &Server, status: StatusCode) {
+    assert_seen(count_on_http1(server, status, UPLOADS).await, UPLOADS / 25);
 }
 
-/// How many of two times so many do.
+/// Sends each of [`uploads`] `times` times, and returns the number of uploads that saw `status`.
 async fn count_on_http1(server: &Server, status: StatusCode, times: usize) -> usize {
     let mut seen = 0;
     for body in (0..times).flat_map(|_| uploads()) {
@@ -81,39 +83,39 @@ async fn count_on_http1(server: &Server, status: StatusCode, times: usize) -> us
             .header("host", "test")
             .body(body)
             .unwrap();
-        let answer = client.send_request(request).await;
-        seen += usize::from(answer.is_ok_and(|answer| answer.status() == status));
+        let response = client.send_request(request).await;
+        seen += usize::from(response.is_ok_and(|response| response.status() == status));
     }
     seen
 }
 
-/// Answers without a look at the body.
-fn ignore<B>(request: Request<B>) -> Ready<Result<http::Response<String>, Infallible>> {
+/// A handler that does not read the body.
+fn ignore_body<B>(request: Request<B>) -> Ready<Result<http::Response<String>, Infallible>> {
     drop(request);
     ready(Ok(http::Response::default()))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hyper_sees_413_on_http1() {
-    seen_on_http1(&server().await, StatusCode::PAYLOAD_TOO_LARGE).await;
+    assert_seen_on_http1(&server().await, StatusCode::PAYLOAD_TOO_LARGE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hyper_sees_429_of_the_rate_limit_on_http1() {
     let layer = ServiceBuilder::new().layer(RateLimitLayer::new(Quota::per_hour(1)).unwrap());
-    let server = servers::hyper(layer.service(service_fn(ignore))).await;
+    let server = servers::hyper(layer.service(service_fn(ignore_body))).await;
     let first = clients::get(Ipv4Addr::LOCALHOST, server.addr, "/")
         .await
         .unwrap();
     assert_eq!(first.status(), StatusCode::OK);
-    seen_on_http1(&server, StatusCode::TOO_MANY_REQUESTS).await;
+    assert_seen_on_http1(&server, StatusCode::TOO_MANY_REQUESTS).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hyper_sees_503_of_the_concurrency_limit_on_http1() {
     let layer = ServiceBuilder::new().layer(ConcurrencyLimitLayer::new(0));
-    let server = servers::hyper(layer.service(service_fn(ignore))).await;
-    seen_on_http1(&server, StatusCode::SERVICE_UNAVAILABLE).await;
+    let server = servers::hyper(layer.service(service_fn(ignore_body))).await;
+    assert_seen_on_http1(&server, StatusCode::SERVICE_UNAVAILABLE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -123,12 +125,12 @@ async fn hyper_sees_413_on_http2() {
         let mut client = clients::http2(Ipv4Addr::LOCALHOST, server.addr)
             .await
             .unwrap();
-        let answer = client
+        let response = client
             .send_request(Request::post(server.url()).body(body).unwrap())
             .await;
-        let answer = clients::whole(answer.unwrap()).await.unwrap();
-        assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
-        assert_eq!(answer.into_body(), "body too large");
+        let response = clients::whole(response.unwrap()).await.unwrap();
+        assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);
+        assert_eq!(response.into_body(), "body too large");
     }
 }
 
@@ -152,7 +154,7 @@ async fn tonic_sees_resource_exhausted() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn curl_sees_413() {
-    for (options, seen, failed) in curls(&server().await, UPLOADS).await {
+    for (options, seen, failed) in curl_uploads(&server().await, UPLOADS).await {
         let missed = if options.contains(&HTTP2) {
             0
         } else {
@@ -166,58 +168,62 @@ async fn curl_sees_413() {
     }
 }
 
-/// Behind the guard a connection that is closed lingers.
+/// Behind the guard, a connection lingers when it is closed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn under_serve_all_but_one_in_two_hundred_see_it() {
+async fn under_serve_199_of_200_clients_see_413() {
     let guard = palisade::conn::ConnGuard::builder()
         .no_accept_rate()
         .build()
         .unwrap();
     let app = ServiceBuilder::new()
         .layer(BodyLimitLayer::default())
-        .service(service_fn(read));
+        .service(service_fn(read_body));
     let serve = palisade::serve(guard.listen(servers::listener().await), app);
     let addr = serve.local_addr().unwrap();
     let server = Server::new(addr, tokio::spawn(async move { serve.await.unwrap() }));
-    let seen = count_on_http1(&server, StatusCode::PAYLOAD_TOO_LARGE, GUARDED).await;
+    let seen = count_on_http1(&server, StatusCode::PAYLOAD_TOO_LARGE, GUARDED_UPLOADS).await;
     assert!(
-        seen * 200 >= 2 * GUARDED * 199,
+        seen * 200 >= 2 * GUARDED_UPLOADS * 199,
         "hyper: {seen} of {}",
-        2 * GUARDED
+        2 * GUARDED_UPLOADS
     );
-    let curls = curls(&server, GUARDED).await;
-    let (asked, seen) = curls.iter().fold((0, 0), |(asked, seen), curl| {
-        (asked + GUARDED, seen + curl.1)
+    let curls = curl_uploads(&server, GUARDED_UPLOADS).await;
+    let (sent, seen) = curls.iter().fold((0, 0), |(sent, seen), curl| {
+        (sent + GUARDED_UPLOADS, seen + curl.1)
     });
     assert!(
-        seen * 200 >= asked * 199,
-        "curl: {seen} of {asked}, {curls:?}"
+        seen * 200 >= sent * 199,
+        "curl: {seen} of {sent}, {curls:?}"
     );
     drop(server);
-    until("everybody is gone", || guard.snapshot().open == 0).await;
+    until("all connections are closed", || guard.snapshot().open == 0).await;
 }
 
-/// Where the connection is closed at once hyper's client sees one in ten: writing fails, and it does
-/// not look at what has come.
+/// Without lingering, hyper's client sees one response in ten: its write fails, and it does not
+/// read the response that has arrived.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn under_serve_the_connection_lingers_where_no_layer_does() {
+async fn under_serve_the_connection_lingers_without_any_layer() {
     let guard = palisade::conn::ConnGuard::builder()
         .no_accept_rate()
         .build()
         .unwrap();
-    let serve = palisade::serve(guard.listen(servers::listener().await), service_fn(ignore));
+    let serve = palisade::serve(
+        guard.listen(servers::listener().await),
+        service_fn(ignore_body),
+    );
     let addr = serve.local_addr().unwrap();
     let server = Server::new(addr, tokio::spawn(async move { serve.await.unwrap() }));
     let seen = count_on_http1(&server, StatusCode::OK, 100).await;
     assert!(seen >= 199, "{seen} of 200");
     drop(server);
-    until("everybody is gone", || guard.snapshot().open == 0).await;
+    until("all connections are closed", || guard.snapshot().open == 0).await;
 }
 
 const HTTP2: &str = "--http2-prior-knowledge";
 
-/// For each of curl's ways to upload, how many of `times` saw 413, and what the others said.
-async fn curls(
+/// Uploads `times` times in each of curl's ways. Returns for each way curl's options, the number of
+/// uploads that saw 413, and the errors of the others.
+async fn curl_uploads(
     server: &Server,
     times: usize,
 ) -> Vec<(&'static [&'static str], usize, Vec<String>)> {
@@ -229,7 +235,7 @@ async fn curls(
     let mut all = Vec::new();
     let version = Command::new("curl").arg("--version").output().await;
     let Ok(version) = version else {
-        eprintln!("SKIPPED: there is no curl here, so nothing is known about it");
+        eprintln!("SKIPPED: curl is not installed");
         return all;
     };
     let knows_http2 = String::from_utf8_lossy(&version.stdout).contains("HTTP2");
@@ -242,7 +248,7 @@ async fn curls(
     ];
     for options in kinds {
         if options.contains(&HTTP2) && !knows_http2 {
-            eprintln!("SKIPPED: this curl knows no HTTP/2");
+            eprintln!("SKIPPED: this curl does not support HTTP/2");
             continue;
         }
         let mut failed = Vec::new();
@@ -254,10 +260,10 @@ async fn curls(
                 .arg(format!("@{}", file.display()))
                 .arg(server.url());
             let output = curl.output().await.unwrap();
-            // On HTTP/2 the whole answer must be seen, and no stream error.
-            let fine =
+            // On HTTP/2 curl must receive the whole response without a stream error.
+            let is_seen =
                 output.stdout == b"413" && (!options.contains(&HTTP2) || output.status.success());
-            if !fine {
+            if !is_seen {
                 failed.push(String::from_utf8_lossy(&output.stderr).into_owned());
             }
         }

@@ -1,5 +1,6 @@
-//! `palisade::serve`: what it takes, what it tells, and over what.
-#![allow(clippy::unwrap_used, reason = "a test may")]
+//! `palisade::serve`: the services and listeners that it accepts, what it passes to the app, and
+//! its protocol options.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;
 
@@ -36,12 +37,13 @@ use tower::service_fn;
 
 const LOCAL: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
-/// Serves `app` on a guard of its own, by default settings.
-async fn served_by<Kind: 'static>(app: impl App<Kind>) -> (SocketAddr, ConnGuard) {
-    served(app, Http::default()).await
+/// Serves `app` behind a new guard with default settings.
+async fn serve<Kind: 'static>(app: impl App<Kind>) -> (SocketAddr, ConnGuard) {
+    serve_with(app, Http::default()).await
 }
 
-async fn served<Kind: 'static>(app: impl App<Kind>, http: Http) -> (SocketAddr, ConnGuard) {
+/// Serves `app` behind a new guard with the settings of `http`.
+async fn serve_with<Kind: 'static>(app: impl App<Kind>, http: Http) -> (SocketAddr, ConnGuard) {
     let guard = ConnGuard::default();
     let listener = guard.listen(servers::listener().await);
     let serve = palisade::serve(listener, app).http(http);
@@ -50,49 +52,53 @@ async fn served<Kind: 'static>(app: impl App<Kind>, http: Http) -> (SocketAddr, 
     (addr, guard)
 }
 
-async fn text(addr: SocketAddr) -> String {
-    let answer = clients::get(LOCAL, addr, "/").await.unwrap();
-    String::from_utf8(answer.into_body().to_vec()).unwrap()
+async fn get_text(addr: SocketAddr) -> String {
+    let response = clients::get(LOCAL, addr, "/").await.unwrap();
+    String::from_utf8(response.into_body().to_vec()).unwrap()
 }
 
-async fn who(ConnectInfo(peer): ConnectInfo<SocketAddr>, conn: Extension<Arc<ConnInfo>>) -> String {
+/// A handler that checks the peer and the connection of its request.
+async fn check_peer(
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    conn: Extension<Arc<ConnInfo>>,
+) -> String {
     assert_eq!(conn.peer(), peer);
     assert!(peer.ip().is_loopback());
     "known".to_owned()
 }
 
 #[tokio::test]
-async fn it_takes_what_axum_s_own_takes() {
-    let router = || Router::new().route("/", get(who));
-    let (addr, _) = served_by(router()).await;
-    assert_eq!(text(addr).await, "known");
-    let (addr, _) = served_by(get(who)).await;
-    assert_eq!(text(addr).await, "known");
-    let (addr, _) = served_by(who.into_service()).await;
-    assert_eq!(text(addr).await, "known");
-    let (addr, _) = served_by(router().into_make_service()).await;
-    assert_eq!(text(addr).await, "known");
-    let (addr, _) = served_by(router().into_make_service_with_connect_info::<SocketAddr>()).await;
-    assert_eq!(text(addr).await, "known");
-    let (addr, _) = served_by(who.into_make_service()).await;
-    assert_eq!(text(addr).await, "known");
+async fn it_accepts_the_services_that_axum_serve_accepts() {
+    let router = || Router::new().route("/", get(check_peer));
+    let (addr, _) = serve(router()).await;
+    assert_eq!(get_text(addr).await, "known");
+    let (addr, _) = serve(get(check_peer)).await;
+    assert_eq!(get_text(addr).await, "known");
+    let (addr, _) = serve(check_peer.into_service()).await;
+    assert_eq!(get_text(addr).await, "known");
+    let (addr, _) = serve(router().into_make_service()).await;
+    assert_eq!(get_text(addr).await, "known");
+    let (addr, _) = serve(router().into_make_service_with_connect_info::<SocketAddr>()).await;
+    assert_eq!(get_text(addr).await, "known");
+    let (addr, _) = serve(check_peer.into_make_service()).await;
+    assert_eq!(get_text(addr).await, "known");
 }
 
 #[tokio::test]
-async fn it_takes_any_service_and_any_that_makes_one() {
+async fn it_accepts_any_service_and_any_make_service() {
     let hello = service_fn(async |request: Request<RequestBody>| {
         let text = format!("{:?}", request.version());
         Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text))))
     });
-    let (addr, guard) = served_by(hello).await;
-    assert_eq!(text(addr).await, "HTTP/1.1");
+    let (addr, guard) = serve(hello).await;
+    assert_eq!(get_text(addr).await, "HTTP/1.1");
     let mut client = clients::http2(LOCAL, addr).await.unwrap();
     let request = Request::get(format!("http://{addr}/"))
         .body(Empty::<Bytes>::new())
         .unwrap();
-    let answer = client.send_request(request).await.unwrap();
+    let response = client.send_request(request).await.unwrap();
     assert_eq!(
-        answer.into_body().collect().await.unwrap().to_bytes(),
+        response.into_body().collect().await.unwrap().to_bytes(),
         "HTTP/2.0"
     );
     drop(client);
@@ -100,13 +106,13 @@ async fn it_takes_any_service_and_any_that_makes_one() {
 
     let make = service_fn(|incoming: Incoming<'_>| {
         let peer = incoming.remote_addr().ip().to_string();
-        let says = service_fn(move |_: Request<RequestBody>| {
+        let responds = service_fn(move |_: Request<RequestBody>| {
             std::future::ready(Ok::<_, Infallible>(Response::new(Body::from(peer.clone()))))
         });
-        std::future::ready(Ok::<_, Infallible>(says))
+        std::future::ready(Ok::<_, Infallible>(responds))
     });
-    let (addr, _) = served_by(make).await;
-    assert_eq!(text(addr).await, "127.0.0.1");
+    let (addr, _) = serve(make).await;
+    assert_eq!(get_text(addr).await, "127.0.0.1");
 }
 
 #[tokio::test]
@@ -114,7 +120,7 @@ async fn a_plain_listener_is_guarded_by_the_defaults() {
     let serve = palisade::serve(servers::listener().await, app());
     let addr = serve.local_addr().unwrap();
     let server = tokio::spawn(serve.into_future());
-    assert_eq!(text(addr).await, "served");
+    assert_eq!(get_text(addr).await, "served");
     server.abort();
 }
 
@@ -135,32 +141,32 @@ async fn it_serves_on_a_unix_socket() {
         .header("host", "x")
         .body(Empty::<Bytes>::new())
         .unwrap();
-    let answer = client.send_request(request).await.unwrap();
+    let response = client.send_request(request).await.unwrap();
     assert_eq!(
-        answer.into_body().collect().await.unwrap().to_bytes(),
+        response.into_body().collect().await.unwrap().to_bytes(),
         "served"
     );
 }
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_service_is_made_by_the_credentials_of_the_peer_of_a_unix_socket() {
+async fn a_make_service_sees_the_peer_credentials_of_a_unix_socket() {
     let path = std::env::temp_dir().join(format!("palisade-peer-{}", std::process::id()));
     let _ = std::fs::remove_file(&path);
     let listener = tokio::net::UnixListener::bind(&path).unwrap();
     let make = service_fn(async |incoming: Incoming<'_>| {
         assert!(
             incoming.io::<tokio::net::TcpStream>().is_none(),
-            "it is something else"
+            "the transport is a Unix socket"
         );
         let peer = incoming
             .io::<tokio::net::UnixStream>()
             .unwrap()
             .peer_cred()
             .unwrap();
-        let says = format!("{:?}", peer.pid());
+        let text = format!("{:?}", peer.pid());
         Ok::<_, Infallible>(service_fn(move |_: Request<RequestBody>| {
-            std::future::ready(Ok::<_, Infallible>(Response::new(Body::from(says.clone()))))
+            std::future::ready(Ok::<_, Infallible>(Response::new(Body::from(text.clone()))))
         }))
     });
     tokio::spawn(palisade::serve(listener, make).into_future());
@@ -170,26 +176,26 @@ async fn a_service_is_made_by_the_credentials_of_the_peer_of_a_unix_socket() {
         .write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         .await
         .unwrap();
-    let mut answer = String::new();
-    client.read_to_string(&mut answer).await.unwrap();
-    let this = format!("\r\n\r\n{:?}", client.peer_cred().unwrap().pid());
-    assert!(answer.ends_with(&this), "{answer}");
+    let mut response = String::new();
+    client.read_to_string(&mut response).await.unwrap();
+    let expected = format!("\r\n\r\n{:?}", client.peer_cred().unwrap().pid());
+    assert!(response.ends_with(&expected), "{response}");
 }
 
 #[tokio::test]
-async fn one_protocol_alone_answers_nothing_to_the_other() {
-    let (addr, guard) = served(app(), Http::builder().http1_only().build().unwrap()).await;
-    assert_eq!(text(addr).await, "served");
+async fn a_server_of_one_protocol_does_not_serve_the_other() {
+    let (addr, guard) = serve_with(app(), Http::builder().http1_only().build().unwrap()).await;
+    assert_eq!(get_text(addr).await, "served");
     let mut client = RawClient::connect(addr).await.unwrap();
     client.send(guarded::h2::hello(65_535)).await.unwrap();
-    let answer = client.rest().await;
+    let response = client.rest().await;
     assert!(
-        answer.starts_with(b"HTTP/1.1 400") || answer.is_empty(),
-        "{answer:?}"
+        response.starts_with(b"HTTP/1.1 400") || response.is_empty(),
+        "{response:?}"
     );
     all_gone(&guard).await;
 
-    let (addr, guard) = served(app(), Http::builder().http2_only().build().unwrap()).await;
+    let (addr, guard) = serve_with(app(), Http::builder().http2_only().build().unwrap()).await;
     let mut client = clients::http2(LOCAL, addr).await.unwrap();
     let request = Request::get(format!("http://{addr}/"))
         .body(Empty::<Bytes>::new())
@@ -201,14 +207,14 @@ async fn one_protocol_alone_answers_nothing_to_the_other() {
     drop(client);
     let mut client = RawClient::connect(addr).await.unwrap();
     client.send(guarded::GET).await.unwrap();
-    let answer = client.rest().await;
-    assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+    let response = client.rest().await;
+    assert!(!response.starts_with(b"HTTP"), "{response:?}");
     all_gone(&guard).await;
 }
 
 #[tokio::test]
-async fn a_head_over_its_limit_is_told_so_and_one_within_is_served() {
-    let (addr, guard) = served_by(app()).await;
+async fn a_head_within_the_limits_is_served_and_a_larger_one_is_refused() {
+    let (addr, guard) = serve(app()).await;
     let head = |bytes: usize| {
         let filler = "x".repeat(bytes - guarded::GET.len() - "f: \r\n".len());
         guarded::GET.replace("\r\n\r\n", &format!("\r\nf: {filler}\r\n\r\n"))
@@ -233,8 +239,9 @@ async fn a_head_over_its_limit_is_told_so_and_one_within_is_served() {
     all_gone(&guard).await;
 }
 
-/// `/` answers after several probes, `/hang` never. Returns the guard's journal as well.
-async fn half_closed_by(http: Http) -> (SocketAddr, ConnGuard, Journal) {
+/// Serves an app: `/` responds after several probes, `/hang` never responds. Returns the guard's
+/// journal as well.
+async fn serve_slow_app(http: Http) -> (SocketAddr, ConnGuard, Journal) {
     let journal = Journal::default();
     let guard = ConnGuard::builder()
         .probe(Duration::from_millis(300))
@@ -255,9 +262,9 @@ async fn half_closed_by(http: Http) -> (SocketAddr, ConnGuard, Journal) {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_client_that_closes_its_own_direction_is_answered_where_that_is_allowed() {
+async fn a_half_closed_client_is_answered_with_the_half_close_option() {
     let http = Http::builder().half_close().build().unwrap();
-    let (addr, guard, journal) = half_closed_by(http).await;
+    let (addr, guard, journal) = serve_slow_app(http).await;
     for stray in ["", "x"] {
         let mut client = RawClient::connect(addr).await.unwrap();
         client
@@ -271,15 +278,15 @@ async fn a_client_that_closes_its_own_direction_is_answered_where_that_is_allowe
     }
     all_gone(&guard).await;
     assert_eq!(journal.closed(), [None, None]);
-    // One that is gone is found out, closed or not before.
-    for is_closed in [false, true] {
+    // A client that is gone is detected, whether or not it has half-closed before.
+    for is_half_closed in [false, true] {
         let mut client = RawClient::connect(addr).await.unwrap();
         client
             .send("GET /hang HTTP/1.1\r\nhost: x\r\n\r\nx")
             .await
             .unwrap();
-        until("it is at work", || guard.snapshot().in_flight == 1).await;
-        if is_closed {
+        until("the request is at work", || guard.snapshot().in_flight == 1).await;
+        if is_half_closed {
             client.stream.shutdown().await.unwrap();
         }
         client.stream.set_zero_linger().unwrap();
@@ -291,9 +298,9 @@ async fn a_client_that_closes_its_own_direction_is_answered_where_that_is_allowe
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_client_that_closes_its_own_direction_is_gone_by_default() {
-    let (addr, guard, journal) = half_closed_by(Http::default()).await;
-    for (stray, why) in [("", None), ("x", Some(Reason::HungUp))] {
+async fn a_half_closed_client_counts_as_gone_by_default() {
+    let (addr, guard, journal) = serve_slow_app(Http::default()).await;
+    for (stray, reason) in [("", None), ("x", Some(Reason::HungUp))] {
         let mut client = RawClient::connect(addr).await.unwrap();
         client
             .send(format!("{}{stray}", guarded::GET))
@@ -302,12 +309,12 @@ async fn a_client_that_closes_its_own_direction_is_gone_by_default() {
         client.stream.shutdown().await.unwrap();
         assert_eq!(client.rest().await, b"");
         all_gone(&guard).await;
-        assert_eq!(journal.closed().last(), Some(&why));
+        assert_eq!(journal.closed().last(), Some(&reason));
     }
 }
 
 #[tokio::test]
-async fn an_upgraded_connection_goes_on_and_keeps_its_place() {
+async fn an_upgraded_connection_stays_open_and_counts_as_open() {
     let upgrade = service_fn(async |request: Request<RequestBody>| {
         tokio::spawn(async move {
             let upgraded = hyper::upgrade::on(request).await.unwrap();
@@ -320,7 +327,7 @@ async fn an_upgraded_connection_goes_on_and_keeps_its_place() {
         let switching = switching.header("connection", "upgrade");
         Ok::<_, Infallible>(switching.body(Empty::<Bytes>::new()).unwrap())
     });
-    let (addr, guard) = served_by(upgrade).await;
+    let (addr, guard) = serve(upgrade).await;
     let mut client = RawClient::connect(addr).await.unwrap();
     let head = "GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
     client.send(head).await.unwrap();
@@ -333,7 +340,7 @@ async fn an_upgraded_connection_goes_on_and_keeps_its_place() {
 }
 
 #[tokio::test]
-async fn connect_reaches_the_app_only_where_it_was_asked_for() {
+async fn connect_reaches_the_app_only_with_the_connect_option() {
     let tunnel = service_fn(async |request: Request<RequestBody>| {
         tokio::spawn(async move {
             let mut tunnel = TokioIo::new(hyper::upgrade::on(request).await.unwrap());
@@ -342,7 +349,7 @@ async fn connect_reaches_the_app_only_where_it_was_asked_for() {
         Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
     });
     let connect = "CONNECT x:80 HTTP/1.1\r\nhost: x:80\r\n\r\n";
-    let (addr, guard) = served_by(tunnel).await;
+    let (addr, guard) = serve(tunnel).await;
     let mut client = RawClient::connect(addr).await.unwrap();
     client.send(connect).await.unwrap();
     let head = client.head().await.unwrap();
@@ -353,7 +360,7 @@ async fn connect_reaches_the_app_only_where_it_was_asked_for() {
     assert_eq!(client.rest().await, b"");
     all_gone(&guard).await;
 
-    let (addr, guard) = served(tunnel, Http::builder().connect().build().unwrap()).await;
+    let (addr, guard) = serve_with(tunnel, Http::builder().connect().build().unwrap()).await;
     let mut client = RawClient::connect(addr).await.unwrap();
     client.send(connect).await.unwrap();
     assert_eq!(client.head().await.unwrap().status, 200);
@@ -363,32 +370,32 @@ async fn connect_reaches_the_app_only_where_it_was_asked_for() {
 }
 
 #[tokio::test]
-async fn what_takes_axum_s_own_requests_is_taken_too() {
+async fn a_service_of_axum_requests_is_accepted_through_from_axum() {
     use axum::middleware::{Next, from_fn};
     use tower::Layer;
-    let tells = async |mut request: axum::extract::Request, next: Next| {
+    let rewrite_path = async |mut request: axum::extract::Request, next: Next| {
         *request.uri_mut() = "/".parse().unwrap();
         next.run(request).await
     };
-    let app = from_fn(tells).layer(Router::new().route("/", get(who)));
-    let (addr, _) = served_by(palisade::serve::from_axum(app)).await;
-    let answer = clients::get(LOCAL, addr, "/elsewhere").await.unwrap();
-    assert_eq!(answer.into_body(), "known");
+    let app = from_fn(rewrite_path).layer(Router::new().route("/", get(check_peer)));
+    let (addr, _) = serve(palisade::serve::from_axum(app)).await;
+    let response = clients::get(LOCAL, addr, "/elsewhere").await.unwrap();
+    assert_eq!(response.into_body(), "known");
 }
 
 #[tokio::test]
-async fn the_answer_to_head_has_no_body_and_says_how_long_it_would_be() {
+async fn the_response_to_head_has_a_content_length_and_no_body() {
     let hello = service_fn(async |_: Request<RequestBody>| {
         Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"hello"))))
     });
-    let (addr, guard) = served_by(hello).await;
+    let (addr, guard) = serve(hello).await;
     let mut client = clients::http2(LOCAL, addr).await.unwrap();
     let request = Request::head(format!("http://{addr}/"))
         .body(Empty::<Bytes>::new())
         .unwrap();
-    let answer = client.send_request(request).await.unwrap();
-    assert_eq!(answer.headers()["content-length"], "5");
-    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "");
+    let response = client.send_request(request).await.unwrap();
+    assert_eq!(response.headers()["content-length"], "5");
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "");
     drop(client);
     let mut client = RawClient::connect(addr).await.unwrap();
     client

@@ -1,5 +1,5 @@
-//! What `palisade::serve` answers by itself is told, in every mode of its guard, to the metrics and
-//! to the log.
+//! Responses that `palisade::serve` sends by itself are recorded in the metrics and the log, in
+//! every mode of its guard.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;
@@ -31,11 +31,11 @@ use std::{
 use tower::{Service, service_fn};
 use tracing_subscriber::{fmt::MakeWriter, util::SubscriberInitExt};
 
-/// A log in memory.
+/// A log writer into memory.
 #[derive(Clone, Debug, Default)]
-struct Written(Arc<Mutex<Vec<u8>>>);
+struct MemoryLog(Arc<Mutex<Vec<u8>>>);
 
-impl io::Write for Written {
+impl io::Write for MemoryLog {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
@@ -46,7 +46,7 @@ impl io::Write for Written {
     }
 }
 
-impl MakeWriter<'_> for Written {
+impl MakeWriter<'_> for MemoryLog {
     type Writer = Self;
 
     fn make_writer(&self) -> Self {
@@ -54,11 +54,11 @@ impl MakeWriter<'_> for Written {
     }
 }
 
-/// An app that is never ready, because it failed.
+/// An app that fails in `poll_ready`.
 #[derive(Clone)]
-struct Broken;
+struct BrokenApp;
 
-impl Service<Request<Incoming>> for Broken {
+impl Service<Request<Incoming>> for BrokenApp {
     type Response = Response<Full<Bytes>>;
     type Error = io::Error;
     type Future = Ready<Result<Self::Response, io::Error>>;
@@ -68,11 +68,12 @@ impl Service<Request<Incoming>> for Broken {
     }
 
     fn call(&mut self, _: Request<Incoming>) -> Self::Future {
-        ready(Err(io::Error::other("called although it is not ready")))
+        ready(Err(io::Error::other("called although it was not ready")))
     }
 }
 
-/// `/` is served, `/fail` fails, `/hints` answers with a status that no answer may have.
+/// An app: `/` is served, `/fail` fails, `/hints` responds with an informational status, which no
+/// final response may have.
 async fn app(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, io::Error> {
     let status = match request.uri().path() {
         "/fail" => return Err(io::Error::other("failed")),
@@ -85,7 +86,7 @@ async fn app(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, io::Er
         .unwrap())
 }
 
-/// The app, or the broken one, behind a guard in this mode.
+/// Serves [`app`], or [`BrokenApp`], behind a guard in `mode`.
 async fn serve(mode: Mode, http: Http, is_broken: bool) -> (Server, ConnGuard, Journal) {
     let journal = Journal::default();
     let guard = ConnGuard::builder()
@@ -96,7 +97,11 @@ async fn serve(mode: Mode, http: Http, is_broken: bool) -> (Server, ConnGuard, J
     let listener = guard.listen(servers::listener().await);
     let addr = listener.local_addr().unwrap();
     let task = if is_broken {
-        tokio::spawn(palisade::serve(listener, Broken).http(http).into_future())
+        tokio::spawn(
+            palisade::serve(listener, BrokenApp)
+                .http(http)
+                .into_future(),
+        )
     } else {
         tokio::spawn(
             palisade::serve(listener, service_fn(app))
@@ -111,8 +116,8 @@ async fn serve(mode: Mode, http: Http, is_broken: bool) -> (Server, ConnGuard, J
     )
 }
 
-/// Waits until `journal` has been told of one more refusal, and returns it.
-async fn told(journal: &Journal, before: usize, what: &str) -> (Reason, Phase, Mode) {
+/// Waits until `journal` has one refusal more than `before`, and returns it.
+async fn next_refusal(journal: &Journal, before: usize, what: &str) -> (Reason, Phase, Mode) {
     until(what, || journal.refusals().len() > before).await;
     let refusals = journal.refusals();
     assert_eq!(refusals.len(), before + 1, "{what}: {refusals:?}");
@@ -122,7 +127,7 @@ async fn told(journal: &Journal, before: usize, what: &str) -> (Reason, Phase, M
 }
 
 #[tokio::test]
-async fn each_answer_of_the_server_s_own_is_told_in_every_mode() {
+async fn each_response_of_the_server_itself_is_recorded_in_every_mode() {
     let (head, handler) = (Phase::RequestHead, Phase::Handler);
     let field = |bytes| {
         format!(
@@ -134,7 +139,7 @@ async fn each_answer_of_the_server_s_own_is_told_in_every_mode() {
     let coded = "POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n";
     let connect = "CONNECT x:80 HTTP/1.1\r\nhost: x:80\r\n\r\n";
     let cases = [
-        // What HAProxy asks where it is not told of a host.
+        // A health check of HAProxy without a configured host.
         (
             "GET /x HTTP/1.1\r\n\r\n".to_owned(),
             400,
@@ -197,10 +202,10 @@ async fn each_answer_of_the_server_s_own_is_told_in_every_mode() {
                 client.send(bytes).await.unwrap();
                 assert_eq!(client.head().await.unwrap().status, *status, "{what}");
                 drop(client);
-                let told = told(&journal, nth, what).await;
-                assert_eq!(told, (*reason, *phase, Mode::Enforce), "{what}");
+                let refusal = next_refusal(&journal, nth, what).await;
+                assert_eq!(refusal, (*reason, *phase, Mode::Enforce), "{what}");
             }
-            // What is served is not told, and neither is a client that leaves amid a head.
+            // A served request is not recorded, nor is a client that leaves within a head.
             let mut client = RawClient::connect(server.addr).await.unwrap();
             client.send(GET).await.unwrap();
             assert_eq!(client.head().await.unwrap().status, 200);
@@ -215,25 +220,25 @@ async fn each_answer_of_the_server_s_own_is_told_in_every_mode() {
         let mut client = RawClient::connect(server.addr).await.unwrap();
         client.send(GET).await.unwrap();
         assert_eq!(client.head().await.unwrap().status, 500);
-        let told = told(&journal, 0, "an app that is not ready").await;
-        assert_eq!(told, (Reason::AppFailed, handler, Mode::Enforce));
+        let refusal = next_refusal(&journal, 0, "an app that is not ready").await;
+        assert_eq!(refusal, (Reason::AppFailed, handler, Mode::Enforce));
     }
 }
 
 #[tokio::test]
-async fn on_http2_what_the_server_answers_is_told_as_well() {
+async fn on_http2_each_response_of_the_server_itself_is_recorded() {
     let (head, handler) = (Phase::RequestHead, Phase::Handler);
-    let of = |method, path| [(":method", method), (":scheme", "http"), (":path", path)];
-    let fields = |of: [(&'static str, &'static str); 3], host| [&of[..], &[host]].concat();
+    let pseudo = |method, path| [(":method", method), (":scheme", "http"), (":path", path)];
+    let fields = |pseudo: [(&'static str, &'static str); 3], host| [&pseudo[..], &[host]].concat();
     let cases = [
         (
-            fields(of("GET", "*"), ("host", "x")),
+            fields(pseudo("GET", "*"), ("host", "x")),
             400,
             Reason::BadRequest,
             head,
         ),
         (
-            fields(of("GET", "/"), ("host", "x y")),
+            fields(pseudo("GET", "/"), ("host", "x y")),
             400,
             Reason::BadRequest,
             head,
@@ -245,13 +250,13 @@ async fn on_http2_what_the_server_answers_is_told_as_well() {
             head,
         ),
         (
-            fields(of("GET", "/fail"), (":authority", "x")),
+            fields(pseudo("GET", "/fail"), (":authority", "x")),
             500,
             Reason::AppFailed,
             handler,
         ),
         (
-            fields(of("GET", "/hints"), (":authority", "x")),
+            fields(pseudo("GET", "/hints"), (":authority", "x")),
             500,
             Reason::AppFailed,
             handler,
@@ -268,36 +273,36 @@ async fn on_http2_what_the_server_answers_is_told_as_well() {
                 .await
                 .unwrap();
             let payload = h2::next(&mut client.stream, h2::HEADERS, stream).await;
-            let answer = h2::Frame {
+            let response = h2::Frame {
                 kind: h2::HEADERS,
                 flags: 0,
                 stream,
                 payload,
             };
-            assert_eq!(answer.status(), Some(*status), "{fields:?}");
-            let told = told(&journal, nth, "an answer").await;
-            assert_eq!(told, (*reason, *phase, Mode::Enforce), "{fields:?}");
+            assert_eq!(response.status(), Some(*status), "{fields:?}");
+            let refusal = next_refusal(&journal, nth, "a response").await;
+            assert_eq!(refusal, (*reason, *phase, Mode::Enforce), "{fields:?}");
         }
     }
 }
 
 #[tokio::test]
-async fn http2_is_told_where_only_http1_is_spoken_though_it_gets_no_answer() {
+async fn an_http2_preface_to_an_http1_server_is_recorded_although_it_gets_no_response() {
     let only = Http::builder().http1_only().build().unwrap();
     let (server, _, journal) = serve(Mode::Enforce, only, false).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
     client.send(h2::hello(65_535)).await.unwrap();
-    let answer = client.rest().await;
-    assert!(!answer.starts_with(b"HTTP/1.1 2"), "{answer:?}");
-    let told = told(&journal, 0, "a preface").await;
+    let response = client.rest().await;
+    assert!(!response.starts_with(b"HTTP/1.1 2"), "{response:?}");
+    let refusal = next_refusal(&journal, 0, "a preface").await;
     assert_eq!(
-        told,
+        refusal,
         (Reason::BadRequest, Phase::RequestHead, Mode::Enforce)
     );
 }
 
 #[tokio::test]
-async fn a_uri_that_is_too_long_is_told_as_a_head_that_is() {
+async fn a_uri_that_is_too_long_is_recorded_as_a_head_that_is_too_large() {
     let http = Http::builder()
         .max_header_size(128 << 10)
         .max_buffer_size(128 << 10);
@@ -308,21 +313,21 @@ async fn a_uri_that_is_too_long_is_told_as_a_head_that_is() {
         .await
         .unwrap();
     assert_eq!(client.head().await.unwrap().status, 414);
-    let told = told(&journal, 0, "a URI too long").await;
+    let refusal = next_refusal(&journal, 0, "a URI too long").await;
     assert_eq!(
-        told,
+        refusal,
         (Reason::HeadTooLarge, Phase::RequestHead, Mode::Enforce)
     );
 }
 
 #[tokio::test]
-async fn a_refusal_stands_in_the_table_on_the_page_and_in_the_log() {
-    // Tasks of this runtime run on this thread, so that the subscriber hears them.
-    let written = Written::default();
+async fn a_refusal_appears_in_the_snapshot_in_prometheus_and_in_the_log() {
+    // This runtime runs its tasks on this thread, so the thread's subscriber receives their events.
+    let log_writer = MemoryLog::default();
     let subscriber = tracing_subscriber::fmt()
         .with_ansi(false)
-        .with_writer(written.clone());
-    let _listening = subscriber.finish().set_default();
+        .with_writer(log_writer.clone());
+    let _subscribed = subscriber.finish().set_default();
     let snapshot = Snapshot::new();
     let guard = ConnGuard::builder()
         .metrics((snapshot.clone(), Log::new()))
@@ -332,7 +337,7 @@ async fn a_refusal_stands_in_the_table_on_the_page_and_in_the_log() {
                   mode=\"enforce\"}";
     assert!(
         snapshot.prometheus().contains(&format!("{series} 0\n")),
-        "there from the start"
+        "the series exists from the start"
     );
     let app = service_fn(async |_: Request<Incoming>| {
         Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
@@ -351,11 +356,11 @@ async fn a_refusal_stands_in_the_table_on_the_page_and_in_the_log() {
         snapshot.prometheus()
     );
     let peer = client.stream.local_addr().unwrap();
-    let log = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+    let log = String::from_utf8(log_writer.0.lock().unwrap().clone()).unwrap();
     let line = log
         .lines()
         .find(|line| line.contains("request refused"))
-        .expect("a line");
+        .expect("the refusal is logged");
     for part in [
         "reason=\"bad_request\"",
         "status=400",

@@ -1,5 +1,6 @@
-//! `palisade::serve` over TLS: handshakes within the first request's time, by ALPN, and bounded.
-#![allow(clippy::unwrap_used, reason = "a test may")]
+//! `palisade::serve` over TLS: ALPN, the first request's timeout for handshakes, and the bound on
+//! their number.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guarded;
 
@@ -39,19 +40,21 @@ use tokio_rustls::{
     },
 };
 
-struct Secure {
+/// A TLS server, its guard, and a client configuration that trusts it.
+struct TlsServer {
     addr: SocketAddr,
     guard: ConnGuard,
     journal: Journal,
     client: ClientConfig,
-    /// Dropped, it says so, too.
+    /// Starts the shutdown, also when it is dropped.
     stop: oneshot::Sender<()>,
     served: JoinHandle<std::io::Result<Drained>>,
 }
 
+/// The server's drain time.
 const DRAIN: Duration = Duration::from_secs(1);
 
-impl Secure {
+impl TlsServer {
     async fn serve(http: Http, handshakes: usize) -> Self {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let certificate = made.cert.der().clone();
@@ -96,12 +99,14 @@ impl Secure {
         }
     }
 
+    /// Connects and makes a TLS handshake that offers the protocols `offered`.
     async fn connect(&self, offered: &[&str]) -> std::io::Result<TlsStream<TcpStream>> {
-        self.shake(TcpStream::connect(self.addr).await?, offered)
+        self.handshake(TcpStream::connect(self.addr).await?, offered)
             .await
     }
 
-    async fn shake(
+    /// Makes a TLS handshake on `stream` that offers the protocols `offered`.
+    async fn handshake(
         &self,
         stream: TcpStream,
         offered: &[&str],
@@ -118,7 +123,7 @@ impl Secure {
     }
 }
 
-async fn ask_http1(stream: TlsStream<TcpStream>) -> Bytes {
+async fn get_http1(stream: TlsStream<TcpStream>) -> Bytes {
     let (mut client, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .unwrap();
@@ -127,11 +132,11 @@ async fn ask_http1(stream: TlsStream<TcpStream>) -> Bytes {
         .header("host", "x")
         .body(Empty::<Bytes>::new())
         .unwrap();
-    let answer = client.send_request(request).await.unwrap();
-    answer.into_body().collect().await.unwrap().to_bytes()
+    let response = client.send_request(request).await.unwrap();
+    response.into_body().collect().await.unwrap().to_bytes()
 }
 
-async fn ask_http2(stream: TlsStream<TcpStream>) -> Version {
+async fn get_http2(stream: TlsStream<TcpStream>) -> Version {
     let (mut client, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
             .await
@@ -140,109 +145,112 @@ async fn ask_http2(stream: TlsStream<TcpStream>) -> Version {
     let request = Request::get("https://localhost/")
         .body(Empty::<Bytes>::new())
         .unwrap();
-    let answer = client.send_request(request).await.unwrap();
-    let version = answer.version();
-    answer.into_body().collect().await.unwrap();
+    let response = client.send_request(request).await.unwrap();
+    let version = response.version();
+    response.into_body().collect().await.unwrap();
     version
 }
 
 #[tokio::test]
-async fn what_is_spoken_is_agreed_or_looked_at() {
-    let server = Secure::serve(Http::default(), 10).await;
+async fn the_protocol_is_agreed_by_alpn_or_detected_from_the_first_bytes() {
+    let server = TlsServer::serve(Http::default(), 10).await;
     assert_eq!(
-        ask_http1(server.connect(&["http/1.1"]).await.unwrap()).await,
+        get_http1(server.connect(&["http/1.1"]).await.unwrap()).await,
         "served"
     );
     assert_eq!(
-        ask_http1(server.connect(&[]).await.unwrap()).await,
+        get_http1(server.connect(&[]).await.unwrap()).await,
         "served"
     );
     assert_eq!(
-        ask_http2(server.connect(&[]).await.unwrap()).await,
+        get_http2(server.connect(&[]).await.unwrap()).await,
         Version::HTTP_2
     );
     let both = server.connect(&["http/1.1", "h2"]).await.unwrap();
     assert_eq!(both.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
-    assert_eq!(ask_http2(both).await, Version::HTTP_2);
+    assert_eq!(get_http2(both).await, Version::HTTP_2);
     all_gone(&server.guard).await;
 
-    let server = Secure::serve(Http::builder().http1_only().build().unwrap(), 10).await;
-    assert!(server.connect(&["h2"]).await.is_err(), "nothing in common");
+    let server = TlsServer::serve(Http::builder().http1_only().build().unwrap(), 10).await;
+    assert!(server.connect(&["h2"]).await.is_err(), "no common protocol");
     assert_eq!(
-        ask_http1(server.connect(&["h2", "http/1.1"]).await.unwrap()).await,
+        get_http1(server.connect(&["h2", "http/1.1"]).await.unwrap()).await,
         "served"
     );
     all_gone(&server.guard).await;
 }
 
 #[tokio::test]
-async fn a_handshake_has_the_first_request_s_time_and_so_has_what_comes_after_it() {
-    let server = Secure::serve(Http::default(), 10).await;
+async fn the_first_request_s_timeout_covers_the_handshake_and_the_first_head() {
+    let server = TlsServer::serve(Http::default(), 10).await;
     let mut silent = RawClient::connect(server.addr).await.unwrap();
     let mut half = RawClient::connect(server.addr).await.unwrap();
-    // A record that is longer than what comes of it.
+    // The head of a TLS record without its payload.
     half.send([0x16, 3, 1, 1, 0, 1]).await.unwrap();
-    let shaken = server.connect(&["http/1.1"]).await.unwrap();
+    let no_request = server.connect(&["http/1.1"]).await.unwrap();
     let started = Instant::now();
     for client in [&mut silent, &mut half] {
         let (bytes, is_reset, _) = guarded::cut(client).await;
         assert!(bytes.is_empty() && is_reset, "{bytes:?}");
     }
-    let took = started.elapsed();
-    assert!(took < SECOND + SLACK, "{took:?}");
-    until("the third is gone too", || {
+    let elapsed = started.elapsed();
+    assert!(elapsed < SECOND + SLACK, "{elapsed:?}");
+    until("the third connection is closed", || {
         server.journal.closed().len() == 3
     })
     .await;
     assert_eq!(server.journal.closed(), [Some(Reason::FirstRequest); 3]);
-    drop(shaken);
+    drop(no_request);
     all_gone(&server.guard).await;
 }
 
 #[tokio::test]
-async fn what_is_not_tls_is_turned_away_and_leaves_nothing() {
-    let server = Secure::serve(Http::default(), 10).await;
+async fn a_client_without_tls_is_refused_and_leaves_nothing_behind() {
+    let server = TlsServer::serve(Http::default(), 10).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
     client.send(guarded::GET).await.unwrap();
-    let answer = client.rest().await;
-    assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+    let response = client.rest().await;
+    assert!(!response.starts_with(b"HTTP"), "{response:?}");
     all_gone(&server.guard).await;
 }
 
 #[tokio::test]
-async fn what_the_server_answers_by_itself_is_told_over_tls_too() {
-    let server = Secure::serve(Http::default(), 10).await;
+async fn responses_of_the_server_itself_are_recorded_over_tls() {
+    let server = TlsServer::serve(Http::default(), 10).await;
     let mut client = server.connect(&["http/1.1"]).await.unwrap();
     client.write_all(b"GET /x HTTP/1.1\r\n\r\n").await.unwrap();
-    let mut answer = [0; 12];
-    client.read_exact(&mut answer).await.unwrap();
-    assert_eq!(&answer, b"HTTP/1.1 400");
-    let told = [(Guard::Connection, Reason::BadRequest)];
-    until("it is told", || server.journal.refused() == told).await;
+    let mut response = [0; 12];
+    client.read_exact(&mut response).await.unwrap();
+    assert_eq!(&response, b"HTTP/1.1 400");
+    let expected = [(Guard::Connection, Reason::BadRequest)];
+    until("the refusal is recorded", || {
+        server.journal.refused() == expected
+    })
+    .await;
     drop(client);
     all_gone(&server.guard).await;
 }
 
 #[tokio::test]
-async fn half_handshakes_give_way_to_whoever_goes_on() {
-    let server = Secure::serve(Http::default(), 4).await;
+async fn unfinished_handshakes_are_evicted_for_a_new_one() {
+    let server = TlsServer::serve(Http::default(), 4).await;
     let mut halves = Vec::new();
     for _ in 0..20 {
         halves.push(TcpStream::connect(server.addr).await.unwrap());
     }
-    until("all but four are gone", || {
+    until("all but four connections are closed", || {
         server.guard.snapshot().open <= 4
     })
     .await;
     assert_eq!(
-        ask_http1(server.connect(&["http/1.1"]).await.unwrap()).await,
+        get_http1(server.connect(&["http/1.1"]).await.unwrap()).await,
         "served"
     );
     let evicted = server
         .journal
         .closed()
         .iter()
-        .filter(|why| **why == Some(Reason::HandshakesFull))
+        .filter(|reason| **reason == Some(Reason::HandshakesFull))
         .count();
     assert_eq!(evicted, 17);
     drop(halves);
@@ -250,8 +258,8 @@ async fn half_handshakes_give_way_to_whoever_goes_on() {
 }
 
 #[tokio::test]
-async fn a_slow_client_outlives_a_silent_flood_from_several_addresses() {
-    let server = Secure::serve(Http::default(), 8).await;
+async fn a_slow_handshake_survives_a_silent_flood_from_several_addresses() {
+    let server = TlsServer::serve(Http::default(), 8).await;
     let from = |network, host| Ipv4Addr::new(127, 0, network, host);
     let slow = RawClient::connect_from(from(3, 1), server.addr)
         .await
@@ -261,76 +269,82 @@ async fn a_slow_client_outlives_a_silent_flood_from_several_addresses() {
         let from = from(1 + nth % 2, 1 + nth % 3);
         flood.push(RawClient::connect_from(from, server.addr).await.unwrap());
     }
-    let ended = || server.journal.closed();
-    until("all but eight are gone", || ended().len() == 53).await;
+    let closed = || server.journal.closed();
+    until("all but eight connections are closed", || {
+        closed().len() == 53
+    })
+    .await;
     assert!(
-        ended()
+        closed()
             .iter()
-            .all(|why| *why == Some(Reason::HandshakesFull)),
+            .all(|reason| *reason == Some(Reason::HandshakesFull)),
         "{:?}",
-        ended()
+        closed()
     );
-    let slow = server.shake(slow.stream, &["http/1.1"]).await.unwrap();
-    assert_eq!(ask_http1(slow).await, "served");
+    let slow = server.handshake(slow.stream, &["http/1.1"]).await.unwrap();
+    assert_eq!(get_http1(slow).await, "served");
     drop(flood);
     all_gone(&server.guard).await;
 }
 
 #[tokio::test]
-async fn a_shutdown_waits_for_no_handshake_and_no_client_that_does_not_read() {
-    let server = Secure::serve(Http::default(), 10).await;
+async fn a_shutdown_does_not_wait_for_handshakes_or_for_clients_that_do_not_read() {
+    let server = TlsServer::serve(Http::default(), 10).await;
     let silent = RawClient::connect(server.addr).await.unwrap();
     let mut half = RawClient::connect(server.addr).await.unwrap();
     half.send([0x16, 3, 1, 1, 0, 1]).await.unwrap();
-    let shaken = server.connect(&[]).await.unwrap();
-    let mut asking = Vec::new();
+    let no_request = server.connect(&[]).await.unwrap();
+    let mut with_requests = Vec::new();
     for path in ["/endless", "/hang"] {
         let mut client = server.connect(&["http/1.1"]).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
         client.write_all(request.as_bytes()).await.unwrap();
-        asking.push(client);
+        with_requests.push(client);
     }
-    until("they are at work", || {
+    until("both requests are at work", || {
         server.guard.snapshot().in_flight == 2
     })
     .await;
     let started = Instant::now();
     server.stop.send(()).unwrap();
     let drained = server.served.await.unwrap().unwrap();
-    let took = started.elapsed();
-    assert!(took >= DRAIN && took < DRAIN + SLACK, "{took:?}");
+    let elapsed = started.elapsed();
+    assert!(elapsed >= DRAIN && elapsed < DRAIN + SLACK, "{elapsed:?}");
     assert_eq!(drained.cut, 2);
     all_gone(&server.guard).await;
-    drop((silent, half, shaken, asking));
+    drop((silent, half, no_request, with_requests));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refused_upload_sees_its_answer_and_who_reads_nothing_is_reset() {
-    let server = Secure::serve(Http::default(), 10).await;
-    let mut owed = 0;
+async fn the_client_of_a_refused_upload_sees_the_response_and_a_stalled_reader_is_reset() {
+    let server = TlsServer::serve(Http::default(), 10).await;
+    let mut in_time = 0;
     for _ in 0..20 {
         let mut client = server.connect(&["http/1.1"]).await.unwrap();
         let head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10000000\r\n\r\n";
         client.write_all(head).await.unwrap();
-        // Looks at nothing before all is written.
+        // Writes the whole body before it reads.
         let started = Instant::now();
         let is_written = client.write_all(&vec![b'x'; 10_000_000]).await.is_ok();
-        // It lingers for a second; who needs longer is owed nothing.
+        // The connection lingers for a second. A slower upload may miss the response.
         if started.elapsed() < SECOND {
-            owed += 1;
-            let mut answer = [0; 12];
-            client.read_exact(&mut answer).await.unwrap();
-            assert!(is_written && &answer == b"HTTP/1.1 405");
+            in_time += 1;
+            let mut response = [0; 12];
+            client.read_exact(&mut response).await.unwrap();
+            assert!(is_written && &response == b"HTTP/1.1 405");
         }
     }
-    assert!(owed >= 10, "{owed} of 20 were quick enough to tell");
+    assert!(
+        in_time >= 10,
+        "{in_time} of 20 uploads took less than a second"
+    );
     let mut client = server.connect(&["http/1.1"]).await.unwrap();
     client
         .write_all(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n")
         .await
         .unwrap();
     let stalled = || server.journal.closed().contains(&Some(Reason::WriteStall));
-    until("it is reset", stalled).await;
+    until("the connection is closed", stalled).await;
     drop(client);
     all_gone(&server.guard).await;
 }

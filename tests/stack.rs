@@ -1,5 +1,5 @@
-//! The whole stack on real servers: every guard gives its own answer, in the order of the stack,
-//! and what is not refused comes through as if nothing stood there.
+//! The whole stack on real servers: every guard sends its own response, in the order of the stack,
+//! and admitted requests and responses pass unchanged.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use axum::{Router, routing::post};
@@ -23,10 +23,10 @@ use tokio::time::sleep;
 use tower::{Layer, ServiceBuilder, service_fn};
 
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
-/// Another client than [`LOCALHOST`], as far as the server can tell.
-const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+/// To the server, a different client than [`LOCALHOST`].
+const OTHER_CLIENT: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
-/// Small numbers, so that every guard has something to say soon.
+/// A stack with small limits, so that every guard refuses soon.
 fn guards(journal: &Journal) -> StackLayer {
     Stack::edge()
         .rate_limit(Quota::per_hour(10).burst(10))
@@ -50,10 +50,10 @@ fn router() -> Router {
         .route("/slow", post(length).get(slow))
 }
 
-/// Each guard in turn, on a server that answers `GET /` at once, `POST /` with the length of the
-/// body, and `GET /slow` after a minute.
-async fn every_guard_answers(addr: SocketAddr, journal: &Journal) {
-    let raw = async |head: &str| {
+/// Checks the response of each guard in turn. The server responds to `GET /` at once, to `POST /`
+/// with the length of the body, and to `GET /slow` after a minute.
+async fn assert_every_guard_responds(addr: SocketAddr, journal: &Journal) {
+    let send_raw = async |head: &str| {
         let mut client = RawClient::connect(addr).await.unwrap();
         client.send(head).await.unwrap();
         let head = client.head().await.unwrap();
@@ -64,31 +64,31 @@ async fn every_guard_answers(addr: SocketAddr, journal: &Journal) {
     };
     let post = "POST / HTTP/1.1\r\nhost: test\r\ncontent-length:";
     assert_eq!(
-        raw(&format!("{post} 4\r\n\r\nfour")).await,
+        send_raw(&format!("{post} 4\r\n\r\nfour")).await,
         (200, "keep-alive".to_owned())
     );
-    // One too long, by its own words; it is refused before its bytes come.
+    // A body with a declared length over the limit is refused before its bytes arrive.
     assert_eq!(
-        raw(&format!("{post} 100000\r\n\r\n")).await,
+        send_raw(&format!("{post} 100000\r\n\r\n")).await,
         (413, "close".to_owned())
     );
-    // One that stops in the middle.
+    // A body that stalls in the middle.
     assert_eq!(
-        raw(&format!("{post} 4\r\n\r\nfo")).await,
+        send_raw(&format!("{post} 4\r\n\r\nfo")).await,
         (408, "close".to_owned())
     );
-    // One whose handler takes too long; it holds the only slot meanwhile.
+    // A handler that takes too long. It holds the only permit until the timeout.
     let slow = tokio::spawn(clients::get(LOCALHOST, addr, "/slow"));
     let busy =
         || journal.level(Guard::ConcurrencyLimit, palisade::types::Gauge::Working) == Some(1);
-    clients::until("the slot is taken", busy).await;
+    clients::until("the permit is held", busy).await;
     let full = clients::get(LOCALHOST, addr, "/").await.unwrap();
     assert_eq!(full.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(
         slow.await.unwrap().unwrap().status(),
         StatusCode::SERVICE_UNAVAILABLE
     );
-    // And more than one client is due. Its neighbour is served.
+    // The client exceeds its quota. Another client is served.
     for _ in 0..5 {
         assert_eq!(
             clients::get(LOCALHOST, addr, "/").await.unwrap().status(),
@@ -99,7 +99,10 @@ async fn every_guard_answers(addr: SocketAddr, journal: &Journal) {
     assert_eq!(denied.status(), StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(denied.headers()["retry-after"], "360");
     assert_eq!(
-        clients::get(NEIGHBOUR, addr, "/").await.unwrap().status(),
+        clients::get(OTHER_CLIENT, addr, "/")
+            .await
+            .unwrap()
+            .status(),
         StatusCode::OK
     );
     assert_eq!(
@@ -116,25 +119,25 @@ async fn every_guard_answers(addr: SocketAddr, journal: &Journal) {
 }
 
 #[tokio::test]
-async fn on_axum_by_router_layer() {
+async fn every_guard_responds_on_axum_as_a_router_layer() {
     let journal = Journal::default();
     let server = servers::axum(router().layer(guards(&journal))).await;
-    every_guard_answers(server.addr, &journal).await;
+    assert_every_guard_responds(server.addr, &journal).await;
 }
 
 #[tokio::test]
-async fn on_axum_around_the_router() {
+async fn every_guard_responds_on_axum_around_the_router() {
     let journal = Journal::default();
     let app = ServiceBuilder::new()
         .map_response(|response: Response<_>| response.map(axum::body::Body::new))
         .layer(guards(&journal))
         .service(router());
     let server = servers::axum(Router::new().fallback_service(app)).await;
-    every_guard_answers(server.addr, &journal).await;
+    assert_every_guard_responds(server.addr, &journal).await;
 }
 
 #[tokio::test]
-async fn on_bare_hyper() {
+async fn every_guard_responds_on_bare_hyper() {
     let journal = Journal::default();
     let handler = service_fn(async |request: Request<_>| {
         if request.uri().path() == "/slow" {
@@ -150,11 +153,11 @@ async fn on_bare_hyper() {
         Ok::<_, Infallible>(response.unwrap())
     });
     let server = servers::hyper(guards(&journal).layer(handler)).await;
-    every_guard_answers(server.addr, &journal).await;
+    assert_every_guard_responds(server.addr, &journal).await;
 }
 
 #[tokio::test]
-async fn over_http2_a_refusal_leaves_the_connection_and_the_other_streams_alone() {
+async fn over_http2_a_refusal_does_not_affect_the_connection_and_its_other_streams() {
     let journal = Journal::default();
     let stack = Stack::edge()
         .max_body(1000)
@@ -215,7 +218,7 @@ async fn on_tonic_the_client_sees_codes_messages_and_pushback() {
 }
 
 #[tokio::test]
-async fn in_shadow_mode_nobody_notices_and_everything_is_counted() {
+async fn in_shadow_mode_every_request_is_served_and_every_violation_is_counted() {
     let journal = Journal::default();
     let stack = Stack::edge()
         .rate_limit(Quota::per_hour(1).burst(1))
@@ -225,11 +228,11 @@ async fn in_shadow_mode_nobody_notices_and_everything_is_counted() {
         .metrics(journal.clone())
         .build()
         .unwrap();
-    let answer = async |body: Bytes| {
+    let handler = async |body: Bytes| {
         sleep(Duration::from_millis(50)).await;
         body.len().to_string()
     };
-    let server = servers::axum(Router::new().route("/", post(answer)).layer(stack)).await;
+    let server = servers::axum(Router::new().route("/", post(handler)).layer(stack)).await;
     let mut client = clients::http1::<Full<Bytes>>(LOCALHOST, server.addr)
         .await
         .unwrap();
@@ -237,14 +240,16 @@ async fn in_shadow_mode_nobody_notices_and_everything_is_counted() {
         let request = Request::post("/")
             .header("host", "test")
             .body(Full::from("twenty bytes of body"));
-        let answer = clients::whole(client.send_request(request.unwrap()).await.unwrap()).await;
-        assert_eq!(answer.unwrap().into_body(), "20");
+        let response = clients::whole(client.send_request(request.unwrap()).await.unwrap()).await;
+        assert_eq!(response.unwrap().into_body(), "20");
     }
-    let seen = journal.refusals();
-    assert!(seen.iter().all(|(_, mode)| *mode == Mode::Shadow));
+    let refusals = journal.refusals();
+    assert!(refusals.iter().all(|(_, mode)| *mode == Mode::Shadow));
     for reason in [Reason::RateExceeded, Reason::TooLarge, Reason::Deadline] {
         assert!(
-            seen.iter().any(|(violation, _)| violation.reason == reason),
+            refusals
+                .iter()
+                .any(|(violation, _)| violation.reason == reason),
             "{reason}"
         );
     }
@@ -261,20 +266,20 @@ async fn layers_that_share_a_limiter_count_its_keys_once() {
         .capacity(1 << 10);
     let (limiter, metrics) = (std::sync::Arc::new(limiter), Snapshot::new());
     let layer = || RateLimitLayer::with_limiter(limiter.clone()).metrics(metrics.clone());
-    let (one, other) = (layer(), layer());
+    let (first, second) = (layer(), layer());
     let capacity = || metrics.level(Guard::RateLimit, palisade_core::Gauge::KeyCapacity);
     assert_eq!(capacity(), Some(1 << 10));
-    drop(one);
+    drop(first);
     assert_eq!(capacity(), Some(1 << 10));
-    drop(other);
+    drop(second);
     assert_eq!(capacity(), Some(0));
 }
 
-/// Log lines as they are written.
+/// A log writer into memory.
 #[derive(Clone, Default)]
-struct Lines(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+struct MemoryLog(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
 
-impl std::io::Write for Lines {
+impl std::io::Write for MemoryLog {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
@@ -286,18 +291,23 @@ impl std::io::Write for Lines {
 }
 
 #[test]
-fn a_body_limit_above_that_of_axum_is_pointed_out_once() {
-    let lines = Lines::default();
-    let writer = lines.clone();
+fn a_body_limit_above_axum_s_own_is_logged_once() {
+    let log = MemoryLog::default();
+    let writer = log.clone();
     let subscriber = tracing_subscriber::fmt()
         .with_writer(move || writer.clone())
         .finish();
     let _guard = tracing_subscriber::util::SubscriberInitExt::set_default(subscriber);
-    let said = || String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let logged = || String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     let _ = Stack::edge().build().unwrap();
-    assert_eq!(said(), "");
+    assert_eq!(logged(), "");
     for _ in 0..2 {
         let _ = Stack::edge().max_body(10 << 20).build().unwrap();
-        assert_eq!(said().matches("DefaultBodyLimit").count(), 1, "{}", said());
+        assert_eq!(
+            logged().matches("DefaultBodyLimit").count(),
+            1,
+            "{}",
+            logged()
+        );
     }
 }

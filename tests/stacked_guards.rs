@@ -1,5 +1,5 @@
-//! The guards of a stack as one mechanism: what small frames, several services of one stack, short
-//! refused bodies and `HEAD` must not change.
+//! The guards of a stack share one mechanism. Their limits also hold with small frames, with
+//! several services of one stack, with short refused bodies and with `HEAD`.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use axum::{
@@ -35,17 +35,17 @@ use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const LIMIT: Duration = Duration::from_secs(30);
-/// The time of a request whose client is awaited is looked at so often.
-const LOOK: Duration = Duration::from_secs(1);
+/// The interval at which the deadline of a request that waits for its client is checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-type Answer = Result<Response<Full<Bytes>>, Infallible>;
+type HandlerResult = Result<Response<Full<Bytes>>, Infallible>;
 type Upload = Channel<Bytes, Infallible>;
 
 fn stack() -> StackLayer {
     Stack::edge().timeout(LIMIT).build().unwrap()
 }
 
-/// From one client.
+/// Marks `request` as sent by a fixed client.
 fn from_client<B>(mut request: Request<B>) -> Request<B> {
     let peer = ([192, 0, 2, 1], 4711).into();
     request
@@ -54,11 +54,12 @@ fn from_client<B>(mut request: Request<B>) -> Request<B> {
     request
 }
 
-async fn hello<B>(_: Request<B>) -> Answer {
+async fn hello<B>(_: Request<B>) -> HandlerResult {
     Ok(Response::new(Full::new(Bytes::from_static(b"hello"))))
 }
 
-/// An upload of which `frames` small frames are there, and no more comes.
+/// Returns an upload with `frames` small frames that have arrived, and the sender of further
+/// frames.
 async fn upload(frames: usize) -> (http_body_util::channel::Sender<Bytes, Infallible>, Upload) {
     let (mut sender, body) = Channel::new(frames);
     for _ in 0..frames {
@@ -71,10 +72,10 @@ async fn upload(frames: usize) -> (http_body_util::channel::Sender<Bytes, Infall
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_client_of_a_request_is_asked_for_once() {
+async fn the_client_key_of_a_request_is_extracted_once() {
     let calls = Arc::new(AtomicU32::new(0));
     let counted = calls.clone();
-    // Permits are short: the concurrency limit wants to know the client at once.
+    // With one permit, the concurrency limit needs the client key at once.
     let stack = Stack::edge()
         .rate_limit(Quota::per_second(100))
         .max_requests(1)
@@ -101,7 +102,7 @@ async fn the_client_of_a_request_is_asked_for_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_frame_counts_from_when_it_came_also_where_permits_are_short() {
+async fn the_gap_is_measured_from_a_frame_s_arrival_whatever_the_number_of_permits() {
     for permits in [1, 1000] {
         let stack = Stack::edge()
             .max_requests(permits)
@@ -114,7 +115,7 @@ async fn a_frame_counts_from_when_it_came_also_where_permits_are_short() {
             hello(Request::new(())).await
         }));
         let (mut sender, body) = Channel::new(1);
-        let answer =
+        let response =
             tokio::spawn(service.oneshot(from_client(Request::post("/").body(body).unwrap())));
         for wait in [1, 58] {
             sleep(Duration::from_secs(wait)).await;
@@ -122,7 +123,7 @@ async fn a_frame_counts_from_when_it_came_also_where_permits_are_short() {
         }
         let last = Instant::now();
         assert_eq!(
-            answer.await.unwrap().unwrap().status(),
+            response.await.unwrap().unwrap().status(),
             StatusCode::REQUEST_TIMEOUT
         );
         assert_eq!(last.elapsed(), Duration::from_secs(60), "{permits} permits");
@@ -130,7 +131,7 @@ async fn a_frame_counts_from_when_it_came_also_where_permits_are_short() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_hangs_after_many_small_frames_ends_at_the_limit() {
+async fn a_handler_that_hangs_after_many_small_frames_times_out_at_the_limit() {
     for frames in [1, 16, 17, 40] {
         let service = stack().layer(service_fn(async |request: Request<RequestBody<Upload>>| {
             let mut body = request.into_body();
@@ -145,8 +146,8 @@ async fn a_handler_that_hangs_after_many_small_frames_ends_at_the_limit() {
                     .unwrap()
                     .len();
             }
-            // It has read enough, and the client holds the rest back.
-            pending::<Answer>().await
+            // The handler has read enough, and the client holds the rest back.
+            pending::<HandlerResult>().await
         }));
         let (_sender, body) = upload(frames).await;
         let began = Instant::now();
@@ -156,14 +157,14 @@ async fn a_handler_that_hangs_after_many_small_frames_ends_at_the_limit() {
         assert_eq!(response.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
         let taken = began.elapsed();
         assert!(
-            (LIMIT..=LIMIT + LOOK).contains(&taken),
+            (LIMIT..=LIMIT + CHECK_INTERVAL).contains(&taken),
             "{frames} frames: {taken:?}"
         );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn work_between_small_frames_that_are_there_counts() {
+async fn handler_work_between_small_frames_that_have_arrived_counts_toward_the_timeout() {
     let service = stack().layer(service_fn(async |request: Request<RequestBody<Upload>>| {
         let mut body = request.into_body();
         while body.frame().await.is_some() {
@@ -185,11 +186,14 @@ async fn work_between_small_frames_that_are_there_counts() {
         .await;
     assert_eq!(response.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
     let taken = began.elapsed();
-    assert!((LIMIT..=LIMIT + LOOK).contains(&taken), "{taken:?}");
+    assert!(
+        (LIMIT..=LIMIT + CHECK_INTERVAL).contains(&taken),
+        "{taken:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_is_slow_with_small_frames_has_its_time_nevertheless() {
+async fn waiting_for_a_slow_client_with_small_frames_does_not_count_toward_the_timeout() {
     let service = stack().layer(service_fn(async |request: Request<RequestBody<Upload>>| {
         let length = request
             .into_body()
@@ -222,8 +226,8 @@ async fn a_client_that_is_slow_with_small_frames_has_its_time_nevertheless() {
     );
 }
 
-/// A handler that works for 10 s, then reads its body.
-async fn works_then_reads(request: Request<RequestBody<Upload>>) -> Answer {
+/// A handler that works for 10 s and then reads its body.
+async fn work_then_read(request: Request<RequestBody<Upload>>) -> HandlerResult {
     sleep(Duration::from_secs(10)).await;
     let length = request
         .into_body()
@@ -234,8 +238,8 @@ async fn works_then_reads(request: Request<RequestBody<Upload>>) -> Answer {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_stalls_after_work_of_the_handler_is_refused_in_time() {
-    let service = stack().layer(service_fn(works_then_reads));
+async fn a_body_that_stalls_after_handler_work_is_refused_after_the_gap() {
+    let service = stack().layer(service_fn(work_then_read));
     let (_sender, body) = upload(1).await;
     let began = Instant::now();
     let response = service
@@ -248,8 +252,8 @@ async fn a_body_that_stalls_after_work_of_the_handler_is_refused_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_body_after_work_of_the_handler_has_its_time() {
-    let service = stack().layer(service_fn(works_then_reads));
+async fn a_slow_body_after_handler_work_is_served() {
+    let service = stack().layer(service_fn(work_then_read));
     let (mut sender, body) = Channel::new(1);
     tokio::spawn(async move {
         for _ in 0..100 {
@@ -272,13 +276,13 @@ async fn a_slow_body_after_work_of_the_handler_has_its_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_uses_up_the_budget_of_its_task_and_hangs_ends_at_the_limit() {
+async fn a_handler_that_exhausts_its_task_s_budget_and_hangs_times_out_at_the_limit() {
     for frames in [0, 1] {
         let service = stack().layer(service_fn(async |_: Request<RequestBody<Upload>>| {
             for _ in 0..1000 {
                 tokio::task::consume_budget().await;
             }
-            pending::<Answer>().await
+            pending::<HandlerResult>().await
         }));
         let (sender, body) = upload(frames.max(1)).await;
         let sender = (frames > 0).then_some(sender);
@@ -286,25 +290,28 @@ async fn a_handler_that_uses_up_the_budget_of_its_task_and_hangs_ends_at_the_lim
         let task = tokio::spawn(service.oneshot(from_client(Request::new(body))));
         let response = tokio::time::timeout(10 * LIMIT, task)
             .await
-            .expect("it ends");
+            .expect("the request ends");
         assert_eq!(
             response.unwrap().unwrap().status(),
             StatusCode::SERVICE_UNAVAILABLE
         );
         let taken = began.elapsed();
-        assert!((LIMIT..=LIMIT + LOOK).contains(&taken), "{taken:?}");
+        assert!(
+            (LIMIT..=LIMIT + CHECK_INTERVAL).contains(&taken),
+            "{taken:?}"
+        );
         drop(sender);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_was_cut_is_not_taken_for_one_that_was_read() {
+async fn a_cut_body_does_not_count_as_read_to_its_end() {
     let service = stack().layer(service_fn(async |request: Request<RequestBody<Upload>>| {
         let mut body = request.into_body();
         while let Some(frame) = body.frame().await {
             drop(frame);
         }
-        pending::<Answer>().await
+        pending::<HandlerResult>().await
     }));
     let (_sender, body) = upload(1).await;
     let response = service
@@ -351,7 +358,7 @@ async fn a_request_that_passes_one_stack_several_times_counts_once() {
 }
 
 #[tokio::test]
-async fn so_does_one_that_passes_single_layers_several_times() {
+async fn a_request_that_passes_single_layers_several_times_counts_once() {
     let rate_limit = RateLimitLayer::new(Quota::per_hour(10)).unwrap();
     let timeout = TimeoutLayer::new(LIMIT);
     let mut service = ServiceBuilder::new()
@@ -373,7 +380,7 @@ async fn so_does_one_that_passes_single_layers_several_times() {
 }
 
 #[tokio::test]
-async fn two_requests_of_one_handler_through_one_stack_count_twice_in_two_tasks() {
+async fn requests_through_one_stack_in_separate_tasks_each_count() {
     let stack = Stack::edge()
         .rate_limit(Quota::per_hour(2))
         .build()
@@ -421,7 +428,7 @@ async fn short_refused_posts_leave_their_connection_open() {
 }
 
 #[tokio::test]
-async fn one_whose_body_does_not_come_closes_its_connection_after_a_moment() {
+async fn a_refused_post_with_an_incomplete_body_closes_its_connection() {
     let stack = Stack::edge().max_body(5).build().unwrap();
     let router = Router::new().route("/", post(async |body: Bytes| body.len().to_string()));
     let server = servers::axum(router.layer(stack)).await;
@@ -438,7 +445,7 @@ async fn one_whose_body_does_not_come_closes_its_connection_after_a_moment() {
 }
 
 #[tokio::test]
-async fn a_refused_post_whose_client_awaits_a_word_is_not_read() {
+async fn the_body_of_a_refused_post_with_expect_100_continue_is_not_read() {
     let stack = Stack::edge().max_body(5).build().unwrap();
     let router = Router::new().route("/", post(async |body: Bytes| body.len().to_string()));
     let server = servers::axum(router.layer(stack)).await;
@@ -452,19 +459,19 @@ async fn a_refused_post_whose_client_awaits_a_word_is_not_read() {
 }
 
 #[tokio::test]
-async fn a_refused_head_has_the_length_of_a_get_and_no_body() {
+async fn the_response_to_a_refused_head_request_has_the_length_of_a_get_and_no_body() {
     let stack = Stack::edge()
         .rate_limit(Quota::per_hour(1))
         .build()
         .unwrap();
-    let alone = RateLimitLayer::new(Quota::per_hour(1)).unwrap();
+    let single = RateLimitLayer::new(Quota::per_hour(1)).unwrap();
     let request = |method: Method| {
         let request = Request::builder().method(method).version(Version::HTTP_2);
         from_client(request.body(Empty::<Bytes>::new()).unwrap())
     };
-    let (mut stacked, mut alone) = (
+    let (mut stacked, mut single) = (
         stack.layer(service_fn(hello)),
-        alone.layer(service_fn(hello)),
+        single.layer(service_fn(hello)),
     );
     stacked
         .ready()
@@ -473,7 +480,7 @@ async fn a_refused_head_has_the_length_of_a_get_and_no_body() {
         .call(request(Method::GET))
         .await
         .unwrap();
-    alone
+    single
         .ready()
         .await
         .unwrap()
@@ -486,13 +493,13 @@ async fn a_refused_head_has_the_length_of_a_get_and_no_body() {
     assert_eq!(head.status(), StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(head.headers()[header::CONTENT_LENGTH], length.to_string());
     assert!(head.body().is_end_stream());
-    let head = alone.call(request(Method::HEAD)).await.unwrap();
+    let head = single.call(request(Method::HEAD)).await.unwrap();
     assert_eq!(head.headers()[header::CONTENT_LENGTH], length.to_string());
     assert!(head.body().is_end_stream());
 }
 
 #[tokio::test]
-async fn a_refused_head_over_http2_is_no_protocol_error() {
+async fn a_refused_head_request_over_http2_is_not_a_protocol_error() {
     let stack = Stack::edge()
         .rate_limit(Quota::per_hour(1))
         .build()
@@ -517,7 +524,7 @@ async fn a_refused_head_over_http2_is_no_protocol_error() {
 }
 
 #[tokio::test]
-async fn the_body_of_a_refused_request_breaks_no_further_rule() {
+async fn the_body_of_a_refused_request_causes_no_further_violation() {
     let journal = Journal::default();
     let stack = Stack::edge()
         .max_body(5)

@@ -1,5 +1,5 @@
-//! T14 in part: whoever takes too long is dropped and answered for on real servers, and whoever
-//! only waits for his own client, or is done in time, is not.
+//! T14 in part, on real servers: a handler that takes too long is dropped and the timeout responds
+//! in its place. A handler that waits for its client, or that responds in time, is not affected.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use axum::{
@@ -33,14 +33,15 @@ use tower::{ServiceBuilder, service_fn};
 
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const LIMIT: Duration = Duration::from_millis(400);
-/// What a busy machine is given beyond the exact time.
+/// The tolerance beyond the exact time, for a busy machine.
 const SLACK: Duration = Duration::from_secs(1);
+/// The refusal of a request that takes too long.
 const LATE: (Guard, Reason) = (Guard::Timeout, Reason::Deadline);
 
 #[tokio::test]
-async fn on_axum_a_late_handler_is_dropped_and_others_are_served() {
+async fn on_axum_a_late_handler_is_dropped_and_other_requests_are_served() {
     let journal = Journal::default();
-    // As many permits are missing as handlers are at work.
+    // Each handler at work holds one permit.
     let permits = Arc::new(Semaphore::new(10));
     let hang = {
         let permits = permits.clone();
@@ -58,7 +59,7 @@ async fn on_axum_a_late_handler_is_dropped_and_others_are_served() {
         .layer(TimeoutLayer::new(LIMIT).metrics(journal.clone()));
     let server = servers::axum_bare(router).await;
 
-    // It takes twice the limit to come, and that is its client's matter.
+    // The upload takes twice the limit, but the handler only waits for its client.
     let upload = async {
         let mut sender = clients::http1::<Pieces>(LOCALHOST, server.addr)
             .await
@@ -73,16 +74,17 @@ async fn on_axum_a_late_handler_is_dropped_and_others_are_served() {
             .unwrap()
     };
     let hang = async {
-        let began = Instant::now();
-        let answer = clients::get(LOCALHOST, server.addr, "/hang").await.unwrap();
+        let started = Instant::now();
+        let response = clients::get(LOCALHOST, server.addr, "/hang").await.unwrap();
         assert!(
-            (LIMIT..LIMIT + SLACK).contains(&began.elapsed()),
+            (LIMIT..LIMIT + SLACK).contains(&started.elapsed()),
             "{:?}",
-            began.elapsed()
+            started.elapsed()
         );
-        answer
+        response
     };
-    // A body that nobody reads: the answer comes, and the connection ends.
+    // The handler does not read the body: the client sees the response, and the connection is
+    // closed.
     let unread = async {
         let mut client = RawClient::connect(server.addr).await.unwrap();
         client
@@ -107,7 +109,7 @@ async fn on_axum_a_late_handler_is_dropped_and_others_are_served() {
 }
 
 #[tokio::test]
-async fn on_hyper_the_wait_for_a_slot_counts() {
+async fn on_hyper_the_wait_for_a_permit_counts_toward_the_timeout() {
     let journal = Journal::default();
     let handler = service_fn(|_| async {
         sleep(LIMIT * 3 / 4).await;
@@ -129,15 +131,15 @@ async fn on_hyper_the_wait_for_a_slot_counts() {
     both.sort();
     assert_eq!(both, [StatusCode::OK, StatusCode::SERVICE_UNAVAILABLE]);
     assert_eq!(journal.refused(), [LATE]);
-    // The one that was too late has left the queue.
+    // The request that timed out has left the queue.
     assert_eq!(status().await, StatusCode::OK);
 }
 
-/// Never answers.
-struct Hangs;
+/// A service with a unary call that never responds.
+struct HangingEcho;
 
 #[tonic::async_trait]
-impl Echo for Hangs {
+impl Echo for HangingEcho {
     async fn unary(
         &self,
         _: tonic::Request<Piece>,
@@ -154,18 +156,18 @@ impl Echo for Hangs {
 }
 
 #[tokio::test]
-async fn on_tonic_the_client_sees_that_the_deadline_is_exceeded() {
+async fn on_tonic_the_client_sees_deadline_exceeded() {
     let journal = Journal::default();
     let mut router = tonic::transport::Server::builder()
         .layer(TimeoutLayer::new(LIMIT).metrics(journal.clone()));
-    let server = servers::tonic(router.add_service(EchoServer::new(Hangs))).await;
+    let server = servers::tonic(router.add_service(EchoServer::new(HangingEcho))).await;
     let mut client = EchoClient::connect(server.url()).await.unwrap();
-    let began = Instant::now();
+    let started = Instant::now();
     let status = client.unary(Piece::default()).await.unwrap_err();
     assert!(
-        (LIMIT..LIMIT + SLACK).contains(&began.elapsed()),
+        (LIMIT..LIMIT + SLACK).contains(&started.elapsed()),
         "{:?}",
-        began.elapsed()
+        started.elapsed()
     );
     assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
     assert_eq!(status.message(), "request took too long");
@@ -175,7 +177,7 @@ async fn on_tonic_the_client_sees_that_the_deadline_is_exceeded() {
 }
 
 #[tokio::test]
-async fn on_http2_the_client_s_own_deadline_holds_where_it_is_shorter() {
+async fn on_http2_a_shorter_grpc_timeout_of_the_client_holds() {
     let handler = service_fn(|_| async {
         pending::<()>().await;
         Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
@@ -199,7 +201,7 @@ async fn on_http2_the_client_s_own_deadline_holds_where_it_is_shorter() {
 }
 
 #[tokio::test]
-async fn a_response_is_cut_when_the_total_is_up() {
+async fn a_response_is_cut_at_the_total_deadline() {
     let journal = Journal::default();
     let events = || async { Body::new(Pieces::new(u64::MAX, 10).every(LIMIT / 10)) };
     let short = || async { Body::new(Pieces::new(4, 10).every(LIMIT / 10)) };
@@ -212,31 +214,34 @@ async fn a_response_is_cut_when_the_total_is_up() {
         .route("/short", get(short))
         .route("/big", get(big));
     let server = servers::axum_bare(router.layer(layer)).await;
-    let began = Instant::now();
+    let started = Instant::now();
     let mut client = RawClient::connect(server.addr).await.unwrap();
     client
         .send("GET /events HTTP/1.1\r\nhost: test\r\n\r\n")
         .await
         .unwrap();
     assert_eq!(client.head().await.unwrap().status, StatusCode::OK);
-    let seen = client.rest().await;
+    let received = client.rest().await;
     assert!(
-        (2 * LIMIT..2 * LIMIT + SLACK).contains(&began.elapsed()),
+        (2 * LIMIT..2 * LIMIT + SLACK).contains(&started.elapsed()),
         "{:?}",
-        began.elapsed()
+        started.elapsed()
     );
-    // The last chunk, which would say that this is all, did not come.
-    assert!(!seen.is_empty() && !seen.ends_with(b"0\r\n\r\n"));
+    // The last chunk, which would end the body properly, did not arrive.
+    assert!(!received.is_empty() && !received.ends_with(b"0\r\n\r\n"));
 
-    // Somebody who takes nothing is cut as well.
+    // The response to a client that reads nothing is cut as well.
     let mut stalled = RawClient::connect(server.addr).await.unwrap();
     stalled
         .send("GET /big HTTP/1.1\r\nhost: test\r\n\r\n")
         .await
         .unwrap();
-    let began = Instant::now();
+    let started = Instant::now();
     while journal.cut().len() < 2 {
-        assert!(began.elapsed() < 2 * LIMIT + SLACK, "still open");
+        assert!(
+            started.elapsed() < 2 * LIMIT + SLACK,
+            "the response is not cut"
+        );
         sleep(Duration::from_millis(10)).await;
     }
 

@@ -1,8 +1,8 @@
-//! The connection guard under `palisade::serve`: the same attacks, neighbours and numbers as under
-//! `axum::serve`, from the same files.
+//! The connection guard under `palisade::serve`: the same attacks, honest clients and numbers as
+//! under `axum::serve`, from the same files.
 #![allow(
     clippy::duplicate_mod,
-    reason = "what they share knows by its path where it is"
+    reason = "the shared module detects the server by its module path"
 )]
 
 mod under;

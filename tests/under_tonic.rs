@@ -1,5 +1,5 @@
-//! The connection guard under tonic's own server, hardened: the same attacks, neighbours and numbers
-//! as under `axum::serve`, from the same files. What is not there is left out: upgrades, and axum's
-//! `ConnectInfo`.
+//! The connection guard under tonic's own server, hardened: the same attacks, honest clients and
+//! numbers as under `axum::serve`, from the same files. Upgrades and axum's `ConnectInfo` are left
+//! out because tonic does not have them.
 
 mod under;

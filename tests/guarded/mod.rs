@@ -1,10 +1,10 @@
-//! What the tests of the connection guard share: servers behind it, an honest neighbour, and
-//! HTTP/2 frames by hand.
+//! Support for the tests of the connection guard: guarded servers, an honest client beside each
+//! attack, and HTTP/2 frames.
 #![allow(
     dead_code,
     unreachable_pub,
     clippy::unwrap_used,
-    reason = "each test uses its part, and may panic"
+    reason = "no test uses all of this, and tests may panic"
 )]
 
 use axum::{Router, body::Body, routing::get};
@@ -36,32 +36,34 @@ use tokio::{
 };
 use tower::BoxError;
 
-/// Whether this is part of `under_serve.rs`.
+/// Whether this module is compiled into `under_serve.rs`.
 pub const IS_UNDER_SERVE: bool = matches!(
     module_path!().as_bytes(),
     [b'u', b'n', b'd', b'e', b'r', b'_', b's', ..]
 );
 
-/// Whether this is part of `under_tonic.rs`.
+/// Whether this module is compiled into `under_tonic.rs`.
 pub const IS_UNDER_TONIC: bool = matches!(
     module_path!().as_bytes(),
     [b'u', b'n', b'd', b'e', b'r', b'_', b't', ..]
 );
 
-/// What a busy machine is given beyond the exact time.
+/// The tolerance beyond the exact time, for a busy machine.
 pub const SLACK: Duration = Duration::from_secs(1);
+/// One second.
 pub const SECOND: Duration = Duration::from_secs(1);
+/// A request for `/`.
 pub const GET: &str = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
 
-/// A guard by these rules, its journal, and files enough for a flood.
+/// Builds a guard with a journal, and raises the file limit for floods.
 pub fn guard(builder: ConnGuardBuilder) -> (ConnGuard, Journal) {
     process::raise_file_limit();
     let journal = Journal::default();
     (builder.metrics(journal.clone()).build().unwrap(), journal)
 }
 
-/// `axum::serve` as it is, over a guarded listener; in `under_serve.rs`, which takes in the tests of
-/// other files, `palisade::serve`.
+/// Serves `app` with `axum::serve` over a guarded listener; with `palisade::serve` in
+/// `under_serve.rs` and with tonic's server in `under_tonic.rs`.
 pub async fn serve(guard: &ConnGuard, app: Router) -> Server {
     if IS_UNDER_SERVE {
         return hardened(guard, app).await;
@@ -75,7 +77,7 @@ pub async fn serve(guard: &ConnGuard, app: Router) -> Server {
     Server::new(addr, tokio::spawn(async move { serve.await.unwrap() }))
 }
 
-/// `palisade::serve`, with what `axum::serve` has on as well: CONNECT over HTTP/2.
+/// Serves `app` with `palisade::serve`, with extended CONNECT enabled as in `axum::serve`.
 pub async fn hardened(guard: &ConnGuard, app: Router) -> Server {
     let http = palisade::serve::Http::builder()
         .extended_connect()
@@ -86,7 +88,7 @@ pub async fn hardened(guard: &ConnGuard, app: Router) -> Server {
     Server::new(addr, tokio::spawn(async move { serve.await.unwrap() }))
 }
 
-/// tonic's own server, hardened or not; HTTP/1 as well, for the neighbour.
+/// Serves `app` with tonic's own server, hardened or not. HTTP/1 is enabled for the [`Neighbour`].
 pub async fn tonic_s_own(guard: &ConnGuard, is_hardened: bool, app: Router) -> Server {
     let listener = guard.listen(servers::listener().await);
     let addr = listener.local_addr().unwrap();
@@ -100,10 +102,10 @@ pub async fn tonic_s_own(guard: &ConnGuard, is_hardened: bool, app: Router) -> S
     )
 }
 
-/// The three that [`by`] knows.
+/// The names of the servers that [`by`] starts.
 pub const SERVERS: [&str; 3] = ["palisade::serve", "axum::serve", "tonic, hardened"];
 
-/// By one of [`SERVERS`].
+/// Serves `app` with one of [`SERVERS`].
 pub async fn by(server: &str, guard: &ConnGuard, app: Router) -> Server {
     match server {
         "palisade::serve" => hardened(guard, app).await,
@@ -112,7 +114,7 @@ pub async fn by(server: &str, guard: &ConnGuard, app: Router) -> Server {
     }
 }
 
-/// `/` is small, `/endless` never ends, `/hang` never answers.
+/// An app with a small response at `/` and an endless one at `/endless`. `/hang` never responds.
 pub fn app() -> Router {
     let endless = || async {
         let chunk = Bytes::from_static(&[b'x'; 16 * 1024]);
@@ -124,9 +126,10 @@ pub fn app() -> Router {
         .route("/hang", get(std::future::pending::<()>))
 }
 
-/// Whether it came `after` so long, where it was due from an answer on.
+/// Asserts that an event came at `due`, or at most [`SLACK`] later. `after` is the time from a
+/// response to the event.
 pub fn is_on_time(after: Duration, due: Duration) {
-    // Which was here a moment before we looked at the clock.
+    // The response arrives a moment before the test reads the clock.
     let early = Duration::from_millis(100);
     assert!(
         (due - early..due + SLACK).contains(&after),
@@ -134,9 +137,9 @@ pub fn is_on_time(after: Duration, due: Duration) {
     );
 }
 
-/// Nothing is left of anybody.
+/// Waits until the guard holds no connections, requests, upgrades and clients.
 pub async fn all_gone(guard: &ConnGuard) {
-    until("everybody is gone", || {
+    until("all connections are gone", || {
         let now = guard.snapshot();
         (now.open, now.close_pending, now.distinct_clients) == (0, 0, 0)
             && (now.in_flight, now.upgraded) == (0, 0)
@@ -144,7 +147,8 @@ pub async fn all_gone(guard: &ConnGuard) {
     .await;
 }
 
-/// Reads until the server ends the connection: what came, whether by a reset, and after how long.
+/// Reads until the server closes the connection. Returns the bytes read, whether the connection was
+/// reset, and the time until then.
 pub async fn cut(client: &mut RawClient) -> (Vec<u8>, bool, Duration) {
     use tokio::io::AsyncReadExt;
     let started = Instant::now();
@@ -153,7 +157,7 @@ pub async fn cut(client: &mut RawClient) -> (Vec<u8>, bool, Duration) {
         loop {
             match client.stream.read(&mut piece).await {
                 Ok(0) => return false,
-                // Of an answer without end nobody wants to keep more.
+                // Keep the first MiB of an endless response only.
                 Ok(length) if bytes.len() < 1 << 20 => bytes.extend_from_slice(&piece[..length]),
                 Ok(_) => {}
                 Err(_) => return true,
@@ -164,33 +168,34 @@ pub async fn cut(client: &mut RawClient) -> (Vec<u8>, bool, Duration) {
     (bytes, is_reset, started.elapsed())
 }
 
-/// Sends `bytes` while it reads until the server ends the connection: what came, and after how
-/// long.
+/// Sends `bytes`, and reads meanwhile until the server closes the connection. Returns the bytes
+/// read and the time until then.
 pub async fn exchange(client: RawClient, bytes: Vec<u8>) -> (Vec<u8>, Duration) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let started = Instant::now();
     let (mut read, mut write) = client.stream.into_split();
-    // Kept open until the server is done with it, whether it takes all of it or not.
+    // Keeps the write half open until the server has closed the connection, whether or not it reads
+    // all of the bytes.
     let sending = tokio::spawn(async move {
         let _ = write.write_all(&bytes).await;
         write
     });
-    let mut answer = Vec::new();
-    let _ = timeout(PATIENCE, read.read_to_end(&mut answer))
+    let mut response = Vec::new();
+    let _ = timeout(PATIENCE, read.read_to_end(&mut response))
         .await
         .unwrap();
     sending.abort();
-    (answer, started.elapsed())
+    (response, started.elapsed())
 }
 
-/// Asks for `/` of [`app`] and gets it.
+/// Requests `/` of [`app`] and asserts that it is served.
 pub async fn served(client: &mut RawClient) {
     client.send(GET).await.unwrap();
     assert_eq!(client.head().await.unwrap().status, 200);
     assert_eq!(client.body(6).await.unwrap(), b"served");
 }
 
-/// Somebody who asks all the while, on one connection that he keeps and on new ones.
+/// An honest client that sends requests throughout a test, on one kept connection and on new ones.
 pub struct Neighbour {
     served: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
@@ -198,20 +203,26 @@ pub struct Neighbour {
 }
 
 impl Neighbour {
+    /// Starts a client that uses a kept connection and new ones.
     pub fn of(addr: SocketAddr) -> Self {
-        Self::asking(addr, true)
+        Self::start(addr, true)
     }
 
-    /// On the one that he keeps only, and was served on before anybody else comes, more than once:
-    /// where a flood fills the places, a newcomer who is slow on a busy machine may have to come
-    /// again, and so may who had one answer in 2 s.
+    /// Starts a client that uses its kept connection only, and returns after more than one
+    /// response.
+    ///
+    /// At a full cap, a newcomer that is slow on a busy machine may be evicted, and so may a
+    /// connection that has had one response in 2 s.
     pub async fn who_stays(addr: SocketAddr) -> Self {
-        let neighbour = Self::asking(addr, false);
-        until("he was served", || neighbour.served.load(SeqCst) > 2).await;
+        let neighbour = Self::start(addr, false);
+        until("the neighbour is served", || {
+            neighbour.served.load(SeqCst) > 2
+        })
+        .await;
         neighbour
     }
 
-    fn asking(addr: SocketAddr, anew: bool) -> Self {
+    fn start(addr: SocketAddr, with_new_connections: bool) -> Self {
         let (served, stop) = (
             Arc::new(AtomicUsize::new(0)),
             Arc::new(AtomicBool::new(false)),
@@ -223,12 +234,12 @@ impl Neighbour {
                 let mut kept = Client::connect(from, addr).await.unwrap();
                 while !stop.load(SeqCst) {
                     assert_eq!(kept.get("/").await.unwrap().status(), 200);
-                    if anew {
+                    if with_new_connections {
                         let new_answer = ask(from, addr, "/").await.unwrap();
                         assert_eq!(new_answer.status(), 200);
                     }
-                    served.fetch_add(1 + usize::from(anew), SeqCst);
-                    // Its own pace, not a wait for anything.
+                    served.fetch_add(1 + usize::from(with_new_connections), SeqCst);
+                    // The client's request rate, not a wait for anything.
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             }
@@ -236,7 +247,11 @@ impl Neighbour {
         Self { served, stop, task }
     }
 
-    /// Ends; panics if anything was not served.
+    /// Stops the client and returns the number of responses.
+    ///
+    /// # Panics
+    ///
+    /// If a request was not served.
     pub async fn was_served(self) -> usize {
         self.stop.store(true, SeqCst);
         timeout(PATIENCE, self.task)
@@ -244,12 +259,12 @@ impl Neighbour {
             .unwrap()
             .expect("the neighbour was served throughout");
         let served = self.served.load(SeqCst);
-        assert!(served > 0, "it never had its turn");
+        assert!(served > 0, "the neighbour sent no request");
         served
     }
 }
 
-/// hyper's client, of HTTP/2 under tonic, whose clients speak nothing else, and of HTTP/1.
+/// hyper's client: for HTTP/2 under tonic, as gRPC clients use HTTP/2 only, else for HTTP/1.
 pub enum Client {
     Http1(http1::SendRequest<Empty<Bytes>>),
     Http2(http2::SendRequest<Empty<Bytes>>),
@@ -265,7 +280,7 @@ impl Client {
     }
 
     pub async fn get(&mut self, path: &str) -> Result<Response<Bytes>, BoxError> {
-        let answer = match self {
+        let response = match self {
             Self::Http1(sender) => {
                 timeout(PATIENCE, sender.ready()).await??;
                 let request = Request::get(path)
@@ -279,16 +294,16 @@ impl Client {
                 timeout(PATIENCE, sender.send_request(request)).await??
             }
         };
-        clients::whole(answer).await
+        clients::whole(response).await
     }
 }
 
-/// `GET path` over a fresh connection, and the answer whole.
+/// Sends `GET path` over a new connection and returns the complete response.
 pub async fn ask(from: Ipv4Addr, to: SocketAddr, path: &str) -> Result<Response<Bytes>, BoxError> {
     Client::connect(from, to).await?.get(path).await
 }
 
-/// HTTP/2 by hand (RFC 9113).
+/// HTTP/2 frames (RFC 9113).
 pub mod h2 {
     use palisade_testkit::clients::PATIENCE;
     use tokio::{
@@ -316,10 +331,10 @@ pub mod h2 {
     pub const CANCEL: u32 = 8;
     pub const ENHANCE_YOUR_CALM: u32 = 11;
 
-    /// The length up to which a peer takes a frame if it has not said more.
+    /// The default maximum length of a frame's payload (RFC 9113 section 6.5.2).
     pub const FRAME: usize = 16_384;
 
-    /// One frame as it came.
+    /// A received frame.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Frame {
         pub kind: u8,
@@ -329,7 +344,7 @@ pub mod h2 {
     }
 
     impl Frame {
-        /// Why a stream was reset (`RST_STREAM`) or the connection ends (GOAWAY).
+        /// Returns the error code of `RST_STREAM` or GOAWAY.
         pub fn code(&self) -> Option<u32> {
             let code = match self.kind {
                 RST_STREAM => self.payload.get(..4)?,
@@ -339,8 +354,8 @@ pub mod h2 {
             Some(u32::from_be_bytes(code.try_into().ok()?))
         }
 
-        /// The status of an answer, as the `h2` crate writes it: first in its HEADERS, from the
-        /// static table or as a literal in Huffman's code.
+        /// Returns the status of a response as the `h2` crate encodes it: the first field of
+        /// HEADERS, from the static table or as a Huffman-coded literal.
         pub fn status(&self) -> Option<u16> {
             match (self.kind, &self.payload[..]) {
                 (HEADERS, [0x88, ..]) => Some(200),
@@ -354,7 +369,7 @@ pub mod h2 {
         }
     }
 
-    /// The frames in what the other end sent; one that is cut short is left out.
+    /// Parses the frames in `bytes`. An incomplete last frame is left out.
     pub fn frames(mut bytes: &[u8]) -> Vec<Frame> {
         let mut frames = Vec::new();
         while let Some((&[a, b, c, kind, flags, d, e, f, g], rest)) = bytes.split_first_chunk() {
@@ -374,6 +389,7 @@ pub mod h2 {
         frames
     }
 
+    /// Encodes a frame.
     pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
         let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
         frame.extend([kind, flags]);
@@ -382,7 +398,7 @@ pub mod h2 {
         frame
     }
 
-    /// The next frame.
+    /// Reads the next frame.
     pub async fn read(from: &mut (impl AsyncRead + Unpin)) -> Frame {
         let read = async {
             let mut head = [0; 9];
@@ -400,7 +416,8 @@ pub mod h2 {
         timeout(PATIENCE, read).await.unwrap()
     }
 
-    /// The next frame of this kind on this stream; others are passed over.
+    /// Reads up to the next frame of `kind` on `stream` and returns its payload. Other frames are
+    /// skipped.
     pub async fn next(from: &mut (impl AsyncRead + Unpin), kind: u8, stream: u32) -> Vec<u8> {
         let next = async {
             loop {
@@ -413,13 +430,13 @@ pub mod h2 {
         timeout(PATIENCE, next).await.unwrap()
     }
 
-    /// So much more window, for `stream` or for 0, the connection.
+    /// Encodes a `WINDOW_UPDATE` of `bytes` for `stream`; 0 is the connection.
     pub fn open(stream: u32, bytes: u32) -> Vec<u8> {
         frame(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes())
     }
 
-    /// The preface, and SETTINGS with this much window for each stream and all of it at once for
-    /// the connection.
+    /// Encodes the preface, SETTINGS with an initial stream window of `window`, and a
+    /// `WINDOW_UPDATE` that opens the connection's window fully.
     pub fn hello(window: u32) -> Vec<u8> {
         let mut bytes = PREFACE.to_vec();
         let mut setting = vec![0, 4];
@@ -429,9 +446,10 @@ pub mod h2 {
         bytes
     }
 
-    /// A WebSocket at `path` on `stream` (RFC 8441).
+    /// Encodes a request for a WebSocket at `path` on `stream` (RFC 8441).
     pub fn websocket(stream: u32, path: &str) -> Vec<u8> {
-        // Literals: :method, then :scheme, :path and :authority, then two names of their own.
+        // :method as a literal, :scheme indexed, :path and :authority as literals, then two fields
+        // with literal names.
         let literal = |text: &str| [&[text.len() as u8][..], text.as_bytes()].concat();
         let block = [
             vec![0x02],
@@ -450,16 +468,16 @@ pub mod h2 {
         frame(HEADERS, END_HEADERS, stream, &block.concat())
     }
 
-    /// `GET path` without a body on `stream`.
+    /// Encodes a request `GET path` without a body on `stream`.
     pub fn get(stream: u32, path: &str) -> Vec<u8> {
-        // :method GET, :scheme http, then :path and :authority as literals.
+        // :method GET and :scheme http indexed, then :path and :authority as literals.
         let mut block = vec![0x82, 0x86, 0x04, path.len() as u8];
         block.extend(path.as_bytes());
         block.extend([0x01, 1, b'a']);
         frame(HEADERS, END_STREAM | END_HEADERS, stream, &block)
     }
 
-    /// Fields as literals that nobody is to remember (RFC 7541 section 6.2.2).
+    /// Encodes fields as literals without indexing (RFC 7541 section 6.2.2).
     pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
         let mut block = Vec::new();
         for (name, value) in fields {
@@ -483,7 +501,7 @@ pub mod h2 {
         block
     }
 
-    /// HEADERS of these fields, and as many CONTINUATIONs as they need.
+    /// Encodes `fields` as one HEADERS frame and as many CONTINUATION frames as they need.
     pub fn headers(stream: u32, flags: u8, fields: &[(&str, &str)]) -> Vec<u8> {
         let block = block(fields);
         let mut pieces = block.chunks(FRAME).peekable();

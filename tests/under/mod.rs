@@ -1,8 +1,8 @@
-//! The tests of the connection guard, for a server other than stock `axum::serve`: which one, the
-//! name of the test says in whose module they stand.
+//! The tests of the connection guard against a server other than plain `axum::serve`. The name of
+//! the test crate that includes this module selects the server.
 #![allow(
     clippy::duplicate_mod,
-    reason = "what they share knows by its path where it is"
+    reason = "the shared module detects the server by its module path"
 )]
 
 #[path = "../guarded_uploads.rs"]
