@@ -1,5 +1,10 @@
-//! An axum app behind all guards, of its connections and of its requests. `cargo run --example
-//! axum`, then `curl -i http://127.0.0.1:3000/` and `curl http://127.0.0.1:9000/metrics`.
+//! An axum app behind the connection guard and all request guards.
+//!
+//! ```text
+//! cargo run --example axum
+//! curl -i http://127.0.0.1:3000/
+//! curl http://127.0.0.1:9000/metrics
+//! ```
 
 use axum::{Router, body::Bytes, routing::get};
 use palisade::{Quota, Snapshot, Stack, conn::ConnGuard};
@@ -22,7 +27,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         )
         .layer(requests);
 
-    // On a port that operators alone reach, and that answers when all slots of the other are taken.
+    // A separate port for operators. It responds also when all permits of the app are in use.
     let scrape = Router::new().route("/metrics", get(async move || metrics.prometheus()));
     let operators = TcpListener::bind("127.0.0.1:9000").await?;
     tokio::spawn(palisade::serve(operators, scrape).into_future());

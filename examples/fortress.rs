@@ -1,38 +1,39 @@
-//! A server that is meant to be attacked: clear text, HTTP/1.1 and HTTP/2 by prior knowledge,
-//! WebSocket and gRPC on one port, behind all guards.
+//! A target for attacks: a cleartext server with HTTP/1.1, HTTP/2 by prior knowledge, WebSocket and
+//! gRPC on one port, behind all guards.
 //!
 //! ```text
 //! cargo run --release --example fortress -- 127.0.0.1:8080
 //! ```
 //!
-//! | request | answer |
+//! | request | response |
 //! |---|---|
 //! | `GET /` | a few bytes |
 //! | `GET /big` | 64 MiB, streamed |
 //! | `POST /echo-len` | the length of the body |
 //! | `GET /slow?ms=N` | a few bytes after N ms, at most 30,000 |
-//! | `GET /events?ms=N` | server-sent events without end, one every N ms, 500 unless told |
-//! | `GET /ws` | a WebSocket on which every message comes back |
-//! | `GET /metrics` | what the guards did, for Prometheus |
+//! | `GET /events?ms=N` | endless server-sent events, one every N ms; N defaults to 500 |
+//! | `GET /ws` | a WebSocket that echoes every message |
+//! | `GET /metrics` | the guards' metrics for Prometheus |
 //! | gRPC `demo.Echo` | `Unary(Piece) -> Total`, `Collect(stream Piece) -> Total` |
 //!
-//! A connection or stream that does nothing useful is gone within 8 s ([`USELESS`] and a look or
-//! two of the guard). Every number of that contract is set here, whatever the defaults are:
+//! A connection or stream that does nothing useful is closed within 8 s: [`MAX_USELESS`] and one or
+//! two sweeps of the guard. This file sets every number of that contract itself, whatever the
+//! defaults are:
 //!
-//! | what does nothing | is gone after | by |
+//! | useless behaviour | closed after | option |
 //! |---|---|---|
-//! | a connection without a whole request head, a later head that drips | 7 s | `first_request`, `head` |
-//! | a kept connection without a request, one that only sends PING | 7 s | `idle` |
-//! | a reader that takes less than 500 B/s, of a socket or of a window | 7 s | `write_stall` |
-//! | an upload that is silent, one below 4 KiB/s | 5 s, 7 s | the pace of uploads |
-//! | a gRPC client stream that says nothing | 6 s | the pace of `Collect` |
+//! | no complete first head, or a later head that is too slow | 7 s | `first_request`, `head` |
+//! | no request in flight, or PING only | 7 s | `idle` |
+//! | less than 500 B/s read from the socket or a window | 7 s | `write_stall` |
+//! | a silent upload, an upload below 4 KiB/s | 5 s, 7 s | the pace of uploads |
+//! | a silent gRPC client stream | 6 s | the pace of `Collect` |
 //!
-//! What waits for the server is not meant: a handler, a quiet event stream. A WebSocket may be quiet
-//! for 5 minutes.
+//! A connection that waits for the server is not useless: a handler at work, a quiet event stream.
+//! A WebSocket may be quiet for 5 minutes.
 //!
-//! On SIGTERM or Ctrl-C it takes no more connections, lets requests finish, and ends within
-//! [`DRAIN`] whatever clients do.
-#![allow(clippy::print_stdout, reason = "a program for the terminal")]
+//! On SIGTERM or Ctrl-C the server accepts no more connections, lets requests finish, and ends
+//! within [`DRAIN`] whatever the clients do.
+#![allow(clippy::print_stdout, reason = "a command-line program prints")]
 
 use axum::{
     Router,
@@ -70,16 +71,20 @@ use tokio::{
 };
 use tower::{BoxError, Layer};
 
-/// How long clients may take to finish once the server is told to end.
+/// The longest time that requests may take to finish after the shutdown begins.
 const DRAIN: Duration = Duration::from_secs(8);
-/// How long a connection or a stream may do nothing useful.
-const USELESS: Duration = Duration::from_secs(7);
-const MAX_BODY: u64 = 1 << 20;
-const BIG: usize = 64 << 20;
-const PIECE: usize = 64 << 10;
-const SLOWEST: u64 = 30_000;
-/// A WebSocket that says nothing for so long is closed.
-const WEB_SOCKET_QUIET: Duration = Duration::from_secs(300);
+/// The longest time that a connection or a stream may do nothing useful.
+const MAX_USELESS: Duration = Duration::from_secs(7);
+/// The maximum length of a request body and of a WebSocket message.
+const MAX_BODY_BYTES: u64 = 1 << 20;
+/// The length of the response of `/big`.
+const BIG_BYTES: usize = 64 << 20;
+/// The length of a frame of `/big`.
+const FRAME_BYTES: usize = 64 << 10;
+/// The longest delay of `/slow`.
+const MAX_SLOW_MILLISECONDS: u64 = 30_000;
+/// The idle timeout of a WebSocket.
+const WEB_SOCKET_IDLE: Duration = Duration::from_secs(300);
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
@@ -89,17 +94,17 @@ async fn main() -> Result<(), BoxError> {
     run(address.parse()?).await
 }
 
-/// Serves on `address` until the process is told to end.
+/// Serves on `address` until the process receives SIGTERM or Ctrl-C.
 pub(crate) async fn run(address: SocketAddr) -> Result<(), BoxError> {
     process::raise_file_limit();
     let metrics = Snapshot::new();
-    let guards = guards(&metrics)?;
-    let listener = connections(&metrics)?.bind(address).await?;
+    let guards = request_guards(&metrics)?;
+    let listener = connection_guard(&metrics)?.bind(address).await?;
     let (begin_drain, drain) = watch::channel(false);
     let app = guards.layer(app(metrics, Drain(drain)));
     println!("listening on http://{}", listener.local_addr()?);
     let end = async move {
-        told_to_end().await;
+        shutdown_signal().await;
         begin_drain.send_replace(true);
     };
     let drained = palisade::serve(listener, app)
@@ -108,90 +113,94 @@ pub(crate) async fn run(address: SocketAddr) -> Result<(), BoxError> {
         .drain(DRAIN)
         .await?;
     if drained.cut > 0 {
-        println!("cut off {} connections that did not finish", drained.cut);
+        println!("closed {} connections that did not finish", drained.cut);
     }
     Ok(())
 }
 
-// === The guards ===
+// === Guards ===
 
-/// Connections, of clients who may all come from one address: that is what an attack from one
-/// machine looks like, too, and only what they do tells them apart.
-fn connections(metrics: &Snapshot) -> Result<ConnGuard, ConfigError> {
+/// The connection guard. All honest clients may share one address, as the clients of an attack may,
+/// so the guard distinguishes connections by their behaviour.
+fn connection_guard(metrics: &Snapshot) -> Result<ConnGuard, ConfigError> {
     ConnGuard::builder()
         .metrics(metrics.clone())
         .max_per_client(5_000)
         .accept_rate(2_000, 4_000)
-        // A slow link sends a head within a second or two, and a client that has more to ask asks
-        // within a few.
-        .first_request(USELESS)
-        .head(USELESS)
-        .idle(USELESS)
-        // A reader of 64 KiB/s opens its window every two or three seconds.
-        .write_stall(USELESS)
-        // The application closes what is silent for as long as that.
-        .upgraded_idle(WEB_SOCKET_QUIET + Duration::from_secs(30))
+        // A slow link sends a head within a second or two, and a client with another request sends
+        // it within a few seconds.
+        .first_request(MAX_USELESS)
+        .head(MAX_USELESS)
+        .idle(MAX_USELESS)
+        // A client that reads 64 KiB/s opens its window every two or three seconds.
+        .write_stall(MAX_USELESS)
+        // The app closes a WebSocket after `WEB_SOCKET_IDLE`, so the guard waits a little longer.
+        .upgraded_idle(WEB_SOCKET_IDLE + Duration::from_secs(30))
         .build()
 }
 
 fn http() -> Result<Http, ConfigError> {
-    // 20 requests a second of 5 s each on one connection, and some streams that stay.
+    // 20 requests per second of 5 s each on one connection are 100 streams; some more are
+    // long-lived.
     Http::builder()
         .max_concurrent_streams(128)
         .connection_window(512 << 10)
         .build()
 }
 
-/// The guards, for these clients: at most 20 requests a second from one address, or 16 clients
-/// behind one address with 2 each; bodies up to 64 KiB, uploads of 480 KiB at 16 KiB/s or more;
-/// requests of up to 5 s, 1,000 of them at work.
-fn guards(metrics: &Snapshot) -> Result<StackLayer, ConfigError> {
-    // 20/s and 32/s from one address are 52; twice that, and a burst for whoever starts at once.
+/// The request guards. They are dimensioned for these honest clients: 20 requests per second from
+/// one address, or 16 clients behind one address with 2 per second each; bodies of up to 64 KiB,
+/// and uploads of 480 KiB at 16 KiB/s or more; requests of up to 5 s, 1,000 of them at work.
+fn request_guards(metrics: &Snapshot) -> Result<StackLayer, ConfigError> {
+    // 20/s and 32/s from one address are 52/s. The quota is twice that, with a burst for clients
+    // that start at the same time.
     let quota = Quota::per_second(100).burst(200);
-    // A quarter of the slowest honest upload. A body is silent for no longer than 5 s, and the
-    // one that drips is gone after 2 s of grace and 5 s of window.
+    // A quarter of the rate of the slowest honest upload. A body may be silent for 5 s. A body that
+    // is too slow is cut after 2 s of grace and a window of 5 s.
     let upload = Pace::builder()
         .rate(4 * 1024)
         .window(Duration::from_secs(5))
         .grace(Duration::from_secs(2))
         .gap(Duration::from_secs(5));
-    // A client stream speaks every 3 s, and then in few bytes.
+    // An honest client stream sends a few bytes every 3 s.
     let stream = Pace::builder().no_rate().gap(Duration::from_secs(6));
-    let upload_of_grpc = upload.build().expect("a pace");
-    let stream = stream.build().expect("a pace");
+    let upload_of_grpc = upload.build().expect("the pace is valid");
+    let stream = stream.build().expect("the pace is valid");
     Stack::edge()
         .metrics(metrics.clone())
-        .client(client)
+        .client(client_key)
         .rate_limit(quota)
-        // Requests take up to 5 s; only `/slow` is asked for more.
+        // Requests take up to 5 s; only `/slow` takes longer.
         .timeout(Duration::from_secs(10))
         .tune_timeout(|layer| {
-            let slow = Limits::head(Duration::from_millis(SLOWEST + 5_000));
+            let slow = Limits::head(Duration::from_millis(MAX_SLOW_MILLISECONDS + 5_000));
             layer.limits_for(move |head| (head.uri.path() == "/slow").then_some(slow))
         })
-        .max_body(MAX_BODY)
+        .max_body(MAX_BODY_BYTES)
         .pace(upload)
         .tune_slow_body(move |layer| {
-            // Whatever calls itself gRPC must upload as fast as everybody else, but for the one
-            // method that is a conversation.
+            // A gRPC request must be as fast as any other, because any client may claim to be gRPC.
+            // The one exception is the method with a long-lived client stream.
             let collect = move |head: &RequestHead<'_>| {
                 (head.uri.path() == "/demo.Echo/Collect").then_some(stream)
             };
             layer.grpc(upload_of_grpc).pace_for(collect)
         })
-        // The last tenth is for clients who hold few, so 1,000 requests of busy ones need 1,112.
+        // The last tenth of the permits is for clients with few requests, so 1,000 requests of busy
+        // clients need 1,112 permits.
         .max_requests(1_200)
         .tune_concurrency_limit(|layer| {
-            // 20/s and 32/s of 5 s each are 260 at a time; no address has a fourth of the slots.
-            // Whoever runs the server can always see what goes on.
+            // 20/s and 32/s of 5 s each are 260 at a time, while no address gets more than a
+            // quarter of the permits. Four more permits are reserved for metrics, so that an
+            // operator always sees them.
             layer.per_client(300).reserve(4, is_metrics)
         })
         .build()
 }
 
-/// A client is the network of its peer. Metrics have an account of their own there, so that an
-/// operator sees them even from an address that floods everything else.
-fn client(head: &RequestHead<'_>) -> KeyOutcome {
+/// Returns the network of the peer as client key. Requests for metrics have a separate key, so an
+/// operator sees the metrics even if all other requests from the same address are refused.
+fn client_key(head: &RequestHead<'_>) -> KeyOutcome {
     match ClientIp::peer().extract(head) {
         KeyOutcome::Key(client) if is_metrics(head) => {
             KeyOutcome::Key(ClientKey::of(&("metrics", client)))
@@ -204,24 +213,26 @@ fn is_metrics(head: &RequestHead<'_>) -> bool {
     head.uri.path() == "/metrics"
 }
 
-// === The end ===
+// === Shutdown ===
 
-/// Says when the server is to end.
+/// Signals the start of the shutdown.
 #[derive(Clone, Debug)]
 struct Drain(watch::Receiver<bool>);
 
 impl Drain {
-    async fn begins(&mut self) {
-        // An error is a server that is gone, which is as good as one that ends.
+    /// Waits until the shutdown begins.
+    async fn begun(&mut self) {
+        // An error means that the server is gone, which counts as a shutdown.
         let _ = self.0.wait_for(|begun| *begun).await;
     }
 }
 
-async fn told_to_end() {
+async fn shutdown_signal() {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};
-        let mut terminate = signal(SignalKind::terminate()).expect("signals can be heard");
+        let mut terminate =
+            signal(SignalKind::terminate()).expect("a signal handler can be installed");
         tokio::select! {
             _ = terminate.recv() => {}
             _ = tokio::signal::ctrl_c() => {}
@@ -231,7 +242,7 @@ async fn told_to_end() {
     let _ = tokio::signal::ctrl_c().await;
 }
 
-// === The app ===
+// === App ===
 
 fn app(metrics: Snapshot, drain: Drain) -> Router {
     let scrape = async move || {
@@ -254,22 +265,26 @@ fn app(metrics: Snapshot, drain: Drain) -> Router {
 
 type Parameters = Query<HashMap<String, String>>;
 
-/// `ms` of the query: a number, or nothing.
-fn ms(parameters: &Parameters) -> Result<Option<u64>, StatusCode> {
+/// Returns the parameter `ms` of the query, if present.
+fn milliseconds(parameters: &Parameters) -> Result<Option<u64>, StatusCode> {
     let ms = parameters.get("ms").map(|text| text.parse());
     ms.transpose().map_err(|_| StatusCode::BAD_REQUEST)
 }
 
 async fn big() -> impl IntoResponse {
-    let piece = Bytes::from_static(&[b'x'; PIECE]);
-    let pieces = stream::iter(std::iter::repeat_n(Ok::<_, Infallible>(piece), BIG / PIECE));
+    let piece = Bytes::from_static(&[b'x'; FRAME_BYTES]);
+    let pieces = stream::iter(std::iter::repeat_n(
+        Ok::<_, Infallible>(piece),
+        BIG_BYTES / FRAME_BYTES,
+    ));
     (
-        [(CONTENT_LENGTH, BIG.to_string())],
+        [(CONTENT_LENGTH, BIG_BYTES.to_string())],
         Body::from_stream(pieces),
     )
 }
 
-/// Counts and keeps nothing. Where a guard ends the body, the guard answers.
+/// Counts the bytes of the body without keeping them. If a guard cuts the body, the guard sends the
+/// response.
 async fn echo_len(request: Request) -> Result<String, StatusCode> {
     let mut body = request.into_body();
     let mut length = 0;
@@ -281,8 +296,8 @@ async fn echo_len(request: Request) -> Result<String, StatusCode> {
 }
 
 async fn slow(parameters: Parameters) -> Result<&'static str, StatusCode> {
-    let ms = ms(&parameters)?
-        .filter(|ms| *ms <= SLOWEST)
+    let ms = milliseconds(&parameters)?
+        .filter(|ms| *ms <= MAX_SLOW_MILLISECONDS)
         .ok_or(StatusCode::BAD_REQUEST)?;
     sleep(Duration::from_millis(ms)).await;
     Ok("done\n")
@@ -292,7 +307,7 @@ async fn events(
     State(drain): State<Drain>,
     parameters: Parameters,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, StatusCode> {
-    let every = ms(&parameters)?.unwrap_or(500);
+    let every = milliseconds(&parameters)?.unwrap_or(500);
     let ticks = interval(Duration::from_millis(every.clamp(1, 3_600_000)));
     let events = stream::unfold(
         (ticks, drain, 0u64),
@@ -302,7 +317,7 @@ async fn events(
                     let event = Event::default().data(count.to_string());
                     Some((Ok(event), (ticks, drain, count.wrapping_add(1))))
                 }
-                () = drain.begins() => None,
+                () = drain.begun() => None,
             }
         },
     );
@@ -310,26 +325,28 @@ async fn events(
 }
 
 async fn web_socket(State(drain): State<Drain>, upgrade: WebSocketUpgrade) -> Response {
-    let longest = MAX_BODY as usize;
-    let upgrade = upgrade.max_message_size(longest).max_frame_size(longest);
+    let max_bytes = MAX_BODY_BYTES as usize;
+    let upgrade = upgrade
+        .max_message_size(max_bytes)
+        .max_frame_size(max_bytes);
     upgrade.on_upgrade(|socket| echo(socket, drain))
 }
 
 async fn echo(mut socket: WebSocket, mut drain: Drain) {
     loop {
         let message = tokio::select! {
-            message = timeout(WEB_SOCKET_QUIET, socket.recv()) => message,
-            () = drain.begins() => break,
+            message = timeout(WEB_SOCKET_IDLE, socket.recv()) => message,
+            () = drain.begun() => break,
         };
         match message {
             Ok(Some(Ok(message @ (Message::Text(_) | Message::Binary(_))))) => {
-                let sent = timeout(WEB_SOCKET_QUIET, socket.send(message)).await;
+                let sent = timeout(WEB_SOCKET_IDLE, socket.send(message)).await;
                 if !matches!(sent, Ok(Ok(()))) {
                     return;
                 }
             }
             Ok(Some(Ok(Message::Close(_)) | Err(_)) | None) => return,
-            Ok(Some(Ok(_))) => {} // PING and PONG are answered below us.
+            Ok(Some(Ok(_))) => {} // axum answers PING by itself.
             Err(_) => break,
         }
     }

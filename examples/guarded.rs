@@ -1,7 +1,12 @@
-//! An axum app whose connections are guarded: one line differs from `axum::serve` as it is.
-//! `cargo run --example guarded`, then `curl http://127.0.0.1:3000/`, and for the other side
-//! `nc 127.0.0.1 3000` and a little patience; `curl http://127.0.0.1:3000/connections` shows who
-//! is there and who had to go.
+//! An axum app with guarded connections. Only the line that serves differs from plain
+//! `axum::serve`.
+//!
+//! ```text
+//! cargo run --example guarded
+//! curl http://127.0.0.1:3000/             # is served
+//! nc 127.0.0.1 3000                       # is closed when the first request's timeout ends
+//! curl http://127.0.0.1:3000/connections  # the open and the recently closed connections
+//! ```
 
 use axum::{Router, routing::get};
 use palisade::{
@@ -17,7 +22,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let report = {
         let guard = guard.clone();
-        // For operators only: put it where nobody else reaches it.
+        // For operators only. In production, serve it where clients cannot reach it.
         async move || {
             format!(
                 "{:#?}\n{:#?}\n{metrics}",

@@ -1,5 +1,5 @@
-//! HTTPS, HTTP/1.1 and HTTP/2 by ALPN, with the certificate and the key in two PEM files, or with
-//! one that is made up on the spot.
+//! HTTPS with HTTP/1.1 and HTTP/2 by ALPN. The certificate and the key are read from two PEM files;
+//! without files, a self-signed certificate is generated.
 //!
 //! ```text
 //! cargo run --example tls -- [CERTIFICATE.pem KEY.pem]
@@ -26,8 +26,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
             let chain = CertificateDer::pem_file_iter(certificate)?.collect::<Result<_, _>>()?;
             (chain, PrivateKeyDer::from_pem_file(key)?)
         }
-        [] => made_up()?,
-        _ => return Err("two files, or none".into()),
+        [] => self_signed()?,
+        _ => return Err("expected two files or none".into()),
     };
     let config = ServerConfig::builder()
         .with_no_client_auth()
@@ -39,11 +39,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(palisade::serve(listener, app).tls(Arc::new(config)).await?)
 }
 
-/// For `localhost`, and trusted by nobody.
-fn made_up() -> Result<Identity, Box<dyn Error>> {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+/// Generates a certificate for `localhost` that no client trusts.
+fn self_signed() -> Result<Identity, Box<dyn Error>> {
+    let generated = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
     Ok((
-        vec![made.cert.der().clone()],
-        PrivateKeyDer::try_from(made.signing_key.serialize_der())?,
+        vec![generated.cert.der().clone()],
+        PrivateKeyDer::try_from(generated.signing_key.serialize_der())?,
     ))
 }

@@ -1,5 +1,9 @@
-//! A gRPC service behind all guards, on tonic's server with its bounds set, and a client that meets
-//! one of them. `cargo run --example tonic`
+//! A gRPC service behind all guards, on tonic's hardened server, and a client that exceeds its
+//! quota.
+//!
+//! ```text
+//! cargo run --example tonic
+//! ```
 
 use palisade::{
     Quota, Snapshot, Stack,

@@ -1,5 +1,5 @@
-//! The attacks. Each has so many attackers, who do what they do until they are told to begin
-//! nothing more, and are ended by force soon after.
+//! The attacks. Each attack runs a number of attackers until they are told to begin nothing more,
+//! and aborts them soon after.
 
 use crate::clients;
 use std::{
@@ -19,224 +19,246 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+/// The parameters of an attack.
 pub(crate) struct Attack {
     pub(crate) name: &'static str,
+    /// A description for the report.
     pub(crate) about: &'static str,
-    pub(crate) lasts: Duration,
+    /// The time in which attackers begin requests and connections.
+    pub(crate) duration: Duration,
+    /// The number of attackers.
     attackers: usize,
-    /// They come from so many addresses, evenly.
+    /// The number of addresses, which the attackers share evenly.
     addresses: usize,
-    /// All of them have begun by then.
-    within: Duration,
-    /// How long after the last of them began anything none may be left.
+    /// The time in which all attackers start.
+    ramp_up: Duration,
+    /// The time after `duration` within which the server must release all attackers.
     pub(crate) settle: Duration,
-    /// How many files the server may have open, if not as many as the system lets it.
+    /// The limit on the server's open files, if lower than the system's.
     pub(crate) files: Option<u64>,
-    what: What,
+    kind: AttackKind,
 }
 
+/// What each attacker does.
 #[derive(Clone, Copy)]
-enum What {
-    /// One upload of a byte a second, once.
-    Drip,
-    /// `/work` again and again, with this pause after each answer.
+enum AttackKind {
+    /// Sends one upload of one byte per second.
+    SlowUpload,
+    /// Requests `/work` repeatedly, with this pause after each response.
     Work(Duration),
-    /// Uploads of [`TOO_LONG`], which say so.
-    Declared,
-    /// The same without saying so.
-    Chunked,
-    /// One upload in chunks of one byte, within the length limit, whose end never comes.
+    /// Sends uploads of [`OVERSIZED_BYTES`] with a declared length, repeatedly.
+    OversizedDeclared,
+    /// Sends uploads of [`OVERSIZED_BYTES`] in chunks, repeatedly.
+    OversizedChunked,
+    /// Sends one upload in chunks of one byte, within the length limit, that never ends.
     OneByteChunks,
-    /// Connections that say nothing; a new one for each that is cut.
-    Silence,
-    /// The same with a head of which a line comes each second, without end.
-    Head,
-    /// The same with a large answer that is asked for and not read.
-    Stall,
-    /// HTTP/2 requests for work, by the batch, each taken back when it has begun.
-    Reset,
+    /// Holds a silent connection, and opens a new one when it is closed.
+    Silent,
+    /// Holds a connection with an endless request head of one line per second, and opens a new one
+    /// when it is closed.
+    SlowHead,
+    /// Holds a connection with a large response that it does not read, and opens a new one when it
+    /// is closed.
+    StalledReader,
+    /// Sends HTTP/2 requests for work in batches, and cancels each once its handler has started.
+    RapidReset,
 }
 
-const TOO_LONG: usize = 32 << 20;
-const PIECE: usize = 64 << 10;
-const BETWEEN_UPLOADS: Duration = Duration::from_millis(500);
+/// The length of an oversized upload.
+const OVERSIZED_BYTES: usize = 32 << 20;
+/// The length of a piece of an oversized upload.
+const PIECE_BYTES: usize = 64 << 10;
+/// The pause between oversized uploads.
+const UPLOAD_PAUSE: Duration = Duration::from_millis(500);
+/// The number of chunks of a one-byte-chunks upload.
 const ONE_BYTE_CHUNKS: usize = 400 << 10;
-const DRIP: Duration = Duration::from_secs(1);
-const AGAIN: Duration = Duration::from_millis(500);
-const BATCH: u32 = 20;
-/// As long as a handler needs to begin, and shorter than it needs to end.
-const BETWEEN: Duration = Duration::from_millis(40);
+/// The interval between the bytes of a slow upload and between the lines of a slow head.
+const SLOW_INTERVAL: Duration = Duration::from_secs(1);
+/// The pause before a closed connection is replaced.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
+/// The number of HTTP/2 requests in a batch.
+const BATCH_REQUESTS: u32 = 20;
+/// The time from a request to its cancellation: long enough for the handler to start, too short for
+/// it to end.
+const CANCEL_AFTER: Duration = Duration::from_millis(40);
+/// The interval between checks whether a connection has been reset.
+const RESET_CHECK_INTERVAL: Duration = Duration::from_millis(40);
+/// The header of an upload without a declared length.
 const CHUNKED: &str = "transfer-encoding: chunked";
 
+/// Returns all attacks, shorter ones if `quick`.
 pub(crate) fn all(quick: bool) -> Vec<Attack> {
-    let seconds = |usual, quickly| Duration::from_millis(if quick { quickly } else { usual });
+    let milliseconds = |usual, quickly| Duration::from_millis(if quick { quickly } else { usual });
     let second = Duration::from_secs(1);
     let connections = Attack {
         name: "",
         about: "",
-        lasts: seconds(5_000, 4_000),
+        duration: milliseconds(5_000, 4_000),
         attackers: 1_500,
         addresses: 50,
-        within: second / 2,
-        settle: crate::servers::DEADLINE + second,
+        ramp_up: second / 2,
+        settle: crate::servers::CONNECTION_TIMEOUT + second,
         files: Some(1_024),
-        what: What::Silence,
+        kind: AttackKind::Silent,
     };
     vec![
         Attack {
             name: "slow uploads",
-            about: "500 clients of 25 addresses upload a byte a second, to a server with 200 permits",
-            lasts: seconds(8_500, 4_500),
+            about: "500 clients from 25 addresses upload one byte per second, to a server with 200 permits",
+            duration: milliseconds(8_500, 4_500),
             attackers: 500,
             addresses: 25,
-            within: second / 2,
+            ramp_up: second / 2,
             settle: second,
             files: None,
-            what: What::Drip,
+            kind: AttackKind::SlowUpload,
         },
         Attack {
             name: "one-address flood",
-            about: "600 connections of one address ask for slow work as often as they get an answer",
-            lasts: seconds(3_000, 1_500),
+            about: "600 connections from one address request slow work, again after each response",
+            duration: milliseconds(3_000, 1_500),
             attackers: 600,
             addresses: 1,
-            within: second / 2,
+            ramp_up: second / 2,
             settle: second,
             files: None,
-            what: What::Work(second / 10),
+            kind: AttackKind::Work(second / 10),
         },
         Attack {
             name: "oversized bodies",
-            about: "24 clients upload 32 MiB each, again and again, and say so in Content-Length",
-            lasts: seconds(2_500, 1_500),
+            about: "24 clients repeatedly upload 32 MiB, declared in Content-Length",
+            duration: milliseconds(2_500, 1_500),
             attackers: 24,
             addresses: 12,
-            within: second / 10,
+            ramp_up: second / 10,
             settle: second,
             files: None,
-            what: What::Declared,
+            kind: AttackKind::OversizedDeclared,
         },
         Attack {
             name: "oversized chunked bodies",
-            about: "24 clients upload 32 MiB each, again and again, in chunks",
-            lasts: seconds(2_500, 1_500),
+            about: "24 clients repeatedly upload 32 MiB in chunks",
+            duration: milliseconds(2_500, 1_500),
             attackers: 24,
             addresses: 12,
-            within: second / 10,
+            ramp_up: second / 10,
             settle: second,
             files: None,
-            what: What::Chunked,
+            kind: AttackKind::OversizedChunked,
         },
         Attack {
             name: "one-byte chunks",
-            about: "10 clients upload 400 KiB each in chunks of one byte, and never end",
-            lasts: seconds(9_500, 6_000),
+            about: "10 clients upload 400 KiB in chunks of one byte, and never end the body",
+            duration: milliseconds(9_500, 6_000),
             attackers: 10,
             addresses: 5,
-            within: second / 10,
+            ramp_up: second / 10,
             settle: second,
             files: None,
-            what: What::OneByteChunks,
+            kind: AttackKind::OneByteChunks,
         },
         Attack {
             name: "overload",
-            about: "2,500 clients of 50 addresses come within 2.5 s and want more slow work than can be done",
-            lasts: seconds(6_500, 4_500),
+            about: "2,500 clients from 50 addresses start within 2.5 s and request more slow work than the server can do",
+            duration: milliseconds(6_500, 4_500),
             attackers: 2_500,
             addresses: 50,
-            within: second * 5 / 2,
+            ramp_up: second * 5 / 2,
             settle: second,
             files: None,
-            what: What::Work(second * 2 / 5),
+            kind: AttackKind::Work(second * 2 / 5),
         },
         Attack {
             name: "idle flood",
-            about: "1,500 connections of 50 addresses say nothing, to a server with 1,024 files",
-            what: What::Silence,
+            about: "1,500 connections from 50 addresses send nothing, to a server with 1,024 files",
+            kind: AttackKind::Silent,
             ..connections
         },
         Attack {
             name: "Slowloris",
-            about: "the same, with a request head of which a line comes each second",
-            what: What::Head,
+            about: "the same, with a request head that grows by one line per second",
+            kind: AttackKind::SlowHead,
             ..connections
         },
         Attack {
             name: "slow readers",
-            about: "the same, with an answer of 8 MiB of which nothing is read",
-            what: What::Stall,
+            about: "the same, with a response of 8 MiB that is not read",
+            kind: AttackKind::StalledReader,
             ..connections
         },
         Attack {
             name: "paced rapid reset",
-            about: "10 clients ask for work over HTTP/2 and take each request back 40 ms later",
-            lasts: seconds(4_000, 2_500),
+            about: "10 clients request work over HTTP/2 and cancel each request 40 ms later",
+            duration: milliseconds(4_000, 2_500),
             attackers: 10,
             addresses: 10,
-            within: second / 10,
+            ramp_up: second / 10,
             settle: second,
             files: None,
-            what: What::Reset,
+            kind: AttackKind::RapidReset,
         },
     ]
 }
 
-/// The attackers at work.
+/// The running attackers.
 pub(crate) struct Attackers {
     tasks: JoinSet<()>,
     shared: Arc<Shared>,
 }
 
+/// The state that the attackers share.
 #[derive(Default)]
 struct Shared {
-    /// How many wait for the server now, having asked for something.
+    /// The number of attackers with a connection or request that the server holds now.
     held: AtomicUsize,
-    over: AtomicBool,
-    answers: Mutex<Answers>,
+    /// Attackers begin nothing more.
+    stopped: AtomicBool,
+    responses: Mutex<Responses>,
 }
 
-/// What they got: a status, or `cut`.
-pub(crate) type Answers = BTreeMap<String, u64>;
+/// The number of responses by status; `cut` counts connections closed without a response.
+pub(crate) type Responses = BTreeMap<String, u64>;
 
-/// One that the server holds, until this is dropped.
+/// Counts an attacker as held until it is dropped.
 struct Held<'a>(&'a AtomicUsize);
 
 // === Attackers ===
 
 impl Attackers {
+    /// Starts the attackers.
     pub(crate) fn start(attack: &Attack, addr: SocketAddr) -> Self {
         let shared = Arc::new(Shared::default());
         let mut tasks = JoinSet::new();
         for number in 0..attack.attackers {
-            let (shared, what) = (shared.clone(), attack.what);
+            let (shared, kind) = (shared.clone(), attack.kind);
             let from = 1 + u8::try_from(number % attack.addresses).unwrap_or(u8::MAX - 1);
             let from = Ipv4Addr::new(127, 0, 2, from);
-            let after = attack.within * number as u32 / attack.attackers as u32;
+            let delay = attack.ramp_up * number as u32 / attack.attackers as u32;
             tasks.spawn(async move {
-                sleep(after).await;
-                shared.attack(what, from, addr).await;
+                sleep(delay).await;
+                shared.attack(kind, from, addr).await;
             });
         }
         Self { tasks, shared }
     }
 
-    /// How many attackers wait for the server.
+    /// Returns the number of attackers with a connection or request that the server holds.
     pub(crate) fn held(&self) -> usize {
         self.shared.held.load(Relaxed)
     }
 
-    /// What was begun goes on, nothing else.
-    pub(crate) fn begin_nothing(&self) {
-        self.shared.over.store(true, Relaxed);
+    /// Lets the attackers continue what they have begun, but begin nothing more.
+    pub(crate) fn begin_nothing_more(&self) {
+        self.shared.stopped.store(true, Relaxed);
     }
 
-    /// Ends all of them by force.
-    pub(crate) async fn end(&mut self) -> Answers {
+    /// Aborts the attackers and returns the responses they have received.
+    pub(crate) async fn abort(&mut self) -> Responses {
         self.tasks.shutdown().await;
         std::mem::take(
             &mut self
                 .shared
-                .answers
+                .responses
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner),
         )
@@ -244,128 +266,142 @@ impl Attackers {
 }
 
 impl Shared {
-    async fn attack(&self, what: What, from: Ipv4Addr, addr: SocketAddr) {
-        match what {
-            What::Drip => self.upload(from, addr, &Upload::drip()).await,
-            What::OneByteChunks => self.upload(from, addr, &Upload::one_byte_chunks()).await,
-            What::Declared | What::Chunked => {
-                let upload = match what {
-                    What::Declared => Upload::declared(),
+    /// Runs one attacker.
+    async fn attack(&self, kind: AttackKind, from: Ipv4Addr, addr: SocketAddr) {
+        match kind {
+            AttackKind::SlowUpload => self.upload(from, addr, &Upload::slow()).await,
+            AttackKind::OneByteChunks => self.upload(from, addr, &Upload::one_byte_chunks()).await,
+            AttackKind::OversizedDeclared | AttackKind::OversizedChunked => {
+                let upload = match kind {
+                    AttackKind::OversizedDeclared => Upload::declared(),
                     _ => Upload::chunked(),
                 };
-                while self.goes_on() {
+                while self.may_begin() {
                     self.upload(from, addr, &upload).await;
-                    sleep(BETWEEN_UPLOADS).await;
+                    sleep(UPLOAD_PAUSE).await;
                 }
             }
-            What::Silence | What::Head | What::Stall | What::Reset => {
-                while self.goes_on() {
-                    // An error is a connection that the server ended, or did not let in.
-                    let _ = self.hold(what, from, addr).await;
-                    sleep(AGAIN).await;
+            AttackKind::Silent
+            | AttackKind::SlowHead
+            | AttackKind::StalledReader
+            | AttackKind::RapidReset => {
+                while self.may_begin() {
+                    // An error means that the server has closed or refused the connection.
+                    let _ = self.hold(kind, from, addr).await;
+                    sleep(RECONNECT_PAUSE).await;
                 }
             }
-            What::Work(pause) => {
-                while self.goes_on() {
-                    // An error is a connection that the server ended.
-                    let _ = self.work(from, addr, pause).await;
+            AttackKind::Work(pause) => {
+                while self.may_begin() {
+                    // An error means that the server has closed the connection.
+                    let _ = self.request_work(from, addr, pause).await;
                     sleep(pause).await;
                 }
             }
         }
     }
 
-    fn goes_on(&self) -> bool {
-        !self.over.load(Relaxed)
+    /// Returns whether attackers may begin new requests and connections.
+    fn may_begin(&self) -> bool {
+        !self.stopped.load(Relaxed)
     }
 
-    fn note(&self, answer: Option<u16>) {
-        let what = answer.map_or_else(|| "cut".to_owned(), |status| status.to_string());
-        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        *answers.entry(what).or_default() += 1;
+    /// Counts a response by its status, or a connection closed without one.
+    fn count_response(&self, status: Option<u16>) {
+        let key = status.map_or_else(|| "cut".to_owned(), |status| status.to_string());
+        let mut responses = self
+            .responses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *responses.entry(key).or_default() += 1;
     }
 
-    /// One upload on a connection of its own, until it is answered or cut.
+    /// Sends one upload on a new connection, until there is a response or the connection is closed.
     async fn upload(&self, from: Ipv4Addr, addr: SocketAddr, upload: &Upload) {
         let Ok(mut stream) = clients::connect(from, addr).await else {
-            return self.note(None);
+            return self.count_response(None);
         };
         let _held = Held::new(&self.held);
         let (mut read, mut write) = stream.split();
-        let answer = tokio::select! {
-            answer = answer(&mut read) => answer.ok(),
-            // Whoever cannot send any more may still have an answer to read.
+        let status = tokio::select! {
+            status = read_response(&mut read) => status.ok(),
+            // After a failed write there may still be a response to read.
             _ = upload.send(&mut write) => {
-                timeout(clients::PATIENCE, answer(&mut read)).await.ok().and_then(Result::ok)
+                timeout(clients::PATIENCE, read_response(&mut read)).await.ok().and_then(Result::ok)
             }
         };
-        self.note(answer);
+        self.count_response(status);
     }
 
-    /// Keeps one connection until the server ends it.
-    async fn hold(&self, what: What, from: Ipv4Addr, addr: SocketAddr) -> io::Result<()> {
+    /// Holds one connection until the server closes it.
+    async fn hold(&self, kind: AttackKind, from: Ipv4Addr, addr: SocketAddr) -> io::Result<()> {
         let mut stream = clients::connect(from, addr).await?;
         let _held = Held::new(&self.held);
         let (mut read, mut write) = stream.split();
-        let ended = match what {
-            What::Head => tokio::select! {
-                sent = heads(&mut write) => sent,
-                ended = throw_away(&mut read) => ended,
+        let result = match kind {
+            AttackKind::SlowHead => tokio::select! {
+                sent = send_endless_head(&mut write) => sent,
+                closed = discard(&mut read) => closed,
             },
-            What::Stall => {
+            AttackKind::StalledReader => {
                 write
                     .write_all(b"GET /big HTTP/1.1\r\nhost: demo\r\n\r\n")
                     .await?;
-                is_cut(&stream).await
+                wait_for_reset(&stream).await
             }
-            What::Reset => tokio::select! {
-                sent = self.resets(&mut write) => sent,
-                ended = throw_away(&mut read) => ended,
+            AttackKind::RapidReset => tokio::select! {
+                sent = self.send_and_cancel_requests(&mut write) => sent,
+                closed = discard(&mut read) => closed,
             },
-            _ => throw_away(&mut read).await,
+            _ => discard(&mut read).await,
         };
-        self.note(None);
-        ended
+        self.count_response(None);
+        result
     }
 
-    /// Begins requests and takes them back.
-    async fn resets(&self, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+    /// Sends batches of HTTP/2 requests and cancels each batch.
+    async fn send_and_cancel_requests(&self, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         to.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await?;
         to.write_all(&frame(SETTINGS, 0, 0, &[])).await?;
-        // :method GET and :scheme http; then :path and :authority, spelled out.
+        // :method GET and :scheme http indexed, then :path and :authority as literals.
         let head = b"\x82\x86\x04\x05/work\x01\x04demo";
         for batch in 0u32.. {
-            let streams = (0..BATCH).map(|n| 2 * (batch * BATCH + n) + 1);
-            let begun = streams
+            let streams = (0..BATCH_REQUESTS).map(|n| 2 * (batch * BATCH_REQUESTS + n) + 1);
+            let requests = streams
                 .clone()
                 .flat_map(|stream| frame(HEADERS, 5, stream, head));
-            to.write_all(&begun.collect::<Vec<_>>()).await?;
-            sleep(BETWEEN).await;
-            let taken_back = streams.flat_map(|stream| frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]));
-            to.write_all(&taken_back.collect::<Vec<_>>()).await?;
-            if !self.goes_on() {
+            to.write_all(&requests.collect::<Vec<_>>()).await?;
+            sleep(CANCEL_AFTER).await;
+            let resets = streams.flat_map(|stream| frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]));
+            to.write_all(&resets.collect::<Vec<_>>()).await?;
+            if !self.may_begin() {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Asks for work on one connection until that ends.
-    async fn work(&self, from: Ipv4Addr, addr: SocketAddr, pause: Duration) -> io::Result<()> {
+    /// Requests `/work` on one connection until it is closed.
+    async fn request_work(
+        &self,
+        from: Ipv4Addr,
+        addr: SocketAddr,
+        pause: Duration,
+    ) -> io::Result<()> {
         let mut stream = clients::connect(from, addr).await?;
-        while self.goes_on() {
-            let answer = {
+        while self.may_begin() {
+            let status = {
                 let _held = Held::new(&self.held);
                 let sent = stream
                     .write_all(b"GET /work HTTP/1.1\r\nhost: demo\r\n\r\n")
                     .await;
                 match sent {
-                    Ok(()) => answer(&mut stream).await,
+                    Ok(()) => read_response(&mut stream).await,
                     Err(error) => Err(error),
                 }
             };
-            self.note(answer.as_ref().ok().copied());
-            answer?;
+            self.count_response(status.as_ref().ok().copied());
+            status?;
             sleep(pause).await;
         }
         Ok(())
@@ -374,8 +410,9 @@ impl Shared {
 
 // === Upload ===
 
-/// What an upload consists of: a head, and a piece of body so many times.
+/// An upload: a head, and a number of equal pieces of body.
 struct Upload {
+    /// The header of the body's length.
     length: String,
     piece: Vec<u8>,
     pieces: usize,
@@ -383,19 +420,19 @@ struct Upload {
 }
 
 impl Upload {
-    fn drip() -> Self {
+    fn slow() -> Self {
         let length = "content-length: 100000".to_owned();
         Self {
             length,
             piece: b"x".to_vec(),
             pieces: usize::MAX,
-            pause: DRIP,
+            pause: SLOW_INTERVAL,
         }
     }
 
     fn declared() -> Self {
-        let length = format!("content-length: {TOO_LONG}");
-        let (piece, pieces) = (vec![b'x'; PIECE], TOO_LONG / PIECE);
+        let length = format!("content-length: {OVERSIZED_BYTES}");
+        let (piece, pieces) = (vec![b'x'; PIECE_BYTES], OVERSIZED_BYTES / PIECE_BYTES);
         Self {
             length,
             piece,
@@ -405,8 +442,8 @@ impl Upload {
     }
 
     fn chunked() -> Self {
-        let mut piece = format!("{PIECE:x}\r\n").into_bytes();
-        piece.resize(piece.len() + PIECE, b'x');
+        let mut piece = format!("{PIECE_BYTES:x}\r\n").into_bytes();
+        piece.resize(piece.len() + PIECE_BYTES, b'x');
         piece.extend(b"\r\n");
         Self {
             length: CHUNKED.to_owned(),
@@ -426,7 +463,7 @@ impl Upload {
         }
     }
 
-    /// Sends as fast as the server takes it. The end is left out where there would be one.
+    /// Sends the upload as fast as the server reads it. A chunked upload has no last chunk.
     async fn send(&self, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         let head = format!(
             "POST /upload HTTP/1.1\r\nhost: demo\r\n{}\r\n\r\n",
@@ -449,7 +486,7 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 
-/// A frame of HTTP/2 (RFC 9113 section 4.1).
+/// Encodes an HTTP/2 frame (RFC 9113 section 4.1).
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
     frame.extend([kind, flags]);
@@ -458,43 +495,43 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A head without end.
-async fn heads(to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+/// Sends an endless request head.
+async fn send_endless_head(to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
     to.write_all(b"GET / HTTP/1.1\r\nhost: demo\r\n").await?;
     loop {
-        sleep(DRIP).await;
+        sleep(SLOW_INTERVAL).await;
         to.write_all(b"x: y\r\n").await?;
     }
 }
 
-/// Reads until there is nothing more to come.
-async fn throw_away(from: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
+/// Reads and discards bytes until the connection is closed.
+async fn discard(from: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
     tokio::io::copy(from, &mut tokio::io::sink())
         .await
         .map(|_| ())
 }
 
-/// Waits for a reset without reading a byte of what is there.
-async fn is_cut(stream: &TcpStream) -> io::Result<()> {
+/// Waits for a reset of the connection without reading from it.
+async fn wait_for_reset(stream: &TcpStream) -> io::Result<()> {
     loop {
-        sleep(BETWEEN).await;
+        sleep(RESET_CHECK_INTERVAL).await;
         if let Some(error) = stream.take_error()? {
             return Err(error);
         }
     }
 }
 
-// === Answers ===
+// === Responses ===
 
-/// Reads one answer to its end, if it says how long it is, and tells its status.
-async fn answer(from: &mut (impl AsyncRead + Unpin)) -> io::Result<u16> {
-    const LONGEST: usize = 16 << 10;
+/// Reads one response, with its body if the length is declared, and returns its status.
+async fn read_response(from: &mut (impl AsyncRead + Unpin)) -> io::Result<u16> {
+    const MAX_BYTES: usize = 16 << 10;
     let mut read = Vec::with_capacity(512);
     let end = loop {
         if let Some(at) = read.windows(4).position(|window| window == b"\r\n\r\n") {
             break at + 4;
         }
-        if read.len() > LONGEST || from.read_buf(&mut read).await? == 0 {
+        if read.len() > MAX_BYTES || from.read_buf(&mut read).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
     };
@@ -505,7 +542,7 @@ async fn answer(from: &mut (impl AsyncRead + Unpin)) -> io::Result<u16> {
         .lines()
         .find_map(|line| line.strip_prefix("content-length: "));
     let length: usize = length.and_then(|length| length.parse().ok()).unwrap_or(0);
-    while read.len() < end + length.min(LONGEST) {
+    while read.len() < end + length.min(MAX_BYTES) {
         if from.read_buf(&mut read).await? == 0 {
             break;
         }

@@ -1,4 +1,4 @@
-//! Clients that mean well: a few requests a second each, from addresses of their own.
+//! Honest clients: each sends a few requests per second from its own address.
 
 use crate::clients;
 use bytes::Bytes;
@@ -18,145 +18,154 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
+/// The number of clients that send small requests.
 const CLIENTS: u8 = 8;
-/// Each asks so often, for `/`, with a small upload, and for `/work` in turn, four requests on a
-/// connection.
-const EVERY: Duration = Duration::from_millis(250);
-/// Who has no answer by then goes away.
+/// The interval between the requests of a client: `/`, a small upload and `/work` in turn, four
+/// requests on a connection.
+const REQUEST_INTERVAL: Duration = Duration::from_millis(250);
+/// The time after which a client gives up on a response.
 const PATIENCE: Duration = Duration::from_secs(2);
-const SMALL: usize = 2048;
-/// And one client uploads 80 KiB at 32 KiB a second, again and again.
-const SLOW_PIECES: u64 = 10;
-const SLOW_PIECE: usize = 8 * 1024;
-const SLOW_PAUSE: Duration = Duration::from_millis(250);
+/// The length of a small upload.
+const SMALL_UPLOAD_BYTES: usize = 2048;
+/// The number of frames of a slow upload. One more client repeatedly uploads them: 80 KiB at
+/// 32 KiB/s.
+const SLOW_UPLOAD_FRAMES: u64 = 10;
+/// The length of a frame of a slow upload.
+const SLOW_UPLOAD_FRAME_BYTES: usize = 8 * 1024;
+/// The pause before each frame of a slow upload.
+const SLOW_UPLOAD_PAUSE: Duration = Duration::from_millis(250);
 
 type Upload = Either<Full<Bytes>, Pieces>;
 type Sender = SendRequest<Upload>;
 
-/// The clients at work.
-pub(crate) struct Honest {
+/// The running clients.
+pub(crate) struct HonestClients {
     tasks: JoinSet<()>,
-    go_on: watch::Sender<bool>,
-    book: Arc<Mutex<Book>>,
-    looked: (u64, u64),
+    stopped: watch::Sender<bool>,
+    stats: Arc<Mutex<RequestStats>>,
+    /// The numbers of requests sent and served at the last sample.
+    last_sample: (u64, u64),
 }
 
-/// What they got.
+/// The outcomes of the honest requests.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Book {
-    pub(crate) asked: u64,
+pub(crate) struct RequestStats {
+    pub(crate) sent: u64,
     pub(crate) served: u64,
-    /// How long the answers took that were in time, but for the slow uploads.
+    /// The latencies of the served requests, without the slow uploads.
     pub(crate) latencies: Vec<Duration>,
-    /// What the others got.
+    /// The outcomes of the other requests, and how often each occurred.
     pub(crate) failures: BTreeMap<String, u64>,
 }
 
-// === Honest ===
+// === HonestClients ===
 
-impl Honest {
+impl HonestClients {
+    /// Starts the clients.
     pub(crate) fn start(addr: SocketAddr) -> Self {
-        let (go_on, going) = watch::channel(true);
-        let book = Arc::new(Mutex::new(Book::default()));
+        let (stopped, stop) = watch::channel(false);
+        let stats = Arc::new(Mutex::new(RequestStats::default()));
         let mut tasks = JoinSet::new();
         for number in 1..=CLIENTS {
-            tasks.spawn(small(number, addr, going.clone(), book.clone()));
+            tasks.spawn(send_requests(number, addr, stop.clone(), stats.clone()));
         }
-        tasks.spawn(slow(CLIENTS + 1, addr, going, book.clone()));
+        tasks.spawn(send_slow_uploads(CLIENTS + 1, addr, stop, stats.clone()));
         Self {
             tasks,
-            go_on,
-            book,
-            looked: (0, 0),
+            stopped,
+            stats,
+            last_sample: (0, 0),
         }
     }
 
-    /// From now on it counts.
-    pub(crate) fn begin(&self) {
-        *self.book.lock().unwrap_or_else(PoisonError::into_inner) = Book::default();
+    /// Resets the counts.
+    pub(crate) fn reset_stats(&self) {
+        *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = RequestStats::default();
     }
 
-    /// How many were asked and served since this was called last.
-    pub(crate) fn since_last_look(&mut self) -> (u64, u64) {
-        let book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = std::mem::replace(&mut self.looked, (book.asked, book.served));
+    /// Returns the numbers of requests sent and served since the last call.
+    pub(crate) fn sample(&mut self) -> (u64, u64) {
+        let stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut self.last_sample, (stats.sent, stats.served));
         (
-            book.asked.saturating_sub(before.0),
-            book.served.saturating_sub(before.1),
+            stats.sent.saturating_sub(before.0),
+            stats.served.saturating_sub(before.1),
         )
     }
 
-    /// Waits for the answers that are under way.
-    pub(crate) async fn end(mut self) -> Book {
-        self.go_on.send_replace(false);
+    /// Stops the clients after their outstanding requests.
+    pub(crate) async fn stop(mut self) -> RequestStats {
+        self.stopped.send_replace(true);
         while self.tasks.join_next().await.is_some() {}
-        std::mem::take(&mut self.book.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.stats.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-async fn small(
+/// Sends small requests at the usual rate until `stop`.
+async fn send_requests(
     number: u8,
     addr: SocketAddr,
-    mut going: watch::Receiver<bool>,
-    book: Arc<Mutex<Book>>,
+    mut stop: watch::Receiver<bool>,
+    stats: Arc<Mutex<RequestStats>>,
 ) {
-    // Not all at once.
-    sleep(EVERY / u32::from(CLIENTS) * u32::from(number)).await;
+    // Spread the clients over the interval.
+    sleep(REQUEST_INTERVAL / u32::from(CLIENTS) * u32::from(number)).await;
     let from = Ipv4Addr::new(127, 0, 1, number);
     let mut connection = None;
-    let mut turns = interval(EVERY);
+    let mut turns = interval(REQUEST_INTERVAL);
     turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for turn in usize::from(number).. {
         tokio::select! {
             _ = turns.tick() => {}
-            _ = going.wait_for(|going| !going) => return,
+            _ = stop.wait_for(|stopped| *stopped) => return,
         }
         if turn % 4 == 0 {
             connection = None;
         }
         let request = match turn % 3 {
             0 => Request::get("/").body(Full::default()),
-            1 => Request::post("/upload").body(Full::from(vec![b'x'; SMALL])),
+            1 => Request::post("/upload").body(Full::from(vec![b'x'; SMALL_UPLOAD_BYTES])),
             _ => Request::get("/work").body(Full::default()),
         };
-        let request = request.expect("a request").map(Either::Left);
-        let asked = Instant::now();
-        let answer = ask(from, addr, &mut connection, request, PATIENCE).await;
-        note(&book, answer, Some(asked.elapsed()));
+        let request = request.expect("the request is valid").map(Either::Left);
+        let sent = Instant::now();
+        let outcome = send_request(from, addr, &mut connection, request, PATIENCE).await;
+        record(&stats, outcome, Some(sent.elapsed()));
     }
 }
 
-async fn slow(
+/// Sends slow uploads, one after the other, until `stop`.
+async fn send_slow_uploads(
     number: u8,
     addr: SocketAddr,
-    mut going: watch::Receiver<bool>,
-    book: Arc<Mutex<Book>>,
+    mut stop: watch::Receiver<bool>,
+    stats: Arc<Mutex<RequestStats>>,
 ) {
     let from = Ipv4Addr::new(127, 0, 1, number);
-    let takes = SLOW_PAUSE * SLOW_PIECES as u32;
-    while *going.borrow_and_update() {
-        let body = Pieces::new(SLOW_PIECES, SLOW_PIECE)
+    let duration = SLOW_UPLOAD_PAUSE * SLOW_UPLOAD_FRAMES as u32;
+    while !*stop.borrow_and_update() {
+        let body = Pieces::new(SLOW_UPLOAD_FRAMES, SLOW_UPLOAD_FRAME_BYTES)
             .declared()
-            .every(SLOW_PAUSE);
+            .every(SLOW_UPLOAD_PAUSE);
         let request = Request::post("/upload")
             .body(Either::Right(body))
-            .expect("a request");
+            .expect("the request is valid");
         let mut connection = None;
-        let answer = tokio::select! {
-            answer = ask(from, addr, &mut connection, request, takes + PATIENCE) => answer,
-            // It is not to be waited for, and has no outcome.
-            _ = going.wait_for(|going| !going) => return,
+        let outcome = tokio::select! {
+            outcome = send_request(from, addr, &mut connection, request, duration + PATIENCE) => outcome,
+            // An upload that is interrupted by the stop does not count.
+            _ = stop.wait_for(|stopped| *stopped) => return,
         };
-        let refused = answer != Ok(StatusCode::OK);
-        note(&book, answer, None);
-        if refused {
-            sleep(EVERY).await;
+        let failed = outcome != Ok(StatusCode::OK);
+        record(&stats, outcome, None);
+        if failed {
+            sleep(REQUEST_INTERVAL).await;
         }
     }
 }
 
-/// The status of the answer, or what came in place of one.
-async fn ask(
+/// Sends `request` and returns the status of the response, or the reason why there is none.
+async fn send_request(
     from: Ipv4Addr,
     addr: SocketAddr,
     connection: &mut Option<Sender>,
@@ -165,57 +174,63 @@ async fn ask(
 ) -> Result<StatusCode, &'static str> {
     let host = http::HeaderValue::from_static("demo");
     request.headers_mut().insert(http::header::HOST, host);
-    let exchange = async {
+    let response = async {
         let mut sender = match connection.take().filter(|sender| !sender.is_closed()) {
             Some(sender) => sender,
             None => clients::http1(from, addr)
                 .await
                 .map_err(|_| "not connected")?,
         };
-        let answer = sender.send_request(request).await.map_err(|_| "cut")?;
-        let status = answer.status();
-        clients::whole(answer).await.map_err(|_| "cut")?;
+        let response = sender.send_request(request).await.map_err(|_| "cut")?;
+        let status = response.status();
+        clients::whole(response).await.map_err(|_| "cut")?;
         Ok((sender, status))
     };
-    match timeout(patience, exchange).await {
+    match timeout(patience, response).await {
         Ok(Ok((sender, status))) => {
-            // hyper says so a moment later that the server closes.
+            // After a refusal the server may close the connection, which hyper notices a moment
+            // later.
             *connection = status.is_success().then_some(sender);
             Ok(status)
         }
-        Ok(Err(what)) => Err(what),
+        Ok(Err(reason)) => Err(reason),
         Err(_) => Err("too late"),
     }
 }
 
-fn note(book: &Mutex<Book>, answer: Result<StatusCode, &'static str>, took: Option<Duration>) {
-    let mut book = book.lock().unwrap_or_else(PoisonError::into_inner);
-    book.asked += 1;
-    let what = match answer {
+/// Counts the outcome of a request.
+fn record(
+    stats: &Mutex<RequestStats>,
+    outcome: Result<StatusCode, &'static str>,
+    latency: Option<Duration>,
+) {
+    let mut stats = stats.lock().unwrap_or_else(PoisonError::into_inner);
+    stats.sent += 1;
+    let failure = match outcome {
         Ok(StatusCode::OK) => {
-            book.served += 1;
-            book.latencies.extend(took);
+            stats.served += 1;
+            stats.latencies.extend(latency);
             return;
         }
         Ok(status) => status.as_str().to_owned(),
-        Err(what) => what.to_owned(),
+        Err(reason) => reason.to_owned(),
     };
-    *book.failures.entry(what).or_default() += 1;
+    *stats.failures.entry(failure).or_default() += 1;
 }
 
-// === Book ===
+// === RequestStats ===
 
-impl Book {
-    /// The part that was served, from 0 to 1.
-    pub(crate) fn rate(&self) -> f64 {
-        self.served as f64 / self.asked.max(1) as f64
+impl RequestStats {
+    /// Returns the part of the requests that was served, from 0 to 1.
+    pub(crate) fn served_ratio(&self) -> f64 {
+        self.served as f64 / self.sent.max(1) as f64
     }
 
-    /// The latency that so many percent of the served did not exceed.
+    /// Returns the latency that `percent` % of the served requests did not exceed.
     pub(crate) fn percentile(&self, percent: usize) -> Option<Duration> {
         let mut sorted = self.latencies.clone();
         sorted.sort_unstable();
-        let place = (sorted.len() * percent).div_ceil(100).checked_sub(1)?;
-        sorted.get(place).copied()
+        let index = (sorted.len() * percent).div_ceil(100).checked_sub(1)?;
+        sorted.get(index).copied()
     }
 }

@@ -1,19 +1,20 @@
-//! The same axum app three times on loopback: bare, behind what a careful user assembles from
-//! tower, tower-http and `tower_governor` today, and behind palisade. Each is attacked in ten ways
-//! while honest clients go on, and what came out stands side by side.
+//! Compares three servers of the same axum app on loopback: without guards, with the layers that a
+//! careful user assembles from tower, tower-http and `tower_governor` today, and with palisade.
+//! Each server is attacked in ten ways while honest clients send requests. The results are printed
+//! as a table and written to a page.
 //!
 //! ```text
 //! cargo run --release --example demo              # about four minutes
-//! cargo run --release --example demo -- --quick   # about two, with shorter numbers
-//! cargo run --release --example demo -- --check   # and fails unless palisade held
+//! cargo run --release --example demo -- --quick   # about two minutes, with shorter attacks
+//! cargo run --release --example demo -- --check   # fails if palisade fails its expectations
 //! ```
 //!
-//! Every server is a process of its own, fresh for each attack, so that its memory is its own.
-//! Nothing leaves loopback; connections, bytes and time are bounded, and everything ends by itself.
+//! Each attack starts a new server process, so the measured memory is the server's own. All traffic
+//! stays on loopback; connections, bytes and time are bounded, and all processes end by themselves.
 #![allow(
     clippy::print_stderr,
     clippy::print_stdout,
-    reason = "a program for the terminal"
+    reason = "a command-line program prints"
 )]
 
 mod attacks;
@@ -23,10 +24,10 @@ mod report;
 mod servers;
 
 use attacks::{Attack, Attackers};
-use honest::Honest;
+use honest::HonestClients;
 use palisade_testkit::{clients, process};
-use report::{Moment, Outcome};
-use servers::{Kind, Server};
+use report::{Outcome, Sample};
+use servers::{Server, ServerKind};
 use std::{
     io::{IsTerminal, Write},
     net::Ipv4Addr,
@@ -38,14 +39,17 @@ use tokio::{
 };
 use tower::BoxError;
 
-const PAGE: &str = "target/palisade-demo.html";
-/// Honest clients alone, before the attack.
-const BEFORE: Duration = Duration::from_millis(500);
-/// For the server to be rid of attackers that were ended.
-const AFTER: Duration = Duration::from_millis(500);
-/// One for each connection of the largest attack, and some for the rest.
-const FILES: u64 = 2_600;
-const LOOK: Duration = Duration::from_millis(250);
+/// The path of the page.
+const PAGE_PATH: &str = "target/palisade-demo.html";
+/// The time for which the honest clients run alone before the attack.
+const WARM_UP: Duration = Duration::from_millis(500);
+/// The time for which the server can release its memory after the attackers are aborted.
+const COOL_DOWN: Duration = Duration::from_millis(500);
+/// The number of open files that the demo needs: one for each connection of the largest attack, and
+/// some more.
+const REQUIRED_FILES: u64 = 2_600;
+/// The interval between samples during an attack.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
@@ -54,9 +58,9 @@ async fn main() -> Result<(), BoxError> {
     let files = process::raise_file_limit();
     match arguments[..] {
         ["--serve", kind, speed, ref files @ ..] => {
-            let kind = Kind::named(kind).ok_or("no such server")?;
+            let kind = ServerKind::from_name(kind).ok_or("no such server")?;
             if let [files] = files {
-                servers::allow(files.parse()?)?;
+                servers::limit_files(files.parse()?)?;
             }
             return servers::serve(kind, speed == "quick").await;
         }
@@ -66,162 +70,166 @@ async fn main() -> Result<(), BoxError> {
         _ => return Err("usage: demo [--quick] [--check]".into()),
     }
     let quick = arguments.contains(&"--quick");
-    // On Linux every address of 127.0.0.0/8 is here; elsewhere they would have to be set up.
+    // Linux has all addresses of 127.0.0.0/8. Other systems would need to configure them.
     if TcpListener::bind((Ipv4Addr::new(127, 0, 1, 1), 0))
         .await
         .is_err()
     {
-        return Err("clients of this need addresses of their own, 127.0.x.y, as on Linux".into());
+        return Err("the demo needs the loopback addresses 127.0.x.y, which Linux provides".into());
     }
 
     let attacks = attacks::all(quick);
-    if let Some(files) = files.filter(|files| *files < FILES) {
-        eprintln!("{files} open files are allowed here, {FILES} are needed: expect less attack");
+    if let Some(files) = files
+        && files < REQUIRED_FILES
+    {
+        eprintln!(
+            "the limit on open files is {files}, but the demo needs {REQUIRED_FILES}: the attacks will \
+             be weaker"
+        );
     }
     let mut progress = Progress::new(&attacks);
     let mut results = Vec::new();
     for attack in &attacks {
         let mut outcomes = Vec::new();
-        for kind in Kind::ALL {
+        for kind in ServerKind::ALL {
             progress.begin(attack, kind);
-            outcomes.push(one(attack, kind, quick, &mut progress).await?);
+            outcomes.push(run_attack(attack, kind, quick, &mut progress).await?);
             progress.end(outcomes.last().expect("just pushed"));
         }
         results.push((attack, outcomes));
     }
     print!("{}", report::text(&results));
     std::fs::create_dir_all("target")?;
-    std::fs::write(PAGE, page::html(&results))?;
-    println!("\nthe same with charts: {PAGE}");
+    std::fs::write(PAGE_PATH, page::html(&results))?;
+    println!("\nthe same results with charts: {PAGE_PATH}");
 
     let failures = report::failures(&results);
     if failures.is_empty() {
-        println!("palisade held: 99 % or more of the honest requests served, no attacker held");
+        println!("palisade passed: at least 99 % of the honest requests served, no attacker held");
     }
     for failure in &failures {
-        println!("palisade did not hold: {failure}");
+        println!("palisade failed: {failure}");
     }
     if arguments.contains(&"--check") && !failures.is_empty() {
-        return Err("palisade did not hold".into());
+        return Err("palisade failed its expectations".into());
     }
     Ok(())
 }
 
-/// One attack on one server.
-async fn one(
+/// Runs one attack on one server.
+async fn run_attack(
     attack: &Attack,
-    kind: Kind,
+    kind: ServerKind,
     quick: bool,
     progress: &mut Progress,
 ) -> Result<Outcome, BoxError> {
     let mut server = Server::start(kind, quick, attack.files).await?;
     let at_start = server.memory();
-    let mut honest = Honest::start(server.addr);
-    sleep(BEFORE).await;
-    honest.begin();
+    let mut honest = HonestClients::start(server.addr);
+    sleep(WARM_UP).await;
+    honest.reset_stats();
 
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut attackers = Attackers::start(attack, server.addr);
-    let mut moments = Vec::new();
-    let mut looks = interval(LOOK);
-    while begun.elapsed() < attack.lasts + attack.settle {
-        looks.tick().await;
-        if begun.elapsed() >= attack.lasts {
-            attackers.begin_nothing();
+    let mut samples = Vec::new();
+    let mut ticks = interval(SAMPLE_INTERVAL);
+    while started.elapsed() < attack.duration + attack.settle {
+        ticks.tick().await;
+        if started.elapsed() >= attack.duration {
+            attackers.begin_nothing_more();
         }
-        let (asked, served) = honest.since_last_look();
+        let (sent, served) = honest.sample();
         let held = attackers.held();
         let memory = server.memory().map(|memory| memory.now);
-        moments.push(Moment {
-            at: begun.elapsed(),
-            asked,
+        samples.push(Sample {
+            at: started.elapsed(),
+            sent,
             served,
             held,
             memory,
         });
-        progress.show(held, served, asked);
+        progress.show(held, served, sent);
     }
     let held = attackers.held();
-    let answers = attackers.end().await;
-    let honest = honest.end().await;
-    let reasons = server.reasons().await;
-    sleep(AFTER).await;
+    let responses = attackers.abort().await;
+    let honest = honest.stop().await;
+    let reasons = server.refusal_reasons().await;
+    sleep(COOL_DOWN).await;
     let at_end = server.memory();
-    server.end().await;
+    server.stop().await;
     Ok(Outcome {
         kind,
         honest,
         held,
-        answers,
+        responses,
         reasons,
         at_start,
         at_end,
-        moments,
+        samples,
     })
 }
 
 // === Progress ===
 
-/// What goes on, on stderr: one line that changes on a terminal, a line per attack elsewhere.
+/// The progress on stderr: one line that is updated on a terminal, one line per attack elsewhere.
 struct Progress {
-    terminal: bool,
-    done: usize,
-    all: usize,
-    what: String,
-    ends: Instant,
+    is_terminal: bool,
+    begun: usize,
+    total: usize,
+    /// The current attack and server.
+    current: String,
+    ends_at: Instant,
 }
 
 impl Progress {
     fn new(attacks: &[Attack]) -> Self {
-        let one = |attack: &Attack| attack.lasts + attack.settle + BEFORE + AFTER;
-        let all: Duration = attacks.iter().map(one).sum();
-        let all = all * Kind::ALL.len() as u32;
-        let terminal = std::io::stderr().is_terminal();
+        let duration = |attack: &Attack| attack.duration + attack.settle + WARM_UP + COOL_DOWN;
+        let each: Duration = attacks.iter().map(duration).sum();
+        let all = each * ServerKind::ALL.len() as u32;
+        let is_terminal = std::io::stderr().is_terminal();
         eprintln!(
             "{} attacks on 3 servers, about {} s",
             attacks.len(),
             all.as_secs()
         );
-        let (done, what) = (0, String::new());
-        let ends = Instant::now() + all;
         Self {
-            terminal,
-            done,
-            all: attacks.len() * Kind::ALL.len(),
-            what,
-            ends,
+            is_terminal,
+            begun: 0,
+            total: attacks.len() * ServerKind::ALL.len(),
+            current: String::new(),
+            ends_at: Instant::now() + all,
         }
     }
 
-    fn begin(&mut self, attack: &Attack, kind: Kind) {
-        self.done += 1;
-        self.what = format!(
+    fn begin(&mut self, attack: &Attack, kind: ServerKind) {
+        self.begun += 1;
+        self.current = format!(
             "[{:>2}/{}] {} on {}",
-            self.done,
-            self.all,
+            self.begun,
+            self.total,
             attack.name,
             kind.name()
         );
     }
 
-    fn show(&self, held: usize, served: u64, asked: u64) {
-        if self.terminal {
+    fn show(&self, held: usize, served: u64, sent: u64) {
+        if self.is_terminal {
             let left = self
-                .ends
+                .ends_at
                 .saturating_duration_since(Instant::now())
                 .as_secs();
-            let what = &self.what;
-            eprint!("\r\x1b[K{what:<48} honest {served}/{asked}  held {held}  {left} s left");
+            let current = &self.current;
+            eprint!("\r\x1b[K{current:<48} honest {served}/{sent}  held {held}  {left} s left");
             let _ = std::io::stderr().flush();
         }
     }
 
     fn end(&self, outcome: &Outcome) {
-        let clear = if self.terminal { "\r\x1b[K" } else { "" };
-        let percent = report::percent(outcome.honest.rate());
+        let clear = if self.is_terminal { "\r\x1b[K" } else { "" };
+        let percent = report::percent(outcome.honest.served_ratio());
         eprintln!(
             "{clear}{:<48} honest {percent:>7}  held {}",
-            self.what, outcome.held
+            self.current, outcome.held
         );
     }
 }

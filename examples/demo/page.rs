@@ -1,8 +1,8 @@
-//! The same as a page: one file, no script, readable in light and dark.
+//! The results as an HTML page: one file, no script, for light and dark mode.
 
 use crate::{
-    report::{LEAST_SERVED, Moment, Outcome, Results, counts, milliseconds, percent},
-    servers::Kind,
+    report::{MIN_SERVED_RATIO, Outcome, Results, Sample, counts, milliseconds, percent},
+    servers::ServerKind,
 };
 use std::fmt::Write;
 
@@ -43,26 +43,29 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; ma
 dd { margin: 0; color: var(--soft) }
 ";
 
-/// What is not as it should be.
-const LOW: &str = " class=\"low\"";
+/// The class of a value that fails the expectation.
+const LOW_CLASS: &str = " class=\"low\"";
 
+/// The width of a chart in SVG units.
 const WIDTH: f64 = 300.0;
+/// The height of a chart.
 const HEIGHT: f64 = 120.0;
-const LEFT: f64 = 34.0;
-const BOTTOM: f64 = 18.0;
-const TOP: f64 = 8.0;
+/// The space left of the plot, for the labels of the value axis.
+const LEFT_MARGIN: f64 = 34.0;
+/// The space below the plot, for the labels of the time axis.
+const BOTTOM_MARGIN: f64 = 18.0;
+/// The space above the plot.
+const TOP_MARGIN: f64 = 8.0;
 
+/// Renders the page.
 pub(crate) fn html(results: &Results<'_>) -> String {
     let mut page = String::from("<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n");
     page.push_str("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n");
-    let _ = writeln!(
-        page,
-        "<title>palisade: the demonstration</title>\n<style>{STYLE}</style>"
-    );
+    let _ = writeln!(page, "<title>palisade demo</title>\n<style>{STYLE}</style>");
     page.push_str(
         "<h1>Three servers under attack</h1>\n\
-         <p>The same axum app, three times. Honest clients go on with their work while one attack \
-         after the other is set on each. Every number was measured in this run.</p>\n",
+         <p>The same axum app behind three servers. Honest clients send requests while each server \
+         is attacked in ten ways, one after the other. All numbers were measured in this run.</p>\n",
     );
     legend(&mut page);
     overview(&mut page, results);
@@ -79,13 +82,13 @@ pub(crate) fn html(results: &Results<'_>) -> String {
             "honest requests served, %",
             outcomes,
             Some(100.0),
-            served,
+            served_percent,
         );
-        chart(&mut page, "attackers held", outcomes, None, |_, moment| {
-            Some(moment.held as f64)
+        chart(&mut page, "attackers held", outcomes, None, |_, sample| {
+            Some(sample.held as f64)
         });
-        chart(&mut page, "memory, MiB", outcomes, None, |_, moment| {
-            moment
+        chart(&mut page, "memory, MiB", outcomes, None, |_, sample| {
+            sample
                 .memory
                 .map(|memory| memory as f64 / f64::from(1 << 20))
         });
@@ -93,22 +96,24 @@ pub(crate) fn html(results: &Results<'_>) -> String {
     }
     page.push_str(
         "<section>\n<h2>How to read this</h2>\n<dl>\n\
-         <dt>honest served</dt><dd>of the requests of 8 clients with 4 a second each, and of one \
-         client that uploads at 32 KiB a second, again and again. Who has no answer after 2 s \
-         goes away; every fourth request is made on a new connection. p50 and p99 are of those who were served.</dd>\n\
-         <dt>held</dt><dd>attackers that the server still kept one second after the last of them \
-         began anything, or three where a connection has two seconds for its first request: what \
-         the server did not let go of.</dd>\n\
-         <dt>memory</dt><dd>of the server's process: before the attack, at its worst, and when \
-         the attackers were gone. 8 MiB of palisade's is the table of its rate limit, which has a \
-         fixed size.</dd>\n</dl>\n</section>\n</html>\n",
+         <dt>honest served</dt><dd>the part of the honest requests that was served: 8 clients send \
+         4 requests a second each, and one client repeatedly uploads at 32 KiB/s. A client gives \
+         up after 2 s without a response, and sends every fourth request on a new connection. p50 \
+         and p99 are the latencies of the served requests.</dd>\n\
+         <dt>held</dt><dd>the attackers with a connection or request that the server still holds \
+         one second after the last of them has begun anything, or three seconds after it where a \
+         connection has two seconds for its first request.</dd>\n\
+         <dt>memory</dt><dd>of the server process: before the attack, at its peak, and after the \
+         attackers are gone. 8 MiB of palisade's memory are the table of its rate limit, which \
+         has a fixed size.</dd>\n</dl>\n</section>\n</html>\n",
     );
     page
 }
 
+/// Writes the names and descriptions of the servers.
 fn legend(page: &mut String) {
     page.push_str("<dl>\n");
-    for kind in Kind::ALL {
+    for kind in ServerKind::ALL {
         let (name, about) = (kind.name(), kind.about());
         let _ = writeln!(
             page,
@@ -119,11 +124,11 @@ fn legend(page: &mut String) {
     page.push_str("</dl>\n");
 }
 
-/// Honest requests served, every attack on every server.
+/// Writes the table of honest requests served, for every attack and server.
 fn overview(page: &mut String, results: &Results<'_>) {
     page.push_str("<section>\n<h2>Honest requests served</h2>\n<div class=\"wide\"><table>\n<tr>");
     page.push_str("<th>under</th>");
-    for kind in Kind::ALL {
+    for kind in ServerKind::ALL {
         let _ = write!(page, "<th class=\"name {0}\">{0}</th>", kind.name());
     }
     page.push_str("</tr>\n");
@@ -142,16 +147,22 @@ fn overview(page: &mut String, results: &Results<'_>) {
     page.push_str("</table></div>\n</section>\n");
 }
 
+/// Renders the percentage of honest requests served, marked if it is too low.
 fn served_cell(outcome: &Outcome) -> String {
-    let rate = outcome.honest.rate();
-    let class = if rate < LEAST_SERVED { LOW } else { "" };
-    format!("<span{class}>{}</span>", percent(rate))
+    let ratio = outcome.honest.served_ratio();
+    let class = if ratio < MIN_SERVED_RATIO {
+        LOW_CLASS
+    } else {
+        ""
+    };
+    format!("<span{class}>{}</span>", percent(ratio))
 }
 
+/// Writes the results of one attack, a row for each server.
 fn table(page: &mut String, outcomes: &[Outcome]) {
     page.push_str(
         "<div class=\"wide\"><table>\n<tr><th></th><th>honest served</th><th>p50</th><th>p99</th>\
-         <th>held</th><th>memory, MiB</th><th class=\"text\">answers to attackers</th></tr>\n",
+         <th>held</th><th>memory, MiB</th><th class=\"text\">responses to attackers</th></tr>\n",
     );
     for outcome in outcomes {
         let (name, honest) = (outcome.kind.name(), &outcome.honest);
@@ -160,13 +171,13 @@ fn table(page: &mut String, outcomes: &[Outcome]) {
             "<tr><td class=\"name {name}\">{name}</td><td>{} <small>of {}</small></td>\
              <td>{}</td><td>{}</td><td{}>{}</td><td>{}</td><td class=\"text\">{}",
             served_cell(outcome),
-            honest.asked,
+            honest.sent,
             milliseconds(honest.percentile(50)),
             milliseconds(honest.percentile(99)),
-            if outcome.held > 0 { LOW } else { "" },
+            if outcome.held > 0 { LOW_CLASS } else { "" },
             outcome.held,
             outcome.memory().replace('>', "&rarr;"),
-            counts(&outcome.answers),
+            counts(&outcome.responses),
         );
         if !honest.failures.is_empty() {
             let _ = write!(
@@ -189,28 +200,31 @@ fn table(page: &mut String, outcomes: &[Outcome]) {
 
 // === Charts ===
 
-/// The percentage of the last second up to moment `place`.
-fn served(moments: &[Moment], moment: &Moment) -> Option<f64> {
-    let recent = moments
+/// Returns the percentage of honest requests served in the second up to `sample`.
+fn served_percent(samples: &[Sample], sample: &Sample) -> Option<f64> {
+    let recent = samples
         .iter()
-        .filter(|other| other.at <= moment.at && (moment.at - other.at).as_millis() < 1_000);
-    let (served, asked) = recent.fold((0, 0), |sum, one| (sum.0 + one.served, sum.1 + one.asked));
-    (asked > 0).then(|| served as f64 * 100.0 / asked as f64)
+        .filter(|other| other.at <= sample.at && (sample.at - other.at).as_millis() < 1_000);
+    let (served, sent) = recent.fold((0, 0), |sum, one| (sum.0 + one.served, sum.1 + one.sent));
+    if sent == 0 {
+        return None;
+    }
+    Some(served as f64 * 100.0 / sent as f64)
 }
 
-/// One line for each server over the time of the attack.
+/// Writes a chart of `value` over the time of the attack, with one line for each server.
 fn chart(
     page: &mut String,
     caption: &str,
     outcomes: &[Outcome],
-    most: Option<f64>,
-    value: impl Fn(&[Moment], &Moment) -> Option<f64>,
+    maximum: Option<f64>,
+    value: impl Fn(&[Sample], &Sample) -> Option<f64>,
 ) {
     let points = |outcome: &Outcome| -> Vec<(f64, f64)> {
-        let moments = &outcome.moments;
-        let points = moments
+        let samples = &outcome.samples;
+        let points = samples
             .iter()
-            .filter_map(|moment| Some((moment.at.as_secs_f64(), value(moments, moment)?)));
+            .filter_map(|sample| Some((sample.at.as_secs_f64(), value(samples, sample)?)));
         points.collect()
     };
     let lines: Vec<_> = outcomes
@@ -218,10 +232,13 @@ fn chart(
         .map(|outcome| (outcome.kind, points(outcome)))
         .collect();
     let all = || lines.iter().flat_map(|(_, points)| points);
-    let longest = all().map(|point| point.0).fold(1.0, f64::max);
-    let most = most.unwrap_or_else(|| round_up(all().map(|point| point.1).fold(2.0, f64::max)));
-    let x = |at: f64| LEFT + at / longest * (WIDTH - LEFT);
-    let y = |value: f64| TOP + (1.0 - (value / most).min(1.0)) * (HEIGHT - TOP - BOTTOM);
+    let duration = all().map(|point| point.0).fold(1.0, f64::max);
+    let maximum =
+        maximum.unwrap_or_else(|| round_up(all().map(|point| point.1).fold(2.0, f64::max)));
+    let x = |at: f64| LEFT_MARGIN + at / duration * (WIDTH - LEFT_MARGIN);
+    let y = |value: f64| {
+        TOP_MARGIN + (1.0 - (value / maximum).min(1.0)) * (HEIGHT - TOP_MARGIN - BOTTOM_MARGIN)
+    };
 
     let _ = write!(
         page,
@@ -229,21 +246,21 @@ fn chart(
          <svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{caption} over time\">"
     );
     for part in [0.0, 0.5, 1.0] {
-        let (at, label) = (y(most * part), most * part);
+        let (at, label) = (y(maximum * part), maximum * part);
         let _ = write!(
             page,
-            "<path class=\"grid\" d=\"M{LEFT} {at:.1}H{WIDTH}\"/>\
+            "<path class=\"grid\" d=\"M{LEFT_MARGIN} {at:.1}H{WIDTH}\"/>\
              <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{label:.0}</text>",
-            LEFT - 5.0,
+            LEFT_MARGIN - 5.0,
             at + 3.5,
         );
     }
     let _ = write!(
         page,
-        "<text x=\"{LEFT}\" y=\"{HEIGHT}\">0 s</text>\
-         <text x=\"{WIDTH}\" y=\"{HEIGHT}\" text-anchor=\"end\">{longest:.0} s</text>"
+        "<text x=\"{LEFT_MARGIN}\" y=\"{HEIGHT}\">0 s</text>\
+         <text x=\"{WIDTH}\" y=\"{HEIGHT}\" text-anchor=\"end\">{duration:.0} s</text>"
     );
-    // The dotted line last, so that one can see through it.
+    // The dotted line is drawn last, so that the others show through it.
     for (kind, points) in lines.iter().rev() {
         let points: Vec<_> = points
             .iter()
@@ -257,7 +274,7 @@ fn chart(
     page.push_str("</svg></figure>\n");
 }
 
-/// The next of 1, 2, 4, 5, 6, 8, 10 times a power of ten: its half is a plain number too.
+/// Rounds up to 1, 2, 4, 6, 8 or 10 times a power of ten, half of which is a round number too.
 fn round_up(value: f64) -> f64 {
     let power = 10f64.powf(value.max(1.0).log10().floor());
     let steps = [1.0, 2.0, 4.0, 6.0, 8.0, 10.0];

@@ -1,41 +1,42 @@
-//! What came out, and as a table for the terminal.
+//! The results, and their table for the terminal.
 
 use crate::{
-    attacks::{Answers, Attack},
-    honest::Book,
-    servers::Kind,
+    attacks::{Attack, Responses},
+    honest::RequestStats,
+    servers::ServerKind,
 };
 use std::{fmt::Write, time::Duration};
 
-/// One attack on one server.
+/// The outcome of one attack on one server.
 pub(crate) struct Outcome {
-    pub(crate) kind: Kind,
-    pub(crate) honest: Book,
-    /// Attackers that the server still held a while after they had begun the last thing.
+    pub(crate) kind: ServerKind,
+    pub(crate) honest: RequestStats,
+    /// The number of attackers that the server still holds when the attack has settled.
     pub(crate) held: usize,
-    /// What the attackers were answered.
-    pub(crate) answers: Answers,
-    /// Whom palisade refused, in its own words.
+    /// The responses to the attackers.
+    pub(crate) responses: Responses,
+    /// The guards and reasons of palisade's refusals.
     pub(crate) reasons: Vec<(String, u64)>,
     pub(crate) at_start: Option<Memory>,
-    /// When all attackers were gone.
+    /// After all attackers are gone.
     pub(crate) at_end: Option<Memory>,
-    pub(crate) moments: Vec<Moment>,
+    pub(crate) samples: Vec<Sample>,
 }
 
 /// A process's memory in bytes.
 #[derive(Clone, Copy)]
 pub(crate) struct Memory {
     pub(crate) now: u64,
-    /// The most it ever was.
+    /// The largest value so far.
     pub(crate) peak: u64,
 }
 
-/// One look during an attack.
-pub(crate) struct Moment {
+/// A sample taken during an attack.
+pub(crate) struct Sample {
     pub(crate) at: Duration,
-    /// Honest requests since the last look, and those of them that were served.
-    pub(crate) asked: u64,
+    /// The number of honest requests sent since the last sample.
+    pub(crate) sent: u64,
+    /// The number of honest requests served since the last sample.
     pub(crate) served: u64,
     pub(crate) held: usize,
     pub(crate) memory: Option<u64>,
@@ -43,20 +44,20 @@ pub(crate) struct Moment {
 
 pub(crate) type Results<'a> = [(&'a Attack, Vec<Outcome>)];
 
-/// What is expected of palisade.
-pub(crate) const LEAST_SERVED: f64 = 0.99;
+/// The part of the honest requests that palisade must serve.
+pub(crate) const MIN_SERVED_RATIO: f64 = 0.99;
 
-/// Where palisade did not do what is expected of it.
+/// Returns a description of each expectation that palisade has failed.
 pub(crate) fn failures(results: &Results<'_>) -> Vec<String> {
     let mut failures = Vec::new();
     for (attack, outcomes) in results {
         for outcome in outcomes
             .iter()
-            .filter(|outcome| outcome.kind == Kind::Palisade)
+            .filter(|outcome| outcome.kind == ServerKind::Palisade)
         {
-            let rate = outcome.honest.rate();
-            if rate < LEAST_SERVED {
-                failures.push(format!("{}: {} served", attack.name, percent(rate)));
+            let ratio = outcome.honest.served_ratio();
+            if ratio < MIN_SERVED_RATIO {
+                failures.push(format!("{}: {} served", attack.name, percent(ratio)));
             }
             if outcome.held > 0 {
                 failures.push(format!("{}: {} attackers held", attack.name, outcome.held));
@@ -66,24 +67,24 @@ pub(crate) fn failures(results: &Results<'_>) -> Vec<String> {
     failures
 }
 
-/// Everything as text.
+/// Renders the results as text.
 pub(crate) fn text(results: &Results<'_>) -> String {
     let mut text = String::from("\n");
-    for kind in Kind::ALL {
+    for kind in ServerKind::ALL {
         let _ = writeln!(text, "{:<10}{}", kind.name(), kind.about());
     }
     for (attack, outcomes) in results {
         let _ = writeln!(text, "\n{}: {}", attack.name.to_uppercase(), attack.about);
         let _ = writeln!(
             text,
-            "{:<10}{:>16}{:>10}{:>10}{:>8}   {:<20}attackers were answered",
+            "{:<10}{:>16}{:>10}{:>10}{:>8}   {:<20}responses to attackers",
             "", "honest served", "p50", "p99", "held", "memory MiB"
         );
         for outcome in outcomes {
             let Outcome {
                 kind, honest, held, ..
             } = outcome;
-            let served = format!("{} of {}", percent(honest.rate()), honest.asked);
+            let served = format!("{} of {}", percent(honest.served_ratio()), honest.sent);
             let _ = writeln!(
                 text,
                 "{:<10}{served:>16}{:>10}{:>10}{held:>8}   {:<20}{}",
@@ -91,7 +92,7 @@ pub(crate) fn text(results: &Results<'_>) -> String {
                 milliseconds(honest.percentile(50)),
                 milliseconds(honest.percentile(99)),
                 outcome.memory(),
-                counts(&outcome.answers),
+                counts(&outcome.responses),
             );
             if !honest.failures.is_empty() {
                 let _ = writeln!(text, "{:<10}  honest: {}", "", counts(&honest.failures));
@@ -105,18 +106,20 @@ pub(crate) fn text(results: &Results<'_>) -> String {
     text
 }
 
-pub(crate) const NOTES: &str = "
-honest served  8 clients with 4 requests a second each, and one that uploads at 32 KiB a second;
-               who has no answer after 2 s goes away. p50 and p99 are of those who were served
-               they make a new connection for every fourth request
-held           attackers that the server still keeps one second after the last of them began, or
-               three where a connection has two seconds for its first request
-memory         of the server's process: before the attack, at its worst, and after it; 8 MiB of
-               palisade's is the table of its rate limit, which has a fixed size
+/// The explanation of the columns.
+const NOTES: &str = "
+honest served  8 clients send 4 requests a second each, and one client uploads at 32 KiB/s. A client
+               gives up after 2 s without a response, and sends every fourth request on a new
+               connection. p50 and p99 are the latencies of the served requests
+held           attackers with a connection or request that the server still holds one second after
+               the last of them has begun anything, or three seconds after it where a connection has
+               two seconds for its first request
+memory         of the server process: before the attack, at its peak, and after the attack; 8 MiB of
+               palisade's memory are the table of its rate limit, which has a fixed size
 ";
 
 impl Outcome {
-    /// Before, at worst, after.
+    /// Returns the memory before the attack, at its peak and after the attack.
     pub(crate) fn memory(&self) -> String {
         match (self.at_start, self.at_end) {
             (Some(start), Some(end)) => {
@@ -127,13 +130,14 @@ impl Outcome {
     }
 }
 
-// === Numbers for people ===
+// === Formatting ===
 
-pub(crate) fn percent(rate: f64) -> String {
-    // Rounded down: 99.96 % are not all.
-    format!("{:.1} %", (rate * 1000.0).floor() / 10.0)
+/// Formats a ratio as percentage, rounded down so that only 1 is shown as 100 %.
+pub(crate) fn percent(ratio: f64) -> String {
+    format!("{:.1} %", (ratio * 1000.0).floor() / 10.0)
 }
 
+/// Formats a latency in milliseconds.
 pub(crate) fn milliseconds(time: Option<Duration>) -> String {
     match time.map(|time| time.as_secs_f64() * 1000.0) {
         Some(time) if time < 10.0 => format!("{time:.1} ms"),
@@ -142,21 +146,22 @@ pub(crate) fn milliseconds(time: Option<Duration>) -> String {
     }
 }
 
+/// Converts bytes to MiB, rounded up.
 fn mib(bytes: u64) -> u64 {
     bytes.div_ceil(1 << 20)
 }
 
-/// What and how often, the most frequent first.
+/// Formats names and their counts, the most frequent first.
 pub(crate) fn counts<'a, T>(counts: T) -> String
 where
     T: IntoIterator,
-    T::Item: Count<'a>,
+    T::Item: NamedCount<'a>,
 {
-    let mut counts: Vec<_> = counts.into_iter().map(Count::parts).collect();
-    counts.sort_by_key(|(what, count)| (std::cmp::Reverse(*count), *what));
+    let mut counts: Vec<_> = counts.into_iter().map(NamedCount::parts).collect();
+    counts.sort_by_key(|(name, count)| (std::cmp::Reverse(*count), *name));
     let counts: Vec<_> = counts
         .iter()
-        .map(|(what, count)| format!("{what} x {count}"))
+        .map(|(name, count)| format!("{name} x {count}"))
         .collect();
     if counts.is_empty() {
         "-".to_owned()
@@ -165,18 +170,18 @@ where
     }
 }
 
-/// A name and how often it was.
-pub(crate) trait Count<'a> {
+/// A name and its count.
+pub(crate) trait NamedCount<'a> {
     fn parts(self) -> (&'a str, u64);
 }
 
-impl<'a> Count<'a> for (&'a String, &'a u64) {
+impl<'a> NamedCount<'a> for (&'a String, &'a u64) {
     fn parts(self) -> (&'a str, u64) {
         (self.0, *self.1)
     }
 }
 
-impl<'a> Count<'a> for &'a (String, u64) {
+impl<'a> NamedCount<'a> for &'a (String, u64) {
     fn parts(self) -> (&'a str, u64) {
         (&self.0, self.1)
     }

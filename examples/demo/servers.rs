@@ -1,4 +1,4 @@
-//! The app, the three servers around it, and the processes they run in.
+//! The app, the three servers around it, and their processes.
 
 use crate::{clients, report::Memory};
 use axum::{
@@ -29,35 +29,45 @@ use tower_http::{
     timeout::{RequestBodyDeadlineLayer, RequestBodyTimeoutLayer, TimeoutLayer},
 };
 
-/// What slow readers ask for.
-static BIG: [u8; 8 << 20] = [b'x'; 8 << 20];
+/// The body of `/big`, which slow readers request.
+static BIG_BODY: [u8; 8 << 20] = [b'x'; 8 << 20];
 
-// The numbers, the same for both that have any.
-const SLOTS: usize = 200;
-const MAX_BODY: u64 = 1 << 20;
-const PER_SECOND: u32 = 50;
-const BURST: u32 = 100;
+// The limits, which are the same for the two servers that have any.
+/// The maximum number of requests in flight.
+const MAX_REQUESTS: usize = 200;
+/// The maximum length of a request body.
+const MAX_BODY_BYTES: u64 = 1 << 20;
+/// The rate limit of each client.
+const REQUESTS_PER_SECOND: u32 = 50;
+/// The burst of the rate limit.
+const BURST_REQUESTS: u32 = 100;
+/// The timeout of a request.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What `/work` needs: one of so many connections to a database, say, for so long. 800 a second.
-const POOL: usize = 40;
-const WORK: Duration = Duration::from_millis(50);
+/// The size of the pool of which `/work` needs one member, a database connection for example. With
+/// [`WORK_DURATION`] the pool serves 800 requests per second.
+const POOL_SIZE: usize = 40;
+/// The time for which `/work` uses a member of the pool.
+const WORK_DURATION: Duration = Duration::from_millis(50);
 
-/// For a first request, and for a reader to take something. Shorter than anybody would want it, as
-/// the attacks are.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(2);
+/// The timeout of the first request and the write timeout. It is short because the attacks are.
+pub(crate) const CONNECTION_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// No server outlives this, whatever becomes of whoever started it.
-const LONGEST_LIFE: Duration = Duration::from_secs(120);
+/// The time after which a server process exits even if its parent has not stopped it.
+const MAX_LIFETIME: Duration = Duration::from_secs(120);
 
+/// A way to serve the app.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum ServerKind {
+    /// `axum::serve` without guards.
     Bare,
+    /// `axum::serve` with the layers of tower, tower-http and `tower_governor`.
     Careful,
+    /// `palisade::serve` with a stack.
     Palisade,
 }
 
-impl Kind {
+impl ServerKind {
     pub(crate) const ALL: [Self; 3] = [Self::Bare, Self::Careful, Self::Palisade];
 
     pub(crate) fn name(self) -> &'static str {
@@ -68,47 +78,48 @@ impl Kind {
         }
     }
 
+    /// Returns a description of the server.
     pub(crate) fn about(self) -> &'static str {
         match self {
-            Self::Bare => "axum::serve and nothing else",
+            Self::Bare => "axum::serve without any guards",
             Self::Careful => {
                 "tower's load shed and concurrency limit, tower-http's timeouts and body limit, \
                  tower_governor"
             }
-            Self::Palisade => "palisade::serve, and its Stack::edge with the same numbers",
+            Self::Palisade => "palisade::serve and Stack::edge with the same limits",
         }
     }
 
-    pub(crate) fn named(name: &str) -> Option<Self> {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 }
 
-// === In the server's process ===
+// === Server process ===
 
-/// The longest silence of an upload.
-fn gap(quick: bool) -> Duration {
+/// Returns the longest gap of an upload.
+fn upload_gap(quick: bool) -> Duration {
     Duration::from_secs(if quick { 2 } else { 5 })
 }
 
 fn app() -> Router {
-    let pool = Arc::new(Semaphore::new(POOL));
+    let pool = Arc::new(Semaphore::new(POOL_SIZE));
     let work = async move || {
         let _connection = pool.acquire().await;
-        sleep(WORK).await;
+        sleep(WORK_DURATION).await;
         "worked\n"
     };
-    // Keeps the whole body, as most handlers do: they want JSON, or a form.
+    // Buffers the whole body, as most handlers do to parse JSON or a form.
     let upload = async |body: Bytes| body.len().to_string();
     Router::new()
         .route("/", get(async || "hello\n"))
         .route("/upload", post(upload))
         .route("/work", get(work))
-        .route("/big", get(async || Bytes::from_static(&BIG)))
+        .route("/big", get(async || Bytes::from_static(&BIG_BODY)))
 }
 
-/// The files that this process may have open.
-pub(crate) fn allow(files: u64) -> std::io::Result<()> {
+/// Limits the number of open files of this process.
+pub(crate) fn limit_files(files: u64) -> std::io::Result<()> {
     #[cfg(unix)]
     palisade_testkit::process::lower_file_limit(files)?;
     #[cfg(not(unix))]
@@ -116,42 +127,44 @@ pub(crate) fn allow(files: u64) -> std::io::Result<()> {
     Ok(())
 }
 
-/// What a careful user assembles today. The rate limit stands outside, because it is cheapest to
-/// refuse; then the permits, and inside of them what ends a request that takes too long.
-fn careful(app: Router, quick: bool) -> Result<Router, BoxError> {
+/// Adds the layers that a careful user assembles today. The rate limit is outermost because its
+/// refusals are cheapest, then the concurrency limit, and inside it the timeouts and the body
+/// limit.
+fn with_peer_layers(app: Router, quick: bool) -> Result<Router, BoxError> {
     let rate = GovernorConfigBuilder::default()
-        .period(Duration::from_secs(1) / PER_SECOND)
-        .burst_size(BURST)
+        .period(Duration::from_secs(1) / REQUESTS_PER_SECOND)
+        .burst_size(BURST_REQUESTS)
         .finish()
-        .ok_or("not a quota")?;
+        .ok_or("the quota is invalid")?;
     let busy = HandleErrorLayer::new(async |_: BoxError| StatusCode::SERVICE_UNAVAILABLE);
     let guards = ServiceBuilder::new()
         .layer(GovernorLayer::new(rate))
         .layer(busy)
         .load_shed()
-        .layer(GlobalConcurrencyLimitLayer::new(SLOTS))
+        .layer(GlobalConcurrencyLimitLayer::new(MAX_REQUESTS))
         .layer(TimeoutLayer::with_status_code(
             StatusCode::SERVICE_UNAVAILABLE,
             TIMEOUT,
         ))
-        .layer(RequestBodyTimeoutLayer::new(gap(quick)))
+        .layer(RequestBodyTimeoutLayer::new(upload_gap(quick)))
         .layer(RequestBodyDeadlineLayer::new(TIMEOUT))
-        .layer(RequestBodyLimitLayer::new(MAX_BODY as usize));
+        .layer(RequestBodyLimitLayer::new(MAX_BODY_BYTES as usize));
     Ok(app.layer(guards))
 }
 
-fn palisade(app: Router, quick: bool, metrics: &Snapshot) -> Result<Router, BoxError> {
+/// Adds palisade's stack, and `/metrics`.
+fn with_palisade_stack(app: Router, quick: bool, metrics: &Snapshot) -> Result<Router, BoxError> {
     let pace = Pace::builder()
-        .gap(gap(quick))
+        .gap(upload_gap(quick))
         .rate(4 * 1024)
-        .window(gap(quick));
+        .window(upload_gap(quick));
     let guards = Stack::edge()
         .metrics(metrics.clone())
-        .rate_limit(Quota::per_second(PER_SECOND).burst(BURST))
+        .rate_limit(Quota::per_second(REQUESTS_PER_SECOND).burst(BURST_REQUESTS))
         .timeout(TIMEOUT)
-        .max_body(MAX_BODY)
-        .pace(pace.grace(gap(quick) / 2))
-        .max_requests(SLOTS)
+        .max_body(MAX_BODY_BYTES)
+        .pace(pace.grace(upload_gap(quick) / 2))
+        .max_requests(MAX_REQUESTS)
         .build()?;
     let metrics = metrics.clone();
     let scrape = async move || {
@@ -161,41 +174,44 @@ fn palisade(app: Router, quick: bool, metrics: &Snapshot) -> Result<Router, BoxE
         )
     };
     let app = app.layer(guards);
-    // Outside of the guards, as on a port of its own.
+    // Outside the guards, as if it were served on a separate port.
     Ok(app.route("/metrics", get(scrape)))
 }
 
-fn connections(metrics: &Snapshot) -> Result<ConnGuard, BoxError> {
+/// The connection guard of palisade's server.
+fn connection_guard(metrics: &Snapshot) -> Result<ConnGuard, BoxError> {
     let guard = ConnGuard::builder()
         .metrics(metrics.clone())
-        .first_request(DEADLINE)
-        .write_stall(DEADLINE)
-        // The addresses of loopback stand for clients from everywhere.
+        .first_request(CONNECTION_TIMEOUT)
+        .write_stall(CONNECTION_TIMEOUT)
+        // Loopback addresses stand for clients from different networks, so the network limit is
+        // high.
         .max_per_client(1_000)
         .max_per_network(10_000)
         .accept_rate(1_000, 2_000);
     Ok(guard.build()?)
 }
 
-/// Serves on a free port of loopback, says which, and ends with whoever reads that.
-pub(crate) async fn serve(kind: Kind, quick: bool) -> Result<(), BoxError> {
+/// Serves on a free loopback port and prints its address. Ends when the parent process closes
+/// stdin.
+pub(crate) async fn serve(kind: ServerKind, quick: bool) -> Result<(), BoxError> {
     let listener = palisade_testkit::servers::listener().await;
     println!("{}", listener.local_addr()?);
     let mut parent = tokio::io::stdin();
     let mut nothing = [0];
     let served = async {
         match kind {
-            // Has no use for the peer's address.
-            Kind::Bare => axum::serve(listener, app()).await?,
-            Kind::Careful => {
-                let app = careful(app(), quick)?;
+            // The bare server does not use the peer's address.
+            ServerKind::Bare => axum::serve(listener, app()).await?,
+            ServerKind::Careful => {
+                let app = with_peer_layers(app(), quick)?;
                 let app = app.into_make_service_with_connect_info::<SocketAddr>();
                 axum::serve(listener, app).await?;
             }
-            Kind::Palisade => {
+            ServerKind::Palisade => {
                 let metrics = Snapshot::new();
-                let app = palisade(app(), quick, &metrics)?;
-                palisade::serve(connections(&metrics)?.listen(listener), app).await?;
+                let app = with_palisade_stack(app(), quick, &metrics)?;
+                palisade::serve(connection_guard(&metrics)?.listen(listener), app).await?;
             }
         }
         Ok::<_, BoxError>(())
@@ -203,24 +219,26 @@ pub(crate) async fn serve(kind: Kind, quick: bool) -> Result<(), BoxError> {
     tokio::select! {
         served = served => served?,
         _ = parent.read(&mut nothing) => {}
-        () = sleep(LONGEST_LIFE) => {}
+        () = sleep(MAX_LIFETIME) => {}
     }
-    // Not by returning: the read of stdin cannot be called off, and the runtime would wait for it.
+    // Exit instead of returning: a read of stdin cannot be cancelled, and the runtime would wait
+    // for it.
     std::process::exit(0)
 }
 
-// === In the demo's process ===
+// === Demo process ===
 
-/// A server's process. It is ended when this is.
+/// A server process. Dropping this kills it.
 pub(crate) struct Server {
     pub(crate) addr: SocketAddr,
-    kind: Kind,
+    kind: ServerKind,
     child: Child,
 }
 
 impl Server {
+    /// Starts the server, which may open `files` files.
     pub(crate) async fn start(
-        kind: Kind,
+        kind: ServerKind,
         quick: bool,
         files: Option<u64>,
     ) -> Result<Self, BoxError> {
@@ -232,14 +250,14 @@ impl Server {
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()?;
-        let said = child.stdout.take().ok_or("a pipe was asked for")?;
-        let mut lines = BufReader::new(said).lines();
+        let stdout = child.stdout.take().ok_or("the server has no stdout")?;
+        let mut lines = BufReader::new(stdout).lines();
         let addr = timeout(clients::PATIENCE, lines.next_line()).await??;
-        let addr = addr.ok_or("the server did not start")?.parse()?;
+        let addr = addr.ok_or("the server has not started")?.parse()?;
         Ok(Self { addr, kind, child })
     }
 
-    /// What the process holds. `None` where the system has no `/proc`.
+    /// Returns the memory of the process; `None` where the system has no `/proc`.
     pub(crate) fn memory(&self) -> Option<Memory> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()?)).ok()?;
         let bytes = |name: &str| {
@@ -253,17 +271,19 @@ impl Server {
         })
     }
 
-    /// Whom palisade refused and why, in its own words; nothing from the others.
-    pub(crate) async fn reasons(&self) -> Vec<(String, u64)> {
-        if self.kind != Kind::Palisade {
+    /// Returns the guards and reasons of palisade's refusals and how often each occurred; nothing
+    /// for the other servers.
+    pub(crate) async fn refusal_reasons(&self) -> Vec<(String, u64)> {
+        if self.kind != ServerKind::Palisade {
             return Vec::new();
         }
         let metrics = clients::get(Ipv4Addr::LOCALHOST, self.addr, "/metrics").await;
         let text = metrics.map(http::Response::into_body).unwrap_or_default();
-        reasons_in(&String::from_utf8_lossy(&text))
+        parse_reasons(&String::from_utf8_lossy(&text))
     }
 
-    pub(crate) async fn end(&mut self) {
+    /// Stops the server, and kills it if it does not exit within 2 s.
+    pub(crate) async fn stop(&mut self) {
         drop(self.child.stdin.take());
         if timeout(Duration::from_secs(2), self.child.wait())
             .await
@@ -274,13 +294,14 @@ impl Server {
     }
 }
 
-fn reasons_in(metrics: &str) -> Vec<(String, u64)> {
+/// Sums the refusals, cuts and closed connections in `metrics` by guard and reason.
+fn parse_reasons(metrics: &str) -> Vec<(String, u64)> {
     let families = [
         "palisade_requests_refused_total{",
         "palisade_bodies_cut_total{",
         "palisade_connections_ended_total{",
     ];
-    // One reason may come in several phases.
+    // One reason may occur in several phases.
     let mut reasons = BTreeMap::<String, u64>::new();
     for line in metrics
         .lines()
