@@ -1,4 +1,5 @@
-//! Each guard by itself: admitted and refused, against no guard and against the peer's layer.
+//! Each single guard: admitted and refused requests, compared with no guard and with the peer's
+//! layer.
 
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
@@ -9,8 +10,8 @@ use palisade::{
     rate_limit::RateLimitLayer, slow_body::SlowBodyLayer, timeout::TimeoutLayer, types::Event,
 };
 use palisade_benches::{
-    Frames, Reads, Ready, connection, drive, for_peers, generous, peer_request, peers_limit,
-    request, runtime, stingy, tower_governor, upload,
+    Frames, Reads, Ready, connection, drive, for_peers, high_quota, low_quota, peer_request,
+    peers_limit, request, runtime, tower_governor, upload,
 };
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -19,18 +20,18 @@ use std::{
 use tower::{Layer, Service, ServiceBuilder, limit::GlobalConcurrencyLimitLayer};
 use tower_http::timeout;
 
-/// Counts what it hears.
+/// A metrics sink that counts events.
 #[derive(Default)]
-struct Counting(AtomicU64);
+struct CountingMetrics(AtomicU64);
 
-impl Metrics for Counting {
+impl Metrics for CountingMetrics {
     fn record(&self, _: &Event<'_>) {
         self.0.fetch_add(1, Relaxed);
     }
 }
 
-/// One line of a group: what becomes of `request` in `service`. Making the request is not timed.
-fn line<S, B>(
+/// Benches `request` on `service`. Creating the request is not timed.
+fn bench_request<S, B>(
     c: &mut Criterion,
     group: &str,
     name: &str,
@@ -53,34 +54,38 @@ fn line<S, B>(
 
 fn no_guard(c: &mut Criterion) {
     let conn = connection();
-    line(c, "no_guard", "admitted", Ready, || request(&conn));
-    line(c, "no_guard", "upload", Reads, || {
+    bench_request(c, "no_guard", "admitted", Ready, || request(&conn));
+    bench_request(c, "no_guard", "upload", Reads, || {
         long_upload(request(&conn))
     });
 }
 
 fn rate_limit(c: &mut Criterion) {
     let (conn, group) = (connection(), "rate_limit");
-    let layer = |quota| RateLimitLayer::new(quota).expect("a sound quota");
-    line(c, group, "admitted", layer(generous()).layer(Ready), || {
+    let layer = |quota| RateLimitLayer::new(quota).expect("the quota is valid");
+    bench_request(
+        c,
+        group,
+        "admitted",
+        layer(high_quota()).layer(Ready),
+        || request(&conn),
+    );
+    bench_request(c, group, "refused", layer(low_quota()).layer(Ready), || {
         request(&conn)
     });
-    line(c, group, "refused", layer(stingy()).layer(Ready), || {
+    let counted = layer(low_quota()).metrics(CountingMetrics::default());
+    bench_request(c, group, "refused_counted", counted.layer(Ready), || {
         request(&conn)
     });
-    let counted = layer(stingy()).metrics(Counting::default());
-    line(c, group, "refused_counted", counted.layer(Ready), || {
-        request(&conn)
-    });
-    let peer = |generous| tower_governor(generous).layer(for_peers(Ready));
-    line(
+    let peer = |quota_is_high| tower_governor(quota_is_high).layer(for_peers(Ready));
+    bench_request(
         c,
         group,
         "admitted_tower_governor",
         peer(true),
         peer_request,
     );
-    line(
+    bench_request(
         c,
         group,
         "refused_tower_governor",
@@ -92,14 +97,14 @@ fn rate_limit(c: &mut Criterion) {
 fn concurrency_limit(c: &mut Criterion) {
     let (conn, group) = (connection(), "concurrency_limit");
     let layer = ConcurrencyLimitLayer::new;
-    line(c, group, "admitted", layer(1).layer(Ready), || {
+    bench_request(c, group, "admitted", layer(1).layer(Ready), || {
         request(&conn)
     });
-    line(c, group, "refused", layer(0).layer(Ready), || {
+    bench_request(c, group, "refused", layer(0).layer(Ready), || {
         request(&conn)
     });
-    let counted = layer(0).metrics(Counting::default());
-    line(c, group, "refused_counted", counted.layer(Ready), || {
+    let counted = layer(0).metrics(CountingMetrics::default());
+    bench_request(c, group, "refused_counted", counted.layer(Ready), || {
         request(&conn)
     });
     let peer = |max| {
@@ -108,26 +113,26 @@ fn concurrency_limit(c: &mut Criterion) {
             .layer(GlobalConcurrencyLimitLayer::new(max))
             .service(Ready)
     };
-    line(c, group, "admitted_tower", peer(1), || request(&conn));
-    // Not an answer but an error, for somebody else to make an answer of.
-    line(c, group, "refused_tower", peer(0), || request(&conn));
+    bench_request(c, group, "admitted_tower", peer(1), || request(&conn));
+    // tower returns an error, which another layer must convert to a response.
+    bench_request(c, group, "refused_tower", peer(0), || request(&conn));
 }
 
 fn body_limit(c: &mut Criterion) {
     let (conn, group) = (connection(), "body_limit");
     let layer = BodyLimitLayer::default();
-    line(c, group, "admitted", layer.layer(Ready), || request(&conn));
-    line(c, group, "upload", layer.layer(Reads), || {
+    bench_request(c, group, "admitted", layer.layer(Ready), || request(&conn));
+    bench_request(c, group, "upload", layer.layer(Reads), || {
         long_upload(request(&conn))
     });
-    line(c, group, "refused", layer.layer(Ready), || {
+    bench_request(c, group, "refused", layer.layer(Ready), || {
         too_long(request(&conn))
     });
     let peer = peers_limit();
-    line(c, group, "upload_tower_http", peer.layer(Reads), || {
+    bench_request(c, group, "upload_tower_http", peer.layer(Reads), || {
         long_upload(request(&conn))
     });
-    line(c, group, "refused_tower_http", peer.layer(Ready), || {
+    bench_request(c, group, "refused_tower_http", peer.layer(Ready), || {
         too_long(request(&conn))
     });
 }
@@ -138,15 +143,15 @@ fn timeout(c: &mut Criterion) {
     let (conn, group) = (connection(), "timeout");
     let thirty = Duration::from_secs(30);
     let layer = TimeoutLayer::new(thirty);
-    line(c, group, "admitted", layer.layer(Ready), || request(&conn));
-    line(c, group, "upload", layer.layer(Reads), || {
+    bench_request(c, group, "admitted", layer.layer(Ready), || request(&conn));
+    bench_request(c, group, "upload", layer.layer(Reads), || {
         long_upload(request(&conn))
     });
     let layer = TimeoutLayer::new(Duration::ZERO);
-    line(c, group, "refused", layer.layer(Ready), || request(&conn));
+    bench_request(c, group, "refused", layer.layer(Ready), || request(&conn));
     let status = http::StatusCode::SERVICE_UNAVAILABLE;
     let peer = timeout::TimeoutLayer::with_status_code(status, thirty);
-    line(c, group, "admitted_tower_http", peer.layer(Ready), || {
+    bench_request(c, group, "admitted_tower_http", peer.layer(Ready), || {
         request(&conn)
     });
 }
@@ -156,22 +161,22 @@ fn slow_body(c: &mut Criterion) {
     let _guard = runtime.enter();
     let (conn, group) = (connection(), "slow_body");
     let layer = SlowBodyLayer::new();
-    line(c, group, "admitted", layer.layer(Ready), || request(&conn));
-    line(c, group, "upload", layer.layer(Reads), || {
+    bench_request(c, group, "admitted", layer.layer(Ready), || request(&conn));
+    bench_request(c, group, "upload", layer.layer(Reads), || {
         long_upload(request(&conn))
     });
     let peer = timeout::RequestBodyTimeoutLayer::new(Duration::from_secs(15));
-    line(c, group, "upload_tower_http", peer.layer(Reads), || {
+    bench_request(c, group, "upload_tower_http", peer.layer(Reads), || {
         long_upload(request(&conn))
     });
 }
 
-/// 64 KiB in 16 frames.
+/// Adds a body of 64 KiB in 16 frames to `request`.
 fn long_upload(request: Request<Full<Bytes>>) -> Request<Frames> {
     upload(request, Frames::new(16), 16 * Frames::LENGTH)
 }
 
-/// Says that 4 GiB will come.
+/// Adds a body with a declared length of 4 GiB to `request`.
 fn too_long(request: Request<Full<Bytes>>) -> Request<Frames> {
     let mut request = request.map(|_| Frames::new(1 << 20));
     request

@@ -1,5 +1,5 @@
-//! A check of one client among 1, a million and five million, and one client on two threads: our
-//! table against governor's map.
+//! palisade's keyed table compared with governor's map: checks of one client among 1, a million and
+//! five million, and checks of one client on two threads.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use governor::{DefaultKeyedRateLimiter, Quota as GovernorQuota, RateLimiter};
@@ -7,7 +7,7 @@ use palisade::{
     rate_limit::{Decision, Limiter, TableLimiter},
     types::{ClientKey, Prefix},
 };
-use palisade_benches::generous;
+use palisade_benches::high_quota;
 use std::{
     env,
     net::{IpAddr, Ipv4Addr},
@@ -17,17 +17,17 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// 64 MiB of table, 60 % of it taken by five million.
-const CAPACITY: usize = 1 << 23;
+/// The table's capacity: 64 MiB, of which five million keys use 60 %.
+const KEY_CAPACITY: usize = 1 << 23;
 
 fn address(key: u32) -> IpAddr {
     Ipv4Addr::from_bits(key).into()
 }
 
 fn table() -> TableLimiter {
-    TableLimiter::new(generous())
-        .expect("a sound quota")
-        .capacity(CAPACITY)
+    TableLimiter::new(high_quota())
+        .expect("the quota is valid")
+        .capacity(KEY_CAPACITY)
 }
 
 fn check(table: &TableLimiter, key: u32) -> Decision {
@@ -35,22 +35,24 @@ fn check(table: &TableLimiter, key: u32) -> Decision {
 }
 
 fn map() -> DefaultKeyedRateLimiter<IpAddr> {
-    let cells = NonZeroU32::new(1_000_000).expect("more than none");
+    let cells = NonZeroU32::new(1_000_000).expect("the rate is not 0");
     RateLimiter::dashmap(GovernorQuota::per_second(cells).allow_burst(cells))
 }
 
-/// Run once as a test, nothing is said about time: there a thousand stand for millions.
+/// Returns whether the bench runs once as a test. A test uses a thousand keys instead of millions.
 fn is_test() -> bool {
     env::args().any(|argument| argument == "--test")
         || !env::args().any(|argument| argument == "--bench")
 }
 
-/// Keys in no order: odd, and prime to all numbers of keys here.
+/// Returns the key of a turn in a shuffled order. The multiplier is coprime to all numbers of keys
+/// here.
 fn shuffled(turn: u32, keys: u32) -> u32 {
-    u32::try_from(u64::from(turn) * 2_654_435_761 % u64::from(keys)).expect("a remainder of a u32")
+    u32::try_from(u64::from(turn) * 2_654_435_761 % u64::from(keys))
+        .expect("the remainder fits a u32")
 }
 
-fn among_many(c: &mut Criterion) {
+fn one_among_many(c: &mut Criterion) {
     let mut group = c.benchmark_group("check");
     group.throughput(Throughput::Elements(1));
     for name in [1, 1_000_000, 5_000_000] {
@@ -75,7 +77,7 @@ fn among_many(c: &mut Criterion) {
     group.finish();
 }
 
-/// How long each of two threads takes for so many checks, both at work.
+/// Returns the time in which each of two concurrent threads makes `checks` checks.
 fn two_threads(checks: u64, check: impl Fn() + Sync) -> Duration {
     let start = Instant::now();
     thread::scope(|scope| {
@@ -86,7 +88,7 @@ fn two_threads(checks: u64, check: impl Fn() + Sync) -> Duration {
     start.elapsed()
 }
 
-fn hot(c: &mut Criterion) {
+fn one_on_two_threads(c: &mut Criterion) {
     let mut group = c.benchmark_group("one_client_on_two_threads");
     let (table, map) = (table(), map());
     group.bench_function("palisade", |b| {
@@ -106,5 +108,5 @@ fn hot(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, among_many, hot);
+criterion_group!(benches, one_among_many, one_on_two_threads);
 criterion_main!(benches);

@@ -1,15 +1,18 @@
-//! All five guards together, against no guard and against the peers, by hand and on servers.
+//! All five guards together, compared with no guard and with the peers, by direct polling and on
+//! servers.
 
 use axum::{Router, routing::get};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use http::Request;
 use palisade_benches::{
-    Frames, Identified, Pends, Protocol, Reads, Ready, connection, drive, for_peers, generous,
-    hyper_http1, hyper_util_auto, palisade, peer_request, peers, request, runtime, stingy, upload,
+    Frames, Identified, Pends, Protocol, Reads, Ready, connection, drive, for_peers, high_quota,
+    hyper_http1, hyper_util_auto, low_quota, palisade, peer_request, peers, request, runtime,
+    upload,
 };
 use tower::{Layer, Service};
 
-fn line<S, B>(
+/// Benches `request` on `service`. Creating the request is not timed.
+fn bench_request<S, B>(
     c: &mut Criterion,
     group: &str,
     name: &str,
@@ -30,49 +33,49 @@ fn line<S, B>(
     group.finish();
 }
 
-fn by_hand(c: &mut Criterion) {
+fn by_polling(c: &mut Criterion) {
     let runtime = runtime();
     let _guard = runtime.enter();
     let conn = connection();
     let ours = || request(&conn);
-    line(c, "ready", "no_guard", Ready, ours);
-    line(
+    bench_request(c, "ready", "no_guard", Ready, ours);
+    bench_request(
         c,
         "ready",
         "palisade",
-        palisade(generous()).layer(Ready),
+        palisade(high_quota()).layer(Ready),
         ours,
     );
-    line(
+    bench_request(
         c,
         "ready",
         "peers",
         peers(true).service(for_peers(Ready)),
         peer_request,
     );
-    line(c, "pending_once", "no_guard", Pends, ours);
-    line(
+    bench_request(c, "pending_once", "no_guard", Pends, ours);
+    bench_request(
         c,
         "pending_once",
         "palisade",
-        palisade(generous()).layer(Pends),
+        palisade(high_quota()).layer(Pends),
         ours,
     );
-    line(
+    bench_request(
         c,
         "pending_once",
         "peers",
         peers(true).service(for_peers(Pends)),
         peer_request,
     );
-    line(
+    bench_request(
         c,
         "refused",
         "palisade",
-        palisade(stingy()).layer(Ready),
+        palisade(low_quota()).layer(Ready),
         ours,
     );
-    line(
+    bench_request(
         c,
         "refused",
         "peers",
@@ -80,15 +83,15 @@ fn by_hand(c: &mut Criterion) {
         peer_request,
     );
     let long = |request| upload(request, Frames::new(16), 16 * Frames::LENGTH);
-    line(c, "upload", "no_guard", Reads, || long(ours()));
-    line(
+    bench_request(c, "upload", "no_guard", Reads, || long(ours()));
+    bench_request(
         c,
         "upload",
         "palisade",
-        palisade(generous()).layer(Reads),
+        palisade(high_quota()).layer(Reads),
         || long(ours()),
     );
-    line(
+    bench_request(
         c,
         "upload",
         "peers",
@@ -97,14 +100,14 @@ fn by_hand(c: &mut Criterion) {
     );
 }
 
-/// Requests on one connection, so that its beginning and its end do not show.
+/// The number of requests on a connection, large enough that its setup and close are negligible.
 const REQUESTS: usize = 100;
 
 fn on_servers(c: &mut Criterion) {
     let runtime = runtime();
     let mut group = c.benchmark_group("hyper_http1");
     group.throughput(Throughput::Elements(REQUESTS as u64));
-    let guarded = palisade(generous()).layer(Ready);
+    let guarded = palisade(high_quota()).layer(Ready);
     let by_peers = peers(true).service(for_peers(Ready));
     group.bench_function("no_guard", |b| {
         b.iter(|| hyper_http1(&runtime, Identified(Ready), REQUESTS));
@@ -125,8 +128,8 @@ fn on_servers(c: &mut Criterion) {
         let mut group = c.benchmark_group(name);
         group.throughput(Throughput::Elements(REQUESTS as u64));
         let bare = router();
-        let around = palisade(generous()).layer(router());
-        let inside = router().layer(palisade(generous()));
+        let around = palisade(high_quota()).layer(router());
+        let inside = router().layer(palisade(high_quota()));
         let by_peers = peers(true).service(router());
         group.bench_function("no_guard", |b| {
             b.iter(|| hyper_util_auto(&runtime, Identified(bare.clone()), protocol, REQUESTS));
@@ -144,5 +147,5 @@ fn on_servers(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, by_hand, on_servers);
+criterion_group!(benches, by_polling, on_servers);
 criterion_main!(benches);

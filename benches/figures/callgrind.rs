@@ -1,4 +1,4 @@
-//! Counts by running this program again under valgrind's callgrind.
+//! Counts instructions and calls by running this program again under valgrind's callgrind.
 
 use crate::scenarios;
 use palisade_benches::runtime;
@@ -12,7 +12,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// What one request of a scenario costs.
+/// The cost of one request of a scenario.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Cost {
     pub(crate) instructions: f64,
@@ -21,24 +21,27 @@ pub(crate) struct Cost {
     pub(crate) timers: f64,
 }
 
-/// Each scenario is run with two numbers of requests; the difference has no beginning and no end.
-const FEW: usize = 100;
-const MANY: usize = 500;
+/// The number of requests of a scenario's short run. The difference to the long run has no setup
+/// cost.
+const SHORT_RUN_REQUESTS: usize = 100;
+/// The number of requests of a scenario's long run.
+const LONG_RUN_REQUESTS: usize = 500;
 
-/// The functions whose calls are counted. C's carry a version, Rust's a hash.
-const ALLOCATIONS: &[&str] = &[
+/// Calls of these functions count as allocations. Symbol versions are ignored.
+const ALLOCATION_FUNCTIONS: &[&str] = &[
     "malloc",
     "calloc",
     "realloc",
     "posix_memalign",
     "aligned_alloc",
 ];
-const CLOCK_READS: &[&str] = &["clock_gettime"];
+/// Calls of these functions count as clock reads.
+const CLOCK_FUNCTIONS: &[&str] = &["clock_gettime"];
 
-/// The argument that makes this program the one that is counted.
+/// The argument that makes this program run the scenarios under callgrind.
 pub(crate) const ARGUMENT: &str = "under-callgrind";
 
-/// What every scenario costs. `None`, and a word why, without valgrind.
+/// Returns the cost of every scenario, or `None` without valgrind.
 pub(crate) fn count() -> io::Result<Option<BTreeMap<&'static str, Cost>>> {
     let program = env::current_exe()?;
     let folder = program.with_file_name("figures-callgrind");
@@ -52,7 +55,7 @@ pub(crate) fn count() -> io::Result<Option<BTreeMap<&'static str, Cost>>> {
             "--collect-atstart=no",
             "--compress-strings=no",
         ])
-        // Two functions, because callgrind keeps one option per pattern.
+        // Two functions, because callgrind accepts one option per pattern.
         .args([
             "--toggle-collect=*counted_by_callgrind*",
             "--dump-before=*dumped_by_callgrind*",
@@ -66,16 +69,17 @@ pub(crate) fn count() -> io::Result<Option<BTreeMap<&'static str, Cost>>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
         Ok(status) if !status.success() => {
-            return Err(io::Error::other("the counted program failed"));
+            return Err(io::Error::other("the program failed under callgrind"));
         }
         Ok(_) => {}
     }
     let names = scenarios::all().into_iter().map(|(name, _)| name);
-    let costs = names.enumerate().map(|(place, name)| {
-        // The first of three dumps has what came before.
-        let few = Cost::read(&numbered(&output, 3 * place + 2))?;
-        let many = Cost::read(&numbered(&output, 3 * place + 3))?;
-        let per_request = |part: fn(&Cost) -> f64| (part(&many) - part(&few)) / (MANY - FEW) as f64;
+    let costs = names.enumerate().map(|(index, name)| {
+        // The first of three dumps is the warm-up.
+        let short = Cost::read(&dump_path(&output, 3 * index + 2))?;
+        let long = Cost::read(&dump_path(&output, 3 * index + 3))?;
+        let requests = (LONG_RUN_REQUESTS - SHORT_RUN_REQUESTS) as f64;
+        let per_request = |part: fn(&Cost) -> f64| (part(&long) - part(&short)) / requests;
         let cost = Cost {
             instructions: per_request(|cost| cost.instructions),
             allocations: per_request(|cost| cost.allocations),
@@ -87,42 +91,43 @@ pub(crate) fn count() -> io::Result<Option<BTreeMap<&'static str, Cost>>> {
     costs.collect::<io::Result<_>>().map(Some)
 }
 
-/// Runs every scenario, to be watched from outside.
-pub(crate) fn be_counted() {
+/// Runs every scenario under callgrind.
+pub(crate) fn run_scenarios() {
     let runtime = runtime();
     let _guard = runtime.enter();
     for (_, make) in scenarios::all() {
         let mut run = make();
-        // First what is made once, and tables that grow. It is counted as well, because callgrind
-        // does not forget calls of which it has counted no instruction.
-        for requests in [FEW, FEW, MANY] {
+        // The first run is a warm-up, for state that is created once and tables that grow. It is
+        // counted and dumped too, because callgrind does not reset the number of calls for which
+        // it has counted no instruction.
+        for requests in [SHORT_RUN_REQUESTS, SHORT_RUN_REQUESTS, LONG_RUN_REQUESTS] {
             counted_by_callgrind(&mut *run, requests);
             dumped_by_callgrind(requests);
         }
     }
 }
 
-/// What callgrind counts begins and ends with this function.
+/// Runs `requests` requests. callgrind counts the instructions within this function.
 #[inline(never)]
 fn counted_by_callgrind(run: &mut dyn FnMut(usize), requests: usize) {
     run(black_box(requests));
 }
 
-/// Before this function callgrind writes down what it has counted, and starts again at zero.
+/// Makes callgrind dump and reset its counts before this function is called.
 #[inline(never)]
 fn dumped_by_callgrind(requests: usize) {
     black_box(requests);
 }
 
-/// Where callgrind puts its dumps.
-fn numbered(output: &Path, number: usize) -> PathBuf {
+/// Returns the path of one of callgrind's dumps.
+fn dump_path(output: &Path, number: usize) -> PathBuf {
     output.with_extension(number.to_string())
 }
 
 // === Cost ===
 
 impl Cost {
-    /// The sums of one dump.
+    /// Reads the sums of one dump.
     fn read(dump: &Path) -> io::Result<Self> {
         let text = fs::read_to_string(dump)?;
         let mut cost = Self::default();
@@ -132,7 +137,7 @@ impl Cost {
                 called = name;
             } else if let Some(calls) = line.strip_prefix("calls=") {
                 let calls = calls.split(' ').next().and_then(|calls| calls.parse().ok());
-                cost.add(called, calls.unwrap_or(0.0));
+                cost.add_calls(called, calls.unwrap_or(0.0));
             } else if let Some(total) = line.strip_prefix("totals: ") {
                 cost.instructions = total.trim().parse().map_err(io::Error::other)?;
             }
@@ -140,11 +145,12 @@ impl Cost {
         Ok(cost)
     }
 
-    fn add(&mut self, function: &str, calls: f64) {
+    /// Adds the calls of a function to its sum.
+    fn add_calls(&mut self, function: &str, calls: f64) {
         let name = function.split('@').next().unwrap_or(function);
-        if ALLOCATIONS.contains(&name) {
+        if ALLOCATION_FUNCTIONS.contains(&name) {
             self.allocations += calls;
-        } else if CLOCK_READS.contains(&name) {
+        } else if CLOCK_FUNCTIONS.contains(&name) {
             self.clock_reads += calls;
         } else if name.contains("runtime::time") && name.contains("reregister") {
             self.timers += calls;

@@ -1,7 +1,7 @@
-//! What a guarded connection costs beside a bare one: reads, writes, looks of the sweeper, bytes.
+//! The cost of a guarded connection compared with a bare one: reads, writes, sweeps and bytes.
 
 use crate::{
-    keys::resident,
+    keys::resident_bytes,
     scenarios::Run,
     table::{Limit, Row},
 };
@@ -24,20 +24,21 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// So many connections are counted in bytes.
+/// The number of connections of the memory measurement.
 const CONNECTIONS: u32 = 20_000;
-/// So many are looked at by the sweeper.
-pub(crate) const SWEPT: u32 = 500;
+/// The number of connections of the sweep measurement.
+pub(crate) const SWEPT_CONNECTIONS: u32 = 500;
 const DAY: Duration = Duration::from_secs(86_400);
 const MILLISECOND: Duration = Duration::from_millis(1);
 
-/// Takes no memory; gives a piece with every read if it `gives`, and takes everything.
+/// A transport that allocates nothing. Writes always succeed.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Stub {
-    pub(crate) gives: bool,
+pub(crate) struct StubTransport {
+    /// Each read returns bytes; otherwise each read is pending.
+    pub(crate) has_data: bool,
 }
 
-/// One call.
+/// One call of an I/O method.
 pub(crate) type Call = fn(&mut dyn ReadWrite, &mut Context<'_>);
 
 /// Both directions of a connection.
@@ -58,8 +59,8 @@ pub(crate) fn flush(io: &mut dyn ReadWrite, cx: &mut Context<'_>) {
     let _ = black_box(Pin::new(io).poll_flush(cx));
 }
 
-/// Calls of one kind on one connection.
-pub(crate) fn calls(mut io: impl ReadWrite + 'static, call: Call) -> Run {
+/// Returns a run of `call` on one connection.
+pub(crate) fn repeat_call(mut io: impl ReadWrite + 'static, call: Call) -> Run {
     Box::new(move |calls| {
         let mut cx = Context::from_waker(Waker::noop());
         for _ in 0..calls {
@@ -68,16 +69,16 @@ pub(crate) fn calls(mut io: impl ReadWrite + 'static, call: Call) -> Run {
     })
 }
 
-/// A connection of a client of its own, in a network of its own.
-pub(crate) fn guarded(guard: &ConnGuard, client: u32, gives: bool) -> GuardedIo<Stub> {
+/// Admits a connection. Each `client` has its own address in its own network.
+pub(crate) fn guarded(guard: &ConnGuard, client: u32, has_data: bool) -> GuardedIo<StubTransport> {
     let peer = (Ipv4Addr::from_bits(0x0a00_0000 + 256 * client), 1).into();
     guard
-        .admit(Stub { gives }, Some(peer), None)
-        .expect("there is a place")
+        .admit(StubTransport { has_data }, Some(peer), None)
+        .expect("the connection is admitted")
 }
 
-/// So many looks of the sweeper at `connections` idle connections, and at one more with a request
-/// at work, which is asked to look after its client each time and so can count them.
+/// Returns a run of sweeps of `connections` idle connections and one connection with a request at
+/// work. Each sweep probes the latter, which wakes its reader and so counts the sweeps.
 pub(crate) fn sweeps(connections: u32) -> Run {
     let runtime = runtime();
     let entered = runtime.enter();
@@ -89,23 +90,23 @@ pub(crate) fn sweeps(connections: u32) -> Run {
         .probe(MILLISECOND)
         .first_request(DAY)
         .idle(DAY);
-    let guard = guard.build().expect("these numbers can be");
+    let guard = guard.build().expect("the settings are valid");
     let idle: Vec<_> = (1..=connections)
         .map(|client| {
             let io = guarded(&guard, client, false);
-            request(&io, ready(Response::new(Empty::new())));
+            send_request(&io, ready(Response::new(Empty::new())));
             io
         })
         .collect();
-    let mut counting = guarded(&guard, 0, false);
-    let at_work = request(&counting, pending());
+    let mut probed = guarded(&guard, 0, false);
+    let at_work = send_request(&probed, pending());
     drop(entered);
     Box::new(move |sweeps| {
         black_box((&idle, &at_work));
         for _ in 0..sweeps {
             let mut is_parked = false;
             runtime.block_on(poll_fn(|cx| {
-                read(&mut counting, cx);
+                read(&mut probed, cx);
                 if std::mem::replace(&mut is_parked, true) {
                     Poll::Ready(())
                 } else {
@@ -116,9 +117,9 @@ pub(crate) fn sweeps(connections: u32) -> Run {
     })
 }
 
-/// Returns what is left of one request that `handler` answers, polled once.
-fn request(
-    io: &GuardedIo<Stub>,
+/// Sends a tracked request to `handler` and polls it once. Returns the state of the request.
+fn send_request(
+    io: &GuardedIo<StubTransport>,
     handler: impl Future<Output = Response<Empty<Bytes>>> + 'static,
 ) -> impl Any {
     let handler = async { Ok::<_, Infallible>(handler.await) };
@@ -130,8 +131,8 @@ fn request(
     (response, head)
 }
 
-/// What a connection holds beyond its transport.
-pub(crate) fn bytes() -> io::Result<Row> {
+/// Measures the memory of a connection beyond its transport.
+pub(crate) fn measure_bytes() -> io::Result<Row> {
     let _entered = runtime().enter();
     let guard = ConnGuard::builder()
         .max_connections(2 * CONNECTIONS as usize)
@@ -140,29 +141,29 @@ pub(crate) fn bytes() -> io::Result<Row> {
         .no_max_per_network()
         .build()
         .map_err(io::Error::other)?;
-    let before = resident()?;
+    let before = resident_bytes()?;
     let connections: Vec<_> = (0..CONNECTIONS)
         .map(|n| guarded(&guard, n % 500, false))
         .collect();
-    let each = (resident()?.saturating_sub(before)) as f64 / f64::from(CONNECTIONS);
-    // For good: others measure memory after us, and are not to find any that was freed.
+    let each = (resident_bytes()?.saturating_sub(before)) as f64 / f64::from(CONNECTIONS);
+    // Never freed, so that later memory measurements do not reuse this memory.
     forget(connections);
-    // The memory test of palisade-conn counts what it asks for, and holds the limit.
+    // The limit is checked by palisade-conn's memory test, which counts the allocated bytes.
     let figure = "resident bytes of a guarded connection, the allocator's own among them";
     Ok(Row::timed("P15", figure, None, each, Limit::None))
 }
 
-// === Stub ===
+// === StubTransport ===
 
-impl Transport for Stub {}
+impl Transport for StubTransport {}
 
-impl AsyncRead for Stub {
+impl AsyncRead for StubTransport {
     fn poll_read(
         self: Pin<&mut Self>,
         _: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.gives {
+        if !self.has_data {
             return Poll::Pending;
         }
         buf.put_slice(&[1; 16]);
@@ -170,7 +171,7 @@ impl AsyncRead for Stub {
     }
 }
 
-impl AsyncWrite for Stub {
+impl AsyncWrite for StubTransport {
     fn poll_write(
         self: Pin<&mut Self>,
         _: &mut Context<'_>,

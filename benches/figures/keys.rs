@@ -1,4 +1,4 @@
-//! What is kept per client: our table, and the map that `tower_governor` keeps.
+//! The state per client: palisade's keyed table and `tower_governor`'s map.
 
 use crate::table::{
     Limit::{self, AtLeast, AtMost},
@@ -21,31 +21,35 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// Clients that come along: 60 % of the table.
-const KEYS: u32 = 5_000_000;
-const CAPACITY: usize = 1 << 23;
+/// The number of clients: 60 % of the table's capacity.
+const CLIENTS: u32 = 5_000_000;
+/// The capacity of the table in keys.
+const KEY_CAPACITY: usize = 1 << 23;
+/// The number of checks of a time measurement.
 const CHECKS: u32 = 1_000_000;
+/// The number of repetitions of a time measurement.
 const ROUNDS: usize = 5;
 
+/// Measures memory and time per client.
 pub(crate) fn measure() -> io::Result<Vec<Row>> {
-    let before = resident()?;
-    let table = TableLimiter::new(slow())
+    let before = resident_bytes()?;
+    let table = TableLimiter::new(slow_quota())
         .map_err(io::Error::other)?
-        .capacity(CAPACITY);
-    let made = resident()?;
-    let stall = fill(|key| check(&table, key));
-    let filled = resident()?;
+        .capacity(KEY_CAPACITY);
+    let empty = resident_bytes()?;
+    let stall = check_all_clients(|key| check(&table, key));
+    let filled = resident_bytes()?;
     let kept = table.occupancy().map_or(0, |occupancy| occupancy.keys);
 
-    let before_governor = resident()?;
+    let before_governor = resident_bytes()?;
     let governor = governor(1);
-    let stall_governor = fill(|key| check_governor(&governor, key));
-    let filled_governor = resident()?;
+    let stall_governor = check_all_clients(|key| check_governor(&governor, key));
+    let filled_governor = resident_bytes()?;
 
-    let per_client = |bytes: u64| bytes as f64 / f64::from(KEYS);
+    let per_client = |bytes: u64| bytes as f64 / f64::from(CLIENTS);
     let bytes = per_client(filled.saturating_sub(before));
     let bytes_governor = per_client(filled_governor.saturating_sub(before_governor));
-    let grown = per_client(filled.saturating_sub(made));
+    let grown = per_client(filled.saturating_sub(empty));
     let mut rows = vec![
         Row::timed(
             "P10",
@@ -65,11 +69,11 @@ pub(crate) fn measure() -> io::Result<Vec<Row>> {
             "P11",
             "% of clients in debt kept at 60 % load",
             100.0,
-            100.0 * kept as f64 / f64::from(KEYS),
+            100.0 * kept as f64 / f64::from(CLIENTS),
             AtLeast(99.5),
         ),
     ];
-    let (ours, theirs) = paired(
+    let (ours, theirs) = medians_in_turns(
         || time_checks(|key| check(&table, key)),
         || time_checks(|key| check_governor(&governor, key)),
     );
@@ -84,9 +88,9 @@ pub(crate) fn measure() -> io::Result<Vec<Row>> {
     rows.push(Row::timed("P12", figure, 1.0, ours / theirs, AtMost(0.5)));
     drop((table, governor));
 
-    let table = TableLimiter::new(palisade_benches::generous()).map_err(io::Error::other)?;
+    let table = TableLimiter::new(palisade_benches::high_quota()).map_err(io::Error::other)?;
     let governor = self::governor(5_000_000);
-    let (ours, theirs) = paired(
+    let (ours, theirs) = medians_in_turns(
         || two_threads(|| check(&table, 1)),
         || two_threads(|| check_governor(&governor, 1)),
     );
@@ -103,14 +107,14 @@ pub(crate) fn measure() -> io::Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Nobody who comes once is out of debt before we are done.
-fn slow() -> Quota {
+/// A quota so low that a client's debt from one request outlasts the measurement.
+fn slow_quota() -> Quota {
     Quota::per_hour(60).burst(10)
 }
 
 fn governor(cells_per_second: u32) -> DefaultKeyedRateLimiter<IpAddr> {
-    let cells = NonZeroU32::new(cells_per_second).expect("more than none");
-    let burst = NonZeroU32::new(5_000_000).expect("more than none");
+    let cells = NonZeroU32::new(cells_per_second).expect("the number is not 0");
+    let burst = NonZeroU32::new(5_000_000).expect("the number is not 0");
     RateLimiter::dashmap(GovernorQuota::per_second(cells).allow_burst(burst))
 }
 
@@ -126,12 +130,12 @@ fn check_governor(governor: &DefaultKeyedRateLimiter<IpAddr>, key: u32) -> bool 
     governor.check_key(&address(key)).is_ok()
 }
 
-/// Everybody comes once. Returns the longest that one of them had to wait, in milliseconds.
-fn fill(check: impl Fn(u32) -> bool) -> f64 {
+/// Checks every client once. Returns the longest time of a check in milliseconds.
+fn check_all_clients(check: impl Fn(u32) -> bool) -> f64 {
     let mut longest = Duration::ZERO;
     let mut last = Instant::now();
-    for key in 0..KEYS {
-        assert!(check(key), "nobody has asked before");
+    for key in 0..CLIENTS {
+        assert!(check(key), "every client is new");
         let now = Instant::now();
         longest = longest.max(now - last);
         last = now;
@@ -139,18 +143,18 @@ fn fill(check: impl Fn(u32) -> bool) -> f64 {
     longest.as_secs_f64() * 1e3
 }
 
-/// Nanoseconds per check of clients in no order.
+/// Returns the nanoseconds per check of clients in a shuffled order.
 fn time_checks(check: impl Fn(u32) -> bool) -> f64 {
     let start = Instant::now();
     for turn in 0..CHECKS {
-        // Odd and prime to the number of keys, so that none comes twice.
-        let key = u64::from(turn) * 2_654_435_761 % u64::from(KEYS);
-        black_box(check(u32::try_from(key).expect("a remainder of a u32")));
+        // The multiplier is coprime to the number of clients, so no client occurs twice.
+        let key = u64::from(turn) * 2_654_435_761 % u64::from(CLIENTS);
+        black_box(check(u32::try_from(key).expect("the remainder fits a u32")));
     }
     start.elapsed().as_secs_f64() * 1e9 / f64::from(CHECKS)
 }
 
-/// Nanoseconds per check that each of two threads sees.
+/// Returns the nanoseconds per check of each of two concurrent threads.
 fn two_threads(check: impl Fn() -> bool + Sync) -> f64 {
     let start = Instant::now();
     thread::scope(|scope| {
@@ -165,8 +169,8 @@ fn two_threads(check: impl Fn() -> bool + Sync) -> f64 {
     start.elapsed().as_secs_f64() * 1e9 / f64::from(CHECKS)
 }
 
-/// The medians of rounds in which both take turns.
-fn paired(ours: impl Fn() -> f64, theirs: impl Fn() -> f64) -> (f64, f64) {
+/// Returns the medians of two measurements that take turns.
+fn medians_in_turns(ours: impl Fn() -> f64, theirs: impl Fn() -> f64) -> (f64, f64) {
     let (mut first, mut second): (Vec<f64>, Vec<f64>) =
         (0..ROUNDS).map(|_| (ours(), theirs())).unzip();
     first.sort_by(f64::total_cmp);
@@ -174,10 +178,10 @@ fn paired(ours: impl Fn() -> f64, theirs: impl Fn() -> f64) -> (f64, f64) {
     (first[ROUNDS / 2], second[ROUNDS / 2])
 }
 
-/// Bytes of this process that are in memory.
-pub(crate) fn resident() -> io::Result<u64> {
+/// Returns the resident memory of this process in bytes.
+pub(crate) fn resident_bytes() -> io::Result<u64> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    Ok(kilobytes.ok_or_else(|| io::Error::other("no VmRSS"))? * 1024)
+    Ok(kilobytes.ok_or_else(|| io::Error::other("/proc/self/status has no VmRSS"))? * 1024)
 }

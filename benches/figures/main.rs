@@ -1,12 +1,12 @@
 //! Measures the figures and prints them as one table.
 //!
-//! Fails if a count is more than 10 % worse than the committed one. Says where a limit of the
-//! design is not held, which by itself is no failure. Counting needs valgrind and strace; what one
-//! of them would have counted is left out where it is missing, and that is said.
+//! Fails if a count is more than 10 % worse than the committed one. A figure over its design limit
+//! is marked in the table, but is not a failure. Counting needs valgrind and strace. If one of them
+//! is missing, its figures are left out and a message is printed.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "it is a program that prints"
+    reason = "a command-line program prints"
 )]
 
 mod callgrind;
@@ -18,7 +18,7 @@ mod table;
 
 use callgrind::Cost;
 use palisade_benches::{
-    Ready, connection, for_peers, generous, palisade, peer_request, peers, request,
+    Ready, connection, for_peers, high_quota, palisade, peer_request, peers, request,
 };
 use std::{collections::BTreeMap, env, io, path::Path, process::ExitCode};
 use table::{Limit, Limit::AtMost, Row};
@@ -30,35 +30,35 @@ fn main() -> io::Result<ExitCode> {
     let arguments: Vec<_> = env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [callgrind::ARGUMENT] => {
-            callgrind::be_counted();
+            callgrind::run_scenarios();
             Ok(ExitCode::SUCCESS)
         }
         [syscalls::ARGUMENT, server, requests] => {
-            syscalls::be_counted(server, requests.parse().map_err(io::Error::other)?);
+            syscalls::serve_and_request(server, requests.parse().map_err(io::Error::other)?);
             Ok(ExitCode::SUCCESS)
         }
         [] => measure(false),
         ["--write"] => measure(true),
-        _ => Err(io::Error::other("either nothing or --write")),
+        _ => Err(io::Error::other("expected no argument or --write")),
     }
 }
 
 fn measure(write: bool) -> io::Result<ExitCode> {
-    // First, because it is about memory: nothing that was freed before may be used again.
-    let mut rows = vec![connections::bytes()?];
+    // Measure memory first, so that no freed memory is reused.
+    let mut rows = vec![connections::measure_bytes()?];
     rows.extend(keys::measure()?);
-    let mut is_whole = true;
+    let mut is_complete = true;
     match callgrind::count()? {
-        Some(costs) => counts(&costs, &mut rows),
+        Some(costs) => add_counts(&costs, &mut rows),
         None => {
-            is_whole = false;
+            is_complete = false;
             eprintln!("valgrind is missing: no instructions, allocations, clock reads or timers");
         }
     }
     match syscalls::count()? {
         Some(more) => rows.extend(more),
         None => {
-            is_whole = false;
+            is_complete = false;
             eprintln!("strace is missing: no system calls");
         }
     }
@@ -74,8 +74,10 @@ fn measure(write: bool) -> io::Result<ExitCode> {
 
     let file = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/figures.txt"));
     if write {
-        if !is_whole {
-            return Err(io::Error::other("half of the figures are not written"));
+        if !is_complete {
+            return Err(io::Error::other(
+                "the figures are incomplete, so they are not written",
+            ));
         }
         table::write(&rows, file)?;
     }
@@ -86,8 +88,8 @@ fn measure(write: bool) -> io::Result<ExitCode> {
     })
 }
 
-/// What a scenario costs beyond another one.
-fn over(costs: &Costs, scenario: &str, bare: &str) -> Cost {
+/// Returns the cost of `scenario` minus the cost of `bare`.
+fn cost_over(costs: &Costs, scenario: &str, bare: &str) -> Cost {
     let cost = |name: &str| {
         *costs
             .get(name)
@@ -96,12 +98,13 @@ fn over(costs: &Costs, scenario: &str, bare: &str) -> Cost {
     cost(scenario) - cost(bare)
 }
 
-fn counts(costs: &Costs, rows: &mut Vec<Row>) {
-    let of = |scenario: &str, bare: &str| over(costs, scenario, bare);
-    let ir = |scenario: &str, bare: &str| of(scenario, bare).instructions;
+/// Adds the rows that callgrind has counted.
+fn add_counts(costs: &Costs, rows: &mut Vec<Row>) {
+    let cost = |scenario: &str, bare: &str| cost_over(costs, scenario, bare);
+    let ir = |scenario: &str, bare: &str| cost(scenario, bare).instructions;
 
-    let ready = of("ready palisade", "ready bare");
-    let ready_peers = of("ready peers", "ready bare-of-peers");
+    let ready = cost("ready palisade", "ready bare");
+    let ready_peers = cost("ready peers", "ready bare-of-peers");
     let mut count = |id, figure, peers: Option<f64>, palisade, limit| {
         rows.push(Row::count(id, figure, peers, palisade, limit));
     };
@@ -147,8 +150,8 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
         count("P1", figure, None, ir(scenario, "ready bare"), Limit::None);
     }
 
-    let identity = of("ready bare", "anonymous bare");
-    let identity_peers = of("ready bare-of-peers", "anonymous bare-of-peers");
+    let identity = cost("ready bare", "anonymous bare");
+    let identity_peers = cost("ready bare-of-peers", "anonymous bare-of-peers");
     let figure = "the identity in the request: instructions";
     count(
         "P1b",
@@ -166,8 +169,8 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
         AtMost(3.0),
     );
 
-    let pending = of("pending palisade", "pending bare");
-    let pending_peers = of("pending peers", "pending bare-of-peers");
+    let pending = cost("pending palisade", "pending bare");
+    let pending_peers = cost("pending peers", "pending bare-of-peers");
     let figure = "handler Pending once: instructions over bare";
     count(
         "P2",
@@ -193,8 +196,8 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
         AtMost(1.0),
     );
 
-    let small = of("small palisade", "small bare");
-    let small_peers = of("small peers", "small bare-of-peers");
+    let small = cost("small palisade", "small bare");
+    let small_peers = cost("small peers", "small bare-of-peers");
     let figure = "allocations, no request body";
     count(
         "P3",
@@ -228,10 +231,10 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
         Limit::None,
     );
 
-    let upload = of("upload16 palisade", "upload16 bare");
-    let upload_peers = of("upload16 peers", "upload16 bare-of-peers");
-    let long = of("upload48 palisade", "upload48 bare");
-    let long_peers = of("upload48 peers", "upload48 bare-of-peers");
+    let upload = cost("upload16 palisade", "upload16 bare");
+    let upload_peers = cost("upload16 peers", "upload16 bare-of-peers");
+    let long = cost("upload48 palisade", "upload48 bare");
+    let long_peers = cost("upload48 peers", "upload48 bare-of-peers");
     let per_frame = |long: Cost, short: Cost| (long - short).instructions / 32.0;
     let figure = "64 KiB uploaded in 16 frames: instructions over bare";
     count(
@@ -257,8 +260,8 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
         upload.clock_reads,
         AtMost(2.0),
     );
-    let waiting = of("waiting16 palisade", "waiting16 bare");
-    let waiting_peers = of("waiting16 peers", "waiting16 bare-of-peers");
+    let waiting = cost("waiting16 palisade", "waiting16 bare");
+    let waiting_peers = cost("waiting16 peers", "waiting16 bare-of-peers");
     let figure = "the same with one wait for the client: instructions over bare";
     count(
         "P4",
@@ -276,8 +279,8 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
         Limit::None,
     );
 
-    let waits = of("waits16 palisade", "waits16 bare");
-    let waits_peers = of("waits16 peers", "waits16 bare-of-peers");
+    let waits = cost("waits16 palisade", "waits16 bare");
+    let waits_peers = cost("waits16 peers", "waits16 bare-of-peers");
     let figure = "64 KiB uploaded in 16 frames, a wait before each: instructions over bare";
     let most = AtMost(12_000.0);
     count(
@@ -287,8 +290,8 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
         waits.instructions,
         most,
     );
-    let wait = per_frame(of("waits48 palisade", "waits48 bare"), waits);
-    let wait_peers = per_frame(of("waits48 peers", "waits48 bare-of-peers"), waits_peers);
+    let wait = per_frame(cost("waits48 palisade", "waits48 bare"), waits);
+    let wait_peers = per_frame(cost("waits48 peers", "waits48 bare-of-peers"), waits_peers);
     let figure = "instructions per wait and frame of 4 KiB";
     count("P4w", figure, Some(wait_peers), wait, AtMost(550.0));
     let figure = "the same upload: clock reads";
@@ -299,7 +302,7 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
         waits.clock_reads,
         Limit::None,
     );
-    // Not over bare: how often a runtime looks at its driver depends on what there is to poll.
+    // Not over bare, because how often a runtime polls its driver depends on the other work.
     let figure = "the same upload in a task of a runtime: instructions, all of them";
     let whole = |scenario: &str| costs[scenario].instructions;
     count(
@@ -310,14 +313,14 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
         Limit::None,
     );
 
-    let download = of("download16 palisade", "download16 bare");
-    let download_peers = of("download16 peers", "download16 bare-of-peers");
+    let download = cost("download16 palisade", "download16 bare");
+    let download_peers = cost("download16 peers", "download16 bare-of-peers");
     let figure = "64 KiB answered in 16 frames: instructions over bare";
     let peers = Some(download_peers.instructions);
     count("P4d", figure, peers, download.instructions, AtMost(4500.0));
-    let frame = per_frame(of("download48 palisade", "download48 bare"), download);
+    let frame = per_frame(cost("download48 palisade", "download48 bare"), download);
     let frame_peers = per_frame(
-        of("download48 peers", "download48 bare-of-peers"),
+        cost("download48 peers", "download48 bare-of-peers"),
         download_peers,
     );
     let figure = "instructions per frame of 4 KiB answered";
@@ -357,8 +360,9 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
         Limit::None,
     );
 
-    // Ours tell the handler who asks. What that alone costs stands as the peers' figure of the
-    // second kind, and is left out of the first, which the design bounds.
+    // palisade's servers pass the peer to the handler. The design bounds the first figure of each
+    // pair, which compares with an `axum::serve` that does so too. The second compares with plain
+    // `axum::serve`; its column of peers is the cost of passing the peer alone.
     for ([bare, with_peer, ours], figures, most) in [
         (
             [
@@ -426,18 +430,18 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
         );
     }
 
-    let plain = of("refused413h2 palisade", "huge2 bare");
+    let plain = cost("refused413h2 palisade", "huge2 bare");
     let figure = "413 without any header: instructions over bare";
     let peers = ir("refused413 peers", "huge bare-of-peers");
     count("P8", figure, Some(peers), plain.instructions, AtMost(600.0));
-    let peers = of("refused413 peers", "huge bare-of-peers").allocations;
+    let peers = cost("refused413 peers", "huge bare-of-peers").allocations;
     let figure = "413 without any header: allocations";
     count("P8", figure, Some(peers), plain.allocations, AtMost(1.0));
-    let close = of("refused413 palisade", "huge bare");
+    let close = cost("refused413 palisade", "huge bare");
     let figure = "413 with Connection: close: instructions over bare";
     count("P8", figure, None, close.instructions, Limit::None);
-    let short = of("refused429short palisade", "ready bare");
-    let peers = of("refused429 peers", "ready bare-of-peers");
+    let short = cost("refused429short palisade", "ready bare");
+    let peers = cost("refused429 peers", "ready bare-of-peers");
     let figure = "429 with Retry-After of a second: instructions over bare";
     count(
         "P8",
@@ -454,7 +458,7 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
         short.allocations,
         AtMost(2.0),
     );
-    let long = of("refused429 palisade", "ready bare");
+    let long = cost("refused429 palisade", "ready bare");
     let figure = "429 with Retry-After of an hour: instructions over bare";
     count(
         "P8",
@@ -463,8 +467,8 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
         long.instructions,
         Limit::None,
     );
-    let stack = of("refused429stack palisade", "ready bare");
-    let peers = of("refused429stack peers", "ready bare-of-peers");
+    let stack = cost("refused429stack palisade", "ready bare");
+    let peers = cost("refused429stack peers", "ready bare-of-peers");
     let figure = "429 by the whole stack, an hour: instructions over bare";
     count(
         "P8",
@@ -506,15 +510,15 @@ fn counts(costs: &Costs, rows: &mut Vec<Row>) {
         count("P15", figure, None, ir(scenario, bare), AtMost(60.0));
     }
     let figure = "a look of the sweeper at one connection: instructions";
-    let each = ir("sweep many", "sweep none") / f64::from(connections::SWEPT);
+    let each = ir("sweep many", "sweep none") / f64::from(connections::SWEPT_CONNECTIONS);
     count("P15", figure, None, each, AtMost(100.0));
 }
 
-/// What the guards add to the future that a server holds per request.
+/// Returns the size that the guards add to a request's future.
 fn future_size() -> Row {
     let conn = connection();
     let size = |future: &dyn std::any::Any| size_of_val(future);
-    let ours = size(&palisade(generous()).layer(Ready).call(request(&conn)));
+    let ours = size(&palisade(high_quota()).layer(Ready).call(request(&conn)));
     let theirs = size(&peers(true).service(for_peers(Ready)).call(peer_request()));
     let (bare, bare_of_peers) = (
         size(&Ready.call(request(&conn))),

@@ -1,8 +1,10 @@
-//! What is counted: each scenario does so many requests in one way.
+//! The scenarios that callgrind counts. Each scenario runs a number of requests of one kind.
 //!
-//! A name is what is counted, then for whom: `bare`, `palisade` or `peers`.
+//! The name of a scenario is the kind of request, then the service: `bare`, `palisade` or `peers`.
 
-use crate::connections::{self, SWEPT, Stub, calls, flush, guarded, read, sweeps, write};
+use crate::connections::{
+    self, SWEPT_CONNECTIONS, StubTransport, flush, guarded, read, repeat_call, sweeps, write,
+};
 use axum::{Router, routing::get};
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, Version, header};
@@ -12,21 +14,23 @@ use hyper::body::Incoming;
 use palisade::{Mode, Stack, conn::ConnGuard};
 use palisade_benches::{
     Frames, Identified, Pends, Protocol, Reads, Ready, Sends, Server, anonymous, connection, drive,
-    drive_to_the_end, for_peers, for_peers_boxed, generous, hyper_http1, hyper_util_auto, palisade,
-    peer_request, peers, peers_limit, request, runtime, serve, stingy, tower_governor, upload,
+    drive_to_the_end, for_peers, for_peers_boxed, high_quota, hyper_http1, hyper_util_auto,
+    low_quota, palisade, peer_request, peers, peers_limit, request, runtime, serve, tower_governor,
+    upload,
 };
 use std::time::Duration;
 use tower::{BoxError, Layer, Service, layer::util::Identity};
 
-/// Sends as many requests as it is told.
+/// Runs the given number of requests.
 pub(crate) type Run = Box<dyn FnMut(usize)>;
 
-/// A name, and what makes the scenario. Made when its turn comes, and dropped after it.
+/// A name, and the constructor of the scenario's run. The run is created before the scenario is
+/// counted and dropped after it.
 pub(crate) type Scenario = (&'static str, Box<dyn FnOnce() -> Run>);
 
-/// All of them, in the order in which they are counted.
+/// Returns all scenarios, in the order in which they are counted.
 pub(crate) fn all() -> Vec<Scenario> {
-    let mut all = List(Vec::new());
+    let mut all = ScenarioList(Vec::new());
     without_a_body(&mut all);
     single_guards(&mut all);
     with_a_body(&mut all);
@@ -38,16 +42,17 @@ pub(crate) fn all() -> Vec<Scenario> {
     all.0
 }
 
-struct List(Vec<Scenario>);
+/// A list of scenarios under construction.
+struct ScenarioList(Vec<Scenario>);
 
-// === List ===
+// === ScenarioList ===
 
-impl List {
+impl ScenarioList {
     fn add(&mut self, name: &'static str, make: impl FnOnce() -> Run + 'static) {
         self.0.push((name, Box::new(make)));
     }
 
-    /// Requests from `request` into one service, polled by hand.
+    /// Adds a scenario that sends each `request` to one service by polling it directly.
     fn drive<S, B, R>(&mut self, name: &'static str, service: S, request: R)
     where
         S: Service<Request<B>> + 'static,
@@ -63,7 +68,7 @@ impl List {
         });
     }
 
-    /// The same, and the body of each answer is read to its end.
+    /// Adds a scenario like [`Self::drive`] that reads the body of each response to its end.
     fn drive_to_the_end<S, B, R, A>(&mut self, name: &'static str, service: S, request: R)
     where
         S: Service<Request<B>, Response = Response<A>> + 'static,
@@ -80,7 +85,7 @@ impl List {
         });
     }
 
-    /// The same, each request in the task of a runtime that wakes it.
+    /// Adds a scenario that runs each request in the task of a runtime that wakes it.
     fn drive_tasks<S, B, R>(&mut self, name: &'static str, service: S, request: R)
     where
         S: Service<Request<B>> + 'static,
@@ -92,7 +97,7 @@ impl List {
                 for _ in 0..requests {
                     let response = runtime.block_on(async {
                         let ready = std::future::poll_fn(|cx| service.poll_ready(cx)).await;
-                        assert!(ready.is_ok(), "nothing waits in poll_ready");
+                        assert!(ready.is_ok(), "poll_ready never waits");
                         service.call(request()).await
                     });
                     let _ = std::hint::black_box(response);
@@ -101,7 +106,7 @@ impl List {
         });
     }
 
-    /// The same with a clone of the service for each request.
+    /// Adds a scenario like [`Self::drive`] that clones the service for each request.
     fn drive_clones<S, B, R>(&mut self, name: &'static str, service: S, request: R)
     where
         S: Service<Request<B>> + Clone + 'static,
@@ -117,41 +122,52 @@ impl List {
     }
 }
 
-/// Makes requests with palisade's own identity.
-fn ours() -> impl Fn() -> Request<Full<Bytes>> + 'static {
+/// Returns a constructor of requests that carry palisade's connection info.
+fn palisade_request() -> impl Fn() -> Request<Full<Bytes>> + 'static {
     let conn = connection();
     move || request(&conn)
 }
 
-fn without_a_body(all: &mut List) {
+fn without_a_body(all: &mut ScenarioList) {
     all.drive("anonymous bare", Ready, anonymous);
     all.drive("anonymous bare-of-peers", for_peers(Ready), anonymous);
-    all.drive("ready bare", Ready, ours());
+    all.drive("ready bare", Ready, palisade_request());
     all.drive("ready bare-of-peers", for_peers(Ready), peer_request);
-    all.drive("ready palisade", palisade(generous()).layer(Ready), ours());
+    all.drive(
+        "ready palisade",
+        palisade(high_quota()).layer(Ready),
+        palisade_request(),
+    );
     all.drive(
         "ready peers",
         peers(true).service(for_peers(Ready)),
         peer_request,
     );
-    let off = Stack::edge().rate_limit(generous()).mode(Mode::Off).build();
+    let off = Stack::edge()
+        .rate_limit(high_quota())
+        .mode(Mode::Off)
+        .build();
     all.drive(
         "off palisade",
-        off.expect("the preset is sound").layer(Ready),
-        ours(),
+        off.expect("the preset is valid").layer(Ready),
+        palisade_request(),
     );
-    all.drive_clones("clone palisade", palisade(generous()).layer(Ready), ours());
+    all.drive_clones(
+        "clone palisade",
+        palisade(high_quota()).layer(Ready),
+        palisade_request(),
+    );
     all.drive_clones(
         "clone peers",
         peers(true).service(for_peers(Ready)),
         peer_request,
     );
-    all.drive("pending bare", Pends, ours());
+    all.drive("pending bare", Pends, palisade_request());
     all.drive("pending bare-of-peers", for_peers(Pends), peer_request);
     all.drive(
         "pending palisade",
-        palisade(generous()).layer(Pends),
-        ours(),
+        palisade(high_quota()).layer(Pends),
+        palisade_request(),
     );
     all.drive(
         "pending peers",
@@ -160,49 +176,57 @@ fn without_a_body(all: &mut List) {
     );
 }
 
-fn single_guards(all: &mut List) {
+fn single_guards(all: &mut ScenarioList) {
     use palisade::{
         body_limit::BodyLimitLayer, concurrency_limit::ConcurrencyLimitLayer,
         rate_limit::RateLimitLayer, slow_body::SlowBodyLayer, timeout::TimeoutLayer,
     };
-    let rate_limit = RateLimitLayer::new(generous()).expect("a sound quota");
+    let rate_limit = RateLimitLayer::new(high_quota()).expect("the quota is valid");
     let timeout = TimeoutLayer::new(Duration::from_secs(30));
     let concurrency_limit = ConcurrencyLimitLayer::new(1024);
-    all.drive("rate_limit palisade", rate_limit.layer(Ready), ours());
-    all.drive("timeout palisade", timeout.layer(Ready), ours());
+    all.drive(
+        "rate_limit palisade",
+        rate_limit.layer(Ready),
+        palisade_request(),
+    );
+    all.drive("timeout palisade", timeout.layer(Ready), palisade_request());
     all.drive(
         "body_limit palisade",
         BodyLimitLayer::default().layer(Ready),
-        ours(),
+        palisade_request(),
     );
     all.drive(
         "slow_body palisade",
         SlowBodyLayer::new().layer(Ready),
-        ours(),
+        palisade_request(),
     );
     all.drive(
         "concurrency_limit palisade",
         concurrency_limit.layer(Ready),
-        ours(),
+        palisade_request(),
     );
     let fair = ConcurrencyLimitLayer::new(1024).fairness();
-    all.drive("concurrency_limit_fair palisade", fair.layer(Ready), ours());
+    all.drive(
+        "concurrency_limit_fair palisade",
+        fair.layer(Ready),
+        palisade_request(),
+    );
 }
 
-fn with_a_body(all: &mut List) {
+fn with_a_body(all: &mut ScenarioList) {
     let small = |request: Request<Full<Bytes>>| {
         let body = Bytes::from_static(b"sixteen bytes..");
         let length = body.len();
         upload(request, Full::new(body), length)
     };
-    let (a, b) = (ours(), ours());
+    let (a, b) = (palisade_request(), palisade_request());
     all.drive("small bare", Reads, move || small(a()));
     all.drive("small bare-of-peers", for_peers(Reads), move || {
         small(peer_request())
     });
     all.drive(
         "small palisade",
-        palisade(generous()).layer(Reads),
+        palisade(high_quota()).layer(Reads),
         move || small(b()),
     );
     all.drive(
@@ -238,10 +262,10 @@ fn with_a_body(all: &mut List) {
     ];
     for (names, count) in uploads {
         let made = frames(count);
-        let (a, b) = (ours(), ours());
+        let (a, b) = (palisade_request(), palisade_request());
         all.drive(names[0], Reads, move || made(a()));
         all.drive(names[1], for_peers(Reads), move || made(peer_request()));
-        all.drive(names[2], palisade(generous()).layer(Reads), move || {
+        all.drive(names[2], palisade(high_quota()).layer(Reads), move || {
             made(b())
         });
         all.drive(names[3], peers(true).service(for_peers(Reads)), move || {
@@ -256,14 +280,14 @@ fn with_a_body(all: &mut List) {
             16 * Frames::LENGTH,
         )
     };
-    let (a, b) = (ours(), ours());
+    let (a, b) = (palisade_request(), palisade_request());
     all.drive("waiting16 bare", Reads, move || waiting(a()));
     all.drive("waiting16 bare-of-peers", for_peers(Reads), move || {
         waiting(peer_request())
     });
     all.drive(
         "waiting16 palisade",
-        palisade(generous()).layer(Reads),
+        palisade(high_quota()).layer(Reads),
         move || waiting(b()),
     );
     all.drive(
@@ -273,8 +297,8 @@ fn with_a_body(all: &mut List) {
     );
 }
 
-/// Bodies as networks deliver them: a wait before each frame.
-fn with_waits(all: &mut List) {
+/// Request bodies as a network delivers them, with a wait before each frame.
+fn with_waits(all: &mut ScenarioList) {
     let frames = |count| {
         move |request: Request<Full<Bytes>>| {
             upload(
@@ -305,10 +329,10 @@ fn with_waits(all: &mut List) {
         ),
     ] {
         let made = frames(count);
-        let (a, b) = (ours(), ours());
+        let (a, b) = (palisade_request(), palisade_request());
         all.drive(names[0], Reads, move || made(a()));
         all.drive(names[1], for_peers(Reads), move || made(peer_request()));
-        all.drive(names[2], palisade(generous()).layer(Reads), move || {
+        all.drive(names[2], palisade(high_quota()).layer(Reads), move || {
             made(b())
         });
         all.drive(names[3], peers(true).service(for_peers(Reads)), move || {
@@ -316,14 +340,14 @@ fn with_waits(all: &mut List) {
         });
     }
     let made = frames(16);
-    let (a, b) = (ours(), ours());
+    let (a, b) = (palisade_request(), palisade_request());
     all.drive_tasks("task16 bare", Reads, move || made(a()));
     all.drive_tasks("task16 bare-of-peers", for_peers(Reads), move || {
         made(peer_request())
     });
     all.drive_tasks(
         "task16 palisade",
-        palisade(generous()).layer(Reads),
+        palisade(high_quota()).layer(Reads),
         move || made(b()),
     );
     all.drive_tasks(
@@ -333,8 +357,8 @@ fn with_waits(all: &mut List) {
     );
 }
 
-/// Responses of several frames, each taken at once.
-fn downloads(all: &mut List) {
+/// Responses of several frames, each ready at once.
+fn downloads(all: &mut ScenarioList) {
     for (names, count) in [
         (
             [
@@ -356,22 +380,28 @@ fn downloads(all: &mut List) {
         ),
     ] {
         let sends = Sends(count);
-        all.drive_to_the_end(names[0], sends, ours());
+        all.drive_to_the_end(names[0], sends, palisade_request());
         all.drive_to_the_end(names[1], for_peers_boxed(sends), peer_request);
-        all.drive_to_the_end(names[2], palisade(generous()).layer(sends), ours());
+        all.drive_to_the_end(
+            names[2],
+            palisade(high_quota()).layer(sends),
+            palisade_request(),
+        );
         let of_peers = peers(true).service(for_peers_boxed(sends));
         all.drive_to_the_end(names[3], of_peers, peer_request);
     }
 }
 
-fn refusals(all: &mut List) {
+fn refusals(all: &mut ScenarioList) {
     use palisade::{
         body_limit::BodyLimitLayer, concurrency_limit::ConcurrencyLimitLayer,
         rate_limit::RateLimitLayer,
     };
     let huge = |request: Request<Full<Bytes>>| {
         let mut request = request.map(|_| Frames::new(1 << 20));
-        request.headers_mut().insert(header::CONTENT_LENGTH, HUGE);
+        request
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, HUGE_CONTENT_LENGTH);
         request
     };
     let over_http2 = move |request: Request<Full<Bytes>>| {
@@ -379,7 +409,12 @@ fn refusals(all: &mut List) {
         *request.version_mut() = Version::HTTP_2;
         request
     };
-    let (a, b, c, d) = (ours(), ours(), ours(), ours());
+    let (a, b, c, d) = (
+        palisade_request(),
+        palisade_request(),
+        palisade_request(),
+        palisade_request(),
+    );
     all.drive("huge bare", Ready, move || huge(a()));
     all.drive("huge bare-of-peers", for_peers(Ready), move || {
         huge(peer_request())
@@ -400,13 +435,21 @@ fn refusals(all: &mut List) {
     });
     let limited = |quota| {
         RateLimitLayer::new(quota)
-            .expect("a sound quota")
+            .expect("the quota is valid")
             .layer(Ready)
     };
-    all.drive("refused429 palisade", limited(stingy()), ours());
-    // Whatever the clock does meanwhile, there is less than 10 s to wait.
+    all.drive(
+        "refused429 palisade",
+        limited(low_quota()),
+        palisade_request(),
+    );
+    // `Retry-After` has one digit, whatever the time that the scenario takes.
     let short = palisade::Quota::per_second(1).burst(1);
-    all.drive("refused429short palisade", limited(short), ours());
+    all.drive(
+        "refused429short palisade",
+        limited(short),
+        palisade_request(),
+    );
     let governor = tower_governor(false);
     all.drive(
         "refused429 peers",
@@ -416,12 +459,12 @@ fn refusals(all: &mut List) {
     all.drive(
         "refused503 palisade",
         ConcurrencyLimitLayer::new(0).layer(Ready),
-        ours(),
+        palisade_request(),
     );
     all.drive(
         "refused429stack palisade",
-        palisade(stingy()).layer(Ready),
-        ours(),
+        palisade(low_quota()).layer(Ready),
+        palisade_request(),
     );
     all.drive(
         "refused429stack peers",
@@ -430,18 +473,19 @@ fn refusals(all: &mut List) {
     );
 }
 
-const HUGE: HeaderValue = HeaderValue::from_static("4294967296");
+/// A declared length of 4 GiB.
+const HUGE_CONTENT_LENGTH: HeaderValue = HeaderValue::from_static("4294967296");
 
-fn end_to_end(all: &mut List) {
+fn end_to_end(all: &mut ScenarioList) {
     all.add("hyper_h1 bare", || hyper_run(Identified(Ready)));
     all.add("hyper_h1 palisade", || {
-        hyper_run(Identified(palisade(generous()).layer(Ready)))
+        hyper_run(Identified(palisade(high_quota()).layer(Ready)))
     });
     all.add("hyper_h1 peers", || {
         hyper_run(Identified(peers(true).service(for_peers(Ready))))
     });
     all.add("hyper_h1_refused palisade", || {
-        hyper_run(Identified(palisade(stingy()).layer(Ready)))
+        hyper_run(Identified(palisade(low_quota()).layer(Ready)))
     });
     all.add("hyper_h1_refused peers", || {
         hyper_run(Identified(peers(false).service(for_peers(Ready))))
@@ -449,8 +493,8 @@ fn end_to_end(all: &mut List) {
 
     let router = || Router::new().route("/", get(async || "ok"));
     let noop = |router: Router| router.layer(Identity::new());
-    let by_layer = |router: Router| router.layer(palisade(generous()));
-    let around = |router: Router| palisade(generous()).layer(router);
+    let by_layer = |router: Router| router.layer(palisade(high_quota()));
+    let around = |router: Router| palisade(high_quota()).layer(router);
     let peers_around = |router: Router| peers(true).service(router);
     for (protocol, names) in [
         (
@@ -490,8 +534,8 @@ fn end_to_end(all: &mut List) {
     }
 }
 
-fn on_connections(all: &mut List) {
-    for (names, call, gives) in [
+fn on_connections(all: &mut ScenarioList) {
+    for (names, call, has_data) in [
         (
             ["read bare", "read palisade"],
             read as connections::Call,
@@ -501,13 +545,15 @@ fn on_connections(all: &mut List) {
         (["write bare", "write palisade"], write, true),
         (["flush bare", "flush palisade"], flush, true),
     ] {
-        all.add(names[0], move || calls(Stub { gives }, call));
+        all.add(names[0], move || {
+            repeat_call(StubTransport { has_data }, call)
+        });
         all.add(names[1], move || {
-            calls(guarded(&ConnGuard::default(), 0, gives), call)
+            repeat_call(guarded(&ConnGuard::default(), 0, has_data), call)
         });
     }
     all.add("sweep none", || sweeps(0));
-    all.add("sweep many", || sweeps(SWEPT));
+    all.add("sweep many", || sweeps(SWEPT_CONNECTIONS));
     for (name, server, protocol) in [
         ("serve_h1 bare", "axum", Protocol::Http1),
         ("serve_h1 bare-with-peer", "axum with peer", Protocol::Http1),
@@ -524,7 +570,7 @@ fn on_connections(all: &mut List) {
 
 fn serve_run(server: &str, protocol: Protocol) -> Run {
     let runtime = runtime();
-    let server = Server::named(server).expect("there is such a server");
+    let server = Server::from_name(server).expect("the server exists");
     let router = Router::new().route("/", get(async || "ok"));
     Box::new(move |requests| serve(&runtime, &server, router.clone(), protocol, requests))
 }

@@ -1,4 +1,4 @@
-//! Counts system calls by running a small server on loopback under strace.
+//! Counts system calls by running a server and its client on loopback under strace.
 
 use crate::table::{Limit::AtMost, Row};
 use axum::{Router, routing::get};
@@ -8,7 +8,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use palisade_benches::{
-    Exchange, Identified, Protocol, Server, generous, palisade, peers, runtime,
+    ClientCodec, Identified, Protocol, Server, high_quota, palisade, peers, runtime,
 };
 use std::{
     env, fs,
@@ -20,13 +20,15 @@ use std::{
 use tokio::{net::TcpListener, runtime::Runtime};
 use tower::Layer;
 
-/// The argument that makes this program the one that is watched.
+/// The argument that makes this program run a server and its client under strace.
 pub(crate) const ARGUMENT: &str = "under-strace";
 
-const FEW: usize = 100;
-const MANY: usize = 600;
+/// The number of requests of a short run. The difference to the long run has no setup cost.
+const SHORT_RUN_REQUESTS: usize = 100;
+/// The number of requests of a long run.
+const LONG_RUN_REQUESTS: usize = 600;
 
-/// `None` without strace.
+/// Returns the rows of system calls, or `None` without strace.
 pub(crate) fn count() -> io::Result<Option<Vec<Row>>> {
     let Some(bare) = per_request("bare", "ready")? else {
         return Ok(None);
@@ -90,21 +92,24 @@ pub(crate) fn count() -> io::Result<Option<Vec<Row>>> {
         ),
     ] {
         let over = of_server(server, path)? - of_server("axum", path)?;
-        // The sweeper's four looks a second are in it.
+        // This includes the sweeper's four sweeps per second.
         rows.push(Row::count("P5", figure, None, over, AtMost(0.05)));
     }
     Ok(Some(rows))
 }
 
-/// Of the server with its client, whose calls are the same for every server.
+/// Returns the system calls per request of a server and its client. The client's calls are the same
+/// for every server.
 fn per_request(server: &str, path: &str) -> io::Result<Option<f64>> {
-    let Some(few) = total(server, path, FEW)? else {
+    let Some(short) = total(server, path, SHORT_RUN_REQUESTS)? else {
         return Ok(None);
     };
-    let many = total(server, path, MANY)?.unwrap_or_default();
-    Ok(Some((many - few) / (MANY - FEW) as f64))
+    let long = total(server, path, LONG_RUN_REQUESTS)?.unwrap_or_default();
+    let requests = (LONG_RUN_REQUESTS - SHORT_RUN_REQUESTS) as f64;
+    Ok(Some((long - short) / requests))
 }
 
+/// Returns the system calls of a run.
 fn total(server: &str, path: &str, requests: usize) -> io::Result<Option<f64>> {
     let program = env::current_exe()?;
     let summary = program.with_file_name("figures-strace");
@@ -120,18 +125,21 @@ fn total(server: &str, path: &str, requests: usize) -> io::Result<Option<f64>> {
         Ok(status) if !status.success() => return Err(io::Error::other("strace failed")),
         Ok(_) => {}
     }
-    // The last line: share, seconds, microseconds a call, calls, errors, "total".
+    // The last line: percentage, seconds, microseconds per call, calls, errors, "total".
     let summary = fs::read_to_string(&summary)?;
     let last = summary.lines().rev().find(|line| line.ends_with("total"));
     let calls = last.and_then(|line| line.split_whitespace().nth(3)?.parse().ok());
     calls
         .map(Some)
-        .ok_or_else(|| io::Error::other("strace says no total"))
+        .ok_or_else(|| io::Error::other("the summary of strace has no total"))
 }
 
-/// Serves `requests` requests of one client on one connection. `what` is a server, then the path.
-pub(crate) fn be_counted(what: &str, requests: usize) {
-    let (server, path) = what.split_once('/').expect("a server and a path");
+/// Serves `requests` requests of one client on one connection. `target` is the server, `/` and the
+/// path.
+pub(crate) fn serve_and_request(target: &str, requests: usize) {
+    let (server, path) = target
+        .split_once('/')
+        .expect("the target has a server and a path");
     let (path, protocol) = match path.strip_suffix('2') {
         Some(path) => (path, Protocol::Http2),
         None => (path, Protocol::Http1),
@@ -148,21 +156,21 @@ pub(crate) fn be_counted(what: &str, requests: usize) {
     runtime.block_on(async {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .await
-            .expect("a free port");
+            .expect("loopback has a free port");
         let addr = listener
             .local_addr()
             .expect("a bound socket has an address");
-        let client = thread::spawn(move || ask(addr, protocol, &path, requests));
+        let client = thread::spawn(move || send_requests(addr, protocol, &path, requests));
         if let Some(server) = server.strip_prefix("serve:") {
-            return by_server(&runtime, server, listener, router, client).await;
+            return serve_with(&runtime, server, listener, router, client).await;
         }
-        let (stream, _) = listener.accept().await.expect("the client comes");
+        let (stream, _) = listener.accept().await.expect("the client connects");
         let io = TokioIo::new(stream);
         let builder = auto::Builder::new(TokioExecutor::new());
-        // An error is a client that has left, which it does at the end.
+        // An error means that the client has left, as it does after its last request.
         let _ = match server {
             "palisade" => {
-                let service = Identified(palisade(generous()).layer(router));
+                let service = Identified(palisade(high_quota()).layer(router));
                 builder
                     .serve_connection(io, TowerToHyperService::new(service))
                     .await
@@ -183,8 +191,8 @@ pub(crate) fn be_counted(what: &str, requests: usize) {
     });
 }
 
-/// By a whole server, until the client has gone.
-async fn by_server(
+/// Serves with a whole server until the client has finished.
+async fn serve_with(
     runtime: &Runtime,
     name: &str,
     listener: TcpListener,
@@ -192,33 +200,36 @@ async fn by_server(
     client: JoinHandle<()>,
 ) {
     let (name, router) = match name.strip_suffix("+layers") {
-        Some(name) => (name, router.layer(palisade(generous()))),
+        Some(name) => (name, router.layer(palisade(high_quota()))),
         None => (name, router),
     };
-    let server = Server::named(name).expect("there is such a server");
+    let server = Server::from_name(name).expect("the server exists");
     let served = server.start(runtime, listener, router);
-    let client = tokio::task::spawn_blocking(move || client.join().expect("it is served"));
-    client.await.expect("the client has gone");
+    let client = tokio::task::spawn_blocking(move || client.join().expect("the client is served"));
+    client.await.expect("the client has finished");
     served.abort();
 }
 
-fn ask(addr: SocketAddr, protocol: Protocol, path: &str, requests: usize) {
+/// Sends `requests` requests and asserts that each is served.
+fn send_requests(addr: SocketAddr, protocol: Protocol, path: &str, requests: usize) {
     let mut stream = TcpStream::connect(addr).expect("the server listens");
-    stream.set_nodelay(true).expect("a TCP socket");
-    let (mut exchange, mut received) = (Exchange::new(protocol), Vec::new());
+    stream
+        .set_nodelay(true)
+        .expect("TCP sockets have the option");
+    let (mut codec, mut received) = (ClientCodec::new(protocol), Vec::new());
     let mut piece = [0; 4096];
     for _ in 0..requests {
         stream
-            .write_all(&exchange.request(path))
+            .write_all(&codec.request(path))
             .expect("the server reads");
-        let answer = loop {
-            let length = stream.read(&mut piece).expect("the server answers");
-            assert!(length > 0, "the server ended the connection");
+        let response = loop {
+            let length = stream.read(&mut piece).expect("the server responds");
+            assert!(length > 0, "the server closed the connection");
             received.extend_from_slice(&piece[..length]);
-            if let Some(answer) = exchange.answer(&mut received) {
-                break answer;
+            if let Some(response) = codec.response(&mut received) {
+                break response;
             }
         };
-        assert_eq!(answer.status, 200, "every request is served");
+        assert_eq!(response.status, 200, "every request is served");
     }
 }

@@ -1,8 +1,8 @@
-//! The table: what is printed, and what is compared with the committed figures.
+//! The table of figures: printing, and comparison with the committed figures.
 
 use std::{collections::BTreeMap, fmt::Write as _, fs, io, path::Path};
 
-/// One line of the table.
+/// One row of the table.
 #[derive(Debug)]
 pub(crate) struct Row {
     pub(crate) id: &'static str,
@@ -10,34 +10,36 @@ pub(crate) struct Row {
     pub(crate) peers: Option<f64>,
     pub(crate) palisade: f64,
     pub(crate) limit: Limit,
-    /// Compared with the committed figure. Nothing that a clock had a hand in is.
+    /// The figure is a count, and is compared with the committed figure. Measured times and memory
+    /// are not.
     pub(crate) is_count: bool,
 }
 
-/// What the design asks for.
+/// The design's limit on a figure.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Limit {
     AtMost(f64),
     AtLeast(f64),
-    /// Shown to make sense of the others.
+    /// No limit. The figure is shown to explain others.
     None,
 }
 
 /// Committed figures by [`Row::name`].
 type Committed = BTreeMap<String, f64>;
 
-/// A figure may be worse than the committed one by this part of it.
+/// The part of the committed figure by which a figure may be worse.
 const TOLERANCE: f64 = 0.10;
-/// And by this much in any case, so that a 0.00 which was rounded stays one.
-const ROUNDING: f64 = 0.05;
-/// Of a request of some ten thousand instructions the allocator's part is now a hundred more, now a
-/// hundred less, by what it has free.
-const POINTS: f64 = 1.5;
+/// The amount by which a figure may be worse in addition, so that a committed 0.00 covers what
+/// rounds to it.
+const ROUNDING_SLACK: f64 = 0.05;
+/// The same in percentage points for P6: within some ten thousand instructions per request, the
+/// allocator's part varies by a hundred with its free memory.
+const P6_SLACK: f64 = 1.5;
 
 // === Row ===
 
 impl Row {
-    /// A count.
+    /// Returns a row of a count.
     pub(crate) fn count(
         id: &'static str,
         figure: &'static str,
@@ -55,7 +57,7 @@ impl Row {
         }
     }
 
-    /// Something that a clock had a hand in.
+    /// Returns a row of a figure that depends on measured time or memory.
     pub(crate) fn timed(
         id: &'static str,
         figure: &'static str,
@@ -73,18 +75,22 @@ impl Row {
         }
     }
 
-    /// Whether the design's limit is held; `None` where there is none.
-    fn is_held(&self) -> Option<bool> {
+    /// Returns whether the figure is within the design's limit; `None` without a limit.
+    fn is_within_limit(&self) -> Option<bool> {
         match self.limit {
-            Limit::AtMost(limit) => Some(shown(self.palisade) <= limit),
-            Limit::AtLeast(limit) => Some(shown(self.palisade) >= limit),
+            Limit::AtMost(limit) => Some(rounded(self.palisade) <= limit),
+            Limit::AtLeast(limit) => Some(rounded(self.palisade) >= limit),
             Limit::None => None,
         }
     }
 
-    /// Whether it is worse than `committed` by more than may be.
+    /// Returns whether the figure is worse than `committed` by more than the tolerance.
     fn is_worse_than(&self, committed: f64) -> bool {
-        let slack = if self.id == "P6" { POINTS } else { ROUNDING };
+        let slack = if self.id == "P6" {
+            P6_SLACK
+        } else {
+            ROUNDING_SLACK
+        };
         match self.limit {
             Limit::AtLeast(_) => self.palisade < committed * (1.0 - TOLERANCE) - slack,
             _ => self.palisade > committed + committed.abs() * TOLERANCE + slack,
@@ -96,15 +102,16 @@ impl Row {
     }
 }
 
-/// As the table shows it: whole numbers from 100 on, else two places.
-fn shown(value: f64) -> f64 {
-    // No zero with a sign.
+/// Rounds `value` as the table shows it: to whole numbers from 100 on, else to two decimal places.
+fn rounded(value: f64) -> f64 {
+    // Adding 0.0 turns -0.0 into 0.0.
     let places = if value.abs() >= 100.0 { 1.0 } else { 100.0 };
     (value * places).round() / places + 0.0
 }
 
-fn text(value: f64) -> String {
-    let value = shown(value);
+/// Formats `value` as the table shows it.
+fn format_value(value: f64) -> String {
+    let value = rounded(value);
     if value.abs() >= 100.0 {
         format!("{value:.0}")
     } else {
@@ -125,34 +132,39 @@ pub(crate) fn print(rows: &[Row]) {
             Limit::AtLeast(limit) => format!(">= {limit}"),
             Limit::None => String::from("-"),
         };
-        let ok = match row.is_held() {
+        let ok = match row.is_within_limit() {
             Some(true) => "yes",
             Some(false) => "NO",
             None => "-",
         };
-        let peers = row.peers.map_or_else(|| String::from("-"), text);
+        let peers = row.peers.map_or_else(|| String::from("-"), format_value);
         line(
             row.id,
             row.figure,
-            [&peers, &text(row.palisade), &limit, ok],
+            [&peers, &format_value(row.palisade), &limit, ok],
         );
     }
     let missed: Vec<_> = rows
         .iter()
-        .filter(|row| row.is_held() == Some(false))
+        .filter(|row| row.is_within_limit() == Some(false))
         .collect();
-    println!("\n{} limits of the design are not held.", missed.len());
+    println!("\n{} figures miss their design limit.", missed.len());
 }
 
-/// Compares with the figures in `file`; says what is worse, and returns whether anything is.
+/// Compares the rows with the figures in `file`, prints those that are worse, and returns whether
+/// there are any.
 pub(crate) fn compare(rows: &[Row], file: &Path) -> io::Result<bool> {
-    let committed = read(file)?;
+    let committed = read_committed(file)?;
     let mut is_worse = false;
     for row in rows.iter().filter(|row| row.is_count) {
         let verdict = match committed.get(&row.name()) {
-            None => "there is no committed figure".to_owned(),
+            None => "no committed figure".to_owned(),
             Some(&figure) if row.is_worse_than(figure) => {
-                format!("{} where {} is committed", text(row.palisade), text(figure))
+                format!(
+                    "{}, committed is {}",
+                    format_value(row.palisade),
+                    format_value(figure)
+                )
             }
             Some(_) => continue,
         };
@@ -162,19 +174,25 @@ pub(crate) fn compare(rows: &[Row], file: &Path) -> io::Result<bool> {
     Ok(is_worse)
 }
 
-/// Writes the figures into `file`, to be committed.
+/// Writes the figures to `file`, to be committed.
 pub(crate) fn write(rows: &[Row], file: &Path) -> io::Result<()> {
     let mut content = String::from(
         "# What palisade's figures are. `cargo run --release -p palisade-benches` fails where one is\n\
          # more than 10 % worse; with `-- --write` it writes this file.\n",
     );
     for row in rows.iter().filter(|row| row.is_count) {
-        let _ = writeln!(content, "{:>8} | {}", text(row.palisade), row.name());
+        let _ = writeln!(
+            content,
+            "{:>8} | {}",
+            format_value(row.palisade),
+            row.name()
+        );
     }
     fs::write(file, content)
 }
 
-fn read(file: &Path) -> io::Result<Committed> {
+/// Reads the committed figures from `file`.
+fn read_committed(file: &Path) -> io::Result<Committed> {
     let content = fs::read_to_string(file)?;
     let lines = content.lines().filter(|line| !line.starts_with('#'));
     lines

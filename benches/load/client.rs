@@ -1,6 +1,6 @@
-//! Those who ask: as much as they get, or now and then.
+//! The clients: some send requests as fast as they are served, some at a fixed interval.
 
-use palisade_benches::{Exchange, Protocol, runtime};
+use palisade_benches::{ClientCodec, Protocol, runtime};
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
@@ -19,34 +19,36 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+/// The address of the honest client.
 pub(crate) const HONEST: Ipv4Addr = Ipv4Addr::LOCALHOST;
+/// The address of the flood.
 pub(crate) const FLOODER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
-/// Connections that ask as much as they get.
-const KEPT: usize = 16;
-/// Connections of a flood.
-const FLOOD: usize = 64;
-/// The honest one asks this often.
-const PACE: Duration = Duration::from_millis(20);
+/// The number of connections of the throughput measurement.
+const THROUGHPUT_CONNECTIONS: usize = 16;
+/// The number of connections of a flood.
+const FLOOD_CONNECTIONS: usize = 64;
+/// The interval between the requests of the honest client.
+const REQUEST_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A client on a connection that it keeps.
+/// A client on a kept connection.
 struct Client {
     stream: TcpStream,
-    exchange: Exchange,
+    codec: ClientCodec,
     path: &'static str,
     buffer: Vec<u8>,
-    /// The server takes no more requests on it.
+    /// The server accepts no more requests on this connection.
     is_last: bool,
 }
 
-/// A flood under way.
+/// A running flood.
 #[derive(Debug)]
 pub(crate) struct Flood {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
-/// How many requests were served within `time`.
+/// Returns the number of requests served within `time`.
 pub(crate) fn throughput(
     addr: SocketAddr,
     protocol: Protocol,
@@ -55,12 +57,12 @@ pub(crate) fn throughput(
     runtime().block_on(async {
         let until = Instant::now() + time;
         let mut clients = JoinSet::new();
-        for _ in 0..KEPT {
+        for _ in 0..THROUGHPUT_CONNECTIONS {
             clients.spawn(async move {
                 let mut client = Client::connect(HONEST, addr, protocol, "/").await?;
                 let mut served = 0;
                 while Instant::now() < until {
-                    served += usize::from(client.ask().await? == 200);
+                    served += usize::from(client.request().await? == 200);
                     if client.is_last {
                         client = Client::connect(HONEST, addr, protocol, "/").await?;
                     }
@@ -72,8 +74,12 @@ pub(crate) fn throughput(
     })
 }
 
-/// The median time to an answer of one who asks now and then, all of whose requests are served.
-pub(crate) fn p50(
+/// Returns the median latency of a client that sends requests at a fixed interval.
+///
+/// # Errors
+///
+/// If one of its requests is refused.
+pub(crate) fn median_latency(
     from: Ipv4Addr,
     addr: SocketAddr,
     (protocol, path): (Protocol, &'static str),
@@ -84,25 +90,26 @@ pub(crate) fn p50(
         let mut client = Client::connect(from, addr, protocol, path).await?;
         let mut times = Vec::new();
         while Instant::now() < until {
-            let asked = Instant::now();
-            if client.ask().await? != 200 {
+            let sent = Instant::now();
+            if client.request().await? != 200 {
                 return Err(io::Error::other("an honest request was refused"));
             }
-            times.push(asked.elapsed());
+            times.push(sent.elapsed());
             if client.is_last {
                 client = Client::connect(from, addr, protocol, path).await?;
             }
-            sleep(PACE).await;
+            sleep(REQUEST_INTERVAL).await;
         }
         times.sort_unstable();
         times
             .get(times.len() / 2)
             .copied()
-            .ok_or_else(|| io::Error::other("nothing was served"))
+            .ok_or_else(|| io::Error::other("no request was served"))
     })
 }
 
-/// Asks from one address on many connections, whatever the answers are, until it is stopped.
+/// Starts a flood: requests from one address on many connections, whatever the responses, until it
+/// is stopped.
 pub(crate) fn flood(
     from: Ipv4Addr,
     addr: SocketAddr,
@@ -110,23 +117,23 @@ pub(crate) fn flood(
 ) -> Flood {
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
-    let (answered, is_answered) = sync_channel(1);
+    let (responded, has_responded) = sync_channel(1);
     let thread = thread::spawn(move || {
         runtime().block_on(async {
-            let flooders = (0..FLOOD).map(|_| {
-                let (stopped, answered) = (Arc::clone(&stopped), answered.clone());
+            let flooders = (0..FLOOD_CONNECTIONS).map(|_| {
+                let (stopped, responded) = (Arc::clone(&stopped), responded.clone());
                 async move {
                     while !stopped.load(Relaxed) {
                         let Ok(mut client) = Client::connect(from, addr, protocol, path).await
                         else {
-                            sleep(PACE).await;
+                            sleep(REQUEST_INTERVAL).await;
                             continue;
                         };
                         while !stopped.load(Relaxed)
                             && !client.is_last
-                            && client.ask().await.is_ok()
+                            && client.request().await.is_ok()
                         {
-                            let _ = answered.try_send(());
+                            let _ = responded.try_send(());
                         }
                     }
                 }
@@ -134,8 +141,8 @@ pub(crate) fn flood(
             flooders.collect::<JoinSet<_>>().join_all().await;
         });
     });
-    // Once it is under way, or cannot be.
-    let _ = is_answered.recv();
+    // Waits for the first response. An error means that the flood cannot run.
+    let _ = has_responded.recv();
     Flood { stop, thread }
 }
 
@@ -152,28 +159,28 @@ impl Client {
         socket.bind((from, 0).into())?;
         let stream = socket.connect(addr).await?;
         stream.set_nodelay(true)?;
-        let exchange = Exchange::new(protocol);
+        let codec = ClientCodec::new(protocol);
         Ok(Self {
             stream,
-            exchange,
+            codec,
             path,
             buffer: Vec::with_capacity(4096),
             is_last: false,
         })
     }
 
-    /// The status of the answer, once all of it is here.
-    async fn ask(&mut self) -> io::Result<u16> {
+    /// Sends a request and returns the status of the complete response.
+    async fn request(&mut self) -> io::Result<u16> {
         self.stream
-            .write_all(&self.exchange.request(self.path))
+            .write_all(&self.codec.request(self.path))
             .await?;
         loop {
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            if let Some(answer) = self.exchange.answer(&mut self.buffer) {
-                self.is_last = answer.is_last;
-                return Ok(answer.status);
+            if let Some(response) = self.codec.response(&mut self.buffer) {
+                self.is_last = response.is_last;
+                return Ok(response.status);
             }
         }
     }
@@ -184,7 +191,7 @@ impl Client {
 impl Flood {
     pub(crate) fn stop(self) {
         self.stop.store(true, Relaxed);
-        // It panics only if the runtime cannot be had, which is said then.
+        // The thread panics only if the runtime cannot be built, and the panic is printed.
         let _ = self.thread.join();
     }
 }

@@ -1,29 +1,30 @@
-//! Loads whole servers over loopback and reports what a clock says: never a gate, and nothing to
-//! compare between machines. About three minutes.
+//! Measures the time of whole servers under load over loopback. The results do not gate changes and
+//! cannot be compared between machines. Takes about three minutes.
 //!
-//! Each server is a process of its own with one thread. They take turns within one run, and what
-//! is shown is how each stands to `axum::serve` in the same turn.
-#![allow(clippy::print_stdout, reason = "it is a program that prints")]
+//! Each server is a process with one thread. The servers take turns within one run, and each result
+//! is relative to `axum::serve` in the same turn.
+#![allow(clippy::print_stdout, reason = "a command-line program prints")]
 
 mod client;
 mod server;
 
-use client::{FLOODER, HONEST, flood, p50, throughput};
+use client::{FLOODER, HONEST, flood, median_latency, throughput};
 use palisade_benches::Protocol;
 use server::Child;
 use std::{env, io, time::Duration};
 
-/// So often each takes its turn.
+/// The number of turns of each server.
 const TURNS: usize = 10;
-/// For so long.
-const TURN: Duration = Duration::from_secs(1);
-/// The server to which the others are compared.
+/// The duration of a turn.
+const TURN_DURATION: Duration = Duration::from_secs(1);
+/// The server with which the others are compared.
 const BARE: &str = "axum";
 
-/// What a server did in its turn, and what it cost.
+/// The measurements of one turn.
 #[derive(Clone, Copy, Debug)]
-struct Served {
-    per_second: f64,
+struct TurnResult {
+    requests_per_second: f64,
+    /// CPU seconds per request.
     cpu_per_request: f64,
 }
 
@@ -37,17 +38,17 @@ fn main() -> io::Result<()> {
                 "figure", "median", "least", "most"
             );
             for (protocol, name) in [(Protocol::Http1, "HTTP/1"), (Protocol::Http2, "HTTP/2")] {
-                cost(protocol, name)?;
-                honest_beside_a_flood(protocol, name)?;
+                measure_cost(protocol, name)?;
+                measure_latency_beside_a_flood(protocol, name)?;
             }
             Ok(())
         }
-        _ => Err(io::Error::other("it takes no arguments")),
+        _ => Err(io::Error::other("expected no arguments")),
     }
 }
 
-/// P7: requests on 16 connections that are kept, as many as the server can do.
-fn cost(protocol: Protocol, name: &str) -> io::Result<()> {
+/// P7: requests on 16 kept connections, as many as the server can serve.
+fn measure_cost(protocol: Protocol, name: &str) -> io::Result<()> {
     let others = [
         ("guarded", "axum::serve behind the connection guard"),
         ("palisade", "palisade::serve"),
@@ -59,75 +60,77 @@ fn cost(protocol: Protocol, name: &str) -> io::Result<()> {
     let mut cpu = vec![Vec::new(); others.len()];
     let mut rate = cpu.clone();
     for _ in 0..TURNS {
-        let base = serve(&bare, protocol)?;
-        for (place, server) in servers.iter().enumerate() {
-            let served = serve(server, protocol)?;
-            cpu[place].push(served.cpu_per_request / base.cpu_per_request);
-            rate[place].push(served.per_second / base.per_second);
+        let base = run_turn(&bare, protocol)?;
+        for (index, server) in servers.iter().enumerate() {
+            let turn = run_turn(server, protocol)?;
+            cpu[index].push(turn.cpu_per_request / base.cpu_per_request);
+            rate[index].push(turn.requests_per_second / base.requests_per_second);
         }
     }
-    for (place, (_, what)) in others.into_iter().enumerate() {
+    for (index, (_, server)) in others.into_iter().enumerate() {
         show(
-            &format!("P7 CPU per {name} request: {what}"),
-            &mut cpu[place],
+            &format!("P7 CPU per {name} request: {server}"),
+            &mut cpu[index],
             "<= 1.04",
         );
         show(
             "P7 the same: requests per second",
-            &mut rate[place],
+            &mut rate[index],
             ">= 0.97",
         );
     }
     Ok(())
 }
 
-fn serve(server: &Child, protocol: Protocol) -> io::Result<Served> {
+/// Loads `server` for one turn.
+fn run_turn(server: &Child, protocol: Protocol) -> io::Result<TurnResult> {
     let before = server.cpu()?;
-    let served = throughput(server.addr, protocol, TURN)? as f64;
+    let served = throughput(server.addr, protocol, TURN_DURATION)? as f64;
     let spent = server.cpu()? - before;
-    Ok(Served {
-        per_second: served / TURN.as_secs_f64(),
+    Ok(TurnResult {
+        requests_per_second: served / TURN_DURATION.as_secs_f64(),
         cpu_per_request: spent.as_secs_f64() / served,
     })
 }
 
-/// P9: the median time of one who asks now and then, while one address asks on 64 connections for
-/// as much as it gets.
-fn honest_beside_a_flood(protocol: Protocol, name: &str) -> io::Result<()> {
+/// P9: the median latency of an honest client, while another address sends requests on 64
+/// connections as fast as they are served.
+fn measure_latency_beside_a_flood(protocol: Protocol, name: &str) -> io::Result<()> {
     for (path, what) in [
         ("/", "a handler that does nothing"),
         ("/work", "one of 0.2 ms"),
     ] {
         let bare = Child::start(BARE)?;
         let guarded = Child::start("palisade+quota")?;
-        let (mut ratios, mut alone, mut beside) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ratios, mut bare_times, mut guarded_times) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..TURNS {
             let time = |server: &Child| -> io::Result<f64> {
                 let flood = flood(FLOODER, server.addr, (protocol, path));
-                let time = p50(HONEST, server.addr, (protocol, path), TURN);
+                let time = median_latency(HONEST, server.addr, (protocol, path), TURN_DURATION);
                 flood.stop();
                 Ok(time?.as_secs_f64() * 1e3)
             };
             let (base, ours) = (time(&bare)?, time(&guarded)?);
             ratios.push(ours / base);
-            alone.push(base);
-            beside.push(ours);
+            bare_times.push(base);
+            guarded_times.push(ours);
         }
         show(
             &format!("P9 {name}, honest p50 beside a flood, {what}: part of bare"),
             &mut ratios,
             "<= 1.0",
         );
-        show("P9 the same in ms, bare", &mut alone, "-");
+        show("P9 the same in ms, bare", &mut bare_times, "-");
         show(
             "P9 the same in ms, palisade::serve, layers and a quota",
-            &mut beside,
+            &mut guarded_times,
             "-",
         );
     }
     Ok(())
 }
 
+/// Prints the median, least and most of `values`.
 fn show(figure: &str, values: &mut [f64], design: &str) {
     values.sort_by(f64::total_cmp);
     let (least, most) = (values[0], values[values.len() - 1]);

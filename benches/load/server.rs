@@ -1,8 +1,8 @@
-//! The servers, each in a process of its own so that what it costs can be told.
+//! The servers, each in a separate process so that its CPU time can be measured.
 
 use axum::{Router, routing::get};
 use palisade::Quota;
-use palisade_benches::{Server, generous, palisade, runtime};
+use palisade_benches::{Server, high_quota, palisade, runtime};
 use std::{
     env, fs,
     hint::spin_loop,
@@ -16,17 +16,18 @@ use tokio::{net::TcpListener, time::Instant};
 /// The argument that makes this program a server.
 pub(crate) const ARGUMENT: &str = "serve";
 
-/// Of `/proc`'s times, since Linux 2.6 on every machine.
+/// The unit of times in `/proc`: 100 ticks per second on every machine since Linux 2.6.
 const TICKS_PER_SECOND: u64 = 100;
 
-/// A server in its process. Ends with it.
+/// A server process. Dropping this kills it.
 #[derive(Debug)]
 pub(crate) struct Child {
     process: process::Child,
     pub(crate) addr: SocketAddr,
 }
 
-/// Serves until it is killed, by the name of a [`Server`] and of what stands before its router.
+/// Serves until the process is killed. `name` is a [`Server`], and optionally `+` and the layers
+/// around its router.
 pub(crate) fn run(name: &str) -> io::Result<()> {
     let work = async || {
         let until = Instant::now() + Duration::from_micros(200);
@@ -39,14 +40,14 @@ pub(crate) fn run(name: &str) -> io::Result<()> {
         .route("/", get(async || "ok"))
         .route("/work", get(work));
     let (name, router) = match name.split_once('+') {
-        Some((name, "layers")) => (name, router.layer(palisade(generous()))),
+        Some((name, "layers")) => (name, router.layer(palisade(high_quota()))),
         Some((name, "quota")) => (
             name,
             router.layer(palisade(Quota::per_second(100).burst(100))),
         ),
         _ => (name, router),
     };
-    let server = Server::named(name).ok_or_else(|| io::Error::other("no such server"))?;
+    let server = Server::from_name(name).ok_or_else(|| io::Error::other("no such server"))?;
     let runtime = runtime();
     let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
     println!("{}", listener.local_addr()?);
@@ -65,19 +66,20 @@ impl Child {
         let output = process
             .stdout
             .take()
-            .ok_or_else(|| io::Error::other("no output"))?;
+            .ok_or_else(|| io::Error::other("the server has no stdout"))?;
         BufReader::new(output).read_line(&mut line)?;
         let addr = line.trim().parse().map_err(io::Error::other)?;
         Ok(Self { process, addr })
     }
 
-    /// The time it was at work so far, in the kernel too, to 10 ms.
+    /// Returns the CPU time used so far, in user and kernel mode, with a resolution of 10 ms.
     pub(crate) fn cpu(&self) -> io::Result<Duration> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
-        // After the name, which may hold anything: state, ten numbers, then the two times.
+        // After the process name, which may contain any character: the state, ten numbers, then the
+        // two times.
         let (_, rest) = stat
             .rsplit_once(')')
-            .ok_or_else(|| io::Error::other("no name"))?;
+            .ok_or_else(|| io::Error::other("the process has no name"))?;
         let times = rest
             .split_whitespace()
             .skip(11)
@@ -90,7 +92,7 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // It may be gone already.
+        // An error means that the process has exited already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -1,4 +1,4 @@
-//! A body that costs next to nothing.
+//! A body of little overhead.
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -8,52 +8,53 @@ use std::{
     task::{Context, Poll},
 };
 
-/// So many frames of 4 KiB, ready at once unless there are waits.
+/// A body of a number of frames of 4 KiB. The frames are ready at once, unless waits are
+/// configured.
 #[derive(Clone, Debug)]
 pub struct Frames {
     frame: Bytes,
-    left: usize,
+    frames_left: usize,
     waits: Waits,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Waits {
     Never,
-    /// Once, when so many are left.
+    /// Once, when this number of frames is left.
     At(usize),
-    /// Before each frame; `true` when the next poll is to wait.
+    /// Before each frame; `true` if the next poll waits.
     BeforeEach(bool),
 }
 
 impl Frames {
-    /// How long each is.
+    /// The length of each frame.
     pub const LENGTH: usize = 4096;
 
-    /// `count` frames.
+    /// Returns a body of `count` frames.
     pub fn new(count: usize) -> Self {
         Self {
             frame: Bytes::from_static(&[0; Self::LENGTH]),
-            left: count,
+            frames_left: count,
             waits: Waits::Never,
         }
     }
 
-    /// Is Pending once, in the middle.
+    /// Returns `Pending` once, in the middle of the body.
     pub fn with_one_wait(mut self) -> Self {
-        self.waits = Waits::At(self.left / 2);
+        self.waits = Waits::At(self.frames_left / 2);
         self
     }
 
-    /// Is Pending before each frame, as a body from a network is.
+    /// Returns `Pending` before each frame, as a body from a network does.
     pub fn with_waits(mut self) -> Self {
         self.waits = Waits::BeforeEach(true);
         self
     }
 
-    /// Whether this poll waits.
-    fn waits(&mut self) -> bool {
+    /// Returns whether the current poll waits.
+    fn poll_waits(&mut self) -> bool {
         match &mut self.waits {
-            Waits::At(left) if *left == self.left => {
+            Waits::At(left) if *left == self.frames_left => {
                 self.waits = Waits::Never;
                 true
             }
@@ -74,22 +75,22 @@ impl Body for Frames {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if self.left == 0 {
+        if self.frames_left == 0 {
             return Poll::Ready(None);
         }
-        if self.waits() {
+        if self.poll_waits() {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        self.left -= 1;
+        self.frames_left -= 1;
         Poll::Ready(Some(Ok(Frame::data(self.frame.clone()))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left == 0
+        self.frames_left == 0
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact((self.left * Self::LENGTH) as u64)
+        SizeHint::with_exact((self.frames_left * Self::LENGTH) as u64)
     }
 }

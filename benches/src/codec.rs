@@ -1,9 +1,10 @@
-//! One request after the other on a connection, as bytes: for clients that are to cost little.
+//! A sequence of requests and responses on one connection, as bytes, for clients of little
+//! overhead.
 
 use crate::Protocol;
 
-/// The preface of RFC 9113 section 3.4, empty SETTINGS, and all the window there may be for the
-/// connection.
+/// The client preface (RFC 9113 section 3.4), empty SETTINGS, and a `WINDOW_UPDATE` to the maximum
+/// window of the connection.
 const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\
                        \0\0\x04\x08\0\0\0\0\0\x7f\xff\0\0";
 const DATA: u8 = 0;
@@ -11,26 +12,26 @@ const HEADERS: u8 = 1;
 const GOAWAY: u8 = 7;
 const END_STREAM: u8 = 1;
 
-/// What is said on one connection, and how far it has got.
+/// Encodes the requests of one connection and parses its responses.
 #[derive(Clone, Copy, Debug)]
-pub struct Exchange {
+pub struct ClientCodec {
     protocol: Protocol,
     requests: u32,
     status: u16,
     is_last: bool,
 }
 
-/// The end of an answer.
+/// A complete response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// Of HTTP/2 200, or 0 for any other.
+pub struct Completed {
+    /// The status. On HTTP/2, 0 stands for any status other than 200.
     pub status: u16,
-    /// The server takes no more requests on this connection.
+    /// The server accepts no more requests on this connection.
     pub is_last: bool,
 }
 
-impl Exchange {
-    /// On a fresh connection.
+impl ClientCodec {
+    /// Returns the state of a new connection.
     pub fn new(protocol: Protocol) -> Self {
         Self {
             protocol,
@@ -40,7 +41,7 @@ impl Exchange {
         }
     }
 
-    /// The next `GET` of `path`, which is shorter than 100 bytes.
+    /// Encodes the next request, a `GET` of `path`, which must be shorter than 100 bytes.
     pub fn request(&mut self, path: &str) -> Vec<u8> {
         self.requests += 1;
         if self.protocol == Protocol::Http1 {
@@ -51,7 +52,8 @@ impl Exchange {
         } else {
             Vec::new()
         };
-        // GET, http, the path and the authority as literals (RFC 7541 section 6.2.2).
+        // :method GET and :scheme http indexed, then :path and :authority as literals (RFC 7541
+        // section 6.2.2).
         let mut block = b"\x82\x86\x04".to_vec();
         block.push(path.len() as u8);
         block.extend_from_slice(path.as_bytes());
@@ -62,20 +64,20 @@ impl Exchange {
         bytes
     }
 
-    /// Takes what is whole out of `received`; the answer to the latest request, if that is here to
-    /// its end.
-    pub fn answer(&mut self, received: &mut Vec<u8>) -> Option<Answer> {
+    /// Removes complete frames or a complete HTTP/1 response from `received`. Returns the response
+    /// to the last request once it is complete.
+    pub fn response(&mut self, received: &mut Vec<u8>) -> Option<Completed> {
         match self.protocol {
             Protocol::Http1 => {
-                let answer = plain(received)?;
+                let response = parse_http1(received)?;
                 received.clear();
-                Some(answer)
+                Some(response)
             }
-            Protocol::Http2 => self.framed(received),
+            Protocol::Http2 => self.parse_http2(received),
         }
     }
 
-    fn framed(&mut self, received: &mut Vec<u8>) -> Option<Answer> {
+    fn parse_http2(&mut self, received: &mut Vec<u8>) -> Option<Completed> {
         let mut has_ended = false;
         while let Some((&[a, b, c, kind, flags, ..], rest)) = received.split_first_chunk::<9>() {
             let length = u32::from_be_bytes([0, a, b, c]) as usize;
@@ -91,19 +93,25 @@ impl Exchange {
             has_ended |= matches!(kind, HEADERS | DATA) && flags & END_STREAM != 0;
             received.drain(..9 + length);
         }
-        has_ended.then_some(Answer {
+        if !has_ended {
+            return None;
+        }
+        Some(Completed {
             status: self.status,
             is_last: self.is_last,
         })
     }
 }
 
-/// It says how long it is, as all of ours do.
-fn plain(bytes: &[u8]) -> Option<Answer> {
+/// Parses a complete HTTP/1 response. All responses in the benches have a `content-length`.
+fn parse_http1(bytes: &[u8]) -> Option<Completed> {
     let (head, body) = str::from_utf8(bytes).ok()?.split_once("\r\n\r\n")?;
     let header = |name| head.lines().find_map(|line| line.strip_prefix(name));
     let length: usize = header("content-length: ")?.parse().ok()?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
     let is_last = header("connection: ") == Some("close");
-    (body.len() >= length).then_some(Answer { status, is_last })
+    if body.len() < length {
+        return None;
+    }
+    Some(Completed { status, is_last })
 }

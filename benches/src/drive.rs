@@ -1,4 +1,5 @@
-//! One request, polled by hand: no runtime, no socket, nothing but the guards.
+//! Sends single requests by polling the service directly: no runtime and no socket, only the
+//! guards.
 
 use http::{Request, Response};
 use http_body::Body;
@@ -9,7 +10,7 @@ use std::{
 };
 use tower::Service;
 
-/// Sends `request` into `service` and polls until there is an answer, which is dropped.
+/// Sends `request` to `service`, polls until there is a response, and drops that.
 pub fn drive<S, B>(service: &mut S, request: Request<B>)
 where
     S: Service<Request<B>>,
@@ -17,18 +18,18 @@ where
     let mut cx = Context::from_waker(Waker::noop());
     assert!(
         service.poll_ready(&mut cx).is_ready(),
-        "nothing waits in poll_ready"
+        "poll_ready never waits"
     );
     let mut response = pin!(service.call(black_box(request)));
-    let answer = loop {
-        if let Poll::Ready(answer) = response.as_mut().poll(&mut cx) {
-            break answer;
+    let result = loop {
+        if let Poll::Ready(result) = response.as_mut().poll(&mut cx) {
+            break result;
         }
     };
-    let _ = black_box(answer);
+    let _ = black_box(result);
 }
 
-/// The same, and reads the body of the answer to its end.
+/// Sends `request` to `service` and reads the response with its body to the end.
 pub fn drive_to_the_end<S, B, R>(service: &mut S, request: Request<B>)
 where
     S: Service<Request<B>, Response = Response<R>>,
@@ -37,19 +38,19 @@ where
     let mut cx = Context::from_waker(Waker::noop());
     assert!(
         service.poll_ready(&mut cx).is_ready(),
-        "nothing waits in poll_ready"
+        "poll_ready never waits"
     );
     let mut response = pin!(service.call(black_box(request)));
-    let answer = loop {
-        if let Poll::Ready(answer) = response.as_mut().poll(&mut cx) {
-            break answer;
+    let result = loop {
+        if let Poll::Ready(result) = response.as_mut().poll(&mut cx) {
+            break result;
         }
     };
-    let Ok(answer) = answer else {
+    let Ok(response) = result else {
         panic!("the handler does not fail")
     };
-    let mut body = pin!(answer.into_body());
-    // As hyper does: nothing is polled that says that it is at its end.
+    let mut body = pin!(response.into_body());
+    // Like hyper, do not poll a body that is at its end.
     while !body.is_end_stream() {
         if let Poll::Ready(frame) = body.as_mut().poll_frame(&mut cx)
             && black_box(frame).is_none()
@@ -59,10 +60,10 @@ where
     }
 }
 
-/// A runtime of one thread, for those who set timers.
+/// Returns a single-threaded runtime, for guards that set timers.
 pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .expect("one thread can be had")
+        .expect("a runtime can be built")
 }

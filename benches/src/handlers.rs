@@ -1,4 +1,4 @@
-//! Services that do nothing.
+//! Trivial services.
 
 use crate::Frames;
 use axum::body::Body as AxumBody;
@@ -15,31 +15,31 @@ use std::{
 };
 use tower::{Service, util::MapResponse};
 
-/// What [`for_peers`] does to an answer.
+/// The response conversion of [`for_peers`].
 pub type IntoAxum = fn(Response<Full<Bytes>>) -> Response<AxumBody>;
 
-/// What [`for_peers_boxed`] does to an answer.
+/// The response conversion of [`for_peers_boxed`].
 pub type Boxed = fn(Response<Frames>) -> Response<AxumBody>;
 
-type Answer = Result<Response<Full<Bytes>>, Infallible>;
+type HandlerResult = Result<Response<Full<Bytes>>, Infallible>;
 
-/// Answers at once.
+/// A service that responds at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Ready;
 
-/// Is Pending once, then answers.
+/// A service with a future that is pending once before it responds.
 #[derive(Clone, Copy, Debug)]
 pub struct Pends;
 
-/// Reads the request body to its end, then answers.
+/// A service that reads the request body to its end and then responds.
 #[derive(Clone, Copy, Debug)]
 pub struct Reads;
 
-/// Answers at once with so many frames.
+/// A service that responds at once with a body of this number of frames.
 #[derive(Clone, Copy, Debug)]
 pub struct Sends(pub usize);
 
-/// Tells `S` who is asking, in the way that palisade and its peers both understand.
+/// Adds the peer to requests for `S`, in the form that both palisade and its peers read.
 #[derive(Clone, Copy, Debug)]
 pub struct Identified<S>(pub S);
 
@@ -56,13 +56,13 @@ pin_project! {
     }
 }
 
-/// `service` with its answers in axum's body, which is what `tower_governor` refuses with.
+/// Converts the responses of `service` to axum's body, the type of `tower_governor`'s refusals.
 pub fn for_peers<S>(service: S) -> MapResponse<S, IntoAxum> {
-    // An empty body in axum's box takes no allocation.
+    // An empty body of axum does not allocate.
     MapResponse::new(service, |response| response.map(|_| AxumBody::empty()))
 }
 
-/// The same for a service whose answers have bodies.
+/// Converts the responses of `service` like [`for_peers`], and keeps their bodies.
 pub fn for_peers_boxed<S>(service: S) -> MapResponse<S, Boxed> {
     MapResponse::new(service, |response| response.map(AxumBody::new))
 }
@@ -72,7 +72,7 @@ pub fn for_peers_boxed<S>(service: S) -> MapResponse<S, Boxed> {
 impl<B> Service<Request<B>> for Ready {
     type Response = Response<Full<Bytes>>;
     type Error = Infallible;
-    type Future = std::future::Ready<Answer>;
+    type Future = std::future::Ready<HandlerResult>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
@@ -162,9 +162,9 @@ where
 // === PendsOnce ===
 
 impl Future for PendsOnce {
-    type Output = Answer;
+    type Output = HandlerResult;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<HandlerResult> {
         if self.0 {
             return Poll::Ready(Ok(Response::default()));
         }
@@ -180,9 +180,9 @@ impl<B> Future for Reading<B>
 where
     B: Body<Data = Bytes>,
 {
-    type Output = Answer;
+    type Output = HandlerResult;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<HandlerResult> {
         let mut body = self.project().body;
         while let Some(Ok(frame)) = ready!(body.as_mut().poll_frame(cx)) {
             std::hint::black_box(frame);

@@ -1,23 +1,23 @@
-//! What the benches and the figures share: trivial services, the two stacks, and servers without
+//! Support for the benches and the figures: trivial services, the two stacks, and servers without
 //! sockets.
 //!
-//! "Over bare" is the same request on the same trivial service without guards.
+//! "Over bare" means: compared with the same request to the same trivial service without guards.
 
 mod bodies;
+mod codec;
 mod drive;
-mod exchange;
 mod handlers;
 mod stacks;
 mod wire;
 
 pub use bodies::Frames;
+pub use codec::{ClientCodec, Completed};
 pub use drive::{drive, drive_to_the_end, runtime};
-pub use exchange::{Answer, Exchange};
 pub use handlers::{
     Boxed, Identified, IntoAxum, Pends, PendsOnce, Reading, Reads, Ready, Sends, for_peers,
     for_peers_boxed,
 };
-pub use stacks::{PeerStack, generous, palisade, peers, peers_limit, stingy, tower_governor};
+pub use stacks::{PeerStack, high_quota, low_quota, palisade, peers, peers_limit, tower_governor};
 pub use wire::{Peer, Protocol, Server, hyper_http1, hyper_util_auto, serve};
 
 use bytes::Bytes;
@@ -26,27 +26,27 @@ use http_body_util::Full;
 use palisade::types::{ConnInfo, Prefix};
 use std::{net::SocketAddr, sync::Arc};
 
-/// Who asks.
+/// The peer of all requests.
 pub const PEER: ([u8; 4], u16) = ([192, 0, 2, 1], 4711);
 
-/// A request without a body, and without a word on who sent it.
+/// Returns a request without a body and without its peer.
 pub fn anonymous() -> Request<Full<Bytes>> {
     Request::new(Full::default())
 }
 
-/// The connection that [`request`] comes by.
+/// Returns the connection of [`request`].
 pub fn connection() -> Arc<ConnInfo> {
     ConnInfo::new(PEER.into(), None, Prefix::default())
 }
 
-/// A request without a body that carries its connection, as palisade's guards like it.
+/// Returns a request without a body that carries its connection, as palisade's guards expect.
 pub fn request(conn: &Arc<ConnInfo>) -> Request<Full<Bytes>> {
     let mut request = anonymous();
     request.extensions_mut().insert(conn.clone());
     request
 }
 
-/// A request without a body that carries axum's `ConnectInfo`, as the peers want it.
+/// Returns a request without a body that carries axum's `ConnectInfo`, as the peers expect.
 pub fn peer_request() -> Request<Full<Bytes>> {
     let mut request = anonymous();
     request
@@ -55,7 +55,7 @@ pub fn peer_request() -> Request<Full<Bytes>> {
     request
 }
 
-/// `request` with `body`, and with the headers that an upload has.
+/// Returns `request` with `body` and the headers of an upload.
 pub fn upload<B>(request: Request<Full<Bytes>>, body: B, length: usize) -> Request<B> {
     let mut request = request.map(|_| body);
     *request.method_mut() = Method::POST;

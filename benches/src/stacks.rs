@@ -1,4 +1,4 @@
-//! palisade's stack, and what a careful user assembles from its peers.
+//! palisade's stack, and the stack of peer layers that a careful user assembles.
 
 use http::StatusCode;
 use palisade::{Quota, Stack, StackLayer};
@@ -17,28 +17,31 @@ use tower_http::{
     timeout::{RequestBodyTimeoutLayer, TimeoutLayer},
 };
 
-/// No more than this many bytes in a request body.
-const MAX_BODY: usize = 2 << 20;
+/// The maximum length of a request body.
+const MAX_BODY_BYTES: usize = 2 << 20;
+/// The timeout of a request.
 const TIMEOUT: Duration = Duration::from_secs(30);
-const BODY_GAP: Duration = Duration::from_secs(15);
+/// The longest gap of a request body.
+const MAX_BODY_GAP: Duration = Duration::from_secs(15);
+/// The maximum number of requests in flight.
 const MAX_REQUESTS: usize = 1024;
 
-/// No figure is about running into this one.
-pub fn generous() -> Quota {
+/// A quota that the benches never use up.
+pub fn high_quota() -> Quota {
     Quota::per_second(1_000_000).burst(5_000_000)
 }
 
-/// One request, and the next after an hour.
-pub fn stingy() -> Quota {
+/// A quota of one request per hour.
+pub fn low_quota() -> Quota {
     Quota::per_hour(1)
 }
 
-/// All five guards at the numbers of the preset for the internet.
+/// Returns a stack of all five guards with the limits of [`Stack::edge`].
 pub fn palisade(quota: Quota) -> StackLayer {
     Stack::edge()
         .rate_limit(quota)
         .build()
-        .expect("the preset is sound")
+        .expect("the preset is valid")
 }
 
 type Governor<B> = GovernorLayer<
@@ -47,7 +50,7 @@ type Governor<B> = GovernorLayer<
     B,
 >;
 
-/// The peers of the five guards.
+/// The stack of the peers' five layers.
 pub type PeerStack<B> = ServiceBuilder<
     Both<
         Governor<B>,
@@ -64,9 +67,9 @@ pub type PeerStack<B> = ServiceBuilder<
     >,
 >;
 
-/// tower's, tower-http's and `tower_governor`'s own, at the same numbers. `B` is the body of the
-/// service's responses.
-pub fn peers<B>(quota_is_generous: bool) -> PeerStack<B> {
+/// Returns the layers of tower, tower-http and `tower_governor` with the same limits. `B` is the
+/// body of the service's responses.
+pub fn peers<B>(quota_is_high: bool) -> PeerStack<B> {
     ServiceBuilder::new()
         .layer(LoadShedLayer::new())
         .layer(GlobalConcurrencyLimitLayer::new(MAX_REQUESTS))
@@ -75,19 +78,19 @@ pub fn peers<B>(quota_is_generous: bool) -> PeerStack<B> {
             TIMEOUT,
         ))
         .layer(peers_limit())
-        .layer(RequestBodyTimeoutLayer::new(BODY_GAP))
-        .layer(tower_governor(quota_is_generous))
+        .layer(RequestBodyTimeoutLayer::new(MAX_BODY_GAP))
+        .layer(tower_governor(quota_is_high))
 }
 
-/// tower-http's limit on request bodies.
+/// Returns tower-http's limit on request bodies.
 pub fn peers_limit() -> RequestBodyLimitLayer {
-    RequestBodyLimitLayer::new(MAX_BODY)
+    RequestBodyLimitLayer::new(MAX_BODY_BYTES)
 }
 
-/// `tower_governor` by the peer's address.
-pub fn tower_governor<B>(quota_is_generous: bool) -> Governor<B> {
+/// Returns `tower_governor`'s rate limit by the peer's address.
+pub fn tower_governor<B>(quota_is_high: bool) -> Governor<B> {
     let mut config = GovernorConfigBuilder::default();
-    if quota_is_generous {
+    if quota_is_high {
         config.per_nanosecond(1000).burst_size(5_000_000);
     } else {
         config.per_second(3600).burst_size(1);

@@ -1,5 +1,5 @@
-//! Servers on a connection that is neither a socket nor a client: requests come out of a table,
-//! one after the other's answer, and what is written is counted and forgotten.
+//! Servers on a scripted connection, without sockets and clients: it provides the next request
+//! after each response, and discards the bytes that the server writes.
 
 use axum::{
     Router,
@@ -32,47 +32,49 @@ use tokio::{
 };
 use tower::{BoxError, Service};
 
-/// What the connection speaks.
+/// The protocol of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    /// HTTP/1.1, kept alive.
+    /// HTTP/1.1 with keep-alive.
     Http1,
     /// HTTP/2 by prior knowledge.
     Http2,
 }
 
-/// The connection.
+/// A scripted connection.
 #[derive(Debug)]
 struct Script {
     protocol: Protocol,
-    /// Requests still to come.
-    left: usize,
+    /// The number of requests still to send.
+    remaining: usize,
     sent: u32,
-    /// The server may have the next request: it wrote something since the last.
-    next: bool,
+    /// The next request may be sent: the server has written something since the last one.
+    may_send: bool,
     reader: Option<Waker>,
-    /// What the server has not read yet of the present request.
+    /// The bytes of the current request that the server has not read yet.
     unread: Vec<u8>,
     /// Dropped with the connection.
-    _gone: Option<oneshot::Sender<()>>,
+    _closed: Option<oneshot::Sender<()>>,
 }
 
-/// Who asks. axum's own stands for TCP alone.
+/// The peer of a connection. axum's own `ConnectInfo` supports TCP only.
 #[derive(Clone, Copy, Debug)]
-pub struct Peer(#[expect(dead_code, reason = "nobody asks")] SocketAddr);
+pub struct Peer(#[expect(dead_code, reason = "no handler reads it")] SocketAddr);
 
-/// A listener to which one connection comes.
+/// A listener that accepts one connection.
 #[derive(Debug)]
-struct Once(Option<Script>);
+struct SingleListener(Option<Script>);
 
-const HTTP1: &[u8] =
+/// The request of HTTP/1.
+const HTTP1_REQUEST: &[u8] =
     b"GET / HTTP/1.1\r\nhost: localhost\r\nuser-agent: bench\r\naccept: */*\r\n\r\n";
-/// The preface of RFC 9113 section 3.4 and empty SETTINGS.
+/// The client preface (RFC 9113 section 3.4) and empty SETTINGS.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-/// GET, http, `/` by their places in the static table, then `:authority` as a literal.
-const BLOCK: &[u8] = b"\x82\x86\x84\x01\x09localhost";
+/// The field block of the HTTP/2 request: GET, http and `/` indexed, then `:authority` as a
+/// literal.
+const FIELD_BLOCK: &[u8] = b"\x82\x86\x84\x01\x09localhost";
 
-/// Serves `requests` requests by hyper's own HTTP/1 connection.
+/// Serves `requests` requests with hyper's HTTP/1 connection.
 pub fn hyper_http1<S, B>(runtime: &Runtime, service: S, requests: usize)
 where
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + 'static,
@@ -83,10 +85,12 @@ where
     let io = TokioIo::new(Script::new(Protocol::Http1, requests));
     let connection = hyper::server::conn::http1::Builder::new()
         .serve_connection(io, TowerToHyperService::new(service));
-    runtime.block_on(connection).expect("the script is HTTP");
+    runtime
+        .block_on(connection)
+        .expect("the script is valid HTTP");
 }
 
-/// Serves `requests` requests as `axum::serve` does: by hyper-util, in a task of its own.
+/// Serves `requests` requests with hyper-util in a separate task, as `axum::serve` does.
 pub fn hyper_util_auto<S, B>(runtime: &Runtime, service: S, protocol: Protocol, requests: usize)
 where
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
@@ -99,26 +103,28 @@ where
     let connection = runtime.spawn(async move {
         let builder = auto::Builder::new(TokioExecutor::new());
         let service = TowerToHyperService::new(service);
-        // HTTP/2 ends with an error because the script leaves without a word.
+        // HTTP/2 ends with an error because the script closes the connection without GOAWAY.
         let _ = builder.serve_connection_with_upgrades(io, service).await;
     });
-    runtime.block_on(connection).expect("no handler panics");
+    runtime
+        .block_on(connection)
+        .expect("the connection task does not panic");
 }
 
 /// A whole server.
 #[derive(Clone, Debug)]
 pub enum Server {
-    /// `axum::serve` as it is.
+    /// Plain `axum::serve`.
     Axum,
-    /// The same with axum's own way of telling handlers who asks.
+    /// `axum::serve` with axum's own connect info.
     AxumWithPeer,
-    /// The same over a guarded listener.
+    /// `axum::serve` over a guarded listener.
     Guarded(ConnGuard),
     /// `palisade::serve`.
     Palisade(ConnGuard),
 }
 
-/// Serves `requests` requests by a whole server, from its accept loop on.
+/// Serves `requests` requests with a whole server, including its accept loop.
 pub fn serve(
     runtime: &Runtime,
     server: &Server,
@@ -126,23 +132,23 @@ pub fn serve(
     protocol: Protocol,
     requests: usize,
 ) {
-    let (gone, is_gone) = oneshot::channel();
+    let (closed, is_closed) = oneshot::channel();
     let script = Script {
-        _gone: Some(gone),
+        _closed: Some(closed),
         ..Script::new(protocol, requests)
     };
-    let task = server.start(runtime, Once(Some(script)), router);
+    let task = server.start(runtime, SingleListener(Some(script)), router);
     runtime
-        .block_on(is_gone)
-        .expect_err("it says nothing when it goes");
+        .block_on(is_closed)
+        .expect_err("the sender is dropped without a message");
     task.abort();
 }
 
 // === Server ===
 
 impl Server {
-    /// All of them, by name.
-    pub fn named(name: &str) -> Option<Self> {
+    /// Returns the server of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
         match name {
             "axum" => Some(Self::Axum),
             "axum with peer" => Some(Self::AxumWithPeer),
@@ -152,7 +158,7 @@ impl Server {
         }
     }
 
-    /// Serves what `listener` brings until the task ends.
+    /// Serves the connections of `listener` in a new task.
     pub fn start<L>(
         &self,
         runtime: &Runtime,
@@ -182,8 +188,8 @@ impl Server {
 
 // === Peer ===
 
-impl Connected<IncomingStream<'_, Once>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Once>) -> Self {
+impl Connected<IncomingStream<'_, SingleListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, SingleListener>) -> Self {
         Self(*stream.remote_addr())
     }
 }
@@ -198,31 +204,30 @@ impl Connected<IncomingStream<'_, TcpListener>> for Peer {
 
 impl Script {
     fn new(protocol: Protocol, requests: usize) -> Self {
-        let (reader, unread, _gone) = (None, Vec::new(), None);
         Self {
             protocol,
-            left: requests,
+            remaining: requests,
             sent: 0,
-            next: true,
-            reader,
-            unread,
-            _gone,
+            may_send: true,
+            reader: None,
+            unread: Vec::new(),
+            _closed: None,
         }
     }
 
     fn write_request(&mut self) {
         if self.protocol == Protocol::Http1 {
-            return self.unread.extend_from_slice(HTTP1);
+            return self.unread.extend_from_slice(HTTP1_REQUEST);
         }
         if self.sent == 0 {
             self.unread.extend_from_slice(PREFACE);
         }
         let stream = self.sent * 2 + 1;
-        let length = u8::try_from(BLOCK.len()).expect("a short block");
+        let length = u8::try_from(FIELD_BLOCK.len()).expect("the block is short");
         // HEADERS with END_STREAM and END_HEADERS.
         self.unread.extend_from_slice(&[0, 0, length, 1, 5]);
         self.unread.extend_from_slice(&stream.to_be_bytes());
-        self.unread.extend_from_slice(BLOCK);
+        self.unread.extend_from_slice(FIELD_BLOCK);
     }
 }
 
@@ -233,17 +238,17 @@ impl AsyncRead for Script {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.unread.is_empty() {
-            if !self.next {
+            if !self.may_send {
                 self.reader = Some(cx.waker().clone());
                 return Poll::Pending;
             }
-            if self.left == 0 {
+            if self.remaining == 0 {
                 return Poll::Ready(Ok(()));
             }
             self.write_request();
-            self.left -= 1;
+            self.remaining -= 1;
             self.sent += 1;
-            self.next = false;
+            self.may_send = false;
         }
         let length = self.unread.len().min(buffer.remaining());
         buffer.put_slice(&self.unread[..length]);
@@ -258,7 +263,7 @@ impl AsyncWrite for Script {
         _: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.next = true;
+        self.may_send = true;
         if let Some(reader) = self.reader.take() {
             reader.wake();
         }
@@ -276,9 +281,9 @@ impl AsyncWrite for Script {
 
 impl Transport for Script {}
 
-// === Once ===
+// === SingleListener ===
 
-impl AxumListener for Once {
+impl AxumListener for SingleListener {
     type Io = Script;
     type Addr = SocketAddr;
 
@@ -294,7 +299,7 @@ impl AxumListener for Once {
     }
 }
 
-impl Listener for Once {
+impl Listener for SingleListener {
     type Io = Script;
 
     fn poll_accept(
