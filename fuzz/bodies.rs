@@ -1,4 +1,5 @@
-//! What the fuzz targets run. `tests/fuzz_bodies.rs` runs the same as property tests on stable.
+//! The fuzz targets `heads`, `frames` and `table`. `tests/fuzz_bodies.rs` runs the same as property
+//! tests on stable.
 
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -22,18 +23,19 @@ fn run<T>(future: impl Future<Output = T>) -> T {
     runtime.expect("a runtime can be built").block_on(future)
 }
 
-const MAX_BODY: u64 = 5000;
+/// The maximum length of a request body.
+const MAX_BODY_BYTES: u64 = 5000;
 
 fn guards() -> StackLayer {
     Stack::edge()
-        .max_body(MAX_BODY)
+        .max_body(MAX_BODY_BYTES)
         .max_requests(4)
         .build()
-        .expect("these numbers can be")
+        .expect("the settings are valid")
 }
 
-/// Any method, `grpc-timeout` and `content-type`: an answer in the form that the client speaks,
-/// and never a panic.
+/// Checks that a request with any method, `grpc-timeout` and `content-type` gets a response in the
+/// client's format, and never causes a panic.
 pub(crate) fn heads(data: &[u8]) {
     let mut parts = data.splitn(3, |byte| *byte == b'\n');
     let mut part = || parts.next().unwrap_or_default();
@@ -55,32 +57,32 @@ pub(crate) fn heads(data: &[u8]) {
     let rest = names
         .into_iter()
         .filter_map(|name| content_type.strip_prefix(name));
-    let is_kind = rest
+    let has_grpc_type = rest
         .into_iter()
         .any(|rest| matches!(rest, [] | [b'+' | b';', ..]));
-    let speaks_grpc = request.method() == Method::POST && is_kind;
+    let speaks_grpc = request.method() == Method::POST && has_grpc_type;
     run(async {
-        let slow = service_fn(|_request| async {
+        let handler = service_fn(|_request| async {
             tokio::time::sleep(Duration::from_secs(3600)).await;
             Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
         });
         let started = tokio::time::Instant::now();
-        let response = guards().layer(slow).oneshot(request).await;
+        let response = guards().layer(handler).oneshot(request).await;
         let response = response.unwrap_or_else(|never| match never {});
-        // The client can shorten our 30 seconds and never lengthen them.
+        // The client can shorten the timeout of 30 seconds, but not extend it.
         assert!(started.elapsed() <= Duration::from_secs(31));
         if speaks_grpc {
             assert_eq!(response.status(), StatusCode::OK);
-            let kind = response.headers()["content-type"].as_bytes();
-            assert!(kind.starts_with(b"application/grpc"));
+            let content_type = response.headers()["content-type"].as_bytes();
+            assert!(content_type.starts_with(b"application/grpc"));
         } else {
             assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         }
     });
 }
 
-/// A body of any frames in any rhythm through all guards: the handler gets every byte in order, or
-/// the client hears why not.
+/// Sends a body of any frames with any pauses through all guards. Checks that the handler receives
+/// every byte in order, or that the client receives a refusal.
 pub(crate) fn frames(data: &[u8]) {
     let sent: Vec<u8> = Script::new(data)
         .filter_map(Step::bytes)
@@ -97,7 +99,7 @@ pub(crate) fn frames(data: &[u8]) {
                 }
             })
         });
-        let request = Request::post("/").body(Scripted {
+        let request = Request::post("/").body(ScriptedBody {
             script: Script::new(data),
             sleep: None,
         });
@@ -106,22 +108,22 @@ pub(crate) fn frames(data: &[u8]) {
         let response = response.unwrap_or_else(|never| match never {});
         match response.status().as_u16() {
             200 => {
-                assert!(sent.len() as u64 <= MAX_BODY);
+                assert!(sent.len() as u64 <= MAX_BODY_BYTES);
                 let body = response
                     .into_body()
                     .collect()
                     .await
-                    .expect("it was whole before");
+                    .expect("the body is in memory");
                 assert_eq!(body.to_bytes(), sent);
             }
-            // Too much or too tiny; too slow; or the body failed by itself.
+            // The body is too long or its frames are too small; it is too slow; or it has failed.
             413 | 408 | 400 => {}
             other => panic!("{other}"),
         }
     });
 }
 
-/// What a scripted body does next.
+/// A step of a scripted body.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Data(usize),
@@ -130,7 +132,7 @@ enum Step {
     Fail,
 }
 
-/// Two bytes a step.
+/// The steps of a body, each encoded in two bytes.
 #[derive(Clone, Debug)]
 struct Script {
     data: Bytes,
@@ -139,7 +141,7 @@ struct Script {
 
 impl Script {
     fn new(data: &[u8]) -> Self {
-        // Long enough for everything that a body can meet, short enough to run often.
+        // Long enough to reach every limit of a body, short enough to run often.
         Self {
             data: Bytes::copy_from_slice(&data[..data.len().min(1000)]),
             ended: false,
@@ -172,20 +174,22 @@ impl Iterator for Script {
 }
 
 impl Step {
+    /// Returns the bytes of a data frame.
     fn bytes(self) -> Option<Vec<u8>> {
         match self {
-            Self::Data(length) => Some((0..length).map(|place| place as u8).collect()),
+            Self::Data(length) => Some((0..length).map(|index| index as u8).collect()),
             _ => None,
         }
     }
 }
 
-struct Scripted {
+/// A body that follows a script.
+struct ScriptedBody {
     script: Script,
     sleep: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
-impl Body for Scripted {
+impl Body for ScriptedBody {
     type Data = Bytes;
     type Error = std::io::Error;
 
@@ -219,7 +223,8 @@ impl Body for Scripted {
     }
 }
 
-/// Debts of some keys over any times: the table agrees with a map that forgets nothing.
+/// Updates debts of some keys at any times. Checks that the table agrees with a map that evicts
+/// nothing.
 pub(crate) fn table(data: &[u8]) {
     const MAX_DEBT: u64 = 1 << 30;
     let table = Table::new(1 << 12);
@@ -243,7 +248,7 @@ pub(crate) fn table(data: &[u8]) {
                 *paid_at = now.max(*paid_at) + more;
             }
             Some(Err(seen)) => assert_eq!(seen, expected),
-            None => unreachable!("nobody else is here"),
+            None => unreachable!("there is no concurrent update"),
         }
     }
 }

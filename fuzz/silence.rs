@@ -1,6 +1,6 @@
-//! Clients of HTTP/1 and HTTP/2 that send any sequence of whole, partial, pipelined and wrong
-//! requests and then fall silent: `palisade::serve` ends every one of their connections.
-//! `tests/fuzz_bodies.rs` runs the same as a property test and as a soak.
+//! Clients of HTTP/1 and HTTP/2 that send any sequence of whole, partial, pipelined and malformed
+//! requests and then fall silent: `palisade::serve` closes all of their connections.
+//! `tests/fuzz_bodies.rs` runs the same as a property test and as a soak test.
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -22,17 +22,18 @@ use tokio::{
 };
 use tower::service_fn;
 
+/// One second.
 const SECOND: Duration = Duration::from_secs(1);
-/// A client sends so many pieces at most.
-const STEPS: usize = 40;
-/// The longest that a handler takes.
-const HANDLER: Duration = Duration::from_secs(2);
-/// The longest that anything may last after a client has sent its last byte: handlers that are
-/// pipelined one behind the other, and then every deadline of the guard.
-const LONGEST: Duration = Duration::from_secs(2 * STEPS as u64 + 60);
+/// The maximum number of pieces that a client sends.
+const MAX_STEPS: usize = 40;
+/// The longest time that a handler takes.
+const MAX_HANDLER_TIME: Duration = Duration::from_secs(2);
+/// The longest time from a client's last byte to the close of its connection: pipelined handlers,
+/// one after the other, and then all deadlines of the guard.
+const MAX_CLOSE_TIME: Duration = Duration::from_secs(2 * MAX_STEPS as u64 + 60);
 
-/// HTTP/1, whole and in part.
-const HTTP1: [&str; 12] = [
+/// Whole and partial HTTP/1 requests.
+const HTTP1_PIECES: [&str; 12] = [
     "GET / HTTP/1.1\r\nhost: x\r\n\r\n",
     "POST /read HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhello",
     "POST /drop HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhello",
@@ -47,7 +48,7 @@ const HTTP1: [&str; 12] = [
     "\r\n",
 ];
 
-/// Runs one client by `data`.
+/// Runs one client with the steps in `data`.
 pub(crate) fn silence(data: &[u8]) {
     let [kind, steps @ ..] = data else { return };
     let mut runtime = tokio::runtime::Builder::new_current_thread();
@@ -60,22 +61,23 @@ pub(crate) fn silence(data: &[u8]) {
             .idle(8 * SECOND)
             .write_stall(5 * SECOND)
             .upgraded_idle(8 * SECOND);
-        let guard = guard.build().expect("these numbers can be");
+        let guard = guard.build().expect("the settings are valid");
         let (connect, listener) = mpsc::channel(1);
-        let app = service_fn(answer);
-        let server =
-            tokio::spawn(palisade::serve(guard.listen(Wires(listener)), app).into_future());
+        let app = service_fn(handle);
+        let server = tokio::spawn(
+            palisade::serve(guard.listen(MemoryListener(listener)), app).into_future(),
+        );
         let (ours, theirs) = duplex(4096);
-        let connected = connect.send(Wire(theirs)).await;
-        connected.expect("the server is there");
-        let (reads, is_http2) = (kind & 1 == 0, kind & 2 != 0);
-        let client = tokio::spawn(client(ours, steps.to_vec(), is_http2, reads));
-        let silent = client.await.expect("a client does not fail");
+        let connected = connect.send(MemoryTransport(theirs)).await;
+        connected.expect("the server is running");
+        let (reads, uses_http2) = (kind & 1 == 0, kind & 2 != 0);
+        let client = tokio::spawn(run_client(ours, steps.to_vec(), uses_http2, reads));
+        let silent = client.await.expect("the client does not panic");
         let since = Instant::now();
         while guard.snapshot().open > 0 {
             assert!(
-                since.elapsed() < LONGEST,
-                "it is still here: {:?}",
+                since.elapsed() < MAX_CLOSE_TIME,
+                "the connection is still open: {:?}",
                 guard.snapshot()
             );
             sleep(SECOND).await;
@@ -90,12 +92,12 @@ pub(crate) fn silence(data: &[u8]) {
     });
 }
 
-/// Sends what `steps` say, and returns its end of the connection, open and silent. What is read
-/// is thrown away, if it `reads`.
-async fn client(
+/// Sends the pieces selected by `steps`, and returns the client's end of the connection, open and
+/// silent. If `reads`, the client reads and discards the responses.
+async fn run_client(
     wire: DuplexStream,
     steps: Vec<u8>,
-    is_http2: bool,
+    uses_http2: bool,
     reads: bool,
 ) -> (
     tokio::io::WriteHalf<DuplexStream>,
@@ -111,35 +113,36 @@ async fn client(
         std::future::pending::<()>().await;
     });
     let mut stream = 1;
-    if is_http2 {
+    if uses_http2 {
         let window = [0u32, 1, 100, 65_535][usize::from(steps.first().copied().unwrap_or(0)) % 4];
         send(&mut write, &preface(window)).await;
     }
-    for &[what, how] in steps.as_chunks().0.iter().take(STEPS) {
-        let bytes = if is_http2 {
-            http2(what, how, &mut stream)
+    for &[kind, variant] in steps.as_chunks().0.iter().take(MAX_STEPS) {
+        let bytes = if uses_http2 {
+            http2_piece(kind, variant, &mut stream)
         } else {
-            HTTP1[usize::from(what) % HTTP1.len()].into()
+            HTTP1_PIECES[usize::from(kind) % HTTP1_PIECES.len()].into()
         };
-        // Sometimes cut short, and sometimes with a pause behind it.
-        let length = if how % 8 == 7 {
+        // Some pieces are truncated, and some are followed by a pause.
+        let length = if variant % 8 == 7 {
             bytes.len() / 2
         } else {
             bytes.len()
         };
         send(&mut write, &bytes[..length]).await;
-        if how % 4 == 1 {
-            sleep(Duration::from_millis(u64::from(how) * 40)).await;
+        if variant % 4 == 1 {
+            sleep(Duration::from_millis(u64::from(variant) * 40)).await;
         }
     }
     (write, reader)
 }
 
-/// Gives up where the server takes nothing.
+/// Sends `bytes`, and gives up after a second if the server does not read them.
 async fn send(write: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) {
     let _ = timeout(SECOND, write.write_all(bytes)).await;
 }
 
+/// Encodes an HTTP/2 frame.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
     frame.extend([kind, flags]);
@@ -148,6 +151,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// Encodes the HTTP/2 preface and SETTINGS with an initial stream window of `window`.
 fn preface(window: u32) -> Vec<u8> {
     let setting = [&[0, 4][..], &window.to_be_bytes()].concat();
     [
@@ -157,12 +161,12 @@ fn preface(window: u32) -> Vec<u8> {
     .concat()
 }
 
-/// One frame, or a request on the next stream.
-fn http2(what: u8, how: u8, stream: &mut u32) -> Vec<u8> {
+/// Encodes one frame, or a request on the next stream.
+fn http2_piece(kind: u8, variant: u8, stream: &mut u32) -> Vec<u8> {
     const PATHS: [&str; 6] = ["/", "/read", "/drop", "/later", "/slow", "/large"];
-    let path = PATHS[usize::from(how) % PATHS.len()];
+    let path = PATHS[usize::from(variant) % PATHS.len()];
     let mut block = vec![
-        if how & 1 == 0 { 0x82 } else { 0x83 },
+        if variant & 1 == 0 { 0x82 } else { 0x83 },
         0x86,
         0x04,
         path.len() as u8,
@@ -170,27 +174,28 @@ fn http2(what: u8, how: u8, stream: &mut u32) -> Vec<u8> {
     block.extend(path.bytes());
     block.extend([0x01, 1, b'a']);
     let mut next = || std::mem::replace(stream, *stream + 2);
-    match what % 8 {
-        0..3 => frame(1, 4 | how >> 1 & 1, next(), &block),
-        // Never ended.
+    match kind % 8 {
+        0..3 => frame(1, 4 | variant >> 1 & 1, next(), &block),
+        // A field block without its end.
         3 => frame(1, 0, next(), &block),
-        4 => frame(0, how & 1, stream.saturating_sub(2), b"hello"),
+        4 => frame(0, variant & 1, stream.saturating_sub(2), b"hello"),
         5 => frame(
             8,
             0,
-            if how & 1 == 0 {
+            if variant & 1 == 0 {
                 0
             } else {
                 stream.saturating_sub(2)
             },
             &[0, 0, 0, 1],
         ),
-        6 => frame(6, 0, 0, &[how; 8]),
+        6 => frame(6, 0, 0, &[variant; 8]),
         _ => frame(3, 0, stream.saturating_sub(2), &[0, 0, 0, 8]),
     }
 }
 
-async fn answer<B>(request: Request<B>) -> Result<Response<Full<Bytes>>, Infallible>
+/// The app. Its handlers read the body, drop it, read it after the response, or are slow.
+async fn handle<B>(request: Request<B>) -> Result<Response<Full<Bytes>>, Infallible>
 where
     B: Body + Send + Unpin + 'static,
     B::Data: Send,
@@ -200,16 +205,16 @@ where
     let mut body = request.into_body();
     let text = match path.as_str() {
         "/read" => {
-            let read = timeout(HANDLER, body.collect()).await;
+            let read = timeout(MAX_HANDLER_TIME, body.collect()).await;
             if read.is_ok() { "read" } else { "not read" }
         }
         "/later" => {
-            let later = async move { while let Some(Ok(_)) = body.frame().await {} };
-            tokio::spawn(timeout(HANDLER, later));
+            let read_body = async move { while let Some(Ok(_)) = body.frame().await {} };
+            tokio::spawn(timeout(MAX_HANDLER_TIME, read_body));
             "later"
         }
         "/slow" => {
-            sleep(HANDLER).await;
+            sleep(MAX_HANDLER_TIME).await;
             "slow"
         }
         "/large" => return Ok(Response::new(Bytes::from(vec![b'x'; 100_000]).into())),
@@ -218,21 +223,22 @@ where
     Ok(Response::new(text.into()))
 }
 
-// === Wires ===
+// === MemoryListener ===
 
-/// A listener in memory.
-struct Wires(mpsc::Receiver<Wire>);
+/// A listener of in-memory connections.
+struct MemoryListener(mpsc::Receiver<MemoryTransport>);
 
+/// The server's end of an in-memory connection.
 #[derive(Debug)]
-struct Wire(DuplexStream);
+struct MemoryTransport(DuplexStream);
 
-impl Listener for Wires {
-    type Io = Wire;
+impl Listener for MemoryListener {
+    type Io = MemoryTransport;
 
     fn poll_accept(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<io::Result<(Wire, Option<SocketAddr>)>> {
+    ) -> Poll<io::Result<(MemoryTransport, Option<SocketAddr>)>> {
         match ready!(self.0.poll_recv(cx)) {
             Some(wire) => Poll::Ready(Ok((wire, Some(([192, 0, 2, 1], 1).into())))),
             None => Poll::Pending,
@@ -243,14 +249,14 @@ impl Listener for Wires {
         Ok(([0, 0, 0, 0], 0).into())
     }
 
-    fn local_of(_: &Wire) -> Option<SocketAddr> {
+    fn local_of(_: &MemoryTransport) -> Option<SocketAddr> {
         None
     }
 }
 
-impl Transport for Wire {}
+impl Transport for MemoryTransport {}
 
-impl AsyncRead for Wire {
+impl AsyncRead for MemoryTransport {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -260,7 +266,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for MemoryTransport {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
