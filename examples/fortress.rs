@@ -126,16 +126,16 @@ fn connection_guard(metrics: &Snapshot) -> Result<ConnGuard, ConfigError> {
     ConnGuard::builder()
         .metrics(metrics.clone())
         .max_per_client(5_000)
-        .accept_rate(2_000, 4_000)
+        .accept_rate((2_000, 4_000))
         // A slow link sends a head within a second or two, and a client with another request sends
         // it within a few seconds.
-        .first_request(MAX_USELESS)
-        .head(MAX_USELESS)
-        .idle(MAX_USELESS)
+        .first_request_timeout(MAX_USELESS)
+        .header_timeout(MAX_USELESS)
+        .idle_timeout(MAX_USELESS)
         // A client that reads 64 KiB/s opens its window every two or three seconds.
-        .write_stall(MAX_USELESS)
+        .write_timeout(MAX_USELESS)
         // The app closes a WebSocket after `WEB_SOCKET_IDLE`, so the guard waits a little longer.
-        .upgraded_idle(WEB_SOCKET_IDLE + Duration::from_secs(30))
+        .upgraded_idle_timeout(WEB_SOCKET_IDLE + Duration::from_secs(30))
         .build()
 }
 
@@ -163,7 +163,7 @@ fn request_guards(metrics: &Snapshot) -> Result<StackLayer, ConfigError> {
         .grace(Duration::from_secs(2))
         .gap(Duration::from_secs(5));
     // An honest client stream sends a few bytes every 3 s.
-    let stream = Pace::builder().no_rate().gap(Duration::from_secs(6));
+    let stream = Pace::builder().rate(None).gap(Duration::from_secs(6));
     let upload_of_grpc = upload.build().expect("the pace is valid");
     let stream = stream.build().expect("the pace is valid");
     Stack::edge()

@@ -55,12 +55,12 @@ pub(crate) fn silence(data: &[u8]) {
     let runtime = runtime.enable_time().start_paused(true).build();
     runtime.expect("a runtime can be built").block_on(async {
         let guard = ConnGuard::builder()
-            .first_request(6 * SECOND)
-            .head(4 * SECOND);
+            .first_request_timeout(6 * SECOND)
+            .header_timeout(4 * SECOND);
         let guard = guard
-            .idle(8 * SECOND)
-            .write_stall(5 * SECOND)
-            .upgraded_idle(8 * SECOND);
+            .idle_timeout(8 * SECOND)
+            .write_timeout(5 * SECOND)
+            .upgraded_idle_timeout(8 * SECOND);
         let guard = guard.build().expect("the settings are valid");
         let (connect, listener) = mpsc::channel(1);
         let app = service_fn(handle);

@@ -60,7 +60,7 @@ async fn detected_proxy(
 async fn a_proxy_that_counts_as_one_client_is_reported_once() {
     let edge = || {
         ConnGuard::builder()
-            .accept_rate(10_000, 10_000)
+            .accept_rate((10_000, 10_000))
             .max_requests(1_000_000)
     };
     // A health check beside the proxy sends no header, and connects anew for each request.

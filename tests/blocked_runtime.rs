@@ -74,8 +74,8 @@ impl Runtime {
 
 fn guard() -> ConnGuard {
     ConnGuard::builder()
-        .first_request(SECOND)
-        .idle(SECOND)
+        .first_request_timeout(SECOND)
+        .idle_timeout(SECOND)
         .build()
         .unwrap()
 }

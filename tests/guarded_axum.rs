@@ -31,7 +31,9 @@ const UPGRADE: &str = "GET /ws HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\n
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upgraded_connection_counts_and_has_its_own_idle_timeout() {
     let journal = Journal::default();
-    let builder = ConnGuard::builder().idle(SECOND).upgraded_idle(2 * SECOND);
+    let builder = ConnGuard::builder()
+        .idle_timeout(SECOND)
+        .upgraded_idle_timeout(2 * SECOND);
     let guard = builder.metrics(journal.clone()).build().unwrap();
     let echo = |upgrade: WebSocketUpgrade| async {
         upgrade.on_upgrade(|mut socket| async move {
@@ -71,8 +73,8 @@ async fn an_upgraded_connection_counts_and_has_its_own_idle_timeout() {
 async fn an_http2_tunnel_counts_as_an_upgrade_and_a_request_beside_it_as_a_request() {
     let journal = Journal::default();
     let builder = ConnGuard::builder()
-        .idle(SECOND / 2)
-        .upgraded_idle(2 * SECOND);
+        .idle_timeout(SECOND / 2)
+        .upgraded_idle_timeout(2 * SECOND);
     let guard = builder
         .max_upgraded(1)
         .metrics(journal.clone())
@@ -229,7 +231,11 @@ async fn each_request_carries_its_peer_and_its_connection() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_the_handler_has_abandoned_is_not_a_write_stall() {
-    let (guard, journal) = guard(ConnGuard::builder().write_stall(SECOND).idle(SECOND));
+    let (guard, journal) = guard(
+        ConnGuard::builder()
+            .write_timeout(SECOND)
+            .idle_timeout(SECOND),
+    );
     // Writes more than the client reads, abandons the write, and waits for bytes instead.
     let abandons_write = |mut request: axum::extract::Request| async move {
         let upgrade = hyper::upgrade::on(&mut request);

@@ -33,7 +33,9 @@ use tower::{Layer, ServiceExt};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_accept_loop_over_hyper_is_guarded_by_the_listener_and_request_tracking() {
     let journal = Journal::default();
-    let builder = ConnGuard::builder().first_request(SECOND).idle(SECOND);
+    let builder = ConnGuard::builder()
+        .first_request_timeout(SECOND)
+        .idle_timeout(SECOND);
     let guard = builder.metrics(journal.clone()).build().unwrap();
     let mut listener = guard.listen(servers::listener().await);
     let addr = listener.local_addr().unwrap();
@@ -82,8 +84,8 @@ async fn an_accept_loop_over_hyper_is_guarded_by_the_listener_and_request_tracki
 async fn unix_sockets_have_deadlines_and_no_share_per_client() {
     let path = std::env::temp_dir().join(format!("palisade-{}.sock", std::process::id()));
     let _ = std::fs::remove_file(&path);
-    let guard = ConnGuard::builder().max_per_client(1).accept_rate(1, 1);
-    let guard = guard.first_request(SECOND).build().unwrap();
+    let guard = ConnGuard::builder().max_per_client(1).accept_rate((1, 1));
+    let guard = guard.first_request_timeout(SECOND).build().unwrap();
     let listener = guard.listen(tokio::net::UnixListener::bind(&path).unwrap());
     let server = tokio::spawn(axum::serve(listener, connected(app())).into_future());
     let mut clients = Vec::new();
@@ -149,20 +151,20 @@ async fn clients_of_many_kinds_leave_no_connections_files_or_counts_behind() {
     let builder = ConnGuard::builder()
         .max_connections(60)
         .max_per_client(5)
-        .no_accept_rate();
+        .accept_rate(None);
     let builder = builder
-        .first_request(SECOND / 2)
-        .head(SECOND / 2)
-        .idle(SECOND / 2);
+        .first_request_timeout(SECOND / 2)
+        .header_timeout(SECOND / 2)
+        .idle_timeout(SECOND / 2);
     let builder = builder
-        .upgraded_idle(SECOND / 2)
-        .write_stall(SECOND / 2)
-        .probe(SECOND / 4);
+        .upgraded_idle_timeout(SECOND / 2)
+        .write_timeout(SECOND / 2)
+        .probe_interval(SECOND / 4);
     let builder = builder
         .max_age(SECOND)
         .age_grace(SECOND / 2)
         .max_requests(3);
-    let builder = builder.precision(Duration::from_millis(50));
+    let builder = builder.sweep_interval(Duration::from_millis(50));
     let guard = builder.metrics(journal.clone()).build().unwrap();
     let upload = || async { "unread" };
     let ws = |upgrade: WebSocketUpgrade| async {
@@ -241,7 +243,7 @@ async fn a_request_tracked_by_two_layers_counts_once() {
 async fn a_server_without_request_tracking_is_reported_once() {
     let journal = Journal::default();
     let builder = ConnGuard::builder()
-        .first_request(SECOND)
+        .first_request_timeout(SECOND)
         .metrics(journal.clone());
     let guard = builder.build().unwrap();
     let listener = guard.listen(servers::listener().await);

@@ -54,7 +54,9 @@ impl Echo for PeerCheck {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tonic_s_server_is_guarded_and_its_handlers_know_their_peers() {
     let journal = Journal::default();
-    let builder = ConnGuard::builder().first_request(SECOND).idle(2 * SECOND);
+    let builder = ConnGuard::builder()
+        .first_request_timeout(SECOND)
+        .idle_timeout(2 * SECOND);
     let guard = builder.metrics(journal.clone()).build().unwrap();
     let listener = guard.listen(servers::listener().await);
     let addr = listener.local_addr().unwrap();
@@ -203,7 +205,7 @@ async fn palisade_serve_and_hardened_tonic_announce_the_same_http2_settings() {
 #[tokio::test]
 async fn hardened_tonic_sends_goaway_to_a_connection_at_its_maximum_age() {
     let day = Duration::from_secs(86_400);
-    let guard = ConnGuard::builder().idle(day).build().unwrap();
+    let guard = ConnGuard::builder().idle_timeout(day).build().unwrap();
     let server = tonic_s_own(&guard, true, app()).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
     client

@@ -28,7 +28,7 @@ use tokio::{
 async fn clients_of_refused_uploads_see_the_response() {
     const UPLOADS: usize = 200;
     const AT_ONCE: usize = 10;
-    let guard = ConnGuard::builder().no_accept_rate().build().unwrap();
+    let guard = ConnGuard::builder().accept_rate(None).build().unwrap();
     let refuse = || async { StatusCode::PAYLOAD_TOO_LARGE };
     let server = serve(&guard, Router::new().route("/", post(refuse))).await;
     let addr = server.addr;
@@ -85,7 +85,9 @@ fn responds_then_reads(read_bytes: &ReadBytes) -> Router {
 
 /// A guard with header and idle timeouts of half a second.
 fn half_second_guard(journal: &Journal) -> ConnGuard {
-    let builder = ConnGuard::builder().head(SECOND / 2).idle(SECOND / 2);
+    let builder = ConnGuard::builder()
+        .header_timeout(SECOND / 2)
+        .idle_timeout(SECOND / 2);
     builder.metrics(journal.clone()).build().unwrap()
 }
 
@@ -130,7 +132,7 @@ async fn a_chunked_body_does_not_extend_the_timeout_of_the_next_head() {
     let (journal, read_bytes) = (Journal::default(), ReadBytes::default());
     // The idle timeout is much longer than the header timeout.
     let guard = ConnGuard::builder()
-        .head(SECOND / 2)
+        .header_timeout(SECOND / 2)
         .metrics(journal.clone())
         .build()
         .unwrap();

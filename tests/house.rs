@@ -56,7 +56,7 @@ fn all_files(extension: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Returns every line of comments in the sources, and of the documents without their code.
+/// Returns every line of comments in the sources and of the documents, without example code.
 fn prose() -> Vec<Prose> {
     let mut prose = Vec::new();
     let mut add = |path: &Path, at: usize, line: &str| {
@@ -65,8 +65,18 @@ fn prose() -> Vec<Prose> {
         prose.push(Prose { place, line });
     };
     for path in all_files("rs") {
+        let mut is_code = false;
         for (at, line) in fs::read_to_string(&path).unwrap().lines().enumerate() {
-            if line.trim_start().starts_with("//") {
+            let Some(comment) = line.trim_start().strip_prefix("//") else {
+                is_code = false;
+                continue;
+            };
+            if comment
+                .trim_start_matches(['/', '!', ' '])
+                .starts_with("```")
+            {
+                is_code = !is_code;
+            } else if !is_code {
                 add(&path, at, line);
             }
         }

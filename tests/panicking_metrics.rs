@@ -36,8 +36,8 @@ async fn a_panicking_metrics_sink_stops_no_server_and_no_guard() {
     for name in SERVERS {
         let guard = ConnGuard::builder()
             .metrics(PanickingMetrics)
-            .accept_rate(1, 2)
-            .idle(SECOND)
+            .accept_rate((1, 2))
+            .idle_timeout(SECOND)
             .build();
         let guard = guard.unwrap();
         let app = app().route(

@@ -172,7 +172,7 @@ async fn curl_sees_413() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_serve_199_of_200_clients_see_413() {
     let guard = palisade::conn::ConnGuard::builder()
-        .no_accept_rate()
+        .accept_rate(None)
         .build()
         .unwrap();
     let app = ServiceBuilder::new()
@@ -204,7 +204,7 @@ async fn under_serve_199_of_200_clients_see_413() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_serve_the_connection_lingers_without_any_layer() {
     let guard = palisade::conn::ConnGuard::builder()
-        .no_accept_rate()
+        .accept_rate(None)
         .build()
         .unwrap();
     let serve = palisade::serve(

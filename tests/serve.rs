@@ -244,7 +244,7 @@ async fn a_head_within_the_limits_is_served_and_a_larger_one_is_refused() {
 async fn serve_slow_app(http: Http) -> (SocketAddr, ConnGuard, Journal) {
     let journal = Journal::default();
     let guard = ConnGuard::builder()
-        .probe(Duration::from_millis(300))
+        .probe_interval(Duration::from_millis(300))
         .metrics(journal.clone());
     let guard = guard.build().unwrap();
     let late = || async {

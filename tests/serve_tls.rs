@@ -71,9 +71,9 @@ impl TlsServer {
 
         let journal = Journal::default();
         let guard = ConnGuard::builder()
-            .first_request(SECOND)
-            .idle(2 * SECOND)
-            .write_stall(2 * SECOND);
+            .first_request_timeout(SECOND)
+            .idle_timeout(2 * SECOND)
+            .write_timeout(2 * SECOND);
         let guard = guard.metrics(journal.clone()).build().unwrap();
         let listener = guard.listen(servers::listener().await);
         let serve = palisade::serve(listener, app())

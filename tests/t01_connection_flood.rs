@@ -59,7 +59,7 @@ async fn honest_newcomers_are_served_while_silent_connections_fill_the_cap() {
     const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
     let builder = ConnGuard::builder()
         .max_connections(CAP)
-        .first_request(FIRST_REQUEST_TIMEOUT);
+        .first_request_timeout(FIRST_REQUEST_TIMEOUT);
     let (guard, journal) = guard(builder);
     let server = serve(&guard, app()).await;
     let stop = Arc::new(AtomicBool::new(false));
@@ -108,7 +108,7 @@ async fn honest_newcomers_are_served_while_silent_connections_fill_the_cap() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn silent_connections_are_closed_at_their_timeout_and_recorded() {
-    let (guard, journal) = guard(ConnGuard::builder().first_request(SECOND));
+    let (guard, journal) = guard(ConnGuard::builder().first_request_timeout(SECOND));
     let server = serve(&guard, app()).await;
     let neighbour = Neighbour::of(server.addr);
     let mut silent = JoinSet::new();
@@ -136,7 +136,7 @@ async fn silent_connections_are_closed_at_their_timeout_and_recorded() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_client_gets_no_more_than_its_share() {
     let builder = ConnGuard::builder().max_connections(CAP).max_per_client(10);
-    let (guard, journal) = guard(builder.no_accept_rate().first_request(SECOND));
+    let (guard, journal) = guard(builder.accept_rate(None).first_request_timeout(SECOND));
     let server = serve(&guard, app()).await;
     let neighbour = Neighbour::of(server.addr);
     let stop = Arc::new(AtomicBool::new(false));
@@ -180,7 +180,7 @@ async fn one_network_gets_no_more_than_its_share() {
         .max_connections(CAP)
         .max_per_client(2)
         .max_per_network(20);
-    let (guard, journal) = guard(builder.first_request(SECOND));
+    let (guard, journal) = guard(builder.first_request_timeout(SECOND));
     let server = serve(&guard, app()).await;
     let neighbour = Neighbour::of(server.addr);
     let stop = Arc::new(AtomicBool::new(false));
@@ -205,7 +205,11 @@ async fn one_network_gets_no_more_than_its_share() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn idle_connections_that_served_a_request_are_evicted_for_newcomers() {
-    let (guard, journal) = guard(ConnGuard::builder().max_connections(50).no_max_per_client());
+    let (guard, journal) = guard(
+        ConnGuard::builder()
+            .max_connections(50)
+            .max_per_client(None),
+    );
     let server = serve(&guard, app()).await;
     let mut hoard = Vec::new();
     for n in 0..45 {
@@ -231,7 +235,11 @@ async fn idle_connections_that_served_a_request_are_evicted_for_newcomers() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_with_a_request_in_flight_is_never_evicted_and_the_newcomer_is_reset() {
-    let (guard, journal) = guard(ConnGuard::builder().max_connections(20).no_max_per_client());
+    let (guard, journal) = guard(
+        ConnGuard::builder()
+            .max_connections(20)
+            .max_per_client(None),
+    );
     let server = serve(&guard, app()).await;
     let mut working = Vec::new();
     for n in 0..20 {
@@ -350,7 +358,7 @@ async fn a_reserved_network_is_admitted_while_an_attacker_holds_all_other_places
     let builder = ConnGuard::builder()
         .max_connections(20)
         .reserve(2, [monitoring]);
-    let (guard, journal) = guard(builder.no_max_per_client().accept_rate(100, 30));
+    let (guard, journal) = guard(builder.max_per_client(None).accept_rate((100, 30)));
     let server = serve(&guard, app()).await;
     let mut attack = Vec::new();
     for n in 0..18 {
@@ -392,7 +400,7 @@ async fn a_reserved_network_is_admitted_while_an_attacker_holds_all_other_places
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_over_the_accept_rate_is_slowed_down_and_its_neighbour_is_not() {
-    let (guard, journal) = guard(ConnGuard::builder().accept_rate(20, 10));
+    let (guard, journal) = guard(ConnGuard::builder().accept_rate((20, 10)));
     let server = serve(&guard, app()).await;
     let mut served = 0;
     for _ in 0..100 {

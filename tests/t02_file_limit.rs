@@ -41,7 +41,7 @@ async fn server() {
     }
     process::lower_file_limit(MAX_OPEN_FILES).unwrap();
     let guard = ConnGuard::builder()
-        .first_request(2 * SECOND)
+        .first_request_timeout(2 * SECOND)
         .build()
         .unwrap();
     let take_guard = guard.clone();

@@ -66,7 +66,7 @@ async fn attack(addr: SocketAddr, (name, at_once, dripped): Attack) -> (&'static
 async fn a_connection_without_a_complete_first_head_is_closed_in_time() {
     let journal = Journal::default();
     let guard = ConnGuard::builder()
-        .first_request(SECOND)
+        .first_request_timeout(SECOND)
         .metrics(journal.clone());
     let guard = guard.build().unwrap();
     let server = serve(&guard, app()).await;
@@ -96,8 +96,8 @@ async fn a_connection_without_a_complete_first_head_is_closed_in_time() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_http1_client_gets_a_408_and_any_other_client_only_a_reset() {
     let guard = ConnGuard::builder()
-        .first_request(SECOND / 2)
-        .head(SECOND / 2)
+        .first_request_timeout(SECOND / 2)
+        .header_timeout(SECOND / 2)
         .build()
         .unwrap();
     let server = serve(&guard, app()).await;
@@ -131,9 +131,9 @@ async fn an_http1_client_gets_a_408_and_any_other_client_only_a_reset() {
 async fn the_header_timeout_of_a_later_head_starts_at_its_first_byte() {
     let journal = Journal::default();
     let builder = ConnGuard::builder()
-        .first_request(SECOND)
-        .head(SECOND)
-        .idle(5 * SECOND);
+        .first_request_timeout(SECOND)
+        .header_timeout(SECOND)
+        .idle_timeout(5 * SECOND);
     let guard = builder.metrics(journal.clone()).build().unwrap();
     let server = serve(&guard, app()).await;
     let neighbour = Neighbour::of(server.addr);
@@ -180,9 +180,9 @@ async fn the_header_timeout_of_a_later_head_starts_at_its_first_byte() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn half_a_head_pipelined_with_a_request_does_not_evade_the_timeouts() {
     let guard = ConnGuard::builder()
-        .first_request(SECOND)
-        .head(SECOND)
-        .idle(2 * SECOND);
+        .first_request_timeout(SECOND)
+        .header_timeout(SECOND)
+        .idle_timeout(2 * SECOND);
     let guard = guard.build().unwrap();
     let server = serve(&guard, app()).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();

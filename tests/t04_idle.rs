@@ -23,7 +23,9 @@ use tokio::{
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
 fn short_idle_guard(journal: &Journal) -> ConnGuard {
-    let builder = ConnGuard::builder().idle(SECOND).upgraded_idle(2 * SECOND);
+    let builder = ConnGuard::builder()
+        .idle_timeout(SECOND)
+        .upgraded_idle_timeout(2 * SECOND);
     builder.metrics(journal.clone()).build().unwrap()
 }
 
@@ -269,7 +271,7 @@ async fn at_the_maximum_age_or_number_of_requests_a_connection_is_closed_gracefu
 
     let guard = ConnGuard::builder()
         .max_age(SECOND)
-        .no_max_requests()
+        .max_requests(None)
         .metrics(journal.clone());
     let guard = guard.build().unwrap();
     let server = serve(&guard, app()).await;

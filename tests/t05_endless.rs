@@ -99,7 +99,7 @@ async fn goaway_announces_the_last_http2_request_and_those_in_flight_finish() {
 async fn other_servers_close_a_connection_that_is_idle_after_its_last_request() {
     // These servers cannot announce the last request to the client, which may be about to send
     // another.
-    let (guard, journal) = guard(|rules| rules.max_requests(2).idle(7 * SECOND));
+    let (guard, journal) = guard(|rules| rules.max_requests(2).idle_timeout(7 * SECOND));
     let mut clients = JoinSet::new();
     let mut servers = Vec::new();
     for name in &SERVERS[1..] {
@@ -183,7 +183,7 @@ async fn with_an_age_grace_a_connection_beyond_its_maximum_age_is_reset() {
 
 #[tokio::test]
 async fn a_client_that_pipelines_and_reads_nothing_is_closed_by_the_write_timeout() {
-    let (guard, journal) = guard(|rules| rules.write_stall(SECOND));
+    let (guard, journal) = guard(|rules| rules.write_timeout(SECOND));
     let handled = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&handled);
     let large = async move || {
@@ -217,7 +217,7 @@ async fn a_client_that_pipelines_and_reads_nothing_is_closed_by_the_write_timeou
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_pipelines_and_reads_nothing_is_served_until_its_socket_is_full() {
-    let (guard, journal) = guard(|rules| rules.write_stall(SECOND).no_max_requests());
+    let (guard, journal) = guard(|rules| rules.write_timeout(SECOND).max_requests(None));
     let server = serve(&guard, app()).await;
     let neighbour = Neighbour::of(server.addr);
     let mut client = RawClient::connect(server.addr).await.unwrap();
@@ -242,7 +242,7 @@ async fn a_client_that_pipelines_and_reads_nothing_is_served_until_its_socket_is
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_pipelines_and_reads_is_served_to_the_end() {
-    let (guard, journal) = guard(ConnGuardBuilder::no_max_requests);
+    let (guard, journal) = guard(|builder| builder.max_requests(None));
     let server = serve(&guard, app()).await;
     let mut client = RawClient::connect(server.addr).await.unwrap();
     for _ in 0..20 {

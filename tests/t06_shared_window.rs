@@ -34,7 +34,7 @@ async fn length(body: Body) -> String {
 async fn an_upload_is_not_charged_while_other_requests_fill_the_connection_window() {
     for server in SERVERS {
         let (journal, guard) = (Journal::default(), ConnGuard::default());
-        let pace = Pace::builder().gap(GAP).no_rate();
+        let pace = Pace::builder().gap(GAP).rate(None);
         let stack = Stack::edge()
             .max_body(4 * MIB)
             .pace(pace)

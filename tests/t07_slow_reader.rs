@@ -32,8 +32,8 @@ const GET_ENDLESS: &str = "GET /endless HTTP/1.1\r\nhost: test\r\n\r\n";
 fn guard_with_write_timeout(write_timeout: Duration) -> (ConnGuard, Journal) {
     let journal = Journal::default();
     let builder = ConnGuard::builder()
-        .write_stall(write_timeout)
-        .idle(write_timeout)
+        .write_timeout(write_timeout)
+        .idle_timeout(write_timeout)
         .metrics(journal.clone());
     (builder.build().unwrap(), journal)
 }

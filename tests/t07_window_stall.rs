@@ -31,7 +31,7 @@ async fn serve_with_write_timeout(
 ) -> (Server, ConnGuard, Journal) {
     let journal = Journal::default();
     let guard = ConnGuard::builder()
-        .write_stall(write_timeout)
+        .write_timeout(write_timeout)
         .metrics(journal.clone())
         .build()
         .unwrap();

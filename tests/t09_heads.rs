@@ -95,10 +95,10 @@ async fn run_cases(cases: fn() -> Vec<Case>, summarize: fn(&[u8]) -> String) {
         let is_ours = server == "palisade::serve";
         let seen = RecordedRequests::default();
         let builder = ConnGuard::builder()
-            .first_request(SECOND)
-            .head(SECOND)
-            .idle(SECOND);
-        let guard = builder.upgraded_idle(SECOND).build().unwrap();
+            .first_request_timeout(SECOND)
+            .header_timeout(SECOND)
+            .idle_timeout(SECOND);
+        let guard = builder.upgraded_idle_timeout(SECOND).build().unwrap();
         let app = Router::new()
             .fallback(record_request)
             .with_state(seen.clone());

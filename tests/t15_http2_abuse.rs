@@ -225,8 +225,8 @@ async fn a_tunnel_that_carries_bytes_is_progress_and_a_closed_one_is_idle() {
     let (guard, journal, server) = guarded_server(|rules| {
         rules
             .max_overhead(16 * 1024)
-            .idle(SECOND)
-            .upgraded_idle(2 * SECOND)
+            .idle_timeout(SECOND)
+            .upgraded_idle_timeout(2 * SECOND)
     })
     .await;
     let from = Ipv4Addr::LOCALHOST;

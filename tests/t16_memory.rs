@@ -132,7 +132,7 @@ async fn the_memory_of_hostile_connections_is_bounded_and_released() {
     raise_file_limit();
     let guard = ConnGuard::builder()
         .max_connections(2000)
-        .probe(SECOND / 4)
+        .probe_interval(SECOND / 4)
         .build()
         .unwrap();
     let produced = Arc::new(AtomicUsize::new(0));

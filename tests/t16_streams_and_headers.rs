@@ -92,7 +92,7 @@ fn large_header_requests(window: u32, header_kib: usize) -> Vec<u8> {
 async fn each_of_a_hundred_streams_with_shut_windows_is_reset_in_time() {
     let journal = Journal::default();
     let guard = ConnGuard::builder()
-        .write_stall(SECOND)
+        .write_timeout(SECOND)
         .metrics(journal.clone())
         .build()
         .unwrap();
@@ -141,7 +141,7 @@ async fn a_client_that_opens_all_windows_and_reads_nothing_is_reset_in_time() {
     for server in SERVERS {
         let journal = Journal::default();
         let builder = ConnGuard::builder()
-            .write_stall(SECOND)
+            .write_timeout(SECOND)
             .metrics(journal.clone());
         let guard = builder.build().unwrap();
         let served = by(server, &guard, app()).await;

@@ -39,7 +39,7 @@ impl Drop for RunningHandler {
 async fn the_handler_of_a_vanished_client_ends_despite_an_unread_byte() {
     let journal = Journal::default();
     let guard = ConnGuard::builder()
-        .probe(SECOND / 2)
+        .probe_interval(SECOND / 2)
         .metrics(journal.clone())
         .build()
         .unwrap();

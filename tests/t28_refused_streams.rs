@@ -30,7 +30,7 @@ async fn serve_with_stack(name: &str, stack: StackLayer) -> (ConnGuard, Journal,
     // Short sweeps and a small budget, so that an optimized build, which reads ten times as fast,
     // does not pass more easily than this one.
     let guard = ConnGuard::builder()
-        .precision(SECOND / 100)
+        .sweep_interval(SECOND / 100)
         .max_overhead(64 * 1024);
     let guard = guard.metrics(journal.clone()).build().unwrap();
     let slow = async || {

@@ -2,7 +2,7 @@
 
 use crate::{
     keys::resident_bytes,
-    scenarios::Run,
+    run::Run,
     table::{Limit, Row},
 };
 use bytes::Bytes;
@@ -84,12 +84,12 @@ pub(crate) fn sweeps(connections: u32) -> Run {
     let entered = runtime.enter();
     let guard = ConnGuard::builder()
         .max_connections(10_000)
-        .no_accept_rate();
+        .accept_rate(None);
     let guard = guard
-        .precision(MILLISECOND)
-        .probe(MILLISECOND)
-        .first_request(DAY)
-        .idle(DAY);
+        .sweep_interval(MILLISECOND)
+        .probe_interval(MILLISECOND)
+        .first_request_timeout(DAY)
+        .idle_timeout(DAY);
     let guard = guard.build().expect("the settings are valid");
     let idle: Vec<_> = (1..=connections)
         .map(|client| {
@@ -136,9 +136,9 @@ pub(crate) fn measure_bytes() -> io::Result<Row> {
     let _entered = runtime().enter();
     let guard = ConnGuard::builder()
         .max_connections(2 * CONNECTIONS as usize)
-        .no_accept_rate();
+        .accept_rate(None);
     let guard = guard
-        .no_max_per_network()
+        .max_per_network(None)
         .build()
         .map_err(io::Error::other)?;
     let before = resident_bytes()?;

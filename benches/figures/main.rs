@@ -12,6 +12,7 @@
 mod callgrind;
 mod connections;
 mod keys;
+mod run;
 mod scenarios;
 mod syscalls;
 mod table;

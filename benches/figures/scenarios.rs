@@ -2,8 +2,11 @@
 //!
 //! The name of a scenario is the kind of request, then the service: `bare`, `palisade` or `peers`.
 
-use crate::connections::{
-    self, SWEPT_CONNECTIONS, StubTransport, flush, guarded, read, repeat_call, sweeps, write,
+use crate::{
+    connections::{
+        self, SWEPT_CONNECTIONS, StubTransport, flush, guarded, read, repeat_call, sweeps, write,
+    },
+    run::Run,
 };
 use axum::{Router, routing::get};
 use bytes::Bytes;
@@ -20,9 +23,6 @@ use palisade_benches::{
 };
 use std::time::Duration;
 use tower::{BoxError, Layer, Service, layer::util::Identity};
-
-/// Runs the given number of requests.
-pub(crate) type Run = Box<dyn FnMut(usize)>;
 
 /// A name, and the constructor of the scenario's run. The run is created before the scenario is
 /// counted and dropped after it.

@@ -182,13 +182,13 @@ fn with_palisade_stack(app: Router, quick: bool, metrics: &Snapshot) -> Result<R
 fn connection_guard(metrics: &Snapshot) -> Result<ConnGuard, BoxError> {
     let guard = ConnGuard::builder()
         .metrics(metrics.clone())
-        .first_request(CONNECTION_TIMEOUT)
-        .write_stall(CONNECTION_TIMEOUT)
+        .first_request_timeout(CONNECTION_TIMEOUT)
+        .write_timeout(CONNECTION_TIMEOUT)
         // Loopback addresses stand for clients from different networks, so the network limit is
         // high.
         .max_per_client(1_000)
         .max_per_network(10_000)
-        .accept_rate(1_000, 2_000);
+        .accept_rate((1_000, 2_000));
     Ok(guard.build()?)
 }
 

@@ -274,8 +274,8 @@ impl BodyCounter {
         Ok(())
     }
 
-    /// Polls a body while its small frames are coalesced: joins all frames that are ready, and waits
-    /// for one more poll before it hands on a short result.
+    /// Polls a body while its small frames are coalesced: joins all frames that are ready, and
+    /// waits for one more poll before it hands on a short result.
     fn poll_coalescing<U: Upstream>(
         &mut self,
         rules: Rules<'_>,

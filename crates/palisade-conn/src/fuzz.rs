@@ -44,12 +44,15 @@ pub fn connection(data: &[u8]) {
         let guard = ConnGuard::builder()
             .mode(mode)
             .max_connections(2)
-            .no_accept_rate();
+            .accept_rate(None);
         let guard = guard
-            .first_request(6 * SECOND)
-            .idle(8 * SECOND)
-            .upgraded_idle(8 * SECOND);
-        let guard = guard.head(4 * SECOND).write_stall(5 * SECOND).probe(SECOND);
+            .first_request_timeout(6 * SECOND)
+            .idle_timeout(8 * SECOND)
+            .upgraded_idle_timeout(8 * SECOND);
+        let guard = guard
+            .header_timeout(4 * SECOND)
+            .write_timeout(5 * SECOND)
+            .probe_interval(SECOND);
         let guard = guard.build().expect("the configuration is valid");
         let mut harness = Harness::new(&guard, mode, first & 8 != 0);
         let conn = harness.io.conn().clone();

@@ -44,7 +44,7 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! | a client that has hung up while its HTTP/1 request is at work | checked every 5 s, on Linux | RST | `HungUp` |
 //!
 //! No deadline is early, except that they shrink [under pressure](#under-pressure). Each may be up
-//! to two sweeps late: 500 ms, unless [`precision`](ConnGuardBuilder::precision) is set.
+//! to two sweeps late: 500 ms, unless [`sweep_interval`](ConnGuardBuilder::sweep_interval) is set.
 //!
 //! # Eviction
 //!

@@ -48,7 +48,7 @@ pub(crate) fn refused_locally(violation: &Violation, conn: &ConnHandle) {
             guard = Guard::Connection.as_str(),
             reason = violation.reason.as_str(),
             "connections from this machine are refused, because they exceed the share or the rate \
-             of one client: for a load test set `no_accept_rate()` and `no_max_per_client()` on \
+             of one client: for a load test set `accept_rate(None)` and `max_per_client(None)` on \
              `ConnGuard::builder()`, or `reserve` places for its address",
         );
     }

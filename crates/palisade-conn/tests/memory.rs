@@ -85,7 +85,7 @@ fn connect(guard: &ConnGuard, spread: Spread) -> Vec<GuardedIo<NullTransport>> {
 async fn ten_thousand_idle_connections_are_cheap_and_leave_nothing_behind() {
     let build = || {
         let guard = ConnGuard::builder().max_connections(2 * CONNECTIONS as usize);
-        let guard = guard.max_per_client(64).no_accept_rate().build().unwrap();
+        let guard = guard.max_per_client(64).accept_rate(None).build().unwrap();
         guard.track_requests();
         guard
     };

@@ -243,14 +243,16 @@ impl Reason {
             Self::ClientConnectionsFull => "ConnGuard::builder().max_per_client(connections)",
             Self::NetworkConnectionsFull => "ConnGuard::builder().max_per_network(connections)",
             Self::AcceptRate => "ConnGuard::builder().accept_rate(per_second, burst)",
-            Self::FirstRequest => "ConnGuard::builder().first_request(duration)",
-            Self::SlowHead => "ConnGuard::builder().head(duration)",
-            Self::Idle => "ConnGuard::builder().idle(duration) or .upgraded_idle(duration)",
-            Self::WriteStall | Self::WindowStall => "ConnGuard::builder().write_stall(duration)",
+            Self::FirstRequest => "ConnGuard::builder().first_request_timeout(duration)",
+            Self::SlowHead => "ConnGuard::builder().header_timeout(duration)",
+            Self::Idle => {
+                "ConnGuard::builder().idle_timeout(duration) or .upgraded_idle_timeout(duration)"
+            }
+            Self::WriteStall | Self::WindowStall => "ConnGuard::builder().write_timeout(duration)",
             Self::MaxAge => "ConnGuard::builder().max_age(duration)",
             Self::MaxRequests => "ConnGuard::builder().max_requests(requests)",
             Self::KeepAlivePerClient => "ConnGuard::builder().keep_alive_per_client(connections)",
-            Self::HungUp => "ConnGuard::builder().probe(duration)",
+            Self::HungUp => "ConnGuard::builder().probe_interval(duration)",
             Self::UpgradedFull => "ConnGuard::builder().max_upgraded(connections)",
             Self::InFlightFull => "ConnGuard::builder().max_in_flight(requests)",
             Self::CancelledRequests => "ConnGuard::builder().max_cancelled(requests)",

@@ -33,7 +33,8 @@ struct LingerCount(AtomicUsize);
 struct LingerSlot(&'static LingerCount);
 
 /// How a policy treats a request body of type `B` that no handler will read. Implemented for
-/// [`DropUnread`], [`KeepUnread`], [`KeepAny`] and pairs of these. A pair has the bounds on `B` of both.
+/// [`DropUnread`], [`KeepUnread`], [`KeepAny`] and pairs of these. A pair has the bounds on `B` of
+/// both.
 pub trait Unread<B> {
     /// Lets the body of a request linger that has not reached the handler. Returns `true` if the
     /// body is read to its end, so that the connection may stay open. Returns the request as an

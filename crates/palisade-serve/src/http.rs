@@ -176,11 +176,11 @@ impl HttpBuilder {
     /// Without this option a client that sends a request and then a FIN (`nc -N`,
     /// `shutdown(SHUT_WR)`) counts as gone: hyper drops the request at once. If the client sent
     /// even one further byte before the FIN, hyper does not notice, and the guard's
-    /// [`probe`](palisade_conn::ConnGuardBuilder::probe) resets the connection. For most servers
-    /// that is better, because a FIN is also all that arrives from a client that has closed the
-    /// whole connection. With this option, the handler of such a client continues until its
-    /// response is written, or until TCP keepalive brings the reset after a minute or so. Defaults
-    /// to off, as in hyper.
+    /// [`probe_interval`](palisade_conn::ConnGuardBuilder::probe_interval) resets the connection.
+    /// For most servers that is better, because a FIN is also all that arrives from a client that
+    /// has closed the whole connection. With this option, the handler of such a client continues
+    /// until its response is written, or until TCP keepalive brings the reset after a minute or so.
+    /// Defaults to off, as in hyper.
     pub fn half_close(mut self) -> Self {
         self.0.half_close = true;
         self

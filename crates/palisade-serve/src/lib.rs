@@ -32,7 +32,7 @@ palisade_serve::serve(listener, app).await
 //! - **Protocol detection**: the first bytes decide between HTTP/1 and HTTP/2. The guard's
 //!   first-request timeout covers the detection, and a TLS handshake.
 //! - **Stalled HTTP/2 streams**: if the client takes nothing of a response for the guard's
-//!   [`write_stall`](palisade_conn::ConnGuardBuilder::write_stall), the stream is reset and the
+//!   [`write_timeout`](palisade_conn::ConnGuardBuilder::write_timeout), the stream is reset and the
 //!   connection continues. A flow-control window that is closed, or opened by a byte now and then,
 //!   counts as nothing. Each 16 KiB taken since the last stall of the stream add a second. While
 //!   the streams of the connection together take 500 B/s for each stream that waits, each has up to

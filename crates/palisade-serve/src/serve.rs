@@ -103,8 +103,8 @@ impl<L: Listener, A: App<Kind>, Kind> Serve<L, A, Kind> {
     /// parameters and the certificate of the peer are not passed on to the app.
     ///
     /// Each handshake runs in the task of its connection, within the guard's
-    /// [`first_request`](palisade_conn::ConnGuardBuilder::first_request) timeout. Defaults to no
-    /// TLS.
+    /// [`first_request_timeout`](palisade_conn::ConnGuardBuilder::first_request_timeout) timeout.
+    /// Defaults to no TLS.
     ///
     /// ```no_run
     /// use palisade_serve::rustls::{

@@ -31,7 +31,7 @@ const MIN_RATE_PER_STREAM: u64 = 500;
 /// The most waiting streams that count for [`MIN_RATE_PER_STREAM`], so that 8,000 B/s are enough
 /// for any number of streams: that is a slow link.
 const MAX_COUNTED_STREAMS: u64 = 16;
-/// The longest time that a stream may wait, in multiples of the guard's `write_stall`.
+/// The longest time that a stream may wait, in multiples of the guard's `write_timeout`.
 const MAX_WAIT_FACTOR: u32 = 10;
 /// A stream may wait a second longer for each time that its client has taken this many bytes since
 /// its last stall: a large window may open in large steps.
@@ -39,7 +39,7 @@ const BYTES_PER_CREDIT_SECOND: u64 = 16 * 1024;
 /// The bytes that hyper alone may take: its send buffer, and a piece for the first byte of a
 /// window.
 const HYPER_BUFFER_BYTES: u64 = 80 * 1024;
-/// The longest time between two checks of a stalled stream. `write_stall` may have become shorter
+/// The longest time between two checks of a stalled stream. `write_timeout` may have become shorter
 /// under pressure.
 const MAX_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -124,7 +124,7 @@ pin_project! {
 struct Stall {
     streams: Streams,
     since: Instant,
-    /// The time that the stream may wait beyond `write_stall`, for the bytes that it took before.
+    /// The time that the stream may wait beyond `write_timeout`, for the bytes that it took before.
     credit: Duration,
     /// The time of the last check.
     checked: Instant,
@@ -348,7 +348,7 @@ impl<F: Future> Future for Stream<F> {
             return Poll::Pending;
         };
         loop {
-            let write_stall = shared.guard.write_stall();
+            let write_stall = shared.guard.write_timeout();
             let max_wait = stall.max_wait(write_stall);
             let due = stall.checked + max_wait;
             let next_check = |now| due.min(now + MAX_CHECK_INTERVAL);

@@ -63,9 +63,9 @@ impl SlowBodyLayer {
         self
     }
 
-    /// Sets the pace of request bodies of gRPC over HTTP/2, where clients send only when they have a
-    /// message. A stream on which the client is silent for longer by design needs its own pace, set
-    /// with [`Self::pace_for`].
+    /// Sets the pace of request bodies of gRPC over HTTP/2, where clients send only when they have
+    /// a message. A stream on which the client is silent for longer by design needs its own pace,
+    /// set with [`Self::pace_for`].
     ///
     /// Any client can [claim to be gRPC](crate#requests-that-claim-to-be-grpc). If that is too much
     /// trust, set [`Pace::default`] here, and set [`Pace::conversation`] for the streaming methods

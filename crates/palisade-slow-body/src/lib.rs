@@ -95,8 +95,8 @@
 //!
 //! On HTTP/2, hyper does not ask for more while the client keeps its window closed, and a client
 //! that returns late looks like a stall of the server. A client that only paused can continue; only
-//! a connection guard can end a stream that is stalled by its window. With a rate, a client that is late
-//! again before it has caught up is cut.
+//! a connection guard can end a stream that is stalled by its window. With a rate, a client that is
+//! late again before it has caught up is cut.
 //!
 //! # Panics
 //!

@@ -75,7 +75,7 @@ impl Pace {
     ///
     /// If `gap` is not within 1 ms..=24 h.
     pub fn gap_only(gap: Duration) -> Result<Self, ConfigError> {
-        Self::builder().gap(gap).no_rate().build()
+        Self::builder().gap(gap).rate(None).build()
     }
 
     /// Returns a pace that requires at least one byte every 60 s. It is the default for requests
@@ -102,28 +102,16 @@ impl Default for Pace {
 // === PaceBuilder ===
 
 impl PaceBuilder {
-    /// Sets the longest wait for the next byte, 1 ms to 24 h. Defaults to 15 s.
-    pub const fn gap(mut self, gap: Duration) -> Self {
-        self.pace.gap = Some(gap);
+    /// Sets the longest wait for the next byte, 1 ms to 24 h. `None` removes the limit on a single
+    /// wait, except for what the rate implies. Defaults to 15 s.
+    pub fn gap(mut self, gap: impl Into<Option<Duration>>) -> Self {
+        self.pace.gap = gap.into();
         self
     }
 
-    /// Removes the limit on a single wait, except for what the rate implies. Defaults to a gap of
-    /// 15 s.
-    pub const fn no_gap(mut self) -> Self {
-        self.pace.gap = None;
-        self
-    }
-
-    /// Sets the minimum rate in bytes per second, 1 to 2^30. Defaults to 500.
-    pub const fn rate(mut self, bytes_per_second: u64) -> Self {
-        self.pace.rate = Some(bytes_per_second);
-        self
-    }
-
-    /// Removes the minimum rate. Defaults to 500 bytes per second.
-    pub const fn no_rate(mut self) -> Self {
-        self.pace.rate = None;
+    /// Sets the minimum rate in bytes per second, 1 to 2^30. `None` removes it. Defaults to 500.
+    pub fn rate(mut self, bytes_per_second: impl Into<Option<u64>>) -> Self {
+        self.pace.rate = bytes_per_second.into();
         self
     }
 

@@ -182,7 +182,7 @@ async fn a_client_that_paused_can_continue() {
 
 #[tokio::test(start_paused = true)]
 async fn with_a_rate_a_client_that_stays_too_slow_is_cut() {
-    let pace = Pace::builder().no_gap().rate(64 * 1024).build().unwrap();
+    let pace = Pace::builder().gap(None).rate(64 * 1024).build().unwrap();
     let layer = SlowBodyLayer::new().response(pace);
     let mut body = response_body(&layer, endless()).await;
     read_bytes(&mut body, 4 * CHUNK_BYTES).await;

@@ -44,8 +44,8 @@
 //! in one line: how many may be open, how long they may be silent, which are evicted first, and
 //! how much hyper accepts from each. [`conn`] is its listener, for other servers.
 //!
-//! [`guide`] takes up one task at a time: getting started, shadow mode, the choice of numbers, other
-//! layers, tonic, proxies, migration.
+//! [`guide`] takes up one task at a time: getting started, shadow mode, the choice of numbers,
+//! other layers, tonic, proxies, migration.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -10,7 +10,7 @@ use super::{
 pub(crate) enum PermitKind {
     /// For any client; taken by a light request, or while permits were plentiful.
     #[default]
-    SharedState,
+    Common,
     /// For any client; taken by a heavy request.
     Heavy,
     /// From the last tenth, which only light requests may take.

@@ -90,8 +90,7 @@ impl Permits {
 
     /// Takes a permit even if none is free.
     pub(crate) fn take_over_limit(&self) {
-        self.taken
-            .fetch_add(one_permit(PermitKind::SharedState), SeqCst);
+        self.taken.fetch_add(one_permit(PermitKind::Common), SeqCst);
     }
 
     /// Takes one of `max` permits beyond the limit.
@@ -116,7 +115,7 @@ impl Permits {
     pub(crate) fn has_free_for_light(&self, is_new: bool) -> bool {
         let (capacity, taken) = (self.capacity(is_new, true), Taken(self.taken.load(SeqCst)));
         capacity.has_free(taken, PermitKind::LightOnly, is_new)
-            || (is_new && capacity.has_free(taken, PermitKind::SharedState, is_new))
+            || (is_new && capacity.has_free(taken, PermitKind::Common, is_new))
     }
 
     /// The permits for a new or an admitted request. An admitted request gets a permit eventually,
@@ -152,7 +151,7 @@ impl Capacity {
             PermitKind::Heavy if is_new && taken.total() >= rest => {
                 is_free && others < rest && taken.heavy() < limit / 4
             }
-            PermitKind::Heavy | PermitKind::SharedState => is_free && others < rest,
+            PermitKind::Heavy | PermitKind::Common => is_free && others < rest,
         }
     }
 }
@@ -183,7 +182,7 @@ impl Taken {
 #[inline(always)]
 const fn one_permit(kind: PermitKind) -> u64 {
     match kind {
-        PermitKind::SharedState => 1,
+        PermitKind::Common => 1,
         PermitKind::Heavy => 1 | 1 << HEAVY_SHIFT,
         PermitKind::LightOnly => 1 | 1 << LIGHT_ONLY_SHIFT,
     }

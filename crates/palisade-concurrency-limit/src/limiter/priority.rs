@@ -51,7 +51,7 @@ impl Priority {
         if is_fair && !self.is_light() {
             PermitKind::Heavy
         } else {
-            PermitKind::SharedState
+            PermitKind::Common
         }
     }
 }

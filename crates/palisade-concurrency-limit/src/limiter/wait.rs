@@ -197,7 +197,7 @@ impl Limiter {
                 ended
                     .extras
                     .as_ref()
-                    .map_or(PermitKind::SharedState, |extras| extras.kind),
+                    .map_or(PermitKind::Common, |extras| extras.kind),
             );
         }
         ended
@@ -315,7 +315,7 @@ impl Limiter {
         if let Some(before) = waiter.position() {
             queues.remove(before);
             self.permits.take_over_limit();
-            waiter.grant(PermitKind::SharedState, self.fair_share());
+            waiter.grant(PermitKind::Common, self.fair_share());
         }
     }
 
@@ -363,7 +363,7 @@ impl Limiter {
             let Some((_, is_fair)) = first_light else {
                 continue;
             };
-            for kind in [PermitKind::SharedState, PermitKind::LightOnly] {
+            for kind in [PermitKind::Common, PermitKind::LightOnly] {
                 if self.permits.try_take(kind, is_new, is_fair) {
                     return self.grant_first(&mut queues, light, kind);
                 }
@@ -580,7 +580,7 @@ mod loom_tests {
             let (limiter, waiter) = one_waiting();
             assert!(limiter.try_take_common()); // Another request holds the permit.
             run_concurrently(&limiter, &waiter, acquire_permit, |limiter, _| {
-                limiter.release(PermitKind::SharedState);
+                limiter.release(PermitKind::Common);
             });
             assert_eq!(
                 (waiter.state(), limiter.permits.taken()),
@@ -607,7 +607,7 @@ mod loom_tests {
             let take_new = |limiter: &Limiter, _: &Arc<Waiter>| {
                 if limiter.try_take_common() {
                     assert_eq!(limiter.permits.taken(), 1);
-                    limiter.release(PermitKind::SharedState);
+                    limiter.release(PermitKind::Common);
                 }
             };
             run_concurrently(&limiter, &waiter, take_new, acquire_permit);

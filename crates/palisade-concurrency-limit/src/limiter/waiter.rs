@@ -361,7 +361,7 @@ impl Waiter {
             number,
             priority: None,
         });
-        let mut kind = PermitKind::SharedState;
+        let mut kind = PermitKind::Common;
         if let Some(extras) = &mut inner.extras {
             extras.pause(fair_share);
             kind = std::mem::take(&mut extras.kind);
@@ -384,7 +384,7 @@ impl Waiter {
     pub(super) fn grant(&self, kind: PermitKind, fair_share: Option<&FairShare>) {
         let mut inner = self.inner.lock();
         inner.position = None;
-        if kind != PermitKind::SharedState {
+        if kind != PermitKind::Common {
             inner.extras.get_or_insert_default().kind = kind;
         }
         let fair_share = fair_share.filter(|_| self.rules.is_fair);

@@ -39,7 +39,7 @@ pub(crate) fn admit(
     }
     if let Err(violation) = finish_admission(options) {
         match extras {
-            None => limiter.release(PermitKind::SharedState),
+            None => limiter.release(PermitKind::Common),
             Some(extras) => limiter.release_with_extras(extras),
         }
         return Err(Denied {

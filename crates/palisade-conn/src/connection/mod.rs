@@ -52,7 +52,7 @@ impl ConnHandle {
     }
 
     /// Tells the guard that every request of the connection will be reported. Until the first one
-    /// the [timeout of the first request](crate::ConnGuardBuilder::first_request) applies.
+    /// the [timeout of the first request](crate::ConnGuardBuilder::first_request_timeout) applies.
     pub fn set_tracked(&self) {
         self.state().set_tracked();
     }

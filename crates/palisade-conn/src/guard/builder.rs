@@ -181,32 +181,30 @@ impl ConnGuardBuilder {
     /// At the limit, a new connection evicts the least useful one of the same client. It is reset
     /// if none can be evicted.
     ///
-    /// Range: at least 1. Defaults to a limit that tightens with load:
+    /// `None` removes the limit, for a server behind proxies, and with it the limits per network
+    /// and on idle connections, unless they are set.
+    ///
+    /// Range: at least 1, or `None`. Defaults to a limit that tightens with load:
     ///
     /// - while places are plentiful, half of the places that are left below nine tenths of
     ///   [`Self::max_connections`], which is three tenths of all for a client alone;
     /// - near the cap, a hundredth of all places, at least 64. Connections above it are then among
     ///   the first to be evicted, whatever they do.
-    pub fn max_per_client(mut self, connections: u32) -> Self {
-        self.per_client = PerClient::Max(connections);
-        self
-    }
-
-    /// Removes the limit on the connections of one client: for a server behind proxies. This also
-    /// removes the limits per network and on idle connections, unless they are set. Defaults to the
-    /// limit of [`Self::max_per_client`].
-    pub fn no_max_per_client(mut self) -> Self {
-        self.per_client = PerClient::Unlimited;
+    pub fn max_per_client(mut self, connections: impl Into<Option<u32>>) -> Self {
+        self.per_client = match connections.into() {
+            Some(connections) => PerClient::Max(connections),
+            None => PerClient::Unlimited,
+        };
         self
     }
 
     /// Sets the options for a server behind your own proxies or balancers, each with many clients.
     ///
-    /// That is [`no_max_per_client`](Self::no_max_per_client),
-    /// [`no_accept_rate`](Self::no_accept_rate), [`no_max_cancelled`](Self::no_max_cancelled), and
-    /// 620 s for [`idle`](Self::idle) connections, which is longer than any balancer keeps its own.
-    /// These replace earlier values. The guard cannot tell apart the clients behind a proxy. The
-    /// layers can, by the address that the proxy forwards.
+    /// That is no [limit per client](Self::max_per_client), no [accept rate](Self::accept_rate), no
+    /// [limit on cancelled requests](Self::max_cancelled), and 620 s for [idle](Self::idle_timeout)
+    /// connections, which is longer than any balancer keeps its own. These replace earlier values.
+    /// The guard cannot tell apart the clients behind a proxy. The layers can, by the address that
+    /// the proxy forwards.
     ///
     /// Without this option, the guard reports if more than nine in ten requests have the headers of
     /// a proxy: once to the metrics, once in the log with the feature `tracing`, and as a gauge.
@@ -215,8 +213,11 @@ impl ConnGuardBuilder {
     ///
     /// Defaults to the options for a server without a proxy.
     pub fn behind_proxy(self) -> Self {
-        let proxied = self.no_max_per_client().no_accept_rate().no_max_cancelled();
-        proxied.idle(Duration::from_secs(620))
+        let proxied = self
+            .max_per_client(None)
+            .accept_rate(None)
+            .max_cancelled(None);
+        proxied.idle_timeout(Duration::from_secs(620))
     }
 
     /// Limits the open connections of one network: the /24 or /48 of a client.
@@ -224,17 +225,15 @@ impl ConnGuardBuilder {
     /// At the limit, a new connection evicts one of the same network, the least useful of those
     /// that are examined. It is reset if none can be evicted.
     ///
-    /// Range: at least 1. Defaults to four times the limit of one client, which tightens with load
-    /// in the same way, and to no limit if there is none per client.
-    pub fn max_per_network(mut self, connections: u32) -> Self {
-        self.per_network = PerNetwork::Max(connections);
-        self
-    }
-
-    /// Removes the limit on the connections of one network: for a server with most of its clients
-    /// in the same one. Defaults to the limit of [`Self::max_per_network`].
-    pub fn no_max_per_network(mut self) -> Self {
-        self.per_network = PerNetwork::Unlimited;
+    /// `None` removes the limit, for a server with most of its clients in one network.
+    ///
+    /// Range: at least 1, or `None`. Defaults to four times the limit of one client, which tightens
+    /// with load in the same way, and to no limit if there is none per client.
+    pub fn max_per_network(mut self, connections: impl Into<Option<u32>>) -> Self {
+        self.per_network = match connections.into() {
+            Some(connections) => PerNetwork::Max(connections),
+            None => PerNetwork::Unlimited,
+        };
         self
     }
 
@@ -245,55 +244,57 @@ impl ConnGuardBuilder {
     /// with a FIN once it has been idle for 5 s. Connections at work do not count, so a load test
     /// is not slowed down. A browser keeps 6.
     ///
-    /// Range: any number. Defaults to a limit that tightens with load: a quarter of the places that
-    /// are left below nine tenths of [`Self::max_connections`], near the cap 8, and no limit if
-    /// there is none per client. So no idle connection is closed early while there are places.
-    pub fn keep_alive_per_client(mut self, connections: u32) -> Self {
-        self.keep_alive = KeepAlive::Max(connections);
+    /// `None` removes the limit, for a server behind proxies.
+    ///
+    /// Range: any number, or `None`. Defaults to a limit that tightens with load: a quarter of the
+    /// places that are left below nine tenths of [`Self::max_connections`], near the cap 8, and no
+    /// limit if there is none per client. So no idle connection is closed early while there are
+    /// places.
+    pub fn keep_alive_per_client(mut self, connections: impl Into<Option<u32>>) -> Self {
+        self.keep_alive = match connections.into() {
+            Some(connections) => KeepAlive::Max(connections),
+            None => KeepAlive::Unlimited,
+        };
         self
     }
 
-    /// Removes the limit on the idle connections of one client: for a server behind proxies.
-    /// Defaults to the limit of [`Self::keep_alive_per_client`].
-    pub fn no_keep_alive_per_client(mut self) -> Self {
-        self.keep_alive = KeepAlive::Unlimited;
-        self
-    }
-
-    /// Limits the new connections of one client, to `per_second` and to `burst` at once.
+    /// Limits the new connections of one client to a number per second and a burst at once.
+    ///
+    /// ```
+    /// # use palisade_conn::ConnGuard;
+    /// let guard = ConnGuard::builder().accept_rate((20, 50)).build().unwrap();
+    /// ```
     ///
     /// A connection beyond the rate is reset. The guard keeps a table of 65,536 clients, which
     /// takes 512 KiB and is allocated at once.
     ///
-    /// Range of both: 1 to 1,000,000. Defaults to 100 and 200.
-    pub fn accept_rate(mut self, per_second: u32, burst: u32) -> Self {
-        self.accept_rate = Some((per_second, burst));
+    /// `None` removes the limit, for a server behind proxies, and with it the limit for networks,
+    /// unless it is set.
+    ///
+    /// Range of both: 1 to 1,000,000, or `None`. Defaults to 100 and 200.
+    pub fn accept_rate(mut self, per_second_and_burst: impl Into<Option<(u32, u32)>>) -> Self {
+        self.accept_rate = per_second_and_burst.into();
         self
     }
 
-    /// Removes the limit on the new connections of one client: for a server behind proxies. This
-    /// also removes the limit for networks, unless it is set. Defaults to the limit of
-    /// [`Self::accept_rate`].
-    pub fn no_accept_rate(mut self) -> Self {
-        self.accept_rate = None;
-        self
-    }
-
-    /// Limits the new connections of one network, the /24 or /48 of a client, to `per_second` and
-    /// to `burst` at once. Without it, a /48 would have 65,536 clients with a rate of their own.
+    /// Limits the new connections of one network, the /24 or /48 of a client, to a number per
+    /// second and a burst at once. Without it, a /48 would have 65,536 clients with a rate of their
+    /// own.
     ///
     /// A connection beyond the rate is reset.
     ///
-    /// Range of both: 1 to 1,000,000. Defaults to four times the rate and the burst of one client.
-    pub fn accept_rate_per_network(mut self, per_second: u32, burst: u32) -> Self {
-        self.accept_rate_per_network = AcceptRatePerNetwork::Max(per_second, burst);
-        self
-    }
-
-    /// Removes the limit on the new connections of one network beside those of its clients.
-    /// Defaults to the limit of [`Self::accept_rate_per_network`].
-    pub fn no_accept_rate_per_network(mut self) -> Self {
-        self.accept_rate_per_network = AcceptRatePerNetwork::Unlimited;
+    /// `None` removes the limit.
+    ///
+    /// Range of both: 1 to 1,000,000, or `None`. Defaults to four times the rate and the burst of
+    /// one client.
+    pub fn accept_rate_per_network(
+        mut self,
+        per_second_and_burst: impl Into<Option<(u32, u32)>>,
+    ) -> Self {
+        self.accept_rate_per_network = match per_second_and_burst.into() {
+            Some((per_second, burst)) => AcceptRatePerNetwork::Max(per_second, burst),
+            None => AcceptRatePerNetwork::Unlimited,
+        };
         self
     }
 
@@ -312,7 +313,7 @@ impl ConnGuardBuilder {
     /// ahead of need is closed as well, and connects again when it has a request.
     ///
     /// Range: 1 ms to 24 h. Defaults to 10 s.
-    pub fn first_request(mut self, timeout: Duration) -> Self {
+    pub fn first_request_timeout(mut self, timeout: Duration) -> Self {
         self.first_request = timeout;
         self
     }
@@ -320,8 +321,8 @@ impl ConnGuardBuilder {
     /// Limits the time from the first byte of a later request head to its end. HTTP/1 only, because
     /// the bytes of HTTP/2 may be anything.
     ///
-    /// A connection that misses it ends as with [`Self::first_request`]. Not all bytes begin a
-    /// head:
+    /// A connection that misses it ends as with [`Self::first_request_timeout`]. Not all bytes
+    /// begin a head:
     ///
     /// - bytes that arrive before the sweeper has seen the connection idle may belong to the
     ///   previous request. They count as idle;
@@ -331,7 +332,7 @@ impl ConnGuardBuilder {
     ///   of it. They extend this timeout.
     ///
     /// Range: 1 ms to 24 h. Defaults to 10 s.
-    pub fn head(mut self, timeout: Duration) -> Self {
+    pub fn header_timeout(mut self, timeout: Duration) -> Self {
         self.head = timeout;
         self
     }
@@ -344,7 +345,7 @@ impl ConnGuardBuilder {
     /// choose 5 s more than its own idle timeout.
     ///
     /// Range: 1 ms to 24 h. Defaults to 65 s.
-    pub fn idle(mut self, timeout: Duration) -> Self {
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.idle = timeout;
         self
     }
@@ -355,7 +356,7 @@ impl ConnGuardBuilder {
     /// The connection is closed with a FIN.
     ///
     /// Range: 1 ms to 24 h. Defaults to 5 min.
-    pub fn upgraded_idle(mut self, timeout: Duration) -> Self {
+    pub fn upgraded_idle_timeout(mut self, timeout: Duration) -> Self {
         self.upgraded_idle = timeout;
         self
     }
@@ -370,7 +371,7 @@ impl ConnGuardBuilder {
     /// and then 384 KiB at once.
     ///
     /// Range: 1 ms to 24 h. Defaults to 5 min.
-    pub fn write_stall(mut self, timeout: Duration) -> Self {
+    pub fn write_timeout(mut self, timeout: Duration) -> Self {
         self.write_stall = timeout;
         self
     }
@@ -383,15 +384,9 @@ impl ConnGuardBuilder {
     /// once it has been idle for 30 s, because its client may be about to use it. Upgraded
     /// connections have no age.
     ///
-    /// Range: 1 ms to 30 days. Defaults to 1 h.
-    pub fn max_age(mut self, age: Duration) -> Self {
-        self.max_age = Some(age);
-        self
-    }
-
-    /// Removes the limit on the age of a connection. Defaults to the limit of [`Self::max_age`].
-    pub fn no_max_age(mut self) -> Self {
-        self.max_age = None;
+    /// Range: 1 ms to 30 days, or `None` for no limit. Defaults to 1 h.
+    pub fn max_age(mut self, age: impl Into<Option<Duration>>) -> Self {
+        self.max_age = age.into();
         self
     }
 
@@ -412,16 +407,9 @@ impl ConnGuardBuilder {
     /// On HTTP/1, the last response says `Connection: close`. On HTTP/2, the connection ends as at
     /// its [age](Self::max_age).
     ///
-    /// Range: at least 1. Defaults to 10,000.
-    pub fn max_requests(mut self, requests: u32) -> Self {
-        self.max_requests = Some(requests);
-        self
-    }
-
-    /// Removes the limit on the requests of one connection. Defaults to the limit of
-    /// [`Self::max_requests`].
-    pub fn no_max_requests(mut self) -> Self {
-        self.max_requests = None;
+    /// Range: at least 1, or `None` for no limit. Defaults to 10,000.
+    pub fn max_requests(mut self, requests: impl Into<Option<u32>>) -> Self {
+        self.max_requests = requests.into();
         self
     }
 
@@ -469,15 +457,9 @@ impl ConnGuardBuilder {
     /// Then the client receives GOAWAY if the server can send it, and the connection is reset at
     /// twice the limit. Other servers reset it at once. The second may be up to one sweep longer.
     ///
-    /// Range: 1 to 65,535. Defaults to 200.
-    pub fn max_cancelled(mut self, requests: u16) -> Self {
-        self.max_cancelled = Some(requests);
-        self
-    }
-
-    /// Removes the limit on cancelled requests. Defaults to the limit of [`Self::max_cancelled`].
-    pub fn no_max_cancelled(mut self) -> Self {
-        self.max_cancelled = None;
+    /// Range: 1 to 65,535, or `None` for no limit. Defaults to 200.
+    pub fn max_cancelled(mut self, requests: impl Into<Option<u16>>) -> Self {
+        self.max_cancelled = requests.into();
         self
     }
 
@@ -495,15 +477,9 @@ impl ConnGuardBuilder {
     /// that is not `palisade::serve`'s own, nothing counts while a request with a body is in
     /// flight, nor for 64 MiB after it. Before the first request, all bytes count.
     ///
-    /// Range: 1 KiB to 1 GiB. Defaults to 256 KiB.
-    pub fn max_overhead(mut self, bytes: u32) -> Self {
-        self.max_overhead = Some(bytes);
-        self
-    }
-
-    /// Removes the limit on HTTP/2 overhead. Defaults to the limit of [`Self::max_overhead`].
-    pub fn no_max_overhead(mut self) -> Self {
-        self.max_overhead = None;
+    /// Range: 1 KiB to 1 GiB, or `None` for no limit. Defaults to 256 KiB.
+    pub fn max_overhead(mut self, bytes: impl Into<Option<u32>>) -> Self {
+        self.max_overhead = bytes.into();
         self
     }
 
@@ -514,16 +490,9 @@ impl ConnGuardBuilder {
     /// has closed only its own direction counts as gone, as it does for hyper, unless the server
     /// allows it: `HttpBuilder::half_close` of `palisade_serve`.
     ///
-    /// Range: 1 ms to 24 h. Defaults to every 5 s.
-    pub fn probe(mut self, interval: Duration) -> Self {
-        self.probe = Some(interval);
-        self
-    }
-
-    /// Disables the check for clients that have hung up. Defaults to the interval of
-    /// [`Self::probe`].
-    pub fn no_probe(mut self) -> Self {
-        self.probe = None;
+    /// Range: 1 ms to 24 h, or `None` for no check. Defaults to every 5 s.
+    pub fn probe_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
+        self.probe = interval.into();
         self
     }
 
@@ -532,7 +501,7 @@ impl ConnGuardBuilder {
     /// No deadline is early, and each is at most two intervals late.
     ///
     /// Range: 1 ms to 10 s. Defaults to 250 ms.
-    pub fn precision(mut self, interval: Duration) -> Self {
+    pub fn sweep_interval(mut self, interval: Duration) -> Self {
         self.precision = interval;
         self
     }
@@ -661,11 +630,11 @@ impl ConnGuardBuilder {
         }
         let timeouts = MILLISECOND..=DAY;
         for (field, time) in [
-            ("first_request", self.first_request),
-            ("head", self.head),
-            ("idle", self.idle),
-            ("upgraded_idle", self.upgraded_idle),
-            ("write_stall", self.write_stall),
+            ("first_request_timeout", self.first_request),
+            ("header_timeout", self.head),
+            ("idle_timeout", self.idle),
+            ("upgraded_idle_timeout", self.upgraded_idle),
+            ("write_timeout", self.write_stall),
         ] {
             check(timeouts.contains(&time), field, &time, ALLOWED_TIMEOUT);
         }
@@ -705,13 +674,18 @@ impl ConnGuardBuilder {
         if let Some(interval) = self.probe {
             check(
                 timeouts.contains(&interval),
-                "probe",
+                "probe_interval",
                 &interval,
                 ALLOWED_TIMEOUT,
             );
         }
         let is_allowed = (MILLISECOND..=Duration::from_secs(10)).contains(&self.precision);
-        check(is_allowed, "precision", &self.precision, "1 ms to 10 s");
+        check(
+            is_allowed,
+            "sweep_interval",
+            &self.precision,
+            "1 ms to 10 s",
+        );
         error.into_result()
     }
 }

@@ -94,9 +94,9 @@ impl ConnGuard {
         self.shared.limits.mode
     }
 
-    /// Returns the present value of [`ConnGuardBuilder::write_stall`], which shrinks under
+    /// Returns the present value of [`ConnGuardBuilder::write_timeout`], which shrinks under
     /// [pressure](crate#under-pressure).
-    pub fn write_stall(&self) -> Duration {
+    pub fn write_timeout(&self) -> Duration {
         let limits = scaled_timeouts::under_pressure(&self.shared.limits, self.shared.pressure());
         Duration::from_millis(limits.write_stall)
     }

@@ -205,7 +205,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_kernel_timeout_is_longer_than_the_write_timeout_and_set_only_if_enforced() {
-        let stall = |seconds| ConnGuard::builder().write_stall(Duration::from_secs(seconds));
+        let stall = |seconds| ConnGuard::builder().write_timeout(Duration::from_secs(seconds));
         let cases = [
             (stall(10), Some(30)),
             (stall(30), Some(35)),

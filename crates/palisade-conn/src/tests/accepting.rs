@@ -113,7 +113,7 @@ async fn a_shortage_of_files_evicts_a_silent_connection_and_no_newcomer() {
 #[tokio::test(start_paused = true)]
 async fn a_new_connection_waits_until_the_evicted_one_is_closed() {
     let (guard, journal) =
-        tracking_guard(ConnGuard::builder().max_connections(2).no_max_per_client());
+        tracking_guard(ConnGuard::builder().max_connections(2).max_per_client(None));
     let accepted = (0..50).map(|_| Ok(transport())).collect();
     let mut listener = listen(&guard, accepted);
     for _ in 0..50 {
@@ -131,7 +131,7 @@ async fn a_new_connection_waits_until_the_evicted_one_is_closed() {
 
 #[tokio::test(start_paused = true)]
 async fn a_dropped_accept_future_loses_no_connection() {
-    let (guard, _) = tracking_guard(ConnGuard::builder().max_connections(1).no_max_per_client());
+    let (guard, _) = tracking_guard(ConnGuard::builder().max_connections(1).max_per_client(None));
     let evicted = connect(&guard);
     let mut listener = listen(&guard, vec![Ok(transport())]);
     let mut accept = spawn(listener.accept());

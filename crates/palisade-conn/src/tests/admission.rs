@@ -7,7 +7,7 @@ use tokio::time::{advance, sleep};
 #[tokio::test(start_paused = true)]
 async fn at_the_cap_a_new_connection_is_refused_if_all_others_work() {
     let (guard, journal) =
-        tracking_guard(ConnGuard::builder().max_connections(4).no_max_per_client());
+        tracking_guard(ConnGuard::builder().max_connections(4).max_per_client(None));
     let pairs: Vec<_> = (0..4)
         .map(|_| connect_working(&guard, 1).unwrap())
         .collect();
@@ -31,9 +31,9 @@ async fn the_last_places_are_reserved_for_the_given_networks() {
     let builder = ConnGuard::builder()
         .max_connections(10)
         .max_per_client(1)
-        .accept_rate(1, 1);
+        .accept_rate((1, 1));
     let office = "192.0.2.200/29".parse().unwrap();
-    let builder = builder.no_max_per_network().no_accept_rate_per_network();
+    let builder = builder.max_per_network(None).accept_rate_per_network(None);
     let (guard, journal) = tracking_guard(builder.reserve(4, [office]));
     let working = |last| connect_working(&guard, last);
     let mut attack: Vec<_> = (0..6).map(|last| working(last).unwrap()).collect();
@@ -79,7 +79,7 @@ async fn the_last_places_are_reserved_for_the_given_networks() {
 
 #[tokio::test(start_paused = true)]
 async fn a_network_has_the_accept_rate_of_four_clients() {
-    let (guard, journal) = tracking_guard(ConnGuard::builder().accept_rate(10, 20));
+    let (guard, journal) = tracking_guard(ConnGuard::builder().accept_rate((10, 20)));
     let admitted = (0..200)
         .filter_map(|last| connect_from(&guard, last).ok())
         .count();
@@ -102,7 +102,7 @@ async fn a_network_has_the_accept_rate_of_four_clients() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_above_the_accept_rate_is_refused_and_others_are_not() {
-    let (guard, journal) = tracking_guard(ConnGuard::builder().accept_rate(10, 5));
+    let (guard, journal) = tracking_guard(ConnGuard::builder().accept_rate((10, 5)));
     let admitted = |last, times| {
         (0..times)
             .filter(|_| connect_from(&guard, last).is_ok())

@@ -10,7 +10,7 @@ async fn an_old_connection_is_closed_when_idle_or_reset_after_the_grace() {
     let builder = ConnGuard::builder()
         .max_age(20 * SECOND)
         .age_grace(30 * SECOND);
-    let (guard, _) = tracking_guard(builder.idle(1000 * SECOND));
+    let (guard, _) = tracking_guard(builder.idle_timeout(1000 * SECOND));
     let (mut idle, mut working) = (connect(&guard), connect(&guard));
     serve_once(&mut idle, true).await;
     let _request = working.server.conn().begin_request(true);

@@ -241,7 +241,7 @@ async fn the_idle_timeout_starts_when_the_request_in_flight_ends() {
 
 #[tokio::test(start_paused = true)]
 async fn a_write_stalls_unless_the_client_takes_500_bytes_per_second() {
-    let (guard, _) = tracking_guard(ConnGuard::builder().write_stall(30 * SECOND));
+    let (guard, _) = tracking_guard(ConnGuard::builder().write_timeout(30 * SECOND));
     let Pair {
         mut server,
         mut client,

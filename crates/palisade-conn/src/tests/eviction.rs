@@ -6,8 +6,11 @@ use tokio::time::{advance, sleep};
 
 #[tokio::test(start_paused = true)]
 async fn the_oldest_connection_without_a_response_is_evicted_first() {
-    let (guard, journal) =
-        tracking_guard(ConnGuard::builder().max_connections(10).no_max_per_client());
+    let (guard, journal) = tracking_guard(
+        ConnGuard::builder()
+            .max_connections(10)
+            .max_per_client(None),
+    );
     let mut proven = connect(&guard);
     serve_once(&mut proven, false).await;
     advance(Duration::from_millis(10)).await;
@@ -37,7 +40,7 @@ async fn the_oldest_connection_without_a_response_is_evicted_first() {
 
 #[tokio::test(start_paused = true)]
 async fn among_connections_with_responses_the_lowest_work_rate_is_evicted_first() {
-    let (guard, _) = tracking_guard(ConnGuard::builder().max_connections(3).no_max_per_client());
+    let (guard, _) = tracking_guard(ConnGuard::builder().max_connections(3).max_per_client(None));
     let (mut rare, mut busy) = (connect(&guard), connect(&guard));
     for _ in 0..10 {
         serve_once(&mut busy, false).await;
@@ -56,7 +59,7 @@ async fn among_connections_with_responses_the_lowest_work_rate_is_evicted_first(
 
 #[tokio::test(start_paused = true)]
 async fn a_newcomer_is_evicted_after_connections_with_little_work() {
-    let (guard, _) = tracking_guard(ConnGuard::builder().max_connections(3).no_max_per_client());
+    let (guard, _) = tracking_guard(ConnGuard::builder().max_connections(3).max_per_client(None));
     let mut proven = connect(&guard);
     serve_once(&mut proven, false).await;
     sleep(3 * SECOND).await;
@@ -76,8 +79,8 @@ async fn a_newcomer_is_evicted_after_connections_with_little_work() {
 async fn a_flood_of_newcomers_is_evicted_before_connections_with_little_work() {
     let builder = ConnGuard::builder()
         .max_connections(100)
-        .no_max_per_client();
-    let (guard, _) = tracking_guard(builder.no_accept_rate());
+        .max_per_client(None);
+    let (guard, _) = tracking_guard(builder.accept_rate(None));
     let mut proven = connect(&guard);
     serve_once(&mut proven, false).await;
     sleep(3 * SECOND).await;
@@ -95,8 +98,8 @@ async fn a_flood_of_newcomers_is_evicted_before_connections_with_little_work() {
 async fn a_useful_connection_is_not_evicted_while_half_of_all_are_about_to_close() {
     let builder = ConnGuard::builder()
         .max_connections(100)
-        .no_max_per_client();
-    let (guard, _) = tracking_guard(builder.no_accept_rate());
+        .max_per_client(None);
+    let (guard, _) = tracking_guard(builder.accept_rate(None));
     let mut useful = connect(&guard);
     for _ in 0..20 {
         serve_once(&mut useful, false).await;
@@ -123,7 +126,7 @@ async fn a_stalled_upload_is_evicted_and_one_that_arrives_is_not() {
     let (guard, _) = tracking_guard(
         ConnGuard::builder()
             .max_connections(10)
-            .write_stall(1000 * SECOND),
+            .write_timeout(1000 * SECOND),
     );
     let upload = |last| {
         let pair = connect_from(&guard, last).unwrap();

@@ -35,7 +35,11 @@ async fn under_pressure_silent_and_idle_connections_are_closed_sooner_and_workin
 
 #[tokio::test(start_paused = true)]
 async fn working_connections_near_the_cap_raise_the_pressure() {
-    let (guard, _) = tracking_guard(ConnGuard::builder().max_connections(20).no_max_per_client());
+    let (guard, _) = tracking_guard(
+        ConnGuard::builder()
+            .max_connections(20)
+            .max_per_client(None),
+    );
     let mut idle = connect(&guard);
     for _ in 0..20 {
         serve_once(&mut idle, false).await;

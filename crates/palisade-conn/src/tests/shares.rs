@@ -28,7 +28,7 @@ async fn a_client_at_its_share_loses_only_its_own_connections() {
 #[tokio::test(start_paused = true)]
 async fn at_the_soft_limit_a_client_at_its_share_loses_only_its_own_connections() {
     let builder = ConnGuard::builder().max_connections(10).max_per_client(2);
-    let (guard, _) = tracking_guard(builder.no_max_per_network());
+    let (guard, _) = tracking_guard(builder.max_per_network(None));
     let neighbours: Vec<_> = (0..7)
         .map(|n| connect_from(&guard, 100 + n).unwrap())
         .collect();
@@ -43,9 +43,9 @@ async fn at_the_soft_limit_a_client_at_its_share_loses_only_its_own_connections(
 
 #[tokio::test(start_paused = true)]
 async fn the_share_of_a_client_shrinks_under_load_and_its_excess_is_evicted_first() {
-    let builder = ConnGuard::builder().max_connections(1000).no_accept_rate();
+    let builder = ConnGuard::builder().max_connections(1000).accept_rate(None);
     let (guard, journal) =
-        tracking_guard(builder.no_max_per_network().no_accept_rate_per_network());
+        tracking_guard(builder.max_per_network(None).accept_rate_per_network(None));
     let working = |last| connect_working(&guard, last).unwrap();
     // One client has 300 event streams, and its smallest share is 64. Others have 600 connections.
     let streams: Vec<_> = (0..300).map(|_| working(1)).collect();
@@ -90,8 +90,8 @@ async fn the_share_of_a_client_shrinks_under_load_and_its_excess_is_evicted_firs
 
 #[tokio::test(start_paused = true)]
 async fn working_connections_within_the_share_are_not_evicted() {
-    let builder = ConnGuard::builder().max_connections(200).no_accept_rate();
-    let (guard, _) = tracking_guard(builder.no_max_per_network().no_accept_rate_per_network());
+    let builder = ConnGuard::builder().max_connections(200).accept_rate(None);
+    let (guard, _) = tracking_guard(builder.max_per_network(None).accept_rate_per_network(None));
     let working = |last| connect_working(&guard, last).ok();
     let mut streams: Vec<_> = (0..70).map_while(|_| working(1)).collect();
     let mut others = Vec::new();
@@ -219,8 +219,8 @@ async fn idle_connections_are_kept_while_places_are_plentiful_or_no_limit_applie
     let reserved = "192.0.2.1".parse().unwrap();
     for builder in [
         ConnGuard::builder().max_connections(1000),
-        ConnGuard::builder().no_max_per_client(),
-        ConnGuard::builder().no_keep_alive_per_client(),
+        ConnGuard::builder().max_per_client(None),
+        ConnGuard::builder().keep_alive_per_client(None),
         ConnGuard::builder().reserve(1, [reserved]),
     ] {
         let (guard, _) = tracking_guard(builder);

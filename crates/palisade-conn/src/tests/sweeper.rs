@@ -80,7 +80,10 @@ async fn the_sweeper_ends_with_the_guard_and_its_last_connection() {
 
 #[test]
 fn a_guard_outlives_its_runtime_and_sweeps_in_the_next_one() {
-    let guard = ConnGuard::builder().first_request(SECOND).build().unwrap();
+    let guard = ConnGuard::builder()
+        .first_request_timeout(SECOND)
+        .build()
+        .unwrap();
     for _ in 0..2 {
         let runtime = runtime::Builder::new_current_thread();
         let runtime = { runtime }
@@ -114,8 +117,8 @@ async fn without_a_connection_there_is_no_timer() {
 #[test]
 fn another_runtime_takes_over_when_the_sweeping_one_is_blocked_or_ends() {
     let builder = ConnGuard::builder()
-        .first_request(SECOND / 2)
-        .precision(SECOND / 20);
+        .first_request_timeout(SECOND / 2)
+        .sweep_interval(SECOND / 20);
     let (guard, _) = tracking_guard(builder);
     let (first, second) = (RuntimeThread::new(), RuntimeThread::new());
     let shared = guard.clone();

@@ -8,7 +8,7 @@ use tokio::{
 
 #[tokio::test(start_paused = true)]
 async fn without_tracking_a_connection_that_sent_a_byte_counts_as_working() {
-    let guard = ConnGuard::builder().no_max_age().build().unwrap();
+    let guard = ConnGuard::builder().max_age(None).build().unwrap();
     let mut silent = connect(&guard);
     let Pair {
         mut server,

@@ -13,7 +13,7 @@ use std::{
 
 /// Returns a guard that admits every connection and counts its bytes.
 fn guard() -> ConnGuard {
-    let guard = ConnGuard::builder().mode(Mode::Shadow).no_accept_rate();
+    let guard = ConnGuard::builder().mode(Mode::Shadow).accept_rate(None);
     guard.max_connections(100_000).build().unwrap()
 }
 

@@ -21,10 +21,10 @@ fn streams_and_socket(mode: Mode) -> (Streams, Journal, GuardedIo<Stub>) {
     let journal = Journal::default();
     let guard = ConnGuard::builder()
         .mode(mode)
-        .write_stall(WRITE_STALL)
+        .write_timeout(WRITE_STALL)
         .metrics(journal.clone());
     // Long enough that the connection itself is not closed.
-    let guard = guard.first_request(600 * SECOND).build().unwrap();
+    let guard = guard.first_request_timeout(600 * SECOND).build().unwrap();
     let io = stub::connect(&guard, [127, 0, 0, 1]);
     (Streams::new(&guard, io.conn()), journal, io)
 }

@@ -179,9 +179,9 @@
 //!
 //! | the client | sees | until you change |
 //! |---|---|---|
-//! | sends no request head within 10 s | a reset; 408 if a head of HTTP/1 has begun | `ConnGuardBuilder::first_request` |
-//! | has nothing in flight for 65 s | the end of the stream (FIN), GOAWAY | `ConnGuardBuilder::idle` |
-//! | takes too little of a response for 5 min | a reset, of the one stream on HTTP/2 | `ConnGuardBuilder::write_stall` |
+//! | sends no request head within 10 s | a reset; 408 if a head of HTTP/1 has begun | `ConnGuardBuilder::first_request_timeout` |
+//! | has nothing in flight for 65 s | the end of the stream (FIN), GOAWAY | `ConnGuardBuilder::idle_timeout` |
+//! | takes too little of a response for 5 min | a reset, of the one stream on HTTP/2 | `ConnGuardBuilder::write_timeout` |
 //! | sends a head over 32 KiB, or no `Host` | 431, 400 | [`Http::builder`](crate::serve::Http::builder) for the 431 |
 //! | sends more requests than the quota | 429, `Retry-After` | [`Stack::rate_limit`](crate::Stack::rate_limit), unset by default |
 //! | declares or sends a body over 2 MiB | 413 | [`Stack::max_body`](crate::Stack::max_body) |

@@ -77,7 +77,7 @@
 //! | axum's `DefaultBodyLimit` | keep it, raise it with `max_body` | it holds for extractors only, and extractors obey it |
 //! | `RequestBodyTimeoutLayer` | [`Stack::pace`], `gap` | a minimum rate besides, and 408 in place of a body error |
 //! | `RequestBodyDeadlineLayer` | `PaceBuilder::total` | for a body of known length, and only the waits for the client count |
-//! | `ResponseBodyTimeoutLayer` | `SlowBodyLayer::response`, `write_stall` | `Content-Length` is kept |
+//! | `ResponseBodyTimeoutLayer` | `SlowBodyLayer::response`, `write_timeout` | `Content-Length` is kept |
 //! | `ResponseBodyDeadlineLayer` | [`Stack::total_timeout`] | from the request on |
 //! | `InFlightRequestsLayer` | the gauges of [`Snapshot`](crate::Snapshot) | |
 //!
@@ -129,7 +129,7 @@
 //! | `http2_keepalive_interval` | not needed | the guard ends idle connections, the kernel ends those of vanished clients |
 //! | `tcp_nodelay`, `tcp_keepalive` | not needed | the guard's listener sets both |
 //! | `max_decoding_message_size`, 4 MiB | [`Stack::grpc`](crate::Stack::grpc) and `max_body`, 2 MiB | the lower one holds |
-//! | `ServerTlsConfig::timeout` | `first_request` of the guard | one deadline for the handshake and the first request |
+//! | `ServerTlsConfig::timeout` | `first_request_timeout` of the guard | one deadline for the handshake and the first request |
 //!
 //! [`harden`]: crate::conn::harden
 //!
@@ -145,10 +145,10 @@
 //! | `limit_conn` by address | `max_per_client`, and [`Stack::max_requests_per_client`] for streams | connections count from accept on, silent ones too; over the limit one of the client's own is evicted or the new one reset, in place of 503 |
 //! | `limit_conn` by server, `worker_connections` | `max_connections` | near the cap the least useful connection is evicted |
 //! | `limit_req_dry_run` | [`Mode::Shadow`](crate::Mode::Shadow) | |
-//! | `client_header_timeout`, 60 s | `first_request` and `head`, 10 s | the first one includes the TLS handshake and silence |
+//! | `client_header_timeout`, 60 s | `first_request_timeout` and `header_timeout`, 10 s | the first one includes the TLS handshake and silence |
 //! | `client_body_timeout`, 60 s | [`Stack::pace`], 15 s | and 500 B/s |
-//! | `send_timeout`, 60 s | `write_stall`, 5 min | under 500 B/s counts as nothing |
-//! | `keepalive_timeout`, 75 s | `idle`, 65 s | shorter as the cap gets near |
+//! | `send_timeout`, 60 s | `write_timeout`, 5 min | under 500 B/s counts as nothing |
+//! | `keepalive_timeout`, 75 s | `idle_timeout`, 65 s | shorter as the cap gets near |
 //! | `keepalive_requests`, 1,000 | `max_requests`, 10,000 | |
 //! | `keepalive_time`, 1 h | `max_age`, 1 h ± 10 % | |
 //! | `client_max_body_size`, 1 MiB | [`Stack::max_body`], 2 MiB | |
@@ -184,7 +184,7 @@
 //! let stack = Stack::edge()
 //!     .rate_limit(Quota::per_second(10).burst(21)) // limit_req rate=10r/s burst=20 nodelay;
 //!     .max_body(1 << 20) // client_max_body_size 1m;
-//!     .pace(Pace::builder().gap(seconds(60)).no_rate()) // client_body_timeout 60s;
+//!     .pace(Pace::builder().gap(seconds(60)).rate(None)) // client_body_timeout 60s;
 //!     .timeout(seconds(60)) // proxy_read_timeout 60s;
 //!     .build()?;
 //! let http = Http::builder().max_concurrent_streams(128).build()?; // http2_max_concurrent_streams

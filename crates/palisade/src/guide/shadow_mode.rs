@@ -117,7 +117,7 @@
 //! | `gap`, `rate` | streams with long silence | `SlowBodyLayer::pace_for` by [`Stack::tune_slow_body`] |
 //! | `full` | the limit is below the load | [`Stack::max_requests`] |
 //! | `client_connections_full`, `accept_rate` | a proxy or a load test | [`behind_proxy`](super::behind_proxy) |
-//! | `idle`, `write_stall` | pools, paused downloads | `ConnGuardBuilder::idle`, `write_stall` |
+//! | `idle`, `write_stall` | pools, paused downloads | `ConnGuardBuilder::idle_timeout`, `write_timeout` |
 //!
 //! [`Stack::rate_limit`]: crate::Stack::rate_limit
 //! [`Stack::client`]: crate::Stack::client

@@ -15,7 +15,10 @@ use std::time::Duration;
 
 fn limits() -> Limits {
     let guard = ConnGuard::builder().max_age(Duration::from_secs(1000));
-    let guard = guard.write_stall(Duration::from_secs(30)).build().unwrap();
+    let guard = guard
+        .write_timeout(Duration::from_secs(30))
+        .build()
+        .unwrap();
     guard.shared().limits.clone()
 }
 

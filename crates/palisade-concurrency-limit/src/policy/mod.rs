@@ -1,5 +1,7 @@
 //! Decisions of the concurrency limit.
 
+mod ending;
+
 use crate::{
     limiter::{Evicted, Half, PermitKind, Waiter},
     options::Options,
@@ -11,7 +13,7 @@ use crate::{
 };
 use http::{Request, Response, StatusCode};
 use http_body::{Body, SizeHint};
-use palisade_core::{ClientKey, Guard, Phase, Reason, Rejection, RequestHead, Violation};
+use palisade_core::{ClientKey, Guard, Phase, Reason, RequestHead, Violation};
 use palisade_guard::{
     Elapsed, Facts, Flow, Handler, KeepUnread, Keys, Policy, Polled, QueueByClone, Refusal,
     RequestView, SharedView, Stamp, Upstream,
@@ -77,77 +79,9 @@ impl ConcurrencyLimitPolicy {
         }
     }
 
-    /// Records a refusal. Returns `None` if it is not enforced.
-    fn refuse(&self, violation: Violation, status: StatusCode, facts: &Facts) -> Option<Refusal> {
-        let mut rejection = Rejection::new(violation, status, facts.form);
-        if status != StatusCode::REQUEST_TIMEOUT {
-            rejection = rejection.retry_after(RETRY_AFTER);
-        }
-        self.0.settings.refuse_request(rejection, facts).err()
-    }
-
     fn fair_share_client(&self, head: &RequestHead<'_>, keys: &mut Keys) -> Option<ClientKey> {
         self.0.fair_share()?;
         self.0.client_key(head, keys)
-    }
-
-    /// The violation of an evicted request: one request too many was present.
-    fn eviction_violation(&self, phase: Phase) -> Violation {
-        limit_exceeded(
-            Reason::Evicted,
-            phase,
-            self.0.limiter.max_present(self.0.max_present),
-        )
-    }
-
-    /// Ends the request. Returns whether it was evicted.
-    fn end_request(&self, waiter: &Waiter, request: RequestView<'_, SharedState>) -> bool {
-        let ended = self.0.limiter.end_request(waiter);
-        let is_evicted = ended.is_evicted;
-        if request
-            .shared
-            .is_some_and(|common| !common.flags.is_body_dropped())
-        {
-            ended.wake_request_body();
-        }
-        is_evicted
-    }
-
-    /// Ends an evicted request before it is released. The caller has recorded the eviction.
-    fn end_evicted_request(&self, held: &mut ResponseState, request: RequestView<'_, SharedState>) {
-        // Take it out first: waking a task may run arbitrary code.
-        let held = std::mem::take(held);
-        if let Some(waiter) = held.waiter(request.shared) {
-            self.end_request(waiter, request);
-        }
-    }
-
-    /// Ends the request. Records a cut if it was evicted and has not been polled since.
-    fn release_waiter(&self, waiter: &Waiter, request: RequestView<'_, SharedState>) {
-        if self.end_request(waiter, request) {
-            self.record_cut(request);
-        }
-    }
-
-    fn record_cut(&self, request: RequestView<'_, SharedState>) -> Violation {
-        let violation = self.eviction_violation(Phase::ResponseBody);
-        self.0.settings.cut(&violation, request.facts.conn());
-        violation
-    }
-
-    /// Ends the response of an evicted request.
-    #[cold]
-    #[inline(never)]
-    fn cut(
-        &self,
-        held: &mut ResponseState,
-        request: RequestView<'_, SharedState>,
-        slot: &mut Polled,
-    ) -> Flow {
-        let violation = self.record_cut(request);
-        self.end_evicted_request(held, request);
-        *slot = Poll::Ready(Some(violation.ending(request.facts.form)));
-        Flow::Cut
     }
 
     /// Waits for the client after a frame of `bytes` was passed to the server: for the first time,
@@ -278,26 +212,6 @@ impl ConcurrencyLimitPolicy {
         *slot = Poll::Ready(held_frame.and_then(|frame| *frame));
         halves.waiter.add_progress(data_len(slot));
         Flow::Continue
-    }
-
-    /// Releases a request that holds more than a plain permit.
-    #[inline(never)]
-    fn release_slow(&self, held: &mut ResponseState, request: RequestView<'_, SharedState>) {
-        let initial_permit = request.shared.and_then(SharedState::take_initial_permit);
-        match std::mem::take(held) {
-            ResponseState::Permit(None) | ResponseState::Nothing => {}
-            ResponseState::Permit(Some(extras)) => self.0.limiter.release_with_extras(extras),
-            ResponseState::Waiting(Waiting(waiter)) => self.release_waiter(&waiter, request),
-            ResponseState::Queued(queued) => self.release_waiter(&queued.waiter, request),
-            ResponseState::Shared => {
-                match (initial_permit, request.shared.and_then(SharedState::waiter)) {
-                    (Some(None), _) => self.0.limiter.release(PermitKind::SharedState),
-                    (Some(Some(extras)), _) => self.0.limiter.release_with_extras(extras),
-                    (None, Some(waiter)) => self.release_waiter(waiter, request),
-                    (None, None) => {}
-                }
-            }
-        }
     }
 }
 
@@ -672,7 +586,7 @@ impl Policy for ConcurrencyLimitPolicy {
     fn release(&self, held: &mut ResponseState, request: RequestView<'_, SharedState>) {
         match held {
             ResponseState::Nothing => {}
-            ResponseState::Permit(None) => self.0.limiter.release(PermitKind::SharedState),
+            ResponseState::Permit(None) => self.0.limiter.release(PermitKind::Common),
             _ => self.release_slow(held, request),
         }
     }
