@@ -61,10 +61,13 @@ impl Facts {
 
     /// Moves the facts out. What is left has no connection.
     pub(crate) fn take(&mut self) -> Self {
-        let conn = self.conn.take();
         Self {
-            conn,
-            ..self.clone()
+            conn: self.conn.take(),
+            form: self.form,
+            version: self.version,
+            has_body: self.has_body,
+            is_head: self.is_head,
+            is_connect: self.is_connect,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The response side of a request: owned by the response future, then by the response body.
 
 use crate::{
-    ClientWait, Elapsed, Facts, Handler, Keys, Policy, Refusal, RequestView,
+    ClientWait, Elapsed, Facts, Handler, Keys, Policy, Refusal, RequestView, Stamp,
     and::earlier,
     exchange::Exchange,
     handler_poll::{BodyWait, Polling},
@@ -239,8 +239,8 @@ impl<P: Policy> Lease<P> {
     ) -> Option<Box<Refusal>> {
         let Self { state, held } = self;
         if state.timer().is_none() {
-            let timer = new_timer(state, held, body_wait)?;
-            state.set_timer(timer);
+            let (now, deadline, due) = first_deadline(state, held, body_wait)?;
+            state.set_timer(now, deadline, due);
         }
         let (policy, view, client_wait, timer) = state.parts_and_timer();
         let mut timer = timer?;
@@ -279,9 +279,13 @@ impl<P: Policy> Lease<P> {
     }
 }
 
-/// Returns a timer for the earliest deadline, if there is one. Called when the handler is pending
-/// for the first time.
-fn new_timer<P: Policy>(state: &State<P>, held: &P::Held, body_wait: BodyWait) -> Option<Timer> {
+/// Returns the time, and the earliest deadline, also as a stamp, if there is one. Called when the
+/// handler is pending for the first time.
+fn first_deadline<P: Policy>(
+    state: &State<P>,
+    held: &P::Held,
+    body_wait: BodyWait,
+) -> Option<(Instant, Instant, Stamp)> {
     let (policy, view) = state.parts();
     let client_wait = state.client_wait();
     if !policy.has_deadline(held, view) && body_wait.due.is_none() {
@@ -303,7 +307,7 @@ fn new_timer<P: Policy>(state: &State<P>, held: &P::Held, body_wait: BodyWait) -
         }
         wait.stamp(deadline)
     });
-    Some(Timer::new(now, deadline, stamp))
+    Some((now, deadline, stamp))
 }
 
 /// The policy, its view, the wait for the client, and the timer of a request.
@@ -355,15 +359,18 @@ impl<P: Policy> State<P> {
         }
     }
 
-    /// Stores the first timer of the request.
-    fn set_timer(&mut self, timer: Timer) {
+    /// Creates the timer of the request.
+    fn set_timer(&mut self, now: Instant, deadline: Instant, due: Stamp) {
+        // Created in its box: it is large, and a move copies it.
+        let timer = || Timer::new(now, deadline, due);
         match self {
             Self::Unshared(policy, facts) => {
                 let (policy, facts) = (policy.clone(), facts.take());
+                let timer = timer();
                 *self = Self::Timed(policy, Box::pin(Timed { facts, timer }));
             }
-            Self::Timed(_, timed) => timed.as_mut().project().timer.set(timer),
-            Self::Shared(_, stored) => *stored = Some(Box::pin(timer)),
+            Self::Timed(_, timed) => timed.as_mut().project().timer.set(timer()),
+            Self::Shared(_, stored) => *stored = Some(Box::pin(timer())),
         }
     }
 }

@@ -35,6 +35,7 @@ impl Timer {
     /// Longer than any server runs.
     pub(crate) const FAR_FUTURE: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
+    #[inline(always)]
     pub(crate) fn new(started: Instant, deadline: Instant, due: Stamp) -> Self {
         Self {
             started,

@@ -452,7 +452,7 @@ mod tests {
         assert_eq!(fields["message"], "connection ended");
         assert_eq!(
             fields["option"],
-            "ConnGuard::builder().first_request(duration)"
+            "ConnGuard::builder().first_request_timeout(duration)"
         );
         assert_eq!(
             (&fields["peer"][..], &fields["phase"][..]),

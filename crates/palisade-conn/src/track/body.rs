@@ -36,6 +36,7 @@ pin_project! {
 }
 
 impl<B> TrackedBody<B> {
+    #[inline(always)]
     pub(super) fn new(
         inner: GuardBody<B>,
         in_flight: InFlight,
@@ -54,6 +55,7 @@ impl<B> TrackedBody<B> {
     }
 
     /// A body whose end is not reported.
+    #[inline(always)]
     pub(super) fn untracked(inner: GuardBody<B>) -> Self {
         Self {
             inner,

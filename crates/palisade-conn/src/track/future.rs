@@ -34,6 +34,8 @@ pin_project! {
 }
 
 impl<F> TrackingFuture<F> {
+    // Inlined, so that `inner` is not moved again.
+    #[inline(always)]
     pub(super) fn tracked(inner: F, request: TrackedRequest) -> Self {
         Self {
             state: State::Handler { inner },
@@ -41,6 +43,7 @@ impl<F> TrackingFuture<F> {
         }
     }
 
+    #[inline(always)]
     pub(super) fn untracked(inner: F) -> Self {
         Self {
             state: State::Handler { inner },

@@ -30,6 +30,7 @@ pub(super) struct TrackedRequest {
 
 impl TrackedRequest {
     /// Begins to track `request` on `conn`, if that is a guarded connection.
+    #[inline(always)]
     pub(super) fn begin<B: Body>(
         conn: Arc<ConnInfo>,
         request: &Request<B>,
@@ -157,6 +158,7 @@ impl TrackedRequest {
         self.track(response, |body| body, false)
     }
 
+    #[inline(always)]
     fn track<B, T>(
         self,
         mut response: Response<T>,

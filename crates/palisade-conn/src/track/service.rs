@@ -195,6 +195,7 @@ impl Tracker {
 
     /// Begins to track `request`, on the connection that the service is made for or that is in its
     /// extensions.
+    #[inline(always)]
     fn begin<B: Body>(&self, request: &mut Request<B>) -> Option<TrackedRequest> {
         let info = match &self.conn {
             Some(conn) => {

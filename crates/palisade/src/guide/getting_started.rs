@@ -71,7 +71,7 @@
 //! # #[tokio::main]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let app = Router::new().route("/", get("hello"));
-//! let guard = ConnGuard::builder().first_request(Duration::from_millis(200)).build()?;
+//! let guard = ConnGuard::builder().first_request_timeout(Duration::from_millis(200)).build()?;
 //! let listener = guard.bind("127.0.0.1:0").await?;
 //! let server = listener.local_addr()?;
 //! tokio::spawn(palisade::serve(listener, app).into_future());

@@ -173,10 +173,10 @@
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let seconds = Duration::from_secs;
 //! let guard = ConnGuard::builder()
-//!     .first_request(seconds(60)) // client_header_timeout 60s;
-//!     .head(seconds(60))
-//!     .write_stall(seconds(60)) // send_timeout 60s;
-//!     .idle(seconds(75)) // keepalive_timeout 75s;
+//!     .first_request_timeout(seconds(60)) // client_header_timeout 60s;
+//!     .header_timeout(seconds(60))
+//!     .write_timeout(seconds(60)) // send_timeout 60s;
+//!     .idle_timeout(seconds(75)) // keepalive_timeout 75s;
 //!     .max_requests(1_000) // keepalive_requests 1000;
 //!     .max_connections(512) // worker_connections 512;
 //!     .max_per_client(10) // limit_conn addr 10;

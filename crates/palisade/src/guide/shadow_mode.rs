@@ -28,7 +28,7 @@
 //!
 //! let metrics = Snapshot::new();
 //! let guard = ConnGuard::builder()
-//!     .first_request(Duration::from_millis(100)) // So that the example ends soon.
+//!     .first_request_timeout(Duration::from_millis(100)) // So that the example ends soon.
 //!     .mode(Mode::Shadow)
 //!     .metrics(metrics.clone())
 //!     .build()?;

@@ -55,7 +55,7 @@ fn an_error_names_every_value_out_of_range() {
     assert_eq!(fields, all);
     let text = error.to_string();
     assert!(
-        text.contains("\n  idle is 0ns, allowed is 1 ms to 24 h"),
+        text.contains("\n  idle_timeout is 0ns, allowed is 1 ms to 24 h"),
         "{text}"
     );
 }
