@@ -46,9 +46,9 @@
 //! [`fits`]: Policy::fits
 //! [`passed`]: Policy::passed
 //! [`first_wait`]: Policy::first_wait
-//! [`waits_for_client`]: Policy::client_awaited
+//! [`waits_for_client`]: Policy::waits_for_client
 //! [`wait_expired`]: Policy::wait_expired
-//! [`wait_ended`]: Policy::wait_ends
+//! [`wait_ended`]: Policy::wait_ended
 //! [`response_head`]: Policy::response_head
 //! [`poll_response`]: Policy::poll_response
 //! [`release_upload`]: Policy::release_upload

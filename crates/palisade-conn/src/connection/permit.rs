@@ -56,6 +56,7 @@ impl Drop for Permit {
             place,
         } = self;
         if *place == Place::NOWHERE {
+            conn.state().mark_closed();
             return;
         }
         let opened = shared.registry.leave(*place, conn);

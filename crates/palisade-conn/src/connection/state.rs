@@ -1,8 +1,8 @@
 //! The counters and flags of one connection, shared by its socket, its requests and its guard.
 //!
 //! The socket counts bytes, request tracking counts requests, and neither reads a clock: the
-//! sweeper notices from time to time what has changed. All counters are read and written without
-//! ordering. Only the close decision is published with one.
+//! sweeper notices from time to time what has changed. The counters are relaxed. The close decision,
+//! the closing reason and the flags are published with release and acquire.
 
 use super::{
     decision::{CLOSED, CloseDecision, decode, encode},
@@ -242,12 +242,14 @@ impl ConnState {
     /// [`Self::decision`] afterwards: an earlier decision found no waker.
     pub(crate) fn park_reader(&self, waker: &Waker) {
         self.awaits_read.store(true, Relaxed);
-        self.wakers.lock().park(Side::Reader, waker);
+        let before = self.wakers.lock().park(Side::Reader, waker);
+        drop(before); // Outside the lock.
     }
 
     /// Keeps `waker` while nothing can be written, as [`Self::park_reader`] does.
     pub(crate) fn park_writer(&self, waker: &Waker) {
-        self.wakers.lock().park(Side::Writer, waker);
+        let before = self.wakers.lock().park(Side::Writer, waker);
+        drop(before); // Outside the lock.
     }
 
     /// Returns whether the socket is asked to check whether its client has hung up, once.

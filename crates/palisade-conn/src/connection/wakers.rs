@@ -19,11 +19,16 @@ pub(super) enum Side {
 }
 
 impl Wakers {
-    /// Keeps a copy of `waker` for `side`.
-    pub(super) fn park(&mut self, side: Side, waker: &Waker) {
+    /// Keeps a copy of `waker` for `side`. Returns the waker that it replaces, to be dropped outside
+    /// the lock: dropping a `Waker` may run arbitrary code.
+    #[must_use]
+    pub(super) fn park(&mut self, side: Side, waker: &Waker) -> Option<Waker> {
         if let Some(two) = &mut self.two {
-            two[side as usize].clone_from(waker);
-            return;
+            let stored = &mut two[side as usize];
+            if stored.will_wake(waker) {
+                return None;
+            }
+            return Some(std::mem::replace(stored, waker.clone()));
         }
         match self.one.take() {
             // The stored waker may belong to the other half, so keep both.
@@ -36,6 +41,7 @@ impl Wakers {
             Some(same) => self.one = Some(same),
             None => self.one = Some(waker.clone()),
         }
+        None
     }
 
     /// Returns a copy of each waker.

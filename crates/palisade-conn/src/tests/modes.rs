@@ -39,7 +39,10 @@ async fn off_mode_reports_nothing_and_closes_nothing() {
     let (guard, journal) = tracking_guard(ConnGuard::builder().mode(Mode::Off).max_connections(1));
     let pairs: Vec<_> = (0..4).map(|_| connect(&guard)).collect();
     advance(Duration::from_secs(7200)).await;
+    let conn = pairs[0].server.conn().clone();
+    assert!(!conn.is_closed());
     drop(pairs);
+    assert!(conn.is_closed());
     assert_eq!((journal.opened(), journal.disconnected().len()), (0, 0));
     assert_nothing_left(&guard);
 }

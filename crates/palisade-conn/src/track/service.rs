@@ -136,6 +136,12 @@ impl<S> RequestTracking<S> {
         self.is_placed = guard.is_tracking_placed.load(Relaxed);
         if !self.is_placed {
             guard.is_tracked.store(false, Relaxed);
+            // A request that does carry its connection may have been seen concurrently.
+            if guard.is_tracking_placed.load(Relaxed) {
+                guard
+                    .is_tracked
+                    .store(guard.limits.mode != Mode::Off, Relaxed);
+            }
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     connection::{decision::CloseRequest, stats::ConnStats},
     guard::limits::{GOAWAY_GRACE_MILLIS, Limits},
 };
-use palisade_core::Reason;
+use palisade_core::{Phase, Reason};
 
 /// What the sweeper does with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +70,7 @@ pub(crate) fn evaluate(
     state.over_budget = limits
         .max_overhead
         .is_some_and(|max| overhead > u64::from(max));
-    if stats.goaway && matches!(action, Action::BeginClosing(_)) {
+    if stats.goaway && phase == Phase::Idle && matches!(action, Action::BeginClosing(_)) {
         // A connection that is idle already has its time from now on, to receive the GOAWAY.
         state.since = time.now as u32;
     }

@@ -14,7 +14,7 @@ use crate::{
         CLOSING_QUIET_MILLIS, LINGER_MILLIS, LINGER_QUIET_MILLIS, Limits, UNANNOUNCED_QUIET_MILLIS,
     },
 };
-use palisade_core::{Phase, Reason};
+use palisade_core::{Mode, Phase, Reason};
 
 /// h2 reads this many bytes of heads, or more, before hyper reports the first of their requests.
 /// What exceeds the budget in one sweep only, and by no more than this, may be such heads.
@@ -259,7 +259,8 @@ fn max_age(on: &Subject<'_>) -> Option<Action> {
         };
         return on.close(Reason::MaxAge, mode, (due, age));
     }
-    if on.closing.is_none() {
+    // In shadow mode it never begins to close, and the rules below go on.
+    if on.closing.is_none() && on.limits.mode == Mode::Enforce {
         return Some(Action::BeginClosing(Reason::MaxAge));
     }
     None

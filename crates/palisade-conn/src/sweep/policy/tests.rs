@@ -10,7 +10,7 @@ use crate::{
     eviction::rank::EvictionRank,
     guard::limits::GOAWAY_GRACE_MILLIS,
 };
-use palisade_core::Phase;
+use palisade_core::{Mode, Phase};
 use std::time::Duration;
 
 fn limits() -> Limits {
@@ -1055,4 +1055,44 @@ fn the_low_half_of_the_clock_is_enough() {
             "{now}"
         );
     }
+}
+
+#[test]
+fn in_shadow_mode_an_old_connection_is_still_reported_as_idle_and_as_stalled() {
+    let limits = Limits {
+        mode: Mode::Shadow,
+        ..limits()
+    };
+    let first_close = |stats: ConnStats| {
+        let mut state = SweepState::default();
+        (0..=400).map(|tick| tick * 250).find_map(|now| {
+            // Its age was reached before the first sweep.
+            let time = SweepTime {
+                due_age: Some(0),
+                ..time_at(now)
+            };
+            let (kept, action) = evaluate(&limits, time, &stats, None, state);
+            state = kept;
+            match action {
+                Action::Close(CloseRequest { reason, .. })
+                | Action::Announce(CloseRequest { reason, .. }) => Some((now, reason)),
+                _ => None,
+            }
+        })
+    };
+    let idle = ConnStats {
+        requests: 1,
+        answered: 1,
+        http2: true,
+        goaway: true,
+        ..tracked()
+    };
+    assert_eq!(first_close(idle), Some((64_000, Reason::Idle)));
+    let blocked = ConnStats {
+        requests: 1,
+        in_flight: 1,
+        write_blocked: true,
+        ..tracked()
+    };
+    assert_eq!(first_close(blocked), Some((30_000, Reason::WriteStall)));
 }
