@@ -1,8 +1,8 @@
 //! The counters and flags of one connection, shared by its socket, its requests and its guard.
 //!
 //! The socket counts bytes, request tracking counts requests, and neither reads a clock: the
-//! sweeper notices from time to time what has changed. The counters are relaxed. The close decision,
-//! the closing reason and the flags are published with release and acquire.
+//! sweeper notices from time to time what has changed. The counters are relaxed. The close
+//! decision, the closing reason and the flags are published with release and acquire.
 
 use super::{
     decision::{CLOSED, CloseDecision, decode, encode},

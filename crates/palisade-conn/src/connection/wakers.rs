@@ -19,8 +19,8 @@ pub(super) enum Side {
 }
 
 impl Wakers {
-    /// Keeps a copy of `waker` for `side`. Returns the waker that it replaces, to be dropped outside
-    /// the lock: dropping a `Waker` may run arbitrary code.
+    /// Keeps a copy of `waker` for `side`. Returns the waker that it replaces, to be dropped
+    /// outside the lock: dropping a `Waker` may run arbitrary code.
     #[must_use]
     pub(super) fn park(&mut self, side: Side, waker: &Waker) -> Option<Waker> {
         if let Some(two) = &mut self.two {
