@@ -9,7 +9,7 @@ use palisade_testkit::{
     bodies::Pieces,
     clients::{self, RawClient},
     demo::{Piece, echo_client::EchoClient},
-    process,
+    h2, process,
 };
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -26,10 +26,6 @@ use tokio::{
 #[allow(dead_code, reason = "its `main` is not called")]
 #[path = "../examples/fortress.rs"]
 mod fortress;
-
-mod guarded;
-
-use guarded::h2;
 
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 /// The environment variable that makes [`serve`] run the server.

@@ -154,3 +154,68 @@ fn no_file_has_more_than_600_lines_of_code() {
         );
     }
 }
+
+/// Paths from the root, such as `docs/tuning.md`, and filters of tests: `--test threats t03`.
+#[test]
+fn documents_name_files_and_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut paths, mut tests, mut missing) = (0, 0, Vec::new());
+    for path in all_files("md") {
+        // The changelog names what has gone.
+        if path.ends_with("CHANGELOG.md") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        let is_of_path = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+        for word in text.split(|c| !is_of_path(c)) {
+            let folders = [
+                "benches/",
+                "crates/",
+                "docs/",
+                "examples/",
+                "fuzz/",
+                "tests/",
+            ];
+            let starts = folders.iter().any(|folder| word.starts_with(folder));
+            let ends = [".rs", ".md", ".yml", ".txt"];
+            if starts && ends.iter().any(|end| word.ends_with(end)) {
+                paths += 1;
+                if !root.join(word).exists() {
+                    missing.push(format!("{}: {word}", path.display()));
+                }
+            }
+        }
+        for (at, flag) in text.match_indices("--test ") {
+            let line = text[at + flag.len()..].lines().next().unwrap();
+            let mut words = line.split([' ', '`', ',']).filter(|word| !word.is_empty());
+            let binary = words.next().unwrap();
+            let filter = words
+                .next()
+                .filter(|word| !word.starts_with(['-', '#', '|', ':']));
+            let modules = root.join("tests").join(binary);
+            tests += 1;
+            if modules.is_dir() {
+                let is_module = |filter: &str| {
+                    let mut modules = fs::read_dir(&modules).unwrap();
+                    modules.any(|file| {
+                        let name = file.unwrap().file_name();
+                        name.to_str().unwrap().starts_with(filter)
+                    })
+                };
+                if !filter.is_none_or(is_module) {
+                    missing.push(format!("{}: {binary} {}", path.display(), filter.unwrap()));
+                }
+            } else {
+                let crates = fs::read_dir(root.join("crates")).unwrap();
+                let mut homes = crates
+                    .map(|entry| entry.unwrap().path())
+                    .chain([root.into()]);
+                if !homes.any(|home| home.join("tests").join(format!("{binary}.rs")).exists()) {
+                    missing.push(format!("{}: --test {binary}", path.display()));
+                }
+            }
+        }
+    }
+    assert!(paths > 60 && tests > 10, "{paths} paths, {tests} tests");
+    assert!(missing.is_empty(), "{missing:#?}");
+}

@@ -4,8 +4,6 @@
 //! One test, because the allocator counts for the whole process.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-mod guarded;
-
 use axum::{
     Router,
     body::Body,
@@ -14,11 +12,12 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::stream;
-use guarded::{Neighbour, SECOND, all_gone, h2, hardened};
 use palisade::conn::{ConnGuard, Phase};
 use palisade_testkit::{
     alloc::CountingAllocator,
     clients::{RawClient, until},
+    guarded::{Neighbour, SECOND, ServerKind, all_gone},
+    h2,
     process::{self, raise_file_limit},
 };
 use std::{
@@ -136,9 +135,9 @@ async fn the_memory_of_hostile_connections_is_bounded_and_released() {
         .build()
         .unwrap();
     let produced = Arc::new(AtomicUsize::new(0));
-    let server = hardened(&guard, app(&produced)).await;
+    let server = ServerKind::Serve.serve(&guard, app(&produced)).await;
     let addr = server.addr;
-    let neighbour = Neighbour::of(addr);
+    let neighbour = Neighbour::start(addr);
     until("the neighbour is connected", || guard.snapshot().open > 0).await;
     let open = 0x7fff_ffff;
     let over_http2 = [

@@ -80,7 +80,7 @@ async fn everything_is_released_after_every_kind_of_misbehaviour() {
     clients::until("live bytes are released", released).await;
 
     // Each guard had something to do. The connection guard has its own soak test in
-    // `guarded_elsewhere.rs`.
+    // `t22_connections.rs`.
     for guard in Guard::ALL
         .iter()
         .filter(|guard| **guard != Guard::Connection)

@@ -6,10 +6,20 @@
 pub mod alloc;
 pub mod bodies;
 pub mod clients;
+#[allow(clippy::unwrap_used, reason = "test support may panic")]
+pub mod contract;
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 #[rustfmt::skip]
 pub mod demo;
 pub mod echo;
+#[allow(missing_docs, clippy::unwrap_used, reason = "test support may panic")]
+pub mod guarded;
+#[allow(
+    missing_docs,
+    clippy::unwrap_used,
+    reason = "names of RFC 9113; test support may panic"
+)]
+pub mod h2;
 mod journal;
 pub mod line;
 pub mod process;

@@ -1,0 +1,11 @@
+//! tower's contract for this crate's layer.
+
+use palisade_body_limit::BodyLimitLayer;
+use palisade_testkit::{Journal, contract::assert_contract};
+
+#[tokio::test(start_paused = true)]
+async fn the_layer_keeps_the_contract_of_tower() {
+    let journal = Journal::default();
+    assert_contract(BodyLimitLayer::default().metrics(journal.clone())).await;
+    assert_eq!((journal.refused(), journal.cut()), (vec![], vec![]));
+}

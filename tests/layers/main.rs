@@ -1,0 +1,8 @@
+//! The layers in stacks, on real servers and in memory.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod compositions;
+mod concurrency_limit;
+mod stack;
+mod stacked_guards;
+mod timeouts;

@@ -1,0 +1,16 @@
+//! The guards on real servers: axum, tonic and `palisade::serve`.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod behind_proxy;
+mod blocked_runtime;
+mod elsewhere;
+mod grpc_web;
+mod guarded_axum;
+mod guarded_grpc;
+mod guarded_tonic;
+mod guarded_uploads;
+mod panicking_metrics;
+mod refused_uploads;
+mod serve;
+mod serve_refusals;
+mod serve_tls;
