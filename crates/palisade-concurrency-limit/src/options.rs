@@ -44,7 +44,7 @@ impl Options {
     pub(crate) fn client_key(&self, head: &RequestHead<'_>, keys: &mut Keys) -> Option<ClientKey> {
         match keys.get(&self.key_extractor, head) {
             KeyOutcome::Key(client) => Some(client),
-            KeyOutcome::Exempt | KeyOutcome::Refuse => None,
+            _ => None,
         }
     }
 

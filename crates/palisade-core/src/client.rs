@@ -218,6 +218,7 @@ impl fmt::Debug for ClientKey {
 /// A borrowed request without its body: the argument of predicates, cost functions and key
 /// extractors.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct RequestHead<'a> {
     /// The request method.
     pub method: &'a Method,
@@ -242,6 +243,7 @@ impl<'a, B> From<&'a Request<B>> for RequestHead<'a> {
 
 /// How a request is counted: the result of a [`KeyExtractor`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum KeyOutcome {
     /// Count the request under this key.
     Key(ClientKey),

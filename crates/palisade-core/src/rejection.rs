@@ -111,6 +111,7 @@ impl std::error::Error for Violation {}
 /// How a response is encoded, as the client of a request expects it. Determined before the request
 /// is passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ResponseFormat {
     /// Plain HTTP: a status and a short text.
     Http {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 /// Properties of a request's head, determined once for all policies.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Facts {
     /// The connection, if the server provides it, and either a metrics sink is configured or the
     /// request [shares its window](Self::shared_window).

@@ -318,6 +318,7 @@ pub enum Handler {
 
 /// How a body continues after a poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Flow {
     /// The body continues normally. A pending request body waits for the client.
     Continue,
@@ -343,6 +344,7 @@ pub trait Upstream {
 
 /// The time that a request has used so far.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Elapsed<'a> {
     /// When the handler was pending for the first time.
     pub started: Instant,

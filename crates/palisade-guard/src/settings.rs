@@ -6,6 +6,7 @@ use std::fmt;
 
 /// Mode, metrics sink and response writer of one guard. Set by the builder methods of its layer.
 #[derive(Clone, Default)]
+#[non_exhaustive]
 pub struct Settings {
     /// Whether the guard enforces its rules. Defaults to [`Mode::Enforce`].
     pub mode: Mode,

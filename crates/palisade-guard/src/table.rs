@@ -69,6 +69,7 @@ pub struct Table {
 
 /// How full a [`Table`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Occupancy {
     /// The number of keys in debt now.
     pub keys: u64,
@@ -76,6 +77,17 @@ pub struct Occupancy {
     pub capacity: u64,
     /// The number of debts evicted because both lines of a new key were full. Never decreases.
     pub evicted: u64,
+}
+
+impl Occupancy {
+    /// Returns the occupancy of a table with `keys` of `capacity` keys, after `evicted` evictions.
+    pub fn new(keys: u64, capacity: u64, evicted: u64) -> Self {
+        Self {
+            keys,
+            capacity,
+            evicted,
+        }
+    }
 }
 
 /// The word that holds a key, or that a new key can take over.

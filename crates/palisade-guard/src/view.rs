@@ -9,6 +9,7 @@ use palisade_core::{Mode, Phase, Rejection, Violation};
 
 /// A policy's view of any request.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct RequestView<'a, S> {
     /// The facts of the request.
     pub facts: &'a Facts,
@@ -18,6 +19,7 @@ pub struct RequestView<'a, S> {
 
 /// A policy's view of a shared request.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct SharedView<'a, S> {
     /// The facts of the request.
     pub facts: &'a Facts,

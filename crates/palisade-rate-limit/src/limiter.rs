@@ -47,6 +47,7 @@ pub trait Limiter: Send + Sync + 'static {
 
 /// The decision of a [`Limiter`] about one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Decision {
     /// The request is admitted and charged.
     Admit,

@@ -55,7 +55,8 @@ impl RateLimitPolicy {
         let key = match keys.get(&self.key, head) {
             KeyOutcome::Key(key) => key,
             KeyOutcome::Exempt => return Ok(()),
-            KeyOutcome::Refuse => return Err(DenyReason::PeerMissing),
+            // Refused, or an outcome that this version does not know.
+            _ => return Err(DenyReason::PeerMissing),
         };
         let cost = self.cost.as_ref().map_or(1, |cost| cost(head));
         match self.limiter.check(key, cost) {

@@ -416,11 +416,7 @@ impl Limiter for CountedReads {
 
     fn occupancy(&self) -> Option<palisade_guard::Occupancy> {
         let keys = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
-        Some(palisade_guard::Occupancy {
-            keys,
-            capacity: 1 << 20,
-            evicted: 0,
-        })
+        Some(palisade_guard::Occupancy::new(keys, 1 << 20, 0))
     }
 }
 

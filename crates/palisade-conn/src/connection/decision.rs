@@ -10,6 +10,7 @@ pub(super) const CLOSED: u8 = 0x7f;
 
 /// How a connection is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum CloseMode {
     /// In good order: the reader sees the end of the stream, the client a FIN.
     Graceful,

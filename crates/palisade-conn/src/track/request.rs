@@ -99,11 +99,9 @@ impl TrackedRequest {
         let violation = Violation::new(Guard::Connection, reason, phase, limit, observed);
         let rejection = Rejection::new(violation, StatusCode::SERVICE_UNAVAILABLE, format);
         let rejection = rejection.retry_after(RETRY_AFTER);
-        let settings = Settings {
-            mode: totals.mode,
-            recorder: totals.recorder.clone(),
-            on_reject: None,
-        };
+        let mut settings = Settings::default();
+        settings.mode = totals.mode;
+        settings.recorder = totals.recorder.clone();
         let is_refused = settings.refuse(&rejection, Some(self.in_flight.conn()));
         is_refused.then_some(rejection)
     }
