@@ -372,7 +372,7 @@ fn add_counts(costs: &Costs, rows: &mut Vec<Row>) {
                 "serve_h1 guarded",
             ],
             [
-                "axum::serve behind the guard, HTTP/1: % over one that tells who asks",
+                "axum::serve behind the guard, HTTP/1: % over one with connect info",
                 "axum::serve behind the guard, HTTP/1: % over axum::serve as it is",
             ],
             10.0,
@@ -384,7 +384,7 @@ fn add_counts(costs: &Costs, rows: &mut Vec<Row>) {
                 "serve_h2 guarded",
             ],
             [
-                "axum::serve behind the guard, HTTP/2: % over one that tells who asks",
+                "axum::serve behind the guard, HTTP/2: % over one with connect info",
                 "axum::serve behind the guard, HTTP/2: % over axum::serve as it is",
             ],
             4.0,
@@ -396,7 +396,7 @@ fn add_counts(costs: &Costs, rows: &mut Vec<Row>) {
                 "serve_h1 palisade",
             ],
             [
-                "palisade::serve, HTTP/1: % over axum::serve that tells who asks",
+                "palisade::serve, HTTP/1: % over axum::serve with connect info",
                 "palisade::serve, HTTP/1: % over axum::serve as it is",
             ],
             10.0,
@@ -408,7 +408,7 @@ fn add_counts(costs: &Costs, rows: &mut Vec<Row>) {
                 "serve_h2 palisade",
             ],
             [
-                "palisade::serve, HTTP/2: % over axum::serve that tells who asks",
+                "palisade::serve, HTTP/2: % over axum::serve with connect info",
                 "palisade::serve, HTTP/2: % over axum::serve as it is",
             ],
             4.0,
@@ -510,7 +510,7 @@ fn add_counts(costs: &Costs, rows: &mut Vec<Row>) {
     ] {
         count("P15", figure, None, ir(scenario, bare), AtMost(60.0));
     }
-    let figure = "a look of the sweeper at one connection: instructions";
+    let figure = "a sweep over one idle connection: instructions";
     let each = ir("sweep many", "sweep none") / f64::from(connections::SWEPT_CONNECTIONS);
     count("P15", figure, None, each, AtMost(100.0));
 }

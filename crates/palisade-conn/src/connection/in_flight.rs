@@ -132,10 +132,11 @@ impl InFlight {
     /// number. Otherwise a client that does not read its refusals would use up with them the room
     /// that it was refused.
     pub(crate) fn leave_totals(&mut self) {
-        if std::mem::take(&mut self.is_in_totals)
-            && let Some(totals) = self.totals()
+        if let Some(totals) = self.totals()
+            && self.is_in_totals
         {
             totals.end_request(self.conn.known_client_hash());
+            self.is_in_totals = false;
         }
     }
 
@@ -157,15 +158,19 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         let state = self.state();
-        // A panic of the handler is not its client's cancellation.
-        if self.stage == Stage::Handler
-            && let Some(totals) = state.totals()
-            && totals.time().wrapping_sub(self.begun) < EARLY_MILLIS
-            && !std::thread::panicking()
-        {
-            let _ = state
-                .early
-                .fetch_update(Relaxed, Relaxed, |early| early.checked_add(1));
+        if let Some(totals) = state.totals() {
+            // A panic of the handler is not its client's cancellation.
+            if self.stage == Stage::Handler
+                && totals.time().wrapping_sub(self.begun) < EARLY_MILLIS
+                && !std::thread::panicking()
+            {
+                let _ = state
+                    .early
+                    .fetch_update(Relaxed, Relaxed, |early| early.checked_add(1));
+            }
+            if self.is_in_totals {
+                totals.end_request(self.conn.known_client_hash());
+            }
         }
         if self.stage != Stage::Answered {
             state.cancelled.fetch_add(1, Relaxed);
@@ -179,7 +184,6 @@ impl Drop for InFlight {
             ended += WAITING;
         }
         state.in_flight.fetch_sub(ended, Relaxed);
-        self.leave_totals();
     }
 }
 

@@ -7,12 +7,12 @@ use http::HeaderMap;
 const EXAMINED_ONE_IN: u32 = 16;
 
 /// Examines some of the requests for the headers of a proxy, and reports once if most have them.
-/// Clients can write these headers themselves, so nothing but a report follows from them.
+/// `requests` is the number of requests on this connection until now. Clients can write these headers themselves, so nothing but a report follows from them.
 #[inline]
-pub(super) fn examine(in_flight: &InFlight, headers: &HeaderMap) {
+pub(super) fn examine(in_flight: &InFlight, requests: u32, headers: &HeaderMap) {
     // Counted over all connections: otherwise a health check that connects anew each time would
     // weigh more.
-    let turn = (in_flight.conn().id() as u32).wrapping_add(in_flight.state().requests());
+    let turn = (in_flight.conn().id() as u32).wrapping_add(requests);
     if turn.is_multiple_of(EXAMINED_ONE_IN) {
         count(in_flight, headers);
     }

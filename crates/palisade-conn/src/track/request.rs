@@ -39,9 +39,10 @@ impl TrackedRequest {
         let is_http2 = request.version() == Version::HTTP_2;
         let is_http1 = request.version() <= Version::HTTP_11;
         let mut in_flight = InFlight::begin(conn, is_http2)?;
+        let state = in_flight.state();
         // Whatever was expected when the connection was accepted.
-        in_flight.state().set_tracked();
-        proxy_hint::examine(&in_flight, request.headers());
+        state.set_tracked();
+        proxy_hint::examine(&in_flight, state.requests(), request.headers());
         if !request.body().is_end_stream() {
             if is_http1 {
                 expect_body(&in_flight, request.headers());
