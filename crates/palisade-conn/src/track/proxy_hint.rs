@@ -7,7 +7,8 @@ use http::HeaderMap;
 const EXAMINED_ONE_IN: u32 = 16;
 
 /// Examines some of the requests for the headers of a proxy, and reports once if most have them.
-/// `requests` is the number of requests on this connection until now. Clients can write these headers themselves, so nothing but a report follows from them.
+/// Clients can write these headers themselves, so nothing but a report follows from them.
+/// `requests` is the number of requests on this connection until now.
 #[inline]
 pub(super) fn examine(in_flight: &InFlight, requests: u32, headers: &HeaderMap) {
     // Counted over all connections: otherwise a health check that connects anew each time would
