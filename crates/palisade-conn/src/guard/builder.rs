@@ -123,6 +123,11 @@ impl ConnGuardBuilder {
 
     /// Sets whether the guard enforces its limits, only reports what it would do, or does nothing.
     /// Defaults to [`Mode::Enforce`].
+    ///
+    /// [`Mode::Shadow`] does not report limits that refuse nothing and only end the keep-alive of a
+    /// connection: [`max_age`](Self::max_age) without a grace period,
+    /// [`max_requests`](Self::max_requests) and
+    /// [`keep_alive_per_client`](Self::keep_alive_per_client).
     pub fn mode(mut self, mode: Mode) -> Self {
         self.mode = mode;
         self

@@ -302,6 +302,7 @@ impl Sweep<'_> {
             passed: self.passed,
             opened,
             due_age: self.limits.due(conn.id()),
+            max_kept_idle: self.max_kept_idle,
         };
         let kept = state.sweep_state();
         let (kept, action) = evaluate(self.limits, time, &stats, closing, kept);

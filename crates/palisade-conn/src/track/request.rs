@@ -190,6 +190,10 @@ impl TrackedRequest {
             return response.map(|body| TrackedBody::untracked(into_guarded(body)));
         }
         let declared = declared_length(&response);
+        if is_http1 && declared == Some(0) {
+            // hyper does not poll this body.
+            in_flight.set_answered();
+        }
         if reports_windows {
             // Until the body is polled.
             in_flight.set_waiting(true);

@@ -123,6 +123,11 @@ async fn a_response_counts_as_answered_though_the_end_of_its_body_is_never_polle
     *not_modified.status_mut() = StatusCode::NOT_MODIFIED;
     drop(serve(&conn, request(&conn), not_modified).await);
     assert_eq!(counts(&conn), (3, 0, 3, 0));
+    // It does not poll a body of declared length zero.
+    let unpolled = serve(&conn, request(&conn), streamed("0")).await;
+    assert_eq!(counts(&conn), (4, 1, 3, 0));
+    drop(unpolled);
+    assert_eq!(counts(&conn), (4, 0, 4, 0));
 }
 
 #[tokio::test]

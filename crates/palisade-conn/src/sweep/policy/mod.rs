@@ -37,7 +37,7 @@ pub(crate) enum Action {
     Close(CloseRequest),
 }
 
-/// The times of one evaluation, in milliseconds of the guard.
+/// The times of one evaluation, in milliseconds of the guard, and what depends on them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SweepTime {
     pub(crate) now: u64,
@@ -47,6 +47,8 @@ pub(crate) struct SweepTime {
     pub(crate) opened: u64,
     /// The age at which this connection is due to close.
     pub(crate) due_age: Option<u64>,
+    /// How many idle connections one client may keep now.
+    pub(crate) max_kept_idle: Option<u32>,
 }
 
 /// Returns what to do with a connection, and what to keep for the next sweep.

@@ -233,7 +233,7 @@ fn closing_and_idle(on: &Subject<'_>) -> Option<Action> {
             (max.into(), on.stats.requests.into())
         }
         Reason::KeepAlivePerClient => {
-            let max = u64::from(on.limits.keep_alive.unwrap_or(u32::MAX));
+            let max = u64::from(on.time.max_kept_idle.unwrap_or(u32::MAX));
             (max, max.saturating_add(1))
         }
         _ => (on.time.due_age.unwrap_or(on.age()), on.age()),

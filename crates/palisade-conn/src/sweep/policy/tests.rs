@@ -36,6 +36,7 @@ fn time_at(now: u64) -> SweepTime {
         passed: 250,
         opened: 0,
         due_age: None,
+        max_kept_idle: None,
     }
 }
 
@@ -113,6 +114,7 @@ fn every_state_without_a_request_in_flight_has_a_deadline() {
                     passed: 20_000,
                     opened: 0,
                     due_age: None,
+                    max_kept_idle: None,
                 };
                 let (kept, action) = evaluate(&limits, time, &stats, closing, state);
                 state = kept;
@@ -136,6 +138,7 @@ fn every_state_without_progress_for_some_seconds_can_be_evicted() {
                 passed: 1000,
                 opened: 0,
                 due_age: None,
+                max_kept_idle: None,
             };
             state = evaluate(&limits, time, &stats, None, state).0;
         }
@@ -698,6 +701,7 @@ fn an_upgraded_connection_has_its_own_idle_timeout_and_no_maximum_age() {
         passed: 250,
         opened: 0,
         due_age: Some(1_000_000),
+        max_kept_idle: None,
     };
     let (_, action) = evaluate(&limits, time, &upgraded(7), None, SweepState::default());
     assert_eq!(action, Action::Keep);
@@ -727,6 +731,7 @@ fn an_old_connection_takes_no_more_requests_then_closes_when_idle_or_after_the_g
             passed: 250,
             opened: 0,
             due_age: Some(1_000_000),
+            max_kept_idle: None,
         };
         evaluate(&limits, time, stats, closing, SweepState::default()).1
     };
@@ -746,6 +751,7 @@ fn an_old_connection_takes_no_more_requests_then_closes_when_idle_or_after_the_g
         passed: 250,
         opened: 0,
         due_age: Some(1_000_000),
+        max_kept_idle: None,
     };
     let (state, action) = evaluate(&limits, time, &idle, closing, SweepState::default());
     assert_eq!(action, Action::Keep);
@@ -777,6 +783,7 @@ fn an_old_connection_takes_no_more_requests_then_closes_when_idle_or_after_the_g
         passed: 250,
         opened: 0,
         due_age: Some(1_000_000),
+        max_kept_idle: None,
     };
     let (_, action) = evaluate(&limits, time, &working, closing, SweepState::default());
     assert_eq!(action, Action::Keep);
@@ -825,7 +832,10 @@ fn a_connection_that_waits_for_its_client_is_not_closed_by_age_and_has_the_longe
         ..limits
     };
     let at = |now, stats, closing| {
-        let time = time_at(now);
+        let time = SweepTime {
+            max_kept_idle: Some(20),
+            ..time_at(now)
+        };
         let (state, _) = evaluate(
             &limits,
             SweepTime { now: 0, ..time },
@@ -855,6 +865,10 @@ fn a_connection_that_waits_for_its_client_is_not_closed_by_age_and_has_the_longe
             (request.reason, request.mode),
             (reason, CloseMode::Graceful)
         );
+        if reason == Reason::KeepAlivePerClient {
+            // The limit at this time, not the smallest one.
+            assert_eq!((request.limit, request.observed), (20, 21));
+        }
     }
 }
 
@@ -873,6 +887,7 @@ fn a_quiet_connection_would_be_kept_with_the_same_state() {
         passed: 250,
         opened: 0,
         due_age: limits.due(1),
+        max_kept_idle: None,
     };
     // As `ConnState::idle_stats` does.
     let idle_stats = |stats: &ConnStats| {
@@ -996,6 +1011,7 @@ fn hostile_numbers_do_not_overflow() {
         passed: u64::MAX,
         opened: 0,
         due_age: Some(u64::MAX),
+        max_kept_idle: None,
     };
     let (state, _) = evaluate(&limits, time, &all, None, SweepState::default());
     let (_, _) = evaluate(
@@ -1042,6 +1058,7 @@ fn the_low_half_of_the_clock_is_enough() {
                 passed: 1,
                 opened: 0,
                 due_age: None,
+                max_kept_idle: None,
             };
             let (kept, action) = evaluate(&limits, time, &stats, None, state);
             state = kept;
