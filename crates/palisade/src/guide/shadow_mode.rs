@@ -75,8 +75,8 @@
 //! - The limits of HTTP in [`Http`](crate::serve::Http), and 400, 431 and 501, hold in every mode,
 //!   and are recorded with `mode="enforce"`.
 //! - A shutdown ends in its time in shadow mode too.
-//! - `max_age` without a grace period, `max_requests` and `keep_alive_per_client` refuse nothing: they
-//!   only end the keep-alive of a connection. Shadow mode does not report them.
+//! - `max_age` without a grace period, `max_requests` and `keep_alive_per_client` refuse nothing.
+//!   They only end the keep-alive of a connection. Shadow mode does not report them.
 //! - Nothing is protected yet. A body over its limit reaches the handler whole.
 //!
 //! # 2. Read the metrics
