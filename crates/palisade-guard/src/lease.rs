@@ -24,13 +24,13 @@ use tokio::time::Instant;
 /// The response side of a request. Dropping it ends the request, even if the request body still
 /// exists.
 pub(crate) struct Lease<P: Policy> {
-    state: State<P>,
+    state: LeaseState<P>,
     /// Released by [`Policy::release`], and never dropped otherwise.
     held: ManuallyDrop<P::Held>,
 }
 
 /// Every request carries one of these in its future, so the timer takes no room of its own.
-enum State<P: Policy> {
+enum LeaseState<P: Policy> {
     /// The request needs no exchange.
     Unshared(Arc<P>, Facts),
     /// The same, with a timer.
@@ -54,7 +54,7 @@ pin_project! {
 impl<P: Policy> Lease<P> {
     #[inline(always)]
     pub(crate) fn new(policy: Arc<P>, facts: Facts, held: P::Held) -> Self {
-        let state = State::Unshared(policy, facts);
+        let state = LeaseState::Unshared(policy, facts);
         Self {
             state,
             held: ManuallyDrop::new(held),
@@ -86,8 +86,8 @@ impl<P: Policy> Lease<P> {
     #[inline(always)]
     pub(crate) fn exchange(&self) -> Option<&Arc<Exchange<P>>> {
         match &self.state {
-            State::Unshared(..) | State::Timed(..) => None,
-            State::Shared(exchange, _) => Some(exchange),
+            LeaseState::Unshared(..) | LeaseState::Timed(..) => None,
+            LeaseState::Shared(exchange, _) => Some(exchange),
         }
     }
 
@@ -102,12 +102,12 @@ impl<P: Policy> Lease<P> {
         request: &mut Request<B>,
         keys: &mut Keys,
     ) -> Option<BodyState<P>> {
-        let State::Unshared(policy, facts) = &self.state else {
+        let LeaseState::Unshared(policy, facts) = &self.state else {
             return None;
         };
         let shared = policy.share(&mut self.held, request, facts, keys);
         let exchange = Arc::new(Exchange::new(policy.clone(), facts.clone(), shared));
-        self.state = State::Shared(exchange.clone(), None);
+        self.state = LeaseState::Shared(exchange.clone(), None);
         let Exchange {
             policy,
             facts,
@@ -140,7 +140,7 @@ impl<P: Policy> Lease<P> {
     /// Called before the handler of a shared request is polled. `Poll::Pending` holds it back.
     #[inline]
     pub(crate) fn before_handler(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let State::Shared(exchange, _) = &self.state else {
+        let LeaseState::Shared(exchange, _) = &self.state else {
             return Poll::Ready(());
         };
         exchange
@@ -152,7 +152,7 @@ impl<P: Policy> Lease<P> {
     #[inline(never)]
     pub(crate) fn handler_held_back(&mut self, cx: &mut Context<'_>) -> Option<Box<Refusal>> {
         let mut is_new_task = true;
-        if let State::Shared(exchange, _) = &self.state {
+        if let LeaseState::Shared(exchange, _) = &self.state {
             match exchange.response_head.handler_pending(cx.waker()) {
                 Ok(is_new) => is_new_task = is_new,
                 Err(refusal) => return Some(refusal),
@@ -165,7 +165,7 @@ impl<P: Policy> Lease<P> {
     #[inline(never)]
     pub(crate) fn handler_pending(&mut self, cx: &mut Context<'_>) -> Option<Box<Refusal>> {
         let (mut body_wait, mut is_new_task) = (BodyWait::default(), true);
-        if let State::Shared(exchange, _) = &self.state {
+        if let LeaseState::Shared(exchange, _) = &self.state {
             body_wait = exchange.handler_poll.body_wait();
             match exchange.response_head.handler_pending(cx.waker()) {
                 Ok(is_new) => is_new_task = is_new,
@@ -199,7 +199,7 @@ impl<P: Policy> Lease<P> {
     /// must not be sent.
     #[inline(never)]
     pub(crate) fn handler_ready(&mut self, cx: &mut Context<'_>) -> Option<Box<Refusal>> {
-        let State::Shared(exchange, _) = &self.state else {
+        let LeaseState::Shared(exchange, _) = &self.state else {
             return None;
         };
         if let Some(refusal) = exchange.response_head.mark_sent() {
@@ -282,7 +282,7 @@ impl<P: Policy> Lease<P> {
 /// Returns the time, and the earliest deadline, also as a stamp, if there is one. Called when the
 /// handler is pending for the first time.
 fn first_deadline<P: Policy>(
-    state: &State<P>,
+    state: &LeaseState<P>,
     held: &P::Held,
     body_wait: BodyWait,
 ) -> Option<(Instant, Instant, Stamp)> {
@@ -318,7 +318,7 @@ type PartsAndTimer<'a, P> = (
     Option<Pin<&'a mut Timer>>,
 );
 
-impl<P: Policy> State<P> {
+impl<P: Policy> LeaseState<P> {
     #[inline(always)]
     fn parts(&self) -> (&P, RequestView<'_, P::Shared>) {
         match self {
@@ -392,7 +392,7 @@ fn shared<P: Policy>(exchange: &Exchange<P>) -> RequestView<'_, P::Shared> {
 impl<P: Policy> Drop for Lease<P> {
     #[inline(always)]
     fn drop(&mut self) {
-        if let State::Shared(exchange, _) = &self.state {
+        if let LeaseState::Shared(exchange, _) = &self.state {
             exchange.response_head.close();
         }
         let (policy, view) = self.state.parts();

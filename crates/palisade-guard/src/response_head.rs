@@ -15,15 +15,15 @@ use std::{
 /// broken, never per frame. Neither metrics nor wakers run while it is held.
 #[derive(Debug)]
 pub(crate) struct ResponseHead {
-    state: Mutex<State>,
-    /// Whether the state is [`State::Sent`], readable without the lock.
+    state: Mutex<HeadState>,
+    /// Whether the state is [`HeadState::Sent`], readable without the lock.
     is_sent: AtomicBool,
-    /// The task of the waker in [`State::Unsent`], comparable without the lock. Most polls are by
+    /// The task of the waker in [`HeadState::Unsent`], comparable without the lock. Most polls are by
     /// the same task as the previous one.
     task: [AtomicUsize; 2],
 }
 
-pub(crate) enum State {
+pub(crate) enum HeadState {
     /// The handler is running. Its task is woken if the request is refused.
     Unsent(Option<Waker>),
     /// The request body broke a rule, and its policy refuses the request.
@@ -37,14 +37,14 @@ pub(crate) enum State {
 impl ResponseHead {
     pub(crate) fn new() -> Self {
         Self {
-            state: Mutex::new(State::Unsent(None)),
+            state: Mutex::new(HeadState::Unsent(None)),
             is_sent: AtomicBool::new(false),
             task: Default::default(),
         }
     }
 
     /// Locks the state.
-    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, HeadState> {
         self.state.lock()
     }
 
@@ -71,13 +71,13 @@ impl ResponseHead {
         let (data, vtable) = nesting::task_of(task);
         let mut state = self.state.lock();
         let before = match &mut *state {
-            State::Unsent(known) => {
+            HeadState::Unsent(known) => {
                 self.task[0].store(data, Relaxed);
                 self.task[1].store(vtable, Relaxed);
                 known.replace(task.clone())
             }
-            State::Refused(refusal) => return Err(refusal.clone()),
-            State::Sent => return Ok(true),
+            HeadState::Refused(refusal) => return Err(refusal.clone()),
+            HeadState::Sent => return Ok(true),
         };
         drop(state);
         // Drop the old waker without the lock: dropping a `Waker` may run arbitrary code.
@@ -89,11 +89,11 @@ impl ResponseHead {
     /// refused.
     pub(crate) fn mark_sent(&self) -> Option<Box<Refusal>> {
         let mut state = self.state.lock();
-        if let State::Refused(refusal) = &*state {
+        if let HeadState::Refused(refusal) = &*state {
             return Some(refusal.clone());
         }
         self.is_sent.store(true, Relaxed);
-        let before = std::mem::replace(&mut *state, State::Sent);
+        let before = std::mem::replace(&mut *state, HeadState::Sent);
         drop(state);
         drop(before);
         None
@@ -102,13 +102,13 @@ impl ResponseHead {
     /// Records that no response can be sent any more.
     pub(crate) fn close(&self) {
         if !self.is_sent.swap(true, Relaxed) {
-            let before = std::mem::replace(&mut *self.state.lock(), State::Sent);
+            let before = std::mem::replace(&mut *self.state.lock(), HeadState::Sent);
             drop(before);
         }
     }
 }
 
-impl fmt::Debug for State {
+impl fmt::Debug for HeadState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Unsent(_) => "Unsent",

@@ -2,7 +2,7 @@
 
 use crate::{
     Facts, Refusal, Settings,
-    response_head::{ResponseHead, State},
+    response_head::{HeadState, ResponseHead},
 };
 use http::StatusCode;
 use palisade_core::{Mode, Phase, Rejection, Violation};
@@ -76,7 +76,7 @@ impl<'a, S> SharedView<'a, S> {
             ..
         } = self;
         let mut state = response_head.lock();
-        let State::Unsent(waker) = &mut *state else {
+        let HeadState::Unsent(waker) = &mut *state else {
             drop(state);
             let (violation, _) = describe(Phase::ResponseBody);
             return settings.cut(&violation, facts.conn()).then_some(violation);
@@ -88,7 +88,7 @@ impl<'a, S> SharedView<'a, S> {
             task = waker.take();
             response_head.forget_task();
             let refusal = Refusal::new(rejection.clone(), settings.on_reject.clone());
-            *state = State::Refused(Box::new(refusal));
+            *state = HeadState::Refused(Box::new(refusal));
         }
         drop(state);
         let enforced = settings.refuse(&rejection, facts.conn());
