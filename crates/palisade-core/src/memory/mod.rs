@@ -1,0 +1,254 @@
+//! The memory of the process: how much is used, and whether it grows.
+
+mod group;
+mod share;
+
+use crate::{ConfigError, Pressure};
+use group::{Groups, Sample};
+use parking_lot::Mutex;
+use share::Share;
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
+    },
+    thread,
+    time::Duration,
+};
+
+/// The time between two looks.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// The same while memory is short.
+const SHORT_LOOK_INTERVAL: Duration = Duration::from_millis(25);
+/// The level above which memory is short.
+const SHORT_LEVEL: f32 = 0.80;
+
+/// The memory that is used and its limit, for guards that protect it. Clones share one state.
+///
+/// [`Memory::of_process`] is what guards use. It looks four times a second, and every 25 ms while
+/// more than 80 % are used. It counts what the kernel cannot drop: of each control group with a
+/// limit, its usage without the pages of files. The group that is nearest to its limit decides.
+/// Without such a group it compares the resident memory of the process with the memory of the
+/// machine. This needs Linux. Elsewhere the application has to give a source.
+///
+/// - The [pressure](Self::pressure) is the part of the limit that is used. Guards shorten their
+///   timeouts by it.
+/// - The [share](Self::share) is the part of requests to admit. It is 1 unless memory is short
+///   *and* grows: memory that an allocator keeps after a flood refuses nothing.
+///
+/// A plain thread takes the looks, because a runtime that is stuck must not blind it. It ends when
+/// the last clone is dropped.
+///
+/// ```
+/// use palisade_core::Memory;
+///
+/// // jemalloc's `stats.allocated`, for example.
+/// let memory = Memory::with_source(1_000_000, || Some(930_000))?;
+/// assert_eq!(memory.limit(), Some(1_000_000));
+/// assert_eq!(memory.used(), Some(930_000));
+/// assert_eq!(memory.pressure().get(), 0.93);
+/// assert_eq!(memory.share(), 1.0); // It does not grow.
+/// # Ok::<_, palisade_core::ConfigError>(())
+/// ```
+#[derive(Clone)]
+pub struct Memory(Arc<State>);
+
+/// What the looks have found.
+struct State {
+    pressure: Pressure,
+    /// In sixteenths.
+    share: AtomicU8,
+    control: Mutex<Share>,
+    used: AtomicU64,
+    /// [`UNKNOWN`] if there is none.
+    limit: AtomicU64,
+}
+
+/// Where looks find the memory.
+enum Source {
+    Groups(Groups),
+    Application {
+        limit: u64,
+        /// `None` after a panic.
+        used: Option<Box<dyn Fn() -> Option<u64> + Send>>,
+    },
+}
+
+/// Stands for a number of bytes that is not known.
+const UNKNOWN: u64 = u64::MAX;
+
+impl Memory {
+    /// Returns the memory of this process. There is one for all guards.
+    ///
+    /// Off Linux nothing is known of it: its pressure is 0.
+    pub fn of_process() -> Self {
+        static OF_PROCESS: OnceLock<Memory> = OnceLock::new();
+        let of_process = OF_PROCESS.get_or_init(|| {
+            let mut groups = Groups::open(Path::new("/"));
+            let memory = Self::new(groups.limit());
+            if groups.sample().is_some() {
+                memory.start(Source::Groups(groups));
+            }
+            memory
+        });
+        of_process.clone()
+    }
+
+    /// Returns the memory that `used` counts, in bytes. `used` is called on a thread of its own.
+    /// `None` means that the number is not known at this time: nothing is refused then. After a
+    /// panic it is not called again.
+    ///
+    /// # Errors
+    ///
+    /// If `limit` is 0.
+    pub fn with_source(
+        limit: u64,
+        used: impl Fn() -> Option<u64> + Send + 'static,
+    ) -> Result<Self, ConfigError> {
+        let memory = Self::reported(limit)?;
+        let used = Some(Box::new(used) as _);
+        memory.start(Source::Application { limit, used });
+        Ok(memory)
+    }
+
+    /// Returns memory whose use the application [reports](Self::report).
+    ///
+    /// # Errors
+    ///
+    /// If `limit` is 0.
+    pub fn reported(limit: u64) -> Result<Self, ConfigError> {
+        let mut error = ConfigError::new("the memory cannot be watched");
+        error.check(limit > 0, "memory limit", &limit, "at least one byte");
+        error.into_result()?;
+        Ok(Self::new(Some(limit)))
+    }
+
+    fn new(limit: Option<u64>) -> Self {
+        let control = Share::default();
+        Self(Arc::new(State {
+            pressure: Pressure::default(),
+            share: AtomicU8::new(control.sixteenths()),
+            control: Mutex::new(control),
+            used: AtomicU64::new(UNKNOWN),
+            limit: AtomicU64::new(limit.unwrap_or(UNKNOWN)),
+        }))
+    }
+
+    /// Takes a look in which `used` bytes are used. The share falls if that is more than before.
+    ///
+    /// ```
+    /// let memory = palisade_core::Memory::reported(1000)?;
+    /// memory.report(900);
+    /// assert_eq!(memory.share(), 1.0); // Short, but the first look.
+    /// memory.report(950);
+    /// assert_eq!(memory.share(), 0.5); // Short and growing.
+    /// memory.report(950);
+    /// assert!(memory.share() > 0.5); // It grows no more.
+    /// # Ok::<_, palisade_core::ConfigError>(())
+    /// ```
+    pub fn report(&self, used: u64) {
+        let limit = self.0.limit.load(Relaxed);
+        self.0.look(Some(Sample { used, limit }));
+    }
+
+    /// Returns the part of the limit that is used, from 0 to 1.
+    pub fn pressure(&self) -> &Pressure {
+        &self.0.pressure
+    }
+
+    /// Returns the part of requests to admit, from 0.25 to 1.
+    pub fn share(&self) -> f32 {
+        f32::from(self.share_in_sixteenths()) / f32::from(Share::WHOLE)
+    }
+
+    /// Returns the [share](Self::share) in sixteenths.
+    #[inline]
+    pub fn share_in_sixteenths(&self) -> u8 {
+        self.0.share.load(Relaxed)
+    }
+
+    /// Returns the bytes in use at the last look, if they are known.
+    pub fn used(&self) -> Option<u64> {
+        known(self.0.used.load(Relaxed))
+    }
+
+    /// Returns the largest number of bytes, if it is known.
+    pub fn limit(&self) -> Option<u64> {
+        known(self.0.limit.load(Relaxed))
+    }
+
+    /// Takes a look at once, and starts the thread that takes the next ones.
+    fn start(&self, mut source: Source) {
+        let pause = self.0.look(source.sample());
+        let state = Arc::downgrade(&self.0);
+        let looks = thread::Builder::new().name("palisade-memory".to_owned());
+        // If there is no thread left for it, the process has other troubles than its memory.
+        let _ = looks.spawn(move || take_looks(&mut source, &state, pause));
+    }
+}
+
+/// Takes looks until nothing needs them any more.
+fn take_looks(source: &mut Source, state: &Weak<State>, mut pause: Duration) {
+    loop {
+        thread::park_timeout(pause);
+        let sample = source.sample();
+        let Some(state) = state.upgrade() else { return };
+        pause = state.look(sample);
+    }
+}
+
+fn known(bytes: u64) -> Option<u64> {
+    (bytes != UNKNOWN).then_some(bytes)
+}
+
+impl State {
+    /// Stores what a look has found. Returns the time until the next one.
+    fn look(&self, sample: Option<Sample>) -> Duration {
+        let level = sample.map_or(0.0, Sample::level);
+        self.used
+            .store(sample.map_or(UNKNOWN, |sample| sample.used), Relaxed);
+        if let Some(sample) = sample {
+            self.limit.store(sample.limit, Relaxed);
+        }
+        self.share.store(self.control.lock().look(sample), Relaxed);
+        self.pressure.set(level);
+        if level > SHORT_LEVEL {
+            SHORT_LOOK_INTERVAL
+        } else {
+            LOOK_INTERVAL
+        }
+    }
+}
+
+impl Source {
+    fn sample(&mut self) -> Option<Sample> {
+        match self {
+            Self::Groups(groups) => groups.sample(),
+            Self::Application { limit, used } => {
+                let limit = *limit;
+                let call = used.as_ref()?;
+                let Ok(result) = catch_unwind(AssertUnwindSafe(call)) else {
+                    *used = None;
+                    return None;
+                };
+                result.map(|used| Sample { used, limit })
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Memory")
+            .field("used", &self.used())
+            .field("limit", &self.limit())
+            .field("share", &self.share())
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;
