@@ -7,8 +7,9 @@ use std::sync::{
 
 /// How short a resource is: a shared value from 0 (plentiful) to 1 (used up).
 ///
-/// A guard may scale its limits by it: the connection guard shortens its timeouts above 0.8. All
-/// clones share one value. Defaults to 0, until [`Self::set`] is called.
+/// A guard may [scale](Self::scale) its limits by it: above 0.8 the connection guard shortens its
+/// timeouts, and the pace of bodies rises. All clones share one value. Defaults to 0, until
+/// [`Self::set`] is called.
 ///
 /// ```
 /// let pressure = palisade_core::Pressure::default();
@@ -19,6 +20,11 @@ use std::sync::{
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Pressure(Arc<AtomicU32>);
+
+/// The pressure, in thousandths, up to which limits keep their normal value.
+const MAX_THOUSANDTHS_WITHOUT_EFFECT: u64 = 800;
+/// The highest pressure, in thousandths.
+const FULL_THOUSANDTHS: u64 = 1000;
 
 impl Pressure {
     /// Returns the present value, from 0 to 1.
@@ -34,5 +40,26 @@ impl Pressure {
             value.clamp(0.0, 1.0)
         };
         self.0.store(value.to_bits(), Relaxed);
+    }
+
+    /// Returns the value of a limit under `pressure`, by the one curve that all guards use:
+    /// `normal` up to a pressure of 0.8, then linearly to `full` at 1.
+    ///
+    /// ```
+    /// # use palisade_core::Pressure;
+    /// let idle_seconds = |pressure| Pressure::scale(pressure, 60, 2);
+    /// assert_eq!([0.0, 0.8, 0.9, 1.0].map(idle_seconds), [60, 60, 31, 2]);
+    /// let bytes_per_second = |pressure| Pressure::scale(pressure, 500, 4000);
+    /// assert_eq!([0.0, 0.8, 0.9, 1.0].map(bytes_per_second), [500, 500, 2250, 4000]);
+    /// ```
+    pub fn scale(pressure: f32, normal: u64, full: u64) -> u64 {
+        // Whole numbers make the curve exact. The cast makes NaN 0.
+        let pressure = (pressure * FULL_THOUSANDTHS as f32).round() as u64;
+        let above = pressure.clamp(MAX_THOUSANDTHS_WITHOUT_EFFECT, FULL_THOUSANDTHS)
+            - MAX_THOUSANDTHS_WITHOUT_EFFECT;
+        let range = FULL_THOUSANDTHS - MAX_THOUSANDTHS_WITHOUT_EFFECT;
+        // At most the larger of both, so that the cast keeps the value.
+        let of_normal = u128::from(normal) * u128::from(range - above);
+        ((of_normal + u128::from(full) * u128::from(above)) / u128::from(range)) as u64
     }
 }

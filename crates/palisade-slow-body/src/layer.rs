@@ -105,8 +105,9 @@ impl SlowBodyLayer {
         self
     }
 
-    /// Multiplies the required rate by a factor from 1 at no pressure to 8 at full pressure, for
-    /// bytes that arrive from then on. Defaults to no pressure.
+    /// Raises the required rate under pressure, from the rate at 0.8 to that
+    /// [at full pressure](crate::PaceBuilder::full_pressure_rate), for bytes that arrive from then
+    /// on. Defaults to no pressure.
     pub fn pressure(mut self, pressure: Pressure) -> Self {
         self.policy_mut().pressure = pressure;
         self

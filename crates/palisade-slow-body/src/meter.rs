@@ -441,6 +441,7 @@ mod tests {
             .prop_map(|(gap, rate, window, grace, total)| Pace {
                 gap,
                 rate,
+                full_pressure_rate: None,
                 window: Duration::from_millis(window),
                 grace: Duration::from_millis(grace),
                 total,

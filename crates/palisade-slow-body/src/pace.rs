@@ -15,6 +15,8 @@ use std::{fmt, time::Duration};
 pub struct Pace {
     pub(crate) gap: Option<Duration>,
     pub(crate) rate: Option<u64>,
+    /// `None` is eight times the rate.
+    pub(crate) full_pressure_rate: Option<u64>,
     pub(crate) window: Duration,
     pub(crate) grace: Duration,
     pub(crate) total: Option<Duration>,
@@ -31,6 +33,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 const HOUR: Duration = Duration::from_secs(3600);
 const MILLISECOND: Duration = Duration::from_millis(1);
 const MAX_BYTES_PER_SECOND: u64 = 1 << 30;
+/// The factor of the rate at full pressure.
+const FULL_PRESSURE_FACTOR: u64 = 8;
 
 // === Pace ===
 
@@ -38,6 +42,7 @@ impl Pace {
     const DEFAULT: Self = Self {
         gap: Some(Duration::from_secs(15)),
         rate: Some(500),
+        full_pressure_rate: None,
         window: Duration::from_secs(10),
         grace: Duration::from_secs(5),
         total: None,
@@ -88,6 +93,13 @@ impl Pace {
         }
     }
 
+    /// Returns the rate that is required at full pressure, if there is a rate.
+    pub(crate) fn full_pressure_rate(&self) -> Option<u64> {
+        let rate = self.rate?;
+        let full = self.full_pressure_rate;
+        Some(full.unwrap_or(rate.saturating_mul(FULL_PRESSURE_FACTOR)))
+    }
+
     pub(crate) fn is_off(&self) -> bool {
         self.gap.is_none() && self.rate.is_none() && self.total.is_none()
     }
@@ -112,6 +124,15 @@ impl PaceBuilder {
     /// Sets the minimum rate in bytes per second, 1 to 2^30. `None` removes it. Defaults to 500.
     pub fn rate(mut self, bytes_per_second: impl Into<Option<u64>>) -> Self {
         self.pace.rate = bytes_per_second.into();
+        self
+    }
+
+    /// Sets the rate that is required at full [pressure](crate::SlowBodyLayer::pressure), in bytes
+    /// per second, from the rate to 2^33. Between a pressure of 0.8 and 1 the required rate rises to
+    /// it linearly. Honest clients that are slower than this are cut while memory is short. Defaults
+    /// to eight times the rate.
+    pub fn full_pressure_rate(mut self, bytes_per_second: impl Into<Option<u64>>) -> Self {
+        self.pace.full_pressure_rate = bytes_per_second.into();
         self
     }
 
@@ -149,6 +170,7 @@ impl PaceBuilder {
         let Pace {
             gap,
             rate,
+            full_pressure_rate,
             window,
             grace,
             total,
@@ -168,6 +190,15 @@ impl PaceBuilder {
         if let Some(rate) = rate {
             let is_valid = (1..=MAX_BYTES_PER_SECOND).contains(&rate);
             check(is_valid, "rate", &rate, "1 to 1073741824 bytes per second");
+        }
+        if let Some(full) = full_pressure_rate {
+            let most = MAX_BYTES_PER_SECOND * FULL_PRESSURE_FACTOR;
+            check(
+                (rate.unwrap_or(1)..=most).contains(&full),
+                "full_pressure_rate",
+                &full,
+                "the rate to 8589934592 bytes per second",
+            );
         }
         check(
             (MILLISECOND..=HOUR).contains(&window),
@@ -197,6 +228,7 @@ mod tests {
         let error = Pace::builder()
             .gap(Duration::ZERO)
             .rate(MAX_BYTES_PER_SECOND + 1)
+            .full_pressure_rate(MAX_BYTES_PER_SECOND)
             .window(HOUR + MILLISECOND)
             .grace(Duration::MAX)
             .total(Duration::MAX)
@@ -207,7 +239,17 @@ mod tests {
             .iter()
             .map(|fault| fault.field.clone())
             .collect();
-        assert_eq!(fields, ["gap", "rate", "window", "grace", "total"]);
+        assert_eq!(
+            fields,
+            [
+                "gap",
+                "rate",
+                "full_pressure_rate",
+                "window",
+                "grace",
+                "total"
+            ]
+        );
         let text = Pace::gap_only(Duration::ZERO)
             .expect_err("the gap is out of range")
             .to_string();

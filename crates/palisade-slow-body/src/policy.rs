@@ -99,20 +99,6 @@ impl SlowBodyPolicy {
             .unwrap_or(&self.response)
     }
 
-    /// Returns the bytes per second that are required at the present pressure.
-    #[inline]
-    fn required_rate(&self, stopwatch: &Stopwatch) -> u64 {
-        let Some(rate) = stopwatch.rate() else {
-            return 1;
-        };
-        let pressure = self.pressure.get();
-        if pressure <= 0.0 {
-            return rate;
-        }
-        // At most 2^33, which an `f64` represents exactly. The cast saturates.
-        (rate as f64 * (1.0 + 7.0 * f64::from(pressure))) as u64
-    }
-
     /// Credits the bytes that arrived before the present wait, at the rate in force now.
     #[inline(always)]
     fn credit_bytes(&self, upload: &mut UploadState) {
@@ -121,7 +107,7 @@ impl SlowBodyPolicy {
         {
             stopwatch.add_bytes(
                 std::mem::take(&mut upload.new_bytes),
-                self.required_rate(stopwatch),
+                stopwatch.required_rate(&self.pressure),
             );
         }
     }
@@ -138,7 +124,7 @@ impl SlowBodyPolicy {
         let ResponseState::Judged(download) = held else {
             return Flow::Continue;
         };
-        let required_rate = |stopwatch: &Stopwatch| self.required_rate(stopwatch);
+        let required_rate = |stopwatch: &Stopwatch| stopwatch.required_rate(&self.pressure);
         let Some(slow) = download.as_mut().end_wait(required_rate) else {
             return Flow::Continue;
         };
@@ -328,7 +314,7 @@ impl Policy for SlowBodyPolicy {
                 stopwatch.charge(now);
             }
         }
-        let rate = self.required_rate(stopwatch);
+        let rate = stopwatch.required_rate(&self.pressure);
         let Some(slow) = stopwatch.check(now, u64::MAX, rate) else {
             let check = next_check(exchange.facts, stopwatch.due(now), now);
             return Ok(Some(check.max(earliest_check)));

@@ -4,6 +4,7 @@ use crate::{
     Pace,
     meter::{Meter, TooSlow},
 };
+use palisade_core::Pressure;
 use palisade_guard::Stamp;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -17,8 +18,10 @@ const STALL_EXTENSION_NANOS: u64 = 250_000_000;
 /// Runs while the other side is awaited, and charges the waiting time to a [`Meter`].
 #[derive(Debug)]
 pub(crate) struct Stopwatch {
-    /// The rate without pressure, in bytes per second.
-    rate: Option<u64>,
+    /// The rate without pressure, in bytes per second. 0 if there is none.
+    rate: u64,
+    /// The rate at full pressure.
+    full_pressure_rate: u64,
     /// The sum of the waits matters, and not only the length of each.
     is_cumulative: bool,
     meter: Meter,
@@ -35,7 +38,8 @@ impl Stopwatch {
     /// known.
     pub(crate) fn new(pace: &Pace, length: Option<u64>) -> Self {
         Self {
-            rate: pace.rate,
+            rate: pace.rate.unwrap_or(0),
+            full_pressure_rate: pace.full_pressure_rate().unwrap_or(0),
             is_cumulative: pace.rate.is_some() || pace.total.is_some(),
             meter: Meter::new(pace, length),
             since: None,
@@ -44,10 +48,14 @@ impl Stopwatch {
         }
     }
 
-    /// Returns the rate without pressure, in bytes per second.
+    /// Returns the bytes per second that are required under `pressure`, 1 if there is no rate.
     #[inline]
-    pub(crate) fn rate(&self) -> Option<u64> {
-        self.rate
+    pub(crate) fn required_rate(&self, pressure: &Pressure) -> u64 {
+        let pressure = pressure.get();
+        if pressure <= 0.0 {
+            return self.rate.max(1);
+        }
+        Pressure::scale(pressure, self.rate, self.full_pressure_rate).max(1)
     }
 
     #[inline]

@@ -557,6 +557,25 @@ async fn pressure_raises_the_required_rate() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pressure_that_is_not_high_cuts_no_upload_and_a_pace_sets_its_rate_at_full_pressure() {
+    let of_own_rate = Pace::builder().full_pressure_rate(1000).build().unwrap();
+    for (pace, pressure, bytes, expected) in [
+        (Pace::default(), 0.75, 600, StatusCode::OK),
+        (Pace::default(), 0.8, 600, StatusCode::OK),
+        (Pace::default(), 0.9, 2000, TOO_SLOW), // 2,250 are required.
+        (Pace::default(), 0.9, 2500, StatusCode::OK),
+        (of_own_rate, 0.9, 700, TOO_SLOW), // 750 are required.
+        (of_own_rate, 1.0, 1000, StatusCode::OK),
+    ] {
+        let level = Pressure::default();
+        level.set(pressure);
+        let layer = SlowBodyLayer::new().request(pace).pressure(level);
+        let (status, _) = serve(&layer, steady_client(seconds(1), bytes, 3600)).await;
+        assert_eq!(status, expected, "{bytes} bytes per second at {pressure}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn bytes_count_at_the_rate_in_force_when_they_arrived() {
     let pressure = Pressure::default();
     let layer = SlowBodyLayer::new().pressure(pressure.clone());

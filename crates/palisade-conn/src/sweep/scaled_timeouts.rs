@@ -1,12 +1,11 @@
 //! Timeouts scaled by pressure.
 
 use crate::guard::limits::Limits;
+use palisade_core::Pressure;
 use std::borrow::Cow;
 
-/// The pressure, in thousandths, up to which timeouts keep their full length.
-const MAX_THOUSANDTHS_WITHOUT_EFFECT: u64 = 800;
-/// The highest pressure, in thousandths, at which timeouts have their minimum.
-const FULL_THOUSANDTHS: u64 = 1000;
+/// The pressure up to which timeouts keep their full length: see [`Pressure::scale`].
+const MAX_PRESSURE_WITHOUT_EFFECT: f32 = 0.8;
 
 // A timeout that is set below its minimum stays as it is.
 
@@ -28,7 +27,7 @@ pub(crate) fn connection_pressure(limits: &Limits, open: usize) -> f32 {
 
 /// Returns the limits that apply under a pressure of 0 to 1.
 pub(crate) fn under_pressure(limits: &Limits, pressure: f32) -> Cow<'_, Limits> {
-    if to_thousandths(pressure) <= MAX_THOUSANDTHS_WITHOUT_EFFECT {
+    if pressure <= MAX_PRESSURE_WITHOUT_EFFECT {
         return Cow::Borrowed(limits);
     }
     let shrink = |millis, min| scale(millis, min, pressure);
@@ -42,20 +41,9 @@ pub(crate) fn under_pressure(limits: &Limits, pressure: f32) -> Cow<'_, Limits> 
     })
 }
 
-/// Returns `millis` up to [`MAX_THOUSANDTHS_WITHOUT_EFFECT`], and from there on linearly less, down
-/// to `min` at full pressure.
+/// Returns `millis` scaled by the pressure, down to `min` at full pressure.
 fn scale(millis: u64, min: u64, pressure: f32) -> u64 {
-    let min = min.min(millis);
-    let pressure = to_thousandths(pressure).clamp(MAX_THOUSANDTHS_WITHOUT_EFFECT, FULL_THOUSANDTHS);
-    let range = u128::from(FULL_THOUSANDTHS - MAX_THOUSANDTHS_WITHOUT_EFFECT);
-    let left = u128::from(FULL_THOUSANDTHS - pressure);
-    let above_min = u128::from(millis - min) * left / range;
-    min.saturating_add(u64::try_from(above_min).unwrap_or(u64::MAX))
-}
-
-/// Returns the pressure as a whole number, which makes the curve exact.
-fn to_thousandths(pressure: f32) -> u64 {
-    (pressure * FULL_THOUSANDTHS as f32).round() as u64
+    Pressure::scale(pressure, millis, min.min(millis))
 }
 
 #[cfg(test)]
