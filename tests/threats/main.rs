@@ -22,6 +22,7 @@ mod t15_http2_abuse;
 mod t15_http2_floods;
 mod t16_streams;
 mod t16_streams_and_headers;
+mod t18_memory_pressure;
 mod t19_zombies;
 mod t20_shutdown;
 mod t21_cardinality_and_logs;

@@ -253,6 +253,12 @@ pub enum Gauge {
     ForwardedPercent,
     /// The pressure on connections in percent, 0 to 100.
     PressurePercent,
+    /// The bytes of memory in use that the kernel cannot drop: see [`Memory`](crate::Memory).
+    MemoryUsed,
+    /// The limit on [`Gauge::MemoryUsed`].
+    MemoryLimit,
+    /// The percentage of requests to admit while memory is short, 25 to 100.
+    MemorySharePercent,
     /// The total number of failures to accept a connection for lack of files or memory.
     AcceptErrors,
     /// The number of connections that wait in the kernel to be accepted. Linux only.
@@ -287,6 +293,9 @@ impl Gauge {
         Self::UpgradedLimit,
         Self::ForwardedPercent,
         Self::PressurePercent,
+        Self::MemoryUsed,
+        Self::MemoryLimit,
+        Self::MemorySharePercent,
         Self::AcceptErrors,
         Self::AcceptQueue,
         Self::AcceptQueueLimit,

@@ -142,6 +142,9 @@ closed_enum! {
         /// As many requests are in flight on all connections as may be, in all or of this client.
         /// Unit: requests.
         InFlightFull = "in_flight_full",
+        /// Memory is short and grows, and the request is outside of the share that is admitted.
+        /// Unit: bytes.
+        MemoryPressure = "memory_pressure",
         /// The client cancels most of its requests as soon as they begin. Unit: requests.
         CancelledRequests = "cancelled_requests",
         /// The client sends too many HTTP/2 bytes that carry no request on: PING, SETTINGS, window
@@ -203,7 +206,7 @@ impl Reason {
             | Self::MaxAge
             | Self::WindowStall => "milliseconds",
             Self::CostOverBurst => "cells",
-            Self::TooLarge | Self::NoProgress => "bytes",
+            Self::TooLarge | Self::NoProgress | Self::MemoryPressure => "bytes",
             Self::TinyFrames => "frames",
             Self::Rate => "bytes_per_second",
             Self::PeerMissing
@@ -255,6 +258,7 @@ impl Reason {
             Self::HungUp => "ConnGuard::builder().probe_interval(duration)",
             Self::UpgradedFull => "ConnGuard::builder().max_upgraded(connections)",
             Self::InFlightFull => "ConnGuard::builder().max_in_flight(requests)",
+            Self::MemoryPressure => "ConnGuard::builder().memory(memory) or .critical(requests)",
             Self::CancelledRequests => "ConnGuard::builder().max_cancelled(requests)",
             Self::NoProgress => "ConnGuard::builder().max_overhead(bytes)",
             Self::HandshakesFull => "Serve::max_handshakes(handshakes)",

@@ -80,6 +80,7 @@ const REFUSALS: &[(Guard, Reason)] = &[
     (Guard::ConcurrencyLimit, Reason::QueueTimeout),
     (Guard::ConcurrencyLimit, Reason::Evicted),
     (Guard::Connection, Reason::UpgradedFull),
+    (Guard::Connection, Reason::MemoryPressure),
     (Guard::Connection, Reason::InFlightFull),
     (Guard::Connection, Reason::BadRequest),
     (Guard::Connection, Reason::HeadTooLarge),
@@ -122,6 +123,8 @@ const DISCONNECTS: &[(Guard, Reason, Phase)] = &[
         Phase::Accept,
     ),
     (Guard::Connection, Reason::AcceptRate, Phase::Accept),
+    (Guard::Connection, Reason::MemoryPressure, Phase::Accept),
+    (Guard::Connection, Reason::MemoryPressure, Phase::Idle),
     (
         Guard::Connection,
         Reason::ConnectionEvicted,
@@ -226,6 +229,15 @@ pub(crate) fn gauge_family(gauge: Gauge) -> Option<Family> {
         Gauge::PressurePercent => (
             "palisade_pressure_percent",
             "Pressure on connections, 0 to 100; from 80 on their timeouts get shorter",
+        ),
+        Gauge::MemoryUsed => (
+            "palisade_memory_used_bytes",
+            "Memory in use that the kernel cannot drop",
+        ),
+        Gauge::MemoryLimit => ("palisade_memory_limit_bytes", "Memory that may be in use"),
+        Gauge::MemorySharePercent => (
+            "palisade_memory_share_percent",
+            "Share of requests that is admitted while memory is short and grows, 25 to 100",
         ),
         Gauge::AcceptErrors => (
             "palisade_accept_errors_total",

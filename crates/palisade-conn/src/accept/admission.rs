@@ -3,6 +3,7 @@
 use crate::{
     connection::{
         ConnHandle,
+        memory_gate::Shed,
         permit::Permit,
         registry::{Found, Share},
     },
@@ -103,6 +104,10 @@ pub(crate) fn admit(
     if shared.limits.mode == Mode::Off {
         return Ok(Permit::unregistered(shared.clone(), conn.clone()));
     }
+    if may_evict && let Some(Shed::Refuse(refused)) = shared.totals.shed_for_memory(conn) {
+        let (limit, used) = refused.numbers;
+        refuse(shared, Reason::MemoryPressure, limit, used, conn).map_err(AdmitError::Refused)?;
+    }
     let now = shared.now();
     let is_enforced = shared.limits.mode == Mode::Enforce;
     let is_reserved = has_peer && shared.is_reserved_for(conn);
@@ -116,12 +121,13 @@ pub(crate) fn admit(
     let next = open.saturating_add(1);
     // A client that has its share evicts one of its own connections, and no other.
     let has_share = || shares.is_some_and(|shares| shared.registry.has(conn, shares));
-    if may_evict && next > shared.limits.soft() && !has_share() {
+    let (soft, evicts_above) = (shared.limits.soft(), shared.evicts_above());
+    if may_evict && next > evicts_above && !has_share() {
         let has_many = shares.is_some() && shared.registry.has(conn, MANY_CONNECTIONS);
         // If the tasks of closing connections do not run, each new connection that waits in vain
         // would evict one more, and in the end a useful one.
         let staying = next.saturating_sub(shared.close_pending.load(Relaxed));
-        let is_evicted = staying > shared.limits.soft() / 2
+        let is_evicted = (staying > soft / 2 || evicts_above < soft && staying > evicts_above)
             && evict(
                 shared,
                 next,
@@ -131,8 +137,8 @@ pub(crate) fn admit(
                 },
             );
         // The places that are left are for clients with few connections.
-        if !is_evicted && has_many {
-            let limit = shared.limits.soft() as u64;
+        if !is_evicted && has_many && next > soft {
+            let limit = soft as u64;
             refuse(shared, Reason::ConnectionsFull, limit, next as u64, conn)
                 .map_err(AdmitError::Refused)?;
         }

@@ -1,6 +1,7 @@
 //! One request in flight.
 
 use super::{
+    memory_gate::Shed,
     state::{ConnState, REQUEST, UPLOAD, WAITING, count},
     totals::ConnTotals,
 };
@@ -126,6 +127,12 @@ impl InFlight {
     pub(crate) fn exceeded_limit(&self) -> Option<(u64, u64)> {
         self.totals()?
             .exceeded_in_flight(self.conn.peer().ip(), self.of_client)
+    }
+
+    /// Returns what the request gets if memory is short and it is outside of the share.
+    #[inline]
+    pub(crate) fn shed_for_memory(&self) -> Option<Shed> {
+        self.totals()?.shed_for_memory(&self.conn)
     }
 
     /// Stops counting the request among those of all connections, because it is refused for their

@@ -4,6 +4,7 @@ pub(crate) mod decision;
 pub(crate) mod in_flight;
 #[cfg(all(test, palisade_loom))]
 mod loom;
+pub(crate) mod memory_gate;
 pub(crate) mod permit;
 pub(crate) mod registry;
 pub(crate) mod state;

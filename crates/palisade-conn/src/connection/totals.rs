@@ -1,7 +1,8 @@
 //! What all connections of one guard count together.
 
+use super::memory_gate::{MemoryGate, Shed};
 use crate::sync::Mutex;
-use palisade_core::{ClientKey, Mode, Network, Recorder};
+use palisade_core::{ClientKey, ConnInfo, Mode, Network, Recorder};
 use std::{
     collections::{HashMap, hash_map::Entry},
     net::IpAddr,
@@ -40,6 +41,8 @@ pub(crate) struct ConnTotals {
     /// Whether each peer counts as a client, so that a proxy among them has to be detected.
     /// Defaults to not.
     pub(crate) peers_are_clients: bool,
+    /// Decides what is admitted while memory is short. Defaults to everything.
+    pub(crate) memory: MemoryGate,
     in_flight: AtomicUsize,
     in_flight_by_client: OnceLock<Box<[AtomicU32]>>,
     upgraded: AtomicUsize,
@@ -130,6 +133,17 @@ impl ConnTotals {
         let exceeded = exceeded(self.max_in_flight?, self.in_flight(), own as usize)?;
         let is_reserved = self.reserved.iter().any(|network| network.contains(peer));
         if is_reserved { None } else { Some(exceeded) }
+    }
+
+    /// Returns what a request on `conn` gets if memory is short and it is outside of the share.
+    #[inline]
+    pub(crate) fn shed_for_memory(&self, conn: &ConnInfo) -> Option<Shed> {
+        let shed = self
+            .memory
+            .shed(conn, self.time(), self.peers_are_clients)?;
+        let mut reserved = self.reserved.iter();
+        let is_reserved = reserved.any(|network| network.contains(conn.peer().ip()));
+        (!is_reserved).then_some(shed)
     }
 
     /// Returns the counter that `client` shares with others.

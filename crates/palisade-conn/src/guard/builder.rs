@@ -4,9 +4,10 @@ use super::{
     ConnGuard,
     limits::{CapFrom, Growth, Limits, default_cap},
 };
-use palisade_core::{ConfigError, Mode, Network, Prefix, Pressure, Recorder};
+use crate::connection::memory_gate::{IsCritical, MemoryGate};
+use palisade_core::{ConfigError, Memory, Mode, Network, Prefix, Pressure, Recorder, RequestHead};
 use palisade_guard::Gcra;
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 /// Builds a [`ConnGuard`]. Values are checked by [`build`](Self::build), which names every fault at
 /// once.
@@ -39,6 +40,18 @@ pub struct ConnGuardBuilder {
     probe: Option<Duration>,
     precision: Duration,
     pressure: Pressure,
+    memory: Option<Memory>,
+    critical: Critical,
+}
+
+/// Tells the requests that are never refused for memory.
+#[derive(Clone)]
+struct Critical(Option<IsCritical>);
+
+impl fmt::Debug for Critical {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Some(..)" } else { "None" })
+    }
 }
 
 /// The limit on the connections of one client.
@@ -118,6 +131,8 @@ impl ConnGuardBuilder {
             probe: Some(Duration::from_secs(5)),
             precision: Duration::from_millis(250),
             pressure: Pressure::default(),
+            memory: Some(Memory::of_process()),
+            critical: Critical(None),
         }
     }
 
@@ -522,6 +537,38 @@ impl ConnGuardBuilder {
         self
     }
 
+    /// Sets the memory that the guard protects. See [while memory is short](crate#memory).
+    ///
+    /// `None` removes this protection. Defaults to [`Memory::of_process`], which knows the control
+    /// groups of the process.
+    ///
+    /// ```
+    /// # use palisade_conn::{ConnGuard, Memory};
+    /// // The bytes that jemalloc has allocated, for example.
+    /// # fn allocated() -> Option<u64> { Some(475 << 20) }
+    /// let memory = Memory::with_source(512 << 20, allocated)?;
+    /// let guard = ConnGuard::builder().memory(memory).build()?;
+    /// // Above a pressure of 0.8 timeouts are shorter.
+    /// assert!(guard.snapshot().pressure > 0.9);
+    /// # Ok::<_, palisade_conn::ConfigError>(())
+    /// ```
+    pub fn memory(mut self, memory: impl Into<Option<Memory>>) -> Self {
+        self.memory = memory.into();
+        self
+    }
+
+    /// Sets the requests that are never refused while [memory is short](crate#memory), such as
+    /// health checks. Match on something that a client cannot forge, or that costs nothing to
+    /// answer. Requests from [reserved](Self::reserve) networks are not refused either. Defaults to
+    /// no requests.
+    pub fn critical(
+        mut self,
+        is_critical: impl Fn(&RequestHead<'_>) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.critical = Critical(Some(Arc::new(is_critical)));
+        self
+    }
+
     /// Builds the guard.
     ///
     /// # Errors
@@ -530,7 +577,7 @@ impl ConnGuardBuilder {
     pub fn build(self) -> Result<ConnGuard, ConfigError> {
         let (connections, connections_from) = match self.connections {
             Some(connections) => (connections, CapFrom::Told),
-            None => default_cap(),
+            None => default_cap(self.memory.as_ref().unwrap_or(&Memory::of_process())),
         };
         self.check(connections)?;
         let per_client = match self.per_client {
@@ -595,7 +642,8 @@ impl ConnGuardBuilder {
             probe: self.probe.map(millis),
             tick: self.precision,
         };
-        Ok(ConnGuard::new(limits, self.recorder, self.pressure))
+        let gate = MemoryGate::new(self.memory, self.critical.0);
+        Ok(ConnGuard::new(limits, self.recorder, self.pressure, gate))
     }
 
     fn check(&self, connections: usize) -> Result<(), ConfigError> {

@@ -1,6 +1,6 @@
 //! The limits of a guard, after their values have been checked.
 
-use crate::sys::memory;
+use palisade_core::Memory;
 use palisade_core::{Mode, Network, Prefix};
 use palisade_guard::Gcra;
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
@@ -210,8 +210,8 @@ pub enum CapFrom {
 
 /// Returns the number of connections that files and memory allow, at most 10,000, and which of them
 /// it follows from.
-pub(crate) fn default_cap() -> (usize, CapFrom) {
-    cap_for(file_limit(), memory::memory_limit())
+pub(crate) fn default_cap(memory: &Memory) -> (usize, CapFrom) {
+    cap_for(file_limit(), memory.least_limit())
 }
 
 fn cap_for(files: Option<u64>, memory: Option<u64>) -> (usize, CapFrom) {
@@ -268,7 +268,7 @@ mod tests {
         assert_eq!(cap(1024), (752, CapFrom::Files(1024)));
         assert_eq!(cap(u64::MAX), (MAX_DEFAULT_CAP, CapFrom::Ceiling));
         assert_eq!(cap(0), (16, CapFrom::Files(0)));
-        assert!((16..=MAX_DEFAULT_CAP).contains(&default_cap().0));
+        assert!((16..=MAX_DEFAULT_CAP).contains(&default_cap(&Memory::of_process()).0));
     }
 
     #[test]
@@ -293,7 +293,10 @@ mod tests {
         assert_eq!((snapshot.limit, snapshot.limit_from), (7, CapFrom::Told));
         assert!(format!("{guard:?}").contains("connections_from: Told"));
         let snapshot = ConnGuard::default().snapshot();
-        assert_eq!((snapshot.limit, snapshot.limit_from), default_cap());
+        assert_eq!(
+            (snapshot.limit, snapshot.limit_from),
+            default_cap(&Memory::of_process())
+        );
         let texts = [
             CapFrom::Told,
             CapFrom::Files(600),

@@ -12,6 +12,7 @@ use crate::{
     connection::{
         ConnHandle,
         decision::{CloseMode, CloseRequest},
+        memory_gate::MemoryGate,
     },
     log,
     sweep::scaled_timeouts,
@@ -45,8 +46,13 @@ impl ConnGuard {
         ConnGuardBuilder::new()
     }
 
-    pub(crate) fn new(limits: Limits, recorder: Recorder, external_pressure: Pressure) -> Self {
-        let shared = Arc::new(Shared::new(limits, recorder, external_pressure));
+    pub(crate) fn new(
+        limits: Limits,
+        recorder: Recorder,
+        external_pressure: Pressure,
+        memory: MemoryGate,
+    ) -> Self {
+        let shared = Arc::new(Shared::new(limits, recorder, external_pressure, memory));
         log::connection_cap(&shared.limits);
         let gauges = Arc::downgrade(&shared);
         shared.recorder.register(gauges as Weak<dyn GaugeSource>);

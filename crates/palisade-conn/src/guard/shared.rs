@@ -7,7 +7,7 @@ use super::{
 #[cfg(target_os = "linux")]
 use crate::sys::accept_queue;
 use crate::{
-    connection::{ConnHandle, registry::Registry, totals::ConnTotals},
+    connection::{ConnHandle, memory_gate::MemoryGate, registry::Registry, totals::ConnTotals},
     eviction::queue::EvictionQueue,
     sweep::{handle::Sweeper, scaled_timeouts, untracked::UntrackedTimer},
 };
@@ -25,6 +25,11 @@ use std::{
 
 /// The number of clients in the table of accept rates, which takes 512 KiB.
 const ACCEPT_RATE_CLIENTS: usize = 1 << 16;
+
+/// The part of the memory in use from which each new connection evicts another one.
+const EVICT_LEVEL: f32 = 0.90;
+/// This many connections are never evicted for memory.
+const MIN_CONNECTIONS: usize = 64;
 
 /// The state of a guard.
 pub(crate) struct Shared {
@@ -83,7 +88,12 @@ pub(crate) struct AcceptErrors {
 }
 
 impl Shared {
-    pub(crate) fn new(limits: Limits, recorder: Recorder, external_pressure: Pressure) -> Self {
+    pub(crate) fn new(
+        limits: Limits,
+        recorder: Recorder,
+        external_pressure: Pressure,
+        memory: MemoryGate,
+    ) -> Self {
         let is_enforced = limits.mode == Mode::Enforce;
         let mut totals = ConnTotals::default();
         totals.mode = limits.mode;
@@ -96,6 +106,7 @@ impl Shared {
         totals.max_in_flight = Some(limits.max_in_flight);
         totals.max_upgraded = Some(limits.max_upgraded);
         totals.reserved = limits.reserved.clone();
+        totals.memory = memory;
         totals.peers_are_clients = limits.per_client.is_some() && limits.mode != Mode::Off;
         let limits_rate = limits.accept_rate.is_some() || limits.accept_rate_per_network.is_some();
         let none = Shares {
@@ -154,6 +165,22 @@ impl Shared {
         let staying = open.saturating_sub(self.close_pending.load(Relaxed));
         scaled_timeouts::connection_pressure(&self.limits, staying)
             .max(self.external_pressure.get())
+            .max(self.totals.memory.pressure())
+    }
+
+    /// Returns whether memory is so short that each new connection evicts another one.
+    pub(crate) fn evicts_for_memory(&self) -> bool {
+        self.totals.memory.pressure() >= EVICT_LEVEL
+    }
+
+    /// Returns the number of connections above which a new one evicts another one.
+    pub(crate) fn evicts_above(&self) -> usize {
+        let soft = self.limits.soft();
+        if self.evicts_for_memory() {
+            soft.min(MIN_CONNECTIONS)
+        } else {
+            soft
+        }
     }
 
     /// Returns the milliseconds since the guard was created.
@@ -211,6 +238,13 @@ impl GaugeSource for Shared {
         visit(Gauge::Upgraded, self.totals.upgraded() as u64);
         visit(Gauge::UpgradedLimit, self.limits.max_upgraded as u64);
         visit(Gauge::PressurePercent, (self.pressure() * 100.0) as u64);
+        if let Some(memory) = &self.totals.memory.memory
+            && let (Some(used), Some(limit)) = (memory.used(), memory.limit())
+        {
+            visit(Gauge::MemoryUsed, used);
+            visit(Gauge::MemoryLimit, limit);
+            visit(Gauge::MemorySharePercent, (memory.share() * 100.0) as u64);
+        }
         let exhausted = self.accept_errors.exhausted.load(Relaxed);
         visit(Gauge::AcceptErrors, exhausted);
         if self.totals.peers_are_clients {

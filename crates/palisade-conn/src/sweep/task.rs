@@ -81,6 +81,7 @@ struct Counts {
     /// Connections that send and whose requests are not reported.
     untracked: usize,
     some_are_tracked: bool,
+    clients: u32,
     /// Idle connections of the present client that are kept for later.
     kept_idle: u32,
 }
@@ -188,7 +189,7 @@ async fn sweep(
         counts: Counts::default(),
     };
     // Candidates are looked for in good time before one is evicted.
-    let is_near_cap = open >= limits.soft() / 4 * 3;
+    let is_near_cap = open >= limits.soft() / 4 * 3 || shared.evicts_for_memory();
     let mut candidates = Selection::default();
     let were_many_newcomers = shared.many_newcomers.load(Relaxed);
     for shard in 0..SHARDS {
@@ -215,6 +216,7 @@ async fn sweep(
         newcomers,
         untracked,
         some_are_tracked,
+        clients,
         ..
     } = sweep.counts;
     let timeout = limits.first_request;
@@ -226,6 +228,7 @@ async fn sweep(
     }
     let many_newcomers = newcomers > all / 2;
     shared.many_newcomers.store(many_newcomers, Relaxed);
+    shared.totals.memory.clients.store(clients, Relaxed);
     if many_newcomers != were_many_newcomers {
         candidates.clear(); // They were ranked by the other rule.
     }
@@ -262,6 +265,7 @@ impl Sweep<'_> {
         } = one;
         if *is_newest {
             self.counts.kept_idle = 0; // The first connection of the next client.
+            self.counts.clients += 1;
         }
         let (state, age) = (conn.state(), self.now.saturating_sub(*opened));
         // The common case: it loads no more than it compares.

@@ -2,4 +2,3 @@
 
 #[cfg(target_os = "linux")]
 pub(crate) mod accept_queue;
-pub(crate) mod memory;

@@ -38,7 +38,8 @@ async fn working_connections_near_the_cap_raise_the_pressure() {
     let (guard, _) = tracking_guard(
         ConnGuard::builder()
             .max_connections(20)
-            .max_per_client(None),
+            .max_per_client(None)
+            .memory(None),
     );
     let mut idle = connect(&guard);
     for _ in 0..20 {

@@ -1,7 +1,7 @@
 //! One tracked request, from its head to its response head.
 
 use super::{body::TrackedBody, proxy_hint};
-use crate::connection::in_flight::InFlight;
+use crate::connection::{in_flight::InFlight, memory_gate::Shed};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
@@ -9,7 +9,7 @@ use http::{
 };
 use http_body::Body;
 use palisade_core::{
-    ConnInfo, Guard, GuardBody, Phase, Reason, Rejection, ResponseFormat, Violation,
+    ConnInfo, Guard, GuardBody, Mode, Phase, Reason, Rejection, ResponseFormat, Violation,
 };
 use palisade_guard::Settings;
 use std::{sync::Arc, time::Duration};
@@ -72,9 +72,48 @@ impl TrackedRequest {
     }
 
     /// Returns the refusal of `request` if there are too many requests on all connections, or of
-    /// this client beside the others.
+    /// this client beside the others, or if there is too little memory.
+    #[inline]
     pub(super) fn refuse<B: Body>(&self, request: &Request<B>) -> Option<Rejection> {
-        let exceeded = self.in_flight.exceeded_limit()?;
+        if let Some(exceeded) = self.in_flight.exceeded_limit() {
+            return self.refuse_for(Reason::InFlightFull, exceeded, RETRY_AFTER, request);
+        }
+        let shed = self.in_flight.shed_for_memory()?;
+        self.refuse_for_memory(shed, request)
+    }
+
+    /// Returns the refusal of `request`, which is outside of the share, if it is one that can be
+    /// refused and memory is that short. Otherwise its connection ends with the response.
+    #[cold]
+    fn refuse_for_memory<B: Body>(&self, shed: Shed, request: &Request<B>) -> Option<Rejection> {
+        let totals = self.in_flight.totals()?;
+        let is_critical = totals.memory.is_critical.as_ref();
+        if is_critical.is_some_and(|is_critical| is_critical(&request.into())) {
+            return None;
+        }
+        match shed {
+            Shed::Refuse(refused) => {
+                let (reason, retry_after) = (Reason::MemoryPressure, refused.retry_after);
+                self.refuse_for(reason, refused.numbers, retry_after, request)
+            }
+            Shed::Close => {
+                if totals.mode == Mode::Enforce {
+                    self.in_flight.state().begin_closing(Reason::MemoryPressure);
+                }
+                None
+            }
+        }
+    }
+
+    /// Reports the refusal of `request`, and returns it unless the guard is in shadow mode.
+    #[cold]
+    fn refuse_for<B: Body>(
+        &self,
+        reason: Reason,
+        numbers: (u64, u64),
+        retry_after: Duration,
+        request: &Request<B>,
+    ) -> Option<Rejection> {
         let format = match ResponseFormat::detect(request) {
             // See `refused`.
             ResponseFormat::GrpcWeb { .. } | ResponseFormat::GrpcWebText { .. }
@@ -84,7 +123,7 @@ impl TrackedRequest {
             }
             format => format,
         };
-        self.reject(Reason::InFlightFull, Phase::RequestHead, exceeded, format)
+        self.reject(reason, Phase::RequestHead, numbers, retry_after, format)
     }
 
     /// Reports a refusal, and returns it unless the guard is in shadow mode.
@@ -94,12 +133,13 @@ impl TrackedRequest {
         reason: Reason,
         phase: Phase,
         (limit, observed): (u64, u64),
+        retry_after: Duration,
         format: ResponseFormat,
     ) -> Option<Rejection> {
         let totals = self.in_flight.totals()?;
         let violation = Violation::new(Guard::Connection, reason, phase, limit, observed);
         let rejection = Rejection::new(violation, StatusCode::SERVICE_UNAVAILABLE, format);
-        let rejection = rejection.retry_after(RETRY_AFTER);
+        let rejection = rejection.retry_after(retry_after);
         let mut settings = Settings::default();
         settings.mode = totals.mode;
         settings.recorder = totals.recorder.clone();
@@ -125,7 +165,8 @@ impl TrackedRequest {
         };
         // A request for an upgrade has no body and is not gRPC.
         let format = ResponseFormat::Http { close: false };
-        match self.reject(Reason::UpgradedFull, Phase::Handler, exceeded, format) {
+        let (reason, phase) = (Reason::UpgradedFull, Phase::Handler);
+        match self.reject(reason, phase, exceeded, RETRY_AFTER, format) {
             Some(rejection) => Err(rejection),
             None => Ok(true),
         }

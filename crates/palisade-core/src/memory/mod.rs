@@ -65,6 +65,7 @@ struct State {
     used: AtomicU64,
     /// [`UNKNOWN`] if there is none.
     limit: AtomicU64,
+    least_limit: Option<u64>,
 }
 
 /// Where looks find the memory.
@@ -134,6 +135,7 @@ impl Memory {
             control: Mutex::new(control),
             used: AtomicU64::new(UNKNOWN),
             limit: AtomicU64::new(limit.unwrap_or(UNKNOWN)),
+            least_limit: limit,
         }))
     }
 
@@ -175,9 +177,14 @@ impl Memory {
         known(self.0.used.load(Relaxed))
     }
 
-    /// Returns the largest number of bytes, if it is known.
+    /// Returns the limit that belongs to [`used`](Self::used), in bytes, if it is known.
     pub fn limit(&self) -> Option<u64> {
         known(self.0.limit.load(Relaxed))
+    }
+
+    /// Returns the least limit that held at the start, of all control groups and of the machine.
+    pub fn least_limit(&self) -> Option<u64> {
+        self.0.least_limit
     }
 
     /// Takes a look at once, and starts the thread that takes the next ones.

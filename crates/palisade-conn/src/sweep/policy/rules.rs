@@ -236,6 +236,7 @@ fn closing_and_idle(on: &Subject<'_>) -> Option<Action> {
             let max = u64::from(on.time.max_kept_idle.unwrap_or(u32::MAX));
             (max, max.saturating_add(1))
         }
+        Reason::MemoryPressure => (0, 0), // Its numbers are those of the process.
         _ => (on.time.due_age.unwrap_or(on.age()), on.age()),
     };
     on.close(reason, CloseMode::Graceful, numbers)
