@@ -90,12 +90,41 @@ pub(crate) enum PendingAction {
 
 impl TinyFrames {
     /// Sets the number of frames that every body may have. Defaults to 1,024.
+    ///
+    /// ```
+    /// use palisade_body_limit::{BodyLimitLayer, TinyFrames};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let frames = TinyFrames::default().per_bytes(0).per_second(0).burst(32);
+    /// let layer = BodyLimitLayer::default().tiny_frames(frames);
+    /// // Sixteen single frames, and up to 128 that are joined and count as an eighth of one.
+    /// assert_eq!(status(&layer, Request::new(chunked(32, 1))).await, 200);
+    /// assert_eq!(status(&layer, Request::new(chunked(200, 1))).await, 400);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn burst(mut self, frames: u32) -> Self {
         self.burst = frames;
         self
     }
 
     /// Sets the number of received bytes that grant one more frame. 0 grants none. Defaults to 64.
+    ///
+    /// ```
+    /// use palisade_body_limit::{BodyLimitLayer, TinyFrames};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let frames = TinyFrames::default().burst(16).per_second(0);
+    /// let layer = BodyLimitLayer::default().tiny_frames(frames.per_bytes(64));
+    /// // 8,000 bytes grant 125 frames.
+    /// assert_eq!(status(&layer, Request::new(chunked(1_000, 8))).await, 200);
+    /// let layer = BodyLimitLayer::default().tiny_frames(frames.per_bytes(640));
+    /// assert_eq!(status(&layer, Request::new(chunked(1_000, 8))).await, 400);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn per_bytes(mut self, bytes: u32) -> Self {
         self.per_bytes = bytes;
         self
@@ -103,6 +132,22 @@ impl TinyFrames {
 
     /// Sets the number of frames that are granted per second, from the 16th small frame on.
     /// Defaults to 100.
+    ///
+    /// ```
+    /// use palisade_body_limit::{BodyLimitLayer, TinyFrames};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// // A byte every 50 ms, as from a keyboard.
+    /// let typed = || chunked(100, 1).every(Duration::from_millis(50));
+    /// let frames = TinyFrames::default().burst(16).per_bytes(0);
+    /// let layer = BodyLimitLayer::default().tiny_frames(frames.per_second(20));
+    /// assert_eq!(status(&layer, Request::new(typed())).await, 200);
+    /// let layer = BodyLimitLayer::default().tiny_frames(frames.per_second(10));
+    /// assert_eq!(status(&layer, Request::new(typed())).await, 400);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn per_second(mut self, frames: u32) -> Self {
         self.per_second = frames;
         self

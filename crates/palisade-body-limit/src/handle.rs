@@ -35,6 +35,25 @@ impl BodyLimitHandle {
     ///
     /// On a request without a body, and while the guard is [`Off`](crate::Mode::Off), there is
     /// nothing to limit. The result is then always `true`.
+    ///
+    /// ```
+    /// use palisade_body_limit::{BodyLimitHandle, BodyLimitLayer, RequestBody};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let layer = BodyLimitLayer::new(10).overridable();
+    /// let service = layer.layer(service_fn(async |mut request: Request<RequestBody<_>>| {
+    ///     let limit = request.extensions().get::<BodyLimitHandle>().cloned();
+    ///     let limit = limit.ok_or("not overridable")?;
+    ///     assert!(limit.set(50));
+    ///     let _ = request.body_mut().frame().await;
+    ///     assert!(!limit.set(1_000)); // Too late.
+    ///     echo(request).await
+    /// }));
+    /// assert_eq!(service.oneshot(Request::new(chunked(3, 20))).await?.status(), 413);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn set(&self, bytes: u64) -> bool {
         let Some(limit) = &self.limit else {
             return true;

@@ -34,7 +34,10 @@ pub type ResponseFuture<S, B> = palisade_guard::ResponseFuture<S, B, BodyLimitPo
 
 // === BodyLimitLayer ===
 
-palisade_guard::settings_methods!(BodyLimitLayer);
+palisade_guard::settings_methods!(
+    BodyLimitLayer,
+    example: "BodyLimitLayer::new(3)" => 413 "too_large"
+);
 
 impl BodyLimitLayer {
     /// The limit of [`Self::default`] in bytes: 2 MiB, as in axum's extractors.
@@ -44,6 +47,20 @@ impl BodyLimitLayer {
     ///
     /// axum's extractors have their own limit of 2 MiB. To allow more than that, also set
     /// `axum::extract::DefaultBodyLimit`.
+    ///
+    /// ```
+    /// use palisade_body_limit::BodyLimitLayer;
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let layer = BodyLimitLayer::new(1024);
+    /// assert_eq!(status(&layer, Request::new(declared(1024))).await, 200);
+    /// assert_eq!(status(&layer, Request::new(declared(1025))).await, 413); // Not a byte is read.
+    /// // Refused at the third frame.
+    /// assert_eq!(status(&layer, Request::new(chunked(3, 500))).await, 413);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn new(bytes: u64) -> Self {
         let policy = BodyLimitPolicy {
             settings: Settings::default(),
@@ -65,11 +82,21 @@ impl BodyLimitLayer {
     ///
     /// ```
     /// # use palisade_body_limit::BodyLimitLayer;
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
     /// // Uploads of up to 1 GiB for backups, 2 MiB for everything else.
     /// let layer = BodyLimitLayer::default().limit_for(|head| {
     ///     let is_backup = head.uri.path().starts_with("/backup/");
     ///     is_backup.then_some(1 << 30)
     /// });
+    /// let service = layer.layer(service_fn(echo));
+    /// let upload = Request::put("/backup/1").body(declared(3 << 20))?;
+    /// assert_eq!(service.clone().oneshot(upload).await?.status(), 200);
+    /// let upload = Request::put("/").body(declared(3 << 20))?;
+    /// assert_eq!(service.oneshot(upload).await?.status(), 413);
+    /// # Ok(())
+    /// # }
     /// ```
     ///
     /// Defaults to the limit of the layer for all requests.
@@ -87,6 +114,28 @@ impl BodyLimitLayer {
     /// replaced by 500, except responses to HEAD, 204 and 304. A body that exceeds the limit later
     /// fails, or ends with `RESOURCE_EXHAUSTED` in gRPC. Costs one small allocation per request.
     /// Defaults to no limit.
+    ///
+    /// ```
+    /// use palisade_body_limit::{BodyLimitLayer, Violation};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let layer = BodyLimitLayer::new(1024).response(100);
+    /// // The handler responds with the request body.
+    /// assert_eq!(status(&layer, Request::new(declared(101))).await, 500);
+    ///
+    /// // A response that declares no length has begun before it is too long.
+    /// let service = layer.layer(service_fn(async |_| {
+    ///     Ok::<_, BoxError>(Response::new(chunked(10, 30)))
+    /// }));
+    /// let response = service.oneshot(Request::new(declared(0))).await?;
+    /// assert_eq!(response.status(), 200);
+    /// let error = response.into_body().collect().await.err().ok_or("not cut")?;
+    /// let cut = Violation::behind(&*error).map(|cut| (cut.limit, cut.observed));
+    /// assert_eq!(cut, Some((100, 120)));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn response(mut self, bytes: u64) -> Self {
         self.policy_mut().response_limit = Some(bytes);
         self
@@ -94,6 +143,20 @@ impl BodyLimitLayer {
 
     /// Limits the number of small frames of a request body. `None` disables both the limit and the
     /// coalescing of small frames. Defaults to [`TinyFrames::default`].
+    ///
+    /// ```
+    /// use palisade_body_limit::BodyLimitLayer;
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// // 20,000 bytes, each in a frame of its own.
+    /// let layer = BodyLimitLayer::new(1 << 20);
+    /// assert_eq!(status(&layer, Request::new(chunked(20_000, 1))).await, 400);
+    /// let layer = layer.tiny_frames(None);
+    /// assert_eq!(status(&layer, Request::new(chunked(20_000, 1))).await, 200);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn tiny_frames(mut self, allowed: impl Into<Option<TinyFrames>>) -> Self {
         self.policy_mut().tiny_frames = allowed.into();
         self
@@ -106,6 +169,32 @@ impl BodyLimitLayer {
     /// content type, which the client chooses freely: a handler that is not a gRPC service and
     /// collects its body can be sent any number of messages. Give such handlers their own layer.
     /// Defaults to one limit for the whole body.
+    ///
+    /// ```
+    /// use palisade_body_limit::BodyLimitLayer;
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// // A call with `messages` messages of so many bytes, each behind its prefix.
+    /// let call = |messages: usize, bytes: u8| {
+    ///     let message = [vec![0, 0, 0, 0, bytes], vec![0; bytes.into()]].concat();
+    ///     let request = Request::post("/chat.Chat/Talk").version(Version::HTTP_2);
+    ///     let request = request.header("content-type", "application/grpc");
+    ///     request.body(Full::<Bytes>::from(message.repeat(messages)))
+    /// };
+    /// let service = BodyLimitLayer::new(100).grpc().layer(service_fn(echo));
+    /// let response = service.clone().oneshot(call(50, 90)?).await?;
+    /// assert_eq!(response.headers().get("grpc-status"), None);
+    /// let response = service.oneshot(call(1, 110)?).await?;
+    /// assert_eq!(response.headers()["grpc-status"], "8"); // RESOURCE_EXHAUSTED
+    ///
+    /// // Without it, the limit is for all messages together.
+    /// let service = BodyLimitLayer::new(100).layer(service_fn(echo));
+    /// let response = service.oneshot(call(50, 90)?).await?;
+    /// assert_eq!(response.headers()["grpc-status"], "8");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn grpc(mut self) -> Self {
         self.policy_mut().limits_messages = true;
         self
@@ -116,6 +205,24 @@ impl BodyLimitLayer {
     ///
     /// A request that declares too much is then refused at the first read, and no longer before
     /// the handler is called. Costs the insertion of an extension. Defaults to no handle.
+    ///
+    /// ```
+    /// use palisade_body_limit::{BodyLimitHandle, BodyLimitLayer, RequestBody};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let layer = BodyLimitLayer::new(10).overridable();
+    /// let service = layer.layer(service_fn(async |request: Request<RequestBody<_>>| {
+    ///     // For example for a user that has paid.
+    ///     let limit = request.extensions().get::<BodyLimitHandle>();
+    ///     limit.ok_or("not overridable")?.set(1_000);
+    ///     echo(request).await
+    /// }));
+    /// assert_eq!(service.clone().oneshot(Request::new(declared(1_000))).await?.status(), 200);
+    /// assert_eq!(service.oneshot(Request::new(declared(1_001))).await?.status(), 413);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn overridable(mut self) -> Self {
         self.policy_mut().is_overridable = true;
         self

@@ -65,6 +65,23 @@ pub enum Missing {
 
 impl ClientIp {
     /// Returns an extractor that reads the address at the other end of the socket.
+    ///
+    /// ```
+    /// use palisade_client_ip::ClientIp;
+    /// use palisade_core::{KeyExtractor, KeyOutcome, RequestHead};
+    /// use std::net::SocketAddr;
+    ///
+    /// let key = |peer: &str| -> Result<KeyOutcome, std::net::AddrParseError> {
+    ///     let mut request = http::Request::new(());
+    ///     request.extensions_mut().insert(peer.parse::<SocketAddr>()?);
+    ///     Ok(ClientIp::peer().extract(&RequestHead::from(&request)))
+    /// };
+    /// assert_ne!(key("192.0.2.1:4711")?, key("192.0.2.2:4711")?);
+    /// assert_eq!(key("192.0.2.1:4711")?, key("192.0.2.1:4712")?); // Two connections of one client.
+    /// assert_eq!(key("[2001:db8::1]:4711")?, key("[2001:db8::2]:4711")?); // One /64.
+    /// assert_ne!(key("[2001:db8::1]:4711")?, key("[2001:db8:0:1::1]:4711")?);
+    /// # Ok::<(), std::net::AddrParseError>(())
+    /// ```
     pub const fn peer() -> Self {
         Self {
             prefix: None,
@@ -74,12 +91,42 @@ impl ClientIp {
 
     /// Sets how many bits of the peer's address identify a client. Defaults to the prefix of the
     /// connection's `ConnInfo`, or without one to a whole IPv4 address and an IPv6 /64.
+    ///
+    /// ```
+    /// use palisade_client_ip::{ClientIp, Prefix};
+    /// use palisade_core::{KeyExtractor, KeyOutcome, RequestHead};
+    /// use std::net::SocketAddr;
+    ///
+    /// let by_network = ClientIp::peer().prefix(Prefix::new(24, 48).expect("bits of an address"));
+    /// let key = |peer: &str| -> Result<KeyOutcome, std::net::AddrParseError> {
+    ///     let mut request = http::Request::new(());
+    ///     request.extensions_mut().insert(peer.parse::<SocketAddr>()?);
+    ///     Ok(by_network.extract(&RequestHead::from(&request)))
+    /// };
+    /// assert_eq!(key("192.0.2.1:4711")?, key("192.0.2.2:4711")?); // One /24.
+    /// assert_ne!(key("192.0.2.1:4711")?, key("192.0.3.1:4711")?);
+    /// assert_eq!(key("[2001:db8::1]:4711")?, key("[2001:db8:0:1::1]:4711")?); // One /48.
+    /// # Ok::<(), std::net::AddrParseError>(())
+    /// ```
     pub const fn prefix(mut self, prefix: Prefix) -> Self {
         self.prefix = Some(prefix);
         self
     }
 
     /// Sets how a request without a known peer is treated. Defaults to [`Missing::Shared`].
+    ///
+    /// ```
+    /// use palisade_client_ip::{ClientIp, Missing};
+    /// use palisade_core::{ClientKey, KeyExtractor, KeyOutcome, RequestHead};
+    ///
+    /// // A server that does not put the peer into the extensions of the request.
+    /// let request = http::Request::new(());
+    /// let head = RequestHead::from(&request);
+    /// let by_ip = ClientIp::peer();
+    /// assert_eq!(by_ip.extract(&head), KeyOutcome::Key(ClientKey::SHARED));
+    /// assert_eq!(by_ip.missing(Missing::Refuse).extract(&head), KeyOutcome::Refuse);
+    /// assert_eq!(by_ip.missing(Missing::Pass).extract(&head), KeyOutcome::Exempt);
+    /// ```
     pub const fn missing(mut self, missing: Missing) -> Self {
         self.missing = missing;
         self
@@ -112,6 +159,17 @@ impl KeyExtractor for ClientIp {
 
 /// Returns the address at the other end of the socket of the request with these extensions, if one
 /// of the sources in the [crate docs](crate) has it.
+///
+/// ```
+/// use std::net::SocketAddr;
+///
+/// let mut request = http::Request::new(());
+/// request.headers_mut().insert("x-forwarded-for", http::HeaderValue::from_static("192.0.2.9"));
+/// assert_eq!(palisade_client_ip::peer(request.extensions()), None);
+/// let socket = SocketAddr::from(([192, 0, 2, 1], 4711));
+/// request.extensions_mut().insert(socket);
+/// assert_eq!(palisade_client_ip::peer(request.extensions()), Some(socket));
+/// ```
 pub fn peer(extensions: &Extensions) -> Option<SocketAddr> {
     ConnInfo::from_extensions(extensions)
         .map(|conn| conn.peer())

@@ -31,6 +31,12 @@ pin_project! {
 
 impl<B> GuardBody<B> {
     /// Passes the handler's body on unchanged.
+    ///
+    /// ```
+    /// # use {bytes::Bytes, http_body::Body, http_body_util::Full, palisade_core::GuardBody};
+    /// let body = GuardBody::passing(Full::new(Bytes::from("hello")));
+    /// assert_eq!(body.size_hint().exact(), Some(5)); // So the response has a `Content-Length`.
+    /// ```
     pub fn passing(body: B) -> Self {
         Self {
             inner: Inner::Handler { body },
@@ -39,6 +45,18 @@ impl<B> GuardBody<B> {
 
     /// Creates the body of a guard's own response, a single frame of `bytes`. It has no frame if
     /// `bytes` is empty.
+    ///
+    /// ```
+    /// # use {bytes::Bytes, http_body::Body, http_body_util::{BodyExt, Full}};
+    /// # use palisade_core::GuardBody;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), std::convert::Infallible> {
+    /// let body = GuardBody::<Full<Bytes>>::answer("body too large".into());
+    /// assert_eq!(body.collect().await?.to_bytes(), "body too large");
+    /// assert!(GuardBody::<Full<Bytes>>::answer(Bytes::new()).is_end_stream());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn answer(bytes: Bytes) -> Self {
         Self {
             inner: Inner::Answer { bytes },

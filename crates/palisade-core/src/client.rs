@@ -26,6 +26,16 @@ pub struct Prefix {
 impl Prefix {
     /// Creates a prefix of `v4` bits of an IPv4 address, at most 32, and `v6` bits of an IPv6
     /// address, at most 128. Returns `None` if a number is too large.
+    ///
+    /// ```
+    /// use palisade_core::{ClientKey, Prefix};
+    /// let wide = Prefix::new(24, 48).expect("bits of an address");
+    /// let client = |address: &str| address.parse().map(|ip| ClientKey::address(ip, wide));
+    /// assert_eq!(client("192.0.2.1")?, client("192.0.2.255")?); // One client.
+    /// assert_ne!(client("2001:db8:1::1")?, client("2001:db8:2::1")?);
+    /// assert_eq!(Prefix::new(33, 48), None); // An IPv4 address has 32 bits.
+    /// # Ok::<(), std::net::AddrParseError>(())
+    /// ```
     pub const fn new(v4: u8, v6: u8) -> Option<Self> {
         if v4 <= 32 && v6 <= 128 {
             Some(Self { v4, v6 })
@@ -35,6 +45,12 @@ impl Prefix {
     }
 
     /// Returns, for IPv4 and for IPv6, the shorter prefix of `self` and `other`.
+    ///
+    /// ```
+    /// use palisade_core::Prefix;
+    /// let shorter = Prefix::new(24, 128).map(|other| Prefix::default().at_most(other));
+    /// assert_eq!(shorter, Prefix::new(24, 64)); // The default is 32 and 64.
+    /// ```
     pub const fn at_most(self, other: Self) -> Self {
         let v4 = if self.v4 < other.v4 {
             self.v4
@@ -112,6 +128,13 @@ impl ClientKey {
     /// Returns a key from a 128-bit hash of `value`. The hash is keyed by a random number of this
     /// process, so a client cannot aim for the key of another client. Another process has another
     /// key for the same value.
+    ///
+    /// ```
+    /// use palisade_core::ClientKey;
+    /// let tenant = |id: u64| ClientKey::of(&("tenant", id));
+    /// assert_eq!(tenant(7), tenant(7));
+    /// assert_ne!(tenant(7), tenant(8));
+    /// ```
     pub fn of(value: &(impl Hash + ?Sized)) -> Self {
         let (k0, k1) = hash_keys();
         let mut hasher = sip128::SipHasher13::new_with_keys(k0, k1);
@@ -125,6 +148,14 @@ impl ClientKey {
 
     /// Returns the key of one of several accounts of this client. Account 0 is the client's own
     /// key.
+    ///
+    /// ```
+    /// use palisade_core::ClientKey;
+    /// let client = ClientKey::of("alice");
+    /// let (reads, writes) = (client.account(1), client.account(2));
+    /// assert_ne!(reads, writes); // What counts by one does not change the other.
+    /// assert_eq!(client.account(0), client);
+    /// ```
     pub fn account(self, number: u32) -> Self {
         // Odd and without a pattern, so that the accounts of a client have different slots in a
         // table.
@@ -276,6 +307,17 @@ pub enum KeyOutcome {
 pub trait KeyExtractor: Send + Sync + 'static {
     /// Returns the key of the request with this head. Called once per request: it must be fast and
     /// must not panic.
+    ///
+    /// ```
+    /// use palisade_core::{ClientKey, KeyExtractor, KeyOutcome, RequestHead};
+    /// let extractor = |head: &RequestHead<'_>| match head.uri.path() {
+    ///     "/health" => KeyOutcome::Exempt,
+    ///     _ => KeyOutcome::Key(ClientKey::SHARED),
+    /// };
+    /// let request = http::Request::get("/health").body(())?;
+    /// assert_eq!(extractor.extract(&RequestHead::from(&request)), KeyOutcome::Exempt);
+    /// # Ok::<(), http::Error>(())
+    /// ```
     fn extract(&self, head: &RequestHead<'_>) -> KeyOutcome;
 }
 

@@ -44,6 +44,15 @@ impl ConfigError {
     }
 
     /// Adds a fault, unless `is_allowed`: `field` was set to `value`.
+    ///
+    /// ```
+    /// use palisade_core::ConfigError;
+    /// let mut error = ConfigError::new("the bucket cannot be built");
+    /// error.check(5 > 0, "size", &5, "at least 1"); // No fault.
+    /// error.check(9 < 5, "water", &9, "less than `size`");
+    /// let text = "the bucket cannot be built:\n  water is 9, allowed is less than `size`";
+    /// assert_eq!(error.to_string(), text);
+    /// ```
     pub fn check(
         &mut self,
         is_allowed: bool,
@@ -57,6 +66,14 @@ impl ConfigError {
     }
 
     /// Adds a fault: `field` was set to `value`.
+    ///
+    /// ```
+    /// use palisade_core::ConfigError;
+    /// let mut error = ConfigError::new("the bucket cannot be built");
+    /// error.push("handle", "not set", "metal or wood");
+    /// let text = "the bucket cannot be built:\n  handle is not set, allowed is metal or wood";
+    /// assert_eq!(error.to_string(), text);
+    /// ```
     pub fn push(
         &mut self,
         field: impl Into<Cow<'static, str>>,
@@ -73,6 +90,17 @@ impl ConfigError {
 
     /// Returns `Ok` if no fault was added.
     ///
+    /// ```
+    /// use palisade_core::ConfigError;
+    /// fn check(size: u32) -> Result<(), ConfigError> {
+    ///     let mut error = ConfigError::new("the bucket cannot be built");
+    ///     error.check(size > 0, "size", &size, "at least 1");
+    ///     error.into_result()
+    /// }
+    /// assert_eq!(check(1), Ok(()));
+    /// assert!(check(0).is_err());
+    /// ```
+    ///
     /// # Errors
     ///
     /// The error itself, if it has a fault.
@@ -85,6 +113,15 @@ impl ConfigError {
     }
 
     /// Returns all faults. A `build` method never returns an error without faults.
+    ///
+    /// ```
+    /// use palisade_core::ConfigError;
+    /// let mut error = ConfigError::new("the bucket cannot be built");
+    /// error.check(false, "size", &0, "at least 1");
+    /// error.check(false, "holes", &3, "none");
+    /// let fields: Vec<_> = error.faults().iter().map(|fault| &*fault.field).collect();
+    /// assert_eq!(fields, ["size", "holes"]);
+    /// ```
     pub fn faults(&self) -> &[ConfigFault] {
         &self.faults
     }

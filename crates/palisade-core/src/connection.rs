@@ -59,6 +59,15 @@ struct KeptBits(u8);
 impl ConnInfo {
     /// Creates the identity of a connection from `peer` to `local`, without any state. The client
     /// is the `prefix` of the peer's address.
+    ///
+    /// ```
+    /// use palisade_core::{ClientKey, ConnInfo, Prefix};
+    /// let conn = ConnInfo::new("[2001:db8::1]:4711".parse()?, None, Prefix::default());
+    /// assert_eq!(conn.peer().port(), 4711);
+    /// // The client is the /64 of the peer.
+    /// assert_eq!(conn.client(), ClientKey::address("2001:db8::".parse()?, Prefix::default()));
+    /// # Ok::<(), std::net::AddrParseError>(())
+    /// ```
     pub fn new(peer: SocketAddr, local: Option<SocketAddr>, prefix: Prefix) -> Arc<Self> {
         Arc::new(ConnInfo::with_state(peer, local, prefix, ()))
     }
@@ -70,6 +79,17 @@ impl ConnInfo {
     }
 
     /// Returns the server's state of the connection, if it is an `S`.
+    ///
+    /// ```
+    /// use palisade_core::{ConnInfo, Prefix};
+    /// use std::sync::Arc;
+    /// struct Tls(&'static str);
+    /// let peer = ([192, 0, 2, 1], 4711).into();
+    /// let own = ConnInfo::with_state(peer, None, Prefix::default(), Tls("1.3"));
+    /// let seen_by_guards: Arc<ConnInfo> = Arc::new(own);
+    /// assert_eq!(seen_by_guards.state_as::<Tls>().map(|tls| tls.0), Some("1.3"));
+    /// assert!(seen_by_guards.state_as::<u64>().is_none());
+    /// ```
     #[inline]
     pub fn state_as<S: Any>(&self) -> Option<&S> {
         self.state.downcast_ref()
@@ -139,6 +159,16 @@ impl<S: ?Sized> ConnInfo<S> {
     }
 
     /// Returns [`Self::client`] if the peer has an address. The peers of a Unix socket have none.
+    ///
+    /// ```
+    /// use palisade_core::{ClientKey, ConnInfo, Prefix};
+    /// let conn = |peer: &str| peer.parse().map(|at| ConnInfo::new(at, None, Prefix::default()));
+    /// assert!(conn("192.0.2.1:4711")?.known_client().is_some());
+    /// let unix_socket = conn("[::]:0")?;
+    /// assert_eq!(unix_socket.known_client(), None);
+    /// assert_eq!(unix_socket.client(), ClientKey::SHARED);
+    /// # Ok::<(), std::net::AddrParseError>(())
+    /// ```
     pub fn known_client(&self) -> Option<ClientKey> {
         self.known_client_hash().map(|_| self.client())
     }
@@ -163,6 +193,15 @@ impl<S: ?Sized> ConnInfo<S> {
     }
 
     /// Returns whether there is a request body that no handler is reading.
+    ///
+    /// ```
+    /// use palisade_core::{ConnInfo, Prefix};
+    /// let conn = ConnInfo::new(([192, 0, 2, 1], 4711).into(), None, Prefix::default());
+    /// conn.add_unread_body(); // An upload has arrived, and its handler does something else.
+    /// assert!(conn.has_unread_body());
+    /// conn.remove_unread_body(); // The handler reads it.
+    /// assert!(!conn.has_unread_body());
+    /// ```
     pub fn has_unread_body(&self) -> bool {
         self.unread_bodies.load(Relaxed) > 0
     }

@@ -105,6 +105,12 @@ pub enum Event<'a> {
 
 impl Event<'_> {
     /// Returns [`Event::LimitChanged`]: the limit of `guard` is now `limit`.
+    ///
+    /// ```
+    /// use palisade_core::{Event, Guard};
+    /// let event = Event::limit_changed(Guard::ConcurrencyLimit, 64);
+    /// assert!(matches!(event, Event::LimitChanged { limit: 64, .. }));
+    /// ```
     pub const fn limit_changed(guard: Guard, limit: u64) -> Self {
         Self::LimitChanged { guard, limit }
     }
@@ -112,6 +118,18 @@ impl Event<'_> {
 
 impl<'a> Event<'a> {
     /// Returns [`Event::Refused`] for a request of `conn`.
+    ///
+    /// ```
+    /// # use palisade_core::{Event, Mode, Rejection};
+    /// # use palisade_core::{Guard, Phase, Reason, ResponseFormat, Violation};
+    /// # let (guard, reason, phase) = (Guard::RateLimit, Reason::RateExceeded, Phase::RequestHead);
+    /// # let violation = Violation::new(guard, reason, phase, 0, 1_200);
+    /// # let status = http::StatusCode::TOO_MANY_REQUESTS;
+    /// # let rejection = Rejection::new(violation, status, ResponseFormat::Grpc);
+    /// let event = Event::refused(&rejection, Mode::Shadow, None);
+    /// let Event::Refused { rejection, mode, .. } = event else { panic!("another event") };
+    /// assert_eq!((rejection.violation().reason, mode), (Reason::RateExceeded, Mode::Shadow));
+    /// ```
     pub const fn refused(rejection: &'a Rejection, mode: Mode, conn: Option<&'a ConnInfo>) -> Self {
         Self::Refused {
             rejection,
@@ -194,8 +212,15 @@ impl<'a> Event<'a> {
 ///     }
 /// }
 ///
+/// # use palisade_core::{Guard, Mode, Phase, Reason, Rejection, ResponseFormat, Violation};
+/// # let (guard, reason, phase) = (Guard::RateLimit, Reason::RateExceeded, Phase::RequestHead);
+/// # let violation = Violation::new(guard, reason, phase, 0, 1_200);
+/// # let status = http::StatusCode::TOO_MANY_REQUESTS;
+/// # let rejection = Rejection::new(violation, status, ResponseFormat::Grpc);
 /// let refusals = Arc::new(Refusals::default());
 /// let recorder = Recorder::from(refusals.clone()); // Every guard's `.metrics(..)` takes it.
+/// recorder.record(|| Event::refused(&rejection, Mode::Enforce, None)); // The guard does this.
+/// assert_eq!(refusals.0.load(Relaxed), 1);
 /// ```
 pub trait Metrics: Send + Sync + 'static {
     /// Records `event`.
@@ -204,6 +229,41 @@ pub trait Metrics: Send + Sync + 'static {
     /// Registers the gauges of a guard, to be sampled whenever metrics are read. Called once for
     /// each guard that has gauges, when it gets these metrics. The reference is weak: the gauges
     /// are gone once the guard is dropped. Defaults to ignoring them.
+    ///
+    /// ```
+    /// use palisade_core::{Event, GaugeSource, Metrics, Recorder};
+    /// use std::sync::{Arc, Mutex, Weak};
+    /// # use palisade_core::{Gauge, Guard};
+    /// # struct Keys;
+    /// # impl GaugeSource for Keys {
+    /// #     fn guard(&self) -> Guard { Guard::RateLimit }
+    /// #     fn sample(&self, visit: &mut dyn FnMut(Gauge, u64)) { visit(Gauge::Keys, 7) }
+    /// # }
+    ///
+    /// #[derive(Default)]
+    /// struct Latest(Mutex<Option<Weak<dyn GaugeSource>>>);
+    ///
+    /// impl Metrics for Latest {
+    ///     fn record(&self, _: &Event<'_>) {}
+    ///
+    ///     fn register(&self, gauges: Weak<dyn GaugeSource>) {
+    ///         self.0.lock().unwrap().replace(gauges);
+    ///     }
+    /// }
+    ///
+    /// let latest = Arc::new(Latest::default());
+    /// let guard: Arc<dyn GaugeSource> = Arc::new(Keys);
+    /// Recorder::from(latest.clone()).register(Arc::downgrade(&guard)); // The guard does this.
+    /// # let latest = latest.0.lock().unwrap();
+    /// # let gauges = latest.as_ref().unwrap();
+    /// let mut text = String::new();
+    /// if let Some(gauges) = gauges.upgrade() {
+    ///     gauges.sample(&mut |gauge, value| text += &format!("{gauge:?} {value}"));
+    /// }
+    /// assert_eq!(text, "Keys 7");
+    /// drop(guard);
+    /// assert!(gauges.upgrade().is_none());
+    /// ```
     fn register(&self, gauges: Weak<dyn GaugeSource>) {
         let _ = gauges;
     }
@@ -304,6 +364,12 @@ impl Gauge {
     ];
 
     /// Returns whether the gauge is a total, which never decreases.
+    ///
+    /// ```
+    /// use palisade_core::Gauge;
+    /// assert!(Gauge::Admitted.is_total()); // Read it as a rate.
+    /// assert!(!Gauge::Working.is_total());
+    /// ```
     pub const fn is_total(self) -> bool {
         matches!(
             self,
@@ -324,6 +390,27 @@ pub trait GaugeSource: Send + Sync {
     fn guard(&self) -> Guard;
 
     /// Calls `visit` with each [`Gauge`] that the guard keeps, and with its value.
+    ///
+    /// ```
+    /// use palisade_core::{Gauge, GaugeSource, Guard};
+    ///
+    /// struct Permits { taken: u64, limit: u64 }
+    ///
+    /// impl GaugeSource for Permits {
+    ///     fn guard(&self) -> Guard {
+    ///         Guard::ConcurrencyLimit
+    ///     }
+    ///
+    ///     fn sample(&self, visit: &mut dyn FnMut(Gauge, u64)) {
+    ///         visit(Gauge::Working, self.taken);
+    ///         visit(Gauge::Limit, self.limit);
+    ///     }
+    /// }
+    ///
+    /// let mut seen = Vec::new();
+    /// Permits { taken: 3, limit: 8 }.sample(&mut |gauge, value| seen.push((gauge, value)));
+    /// assert_eq!(seen, [(Gauge::Working, 3), (Gauge::Limit, 8)]);
+    /// ```
     fn sample(&self, visit: &mut dyn FnMut(Gauge, u64));
 }
 
@@ -340,6 +427,23 @@ struct Sink<M: ?Sized = dyn Metrics> {
 
 impl Recorder {
     /// Records an event. The closure is not called if there are no metrics.
+    ///
+    /// ```
+    /// # use palisade_core::{Event, Guard, Recorder};
+    /// let silent = Recorder::default();
+    /// silent.record(|| unreachable!("the closure costs nothing without metrics"));
+    ///
+    /// # #[derive(Default)]
+    /// # struct Count(std::sync::atomic::AtomicU64);
+    /// # impl palisade_core::Metrics for Count {
+    /// #     fn record(&self, _: &Event<'_>) {
+    /// #         self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    /// #     }
+    /// # }
+    /// let count = std::sync::Arc::new(Count::default()); // A `Metrics` of your own.
+    /// Recorder::from(count.clone()).record(|| Event::limit_changed(Guard::ConcurrencyLimit, 64));
+    /// assert_eq!(count.0.load(std::sync::atomic::Ordering::Relaxed), 1);
+    /// ```
     #[inline]
     pub fn record<'a>(&self, event: impl FnOnce() -> Event<'a>) {
         if let Some(sink) = &self.0 {

@@ -169,6 +169,13 @@ closed_enum! {
 impl Phase {
     /// Returns whether only a connection can be in this phase. Both a request and a connection can
     /// be in [`Self::RequestBody`], for which this is `false`.
+    ///
+    /// ```
+    /// use palisade_core::Phase;
+    /// assert!(Phase::Idle.is_of_connection());
+    /// assert!(!Phase::Handler.is_of_connection());
+    /// assert!(!Phase::RequestBody.is_of_connection()); // Of both.
+    /// ```
     pub const fn is_of_connection(self) -> bool {
         self as usize >= Self::Accept as usize
     }
@@ -177,6 +184,13 @@ impl Phase {
 impl Reason {
     /// Returns the unit of the [limit](crate::Violation::limit) and of the
     /// [observed value](crate::Violation::observed), or `"none"`.
+    ///
+    /// ```
+    /// use palisade_core::Reason;
+    /// assert_eq!(Reason::TooLarge.unit(), "bytes");
+    /// assert_eq!(Reason::Gap.unit(), "milliseconds");
+    /// assert_eq!(Reason::PeerMissing.unit(), "none");
+    /// ```
     pub const fn unit(self) -> &'static str {
         match self {
             Self::Full
@@ -222,6 +236,13 @@ impl Reason {
 
     /// Returns the option that sets the limit, for the log line of a refusal, or `"none"` if there
     /// is no such option.
+    ///
+    /// ```
+    /// use palisade_core::Reason;
+    /// assert_eq!(Reason::Full.option(), "ConcurrencyLimitLayer::new(limit)");
+    /// assert_eq!(Reason::Gap.option(), "SlowBodyLayer, Pace::builder().gap(duration)");
+    /// assert_eq!(Reason::BadRequest.option(), "none"); // No option admits it.
+    /// ```
     pub const fn option(self) -> &'static str {
         match self {
             Self::Full => "ConcurrencyLimitLayer::new(limit)",

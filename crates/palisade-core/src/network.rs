@@ -35,6 +35,13 @@ pub struct InvalidNetwork(String);
 impl Network {
     /// Creates the block of all addresses that share their first `prefix` bits with `address`.
     /// Returns `None` if `prefix` is more than 32 for an IPv4 address, or 128 for an IPv6 address.
+    ///
+    /// ```
+    /// use palisade_core::Network;
+    /// assert_eq!(Network::new([10, 0, 0, 0].into(), 8), Some("10.0.0.0/8".parse()?));
+    /// assert_eq!(Network::new([10, 0, 0, 0].into(), 33), None);
+    /// # Ok::<(), palisade_core::InvalidNetwork>(())
+    /// ```
     pub fn new(address: IpAddr, prefix: u8) -> Option<Self> {
         let (max_prefix, mapped_bits) = if address.is_ipv4() {
             (32, 96)
@@ -54,6 +61,16 @@ impl Network {
     }
 
     /// Returns whether `address` is in the block.
+    ///
+    /// ```
+    /// use palisade_core::Network;
+    /// let office: Network = "192.0.2.0/24".parse()?;
+    /// assert!(office.contains("::ffff:192.0.2.77".parse()?)); // IPv4-mapped.
+    /// assert!(!office.contains("192.0.3.1".parse()?));
+    /// let ipv6: Network = "::/0".parse()?;
+    /// assert!(!ipv6.contains("192.0.2.77".parse()?));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn contains(&self, address: IpAddr) -> bool {
         let is_v4 = address.to_canonical().is_ipv4();
         is_v4 == self.is_v4 && leading_bits(address_bits(address), self.prefix_bits) == self.bits

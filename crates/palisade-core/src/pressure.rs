@@ -33,6 +33,13 @@ impl Pressure {
     }
 
     /// Sets the value, clamped to the range from 0 to 1. NaN counts as 0.
+    ///
+    /// ```
+    /// let pressure = palisade_core::Pressure::default();
+    /// let of_a_guard = pressure.clone();
+    /// pressure.set(1.5);
+    /// assert_eq!(of_a_guard.get(), 1.0);
+    /// ```
     pub fn set(&self, value: f32) {
         let value = if value.is_nan() {
             0.0

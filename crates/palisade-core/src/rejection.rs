@@ -27,6 +27,13 @@ pub struct Violation {
 
 impl Violation {
     /// Creates a violation: the rule allows `limit`, and `observed` was observed.
+    ///
+    /// ```
+    /// use palisade_core::{Guard, Phase, Reason, Violation};
+    /// let broken = Violation::new(Guard::BodyLimit, Reason::TooLarge, Phase::RequestBody, 10, 11);
+    /// let text = "body_limit: too_large in request_body: 11 where 10 is allowed, in bytes";
+    /// assert_eq!(broken.to_string(), text);
+    /// ```
     pub const fn new(
         guard: Guard,
         reason: Reason,
@@ -47,6 +54,20 @@ impl Violation {
     ///
     /// The response head has been sent. A gRPC response still ends properly, with trailers that
     /// have the status. In every other format the body can only fail.
+    ///
+    /// ```
+    /// # use palisade_core::{Guard, Phase, Reason, ResponseFormat, Violation};
+    /// let phase = Phase::ResponseBody;
+    /// let slow = Violation::new(Guard::SlowBody, Reason::Gap, phase, 120_000, 120_001);
+    /// let last = slow.ending(ResponseFormat::Grpc)?;
+    /// let trailers = last.into_trailers().expect("a frame of trailers");
+    /// assert_eq!(trailers["grpc-status"], "4"); // DEADLINE_EXCEEDED
+    /// assert_eq!(trailers["grpc-message"], "body too slow");
+    ///
+    /// let error = slow.ending(ResponseFormat::Http { close: false }).unwrap_err();
+    /// assert_eq!(Violation::behind(&*error), Some(&slow));
+    /// # Ok::<(), palisade_core::BoxError>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -145,6 +166,20 @@ impl ResponseFormat {
     ///
     /// Method and content type are the client's claim. gRPC needs HTTP/2, except between a layer
     /// that translates gRPC-Web and its inner service: such a layer sets `TE: trailers`.
+    ///
+    /// ```
+    /// use http::{Request, Version, header::CONTENT_TYPE};
+    /// use palisade_core::ResponseFormat;
+    /// let mut call = Request::post("/echo.Echo/Unary")
+    ///     .version(Version::HTTP_2)
+    ///     .header(CONTENT_TYPE, "application/grpc")
+    ///     .body(http_body_util::Full::<bytes::Bytes>::from("message"))?;
+    /// assert_eq!(ResponseFormat::detect(&call), ResponseFormat::Grpc);
+    /// // The same claim over HTTP/1.1, where the unread body would precede the next request.
+    /// *call.version_mut() = Version::HTTP_11;
+    /// assert_eq!(ResponseFormat::detect(&call), ResponseFormat::Http { close: true });
+    /// # Ok::<(), http::Error>(())
+    /// ```
     #[inline]
     pub fn detect<B: Body>(request: &Request<B>) -> Self {
         let close = request.version() <= Version::HTTP_11 && !request.body().is_end_stream();
@@ -206,6 +241,22 @@ impl Rejection {
     }
 
     /// Adds to the response the time after which the client may retry. Defaults to no such time.
+    ///
+    /// ```
+    /// # use palisade_core::{Guard, Phase, Reason, Rejection, ResponseFormat, Violation};
+    /// # use {bytes::Bytes, http::StatusCode, http_body_util::Full, std::time::Duration};
+    /// # let (guard, reason, phase) = (Guard::RateLimit, Reason::RateExceeded, Phase::RequestHead);
+    /// # let violation = Violation::new(guard, reason, phase, 0, 1_200);
+    /// let refusal = |format| {
+    ///     Rejection::new(violation, StatusCode::TOO_MANY_REQUESTS, format)
+    ///         .retry_after(Duration::from_millis(1_200))
+    ///         .into_response::<Full<Bytes>>()
+    /// };
+    /// let response = refusal(ResponseFormat::Http { close: false });
+    /// assert_eq!(response.headers()["retry-after"], "2"); // Whole seconds.
+    /// let response = refusal(ResponseFormat::Grpc);
+    /// assert_eq!(response.headers()["grpc-retry-pushback-ms"], "1200");
+    /// ```
     pub fn retry_after(mut self, wait: Duration) -> Self {
         self.retry_after = Some(wait);
         self
@@ -233,6 +284,18 @@ impl Rejection {
 
     /// Returns the gRPC status code: 4 `DEADLINE_EXCEEDED` if a time limit was exceeded, 13
     /// `INTERNAL` if the server is not set up or failed, otherwise 8 `RESOURCE_EXHAUSTED`.
+    ///
+    /// ```
+    /// # use palisade_core::{Guard, Phase, Reason, Rejection, ResponseFormat, Violation};
+    /// # use http::StatusCode;
+    /// let code = |reason| {
+    ///     let violation = Violation::new(Guard::Timeout, reason, Phase::Handler, 0, 0);
+    ///     Rejection::new(violation, StatusCode::OK, ResponseFormat::Grpc).grpc_status()
+    /// };
+    /// assert_eq!(code(Reason::Deadline), 4); // DEADLINE_EXCEEDED
+    /// assert_eq!(code(Reason::TooLarge), 8); // RESOURCE_EXHAUSTED
+    /// assert_eq!(code(Reason::PeerMissing), 13); // INTERNAL
+    /// ```
     pub fn grpc_status(&self) -> u8 {
         match self.violation.reason {
             Reason::Deadline
@@ -251,6 +314,16 @@ impl Rejection {
 
     /// Returns a short text for a human reader. It is plain ASCII without `%`, so it is valid in a
     /// header.
+    ///
+    /// ```
+    /// # use palisade_core::{Guard, Phase, Reason, Rejection, ResponseFormat, Violation};
+    /// # use http::StatusCode;
+    /// # let (guard, reason, phase) = (Guard::RateLimit, Reason::RateExceeded, Phase::RequestHead);
+    /// let violation = Violation::new(guard, reason, phase, 0, 1_200);
+    /// let format = ResponseFormat::Http { close: false };
+    /// let rejection = Rejection::new(violation, StatusCode::TOO_MANY_REQUESTS, format);
+    /// assert_eq!(rejection.message(), "too many requests");
+    /// ```
     pub fn message(&self) -> &'static str {
         match self.violation.reason {
             Reason::Full | Reason::QueueFull | Reason::QueueTimeout | Reason::InFlightFull => {
@@ -299,6 +372,23 @@ impl Rejection {
     ///   request may still arrive.
     /// - gRPC: status 200, `grpc-status`, `grpc-message` and `grpc-retry-pushback-ms` (gRFC A6),
     ///   trailers-only.
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use palisade_core::{Guard, Phase, Reason, Rejection, ResponseFormat, Violation};
+    /// # use {bytes::Bytes, http_body_util::Full};
+    /// let full = Violation::new(Guard::ConcurrencyLimit, Reason::Full, Phase::RequestHead, 8, 9);
+    /// let refusal = |format| {
+    ///     let rejection = Rejection::new(full, StatusCode::SERVICE_UNAVAILABLE, format);
+    ///     rejection.into_response::<Full<Bytes>>()
+    /// };
+    /// let plain = refusal(ResponseFormat::Http { close: true });
+    /// assert_eq!(plain.status(), 503);
+    /// assert_eq!(plain.headers()["connection"], "close"); // Bytes of the request are unread.
+    /// let grpc = refusal(ResponseFormat::Grpc);
+    /// assert_eq!(grpc.status(), 200);
+    /// assert_eq!(grpc.headers()["grpc-status"], "8"); // RESOURCE_EXHAUSTED
+    /// ```
     pub fn into_response<B>(self) -> Response<GuardBody<B>> {
         self.into_bytes().map(GuardBody::answer)
     }

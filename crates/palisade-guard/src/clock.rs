@@ -19,6 +19,21 @@ impl Clock {
     }
 
     /// Returns the microseconds from the epoch to `instant`, or 0 if `instant` is earlier.
+    ///
+    /// ```
+    /// use palisade_guard::Clock;
+    /// use std::time::Duration;
+    /// use tokio::time::Instant;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let (epoch, clock) = (Instant::now(), Clock::new());
+    /// assert_eq!(clock.micros(epoch + Duration::from_secs(60)), 60_000_000);
+    /// tokio::time::advance(Duration::from_secs(60)).await;
+    /// assert_eq!(clock.now(), 60_000_000);
+    /// assert_eq!(Clock::new().micros(epoch), 0);
+    /// # }
+    /// ```
     #[inline]
     pub fn micros(&self, instant: Instant) -> u64 {
         micros(instant.saturating_duration_since(self.epoch))

@@ -33,6 +33,14 @@ pub enum Denied {
 impl Gcra {
     /// Admits one cell per `period` microseconds, and `burst` cells at once. Returns `None` if
     /// either is 0, or if their product, the largest debt, exceeds [`Table::MAX_DEBT`].
+    ///
+    /// ```
+    /// use palisade_guard::{Gcra, Table};
+    /// assert!(Gcra::new(100_000, 40).is_some()); // Ten per second, forty at once.
+    /// assert!(Gcra::new(0, 40).is_none());
+    /// assert!(Gcra::new(100_000, 0).is_none());
+    /// assert!(Gcra::new(Table::MAX_DEBT, 2).is_none());
+    /// ```
     #[inline]
     pub const fn new(period: u64, burst: u32) -> Option<Self> {
         match period.checked_mul(burst as u64) {
@@ -52,6 +60,12 @@ impl Gcra {
     }
 
     /// Returns the largest debt under this quota, in microseconds.
+    ///
+    /// ```
+    /// use palisade_guard::Gcra;
+    /// let quota = Gcra::new(100_000, 40).expect("a valid quota");
+    /// assert_eq!(quota.max_debt(), 4_000_000); // 4 s after a burst, the key has no debt.
+    /// ```
     #[inline]
     pub const fn max_debt(self) -> u64 {
         self.period * self.burst as u64
@@ -63,6 +77,15 @@ impl Gcra {
     /// A debt larger than [`max_debt`](Self::max_debt) stems from another quota and counts as
     /// `max_debt`. So a change of quota neither clears a debt nor makes a key wait longer than the
     /// new quota can.
+    ///
+    /// ```
+    /// use palisade_guard::{Denied, Gcra};
+    /// let quota = Gcra::new(100_000, 4).expect("a valid quota");
+    /// assert_eq!(quota.decide(0, 3), Ok(300_000));
+    /// assert_eq!(quota.decide(300_000, 3), Err(Denied::Wait(200_000)));
+    /// assert_eq!(quota.decide(9_000_000, 1), Err(Denied::Wait(100_000))); // Counts as 400,000.
+    /// assert_eq!(quota.decide(0, 5), Err(Denied::Never));
+    /// ```
     #[inline]
     pub const fn decide(self, debt: u64, cells: u32) -> Result<u64, Denied> {
         if cells > self.burst {

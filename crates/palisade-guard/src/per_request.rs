@@ -22,6 +22,16 @@ impl<T> PerRequest<T> {
     }
 
     /// Returns the setting of `request`; `None` if the layer's own applies.
+    ///
+    /// ```
+    /// use http::Request;
+    /// use palisade_guard::PerRequest;
+    /// let limit = PerRequest::new(|head| (head.uri.path() == "/backup").then_some(1 << 30));
+    /// assert_eq!(limit.choose(&Request::get("/backup").body(())?), Some(1 << 30));
+    /// assert_eq!(limit.choose(&Request::get("/").body(())?), None);
+    /// assert_eq!(PerRequest::<u64>::default().choose(&Request::new(())), None);
+    /// # Ok::<(), http::Error>(())
+    /// ```
     #[inline]
     pub fn choose<B>(&self, request: &Request<B>) -> Option<T> {
         let choose = self.0.as_ref()?;

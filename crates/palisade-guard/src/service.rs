@@ -44,6 +44,15 @@ impl<P> GuardLayer<P> {
 
     /// Returns the policy for modification. Clones of this layer, and services that it has created,
     /// keep their policy unchanged.
+    ///
+    /// ```
+    /// use palisade_guard::GuardLayer;
+    /// // A number stands for a policy here.
+    /// let mut layer = GuardLayer::new(10);
+    /// let clone = layer.clone();
+    /// *layer.policy_mut() = 20;
+    /// assert_eq!((layer.policy(), clone.policy()), (&20, &10));
+    /// ```
     pub fn policy_mut(&mut self) -> &mut P
     where
         P: Clone,
@@ -84,6 +93,16 @@ impl<S, P> Guarded<S, P> {
     }
 
     /// Returns the inner service.
+    ///
+    /// ```
+    /// use palisade_guard::GuardLayer;
+    /// use tower::Layer;
+    /// // The policy `()` has no rules.
+    /// let mut guarded = GuardLayer::new(()).layer("service");
+    /// assert_eq!(guarded.get_ref(), &"service");
+    /// *guarded.get_mut() = "another one";
+    /// assert_eq!(guarded.into_inner(), "another one");
+    /// ```
     pub fn into_inner(self) -> S {
         self.inner
     }

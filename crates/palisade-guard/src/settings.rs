@@ -63,20 +63,54 @@ impl fmt::Debug for Settings {
 /// Defines `mode`, `metrics` and `on_reject` for a layer. The layer has a method `policy_mut` that
 /// returns a policy with a field `settings: Settings`. `gauges: field` registers the gauges of the
 /// policy's `field: Arc<_>`. `records: field` passes the recorder to the method `record_to` of that
-/// field.
+/// field. `example` is code for a layer that refuses every upload that stalls, and the status and
+/// the reason that it refuses it with.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! settings_methods {
-    ($layer:ident $(, gauges: $gauges:ident)? $(, records: $records:ident)?) => {
+    (
+        $layer:ident
+        $(, gauges: $gauges:ident)?
+        $(, records: $records:ident)?
+        , example: $refusing:literal => $status:literal $reason:literal
+    ) => {
         impl $layer {
             /// Sets whether the guard enforces its rules, only reports what it would refuse, or
             /// does nothing. Defaults to [`Mode::Enforce`](palisade_core::Mode::Enforce).
+            ///
+            /// ```
+            #[doc = concat!("use ", env!("CARGO_CRATE_NAME"), "::{Mode, ", stringify!($layer), "};")]
+            #[doc = $crate::__example_setup!()]
+            /// let status = async |mode| {
+            #[doc = concat!("    let layer = ", $refusing, ";")]
+            ///     let service = layer.mode(mode).layer(service_fn(wait_for_a_minute));
+            ///     service.oneshot(stalled_upload()).await.map(|response| response.status())
+            /// };
+            #[doc = concat!("assert_eq!(status(Mode::Enforce).await?, ", $status, ");")]
+            /// assert_eq!(status(Mode::Shadow).await?, 200);
+            /// assert_eq!(status(Mode::Off).await?, 200);
+            /// # Ok(())
+            /// # }
+            /// ```
             pub fn mode(mut self, mode: $crate::__private::palisade_core::Mode) -> Self {
                 self.policy_mut().settings.mode = mode;
                 self
             }
 
             /// Sends all events and gauges of the guard to `metrics`. Defaults to no sink.
+            ///
+            /// ```
+            #[doc = concat!("use ", env!("CARGO_CRATE_NAME"), "::{Mode, ", stringify!($layer), "};")]
+            /// use palisade_metrics::Snapshot;
+            #[doc = $crate::__example_setup!()]
+            /// let metrics = Snapshot::new();
+            #[doc = concat!("let layer = ", $refusing, ";")]
+            /// let service = layer.metrics(metrics.clone()).layer(service_fn(wait_for_a_minute));
+            /// service.oneshot(stalled_upload()).await?;
+            /// assert_eq!(metrics.total_refused(Mode::Enforce), 1);
+            /// # Ok(())
+            /// # }
+            /// ```
             pub fn metrics(mut self, metrics: impl Into<$crate::__private::palisade_core::Recorder>) -> Self {
                 let recorder = metrics.into();
                 let policy = self.policy_mut();
@@ -94,6 +128,23 @@ macro_rules! settings_methods {
             /// 200 is replaced by the default one. `Retry-After` and `Connection: close` are added
             /// where they apply. Responses to gRPC keep their own format.
             /// Defaults to [`Rejection::into_response`](palisade_core::Rejection::into_response).
+            ///
+            /// ```
+            #[doc = concat!("use ", env!("CARGO_CRATE_NAME"), "::", stringify!($layer), ";")]
+            #[doc = $crate::__example_setup!()]
+            #[doc = concat!("let layer = ", $refusing, ";")]
+            /// let layer = layer.on_reject(|rejection| {
+            ///     let reason = rejection.violation().reason;
+            ///     Response::new(format!(r#"{{"error": "{reason}"}}"#).into())
+            /// });
+            /// let service = layer.layer(service_fn(wait_for_a_minute));
+            /// let response = service.oneshot(stalled_upload()).await?;
+            #[doc = concat!("assert_eq!(response.status(), ", $status, ");")]
+            /// let body = response.into_body().collect().await?.to_bytes();
+            #[doc = concat!("assert_eq!(body, r#\"{\"error\": \"", $reason, "\"}\"#);")]
+            /// # Ok(())
+            /// # }
+            /// ```
             pub fn on_reject(
                 mut self,
                 respond: impl Fn(&$crate::__private::palisade_core::Rejection,
@@ -106,5 +157,22 @@ macro_rules! settings_methods {
                 self
             }
         }
+    };
+}
+
+/// Returns the first lines of the examples of [`settings_methods!`].
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __example_setup {
+    () => {
+        concat!(
+            "# use ",
+            env!("CARGO_CRATE_NAME"),
+            "::*;\n",
+            "# use palisade_testkit::example::*;
+# #[tokio::main(flavor = \"current_thread\", start_paused = true)]
+# async fn main() -> Result<(), BoxError> {
+// The upload declares 4 bytes and sends none. The handler waits for it, for a minute."
+        )
     };
 }

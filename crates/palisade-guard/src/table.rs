@@ -132,6 +132,19 @@ impl Table {
     /// attempts. They have made at least as many decisions in that time. If two threads bring the
     /// same new key concurrently, while others change its two lines, each may store it in another
     /// word. The debt of one of the two is then lost.
+    ///
+    /// ```
+    /// use palisade_core::ClientKey;
+    /// use palisade_guard::{Gcra, Table};
+    /// let (table, quota) = (Table::new(1_000), Gcra::new(100_000, 2).expect("a valid quota"));
+    /// let key = ClientKey::of("alice");
+    /// let request = |now| {
+    ///     table.update(key, now, quota.max_debt(), |debt| quota.decide(debt, 1).map(|new| ((), new)))
+    /// };
+    /// let admitted = |now| request(now).is_some_and(|result| result.is_ok());
+    /// assert!(admitted(0) && admitted(0) && !admitted(0));
+    /// assert!(admitted(100_000)); // A tenth of a second later.
+    /// ```
     pub fn update<T, E>(
         &self,
         key: ClientKey,
@@ -170,6 +183,17 @@ impl Table {
     }
 
     /// Returns the debt of `key` at `now`, without changing it. Times are in microseconds.
+    ///
+    /// ```
+    /// use palisade_core::ClientKey;
+    /// use palisade_guard::Table;
+    /// let (table, key) = (Table::new(1_000), ClientKey::of("alice"));
+    /// table.update(key, 0, 1_000, |debt| Ok::<_, ()>(((), debt + 500)));
+    /// assert_eq!(table.debt(key, 0, 1_000), 500);
+    /// assert_eq!(table.debt(key, 400, 1_000), 100);
+    /// assert_eq!(table.debt(key, 500, 1_000), 0);
+    /// assert_eq!(table.debt(ClientKey::of("bob"), 0, 1_000), 0);
+    /// ```
     pub fn debt(&self, key: ClientKey, now: u64, max_debt: u64) -> u64 {
         let max_debt = max_debt.min(Self::MAX_DEBT);
         // Without this, a debt that was paid 51 days ago would be read as a debt again.
@@ -179,6 +203,18 @@ impl Table {
     }
 
     /// Counts the keys in debt at `now`. Reads every word: about a millisecond per million words.
+    ///
+    /// ```
+    /// use palisade_core::ClientKey;
+    /// use palisade_guard::Table;
+    /// let table = Table::new(1_000);
+    /// for (name, debt) in [("alice", 500), ("bob", 900)] {
+    ///     table.update(ClientKey::of(name), 0, 1_000, |_| Ok::<_, ()>(((), debt)));
+    /// }
+    /// let before = table.occupancy(0, 1_000);
+    /// assert_eq!((before.keys, before.capacity, before.evicted), (2, 1_024, 0));
+    /// assert_eq!(table.occupancy(600, 1_000).keys, 1); // The first debt is paid.
+    /// ```
     pub fn occupancy(&self, now: u64, max_debt: u64) -> Occupancy {
         let max_debt = max_debt.min(Self::MAX_DEBT);
         let words = self.lines.iter().flat_map(|line| &line.0);

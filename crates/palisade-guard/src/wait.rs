@@ -71,6 +71,21 @@ impl ClientWait {
     }
 
     /// Returns the total time waited until `now`.
+    ///
+    /// ```
+    /// use palisade_guard::ClientWait;
+    /// use std::time::Duration;
+    /// use tokio::time::Instant;
+    ///
+    /// let (wait, head) = (ClientWait::default(), Instant::now());
+    /// let after = |seconds| head + Duration::from_secs(seconds);
+    /// wait.stamp(head);
+    /// wait.start(wait.stamp(after(2)));
+    /// wait.stop(wait.stamp(after(5)));
+    /// wait.start(wait.stamp(after(8)));
+    /// assert_eq!(wait.total(after(9)), Duration::from_secs(4));
+    /// assert!(wait.is_running());
+    /// ```
     pub fn total(&self, now: Instant) -> Duration {
         let word = self.word.load(Relaxed);
         let waited = match word & RUNNING_BIT {

@@ -99,6 +99,17 @@ impl TableStore {
     /// Creates a store with room for `keys` clients, for a limiter with `quota`. The size is
     /// rounded as in [`TableLimiter::capacity`]; each key takes 8 bytes.
     ///
+    /// ```
+    /// use governor::Quota;
+    /// use palisade_rate_limit::TableStore;
+    /// use std::time::Duration;
+    /// let weekly = Quota::with_period(Duration::from_secs(7 * 24 * 60 * 60)).expect("not zero");
+    /// let error = TableStore::new(1 << 16, weekly).unwrap_err();
+    /// let text = "invalid rate limit:
+    ///   burst x period is 604800s, allowed is at most 6 days in a governor store";
+    /// assert_eq!(error.to_string(), text);
+    /// ```
+    ///
     /// # Errors
     /// If `quota` is invalid, or if its debts can be longer than 6 days, which is the most that
     /// this store can hold.

@@ -21,6 +21,27 @@ impl RateLimitLayer {
     /// Creates a layer that limits each client to `policy`: one [`Quota`](crate::Quota), or
     /// several. The table of clients takes 8 MiB; [`TableLimiter::capacity`] changes its size.
     ///
+    /// ```
+    /// use palisade_rate_limit::{Quota, RateLimitLayer};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let layer = RateLimitLayer::new(Quota::per_minute(1).burst(2))?;
+    /// let service = layer.layer(service_fn(handler));
+    /// let send = || service.clone().oneshot(Request::default());
+    /// assert_eq!(send().await?.status(), 200);
+    /// assert_eq!(send().await?.status(), 200);
+    /// let refused = send().await?;
+    /// assert_eq!(refused.status(), 429);
+    /// assert_eq!(refused.headers()["retry-after"], "60");
+    ///
+    /// let error = RateLimitLayer::new(Quota::per_second(0)).unwrap_err();
+    /// let text = "invalid rate limit:\n  cells is 0, allowed is 1 to 4294967295";
+    /// assert_eq!(error.to_string(), text);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// If a quota is invalid or its debts are too long for the table.
     pub fn new(policy: impl Into<Policy>) -> Result<Self, ConfigError> {
@@ -30,6 +51,22 @@ impl RateLimitLayer {
     /// Creates a layer that applies the decisions of `limiter`: a [`TableLimiter`] of another
     /// size, or a limiter in an `Arc` that is shared with other layers or gets a new policy while
     /// the server runs.
+    ///
+    /// ```
+    /// use palisade_rate_limit::{Quota, RateLimitLayer, TableLimiter};
+    /// use std::sync::Arc;
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let limiter = Arc::new(TableLimiter::new(Quota::per_minute(1))?);
+    /// let pages = RateLimitLayer::with_limiter(limiter.clone()).layer(service_fn(handler));
+    /// let api = RateLimitLayer::with_limiter(limiter).layer(service_fn(handler));
+    /// // One quota for both.
+    /// assert_eq!(pages.oneshot(Request::default()).await?.status(), 200);
+    /// assert_eq!(api.oneshot(Request::default()).await?.status(), 429);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn with_limiter(limiter: impl Limiter) -> Self {
         let limiter: Arc<dyn Limiter> = Arc::new(limiter);
         Self {
@@ -49,14 +86,24 @@ impl RateLimitLayer {
     /// [`RequestHead`] to [`KeyOutcome`](crate::KeyOutcome).
     ///
     /// ```
-    /// # use palisade_rate_limit::{ClientIp, ClientKey, KeyOutcome, KeyExtractor, Quota};
+    /// # use palisade_rate_limit::{ClientIp, KeyOutcome, KeyExtractor, Quota};
     /// # use palisade_rate_limit::{RateLimitLayer, RequestHead};
-    /// # fn main() -> Result<(), palisade_rate_limit::ConfigError> {
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
     /// // Health probes are exempt. All other requests count by address.
     /// let by_ip = ClientIp::peer();
-    /// let layer = RateLimitLayer::new(Quota::per_second(10))?.key(move |head: &RequestHead<'_>| {
+    /// let layer = RateLimitLayer::new(Quota::per_minute(1))?.key(move |head: &RequestHead<'_>| {
     ///     if head.uri.path() == "/health" { KeyOutcome::Exempt } else { by_ip.extract(head) }
     /// });
+    /// let service = layer.layer(service_fn(handler));
+    /// let status = async |path| {
+    ///     let request = Request::get(path).body(Full::default())?;
+    ///     service.clone().oneshot(request).await.map(|response| response.status())
+    /// };
+    /// assert_eq!(status("/").await?, 200);
+    /// assert_eq!(status("/").await?, 429);
+    /// assert_eq!(status("/health").await?, 200);
     /// # Ok(())
     /// # }
     /// ```
@@ -78,6 +125,31 @@ impl RateLimitLayer {
     /// that has a key; it must be quick and must not panic. A request that costs 0 is admitted. A
     /// request that costs more than the burst can never be admitted: it is answered 413 without
     /// `Retry-After`, because waiting does not help, as with a body over its limit. Defaults to 1.
+    ///
+    /// ```
+    /// use palisade_rate_limit::{Quota, RateLimitLayer};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let quota = Quota::per_minute(1).burst(10);
+    /// let layer = RateLimitLayer::new(quota)?.cost(|head| match head.uri.path() {
+    ///     "/health" => 0,
+    ///     "/export" => 10,
+    ///     "/dump" => 11,
+    ///     _ => 1,
+    /// });
+    /// let service = layer.layer(service_fn(handler));
+    /// let status = async |path| {
+    ///     let request = Request::get(path).body(Full::default())?;
+    ///     service.clone().oneshot(request).await.map(|response| response.status())
+    /// };
+    /// assert_eq!(status("/export").await?, 200); // The whole burst.
+    /// assert_eq!(status("/").await?, 429);
+    /// assert_eq!(status("/health").await?, 200);
+    /// assert_eq!(status("/dump").await?, 413); // More than the burst.
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn cost(mut self, cost: impl Fn(&RequestHead<'_>) -> u32 + Send + Sync + 'static) -> Self {
         self.policy_mut().cost = Some(Arc::new(cost));
         self
@@ -94,7 +166,11 @@ impl RateLimitLayer {
     }
 }
 
-palisade_guard::settings_methods!(RateLimitLayer, gauges: gauges);
+palisade_guard::settings_methods!(
+    RateLimitLayer,
+    gauges: gauges,
+    example: "RateLimitLayer::new(Quota::per_second(1))?.cost(|_| 2)" => 413 "cost_over_burst"
+);
 
 impl<S> Layer<S> for RateLimitLayer {
     type Service = RateLimit<S>;

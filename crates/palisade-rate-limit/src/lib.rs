@@ -11,13 +11,18 @@
 //!
 //! ```
 //! use palisade_rate_limit::{Quota, RateLimitLayer};
-//! # use {bytes::Bytes, http_body_util::Full, tower::{Layer, service_fn}};
-//! # type Response = http::Response<Full<Bytes>>;
-//! # async fn handler(_: http::Request<Full<Bytes>>) -> Result<Response, ()> { todo!() }
-//! # fn main() -> Result<(), palisade_rate_limit::ConfigError> {
+//! # use palisade_testkit::example::*;
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), BoxError> {
 //! // Ten requests a second for each client, and forty at once for a client without debt.
 //! let layer = RateLimitLayer::new(Quota::per_second(10).burst(40))?;
 //! let guarded = layer.layer(service_fn(handler));
+//! for _ in 0..40 {
+//!     assert_eq!(guarded.clone().oneshot(Request::default()).await?.status(), 200);
+//! }
+//! let refused = guarded.oneshot(Request::default()).await?;
+//! assert_eq!(refused.status(), 429);
+//! assert_eq!(refused.headers()["retry-after"], "1");
 //! # Ok(())
 //! # }
 //! ```
@@ -35,16 +40,34 @@
 //! counts as one client. A second layer inside the first one limits a wider network as a whole:
 //!
 //! ```
+//! use palisade_metrics::Snapshot;
 //! use palisade_rate_limit::{ClientIp, Mode, Prefix, Quota, RateLimitLayer};
-//! # fn main() -> Result<(), palisade_rate_limit::ConfigError> {
+//! use std::net::{Ipv6Addr, SocketAddr};
+//! # use palisade_testkit::example::*;
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), BoxError> {
+//! let metrics = Snapshot::new();
 //! let business = ClientIp::peer().prefix(Prefix::new(32, 48).expect("bits of an address"));
-//! let layers = tower::ServiceBuilder::new()
+//! let service = tower::ServiceBuilder::new()
 //!     .layer(RateLimitLayer::new(Quota::per_second(10).burst(40))?)
 //!     .layer(
 //!         RateLimitLayer::new(Quota::per_second(640).burst(2560))?
 //!             .key(business)
-//!             .mode(Mode::Shadow),
-//!     );
+//!             .mode(Mode::Shadow)
+//!             .metrics(metrics.clone()),
+//!     )
+//!     .service(service_fn(handler));
+//!
+//! // A business uses 65 of its networks at once: 40 requests more than the wide limit allows.
+//! for network in 0..65 {
+//!     let peer = Ipv6Addr::new(0x2001, 0xdb8, 1, network, 0, 0, 0, 1);
+//!     for _ in 0..40 {
+//!         let mut request = Request::new(Full::default());
+//!         request.extensions_mut().insert(SocketAddr::new(peer.into(), 4711));
+//!         assert_eq!(service.clone().oneshot(request).await?.status(), 200);
+//!     }
+//! }
+//! assert_eq!(metrics.total_refused(Mode::Shadow), 40);
 //! # Ok(())
 //! # }
 //! ```

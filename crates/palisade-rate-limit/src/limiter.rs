@@ -29,6 +29,30 @@ const DEFAULT_CAPACITY_KEYS: usize = 1 << 20;
 pub trait Limiter: Send + Sync + 'static {
     /// Charges `key` with `cost` cells if its quota has that many left. Called once per request;
     /// must not block or panic. A cost of 0 is always admitted.
+    ///
+    /// ```
+    /// use palisade_rate_limit::{ClientKey, Decision, Limiter, RateLimitLayer};
+    /// use std::time::Duration;
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    ///
+    /// /// Denies every request while the server restores a backup.
+    /// struct Restoring;
+    ///
+    /// impl Limiter for Restoring {
+    ///     fn check(&self, _: ClientKey, _: u32) -> Decision {
+    ///         Decision::Deny { wait: Duration::from_secs(30) }
+    ///     }
+    /// }
+    ///
+    /// let service = RateLimitLayer::with_limiter(Restoring).layer(service_fn(handler));
+    /// let refused = service.oneshot(Request::default()).await?;
+    /// assert_eq!(refused.status(), 429);
+    /// assert_eq!(refused.headers()["retry-after"], "30");
+    /// # Ok(())
+    /// # }
+    /// ```
     fn check(&self, key: ClientKey, cost: u32) -> Decision;
 
     /// Returns the number of keys held, for the metrics. Defaults to `None`: not reported.
@@ -71,11 +95,14 @@ pub enum Decision {
 /// ```
 /// use palisade_rate_limit::{Quota, RateLimitLayer, TableLimiter};
 /// use std::sync::Arc;
-/// # fn main() -> Result<(), palisade_rate_limit::ConfigError> {
-/// let limiter = Arc::new(TableLimiter::new(Quota::per_second(10).burst(40))?);
-/// let layer = RateLimitLayer::with_limiter(limiter.clone());
-/// // Later, while the layer is in use:
-/// limiter.set(Quota::per_second(5).burst(20))?;
+/// # use palisade_testkit::example::*;
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), BoxError> {
+/// let limiter = Arc::new(TableLimiter::new(Quota::per_minute(1).burst(2))?);
+/// let service = RateLimitLayer::with_limiter(limiter.clone()).layer(service_fn(handler));
+/// assert_eq!(service.clone().oneshot(Request::default()).await?.status(), 200);
+/// limiter.set(Quota::per_minute(1).burst(1))?;
+/// assert_eq!(service.oneshot(Request::default()).await?.status(), 429);
 /// # Ok(())
 /// # }
 /// ```
@@ -131,6 +158,21 @@ impl Decision {
 impl TableLimiter {
     /// Creates a limiter for `policy` with room for 1,048,576 keys: 8 MiB, allocated at once.
     ///
+    /// ```
+    /// use palisade_rate_limit::{ClientKey, Decision, Limiter, Quota, TableLimiter};
+    /// use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), palisade_rate_limit::ConfigError> {
+    /// let limiter = TableLimiter::new(Quota::per_second(1).burst(2))?;
+    /// let alice = ClientKey::of("alice");
+    /// assert_eq!(limiter.check(alice, 2), Decision::Admit);
+    /// assert_eq!(limiter.check(alice, 1), Decision::Deny { wait: Duration::from_secs(1) });
+    /// assert_eq!(limiter.check(alice, 3), Decision::NeverPossible { burst: 2 });
+    /// assert_eq!(limiter.check(ClientKey::of("bob"), 1), Decision::Admit);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// If a quota is invalid or its debts are too long for the table.
     pub fn new(policy: impl Into<Policy>) -> Result<Self, ConfigError> {
@@ -148,6 +190,20 @@ impl TableLimiter {
     /// Sets the number of keys that the table can hold, at 8 bytes each, rounded up to a power of
     /// two between 16 and 16,777,216. A client in debt takes one key for each quota of the policy.
     /// Defaults to 1,048,576.
+    ///
+    /// ```
+    /// use palisade_rate_limit::{ClientKey, Limiter, Quota, TableLimiter};
+    /// # fn main() -> Result<(), palisade_rate_limit::ConfigError> {
+    /// let limiter = TableLimiter::new(Quota::per_hour(1))?.capacity(1_000);
+    /// for client in 0..5_000 {
+    ///     limiter.check(ClientKey::of(&client), 1);
+    /// }
+    /// let table = limiter.occupancy().expect("a table reports it");
+    /// assert_eq!(table.capacity, 1_024); // It has not grown.
+    /// assert!(table.keys <= 1_024 && table.evicted > 3_000);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn capacity(mut self, keys: usize) -> Self {
         self.table = Table::new(keys);
         self
@@ -161,6 +217,24 @@ impl TableLimiter {
     /// Quotas are ordered by their longest debt (burst times period). The first new quota takes
     /// over the debts of the first old quota, the second those of the second, and so on. A quota
     /// without an old counterpart starts without debts.
+    ///
+    /// ```
+    /// use palisade_rate_limit::{ClientKey, Decision, Limiter, Quota, TableLimiter};
+    /// use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), palisade_rate_limit::ConfigError> {
+    /// let limiter = TableLimiter::new(Quota::per_second(1).burst(60))?;
+    /// let alice = ClientKey::of("alice");
+    /// assert_eq!(limiter.check(alice, 60), Decision::Admit); // A debt of 60 s.
+    /// limiter.set(Quota::per_second(1).burst(5))?; // The debt is now 5 s.
+    /// let denied = Decision::Deny { wait: Duration::from_secs(1) };
+    /// assert_eq!(limiter.check(alice, 1), denied);
+    ///
+    /// assert!(limiter.set(Quota::per_second(0)).is_err());
+    /// assert_eq!(limiter.check(alice, 1), denied); // As before.
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// The errors of [`Self::new`]. The present policy is then kept.

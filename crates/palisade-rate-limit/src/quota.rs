@@ -46,6 +46,13 @@ pub struct Policy {
 impl Quota {
     /// Returns a quota of `cells` requests a second: at most 10,000, or 1,000,000 if the time for
     /// one request is a whole number of microseconds.
+    ///
+    /// ```
+    /// use palisade_rate_limit::{Quota, RateLimitLayer};
+    /// let error = RateLimitLayer::new(Quota::per_second(30_000)).unwrap_err(); // 33.3 µs each.
+    /// assert_eq!(error.faults()[0].value, "30000 per 1s");
+    /// assert!(RateLimitLayer::new(Quota::per_second(50_000)).is_ok()); // 20 µs each.
+    /// ```
     pub const fn per_second(cells: u32) -> Self {
         Self {
             cells,
@@ -75,6 +82,22 @@ impl Quota {
     /// Returns a quota of one request every `period`. The period is rounded up to whole
     /// microseconds, as is the time for one request of the other quotas. The rounding must not make
     /// the quota more than 1 % slower.
+    ///
+    /// ```
+    /// use palisade_rate_limit::{ClientKey, Decision, Limiter, Quota, TableLimiter};
+    /// use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), palisade_rate_limit::ConfigError> {
+    /// let quarter = Duration::from_millis(250);
+    /// let limiter = TableLimiter::new(Quota::period(quarter))?;
+    /// let alice = ClientKey::of("alice");
+    /// assert_eq!(limiter.check(alice, 1), Decision::Admit);
+    /// assert_eq!(limiter.check(alice, 1), Decision::Deny { wait: quarter });
+    /// tokio::time::advance(quarter).await;
+    /// assert_eq!(limiter.check(alice, 1), Decision::Admit);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub const fn period(period: Duration) -> Self {
         Self {
             cells: 1,
@@ -87,12 +110,41 @@ impl Quota {
     /// 30 images is 31 requests at once. The time that a whole burst takes at the quota's rate is
     /// the longest debt of a client: at most 12 days. Defaults to the number in the rate: 10 for
     /// `per_second(10)`, 100 for `per_hour(100)`, 1 for `period(..)`.
+    ///
+    /// ```
+    /// use palisade_rate_limit::{ClientKey, Decision, Limiter, Quota, TableLimiter};
+    /// use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), palisade_rate_limit::ConfigError> {
+    /// let limiter = TableLimiter::new(Quota::per_second(10).burst(31))?;
+    /// let alice = ClientKey::of("alice");
+    /// assert!((0..31).all(|_| limiter.check(alice, 1) == Decision::Admit));
+    /// // From here on, one every 100 ms.
+    /// assert_eq!(limiter.check(alice, 1), Decision::Deny { wait: Duration::from_millis(100) });
+    /// # Ok(())
+    /// # }
+    /// ```
     pub const fn burst(mut self, cells: u32) -> Self {
         self.burst = Some(cells);
         self
     }
 
     /// Returns a policy of this quota and `other`, which must both grant a request.
+    ///
+    /// ```
+    /// use palisade_rate_limit::{ClientKey, Decision, Limiter, Quota, TableLimiter};
+    /// use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), palisade_rate_limit::ConfigError> {
+    /// // 100 an hour, of which 20 without a pause of 36 s, but no two within a second.
+    /// let quota = Quota::per_hour(100).burst(20).and(Quota::per_second(1));
+    /// let limiter = TableLimiter::new(quota)?;
+    /// let alice = ClientKey::of("alice");
+    /// assert_eq!(limiter.check(alice, 1), Decision::Admit);
+    /// assert_eq!(limiter.check(alice, 1), Decision::Deny { wait: Duration::from_secs(1) });
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn and(self, other: Self) -> Policy {
         Policy::from(self).and(other)
     }
@@ -145,12 +197,32 @@ impl Quota {
 
 impl Policy {
     /// Adds a quota.
+    ///
+    /// ```
+    /// use palisade_rate_limit::Quota;
+    /// let three = Quota::per_second(10).and(Quota::per_minute(100)).and(Quota::per_hour(1_000));
+    /// assert!(three.check().is_ok());
+    /// let policy = three.and(Quota::per_hour(2_000)).and(Quota::per_hour(3_000));
+    /// let error = policy.check().unwrap_err();
+    /// let text = "invalid rate limit:\n  quotas is 5, allowed is 1 to 4 quotas";
+    /// assert_eq!(error.to_string(), text);
+    /// ```
     pub fn and(mut self, quota: Quota) -> Self {
         self.quotas.push(quota);
         self
     }
 
     /// Validates the policy.
+    ///
+    /// ```
+    /// use palisade_rate_limit::Quota;
+    /// let policy = Quota::per_second(0).and(Quota::per_hour(1).burst(0));
+    /// let error = policy.check().unwrap_err();
+    /// let text = "invalid rate limit:
+    ///   quotas[0].cells is 0, allowed is 1 to 4294967295
+    ///   quotas[1].burst is 0, allowed is 1 to 16777215";
+    /// assert_eq!(error.to_string(), text);
+    /// ```
     ///
     /// # Errors
     ///

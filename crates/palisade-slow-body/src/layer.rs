@@ -38,6 +38,20 @@ pub type ResponseFuture<S, B> = palisade_guard::ResponseFuture<S, B, SlowBodyPol
 
 impl SlowBodyLayer {
     /// Creates a layer with the default paces.
+    ///
+    /// ```
+    /// use palisade_slow_body::SlowBodyLayer;
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let layer = SlowBodyLayer::new();
+    /// // `upload(pieces, bytes, pause)`: so many pieces of so many bytes, a pause before each.
+    /// assert_eq!(status(&layer, upload(60, 1_000, SECOND)).await, 200);
+    /// assert_eq!(status(&layer, upload(60, 1, SECOND)).await, 408); // Less than 500 B/s.
+    /// assert_eq!(status(&layer, upload(1, 60_000, 20 * SECOND)).await, 408); // Silent for 15 s.
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn new() -> Self {
         let response = Pace {
             gap: Some(Duration::from_secs(120)),
@@ -58,6 +72,19 @@ impl SlowBodyLayer {
     }
 
     /// Sets the pace at which request bodies must arrive. Defaults to [`Pace::default`].
+    ///
+    /// ```
+    /// use palisade_slow_body::{Pace, SlowBodyLayer};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let layer = SlowBodyLayer::new().request(Pace::builder().rate(16 * 1024).build()?);
+    /// // `upload(pieces, bytes, pause)`: so many pieces of so many bytes, a pause before each.
+    /// assert_eq!(status(&layer, upload(60, 20_000, SECOND)).await, 200);
+    /// assert_eq!(status(&layer, upload(60, 10_000, SECOND)).await, 408);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn request(mut self, pace: Pace) -> Self {
         self.policy_mut().request = pace;
         self
@@ -70,6 +97,29 @@ impl SlowBodyLayer {
     /// Any client can [claim to be gRPC](crate#requests-that-claim-to-be-grpc). If that is too much
     /// trust, set [`Pace::default`] here, and set [`Pace::conversation`] for the streaming methods
     /// alone, with [`Self::pace_for`]. Defaults to [`Pace::conversation`].
+    ///
+    /// ```
+    /// use palisade_slow_body::{Pace, SlowBodyLayer};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// // A byte every 30 s, from a client that claims to be gRPC.
+    /// let claim = || {
+    ///     let mut request = upload(4, 1, 30 * SECOND);
+    ///     *request.method_mut() = Method::POST;
+    ///     *request.version_mut() = Version::HTTP_2;
+    ///     let value = http::HeaderValue::from_static("application/grpc");
+    ///     request.headers_mut().insert("content-type", value);
+    ///     request
+    /// };
+    /// let trusting = SlowBodyLayer::new().layer(service_fn(echo));
+    /// let strict = SlowBodyLayer::new().grpc(Pace::default()).layer(service_fn(echo));
+    /// assert!(!trusting.oneshot(claim()).await?.headers().contains_key("grpc-status"));
+    /// let refused = strict.oneshot(claim()).await?;
+    /// assert_eq!(refused.headers()["grpc-status"], "4"); // DEADLINE_EXCEEDED
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn grpc(mut self, pace: Pace) -> Self {
         self.policy_mut().grpc = pace;
         self
@@ -79,6 +129,32 @@ impl SlowBodyLayer {
     /// [indirectly](crate#limitations): because the kernel buffers megabytes, the server asks for
     /// more only every 20 s while a client reads 64 KiB per second. Defaults to [`Pace::gap_only`]
     /// of 120 s.
+    ///
+    /// ```
+    /// use palisade_slow_body::{Pace, SlowBodyLayer, Violation};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let layer = SlowBodyLayer::new().response(Pace::gap_only(30 * SECOND)?);
+    /// // A download in blocks of 64 KiB.
+    /// let service = layer.layer(service_fn(async |_| {
+    ///     Ok::<_, BoxError>(Response::new(upload(60, 64 * 1024, Duration::ZERO).into_body()))
+    /// }));
+    /// let mut body = service.oneshot(Request::new(Full::<Bytes>::default())).await?.into_body();
+    /// body.frame().await.ok_or("ended")??;
+    /// body.frame().await.ok_or("ended")??;
+    /// // The client takes nothing. The timer of the body wakes the server, which asks for more.
+    /// # let mut is_woken = false;
+    /// # std::future::poll_fn(|_| match std::mem::replace(&mut is_woken, true) {
+    /// #     false => std::task::Poll::Pending,
+    /// #     true => std::task::Poll::Ready(()),
+    /// # }).await;
+    /// let error = body.frame().await.ok_or("ended")?.err().ok_or("not cut")?;
+    /// let cut = Violation::behind(&*error).expect("a guard has cut the body");
+    /// assert_eq!((cut.reason.as_str(), cut.limit), ("gap", 30_000));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn response(mut self, pace: Pace) -> Self {
         self.policy_mut().response = pace;
         self
@@ -90,10 +166,20 @@ impl SlowBodyLayer {
     ///
     /// ```
     /// # use palisade_slow_body::{Pace, SlowBodyLayer};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
     /// let layer = SlowBodyLayer::new().pace_for(|head| {
     ///     let chat = head.uri.path().starts_with("/chat/");
     ///     chat.then(Pace::conversation)
     /// });
+    /// let mut request = upload(10, 1, 30 * SECOND); // A byte every 30 s.
+    /// assert_eq!(status(&layer, request).await, 408);
+    /// request = upload(10, 1, 30 * SECOND);
+    /// *request.uri_mut() = "/chat/1".parse()?;
+    /// assert_eq!(status(&layer, request).await, 200);
+    /// # Ok(())
+    /// # }
     /// ```
     ///
     /// Defaults to none.
@@ -108,6 +194,21 @@ impl SlowBodyLayer {
     /// Raises the required rate under pressure, from the rate at 0.8 to that
     /// [at full pressure](crate::PaceBuilder::full_pressure_rate), for bytes that arrive from then
     /// on. Defaults to no pressure.
+    ///
+    /// ```
+    /// use palisade_slow_body::{Pressure, SlowBodyLayer};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let pressure = Pressure::default();
+    /// let layer = SlowBodyLayer::new().pressure(pressure.clone());
+    /// // A thousand bytes per second, where 500 are required, and 4,000 under full pressure.
+    /// assert_eq!(status(&layer, upload(60, 1_000, SECOND)).await, 200);
+    /// pressure.set(1.0);
+    /// assert_eq!(status(&layer, upload(60, 1_000, SECOND)).await, 408);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn pressure(mut self, pressure: Pressure) -> Self {
         self.policy_mut().pressure = pressure;
         self
@@ -130,7 +231,10 @@ impl Default for SlowBodyLayer {
     }
 }
 
-palisade_guard::settings_methods!(SlowBodyLayer);
+palisade_guard::settings_methods!(
+    SlowBodyLayer,
+    example: "SlowBodyLayer::new()" => 408 "gap"
+);
 
 impl<S> Layer<S> for SlowBodyLayer {
     type Service = SlowBody<S>;

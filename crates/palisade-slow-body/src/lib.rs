@@ -14,13 +14,18 @@
 //!
 //! ```
 //! use palisade_slow_body::SlowBodyLayer;
-//! # use {bytes::Bytes, http::{Request, Response}, http_body_util::Full, std::convert::Infallible};
-//! # use palisade_slow_body::RequestBody;
-//! # use tower::{Layer, service_fn};
-//! # async fn handler(
-//! #     _: Request<RequestBody<Full<Bytes>>>,
-//! # ) -> Result<Response<Full<Bytes>>, Infallible> { todo!() }
-//! let guarded = SlowBodyLayer::new().layer(service_fn(handler));
+//! # use palisade_testkit::example::*;
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), BoxError> {
+//! // The handler collects the body. `upload(pieces, bytes, pause)`: so many pieces of so many
+//! // bytes, a pause before each.
+//! let service = SlowBodyLayer::new().layer(service_fn(echo));
+//! let response = service.clone().oneshot(upload(100, 10_000, SECOND)).await?;
+//! assert_eq!(response.status(), 200);
+//! let response = service.oneshot(upload(1_000_000, 1, SECOND)).await?;
+//! assert_eq!(response.status(), 408);
+//! # Ok(())
+//! # }
 //! ```
 //!
 //! # The rules
@@ -53,10 +58,29 @@
 //! afford that requires the general pace of gRPC as well, and names its streams:
 //!
 //! ```
-//! # use palisade_slow_body::{Pace, SlowBodyLayer};
+//! use palisade_slow_body::{Pace, SlowBodyLayer};
+//! # use palisade_testkit::example::*;
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), BoxError> {
 //! let strict = SlowBodyLayer::new().grpc(Pace::default()).pace_for(|head| {
 //!     (head.uri.path() == "/chat.Chat/Talk").then(Pace::conversation)
 //! });
+//! # let call = |path: &str| {
+//! #     let mut request = upload(4, 1, 30 * SECOND);
+//! #     *request.method_mut() = Method::POST;
+//! #     *request.version_mut() = Version::HTTP_2;
+//! #     let value = http::HeaderValue::from_static("application/grpc");
+//! #     request.headers_mut().insert("content-type", value);
+//! #     path.parse().map(|uri| { *request.uri_mut() = uri; request })
+//! # };
+//! // A byte every 30 s, with a content type of gRPC.
+//! let service = strict.layer(service_fn(echo));
+//! let response = service.clone().oneshot(call("/chat.Chat/Talk")?).await?;
+//! assert_eq!(response.headers().get("grpc-status"), None);
+//! let response = service.oneshot(call("/upload")?).await?;
+//! assert_eq!(response.headers()["grpc-status"], "4"); // DEADLINE_EXCEEDED
+//! # Ok(())
+//! # }
 //! ```
 //!
 //! Over HTTP/1, which does not carry gRPC, and in gRPC-Web, which has no client streams, the

@@ -76,6 +76,23 @@ impl Pace {
     /// Returns a pace that requires at least one byte every `gap`, for clients that send only when
     /// they have a message. It does not stop a client that sends one byte within every gap forever.
     ///
+    /// ```
+    /// use palisade_slow_body::{Pace, SlowBodyLayer};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let layer = SlowBodyLayer::new().request(Pace::gap_only(30 * SECOND)?);
+    /// // `upload(pieces, bytes, pause)`: so many pieces of so many bytes, a pause before each.
+    /// assert_eq!(status(&layer, upload(100, 1, 29 * SECOND)).await, 200);
+    /// assert_eq!(status(&layer, upload(100, 1, 31 * SECOND)).await, 408);
+    ///
+    /// let error = Pace::gap_only(Duration::ZERO).unwrap_err();
+    /// let text = "the pace cannot be built:\n  gap is 0ns, allowed is 1 ms to 24 h";
+    /// assert_eq!(error.to_string(), text);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// If `gap` is not within 1 ms..=24 h.
@@ -85,6 +102,19 @@ impl Pace {
 
     /// Returns a pace that requires at least one byte every 60 s. It is the default for requests
     /// that claim to be gRPC over HTTP/2.
+    ///
+    /// ```
+    /// use palisade_slow_body::{Pace, SlowBodyLayer};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let layer = SlowBodyLayer::new().request(Pace::conversation());
+    /// // `upload(pieces, bytes, pause)`: so many pieces of so many bytes, a pause before each.
+    /// assert_eq!(status(&layer, upload(100, 1, 59 * SECOND)).await, 200);
+    /// assert_eq!(status(&layer, upload(100, 1, 61 * SECOND)).await, 408);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub const fn conversation() -> Self {
         Self {
             gap: Some(Duration::from_secs(60)),
@@ -116,12 +146,42 @@ impl Default for Pace {
 impl PaceBuilder {
     /// Sets the longest wait for the next byte, 1 ms to 24 h. `None` removes the limit on a single
     /// wait, except for what the rate implies. Defaults to 15 s.
+    ///
+    /// ```
+    /// use palisade_slow_body::{Pace, SlowBodyLayer};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// // `upload(pieces, bytes, pause)`: so many pieces of so many bytes, a pause before each.
+    /// let silent = || upload(2, 100_000, 9 * SECOND);
+    /// let layer = SlowBodyLayer::new();
+    /// assert_eq!(status(&layer, silent()).await, 200);
+    /// let layer = layer.request(Pace::builder().gap(5 * SECOND).build()?);
+    /// assert_eq!(status(&layer, silent()).await, 408);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn gap(mut self, gap: impl Into<Option<Duration>>) -> Self {
         self.pace.gap = gap.into();
         self
     }
 
     /// Sets the minimum rate in bytes per second, 1 to 2^30. `None` removes it. Defaults to 500.
+    ///
+    /// ```
+    /// use palisade_slow_body::{Pace, SlowBodyLayer};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// // `upload(pieces, bytes, pause)`: so many pieces of so many bytes, a pause before each.
+    /// let slow = || upload(600, 1, SECOND);
+    /// let layer = SlowBodyLayer::new();
+    /// assert_eq!(status(&layer, slow()).await, 408);
+    /// let layer = layer.request(Pace::builder().rate(None).build()?);
+    /// assert_eq!(status(&layer, slow()).await, 200);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn rate(mut self, bytes_per_second: impl Into<Option<u64>>) -> Self {
         self.pace.rate = bytes_per_second.into();
         self
@@ -139,6 +199,21 @@ impl PaceBuilder {
     /// Sets the longest time for which bytes are credited towards the rate, 1 ms to 1 h. A client
     /// that sends more than required is credited with no more than this, so the window is also the
     /// longest silence that the rate allows. Defaults to 10 s.
+    ///
+    /// ```
+    /// use palisade_slow_body::{Pace, SlowBodyLayer};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// // `upload(pieces, bytes, pause)`: so many pieces of so many bytes, a pause before each.
+    /// let bursts = || upload(10, 100_000, 12 * SECOND);
+    /// // 8,333 B/s, but a burst is credited with 10 s at most.
+    /// assert_eq!(status(&SlowBodyLayer::new(), bursts()).await, 408);
+    /// let layer = SlowBodyLayer::new().request(Pace::builder().window(14 * SECOND).build()?);
+    /// assert_eq!(status(&layer, bursts()).await, 200);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub const fn window(mut self, window: Duration) -> Self {
         self.pace.window = window;
         self
@@ -146,6 +221,22 @@ impl PaceBuilder {
 
     /// Sets the time at the start of a body in which the rate does not apply, 0 to 1 h. Defaults to
     /// 5 s.
+    ///
+    /// ```
+    /// use palisade_slow_body::{Pace, SlowBodyLayer};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// // `upload(pieces, bytes, pause)`: so many pieces of so many bytes, a pause before each.
+    /// let late = || upload(1, 100_000, 30 * SECOND);
+    /// let pace = Pace::builder().gap(None);
+    /// let layer = SlowBodyLayer::new().request(pace.build()?);
+    /// assert_eq!(status(&layer, late()).await, 408); // After 5 s of grace and a window of 10 s.
+    /// let layer = SlowBodyLayer::new().request(pace.grace(25 * SECOND).build()?);
+    /// assert_eq!(status(&layer, late()).await, 200);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub const fn grace(mut self, grace: Duration) -> Self {
         self.pace.grace = grace;
         self
@@ -156,12 +247,38 @@ impl PaceBuilder {
     ///
     /// A rate alone implies a total of grace plus window, see [the rules](crate#the-rules). Set a
     /// total for bodies without a rate, or for bodies that must arrive sooner. Defaults to none.
+    ///
+    /// ```
+    /// use palisade_slow_body::{Pace, SlowBodyLayer};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// // A body that declares 10 bytes and sends one every 5 s.
+    /// let slow = || upload(10, 1, 5 * SECOND).map(Pieces::declared);
+    /// let pace = Pace::builder().rate(None);
+    /// let layer = SlowBodyLayer::new().request(pace.build()?);
+    /// assert_eq!(status(&layer, slow()).await, 200);
+    /// let layer = SlowBodyLayer::new().request(pace.total(30 * SECOND).build()?);
+    /// assert_eq!(status(&layer, slow()).await, 408);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub const fn total(mut self, total: Duration) -> Self {
         self.pace.total = Some(total);
         self
     }
 
     /// Builds the pace.
+    ///
+    /// ```
+    /// use palisade_slow_body::Pace;
+    /// use std::time::Duration;
+    /// let pace = Pace::builder().rate(0).window(Duration::from_secs(7200));
+    /// let text = "the pace cannot be built:
+    ///   rate is 0, allowed is 1 to 1073741824 bytes per second
+    ///   window is 7200s, allowed is 1 ms to 1 h";
+    /// assert_eq!(pace.build().unwrap_err().to_string(), text);
+    /// ```
     ///
     /// # Errors
     ///

@@ -12,6 +12,7 @@ pub mod contract;
 #[rustfmt::skip]
 pub mod demo;
 pub mod echo;
+pub mod example;
 #[allow(missing_docs, clippy::unwrap_used, reason = "test support may panic")]
 pub mod guarded;
 #[allow(

@@ -49,6 +49,26 @@ impl Deadline {
     /// Returns the time until the response head must be ready, or until the whole response must
     /// have ended if that is less. The time until the head does not decrease while the request
     /// waits for its body. Returns zero if the deadline has passed.
+    ///
+    /// ```
+    /// use palisade_timeout::{Deadline, RequestBody, TimeoutLayer};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let layer = TimeoutLayer::new(Duration::from_secs(30)).expose_deadline();
+    /// let service = layer.layer(service_fn(async |mut request: Request<RequestBody<_>>| {
+    ///     let deadline = request.extensions().get::<Deadline>().cloned().ok_or("no deadline")?;
+    ///     let _ = request.body_mut().frame().await; // It arrives after 25 s.
+    ///     assert_eq!(deadline.remaining().as_secs(), 30);
+    ///     tokio::time::sleep(Duration::from_millis(9_500)).await;
+    ///     assert_eq!(deadline.remaining().as_secs(), 20);
+    ///     Ok::<_, BoxError>(Response::new(Full::<Bytes>::default()))
+    /// }));
+    /// let body = Pieces::new(1, 1_000).every(Duration::from_secs(25));
+    /// assert_eq!(service.oneshot(Request::new(body)).await?.status(), 200);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn remaining(&self) -> Duration {
         let Exposed {
             limits,

@@ -22,6 +22,23 @@ impl Limits {
 
     /// Limits the time until the end of the response to `total`; see
     /// [`TimeoutLayer::total`](crate::TimeoutLayer::total). Defaults to no such limit.
+    ///
+    /// ```
+    /// use palisade_timeout::{Limits, TimeoutLayer};
+    /// use tokio::time::Instant;
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let limits = Limits::head(Duration::from_secs(30)).total(Duration::from_secs(20));
+    /// let layer = TimeoutLayer::new(Duration::from_secs(30)).limits_for(move |_| Some(limits));
+    /// let service = layer.layer(service_fn(work_for_a_minute));
+    /// let started = Instant::now();
+    /// let request = Request::new(Full::<Bytes>::default());
+    /// assert_eq!(service.oneshot(request).await?.status(), 503);
+    /// assert_eq!(started.elapsed().as_secs(), 20); // The earlier of the two.
+    /// # Ok(())
+    /// # }
+    /// ```
     pub const fn total(mut self, total: Duration) -> Self {
         self.total = Some(total);
         self

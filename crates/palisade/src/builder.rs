@@ -97,6 +97,20 @@ impl Stack {
     /// 30 s to the response head; 2 MiB of request body, at 500 B/s or more and without a gap of
     /// 15 s; 1,024 requests at work, the last tenth of the permits for clients that hold few. There
     /// is no rate limit until [`Self::rate_limit`] sets one.
+    ///
+    /// ```
+    /// use palisade::Stack;
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let stack = Stack::edge().build()?;
+    /// // `upload(pieces, bytes, pause)`: so many pieces of so many bytes, a pause before each.
+    /// assert_eq!(status(&stack, upload(60, 1_000, SECOND)).await, 200);
+    /// assert_eq!(status(&stack, upload(60, 1, SECOND)).await, 408); // Less than 500 B/s.
+    /// assert_eq!(status(&stack, upload(1, 3 << 20, SECOND)).await, 413); // More than 2 MiB.
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn edge() -> Self {
         Self::new(Preset::Edge)
     }
@@ -104,12 +118,58 @@ impl Stack {
     /// Returns the preset for a server behind your own proxies. The same numbers as
     /// [`Self::edge`], but no guard uses the peer's address, which is the same for all clients. A
     /// rate limit requires [`Self::client`] to identify clients.
+    ///
+    /// ```
+    /// use palisade::{Quota, Stack};
+    /// use palisade::types::{ClientKey, KeyOutcome, RequestHead};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let stack = || Stack::behind_proxy().rate_limit(Quota::per_minute(1));
+    /// assert_eq!(stack().build().unwrap_err().faults()[0].field, "rate_limit");
+    ///
+    /// // The proxy sets this header in every request, so that no client can choose its value.
+    /// let by_header = |head: &RequestHead<'_>| match head.headers.get("x-client") {
+    ///     Some(client) => KeyOutcome::Key(ClientKey::of(client.as_bytes())),
+    ///     None => KeyOutcome::Refuse,
+    /// };
+    /// let service = stack().client(by_header).build()?.layer(service_fn(echo));
+    /// let status = async |client| {
+    ///     let request = Request::get("/").header("x-client", client).body(Empty::<Bytes>::new())?;
+    ///     service.clone().oneshot(request).await.map(|response| response.status())
+    /// };
+    /// assert_eq!(status("alice").await?, 200);
+    /// assert_eq!(status("alice").await?, 429);
+    /// assert_eq!(status("bob").await?, 200);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn behind_proxy() -> Self {
         Self::new(Preset::BehindProxy)
     }
 
     /// Returns the preset for a server that only your own services reach: all requests count alike.
     /// The same numbers as [`Self::edge`], without a fair share per client.
+    ///
+    /// ```
+    /// use palisade::Stack;
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// // Serves 20 concurrent requests of one client, where 10 may be at work.
+    /// let served = async |stack: Stack| {
+    ///     let stack = stack.max_requests(10).build()?;
+    ///     let service = stack.layer(service_fn(work_for_a_second));
+    ///     let send = |_| service.clone().oneshot(request_from([192, 0, 2, 1]));
+    ///     let responses = join_all((0..20).map(send)).await;
+    ///     let served = responses.iter().flatten().filter(|response| response.status() == 200);
+    ///     Ok::<_, BoxError>(served.count())
+    /// };
+    /// assert_eq!(served(Stack::internal()).await?, 10);
+    /// assert_eq!(served(Stack::edge()).await?, 9); // The last permit is for other clients.
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn internal() -> Self {
         Self::new(Preset::Internal)
     }
@@ -145,6 +205,21 @@ impl Stack {
     }
 
     /// Records the events of all guards to `metrics`. Defaults to no sink.
+    ///
+    /// ```
+    /// use palisade::{Guard, Mode, Reason, Snapshot, Stack};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let metrics = Snapshot::new();
+    /// let stack = Stack::edge().metrics(metrics.clone()).build()?;
+    /// assert_eq!(status(&stack, upload(60, 1, SECOND)).await, 408); // A byte per second.
+    /// assert_eq!(status(&stack, upload(1, 3 << 20, SECOND)).await, 413); // 3 MiB.
+    /// assert_eq!(metrics.refused(Guard::SlowBody, Reason::Rate), 1);
+    /// assert_eq!(metrics.total_refused(Mode::Enforce), 2);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn metrics(mut self, metrics: impl Into<Recorder>) -> Self {
         self.recorder = Some(metrics.into());
         self
@@ -152,6 +227,20 @@ impl Stack {
 
     /// Sets the mode of all guards, including those set by an earlier [`Self::mode_of`]. Start with
     /// [`Mode::Shadow`] to see what would be refused. Defaults to [`Mode::Enforce`].
+    ///
+    /// ```
+    /// use palisade::{Mode, Snapshot, Stack};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let metrics = Snapshot::new();
+    /// let stack = Stack::edge().mode(Mode::Shadow).metrics(metrics.clone()).build()?;
+    /// assert_eq!(status(&stack, upload(1, 3 << 20, SECOND)).await, 200); // 3 MiB.
+    /// assert_eq!(metrics.total_refused(Mode::Shadow), 1);
+    /// assert_eq!(metrics.total_refused(Mode::Enforce), 0);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn mode(mut self, mode: Mode) -> Self {
         self.modes.push((None, mode));
         self
@@ -159,6 +248,19 @@ impl Stack {
 
     /// Sets the mode of one request guard. The connection guard has its own mode setting. Defaults
     /// to the mode of all guards.
+    ///
+    /// ```
+    /// use palisade::{Guard, Mode, Stack};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let stack = Stack::edge().mode(Mode::Shadow).mode_of(Guard::BodyLimit, Mode::Enforce);
+    /// let stack = stack.build()?;
+    /// assert_eq!(status(&stack, upload(1, 3 << 20, SECOND)).await, 413); // 3 MiB.
+    /// assert_eq!(status(&stack, upload(60, 1, SECOND)).await, 200); // A byte per second.
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn mode_of(mut self, guard: Guard, mode: Mode) -> Self {
         self.modes.push((Some(guard), mode));
         self
@@ -166,6 +268,35 @@ impl Stack {
 
     /// Sets what identifies a client, for the rate limit and the fair shares of the concurrency
     /// limit. Defaults to [`ClientIp::peer`] with [`edge`](Self::edge), and to none otherwise.
+    ///
+    /// ```
+    /// use palisade::{Quota, Stack};
+    /// use palisade::types::{ClientKey, KeyOutcome, RequestHead};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// /// An outer layer has authenticated it.
+    /// #[derive(Clone, Hash)]
+    /// struct Tenant(u64);
+    ///
+    /// let by_tenant = |head: &RequestHead<'_>| match head.extensions.get::<Tenant>() {
+    ///     Some(tenant) => KeyOutcome::Key(ClientKey::of(tenant)),
+    ///     None => KeyOutcome::Refuse,
+    /// };
+    /// let stack = Stack::internal().rate_limit(Quota::per_minute(1)).client(by_tenant).build()?;
+    /// let service = stack.layer(service_fn(echo));
+    /// let status = async |tenant: Option<Tenant>| {
+    ///     let mut request = Request::new(Empty::<Bytes>::new());
+    ///     tenant.map(|tenant| request.extensions_mut().insert(tenant));
+    ///     service.clone().oneshot(request).await.map(|response| response.status())
+    /// };
+    /// assert_eq!(status(Some(Tenant(1))).await?, 200);
+    /// assert_eq!(status(Some(Tenant(1))).await?, 429);
+    /// assert_eq!(status(Some(Tenant(2))).await?, 200);
+    /// assert_eq!(status(None).await?, 500);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
     pub fn client(mut self, client: impl KeyExtractor) -> Self {
         self.client_key = Some(Arc::new(client));
@@ -173,6 +304,21 @@ impl Stack {
     }
 
     /// Limits the request rate of each client. Defaults to no limit.
+    ///
+    /// ```
+    /// use palisade::{Quota, Stack};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let stack = Stack::edge().rate_limit(Quota::per_minute(1).burst(2)).build()?;
+    /// let (alice, bob) = ([192, 0, 2, 1], [192, 0, 2, 2]);
+    /// assert_eq!(status(&stack, request_from(alice)).await, 200);
+    /// assert_eq!(status(&stack, request_from(alice)).await, 200);
+    /// assert_eq!(status(&stack, request_from(alice)).await, 429);
+    /// assert_eq!(status(&stack, request_from(bob)).await, 200);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "rate-limit")]
     pub fn rate_limit(mut self, policy: impl Into<Policy>) -> Self {
         self.rate_policy = Some(policy.into());
@@ -182,6 +328,23 @@ impl Stack {
     /// Sets the number of clients in the table of the rate limit, at 8 bytes each, allocated at
     /// once. When the table is full, the clients with the least debt are evicted. Defaults to
     /// 1,048,576, which takes 8 MiB.
+    ///
+    /// ```
+    /// use palisade::types::Gauge;
+    /// use palisade::{Guard, Quota, Snapshot, Stack};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let metrics = Snapshot::new();
+    /// let stack = Stack::edge().rate_limit(Quota::per_minute(1)).max_clients(1 << 10);
+    /// let stack = stack.metrics(metrics.clone()).build()?;
+    /// assert_eq!(status(&stack, request_from([192, 0, 2, 1])).await, 200);
+    /// let gauge = |gauge| metrics.level(Guard::RateLimit, gauge);
+    /// assert_eq!(gauge(Gauge::Keys), Some(1));
+    /// assert_eq!(gauge(Gauge::KeyCapacity), Some(1 << 10));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "rate-limit")]
     pub fn max_clients(mut self, clients: usize) -> Self {
         self.max_clients = Some(clients);
@@ -189,6 +352,22 @@ impl Stack {
     }
 
     /// Sets the longest time to the response head. Defaults to 30 s.
+    ///
+    /// ```
+    /// use palisade::Stack;
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let status = async |stack: Stack| {
+    ///     let service = stack.build()?.layer(service_fn(work_for_a_minute));
+    ///     let response = service.oneshot(Request::new(Empty::<Bytes>::new())).await?;
+    ///     Ok::<_, BoxError>(response.status())
+    /// };
+    /// assert_eq!(status(Stack::edge()).await?, 503);
+    /// assert_eq!(status(Stack::edge().timeout(Duration::from_secs(90))).await?, 200);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "timeout")]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
@@ -196,6 +375,26 @@ impl Stack {
     }
 
     /// Sets the longest time to the last frame of the response. Defaults to no limit.
+    ///
+    /// ```
+    /// use palisade::{Stack, types::Violation};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let stack = Stack::edge().total_timeout(Duration::from_secs(60)).build()?;
+    /// // A response that has a frame in each second, for 1,000 s.
+    /// let service = stack.layer(service_fn(async |_| {
+    ///     let body = Pieces::new(1_000, 100).every(Duration::from_secs(1));
+    ///     Ok::<_, BoxError>(Response::new(body))
+    /// }));
+    /// let response = service.oneshot(Request::new(Empty::<Bytes>::new())).await?;
+    /// assert_eq!(response.status(), 200);
+    /// let error = response.into_body().collect().await.err().ok_or("not cut")?;
+    /// let cut = Violation::behind(&*error).ok_or("not cut by a guard")?;
+    /// assert_eq!((cut.reason.as_str(), cut.limit), ("total_deadline", 60_000));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "timeout")]
     pub fn total_timeout(mut self, total: Duration) -> Self {
         self.total_timeout = Some(total);
@@ -205,6 +404,18 @@ impl Stack {
     /// Sets the largest size of a request body, in bytes. axum's extractors have a limit of their
     /// own, of 2 MiB: for a larger value, set `axum::extract::DefaultBodyLimit` as well. With the
     /// features `axum` and `tracing`, a larger value logs one warning. Defaults to 2 MiB.
+    ///
+    /// ```
+    /// use palisade::Stack;
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let large = || upload(1, 3 << 20, SECOND); // 3 MiB.
+    /// assert_eq!(status(&Stack::edge().build()?, large()).await, 413);
+    /// assert_eq!(status(&Stack::edge().max_body(4 << 20).build()?, large()).await, 200);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "body-limit")]
     pub fn max_body(mut self, bytes: u64) -> Self {
         self.max_body = bytes;
@@ -214,6 +425,27 @@ impl Stack {
     /// Declares that the handlers are gRPC services: [`Self::max_body`] then applies to each
     /// message, and a stream may have any number of messages. See [`BodyLimitLayer::grpc`] for the
     /// other effects. Defaults to one limit for the whole body.
+    ///
+    /// ```
+    /// use palisade::Stack;
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// // 50 messages of 90 bytes, each behind its prefix of 5 bytes.
+    /// let message = [&[0, 0, 0, 0, 90][..], &[0; 90]].concat();
+    /// let call = || {
+    ///     let request = Request::post("/chat.Chat/Talk").version(Version::HTTP_2);
+    ///     let request = request.header("content-type", "application/grpc");
+    ///     request.body(Full::<Bytes>::from(message.repeat(50)))
+    /// };
+    /// let service = Stack::edge().max_body(100).grpc().build()?.layer(service_fn(echo));
+    /// assert_eq!(service.oneshot(call()?).await?.headers().get("grpc-status"), None);
+    /// let service = Stack::edge().max_body(100).build()?.layer(service_fn(echo));
+    /// let refused = service.oneshot(call()?).await?;
+    /// assert_eq!(refused.headers()["grpc-status"], "8"); // RESOURCE_EXHAUSTED
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "body-limit")]
     pub fn grpc(mut self) -> Self {
         self.is_grpc = true;
@@ -221,6 +453,19 @@ impl Stack {
     }
 
     /// Sets the minimum pace of request bodies. Defaults to [`Pace::default`].
+    ///
+    /// ```
+    /// use palisade::{Stack, slow_body::Pace};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let stack = Stack::edge().pace(Pace::builder().rate(16 * 1024)).build()?;
+    /// // `upload(pieces, bytes, pause)`: so many pieces of so many bytes, a pause before each.
+    /// assert_eq!(status(&stack, upload(60, 20_000, SECOND)).await, 200);
+    /// assert_eq!(status(&stack, upload(60, 10_000, SECOND)).await, 408);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "slow-body")]
     pub fn pace(mut self, pace: PaceBuilder) -> Self {
         self.pace = pace;
@@ -228,6 +473,20 @@ impl Stack {
     }
 
     /// Sets the largest number of requests at work. Defaults to 1,024.
+    ///
+    /// ```
+    /// use palisade::Stack;
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let service = Stack::edge().max_requests(1).build()?.layer(service_fn(work_for_a_second));
+    /// let send = || service.clone().oneshot(Request::new(Empty::<Bytes>::new()));
+    /// let (first, second) = tokio::join!(send(), send());
+    /// assert_eq!(first?.status(), 200);
+    /// assert_eq!(second?.status(), 503);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "concurrency-limit")]
     pub fn max_requests(mut self, requests: usize) -> Self {
         self.max_requests = requests;
@@ -236,6 +495,23 @@ impl Stack {
 
     /// Sets the largest number of present requests per client, at work or waiting for that client.
     /// Defaults to no such limit.
+    ///
+    /// ```
+    /// use palisade::Stack;
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let stack = Stack::edge().max_requests_per_client(1).build()?;
+    /// let service = stack.layer(service_fn(work_for_a_second));
+    /// let send = |client| service.clone().oneshot(request_from(client));
+    /// let (alice, bob) = ([192, 0, 2, 1], [192, 0, 2, 2]);
+    /// let (first, second, other) = tokio::join!(send(alice), send(alice), send(bob));
+    /// assert_eq!(first?.status(), 200);
+    /// assert_eq!(second?.status(), 429);
+    /// assert_eq!(other?.status(), 200);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "concurrency-limit")]
     pub fn max_requests_per_client(mut self, requests: usize) -> Self {
         self.max_requests_per_client = Some(requests);
@@ -244,6 +520,24 @@ impl Stack {
 
     /// Sets the response to refused requests of plain HTTP. Defaults to
     /// [`Rejection::into_response`](palisade_core::Rejection::into_response).
+    ///
+    /// ```
+    /// use palisade::Stack;
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let stack = Stack::edge().on_reject(|rejection| {
+    ///     let reason = rejection.violation().reason;
+    ///     Response::new(format!(r#"{{"error": "{reason}"}}"#).into())
+    /// });
+    /// let service = stack.build()?.layer(service_fn(echo));
+    /// let response = service.oneshot(upload(1, 3 << 20, SECOND)).await?; // 3 MiB.
+    /// assert_eq!(response.status(), 413);
+    /// let body = response.into_body().collect().await?.to_bytes();
+    /// assert_eq!(body, r#"{"error": "too_large"}"#);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn on_reject(
         mut self,
         answer: impl Fn(&Rejection) -> http::Response<bytes::Bytes> + Send + Sync + 'static,
@@ -254,6 +548,24 @@ impl Stack {
 
     /// Changes any option of the rate limit's layer, after all settings of the stack are applied.
     /// The changes are not validated. Defaults to no change.
+    ///
+    /// ```
+    /// use palisade::{Quota, Stack};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let stack = Stack::edge()
+    ///     .rate_limit(Quota::per_minute(1).burst(10))
+    ///     .tune_rate_limit(|layer| {
+    ///         layer.cost(|head| if head.uri.path() == "/export" { 10 } else { 1 })
+    ///     })
+    ///     .build()?;
+    /// let get = |path| Request::get(path).body(Empty::<Bytes>::new());
+    /// assert_eq!(status(&stack, get("/export")?).await, 200); // The whole burst.
+    /// assert_eq!(status(&stack, get("/")?).await, 429);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "rate-limit")]
     pub fn tune_rate_limit(
         mut self,
@@ -265,6 +577,20 @@ impl Stack {
 
     /// Changes any option of the timeout's layer, after all settings of the stack are applied. The
     /// changes are not validated. Defaults to no change.
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use palisade::Stack;
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let stack = Stack::edge().tune_timeout(|layer| layer.status(StatusCode::GATEWAY_TIMEOUT));
+    /// let service = stack.build()?.layer(service_fn(work_for_a_minute));
+    /// let response = service.oneshot(Request::new(Empty::<Bytes>::new())).await?;
+    /// assert_eq!(response.status(), 504);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "timeout")]
     pub fn tune_timeout(
         mut self,
@@ -276,6 +602,19 @@ impl Stack {
 
     /// Changes any option of the body limit's layer, after all settings of the stack are applied.
     /// The changes are not validated. Defaults to no change.
+    ///
+    /// ```
+    /// use palisade::Stack;
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let stack = Stack::edge().tune_body_limit(|layer| layer.response(100)).build()?;
+    /// // The handler responds with the request body.
+    /// assert_eq!(status(&stack, Request::new(declared(100))).await, 200);
+    /// assert_eq!(status(&stack, Request::new(declared(101))).await, 500);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "body-limit")]
     pub fn tune_body_limit(
         mut self,
@@ -287,6 +626,24 @@ impl Stack {
 
     /// Changes any option of the slow-body guard's layer, after all settings of the stack are
     /// applied. The changes are not validated. Defaults to no change.
+    ///
+    /// ```
+    /// use palisade::{Stack, slow_body::Pace};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let stack = Stack::edge().tune_slow_body(|layer| {
+    ///     layer.pace_for(|head| head.uri.path().starts_with("/chat/").then(Pace::conversation))
+    /// });
+    /// let stack = stack.build()?;
+    /// let mut request = upload(10, 1, 30 * SECOND); // A byte every 30 s.
+    /// assert_eq!(status(&stack, request).await, 408);
+    /// request = upload(10, 1, 30 * SECOND);
+    /// *request.uri_mut() = "/chat/1".parse()?;
+    /// assert_eq!(status(&stack, request).await, 200);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "slow-body")]
     pub fn tune_slow_body(
         mut self,
@@ -298,6 +655,25 @@ impl Stack {
 
     /// Changes any option of the concurrency limit's layer, after all settings of the stack are
     /// applied. The changes are not validated. Defaults to no change.
+    ///
+    /// ```
+    /// use palisade::Stack;
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let stack = Stack::edge()
+    ///     .max_requests(1)
+    ///     .tune_concurrency_limit(|layer| layer.queue(1, Duration::from_secs(5)))
+    ///     .build()?;
+    /// let service = stack.layer(service_fn(work_for_a_second));
+    /// let send = || service.clone().oneshot(Request::new(Empty::<Bytes>::new()));
+    /// let (first, second, third) = tokio::join!(send(), send(), send());
+    /// assert_eq!(first?.status(), 200);
+    /// assert_eq!(second?.status(), 200); // It has been queued for a second.
+    /// assert_eq!(third?.status(), 503); // The queue was full.
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "concurrency-limit")]
     pub fn tune_concurrency_limit(
         mut self,
@@ -308,6 +684,19 @@ impl Stack {
     }
 
     /// Builds the layer.
+    ///
+    /// ```
+    /// use palisade::{Quota, Stack};
+    /// use std::time::Duration;
+    ///
+    /// let stack = Stack::behind_proxy()
+    ///     .rate_limit(Quota::per_second(10)) // All requests would count as the proxy's.
+    ///     .total_timeout(Duration::from_secs(10)) // Less than the 30 s to the response head.
+    ///     .max_requests(0);
+    /// let error = stack.build().unwrap_err();
+    /// let fields: Vec<_> = error.faults().iter().map(|fault| &*fault.field).collect();
+    /// assert_eq!(fields, ["rate_limit", "total_timeout", "max_requests"]);
+    /// ```
     ///
     /// # Errors
     ///

@@ -122,6 +122,24 @@ impl Layers {
 #[cfg(feature = "concurrency-limit")]
 impl StackLayer {
     /// Returns a handle that changes the concurrency limit while the server runs.
+    ///
+    /// ```
+    /// use palisade::Stack;
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let stack = Stack::edge().max_requests(1).build()?;
+    /// let limit = stack.concurrency_limit();
+    /// let service = stack.layer(service_fn(work_for_a_second));
+    /// let send = || service.clone().oneshot(Request::new(Empty::<Bytes>::new()));
+    /// let (_, second) = tokio::join!(send(), send());
+    /// assert_eq!(second?.status(), 503);
+    /// limit.set_limit(2);
+    /// let (_, second) = tokio::join!(send(), send());
+    /// assert_eq!(second?.status(), 200);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn concurrency_limit(&self) -> ConcurrencyLimitHandle {
         self.concurrency_limit.clone()
     }
