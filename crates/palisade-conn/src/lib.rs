@@ -106,13 +106,37 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! | upgraded and silent | 5 min | 3 min | 60 s |
 //! | less than 500 B/s taken of the bytes that wait | 5 min | 155 s | 10 s |
 //!
-//! A timeout that is set below the last column stays as it is. The pressure is the higher of two:
+//! A timeout that is set below the last column stays as it is. The pressure is the highest of
+//! three:
 //!
 //! - that of the connections, which is 0 where eviction begins and 1 at the cap. It reaches 0.8 at
 //!   98 of 100 places. Connections that have been asked to close do not count;
+//! - that of the [memory](ConnGuardBuilder::memory), which is the part of its limit in use;
 //! - the one that the application [supplies](ConnGuardBuilder::pressure).
 //!
 //! Every sweep reads the pressure and applies it to all open connections.
+//!
+//! # Memory
+//!
+//! A guard protects the memory of the process, within the limit of its control group, unless it is
+//! told otherwise: see [`Memory`] and [`ConnGuardBuilder::memory`].
+//!
+//! | in use | what happens |
+//! |---|---|
+//! | 80 % | the timeouts above get shorter |
+//! | 88 % | a connection whose request is outside of the share ends with the response |
+//! | 90 % | each new connection evicts another one, as at the cap. 64 connections stay |
+//! | 95 % | requests and new connections outside of the share are refused: `MemoryPressure` |
+//!
+//! The share is the part of requests that are admitted. It is 1 while memory does not grow, however
+//! much is in use: what an allocator keeps after a flood refuses nothing. Each growth by 1/256 of
+//! the limit halves the share, down to a quarter. Each look without growth adds a sixteenth. With
+//! 32 clients or more, a client is inside or outside of the share for one second. With fewer, each
+//! request is.
+//!
+//! A refused request gets 503 and a `Retry-After` of one to five seconds.
+//! [Critical](ConnGuardBuilder::critical) requests and [reserved](ConnGuardBuilder::reserve)
+//! networks are not refused.
 //!
 //! # Request tracking
 //!

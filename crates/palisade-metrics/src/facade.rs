@@ -48,6 +48,32 @@ struct Shared {
 
 impl Facade {
     /// Registers and describes the counters with the recorder that is installed now.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use metrics_exporter_prometheus::PrometheusBuilder;
+    /// use palisade_conn::ConnGuard;
+    /// use palisade_metrics::Facade;
+    ///
+    /// // In a program: `PrometheusBuilder::new().install_recorder()`, then `Facade::new()`.
+    /// let exporter = PrometheusBuilder::new().build_recorder();
+    /// let facade = metrics::with_local_recorder(&exporter, Facade::new);
+    /// let guard = ConnGuard::builder().max_per_client(1).metrics(facade).build()?;
+    /// // `connect` admits a connection of this client, with a request at work.
+    /// let first = connect(&guard, "192.0.2.1").await?;
+    /// assert!(connect(&guard, "192.0.2.1").await.is_err());
+    /// let text = exporter.handle().render();
+    /// let ended = text.lines().find(|line| {
+    ///     line.starts_with("palisade_connections_ended_total")
+    ///         && line.contains("reason=\"client_connections_full\"")
+    ///         && line.contains("mode=\"enforce\"")
+    /// });
+    /// assert!(ended.is_some_and(|line| line.ends_with(" 1")));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn new() -> Self {
         let gauges = Gauge::ALL.iter().filter_map(|gauge| gauge_family(*gauge));
         for family in gauges.chain([REFUSED, CUT, ENDED, LIMIT_CHANGES, LEVELS_IGNORED]) {
@@ -73,6 +99,29 @@ impl Facade {
     ///
     /// Takes about a millisecond per million keys that the guards' tables can hold. Do not call it
     /// for every request.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use metrics_exporter_prometheus::PrometheusBuilder;
+    /// use palisade_conn::ConnGuard;
+    /// use palisade_metrics::Facade;
+    ///
+    /// // In a program: `PrometheusBuilder::new().install_recorder()`, then `Facade::new()`.
+    /// let exporter = PrometheusBuilder::new().build_recorder();
+    /// let facade = metrics::with_local_recorder(&exporter, Facade::new);
+    /// let guard = ConnGuard::builder().metrics(facade.clone()).build()?;
+    /// // `connect` admits a connection of this client, with a request at work.
+    /// let io = connect(&guard, "192.0.2.1").await?;
+    /// let open = "palisade_connections_open{guard=\"connection\"} 1\n";
+    /// assert!(!exporter.handle().render().contains(open));
+    /// metrics::with_local_recorder(&exporter, || facade.sample());
+    /// assert!(exporter.handle().render().contains(open));
+    /// # drop(io);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn sample(&self) {
         let gauges = &self.shared.gauges;
         for (guard, gauge, value) in gauges.sample() {

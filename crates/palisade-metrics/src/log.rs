@@ -82,6 +82,42 @@ impl Log {
     pub const LINES: usize = 5;
 
     /// Creates a log without any lines granted yet.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::ConnGuard;
+    /// use palisade_metrics::Log;
+    /// # use std::{io, sync::{Arc, Mutex}};
+    /// # #[derive(Clone, Default)]
+    /// # struct Buffer(Arc<Mutex<Vec<u8>>>);
+    /// # impl io::Write for Buffer {
+    /// #     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    /// #         io::Write::write(&mut *self.0.lock().unwrap(), bytes)
+    /// #     }
+    /// #     fn flush(&mut self) -> io::Result<()> { Ok(()) }
+    /// # }
+    ///
+    /// // A subscriber that writes to `buffer`.
+    /// # let buffer = Buffer::default();
+    /// # let writer = buffer.clone();
+    /// # let subscriber = tracing_subscriber::fmt().with_ansi(false);
+    /// # let subscriber = subscriber.with_writer(move || writer.clone());
+    /// let _subscribed = tracing::subscriber::set_default(subscriber.finish());
+    /// let guard = ConnGuard::builder().max_per_client(1).metrics(Log::new()).build()?;
+    /// // `connect` admits a connection of this client, with a request at work.
+    /// let first = connect(&guard, "192.0.2.1").await?;
+    /// for _ in 0..100 {
+    ///     assert!(connect(&guard, "192.0.2.1").await.is_err());
+    /// }
+    /// let log = String::from_utf8(buffer.0.lock().unwrap().clone())?;
+    /// assert_eq!(log.matches("connection ended").count(), Log::LINES);
+    /// assert!(log.contains("WARN palisade: connection ended"));
+    /// assert!(log.contains("reason=\"client_connections_full\""));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn new() -> Self {
         let by_reason = std::array::from_fn(|_| Default::default());
         let limit_changes = std::array::from_fn(|_| Sampler::default());

@@ -49,6 +49,28 @@ impl Snapshot {
     pub const CONTENT_TYPE: &'static str = "text/plain; version=0.0.4; charset=utf-8";
 
     /// Creates a snapshot with all counts at zero.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_concurrency_limit::ConcurrencyLimitLayer;
+    /// use palisade_core::Mode;
+    /// use palisade_metrics::Snapshot;
+    ///
+    /// let snapshot = Snapshot::new();
+    /// assert_eq!(snapshot.total_refused(Mode::Enforce), 0);
+    /// let layer = ConcurrencyLimitLayer::new(1).metrics(snapshot.clone());
+    /// let service = layer.layer(service_fn(hello));
+    /// let first = service.clone().oneshot(Request::new(String::new())).await?;
+    /// // The body of the first response is not sent yet.
+    /// let clone = snapshot.clone();
+    /// service.oneshot(Request::new(String::new())).await?;
+    /// assert_eq!(clone.total_refused(Mode::Enforce), 1); // Clones share all counts.
+    /// # drop(first);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn new() -> Self {
         let counts = BySeries::new(|_| AtomicU64::new(0));
         Self {
@@ -61,6 +83,27 @@ impl Snapshot {
 
     /// Returns the number of requests that `guard` refused for `reason`. Excludes
     /// [`Mode::Shadow`]; see [`Self::would_refuse`].
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_concurrency_limit::ConcurrencyLimitLayer;
+    /// use palisade_core::{Guard, Reason};
+    /// use palisade_metrics::Snapshot;
+    ///
+    /// let snapshot = Snapshot::new();
+    /// let layer = ConcurrencyLimitLayer::new(1).metrics(snapshot.clone());
+    /// let service = layer.layer(service_fn(hello));
+    /// let first = service.clone().oneshot(Request::new(String::new())).await?;
+    /// // The body of the first response is not sent yet.
+    /// let second = service.oneshot(Request::new(String::new())).await?;
+    /// assert_eq!(second.status(), 503);
+    /// assert_eq!(snapshot.refused(Guard::ConcurrencyLimit, Reason::Full), 1);
+    /// # drop(first);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn refused(&self, guard: Guard, reason: Reason) -> u64 {
         self.get(Series {
             guard,
@@ -72,12 +115,60 @@ impl Snapshot {
 
     /// Returns the number of bodies that `guard` cut for `reason`, in any phase. Excludes
     /// [`Mode::Shadow`]; see [`Self::would_cut`].
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use palisade_testkit::bodies::Pieces;
+    /// use http_body_util::BodyExt;
+    /// use palisade_core::{Guard, Reason};
+    /// use palisade_metrics::Snapshot;
+    /// use palisade_slow_body::{RequestBody, SlowBodyLayer};
+    ///
+    /// let snapshot = Snapshot::new();
+    /// // A handler that sends the request body back.
+    /// let echo = service_fn(async |request: Request<RequestBody<Pieces>>| {
+    ///     Ok::<_, Infallible>(Response::new(request.into_body()))
+    /// });
+    /// let mut service = SlowBodyLayer::new().metrics(snapshot.clone()).layer(echo);
+    /// // A request body of one byte a minute. The response head is sent before its first byte.
+    /// let body = Pieces::new(2, 1).every(Duration::from_secs(60));
+    /// let response = service.call(Request::new(body)).await?;
+    /// assert_eq!(response.status(), 200);
+    /// assert!(response.into_body().collect().await.is_err());
+    /// assert_eq!(snapshot.cut(Guard::SlowBody, Reason::Gap), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn cut(&self, guard: Guard, reason: Reason) -> u64 {
         self.sum_cut(guard, reason, Mode::Enforce)
     }
 
     /// Returns the number of requests that `guard` in [`Mode::Shadow`] would have refused for
     /// `reason`.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_concurrency_limit::ConcurrencyLimitLayer;
+    /// use palisade_core::{Guard, Mode, Reason};
+    /// use palisade_metrics::Snapshot;
+    ///
+    /// let snapshot = Snapshot::new();
+    /// let layer = ConcurrencyLimitLayer::new(1).mode(Mode::Shadow).metrics(snapshot.clone());
+    /// let service = layer.layer(service_fn(hello));
+    /// let first = service.clone().oneshot(Request::new(String::new())).await?;
+    /// // The body of the first response is not sent yet.
+    /// let second = service.oneshot(Request::new(String::new())).await?;
+    /// assert_eq!(second.status(), 200);
+    /// assert_eq!(snapshot.would_refuse(Guard::ConcurrencyLimit, Reason::Full), 1);
+    /// assert_eq!(snapshot.refused(Guard::ConcurrencyLimit, Reason::Full), 0);
+    /// # drop(first);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn would_refuse(&self, guard: Guard, reason: Reason) -> u64 {
         self.get(Series {
             guard,
@@ -89,33 +180,169 @@ impl Snapshot {
 
     /// Returns the number of bodies that `guard` in [`Mode::Shadow`] would have cut for `reason`,
     /// in any phase.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use palisade_testkit::bodies::Pieces;
+    /// use http_body_util::BodyExt;
+    /// use palisade_core::{Guard, Mode, Reason};
+    /// use palisade_metrics::Snapshot;
+    /// use palisade_slow_body::{RequestBody, SlowBodyLayer};
+    ///
+    /// let snapshot = Snapshot::new();
+    /// // A handler that sends the request body back.
+    /// let echo = service_fn(async |request: Request<RequestBody<Pieces>>| {
+    ///     Ok::<_, Infallible>(Response::new(request.into_body()))
+    /// });
+    /// let layer = SlowBodyLayer::new().mode(Mode::Shadow).metrics(snapshot.clone());
+    /// // A request body of one byte a minute.
+    /// let body = Pieces::new(2, 1).every(Duration::from_secs(60));
+    /// let response = layer.layer(echo).oneshot(Request::new(body)).await?;
+    /// let body = response.into_body().collect().await.map_err(|error| error.to_string())?;
+    /// assert_eq!(body.to_bytes(), "xx");
+    /// assert_eq!(snapshot.would_cut(Guard::SlowBody, Reason::Gap), 1);
+    /// assert_eq!(snapshot.cut(Guard::SlowBody, Reason::Gap), 0);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn would_cut(&self, guard: Guard, reason: Reason) -> u64 {
         self.sum_cut(guard, reason, Mode::Shadow)
     }
 
     /// Returns the number of connections that the guard closed or refused for `reason`, in any
     /// phase. Excludes [`Mode::Shadow`]; see [`Self::would_disconnect`].
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::ConnGuard;
+    /// use palisade_core::Reason;
+    /// use palisade_metrics::Snapshot;
+    ///
+    /// let snapshot = Snapshot::new();
+    /// let guard = ConnGuard::builder().max_per_client(1).metrics(snapshot.clone()).build()?;
+    /// // `connect` admits a connection of this client, with a request at work.
+    /// let first = connect(&guard, "192.0.2.1").await?;
+    /// assert!(connect(&guard, "192.0.2.1").await.is_err());
+    /// assert_eq!(snapshot.disconnected(Reason::ClientConnectionsFull), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn disconnected(&self, reason: Reason) -> u64 {
         self.sum_disconnected(Mode::Enforce, |series| series.reason == reason)
     }
 
     /// Returns the number of connections that a guard in [`Mode::Shadow`] would have closed or
     /// refused for `reason`.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::ConnGuard;
+    /// use palisade_core::{Mode, Reason};
+    /// use palisade_metrics::Snapshot;
+    ///
+    /// let snapshot = Snapshot::new();
+    /// let guard = ConnGuard::builder().mode(Mode::Shadow).max_per_client(1);
+    /// let guard = guard.metrics(snapshot.clone()).build()?;
+    /// // `connect` admits a connection of this client, with a request at work.
+    /// let first = connect(&guard, "192.0.2.1").await?;
+    /// let second = connect(&guard, "192.0.2.1").await?;
+    /// assert_eq!(snapshot.would_disconnect(Reason::ClientConnectionsFull), 1);
+    /// assert_eq!(snapshot.disconnected(Reason::ClientConnectionsFull), 0);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn would_disconnect(&self, reason: Reason) -> u64 {
         self.sum_disconnected(Mode::Shadow, |series| series.reason == reason)
     }
 
     /// Returns the number of connections closed or refused in `mode`, by any guard for any reason.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::ConnGuard;
+    /// use palisade_core::Mode;
+    /// use palisade_metrics::Snapshot;
+    ///
+    /// let snapshot = Snapshot::new();
+    /// let guard = ConnGuard::builder().max_per_client(1).max_per_network(2);
+    /// let guard = guard.metrics(snapshot.clone()).build()?;
+    /// // `connect` admits a connection of this client, with a request at work.
+    /// let first = connect(&guard, "192.0.2.1").await?;
+    /// let second = connect(&guard, "192.0.2.2").await?;
+    /// assert!(connect(&guard, "192.0.2.1").await.is_err()); // The client has its share.
+    /// assert!(connect(&guard, "192.0.2.3").await.is_err()); // The network has its share.
+    /// assert_eq!(snapshot.total_disconnected(Mode::Enforce), 2);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn total_disconnected(&self, mode: Mode) -> u64 {
         self.sum_disconnected(mode, |_| true)
     }
 
     /// Returns the number of requests refused in `mode`, by any guard for any reason.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_concurrency_limit::ConcurrencyLimitLayer;
+    /// use palisade_core::Mode;
+    /// use palisade_metrics::Snapshot;
+    ///
+    /// let snapshot = Snapshot::new();
+    /// let layer = ConcurrencyLimitLayer::new(1).metrics(snapshot.clone());
+    /// let service = layer.layer(service_fn(hello));
+    /// let first = service.clone().oneshot(Request::new(String::new())).await?;
+    /// // The body of the first response is not sent yet.
+    /// for _ in 0..3 {
+    ///     service.clone().oneshot(Request::new(String::new())).await?;
+    /// }
+    /// assert_eq!(snapshot.total_refused(Mode::Enforce), 3);
+    /// assert_eq!(snapshot.total_refused(Mode::Shadow), 0);
+    /// # drop(first);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn total_refused(&self, mode: Mode) -> u64 {
         self.sum(|series| series.phase.is_none() && series.mode == mode)
     }
 
     /// Returns the number of bodies cut in `mode`, by any guard for any reason.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use palisade_testkit::bodies::Pieces;
+    /// use http_body_util::BodyExt;
+    /// use palisade_core::Mode;
+    /// use palisade_metrics::Snapshot;
+    /// use palisade_slow_body::{RequestBody, SlowBodyLayer};
+    ///
+    /// let snapshot = Snapshot::new();
+    /// // A handler that sends the request body back.
+    /// let echo = service_fn(async |request: Request<RequestBody<Pieces>>| {
+    ///     Ok::<_, Infallible>(Response::new(request.into_body()))
+    /// });
+    /// let service = SlowBodyLayer::new().metrics(snapshot.clone()).layer(echo);
+    /// for _ in 0..3 {
+    ///     // A request body of one byte a minute.
+    ///     let body = Pieces::new(2, 1).every(Duration::from_secs(60));
+    ///     let response = service.clone().oneshot(Request::new(body)).await?;
+    ///     assert!(response.into_body().collect().await.is_err());
+    /// }
+    /// assert_eq!(snapshot.total_cut(Mode::Enforce), 3);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn total_cut(&self, mode: Mode) -> u64 {
         self.sum(|series| series.family().name == CUT.name && series.mode == mode)
     }
@@ -124,6 +351,28 @@ impl Snapshot {
     /// (two concurrency limits, for example). A total ([`Gauge::is_total`]) includes the last
     /// sampled values of dropped instances. Returns `None` if no instance has ever reported the
     /// gauge.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_concurrency_limit::ConcurrencyLimitLayer;
+    /// use palisade_core::{Gauge, Guard};
+    /// use palisade_metrics::Snapshot;
+    ///
+    /// let snapshot = Snapshot::new();
+    /// let level = |gauge| snapshot.level(Guard::ConcurrencyLimit, gauge);
+    /// assert_eq!(level(Gauge::Working), None); // No guard yet.
+    /// let layer = ConcurrencyLimitLayer::new(1).metrics(snapshot.clone());
+    /// let service = layer.layer(service_fn(hello));
+    /// let first = service.clone().oneshot(Request::new(String::new())).await?;
+    /// // The body of the first response is not sent yet.
+    /// assert_eq!((level(Gauge::Working), level(Gauge::Limit)), (Some(1), Some(1)));
+    /// drop(first);
+    /// assert_eq!((level(Gauge::Working), level(Gauge::Admitted)), (Some(0), Some(1)));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn level(&self, guard: Guard, gauge: Gauge) -> Option<u64> {
         let mut samples = self.levels().into_iter();
         let (_, _, value) = samples.find(|sample| (sample.0, sample.1) == (guard, gauge))?;
@@ -133,6 +382,28 @@ impl Snapshot {
     /// Returns all gauges, each summed as in [`Self::level`]. Reads every guard. A guard with a
     /// large table reads the whole table, about two milliseconds per million keys, once a second
     /// at most.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::ConnGuard;
+    /// use palisade_core::{Gauge, Guard};
+    /// use palisade_metrics::Snapshot;
+    ///
+    /// let snapshot = Snapshot::new();
+    /// assert_eq!(snapshot.levels(), []);
+    /// let builder = ConnGuard::builder().max_connections(100).metrics(snapshot.clone());
+    /// let guard = builder.build()?;
+    /// // `connect` admits a connection of this client, with a request at work.
+    /// let io = connect(&guard, "192.0.2.1").await?;
+    /// let levels = snapshot.levels();
+    /// assert!(levels.contains(&(Guard::Connection, Gauge::Connections, 1)));
+    /// assert!(levels.contains(&(Guard::Connection, Gauge::ConnectionLimit, 100)));
+    /// # drop(io);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn levels(&self) -> Vec<(Guard, Gauge, u64)> {
         self.shared.gauges.sample()
     }
@@ -143,8 +414,22 @@ impl Snapshot {
     /// from a peer. The [crate docs](crate#metrics) list names, labels and meanings.
     ///
     /// ```
-    /// let text = palisade_metrics::Snapshot::new().prometheus();
-    /// assert!(text.contains("# TYPE palisade_requests_refused_total counter\n"));
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::ConnGuard;
+    /// use palisade_metrics::Snapshot;
+    ///
+    /// let snapshot = Snapshot::new();
+    /// let guard = ConnGuard::builder().metrics(snapshot.clone()).build()?;
+    /// // `connect` admits a connection of this client, with a request at work.
+    /// let io = connect(&guard, "192.0.2.1").await?;
+    /// let text = snapshot.prometheus();
+    /// assert!(text.contains("# TYPE palisade_connections_open gauge\n"));
+    /// assert!(text.contains("\npalisade_connections_open{guard=\"connection\"} 1\n"));
+    /// # drop(io);
+    /// # Ok(())
+    /// # }
     /// ```
     pub fn prometheus(&self) -> String {
         let mut text = Exposition::default();

@@ -75,6 +75,28 @@ impl<'a> Incoming<'a> {
 
     /// Returns the connection. Each of its requests has the
     /// [`ConnInfo`](palisade_core::ConnInfo) of it as an extension.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_serve::Incoming;
+    ///
+    /// // Each connection has a `Router` of its own, which knows the connection.
+    /// let app = service_fn(async |incoming: Incoming<'_>| {
+    ///     let conn = incoming.conn().clone();
+    ///     let requests = async move || conn.requests().to_string();
+    ///     Ok::<_, Infallible>(Router::new().route("/", get(requests)))
+    /// });
+    /// let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// let server = spawn(palisade_serve::serve(listener, app))?; // The address of the server.
+    /// let request = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+    /// let last = "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    /// let answers = ask(server, [request, last].concat()).await?;
+    /// assert!(answers.contains("\r\n\r\n1HTTP/1.1 200 ") && answers.ends_with("\r\n\r\n2"));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn conn(&self) -> &'a ConnHandle {
         self.conn
     }
@@ -127,6 +149,27 @@ impl<'a> Incoming<'a> {
     }
 
     /// Returns the address of the peer, or `0.0.0.0:0` if the peer has no IP address.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_serve::Incoming;
+    ///
+    /// let app = service_fn(async |incoming: Incoming<'_>| {
+    ///     let peer = incoming.remote_addr().to_string();
+    ///     Ok::<_, Infallible>(Router::new().route("/", get(peer)))
+    /// });
+    /// let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// let server = spawn(palisade_serve::serve(listener, app))?; // The address of the server.
+    /// let mut client = TcpStream::connect(server).await?;
+    /// client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await?;
+    /// let mut answer = String::new();
+    /// client.read_to_string(&mut answer).await?;
+    /// assert!(answer.ends_with(&format!("\r\n\r\n{}", client.local_addr()?)));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn remote_addr(&self) -> SocketAddr {
         self.conn.peer()
     }

@@ -90,6 +90,23 @@ pub struct WithGracefulShutdown<L: Listener, A, Kind, F> {
 
 impl<L: Listener, A: App<Kind>, Kind> Serve<L, A, Kind> {
     /// Sets the HTTP settings. Defaults to [`Http::default`].
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_serve::{Http, serve};
+    ///
+    /// let http = Http::builder().max_headers(1).build()?;
+    /// let app = Router::new().route("/", get("hello"));
+    /// let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// let address = listener.local_addr()?;
+    /// tokio::spawn(serve(listener, app).http(http).into_future());
+    /// let answer = ask(address, "GET / HTTP/1.1\r\nhost: x\r\na: 1\r\n\r\n").await?;
+    /// assert!(answer.starts_with("HTTP/1.1 431 "));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn http(mut self, http: Http) -> Self {
         self.http = http;
         self
@@ -149,6 +166,36 @@ impl<L: Listener, A: App<Kind>, Kind> Serve<L, A, Kind> {
     ///
     /// An eviction examines at most 64 handshakes, chosen at random, so its cost does not grow with
     /// this number. Defaults to 1,024.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[cfg(not(feature = "rustls"))] fn main() {}
+    /// # #[cfg(feature = "rustls")]
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::Reason;
+    /// # use palisade_serve::rustls::{ServerConfig, pki_types::PrivateKeyDer};
+    ///
+    /// # let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+    /// # let key = PrivateKeyDer::try_from(made.signing_key.serialize_der())?;
+    /// # let certificates = vec![made.cert.der().clone()];
+    /// # let config = ServerConfig::builder().with_no_client_auth();
+    /// # let config = config.with_single_cert(certificates, key)?;
+    /// let app = Router::new().route("/", get("hello"));
+    /// let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// let server = palisade_serve::serve(listener, app).tls(config.into()).max_handshakes(1);
+    /// let guard = server.guard().clone();
+    /// let address = server.local_addr()?;
+    /// tokio::spawn(server.into_future());
+    /// // Two clients that connect and send nothing. The second one takes the place of the first.
+    /// let mut first = TcpStream::connect(address).await?;
+    /// let mut second = TcpStream::connect(address).await?;
+    /// assert_eq!(first.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    /// assert_eq!(guard.recently_closed()[0].reason, Reason::HandshakesFull);
+    /// assert_eq!(guard.snapshot().open, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "rustls")]
     pub fn max_handshakes(mut self, handshakes: usize) -> Self {
         self.tls.max_handshakes = handshakes.max(1);
@@ -162,21 +209,35 @@ impl<L: Listener, A: App<Kind>, Kind> Serve<L, A, Kind> {
     /// [drain time](WithGracefulShutdown::drain) are cut. The future completes at most a second
     /// after the drain time, whatever clients do.
     ///
-    /// ```no_run
-    /// # async fn example<S>(listener: tokio::net::TcpListener, app: S) -> std::io::Result<()>
-    /// # where
-    /// #     S: palisade_serve::HttpService + Sync,
-    /// # {
-    /// # let signal = async {};
-    /// let drained = palisade_serve::serve(listener, app).with_graceful_shutdown(signal).await?;
-    /// println!("{} connections were cut", drained.cut);
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
     /// An upgraded connection may stay open while others are open, and half a second longer. Then
     /// the guard closes it gracefully, unless it is in [`Mode::Off`](palisade_conn::Mode::Off).
     /// Pass the same signal to each WebSocket, so that it can end by itself.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tokio::sync::oneshot;
+    ///
+    /// let (stop, stopped) = oneshot::channel::<()>();
+    /// let app = Router::new().route("/", get("hello"));
+    /// let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// let server = palisade_serve::serve(listener, app)
+    ///     .with_graceful_shutdown(async { _ = stopped.await });
+    /// let address = server.local_addr()?;
+    /// let server = tokio::spawn(server.into_future());
+    /// // A client that keeps its connection.
+    /// let mut client = TcpStream::connect(address).await?;
+    /// client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await?;
+    /// client.read(&mut [0; 1024]).await?;
+    /// stop.send(()).map_err(|()| "the server has ended")?;
+    /// let drained = server.await??;
+    /// assert_eq!((drained.finished, drained.cut), (1, 0));
+    /// assert_eq!(client.read(&mut [0]).await?, 0); // A FIN.
+    /// assert!(TcpStream::connect(address).await.is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn with_graceful_shutdown<F>(self, signal: F) -> WithGracefulShutdown<L, A, Kind, F>
     where
         F: Future<Output = ()> + Send + 'static,
@@ -189,11 +250,45 @@ impl<L: Listener, A: App<Kind>, Kind> Serve<L, A, Kind> {
     }
 
     /// Returns the guard of the connections, for example for its snapshots.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let app = Router::new().route("/", get("hello"));
+    /// let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// let server = palisade_serve::serve(listener, app);
+    /// let guard = server.guard().clone();
+    /// let address = server.local_addr()?;
+    /// tokio::spawn(server.into_future());
+    /// let mut client = TcpStream::connect(address).await?;
+    /// client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await?;
+    /// client.read(&mut [0; 1024]).await?;
+    /// let client = guard.snapshot().clients[0];
+    /// assert_eq!((client.connections, client.requests), (1, 1));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn guard(&self) -> &ConnGuard {
         self.listener.guard()
     }
 
     /// Returns the address of the listener.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let app = Router::new().route("/", get("hello"));
+    /// let listener = TcpListener::bind("127.0.0.1:0").await?; // A free port.
+    /// let server = palisade_serve::serve(listener, app);
+    /// let address = server.local_addr()?;
+    /// tokio::spawn(server.into_future());
+    /// let answer = ask(address, "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await?;
+    /// assert!(answer.ends_with("\r\n\r\nhello"));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -335,12 +430,56 @@ where
 {
     /// Sets the drain time: how long requests in flight may continue after the signal. Defaults to
     /// 30 s.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tokio::sync::oneshot;
+    ///
+    /// let (stop, stopped) = oneshot::channel::<()>();
+    /// let app = Router::new().route("/", get(pending::<()>)); // It never responds.
+    /// let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// let server = palisade_serve::serve(listener, app);
+    /// let guard = server.guard().clone();
+    /// let server = server
+    ///     .with_graceful_shutdown(async { _ = stopped.await })
+    ///     .drain(Duration::from_secs(5));
+    /// let address = server.local_addr()?;
+    /// let server = tokio::spawn(server.into_future());
+    /// let mut client = TcpStream::connect(address).await?;
+    /// client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await?;
+    /// # while guard.snapshot().in_flight == 0 { tokio::task::yield_now().await }
+    /// let started = tokio::time::Instant::now();
+    /// stop.send(()).map_err(|()| "the server has ended")?;
+    /// let drained = server.await??;
+    /// assert_eq!((drained.finished, drained.cut), (0, 1));
+    /// let after = started.elapsed(); // Of tokio's paused clock.
+    /// assert!((Duration::from_secs(5)..Duration::from_secs(6)).contains(&after));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn drain(mut self, time: Duration) -> Self {
         self.drain_time = time;
         self
     }
 
     /// Returns the address of the listener.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let app = Router::new().route("/", get("hello"));
+    /// let listener = TcpListener::bind("127.0.0.1:0").await?; // A free port.
+    /// let server = palisade_serve::serve(listener, app).with_graceful_shutdown(pending());
+    /// let address = server.local_addr()?;
+    /// tokio::spawn(server.into_future());
+    /// let answer = ask(address, "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await?;
+    /// assert!(answer.ends_with("\r\n\r\nhello"));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///

@@ -47,11 +47,77 @@ impl<T> Rewind<T> {
 
     /// Returns the inner IO. Bytes that were read for the detection and not read again cannot be
     /// read from it.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use hyper_util::rt::TokioIo;
+    /// # use palisade_conn::GuardedIo;
+    /// # use palisade_serve::Rewind;
+    /// # use tokio::sync::mpsc;
+    /// # type Io = TokioIo<Rewind<GuardedIo<TcpStream>>>;
+    /// # // An app that upgrades each connection, and sends it to a channel.
+    /// # let (sender, mut upgraded) = mpsc::unbounded_channel();
+    /// # let app = service_fn(move |request: Request<hyper::body::Incoming>| {
+    /// #     let (sender, upgrade) = (sender.clone(), hyper::upgrade::on(request));
+    /// #     tokio::spawn(async move { upgrade.await.map(|io| sender.send(io)) });
+    /// #     async { Response::builder().status(101).body(String::new()) }
+    /// # });
+    /// # let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// # let server = spawn(palisade_serve::serve(listener, app))?; // The address of the server.
+    /// # let mut client = TcpStream::connect(server).await?;
+    /// # let request = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
+    /// # client.write_all(request).await?;
+    /// # let io = upgraded.recv().await.ok_or("closed")?;
+    /// # let parts = io.downcast::<Io>().map_err(|_| "another type")?;
+    /// // An upgraded connection, as in the example of `into_parts`.
+    /// let io: Rewind<_> = parts.io.into_inner();
+    /// assert!(io.get_ref().conn().is_upgraded());
+    /// assert_eq!(io.get_ref().conn().peer(), client.local_addr()?);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn get_ref(&self) -> &T {
         &self.inner
     }
 
     /// Returns the inner IO, and the bytes that were read from it and not read again.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use hyper_util::rt::TokioIo;
+    /// use palisade_conn::GuardedIo;
+    /// use palisade_serve::Rewind;
+    /// use tokio::sync::mpsc;
+    ///
+    /// type Io = TokioIo<Rewind<GuardedIo<TcpStream>>>;
+    /// // An app that upgrades each connection, and sends it to a channel.
+    /// let (sender, mut upgraded) = mpsc::unbounded_channel();
+    /// let app = service_fn(move |request: Request<hyper::body::Incoming>| {
+    ///     let (sender, upgrade) = (sender.clone(), hyper::upgrade::on(request));
+    ///     tokio::spawn(async move { upgrade.await.map(|io| sender.send(io)) });
+    ///     async { Response::builder().status(101).body(String::new()) }
+    /// });
+    /// let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// let server = spawn(palisade_serve::serve(listener, app))?; // The address of the server.
+    /// let mut client = TcpStream::connect(server).await?;
+    /// let request = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
+    /// client.write_all(request).await?;
+    /// let io = upgraded.recv().await.ok_or("closed")?;
+    /// let parts = io.downcast::<Io>().map_err(|_| "another type")?;
+    /// let (mut io, unread) = parts.io.into_inner().into_parts();
+    /// assert_eq!(unread, b"");
+    /// client.read(&mut [0; 1024]).await?; // The head of the response.
+    /// io.write_all(b"hello").await?;
+    /// let mut answer = [0; 5];
+    /// client.read_exact(&mut answer).await?;
+    /// assert_eq!(&answer, b"hello");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn into_parts(self) -> (T, Vec<u8>) {
         let rest = self.rest().to_vec();
         (self.inner, rest)

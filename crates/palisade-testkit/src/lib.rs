@@ -11,6 +11,7 @@ pub mod contract;
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 #[rustfmt::skip]
 pub mod demo;
+pub mod doc;
 pub mod echo;
 pub mod example;
 #[allow(missing_docs, clippy::unwrap_used, reason = "test support may panic")]

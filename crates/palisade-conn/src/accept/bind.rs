@@ -29,6 +29,24 @@ impl BindOptions {
     /// system allows.
     ///
     /// Range: at least 1. Defaults to 1,024.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{BindOptions, ConnGuard};
+    ///
+    /// let options = BindOptions::new().backlog(16);
+    /// let mut listener = ConnGuard::default().bind_with("127.0.0.1:0", options).await?;
+    /// // The system completes a connection before the server accepts it.
+    /// let client = TcpStream::connect(listener.local_addr()?).await?;
+    /// assert_eq!(listener.guard().snapshot().open, 0);
+    /// let (io, _) = listener.accept().await?;
+    /// assert_eq!(listener.guard().snapshot().open, 1);
+    /// # drop((client, io));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub const fn backlog(mut self, connections: u32) -> Self {
         self.backlog = connections;
         self
@@ -37,6 +55,26 @@ impl BindOptions {
     /// Sets whether other sockets with this option may listen on the same address (`SO_REUSEPORT`).
     /// The system distributes the connections among them. Use it for several accept loops of one
     /// guard, or for the next version of the process. Unix only. Defaults to `false`.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[cfg(not(unix))] fn main() {}
+    /// # #[cfg(unix)]
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> std::io::Result<()> {
+    /// use palisade_conn::{BindOptions, ConnGuard};
+    ///
+    /// let guard = ConnGuard::default();
+    /// let shared = BindOptions::new().reuse_port(true);
+    /// let first = guard.bind_with("127.0.0.1:0", shared).await?;
+    /// let second = guard.bind_with(first.local_addr()?, shared).await?;
+    /// assert_eq!(second.local_addr()?, first.local_addr()?);
+    /// // A socket without the option is refused.
+    /// let error = guard.bind(first.local_addr()?).await.unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::AddrInUse);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub const fn reuse_port(mut self, reuse: bool) -> Self {
         self.reuse_port = reuse;
         self

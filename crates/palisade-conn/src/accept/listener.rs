@@ -161,6 +161,29 @@ impl<L: Listener> GuardedListener<L> {
 
     /// Accepts the next connection that the guard admits. Returns it with the address of its peer.
     ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Reason};
+    ///
+    /// let guard = ConnGuard::builder().accept_rate((1, 1)).accept_rate_per_network(None).build()?;
+    /// let mut listener = guard.bind("127.0.0.1:0").await?;
+    /// let first = TcpStream::connect(listener.local_addr()?).await?;
+    /// let mut second = TcpStream::connect(listener.local_addr()?).await?;
+    /// let (io, peer) = listener.accept().await?;
+    /// assert_eq!(peer, first.local_addr()?);
+    /// let error = tokio::select! {
+    ///     _ = listener.accept() => unreachable!("the guard refuses the second connection"),
+    ///     result = second.read_u8() => result.unwrap_err(),
+    /// };
+    /// assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    /// assert_eq!(guard.recently_closed()[0].reason, Reason::AcceptRate);
+    /// # drop(io);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// Only errors that belong neither to one connection nor to a shortage of files or memory. Call

@@ -143,12 +143,56 @@ impl ConnGuardBuilder {
     /// connection: [`max_age`](Self::max_age) without a grace period,
     /// [`max_requests`](Self::max_requests) and
     /// [`keep_alive_per_client`](Self::keep_alive_per_client).
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Mode, Reason};
+    ///
+    /// let guard = ConnGuard::builder().mode(Mode::Shadow).max_per_client(1).build()?;
+    /// // `connect` admits a connection of this client, with a request at work.
+    /// let first = connect(&guard, "192.0.2.1").await?;
+    /// let second = connect(&guard, "192.0.2.1").await?;
+    /// assert_eq!(guard.snapshot().open, 2); // Nothing was refused.
+    /// let reported = guard.recently_closed()[0];
+    /// assert_eq!(reported.reason, Reason::ClientConnectionsFull);
+    /// assert_eq!(reported.mode, Mode::Shadow);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn mode(mut self, mode: Mode) -> Self {
         self.mode = mode;
         self
     }
 
     /// Sets the sink for the events and gauges of the guard. Defaults to none.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Reason};
+    /// use palisade_core::{Event, Metrics};
+    /// use std::sync::{Arc, Mutex};
+    ///
+    /// struct Refused(Arc<Mutex<Vec<Reason>>>);
+    /// impl Metrics for Refused {
+    ///     fn record(&self, event: &Event<'_>) {
+    ///         if let Event::Disconnected { violation, .. } = event {
+    ///             self.0.lock().unwrap().push(violation.reason);
+    ///         }
+    ///     }
+    /// }
+    /// let refused = Arc::default();
+    /// let sink = Refused(Arc::clone(&refused));
+    /// let guard = ConnGuard::builder().max_per_client(1).metrics(sink).build()?;
+    /// let first = connect(&guard, "192.0.2.1").await?;
+    /// assert!(connect(&guard, "192.0.2.1").await.is_err());
+    /// assert_eq!(*refused.lock().unwrap(), [Reason::ClientConnectionsFull]);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn metrics(mut self, metrics: impl Into<Recorder>) -> Self {
         self.recorder = metrics.into();
         self
@@ -170,6 +214,26 @@ impl ConnGuardBuilder {
     /// - 10,000.
     ///
     /// [`ConnSnapshot::limit_from`]: crate::ConnSnapshot::limit_from
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Reason};
+    ///
+    /// let guard = ConnGuard::builder().max_connections(1).build()?;
+    /// // The address of an `axum::serve` behind the guard, with this handler.
+    /// let server = serve(&guard, get(pending::<()>)).await?;
+    /// let mut first = TcpStream::connect(server).await?;
+    /// first.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await?;
+    /// # while guard.snapshot().in_flight == 0 { tokio::task::yield_now().await }
+    /// // While that request is at work, its connection cannot be evicted.
+    /// let mut second = TcpStream::connect(server).await?;
+    /// assert_eq!(second.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    /// assert_eq!(guard.recently_closed()[0].reason, Reason::ConnectionsFull);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.connections = Some(connections);
         self
@@ -186,9 +250,21 @@ impl ConnGuardBuilder {
     /// Range of `places`: less than [`Self::max_connections`]. Defaults to none.
     ///
     /// ```
-    /// # use palisade_conn::ConnGuard;
-    /// let monitoring = "10.1.0.0/16".parse().unwrap();
-    /// let guard = ConnGuard::builder().reserve(16, [monitoring]).build().unwrap();
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Reason};
+    ///
+    /// let monitoring = "10.1.0.0/16".parse()?;
+    /// let guard = ConnGuard::builder().max_connections(2).reserve(1, [monitoring]).build()?;
+    /// // `connect` admits a connection of this client, with a request at work.
+    /// let first = connect(&guard, "192.0.2.1").await?;
+    /// assert!(connect(&guard, "192.0.2.2").await.is_err()); // One place is left, and reserved.
+    /// assert_eq!(guard.recently_closed()[0].reason, Reason::ConnectionsFull);
+    /// let probe = connect(&guard, "10.1.0.5").await?;
+    /// # assert_eq!(guard.snapshot().open, 2);
+    /// # Ok(())
+    /// # }
     /// ```
     pub fn reserve(mut self, places: usize, networks: impl IntoIterator<Item = Network>) -> Self {
         self.reserve = places;
@@ -210,6 +286,26 @@ impl ConnGuardBuilder {
     ///   [`Self::max_connections`], which is three tenths of all for a client alone;
     /// - near the cap, a hundredth of all places, at least 64. Connections above it are then among
     ///   the first to be evicted, whatever they do.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Reason};
+    ///
+    /// let guard = ConnGuard::builder().max_per_client(1).build()?;
+    /// // The address of an `axum::serve` behind the guard, with this handler.
+    /// let server = serve(&guard, get(pending::<()>)).await?;
+    /// let mut first = TcpStream::connect(server).await?;
+    /// first.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await?;
+    /// # while guard.snapshot().in_flight == 0 { tokio::task::yield_now().await }
+    /// // The client has its share, with a request at work.
+    /// let mut second = TcpStream::connect(server).await?;
+    /// assert_eq!(second.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    /// assert_eq!(guard.recently_closed()[0].reason, Reason::ClientConnectionsFull);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn max_per_client(mut self, connections: impl Into<Option<u32>>) -> Self {
         self.per_client = match connections.into() {
             Some(connections) => PerClient::Max(connections),
@@ -232,6 +328,26 @@ impl ConnGuardBuilder {
     /// with the most connections are your proxies.
     ///
     /// Defaults to the options for a server without a proxy.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Reason};
+    ///
+    /// let guard = ConnGuard::builder().max_per_client(1).behind_proxy().build()?;
+    /// // `connect` admits a connection of this client, with a request at work.
+    /// let proxy = [connect(&guard, "10.0.0.1").await?, connect(&guard, "10.0.0.1").await?];
+    /// # assert_eq!(guard.snapshot().open, 2);
+    ///
+    /// // Options that are set later hold.
+    /// let guard = ConnGuard::builder().behind_proxy().max_per_client(1).build()?;
+    /// let first = connect(&guard, "10.0.0.1").await?;
+    /// assert!(connect(&guard, "10.0.0.1").await.is_err());
+    /// assert_eq!(guard.recently_closed()[0].reason, Reason::ClientConnectionsFull);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn behind_proxy(self) -> Self {
         let proxied = self
             .max_per_client(None)
@@ -249,6 +365,23 @@ impl ConnGuardBuilder {
     ///
     /// Range: at least 1, or `None`. Defaults to four times the limit of one client, which tightens
     /// with load in the same way, and to no limit if there is none per client.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Reason};
+    ///
+    /// let guard = ConnGuard::builder().max_per_network(1).build()?;
+    /// // `connect` admits a connection of this client, with a request at work.
+    /// let first = connect(&guard, "192.0.2.1").await?;
+    /// assert!(connect(&guard, "192.0.2.2").await.is_err()); // In the same /24.
+    /// assert_eq!(guard.recently_closed()[0].reason, Reason::NetworkConnectionsFull);
+    /// let other = connect(&guard, "198.51.100.1").await?;
+    /// # assert_eq!(guard.snapshot().open, 2);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn max_per_network(mut self, connections: impl Into<Option<u32>>) -> Self {
         self.per_network = match connections.into() {
             Some(connections) => PerNetwork::Max(connections),
@@ -270,6 +403,27 @@ impl ConnGuardBuilder {
     /// places that are left below nine tenths of [`Self::max_connections`], near the cap 8, and no
     /// limit if there is none per client. So no idle connection is closed early while there are
     /// places.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Reason};
+    ///
+    /// let guard = ConnGuard::builder().keep_alive_per_client(1).build()?;
+    /// // Two connections of one client. A request was answered on each.
+    /// let (_client, older, mut service) = tracked(&guard, hello).await?;
+    /// let (_other_client, newer, mut other) = tracked(&guard, hello).await?;
+    /// service.call(Request::new(String::new())).await?;
+    /// other.call(Request::new(String::new())).await?;
+    /// tokio::time::sleep(Duration::from_secs(2)).await; // Of tokio's paused clock.
+    /// assert_eq!(older.conn().closing(), Some(Reason::KeepAlivePerClient));
+    /// assert_eq!(newer.conn().closing(), None);
+    /// let response = service.call(Request::new(String::new())).await?; // On the older one.
+    /// assert_eq!(response.headers()["connection"], "close");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn keep_alive_per_client(mut self, connections: impl Into<Option<u32>>) -> Self {
         self.keep_alive = match connections.into() {
             Some(connections) => KeepAlive::Max(connections),
@@ -280,11 +434,6 @@ impl ConnGuardBuilder {
 
     /// Limits the new connections of one client to a number per second and a burst at once.
     ///
-    /// ```
-    /// # use palisade_conn::ConnGuard;
-    /// let guard = ConnGuard::builder().accept_rate((20, 50)).build().unwrap();
-    /// ```
-    ///
     /// A connection beyond the rate is reset. The guard keeps a table of 65,536 clients, which
     /// takes 512 KiB and is allocated at once.
     ///
@@ -292,6 +441,30 @@ impl ConnGuardBuilder {
     /// unless it is set.
     ///
     /// Range of both: 1 to 1,000,000, or `None`. Defaults to 100 and 200.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Reason};
+    ///
+    /// let guard = ConnGuard::builder().accept_rate((1, 2)).build()?;
+    /// // Four connections of one client.
+    /// let peer = Some("192.0.2.1:4711".parse()?);
+    /// let (_client_1, first) = pair().await?;
+    /// let (_client_2, second) = pair().await?;
+    /// let (mut client_3, third) = pair().await?;
+    /// let (_client_4, fourth) = pair().await?;
+    /// let burst = [guard.admit(first, peer, None)?, guard.admit(second, peer, None)?];
+    /// let refused = guard.admit(third, peer, None).unwrap_err();
+    /// assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    /// assert_eq!(client_3.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    /// assert_eq!(guard.recently_closed()[0].reason, Reason::AcceptRate);
+    /// tokio::time::sleep(Duration::from_secs(1)).await; // Of tokio's paused clock.
+    /// guard.admit(fourth, peer, None)?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn accept_rate(mut self, per_second_and_burst: impl Into<Option<(u32, u32)>>) -> Self {
         self.accept_rate = per_second_and_burst.into();
         self
@@ -307,6 +480,27 @@ impl ConnGuardBuilder {
     ///
     /// Range of both: 1 to 1,000,000, or `None`. Defaults to four times the rate and the burst of
     /// one client.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Reason};
+    ///
+    /// let guard = ConnGuard::builder().accept_rate_per_network((1, 2)).build()?;
+    /// let (_client_1, first) = pair().await?;
+    /// let (_client_2, second) = pair().await?;
+    /// let (_client_3, third) = pair().await?;
+    /// let (_client_4, other) = pair().await?;
+    /// let peer = |address: &str| Some((address.parse::<std::net::Ipv4Addr>().unwrap(), 1).into());
+    /// let first = guard.admit(first, peer("192.0.2.1"), None)?;
+    /// let second = guard.admit(second, peer("192.0.2.2"), None)?;
+    /// assert!(guard.admit(third, peer("192.0.2.3"), None).is_err());
+    /// assert_eq!(guard.recently_closed()[0].reason, Reason::AcceptRate);
+    /// let other = guard.admit(other, peer("198.51.100.1"), None)?; // Of another network.
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn accept_rate_per_network(
         mut self,
         per_second_and_burst: impl Into<Option<(u32, u32)>>,
@@ -320,6 +514,25 @@ impl ConnGuardBuilder {
 
     /// Sets how many bits of an address identify a client. Defaults to a whole IPv4 address and an
     /// IPv6 /64.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Prefix, Reason};
+    ///
+    /// // A provider gives each of its customers an IPv6 /56.
+    /// let prefix = Prefix::new(32, 56).ok_or("out of range")?;
+    /// let guard = ConnGuard::builder().prefix(prefix).max_per_client(1).build()?;
+    /// // `connect` admits a connection of this client, with a request at work.
+    /// let first = connect(&guard, "2001:db8:0:100::1").await?;
+    /// assert!(connect(&guard, "2001:db8:0:1ff::1").await.is_err()); // The same client.
+    /// assert_eq!(guard.recently_closed()[0].reason, Reason::ClientConnectionsFull);
+    /// let other = connect(&guard, "2001:db8:0:200::1").await?;
+    /// # assert_eq!(guard.snapshot().distinct_clients, 2);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn prefix(mut self, prefix: Prefix) -> Self {
         self.prefix = prefix;
         self
@@ -333,6 +546,30 @@ impl ConnGuardBuilder {
     /// ahead of need is closed as well, and connects again when it has a request.
     ///
     /// Range: 1 ms to 24 h. Defaults to 10 s.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Reason};
+    ///
+    /// let guard = ConnGuard::builder()
+    ///     .first_request_timeout(Duration::from_millis(100))
+    /// #   .sweep_interval(Duration::from_millis(10))
+    ///     .build()?;
+    /// // The address of an `axum::serve` behind the guard, with this handler.
+    /// let server = serve(&guard, get("hello")).await?;
+    /// let mut silent = TcpStream::connect(server).await?;
+    /// let mut slow = TcpStream::connect(server).await?;
+    /// slow.write_all(b"GET / HTTP/1.1\r\nhost:").await?; // The head never ends.
+    /// let mut answer = String::new();
+    /// slow.read_to_string(&mut answer).await?;
+    /// assert!(answer.starts_with("HTTP/1.1 408 "));
+    /// assert_eq!(silent.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    /// assert!(guard.recently_closed().iter().all(|conn| conn.reason == Reason::FirstRequest));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn first_request_timeout(mut self, timeout: Duration) -> Self {
         self.first_request = timeout;
         self
@@ -352,6 +589,28 @@ impl ConnGuardBuilder {
     ///   of it. They extend this timeout.
     ///
     /// Range: 1 ms to 24 h. Defaults to 10 s.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Reason};
+    ///
+    /// let guard = ConnGuard::builder().header_timeout(Duration::from_secs(5)).build()?;
+    /// // The address of an `axum::serve` behind the guard, with this handler.
+    /// let server = serve(&guard, get("hello")).await?;
+    /// let mut client = TcpStream::connect(server).await?;
+    /// client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await?;
+    /// client.read(&mut [0; 1024]).await?; // The first response.
+    /// tokio::time::sleep(Duration::from_secs(1)).await; // Of tokio's paused clock.
+    /// client.write_all(b"GET /").await?; // A second head, which never ends.
+    /// let mut answer = String::new();
+    /// client.read_to_string(&mut answer).await?;
+    /// assert!(answer.starts_with("HTTP/1.1 408 "));
+    /// assert_eq!(guard.recently_closed()[0].reason, Reason::SlowHead);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn header_timeout(mut self, timeout: Duration) -> Self {
         self.head = timeout;
         self
@@ -365,6 +624,28 @@ impl ConnGuardBuilder {
     /// choose 5 s more than its own idle timeout.
     ///
     /// Range: 1 ms to 24 h. Defaults to 65 s.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Reason};
+    ///
+    /// let guard = ConnGuard::builder()
+    ///     .idle_timeout(Duration::from_millis(100))
+    /// #   .sweep_interval(Duration::from_millis(10))
+    ///     .build()?;
+    /// // The address of an `axum::serve` behind the guard, with this handler.
+    /// let server = serve(&guard, get("hello")).await?;
+    /// let mut client = TcpStream::connect(server).await?;
+    /// client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await?;
+    /// let mut answer = String::new();
+    /// client.read_to_string(&mut answer).await?; // Returns at the FIN.
+    /// assert!(answer.starts_with("HTTP/1.1 200 ") && !answer.contains("connection: close"));
+    /// assert_eq!(guard.recently_closed()[0].reason, Reason::Idle);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.idle = timeout;
         self
@@ -376,6 +657,28 @@ impl ConnGuardBuilder {
     /// The connection is closed with a FIN.
     ///
     /// Range: 1 ms to 24 h. Defaults to 5 min.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Phase, Reason};
+    ///
+    /// let timeout = Duration::from_secs(30);
+    /// let guard = ConnGuard::builder().upgraded_idle_timeout(timeout).build()?;
+    /// let (mut client, socket) = pair().await?;
+    /// let mut io = guard.admit(socket, None, None)?;
+    /// io.conn().upgrade().map_err(|_| "too many upgrades")?; // `palisade::serve` does this.
+    /// let started = tokio::time::Instant::now();
+    /// assert_eq!(io.read(&mut [0]).await?, 0); // The end of the stream.
+    /// assert!(started.elapsed() >= timeout); // Of tokio's paused clock.
+    /// drop(io);
+    /// assert_eq!(client.read(&mut [0]).await?, 0);
+    /// let closed = guard.recently_closed()[0];
+    /// assert_eq!((closed.reason, closed.phase), (Reason::Idle, Phase::Upgraded));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn upgraded_idle_timeout(mut self, timeout: Duration) -> Self {
         self.upgraded_idle = timeout;
         self
@@ -391,6 +694,28 @@ impl ConnGuardBuilder {
     /// and then 384 KiB at once.
     ///
     /// Range: 1 ms to 24 h. Defaults to 5 min.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Reason};
+    ///
+    /// let guard = ConnGuard::builder().write_timeout(Duration::from_secs(30)).build()?;
+    /// let (mut client, socket) = pair().await?;
+    /// let mut io = guard.admit(socket, None, None)?;
+    /// client.write_u8(b'?').await?;
+    /// io.read_u8().await?;
+    /// // The client reads nothing, and the response exceeds all buffers.
+    /// let error = io.write_all(&vec![0; 64 << 20]).await.unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::ConnectionAborted);
+    /// drop(io);
+    /// let read = client.read_to_end(&mut Vec::new()).await;
+    /// assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    /// assert_eq!(guard.recently_closed()[0].reason, Reason::WriteStall);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
         self.write_stall = timeout;
         self
@@ -405,6 +730,26 @@ impl ConnGuardBuilder {
     /// connections have no age.
     ///
     /// Range: 1 ms to 30 days, or `None` for no limit. Defaults to 1 h.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Reason};
+    ///
+    /// let guard = ConnGuard::builder().max_age(Duration::from_secs(30)).build()?;
+    /// // A connection, and a handler with `RequestTracking` around it.
+    /// let (client, io, mut service) = tracked(&guard, hello).await?;
+    /// let response = service.call(Request::new(String::new())).await?;
+    /// assert!(!response.headers().contains_key("connection"));
+    /// drop(response);
+    /// tokio::time::sleep(Duration::from_secs(34)).await; // Of tokio's paused clock.
+    /// let response = service.call(Request::new(String::new())).await?;
+    /// assert_eq!(response.headers()["connection"], "close");
+    /// assert_eq!(io.conn().closing(), Some(Reason::MaxAge));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn max_age(mut self, age: impl Into<Option<Duration>>) -> Self {
         self.max_age = age.into();
         self
@@ -417,6 +762,28 @@ impl ConnGuardBuilder {
     /// well, so choose a time that is longer than the longest of them.
     ///
     /// Range: 0 to 24 h. Defaults to no limit: requests in flight continue to their end.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Reason};
+    ///
+    /// let (age, grace) = (Duration::from_secs(30), Duration::from_secs(10));
+    /// let guard = ConnGuard::builder().max_age(age).age_grace(grace).build()?;
+    /// // A connection, and a handler with `RequestTracking` around it.
+    /// let (mut client, mut io, mut service) = tracked(&guard, hello).await?;
+    /// // The response is not read to its end, so its request stays in flight.
+    /// let response = service.call(Request::new(String::new())).await?;
+    /// let error = io.read(&mut [0]).await.unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::ConnectionAborted);
+    /// drop(io);
+    /// assert_eq!(client.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    /// assert_eq!(guard.recently_closed()[0].reason, Reason::MaxAge);
+    /// # drop(response);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn age_grace(mut self, grace: Duration) -> Self {
         self.age_grace = Some(grace);
         self
@@ -428,6 +795,27 @@ impl ConnGuardBuilder {
     /// its [age](Self::max_age).
     ///
     /// Range: at least 1, or `None` for no limit. Defaults to 10,000.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::ConnGuard;
+    ///
+    /// let guard = ConnGuard::builder().max_requests(2).build()?;
+    /// // The address of an `axum::serve` behind the guard, with this handler.
+    /// let server = serve(&guard, get("hello")).await?;
+    /// let mut client = TcpStream::connect(server).await?;
+    /// for _ in 0..3 {
+    ///     client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await?;
+    /// }
+    /// let mut answers = String::new();
+    /// client.read_to_string(&mut answers).await?; // Until the server closes the connection.
+    /// assert_eq!(answers.matches("HTTP/1.1 200 ").count(), 2);
+    /// assert_eq!(answers.matches("connection: close").count(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn max_requests(mut self, requests: impl Into<Option<u32>>) -> Self {
         self.max_requests = requests.into();
         self
@@ -446,6 +834,23 @@ impl ConnGuardBuilder {
     /// ([`Self::behind_proxy`]), only the total is limited.
     ///
     /// Range: at least 1. Defaults to a quarter of [`Self::max_connections`].
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::ConnGuard;
+    ///
+    /// let guard = ConnGuard::builder().max_upgraded(1).build()?;
+    /// // Two connections, and a handler that responds with 101.
+    /// let (_client, _io, mut first) = tracked(&guard, upgrade).await?;
+    /// let (_other_client, _other_io, mut second) = tracked(&guard, upgrade).await?;
+    /// assert_eq!(first.call(Request::new(String::new())).await?.status(), 101);
+    /// assert_eq!(second.call(Request::new(String::new())).await?.status(), 503);
+    /// assert_eq!(guard.snapshot().upgraded, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn max_upgraded(mut self, connections: usize) -> Self {
         self.max_upgraded = Some(connections);
         self
@@ -464,6 +869,26 @@ impl ConnGuardBuilder {
     /// ([`Self::behind_proxy`], a Unix socket), only the total is limited.
     ///
     /// Range: at least 1. Defaults to four times [`Self::max_connections`], at least 1,024.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::ConnGuard;
+    ///
+    /// let guard = ConnGuard::builder().max_in_flight(1).build()?;
+    /// // A connection, and a handler with `RequestTracking` around it.
+    /// let (client, io, mut service) = tracked(&guard, hello).await?;
+    /// let first = service.call(Request::new(String::new())).await?;
+    /// // The body of the first response is not sent yet.
+    /// let second = service.call(Request::new(String::new())).await?;
+    /// assert_eq!(second.status(), 503);
+    /// assert_eq!(second.headers()["retry-after"], "1");
+    /// drop((first, second));
+    /// assert_eq!(service.call(Request::new(String::new())).await?.status(), 200);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn max_in_flight(mut self, requests: usize) -> Self {
         self.max_in_flight = Some(requests);
         self
@@ -478,6 +903,27 @@ impl ConnGuardBuilder {
     /// twice the limit. Other servers reset it at once. The second may be up to one sweep longer.
     ///
     /// Range: 1 to 65,535, or `None` for no limit. Defaults to 200.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Reason};
+    ///
+    /// let guard = ConnGuard::builder().max_cancelled(50).build()?;
+    /// // A connection, and a handler that never responds.
+    /// let (mut client, mut io, mut service) = tracked(&guard, never).await?;
+    /// for _ in 0..100 {
+    ///     drop(service.call(request(Version::HTTP_2))); // As after RST_STREAM.
+    /// }
+    /// let error = io.read(&mut [0]).await.unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::ConnectionAborted);
+    /// drop(io);
+    /// assert_eq!(client.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    /// assert_eq!(guard.recently_closed()[0].reason, Reason::CancelledRequests);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn max_cancelled(mut self, requests: impl Into<Option<u16>>) -> Self {
         self.max_cancelled = requests.into();
         self
@@ -498,6 +944,31 @@ impl ConnGuardBuilder {
     /// flight, nor for 64 MiB after it. Before the first request, all bytes count.
     ///
     /// Range: 1 KiB to 1 GiB, or `None` for no limit. Defaults to 256 KiB.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Reason};
+    ///
+    /// let guard = ConnGuard::builder()
+    ///     .max_overhead(1024)
+    /// #   .sweep_interval(Duration::from_millis(10))
+    ///     .build()?;
+    /// let (mut client, socket) = pair().await?;
+    /// let mut io = guard.admit(socket, None, None)?;
+    /// io.conn().set_tracked(); // `palisade::serve` does this.
+    /// client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await?;
+    /// let ping = b"\0\0\x08\x06\0\0\0\0\0palisade";
+    /// client.write_all(&ping.repeat(6000)).await?; // 100 KiB.
+    /// let error = io.read_to_end(&mut Vec::new()).await.unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::ConnectionAborted);
+    /// drop(io);
+    /// assert_eq!(client.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    /// assert_eq!(guard.recently_closed()[0].reason, Reason::NoProgress);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn max_overhead(mut self, bytes: impl Into<Option<u32>>) -> Self {
         self.max_overhead = bytes.into();
         self
@@ -511,6 +982,33 @@ impl ConnGuardBuilder {
     /// allows it: `HttpBuilder::half_close` of `palisade_serve`.
     ///
     /// Range: 1 ms to 24 h, or `None` for no check. Defaults to every 5 s.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[cfg(not(target_os = "linux"))] fn main() {}
+    /// # #[cfg(target_os = "linux")]
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Reason};
+    ///
+    /// let guard = ConnGuard::builder()
+    ///     .probe_interval(Duration::from_millis(50))
+    /// #   .sweep_interval(Duration::from_millis(10))
+    ///     .build()?;
+    /// // The address of an `axum::serve` behind the guard, with this handler.
+    /// let server = serve(&guard, get(pending::<()>)).await?;
+    /// let mut client = TcpStream::connect(server).await?;
+    /// client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\nG").await?; // One byte more.
+    /// # while guard.snapshot().in_flight == 0 { tokio::task::yield_now().await }
+    /// drop(client);
+    /// // The handler would never return.
+    /// while guard.snapshot().open > 0 {
+    ///     tokio::time::sleep(Duration::from_millis(5)).await;
+    /// }
+    /// assert_eq!(guard.recently_closed()[0].reason, Reason::HungUp);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn probe_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
         self.probe = interval.into();
         self
@@ -521,6 +1019,30 @@ impl ConnGuardBuilder {
     /// No deadline is early, and each is at most two intervals late.
     ///
     /// Range: 1 ms to 10 s. Defaults to 250 ms.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::ConnGuard;
+    /// use tokio::time::Instant;
+    ///
+    /// let (interval, timeout) = (Duration::from_secs(1), Duration::from_millis(5500));
+    /// let guard = ConnGuard::builder()
+    ///     .sweep_interval(interval)
+    ///     .upgraded_idle_timeout(timeout)
+    ///     .build()?;
+    /// let (_client, socket) = pair().await?;
+    /// let started = Instant::now();
+    /// let mut io = guard.admit(socket, None, None)?;
+    /// io.conn().upgrade().map_err(|_| "too many upgrades")?;
+    /// // An upgraded connection from which nothing arrives.
+    /// assert_eq!(io.read(&mut [0]).await?, 0);
+    /// let after = started.elapsed(); // Of tokio's paused clock.
+    /// assert!((timeout..=timeout + 2 * interval).contains(&after), "{after:?}");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn sweep_interval(mut self, interval: Duration) -> Self {
         self.precision = interval;
         self
@@ -532,6 +1054,25 @@ impl ConnGuardBuilder {
     /// `pressure` share the value, so keep one to set it.
     ///
     /// Defaults to a pressure that stays 0.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Pressure, Reason};
+    ///
+    /// let pressure = Pressure::default();
+    /// let guard = ConnGuard::builder().pressure(pressure.clone()).build()?;
+    /// pressure.set(1.0); // Memory is nearly used up.
+    /// let (_client, socket) = pair().await?;
+    /// let mut io = guard.admit(socket, None, None)?;
+    /// // A silent connection.
+    /// assert_eq!(io.read(&mut [0]).await.unwrap_err().kind(), ErrorKind::ConnectionAborted);
+    /// let closed = guard.recently_closed()[0];
+    /// assert_eq!((closed.reason, closed.limit), (Reason::FirstRequest, 3000)); // Not 10,000 ms.
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn pressure(mut self, pressure: Pressure) -> Self {
         self.pressure = pressure;
         self
@@ -570,6 +1111,17 @@ impl ConnGuardBuilder {
     }
 
     /// Builds the guard.
+    ///
+    /// ```
+    /// use palisade_conn::ConnGuard;
+    /// use std::time::Duration;
+    ///
+    /// let refused = ConnGuard::builder().max_requests(0).idle_timeout(Duration::ZERO).build();
+    /// let error = refused.unwrap_err();
+    /// let fields: Vec<_> = error.faults().iter().map(|fault| &*fault.field).collect();
+    /// assert_eq!(fields, ["idle_timeout", "max_requests"]);
+    /// assert!(error.to_string().contains("max_requests is 0, allowed is at least 1"));
+    /// ```
     ///
     /// # Errors
     ///

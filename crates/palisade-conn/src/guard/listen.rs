@@ -18,6 +18,26 @@ impl ConnGuard {
     /// Listens on the first of the addresses that works. Up to 1,024 connections may wait to be
     /// accepted.
     ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::ConnGuard;
+    ///
+    /// let guard = ConnGuard::default();
+    /// let mut listener = guard.bind("127.0.0.1:0").await?;
+    /// let address = listener.local_addr()?;
+    /// assert_eq!(guard.bind(address).await.unwrap_err().kind(), ErrorKind::AddrInUse);
+    ///
+    /// let client = TcpStream::connect(address).await?;
+    /// let (io, peer) = listener.accept().await?;
+    /// assert_eq!(peer, client.local_addr()?);
+    /// assert_eq!(guard.snapshot().open, 1);
+    /// # drop(io);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// If no address works, the error of the last one.
@@ -30,6 +50,24 @@ impl ConnGuard {
 
     /// Listens as [`Self::bind`] does, with other options. All listeners of one guard share its
     /// limits.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{BindOptions, ConnGuard};
+    ///
+    /// let guard = ConnGuard::default();
+    /// let options = BindOptions::new().backlog(4096);
+    /// let listener = guard.bind_with("127.0.0.1:0", options).await?;
+    /// assert_ne!(listener.local_addr()?.port(), 0);
+    ///
+    /// let error = guard.bind_with("127.0.0.1:0", options.backlog(0)).await.unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    /// assert_eq!(error.to_string(), "backlog is 0, allowed is at least 1");
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -53,6 +91,24 @@ impl ConnGuard {
     }
 
     /// Guards the connections that `listener` accepts. Several listeners may share one guard.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::ConnGuard;
+    ///
+    /// let guard = ConnGuard::default();
+    /// let mut public = guard.listen(TcpListener::bind("127.0.0.1:0").await?);
+    /// let mut internal = guard.listen(TcpListener::bind("127.0.0.1:0").await?);
+    /// let _client = TcpStream::connect(public.local_addr()?).await?;
+    /// let _other_client = TcpStream::connect(internal.local_addr()?).await?;
+    /// let open = [public.accept().await?, internal.accept().await?];
+    /// assert_eq!(guard.snapshot().open, 2); // One guard, one cap.
+    /// # drop(open);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn listen<L: Listener>(&self, listener: L) -> GuardedListener<L> {
         GuardedListener::new(listener, self, None)
     }
@@ -60,6 +116,26 @@ impl ConnGuard {
     /// Returns the layer that reports the requests of connections to this guard. Place it outside
     /// everything that answers requests. From then on, a new connection without a reported request
     /// counts as one without a complete request head.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::ConnGuard;
+    ///
+    /// let guard = ConnGuard::default();
+    /// let (_client, socket) = pair().await?;
+    /// let io = guard.admit(socket, None, None)?;
+    /// let mut app = guard.track_requests().layer(service_fn(hello));
+    /// let mut request = Request::new(String::new());
+    /// request.extensions_mut().insert(io.conn().info()); // tonic does this.
+    /// let response = app.call(request).await?;
+    /// assert_eq!((io.conn().requests(), guard.snapshot().in_flight), (1, 1));
+    /// drop(response);
+    /// assert_eq!(guard.snapshot().in_flight, 0);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn track_requests(&self) -> RequestTrackingLayer {
         if self.shared().limits.mode != Mode::Off {
             self.shared().is_tracked.store(true, Relaxed);
@@ -69,6 +145,28 @@ impl ConnGuard {
 
     /// Admits a connection that was accepted by other means. `peer` is `None` if the address does
     /// not tell clients apart. Call it inside a tokio runtime with its timer enabled.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Reason};
+    /// use palisade_core::Violation;
+    /// use std::io::ErrorKind;
+    ///
+    /// let guard = ConnGuard::builder().accept_rate((1, 1)).accept_rate_per_network(None).build()?;
+    /// let ((_client, first), (mut client, second)) = (pair().await?, pair().await?);
+    /// let peer = Some("192.0.2.1:4711".parse()?);
+    /// let io = guard.admit(first, peer, None)?;
+    /// let error = guard.admit(second, peer, None).unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    /// let violation = Violation::behind(&error).ok_or("another error")?;
+    /// assert_eq!(violation.reason, Reason::AcceptRate);
+    /// assert_eq!(client.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    /// # drop(io);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///

@@ -42,6 +42,15 @@ pub struct ConnGuard {
 
 impl ConnGuard {
     /// Returns a builder with all options at their defaults.
+    ///
+    /// ```
+    /// use palisade_conn::{CapFrom, ConnGuard};
+    ///
+    /// let guard = ConnGuard::builder().max_connections(2000).build()?;
+    /// let snapshot = guard.snapshot();
+    /// assert_eq!((snapshot.limit, snapshot.limit_from), (2000, CapFrom::Told));
+    /// # Ok::<_, palisade_conn::ConfigError>(())
+    /// ```
     pub fn builder() -> ConnGuardBuilder {
         ConnGuardBuilder::new()
     }
@@ -68,6 +77,25 @@ impl ConnGuard {
     ///
     /// In [`Mode::Shadow`] the guard only reports that it would close it, except for
     /// [`Reason::Shutdown`], which is not a rule of the guard. In [`Mode::Off`] it does nothing.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{CloseMode, ConnGuard, Reason};
+    ///
+    /// let guard = ConnGuard::default();
+    /// let (mut client, socket) = pair().await?;
+    /// let mut io = guard.admit(socket, None, None)?;
+    /// assert!(guard.close(io.conn(), Reason::Shutdown, CloseMode::Graceful));
+    /// assert!(!guard.close(io.conn(), Reason::Shutdown, CloseMode::Reset)); // Too late.
+    /// assert_eq!(io.read(&mut [0]).await?, 0); // The server sees the end of the stream.
+    /// drop(io);
+    /// assert_eq!(client.read(&mut [0]).await?, 0); // The client sees a FIN.
+    /// assert_eq!(guard.recently_closed()[0].reason, Reason::Shutdown);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn close(&self, conn: &ConnHandle, reason: Reason, mode: CloseMode) -> bool {
         let phase = conn.state().stats().phase();
         let request = CloseRequest::without_numbers(reason, mode, phase);
@@ -77,12 +105,50 @@ impl ConnGuard {
     /// Lets `conn` take no more requests, for `reason`: HTTP/1 responses say `Connection: close`,
     /// and the server sends GOAWAY if it can. Wakes the tasks of the connection. Returns `false` if
     /// the connection was closing already.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Reason};
+    ///
+    /// let guard = ConnGuard::default();
+    /// // A connection, and a handler with `RequestTracking` around it.
+    /// let (_client, io, mut service) = tracked(&guard, hello).await?;
+    /// assert!(guard.begin_closing(io.conn(), Reason::Shutdown));
+    /// assert_eq!(io.conn().closing(), Some(Reason::Shutdown));
+    /// let response = service.call(Request::new(String::new())).await?;
+    /// assert_eq!(response.headers()["connection"], "close");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn begin_closing(&self, conn: &ConnHandle, reason: Reason) -> bool {
         conn.state().begin_closing(reason)
     }
 
     /// Reports one request of `conn` that its server cuts, or would cut in [`Mode::Shadow`], while
     /// the connection stays open. For servers that can cut single requests.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Mode};
+    /// use palisade_core::{Guard, Phase, Reason, Violation};
+    ///
+    /// let journal = Journal::default(); // A `Metrics` that keeps every event.
+    /// let guard = ConnGuard::builder().mode(Mode::Shadow).metrics(journal.clone()).build()?;
+    /// let (_client, socket) = pair().await?;
+    /// let io = guard.admit(socket, None, None)?;
+    /// // The client of a stream took nothing for 300 s. In shadow mode it is not reset.
+    /// let (reason, phase) = (Reason::WindowStall, Phase::ResponseBody);
+    /// let violation = Violation::new(Guard::Connection, reason, phase, 300_000, 300_120);
+    /// guard.report_cut(&violation, io.conn());
+    /// let (reported, mode) = journal.cuts()[0];
+    /// assert_eq!((reported.reason, mode), (Reason::WindowStall, Mode::Shadow));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn report_cut(&self, violation: &Violation, conn: &ConnInfo) {
         let event = || Event::cut(violation, self.mode(), Some(conn));
         self.shared.recorder.record(event);
@@ -90,6 +156,29 @@ impl ConnGuard {
 
     /// Reports one request of `conn` that its server refused by itself. That is not a rule of the
     /// guard and applies in every mode, so the event says [`Mode::Enforce`]. For servers.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use http::StatusCode;
+    /// use palisade_conn::{ConnGuard, Mode};
+    /// use palisade_core::{Guard, Phase, Reason, Rejection, ResponseFormat, Violation};
+    ///
+    /// let journal = Journal::default(); // A `Metrics` that keeps every event.
+    /// let guard = ConnGuard::builder().mode(Mode::Shadow).metrics(journal.clone()).build()?;
+    /// let (_client, socket) = pair().await?;
+    /// let io = guard.admit(socket, None, None)?;
+    /// let (reason, phase) = (Reason::BadRequest, Phase::RequestHead);
+    /// let violation = Violation::new(Guard::Connection, reason, phase, 0, 0);
+    /// let format = ResponseFormat::Http { close: true };
+    /// let rejection = Rejection::new(violation, StatusCode::BAD_REQUEST, format);
+    /// guard.report_refused(&rejection, io.conn());
+    /// let (reported, mode) = journal.refusals()[0];
+    /// assert_eq!((reported.reason, mode), (Reason::BadRequest, Mode::Enforce)); // In every mode.
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn report_refused(&self, rejection: &Rejection, conn: &ConnInfo) {
         let event = || Event::refused(rejection, Mode::Enforce, Some(conn));
         self.shared.recorder.record(event);
@@ -102,18 +191,74 @@ impl ConnGuard {
 
     /// Returns the present value of [`ConnGuardBuilder::write_timeout`], which shrinks under
     /// [pressure](crate#under-pressure).
+    ///
+    /// ```
+    /// use palisade_conn::{ConnGuard, Pressure};
+    /// use std::time::Duration;
+    ///
+    /// let pressure = Pressure::default();
+    /// let guard = ConnGuard::builder().pressure(pressure.clone()).build()?;
+    /// assert_eq!(guard.write_timeout(), Duration::from_secs(300));
+    /// pressure.set(1.0);
+    /// assert_eq!(guard.write_timeout(), Duration::from_secs(10));
+    /// # Ok::<_, palisade_conn::ConfigError>(())
+    /// ```
     pub fn write_timeout(&self) -> Duration {
         let limits = scaled_timeouts::under_pressure(&self.shared.limits, self.shared.pressure());
         Duration::from_millis(limits.write_stall)
     }
 
     /// Returns the state of the guard and its connections. Visits every connection.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Phase};
+    ///
+    /// let guard = ConnGuard::default();
+    /// // The address of an `axum::serve` behind the guard, with this handler.
+    /// let server = serve(&guard, get(pending::<()>)).await?;
+    /// let mut client = TcpStream::connect(server).await?;
+    /// client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await?;
+    /// # while guard.snapshot().in_flight == 0 { tokio::task::yield_now().await }
+    /// let snapshot = guard.snapshot();
+    /// assert_eq!((snapshot.open, snapshot.in_flight, snapshot.untracked), (1, 1, 0));
+    /// assert_eq!(snapshot.phases, [(Phase::Working, 1)]);
+    /// let client = snapshot.clients[0];
+    /// assert_eq!((client.connections, client.requests, client.read), (1, 1, 27));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn snapshot(&self) -> ConnSnapshot {
         ConnSnapshot::take(&self.shared)
     }
 
     /// Returns the last 1,000 connections that were closed or refused, the latest last. In
     /// [`Mode::Shadow`], returns those that would have been.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Mode, Phase, Reason};
+    ///
+    /// let guard = ConnGuard::builder()
+    ///     .first_request_timeout(Duration::from_millis(100))
+    /// #   .sweep_interval(Duration::from_millis(10))
+    ///     .build()?;
+    /// // The address of an `axum::serve` behind the guard, with this handler.
+    /// let server = serve(&guard, get("hello")).await?;
+    /// let mut slow = TcpStream::connect(server).await?;
+    /// slow.write_all(b"GET / HTTP/1.1\r\n").await?; // The head never ends.
+    /// slow.read_to_string(&mut String::new()).await?;
+    /// let closed = guard.recently_closed()[0];
+    /// assert_eq!((closed.reason, closed.phase), (Reason::FirstRequest, Phase::FirstHead));
+    /// assert_eq!((closed.limit, closed.read, closed.requests), (100, 16, 0));
+    /// assert_eq!((closed.peer, closed.mode), (slow.local_addr()?, Mode::Enforce));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn recently_closed(&self) -> Vec<ClosedConn> {
         self.shared.recently_closed.all()
     }

@@ -223,6 +223,24 @@ impl ConnSnapshot {
     }
 
     /// Returns the number of connections in `phase`.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Phase};
+    ///
+    /// let guard = ConnGuard::default();
+    /// // A connection that has sent nothing.
+    /// let (_client, socket) = pair().await?;
+    /// let silent = guard.admit(socket, None, None)?;
+    /// let snapshot = guard.snapshot();
+    /// assert_eq!(snapshot.at(Phase::FirstHead), 1);
+    /// assert_eq!(snapshot.at(Phase::Idle), 0);
+    /// # drop(silent);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn at(&self, phase: Phase) -> usize {
         self.phases
             .iter()

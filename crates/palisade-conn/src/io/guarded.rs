@@ -101,6 +101,27 @@ enum Shutdown {
 
 impl<T> GuardedIo<T> {
     /// Returns the connection's handle.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::ConnGuard;
+    ///
+    /// let mut listener = ConnGuard::default().bind("127.0.0.1:0").await?;
+    /// let mut client = TcpStream::connect(listener.local_addr()?).await?;
+    /// let (mut io, peer) = listener.accept().await?;
+    /// let conn = io.conn().clone();
+    /// assert_eq!((conn.peer(), conn.local()), (peer, Some(listener.local_addr()?)));
+    /// assert!(!conn.has_read());
+    /// client.write_u8(b'G').await?;
+    /// io.read_u8().await?;
+    /// assert!(conn.has_read() && !conn.is_closed());
+    /// drop(io);
+    /// assert!(conn.is_closed()); // The handle keeps neither the socket nor its place.
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn conn(&self) -> &ConnHandle {
         self.permit.conn()
     }

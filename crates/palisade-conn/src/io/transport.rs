@@ -41,10 +41,44 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin {
 
     /// Turns the next close into a reset: the client sees an RST, and the kernel keeps nothing.
     /// Does nothing by default.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::Transport;
+    ///
+    /// let (mut client, socket) = pair().await?;
+    /// socket.reset_on_close();
+    /// drop(socket);
+    /// assert_eq!(client.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    /// # Ok(())
+    /// # }
+    /// ```
     fn reset_on_close(&self) {}
 
     /// Returns whether the client is known to have closed its direction or to be gone. Bytes that
     /// it sent may be unread. `false` if that is unknown, which is the default.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[cfg(not(target_os = "linux"))] fn main() {}
+    /// # #[cfg(target_os = "linux")]
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::Transport;
+    /// use tokio::net::UnixStream;
+    ///
+    /// let (server, mut client) = UnixStream::pair()?;
+    /// client.write_u8(b'x').await?; // Stays unread.
+    /// assert!(!server.has_hung_up());
+    /// client.shutdown().await?;
+    /// assert!(server.has_hung_up() && !server.is_gone()); // It may still read a response.
+    /// drop(client);
+    /// assert!(server.is_gone());
+    /// # Ok(())
+    /// # }
+    /// ```
     fn has_hung_up(&self) -> bool {
         false
     }

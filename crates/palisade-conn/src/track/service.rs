@@ -65,6 +65,30 @@ impl<S> RequestTracking<S> {
     /// Wraps a service that is made for one connection, for a server of your own. The connection
     /// counts as tracked from now on, and `inner` finds the `Arc<ConnInfo>` in the extensions of
     /// each request.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use http_body_util::BodyExt;
+    /// use palisade_conn::{ConnGuard, ConnInfo, RequestTracking};
+    ///
+    /// let guard = ConnGuard::default();
+    /// let (_client, socket) = pair().await?;
+    /// let io = guard.admit(socket, Some("192.0.2.1:4711".parse()?), None)?;
+    /// let handler = service_fn(async |request: Request<String>| {
+    ///     let conn = ConnInfo::from_extensions(request.extensions()).expect("it was inserted");
+    ///     Ok::<_, Infallible>(Response::new(conn.peer().to_string()))
+    /// });
+    /// let mut service = RequestTracking::for_connection(io.conn().clone(), handler);
+    /// let response = service.call(Request::new(String::new())).await?;
+    /// assert_eq!((guard.snapshot().in_flight, guard.snapshot().untracked), (1, 0));
+    /// let body = response.into_body().collect().await?.to_bytes();
+    /// assert_eq!(body, "192.0.2.1:4711");
+    /// assert_eq!(guard.snapshot().in_flight, 0); // The response was read to its end.
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn for_connection(conn: ConnHandle, inner: S) -> Self {
         conn.state().set_tracked_by_own_service();
         Self {
@@ -77,6 +101,30 @@ impl<S> RequestTracking<S> {
 
     /// Adds axum's `ConnectInfo<SocketAddr>` to each request, if the service was made
     /// [for a connection](Self::for_connection). Defaults to not.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use axum::extract::ConnectInfo;
+    /// use palisade_conn::{ConnGuard, RequestTracking};
+    /// use std::net::SocketAddr;
+    ///
+    /// let guard = ConnGuard::default();
+    /// let (_client, socket) = pair().await?;
+    /// let io = guard.admit(socket, Some("192.0.2.1:4711".parse()?), None)?;
+    /// let handler = service_fn(async |request: Request<String>| {
+    ///     let info = request.extensions().get::<ConnectInfo<SocketAddr>>();
+    ///     assert_eq!(info.map(|info| info.0.to_string()).as_deref(), Some("192.0.2.1:4711"));
+    ///     Ok::<_, Infallible>(Response::new(String::new()))
+    /// });
+    /// let conn = io.conn().clone();
+    /// let mut service = RequestTracking::for_connection(conn, handler).connect_info();
+    /// service.call(Request::new(String::new())).await?;
+    /// # assert_eq!(io.conn().requests(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "axum")]
     pub fn connect_info(mut self) -> Self {
         self.tracker.adds_connect_info = true;
@@ -95,6 +143,28 @@ impl<S> RequestTracking<S> {
     ///
     /// Only for a service that was made [for a connection](Self::for_connection): one that a layer
     /// made does not find out here whether it stands where it must.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, RequestTracking};
+    ///
+    /// let guard = ConnGuard::builder().max_in_flight(1).build()?;
+    /// let (_client, socket) = pair().await?;
+    /// let io = guard.admit(socket, Some("192.0.2.1:4711".parse()?), None)?;
+    /// // A handler that is no service.
+    /// let handler = async |_: Request<String>| {
+    ///     Ok::<_, Infallible>(Response::new("hello".to_owned()))
+    /// };
+    /// let service = RequestTracking::for_connection(io.conn().clone(), handler);
+    /// let request = || Request::new(String::new());
+    /// let first = service.call_with(request(), |handler, request| handler(request)).await?;
+    /// let second = service.call_with(request(), |handler, request| handler(request)).await?;
+    /// assert_eq!((first.status().as_u16(), second.status().as_u16()), (200, 503));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn call_with<F, B>(
         &self,
         request: Request<B>,
