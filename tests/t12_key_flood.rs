@@ -85,10 +85,10 @@ async fn flood_a_million_keys_in_process() {
     let grown = ALLOCATOR.live().saturating_sub(before);
     assert!(grown <= journal_bytes, "{grown} bytes for a million keys");
     assert!(admitted as f64 <= 1.02 * (40.0 + 10.0 * 10.0), "{admitted}");
-    assert!(journal.level(GUARD, Gauge::Keys).unwrap() <= CAPACITY);
-    assert!(journal.level(GUARD, Gauge::KeysEvicted).unwrap() > 0);
+    assert!(journal.gauge(GUARD, Gauge::Keys).unwrap() <= CAPACITY);
+    assert!(journal.gauge(GUARD, Gauge::KeysEvicted).unwrap() > 0);
     tokio::time::advance(Duration::from_secs(5)).await;
-    assert_eq!(journal.level(GUARD, Gauge::Keys), Some(0));
+    assert_eq!(journal.gauge(GUARD, Gauge::Keys), Some(0));
     tokio::time::resume();
 }
 
@@ -127,5 +127,5 @@ async fn flood_twenty_thousand_keys_over_a_socket() {
     }
     clients.join_all().await;
     assert_eq!(journal.refused(), []);
-    assert!(journal.level(GUARD, Gauge::Keys).unwrap() <= CAPACITY);
+    assert!(journal.gauge(GUARD, Gauge::Keys).unwrap() <= CAPACITY);
 }

@@ -15,7 +15,7 @@ use futures_util::stream;
 use palisade::conn::{ConnGuard, Phase};
 use palisade_testkit::{
     alloc::CountingAllocator,
-    clients::{RawClient, until},
+    clients::{RawClient, wait_until},
     guarded::{Neighbour, SECOND, ServerKind, all_gone},
     h2,
     process::{self, raise_file_limit},
@@ -138,7 +138,7 @@ async fn the_memory_of_hostile_connections_is_bounded_and_released() {
     let server = ServerKind::Serve.serve(&guard, app(&produced)).await;
     let addr = server.addr;
     let neighbour = Neighbour::start(addr);
-    until("the neighbour is connected", || guard.snapshot().open > 0).await;
+    wait_until("the neighbour is connected", || guard.snapshot().open > 0).await;
     let open = 0x7fff_ffff;
     let over_http2 = [
         (
@@ -239,8 +239,8 @@ async fn the_memory_of_hostile_connections_is_bounded_and_released() {
     neighbour.was_served().await;
     all_gone(&guard).await;
     let released = || ALLOCATOR.live() <= before + MIB;
-    until("live bytes are released", released).await;
-    until("files are closed", || self::process::open_files() <= files).await;
+    wait_until("live bytes are released", released).await;
+    wait_until("files are closed", || self::process::open_files() <= files).await;
 }
 
 /// Sends `bytes` on each client, reads nothing, and returns the most bytes that were live. A
@@ -260,7 +260,7 @@ async fn peak_bytes(
     for client in &mut clients {
         client.send(bytes).await.unwrap();
     }
-    until("all requests are in flight", || {
+    wait_until("all requests are in flight", || {
         guard.snapshot().in_flight >= requests
     })
     .await;
@@ -274,7 +274,7 @@ async fn peak_bytes(
         };
         last.1 == 100
     };
-    until("no more pieces are taken", full).await;
+    wait_until("no more pieces are taken", full).await;
     assert!(
         guard.snapshot().in_flight >= requests,
         "a request has ended"
@@ -282,8 +282,8 @@ async fn peak_bytes(
     let peak = ALLOCATOR.peak();
     drop(clients);
     // The neighbour has two connections.
-    until("the connections are closed", || guard.snapshot().open <= 2).await;
-    until("their bytes are released", || {
+    wait_until("the connections are closed", || guard.snapshot().open <= 2).await;
+    wait_until("their bytes are released", || {
         ALLOCATOR.live() <= before + MIB / 4
     })
     .await;
@@ -317,9 +317,9 @@ async fn open_and_close_a_thousand(addr: SocketAddr, guard: &ConnGuard) {
         client.send(&kinds[n % 10]).await.unwrap();
         clients.push(client);
     }
-    until("all connections are open", || {
+    wait_until("all connections are open", || {
         let now = guard.snapshot();
-        now.open >= 1000 && now.in_flight >= 2300 && now.at(Phase::Upgraded) == 100
+        now.open >= 1000 && now.in_flight >= 2300 && now.connections_in(Phase::Upgraded) == 100
     })
     .await;
     println!(
@@ -334,7 +334,7 @@ async fn open_and_close_a_thousand(addr: SocketAddr, guard: &ConnGuard) {
         }
     }
     drop(clients);
-    until("the connections are closed", || guard.snapshot().open <= 2).await;
+    wait_until("the connections are closed", || guard.snapshot().open <= 2).await;
     println!(
         "closed: {} MiB live, {} MiB resident",
         ALLOCATOR.live() / MIB,

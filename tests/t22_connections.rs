@@ -13,7 +13,7 @@ use palisade::conn::ConnGuard;
 use palisade_core::{Gauge, Guard, Phase};
 use palisade_testkit::{
     Journal,
-    clients::{RawClient, until},
+    clients::{RawClient, wait_until},
     guarded::{GET, SECOND, ServerKind, all_gone, app, assert_served, read_until_closed},
     h2, process,
 };
@@ -105,21 +105,21 @@ async fn clients_of_many_kinds_leave_no_connections_files_or_counts_behind() {
         }
         assert_eq!(journal.opened(), journal.closed().len());
         assert_eq!(
-            journal.level(Guard::Connection, Gauge::Connections),
+            journal.gauge(Guard::Connection, Gauge::Connections),
             Some(0)
         );
         let now = guard.snapshot();
         assert!(
-            now.phases.is_empty() && now.at(Phase::Upgraded) == 0,
+            now.phases.is_empty() && now.connections_in(Phase::Upgraded) == 0,
             "{now:?}"
         );
-        until("the files are closed", || {
+        wait_until("the files are closed", || {
             process::open_files() <= open_files
         })
         .await;
         // The server still serves.
         let mut honest = RawClient::connect(server.addr).await.unwrap();
-        until("the client is admitted", || guard.snapshot().open == 1).await;
+        wait_until("the client is admitted", || guard.snapshot().open == 1).await;
         assert_served(&mut honest).await;
         drop(honest);
         all_gone(&guard).await;

@@ -77,7 +77,7 @@ async fn everything_is_released_after_every_kind_of_misbehaviour() {
     misbehave(server.addr, Duration::from_secs(seconds.unwrap_or(4))).await;
     wait_until_nothing_is_held(&journal).await;
     let released = || ALLOCATOR.live() <= before + MIB;
-    clients::until("live bytes are released", released).await;
+    clients::wait_until("live bytes are released", released).await;
 
     // Each guard had something to do. The connection guard has its own soak test in
     // `t22_connections.rs`.
@@ -106,8 +106,8 @@ impl palisade::Metrics for GaugesOnly {
 
 async fn wait_until_nothing_is_held(journal: &Journal) {
     for gauge in [Gauge::Working, Gauge::Waiting, Gauge::Queued] {
-        let held = || journal.level(Guard::ConcurrencyLimit, gauge);
-        clients::until("no request is present", || held() == Some(0)).await;
+        let held = || journal.gauge(Guard::ConcurrencyLimit, gauge);
+        clients::wait_until("no request is present", || held() == Some(0)).await;
     }
 }
 

@@ -79,7 +79,7 @@ async fn assert_limit_of_two(
             .status(),
         StatusCode::OK
     );
-    assert_eq!(journal.level(GUARD, Gauge::Working), Some(0));
+    assert_eq!(journal.gauge(GUARD, Gauge::Working), Some(0));
 }
 
 fn router(gate: &Gate) -> Router {
@@ -205,5 +205,5 @@ async fn on_tonic_the_client_sees_resource_exhausted_with_message_and_pushback()
         assert_eq!(held.await.unwrap().unwrap().into_inner().bytes, 4);
     }
     assert_eq!(first.unary(piece()).await.unwrap().into_inner().bytes, 4);
-    assert_eq!(journal.level(GUARD, Gauge::Working), Some(0));
+    assert_eq!(journal.gauge(GUARD, Gauge::Working), Some(0));
 }

@@ -79,8 +79,8 @@ async fn assert_every_guard_responds(addr: SocketAddr, journal: &Journal) {
     // A handler that takes too long. It holds the only permit until the timeout.
     let slow = tokio::spawn(clients::get(LOCALHOST, addr, "/slow"));
     let busy =
-        || journal.level(Guard::ConcurrencyLimit, palisade::types::Gauge::Working) == Some(1);
-    clients::until("the permit is held", busy).await;
+        || journal.gauge(Guard::ConcurrencyLimit, palisade::types::Gauge::Working) == Some(1);
+    clients::wait_until("the permit is held", busy).await;
     let full = clients::get(LOCALHOST, addr, "/").await.unwrap();
     assert_eq!(full.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(
@@ -266,7 +266,7 @@ async fn layers_that_share_a_limiter_count_its_keys_once() {
     let (limiter, metrics) = (std::sync::Arc::new(limiter), Snapshot::new());
     let layer = || RateLimitLayer::with_limiter(limiter.clone()).metrics(metrics.clone());
     let (first, second) = (layer(), layer());
-    let capacity = || metrics.level(Guard::RateLimit, palisade_core::Gauge::KeyCapacity);
+    let capacity = || metrics.gauge(Guard::RateLimit, palisade_core::Gauge::KeyCapacity);
     assert_eq!(capacity(), Some(1 << 10));
     drop(first);
     assert_eq!(capacity(), Some(1 << 10));

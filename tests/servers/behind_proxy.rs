@@ -44,7 +44,7 @@ async fn detected_proxy(
         }
         proxies.push(client);
     }
-    let level = journal.level(Guard::Connection, Gauge::ForwardedPercent);
+    let level = journal.gauge(Guard::Connection, Gauge::ForwardedPercent);
     assert_eq!(
         snapshot
             .prometheus()

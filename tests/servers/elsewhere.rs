@@ -10,7 +10,7 @@ use palisade::conn::{ConnGuard, connected};
 use palisade_core::{ConnInfo, Reason};
 use palisade_testkit::{
     Journal,
-    clients::{RawClient, until},
+    clients::{RawClient, wait_until},
     guarded::{GET, SECOND, SLACK, ServerKind, all_gone, app, assert_served, read_until_closed},
     servers,
 };
@@ -111,7 +111,7 @@ async fn a_request_tracked_by_two_layers_counts_once() {
         .send("GET /hang HTTP/1.1\r\nhost: test\r\n\r\n")
         .await
         .unwrap();
-    until("the request is at work", || guard.snapshot().in_flight > 0).await;
+    wait_until("the request is at work", || guard.snapshot().in_flight > 0).await;
     assert_eq!(guard.snapshot().in_flight, 1);
     drop(client);
     all_gone(&guard).await;
@@ -129,7 +129,7 @@ async fn a_server_without_request_tracking_is_reported_once() {
     let server = tokio::spawn(axum::serve(listener, app()).into_future());
     let mut client = RawClient::connect(addr).await.unwrap();
     assert_served(&mut client).await;
-    until("it is reported", || journal.untracked() == [1]).await;
+    wait_until("it is reported", || journal.untracked() == [1]).await;
     assert_served(&mut client).await;
     drop(client);
     all_gone(&guard).await;

@@ -10,7 +10,7 @@ use palisade::conn::{ConnGuard, ConnInfo};
 use palisade_core::{Guard, Phase, Reason};
 use palisade_testkit::{
     Journal,
-    clients::{self, RawClient, until},
+    clients::{self, RawClient, wait_until},
     guarded::{
         SECOND, ServerKind, all_gone, app, assert_on_time, assert_served, build_guard,
         read_until_closed,
@@ -61,7 +61,10 @@ async fn an_upgraded_connection_counts_and_has_its_own_idle_timeout(kind: Server
         client.stream.read_exact(&mut echoed).await.unwrap();
         assert_eq!(echoed, [0x81, 2, b'h', b'i']);
         assert_eq!(
-            (guard.snapshot().open, guard.snapshot().at(Phase::Upgraded)),
+            (
+                guard.snapshot().open,
+                guard.snapshot().connections_in(Phase::Upgraded)
+            ),
             (1, 1)
         );
     }
@@ -94,8 +97,8 @@ async fn an_http2_tunnel_counts_as_an_upgrade_and_a_request_beside_it_as_a_reque
         .unwrap();
     // `:status` 200 here and 503 below, as HPACK encodes them.
     assert_eq!(h2::next(&mut client.stream, h2::HEADERS, 1).await[0], 0x88);
-    until("the connection is upgraded", || {
-        guard.snapshot().at(Phase::Upgraded) == 1
+    wait_until("the connection is upgraded", || {
+        guard.snapshot().connections_in(Phase::Upgraded) == 1
     })
     .await;
     let mut second = RawClient::connect(server.addr).await.unwrap();
@@ -112,8 +115,8 @@ async fn an_http2_tunnel_counts_as_an_upgrade_and_a_request_beside_it_as_a_reque
     // Longer than an HTTP connection may be idle, with and without a request in flight.
     sleep(SECOND).await;
     client.send(h2::get(3, "/hang")).await.unwrap();
-    until("the request is at work", || {
-        guard.snapshot().at(Phase::Working) == 1
+    wait_until("the request is at work", || {
+        guard.snapshot().connections_in(Phase::Working) == 1
     })
     .await;
     sleep(3 * SECOND).await;
@@ -121,8 +124,8 @@ async fn an_http2_tunnel_counts_as_an_upgrade_and_a_request_beside_it_as_a_reque
         .send(h2::frame(h2::RST_STREAM, 0, 3, &[0, 0, 0, 8]))
         .await
         .unwrap();
-    until("the request has ended", || {
-        guard.snapshot().at(Phase::Upgraded) == 1
+    wait_until("the request has ended", || {
+        guard.snapshot().connections_in(Phase::Upgraded) == 1
     })
     .await;
     let (_, _, after) = read_until_closed(&mut client).await;
@@ -162,7 +165,7 @@ async fn an_upgrade_over_the_limit_is_refused_and_the_connection_stays_http(kind
     // The connection stays HTTP, and may upgrade once another upgraded connection has closed.
     assert_served(&mut second).await;
     drop(first);
-    until("the first connection is closed", || {
+    wait_until("the first connection is closed", || {
         guard.snapshot().open == 1
     })
     .await;
@@ -257,8 +260,8 @@ async fn a_write_that_the_handler_has_abandoned_is_not_a_write_stall(kind: Serve
     let upgrade =
         "GET / HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: something\r\n\r\n";
     client.send(upgrade).await.unwrap();
-    until("the write is blocked", || {
-        guard.snapshot().at(Phase::Writing) == 1
+    wait_until("the write is blocked", || {
+        guard.snapshot().connections_in(Phase::Writing) == 1
     })
     .await;
     sleep(3 * SECOND).await;

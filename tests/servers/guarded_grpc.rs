@@ -4,7 +4,7 @@ use palisade::{Stack, StackLayer, conn::ConnGuard};
 use palisade_core::{Gauge, Guard, Reason};
 use palisade_testkit::{
     Journal,
-    clients::until,
+    clients::wait_until,
     demo::{
         Piece, echo_client::EchoClient, echo_server::EchoServer, feed_client::FeedClient,
         feed_server::FeedServer,
@@ -128,7 +128,7 @@ async fn idle_response_streams_hold_no_permit() {
             .grpc()
             .metrics(journal.clone());
         let server = serve(with_palisade, &guard, stack.build().unwrap(), feed.clone()).await;
-        let level = |gauge| journal.level(Guard::ConcurrencyLimit, gauge).unwrap();
+        let level = |gauge| journal.gauge(Guard::ConcurrencyLimit, gauge).unwrap();
         let mut watchers = Vec::new();
         for _ in 0..2 {
             let mut client = FeedClient::connect(server.url()).await.unwrap();
@@ -143,7 +143,7 @@ async fn idle_response_streams_hold_no_permit() {
             tokio::time::pause();
             tokio::time::advance(Duration::from_millis(5_001)).await;
             tokio::time::resume();
-            until("both streams have given their permits back", || {
+            wait_until("both streams have given their permits back", || {
                 level(Gauge::Working) == 0
             })
             .await;
@@ -160,7 +160,7 @@ async fn idle_response_streams_hold_no_permit() {
         }
         drop((watchers, echo));
         all_gone(&guard).await;
-        until("no request is left", || {
+        wait_until("no request is left", || {
             level(Gauge::Working) + level(Gauge::Waiting) == 0
         })
         .await;

@@ -6,7 +6,7 @@ use palisade::conn::{ConnGuard, ConnInfo};
 use palisade_core::Reason;
 use palisade_testkit::{
     Journal,
-    clients::{RawClient, until},
+    clients::{RawClient, wait_until},
     demo::{
         Piece, Total,
         echo_client::EchoClient,
@@ -249,7 +249,7 @@ async fn at_most_100_of_5000_streams_on_one_connection_start_a_handler() {
             .await
             .unwrap();
         h2::next(&mut attacker.stream, h2::RST_STREAM, 201).await;
-        until("the first 100 calls are at work", || {
+        wait_until("the first 100 calls are at work", || {
             counted.at_work() == 100
         })
         .await;
@@ -269,7 +269,7 @@ async fn at_most_100_of_5000_streams_on_one_connection_start_a_handler() {
         let (goaway, resets) = codes.split_last().unwrap();
         assert_eq!(*goaway, h2::ENHANCE_YOUR_CALM);
         assert_eq!(resets, [h2::REFUSED_STREAM; 1023]);
-        until("the handlers are dropped", || counted.at_work() == 0).await;
+        wait_until("the handlers are dropped", || counted.at_work() == 0).await;
         drop(neighbour);
         all_gone(&guard).await;
     }
@@ -284,10 +284,10 @@ async fn without_hardening_all_5000_streams_start_a_handler() {
         .send([h2::hello(65_535), unfinished_calls(0..5000)].concat())
         .await
         .unwrap();
-    until("all calls are at work", || counted.at_work() == 5000).await;
+    wait_until("all calls are at work", || counted.at_work() == 5000).await;
     assert_eq!(guard.snapshot().in_flight, 5000);
     drop(attacker);
-    until("the handlers are dropped", || counted.at_work() == 0).await;
+    wait_until("the handlers are dropped", || counted.at_work() == 0).await;
     all_gone(&guard).await;
 }
 

@@ -8,7 +8,7 @@ use palisade::conn::ConnGuard;
 use palisade_core::Reason;
 use palisade_testkit::{
     Journal,
-    clients::{RawClient, until},
+    clients::{RawClient, wait_until},
     guarded::{GET, SECOND, SLACK, ServerKind, all_gone, app, assert_served, read_until_closed},
     on_servers,
 };
@@ -105,7 +105,7 @@ async fn an_upload_that_is_read_after_its_response_is_not_cut(kind: ServerKind) 
         client.send([b'x'; 1000]).await.unwrap();
         sleep(SECOND / 15).await;
     }
-    until("the whole body is read", || {
+    wait_until("the whole body is read", || {
         read_bytes.load(SeqCst) == 30_000
     })
     .await;

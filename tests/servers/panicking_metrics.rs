@@ -6,7 +6,7 @@ use palisade::{
     conn::ConnGuard,
     types::{Event, GaugeSource, Metrics},
 };
-use palisade_testkit::clients::{RawClient, until};
+use palisade_testkit::clients::{RawClient, wait_until};
 use palisade_testkit::guarded::{
     SECOND, ServerKind, all_gone, app, ask, assert_served, read_until_closed,
 };
@@ -55,7 +55,7 @@ async fn a_panicking_metrics_sink_stops_no_server_and_no_guard() {
         }
         // The third connection exceeds the accept rate. Its refusal is an event too.
         let third = RawClient::connect(server.addr).await;
-        until("the third connection is refused", || {
+        wait_until("the third connection is refused", || {
             guard.snapshot().refused == 1
         })
         .await;

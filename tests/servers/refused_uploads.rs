@@ -15,7 +15,7 @@ use palisade_concurrency_limit::ConcurrencyLimitLayer;
 use palisade_rate_limit::{Quota, RateLimitLayer};
 use palisade_testkit::{
     bodies::Pieces,
-    clients::{self, until},
+    clients::{self, wait_until},
     demo::{Piece, echo_client::EchoClient, echo_server::EchoServer},
     echo::Lengths,
     servers::{self, Server},
@@ -196,7 +196,7 @@ async fn under_serve_199_of_200_clients_see_413() {
         "curl: {seen} of {sent}, {curls:?}"
     );
     drop(server);
-    until("all connections are closed", || guard.snapshot().open == 0).await;
+    wait_until("all connections are closed", || guard.snapshot().open == 0).await;
 }
 
 /// Without lingering, hyper's client sees one response in ten: its write fails, and it does not
@@ -216,7 +216,7 @@ async fn under_serve_the_connection_lingers_without_any_layer() {
     let seen = count_on_http1(&server, StatusCode::OK, 100).await;
     assert!(seen >= 199, "{seen} of 200");
     drop(server);
-    until("all connections are closed", || guard.snapshot().open == 0).await;
+    wait_until("all connections are closed", || guard.snapshot().open == 0).await;
 }
 
 const HTTP2: &str = "--http2-prior-knowledge";

@@ -19,7 +19,7 @@ use palisade::{
 };
 use palisade_testkit::{
     Journal,
-    clients::{self, RawClient, until},
+    clients::{self, RawClient, wait_until},
     guarded::{GET, all_gone, app},
     h2, servers,
 };
@@ -279,7 +279,7 @@ async fn a_half_closed_client_is_answered_with_the_half_close_option() {
             .send("GET /hang HTTP/1.1\r\nhost: x\r\n\r\nx")
             .await
             .unwrap();
-        until("the request is at work", || guard.snapshot().in_flight == 1).await;
+        wait_until("the request is at work", || guard.snapshot().in_flight == 1).await;
         if is_half_closed {
             client.stream.shutdown().await.unwrap();
         }
@@ -351,7 +351,7 @@ async fn connect_reaches_the_app_only_with_the_connect_option() {
     assert_eq!(client.rest().await, b"");
     all_gone(&guard).await;
 
-    let (addr, guard) = serve_with(tunnel, Http::builder().connect().build().unwrap()).await;
+    let (addr, guard) = serve_with(tunnel, Http::builder().allow_connect().build().unwrap()).await;
     let mut client = RawClient::connect(addr).await.unwrap();
     client.send(connect).await.unwrap();
     assert_eq!(client.head().await.unwrap().status, 200);

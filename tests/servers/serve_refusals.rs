@@ -14,7 +14,7 @@ use palisade_core::{Guard, Phase};
 use palisade_metrics::Log;
 use palisade_testkit::{
     Journal,
-    clients::{RawClient, until},
+    clients::{RawClient, wait_until},
     guarded::{GET, all_gone},
     h2,
     servers::{self, Server},
@@ -116,7 +116,7 @@ async fn serve(mode: Mode, http: Http, is_broken: bool) -> (Server, ConnGuard, J
 
 /// Waits until `journal` has one refusal more than `before`, and returns it.
 async fn next_refusal(journal: &Journal, before: usize, what: &str) -> (Reason, Phase, Mode) {
-    until(what, || journal.refusals().len() > before).await;
+    wait_until(what, || journal.refusals().len() > before).await;
     let refusals = journal.refusals();
     assert_eq!(refusals.len(), before + 1, "{what}: {refusals:?}");
     let (violation, mode) = refusals[before];

@@ -12,7 +12,7 @@ use palisade::{
 use palisade_core::Guard;
 use palisade_testkit::{
     Journal,
-    clients::{RawClient, until},
+    clients::{RawClient, wait_until},
     guarded::{GET, SECOND, SLACK, all_gone, app, read_until_closed},
     servers,
 };
@@ -192,7 +192,7 @@ async fn the_first_request_s_timeout_covers_the_handshake_and_the_first_head() {
     }
     let elapsed = started.elapsed();
     assert!(elapsed < SECOND + SLACK, "{elapsed:?}");
-    until("the third connection is closed", || {
+    wait_until("the third connection is closed", || {
         server.journal.closed().len() == 3
     })
     .await;
@@ -220,7 +220,7 @@ async fn responses_of_the_server_itself_are_recorded_over_tls() {
     client.read_exact(&mut response).await.unwrap();
     assert_eq!(&response, b"HTTP/1.1 400");
     let expected = [(Guard::Connection, Reason::BadRequest)];
-    until("the refusal is recorded", || {
+    wait_until("the refusal is recorded", || {
         server.journal.refused() == expected
     })
     .await;
@@ -235,7 +235,7 @@ async fn unfinished_handshakes_are_evicted_for_a_new_one() {
     for _ in 0..20 {
         halves.push(TcpStream::connect(server.addr).await.unwrap());
     }
-    until("all but four connections are closed", || {
+    wait_until("all but four connections are closed", || {
         server.guard.snapshot().open <= 4
     })
     .await;
@@ -267,7 +267,7 @@ async fn a_slow_handshake_survives_a_silent_flood_from_several_addresses() {
         flood.push(RawClient::connect_from(from, server.addr).await.unwrap());
     }
     let closed = || server.journal.closed();
-    until("all but eight connections are closed", || {
+    wait_until("all but eight connections are closed", || {
         closed().len() == 53
     })
     .await;
@@ -298,7 +298,7 @@ async fn a_shutdown_does_not_wait_for_handshakes_or_for_clients_that_do_not_read
         client.write_all(request.as_bytes()).await.unwrap();
         with_requests.push(client);
     }
-    until("both requests are at work", || {
+    wait_until("both requests are at work", || {
         server.guard.snapshot().in_flight == 2
     })
     .await;
@@ -341,7 +341,7 @@ async fn the_client_of_a_refused_upload_sees_the_response_and_a_stalled_reader_i
         .await
         .unwrap();
     let stalled = || server.journal.closed().contains(&Some(Reason::WriteStall));
-    until("the connection is closed", stalled).await;
+    wait_until("the connection is closed", stalled).await;
     drop(client);
     all_gone(&server.guard).await;
 }

@@ -3,7 +3,7 @@
 
 use palisade::conn::ConnGuard;
 use palisade_core::{Gauge, Guard, Mode, Phase, Reason};
-use palisade_testkit::clients::{RawClient, until};
+use palisade_testkit::clients::{RawClient, wait_until};
 use palisade_testkit::{
     guarded::{
         SECOND, SLACK, ServerKind, all_gone, app, assert_served, build_guard, read_until_closed,
@@ -65,7 +65,7 @@ async fn honest_newcomers_are_served_while_silent_connections_fill_the_cap(kind:
     let server = kind.serve(&guard, app()).await;
     let stop = Arc::new(AtomicBool::new(false));
     let flood = silent_flood(server.addr, CAP + 50, &stop);
-    until("the cap is full", || guard.snapshot().open >= CAP * 9 / 10).await;
+    wait_until("the cap is full", || guard.snapshot().open >= CAP * 9 / 10).await;
 
     const ATTEMPTS: usize = 300;
     let (mut served, mut times) = (0, Vec::new());
@@ -101,7 +101,7 @@ async fn honest_newcomers_are_served_while_silent_connections_fill_the_cap(kind:
     );
     all_gone(&guard).await;
     assert_eq!(
-        journal.level(Guard::Connection, Gauge::Connections),
+        journal.gauge(Guard::Connection, Gauge::Connections),
         Some(0)
     );
     assert_eq!(journal.opened(), journal.closed().len());
@@ -152,7 +152,7 @@ async fn one_client_gets_no_more_than_its_share(kind: ServerKind) {
             }
         });
     }
-    until("many connections were evicted", || {
+    wait_until("many connections were evicted", || {
         journal.disconnected().len() > 200
     })
     .await;
@@ -184,7 +184,7 @@ async fn one_network_gets_no_more_than_its_share(kind: ServerKind) {
     let stop = Arc::new(AtomicBool::new(false));
     // A hundred clients of 127.0.1.0/24, none of which exceeds its own share.
     let flood = silent_flood(server.addr, 100, &stop);
-    until("many connections were evicted", || {
+    wait_until("many connections were evicted", || {
         journal.disconnected().len() > 200
     })
     .await;
@@ -249,7 +249,7 @@ async fn a_connection_with_a_request_in_flight_is_never_evicted_and_the_newcomer
             .await
             .unwrap();
         let now = n + 1;
-        until("the request is in flight", || {
+        wait_until("the request is in flight", || {
             guard.snapshot().in_flight == now as u64
         })
         .await;
@@ -259,7 +259,7 @@ async fn a_connection_with_a_request_in_flight_is_never_evicted_and_the_newcomer
         let refused = kind.ask(HONEST_CLIENT, server.addr, "/").await;
         assert!(refused.is_err());
     }
-    assert_eq!(guard.snapshot().at(Phase::Working), 20);
+    assert_eq!(guard.snapshot().connections_in(Phase::Working), 20);
     assert!(
         journal
             .disconnected()
@@ -268,7 +268,7 @@ async fn a_connection_with_a_request_in_flight_is_never_evicted_and_the_newcomer
     );
     // A place is free as soon as one connection closes.
     working.pop();
-    until("one connection has closed", || guard.snapshot().open < 20).await;
+    wait_until("one connection has closed", || guard.snapshot().open < 20).await;
     drop(working);
     all_gone(&guard).await;
     assert_eq!(
@@ -337,7 +337,7 @@ async fn honest_newcomers_are_served_while_half_sent_uploads_fill_the_cap(kind: 
             .unwrap();
         hoard.push(kept);
         // On a busy machine the close takes a moment.
-        until("no connection is closing", || {
+        wait_until("no connection is closing", || {
             guard.snapshot().close_pending == 0
         })
         .await;
@@ -365,7 +365,7 @@ async fn a_reserved_network_is_admitted_while_an_attacker_holds_all_other_places
             .send("GET /hang HTTP/1.1\r\nhost: test\r\n\r\n")
             .await
             .unwrap();
-        until("the request is in flight", || {
+        wait_until("the request is in flight", || {
             guard.snapshot().in_flight == n as u64 + 1
         })
         .await;
@@ -391,7 +391,7 @@ async fn a_reserved_network_is_admitted_while_an_attacker_holds_all_other_places
         .iter()
         .filter(|(v, _)| v.reason == Reason::ConnectionsFull);
     assert!(full.clone().count() > 0 && full.into_iter().all(|(v, _)| v.limit == 18));
-    assert_eq!(guard.snapshot().at(Phase::Working), 18);
+    assert_eq!(guard.snapshot().connections_in(Phase::Working), 18);
     drop(attack);
     all_gone(&guard).await;
 }

@@ -8,7 +8,7 @@ use palisade::conn::{ConnGuard, Pressure};
 use palisade_core::{Phase, Reason};
 use palisade_testkit::{
     Journal,
-    clients::{self, RawClient, until},
+    clients::{self, RawClient, wait_until},
     guarded::{
         GET, SECOND, SLACK, ServerKind, all_gone, app, assert_on_time, assert_served,
         read_until_closed,
@@ -159,8 +159,8 @@ async fn an_http2_connection_that_sends_only_pings_is_idle(kind: ServerKind) {
         .send([h2::hello(65_535), h2::get(1, "/")].concat())
         .await
         .unwrap();
-    until("the request was answered", || {
-        guard.snapshot().at(Phase::Idle) > 0
+    wait_until("the request was answered", || {
+        guard.snapshot().connections_in(Phase::Idle) > 0
     })
     .await;
     let answered = Instant::now();

@@ -4,7 +4,7 @@
 
 use palisade::conn::ConnGuard;
 use palisade_core::{Phase, Reason};
-use palisade_testkit::clients::{RawClient, until};
+use palisade_testkit::clients::{RawClient, wait_until};
 use palisade_testkit::{
     guarded::{GET, SECOND, ServerKind, all_gone, app, assert_served, build_guard},
     on_servers,
@@ -59,7 +59,7 @@ async fn honest_newcomers_are_served_while_hoarders_fill_the_cap(kind: ServerKin
     let stop = Arc::new(AtomicBool::new(false));
     let addresses = (0..CAP + 50).map(|n| Ipv4Addr::new(127, 1, n as u8, 1));
     let hoarders = spawn_hoarders(server.addr, addresses, &stop);
-    until("the cap is full", || guard.snapshot().open >= CAP * 9 / 10).await;
+    wait_until("the cap is full", || guard.snapshot().open >= CAP * 9 / 10).await;
     // A client that has loaded a page and stays on it.
     let mut reader = RawClient::connect(server.addr).await.unwrap();
     // All requests at once: between a first response and a second request this connection ranks no
@@ -116,7 +116,7 @@ async fn one_address_keeps_all_of_its_connections_while_places_are_free(kind: Se
             .unwrap();
         streams.push(client);
     }
-    until("all streams are in flight", || {
+    wait_until("all streams are in flight", || {
         guard.snapshot().in_flight == 150
     })
     .await;
@@ -163,14 +163,14 @@ async fn when_places_are_short_a_client_keeps_few_idle_connections_and_a_browser
         }
     }
     assert_eq!(kept, 8);
-    until("the other connections have closed", || {
+    wait_until("the other connections have closed", || {
         guard.snapshot().open == 8 + 6
     })
     .await;
     for client in &mut browser {
         assert_served(client).await;
     }
-    assert_eq!(guard.snapshot().at(Phase::Idle), 8 + 6);
+    assert_eq!(guard.snapshot().connections_in(Phase::Idle), 8 + 6);
     assert!(journal.disconnected().is_empty());
     let closed = journal.closed();
     assert_eq!(closed, vec![Some(Reason::KeepAlivePerClient); 52]);

@@ -48,10 +48,10 @@ async fn honest_requests_are_served_beside_dripping_uploads() {
     // Honest requests start as soon as all uploads are admitted.
     let waiting = || {
         journal
-            .level(Guard::ConcurrencyLimit, Gauge::Waiting)
+            .gauge(Guard::ConcurrencyLimit, Gauge::Waiting)
             .unwrap()
     };
-    clients::until("all uploads are waiting", || {
+    clients::wait_until("all uploads are waiting", || {
         waiting() == DRIPPING_UPLOADS as u64
     })
     .await;
@@ -66,14 +66,14 @@ async fn honest_requests_are_served_beside_dripping_uploads() {
         "{served} of {HONEST_REQUESTS}"
     );
     // All uploads are still waiting and none was refused: the attack is real and does no harm.
-    clients::until("all uploads are still waiting", || {
+    clients::wait_until("all uploads are still waiting", || {
         waiting() == DRIPPING_UPLOADS as u64
     })
     .await;
     assert_eq!(journal.refused(), []);
     uploads.shutdown().await;
     for gauge in [Gauge::Waiting, Gauge::Working, Gauge::Queued] {
-        let held = || journal.level(Guard::ConcurrencyLimit, gauge);
-        clients::until("no request is present", || held() == Some(0)).await;
+        let held = || journal.gauge(Guard::ConcurrencyLimit, gauge);
+        clients::wait_until("no request is present", || held() == Some(0)).await;
     }
 }

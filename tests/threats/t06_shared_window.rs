@@ -9,7 +9,7 @@ use palisade_core::{Gauge, Guard, Reason};
 use palisade_testkit::{
     Journal,
     bodies::Pieces,
-    clients::{self, PATIENCE, until},
+    clients::{self, PATIENCE, wait_until},
     guarded::{ServerKind, all_gone},
 };
 use std::{net::Ipv4Addr, time::Duration};
@@ -59,8 +59,8 @@ async fn an_upload_is_not_charged_while_other_requests_fill_the_connection_windo
             .map(|_| client.send_request(upload("/late", Pieces::new(16, 1 << 16))))
             .map(tokio::spawn)
             .collect();
-        let working = || journal.level(Guard::ConcurrencyLimit, Gauge::Working) == Some(3);
-        until("three handlers are at work", working).await;
+        let working = || journal.gauge(Guard::ConcurrencyLimit, Gauge::Working) == Some(3);
+        wait_until("three handlers are at work", working).await;
         let now = client.send_request(upload("/now", Pieces::new(8, 1 << 14)));
         let now = timeout(PATIENCE, now).await.unwrap().unwrap().status();
         assert_eq!(now, StatusCode::OK, "{server}");

@@ -9,7 +9,7 @@ use palisade::conn::ConnGuard;
 use palisade_core::{Phase, Reason};
 use palisade_testkit::{
     Journal,
-    clients::{RawClient, RawHead, until},
+    clients::{RawClient, RawHead, wait_until},
     guarded::{GET, SECOND, SLACK, ServerKind, all_gone, app, assert_served, read_until_closed},
     h2, on_servers,
 };
@@ -105,8 +105,8 @@ async fn window_updates_without_reading_do_not_extend_the_write_timeout(kind: Se
         .send([h2::hello(0x7000_0000), h2::get(1, "/endless")].concat())
         .await
         .unwrap();
-    until("the reader stalls", || {
-        guard.snapshot().at(Phase::Writing) == 1
+    wait_until("the reader stalls", || {
+        guard.snapshot().connections_in(Phase::Writing) == 1
     })
     .await;
     let stalled = Instant::now();
@@ -268,8 +268,8 @@ async fn newcomers_are_served_while_stalled_readers_fill_the_cap_and_a_slow_read
         client.send(GET_ENDLESS).await.unwrap();
         stalled.push(client);
     }
-    until("the readers stall", || {
-        guard.snapshot().at(Phase::Writing) >= stalled.len()
+    wait_until("the readers stall", || {
+        guard.snapshot().connections_in(Phase::Writing) >= stalled.len()
     })
     .await;
     let full = Instant::now();
@@ -282,7 +282,7 @@ async fn newcomers_are_served_while_stalled_readers_fill_the_cap_and_a_slow_read
     for last in 1..=100 {
         newcomer(last).await;
     }
-    until("all newcomers have closed", || {
+    wait_until("all newcomers have closed", || {
         journal.closed().len() == 100
     })
     .await;
@@ -302,7 +302,7 @@ async fn newcomers_are_served_while_stalled_readers_fill_the_cap_and_a_slow_read
         assert_eq!(journal.closed().len(), 100);
     }
     // After 4 s a stalled reader is evicted for each newcomer, even for newcomers that stay.
-    until("the readers have stalled for long enough", || {
+    wait_until("the readers have stalled for long enough", || {
         full.elapsed() >= 5 * SECOND
     })
     .await;
@@ -378,7 +378,7 @@ async fn responses_of_one_frame_behind_shut_windows_close_the_connection(kind: S
         .await
         .unwrap();
     // The handlers are done, and hyper has taken all of their bodies.
-    until("the requests are in flight", || {
+    wait_until("the requests are in flight", || {
         guard.snapshot().in_flight >= 50
     })
     .await;
@@ -407,7 +407,7 @@ async fn responses_behind_windows_of_one_byte_are_in_flight_until_they_are_cut(k
         .unwrap();
     let requested = Instant::now();
     let in_flight = || guard.snapshot().in_flight;
-    until("all requests are in flight", || in_flight() >= 99).await;
+    wait_until("all requests are in flight", || in_flight() >= 99).await;
     // They stay in flight, although hyper has handed all but one byte of each to h2.
     sleep(SECOND / 2).await;
     assert!((99..=101).contains(&in_flight()), "{}", in_flight());
@@ -524,8 +524,8 @@ async fn two_hundred_stalled_readers_hold_few_bytes_in_the_kernel(kind: ServerKi
         client.send(GET_ENDLESS).await.unwrap();
         stalled.push(client);
     }
-    until("all readers stall", || {
-        guard.snapshot().at(Phase::Writing) == 200
+    wait_until("all readers stall", || {
+        guard.snapshot().connections_in(Phase::Writing) == 200
     })
     .await;
     let held = send_queue_bytes(server.addr);

@@ -10,7 +10,7 @@ use palisade::{
 };
 use palisade_testkit::{
     Journal,
-    clients::{RawClient, until},
+    clients::{RawClient, wait_until},
     guarded::{SECOND, SLACK, ServerKind, all_gone, app},
     h2,
     servers::Server,
@@ -75,7 +75,7 @@ async fn a_response_of_one_frame_behind_a_shut_window_is_reset_in_time() {
         .await
         .unwrap();
     let started = Instant::now();
-    until("the request is in flight", || {
+    wait_until("the request is in flight", || {
         guard.snapshot().in_flight == 1
     })
     .await;
@@ -84,7 +84,7 @@ async fn a_response_of_one_frame_behind_a_shut_window_is_reset_in_time() {
         CANCEL_PAYLOAD
     );
     assert!(started.elapsed() >= WRITE_TIMEOUT && started.elapsed() < WRITE_TIMEOUT + SLACK);
-    until("the request has ended", || guard.snapshot().in_flight == 0).await;
+    wait_until("the request has ended", || guard.snapshot().in_flight == 0).await;
     assert_eq!(journal.cut(), [(Guard::Connection, Reason::WindowStall)]);
     drop(client);
     all_gone(&guard).await;

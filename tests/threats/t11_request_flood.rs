@@ -109,7 +109,7 @@ async fn assert_flood_gets_its_burst(to: SocketAddr, journal: &Journal, paths: [
         journal.refused(),
         vec![(GUARD, Reason::RateExceeded); 200 - BURST]
     );
-    assert_eq!(journal.level(GUARD, Gauge::Keys), Some(2));
+    assert_eq!(journal.gauge(GUARD, Gauge::Keys), Some(2));
 }
 
 #[tokio::test]
@@ -239,7 +239,7 @@ async fn all_addresses_of_a_64_are_one_client() {
         }
     }
     assert_eq!(served, BURST);
-    assert_eq!(journal.level(GUARD, Gauge::Keys), Some(2));
+    assert_eq!(journal.gauge(GUARD, Gauge::Keys), Some(2));
 }
 
 /// Three times the burst and the rate for a whole /48, behind the limit of each client.

@@ -69,7 +69,7 @@ async fn an_overloaded_server_works_at_its_limit_and_refuses_the_rest_at_once() 
             (served, refused)
         });
     }
-    clients::until("the permits are taken", || working.load(SeqCst) == PERMITS).await;
+    clients::wait_until("the permits are taken", || working.load(SeqCst) == PERMITS).await;
     while Instant::now() < end {
         let health = clients::get(Ipv4Addr::LOCALHOST, addr, "/health")
             .await
@@ -99,6 +99,6 @@ async fn an_overloaded_server_works_at_its_limit_and_refuses_the_rest_at_once() 
     );
     assert!(!refused.is_empty());
     assert!(max_working.load(SeqCst) <= PERMITS, "{max_working:?}");
-    let held = || journal.level(Guard::ConcurrencyLimit, Gauge::Working);
-    clients::until("no permit is held", || held() == Some(0)).await;
+    let held = || journal.gauge(Guard::ConcurrencyLimit, Gauge::Working);
+    clients::wait_until("no permit is held", || held() == Some(0)).await;
 }

@@ -12,7 +12,7 @@ use palisade::conn::{ConnGuard, ConnGuardBuilder};
 use palisade_core::Reason;
 use palisade_testkit::{
     Journal,
-    clients::{self, RawClient, until},
+    clients::{self, RawClient, wait_until},
     guarded::{SECOND, ServerKind, all_gone, app, read_until_closed},
     h2, on_servers,
     servers::Server,
@@ -106,16 +106,16 @@ async fn leaving_a_page_and_expired_client_deadlines_are_no_abuse(kind: ServerKi
     let at_work = || guard.snapshot().in_flight;
     // A hundred requests, cancelled at once.
     client.send(ask(1)).await.unwrap();
-    until("the requests are in flight", || at_work() == 100).await;
+    wait_until("the requests are in flight", || at_work() == 100).await;
     client.send(stop(1)).await.unwrap();
-    until("the requests are cancelled", || at_work() == 0).await;
+    wait_until("the requests are cancelled", || at_work() == 0).await;
     // Three times a hundred requests, cancelled after more than a second.
     for from in [201, 401, 601] {
         client.send(ask(from)).await.unwrap();
-        until("the requests are in flight", || at_work() == 100).await;
+        wait_until("the requests are in flight", || at_work() == 100).await;
         sleep(SECOND + SECOND / 10).await;
         client.send(stop(from)).await.unwrap();
-        until("the requests are cancelled", || at_work() == 0).await;
+        wait_until("the requests are cancelled", || at_work() == 0).await;
     }
     sleep(SECOND / 2).await;
     assert!(
@@ -240,7 +240,7 @@ async fn a_tunnel_that_carries_bytes_is_progress_and_a_closed_one_is_idle(kind: 
     let upgraded = hyper::upgrade::on(&mut answer).await.unwrap();
     let mut tunnel = hyper_util::rt::TokioIo::new(upgraded);
     let conn = || guard.snapshot();
-    until("the connection counts as upgraded", || conn().upgraded == 1).await;
+    wait_until("the connection counts as upgraded", || conn().upgraded == 1).await;
     let piece = vec![b'x'; 64 * 1024];
     for _ in 0..64 {
         tunnel.write_all(&piece).await.unwrap();
@@ -258,12 +258,12 @@ async fn a_tunnel_that_carries_bytes_is_progress_and_a_closed_one_is_idle(kind: 
     drop(tunnel);
     let closed = Instant::now();
     if kind == ServerKind::Serve {
-        until("the connection no longer counts as upgraded", || {
+        wait_until("the connection no longer counts as upgraded", || {
             conn().upgraded == 0
         })
         .await;
     }
-    until("the connection is gone", || conn().open == 0).await;
+    wait_until("the connection is gone", || conn().open == 0).await;
     assert!(closed.elapsed() < 3 * SECOND, "{:?}", closed.elapsed());
     drop(client);
     all_gone(&guard).await;

@@ -12,7 +12,7 @@ use axum::{
 use palisade::conn::{ConnGuard, ConnInfo, Reason};
 use palisade_testkit::{
     Journal,
-    clients::{RawClient, until},
+    clients::{RawClient, wait_until},
     guarded::{
         Neighbour, SECOND, SLACK, ServerKind, all_gone, send_and_read_until_closed,
         serve_with_tonic,
@@ -345,7 +345,7 @@ async fn each_flood_closes_the_connection_at_once_and_starts_few_handlers() {
         }
         neighbour.was_served().await;
         all_gone(&guard).await;
-        until("the handlers have ended", || handlers.running() == 0).await;
+        wait_until("the handlers have ended", || handlers.running() == 0).await;
         for (name, from, max_handlers) in allowed {
             let started = handlers.started(from);
             assert!(started <= max_handlers, "{name}, {server}: {started}");
@@ -431,7 +431,7 @@ async fn frames_allowed_in_any_number_that_carry_no_request_on_close_the_connect
         floods.join_all().await;
         neighbour.was_served().await;
         all_gone(&guard).await;
-        until("the handlers have ended", || handlers.running() == 0).await;
+        wait_until("the handlers have ended", || handlers.running() == 0).await;
         let ended = journal.disconnected();
         let ended = ended
             .iter()
@@ -459,7 +459,7 @@ async fn requests_cancelled_one_by_one_close_the_connection() {
             let reset = h2::frame(h2::RST_STREAM, 0, stream, &h2::CANCEL.to_be_bytes());
             // The client cancels each request only after its handler has started.
             let _ = client.send(h2::get(stream, "/hang")).await;
-            until("the handler has started", || {
+            wait_until("the handler has started", || {
                 handlers.started(from) == requests || is_closed()
             })
             .await;
@@ -475,6 +475,6 @@ async fn requests_cancelled_one_by_one_close_the_connection() {
         neighbour.was_served().await;
         drop(client);
         all_gone(&guard).await;
-        until("the handlers have ended", || handlers.running() == 0).await;
+        wait_until("the handlers have ended", || handlers.running() == 0).await;
     }
 }

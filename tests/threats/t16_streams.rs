@@ -6,7 +6,7 @@ use palisade::conn::ConnGuard;
 use palisade_core::{Gauge, Guard, Reason};
 use palisade_testkit::{
     Journal,
-    clients::{RawClient, until},
+    clients::{RawClient, wait_until},
     guarded::{GET, ServerKind, all_gone, app, assert_served},
     h2, on_servers,
 };
@@ -44,7 +44,7 @@ async fn requests_beyond_the_budget_of_all_connections_are_refused_at_the_head(k
             .await
             .unwrap();
         let held = || guard.snapshot().in_flight as usize + journal.refused().len();
-        until("the requests are in flight or refused", || {
+        wait_until("the requests are in flight or refused", || {
             held() >= 100 * n
         })
         .await;
@@ -74,13 +74,13 @@ async fn requests_beyond_the_budget_of_all_connections_are_refused_at_the_head(k
         let before = guard.snapshot().in_flight;
         let mut client = RawClient::connect(server.addr).await.unwrap();
         client.send(GET.replace("/ ", "/hang ")).await.unwrap();
-        until("the request is in flight", || {
+        wait_until("the request is in flight", || {
             guard.snapshot().in_flight == before + 1
         })
         .await;
         single.push(client);
     }
-    let gauge = |gauge| journal.level(Guard::Connection, gauge);
+    let gauge = |gauge| journal.gauge(Guard::Connection, gauge);
     assert_eq!(
         [gauge(Gauge::InFlight), gauge(Gauge::InFlightLimit)],
         [Some(100), Some(100)]
@@ -107,7 +107,7 @@ async fn requests_beyond_the_budget_of_all_connections_are_refused_at_the_head(k
     assert_eq!(answer.status(), 200);
     // The others are served again as soon as a request ends.
     single.pop();
-    until("the request has ended", || guard.snapshot().in_flight == 99).await;
+    wait_until("the request has ended", || guard.snapshot().in_flight == 99).await;
     assert_served(&mut RawClient::connect(server.addr).await.unwrap()).await;
     drop((holders, single, sequential));
     all_gone(&guard).await;

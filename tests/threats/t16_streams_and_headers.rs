@@ -5,7 +5,7 @@ use axum::routing::get;
 use palisade::conn::{ConnGuard, Reason};
 use palisade_testkit::{
     Journal,
-    clients::{RawClient, until},
+    clients::{RawClient, wait_until},
     guarded::{Neighbour, SECOND, SLACK, ServerKind, all_gone, app},
     h2,
 };
@@ -41,7 +41,7 @@ async fn a_request_over_the_stream_limit_is_refused_and_the_others_are_served() 
             let refused = h2::next(&mut client.stream, h2::RST_STREAM, 2 * n + 1).await;
             assert_eq!(refused, h2::REFUSED_STREAM.to_be_bytes(), "{server}");
         }
-        until("all other requests are in flight", || {
+        wait_until("all other requests are in flight", || {
             guard.snapshot().in_flight >= max_streams.into()
         })
         .await;
@@ -98,7 +98,7 @@ async fn each_of_a_hundred_streams_with_shut_windows_is_reset_in_time() {
     let neighbour = Neighbour::start(server.addr);
     let mut client = RawClient::connect(server.addr).await.unwrap();
     client.send(large_header_requests(0, 30)).await.unwrap();
-    until("all requests are in flight", || {
+    wait_until("all requests are in flight", || {
         guard.snapshot().in_flight >= 100
     })
     .await;
@@ -154,11 +154,11 @@ async fn a_client_that_opens_all_windows_and_reads_nothing_is_reset_in_time() {
             .unwrap();
         // On a busy machine the first request may stall before the last has arrived.
         let is_closed = || journal.closed().contains(&Some(Reason::WriteStall));
-        until("the requests are in flight", || {
+        wait_until("the requests are in flight", || {
             guard.snapshot().in_flight >= 100 || is_closed()
         })
         .await;
-        until("the connection is closed", is_closed).await;
+        wait_until("the connection is closed", is_closed).await;
         assert!(
             started.elapsed() < SECOND + SLACK,
             "{server}: {:?}",

@@ -5,7 +5,7 @@ use palisade::conn::{ConnGuard, Memory, Mode};
 use palisade_core::{Guard, Reason, Violation};
 use palisade_testkit::{
     Journal,
-    clients::{RawClient, until},
+    clients::{RawClient, wait_until},
     guarded::{ServerKind, all_gone, app, assert_served},
     on_servers,
 };
@@ -122,7 +122,7 @@ async fn while_memory_grows_new_connections_outside_of_the_share_are_reset(kind:
         // It may find out that it is reset while it connects.
         clients.extend(RawClient::connect(server.addr).await);
     }
-    until("each connection is admitted or refused", || {
+    wait_until("each connection is admitted or refused", || {
         journal.opened() + journal.disconnected().len() == 16
     })
     .await;

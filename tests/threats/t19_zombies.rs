@@ -6,7 +6,7 @@ use palisade::conn::ConnGuard;
 use palisade_core::Reason;
 use palisade_testkit::{
     Journal,
-    clients::{RawClient, until},
+    clients::{RawClient, wait_until},
     guarded::{SECOND, SLACK, ServerKind, all_gone, app},
     on_servers,
 };
@@ -65,12 +65,12 @@ async fn the_handler_of_a_vanished_client_ends_despite_an_unread_byte(kind: Serv
             .unwrap();
         vanishing.push(client);
     }
-    until("all handlers are running", || handlers.load(SeqCst) == 20).await;
+    wait_until("all handlers are running", || handlers.load(SeqCst) == 20).await;
     // One client stays.
     let staying = vanishing.pop();
     drop(vanishing);
     let vanished = Instant::now();
-    until("the handlers of the others have ended", || {
+    wait_until("the handlers of the others have ended", || {
         handlers.load(SeqCst) == 1
     })
     .await;
@@ -80,7 +80,7 @@ async fn the_handler_of_a_vanished_client_ends_despite_an_unread_byte(kind: Serv
         vanished.elapsed()
     );
     // The neighbour's requests start and end meanwhile.
-    until("one request is still in flight", || {
+    wait_until("one request is still in flight", || {
         guard.snapshot().in_flight == 1
     })
     .await;

@@ -11,7 +11,7 @@ use palisade::{
 };
 use palisade_testkit::{
     Journal,
-    clients::{self, PATIENCE, RawClient, until},
+    clients::{self, PATIENCE, RawClient, wait_until},
     guarded::{GET, SECOND, SLACK, all_gone, app, assert_served},
     h2,
 };
@@ -75,7 +75,7 @@ impl TestServer {
     }
 
     async fn wait_for_phase(&self, phase: Phase, connections: usize) {
-        until("the connections are in the phase", || {
+        wait_until("the connections are in the phase", || {
             let phases = self.guard.snapshot().phases;
             phases
                 .iter()
@@ -119,7 +119,7 @@ async fn none_of_ten_ways_to_delay_a_shutdown_delays_it() {
     attack([h2::hello(0), h2::get(1, "/endless")].concat()).await; // Shuts its window.
     attack([h2::hello(65_535), h2::get(1, "/hang")].concat()).await; // A stream that never ends.
     server.wait_for_phase(Phase::FirstHead, 4).await;
-    until("the requests are in flight", || {
+    wait_until("the requests are in flight", || {
         server.guard.snapshot().in_flight == 5
     })
     .await;
@@ -194,7 +194,7 @@ async fn a_connection_upgraded_after_the_signal_counts_once() {
     server.wait_for_phase(Phase::Working, 1).await;
     let (guard, addr) = (server.guard.clone(), server.addr);
     let shutdown = tokio::spawn(server.shut_down());
-    until("the listener is closed", || {
+    wait_until("the listener is closed", || {
         std::net::TcpListener::bind(addr).is_ok()
     })
     .await;
@@ -253,7 +253,7 @@ async fn a_handler_that_never_yields_does_not_delay_the_shutdown_and_is_counted(
     for (n, path) in ["/hang", "/hang", "/"].into_iter().enumerate() {
         let mut client = RawClient::connect(server.addr).await.unwrap();
         client.send(GET.replacen('/', path, 1)).await.unwrap();
-        until("the request is in flight", || {
+        wait_until("the request is in flight", || {
             server.guard.snapshot().in_flight == n as u64 + 1
         })
         .await;

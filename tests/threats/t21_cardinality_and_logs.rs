@@ -105,7 +105,7 @@ async fn hostile_text_adds_no_series_and_forges_no_log_line_and_the_neighbour_is
         .await
         .unwrap();
     let taken = async {
-        while snapshot.level(Guard::ConcurrencyLimit, Gauge::Working) != Some(1) {
+        while snapshot.gauge(Guard::ConcurrencyLimit, Gauge::Working) != Some(1) {
             tokio::task::yield_now().await;
         }
     };

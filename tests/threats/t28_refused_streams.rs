@@ -8,7 +8,7 @@ use palisade::{Quota, Stack, StackLayer, conn::ConnGuard};
 use palisade_testkit::{
     Journal,
     bodies::Pieces,
-    clients::{self, PATIENCE, RawClient, until},
+    clients::{self, PATIENCE, RawClient, wait_until},
     guarded::{SECOND, ServerKind, all_gone},
     h2,
     line::Line,
@@ -191,7 +191,7 @@ async fn bytes_sent_before_the_refusal_arrives_are_not_charged_to_the_client() {
                 journal.disconnected()
             );
             drop((client, line));
-            until("the connection is gone", || guard.snapshot().open == 0).await;
+            wait_until("the connection is gone", || guard.snapshot().open == 0).await;
             all_gone(&guard).await;
         }
     }

@@ -131,7 +131,7 @@ impl BodyLimitLayer {
     /// let response = service.oneshot(Request::new(declared(0))).await?;
     /// assert_eq!(response.status(), 200);
     /// let error = response.into_body().collect().await.err().ok_or("not cut")?;
-    /// let cut = Violation::behind(&*error).map(|cut| (cut.limit, cut.observed));
+    /// let cut = Violation::from_error(&*error).map(|cut| (cut.limit, cut.observed));
     /// assert_eq!(cut, Some((100, 120)));
     /// # Ok(())
     /// # }

@@ -44,7 +44,7 @@
 //! - gRPC clients receive `RESOURCE_EXHAUSTED` in each case. With [`BodyLimitLayer::grpc`] the
 //!   limit applies to each message of a gRPC request, not to their sum.
 //!
-//! A body that breaks a rule fails with a [`Violation`], which [`Violation::behind`] finds. The
+//! A body that breaks a rule fails with a [`Violation`], which [`Violation::from_error`] finds. The
 //! rest of the body is kept unread for a moment, so that the client sees the response
 //! ([`Unread`](palisade_guard::Unread)). Request bodies must therefore be `Send + Unpin + 'static`,
 //! as those of hyper, axum and tonic are.

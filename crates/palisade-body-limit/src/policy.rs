@@ -118,7 +118,7 @@ impl BodyLimitPolicy {
         if !self.settings.cut(&violation, facts.conn()) {
             return Flow::Continue;
         }
-        *slot = Poll::Ready(Some(violation.ending(facts.form)));
+        *slot = Poll::Ready(Some(violation.final_frame(facts.form)));
         Flow::Cut
     }
 
@@ -138,7 +138,7 @@ impl Policy for BodyLimitPolicy {
 
     #[inline(always)]
     fn has_recorder(&self) -> bool {
-        self.settings.recorder.is_on()
+        self.settings.recorder.is_enabled()
     }
 
     #[inline(always)]
@@ -148,7 +148,7 @@ impl Policy for BodyLimitPolicy {
         facts: &Facts,
         _: &mut Keys,
     ) -> Result<ResponseState, Refusal> {
-        if facts.has_body && self.settings.is_on() {
+        if facts.has_body && self.settings.is_enabled() {
             self.check_head(request, facts)
         } else {
             Ok(ResponseState::Nothing)
@@ -213,7 +213,7 @@ impl Policy for BodyLimitPolicy {
         let Some(limit) = self.response_limit else {
             return Ok(false);
         };
-        if !self.settings.is_on() || response.body().is_end_stream() {
+        if !self.settings.is_enabled() || response.body().is_end_stream() {
             return Ok(false);
         }
         match Limited::new(response, exchange.facts.is_head, limit) {

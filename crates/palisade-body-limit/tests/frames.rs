@@ -201,7 +201,7 @@ async fn held_bytes_are_delivered_before_the_end_trailers_and_errors() {
     let layer = BodyLimitLayer::new(UNCOALESCED_FRAMES as u64 + 2);
     let read = read_through(&layer, Script::new(small().chain([data(1)]))).await;
     assert_eq!(coalesced_lengths(&read), [2]);
-    assert!(Violation::behind(&*read.error.unwrap()).is_some());
+    assert!(Violation::from_error(&*read.error.unwrap()).is_some());
 }
 
 #[tokio::test(start_paused = true)]
@@ -213,7 +213,7 @@ async fn one_byte_frames_are_refused_and_the_same_bytes_in_larger_frames_pass() 
     let (status, read) = serve(&layer, Request::new(body)).await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
     let error = read.error.unwrap();
-    let violation = *Violation::behind(&*error).unwrap();
+    let violation = *Violation::from_error(&*error).unwrap();
     assert_eq!((violation.guard, violation.reason), TINY);
     assert_eq!(violation.phase, Phase::RequestBody);
     assert!(violation.observed > violation.limit && violation.limit >= 1024);
@@ -237,7 +237,7 @@ async fn frames_that_cannot_be_coalesced_count_in_full() {
     let refused = async |frames: TinyFrames, body: Script| {
         let layer = BodyLimitLayer::default().tiny_frames(frames);
         let error = read_through(&layer, body).await.error?;
-        let violation = Violation::behind(&*error).copied();
+        let violation = Violation::from_error(&*error).copied();
         violation.map(|violation| (violation.limit, violation.observed))
     };
     let none = TinyFrames::default().burst(100).per_bytes(0).per_second(0);
@@ -318,7 +318,7 @@ async fn grpc_has_the_same_burst_and_sixteen_times_the_frames_per_byte() {
             .await
             .1
             .error?;
-        Violation::behind(&*error).map(|violation| violation.observed)
+        Violation::from_error(&*error).map(|violation| violation.observed)
     };
     assert_eq!(refused(0).await, Some(101));
     assert_eq!(refused(2).await, Some(199));
@@ -446,7 +446,7 @@ proptest! {
         prop_assert_eq!(read.bytes(), bytes);
         prop_assert_eq!(read.trailers.is_some(), has_trailers);
         prop_assert_eq!(read.error.is_some(), is_cut || inner_fails);
-        let violation = read.error.as_ref().and_then(|error| Violation::behind(&**error));
+        let violation = read.error.as_ref().and_then(|error| Violation::from_error(&**error));
         prop_assert_eq!(violation.is_some(), is_cut);
         prop_assert_eq!(seen.refused().len() + seen.cut().len(), usize::from(exceeds_limit));
         if !is_grpc {

@@ -169,7 +169,7 @@ async fn an_overrun_in_another_task_wakes_the_response_future() {
         let task = tokio::spawn(async move {
             let body = read_body(request.into_body()).await;
             let error = body.error.expect("the body is too long");
-            assert_eq!(Violation::behind(&*error).unwrap().observed, 8192);
+            assert_eq!(Violation::from_error(&*error).unwrap().observed, 8192);
         });
         // The handler is not woken when the task ends.
         std::mem::forget(task);
@@ -209,7 +209,7 @@ async fn an_overrun_after_the_response_head_fails_the_body_and_is_recorded_as_a_
     body.frame().await.unwrap().unwrap();
     let error = body.frame().await.unwrap().unwrap_err();
     let expected = violation(Phase::RequestBody, 5000, 8192);
-    assert_eq!(Violation::behind(&*error), Some(&expected));
+    assert_eq!(Violation::from_error(&*error), Some(&expected));
     assert!(body.is_end_stream());
     assert!(body.frame().await.is_none());
     assert_eq!(
@@ -558,7 +558,7 @@ async fn an_error_of_the_inner_body_is_passed_on_and_is_not_a_violation() {
     let read = read_through(&layer, Script::new([data(9), Step::Error])).await;
     let error: BoxError = read.error.unwrap();
     assert_eq!(
-        (error.to_string().as_str(), Violation::behind(&*error)),
+        (error.to_string().as_str(), Violation::from_error(&*error)),
         ("broken", None)
     );
     assert_eq!((seen.refused(), seen.cut()), (vec![], vec![]));

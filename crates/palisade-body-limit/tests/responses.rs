@@ -84,7 +84,7 @@ async fn a_response_that_exceeds_the_limit_is_cut_and_recorded_once() {
     let read = read_body(&mut body).await;
     assert_eq!(read.bytes().len(), 4096);
     let cut = violation(Phase::ResponseBody, 8192);
-    assert_eq!(Violation::behind(&*read.error.unwrap()), Some(&cut));
+    assert_eq!(Violation::from_error(&*read.error.unwrap()), Some(&cut));
     assert!(body.is_end_stream());
     assert!(read_body(&mut body).await.frames.is_empty());
     assert_eq!(

@@ -26,7 +26,7 @@ async fn present_applies_to_requests_from_the_queue() {
         gate.open_one();
         assert_eq!(working.await.unwrap().0, 200);
         settle().await;
-        most = most.max(journal.level(GUARD, Gauge::Waiting).unwrap());
+        most = most.max(journal.gauge(GUARD, Gauge::Waiting).unwrap());
     }
     assert!(most <= 2, "{most} requests wait, but 2 may be present");
 }
@@ -46,7 +46,7 @@ async fn requests_from_the_queue_count_as_admitted() {
     for one in both {
         assert_eq!(one.await.unwrap().0, 200);
     }
-    assert_eq!(journal.level(GUARD, Gauge::Admitted), Some(2));
+    assert_eq!(journal.gauge(GUARD, Gauge::Admitted), Some(2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -174,7 +174,7 @@ async fn one_address_cannot_take_the_last_tenth_even_if_requests_are_quick() {
         tasks.push(send(&service, from_client("198.51.100.1", slow())));
     }
     settle().await;
-    let working = journal.level(GUARD, Gauge::Working);
+    let working = journal.gauge(GUARD, Gauge::Working);
     let honest = send(&service, from_client("192.0.2.1", fast()))
         .await
         .unwrap()
@@ -233,7 +233,7 @@ async fn a_download_admitted_before_an_attack_continues_while_the_last_tenth_is_
         .map(|_| send(&slow, from_client("198.51.100.1", get())))
         .collect();
     settle().await;
-    assert_eq!(journal.level(GUARD, Gauge::Working), Some(9)); // One light-only permit is free.
+    assert_eq!(journal.gauge(GUARD, Gauge::Working), Some(9)); // One light-only permit is free.
     // A new request from the same address is served ...
     assert_eq!(
         call(&download, from_client("192.0.2.1", get()))
@@ -260,19 +260,19 @@ async fn a_queued_light_request_does_not_wait_for_heavy_ones() {
         tasks.push(send(&service, from_client("198.51.100.1", get())));
         settle().await;
     }
-    assert_eq!(journal.level(GUARD, Gauge::Working), Some(9));
-    assert_eq!(journal.level(GUARD, Gauge::Queued), Some(3));
+    assert_eq!(journal.gauge(GUARD, Gauge::Working), Some(9));
+    assert_eq!(journal.gauge(GUARD, Gauge::Queued), Some(3));
     tasks.push(send(&service, from_client("192.0.2.1", get())));
     settle().await;
-    assert_eq!(journal.level(GUARD, Gauge::Working), Some(10));
+    assert_eq!(journal.gauge(GUARD, Gauge::Working), Some(10));
     // Another light request is queued, and comes before the heavy ones queued earlier.
     let light = send(&service, from_client("192.0.2.2", get()));
     settle().await;
-    assert_eq!(journal.level(GUARD, Gauge::Queued), Some(4));
+    assert_eq!(journal.gauge(GUARD, Gauge::Queued), Some(4));
     gate.open_one();
     settle().await;
     assert_eq!(
-        (gate.started(), journal.level(GUARD, Gauge::Queued)),
+        (gate.started(), journal.gauge(GUARD, Gauge::Queued)),
         (10, Some(3))
     );
     while gate.started() > 0 {
@@ -308,7 +308,7 @@ async fn options_apply_to_the_layer_they_are_called_on_and_not_to_its_clones() {
         let was_admitted = !task.is_finished();
         tasks.push(task);
         working += u64::from(was_admitted);
-        assert_eq!(journal.level(GUARD, Gauge::Working), Some(working));
+        assert_eq!(journal.gauge(GUARD, Gauge::Working), Some(working));
         was_admitted
     };
     for _ in 0..3 {

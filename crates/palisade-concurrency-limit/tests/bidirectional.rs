@@ -43,7 +43,7 @@ async fn both_halves_of_a_bidirectional_request_are_woken() {
     let (mut sender, body) = channel();
     let response = call(&bidirectional, post(body)).await.unwrap();
     settle().await; // The reader waits for its client: no permit is held.
-    assert_eq!(journal.level(GUARD, Gauge::Working), Some(0));
+    assert_eq!(journal.gauge(GUARD, Gauge::Working), Some(0));
     let other = send(&slow, get());
     settle().await; // The only permit is taken.
     let mut response_body = response.into_body();
@@ -60,7 +60,7 @@ async fn both_halves_of_a_bidirectional_request_are_woken() {
     assert!(
         done.is_ok(),
         "the response is never woken; working {:?}",
-        journal.level(GUARD, Gauge::Working)
+        journal.gauge(GUARD, Gauge::Working)
     );
 }
 
@@ -91,7 +91,7 @@ async fn a_frame_that_has_arrived_is_passed_on_after_the_response_head() {
     assert!(
         done.is_ok(),
         "the frame is not passed on; working {:?}",
-        journal.level(GUARD, Gauge::Working)
+        journal.gauge(GUARD, Gauge::Working)
     );
 }
 
@@ -103,7 +103,7 @@ async fn an_idle_bidirectional_request_holds_no_permit() {
     let (_sender, body) = channel();
     let response = call(&bidirectional, post(body)).await.unwrap();
     settle().await; // The reader waits for its client ...
-    assert_eq!(journal.level(GUARD, Gauge::Working), Some(0));
+    assert_eq!(journal.gauge(GUARD, Gauge::Working), Some(0));
     let mut response_body = response.into_body();
     let _reading = tokio::spawn(async move {
         drop(response_body.frame().await);
@@ -123,7 +123,7 @@ async fn a_client_that_does_not_read_its_response_holds_no_permit_whatever_it_se
     sender.send_data(Bytes::from("one")).await.unwrap();
     response.body_mut().frame().await.unwrap().unwrap();
     settle().await;
-    assert_eq!(journal.level(GUARD, Gauge::Working), Some(0)); // The response is not polled.
+    assert_eq!(journal.gauge(GUARD, Gauge::Working), Some(0)); // The response is not polled.
     sender.send_data(Bytes::from("two")).await.unwrap();
     drop(sender); // The upload has ended; the response is still not read.
     settle().await;
@@ -198,7 +198,7 @@ async fn an_upload_that_makes_progress_outlives_uploads_that_drip() {
         assert!(
             !honest.is_finished(),
             "evicted while {:?} dripping uploads wait",
-            journal.level(GUARD, Gauge::Waiting)
+            journal.gauge(GUARD, Gauge::Waiting)
         );
     }
 }
@@ -330,12 +330,12 @@ async fn working_after_silence(silence: Duration) -> Option<u64> {
     let reading = tokio::spawn(async move { response_body.frame().await.is_some() });
     settle().await;
     tokio::time::sleep(silence).await;
-    assert_eq!(journal.level(GUARD, Gauge::Working), Some(0));
+    assert_eq!(journal.gauge(GUARD, Gauge::Working), Some(0));
     sender.send_data(Bytes::from("message")).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let working = journal.level(GUARD, Gauge::Working);
+    let working = journal.gauge(GUARD, Gauge::Working);
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert_eq!(journal.level(GUARD, Gauge::Working), working);
+    assert_eq!(journal.gauge(GUARD, Gauge::Working), working);
     drop(sender);
     assert!(reading.await.unwrap());
     working

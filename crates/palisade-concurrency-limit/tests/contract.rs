@@ -21,7 +21,7 @@ async fn the_layer_keeps_the_contract_of_tower() {
     assert_eq!((journal.refused(), journal.cut()), (vec![], vec![]));
     for gauge in [Gauge::Working, Gauge::Waiting, Gauge::Queued] {
         assert_eq!(
-            journal.level(Guard::ConcurrencyLimit, gauge),
+            journal.gauge(Guard::ConcurrencyLimit, gauge),
             Some(0),
             "{gauge:?}"
         );

@@ -237,15 +237,15 @@ async fn a_queued_upload_that_becomes_heavy_gets_the_next_permit() {
     settle().await;
     requests.extend((0..10).map(|n| send(&slow, from_client(&format!("192.0.2.{n}"), get()))));
     settle().await;
-    assert_eq!(journal.level(GUARD, Gauge::Working), Some(10));
+    assert_eq!(journal.gauge(GUARD, Gauge::Working), Some(10));
     // All three are light, because none holds a permit. The third is heavy when its turn comes.
     drop(senders);
     settle().await;
-    assert_eq!(journal.level(GUARD, Gauge::Queued), Some(3));
+    assert_eq!(journal.gauge(GUARD, Gauge::Queued), Some(3));
     for left in (0..3).rev() {
         gate.open_one();
         settle().await;
-        assert_eq!(journal.level(GUARD, Gauge::Queued), Some(left));
+        assert_eq!(journal.gauge(GUARD, Gauge::Queued), Some(left));
     }
     assert_all_served(&gate, &journal, requests).await;
 }
@@ -274,22 +274,22 @@ async fn a_queued_upload_that_becomes_light_gets_a_light_only_permit() {
         requests.push(send(&slow, from_client(client, get())));
         settle().await;
     }
-    assert_eq!(journal.level(GUARD, Gauge::Working), Some(10));
+    assert_eq!(journal.gauge(GUARD, Gauge::Working), Some(10));
     for sender in senders {
         drop(sender);
         settle().await;
     }
-    assert_eq!(journal.level(GUARD, Gauge::Queued), Some(2));
+    assert_eq!(journal.gauge(GUARD, Gauge::Queued), Some(2));
     // The permit that the second client gives back goes to the first request in the queue, which is
     // the other client's.
     gate.0.lock().remove(8).send(()).unwrap();
     settle().await;
-    assert_eq!(journal.level(GUARD, Gauge::Queued), Some(1));
+    assert_eq!(journal.gauge(GUARD, Gauge::Queued), Some(1));
     // The second client holds one permit now, and is light. It takes the permit that the light
     // client gives back.
     gate.0.lock().remove(8).send(()).unwrap();
     settle().await;
-    assert_eq!(journal.level(GUARD, Gauge::Queued), Some(0));
+    assert_eq!(journal.gauge(GUARD, Gauge::Queued), Some(0));
     assert_all_served(&gate, &journal, requests).await;
 }
 
@@ -301,7 +301,7 @@ async fn a_queue_full_of_new_heavy_requests_does_not_keep_a_light_one_from_free_
         .fairness()
         .queue(queue.0, queue.1);
     let slow = layer.metrics(journal.clone()).layer(gate.handler());
-    let level = |level| journal.level(GUARD, level).unwrap();
+    let level = |level| journal.gauge(GUARD, level).unwrap();
     let mut tasks = Vec::new();
     let mut heavy = async |count| {
         for _ in 0..count {

@@ -46,7 +46,7 @@ async fn silent_uploads_are_evicted_when_present_is_far_below_the_limit() {
         .metrics(journal.clone());
     let service = limit.layer(reader());
     let (senders, mut uploads) = silent_uploads(&service, 10).await;
-    assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(10));
+    assert_eq!(journal.gauge(GUARD, Gauge::Waiting), Some(10));
     for n in 0..10 {
         let (status, _) = send(&service, get()).await.unwrap();
         assert_eq!(status, StatusCode::OK, "request {n}");
@@ -74,8 +74,8 @@ async fn kept_permits_are_recalled_when_others_need_them() {
     let service = limit.layer(reads_or_hangs(&gate));
     let (senders, uploads) = silent_uploads(&service, 9).await;
     // They count as waiting, whether or not they keep their permits.
-    assert_eq!(journal.level(GUARD, Gauge::Working), Some(0));
-    assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(9));
+    assert_eq!(journal.gauge(GUARD, Gauge::Working), Some(0));
+    assert_eq!(journal.gauge(GUARD, Gauge::Waiting), Some(9));
     assert_eq!(limit.handle().working(), 0);
     let working: Vec<_> = (0..20).map(|_| send(&service, get())).collect();
     settle().await;

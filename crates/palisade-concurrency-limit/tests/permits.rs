@@ -17,12 +17,12 @@ async fn a_request_over_the_limit_is_refused_at_once() {
     assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(refused.headers()["retry-after"], "1");
     assert_eq!(journal.refused(), [(GUARD, Reason::Full)]);
-    assert_eq!(journal.level(GUARD, Gauge::Working), Some(2));
+    assert_eq!(journal.gauge(GUARD, Gauge::Working), Some(2));
     gate.open_one();
     gate.open_one();
     assert_eq!(first.await.unwrap().0, StatusCode::OK);
     assert_eq!(second.await.unwrap().0, StatusCode::OK);
-    assert_eq!(journal.level(GUARD, Gauge::Admitted), Some(2));
+    assert_eq!(journal.gauge(GUARD, Gauge::Admitted), Some(2));
     assert_none_present(&journal);
 }
 
@@ -90,7 +90,7 @@ async fn a_dropped_or_panicking_request_gives_its_permit_back() {
     let service = layer.layer(gate.handler());
     let mut pending = Box::pin(call(&service, get()));
     assert!(pending.as_mut().now_or_never().is_none());
-    assert_eq!(journal.level(GUARD, Gauge::Working), Some(1));
+    assert_eq!(journal.gauge(GUARD, Gauge::Working), Some(1));
     drop(pending);
     assert_none_present(&journal);
     let panicking = layer.layer(handler(|request| async move {
@@ -119,8 +119,8 @@ async fn a_request_that_waits_for_its_client_holds_no_permit() {
         senders.push(sender);
         settle().await;
     }
-    assert_eq!(journal.level(GUARD, Gauge::Working), Some(0));
-    assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(5));
+    assert_eq!(journal.gauge(GUARD, Gauge::Working), Some(0));
+    assert_eq!(journal.gauge(GUARD, Gauge::Waiting), Some(5));
     assert_eq!(send(&service, get()).await.unwrap().1.unwrap(), "empty");
     drop(senders);
     for upload in uploads {
@@ -149,7 +149,7 @@ async fn admitted_requests_are_granted_permits_in_order_and_before_new_ones() {
     settle().await;
     drop(second_sender);
     settle().await;
-    assert_eq!(journal.level(GUARD, Gauge::Queued), Some(2));
+    assert_eq!(journal.gauge(GUARD, Gauge::Queued), Some(2));
     assert!(!second.is_finished());
     gate.open_one();
     settle().await;
@@ -157,14 +157,14 @@ async fn admitted_requests_are_granted_permits_in_order_and_before_new_ones() {
     // second has ended.
     assert!(other.is_finished());
     assert!(second.is_finished());
-    assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(1));
+    assert_eq!(journal.gauge(GUARD, Gauge::Waiting), Some(1));
 
     // A new request comes after queued ones.
     let other = send(&slow, get());
     settle().await;
     drop(first_sender);
     settle().await;
-    assert_eq!(journal.level(GUARD, Gauge::Queued), Some(1));
+    assert_eq!(journal.gauge(GUARD, Gauge::Queued), Some(1));
     gate.open_one();
     assert_eq!(
         call(&slow, get()).now_or_never().unwrap().unwrap().status(),
@@ -201,7 +201,7 @@ async fn a_handler_that_drops_the_body_continues_only_with_a_permit() {
     advance(Duration::from_secs(2)).await;
     settle().await;
     assert!(works.try_recv().is_err());
-    assert_eq!(journal.level(GUARD, Gauge::Queued), Some(1));
+    assert_eq!(journal.gauge(GUARD, Gauge::Queued), Some(1));
     gate.open_one();
     assert_eq!(impatient.await.unwrap().0, 200);
     assert!(works.try_recv().is_ok());
@@ -250,7 +250,7 @@ async fn a_handler_that_read_ahead_in_vain_works_with_a_permit() {
     }
     settle().await;
     // Both clients send nothing, and still both handlers are at work.
-    assert_eq!(journal.level(GUARD, Gauge::Working), Some(2));
+    assert_eq!(journal.gauge(GUARD, Gauge::Working), Some(2));
     assert_eq!(
         call(&service, get()).await.unwrap().status(),
         StatusCode::SERVICE_UNAVAILABLE
@@ -259,8 +259,8 @@ async fn a_handler_that_read_ahead_in_vain_works_with_a_permit() {
     gate.open_one();
     gate.open_one();
     settle().await;
-    assert_eq!(journal.level(GUARD, Gauge::Working), Some(0));
-    assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(2));
+    assert_eq!(journal.gauge(GUARD, Gauge::Working), Some(0));
+    assert_eq!(journal.gauge(GUARD, Gauge::Waiting), Some(2));
     for sender in &mut senders {
         sender.send_data(Bytes::from("late")).await.unwrap();
     }
@@ -280,10 +280,10 @@ async fn a_handler_that_read_ahead_in_vain_in_a_later_wait_works_with_a_permit()
     let upload = send(&service, post(body));
     settle().await;
     for working in [0, 1] {
-        assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(1));
+        assert_eq!(journal.gauge(GUARD, Gauge::Waiting), Some(1));
         sender.send_data(Bytes::from("frame")).await.unwrap();
         settle().await;
-        assert_eq!(journal.level(GUARD, Gauge::Working), Some(working));
+        assert_eq!(journal.gauge(GUARD, Gauge::Working), Some(working));
     }
     gate.open_one();
     drop(sender);
@@ -306,7 +306,7 @@ async fn a_handler_with_work_to_do_waits_for_a_permit_before_it_continues() {
     settle().await;
     assert_eq!(others.started(), 1); // It holds the permit now.
     assert!(upload.as_mut().now_or_never().is_none()); // Detected as working: it is queued.
-    assert_eq!(journal.level(GUARD, Gauge::Queued), Some(1));
+    assert_eq!(journal.gauge(GUARD, Gauge::Queued), Some(1));
     let upload = tokio::spawn(upload);
     gate.open_one();
     drop(sender);
@@ -362,7 +362,7 @@ async fn a_request_with_its_body_read_in_another_task_is_counted() {
     let (mut sender, body) = channel();
     let upload = send(&service, post(body));
     settle().await;
-    assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(1));
+    assert_eq!(journal.gauge(GUARD, Gauge::Waiting), Some(1));
     sender.send_data(Bytes::from("elsewhere")).await.unwrap();
     drop(sender);
     assert_eq!(upload.await.unwrap().0, 200);
@@ -438,7 +438,7 @@ async fn an_unread_response_holds_no_permit_and_can_be_evicted() {
         response.body_mut().frame().await.unwrap().unwrap();
         unread.push(response);
     }
-    assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(2));
+    assert_eq!(journal.gauge(GUARD, Gauge::Waiting), Some(2));
     assert_eq!(
         send(&service, get()).await.unwrap().1.unwrap(),
         "piecepiecepiece"
@@ -597,10 +597,10 @@ async fn dropping_a_queued_request_leaves_the_queue() {
     settle().await;
     let queued = send(&service, get());
     settle().await;
-    assert_eq!(journal.level(GUARD, Gauge::Queued), Some(1));
+    assert_eq!(journal.gauge(GUARD, Gauge::Queued), Some(1));
     queued.abort();
     settle().await;
-    assert_eq!(journal.level(GUARD, Gauge::Queued), Some(0));
+    assert_eq!(journal.gauge(GUARD, Gauge::Queued), Some(0));
     gate.open_one();
     assert_eq!(working.await.unwrap().0, 200);
     assert_none_present(&journal);
@@ -620,7 +620,7 @@ async fn a_queued_upload_is_served_once_it_has_a_permit() {
     gate.open_one();
     assert_eq!(working.await.unwrap().0, 200);
     settle().await;
-    assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(1));
+    assert_eq!(journal.gauge(GUARD, Gauge::Waiting), Some(1));
     sender.send_data(Bytes::from("bytes")).await.unwrap();
     drop(sender);
     assert_eq!(upload.await.unwrap().1.unwrap(), "read");
@@ -686,7 +686,7 @@ async fn upgrades_and_event_streams_release_the_permit_at_the_response_head() {
     ];
     assert_none_present(&journal);
     let counted = call(&plain, get()).await.unwrap();
-    assert_eq!(journal.level(GUARD, Gauge::Working), Some(1));
+    assert_eq!(journal.gauge(GUARD, Gauge::Working), Some(1));
     drop((held, counted));
     let layer = ConcurrencyLimitLayer::new(1)
         .release_at_head()
@@ -725,7 +725,7 @@ async fn in_off_mode_requests_are_neither_counted_nor_refused() {
     let service = layer.layer(reader());
     assert_eq!(send(&service, get()).await.unwrap().0, 200);
     assert_eq!(journal.refused(), []);
-    assert_eq!(journal.level(GUARD, Gauge::Admitted), Some(0));
+    assert_eq!(journal.gauge(GUARD, Gauge::Admitted), Some(0));
 }
 
 /// Counts how many requests of a light client are served during an attack. The attackers use ten
@@ -793,7 +793,7 @@ async fn in_any_order_every_admitted_request_is_served() {
         senders.push(sender);
         settle().await;
     }
-    assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(200));
+    assert_eq!(journal.gauge(GUARD, Gauge::Waiting), Some(200));
     // All at once; some clients are gone for good.
     for (number, mut sender) in senders.into_iter().enumerate() {
         match number % 3 {
@@ -831,8 +831,8 @@ async fn assert_waits_for_client(handler: Handler) {
     let (sender, body) = channel();
     let upload = send(&service, post(body));
     settle().await;
-    assert_eq!(journal.level(GUARD, Gauge::Working), Some(0));
-    assert_eq!(journal.level(GUARD, Gauge::Waiting), Some(1));
+    assert_eq!(journal.gauge(GUARD, Gauge::Working), Some(0));
+    assert_eq!(journal.gauge(GUARD, Gauge::Waiting), Some(1));
     drop(sender);
     assert_eq!(upload.await.unwrap().0, StatusCode::OK);
     assert_none_present(&journal);

@@ -130,7 +130,7 @@ async fn in_any_order_every_request_ends_and_no_permit_stays_taken() {
             .is_some_and(|client| client.map(|()| true).unwrap())
         {
             let working = journal
-                .level(Guard::ConcurrencyLimit, Gauge::Working)
+                .gauge(Guard::ConcurrencyLimit, Gauge::Working)
                 .unwrap();
             assert!(working <= LIMIT as u64, "{working}");
         }
@@ -141,7 +141,7 @@ async fn in_any_order_every_request_ends_and_no_permit_stays_taken() {
     );
     for level in [Gauge::Working, Gauge::Waiting, Gauge::Queued] {
         assert_eq!(
-            journal.level(Guard::ConcurrencyLimit, level),
+            journal.gauge(Guard::ConcurrencyLimit, level),
             Some(0),
             "{level:?}"
         );

@@ -454,7 +454,7 @@ impl Recorder {
 
     /// Returns whether there are metrics.
     #[inline]
-    pub fn is_on(&self) -> bool {
+    pub fn is_enabled(&self) -> bool {
         self.0.is_some()
     }
 

@@ -285,7 +285,7 @@ impl Reason {
             Self::HandshakesFull => "Serve::max_handshakes(handshakes)",
             Self::Shutdown => "WithGracefulShutdown::drain(duration)",
             Self::HeadTooLarge => "Http::builder().max_header_size(bytes) or .max_headers(fields)",
-            Self::ConnectRefused => "Http::builder().connect()",
+            Self::ConnectRefused => "Http::builder().allow_connect()",
             Self::BadRequest | Self::AppFailed => "none",
         }
     }

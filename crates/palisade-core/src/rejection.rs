@@ -59,20 +59,20 @@ impl Violation {
     /// # use palisade_core::{Guard, Phase, Reason, ResponseFormat, Violation};
     /// let phase = Phase::ResponseBody;
     /// let slow = Violation::new(Guard::SlowBody, Reason::Gap, phase, 120_000, 120_001);
-    /// let last = slow.ending(ResponseFormat::Grpc)?;
+    /// let last = slow.final_frame(ResponseFormat::Grpc)?;
     /// let trailers = last.into_trailers().expect("a frame of trailers");
     /// assert_eq!(trailers["grpc-status"], "4"); // DEADLINE_EXCEEDED
     /// assert_eq!(trailers["grpc-message"], "body too slow");
     ///
-    /// let error = slow.ending(ResponseFormat::Http { close: false }).unwrap_err();
-    /// assert_eq!(Violation::behind(&*error), Some(&slow));
+    /// let error = slow.final_frame(ResponseFormat::Http { close: false }).unwrap_err();
+    /// assert_eq!(Violation::from_error(&*error), Some(&slow));
     /// # Ok::<(), palisade_core::BoxError>(())
     /// ```
     ///
     /// # Errors
     ///
     /// The violation itself, if `format` is neither `Grpc` nor `GrpcTranslated`.
-    pub fn ending(self, format: ResponseFormat) -> Result<Frame<Bytes>, BoxError> {
+    pub fn final_frame(self, format: ResponseFormat) -> Result<Frame<Bytes>, BoxError> {
         if !matches!(
             format,
             ResponseFormat::Grpc | ResponseFormat::GrpcTranslated { .. }
@@ -90,9 +90,9 @@ impl Violation {
     /// # use palisade_core::{Guard, Phase, Reason, Violation};
     /// let cut = Violation::new(Guard::BodyLimit, Reason::TooLarge, Phase::RequestBody, 10, 11);
     /// let error = std::io::Error::other(cut);
-    /// assert_eq!(Violation::behind(&error), Some(&cut));
+    /// assert_eq!(Violation::from_error(&error), Some(&cut));
     /// ```
-    pub fn behind<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Self> {
+    pub fn from_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Self> {
         let mut next = Some(error);
         while let Some(error) = next {
             if let Some(violation) = error.downcast_ref() {
@@ -273,12 +273,12 @@ impl Rejection {
     }
 
     /// Returns the time after which the client may retry, if it is known.
-    pub fn wait(&self) -> Option<Duration> {
+    pub fn retry_delay(&self) -> Option<Duration> {
         self.retry_after
     }
 
     /// Returns the format of the response.
-    pub fn form(&self) -> ResponseFormat {
+    pub fn format(&self) -> ResponseFormat {
         self.format
     }
 
@@ -334,7 +334,7 @@ impl Rejection {
             Reason::ClientFull => "too many requests at once",
             Reason::RateExceeded => "too many requests",
             Reason::CostOverBurst => "request costs more than the quota",
-            Reason::PeerMissing => "server cannot tell who is asking",
+            Reason::PeerMissing => "server cannot identify the client",
             Reason::TooLarge => "body too large",
             Reason::TinyFrames => "body in too many small pieces",
             Reason::Deadline | Reason::TotalDeadline => "request took too long",

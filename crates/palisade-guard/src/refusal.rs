@@ -76,7 +76,7 @@ impl Refused {
             },
             is_head,
         } = self;
-        let mut response = match (on_reject, rejection.form()) {
+        let mut response = match (on_reject, rejection.format()) {
             (Some(on_reject), ResponseFormat::Http { .. }) => {
                 let response = on_reject(&rejection);
                 rejection.complete(response)

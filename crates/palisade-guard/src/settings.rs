@@ -20,7 +20,7 @@ pub struct Settings {
 impl Settings {
     /// Returns whether the guard checks requests at all.
     #[inline]
-    pub fn is_on(&self) -> bool {
+    pub fn is_enabled(&self) -> bool {
         self.mode != Mode::Off
     }
 

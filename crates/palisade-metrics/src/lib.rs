@@ -28,7 +28,7 @@
 //! let recorder = Recorder::from(snapshot.clone());
 //!
 //! assert_eq!(snapshot.refused(Guard::ConcurrencyLimit, Reason::Full), 0);
-//! assert_eq!(snapshot.level(Guard::ConcurrencyLimit, Gauge::Working), None); // No guard yet.
+//! assert_eq!(snapshot.gauge(Guard::ConcurrencyLimit, Gauge::Working), None); // No guard yet.
 //! println!("{snapshot}"); // A table.
 //! let body = snapshot.prometheus(); // Serve it as `Snapshot::CONTENT_TYPE`.
 //! # drop(recorder);
@@ -84,7 +84,7 @@
 //! | `http.response.status_code` | the log field `status`; `reason` determines it unless the guard is configured otherwise |
 //! | `network.peer.address`, `network.peer.port` | the log field `peer` |
 //!
-//! For a body that was cut, [`Violation::behind`](palisade_core::Violation::behind) finds the
+//! For a body that was cut, [`Violation::from_error`](palisade_core::Violation::from_error) finds the
 //! violation in the body's error.
 #![forbid(unsafe_code)]
 

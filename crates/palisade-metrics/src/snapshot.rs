@@ -361,7 +361,7 @@ impl Snapshot {
     /// use palisade_metrics::Snapshot;
     ///
     /// let snapshot = Snapshot::new();
-    /// let level = |gauge| snapshot.level(Guard::ConcurrencyLimit, gauge);
+    /// let level = |gauge| snapshot.gauge(Guard::ConcurrencyLimit, gauge);
     /// assert_eq!(level(Gauge::Working), None); // No guard yet.
     /// let layer = ConcurrencyLimitLayer::new(1).metrics(snapshot.clone());
     /// let service = layer.layer(service_fn(hello));
@@ -373,8 +373,8 @@ impl Snapshot {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn level(&self, guard: Guard, gauge: Gauge) -> Option<u64> {
-        let mut samples = self.levels().into_iter();
+    pub fn gauge(&self, guard: Guard, gauge: Gauge) -> Option<u64> {
+        let mut samples = self.gauges().into_iter();
         let (_, _, value) = samples.find(|sample| (sample.0, sample.1) == (guard, gauge))?;
         Some(value)
     }
@@ -392,19 +392,19 @@ impl Snapshot {
     /// use palisade_metrics::Snapshot;
     ///
     /// let snapshot = Snapshot::new();
-    /// assert_eq!(snapshot.levels(), []);
+    /// assert_eq!(snapshot.gauges(), []);
     /// let builder = ConnGuard::builder().max_connections(100).metrics(snapshot.clone());
     /// let guard = builder.build()?;
     /// // `connect` admits a connection of this client, with a request at work.
     /// let io = connect(&guard, "192.0.2.1").await?;
-    /// let levels = snapshot.levels();
-    /// assert!(levels.contains(&(Guard::Connection, Gauge::Connections, 1)));
-    /// assert!(levels.contains(&(Guard::Connection, Gauge::ConnectionLimit, 100)));
+    /// let gauges = snapshot.gauges();
+    /// assert!(gauges.contains(&(Guard::Connection, Gauge::Connections, 1)));
+    /// assert!(gauges.contains(&(Guard::Connection, Gauge::ConnectionLimit, 100)));
     /// # drop(io);
     /// # Ok(())
     /// # }
     /// ```
-    pub fn levels(&self) -> Vec<(Guard, Gauge, u64)> {
+    pub fn gauges(&self) -> Vec<(Guard, Gauge, u64)> {
         self.shared.gauges.sample()
     }
 
@@ -439,7 +439,7 @@ impl Snapshot {
         {
             text.sample(series.family(), series.labels(), count);
         }
-        for (guard, gauge, value) in self.levels() {
+        for (guard, gauge, value) in self.gauges() {
             if let Some(family) = gauge_family(gauge) {
                 text.sample(family, [("guard", guard.as_str())], value);
             }
@@ -547,7 +547,7 @@ impl fmt::Display for Snapshot {
             }
         }
         writeln!(f, "gauges")?;
-        for (guard, gauge, value) in self.levels() {
+        for (guard, gauge, value) in self.gauges() {
             if let Some(family) = gauge_family(gauge) {
                 let name = family.name.trim_start_matches("palisade_");
                 writeln!(f, "  {:<18} {name:<40} {value:>12}", guard.as_str())?;
@@ -644,7 +644,7 @@ mod tests {
                         }
                     }
                     // Sampled before `source` is dropped, so that none of its totals are lost.
-                    snapshot.levels();
+                    snapshot.gauges();
                 });
             }
         });
@@ -658,7 +658,7 @@ mod tests {
         for guard in &Guard::ALL[..4] {
             assert_eq!(counted(*guard), 2 * COUNT_PER_THREAD);
             assert_eq!(
-                snapshot.level(*guard, Gauge::Admitted),
+                snapshot.gauge(*guard, Gauge::Admitted),
                 Some(2 * COUNT_PER_THREAD)
             );
         }
@@ -718,7 +718,7 @@ mod tests {
         let snapshot = Snapshot::new();
         snapshot.record(&Event::limit_changed(Guard::ConcurrencyLimit, 50));
         assert_eq!(
-            snapshot.level(Guard::ConcurrencyLimit, Gauge::Limit),
+            snapshot.gauge(Guard::ConcurrencyLimit, Gauge::Limit),
             Some(50)
         );
         let guard = Arc::new(FixedGauges(
@@ -728,7 +728,7 @@ mod tests {
         snapshot.register(Arc::downgrade(&guard) as Weak<dyn GaugeSource>);
         snapshot.record(&Event::limit_changed(Guard::ConcurrencyLimit, 30));
         assert_eq!(
-            snapshot.level(Guard::ConcurrencyLimit, Gauge::Limit),
+            snapshot.gauge(Guard::ConcurrencyLimit, Gauge::Limit),
             Some(40)
         );
         let text = snapshot.prometheus();

@@ -49,7 +49,7 @@ impl RateLimitPolicy {
     /// Charges the client for a request, or returns why the request is denied.
     #[inline]
     pub(crate) fn check(&self, head: &RequestHead<'_>, keys: &mut Keys) -> Result<(), DenyReason> {
-        if !self.settings.is_on() {
+        if !self.settings.is_enabled() {
             return Ok(());
         }
         let key = match keys.get(&self.key, head) {
@@ -118,7 +118,7 @@ impl Policy for RateLimitPolicy {
 
     #[inline(always)]
     fn has_recorder(&self) -> bool {
-        self.settings.recorder.is_on()
+        self.settings.recorder.is_enabled()
     }
 
     #[inline(always)]

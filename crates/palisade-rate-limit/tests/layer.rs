@@ -161,7 +161,7 @@ async fn off_mode_extracts_no_key_and_records_nothing() {
     let mut service = off.layer(service_fn(respond_ok));
     assert_eq!(statuses(&mut service, CLIENT, 5).await, [200; 5]);
     assert_eq!(journal.refused(), []);
-    assert_eq!(journal.level(GUARD, Gauge::Keys), Some(0));
+    assert_eq!(journal.gauge(GUARD, Gauge::Keys), Some(0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -271,7 +271,7 @@ async fn a_grpc_request_is_answered_resource_exhausted_with_a_pushback() {
 async fn on_reject_replaces_the_response() {
     let mut service = layer()
         .on_reject(|rejection| {
-            let text = format!("slow down for {:?}", rejection.wait().unwrap());
+            let text = format!("slow down for {:?}", rejection.retry_delay().unwrap());
             Response::new(Bytes::from(text))
         })
         .layer(service_fn(respond_ok));
@@ -340,13 +340,13 @@ async fn the_gauges_show_that_the_table_empties_as_debts_are_paid() {
         .layer(service_fn(respond_ok));
     statuses(&mut service, CLIENT, 2).await;
     statuses(&mut service, NEIGHBOUR, 1).await;
-    assert_eq!(journal.level(GUARD, Gauge::Keys), Some(2));
-    assert_eq!(journal.level(GUARD, Gauge::KeyCapacity), Some(1 << 10));
-    assert_eq!(journal.level(GUARD, Gauge::KeysEvicted), Some(0));
+    assert_eq!(journal.gauge(GUARD, Gauge::Keys), Some(2));
+    assert_eq!(journal.gauge(GUARD, Gauge::KeyCapacity), Some(1 << 10));
+    assert_eq!(journal.gauge(GUARD, Gauge::KeysEvicted), Some(0));
     advance(Duration::from_millis(200)).await;
-    assert_eq!(journal.level(GUARD, Gauge::Keys), Some(0));
+    assert_eq!(journal.gauge(GUARD, Gauge::Keys), Some(0));
     drop(service);
-    assert_eq!(journal.level(GUARD, Gauge::Keys), None);
+    assert_eq!(journal.gauge(GUARD, Gauge::Keys), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -426,7 +426,7 @@ async fn the_occupancy_of_a_large_table_is_read_once_a_second_at_most() {
     let _layer = RateLimitLayer::with_limiter(CountedReads(0.into())).metrics(journal.clone());
     for second in 1..4 {
         for _ in 0..100 {
-            assert_eq!(journal.level(GUARD, Gauge::Keys), Some(second));
+            assert_eq!(journal.gauge(GUARD, Gauge::Keys), Some(second));
         }
         tokio::time::advance(Duration::from_secs(1)).await;
     }

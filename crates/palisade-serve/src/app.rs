@@ -37,8 +37,8 @@ pub trait HttpService:
 /// An app that [`serve`](crate::serve) accepts: a service that answers requests, or a service that
 /// makes such a service for each connection.
 ///
-/// The compiler infers `Kind`: [`OfRequests`] for a service that answers requests,
-/// [`OfConnections`] for a service of [`Incoming`]. A bare axum handler becomes an app by
+/// The compiler infers `Kind`: [`RequestService`] for a service that answers requests,
+/// [`ConnectionService`] for a service of [`Incoming`]. A bare axum handler becomes an app by
 /// `handler.with_state(())`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be served",
@@ -57,11 +57,11 @@ pub trait App<Kind>: Send + 'static {
 
 /// The kind of an [`App`] that answers requests.
 #[derive(Debug)]
-pub enum OfRequests {}
+pub enum RequestService {}
 
 /// The kind of an [`App`] that makes a service for each connection.
 #[derive(Debug)]
-pub enum OfConnections {}
+pub enum ConnectionService {}
 
 // === Incoming ===
 
@@ -247,7 +247,7 @@ where
 
 // === App ===
 
-impl<S: HttpService> App<OfRequests> for S {
+impl<S: HttpService> App<RequestService> for S {
     type Service = S;
 
     async fn service(&mut self, _: Incoming<'_>) -> S {
@@ -255,7 +255,7 @@ impl<S: HttpService> App<OfRequests> for S {
     }
 }
 
-impl<M, S> App<OfConnections> for M
+impl<M, S> App<ConnectionService> for M
 where
     M: for<'a> Service<Incoming<'a>, Response = S, Error = Infallible, Future: Send>
         + Send

@@ -538,7 +538,7 @@ impl HttpBuilder {
     /// use palisade_serve::Http;
     ///
     /// let second = Duration::from_secs(1);
-    /// let http = Http::builder().ping(second, second).build()?;
+    /// let http = Http::builder().keep_alive_ping(second, second).build()?;
     /// // The address of a server with these settings, and an app that responds with "hello".
     /// # let listener = TcpListener::bind("127.0.0.1:0").await?;
     /// # let app = Router::new().route("/", get("hello"));
@@ -552,7 +552,7 @@ impl HttpBuilder {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn ping(mut self, interval: Duration, timeout: Duration) -> Self {
+    pub fn keep_alive_ping(mut self, interval: Duration, timeout: Duration) -> Self {
         self.0.ping = Some((interval, timeout));
         self
     }
@@ -602,7 +602,7 @@ impl HttpBuilder {
     ///     Response::builder().status(403).body(String::new())
     /// });
     /// for (http, status) in [
-    ///     (Http::builder().connect().build()?, 403),
+    ///     (Http::builder().allow_connect().build()?, 403),
     ///     (Http::default(), 501),
     /// ] {
     ///     let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -615,7 +615,7 @@ impl HttpBuilder {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn connect(mut self) -> Self {
+    pub fn allow_connect(mut self) -> Self {
         self.0.allow_connect = true;
         self
     }
@@ -702,7 +702,7 @@ mod tests {
             .max_header_list_size(0)
             .max_local_resets(0)
             .max_pending_resets(0)
-            .ping(Duration::ZERO, Duration::MAX)
+            .keep_alive_ping(Duration::ZERO, Duration::MAX)
             .build()
             .unwrap_err();
         let fields: Vec<_> = error

@@ -142,7 +142,7 @@ mod tests;
 #[cfg(feature = "rustls")]
 mod tls;
 
-pub use app::{App, HttpService, Incoming, OfConnections, OfRequests};
+pub use app::{App, ConnectionService, HttpService, Incoming, RequestService};
 #[cfg(feature = "axum")]
 pub use app::{FromAxum, from_axum};
 pub use drain::Drained;

@@ -440,7 +440,7 @@ async fn a_quiet_connection_gets_goaway_at_its_maximum_age() {
 async fn only_a_client_that_does_not_acknowledge_pings_is_disconnected() {
     let http_with_pings = || {
         Http::builder()
-            .ping(seconds(30), seconds(10))
+            .keep_alive_ping(seconds(30), seconds(10))
             .build()
             .unwrap()
     };

@@ -150,7 +150,7 @@ impl SlowBodyLayer {
     /// #     true => std::task::Poll::Ready(()),
     /// # }).await;
     /// let error = body.frame().await.ok_or("ended")?.err().ok_or("not cut")?;
-    /// let cut = Violation::behind(&*error).expect("a guard has cut the body");
+    /// let cut = Violation::from_error(&*error).expect("a guard has cut the body");
     /// assert_eq!((cut.reason.as_str(), cut.limit), ("gap", 30_000));
     /// # Ok(())
     /// # }

@@ -188,9 +188,25 @@ impl PaceBuilder {
     }
 
     /// Sets the rate that is required at full [pressure](crate::SlowBodyLayer::pressure), in bytes
-    /// per second, from the rate to 2^33. Between a pressure of 0.8 and 1 the required rate rises to
-    /// it linearly. Honest clients that are slower than this are cut while memory is short. Defaults
-    /// to eight times the rate.
+    /// per second, from the rate to 2^33. Between a pressure of 0.8 and 1 the required rate rises
+    /// to it linearly. Honest clients that are slower than this are cut under full pressure.
+    /// Defaults to eight times the rate.
+    ///
+    /// ```
+    /// # use palisade_testkit::example::*;
+    /// use palisade_slow_body::{Pace, Pressure, SlowBodyLayer};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let pressure = Pressure::default();
+    /// let pace = Pace::builder().rate(500).full_pressure_rate(1_000).build()?;
+    /// let layer = SlowBodyLayer::new().request(pace).pressure(pressure.clone());
+    /// pressure.set(1.0);
+    /// // 60 pieces of 1,000 bytes, one each second; then the same of 800 bytes.
+    /// assert_eq!(status(&layer, upload(60, 1_000, SECOND)).await, 200);
+    /// assert_eq!(status(&layer, upload(60, 800, SECOND)).await, 408);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn full_pressure_rate(mut self, bytes_per_second: impl Into<Option<u64>>) -> Self {
         self.pace.full_pressure_rate = bytes_per_second.into();
         self

@@ -76,7 +76,7 @@ impl SlowBodyPolicy {
     /// Returns the pace that `pace_for` chooses for `request`.
     #[inline(never)]
     fn choose_pace<B>(&self, request: &Request<B>) -> Option<Box<Pace>> {
-        if !self.settings.is_on() {
+        if !self.settings.is_enabled() {
             return None;
         }
         self.pace_for.choose(request).map(Box::new)
@@ -133,7 +133,7 @@ impl SlowBodyPolicy {
         if !self.settings.cut(&violation, exchange.facts.conn()) {
             return Flow::Continue;
         }
-        *slot = Poll::Ready(Some(violation.ending(exchange.facts.form)));
+        *slot = Poll::Ready(Some(violation.final_frame(exchange.facts.form)));
         Flow::Cut
     }
 
@@ -168,7 +168,7 @@ impl Policy for SlowBodyPolicy {
 
     #[inline(always)]
     fn has_recorder(&self) -> bool {
-        self.settings.recorder.is_on()
+        self.settings.recorder.is_enabled()
     }
 
     #[inline(always)]
@@ -211,7 +211,7 @@ impl Policy for SlowBodyPolicy {
     fn upload(&self, _: &mut ResponseState, common: &SharedState, facts: &Facts) -> UploadState {
         let is_off = self.request_pace(common, facts.form).is_off();
         UploadState {
-            is_checked: self.settings.is_on() && !is_off,
+            is_checked: self.settings.is_enabled() && !is_off,
             new_bytes: 0,
             stopwatch: None,
         }
@@ -225,7 +225,7 @@ impl Policy for SlowBodyPolicy {
         _: &Response<B>,
         _: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
-        let is_checked = self.settings.is_on() && !self.response_pace(exchange).is_off();
+        let is_checked = self.settings.is_enabled() && !self.response_pace(exchange).is_off();
         if is_checked {
             *held = ResponseState::Started(0);
         }

@@ -92,7 +92,7 @@ async fn a_response_that_the_client_does_not_take_is_cut_after_the_gap() {
     assert_eq!(began.elapsed(), seconds(120));
     let (guard, phase) = (Guard::SlowBody, Phase::ResponseBody);
     let violation = Violation::new(guard, Reason::Gap, phase, 120_000, 120_000);
-    assert_eq!(Violation::behind(&*error), Some(&violation));
+    assert_eq!(Violation::from_error(&*error), Some(&violation));
     assert_eq!(journal.cuts(), [(violation, Mode::Enforce)]);
     assert!(body.is_end_stream());
     assert!(body.frame().await.is_none());

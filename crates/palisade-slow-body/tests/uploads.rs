@@ -372,7 +372,7 @@ async fn a_slow_body_in_another_task_ends_the_handler() {
 async fn a_handler_cannot_respond_once_its_body_was_too_slow() {
     let handler = service_fn(|request: Upload| async {
         let error = request.into_body().collect().await.unwrap_err();
-        let violation = Violation::behind(&*error).expect("the error is a violation");
+        let violation = Violation::from_error(&*error).expect("the error is a violation");
         assert_eq!(violation.reason, Reason::Gap);
         respond(StatusCode::IM_A_TEAPOT)
     });
@@ -397,7 +397,9 @@ async fn after_the_response_head_a_slow_body_is_cut() {
             let error = body.frame().await.unwrap().unwrap_err();
             assert!(body.is_end_stream());
             assert!(body.frame().await.is_none());
-            sender.send(*Violation::behind(&*error).unwrap()).unwrap();
+            sender
+                .send(*Violation::from_error(&*error).unwrap())
+                .unwrap();
         });
         ready(respond(StatusCode::OK))
     });
@@ -670,7 +672,7 @@ async fn errors_of_the_inner_body_and_the_handler_pass_unchanged() {
     let (mut client, body) = Channel::<Bytes, std::io::Error>::new(1);
     let handler = service_fn(|request: Request<RequestBody<Channel<_, _>>>| async {
         let error = request.into_body().collect().await.unwrap_err();
-        assert!(Violation::behind(&*error).is_none());
+        assert!(Violation::from_error(&*error).is_none());
         Err::<FullResponse, _>(error.to_string())
     });
     let response = SlowBodyLayer::new()

@@ -2,7 +2,7 @@
 
 use crate::{
     Journal,
-    clients::{self, PATIENCE, RawClient, until},
+    clients::{self, PATIENCE, RawClient, wait_until},
     process,
     servers::{self, Server},
 };
@@ -113,7 +113,7 @@ impl ServerKind {
     /// connection that has had one response in 2 s.
     pub async fn neighbour_on_one_connection(self, addr: SocketAddr) -> Neighbour {
         let neighbour = Neighbour::start_on(self, addr, false);
-        until("the neighbour is served", || {
+        wait_until("the neighbour is served", || {
             neighbour.served.load(SeqCst) > 2
         })
         .await;
@@ -189,7 +189,7 @@ pub fn assert_on_time(after: Duration, due: Duration) {
 
 /// Waits until the guard holds no connections, requests, upgrades and clients.
 pub async fn all_gone(guard: &ConnGuard) {
-    until("all connections are gone", || {
+    wait_until("all connections are gone", || {
         let now = guard.snapshot();
         (now.open, now.close_pending, now.distinct_clients) == (0, 0, 0)
             && (now.in_flight, now.upgraded) == (0, 0)

@@ -87,7 +87,7 @@ impl Journal {
     }
 
     /// Returns the sum of `gauge` over all live instances of `guard`; `None` if no instance has it.
-    pub fn level(&self, guard: Guard, gauge: Gauge) -> Option<u64> {
+    pub fn gauge(&self, guard: Guard, gauge: Gauge) -> Option<u64> {
         let mut sum = None;
         for source in self.0.gauge_sources.lock().iter().filter_map(Weak::upgrade) {
             if source.guard() == guard {

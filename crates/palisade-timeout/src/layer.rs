@@ -85,7 +85,7 @@ impl TimeoutLayer {
     /// let response = service.oneshot(Request::new(Full::<Bytes>::default())).await?;
     /// assert_eq!(response.status(), 200);
     /// let error = response.into_body().collect().await.unwrap_err();
-    /// let cut = Violation::behind(&*error).expect("a guard has cut the body");
+    /// let cut = Violation::from_error(&*error).expect("a guard has cut the body");
     /// assert_eq!((cut.reason.as_str(), cut.limit), ("total_deadline", 60_000));
     /// # Ok(())
     /// # }

@@ -124,7 +124,7 @@ impl TimeoutPolicy {
         total: Duration,
     ) -> bool {
         let is_upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        if !self.settings.is_on() || matches!(held, ResponseState::Told) || is_upgraded {
+        if !self.settings.is_enabled() || matches!(held, ResponseState::Told) || is_upgraded {
             return false;
         }
         let started = exposed_deadline(view)
@@ -161,7 +161,7 @@ impl Policy for TimeoutPolicy {
 
     #[inline(always)]
     fn has_recorder(&self) -> bool {
-        self.settings.recorder.is_on()
+        self.settings.recorder.is_enabled()
     }
 
     #[inline(always)]
@@ -172,7 +172,7 @@ impl Policy for TimeoutPolicy {
         _: &mut Keys,
     ) -> Result<ResponseState, Refusal> {
         let is_plain = !self.limits_for.is_set() && !self.exposes && !facts.form.is_grpc();
-        if (is_plain && !self.limits.has_zero()) || !self.settings.is_on() {
+        if (is_plain && !self.limits.has_zero()) || !self.settings.is_enabled() {
             return Ok(ResponseState::Plain);
         }
         self.admit_with_own_limits(request, facts)
@@ -237,7 +237,7 @@ impl Policy for TimeoutPolicy {
 
     #[inline(always)]
     fn has_deadline(&self, held: &ResponseState, _: RequestView<'_, SharedState>) -> bool {
-        self.settings.is_on() && !matches!(held, ResponseState::Told)
+        self.settings.is_enabled() && !matches!(held, ResponseState::Told)
     }
 
     fn deadline(
@@ -333,7 +333,7 @@ impl Policy for TimeoutPolicy {
         if !self.settings.cut(&violation, view.facts.conn()) {
             return Flow::Continue;
         }
-        *slot = Poll::Ready(Some(violation.ending(view.facts.form)));
+        *slot = Poll::Ready(Some(violation.final_frame(view.facts.form)));
         Flow::Cut
     }
 

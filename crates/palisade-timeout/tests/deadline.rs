@@ -418,7 +418,7 @@ async fn a_response_body_is_cut_at_the_total_deadline() {
     assert_eq!(started.elapsed(), seconds(60));
     let (guard, reason, phase) = (Guard::Timeout, Reason::TotalDeadline, Phase::ResponseBody);
     let violation = Violation::new(guard, reason, phase, 60_000, 60_000);
-    assert_eq!(Violation::behind(&*error), Some(&violation));
+    assert_eq!(Violation::from_error(&*error), Some(&violation));
     assert_eq!(journal.cuts(), [(violation, Mode::Enforce)]);
     assert!(journal.refused().is_empty());
     assert!(body.is_end_stream());

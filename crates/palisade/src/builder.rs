@@ -339,7 +339,7 @@ impl Stack {
     /// let stack = Stack::edge().rate_limit(Quota::per_minute(1)).max_clients(1 << 10);
     /// let stack = stack.metrics(metrics.clone()).build()?;
     /// assert_eq!(status(&stack, request_from([192, 0, 2, 1])).await, 200);
-    /// let gauge = |gauge| metrics.level(Guard::RateLimit, gauge);
+    /// let gauge = |gauge| metrics.gauge(Guard::RateLimit, gauge);
     /// assert_eq!(gauge(Gauge::Keys), Some(1));
     /// assert_eq!(gauge(Gauge::KeyCapacity), Some(1 << 10));
     /// # Ok(())
@@ -390,7 +390,7 @@ impl Stack {
     /// let response = service.oneshot(Request::new(Empty::<Bytes>::new())).await?;
     /// assert_eq!(response.status(), 200);
     /// let error = response.into_body().collect().await.err().ok_or("not cut")?;
-    /// let cut = Violation::behind(&*error).ok_or("not cut by a guard")?;
+    /// let cut = Violation::from_error(&*error).ok_or("not cut by a guard")?;
     /// assert_eq!((cut.reason.as_str(), cut.limit), ("total_deadline", 60_000));
     /// # Ok(())
     /// # }

@@ -88,7 +88,7 @@ impl ConcurrencyLimitPolicy {
     ) -> Flow {
         let violation = self.record_cut(request);
         self.end_evicted_request(held, request);
-        *slot = Poll::Ready(Some(violation.ending(request.facts.form)));
+        *slot = Poll::Ready(Some(violation.final_frame(request.facts.form)));
         Flow::Cut
     }
 

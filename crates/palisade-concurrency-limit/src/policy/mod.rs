@@ -231,7 +231,7 @@ impl Policy for ConcurrencyLimitPolicy {
 
     #[inline(always)]
     fn has_recorder(&self) -> bool {
-        self.0.settings.recorder.is_on()
+        self.0.settings.recorder.is_enabled()
     }
 
     #[inline(always)]
@@ -241,7 +241,7 @@ impl Policy for ConcurrencyLimitPolicy {
         facts: &Facts,
         keys: &mut Keys,
     ) -> Result<ResponseState, Refusal> {
-        if !self.0.settings.is_on() {
+        if !self.0.settings.is_enabled() {
             return Ok(ResponseState::Nothing);
         }
         match admission::admit(&self.0, &RequestHead::from(request), keys) {

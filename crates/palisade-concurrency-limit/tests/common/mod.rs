@@ -101,7 +101,7 @@ pub(crate) async fn settle() {
 
 pub(crate) fn assert_none_present(journal: &Journal) {
     for level in [Gauge::Working, Gauge::Waiting, Gauge::Queued] {
-        assert_eq!(journal.level(GUARD, level), Some(0), "{level:?}");
+        assert_eq!(journal.gauge(GUARD, level), Some(0), "{level:?}");
     }
 }
 

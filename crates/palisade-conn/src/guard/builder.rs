@@ -1128,7 +1128,7 @@ impl ConnGuardBuilder {
     /// If a value is out of its range. The error names every such value.
     pub fn build(self) -> Result<ConnGuard, ConfigError> {
         let (connections, connections_from) = match self.connections {
-            Some(connections) => (connections, CapFrom::Told),
+            Some(connections) => (connections, CapFrom::Configured),
             None => default_cap(self.memory.as_ref().unwrap_or(&Memory::of_process())),
         };
         self.check(connections)?;

@@ -199,7 +199,7 @@ impl Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CapFrom {
     /// The option [`ConnGuardBuilder::max_connections`](crate::ConnGuardBuilder::max_connections).
-    Told,
+    Configured,
     /// Four fifths of this number of files that the process may open, less 64.
     Files(u64),
     /// A quarter of this number of bytes that the process may use, at 64 KiB per connection.
@@ -236,7 +236,7 @@ fn cap_for(files: Option<u64>, memory: Option<u64>) -> (usize, CapFrom) {
 impl fmt::Display for CapFrom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Told => f.write_str("max_connections"),
+            Self::Configured => f.write_str("max_connections"),
             Self::Files(files) => write!(f, "4/5 of {files} files, less 64"),
             Self::Memory(bytes) => {
                 write!(f, "1/4 of {} MiB of memory at 64 KiB each", bytes >> 20)
@@ -290,15 +290,18 @@ mod tests {
     fn the_snapshot_says_what_the_cap_follows_from() {
         let guard = ConnGuard::builder().max_connections(7).build().unwrap();
         let snapshot = guard.snapshot();
-        assert_eq!((snapshot.limit, snapshot.limit_from), (7, CapFrom::Told));
-        assert!(format!("{guard:?}").contains("connections_from: Told"));
+        assert_eq!(
+            (snapshot.limit, snapshot.limit_from),
+            (7, CapFrom::Configured)
+        );
+        assert!(format!("{guard:?}").contains("connections_from: Configured"));
         let snapshot = ConnGuard::default().snapshot();
         assert_eq!(
             (snapshot.limit, snapshot.limit_from),
             default_cap(&Memory::of_process())
         );
         let texts = [
-            CapFrom::Told,
+            CapFrom::Configured,
             CapFrom::Files(600),
             CapFrom::Memory(1 << 29),
             CapFrom::Ceiling,

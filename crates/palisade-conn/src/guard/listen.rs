@@ -160,7 +160,7 @@ impl ConnGuard {
     /// let io = guard.admit(first, peer, None)?;
     /// let error = guard.admit(second, peer, None).unwrap_err();
     /// assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
-    /// let violation = Violation::behind(&error).ok_or("another error")?;
+    /// let violation = Violation::from_error(&error).ok_or("another error")?;
     /// assert_eq!(violation.reason, Reason::AcceptRate);
     /// assert_eq!(client.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
     /// # drop(io);

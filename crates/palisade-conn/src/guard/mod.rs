@@ -48,7 +48,7 @@ impl ConnGuard {
     ///
     /// let guard = ConnGuard::builder().max_connections(2000).build()?;
     /// let snapshot = guard.snapshot();
-    /// assert_eq!((snapshot.limit, snapshot.limit_from), (2000, CapFrom::Told));
+    /// assert_eq!((snapshot.limit, snapshot.limit_from), (2000, CapFrom::Configured));
     /// # Ok::<_, palisade_conn::ConfigError>(())
     /// ```
     pub fn builder() -> ConnGuardBuilder {

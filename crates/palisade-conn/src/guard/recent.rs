@@ -21,7 +21,7 @@ const MAX_MARKS: usize = (WINDOW_MILLIS / MARK_INTERVAL_MILLIS) as usize + 2;
 #[derive(Clone, Copy, Debug)]
 pub struct ClosedConn {
     /// When it was closed.
-    pub at: Instant,
+    pub closed_at: Instant,
     /// The number of the connection, [`ConnInfo::id`](palisade_core::ConnInfo::id).
     pub conn: u64,
     /// The other end of the socket. For logs, never for labels.
@@ -67,7 +67,7 @@ impl ClosedConn {
     pub(crate) fn new(violation: &Violation, mode: Mode, conn: &ConnHandle) -> Self {
         let stats = conn.state().stats();
         Self {
-            at: Instant::now(),
+            closed_at: Instant::now(),
             conn: conn.id(),
             peer: conn.peer(),
             reason: violation.reason,

@@ -28,7 +28,7 @@ pub struct ConnRates {
 #[derive(Clone, Copy, Debug)]
 pub struct ConnHolder {
     /// The client or network, as the first address of its block. For logs, never for labels.
-    pub who: ClientKey,
+    pub key: ClientKey,
     /// The number of its open connections.
     pub connections: usize,
     /// Requests on these connections since they were opened.
@@ -133,16 +133,16 @@ impl AddAssign for ConnRates {
 // === Holders ===
 
 impl Holders {
-    fn add(&mut self, who: ClientKey, stats: &ConnStats, rates: ConnRates) {
+    fn add(&mut self, key: ClientKey, stats: &ConnStats, rates: ConnRates) {
         let empty = ConnHolder {
-            who,
+            key,
             connections: 0,
             requests: 0,
             read: 0,
             written: 0,
             per_second: ConnRates::default(),
         };
-        let holder = self.0.entry(who).or_insert(empty);
+        let holder = self.0.entry(key).or_insert(empty);
         holder.connections += 1;
         holder.requests += u64::from(stats.requests);
         holder.read = holder.read.saturating_add(stats.read);
@@ -235,13 +235,13 @@ impl ConnSnapshot {
     /// let (_client, socket) = pair().await?;
     /// let silent = guard.admit(socket, None, None)?;
     /// let snapshot = guard.snapshot();
-    /// assert_eq!(snapshot.at(Phase::FirstHead), 1);
-    /// assert_eq!(snapshot.at(Phase::Idle), 0);
+    /// assert_eq!(snapshot.connections_in(Phase::FirstHead), 1);
+    /// assert_eq!(snapshot.connections_in(Phase::Idle), 0);
     /// # drop(silent);
     /// # Ok(())
     /// # }
     /// ```
-    pub fn at(&self, phase: Phase) -> usize {
+    pub fn connections_in(&self, phase: Phase) -> usize {
         self.phases
             .iter()
             .find(|(at, _)| *at == phase)

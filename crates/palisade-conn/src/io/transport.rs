@@ -176,7 +176,7 @@ fn has_event(socket: &impl std::os::fd::AsFd, events: PollFlags) -> bool {
 mod tests {
     use super::*;
     use crate::{ConnGuard, Mode};
-    use palisade_testkit::{clients::until, servers};
+    use palisade_testkit::{clients::wait_until, servers};
     use tokio::io::AsyncWriteExt;
 
     #[tokio::test]
@@ -200,7 +200,7 @@ mod tests {
             KEEPALIVE_IDLE_TIME
         );
         drop(client);
-        until("hung up", || server.has_hung_up()).await;
+        wait_until("hung up", || server.has_hung_up()).await;
     }
 
     #[tokio::test]
@@ -212,11 +212,11 @@ mod tests {
         let (server, _) = listener.accept().await.unwrap();
         client.write_all(b"x").await.unwrap();
         client.shutdown().await.unwrap();
-        until("closed", || server.has_hung_up()).await;
+        wait_until("closed", || server.has_hung_up()).await;
         assert!(!server.is_gone());
         client.reset_on_close();
         drop(client);
-        until("reset", || server.is_gone()).await;
+        wait_until("reset", || server.is_gone()).await;
 
         let (server, mut client) = tokio::net::UnixStream::pair().unwrap();
         client.write_all(b"x").await.unwrap();

@@ -194,7 +194,7 @@ fn gauge(guard: &ConnGuard, wanted: Gauge) -> Option<u64> {
 
 /// Returns the violation that the error of a closed connection holds.
 fn violation(error: &io::Error) -> Violation {
-    *Violation::behind(error).unwrap()
+    *Violation::from_error(error).unwrap()
 }
 
 /// Reads until the end of the stream or an error. Returns how long that took, and the result.

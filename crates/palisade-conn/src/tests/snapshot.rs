@@ -24,7 +24,7 @@ async fn a_snapshot_shows_rates_in_total_and_per_client() {
     assert_eq!((requests, read, written), (5.0, 35.0, 30.0));
     let client_of = |pair: &Pair| {
         let client = pair.server.conn().client();
-        *now.clients.iter().find(|one| one.who == client).unwrap()
+        *now.clients.iter().find(|one| one.key == client).unwrap()
     };
     assert_eq!(
         (client_of(&busy).connections, client_of(&busy).per_second),
@@ -41,7 +41,7 @@ async fn a_snapshot_shows_rates_in_total_and_per_client() {
         ..
     } = client_of(&busy);
     assert_eq!((requests, read, written), (20, 140, 120));
-    assert_eq!(now.busiest[0].who, busy.server.conn().client());
+    assert_eq!(now.busiest[0].key, busy.server.conn().client());
     let [network] = &now.networks[..] else {
         panic!("{now:?}")
     };

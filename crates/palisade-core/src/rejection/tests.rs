@@ -176,7 +176,11 @@ fn a_cut_body_ends_with_trailers_in_grpc_and_fails_in_every_other_format() {
         ResponseFormat::Grpc,
         ResponseFormat::GrpcTranslated { close: true },
     ] {
-        let trailers = violation.ending(format).unwrap().into_trailers().unwrap();
+        let trailers = violation
+            .final_frame(format)
+            .unwrap()
+            .into_trailers()
+            .unwrap();
         assert_eq!(trailers["grpc-status"], "4");
         assert_eq!(trailers["grpc-message"], "body too slow");
     }
@@ -185,8 +189,8 @@ fn a_cut_body_ends_with_trailers_in_grpc_and_fails_in_every_other_format() {
         ResponseFormat::GrpcWeb { close: false },
         ResponseFormat::GrpcWebText { close: false },
     ] {
-        let error = violation.ending(format).unwrap_err();
-        assert_eq!(Violation::behind(&*error), Some(&violation));
+        let error = violation.final_frame(format).unwrap_err();
+        assert_eq!(Violation::from_error(&*error), Some(&violation));
     }
 }
 

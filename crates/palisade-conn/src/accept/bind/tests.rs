@@ -36,13 +36,13 @@ async fn listeners_on_one_address_share_the_limits_of_their_guard() {
 #[tokio::test]
 async fn gauges_show_connections_that_wait_to_be_accepted() {
     use palisade_core::{Gauge, Guard};
-    use palisade_testkit::{Journal, clients::until};
+    use palisade_testkit::{Journal, clients::wait_until};
     let journal = Journal::default();
     let guard = ConnGuard::builder()
         .metrics(journal.clone())
         .build()
         .unwrap();
-    let gauge = |gauge| journal.level(Guard::Connection, gauge);
+    let gauge = |gauge| journal.gauge(Guard::Connection, gauge);
     assert_eq!(gauge(Gauge::AcceptQueue), None); // There is no listener.
     let mut first = guard
         .bind_with(LOOPBACK, BindOptions::new().backlog(3))
@@ -69,7 +69,7 @@ async fn gauges_show_connections_that_wait_to_be_accepted() {
                 .unwrap(),
         );
     }
-    until("the connections wait", || {
+    wait_until("the connections wait", || {
         gauge(Gauge::AcceptQueue) == Some(clients.len() as u64)
     })
     .await;
