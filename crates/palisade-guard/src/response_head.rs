@@ -18,8 +18,8 @@ pub(crate) struct ResponseHead {
     state: Mutex<HeadState>,
     /// Whether the state is [`HeadState::Sent`], readable without the lock.
     is_sent: AtomicBool,
-    /// The task of the waker in [`HeadState::Unsent`], comparable without the lock. Most polls are by
-    /// the same task as the previous one.
+    /// The task of the waker in [`HeadState::Unsent`], comparable without the lock. Most polls
+    /// are by the same task as the previous one.
     task: [AtomicUsize; 2],
 }
 

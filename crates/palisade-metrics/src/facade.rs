@@ -95,7 +95,7 @@ impl Facade {
     }
 
     /// Reads the gauges of all guards and passes them to the recorder. The gauges of several
-    /// instances of one guard are summed; see [`Snapshot::level`](crate::Snapshot::level).
+    /// instances of one guard are summed; see [`Snapshot::gauge`](crate::Snapshot::gauge).
     ///
     /// Takes about a millisecond per million keys that the guards' tables can hold. Do not call it
     /// for every request.

@@ -84,8 +84,8 @@
 //! | `http.response.status_code` | the log field `status`; `reason` determines it unless the guard is configured otherwise |
 //! | `network.peer.address`, `network.peer.port` | the log field `peer` |
 //!
-//! For a body that was cut, [`Violation::from_error`](palisade_core::Violation::from_error) finds the
-//! violation in the body's error.
+//! For a body that was cut, [`Violation::from_error`](palisade_core::Violation::from_error) finds
+//! the violation in the body's error.
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "metrics")]

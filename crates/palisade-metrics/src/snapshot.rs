@@ -379,7 +379,7 @@ impl Snapshot {
         Some(value)
     }
 
-    /// Returns all gauges, each summed as in [`Self::level`]. Reads every guard. A guard with a
+    /// Returns all gauges, each summed as in [`Self::gauge`]. Reads every guard. A guard with a
     /// large table reads the whole table, about two milliseconds per million keys, once a second
     /// at most.
     ///

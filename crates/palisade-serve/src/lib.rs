@@ -63,9 +63,9 @@ palisade_serve::serve(listener, app).await
 //! - The target `*` with a method other than OPTIONS, and the target `host:port` with a method
 //!   other than CONNECT.
 //!
-//! CONNECT is answered with 501 unless it is [enabled](HttpBuilder::connect). Two things that hyper
-//! accepts cannot be detected here: a bare LF as the end of a line, and `Content-Length` beside
-//! `Transfer-Encoding`, of which hyper uses the second and closes the connection. RFC 9112
+//! CONNECT is answered with 501 unless it is [enabled](HttpBuilder::allow_connect). Two things that
+//! hyper accepts cannot be detected here: a bare LF as the end of a line, and `Content-Length`
+//! beside `Transfer-Encoding`, of which hyper uses the second and closes the connection. RFC 9112
 //! (sections 2.2 and 6.1) allows both. A proxy in front of the server should not forward them.
 //!
 //! # Refusals of the server
