@@ -10,11 +10,12 @@
 //!   through its [`Recorder`].
 //! - Clients: [`ConnInfo`] is the connection of a request. [`ClientKey`] is what guards count by,
 //!   and a [`KeyExtractor`] chooses it for a [`RequestHead`]. [`Network`] is a block of addresses.
-//! - Shared state and bodies: [`Memory`], [`Pressure`], [`GuardBody`].
+//! - Shared state and bodies: [`Memory`], [`Budget`], [`Pressure`], [`GuardBody`].
 //! - Configuration errors: [`ConfigError`].
 #![forbid(unsafe_code)]
 
 mod body;
+mod budget;
 mod client;
 mod config;
 mod connection;
@@ -26,6 +27,7 @@ mod pressure;
 mod rejection;
 
 pub use body::{BoxError, GuardBody};
+pub use budget::{Budget, BudgetFull, Charge};
 pub use client::{ClientKey, KeyExtractor, KeyOutcome, Prefix, RequestHead};
 pub use config::{ConfigError, ConfigFault};
 pub use connection::ConnInfo;

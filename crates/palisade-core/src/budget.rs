@@ -1,0 +1,312 @@
+//! One budget of bytes for all that a server keeps of its requests.
+
+use crate::{ClientKey, ConfigError, Memory};
+use std::{
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+/// The budget where no limit of the memory is known.
+const DEFAULT_BYTES: u64 = 256 << 20;
+/// The budget is this part of the memory.
+const MEMORY_PART: u64 = 4;
+/// Counters for the bytes of clients. Clients share them at random. Two that share one are counted
+/// together, which matters only where hardly any room is left.
+const CLIENT_COUNTERS: usize = 4096;
+/// A client that holds no more than this may use all of the budget that is left.
+const SMALL_SHARE: u64 = 64 << 10;
+
+/// A budget of bytes that all requests share. Clones are handles to the same budget.
+///
+/// What is [taken](Charge::take) never exceeds the [limit](Self::limit), and is given back when the
+/// [`Charge`] is dropped. A client may hold no more than what it leaves of three quarters of the
+/// budget. The last quarter is for clients that hold no more than 64 KiB.
+///
+/// ```
+/// use palisade_core::{Budget, ClientKey};
+///
+/// let budget = Budget::new(1 << 20)?;
+/// let (alice, bob) = (ClientKey::of("alice"), ClientKey::of("bob"));
+/// let uploads = budget.charge(Some(alice));
+/// uploads.take(300 << 10)?;
+/// assert!(uploads.take(200 << 10).is_err()); // It would leave less than it holds.
+/// budget.charge(Some(bob)).take(200 << 10)?;
+/// drop(uploads);
+/// assert_eq!(budget.held(), 0);
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Budget(Arc<Shared>);
+
+struct Shared {
+    limit: u64,
+    held: AtomicU64,
+    by_client: Box<[AtomicU64]>,
+}
+
+/// What one request has taken of a [`Budget`]. It is given back when this is dropped.
+pub struct Charge {
+    budget: Budget,
+    /// The counter of the client, if it is known.
+    client: Option<usize>,
+    bytes: AtomicU64,
+}
+
+/// The budget has no room left: for any client, or for this one.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BudgetFull {
+    /// The bytes that may be held: of the budget, or of this client.
+    pub limit: u64,
+    /// The bytes that would be held.
+    pub observed: u64,
+}
+
+// === Budget ===
+
+impl Budget {
+    /// Creates a budget of `bytes`.
+    ///
+    /// # Errors
+    ///
+    /// If `bytes` is less than 64 KiB.
+    pub fn new(bytes: u64) -> Result<Self, ConfigError> {
+        let mut error = ConfigError::new("the budget cannot be built");
+        error.check(bytes >= SMALL_SHARE, "bytes", &bytes, "at least 65536");
+        error.into_result()?;
+        Ok(Self::with_limit(bytes))
+    }
+
+    /// Returns the budget of this process: a quarter of its memory, or 256 MiB where the
+    /// [limit](Memory::least_limit) of the memory is not known. There is one for all guards.
+    pub fn of_process() -> Self {
+        static OF_PROCESS: OnceLock<Budget> = OnceLock::new();
+        let budget = OF_PROCESS.get_or_init(|| {
+            let memory = Memory::of_process().least_limit();
+            let part = memory.map_or(DEFAULT_BYTES, |bytes| bytes / MEMORY_PART);
+            Self::with_limit(part.max(SMALL_SHARE))
+        });
+        budget.clone()
+    }
+
+    fn with_limit(limit: u64) -> Self {
+        Self(Arc::new(Shared {
+            limit,
+            held: AtomicU64::new(0),
+            by_client: (0..CLIENT_COUNTERS).map(|_| AtomicU64::new(0)).collect(),
+        }))
+    }
+
+    /// Returns the bytes that may be held.
+    pub fn limit(&self) -> u64 {
+        self.0.limit
+    }
+
+    /// Returns the bytes that are held.
+    pub fn held(&self) -> u64 {
+        self.0.held.load(Relaxed)
+    }
+
+    /// Returns a charge of 0 bytes for a request of `client`, if that is known.
+    pub fn charge(&self, client: Option<ClientKey>) -> Charge {
+        Charge {
+            budget: self.clone(),
+            client: client.map(|client| client.to_hash() as usize % CLIENT_COUNTERS),
+            bytes: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Shared {
+    /// Takes `bytes`, of which `own` are counted for the same client.
+    fn take(&self, own: Option<&AtomicU64>, bytes: u64) -> Result<(), BudgetFull> {
+        let add = |held: u64| held.checked_add(bytes).filter(|held| *held <= self.limit);
+        let held = match self.held.fetch_update(Relaxed, Relaxed, add) {
+            Ok(before) => before + bytes,
+            Err(held) => {
+                return Err(BudgetFull {
+                    limit: self.limit,
+                    observed: held.saturating_add(bytes),
+                });
+            }
+        };
+        let Some(own) = own else { return Ok(()) };
+        let of_client = own.fetch_add(bytes, Relaxed).saturating_add(bytes);
+        let left = (self.limit - self.limit / 4).saturating_sub(held);
+        if of_client <= left.max(SMALL_SHARE) {
+            return Ok(());
+        }
+        own.fetch_sub(bytes, Relaxed);
+        self.held.fetch_sub(bytes, Relaxed);
+        Err(BudgetFull {
+            limit: left.max(SMALL_SHARE),
+            observed: of_client,
+        })
+    }
+}
+
+// === Charge ===
+
+impl Charge {
+    /// Takes `bytes` more.
+    ///
+    /// # Errors
+    ///
+    /// If the budget has no room for them. Nothing is taken then.
+    pub fn take(&self, bytes: u64) -> Result<(), BudgetFull> {
+        self.budget.0.take(self.own(), bytes)?;
+        self.bytes.fetch_add(bytes, Relaxed);
+        Ok(())
+    }
+
+    /// Gives all bytes back.
+    pub fn give_back(&self) {
+        let bytes = self.bytes.swap(0, Relaxed);
+        if bytes > 0 {
+            if let Some(own) = self.own() {
+                own.fetch_sub(bytes, Relaxed);
+            }
+            self.budget.0.held.fetch_sub(bytes, Relaxed);
+        }
+    }
+
+    /// Returns the bytes that are taken.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+
+    fn own(&self) -> Option<&AtomicU64> {
+        self.budget.0.by_client.get(self.client?)
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
+impl fmt::Display for BudgetFull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { limit, observed } = self;
+        write!(f, "{observed} bytes would be held, of {limit} that may be")
+    }
+}
+
+impl std::error::Error for BudgetFull {}
+
+impl fmt::Debug for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Budget")
+            .field("held", &self.held())
+            .field("limit", &self.limit())
+            .finish()
+    }
+}
+
+impl fmt::Debug for Charge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Charge")
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{sync::atomic::AtomicBool, thread};
+
+    const KIB: u64 = 1 << 10;
+    const MIB: u64 = 1 << 20;
+
+    fn client(name: u32) -> Option<ClientKey> {
+        Some(ClientKey::of(&name))
+    }
+
+    #[test]
+    fn what_is_taken_never_exceeds_the_limit_and_is_given_back_at_the_end() {
+        let budget = Budget::new(MIB).unwrap();
+        let charge = budget.charge(None);
+        charge.take(MIB - 1).unwrap();
+        charge.take(1).unwrap();
+        let full = BudgetFull {
+            limit: MIB,
+            observed: MIB + 1,
+        };
+        assert_eq!(budget.charge(None).take(1), Err(full));
+        assert!(budget.charge(None).take(u64::MAX).is_err());
+        assert_eq!((budget.held(), charge.bytes()), (MIB, MIB));
+        charge.give_back();
+        assert_eq!((budget.held(), charge.bytes()), (0, 0));
+        charge.take(5).unwrap();
+        drop(charge);
+        assert_eq!(budget.held(), 0);
+        let error = Budget::new(1).unwrap_err().to_string();
+        assert!(
+            error.ends_with("bytes is 1, allowed is at least 65536"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_client_holds_no_more_than_it_leaves_and_the_last_quarter_is_for_small_ones() {
+        let budget = Budget::new(MIB).unwrap();
+        let take = |charge: &Charge| (0..).take_while(|_| charge.take(KIB).is_ok()).count() as u64;
+        let first = budget.charge(client(1));
+        assert_eq!(take(&first), 384); // Half of three quarters.
+        assert_eq!(
+            budget.charge(client(1)).take(KIB).unwrap_err().observed,
+            385 * KIB
+        );
+        let second = budget.charge(client(2));
+        assert_eq!(take(&second), 192); // Half of what is left.
+        let many: Vec<_> = (3..)
+            .map(|name| budget.charge(client(name)))
+            .take(100)
+            .collect();
+        let taken: Vec<_> = many.iter().map(take).collect();
+        assert_eq!(taken.iter().max(), Some(&96));
+        // At last each takes 64 KiB, until nothing is left.
+        assert_eq!(budget.held(), MIB);
+        drop((first, second, many));
+        assert_eq!(budget.held(), 0);
+        assert!(budget.0.by_client.iter().all(|own| own.load(Relaxed) == 0));
+    }
+
+    #[test]
+    fn eight_threads_never_hold_more_than_the_limit_and_nothing_at_the_end() {
+        let budget = Budget::new(MIB).unwrap();
+        let is_above = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for name in 0..8u32 {
+                let (budget, is_above) = (&budget, &is_above);
+                scope.spawn(move || {
+                    for round in 0..20_000u64 {
+                        let charge = budget.charge(client(name % 3));
+                        let _ = charge.take((round * 7919 + u64::from(name)) % (300 * KIB));
+                        let _ = charge.take(round % 1000);
+                        if round % 3 == 0 {
+                            charge.give_back();
+                        }
+                        is_above.fetch_or(budget.held() > MIB, Relaxed);
+                    }
+                });
+            }
+        });
+        assert!(!is_above.load(Relaxed));
+        assert_eq!(budget.held(), 0);
+        assert!(budget.0.by_client.iter().all(|own| own.load(Relaxed) == 0));
+    }
+
+    #[test]
+    fn the_budget_of_the_process_is_a_quarter_of_its_memory() {
+        let budget = Budget::of_process();
+        let memory = Memory::of_process().least_limit();
+        assert_eq!(budget.limit(), memory.map_or(256 * MIB, |bytes| bytes / 4));
+        assert!(Arc::ptr_eq(&budget.0, &Budget::of_process().0));
+    }
+}
