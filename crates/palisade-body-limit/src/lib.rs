@@ -69,6 +69,7 @@
 //! twice the bytes it received, and more if the client alternates between fast and slow on purpose.
 #![forbid(unsafe_code)]
 
+mod budget;
 mod frames;
 mod handle;
 mod layer;
@@ -79,10 +80,16 @@ mod request;
 mod response;
 mod violation;
 
+pub use budget::{BodyBudget, BodyBudgetLayer};
+#[doc(hidden)]
+pub use budget::{BodyBudgetPolicy, BudgetState, BudgetUpload};
 pub use frames::TinyFrames;
 pub use handle::BodyLimitHandle;
 pub use layer::{BodyLimit, BodyLimitLayer, RequestBody, ResponseBody, ResponseFuture};
-pub use palisade_core::{Metrics, Mode, Recorder, Rejection, RequestHead, Violation};
+pub use palisade_core::{
+    Budget, BudgetFull, ConfigError, KeyExtractor, Metrics, Mode, Recorder, Rejection, RequestHead,
+    Violation,
+};
 #[doc(hidden)]
 pub use policy::{BodyLimitPolicy, ResponseState, UploadState};
 #[doc(hidden)]

@@ -78,6 +78,8 @@ closed_enum! {
         PeerMissing = "peer_missing",
         /// The body, or a single gRPC message of it, is longer than allowed. Unit: bytes.
         TooLarge = "too_large",
+        /// The server holds as many bytes of bodies as it may, in all or of this client. Unit: bytes.
+        BytesFull = "bytes_full",
         /// The body has more frames than its bytes justify. Unit: frames.
         TinyFrames = "tiny_frames",
         /// The response head was not ready in time. Waits for the client do not count.
@@ -220,7 +222,7 @@ impl Reason {
             | Self::MaxAge
             | Self::WindowStall => "milliseconds",
             Self::CostOverBurst => "cells",
-            Self::TooLarge | Self::NoProgress | Self::MemoryPressure => "bytes",
+            Self::TooLarge | Self::BytesFull | Self::NoProgress | Self::MemoryPressure => "bytes",
             Self::TinyFrames => "frames",
             Self::Rate => "bytes_per_second",
             Self::PeerMissing
@@ -253,6 +255,7 @@ impl Reason {
             Self::CostOverBurst => "Quota::burst(cells) or RateLimitLayer::cost(..)",
             Self::PeerMissing => "ClientIp::missing(policy)",
             Self::TooLarge => "BodyLimitLayer::new(bytes) or .response(bytes)",
+            Self::BytesFull => "BodyBudgetLayer::new(budget)",
             Self::TinyFrames => "BodyLimitLayer::tiny_frames(..)",
             Self::Deadline => "TimeoutLayer::new(duration)",
             Self::TotalDeadline => {

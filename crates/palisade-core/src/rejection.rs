@@ -329,7 +329,7 @@ impl Rejection {
             Reason::Full | Reason::QueueFull | Reason::QueueTimeout | Reason::InFlightFull => {
                 "server is busy"
             }
-            Reason::MemoryPressure => "server is short of memory",
+            Reason::MemoryPressure | Reason::BytesFull => "server is short of memory",
             Reason::Evicted => "server is busy, request body too slow",
             Reason::ClientFull => "too many requests at once",
             Reason::RateExceeded => "too many requests",

@@ -60,11 +60,20 @@ impl fmt::Debug for Settings {
     }
 }
 
+/// Expands to the first of the literals.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __first {
+    ($first:literal $(, $rest:literal)*) => {
+        $first
+    };
+}
+
 /// Defines `mode`, `metrics` and `on_reject` for a layer. The layer has a method `policy_mut` that
 /// returns a policy with a field `settings: Settings`. `gauges: field` registers the gauges of the
 /// policy's `field: Arc<_>`. `records: field` passes the recorder to the method `record_to` of that
-/// field. `example` is code for a layer that refuses every upload that stalls, and the status and
-/// the reason that it refuses it with.
+/// field. `example` is code for a layer that refuses every upload that stalls, or the `request`, and
+/// the status and the reason that it refuses it with.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! settings_methods {
@@ -72,6 +81,7 @@ macro_rules! settings_methods {
         $layer:ident
         $(, gauges: $gauges:ident)?
         $(, records: $records:ident)?
+        $(, request: $request:literal)?
         , example: $refusing:literal => $status:literal $reason:literal
     ) => {
         impl $layer {
@@ -84,7 +94,8 @@ macro_rules! settings_methods {
             /// let status = async |mode| {
             #[doc = concat!("    let layer = ", $refusing, ";")]
             ///     let service = layer.mode(mode).layer(service_fn(wait_for_a_minute));
-            ///     service.oneshot(stalled_upload()).await.map(|response| response.status())
+            #[doc = concat!("    let request = ", $crate::__first!($($request,)? "stalled_upload()"), ";")]
+            ///     service.oneshot(request).await.map(|response| response.status())
             /// };
             #[doc = concat!("assert_eq!(status(Mode::Enforce).await?, ", $status, ");")]
             /// assert_eq!(status(Mode::Shadow).await?, 200);
@@ -106,7 +117,7 @@ macro_rules! settings_methods {
             /// let metrics = Snapshot::new();
             #[doc = concat!("let layer = ", $refusing, ";")]
             /// let service = layer.metrics(metrics.clone()).layer(service_fn(wait_for_a_minute));
-            /// service.oneshot(stalled_upload()).await?;
+            #[doc = concat!("service.oneshot(", $crate::__first!($($request,)? "stalled_upload()"), ").await?;")]
             /// assert_eq!(metrics.total_refused(Mode::Enforce), 1);
             /// # Ok(())
             /// # }
@@ -138,7 +149,8 @@ macro_rules! settings_methods {
             ///     Response::new(format!(r#"{{"error": "{reason}"}}"#).into())
             /// });
             /// let service = layer.layer(service_fn(wait_for_a_minute));
-            /// let response = service.oneshot(stalled_upload()).await?;
+            #[doc = concat!("let request = ", $crate::__first!($($request,)? "stalled_upload()"), ";")]
+            /// let response = service.oneshot(request).await?;
             #[doc = concat!("assert_eq!(response.status(), ", $status, ");")]
             /// let body = response.into_body().collect().await?.to_bytes();
             #[doc = concat!("assert_eq!(body, r#\"{\"error\": \"", $reason, "\"}\"#);")]

@@ -6,6 +6,10 @@ use crate::{
 };
 use http::StatusCode;
 use palisade_core::{Mode, Phase, Rejection, Violation};
+use std::time::Duration;
+
+/// `Retry-After` of a body that is refused because the server is full.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// A policy's view of any request.
 #[derive(Debug)]
@@ -82,7 +86,10 @@ impl<'a, S> SharedView<'a, S> {
             return settings.cut(&violation, facts.conn()).then_some(violation);
         };
         let (violation, status) = describe(Phase::RequestBody);
-        let rejection = Rejection::new(violation, status, facts.form);
+        let mut rejection = Rejection::new(violation, status, facts.form);
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            rejection = rejection.retry_after(RETRY_AFTER);
+        }
         let mut task = None;
         if settings.mode == Mode::Enforce {
             task = waker.take();

@@ -1,0 +1,414 @@
+//! The budget of bytes that all request bodies share.
+
+use crate::messages::MessageScanner;
+use http::{Request, Response, StatusCode};
+use http_body::Body;
+use palisade_core::{
+    Budget, BudgetFull, Charge, ClientKey, ConnInfo, Guard, KeyExtractor, KeyOutcome, Phase,
+    Reason, RequestHead, Violation,
+};
+use palisade_guard::{
+    Facts, Flow, GuardLayer, Guarded, KeepAny, Keys, NeverQueued, PerRequest, Policy, Polled,
+    Refusal, RequestView, Settings, SharedView, Upstream,
+};
+use std::{
+    fmt,
+    sync::Arc,
+    task::{Context, Poll},
+};
+use tokio::time::Instant;
+use tower_layer::Layer;
+
+/// What a body of a few bytes takes is not charged.
+const FREE_BYTES: u64 = 1024;
+/// The budget is charged in advance for this many bytes, so that most frames need not be.
+const STEP_BYTES: u64 = 16 * 1024;
+/// What is charged for a byte of a body: the byte, and its copy in what the handler makes of it.
+const WEIGHT: u64 = 2;
+
+/// Charges the bytes of all request bodies to one [`Budget`], so that together they cannot fill the
+/// memory.
+///
+/// A [`BodyLimitLayer`](crate::BodyLimitLayer) limits each body. A thousand clients that each upload
+/// almost as much and hold the last byte back still fill the memory. This layer charges two bytes
+/// for each byte that arrives, until the response has ended and the body is dropped. Bodies of up to
+/// 1 KiB are free. A request is charged no more than [`max_held`](Self::max_held).
+///
+/// With [`grpc`](Self::grpc) a gRPC request is charged for the message that is being received: a
+/// stream of hours does not hold the sum of its messages.
+///
+/// A body that finds no room is refused with 503 and `Retry-After`, or cut if the response head has
+/// been sent. The reason is [`Reason::BytesFull`]. No request waits for room, and a declared length
+/// reserves nothing. A client may hold no more than what it leaves of three quarters of the budget.
+///
+/// ```
+/// use palisade_body_limit::{BodyBudgetLayer, Budget};
+/// # use palisade_testkit::example::*;
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), BoxError> {
+/// let budget = Budget::new(64 << 10)?;
+/// let layer = BodyBudgetLayer::new(budget.clone());
+/// assert_eq!(status(&layer, Request::new(chunked(30, 1000))).await, 200);
+/// assert_eq!(status(&layer, Request::new(chunked(100, 1000))).await, 503);
+/// assert_eq!(budget.held(), 0);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a layer does nothing until it wraps a service"]
+pub struct BodyBudgetLayer {
+    guard: GuardLayer<BodyBudgetPolicy>,
+}
+
+/// The service of [`BodyBudgetLayer`].
+pub type BodyBudget<S> = Guarded<S, BodyBudgetPolicy>;
+
+/// The policy of [`BodyBudgetLayer`].
+#[derive(Clone, Debug)]
+pub struct BodyBudgetPolicy {
+    pub(crate) settings: Settings,
+    budget: Budget,
+    client: Client,
+    max_held: u64,
+    max_held_for: PerRequest<u64>,
+    /// Whether a gRPC request is charged for one message at a time.
+    charges_messages: bool,
+}
+
+/// How the client of a request is found.
+#[derive(Clone)]
+enum Client {
+    /// It is the peer.
+    Peer,
+    /// It is not known.
+    Unknown,
+    Extracted(Arc<dyn KeyExtractor>),
+}
+
+/// The state of a request that both of its sides share.
+#[derive(Debug)]
+pub struct BudgetState {
+    /// `None` if nothing is charged.
+    charge: Option<Charge>,
+    max_held: u64,
+}
+
+/// The state of a request body.
+#[derive(Debug)]
+pub struct BudgetUpload {
+    /// Bytes that may arrive before the budget is charged again.
+    paid: u64,
+    /// Where messages begin and end, in gRPC.
+    messages: Option<Box<Messages>>,
+}
+
+/// Follows the messages of a gRPC body.
+#[derive(Debug, Default)]
+struct Messages {
+    scanner: MessageScanner,
+    /// Bytes of the current message that have not arrived.
+    missing: u64,
+}
+
+// === BodyBudgetLayer ===
+
+palisade_guard::settings_methods!(
+    BodyBudgetLayer,
+    request: "Request::new(chunked(100, 1000))",
+    example: "BodyBudgetLayer::new(palisade_body_limit::Budget::new(64 << 10).expect(\"valid\"))"
+        => 503 "bytes_full"
+);
+
+impl BodyBudgetLayer {
+    /// The default of [`Self::max_held`] in bytes: twice the default limit of a body.
+    pub const MAX_HELD: u64 = 4 << 20;
+
+    /// Charges request bodies to `budget`.
+    pub fn new(budget: Budget) -> Self {
+        Self {
+            guard: GuardLayer::new(BodyBudgetPolicy {
+                settings: Settings::default(),
+                budget,
+                client: Client::Peer,
+                max_held: Self::MAX_HELD,
+                max_held_for: PerRequest::default(),
+                charges_messages: false,
+            }),
+        }
+    }
+
+    /// Sets what a request is charged at most, in bytes. What a handler reads beyond that, it is
+    /// expected to pass on and not to keep. Defaults to 4 MiB.
+    pub fn max_held(mut self, bytes: u64) -> Self {
+        self.policy_mut().max_held = bytes;
+        self
+    }
+
+    /// Chooses what a single request is charged at most, for routes that pass their body on as it
+    /// arrives. `None` is [`Self::max_held`]. Defaults to that for all requests.
+    pub fn max_held_for(
+        mut self,
+        choose: impl Fn(&RequestHead<'_>) -> Option<u64> + Send + Sync + 'static,
+    ) -> Self {
+        self.policy_mut().max_held_for = PerRequest::new(choose);
+        self
+    }
+
+    /// Charges gRPC requests for the message that is being received, and not for the sum of all.
+    /// Only for routes of gRPC: a handler that collects a whole body is not protected from a client
+    /// that claims to be gRPC. Defaults to the sum.
+    pub fn grpc(mut self) -> Self {
+        self.policy_mut().charges_messages = true;
+        self
+    }
+
+    /// Sets how the client of a request is found. Defaults to the peer of its connection.
+    pub fn client(self, client: impl KeyExtractor) -> Self {
+        self.shared_client(Arc::new(client))
+    }
+
+    /// Does not limit the share of one client, as behind a proxy, where all peers are the proxy.
+    pub fn unknown_clients(mut self) -> Self {
+        self.policy_mut().client = Client::Unknown;
+        self
+    }
+
+    #[doc(hidden)]
+    pub fn shared_client(mut self, client: Arc<dyn KeyExtractor>) -> Self {
+        self.policy_mut().client = Client::Extracted(client);
+        self
+    }
+
+    #[doc(hidden)]
+    pub fn policy(&self) -> &BodyBudgetPolicy {
+        self.guard.policy()
+    }
+
+    fn policy_mut(&mut self) -> &mut BodyBudgetPolicy {
+        self.guard.policy_mut()
+    }
+}
+
+impl Default for BodyBudgetLayer {
+    /// Charges the budget of this process: see [`Budget::of_process`].
+    fn default() -> Self {
+        Self::new(Budget::of_process())
+    }
+}
+
+impl<S> Layer<S> for BodyBudgetLayer {
+    type Service = BodyBudget<S>;
+
+    fn layer(&self, inner: S) -> BodyBudget<S> {
+        self.guard.layer(inner)
+    }
+}
+
+// === BodyBudgetPolicy ===
+
+impl BodyBudgetPolicy {
+    fn client_of<B>(&self, request: &Request<B>, keys: &mut Keys) -> Option<ClientKey> {
+        match &self.client {
+            Client::Peer => ConnInfo::from_extensions(request.extensions())?.known_client(),
+            Client::Unknown => None,
+            Client::Extracted(extractor) => match keys.get(extractor, &request.into()) {
+                KeyOutcome::Key(key) => Some(key),
+                _ => None,
+            },
+        }
+    }
+
+    /// Pays for a frame that was not paid for in advance. Fails if the body has to end.
+    #[inline(never)]
+    fn pay(
+        &self,
+        upload: &mut BudgetUpload,
+        view: SharedView<'_, BudgetState>,
+        data: &[u8],
+    ) -> Result<(), Violation> {
+        let Some(charge) = &view.shared.charge else {
+            upload.paid = u64::MAX;
+            return Ok(());
+        };
+        if upload
+            .messages
+            .as_mut()
+            .is_some_and(|of| of.begin_one(data))
+        {
+            // The handler has the messages before.
+            charge.give_back();
+            upload.paid = FREE_BYTES;
+        }
+        let bytes = data.len() as u64;
+        if let Some(paid) = upload.paid.checked_sub(bytes) {
+            upload.paid = paid;
+            return Ok(());
+        }
+        let left = view.shared.max_held.saturating_sub(charge.bytes());
+        let step = (bytes - upload.paid).max(STEP_BYTES);
+        let price = step.saturating_mul(WEIGHT);
+        if price >= left && upload.messages.is_none() {
+            charge.take(left).or_else(|full| self.full(view, full))?;
+            upload.paid = u64::MAX;
+            return Ok(());
+        }
+        match charge.take(price.min(left)) {
+            Ok(()) => upload.paid = upload.paid.saturating_add(step) - bytes,
+            Err(full) => {
+                self.full(view, full)?;
+                upload.paid = u64::MAX; // Shadow mode: one event per request is enough.
+            }
+        }
+        Ok(())
+    }
+
+    /// Reports that the budget is full. Fails if that is enforced.
+    #[cold]
+    fn full(&self, view: SharedView<'_, BudgetState>, full: BudgetFull) -> Result<(), Violation> {
+        let BudgetFull {
+            limit, observed, ..
+        } = full;
+        let describe = |phase: Phase| {
+            let violation =
+                Violation::new(Guard::BodyLimit, Reason::BytesFull, phase, limit, observed);
+            (violation, StatusCode::SERVICE_UNAVAILABLE)
+        };
+        match view.violated(&self.settings, describe) {
+            Some(violation) => Err(violation),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Policy for BodyBudgetPolicy {
+    type Held = ();
+    type Shared = BudgetState;
+    type Upload = BudgetUpload;
+    type QueuedService = NeverQueued;
+    type Unread = KeepAny;
+
+    #[inline(always)]
+    fn has_recorder(&self) -> bool {
+        self.settings.recorder.is_enabled()
+    }
+
+    #[inline(always)]
+    fn admit<B: Body>(&self, _: &Request<B>, _: &Facts, _: &mut Keys) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn share<B: Body>(
+        &self,
+        (): &mut (),
+        request: &mut Request<B>,
+        facts: &Facts,
+        keys: &mut Keys,
+    ) -> BudgetState {
+        let exact = request.body().size_hint().exact();
+        let is_free = exact.is_some_and(|bytes| bytes <= FREE_BYTES);
+        if !facts.has_body || is_free || !self.settings.is_enabled() {
+            return BudgetState {
+                charge: None,
+                max_held: 0,
+            };
+        }
+        BudgetState {
+            charge: Some(self.budget.charge(self.client_of(request, keys))),
+            max_held: self.max_held_for.choose(request).unwrap_or(self.max_held),
+        }
+    }
+
+    #[inline(always)]
+    fn upload(&self, (): &mut (), shared: &BudgetState, facts: &Facts) -> BudgetUpload {
+        BudgetUpload {
+            paid: match shared.charge {
+                Some(_) => FREE_BYTES,
+                None => u64::MAX,
+            },
+            messages: (self.charges_messages && shared.charge.is_some() && facts.form.is_grpc())
+                .then(Box::default),
+        }
+    }
+
+    /// A response that has a body keeps what is charged until it has ended.
+    #[inline(always)]
+    fn response_head<B: Body>(
+        &self,
+        (): &mut (),
+        view: RequestView<'_, BudgetState>,
+        response: &Response<B>,
+        _: Option<Instant>,
+    ) -> Result<bool, Box<Refusal>> {
+        let is_charged = view.shared.is_some_and(|shared| shared.charge.is_some());
+        Ok(is_charged && !response.body().is_end_stream())
+    }
+
+    #[inline(always)]
+    fn is_plain(&self, upload: &BudgetUpload, _: &BudgetState) -> bool {
+        upload.messages.is_none()
+    }
+
+    #[inline(always)]
+    fn fits(&self, upload: &BudgetUpload, bytes: usize) -> bool {
+        bytes as u64 <= upload.paid
+    }
+
+    #[inline(always)]
+    fn passed(&self, upload: &mut BudgetUpload, bytes: usize) {
+        upload.paid -= bytes as u64;
+    }
+
+    #[inline(always)]
+    fn poll_request<U: Upstream>(
+        &self,
+        upload: &mut BudgetUpload,
+        view: SharedView<'_, BudgetState>,
+        upstream: &mut U,
+        slot: &mut Polled,
+        cx: &mut Context<'_>,
+    ) -> Flow {
+        upstream.poll(slot, cx);
+        let Poll::Ready(Some(Ok(frame))) = slot else {
+            return Flow::Continue;
+        };
+        let Some(data) = frame.data_ref() else {
+            return Flow::Continue;
+        };
+        if upload.messages.is_none() && self.fits(upload, data.len()) {
+            self.passed(upload, data.len());
+            return Flow::Continue;
+        }
+        match self.pay(upload, view, data) {
+            Ok(()) => Flow::Continue,
+            Err(violation) => {
+                *slot = Poll::Ready(Some(Err(violation.into())));
+                Flow::Linger
+            }
+        }
+    }
+}
+
+impl Messages {
+    /// Follows the next bytes. Returns whether a message begins with them or in them.
+    fn begin_one(&mut self, data: &[u8]) -> bool {
+        if let Some(missing) = self.missing.checked_sub(data.len() as u64) {
+            self.missing = missing;
+            return false;
+        }
+        // A message of any length is followed. Its limit is that of another guard.
+        let scanned = self.scanner.scan(data, self.missing, u64::MAX);
+        self.missing = scanned.unwrap_or(0);
+        true
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Peer => "Peer",
+            Self::Unknown => "Unknown",
+            Self::Extracted(_) => "Extracted(..)",
+        })
+    }
+}
