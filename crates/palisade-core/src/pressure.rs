@@ -21,8 +21,10 @@ use std::sync::{
 #[derive(Clone, Debug, Default)]
 pub struct Pressure(Arc<AtomicU32>);
 
-/// The pressure, in thousandths, up to which limits keep their normal value.
-const MAX_THOUSANDTHS_WITHOUT_EFFECT: u64 = 800;
+/// The pressure up to which limits keep their normal value.
+const WITHOUT_EFFECT: f32 = 0.8;
+/// The same in thousandths.
+const THOUSANDTHS_WITHOUT_EFFECT: u64 = 800;
 /// The highest pressure, in thousandths.
 const FULL_THOUSANDTHS: u64 = 1000;
 
@@ -59,14 +61,25 @@ impl Pressure {
     /// let bytes_per_second = |pressure| Pressure::scale(pressure, 500, 4000);
     /// assert_eq!([0.0, 0.8, 0.9, 1.0].map(bytes_per_second), [500, 500, 2250, 4000]);
     /// ```
+    #[inline]
     pub fn scale(pressure: f32, normal: u64, full: u64) -> u64 {
-        // Whole numbers make the curve exact. The cast makes NaN 0.
-        let pressure = (pressure * FULL_THOUSANDTHS as f32).round() as u64;
-        let above = pressure.clamp(MAX_THOUSANDTHS_WITHOUT_EFFECT, FULL_THOUSANDTHS)
-            - MAX_THOUSANDTHS_WITHOUT_EFFECT;
-        let range = FULL_THOUSANDTHS - MAX_THOUSANDTHS_WITHOUT_EFFECT;
-        // At most the larger of both, so that the cast keeps the value.
-        let of_normal = u128::from(normal) * u128::from(range - above);
-        ((of_normal + u128::from(full) * u128::from(above)) / u128::from(range)) as u64
+        // Not `<=`, for NaN.
+        if pressure > WITHOUT_EFFECT {
+            scaled(pressure, normal, full)
+        } else {
+            normal
+        }
     }
+}
+
+#[cold]
+fn scaled(pressure: f32, normal: u64, full: u64) -> u64 {
+    // Whole numbers make the curve exact.
+    let thousandths = (pressure * FULL_THOUSANDTHS as f32).round() as u64;
+    let above = thousandths.clamp(THOUSANDTHS_WITHOUT_EFFECT, FULL_THOUSANDTHS)
+        - THOUSANDTHS_WITHOUT_EFFECT;
+    let range = FULL_THOUSANDTHS - THOUSANDTHS_WITHOUT_EFFECT;
+    let sum = u128::from(normal) * u128::from(range - above) + u128::from(full) * u128::from(above);
+    // At most the larger of both, so that the cast keeps the value.
+    (sum / u128::from(range)) as u64
 }

@@ -51,11 +51,7 @@ impl Stopwatch {
     /// Returns the bytes per second that are required under `pressure`, 1 if there is no rate.
     #[inline]
     pub(crate) fn required_rate(&self, pressure: &Pressure) -> u64 {
-        let pressure = pressure.get();
-        if pressure <= 0.0 {
-            return self.rate.max(1);
-        }
-        Pressure::scale(pressure, self.rate, self.full_pressure_rate).max(1)
+        Pressure::scale(pressure.get(), self.rate, self.full_pressure_rate).max(1)
     }
 
     #[inline]

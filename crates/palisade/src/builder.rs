@@ -8,15 +8,19 @@ use palisade_guard::OnReject;
 use std::{fmt, sync::Arc};
 
 #[cfg(feature = "body-limit")]
-use palisade_body_limit::BodyLimitLayer;
+use palisade_body_limit::{BodyBudgetLayer, BodyLimitLayer};
 #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
 use palisade_client_ip::ClientIp;
 #[cfg(feature = "concurrency-limit")]
 use palisade_concurrency_limit::ConcurrencyLimitLayer;
+#[cfg(feature = "body-limit")]
+use palisade_core::Budget;
 #[cfg(feature = "rate-limit")]
 use palisade_core::ClientKey;
 #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
 use palisade_core::KeyExtractor;
+#[cfg(feature = "slow-body")]
+use palisade_core::Memory;
 #[cfg(feature = "rate-limit")]
 use palisade_rate_limit::{Decision, Limiter, Policy, RateLimitLayer, TableLimiter};
 #[cfg(feature = "slow-body")]
@@ -49,8 +53,12 @@ pub struct Stack {
     max_body: u64,
     #[cfg(feature = "body-limit")]
     is_grpc: bool,
+    #[cfg(feature = "body-limit")]
+    byte_budget: Option<Budget>,
     #[cfg(feature = "slow-body")]
     pace: PaceBuilder,
+    #[cfg(feature = "slow-body")]
+    memory: Option<Memory>,
     #[cfg(feature = "concurrency-limit")]
     max_requests: usize,
     #[cfg(feature = "concurrency-limit")]
@@ -82,6 +90,8 @@ struct Tunes {
     timeout: Tune<TimeoutLayer>,
     #[cfg(feature = "body-limit")]
     body_limit: Tune<BodyLimitLayer>,
+    #[cfg(feature = "body-limit")]
+    body_budget: Tune<BodyBudgetLayer>,
     #[cfg(feature = "slow-body")]
     slow_body: Tune<SlowBodyLayer>,
     #[cfg(feature = "concurrency-limit")]
@@ -194,8 +204,12 @@ impl Stack {
             max_body: BodyLimitLayer::DEFAULT,
             #[cfg(feature = "body-limit")]
             is_grpc: false,
+            #[cfg(feature = "body-limit")]
+            byte_budget: Some(Budget::of_process()),
             #[cfg(feature = "slow-body")]
             pace: Pace::builder(),
+            #[cfg(feature = "slow-body")]
+            memory: Some(Memory::of_process()),
             #[cfg(feature = "concurrency-limit")]
             max_requests: 1024,
             #[cfg(feature = "concurrency-limit")]
@@ -422,6 +436,50 @@ impl Stack {
         self
     }
 
+    /// Sets the budget of bytes that all request bodies share: see [`BodyBudgetLayer`]. `None`
+    /// removes it. Defaults to [`Budget::of_process`], a quarter of the memory of the process.
+    ///
+    /// ```
+    /// use palisade::{Budget, Stack};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let stack = Stack::edge().byte_budget(Budget::new(1 << 20)?).build()?;
+    /// assert_eq!(status(&stack, Request::new(chunked(10, 10_000))).await, 200);
+    /// assert_eq!(status(&stack, Request::new(chunked(100, 10_000))).await, 503);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "body-limit")]
+    pub fn byte_budget(mut self, budget: impl Into<Option<Budget>>) -> Self {
+        self.byte_budget = budget.into();
+        self
+    }
+
+    /// Sets the memory by which the required pace of bodies rises: see
+    /// [`full_pressure_rate`](PaceBuilder::full_pressure_rate). `None` keeps the pace as it is.
+    /// Defaults to [`Memory::of_process`].
+    ///
+    /// ```
+    /// use palisade::{Memory, Stack};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let memory = Memory::reported(1_000_000)?;
+    /// let stack = Stack::edge().memory(memory.clone()).build()?;
+    /// memory.report(1_000_000);
+    /// // Eight times 500 B/s are required at full pressure.
+    /// assert_eq!(status(&stack, upload(60, 1_000, SECOND)).await, 408);
+    /// assert_eq!(status(&stack, upload(60, 5_000, SECOND)).await, 200);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "slow-body")]
+    pub fn memory(mut self, memory: impl Into<Option<Memory>>) -> Self {
+        self.memory = memory.into();
+        self
+    }
+
     /// Declares that the handlers are gRPC services: [`Self::max_body`] then applies to each
     /// message, and a stream may have any number of messages. See [`BodyLimitLayer::grpc`] for the
     /// other effects. Defaults to one limit for the whole body.
@@ -624,6 +682,33 @@ impl Stack {
         self
     }
 
+    /// Changes any option of the layer of the byte budget, after all settings of the stack are
+    /// applied. The changes are not validated. Defaults to no change.
+    ///
+    /// ```
+    /// use palisade::Stack;
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// // A route that passes its body on as it arrives, and so holds little of it.
+    /// let stack = Stack::edge().tune_body_budget(|layer| {
+    ///     layer.max_held_for(|head| (head.uri.path() == "/backup").then_some(64 << 10))
+    /// });
+    /// let stack = stack.build()?;
+    /// let backup = Request::put("/backup").body(chunked(100, 10_000))?;
+    /// assert_eq!(status(&stack, backup).await, 200);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "body-limit")]
+    pub fn tune_body_budget(
+        mut self,
+        tune: impl FnOnce(BodyBudgetLayer) -> BodyBudgetLayer + Send + 'static,
+    ) -> Self {
+        self.tunes.body_budget = Some(Box::new(tune));
+        self
+    }
+
     /// Changes any option of the slow-body guard's layer, after all settings of the stack are
     /// applied. The changes are not validated. Defaults to no change.
     ///
@@ -757,10 +842,23 @@ impl Stack {
                 }
                 configured!(layer, Guard::BodyLimit, body_limit)
             },
+            #[cfg(feature = "body-limit")]
+            body_budget: {
+                let layer = self.body_budget();
+                let layer = configured!(layer, Guard::BodyLimit, body_budget);
+                if self.byte_budget.is_some() {
+                    layer
+                } else {
+                    layer.mode(Mode::Off)
+                }
+            },
             #[cfg(feature = "slow-body")]
             slow_body: {
                 let pace = self.pace.build().expect("validated by `check`");
-                let layer = SlowBodyLayer::new().request(pace);
+                let mut layer = SlowBodyLayer::new().request(pace);
+                if let Some(memory) = &self.memory {
+                    layer = layer.pressure(memory.pressure().clone());
+                }
                 configured!(layer, Guard::SlowBody, slow_body)
             },
             #[cfg(feature = "concurrency-limit")]
@@ -797,6 +895,24 @@ impl Stack {
             (Some(client_key), _) => Some(client_key.clone()),
             (None, Preset::Edge) => Some(Arc::new(ClientIp::peer())),
             (None, Preset::BehindProxy | Preset::Internal) => None,
+        }
+    }
+}
+
+#[cfg(feature = "body-limit")]
+impl Stack {
+    fn body_budget(&self) -> BodyBudgetLayer {
+        let budget = self.byte_budget.clone();
+        let layer = BodyBudgetLayer::new(budget.unwrap_or_else(Budget::of_process));
+        let layer = if self.is_grpc { layer.grpc() } else { layer };
+        #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
+        if let Some(client_key) = self.client_key_extractor() {
+            return layer.shared_client(client_key);
+        }
+        if self.preset == Preset::Edge {
+            layer
+        } else {
+            layer.unknown_clients()
         }
     }
 }

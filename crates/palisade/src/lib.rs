@@ -69,7 +69,8 @@ mod stack;
 /// The types that all guards share. Not named `core`, which would shadow the standard `core` crate.
 pub use palisade_core as types;
 pub use palisade_core::{
-    ConfigError, ConfigFault, Guard, Metrics, Mode, Pressure, Reason, Recorder, Rejection,
+    Budget, ConfigError, ConfigFault, Guard, Memory, Metrics, Mode, Pressure, Reason, Recorder,
+    Rejection,
 };
 #[cfg(any(
     feature = "body-limit",

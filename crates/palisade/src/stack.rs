@@ -10,7 +10,7 @@ use palisade_guard::{And, GuardLayer};
 use tower_layer::Layer;
 
 #[cfg(feature = "body-limit")]
-use palisade_body_limit::{BodyLimitLayer, BodyLimitPolicy};
+use palisade_body_limit::{BodyBudgetLayer, BodyBudgetPolicy, BodyLimitLayer, BodyLimitPolicy};
 #[cfg(feature = "concurrency-limit")]
 use palisade_concurrency_limit::{
     ConcurrencyLimitHandle, ConcurrencyLimitLayer, ConcurrencyLimitPolicy,
@@ -47,7 +47,10 @@ pub type ResponseBody<B> = palisade_guard::ResponseBody<B, Policies>;
 /// limit, so that it includes the wait for a permit.
 pub(crate) type Policies = And<
     MaybeRateLimit,
-    And<MaybeTimeout, And<MaybeBodyLimit, And<MaybeSlowBody, MaybeConcurrencyLimit>>>,
+    And<
+        MaybeTimeout,
+        And<MaybeBodyLimit, And<MaybeBodyBudget, And<MaybeSlowBody, MaybeConcurrencyLimit>>>,
+    >,
 >;
 
 /// The layers of a stack, before they are combined into one.
@@ -58,6 +61,8 @@ pub(crate) struct Layers {
     pub(crate) timeout: TimeoutLayer,
     #[cfg(feature = "body-limit")]
     pub(crate) body_limit: BodyLimitLayer,
+    #[cfg(feature = "body-limit")]
+    pub(crate) body_budget: BodyBudgetLayer,
     #[cfg(feature = "slow-body")]
     pub(crate) slow_body: SlowBodyLayer,
     #[cfg(feature = "concurrency-limit")]
@@ -88,6 +93,7 @@ macro_rules! optional_policy {
 optional_policy!("rate-limit", MaybeRateLimit, RateLimitPolicy, rate_limit);
 optional_policy!("timeout", MaybeTimeout, TimeoutPolicy, timeout);
 optional_policy!("body-limit", MaybeBodyLimit, BodyLimitPolicy, body_limit);
+optional_policy!("body-limit", MaybeBodyBudget, BodyBudgetPolicy, body_budget);
 optional_policy!("slow-body", MaybeSlowBody, SlowBodyPolicy, slow_body);
 optional_policy!(
     "concurrency-limit",
@@ -107,7 +113,10 @@ impl Layers {
     pub(crate) fn to_stack_layer(&self) -> StackLayer {
         let bodies = And(
             self.body_limit(),
-            And(self.slow_body(), self.concurrency_limit()),
+            And(
+                self.body_budget(),
+                And(self.slow_body(), self.concurrency_limit()),
+            ),
         );
         StackLayer {
             guard: GuardLayer::new(And(self.rate_limit(), And(self.timeout(), bodies))),
