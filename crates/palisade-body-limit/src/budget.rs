@@ -40,6 +40,7 @@ const WEIGHT: u64 = 2;
 /// A body that finds no room is refused with 503 and `Retry-After`, or cut if the response head has
 /// been sent. The reason is [`Reason::BytesFull`]. No request waits for room, and a declared length
 /// reserves nothing. A client may hold no more than what it leaves of three quarters of the budget.
+/// The frame for which there is no room is still passed on. The body ends when it is asked for more.
 ///
 /// ```
 /// use palisade_body_limit::{BodyBudgetLayer, Budget};
@@ -98,6 +99,8 @@ pub struct BudgetState {
 pub struct BudgetUpload {
     /// Bytes that may arrive before the budget is charged again.
     paid: u64,
+    /// The budget had no room for the last frame.
+    full: Option<BudgetFull>,
     /// Where messages begin and end, in gRPC.
     messages: Option<Box<Messages>>,
 }
@@ -218,48 +221,41 @@ impl BodyBudgetPolicy {
         }
     }
 
-    /// Pays for a frame that was not paid for in advance. Fails if the body has to end.
+    /// Pays for a frame that was not paid for in advance, and for more.
     #[inline(never)]
-    fn pay(
+    fn pay(&self, upload: &mut BudgetUpload, state: &BudgetState, bytes: u64) {
+        let Some(charge) = &state.charge else {
+            upload.paid = u64::MAX;
+            return;
+        };
+        let left = state.max_held.saturating_sub(charge.bytes());
+        let unpaid = bytes.saturating_sub(upload.paid);
+        let price = |bytes: u64| bytes.saturating_mul(WEIGHT).min(left);
+        let mut step = unpaid.max(STEP_BYTES);
+        if let Err(full) = charge.take(price(step)) {
+            // There may be room for the frame alone.
+            if charge.take(price(unpaid)).is_err() {
+                upload.full = Some(full);
+                upload.paid = u64::MAX;
+                return;
+            }
+            step = unpaid;
+        }
+        let is_all = price(step) == left && upload.messages.is_none();
+        upload.paid = if is_all { u64::MAX } else { step - unpaid };
+    }
+
+    /// Reports that the budget was full, once. Fails if that ends the body.
+    #[inline(always)]
+    fn check(
         &self,
         upload: &mut BudgetUpload,
         view: SharedView<'_, BudgetState>,
-        data: &[u8],
     ) -> Result<(), Violation> {
-        let Some(charge) = &view.shared.charge else {
-            upload.paid = u64::MAX;
-            return Ok(());
-        };
-        if upload
-            .messages
-            .as_mut()
-            .is_some_and(|of| of.begin_one(data))
-        {
-            // The handler has the messages before.
-            charge.give_back();
-            upload.paid = FREE_BYTES;
+        match upload.full.take() {
+            Some(full) => self.full(view, full),
+            None => Ok(()),
         }
-        let bytes = data.len() as u64;
-        if let Some(paid) = upload.paid.checked_sub(bytes) {
-            upload.paid = paid;
-            return Ok(());
-        }
-        let left = view.shared.max_held.saturating_sub(charge.bytes());
-        let step = (bytes - upload.paid).max(STEP_BYTES);
-        let price = step.saturating_mul(WEIGHT);
-        if price >= left && upload.messages.is_none() {
-            charge.take(left).or_else(|full| self.full(view, full))?;
-            upload.paid = u64::MAX;
-            return Ok(());
-        }
-        match charge.take(price.min(left)) {
-            Ok(()) => upload.paid = upload.paid.saturating_add(step) - bytes,
-            Err(full) => {
-                self.full(view, full)?;
-                upload.paid = u64::MAX; // Shadow mode: one event per request is enough.
-            }
-        }
-        Ok(())
     }
 
     /// Reports that the budget is full. Fails if that is enforced.
@@ -326,6 +322,7 @@ impl Policy for BodyBudgetPolicy {
                 Some(_) => FREE_BYTES,
                 None => u64::MAX,
             },
+            full: None,
             messages: (self.charges_messages && shared.charge.is_some() && facts.form.is_grpc())
                 .then(Box::default),
         }
@@ -350,16 +347,18 @@ impl Policy for BodyBudgetPolicy {
     }
 
     #[inline(always)]
-    fn fits(&self, upload: &BudgetUpload, bytes: usize) -> bool {
-        bytes as u64 <= upload.paid
+    fn fits(&self, upload: &BudgetUpload, _: usize) -> bool {
+        upload.full.is_none()
     }
 
     #[inline(always)]
-    fn passed(&self, upload: &mut BudgetUpload, bytes: usize) {
-        upload.paid -= bytes as u64;
+    fn passed(&self, upload: &mut BudgetUpload, state: &BudgetState, bytes: usize) {
+        match upload.paid.checked_sub(bytes as u64) {
+            Some(paid) => upload.paid = paid,
+            None => self.pay(upload, state, bytes as u64),
+        }
     }
 
-    #[inline(always)]
     fn poll_request<U: Upstream>(
         &self,
         upload: &mut BudgetUpload,
@@ -368,6 +367,10 @@ impl Policy for BodyBudgetPolicy {
         slot: &mut Polled,
         cx: &mut Context<'_>,
     ) -> Flow {
+        if let Err(violation) = self.check(upload, view) {
+            *slot = Poll::Ready(Some(Err(violation.into())));
+            return Flow::Linger;
+        }
         upstream.poll(slot, cx);
         let Poll::Ready(Some(Ok(frame))) = slot else {
             return Flow::Continue;
@@ -375,17 +378,30 @@ impl Policy for BodyBudgetPolicy {
         let Some(data) = frame.data_ref() else {
             return Flow::Continue;
         };
-        if upload.messages.is_none() && self.fits(upload, data.len()) {
-            self.passed(upload, data.len());
-            return Flow::Continue;
+        if upload
+            .messages
+            .as_mut()
+            .is_some_and(|of| of.begin_one(data))
+            && let Some(charge) = &view.shared.charge
+        {
+            // The handler has the messages before.
+            charge.give_back();
+            upload.paid = FREE_BYTES;
         }
-        match self.pay(upload, view, data) {
-            Ok(()) => Flow::Continue,
-            Err(violation) => {
-                *slot = Poll::Ready(Some(Err(violation.into())));
-                Flow::Linger
-            }
-        }
+        self.passed(upload, view.shared, data.len());
+        Flow::Continue
+    }
+
+    /// The last frame before a wait may be the one for which there was no room.
+    #[inline(always)]
+    fn waits_for_client(
+        &self,
+        upload: &mut BudgetUpload,
+        view: SharedView<'_, BudgetState>,
+        _: bool,
+        _: &mut Context<'_>,
+    ) -> Result<(), Violation> {
+        self.check(upload, view)
     }
 }
 

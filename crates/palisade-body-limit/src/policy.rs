@@ -243,7 +243,7 @@ impl Policy for BodyLimitPolicy {
     }
 
     #[inline(always)]
-    fn passed(&self, upload: &mut UploadState, bytes: usize) {
+    fn passed(&self, upload: &mut UploadState, _: &SharedState, bytes: usize) {
         if let Some(counter) = &mut upload.counter {
             counter.count_frame(bytes);
         }

@@ -191,9 +191,9 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     }
 
     #[inline(always)]
-    fn passed(&self, upload: &mut Self::Upload, bytes: usize) {
-        self.0.passed(&mut upload.0, bytes);
-        self.1.passed(&mut upload.1, bytes);
+    fn passed(&self, upload: &mut Self::Upload, shared: &Self::Shared, bytes: usize) {
+        self.0.passed(&mut upload.0, &shared.0, bytes);
+        self.1.passed(&mut upload.1, &shared.1, bytes);
     }
 
     #[inline(always)]

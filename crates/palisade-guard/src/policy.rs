@@ -181,7 +181,7 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
 
     /// Called when a frame of this size is passed to the handler.
     #[inline(always)]
-    fn passed(&self, _upload: &mut Self::Upload, _bytes: usize) {}
+    fn passed(&self, _upload: &mut Self::Upload, _shared: &Self::Shared, _bytes: usize) {}
 
     /// Polls the request body. Called where [`Self::passed`] is not enough. Polls `upstream` and
     /// stores the frame to be passed on in `slot`.

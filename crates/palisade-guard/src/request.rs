@@ -163,10 +163,10 @@ impl<P: Policy> BodyState<P> {
     /// Passes a data frame of this size if it fits. Returns whether it does.
     #[inline(always)]
     fn pass_if_it_fits(&mut self, bytes: usize) -> bool {
-        let policy = &*self.exchange.policy;
+        let Exchange { policy, shared, .. } = &*self.exchange;
         let fits = policy.fits(&self.upload, bytes);
         if fits {
-            policy.passed(&mut self.upload, bytes);
+            policy.passed(&mut self.upload, shared, bytes);
         }
         fits
     }

@@ -233,7 +233,7 @@ impl Policy for SlowBodyPolicy {
     }
 
     #[inline(always)]
-    fn passed(&self, upload: &mut UploadState, bytes: usize) {
+    fn passed(&self, upload: &mut UploadState, _: &SharedState, bytes: usize) {
         upload.new_bytes = upload.new_bytes.saturating_add(bytes as u64);
     }
 
@@ -241,7 +241,7 @@ impl Policy for SlowBodyPolicy {
     fn poll_request<U: Upstream>(
         &self,
         upload: &mut UploadState,
-        _: SharedView<'_, SharedState>,
+        exchange: SharedView<'_, SharedState>,
         up: &mut U,
         slot: &mut Polled,
         cx: &mut Context<'_>,
@@ -250,7 +250,7 @@ impl Policy for SlowBodyPolicy {
         if let Poll::Ready(Some(Ok(frame))) = slot
             && let Some(data) = frame.data_ref()
         {
-            self.passed(upload, data.len());
+            self.passed(upload, exchange.shared, data.len());
         }
         Flow::Continue
     }

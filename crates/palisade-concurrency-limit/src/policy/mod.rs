@@ -438,7 +438,7 @@ impl Policy for ConcurrencyLimitPolicy {
     }
 
     #[inline(always)]
-    fn passed(&self, upload: &mut UploadState, bytes: usize) {
+    fn passed(&self, upload: &mut UploadState, _: &SharedState, bytes: usize) {
         upload.progress = upload.progress.saturating_add(bytes as u64);
     }
 
