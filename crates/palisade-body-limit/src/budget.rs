@@ -29,10 +29,10 @@ const WEIGHT: u64 = 2;
 /// Charges the bytes of all request bodies to one [`Budget`], so that together they cannot fill the
 /// memory.
 ///
-/// A [`BodyLimitLayer`](crate::BodyLimitLayer) limits each body. A thousand clients that each upload
-/// almost as much and hold the last byte back still fill the memory. This layer charges two bytes
-/// for each byte that arrives, until the response has ended and the body is dropped. Bodies of up to
-/// 1 KiB are free. A request is charged no more than [`max_held`](Self::max_held).
+/// A [`BodyLimitLayer`](crate::BodyLimitLayer) limits each body. A thousand clients that each
+/// upload almost as much and hold the last byte back still fill the memory. This layer charges two
+/// bytes for each byte that arrives, until the response has ended and the body is dropped. Bodies
+/// of up to 1 KiB are free. A request is charged no more than [`max_held`](Self::max_held).
 ///
 /// With [`grpc`](Self::grpc) a gRPC request is charged for the message that is being received: a
 /// stream of hours does not hold the sum of its messages.
@@ -40,7 +40,8 @@ const WEIGHT: u64 = 2;
 /// A body that finds no room is refused with 503 and `Retry-After`, or cut if the response head has
 /// been sent. The reason is [`Reason::BytesFull`]. No request waits for room, and a declared length
 /// reserves nothing. A client may hold no more than what it leaves of three quarters of the budget.
-/// The frame for which there is no room is still passed on. The body ends when it is asked for more.
+/// The frame for which there is no room is still passed on. The body ends when it is asked for
+/// more.
 ///
 /// ```
 /// use palisade_body_limit::{BodyBudgetLayer, Budget};
@@ -117,6 +118,7 @@ struct Messages {
 
 palisade_guard::settings_methods!(
     BodyBudgetLayer,
+    records: budget,
     request: "Request::new(chunked(100, 1000))",
     example: "BodyBudgetLayer::new(palisade_body_limit::Budget::new(64 << 10).expect(\"valid\"))"
         => 503 "bytes_full"

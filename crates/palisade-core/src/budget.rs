@@ -1,10 +1,10 @@
 //! One budget of bytes for all that a server keeps of its requests.
 
-use crate::{ClientKey, ConfigError, Memory};
+use crate::{ClientKey, ConfigError, Gauge, GaugeSource, Guard, Memory, Recorder};
 use std::{
     fmt,
     sync::{
-        Arc, OnceLock,
+        Arc, OnceLock, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -110,6 +110,12 @@ impl Budget {
         self.0.held.load(Relaxed)
     }
 
+    /// Reports [`Gauge::BytesHeld`] and [`Gauge::BytesLimit`] to `recorder`.
+    pub fn record_to(&self, recorder: &Recorder) {
+        let gauges = Arc::downgrade(&self.0);
+        recorder.register(gauges as Weak<dyn GaugeSource>);
+    }
+
     /// Returns a charge of 0 bytes for a request of `client`, if that is known.
     pub fn charge(&self, client: Option<ClientKey>) -> Charge {
         Charge {
@@ -145,6 +151,17 @@ impl Shared {
             limit: left.max(SMALL_SHARE),
             observed: of_client,
         })
+    }
+}
+
+impl GaugeSource for Shared {
+    fn guard(&self) -> Guard {
+        Guard::BodyLimit
+    }
+
+    fn sample(&self, visit: &mut dyn FnMut(Gauge, u64)) {
+        visit(Gauge::BytesHeld, self.held.load(Relaxed));
+        visit(Gauge::BytesLimit, self.limit);
     }
 }
 

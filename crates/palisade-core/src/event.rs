@@ -319,6 +319,10 @@ pub enum Gauge {
     MemoryLimit,
     /// The percentage of requests to admit while memory is short, 25 to 100.
     MemorySharePercent,
+    /// The bytes of bodies that are held: see [`Budget`](crate::Budget).
+    BytesHeld,
+    /// The limit on [`Gauge::BytesHeld`].
+    BytesLimit,
     /// The total number of failures to accept a connection for lack of files or memory.
     AcceptErrors,
     /// The number of connections that wait in the kernel to be accepted. Linux only.
@@ -356,6 +360,8 @@ impl Gauge {
         Self::MemoryUsed,
         Self::MemoryLimit,
         Self::MemorySharePercent,
+        Self::BytesHeld,
+        Self::BytesLimit,
         Self::AcceptErrors,
         Self::AcceptQueue,
         Self::AcceptQueueLimit,

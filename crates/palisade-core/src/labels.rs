@@ -78,7 +78,8 @@ closed_enum! {
         PeerMissing = "peer_missing",
         /// The body, or a single gRPC message of it, is longer than allowed. Unit: bytes.
         TooLarge = "too_large",
-        /// The server holds as many bytes of bodies as it may, in all or of this client. Unit: bytes.
+        /// The server holds as many bytes of bodies as it may, in all or of this client.
+        /// Unit: bytes.
         BytesFull = "bytes_full",
         /// The body has more frames than its bytes justify. Unit: frames.
         TinyFrames = "tiny_frames",

@@ -72,8 +72,8 @@ macro_rules! __first {
 /// Defines `mode`, `metrics` and `on_reject` for a layer. The layer has a method `policy_mut` that
 /// returns a policy with a field `settings: Settings`. `gauges: field` registers the gauges of the
 /// policy's `field: Arc<_>`. `records: field` passes the recorder to the method `record_to` of that
-/// field. `example` is code for a layer that refuses every upload that stalls, or the `request`, and
-/// the status and the reason that it refuses it with.
+/// field. `example` is code for a layer that refuses every upload that stalls, or the `request`,
+/// and the status and the reason that it refuses it with.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! settings_methods {
@@ -130,7 +130,7 @@ macro_rules! settings_methods {
                     let gauges: std::sync::Weak<dyn $crate::__private::palisade_core::GaugeSource> = gauges;
                     recorder.register(gauges);
                 )?
-                $(policy.$records.record_to(recorder.clone());)?
+                $(policy.$records.record_to(&recorder);)?
                 policy.settings.recorder = recorder;
                 self
             }

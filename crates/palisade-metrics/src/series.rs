@@ -241,6 +241,11 @@ pub(crate) fn gauge_family(gauge: Gauge) -> Option<Family> {
             "palisade_memory_share_percent",
             "Share of requests that is admitted while memory is short and grows, 25 to 100",
         ),
+        Gauge::BytesHeld => ("palisade_bytes_held", "Bytes of bodies that are held"),
+        Gauge::BytesLimit => (
+            "palisade_bytes_held_limit",
+            "Bytes of bodies that may be held",
+        ),
         Gauge::AcceptErrors => (
             "palisade_accept_errors_total",
             "Failures to accept a connection for lack of files or memory",

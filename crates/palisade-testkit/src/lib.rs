@@ -24,6 +24,7 @@ pub mod guarded;
 pub mod h2;
 mod journal;
 pub mod line;
+pub mod memory_group;
 pub mod process;
 pub mod servers;
 

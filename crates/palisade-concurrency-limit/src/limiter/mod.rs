@@ -79,8 +79,8 @@ impl Limiter {
         recorder.record(|| Event::limit_changed(Guard::ConcurrencyLimit, limit as u64));
     }
 
-    pub(crate) fn record_to(&self, recorder: Recorder) {
-        let before = std::mem::replace(&mut *self.recorder.lock(), recorder);
+    pub(crate) fn record_to(&self, recorder: &Recorder) {
+        let before = std::mem::replace(&mut *self.recorder.lock(), recorder.clone());
         drop(before); // Dropping a sink may run arbitrary code.
     }
 

@@ -71,7 +71,9 @@
 //! - One client can take a tenth of the 800 requests/s. If no office uses the service, 4/s with a
 //!   burst of 24 are enough, and one client is worth 0.5 %.
 //! - The defaults here would be 1,024 permits and 2 MiB. They allow 8 × 1,024 × 2 MiB = 16 GiB of
-//!   collected bodies, so a server that collects them should lower one of the two.
+//!   collected bodies. The [byte budget](crate::Stack::byte_budget) ends that at a quarter of the
+//!   memory. A server that collects them should still lower one of the two, so that the budget is
+//!   for attacks and not for the busy hour.
 //! - HTTP/1.1 browsers open six connections. Count them.
 //!
 //! # Uploads

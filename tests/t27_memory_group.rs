@@ -1,0 +1,173 @@
+//! T27: many bodies at once that together are more than the memory of the container. The server is
+//! a process in a control group of 256 MiB.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test may panic, and its server tells its address"
+)]
+
+use axum::{Router, routing::post};
+use bytes::Bytes;
+use palisade::{Stack, conn::ConnGuard};
+use palisade_testkit::{
+    clients::{self, PATIENCE, RawClient},
+    memory_group::MemoryGroup,
+};
+use std::{
+    env,
+    future::IntoFuture,
+    io::{BufRead, BufReader},
+    net::{Ipv4Addr, SocketAddr},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::{Instant, sleep, timeout},
+};
+
+const LIMIT: u64 = 256 << 20;
+/// Tells the test [`server_process`] to serve, in place of doing nothing.
+const SERVES: &str = "PALISADE_TEST_SERVES";
+/// Uploads that are sent and held open at once.
+const UPLOADS: usize = 200;
+const UPLOAD_BYTES: usize = 1_900_000;
+const HONEST: Ipv4Addr = Ipv4Addr::new(127, 0, 7, 1);
+
+/// The server in a process of its own.
+struct Server {
+    child: Child,
+    addr: SocketAddr,
+}
+
+impl Server {
+    fn start(group: &MemoryGroup) -> Self {
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "server_process", "--nocapture"])
+            .env(SERVES, "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        group.add(child.id()).unwrap();
+        // It serves when it is told to, so that it finds itself in the group.
+        drop(child.stdin.take());
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let addr = lines.map_while(Result::ok).find_map(|line| {
+            let (_, addr) = line.split_once("listening on ")?;
+            addr.parse().ok()
+        });
+        let addr = addr.expect("the server listens");
+        Self { child, addr }
+    }
+
+    fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Not a test, but the server of the others: does nothing unless one of them has started it.
+#[test]
+fn server_process() {
+    if env::var_os(SERVES).is_none() {
+        return;
+    }
+    // Waits until the parent has moved this process into its group.
+    let _ = std::io::stdin().lines().count();
+    let runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = { runtime }.worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let app = Router::new()
+            .route("/", post(async |body: Bytes| body.len().to_string()))
+            .layer(Stack::edge().build().unwrap());
+        let guard = ConnGuard::builder().build().unwrap();
+        let listener = guard.bind("127.0.0.1:0").await.unwrap();
+        println!("listening on {}", listener.local_addr().unwrap());
+        palisade::serve(listener, app).into_future().await.unwrap();
+    });
+}
+
+/// Sends an upload but for its last byte, and holds it open. Returns whether the server has refused
+/// it by then.
+async fn hold_upload(from: Ipv4Addr, to: SocketAddr) -> Option<RawClient> {
+    let mut client = RawClient::connect_from(from, to).await.ok()?;
+    let head = format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {UPLOAD_BYTES}\r\n\r\n");
+    client.send(head).await.ok()?;
+    let piece = vec![b'x'; 19_000];
+    for _ in 0..UPLOAD_BYTES / piece.len() - 1 {
+        client.send(&piece).await.ok()?;
+    }
+    Some(client)
+}
+
+/// Uploads so many bytes at once, and returns whether they were served.
+async fn is_served(to: SocketAddr, bytes: usize) -> bool {
+    let upload = async {
+        let mut stream = clients::connect(HONEST, to).await.ok()?;
+        let head = format!(
+            "POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {bytes}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.ok()?;
+        stream.write_all(&vec![b'x'; bytes]).await.ok()?;
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.ok()?;
+        Some(response.starts_with("HTTP/1.1 200") && response.ends_with(&bytes.to_string()))
+    };
+    timeout(PATIENCE, upload)
+        .await
+        .ok()
+        .flatten()
+        .unwrap_or(false)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uploads_held_open_do_not_fill_the_memory_of_the_container() {
+    let Some(group) = MemoryGroup::create(LIMIT) else {
+        eprintln!("skipped: this process may not create control groups of version 1");
+        return;
+    };
+    let mut server = Server::start(&group);
+    let addr = server.addr;
+    assert!(is_served(addr, 1 << 20).await);
+    let attack = (0..UPLOADS).map(|number| {
+        let [high, low] = (number as u16).to_be_bytes();
+        let from = Ipv4Addr::new(127, 1, high, low.max(1));
+        tokio::spawn(hold_upload(from, addr))
+    });
+    let attack: Vec<_> = attack.collect();
+
+    let (mut served, mut all) = (0, 0);
+    let end = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < end {
+        served += usize::from(is_served(addr, 10_000).await);
+        all += 1;
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert!(server.is_running(), "the server was killed");
+    let peak = group.peak().unwrap();
+    println!(
+        "{served} of {all} honest uploads served, peak {} MiB",
+        peak >> 20
+    );
+    assert!(served * 100 >= all * 99, "{served} of {all}");
+    assert!(peak <= LIMIT / 100 * 98, "{peak}");
+
+    // When the uploads have ended, large ones are served as before.
+    for upload in attack {
+        drop(upload.await.unwrap());
+    }
+    let end = Instant::now() + Duration::from_secs(5);
+    while !is_served(addr, 1 << 20).await {
+        assert!(Instant::now() < end, "large uploads are still refused");
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert!(server.is_running());
+}
