@@ -257,8 +257,8 @@ pub use integrations::tonic::harden;
 pub use io::frames::FrameReader;
 pub use io::{guarded::GuardedIo, transport::Transport};
 pub use palisade_core::{
-    ClientKey, ConfigError, ConfigFault, ConnInfo, Memory, Mode, Network, Phase, Prefix, Pressure,
-    Reason,
+    Budget, ClientKey, ConfigError, ConfigFault, ConnInfo, Memory, Mode, Network, Phase, Prefix,
+    Pressure, Reason,
 };
 pub use track::{
     body::TrackedBody, future::TrackingFuture, layer::RequestTrackingLayer,

@@ -50,8 +50,8 @@ struct Shared {
 /// What one request has taken of a [`Budget`]. It is given back when this is dropped.
 pub struct Charge {
     budget: Budget,
-    /// The counter of the client, if it is known.
-    client: Option<usize>,
+    /// The hash of the client, if it is known.
+    client: Option<u64>,
     bytes: AtomicU64,
 }
 
@@ -120,15 +120,36 @@ impl Budget {
     pub fn charge(&self, client: Option<ClientKey>) -> Charge {
         Charge {
             budget: self.clone(),
-            client: client.map(|client| client.to_hash() as usize % CLIENT_COUNTERS),
+            client: client.map(ClientKey::to_hash),
             bytes: AtomicU64::new(0),
         }
+    }
+
+    /// Takes `bytes` for the client with this [hash](ClientKey::to_hash), if it is known. For a
+    /// guard that keeps the number itself, and [gives it back](Self::give_back).
+    ///
+    /// # Errors
+    ///
+    /// If the budget has no room for them. Nothing is taken then.
+    pub fn take(&self, client: Option<u64>, bytes: u64) -> Result<(), BudgetFull> {
+        self.0.take(client, bytes)
+    }
+
+    /// Gives back what was [taken](Self::take).
+    pub fn give_back(&self, client: Option<u64>, bytes: u64) {
+        if let Some(own) = self.0.own(client) {
+            own.fetch_sub(bytes, Relaxed);
+        }
+        self.0.held.fetch_sub(bytes, Relaxed);
     }
 }
 
 impl Shared {
-    /// Takes `bytes`, of which `own` are counted for the same client.
-    fn take(&self, own: Option<&AtomicU64>, bytes: u64) -> Result<(), BudgetFull> {
+    fn own(&self, client: Option<u64>) -> Option<&AtomicU64> {
+        self.by_client.get(client? as usize % CLIENT_COUNTERS)
+    }
+
+    fn take(&self, client: Option<u64>, bytes: u64) -> Result<(), BudgetFull> {
         let add = |held: u64| held.checked_add(bytes).filter(|held| *held <= self.limit);
         let held = match self.held.fetch_update(Relaxed, Relaxed, add) {
             Ok(before) => before + bytes,
@@ -139,7 +160,9 @@ impl Shared {
                 });
             }
         };
-        let Some(own) = own else { return Ok(()) };
+        let Some(own) = self.own(client) else {
+            return Ok(());
+        };
         let of_client = own.fetch_add(bytes, Relaxed).saturating_add(bytes);
         let left = (self.limit - self.limit / 4).saturating_sub(held);
         if of_client <= left.max(SMALL_SHARE) {
@@ -174,7 +197,7 @@ impl Charge {
     ///
     /// If the budget has no room for them. Nothing is taken then.
     pub fn take(&self, bytes: u64) -> Result<(), BudgetFull> {
-        self.budget.0.take(self.own(), bytes)?;
+        self.budget.take(self.client, bytes)?;
         self.bytes.fetch_add(bytes, Relaxed);
         Ok(())
     }
@@ -183,20 +206,13 @@ impl Charge {
     pub fn give_back(&self) {
         let bytes = self.bytes.swap(0, Relaxed);
         if bytes > 0 {
-            if let Some(own) = self.own() {
-                own.fetch_sub(bytes, Relaxed);
-            }
-            self.budget.0.held.fetch_sub(bytes, Relaxed);
+            self.budget.give_back(self.client, bytes);
         }
     }
 
     /// Returns the bytes that are taken.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Relaxed)
-    }
-
-    fn own(&self) -> Option<&AtomicU64> {
-        self.budget.0.by_client.get(self.client?)
     }
 }
 

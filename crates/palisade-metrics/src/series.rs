@@ -82,6 +82,7 @@ const REFUSALS: &[(Guard, Reason)] = &[
     (Guard::ConcurrencyLimit, Reason::Evicted),
     (Guard::Connection, Reason::UpgradedFull),
     (Guard::Connection, Reason::MemoryPressure),
+    (Guard::Connection, Reason::BytesFull),
     (Guard::Connection, Reason::InFlightFull),
     (Guard::Connection, Reason::BadRequest),
     (Guard::Connection, Reason::HeadTooLarge),

@@ -22,6 +22,8 @@ pub(crate) struct InFlight {
     /// The requests that its client had in flight then, with this one; 1 if its connection had no
     /// other.
     of_client: u32,
+    /// The bytes that its head is charged.
+    head_bytes: u32,
     stage: Stage,
     is_upload: bool,
     is_waiting: bool,
@@ -68,6 +70,7 @@ impl InFlight {
             conn,
             begun,
             of_client,
+            head_bytes: 0,
             stage: Stage::Handler,
             is_upload: false,
             is_waiting: false,
@@ -135,6 +138,19 @@ impl InFlight {
         self.totals()?.shed_for_memory(&self.conn)
     }
 
+    /// Charges the budget of the guard for the bytes of the head, until the request ends.
+    ///
+    /// # Errors
+    ///
+    /// If there is no room: the limit and the bytes that would be held.
+    pub(crate) fn charge_head(&mut self, bytes: u64) -> Result<(), (u64, u64)> {
+        if let Some(totals) = self.totals() {
+            let charged = totals.charge_head(&self.conn, bytes);
+            self.head_bytes = charged.map_err(|full| (full.limit, full.observed))?;
+        }
+        Ok(())
+    }
+
     /// Stops counting the request among those of all connections, because it is refused for their
     /// number. Otherwise a client that does not read its refusals would use up with them the room
     /// that it was refused.
@@ -177,6 +193,9 @@ impl Drop for InFlight {
             }
             if self.is_in_totals {
                 totals.end_request(self.conn.known_client_hash());
+            }
+            if self.head_bytes > 0 {
+                totals.give_back(&self.conn, self.head_bytes);
             }
         }
         if self.stage != Stage::Answered {

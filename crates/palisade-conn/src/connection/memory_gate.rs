@@ -1,6 +1,6 @@
 //! Which requests and connections are refused while memory is short and grows.
 
-use palisade_core::{ConnInfo, Memory, RequestHead};
+use palisade_core::{Budget, ConnInfo, Memory, RequestHead};
 use std::{
     fmt,
     sync::{
@@ -48,6 +48,8 @@ pub(crate) type IsCritical = Arc<dyn Fn(&RequestHead<'_>) -> bool + Send + Sync>
 pub(crate) struct MemoryGate {
     pub(crate) memory: Option<Memory>,
     pub(crate) is_critical: Option<IsCritical>,
+    /// What the heads of HTTP/2 requests are charged to.
+    pub(crate) budget: Option<Budget>,
     /// The clients with connections in the latest sweep.
     pub(crate) clients: AtomicU32,
     /// Requests that had a rank of their own.
@@ -55,10 +57,15 @@ pub(crate) struct MemoryGate {
 }
 
 impl MemoryGate {
-    pub(crate) fn new(memory: Option<Memory>, is_critical: Option<IsCritical>) -> Self {
+    pub(crate) fn new(
+        memory: Option<Memory>,
+        is_critical: Option<IsCritical>,
+        budget: Option<Budget>,
+    ) -> Self {
         Self {
             memory,
             is_critical,
+            budget,
             ..Self::default()
         }
     }
@@ -131,6 +138,7 @@ impl fmt::Debug for MemoryGate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemoryGate")
             .field("memory", &self.memory)
+            .field("budget", &self.budget)
             .field("has_critical", &self.is_critical.is_some())
             .field("clients", &self.clients)
             .finish_non_exhaustive()

@@ -2,7 +2,7 @@
 
 use super::memory_gate::{MemoryGate, Shed};
 use crate::sync::Mutex;
-use palisade_core::{ClientKey, ConnInfo, Mode, Network, Recorder};
+use palisade_core::{BudgetFull, ClientKey, ConnInfo, Mode, Network, Recorder};
 use std::{
     collections::{HashMap, hash_map::Entry},
     net::IpAddr,
@@ -144,6 +144,31 @@ impl ConnTotals {
         let mut reserved = self.reserved.iter();
         let is_reserved = reserved.any(|network| network.contains(conn.peer().ip()));
         (!is_reserved).then_some(shed)
+    }
+
+    /// Charges the budget for the head of a request on `conn`. Returns the bytes to
+    /// [give back](Self::give_back).
+    ///
+    /// # Errors
+    ///
+    /// If there is no room.
+    pub(super) fn charge_head(&self, conn: &ConnInfo, bytes: u64) -> Result<u32, BudgetFull> {
+        let Some(budget) = &self.memory.budget else {
+            return Ok(0);
+        };
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        budget.take(self.charged_client(conn), bytes.into())?;
+        Ok(bytes)
+    }
+
+    pub(super) fn give_back(&self, conn: &ConnInfo, bytes: u32) {
+        if let Some(budget) = &self.memory.budget {
+            budget.give_back(self.charged_client(conn), bytes.into());
+        }
+    }
+
+    fn charged_client(&self, conn: &ConnInfo) -> Option<u64> {
+        conn.known_client_hash().filter(|_| self.peers_are_clients)
     }
 
     /// Returns the counter that `client` shares with others.

@@ -5,7 +5,9 @@ use super::{
     limits::{CapFrom, Growth, Limits, default_cap},
 };
 use crate::connection::memory_gate::{IsCritical, MemoryGate};
-use palisade_core::{ConfigError, Memory, Mode, Network, Prefix, Pressure, Recorder, RequestHead};
+use palisade_core::{
+    Budget, ConfigError, Memory, Mode, Network, Prefix, Pressure, Recorder, RequestHead,
+};
 use palisade_guard::Gcra;
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -42,6 +44,7 @@ pub struct ConnGuardBuilder {
     pressure: Pressure,
     memory: Option<Memory>,
     critical: Critical,
+    budget: Option<Budget>,
 }
 
 /// Tells the requests that are never refused for memory.
@@ -133,6 +136,7 @@ impl ConnGuardBuilder {
             pressure: Pressure::default(),
             memory: Some(Memory::of_process()),
             critical: Critical(None),
+            budget: Some(Budget::of_process()),
         }
     }
 
@@ -1098,6 +1102,17 @@ impl ConnGuardBuilder {
         self
     }
 
+    /// Sets the budget to which the heads of HTTP/2 requests are charged until the requests end. A
+    /// head that finds no room is refused with 503, for [`Reason::BytesFull`](crate::Reason).
+    ///
+    /// What hyper keeps of a head is several times its bytes on the wire: a field takes up to 224
+    /// bytes beyond its name and value. A head of HTTP/1 is not charged. `None` removes the charge.
+    /// Defaults to [`Budget::of_process`], which request bodies are charged to as well.
+    pub fn byte_budget(mut self, budget: impl Into<Option<Budget>>) -> Self {
+        self.budget = budget.into();
+        self
+    }
+
     /// Sets the requests that are never refused while [memory is short](crate#memory), such as
     /// health checks. Match on something that a client cannot forge, or that costs nothing to
     /// answer. Requests from [reserved](Self::reserve) networks are not refused either. Defaults to
@@ -1194,7 +1209,7 @@ impl ConnGuardBuilder {
             probe: self.probe.map(millis),
             tick: self.precision,
         };
-        let gate = MemoryGate::new(self.memory, self.critical.0);
+        let gate = MemoryGate::new(self.memory, self.critical.0, self.budget);
         Ok(ConnGuard::new(limits, self.recorder, self.pressure, gate))
     }
 

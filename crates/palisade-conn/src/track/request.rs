@@ -1,6 +1,6 @@
 //! One tracked request, from its head to its response head.
 
-use super::{body::TrackedBody, proxy_hint};
+use super::{body::TrackedBody, head, proxy_hint};
 use crate::connection::{in_flight::InFlight, memory_gate::Shed};
 use bytes::Bytes;
 use http::{
@@ -74,12 +74,35 @@ impl TrackedRequest {
     /// Returns the refusal of `request` if there are too many requests on all connections, or of
     /// this client beside the others, or if there is too little memory.
     #[inline]
-    pub(super) fn refuse<B: Body>(&self, request: &Request<B>) -> Option<Rejection> {
+    pub(super) fn refuse<B: Body>(&mut self, request: &Request<B>) -> Option<Rejection> {
         if let Some(exceeded) = self.in_flight.exceeded_limit() {
             return self.refuse_for(Reason::InFlightFull, exceeded, RETRY_AFTER, request);
         }
-        let shed = self.in_flight.shed_for_memory()?;
-        self.refuse_for_memory(shed, request)
+        if let Some(shed) = self.in_flight.shed_for_memory()
+            && let Some(rejection) = self.refuse_for_memory(shed, request)
+        {
+            return Some(rejection);
+        }
+        if self.is_http1 {
+            None // Its head has a limit of its own, which is small.
+        } else {
+            self.refuse_head(request)
+        }
+    }
+
+    /// Returns the refusal of an HTTP/2 request whose head has too many fields, or finds no room in
+    /// the budget.
+    fn refuse_head<B: Body>(&mut self, request: &Request<B>) -> Option<Rejection> {
+        if let Some(numbers) = head::exceeded_fields(request.headers()) {
+            let violation = violation(Reason::HeadTooLarge, Phase::RequestHead, numbers);
+            let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+            let rejection = Rejection::new(violation, status, self.format_for(request));
+            return self.enforce(rejection);
+        }
+        match self.in_flight.charge_head(head::memory(request)) {
+            Ok(()) => None,
+            Err(numbers) => self.refuse_for(Reason::BytesFull, numbers, RETRY_AFTER, request),
+        }
     }
 
     /// Returns the refusal of `request`, which is outside of the share, if it is one that can be
@@ -114,7 +137,14 @@ impl TrackedRequest {
         retry_after: Duration,
         request: &Request<B>,
     ) -> Option<Rejection> {
-        let format = match ResponseFormat::detect(request) {
+        let violation = violation(reason, Phase::RequestHead, numbers);
+        let rejection = busy(violation, self.format_for(request)).retry_after(retry_after);
+        self.enforce(rejection)
+    }
+
+    /// Returns the format of a refusal of `request`.
+    fn format_for<B: Body>(&self, request: &Request<B>) -> ResponseFormat {
+        match ResponseFormat::detect(request) {
             // See `refused`.
             ResponseFormat::GrpcWeb { .. } | ResponseFormat::GrpcWebText { .. }
                 if !self.is_http1 =>
@@ -122,24 +152,13 @@ impl TrackedRequest {
                 ResponseFormat::Grpc
             }
             format => format,
-        };
-        self.reject(reason, Phase::RequestHead, numbers, retry_after, format)
+        }
     }
 
     /// Reports a refusal, and returns it unless the guard is in shadow mode.
     #[cold]
-    fn reject(
-        &self,
-        reason: Reason,
-        phase: Phase,
-        (limit, observed): (u64, u64),
-        retry_after: Duration,
-        format: ResponseFormat,
-    ) -> Option<Rejection> {
+    fn enforce(&self, rejection: Rejection) -> Option<Rejection> {
         let totals = self.in_flight.totals()?;
-        let violation = Violation::new(Guard::Connection, reason, phase, limit, observed);
-        let rejection = Rejection::new(violation, StatusCode::SERVICE_UNAVAILABLE, format);
-        let rejection = rejection.retry_after(retry_after);
         let mut settings = Settings::default();
         settings.mode = totals.mode;
         settings.recorder = totals.recorder.clone();
@@ -165,8 +184,8 @@ impl TrackedRequest {
         };
         // A request for an upgrade has no body and is not gRPC.
         let format = ResponseFormat::Http { close: false };
-        let (reason, phase) = (Reason::UpgradedFull, Phase::Handler);
-        match self.reject(reason, phase, exceeded, RETRY_AFTER, format) {
+        let violation = violation(Reason::UpgradedFull, Phase::Handler, exceeded);
+        match self.enforce(busy(violation, format).retry_after(RETRY_AFTER)) {
             Some(rejection) => Err(rejection),
             None => Ok(true),
         }
@@ -249,6 +268,15 @@ impl TrackedRequest {
             )
         })
     }
+}
+
+fn violation(reason: Reason, phase: Phase, (limit, observed): (u64, u64)) -> Violation {
+    Violation::new(Guard::Connection, reason, phase, limit, observed)
+}
+
+/// Returns the refusal of a request for which the server has no room.
+fn busy(violation: Violation, format: ResponseFormat) -> Rejection {
+    Rejection::new(violation, StatusCode::SERVICE_UNAVAILABLE, format)
 }
 
 /// Notes the length of a request's body: a handler may respond and read on, and what is left of

@@ -3,7 +3,7 @@
 use super::{body::TrackedBody, layer::RequestTrackingLayer, service::RequestTracking};
 use crate::{
     ConnGuard,
-    connection::{ConnHandle, stats::ConnStats, totals::ConnTotals},
+    connection::{ConnHandle, memory_gate::MemoryGate, stats::ConnStats, totals::ConnTotals},
 };
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
@@ -13,7 +13,7 @@ use http::{
 };
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Channel, Empty, Full};
-use palisade_core::{Guard, Mode, Prefix, Reason};
+use palisade_core::{Budget, Guard, Mode, Prefix, Reason};
 use palisade_testkit::Journal;
 use std::{
     convert::Infallible,
@@ -393,6 +393,76 @@ async fn a_refused_request_leaves_the_total_before_its_response_is_polled() {
         StatusCode::SERVICE_UNAVAILABLE
     );
     assert_eq!((totals.in_flight(), counts(&second).1), (0, 0));
+}
+
+#[tokio::test]
+async fn the_head_of_an_http2_request_is_charged_until_the_request_ends() {
+    let budget = Budget::new(64 << 10).unwrap();
+    let (journal, mut totals) = (Journal::default(), ConnTotals::default());
+    totals.recorder = journal.clone().into();
+    totals.memory = MemoryGate::new(None, None, Some(budget.clone()));
+    let conn = conn_with_totals(&Arc::new(totals));
+    let head = |fields: usize, version| {
+        let mut request = request(&conn);
+        *request.version_mut() = version;
+        for number in 0..fields {
+            let name = format!("x-{number}").parse::<http::HeaderName>().unwrap();
+            request
+                .headers_mut()
+                .append(name, HeaderValue::from_static("v"));
+        }
+        request
+    };
+    let first = serve(&conn, head(90, Version::HTTP_2), full(1)).await;
+    let each = budget.held();
+    assert!((90 * 224..90 * 240).contains(&each), "{each}");
+    let mut held = vec![first];
+    for _ in 0..2 {
+        held.push(serve(&conn, head(90, Version::HTTP_2), full(1)).await);
+    }
+    assert_eq!(budget.held(), 3 * each);
+    // There is no room for a fourth one, but for one of HTTP/1 and for a small one.
+    let refused = serve(&conn, head(90, Version::HTTP_2), full(1)).await;
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(refused.headers()[RETRY_AFTER], "1");
+    for (fields, version) in [(90, Version::HTTP_11), (5, Version::HTTP_2)] {
+        let served = serve(&conn, head(fields, version), full(1)).await;
+        assert_eq!(served.status(), StatusCode::OK);
+    }
+    assert_eq!(journal.refused(), [(Guard::Connection, Reason::BytesFull)]);
+    drop(held);
+    assert_eq!(budget.held(), 0);
+}
+
+#[tokio::test]
+async fn an_http2_head_of_too_many_fields_is_answered_431() {
+    let (journal, mut totals) = (Journal::default(), ConnTotals::default());
+    totals.recorder = journal.clone().into();
+    let conn = conn_with_totals(&Arc::new(totals));
+    for (version, fields, expected) in [
+        (Version::HTTP_2, 100, StatusCode::OK),
+        (
+            Version::HTTP_2,
+            101,
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        ),
+        (Version::HTTP_11, 101, StatusCode::OK), // hyper has a limit of its own.
+    ] {
+        let mut request = request(&conn);
+        *request.version_mut() = version;
+        for number in 0..fields {
+            let name = format!("x-{number}").parse::<http::HeaderName>().unwrap();
+            request
+                .headers_mut()
+                .append(name, HeaderValue::from_static("v"));
+        }
+        let response = serve(&conn, request, full(1)).await;
+        assert_eq!(response.status(), expected, "{version:?}, {fields}");
+    }
+    assert_eq!(
+        journal.refused(),
+        [(Guard::Connection, Reason::HeadTooLarge)]
+    );
 }
 
 #[tokio::test]
