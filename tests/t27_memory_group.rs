@@ -1,5 +1,5 @@
-//! T27: many bodies at once that together are more than the memory of the container. The server is
-//! a process in a control group of 256 MiB.
+//! T25 and T27: heads of many short fields, and many bodies, that together are more than the memory
+//! of the container. The server is a process in a control group of 256 MiB.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -7,16 +7,20 @@
     reason = "a test may panic, and its server tells its address"
 )]
 
-use axum::{Router, routing::post};
+use axum::{
+    Router,
+    routing::{get, post},
+};
 use bytes::Bytes;
 use palisade::{Stack, conn::ConnGuard};
 use palisade_testkit::{
     clients::{self, PATIENCE, RawClient},
+    h2,
     memory_group::MemoryGroup,
 };
 use std::{
     env,
-    future::IntoFuture,
+    future::{IntoFuture, pending},
     io::{BufRead, BufReader},
     net::{Ipv4Addr, SocketAddr},
     process::{Child, Command, Stdio},
@@ -87,6 +91,7 @@ fn server_process() {
     runtime.block_on(async {
         let app = Router::new()
             .route("/", post(async |body: Bytes| body.len().to_string()))
+            .route("/hang", get(pending::<()>))
             .layer(Stack::edge().build().unwrap());
         let guard = ConnGuard::builder().build().unwrap();
         let listener = guard.bind("127.0.0.1:0").await.unwrap();
@@ -128,6 +133,19 @@ async fn is_served(to: SocketAddr, bytes: usize) -> bool {
         .unwrap_or(false)
 }
 
+/// Uploads 10 kB again and again for five seconds. Returns how many uploads were served, and how
+/// many there were.
+async fn honest_uploads(to: SocketAddr) -> (usize, usize) {
+    let (mut served, mut all) = (0, 0);
+    let end = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < end {
+        served += usize::from(is_served(to, 10_000).await);
+        all += 1;
+        sleep(Duration::from_millis(10)).await;
+    }
+    (served, all)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn uploads_held_open_do_not_fill_the_memory_of_the_container() {
     let Some(group) = MemoryGroup::create(LIMIT) else {
@@ -144,13 +162,7 @@ async fn uploads_held_open_do_not_fill_the_memory_of_the_container() {
     });
     let attack: Vec<_> = attack.collect();
 
-    let (mut served, mut all) = (0, 0);
-    let end = Instant::now() + Duration::from_secs(5);
-    while Instant::now() < end {
-        served += usize::from(is_served(addr, 10_000).await);
-        all += 1;
-        sleep(Duration::from_millis(10)).await;
-    }
+    let (served, all) = honest_uploads(addr).await;
     assert!(server.is_running(), "the server was killed");
     let peak = group.peak().unwrap();
     println!(
@@ -170,4 +182,55 @@ async fn uploads_held_open_do_not_fill_the_memory_of_the_container() {
         sleep(Duration::from_millis(50)).await;
     }
     assert!(server.is_running());
+}
+
+/// Sends heads of so many short fields on 100 streams of one HTTP/2 connection, and holds them open.
+async fn hold_heads(from: Ipv4Addr, to: SocketAddr, fields: usize) -> Option<RawClient> {
+    let mut client = RawClient::connect_from(from, to).await.ok()?;
+    client.send(h2::hello(65_535)).await.ok()?;
+    let names: Vec<_> = (0..fields).map(|number| format!("x-{number}")).collect();
+    let mut head = vec![
+        (":method", "GET"),
+        (":scheme", "http"),
+        (":path", "/hang"),
+        (":authority", "x"),
+    ];
+    head.extend(names.iter().map(|name| (name.as_str(), "v")));
+    for stream in 0..100 {
+        let request = h2::headers(2 * stream + 1, 0x1, &head);
+        client.send(request).await.ok()?;
+    }
+    Some(client)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_of_many_fields_held_open_do_not_fill_the_memory_of_the_container() {
+    let Some(group) = MemoryGroup::create(LIMIT) else {
+        eprintln!("skipped: this process may not create control groups of version 1");
+        return;
+    };
+    let mut server = Server::start(&group);
+    let addr = server.addr;
+    assert!(is_served(addr, 10_000).await);
+    // A head of 486 fields is refused by itself. Heads of 100 fields are refused when there are too
+    // many of them.
+    let attack = (0..80).map(|number: u8| {
+        let from = Ipv4Addr::new(127, 2, number, 1);
+        let fields = if number < 40 { 100 } else { 486 };
+        tokio::spawn(hold_heads(from, addr, fields))
+    });
+    let attack: Vec<_> = attack.collect();
+    let (served, all) = honest_uploads(addr).await;
+    assert!(server.is_running(), "the server was killed");
+    let peak = group.peak().unwrap();
+    println!(
+        "{served} of {all} honest uploads served, peak {} MiB",
+        peak >> 20
+    );
+    assert!(served * 100 >= all * 99, "{served} of {all}");
+    assert!(peak <= LIMIT / 100 * 98, "{peak}");
+    for heads in attack {
+        drop(heads.await.unwrap());
+    }
+    assert!(is_served(addr, 10_000).await);
 }

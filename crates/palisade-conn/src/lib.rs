@@ -134,6 +134,10 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! 32 clients or more, a client is inside or outside of the share for one second. With fewer, each
 //! request is.
 //!
+//! Heads of HTTP/2 requests are charged to a [budget of bytes](ConnGuardBuilder::byte_budget) and
+//! refused with 503 if there is no room: `BytesFull`. A head of more than 100 fields, or of more
+//! than 200 `cookie` fields, is answered 431: `HeadTooLarge`.
+//!
 //! A refused request gets 503 and a `Retry-After` of one to five seconds.
 //! [Critical](ConnGuardBuilder::critical) requests and [reserved](ConnGuardBuilder::reserve)
 //! networks are not refused.

@@ -3,6 +3,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
 };
 
 /// A group that is removed when this is dropped. The processes in it must have ended by then.
@@ -19,7 +20,9 @@ impl MemoryGroup {
             is_memory.then(|| parts.next())?
         })?;
         let mount = Path::new("/sys/fs/cgroup/memory");
-        let name = format!("palisade-{}", std::process::id());
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Relaxed);
+        let name = format!("palisade-{}-{number}", std::process::id());
         let path = mount.join(own.trim_start_matches('/')).join(name);
         fs::create_dir(&path).ok()?;
         let group = Self(path);
