@@ -184,7 +184,7 @@ async fn uploads_held_open_do_not_fill_the_memory_of_the_container() {
     assert!(server.is_running());
 }
 
-/// Sends heads of so many short fields on 100 streams of one HTTP/2 connection, and holds them open.
+/// Sends heads of so many short fields on 100 streams of one HTTP/2 connection, and holds them.
 async fn hold_heads(from: Ipv4Addr, to: SocketAddr, fields: usize) -> Option<RawClient> {
     let mut client = RawClient::connect_from(from, to).await.ok()?;
     client.send(h2::hello(65_535)).await.ok()?;
