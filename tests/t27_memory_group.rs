@@ -114,9 +114,9 @@ async fn hold_upload(from: Ipv4Addr, to: SocketAddr) -> Option<RawClient> {
 }
 
 /// Uploads so many bytes at once, and returns whether they were served.
-async fn is_served(to: SocketAddr, bytes: usize) -> bool {
+async fn is_served(from: Ipv4Addr, to: SocketAddr, bytes: usize) -> bool {
     let upload = async {
-        let mut stream = clients::connect(HONEST, to).await.ok()?;
+        let mut stream = clients::connect(from, to).await.ok()?;
         let head = format!(
             "POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {bytes}\r\n\r\n"
         );
@@ -139,7 +139,7 @@ async fn honest_uploads(to: SocketAddr) -> (usize, usize) {
     let (mut served, mut all) = (0, 0);
     let end = Instant::now() + Duration::from_secs(5);
     while Instant::now() < end {
-        served += usize::from(is_served(to, 10_000).await);
+        served += usize::from(is_served(HONEST, to, 10_000).await);
         all += 1;
         sleep(Duration::from_millis(10)).await;
     }
@@ -154,7 +154,7 @@ async fn uploads_held_open_do_not_fill_the_memory_of_the_container() {
     };
     let mut server = Server::start(&group);
     let addr = server.addr;
-    assert!(is_served(addr, 1 << 20).await);
+    assert!(is_served(HONEST, addr, 1 << 20).await);
     let attack = (0..UPLOADS).map(|number| {
         let [high, low] = (number as u16).to_be_bytes();
         let from = Ipv4Addr::new(127, 1, high, low.max(1));
@@ -177,7 +177,7 @@ async fn uploads_held_open_do_not_fill_the_memory_of_the_container() {
         drop(upload.await.unwrap());
     }
     let end = Instant::now() + Duration::from_secs(5);
-    while !is_served(addr, 1 << 20).await {
+    while !is_served(HONEST, addr, 1 << 20).await {
         assert!(Instant::now() < end, "large uploads are still refused");
         sleep(Duration::from_millis(50)).await;
     }
@@ -211,7 +211,7 @@ async fn heads_of_many_fields_held_open_do_not_fill_the_memory_of_the_container(
     };
     let mut server = Server::start(&group);
     let addr = server.addr;
-    assert!(is_served(addr, 10_000).await);
+    assert!(is_served(HONEST, addr, 10_000).await);
     // A head of 486 fields is refused by itself. Heads of 100 fields are refused when there are too
     // many of them.
     let attack = (0..80).map(|number: u8| {
@@ -232,5 +232,23 @@ async fn heads_of_many_fields_held_open_do_not_fill_the_memory_of_the_container(
     for heads in attack {
         drop(heads.await.unwrap());
     }
-    assert!(is_served(addr, 10_000).await);
+    assert!(is_served(HONEST, addr, 10_000).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_clients_that_upload_a_mebibyte_each_at_once_are_served() {
+    let Some(group) = MemoryGroup::create(LIMIT) else {
+        eprintln!("skipped: this process may not create control groups of version 1");
+        return;
+    };
+    let server = Server::start(&group);
+    for _ in 0..5 {
+        let uploads = (1..=20).map(|number| {
+            let from = Ipv4Addr::new(127, 3, 0, number);
+            tokio::spawn(is_served(from, server.addr, 1 << 20))
+        });
+        for upload in uploads.collect::<Vec<_>>() {
+            assert!(upload.await.unwrap());
+        }
+    }
 }

@@ -90,12 +90,12 @@ palisade_serve::serve(listener, app).await
 //! The most memory that one connection can make the server use, with the default settings and
 //! without TLS, in bytes as requested from the allocator:
 //!
-//! - HTTP/2: 27.7 MiB, and one frame of each response body, as large as the app makes it. With
-//!   frames of 64 KiB this is 34.0 MiB, of which 30.4 MiB were measured. It consists of the
+//! - HTTP/2: 18.5 MiB, and one frame of each response body, as large as the app makes it. With
+//!   frames of 64 KiB this is 24.8 MiB, of which 17.5 MiB were measured. It consists of the
 //!   following, for each of the [100 requests](HttpBuilder::max_concurrent_streams): a
 //!   [send buffer](HttpBuilder::max_send_buffer_size) of 64 KiB plus 16 KiB; header fields of
-//!   [32 KiB](HttpBuilder::max_header_list_size), which take six times as much if they are many and
-//!   short; and 4 KiB for its task. In addition, once for the connection: the
+//!   [32 KiB](HttpBuilder::max_header_list_size), and 224 bytes for each of 300 fields; and 4 KiB
+//!   for its task. In addition, once for the connection: the
 //!   [window](HttpBuilder::connection_window) of 512 KiB, and 256 KiB for everything else.
 //! - HTTP/1: 160 KiB and one frame of the response body: twice the
 //!   [buffer](HttpBuilder::max_buffer_size), and the [head](HttpBuilder::max_header_size). 70 KiB
@@ -104,7 +104,7 @@ palisade_serve::serve(listener, app).await
 //! What handlers allocate, and what the kernel uses for a socket, comes on top. All of it is freed
 //! with the connection. Whether the allocator returns it to the system is another matter. If all
 //! connections together must fit into memory, also limit the number of requests at work: 10,000
-//! times 34 MiB fit nowhere.
+//! times 25 MiB fit nowhere.
 //!
 //! # Apps
 //!
