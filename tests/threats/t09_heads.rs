@@ -1102,8 +1102,10 @@ fn over_http2() -> Vec<Case> {
             get_with("a", &"b".repeat(140_000)),
             " -> GOAWAY 11",
         ),
-        case("16 KB in 475 fields", get_with_fields(475), "?200"),
-        strict("32 KB in 950 fields", get_with_fields(950), "?200", "?"),
+        case("3 KB in 100 fields", get_with_fields(100), "?200"),
+        case("3 KB in 101 fields", get_with_fields(101), " -> 431"),
+        case("16 KB in 475 fields", get_with_fields(475), " -> 431"),
+        case("32 KB in 950 fields", get_with_fields(950), " -> 431"),
         case("33 KB in 1,000 fields", get_with_fields(1000), " -> 431"),
         case(
             "330 KB in 10,000 fields",
