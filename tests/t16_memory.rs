@@ -38,9 +38,9 @@ const MIB: usize = 1 << 20;
 const STREAMS: usize = 100;
 
 /// The bytes of one HTTP/2 connection by default settings, without those that the app produces, as
-/// the crate docs of palisade-serve state them: for each stream the send buffer, a piece, the header
-/// list, 224 bytes for each of 300 fields, and its task; once the window of the connection and its
-/// buffers.
+/// the crate docs of palisade-serve state them: for each stream the send buffer, a piece, the
+/// header list, 224 bytes for each of 300 fields, and its task; once the window of the connection
+/// and its buffers.
 const HTTP2_BYTES: usize = STREAMS * (64 + 16 + 32 + 66 + 4) * KIB + 512 * KIB + 256 * KIB;
 /// The bytes of one HTTP/1 connection: a buffer in each direction, and the head.
 const HTTP1_BYTES: usize = (64 + 64 + 32) * KIB;

@@ -32,8 +32,13 @@ use tokio::{
 };
 
 const LIMIT: u64 = 256 << 20;
-/// Tells the test [`server_process`] to serve, in place of doing nothing.
+/// Tells the test [`server_process`] to serve, in place of doing nothing: [`WITH_STACK`] or
+/// [`ALONE`].
 const SERVES: &str = "PALISADE_TEST_SERVES";
+/// `palisade::serve` with a stack around the app.
+const WITH_STACK: &str = "stack";
+/// `palisade::serve` and an app without layers.
+const ALONE: &str = "alone";
 /// Uploads that are sent and held open at once.
 const UPLOADS: usize = 200;
 const UPLOAD_BYTES: usize = 1_900_000;
@@ -46,10 +51,10 @@ struct Server {
 }
 
 impl Server {
-    fn start(group: &MemoryGroup) -> Self {
+    fn start(group: &MemoryGroup, kind: &str) -> Self {
         let mut child = Command::new(env::current_exe().unwrap())
             .args(["--exact", "server_process", "--nocapture"])
-            .env(SERVES, "1")
+            .env(SERVES, kind)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -81,9 +86,7 @@ impl Drop for Server {
 /// Not a test, but the server of the others: does nothing unless one of them has started it.
 #[test]
 fn server_process() {
-    if env::var_os(SERVES).is_none() {
-        return;
-    }
+    let Ok(kind) = env::var(SERVES) else { return };
     // Waits until the parent has moved this process into its group.
     let _ = std::io::stdin().lines().count();
     let runtime = tokio::runtime::Builder::new_multi_thread();
@@ -91,8 +94,12 @@ fn server_process() {
     runtime.block_on(async {
         let app = Router::new()
             .route("/", post(async |body: Bytes| body.len().to_string()))
-            .route("/hang", get(pending::<()>))
-            .layer(Stack::edge().build().unwrap());
+            .route("/hang", get(pending::<()>));
+        let app = if kind == WITH_STACK {
+            app.layer(Stack::edge().build().unwrap())
+        } else {
+            app
+        };
         let guard = ConnGuard::builder().build().unwrap();
         let listener = guard.bind("127.0.0.1:0").await.unwrap();
         println!("listening on {}", listener.local_addr().unwrap());
@@ -148,11 +155,20 @@ async fn honest_uploads(to: SocketAddr) -> (usize, usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn uploads_held_open_do_not_fill_the_memory_of_the_container() {
+    hold_uploads(WITH_STACK).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uploads_held_open_do_not_fill_it_without_a_stack_either() {
+    hold_uploads(ALONE).await;
+}
+
+async fn hold_uploads(kind: &str) {
     let Some(group) = MemoryGroup::create(LIMIT) else {
         eprintln!("skipped: this process may not create control groups of version 1");
         return;
     };
-    let mut server = Server::start(&group);
+    let mut server = Server::start(&group, kind);
     let addr = server.addr;
     assert!(is_served(HONEST, addr, 1 << 20).await);
     let attack = (0..UPLOADS).map(|number| {
@@ -209,7 +225,7 @@ async fn heads_of_many_fields_held_open_do_not_fill_the_memory_of_the_container(
         eprintln!("skipped: this process may not create control groups of version 1");
         return;
     };
-    let mut server = Server::start(&group);
+    let mut server = Server::start(&group, WITH_STACK);
     let addr = server.addr;
     assert!(is_served(HONEST, addr, 10_000).await);
     // A head of 486 fields is refused by itself. Heads of 100 fields are refused when there are too
@@ -241,7 +257,7 @@ async fn twenty_clients_that_upload_a_mebibyte_each_at_once_are_served() {
         eprintln!("skipped: this process may not create control groups of version 1");
         return;
     };
-    let server = Server::start(&group);
+    let server = Server::start(&group, WITH_STACK);
     for _ in 0..5 {
         let uploads = (1..=20).map(|number| {
             let from = Ipv4Addr::new(127, 3, 0, number);

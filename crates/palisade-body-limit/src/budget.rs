@@ -311,6 +311,9 @@ impl Policy for BodyBudgetPolicy {
                 max_held: 0,
             };
         }
+        if let Some(conn) = ConnInfo::from_extensions(request.extensions()) {
+            conn.set_charged_bodies();
+        }
         BudgetState {
             charge: Some(self.budget.charge(self.client_of(request, keys))),
             max_held: self.max_held_for.choose(request).unwrap_or(self.max_held),

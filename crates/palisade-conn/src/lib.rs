@@ -138,6 +138,11 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! refused with 503 if there is no room: `BytesFull`. A head of more than 100 fields, or of more
 //! than 200 `cookie` fields, is answered 431: `HeadTooLarge`.
 //!
+//! Request bodies are charged to the same budget by a layer, such as palisade's `Stack`. Without
+//! one the socket charges what it reads while a body is in flight, at most 4 MiB for each body. A
+//! connection that finds no room is reset: `BytesFull`. The socket does not charge gRPC over HTTP/2
+//! and upgraded connections, whose handlers keep a message at most.
+//!
 //! A refused request gets 503 and a `Retry-After` of one to five seconds.
 //! [Critical](ConnGuardBuilder::critical) requests and [reserved](ConnGuardBuilder::reserve)
 //! networks are not refused.

@@ -13,7 +13,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -43,6 +43,8 @@ pub struct ConnInfo<S: ?Sized = dyn Any + Send + Sync> {
     /// The number of request bodies that no handler is reading, modulo 256. Only whether it is 0
     /// matters. With 256 unread bodies it is wrongly 0, until one of them is read.
     unread_bodies: AtomicU8,
+    /// Whether a layer charges the bodies of its requests to a budget.
+    has_charged_bodies: AtomicBool,
     client_hash: u64,
     local: Option<Arc<SocketAddr>>,
     state: S,
@@ -115,6 +117,7 @@ impl<S> ConnInfo<S> {
             port: peer.port(),
             kept: KeptBits::new(peer.is_ipv4(), prefix.kept_bits(peer.ip())),
             unread_bodies: AtomicU8::new(0),
+            has_charged_bodies: AtomicBool::new(false),
             client_hash: ClientKey::address(peer.ip(), prefix).to_hash(),
             local: local.map(share_local),
             state,
@@ -179,6 +182,19 @@ impl<S: ?Sized> ConnInfo<S> {
         // `::` and `::ffff:0.0.0.0`.
         let is_unspecified = matches!(self.ip, [0, 0 | 0xffff_0000_0000]);
         (!is_unspecified).then_some(self.client_hash)
+    }
+
+    /// Notes that a layer charges the bodies of this connection's requests to a
+    /// [`Budget`](crate::Budget), so that the connection guard need not.
+    #[inline]
+    pub fn set_charged_bodies(&self) {
+        self.has_charged_bodies.store(true, Relaxed);
+    }
+
+    /// Returns whether a layer charges the bodies of this connection's requests.
+    #[inline]
+    pub fn has_charged_bodies(&self) -> bool {
+        self.has_charged_bodies.load(Relaxed)
     }
 
     /// Adds a request body that no handler is reading. On HTTP/2 its bytes fill a part of the

@@ -27,6 +27,8 @@ pub(crate) struct InFlight {
     stage: Stage,
     is_upload: bool,
     is_waiting: bool,
+    /// Whether the socket charges its body to the budget.
+    is_charged_by_socket: bool,
     /// Whether it counts among those of all connections.
     is_in_totals: bool,
 }
@@ -74,6 +76,7 @@ impl InFlight {
             stage: Stage::Handler,
             is_upload: false,
             is_waiting: false,
+            is_charged_by_socket: false,
             is_in_totals: true,
         })
     }
@@ -107,6 +110,12 @@ impl InFlight {
         if !std::mem::replace(&mut self.is_upload, true) {
             self.state().in_flight.fetch_add(UPLOAD, Relaxed);
         }
+    }
+
+    /// Lets the socket charge what it reads to the budget, until the request ends.
+    pub(crate) fn charge_by_socket(&mut self) {
+        self.is_charged_by_socket = true;
+        self.state().set_charges_reads();
     }
 
     /// Notes that the response head has come, or that there will be none for another reason than
@@ -209,7 +218,10 @@ impl Drop for InFlight {
         if self.is_waiting {
             ended += WAITING;
         }
-        state.in_flight.fetch_sub(ended, Relaxed);
+        let before = state.in_flight.fetch_sub(ended, Relaxed);
+        if self.is_charged_by_socket && count(before - ended, UPLOAD) == 0 {
+            state.clear_charges_reads();
+        }
     }
 }
 

@@ -1102,8 +1102,9 @@ impl ConnGuardBuilder {
         self
     }
 
-    /// Sets the budget to which the heads of HTTP/2 requests are charged until the requests end. A
-    /// head that finds no room is refused with 503, for [`Reason::BytesFull`](crate::Reason).
+    /// Sets the budget to which the heads of HTTP/2 requests are charged until the requests end,
+    /// and request bodies that no layer charges. A head that finds no room is refused with 503, a
+    /// connection whose body finds none is reset: [`Reason::BytesFull`](crate::Reason).
     ///
     /// What hyper keeps of a head is several times its bytes on the wire: a field takes up to 224
     /// bytes beyond its name and value. A head of HTTP/1 is not charged. `None` removes the charge.

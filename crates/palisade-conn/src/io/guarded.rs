@@ -1,6 +1,6 @@
 //! The guarded socket: counts bytes, and ends when its guard has decided to close it.
 
-use super::{frames::FrameReader, transport::Transport};
+use super::{charge::ReadCharge, frames::FrameReader, transport::Transport};
 use crate::{
     connection::{
         ConnHandle,
@@ -61,6 +61,7 @@ pub struct GuardedIo<T> {
     frames: FrameReader,
     timeout_response: TimeoutResponse,
     shutdown: Shutdown,
+    charge: ReadCharge,
 }
 
 /// The protocol that the first bytes of the client show, as far as the guard has to know it.
@@ -153,6 +154,24 @@ impl<T: Transport> GuardedIo<T> {
             frames: FrameReader::new(),
             timeout_response: TimeoutResponse::NotTried,
             shutdown: Shutdown::NotBegun,
+            charge: ReadCharge::default(),
+        }
+    }
+
+    /// Charges the bytes of a read. Closes the connection if the budget has no room.
+    #[cold]
+    #[inline(never)]
+    fn charge_read(&mut self, bytes: usize) {
+        let conn = self.permit.conn();
+        if let Err(full) = self.charge.take(conn, bytes) {
+            let request = CloseRequest {
+                reason: Reason::BytesFull,
+                mode: CloseMode::Reset,
+                phase: conn.state().stats().phase(),
+                limit: full.limit,
+                observed: full.observed,
+            };
+            close(self.permit.shared(), conn, request);
         }
     }
 
@@ -394,9 +413,21 @@ impl<T: Transport> AsyncRead for GuardedIo<T> {
                     this.opening = read_opening(this.opening, &mut this.frames, state, new);
                 }
                 state.add_read(new.len());
+                if state.charges_reads() {
+                    let bytes = new.len();
+                    this.charge_read(bytes);
+                    if let Some(decision) = this.decision() {
+                        return this.read_after_decision(decision, cx);
+                    }
+                } else {
+                    this.charge.give_back();
+                }
             }
             Poll::Ready(Err(_)) => {}
             Poll::Pending => {
+                if !this.state().charges_reads() {
+                    this.charge.give_back();
+                }
                 if let Some(decision) = this.park_reader(cx) {
                     return this.read_after_decision(decision, cx);
                 }

@@ -2,6 +2,7 @@
 
 mod accepting;
 mod admission;
+mod budget;
 mod closing;
 mod deadlines;
 mod eviction;

@@ -49,6 +49,9 @@ impl TrackedRequest {
             } else {
                 in_flight.set_upload();
             }
+            if is_kept_by_handler(request, is_http1) && !in_flight.conn().has_charged_bodies() {
+                in_flight.charge_by_socket();
+            }
         }
         Some(Self {
             in_flight,
@@ -268,6 +271,13 @@ impl TrackedRequest {
             )
         })
     }
+}
+
+/// Returns whether a handler may keep the body of `request`. A stream of gRPC or a WebSocket lasts
+/// for hours, and its handler keeps a message at most.
+fn is_kept_by_handler<B: Body>(request: &Request<B>, is_http1: bool) -> bool {
+    let is_grpc = || ResponseFormat::detect(request).is_grpc();
+    request.method() != Method::CONNECT && (is_http1 || !is_grpc())
 }
 
 fn violation(reason: Reason, phase: Phase, (limit, observed): (u64, u64)) -> Violation {

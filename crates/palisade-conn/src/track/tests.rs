@@ -435,6 +435,46 @@ async fn the_head_of_an_http2_request_is_charged_until_the_request_ends() {
 }
 
 #[tokio::test]
+async fn the_socket_charges_bodies_that_a_handler_may_keep_and_no_layer_charges() {
+    let respond = |_| async { Ok::<_, Infallible>(full(1)) };
+    let is_charged = async |method, version, kind: Option<&'static str>, by_layer: bool| {
+        let conn = conn();
+        if by_layer {
+            conn.set_charged_bodies();
+        }
+        let (_send, body) = Channel::<Bytes, Infallible>::new(1);
+        let mut request = Request::new(body);
+        request.extensions_mut().insert(conn.info());
+        (*request.method_mut(), *request.version_mut()) = (method, version);
+        if let Some(kind) = kind {
+            let kind = HeaderValue::from_static(kind);
+            request.headers_mut().insert(CONTENT_TYPE, kind);
+        }
+        let mut service = layer().layer(service_fn(respond));
+        let response = service.call(request);
+        let is_charged = conn.state().charges_reads();
+        drop(response.await);
+        assert!(!conn.state().charges_reads());
+        is_charged
+    };
+    let grpc = Some("application/grpc");
+    for (method, version, kind, by_layer, expected) in [
+        (Method::POST, Version::HTTP_11, None, false, true),
+        (Method::POST, Version::HTTP_2, None, false, true),
+        (Method::POST, Version::HTTP_2, grpc, false, false),
+        (Method::POST, Version::HTTP_11, grpc, false, true), // No gRPC without HTTP/2.
+        (Method::CONNECT, Version::HTTP_2, None, false, false), // A WebSocket.
+        (Method::POST, Version::HTTP_11, None, true, false),
+    ] {
+        let charged = is_charged(method.clone(), version, kind, by_layer).await;
+        assert_eq!(
+            charged, expected,
+            "{method} {version:?} {kind:?} {by_layer}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn an_http2_head_of_too_many_fields_is_answered_431() {
     let (journal, mut totals) = (Journal::default(), ConnTotals::default());
     totals.recorder = journal.clone().into();

@@ -1,0 +1,95 @@
+//! Request bodies that no layer charges are charged by the socket.
+
+use super::*;
+use crate::Budget;
+use futures_util::FutureExt;
+
+const KIB: usize = 1 << 10;
+
+/// Sends so many KiB to the server, which reads them. Returns what the last read returned.
+async fn upload(pair: &mut Pair, kib: usize) -> io::Result<usize> {
+    let mut piece = [0; KIB];
+    for _ in 0..kib {
+        pair.client.write_all(&[b'x'; KIB]).await?;
+        pair.server.read_exact(&mut piece).await?;
+    }
+    Ok(kib)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_read_is_charged_while_a_body_is_in_flight() {
+    let budget = Budget::new(64 << 10).unwrap();
+    let (guard, _) = tracking_guard(ConnGuard::builder().byte_budget(budget.clone()));
+    let mut pair = connect(&guard);
+    upload(&mut pair, 5).await.unwrap();
+    assert_eq!(budget.held(), 0); // Heads, or a body that a layer charges.
+    let mut request = pair.server.conn().begin_request(false);
+    request.charge_by_socket();
+    upload(&mut pair, 20).await.unwrap();
+    assert_eq!(budget.held(), 40 << 10);
+    drop(request);
+    // hyper reads on after each response.
+    let mut piece = [0; KIB];
+    assert!(pair.server.read(&mut piece).now_or_never().is_none());
+    assert_eq!(budget.held(), 0);
+    let mut request = pair.server.conn().begin_request(false);
+    request.charge_by_socket();
+    upload(&mut pair, 20).await.unwrap();
+    drop(pair);
+    assert_eq!(budget.held(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_whose_body_finds_no_room_is_reset() {
+    let budget = Budget::new(64 << 10).unwrap();
+    let (guard, journal) = tracking_guard(ConnGuard::builder().byte_budget(budget.clone()));
+    let (mut pair, mut neighbour) = (connect(&guard), connect(&guard));
+    let mut request = pair.server.conn().begin_request(false);
+    request.charge_by_socket();
+    let error = upload(&mut pair, 40).await.unwrap_err();
+    assert_eq!(violation(&error).reason, Reason::BytesFull);
+    let (reported, _) = journal.disconnected()[0];
+    assert_eq!((reported.limit, reported.observed), (64 << 10, 66 << 10));
+    drop((request, pair));
+    assert_eq!(budget.held(), 0);
+    let mut request = neighbour.server.conn().begin_request(false);
+    request.charge_by_socket();
+    upload(&mut neighbour, 20).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_charged_twice_or_without_a_budget() {
+    let budget = Budget::new(64 << 10).unwrap();
+    for (given, is_charged_by_layer) in [(Some(budget.clone()), true), (None, false)] {
+        let (guard, _) = tracking_guard(ConnGuard::builder().byte_budget(given));
+        let mut pair = connect(&guard);
+        let mut request = pair.server.conn().begin_request(false);
+        request.charge_by_socket();
+        if is_charged_by_layer {
+            pair.server.conn().set_charged_bodies();
+        }
+        upload(&mut pair, 100).await.unwrap();
+        assert_eq!(budget.held(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_charge_ends_with_the_last_body_of_an_http2_connection() {
+    let budget = Budget::new(64 << 10).unwrap();
+    let (guard, _) = tracking_guard(ConnGuard::builder().byte_budget(budget.clone()));
+    let mut pair = connect(&guard);
+    let begin = |pair: &Pair| {
+        let mut request = pair.server.conn().begin_request(true);
+        request.set_upload();
+        request.charge_by_socket();
+        request
+    };
+    let (first, second) = (begin(&pair), begin(&pair));
+    upload(&mut pair, 10).await.unwrap();
+    drop(first);
+    upload(&mut pair, 1).await.unwrap();
+    assert_eq!(budget.held(), 22 << 10);
+    drop(second);
+    upload(&mut pair, 1).await.unwrap();
+    assert_eq!(budget.held(), 0);
+}
