@@ -417,7 +417,7 @@ impl ConnState {
     /// Returns whether the socket charges what it reads.
     #[inline]
     pub(crate) fn charges_reads(&self) -> bool {
-        self.is_set(CHARGES_READS)
+        self.flags.load(Relaxed) & CHARGES_READS != 0
     }
 
     /// Returns the number of request bodies in flight on HTTP/2.

@@ -37,11 +37,9 @@ impl ReadCharge {
         charge.take((bytes as u64 * WEIGHT).min(left))
     }
 
-    /// Gives everything back, because no such body is in flight.
+    /// Returns whether something was charged.
     #[inline]
-    pub(super) fn give_back(&mut self) {
-        if let Some(charge) = &self.0 {
-            charge.give_back();
-        }
+    pub(super) fn is_some(&self) -> bool {
+        self.0.is_some()
     }
 }

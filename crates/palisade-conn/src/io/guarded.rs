@@ -158,6 +158,15 @@ impl<T: Transport> GuardedIo<T> {
         }
     }
 
+    /// Gives back what was charged, if no body is in flight for which it was.
+    #[cold]
+    #[inline(never)]
+    fn end_charge(&mut self) {
+        if !self.state().charges_reads() {
+            self.charge = ReadCharge::default();
+        }
+    }
+
     /// Charges the bytes of a read. Closes the connection if the budget has no room.
     #[cold]
     #[inline(never)]
@@ -419,14 +428,14 @@ impl<T: Transport> AsyncRead for GuardedIo<T> {
                     if let Some(decision) = this.decision() {
                         return this.read_after_decision(decision, cx);
                     }
-                } else {
-                    this.charge.give_back();
+                } else if this.charge.is_some() {
+                    this.end_charge();
                 }
             }
             Poll::Ready(Err(_)) => {}
             Poll::Pending => {
-                if !this.state().charges_reads() {
-                    this.charge.give_back();
+                if this.charge.is_some() {
+                    this.end_charge();
                 }
                 if let Some(decision) = this.park_reader(cx) {
                     return this.read_after_decision(decision, cx);
