@@ -24,10 +24,12 @@ use std::{
     io::{BufRead, BufReader},
     net::{Ipv4Addr, SocketAddr},
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    sync::Mutex,
     time::{Instant, sleep, timeout},
 };
 
@@ -42,6 +44,8 @@ const ALONE: &str = "alone";
 /// Uploads that are sent and held open at once.
 const UPLOADS: usize = 200;
 const UPLOAD_BYTES: usize = 1_900_000;
+/// One attack at a time: each of them needs the processors.
+static TURN: Mutex<()> = Mutex::const_new(());
 const HONEST: Ipv4Addr = Ipv4Addr::new(127, 0, 7, 1);
 
 /// The server in a process of its own.
@@ -164,6 +168,7 @@ async fn uploads_held_open_do_not_fill_it_without_a_stack_either() {
 }
 
 async fn hold_uploads(kind: &str) {
+    let _turn = TURN.lock().await;
     let Some(group) = MemoryGroup::create(LIMIT) else {
         eprintln!("skipped: this process may not create control groups of version 1");
         return;
@@ -200,10 +205,8 @@ async fn hold_uploads(kind: &str) {
     assert!(server.is_running());
 }
 
-/// Sends heads of so many short fields on 100 streams of one HTTP/2 connection, and holds them.
-async fn hold_heads(from: Ipv4Addr, to: SocketAddr, fields: usize) -> Option<RawClient> {
-    let mut client = RawClient::connect_from(from, to).await.ok()?;
-    client.send(h2::hello(65_535)).await.ok()?;
+/// Returns heads of so many short fields on 100 streams of one HTTP/2 connection.
+fn heads(fields: usize) -> Vec<u8> {
     let names: Vec<_> = (0..fields).map(|number| format!("x-{number}")).collect();
     let mut head = vec![
         (":method", "GET"),
@@ -212,15 +215,20 @@ async fn hold_heads(from: Ipv4Addr, to: SocketAddr, fields: usize) -> Option<Raw
         (":authority", "x"),
     ];
     head.extend(names.iter().map(|name| (name.as_str(), "v")));
-    for stream in 0..100 {
-        let request = h2::headers(2 * stream + 1, 0x1, &head);
-        client.send(request).await.ok()?;
-    }
+    let heads = (0..100).flat_map(|stream| h2::headers(2 * stream + 1, 0x1, &head));
+    [h2::hello(65_535), heads.collect()].concat()
+}
+
+/// Sends `bytes`, and holds the connection open.
+async fn hold(from: Ipv4Addr, to: SocketAddr, bytes: Arc<Vec<u8>>) -> Option<RawClient> {
+    let mut client = RawClient::connect_from(from, to).await.ok()?;
+    client.send(&*bytes).await.ok()?;
     Some(client)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn heads_of_many_fields_held_open_do_not_fill_the_memory_of_the_container() {
+    let _turn = TURN.lock().await;
     let Some(group) = MemoryGroup::create(LIMIT) else {
         eprintln!("skipped: this process may not create control groups of version 1");
         return;
@@ -230,10 +238,11 @@ async fn heads_of_many_fields_held_open_do_not_fill_the_memory_of_the_container(
     assert!(is_served(HONEST, addr, 10_000).await);
     // A head of 486 fields is refused by itself. Heads of 100 fields are refused when there are too
     // many of them.
-    let attack = (0..80).map(|number: u8| {
+    let (accepted, too_many) = (Arc::new(heads(100)), Arc::new(heads(486)));
+    let attack = (0..40).map(|number: u8| {
         let from = Ipv4Addr::new(127, 2, number, 1);
-        let fields = if number < 40 { 100 } else { 486 };
-        tokio::spawn(hold_heads(from, addr, fields))
+        let bytes = if number < 32 { &accepted } else { &too_many };
+        tokio::spawn(hold(from, addr, bytes.clone()))
     });
     let attack: Vec<_> = attack.collect();
     let (served, all) = honest_uploads(addr).await;
@@ -253,6 +262,7 @@ async fn heads_of_many_fields_held_open_do_not_fill_the_memory_of_the_container(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_clients_that_upload_a_mebibyte_each_at_once_are_served() {
+    let _turn = TURN.lock().await;
     let Some(group) = MemoryGroup::create(LIMIT) else {
         eprintln!("skipped: this process may not create control groups of version 1");
         return;
