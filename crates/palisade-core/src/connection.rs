@@ -13,7 +13,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -40,15 +40,19 @@ pub struct ConnInfo<S: ?Sized = dyn Any + Send + Sync> {
     scope: u32,
     port: u16,
     kept: KeptBits,
-    /// The number of request bodies that no handler is reading, modulo 256. Only whether it is 0
-    /// matters. With 256 unread bodies it is wrongly 0, until one of them is read.
-    unread_bodies: AtomicU8,
-    /// Whether a layer charges the bodies of its requests to a budget.
-    has_charged_bodies: AtomicBool,
+    /// The lowest bit is [`CHARGED`]. The others are the number of request bodies that no handler
+    /// is reading, modulo 128. Only whether it is 0 matters. With 128 unread bodies it is wrongly
+    /// 0, until one of them is read.
+    bodies: AtomicU8,
     client_hash: u64,
     local: Option<Arc<SocketAddr>>,
     state: S,
 }
+
+/// A layer charges the bodies of the connection's requests to a budget.
+const CHARGED: u8 = 1;
+/// One unread request body.
+const UNREAD: u8 = 2;
 
 /// The family of an address, and how many of its leading bits identify its client.
 ///
@@ -116,8 +120,7 @@ impl<S> ConnInfo<S> {
             },
             port: peer.port(),
             kept: KeptBits::new(peer.is_ipv4(), prefix.kept_bits(peer.ip())),
-            unread_bodies: AtomicU8::new(0),
-            has_charged_bodies: AtomicBool::new(false),
+            bodies: AtomicU8::new(0),
             client_hash: ClientKey::address(peer.ip(), prefix).to_hash(),
             local: local.map(share_local),
             state,
@@ -188,24 +191,24 @@ impl<S: ?Sized> ConnInfo<S> {
     /// [`Budget`](crate::Budget), so that the connection guard need not.
     #[inline]
     pub fn set_charged_bodies(&self) {
-        self.has_charged_bodies.store(true, Relaxed);
+        self.bodies.fetch_or(CHARGED, Relaxed);
     }
 
     /// Returns whether a layer charges the bodies of this connection's requests.
     #[inline]
     pub fn has_charged_bodies(&self) -> bool {
-        self.has_charged_bodies.load(Relaxed)
+        self.bodies.load(Relaxed) & CHARGED != 0
     }
 
     /// Adds a request body that no handler is reading. On HTTP/2 its bytes fill a part of the
     /// flow-control window that all requests of the connection share.
     pub fn add_unread_body(&self) {
-        self.unread_bodies.fetch_add(1, Relaxed);
+        self.bodies.fetch_add(UNREAD, Relaxed);
     }
 
     /// Removes an unread request body: a handler reads it now, or it is gone.
     pub fn remove_unread_body(&self) {
-        self.unread_bodies.fetch_sub(1, Relaxed);
+        self.bodies.fetch_sub(UNREAD, Relaxed);
     }
 
     /// Returns whether there is a request body that no handler is reading.
@@ -219,7 +222,7 @@ impl<S: ?Sized> ConnInfo<S> {
     /// assert!(!conn.has_unread_body());
     /// ```
     pub fn has_unread_body(&self) -> bool {
-        self.unread_bodies.load(Relaxed) > 0
+        self.bodies.load(Relaxed) >= UNREAD
     }
 }
 
@@ -327,7 +330,16 @@ mod tests {
         info.add_unread_body();
         info.add_unread_body();
         info.remove_unread_body();
-        assert!(info.has_unread_body());
+        assert!(info.has_unread_body() && !info.has_charged_bodies());
+        info.set_charged_bodies();
+        for _ in 0..200 {
+            info.add_unread_body();
+            assert!(info.has_charged_bodies());
+        }
+        for _ in 0..200 {
+            info.remove_unread_body();
+        }
+        assert!(info.has_unread_body() && info.has_charged_bodies());
         info.remove_unread_body();
         assert!(!info.has_unread_body());
     }

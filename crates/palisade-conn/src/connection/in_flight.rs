@@ -154,7 +154,7 @@ impl InFlight {
     /// If there is no room: the limit and the bytes that would be held.
     pub(crate) fn charge_head(&mut self, bytes: u64) -> Result<(), (u64, u64)> {
         if let Some(totals) = self.totals() {
-            let charged = totals.charge_head(&self.conn, bytes);
+            let charged = totals.charge(&self.conn, bytes);
             self.head_bytes = charged.map_err(|full| (full.limit, full.observed))?;
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use super::{ConnHandle, registry::Place};
 use crate::guard::shared::Shared;
-use palisade_core::Event;
+use palisade_core::{BudgetFull, Event};
 use std::{
     fmt,
     sync::{
@@ -19,7 +19,14 @@ pub(crate) struct Permit {
     conn: ConnHandle,
     /// [`Place::NOWHERE`] if the guard is off.
     place: Place,
+    /// What the socket has charged to the budget, for bodies that no layer charges.
+    charged: u32,
 }
+
+/// The most that the bodies of one connection are charged, for each body: as in a layer.
+const MAX_HELD: u32 = 4 << 20;
+/// What is charged for a byte: the byte, and its copy in what the handler makes of it.
+const WEIGHT: u64 = 2;
 
 impl Permit {
     pub(crate) fn new(shared: Arc<Shared>, conn: ConnHandle, place: Place) -> Self {
@@ -27,6 +34,7 @@ impl Permit {
             shared,
             conn,
             place,
+            charged: 0,
         }
     }
 
@@ -36,6 +44,7 @@ impl Permit {
             shared,
             conn,
             place: Place::NOWHERE,
+            charged: 0,
         }
     }
 
@@ -46,14 +55,57 @@ impl Permit {
     pub(crate) fn shared(&self) -> &Shared {
         &self.shared
     }
+
+    /// Charges the bytes of a read while a body is in flight that no layer charges.
+    ///
+    /// # Errors
+    ///
+    /// If the budget has no room.
+    pub(crate) fn charge(&mut self, bytes: usize) -> Result<(), BudgetFull> {
+        let state = self.conn.state();
+        let (Some(totals), false) = (state.totals(), self.conn.has_charged_bodies()) else {
+            return Ok(());
+        };
+        let most = MAX_HELD.saturating_mul(state.uploads().max(1));
+        let left = most.saturating_sub(self.charged);
+        let bytes = (bytes as u64 * WEIGHT).min(left.into());
+        self.charged += totals.charge(&*self.conn, bytes)?;
+        Ok(())
+    }
+
+    /// Returns whether something is charged.
+    #[inline]
+    pub(crate) fn is_charged(&self) -> bool {
+        self.charged > 0
+    }
+
+    /// Gives back what is charged, if no such body is in flight any more.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn end_charge(&mut self) {
+        if !self.conn.state().charges_reads() {
+            self.give_back();
+        }
+    }
+
+    fn give_back(&mut self) {
+        let charged = std::mem::take(&mut self.charged);
+        if charged > 0
+            && let Some(totals) = self.conn.state().totals()
+        {
+            totals.give_back(&*self.conn, charged);
+        }
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        self.give_back();
         let Self {
             shared,
             conn,
             place,
+            ..
         } = self;
         if *place == Place::NOWHERE {
             conn.state().mark_closed();

@@ -146,13 +146,13 @@ impl ConnTotals {
         (!is_reserved).then_some(shed)
     }
 
-    /// Charges the budget for the head of a request on `conn`. Returns the bytes to
+    /// Charges the budget for what is held of a request on `conn`. Returns the bytes to
     /// [give back](Self::give_back).
     ///
     /// # Errors
     ///
     /// If there is no room.
-    pub(super) fn charge_head(&self, conn: &ConnInfo, bytes: u64) -> Result<u32, BudgetFull> {
+    pub(super) fn charge(&self, conn: &ConnInfo, bytes: u64) -> Result<u32, BudgetFull> {
         let Some(budget) = &self.memory.budget else {
             return Ok(0);
         };

@@ -1,6 +1,6 @@
 //! The guarded socket: counts bytes, and ends when its guard has decided to close it.
 
-use super::{charge::ReadCharge, frames::FrameReader, transport::Transport};
+use super::{frames::FrameReader, transport::Transport};
 use crate::{
     connection::{
         ConnHandle,
@@ -61,7 +61,6 @@ pub struct GuardedIo<T> {
     frames: FrameReader,
     timeout_response: TimeoutResponse,
     shutdown: Shutdown,
-    charge: ReadCharge,
 }
 
 /// The protocol that the first bytes of the client show, as far as the guard has to know it.
@@ -154,16 +153,6 @@ impl<T: Transport> GuardedIo<T> {
             frames: FrameReader::new(),
             timeout_response: TimeoutResponse::NotTried,
             shutdown: Shutdown::NotBegun,
-            charge: ReadCharge::default(),
-        }
-    }
-
-    /// Gives back what was charged, if no body is in flight for which it was.
-    #[cold]
-    #[inline(never)]
-    fn end_charge(&mut self) {
-        if !self.state().charges_reads() {
-            self.charge = ReadCharge::default();
         }
     }
 
@@ -171,8 +160,8 @@ impl<T: Transport> GuardedIo<T> {
     #[cold]
     #[inline(never)]
     fn charge_read(&mut self, bytes: usize) {
-        let conn = self.permit.conn();
-        if let Err(full) = self.charge.take(conn, bytes) {
+        if let Err(full) = self.permit.charge(bytes) {
+            let conn = self.permit.conn();
             let request = CloseRequest {
                 reason: Reason::BytesFull,
                 mode: CloseMode::Reset,
@@ -428,14 +417,14 @@ impl<T: Transport> AsyncRead for GuardedIo<T> {
                     if let Some(decision) = this.decision() {
                         return this.read_after_decision(decision, cx);
                     }
-                } else if this.charge.is_some() {
-                    this.end_charge();
+                } else if this.permit.is_charged() {
+                    this.permit.end_charge();
                 }
             }
             Poll::Ready(Err(_)) => {}
             Poll::Pending => {
-                if this.charge.is_some() {
-                    this.end_charge();
+                if this.permit.is_charged() {
+                    this.permit.end_charge();
                 }
                 if let Some(decision) = this.park_reader(cx) {
                     return this.read_after_decision(decision, cx);

@@ -1,6 +1,5 @@
 //! The guarded socket and what it runs over.
 
-mod charge;
 pub(crate) mod frames;
 pub(crate) mod guarded;
 pub(crate) mod transport;
