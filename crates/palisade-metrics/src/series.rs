@@ -128,7 +128,6 @@ const DISCONNECTS: &[(Guard, Reason, Phase)] = &[
     (Guard::Connection, Reason::AcceptRate, Phase::Accept),
     (Guard::Connection, Reason::MemoryPressure, Phase::Accept),
     (Guard::Connection, Reason::MemoryPressure, Phase::Idle),
-    (Guard::Connection, Reason::BytesFull, Phase::RequestBody),
     (Guard::Connection, Reason::BytesFull, Phase::Working),
     (Guard::Connection, Reason::BytesFull, Phase::Writing),
     (
