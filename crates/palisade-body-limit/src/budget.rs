@@ -21,8 +21,10 @@ use tower_layer::Layer;
 
 /// What a body of a few bytes takes is not charged.
 const FREE_BYTES: u64 = 1024;
-/// The budget is charged in advance for this many bytes, so that most frames need not be.
-const STEP_BYTES: u64 = 16 * 1024;
+/// The budget is charged in advance for as many bytes as have arrived, at least and at most for this
+/// many, so that most frames need not be charged and a short body is not charged much too high.
+const MIN_STEP_BYTES: u64 = 2 * 1024;
+const MAX_STEP_BYTES: u64 = 16 * 1024;
 /// What is charged for a byte of a body: the byte, and its copy in what the handler makes of it.
 const WEIGHT: u64 = 2;
 
@@ -233,7 +235,8 @@ impl BodyBudgetPolicy {
         let left = state.max_held.saturating_sub(charge.bytes());
         let unpaid = bytes.saturating_sub(upload.paid);
         let price = |bytes: u64| bytes.saturating_mul(WEIGHT).min(left);
-        let mut step = unpaid.max(STEP_BYTES);
+        let arrived = charge.bytes() / WEIGHT;
+        let mut step = unpaid.max(arrived.clamp(MIN_STEP_BYTES, MAX_STEP_BYTES));
         if let Err(full) = charge.take(price(step)) {
             // There may be room for the frame alone.
             if charge.take(price(unpaid)).is_err() {
@@ -303,16 +306,17 @@ impl Policy for BodyBudgetPolicy {
         facts: &Facts,
         keys: &mut Keys,
     ) -> BudgetState {
+        let is_charging = facts.has_body && self.settings.is_enabled();
+        if is_charging && let Some(conn) = ConnInfo::from_extensions(request.extensions()) {
+            conn.set_charged_body(true);
+        }
         let exact = request.body().size_hint().exact();
         let is_free = exact.is_some_and(|bytes| bytes <= FREE_BYTES);
-        if !facts.has_body || is_free || !self.settings.is_enabled() {
+        if !is_charging || is_free {
             return BudgetState {
                 charge: None,
                 max_held: 0,
             };
-        }
-        if let Some(conn) = ConnInfo::from_extensions(request.extensions()) {
-            conn.set_charged_bodies();
         }
         BudgetState {
             charge: Some(self.budget.charge(self.client_of(request, keys))),
@@ -348,12 +352,13 @@ impl Policy for BodyBudgetPolicy {
 
     #[inline(always)]
     fn is_plain(&self, upload: &BudgetUpload, _: &BudgetState) -> bool {
-        upload.messages.is_none()
+        upload.messages.is_none() && upload.full.is_none()
     }
 
+    /// A reader that has the last frame asks once more if there was no room for it.
     #[inline(always)]
-    fn fits(&self, upload: &BudgetUpload, _: usize) -> bool {
-        upload.full.is_none()
+    fn request_ended<U: Upstream>(&self, upload: &BudgetUpload, upstream: &U) -> bool {
+        upload.full.is_none() && upstream.is_end_stream()
     }
 
     #[inline(always)]

@@ -90,6 +90,50 @@ async fn two_bytes_are_charged_for_each_until_the_response_has_ended() {
 }
 
 #[tokio::test]
+async fn short_uploads_are_not_charged_much_more_than_they_are() {
+    let budget = budget(MIB);
+    let layer = BodyBudgetLayer::new(budget.clone());
+    // Sensors on slow lines, each with 3 KiB of what it has to say.
+    let held: Vec<_> = (0..100)
+        .map(|_| spawn(&layer, upload(frames(3, KIB, true))))
+        .collect();
+    settle().await;
+    assert!(held.iter().all(|task| !task.is_finished()));
+    let charged = budget.held() as usize;
+    assert!((400 * KIB..=800 * KIB).contains(&charged), "{charged}");
+    for task in held {
+        task.abort();
+        let _ = task.await;
+    }
+    assert_eq!(budget.held(), 0);
+}
+
+#[tokio::test]
+async fn a_body_of_one_frame_for_which_there_is_no_room_is_refused() {
+    let budget = budget(64 * KIB);
+    let layer = BodyBudgetLayer::new(budget.clone());
+    let response = collect(&layer, upload(frames(1, 64 * KIB, false))).await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    // Also where the reader would not ask for more: the body says that it has ended.
+    let reads_one = service_fn(async |request: Request<_>| {
+        let mut body: palisade_guard::RequestBody<Full<Bytes>, BodyBudgetPolicy> =
+            Request::into_body(request);
+        let mut frames = 0;
+        while !body.is_end_stream() && body.frame().await.is_some_and(|frame| frame.is_ok()) {
+            frames += 1;
+        }
+        Ok::<Answer, BoxError>(Response::new(frames.to_string().into()))
+    });
+    let whole = Request::post("/")
+        .body(Full::from(vec![b'x'; 64 * KIB]))
+        .unwrap();
+    let response = layer.layer(reads_one).oneshot(whole).await.unwrap();
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    drop(response);
+    assert_eq!(budget.held(), 0);
+}
+
+#[tokio::test]
 async fn a_declared_length_reserves_nothing() {
     let budget = budget(MIB);
     let layer = BodyBudgetLayer::new(budget.clone());

@@ -49,7 +49,7 @@ pub struct ConnInfo<S: ?Sized = dyn Any + Send + Sync> {
     state: S,
 }
 
-/// A layer charges the bodies of the connection's requests to a budget.
+/// A layer charges the body of the present request to a budget.
 const CHARGED: u8 = 1;
 /// One unread request body.
 const UNREAD: u8 = 2;
@@ -187,16 +187,21 @@ impl<S: ?Sized> ConnInfo<S> {
         (!is_unspecified).then_some(self.client_hash)
     }
 
-    /// Notes that a layer charges the bodies of this connection's requests to a
-    /// [`Budget`](crate::Budget), so that the connection guard need not.
+    /// Notes whether a layer charges the body of the present request to a
+    /// [`Budget`](crate::Budget), so that the connection guard need not. Only for HTTP/1, where a
+    /// connection has one request at a time.
     #[inline]
-    pub fn set_charged_bodies(&self) {
-        self.bodies.fetch_or(CHARGED, Relaxed);
+    pub fn set_charged_body(&self, is_charged: bool) {
+        if is_charged {
+            self.bodies.fetch_or(CHARGED, Relaxed);
+        } else {
+            self.bodies.fetch_and(!CHARGED, Relaxed);
+        }
     }
 
-    /// Returns whether a layer charges the bodies of this connection's requests.
+    /// Returns whether a layer charges the body of the present request.
     #[inline]
-    pub fn has_charged_bodies(&self) -> bool {
+    pub fn has_charged_body(&self) -> bool {
         self.bodies.load(Relaxed) & CHARGED != 0
     }
 
@@ -330,16 +335,18 @@ mod tests {
         info.add_unread_body();
         info.add_unread_body();
         info.remove_unread_body();
-        assert!(info.has_unread_body() && !info.has_charged_bodies());
-        info.set_charged_bodies();
+        assert!(info.has_unread_body() && !info.has_charged_body());
+        info.set_charged_body(true);
         for _ in 0..200 {
             info.add_unread_body();
-            assert!(info.has_charged_bodies());
+            assert!(info.has_charged_body());
         }
         for _ in 0..200 {
             info.remove_unread_body();
         }
-        assert!(info.has_unread_body() && info.has_charged_bodies());
+        assert!(info.has_unread_body() && info.has_charged_body());
+        info.set_charged_body(false);
+        assert!(info.has_unread_body() && !info.has_charged_body());
         info.remove_unread_body();
         assert!(!info.has_unread_body());
     }

@@ -33,6 +33,14 @@ pub(crate) struct InFlight {
     is_in_totals: bool,
 }
 
+/// The limit that a request is over.
+pub(crate) enum OverLimit {
+    /// That on requests in flight: the limit and the number.
+    InFlight((u64, u64)),
+    /// Memory is short, and the request is outside of the share.
+    Memory(Shed),
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     /// The response head has not come.
@@ -112,9 +120,11 @@ impl InFlight {
         }
     }
 
-    /// Lets the socket charge what it reads to the budget, until the request ends.
+    /// Lets the socket charge what it reads to the budget, until the request ends. Only for HTTP/1:
+    /// of several bodies at once the socket does not know which one ends.
     pub(crate) fn charge_by_socket(&mut self) {
         self.is_charged_by_socket = true;
+        self.conn.set_charged_body(false); // Until a layer says so.
         self.state().set_charges_reads();
     }
 
@@ -129,22 +139,27 @@ impl InFlight {
         self.stage = Stage::Answered;
     }
 
-    /// Returns the limit on requests in flight and their number if this request exceeds it: the
-    /// limit of all connections, or that of its client.
+    /// Returns the limit that this request is over, if it is.
     ///
-    /// A client may have no more than what it leaves of three quarters of the limit, and always
-    /// one on each of its connections. Where peers are not clients, or have no address, only the
-    /// limit of all connections applies.
+    /// A client may have no more requests in flight than what it leaves of three quarters of the
+    /// limit of all connections, and always one on each of its connections. Where peers are not
+    /// clients, or have no address, only the limit of all connections applies.
     #[inline]
-    pub(crate) fn exceeded_limit(&self) -> Option<(u64, u64)> {
-        self.totals()?
-            .exceeded_in_flight(self.conn.peer().ip(), self.of_client)
+    pub(crate) fn over_limit(&self) -> Option<OverLimit> {
+        let totals = self.totals()?;
+        match totals.exceeded_in_flight(self.conn.peer().ip(), self.of_client) {
+            Some(exceeded) => Some(OverLimit::InFlight(exceeded)),
+            None => totals.shed_for_memory(&self.conn).map(OverLimit::Memory),
+        }
     }
 
-    /// Returns what the request gets if memory is short and it is outside of the share.
-    #[inline]
-    pub(crate) fn shed_for_memory(&self) -> Option<Shed> {
-        self.totals()?.shed_for_memory(&self.conn)
+    /// Returns the limit on requests in flight and their number if this request is over that.
+    #[cfg(test)]
+    fn exceeded_limit(&self) -> Option<(u64, u64)> {
+        match self.over_limit()? {
+            OverLimit::InFlight(exceeded) => Some(exceeded),
+            OverLimit::Memory(_) => None,
+        }
     }
 
     /// Charges the budget of the guard for the bytes of the head, until the request ends.
@@ -218,8 +233,8 @@ impl Drop for InFlight {
         if self.is_waiting {
             ended += WAITING;
         }
-        let before = state.in_flight.fetch_sub(ended, Relaxed);
-        if self.is_charged_by_socket && count(before - ended, UPLOAD) == 0 {
+        state.in_flight.fetch_sub(ended, Relaxed);
+        if self.is_charged_by_socket {
             state.clear_charges_reads();
         }
     }

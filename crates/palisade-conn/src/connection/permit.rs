@@ -19,11 +19,11 @@ pub(crate) struct Permit {
     conn: ConnHandle,
     /// [`Place::NOWHERE`] if the guard is off.
     place: Place,
-    /// What the socket has charged to the budget, for bodies that no layer charges.
+    /// What the socket has charged to the budget, for an HTTP/1 body that no layer charges.
     charged: u32,
 }
 
-/// The most that the bodies of one connection are charged, for each body: as in a layer.
+/// The most that a body is charged, as in a layer.
 const MAX_HELD: u32 = 4 << 20;
 /// What is charged for a byte: the byte, and its copy in what the handler makes of it.
 const WEIGHT: u64 = 2;
@@ -56,18 +56,17 @@ impl Permit {
         &self.shared
     }
 
-    /// Charges the bytes of a read while a body is in flight that no layer charges.
+    /// Charges the bytes of a read during an HTTP/1 body, unless a layer charges that.
     ///
     /// # Errors
     ///
     /// If the budget has no room.
     pub(crate) fn charge(&mut self, bytes: usize) -> Result<(), BudgetFull> {
         let state = self.conn.state();
-        let (Some(totals), false) = (state.totals(), self.conn.has_charged_bodies()) else {
+        let (Some(totals), false) = (state.totals(), self.conn.has_charged_body()) else {
             return Ok(());
         };
-        let most = MAX_HELD.saturating_mul(state.uploads().max(1));
-        let left = most.saturating_sub(self.charged);
+        let left = MAX_HELD - self.charged;
         let bytes = (bytes as u64 * WEIGHT).min(left.into());
         self.charged += totals.charge(&*self.conn, bytes)?;
         Ok(())
@@ -79,7 +78,7 @@ impl Permit {
         self.charged > 0
     }
 
-    /// Gives back what is charged, if no such body is in flight any more.
+    /// Gives back what is charged, if its request has ended.
     #[cold]
     #[inline(never)]
     pub(crate) fn end_charge(&mut self) {

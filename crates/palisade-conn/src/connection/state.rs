@@ -52,7 +52,8 @@ const PROBED: u16 = 0x400;
 const GOAWAY: u16 = 0x800;
 /// The guard counts the connection among those that are about to close.
 const CLOSE_PENDING: u16 = 0x1000;
-/// A request body is in flight that no layer charges to a budget: the socket does.
+/// A request with a body is in flight on HTTP/1: the socket charges what it reads to the budget,
+/// unless a layer does.
 const CHARGES_READS: u16 = 0x2000;
 
 // Values of `ConnState::writing`; 0 if no bytes wait.
@@ -409,7 +410,7 @@ impl ConnState {
         self.set(CHARGES_READS);
     }
 
-    /// Notes that no body is in flight for which the socket charges what it reads.
+    /// Notes that the request has ended for which the socket charges what it reads.
     pub(super) fn clear_charges_reads(&self) {
         self.flags.fetch_and(!CHARGES_READS, AcqRel);
     }
@@ -418,11 +419,6 @@ impl ConnState {
     #[inline]
     pub(crate) fn charges_reads(&self) -> bool {
         self.flags.load(Relaxed) & CHARGES_READS != 0
-    }
-
-    /// Returns the number of request bodies in flight on HTTP/2.
-    pub(crate) fn uploads(&self) -> u32 {
-        count(self.in_flight.load(Relaxed), UPLOAD)
     }
 
     /// Notes that a request has ended, with a body or without. What was read so far on HTTP/1

@@ -1,4 +1,4 @@
-//! Request bodies that no layer charges are charged by the socket.
+//! Request bodies of HTTP/1 that no layer charges are charged by the socket.
 
 use super::*;
 use crate::Budget;
@@ -65,31 +65,24 @@ async fn nothing_is_charged_twice_or_without_a_budget() {
         let mut pair = connect(&guard);
         let mut request = pair.server.conn().begin_request(false);
         request.charge_by_socket();
-        if is_charged_by_layer {
-            pair.server.conn().set_charged_bodies();
-        }
+        pair.server.conn().set_charged_body(is_charged_by_layer);
         upload(&mut pair, 100).await.unwrap();
         assert_eq!(budget.held(), 0);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_charge_ends_with_the_last_body_of_an_http2_connection() {
+async fn a_layer_speaks_for_one_request_and_not_for_the_next_one_of_the_connection() {
     let budget = Budget::new(64 << 10).unwrap();
     let (guard, _) = tracking_guard(ConnGuard::builder().byte_budget(budget.clone()));
     let mut pair = connect(&guard);
-    let begin = |pair: &Pair| {
-        let mut request = pair.server.conn().begin_request(true);
-        request.set_upload();
-        request.charge_by_socket();
-        request
-    };
-    let (first, second) = (begin(&pair), begin(&pair));
-    upload(&mut pair, 10).await.unwrap();
-    drop(first);
-    upload(&mut pair, 1).await.unwrap();
-    assert_eq!(budget.held(), 22 << 10);
-    drop(second);
-    upload(&mut pair, 1).await.unwrap();
-    assert_eq!(budget.held(), 0);
+    let mut request = pair.server.conn().begin_request(false);
+    request.charge_by_socket();
+    pair.server.conn().set_charged_body(true);
+    upload(&mut pair, 100).await.unwrap();
+    drop(request);
+    // A route outside of the layer.
+    let mut request = pair.server.conn().begin_request(false);
+    request.charge_by_socket();
+    assert!(upload(&mut pair, 100).await.is_err());
 }

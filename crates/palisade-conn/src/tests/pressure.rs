@@ -1,7 +1,7 @@
 //! Shorter timeouts under pressure.
 
 use super::*;
-use crate::Pressure;
+use crate::{Memory, Pressure};
 use tokio::time::sleep;
 
 #[tokio::test(start_paused = true)]
@@ -56,4 +56,51 @@ async fn working_connections_near_the_cap_raise_the_pressure() {
     let (after, _) = read_until_closed(&mut idle.server).await;
     assert_within_two_ticks(after, 2 * SECOND);
     guard.shared().open.fetch_sub(2, Relaxed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_memory_is_short_each_new_connection_evicts_an_idle_one_and_64_stay() {
+    let memory = Memory::reported(1000).unwrap();
+    let builder = ConnGuard::builder()
+        .max_connections(1000)
+        .max_per_client(None);
+    let (guard, _) = tracking_guard(builder.memory(memory.clone()));
+    let mut idle: Vec<_> = (0..66).map(|_| connect(&guard)).collect();
+    for pair in &mut idle {
+        serve_once(pair, false).await;
+    }
+    let working = connect_working(&guard, 2).unwrap();
+    let closing = |idle: &[Pair]| idle.iter().filter(|pair| pair.decision().is_some()).count();
+    let next = connect(&guard);
+    assert_eq!(closing(&idle), 0);
+    memory.report(899);
+    drop(connect(&guard));
+    assert_eq!(closing(&idle), 0);
+    memory.report(900);
+    drop(next);
+    let next = connect(&guard);
+    assert_eq!(closing(&idle), 1);
+    assert!(working.0.decision().is_none());
+    // The places of 64 connections are not taken.
+    idle.retain(|pair| pair.decision().is_none());
+    idle.truncate(60);
+    let more = [connect(&guard), connect(&guard)];
+    assert_eq!(closing(&idle), 0);
+    drop((next, more));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_sweeper_counts_the_clients_for_the_share() {
+    let (guard, _) = tracking_guard(ConnGuard::builder());
+    let clients = || guard.shared().totals.memory.clients.load(Relaxed);
+    let pairs: Vec<_> = (1..=40)
+        .flat_map(|last| [last, last])
+        .map(|last| connect_from(&guard, last).unwrap())
+        .collect();
+    sleep(SECOND).await;
+    assert_eq!(clients(), 40);
+    drop(pairs);
+    let _last = connect(&guard);
+    sleep(SECOND).await;
+    assert_eq!(clients(), 1);
 }

@@ -1,7 +1,10 @@
 //! One tracked request, from its head to its response head.
 
 use super::{body::TrackedBody, head, proxy_hint};
-use crate::connection::{in_flight::InFlight, memory_gate::Shed};
+use crate::connection::{
+    in_flight::{InFlight, OverLimit},
+    memory_gate::Shed,
+};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
@@ -46,11 +49,11 @@ impl TrackedRequest {
         if !request.body().is_end_stream() {
             if is_http1 {
                 expect_body(&in_flight, request.headers());
+                if request.method() != Method::CONNECT {
+                    in_flight.charge_by_socket();
+                }
             } else {
                 in_flight.set_upload();
-            }
-            if is_kept_by_handler(request, is_http1) && !in_flight.conn().has_charged_bodies() {
-                in_flight.charge_by_socket();
             }
         }
         Some(Self {
@@ -78,13 +81,16 @@ impl TrackedRequest {
     /// this client beside the others, or if there is too little memory.
     #[inline]
     pub(super) fn refuse<B: Body>(&mut self, request: &Request<B>) -> Option<Rejection> {
-        if let Some(exceeded) = self.in_flight.exceeded_limit() {
-            return self.refuse_for(Reason::InFlightFull, exceeded, RETRY_AFTER, request);
-        }
-        if let Some(shed) = self.in_flight.shed_for_memory()
-            && let Some(rejection) = self.refuse_for_memory(shed, request)
-        {
-            return Some(rejection);
+        match self.in_flight.over_limit() {
+            None => {}
+            Some(OverLimit::InFlight(exceeded)) => {
+                return self.refuse_for(Reason::InFlightFull, exceeded, RETRY_AFTER, request);
+            }
+            Some(OverLimit::Memory(shed)) => {
+                if let Some(rejection) = self.refuse_for_memory(shed, request) {
+                    return Some(rejection);
+                }
+            }
         }
         if self.is_http1 {
             None // Its head has a limit of its own, which is small.
@@ -102,7 +108,11 @@ impl TrackedRequest {
             let rejection = Rejection::new(violation, status, self.format_for(request));
             return self.enforce(rejection);
         }
-        match self.in_flight.charge_head(head::memory(request)) {
+        let bytes = head::memory(request);
+        if bytes <= head::FREE_BYTES {
+            return None;
+        }
+        match self.in_flight.charge_head(bytes) {
             Ok(()) => None,
             Err(numbers) => self.refuse_for(Reason::BytesFull, numbers, RETRY_AFTER, request),
         }
@@ -271,13 +281,6 @@ impl TrackedRequest {
             )
         })
     }
-}
-
-/// Returns whether a handler may keep the body of `request`. A stream of gRPC or a WebSocket lasts
-/// for hours, and its handler keeps a message at most.
-fn is_kept_by_handler<B: Body>(request: &Request<B>, is_http1: bool) -> bool {
-    let is_grpc = || ResponseFormat::detect(request).is_grpc();
-    request.method() != Method::CONNECT && (is_http1 || !is_grpc())
 }
 
 fn violation(reason: Reason, phase: Phase, (limit, observed): (u64, u64)) -> Violation {

@@ -4,23 +4,28 @@ use super::group::Sample;
 
 /// The least share, in sixteenths: a quarter.
 const LEAST: u8 = 4;
-/// The level from which growth lowers the share.
-const FROM_LEVEL: f32 = 0.88;
-/// The level above which growth leads to the least share at once.
-const STEEP_LEVEL: f32 = 0.98;
+/// The unit of levels: this much is the whole limit.
+const LIMIT: u64 = 1 << 20;
+/// The level from which growth lowers the share: 88 %.
+const FROM_LEVEL: u64 = LIMIT * 88 / 100;
+/// The level above which growth leads to the least share at once: 98 %.
+const STEEP_LEVEL: u64 = LIMIT * 98 / 100;
 /// Growth by this part of the limit is a step.
-const STEP_PART: u64 = 256;
+const STEP: u64 = LIMIT / 256;
 /// The same above [`STEEP_LEVEL`].
-const STEEP_STEP_PART: u64 = 1024;
+const STEEP_STEP: u64 = LIMIT / 1024;
 
 /// The share of requests that are admitted, from the memory that is used at each look.
 ///
 /// It falls while the memory grows, and rises while it does not, at any level: an allocator that
 /// keeps freed memory must not refuse requests for ever.
+///
+/// Growth is that of the level and not of the bytes: the group that is nearest to its limit may be
+/// another one at each look.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Share {
     sixteenths: u8,
-    /// The least memory in use since the last step down, or since the level was low.
+    /// The least level since the last step down, or since it was low.
     least: u64,
 }
 
@@ -44,32 +49,33 @@ impl Share {
     /// Takes a look, and returns the share in sixteenths. Without a sample, memory counts as not
     /// grown.
     pub(super) fn look(&mut self, sample: Option<Sample>) -> u8 {
-        if self.has_grown(sample) {
-            self.least = sample.map_or(u64::MAX, |sample| sample.used);
-            let is_steep = sample.is_some_and(|sample| sample.level() > STEEP_LEVEL);
+        let level = sample.map_or(u64::MAX, level);
+        let is_steep = level > STEEP_LEVEL;
+        let step = if is_steep { STEEP_STEP } else { STEP };
+        let growth = level.saturating_sub(self.least);
+        if sample.is_some() && level >= FROM_LEVEL && growth >= step {
+            self.least = level;
             self.sixteenths = if is_steep {
                 LEAST
             } else {
                 (self.sixteenths / 2).max(LEAST)
             };
         } else {
-            self.least = sample.map_or(u64::MAX, |sample| sample.used.min(self.least));
+            self.least = if sample.is_some() {
+                self.least.min(level)
+            } else {
+                u64::MAX // What is seen next is no growth.
+            };
             self.sixteenths = (self.sixteenths + 1).min(Self::WHOLE);
         }
         self.sixteenths
     }
+}
 
-    fn has_grown(&self, sample: Option<Sample>) -> bool {
-        let Some(sample) = sample else { return false };
-        let level = sample.level();
-        let part = if level > STEEP_LEVEL {
-            STEEP_STEP_PART
-        } else {
-            STEP_PART
-        };
-        let growth = sample.used.saturating_sub(self.least);
-        level >= FROM_LEVEL && growth > 0 && growth >= sample.limit / part
-    }
+/// Returns the level in parts of [`LIMIT`]. It may be above that.
+fn level(Sample { used, limit }: Sample) -> u64 {
+    let level = u128::from(used) * u128::from(LIMIT) / u128::from(limit.max(1));
+    u64::try_from(level).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -77,10 +83,10 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
-    const LIMIT: u64 = 256 * MIB;
+    const BYTES: u64 = 256 * MIB;
 
     fn at(used: u64) -> Option<Sample> {
-        Some(Sample { used, limit: LIMIT })
+        Some(Sample { used, limit: BYTES })
     }
 
     /// Returns the shares after looks at these values.
@@ -103,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_level_that_stands_still_refuses_nothing_however_high_it_is() {
-        for used in [LIMIT / 100 * 97, LIMIT / 1000 * 985, LIMIT, 2 * LIMIT] {
+        for used in [BYTES / 100 * 97, BYTES / 1000 * 985, BYTES, 2 * BYTES] {
             let mut share = Share::default();
             let hour = std::iter::repeat_n(used, 3600 * 40);
             assert!(shares(&mut share, hour).iter().all(|share| *share == 16));
@@ -130,12 +136,23 @@ mod tests {
     #[test]
     fn above_the_steep_level_a_small_step_leads_to_the_least_share() {
         let mut share = Share::default();
-        let used = [252 * MIB, 252 * MIB + LIMIT / 1024];
+        let used = [252 * MIB, 252 * MIB + BYTES / 1024];
         assert_eq!(shares(&mut share, used), [16, 4]);
         // Below it the same step counts as none.
         let mut share = Share::default();
-        let used = [240 * MIB, 240 * MIB + LIMIT / 1024];
+        let used = [240 * MIB, 240 * MIB + BYTES / 1024];
         assert_eq!(shares(&mut share, used), [16, 16]);
+    }
+
+    #[test]
+    fn groups_that_are_nearest_to_their_limits_in_turn_are_no_growth() {
+        let (server, pod) = ((235 * MIB, 256 * MIB), (3760 * MIB, 4096 * MIB));
+        let mut share = Share::default();
+        for look in 0..1000 {
+            let (used, limit) = if look % 2 == 0 { server } else { pod };
+            let used = used + look % 3 * 4096;
+            assert_eq!(share.look(Some(Sample { used, limit })), 16);
+        }
     }
 
     #[test]
