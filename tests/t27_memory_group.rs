@@ -15,6 +15,7 @@ use bytes::Bytes;
 use palisade::{Stack, conn::ConnGuard};
 use palisade_testkit::{
     clients::{self, PATIENCE, RawClient},
+    guarded::ServerKind,
     h2,
     memory_group::MemoryGroup,
 };
@@ -30,6 +31,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::Mutex,
+    task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
 
@@ -98,6 +100,7 @@ fn server_process() {
     runtime.block_on(async {
         let app = Router::new()
             .route("/", post(async |body: Bytes| body.len().to_string()))
+            .route("/health", get("ok"))
             .route("/hang", get(pending::<()>));
         let app = if kind == WITH_STACK {
             app.layer(Stack::edge().build().unwrap())
@@ -144,14 +147,17 @@ async fn is_served(from: Ipv4Addr, to: SocketAddr, bytes: usize) -> bool {
         .unwrap_or(false)
 }
 
-/// Uploads 10 kB again and again for five seconds. Returns how many uploads were served, and how
-/// many there were.
-async fn honest_uploads(to: SocketAddr) -> (usize, usize) {
+/// Uploads 10 kB, and sends an HTTP/2 request on a kept connection, again and again for five
+/// seconds. Returns how many requests were served, and how many there were.
+async fn honest_requests(to: SocketAddr) -> (usize, usize) {
     let (mut served, mut all) = (0, 0);
+    let mut client = ServerKind::Tonic.connect(HONEST, to).await.unwrap();
     let end = Instant::now() + Duration::from_secs(5);
     while Instant::now() < end {
+        let response = client.get("/health").await;
+        served += usize::from(response.is_ok_and(|response| response.status() == 200));
         served += usize::from(is_served(HONEST, to, 10_000).await);
-        all += 1;
+        all += 2;
         sleep(Duration::from_millis(10)).await;
     }
     (served, all)
@@ -168,6 +174,23 @@ async fn uploads_held_open_do_not_fill_it_without_a_stack_either() {
 }
 
 async fn hold_uploads(kind: &str) {
+    let attack = |to| -> Vec<_> {
+        let attackers = (0..UPLOADS).map(|number| {
+            let [high, low] = (number as u16).to_be_bytes();
+            let from = Ipv4Addr::new(127, 1, high, low.max(1));
+            tokio::spawn(hold_upload(from, to))
+        });
+        attackers.collect()
+    };
+    withstand(kind, attack).await;
+}
+
+/// Attacks a server in a group of its own. Asserts that honest clients are served meanwhile, that
+/// the group keeps below its limit, and that large uploads are served afterwards.
+async fn withstand(
+    kind: &str,
+    attack: impl FnOnce(SocketAddr) -> Vec<JoinHandle<Option<RawClient>>>,
+) {
     let _turn = TURN.lock().await;
     let Some(group) = MemoryGroup::create(LIMIT) else {
         eprintln!("skipped: this process may not create control groups of version 1");
@@ -176,26 +199,15 @@ async fn hold_uploads(kind: &str) {
     let mut server = Server::start(&group, kind);
     let addr = server.addr;
     assert!(is_served(HONEST, addr, 1 << 20).await);
-    let attack = (0..UPLOADS).map(|number| {
-        let [high, low] = (number as u16).to_be_bytes();
-        let from = Ipv4Addr::new(127, 1, high, low.max(1));
-        tokio::spawn(hold_upload(from, addr))
-    });
-    let attack: Vec<_> = attack.collect();
-
-    let (served, all) = honest_uploads(addr).await;
+    let attackers = attack(addr);
+    let (served, all) = honest_requests(addr).await;
     assert!(server.is_running(), "the server was killed");
-    let peak = group.peak().unwrap();
-    println!(
-        "{served} of {all} honest uploads served, peak {} MiB",
-        peak >> 20
-    );
+    let peak = group.peak().unwrap() >> 20;
+    println!("{kind}: {served} of {all} honest requests served, peak {peak} MiB");
     assert!(served * 100 >= all * 99, "{served} of {all}");
-    assert!(peak <= LIMIT / 100 * 98, "{peak}");
-
-    // When the uploads have ended, large ones are served as before.
-    for upload in attack {
-        drop(upload.await.unwrap());
+    assert!(peak <= (LIMIT >> 20) * 98 / 100, "{peak}");
+    for attacker in attackers {
+        drop(attacker.await.unwrap());
     }
     let end = Instant::now() + Duration::from_secs(5);
     while !is_served(HONEST, addr, 1 << 20).await {
@@ -228,36 +240,18 @@ async fn hold(from: Ipv4Addr, to: SocketAddr, bytes: Arc<Vec<u8>>) -> Option<Raw
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn heads_of_many_fields_held_open_do_not_fill_the_memory_of_the_container() {
-    let _turn = TURN.lock().await;
-    let Some(group) = MemoryGroup::create(LIMIT) else {
-        eprintln!("skipped: this process may not create control groups of version 1");
-        return;
-    };
-    let mut server = Server::start(&group, WITH_STACK);
-    let addr = server.addr;
-    assert!(is_served(HONEST, addr, 10_000).await);
     // A head of 486 fields is refused by itself. Heads of 100 fields are refused when there are too
     // many of them.
     let (accepted, too_many) = (Arc::new(heads(100)), Arc::new(heads(486)));
-    let attack = (0..40).map(|number: u8| {
-        let from = Ipv4Addr::new(127, 2, number, 1);
-        let bytes = if number < 32 { &accepted } else { &too_many };
-        tokio::spawn(hold(from, addr, bytes.clone()))
-    });
-    let attack: Vec<_> = attack.collect();
-    let (served, all) = honest_uploads(addr).await;
-    assert!(server.is_running(), "the server was killed");
-    let peak = group.peak().unwrap();
-    println!(
-        "{served} of {all} honest uploads served, peak {} MiB",
-        peak >> 20
-    );
-    assert!(served * 100 >= all * 99, "{served} of {all}");
-    assert!(peak <= LIMIT / 100 * 98, "{peak}");
-    for heads in attack {
-        drop(heads.await.unwrap());
-    }
-    assert!(is_served(HONEST, addr, 10_000).await);
+    let attack = |to| -> Vec<_> {
+        let attackers = (0..40).map(|number: u8| {
+            let from = Ipv4Addr::new(127, 2, number, 1);
+            let bytes = if number < 32 { &accepted } else { &too_many };
+            tokio::spawn(hold(from, to, bytes.clone()))
+        });
+        attackers.collect()
+    };
+    withstand(WITH_STACK, attack).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,5 +1,5 @@
 //! One module per threat of `docs/threats.md`: a real client against a real server on loopback.
-//! Threats whose tests count the memory of the whole process have a test binary of their own.
+//! Tests that count the memory of the whole process have a test binary of their own.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod t01_connection_flood;

@@ -21,8 +21,8 @@ use tower_layer::Layer;
 
 /// What a body of a few bytes takes is not charged.
 const FREE_BYTES: u64 = 1024;
-/// The budget is charged in advance for as many bytes as have arrived, at least and at most for this
-/// many, so that most frames need not be charged and a short body is not charged much too high.
+/// The budget is charged in advance for as many bytes as have arrived, at least and at most for
+/// this many. So most frames need no charge, and a short body is not charged much too high.
 const MIN_STEP_BYTES: u64 = 2 * 1024;
 const MAX_STEP_BYTES: u64 = 16 * 1024;
 /// What is charged for a byte of a body: the byte, and its copy in what the handler makes of it.

@@ -124,7 +124,7 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! | in use | what happens |
 //! |---|---|
 //! | 80 % | the timeouts above get shorter |
-//! | 88 % | a connection whose request is outside of the share ends with the response |
+//! | 88 % | after a request outside of the share, the connection ends with the response |
 //! | 90 % | each new connection evicts another one, as at the cap. 64 connections stay |
 //! | 95 % | requests and new connections outside of the share are refused: `MemoryPressure` |
 //!
@@ -134,14 +134,15 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! 32 clients or more, a client is inside or outside of the share for one second. With fewer, each
 //! request is.
 //!
-//! Heads of HTTP/2 requests are charged to a [budget of bytes](ConnGuardBuilder::byte_budget) and
-//! refused with 503 if there is no room: `BytesFull`. A head of more than 100 fields, or of more
+//! Heads of HTTP/2 requests that take more than 8 KiB are charged to a
+//! [budget of bytes](ConnGuardBuilder::byte_budget) and refused with 503 if there is no room:
+//! `BytesFull`. A head of more than 100 fields, or of more
 //! than 200 `cookie` fields, is answered 431: `HeadTooLarge`.
 //!
 //! Request bodies are charged to the same budget by a layer, such as palisade's `Stack`. Without
-//! one the socket charges what it reads while a body is in flight, at most 4 MiB for each body. A
-//! connection that finds no room is reset: `BytesFull`. The socket does not charge gRPC over HTTP/2
-//! and upgraded connections, whose handlers keep a message at most.
+//! one the socket charges what it reads during a body of HTTP/1, at most 4 MiB. A connection that
+//! finds no room is reset: `BytesFull`. Bodies of HTTP/2 need a layer, because a socket cannot tell
+//! the bodies of one connection apart.
 //!
 //! A refused request gets 503 and a `Retry-After` of one to five seconds.
 //! [Critical](ConnGuardBuilder::critical) requests and [reserved](ConnGuardBuilder::reserve)

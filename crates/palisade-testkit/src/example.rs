@@ -62,7 +62,7 @@ pub fn stalled_upload() -> Request<Pieces> {
     Request::new(Pieces::new(1, 4).declared().every(3_600 * SECOND))
 }
 
-/// Returns a request whose body is so many pieces of so many bytes, with a pause before each.
+/// Returns a request with a body of so many pieces of so many bytes, with a pause before each.
 pub fn upload(pieces: u64, bytes: usize, pause: Duration) -> Request<Pieces> {
     Request::new(Pieces::new(pieces, bytes).every(pause))
 }

@@ -437,7 +437,8 @@ impl Stack {
     }
 
     /// Sets the budget of bytes that all request bodies share: see [`BodyBudgetLayer`]. `None`
-    /// removes it. Defaults to [`Budget::of_process`], a quarter of the memory of the process.
+    /// removes it; the connection guard still has its own. Defaults to [`Budget::of_process`], a
+    /// quarter of the memory of the process.
     ///
     /// ```
     /// use palisade::{Budget, Stack};

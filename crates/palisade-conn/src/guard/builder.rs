@@ -1102,13 +1102,17 @@ impl ConnGuardBuilder {
         self
     }
 
-    /// Sets the budget to which the heads of HTTP/2 requests are charged until the requests end,
-    /// and request bodies that no layer charges. A head that finds no room is refused with 503, a
-    /// connection whose body finds none is reset: [`Reason::BytesFull`](crate::Reason).
+    /// Sets the budget of bytes of what is held for requests. A large head of HTTP/2 that finds no
+    /// room is refused with 503. A connection is reset if its HTTP/1 body finds none and no layer
+    /// charges that body. The reason is [`Reason::BytesFull`](crate::Reason).
     ///
     /// What hyper keeps of a head is several times its bytes on the wire: a field takes up to 224
-    /// bytes beyond its name and value. A head of HTTP/1 is not charged. `None` removes the charge.
-    /// Defaults to [`Budget::of_process`], which request bodies are charged to as well.
+    /// bytes beyond its name and value. A head of HTTP/2 that takes more than 8 KiB so is charged
+    /// until its request ends. A head of HTTP/1 is not charged. `None` removes all of it. Defaults
+    /// to [`Budget::of_process`], which layers charge request bodies to as well.
+    ///
+    /// An HTTP/1 server that takes many large uploads at once without a layer, and passes them on,
+    /// needs a larger budget: each of them is charged up to 4 MiB.
     pub fn byte_budget(mut self, budget: impl Into<Option<Budget>>) -> Self {
         self.budget = budget.into();
         self
@@ -1116,8 +1120,9 @@ impl ConnGuardBuilder {
 
     /// Sets the requests that are never refused while [memory is short](crate#memory), such as
     /// health checks. Match on something that a client cannot forge, or that costs nothing to
-    /// answer. Requests from [reserved](Self::reserve) networks are not refused either. Defaults to
-    /// no requests.
+    /// answer. A health check that connects anew each time also needs a
+    /// [reserved](Self::reserve) network: a new connection may be reset before its request is read.
+    /// Defaults to no requests.
     pub fn critical(
         mut self,
         is_critical: impl Fn(&RequestHead<'_>) -> bool + Send + Sync + 'static,

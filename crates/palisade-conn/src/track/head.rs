@@ -8,8 +8,8 @@ use http::{HeaderMap, Request, header::COOKIE};
 /// The memory of one field beyond its name and value, at most: 218 bytes were measured, for 193
 /// names that differ.
 const FIELD_BYTES: u64 = 224;
-/// A head that takes no more is not charged, as most are not. The limit on requests in flight limits
-/// their sum, and a budget that uploads have filled does not refuse them.
+/// A head that takes no more is not charged, as most are not. The limit on requests in flight
+/// limits their sum, and a budget that uploads have filled does not refuse them.
 pub(super) const FREE_BYTES: u64 = 8 * 1024;
 /// The fields of one head, without `cookie`.
 const MAX_FIELDS: usize = 100;

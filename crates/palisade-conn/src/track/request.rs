@@ -99,8 +99,8 @@ impl TrackedRequest {
         }
     }
 
-    /// Returns the refusal of an HTTP/2 request whose head has too many fields, or finds no room in
-    /// the budget.
+    /// Returns the refusal of an HTTP/2 request if its head has too many fields, or finds no room
+    /// in the budget.
     fn refuse_head<B: Body>(&mut self, request: &Request<B>) -> Option<Rejection> {
         if let Some(numbers) = head::exceeded_fields(request.headers()) {
             let violation = violation(Reason::HeadTooLarge, Phase::RequestHead, numbers);

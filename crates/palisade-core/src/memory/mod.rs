@@ -115,7 +115,7 @@ impl Memory {
         Ok(memory)
     }
 
-    /// Returns memory whose use the application [reports](Self::report).
+    /// Returns memory of which the application [reports](Self::report) the use.
     ///
     /// # Errors
     ///
