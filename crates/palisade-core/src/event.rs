@@ -92,6 +92,14 @@ pub enum Event<'a> {
         /// The percentage of requests that make the claim.
         percent: u32,
     },
+    /// A runtime has run no task of the guard for a second or more: all its workers are blocked, or
+    /// have too much to do. Recorded while it lasts, and again whenever the time has doubled. See
+    /// [`RuntimeLoad`](crate::RuntimeLoad).
+    #[non_exhaustive]
+    RuntimeStalled {
+        /// The time so far.
+        delay: Duration,
+    },
     /// A limit was changed while the server runs.
     #[non_exhaustive]
     LimitChanged {
@@ -113,6 +121,11 @@ impl Event<'_> {
     /// ```
     pub const fn limit_changed(guard: Guard, limit: u64) -> Self {
         Self::LimitChanged { guard, limit }
+    }
+
+    /// Returns [`Event::RuntimeStalled`].
+    pub const fn runtime_stalled(delay: Duration) -> Self {
+        Self::RuntimeStalled { delay }
     }
 }
 
@@ -272,7 +285,8 @@ pub trait Metrics: Send + Sync + 'static {
 /// A number that a guard keeps, sampled through [`GaugeSource`].
 ///
 /// Most gauges are current values. [Totals](Self::is_total) count from the start of the guard and
-/// never decrease. The unit is the thing that is counted, except for the two gauges in percent.
+/// never decrease. The unit is the thing that is counted, except for the gauges in percent
+/// and [`Gauge::RuntimeDelay`].
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Gauge {
@@ -319,6 +333,11 @@ pub enum Gauge {
     MemoryLimit,
     /// The percentage of requests to admit while memory is short, 25 to 100.
     MemorySharePercent,
+    /// The milliseconds that a task waits before it runs: see
+    /// [`RuntimeLoad`](crate::RuntimeLoad).
+    RuntimeDelay,
+    /// The percentage of requests to admit while the runtime is overloaded, 1 to 100.
+    RuntimeSharePercent,
     /// The bytes of bodies that are held: see [`Budget`](crate::Budget).
     BytesHeld,
     /// The limit on [`Gauge::BytesHeld`].
@@ -360,6 +379,8 @@ impl Gauge {
         Self::MemoryUsed,
         Self::MemoryLimit,
         Self::MemorySharePercent,
+        Self::RuntimeDelay,
+        Self::RuntimeSharePercent,
         Self::BytesHeld,
         Self::BytesLimit,
         Self::AcceptErrors,

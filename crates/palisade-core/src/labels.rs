@@ -148,6 +148,9 @@ closed_enum! {
         /// Memory is short and grows, and the request is outside of the share that is admitted.
         /// Unit: bytes.
         MemoryPressure = "memory_pressure",
+        /// The runtime is overloaded, and the request is outside of the share that is admitted. The
+        /// limit is the delay from which it is. Unit: milliseconds.
+        RuntimeBusy = "runtime_busy",
         /// The client cancels most of its requests as soon as they begin. Unit: requests.
         CancelledRequests = "cancelled_requests",
         /// The client sends too many HTTP/2 bytes that carry no request on: PING, SETTINGS, window
@@ -221,7 +224,8 @@ impl Reason {
             | Self::Idle
             | Self::WriteStall
             | Self::MaxAge
-            | Self::WindowStall => "milliseconds",
+            | Self::WindowStall
+            | Self::RuntimeBusy => "milliseconds",
             Self::CostOverBurst => "cells",
             Self::TooLarge | Self::BytesFull | Self::NoProgress | Self::MemoryPressure => "bytes",
             Self::TinyFrames => "frames",
@@ -284,6 +288,7 @@ impl Reason {
             Self::UpgradedFull => "ConnGuard::builder().max_upgraded(connections)",
             Self::InFlightFull => "ConnGuard::builder().max_in_flight(requests)",
             Self::MemoryPressure => "ConnGuard::builder().memory(memory) or .critical(requests)",
+            Self::RuntimeBusy => "ConnGuard::builder().runtime_load(load) or .critical(requests)",
             Self::CancelledRequests => "ConnGuard::builder().max_cancelled(requests)",
             Self::NoProgress => "ConnGuard::builder().max_overhead(bytes)",
             Self::HandshakesFull => "Serve::max_handshakes(handshakes)",

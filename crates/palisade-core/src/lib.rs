@@ -10,7 +10,7 @@
 //!   through its [`Recorder`].
 //! - Clients: [`ConnInfo`] is the connection of a request. [`ClientKey`] is what guards count by,
 //!   and a [`KeyExtractor`] chooses it for a [`RequestHead`]. [`Network`] is a block of addresses.
-//! - Shared state and bodies: [`Memory`], [`Budget`], [`Pressure`], [`GuardBody`].
+//! - Shared state and bodies: [`Memory`], [`Budget`], [`RuntimeLoad`], [`Pressure`], [`GuardBody`].
 //! - Configuration errors: [`ConfigError`].
 #![forbid(unsafe_code)]
 
@@ -21,6 +21,7 @@ mod config;
 mod connection;
 mod event;
 mod labels;
+mod load;
 mod memory;
 mod network;
 mod pressure;
@@ -33,6 +34,7 @@ pub use config::{ConfigError, ConfigFault};
 pub use connection::ConnInfo;
 pub use event::{Event, Gauge, GaugeSource, Metrics, Recorder};
 pub use labels::{Guard, Mode, Phase, Reason};
+pub use load::RuntimeLoad;
 pub use memory::Memory;
 pub use network::{InvalidNetwork, Network};
 pub use pressure::Pressure;

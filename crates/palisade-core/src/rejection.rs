@@ -326,9 +326,11 @@ impl Rejection {
     /// ```
     pub fn message(&self) -> &'static str {
         match self.violation.reason {
-            Reason::Full | Reason::QueueFull | Reason::QueueTimeout | Reason::InFlightFull => {
-                "server is busy"
-            }
+            Reason::Full
+            | Reason::QueueFull
+            | Reason::QueueTimeout
+            | Reason::InFlightFull
+            | Reason::RuntimeBusy => "server is busy",
             Reason::MemoryPressure | Reason::BytesFull => "server is short of memory",
             Reason::Evicted => "server is busy, request body too slow",
             Reason::ClientFull => "too many requests at once",

@@ -82,6 +82,7 @@ const REFUSALS: &[(Guard, Reason)] = &[
     (Guard::ConcurrencyLimit, Reason::Evicted),
     (Guard::Connection, Reason::UpgradedFull),
     (Guard::Connection, Reason::MemoryPressure),
+    (Guard::Connection, Reason::RuntimeBusy),
     (Guard::Connection, Reason::BytesFull),
     (Guard::Connection, Reason::InFlightFull),
     (Guard::Connection, Reason::BadRequest),
@@ -243,6 +244,14 @@ pub(crate) fn gauge_family(gauge: Gauge) -> Option<Family> {
         Gauge::MemorySharePercent => (
             "palisade_memory_share_percent",
             "Share of requests that is admitted while memory is short and grows, 25 to 100",
+        ),
+        Gauge::RuntimeDelay => (
+            "palisade_runtime_delay_milliseconds",
+            "Time that a task waits in the run queue of the runtime",
+        ),
+        Gauge::RuntimeSharePercent => (
+            "palisade_runtime_share_percent",
+            "Share of requests that is admitted while the runtime is overloaded, 1 to 100",
         ),
         Gauge::BytesHeld => ("palisade_bytes_held", "Bytes of bodies that are held"),
         Gauge::BytesLimit => (

@@ -1,0 +1,270 @@
+//! The load of the tokio runtime: how long its tasks wait before they run.
+
+mod probe;
+mod shedding;
+
+use crate::{Event, Recorder};
+use parking_lot::Mutex;
+use probe::Watched;
+use shedding::{OVERLOAD_DELAY, Shedding};
+use std::{
+    fmt,
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed},
+    },
+    thread,
+    time::Duration,
+};
+use tokio::runtime::Handle;
+
+/// The time of one step.
+const STEP: Duration = Duration::from_millis(100);
+/// The time between two looks.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// The same while no request arrives.
+const QUIET_LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// The same from [`BUSY_DELAY`] on.
+const BUSY_LOOK_INTERVAL: Duration = Duration::from_millis(10);
+const BUSY_DELAY: Duration = Duration::from_millis(20);
+
+/// The load of the tokio runtimes that serve requests, for guards that refuse some of them. Clones
+/// share one state.
+///
+/// Requests that need more processor time than there is wait in the run queue of the runtime, where
+/// no layer sees them, until all of them are late. This measures how long a task waits there. From
+/// 250 ms for a second on, only a [share](Self::share) of the requests is to be admitted, so that
+/// those are answered in time. Refusals are cheap, so the queue gets short at once. The share is
+/// controlled until a task waits for about 100 ms.
+///
+/// - A runtime that runs out of work for a moment within that second is not overloaded: bursts,
+///   handlers that sleep, and a blocked worker beside others refuse nothing.
+/// - While no request arrives nothing changes.
+/// - Of several runtimes the one with the shortest delay decides.
+///
+/// A thread of its own looks at the runtimes, at most every 10 ms, because a runtime that is stuck
+/// must not blind it. It reads whether a worker is parked. Only if none is, it wakes one task of
+/// the runtime. The clock is the system's, also where tokio's is paused.
+///
+/// The connection guard watches the runtimes in which it accepts connections. Use this type to
+/// watch them without it, or to read the numbers.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// use palisade_core::RuntimeLoad;
+///
+/// let load = RuntimeLoad::default();
+/// load.watch(&tokio::runtime::Handle::current());
+/// assert_eq!(load.share(), 1.0);
+/// # }
+/// ```
+#[derive(Clone, Default)]
+pub struct RuntimeLoad(Arc<State>);
+
+/// What the looks have found.
+struct State {
+    /// In parts of [`RuntimeLoad::WHOLE`].
+    share: AtomicU16,
+    /// Whether a request has asked for the share since the latest step.
+    has_requests: AtomicBool,
+    delay_micros: AtomicU64,
+    control: Mutex<Control>,
+    recorder: OnceLock<Recorder>,
+    /// Whether the application reports the delay.
+    is_reported: bool,
+}
+
+/// What one look keeps for the next.
+#[derive(Default)]
+struct Control {
+    shedding: Shedding,
+    runtimes: Vec<Watched>,
+    /// The time since the latest step.
+    elapsed: Duration,
+    is_looked_at: bool,
+}
+
+impl RuntimeLoad {
+    /// The share that admits every request, in the unit of [`Self::ask`].
+    #[doc(hidden)]
+    pub const WHOLE: u16 = 1024;
+
+    /// Returns load of which the application [reports](Self::report) the delay.
+    /// [`watch`](Self::watch) does nothing then.
+    pub fn reported() -> Self {
+        Self(Arc::new(State {
+            is_reported: true,
+            ..State::default()
+        }))
+    }
+
+    /// Takes a step of 100 ms in which requests have arrived and a task waited for `delay`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let load = palisade_core::RuntimeLoad::reported();
+    /// for _ in 0..9 {
+    ///     load.report(Duration::from_millis(300));
+    /// }
+    /// assert_eq!(load.share(), 1.0); // It may have been a burst.
+    /// load.report(Duration::from_millis(300));
+    /// assert!(load.share() < 0.5); // A whole second.
+    /// for _ in 0..3 {
+    ///     load.report(Duration::ZERO);
+    /// }
+    /// assert_eq!(load.share(), 1.0);
+    /// ```
+    pub fn report(&self, delay: Duration) {
+        self.0.step(&mut self.0.control.lock(), delay, STEP, true);
+    }
+
+    /// Watches the runtime of `handle` until the runtime ends, or the last clone of this is
+    /// dropped. Spawns one task in it. Does nothing if it is watched already.
+    pub fn watch(&self, handle: &Handle) {
+        if self.0.is_reported {
+            return;
+        }
+        let mut control = self.0.control.lock();
+        if control.runtimes.iter().any(|one| one.is_of(handle)) {
+            return;
+        }
+        let (watched, probe) = Watched::new(handle);
+        control.runtimes.push(watched);
+        let is_first = !std::mem::replace(&mut control.is_looked_at, true);
+        drop(control); // The runtime may drop the task at once.
+        handle.spawn(probe);
+        if is_first {
+            self.start();
+        }
+    }
+
+    /// Returns the part of requests to admit, from 1/64 to 1.
+    pub fn share(&self) -> f32 {
+        f32::from(self.0.share.load(Relaxed)) / f32::from(Self::WHOLE)
+    }
+
+    /// Returns the same for a request that is about to be admitted, in parts of [`Self::WHOLE`].
+    #[doc(hidden)]
+    #[inline]
+    pub fn ask(&self) -> u16 {
+        if !self.0.has_requests.load(Relaxed) {
+            self.0.has_requests.store(true, Relaxed);
+        }
+        self.0.share.load(Relaxed)
+    }
+
+    /// Returns the time for which tasks have waited in the run queue in the latest step of 100 ms,
+    /// at least.
+    pub fn delay(&self) -> Duration {
+        Duration::from_micros(self.0.delay_micros.load(Relaxed))
+    }
+
+    /// Returns the delay from which a runtime is overloaded.
+    #[doc(hidden)]
+    pub fn overload_delay() -> Duration {
+        OVERLOAD_DELAY
+    }
+
+    /// Records stalls to `recorder`, unless there is one already.
+    #[doc(hidden)]
+    pub fn record_to(&self, recorder: &Recorder) {
+        let _ = self.0.recorder.set(recorder.clone());
+    }
+
+    /// Starts the thread that looks.
+    fn start(&self) {
+        let state = Arc::downgrade(&self.0);
+        let looks = thread::Builder::new().name("palisade-load".to_owned());
+        // If there is no thread left for it, nothing is refused for the load.
+        let _ = looks.spawn(move || take_looks(&state));
+    }
+}
+
+/// Takes looks until nothing needs them any more.
+fn take_looks(state: &Weak<State>) {
+    let mut pause = LOOK_INTERVAL;
+    let mut last = probe::now();
+    loop {
+        thread::park_timeout(pause);
+        let Some(state) = state.upgrade() else { return };
+        let now = probe::now();
+        pause = state.look(now.duration_since(last));
+        last = now;
+    }
+}
+
+impl State {
+    /// Looks at all runtimes, `passed` after the look before. Returns the time until the next.
+    fn look(&self, passed: Duration) -> Duration {
+        let mut control = self.control.lock();
+        control.runtimes.retain(|runtime| !runtime.has_ended());
+        let stalls: Vec<_> = control
+            .runtimes
+            .iter_mut()
+            .filter_map(Watched::look)
+            .collect();
+        control.elapsed = control.elapsed.saturating_add(passed);
+        if control.elapsed >= STEP {
+            let elapsed = std::mem::take(&mut control.elapsed);
+            let delays = control.runtimes.iter_mut().map(Watched::take_delay);
+            let delay = delays.min().unwrap_or_default();
+            let has_requests = self.has_requests.swap(false, Relaxed);
+            self.step(&mut control, delay, elapsed, has_requests);
+        }
+        let is_shedding = control.shedding.is_shedding();
+        drop(control);
+        for delay in stalls {
+            #[cfg(feature = "tracing")]
+            tracing::warn!(
+                target: "palisade",
+                seconds = delay.as_secs(),
+                "a runtime runs no tasks: all its workers are blocked, or have too much to do",
+            );
+            if let Some(recorder) = self.recorder.get() {
+                recorder.record(|| Event::runtime_stalled(delay));
+            }
+        }
+        if is_shedding || self.delay_micros.load(Relaxed) >= BUSY_DELAY.as_micros() as u64 {
+            BUSY_LOOK_INTERVAL
+        } else if self.has_requests.load(Relaxed) {
+            LOOK_INTERVAL
+        } else {
+            QUIET_LOOK_INTERVAL
+        }
+    }
+
+    fn step(&self, control: &mut Control, delay: Duration, elapsed: Duration, has_requests: bool) {
+        let share = control.shedding.step(delay, elapsed, has_requests);
+        let share = (share * f32::from(RuntimeLoad::WHOLE)) as u16;
+        self.share.store(share.max(1), Relaxed);
+        let micros = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
+        self.delay_micros.store(micros, Relaxed);
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            share: AtomicU16::new(RuntimeLoad::WHOLE),
+            has_requests: AtomicBool::new(false),
+            delay_micros: AtomicU64::new(0),
+            control: Mutex::default(),
+            recorder: OnceLock::new(),
+            is_reported: false,
+        }
+    }
+}
+
+impl fmt::Debug for RuntimeLoad {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RuntimeLoad")
+            .field("delay", &self.delay())
+            .field("share", &self.share())
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,113 @@
+//! The share of requests that a server admits while its runtime is overloaded.
+
+use std::time::Duration;
+
+/// The delay that begins an overload, if it lasts for [`PATIENCE`]. A runtime that has run out of
+/// work in that time has caught up by itself, as after a burst.
+pub(super) const OVERLOAD_DELAY: Duration = Duration::from_millis(250);
+/// How long the delay has to be that high before requests are refused.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The delay that an overloaded runtime is held at.
+const TARGET_DELAY: Duration = Duration::from_millis(100);
+/// The overload has ended when everything was admitted for this time within the target.
+const CALM: Duration = Duration::from_secs(2);
+/// The least share.
+const LEAST: f32 = 1.0 / 64.0;
+/// The largest rise of the share in one step.
+const MAX_RISE: f32 = 2.0;
+
+/// The share of requests to admit, from the delay of the runtime in each step.
+///
+/// The delay is what a task waits in the run queue. If the share were kept, the work that waits and
+/// the work that comes would take the step's time, and the delay above the target, and the growth
+/// of the delay. The next step has only its own time, so the share is divided by that ratio. This
+/// is a proportional-integral controller for queues, as in RFC 8033, on the logarithm of the share.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shedding {
+    share: f32,
+    /// The delay of the step before.
+    previous: Duration,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Everything is admitted. The delay was high for this time.
+    Admitting { high: Duration },
+    /// The share is controlled. It was whole, and the delay low, for this time.
+    Shedding { calm: Duration },
+}
+
+impl Default for Shedding {
+    fn default() -> Self {
+        Self {
+            share: 1.0,
+            previous: Duration::ZERO,
+            stage: Stage::Admitting {
+                high: Duration::ZERO,
+            },
+        }
+    }
+}
+
+impl Shedding {
+    /// Takes a step in which `elapsed` has passed and a task waited for `delay`. Returns the share.
+    ///
+    /// `has_requests` is whether requests have asked for the share. If none has, a delay is not the
+    /// work of requests: the runtime is blocked, and to refuse requests helps nobody.
+    pub(super) fn step(&mut self, delay: Duration, elapsed: Duration, has_requests: bool) -> f32 {
+        let is_blocked = !has_requests && delay > TARGET_DELAY;
+        match &mut self.stage {
+            _ if is_blocked => {}
+            Stage::Admitting { high } if delay < OVERLOAD_DELAY => *high = Duration::ZERO,
+            Stage::Admitting { high } => {
+                *high = high.saturating_add(elapsed);
+                if *high >= PATIENCE {
+                    let calm = Duration::ZERO;
+                    self.stage = Stage::Shedding { calm };
+                    self.previous = delay; // Only what is above the target counts at first.
+                    self.control(delay, elapsed);
+                }
+            }
+            Stage::Shedding { .. } => {
+                self.control(delay, elapsed);
+                self.end_if_calm(delay, elapsed);
+            }
+        }
+        if !is_blocked {
+            self.previous = delay;
+        }
+        self.share
+    }
+
+    /// Returns whether requests may be refused.
+    pub(super) fn is_shedding(&self) -> bool {
+        matches!(self.stage, Stage::Shedding { .. })
+    }
+
+    fn control(&mut self, delay: Duration, elapsed: Duration) {
+        let [delay, previous, target, elapsed] =
+            [delay, self.previous, TARGET_DELAY, elapsed].map(|time| time.as_secs_f32());
+        let work = elapsed + (delay - target) + (delay - previous);
+        // A step without time, whose ratio may be no number, counts as one without work.
+        let ratio = (work / elapsed).max(1.0 / MAX_RISE);
+        self.share = (self.share / ratio).clamp(LEAST, 1.0);
+    }
+
+    fn end_if_calm(&mut self, delay: Duration, elapsed: Duration) {
+        let Stage::Shedding { calm } = &mut self.stage else {
+            return;
+        };
+        *calm = if self.share < 1.0 || delay > TARGET_DELAY {
+            Duration::ZERO
+        } else {
+            calm.saturating_add(elapsed)
+        };
+        if *calm >= CALM {
+            *self = Self::default();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,270 @@
+use super::*;
+use std::collections::VecDeque;
+
+const STEP: Duration = Duration::from_millis(100);
+/// What a handler and a refusal take, in microseconds.
+const HANDLER: u64 = 10_000;
+const REFUSAL: u64 = 50;
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// One worker of a runtime, whose queue is first in, first out. It serves requests by the share,
+/// which it learns as [`RuntimeLoad`](crate::RuntimeLoad) does: from a probe in the same queue.
+struct Runtime {
+    shedding: Shedding,
+    /// What a handler takes. All times are in microseconds.
+    handler: u64,
+    now: u64,
+    queue: VecDeque<Task>,
+    turn: u32,
+    step_began: u64,
+    least: Option<u64>,
+    probe_began: Option<u64>,
+    last_delay: u64,
+    has_requests: bool,
+    /// When each request was served, and after which time.
+    served: Vec<(u64, u64)>,
+    refused: u64,
+}
+
+enum Task {
+    Request { arrived: u64 },
+    Probe,
+}
+
+impl Runtime {
+    fn new(handler: u64) -> Self {
+        Self {
+            shedding: Shedding::default(),
+            handler,
+            now: 0,
+            queue: VecDeque::new(),
+            turn: 0,
+            step_began: 0,
+            least: None,
+            probe_began: None,
+            last_delay: 0,
+            has_requests: false,
+            served: Vec::new(),
+            refused: 0,
+        }
+    }
+
+    /// Serves requests that arrive at these times, in microseconds.
+    fn serve(&mut self, arrivals: impl IntoIterator<Item = u64>) {
+        let mut arrivals = arrivals.into_iter().peekable();
+        while arrivals.peek().is_some() || !self.queue.is_empty() {
+            while let Some(arrived) = arrivals.next_if(|arrived| *arrived <= self.now) {
+                self.queue.push_back(Task::Request { arrived });
+            }
+            self.look();
+            match self.queue.pop_front() {
+                None => self.now += 1000,
+                Some(Task::Probe) => {
+                    let delay = self.now - self.probe_began.take().unwrap();
+                    self.last_delay = delay;
+                    self.least = Some(self.least.map_or(delay, |least| least.min(delay)));
+                }
+                Some(Task::Request { arrived }) => {
+                    self.has_requests = true;
+                    self.turn += 1;
+                    let rank = self.turn.wrapping_mul(633) % 1024;
+                    if rank < (self.shedding.share * 1024.0) as u32 {
+                        self.now += self.handler;
+                        self.served.push((self.now, self.now - arrived));
+                    } else {
+                        self.now += REFUSAL;
+                        self.refused += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    fn look(&mut self) {
+        if self.queue.is_empty() {
+            self.least = Some(0); // The worker is parked.
+        } else if self.probe_began.is_none() {
+            self.probe_began = Some(self.now);
+            self.queue.push_back(Task::Probe);
+        }
+        let elapsed = self.now - self.step_began;
+        if elapsed >= 100_000 {
+            let delay = self.least.unwrap_or_else(|| {
+                let age = self.now - self.probe_began.unwrap();
+                age.max(self.last_delay)
+            });
+            let delay = Duration::from_micros(delay);
+            let elapsed = Duration::from_micros(elapsed);
+            let has_requests = std::mem::take(&mut self.has_requests);
+            self.shedding.step(delay, elapsed, has_requests);
+            self.step_began = self.now;
+            self.least = None;
+        }
+    }
+
+    /// Returns how many requests were served per second in the time from the 4th second to `end`,
+    /// and the longest time of one of them.
+    fn result(&self, end: u64) -> (u64, Duration) {
+        let time = 4_000_000..end * 1_000_000;
+        let served = self.served.iter().filter(|(at, _)| time.contains(at));
+        let longest = served.clone().map(|(_, time)| *time).max().unwrap_or(0);
+        let per_second = served.count() as u64 / (end - 4);
+        (per_second, Duration::from_micros(longest))
+    }
+}
+
+/// Requests at so many per second, for so many seconds.
+fn steady(per_second: u64, seconds: u64) -> impl Iterator<Item = u64> {
+    (0..per_second * seconds).map(move |number| number * 1_000_000 / per_second)
+}
+
+/// The same at random times.
+fn random(per_second: f64, seconds: f64, mut seed: u64) -> impl Iterator<Item = u64> {
+    let mut at = 0.0;
+    std::iter::from_fn(move || {
+        seed = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        let uniform = ((seed >> 11) as f64 + 1.0) / (1u64 << 53) as f64;
+        at += -uniform.ln() / per_second;
+        (at < seconds).then_some((at * 1e6) as u64)
+    })
+}
+
+/// Returns the share after steps with these delays, in milliseconds.
+fn shares(shedding: &mut Shedding, delays: impl IntoIterator<Item = u64>) -> Vec<f32> {
+    let step = |delay| shedding.step(millis(delay), STEP, true);
+    delays.into_iter().map(step).collect()
+}
+
+#[test]
+fn a_delay_of_less_than_a_second_or_below_the_limit_refuses_nothing() {
+    let mut shedding = Shedding::default();
+    let burst = [200, 400, 600, 800, 700, 600, 500, 400, 300, 200];
+    let bursts = burst.into_iter().cycle().take(1000);
+    assert!(
+        shares(&mut shedding, bursts)
+            .iter()
+            .all(|share| *share == 1.0)
+    );
+    let below = std::iter::repeat_n(249, 36_000);
+    assert!(
+        shares(&mut shedding, below)
+            .iter()
+            .all(|share| *share == 1.0)
+    );
+    assert!(!shedding.is_shedding());
+}
+
+#[test]
+fn the_share_is_divided_by_the_work_of_a_step() {
+    let mut shedding = Shedding::default();
+    let first = shares(&mut shedding, [250; 10]);
+    // In 100 ms there are 100 ms of new work, and 150 ms that wait beyond the target.
+    assert_eq!(first[8], 1.0);
+    assert!((first[9] - 100.0 / 250.0).abs() < 1e-6, "{first:?}");
+    // A delay that grows by 50 ms adds 50 ms to that.
+    let second = shares(&mut shedding, [300]);
+    assert!(
+        (second[0] - first[9] * 100.0 / 350.0).abs() < 1e-6,
+        "{second:?}"
+    );
+    // At the target nothing changes, once the delay stands still.
+    let at_target = shares(&mut shedding, [100; 5]);
+    assert!(at_target[1..].windows(2).all(|two| two[0] == two[1]));
+}
+
+#[test]
+fn the_share_is_never_below_its_least_and_returns_within_a_second() {
+    let mut shedding = Shedding::default();
+    let hour = std::iter::repeat_n(5000, 36_000);
+    assert_eq!(shares(&mut shedding, hour).last(), Some(&LEAST));
+    let risen = shares(&mut shedding, [0; 6]);
+    assert_eq!(risen.last(), Some(&1.0));
+    assert!(shedding.is_shedding());
+    // After two seconds without a delay the overload is over, and a burst has a second again.
+    shares(&mut shedding, [0; 20]);
+    assert!(!shedding.is_shedding());
+    assert_eq!(shares(&mut shedding, [900; 9]), [1.0; 9]);
+}
+
+#[test]
+fn a_runtime_that_is_blocked_refuses_nothing() {
+    let mut shedding = Shedding::default();
+    for delay in 0..100 {
+        assert_eq!(shedding.step(millis(100 * delay), STEP, false), 1.0);
+    }
+    // Nor does it let the share rise.
+    shares(&mut shedding, [1000; 12]);
+    let share = shedding.step(millis(1000), STEP, true);
+    assert_eq!(shedding.step(millis(1100), STEP, false), share);
+    // Requests that stay away do.
+    assert!(shedding.step(Duration::ZERO, STEP, false) > share);
+}
+
+#[test]
+fn any_delay_and_time_leave_a_share_that_is_a_number() {
+    let times = [0, 1, 99, 100, 101, 1000, u64::MAX].map(millis);
+    for first in times {
+        for second in times {
+            for elapsed in times.into_iter().chain([Duration::MAX]) {
+                let mut shedding = Shedding::default();
+                shares(&mut shedding, [1000; 12]);
+                for delay in [first, second, Duration::MAX, Duration::ZERO] {
+                    let share = shedding.step(delay, elapsed, true);
+                    assert!(
+                        (LEAST..=1.0).contains(&share),
+                        "{delay:?} {elapsed:?} {share}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_overloaded_runtime_serves_nine_tenths_of_what_it_can_and_none_late() {
+    for (handler, load) in [(HANDLER, 2), (HANDLER, 4), (HANDLER, 10), (1000, 2)] {
+        let capacity = 1_000_000 / handler;
+        let even: Vec<_> = steady(load * capacity, 20).collect();
+        let uneven: Vec<_> = random((load * capacity) as f64, 20.0, 7).collect();
+        for arrivals in [even, uneven] {
+            let mut runtime = Runtime::new(handler);
+            runtime.serve(arrivals);
+            let (per_second, longest) = runtime.result(20);
+            assert!(
+                per_second * 10 >= capacity * 9,
+                "{load} x {handler}: {per_second}"
+            );
+            assert!(longest < millis(300), "{load} x {handler}: {longest:?}");
+        }
+    }
+}
+
+#[test]
+fn handlers_longer_than_the_target_leave_most_of_the_time_used() {
+    let mut runtime = Runtime::new(100_000);
+    runtime.serve(random(20.0, 60.0, 7));
+    let (per_second, longest) = runtime.result(60);
+    assert!(per_second >= 6, "{per_second}");
+    assert!(longest < millis(600), "{longest:?}");
+}
+
+#[test]
+fn below_its_capacity_a_runtime_refuses_nothing() {
+    for load in [0.7, 0.9] {
+        for seed in 0..10 {
+            let mut runtime = Runtime::new(HANDLER);
+            runtime.serve(random(100.0 * load, 30.0, seed));
+            assert_eq!(runtime.refused, 0, "{load} with seed {seed}");
+        }
+    }
+    // Bursts of 300 ms at three times the capacity, six tenths in the mean.
+    let mut runtime = Runtime::new(HANDLER);
+    let burst = |number: u64| (0..90).map(move |request| number * 1_500_000 + request * 3_333);
+    runtime.serve((0..20).flat_map(burst));
+    assert_eq!((runtime.refused, runtime.served.len()), (0, 1800));
+}

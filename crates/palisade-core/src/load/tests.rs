@@ -1,0 +1,221 @@
+use super::*;
+use crate::Metrics;
+use probe::STALL_DELAY;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use tokio::{
+    runtime::{Builder, Runtime},
+    task::yield_now,
+    time::{Instant, sleep},
+};
+
+/// More than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn current_thread() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// Waits until `is_true`, on the thread of the test.
+fn wait_until(is_true: impl Fn() -> bool) {
+    let start = probe::now();
+    while !is_true() {
+        assert!(start.elapsed() < PATIENCE);
+        thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+fn watched(load: &RuntimeLoad) -> usize {
+    load.0.control.lock().runtimes.len()
+}
+
+/// Metrics that pass the delay of each stall on.
+struct Stalls(Mutex<Sender<Duration>>);
+
+impl Metrics for Stalls {
+    fn record(&self, event: &Event<'_>) {
+        if let Event::RuntimeStalled { delay } = event {
+            let _ = self.0.lock().send(*delay);
+        }
+    }
+}
+
+fn recorded(load: &RuntimeLoad) -> Receiver<Duration> {
+    let (sender, stalls) = channel();
+    load.record_to(&Recorder::from(Stalls(Mutex::new(sender))));
+    stalls
+}
+
+#[test]
+fn a_runtime_that_waits_is_not_woken() {
+    let runtime = current_thread();
+    let load = RuntimeLoad::default();
+    load.watch(runtime.handle());
+    runtime.block_on(async {
+        yield_now().await;
+        let parked = || runtime.handle().metrics().worker_park_count(0);
+        let before = parked();
+        // A second without timers, which wake the runtime by themselves. The thread takes at least
+        // three looks.
+        let (sender, second) = tokio::sync::oneshot::channel();
+        thread::spawn(|| {
+            let start = probe::now();
+            while start.elapsed() < Duration::from_secs(1) {
+                thread::park_timeout(Duration::from_millis(100));
+            }
+            let _ = sender.send(());
+        });
+        second.await.unwrap();
+        assert_eq!(parked() - before, 1);
+    });
+    assert_eq!((load.delay(), load.share()), (Duration::ZERO, 1.0));
+}
+
+#[test]
+fn a_blocked_runtime_is_reported_while_it_lasts_and_refuses_nothing() {
+    let runtime = current_thread();
+    let load = RuntimeLoad::default();
+    let stalls = recorded(&load);
+    load.watch(runtime.handle());
+    let (release, released) = channel::<()>();
+    let (finish, finished) = tokio::sync::oneshot::channel::<()>();
+    let blocked = thread::spawn(move || {
+        runtime.block_on(async move {
+            let _ = released.recv();
+            let _ = finished.await;
+        });
+    });
+    let first = stalls.recv_timeout(PATIENCE).unwrap();
+    let second = stalls.recv_timeout(PATIENCE).unwrap();
+    assert!(
+        first >= STALL_DELAY && second >= 2 * first,
+        "{first:?} {second:?}"
+    );
+    assert_eq!(load.share(), 1.0);
+    wait_until(|| load.delay() >= STALL_DELAY);
+    drop(release);
+    wait_until(|| load.delay() == Duration::ZERO);
+    drop(finish);
+    blocked.join().unwrap();
+}
+
+#[test]
+fn a_runtime_is_watched_once_and_until_it_ends() {
+    let load = RuntimeLoad::default();
+    let (first, second) = (current_thread(), current_thread());
+    for runtime in [&first, &second, &first, &second] {
+        load.watch(runtime.handle());
+    }
+    assert_eq!(watched(&load), 2);
+    drop(first);
+    wait_until(|| watched(&load) == 1);
+    drop(second);
+    wait_until(|| watched(&load) == 0);
+    // One that has ended already is forgotten as well.
+    let ended = current_thread();
+    let handle = ended.handle().clone();
+    drop(ended);
+    load.watch(&handle);
+    wait_until(|| watched(&load) == 0);
+}
+
+#[test]
+fn the_task_ends_with_the_last_clone() {
+    let runtime = current_thread();
+    let load = RuntimeLoad::default();
+    load.watch(runtime.handle());
+    let tasks = || runtime.handle().metrics().num_alive_tasks();
+    drop(load.clone());
+    runtime.block_on(yield_now());
+    assert_eq!(tasks(), 1);
+    drop(load);
+    wait_until(|| {
+        runtime.block_on(yield_now());
+        tasks() == 0
+    });
+}
+
+/// Keeps the runtime busy with tasks that ask for the share, until `load` is overloaded.
+async fn work_until_overloaded(load: &RuntimeLoad) {
+    let start = probe::now();
+    let tasks = (0..200).map(|_| {
+        let load = load.clone();
+        tokio::spawn(async move {
+            while load.share() == 1.0 && start.elapsed() < PATIENCE {
+                load.ask();
+                let turn = probe::now();
+                while turn.elapsed() < Duration::from_millis(3) {}
+                yield_now().await;
+            }
+        })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    assert!(load.share() < 1.0);
+}
+
+#[test]
+fn tasks_that_wait_too_long_for_a_second_lower_the_share() {
+    for runtime in [
+        current_thread(),
+        Builder::new_multi_thread().enable_all().build().unwrap(),
+    ] {
+        let load = RuntimeLoad::default();
+        load.watch(runtime.handle());
+        runtime.block_on(async {
+            work_until_overloaded(&load).await;
+            while load.share() < 1.0 {
+                load.ask();
+                sleep(Duration::from_millis(10)).await;
+            }
+        });
+        assert!(load.delay() < OVERLOAD_DELAY);
+    }
+}
+
+#[test]
+fn of_two_runtimes_the_one_that_waits_decides() {
+    let (waiting, blocked) = (current_thread(), current_thread());
+    let load = RuntimeLoad::default();
+    load.watch(waiting.handle());
+    load.watch(blocked.handle()); // Nothing drives it.
+    waiting.block_on(async {
+        for _ in 0..40 {
+            load.ask();
+            sleep(Duration::from_millis(50)).await;
+        }
+    });
+    assert_eq!(load.share(), 1.0);
+    assert!(load.delay() < OVERLOAD_DELAY, "{load:?}");
+}
+
+#[test]
+fn a_paused_clock_advances_by_no_look() {
+    let mut paused = Builder::new_current_thread();
+    let runtime = paused.enable_all().start_paused(true).build().unwrap();
+    let load = RuntimeLoad::default();
+    load.watch(runtime.handle());
+    runtime.block_on(async {
+        let start = Instant::now();
+        let looks = probe::now();
+        while looks.elapsed() < Duration::from_millis(600) {
+            load.ask();
+            yield_now().await;
+        }
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        sleep(Duration::from_secs(3600)).await;
+        assert_eq!(start.elapsed(), Duration::from_secs(3600));
+    });
+    assert_eq!(load.share(), 1.0);
+}
+
+#[test]
+fn a_reported_load_watches_nothing() {
+    let runtime = current_thread();
+    let load = RuntimeLoad::reported();
+    load.watch(runtime.handle());
+    assert_eq!(
+        (watched(&load), runtime.handle().metrics().num_alive_tasks()),
+        (0, 0)
+    );
+}
