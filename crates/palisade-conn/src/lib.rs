@@ -148,6 +148,18 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! [Critical](ConnGuardBuilder::critical) requests and [reserved](ConnGuardBuilder::reserve)
 //! networks are not refused.
 //!
+//! # Overload of the runtime
+//!
+//! Requests whose handlers need more processor time than there is wait in the run queue of the
+//! runtime, before any layer is called, and none of them is answered in time. A guard watches the
+//! runtimes in which it admits connections: see [`RuntimeLoad`]. If tasks wait for 250 ms or more,
+//! for a second, it admits a share of the requests and refuses the others with 503: `RuntimeBusy`.
+//! The share is chosen by client as above, and controlled until tasks wait for about 100 ms. No
+//! connection is closed.
+//!
+//! A runtime that runs out of work once in that second refuses nothing: bursts, handlers that wait,
+//! a blocked worker beside others. See [`ConnGuardBuilder::runtime_load`].
+//!
 //! # Request tracking
 //!
 //! Bytes do not show whether a request is at work or a client is idle. Request tracking reports to
@@ -268,7 +280,7 @@ pub use io::frames::FrameReader;
 pub use io::{guarded::GuardedIo, transport::Transport};
 pub use palisade_core::{
     Budget, ClientKey, ConfigError, ConfigFault, ConnInfo, Memory, Mode, Network, Phase, Prefix,
-    Pressure, Reason,
+    Pressure, Reason, RuntimeLoad,
 };
 pub use track::{
     body::TrackedBody, future::TrackingFuture, layer::RequestTrackingLayer,

@@ -104,9 +104,9 @@ pub(crate) fn admit(
     if shared.limits.mode == Mode::Off {
         return Ok(Permit::unregistered(shared.clone(), conn.clone()));
     }
-    if may_evict && let Some(Shed::Refuse(refused)) = shared.totals.shed_for_memory(conn) {
+    if may_evict && let Some(Shed::Refuse(refused)) = shared.totals.shed_connection(conn) {
         let (limit, used) = refused.numbers;
-        refuse(shared, Reason::MemoryPressure, limit, used, conn).map_err(AdmitError::Refused)?;
+        refuse(shared, refused.reason, limit, used, conn).map_err(AdmitError::Refused)?;
     }
     let now = shared.now();
     let is_enforced = shared.limits.mode == Mode::Enforce;

@@ -37,8 +37,8 @@ pub(crate) struct InFlight {
 pub(crate) enum OverLimit {
     /// That on requests in flight: the limit and the number.
     InFlight((u64, u64)),
-    /// Memory is short, and the request is outside of the share.
-    Memory(Shed),
+    /// Memory is short, or the runtime overloaded, and the request is outside of the share.
+    Share(Shed),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,7 +149,7 @@ impl InFlight {
         let totals = self.totals()?;
         match totals.exceeded_in_flight(self.conn.peer().ip(), self.of_client) {
             Some(exceeded) => Some(OverLimit::InFlight(exceeded)),
-            None => totals.shed_for_memory(&self.conn).map(OverLimit::Memory),
+            None => totals.shed(&self.conn).map(OverLimit::Share),
         }
     }
 
@@ -158,7 +158,7 @@ impl InFlight {
     fn exceeded_limit(&self) -> Option<(u64, u64)> {
         match self.over_limit()? {
             OverLimit::InFlight(exceeded) => Some(exceeded),
-            OverLimit::Memory(_) => None,
+            OverLimit::Share(_) => None,
         }
     }
 

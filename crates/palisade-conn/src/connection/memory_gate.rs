@@ -1,6 +1,7 @@
-//! Which requests and connections are refused while memory is short and grows.
+//! Which requests and connections are refused while memory is short and grows, or the runtime is
+//! overloaded.
 
-use palisade_core::{Budget, ConnInfo, Memory, RequestHead};
+use palisade_core::{Budget, ConnInfo, Memory, Reason, RequestHead, RuntimeLoad};
 use std::{
     fmt,
     sync::{
@@ -10,8 +11,10 @@ use std::{
     time::Duration,
 };
 
-/// The share that admits every request, in sixteenths.
-const WHOLE: u8 = 16;
+/// The share that admits every request. A rank is below it.
+const WHOLE: u16 = RuntimeLoad::WHOLE;
+/// A sixteenth of it, the unit of memory's share.
+const SIXTEENTH: u16 = WHOLE / 16;
 /// The level from which connections of requests outside of the share end with the response.
 const CLOSE_LEVEL: f32 = 0.88;
 /// The level from which requests and new connections outside of the share are refused.
@@ -31,22 +34,24 @@ pub(crate) enum Shed {
     Refuse(Refused),
 }
 
-/// The numbers of a refusal for memory.
+/// Why a request or connection is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Refused {
-    /// The limit and the memory in use, in bytes.
+    pub(crate) reason: Reason,
+    /// The limit, and the memory in use or the delay.
     pub(crate) numbers: (u64, u64),
     /// At random, so that refused clients do not return together.
     pub(crate) retry_after: Duration,
 }
 
-/// Tells requests that are never refused for memory, such as health checks.
+/// Tells requests that are refused for neither, such as health checks.
 pub(crate) type IsCritical = Arc<dyn Fn(&RequestHead<'_>) -> bool + Send + Sync>;
 
-/// Decides by the growth of memory what is admitted.
+/// Decides by the growth of memory and the load of the runtime what is admitted.
 #[derive(Default)]
 pub(crate) struct MemoryGate {
     pub(crate) memory: Option<Memory>,
+    pub(crate) runtime: Option<RuntimeLoad>,
     pub(crate) is_critical: Option<IsCritical>,
     /// What the heads of HTTP/2 requests are charged to.
     pub(crate) budget: Option<Budget>,
@@ -59,11 +64,13 @@ pub(crate) struct MemoryGate {
 impl MemoryGate {
     pub(crate) fn new(
         memory: Option<Memory>,
+        runtime: Option<RuntimeLoad>,
         is_critical: Option<IsCritical>,
         budget: Option<Budget>,
     ) -> Self {
         Self {
             memory,
+            runtime,
             is_critical,
             budget,
             ..Self::default()
@@ -76,35 +83,68 @@ impl MemoryGate {
         memory.map_or(0.0, |memory| memory.pressure().get())
     }
 
-    /// Returns what a request, or a connection, of `conn` gets if it is outside of the share.
-    /// `time` is in milliseconds; for a second a client keeps its rank, so that a page is loaded
-    /// whole. `peers_are_clients` is whether `conn` tells the clients apart.
+    /// Returns what a request on `conn` gets if it is outside of the share. `time` is in
+    /// milliseconds; for a second a client keeps its rank, so that a page is loaded whole.
+    /// `peers_are_clients` is whether `conn` tells the clients apart.
     #[inline]
     pub(crate) fn shed(&self, conn: &ConnInfo, time: u32, peers_are_clients: bool) -> Option<Shed> {
-        let memory = self.memory.as_ref()?;
-        let share = memory.share_in_sixteenths();
-        if share >= WHOLE {
+        let of_memory = self.share_of_memory();
+        let of_runtime = self.runtime.as_ref().map_or(WHOLE, RuntimeLoad::ask);
+        if of_memory.min(of_runtime) >= WHOLE {
             return None;
         }
-        self.shed_outside_of(memory, share, conn, time, peers_are_clients)
+        let (rank, random) = self.rank(conn, time, peers_are_clients);
+        match self.shed_for_memory(of_memory, rank, random) {
+            refused @ Some(Shed::Refuse(_)) => refused,
+            other => self.shed_for_runtime(of_runtime, rank, random).or(other),
+        }
     }
 
-    #[cold]
-    fn shed_outside_of(
+    /// Returns what a new connection gets if it is outside of the share. The load of the runtime
+    /// refuses none.
+    pub(crate) fn shed_connection(
         &self,
-        memory: &Memory,
-        share: u8,
         conn: &ConnInfo,
         time: u32,
         peers_are_clients: bool,
     ) -> Option<Shed> {
+        let share = self.share_of_memory();
+        if share >= WHOLE {
+            return None;
+        }
+        let (rank, random) = self.rank(conn, time, peers_are_clients);
+        self.shed_for_memory(share, rank, random)
+    }
+
+    #[inline]
+    fn share_of_memory(&self) -> u16 {
+        let memory = self.memory.as_ref();
+        memory.map_or(WHOLE, |memory| {
+            u16::from(memory.share_in_sixteenths()) * SIXTEENTH
+        })
+    }
+
+    /// Returns the rank of a request or connection, and a number that is random enough to spread
+    /// retries.
+    #[cold]
+    fn rank(&self, conn: &ConnInfo, time: u32, peers_are_clients: bool) -> (u16, u64) {
         let are_many = self.clients.load(Relaxed) >= FEW_CLIENTS;
         let client = conn.known_client_hash();
-        let mixed = match client.filter(|_| peers_are_clients && are_many) {
-            Some(client) => mix(client, time / 1000),
-            None => spread(self.turn.fetch_add(1, Relaxed)),
-        };
-        let rank = (mixed >> 60) as u8;
+        match client.filter(|_| peers_are_clients && are_many) {
+            Some(client) => {
+                let mixed = mix(client, time / 1000);
+                ((mixed % u64::from(WHOLE)) as u16, mixed >> 32)
+            }
+            None => {
+                let turn = self.turn.fetch_add(1, Relaxed);
+                (spread(turn), mix(turn.into(), 0))
+            }
+        }
+    }
+
+    #[cold]
+    fn shed_for_memory(&self, share: u16, rank: u16, random: u64) -> Option<Shed> {
+        let memory = self.memory.as_ref()?;
         let level = memory.pressure().get();
         if rank < share || level < CLOSE_LEVEL {
             return None;
@@ -113,31 +153,48 @@ impl MemoryGate {
             return Some(Shed::Close);
         }
         let limit = memory.limit().unwrap_or(0);
-        Some(Shed::Refuse(Refused {
-            numbers: (limit, memory.used().unwrap_or(limit)),
-            retry_after: Duration::from_secs(1 + mixed % MAX_RETRY_SECONDS),
-        }))
+        let numbers = (limit, memory.used().unwrap_or(limit));
+        Some(refuse(Reason::MemoryPressure, numbers, random))
+    }
+
+    #[cold]
+    fn shed_for_runtime(&self, share: u16, rank: u16, random: u64) -> Option<Shed> {
+        let load = self.runtime.as_ref().filter(|_| rank >= share)?;
+        let [limit, delay] = [RuntimeLoad::overload_delay(), load.delay()]
+            .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        Some(refuse(Reason::RuntimeBusy, (limit, delay), random))
     }
 }
 
-/// Mixes the hash of a client, which is keyed, with the second. The upper bits are the rank.
+fn refuse(reason: Reason, numbers: (u64, u64), random: u64) -> Shed {
+    Shed::Refuse(Refused {
+        reason,
+        numbers,
+        retry_after: Duration::from_secs(1 + random % MAX_RETRY_SECONDS),
+    })
+}
+
+/// Mixes the hash of a client, which is keyed, with the second.
 fn mix(client: u64, second: u32) -> u64 {
     let mixed = client ^ u64::from(second).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mixed = (mixed ^ mixed >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
     mixed ^ mixed >> 32
 }
 
-/// Returns the same for the request of this number. Each sixteen requests in a row have all ranks.
-fn spread(turn: u32) -> u64 {
-    const STEP: u32 = 7; // Odd, so that no rank is left out.
-    let rank = u64::from(turn.wrapping_mul(STEP) % u32::from(WHOLE));
-    rank << 60 | mix(u64::from(turn), 0) >> 4
+/// Returns the rank of the request of this number. Each sixteen requests in a row have one rank of
+/// each sixteenth, and each 1,024 have all ranks.
+fn spread(turn: u32) -> u16 {
+    const STEP: u32 = 7; // Odd, so that no sixteenth is left out.
+    let sixteenth = turn.wrapping_mul(STEP) % 16;
+    let within = (turn / 16).reverse_bits() >> (u32::BITS - SIXTEENTH.ilog2());
+    sixteenth as u16 * SIXTEENTH + within as u16
 }
 
 impl fmt::Debug for MemoryGate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemoryGate")
             .field("memory", &self.memory)
+            .field("runtime", &self.runtime)
             .field("budget", &self.budget)
             .field("has_critical", &self.is_critical.is_some())
             .field("clients", &self.clients)

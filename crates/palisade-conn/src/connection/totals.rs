@@ -41,7 +41,8 @@ pub(crate) struct ConnTotals {
     /// Whether each peer counts as a client, so that a proxy among them has to be detected.
     /// Defaults to not.
     pub(crate) peers_are_clients: bool,
-    /// Decides what is admitted while memory is short. Defaults to everything.
+    /// Decides what is admitted while memory is short, or the runtime overloaded. Defaults to
+    /// everything.
     pub(crate) memory: MemoryGate,
     in_flight: AtomicUsize,
     in_flight_by_client: OnceLock<Box<[AtomicU32]>>,
@@ -135,15 +136,28 @@ impl ConnTotals {
         if is_reserved { None } else { Some(exceeded) }
     }
 
-    /// Returns what a request on `conn` gets if memory is short and it is outside of the share.
+    /// Returns what a request on `conn` gets if memory is short, or the runtime overloaded, and it
+    /// is outside of the share.
     #[inline]
-    pub(crate) fn shed_for_memory(&self, conn: &ConnInfo) -> Option<Shed> {
+    pub(crate) fn shed(&self, conn: &ConnInfo) -> Option<Shed> {
         let shed = self
             .memory
             .shed(conn, self.time(), self.peers_are_clients)?;
+        (!self.is_reserved_for(conn)).then_some(shed)
+    }
+
+    /// Returns what `conn` gets, a new connection, if memory is short and it is outside of the
+    /// share.
+    pub(crate) fn shed_connection(&self, conn: &ConnInfo) -> Option<Shed> {
+        let (time, peers_are_clients) = (self.time(), self.peers_are_clients);
+        let shed = self.memory.shed_connection(conn, time, peers_are_clients)?;
+        (!self.is_reserved_for(conn)).then_some(shed)
+    }
+
+    #[cold]
+    fn is_reserved_for(&self, conn: &ConnInfo) -> bool {
         let mut reserved = self.reserved.iter();
-        let is_reserved = reserved.any(|network| network.contains(conn.peer().ip()));
-        (!is_reserved).then_some(shed)
+        reserved.any(|network| network.contains(conn.peer().ip()))
     }
 
     /// Charges the budget for what is held of a request on `conn`. Returns the bytes to

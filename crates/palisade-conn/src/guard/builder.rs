@@ -7,6 +7,7 @@ use super::{
 use crate::connection::memory_gate::{IsCritical, MemoryGate};
 use palisade_core::{
     Budget, ConfigError, Memory, Mode, Network, Prefix, Pressure, Recorder, RequestHead,
+    RuntimeLoad,
 };
 use palisade_guard::Gcra;
 use std::{fmt, sync::Arc, time::Duration};
@@ -43,6 +44,7 @@ pub struct ConnGuardBuilder {
     precision: Duration,
     pressure: Pressure,
     memory: Option<Memory>,
+    runtime: Option<RuntimeLoad>,
     critical: Critical,
     budget: Option<Budget>,
 }
@@ -135,6 +137,7 @@ impl ConnGuardBuilder {
             precision: Duration::from_millis(250),
             pressure: Pressure::default(),
             memory: Some(Memory::of_process()),
+            runtime: Some(RuntimeLoad::default()),
             critical: Critical(None),
             budget: Some(Budget::of_process()),
         }
@@ -1102,6 +1105,26 @@ impl ConnGuardBuilder {
         self
     }
 
+    /// Sets the load of the runtime by which requests are refused. See
+    /// [overload of the runtime](crate#overload-of-the-runtime).
+    ///
+    /// `None` removes this protection. Defaults to a [`RuntimeLoad`] that watches the runtimes in
+    /// which the guard admits connections. Guards with clones of one share what they see.
+    ///
+    /// ```
+    /// use palisade_conn::{ConnGuard, RuntimeLoad};
+    /// use std::time::Duration;
+    ///
+    /// let load = RuntimeLoad::default();
+    /// let guard = ConnGuard::builder().runtime_load(load.clone()).build()?;
+    /// assert_eq!((load.share(), load.delay()), (1.0, Duration::ZERO)); // For your dashboard.
+    /// # Ok::<_, palisade_conn::ConfigError>(())
+    /// ```
+    pub fn runtime_load(mut self, load: impl Into<Option<RuntimeLoad>>) -> Self {
+        self.runtime = load.into();
+        self
+    }
+
     /// Sets the budget of bytes of what is held for requests. A large head of HTTP/2 that finds no
     /// room is refused with 503. A connection is reset if its HTTP/1 body finds none and no layer
     /// charges that body. The reason is [`Reason::BytesFull`](crate::Reason).
@@ -1118,11 +1141,11 @@ impl ConnGuardBuilder {
         self
     }
 
-    /// Sets the requests that are never refused while [memory is short](crate#memory), such as
-    /// health checks. Match on something that a client cannot forge, or that costs nothing to
-    /// answer. A health check that connects anew each time also needs a
-    /// [reserved](Self::reserve) network: a new connection may be reset before its request is read.
-    /// Defaults to no requests.
+    /// Sets the requests that are never refused while [memory is short](crate#memory) or the
+    /// [runtime is overloaded](crate#overload-of-the-runtime), such as health checks. Match on
+    /// something that a client cannot forge, or that costs nothing to answer. A health check that
+    /// connects anew each time also needs a [reserved](Self::reserve) network: a new connection may
+    /// be reset before its request is read. Defaults to no requests.
     pub fn critical(
         mut self,
         is_critical: impl Fn(&RequestHead<'_>) -> bool + Send + Sync + 'static,
@@ -1215,7 +1238,11 @@ impl ConnGuardBuilder {
             probe: self.probe.map(millis),
             tick: self.precision,
         };
-        let gate = MemoryGate::new(self.memory, self.critical.0, self.budget);
+        let runtime = self.runtime.filter(|_| self.mode != Mode::Off);
+        if let Some(load) = &runtime {
+            load.record_to(&self.recorder);
+        }
+        let gate = MemoryGate::new(self.memory, runtime, self.critical.0, self.budget);
         Ok(ConnGuard::new(limits, self.recorder, self.pressure, gate))
     }
 

@@ -245,6 +245,11 @@ impl GaugeSource for Shared {
             visit(Gauge::MemoryLimit, limit);
             visit(Gauge::MemorySharePercent, (memory.share() * 100.0) as u64);
         }
+        if let Some(load) = &self.totals.memory.runtime {
+            let delay = u64::try_from(load.delay().as_millis()).unwrap_or(u64::MAX);
+            visit(Gauge::RuntimeDelay, delay);
+            visit(Gauge::RuntimeSharePercent, (load.share() * 100.0) as u64);
+        }
         let exhausted = self.accept_errors.exhausted.load(Relaxed);
         visit(Gauge::AcceptErrors, exhausted);
         if self.totals.peers_are_clients {

@@ -94,6 +94,9 @@ pub(crate) fn watch(shared: &Arc<Shared>, first: bool) {
     };
     let runtime = handle.id();
     if let Some(bell) = shared.sweeper.register(runtime, first) {
+        if let Some(load) = &shared.totals.memory.runtime {
+            load.watch(&handle);
+        }
         let running = Running {
             shared: Arc::downgrade(shared),
             runtime,

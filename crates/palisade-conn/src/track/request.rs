@@ -78,7 +78,7 @@ impl TrackedRequest {
     }
 
     /// Returns the refusal of `request` if there are too many requests on all connections, or of
-    /// this client beside the others, or if there is too little memory.
+    /// this client beside the others, or if there is too little memory or time of the processors.
     #[inline]
     pub(super) fn refuse<B: Body>(&mut self, request: &Request<B>) -> Option<Rejection> {
         match self.in_flight.over_limit() {
@@ -86,8 +86,8 @@ impl TrackedRequest {
             Some(OverLimit::InFlight(exceeded)) => {
                 return self.refuse_for(Reason::InFlightFull, exceeded, RETRY_AFTER, request);
             }
-            Some(OverLimit::Memory(shed)) => {
-                if let Some(rejection) = self.refuse_for_memory(shed, request) {
+            Some(OverLimit::Share(shed)) => {
+                if let Some(rejection) = self.shed(shed, request) {
                     return Some(rejection);
                 }
             }
@@ -119,19 +119,21 @@ impl TrackedRequest {
     }
 
     /// Returns the refusal of `request`, which is outside of the share, if it is one that can be
-    /// refused and memory is that short. Otherwise its connection ends with the response.
+    /// refused and the shortage is that great. Otherwise its connection ends with the response.
     #[cold]
-    fn refuse_for_memory<B: Body>(&self, shed: Shed, request: &Request<B>) -> Option<Rejection> {
+    fn shed<B: Body>(&self, shed: Shed, request: &Request<B>) -> Option<Rejection> {
         let totals = self.in_flight.totals()?;
         let is_critical = totals.memory.is_critical.as_ref();
         if is_critical.is_some_and(|is_critical| is_critical(&request.into())) {
             return None;
         }
         match shed {
-            Shed::Refuse(refused) => {
-                let (reason, retry_after) = (Reason::MemoryPressure, refused.retry_after);
-                self.refuse_for(reason, refused.numbers, retry_after, request)
-            }
+            Shed::Refuse(refused) => self.refuse_for(
+                refused.reason,
+                refused.numbers,
+                refused.retry_after,
+                request,
+            ),
             Shed::Close => {
                 if totals.mode == Mode::Enforce {
                     self.in_flight.state().begin_closing(Reason::MemoryPressure);
