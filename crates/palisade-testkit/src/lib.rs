@@ -8,6 +8,7 @@ pub mod bodies;
 pub mod clients;
 #[allow(clippy::unwrap_used, reason = "test support may panic")]
 pub mod contract;
+pub mod cpu_group;
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 #[rustfmt::skip]
 pub mod demo;

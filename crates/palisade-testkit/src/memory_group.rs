@@ -13,19 +13,7 @@ pub struct MemoryGroup(PathBuf);
 impl MemoryGroup {
     /// Creates a group with a limit of so many bytes. `None` if this process may not create groups.
     pub fn create(bytes: u64) -> Option<Self> {
-        let lines = fs::read_to_string("/proc/self/cgroup").ok()?;
-        let own = lines.lines().find_map(|line| {
-            let mut parts = line.splitn(3, ':').skip(1);
-            let is_memory = parts.next()?.split(',').any(|name| name == "memory");
-            is_memory.then(|| parts.next())?
-        })?;
-        let mount = Path::new("/sys/fs/cgroup/memory");
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Relaxed);
-        let name = format!("palisade-{}-{number}", std::process::id());
-        let path = mount.join(own.trim_start_matches('/')).join(name);
-        fs::create_dir(&path).ok()?;
-        let group = Self(path);
+        let group = Self(create("memory")?);
         group.write("memory.limit_in_bytes", bytes).ok()?;
         Some(group)
     }
@@ -47,17 +35,39 @@ impl MemoryGroup {
 }
 
 impl Drop for MemoryGroup {
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "a test ends, and waits for the kernel"
-    )]
     fn drop(&mut self) {
-        // The kernel needs a moment after the last process of the group has ended.
-        for _ in 0..1000 {
-            if fs::remove_dir(&self.0).is_ok() {
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(5));
+        remove(&self.0);
+    }
+}
+
+/// Creates a group of `controller` below that of this process.
+pub(crate) fn create(controller: &str) -> Option<PathBuf> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let lines = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = lines.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let is_own = parts.next()?.split(',').any(|name| name == controller);
+        is_own.then(|| parts.next())?
+    })?;
+    let number = NUMBER.fetch_add(1, Relaxed);
+    let name = format!("palisade-{}-{number}", std::process::id());
+    let mount = Path::new("/sys/fs/cgroup").join(controller);
+    let path = mount.join(own.trim_start_matches('/')).join(name);
+    fs::create_dir(&path).ok()?;
+    Some(path)
+}
+
+/// Removes a group whose processes have ended.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a test ends, and waits for the kernel"
+)]
+pub(crate) fn remove(group: &Path) {
+    // The kernel needs a moment after the last process of the group has ended.
+    for _ in 0..1000 {
+        if fs::remove_dir(group).is_ok() {
+            break;
         }
+        std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }

@@ -1,0 +1,221 @@
+//! The server: a process of its own, with handlers that burn processor time in async code.
+
+use axum::{Router, routing::get};
+use palisade::conn::{ConnGuard, RuntimeLoad};
+use palisade_testkit::guarded::ServerKind;
+use std::{
+    env,
+    future::pending,
+    hint::black_box,
+    io::{BufRead, BufReader, Write},
+    net::SocketAddr,
+    process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// Tells a child process what to do, in place of running the scenarios.
+const SERVES: &str = "PALISADE_TEST_OVERLOAD";
+
+/// What a server is made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spec {
+    pub(crate) kind: ServerKind,
+    /// 0 for tokio's current-thread runtime.
+    pub(crate) workers: usize,
+    /// Whether the guard refuses requests for the load of the runtime.
+    pub(crate) is_guarded: bool,
+    /// The rounds of [`burn`] of one request.
+    pub(crate) rounds: u64,
+}
+
+/// A running server. It ends when this is dropped.
+pub(crate) struct Server {
+    pub(crate) child: Child,
+    pub(crate) addr: SocketAddr,
+}
+
+impl Server {
+    /// Starts a server in a process of its own, which runs this executable with the same arguments
+    /// as [`serve_if_told`] needs.
+    pub(crate) fn start(spec: Spec) -> Self {
+        let Spec {
+            kind,
+            workers,
+            is_guarded,
+            rounds,
+        } = spec;
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "server_process", "--nocapture"])
+            .env(SERVES, format!("{kind:?} {workers} {is_guarded} {rounds}"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let addr = lines.map_while(Result::ok).find_map(|line| {
+            let (_, addr) = line.split_once("listening on ")?;
+            addr.parse().ok()
+        });
+        let addr = addr.expect("the server listens");
+        Self { child, addr }
+    }
+}
+
+/// Processes that burn processor time beside a server. They end when this is dropped.
+pub(crate) struct Others(Vec<Child>);
+
+impl Others {
+    /// Starts so many, which burn and pause in turn for these times.
+    pub(crate) fn start(count: usize, burn: Duration, pause: Duration) -> Self {
+        let start = |_| {
+            Command::new(env::current_exe().unwrap())
+                .args(["--exact", "server_process", "--nocapture"])
+                .env(
+                    SERVES,
+                    format!("{} {}", burn.as_millis(), pause.as_millis()),
+                )
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap()
+        };
+        Self((0..count).map(start).collect())
+    }
+}
+
+impl Drop for Others {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Serves for ever if this process is a child, or burns time as one of [`Others`]. Otherwise
+/// returns.
+pub(crate) fn serve_if_told() {
+    let Ok(spec) = env::var(SERVES) else { return };
+    // Ends with its parent, also if that is killed.
+    thread::spawn(|| {
+        let _ = std::io::stdin().lines().count();
+        std::process::exit(0);
+    });
+    match spec.split(' ').collect::<Vec<_>>()[..] {
+        [kind, workers, is_guarded, rounds] => serve(Spec {
+            kind: ServerKind::ALL
+                .into_iter()
+                .find(|known| format!("{known:?}") == kind)
+                .unwrap(),
+            workers: workers.parse().unwrap(),
+            is_guarded: is_guarded.parse().unwrap(),
+            rounds: rounds.parse().unwrap(),
+        }),
+        [burn, pause] => {
+            let [burn, pause] = [burn, pause].map(|text| text.parse().unwrap());
+            burn_in_turns(Duration::from_millis(burn), Duration::from_millis(pause));
+        }
+        _ => panic!("{spec}"),
+    }
+}
+
+fn serve(spec: Spec) {
+    let Spec {
+        kind,
+        workers,
+        is_guarded,
+        rounds,
+    } = spec;
+    let runtime = if workers == 0 {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        runtime.worker_threads(workers);
+        runtime
+    };
+    let runtime = { runtime }.enable_all().build().unwrap();
+    runtime.block_on(async {
+        let load = is_guarded.then(RuntimeLoad::default);
+        let guard = ConnGuard::builder().runtime_load(load).build().unwrap();
+        // In a task, where a worker polls it, as applications do.
+        let server = tokio::spawn(async move { kind.serve(&guard, app(rounds)).await });
+        let server = server.await.unwrap();
+        println!("listening on {}", server.addr);
+        std::io::stdout().flush().unwrap();
+        pending::<()>().await;
+    });
+}
+
+fn burn_in_turns(time: Duration, pause: Duration) -> ! {
+    loop {
+        let start = Instant::now();
+        while start.elapsed() < time {
+            burn(1000);
+        }
+        thread::park_timeout(pause);
+    }
+}
+
+fn app(rounds: u64) -> Router {
+    Router::new()
+        .route("/ready", get("ready"))
+        .route(
+            "/cpu",
+            get(async move || {
+                burn(rounds);
+                "done"
+            }),
+        )
+        .route(
+            "/block",
+            get(async || {
+                // As a call of a blocking library does.
+                let start = Instant::now();
+                while let Some(left) = Duration::from_secs(5).checked_sub(start.elapsed()) {
+                    thread::park_timeout(left);
+                }
+                "done"
+            }),
+        )
+        .route(
+            "/sleep",
+            get(async || {
+                tokio::time::sleep(Duration::from_millis(900)).await;
+                "done"
+            }),
+        )
+}
+
+/// Burns processor time.
+pub(crate) fn burn(rounds: u64) {
+    let mut state = 1_u64;
+    for _ in 0..rounds {
+        state = black_box(
+            state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1),
+        );
+    }
+    black_box(state);
+}
+
+/// Returns the rounds of [`burn`] that take `time`, at best.
+pub(crate) fn rounds_in(time: Duration) -> u64 {
+    const ROUNDS: u64 = 1_000_000;
+    let of_one = |_| {
+        let start = Instant::now();
+        burn(ROUNDS);
+        start.elapsed()
+    };
+    let best = (0..20).map(of_one).min().unwrap();
+    (ROUNDS as f64 * time.as_secs_f64() / best.as_secs_f64()) as u64
+}
