@@ -56,14 +56,14 @@ use http::{
 };
 use http_body_util::BodyExt;
 use palisade::{
-    ClientIp, ConfigError, Quota, Snapshot, Stack, StackLayer,
+    ClientIp, ConfigError, Memory, Quota, Snapshot, Stack, StackLayer,
     conn::ConnGuard,
     serve::Http,
     slow_body::Pace,
     timeout::Limits,
     types::{ClientKey, KeyExtractor, KeyOutcome, RequestHead},
 };
-use palisade_testkit::{demo::echo_server::EchoServer, echo::Lengths, process};
+use palisade_testkit::{alloc, demo::echo_server::EchoServer, echo::Lengths, process};
 use std::{collections::HashMap, convert::Infallible, net::SocketAddr, time::Duration};
 use tokio::{
     sync::watch,
@@ -97,6 +97,8 @@ async fn main() -> Result<(), BoxError> {
 /// Serves on `address` until the process receives SIGTERM or Ctrl-C.
 pub(crate) async fn run(address: SocketAddr) -> Result<(), BoxError> {
     process::raise_file_limit();
+    // glibc keeps the memory of a flood. `trim` calls its `malloc_trim(0)`.
+    Memory::of_process().release(alloc::trim);
     let metrics = Snapshot::new();
     let guards = request_guards(&metrics)?;
     let listener = connection_guard(&metrics)?.bind(address).await?;

@@ -12,8 +12,9 @@ use axum::{
     routing::{get, post},
 };
 use bytes::Bytes;
-use palisade::{Stack, conn::ConnGuard};
+use palisade::{Budget, Memory, Stack, conn::ConnGuard};
 use palisade_testkit::{
+    alloc,
     clients::{self, PATIENCE, RawClient},
     guarded::ServerKind,
     h2,
@@ -43,6 +44,10 @@ const SERVES: &str = "PALISADE_TEST_SERVES";
 const WITH_STACK: &str = "stack";
 /// `palisade::serve` and an app without layers.
 const ALONE: &str = "alone";
+/// [`WITH_STACK`], a budget that is never full, and 64 MiB that the application keeps.
+const WITH_LARGE_BUDGET: &str = "budget";
+/// The same, and freed memory is returned to the system.
+const WITH_RELEASE: &str = "release";
 /// Uploads that are sent and held open at once.
 const UPLOADS: usize = 200;
 const UPLOAD_BYTES: usize = 1_900_000;
@@ -77,6 +82,15 @@ impl Server {
         Self { child, addr }
     }
 
+    /// Returns the resident memory in MiB.
+    #[cfg(target_env = "gnu")]
+    fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kibibytes = resident.unwrap().trim().trim_end_matches(" kB");
+        kibibytes.parse::<u64>().unwrap() >> 10
+    }
+
     fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
@@ -102,12 +116,21 @@ fn server_process() {
             .route("/", post(async |body: Bytes| body.len().to_string()))
             .route("/health", get("ok"))
             .route("/hang", get(pending::<()>));
-        let app = if kind == WITH_STACK {
-            app.layer(Stack::edge().build().unwrap())
-        } else {
-            app
+        if kind == WITH_RELEASE {
+            Memory::of_process().release(alloc::trim);
+        }
+        let (budget, cached_bytes) = match &*kind {
+            WITH_LARGE_BUDGET | WITH_RELEASE => (Budget::new(2 * LIMIT).unwrap(), 64 << 20),
+            _ => (Budget::of_process(), 0),
         };
-        let guard = ConnGuard::builder().build().unwrap();
+        let _cache = vec![1u8; cached_bytes];
+        let app = if kind == ALONE {
+            app
+        } else {
+            let stack = Stack::edge().byte_budget(budget.clone());
+            app.layer(stack.build().unwrap())
+        };
+        let guard = ConnGuard::builder().byte_budget(budget).build().unwrap();
         let listener = guard.bind("127.0.0.1:0").await.unwrap();
         println!("listening on {}", listener.local_addr().unwrap());
         palisade::serve(listener, app).into_future().await.unwrap();
@@ -174,15 +197,60 @@ async fn uploads_held_open_do_not_fill_it_without_a_stack_either() {
 }
 
 async fn hold_uploads(kind: &str) {
-    let attack = |to| -> Vec<_> {
-        let attackers = (0..UPLOADS).map(|number| {
-            let [high, low] = (number as u16).to_be_bytes();
-            let from = Ipv4Addr::new(127, 1, high, low.max(1));
-            tokio::spawn(hold_upload(from, to))
-        });
-        attackers.collect()
+    withstand(kind, |to| start_uploads(UPLOADS, to)).await;
+}
+
+/// Starts so many uploads that are held open, each of its own client.
+fn start_uploads(count: usize, to: SocketAddr) -> Vec<JoinHandle<Option<RawClient>>> {
+    let attackers = (0..count).map(|number| {
+        let [high, low] = (number as u16).to_be_bytes();
+        let from = Ipv4Addr::new(127, 1, high, low.max(1));
+        tokio::spawn(hold_upload(from, to))
+    });
+    attackers.collect()
+}
+
+/// Returns the resident memory of a server in MiB while 70 uploads are held, and the least of so
+/// many seconds after they have left.
+#[cfg(target_env = "gnu")]
+async fn resident_after_uploads(group: &MemoryGroup, kind: &str, seconds: u64) -> (u64, u64) {
+    let server = Server::start(group, kind);
+    let mut held = Vec::new();
+    for attacker in start_uploads(70, server.addr) {
+        held.push(attacker.await.unwrap().expect("the upload is not refused"));
+    }
+    // The server takes what the kernel has received.
+    let end = Instant::now() + Duration::from_secs(20);
+    while server.resident() < 190 {
+        let resident = server.resident();
+        assert!(Instant::now() < end, "{resident} MiB are resident");
+        sleep(Duration::from_millis(20)).await;
+    }
+    let before = server.resident();
+    drop(held);
+    let mut least = before;
+    let end = Instant::now() + Duration::from_secs(seconds);
+    while Instant::now() < end && least > before / 2 {
+        sleep(Duration::from_millis(20)).await;
+        least = least.min(server.resident());
+    }
+    (before, least)
+}
+
+#[cfg(target_env = "gnu")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_that_the_allocator_keeps_after_uploads_is_returned_by_the_release() {
+    let _turn = TURN.lock().await;
+    let Some(group) = MemoryGroup::create(LIMIT) else {
+        eprintln!("skipped: this process may not create control groups of version 1");
+        return;
     };
-    withstand(kind, attack).await;
+    let (before, least) = resident_after_uploads(&group, WITH_LARGE_BUDGET, 3).await;
+    println!("without a release: {before} MiB while uploads are held, {least} MiB afterwards");
+    assert!(least > before * 2 / 3, "there is nothing to return");
+    let (before, least) = resident_after_uploads(&group, WITH_RELEASE, 20).await;
+    println!("with a release: {before} MiB while uploads are held, {least} MiB afterwards");
+    assert!(least < before / 2, "{least} MiB of {before} are kept");
 }
 
 /// Attacks a server in a group of its own. Asserts that honest clients are served meanwhile, that

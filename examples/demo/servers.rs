@@ -209,6 +209,7 @@ pub(crate) async fn serve(kind: ServerKind, quick: bool) -> Result<(), BoxError>
                 axum::serve(listener, app).await?;
             }
             ServerKind::Palisade => {
+                palisade::Memory::of_process().release(palisade_testkit::alloc::trim);
                 let metrics = Snapshot::new();
                 let app = with_palisade_stack(app(), quick, &metrics)?;
                 palisade::serve(connection_guard(&metrics)?.listen(listener), app).await?;

@@ -132,7 +132,7 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! much is in use: what an allocator keeps after a flood refuses nothing. Each growth by 1/256 of
 //! the limit halves the share, down to a quarter. Each look without growth adds a sixteenth. With
 //! 32 clients or more, a client is inside or outside of the share for one second. With fewer, each
-//! request is.
+//! request is. [`Memory::release`] lets the application return what the allocator keeps.
 //!
 //! Heads of HTTP/2 requests that take more than 8 KiB are charged to a
 //! [budget of bytes](ConnGuardBuilder::byte_budget) and refused with 503 if there is no room:

@@ -85,9 +85,12 @@ impl Budget {
     pub fn of_process() -> Self {
         static OF_PROCESS: OnceLock<Budget> = OnceLock::new();
         let budget = OF_PROCESS.get_or_init(|| {
-            let memory = Memory::of_process().least_limit();
-            let part = memory.map_or(DEFAULT_BYTES, |bytes| bytes / MEMORY_PART);
-            Self::with_limit(part.max(SMALL_SHARE))
+            let memory = Memory::of_process();
+            let limit = memory.least_limit();
+            let part = limit.map_or(DEFAULT_BYTES, |bytes| bytes / MEMORY_PART);
+            let budget = Self::with_limit(part.max(SMALL_SHARE));
+            budget.report_to(&memory);
+            budget
         });
         budget.clone()
     }
@@ -114,6 +117,13 @@ impl Budget {
     pub fn record_to(&self, recorder: &Recorder) {
         let gauges = Arc::downgrade(&self.0);
         recorder.register(gauges as Weak<dyn GaugeSource>);
+    }
+
+    /// Tells `memory` what is held, for [`Memory::release`]. Guards do this with the budget and the
+    /// memory that they are given. To do it again changes nothing.
+    pub fn report_to(&self, memory: &Memory) {
+        let gauges = Arc::downgrade(&self.0);
+        memory.watch(gauges);
     }
 
     /// Returns a charge of 0 bytes for a request of `client`, if that is known.

@@ -1,7 +1,7 @@
-//! A counting allocator for tests of memory bounds and allocation counts.
+//! A counting allocator for tests of memory bounds and allocation counts, and [`trim`].
 //!
-//! This is the only unsafe code in the workspace: a global allocator cannot be written without it.
-//! Every call is forwarded to the system allocator unchanged.
+//! This is the only unsafe code in the workspace: neither a global allocator nor a call of C can be
+//! written without it. Every call of the allocator is forwarded to the system's unchanged.
 //!
 //! ```
 //! use palisade_testkit::alloc::CountingAllocator;
@@ -67,6 +67,24 @@ impl CountingAllocator {
 
     fn record_deallocation(&self, bytes: usize) {
         self.live.fetch_sub(bytes, Relaxed);
+    }
+}
+
+/// Returns the freed memory that glibc keeps to the system. Does nothing with other C libraries.
+///
+/// ```
+/// palisade_core::Memory::of_process().release(palisade_testkit::alloc::trim);
+/// ```
+pub fn trim() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        // SAFETY: this is glibc's declaration. The function takes a number of bytes to keep, may be
+        // called by any thread at any time, and touches free memory only.
+        #[allow(unsafe_code)]
+        unsafe extern "C" {
+            safe fn malloc_trim(pad: usize) -> std::ffi::c_int;
+        }
+        malloc_trim(0);
     }
 }
 

@@ -793,6 +793,10 @@ impl Stack {
         if self.max_body > BodyLimitLayer::DEFAULT && !self.is_grpc {
             warn_about_axum_limit_once(self.max_body);
         }
+        #[cfg(all(feature = "body-limit", feature = "slow-body"))]
+        if let (Some(memory), Some(budget)) = (&self.memory, &self.byte_budget) {
+            budget.report_to(memory);
+        }
         let tunes = std::mem::take(&mut self.tunes);
         // Applies the settings that all layers have in common, and then the layer's `tune_*`.
         macro_rules! configured {

@@ -1242,6 +1242,9 @@ impl ConnGuardBuilder {
         if let Some(load) = &runtime {
             load.record_to(&self.recorder);
         }
+        if let (Some(memory), Some(budget)) = (&self.memory, &self.budget) {
+            budget.report_to(memory);
+        }
         let gate = MemoryGate::new(self.memory, runtime, self.critical.0, self.budget);
         Ok(ConnGuard::new(limits, self.recorder, self.pressure, gate))
     }

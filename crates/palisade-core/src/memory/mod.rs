@@ -1,16 +1,19 @@
 //! The memory of the process: how much is used, and whether it grows.
 
 mod group;
+mod release;
 mod share;
 
-use crate::{ConfigError, Pressure};
+use crate::{ConfigError, Gauge, GaugeSource, Pressure};
 use group::{Groups, Sample};
 use parking_lot::Mutex;
+use release::Releaser;
 use share::Share;
 use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
+    ptr,
     sync::{
         Arc, OnceLock, Weak,
         atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
@@ -66,6 +69,9 @@ struct State {
     /// [`UNKNOWN`] if there is none.
     limit: AtomicU64,
     least_limit: Option<u64>,
+    releaser: Mutex<Option<Releaser>>,
+    /// The budgets whose bytes are held in this memory.
+    budgets: Mutex<Vec<Weak<dyn GaugeSource>>>,
 }
 
 /// Where looks find the memory.
@@ -136,6 +142,8 @@ impl Memory {
             used: AtomicU64::new(UNKNOWN),
             limit: AtomicU64::new(limit.unwrap_or(UNKNOWN)),
             least_limit: limit,
+            releaser: Mutex::new(None),
+            budgets: Mutex::default(),
         }))
     }
 
@@ -187,6 +195,57 @@ impl Memory {
         self.0.least_limit
     }
 
+    /// Calls `release` when freed memory should be returned to the system: `malloc_trim(0)` of
+    /// glibc, for example. Defaults to no such call.
+    ///
+    /// A call is made in two cases:
+    ///
+    /// - More than half of the limit is used, and less than a quarter of the bytes are held that
+    ///   were held at the most since the last call. What is held is the sum of the budgets that
+    ///   [report to](crate::Budget::report_to) this memory. It must have fallen by at least 1/64 of
+    ///   the limit.
+    /// - More than 80 % of the limit are used, and no more and no less for a second.
+    ///
+    /// There are 10 s or more between two calls. After a call that lowers the use by less than 1/64
+    /// of the limit, the next one for the same case waits twice as long as that one did, 10 minutes
+    /// at most. A call that lowers it by more ends this.
+    ///
+    /// `release` is called on a thread of its own, never twice at once. While it works, looks and
+    /// [reports](Self::report) continue. After a panic it is not called again. A further call of
+    /// this method replaces it. The thread ends when the last clone of this memory is dropped, and
+    /// `release` has returned.
+    ///
+    /// ```
+    /// use palisade_core::{Budget, Memory};
+    /// use std::{sync::mpsc, time::Duration};
+    ///
+    /// let (memory, budget) = (Memory::reported(1_000_000)?, Budget::new(250_000)?);
+    /// budget.report_to(&memory);
+    /// let (called, is_called) = mpsc::channel();
+    /// memory.release(move || called.send("trimmed").unwrap()); // `malloc_trim(0)`
+    ///
+    /// let uploads = budget.charge(None);
+    /// uploads.take(200_000)?;
+    /// memory.report(600_000);
+    /// drop(uploads); // The clients leave, but the allocator keeps their memory.
+    /// memory.report(600_000);
+    /// assert_eq!(is_called.recv_timeout(Duration::from_secs(20))?, "trimmed");
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn release(&self, release: impl FnMut() + Send + 'static) {
+        // If there is no thread left for it, the process has other troubles than its memory.
+        *self.0.releaser.lock() = Releaser::start(release);
+    }
+
+    /// Counts the [`Gauge::BytesHeld`] of `budget` as held in this memory.
+    pub(crate) fn watch(&self, budget: Weak<dyn GaugeSource>) {
+        let mut budgets = self.0.budgets.lock();
+        budgets.retain(|other| {
+            other.strong_count() > 0 && !ptr::addr_eq(other.as_ptr(), budget.as_ptr())
+        });
+        budgets.push(budget);
+    }
+
     /// Takes a look at once, and starts the thread that takes the next ones.
     fn start(&self, mut source: Source) {
         let pause = self.0.look(source.sample());
@@ -219,6 +278,9 @@ impl State {
             .store(sample.map_or(UNKNOWN, |sample| sample.used), Relaxed);
         if let Some(sample) = sample {
             self.limit.store(sample.limit, Relaxed);
+            if let Some(releaser) = &mut *self.releaser.lock() {
+                releaser.look(sample, self.held());
+            }
         }
         self.share.store(self.control.lock().look(sample), Relaxed);
         self.pressure.set(level);
@@ -227,6 +289,19 @@ impl State {
         } else {
             LOOK_INTERVAL
         }
+    }
+
+    /// Returns the bytes that all budgets of this memory hold.
+    fn held(&self) -> u64 {
+        let mut held = 0u64;
+        for budget in self.budgets.lock().iter().filter_map(Weak::upgrade) {
+            budget.sample(&mut |gauge, bytes| {
+                if gauge == Gauge::BytesHeld {
+                    held = held.saturating_add(bytes);
+                }
+            });
+        }
+        held
     }
 }
 

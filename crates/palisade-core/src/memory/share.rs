@@ -5,7 +5,7 @@ use super::group::Sample;
 /// The least share, in sixteenths: a quarter.
 const LEAST: u8 = 4;
 /// The unit of levels: this much is the whole limit.
-const LIMIT: u64 = 1 << 20;
+pub(super) const LIMIT: u64 = 1 << 20;
 /// The level from which growth lowers the share: 88 %.
 const FROM_LEVEL: u64 = LIMIT * 88 / 100;
 /// The level above which growth leads to the least share at once: 98 %.
@@ -73,7 +73,7 @@ impl Share {
 }
 
 /// Returns the level in parts of [`LIMIT`]. It may be above that.
-fn level(Sample { used, limit }: Sample) -> u64 {
+pub(super) fn level(Sample { used, limit }: Sample) -> u64 {
     let level = u128::from(used) * u128::from(LIMIT) / u128::from(limit.max(1));
     u64::try_from(level).unwrap_or(u64::MAX)
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::Budget;
 use std::sync::mpsc;
 
 fn wait_until(is_true: impl Fn() -> bool) {
@@ -74,4 +75,101 @@ fn all_guards_share_the_memory_of_the_process() {
     assert!(Arc::ptr_eq(&one.0, &other.0));
     assert_eq!(one.limit().is_some(), cfg!(target_os = "linux"));
     assert!(format!("{one:?}").starts_with("Memory { used: "));
+}
+
+/// Reports memory of which much is held, and then nothing, as after an attack.
+fn attack(memory: &Memory, budget: &Budget) {
+    let charge = budget.charge(None);
+    charge.take(budget.limit()).unwrap();
+    memory.report(900_000);
+    drop(charge);
+    memory.report(900_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_memory_is_released_looks_continue_and_no_other_call_is_made() {
+    let memory = Memory::reported(1_000_000).unwrap();
+    let budget = Budget::new(250_000).unwrap();
+    budget.report_to(&memory);
+    let (began, has_begun) = mpsc::channel();
+    let (end, may_end) = mpsc::channel::<()>();
+    memory.release(move || {
+        began.send(()).unwrap();
+        let _ = may_end.recv();
+    });
+    attack(&memory, &budget);
+    has_begun.recv_timeout(Duration::from_secs(20)).unwrap();
+    // It works for a minute. The memory grows, and stands, and falls.
+    memory.report(960_000);
+    assert_eq!((memory.pressure().get(), memory.share()), (0.96, 0.5));
+    for _ in 0..60 {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        attack(&memory, &budget);
+    }
+    assert_eq!((memory.pressure().get(), memory.share()), (0.9, 1.0));
+    memory.report(100_000);
+    assert_eq!(memory.pressure().get(), 0.1);
+    assert!(has_begun.try_recv().is_err());
+    end.send(()).unwrap();
+    let is_running = || {
+        let releaser = memory.0.releaser.lock();
+        releaser.as_ref().unwrap().is_running()
+    };
+    wait_until(|| !is_running());
+    memory.report(900_000);
+    assert!(!is_running());
+    tokio::time::advance(Duration::from_secs(10)).await;
+    attack(&memory, &budget);
+    has_begun.recv_timeout(Duration::from_secs(20)).unwrap();
+    // With the memory, the closure is dropped.
+    drop((memory, end));
+    let ended = has_begun.recv_timeout(Duration::from_secs(20));
+    assert_eq!(ended, Err(mpsc::RecvTimeoutError::Disconnected));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_that_panics_is_not_called_again_unless_it_is_replaced() {
+    let memory = Memory::reported(1_000_000).unwrap();
+    let budget = Budget::new(250_000).unwrap();
+    budget.report_to(&memory);
+    let (called, is_called) = mpsc::channel();
+    let other = called.clone();
+    memory.release(move || {
+        called.send("broken").unwrap();
+        panic!("the release is broken, as it should be here");
+    });
+    for _ in 0..100 {
+        attack(&memory, &budget);
+        tokio::time::advance(Duration::from_secs(60)).await;
+    }
+    let next = || is_called.recv_timeout(Duration::from_secs(20));
+    assert_eq!(next(), Ok("broken"));
+    assert!(is_called.try_recv().is_err());
+    assert_eq!((memory.pressure().get(), memory.share()), (0.9, 1.0));
+    memory.release(move || other.send("whole").unwrap());
+    attack(&memory, &budget);
+    assert_eq!(next(), Ok("whole"));
+}
+
+#[test]
+fn what_is_held_is_the_sum_of_the_budgets_that_are_alive() {
+    let memory = Memory::reported(1_000_000).unwrap();
+    let (one, other) = (Budget::new(100_000).unwrap(), Budget::new(100_000).unwrap());
+    for budget in [&one, &other, &one, &other] {
+        budget.report_to(&memory);
+    }
+    one.take(None, 10).unwrap();
+    other.take(None, 5).unwrap();
+    assert_eq!(memory.0.held(), 15);
+    drop(other);
+    assert_eq!(memory.0.held(), 10);
+    for _ in 0..100 {
+        Budget::new(100_000).unwrap().report_to(&memory);
+    }
+    assert!(memory.0.budgets.lock().len() <= 2);
+    // The budget of the process is held in the memory of the process.
+    let budget = Budget::of_process();
+    budget.take(None, 7).unwrap();
+    assert!(Memory::of_process().0.held() >= 7);
+    budget.give_back(None, 7);
 }
