@@ -158,9 +158,11 @@ fn request_guards(metrics: &Snapshot) -> Result<StackLayer, ConfigError> {
     // that start at the same time.
     let quota = Quota::per_second(100).burst(200);
     // A quarter of the rate of the slowest honest upload. A body may be silent for 5 s. A body that
-    // is too slow is cut after 2 s of grace and a window of 5 s.
+    // is too slow is cut after 2 s of grace and a window of 5 s. Under full pressure three quarters
+    // of that honest rate are required.
     let upload = Pace::builder()
         .rate(4 * 1024)
+        .full_pressure_rate(12 * 1024)
         .window(Duration::from_secs(5))
         .grace(Duration::from_secs(2))
         .gap(Duration::from_secs(5));

@@ -106,12 +106,12 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! | upgraded and silent | 5 min | 3 min | 60 s |
 //! | less than 500 B/s taken of the bytes that wait | 5 min | 155 s | 10 s |
 //!
-//! A timeout that is set below the last column stays as it is. The pressure is the highest of
-//! three:
+//! A timeout that is set below the last column stays as it is. The pressure is the highest of four:
 //!
 //! - that of the connections, which is 0 where eviction begins and 1 at the cap. It reaches 0.8 at
 //!   98 of 100 places. Connections that have been asked to close do not count;
 //! - that of the [memory](ConnGuardBuilder::memory), which is the part of its limit in use;
+//! - that of the [budget of bytes](ConnGuardBuilder::byte_budget), which is the part that is held;
 //! - the one that the application [supplies](ConnGuardBuilder::pressure).
 //!
 //! Every sweep reads the pressure and applies it to all open connections.

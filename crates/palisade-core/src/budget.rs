@@ -104,13 +104,30 @@ impl Budget {
     }
 
     /// Returns the bytes that may be held.
+    #[inline]
     pub fn limit(&self) -> u64 {
         self.0.limit
     }
 
     /// Returns the bytes that are held.
+    #[inline]
     pub fn held(&self) -> u64 {
         self.0.held.load(Relaxed)
+    }
+
+    /// Returns the part of the limit that is held, from 0 to 1. Guards take it for a
+    /// [`Pressure`](crate::Pressure), so that stalled holders leave sooner.
+    ///
+    /// ```
+    /// let budget = palisade_core::Budget::new(100_000)?;
+    /// let charge = budget.charge(None);
+    /// charge.take(95_000)?;
+    /// assert_eq!(budget.fill(), 0.95);
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
+    #[inline]
+    pub fn fill(&self) -> f32 {
+        (self.held() as f64 / self.limit() as f64) as f32
     }
 
     /// Reports [`Gauge::BytesHeld`] and [`Gauge::BytesLimit`] to `recorder`.

@@ -1,7 +1,7 @@
 //! The layer and its options.
 
 use crate::{Pace, policy::SlowBodyPolicy};
-use palisade_core::{Pressure, RequestHead};
+use palisade_core::{Budget, Pressure, RequestHead};
 use palisade_guard::{GuardLayer, Guarded, PerRequest, Settings};
 use std::time::Duration;
 use tower_layer::Layer;
@@ -64,6 +64,7 @@ impl SlowBodyLayer {
             grpc: Pace::conversation(),
             response,
             pressure: Pressure::default(),
+            budget: None,
             pace_for: PerRequest::default(),
         };
         Self {
@@ -211,6 +212,31 @@ impl SlowBodyLayer {
     /// ```
     pub fn pressure(mut self, pressure: Pressure) -> Self {
         self.policy_mut().pressure = pressure;
+        self
+    }
+
+    /// Raises the required rate as `budget` fills, as [`pressure`](Self::pressure) does: the part
+    /// that is held is a pressure too, and the higher one counts. `None` removes it. Defaults to
+    /// `None`.
+    ///
+    /// ```
+    /// use palisade_slow_body::{Budget, SlowBodyLayer};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let budget = Budget::new(100_000)?;
+    /// let layer = SlowBodyLayer::new().byte_budget(budget.clone());
+    /// let held = budget.charge(None);
+    /// held.take(95_000)?;
+    /// // A thousand bytes per second, where 500 are required, and 3,125 while 95 % are held.
+    /// assert_eq!(status(&layer, upload(60, 1_000, SECOND)).await, 408);
+    /// drop(held);
+    /// assert_eq!(status(&layer, upload(60, 1_000, SECOND)).await, 200);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn byte_budget(mut self, budget: impl Into<Option<Budget>>) -> Self {
+        self.policy_mut().budget = budget.into();
         self
     }
 

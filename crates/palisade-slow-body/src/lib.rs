@@ -139,7 +139,7 @@ pub use download::Download;
 pub use layer::{RequestBody, ResponseBody, ResponseFuture, SlowBody, SlowBodyLayer};
 pub use pace::{Pace, PaceBuilder};
 pub use palisade_core::{
-    ConfigError, ConfigFault, Mode, Pressure, Recorder, Rejection, RequestHead, Violation,
+    Budget, ConfigError, ConfigFault, Mode, Pressure, Recorder, Rejection, RequestHead, Violation,
 };
 #[doc(hidden)]
 pub use policy::{ResponseState, SharedState, SlowBodyPolicy, UploadState};

@@ -8,7 +8,7 @@ use crate::{
 };
 use http::{Request, Response, StatusCode};
 use http_body::Body;
-use palisade_core::{Guard, Phase, Pressure, ResponseFormat, Violation};
+use palisade_core::{Budget, Guard, Phase, Pressure, ResponseFormat, Violation};
 use palisade_guard::{
     DropUnread, Facts, Flow, Keys, NeverQueued, PerRequest, Policy, Polled, Refusal, RequestView,
     Settings, SharedView, Stamp, Upstream,
@@ -27,6 +27,7 @@ pub struct SlowBodyPolicy {
     pub(crate) grpc: Pace,
     pub(crate) response: Pace,
     pub(crate) pressure: Pressure,
+    pub(crate) budget: Option<Budget>,
     pub(crate) pace_for: PerRequest<Pace>,
 }
 
@@ -82,6 +83,13 @@ impl SlowBodyPolicy {
         self.pace_for.choose(request).map(Box::new)
     }
 
+    /// Returns the pressure, 0 to 1: the higher one of the application's and of the budget's.
+    #[inline]
+    fn pressure(&self) -> f32 {
+        let fill = self.budget.as_ref().map_or(0.0, Budget::fill);
+        self.pressure.get().max(fill)
+    }
+
     fn request_pace<'a>(&'a self, common: &'a SharedState, form: ResponseFormat) -> &'a Pace {
         // gRPC-Web has no client streams, so it has no pace of its own.
         let default = if form == ResponseFormat::Grpc {
@@ -107,7 +115,7 @@ impl SlowBodyPolicy {
         {
             stopwatch.add_bytes(
                 std::mem::take(&mut upload.new_bytes),
-                stopwatch.required_rate(&self.pressure),
+                stopwatch.required_rate(self.pressure()),
             );
         }
     }
@@ -124,7 +132,7 @@ impl SlowBodyPolicy {
         let ResponseState::Judged(download) = held else {
             return Flow::Continue;
         };
-        let required_rate = |stopwatch: &Stopwatch| stopwatch.required_rate(&self.pressure);
+        let required_rate = |stopwatch: &Stopwatch| stopwatch.required_rate(self.pressure());
         let Some(slow) = download.as_mut().end_wait(required_rate) else {
             return Flow::Continue;
         };
@@ -314,7 +322,7 @@ impl Policy for SlowBodyPolicy {
                 stopwatch.charge(now);
             }
         }
-        let rate = stopwatch.required_rate(&self.pressure);
+        let rate = stopwatch.required_rate(self.pressure());
         let Some(slow) = stopwatch.check(now, u64::MAX, rate) else {
             let check = next_check(exchange.facts, stopwatch.due(now), now);
             return Ok(Some(check.max(earliest_check)));

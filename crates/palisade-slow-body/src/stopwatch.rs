@@ -50,8 +50,8 @@ impl Stopwatch {
 
     /// Returns the bytes per second that are required under `pressure`, 1 if there is no rate.
     #[inline]
-    pub(crate) fn required_rate(&self, pressure: &Pressure) -> u64 {
-        Pressure::scale(pressure.get(), self.rate, self.full_pressure_rate).max(1)
+    pub(crate) fn required_rate(&self, pressure: f32) -> u64 {
+        Pressure::scale(pressure, self.rate, self.full_pressure_rate).max(1)
     }
 
     #[inline]

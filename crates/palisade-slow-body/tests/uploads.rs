@@ -5,7 +5,7 @@ use http::{Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use http_body_util::{BodyExt, Channel, Empty, Full, channel::Sender};
 use palisade_core::{ConnInfo, Guard, Phase, Prefix, Reason, Violation};
-use palisade_slow_body::{Mode, Pace, Pressure, RequestBody, SlowBodyLayer};
+use palisade_slow_body::{Budget, Mode, Pace, Pressure, RequestBody, SlowBodyLayer};
 use palisade_testkit::Journal;
 use std::{
     convert::Infallible,
@@ -575,6 +575,29 @@ async fn a_pressure_that_is_not_high_cuts_no_upload_and_a_pace_sets_its_rate_at_
         let (status, _) = serve(&layer, steady_client(seconds(1), bytes, 3600)).await;
         assert_eq!(status, expected, "{bytes} bytes per second at {pressure}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_budget_raises_the_required_rate_as_it_fills_and_lowers_it_at_once() {
+    let budget = Budget::new(100_000).unwrap();
+    let pressure = Pressure::default();
+    let layer = SlowBodyLayer::new().byte_budget(budget.clone());
+    let layer = layer.pressure(pressure.clone());
+    let served = async |bytes| serve(&layer, steady_client(seconds(1), bytes, 200)).await.0;
+    assert_eq!(served(600).await, StatusCode::OK);
+    budget.take(None, 80_000).unwrap();
+    assert_eq!(served(600).await, StatusCode::OK);
+    budget.take(None, 15_000).unwrap();
+    assert_eq!(served(2500).await, TOO_SLOW); // 3,125 are required.
+    assert_eq!(served(3200).await, StatusCode::OK);
+    // The higher pressure counts.
+    pressure.set(1.0);
+    assert_eq!(served(3200).await, TOO_SLOW);
+    pressure.set(0.9);
+    assert_eq!(served(2500).await, TOO_SLOW);
+    pressure.set(0.0);
+    budget.give_back(None, 95_000);
+    assert_eq!(served(600).await, StatusCode::OK);
 }
 
 #[tokio::test(start_paused = true)]

@@ -436,9 +436,10 @@ impl Stack {
         self
     }
 
-    /// Sets the budget of bytes that all request bodies share: see [`BodyBudgetLayer`]. `None`
-    /// removes it; the connection guard still has its own. Defaults to [`Budget::of_process`], a
-    /// quarter of the memory of the process.
+    /// Sets the budget of bytes that all request bodies share: see [`BodyBudgetLayer`]. While more
+    /// than 80 % of it are held, bodies have to be faster, as while [memory](Self::memory) is
+    /// short. `None` removes it; the connection guard still has its own. Defaults to
+    /// [`Budget::of_process`], a quarter of the memory of the process.
     ///
     /// ```
     /// use palisade::{Budget, Stack};
@@ -458,8 +459,8 @@ impl Stack {
     }
 
     /// Sets the memory by which the required pace of bodies rises: see
-    /// [`full_pressure_rate`](PaceBuilder::full_pressure_rate). `None` keeps the pace as it is.
-    /// Defaults to [`Memory::of_process`].
+    /// [`full_pressure_rate`](PaceBuilder::full_pressure_rate). With `None` it rises by the byte
+    /// budget alone. Defaults to [`Memory::of_process`].
     ///
     /// ```
     /// use palisade::{Memory, Stack};
@@ -864,6 +865,8 @@ impl Stack {
                 if let Some(memory) = &self.memory {
                     layer = layer.pressure(memory.pressure().clone());
                 }
+                #[cfg(feature = "body-limit")]
+                let layer = layer.byte_budget(self.byte_budget.clone());
                 configured!(layer, Guard::SlowBody, slow_body)
             },
             #[cfg(feature = "concurrency-limit")]

@@ -54,3 +54,25 @@ async fn without_a_budget_nothing_is_charged() {
     let status = second_of(&stack, held(1, 1000), held(1, 1000)).await;
     assert_eq!((status, Budget::of_process().held()), (StatusCode::OK, 0));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_budget_that_is_nearly_full_ends_stalled_uploads_sooner() {
+    let budget = Budget::new(1 << 20).unwrap();
+    let stack = Stack::edge().byte_budget(budget.clone()).memory(None);
+    let stack = stack.build().unwrap();
+    // A thousand bytes per second, where 500 are required.
+    let slow = || example::upload(60, 1_000, example::SECOND);
+    assert_eq!(example::status(&stack, slow()).await, 200);
+    let held = 950 << 10;
+    budget.take(None, held).unwrap();
+    assert_eq!(example::status(&stack, slow()).await, 408);
+    budget.give_back(None, held);
+    assert_eq!(example::status(&stack, slow()).await, 200);
+    let without = Stack::edge()
+        .byte_budget(None)
+        .memory(None)
+        .build()
+        .unwrap();
+    budget.take(None, held).unwrap();
+    assert_eq!(example::status(&without, slow()).await, 200);
+}

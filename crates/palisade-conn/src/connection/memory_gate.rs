@@ -83,6 +83,11 @@ impl MemoryGate {
         memory.map_or(0.0, |memory| memory.pressure().get())
     }
 
+    /// Returns the part of the budget that is held, from 0 to 1.
+    pub(crate) fn budget_fill(&self) -> f32 {
+        self.budget.as_ref().map_or(0.0, Budget::fill)
+    }
+
     /// Returns what a request on `conn` gets if it is outside of the share. `time` is in
     /// milliseconds; for a second a client keeps its rank, so that a page is loaded whole.
     /// `peers_are_clients` is whether `conn` tells the clients apart.

@@ -1125,7 +1125,8 @@ impl ConnGuardBuilder {
         self
     }
 
-    /// Sets the budget of bytes of what is held for requests. A large head of HTTP/2 that finds no
+    /// Sets the budget of bytes of what is held for requests. As it fills, timeouts shrink: see
+    /// [under pressure](crate#under-pressure). A large head of HTTP/2 that finds no
     /// room is refused with 503. A connection is reset if its HTTP/1 body finds none and no layer
     /// charges that body. The reason is [`Reason::BytesFull`](crate::Reason).
     ///

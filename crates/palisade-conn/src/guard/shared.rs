@@ -166,6 +166,7 @@ impl Shared {
         scaled_timeouts::connection_pressure(&self.limits, staying)
             .max(self.external_pressure.get())
             .max(self.totals.memory.pressure())
+            .max(self.totals.memory.budget_fill())
     }
 
     /// Returns whether memory is so short that each new connection evicts another one.

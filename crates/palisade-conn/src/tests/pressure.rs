@@ -1,7 +1,7 @@
 //! Shorter timeouts under pressure.
 
 use super::*;
-use crate::{Memory, Pressure};
+use crate::{Budget, Memory, Pressure};
 use tokio::time::sleep;
 
 #[tokio::test(start_paused = true)]
@@ -103,4 +103,43 @@ async fn the_sweeper_counts_the_clients_for_the_share() {
     let _last = connect(&guard);
     sleep(SECOND).await;
     assert_eq!(clients(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_budget_that_is_nearly_full_shortens_timeouts_and_they_recover_at_once() {
+    let budget = Budget::new(100_000).unwrap();
+    let builder = ConnGuard::builder().byte_budget(budget.clone());
+    let (guard, journal) = tracking_guard(builder.memory(None));
+    let silent_for = async || read_until_closed(&mut connect(&guard).server).await.0;
+    assert_eq!(
+        (guard.snapshot().pressure, silent_for().await),
+        (0.0, 10 * SECOND)
+    );
+    budget.take(None, 80_000).unwrap();
+    assert_eq!(
+        (guard.snapshot().pressure, silent_for().await),
+        (0.8, 10 * SECOND)
+    );
+    budget.take(None, 15_000).unwrap();
+    assert_eq!(
+        (guard.snapshot().pressure, silent_for().await),
+        (0.95, Duration::from_millis(4750))
+    );
+    assert_eq!(gauge(&guard, Gauge::PressurePercent), Some(95));
+    // An idle connection is closed sooner, and one that works is not.
+    let (mut idle, working) = (connect(&guard), connect(&guard));
+    serve_once(&mut idle, false).await;
+    let _request = working.server.conn().begin_request(false);
+    let (after, _) = read_until_closed(&mut idle.server).await;
+    assert_within_two_ticks(after, Duration::from_millis(17_750));
+    assert!(working.decision().is_none());
+    // Nothing is evicted for it.
+    assert!(!guard.shared().evicts_for_memory());
+    budget.give_back(None, 95_000);
+    assert_eq!(
+        (guard.snapshot().pressure, silent_for().await),
+        (0.0, 10 * SECOND)
+    );
+    let evicted = |(violation, _): &(Violation, _)| violation.reason == Reason::ConnectionEvicted;
+    assert!(!journal.disconnected().iter().any(evicted));
 }
