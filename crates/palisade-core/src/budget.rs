@@ -1,12 +1,13 @@
 //! One budget of bytes for all that a server keeps of its requests.
 
 use crate::{ClientKey, ConfigError, Gauge, GaugeSource, Guard, Memory, Recorder};
+#[cfg(palisade_loom)]
+use ::loom::sync::atomic::AtomicU64;
+#[cfg(not(palisade_loom))]
+use std::sync::atomic::AtomicU64;
 use std::{
     fmt,
-    sync::{
-        Arc, OnceLock, Weak,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, OnceLock, Weak, atomic::Ordering::Relaxed},
 };
 
 /// The budget where no limit of the memory is known.
@@ -15,7 +16,7 @@ const DEFAULT_BYTES: u64 = 256 << 20;
 const MEMORY_PART: u64 = 4;
 /// Counters for the bytes of clients. Clients share them at random. Two that share one are counted
 /// together, which matters only where hardly any room is left.
-const CLIENT_COUNTERS: usize = 4096;
+const CLIENT_COUNTERS: usize = if cfg!(palisade_loom) { 1 } else { 4096 };
 /// A client that holds no more than this may use all of the budget that is left.
 const SMALL_SHARE: u64 = 64 << 10;
 
@@ -275,98 +276,7 @@ impl fmt::Debug for Charge {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::{sync::atomic::AtomicBool, thread};
-
-    const KIB: u64 = 1 << 10;
-    const MIB: u64 = 1 << 20;
-
-    fn client(name: u32) -> Option<ClientKey> {
-        Some(ClientKey::of(&name))
-    }
-
-    #[test]
-    fn what_is_taken_never_exceeds_the_limit_and_is_given_back_at_the_end() {
-        let budget = Budget::new(MIB).unwrap();
-        let charge = budget.charge(None);
-        charge.take(MIB - 1).unwrap();
-        charge.take(1).unwrap();
-        let full = BudgetFull {
-            limit: MIB,
-            observed: MIB + 1,
-        };
-        assert_eq!(budget.charge(None).take(1), Err(full));
-        assert!(budget.charge(None).take(u64::MAX).is_err());
-        assert_eq!((budget.held(), charge.bytes()), (MIB, MIB));
-        charge.give_back();
-        assert_eq!((budget.held(), charge.bytes()), (0, 0));
-        charge.take(5).unwrap();
-        drop(charge);
-        assert_eq!(budget.held(), 0);
-        let error = Budget::new(1).unwrap_err().to_string();
-        assert!(
-            error.ends_with("bytes is 1, allowed is at least 65536"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn a_client_holds_no_more_than_it_leaves_and_the_last_quarter_is_for_small_ones() {
-        let budget = Budget::new(MIB).unwrap();
-        let take = |charge: &Charge| (0..).take_while(|_| charge.take(KIB).is_ok()).count() as u64;
-        let first = budget.charge(client(1));
-        assert_eq!(take(&first), 384); // Half of three quarters.
-        assert_eq!(
-            budget.charge(client(1)).take(KIB).unwrap_err().observed,
-            385 * KIB
-        );
-        let second = budget.charge(client(2));
-        assert_eq!(take(&second), 192); // Half of what is left.
-        let many: Vec<_> = (3..)
-            .map(|name| budget.charge(client(name)))
-            .take(100)
-            .collect();
-        let taken: Vec<_> = many.iter().map(take).collect();
-        assert_eq!(taken.iter().max(), Some(&96));
-        // At last each takes 64 KiB, until nothing is left.
-        assert_eq!(budget.held(), MIB);
-        drop((first, second, many));
-        assert_eq!(budget.held(), 0);
-        assert!(budget.0.by_client.iter().all(|own| own.load(Relaxed) == 0));
-    }
-
-    #[test]
-    fn eight_threads_never_hold_more_than_the_limit_and_nothing_at_the_end() {
-        let budget = Budget::new(MIB).unwrap();
-        let is_above = AtomicBool::new(false);
-        thread::scope(|scope| {
-            for name in 0..8u32 {
-                let (budget, is_above) = (&budget, &is_above);
-                scope.spawn(move || {
-                    for round in 0..20_000u64 {
-                        let charge = budget.charge(client(name % 3));
-                        let _ = charge.take((round * 7919 + u64::from(name)) % (300 * KIB));
-                        let _ = charge.take(round % 1000);
-                        if round % 3 == 0 {
-                            charge.give_back();
-                        }
-                        is_above.fetch_or(budget.held() > MIB, Relaxed);
-                    }
-                });
-            }
-        });
-        assert!(!is_above.load(Relaxed));
-        assert_eq!(budget.held(), 0);
-        assert!(budget.0.by_client.iter().all(|own| own.load(Relaxed) == 0));
-    }
-
-    #[test]
-    fn the_budget_of_the_process_is_a_quarter_of_its_memory() {
-        let budget = Budget::of_process();
-        let memory = Memory::of_process().least_limit();
-        assert_eq!(budget.limit(), memory.map_or(256 * MIB, |bytes| bytes / 4));
-        assert!(Arc::ptr_eq(&budget.0, &Budget::of_process().0));
-    }
-}
+#[cfg(all(test, palisade_loom))]
+mod loom;
+#[cfg(all(test, not(palisade_loom)))]
+mod tests;

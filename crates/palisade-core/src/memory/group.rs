@@ -41,7 +41,7 @@ struct Group {
 /// What the files and lines of a version of control groups are called.
 #[derive(Debug)]
 struct Names {
-    mount: &'static str,
+    mounts: &'static [&'static str],
     limits: &'static [&'static str],
     usage: &'static str,
     /// The pages of files, which the kernel can drop.
@@ -51,14 +51,15 @@ struct Names {
 }
 
 const V1: Names = Names {
-    mount: "sys/fs/cgroup/memory",
+    mounts: &["sys/fs/cgroup/memory"],
     limits: &["memory.limit_in_bytes"],
     usage: "memory.usage_in_bytes",
     droppable: "total_cache",
     shared: "total_shmem",
 };
 const V2: Names = Names {
-    mount: "sys/fs/cgroup",
+    // The second one is that of hybrid systems, where version 1 has the other controllers.
+    mounts: &["sys/fs/cgroup", "sys/fs/cgroup/unified"],
     limits: &["memory.max", "memory.high"],
     usage: "memory.current",
     droppable: "file",
@@ -178,12 +179,16 @@ fn groups_in(root: &Path, line: &str) -> Vec<Group> {
     // is the group of this process.
     let parts = Path::new(group).components();
     let parts = parts.filter(|part| matches!(part, Component::Normal(_)));
-    let mount = root.join(names.mount);
-    let own = mount.join(parts.collect::<PathBuf>());
-    let own_and_above = own.ancestors().take_while(|path| path.starts_with(&mount));
-    own_and_above
-        .filter_map(|path| Group::open(path, names))
-        .collect()
+    let group: PathBuf = parts.collect();
+    let mounts = names.mounts.iter().map(|mount| root.join(mount));
+    let groups = mounts.flat_map(|mount| {
+        let own = mount.join(&group);
+        let own_and_above = own.ancestors().take_while(|path| path.starts_with(&mount));
+        own_and_above
+            .filter_map(|path| Group::open(path, names))
+            .collect::<Vec<_>>()
+    });
+    groups.collect()
 }
 
 /// Reads `file` from its beginning into `buffer`. What does not fit is left out.

@@ -246,6 +246,14 @@ impl Memory {
         budgets.push(budget);
     }
 
+    /// Returns a function that takes a sample of what is used and its limit, from the files below
+    /// `root`, as each look does from those below `/`. For tests and benches.
+    #[doc(hidden)]
+    pub fn sampler(root: &Path) -> impl FnMut() -> Option<(u64, u64)> {
+        let mut groups = Groups::open(root);
+        move || groups.sample().map(|sample| (sample.used, sample.limit))
+    }
+
     /// Takes a look at once, and starts the thread that takes the next ones.
     fn start(&self, mut source: Source) {
         let pause = self.0.look(source.sample());

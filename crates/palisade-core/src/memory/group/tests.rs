@@ -112,6 +112,81 @@ fn what_the_kernel_can_drop_is_not_used() {
 }
 
 #[test]
+fn the_buffers_of_sockets_are_used() {
+    // `memory.current` of version 2 counts them, and the kernel cannot drop them.
+    let stat = "anon 1000\nfile 3000\nkernel 9000\nsock 36000\nshmem 1000\n";
+    let files = [
+        IN_A,
+        MACHINE,
+        ("sys/fs/cgroup/a/memory.max", "100000\n"),
+        ("sys/fs/cgroup/a/memory.current", "50000\n"),
+        ("sys/fs/cgroup/a/memory.stat", stat),
+    ];
+    let root = Root::new("sock", &files);
+    let mut groups = root.open();
+    assert_eq!(groups.sample(), sample(48_000, 100_000));
+    // Clients fill their receive queues.
+    let stat = stat.replace("36000", "82000");
+    root.write("sys/fs/cgroup/a/memory.stat", &stat);
+    root.write("sys/fs/cgroup/a/memory.current", "96000\n");
+    assert_eq!(groups.sample(), sample(94_000, 100_000));
+}
+
+#[test]
+fn on_a_hybrid_system_either_version_may_have_the_memory() {
+    let groups = ("proc/self/cgroup", "4:memory:/a\n1:name=systemd:/\n0::/b\n");
+    let of_v1 = [
+        ("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "100000\n"),
+        ("sys/fs/cgroup/memory/a/memory.usage_in_bytes", "50000\n"),
+    ];
+    let of_v2 = [
+        ("sys/fs/cgroup/unified/b/memory.max", "200000\n"),
+        ("sys/fs/cgroup/unified/b/memory.current", "190000\n"),
+    ];
+    // The group of version 2 is there, but it has no files of the memory.
+    let other = ("sys/fs/cgroup/unified/b/cgroup.procs", "1\n");
+    let [limit, usage] = of_v1;
+    let root = Root::new("hybrid-1", &[groups, MACHINE, other, limit, usage]);
+    assert_eq!(root.open().sample(), sample(50_000, 100_000));
+    let [limit, usage] = of_v2;
+    let root = Root::new("hybrid-2", &[groups, MACHINE, limit, usage]);
+    assert_eq!(root.open().sample(), sample(190_000, 200_000));
+    let [limit_of_v1, usage_of_v1] = of_v1;
+    let files = [groups, MACHINE, limit, usage, limit_of_v1, usage_of_v1];
+    let root = Root::new("hybrid-both", &files);
+    assert_eq!(root.open().sample(), sample(190_000, 200_000));
+    assert_eq!(root.open().limit(), Some(100_000));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_group_that_vanishes_is_no_longer_counted() {
+    // Like the files of a group that was removed, a directory can be opened, and not be read.
+    let folder = "sys/fs/cgroup/a";
+    let names = ["memory.max", "memory.current", "memory.stat"];
+    let texts = ["1000000\n", "500000\n", "file 100000\n"];
+    for vanished in names {
+        let files = [IN_A, MACHINE, STATUS];
+        let root = Root::new("vanished", &files);
+        for (name, text) in names.into_iter().zip(texts) {
+            let file = format!("{folder}/{name}");
+            let file = if name == vanished {
+                file + "/is-a-directory"
+            } else {
+                file
+            };
+            root.write(&file, text);
+        }
+        let expected = if vanished == "memory.stat" {
+            sample(500_000, 1_000_000) // All of it, rather than nothing.
+        } else {
+            sample(MIB, 4 * MIB)
+        };
+        assert_eq!(root.open().sample(), expected, "{vanished}");
+    }
+}
+
+#[test]
 fn each_group_counts_with_its_own_limit_and_the_worst_decides() {
     let files = [
         ("proc/self/cgroup", "0::/pod/server\n"),
