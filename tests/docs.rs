@@ -3,10 +3,11 @@
 
 use palisade::{Quota, Snapshot, Stack, conn::ConnGuard};
 use palisade_core::{Guard, Mode, Phase, Reason};
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fs, path::Path};
 
 const ALERTS: &str = include_str!("../docs/operations/alerts.yml");
 const ALERTS_TEST: &str = include_str!("../docs/operations/alerts_test.yml");
+const MEMORY: &str = include_str!("../docs/memory.md");
 const RUNBOOK: &str = include_str!("../docs/operations/runbook.md");
 
 /// What is scraped from a server with every guard, on Linux.
@@ -128,5 +129,130 @@ async fn every_reason_of_a_connection_has_its_line_in_the_runbook() {
             .filter(|line| line.starts_with(&format!("| `{reason}` |")));
         let columns: Vec<_> = lines.map(|line| line.matches(" | ").count() + 1).collect();
         assert_eq!(columns, [5], "{reason}");
+    }
+}
+
+/// The columns of tables in `docs/memory.md` that name something of palisade.
+const CHECKED_COLUMNS: [&str; 3] = ["option", "test", "with palisade"];
+
+/// Returns what stands between backticks in these columns of all tables of `text`.
+fn names_in_tables<'a>(text: &'a str, columns: &[&str]) -> Vec<&'a str> {
+    let mut names = Vec::new();
+    let mut header: Vec<&str> = Vec::new();
+    for line in text.lines() {
+        let Some(row) = line
+            .strip_prefix("| ")
+            .and_then(|row| row.strip_suffix(" |"))
+        else {
+            if !line.starts_with('|') {
+                header.clear();
+            }
+            continue;
+        };
+        let cells: Vec<_> = row.split(" | ").collect();
+        if header.is_empty() {
+            header = cells;
+            continue;
+        }
+        assert_eq!(cells.len(), header.len(), "{line}");
+        let checked = cells.iter().zip(&header);
+        for (cell, _) in checked.filter(|(_, column)| columns.contains(column)) {
+            names.extend(cell.split('`').skip(1).step_by(2));
+        }
+    }
+    names
+}
+
+/// Returns whether the public interface has `path`, a type or a function.
+fn is_public(interface: &str, path: &str) -> bool {
+    let path = format!("::{path}");
+    let mut ends = interface
+        .match_indices(&path)
+        .map(|(place, _)| &interface[place + path.len()..]);
+    let goes_on = |rest: &str| rest.starts_with(|c: char| c.is_alphanumeric() || c == '_');
+    ends.any(|rest| !goes_on(rest))
+}
+
+/// Returns the files and the paths of Rust that stand between backticks in the prose of `text`.
+fn names_in_prose(text: &str) -> Vec<&str> {
+    // Every second part is a block of code.
+    let prose = text.split("```").step_by(2).flat_map(str::lines);
+    let prose = prose.filter(|line| !line.starts_with('|'));
+    let names = prose.flat_map(|line| line.split('`').skip(1).step_by(2));
+    let is_checked = |name: &&str| name.ends_with(".rs") || name.contains("::");
+    names.filter(is_checked).collect()
+}
+
+/// Returns whether `name` is a file, a series, an alert, or an option such as
+/// `Stack::max_body` or `Http::builder().max_header_size(..)`.
+fn is_there(name: &str, interface: &str, series: &str) -> bool {
+    if name.ends_with(".rs") {
+        return Path::new(env!("CARGO_MANIFEST_DIR")).join(name).is_file();
+    }
+    if name.starts_with("palisade_") {
+        return series.contains(&format!("# TYPE {name} "));
+    }
+    if name.starts_with("Palisade") {
+        return ALERTS.contains(&format!("- alert: {name}\n"));
+    }
+    // What stands before a parenthesis, without `palisade::`, and for each call after it.
+    let calls = name.split(')').filter_map(|call| call.split('(').next());
+    let mut paths = calls
+        .map(|path| {
+            path.trim_start_matches('.')
+                .trim_start_matches("palisade::")
+        })
+        .filter(|path| !path.is_empty());
+    paths.all(|path| {
+        is_public(interface, path) || interface.contains(&format!(" palisade::{path}("))
+    })
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn all_that_the_page_on_memory_names_is_there() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/public-api");
+    let files = fs::read_dir(folder).unwrap();
+    let interfaces = files.map(|file| fs::read_to_string(file.unwrap().path()).unwrap());
+    let interface: String = interfaces.collect();
+    let series = exposition().await;
+    let missing = |text: &str| -> Vec<_> {
+        let mut names = names_in_tables(text, &CHECKED_COLUMNS);
+        names.extend(names_in_prose(text));
+        let missing = names
+            .into_iter()
+            .filter(|name| !is_there(name, &interface, &series));
+        missing.map(str::to_owned).collect()
+    };
+    for column in CHECKED_COLUMNS {
+        assert!(names_in_tables(MEMORY, &[column]).len() >= 5, "{column}");
+    }
+    assert!(names_in_prose(MEMORY).len() >= 4);
+    assert_eq!(missing(MEMORY), [""; 0]);
+    // Whatever is named wrongly is found.
+    for (right, wrong) in [
+        ("`Stack::max_body`", "`Stack::max_bodies`"),
+        ("`Stack::byte_budget`", "`Stack::byte`"),
+        ("`BodyLimitLayer`", "`BodyLimit_Layer`"),
+        ("`BodyLimitLayer::response`", "`BodyLimitLayer::request`"),
+        ("`.max_in_flight(..)`", "`.max_flight(..)`"),
+        (
+            "`Http::builder().max_header_size(..)`",
+            "`Http::builder().max_header_bytes(..)`",
+        ),
+        (
+            "`tests/threats/t09_heads.rs`",
+            "`tests/threats/t09_head.rs`",
+        ),
+        ("`examples/fortress.rs`", "`examples/fort.rs`"),
+        (
+            "`Memory::with_source(limit, || ..)`",
+            "`Memory::source(limit, || ..)`",
+        ),
+        ("`palisade_bytes_held`", "`palisade_bytes`"),
+        ("`PalisadeMemoryShort`", "`PalisadeMemory`"),
+    ] {
+        let text = MEMORY.replacen(right, wrong, 1);
+        assert_eq!(missing(&text), [wrong.trim_matches('`')]);
     }
 }
