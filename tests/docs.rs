@@ -2,17 +2,34 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use palisade::{Quota, Snapshot, Stack, conn::ConnGuard};
-use palisade_core::{Guard, Mode, Phase, Reason};
-use std::{collections::BTreeSet, fs, path::Path};
+use palisade_core::{Gauge, GaugeSource, Guard, Metrics, Mode, Phase, Reason};
+use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
 
 const ALERTS: &str = include_str!("../docs/operations/alerts.yml");
 const ALERTS_TEST: &str = include_str!("../docs/operations/alerts_test.yml");
 const MEMORY: &str = include_str!("../docs/memory.md");
 const RUNBOOK: &str = include_str!("../docs/operations/runbook.md");
 
+/// The gauges of a control group. This process may belong to none.
+struct OfGroup;
+
+impl GaugeSource for OfGroup {
+    fn guard(&self) -> Guard {
+        Guard::Connection
+    }
+
+    fn sample(&self, visit: &mut dyn FnMut(Gauge, u64)) {
+        visit(Gauge::MemoryOomKills, 0);
+        visit(Gauge::MemoryLimitHits, 0);
+        visit(Gauge::MemoryStallPercent, 0);
+    }
+}
+
 /// What is scraped from a server with every guard, on Linux.
 async fn exposition() -> String {
     let metrics = Snapshot::new();
+    let of_group: Arc<dyn GaugeSource> = Arc::new(OfGroup);
+    metrics.register(Arc::downgrade(&of_group));
     let stack = Stack::edge()
         .rate_limit(Quota::per_second(10))
         .metrics(metrics.clone());

@@ -338,6 +338,15 @@ pub enum Gauge {
     RuntimeDelay,
     /// The percentage of requests to admit while the runtime is overloaded, 1 to 100.
     RuntimeSharePercent,
+    /// The total number of processes that the kernel has killed in the control group because its
+    /// memory was used up, since the group exists. Linux only, in a control group.
+    MemoryOomKills,
+    /// How often the control group was at its limit, so that the kernel had to reclaim, in total
+    /// and since the group exists. Linux only, in a control group.
+    MemoryLimitHits,
+    /// The percentage of the last 10 s in which a task of the control group, or of the machine,
+    /// waited for memory. Linux only.
+    MemoryStallPercent,
     /// The bytes of bodies that are held: see [`Budget`](crate::Budget).
     BytesHeld,
     /// The limit on [`Gauge::BytesHeld`].
@@ -381,6 +390,9 @@ impl Gauge {
         Self::MemorySharePercent,
         Self::RuntimeDelay,
         Self::RuntimeSharePercent,
+        Self::MemoryOomKills,
+        Self::MemoryLimitHits,
+        Self::MemoryStallPercent,
         Self::BytesHeld,
         Self::BytesLimit,
         Self::AcceptErrors,
@@ -403,6 +415,8 @@ impl Gauge {
             Self::Admitted
                 | Self::KeysEvicted
                 | Self::ConnectionsOpened
+                | Self::MemoryOomKills
+                | Self::MemoryLimitHits
                 | Self::AcceptErrors
                 | Self::ListenOverflows
                 | Self::ListenDrops

@@ -35,7 +35,7 @@ pub use connection::ConnInfo;
 pub use event::{Event, Gauge, GaugeSource, Metrics, Recorder};
 pub use labels::{Guard, Mode, Phase, Reason};
 pub use load::RuntimeLoad;
-pub use memory::Memory;
+pub use memory::{Memory, MemoryEvents};
 pub use network::{InvalidNetwork, Network};
 pub use pressure::Pressure;
 pub use rejection::{Rejection, ResponseFormat, Violation};

@@ -253,6 +253,18 @@ pub(crate) fn gauge_family(gauge: Gauge) -> Option<Family> {
             "palisade_runtime_share_percent",
             "Share of requests that is admitted while the runtime is overloaded, 1 to 100",
         ),
+        Gauge::MemoryOomKills => (
+            "palisade_memory_oom_kills_total",
+            "Processes of the control group that the kernel killed for lack of memory",
+        ),
+        Gauge::MemoryLimitHits => (
+            "palisade_memory_limit_hits_total",
+            "Times that the control group was at the limit of its memory",
+        ),
+        Gauge::MemoryStallPercent => (
+            "palisade_memory_stall_percent",
+            "Percentage of the last 10 s in which a task waited for memory",
+        ),
         Gauge::BytesHeld => ("palisade_bytes_held", "Bytes of bodies that are held"),
         Gauge::BytesLimit => (
             "palisade_bytes_held_limit",

@@ -11,7 +11,7 @@ use crate::{
     eviction::queue::EvictionQueue,
     sweep::{handle::Sweeper, scaled_timeouts, untracked::UntrackedTimer},
 };
-use palisade_core::{Gauge, GaugeSource, Guard, Mode, Pressure, Recorder};
+use palisade_core::{Gauge, GaugeSource, Guard, Memory, Mode, Pressure, Recorder};
 use palisade_guard::{Clock, Table};
 use parking_lot::Mutex;
 use std::{
@@ -250,6 +250,17 @@ impl GaugeSource for Shared {
             let delay = u64::try_from(load.delay().as_millis()).unwrap_or(u64::MAX);
             visit(Gauge::RuntimeDelay, delay);
             visit(Gauge::RuntimeSharePercent, (load.share() * 100.0) as u64);
+        }
+        let events = self.totals.memory.memory.as_ref().map(Memory::events);
+        let events = events.unwrap_or_default();
+        for (gauge, value) in [
+            (Gauge::MemoryOomKills, events.oom_kills),
+            (Gauge::MemoryLimitHits, events.limit_hits),
+            (Gauge::MemoryStallPercent, events.stall_percent),
+        ] {
+            if let Some(value) = value {
+                visit(gauge, value);
+            }
         }
         let exhausted = self.accept_errors.exhausted.load(Relaxed);
         visit(Gauge::AcceptErrors, exhausted);

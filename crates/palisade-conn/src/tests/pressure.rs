@@ -143,3 +143,22 @@ async fn a_budget_that_is_nearly_full_shortens_timeouts_and_they_recover_at_once
     let evicted = |(violation, _): &(Violation, _)| violation.reason == Reason::ConnectionEvicted;
     assert!(!journal.disconnected().iter().any(evicted));
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test(start_paused = true)]
+async fn what_the_kernel_reports_of_the_memory_is_a_gauge_where_it_is_known() {
+    let gauges = [
+        Gauge::MemoryOomKills,
+        Gauge::MemoryLimitHits,
+        Gauge::MemoryStallPercent,
+    ];
+    let events = Memory::of_process().events();
+    let known = [events.oom_kills, events.limit_hits, events.stall_percent];
+    let (guard, _) = tracking_guard(ConnGuard::builder());
+    let is_sampled = gauges.map(|sampled| gauge(&guard, sampled).is_some());
+    assert_eq!(is_sampled, known.map(|known| known.is_some()));
+    for memory in [None, Some(Memory::reported(1000).unwrap())] {
+        let (guard, _) = tracking_guard(ConnGuard::builder().memory(memory));
+        assert_eq!(gauges.map(|sampled| gauge(&guard, sampled)), [None; 3]);
+    }
+}

@@ -1,13 +1,13 @@
 //! The memory of control groups, from the kernel's files.
 
+use super::{
+    events::{EventFiles, MemoryEvents},
+    files::{BUFFER_BYTES, kibibytes, number, read, value_of},
+};
 use std::{
     fs::File,
-    io,
     path::{Component, Path, PathBuf},
 };
-
-/// The length of the buffer for a file. `memory.stat` takes some 1.5 KiB.
-const BUFFER_BYTES: usize = 16 * 1024;
 
 /// Memory that is in use, and how much of it there is at most, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,12 +25,14 @@ pub(super) struct Groups {
     process: Option<File>,
     /// The memory of the machine. A limit of that size or above is none.
     machine: Option<u64>,
+    events: EventFiles,
     buffer: Box<[u8]>,
 }
 
 /// The files of one group.
 #[derive(Debug)]
 struct Group {
+    path: PathBuf,
     /// The limits. The least one holds.
     limits: Vec<File>,
     usage: File,
@@ -82,9 +84,12 @@ impl Groups {
         let mut buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
         let lines = std::fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
         let groups = lines.lines().flat_map(|line| groups_in(root, line));
+        let groups: Vec<_> = groups.collect();
         let machine = File::open(root.join("proc/meminfo")).ok();
         Self {
-            groups: groups.collect(),
+            // The first one is the process's own.
+            events: EventFiles::open(root, groups.first().map(|group| &*group.path)),
+            groups,
             process: File::open(root.join("proc/self/status")).ok(),
             machine: machine
                 .and_then(|file| kibibytes(read(&file, &mut buffer)?, "MemTotal:"))
@@ -101,6 +106,11 @@ impl Groups {
         limits.chain(machine).min()
     }
 
+    /// Returns what the kernel reports of the process's own group.
+    pub(super) fn events(&mut self) -> MemoryEvents {
+        self.events.read(&mut self.buffer)
+    }
+
     /// Returns the memory of the group that is nearest to its limit. Without a limited group,
     /// returns that of the process on the machine.
     pub(super) fn sample(&mut self) -> Option<Sample> {
@@ -109,6 +119,7 @@ impl Groups {
             process,
             machine,
             buffer,
+            ..
         } = self;
         let is_limited = |limit: &u64| machine.is_none_or(|machine| *limit < machine);
         let samples = groups.iter().filter_map(|group| {
@@ -134,6 +145,7 @@ impl Group {
             return None; // As in the root group of version 2.
         }
         Some(Self {
+            path: path.to_owned(),
             limits,
             usage: open(names.usage)?,
             stat: open("memory.stat"),
@@ -189,50 +201,6 @@ fn groups_in(root: &Path, line: &str) -> Vec<Group> {
             .collect::<Vec<_>>()
     });
     groups.collect()
-}
-
-/// Reads `file` from its beginning into `buffer`. What does not fit is left out.
-fn read<'a>(file: &File, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
-    let mut length = 0;
-    while length < buffer.len() {
-        match read_at(file, &mut buffer[length..], length as u64) {
-            Ok(0) => break,
-            Ok(count) => length += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return None,
-        }
-    }
-    Some(&buffer[..length])
-}
-
-#[cfg(unix)]
-fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    std::os::unix::fs::FileExt::read_at(file, buffer, offset)
-}
-
-#[cfg(not(unix))]
-fn read_at(_: &File, _: &mut [u8], _: u64) -> io::Result<usize> {
-    Err(io::ErrorKind::Unsupported.into())
-}
-
-/// Returns the number that is all of `text`.
-fn number(text: &[u8]) -> Option<u64> {
-    str::from_utf8(text.trim_ascii()).ok()?.parse().ok()
-}
-
-/// Returns the number in the line that begins with `name`.
-fn value_of(text: &[u8], name: &str) -> Option<u64> {
-    text.split(|byte| *byte == b'\n')
-        .filter_map(|line| line.strip_prefix(name.as_bytes()))
-        .find(|rest| rest.first() == Some(&b' '))
-        .and_then(number)
-}
-
-/// Returns the bytes in a line of `/proc` that counts kibibytes.
-fn kibibytes(text: &[u8], name: &str) -> Option<u64> {
-    let mut lines = text.split(|byte| *byte == b'\n');
-    let rest = lines.find_map(|line| line.strip_prefix(name.as_bytes()))?;
-    number(rest.trim_ascii().strip_suffix(b"kB")?)?.checked_mul(1024)
 }
 
 #[cfg(test)]

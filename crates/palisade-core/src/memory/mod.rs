@@ -1,10 +1,13 @@
 //! The memory of the process: how much is used, and whether it grows.
 
+mod events;
+mod files;
 mod group;
 mod release;
 mod share;
 
 use crate::{ConfigError, Gauge, GaugeSource, Pressure};
+pub use events::MemoryEvents;
 use group::{Groups, Sample};
 use parking_lot::Mutex;
 use release::Releaser;
@@ -69,6 +72,7 @@ struct State {
     /// [`UNKNOWN`] if there is none.
     limit: AtomicU64,
     least_limit: Option<u64>,
+    events: Mutex<MemoryEvents>,
     releaser: Mutex<Option<Releaser>>,
     /// The budgets whose bytes are held in this memory.
     budgets: Mutex<Vec<Weak<dyn GaugeSource>>>,
@@ -142,6 +146,7 @@ impl Memory {
             used: AtomicU64::new(UNKNOWN),
             limit: AtomicU64::new(limit.unwrap_or(UNKNOWN)),
             least_limit: limit,
+            events: Mutex::default(),
             releaser: Mutex::new(None),
             budgets: Mutex::default(),
         }))
@@ -193,6 +198,22 @@ impl Memory {
     /// Returns the least limit that held at the start, of all control groups and of the machine.
     pub fn least_limit(&self) -> Option<u64> {
         self.0.least_limit
+    }
+
+    /// Returns what the kernel reported at the last look. All of it is `None` where the application
+    /// gives a source or reports the use, and off Linux.
+    ///
+    /// ```
+    /// use palisade_core::{Memory, MemoryEvents};
+    ///
+    /// let events = Memory::of_process().events();
+    /// assert!(events.stall_percent.is_none_or(|percent| percent <= 100));
+    /// let reported = Memory::reported(1_000_000)?;
+    /// assert_eq!(reported.events(), MemoryEvents::default());
+    /// # Ok::<_, palisade_core::ConfigError>(())
+    /// ```
+    pub fn events(&self) -> MemoryEvents {
+        *self.0.events.lock()
     }
 
     /// Calls `release` when freed memory should be returned to the system: `malloc_trim(0)` of
@@ -249,13 +270,18 @@ impl Memory {
     /// Returns a function that takes a sample of what is used and its limit, from the files below
     /// `root`, as each look does from those below `/`. For tests and benches.
     #[doc(hidden)]
-    pub fn sampler(root: &Path) -> impl FnMut() -> Option<(u64, u64)> {
+    pub fn sampler(root: &Path) -> impl FnMut() -> (Option<(u64, u64)>, MemoryEvents) {
         let mut groups = Groups::open(root);
-        move || groups.sample().map(|sample| (sample.used, sample.limit))
+        move || {
+            let sample = groups.sample();
+            let numbers = sample.map(|sample| (sample.used, sample.limit));
+            (numbers, groups.events())
+        }
     }
 
     /// Takes a look at once, and starts the thread that takes the next ones.
     fn start(&self, mut source: Source) {
+        *self.0.events.lock() = source.events();
         let pause = self.0.look(source.sample());
         let state = Arc::downgrade(&self.0);
         let looks = thread::Builder::new().name("palisade-memory".to_owned());
@@ -268,8 +294,9 @@ impl Memory {
 fn take_looks(source: &mut Source, state: &Weak<State>, mut pause: Duration) {
     loop {
         thread::park_timeout(pause);
-        let sample = source.sample();
+        let (sample, events) = (source.sample(), source.events());
         let Some(state) = state.upgrade() else { return };
+        *state.events.lock() = events;
         pause = state.look(sample);
     }
 }
@@ -326,6 +353,13 @@ impl Source {
                 };
                 result.map(|used| Sample { used, limit })
             }
+        }
+    }
+
+    fn events(&mut self) -> MemoryEvents {
+        match self {
+            Self::Groups(groups) => groups.events(),
+            Self::Application { .. } => MemoryEvents::default(),
         }
     }
 }

@@ -186,6 +186,60 @@ fn a_group_that_vanishes_is_no_longer_counted() {
     }
 }
 
+fn events(kills: u64, hits: u64, stall: u64) -> MemoryEvents {
+    MemoryEvents {
+        oom_kills: Some(kills),
+        limit_hits: Some(hits),
+        stall_percent: Some(stall),
+    }
+}
+
+#[test]
+fn what_the_kernel_reports_is_that_of_the_own_group() {
+    let usage = ("sys/fs/cgroup/a/memory.current", "5\n");
+    let limit = ("sys/fs/cgroup/a/memory.max", "100000\n");
+    let of_machine = ("proc/pressure/memory", "some avg10=70.00 avg60=0.00\n");
+    let files = [
+        IN_A,
+        usage,
+        limit,
+        of_machine,
+        ("sys/fs/cgroup/memory.events", "oom_kill 9\n"),
+        (
+            "sys/fs/cgroup/a/memory.events",
+            "low 0\nhigh 20\nmax 300\noom 2\noom_kill 1\noom_group_kill 7\n",
+        ),
+        (
+            "sys/fs/cgroup/a/memory.pressure",
+            "some avg10=3.70 avg60=1.00\nfull avg10=2.00\n",
+        ),
+    ];
+    let root = Root::new("events-2", &files);
+    let mut groups = root.open();
+    assert_eq!(groups.events(), events(1, 320, 4));
+    root.write("sys/fs/cgroup/a/memory.events", "max 301\noom_kill 2\n");
+    assert_eq!(groups.events(), events(2, 301, 4));
+    // Version 1 has no pressure: that of the machine counts.
+    let files = [
+        ("proc/self/cgroup", "4:memory:/a\n0::/\n"),
+        of_machine,
+        ("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "100000\n"),
+        ("sys/fs/cgroup/memory/a/memory.usage_in_bytes", "5\n"),
+        ("sys/fs/cgroup/memory/a/memory.failcnt", "17\n"),
+        (
+            "sys/fs/cgroup/memory/a/memory.oom_control",
+            "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n",
+        ),
+    ];
+    let root = Root::new("events-1", &files);
+    assert_eq!(root.open().events(), events(3, 17, 70));
+    // Without a group, or without the files, nothing is known.
+    for files in [&[][..], &[IN_A, usage, limit], &[IN_A, MACHINE]] {
+        let root = Root::new("no-events", files);
+        assert_eq!(root.open().events(), MemoryEvents::default());
+    }
+}
+
 #[test]
 fn each_group_counts_with_its_own_limit_and_the_worst_decides() {
     let files = [
@@ -257,6 +311,8 @@ fn files_with_any_content_do_no_harm() {
         "file x\nfile 7\n",
         "\u{fffd}",
         "4096 kB",
+        "max 18446744073709551615\nhigh 18446744073709551615\noom_kill 18446744073709551616",
+        "some avg10=1e38",
     ];
     let names = [
         "proc/self/cgroup",
@@ -265,6 +321,9 @@ fn files_with_any_content_do_no_harm() {
         "sys/fs/cgroup/a/memory.max",
         "sys/fs/cgroup/a/memory.current",
         "sys/fs/cgroup/a/memory.stat",
+        "sys/fs/cgroup/a/memory.events",
+        "sys/fs/cgroup/a/memory.failcnt",
+        "sys/fs/cgroup/a/memory.pressure",
     ];
     let good = [
         IN_A,
@@ -273,9 +332,13 @@ fn files_with_any_content_do_no_harm() {
         ("sys/fs/cgroup/a/memory.max", "1000000\n"),
         ("sys/fs/cgroup/a/memory.current", "500000\n"),
         ("sys/fs/cgroup/a/memory.stat", "file 10\nshmem 1000\n"),
+        ("sys/fs/cgroup/a/memory.events", "max 1\noom_kill 2\n"),
+        ("sys/fs/cgroup/a/memory.failcnt", "3\n"),
+        ("sys/fs/cgroup/a/memory.pressure", "some avg10=4.00\n"),
     ];
     let root = Root::new("content", &good);
     let mut groups = root.open();
+    assert_eq!(groups.events(), events(2, 3, 4));
     assert_eq!(groups.sample(), sample(500_000, 1_000_000)); // More shmem than file.
     for name in names {
         for content in contents {
@@ -284,6 +347,11 @@ fn files_with_any_content_do_no_harm() {
                 let level = groups.sample().map_or(0.0, Sample::level);
                 assert!((0.0..=1.0).contains(&level), "{name}: {content:?}");
                 groups.limit();
+                let stall = groups.events().stall_percent;
+                assert!(
+                    stall.is_none_or(|stall| stall <= 100),
+                    "{name}: {content:?}"
+                );
             }
         }
         let (name, text) = good.iter().find(|(good, _)| *good == name).unwrap();
