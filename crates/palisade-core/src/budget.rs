@@ -137,8 +137,8 @@ impl Budget {
         recorder.register(gauges as Weak<dyn GaugeSource>);
     }
 
-    /// Tells `memory` what is held, for [`Memory::release`]. Guards do this with the budget and the
-    /// memory that they are given. To do it again changes nothing.
+    /// Tells `memory` what is held, for [`Memory::release`], which has an example. Guards do this
+    /// with the budget and the memory that they are given. To do it again changes nothing.
     pub fn report_to(&self, memory: &Memory) {
         let gauges = Arc::downgrade(&self.0);
         memory.watch(gauges);

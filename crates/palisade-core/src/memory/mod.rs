@@ -29,6 +29,8 @@ use std::{
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// The same while memory is short.
 const SHORT_LOOK_INTERVAL: Duration = Duration::from_millis(25);
+/// The time between two readings of what the kernel reports for metrics.
+const EVENTS_INTERVAL: Duration = Duration::from_secs(1);
 /// The level above which memory is short.
 const SHORT_LEVEL: f32 = 0.80;
 
@@ -200,7 +202,7 @@ impl Memory {
         self.0.least_limit
     }
 
-    /// Returns what the kernel reported at the last look. All of it is `None` where the application
+    /// Returns what the kernel reported a second ago or less. All of it is `None` where the application
     /// gives a source or reports the use, and off Linux.
     ///
     /// ```
@@ -292,11 +294,17 @@ impl Memory {
 
 /// Takes looks until nothing needs them any more.
 fn take_looks(source: &mut Source, state: &Weak<State>, mut pause: Duration) {
+    let mut until_events = EVENTS_INTERVAL;
     loop {
         thread::park_timeout(pause);
-        let (sample, events) = (source.sample(), source.events());
+        let sample = source.sample();
+        until_events = until_events.saturating_sub(pause);
+        let events = until_events.is_zero().then(|| source.events());
         let Some(state) = state.upgrade() else { return };
-        *state.events.lock() = events;
+        if let Some(events) = events {
+            *state.events.lock() = events;
+            until_events = EVENTS_INTERVAL;
+        }
         pause = state.look(sample);
     }
 }
