@@ -204,4 +204,4 @@ fn groups_in(root: &Path, line: &str) -> Vec<Group> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -77,6 +77,31 @@ fn all_guards_share_the_memory_of_the_process() {
     assert!(format!("{one:?}").starts_with("Memory { used: "));
 }
 
+#[cfg(unix)]
+#[test]
+fn what_the_groups_say_is_read_again_and_again() {
+    use super::group::tests::Root;
+
+    let files = [
+        ("proc/self/cgroup", "0::/a\n"),
+        ("sys/fs/cgroup/a/memory.max", "1000000\n"),
+        ("sys/fs/cgroup/a/memory.current", "500000\n"),
+        ("sys/fs/cgroup/a/memory.events", "max 1\noom_kill 0\n"),
+    ];
+    let root = Root::new("looks", &files);
+    let memory = Memory::new(Some(1_000_000));
+    memory.start(Source::Groups(root.open()));
+    let seen = || {
+        let events = memory.events();
+        (memory.used(), events.limit_hits, events.oom_kills)
+    };
+    assert_eq!(seen(), (Some(500_000), Some(1), Some(0)));
+    root.write("sys/fs/cgroup/a/memory.current", "900000\n");
+    root.write("sys/fs/cgroup/a/memory.events", "max 9\noom_kill 2\n");
+    wait_until(|| seen() == (Some(900_000), Some(9), Some(2)));
+    assert_eq!(memory.pressure().get(), 0.9);
+}
+
 /// Reports memory of which much is held, and then nothing, as after an attack.
 fn attack(memory: &Memory, budget: &Budget) {
     let charge = budget.charge(None);

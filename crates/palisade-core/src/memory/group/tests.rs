@@ -10,10 +10,10 @@ const STATUS: (&str, &str) = (
 const IN_A: (&str, &str) = ("proc/self/cgroup", "0::/a\n");
 
 /// Files under a directory of their own, instead of `/`.
-struct Root(PathBuf);
+pub(in crate::memory) struct Root(PathBuf);
 
 impl Root {
-    fn new(name: &str, files: &[(&str, &str)]) -> Self {
+    pub(in crate::memory) fn new(name: &str, files: &[(&str, &str)]) -> Self {
         let name = format!("palisade-memory-{}-{name}", std::process::id());
         let root = Self(std::env::temp_dir().join(name));
         let _ = fs::remove_dir_all(&root.0);
@@ -23,13 +23,13 @@ impl Root {
         root
     }
 
-    fn write(&self, file: &str, text: &str) {
+    pub(in crate::memory) fn write(&self, file: &str, text: &str) {
         let path = self.0.join(file);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     }
 
-    fn open(&self) -> Groups {
+    pub(in crate::memory) fn open(&self) -> Groups {
         Groups::open(&self.0)
     }
 }
