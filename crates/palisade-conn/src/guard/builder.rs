@@ -2,7 +2,7 @@
 
 use super::{
     ConnGuard,
-    limits::{CapFrom, Growth, Limits, default_cap},
+    limits::{CapFrom, Growth, Limits, default_cap, default_in_flight},
 };
 use crate::connection::memory_gate::{IsCritical, MemoryGate};
 use palisade_core::{
@@ -875,7 +875,9 @@ impl ConnGuardBuilder {
     /// as the limit is at least four times [`Self::max_connections`]. Where peers are not clients
     /// ([`Self::behind_proxy`], a Unix socket), only the total is limited.
     ///
-    /// Range: at least 1. Defaults to four times [`Self::max_connections`], at least 1,024.
+    /// Range: at least 1. Defaults to four times [`Self::max_connections`], and at least 1,024 or
+    /// as many as fit into an eighth of the [memory](Self::memory) at 8 KiB each, whichever is
+    /// less. A head takes no more without a charge to the [budget](Self::byte_budget).
     ///
     /// ```
     /// # use palisade_testkit::doc::*;
@@ -1172,9 +1174,10 @@ impl ConnGuardBuilder {
     ///
     /// If a value is out of its range. The error names every such value.
     pub fn build(self) -> Result<ConnGuard, ConfigError> {
+        let memory = self.memory.clone().unwrap_or_else(Memory::of_process);
         let (connections, connections_from) = match self.connections {
             Some(connections) => (connections, CapFrom::Configured),
-            None => default_cap(self.memory.as_ref().unwrap_or(&Memory::of_process())),
+            None => default_cap(&memory),
         };
         self.check(connections)?;
         let per_client = match self.per_client {
@@ -1233,7 +1236,7 @@ impl ConnGuardBuilder {
             max_upgraded: self.max_upgraded.unwrap_or((connections / 4).max(1)),
             max_in_flight: self
                 .max_in_flight
-                .unwrap_or(connections.saturating_mul(4).max(1024)),
+                .unwrap_or_else(|| default_in_flight(connections, &memory)),
             max_cancelled: self.max_cancelled,
             max_overhead: self.max_overhead,
             probe: self.probe.map(millis),

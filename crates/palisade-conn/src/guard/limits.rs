@@ -1,7 +1,7 @@
 //! The limits of a guard, after their values have been checked.
 
-use palisade_core::Memory;
-use palisade_core::{Mode, Network, Prefix};
+use crate::track::head::FREE_BYTES;
+use palisade_core::{Memory, Mode, Network, Prefix};
 use palisade_guard::Gcra;
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
@@ -14,6 +14,12 @@ const MIN_DEFAULT_CAP: usize = 16;
 /// Measured are 7 to 21 KiB for an idle connection, and 15 to 52 KiB for one with half a head or
 /// with a response that its client does not take.
 const BYTES_PER_CONNECTION: u64 = 64 * 1024;
+
+/// The lowest limit on requests in flight that the guard chooses by itself where memory allows it.
+const MIN_IN_FLIGHT: usize = 1024;
+/// The heads that are not charged to the budget may take this part of the memory. It is the same
+/// for four requests on each of the connections that memory allows.
+const MEMORY_PART_OF_HEADS: u64 = 8;
 
 /// A connection that takes no more requests is closed after this idle time, if its client was told
 /// by GOAWAY, or keeps too many idle connections, or the server shuts down.
@@ -214,6 +220,16 @@ pub(crate) fn default_cap(memory: &Memory) -> (usize, CapFrom) {
     cap_for(file_limit(), memory.least_limit())
 }
 
+/// Returns the number of requests in flight that this number of connections and the memory allow.
+/// The floor is for few connections with many requests each.
+pub(crate) fn default_in_flight(connections: usize, memory: &Memory) -> usize {
+    let by_memory = memory
+        .least_limit()
+        .map_or(u64::MAX, |bytes| bytes / MEMORY_PART_OF_HEADS / FREE_BYTES);
+    let floor = usize::try_from(by_memory).map_or(MIN_IN_FLIGHT, |max| max.min(MIN_IN_FLIGHT));
+    connections.saturating_mul(4).max(floor)
+}
+
 fn cap_for(files: Option<u64>, memory: Option<u64>) -> (usize, CapFrom) {
     let by_files = files.map(|files| {
         let cap = (files / 5).saturating_mul(4).saturating_sub(64);
@@ -284,6 +300,27 @@ mod tests {
             cap_for(None, Some(u64::MAX)),
             (MAX_DEFAULT_CAP, CapFrom::Ceiling)
         );
+    }
+
+    #[test]
+    fn the_requests_in_flight_follow_the_memory() {
+        const MIB: u64 = 1 << 20;
+        let max = |mib| {
+            let memory = Memory::reported(mib * MIB).unwrap();
+            default_in_flight(cap_for(None, Some(mib * MIB)).0, &memory)
+        };
+        assert_eq!([1, 16, 64, 256].map(max), [64, 256, 1024, 4096]);
+        // An eighth of the memory, or less.
+        for mib in [4, 16, 64, 256, 1024, 1 << 20] {
+            assert!(max(mib) as u64 * FREE_BYTES <= mib * MIB / 8, "{mib}");
+        }
+        // Few connections with many requests each.
+        let in_flight = |mib| {
+            let memory = Memory::reported(mib * MIB).unwrap();
+            let guard = ConnGuard::builder().max_connections(10).memory(memory);
+            guard.build().unwrap().shared().limits.max_in_flight
+        };
+        assert_eq!([1, 8, 64, 256].map(in_flight), [40, 128, 1024, 1024]);
     }
 
     #[test]

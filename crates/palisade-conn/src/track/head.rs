@@ -10,7 +10,7 @@ use http::{HeaderMap, Request, header::COOKIE};
 const FIELD_BYTES: u64 = 224;
 /// A head that takes no more is not charged, as most are not. The limit on requests in flight
 /// limits their sum, and a budget that uploads have filled does not refuse them.
-pub(super) const FREE_BYTES: u64 = 8 * 1024;
+pub(crate) const FREE_BYTES: u64 = 8 * 1024;
 /// The fields of one head, without `cookie`.
 const MAX_FIELDS: usize = 100;
 /// The `cookie` fields of one head: clients split a cookie into crumbs (RFC 9113 section 8.2.3).

@@ -2,7 +2,7 @@
 
 pub(crate) mod body;
 pub(crate) mod future;
-mod head;
+pub(crate) mod head;
 mod identify;
 pub(crate) mod layer;
 mod proxy_hint;
