@@ -35,7 +35,7 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! | upgraded connections | a quarter of the cap | 503 in place of the 101 | `UpgradedFull` |
 //! | time in which less than 500 B/s is taken of the bytes that wait for the client | 5 min | RST | `WriteStall` |
 //! | time in which all HTTP/2 responses wait for their windows, at less than 500 B/s | 5 min | RST | `WindowStall` |
-//! | requests in flight on all connections, of which [one client](ConnGuardBuilder::max_in_flight) may have a share | four times the cap, at least 1,024 | 503 and `Retry-After` | `InFlightFull` |
+//! | requests in flight on all connections, of which [one client](ConnGuardBuilder::max_in_flight) may have a share | four times the cap, at least 1,024 if an eighth of the memory has 8 KiB for each | 503 and `Retry-After` | `InFlightFull` |
 //! | requests cancelled within a second, if they are more than half of all | 200, and 20 per second | GOAWAY, RST | `CancelledRequests` |
 //! | HTTP/2 bytes that carry no request on | 256 KiB, and 16 KiB per second, and 32 KiB per request | RST | `NoProgress` |
 //! | age | 1 h ± 10 % | `Connection: close`; on HTTP/2 GOAWAY, or FIN after 30 s idle; RST after an [optional grace period](ConnGuardBuilder::age_grace) | `MaxAge` |
@@ -123,7 +123,7 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //!
 //! | in use | what happens |
 //! |---|---|
-//! | 80 % | the timeouts above get shorter |
+//! | 80 % | the timeouts above get shorter, new connections have a receive buffer of 64 KiB |
 //! | 88 % | after a request outside of the share, the connection ends with the response |
 //! | 90 % | each new connection evicts another one, as at the cap. 64 connections stay |
 //! | 95 % | requests and new connections outside of the share are refused: `MemoryPressure` |
@@ -224,6 +224,8 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //!
 //! - `TCP_NODELAY`;
 //! - a first keep-alive probe after 60 s of silence;
+//! - a [receive buffer](ConnGuardBuilder::receive_buffer) of 256 KiB, which the kernel doubles. On
+//!   Linux it comes from the listener;
 //! - at most 64 KiB of unsent bytes (`TCP_NOTSENT_LOWAT`), or a send buffer of 128 KiB where that
 //!   option does not exist;
 //! - on Linux, a close by the kernel once the client has acknowledged nothing for 30 s, or for 5 s

@@ -88,7 +88,11 @@ impl BindOptions {
         None
     }
 
-    pub(crate) fn bind(self, address: SocketAddr) -> io::Result<TcpListener> {
+    pub(crate) fn bind(
+        self,
+        address: SocketAddr,
+        receive_buffer: Option<u32>,
+    ) -> io::Result<TcpListener> {
         if self.backlog == 0 {
             let fault = "backlog is 0, allowed is at least 1";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, fault));
@@ -103,6 +107,10 @@ impl BindOptions {
         socket.set_reuseaddr(true)?;
         if self.reuse_port {
             reuse_port(&socket)?;
+        }
+        // Before `listen`, so that also the first connection has it. It is not worth a failure.
+        if let Some(bytes) = receive_buffer {
+            let _ = socket.set_recv_buffer_size(bytes);
         }
         socket.bind(address)?;
         socket.listen(self.backlog)

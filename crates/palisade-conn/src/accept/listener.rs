@@ -10,6 +10,7 @@ use crate::{
     },
     io::{guarded::GuardedIo, transport::Transport},
 };
+use socket2::SockRef;
 use std::{
     fmt,
     future::poll_fn,
@@ -60,6 +61,14 @@ pub trait Listener: Send + 'static {
 
     /// Returns the local address of an accepted connection.
     fn local_of(io: &Self::Io) -> Option<SocketAddr>;
+
+    /// Limits the bytes that the kernel keeps for the server to read, for each connection that
+    /// begins from now on. Called once. Returns whether accepted connections have this limit. If
+    /// not, which is the default, [`Transport::limit_receive_buffer`] sets it for each of them.
+    fn limit_receive_buffer(&self, bytes: u32) -> bool {
+        let _ = bytes;
+        false
+    }
 }
 
 /// A listener that yields only connections that its guard admits and watches.
@@ -76,6 +85,8 @@ pub struct GuardedListener<L: Listener> {
     errors_in_a_row: u32,
     pending: Option<PendingConn<L::Io>>,
     listening: Option<Listening>,
+    /// Whether accepted connections have the receive buffer of the guard.
+    has_buffer: bool,
 }
 
 /// A connection that has been accepted and is not admitted yet.
@@ -116,6 +127,13 @@ impl Listener for TcpListener {
     fn local_of(io: &TcpStream) -> Option<SocketAddr> {
         io.local_addr().ok()
     }
+
+    /// Linux copies the option to accepted connections. The window that a client may use is scaled
+    /// by it when the connection begins.
+    fn limit_receive_buffer(&self, bytes: u32) -> bool {
+        let is_set = SockRef::from(self).set_recv_buffer_size(bytes as usize);
+        is_set.is_ok() && cfg!(any(target_os = "linux", target_os = "android"))
+    }
 }
 
 /// All clients of a Unix socket have the same address, so no limit per client applies.
@@ -148,7 +166,9 @@ impl<L: Listener> GuardedListener<L> {
         let address = address.filter(|address| address.port() != 0);
         let listening = address.map(|address| Listening { address, backlog });
         guard.shared().listening.lock().extend(listening);
+        let buffer = guard.shared().limits.receive_buffer;
         Self {
+            has_buffer: buffer.is_some_and(|bytes| inner.limit_receive_buffer(bytes)),
             inner,
             guard: guard.clone(),
             pause: None,
@@ -288,7 +308,7 @@ impl<L: Listener> GuardedListener<L> {
     fn try_admit(&mut self, mut pending: PendingConn<L::Io>) -> Option<GuardedIo<L::Io>> {
         let is_first = pending.yields == 0;
         match admission::admit(self.shared(), &pending.conn, pending.has_peer, is_first) {
-            Ok(permit) => return Some(GuardedIo::new(pending.io, permit)),
+            Ok(permit) => return Some(GuardedIo::new(pending.io, permit, self.has_buffer)),
             Err(AdmitError::NotYet) if pending.yields < MAX_YIELDS => {
                 pending.yields += 1;
                 self.pending = Some(pending);

@@ -41,6 +41,7 @@ pub struct ConnGuardBuilder {
     max_cancelled: Option<u16>,
     max_overhead: Option<u32>,
     probe: Option<Duration>,
+    receive_buffer: Option<u32>,
     precision: Duration,
     pressure: Pressure,
     memory: Option<Memory>,
@@ -103,6 +104,8 @@ const MICROS_PER_SECOND: u32 = 1_000_000;
 /// The largest accept rate and burst. A rate is kept as whole microseconds per connection.
 const MAX_CONNECTIONS_PER_SECOND: u32 = MICROS_PER_SECOND;
 const MAX_OVERHEAD_BYTES: u32 = 1 << 30;
+/// Linux doubles the value into a signed number of 32 bits.
+const MAX_RECEIVE_BUFFER: u32 = (1 << 30) - 1;
 const ALLOWED_TIMEOUT: &str = "1 ms to 24 h";
 
 // === ConnGuardBuilder ===
@@ -134,6 +137,7 @@ impl ConnGuardBuilder {
             max_cancelled: Some(200),
             max_overhead: Some(256 * 1024),
             probe: Some(Duration::from_secs(5)),
+            receive_buffer: Some(256 * 1024),
             precision: Duration::from_millis(250),
             pressure: Pressure::default(),
             memory: Some(Memory::of_process()),
@@ -1023,6 +1027,48 @@ impl ConnGuardBuilder {
         self
     }
 
+    /// Limits the bytes that the kernel keeps of a TCP connection until the server reads them
+    /// (`SO_RCVBUF`). Otherwise Linux keeps megabytes of a client that is read fast for a while and
+    /// then not at all, and a control group of version 2 counts them.
+    ///
+    /// This is also about the most that a client can upload in one round trip: 256 KiB are 3 MB/s
+    /// at 100 ms. `None` leaves the size to the kernel, for fast uploads over long distances.
+    ///
+    /// [`ConnGuard::bind`] and [`ConnGuard::listen`] set it on the listener. On Linux accepted
+    /// connections have it from there, without a system call for each. Elsewhere, and for
+    /// [`ConnGuard::admit`], it is set on the connection. Connections that were waiting at a
+    /// listener before [`ConnGuard::listen`] keep what they have. While 80 % of the
+    /// [memory](crate#memory) are in use, new connections get 64 KiB, if that is less.
+    ///
+    /// Linux allows at most `net.core.rmem_max`, which is 208 KiB on older kernels, and uses up to
+    /// twice the value. Only [`Mode::Enforce`] sets it.
+    ///
+    /// Range: 4 KiB to 1 GiB less a byte, or `None`. Defaults to 256 KiB.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[cfg(not(target_os = "linux"))] fn main() {}
+    /// # #[cfg(target_os = "linux")]
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::ConnGuard;
+    /// use socket2::SockRef;
+    ///
+    /// let guard = ConnGuard::builder().receive_buffer(128 * 1024).build()?;
+    /// let mut listener = guard.bind("127.0.0.1:0").await?;
+    /// let client = TcpStream::connect(listener.local_addr()?).await?;
+    /// let (io, _) = listener.accept().await?;
+    /// // Linux returns twice the value, for its own bookkeeping (socket(7)).
+    /// assert_eq!(SockRef::from(io.get_ref()).recv_buffer_size()?, 256 * 1024);
+    /// # drop(client);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn receive_buffer(mut self, bytes: impl Into<Option<u32>>) -> Self {
+        self.receive_buffer = bytes.into();
+        self
+    }
+
     /// Sets the interval between two sweeps, each of which checks every connection.
     ///
     /// No deadline is early, and each is at most two intervals late.
@@ -1240,6 +1286,8 @@ impl ConnGuardBuilder {
             max_cancelled: self.max_cancelled,
             max_overhead: self.max_overhead,
             probe: self.probe.map(millis),
+            // Like the timeout of the kernel, it changes what clients get.
+            receive_buffer: self.receive_buffer.filter(|_| self.mode == Mode::Enforce),
             tick: self.precision,
         };
         let runtime = self.runtime.filter(|_| self.mode != Mode::Off);
@@ -1338,6 +1386,10 @@ impl ConnGuardBuilder {
                 &interval,
                 ALLOWED_TIMEOUT,
             );
+        }
+        if let Some(bytes) = self.receive_buffer {
+            let is_allowed = (4096..=MAX_RECEIVE_BUFFER).contains(&bytes);
+            check(is_allowed, "receive_buffer", &bytes, "4096 to 1073741823");
         }
         let is_allowed = (MILLISECOND..=Duration::from_secs(10)).contains(&self.precision);
         check(

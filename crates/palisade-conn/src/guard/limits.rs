@@ -79,6 +79,8 @@ pub(crate) struct Limits {
     pub(crate) max_cancelled: Option<u16>,
     pub(crate) max_overhead: Option<u32>,
     pub(crate) probe: Option<u64>,
+    /// The receive buffer of a socket, in bytes. `None` also unless limits are enforced.
+    pub(crate) receive_buffer: Option<u32>,
     /// The interval between two sweeps.
     pub(crate) tick: Duration,
 }

@@ -79,7 +79,7 @@ impl ConnGuard {
     ) -> io::Result<GuardedListener<TcpListener>> {
         let mut last_error = io::Error::new(io::ErrorKind::InvalidInput, "no address to listen on");
         for address in lookup_host(address).await? {
-            match options.bind(address) {
+            match options.bind(address, self.shared().limits.receive_buffer) {
                 Ok(listener) => {
                     let backlog = options.effective_backlog();
                     return Ok(GuardedListener::new(listener, self, backlog));
@@ -186,7 +186,7 @@ impl ConnGuard {
             .map_err(AdmitError::Refused)
             .and_then(|()| admission::admit(shared, &conn, has_peer, true));
         match result {
-            Ok(permit) => Ok(GuardedIo::new(io, permit)),
+            Ok(permit) => Ok(GuardedIo::new(io, permit, false)),
             Err(error) => {
                 io.reset_on_close();
                 let violation = admission::report_refusal(shared, error, &conn);

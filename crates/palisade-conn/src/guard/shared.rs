@@ -28,6 +28,10 @@ const ACCEPT_RATE_CLIENTS: usize = 1 << 16;
 
 /// The part of the memory in use from which each new connection evicts another one.
 const EVICT_LEVEL: f32 = 0.90;
+/// The part of the memory in use from which new connections have a [`SHORT_RECEIVE_BUFFER`].
+const SHORT_LEVEL: f32 = 0.80;
+/// The receive buffer of a new connection while memory is short.
+const SHORT_RECEIVE_BUFFER: u32 = 64 * 1024;
 /// This many connections are never evicted for memory.
 const MIN_CONNECTIONS: usize = 64;
 
@@ -167,6 +171,17 @@ impl Shared {
             .max(self.external_pressure.get())
             .max(self.totals.memory.pressure())
             .max(self.totals.memory.budget_fill())
+    }
+
+    /// Returns the receive buffer that a new socket gets, if that is not the one that it has from
+    /// its listener.
+    pub(crate) fn receive_buffer(&self, has_buffer: bool) -> Option<u32> {
+        let bytes = self.limits.receive_buffer?;
+        if self.totals.memory.pressure() >= SHORT_LEVEL {
+            Some(bytes.min(SHORT_RECEIVE_BUFFER))
+        } else {
+            (!has_buffer).then_some(bytes)
+        }
     }
 
     /// Returns whether memory is so short that each new connection evicts another one.

@@ -137,12 +137,17 @@ impl<T> GuardedIo<T> {
 }
 
 impl<T: Transport> GuardedIo<T> {
-    pub(crate) fn new(inner: T, permit: Permit) -> Self {
+    /// `has_buffer` is whether the socket has the receive buffer of the guard from its listener.
+    pub(crate) fn new(inner: T, permit: Permit, has_buffer: bool) -> Self {
+        let shared = permit.shared();
         inner.prepare();
-        if permit.shared().limits.mode == Mode::Enforce {
-            inner.give_up_after(permit.shared().limits.kernel_timeout());
+        if shared.limits.mode == Mode::Enforce {
+            inner.give_up_after(shared.limits.kernel_timeout());
         }
-        let is_watched = permit.shared().limits.mode != Mode::Off;
+        if let Some(bytes) = shared.receive_buffer(has_buffer) {
+            inner.limit_receive_buffer(bytes);
+        }
+        let is_watched = shared.limits.mode != Mode::Off;
         Self {
             inner,
             permit,

@@ -39,6 +39,12 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin {
         let _ = silence;
     }
 
+    /// Limits the bytes that the kernel keeps for the server to read (`SO_RCVBUF`). Called when the
+    /// connection is admitted, unless it has this limit from its listener. Does nothing by default.
+    fn limit_receive_buffer(&self, bytes: u32) {
+        let _ = bytes;
+    }
+
     /// Turns the next close into a reset: the client sees an RST, and the kernel keeps nothing.
     /// Does nothing by default.
     ///
@@ -111,6 +117,10 @@ impl Transport for TcpStream {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn give_up_after(&self, silence: Duration) {
         let _ = SockRef::from(self).set_tcp_user_timeout(Some(silence));
+    }
+
+    fn limit_receive_buffer(&self, bytes: u32) {
+        let _ = SockRef::from(self).set_recv_buffer_size(bytes as usize);
     }
 
     fn reset_on_close(&self) {

@@ -10,6 +10,8 @@ mod lingering;
 mod modes;
 mod polling;
 mod pressure;
+#[cfg(target_os = "linux")]
+mod receive_buffer;
 mod shares;
 mod snapshot;
 mod sweeper;

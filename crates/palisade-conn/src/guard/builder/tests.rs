@@ -22,6 +22,7 @@ fn an_error_names_every_value_out_of_range() {
         .max_cancelled(0)
         .max_overhead(1023)
         .probe_interval(Duration::ZERO)
+        .receive_buffer(4095)
         .sweep_interval(Duration::ZERO)
         .build()
         .unwrap_err();
@@ -50,6 +51,7 @@ fn an_error_names_every_value_out_of_range() {
         "max_cancelled",
         "max_overhead",
         "probe_interval",
+        "receive_buffer",
         "sweep_interval",
     ];
     assert_eq!(fields, all);
