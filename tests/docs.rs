@@ -1,7 +1,10 @@
 //! The papers for operators say what the code says: series that are written, reasons that exist.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use palisade::{Quota, Snapshot, Stack, conn::ConnGuard};
+use palisade::{
+    Quota, Snapshot, Stack,
+    conn::{Budget, ConnGuard, Memory},
+};
 use palisade_core::{Gauge, GaugeSource, Guard, Metrics, Mode, Phase, Reason};
 use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
 
@@ -80,6 +83,19 @@ async fn alerts_ask_for_nothing_that_is_not_written() {
             asked.difference(&written)
         );
     }
+}
+
+#[test]
+fn the_bound_of_the_memory_is_the_one_that_is_printed() {
+    let memory = Memory::reported(256 << 20).unwrap();
+    memory.report(8 << 20);
+    let builder = ConnGuard::builder()
+        .memory(memory)
+        .byte_budget(Budget::new(64 << 20).unwrap());
+    // The default in that memory, unless there are fewer files.
+    let guard = builder.max_connections(1024).build().unwrap();
+    let line = guard.memory_bound().to_string();
+    assert!(MEMORY.lines().any(|found| found == line), "{line}");
 }
 
 #[test]

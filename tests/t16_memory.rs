@@ -137,6 +137,17 @@ async fn the_memory_of_hostile_connections_is_bounded_and_released() {
         .probe_interval(SECOND / 4)
         .build()
         .unwrap();
+    // What the guard says of a connection and a request is what is measured here. A head beyond
+    // 8 KiB is charged to the budget.
+    let bound = guard.memory_bound();
+    let charged = (32 + 66 - 8) * KIB;
+    let per_request = bound.request_bytes as usize + charged;
+    assert_eq!(
+        bound.connection_bytes as usize + STREAMS * per_request,
+        HTTP2_BYTES
+    );
+    assert!(bound.connection_bytes as usize >= HTTP1_BYTES);
+
     let produced = Arc::new(AtomicUsize::new(0));
     let server = ServerKind::Serve.serve(&guard, app(&produced)).await;
     let addr = server.addr;

@@ -268,6 +268,7 @@ pub use accept::{
 pub use connection::{ConnHandle, decision::CloseMode};
 pub use guard::{
     ConnGuard,
+    bound::MemoryBound,
     builder::ConnGuardBuilder,
     limits::CapFrom,
     recent::ClosedConn,

@@ -1,7 +1,10 @@
 //! The log lines of this crate, with the feature `tracing`. Each is logged at most once.
 
-use crate::{connection::ConnHandle, guard::limits::Limits};
-use palisade_core::{Event, Recorder, Violation};
+use crate::{
+    connection::ConnHandle,
+    guard::{bound::MemoryBound, limits::Limits},
+};
+use palisade_core::{Event, Mode, Recorder, Violation};
 #[cfg(feature = "tracing")]
 use palisade_core::{Guard, Reason};
 #[cfg(feature = "tracing")]
@@ -29,6 +32,17 @@ pub(crate) fn connection_cap(limits: &Limits) {
 
 #[cfg(not(feature = "tracing"))]
 pub(crate) fn connection_cap(_: &Limits) {}
+
+/// Logs the bound of the memory when a guard is created that enforces it.
+#[cfg(feature = "tracing")]
+pub(crate) fn memory_bound(mode: Mode, bound: &MemoryBound) {
+    if mode == Mode::Enforce {
+        tracing::info!(target: "palisade", %bound, "memory of a server behind a guard");
+    }
+}
+
+#[cfg(not(feature = "tracing"))]
+pub(crate) fn memory_bound(_: Mode, _: &MemoryBound) {}
 
 /// Warns once per process that a client on this machine was refused for its share or its rate: it
 /// may be a load test.

@@ -5,7 +5,7 @@
 #![cfg(feature = "tracing")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use palisade_conn::{ConnGuard, Transport};
+use palisade_conn::{ConnGuard, Mode, Transport};
 use palisade_core::{Event as GuardEvent, Metrics};
 use std::{
     future::poll_fn,
@@ -112,10 +112,15 @@ async fn a_guard_logs_its_cap_and_each_problem_once() {
     let _subscribed = tracing::subscriber::set_default(lines.clone());
     let guard = ConnGuard::builder().max_connections(5000).build().unwrap();
     drop(guard.clone());
+    let shadow = ConnGuard::builder().mode(Mode::Shadow).build().unwrap();
+    let of_shadow = lines.0.lock().unwrap().split_off(2);
+    assert_eq!(of_shadow.len(), 1); // It enforces no bound.
+    drop(shadow);
     let logged = lines.take();
-    let [line] = &logged[..] else {
+    let [line, bound] = &logged[..] else {
         panic!("{logged:?}")
     };
+    assert!(bound.contains(&guard.memory_bound().to_string()), "{bound}");
     for part in [
         "connections=5000 ",
         "from=max_connections ",

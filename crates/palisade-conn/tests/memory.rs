@@ -89,6 +89,17 @@ async fn ten_thousand_idle_connections_are_cheap_and_leave_nothing_behind() {
         guard.track_requests();
         guard
     };
+    drop(build()); // What all guards of a process share is created with the first one.
+    let before = ALLOCATOR.live();
+    let guard = ConnGuard::default();
+    let tables = guard.memory_bound().tables as usize;
+    let built = ALLOCATOR.live() - before;
+    assert!(
+        (tables / 2..=tables).contains(&built),
+        "{built} of {tables}"
+    );
+    drop(guard);
+
     for (spread, max_bytes) in [
         (Spread::TwoHundredClients, 256),
         (Spread::OneClientEach, 256),

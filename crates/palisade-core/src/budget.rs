@@ -69,6 +69,10 @@ pub struct BudgetFull {
 // === Budget ===
 
 impl Budget {
+    /// The bytes of the counters of one budget.
+    #[doc(hidden)]
+    pub const TABLE_BYTES: usize = CLIENT_COUNTERS * size_of::<AtomicU64>();
+
     /// Creates a budget of `bytes`.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use super::memory_gate::{MemoryGate, Shed};
 use crate::sync::Mutex;
-use palisade_core::{BudgetFull, ClientKey, ConnInfo, Mode, Network, Recorder};
+use palisade_core::{Budget, BudgetFull, ClientKey, ConnInfo, Mode, Network, Recorder};
 use std::{
     collections::{HashMap, hash_map::Entry},
     net::IpAddr,
@@ -57,6 +57,20 @@ pub(crate) struct ConnTotals {
 }
 
 impl ConnTotals {
+    /// Returns the bytes of the counters of clients, those of the budget included.
+    pub(crate) fn table_bytes(&self) -> usize {
+        let requests = match self.peers_are_clients {
+            true => CLIENT_COUNTERS * size_of::<AtomicU32>(),
+            false => 0,
+        };
+        requests
+            + self
+                .memory
+                .budget
+                .as_ref()
+                .map_or(0, |_| Budget::TABLE_BYTES)
+    }
+
     /// Returns the number of requests in flight on all connections.
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.load(Relaxed)

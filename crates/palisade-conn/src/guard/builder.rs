@@ -47,7 +47,16 @@ pub struct ConnGuardBuilder {
     memory: Option<Memory>,
     runtime: Option<RuntimeLoad>,
     critical: Critical,
-    budget: Option<Budget>,
+    budget: ByteBudget,
+}
+
+/// The budget of bytes.
+#[derive(Clone, Debug)]
+enum ByteBudget {
+    /// That of the process, which follows the memory of the process.
+    OfProcess,
+    Own(Budget),
+    Unlimited,
 }
 
 /// Tells the requests that are never refused for memory.
@@ -143,7 +152,7 @@ impl ConnGuardBuilder {
             memory: Some(Memory::of_process()),
             runtime: Some(RuntimeLoad::default()),
             critical: Critical(None),
-            budget: Some(Budget::of_process()),
+            budget: ByteBudget::OfProcess,
         }
     }
 
@@ -1185,8 +1194,13 @@ impl ConnGuardBuilder {
     ///
     /// An HTTP/1 server that takes many large uploads at once without a layer, and passes them on,
     /// needs a larger budget: each of them is charged up to 4 MiB.
+    ///
+    /// Range: at most the [limit](Memory::least_limit) of the [memory](Self::memory).
     pub fn byte_budget(mut self, budget: impl Into<Option<Budget>>) -> Self {
-        self.budget = budget.into();
+        self.budget = match budget.into() {
+            Some(budget) => ByteBudget::Own(budget),
+            None => ByteBudget::Unlimited,
+        };
         self
     }
 
@@ -1294,10 +1308,15 @@ impl ConnGuardBuilder {
         if let Some(load) = &runtime {
             load.record_to(&self.recorder);
         }
-        if let (Some(memory), Some(budget)) = (&self.memory, &self.budget) {
+        let budget = match self.budget {
+            ByteBudget::OfProcess => Some(Budget::of_process()),
+            ByteBudget::Own(budget) => Some(budget),
+            ByteBudget::Unlimited => None,
+        };
+        if let (Some(memory), Some(budget)) = (&self.memory, &budget) {
             budget.report_to(memory);
         }
-        let gate = MemoryGate::new(self.memory, runtime, self.critical.0, self.budget);
+        let gate = MemoryGate::new(self.memory, runtime, self.critical.0, budget);
         Ok(ConnGuard::new(limits, self.recorder, self.pressure, gate))
     }
 
@@ -1398,6 +1417,13 @@ impl ConnGuardBuilder {
             &self.precision,
             "1 ms to 10 s",
         );
+        let limit = self.memory.as_ref().and_then(Memory::least_limit);
+        if let (ByteBudget::Own(budget), Some(limit)) = (&self.budget, limit)
+            && budget.limit() > limit
+        {
+            let allowed = format!("at most the limit of the memory, {limit}");
+            error.push("byte_budget", budget.limit().to_string(), allowed);
+        }
         error.into_result()
     }
 }

@@ -1,5 +1,6 @@
 //! The guard and its public methods.
 
+pub(crate) mod bound;
 pub(crate) mod builder;
 pub(crate) mod close;
 pub(crate) mod limits;
@@ -17,6 +18,7 @@ use crate::{
     log,
     sweep::scaled_timeouts,
 };
+use bound::MemoryBound;
 use builder::ConnGuardBuilder;
 use limits::Limits;
 use palisade_core::{
@@ -63,6 +65,7 @@ impl ConnGuard {
     ) -> Self {
         let shared = Arc::new(Shared::new(limits, recorder, external_pressure, memory));
         log::connection_cap(&shared.limits);
+        log::memory_bound(shared.limits.mode, &MemoryBound::of(&shared));
         let gauges = Arc::downgrade(&shared);
         shared.recorder.register(gauges as Weak<dyn GaugeSource>);
         Self { shared }
@@ -206,6 +209,27 @@ impl ConnGuard {
     pub fn write_timeout(&self) -> Duration {
         let limits = scaled_timeouts::under_pressure(&self.shared.limits, self.shared.pressure());
         Duration::from_millis(limits.write_stall)
+    }
+
+    /// Returns the most memory that a server behind this guard uses by its own doing, and what
+    /// enforces each part of it. With the feature `tracing` a log line says so when a guard is
+    /// created that enforces its limits.
+    ///
+    /// ```
+    /// use palisade_conn::{Budget, ConnGuard, Memory};
+    ///
+    /// let memory = Memory::reported(256 << 20)?;
+    /// let budget = Budget::new(64 << 20)?;
+    /// let guard = ConnGuard::builder().memory(memory).byte_budget(budget).max_connections(100);
+    /// let bound = guard.build()?.memory_bound();
+    /// assert_eq!((bound.budget, bound.limit), (Some(64 << 20), Some(256 << 20)));
+    /// assert_eq!((bound.connections, bound.requests), (100, 1024));
+    /// assert!(bound.total() > bound.connections * bound.connection_bytes);
+    /// println!("{bound}");
+    /// # Ok::<_, palisade_conn::ConfigError>(())
+    /// ```
+    pub fn memory_bound(&self) -> MemoryBound {
+        MemoryBound::of(&self.shared)
     }
 
     /// Returns the state of the guard and its connections. Visits every connection.

@@ -85,6 +85,9 @@ impl ClosedConn {
 // === RecentlyClosed ===
 
 impl RecentlyClosed {
+    /// The bytes of all of them. The buffer doubles as it grows.
+    pub(crate) const MAX_BYTES: usize = MAX_CLOSED.next_power_of_two() * size_of::<ClosedConn>();
+
     pub(crate) fn add(&self, conn: ClosedConn) {
         let mut closed = self.0.lock();
         if closed.len() >= MAX_CLOSED {

@@ -40,6 +40,8 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) totals: Arc<ConnTotals>,
     pub(crate) recorder: Recorder,
+    /// The bytes in use when the guard was built.
+    pub(crate) base: u64,
     /// The pressure that the user supplies.
     pub(crate) external_pressure: Pressure,
     pub(crate) registry: Registry,
@@ -99,6 +101,7 @@ impl Shared {
         memory: MemoryGate,
     ) -> Self {
         let is_enforced = limits.mode == Mode::Enforce;
+        let base = memory.memory.as_ref().and_then(Memory::used).unwrap_or(0);
         let mut totals = ConnTotals::default();
         totals.mode = limits.mode;
         totals.recorder = recorder.clone();
@@ -123,6 +126,7 @@ impl Shared {
             registry: Registry::new(limits.network(), limits.shares(0).unwrap_or(none)),
             limits,
             recorder,
+            base,
             external_pressure,
             sweeper: Sweeper::default(),
             is_tracked: AtomicBool::new(false),
@@ -160,6 +164,15 @@ impl Shared {
             conn.set_tracked();
         }
         conn
+    }
+
+    /// Returns the bytes that the tables of this guard take at most.
+    pub(crate) fn table_bytes(&self) -> u64 {
+        let accept_rates = match self.accept_rates {
+            Some(_) => ACCEPT_RATE_CLIENTS * size_of::<u64>(),
+            None => 0,
+        };
+        (accept_rates + self.totals.table_bytes() + RecentlyClosed::MAX_BYTES) as u64
     }
 
     /// Returns the pressure, 0 to 1.

@@ -11,7 +11,7 @@ use tokio::{
 
 /// The largest number of unsent bytes in the kernel. It is small, so that the kernel takes bytes
 /// only as fast as the client does.
-const MAX_UNSENT_BYTES: u32 = 64 * 1024;
+pub(crate) const MAX_UNSENT_BYTES: u32 = 64 * 1024;
 /// The time of silence before the first TCP keep-alive probe.
 const KEEPALIVE_IDLE_TIME: Duration = Duration::from_secs(60);
 /// The interval between keep-alive probes. With `TCP_USER_TIMEOUT`, the connection is closed if a
