@@ -307,7 +307,8 @@ impl Policy for BodyBudgetPolicy {
         keys: &mut Keys,
     ) -> BudgetState {
         let is_charging = facts.has_body && self.settings.is_enabled();
-        if is_charging && let Some(conn) = ConnInfo::from_extensions(request.extensions()) {
+        let conn = ConnInfo::from_extensions(request.extensions());
+        if is_charging && let Some(conn) = conn {
             conn.set_charged_body(true);
         }
         let exact = request.body().size_hint().exact();
@@ -318,8 +319,12 @@ impl Policy for BodyBudgetPolicy {
                 max_held: 0,
             };
         }
+        let charge = self.budget.charge(self.client_of(request, keys));
         BudgetState {
-            charge: Some(self.budget.charge(self.client_of(request, keys))),
+            charge: Some(match conn {
+                Some(conn) => charge.on(conn.clone()),
+                None => charge,
+            }),
             max_held: self.max_held_for.choose(request).unwrap_or(self.max_held),
         }
     }

@@ -1,6 +1,6 @@
 //! One budget of bytes for all that a server keeps of its requests.
 
-use crate::{ClientKey, ConfigError, Gauge, GaugeSource, Guard, Memory, Recorder};
+use crate::{ClientKey, ConfigError, ConnInfo, Gauge, GaugeSource, Guard, Memory, Recorder};
 #[cfg(palisade_loom)]
 use ::loom::sync::atomic::AtomicU64;
 #[cfg(not(palisade_loom))]
@@ -53,6 +53,8 @@ pub struct Charge {
     budget: Budget,
     /// The hash of the client, if it is known.
     client: Option<u64>,
+    /// The connection of the request, if it is known.
+    conn: Option<Arc<ConnInfo>>,
     bytes: AtomicU64,
 }
 
@@ -153,6 +155,7 @@ impl Budget {
         Charge {
             budget: self.clone(),
             client: client.map(ClientKey::to_hash),
+            conn: None,
             bytes: AtomicU64::new(0),
         }
     }
@@ -223,6 +226,25 @@ impl GaugeSource for Shared {
 // === Charge ===
 
 impl Charge {
+    /// Counts what is taken from now on as [charged](ConnInfo::add_charged) for a request of
+    /// `conn`. Call it before anything is taken.
+    ///
+    /// ```
+    /// use palisade_core::{Budget, ConnInfo, Prefix};
+    ///
+    /// let conn = ConnInfo::new(([192, 0, 2, 1], 4711).into(), None, Prefix::default());
+    /// let charge = Budget::new(1 << 20)?.charge(conn.known_client()).on(conn.clone());
+    /// charge.take(1000)?;
+    /// assert_eq!(conn.charged_bytes(), 1000);
+    /// drop(charge);
+    /// assert_eq!(conn.charged_bytes(), 0);
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn on(mut self, conn: Arc<ConnInfo>) -> Self {
+        self.conn = Some(conn);
+        self
+    }
+
     /// Takes `bytes` more.
     ///
     /// # Errors
@@ -231,6 +253,9 @@ impl Charge {
     pub fn take(&self, bytes: u64) -> Result<(), BudgetFull> {
         self.budget.take(self.client, bytes)?;
         self.bytes.fetch_add(bytes, Relaxed);
+        if let Some(conn) = &self.conn {
+            conn.add_charged(bytes);
+        }
         Ok(())
     }
 
@@ -239,6 +264,9 @@ impl Charge {
         let bytes = self.bytes.swap(0, Relaxed);
         if bytes > 0 {
             self.budget.give_back(self.client, bytes);
+            if let Some(conn) = &self.conn {
+                conn.remove_charged(bytes);
+            }
         }
     }
 

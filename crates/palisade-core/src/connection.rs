@@ -13,7 +13,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -46,6 +46,10 @@ pub struct ConnInfo<S: ?Sized = dyn Any + Send + Sync> {
     bodies: AtomicU8,
     client_hash: u64,
     local: Option<Arc<SocketAddr>>,
+    /// What is charged to a budget for requests of the connection, in wrapping bytes.
+    charged: AtomicU32,
+    /// What the kernel had for the server to read when the socket was last asked, in bytes.
+    unread: AtomicU32,
     state: S,
 }
 
@@ -123,6 +127,8 @@ impl<S> ConnInfo<S> {
             bodies: AtomicU8::new(0),
             client_hash: ClientKey::address(peer.ip(), prefix).to_hash(),
             local: local.map(share_local),
+            charged: AtomicU32::new(0),
+            unread: AtomicU32::new(0),
             state,
         }
     }
@@ -203,6 +209,47 @@ impl<S: ?Sized> ConnInfo<S> {
     #[inline]
     pub fn has_charged_body(&self) -> bool {
         self.bodies.load(Relaxed) & CHARGED != 0
+    }
+
+    /// Adds bytes that are charged to a [`Budget`](crate::Budget) for a request of the connection.
+    /// When nothing else helps against growing memory, the connections with the most are closed.
+    ///
+    /// ```
+    /// use palisade_core::{ConnInfo, Prefix};
+    /// let conn = ConnInfo::new(([192, 0, 2, 1], 4711).into(), None, Prefix::default());
+    /// conn.add_charged(1000);
+    /// conn.add_charged(500);
+    /// conn.remove_charged(1000);
+    /// assert_eq!(conn.charged_bytes(), 500);
+    /// ```
+    #[inline]
+    pub fn add_charged(&self, bytes: u64) {
+        // Modulo 2^32, so that the sum is right again below 4 GiB.
+        self.charged.fetch_add(bytes as u32, Relaxed);
+    }
+
+    /// Removes bytes that were [added](Self::add_charged).
+    #[inline]
+    pub fn remove_charged(&self, bytes: u64) {
+        self.charged.fetch_sub(bytes as u32, Relaxed);
+    }
+
+    /// Returns the bytes that are charged for requests of the connection, modulo 4 GiB.
+    #[inline]
+    pub fn charged_bytes(&self) -> u32 {
+        self.charged.load(Relaxed)
+    }
+
+    /// Sets the bytes that have arrived for the server and that it has not read. For the connection
+    /// guard.
+    #[doc(hidden)]
+    pub fn set_unread_bytes(&self, bytes: u32) {
+        self.unread.store(bytes, Relaxed);
+    }
+
+    #[doc(hidden)]
+    pub fn unread_bytes(&self) -> u32 {
+        self.unread.load(Relaxed)
     }
 
     /// Adds a request body that no handler is reading. On HTTP/2 its bytes fill a part of the

@@ -186,12 +186,14 @@ impl ConnTotals {
         };
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         budget.take(self.charged_client(conn), bytes.into())?;
+        conn.add_charged(bytes.into());
         Ok(bytes)
     }
 
     pub(super) fn give_back(&self, conn: &ConnInfo, bytes: u32) {
         if let Some(budget) = &self.memory.budget {
             budget.give_back(self.charged_client(conn), bytes.into());
+            conn.remove_charged(bytes.into());
         }
     }
 

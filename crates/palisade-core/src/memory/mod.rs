@@ -19,7 +19,7 @@ use std::{
     ptr,
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     thread,
     time::Duration,
@@ -69,6 +69,7 @@ struct State {
     pressure: Pressure,
     /// In sixteenths.
     share: AtomicU8,
+    growth_steps: AtomicU32,
     control: Mutex<Share>,
     used: AtomicU64,
     /// [`UNKNOWN`] if there is none.
@@ -144,6 +145,7 @@ impl Memory {
         Self(Arc::new(State {
             pressure: Pressure::default(),
             share: AtomicU8::new(control.sixteenths()),
+            growth_steps: AtomicU32::new(0),
             control: Mutex::new(control),
             used: AtomicU64::new(UNKNOWN),
             limit: AtomicU64::new(limit.unwrap_or(UNKNOWN)),
@@ -185,6 +187,24 @@ impl Memory {
     #[inline]
     pub fn share_in_sixteenths(&self) -> u8 {
         self.0.share.load(Relaxed)
+    }
+
+    /// Returns the number of looks so far in which the share fell, or stayed at its least, because
+    /// the memory had grown. It wraps: only whether it has changed matters.
+    ///
+    /// ```
+    /// let memory = palisade_core::Memory::reported(1000)?;
+    /// memory.report(900);
+    /// let before = memory.growth_steps();
+    /// memory.report(900);
+    /// assert_eq!(memory.growth_steps(), before);
+    /// memory.report(950);
+    /// assert_eq!(memory.growth_steps(), before + 1);
+    /// # Ok::<_, palisade_core::ConfigError>(())
+    /// ```
+    #[inline]
+    pub fn growth_steps(&self) -> u32 {
+        self.0.growth_steps.load(Relaxed)
     }
 
     /// Returns the bytes in use at the last look, if they are known.
@@ -325,7 +345,10 @@ impl State {
                 releaser.look(sample, self.held());
             }
         }
-        self.share.store(self.control.lock().look(sample), Relaxed);
+        let mut control = self.control.lock();
+        self.share.store(control.look(sample), Relaxed);
+        self.growth_steps.store(control.steps(), Relaxed);
+        drop(control);
         self.pressure.set(level);
         if level > SHORT_LEVEL {
             SHORT_LOOK_INTERVAL

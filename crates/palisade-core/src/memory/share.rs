@@ -27,6 +27,8 @@ pub(super) struct Share {
     sixteenths: u8,
     /// The least level since the last step down, or since it was low.
     least: u64,
+    /// The looks with growth.
+    steps: u32,
 }
 
 impl Default for Share {
@@ -34,6 +36,7 @@ impl Default for Share {
         Self {
             sixteenths: Self::WHOLE,
             least: u64::MAX,
+            steps: 0,
         }
     }
 }
@@ -46,6 +49,10 @@ impl Share {
         self.sixteenths
     }
 
+    pub(super) fn steps(self) -> u32 {
+        self.steps
+    }
+
     /// Takes a look, and returns the share in sixteenths. Without a sample, memory counts as not
     /// grown.
     pub(super) fn look(&mut self, sample: Option<Sample>) -> u8 {
@@ -55,6 +62,7 @@ impl Share {
         let growth = level.saturating_sub(self.least);
         if sample.is_some() && level >= FROM_LEVEL && growth >= step {
             self.least = level;
+            self.steps = self.steps.wrapping_add(1);
             self.sixteenths = if is_steep {
                 LEAST
             } else {
@@ -105,6 +113,18 @@ mod tests {
         );
         let still = std::iter::repeat_n(229 * MIB, 12);
         assert_eq!(shares(&mut share, still), (5..=16).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn each_look_with_growth_is_a_step() {
+        let mut share = Share::default();
+        let mut steps = |mib: u64| {
+            share.look(at(mib * MIB));
+            share.steps()
+        };
+        // The share is a quarter from the second step on.
+        assert_eq!([224, 240, 241, 242, 243].map(&mut steps), [0, 1, 2, 3, 4]);
+        assert_eq!([243, 243, 230, 231].map(&mut steps), [4, 4, 4, 5]);
     }
 
     #[test]
