@@ -17,6 +17,8 @@ const WHOLE: u16 = RuntimeLoad::WHOLE;
 const SIXTEENTH: u16 = WHOLE / 16;
 /// The level from which connections of requests outside of the share end with the response.
 const CLOSE_LEVEL: f32 = 0.88;
+/// The level from which sheddable requests outside of the share are refused.
+const REFUSE_SHEDDABLE_LEVEL: f32 = 0.92;
 /// The level from which requests and new connections outside of the share are refused.
 const REFUSE_LEVEL: f32 = 0.95;
 /// With fewer clients than this, each request has a rank of its own. Otherwise a share of a half
@@ -30,6 +32,9 @@ const MAX_RETRY_SECONDS: u64 = 5;
 pub(crate) enum Shed {
     /// The connection ends with the response.
     Close,
+    /// It is refused if it is sheddable. Otherwise its connection ends with the response, if the
+    /// reason is memory.
+    RefuseSheddable(Refused),
     /// It is refused.
     Refuse(Refused),
 }
@@ -44,15 +49,18 @@ pub(crate) struct Refused {
     pub(crate) retry_after: Duration,
 }
 
-/// Tells requests that are refused for neither, such as health checks.
-pub(crate) type IsCritical = Arc<dyn Fn(&RequestHead<'_>) -> bool + Send + Sync>;
+/// Tells some requests from the others.
+pub(crate) type PicksRequests = Arc<dyn Fn(&RequestHead<'_>) -> bool + Send + Sync>;
 
 /// Decides by the growth of memory and the load of the runtime what is admitted.
 #[derive(Default)]
 pub(crate) struct MemoryGate {
     pub(crate) memory: Option<Memory>,
     pub(crate) runtime: Option<RuntimeLoad>,
-    pub(crate) is_critical: Option<IsCritical>,
+    /// Requests that are never refused for either, such as health checks.
+    pub(crate) is_critical: Option<PicksRequests>,
+    /// Requests that are refused before the others.
+    pub(crate) is_sheddable: Option<PicksRequests>,
     /// What the heads of HTTP/2 requests are charged to.
     pub(crate) budget: Option<Budget>,
     /// The clients with connections in the latest sweep.
@@ -61,17 +69,29 @@ pub(crate) struct MemoryGate {
     turn: AtomicU32,
 }
 
+impl Refused {
+    fn new(reason: Reason, numbers: (u64, u64), random: u64) -> Self {
+        Self {
+            reason,
+            numbers,
+            retry_after: Duration::from_secs(1 + random % MAX_RETRY_SECONDS),
+        }
+    }
+}
+
 impl MemoryGate {
     pub(crate) fn new(
         memory: Option<Memory>,
         runtime: Option<RuntimeLoad>,
-        is_critical: Option<IsCritical>,
+        is_critical: Option<PicksRequests>,
+        is_sheddable: Option<PicksRequests>,
         budget: Option<Budget>,
     ) -> Self {
         Self {
             memory,
             runtime,
             is_critical,
+            is_sheddable,
             budget,
             ..Self::default()
         }
@@ -154,29 +174,38 @@ impl MemoryGate {
         if rank < share || level < CLOSE_LEVEL {
             return None;
         }
-        if level < REFUSE_LEVEL {
-            return Some(Shed::Close);
-        }
         let limit = memory.limit().unwrap_or(0);
         let numbers = (limit, memory.used().unwrap_or(limit));
-        Some(refuse(Reason::MemoryPressure, numbers, random))
+        let refused = Refused::new(Reason::MemoryPressure, numbers, random);
+        Some(if level >= REFUSE_LEVEL {
+            Shed::Refuse(refused)
+        } else if level >= REFUSE_SHEDDABLE_LEVEL {
+            Shed::RefuseSheddable(refused)
+        } else {
+            Shed::Close
+        })
     }
 
+    /// Of sheddable requests the square of the share is admitted.
     #[cold]
     fn shed_for_runtime(&self, share: u16, rank: u16, random: u64) -> Option<Shed> {
-        let load = self.runtime.as_ref().filter(|_| rank >= share)?;
+        let load = self.runtime.as_ref()?;
+        let [rank, share, whole] = [rank, share, WHOLE].map(u32::from);
+        let refuse = if rank >= share {
+            Shed::Refuse
+        } else if rank * whole >= share * share {
+            Shed::RefuseSheddable
+        } else {
+            return None;
+        };
         let [limit, delay] = [RuntimeLoad::overload_delay(), load.delay()]
             .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-        Some(refuse(Reason::RuntimeBusy, (limit, delay), random))
+        Some(refuse(Refused::new(
+            Reason::RuntimeBusy,
+            (limit, delay),
+            random,
+        )))
     }
-}
-
-fn refuse(reason: Reason, numbers: (u64, u64), random: u64) -> Shed {
-    Shed::Refuse(Refused {
-        reason,
-        numbers,
-        retry_after: Duration::from_secs(1 + random % MAX_RETRY_SECONDS),
-    })
 }
 
 /// Mixes the hash of a client, which is keyed, with the second.
@@ -202,6 +231,7 @@ impl fmt::Debug for MemoryGate {
             .field("runtime", &self.runtime)
             .field("budget", &self.budget)
             .field("has_critical", &self.is_critical.is_some())
+            .field("has_sheddable", &self.is_sheddable.is_some())
             .field("clients", &self.clients)
             .finish_non_exhaustive()
     }
@@ -271,6 +301,16 @@ mod tests {
             (0..16).filter_map(|_| gate.shed(&conn, 0, true)).collect()
         };
         assert_eq!(shed_at(900), [Shed::Close; 8]);
+        let is_sheddable = |one: &Shed| matches!(one, Shed::RefuseSheddable(_));
+        assert_eq!(shed_at(919), [Shed::Close; 8]);
+        assert_eq!(
+            shed_at(920).iter().filter(|one| is_sheddable(one)).count(),
+            8
+        );
+        assert_eq!(
+            shed_at(949).iter().filter(|one| is_sheddable(one)).count(),
+            8
+        );
         let refused = shed_at(960);
         assert_eq!(refused.len(), 8);
         for one in refused {

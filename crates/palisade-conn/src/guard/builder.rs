@@ -4,7 +4,7 @@ use super::{
     ConnGuard,
     limits::{CapFrom, Growth, Limits, default_cap, default_in_flight},
 };
-use crate::connection::memory_gate::{IsCritical, MemoryGate};
+use crate::connection::memory_gate::{MemoryGate, PicksRequests};
 use palisade_core::{
     Budget, ConfigError, Memory, Mode, Network, Prefix, Pressure, Recorder, RequestHead,
     RuntimeLoad,
@@ -46,7 +46,8 @@ pub struct ConnGuardBuilder {
     pressure: Pressure,
     memory: Option<Memory>,
     runtime: Option<RuntimeLoad>,
-    critical: Critical,
+    critical: Picked,
+    sheddable: Picked,
     budget: ByteBudget,
 }
 
@@ -59,11 +60,11 @@ enum ByteBudget {
     Unlimited,
 }
 
-/// Tells the requests that are never refused for memory.
+/// Tells some requests from the others.
 #[derive(Clone)]
-struct Critical(Option<IsCritical>);
+struct Picked(Option<PicksRequests>);
 
-impl fmt::Debug for Critical {
+impl fmt::Debug for Picked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.0.is_some() { "Some(..)" } else { "None" })
     }
@@ -151,7 +152,8 @@ impl ConnGuardBuilder {
             pressure: Pressure::default(),
             memory: Some(Memory::of_process()),
             runtime: Some(RuntimeLoad::default()),
-            critical: Critical(None),
+            critical: Picked(None),
+            sheddable: Picked(None),
             budget: ByteBudget::OfProcess,
         }
     }
@@ -1213,7 +1215,46 @@ impl ConnGuardBuilder {
         mut self,
         is_critical: impl Fn(&RequestHead<'_>) -> bool + Send + Sync + 'static,
     ) -> Self {
-        self.critical = Critical(Some(Arc::new(is_critical)));
+        self.critical = Picked(Some(Arc::new(is_critical)));
+        self
+    }
+
+    /// Sets the requests that are refused first while [memory is short](crate#memory), such as
+    /// prefetches and exports: from 92 % on, and not from 95 %, if they are outside of the share.
+    /// One that is also [critical](Self::critical) is not refused. Defaults to no requests.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::{ConnGuard, Memory};
+    ///
+    /// let memory = Memory::reported(1000)?;
+    /// let guard = ConnGuard::builder()
+    ///     .memory(memory.clone())
+    ///     .sheddable(|head| head.uri.path() == "/export")
+    ///     .build()?;
+    /// for used in [900, 920, 940] {
+    ///     memory.report(used); // It grows. A quarter of the requests is inside of the share.
+    /// }
+    /// // A connection, and a handler with `RequestTracking` around it.
+    /// let (_client, _io, mut service) = tracked(&guard, hello).await?;
+    /// for (path, refused) in [("/", 0), ("/export", 12)] {
+    ///     let mut statuses = Vec::new();
+    ///     for _ in 0..16 {
+    ///         let request = Request::builder().uri(path).body(String::new())?;
+    ///         statuses.push(service.call(request).await?.status());
+    ///     }
+    ///     assert_eq!(statuses.iter().filter(|status| **status == 503).count(), refused);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn sheddable(
+        mut self,
+        is_sheddable: impl Fn(&RequestHead<'_>) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.sheddable = Picked(Some(Arc::new(is_sheddable)));
         self
     }
 
@@ -1316,7 +1357,8 @@ impl ConnGuardBuilder {
         if let (Some(memory), Some(budget)) = (&self.memory, &budget) {
             budget.report_to(memory);
         }
-        let gate = MemoryGate::new(self.memory, runtime, self.critical.0, budget);
+        let (critical, sheddable) = (self.critical.0, self.sheddable.0);
+        let gate = MemoryGate::new(self.memory, runtime, critical, sheddable, budget);
         Ok(ConnGuard::new(limits, self.recorder, self.pressure, gate))
     }
 

@@ -3,7 +3,8 @@
 use super::{body::TrackedBody, head, proxy_hint};
 use crate::connection::{
     in_flight::{InFlight, OverLimit},
-    memory_gate::Shed,
+    memory_gate::{PicksRequests, Shed},
+    totals::ConnTotals,
 };
 use bytes::Bytes;
 use http::{
@@ -123,23 +124,36 @@ impl TrackedRequest {
     #[cold]
     fn shed<B: Body>(&self, shed: Shed, request: &Request<B>) -> Option<Rejection> {
         let totals = self.in_flight.totals()?;
-        let is_critical = totals.memory.is_critical.as_ref();
-        if is_critical.is_some_and(|is_critical| is_critical(&request.into())) {
+        let is_one_of = |picks: &Option<PicksRequests>| {
+            picks.as_ref().is_some_and(|picks| picks(&request.into()))
+        };
+        if is_one_of(&totals.memory.is_critical) {
             return None;
         }
         match shed {
-            Shed::Refuse(refused) => self.refuse_for(
+            Shed::RefuseSheddable(refused) if !is_one_of(&totals.memory.is_sheddable) => {
+                if refused.reason == Reason::MemoryPressure {
+                    self.close_for_memory(totals);
+                }
+                None
+            }
+            Shed::Refuse(refused) | Shed::RefuseSheddable(refused) => self.refuse_for(
                 refused.reason,
                 refused.numbers,
                 refused.retry_after,
                 request,
             ),
             Shed::Close => {
-                if totals.mode == Mode::Enforce {
-                    self.in_flight.state().begin_closing(Reason::MemoryPressure);
-                }
+                self.close_for_memory(totals);
                 None
             }
+        }
+    }
+
+    /// Lets the connection end with the response.
+    fn close_for_memory(&self, totals: &ConnTotals) {
+        if totals.mode == Mode::Enforce {
+            self.in_flight.state().begin_closing(Reason::MemoryPressure);
         }
     }
 

@@ -400,7 +400,7 @@ async fn the_head_of_an_http2_request_is_charged_until_the_request_ends() {
     let budget = Budget::new(64 << 10).unwrap();
     let (journal, mut totals) = (Journal::default(), ConnTotals::default());
     totals.recorder = journal.clone().into();
-    totals.memory = MemoryGate::new(None, None, None, Some(budget.clone()));
+    totals.memory = MemoryGate::new(None, None, None, None, Some(budget.clone()));
     let conn = conn_with_totals(&Arc::new(totals));
     let head = |fields: usize, version| {
         let mut request = request(&conn);
