@@ -2,7 +2,7 @@
 //! is refused at the head. Memory that stands still refuses nothing, however much is in use.
 
 use palisade::conn::{ConnGuard, Memory, Mode};
-use palisade_core::{Guard, Reason, Violation};
+use palisade_core::{Guard, Phase, Reason, Violation};
 use palisade_testkit::{
     Journal,
     clients::{RawClient, wait_until},
@@ -10,6 +10,7 @@ use palisade_testkit::{
     on_servers,
 };
 use std::net::Ipv4Addr;
+use tokio::io::AsyncReadExt;
 
 const CLIENT: Ipv4Addr = Ipv4Addr::LOCALHOST;
 /// A network that the guard reserves places for.
@@ -177,6 +178,57 @@ async fn where_memory_is_short_a_connection_outside_of_the_share_ends_with_its_r
     all_gone(&guard).await;
 }
 
+/// The attack: uploads that no handler reads stay in the kernel. What is refused frees nothing.
+async fn while_memory_grows_to_its_end_connections_with_much_unread_are_reset(kind: ServerKind) {
+    let memory = Memory::reported(LIMIT).unwrap();
+    let (guard, journal) = guarded_by(&memory, Mode::Enforce);
+    let server = kind.serve(&guard, app()).await;
+    let mut attackers = Vec::new();
+    for _ in 0..3 {
+        let mut attacker = RawClient::connect(server.addr).await.unwrap();
+        let head = "GET /hang HTTP/1.1\r\nhost: x\r\ncontent-length: 9000000\r\n\r\n";
+        attacker.send(head).await.unwrap();
+        attackers.push(tokio::spawn(async move {
+            let piece = vec![b'x'; 16 << 10];
+            while attacker.send(&piece).await.is_ok() {}
+        }));
+    }
+    // As much of this one is unread, but its client takes the answer.
+    let mut download = RawClient::connect(server.addr).await.unwrap();
+    let head = "GET /endless HTTP/1.1\r\nhost: x\r\ncontent-length: 9000000\r\n\r\n";
+    download.send(head).await.unwrap();
+    download.send(vec![b'x'; 256 << 10]).await.unwrap();
+    let taken = tokio::spawn(async move {
+        let mut piece = [0; 4096];
+        while download
+            .stream
+            .read(&mut piece)
+            .await
+            .is_ok_and(|count| count > 0)
+        {}
+    });
+    wait_until("all are at work", || guard.snapshot().in_flight == 4).await;
+
+    // A quarter of a step each time.
+    let mut used = LIMIT / 100 * 96;
+    wait_until("the attackers are reset", || {
+        used += LIMIT / 4096;
+        memory.report(used);
+        journal.disconnected().len() == 3
+    })
+    .await;
+    let of_memory = |(violation, _): &(Violation, Mode)| {
+        violation.reason == Reason::MemoryPressure && violation.phase == Phase::Working
+    };
+    assert!(journal.disconnected().iter().all(of_memory));
+    for attacker in attackers {
+        attacker.await.unwrap();
+    }
+    assert!(!taken.is_finished());
+    taken.abort();
+    all_gone(&guard).await;
+}
+
 async fn in_shadow_mode_nothing_is_refused_for_memory(kind: ServerKind) {
     let memory = Memory::reported(LIMIT).unwrap();
     let (guard, journal) = guarded_by(&memory, Mode::Shadow);
@@ -202,5 +254,6 @@ on_servers! {
 on_servers! {
     [axum, serve]
     a_health_probe_is_served_while_memory_grows,
+    while_memory_grows_to_its_end_connections_with_much_unread_are_reset,
     where_memory_is_short_a_connection_outside_of_the_share_ends_with_its_response,
 }

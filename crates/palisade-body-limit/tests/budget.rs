@@ -336,6 +336,16 @@ async fn one_client_cannot_take_the_budget_of_the_others() {
     assert_eq!(greedy.iter().filter(|task| !task.is_finished()).count(), 2);
     let other = collect(&layer, from(2, frames(3, 16 * KIB, false))).await;
     assert_eq!(other.status(), StatusCode::OK);
+    // What is charged is known of each connection.
+    let request = from(3, frames(2, 16 * KIB, true));
+    let conn = ConnInfo::from_extensions(request.extensions()).cloned();
+    let conn = conn.expect("the request has a connection");
+    let held = spawn(&layer, request);
+    settle().await;
+    assert_eq!(conn.charged_bytes(), 62 * KIB as u32); // The first KiB is free.
+    held.abort();
+    let _ = held.await;
+    assert_eq!(conn.charged_bytes(), 0);
     // Where peers are not clients, there is no share.
     let by_proxy = BodyBudgetLayer::new(budget.clone()).unknown_clients();
     let response = collect(&by_proxy, from(1, frames(12, 16 * KIB, false))).await;

@@ -129,6 +129,12 @@ const DISCONNECTS: &[(Guard, Reason, Phase)] = &[
     (Guard::Connection, Reason::AcceptRate, Phase::Accept),
     (Guard::Connection, Reason::MemoryPressure, Phase::Accept),
     (Guard::Connection, Reason::MemoryPressure, Phase::Idle),
+    (Guard::Connection, Reason::MemoryPressure, Phase::FirstHead),
+    (Guard::Connection, Reason::MemoryPressure, Phase::NextHead),
+    (Guard::Connection, Reason::MemoryPressure, Phase::Working),
+    (Guard::Connection, Reason::MemoryPressure, Phase::Writing),
+    (Guard::Connection, Reason::MemoryPressure, Phase::Upgraded),
+    (Guard::Connection, Reason::MemoryPressure, Phase::Lingering),
     (Guard::Connection, Reason::BytesFull, Phase::Working),
     (Guard::Connection, Reason::BytesFull, Phase::Writing),
     (

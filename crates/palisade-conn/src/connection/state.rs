@@ -56,6 +56,9 @@ const CLOSE_PENDING: u16 = 0x1000;
 /// unless a layer does.
 const CHARGES_READS: u16 = 0x2000;
 
+/// The socket is asked how many bytes it has for the server to read.
+const UNREAD_ASKED: u16 = 0x4000;
+
 // Values of `ConnState::writing`; 0 if no bytes wait.
 
 /// The kernel does not take the bytes that wait.
@@ -253,6 +256,17 @@ impl ConnState {
     pub(crate) fn park_writer(&self, waker: &Waker) {
         let before = self.wakers.lock().park(Side::Writer, waker);
         drop(before); // Outside the lock.
+    }
+
+    /// Returns whether the socket is asked for something.
+    #[inline]
+    pub(crate) fn is_asked(&self) -> bool {
+        self.flags.load(Relaxed) & (PROBED | UNREAD_ASKED) != 0
+    }
+
+    /// Returns whether the socket is asked how many bytes it has for the server to read, once.
+    pub(crate) fn take_unread_asked(&self) -> bool {
+        self.flags.fetch_and(!UNREAD_ASKED, Relaxed) & UNREAD_ASKED != 0
     }
 
     /// Returns whether the socket is asked to check whether its client has hung up, once.
@@ -521,6 +535,12 @@ impl ConnState {
     /// Asks the socket to check whether its client has hung up.
     pub(crate) fn probe(&self) {
         self.set(PROBED);
+        self.wake();
+    }
+
+    /// Asks the socket how many bytes it has for the server to read.
+    pub(crate) fn ask_unread(&self) {
+        self.set(UNREAD_ASKED);
         self.wake();
     }
 

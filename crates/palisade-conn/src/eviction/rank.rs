@@ -17,7 +17,7 @@ const BYTES_PER_WORK_UNIT: u64 = 16 * 1024;
 /// Where the cap is near, a connection without progress for this long may be evicted in the middle
 /// of a response or of a request body. A receive window that is read at 64 KiB/s opens again within
 /// two or three seconds.
-const STALLED_SECONDS: u8 = 4;
+pub(crate) const STALLED_SECONDS: u8 = 4;
 
 /// How readily a connection is evicted: the lowest rank first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -9,7 +9,9 @@ use crate::sys::accept_queue;
 use crate::{
     connection::{ConnHandle, memory_gate::MemoryGate, registry::Registry, totals::ConnTotals},
     eviction::queue::EvictionQueue,
-    sweep::{handle::Sweeper, scaled_timeouts, untracked::UntrackedTimer},
+    sweep::{
+        handle::Sweeper, memory_growth::MemoryGrowth, scaled_timeouts, untracked::UntrackedTimer,
+    },
 };
 use palisade_core::{Gauge, GaugeSource, Guard, Memory, Mode, Pressure, Recorder};
 use palisade_guard::{Clock, Table};
@@ -46,6 +48,7 @@ pub(crate) struct Shared {
     pub(crate) external_pressure: Pressure,
     pub(crate) registry: Registry,
     pub(crate) sweeper: Sweeper,
+    pub(crate) memory_growth: MemoryGrowth,
     /// Whether new connections start as tracked, because a layer of request tracking was created.
     pub(crate) is_tracked: AtomicBool,
     /// Whether request tracking has seen a request that carries its connection.
@@ -129,6 +132,7 @@ impl Shared {
             base,
             external_pressure,
             sweeper: Sweeper::default(),
+            memory_growth: MemoryGrowth::default(),
             is_tracked: AtomicBool::new(false),
             is_tracking_placed: AtomicBool::new(false),
             untracked: UntrackedTimer::default(),

@@ -245,17 +245,27 @@ impl<T: Transport> GuardedIo<T> {
         }
     }
 
-    /// Checks whether the client is still there, if the guard has requested it.
+    /// Answers what the guard asks of the socket, if it does.
     #[inline]
     fn handle_probe(&self) {
+        if self.state().is_asked() {
+            self.answer();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn answer(&self) {
+        if self.state().take_unread_asked() {
+            let unread = u32::try_from(self.inner.unread_bytes()).unwrap_or(u32::MAX);
+            self.conn().set_unread_bytes(unread);
+        }
         if self.state().take_probe() {
             self.check_client();
         }
     }
 
     /// Closes the connection if the client has hung up.
-    #[cold]
-    #[inline(never)]
     fn check_client(&self) {
         let state = self.state();
         if state.is_upgraded() {

@@ -63,6 +63,28 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin {
     /// ```
     fn reset_on_close(&self) {}
 
+    /// Returns how many bytes have arrived that the server has not read. Returns 0 if that is
+    /// unknown, which is the default.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[cfg(not(unix))] fn main() {}
+    /// # #[cfg(unix)]
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::Transport;
+    /// use tokio::net::UnixStream;
+    ///
+    /// let (server, mut client) = UnixStream::pair()?;
+    /// client.write_all(b"hello").await?;
+    /// assert_eq!(server.unread_bytes(), 5);
+    /// # Ok(())
+    /// # }
+    /// ```
+    fn unread_bytes(&self) -> u64 {
+        0
+    }
+
     /// Returns whether the client is known to have closed its direction or to be gone. Bytes that
     /// it sent may be unread. `false` if that is unknown, which is the default.
     ///
@@ -127,6 +149,11 @@ impl Transport for TcpStream {
         let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
     }
 
+    #[cfg(unix)]
+    fn unread_bytes(&self) -> u64 {
+        rustix::io::ioctl_fionread(self).unwrap_or(0)
+    }
+
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn has_hung_up(&self) -> bool {
         has_event(self, PollFlags::RDHUP)
@@ -143,6 +170,10 @@ impl Transport for tokio::net::UnixStream {
     fn prepare(&self) {
         // A Unix socket has no low-water mark for unsent bytes.
         let _ = SockRef::from(self).set_send_buffer_size(2 * MAX_UNSENT_BYTES as usize);
+    }
+
+    fn unread_bytes(&self) -> u64 {
+        rustix::io::ioctl_fionread(self).unwrap_or(0)
     }
 
     #[cfg(any(target_os = "linux", target_os = "android"))]

@@ -1,6 +1,7 @@
 //! The sweeper task of one runtime.
 
 use super::{
+    cut::MemoryCut,
     handle::{Bell, STALE_TIMEOUT, SweepPermit},
     policy::{
         Action, SweepTime, evaluate,
@@ -193,6 +194,11 @@ async fn sweep(
     };
     // Candidates are looked for in good time before one is evicted.
     let is_near_cap = open >= limits.soft() / 4 * 3 || shared.evicts_for_memory();
+    let memory = shared.totals.memory.memory.as_ref();
+    // What the clients sent during a stall has not been read yet, and is no attack.
+    let memory = memory.filter(|_| !forgives);
+    let growth = memory.and_then(|memory| shared.memory_growth.since_last_sweep(memory, now));
+    let mut cut = growth.map(MemoryCut::new);
     let mut candidates = Selection::default();
     let were_many_newcomers = shared.many_newcomers.load(Relaxed);
     for shard in 0..SHARDS {
@@ -206,6 +212,9 @@ async fn sweep(
             shared.registry.mark_excess(shard, found, shares, has_share);
         }
         for one in found.drain(..) {
+            if let Some(cut) = &mut cut {
+                cut.look_at(shared, &one.conn);
+            }
             if sweep.look_at(&one) && is_near_cap {
                 offer(shared, &one, now, were_many_newcomers, &mut candidates);
             }
@@ -213,6 +222,9 @@ async fn sweep(
         drop(permit);
         // Let other tasks run between two shards.
         tokio::task::yield_now().await;
+    }
+    if let Some(cut) = cut {
+        cut.finish(shared);
     }
     let Counts {
         all,

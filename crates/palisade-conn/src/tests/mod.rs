@@ -7,6 +7,7 @@ mod closing;
 mod deadlines;
 mod eviction;
 mod lingering;
+mod memory_cut;
 mod modes;
 mod polling;
 mod pressure;
@@ -29,7 +30,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll},
     time::Duration,
@@ -49,6 +50,9 @@ struct TestTransport {
     inner: DuplexStream,
     reset: Arc<AtomicBool>,
     hung_up: Arc<AtomicBool>,
+    /// What the kernel has for the server to read.
+    unread: Arc<AtomicU64>,
+    receive_buffer: Arc<AtomicU32>,
 }
 
 /// A guarded socket and its client.
@@ -57,6 +61,8 @@ struct Pair {
     client: DuplexStream,
     reset: Arc<AtomicBool>,
     hung_up: Arc<AtomicBool>,
+    unread: Arc<AtomicU64>,
+    receive_buffer: Arc<AtomicU32>,
 }
 
 // === TestTransport ===
@@ -67,6 +73,8 @@ impl TestTransport {
             inner,
             reset: Arc::default(),
             hung_up: Arc::default(),
+            unread: Arc::default(),
+            receive_buffer: Arc::default(),
         }
     }
 }
@@ -78,6 +86,14 @@ impl Transport for TestTransport {
 
     fn has_hung_up(&self) -> bool {
         self.hung_up.load(Relaxed)
+    }
+
+    fn unread_bytes(&self) -> u64 {
+        self.unread.load(Relaxed)
+    }
+
+    fn limit_receive_buffer(&self, bytes: u32) {
+        self.receive_buffer.store(bytes, Relaxed);
     }
 }
 
@@ -133,11 +149,14 @@ fn connect_from(guard: &ConnGuard, last: u8) -> io::Result<Pair> {
     let (inner, client) = duplex(1024);
     let transport = TestTransport::new(inner);
     let (reset, hung_up) = (transport.reset.clone(), transport.hung_up.clone());
+    let (unread, receive_buffer) = (transport.unread.clone(), transport.receive_buffer.clone());
     Ok(Pair {
         server: guard.admit(transport, peer(last), None)?,
         client,
         reset,
         hung_up,
+        unread,
+        receive_buffer,
     })
 }
 

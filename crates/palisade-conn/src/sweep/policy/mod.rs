@@ -4,7 +4,7 @@
 //! [`progress`] notes since when nothing has moved, [`rules`] compares that with the limits, and
 //! [`quiet`] recognises in a few instructions the many connections that need neither.
 
-mod progress;
+pub(crate) mod progress;
 pub(crate) mod quiet;
 mod rules;
 #[cfg(test)]

@@ -4,7 +4,7 @@ use super::{
     super::state::{SweepState, encode_phase, millis_since},
     SweepTime,
 };
-use crate::{connection::stats::ConnStats, guard::limits::Limits};
+use crate::{connection::stats::ConnStats, eviction::rank::STALLED_SECONDS, guard::limits::Limits};
 use palisade_core::Phase;
 
 /// The rate that counts as progress of a response that is taken, and of a body that arrives.
@@ -16,6 +16,9 @@ const MAX_COUNTED_WINDOWS: u64 = 4;
 /// four times what the client sent meanwhile show that it is being sent a response: an HTTP/2
 /// server sends as much as it receives while it only acknowledges PING.
 const MIN_PROGRESS_BYTES: u64 = 1024;
+/// Fewer bytes than this are no answer on HTTP/1, but perhaps a `100 Continue`. On HTTP/2 window
+/// updates are more.
+const MIN_ANSWER_BYTES: u64 = 128;
 /// Overhead bytes that each millisecond pays for.
 const OVERHEAD_BYTES_PER_MILLI: u64 = 16;
 /// Overhead bytes that each request pays for: as many as its head may have.
@@ -56,6 +59,19 @@ pub(super) fn update(
     let stalled_seconds = blocked_millis(&state, time.now).max(waited_millis) / 1000;
     state.stalled = u8::try_from(stalled_seconds).unwrap_or(u8::MAX);
     (state, phase, overhead)
+}
+
+/// Returns whether the client takes an answer: bytes wait for it, or were written since the last
+/// progress, and it does not stall.
+pub(crate) fn takes_answer(stats: &ConnStats, state: &SweepState) -> bool {
+    let written = (stats.written as u32).wrapping_sub(state.written);
+    let min = if stats.http2 {
+        MIN_PROGRESS_BYTES
+    } else {
+        MIN_ANSWER_BYTES
+    };
+    let is_answered = stats.write_blocked || stats.has_shut_windows() || u64::from(written) >= min;
+    is_answered && state.stalled < STALLED_SECONDS
 }
 
 /// Returns whether a blocked write, of which the writer has not been asked, is due at the next

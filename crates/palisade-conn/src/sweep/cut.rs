@@ -1,0 +1,79 @@
+//! The last step while memory is nearly used up and grows: the connections that hold most are
+//! closed.
+
+use super::{memory_growth::GrowthStep, policy::progress::takes_answer};
+use crate::{
+    connection::{
+        ConnHandle,
+        decision::{CloseMode, CloseRequest},
+    },
+    guard::{close::close, shared::Shared},
+};
+use palisade_core::Reason;
+use std::cmp::Reverse;
+
+/// The largest number of connections that one sweep closes.
+const MAX_CUT: usize = 50;
+/// Nothing is gained by closing connections that hold less.
+const MIN_BYTES: u64 = 64 * 1024;
+
+/// What one sweep finds in connections because memory has grown.
+pub(crate) struct MemoryCut {
+    step: GrowthStep,
+    heaviest: Vec<(u64, ConnHandle)>,
+}
+
+impl MemoryCut {
+    pub(crate) fn new(step: GrowthStep) -> Self {
+        Self {
+            step,
+            heaviest: Vec::new(),
+        }
+    }
+
+    /// Notes what a connection holds, before the sweep evaluates it, and asks its socket for the
+    /// next sweep.
+    pub(crate) fn look_at(&mut self, shared: &Shared, conn: &ConnHandle) {
+        let state = conn.state();
+        let bytes = u64::from(conn.charged_bytes()) + u64::from(conn.unread_bytes());
+        let is_cut = self.step.cuts
+            && bytes >= MIN_BYTES
+            && state.decision().is_none()
+            && !takes_answer(&state.stats(), &state.sweep_state())
+            && !shared.is_reserved_for(conn);
+        if is_cut {
+            self.heaviest.push((bytes, conn.clone()));
+        }
+        if self.heaviest.len() >= 2 * MAX_CUT {
+            self.drop_lightest();
+        }
+        // If no answer comes, that of an earlier time does not count.
+        conn.set_unread_bytes(0);
+        state.ask_unread();
+    }
+
+    /// Closes the connections that hold most.
+    pub(crate) fn finish(mut self, shared: &Shared) {
+        self.drop_lightest();
+        let (limit, observed) = self.step.numbers;
+        for (_, conn) in self.heaviest {
+            let request = CloseRequest {
+                reason: Reason::MemoryPressure,
+                mode: CloseMode::Reset, // The kernel is to keep nothing.
+                phase: conn.state().stats().phase(),
+                limit,
+                observed,
+            };
+            close(shared, &conn, request);
+        }
+    }
+
+    fn drop_lightest(&mut self) {
+        if self.heaviest.len() > MAX_CUT {
+            let heaviest_first = |one: &(u64, ConnHandle)| Reverse(one.0);
+            self.heaviest
+                .select_nth_unstable_by_key(MAX_CUT, heaviest_first);
+            self.heaviest.truncate(MAX_CUT);
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Whether memory that is nearly used up has grown since the last sweep.
+
+use palisade_core::Memory;
+use parking_lot::Mutex;
+
+/// The level from which sockets are asked how much they have for the server to read, so that their
+/// answers are there at the next level.
+const ASK_LEVEL: f32 = 0.95;
+/// The level from which connections are closed.
+const CUT_LEVEL: f32 = 0.97;
+/// A level that is higher by this is a new one.
+const LEVEL_STEP: f32 = 1.0 / 1024.0;
+/// Answers of sockets hold for this time. At the same level no more connections are closed before
+/// this time has passed.
+const PAUSE_MILLIS: u64 = 1000;
+
+/// What the sweeps remember of the growth of memory.
+#[derive(Debug, Default)]
+pub(crate) struct MemoryGrowth(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// [`Memory::growth_steps`] at the last sweep.
+    steps: Option<u32>,
+    /// When the sockets were last asked.
+    asked: Option<u64>,
+    /// When connections were last closed, and the level.
+    cut: Option<(u64, f32)>,
+}
+
+/// What a sweep does because memory has grown, beside asking the sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GrowthStep {
+    /// Whether it closes connections.
+    pub(crate) cuts: bool,
+    /// The limit of the memory, and the bytes in use.
+    pub(crate) numbers: (u64, u64),
+}
+
+impl MemoryGrowth {
+    /// Returns what the sweep at `now` does, if memory has grown since the last sweep and is short
+    /// enough. Times are in milliseconds.
+    pub(crate) fn since_last_sweep(&self, memory: &Memory, now: u64) -> Option<GrowthStep> {
+        let mut state = self.0.lock();
+        let (steps, level) = (memory.growth_steps(), memory.pressure().get());
+        let before = state.steps.replace(steps);
+        if before.is_none_or(|before| before == steps) || level < ASK_LEVEL {
+            return None;
+        }
+        let is_recent = |then: u64| now.saturating_sub(then) < PAUSE_MILLIS;
+        let was_asked = state.asked.replace(now).is_some_and(is_recent);
+        let is_repeated =
+            |(then, before): (u64, f32)| is_recent(then) && level < before + LEVEL_STEP;
+        let cuts = level >= CUT_LEVEL && was_asked && !state.cut.is_some_and(is_repeated);
+        if cuts {
+            state.cut = Some((now, level));
+        }
+        let limit = memory.limit().unwrap_or(0);
+        let used = memory.used().unwrap_or(limit);
+        let numbers = (limit, used);
+        Some(GrowthStep { cuts, numbers })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: u64 = 100_000;
+
+    /// Returns at which of the sweeps, 250 ms apart, connections are closed. Each reports a level.
+    fn cuts(levels: impl IntoIterator<Item = u64>) -> Vec<usize> {
+        let memory = Memory::reported(LIMIT).unwrap();
+        let growth = MemoryGrowth::default();
+        let sweeps = levels.into_iter().enumerate().filter(|(sweep, level)| {
+            memory.report(*level);
+            let step = growth.since_last_sweep(&memory, *sweep as u64 * 250);
+            step.is_some_and(|step| step.cuts)
+        });
+        sweeps.map(|(sweep, _)| sweep).collect()
+    }
+
+    #[test]
+    fn connections_are_closed_only_in_a_sweep_with_growth_after_the_sockets_were_asked() {
+        // Asked at the third sweep, or when it is too late for that before the level is reached.
+        assert_eq!(cuts([94_000, 94_500, 96_000, 97_500, 98_000]), [3, 4]);
+        assert_eq!(cuts([90_000, 97_500, 98_000]), [2]);
+        // What was asked a second ago is out of date.
+        let still = [90_000, 96_000, 96_000, 96_000, 96_000, 97_500, 98_000];
+        assert_eq!(cuts(still), [6]);
+        // Below the level nothing is closed.
+        assert!(cuts((0..20).map(|sweep| 90_000 + sweep * 340)).is_empty());
+    }
+
+    #[test]
+    fn a_level_that_stands_still_closes_nothing_however_high_it_is() {
+        for level in [97_000, 98_500, 100_000, 200_000] {
+            assert!(cuts(std::iter::repeat_n(level, 14_400)).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_level_that_hovers_at_the_threshold_closes_no_more_than_once_a_second() {
+        let hovering = (0..80).map(|sweep| [96_500, 97_100][sweep % 2]);
+        let cuts = cuts(hovering);
+        assert!(cuts.len() > 5, "{cuts:?}");
+        assert!(cuts.windows(2).all(|two| two[1] - two[0] >= 4), "{cuts:?}");
+    }
+
+    #[test]
+    fn growth_before_the_first_sweep_closes_nothing() {
+        let memory = Memory::reported(LIMIT).unwrap();
+        memory.report(95_000);
+        memory.report(98_000);
+        let growth = MemoryGrowth::default();
+        assert_eq!(growth.since_last_sweep(&memory, 0), None);
+        memory.report(99_000);
+        let step = GrowthStep {
+            cuts: false,
+            numbers: (LIMIT, 99_000),
+        };
+        assert_eq!(growth.since_last_sweep(&memory, 250), Some(step));
+    }
+}
