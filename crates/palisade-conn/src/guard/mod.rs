@@ -225,6 +225,7 @@ impl ConnGuard {
     /// assert_eq!((bound.budget, bound.limit), (Some(64 << 20), Some(256 << 20)));
     /// assert_eq!((bound.connections, bound.requests), (100, 1024));
     /// assert!(bound.total() > bound.connections * bound.connection_bytes);
+    /// assert_eq!(bound.kernel_total(), Some(100 * (2 * 256 + 64) * 1024));
     /// println!("{bound}");
     /// # Ok::<_, palisade_conn::ConfigError>(())
     /// ```

@@ -6,6 +6,7 @@ use crate::{
     connection::{
         ConnHandle,
         decision::{CloseMode, CloseRequest},
+        registry::Found,
     },
     guard::{close::close, shared::Shared},
 };
@@ -31,9 +32,16 @@ impl MemoryCut {
         }
     }
 
-    /// Notes what a connection holds, before the sweep evaluates it, and asks its socket for the
+    /// Notes what each connection holds, before the sweep evaluates it, and asks its socket for the
     /// next sweep.
-    pub(crate) fn look_at(&mut self, shared: &Shared, conn: &ConnHandle) {
+    #[cold]
+    pub(crate) fn look_at(&mut self, shared: &Shared, found: &[Found]) {
+        for one in found {
+            self.look_at_one(shared, &one.conn);
+        }
+    }
+
+    fn look_at_one(&mut self, shared: &Shared, conn: &ConnHandle) {
         let state = conn.state();
         let bytes = u64::from(conn.charged_bytes()) + u64::from(conn.unread_bytes());
         let is_cut = self.step.cuts

@@ -211,10 +211,10 @@ async fn sweep(
                 |conn: &ConnHandle| conn.known_client().is_some() && !shared.is_reserved_for(conn);
             shared.registry.mark_excess(shard, found, shares, has_share);
         }
+        if let Some(cut) = &mut cut {
+            cut.look_at(shared, found);
+        }
         for one in found.drain(..) {
-            if let Some(cut) = &mut cut {
-                cut.look_at(shared, &one.conn);
-            }
             if sweep.look_at(&one) && is_near_cap {
                 offer(shared, &one, now, were_many_newcomers, &mut candidates);
             }
