@@ -1,9 +1,11 @@
 //! Request and response bodies.
 
 use bytes::Bytes;
+use flate2::{Compression, write::GzEncoder};
 use http_body::{Body, Frame, SizeHint};
 use std::{
     convert::Infallible,
+    io::Write,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -42,6 +44,25 @@ impl Pieces {
         self.pause = Some((pause, Box::pin(sleep(pause))));
         self
     }
+}
+
+/// Returns `bytes` as one member of a gzip file.
+pub fn gzip(bytes: &[u8]) -> Bytes {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    let member = encoder.write_all(bytes).and_then(|()| encoder.finish());
+    member.expect("a vector takes all bytes").into()
+}
+
+/// Returns the beginning of a gzip file of endless zeros, as much of it as becomes so many MiB.
+pub fn zero_bomb(mebibytes: usize) -> Bytes {
+    const HEADER_BYTES: usize = 10;
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    // A flush ends at a whole byte, so what follows the header may be repeated.
+    let written = encoder.write_all(&vec![0; 1 << 20]);
+    let flushed = written.and_then(|()| encoder.flush());
+    flushed.expect("a vector takes all bytes");
+    let (header, zeros) = encoder.get_ref().split_at(HEADER_BYTES);
+    [header, &zeros.repeat(mebibytes)].concat().into()
 }
 
 impl Body for Pieces {

@@ -1,6 +1,6 @@
 //! The hidden lines of the examples in the documentation: what they import, and their handlers.
 
-pub use crate::bodies::Pieces;
+pub use crate::bodies::{Pieces, gzip};
 pub use bytes::Bytes;
 pub use futures_util::future::join_all;
 pub use http::{Method, Request, Response, StatusCode, Version};
