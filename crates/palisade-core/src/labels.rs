@@ -78,6 +78,8 @@ closed_enum! {
         PeerMissing = "peer_missing",
         /// The body, or a single gRPC message of it, is longer than allowed. Unit: bytes.
         TooLarge = "too_large",
+        /// The body is longer than allowed after its decompression. Unit: bytes.
+        DecompressedTooLarge = "decompressed_too_large",
         /// The server holds as many bytes of bodies as it may, in all or of this client.
         /// Unit: bytes.
         BytesFull = "bytes_full",
@@ -227,7 +229,11 @@ impl Reason {
             | Self::WindowStall
             | Self::RuntimeBusy => "milliseconds",
             Self::CostOverBurst => "cells",
-            Self::TooLarge | Self::BytesFull | Self::NoProgress | Self::MemoryPressure => "bytes",
+            Self::TooLarge
+            | Self::DecompressedTooLarge
+            | Self::BytesFull
+            | Self::NoProgress
+            | Self::MemoryPressure => "bytes",
             Self::TinyFrames => "frames",
             Self::Rate => "bytes_per_second",
             Self::PeerMissing
@@ -260,6 +266,7 @@ impl Reason {
             Self::CostOverBurst => "Quota::burst(cells) or RateLimitLayer::cost(..)",
             Self::PeerMissing => "ClientIp::missing(policy)",
             Self::TooLarge => "BodyLimitLayer::new(bytes) or .response(bytes)",
+            Self::DecompressedTooLarge => "BodyLimitLayer::decompressed(bytes)",
             Self::BytesFull => "BodyBudgetLayer::new(budget)",
             Self::TinyFrames => "BodyLimitLayer::tiny_frames(..)",
             Self::Deadline => "TimeoutLayer::new(duration)",

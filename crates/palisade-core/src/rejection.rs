@@ -338,6 +338,7 @@ impl Rejection {
             Reason::CostOverBurst => "request costs more than the quota",
             Reason::PeerMissing => "server cannot identify the client",
             Reason::TooLarge => "body too large",
+            Reason::DecompressedTooLarge => "decompressed body too large",
             Reason::TinyFrames => "body in too many small pieces",
             Reason::Deadline | Reason::TotalDeadline => "request took too long",
             Reason::Gap | Reason::Rate | Reason::BodyTotal => "body too slow",
@@ -477,7 +478,10 @@ impl Rejection {
             trailers.insert(GRPC_PUSHBACK, HeaderValue::from(millis));
         } else if matches!(
             self.violation.reason,
-            Reason::CostOverBurst | Reason::TooLarge | Reason::TinyFrames
+            Reason::CostOverBurst
+                | Reason::TooLarge
+                | Reason::DecompressedTooLarge
+                | Reason::TinyFrames
         ) {
             // A negative number forbids retries. Otherwise clients retry `RESOURCE_EXHAUSTED`.
             trailers.insert(GRPC_PUSHBACK, HeaderValue::from_static("-1"));
