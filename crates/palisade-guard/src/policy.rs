@@ -330,6 +330,8 @@ pub enum Flow {
     /// The result in the slot is the last one of a request body. The rest of the body may linger;
     /// see [`Unread`](crate::Unread).
     Linger,
+    /// The same, but the rest is never read: reading it is what costs too much.
+    LingerUnread,
 }
 
 /// The body from which a policy gets its frames.

@@ -5,6 +5,7 @@ use crate::{
     timer::poll_sleep,
 };
 use bytes::Bytes;
+use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use palisade_core::{BoxError, Violation};
 use pin_project_lite::pin_project;
@@ -220,6 +221,11 @@ impl<P: Policy> BodyState<P> {
             Flow::Cut => inner.set(None),
             Flow::Linger => {
                 P::Unread::keep_rest(inner.as_mut(), self.exchange.facts.version);
+                inner.set(None);
+            }
+            Flow::LingerUnread => {
+                // As on HTTP/1, where what lingers is not read.
+                P::Unread::keep_rest(inner.as_mut(), Version::HTTP_11);
                 inner.set(None);
             }
         }

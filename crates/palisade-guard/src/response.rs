@@ -84,7 +84,7 @@ where
                 };
                 let (policy, held, view) = lease.parts();
                 let flow = policy.poll_response(held, view, &mut upstream, &mut slot, cx);
-                *this.is_cut = matches!(flow, Flow::Cut | Flow::Linger);
+                *this.is_cut = matches!(flow, Flow::Cut | Flow::Linger | Flow::LingerUnread);
                 // hyper does not poll a body again after `is_end_stream` has returned true.
                 let is_over = match &slot {
                     Poll::Pending => false,

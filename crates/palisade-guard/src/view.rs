@@ -61,6 +61,12 @@ impl<'a, S> SharedView<'a, S> {
         }
     }
 
+    /// Returns whether a policy refuses the request in the handler's place, because its body broke
+    /// a rule.
+    pub fn is_refused(self) -> bool {
+        matches!(*self.response_head.lock(), HeadState::Refused(_))
+    }
+
     /// Handles a request body that broke a rule. `describe` returns the violation and the status
     /// for plain HTTP. Its argument is [`Phase::RequestBody`] if the response head is unsent, and
     /// [`Phase::ResponseBody`] if it is sent.
