@@ -1,11 +1,14 @@
 //! The budget of bytes that all request bodies share.
 
-use crate::messages::MessageScanner;
+use crate::{
+    account::{Account, FREE_BYTES, bytes_full, is_encoded},
+    messages::MessageScanner,
+};
 use http::{Request, Response, StatusCode};
 use http_body::Body;
 use palisade_core::{
-    Budget, BudgetFull, Charge, ClientKey, ConnInfo, Guard, KeyExtractor, KeyOutcome, Phase,
-    Reason, RequestHead, Violation,
+    Budget, BudgetFull, ClientKey, ConnInfo, KeyExtractor, KeyOutcome, Phase, RequestHead,
+    Violation,
 };
 use palisade_guard::{
     Facts, Flow, GuardLayer, Guarded, KeepAny, Keys, NeverQueued, PerRequest, Policy, Polled,
@@ -19,15 +22,6 @@ use std::{
 use tokio::time::Instant;
 use tower_layer::Layer;
 
-/// What a body of a few bytes takes is not charged.
-const FREE_BYTES: u64 = 1024;
-/// The budget is charged in advance for as many bytes as have arrived, at least and at most for
-/// this many. So most frames need no charge, and a short body is not charged much too high.
-const MIN_STEP_BYTES: u64 = 2 * 1024;
-const MAX_STEP_BYTES: u64 = 16 * 1024;
-/// What is charged for a byte of a body: the byte, and its copy in what the handler makes of it.
-const WEIGHT: u64 = 2;
-
 /// Charges the bytes of all request bodies to one [`Budget`], so that together they cannot fill the
 /// memory.
 ///
@@ -39,11 +33,15 @@ const WEIGHT: u64 = 2;
 /// With [`grpc`](Self::grpc) a gRPC request is charged for the message that is being received: a
 /// stream of hours does not hold the sum of its messages.
 ///
+/// A compressed body is charged for what arrives. With
+/// [`BodyLimitLayer::decompressed`](crate::BodyLimitLayer::decompressed) inside of the layer that
+/// decompresses it, what it becomes is charged as well.
+///
 /// A body that finds no room is refused with 503 and `Retry-After`, or cut if the response head has
-/// been sent. The reason is [`Reason::BytesFull`]. No request waits for room, and a declared length
-/// reserves nothing. A client may hold no more than what it leaves of three quarters of the budget.
-/// The frame for which there is no room is still passed on. The body ends when it is asked for
-/// more.
+/// been sent. The reason is [`Reason::BytesFull`](palisade_core::Reason). No request waits for
+/// room, and a declared length reserves nothing. A client may hold no more than what it leaves of
+/// three quarters of the budget. The frame for which there is no room is still passed on. The body
+/// ends when it is asked for more.
 ///
 /// ```
 /// use palisade_body_limit::{BodyBudgetLayer, Budget};
@@ -91,10 +89,16 @@ enum Client {
 
 /// The state of a request that both of its sides share.
 #[derive(Debug)]
-pub struct BudgetState {
-    /// `None` if nothing is charged.
-    charge: Option<Charge>,
-    max_held: u64,
+pub struct BudgetState(Charged);
+
+/// Where the bytes of a request are charged.
+#[derive(Debug)]
+enum Charged {
+    /// Nothing is charged.
+    Nowhere,
+    Alone(Account),
+    /// An inner layer may charge what it decompresses to the same account.
+    Joinable(Arc<Account>),
 }
 
 /// The state of a request body.
@@ -227,27 +231,17 @@ impl BodyBudgetPolicy {
 
     /// Pays for a frame that was not paid for in advance, and for more.
     #[inline(never)]
-    fn pay(&self, upload: &mut BudgetUpload, state: &BudgetState, bytes: u64) {
-        let Some(charge) = &state.charge else {
-            upload.paid = u64::MAX;
-            return;
+    fn pay(upload: &mut BudgetUpload, state: &BudgetState, bytes: u64) {
+        upload.paid = match state.account() {
+            None => u64::MAX,
+            Some(account) => match account.charge_frame(bytes, upload.paid) {
+                Ok(paid) => paid,
+                Err(full) => {
+                    upload.full = Some(full);
+                    u64::MAX
+                }
+            },
         };
-        let left = state.max_held.saturating_sub(charge.bytes());
-        let unpaid = bytes.saturating_sub(upload.paid);
-        let price = |bytes: u64| bytes.saturating_mul(WEIGHT).min(left);
-        let arrived = charge.bytes() / WEIGHT;
-        let mut step = unpaid.max(arrived.clamp(MIN_STEP_BYTES, MAX_STEP_BYTES));
-        if let Err(full) = charge.take(price(step)) {
-            // There may be room for the frame alone.
-            if charge.take(price(unpaid)).is_err() {
-                upload.full = Some(full);
-                upload.paid = u64::MAX;
-                return;
-            }
-            step = unpaid;
-        }
-        let is_all = price(step) == left && upload.messages.is_none();
-        upload.paid = if is_all { u64::MAX } else { step - unpaid };
     }
 
     /// Reports that the budget was full, once. Fails if that ends the body.
@@ -266,14 +260,7 @@ impl BodyBudgetPolicy {
     /// Reports that the budget is full. Fails if that is enforced.
     #[cold]
     fn full(&self, view: SharedView<'_, BudgetState>, full: BudgetFull) -> Result<(), Violation> {
-        let BudgetFull {
-            limit, observed, ..
-        } = full;
-        let describe = |phase: Phase| {
-            let violation =
-                Violation::new(Guard::BodyLimit, Reason::BytesFull, phase, limit, observed);
-            (violation, StatusCode::SERVICE_UNAVAILABLE)
-        };
+        let describe = |phase: Phase| (bytes_full(phase, full), StatusCode::SERVICE_UNAVAILABLE);
         match view.violated(&self.settings, describe) {
             Some(violation) => Err(violation),
             None => Ok(()),
@@ -311,34 +298,40 @@ impl Policy for BodyBudgetPolicy {
         if is_charging && let Some(conn) = conn {
             conn.set_charged_body(true);
         }
+        let is_joinable = is_charging && is_encoded(request);
         let exact = request.body().size_hint().exact();
-        let is_free = exact.is_some_and(|bytes| bytes <= FREE_BYTES);
+        let is_free = !is_joinable && exact.is_some_and(|bytes| bytes <= FREE_BYTES);
         if !is_charging || is_free {
-            return BudgetState {
-                charge: None,
-                max_held: 0,
-            };
+            return BudgetState(Charged::Nowhere);
         }
         let charge = self.budget.charge(self.client_of(request, keys));
-        BudgetState {
-            charge: Some(match conn {
-                Some(conn) => charge.on(conn.clone()),
-                None => charge,
-            }),
-            max_held: self.max_held_for.choose(request).unwrap_or(self.max_held),
+        let charge = match conn {
+            Some(conn) => charge.on(conn.clone()),
+            None => charge,
+        };
+        let max_held = self.max_held_for.choose(request).unwrap_or(self.max_held);
+        let account = Account::new(charge, max_held);
+        if !is_joinable {
+            return BudgetState(Charged::Alone(account));
         }
+        let account = Arc::new(account);
+        account.insert_into(request);
+        BudgetState(Charged::Joinable(account))
     }
 
     #[inline(always)]
     fn upload(&self, (): &mut (), shared: &BudgetState, facts: &Facts) -> BudgetUpload {
         BudgetUpload {
-            paid: match shared.charge {
-                Some(_) => FREE_BYTES,
-                None => u64::MAX,
+            paid: match shared.0 {
+                Charged::Nowhere => u64::MAX,
+                Charged::Alone(_) | Charged::Joinable(_) => FREE_BYTES,
             },
             full: None,
-            messages: (self.charges_messages && shared.charge.is_some() && facts.form.is_grpc())
-                .then(Box::default),
+            // What is encoded has no messages before it is decoded.
+            messages: (self.charges_messages
+                && matches!(shared.0, Charged::Alone(_))
+                && facts.form.is_grpc())
+            .then(Box::default),
         }
     }
 
@@ -351,7 +344,7 @@ impl Policy for BodyBudgetPolicy {
         response: &Response<B>,
         _: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
-        let is_charged = view.shared.is_some_and(|shared| shared.charge.is_some());
+        let is_charged = view.shared.is_some_and(|shared| shared.account().is_some());
         Ok(is_charged && !response.body().is_end_stream())
     }
 
@@ -370,7 +363,7 @@ impl Policy for BodyBudgetPolicy {
     fn passed(&self, upload: &mut BudgetUpload, state: &BudgetState, bytes: usize) {
         match upload.paid.checked_sub(bytes as u64) {
             Some(paid) => upload.paid = paid,
-            None => self.pay(upload, state, bytes as u64),
+            None => Self::pay(upload, state, bytes as u64),
         }
     }
 
@@ -397,10 +390,10 @@ impl Policy for BodyBudgetPolicy {
             .messages
             .as_mut()
             .is_some_and(|of| of.begin_one(data))
-            && let Some(charge) = &view.shared.charge
+            && let Some(account) = view.shared.account()
         {
             // The handler has the messages before.
-            charge.give_back();
+            account.give_back();
             upload.paid = FREE_BYTES;
         }
         self.passed(upload, view.shared, data.len());
@@ -417,6 +410,16 @@ impl Policy for BodyBudgetPolicy {
         _: &mut Context<'_>,
     ) -> Result<(), Violation> {
         self.check(upload, view)
+    }
+}
+
+impl BudgetState {
+    fn account(&self) -> Option<&Account> {
+        match &self.0 {
+            Charged::Nowhere => None,
+            Charged::Alone(account) => Some(account),
+            Charged::Joinable(account) => Some(account),
+        }
     }
 }
 

@@ -70,10 +70,50 @@ impl BodyLimitLayer {
             tiny_frames: Some(TinyFrames::default()),
             is_overridable: false,
             limits_messages: false,
+            is_decompressed: false,
         };
         Self {
             guard: GuardLayer::new(policy),
         }
+    }
+
+    /// Limits request bodies to `bytes` after their decompression. For a layer inside of one that
+    /// decompresses, such as tower-http's `RequestDecompressionLayer`: a kilobyte of gzip becomes a
+    /// megabyte there. Bodies that are not compressed are limited alike.
+    ///
+    /// - The reason is [`Reason::DecompressedTooLarge`](palisade_core::Reason). The rest of the
+    ///   body is not decompressed.
+    /// - If a [`BodyBudgetLayer`](crate::BodyBudgetLayer) or a `Stack` outside of the decompression
+    ///   charges the compressed bytes, what they become is charged to the same account, and 48 KiB
+    ///   for the decoder. [`max_held`](crate::BodyBudgetLayer::max_held) is for all of it together.
+    ///   A body that finds no room is refused with 503.
+    ///
+    /// ```
+    /// use palisade_body_limit::{BodyBudgetLayer, BodyLimitLayer};
+    /// # use palisade_testkit::example::*;
+    /// use tower_http::decompression::RequestDecompressionLayer;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let layer = tower::ServiceBuilder::new()
+    ///     .layer(BodyLimitLayer::new(100_000)) // Of compressed bytes.
+    ///     .layer(BodyBudgetLayer::default())
+    ///     .layer(RequestDecompressionLayer::new())
+    ///     .layer(BodyLimitLayer::decompressed(200_000))
+    ///     .into_inner();
+    /// let upload = async |length| {
+    ///     let request = Request::post("/").header("content-encoding", "gzip");
+    ///     let request = request.body(Full::from(gzip(&vec![0; length])))?;
+    ///     Ok::<_, http::Error>(status(&layer, request).await)
+    /// };
+    /// assert_eq!(upload(200_000).await?, 200);
+    /// assert_eq!(upload(200_001).await?, 413);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn decompressed(bytes: u64) -> Self {
+        let mut layer = Self::new(bytes);
+        layer.policy_mut().is_decompressed = true;
+        layer
     }
 
     /// Replaces the limit, in bytes, of requests for which `choose` returns another one. `choose`

@@ -51,9 +51,17 @@
 //!
 //! A request without a body costs no allocation, any other request costs one small allocation.
 //!
-//! The limit counts bytes as they arrive at this layer. Inside a decompression layer it limits the
-//! decompressed bytes, outside it limits the compressed bytes. A stack with a minimum rate belongs
-//! outside the decompression layer, with a second body limit inside.
+//! # Compressed bodies
+//!
+//! The limit counts bytes as they arrive at this layer. A kilobyte of gzip becomes a megabyte
+//! inside of a layer that decompresses, so [`BodyLimitLayer::decompressed`] belongs there. It
+//! refuses 1 GiB that arrives as 1 MiB with 413, after its own limit. A stack with a minimum rate
+//! stays outside: inside, a client that sends a byte in two seconds would look fast enough.
+//!
+//! A decoder of gzip takes 47 KiB for each request. One of Brotli or zstd may take megabytes, which
+//! the client chooses and no budget counts: leave them off in tower-http's
+//! `RequestDecompressionLayer` (`no_br`, `no_zstd`) where clients are not trusted. That layer
+//! answers other codings, and several of them, with 415.
 //!
 //! # How it differs
 //!
@@ -69,6 +77,7 @@
 //! twice the bytes it received, and more if the client alternates between fast and slow on purpose.
 #![forbid(unsafe_code)]
 
+mod account;
 mod budget;
 mod frames;
 mod handle;

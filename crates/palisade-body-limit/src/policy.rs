@@ -2,15 +2,16 @@
 
 use crate::{
     BodyLimitHandle, TinyFrames,
+    account::{Account, FREE_BYTES, bytes_full},
     handle::OverridableLimit,
     length::DeclaredLength,
     request::{BodyCounter, CoalescingState, Rules, SharedState},
     response::Limited,
     violation::{status, too_large},
 };
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body::{Body, SizeHint};
-use palisade_core::{Phase, Rejection, ResponseFormat, Violation};
+use palisade_core::{BudgetFull, Phase, Reason, Rejection, ResponseFormat, Violation};
 use palisade_guard::{
     Facts, Flow, KeepAny, Keys, NeverQueued, PerRequest, Policy, Polled, Refusal, RequestView,
     Settings, SharedView, Upstream,
@@ -32,6 +33,8 @@ pub struct BodyLimitPolicy {
     pub(crate) is_overridable: bool,
     /// Whether the limit applies to each message of a gRPC request.
     pub(crate) limits_messages: bool,
+    /// Whether an outer layer decompresses request bodies.
+    pub(crate) is_decompressed: bool,
 }
 
 /// The state of a request on the side of its response.
@@ -53,6 +56,18 @@ pub enum ResponseState {
 pub struct UploadState {
     /// `None` if the body cannot break a rule and its frames are not coalesced.
     counter: Option<BodyCounter>,
+    /// `None` if nothing is charged. In a box, because few bodies have it and all are moved.
+    charge: Option<Box<DecompressedCharge>>,
+}
+
+/// How a decompressed body is charged to the account of its request.
+#[derive(Debug)]
+struct DecompressedCharge {
+    account: Arc<Account>,
+    /// Bytes that may arrive before the account is charged again.
+    paid: u64,
+    /// The budget had no room for the decoder.
+    full: Option<BudgetFull>,
 }
 
 // === BodyLimitPolicy ===
@@ -69,7 +84,8 @@ impl BodyLimitPolicy {
         let declared = DeclaredLength::from_request(request);
         // If the handler can still raise the limit, the first read decides.
         if declared.bytes > limit && !self.is_overridable && !self.is_per_message(facts) {
-            self.refuse(too_large(Phase::RequestHead, limit, declared.bytes), facts)?;
+            let (reason, phase) = (self.too_large_reason(), Phase::RequestHead);
+            self.refuse(too_large(reason, phase, limit, declared.bytes), facts)?;
             // Shadow mode: one event per request is enough.
             return Ok(ResponseState::Nothing);
         }
@@ -83,6 +99,15 @@ impl BodyLimitPolicy {
                 ResponseState::Nothing
             },
         )
+    }
+
+    /// Returns the reason for which a request body that is too long is refused.
+    fn too_large_reason(&self) -> Reason {
+        if self.is_decompressed {
+            Reason::DecompressedTooLarge
+        } else {
+            Reason::TooLarge
+        }
     }
 
     /// Whether the limit applies to each message of this request, instead of the whole body.
@@ -122,10 +147,123 @@ impl BodyLimitPolicy {
         Flow::Cut
     }
 
+    /// Polls the request body and counts what is passed on.
+    #[inline(always)]
+    fn poll_counted<U: Upstream>(
+        &self,
+        upload: &mut UploadState,
+        exchange: SharedView<'_, SharedState>,
+        up: &mut U,
+        slot: &mut Polled,
+        cx: &mut Context<'_>,
+    ) -> Flow {
+        let Some(counter) = &mut upload.counter else {
+            up.poll(slot, cx);
+            return Flow::Continue;
+        };
+        let rules = Rules {
+            settings: &self.settings,
+            too_large: self.too_large_reason(),
+            tiny_frames: self.tiny_frames,
+            exchange,
+        };
+        if counter.is_plain() {
+            up.poll(slot, cx);
+            counter.check_polled(rules, slot)
+        } else {
+            counter.poll(rules, up, slot, cx)
+        }
+    }
+
+    /// Polls a body that an outer layer decompresses.
+    #[inline(never)]
+    fn poll_decompressed<U: Upstream>(
+        &self,
+        upload: &mut UploadState,
+        exchange: SharedView<'_, SharedState>,
+        up: &mut U,
+        slot: &mut Polled,
+        cx: &mut Context<'_>,
+    ) -> Flow {
+        let account = upload.charge.as_ref().map(|charge| charge.account.clone());
+        let mut flow = self.poll_charged(upload, exchange, up, slot, cx);
+        if flow == Flow::Linger {
+            // To read the rest of a bomb is to decompress it.
+            flow = Flow::LingerUnread;
+            if let Some(account) = account
+                && exchange.is_refused()
+            {
+                // The handler and what it has read are dropped. The decoder lingers.
+                account.give_back();
+                let _ = account.charge_decoder();
+            }
+        }
+        flow
+    }
+
+    /// Polls the request body and charges what is passed on.
+    fn poll_charged<U: Upstream>(
+        &self,
+        upload: &mut UploadState,
+        exchange: SharedView<'_, SharedState>,
+        up: &mut U,
+        slot: &mut Polled,
+        cx: &mut Context<'_>,
+    ) -> Flow {
+        // Found before the poll if there was no room for the decoder.
+        let mut full = upload.charge.as_ref().and_then(|charge| charge.full);
+        let mut flow = Flow::Continue;
+        if full.is_none() {
+            flow = self.poll_counted(upload, exchange, up, slot, cx);
+            if let (Some(charge), Poll::Ready(Some(Ok(frame)))) = (&mut upload.charge, &*slot) {
+                let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+                full = charge.pay(bytes).err();
+            }
+        }
+        let Some(full) = full else {
+            return flow;
+        };
+        // Shadow mode: one event per request is enough.
+        upload.charge = None;
+        let describe = |phase: Phase| (bytes_full(phase, full), StatusCode::SERVICE_UNAVAILABLE);
+        if let Some(violation) = exchange.violated(&self.settings, describe) {
+            upload.counter = None;
+            *slot = Poll::Ready(Some(Err(violation.into())));
+            return Flow::Linger;
+        }
+        if slot.is_pending() {
+            flow = self.poll_counted(upload, exchange, up, slot, cx);
+        }
+        flow
+    }
+
     /// Records a refusal. Fails with it if it is enforced.
     pub(crate) fn refuse(&self, violation: Violation, facts: &Facts) -> Result<(), Refusal> {
         let rejection = Rejection::new(violation, status(&violation), facts.form);
         self.settings.refuse_request(rejection, facts)
+    }
+}
+
+impl DecompressedCharge {
+    #[cold]
+    fn boxed(account: &Arc<Account>) -> Box<Self> {
+        Box::new(Self {
+            full: account.charge_decoder().err(),
+            account: account.clone(),
+            paid: FREE_BYTES,
+        })
+    }
+
+    /// Pays for a frame.
+    fn pay(&mut self, bytes: u64) -> Result<(), BudgetFull> {
+        if let Some(full) = self.full {
+            return Err(full);
+        }
+        self.paid = match self.paid.checked_sub(bytes) {
+            Some(paid) => paid,
+            None => self.account.charge_frame(bytes, self.paid)?,
+        };
+        Ok(())
     }
 }
 
@@ -168,9 +306,15 @@ impl Policy for BodyLimitPolicy {
         _: &Facts,
         _: &mut Keys,
     ) -> SharedState {
+        let account = if self.is_decompressed && self.settings.is_enabled() {
+            Account::of_decompressed(request)
+        } else {
+            None
+        };
         if !self.is_overridable {
             return SharedState {
                 overridable_limit: None,
+                account,
             };
         }
         let overridable_limit = match held {
@@ -180,7 +324,10 @@ impl Policy for BodyLimitPolicy {
         request
             .extensions_mut()
             .insert(BodyLimitHandle::new(overridable_limit.clone()));
-        SharedState { overridable_limit }
+        SharedState {
+            overridable_limit,
+            account,
+        }
     }
 
     #[inline(always)]
@@ -199,7 +346,8 @@ impl Policy for BodyLimitPolicy {
             }
             ResponseState::Nothing | ResponseState::Response(_) => None,
         };
-        UploadState { counter }
+        let charge = common.account.as_ref().map(DecompressedCharge::boxed);
+        UploadState { counter, charge }
     }
 
     #[inline(always)]
@@ -231,7 +379,7 @@ impl Policy for BodyLimitPolicy {
 
     #[inline(always)]
     fn is_plain(&self, upload: &UploadState, _: &SharedState) -> bool {
-        upload.counter.as_ref().is_none_or(BodyCounter::is_plain)
+        upload.charge.is_none() && upload.counter.as_ref().is_none_or(BodyCounter::is_plain)
     }
 
     #[inline(always)]
@@ -258,20 +406,10 @@ impl Policy for BodyLimitPolicy {
         slot: &mut Polled,
         cx: &mut Context<'_>,
     ) -> Flow {
-        let Some(counter) = &mut upload.counter else {
-            up.poll(slot, cx);
-            return Flow::Continue;
-        };
-        let rules = Rules {
-            settings: &self.settings,
-            tiny_frames: self.tiny_frames,
-            exchange,
-        };
-        if counter.is_plain() {
-            up.poll(slot, cx);
-            counter.check_polled(rules, slot)
+        if self.is_decompressed {
+            self.poll_decompressed(upload, exchange, up, slot, cx)
         } else {
-            counter.poll(rules, up, slot, cx)
+            self.poll_counted(upload, exchange, up, slot, cx)
         }
     }
 

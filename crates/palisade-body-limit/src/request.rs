@@ -2,6 +2,7 @@
 
 use crate::{
     TinyFrames,
+    account::Account,
     frames::{Coalescer, PendingAction, SMALL_FRAME_BYTES, UNCOALESCED_FRAMES},
     handle::OverridableLimit,
     messages::{MessageScanner, MessageTooLong},
@@ -26,12 +27,16 @@ const MAX_FRAMES_PER_POLL: u32 = 1024;
 pub struct SharedState {
     /// `None` if the handler cannot change the limit, or there is nothing to limit.
     pub(crate) overridable_limit: Option<Arc<OverridableLimit>>,
+    /// The account to which a decompressed body is charged. `None` if nothing is charged.
+    pub(crate) account: Option<Arc<Account>>,
 }
 
 /// The rules for one request body, and the exchange to which its violations are reported.
 #[derive(Clone, Copy)]
 pub(crate) struct Rules<'a> {
     pub(crate) settings: &'a Settings,
+    /// The reason for which a body that is too long is refused.
+    pub(crate) too_large: Reason,
     pub(crate) tiny_frames: Option<TinyFrames>,
     pub(crate) exchange: SharedView<'a, SharedState>,
 }
@@ -222,7 +227,8 @@ impl BodyCounter {
                     declared = up.size_hint().lower();
                 }
                 if declared > self.limit {
-                    let violation = too_large(Phase::RequestBody, self.limit, declared);
+                    let violation =
+                        too_large(rules.too_large, Phase::RequestBody, self.limit, declared);
                     if let Err(error) = self.report(rules, violation) {
                         *slot = Poll::Ready(Some(Err(error)));
                         return Flow::Linger;
@@ -407,7 +413,8 @@ impl BodyCounter {
                 Err(MessageTooLong(message)) => message,
             },
         };
-        self.report(rules, too_large(Phase::RequestBody, self.limit, observed))
+        let violation = too_large(rules.too_large, Phase::RequestBody, self.limit, observed);
+        self.report(rules, violation)
     }
 
     /// Reports a violation. Fails with it if it ends the body.

@@ -3,7 +3,7 @@
 use crate::{length, violation::too_large};
 use http::{Response, StatusCode};
 use http_body::Body;
-use palisade_core::{Phase, Violation};
+use palisade_core::{Phase, Reason, Violation};
 
 /// The limit of a response body, and the bytes of it that are left to send.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl Limited {
             length::declared_by_response(response)
         };
         if declared > limit {
-            return Err(too_large(Phase::Handler, limit, declared));
+            return Err(too_large(Reason::TooLarge, Phase::Handler, limit, declared));
         }
         Ok(Self {
             limit,
@@ -50,6 +50,7 @@ impl Limited {
         }
         let sent = self.limit.saturating_sub(self.remaining);
         Err(too_large(
+            Reason::TooLarge,
             Phase::ResponseBody,
             self.limit,
             sent.saturating_add(bytes),

@@ -4,8 +4,8 @@ use http::StatusCode;
 use palisade_core::{Guard, Phase, Reason, Violation};
 
 /// Returns the violation of a body of `observed` bytes where `limit` bytes are allowed.
-pub(crate) fn too_large(phase: Phase, limit: u64, observed: u64) -> Violation {
-    Violation::new(Guard::BodyLimit, Reason::TooLarge, phase, limit, observed)
+pub(crate) fn too_large(reason: Reason, phase: Phase, limit: u64, observed: u64) -> Violation {
+    Violation::new(Guard::BodyLimit, reason, phase, limit, observed)
 }
 
 /// Returns the status code of plain HTTP for `violation`.
