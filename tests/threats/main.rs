@@ -16,6 +16,7 @@ mod t07_slow_reader;
 mod t07_window_stall;
 mod t08_huge_body;
 mod t09_heads;
+mod t10_decompression;
 mod t11_request_flood;
 mod t14_overload;
 mod t15_http2_abuse;

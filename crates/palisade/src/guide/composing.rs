@@ -11,7 +11,7 @@
 //! | `TimeoutLayer` | none, see below | the stack has a timeout |
 //! | `CompressionLayer` | inside | a request holds a permit while its response is compressed |
 //! | `RequestDecompressionLayer` | inside | the stack measures bytes as they arrive |
-//! | `BodyLimitLayer` | inside of the decompression | it limits the unpacked bytes |
+//! | `BodyLimitLayer::decompressed` | inside of the decompression | it limits the unpacked bytes |
 //! | authentication, `from_fn` | inside | what is refused costs no look-up |
 //!
 //! In a `ServiceBuilder` the first layer is the outermost one. With a router's own `layer` method
@@ -41,7 +41,7 @@
 //!     .layer(Stack::edge().rate_limit(Quota::per_hour(3).burst(3)).build()?)
 //!     .layer(CompressionLayer::new())
 //!     .layer(RequestDecompressionLayer::new())
-//!     .layer(BodyLimitLayer::new(64 * 1024));
+//!     .layer(BodyLimitLayer::decompressed(64 * 1024));
 //! let app: Router = Router::new()
 //!     .route("/", get(async || "0".repeat(1 << 20)).post(async |body: String| body))
 //!     .layer(layers);
