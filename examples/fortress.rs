@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `GET /` | a few bytes |
 //! | `GET /big` | 64 MiB, streamed |
-//! | `POST /echo-len` | the length of the body |
+//! | `POST /echo-len` | the length of the body, which may be compressed with gzip |
 //! | `GET /slow?ms=N` | a few bytes after N ms, at most 30,000 |
 //! | `GET /events?ms=N` | endless server-sent events, one every N ms; N defaults to 500 |
 //! | `GET /ws` | a WebSocket that echoes every message |
@@ -57,6 +57,7 @@ use http::{
 use http_body_util::BodyExt;
 use palisade::{
     ClientIp, ConfigError, Memory, Quota, Snapshot, Stack, StackLayer,
+    body_limit::BodyLimitLayer,
     conn::ConnGuard,
     serve::Http,
     slow_body::Pace,
@@ -69,13 +70,14 @@ use tokio::{
     sync::watch,
     time::{interval, sleep, timeout},
 };
-use tower::{BoxError, Layer};
+use tower::{BoxError, Layer, ServiceBuilder};
+use tower_http::decompression::RequestDecompressionLayer;
 
 /// The longest time that requests may take to finish after the shutdown begins.
 const DRAIN: Duration = Duration::from_secs(8);
 /// The longest time that a connection or a stream may do nothing useful.
 const MAX_USELESS: Duration = Duration::from_secs(7);
-/// The maximum length of a request body and of a WebSocket message.
+/// The maximum length of a request body, compressed and not, and of a WebSocket message.
 const MAX_BODY_BYTES: u64 = 1 << 20;
 /// The length of the response of `/big`.
 const BIG_BYTES: usize = 64 << 20;
@@ -249,6 +251,15 @@ async fn shutdown_signal() {
 // === App ===
 
 fn app(metrics: Snapshot, drain: Drain) -> Router {
+    let gunzip = ServiceBuilder::new()
+        // Decoders of other codings take megabytes each.
+        .layer(
+            RequestDecompressionLayer::new()
+                .no_br()
+                .no_deflate()
+                .no_zstd(),
+        )
+        .layer(BodyLimitLayer::decompressed(MAX_BODY_BYTES).metrics(metrics.clone()));
     let scrape = async move || {
         (
             [(CONTENT_TYPE, Snapshot::CONTENT_TYPE)],
@@ -258,7 +269,7 @@ fn app(metrics: Snapshot, drain: Drain) -> Router {
     Router::new()
         .route("/", get(async || "hello\n"))
         .route("/big", get(big))
-        .route("/echo-len", post(echo_len))
+        .route("/echo-len", post(echo_len).layer(gunzip))
         .route("/slow", get(slow))
         .route("/events", get(events))
         .route("/ws", get(web_socket))

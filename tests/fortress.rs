@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Request, StatusCode, Version};
 use http_body_util::{BodyExt, Empty, Full};
 use palisade_testkit::{
-    bodies::Pieces,
+    bodies::{Pieces, gzip, zero_bomb},
     clients::{self, RawClient},
     demo::{Piece, echo_client::EchoClient},
     h2, process,
@@ -75,11 +75,16 @@ impl Fortress {
     }
 
     async fn post(&self, body: Bytes) -> http::Response<Bytes> {
+        self.post_encoded("identity", body).await
+    }
+
+    async fn post_encoded(&self, coding: &str, body: Bytes) -> http::Response<Bytes> {
         let mut sender = clients::http1::<Full<Bytes>>(LOCALHOST, self.addr)
             .await
             .unwrap();
         let request = Request::post("/echo-len")
             .header("host", "test")
+            .header("content-encoding", coding)
             .body(body.into())
             .unwrap();
         clients::whole(sender.send_request(request).await.unwrap())
@@ -257,6 +262,17 @@ async fn a_body_of_the_maximum_length_is_served_and_one_byte_more_is_refused() {
         .unwrap();
     let refused = sender.send_request(request).await.unwrap();
     assert_eq!(refused.status(), StatusCode::PAYLOAD_TOO_LARGE);
+}
+
+#[tokio::test]
+async fn uploads_in_gzip_are_served_and_bombs_are_refused() {
+    let fortress = Fortress::start().await;
+    let most = gzip(&vec![0; 1 << 20]);
+    assert_eq!(fortress.post_encoded("gzip", most).await.body(), "1048576");
+    let bomb = fortress.post_encoded("gzip", zero_bomb(512)).await;
+    assert_eq!(bomb.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    let other = fortress.post_encoded("br", Bytes::new()).await;
+    assert_eq!(other.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
 }
 
 #[tokio::test]
