@@ -63,6 +63,11 @@
 //! `RequestDecompressionLayer` (`no_br`, `no_zstd`) where clients are not trusted. That layer
 //! answers other codings, and several of them, with 415.
 //!
+//! # Short bodies
+//!
+//! [`BufferLayer`] reads a body of at most 64 KiB before the inner service is called, so that a
+//! client on a slow line does not keep a handler waiting.
+//!
 //! # How it differs
 //!
 //! tower-http's `RequestBodyLimit` turns an overrun of a chunked body into a body error and leaves
@@ -79,6 +84,8 @@
 
 mod account;
 mod budget;
+mod buffer;
+mod buffered_body;
 mod frames;
 mod handle;
 mod layer;
@@ -92,6 +99,8 @@ mod violation;
 pub use budget::{BodyBudget, BodyBudgetLayer};
 #[doc(hidden)]
 pub use budget::{BodyBudgetPolicy, BudgetState, BudgetUpload};
+pub use buffer::{BufferLayer, Buffered, BufferedFuture};
+pub use buffered_body::BufferedBody;
 pub use frames::TinyFrames;
 pub use handle::BodyLimitHandle;
 pub use layer::{BodyLimit, BodyLimitLayer, RequestBody, ResponseBody, ResponseFuture};

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 /// Number of frames after which one poll ends, so that a body that is always ready does not starve
 /// other tasks.
-const MAX_FRAMES_PER_POLL: u32 = 1024;
+pub(crate) const MAX_FRAMES_PER_POLL: u32 = 1024;
 
 /// The state that both sides of a request share.
 #[derive(Debug)]

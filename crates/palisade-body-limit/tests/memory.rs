@@ -1,4 +1,5 @@
-//! The allocations of a request, and the memory of a handler that collects its body.
+//! The allocations of a request, and the memory of a handler that collects its body, and of a
+//! buffer.
 //!
 //! A single test, because the allocator counts for the whole process.
 #![allow(missing_docs, clippy::unwrap_used)]
@@ -11,7 +12,7 @@ use futures_util::FutureExt;
 use http::{Request, StatusCode, Version, header::CONTENT_TYPE};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full};
-use palisade_body_limit::{BodyLimitLayer, RequestBody};
+use palisade_body_limit::{BodyLimitLayer, BufferLayer, BufferedBody, RequestBody};
 use palisade_testkit::alloc::CountingAllocator;
 use std::{
     convert::Infallible,
@@ -83,6 +84,32 @@ impl Body for Upload {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::new()
+    }
+}
+
+/// A body that declares 64 KiB and yields so many bytes, each in a block of its own.
+struct Slow {
+    frames: usize,
+}
+
+impl Body for Slow {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.frames == 0 {
+            return Poll::Pending;
+        }
+        self.frames -= 1;
+        let block = Bytes::from(vec![0; BLOCK_BYTES]);
+        Poll::Ready(Some(Ok(Frame::data(block.slice(..1)))))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(BufferLayer::DEFAULT)
     }
 }
 
@@ -202,6 +229,22 @@ async fn a_request_allocates_once_and_collecting_its_body_takes_bounded_memory()
         .await
         .unwrap();
     assert!(PEAK_BYTES.load(Relaxed) > 100 * 64_000);
+
+    // A buffer reserves nothing for what is declared, and does not keep the blocks of small frames.
+    let mut buffered = BufferLayer::default().layer(service_fn(drop_request::<BufferedBody<Slow>>));
+    for (frames, allowed) in [(0, 1024), (1, 1024), (100, 1024 + 2 * 100)] {
+        let (before, count) = (ALLOCATOR.live(), 100);
+        let waiting: Vec<_> = (0..count)
+            .map(|_| {
+                let mut response = Box::pin(buffered.call(Request::new(Slow { frames })));
+                assert!(response.as_mut().now_or_never().is_none());
+                response
+            })
+            .collect();
+        let each = (ALLOCATOR.live() - before) / count;
+        assert!(each <= allowed, "{each} bytes for {frames} bytes");
+        drop(waiting);
+    }
 
     // No body stays in memory.
     tokio::time::sleep(Duration::from_secs(1)).await;
