@@ -2,9 +2,13 @@
 
 #[cfg(feature = "axum")]
 mod boxed;
+#[cfg(feature = "body-limit")]
+mod buffered;
 
 #[cfg(feature = "axum")]
 pub use boxed::{Boxed, BoxedFuture, BoxedInner, BoxedLayer};
+#[cfg(feature = "body-limit")]
+pub use buffered::{BufferedLayer, BufferedStack};
 
 use palisade_guard::{And, GuardLayer};
 use tower_layer::Layer;
@@ -51,6 +55,13 @@ pub(crate) type Policies = And<
         MaybeTimeout,
         And<MaybeBodyLimit, And<MaybeBodyBudget, And<MaybeSlowBody, MaybeConcurrencyLimit>>>,
     >,
+>;
+
+/// The policies outside of the concurrency limit, where a stack has a buffer between them.
+#[cfg(feature = "body-limit")]
+pub(crate) type OuterPolicies = And<
+    MaybeRateLimit,
+    And<MaybeTimeout, And<MaybeBodyLimit, And<MaybeBodyBudget, MaybeSlowBody>>>,
 >;
 
 /// The layers of a stack, before they are combined into one.
@@ -127,6 +138,30 @@ impl Layers {
 }
 
 // === StackLayer ===
+
+#[cfg(feature = "body-limit")]
+impl StackLayer {
+    #[allow(
+        clippy::clone_on_copy,
+        clippy::unit_arg,
+        reason = "the policy of a guard is the unit if its feature is off"
+    )]
+    /// Returns the guards outside of a buffer, and the one inside. They share the state of this
+    /// stack.
+    fn split(&self) -> (GuardLayer<OuterPolicies>, GuardLayer<MaybeConcurrencyLimit>) {
+        let And(rate_limit, And(timeout, bodies)) = self.guard.policy();
+        let And(body_limit, And(body_budget, And(slow_body, concurrency_limit))) = bodies;
+        let bodies = And(
+            body_limit.clone(),
+            And(body_budget.clone(), slow_body.clone()),
+        );
+        let outer = And(rate_limit.clone(), And(timeout.clone(), bodies));
+        (
+            GuardLayer::new(outer),
+            GuardLayer::new(concurrency_limit.clone()),
+        )
+    }
+}
 
 #[cfg(feature = "concurrency-limit")]
 impl StackLayer {

@@ -247,8 +247,8 @@ impl Steps {
         let newcomer = connect_from(&fixture.guard, 9).unwrap();
         let conn = newcomer.server.conn();
         let unreserved = fixture.guard.shared().connection(peer(1), None);
-        let shed = (0..16).find_map(|_| shared.totals.shed_for_memory(&unreserved));
-        assert_eq!(shared.totals.shed_for_memory(conn), None); // It is reserved.
+        let shed = (0..16).find_map(|_| shared.totals.shed_connection(&unreserved));
+        assert_eq!(shared.totals.shed_connection(conn), None); // It is reserved.
         let cut = fixture.journal.disconnected().len();
         Self {
             small_buffer: newcomer.receive_buffer.load(Relaxed) == 64 * KIB as u32,
