@@ -1,4 +1,5 @@
-//! The time of a sample of the memory, with the files of this machine. At most 60 µs are planned.
+//! The time of a sample of the memory, and of what is read for metrics, with the files of this
+//! machine. At most 60 µs are planned.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use palisade::Memory;

@@ -222,8 +222,8 @@ impl Memory {
         self.0.least_limit
     }
 
-    /// Returns what the kernel reported a second ago or less. All of it is `None` where the application
-    /// gives a source or reports the use, and off Linux.
+    /// Returns what the kernel reported a second ago or less. All of it is `None` where the
+    /// application gives a source or reports the use, and off Linux.
     ///
     /// ```
     /// use palisade_core::{Memory, MemoryEvents};
