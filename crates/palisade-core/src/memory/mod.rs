@@ -347,9 +347,10 @@ impl State {
         }
         let mut control = self.control.lock();
         self.share.store(control.look(sample), Relaxed);
+        // The level first: it decides what a step of growth leads to.
+        self.pressure.set(level);
         self.growth_steps.store(control.steps(), Relaxed);
         drop(control);
-        self.pressure.set(level);
         if level > SHORT_LEVEL {
             SHORT_LOOK_INTERVAL
         } else {
