@@ -119,10 +119,17 @@ impl MemoryGate {
             return None;
         }
         let (rank, random) = self.rank(conn, time, peers_are_clients);
-        match self.shed_for_memory(of_memory, rank, random) {
+        let shed = match self.shed_for_memory(of_memory, rank, random) {
             refused @ Some(Shed::Refuse(_)) => refused,
             other => self.shed_for_runtime(of_runtime, rank, random).or(other),
+        };
+        if of_runtime < WHOLE
+            && !matches!(shed, Some(Shed::Refuse(_)))
+            && let Some(load) = &self.runtime
+        {
+            load.count_admitted();
         }
+        shed
     }
 
     /// Returns what a new connection gets if it is outside of the share. The load of the runtime

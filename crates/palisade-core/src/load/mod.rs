@@ -6,12 +6,12 @@ mod shedding;
 use crate::{Event, Recorder};
 use parking_lot::Mutex;
 use probe::Watched;
-use shedding::{OVERLOAD_DELAY, Shedding};
+use shedding::{OVERLOAD_DELAY, Requests, Shedding};
 use std::{
     fmt,
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     thread,
     time::Duration,
@@ -40,6 +40,8 @@ const BUSY_DELAY: Duration = Duration::from_millis(20);
 /// - A runtime that runs out of work for a moment within that second is not overloaded: bursts,
 ///   handlers that sleep, and a blocked worker beside others refuse nothing.
 /// - While no request arrives nothing changes.
+/// - If refusing all but a few requests for a second does not help, tasks that are no requests are
+///   the cause. Everything is admitted then for 10 s, and for twice as long each next time.
 /// - Of several runtimes the one with the shortest delay decides.
 ///
 /// A thread of its own looks at the runtimes, at most every 10 ms, because a runtime that is stuck
@@ -68,6 +70,8 @@ struct State {
     share: AtomicU16,
     /// Whether a request has asked for the share since the latest step.
     has_requests: AtomicBool,
+    /// Requests that were admitted since then while the share was not whole.
+    admitted: AtomicU32,
     delay_micros: AtomicU64,
     control: Mutex<Control>,
     recorder: OnceLock<Recorder>,
@@ -117,7 +121,12 @@ impl RuntimeLoad {
     /// assert_eq!(load.share(), 1.0);
     /// ```
     pub fn report(&self, delay: Duration) {
-        self.0.step(&mut self.0.control.lock(), delay, STEP, true);
+        let requests = Requests {
+            have_asked: true,
+            admitted: self.0.admitted.swap(0, Relaxed),
+        };
+        let mut control = self.0.control.lock();
+        self.0.step(&mut control, delay, STEP, requests);
     }
 
     /// Watches the runtime of `handle` until the runtime ends, or the last clone of this is
@@ -153,6 +162,12 @@ impl RuntimeLoad {
             self.0.has_requests.store(true, Relaxed);
         }
         self.0.share.load(Relaxed)
+    }
+
+    /// Counts a request that was admitted while the share was not whole.
+    #[doc(hidden)]
+    pub fn count_admitted(&self) {
+        self.0.admitted.fetch_add(1, Relaxed);
     }
 
     /// Returns the time for which tasks have waited in the run queue in the latest step of 100 ms,
@@ -210,8 +225,11 @@ impl State {
             let elapsed = std::mem::take(&mut control.elapsed);
             let delays = control.runtimes.iter_mut().map(Watched::take_delay);
             let delay = delays.min().unwrap_or_default();
-            let has_requests = self.has_requests.swap(false, Relaxed);
-            self.step(&mut control, delay, elapsed, has_requests);
+            let requests = Requests {
+                have_asked: self.has_requests.swap(false, Relaxed),
+                admitted: self.admitted.swap(0, Relaxed),
+            };
+            self.step(&mut control, delay, elapsed, requests);
         }
         let is_shedding = control.shedding.is_shedding();
         drop(control);
@@ -235,8 +253,8 @@ impl State {
         }
     }
 
-    fn step(&self, control: &mut Control, delay: Duration, elapsed: Duration, has_requests: bool) {
-        let share = control.shedding.step(delay, elapsed, has_requests);
+    fn step(&self, control: &mut Control, delay: Duration, elapsed: Duration, requests: Requests) {
+        let share = control.shedding.step(delay, elapsed, requests);
         let share = (share * f32::from(RuntimeLoad::WHOLE)) as u16;
         self.share.store(share.max(1), Relaxed);
         let micros = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
@@ -249,6 +267,7 @@ impl Default for State {
         Self {
             share: AtomicU16::new(RuntimeLoad::WHOLE),
             has_requests: AtomicBool::new(false),
+            admitted: AtomicU32::new(0),
             delay_micros: AtomicU64::new(0),
             control: Mutex::default(),
             recorder: OnceLock::new(),

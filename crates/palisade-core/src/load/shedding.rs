@@ -15,6 +15,14 @@ const CALM: Duration = Duration::from_secs(2);
 const LEAST: f32 = 1.0 / 64.0;
 /// The largest rise of the share in one step.
 const MAX_RISE: f32 = 2.0;
+/// The least share does not help if the delay stays above [`OVERLOAD_DELAY`] for this time.
+const VAIN: Duration = Duration::from_secs(1);
+/// If fewer requests than this are admitted in each second of it, other tasks are the cause.
+const FEW_REQUESTS: u32 = 10;
+/// How long everything is admitted then. It doubles each time.
+const MIN_PAUSE: Duration = Duration::from_secs(10);
+/// The longest such time.
+const MAX_PAUSE: Duration = Duration::from_secs(600);
 
 /// The share of requests to admit, from the delay of the runtime in each step.
 ///
@@ -28,14 +36,39 @@ pub(super) struct Shedding {
     /// The delay of the step before.
     previous: Duration,
     stage: Stage,
+    /// How long everything is admitted when refusing does not help.
+    pause: Duration,
+}
+
+/// The requests of one step.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Requests {
+    /// Whether any has asked for the share.
+    pub(super) have_asked: bool,
+    /// Those that were admitted while the share was not whole.
+    pub(super) admitted: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     /// Everything is admitted. The delay was high for this time.
     Admitting { high: Duration },
-    /// The share is controlled. It was whole, and the delay low, for this time.
-    Shedding { calm: Duration },
+    /// The share is controlled.
+    Shedding {
+        /// The share was whole and the delay low for this time.
+        calm: Duration,
+        vain: Vain,
+    },
+    /// Refusing did not help. Everything is admitted for this time.
+    Paused { left: Duration },
+}
+
+/// The time for which the share was at its least and the delay high.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Vain {
+    time: Duration,
+    /// The requests that were admitted in it.
+    admitted: u32,
 }
 
 impl Default for Shedding {
@@ -46,6 +79,7 @@ impl Default for Shedding {
             stage: Stage::Admitting {
                 high: Duration::ZERO,
             },
+            pause: MIN_PAUSE,
         }
     }
 }
@@ -53,18 +87,20 @@ impl Default for Shedding {
 impl Shedding {
     /// Takes a step in which `elapsed` has passed and a task waited for `delay`. Returns the share.
     ///
-    /// `has_requests` is whether requests have asked for the share. If none has, a delay is not the
-    /// work of requests: the runtime is blocked, and to refuse requests helps nobody.
-    pub(super) fn step(&mut self, delay: Duration, elapsed: Duration, has_requests: bool) -> f32 {
-        let is_blocked = !has_requests && delay > TARGET_DELAY;
+    /// If no request has asked for the share, a delay is not the work of requests: the runtime is
+    /// blocked, and to refuse requests does not help.
+    pub(super) fn step(&mut self, delay: Duration, elapsed: Duration, requests: Requests) -> f32 {
+        let is_blocked = !requests.have_asked && delay > TARGET_DELAY;
         match &mut self.stage {
             _ if is_blocked => {}
             Stage::Admitting { high } if delay < OVERLOAD_DELAY => *high = Duration::ZERO,
             Stage::Admitting { high } => {
                 *high = high.saturating_add(elapsed);
                 if *high >= PATIENCE {
-                    let calm = Duration::ZERO;
-                    self.stage = Stage::Shedding { calm };
+                    self.stage = Stage::Shedding {
+                        calm: Duration::ZERO,
+                        vain: Vain::default(),
+                    };
                     self.previous = delay; // Only what is above the target counts at first.
                     self.control(delay, elapsed);
                 }
@@ -72,6 +108,14 @@ impl Shedding {
             Stage::Shedding { .. } => {
                 self.control(delay, elapsed);
                 self.end_if_calm(delay, elapsed);
+                self.pause_if_vain(delay, elapsed, requests.admitted);
+            }
+            Stage::Paused { left } => {
+                *left = left.saturating_sub(elapsed);
+                if left.is_zero() {
+                    let high = Duration::ZERO;
+                    self.stage = Stage::Admitting { high };
+                }
             }
         }
         if !is_blocked {
@@ -95,7 +139,7 @@ impl Shedding {
     }
 
     fn end_if_calm(&mut self, delay: Duration, elapsed: Duration) {
-        let Stage::Shedding { calm } = &mut self.stage else {
+        let Stage::Shedding { calm, .. } = &mut self.stage else {
             return;
         };
         *calm = if self.share < 1.0 || delay > TARGET_DELAY {
@@ -105,6 +149,31 @@ impl Shedding {
         };
         if *calm >= CALM {
             *self = Self::default();
+        }
+    }
+
+    /// Admits everything for a while if the least share does not help: tasks that are no requests
+    /// keep the runtime busy, and the requests have to live with that.
+    fn pause_if_vain(&mut self, delay: Duration, elapsed: Duration, admitted: u32) {
+        let Stage::Shedding { vain, .. } = &mut self.stage else {
+            return;
+        };
+        if self.share > LEAST || delay < OVERLOAD_DELAY {
+            *vain = Vain::default();
+            return;
+        }
+        vain.time = vain.time.saturating_add(elapsed);
+        vain.admitted = vain.admitted.saturating_add(admitted);
+        if vain.time < VAIN {
+            return;
+        }
+        let few = u64::from(FEW_REQUESTS).saturating_mul(vain.time.as_secs());
+        if u64::from(vain.admitted) < few {
+            self.share = 1.0;
+            self.stage = Stage::Paused { left: self.pause };
+            self.pause = (self.pause * 2).min(MAX_PAUSE);
+        } else {
+            *vain = Vain::default();
         }
     }
 }

@@ -5,6 +5,16 @@ const STEP: Duration = Duration::from_millis(100);
 /// What a handler and a refusal take, in microseconds.
 const HANDLER: u64 = 10_000;
 const REFUSAL: u64 = 50;
+/// No request in a step.
+const NONE: Requests = Requests {
+    have_asked: false,
+    admitted: 0,
+};
+/// Many requests in a step.
+const ASKED: Requests = Requests {
+    have_asked: true,
+    admitted: 10,
+};
 
 fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -23,7 +33,11 @@ struct Runtime {
     least: Option<u64>,
     probe_began: Option<u64>,
     last_delay: u64,
-    has_requests: bool,
+    requests: Requests,
+    /// The requests in the queue.
+    waiting: usize,
+    /// What each turn of a task takes that is no request, and never ends.
+    job: Option<u64>,
     /// When each request was served, and after which time.
     served: Vec<(u64, u64)>,
     refused: u64,
@@ -32,6 +46,7 @@ struct Runtime {
 enum Task {
     Request { arrived: u64 },
     Probe,
+    Job(u64),
 }
 
 impl Runtime {
@@ -46,7 +61,9 @@ impl Runtime {
             least: None,
             probe_began: None,
             last_delay: 0,
-            has_requests: false,
+            requests: Requests::default(),
+            waiting: 0,
+            job: None,
             served: Vec::new(),
             refused: 0,
         }
@@ -55,24 +72,32 @@ impl Runtime {
     /// Serves requests that arrive at these times, in microseconds.
     fn serve(&mut self, arrivals: impl IntoIterator<Item = u64>) {
         let mut arrivals = arrivals.into_iter().peekable();
-        while arrivals.peek().is_some() || !self.queue.is_empty() {
+        self.queue.extend(self.job.map(Task::Job));
+        while arrivals.peek().is_some() || self.waiting > 0 {
             while let Some(arrived) = arrivals.next_if(|arrived| *arrived <= self.now) {
                 self.queue.push_back(Task::Request { arrived });
+                self.waiting += 1;
             }
             self.look();
             match self.queue.pop_front() {
                 None => self.now += 1000,
+                Some(Task::Job(turn)) => {
+                    self.now += turn;
+                    self.queue.push_back(Task::Job(turn));
+                }
                 Some(Task::Probe) => {
                     let delay = self.now - self.probe_began.take().unwrap();
                     self.last_delay = delay;
                     self.least = Some(self.least.map_or(delay, |least| least.min(delay)));
                 }
                 Some(Task::Request { arrived }) => {
-                    self.has_requests = true;
+                    self.requests.have_asked = true;
+                    self.waiting -= 1;
                     self.turn += 1;
                     let rank = self.turn.wrapping_mul(633) % 1024;
                     if rank < (self.shedding.share * 1024.0) as u32 {
                         self.now += self.handler;
+                        self.requests.admitted += u32::from(self.shedding.share < 1.0);
                         self.served.push((self.now, self.now - arrived));
                     } else {
                         self.now += REFUSAL;
@@ -98,8 +123,8 @@ impl Runtime {
             });
             let delay = Duration::from_micros(delay);
             let elapsed = Duration::from_micros(elapsed);
-            let has_requests = std::mem::take(&mut self.has_requests);
-            self.shedding.step(delay, elapsed, has_requests);
+            let requests = std::mem::take(&mut self.requests);
+            self.shedding.step(delay, elapsed, requests);
             self.step_began = self.now;
             self.least = None;
         }
@@ -136,7 +161,7 @@ fn random(per_second: f64, seconds: f64, mut seed: u64) -> impl Iterator<Item = 
 
 /// Returns the share after steps with these delays, in milliseconds.
 fn shares(shedding: &mut Shedding, delays: impl IntoIterator<Item = u64>) -> Vec<f32> {
-    let step = |delay| shedding.step(millis(delay), STEP, true);
+    let step = |delay| shedding.step(millis(delay), STEP, ASKED);
     delays.into_iter().map(step).collect()
 }
 
@@ -195,14 +220,14 @@ fn the_share_is_never_below_its_least_and_returns_within_a_second() {
 fn a_runtime_that_is_blocked_refuses_nothing() {
     let mut shedding = Shedding::default();
     for delay in 0..100 {
-        assert_eq!(shedding.step(millis(100 * delay), STEP, false), 1.0);
+        assert_eq!(shedding.step(millis(100 * delay), STEP, NONE), 1.0);
     }
     // Nor does it let the share rise.
     shares(&mut shedding, [1000; 12]);
-    let share = shedding.step(millis(1000), STEP, true);
-    assert_eq!(shedding.step(millis(1100), STEP, false), share);
+    let share = shedding.step(millis(1000), STEP, ASKED);
+    assert_eq!(shedding.step(millis(1100), STEP, NONE), share);
     // Requests that stay away do.
-    assert!(shedding.step(Duration::ZERO, STEP, false) > share);
+    assert!(shedding.step(Duration::ZERO, STEP, NONE) > share);
 }
 
 #[test]
@@ -214,7 +239,7 @@ fn any_delay_and_time_leave_a_share_that_is_a_number() {
                 let mut shedding = Shedding::default();
                 shares(&mut shedding, [1000; 12]);
                 for delay in [first, second, Duration::MAX, Duration::ZERO] {
-                    let share = shedding.step(delay, elapsed, true);
+                    let share = shedding.step(delay, elapsed, ASKED);
                     assert!(
                         (LEAST..=1.0).contains(&share),
                         "{delay:?} {elapsed:?} {share}"
@@ -267,4 +292,43 @@ fn below_its_capacity_a_runtime_refuses_nothing() {
     let burst = |number: u64| (0..90).map(move |request| number * 1_500_000 + request * 3_333);
     runtime.serve((0..20).flat_map(burst));
     assert_eq!((runtime.refused, runtime.served.len()), (0, 1800));
+}
+
+#[test]
+fn beside_a_task_that_keeps_the_runtime_busy_most_requests_are_served() {
+    let mut runtime = Runtime::new(1000);
+    runtime.job = Some(300_000);
+    runtime.serve(steady(50, 300));
+    // Refusing cannot help. It is tried for a few seconds, and after longer and longer times.
+    let served = runtime.served.len();
+    assert!(served > 300 * 50 * 9 / 10, "{served}");
+    assert!(runtime.refused > 0);
+    let (_, longest) = runtime.result(300);
+    assert!(longest < millis(700), "{longest:?}");
+}
+
+#[test]
+fn a_pause_in_vain_doubles_up_to_ten_minutes_and_begins_anew_after_an_overload() {
+    let few = Requests {
+        have_asked: true,
+        admitted: 0,
+    };
+    let mut shedding = Shedding::default();
+    let mut pauses = Vec::new();
+    let mut whole = Duration::ZERO;
+    while pauses.len() < 9 {
+        if shedding.step(millis(300), STEP, few) == 1.0 {
+            whole += STEP;
+        } else if !whole.is_zero() {
+            pauses.push(whole.as_secs());
+            whole = Duration::ZERO;
+        }
+    }
+    // The first second is that of the patience, which each pause is followed by.
+    assert_eq!(pauses, [0, 11, 21, 41, 81, 161, 321, 601, 601]);
+    // An overload that refusing ends.
+    shares(&mut shedding, std::iter::repeat_n(0, 7_000));
+    shares(&mut shedding, [300; 12]);
+    shares(&mut shedding, [0; 40]);
+    assert_eq!(shedding.pause, MIN_PAUSE);
 }
