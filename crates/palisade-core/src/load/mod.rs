@@ -18,13 +18,11 @@ use std::{
 };
 use tokio::runtime::Handle;
 
-/// The time of one step.
+/// The time of one step, and between two looks.
 const STEP: Duration = Duration::from_millis(100);
-/// The time between two looks.
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
-/// The same while no request arrives.
+/// The time between two looks while no request arrives.
 const QUIET_LOOK_INTERVAL: Duration = Duration::from_millis(250);
-/// The same from [`BUSY_DELAY`] on.
+/// The same from [`BUSY_DELAY`] on, and while requests are refused.
 const BUSY_LOOK_INTERVAL: Duration = Duration::from_millis(10);
 const BUSY_DELAY: Duration = Duration::from_millis(20);
 
@@ -199,7 +197,7 @@ impl RuntimeLoad {
 
 /// Takes looks until nothing needs them any more.
 fn take_looks(state: &Weak<State>) {
-    let mut pause = LOOK_INTERVAL;
+    let mut pause = STEP;
     let mut last = probe::now();
     loop {
         thread::park_timeout(pause);
@@ -247,7 +245,7 @@ impl State {
         if is_shedding || self.delay_micros.load(Relaxed) >= BUSY_DELAY.as_micros() as u64 {
             BUSY_LOOK_INTERVAL
         } else if self.has_requests.load(Relaxed) {
-            LOOK_INTERVAL
+            STEP
         } else {
             QUIET_LOOK_INTERVAL
         }
