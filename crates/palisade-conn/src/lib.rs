@@ -166,7 +166,8 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //!
 //! A runtime that runs out of work once in that second refuses nothing: bursts, handlers that wait,
 //! a blocked worker beside others. If refusing does not help, because tasks that are no requests
-//! keep the runtime busy, everything is admitted for 10 s and more. See [`ConnGuardBuilder::runtime_load`].
+//! keep the runtime busy, everything is admitted for 10 s and more. See
+//! [`ConnGuardBuilder::runtime_load`].
 //!
 //! # Request tracking
 //!
