@@ -9,20 +9,19 @@
     reason = "a test may panic, and its server tells its address"
 )]
 
-#[path = "overload/client.rs"]
-mod client;
 #[path = "overload/server.rs"]
 mod server;
 
-use client::{Outcome, Pool, evenly, in_bursts};
 use palisade::conn::{ConnGuard, Mode, RuntimeLoad};
 use palisade_core::{Guard, Reason};
 use palisade_testkit::{
     Journal,
+    cpu::rounds_in,
     guarded::{ServerKind, all_gone, app},
     on_servers,
+    open_loop::{Outcome, Pool, evenly, in_bursts},
 };
-use server::{Others, Server, Spec, rounds_in};
+use server::{Others, Server, Spec};
 use std::{net::Ipv4Addr, time::Duration};
 use tokio::sync::Mutex;
 

@@ -6,12 +6,16 @@
     reason = "a command-line program prints, and ends with a panic"
 )]
 
-mod client;
 mod server;
 
-use client::{Answer, Outcome, Pool, evenly, in_bursts};
-use palisade_testkit::{cpu_group::CpuGroup, guarded::ServerKind, process::raise_file_limit};
-use server::{Others, Server, Spec, rounds_in};
+use palisade_testkit::{
+    cpu::rounds_in,
+    cpu_group::CpuGroup,
+    guarded::ServerKind,
+    open_loop::{Answer, Outcome, Pool, evenly, in_bursts},
+    process::raise_file_limit,
+};
+use server::{Others, Server, Spec};
 use std::{env, sync::Arc, thread, time::Duration};
 
 const SECOND: Duration = Duration::from_secs(1);

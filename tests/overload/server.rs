@@ -2,11 +2,10 @@
 
 use axum::{Router, routing::get};
 use palisade::conn::{ConnGuard, RuntimeLoad};
-use palisade_testkit::guarded::ServerKind;
+use palisade_testkit::{cpu::burn, guarded::ServerKind};
 use std::{
     env,
     future::pending,
-    hint::black_box,
     io::{BufRead, BufReader, Write},
     net::SocketAddr,
     process::{Child, Command, Stdio},
@@ -167,7 +166,7 @@ fn burn_in_turns(time: Duration, pause: Duration) -> ! {
 
 fn app(rounds: u64) -> Router {
     Router::new()
-        .route("/ready", get("ready"))
+        .route("/", get("ready"))
         .route(
             "/cpu",
             get(async move || {
@@ -193,29 +192,4 @@ fn app(rounds: u64) -> Router {
                 "done"
             }),
         )
-}
-
-/// Burns processor time.
-pub(crate) fn burn(rounds: u64) {
-    let mut state = 1_u64;
-    for _ in 0..rounds {
-        state = black_box(
-            state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1),
-        );
-    }
-    black_box(state);
-}
-
-/// Returns the rounds of [`burn`] that take `time`, at best.
-pub(crate) fn rounds_in(time: Duration) -> u64 {
-    const ROUNDS: u64 = 1_000_000;
-    let of_one = |_| {
-        let start = Instant::now();
-        burn(ROUNDS);
-        start.elapsed()
-    };
-    let best = (0..20).map(of_one).min().unwrap();
-    (ROUNDS as f64 * time.as_secs_f64() / best.as_secs_f64()) as u64
 }

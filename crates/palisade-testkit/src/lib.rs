@@ -8,6 +8,7 @@ pub mod bodies;
 pub mod clients;
 #[allow(clippy::unwrap_used, reason = "test support may panic")]
 pub mod contract;
+pub mod cpu;
 pub mod cpu_group;
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 #[rustfmt::skip]
@@ -26,6 +27,12 @@ pub mod h2;
 mod journal;
 pub mod line;
 pub mod memory_group;
+#[allow(
+    missing_docs,
+    clippy::unwrap_used,
+    reason = "names of counts; test support may panic"
+)]
+pub mod open_loop;
 pub mod process;
 pub mod servers;
 
