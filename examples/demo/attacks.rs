@@ -1,7 +1,7 @@
 //! The attacks. Each attack runs a number of attackers until they are told to begin nothing more,
 //! and aborts them soon after.
 
-use crate::clients;
+use crate::{clients, honest::HonestKind};
 use std::{
     collections::BTreeMap,
     io,
@@ -36,6 +36,11 @@ pub(crate) struct Attack {
     pub(crate) settle: Duration,
     /// The limit on the server's open files, if lower than the system's.
     pub(crate) files: Option<u64>,
+    /// The limit on the server's memory in bytes, by a control group of its own.
+    pub(crate) memory: Option<u64>,
+    pub(crate) honest: HonestKind,
+    /// The part of the honest requests that palisade must serve.
+    pub(crate) min_served_ratio: f64,
     kind: AttackKind,
 }
 
@@ -44,6 +49,8 @@ pub(crate) struct Attack {
 enum AttackKind {
     /// Sends one upload of one byte per second.
     SlowUpload,
+    /// Sends one upload of [`HELD_BYTES`] but for its last piece.
+    HeldUpload,
     /// Requests `/work` repeatedly, with this pause after each response.
     Work(Duration),
     /// Sends uploads of [`OVERSIZED_BYTES`] with a declared length, repeatedly.
@@ -66,7 +73,9 @@ enum AttackKind {
 
 /// The length of an oversized upload.
 const OVERSIZED_BYTES: usize = 32 << 20;
-/// The length of a piece of an oversized upload.
+/// The length of a held upload, which is within the limit.
+const HELD_BYTES: usize = 1_900_000;
+/// The length of a piece of an oversized or held upload.
 const PIECE_BYTES: usize = 64 << 10;
 /// The pause between oversized uploads.
 const UPLOAD_PAUSE: Duration = Duration::from_millis(500);
@@ -90,16 +99,28 @@ const CHUNKED: &str = "transfer-encoding: chunked";
 pub(crate) fn all(quick: bool) -> Vec<Attack> {
     let milliseconds = |usual, quickly| Duration::from_millis(if quick { quickly } else { usual });
     let second = Duration::from_secs(1);
-    let connections = Attack {
+    let base = Attack {
         name: "",
         about: "",
+        duration: second,
+        attackers: 0,
+        addresses: 1,
+        ramp_up: second / 10,
+        settle: second,
+        files: None,
+        memory: None,
+        honest: HonestKind::Usual,
+        min_served_ratio: 0.99,
+        kind: AttackKind::Silent,
+    };
+    let connections = Attack {
         duration: milliseconds(5_000, 4_000),
         attackers: 1_500,
         addresses: 50,
         ramp_up: second / 2,
         settle: crate::servers::CONNECTION_TIMEOUT + second,
         files: Some(1_024),
-        kind: AttackKind::Silent,
+        ..base
     };
     vec![
         Attack {
@@ -109,9 +130,8 @@ pub(crate) fn all(quick: bool) -> Vec<Attack> {
             attackers: 500,
             addresses: 25,
             ramp_up: second / 2,
-            settle: second,
-            files: None,
             kind: AttackKind::SlowUpload,
+            ..base
         },
         Attack {
             name: "one-address flood",
@@ -120,9 +140,8 @@ pub(crate) fn all(quick: bool) -> Vec<Attack> {
             attackers: 600,
             addresses: 1,
             ramp_up: second / 2,
-            settle: second,
-            files: None,
             kind: AttackKind::Work(second / 10),
+            ..base
         },
         Attack {
             name: "oversized bodies",
@@ -130,10 +149,8 @@ pub(crate) fn all(quick: bool) -> Vec<Attack> {
             duration: milliseconds(2_500, 1_500),
             attackers: 24,
             addresses: 12,
-            ramp_up: second / 10,
-            settle: second,
-            files: None,
             kind: AttackKind::OversizedDeclared,
+            ..base
         },
         Attack {
             name: "oversized chunked bodies",
@@ -141,10 +158,8 @@ pub(crate) fn all(quick: bool) -> Vec<Attack> {
             duration: milliseconds(2_500, 1_500),
             attackers: 24,
             addresses: 12,
-            ramp_up: second / 10,
-            settle: second,
-            files: None,
             kind: AttackKind::OversizedChunked,
+            ..base
         },
         Attack {
             name: "one-byte chunks",
@@ -152,10 +167,8 @@ pub(crate) fn all(quick: bool) -> Vec<Attack> {
             duration: milliseconds(9_500, 6_000),
             attackers: 10,
             addresses: 5,
-            ramp_up: second / 10,
-            settle: second,
-            files: None,
             kind: AttackKind::OneByteChunks,
+            ..base
         },
         Attack {
             name: "overload",
@@ -164,9 +177,8 @@ pub(crate) fn all(quick: bool) -> Vec<Attack> {
             attackers: 2_500,
             addresses: 50,
             ramp_up: second * 5 / 2,
-            settle: second,
-            files: None,
             kind: AttackKind::Work(second * 2 / 5),
+            ..base
         },
         Attack {
             name: "idle flood",
@@ -192,10 +204,26 @@ pub(crate) fn all(quick: bool) -> Vec<Attack> {
             duration: milliseconds(4_000, 2_500),
             attackers: 10,
             addresses: 10,
-            ramp_up: second / 10,
-            settle: second,
-            files: None,
             kind: AttackKind::RapidReset,
+            ..base
+        },
+        Attack {
+            name: "200 uploads held open in 256 MiB",
+            about: "200 clients upload 1.9 MB and hold the end back, to a server in a control group of 256 MiB",
+            duration: milliseconds(8_500, 4_500),
+            attackers: 200,
+            addresses: 50,
+            memory: Some(256 << 20),
+            kind: AttackKind::HeldUpload,
+            ..base
+        },
+        Attack {
+            name: "CPU-bound overload",
+            about: "no attacker, but honest requests that burn 10 ms of processor time each, twice as many as the server can do",
+            duration: milliseconds(10_000, 6_000),
+            honest: HonestKind::CpuBound,
+            min_served_ratio: 0.3,
+            ..base
         },
     ]
 }
@@ -270,6 +298,7 @@ impl Shared {
     async fn attack(&self, kind: AttackKind, from: Ipv4Addr, addr: SocketAddr) {
         match kind {
             AttackKind::SlowUpload => self.upload(from, addr, &Upload::slow()).await,
+            AttackKind::HeldUpload => self.upload(from, addr, &Upload::held()).await,
             AttackKind::OneByteChunks => self.upload(from, addr, &Upload::one_byte_chunks()).await,
             AttackKind::OversizedDeclared | AttackKind::OversizedChunked => {
                 let upload = match kind {
@@ -438,6 +467,14 @@ impl Upload {
             piece,
             pieces,
             pause: Duration::ZERO,
+        }
+    }
+
+    fn held() -> Self {
+        Self {
+            length: format!("content-length: {HELD_BYTES}"),
+            pieces: HELD_BYTES / PIECE_BYTES,
+            ..Self::declared()
         }
     }
 

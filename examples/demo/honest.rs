@@ -5,17 +5,18 @@ use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::{Either, Full};
 use hyper::client::conn::http1::SendRequest;
-use palisade_testkit::bodies::Pieces;
+use palisade_testkit::{bodies::Pieces, guarded::ServerKind, open_loop::Pool};
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
+    thread,
     time::Duration,
 };
 use tokio::{
     sync::watch,
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout, timeout_at},
 };
 
 /// The number of clients that send small requests.
@@ -34,6 +35,23 @@ const SLOW_UPLOAD_FRAMES: u64 = 10;
 const SLOW_UPLOAD_FRAME_BYTES: usize = 8 * 1024;
 /// The pause before each frame of a slow upload.
 const SLOW_UPLOAD_PAUSE: Duration = Duration::from_millis(250);
+
+/// The connections of the CPU-bound clients, which 100 addresses share.
+const CPU_BOUND_CONNECTIONS: usize = 1_000;
+/// The time after which a CPU-bound client gives up on a response.
+const CPU_BOUND_PATIENCE: Duration = Duration::from_secs(1);
+/// The time in which the throughput of `/cpu` is measured.
+const MEASUREMENT: Duration = Duration::from_secs(1);
+
+/// What the honest clients send.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HonestKind {
+    /// A few requests per second of each client.
+    Usual,
+    /// Requests for `/cpu` at twice the rate that the server can do, whether or not earlier ones
+    /// are answered.
+    CpuBound,
+}
 
 type Upload = Either<Full<Bytes>, Pieces>;
 type Sender = SendRequest<Upload>;
@@ -62,14 +80,24 @@ pub(crate) struct RequestStats {
 
 impl HonestClients {
     /// Starts the clients.
-    pub(crate) fn start(addr: SocketAddr) -> Self {
+    pub(crate) async fn start(kind: HonestKind, addr: SocketAddr) -> Self {
         let (stopped, stop) = watch::channel(false);
         let stats = Arc::new(Mutex::new(RequestStats::default()));
         let mut tasks = JoinSet::new();
-        for number in 1..=CLIENTS {
-            tasks.spawn(send_requests(number, addr, stop.clone(), stats.clone()));
+        match kind {
+            HonestKind::Usual => {
+                for number in 1..=CLIENTS {
+                    tasks.spawn(send_requests(number, addr, stop.clone(), stats.clone()));
+                }
+                tasks.spawn(send_slow_uploads(CLIENTS + 1, addr, stop, stats.clone()));
+            }
+            HonestKind::CpuBound => {
+                let pool = Pool::open(ServerKind::Axum, addr, CPU_BOUND_CONNECTIONS).await;
+                let processors = thread::available_parallelism().map_or(1, usize::from);
+                let capacity = pool.throughput(2 * processors, MEASUREMENT).await;
+                tasks.spawn(send_cpu_bound(pool, 2.0 * capacity, stop, stats.clone()));
+            }
         }
-        tasks.spawn(send_slow_uploads(CLIENTS + 1, addr, stop, stats.clone()));
         Self {
             tasks,
             stopped,
@@ -162,6 +190,37 @@ async fn send_slow_uploads(
             sleep(REQUEST_INTERVAL).await;
         }
     }
+}
+
+/// Sends requests for `/cpu` at an even rate until `stop`.
+async fn send_cpu_bound(
+    pool: Arc<Pool>,
+    per_second: f64,
+    mut stop: watch::Receiver<bool>,
+    stats: Arc<Mutex<RequestStats>>,
+) {
+    let mut requests = JoinSet::new();
+    let mut due = Instant::now();
+    while !*stop.borrow_and_update() {
+        due += Duration::from_secs_f64(1.0 / per_second.max(1.0));
+        tokio::select! {
+            () = sleep_until(due) => {}
+            _ = stop.wait_for(|stopped| *stopped) => break,
+        }
+        while requests.try_join_next().is_some() {}
+        let (pool, stats) = (pool.clone(), stats.clone());
+        requests.spawn(async move {
+            // The request stays with the server when its client gives up.
+            let request = tokio::spawn(async move { pool.get("/cpu").await });
+            let outcome = match timeout_at(due + CPU_BOUND_PATIENCE, request).await {
+                Ok(Ok(status)) => StatusCode::from_u16(status).map_err(|_| "cut"),
+                Ok(Err(_)) => Err("cut"),
+                Err(_) => Err("too late"),
+            };
+            record(&stats, outcome, Some(due.elapsed()));
+        });
+    }
+    while requests.join_next().await.is_some() {}
 }
 
 /// Sends `request` and returns the status of the response, or the reason why there is none.

@@ -1,7 +1,8 @@
 //! The results as an HTML page: one file, no script, for light and dark mode.
 
 use crate::{
-    report::{MIN_SERVED_RATIO, Outcome, Results, Sample, counts, milliseconds, percent},
+    attacks::Attack,
+    report::{Outcome, Results, SKIPPED, Sample, counts, milliseconds, percent},
     servers::ServerKind,
 };
 use std::fmt::Write;
@@ -65,7 +66,8 @@ pub(crate) fn html(results: &Results<'_>) -> String {
     page.push_str(
         "<h1>Three servers under attack</h1>\n\
          <p>The same axum app behind three servers. Honest clients send requests while each server \
-         is attacked in ten ways, one after the other. All numbers were measured in this run.</p>\n",
+         is attacked in eleven ways, one after the other, and then overloaded by honest clients \
+         alone. All numbers were measured in this run.</p>\n",
     );
     legend(&mut page);
     overview(&mut page, results);
@@ -75,7 +77,11 @@ pub(crate) fn html(results: &Results<'_>) -> String {
             "<section>\n<h2>{}</h2>\n<p>{}.</p>",
             attack.name, attack.about
         );
-        table(&mut page, outcomes);
+        if outcomes.is_empty() {
+            let _ = writeln!(page, "<p>{SKIPPED}.</p>\n</section>");
+            continue;
+        }
+        table(&mut page, attack, outcomes);
         page.push_str("<div class=\"charts\">\n");
         chart(
             &mut page,
@@ -98,14 +104,17 @@ pub(crate) fn html(results: &Results<'_>) -> String {
         "<section>\n<h2>How to read this</h2>\n<dl>\n\
          <dt>honest served</dt><dd>the part of the honest requests that was served: 8 clients send \
          4 requests a second each, and one client repeatedly uploads at 32 KiB/s. A client gives \
-         up after 2 s without a response, and sends every fourth request on a new connection. p50 \
+         up after 2 s without a response, and sends every fourth request on a new connection. In the \
+         CPU-bound overload 100 clients send twice what the server can do, and give up after 1 s: \
+         about half of their requests can be served. p50 \
          and p99 are the latencies of the served requests.</dd>\n\
          <dt>held</dt><dd>the attackers with a connection or request that the server still holds \
          one second after the last of them has begun anything, or three seconds after it where a \
          connection has two seconds for its first request.</dd>\n\
          <dt>memory</dt><dd>of the server process: before the attack, at its peak, and after the \
          attackers are gone. 8 MiB of palisade's memory are the table of its rate limit, which \
-         has a fixed size.</dd>\n</dl>\n</section>\n</html>\n",
+         has a fixed size. \"killed\" is a server that the kernel has killed at the limit of its \
+         control group.</dd>\n</dl>\n</section>\n</html>\n",
     );
     page
 }
@@ -134,13 +143,17 @@ fn overview(page: &mut String, results: &Results<'_>) {
     page.push_str("</tr>\n");
     for (attack, outcomes) in results {
         let _ = write!(page, "<tr><td>{}</td>", attack.name);
+        if outcomes.is_empty() {
+            let _ = write!(page, "<td colspan=\"3\">{SKIPPED}</td>");
+        }
         for outcome in outcomes {
             let slowest = milliseconds(outcome.honest.percentile(99));
-            let _ = write!(
-                page,
-                "<td>{} <small>p99 {slowest}</small></td>",
-                served_cell(outcome)
-            );
+            let after = if outcome.killed {
+                format!("<b{LOW_CLASS}>killed</b>")
+            } else {
+                format!("<small>p99 {slowest}</small>")
+            };
+            let _ = write!(page, "<td>{} {after}</td>", served_cell(attack, outcome));
         }
         page.push_str("</tr>\n");
     }
@@ -148,9 +161,9 @@ fn overview(page: &mut String, results: &Results<'_>) {
 }
 
 /// Renders the percentage of honest requests served, marked if it is too low.
-fn served_cell(outcome: &Outcome) -> String {
+fn served_cell(attack: &Attack, outcome: &Outcome) -> String {
     let ratio = outcome.honest.served_ratio();
-    let class = if ratio < MIN_SERVED_RATIO {
+    let class = if ratio < attack.min_served_ratio {
         LOW_CLASS
     } else {
         ""
@@ -159,7 +172,7 @@ fn served_cell(outcome: &Outcome) -> String {
 }
 
 /// Writes the results of one attack, a row for each server.
-fn table(page: &mut String, outcomes: &[Outcome]) {
+fn table(page: &mut String, attack: &Attack, outcomes: &[Outcome]) {
     page.push_str(
         "<div class=\"wide\"><table>\n<tr><th></th><th>honest served</th><th>p50</th><th>p99</th>\
          <th>held</th><th>memory, MiB</th><th class=\"text\">responses to attackers</th></tr>\n",
@@ -170,7 +183,7 @@ fn table(page: &mut String, outcomes: &[Outcome]) {
             page,
             "<tr><td class=\"name {name}\">{name}</td><td>{} <small>of {}</small></td>\
              <td>{}</td><td>{}</td><td{}>{}</td><td>{}</td><td class=\"text\">{}",
-            served_cell(outcome),
+            served_cell(attack, outcome),
             honest.sent,
             milliseconds(honest.percentile(50)),
             milliseconds(honest.percentile(99)),

@@ -1,6 +1,6 @@
 //! The app, the three servers around it, and their processes.
 
-use crate::{clients, report::Memory};
+use crate::{attacks::Attack, clients, report::Memory};
 use axum::{
     Router,
     error_handling::HandleErrorLayer,
@@ -9,6 +9,7 @@ use axum::{
 use bytes::Bytes;
 use http::{StatusCode, header::CONTENT_TYPE};
 use palisade::{Quota, Snapshot, Stack, conn::ConnGuard, slow_body::Pace};
+use palisade_testkit::{cpu, memory_group::MemoryGroup};
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
@@ -17,7 +18,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     process::{Child, Command},
     sync::Semaphore,
     time::{sleep, timeout},
@@ -35,8 +36,8 @@ static BIG_BODY: [u8; 8 << 20] = [b'x'; 8 << 20];
 // The limits, which are the same for the two servers that have any.
 /// The maximum number of requests in flight.
 const MAX_REQUESTS: usize = 200;
-/// The maximum length of a request body.
-const MAX_BODY_BYTES: u64 = 1 << 20;
+/// The maximum length of a request body, which is axum's default too.
+const MAX_BODY_BYTES: u64 = 2 << 20;
 /// The rate limit of each client.
 const REQUESTS_PER_SECOND: u32 = 50;
 /// The burst of the rate limit.
@@ -102,7 +103,8 @@ fn upload_gap(quick: bool) -> Duration {
     Duration::from_secs(if quick { 2 } else { 5 })
 }
 
-fn app() -> Router {
+/// Returns the app. A request for `/cpu` needs `rounds` of [`cpu::burn`].
+fn app(rounds: u64) -> Router {
     let pool = Arc::new(Semaphore::new(POOL_SIZE));
     let work = async move || {
         let _connection = pool.acquire().await;
@@ -115,6 +117,13 @@ fn app() -> Router {
         .route("/", get(async || "hello\n"))
         .route("/upload", post(upload))
         .route("/work", get(work))
+        .route(
+            "/cpu",
+            get(async move || {
+                cpu::burn(rounds);
+                "done\n"
+            }),
+        )
         .route("/big", get(async || Bytes::from_static(&BIG_BODY)))
 }
 
@@ -192,26 +201,27 @@ fn connection_guard(metrics: &Snapshot) -> Result<ConnGuard, BoxError> {
     Ok(guard.build()?)
 }
 
-/// Serves on a free loopback port and prints its address. Ends when the parent process closes
-/// stdin.
-pub(crate) async fn serve(kind: ServerKind, quick: bool) -> Result<(), BoxError> {
-    let listener = palisade_testkit::servers::listener().await;
-    println!("{}", listener.local_addr()?);
+/// Serves on a free loopback port and prints its address. Begins when the parent process writes to
+/// stdin, and ends when it closes stdin.
+pub(crate) async fn serve(kind: ServerKind, quick: bool, rounds: u64) -> Result<(), BoxError> {
     let mut parent = tokio::io::stdin();
     let mut nothing = [0];
+    parent.read_exact(&mut nothing).await?;
+    let listener = palisade_testkit::servers::listener().await;
+    println!("{}", listener.local_addr()?);
     let served = async {
         match kind {
             // The bare server does not use the peer's address.
-            ServerKind::Bare => axum::serve(listener, app()).await?,
+            ServerKind::Bare => axum::serve(listener, app(rounds)).await?,
             ServerKind::Careful => {
-                let app = with_peer_layers(app(), quick)?;
+                let app = with_peer_layers(app(rounds), quick)?;
                 let app = app.into_make_service_with_connect_info::<SocketAddr>();
                 axum::serve(listener, app).await?;
             }
             ServerKind::Palisade => {
                 palisade::Memory::of_process().release(palisade_testkit::alloc::trim);
                 let metrics = Snapshot::new();
-                let app = with_palisade_stack(app(), quick, &metrics)?;
+                let app = with_palisade_stack(app(rounds), quick, &metrics)?;
                 palisade::serve(connection_guard(&metrics)?.listen(listener), app).await?;
             }
         }
@@ -234,28 +244,53 @@ pub(crate) struct Server {
     pub(crate) addr: SocketAddr,
     kind: ServerKind,
     child: Child,
+    /// The control group of the process, which is removed after it has ended.
+    _group: Option<MemoryGroup>,
 }
 
 impl Server {
-    /// Starts the server, which may open `files` files.
+    /// Starts the server with the limits of `attack`. A request for `/cpu` needs `rounds`.
+    ///
+    /// Returns `None` if the attack needs a control group and this process may not create one.
     pub(crate) async fn start(
         kind: ServerKind,
         quick: bool,
-        files: Option<u64>,
-    ) -> Result<Self, BoxError> {
+        attack: &Attack,
+        rounds: u64,
+    ) -> Result<Option<Self>, BoxError> {
+        let group = match attack.memory.map(MemoryGroup::create) {
+            Some(None) => return Ok(None),
+            group => group.flatten(),
+        };
         let speed = if quick { "quick" } else { "usual" };
         let mut child = Command::new(std::env::current_exe()?)
-            .args(["--serve", kind.name(), speed])
-            .args(files.map(|files| files.to_string()))
+            .args(["--serve", kind.name(), speed, &rounds.to_string()])
+            .args(attack.files.map(|files| files.to_string()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()?;
+        if let (Some(group), Some(id)) = (&group, child.id()) {
+            group.add(id)?;
+        }
+        // The server begins in its group.
+        let stdin = child.stdin.as_mut().ok_or("the server has no stdin")?;
+        stdin.write_all(b"\n").await?;
         let stdout = child.stdout.take().ok_or("the server has no stdout")?;
         let mut lines = BufReader::new(stdout).lines();
         let addr = timeout(clients::PATIENCE, lines.next_line()).await??;
         let addr = addr.ok_or("the server has not started")?.parse()?;
-        Ok(Self { addr, kind, child })
+        Ok(Some(Self {
+            addr,
+            kind,
+            child,
+            _group: group,
+        }))
+    }
+
+    /// Returns whether the process has ended by itself, as the kernel kills it for its memory.
+    pub(crate) fn is_killed(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
     }
 
     /// Returns the memory of the process; `None` where the system has no `/proc`.
