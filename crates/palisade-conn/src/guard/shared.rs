@@ -206,6 +206,14 @@ impl Shared {
         self.totals.memory.pressure() >= EVICT_LEVEL
     }
 
+    /// Returns whether a sweep is urgent, because memory that is nearly used up has grown since the
+    /// latest one. `None` while memory is not short.
+    pub(crate) fn needs_sweep_for_memory(&self) -> Option<bool> {
+        let memory = self.totals.memory.memory.as_ref()?;
+        let is_short = memory.pressure().get() >= SHORT_LEVEL;
+        is_short.then(|| self.memory_growth.is_new(memory))
+    }
+
     /// Returns the number of connections above which a new one evicts another one.
     pub(crate) fn evicts_above(&self) -> usize {
         let soft = self.limits.soft();

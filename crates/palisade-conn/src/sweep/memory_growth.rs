@@ -10,6 +10,8 @@ const ASK_LEVEL: f32 = 0.95;
 const CUT_LEVEL: f32 = 0.97;
 /// A level that is higher by this is a new one.
 const LEVEL_STEP: f32 = 1.0 / 1024.0;
+/// Growth by this after connections were closed is more than a level that hovers.
+const REGROWTH: f32 = 1.0 / 64.0;
 /// Answers of sockets hold for this time. At the same level no more connections are closed before
 /// this time has passed.
 const PAUSE_MILLIS: u64 = 1000;
@@ -24,8 +26,16 @@ struct State {
     steps: Option<u32>,
     /// When the sockets were last asked.
     asked: Option<u64>,
-    /// When connections were last closed, and the level.
-    cut: Option<(u64, f32)>,
+    cut: Option<Cut>,
+}
+
+/// The last time that connections were closed.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    at: u64,
+    level: f32,
+    /// The least level since then.
+    least: f32,
 }
 
 /// What a sweep does because memory has grown, beside asking the sockets.
@@ -38,27 +48,51 @@ pub(crate) struct GrowthStep {
 }
 
 impl MemoryGrowth {
+    /// Returns whether memory has grown since the last sweep and is short enough for a step.
+    pub(crate) fn is_new(&self, memory: &Memory) -> bool {
+        let steps = self.0.lock().steps;
+        steps.is_some_and(|steps| steps != memory.growth_steps()) && level(memory) >= ASK_LEVEL
+    }
+
     /// Returns what the sweep at `now` does, if memory has grown since the last sweep and is short
     /// enough. Times are in milliseconds.
     pub(crate) fn since_last_sweep(&self, memory: &Memory, now: u64) -> Option<GrowthStep> {
         let mut state = self.0.lock();
-        let (steps, level) = (memory.growth_steps(), memory.pressure().get());
+        let (steps, level) = (memory.growth_steps(), level(memory));
         let before = state.steps.replace(steps);
+        if let Some(cut) = &mut state.cut {
+            cut.least = cut.least.min(level);
+        }
         if before.is_none_or(|before| before == steps) || level < ASK_LEVEL {
             return None;
         }
         let is_recent = |then: u64| now.saturating_sub(then) < PAUSE_MILLIS;
         let was_asked = state.asked.replace(now).is_some_and(is_recent);
-        let is_repeated =
-            |(then, before): (u64, f32)| is_recent(then) && level < before + LEVEL_STEP;
+        let is_repeated = |cut: Cut| {
+            let is_new = level >= cut.level + LEVEL_STEP || level >= cut.least + REGROWTH;
+            is_recent(cut.at) && !is_new
+        };
         let cuts = level >= CUT_LEVEL && was_asked && !state.cut.is_some_and(is_repeated);
         if cuts {
-            state.cut = Some((now, level));
+            state.cut = Some(Cut {
+                at: now,
+                level,
+                least: level,
+            });
         }
         let limit = memory.limit().unwrap_or(0);
         let used = memory.used().unwrap_or(limit);
         let numbers = (limit, used);
         Some(GrowthStep { cuts, numbers })
+    }
+}
+
+/// Returns the part of the memory that is in use. It is above 1 where an application's source says
+/// so.
+fn level(memory: &Memory) -> f32 {
+    match (memory.used(), memory.limit()) {
+        (Some(used), Some(limit)) => (used as f64 / limit.max(1) as f64) as f32,
+        _ => 0.0,
     }
 }
 
@@ -105,6 +139,18 @@ mod tests {
         let cuts = cuts(hovering);
         assert!(cuts.len() > 5, "{cuts:?}");
         assert!(cuts.windows(2).all(|two| two[1] - two[0] >= 4), "{cuts:?}");
+    }
+
+    #[test]
+    fn memory_that_grows_again_after_each_cut_is_cut_each_time() {
+        let regrowing = (0..40).map(|sweep| [95_000, 97_500][sweep % 2]);
+        assert_eq!(cuts(regrowing).len(), 19);
+    }
+
+    #[test]
+    fn a_level_above_the_limit_is_cut_when_it_grows() {
+        let growing = (0..10).map(|sweep| 96_000 + sweep * 2_000);
+        assert_eq!(cuts(growing), (2..10).collect::<Vec<_>>());
     }
 
     #[test]

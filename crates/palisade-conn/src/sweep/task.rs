@@ -48,6 +48,8 @@ use tokio::{
 const STALL_TIMEOUT: Duration = Duration::from_millis(500);
 /// The shortest time between two sweeps, however urgent.
 const MIN_SWEEP_INTERVAL: Duration = Duration::from_millis(20);
+/// How often a sweeper asks whether memory that is short has grown, which makes a sweep urgent.
+const GROWTH_INTERVAL: Duration = Duration::from_millis(25);
 /// A connection that was asked to close and is still open after this time counts as one that
 /// stays.
 const STUCK_MILLIS: u32 = 5000;
@@ -146,9 +148,15 @@ async fn run(running: Running, bell: Arc<Bell>) {
         } else {
             tick + STALE_TIMEOUT
         };
-        while timeout_at(last + pause, bell.rung()).await.is_ok() {
+        loop {
+            let shared = running.shared.upgrade().filter(|_| is_leader);
+            let Some(wait) = wait(shared.as_deref(), last, last + pause) else {
+                break;
+            };
+            drop(shared);
+            let is_rung = timeout_at(wait, bell.rung()).await.is_ok();
             let is_urgent = is_leader && bell.is_urgent();
-            if is_urgent || running.shared.strong_count() == 0 {
+            if is_rung && (is_urgent || running.shared.strong_count() == 0) {
                 sleep_until(last + MIN_SWEEP_INTERVAL.min(tick)).await;
                 break;
             }
@@ -167,6 +175,18 @@ async fn run(running: Running, bell: Arc<Bell>) {
             is_leader = sweep(&shared, running.number, passed, forgives, &mut found).await;
         }
     }
+}
+
+/// Returns until when the bell is awaited after a sweep at `last`, at most until the next sweep is
+/// `due`. `None` means that this begins now.
+fn wait(shared: Option<&Shared>, last: Instant, due: Instant) -> Option<Instant> {
+    let now = Instant::now();
+    let wait = match shared.and_then(Shared::needs_sweep_for_memory) {
+        Some(true) => due.min(last + GROWTH_INTERVAL),
+        Some(false) => due.min(now + GROWTH_INTERVAL),
+        None => due,
+    };
+    (now < wait).then_some(wait)
 }
 
 /// Looks at every connection once. Returns `false` if another task became the leader meanwhile.
