@@ -1,5 +1,8 @@
-//! T25 and T27: heads of many short fields, and many bodies, that together are more than the memory
-//! of the container. The server is a process in a control group of 256 MiB.
+//! T25, T27, and every other attack on memory, each alone and all at once. The server is a process
+//! in a control group of 256 MiB. It counts what version 2 counts, the buffers of TCP sockets too.
+//!
+//! `PALISADE_GROUP_SECONDS` sets how long each attack takes, and `PALISADE_GROUP_CLIENTS` how many
+//! silent connections are offered beside all attacks.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -7,220 +10,337 @@
     reason = "a test may panic, and its server tells its address"
 )]
 
-use axum::{
-    Router,
-    routing::{get, post},
-};
-use bytes::Bytes;
-use palisade::{Budget, Memory, Stack, conn::ConnGuard};
+#[path = "memory_group/attacks.rs"]
+mod attacks;
+#[path = "memory_group/server.rs"]
+mod server;
+
+use attacks::{Attack, UPLOAD_BYTES};
 use palisade_testkit::{
-    alloc,
     clients::{self, PATIENCE, RawClient},
-    guarded::ServerKind,
-    h2,
+    guarded::{Client, ServerKind},
     memory_group::MemoryGroup,
+    process::raise_file_limit,
 };
+use server::{Counts, HANDLER_TIMEOUT, Kind, LIMIT, Server};
 use std::{
+    collections::BTreeMap,
     env,
-    future::{IntoFuture, pending},
-    io::{BufRead, BufReader},
     net::{Ipv4Addr, SocketAddr},
-    process::{Child, Command, Stdio},
-    sync::Arc,
     time::Duration,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::Mutex,
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
     time::{Instant, sleep, timeout},
 };
 
-const LIMIT: u64 = 256 << 20;
-/// Tells the test [`server_process`] to serve, in place of doing nothing: [`WITH_STACK`] or
-/// [`ALONE`].
-const SERVES: &str = "PALISADE_TEST_SERVES";
-/// `palisade::serve` with a stack around the app.
-const WITH_STACK: &str = "stack";
-/// `palisade::serve` and an app without layers.
-const ALONE: &str = "alone";
-/// [`WITH_STACK`], a budget that is never full, and 64 MiB that the application keeps.
-const WITH_LARGE_BUDGET: &str = "budget";
-/// The same, and freed memory is returned to the system.
-const WITH_RELEASE: &str = "release";
-/// Uploads that are sent and held open at once.
-const UPLOADS: usize = 200;
-const UPLOAD_BYTES: usize = 1_900_000;
 /// One attack at a time: each of them needs the processors.
 static TURN: Mutex<()> = Mutex::const_new(());
 const HONEST: Ipv4Addr = Ipv4Addr::new(127, 0, 7, 1);
+const HONEST_CLIENTS: u8 = 4;
+/// An honest client gives up on a response after this time.
+const HONEST_PATIENCE: Duration = Duration::from_secs(5);
+/// The time in which everything must be served as before after an attack.
+const RECOVERY: Duration = Duration::from_secs(5);
+/// How often the usage of the group is read.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The server in a process of its own.
-struct Server {
-    child: Child,
-    addr: SocketAddr,
+/// Returns the number in an environment variable.
+fn setting(name: &str) -> Option<u64> {
+    env::var(name).ok()?.parse().ok()
 }
 
-impl Server {
-    fn start(group: &MemoryGroup, kind: &str) -> Self {
-        let mut child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "server_process", "--nocapture"])
-            .env(SERVES, kind)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        group.add(child.id()).unwrap();
-        // It serves when it is told to, so that it finds itself in the group.
-        drop(child.stdin.take());
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let addr = lines.map_while(Result::ok).find_map(|line| {
-            let (_, addr) = line.split_once("listening on ")?;
-            addr.parse().ok()
-        });
-        let addr = addr.expect("the server listens");
-        Self { child, addr }
+fn group() -> Option<MemoryGroup> {
+    let group = MemoryGroup::create(LIMIT);
+    if group.is_none() {
+        eprintln!("skipped: this process may not create control groups of version 1");
     }
-
-    /// Returns the resident memory in MiB.
-    #[cfg(target_env = "gnu")]
-    fn resident(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kibibytes = resident.unwrap().trim().trim_end_matches(" kB");
-        kibibytes.parse::<u64>().unwrap() >> 10
-    }
-
-    fn is_running(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+    group
 }
 
 /// Not a test, but the server of the others: does nothing unless one of them has started it.
 #[test]
 fn server_process() {
-    let Ok(kind) = env::var(SERVES) else { return };
-    // Waits until the parent has moved this process into its group.
-    let _ = std::io::stdin().lines().count();
-    let runtime = tokio::runtime::Builder::new_multi_thread();
-    let runtime = { runtime }.worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async {
-        let app = Router::new()
-            .route("/", post(async |body: Bytes| body.len().to_string()))
-            .route("/health", get("ok"))
-            .route("/hang", get(pending::<()>));
-        if kind == WITH_RELEASE {
-            Memory::of_process().release(alloc::trim);
-        }
-        let (budget, cached_bytes) = match &*kind {
-            WITH_LARGE_BUDGET | WITH_RELEASE => (Budget::new(2 * LIMIT).unwrap(), 64 << 20),
-            _ => (Budget::of_process(), 0),
-        };
-        let _cache = vec![1u8; cached_bytes];
-        let app = if kind == ALONE {
-            app
-        } else {
-            let stack = Stack::edge().byte_budget(budget.clone());
-            app.layer(stack.build().unwrap())
-        };
-        let guard = ConnGuard::builder().byte_budget(budget).build().unwrap();
-        let listener = guard.bind("127.0.0.1:0").await.unwrap();
-        println!("listening on {}", listener.local_addr().unwrap());
-        palisade::serve(listener, app).into_future().await.unwrap();
-    });
+    server::serve_if_told();
 }
 
-/// Sends an upload but for its last byte, and holds it open. Returns whether the server has refused
-/// it by then.
+// === Clients ===
+
+/// Sends an upload but for its last byte, and holds it open.
 async fn hold_upload(from: Ipv4Addr, to: SocketAddr) -> Option<RawClient> {
     let mut client = RawClient::connect_from(from, to).await.ok()?;
     let head = format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {UPLOAD_BYTES}\r\n\r\n");
     client.send(head).await.ok()?;
-    let piece = vec![b'x'; 19_000];
-    for _ in 0..UPLOAD_BYTES / piece.len() - 1 {
-        client.send(&piece).await.ok()?;
-    }
+    client.send(vec![b'x'; UPLOAD_BYTES - 1]).await.ok()?;
     Some(client)
 }
 
-/// Uploads so many bytes at once, and returns whether they were served.
-async fn is_served(from: Ipv4Addr, to: SocketAddr, bytes: usize) -> bool {
-    let upload = async {
-        let mut stream = clients::connect(from, to).await.ok()?;
-        let head = format!(
-            "POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {bytes}\r\n\r\n"
-        );
-        stream.write_all(head.as_bytes()).await.ok()?;
-        stream.write_all(&vec![b'x'; bytes]).await.ok()?;
-        let mut response = String::new();
-        stream.read_to_string(&mut response).await.ok()?;
-        Some(response.starts_with("HTTP/1.1 200") && response.ends_with(&bytes.to_string()))
-    };
-    timeout(PATIENCE, upload)
-        .await
-        .ok()
-        .flatten()
-        .unwrap_or(false)
-}
-
-/// Uploads 10 kB, and sends an HTTP/2 request on a kept connection, again and again for five
-/// seconds. Returns how many requests were served, and how many there were.
-async fn honest_requests(to: SocketAddr) -> (usize, usize) {
-    let (mut served, mut all) = (0, 0);
-    let mut client = ServerKind::Tonic.connect(HONEST, to).await.unwrap();
-    let end = Instant::now() + Duration::from_secs(5);
-    while Instant::now() < end {
-        let response = client.get("/health").await;
-        served += usize::from(response.is_ok_and(|response| response.status() == 200));
-        served += usize::from(is_served(HONEST, to, 10_000).await);
-        all += 2;
-        sleep(Duration::from_millis(10)).await;
-    }
-    (served, all)
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn uploads_held_open_do_not_fill_the_memory_of_the_container() {
-    hold_uploads(WITH_STACK).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn uploads_held_open_do_not_fill_it_without_a_stack_either() {
-    hold_uploads(ALONE).await;
-}
-
-async fn hold_uploads(kind: &str) {
-    withstand(kind, |to| start_uploads(UPLOADS, to)).await;
-}
-
 /// Starts so many uploads that are held open, each of its own client.
-fn start_uploads(count: usize, to: SocketAddr) -> Vec<JoinHandle<Option<RawClient>>> {
-    let attackers = (0..count).map(|number| {
-        let [high, low] = (number as u16).to_be_bytes();
-        let from = Ipv4Addr::new(127, 1, high, low.max(1));
+fn start_uploads(count: u8, to: SocketAddr) -> Vec<JoinHandle<Option<RawClient>>> {
+    let attackers = (1..=count).map(|number| {
+        let from = Ipv4Addr::new(127, 1, number, 1);
         tokio::spawn(hold_upload(from, to))
     });
     attackers.collect()
 }
 
+/// Uploads so many bytes at once on a new connection, and returns the status of the response, or
+/// why there is none.
+async fn upload(from: Ipv4Addr, to: SocketAddr, bytes: usize) -> String {
+    let upload = async {
+        let mut stream = clients::connect(from, to).await?;
+        let head = format!(
+            "POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {bytes}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await?;
+        let sent = stream.write_all(&vec![b'x'; bytes]).await;
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await?;
+        sent?;
+        let status = response.get(9..12).unwrap_or("cut");
+        if status == "200" {
+            return Ok(status.to_owned());
+        }
+        let (_, text) = response.split_once("\r\n\r\n").unwrap_or_default();
+        Ok::<_, std::io::Error>(format!("{status} {text}"))
+    };
+    match timeout(HONEST_PATIENCE, upload).await {
+        Ok(Ok(status)) => status,
+        Ok(Err(error)) => error.kind().to_string(),
+        Err(_) => "too late".to_owned(),
+    }
+}
+
+async fn is_served(from: Ipv4Addr, to: SocketAddr, bytes: usize) -> bool {
+    upload(from, to, bytes).await == "200"
+}
+
+/// Requests `/health` on a kept connection over HTTP/2, or on a new one where the server has closed
+/// it.
+async fn health(from: Ipv4Addr, to: SocketAddr, kept: &mut Option<Client>) -> String {
+    let response = async {
+        let mut client = match kept.take() {
+            Some(client) => client,
+            None => ServerKind::Tonic.connect(from, to).await?,
+        };
+        let response = client.get("/health").await?;
+        *kept = Some(client);
+        Ok::<_, tower::BoxError>(response.status().as_str().to_owned())
+    };
+    match timeout(HONEST_PATIENCE, response).await {
+        Ok(Ok(status)) => status,
+        Ok(Err(_)) => "cut".to_owned(),
+        Err(_) => "too late".to_owned(),
+    }
+}
+
+/// The outcomes of requests, and how often each occurred.
+type Outcomes = BTreeMap<String, usize>;
+
+/// Uploads 10 kB, and sends a request on a kept connection, again and again for so long.
+async fn honest_requests(number: u8, to: SocketAddr, time: Duration) -> Outcomes {
+    let [a, b, c, _] = HONEST.octets();
+    let from = Ipv4Addr::new(a, b, c + number, 1);
+    let mut outcomes = Outcomes::new();
+    let mut kept = None;
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        for outcome in [
+            format!("health {}", health(from, to, &mut kept).await),
+            format!("upload {}", upload(from, to, 10_000).await),
+        ] {
+            *outcomes.entry(outcome).or_default() += 1;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    outcomes
+}
+
+async fn counts(to: SocketAddr) -> Option<Counts> {
+    let response = clients::get(HONEST, to, "/counts").await.ok()?;
+    Counts::parse(std::str::from_utf8(response.body()).ok()?)
+}
+
+// === The attacks ===
+
+/// Notes the most that the group has with the buffers of TCP sockets, and the most of these.
+async fn watch(group: &MemoryGroup, peak: &mut u64, tcp: &mut u64) {
+    loop {
+        *peak = group.with_tcp().unwrap().max(*peak);
+        *tcp = group.tcp().unwrap().max(*tcp);
+        sleep(SAMPLE_INTERVAL).await;
+    }
+}
+
+/// What an attack must leave.
+#[derive(Clone, Copy, Debug)]
+struct Hold {
+    /// The part of the honest requests that is served, at least.
+    served_percent: usize,
+    /// The part of the limit that is used, at most. It may be above 100 with the buffers of TCP
+    /// sockets, for which no process is killed: version 2 drops what arrives.
+    most_percent: u64,
+}
+
+/// Where budgets and limits hold the memory.
+const WELL: Hold = Hold {
+    served_percent: 95,
+    most_percent: 98,
+};
+/// Where nothing but the steps of the pressure does: they refuse honest clients too, and memory
+/// grows between two looks.
+const BY_THE_LADDER: Hold = Hold {
+    served_percent: 20,
+    most_percent: 110,
+};
+
+/// Attacks a server in a group of its own, with so many attackers of each kind. Asserts that honest
+/// clients are served meanwhile, that the group keeps below its limit, and that everything is as
+/// before afterwards.
+async fn withstand(kind: Kind, attacks: &[(Attack, u16)], hold: Hold) {
+    let _turn = TURN.lock().await;
+    raise_file_limit();
+    let Some(group) = group() else { return };
+    let mut server = Server::start(&group, kind);
+    let addr = server.addr;
+    assert!(is_served(HONEST, addr, 1 << 20).await);
+    let before = counts(addr).await.unwrap();
+
+    // On a thread of their own, so that honest clients do not wait for attackers.
+    let attackers = tokio::runtime::Builder::new_multi_thread();
+    let attackers = { attackers }
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    for (attack, count) in attacks {
+        attack.start(*count, addr, &attackers);
+    }
+    let time = Duration::from_secs(setting("PALISADE_GROUP_SECONDS").unwrap_or(3));
+    let honest: JoinSet<_> = (0..HONEST_CLIENTS)
+        .map(|number| honest_requests(number, addr, time))
+        .collect();
+    let (mut peak, mut tcp) = (0, 0);
+    let outcomes = tokio::select! {
+        outcomes = honest.join_all() => outcomes,
+        () = watch(&group, &mut peak, &mut tcp) => unreachable!("it has no end"),
+    };
+    let is_running = server.is_running();
+    attackers.shutdown_background();
+    let mut sum = Outcomes::new();
+    for (outcome, count) in outcomes.into_iter().flatten() {
+        *sum.entry(outcome).or_default() += count;
+    }
+    let all: usize = sum.values().sum();
+    let served: usize =
+        sum.remove("health 200").unwrap_or(0) + sum.remove("upload 200").unwrap_or(0);
+    let [group_peak, peak, tcp] = [group.peak().unwrap(), peak, tcp].map(|bytes| bytes >> 20);
+    println!(
+        "{kind:?} {attacks:?}: {served} of {all} honest requests served, not {sum:?}, peak \
+         {group_peak} MiB, {peak} MiB with TCP, of TCP {tcp} MiB"
+    );
+    assert!(is_running, "the server was killed");
+    let most = (LIMIT >> 20) * hold.most_percent / 100;
+    assert!(group_peak <= most && peak <= most, "{group_peak}, {peak}");
+    assert!(
+        served * 100 >= all * hold.served_percent,
+        "{served} of {all}"
+    );
+
+    let start = Instant::now();
+    while !is_served(HONEST, addr, 1 << 20).await {
+        assert!(
+            start.elapsed() < RECOVERY,
+            "large uploads are still refused"
+        );
+        sleep(Duration::from_millis(50)).await;
+    }
+    let is_as_before = |now: Counts| {
+        let is_empty = (now.connections, now.in_flight, now.held) == (1, 1, 0);
+        is_empty && now.live < before.live + (1 << 20)
+    };
+    loop {
+        let now = counts(addr).await;
+        if now.is_some_and(is_as_before) {
+            break;
+        }
+        let is_in_time = start.elapsed() < RECOVERY + HANDLER_TIMEOUT;
+        assert!(is_in_time, "{now:?}, before {before:?}");
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert!(server.is_running());
+}
+
+macro_rules! withstand {
+    ($($name:ident: $kind:ident, [$($attack:ident $count:expr),+], $hold:expr;)+) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                let attacks = [$((Attack::$attack, $count)),+];
+                withstand(Kind::$kind, &attacks, $hold).await;
+            }
+        )+
+    };
+}
+
+withstand! {
+    uploads_held_open_do_not_fill_the_memory_of_the_container: Stack, [HeldUpload 200], WELL;
+    uploads_held_open_do_not_fill_it_without_a_stack_either: Alone, [HeldUpload 200], WELL;
+    heads_of_many_fields_held_open_do_not_fill_it: Stack, [Heads 40], WELL;
+    bodies_without_end_do_not_fill_it: Stack, [EndlessBody 100], WELL;
+    bodies_without_end_do_not_fill_it_without_a_stack_either: Alone, [EndlessBody 100], WELL;
+    bombs_do_not_fill_it: Stack, [Bomb 100], WELL;
+    streams_with_a_shut_window_do_not_fill_it: Stack, [ShutWindow 30], WELL;
+    answers_that_are_not_read_do_not_fill_it: Stack, [UnreadAnswers 30], WELL;
+    downloads_that_are_not_read_do_not_fill_it: Stack, [SlowReader 500], WELL;
+    bodies_that_the_handler_does_not_read_do_not_fill_it: Stack, [UnreadUpload 900], BY_THE_LADDER;
+    handlers_that_keep_memory_do_not_fill_it: Cached, [Growth 250], BY_THE_LADDER;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_attacks_at_once_do_not_fill_it() {
+    let silent = setting("PALISADE_GROUP_CLIENTS").unwrap_or(2_000) as u16;
+    let attacks = Attack::ALL.map(|attack| match attack {
+        Attack::Silent => (attack, silent),
+        // Memory that no guard knows of leaves no room for anything else.
+        Attack::Growth => (attack, 0),
+        Attack::ShutWindow | Attack::UnreadAnswers => (attack, 10),
+        _ => (attack, 40),
+    });
+    withstand(Kind::Stack, &attacks, BY_THE_LADDER).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_clients_that_upload_a_mebibyte_each_at_once_are_served() {
+    let _turn = TURN.lock().await;
+    let Some(group) = group() else { return };
+    let server = Server::start(&group, Kind::Stack);
+    for _ in 0..5 {
+        let uploads = (1..=20).map(|number| {
+            let from = Ipv4Addr::new(127, 3, 0, number);
+            tokio::spawn(is_served(from, server.addr, 1 << 20))
+        });
+        for upload in uploads.collect::<Vec<_>>() {
+            assert!(upload.await.unwrap());
+        }
+    }
+}
+
+// === Memory that the allocator keeps ===
+
 /// Returns the resident memory of a server in MiB while 70 uploads are held, and the least of so
 /// many seconds after they have left.
 #[cfg(target_env = "gnu")]
-async fn resident_after_uploads(group: &MemoryGroup, kind: &str, seconds: u64) -> (u64, u64) {
+async fn resident_after_uploads(group: &MemoryGroup, kind: Kind, seconds: u64) -> (u64, u64) {
     let server = Server::start(group, kind);
     let mut held = Vec::new();
     for attacker in start_uploads(70, server.addr) {
         held.push(attacker.await.unwrap().expect("the upload is not refused"));
     }
     // The server takes what the kernel has received.
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + PATIENCE;
     while server.resident() < 190 {
         let resident = server.resident();
         assert!(Instant::now() < end, "{resident} MiB are resident");
@@ -241,102 +361,11 @@ async fn resident_after_uploads(group: &MemoryGroup, kind: &str, seconds: u64) -
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_that_the_allocator_keeps_after_uploads_is_returned_by_the_release() {
     let _turn = TURN.lock().await;
-    let Some(group) = MemoryGroup::create(LIMIT) else {
-        eprintln!("skipped: this process may not create control groups of version 1");
-        return;
-    };
-    let (before, least) = resident_after_uploads(&group, WITH_LARGE_BUDGET, 3).await;
+    let Some(group) = group() else { return };
+    let (before, least) = resident_after_uploads(&group, Kind::LargeBudget, 3).await;
     println!("without a release: {before} MiB while uploads are held, {least} MiB afterwards");
     assert!(least > before * 2 / 3, "there is nothing to return");
-    let (before, least) = resident_after_uploads(&group, WITH_RELEASE, 20).await;
+    let (before, least) = resident_after_uploads(&group, Kind::Release, 20).await;
     println!("with a release: {before} MiB while uploads are held, {least} MiB afterwards");
     assert!(least < before / 2, "{least} MiB of {before} are kept");
-}
-
-/// Attacks a server in a group of its own. Asserts that honest clients are served meanwhile, that
-/// the group keeps below its limit, and that large uploads are served afterwards.
-async fn withstand(
-    kind: &str,
-    attack: impl FnOnce(SocketAddr) -> Vec<JoinHandle<Option<RawClient>>>,
-) {
-    let _turn = TURN.lock().await;
-    let Some(group) = MemoryGroup::create(LIMIT) else {
-        eprintln!("skipped: this process may not create control groups of version 1");
-        return;
-    };
-    let mut server = Server::start(&group, kind);
-    let addr = server.addr;
-    assert!(is_served(HONEST, addr, 1 << 20).await);
-    let attackers = attack(addr);
-    let (served, all) = honest_requests(addr).await;
-    assert!(server.is_running(), "the server was killed");
-    let peak = group.peak().unwrap() >> 20;
-    println!("{kind}: {served} of {all} honest requests served, peak {peak} MiB");
-    assert!(served * 100 >= all * 99, "{served} of {all}");
-    assert!(peak <= (LIMIT >> 20) * 98 / 100, "{peak}");
-    for attacker in attackers {
-        drop(attacker.await.unwrap());
-    }
-    let end = Instant::now() + Duration::from_secs(5);
-    while !is_served(HONEST, addr, 1 << 20).await {
-        assert!(Instant::now() < end, "large uploads are still refused");
-        sleep(Duration::from_millis(50)).await;
-    }
-    assert!(server.is_running());
-}
-
-/// Returns heads of so many short fields on 100 streams of one HTTP/2 connection.
-fn heads(fields: usize) -> Vec<u8> {
-    let names: Vec<_> = (0..fields).map(|number| format!("x-{number}")).collect();
-    let mut head = vec![
-        (":method", "GET"),
-        (":scheme", "http"),
-        (":path", "/hang"),
-        (":authority", "x"),
-    ];
-    head.extend(names.iter().map(|name| (name.as_str(), "v")));
-    let heads = (0..100).flat_map(|stream| h2::headers(2 * stream + 1, 0x1, &head));
-    [h2::hello(65_535), heads.collect()].concat()
-}
-
-/// Sends `bytes`, and holds the connection open.
-async fn hold(from: Ipv4Addr, to: SocketAddr, bytes: Arc<Vec<u8>>) -> Option<RawClient> {
-    let mut client = RawClient::connect_from(from, to).await.ok()?;
-    client.send(&*bytes).await.ok()?;
-    Some(client)
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn heads_of_many_fields_held_open_do_not_fill_the_memory_of_the_container() {
-    // A head of 486 fields is refused by itself. Heads of 100 fields are refused when there are too
-    // many of them.
-    let (accepted, too_many) = (Arc::new(heads(100)), Arc::new(heads(486)));
-    let attack = |to| -> Vec<_> {
-        let attackers = (0..40).map(|number: u8| {
-            let from = Ipv4Addr::new(127, 2, number, 1);
-            let bytes = if number < 32 { &accepted } else { &too_many };
-            tokio::spawn(hold(from, to, bytes.clone()))
-        });
-        attackers.collect()
-    };
-    withstand(WITH_STACK, attack).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn twenty_clients_that_upload_a_mebibyte_each_at_once_are_served() {
-    let _turn = TURN.lock().await;
-    let Some(group) = MemoryGroup::create(LIMIT) else {
-        eprintln!("skipped: this process may not create control groups of version 1");
-        return;
-    };
-    let server = Server::start(&group, WITH_STACK);
-    for _ in 0..5 {
-        let uploads = (1..=20).map(|number| {
-            let from = Ipv4Addr::new(127, 3, 0, number);
-            tokio::spawn(is_served(from, server.addr, 1 << 20))
-        });
-        for upload in uploads.collect::<Vec<_>>() {
-            assert!(upload.await.unwrap());
-        }
-    }
 }
