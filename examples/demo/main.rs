@@ -89,6 +89,9 @@ async fn main() -> Result<(), BoxError> {
     let mut attacks = attacks::all(quick);
     attacks
         .retain(|attack| names.is_empty() || names.iter().any(|name| attack.name.contains(name)));
+    if attacks.is_empty() {
+        return Err("no attack has such a name".into());
+    }
     if let Some(files) = files
         && files < REQUIRED_FILES
     {
