@@ -365,7 +365,9 @@ async fn memory_that_the_allocator_keeps_after_uploads_is_returned_by_the_releas
     let (before, least) = resident_after_uploads(&group, Kind::LargeBudget, 3).await;
     println!("without a release: {before} MiB while uploads are held, {least} MiB afterwards");
     assert!(least > before * 2 / 3, "there is nothing to return");
-    let (before, least) = resident_after_uploads(&group, Kind::Release, 20).await;
+    // On a busy machine the first call may come before the memory is freed, and the next one 20 s
+    // later.
+    let (before, least) = resident_after_uploads(&group, Kind::Release, 45).await;
     println!("with a release: {before} MiB while uploads are held, {least} MiB afterwards");
     assert!(least < before / 2, "{least} MiB of {before} are kept");
 }

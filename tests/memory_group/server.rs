@@ -185,7 +185,7 @@ async fn serve(kind: Kind) {
     }
     let (budget, cached_bytes) = match kind {
         Kind::LargeBudget | Kind::Release => (Budget::new(2 * LIMIT).unwrap(), 64 << 20),
-        Kind::Cached => (Budget::of_process(), 222 << 20),
+        Kind::Cached => (Budget::of_process(), 218 << 20),
         Kind::Stack | Kind::Alone => (Budget::of_process(), 0),
     };
     let _cache = vec![1u8; cached_bytes];
