@@ -26,6 +26,9 @@ const STANDING_LEVEL: u64 = LIMIT * 80 / 100;
 const STANDING_DISTANCE: u64 = LIMIT / 256;
 /// The time after which a level stands.
 const STANDING_TIME: Duration = Duration::from_secs(1);
+/// The time after which bytes that were given back are free: a charge may end before its body is
+/// dropped.
+const FREED_TIME: Duration = Duration::from_millis(250);
 /// A call that returns less than this part of the limit is useless.
 const USEFUL_PART: u64 = 64;
 /// Held bytes have been given back when less than this part of their peak is left.
@@ -57,6 +60,8 @@ pub(super) struct Decision {
     peak: u64,
     /// The level that has been kept, and since when.
     standing: Option<(u64, Duration)>,
+    /// Since when the held bytes are given back.
+    given_back_since: Option<Duration>,
     given_back: Backoff,
     stands: Backoff,
     /// The call whose result is not known yet, and the level before it.
@@ -135,14 +140,14 @@ impl Decision {
         let level = level(sample);
         self.peak = self.peak.max(held);
         let stands = self.stands(now, level);
+        let is_given_back = self.is_given_back(now, sample, held, level);
         if is_running {
             return false;
         }
         if let Some((cause, before)) = self.call.take() {
             self.returned(now, cause, before.saturating_sub(level));
         }
-        let cause = if now >= self.given_back.not_before && self.is_given_back(sample, held, level)
-        {
+        let cause = if now >= self.given_back.not_before && is_given_back {
             Cause::GivenBack
         } else if now >= self.stands.not_before && stands {
             Cause::Stands
@@ -150,6 +155,7 @@ impl Decision {
             return false;
         };
         self.peak = held;
+        self.given_back_since = None;
         self.call = Some((cause, level));
         true
     }
@@ -164,13 +170,19 @@ impl Decision {
         level > STANDING_LEVEL && now.saturating_sub(since) >= STANDING_TIME
     }
 
-    /// Returns whether most of the held bytes were given back.
-    fn is_given_back(&self, sample: Sample, held: u64, level: u64) -> bool {
+    /// Returns whether most of the held bytes were given back, and have been for a while.
+    fn is_given_back(&mut self, now: Duration, sample: Sample, held: u64, level: u64) -> bool {
         // Small requests come and go at rest. A call for them could not be useful.
         let given_back = self.peak.saturating_sub(held);
-        level > MIN_LEVEL
+        let is_given_back = level > MIN_LEVEL
             && held < self.peak / HELD_PART
-            && given_back >= sample.limit / USEFUL_PART
+            && given_back >= sample.limit / USEFUL_PART;
+        if !is_given_back {
+            self.given_back_since = None;
+            return false;
+        }
+        let since = *self.given_back_since.get_or_insert(now);
+        now.saturating_sub(since) >= FREED_TIME
     }
 
     /// Notes that a call has lowered the level by so much.

@@ -102,12 +102,14 @@ fn what_the_groups_say_is_read_again_and_again() {
     assert_eq!(memory.pressure().get(), 0.9);
 }
 
-/// Reports memory of which much is held, and then nothing, as after an attack.
-fn attack(memory: &Memory, budget: &Budget) {
+/// Reports memory of which much is held, and then nothing for a while, as after an attack.
+async fn attack(memory: &Memory, budget: &Budget) {
     let charge = budget.charge(None);
     charge.take(budget.limit()).unwrap();
     memory.report(900_000);
     drop(charge);
+    memory.report(900_000);
+    tokio::time::advance(Duration::from_millis(250)).await;
     memory.report(900_000);
 }
 
@@ -122,14 +124,14 @@ async fn while_memory_is_released_looks_continue_and_no_other_call_is_made() {
         began.send(()).unwrap();
         let _ = may_end.recv();
     });
-    attack(&memory, &budget);
+    attack(&memory, &budget).await;
     has_begun.recv_timeout(Duration::from_secs(20)).unwrap();
     // It works for a minute. The memory grows, and stands, and falls.
     memory.report(960_000);
     assert_eq!((memory.pressure().get(), memory.share()), (0.96, 0.5));
     for _ in 0..60 {
         tokio::time::advance(Duration::from_secs(1)).await;
-        attack(&memory, &budget);
+        attack(&memory, &budget).await;
     }
     assert_eq!((memory.pressure().get(), memory.share()), (0.9, 1.0));
     memory.report(100_000);
@@ -144,7 +146,7 @@ async fn while_memory_is_released_looks_continue_and_no_other_call_is_made() {
     memory.report(900_000);
     assert!(!is_running());
     tokio::time::advance(Duration::from_secs(10)).await;
-    attack(&memory, &budget);
+    attack(&memory, &budget).await;
     has_begun.recv_timeout(Duration::from_secs(20)).unwrap();
     // With the memory, the closure is dropped.
     drop((memory, end));
@@ -164,7 +166,7 @@ async fn a_release_that_panics_is_not_called_again_unless_it_is_replaced() {
         panic!("the release is broken, as it should be here");
     });
     for _ in 0..100 {
-        attack(&memory, &budget);
+        attack(&memory, &budget).await;
         tokio::time::advance(Duration::from_secs(60)).await;
     }
     let next = || is_called.recv_timeout(Duration::from_secs(20));
@@ -172,7 +174,7 @@ async fn a_release_that_panics_is_not_called_again_unless_it_is_replaced() {
     assert!(is_called.try_recv().is_err());
     assert_eq!((memory.pressure().get(), memory.share()), (0.9, 1.0));
     memory.release(move || other.send("whole").unwrap());
-    attack(&memory, &budget);
+    attack(&memory, &budget).await;
     assert_eq!(next(), Ok("whole"));
 }
 
