@@ -13,6 +13,7 @@ mod t06_dripping_uploads;
 mod t06_shared_window;
 mod t06_slow_body;
 mod t07_slow_reader;
+mod t07_unread_responses;
 mod t07_window_stall;
 mod t08_huge_body;
 mod t09_heads;

@@ -274,7 +274,7 @@ pub use accept::{
     bind::BindOptions,
     listener::{GuardedListener, Listener},
 };
-pub use connection::{ConnHandle, decision::CloseMode};
+pub use connection::{ConnHandle, decision::CloseMode, response_charge::ResponseCharge};
 pub use guard::{
     ConnGuard,
     bound::MemoryBound,

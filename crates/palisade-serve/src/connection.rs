@@ -4,6 +4,7 @@ use crate::{
     HttpService, Rewind,
     drain::DrainToken,
     framed::FrameObserver,
+    held::HeldBytes,
     http::Protocol,
     refusal::{Refusal, RefusalReporter},
     server::Server,
@@ -103,7 +104,7 @@ pub(crate) async fn serve_http<T, S>(
             if server.http.half_close {
                 conn.allow_half_close();
             }
-            let service = ConnService::new(conn, service, refusals.clone(), &server.http, false);
+            let service = ConnService::new(conn, service, refusals.clone(), &server.http, None);
             let connection = server.http1.serve_connection(TokioIo::new(io), service);
             let connection = connection.with_upgrades();
             let refusal = ServeConnection {
@@ -124,7 +125,8 @@ pub(crate) async fn serve_http<T, S>(
         Begins::Http2 => {
             conn.set_goaway();
             let io = FrameObserver::new(io, conn, is_encrypted);
-            let service = ConnService::new(conn, service, refusals, &server.http, true);
+            let held = Some(HeldBytes::new(conn));
+            let service = ConnService::new(conn, service, refusals, &server.http, held);
             let builder = server.http.http2(Streams::new(&server.guard, conn));
             let connection = builder.serve_connection(TokioIo::new(io), service);
             ServeConnection {

@@ -128,6 +128,7 @@ mod framed;
 #[cfg(feature = "rustls")]
 mod handshakes;
 mod head;
+mod held;
 mod http;
 mod refusal;
 mod serve;

@@ -2,6 +2,7 @@
 
 use crate::{
     Http, HttpService, head,
+    held::{HeldBytes, Room},
     refusal::{Refusal, RefusalReporter},
     streams::ServedBody,
 };
@@ -23,12 +24,13 @@ pub(crate) struct ConnService<S> {
     tracking: RequestTracking<ConnApp<S>>,
 }
 
-/// Refuses invalid requests, waits until the app is ready, and calls it. A request counts as in
-/// flight while it waits.
+/// Refuses invalid requests, waits until there is room for a response and the app is ready, and
+/// calls it. A request counts as in flight while it waits.
 pub(crate) struct ConnApp<S> {
     service: S,
     refusals: RefusalReporter,
-    is_http2: bool,
+    /// What the connection holds of its responses. `None` on HTTP/1.
+    held: Option<HeldBytes>,
     allow_connect: bool,
 }
 
@@ -39,14 +41,14 @@ pin_project! {
             service: S,
             request: Option<Request<Incoming>>,
             refusals: RefusalReporter,
-            is_http2: bool,
+            room: Option<Room>,
         },
         // If `omits_body`, the response must have no body. hyper removes it on HTTP/1 only.
         Called {
             #[pin]
             future: F,
             refusals: RefusalReporter,
-            is_http2: bool,
+            room: Option<Room>,
             omits_body: bool,
         },
         Refused { refusal: Refusal, is_http2: bool },
@@ -61,12 +63,12 @@ impl<S> ConnService<S> {
         service: S,
         refusals: RefusalReporter,
         http: &Http,
-        is_http2: bool,
+        held: Option<HeldBytes>,
     ) -> Self {
         let app = ConnApp {
             service,
             refusals,
-            is_http2,
+            held,
             allow_connect: http.allow_connect,
         };
         let tracking = RequestTracking::for_connection(conn.clone(), app).cuts_streams();
@@ -90,7 +92,7 @@ impl<S: HttpService> hyper::service::Service<Request<Incoming>> for ConnService<
 
 impl<S: HttpService> ConnApp<S> {
     fn call(&self, request: Request<Incoming>) -> ConnAppFuture<S, S::Future> {
-        let is_http2 = self.is_http2;
+        let is_http2 = self.held.is_some();
         let refusals = &self.refusals;
         if let Some(refusal) = head::check(&request, self.allow_connect) {
             return ConnAppFuture::refused(refusal, refusals, is_http2);
@@ -102,7 +104,7 @@ impl<S: HttpService> ConnApp<S> {
             // If the service is not ready, it is polled again with the waker of the request.
             match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(Ok(())) => {
-                    return ConnAppFuture::call(&mut service, request, refusals.clone(), is_http2);
+                    return ConnAppFuture::call(&mut service, request, refusals.clone(), None);
                 }
                 Poll::Ready(Err(_)) => return ConnAppFuture::failed(refusals, is_http2),
                 Poll::Pending => {}
@@ -113,7 +115,7 @@ impl<S: HttpService> ConnApp<S> {
             service,
             request,
             refusals,
-            is_http2,
+            room: self.held.clone().map(Room::new),
         }
     }
 }
@@ -124,13 +126,13 @@ impl<S: HttpService> ConnAppFuture<S, S::Future> {
         service: &mut S,
         request: Request<Incoming>,
         refusals: RefusalReporter,
-        is_http2: bool,
+        room: Option<Room>,
     ) -> Self {
-        let omits_body = is_http2 && request.method() == Method::HEAD;
+        let omits_body = room.is_some() && request.method() == Method::HEAD;
         Self::Called {
             future: service.call(request),
             refusals,
-            is_http2,
+            room,
             omits_body,
         }
     }
@@ -157,9 +159,9 @@ fn is_interim(status: StatusCode) -> bool {
 
 /// Returns `response` without its body, as the response to HEAD. Its head is that of the response
 /// to GET, including the length.
-fn head_response<B: Body>(response: Response<B>, is_http2: bool) -> Response<ServedBody<B>> {
+fn head_response<B: Body>(response: Response<B>) -> Response<ServedBody<B>> {
     let length = response.body().size_hint().exact();
-    let mut response = response.map(|_| ServedBody::empty(is_http2));
+    let mut response = response.map(|_| ServedBody::empty());
     if let Some(length) = length
         && length > 0
     {
@@ -180,28 +182,27 @@ impl<S: HttpService> Future for ConnAppFuture<S, S::Future> {
                 ConnAppProj::Called {
                     future,
                     refusals,
-                    is_http2,
+                    room,
                     omits_body,
                 } => {
-                    let (is_http2, omits_body) = (*is_http2, *omits_body);
                     let next = match ready!(future.poll(cx)) {
                         // Not a final response, and hyper does not send it.
                         Ok(response) if is_interim(response.status()) => {
-                            Self::failed(refusals, is_http2)
+                            Self::failed(refusals, room.is_some())
                         }
-                        Ok(response) if omits_body => {
-                            return Poll::Ready(Ok(head_response(response, is_http2)));
+                        Ok(response) if *omits_body => {
+                            return Poll::Ready(Ok(head_response(response)));
                         }
                         Ok(response) => {
-                            let body = |body| ServedBody::new(body, is_http2);
+                            let body = |body| ServedBody::new(body, room.take());
                             return Poll::Ready(Ok(response.map(body)));
                         }
-                        Err(_) => Self::failed(refusals, is_http2),
+                        Err(_) => Self::failed(refusals, room.is_some()),
                     };
                     self.set(next);
                 }
                 ConnAppProj::Refused { refusal, is_http2 } => {
-                    let mut response = Response::new(ServedBody::empty(*is_http2));
+                    let mut response = Response::new(ServedBody::empty());
                     *response.status_mut() = refusal.status();
                     if !*is_http2 {
                         // What follows on the connection cannot be trusted either.
@@ -214,15 +215,22 @@ impl<S: HttpService> Future for ConnAppFuture<S, S::Future> {
                     service,
                     request,
                     refusals,
-                    is_http2,
+                    room,
                 } => {
-                    let is_http2 = *is_http2;
+                    // A client that does not take its responses gets no more of them.
+                    if let Some(room) = room {
+                        let was_waiting = room.is_waiting();
+                        ready!(room.poll_room(cx));
+                        if was_waiting {
+                            room.pass_on();
+                        }
+                    }
                     let next = match ready!(service.poll_ready(cx)) {
                         Ok(()) => {
                             let request = request.take().expect("called once");
-                            Self::call(service, request, refusals.clone(), is_http2)
+                            Self::call(service, request, refusals.clone(), room.take())
                         }
-                        Err(_) => Self::failed(refusals, is_http2),
+                        Err(_) => Self::failed(refusals, room.is_some()),
                     };
                     self.set(next);
                 }

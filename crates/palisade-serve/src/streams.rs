@@ -1,6 +1,7 @@
 //! The streams of one HTTP/2 connection. A stream is reset if its client takes nothing of the
 //! response.
 
+use crate::held::Room;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::rt::Executor;
@@ -61,10 +62,11 @@ struct StreamActivity {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BodyState {
-    /// The body has given a piece, and hyper has not polled for the next one.
-    PieceGiven,
+    /// The body has given a piece, and hyper has not polled for the next one. Or there is no room
+    /// for the next one before the client has taken others.
+    AwaitingClient,
     /// The body has nothing to give at present, or has ended.
-    Waiting,
+    AwaitingApp,
 }
 
 pin_project! {
@@ -79,7 +81,8 @@ pin_project! {
         rest: Bytes,
         // The length of the last piece, until it is taken.
         last_piece_len: usize,
-        is_http2: bool,
+        // `None` on HTTP/1, and in a response of the server itself.
+        room: Option<Room>,
     }
 }
 
@@ -155,22 +158,23 @@ fn record_activity(body: BodyState, taken: usize) {
 // === ServedBody ===
 
 impl<B> ServedBody<B> {
-    pub(crate) fn new(inner: B, is_http2: bool) -> Self {
+    /// Creates the body of a response with its `room` on HTTP/2, or of HTTP/1.
+    pub(crate) fn new(inner: B, room: Option<Room>) -> Self {
         Self {
             inner: Some(inner),
             rest: Bytes::new(),
             last_piece_len: 0,
-            is_http2,
+            room,
         }
     }
 
     /// Creates the body of a response of the server itself.
-    pub(crate) fn empty(is_http2: bool) -> Self {
+    pub(crate) fn empty() -> Self {
         Self {
             inner: None,
             rest: Bytes::new(),
             last_piece_len: 0,
-            is_http2,
+            room: None,
         }
     }
 }
@@ -187,14 +191,29 @@ impl<B: Body<Data = Bytes>> Body for ServedBody<B> {
         let Some(inner) = this.inner.as_pin_mut() else {
             return Poll::Ready(None);
         };
-        if !*this.is_http2 {
+        let Some(room) = this.room else {
             return inner.poll_frame(cx);
+        };
+        // A body that waits for room has waited for its client since an earlier poll.
+        let was_waiting = room.is_waiting();
+        if !was_waiting {
+            record_activity(BodyState::AwaitingApp, std::mem::take(this.last_piece_len));
         }
-        record_activity(BodyState::Waiting, std::mem::take(this.last_piece_len));
         if this.rest.is_empty() {
-            let frame = inner.poll_frame(cx);
+            if room.poll_room(cx).is_pending() {
+                if !was_waiting {
+                    record_activity(BodyState::AwaitingClient, 0);
+                }
+                return Poll::Pending;
+            }
+            let frame = inner
+                .poll_frame(cx)
+                .map_ok(|frame| frame.map_data(|data| room.count(data)));
+            if was_waiting {
+                room.pass_on();
+            }
             // Again, because the inner body may have polled another body of this type.
-            record_activity(BodyState::Waiting, 0);
+            record_activity(BodyState::AwaitingApp, 0);
             match ready!(frame) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => *this.rest = data,
@@ -208,7 +227,7 @@ impl<B: Body<Data = Bytes>> Body for ServedBody<B> {
         } else {
             std::mem::take(this.rest)
         };
-        record_activity(BodyState::PieceGiven, 0);
+        record_activity(BodyState::AwaitingClient, 0);
         *this.last_piece_len = piece.len();
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
@@ -336,7 +355,7 @@ impl<F: Future> Future for Stream<F> {
         *this.taken = this.taken.saturating_add(activity.taken);
         shared.taken.fetch_add(activity.taken, Relaxed);
         match activity.body {
-            Some(BodyState::PieceGiven) if shared.guard.mode() != Mode::Off => {
+            Some(BodyState::AwaitingClient) if shared.guard.mode() != Mode::Off => {
                 let taken = std::mem::take(this.taken);
                 *this.stall = Some(Stall::new(this.streams.clone(), taken));
             }

@@ -7,6 +7,7 @@ mod loom;
 pub(crate) mod memory_gate;
 pub(crate) mod permit;
 pub(crate) mod registry;
+pub(crate) mod response_charge;
 pub(crate) mod state;
 pub(crate) mod stats;
 pub(crate) mod totals;

@@ -19,6 +19,8 @@ const CLIENT_COUNTERS: usize = 4096;
 const EXAMINED_REQUESTS: u32 = 128;
 /// Above this percentage of forwarded requests there is a proxy in front of the server.
 const MAX_FORWARDED_PERCENT: u32 = 90;
+/// Responses have this part of the budget: they can wait, and request bodies are refused.
+const RESPONSES_PART: u64 = 2;
 
 /// The counters that all connections of one guard share, and their limits.
 ///
@@ -188,6 +190,19 @@ impl ConnTotals {
         budget.take(self.charged_client(conn), bytes.into())?;
         conn.add_charged(bytes.into());
         Ok(bytes)
+    }
+
+    /// Charges the budget for what is held of a response on `conn`. Responses have a part of it.
+    /// Returns `None` if there is no room, and the guard enforces its limits.
+    pub(super) fn charge_response(&self, conn: &ConnInfo, bytes: u64) -> Option<u32> {
+        let Some(budget) = &self.memory.budget else {
+            return Some(0);
+        };
+        let has_room = budget.held().saturating_add(bytes) <= budget.limit() / RESPONSES_PART;
+        match has_room.then(|| self.charge(conn, bytes)) {
+            Some(Ok(charged)) => Some(charged),
+            _ => (self.mode != Mode::Enforce).then_some(0),
+        }
     }
 
     pub(super) fn give_back(&self, conn: &ConnInfo, bytes: u32) {

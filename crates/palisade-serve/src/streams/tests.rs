@@ -1,10 +1,11 @@
 //! Tests of response bodies in pieces, and of stalled streams.
 
 use super::*;
+use crate::held::HeldBytes;
 use crate::stub::{self, Stub};
 use http::HeaderMap;
 use http_body_util::{BodyExt, Full, StreamBody};
-use palisade_conn::GuardedIo;
+use palisade_conn::{Budget, GuardedIo};
 use palisade_testkit::Journal;
 use std::{convert::Infallible, future::poll_fn};
 use tokio::{task::JoinHandle, time::sleep};
@@ -29,6 +30,12 @@ fn streams_and_socket(mode: Mode) -> (Streams, Journal, GuardedIo<Stub>) {
     (Streams::new(&guard, io.conn()), journal, io)
 }
 
+/// Returns the room on a connection that holds nothing.
+fn room() -> Room {
+    let io = stub::connect(&ConnGuard::default(), [127, 0, 0, 1]);
+    Room::new(HeldBytes::new(io.conn()))
+}
+
 /// Does what hyper does with a stream that has a closed window: polls the body once, and waits.
 async fn poll_once(mut body: ServedBody<Full<Bytes>>) {
     body.frame().await.unwrap().unwrap();
@@ -36,7 +43,7 @@ async fn poll_once(mut body: ServedBody<Full<Bytes>>) {
 }
 
 fn body(bytes: usize) -> ServedBody<Full<Bytes>> {
-    ServedBody::new(Full::new(Bytes::from(vec![b'x'; bytes])), true)
+    ServedBody::new(Full::new(Bytes::from(vec![b'x'; bytes])), Some(room()))
 }
 
 fn spawn<F: Future<Output = ()> + Send + 'static>(streams: &Streams, inner: F) -> JoinHandle<()> {
@@ -171,8 +178,10 @@ async fn a_client_that_takes_much_at_once_may_pause_for_longer() {
 async fn a_stream_that_waits_for_its_handler_is_not_stalled() {
     let (streams, journal) = streams(Mode::Enforce);
     let quiet = async {
-        let mut body =
-            ServedBody::new(http_body_util::Channel::<Bytes, Infallible>::new(1).1, true);
+        let mut body = ServedBody::new(
+            http_body_util::Channel::<Bytes, Infallible>::new(1).1,
+            Some(room()),
+        );
         let polled = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
         let _ = tokio::time::timeout(20 * WRITE_STALL, polled).await;
     };
@@ -203,7 +212,7 @@ async fn a_body_is_passed_on_complete_in_pieces_with_its_trailers() {
     let data: Vec<u8> = (0..3 * MAX_PIECE_BYTES + 7).map(|n| n as u8).collect();
     let whole = Full::new(Bytes::from(data.clone()));
     let with_trailers = whole.with_trailers(std::future::ready(Some(Ok(trailers.clone()))));
-    let mut body = ServedBody::new(with_trailers, true);
+    let mut body = ServedBody::new(with_trailers, Some(room()));
     let (mut lengths, mut got) = (Vec::new(), Vec::new());
     let mut last = None;
     while let Some(frame) = body.frame().await {
@@ -238,7 +247,7 @@ async fn the_length_is_exact_between_pieces_and_http1_bodies_are_passed_on_uncha
     let frames = futures_util::stream::iter([Ok::<_, Infallible>(Frame::data(Bytes::from(
         vec![b'x'; 2 * MAX_PIECE_BYTES],
     )))]);
-    let mut body = ServedBody::new(StreamBody::new(frames), false);
+    let mut body = ServedBody::new(StreamBody::new(frames), None);
     assert_eq!(
         body.frame()
             .await
@@ -249,4 +258,39 @@ async fn the_length_is_exact_between_pieces_and_http1_bodies_are_passed_on_uncha
             .len(),
         2 * MAX_PIECE_BYTES
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_waits_for_room_is_reset_in_time_and_its_checks_do_not_prolong_that() {
+    let journal = Journal::default();
+    let budget = Budget::new(64 << 10).unwrap();
+    let guard = ConnGuard::builder()
+        .write_timeout(WRITE_STALL)
+        .first_request_timeout(600 * SECOND)
+        .byte_budget(budget.clone())
+        .metrics(journal.clone())
+        .build()
+        .unwrap();
+    let io = stub::connect(&guard, [127, 0, 0, 1]);
+    let held = HeldBytes::new(io.conn());
+    // Another stream has a closed window.
+    let stuck = Room::new(held.clone()).count(Bytes::from(vec![b'x'; 64 << 10]));
+    // Responses have no more than half of this budget, so it is below the pressure.
+    let charge = budget.charge(None);
+    charge.take(32 << 10).unwrap();
+    let mut body = ServedBody::new(Full::new(Bytes::from("x")), Some(Room::new(held)));
+    let waiting = async move {
+        body.frame().await;
+    };
+    let streams = Streams::new(&guard, io.conn());
+    let started = Instant::now();
+    spawn(&streams, waiting).await.unwrap();
+    let took = started.elapsed();
+    assert!(
+        took >= WRITE_STALL && took < WRITE_STALL + 2 * SECOND,
+        "{took:?}"
+    );
+    assert_eq!(journal.cut(), [(Guard::Connection, Reason::WindowStall)]);
+    drop((stuck, charge));
+    assert_eq!(budget.held(), 0);
 }
