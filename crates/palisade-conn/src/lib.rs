@@ -149,7 +149,8 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! Request bodies are charged to the same budget by a layer, such as palisade's `Stack`. Without
 //! one the socket charges what it reads during a body of HTTP/1, at most 4 MiB. A connection that
 //! finds no room is reset: `BytesFull`. Bodies of HTTP/2 need a layer, because a socket cannot tell
-//! the bodies of one connection apart.
+//! the bodies of one connection apart. `palisade::serve` charges HTTP/2 responses that clients do
+//! not take, up to half of the budget: [`ConnHandle::charge_response`].
 //!
 //! A refused request gets 503 and a `Retry-After` of one to five seconds.
 //! [Critical](ConnGuardBuilder::critical) requests and [reserved](ConnGuardBuilder::reserve)

@@ -30,7 +30,7 @@ pub struct MemoryBound {
     pub base: u64,
     /// Bytes of the tables of the guard and of the budget. Their sizes are fixed.
     pub tables: u64,
-    /// Bytes of request bodies and large heads, limited by
+    /// Bytes of request bodies, large heads and unread responses, limited by
     /// [`byte_budget`](crate::ConnGuardBuilder::byte_budget). `None` if there is no limit. The sum
     /// does not contain them then.
     pub budget: Option<u64>,

@@ -1185,9 +1185,10 @@ impl ConnGuardBuilder {
     }
 
     /// Sets the budget of bytes of what is held for requests. As it fills, timeouts shrink: see
-    /// [under pressure](crate#under-pressure). A large head of HTTP/2 that finds no
-    /// room is refused with 503. A connection is reset if its HTTP/1 body finds none and no layer
-    /// charges that body. The reason is [`Reason::BytesFull`](crate::Reason).
+    /// [under pressure](crate#under-pressure). A large head of HTTP/2 that finds no room is refused
+    /// with 503. A connection is reset if its HTTP/1 body finds none and no layer charges that
+    /// body. The reason is [`Reason::BytesFull`](crate::Reason). Under `palisade::serve`, HTTP/2
+    /// responses wait if their connection leaves others unread and half of the budget is held.
     ///
     /// What hyper keeps of a head is several times its bytes on the wire: a field takes up to 224
     /// bytes beyond its name and value. A head of HTTP/2 that takes more than 8 KiB so is charged
