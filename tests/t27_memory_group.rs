@@ -292,8 +292,8 @@ withstand! {
     bodies_without_end_do_not_fill_it: Stack, [EndlessBody 100], WELL;
     bodies_without_end_do_not_fill_it_without_a_stack_either: Alone, [EndlessBody 100], WELL;
     bombs_do_not_fill_it: Stack, [Bomb 100], WELL;
-    streams_with_a_shut_window_do_not_fill_it: Stack, [ShutWindow 30], WELL;
-    answers_that_are_not_read_do_not_fill_it: Stack, [UnreadAnswers 30], WELL;
+    streams_with_a_shut_window_do_not_fill_it: Stack, [ShutWindow 200], WELL;
+    answers_that_are_not_read_do_not_fill_it: Stack, [UnreadAnswers 200], WELL;
     downloads_that_are_not_read_do_not_fill_it: Stack, [SlowReader 500], WELL;
     bodies_that_the_handler_does_not_read_do_not_fill_it: Stack, [UnreadUpload 900], BY_THE_LADDER;
     handlers_that_keep_memory_do_not_fill_it: Cached, [Growth 250], BY_THE_LADDER;

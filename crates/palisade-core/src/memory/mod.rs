@@ -243,8 +243,8 @@ impl Memory {
     ///
     /// A call is made in two cases:
     ///
-    /// - More than half of the limit is used, and less than a quarter of the bytes are held that
-    ///   were held at the most since the last call. What is held is the sum of the budgets that
+    /// - More than half of the limit is used, and for 250 ms less than a quarter of the bytes are
+    ///   held that were held at the most since the last call. What is held is the sum of the budgets that
     ///   [report to](crate::Budget::report_to) this memory. It must have fallen by at least 1/64 of
     ///   the limit.
     /// - More than 80 % of the limit are used, and no more and no less for a second.
@@ -271,6 +271,8 @@ impl Memory {
     /// uploads.take(200_000)?;
     /// memory.report(600_000);
     /// drop(uploads); // The clients leave, but the allocator keeps their memory.
+    /// memory.report(600_000);
+    /// std::thread::park_timeout(Duration::from_millis(500));
     /// memory.report(600_000);
     /// assert_eq!(is_called.recv_timeout(Duration::from_secs(20))?, "trimmed");
     /// # Ok::<_, Box<dyn std::error::Error>>(())
