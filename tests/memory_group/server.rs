@@ -49,7 +49,7 @@ pub(crate) enum Kind {
     /// `palisade::serve` and an app without layers. It sees what version 1 counts, as the following
     /// ones do.
     Alone,
-    /// [`Kind::Stack`], a budget that is never full, and 64 MiB that the application keeps.
+    /// [`Kind::Stack`], a budget that is never full, and 96 MiB that the application keeps.
     LargeBudget,
     /// The same, and freed memory is returned to the system.
     Release,
@@ -184,7 +184,7 @@ async fn serve(kind: Kind) {
         Memory::of_process().release(alloc::trim);
     }
     let (budget, cached_bytes) = match kind {
-        Kind::LargeBudget | Kind::Release => (Budget::new(2 * LIMIT).unwrap(), 64 << 20),
+        Kind::LargeBudget | Kind::Release => (Budget::new(2 * LIMIT).unwrap(), 96 << 20),
         Kind::Cached => (Budget::of_process(), 218 << 20),
         Kind::Stack | Kind::Alone => (Budget::of_process(), 0),
     };
