@@ -246,7 +246,8 @@ impl Memory {
     /// - More than half of the limit is used, and for 250 ms less than a quarter of the bytes are
     ///   held that were held at the most since the last call. What is held is the sum of the
     ///   budgets that [report to](crate::Budget::report_to) this memory. It must have fallen by at
-    ///   least 1/64 of the limit.
+    ///   least 1/64 of the limit. What is held for less than the 250 ms between two looks may not
+    ///   be noticed.
     /// - More than 80 % of the limit are used, and no more and no less for a second.
     ///
     /// There are 10 s or more between two calls. After a call that lowers the use by less than 1/64
