@@ -25,8 +25,8 @@ use std::{
 use tower::ServiceBuilder;
 use tower_http::decompression::RequestDecompressionLayer;
 
-/// What the application of the test of the release keeps: more than half of the limit, without which
-/// no call is due.
+/// What the application keeps beside a release: more than half of the limit, without which no call
+/// is due.
 pub(crate) const KEPT_MIB: usize = 136;
 pub(crate) const LIMIT: u64 = 256 << 20;
 /// Tells a child process to serve, in place of doing nothing: a [`Kind`].
