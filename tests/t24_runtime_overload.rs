@@ -3,11 +3,7 @@
 //! in time. Bursts, waiting handlers and a blocked worker refuse nothing.
 //!
 //! `cargo bench --bench overload` prints the same with more servers and loads.
-#![allow(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a test may panic, and its server tells its address"
-)]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 #[path = "overload/server.rs"]
 mod server;
@@ -20,9 +16,10 @@ use palisade_testkit::{
     guarded::{ServerKind, all_gone, app},
     on_servers,
     open_loop::{Outcome, Pool, evenly, in_bursts},
+    server_process::ServerProcess,
 };
-use server::{Others, Server, Spec};
-use std::{net::Ipv4Addr, time::Duration};
+use server::{Spec, start_others};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 use tokio::sync::Mutex;
 
 const CLIENT: Ipv4Addr = Ipv4Addr::LOCALHOST;
@@ -124,14 +121,14 @@ on_servers! {
 
 /// Starts a server in a process of its own, whose requests burn 10 ms each. Returns it with the
 /// connections to it, and how many it serves in a second.
-async fn start(workers: usize) -> (Server, std::sync::Arc<Pool>, f64) {
+async fn start(workers: usize) -> (ServerProcess, Arc<Pool>, f64) {
     let spec = Spec {
         kind: ServerKind::Serve,
         workers,
         is_guarded: true,
         rounds: rounds_in(Duration::from_millis(10)),
     };
-    let server = Server::start(spec);
+    let server = spec.start();
     let pool = Pool::open(spec.kind, server.addr, 500).await;
     let capacity = pool.throughput(2 * workers.max(1), 2 * SECOND).await;
     (server, pool, capacity)
@@ -185,7 +182,7 @@ async fn other_processes_that_take_the_processors_in_bursts_refuse_nothing() {
     let _turn = TURN.lock().await;
     let (_server, pool, capacity) = start(2).await;
     let burst = Duration::from_millis(300);
-    let _others = Others::start(2, burst, burst);
+    let _others = start_others(2, burst, burst);
     let requests = evenly(0.2 * capacity, 4 * SECOND);
     let answers = pool.send_at("/cpu", requests).await;
     let outcome = Outcome::of(&answers, Duration::ZERO, 4 * SECOND);

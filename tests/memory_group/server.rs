@@ -11,15 +11,15 @@ use palisade::{Budget, Memory, Stack, body_limit::BodyLimitLayer, conn::ConnGuar
 use palisade_testkit::{
     alloc::{self, CountingAllocator},
     memory_group::{MemoryGroup, used_with_tcp},
+    server_process::{ChildProcess, ServerProcess, say_listening},
 };
 use std::{
     convert::Infallible,
     env,
+    ffi::OsString,
     future::{IntoFuture, pending},
-    io::{BufRead, BufReader},
     net::SocketAddr,
     path::PathBuf,
-    process::{Child, Command, Stdio},
     time::Duration,
 };
 use tower::ServiceBuilder;
@@ -81,37 +81,28 @@ pub(crate) struct Counts {
 
 /// A running server. It is killed when this is dropped.
 pub(crate) struct Server {
-    child: Child,
+    process: ChildProcess,
     pub(crate) addr: SocketAddr,
 }
 
 impl Server {
     /// Starts a server in `group`.
     pub(crate) fn start(group: &MemoryGroup, kind: Kind) -> Self {
-        let mut child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "server_process", "--nocapture"])
-            .env(SERVES, format!("{kind:?}"))
-            .env(GROUP, group.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        group.add(child.id()).unwrap();
+        let folder = group.path().as_os_str().to_owned();
+        let variables = [(SERVES, format!("{kind:?}").into()), (GROUP, folder)];
+        let mut process = ChildProcess::start::<OsString>(variables);
+        group.add(process.id()).unwrap();
         // It serves when it is told to, so that it finds itself in the group.
-        drop(child.stdin.take());
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let addr = lines.map_while(Result::ok).find_map(|line| {
-            let (_, addr) = line.split_once("listening on ")?;
-            addr.parse().ok()
-        });
-        let addr = addr.expect("the server listens");
-        Self { child, addr }
+        process.close_stdin();
+        let ServerProcess { process, addr } = process.serving();
+        Self { process, addr }
     }
 
     /// Returns the resident memory in MiB, without the pages of files.
     #[cfg(target_env = "gnu")]
     pub(crate) fn resident(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let status = format!("/proc/{}/status", self.process.id());
+        let status = std::fs::read_to_string(status).unwrap();
         let resident = status
             .lines()
             .find_map(|line| line.strip_prefix("RssAnon:"));
@@ -120,14 +111,7 @@ impl Server {
     }
 
     pub(crate) fn is_running(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.process.is_running()
     }
 }
 
@@ -229,7 +213,7 @@ async fn serve(kind: Kind) {
         app.layer(guarded)
     };
     let listener = guard.bind("127.0.0.1:0").await.unwrap();
-    println!("listening on {}", listener.local_addr().unwrap());
+    say_listening(listener.local_addr().unwrap());
     palisade::serve(listener, app).into_future().await.unwrap();
 }
 
@@ -238,6 +222,11 @@ fn app() -> Router {
     let endless = async || {
         let pieces = stream::repeat_with(|| Ok::<_, Infallible>(Bytes::from_static(&ANSWER)));
         Body::from_stream(pieces)
+    };
+    // 64 MiB, each piece in memory of its own.
+    let large = async || {
+        let piece = |_| Ok::<_, Infallible>(Bytes::from(vec![b'x'; 16 << 10]));
+        Body::from_stream(stream::iter((0..4096).map(piece)))
     };
     let keep = async || {
         let kept = vec![1u8; KEPT_BYTES];
@@ -251,5 +240,6 @@ fn app() -> Router {
         // Memory of its own, as an answer that a handler makes.
         .route("/answer", get(async || vec![b'x'; 64 << 10]))
         .route("/endless", get(endless))
+        .route("/large", get(large))
         .route("/keep", get(keep))
 }

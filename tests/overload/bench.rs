@@ -15,7 +15,7 @@ use palisade_testkit::{
     open_loop::{Answer, Outcome, Pool, evenly, in_bursts},
     process::raise_file_limit,
 };
-use server::{Others, Server, Spec};
+use server::{Spec, start_others};
 use std::{env, sync::Arc, thread, time::Duration};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -113,14 +113,14 @@ fn run(title: &str, spec: Spec, scenario: Scenario) {
             },
             _ => None,
         };
-        let server = Server::start(spec);
+        let server = spec.start();
         if let Some(group) = &group {
-            group.add(server.child.id()).unwrap();
+            group.add(server.process.id()).unwrap();
         }
         let pool = Pool::open(spec.kind, server.addr, 1000).await;
         let threads = spec.workers.max(1);
         let _others = match scenario {
-            Scenario::Others => Some(Others::start(processors(), SECOND, Duration::ZERO)),
+            Scenario::Others => Some(start_others(processors(), SECOND, Duration::ZERO)),
             _ => None,
         };
         let capacity = pool.throughput(2 * threads, 2 * SECOND).await;
@@ -150,7 +150,7 @@ async fn answers(pool: &Arc<Pool>, capacity: f64, scenario: Scenario) -> Vec<Ans
             answers
         }
         Scenario::BurstingOthers => {
-            let _others = Others::start(processors(), burst, burst);
+            let _others = start_others(processors(), burst, burst);
             pool.send_at("/cpu", evenly(0.5 * capacity, TIME)).await
         }
         Scenario::Others => pool.send_at("/cpu", evenly(1.5 * capacity, TIME)).await,

@@ -2,16 +2,12 @@
 
 use axum::{Router, routing::get};
 use palisade::conn::{ConnGuard, RuntimeLoad};
-use palisade_testkit::{cpu::burn, guarded::ServerKind};
-use std::{
-    env,
-    future::pending,
-    io::{BufRead, BufReader, Write},
-    net::SocketAddr,
-    process::{Child, Command, Stdio},
-    thread,
-    time::Duration,
+use palisade_testkit::{
+    cpu::burn,
+    guarded::ServerKind,
+    server_process::{ChildProcess, ServerProcess, say_listening},
 };
+use std::{env, future::pending, thread, time::Duration};
 use tokio::time::Instant;
 
 /// Tells a child process what to do, in place of running the scenarios.
@@ -29,79 +25,29 @@ pub(crate) struct Spec {
     pub(crate) rounds: u64,
 }
 
-/// A running server. It ends when this is dropped.
-pub(crate) struct Server {
-    pub(crate) child: Child,
-    pub(crate) addr: SocketAddr,
-}
-
-impl Server {
-    /// Starts a server in a process of its own, which runs this executable with the same arguments
-    /// as [`serve_if_told`] needs.
-    pub(crate) fn start(spec: Spec) -> Self {
-        let Spec {
+impl Spec {
+    /// Starts the server.
+    pub(crate) fn start(self) -> ServerProcess {
+        let Self {
             kind,
             workers,
             is_guarded,
             rounds,
-        } = spec;
-        let mut child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "server_process", "--nocapture"])
-            .env(SERVES, format!("{kind:?} {workers} {is_guarded} {rounds}"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let addr = lines.map_while(Result::ok).find_map(|line| {
-            let (_, addr) = line.split_once("listening on ")?;
-            addr.parse().ok()
-        });
-        let addr = addr.expect("the server listens");
-        Self { child, addr }
+        } = self;
+        let told = format!("{kind:?} {workers} {is_guarded} {rounds}");
+        ChildProcess::start([(SERVES, told)]).serving()
     }
 }
 
-/// Processes that burn processor time beside a server. They end when this is dropped.
-pub(crate) struct Others(Vec<Child>);
-
-impl Others {
-    /// Starts so many, which burn and pause in turn for these times.
-    pub(crate) fn start(count: usize, burn: Duration, pause: Duration) -> Self {
-        let start = |_| {
-            Command::new(env::current_exe().unwrap())
-                .args(["--exact", "server_process", "--nocapture"])
-                .env(
-                    SERVES,
-                    format!("{} {}", burn.as_millis(), pause.as_millis()),
-                )
-                .stdin(Stdio::piped())
-                .stdout(Stdio::null())
-                .spawn()
-                .unwrap()
-        };
-        Self((0..count).map(start).collect())
-    }
+/// Starts so many processes that burn processor time beside a server, and pause in turn, for these
+/// times.
+pub(crate) fn start_others(count: usize, burn: Duration, pause: Duration) -> Vec<ChildProcess> {
+    let told = format!("{} {}", burn.as_millis(), pause.as_millis());
+    let start = |_| ChildProcess::start([(SERVES, told.clone())]);
+    (0..count).map(start).collect()
 }
 
-impl Drop for Others {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Serves for ever if this process is a child, or burns time as one of [`Others`]. Otherwise
-/// returns.
+/// Serves for ever if this process is a child, or [burns time](start_others). Otherwise returns.
 pub(crate) fn serve_if_told() {
     let Ok(spec) = env::var(SERVES) else { return };
     // Ends with its parent, also if that is killed.
@@ -128,28 +74,21 @@ pub(crate) fn serve_if_told() {
 }
 
 fn serve(spec: Spec) {
-    let Spec {
-        kind,
-        workers,
-        is_guarded,
-        rounds,
-    } = spec;
-    let runtime = if workers == 0 {
+    let runtime = if spec.workers == 0 {
         tokio::runtime::Builder::new_current_thread()
     } else {
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
-        runtime.worker_threads(workers);
+        runtime.worker_threads(spec.workers);
         runtime
     };
     let runtime = { runtime }.enable_all().build().unwrap();
     runtime.block_on(async {
-        let load = is_guarded.then(RuntimeLoad::default);
+        let load = spec.is_guarded.then(RuntimeLoad::default);
         let guard = ConnGuard::builder().runtime_load(load).build().unwrap();
         // In a task, where a worker polls it, as applications do.
-        let server = tokio::spawn(async move { kind.serve(&guard, app(rounds)).await });
+        let server = tokio::spawn(async move { spec.kind.serve(&guard, app(spec.rounds)).await });
         let server = server.await.unwrap();
-        println!("listening on {}", server.addr);
-        std::io::stdout().flush().unwrap();
+        say_listening(server.addr);
         pending::<()>().await;
     });
 }

@@ -34,6 +34,8 @@ pub mod memory_group;
 )]
 pub mod open_loop;
 pub mod process;
+#[allow(clippy::unwrap_used, reason = "test support may panic")]
+pub mod server_process;
 pub mod servers;
 
 pub use journal::Journal;
