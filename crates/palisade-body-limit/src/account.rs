@@ -56,6 +56,9 @@ impl Account {
     #[inline(never)]
     pub(crate) fn charge_frame(&self, bytes: u64, paid: u64) -> Result<u64, BudgetFull> {
         let left = self.left();
+        if left == 0 {
+            return Ok(u64::MAX); // What follows is expected to be passed on.
+        }
         let unpaid = bytes.saturating_sub(paid);
         let price = |bytes: u64| bytes.saturating_mul(WEIGHT).min(left);
         let arrived = self.charge.bytes() / WEIGHT;

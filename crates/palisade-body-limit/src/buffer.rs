@@ -37,6 +37,8 @@ use tower_service::Service;
 /// permit. `palisade::StackLayer::buffered` puts it there.
 ///
 /// A handler that refuses requests by their head, as for lack of authorization, refuses them later.
+/// What the inner service reserves in `poll_ready`, as tower's `ConcurrencyLimit` does, is held
+/// while a body is read.
 ///
 /// ```
 /// use palisade_body_limit::BufferLayer;

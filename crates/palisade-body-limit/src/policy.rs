@@ -185,12 +185,11 @@ impl BodyLimitPolicy {
         slot: &mut Polled,
         cx: &mut Context<'_>,
     ) -> Flow {
-        let account = upload.charge.as_ref().map(|charge| charge.account.clone());
         let mut flow = self.poll_charged(upload, exchange, up, slot, cx);
         if flow == Flow::Linger {
             // To read the rest of a bomb is to decompress it.
             flow = Flow::LingerUnread;
-            if let Some(account) = account
+            if let Some(account) = &exchange.shared.account
                 && exchange.is_refused()
             {
                 // The handler and what it has read are dropped. The decoder lingers.

@@ -318,6 +318,29 @@ async fn a_request_is_charged_no_more_than_is_held_and_routes_may_hold_less() {
 }
 
 #[tokio::test]
+async fn a_body_at_what_it_may_hold_goes_on_while_others_fill_the_budget() {
+    let budget = budget(MIB);
+    let layer = BodyBudgetLayer::new(budget.clone()).max_held(300_000);
+    let (mut client, body) = Channel::<Bytes, io::Error>::new(1);
+    let long = spawn(&layer, upload(body.boxed_unsync()));
+    let piece = || Bytes::from(vec![b'x'; 16 * KIB]);
+    for _ in 0..20 {
+        client.send_data(piece()).await.unwrap();
+    }
+    settle().await;
+    assert_eq!(budget.held(), 300_000);
+    let others = budget.charge(None);
+    others.take(budget.limit() - budget.held()).unwrap();
+    for _ in 0..20 {
+        client.send_data(piece()).await.unwrap();
+    }
+    drop(client);
+    assert_eq!(long.await.unwrap(), StatusCode::OK);
+    drop(others);
+    assert_eq!(budget.held(), 0);
+}
+
+#[tokio::test]
 async fn one_client_cannot_take_the_budget_of_the_others() {
     let budget = budget(MIB);
     let layer = BodyBudgetLayer::new(budget.clone());

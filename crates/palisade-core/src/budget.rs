@@ -185,6 +185,9 @@ impl Shared {
     }
 
     fn take(&self, client: Option<u64>, bytes: u64) -> Result<(), BudgetFull> {
+        if bytes == 0 {
+            return Ok(()); // Whatever others hold.
+        }
         let add = |held: u64| held.checked_add(bytes).filter(|held| *held <= self.limit);
         let held = match self.held.fetch_update(Relaxed, Relaxed, add) {
             Ok(before) => before + bytes,
@@ -252,10 +255,11 @@ impl Charge {
     /// If the budget has no room for them. Nothing is taken then.
     pub fn take(&self, bytes: u64) -> Result<(), BudgetFull> {
         self.budget.take(self.client, bytes)?;
-        self.bytes.fetch_add(bytes, Relaxed);
+        // Before what `give_back` removes.
         if let Some(conn) = &self.conn {
             conn.add_charged(bytes);
         }
+        self.bytes.fetch_add(bytes, Relaxed);
         Ok(())
     }
 

@@ -138,11 +138,14 @@ impl AsRef<[u8]> for HeldFrame {
 
 impl Drop for HeldFrame {
     fn drop(&mut self) {
-        self.charge = None;
+        let was_charged = self.charge.take().is_some();
         let Shared { bytes, freed, .. } = &*self.held.0;
-        bytes.fetch_sub(self.memory(), SeqCst);
-        // h2 may hold its lock here. What is woken is the task of a stream, and not run here.
-        freed.notify_one();
+        let left = bytes.fetch_sub(self.memory(), SeqCst) - self.memory();
+        // Without room the first that waits would lose its place. h2 may hold its lock here: what
+        // is woken is the task of a stream, and not run here.
+        if was_charged || left < FREE_BYTES_PER_CONNECTION {
+            freed.notify_one();
+        }
     }
 }
 
@@ -167,6 +170,10 @@ impl Room {
             free: FREE_BYTES_PER_RESPONSE,
             wait: None,
         }
+    }
+
+    pub(crate) fn conn(&self) -> &ConnHandle {
+        &self.held.0.conn
     }
 
     /// Returns whether the response waits for room.

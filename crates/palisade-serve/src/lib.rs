@@ -101,11 +101,12 @@ palisade_serve::serve(listener, app).await
 //!   [buffer](HttpBuilder::max_buffer_size), and the [head](HttpBuilder::max_header_size). 70 KiB
 //!   were measured, and 134 KiB with frames of 64 KiB.
 //!
-//! On HTTP/2, 64 KiB and one frame of the responses that are not taken are free for each
-//! connection. The rest is charged to the [byte
-//! budget](palisade_conn::ConnGuardBuilder::byte_budget), up to half of it. Without room, no body
-//! of the connection is polled, and no request of it reaches the app, until the client takes some
-//! of what is kept for it. So many connections together keep less.
+//! On HTTP/2, 64 KiB of the responses that are not taken are free for each connection. The rest is
+//! charged to the [byte budget](palisade_conn::ConnGuardBuilder::byte_budget), up to half of it.
+//! Without room, no body of the connection is polled, and no request of it reaches the app, until
+//! the client takes some of what is kept for it. So many connections together keep less. Requests
+//! that are with the app by then may still make one frame each. A frame counts as a whole, also if
+//! the app shares its memory with other responses.
 //!
 //! What handlers allocate, and what the kernel uses for a socket, comes on top. All of it is freed
 //! with the connection. Whether the allocator returns it to the system is another matter. If all

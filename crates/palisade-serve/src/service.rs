@@ -4,7 +4,7 @@ use crate::{
     Http, HttpService, head,
     held::{HeldBytes, Room},
     refusal::{Refusal, RefusalReporter},
-    streams::ServedBody,
+    streams::{ServedBody, poll_room},
 };
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
@@ -42,6 +42,8 @@ pin_project! {
             request: Option<Request<Incoming>>,
             refusals: RefusalReporter,
             room: Option<Room>,
+            // Set while the request waits for room.
+            unread: Option<UnreadBody>,
         },
         // If `omits_body`, the response must have no body. hyper removes it on HTTP/1 only.
         Called {
@@ -56,6 +58,10 @@ pin_project! {
 }
 
 // === ConnService ===
+
+/// A request body that nothing reads. It fills a part of the window that all requests of its
+/// connection share.
+struct UnreadBody(ConnHandle);
 
 impl<S> ConnService<S> {
     pub(crate) fn new(
@@ -116,7 +122,23 @@ impl<S: HttpService> ConnApp<S> {
             request,
             refusals,
             room: self.held.clone().map(Room::new),
+            unread: None,
         }
+    }
+}
+
+// === UnreadBody ===
+
+impl UnreadBody {
+    fn new(conn: &ConnHandle) -> Self {
+        conn.add_unread_body();
+        Self(conn.clone())
+    }
+}
+
+impl Drop for UnreadBody {
+    fn drop(&mut self) {
+        self.0.remove_unread_body();
     }
 }
 
@@ -216,11 +238,18 @@ impl<S: HttpService> Future for ConnAppFuture<S, S::Future> {
                     request,
                     refusals,
                     room,
+                    unread,
                 } => {
                     // A client that does not take its responses gets no more of them.
                     if let Some(room) = room {
-                        let was_waiting = room.is_waiting();
-                        ready!(room.poll_room(cx));
+                        let Poll::Ready(was_waiting) = poll_room(room, cx) else {
+                            let has_body =
+                                |request: &Request<Incoming>| !request.body().is_end_stream();
+                            if unread.is_none() && request.as_ref().is_some_and(has_body) {
+                                *unread = Some(UnreadBody::new(room.conn()));
+                            }
+                            return Poll::Pending;
+                        };
                         if was_waiting {
                             room.pass_on();
                         }

@@ -155,6 +155,22 @@ fn record_activity(body: BodyState, taken: usize) {
     });
 }
 
+/// Ready when there is room for more of a response. Returns whether the stream has waited for it.
+/// While it waits, it waits for its client: it is reset in the time for that.
+pub(crate) fn poll_room(room: &mut Room, cx: &mut Context<'_>) -> Poll<bool> {
+    let was_waiting = room.is_waiting();
+    let result = room.poll_room(cx);
+    if result.is_pending() != was_waiting {
+        let awaited = if was_waiting {
+            BodyState::AwaitingApp
+        } else {
+            BodyState::AwaitingClient
+        };
+        record_activity(awaited, 0);
+    }
+    result.map(|()| was_waiting)
+}
+
 // === ServedBody ===
 
 impl<B> ServedBody<B> {
@@ -195,17 +211,11 @@ impl<B: Body<Data = Bytes>> Body for ServedBody<B> {
             return inner.poll_frame(cx);
         };
         // A body that waits for room has waited for its client since an earlier poll.
-        let was_waiting = room.is_waiting();
-        if !was_waiting {
+        if !room.is_waiting() {
             record_activity(BodyState::AwaitingApp, std::mem::take(this.last_piece_len));
         }
         if this.rest.is_empty() {
-            if room.poll_room(cx).is_pending() {
-                if !was_waiting {
-                    record_activity(BodyState::AwaitingClient, 0);
-                }
-                return Poll::Pending;
-            }
+            let was_waiting = ready!(poll_room(room, cx));
             let frame = inner
                 .poll_frame(cx)
                 .map_ok(|frame| frame.map_data(|data| room.count(data)));

@@ -256,12 +256,17 @@ impl<T: Transport> GuardedIo<T> {
     #[cold]
     #[inline(never)]
     fn answer(&self) {
-        if self.state().take_unread_asked() {
-            let unread = u32::try_from(self.inner.unread_bytes()).unwrap_or(u32::MAX);
-            self.conn().set_unread_bytes(unread);
-        }
+        self.tell_unread();
         if self.state().take_probe() {
             self.check_client();
+        }
+    }
+
+    /// Tells how many bytes the kernel has for the server to read, if the guard asks for that.
+    fn tell_unread(&self) {
+        if self.state().is_asked() && self.state().take_unread_asked() {
+            let unread = u32::try_from(self.inner.unread_bytes()).unwrap_or(u32::MAX);
+            self.conn().set_unread_bytes(unread);
         }
     }
 
@@ -314,6 +319,8 @@ impl<T: Transport> GuardedIo<T> {
                 if wanted > 0 {
                     self.state().set_write_blocked();
                 }
+                // hyper calls nothing else while its output does not leave.
+                self.tell_unread();
                 if let Some(decision) = self.park_writer(cx) {
                     return Poll::Ready(Err(self.closed_error(decision)));
                 }
@@ -530,6 +537,9 @@ impl<T: Transport> AsyncWrite for GuardedIo<T> {
                         return Poll::Ready(Err(this.closed_error(decision)));
                     }
                     ready!(result)?;
+                    if this.permit.is_charged() {
+                        this.permit.end_charge(); // What is read from now on is not kept.
+                    }
                     this.shutdown = if this.may_linger() && this.decision().is_none() {
                         this.state().set_lingering();
                         Shutdown::Lingering

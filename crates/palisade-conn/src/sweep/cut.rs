@@ -55,9 +55,11 @@ impl MemoryCut {
         if self.heaviest.len() >= 2 * MAX_CUT {
             self.drop_lightest();
         }
-        // If no answer comes, that of an earlier time does not count.
-        conn.set_unread_bytes(0);
-        state.ask_unread();
+        if self.step.asks {
+            // If no answer comes, that of an earlier time does not count.
+            conn.set_unread_bytes(0);
+            state.ask_unread();
+        }
     }
 
     /// Closes the connections that hold most.

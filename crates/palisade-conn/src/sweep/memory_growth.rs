@@ -15,6 +15,8 @@ const REGROWTH: f32 = 1.0 / 64.0;
 /// Answers of sockets hold for this time. At the same level no more connections are closed before
 /// this time has passed.
 const PAUSE_MILLIS: u64 = 1000;
+/// The time between two questions to the sockets, each of which wakes the task of a connection.
+const ASK_MILLIS: u64 = 250;
 
 /// What the sweeps remember of the growth of memory.
 #[derive(Debug, Default)]
@@ -38,11 +40,13 @@ struct Cut {
     least: f32,
 }
 
-/// What a sweep does because memory has grown, beside asking the sockets.
+/// What a sweep does because memory has grown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct GrowthStep {
     /// Whether it closes connections.
     pub(crate) cuts: bool,
+    /// Whether it asks the sockets.
+    pub(crate) asks: bool,
     /// The limit of the memory, and the bytes in use.
     pub(crate) numbers: (u64, u64),
 }
@@ -67,7 +71,13 @@ impl MemoryGrowth {
             return None;
         }
         let is_recent = |then: u64| now.saturating_sub(then) < PAUSE_MILLIS;
-        let was_asked = state.asked.replace(now).is_some_and(is_recent);
+        let was_asked = state.asked.is_some_and(is_recent);
+        let asks = state
+            .asked
+            .is_none_or(|then| now.saturating_sub(then) >= ASK_MILLIS);
+        if asks {
+            state.asked = Some(now);
+        }
         let is_repeated = |cut: Cut| {
             let is_new = level >= cut.level + LEVEL_STEP || level >= cut.least + REGROWTH;
             is_recent(cut.at) && !is_new
@@ -83,16 +93,22 @@ impl MemoryGrowth {
         let limit = memory.limit().unwrap_or(0);
         let used = memory.used().unwrap_or(limit);
         let numbers = (limit, used);
-        Some(GrowthStep { cuts, numbers })
+        Some(GrowthStep {
+            cuts,
+            asks,
+            numbers,
+        })
     }
 }
 
 /// Returns the part of the memory that is in use. It is above 1 where an application's source says
 /// so.
 fn level(memory: &Memory) -> f32 {
+    let level = memory.pressure().get();
     match (memory.used(), memory.limit()) {
-        (Some(used), Some(limit)) => (used as f64 / limit.max(1) as f64) as f32,
-        _ => 0.0,
+        // The two may be of different groups, where the nearest to its limit has just changed.
+        (Some(used), Some(limit)) if level >= 1.0 => (used as f64 / limit.max(1) as f64) as f32,
+        _ => level,
     }
 }
 
@@ -154,6 +170,18 @@ mod tests {
     }
 
     #[test]
+    fn sockets_are_asked_no_more_than_four_times_a_second() {
+        let memory = Memory::reported(LIMIT).unwrap();
+        let growth = MemoryGrowth::default();
+        let steps = (0..100).filter_map(|sweep| {
+            memory.report(96_000 + sweep * 400);
+            growth.since_last_sweep(&memory, sweep * 25)
+        });
+        // For 2.5 s, but for the first sweep.
+        assert_eq!(steps.filter(|step| step.asks).count(), 10);
+    }
+
+    #[test]
     fn growth_before_the_first_sweep_closes_nothing() {
         let memory = Memory::reported(LIMIT).unwrap();
         memory.report(95_000);
@@ -163,6 +191,7 @@ mod tests {
         memory.report(99_000);
         let step = GrowthStep {
             cuts: false,
+            asks: true,
             numbers: (LIMIT, 99_000),
         };
         assert_eq!(growth.since_last_sweep(&memory, 250), Some(step));

@@ -199,6 +199,9 @@ async fn sweep(
 ) -> bool {
     let now = shared.now();
     shared.totals.set_time(now as u32);
+    if let Some(load) = &shared.totals.memory.runtime {
+        load.set_in_flight(shared.totals.in_flight());
+    }
     shared.marks.add(shared.mark(now));
     let open = shared.open.load(Relaxed);
     let limits = under_pressure(&shared.limits, shared.pressure());

@@ -86,3 +86,34 @@ async fn a_layer_speaks_for_one_request_and_not_for_the_next_one_of_the_connecti
     request.charge_by_socket();
     assert!(upload(&mut pair, 100).await.is_err());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_is_charged_the_most_goes_on_while_others_fill_the_budget() {
+    let budget = Budget::new(16 << 20).unwrap();
+    let (guard, _) = tracking_guard(ConnGuard::builder().byte_budget(budget.clone()));
+    let mut pair = connect(&guard);
+    let mut request = pair.server.conn().begin_request(false);
+    request.charge_by_socket();
+    upload(&mut pair, 3 << 10).await.unwrap();
+    assert_eq!(budget.held(), 4 << 20);
+    let others = budget.charge(None);
+    others.take(budget.limit() - budget.held()).unwrap();
+    upload(&mut pair, 100).await.unwrap();
+    drop((request, pair, others));
+    assert_eq!(budget.held(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_lingers_is_charged_nothing() {
+    let budget = Budget::new(64 << 10).unwrap();
+    let (guard, _) = tracking_guard(ConnGuard::builder().byte_budget(budget.clone()));
+    let mut pair = connect(&guard);
+    let mut request = pair.server.conn().begin_request(false);
+    request.charge_by_socket();
+    upload(&mut pair, 20).await.unwrap();
+    assert_eq!(budget.held(), 40 << 10);
+    drop(request); // Answered before the end of the upload.
+    assert!(pair.server.shutdown().now_or_never().is_none());
+    assert!(pair.server.conn().state().stats().lingering);
+    assert_eq!(budget.held(), 0);
+}

@@ -205,6 +205,32 @@ async fn what_the_kernel_has_unread_counts_and_an_old_answer_of_a_socket_does_no
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_socket_whose_output_does_not_leave_answers_too() {
+    let fixture = fixture(Mode::Enforce);
+    let (mut pair, _request) = connect_working(&fixture.guard, 1).unwrap();
+    pair.unread.store(64 * KIB, Relaxed);
+    let write = |pair: &mut Pair| pair.server.write_all(&[b'x'; 2000]).now_or_never();
+    assert!(write(&mut pair).is_none());
+    sleep(20 * SECOND).await; // The client takes nothing.
+    fixture.grow_until_asked().await;
+    assert!(write(&mut pair).is_none());
+    fixture.report(975).await;
+    assert!(is_cut(&pair));
+}
+
+#[tokio::test(start_paused = true)]
+async fn growth_just_after_a_sweep_is_not_left_until_the_next_one() {
+    let fixture = fixture(Mode::Enforce);
+    let (pair, _request) = connect_charged(&fixture.guard, 1, 500 * KIB);
+    sleep(Duration::from_millis(5)).await; // From now on just after each sweep.
+    fixture.report(900).await;
+    fixture.report(950).await;
+    fixture.memory.report(LIMIT / 1000 * 975);
+    sleep(Duration::from_millis(50)).await;
+    assert!(is_cut(&pair));
+}
+
+#[tokio::test(start_paused = true)]
 async fn in_shadow_mode_each_connection_is_reported_once_and_reserved_ones_are_left() {
     let fixture = fixture(Mode::Shadow);
     let conns: Vec<_> = (0..3)

@@ -37,9 +37,13 @@ pub(super) fn memory<B>(request: &Request<B>) -> u64 {
         .iter()
         .map(|(name, value)| name.as_str().len() + value.len())
         .sum();
-    let target = request.uri().path_and_query();
-    let target = target.map_or(0, |target| target.as_str().len());
-    (text + target) as u64 + FIELD_BYTES * fields.len() as u64
+    let uri = request.uri();
+    let path = uri
+        .path_and_query()
+        .map_or(0, |target| target.as_str().len());
+    let authority = uri.authority().map_or(0, |host| host.as_str().len());
+    let line = request.method().as_str().len() + authority + path;
+    (line + text) as u64 + FIELD_BYTES * fields.len() as u64
 }
 
 #[cfg(test)]
@@ -72,8 +76,12 @@ mod tests {
     #[test]
     fn the_memory_of_a_head_is_its_text_and_its_fields() {
         let mut request = Request::get("/path?query").body(()).unwrap();
-        assert_eq!(memory(&request), 11);
+        assert_eq!(memory(&request), 3 + 11);
         *request.headers_mut() = head(10, 1);
-        assert_eq!(memory(&request), 11 + 11 * 224 + 10 * (3 + 1) + 6 + 3);
+        assert_eq!(memory(&request), 3 + 11 + 11 * 224 + 10 * (3 + 1) + 6 + 3);
+        // HTTP/2 has the host in the target, and the method may be any token.
+        let target = format!("https://{}/", "h".repeat(30_000));
+        let request = Request::builder().method(&*"M".repeat(1000)).uri(target);
+        assert_eq!(memory(&request.body(()).unwrap()), 1000 + 30_000 + 1);
     }
 }

@@ -123,3 +123,22 @@ fn the_budget_of_the_process_is_a_quarter_of_its_memory() {
     assert_eq!(budget.limit(), memory.map_or(256 * MIB, |bytes| bytes / 4));
     assert!(Arc::ptr_eq(&budget.0, &Budget::of_process().0));
 }
+
+#[test]
+fn a_charge_that_needs_nothing_finds_room_whatever_others_hold() {
+    let budget = Budget::new(MIB).unwrap();
+    let own = budget.charge(client(1));
+    own.take(300 * KIB).unwrap();
+    let others: Vec<_> = (2..)
+        .map(|name| budget.charge(client(name)))
+        .take(200)
+        .collect();
+    for other in &others {
+        while other.take(KIB).is_ok() {}
+    }
+    assert_eq!(budget.held(), MIB);
+    assert!(own.take(1).is_err());
+    own.take(0).unwrap();
+    drop((own, others));
+    assert_eq!(budget.held(), 0);
+}

@@ -11,7 +11,7 @@ use std::{
     fmt,
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     thread,
     time::Duration,
@@ -39,7 +39,8 @@ const BUSY_DELAY: Duration = Duration::from_millis(20);
 ///   handlers that sleep, and a blocked worker beside others refuse nothing.
 /// - While no request arrives nothing changes.
 /// - If refusing all but a few requests for a second does not help, tasks that are no requests are
-///   the cause. Everything is admitted then for 10 s, and for twice as long each next time.
+///   the cause. Everything is admitted then for 10 s, and for twice as long each next time. With
+///   more than ten requests in flight, which may be the cause, this takes 30 s.
 /// - Of several runtimes the one with the shortest delay decides.
 ///
 /// A thread of its own looks at the runtimes, at most every 10 ms, because a runtime that is stuck
@@ -70,6 +71,8 @@ struct State {
     has_requests: AtomicBool,
     /// Requests that were admitted since then while the share was not whole.
     admitted: AtomicU32,
+    /// Requests in flight, as the guard has counted them.
+    in_flight: AtomicUsize,
     delay_micros: AtomicU64,
     control: Mutex<Control>,
     recorder: OnceLock<Recorder>,
@@ -121,7 +124,7 @@ impl RuntimeLoad {
     pub fn report(&self, delay: Duration) {
         let requests = Requests {
             have_asked: true,
-            admitted: self.0.admitted.swap(0, Relaxed),
+            ..self.0.take_requests()
         };
         let mut control = self.0.control.lock();
         self.0.step(&mut control, delay, STEP, requests);
@@ -138,13 +141,13 @@ impl RuntimeLoad {
             return;
         }
         let (watched, probe) = Watched::new(handle);
+        control.runtimes.retain(|runtime| !runtime.has_ended());
         control.runtimes.push(watched);
-        let is_first = !std::mem::replace(&mut control.is_looked_at, true);
+        if !control.is_looked_at {
+            control.is_looked_at = self.start();
+        }
         drop(control); // The runtime may drop the task at once.
         handle.spawn(probe);
-        if is_first {
-            self.start();
-        }
     }
 
     /// Returns the part of requests to admit, from 1/64 to 1.
@@ -168,6 +171,12 @@ impl RuntimeLoad {
         self.0.admitted.fetch_add(1, Relaxed);
     }
 
+    /// Notes how many requests are in flight.
+    #[doc(hidden)]
+    pub fn set_in_flight(&self, requests: usize) {
+        self.0.in_flight.store(requests, Relaxed);
+    }
+
     /// Returns the time for which tasks have waited in the run queue in the latest step of 100 ms,
     /// at least.
     pub fn delay(&self) -> Duration {
@@ -186,12 +195,12 @@ impl RuntimeLoad {
         let _ = self.0.recorder.set(recorder.clone());
     }
 
-    /// Starts the thread that looks.
-    fn start(&self) {
+    /// Starts the thread that looks. Returns whether there was one left for it. Until there is,
+    /// nothing is refused for the load.
+    fn start(&self) -> bool {
         let state = Arc::downgrade(&self.0);
         let looks = thread::Builder::new().name("palisade-load".to_owned());
-        // If there is no thread left for it, nothing is refused for the load.
-        let _ = looks.spawn(move || take_looks(&state));
+        looks.spawn(move || take_looks(&state)).is_ok()
     }
 }
 
@@ -223,10 +232,7 @@ impl State {
             let elapsed = std::mem::take(&mut control.elapsed);
             let delays = control.runtimes.iter_mut().map(Watched::take_delay);
             let delay = delays.min().unwrap_or_default();
-            let requests = Requests {
-                have_asked: self.has_requests.swap(false, Relaxed),
-                admitted: self.admitted.swap(0, Relaxed),
-            };
+            let requests = self.take_requests();
             self.step(&mut control, delay, elapsed, requests);
         }
         let is_shedding = control.shedding.is_shedding();
@@ -251,6 +257,14 @@ impl State {
         }
     }
 
+    fn take_requests(&self) -> Requests {
+        Requests {
+            have_asked: self.has_requests.swap(false, Relaxed),
+            admitted: self.admitted.swap(0, Relaxed),
+            in_flight: self.in_flight.load(Relaxed),
+        }
+    }
+
     fn step(&self, control: &mut Control, delay: Duration, elapsed: Duration, requests: Requests) {
         let share = control.shedding.step(delay, elapsed, requests);
         let share = (share * f32::from(RuntimeLoad::WHOLE)) as u16;
@@ -266,6 +280,7 @@ impl Default for State {
             share: AtomicU16::new(RuntimeLoad::WHOLE),
             has_requests: AtomicBool::new(false),
             admitted: AtomicU32::new(0),
+            in_flight: AtomicUsize::new(0),
             delay_micros: AtomicU64::new(0),
             control: Mutex::default(),
             recorder: OnceLock::new(),

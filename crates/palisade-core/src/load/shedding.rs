@@ -17,6 +17,9 @@ const LEAST: f32 = 1.0 / 64.0;
 const MAX_RISE: f32 = 2.0;
 /// The least share does not help if the delay stays above [`OVERLOAD_DELAY`] for this time.
 const VAIN: Duration = Duration::from_secs(1);
+/// The same while more than [`FEW_REQUESTS`] are in flight: they may be the cause, and by then most
+/// of them have ended.
+const VAIN_IN_FLIGHT: Duration = Duration::from_secs(30);
 /// If fewer requests than this are admitted in each second of it, other tasks are the cause.
 const FEW_REQUESTS: u32 = 10;
 /// How long everything is admitted then. It doubles each time.
@@ -47,12 +50,19 @@ pub(super) struct Requests {
     pub(super) have_asked: bool,
     /// Those that were admitted while the share was not whole.
     pub(super) admitted: u32,
+    /// Those that have been admitted and have not ended.
+    pub(super) in_flight: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// Everything is admitted. The delay was high for this time.
-    Admitting { high: Duration },
+    /// Everything is admitted.
+    Admitting {
+        /// The delay was high for this time.
+        high: Duration,
+        /// It was not, for this time.
+        low: Duration,
+    },
     /// The share is controlled.
     Shedding {
         /// The share was whole and the delay low for this time.
@@ -76,12 +86,17 @@ impl Default for Shedding {
         Self {
             share: 1.0,
             previous: Duration::ZERO,
-            stage: Stage::Admitting {
-                high: Duration::ZERO,
-            },
+            stage: Stage::ADMITTING,
             pause: MIN_PAUSE,
         }
     }
+}
+
+impl Stage {
+    const ADMITTING: Self = Self::Admitting {
+        high: Duration::ZERO,
+        low: Duration::ZERO,
+    };
 }
 
 impl Shedding {
@@ -92,9 +107,20 @@ impl Shedding {
     pub(super) fn step(&mut self, delay: Duration, elapsed: Duration, requests: Requests) -> f32 {
         let is_blocked = !requests.have_asked && delay > TARGET_DELAY;
         match &mut self.stage {
-            _ if is_blocked => {}
-            Stage::Admitting { high } if delay < OVERLOAD_DELAY => *high = Duration::ZERO,
-            Stage::Admitting { high } => {
+            // The share stays, but requests that stay away are no cause of the delay.
+            Stage::Shedding { .. } if is_blocked => {
+                self.pause_if_vain(delay, elapsed, requests);
+            }
+            Stage::Admitting { .. } if is_blocked => {}
+            Stage::Admitting { high, low } if delay < OVERLOAD_DELAY => {
+                *high = Duration::ZERO;
+                *low = low.saturating_add(elapsed);
+                if *low >= self.pause {
+                    self.pause = MIN_PAUSE;
+                }
+            }
+            Stage::Admitting { high, low } => {
+                *low = Duration::ZERO;
                 *high = high.saturating_add(elapsed);
                 if *high >= PATIENCE {
                     self.stage = Stage::Shedding {
@@ -108,13 +134,12 @@ impl Shedding {
             Stage::Shedding { .. } => {
                 self.control(delay, elapsed);
                 self.end_if_calm(delay, elapsed);
-                self.pause_if_vain(delay, elapsed, requests.admitted);
+                self.pause_if_vain(delay, elapsed, requests);
             }
             Stage::Paused { left } => {
                 *left = left.saturating_sub(elapsed);
                 if left.is_zero() {
-                    let high = Duration::ZERO;
-                    self.stage = Stage::Admitting { high };
+                    self.stage = Stage::ADMITTING;
                 }
             }
         }
@@ -154,7 +179,7 @@ impl Shedding {
 
     /// Admits everything for a while if the least share does not help: tasks that are no requests
     /// keep the runtime busy, and the requests have to live with that.
-    fn pause_if_vain(&mut self, delay: Duration, elapsed: Duration, admitted: u32) {
+    fn pause_if_vain(&mut self, delay: Duration, elapsed: Duration, requests: Requests) {
         let Stage::Shedding { vain, .. } = &mut self.stage else {
             return;
         };
@@ -163,8 +188,10 @@ impl Shedding {
             return;
         }
         vain.time = vain.time.saturating_add(elapsed);
-        vain.admitted = vain.admitted.saturating_add(admitted);
-        if vain.time < VAIN {
+        vain.admitted = vain.admitted.saturating_add(requests.admitted);
+        let few_in_flight = requests.in_flight <= FEW_REQUESTS as usize;
+        let patience = if few_in_flight { VAIN } else { VAIN_IN_FLIGHT };
+        if vain.time < patience {
             return;
         }
         let few = u64::from(FEW_REQUESTS).saturating_mul(vain.time.as_secs());

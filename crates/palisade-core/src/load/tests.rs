@@ -58,18 +58,22 @@ fn a_runtime_that_waits_is_not_woken() {
         yield_now().await;
         let parked = || runtime.handle().metrics().worker_park_count(0);
         let before = parked();
-        // A second without timers, which wake the runtime by themselves. The thread takes at least
-        // three looks.
+        // A second without timers, which wake the runtime by themselves. The thread looks ten times
+        // while requests ask.
         let (sender, second) = tokio::sync::oneshot::channel();
-        thread::spawn(|| {
+        let asking = load.clone();
+        thread::spawn(move || {
             let start = probe::now();
             while start.elapsed() < Duration::from_secs(1) {
-                thread::park_timeout(Duration::from_millis(100));
+                asking.ask();
+                thread::park_timeout(Duration::from_millis(20));
             }
             let _ = sender.send(());
         });
         second.await.unwrap();
-        assert_eq!(parked() - before, 1);
+        // Once, and again if a look met the moment before it.
+        let parked = parked() - before;
+        assert!(parked <= 3, "{parked}");
     });
     assert_eq!((load.delay(), load.share()), (Duration::ZERO, 1.0));
 }
@@ -177,7 +181,9 @@ fn assert_that_overload_comes_and_goes(runtime: &Runtime) {
     load.watch(runtime.handle());
     runtime.block_on(async {
         work_until_overloaded(&load).await;
+        let start = probe::now();
         while load.share() < 1.0 {
+            assert!(start.elapsed() < PATIENCE, "{load:?}");
             load.ask();
             sleep(Duration::from_millis(10)).await;
         }
@@ -210,7 +216,7 @@ fn of_two_runtimes_the_one_that_waits_decides() {
         }
     });
     assert_eq!(load.share(), 1.0);
-    assert!(load.delay() < OVERLOAD_DELAY, "{load:?}");
+    wait_until(|| load.delay() < OVERLOAD_DELAY);
 }
 
 #[test]

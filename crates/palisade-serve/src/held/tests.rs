@@ -268,3 +268,24 @@ async fn a_body_is_not_polled_while_it_waits_for_room() {
     assert!(body.frame().now_or_never().is_some());
     assert_eq!(made.load(SeqCst), 5);
 }
+
+#[tokio::test(start_paused = true)]
+async fn frames_that_make_no_room_change_nothing_in_the_order_of_the_waits() {
+    let conn = Conn::new(Mode::Enforce);
+    // The first three are free, and the others charged.
+    let mut frames: Vec<_> = (0..5).map(|_| conn.hold(20)).collect();
+    let fill = conn.fill();
+    let first = conn.spawn(64);
+    settle().await;
+    let second = conn.spawn(2);
+    settle().await;
+    drop(frames.remove(0)); // More than 64 KiB are left.
+    settle().await;
+    assert!(!first.is_finished() && !second.is_finished());
+    drop(frames.pop());
+    settle().await;
+    assert!(first.is_finished() && !second.is_finished());
+    drop((fill, first.await));
+    settle().await;
+    assert!(second.is_finished());
+}

@@ -6,6 +6,7 @@ use crate::stub::{self, Stub};
 use http::HeaderMap;
 use http_body_util::{BodyExt, Full, StreamBody};
 use palisade_conn::{Budget, GuardedIo};
+use palisade_core::Charge;
 use palisade_testkit::Journal;
 use std::{convert::Infallible, future::poll_fn};
 use tokio::{task::JoinHandle, time::sleep};
@@ -260,8 +261,19 @@ async fn the_length_is_exact_between_pieces_and_http1_bodies_are_passed_on_uncha
     );
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_stream_that_waits_for_room_is_reset_in_time_and_its_checks_do_not_prolong_that() {
+/// A connection on which a stream with a closed window holds all that is free, beside a budget
+/// without room for responses.
+struct Crowded {
+    streams: Streams,
+    journal: Journal,
+    budget: Budget,
+    held: HeldBytes,
+    stuck: Bytes,
+    charge: Charge,
+    _io: GuardedIo<Stub>,
+}
+
+fn crowded() -> Crowded {
     let journal = Journal::default();
     let budget = Budget::new(64 << 10).unwrap();
     let guard = ConnGuard::builder()
@@ -273,24 +285,71 @@ async fn a_stream_that_waits_for_room_is_reset_in_time_and_its_checks_do_not_pro
         .unwrap();
     let io = stub::connect(&guard, [127, 0, 0, 1]);
     let held = HeldBytes::new(io.conn());
-    // Another stream has a closed window.
     let stuck = Room::new(held.clone()).count(Bytes::from(vec![b'x'; 64 << 10]));
     // Responses have no more than half of this budget, so it is below the pressure.
     let charge = budget.charge(None);
     charge.take(32 << 10).unwrap();
-    let mut body = ServedBody::new(Full::new(Bytes::from("x")), Some(Room::new(held)));
+    Crowded {
+        streams: Streams::new(&guard, io.conn()),
+        journal,
+        budget,
+        held,
+        stuck,
+        charge,
+        _io: io,
+    }
+}
+
+impl Crowded {
+    /// Asserts that the stream of `waiting` is reset after the time for a client that takes
+    /// nothing.
+    async fn assert_reset(self, waiting: impl Future<Output = ()> + Send + 'static) {
+        let started = Instant::now();
+        spawn(&self.streams, waiting).await.unwrap();
+        let took = started.elapsed();
+        let in_time = WRITE_STALL..WRITE_STALL + 2 * SECOND;
+        assert!(in_time.contains(&took), "{took:?}");
+        let cut = self.journal.cut();
+        assert_eq!(cut, [(Guard::Connection, Reason::WindowStall)]);
+        drop((self.stuck, self.charge));
+        assert_eq!(self.budget.held(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_waits_for_room_is_reset_in_time_and_its_checks_do_not_prolong_that() {
+    let crowded = crowded();
+    let room = Room::new(crowded.held.clone());
+    let mut body = ServedBody::new(Full::new(Bytes::from("x")), Some(room));
     let waiting = async move {
         body.frame().await;
     };
-    let streams = Streams::new(&guard, io.conn());
+    crowded.assert_reset(waiting).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_for_room_before_its_handler_is_reset_in_time() {
+    let crowded = crowded();
+    let mut room = Room::new(crowded.held.clone());
+    let waiting = async move {
+        poll_fn(|cx| poll_room(&mut room, cx)).await;
+    };
+    crowded.assert_reset(waiting).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_may_work_for_long_after_its_request_has_waited_for_room() {
+    let crowded = crowded();
+    let mut room = Room::new(crowded.held.clone());
+    let waiting = async move {
+        assert!(poll_fn(|cx| poll_room(&mut room, cx)).await);
+        sleep(10 * WRITE_STALL).await;
+    };
+    let stream = spawn(&crowded.streams, waiting);
+    sleep(WRITE_STALL / 2).await;
+    drop(crowded.stuck);
     let started = Instant::now();
-    spawn(&streams, waiting).await.unwrap();
-    let took = started.elapsed();
-    assert!(
-        took >= WRITE_STALL && took < WRITE_STALL + 2 * SECOND,
-        "{took:?}"
-    );
-    assert_eq!(journal.cut(), [(Guard::Connection, Reason::WindowStall)]);
-    drop((stuck, charge));
-    assert_eq!(budget.held(), 0);
+    stream.await.unwrap();
+    assert!(started.elapsed() >= 10 * WRITE_STALL);
+    assert!(crowded.journal.cut().is_empty());
 }

@@ -26,7 +26,8 @@ impl StackLayer {
     /// A request whose body is complete is refused with 503 if there is no permit then, and not
     /// before its client has sent it. Until then it counts neither as present nor for the share of
     /// its client: the byte budget and the connection guard's `max_in_flight` limit how many are
-    /// read at a time. Defaults to no buffer: a stack passes bodies on as they arrive.
+    /// read at a time. Apply the layer once: a stack that is buffered twice counts a request twice.
+    /// Defaults to no buffer: a stack passes bodies on as they arrive.
     ///
     /// ```
     /// use palisade::{Stack, body_limit::BufferLayer};

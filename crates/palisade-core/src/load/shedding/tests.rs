@@ -9,11 +9,13 @@ const REFUSAL: u64 = 50;
 const NONE: Requests = Requests {
     have_asked: false,
     admitted: 0,
+    in_flight: 0,
 };
 /// Many requests in a step.
 const ASKED: Requests = Requests {
     have_asked: true,
     admitted: 10,
+    in_flight: 10,
 };
 
 fn millis(millis: u64) -> Duration {
@@ -311,7 +313,7 @@ fn beside_a_task_that_keeps_the_runtime_busy_most_requests_are_served() {
 fn a_pause_in_vain_doubles_up_to_ten_minutes_and_begins_anew_after_an_overload() {
     let few = Requests {
         have_asked: true,
-        admitted: 0,
+        ..NONE
     };
     let mut shedding = Shedding::default();
     let mut pauses = Vec::new();
@@ -330,5 +332,55 @@ fn a_pause_in_vain_doubles_up_to_ten_minutes_and_begins_anew_after_an_overload()
     shares(&mut shedding, std::iter::repeat_n(0, 7_000));
     shares(&mut shedding, [300; 12]);
     shares(&mut shedding, [0; 40]);
+    assert_eq!(shedding.pause, MIN_PAUSE);
+}
+
+#[test]
+fn requests_that_were_admitted_before_have_time_to_end_before_it_counts_as_vain() {
+    let vain_after = |in_flight| {
+        let mut shedding = Shedding::default();
+        let requests = Requests {
+            have_asked: true,
+            admitted: 0,
+            in_flight,
+        };
+        let steps = (0..1000).skip_while(|_| {
+            shedding.step(millis(400), STEP, requests);
+            !matches!(shedding.stage, Stage::Paused { .. })
+        });
+        1000 - steps.count()
+    };
+    let (few, many) = (vain_after(10), vain_after(11));
+    assert_eq!(many - few, 290, "{few}, {many}");
+}
+
+#[test]
+fn sparse_requests_beside_a_busy_task_are_refused_for_a_few_seconds_only() {
+    // One request in each second.
+    let mut shedding = Shedding::default();
+    let refused = (0..600).filter(|step| {
+        let have_asked = step % 10 == 0;
+        let requests = Requests { have_asked, ..NONE };
+        shedding.step(millis(300), STEP, requests) < 1.0 && have_asked
+    });
+    let refused = refused.count();
+    assert!((1..10).contains(&refused), "{refused}");
+}
+
+#[test]
+fn after_a_calm_time_as_long_as_the_pause_the_next_pause_is_short() {
+    let mut shedding = Shedding::default();
+    let few = Requests {
+        have_asked: true,
+        ..NONE
+    };
+    for _ in 0..3000 {
+        shedding.step(millis(300), STEP, few);
+    }
+    let pause = shedding.pause;
+    assert!(pause > 4 * MIN_PAUSE);
+    let calm = pause.div_duration_f64(STEP) as usize;
+    // The present pause ends first.
+    shares(&mut shedding, std::iter::repeat_n(0, 2 * calm));
     assert_eq!(shedding.pause, MIN_PAUSE);
 }
