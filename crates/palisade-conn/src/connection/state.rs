@@ -55,9 +55,10 @@ const CLOSE_PENDING: u16 = 0x1000;
 /// A request with a body is in flight on HTTP/1: the socket charges what it reads to the budget,
 /// unless a layer does.
 const CHARGES_READS: u16 = 0x2000;
-
 /// The socket is asked how many bytes it has for the server to read.
 const UNREAD_ASKED: u16 = 0x4000;
+/// The socket has answered that, and its client made no progress since.
+const LOOKED: u16 = 0x8000;
 
 // Values of `ConnState::writing`; 0 if no bytes wait.
 
@@ -266,7 +267,11 @@ impl ConnState {
 
     /// Returns whether the socket is asked how many bytes it has for the server to read, once.
     pub(crate) fn take_unread_asked(&self) -> bool {
-        self.flags.fetch_and(!UNREAD_ASKED, Relaxed) & UNREAD_ASKED != 0
+        let is_asked = self.flags.fetch_and(!UNREAD_ASKED, Relaxed) & UNREAD_ASKED != 0;
+        if is_asked {
+            self.set(LOOKED);
+        }
+        is_asked
     }
 
     /// Returns whether the socket is asked to check whether its client has hung up, once.
@@ -544,6 +549,11 @@ impl ConnState {
         self.wake();
     }
 
+    /// Forgets that the socket has looked for bytes of its client.
+    pub(crate) fn clear_looked(&self) {
+        self.flags.fetch_and(!LOOKED, Relaxed);
+    }
+
     /// Notes that a close has been reported in shadow mode. Returns whether one was before.
     pub(crate) fn swap_shadowed(&self) -> bool {
         self.set(SHADOWED) & SHADOWED != 0
@@ -592,6 +602,7 @@ impl ConnState {
             body_left: !is_http2 && read < position,
             unmeasured: protocol == UNMEASURED,
             awaits_read: self.awaits_read.load(Relaxed),
+            looked: flags & LOOKED != 0,
             framed: flags & FRAMED != 0,
             goaway: flags & GOAWAY != 0,
             data: if is_http2 { position as u32 } else { 0 },

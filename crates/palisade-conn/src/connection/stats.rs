@@ -51,6 +51,9 @@ pub(crate) struct ConnStats {
     pub(crate) goaway: bool,
     /// Whether the socket found nothing when it was last read.
     pub(crate) awaits_read: bool,
+    /// Whether the task of the socket has run since the guard asked it to look for bytes, and the
+    /// client has made no progress since.
+    pub(crate) looked: bool,
     /// Whether [`data`](Self::data) is exact.
     pub(crate) framed: bool,
     /// The low half of the bytes read that are payload of HTTP/2 DATA frames.

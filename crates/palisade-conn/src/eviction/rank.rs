@@ -152,9 +152,11 @@ impl EvictionClass {
     }
 }
 
-/// Returns whether the first request of a connection may be on its way.
+/// Returns whether the first request of a connection may be on its way, or be unread: where the
+/// runtime is late, the socket may never have been read.
 pub(crate) fn is_newcomer(stats: &ConnStats, age: u64) -> bool {
-    age < NEWCOMER_MILLIS && stats.phase() == Phase::FirstHead
+    let was_read = stats.awaits_read || stats.read > 0;
+    (age < NEWCOMER_MILLIS || !was_read) && stats.phase() == Phase::FirstHead
 }
 
 /// Returns the work that a connection did for each hour of its age: its responses, and the bytes

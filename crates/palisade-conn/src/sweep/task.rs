@@ -349,6 +349,9 @@ impl Sweep<'_> {
         let kept = state.sweep_state();
         let (kept, action) = evaluate(self.limits, time, &stats, closing, kept);
         state.store_sweep_state(kept);
+        if stats.looked && kept.since == self.now as u32 {
+            state.clear_looked();
+        }
         if stats.early > 0 {
             state.forgive_early(self.forgiven_cancellations);
         }
@@ -359,6 +362,7 @@ impl Sweep<'_> {
             Action::Close(request) => _ = close(self.shared, conn, request),
             Action::EndLingering => state.end_lingering(),
             Action::AskWriter => state.ask_writer(),
+            Action::AskReader => state.ask_unread(),
             Action::Announce(request) => announce(self.shared, conn, request),
             Action::BeginClosing(reason) if is_enforced => _ = state.begin_closing(reason),
             Action::Probe if is_enforced => state.probe(),

@@ -60,6 +60,23 @@ async fn a_stall_of_the_server_closes_no_connection() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_whose_bytes_are_unread_because_its_task_does_not_run_is_not_closed_as_silent() {
+    let (guard, _) = tracking_guard(ConnGuard::builder());
+    let mut pair = connect(&guard);
+    let silent = connect(&guard);
+    sleep(SECOND).await;
+    pair.client.write_all(b"request").await.unwrap();
+    // The sweeper is in time, and the tasks of both connections are not run.
+    sleep(18 * SECOND).await;
+    assert_eq!(pair.decision(), None);
+    serve_once(&mut pair, false).await;
+    sleep(2 * SECOND).await;
+    assert_eq!(pair.decision(), None);
+    // Nothing is kept for ever.
+    assert_eq!(silent.decision().unwrap().reason, Reason::FirstRequest);
+}
+
+#[tokio::test(start_paused = true)]
 async fn repeated_stalls_do_not_keep_a_silent_connection() {
     let (guard, _) = tracking_guard(ConnGuard::builder());
     let Pair {
@@ -190,7 +207,9 @@ async fn no_408_is_sent_within_or_after_another_response() {
     let mut pair = connect(&guard);
     pair.client.write_all(b"GET /").await.unwrap();
     pair.server.read_exact(&mut [0; 5]).await.unwrap();
-    sleep(11 * SECOND).await;
+    let read = timeout(10 * SECOND - TICK, pair.server.read_u8());
+    read.await.unwrap_err();
+    sleep(SECOND).await;
     pair.server.write(b"x").await.unwrap_err();
     read_until_closed(&mut pair.server).await.1.unwrap_err();
     pair.server.shutdown().await.unwrap_err();

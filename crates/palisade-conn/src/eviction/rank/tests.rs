@@ -9,7 +9,11 @@ fn tracked() -> ConnStats {
 
 #[test]
 fn a_connection_at_work_is_never_evicted_and_the_least_useful_goes_first() {
-    let silent = tracked();
+    let silent = ConnStats {
+        awaits_read: true,
+        ..tracked()
+    };
+    let never_looked_at = tracked();
     let proven = ConnStats {
         requests: 3,
         answered: 3,
@@ -55,6 +59,7 @@ fn a_connection_at_work_is_never_evicted_and_the_least_useful_goes_first() {
         (&proven, 9000),
         (&proven, 7000),
         // Newcomers.
+        (&never_looked_at, 9000),
         (&silent, 499),
         (&silent, 5),
         (&busy, 9000),

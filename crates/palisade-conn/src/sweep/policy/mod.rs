@@ -30,6 +30,8 @@ pub(crate) enum Action {
     Probe,
     /// Ask its writer whether it still writes.
     AskWriter,
+    /// Ask its socket to look for bytes of the client.
+    AskReader,
     /// Tell the client by GOAWAY to begin no more requests. The connection is closed for this
     /// reason, now or after a grace period.
     Announce(CloseRequest),

@@ -19,6 +19,8 @@ use palisade_core::{Mode, Phase, Reason};
 /// h2 reads this many bytes of heads, or more, before hyper reports the first of their requests.
 /// What exceeds the budget in one sweep only, and by no more than this, may be such heads.
 const MAX_UNREPORTED_HEAD_BYTES: u64 = 4 << 20;
+/// How much later than its deadline a silent connection is closed whose task does not run.
+const MAX_UNSEEN_MILLIS: u64 = 10_000;
 
 /// The rules, in order. The first one that returns an action decides.
 const RULES: [fn(&Subject<'_>) -> Option<Action>; 13] = [
@@ -91,6 +93,26 @@ impl Subject<'_> {
         Some(Action::Close(self.request(reason, mode, numbers)))
     }
 
+    /// Closes a connection that has been silent for `quiet` of `max` milliseconds. What its client
+    /// has sent may be unread where the runtime is late. So its socket looks first.
+    fn close_silent(
+        &self,
+        reason: Reason,
+        mode: CloseMode,
+        max: u64,
+        quiet: u64,
+    ) -> Option<Action> {
+        let is_seen = self.stats.looked || quiet >= max.saturating_add(MAX_UNSEEN_MILLIS);
+        let two_sweeps = 2 * self.limits.tick_millis();
+        if is_seen && quiet >= max {
+            self.close(reason, mode, (max, quiet))
+        } else if !is_seen && quiet.saturating_add(two_sweeps) >= max {
+            Some(Action::AskReader)
+        } else {
+            None
+        }
+    }
+
     fn announce(&self, reason: Reason, mode: CloseMode, numbers: (u64, u64)) -> Option<Action> {
         Some(Action::Announce(self.request(reason, mode, numbers)))
     }
@@ -113,11 +135,11 @@ fn lingering(on: &Subject<'_>) -> Option<Action> {
 
 /// The first request head has to be complete in time.
 fn first_request(on: &Subject<'_>) -> Option<Action> {
-    let (max, age) = (on.limits.first_request, on.age());
-    if on.phase != Phase::FirstHead || age < max {
+    if on.phase != Phase::FirstHead {
         return None;
     }
-    on.close(Reason::FirstRequest, CloseMode::Reset, (max, age))
+    let (max, age) = (on.limits.first_request, on.age());
+    on.close_silent(Reason::FirstRequest, CloseMode::Reset, max, age)
 }
 
 /// HTTP/2 bytes that carry no request on are limited.
@@ -173,11 +195,11 @@ fn window_stall(on: &Subject<'_>) -> Option<Action> {
 
 /// A later request head has to be complete in time.
 fn slow_head(on: &Subject<'_>) -> Option<Action> {
-    let (max, quiet) = (on.limits.head, on.quiet_millis());
-    if on.phase != Phase::NextHead || quiet < max {
+    if on.phase != Phase::NextHead {
         return None;
     }
-    on.close(Reason::SlowHead, CloseMode::Reset, (max, quiet))
+    let (max, quiet) = (on.limits.head, on.quiet_millis());
+    on.close_silent(Reason::SlowHead, CloseMode::Reset, max, quiet)
 }
 
 /// A connection without a request in flight may be idle for a while, also in the middle of a body
@@ -193,8 +215,9 @@ fn idle(on: &Subject<'_>) -> Option<Action> {
         on.limits.idle
     };
     let quiet = on.quiet_millis();
-    if quiet >= max {
-        return on.close(Reason::Idle, CloseMode::Graceful, (max, quiet));
+    let close = on.close_silent(Reason::Idle, CloseMode::Graceful, max, quiet);
+    if close.is_some() {
+        return close;
     }
     // A request may be on its way: GOAWAY tells its client that it was not processed.
     if on.stats.goaway && on.closing.is_none() && quiet >= max - goaway_grace(max) {

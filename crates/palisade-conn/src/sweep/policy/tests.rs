@@ -41,17 +41,27 @@ fn time_at(now: u64) -> SweepTime {
 }
 
 /// Evaluates the counters that `stats_at` returns every 250 ms, from 0 to `until`. Returns the
-/// first action beside [`Action::Keep`] and [`Action::AskWriter`], and its time.
+/// first action beside [`Action::Keep`] and what the socket is asked, and its time.
 fn first_action(until: u64, stats_at: impl Fn(u64) -> ConnStats) -> Option<(u64, Action)> {
     let limits = limits();
     let mut state = SweepState::default();
+    let mut looked = false;
     (0..=until / 250).map(|tick| tick * 250).find_map(|now| {
         let time = time_at(now);
-        let (kept, action) = evaluate(&limits, time, &stats_at(now), None, state);
+        let stats = ConnStats {
+            looked,
+            ..stats_at(now)
+        };
+        let (kept, action) = evaluate(&limits, time, &stats, None, state);
         state = kept;
+        looked &= state.since != now as u32;
         match action {
             // A writer that is asked still writes.
             Action::Keep | Action::AskWriter => None,
+            Action::AskReader => {
+                looked = true;
+                None
+            }
             action => Some((now, action)),
         }
     })
@@ -799,6 +809,7 @@ fn a_connection_that_waits_for_its_client_is_not_closed_by_age_and_has_the_longe
         requests: 1,
         answered: 1,
         write_blocked: true,
+        looked: true,
         ..tracked()
     };
     let at = |now, stats, closing| {
@@ -1060,6 +1071,10 @@ fn the_low_half_of_the_clock_is_enough() {
                 due_age: None,
                 max_kept_idle: None,
             };
+            let stats = ConnStats {
+                looked: true,
+                ..stats
+            };
             let (kept, action) = evaluate(&limits, time, &stats, None, state);
             state = kept;
             matches!(action, Action::Close(_)).then_some((now, action))
@@ -1112,4 +1127,55 @@ fn in_shadow_mode_an_old_connection_is_still_reported_as_idle_and_as_stalled() {
         ..tracked()
     };
     assert_eq!(first_close(blocked), Some((30_000, Reason::WriteStall)));
+}
+
+#[test]
+fn a_silent_connection_is_closed_once_its_socket_has_looked_for_bytes_or_10_s_later() {
+    let limits = limits();
+    let kept_alive = ConnStats {
+        requests: 1,
+        answered: 1,
+        ..tracked()
+    };
+    let in_a_head = ConnStats {
+        more_was_read: true,
+        read: 5,
+        ..kept_alive
+    };
+    for (stats, reason, max) in [
+        (tracked(), Reason::FirstRequest, 10_000),
+        (kept_alive, Reason::Idle, 65_000),
+        (in_a_head, Reason::SlowHead, 10_000),
+    ] {
+        for answers_at in [Some(max), Some(max + 5000), None] {
+            let (mut state, mut asked_at) = (SweepState::default(), None);
+            let closed_at = (0..=max / 250 + 60).map(|tick| tick * 250).find_map(|now| {
+                let stats = ConnStats {
+                    looked: answers_at.is_some_and(|at| now >= at),
+                    // Its head begins after a sweep of the idle connection.
+                    more_was_read: stats.more_was_read && now > 0,
+                    read: if now > 0 { stats.read } else { 0 },
+                    ..stats
+                };
+                let (kept, action) = evaluate(&limits, time_at(now), &stats, None, state);
+                state = kept;
+                match action {
+                    Action::AskReader => _ = asked_at.get_or_insert(now),
+                    Action::Close(request) => return Some((now, request.reason)),
+                    Action::Keep => {}
+                    other => panic!("{other:?}"),
+                }
+                None
+            });
+            let begun = u64::from(stats.more_was_read) * 250;
+            let last = answers_at.unwrap_or(max + 10_000);
+            let (closed_at, closed_for) = closed_at.unwrap();
+            assert_eq!(closed_for, reason);
+            assert!(
+                (last..=last + begun).contains(&closed_at),
+                "{reason} {closed_at}"
+            );
+            assert_eq!(asked_at, Some(max - 500 + begun), "{reason}");
+        }
+    }
 }
