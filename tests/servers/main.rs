@@ -11,6 +11,7 @@ mod guarded_tonic;
 mod guarded_uploads;
 mod panicking_metrics;
 mod refused_uploads;
+mod request_bodies;
 mod serve;
 mod serve_refusals;
 mod serve_tls;

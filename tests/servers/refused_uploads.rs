@@ -8,8 +8,8 @@
 
 use bytes::Bytes;
 use http::{Request, StatusCode};
+use http_body::Body;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use palisade_body_limit::{BodyLimitLayer, RequestBody};
 use palisade_concurrency_limit::ConcurrencyLimitLayer;
 use palisade_rate_limit::{Quota, RateLimitLayer};
@@ -22,6 +22,7 @@ use palisade_testkit::{
 };
 use std::{
     convert::Infallible,
+    fmt,
     future::{Ready, ready},
     net::Ipv4Addr,
     sync::atomic::{AtomicUsize, Ordering::SeqCst},
@@ -35,9 +36,12 @@ const UPLOADS: usize = 125;
 const GUARDED_UPLOADS: usize = 143;
 
 /// A handler that reads the body.
-async fn read_body(
-    request: Request<RequestBody<Incoming>>,
-) -> Result<http::Response<String>, Infallible> {
+async fn read_body<B>(
+    request: Request<RequestBody<B>>,
+) -> Result<http::Response<String>, Infallible>
+where
+    RequestBody<B>: Body<Error: fmt::Debug>,
+{
     let read = request.into_body().collect().await;
     Ok(http::Response::new(format!(
         "{:?}",

@@ -11,11 +11,10 @@ use axum::{
 use bytes::Bytes;
 use http::{Request, Response, Version};
 use http_body_util::{BodyExt, Empty, Full};
-use hyper::body::Incoming as RequestBody;
 use hyper_util::rt::TokioIo;
 use palisade::{
     conn::{ConnGuard, ConnInfo, Reason},
-    serve::{App, Http, Incoming},
+    serve::{App, Http, Incoming, RequestBody},
 };
 use palisade_testkit::{
     Journal,

@@ -4,11 +4,10 @@
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use palisade::{
     Snapshot,
     conn::{ConnGuard, Mode, Reason},
-    serve::Http,
+    serve::{Http, RequestBody},
 };
 use palisade_core::{Guard, Phase};
 use palisade_metrics::Log;
@@ -56,7 +55,7 @@ impl MakeWriter<'_> for MemoryLog {
 #[derive(Clone)]
 struct BrokenApp;
 
-impl Service<Request<Incoming>> for BrokenApp {
+impl Service<Request<RequestBody>> for BrokenApp {
     type Response = Response<Full<Bytes>>;
     type Error = io::Error;
     type Future = Ready<Result<Self::Response, io::Error>>;
@@ -65,14 +64,14 @@ impl Service<Request<Incoming>> for BrokenApp {
         Poll::Ready(Err(io::Error::other("broken")))
     }
 
-    fn call(&mut self, _: Request<Incoming>) -> Self::Future {
+    fn call(&mut self, _: Request<RequestBody>) -> Self::Future {
         ready(Err(io::Error::other("called although it was not ready")))
     }
 }
 
 /// An app: `/` is served, `/fail` fails, `/hints` responds with an informational status, which no
 /// final response may have.
-async fn app(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, io::Error> {
+async fn app(request: Request<RequestBody>) -> Result<Response<Full<Bytes>>, io::Error> {
     let status = match request.uri().path() {
         "/fail" => return Err(io::Error::other("failed")),
         "/hints" => 103,
@@ -337,7 +336,7 @@ async fn a_refusal_appears_in_the_snapshot_in_prometheus_and_in_the_log() {
         snapshot.prometheus().contains(&format!("{series} 0\n")),
         "the series exists from the start"
     );
-    let app = service_fn(async |_: Request<Incoming>| {
+    let app = service_fn(async |_: Request<RequestBody>| {
         Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
     });
     let serve = palisade::serve(guard.listen(servers::listener().await), app);

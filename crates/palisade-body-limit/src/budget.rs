@@ -1,14 +1,11 @@
 //! The budget of bytes that all request bodies share.
 
-use crate::{
-    account::{Account, FREE_BYTES, bytes_full, is_encoded},
-    messages::MessageScanner,
-};
+use crate::account::{bytes_full, is_encoded};
 use http::{Request, Response, StatusCode};
 use http_body::Body;
 use palisade_core::{
-    Budget, BudgetFull, ClientKey, ConnInfo, KeyExtractor, KeyOutcome, Phase, RequestHead,
-    Violation,
+    BodyAccount, BodyAccountRef, Budget, BudgetFull, ClientKey, ConnInfo, KeyExtractor, KeyOutcome,
+    MessageBoundaries, Phase, RequestHead, Violation,
 };
 use palisade_guard::{
     Facts, Flow, GuardLayer, Guarded, KeepAny, Keys, NeverQueued, PerRequest, Policy, Polled,
@@ -96,9 +93,9 @@ pub struct BudgetState(Charged);
 enum Charged {
     /// Nothing is charged.
     Nowhere,
-    Alone(Account),
+    Alone(BodyAccount),
     /// An inner layer may charge what it decompresses to the same account.
-    Joinable(Arc<Account>),
+    Joinable(Arc<BodyAccount>),
 }
 
 /// The state of a request body.
@@ -109,15 +106,7 @@ pub struct BudgetUpload {
     /// The budget had no room for the last frame.
     full: Option<BudgetFull>,
     /// Where messages begin and end, in gRPC.
-    messages: Option<Box<Messages>>,
-}
-
-/// Follows the messages of a gRPC body.
-#[derive(Debug, Default)]
-struct Messages {
-    scanner: MessageScanner,
-    /// Bytes of the current message that have not arrived.
-    missing: u64,
+    messages: Option<Box<MessageBoundaries>>,
 }
 
 // === BodyBudgetLayer ===
@@ -132,7 +121,7 @@ palisade_guard::settings_methods!(
 
 impl BodyBudgetLayer {
     /// The default of [`Self::max_held`] in bytes: twice the default limit of a body.
-    pub const MAX_HELD: u64 = 4 << 20;
+    pub const MAX_HELD: u64 = BodyAccount::MAX_HELD;
 
     /// Charges request bodies to `budget`.
     pub fn new(budget: Budget) -> Self {
@@ -295,12 +284,18 @@ impl Policy for BodyBudgetPolicy {
     ) -> BudgetState {
         let is_charging = facts.has_body && self.settings.is_enabled();
         let conn = ConnInfo::from_extensions(request.extensions());
-        if is_charging && let Some(conn) = conn {
-            conn.set_charged_body(true);
+        if is_charging {
+            if let Some(conn) = conn {
+                conn.set_charged_body(true);
+            }
+            // The server, or an outer layer, charges nothing twice.
+            if let Some(outer) = BodyAccountRef::of(request.extensions()) {
+                outer.account().hand_over();
+            }
         }
         let is_joinable = is_charging && is_encoded(request);
         let exact = request.body().size_hint().exact();
-        let is_free = !is_joinable && exact.is_some_and(|bytes| bytes <= FREE_BYTES);
+        let is_free = !is_joinable && exact.is_some_and(|bytes| bytes <= BodyAccount::FREE_BYTES);
         if !is_charging || is_free {
             return BudgetState(Charged::Nowhere);
         }
@@ -310,12 +305,12 @@ impl Policy for BodyBudgetPolicy {
             None => charge,
         };
         let max_held = self.max_held_for.choose(request).unwrap_or(self.max_held);
-        let account = Account::new(charge, max_held);
+        let account = BodyAccount::new(charge, max_held);
         if !is_joinable {
             return BudgetState(Charged::Alone(account));
         }
         let account = Arc::new(account);
-        account.insert_into(request);
+        BodyAccountRef::insert(request.extensions_mut(), &account, true);
         BudgetState(Charged::Joinable(account))
     }
 
@@ -324,7 +319,7 @@ impl Policy for BodyBudgetPolicy {
         BudgetUpload {
             paid: match shared.0 {
                 Charged::Nowhere => u64::MAX,
-                Charged::Alone(_) | Charged::Joinable(_) => FREE_BYTES,
+                Charged::Alone(_) | Charged::Joinable(_) => BodyAccount::FREE_BYTES,
             },
             full: None,
             // What is encoded has no messages before it is decoded.
@@ -394,7 +389,7 @@ impl Policy for BodyBudgetPolicy {
         {
             // The handler has the messages before.
             account.give_back();
-            upload.paid = FREE_BYTES;
+            upload.paid = BodyAccount::FREE_BYTES;
         }
         self.passed(upload, view.shared, data.len());
         Flow::Continue
@@ -414,26 +409,12 @@ impl Policy for BodyBudgetPolicy {
 }
 
 impl BudgetState {
-    fn account(&self) -> Option<&Account> {
+    fn account(&self) -> Option<&BodyAccount> {
         match &self.0 {
             Charged::Nowhere => None,
             Charged::Alone(account) => Some(account),
             Charged::Joinable(account) => Some(account),
         }
-    }
-}
-
-impl Messages {
-    /// Follows the next bytes. Returns whether a message begins with them or in them.
-    fn begin_one(&mut self, data: &[u8]) -> bool {
-        if let Some(missing) = self.missing.checked_sub(data.len() as u64) {
-            self.missing = missing;
-            return false;
-        }
-        // A message of any length is followed. Its limit is that of another guard.
-        let scanned = self.scanner.scan(data, self.missing, u64::MAX);
-        self.missing = scanned.unwrap_or(0);
-        true
     }
 }
 

@@ -90,7 +90,6 @@ mod frames;
 mod handle;
 mod layer;
 mod length;
-mod messages;
 mod policy;
 mod request;
 mod response;

@@ -2,7 +2,7 @@
 
 use crate::{
     BodyLimitHandle, TinyFrames,
-    account::{Account, FREE_BYTES, bytes_full},
+    account::{bytes_full, of_decompressed},
     handle::OverridableLimit,
     length::DeclaredLength,
     request::{BodyCounter, CoalescingState, Rules, SharedState},
@@ -11,7 +11,9 @@ use crate::{
 };
 use http::{Request, Response, StatusCode};
 use http_body::{Body, SizeHint};
-use palisade_core::{BudgetFull, Phase, Reason, Rejection, ResponseFormat, Violation};
+use palisade_core::{
+    BodyAccount, BudgetFull, HasBodyAccount, Phase, Reason, Rejection, ResponseFormat, Violation,
+};
 use palisade_guard::{
     Facts, Flow, KeepAny, Keys, NeverQueued, PerRequest, Policy, Polled, Refusal, RequestView,
     Settings, SharedView, Upstream,
@@ -63,7 +65,7 @@ pub struct UploadState {
 /// How a decompressed body is charged to the account of its request.
 #[derive(Debug)]
 struct DecompressedCharge {
-    account: Arc<Account>,
+    account: Arc<dyn HasBodyAccount>,
     /// Bytes that may arrive before the account is charged again.
     paid: u64,
     /// The budget had no room for the decoder.
@@ -193,8 +195,8 @@ impl BodyLimitPolicy {
                 && exchange.is_refused()
             {
                 // The handler and what it has read are dropped. The decoder lingers.
-                account.give_back();
-                let _ = account.charge_decoder();
+                account.account().give_back();
+                let _ = account.account().charge_decoder();
             }
         }
         flow
@@ -245,11 +247,11 @@ impl BodyLimitPolicy {
 
 impl DecompressedCharge {
     #[cold]
-    fn boxed(account: &Arc<Account>) -> Box<Self> {
+    fn boxed(account: &Arc<dyn HasBodyAccount>) -> Box<Self> {
         Box::new(Self {
-            full: account.charge_decoder().err(),
+            full: account.account().charge_decoder().err(),
             account: account.clone(),
-            paid: FREE_BYTES,
+            paid: BodyAccount::FREE_BYTES,
         })
     }
 
@@ -260,7 +262,7 @@ impl DecompressedCharge {
         }
         self.paid = match self.paid.checked_sub(bytes) {
             Some(paid) => paid,
-            None => self.account.charge_frame(bytes, self.paid)?,
+            None => self.account.account().charge_frame(bytes, self.paid)?,
         };
         Ok(())
     }
@@ -306,7 +308,7 @@ impl Policy for BodyLimitPolicy {
         _: &mut Keys,
     ) -> SharedState {
         let account = if self.is_decompressed && self.settings.is_enabled() {
-            Account::of_decompressed(request)
+            of_decompressed(request)
         } else {
             None
         };

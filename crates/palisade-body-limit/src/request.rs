@@ -2,15 +2,16 @@
 
 use crate::{
     TinyFrames,
-    account::Account,
     frames::{Coalescer, PendingAction, SMALL_FRAME_BYTES, UNCOALESCED_FRAMES},
     handle::OverridableLimit,
-    messages::{MessageScanner, MessageTooLong},
     violation::{status, too_large},
 };
 use bytes::Bytes;
 use http_body::Frame;
-use palisade_core::{BoxError, Guard, Mode, Phase, Reason, ResponseFormat, Violation};
+use palisade_core::{
+    BoxError, Guard, HasBodyAccount, MessageScanner, MessageTooLong, Mode, Phase, Reason,
+    ResponseFormat, Violation,
+};
 use palisade_guard::{Flow, Polled, Settings, SharedView, Upstream};
 use std::{
     sync::Arc,
@@ -28,7 +29,7 @@ pub struct SharedState {
     /// `None` if the handler cannot change the limit, or there is nothing to limit.
     pub(crate) overridable_limit: Option<Arc<OverridableLimit>>,
     /// The account to which a decompressed body is charged. `None` if nothing is charged.
-    pub(crate) account: Option<Arc<Account>>,
+    pub(crate) account: Option<Arc<dyn HasBodyAccount>>,
 }
 
 /// The rules for one request body, and the exchange to which its violations are reported.

@@ -147,8 +147,9 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! than 200 `cookie` fields, is answered 431: `HeadTooLarge`.
 //!
 //! Request bodies are charged to the same budget by a layer, such as palisade's `Stack`. Without
-//! one the socket charges what it reads during a body of HTTP/1, at most 4 MiB. A connection that
-//! finds no room is reset: `BytesFull`. Bodies of HTTP/2 need a layer, because a socket cannot tell
+//! one `palisade::serve` charges them, and answers 503 if there is no room. Under other servers the
+//! socket charges what it reads during a body of HTTP/1, at most 4 MiB. A connection that finds no
+//! room is reset: `BytesFull`. Bodies of HTTP/2 need a layer there, because a socket cannot tell
 //! the bodies of one connection apart. `palisade::serve` charges HTTP/2 responses that clients do
 //! not take, up to half of the budget: [`ConnHandle::charge_response`].
 //!

@@ -1,5 +1,7 @@
 //! One budget of bytes for all that a server keeps of its requests.
 
+pub(crate) mod account;
+
 use crate::{ClientKey, ConfigError, ConnInfo, Gauge, GaugeSource, Guard, Memory, Recorder};
 #[cfg(palisade_loom)]
 use ::loom::sync::atomic::AtomicU64;
@@ -265,8 +267,14 @@ impl Charge {
 
     /// Gives all bytes back.
     pub fn give_back(&self) {
-        let bytes = self.bytes.swap(0, Relaxed);
-        if bytes > 0 {
+        self.give_back_to(0);
+    }
+
+    /// Gives back what is taken beyond `bytes`.
+    #[doc(hidden)]
+    pub fn give_back_to(&self, bytes: u64) {
+        let before = self.bytes.fetch_min(bytes, Relaxed);
+        if let Some(bytes) = before.checked_sub(bytes).filter(|bytes| *bytes > 0) {
             self.budget.give_back(self.client, bytes);
             if let Some(conn) = &self.conn {
                 conn.remove_charged(bytes);

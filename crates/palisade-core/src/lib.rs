@@ -23,11 +23,14 @@ mod event;
 mod labels;
 mod load;
 mod memory;
+mod messages;
 mod network;
 mod pressure;
 mod rejection;
 
 pub use body::{BoxError, GuardBody};
+#[doc(hidden)]
+pub use budget::account::{BodyAccount, BodyAccountRef, HasBodyAccount};
 pub use budget::{Budget, BudgetFull, Charge};
 pub use client::{ClientKey, KeyExtractor, KeyOutcome, Prefix, RequestHead};
 pub use config::{ConfigError, ConfigFault};
@@ -36,6 +39,8 @@ pub use event::{Event, Gauge, GaugeSource, Metrics, Recorder};
 pub use labels::{Guard, Mode, Phase, Reason};
 pub use load::RuntimeLoad;
 pub use memory::{Memory, MemoryEvents};
+#[doc(hidden)]
+pub use messages::{MessageBoundaries, MessageScanner, MessageTooLong};
 pub use network::{InvalidNetwork, Network};
 pub use pressure::Pressure;
 pub use rejection::{Rejection, ResponseFormat, Violation};

@@ -1,5 +1,6 @@
 //! Apps: the services that can be served.
 
+use crate::RequestBody;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
@@ -22,7 +23,7 @@ pub struct Incoming<'a> {
 /// in a layer.
 pub trait HttpService:
     Service<
-        Request<hyper::body::Incoming>,
+        Request<RequestBody>,
         Response = Response<Self::ResponseBody>,
         Error: Into<BoxError>,
         Future: Send + 'static,
@@ -42,7 +43,7 @@ pub trait HttpService:
 /// `handler.with_state(())`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be served",
-    label = "not a `tower::Service` of `http::Request<hyper::body::Incoming>` or of `Incoming<'_>`",
+    label = "not a `tower::Service` of `http::Request<palisade::serve::RequestBody>` or of `Incoming<'_>`",
     note = "wrap a service of axum's own requests, such as `from_fn(..).layer(router)`, in \
             `palisade::serve::from_axum(service)`",
     note = "an app must be `Clone + Send + 'static`, with `Bytes` as the data of its response body"
@@ -216,7 +217,7 @@ pub struct FromAxum<S> {
 }
 
 #[cfg(feature = "axum")]
-impl<S: Service<axum::extract::Request>> Service<Request<hyper::body::Incoming>> for FromAxum<S> {
+impl<S: Service<axum::extract::Request>> Service<Request<RequestBody>> for FromAxum<S> {
     type Response = S::Response;
     type Error = S::Error;
     type Future = S::Future;
@@ -228,7 +229,7 @@ impl<S: Service<axum::extract::Request>> Service<Request<hyper::body::Incoming>>
         self.service.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<hyper::body::Incoming>) -> S::Future {
+    fn call(&mut self, request: Request<RequestBody>) -> S::Future {
         self.service.call(request.map(axum::body::Body::new))
     }
 }
@@ -237,7 +238,7 @@ impl<S: Service<axum::extract::Request>> Service<Request<hyper::body::Incoming>>
 
 impl<S, B> HttpService for S
 where
-    S: Service<Request<hyper::body::Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
     S::Error: Into<BoxError>,
     S::Future: Send + 'static,
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,

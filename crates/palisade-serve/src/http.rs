@@ -598,7 +598,7 @@ impl HttpBuilder {
     /// use palisade_serve::Http;
     ///
     /// // An app that refuses every host.
-    /// let app = service_fn(async |_: Request<hyper::body::Incoming>| {
+    /// let app = service_fn(async |_: Request<palisade_serve::RequestBody>| {
     ///     Response::builder().status(403).body(String::new())
     /// });
     /// for (http, status) in [

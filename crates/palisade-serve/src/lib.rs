@@ -71,7 +71,7 @@ palisade_serve::serve(listener, app).await
 //! # Refusals of the server
 //!
 //! Each refusal is an [`Event::Refused`](palisade_core::Event::Refused) of the guard `connection`.
-//! These limits apply in every mode of the guard, so the mode of the event is
+//! All but the last one apply in every mode of the guard, so the mode of their event is
 //! [`Mode::Enforce`](palisade_core::Mode::Enforce).
 //!
 //! | response | cause | `Reason` |
@@ -80,6 +80,7 @@ palisade_serve::serve(listener, app).await
 //! | 431, 414 | an HTTP/1 head above [its limits](HttpBuilder::max_header_size) | `HeadTooLarge` |
 //! | 501 | CONNECT | `ConnectRefused` |
 //! | 500 | an app that returns an error, or an interim status (1xx, except 101) | `AppFailed` |
+//! | 503 | a [body](RequestBody) for which the byte budget has no room | `BytesFull` |
 //!
 //! HTTP/2 on a server with [`http1_only`](HttpBuilder::http1_only) is recorded as `BadRequest` and
 //! gets no response. What the h2 crate does by itself is not recorded, because it is not visible
@@ -101,8 +102,11 @@ palisade_serve::serve(listener, app).await
 //!   [buffer](HttpBuilder::max_buffer_size), and the [head](HttpBuilder::max_header_size). 70 KiB
 //!   were measured, and 134 KiB with frames of 64 KiB.
 //!
+//! Request bodies that no layer charges are charged to the
+//! [byte budget](palisade_conn::ConnGuardBuilder::byte_budget): see [`RequestBody`].
+//!
 //! On HTTP/2, 64 KiB of the responses that are not taken are free for each connection. The rest is
-//! charged to the [byte budget](palisade_conn::ConnGuardBuilder::byte_budget), up to half of it.
+//! charged to the same budget, up to half of it.
 //! Without room, no body of the connection is polled, and no request of it reaches the app, until
 //! the client takes some of what is kept for it. So many connections together keep less. Requests
 //! that are with the app by then may still make one frame each. A frame counts as a whole, also if
@@ -138,6 +142,7 @@ mod head;
 mod held;
 mod http;
 mod refusal;
+mod request_body;
 mod serve;
 mod server;
 mod service;
@@ -156,6 +161,7 @@ pub use app::{FromAxum, from_axum};
 pub use drain::Drained;
 pub use http::{Http, HttpBuilder};
 pub use palisade_core::{BoxError, ConfigError, ConfigFault, ConnInfo};
+pub use request_body::RequestBody;
 pub use serve::{Serve, WithGracefulShutdown, serve};
 pub use sniff::Rewind;
 #[cfg(feature = "rustls")]

@@ -2,12 +2,15 @@
 
 use http::StatusCode;
 use palisade_conn::{ConnGuard, ConnHandle};
-use palisade_core::{Guard, Phase, Reason, Rejection, ResponseFormat, Violation};
-use std::sync::Arc;
+use palisade_core::{BudgetFull, Guard, Mode, Phase, Reason, Rejection, ResponseFormat, Violation};
+use std::{sync::Arc, time::Duration};
 
 /// The text of hyper's error for a URI of 64 KiB or more. Nothing else distinguishes it from the
 /// error for a request head that is too large.
 const URI_TOO_LONG: &str = "URI too long";
+
+/// Room in the byte budget may be there again after this time.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Why the server refuses a request by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +77,49 @@ impl Refusal {
 impl RefusalReporter {
     pub(crate) fn new(guard: &ConnGuard, conn: &ConnHandle) -> Self {
         Self(Arc::new((guard.clone(), conn.clone())))
+    }
+
+    pub(crate) fn conn(&self) -> &ConnHandle {
+        &self.0.1
+    }
+
+    /// Returns whether the guard enforces its limits.
+    pub(crate) fn is_enforced(&self) -> bool {
+        self.0.0.mode() == Mode::Enforce
+    }
+
+    /// Returns the refusal of a request for whose body the byte budget has no room.
+    pub(crate) fn no_room(full: BudgetFull, phase: Phase, format: ResponseFormat) -> Rejection {
+        let (limit, observed) = (full.limit, full.observed);
+        let violation =
+            Violation::new(Guard::Connection, Reason::BytesFull, phase, limit, observed);
+        Rejection::new(violation, StatusCode::SERVICE_UNAVAILABLE, format).retry_after(RETRY_AFTER)
+    }
+
+    /// Reports that the byte budget has no room for the body of a request, which is therefore
+    /// refused, or cut if its response head has been sent. Returns the violation if the guard
+    /// enforces its limits.
+    #[cold]
+    pub(crate) fn report_full(
+        &self,
+        full: BudgetFull,
+        is_refused: bool,
+        format: ResponseFormat,
+    ) -> Option<Violation> {
+        let (guard, conn) = &*self.0;
+        let phase = if is_refused {
+            Phase::RequestBody
+        } else {
+            Phase::ResponseBody
+        };
+        let rejection = Self::no_room(full, phase, format);
+        let violation = *rejection.violation();
+        if is_refused {
+            guard.report_shed(&rejection, conn);
+        } else {
+            guard.report_cut(&violation, conn);
+        }
+        self.is_enforced().then_some(violation)
     }
 
     #[cold]

@@ -4,8 +4,10 @@ use crate::{
     Http, HttpService, head,
     held::{HeldBytes, Room},
     refusal::{Refusal, RefusalReporter},
+    request_body::{BodyCharge, RequestBody},
     streams::{ServedBody, poll_room},
 };
+use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
     header::{CONNECTION, CONTENT_LENGTH},
@@ -13,9 +15,11 @@ use http::{
 use http_body::Body;
 use hyper::body::Incoming;
 use palisade_conn::{ConnHandle, RequestTracking, TrackedBody, TrackingFuture};
+use palisade_core::Rejection;
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, Waker, ready},
 };
 
@@ -39,7 +43,8 @@ pin_project! {
     pub(crate) enum ConnAppFuture<S, F> {
         AwaitingReady {
             service: S,
-            request: Option<Request<Incoming>>,
+            request: Option<Request<RequestBody>>,
+            charge: Option<Arc<BodyCharge>>,
             refusals: RefusalReporter,
             room: Option<Room>,
             // Set while the request waits for room.
@@ -51,9 +56,13 @@ pin_project! {
             future: F,
             refusals: RefusalReporter,
             room: Option<Room>,
+            // Of the body of the request.
+            charge: Option<Arc<BodyCharge>>,
             omits_body: bool,
         },
         Refused { refusal: Refusal, is_http2: bool },
+        // The byte budget had no room for the body of the request.
+        Shed { rejection: Option<Box<Rejection>> },
     }
 }
 
@@ -103,6 +112,7 @@ impl<S: HttpService> ConnApp<S> {
         if let Some(refusal) = head::check(&request, self.allow_connect) {
             return ConnAppFuture::refused(refusal, refusals, is_http2);
         }
+        let (request, charge) = RequestBody::wrap(request, refusals);
         let mut service = self.service.clone();
         // On HTTP/2 this is done in the task of the stream. Here it would run in the task of the
         // connection, and a panic would end all streams.
@@ -110,7 +120,8 @@ impl<S: HttpService> ConnApp<S> {
             // If the service is not ready, it is polled again with the waker of the request.
             match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(Ok(())) => {
-                    return ConnAppFuture::call(&mut service, request, refusals.clone(), None);
+                    let refusals = refusals.clone();
+                    return ConnAppFuture::call(&mut service, request, charge, refusals, None);
                 }
                 Poll::Ready(Err(_)) => return ConnAppFuture::failed(refusals, is_http2),
                 Poll::Pending => {}
@@ -120,6 +131,7 @@ impl<S: HttpService> ConnApp<S> {
         ConnAppFuture::AwaitingReady {
             service,
             request,
+            charge,
             refusals,
             room: self.held.clone().map(Room::new),
             unread: None,
@@ -146,7 +158,8 @@ impl<S: HttpService> ConnAppFuture<S, S::Future> {
     /// Calls the service, which must be ready.
     fn call(
         service: &mut S,
-        request: Request<Incoming>,
+        request: Request<RequestBody>,
+        charge: Option<Arc<BodyCharge>>,
         refusals: RefusalReporter,
         room: Option<Room>,
     ) -> Self {
@@ -155,6 +168,7 @@ impl<S: HttpService> ConnAppFuture<S, S::Future> {
             future: service.call(request),
             refusals,
             room,
+            charge,
             omits_body,
         }
     }
@@ -183,7 +197,7 @@ fn is_interim(status: StatusCode) -> bool {
 /// to GET, including the length.
 fn head_response<B: Body>(response: Response<B>) -> Response<ServedBody<B>> {
     let length = response.body().size_hint().exact();
-    let mut response = response.map(|_| ServedBody::empty());
+    let mut response = response.map(|_| ServedBody::of_server(Bytes::new()));
     if let Some(length) = length
         && length > 0
     {
@@ -205,9 +219,21 @@ impl<S: HttpService> Future for ConnAppFuture<S, S::Future> {
                     future,
                     refusals,
                     room,
+                    charge,
                     omits_body,
                 } => {
-                    let next = match ready!(future.poll(cx)) {
+                    let result = future.poll(cx);
+                    // The response of the server comes in place of that of the app.
+                    let refusal = charge.as_ref().and_then(|charge| match &result {
+                        Poll::Ready(Ok(_)) => charge.set_responded(),
+                        _ => charge.refusal(),
+                    });
+                    if let Some(rejection) = refusal {
+                        let rejection = Some(Box::new(rejection));
+                        self.set(Self::Shed { rejection });
+                        continue;
+                    }
+                    let next = match ready!(result) {
                         // Not a final response, and hyper does not send it.
                         Ok(response) if is_interim(response.status()) => {
                             Self::failed(refusals, room.is_some())
@@ -216,7 +242,8 @@ impl<S: HttpService> Future for ConnAppFuture<S, S::Future> {
                             return Poll::Ready(Ok(head_response(response)));
                         }
                         Ok(response) => {
-                            let body = |body| ServedBody::new(body, room.take());
+                            let body =
+                                |body| ServedBody::new(body, room.take()).of_request(charge.take());
                             return Poll::Ready(Ok(response.map(body)));
                         }
                         Err(_) => Self::failed(refusals, room.is_some()),
@@ -224,7 +251,7 @@ impl<S: HttpService> Future for ConnAppFuture<S, S::Future> {
                     self.set(next);
                 }
                 ConnAppProj::Refused { refusal, is_http2 } => {
-                    let mut response = Response::new(ServedBody::empty());
+                    let mut response = Response::new(ServedBody::of_server(Bytes::new()));
                     *response.status_mut() = refusal.status();
                     if !*is_http2 {
                         // What follows on the connection cannot be trusted either.
@@ -233,9 +260,14 @@ impl<S: HttpService> Future for ConnAppFuture<S, S::Future> {
                     }
                     return Poll::Ready(Ok(response));
                 }
+                ConnAppProj::Shed { rejection } => {
+                    let rejection = rejection.take().expect("polled once");
+                    return Poll::Ready(Ok(rejection.into_bytes().map(ServedBody::of_server)));
+                }
                 ConnAppProj::AwaitingReady {
                     service,
                     request,
+                    charge,
                     refusals,
                     room,
                     unread,
@@ -244,7 +276,7 @@ impl<S: HttpService> Future for ConnAppFuture<S, S::Future> {
                     if let Some(room) = room {
                         let Poll::Ready(was_waiting) = poll_room(room, cx) else {
                             let has_body =
-                                |request: &Request<Incoming>| !request.body().is_end_stream();
+                                |request: &Request<RequestBody>| !request.body().is_end_stream();
                             if unread.is_none() && request.as_ref().is_some_and(has_body) {
                                 *unread = Some(UnreadBody::new(room.conn()));
                             }
@@ -257,7 +289,8 @@ impl<S: HttpService> Future for ConnAppFuture<S, S::Future> {
                     let next = match ready!(service.poll_ready(cx)) {
                         Ok(()) => {
                             let request = request.take().expect("called once");
-                            Self::call(service, request, refusals.clone(), room.take())
+                            let (charge, room) = (charge.take(), room.take());
+                            Self::call(service, request, charge, refusals.clone(), room)
                         }
                         Err(_) => Self::failed(refusals, room.is_some()),
                     };

@@ -59,7 +59,7 @@ impl<T> Rewind<T> {
     /// # type Io = TokioIo<Rewind<GuardedIo<TcpStream>>>;
     /// # // An app that upgrades each connection, and sends it to a channel.
     /// # let (sender, mut upgraded) = mpsc::unbounded_channel();
-    /// # let app = service_fn(move |request: Request<hyper::body::Incoming>| {
+    /// # let app = service_fn(move |request: Request<palisade_serve::RequestBody>| {
     /// #     let (sender, upgrade) = (sender.clone(), hyper::upgrade::on(request));
     /// #     tokio::spawn(async move { upgrade.await.map(|io| sender.send(io)) });
     /// #     async { Response::builder().status(101).body(String::new()) }
@@ -96,7 +96,7 @@ impl<T> Rewind<T> {
     /// type Io = TokioIo<Rewind<GuardedIo<TcpStream>>>;
     /// // An app that upgrades each connection, and sends it to a channel.
     /// let (sender, mut upgraded) = mpsc::unbounded_channel();
-    /// let app = service_fn(move |request: Request<hyper::body::Incoming>| {
+    /// let app = service_fn(move |request: Request<palisade_serve::RequestBody>| {
     ///     let (sender, upgrade) = (sender.clone(), hyper::upgrade::on(request));
     ///     tokio::spawn(async move { upgrade.await.map(|io| sender.send(io)) });
     ///     async { Response::builder().status(101).body(String::new()) }

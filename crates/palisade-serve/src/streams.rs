@@ -1,12 +1,12 @@
 //! The streams of one HTTP/2 connection. A stream is reset if its client takes nothing of the
 //! response.
 
-use crate::held::Room;
+use crate::{held::Room, request_body::BodyCharge};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::rt::Executor;
 use palisade_conn::{ConnGuard, ConnHandle};
-use palisade_core::{Guard, Mode, Phase, Reason, Violation};
+use palisade_core::{Guard, GuardBody, Mode, Phase, Reason, Violation};
 use pin_project_lite::pin_project;
 use std::{
     cell::Cell,
@@ -74,15 +74,16 @@ pin_project! {
     /// [`Stream`].
     #[derive(Debug)]
     pub struct ServedBody<B> {
-        // `None` in a response of the server itself.
         #[pin]
-        inner: Option<B>,
+        inner: GuardBody<B>,
         // The rest of the last frame of the inner body.
         rest: Bytes,
         // The length of the last piece, until it is taken.
         last_piece_len: usize,
         // `None` on HTTP/1, and in a response of the server itself.
         room: Option<Room>,
+        // What is charged for the body of the request until the response has ended.
+        request: Option<Arc<BodyCharge>>,
     }
 }
 
@@ -177,20 +178,28 @@ impl<B> ServedBody<B> {
     /// Creates the body of a response with its `room` on HTTP/2, or of HTTP/1.
     pub(crate) fn new(inner: B, room: Option<Room>) -> Self {
         Self {
-            inner: Some(inner),
+            inner: GuardBody::passing(inner),
             rest: Bytes::new(),
             last_piece_len: 0,
             room,
+            request: None,
         }
     }
 
+    /// Keeps what is charged for the body of the request.
+    pub(crate) fn of_request(mut self, charge: Option<Arc<BodyCharge>>) -> Self {
+        self.request = charge;
+        self
+    }
+
     /// Creates the body of a response of the server itself.
-    pub(crate) fn empty() -> Self {
+    pub(crate) fn of_server(bytes: Bytes) -> Self {
         Self {
-            inner: None,
+            inner: GuardBody::answer(bytes),
             rest: Bytes::new(),
             last_piece_len: 0,
             room: None,
+            request: None,
         }
     }
 }
@@ -204,9 +213,7 @@ impl<B: Body<Data = Bytes>> Body for ServedBody<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.project();
-        let Some(inner) = this.inner.as_pin_mut() else {
-            return Poll::Ready(None);
-        };
+        let inner = this.inner;
         let Some(room) = this.room else {
             return inner.poll_frame(cx);
         };
@@ -243,14 +250,11 @@ impl<B: Body<Data = Bytes>> Body for ServedBody<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.inner.as_ref().is_none_or(Body::is_end_stream)
+        self.rest.is_empty() && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let inner = match &self.inner {
-            Some(inner) => inner.size_hint(),
-            None => SizeHint::with_exact(0),
-        };
+        let inner = self.inner.size_hint();
         let rest = self.rest.len() as u64;
         if rest == 0 {
             return inner;

@@ -4,9 +4,8 @@
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use palisade_conn::{ConnGuard, GuardedListener, Listener, Reason, Transport};
-use palisade_serve::{Drained, Http, serve};
+use palisade_serve::{Drained, Http, RequestBody, serve};
 use palisade_testkit::Journal;
 use std::{
     convert::Infallible,
@@ -133,7 +132,7 @@ impl Server {
         let journal = Journal::default();
         let (connect, pipes) = mpsc::unbounded_channel();
         let (signal, signalled) = oneshot::channel();
-        let app = service_fn(async |request: Request<Incoming>| {
+        let app = service_fn(async |request: Request<RequestBody>| {
             if request.uri().path() != "/" {
                 std::future::pending::<()>().await;
             }
@@ -376,7 +375,7 @@ async fn a_service_that_is_never_made_costs_only_its_own_connection() {
             if first {
                 std::future::pending::<()>().await;
             }
-            Ok::<_, Infallible>(service_fn(async |_: Request<Incoming>| {
+            Ok::<_, Infallible>(service_fn(async |_: Request<RequestBody>| {
                 Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"made"))))
             }))
         }
@@ -400,7 +399,7 @@ async fn a_service_that_is_never_made_costs_only_its_own_connection() {
 #[tokio::test(start_paused = true)]
 async fn an_error_of_the_app_is_answered_with_500() {
     let (connect, pipes) = mpsc::unbounded_channel();
-    let fails = service_fn(async |_: Request<Incoming>| {
+    let fails = service_fn(async |_: Request<RequestBody>| {
         Err::<Response<Full<Bytes>>, _>(io::Error::other("overloaded"))
     });
     tokio::spawn(serve(ConnGuard::default().listen(PipeListener(pipes)), fails).into_future());

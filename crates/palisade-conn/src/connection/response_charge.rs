@@ -1,6 +1,8 @@
-//! What the server of a connection has charged to the budget for a response.
+//! What the server of a connection has charged to the budget for a response, or for the body of a
+//! request.
 
 use super::ConnHandle;
+use palisade_core::BodyAccount;
 
 /// Bytes of a response that are charged to the budget of the guard, until this is dropped. Returned
 /// by [`ConnHandle::charge_response`].
@@ -45,6 +47,16 @@ impl ConnHandle {
         };
         let conn = self.clone();
         Some(ResponseCharge { conn, bytes })
+    }
+}
+
+impl ConnHandle {
+    /// Returns an account for the body of one request, if the guard has a byte budget.
+    #[doc(hidden)]
+    pub fn body_account(&self) -> Option<BodyAccount> {
+        let charge = self.state().totals()?.body_charge(self)?;
+        let account = BodyAccount::new(charge.on(self.info()), BodyAccount::MAX_HELD);
+        Some(account)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::memory_gate::{MemoryGate, Shed};
 use crate::sync::Mutex;
-use palisade_core::{Budget, BudgetFull, ClientKey, ConnInfo, Mode, Network, Recorder};
+use palisade_core::{Budget, BudgetFull, Charge, ClientKey, ConnInfo, Mode, Network, Recorder};
 use std::{
     collections::{HashMap, hash_map::Entry},
     net::IpAddr,
@@ -203,6 +203,12 @@ impl ConnTotals {
             Some(Ok(charged)) => Some(charged),
             _ => (self.mode != Mode::Enforce).then_some(0),
         }
+    }
+
+    /// Returns a charge for the body of a request on `conn`, if there is a budget.
+    pub(super) fn body_charge(&self, conn: &ConnInfo) -> Option<Charge> {
+        let client = conn.known_client().filter(|_| self.peers_are_clients);
+        Some(self.memory.budget.as_ref()?.charge(client))
     }
 
     pub(super) fn give_back(&self, conn: &ConnInfo, bytes: u32) {

@@ -18,7 +18,7 @@ const REQUEST_BYTES: u64 = (64 + 16 + 4) * KIB + FREE_BYTES;
 ///
 /// It holds for `palisade::serve` with the default settings of `Http`, where the guard enforces its
 /// limits. What handlers allocate comes on top, as do the pieces of responses as the app makes
-/// them, the tables of layers, and bodies that nothing charges: those of HTTP/2 without a `Stack`.
+/// them, and the tables of layers.
 ///
 /// The sum may exceed the limit of the memory, because a connection rarely uses what it may use.
 /// Above 80 % of the limit the [steps](crate#memory) of the guard hold it.

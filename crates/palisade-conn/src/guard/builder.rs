@@ -1186,17 +1186,18 @@ impl ConnGuardBuilder {
 
     /// Sets the budget of bytes of what is held for requests. As it fills, timeouts shrink: see
     /// [under pressure](crate#under-pressure). A large head of HTTP/2 that finds no room is refused
-    /// with 503. A connection is reset if its HTTP/1 body finds none and no layer charges that
-    /// body. The reason is [`Reason::BytesFull`](crate::Reason). Under `palisade::serve`, HTTP/2
-    /// responses wait if their connection leaves others unread and half of the budget is held.
+    /// with 503, and so is a body that finds none under `palisade::serve`, if no layer charges it.
+    /// Under other servers the connection of an HTTP/1 body is reset then. The reason is
+    /// [`Reason::BytesFull`](crate::Reason). Under `palisade::serve`, HTTP/2 responses wait if
+    /// their connection leaves others unread and half of the budget is held.
     ///
     /// What hyper keeps of a head is several times its bytes on the wire: a field takes up to 224
     /// bytes beyond its name and value. A head of HTTP/2 that takes more than 8 KiB so is charged
     /// until its request ends. A head of HTTP/1 is not charged. `None` removes all of it. Defaults
     /// to [`Budget::of_process`], which layers charge request bodies to as well.
     ///
-    /// An HTTP/1 server that takes many large uploads at once without a layer, and passes them on,
-    /// needs a larger budget: each of them is charged up to 4 MiB.
+    /// A server that takes many large uploads at once without a layer, and passes them on, needs a
+    /// larger budget: each of them is charged up to 4 MiB.
     ///
     /// Range: at most the [limit](Memory::least_limit) of the [memory](Self::memory).
     pub fn byte_budget(mut self, budget: impl Into<Option<Budget>>) -> Self {

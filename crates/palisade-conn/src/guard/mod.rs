@@ -187,6 +187,13 @@ impl ConnGuard {
         self.shared.recorder.record(event);
     }
 
+    /// Reports one request of `conn` that its server refused by a limit of this guard, in its mode.
+    #[doc(hidden)]
+    pub fn report_shed(&self, rejection: &Rejection, conn: &ConnInfo) {
+        let event = || Event::refused(rejection, self.mode(), Some(conn));
+        self.shared.recorder.record(event);
+    }
+
     /// Returns the guard's mode.
     pub fn mode(&self) -> Mode {
         self.shared.limits.mode

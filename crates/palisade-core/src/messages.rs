@@ -1,11 +1,12 @@
 //! The message boundaries of a gRPC body.
 
-/// Finds the message boundaries of a gRPC body. Each message has a prefix of five bytes, of which
-/// the last four are its length (gRPC over HTTP/2, "Length-Prefixed-Message").
+/// Finds the message boundaries of a gRPC body, for the guards that count by message. Each message
+/// has a prefix of five bytes, of which the last four are its length (gRPC over HTTP/2,
+/// "Length-Prefixed-Message").
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct MessageScanner {
+pub struct MessageScanner {
     /// Bytes that have arrived, plus those of the current message that have not.
-    pub(crate) admitted_bytes: u64,
+    pub admitted_bytes: u64,
     /// Bytes of the next prefix that have arrived.
     prefix_bytes: u8,
     /// The length in the next prefix, as far as it has arrived.
@@ -14,15 +15,18 @@ pub(crate) struct MessageScanner {
 
 /// The length of a message that exceeds the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct MessageTooLong(pub(crate) u64);
+pub struct MessageTooLong(pub u64);
 
 const PREFIX_BYTES: u8 = 5;
 
 impl MessageScanner {
     /// Scans the next `data`, which begins with up to `remaining` bytes of the current message.
-    /// Returns the bytes that are then missing of the last message. Fails if a message is longer
-    /// than `limit`.
-    pub(crate) fn scan(
+    /// Returns the bytes that are then missing of the last message.
+    ///
+    /// # Errors
+    ///
+    /// If a message is longer than `limit`.
+    pub fn scan(
         &mut self,
         mut data: &[u8],
         mut remaining: u64,
@@ -57,6 +61,27 @@ impl MessageScanner {
                 }
             }
         }
+    }
+}
+
+/// Follows the messages of a gRPC body, whatever their length.
+#[derive(Debug, Default)]
+pub struct MessageBoundaries {
+    scanner: MessageScanner,
+    /// Bytes of the current message that have not arrived.
+    missing: u64,
+}
+
+impl MessageBoundaries {
+    /// Follows the next bytes. Returns whether a message begins with them or in them.
+    pub fn begin_one(&mut self, data: &[u8]) -> bool {
+        if let Some(missing) = self.missing.checked_sub(data.len() as u64) {
+            self.missing = missing;
+            return false;
+        }
+        let scanned = self.scanner.scan(data, self.missing, u64::MAX);
+        self.missing = scanned.unwrap_or(0);
+        true
     }
 }
 

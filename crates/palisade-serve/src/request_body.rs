@@ -1,0 +1,321 @@
+//! The body of a request. It is charged to the byte budget of the guard, unless a layer charges it.
+
+use crate::refusal::RefusalReporter;
+use bytes::Bytes;
+use http::{Method, Request, header::CONTENT_ENCODING};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use palisade_core::{
+    BodyAccount, BodyAccountRef, BoxError, BudgetFull, HasBodyAccount, MessageBoundaries, Phase,
+    Rejection, ResponseFormat, Violation,
+};
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{
+            AtomicU8, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
+    },
+    task::{Context, Poll, ready},
+};
+
+/// What is kept for a frame of gRPC beside its bytes.
+const FRAME_OVERHEAD_BYTES: u64 = 256;
+
+// Values of `BodyCharge::head`.
+
+/// The app works on its response.
+const UNSENT: u8 = 0;
+/// hyper has the head of the response.
+const SENT: u8 = 1;
+/// The server refuses the request.
+const REFUSED: u8 = 2;
+
+/// The body of a request that an app gets from [`serve`](crate::serve).
+///
+/// It is hyper's body, charged to the
+/// [byte budget](palisade_conn::ConnGuardBuilder::byte_budget) of the guard: two bytes for each
+/// byte that arrives, until the response has ended and the body is dropped, and 4 MiB at most.
+/// Bodies of up to 1 KiB are free. Where there is no room left, the next read fails with a
+/// [`Violation`]. If the app has not responded yet, the response is 503 with `Retry-After` then,
+/// whatever the app does. A `Stack`, or a `BodyBudgetLayer`, charges by its own rules in place of
+/// this.
+///
+/// A request that claims to be gRPC is charged for the message that is being received, and for
+/// what the app keeps of the frames before.
+pub struct RequestBody {
+    incoming: Incoming,
+    /// `None` if nothing is charged.
+    upload: Option<Box<Upload>>,
+}
+
+/// The state of a body that is charged.
+struct Upload {
+    charge: Arc<BodyCharge>,
+    /// Bytes that may arrive before the budget is charged again.
+    paid: u64,
+    /// The budget had no room for the last frame.
+    full: Option<BudgetFull>,
+    /// The body has been cut.
+    cut: Option<Violation>,
+    /// Where messages begin, in gRPC.
+    messages: Option<MessageBoundaries>,
+}
+
+/// The charge of one request body, shared with the response. It is given back when both are
+/// dropped.
+pub(crate) struct BodyCharge {
+    account: BodyAccount,
+    refusals: RefusalReporter,
+    format: ResponseFormat,
+    /// Bytes of frames of gRPC that the app has not dropped.
+    live: AtomicU64,
+    /// Why the request is refused, if it is.
+    full: OnceLock<BudgetFull>,
+    /// What has become of the head of the response.
+    head: AtomicU8,
+}
+
+/// The data of a frame of gRPC, which is counted until it is dropped.
+struct LiveFrame {
+    data: Bytes,
+    charge: Arc<BodyCharge>,
+}
+
+// === RequestBody ===
+
+impl RequestBody {
+    /// Returns `request` with a body that is charged, and its charge if there is one.
+    #[inline]
+    pub(crate) fn wrap(
+        request: Request<Incoming>,
+        refusals: &RefusalReporter,
+    ) -> (Request<Self>, Option<Arc<BodyCharge>>) {
+        if request.body().is_end_stream() || request.method() == Method::CONNECT {
+            return (request.map(Self::free), None);
+        }
+        Self::wrap_upload(request, refusals)
+    }
+
+    #[inline(never)]
+    fn wrap_upload(
+        mut request: Request<Incoming>,
+        refusals: &RefusalReporter,
+    ) -> (Request<Self>, Option<Arc<BodyCharge>>) {
+        let conn = refusals.conn();
+        conn.set_charged_body(true); // By this, and not by the socket.
+        let exact = request.body().size_hint().exact();
+        let is_free = exact.is_some_and(|bytes| bytes <= BodyAccount::FREE_BYTES);
+        let Some(account) = conn.body_account().filter(|_| !is_free) else {
+            return (request.map(Self::free), None);
+        };
+        let format = ResponseFormat::detect(&request);
+        let is_encoded = request.headers().contains_key(CONTENT_ENCODING);
+        let has_messages = matches!(
+            format,
+            ResponseFormat::Grpc | ResponseFormat::GrpcWeb { .. }
+        ) && !is_encoded;
+        let charge = Arc::new(BodyCharge {
+            account,
+            refusals: refusals.clone(),
+            format,
+            live: AtomicU64::new(0),
+            full: OnceLock::new(),
+            head: AtomicU8::new(UNSENT),
+        });
+        BodyAccountRef::insert(request.extensions_mut(), &charge, is_encoded);
+        let upload = Upload {
+            charge: charge.clone(),
+            paid: BodyAccount::FREE_BYTES,
+            full: None,
+            cut: None,
+            messages: has_messages.then(MessageBoundaries::default),
+        };
+        let request = request.map(|incoming| Self {
+            incoming,
+            upload: Some(Box::new(upload)),
+        });
+        (request, Some(charge))
+    }
+
+    fn free(incoming: Incoming) -> Self {
+        Self {
+            incoming,
+            upload: None,
+        }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Self { incoming, upload } = &mut *self;
+        if let Some(upload) = upload
+            && let Some(violation) = upload.check()
+        {
+            return Poll::Ready(Some(Err(violation.into())));
+        }
+        let frame = match ready!(Pin::new(incoming).poll_frame(cx)) {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+            None => return Poll::Ready(None),
+        };
+        Poll::Ready(Some(Ok(match upload {
+            Some(upload) => frame.map_data(|data| upload.count(data)),
+            None => frame,
+        })))
+    }
+
+    /// A reader that has the last frame asks once more if there was no room for it.
+    fn is_end_stream(&self) -> bool {
+        let is_full = |upload: &Upload| upload.full.is_some() || upload.cut.is_some();
+        !self.upload.as_deref().is_some_and(is_full) && self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+impl fmt::Debug for RequestBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestBody")
+            .field("incoming", &self.incoming)
+            .field("is_charged", &self.upload.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+// === Upload ===
+
+impl Upload {
+    /// Returns why the body ends, if the budget was full and the guard enforces its limits.
+    #[inline]
+    fn check(&mut self) -> Option<Violation> {
+        if let Some(full) = self.full.take() {
+            self.cut = self.charge.refuse(full);
+        }
+        self.cut
+    }
+
+    /// Counts the data of a frame, which is there already, so it is passed on with room or without.
+    fn count(&mut self, data: Bytes) -> Bytes {
+        let bytes = data.len() as u64;
+        let charge = &self.charge;
+        if let Some(messages) = &mut self.messages {
+            if messages.begin_one(&data) {
+                // The app has the messages before, and may keep them.
+                let kept = charge.live.load(Relaxed);
+                self.paid = BodyAccount::FREE_BYTES;
+                self.full = charge.account.charge_exactly(kept).err();
+            }
+            self.pay(bytes);
+            return LiveFrame::count(data, &self.charge);
+        }
+        self.pay(bytes);
+        data
+    }
+
+    fn pay(&mut self, bytes: u64) {
+        match self.paid.checked_sub(bytes) {
+            Some(paid) => self.paid = paid,
+            None => match self.charge.account.charge_frame(bytes, self.paid) {
+                Ok(paid) => self.paid = paid,
+                Err(full) => {
+                    // What follows is not charged if the guard only reports.
+                    self.paid = u64::MAX;
+                    self.full = Some(full);
+                }
+            },
+        }
+    }
+}
+
+// === BodyCharge ===
+
+impl BodyCharge {
+    /// Refuses the request, or cuts its body if hyper has the head of the response. Returns the
+    /// violation if the guard enforces its limits.
+    #[cold]
+    fn refuse(&self, full: BudgetFull) -> Option<Violation> {
+        let _ = self.full.set(full);
+        let next = if self.refusals.is_enforced() {
+            REFUSED
+        } else {
+            UNSENT
+        };
+        let head = self.head.compare_exchange(UNSENT, next, SeqCst, SeqCst);
+        self.refusals.report_full(full, head.is_ok(), self.format)
+    }
+
+    /// Notes that the app has responded. Returns the refusal that is sent in place of its response,
+    /// if there is one.
+    pub(crate) fn set_responded(&self) -> Option<Rejection> {
+        let responded = self.head.compare_exchange(UNSENT, SENT, SeqCst, SeqCst);
+        responded.err().and_then(|_| self.refusal())
+    }
+
+    /// Returns the refusal of the request, if it is refused.
+    pub(crate) fn refusal(&self) -> Option<Rejection> {
+        if self.head.load(SeqCst) != REFUSED {
+            return None;
+        }
+        let full = self.full.get()?;
+        Some(RefusalReporter::no_room(
+            *full,
+            Phase::RequestBody,
+            self.format,
+        ))
+    }
+}
+
+impl HasBodyAccount for BodyCharge {
+    fn account(&self) -> &BodyAccount {
+        &self.account
+    }
+}
+
+impl fmt::Debug for BodyCharge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BodyCharge")
+            .field("account", &self.account)
+            .finish_non_exhaustive()
+    }
+}
+
+// === LiveFrame ===
+
+impl LiveFrame {
+    fn count(data: Bytes, charge: &Arc<BodyCharge>) -> Bytes {
+        let frame = Self {
+            data,
+            charge: charge.clone(),
+        };
+        charge.live.fetch_add(frame.memory(), Relaxed);
+        Bytes::from_owner(frame)
+    }
+
+    fn memory(&self) -> u64 {
+        self.data.len() as u64 + FRAME_OVERHEAD_BYTES
+    }
+}
+
+impl AsRef<[u8]> for LiveFrame {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+impl Drop for LiveFrame {
+    fn drop(&mut self) {
+        self.charge.live.fetch_sub(self.memory(), Relaxed);
+    }
+}
