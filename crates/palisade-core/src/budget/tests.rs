@@ -62,6 +62,30 @@ fn a_client_holds_no_more_than_it_leaves_and_the_last_quarter_is_for_small_ones(
 }
 
 #[test]
+fn an_attacker_with_fifty_addresses_leaves_room_for_the_small_requests_of_others() {
+    let budget = Budget::new(64 * MIB).unwrap(); // A quarter of 256 MiB.
+    let fill = |charge: &Charge| while charge.take(16 * KIB).is_ok() {};
+    let attackers: Vec<_> = (0..50).map(|name| budget.charge(client(name))).collect();
+    // In turn, and each again and again.
+    for _ in 0..10 {
+        attackers.iter().for_each(fill);
+    }
+    // Three quarters, and 64 KiB for each at most.
+    assert!((48 * MIB..=48 * MIB + 50 * 64 * KIB).contains(&budget.held()));
+    // Others may upload 32 KiB each, for which 64 KiB are taken.
+    let others: Vec<_> = (1000..1190)
+        .map(|name| budget.charge(client(name)))
+        .collect();
+    let served = others.iter().filter(|other| other.take(64 * KIB).is_ok());
+    let served = served.count();
+    assert!(served >= 160, "{served}"); // A few share their counter with another client.
+    // When the attackers leave, one client may hold more.
+    drop((attackers, others));
+    budget.charge(client(1)).take(4 * MIB).unwrap();
+    assert_eq!(budget.held(), 0);
+}
+
+#[test]
 fn on_eight_threads_any_take_and_give_back_is_the_plain_sum_and_never_above_the_limit() {
     const ROUNDS: usize = 200;
     let budget = Budget::new(MIB).unwrap();

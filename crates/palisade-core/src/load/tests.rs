@@ -220,6 +220,67 @@ fn of_two_runtimes_the_one_that_waits_decides() {
 }
 
 #[test]
+fn a_worker_that_blocks_in_place_leaves_its_work_to_another_and_refuses_nothing() {
+    let mut runtime = Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(1).enable_all().build().unwrap();
+    let load = RuntimeLoad::default();
+    load.watch(runtime.handle());
+    let blocks = runtime.spawn(async {
+        tokio::task::block_in_place(|| thread::park_timeout(Duration::from_secs(2)));
+    });
+    let asks = load.clone();
+    runtime
+        .block_on(runtime.spawn(async move {
+            while !blocks.is_finished() {
+                assert_eq!(asks.share(), 1.0);
+                asks.ask();
+                sleep(Duration::from_millis(10)).await;
+            }
+        }))
+        .unwrap();
+    wait_until(|| load.delay() < OVERLOAD_DELAY);
+    assert_eq!(load.share(), 1.0);
+}
+
+#[test]
+fn handlers_that_wait_event_streams_and_a_full_blocking_pool_refuse_nothing() {
+    let mut runtime = Builder::new_multi_thread();
+    let runtime = { runtime.worker_threads(2) }
+        .max_blocking_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    let load = RuntimeLoad::default();
+    load.watch(runtime.handle());
+    let _entered = runtime.enter();
+    let time = Duration::from_secs(3);
+    for _ in 0..1000 {
+        tokio::spawn(sleep(time));
+    }
+    for number in 0..500 {
+        tokio::spawn(async move {
+            let mut events = tokio::time::interval(Duration::from_millis(500 + number));
+            loop {
+                events.tick().await;
+            }
+        });
+    }
+    // Two work, and eight wait for their turn.
+    let blocked: Vec<_> = (0..10)
+        .map(|_| tokio::task::spawn_blocking(move || thread::park_timeout(time / 5)))
+        .collect();
+    let start = probe::now();
+    while start.elapsed() < time {
+        load.ask();
+        assert_eq!(load.share(), 1.0, "{load:?}");
+        thread::park_timeout(Duration::from_millis(10));
+    }
+    assert!(blocked.iter().any(tokio::task::JoinHandle::is_finished));
+    wait_until(|| load.delay() < OVERLOAD_DELAY);
+    assert_eq!(load.share(), 1.0);
+}
+
+#[test]
 fn a_paused_clock_advances_by_no_look() {
     let mut paused = Builder::new_current_thread();
     let runtime = paused.enable_all().start_paused(true).build().unwrap();

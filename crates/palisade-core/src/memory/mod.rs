@@ -5,6 +5,7 @@ mod files;
 mod group;
 mod release;
 mod share;
+mod source;
 
 use crate::{ConfigError, Gauge, GaugeSource, Pressure};
 pub use events::MemoryEvents;
@@ -12,9 +13,9 @@ use group::{Groups, Sample};
 use parking_lot::Mutex;
 use release::Releaser;
 use share::Share;
+use source::AppSource;
 use std::{
     fmt,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     ptr,
     sync::{
@@ -84,11 +85,8 @@ struct State {
 /// Where looks find the memory.
 enum Source {
     Groups(Groups),
-    Application {
-        limit: u64,
-        /// `None` after a panic.
-        used: Option<Box<dyn Fn() -> Option<u64> + Send>>,
-    },
+    /// `None` if there was no thread left for it.
+    Application(Option<AppSource>),
 }
 
 /// Stands for a number of bytes that is not known.
@@ -112,8 +110,8 @@ impl Memory {
     }
 
     /// Returns the memory that `used` counts, in bytes. `used` is called on a thread of its own.
-    /// `None` means that the number is not known at this time: nothing is refused then. After a
-    /// panic it is not called again.
+    /// `None` means that the number is not known at this time: nothing is refused then. The same
+    /// holds while a call takes more than a second. After a panic it is not called again.
     ///
     /// # Errors
     ///
@@ -123,8 +121,7 @@ impl Memory {
         used: impl Fn() -> Option<u64> + Send + 'static,
     ) -> Result<Self, ConfigError> {
         let memory = Self::reported(limit)?;
-        let used = Some(Box::new(used) as _);
-        memory.start(Source::Application { limit, used });
+        memory.start(Source::Application(AppSource::start(limit, used)));
         Ok(memory)
     }
 
@@ -379,22 +376,14 @@ impl Source {
     fn sample(&mut self) -> Option<Sample> {
         match self {
             Self::Groups(groups) => groups.sample(),
-            Self::Application { limit, used } => {
-                let limit = *limit;
-                let call = used.as_ref()?;
-                let Ok(result) = catch_unwind(AssertUnwindSafe(call)) else {
-                    *used = None;
-                    return None;
-                };
-                result.map(|used| Sample { used, limit })
-            }
+            Self::Application(source) => source.as_mut()?.sample(),
         }
     }
 
     fn events(&mut self) -> MemoryEvents {
         match self {
             Self::Groups(groups) => groups.events(),
-            Self::Application { .. } => MemoryEvents::default(),
+            Self::Application(_) => MemoryEvents::default(),
         }
     }
 }

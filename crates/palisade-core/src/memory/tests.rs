@@ -70,6 +70,40 @@ fn a_source_that_panics_or_fails_counts_as_unknown() {
 }
 
 #[test]
+fn while_a_source_does_not_return_nothing_is_refused_and_later_it_is_asked_again() {
+    let calls = Arc::new(AtomicU64::new(0));
+    let counter = calls.clone();
+    let (end, may_end) = mpsc::channel::<()>();
+    let memory = Memory::with_source(1000, move || match counter.fetch_add(1, Relaxed) {
+        0 => Some(930),
+        1 => Some(990), // Short, and growing.
+        2 => {
+            let _ = may_end.recv();
+            Some(995) // When the answer comes, it is out of date.
+        }
+        _ => Some(500),
+    });
+    let memory = memory.unwrap();
+    wait_until(|| calls.load(Relaxed) == 3);
+    wait_until(|| (memory.used(), memory.share()) == (None, 1.0));
+    assert_eq!(memory.pressure().get(), 0.0);
+    drop(end);
+    wait_until(|| memory.used().is_some());
+    assert_eq!((memory.used(), memory.share()), (Some(500), 1.0));
+}
+
+#[test]
+fn looks_are_taken_every_25_ms_while_more_than_80_percent_are_used() {
+    let memory = Memory::reported(1000).unwrap();
+    let pause = |used| memory.0.look(Some(Sample { used, limit: 1000 }));
+    assert_eq!(
+        [0, 800, 801, 1000, 2000, 799].map(pause),
+        [250, 250, 25, 25, 25, 250].map(Duration::from_millis)
+    );
+    assert_eq!(memory.0.look(None), Duration::from_millis(250));
+}
+
+#[test]
 fn all_guards_share_the_memory_of_the_process() {
     let (one, other) = (Memory::of_process(), Memory::of_process());
     assert!(Arc::ptr_eq(&one.0, &other.0));

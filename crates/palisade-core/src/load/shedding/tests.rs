@@ -5,6 +5,8 @@ const STEP: Duration = Duration::from_millis(100);
 /// What a handler and a refusal take, in microseconds.
 const HANDLER: u64 = 10_000;
 const REFUSAL: u64 = 50;
+/// The time between two looks.
+const LOOK_INTERVAL: u64 = 10_000;
 /// No request in a step.
 const NONE: Requests = Requests {
     have_asked: false,
@@ -26,8 +28,8 @@ fn millis(millis: u64) -> Duration {
 /// which it learns as [`RuntimeLoad`](crate::RuntimeLoad) does: from a probe in the same queue.
 struct Runtime {
     shedding: Shedding,
-    /// What a handler takes. All times are in microseconds.
-    handler: u64,
+    /// What the handlers take, in turn. All times are in microseconds.
+    handlers: Vec<u64>,
     now: u64,
     queue: VecDeque<Task>,
     turn: u32,
@@ -53,9 +55,13 @@ enum Task {
 
 impl Runtime {
     fn new(handler: u64) -> Self {
+        Self::in_turn([handler])
+    }
+
+    fn in_turn(handlers: impl Into<Vec<u64>>) -> Self {
         Self {
             shedding: Shedding::default(),
-            handler,
+            handlers: handlers.into(),
             now: 0,
             queue: VecDeque::new(),
             turn: 0,
@@ -80,11 +86,11 @@ impl Runtime {
                 self.queue.push_back(Task::Request { arrived });
                 self.waiting += 1;
             }
-            self.look();
+            self.look(false);
             match self.queue.pop_front() {
                 None => self.now += 1000,
                 Some(Task::Job(turn)) => {
-                    self.now += turn;
+                    self.work(turn);
                     self.queue.push_back(Task::Job(turn));
                 }
                 Some(Task::Probe) => {
@@ -98,8 +104,8 @@ impl Runtime {
                     self.turn += 1;
                     let rank = self.turn.wrapping_mul(633) % 1024;
                     if rank < (self.shedding.share * 1024.0) as u32 {
-                        self.now += self.handler;
                         self.requests.admitted += u32::from(self.shedding.share < 1.0);
+                        self.work(self.handlers[self.served.len() % self.handlers.len()]);
                         self.served.push((self.now, self.now - arrived));
                     } else {
                         self.now += REFUSAL;
@@ -110,8 +116,18 @@ impl Runtime {
         }
     }
 
-    fn look(&mut self) {
-        if self.queue.is_empty() {
+    /// Works for so long. The looks are taken by a thread of its own, and so continue.
+    fn work(&mut self, mut time: u64) {
+        while time > LOOK_INTERVAL {
+            time -= LOOK_INTERVAL;
+            self.now += LOOK_INTERVAL;
+            self.look(true);
+        }
+        self.now += time;
+    }
+
+    fn look(&mut self, is_working: bool) {
+        if self.queue.is_empty() && !is_working {
             self.least = Some(0); // The worker is parked.
         } else if self.probe_began.is_none() {
             self.probe_began = Some(self.now);
@@ -278,6 +294,28 @@ fn handlers_longer_than_the_target_leave_most_of_the_time_used() {
     let (per_second, longest) = runtime.result(60);
     assert!(per_second >= 6, "{per_second}");
     assert!(longest < millis(600), "{longest:?}");
+}
+
+#[test]
+fn handlers_of_50_us_and_of_5_s_in_turn_are_a_blocked_runtime_and_no_share_stays_behind() {
+    // At twenty-five times the capacity. While a handler works, no request asks.
+    let mut runtime = Runtime::in_turn([50, 5_000_000]);
+    runtime.serve(steady(10, 60));
+    let worked = runtime.served.len() as u64 / 2 * 5_000_000;
+    assert!(worked * 100 >= runtime.now * 99, "{}", runtime.now);
+    // Once the load is gone, nothing is refused.
+    let (end, refused) = (runtime.now, runtime.refused);
+    runtime.handlers = vec![50];
+    runtime.serve((500..1000).map(|number| end + number * 10_000));
+    assert_eq!(runtime.refused, refused);
+    // A long handler now and then, of which the others wait for each.
+    for every in [50, 1000] {
+        let mut handlers = vec![50; every];
+        handlers[every / 2] = 5_000_000;
+        let mut runtime = Runtime::in_turn(handlers);
+        runtime.serve(steady(5, 1000));
+        assert_eq!(runtime.refused, 0, "{every}");
+    }
 }
 
 #[test]

@@ -366,6 +366,51 @@ fn files_with_any_content_do_no_harm() {
     assert_eq!(root.open().sample(), sample(MIB, 4 * MIB));
 }
 
+#[test]
+fn files_that_are_cut_in_two_do_no_harm_and_are_whole_at_the_next_look() {
+    let of_v1 = [
+        ("proc/self/cgroup", "4:memory:/a\n"),
+        MACHINE,
+        STATUS,
+        ("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "1000000\n"),
+        ("sys/fs/cgroup/memory/a/memory.usage_in_bytes", "500000\n"),
+        (
+            "sys/fs/cgroup/memory/a/memory.stat",
+            "total_cache 3000\ntotal_shmem 1000\n",
+        ),
+        ("sys/fs/cgroup/memory/a/memory.failcnt", "17\n"),
+    ];
+    let of_v2 = [
+        IN_A,
+        MACHINE,
+        STATUS,
+        ("sys/fs/cgroup/a/memory.max", "1000000\n"),
+        ("sys/fs/cgroup/a/memory.current", "500000\n"),
+        ("sys/fs/cgroup/a/memory.stat", "file 3000\nshmem 1000\n"),
+        ("sys/fs/cgroup/a/memory.events", "max 17\noom_kill 0\n"),
+    ];
+    for (version, files) in [("cut-1", of_v1), ("cut-2", of_v2)] {
+        let root = Root::new(version, &files);
+        let mut groups = root.open();
+        let whole = (groups.sample(), groups.events());
+        assert_eq!(whole.0, sample(498_000, 1_000_000));
+        for (name, text) in files {
+            for cut in 0..text.len() {
+                root.write(name, &text[..cut]);
+                // A process may also begin at this moment.
+                for groups in [&mut groups, &mut root.open()] {
+                    let level = groups.sample().map_or(0.0, Sample::level);
+                    assert!((0.0..=1.0).contains(&level), "{name}: {cut}");
+                    groups.limit();
+                    groups.events();
+                }
+                root.write(name, text);
+                assert_eq!((groups.sample(), groups.events()), whole, "{name}: {cut}");
+            }
+        }
+    }
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn the_memory_of_this_process_is_known() {
