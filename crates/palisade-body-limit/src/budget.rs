@@ -1,11 +1,11 @@
 //! The budget of bytes that all request bodies share.
 
-use crate::account::{bytes_full, is_encoded};
+use crate::account::{bytes_full, is_encoded, over_budget};
 use http::{Request, Response, StatusCode};
 use http_body::Body;
 use palisade_core::{
     BodyAccount, BodyAccountRef, Budget, BudgetFull, ClientKey, ConnInfo, KeyExtractor, KeyOutcome,
-    MessageBoundaries, Phase, RequestHead, Violation,
+    MessageBoundaries, Phase, Rejection, RequestHead, Violation,
 };
 use palisade_guard::{
     Facts, Flow, GuardLayer, Guarded, KeepAny, Keys, NeverQueued, PerRequest, Policy, Polled,
@@ -36,9 +36,10 @@ use tower_layer::Layer;
 ///
 /// A body that finds no room is refused with 503 and `Retry-After`, or cut if the response head has
 /// been sent. The reason is [`Reason::BytesFull`](palisade_core::Reason). No request waits for
-/// room, and a declared length reserves nothing. A client may hold no more than what it leaves of
-/// three quarters of the budget. The frame for which there is no room is still passed on. The body
-/// ends when it is asked for more.
+/// room, and a declared length reserves nothing. A body for which the whole budget has no room, by
+/// its declared length, is refused with 413 at its head. A client may hold no more than what it
+/// leaves of three quarters of the budget. The frame for which there is no room is still passed on.
+/// The body ends when it is asked for more.
 ///
 /// ```
 /// use palisade_body_limit::{BodyBudgetLayer, Budget};
@@ -218,6 +219,33 @@ impl BodyBudgetPolicy {
         }
     }
 
+    /// Returns whether this request is charged for one message at a time.
+    #[inline(always)]
+    fn is_per_message(&self, facts: &Facts) -> bool {
+        self.charges_messages && facts.form.is_grpc()
+    }
+
+    /// Refuses a body that would not find room in an empty budget. Returns whether it was reported.
+    #[cold]
+    fn check_alone<B: Body>(
+        &self,
+        request: &Request<B>,
+        declared: u64,
+        facts: &Facts,
+    ) -> Result<bool, Refusal> {
+        let max_held = self.max_held_for.choose(request).unwrap_or(self.max_held);
+        let observed = declared.saturating_mul(BodyAccount::WEIGHT).min(max_held);
+        let limit = self.budget.limit();
+        if observed <= limit || self.is_per_message(facts) || !self.settings.is_enabled() {
+            return Ok(false);
+        }
+        let violation = over_budget(Phase::RequestHead, limit, observed);
+        let status = StatusCode::PAYLOAD_TOO_LARGE;
+        let rejection = Rejection::new(violation, status, facts.form);
+        self.settings.refuse_request(rejection, facts)?;
+        Ok(true)
+    }
+
     /// Pays for a frame that was not paid for in advance, and for more.
     #[inline(never)]
     fn pay(upload: &mut BudgetUpload, state: &BudgetState, bytes: u64) {
@@ -258,7 +286,8 @@ impl BodyBudgetPolicy {
 }
 
 impl Policy for BodyBudgetPolicy {
-    type Held = ();
+    /// Whether the request was reported at its head, as in shadow mode.
+    type Held = bool;
     type Shared = BudgetState;
     type Upload = BudgetUpload;
     type QueuedService = NeverQueued;
@@ -270,19 +299,31 @@ impl Policy for BodyBudgetPolicy {
     }
 
     #[inline(always)]
-    fn admit<B: Body>(&self, _: &Request<B>, _: &Facts, _: &mut Keys) -> Result<(), Refusal> {
-        Ok(())
+    fn admit<B: Body>(
+        &self,
+        request: &Request<B>,
+        facts: &Facts,
+        _: &mut Keys,
+    ) -> Result<bool, Refusal> {
+        if !facts.has_body {
+            return Ok(false);
+        }
+        let declared = request.body().size_hint().lower();
+        if declared <= self.budget.limit() / BodyAccount::WEIGHT {
+            return Ok(false);
+        }
+        self.check_alone(request, declared, facts)
     }
 
     #[inline(always)]
     fn share<B: Body>(
         &self,
-        (): &mut (),
+        is_reported: &mut bool,
         request: &mut Request<B>,
         facts: &Facts,
         keys: &mut Keys,
     ) -> BudgetState {
-        let is_charging = facts.has_body && self.settings.is_enabled();
+        let is_charging = facts.has_body && self.settings.is_enabled() && !*is_reported;
         let conn = ConnInfo::from_extensions(request.extensions());
         if is_charging {
             if let Some(conn) = conn {
@@ -315,7 +356,7 @@ impl Policy for BodyBudgetPolicy {
     }
 
     #[inline(always)]
-    fn upload(&self, (): &mut (), shared: &BudgetState, facts: &Facts) -> BudgetUpload {
+    fn upload(&self, _: &mut bool, shared: &BudgetState, facts: &Facts) -> BudgetUpload {
         BudgetUpload {
             paid: match shared.0 {
                 Charged::Nowhere => u64::MAX,
@@ -323,10 +364,8 @@ impl Policy for BodyBudgetPolicy {
             },
             full: None,
             // What is encoded has no messages before it is decoded.
-            messages: (self.charges_messages
-                && matches!(shared.0, Charged::Alone(_))
-                && facts.form.is_grpc())
-            .then(Box::default),
+            messages: (self.is_per_message(facts) && matches!(shared.0, Charged::Alone(_)))
+                .then(Box::default),
         }
     }
 
@@ -334,7 +373,7 @@ impl Policy for BodyBudgetPolicy {
     #[inline(always)]
     fn response_head<B: Body>(
         &self,
-        (): &mut (),
+        _: &mut bool,
         view: RequestView<'_, BudgetState>,
         response: &Response<B>,
         _: Option<Instant>,

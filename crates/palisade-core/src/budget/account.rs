@@ -14,8 +14,6 @@ use std::{
 /// this many. So most frames need no charge, and a short body is not charged much too high.
 const MIN_STEP_BYTES: u64 = 2 * 1024;
 const MAX_STEP_BYTES: u64 = 16 * 1024;
-/// What is charged for a byte of a body: the byte, and its copy in what the handler makes of it.
-const WEIGHT: u64 = 2;
 /// What a decoder of gzip or deflate takes from its creation on.
 const DECODER_BYTES: u64 = 48 * 1024;
 
@@ -52,6 +50,9 @@ impl BodyAccount {
     /// body.
     pub const MAX_HELD: u64 = 4 << 20;
 
+    /// What is charged for a byte of a body: the byte, and its copy in what the handler makes of it.
+    pub const WEIGHT: u64 = 2;
+
     /// Creates an account with an empty charge.
     pub fn new(charge: Charge, max_held: u64) -> Self {
         Self {
@@ -73,8 +74,8 @@ impl BodyAccount {
             return Ok(u64::MAX); // What follows is expected to be passed on.
         }
         let unpaid = bytes.saturating_sub(paid);
-        let price = |bytes: u64| bytes.saturating_mul(WEIGHT).min(left);
-        let arrived = self.charge.bytes() / WEIGHT;
+        let price = |bytes: u64| bytes.saturating_mul(Self::WEIGHT).min(left);
+        let arrived = self.charge.bytes() / Self::WEIGHT;
         let step = unpaid.max(arrived.clamp(MIN_STEP_BYTES, MAX_STEP_BYTES));
         let Err(full) = self.charge.take(price(step)) else {
             return Ok(step - unpaid);
@@ -101,7 +102,7 @@ impl BodyAccount {
     ///
     /// If the budget has no room for more of them than before.
     pub fn charge_exactly(&self, bytes: u64) -> Result<(), BudgetFull> {
-        let price = bytes.saturating_mul(WEIGHT).min(self.max_held());
+        let price = bytes.saturating_mul(Self::WEIGHT).min(self.max_held());
         match price.checked_sub(self.charge.bytes()) {
             Some(more) => self.charge.take(more),
             None => {
