@@ -8,6 +8,7 @@ mod deadlines;
 mod eviction;
 mod lingering;
 mod memory_cut;
+mod memory_levels;
 mod modes;
 mod polling;
 mod pressure;

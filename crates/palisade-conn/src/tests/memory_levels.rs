@@ -1,0 +1,176 @@
+//! Memory that stays at one level for an hour, and clients that come then.
+
+use super::*;
+use crate::{Budget, Memory, connection::memory_gate::Shed};
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::{Empty, Full};
+use std::convert::Infallible;
+use tokio::time::sleep;
+use tower::{Layer, ServiceExt, service_fn};
+
+const LIMIT: u64 = 256_000_000;
+
+/// A guard over memory that the test reports.
+struct Fixture {
+    guard: ConnGuard,
+    journal: Journal,
+    memory: Memory,
+}
+
+fn fixture() -> Fixture {
+    let memory = Memory::reported(LIMIT).unwrap();
+    let builder = ConnGuard::builder()
+        .max_connections(1000)
+        .max_per_client(None)
+        .accept_rate(None)
+        .critical(|head| head.uri.path() == "/health")
+        .byte_budget(Budget::new(LIMIT / 4).unwrap());
+    let (guard, journal) = tracking_guard(builder.memory(memory.clone()));
+    Fixture {
+        guard,
+        journal,
+        memory,
+    }
+}
+
+impl Fixture {
+    fn look(&self, thousandths: u64) {
+        self.memory.report(LIMIT / 1000 * thousandths);
+    }
+
+    /// Looks for an hour, four times between two sweeps, at a level that trembles by less than a
+    /// step of growth.
+    async fn stand(&self, thousandths: u64) {
+        self.look(thousandths);
+        for sweep in 0..3600 * 4 {
+            for look in 0..4 {
+                let trembling = (sweep + look) % 3 * (LIMIT / 8192);
+                self.memory.report(LIMIT / 1000 * thousandths + trembling);
+            }
+            sleep(TICK).await;
+        }
+    }
+
+    /// Sends a request for this path on the connection of `pair`.
+    async fn get(&self, pair: &Pair, path: &str) -> StatusCode {
+        let handler = service_fn(async |_: Request<Empty<Bytes>>| {
+            Ok::<_, Infallible>(http::Response::new(Full::<Bytes>::default()))
+        });
+        let mut request = Request::get(path).body(Empty::new()).unwrap();
+        request.extensions_mut().insert(pair.server.conn().info());
+        let service = self.guard.track_requests().layer(handler);
+        service.oneshot(request).await.unwrap().status()
+    }
+
+    /// Returns how many of 32 requests are served, and of the probes beside them.
+    async fn served(&self, pair: &Pair) -> (usize, usize) {
+        let mut served = (0, 0);
+        for _ in 0..32 {
+            served.0 += usize::from(self.get(pair, "/").await == 200);
+            served.1 += usize::from(self.get(pair, "/health").await == 200);
+        }
+        served
+    }
+
+    fn refuses_a_newcomer(&self) -> bool {
+        let shared = self.guard.shared();
+        let newcomer = shared.connection(peer(1), None);
+        (0..16).any(|_| {
+            matches!(
+                shared.totals.shed_connection(&newcomer),
+                Some(Shed::Refuse(_))
+            )
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_quarters_in_use_for_an_hour_refuse_and_shorten_nothing() {
+    let fixture = fixture();
+    let guard = &fixture.guard;
+    let worker = connect_working(guard, 1).unwrap();
+    fixture.stand(750).await;
+    assert_eq!(fixture.memory.share(), 1.0);
+    assert_eq!(fixture.served(&worker.0).await, (32, 32));
+    let mut silent = connect(guard);
+    assert_eq!(silent.receive_buffer.load(Relaxed), 256 << 10);
+    let mut idle = connect(guard);
+    serve_once(&mut idle, false).await;
+    let (silent, idle) = tokio::join!(
+        read_until_closed(&mut silent.server),
+        read_until_closed(&mut idle.server)
+    );
+    assert_eq!(silent.0, 10 * SECOND);
+    assert_within_two_ticks(idle.0, 65 * SECOND);
+    assert!(!guard.shared().evicts_for_memory());
+    assert!(worker.0.decision().is_none() && worker.0.closing().is_none());
+    assert_eq!(fixture.journal.refused(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_an_hour_near_the_limit_with_nothing_live_a_load_is_served() {
+    for level in [970, 985] {
+        let fixture = fixture();
+        let guard = &fixture.guard;
+        fixture.look(500);
+        fixture.stand(level).await;
+        assert_eq!(fixture.memory.share(), 1.0);
+        // The heap is kept, and the load finds its room there.
+        assert!(!fixture.refuses_a_newcomer());
+        let pairs: Vec<_> = (0..60)
+            .map(|client| connect_working(guard, client).unwrap())
+            .collect();
+        for (pair, _) in &pairs {
+            assert_eq!(fixture.served(pair).await, (32, 32));
+        }
+        // Then it needs more. Some is refused, and no probe.
+        let (pair, _) = &pairs[0];
+        fixture.look(level + 5);
+        let (served, probes) = fixture.served(pair).await;
+        assert_eq!((served, probes), (if level < 980 { 16 } else { 8 }, 32));
+        assert!(fixture.refuses_a_newcomer());
+        // That is enough for it. In twelve looks, of 25 ms at this level, all is served.
+        for _ in 0..12 {
+            fixture.look(level + 5);
+        }
+        assert_eq!(fixture.served(pair).await, (32, 32));
+        assert!(!fixture.refuses_a_newcomer());
+        sleep(10 * SECOND).await;
+        let is_open = |(pair, _): &(Pair, InFlight)| pair.decision().is_none();
+        assert!(pairs.iter().all(is_open), "{level}");
+        assert_eq!(fixture.journal.disconnected(), []);
+        drop(pairs);
+        assert_nothing_left(guard);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_full_pressure_a_client_that_reads_64_kib_per_second_is_served() {
+    let fixture = fixture();
+    // The least limit that the guard enforces, and bursts as those of a window that opens seldom.
+    for (timeout, pause) in [(7, 1), (7, 3), (300, 3)] {
+        let builder = ConnGuard::builder().write_timeout(timeout * SECOND);
+        let (guard, _) = tracking_guard(builder.memory(fixture.memory.clone()));
+        fixture.look(1000);
+        assert_eq!(guard.snapshot().pressure, 1.0);
+        let (mut pair, _request) = connect_working(&guard, 1).unwrap();
+        let mut reads = tokio::spawn(async move {
+            let mut bytes = vec![0; 64 << 10];
+            for _ in 0..120 / pause {
+                for _ in 0..pause {
+                    pair.client.read_exact(&mut bytes).await.unwrap();
+                }
+                sleep(pause as u32 * SECOND).await;
+            }
+            pair.client
+        });
+        let piece = [b'x'; 4096];
+        loop {
+            tokio::select! {
+                written = pair.server.write_all(&piece) => written.unwrap(),
+                _ = &mut reads => break,
+            }
+        }
+    }
+}
