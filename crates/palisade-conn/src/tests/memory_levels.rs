@@ -3,7 +3,8 @@
 use super::*;
 use crate::{Budget, Memory, connection::memory_gate::Shed};
 use bytes::Bytes;
-use http::{Request, StatusCode};
+use http::{Request, StatusCode, Version};
+use http_body::{Body, Frame};
 use http_body_util::{Empty, Full};
 use std::convert::Infallible;
 use tokio::time::sleep;
@@ -24,6 +25,7 @@ fn fixture() -> Fixture {
         .max_connections(1000)
         .max_per_client(None)
         .accept_rate(None)
+        .max_age(None)
         .critical(|head| head.uri.path() == "/health")
         .byte_budget(Budget::new(LIMIT / 4).unwrap());
     let (guard, journal) = tracking_guard(builder.memory(memory.clone()));
@@ -142,6 +144,90 @@ async fn after_an_hour_near_the_limit_with_nothing_live_a_load_is_served() {
         assert_eq!(fixture.journal.disconnected(), []);
         drop(pairs);
         assert_nothing_left(guard);
+    }
+}
+
+/// A body that is not touched.
+struct Untouched;
+
+impl Body for Untouched {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        panic!("a refused body is read");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_memory_grows_requests_are_refused_in_their_format_and_no_body_is_touched() {
+    let fixture = fixture();
+    let handler = service_fn(async |_: Request<Untouched>| {
+        Ok::<_, Infallible>(http::Response::new(Full::<Bytes>::default()))
+    });
+    let service = fixture.guard.track_requests().layer(handler);
+    let pair = connect(&fixture.guard);
+    let send = async |version, kind: &'static str| {
+        let request = Request::post("/").version(version);
+        let mut request = request
+            .header("content-type", kind)
+            .body(Untouched)
+            .unwrap();
+        request.extensions_mut().insert(pair.server.conn().info());
+        service.clone().oneshot(request).await.unwrap()
+    };
+    fixture.look(950);
+    fixture.look(990); // One of four is served.
+    let mut refused = [0; 2];
+    for _ in 0..16 {
+        let plain = send(Version::HTTP_11, "text/plain").await;
+        refused[0] += usize::from(plain.status() == 503);
+        let grpc = send(Version::HTTP_2, "application/grpc").await;
+        let code = grpc.headers().get("grpc-status");
+        refused[1] += usize::from(code.is_some_and(|code| code == "8"));
+        assert_eq!(grpc.status(), 200);
+    }
+    assert_eq!(refused.iter().sum::<usize>(), 24);
+    assert!(refused.iter().all(|refused| *refused > 0), "{refused:?}");
+    let reasons = fixture.journal.refused();
+    assert!(
+        reasons
+            .iter()
+            .all(|(_, reason)| *reason == Reason::MemoryPressure)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn from_88_percent_on_connections_outside_of_the_share_end_with_an_answer() {
+    for version in [Version::HTTP_11, Version::HTTP_2] {
+        let fixture = fixture();
+        let pairs: Vec<_> = (0..16).map(|_| connect(&fixture.guard)).collect();
+        let handler = service_fn(async |_: Request<Empty<Bytes>>| {
+            Ok::<_, Infallible>(http::Response::new(Full::<Bytes>::default()))
+        });
+        let service = fixture.guard.track_requests().layer(handler);
+        for (level, expected) in [(879, 0), (885, 8)] {
+            fixture.look(860);
+            fixture.look(level);
+            for pair in &pairs {
+                let mut request = Request::new(Empty::new());
+                *request.version_mut() = version;
+                request.extensions_mut().insert(pair.server.conn().info());
+                let response = service.clone().oneshot(request).await.unwrap();
+                assert_eq!(response.status(), 200);
+                let closes = response.headers().get("connection");
+                let is_told = closes.is_some_and(|value| value == "close");
+                // On HTTP/2 the server sends a GOAWAY for it.
+                let is_closing = pair.closing() == Some(Reason::MemoryPressure);
+                assert_eq!(is_told, is_closing && version == Version::HTTP_11);
+            }
+            let closing = pairs.iter().filter(|pair| pair.closing().is_some());
+            assert_eq!(closing.count(), expected, "{version:?} {level}");
+        }
+        assert_eq!(fixture.journal.refused(), []);
     }
 }
 
