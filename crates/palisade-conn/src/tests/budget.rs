@@ -117,3 +117,19 @@ async fn a_connection_that_lingers_is_charged_nothing() {
     assert!(pair.server.conn().state().stats().lingering);
     assert_eq!(budget.held(), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_upgraded_connection_is_charged_nothing() {
+    let budget = Budget::new(64 << 10).unwrap();
+    let (guard, _) = tracking_guard(ConnGuard::builder().byte_budget(budget.clone()));
+    let mut pair = connect(&guard);
+    let mut request = pair.server.conn().begin_request(false);
+    request.charge_by_socket();
+    upload(&mut pair, 20).await.unwrap();
+    assert_eq!(budget.held(), 40 << 10);
+    pair.server.conn().state().upgrade(None).unwrap();
+    drop(request);
+    // What is a protocol of its own from now on, in any amount.
+    upload(&mut pair, 200).await.unwrap();
+    assert_eq!(budget.held(), 0);
+}

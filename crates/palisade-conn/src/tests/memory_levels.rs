@@ -1,7 +1,7 @@
 //! Memory that stays at one level for an hour, and clients that come then.
 
 use super::*;
-use crate::{Budget, Memory, connection::memory_gate::Shed};
+use crate::{Budget, Memory, RuntimeLoad, connection::memory_gate::Shed};
 use bytes::Bytes;
 use http::{Request, StatusCode, Version};
 use http_body::{Body, Frame};
@@ -145,6 +145,42 @@ async fn after_an_hour_near_the_limit_with_nothing_live_a_load_is_served() {
         drop(pairs);
         assert_nothing_left(guard);
     }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(start_paused = true)]
+async fn a_guard_with_defaults_watches_the_memory_of_the_process() {
+    let guard = ConnGuard::default();
+    let gate = &guard.shared().totals.memory;
+    let memory = Memory::of_process();
+    assert!(memory.used().is_some() && gate.memory.is_some());
+    assert_eq!(gauge(&guard, Gauge::MemoryLimit), memory.limit());
+    let budget = gate.budget.as_ref().map(Budget::limit);
+    assert_eq!(budget, Some(Budget::of_process().limit()));
+    assert!(gate.runtime.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_used_and_both_shares_are_gauges() {
+    let (memory, load) = (Memory::reported(1000).unwrap(), RuntimeLoad::reported());
+    let builder = ConnGuard::builder().memory(memory.clone());
+    let (guard, _) = tracking_guard(builder.runtime_load(load.clone()));
+    let gauges = [
+        Gauge::MemoryUsed,
+        Gauge::MemoryLimit,
+        Gauge::MemorySharePercent,
+        Gauge::PressurePercent,
+        Gauge::RuntimeDelay,
+        Gauge::RuntimeSharePercent,
+    ];
+    let sampled = || gauges.map(|wanted| gauge(&guard, wanted));
+    memory.report(900);
+    assert_eq!(sampled(), [900, 1000, 100, 90, 0, 100].map(Some));
+    memory.report(950);
+    for _ in 0..10 {
+        load.report(Duration::from_millis(400));
+    }
+    assert_eq!(sampled(), [950, 1000, 50, 95, 400, 25].map(Some));
 }
 
 /// A body that is not touched.

@@ -197,6 +197,27 @@ fn tasks_that_wait_too_long_for_a_second_lower_the_share() {
 }
 
 #[test]
+fn a_runtime_that_ends_while_it_is_overloaded_leaves_a_whole_share() {
+    let load = RuntimeLoad::default();
+    let overloaded = current_thread();
+    load.watch(overloaded.handle());
+    overloaded.block_on(work_until_overloaded(&load));
+    overloaded.shutdown_background();
+    wait_until(|| load.share() == 1.0 && load.delay() == Duration::ZERO);
+    assert_eq!(watched(&load), 0);
+    // The next one is measured anew.
+    let next = current_thread();
+    load.watch(next.handle());
+    next.block_on(async {
+        for _ in 0..50 {
+            load.ask();
+            sleep(Duration::from_millis(10)).await;
+        }
+    });
+    assert_eq!(load.share(), 1.0);
+}
+
+#[test]
 fn tasks_that_wait_too_long_for_two_workers_lower_the_share() {
     let mut runtime = Builder::new_multi_thread();
     let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
