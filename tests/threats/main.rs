@@ -22,6 +22,7 @@ mod t11_request_flood;
 mod t14_overload;
 mod t15_http2_abuse;
 mod t15_http2_floods;
+mod t16_hpack;
 mod t16_streams;
 mod t16_streams_and_headers;
 mod t18_memory_pressure;
