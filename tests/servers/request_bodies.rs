@@ -165,6 +165,34 @@ async fn a_body_without_room_is_answered_503_and_the_next_one_is_served() {
 }
 
 #[tokio::test]
+async fn a_body_that_an_empty_budget_would_not_hold_is_answered_413_at_its_head() {
+    for (mode, status) in [(Mode::Enforce, 413), (Mode::Shadow, 200)] {
+        let fixture = Fixture::start(mode, service_fn(read)).await;
+        for version in [Version::HTTP_11, Version::HTTP_2] {
+            let mut client = Client::connect(version, fixture.addr()).await;
+            let response = client
+                .send(upload(BUDGET_BYTES, true), "text/plain")
+                .await
+                .unwrap();
+            assert_eq!(response.status(), status);
+            assert!(!response.headers().contains_key("retry-after"));
+        }
+        let refusals = fixture.journal.refusals();
+        assert_eq!(refusals.len(), 2);
+        let (violation, reported) = refusals[0];
+        assert_eq!(
+            (violation.reason, violation.phase, reported),
+            (Reason::BytesFull, Phase::RequestHead, mode)
+        );
+        assert_eq!(
+            (violation.limit, violation.observed),
+            (BUDGET_BYTES, 512_000)
+        );
+        fixture.assert_nothing_left().await;
+    }
+}
+
+#[tokio::test]
 async fn a_short_body_is_served_although_the_budget_is_full() {
     let fixture = Fixture::start(Mode::Enforce, service_fn(read)).await;
     let others = fixture.budget.charge(None);

@@ -22,10 +22,5 @@ pub(crate) fn bytes_full(phase: Phase, full: BudgetFull) -> Violation {
     let BudgetFull {
         limit, observed, ..
     } = full;
-    over_budget(phase, limit, observed)
-}
-
-/// Returns the violation of a body of which so many bytes would be held.
-pub(crate) fn over_budget(phase: Phase, limit: u64, observed: u64) -> Violation {
     Violation::new(Guard::BodyLimit, Reason::BytesFull, phase, limit, observed)
 }

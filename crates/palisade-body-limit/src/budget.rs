@@ -1,6 +1,6 @@
 //! The budget of bytes that all request bodies share.
 
-use crate::account::{bytes_full, is_encoded, over_budget};
+use crate::account::{bytes_full, is_encoded};
 use http::{Request, Response, StatusCode};
 use http_body::Body;
 use palisade_core::{
@@ -234,12 +234,12 @@ impl BodyBudgetPolicy {
         facts: &Facts,
     ) -> Result<bool, Refusal> {
         let max_held = self.max_held_for.choose(request).unwrap_or(self.max_held);
-        let observed = declared.saturating_mul(BodyAccount::WEIGHT).min(max_held);
-        let limit = self.budget.limit();
-        if observed <= limit || self.is_per_message(facts) || !self.settings.is_enabled() {
+        let exceeds = BodyAccount::exceeds(&self.budget, declared, max_held);
+        let may_hold_less = self.is_per_message(facts) || !self.settings.is_enabled();
+        let Some(full) = exceeds.filter(|_| !may_hold_less) else {
             return Ok(false);
-        }
-        let violation = over_budget(Phase::RequestHead, limit, observed);
+        };
+        let violation = bytes_full(Phase::RequestHead, full);
         let status = StatusCode::PAYLOAD_TOO_LARGE;
         let rejection = Rejection::new(violation, status, facts.form);
         self.settings.refuse_request(rejection, facts)?;

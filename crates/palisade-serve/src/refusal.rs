@@ -90,10 +90,28 @@ impl RefusalReporter {
 
     /// Returns the refusal of a request for whose body the byte budget has no room.
     pub(crate) fn no_room(full: BudgetFull, phase: Phase, format: ResponseFormat) -> Rejection {
-        let (limit, observed) = (full.limit, full.observed);
-        let violation =
-            Violation::new(Guard::Connection, Reason::BytesFull, phase, limit, observed);
+        let violation = Self::bytes_full(full, phase);
         Rejection::new(violation, StatusCode::SERVICE_UNAVAILABLE, format).retry_after(RETRY_AFTER)
+    }
+
+    fn bytes_full(full: BudgetFull, phase: Phase) -> Violation {
+        let (limit, observed) = (full.limit, full.observed);
+        Violation::new(Guard::Connection, Reason::BytesFull, phase, limit, observed)
+    }
+
+    /// Reports that an empty byte budget would have no room for the body of a request. Returns the
+    /// refusal if the guard enforces its limits.
+    #[cold]
+    pub(crate) fn report_too_large(
+        &self,
+        full: BudgetFull,
+        format: ResponseFormat,
+    ) -> Option<Rejection> {
+        let violation = Self::bytes_full(full, Phase::RequestHead);
+        let rejection = Rejection::new(violation, StatusCode::PAYLOAD_TOO_LARGE, format);
+        let (guard, conn) = &*self.0;
+        guard.report_shed(&rejection, conn);
+        self.is_enforced().then_some(rejection)
     }
 
     /// Reports that the byte budget has no room for the body of a request, which is therefore

@@ -36,13 +36,13 @@ const REFUSED: u8 = 2;
 
 /// The body of a request that an app gets from [`serve`](crate::serve).
 ///
-/// It is hyper's body, charged to the
-/// [byte budget](palisade_conn::ConnGuardBuilder::byte_budget) of the guard: two bytes for each
-/// byte that arrives, until the response has ended and the body is dropped, and 4 MiB at most.
-/// Bodies of up to 1 KiB are free. Where there is no room left, the next read fails with a
-/// [`Violation`]. If the app has not responded yet, the response is 503 with `Retry-After` then,
-/// whatever the app does. A `Stack`, or a `BodyBudgetLayer`, charges by its own rules in place of
-/// this.
+/// It is hyper's body, charged to the [byte budget](palisade_conn::ConnGuardBuilder::byte_budget)
+/// of the guard: two bytes for each byte that arrives, until the response has ended and the body is
+/// dropped, and 4 MiB at most. Bodies of up to 1 KiB are free. Where there is no room left, the
+/// next read fails with a [`Violation`]. If the app has not responded yet, the response is 503 with
+/// `Retry-After` then, whatever the app does. A body for which even an empty budget has no room, by
+/// its declared length, is answered 413 at its head. A `Stack`, or a `BodyBudgetLayer`, charges by
+/// its own rules in place of this.
 ///
 /// A request that claims to be gRPC is charged for the message that is being received, and for
 /// what the app keeps of the frames before.
@@ -79,6 +79,9 @@ pub(crate) struct BodyCharge {
     head: AtomicU8,
 }
 
+/// A request with the charge of its body, if there is one.
+type Wrapped = (Request<RequestBody>, Option<Arc<BodyCharge>>);
+
 /// The data of a frame of gRPC, which is counted until it is dropped.
 struct LiveFrame {
     data: Bytes,
@@ -89,13 +92,17 @@ struct LiveFrame {
 
 impl RequestBody {
     /// Returns `request` with a body that is charged, and its charge if there is one.
+    ///
+    /// # Errors
+    ///
+    /// The refusal of a body that would not find room in an empty budget.
     #[inline]
     pub(crate) fn wrap(
         request: Request<Incoming>,
         refusals: &RefusalReporter,
-    ) -> (Request<Self>, Option<Arc<BodyCharge>>) {
+    ) -> Result<Wrapped, Box<Rejection>> {
         if request.body().is_end_stream() || request.method() == Method::CONNECT {
-            return (request.map(Self::free), None);
+            return Ok((request.map(Self::free), None));
         }
         Self::wrap_upload(request, refusals)
     }
@@ -104,13 +111,15 @@ impl RequestBody {
     fn wrap_upload(
         mut request: Request<Incoming>,
         refusals: &RefusalReporter,
-    ) -> (Request<Self>, Option<Arc<BodyCharge>>) {
+    ) -> Result<Wrapped, Box<Rejection>> {
         let conn = refusals.conn();
         conn.set_charged_body(true); // By this, and not by the socket.
-        let exact = request.body().size_hint().exact();
-        let is_free = exact.is_some_and(|bytes| bytes <= BodyAccount::FREE_BYTES);
+        let length = request.body().size_hint();
+        let is_free = length
+            .exact()
+            .is_some_and(|bytes| bytes <= BodyAccount::FREE_BYTES);
         let Some(account) = conn.body_account().filter(|_| !is_free) else {
-            return (request.map(Self::free), None);
+            return Ok((request.map(Self::free), None));
         };
         let format = ResponseFormat::detect(&request);
         let is_encoded = request.headers().contains_key(CONTENT_ENCODING);
@@ -118,6 +127,15 @@ impl RequestBody {
             format,
             ResponseFormat::Grpc | ResponseFormat::GrpcWeb { .. }
         ) && !is_encoded;
+        let max_held = BodyAccount::MAX_HELD;
+        if let Some(full) = BodyAccount::exceeds(account.budget(), length.lower(), max_held)
+            && !has_messages
+        {
+            return match refusals.report_too_large(full, format) {
+                Some(rejection) => Err(Box::new(rejection)),
+                None => Ok((request.map(Self::free), None)), // Reported once.
+            };
+        }
         let charge = Arc::new(BodyCharge {
             account,
             refusals: refusals.clone(),
@@ -138,7 +156,7 @@ impl RequestBody {
             incoming,
             upload: Some(Box::new(upload)),
         });
-        (request, Some(charge))
+        Ok((request, Some(charge)))
     }
 
     fn free(incoming: Incoming) -> Self {

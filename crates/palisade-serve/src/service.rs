@@ -112,7 +112,14 @@ impl<S: HttpService> ConnApp<S> {
         if let Some(refusal) = head::check(&request, self.allow_connect) {
             return ConnAppFuture::refused(refusal, refusals, is_http2);
         }
-        let (request, charge) = RequestBody::wrap(request, refusals);
+        let (request, charge) = match RequestBody::wrap(request, refusals) {
+            Ok(wrapped) => wrapped,
+            Err(rejection) => {
+                return ConnAppFuture::Shed {
+                    rejection: Some(rejection),
+                };
+            }
+        };
         let mut service = self.service.clone();
         // On HTTP/2 this is done in the task of the stream. Here it would run in the task of the
         // connection, and a panic would end all streams.

@@ -1,6 +1,6 @@
 //! What one request has taken of a budget for its body.
 
-use super::{BudgetFull, Charge};
+use super::{Budget, BudgetFull, Charge};
 use http::Extensions;
 use std::{
     fmt,
@@ -59,6 +59,19 @@ impl BodyAccount {
             charge,
             max_held: AtomicU64::new(max_held),
         }
+    }
+
+    /// Returns what a body of this declared length would hold, if an empty budget had no room for
+    /// that. A body that is charged no more than `max_held` may be longer.
+    pub fn exceeds(budget: &Budget, declared: u64, max_held: u64) -> Option<BudgetFull> {
+        let observed = declared.saturating_mul(Self::WEIGHT).min(max_held);
+        let limit = budget.limit();
+        (observed > limit).then_some(BudgetFull { limit, observed })
+    }
+
+    /// Returns the budget.
+    pub fn budget(&self) -> &Budget {
+        &self.charge.budget
     }
 
     /// Charges a frame of which `paid` bytes are paid in advance, and more bytes in advance.

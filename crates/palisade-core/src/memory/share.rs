@@ -15,6 +15,12 @@ const STEP: u64 = LIMIT / 256;
 /// The same above [`STEEP_LEVEL`].
 const STEEP_STEP: u64 = LIMIT / 1024;
 
+/// Growth by this after a step is more than a level that hovers.
+const REGROWTH: u64 = LIMIT / 64;
+/// For so many looks after a step, at the same level there is no other: a second, while memory is
+/// short.
+const PAUSE_LOOKS: u8 = 40;
+
 /// The share of requests that are admitted, from the memory that is used at each look.
 ///
 /// It falls while the memory grows, and rises while it does not, at any level: an allocator that
@@ -27,6 +33,10 @@ pub(super) struct Share {
     sixteenths: u8,
     /// The least level since the last step down, or since it was low.
     least: u64,
+    /// The level at the last step down.
+    last: u64,
+    /// The looks since then, at most [`PAUSE_LOOKS`].
+    looks: u8,
     /// The looks with growth.
     steps: u32,
 }
@@ -36,6 +46,8 @@ impl Default for Share {
         Self {
             sixteenths: Self::WHOLE,
             least: u64::MAX,
+            last: 0,
+            looks: PAUSE_LOOKS,
             steps: 0,
         }
     }
@@ -60,8 +72,11 @@ impl Share {
         let is_steep = level > STEEP_LEVEL;
         let step = if is_steep { STEEP_STEP } else { STEP };
         let growth = level.saturating_sub(self.least);
-        if sample.is_some() && level >= FROM_LEVEL && growth >= step {
-            self.least = level;
+        let hovers =
+            self.looks < PAUSE_LOOKS && growth < REGROWTH && level < self.last.saturating_add(step);
+        self.looks = self.looks.saturating_add(1).min(PAUSE_LOOKS);
+        if sample.is_some() && level >= FROM_LEVEL && growth >= step && !hovers {
+            (self.least, self.last, self.looks) = (level, level, 0);
             self.steps = self.steps.wrapping_add(1);
             self.sixteenths = if is_steep {
                 LEAST
@@ -124,7 +139,7 @@ mod tests {
         };
         // The share is a quarter from the second step on.
         assert_eq!([224, 240, 241, 242, 243].map(&mut steps), [0, 1, 2, 3, 4]);
-        assert_eq!([243, 243, 230, 231].map(&mut steps), [4, 4, 4, 5]);
+        assert_eq!([243, 243, 230, 234].map(&mut steps), [4, 4, 4, 5]);
     }
 
     #[test]
@@ -147,10 +162,34 @@ mod tests {
         }
         // It is halved at every fourth look, and rises by 3 in between.
         assert_eq!(least, 4);
-        // A dip begins a new count.
+        // A dip begins a new count, if it is no level that hovers.
         let mut share = Share::default();
-        let dipping = [240, 241, 230, 231].map(|mib| mib * MIB);
+        let dipping = [240, 241, 230, 234].map(|mib| mib * MIB);
         assert_eq!(shares(&mut share, dipping), [16, 8, 9, 4]);
+    }
+
+    #[test]
+    fn a_level_that_hovers_is_one_step_a_second() {
+        // Half a percent up and down at 96 %, each 25 and each 50 ms.
+        for period in [2, 4] {
+            let mut share = Share::default();
+            let hovering =
+                (0..4000).map(|look| BYTES / 1000 * if look % period == 0 { 965 } else { 960 });
+            let shares = shares(&mut share, hovering);
+            assert!((90..=101).contains(&share.steps()), "{}", share.steps());
+            let mean = shares.iter().map(|share| f64::from(*share)).sum::<f64>() / 4000.0;
+            assert!(mean > 14.0, "{mean}");
+        }
+        // Growth beyond the last step counts at once.
+        let mut share = Share::default();
+        let mut steps = |mib: u64| {
+            share.look(at(mib * MIB));
+            share.steps()
+        };
+        assert_eq!(
+            [240, 241, 240, 241, 242, 239, 243].map(&mut steps),
+            [0, 1, 1, 1, 2, 2, 3]
+        );
     }
 
     #[test]
