@@ -225,25 +225,24 @@ impl BodyBudgetPolicy {
         self.charges_messages && facts.form.is_grpc()
     }
 
-    /// Refuses a body that would not find room in an empty budget. Returns whether it was reported.
-    #[cold]
-    fn check_alone<B: Body>(
-        &self,
-        request: &Request<B>,
-        declared: u64,
-        facts: &Facts,
-    ) -> Result<bool, Refusal> {
+    /// Returns what a body would hold for which even an empty budget has no room, as its declared
+    /// length shows.
+    #[inline(always)]
+    fn never_fits<B: Body>(&self, request: &Request<B>, facts: &Facts) -> Option<BudgetFull> {
+        let declared = request.body().size_hint().lower();
+        let may_fit = declared <= self.budget.limit() / BodyAccount::WEIGHT;
+        if may_fit || !self.settings.is_enabled() || self.is_per_message(facts) {
+            return None;
+        }
         let max_held = self.max_held_for.choose(request).unwrap_or(self.max_held);
-        let exceeds = BodyAccount::exceeds(&self.budget, declared, max_held);
-        let may_hold_less = self.is_per_message(facts) || !self.settings.is_enabled();
-        let Some(full) = exceeds.filter(|_| !may_hold_less) else {
-            return Ok(false);
-        };
+        BodyAccount::exceeds(&self.budget, declared, max_held)
+    }
+
+    #[cold]
+    fn refuse_alone(&self, full: BudgetFull, facts: &Facts) -> Result<(), Refusal> {
         let violation = bytes_full(Phase::RequestHead, full);
-        let status = StatusCode::PAYLOAD_TOO_LARGE;
-        let rejection = Rejection::new(violation, status, facts.form);
-        self.settings.refuse_request(rejection, facts)?;
-        Ok(true)
+        let rejection = Rejection::new(violation, StatusCode::PAYLOAD_TOO_LARGE, facts.form);
+        self.settings.refuse_request(rejection, facts)
     }
 
     /// Pays for a frame that was not paid for in advance, and for more.
@@ -286,8 +285,7 @@ impl BodyBudgetPolicy {
 }
 
 impl Policy for BodyBudgetPolicy {
-    /// Whether the request was reported at its head, as in shadow mode.
-    type Held = bool;
+    type Held = ();
     type Shared = BudgetState;
     type Upload = BudgetUpload;
     type QueuedService = NeverQueued;
@@ -304,26 +302,24 @@ impl Policy for BodyBudgetPolicy {
         request: &Request<B>,
         facts: &Facts,
         _: &mut Keys,
-    ) -> Result<bool, Refusal> {
-        if !facts.has_body {
-            return Ok(false);
+    ) -> Result<(), Refusal> {
+        if facts.has_body
+            && let Some(full) = self.never_fits(request, facts)
+        {
+            return self.refuse_alone(full, facts);
         }
-        let declared = request.body().size_hint().lower();
-        if declared <= self.budget.limit() / BodyAccount::WEIGHT {
-            return Ok(false);
-        }
-        self.check_alone(request, declared, facts)
+        Ok(())
     }
 
     #[inline(always)]
     fn share<B: Body>(
         &self,
-        is_reported: &mut bool,
+        (): &mut (),
         request: &mut Request<B>,
         facts: &Facts,
         keys: &mut Keys,
     ) -> BudgetState {
-        let is_charging = facts.has_body && self.settings.is_enabled() && !*is_reported;
+        let is_charging = facts.has_body && self.settings.is_enabled();
         let conn = ConnInfo::from_extensions(request.extensions());
         if is_charging {
             if let Some(conn) = conn {
@@ -337,7 +333,9 @@ impl Policy for BodyBudgetPolicy {
         let is_joinable = is_charging && is_encoded(request);
         let exact = request.body().size_hint().exact();
         let is_free = !is_joinable && exact.is_some_and(|bytes| bytes <= BodyAccount::FREE_BYTES);
-        if !is_charging || is_free {
+        // In shadow mode it was reported, once.
+        let was_reported = is_charging && self.never_fits(request, facts).is_some();
+        if !is_charging || is_free || was_reported {
             return BudgetState(Charged::Nowhere);
         }
         let charge = self.budget.charge(self.client_of(request, keys));
@@ -356,7 +354,7 @@ impl Policy for BodyBudgetPolicy {
     }
 
     #[inline(always)]
-    fn upload(&self, _: &mut bool, shared: &BudgetState, facts: &Facts) -> BudgetUpload {
+    fn upload(&self, (): &mut (), shared: &BudgetState, facts: &Facts) -> BudgetUpload {
         BudgetUpload {
             paid: match shared.0 {
                 Charged::Nowhere => u64::MAX,
@@ -373,7 +371,7 @@ impl Policy for BodyBudgetPolicy {
     #[inline(always)]
     fn response_head<B: Body>(
         &self,
-        _: &mut bool,
+        (): &mut (),
         view: RequestView<'_, BudgetState>,
         response: &Response<B>,
         _: Option<Instant>,

@@ -91,24 +91,19 @@ struct LiveFrame {
 // === RequestBody ===
 
 impl RequestBody {
+    /// Returns whether a request has a body that may have to be charged.
+    #[inline]
+    pub(crate) fn is_upload(request: &Request<Incoming>) -> bool {
+        !request.body().is_end_stream() && request.method() != Method::CONNECT
+    }
+
     /// Returns `request` with a body that is charged, and its charge if there is one.
     ///
     /// # Errors
     ///
     /// The refusal of a body that would not find room in an empty budget.
-    #[inline]
-    pub(crate) fn wrap(
-        request: Request<Incoming>,
-        refusals: &RefusalReporter,
-    ) -> Result<Wrapped, Box<Rejection>> {
-        if request.body().is_end_stream() || request.method() == Method::CONNECT {
-            return Ok((request.map(Self::free), None));
-        }
-        Self::wrap_upload(request, refusals)
-    }
-
     #[inline(never)]
-    fn wrap_upload(
+    pub(crate) fn wrap_upload(
         mut request: Request<Incoming>,
         refusals: &RefusalReporter,
     ) -> Result<Wrapped, Box<Rejection>> {
@@ -159,7 +154,9 @@ impl RequestBody {
         Ok((request, Some(charge)))
     }
 
-    fn free(incoming: Incoming) -> Self {
+    /// A body that is not charged.
+    #[inline]
+    pub(crate) fn free(incoming: Incoming) -> Self {
         Self {
             incoming,
             upload: None,

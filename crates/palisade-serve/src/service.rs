@@ -112,13 +112,16 @@ impl<S: HttpService> ConnApp<S> {
         if let Some(refusal) = head::check(&request, self.allow_connect) {
             return ConnAppFuture::refused(refusal, refusals, is_http2);
         }
-        let (request, charge) = match RequestBody::wrap(request, refusals) {
-            Ok(wrapped) => wrapped,
-            Err(rejection) => {
-                return ConnAppFuture::Shed {
-                    rejection: Some(rejection),
-                };
+        let (request, charge) = if RequestBody::is_upload(&request) {
+            match RequestBody::wrap_upload(request, refusals) {
+                Ok(wrapped) => wrapped,
+                Err(rejection) => {
+                    let rejection = Some(rejection);
+                    return ConnAppFuture::Shed { rejection };
+                }
             }
+        } else {
+            (request.map(RequestBody::free), None)
         };
         let mut service = self.service.clone();
         // On HTTP/2 this is done in the task of the stream. Here it would run in the task of the

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::rt::Executor;
 use palisade_conn::{ConnGuard, ConnHandle};
-use palisade_core::{Guard, GuardBody, Mode, Phase, Reason, Violation};
+use palisade_core::{Guard, Mode, Phase, Reason, Violation};
 use pin_project_lite::pin_project;
 use std::{
     cell::Cell,
@@ -74,9 +74,10 @@ pin_project! {
     /// [`Stream`].
     #[derive(Debug)]
     pub struct ServedBody<B> {
+        // `None` in a response of the server itself.
         #[pin]
-        inner: GuardBody<B>,
-        // The rest of the last frame of the inner body.
+        inner: Option<B>,
+        // The rest of the last frame of the inner body, or the whole response of the server.
         rest: Bytes,
         // The length of the last piece, until it is taken.
         last_piece_len: usize,
@@ -178,7 +179,7 @@ impl<B> ServedBody<B> {
     /// Creates the body of a response with its `room` on HTTP/2, or of HTTP/1.
     pub(crate) fn new(inner: B, room: Option<Room>) -> Self {
         Self {
-            inner: GuardBody::passing(inner),
+            inner: Some(inner),
             rest: Bytes::new(),
             last_piece_len: 0,
             room,
@@ -195,8 +196,8 @@ impl<B> ServedBody<B> {
     /// Creates the body of a response of the server itself.
     pub(crate) fn of_server(bytes: Bytes) -> Self {
         Self {
-            inner: GuardBody::answer(bytes),
-            rest: Bytes::new(),
+            inner: None,
+            rest: bytes,
             last_piece_len: 0,
             room: None,
             request: None,
@@ -213,7 +214,10 @@ impl<B: Body<Data = Bytes>> Body for ServedBody<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.project();
-        let inner = this.inner;
+        let Some(inner) = this.inner.as_pin_mut() else {
+            let rest = std::mem::take(this.rest);
+            return Poll::Ready((!rest.is_empty()).then(|| Ok(Frame::data(rest))));
+        };
         let Some(room) = this.room else {
             return inner.poll_frame(cx);
         };
@@ -250,11 +254,14 @@ impl<B: Body<Data = Bytes>> Body for ServedBody<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.inner.is_end_stream()
+        self.rest.is_empty() && self.inner.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        let inner = self.inner.size_hint();
+        let inner = match &self.inner {
+            Some(inner) => inner.size_hint(),
+            None => SizeHint::with_exact(0),
+        };
         let rest = self.rest.len() as u64;
         if rest == 0 {
             return inner;

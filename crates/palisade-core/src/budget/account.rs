@@ -50,7 +50,8 @@ impl BodyAccount {
     /// body.
     pub const MAX_HELD: u64 = 4 << 20;
 
-    /// What is charged for a byte of a body: the byte, and its copy in what the handler makes of it.
+    /// What is charged for a byte of a body: the byte, and its copy in what the handler makes of
+    /// it.
     pub const WEIGHT: u64 = 2;
 
     /// Creates an account with an empty charge.
