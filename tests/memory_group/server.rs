@@ -1,5 +1,8 @@
 //! The server: a process of its own in a control group.
 
+#[path = "most.rs"]
+mod most;
+
 use axum::{
     Router,
     body::Body,
@@ -7,10 +10,12 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::stream;
+pub(crate) use most::Most;
+use most::{Gauges, Watched};
 use palisade::{Budget, Memory, Stack, body_limit::BodyLimitLayer, conn::ConnGuard};
 use palisade_testkit::{
     alloc::{self, CountingAllocator},
-    memory_group::{MemoryGroup, used_with_tcp},
+    memory_group::{MemoryGroup, Version2},
     server_process::{ChildProcess, ServerProcess, say_listening},
 };
 use std::{
@@ -19,7 +24,7 @@ use std::{
     ffi::OsString,
     future::{IntoFuture, pending},
     net::SocketAddr,
-    path::PathBuf,
+    path::Path,
     time::Duration,
 };
 use tower::ServiceBuilder;
@@ -31,13 +36,18 @@ pub(crate) const KEPT_MIB: usize = 136;
 pub(crate) const LIMIT: u64 = 256 << 20;
 /// Tells a child process to serve, in place of doing nothing: a [`Kind`].
 const SERVES: &str = "PALISADE_TEST_SERVES";
-/// The folder of the child's group.
-const GROUP: &str = "PALISADE_TEST_GROUP";
+/// The folder with the files of the child's group as version 2 has them.
+const ROOT: &str = "PALISADE_TEST_ROOT";
 /// What a request for `/keep` keeps, and for how long.
 const KEPT_BYTES: usize = 128 << 10;
 const KEPT_FOR: Duration = Duration::from_millis(750);
 const MAX_BODY_BYTES: u64 = 2 << 20;
-pub(crate) const HANDLER_TIMEOUT: Duration = Duration::from_secs(5);
+/// A client that has left is not noticed while its body is not read, and until then.
+const HANDLER_TIMEOUT: Duration = Duration::from_secs(3);
+/// The same where one attack follows the other.
+const SHORT_HANDLER_TIMEOUT: Duration = Duration::from_millis(500);
+/// The second part of the addresses of honest clients.
+pub(crate) const HONEST_NETWORK: u8 = 0;
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator::new();
@@ -45,12 +55,14 @@ static ALLOCATOR: CountingAllocator = CountingAllocator::new();
 /// What the server is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// `palisade::serve` with a stack around the app. It sees what version 2 counts.
+    /// `palisade::serve` with a stack around the app. It reads the files of version 2.
     Stack,
+    /// [`Kind::Stack`], for attacks that follow each other.
+    Repeated,
     /// [`Kind::Stack`], and much of the memory is the application's own.
     Cached,
-    /// `palisade::serve` and an app without layers. It sees what version 1 counts, as the following
-    /// ones do.
+    /// `palisade::serve` and an app without layers. It reads the files of its own group, as the
+    /// following ones do.
     Alone,
     /// [`Kind::Stack`], a budget that is never full, and [`KEPT_MIB`] that the application keeps.
     LargeBudget,
@@ -59,8 +71,9 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Stack,
+        Self::Repeated,
         Self::Cached,
         Self::Alone,
         Self::LargeBudget,
@@ -82,20 +95,26 @@ pub(crate) struct Counts {
 /// A running server. It is killed when this is dropped.
 pub(crate) struct Server {
     process: ChildProcess,
+    _version_2: Version2,
     pub(crate) addr: SocketAddr,
 }
 
 impl Server {
     /// Starts a server in `group`.
     pub(crate) fn start(group: &MemoryGroup, kind: Kind) -> Self {
-        let folder = group.path().as_os_str().to_owned();
-        let variables = [(SERVES, format!("{kind:?}").into()), (GROUP, folder)];
+        let version_2 = group.as_version_2().unwrap();
+        let root = version_2.root().as_os_str().to_owned();
+        let variables = [(SERVES, format!("{kind:?}").into()), (ROOT, root)];
         let mut process = ChildProcess::start::<OsString>(variables);
         group.add(process.id()).unwrap();
         // It serves when it is told to, so that it finds itself in the group.
         process.close_stdin();
         let ServerProcess { process, addr } = process.serving();
-        Self { process, addr }
+        Self {
+            process,
+            _version_2: version_2,
+            addr,
+        }
     }
 
     /// Returns the resident memory in MiB, without the pages of files.
@@ -164,30 +183,32 @@ pub(crate) fn serve_if_told() {
 }
 
 async fn serve(kind: Kind) {
-    let counted = || {
-        let group = PathBuf::from(env::var_os(GROUP).unwrap());
-        Memory::with_source(LIMIT, move || used_with_tcp(&group)).unwrap()
-    };
-    let memory = matches!(kind, Kind::Stack | Kind::Cached).then(counted);
+    let of_version_2 = || Memory::below(Path::new(&env::var_os(ROOT).unwrap()));
+    let memory = matches!(kind, Kind::Stack | Kind::Repeated | Kind::Cached).then(of_version_2);
     if kind == Kind::Release {
         Memory::of_process().release(alloc::trim);
     }
     let (budget, cached_bytes) = match kind {
         Kind::LargeBudget | Kind::Release => (Budget::new(2 * LIMIT).unwrap(), KEPT_MIB << 20),
         Kind::Cached => (Budget::of_process(), 218 << 20),
-        Kind::Stack | Kind::Alone => (Budget::of_process(), 0),
+        Kind::Stack | Kind::Repeated | Kind::Alone => (Budget::of_process(), 0),
     };
     let _cache = vec![1u8; cached_bytes];
+    let gauges = Gauges::default();
     let mut guard = ConnGuard::builder()
+        .metrics(gauges.clone())
         // Client and server share the processors of a test machine, which would be busy first.
         .runtime_load(None)
         .byte_budget(budget.clone());
     let mut stack = Stack::edge()
         // Requests that hang are to fill the memory, not the concurrency limit.
         .max_requests(100_000)
-        // A client that has left is not noticed while its body is not read.
-        .timeout(HANDLER_TIMEOUT)
+        .timeout(match kind {
+            Kind::Repeated => SHORT_HANDLER_TIMEOUT,
+            _ => HANDLER_TIMEOUT,
+        })
         .byte_budget(budget.clone())
+        .metrics(gauges.clone())
         .max_body(MAX_BODY_BYTES);
     if let Some(memory) = memory {
         guard = guard.memory(memory.clone());
@@ -198,11 +219,26 @@ async fn serve(kind: Kind) {
         guard = guard.memory(None);
     }
     let guard = guard.build().unwrap();
+    let records = gauges.clone();
+    let watched = Watched {
+        gauges,
+        budget: budget.clone(),
+        bound: guard.memory_bound(),
+        handler_bytes: if kind == Kind::Cached {
+            KEPT_BYTES as u64
+        } else {
+            0
+        },
+    };
+    eprintln!("{kind:?}: {}", guard.memory_bound());
+    let most = watched.watch();
+    let most = async move || most.lock().unwrap().to_text();
     let counted = (guard.clone(), budget);
-    let app = app().route(
-        "/counts",
-        get(async move || Counts::of(&counted.0, &counted.1).to_text()),
-    );
+    let counts = async move || Counts::of(&counted.0, &counted.1).to_text();
+    let app = app()
+        .route("/counts", get(counts))
+        .route("/most", get(most))
+        .route("/to-honest", get(async move || records.to_honest()));
     let app = if kind == Kind::Alone {
         app
     } else {

@@ -98,15 +98,21 @@ impl Memory {
     /// Off Linux nothing is known of it: its pressure is 0.
     pub fn of_process() -> Self {
         static OF_PROCESS: OnceLock<Memory> = OnceLock::new();
-        let of_process = OF_PROCESS.get_or_init(|| {
-            let mut groups = Groups::open(Path::new("/"));
-            let memory = Self::new(groups.limit());
-            if groups.sample().is_some() {
-                memory.start(Source::Groups(groups));
-            }
-            memory
-        });
-        of_process.clone()
+        OF_PROCESS
+            .get_or_init(|| Self::below(Path::new("/")))
+            .clone()
+    }
+
+    /// Returns the memory that the files below `root` tell of, as those below `/` tell of that of
+    /// this process. For tests.
+    #[doc(hidden)]
+    pub fn below(root: &Path) -> Self {
+        let mut groups = Groups::open(root);
+        let memory = Self::new(groups.limit());
+        if groups.sample().is_some() {
+            memory.start(Source::Groups(groups));
+        }
+        memory
     }
 
     /// Returns the memory that `used` counts, in bytes. `used` is called on a thread of its own.
