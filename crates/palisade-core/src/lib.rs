@@ -27,6 +27,8 @@ mod messages;
 mod network;
 mod pressure;
 mod rejection;
+#[doc(hidden)]
+pub mod shed;
 
 pub use body::{BoxError, GuardBody};
 #[doc(hidden)]

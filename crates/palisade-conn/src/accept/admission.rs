@@ -3,7 +3,6 @@
 use crate::{
     connection::{
         ConnHandle,
-        memory_gate::Shed,
         permit::Permit,
         registry::{Found, Share},
     },
@@ -15,7 +14,7 @@ use crate::{
     },
     sweep::task,
 };
-use palisade_core::{Event, Guard, Mode, Phase, Reason, Violation};
+use palisade_core::{Event, Guard, Mode, Phase, Reason, Violation, shed::Shed};
 use palisade_guard::Denied;
 use std::sync::{
     Arc,

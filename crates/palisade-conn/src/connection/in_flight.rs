@@ -1,11 +1,13 @@
 //! One request in flight.
 
 use super::{
-    memory_gate::Shed,
     state::{ConnState, REQUEST, UPLOAD, WAITING, count},
     totals::ConnTotals,
 };
-use palisade_core::{ConnInfo, Reason};
+use palisade_core::{
+    ConnInfo, Reason,
+    shed::{LoadShedding, Shed},
+};
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 /// A request that its client cancels within this time was not waited for.
@@ -49,6 +51,16 @@ enum Stage {
     Responded,
     /// The response body has ended.
     Answered,
+}
+
+/// Returns what request tracking asks for each request on `conn`, so that a layer inside of it does
+/// not ask again.
+pub(crate) fn asked_for(conn: &ConnInfo) -> Option<&LoadShedding> {
+    let state = conn.state_as::<ConnState>()?;
+    // A connection may be marked before its first request, and no tracking be there.
+    let is_asked = state.is_tracked() && state.requests() > 0;
+    let totals = state.totals().filter(|_| is_asked)?;
+    Some(&totals.memory.shedding)
 }
 
 impl InFlight {

@@ -1,8 +1,10 @@
 //! What all connections of one guard count together.
 
-use super::memory_gate::{MemoryGate, Shed};
+use super::memory_gate::MemoryGate;
 use crate::sync::Mutex;
-use palisade_core::{Budget, BudgetFull, Charge, ClientKey, ConnInfo, Mode, Network, Recorder};
+use palisade_core::{
+    Budget, BudgetFull, Charge, ClientKey, ConnInfo, Mode, Network, Recorder, shed::Shed,
+};
 use std::{
     collections::{HashMap, hash_map::Entry},
     net::IpAddr,

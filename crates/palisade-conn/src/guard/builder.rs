@@ -4,10 +4,10 @@ use super::{
     ConnGuard,
     limits::{CapFrom, Growth, Limits, default_cap, default_in_flight},
 };
-use crate::connection::memory_gate::{MemoryGate, PicksRequests};
+use crate::connection::memory_gate::MemoryGate;
 use palisade_core::{
     Budget, ConfigError, Memory, Mode, Network, Prefix, Pressure, Recorder, RequestHead,
-    RuntimeLoad,
+    RuntimeLoad, shed::PicksRequests,
 };
 use palisade_guard::Gcra;
 use std::{fmt, sync::Arc, time::Duration};

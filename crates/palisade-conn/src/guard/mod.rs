@@ -13,6 +13,7 @@ use crate::{
     connection::{
         ConnHandle,
         decision::{CloseMode, CloseRequest},
+        in_flight,
         memory_gate::MemoryGate,
     },
     log,
@@ -23,6 +24,7 @@ use builder::ConnGuardBuilder;
 use limits::Limits;
 use palisade_core::{
     ConnInfo, Event, GaugeSource, Mode, Pressure, Reason, Recorder, Rejection, Violation,
+    shed::LoadShedding,
 };
 use recent::ClosedConn;
 use shared::Shared;
@@ -64,6 +66,7 @@ impl ConnGuard {
         memory: MemoryGate,
     ) -> Self {
         let shared = Arc::new(Shared::new(limits, recorder, external_pressure, memory));
+        LoadShedding::find_asked_by(in_flight::asked_for);
         log::connection_cap(&shared.limits);
         log::memory_bound(shared.limits.mode, &MemoryBound::of(&shared));
         let gauges = Arc::downgrade(&shared);

@@ -279,29 +279,7 @@ impl GaugeSource for Shared {
         visit(Gauge::Upgraded, self.totals.upgraded() as u64);
         visit(Gauge::UpgradedLimit, self.limits.max_upgraded as u64);
         visit(Gauge::PressurePercent, (self.pressure() * 100.0) as u64);
-        if let Some(memory) = &self.totals.memory.memory
-            && let (Some(used), Some(limit)) = (memory.used(), memory.limit())
-        {
-            visit(Gauge::MemoryUsed, used);
-            visit(Gauge::MemoryLimit, limit);
-            visit(Gauge::MemorySharePercent, (memory.share() * 100.0) as u64);
-        }
-        if let Some(load) = &self.totals.memory.runtime {
-            let delay = u64::try_from(load.delay().as_millis()).unwrap_or(u64::MAX);
-            visit(Gauge::RuntimeDelay, delay);
-            visit(Gauge::RuntimeSharePercent, (load.share() * 100.0) as u64);
-        }
-        let events = self.totals.memory.memory.as_ref().map(Memory::events);
-        let events = events.unwrap_or_default();
-        for (gauge, value) in [
-            (Gauge::MemoryOomKills, events.oom_kills),
-            (Gauge::MemoryLimitHits, events.limit_hits),
-            (Gauge::MemoryStallPercent, events.stall_percent),
-        ] {
-            if let Some(value) = value {
-                visit(gauge, value);
-            }
-        }
+        self.totals.memory.shedding.sample(visit);
         let exhausted = self.accept_errors.exhausted.load(Relaxed);
         visit(Gauge::AcceptErrors, exhausted);
         if self.totals.peers_are_clients {

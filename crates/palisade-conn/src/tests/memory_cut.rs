@@ -2,9 +2,9 @@
 //! closed while it grows.
 
 use super::*;
-use crate::{Budget, Memory, Mode, connection::memory_gate::Shed};
+use crate::{Budget, Memory, Mode};
 use futures_util::FutureExt;
-use palisade_core::Phase;
+use palisade_core::{Phase, shed::Shed};
 use std::mem;
 use tokio::time::sleep;
 

@@ -112,7 +112,7 @@ async fn while_memory_is_short_new_connections_have_a_smaller_buffer() {
     let mut small = guard(Some(16 * KIB)).bind(LOOPBACK).await.unwrap();
     let mut by_kernel = guard(None).bind(LOOPBACK).await.unwrap();
     let chosen = buffer_of(accept(&mut by_kernel).await.1.get_ref());
-    for (used, is_short) in [(799, false), (800, true), (1000, true), (799, false)] {
+    for (used, is_short) in [(799, false), (800, true), (870, true), (799, false)] {
         memory.report(used);
         let (_client, io) = accept(&mut usual).await;
         let bytes = if is_short { 64 * KIB } else { 256 * KIB };

@@ -3,7 +3,6 @@
 use super::{body::TrackedBody, head, proxy_hint};
 use crate::connection::{
     in_flight::{InFlight, OverLimit},
-    memory_gate::{PicksRequests, Shed},
     totals::ConnTotals,
 };
 use bytes::Bytes;
@@ -14,6 +13,7 @@ use http::{
 use http_body::Body;
 use palisade_core::{
     ConnInfo, Guard, GuardBody, Mode, Phase, Reason, Rejection, ResponseFormat, Violation,
+    shed::{Shed, Verdict},
 };
 use palisade_guard::Settings;
 use std::{sync::Arc, time::Duration};
@@ -124,29 +124,18 @@ impl TrackedRequest {
     #[cold]
     fn shed<B: Body>(&self, shed: Shed, request: &Request<B>) -> Option<Rejection> {
         let totals = self.in_flight.totals()?;
-        let is_one_of = |picks: &Option<PicksRequests>| {
-            picks.as_ref().is_some_and(|picks| picks(&request.into()))
-        };
-        if is_one_of(&totals.memory.is_critical) {
-            return None;
-        }
-        match shed {
-            Shed::RefuseSheddable(refused) if !is_one_of(&totals.memory.is_sheddable) => {
-                if refused.reason == Reason::MemoryPressure {
-                    self.close_for_memory(totals);
-                }
+        match totals.memory.shedding.verdict(shed, &request.into()) {
+            Verdict::Admit => None,
+            Verdict::Close => {
+                self.close_for_memory(totals);
                 None
             }
-            Shed::Refuse(refused) | Shed::RefuseSheddable(refused) => self.refuse_for(
+            Verdict::Refuse(refused) => self.refuse_for(
                 refused.reason,
                 refused.numbers,
                 refused.retry_after,
                 request,
             ),
-            Shed::Close => {
-                self.close_for_memory(totals);
-                None
-            }
         }
     }
 

@@ -11,12 +11,12 @@ use std::{
     fmt,
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     thread,
     time::Duration,
 };
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Id};
 
 /// The time of one step, and between two looks.
 const STEP: Duration = Duration::from_millis(100);
@@ -25,6 +25,8 @@ const QUIET_LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// The same from [`BUSY_DELAY`] on, and while requests are refused.
 const BUSY_LOOK_INTERVAL: Duration = Duration::from_millis(10);
 const BUSY_DELAY: Duration = Duration::from_millis(20);
+/// A bit of the share that no share has: a request has asked for it.
+const ASKED: u16 = 1 << 15;
 
 /// The load of the tokio runtimes that serve requests, for guards that refuse some of them. Clones
 /// share one state.
@@ -65,14 +67,15 @@ pub struct RuntimeLoad(Arc<State>);
 
 /// What the looks have found.
 struct State {
-    /// In parts of [`RuntimeLoad::WHOLE`].
+    /// In parts of [`RuntimeLoad::WHOLE`], with [`ASKED`] if a request has asked for it since the
+    /// latest step. One number, so that a request reads both at once.
     share: AtomicU16,
-    /// Whether a request has asked for the share since the latest step.
-    has_requests: AtomicBool,
     /// Requests that were admitted since then while the share was not whole.
     admitted: AtomicU32,
-    /// Requests in flight, as the guard has counted them.
+    /// Requests in flight, as the connection guard has counted them.
     in_flight: AtomicUsize,
+    /// Requests in flight that layers have counted.
+    in_layers: AtomicUsize,
     delay_micros: AtomicU64,
     control: Mutex<Control>,
     recorder: OnceLock<Recorder>,
@@ -94,6 +97,38 @@ impl RuntimeLoad {
     /// The share that admits every request, in the unit of [`Self::ask`].
     #[doc(hidden)]
     pub const WHOLE: u16 = 1024;
+
+    /// Returns load that watches the runtime in which this is called, or `None` outside of one. All
+    /// that call it in one runtime get clones of the same.
+    ///
+    /// ```
+    /// use palisade_core::RuntimeLoad;
+    ///
+    /// assert!(RuntimeLoad::of_current_runtime().is_none());
+    /// let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    /// let load = runtime.block_on(async { RuntimeLoad::of_current_runtime() });
+    /// assert_eq!(load.map(|load| load.share()), Some(1.0));
+    /// # Ok::<_, std::io::Error>(())
+    /// ```
+    pub fn of_current_runtime() -> Option<Self> {
+        static OF_RUNTIMES: Mutex<Vec<(Id, Weak<State>)>> = Mutex::new(Vec::new());
+        let handle = Handle::try_current().ok()?;
+        let mut of_runtimes = OF_RUNTIMES.lock();
+        of_runtimes.retain(|(_, state)| state.strong_count() > 0);
+        let mut known = of_runtimes.iter();
+        let known = known.find(|(id, _)| *id == handle.id());
+        let load = match known.and_then(|(_, state)| state.upgrade()) {
+            Some(state) => Self(state),
+            None => {
+                let load = Self::default();
+                of_runtimes.push((handle.id(), Arc::downgrade(&load.0)));
+                load
+            }
+        };
+        drop(of_runtimes);
+        load.watch(&handle);
+        Some(load)
+    }
 
     /// Returns load of which the application [reports](Self::report) the delay.
     /// [`watch`](Self::watch) does nothing then.
@@ -152,17 +187,33 @@ impl RuntimeLoad {
 
     /// Returns the part of requests to admit, from 1/64 to 1.
     pub fn share(&self) -> f32 {
-        f32::from(self.0.share.load(Relaxed)) / f32::from(Self::WHOLE)
+        f32::from(self.0.share.load(Relaxed) & !ASKED) / f32::from(Self::WHOLE)
     }
 
     /// Returns the same for a request that is about to be admitted, in parts of [`Self::WHOLE`].
     #[doc(hidden)]
     #[inline]
     pub fn ask(&self) -> u16 {
-        if !self.0.has_requests.load(Relaxed) {
-            self.0.has_requests.store(true, Relaxed);
-        }
-        self.0.share.load(Relaxed)
+        self.0.share.fetch_or(ASKED, Relaxed) & !ASKED
+    }
+
+    /// Returns whether a request has asked since the latest step, and every request is to be
+    /// admitted: there is nothing to ask.
+    #[inline(always)]
+    pub(crate) fn is_asked_and_whole(&self) -> bool {
+        self.0.share.load(Relaxed) == Self::WHOLE | ASKED
+    }
+
+    /// Counts a request as in flight, where no connection guard [does](Self::set_in_flight).
+    #[inline(always)]
+    pub(crate) fn begin_request(&self) {
+        self.0.in_layers.fetch_add(1, Relaxed);
+    }
+
+    /// Uncounts it.
+    #[inline(always)]
+    pub(crate) fn end_request(&self) {
+        self.0.in_layers.fetch_sub(1, Relaxed);
     }
 
     /// Counts a request that was admitted while the share was not whole.
@@ -175,6 +226,12 @@ impl RuntimeLoad {
     #[doc(hidden)]
     pub fn set_in_flight(&self, requests: usize) {
         self.0.in_flight.store(requests, Relaxed);
+    }
+
+    /// Returns the number of requests in flight that a guard or layers have counted.
+    #[doc(hidden)]
+    pub fn in_flight(&self) -> usize {
+        self.0.in_flight()
     }
 
     /// Returns the time for which tasks have waited in the run queue in the latest step of 100 ms,
@@ -192,7 +249,9 @@ impl RuntimeLoad {
     /// Records stalls to `recorder`, unless there is one already.
     #[doc(hidden)]
     pub fn record_to(&self, recorder: &Recorder) {
-        let _ = self.0.recorder.set(recorder.clone());
+        if recorder.is_enabled() {
+            let _ = self.0.recorder.set(recorder.clone());
+        }
     }
 
     /// Starts the thread that looks. Returns whether there was one left for it. Until there is,
@@ -250,25 +309,32 @@ impl State {
         }
         if is_shedding || self.delay_micros.load(Relaxed) >= BUSY_DELAY.as_micros() as u64 {
             BUSY_LOOK_INTERVAL
-        } else if self.has_requests.load(Relaxed) {
+        } else if self.share.load(Relaxed) & ASKED != 0 {
             STEP
         } else {
             QUIET_LOOK_INTERVAL
         }
     }
 
+    /// Returns the number of requests in flight. The guard and layers may count the same ones.
+    fn in_flight(&self) -> usize {
+        let in_layers = self.in_layers.load(Relaxed);
+        self.in_flight.load(Relaxed).max(in_layers)
+    }
+
     fn take_requests(&self) -> Requests {
         Requests {
-            have_asked: self.has_requests.swap(false, Relaxed),
+            have_asked: self.share.fetch_and(!ASKED, Relaxed) & ASKED != 0,
             admitted: self.admitted.swap(0, Relaxed),
-            in_flight: self.in_flight.load(Relaxed),
+            in_flight: self.in_flight(),
         }
     }
 
     fn step(&self, control: &mut Control, delay: Duration, elapsed: Duration, requests: Requests) {
         let share = control.shedding.step(delay, elapsed, requests);
-        let share = (share * f32::from(RuntimeLoad::WHOLE)) as u16;
-        self.share.store(share.max(1), Relaxed);
+        let share = ((share * f32::from(RuntimeLoad::WHOLE)) as u16).max(1);
+        // A request that asks at this moment may not be noted. The next one is.
+        self.share.store(share, Relaxed);
         let micros = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
         self.delay_micros.store(micros, Relaxed);
     }
@@ -278,9 +344,9 @@ impl Default for State {
     fn default() -> Self {
         Self {
             share: AtomicU16::new(RuntimeLoad::WHOLE),
-            has_requests: AtomicBool::new(false),
             admitted: AtomicU32::new(0),
             in_flight: AtomicUsize::new(0),
+            in_layers: AtomicUsize::new(0),
             delay_micros: AtomicU64::new(0),
             control: Mutex::default(),
             recorder: OnceLock::new(),

@@ -331,3 +331,48 @@ fn a_reported_load_watches_nothing() {
         (0, 0)
     );
 }
+
+#[test]
+fn a_runtime_is_watched_once_for_all_that_do_not_bring_a_load_of_their_own() {
+    let (runtime, other) = (current_thread(), current_thread());
+    let of = |runtime: &Runtime| runtime.block_on(async { RuntimeLoad::of_current_runtime() });
+    let (first, second) = (of(&runtime).unwrap(), of(&runtime).unwrap());
+    assert!(Arc::ptr_eq(&first.0, &second.0));
+    assert_eq!(
+        (watched(&first), runtime.metrics().num_alive_tasks()),
+        (1, 1)
+    );
+    assert!(!Arc::ptr_eq(&first.0, &of(&other).unwrap().0));
+    drop((first, second));
+    runtime.block_on(yield_now());
+    assert_eq!(runtime.metrics().num_alive_tasks(), 0);
+    assert_eq!(watched(&of(&runtime).unwrap()), 1);
+}
+
+#[test]
+fn requests_in_flight_are_counted_by_layers_or_by_the_guard() {
+    let load = RuntimeLoad::reported();
+    let in_flight = || load.in_flight();
+    (0..3).for_each(|_| load.begin_request());
+    assert_eq!(in_flight(), 3);
+    load.set_in_flight(5); // The same three, and two that no layer has seen.
+    assert_eq!(in_flight(), 5);
+    load.set_in_flight(0);
+    (0..3).for_each(|_| load.end_request());
+    assert_eq!(in_flight(), 0);
+}
+
+#[test]
+fn a_request_that_asks_is_noted_until_the_next_step() {
+    let load = RuntimeLoad::reported();
+    assert!(!load.is_asked_and_whole());
+    assert_eq!(load.ask(), RuntimeLoad::WHOLE);
+    assert!(load.is_asked_and_whole());
+    assert_eq!(load.share(), 1.0);
+    assert!(load.0.take_requests().have_asked);
+    assert!(!load.0.take_requests().have_asked);
+    for _ in 0..10 {
+        load.report(Duration::from_secs(2));
+    }
+    assert!(load.ask() < RuntimeLoad::WHOLE && !load.is_asked_and_whole());
+}

@@ -143,6 +143,11 @@ impl Memory {
         Ok(Self::new(Some(limit)))
     }
 
+    /// Returns memory of which nothing is ever known.
+    pub(crate) fn unknown() -> Self {
+        Self::new(None)
+    }
+
     fn new(limit: Option<u64>) -> Self {
         let control = Share::default();
         Self(Arc::new(State {
@@ -190,6 +195,17 @@ impl Memory {
     #[inline]
     pub fn share_in_sixteenths(&self) -> u8 {
         self.0.share.load(Relaxed)
+    }
+
+    /// Returns whether every request is to be admitted.
+    #[inline(always)]
+    pub(crate) fn is_share_whole(&self) -> bool {
+        self.share_in_sixteenths() >= Share::WHOLE
+    }
+
+    /// Returns whether `other` is a clone of this.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// Returns the number of looks so far in which the share fell, or stayed at its least, because

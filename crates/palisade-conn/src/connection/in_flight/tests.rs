@@ -305,3 +305,24 @@ fn where_peers_are_not_clients_only_the_total_is_limited() {
         100
     );
 }
+
+#[test]
+fn a_layer_learns_what_was_asked_for_a_request_that_is_tracked_and_for_no_other() {
+    let totals = Arc::<ConnTotals>::default();
+    let conn = conn_with(&totals, [192, 0, 2, 1]);
+    let asked = |conn: &ConnHandle| asked_for(&conn.info()).is_some();
+    // It is to be tracked, and no request has been.
+    conn.state().set_tracked();
+    assert!(!asked(&conn));
+    let _request = conn.begin_request(false);
+    assert!(asked(&conn));
+    let untracked = conn_with(&totals, [192, 0, 2, 1]);
+    assert!(!asked(&untracked));
+    // A guard that is switched off asks nothing, and other connections have no guard.
+    let of_none = self::conn();
+    of_none.state().set_tracked();
+    let _other_request = of_none.begin_request(false);
+    assert!(!asked(&of_none));
+    let foreign = ConnInfo::new(([192, 0, 2, 1], 1).into(), None, Prefix::default());
+    assert!(asked_for(&foreign).is_none());
+}
