@@ -119,36 +119,6 @@ mod tests {
     }
 
     #[test]
-    fn of_both_shares_the_lower_one_decides() {
-        let conn = conn_of(1);
-        let overloaded = |steps| {
-            let load = RuntimeLoad::reported();
-            for _ in 0..steps {
-                load.report(Duration::from_millis(300));
-            }
-            load
-        };
-        // Of a runtime: whole, less than a half, and less than a quarter.
-        for steps in [0, 10, 12] {
-            let load = overloaded(steps);
-            let of_runtime = (load.share() * f32::from(WHOLE)) as u16;
-            let mut gate = gate_at(960, 1);
-            gate.runtime = Some(load);
-            let mut refused = Vec::new();
-            for _ in 0..1024 {
-                if let Some(Shed::Refuse(one)) = gate.shed(&conn, 0, true) {
-                    refused.push(one.reason);
-                }
-            }
-            let lower = of_runtime.min(WHOLE / 2);
-            assert_eq!(refused.len(), usize::from(WHOLE - lower), "{steps}");
-            // What both refuse is refused for the memory, which is told to new connections too.
-            let of_memory = refused.iter().filter(|one| **one == Reason::MemoryPressure);
-            assert_eq!(of_memory.count(), 512);
-        }
-    }
-
-    #[test]
     fn where_peers_are_not_clients_the_number_of_the_request_decides() {
         let conn = ConnInfo::new(([198, 51, 100, 1], 1).into(), None, Prefix::default());
         assert_eq!(shed(&conn, 1000, false), 80);

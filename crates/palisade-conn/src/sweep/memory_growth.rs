@@ -118,12 +118,13 @@ mod tests {
 
     const LIMIT: u64 = 100_000;
 
-    /// Returns at which of the sweeps, 250 ms apart, connections are closed. Each reports a level.
+    /// Returns at which of the sweeps, 250 ms apart, connections are closed. Before each, a level is
+    /// seen at ten looks.
     fn cuts(levels: impl IntoIterator<Item = u64>) -> Vec<usize> {
         let memory = Memory::reported(LIMIT).unwrap();
         let growth = MemoryGrowth::default();
         let sweeps = levels.into_iter().enumerate().filter(|(sweep, level)| {
-            memory.report(*level);
+            (0..10).for_each(|_| memory.report(*level));
             let step = growth.since_last_sweep(&memory, *sweep as u64 * 250);
             step.is_some_and(|step| step.cuts)
         });

@@ -1,11 +1,12 @@
 //! Memory that stays at one level for an hour, and clients that come then.
 
 use super::*;
-use crate::{Budget, Memory, RuntimeLoad, connection::memory_gate::Shed};
+use crate::{Budget, Memory, RuntimeLoad};
 use bytes::Bytes;
 use http::{Request, StatusCode, Version};
 use http_body::{Body, Frame};
 use http_body_util::{Empty, Full};
+use palisade_core::shed::Shed;
 use std::convert::Infallible;
 use tokio::time::sleep;
 use tower::{Layer, ServiceExt, service_fn};
