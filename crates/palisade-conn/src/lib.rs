@@ -123,9 +123,10 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //!
 //! | in use | what happens |
 //! |---|---|
-//! | 80 % | the timeouts above get shorter, new connections have a receive buffer of 64 KiB |
+//! | 80 % | the timeouts above get shorter, new connections have a receive buffer of 64 KiB, and, while it grows, those that have as much unread |
 //! | 88 % | after a request outside of the share, the connection ends with the response |
-//! | 90 % | each new connection evicts another one, as at the cap. 64 connections stay |
+//! | 90 % | each new connection evicts a less useful one, as at the cap. 64 connections stay |
+//! | 90 % | in a sweep in which it has grown, the 50 connections with most bytes unread are reset: `MemoryPressure` |
 //! | 92 % | [sheddable](ConnGuardBuilder::sheddable) requests outside of the share are refused |
 //! | 95 % | requests and new connections outside of the share are refused: `MemoryPressure` |
 //! | 97 % | in a sweep in which it has grown, the 50 connections that hold most are reset: `MemoryPressure` |
@@ -137,9 +138,9 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! request is. [`Memory::release`] lets the application return what the allocator keeps.
 //!
 //! A connection holds what is charged for its requests, and what the kernel has for the server to
-//! read. One that holds less than 64 KiB is not reset, nor one whose client takes an answer: bytes
-//! wait for it or were just written, and it has not stalled for 4 s. Reserved networks are left as
-//! well. At the same level this happens once a second at most.
+//! read, which counts alone below 97 %. One that holds less than 64 KiB is not reset, nor one whose
+//! client takes an answer: bytes wait for it or were just written, and it has not stalled for 4 s.
+//! Reserved networks are left as well. At the same level this happens once a second at most.
 //!
 //! Heads of HTTP/2 requests that take more than 8 KiB are charged to a
 //! [budget of bytes](ConnGuardBuilder::byte_budget) and refused with 503 if there is no room:

@@ -263,10 +263,15 @@ impl<T: Transport> GuardedIo<T> {
     }
 
     /// Tells how many bytes the kernel has for the server to read, if the guard asks for that.
+    /// While memory is short, many of them are not to become more: the server does not take them.
     fn tell_unread(&self) {
         if self.state().is_asked() && self.state().take_unread_asked() {
             let unread = u32::try_from(self.inner.unread_bytes()).unwrap_or(u32::MAX);
             self.conn().set_unread_bytes(unread);
+            let buffer = self.permit.shared().receive_buffer(true);
+            if let Some(bytes) = buffer.filter(|bytes| unread >= *bytes) {
+                self.inner.limit_receive_buffer(bytes);
+            }
         }
     }
 

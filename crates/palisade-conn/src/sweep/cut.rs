@@ -1,7 +1,10 @@
 //! The last step while memory is nearly used up and grows: the connections that hold most are
 //! closed.
 
-use super::{memory_growth::GrowthStep, policy::progress::takes_answer};
+use super::{
+    memory_growth::{CutFor, GrowthStep},
+    policy::progress::takes_answer,
+};
 use crate::{
     connection::{
         ConnHandle,
@@ -43,9 +46,13 @@ impl MemoryCut {
 
     fn look_at_one(&mut self, shared: &Shared, conn: &ConnHandle) {
         let state = conn.state();
-        let bytes = u64::from(conn.charged_bytes()) + u64::from(conn.unread_bytes());
-        let is_cut = self.step.cuts
-            && bytes >= MIN_BYTES
+        let unread = u64::from(conn.unread_bytes());
+        let bytes = match self.step.cut {
+            Some(CutFor::All) => u64::from(conn.charged_bytes()) + unread,
+            Some(CutFor::Unread) => unread,
+            None => 0,
+        };
+        let is_cut = bytes >= MIN_BYTES
             && state.decision().is_none()
             && !takes_answer(&state.stats(), &state.sweep_state())
             && !shared.is_reserved_for(conn);

@@ -3,10 +3,16 @@
 use palisade_core::Memory;
 use parking_lot::Mutex;
 
-/// The level from which sockets are asked how much they have for the server to read, so that their
-/// answers are there at the next level.
-const ASK_LEVEL: f32 = 0.95;
-/// The level from which connections are closed.
+/// The level from which sockets are asked how much they have for the server to read. Those with
+/// much get a smaller receive buffer, and the answers are there at the next level.
+const ASK_LEVEL: f32 = 0.80;
+/// Growth by this part of the limit since the last question leads to the next one.
+const ASK_PART: u64 = 256;
+/// The level from which connections are closed for that alone. Nothing else ends its growth: what
+/// clients send on open connections is not refused. So this is below the level from which requests
+/// are.
+const UNREAD_LEVEL: f32 = 0.90;
+/// The level from which connections are closed for all that they hold.
 const CUT_LEVEL: f32 = 0.97;
 /// A level that is higher by this is a new one.
 const LEVEL_STEP: f32 = 1.0 / 1024.0;
@@ -28,6 +34,8 @@ struct State {
     steps: Option<u32>,
     /// When the sockets were last asked.
     asked: Option<u64>,
+    /// The least memory in use since then.
+    least: u64,
     cut: Option<Cut>,
 }
 
@@ -40,11 +48,20 @@ struct Cut {
     least: f32,
 }
 
+/// For what a sweep closes connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CutFor {
+    /// For what their sockets have for the server to read.
+    Unread,
+    /// For that, and what is charged for their requests.
+    All,
+}
+
 /// What a sweep does because memory has grown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct GrowthStep {
     /// Whether it closes connections.
-    pub(crate) cuts: bool,
+    pub(crate) cut: Option<CutFor>,
     /// Whether it asks the sockets.
     pub(crate) asks: bool,
     /// The limit of the memory, and the bytes in use.
@@ -54,8 +71,9 @@ pub(crate) struct GrowthStep {
 impl MemoryGrowth {
     /// Returns whether memory has grown since the last sweep and is short enough for a step.
     pub(crate) fn is_new(&self, memory: &Memory) -> bool {
-        let steps = self.0.lock().steps;
-        steps.is_some_and(|steps| steps != memory.growth_steps()) && level(memory) >= ASK_LEVEL
+        let state = self.0.lock();
+        let has_stepped = |steps| steps != memory.growth_steps() || state.has_grown(memory);
+        level(memory) >= ASK_LEVEL && state.steps.is_some_and(has_stepped)
     }
 
     /// Returns what the sweep at `now` does, if memory has grown since the last sweep and is short
@@ -67,7 +85,14 @@ impl MemoryGrowth {
         if let Some(cut) = &mut state.cut {
             cut.least = cut.least.min(level);
         }
-        if before.is_none_or(|before| before == steps) || level < ASK_LEVEL {
+        let used = memory.used().unwrap_or(0);
+        let Some(before) = before else {
+            state.least = used;
+            return None;
+        };
+        let (has_stepped, has_grown) = (before != steps, state.has_grown(memory));
+        state.least = state.least.min(used);
+        if level < ASK_LEVEL || !has_stepped && !has_grown {
             return None;
         }
         let is_recent = |then: u64| now.saturating_sub(then) < PAUSE_MILLIS;
@@ -77,27 +102,39 @@ impl MemoryGrowth {
             .is_none_or(|then| now.saturating_sub(then) >= ASK_MILLIS);
         if asks {
             state.asked = Some(now);
+            state.least = used;
         }
         let is_repeated = |cut: Cut| {
             let is_new = level >= cut.level + LEVEL_STEP || level >= cut.least + REGROWTH;
             is_recent(cut.at) && !is_new
         };
-        let cuts = level >= CUT_LEVEL && was_asked && !state.cut.is_some_and(is_repeated);
-        if cuts {
+        let is_due = has_stepped && was_asked && !state.cut.is_some_and(is_repeated);
+        let cut = match level {
+            CUT_LEVEL.. => Some(CutFor::All),
+            UNREAD_LEVEL.. => Some(CutFor::Unread),
+            _ => None,
+        };
+        let cut = cut.filter(|_| is_due);
+        if cut.is_some() {
             state.cut = Some(Cut {
                 at: now,
                 level,
                 least: level,
             });
         }
-        let limit = memory.limit().unwrap_or(0);
-        let used = memory.used().unwrap_or(limit);
-        let numbers = (limit, used);
-        Some(GrowthStep {
-            cuts,
-            asks,
-            numbers,
-        })
+        let numbers = (memory.limit().unwrap_or(0), used);
+        let step = GrowthStep { cut, asks, numbers };
+        (asks || cut.is_some()).then_some(step)
+    }
+}
+
+impl State {
+    /// Returns whether memory has grown since the sockets were last asked.
+    fn has_grown(&self, memory: &Memory) -> bool {
+        let (Some(used), Some(limit)) = (memory.used(), memory.limit()) else {
+            return false;
+        };
+        used.saturating_sub(self.least) > limit / ASK_PART
     }
 }
 
@@ -118,17 +155,24 @@ mod tests {
 
     const LIMIT: u64 = 100_000;
 
-    /// Returns at which of the sweeps, 250 ms apart, connections are closed. Before each, a level is
-    /// seen at ten looks.
-    fn cuts(levels: impl IntoIterator<Item = u64>) -> Vec<usize> {
+    /// Returns at which of the sweeps, 250 ms apart, connections are closed, and for what. Each
+    /// reports a level.
+    fn all_cuts(levels: impl IntoIterator<Item = u64>) -> Vec<(usize, CutFor)> {
         let memory = Memory::reported(LIMIT).unwrap();
         let growth = MemoryGrowth::default();
-        let sweeps = levels.into_iter().enumerate().filter(|(sweep, level)| {
-            (0..10).for_each(|_| memory.report(*level));
-            let step = growth.since_last_sweep(&memory, *sweep as u64 * 250);
-            step.is_some_and(|step| step.cuts)
+        let sweeps = levels.into_iter().enumerate().filter_map(|(sweep, level)| {
+            memory.report(level);
+            let step = growth.since_last_sweep(&memory, sweep as u64 * 250);
+            Some((sweep, step?.cut?))
         });
-        sweeps.map(|(sweep, _)| sweep).collect()
+        sweeps.collect()
+    }
+
+    /// Returns at which of them they are closed for all that they hold.
+    fn cuts(levels: impl IntoIterator<Item = u64>) -> Vec<usize> {
+        let cuts = all_cuts(levels).into_iter();
+        cuts.filter_map(|(sweep, cut)| (cut == CutFor::All).then_some(sweep))
+            .collect()
     }
 
     #[test]
@@ -145,9 +189,27 @@ mod tests {
 
     #[test]
     fn a_level_that_stands_still_closes_nothing_however_high_it_is() {
-        for level in [97_000, 98_500, 100_000, 200_000] {
-            assert!(cuts(std::iter::repeat_n(level, 14_400)).is_empty());
+        for level in [90_000, 97_000, 98_500, 100_000, 200_000] {
+            assert!(all_cuts(std::iter::repeat_n(level, 14_400)).is_empty());
         }
+    }
+
+    #[test]
+    fn what_is_unread_is_cut_before_requests_are_refused() {
+        let growing = (0..11).map(|sweep| 87_000 + sweep * 1_000);
+        let unread = [3, 4, 5, 6, 7, 8, 9].map(|sweep| (sweep, CutFor::Unread));
+        assert_eq!(
+            all_cuts(growing),
+            [&unread[..], &[(10, CutFor::All)]].concat()
+        );
+        // At the threshold no more than once a second.
+        let hovering = (0..80).map(|sweep| [89_500, 90_100][sweep % 2]);
+        let cuts = all_cuts(hovering);
+        assert!(cuts.len() > 5, "{cuts:?}");
+        assert!(
+            cuts.windows(2).all(|two| two[1].0 - two[0].0 >= 4),
+            "{cuts:?}"
+        );
     }
 
     #[test]
@@ -183,6 +245,33 @@ mod tests {
     }
 
     #[test]
+    fn sockets_are_asked_in_good_time_and_only_while_memory_grows() {
+        let memory = Memory::reported(LIMIT).unwrap();
+        let growth = MemoryGrowth::default();
+        let asks = |sweep: u64, level| {
+            memory.report(level);
+            let is_urgent = growth.is_new(&memory);
+            let step = growth.since_last_sweep(&memory, sweep * 250);
+            assert_eq!(is_urgent, step.is_some());
+            step.is_some_and(|step| step.asks)
+        };
+        let levels = [
+            70_000, 79_900, 80_000, 80_300, 80_391, 80_391, 80_700, 80_900,
+        ];
+        let asked = (0..).zip(levels).map(|(sweep, level)| asks(sweep, level));
+        assert_eq!(
+            asked.collect::<Vec<_>>(),
+            [false, false, true, false, true, false, false, true]
+        );
+        // From the least since then.
+        assert_eq!(
+            [79_000, 80_100, 80_200].map(|level| asks(9, level)),
+            [false, true, false]
+        );
+        assert!((10..1000).all(|sweep| !asks(sweep, 80_200)));
+    }
+
+    #[test]
     fn growth_before_the_first_sweep_closes_nothing() {
         let memory = Memory::reported(LIMIT).unwrap();
         memory.report(95_000);
@@ -191,7 +280,7 @@ mod tests {
         assert_eq!(growth.since_last_sweep(&memory, 0), None);
         memory.report(99_000);
         let step = GrowthStep {
-            cuts: false,
+            cut: None,
             asks: true,
             numbers: (LIMIT, 99_000),
         };

@@ -48,8 +48,8 @@ impl Fixture {
     /// Lets memory grow to the level from which sockets are asked.
     async fn grow_until_asked(&self) {
         sleep(TICK / 2).await; // From now on between two sweeps.
-        self.report(900).await;
-        self.report(950).await;
+        self.report(870).await;
+        self.report(890).await;
     }
 
     fn assert_nothing_left(&self) {
@@ -178,7 +178,9 @@ async fn what_the_kernel_has_unread_counts_and_an_old_answer_of_a_socket_does_no
     let fixture = fixture(Mode::Enforce);
     let (mut pair, _request) = connect_working(&fixture.guard, 1).unwrap();
     let (mut drained, _other) = connect_working(&fixture.guard, 2).unwrap();
-    let (little, _charged) = connect_charged(&fixture.guard, 3, 64 * KIB - 1);
+    let (mut little, _third) = connect_working(&fixture.guard, 3).unwrap();
+    let (charged, _charged) = connect_charged(&fixture.guard, 4, 500 * KIB);
+    little.unread.store(64 * KIB - 1, Relaxed);
     for pair in [&pair, &drained] {
         pair.unread.store(64 * KIB, Relaxed);
     }
@@ -186,22 +188,47 @@ async fn what_the_kernel_has_unread_counts_and_an_old_answer_of_a_socket_does_no
     poll_socket(&mut pair);
     poll_socket(&mut drained);
     drained.unread.store(0, Relaxed);
-    // Both answer once more before the level is reached.
-    fixture.report(960).await;
-    poll_socket(&mut pair);
-    poll_socket(&mut drained);
-    fixture.report(975).await;
-    assert_eq!([&pair, &drained, &little].map(is_cut), [true, false, false]);
+    // Both answer once more before the level is reached, at which what is charged does not count.
+    fixture.report(895).await;
+    for pair in [&mut pair, &mut drained, &mut little] {
+        poll_socket(pair);
+    }
+    fixture.report(905).await;
+    let conns = [&pair, &drained, &little, &charged];
+    assert_eq!(conns.map(is_cut), [true, false, false, false]);
     // An answer from before the last question is out of date.
     drained.unread.store(64 * KIB, Relaxed);
     poll_socket(&mut drained);
     for level in [900, 900, 900, 900, 960, 975] {
         fixture.report(level).await;
     }
-    assert!(!is_cut(&drained));
+    assert_eq!([&drained, &charged].map(is_cut), [false, true]);
     poll_socket(&mut drained);
     fixture.report(985).await;
     assert!(is_cut(&drained));
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_memory_is_short_and_grows_what_is_not_read_gets_a_small_receive_buffer() {
+    let fixture = fixture(Mode::Enforce);
+    let (mut pair, _request) = connect_working(&fixture.guard, 1).unwrap();
+    let (mut read, _other) = connect_working(&fixture.guard, 2).unwrap();
+    sleep(TICK / 2).await;
+    pair.unread.store(64 * KIB, Relaxed);
+    read.unread.store(64 * KIB - 1, Relaxed);
+    let mut buffers = async |level| {
+        fixture.report(level).await;
+        [&mut pair, &mut read].map(|pair| {
+            poll_socket(pair);
+            pair.receive_buffer.load(Relaxed)
+        })
+    };
+    let usual = buffers(799).await;
+    // It has not grown by a step.
+    assert_eq!(buffers(801).await, usual);
+    let small = 64 * KIB as u32;
+    assert_eq!(buffers(805).await, [small, usual[1]]);
+    assert_eq!(fixture.journal.disconnected(), []);
 }
 
 #[tokio::test(start_paused = true)]
@@ -223,8 +250,8 @@ async fn growth_just_after_a_sweep_is_not_left_until_the_next_one() {
     let fixture = fixture(Mode::Enforce);
     let (pair, _request) = connect_charged(&fixture.guard, 1, 500 * KIB);
     sleep(Duration::from_millis(5)).await; // From now on just after each sweep.
-    fixture.report(900).await;
-    fixture.report(950).await;
+    fixture.report(870).await;
+    fixture.report(890).await;
     fixture.memory.report(LIMIT / 1000 * 975);
     sleep(Duration::from_millis(50)).await;
     assert!(is_cut(&pair));
