@@ -125,7 +125,8 @@ pub(crate) fn admit(
         let has_many = shares.is_some() && shared.registry.has(conn, MANY_CONNECTIONS);
         // If the tasks of closing connections do not run, each new connection that waits in vain
         // would evict one more, and in the end a useful one.
-        let staying = next.saturating_sub(shared.close_pending.load(Relaxed));
+        let close_pending = shared.close_pending.load(Relaxed);
+        let staying = next.saturating_sub(close_pending);
         let is_evicted = (staying > soft / 2 || evicts_above < soft && staying > evicts_above)
             && evict(
                 shared,
@@ -133,6 +134,8 @@ pub(crate) fn admit(
                 Claim {
                     is_reserved,
                     has_many,
+                    is_for_memory: next <= soft,
+                    spares_unread: next <= max || close_pending > 0,
                 },
             );
         // The places that are left are for clients with few connections.

@@ -12,7 +12,9 @@ use crate::{
 };
 use palisade_core::{Phase, Reason};
 use queue::{Candidate, MAX_CANDIDATES};
-use rank::{EvictionClass, EvictionRank, Usefulness, is_newcomer};
+use rank::{
+    EvictionClass, EvictionRank, MIN_AGE_FOR_WORK_MILLIS, Usefulness, is_newcomer, was_read,
+};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Where no candidate is ready, this many connections are examined.
@@ -25,13 +27,26 @@ pub(crate) struct Claim {
     pub(crate) is_reserved: bool,
     /// Its client or its network has many connections already.
     pub(crate) has_many: bool,
+    /// There are places left, but memory is short. A connection that is as useful as a new one
+    /// stays: it is that of an honest client as likely, and to close it frees hardly anything.
+    pub(crate) is_for_memory: bool,
+    /// There are places left, or about to be. A connection that was never read stays: to close it
+    /// takes the task that would read it.
+    pub(crate) spares_unread: bool,
 }
 
 impl Claim {
-    /// Returns whether a connection of `class` is evicted for it.
-    fn may_evict(self, class: EvictionClass) -> bool {
+    /// Returns whether a connection of `class` and of this age is evicted for it.
+    fn may_evict(self, class: EvictionClass, age: u64) -> bool {
+        let is_young = class.usefulness == Usefulness::LowWork && age < MIN_AGE_FOR_WORK_MILLIS;
         (self.is_reserved || !class.is_reserved)
             && !(self.has_many && class.usefulness.has_worked())
+            && !(self.is_for_memory && (is_young || class.is_last_resort()))
+    }
+
+    /// Returns whether `conn` stays because it was never read.
+    fn spares(self, conn: &ConnHandle) -> bool {
+        self.spares_unread && !was_read(&conn.state().stats())
     }
 }
 
@@ -41,7 +56,7 @@ pub(crate) fn evict(shared: &Shared, open: usize, claim: Claim) -> bool {
     let limit = shared.limits.soft() as u64;
     let now = shared.now();
     let many_newcomers = shared.many_newcomers.load(Relaxed);
-    while let Some(candidate) = take_candidate(shared, claim) {
+    while let Some(candidate) = take_candidate(shared, claim, now) {
         let Candidate {
             class,
             opened,
@@ -54,7 +69,7 @@ pub(crate) fn evict(shared: &Shared, open: usize, claim: Claim) -> bool {
             let age = now.saturating_sub(opened);
             rank(shared, &conn, age, many_newcomers).is_some_and(|rank| rank.class <= class)
         };
-        if is_still && close_evicted(shared, &conn, limit, open as u64) {
+        if is_still && !claim.spares(&conn) && close_evicted(shared, &conn, limit, open as u64) {
             return true;
         }
     }
@@ -70,6 +85,8 @@ pub(crate) fn evict_for_file(shared: &Shared) -> bool {
     let claim = Claim {
         is_reserved: true,
         has_many: false,
+        is_for_memory: false,
+        spares_unread: false,
     };
     let limit = open.saturating_sub(1) as u64;
     evict_one_of_few(shared, limit, open, MIN_AGE_MILLIS, claim)
@@ -132,21 +149,22 @@ fn evict_one_of_few(shared: &Shared, limit: u64, open: usize, min_age: u64, clai
     let many_newcomers = 2 * newcomers.count() > few.len();
     let least_useful = few
         .iter()
-        .filter(|one| age(one.opened) >= min_age)
+        .filter(|one| age(one.opened) >= min_age && !claim.spares(&one.conn))
         .filter_map(|one| {
             let rank = rank(shared, &one.conn, age(one.opened), many_newcomers)?;
-            Some((rank, &one.conn))
+            Some((rank, one))
         })
-        .filter(|(rank, _)| claim.may_evict(rank.class))
+        .filter(|(rank, one)| claim.may_evict(rank.class, age(one.opened)))
         .min_by_key(|(rank, _)| *rank);
     match least_useful {
-        Some((_, conn)) => close_evicted(shared, conn, limit, open as u64),
+        Some((_, one)) => close_evicted(shared, &one.conn, limit, open as u64),
         None => false,
     }
 }
 
-fn take_candidate(shared: &Shared, claim: Claim) -> Option<Candidate> {
-    let (next, left) = shared.candidates.take(|class| claim.may_evict(class));
+fn take_candidate(shared: &Shared, claim: Claim, now: u64) -> Option<Candidate> {
+    let may_evict = |one: &Candidate| claim.may_evict(one.class, now.saturating_sub(one.opened));
+    let (next, left) = shared.candidates.take(may_evict);
     if left < MAX_CANDIDATES / 4 {
         shared.sweeper.hurry();
     }

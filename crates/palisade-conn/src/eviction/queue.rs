@@ -33,14 +33,13 @@ struct Ranked {
 // === EvictionQueue ===
 
 impl EvictionQueue {
-    /// Takes out the first candidate of a class that `may_evict` accepts. Returns how many are
-    /// left as well.
+    /// Takes out the first candidate that `may_evict` accepts. Returns how many are left as well.
     pub(crate) fn take(
         &self,
-        may_evict: impl Fn(EvictionClass) -> bool,
+        may_evict: impl Fn(&Candidate) -> bool,
     ) -> (Option<Candidate>, usize) {
         let mut queue = self.0.lock();
-        let next = queue.iter().rposition(|next| may_evict(next.class));
+        let next = queue.iter().rposition(may_evict);
         (next.map(|at| queue.remove(at)), queue.len())
     }
 

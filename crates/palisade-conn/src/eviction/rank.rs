@@ -7,7 +7,7 @@ use palisade_core::Phase;
 const NEWCOMER_MILLIS: u64 = 500;
 /// A younger connection has not shown how often it comes: one request within a millisecond counts
 /// as one within this time.
-const MIN_AGE_FOR_WORK_MILLIS: u64 = 2000;
+pub(crate) const MIN_AGE_FOR_WORK_MILLIS: u64 = 2000;
 const HOUR_MILLIS: u64 = 3_600_000;
 /// Idle connections at or below this work rate (work units per hour) are evicted before those
 /// above.
@@ -155,8 +155,12 @@ impl EvictionClass {
 /// Returns whether the first request of a connection may be on its way, or be unread: where the
 /// runtime is late, the socket may never have been read.
 pub(crate) fn is_newcomer(stats: &ConnStats, age: u64) -> bool {
-    let was_read = stats.awaits_read || stats.read > 0;
-    (age < NEWCOMER_MILLIS || !was_read) && stats.phase() == Phase::FirstHead
+    (age < NEWCOMER_MILLIS || !was_read(stats)) && stats.phase() == Phase::FirstHead
+}
+
+/// Returns whether the server has looked for bytes of the client.
+pub(crate) fn was_read(stats: &ConnStats) -> bool {
+    stats.awaits_read || stats.read > 0
 }
 
 /// Returns the work that a connection did for each hour of its age: its responses, and the bytes

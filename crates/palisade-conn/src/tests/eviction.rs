@@ -162,3 +162,35 @@ async fn a_stalled_upload_is_evicted_and_one_that_arrives_is_not() {
     drop((steady, stalled, newcomers));
     assert_nothing_left(&guard);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_was_never_read_is_evicted_only_where_no_place_is_left() {
+    // Eviction begins at 18 of 20.
+    let builder = ConnGuard::builder().max_connections(20);
+    let (guard, _) = tracking_guard(builder.max_per_client(None));
+    let unread: Vec<_> = (0..17)
+        .map(|_| connect_unread(&guard, 1).unwrap())
+        .collect();
+    let evicted = || {
+        unread
+            .iter()
+            .filter(|pair| pair.decision().is_some())
+            .count()
+    };
+    let silent = connect(&guard);
+    sleep(SECOND).await;
+    let _more = [
+        connect_unread(&guard, 2).unwrap(),
+        connect_unread(&guard, 2).unwrap(),
+    ];
+    assert!(silent.decision().is_some());
+    assert_eq!(evicted(), 0);
+    // A place is about to be left.
+    assert!(connect_from(&guard, 3).is_err());
+    assert_eq!(evicted(), 0);
+    drop(silent);
+    let _last = connect_unread(&guard, 3).unwrap();
+    assert_eq!(evicted(), 0);
+    assert!(connect_from(&guard, 4).is_err());
+    assert_eq!(evicted(), 1);
+}

@@ -23,6 +23,7 @@ use crate::{
     ConnGuard, ConnGuardBuilder, GuardedIo, Transport,
     connection::{decision::CloseDecision, in_flight::InFlight},
 };
+use futures_util::FutureExt;
 use palisade_core::{Gauge, GaugeSource, Reason, Violation};
 use palisade_testkit::Journal;
 use std::{
@@ -145,8 +146,16 @@ fn peer(last: u8) -> Option<SocketAddr> {
     Some(([192, 0, 2, last], 4711).into())
 }
 
-/// Connects a client with the address [`peer`].
+/// Connects a client with the address [`peer`]. The server has looked for its bytes, as the task of
+/// each connection does at once.
 fn connect_from(guard: &ConnGuard, last: u8) -> io::Result<Pair> {
+    let mut pair = connect_unread(guard, last)?;
+    assert!(pair.server.read_u8().now_or_never().is_none());
+    Ok(pair)
+}
+
+/// Connects a client with the address [`peer`], whose task does not run.
+fn connect_unread(guard: &ConnGuard, last: u8) -> io::Result<Pair> {
     let (inner, client) = duplex(1024);
     let transport = TestTransport::new(inner);
     let (reset, hung_up) = (transport.reset.clone(), transport.hung_up.clone());

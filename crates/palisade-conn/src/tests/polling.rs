@@ -83,7 +83,7 @@ async fn a_hang_up_behind_an_unread_byte_is_found_by_a_probe_in_poll_flush() {
         mut client,
         hung_up,
         ..
-    } = connect(&guard);
+    } = connect_unread(&guard, 1).unwrap();
     // All bytes arrive before the first read, so the reader never waits.
     client.write_all(b"request and a byte more").await.unwrap();
     server.read_exact(&mut [0; 23]).await.unwrap();

@@ -70,6 +70,7 @@ async fn where_memory_is_short_each_new_connection_evicts_an_idle_one_and_64_sta
         serve_once(pair, false).await;
     }
     let working = connect_working(&guard, 2).unwrap();
+    sleep(2 * SECOND).await; // By then a connection has shown how much it does.
     let closing = |idle: &[Pair]| idle.iter().filter(|pair| pair.decision().is_some()).count();
     let next = connect(&guard);
     assert_eq!(closing(&idle), 0);
