@@ -155,13 +155,13 @@ mod tests {
 
     const LIMIT: u64 = 100_000;
 
-    /// Returns at which of the sweeps, 250 ms apart, connections are closed, and for what. Each
-    /// reports a level.
+    /// Returns at which of the sweeps, 250 ms apart, connections are closed, and for what. Before
+    /// each, a level is seen at ten looks.
     fn all_cuts(levels: impl IntoIterator<Item = u64>) -> Vec<(usize, CutFor)> {
         let memory = Memory::reported(LIMIT).unwrap();
         let growth = MemoryGrowth::default();
         let sweeps = levels.into_iter().enumerate().filter_map(|(sweep, level)| {
-            memory.report(level);
+            (0..10).for_each(|_| memory.report(level));
             let step = growth.since_last_sweep(&memory, sweep as u64 * 250);
             Some((sweep, step?.cut?))
         });
