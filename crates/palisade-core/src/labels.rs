@@ -33,6 +33,9 @@ closed_enum! {
     /// The guard that acted.
     #[non_exhaustive]
     Guard {
+        /// `palisade-load-shed`, which refuses requests while memory grows or the runtime is
+        /// overloaded.
+        LoadShed = "load_shed",
         /// `palisade-rate-limit`, which limits the requests of a client per time.
         RateLimit = "rate_limit",
         /// `palisade-timeout`, which limits the time until a response.
@@ -294,8 +297,12 @@ impl Reason {
             Self::HungUp => "ConnGuard::builder().probe_interval(duration)",
             Self::UpgradedFull => "ConnGuard::builder().max_upgraded(connections)",
             Self::InFlightFull => "ConnGuard::builder().max_in_flight(requests)",
-            Self::MemoryPressure => "ConnGuard::builder().memory(memory) or .critical(requests)",
-            Self::RuntimeBusy => "ConnGuard::builder().runtime_load(load) or .critical(requests)",
+            Self::MemoryPressure => {
+                "ConnGuard::builder() or LoadShedLayer, .memory(memory) or .critical(requests)"
+            }
+            Self::RuntimeBusy => {
+                "ConnGuard::builder() or LoadShedLayer, .runtime_load(load) or .critical(requests)"
+            }
             Self::CancelledRequests => "ConnGuard::builder().max_cancelled(requests)",
             Self::NoProgress => "ConnGuard::builder().max_overhead(bytes)",
             Self::HandshakesFull => "Serve::max_handshakes(handshakes)",

@@ -64,6 +64,8 @@ pub(crate) const LEVELS_IGNORED: Family = Family {
 /// The reasons for which guards refuse requests. These series start at zero, so that the first
 /// refusal is an increase. Other series appear when they are first counted.
 const REFUSALS: &[(Guard, Reason)] = &[
+    (Guard::LoadShed, Reason::MemoryPressure),
+    (Guard::LoadShed, Reason::RuntimeBusy),
     (Guard::RateLimit, Reason::RateExceeded),
     (Guard::RateLimit, Reason::CostOverBurst),
     (Guard::RateLimit, Reason::PeerMissing),

@@ -9,6 +9,7 @@ pub use std::{net::SocketAddr, time::Duration};
 pub use tower::{BoxError, Layer, ServiceExt, service_fn};
 
 use http_body::Body;
+use palisade_core::Memory;
 use std::{
     fmt::Debug,
     pin::Pin,
@@ -65,6 +66,15 @@ pub fn stalled_upload() -> Request<Pieces> {
 /// Returns a request with a body of so many pieces of so many bytes, with a pause before each.
 pub fn upload(pieces: u64, bytes: usize, pause: Duration) -> Request<Pieces> {
     Request::new(Pieces::new(pieces, bytes).every(pause))
+}
+
+/// Returns memory that is short and has just grown: a quarter of the requests is to be admitted,
+/// and the first one is not among them.
+pub fn growing_memory() -> Memory {
+    let memory = Memory::reported(1_000_000).expect("the limit is not 0");
+    memory.report(960_000);
+    memory.report(990_000);
+    memory
 }
 
 /// Returns a request of the client with this address.

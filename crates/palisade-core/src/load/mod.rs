@@ -11,7 +11,7 @@ use std::{
     fmt,
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     thread,
     time::Duration,
@@ -26,7 +26,7 @@ const QUIET_LOOK_INTERVAL: Duration = Duration::from_millis(250);
 const BUSY_LOOK_INTERVAL: Duration = Duration::from_millis(10);
 const BUSY_DELAY: Duration = Duration::from_millis(20);
 /// A bit of the share that no share has: a request has asked for it.
-const ASKED: u16 = 1 << 15;
+const ASKED: u32 = 1 << 15;
 
 /// The load of the tokio runtimes that serve requests, for guards that refuse some of them. Clones
 /// share one state.
@@ -49,8 +49,9 @@ const ASKED: u16 = 1 << 15;
 /// must not blind it. It reads whether a worker is parked. Only if none is, it wakes one task of
 /// the runtime. The clock is the system's, also where tokio's is paused.
 ///
-/// The connection guard watches the runtimes in which it accepts connections. Use this type to
-/// watch them without it, or to read the numbers.
+/// The connection guard watches the runtimes in which it accepts connections, and the layer of
+/// `palisade-load-shed` the one in which it is created. Use this type to watch others, or to read
+/// the numbers.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -69,7 +70,7 @@ pub struct RuntimeLoad(Arc<State>);
 struct State {
     /// In parts of [`RuntimeLoad::WHOLE`], with [`ASKED`] if a request has asked for it since the
     /// latest step. One number, so that a request reads both at once.
-    share: AtomicU16,
+    share: AtomicU32,
     /// Requests that were admitted since then while the share was not whole.
     admitted: AtomicU32,
     /// Requests in flight, as the connection guard has counted them.
@@ -187,21 +188,22 @@ impl RuntimeLoad {
 
     /// Returns the part of requests to admit, from 1/64 to 1.
     pub fn share(&self) -> f32 {
-        f32::from(self.0.share.load(Relaxed) & !ASKED) / f32::from(Self::WHOLE)
+        let share = self.0.share.load(Relaxed) & !ASKED;
+        share as f32 / f32::from(Self::WHOLE)
     }
 
     /// Returns the same for a request that is about to be admitted, in parts of [`Self::WHOLE`].
     #[doc(hidden)]
     #[inline]
     pub fn ask(&self) -> u16 {
-        self.0.share.fetch_or(ASKED, Relaxed) & !ASKED
+        (self.0.share.fetch_or(ASKED, Relaxed) & !ASKED) as u16
     }
 
     /// Returns whether a request has asked since the latest step, and every request is to be
     /// admitted: there is nothing to ask.
     #[inline(always)]
     pub(crate) fn is_asked_and_whole(&self) -> bool {
-        self.0.share.load(Relaxed) == Self::WHOLE | ASKED
+        self.0.share.load(Relaxed) == u32::from(Self::WHOLE) | ASKED
     }
 
     /// Counts a request as in flight, where no connection guard [does](Self::set_in_flight).
@@ -334,7 +336,7 @@ impl State {
         let share = control.shedding.step(delay, elapsed, requests);
         let share = ((share * f32::from(RuntimeLoad::WHOLE)) as u16).max(1);
         // A request that asks at this moment may not be noted. The next one is.
-        self.share.store(share, Relaxed);
+        self.share.store(share.into(), Relaxed);
         let micros = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
         self.delay_micros.store(micros, Relaxed);
     }
@@ -343,7 +345,7 @@ impl State {
 impl Default for State {
     fn default() -> Self {
         Self {
-            share: AtomicU16::new(RuntimeLoad::WHOLE),
+            share: AtomicU32::new(RuntimeLoad::WHOLE as u32),
             admitted: AtomicU32::new(0),
             in_flight: AtomicUsize::new(0),
             in_layers: AtomicUsize::new(0),
