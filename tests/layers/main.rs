@@ -4,6 +4,7 @@
 mod buffering;
 mod compositions;
 mod concurrency_limit;
+mod load_shed;
 mod stack;
 mod stacked_guards;
 mod timeouts;

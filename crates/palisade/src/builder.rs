@@ -1,6 +1,8 @@
 //! The builder of a stack: a preset, and changes to it.
 
 mod check;
+#[cfg(feature = "load-shed")]
+mod load_shed;
 
 use crate::{StackLayer, stack::Layers};
 use palisade_core::{ConfigError, Guard, Mode, Recorder, Rejection};
@@ -19,8 +21,12 @@ use palisade_core::Budget;
 use palisade_core::ClientKey;
 #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
 use palisade_core::KeyExtractor;
-#[cfg(feature = "slow-body")]
+#[cfg(any(feature = "load-shed", feature = "slow-body"))]
 use palisade_core::Memory;
+#[cfg(feature = "load-shed")]
+use palisade_core::{RuntimeLoad, shed::PicksRequests};
+#[cfg(feature = "load-shed")]
+use palisade_load_shed::LoadShedLayer;
 #[cfg(feature = "rate-limit")]
 use palisade_rate_limit::{Decision, Limiter, Policy, RateLimitLayer, TableLimiter};
 #[cfg(feature = "slow-body")]
@@ -57,8 +63,10 @@ pub struct Stack {
     byte_budget: Option<Budget>,
     #[cfg(feature = "slow-body")]
     pace: PaceBuilder,
-    #[cfg(feature = "slow-body")]
+    #[cfg(any(feature = "load-shed", feature = "slow-body"))]
     memory: Option<Memory>,
+    #[cfg(feature = "load-shed")]
+    shed: Shed,
     #[cfg(feature = "concurrency-limit")]
     max_requests: usize,
     #[cfg(feature = "concurrency-limit")]
@@ -74,6 +82,16 @@ enum Preset {
     Internal,
 }
 
+/// The settings of the layer that sheds load.
+#[cfg(feature = "load-shed")]
+#[derive(Default)]
+struct Shed {
+    /// `None` is that of the runtime in which the stack is built.
+    runtime_load: Option<Option<RuntimeLoad>>,
+    is_critical: Option<PicksRequests>,
+    is_sheddable: Option<PicksRequests>,
+}
+
 /// The default number of clients in the table of the rate limit.
 #[cfg(feature = "rate-limit")]
 const DEFAULT_MAX_CLIENTS: usize = 1 << 20;
@@ -84,6 +102,8 @@ type Tune<L> = Option<Box<dyn FnOnce(L) -> L + Send>>;
 /// The changes that are applied to each layer after all other settings.
 #[derive(Default)]
 struct Tunes {
+    #[cfg(feature = "load-shed")]
+    load_shed: Tune<LoadShedLayer>,
     #[cfg(feature = "rate-limit")]
     rate_limit: Tune<RateLimitLayer>,
     #[cfg(feature = "timeout")]
@@ -105,7 +125,8 @@ impl Stack {
     /// is the client.
     ///
     /// 30 s to the response head; 2 MiB of request body, at 500 B/s or more and without a gap of
-    /// 15 s; 1,024 requests at work, the last tenth of the permits for clients that hold few. There
+    /// 15 s; 1,024 requests at work, the last tenth of the permits for clients that hold few. A
+    /// share of the requests while memory is short and grows, or the runtime is overloaded. There
     /// is no rate limit until [`Self::rate_limit`] sets one.
     ///
     /// ```
@@ -208,8 +229,10 @@ impl Stack {
             byte_budget: Some(Budget::of_process()),
             #[cfg(feature = "slow-body")]
             pace: Pace::builder(),
-            #[cfg(feature = "slow-body")]
+            #[cfg(any(feature = "load-shed", feature = "slow-body"))]
             memory: Some(Memory::of_process()),
+            #[cfg(feature = "load-shed")]
+            shed: Shed::default(),
             #[cfg(feature = "concurrency-limit")]
             max_requests: 1024,
             #[cfg(feature = "concurrency-limit")]
@@ -458,9 +481,10 @@ impl Stack {
         self
     }
 
-    /// Sets the memory by which the required pace of bodies rises: see
-    /// [`full_pressure_rate`](PaceBuilder::full_pressure_rate). With `None` it rises by the byte
-    /// budget alone. Defaults to [`Memory::of_process`].
+    /// Sets the memory that the stack protects. While it is short and grows, a share of the
+    /// requests is refused, by the feature `load-shed`. While it is short, bodies have to be
+    /// faster, by the feature `slow-body`. `None` removes both. Defaults to
+    /// [`Memory::of_process`].
     ///
     /// ```
     /// use palisade::{Memory, Stack};
@@ -469,14 +493,16 @@ impl Stack {
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let memory = Memory::reported(1_000_000)?;
     /// let stack = Stack::edge().memory(memory.clone()).build()?;
-    /// memory.report(1_000_000);
-    /// // Eight times 500 B/s are required at full pressure.
+    /// memory.report(960_000);
+    /// // Nearly eight times 500 B/s are required.
     /// assert_eq!(status(&stack, upload(60, 1_000, SECOND)).await, 408);
     /// assert_eq!(status(&stack, upload(60, 5_000, SECOND)).await, 200);
+    /// memory.report(990_000); // It grows. A quarter of the requests is served.
+    /// assert_eq!(status(&stack, upload(60, 5_000, SECOND)).await, 503);
     /// # Ok(())
     /// # }
     /// ```
-    #[cfg(feature = "slow-body")]
+    #[cfg(any(feature = "load-shed", feature = "slow-body"))]
     pub fn memory(mut self, memory: impl Into<Option<Memory>>) -> Self {
         self.memory = memory.into();
         self
@@ -794,7 +820,10 @@ impl Stack {
         if self.max_body > BodyLimitLayer::DEFAULT && !self.is_grpc {
             warn_about_axum_limit_once(self.max_body);
         }
-        #[cfg(all(feature = "body-limit", feature = "slow-body"))]
+        #[cfg(all(
+            feature = "body-limit",
+            any(feature = "load-shed", feature = "slow-body")
+        ))]
         if let (Some(memory), Some(budget)) = (&self.memory, &self.byte_budget) {
             budget.report_to(memory);
         }
@@ -818,6 +847,11 @@ impl Stack {
         #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
         let client_key = self.client_key_extractor();
         let layers = Layers {
+            #[cfg(feature = "load-shed")]
+            load_shed: {
+                let layer = self.load_shed_layer();
+                configured!(layer, Guard::LoadShed, load_shed)
+            },
             #[cfg(feature = "rate-limit")]
             rate_limit: {
                 let layer = match (&self.rate_policy, client_key.clone()) {

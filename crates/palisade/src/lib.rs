@@ -26,6 +26,7 @@
 //!
 //! | guard | stops | response |
 //! |---|---|---|
+//! | [`load_shed`] | requests that memory or processors are short for | 503 with `Retry-After` |
 //! | [`rate_limit`] | a client that sends more requests than its quota | 429 with `Retry-After` |
 //! | [`timeout`] | handlers that take too long | 503 |
 //! | [`body_limit`] | bodies that are too long, or arrive in too many tiny frames | 413 |
@@ -35,7 +36,7 @@
 //! | [`mod@serve`] | attacks that hyper does not stop | 431, 400, 501, GOAWAY, `RST_STREAM` |
 //!
 //! gRPC clients get the same decisions as a gRPC status. Each guard is a crate and a feature, all
-//! on by default, and each of the first five is a `Layer` by itself. With the features `axum` and
+//! on by default, and each of the first six is a `Layer` by itself. With the features `axum` and
 //! `tonic` the guards read the peer's address from where those servers put it. The features
 //! `metrics` and `tracing` add further [`Metrics`] to the [`Snapshot`] of the feature `snapshot`,
 //! which is on by default.
@@ -52,6 +53,7 @@
 #[cfg(any(
     feature = "body-limit",
     feature = "concurrency-limit",
+    feature = "load-shed",
     feature = "rate-limit",
     feature = "slow-body",
     feature = "timeout"
@@ -60,6 +62,7 @@ mod builder;
 #[cfg(any(
     feature = "body-limit",
     feature = "concurrency-limit",
+    feature = "load-shed",
     feature = "rate-limit",
     feature = "slow-body",
     feature = "timeout"
@@ -70,11 +73,12 @@ mod stack;
 pub use palisade_core as types;
 pub use palisade_core::{
     Budget, ConfigError, ConfigFault, Guard, Memory, Metrics, Mode, Pressure, Reason, Recorder,
-    Rejection,
+    Rejection, RuntimeLoad,
 };
 #[cfg(any(
     feature = "body-limit",
     feature = "concurrency-limit",
+    feature = "load-shed",
     feature = "rate-limit",
     feature = "slow-body",
     feature = "timeout"
@@ -89,6 +93,8 @@ pub use palisade_client_ip::{self as client_ip, ClientIp};
 pub use palisade_concurrency_limit as concurrency_limit;
 #[cfg(feature = "conn")]
 pub use palisade_conn as conn;
+#[cfg(feature = "load-shed")]
+pub use palisade_load_shed as load_shed;
 #[cfg(feature = "snapshot")]
 pub use palisade_metrics::{self as metrics, Snapshot};
 #[cfg(feature = "rate-limit")]
@@ -106,6 +112,7 @@ pub use palisade_timeout as timeout;
     feature = "axum",
     feature = "body-limit",
     feature = "concurrency-limit",
+    feature = "load-shed",
     feature = "rate-limit",
     feature = "serve",
     feature = "slow-body",

@@ -19,6 +19,8 @@ use palisade_body_limit::{BodyBudgetLayer, BodyBudgetPolicy, BodyLimitLayer, Bod
 use palisade_concurrency_limit::{
     ConcurrencyLimitHandle, ConcurrencyLimitLayer, ConcurrencyLimitPolicy,
 };
+#[cfg(feature = "load-shed")]
+use palisade_load_shed::{LoadShedLayer, LoadShedPolicy};
 #[cfg(feature = "rate-limit")]
 use palisade_rate_limit::{RateLimitLayer, RateLimitPolicy};
 #[cfg(feature = "slow-body")]
@@ -46,26 +48,35 @@ pub type RequestBody<B> = palisade_guard::RequestBody<B, Policies>;
 /// The response body of a service inside the stack.
 pub type ResponseBody<B> = palisade_guard::ResponseBody<B, Policies>;
 
-/// The policies of a stack, from the outermost guard to the innermost. The cheapest refusals come
-/// first; the permit is granted last and given back last. The timeout is outside the concurrency
-/// limit, so that it includes the wait for a permit.
+/// The policies of a stack, from the outermost guard to the innermost. Load is shed before anything
+/// is done for a request. The cheapest refusals come first; the permit is granted last and given
+/// back last. The timeout is outside the concurrency limit, so that it includes the wait for a
+/// permit.
 pub(crate) type Policies = And<
-    MaybeRateLimit,
+    MaybeLoadShed,
     And<
-        MaybeTimeout,
-        And<MaybeBodyLimit, And<MaybeBodyBudget, And<MaybeSlowBody, MaybeConcurrencyLimit>>>,
+        MaybeRateLimit,
+        And<
+            MaybeTimeout,
+            And<MaybeBodyLimit, And<MaybeBodyBudget, And<MaybeSlowBody, MaybeConcurrencyLimit>>>,
+        >,
     >,
 >;
 
 /// The policies outside of the concurrency limit, where a stack has a buffer between them.
 #[cfg(feature = "body-limit")]
 pub(crate) type OuterPolicies = And<
-    MaybeRateLimit,
-    And<MaybeTimeout, And<MaybeBodyLimit, And<MaybeBodyBudget, MaybeSlowBody>>>,
+    MaybeLoadShed,
+    And<
+        MaybeRateLimit,
+        And<MaybeTimeout, And<MaybeBodyLimit, And<MaybeBodyBudget, MaybeSlowBody>>>,
+    >,
 >;
 
 /// The layers of a stack, before they are combined into one.
 pub(crate) struct Layers {
+    #[cfg(feature = "load-shed")]
+    pub(crate) load_shed: LoadShedLayer,
     #[cfg(feature = "rate-limit")]
     pub(crate) rate_limit: RateLimitLayer,
     #[cfg(feature = "timeout")]
@@ -101,6 +112,7 @@ macro_rules! optional_policy {
     };
 }
 
+optional_policy!("load-shed", MaybeLoadShed, LoadShedPolicy, load_shed);
 optional_policy!("rate-limit", MaybeRateLimit, RateLimitPolicy, rate_limit);
 optional_policy!("timeout", MaybeTimeout, TimeoutPolicy, timeout);
 optional_policy!("body-limit", MaybeBodyLimit, BodyLimitPolicy, body_limit);
@@ -129,8 +141,9 @@ impl Layers {
                 And(self.slow_body(), self.concurrency_limit()),
             ),
         );
+        let requests = And(self.rate_limit(), And(self.timeout(), bodies));
         StackLayer {
-            guard: GuardLayer::new(And(self.rate_limit(), And(self.timeout(), bodies))),
+            guard: GuardLayer::new(And(self.load_shed(), requests)),
             #[cfg(feature = "concurrency-limit")]
             concurrency_limit: self.concurrency_limit.handle(),
         }
@@ -149,13 +162,14 @@ impl StackLayer {
     /// Returns the guards outside of a buffer, and the one inside. They share the state of this
     /// stack.
     fn split(&self) -> (GuardLayer<OuterPolicies>, GuardLayer<MaybeConcurrencyLimit>) {
-        let And(rate_limit, And(timeout, bodies)) = self.guard.policy();
+        let And(load_shed, And(rate_limit, And(timeout, bodies))) = self.guard.policy();
         let And(body_limit, And(body_budget, And(slow_body, concurrency_limit))) = bodies;
         let bodies = And(
             body_limit.clone(),
             And(body_budget.clone(), slow_body.clone()),
         );
-        let outer = And(rate_limit.clone(), And(timeout.clone(), bodies));
+        let requests = And(rate_limit.clone(), And(timeout.clone(), bodies));
+        let outer = And(load_shed.clone(), requests);
         (
             GuardLayer::new(outer),
             GuardLayer::new(concurrency_limit.clone()),

@@ -48,6 +48,7 @@ impl Stack {
                 Some(Guard::Connection) => {
                     "a guard of requests: the connection guard has its own mode"
                 }
+                Some(Guard::LoadShed) if !cfg!(feature = "load-shed") => REQUIRES_FEATURE,
                 Some(Guard::RateLimit) if !cfg!(feature = "rate-limit") => REQUIRES_FEATURE,
                 Some(Guard::Timeout) if !cfg!(feature = "timeout") => REQUIRES_FEATURE,
                 Some(Guard::BodyLimit) if !cfg!(feature = "body-limit") => REQUIRES_FEATURE,
