@@ -1,4 +1,4 @@
-//! All five guards together, compared with no guard and with the peers, by direct polling and on
+//! All six guards together, compared with no guard and with the peers, by direct polling and on
 //! servers.
 
 use axum::{Router, routing::get};

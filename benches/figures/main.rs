@@ -14,6 +14,7 @@ mod connections;
 mod keys;
 mod run;
 mod scenarios;
+mod shares;
 mod syscalls;
 mod table;
 
@@ -109,7 +110,7 @@ fn add_counts(costs: &Costs, rows: &mut Vec<Row>) {
     let mut count = |id, figure, peers: Option<f64>, palisade, limit| {
         rows.push(Row::count(id, figure, peers, palisade, limit));
     };
-    let figure = "five guards, handler ready, no body: instructions over bare";
+    let figure = "six guards, handler ready, no body: instructions over bare";
     count(
         "P1",
         figure,
@@ -124,7 +125,11 @@ fn add_counts(costs: &Costs, rows: &mut Vec<Row>) {
     for (scenario, figure) in [
         (
             "off palisade",
-            "all five switched off, nothing but wrapping: instructions over bare",
+            "all six switched off, nothing but wrapping: instructions over bare",
+        ),
+        (
+            "load_shed palisade",
+            "load shed alone: instructions over bare",
         ),
         (
             "rate_limit palisade",
@@ -510,6 +515,14 @@ fn add_counts(costs: &Costs, rows: &mut Vec<Row>) {
     ] {
         count("P15", figure, None, ir(scenario, bare), AtMost(60.0));
     }
+    let figure = "asking for both shares at rest, guard or layer: instructions";
+    let asked = ir("shares palisade", "shares bare");
+    count("P16", figure, None, asked, AtMost(12.0));
+    // A policy that may refuse costs some instructions beyond its own.
+    let figure = "load shed alone, which counts too: instructions over an empty policy";
+    let asked = ir("load_shed palisade", "no_guard palisade");
+    count("P16", figure, None, asked, Limit::None);
+
     let figure = "a sweep over one idle connection: instructions";
     let each = ir("sweep many", "sweep none") / f64::from(connections::SWEPT_CONNECTIONS);
     count("P15", figure, None, each, AtMost(100.0));

@@ -7,6 +7,7 @@ use crate::{
         self, SWEPT_CONNECTIONS, StubTransport, flush, guarded, read, repeat_call, sweeps, write,
     },
     run::Run,
+    shares,
 };
 use axum::{Router, routing::get};
 use bytes::Bytes;
@@ -16,11 +17,12 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use palisade::{Mode, Stack, conn::ConnGuard};
 use palisade_benches::{
-    Frames, Identified, Pends, Protocol, Reads, Ready, Sends, Server, anonymous, connection, drive,
-    drive_to_the_end, for_peers, for_peers_boxed, high_quota, hyper_http1, hyper_util_auto,
-    low_quota, palisade, peer_request, peers, peers_limit, request, runtime, serve, tower_governor,
-    upload,
+    Frames, Identified, Pends, Protocol, Reads, Ready, Sends, Server, anonymous, at_rest,
+    connection, drive, drive_to_the_end, for_peers, for_peers_boxed, high_quota, hyper_http1,
+    hyper_util_auto, low_quota, palisade, peer_request, peers, peers_limit, request, runtime,
+    serve, tower_governor, upload,
 };
+use palisade_guard::GuardLayer;
 use std::time::Duration;
 use tower::{BoxError, Layer, Service, layer::util::Identity};
 
@@ -33,6 +35,8 @@ pub(crate) fn all() -> Vec<Scenario> {
     let mut all = ScenarioList(Vec::new());
     without_a_body(&mut all);
     single_guards(&mut all);
+    all.add("shares bare", shares::not_asked);
+    all.add("shares palisade", shares::asked);
     with_a_body(&mut all);
     with_waits(&mut all);
     downloads(&mut all);
@@ -143,8 +147,11 @@ fn without_a_body(all: &mut ScenarioList) {
         peers(true).service(for_peers(Ready)),
         peer_request,
     );
+    let (memory, load) = at_rest();
     let off = Stack::edge()
         .rate_limit(high_quota())
+        .memory(memory)
+        .runtime_load(load)
         .mode(Mode::Off)
         .build();
     all.drive(
@@ -179,8 +186,21 @@ fn without_a_body(all: &mut ScenarioList) {
 fn single_guards(all: &mut ScenarioList) {
     use palisade::{
         body_limit::BodyLimitLayer, concurrency_limit::ConcurrencyLimitLayer,
-        rate_limit::RateLimitLayer, slow_body::SlowBodyLayer, timeout::TimeoutLayer,
+        load_shed::LoadShedLayer, rate_limit::RateLimitLayer, slow_body::SlowBodyLayer,
+        timeout::TimeoutLayer,
     };
+    let (memory, load) = at_rest();
+    let load_shed = LoadShedLayer::with_sources(Some(memory), Some(load));
+    all.drive(
+        "no_guard palisade",
+        GuardLayer::new(()).layer(Ready),
+        palisade_request(),
+    );
+    all.drive(
+        "load_shed palisade",
+        load_shed.layer(Ready),
+        palisade_request(),
+    );
     let rate_limit = RateLimitLayer::new(high_quota()).expect("the quota is valid");
     let timeout = TimeoutLayer::new(Duration::from_secs(30));
     let concurrency_limit = ConcurrencyLimitLayer::new(1024);

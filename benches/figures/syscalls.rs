@@ -61,7 +61,7 @@ pub(crate) fn count() -> io::Result<Option<Vec<Row>>> {
         (
             "guarded+layers",
             "pending",
-            "the same with the five layers, handler Pending once",
+            "the same with the six layers, handler Pending once",
         ),
         ("palisade", "ready", "palisade::serve, handler ready"),
         (
@@ -72,7 +72,7 @@ pub(crate) fn count() -> io::Result<Option<Vec<Row>>> {
         (
             "palisade+layers",
             "pending",
-            "the same with the five layers, of palisade::serve",
+            "the same with the six layers, of palisade::serve",
         ),
         (
             "guarded",

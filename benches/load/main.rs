@@ -52,7 +52,7 @@ fn measure_cost(protocol: Protocol, name: &str) -> io::Result<()> {
     let others = [
         ("guarded", "axum::serve behind the connection guard"),
         ("palisade", "palisade::serve"),
-        ("palisade+layers", "palisade::serve with the five layers"),
+        ("palisade+layers", "palisade::serve with the six layers"),
     ];
     let bare = Child::start(BARE)?;
     let servers = others.map(|(name, _)| Child::start(name));

@@ -17,7 +17,9 @@ pub use handlers::{
     Boxed, Identified, IntoAxum, Pends, PendsOnce, Reading, Reads, Ready, Sends, for_peers,
     for_peers_boxed,
 };
-pub use stacks::{PeerStack, high_quota, low_quota, palisade, peers, peers_limit, tower_governor};
+pub use stacks::{
+    PeerStack, at_rest, high_quota, low_quota, palisade, peers, peers_limit, tower_governor,
+};
 pub use wire::{Peer, Protocol, Server, hyper_http1, hyper_util_auto, serve};
 
 use bytes::Bytes;

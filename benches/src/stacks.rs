@@ -1,7 +1,7 @@
 //! palisade's stack, and the stack of peer layers that a careful user assembles.
 
 use http::StatusCode;
-use palisade::{Quota, Stack, StackLayer};
+use palisade::{Memory, Quota, RuntimeLoad, Stack, StackLayer};
 use std::{sync::Arc, time::Duration};
 use tower::{
     ServiceBuilder,
@@ -36,12 +36,22 @@ pub fn low_quota() -> Quota {
     Quota::per_hour(1)
 }
 
-/// Returns a stack of all five guards with the limits of [`Stack::edge`].
+/// Returns a stack of all six guards with the limits of [`Stack::edge`].
 pub fn palisade(quota: Quota) -> StackLayer {
+    let (memory, load) = at_rest();
     Stack::edge()
         .rate_limit(quota)
+        .memory(memory)
+        .runtime_load(load)
         .build()
         .expect("the preset is valid")
+}
+
+/// Returns memory and load that nothing changes. A runtime that is not run, as it is here, would
+/// count as stalled.
+pub fn at_rest() -> (Memory, RuntimeLoad) {
+    let memory = Memory::reported(1 << 30).expect("the limit is not 0");
+    (memory, RuntimeLoad::reported())
 }
 
 type Governor<B> = GovernorLayer<
