@@ -33,7 +33,10 @@ use http::Extensions;
 use palisade_core::{ClientKey, ConnInfo, KeyExtractor, KeyOutcome, RequestHead};
 use std::net::SocketAddr;
 
+mod proxy_protocol;
+
 pub use palisade_core::Prefix;
+pub use proxy_protocol::{ProxyClient, ProxyHeader, ProxyHeaderError, ProxyParse};
 
 /// A [`KeyExtractor`] that counts requests by the network of their peer. The default of every
 /// guard that counts per client.
