@@ -1,9 +1,13 @@
 //! The fuzz targets as property tests.
 
-use proptest::{collection::vec, prelude::*};
+use palisade::client_ip::ProxyParse;
+use proptest::{collection::vec, prelude::*, sample::select};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 #[path = "../fuzz/bodies.rs"]
 mod bodies;
+#[path = "../fuzz/proxy_protocol.rs"]
+mod proxy_protocol;
 #[path = "../fuzz/silence.rs"]
 mod silence;
 #[path = "../fuzz/sniff.rs"]
@@ -45,4 +49,73 @@ proptest! {
     ) {
         sniff::sniff(&data);
     }
+    #[test]
+    fn valid_proxy_headers_are_complete_at_every_parser(
+        header in proxy_header(),
+        data in vec(any::<u8>(), 0..20),
+    ) {
+        let verdict = proxy_protocol::check(&[&header[..], &data].concat());
+        let is_complete = matches!(verdict, Ok(ProxyParse::Complete(complete))
+            if complete.length() == header.len());
+        prop_assert!(is_complete, "{verdict:?} {}", header.escape_ascii());
+    }
+
+    #[test]
+    fn mutated_proxy_headers_have_the_same_verdict_at_every_parser(
+        mut header in proxy_header(),
+        data in vec(any::<u8>(), 0..20),
+        mutations in vec((0..6, any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        for (kind, place, byte) in mutations {
+            let place = place.index(header.len().max(1));
+            match kind {
+                0 if place < header.len() => header[place] ^= 1 << (byte % 8),
+                1 if place < header.len() => header[place] = byte,
+                2 if place < header.len() => _ = header.remove(place),
+                3 => header.truncate(place),
+                4 => header.insert(place, byte),
+                // What matters in a line.
+                _ => header.insert(place, b" \r\n0+.:a"[usize::from(byte % 8)]),
+            }
+        }
+        header.extend(data);
+        let _ = proxy_protocol::check(&header);
+    }
+
+    #[test]
+    fn random_proxy_headers_have_the_same_verdict_at_every_parser(
+        data in vec(any::<u8>(), 0..300),
+    ) {
+        proxy_protocol::proxy_protocol(&data);
+    }
+}
+
+/// Headers of the PROXY protocol, both versions, with and without a checksum.
+fn proxy_header() -> impl Strategy<Value = Vec<u8>> {
+    let ports = any::<[u16; 2]>();
+    let tcp4 = (any::<[Ipv4Addr; 2]>(), ports).prop_map(|([from, to], [from_port, to_port])| {
+        format!("PROXY TCP4 {from} {to} {from_port} {to_port}\r\n").into_bytes()
+    });
+    let tcp6 = (any::<[Ipv6Addr; 2]>(), ports).prop_map(|([from, to], [from_port, to_port])| {
+        format!("PROXY TCP6 {from} {to} {from_port} {to_port}\r\n").into_bytes()
+    });
+    let unknown = "PROXY UNKNOWN( [ -~]{0,91})?\r\n".prop_map(String::into_bytes);
+    let kind = prop_oneof![select(vec![1, 2, 4, 0x30, 0xea]), 0x30..=0xffu8];
+    let tlv = (kind, vec(any::<u8>(), 0..40))
+        .prop_map(|(kind, value)| [&[kind, 0, value.len() as u8][..], &value].concat());
+    let family = select(vec![0x00, 0x11, 0x12, 0x21, 0x22, 0x31, 0x32]);
+    let addresses = prop_oneof![vec(any::<u8>(), 216), Just(vec![0; 216])];
+    let v2 = (
+        select(vec![0x20, 0x21]),
+        family,
+        addresses,
+        vec(tlv, 0..4),
+        any::<bool>(),
+    );
+    let v2 = v2.prop_map(|(command, family, addresses, tlvs, has_checksum)| {
+        let length = [0, 12, 36, 216][usize::from(family >> 4)];
+        let block = [&addresses[..length], &tlvs.concat()].concat();
+        proxy_protocol::v2_header(command, family, &block, has_checksum)
+    });
+    prop_oneof![tcp4, tcp6, unknown, v2.clone(), v2]
 }
