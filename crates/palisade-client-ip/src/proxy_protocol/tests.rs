@@ -518,6 +518,8 @@ fn a_local_header_is_accepted_with_any_family_and_block() {
     // As HAProxy's health check sends it.
     let check = with_checksum(v2(0x20, 0, &tlv(3, &[0; 4])));
     assert_eq!(complete(check), (23, ProxyClient::Local));
+    // Where the TLVs of an unknown family begin is not known, so they have no checksum.
+    assert_eq!(client(v2(0x20, 0x44, &tlv(3, &[0; 4]))), ProxyClient::Local);
     for family in [0x01, 0x11, 0x12, 0x21, 0x31, 0x44, 0xff] {
         for block in [&[][..], &[4], &IPV4_BLOCK, &[0xff; 40], &[0xff; 300]] {
             let header = v2(0x20, family, block);
