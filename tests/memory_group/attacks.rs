@@ -18,9 +18,12 @@ use tokio::{
 pub(crate) const UPLOAD_BYTES: usize = 1_900_000;
 /// The pause before a connection that the server has closed is replaced.
 const PAUSE: Duration = Duration::from_millis(50);
-/// The same for the many.
+/// The same where the memory is to grow, and where a connection costs much processor time: the test
+/// is of memory.
 const LONG_PAUSE: Duration = Duration::from_millis(500);
-/// The pause after each piece of an unread upload: all of them together fill a line of 1 Gbit/s.
+/// The same for the many. T01 has the floods of connections.
+const SILENT_PAUSE: Duration = Duration::from_secs(2);
+/// The pause after each piece of an unread upload: 900 of them together fill a line of 1 Gbit/s.
 const PIECE_PAUSE: Duration = Duration::from_millis(200);
 /// The streams of an HTTP/2 connection.
 const STREAMS: u32 = 100;
@@ -95,7 +98,8 @@ impl Attack {
 
     fn pause(self) -> Duration {
         match self {
-            Self::Growth | Self::Silent => LONG_PAUSE,
+            Self::Growth | Self::Heads => LONG_PAUSE,
+            Self::Silent => SILENT_PAUSE,
             _ => PAUSE,
         }
     }
@@ -193,7 +197,7 @@ impl Material {
                 let piece = vec![b'x'; 16 << 10];
                 [b"4000\r\n", &piece[..], b"\r\n"].concat().into()
             }
-            Attack::UnreadUpload => vec![b'x'; 14 << 10].into(),
+            Attack::UnreadUpload => vec![b'x'; 28 << 10].into(),
             _ => Bytes::new(),
         };
         Self { first, endless }

@@ -18,7 +18,7 @@ use std::{
 /// What the runtime keeps does not count beside this.
 const MUCH: u64 = 8 << 20;
 /// How often the server looks at itself.
-const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The most of each part of the bound at one time, and what the part allows.
 #[derive(Clone, Copy, Debug, Default)]
@@ -99,17 +99,19 @@ impl Gauges {
         format!("{:?}", self.0.to_honest.lock().unwrap())
     }
 
-    fn get(&self, wanted: Gauge) -> u64 {
-        let mut sum = 0;
+    /// Returns the values of these gauges, each the sum of all guards.
+    fn get<const COUNT: usize>(&self, wanted: [Gauge; COUNT]) -> [u64; COUNT] {
+        let mut sums = [0; COUNT];
         let sources = self.0.sources.lock().unwrap();
         for source in sources.iter().filter_map(Weak::upgrade) {
             source.sample(&mut |gauge, value| {
-                if gauge == wanted {
-                    sum += value;
+                let found = wanted.iter().zip(&mut sums).find(|(one, _)| **one == gauge);
+                if let Some((_, sum)) = found {
+                    *sum += value;
                 }
             });
         }
-        sum
+        sums
     }
 }
 
@@ -156,9 +158,10 @@ impl Watched {
     }
 
     fn parts(&self) -> Parts {
+        let [connections, in_flight] = self.gauges.get([Gauge::Connections, Gauge::InFlight]);
         Parts {
-            connections: self.gauges.get(Gauge::Connections),
-            in_flight: self.gauges.get(Gauge::InFlight),
+            connections,
+            in_flight,
             held: self.budget.held(),
         }
     }

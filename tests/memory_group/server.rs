@@ -15,7 +15,7 @@ use most::{Gauges, Watched};
 use palisade::{Budget, Memory, Stack, body_limit::BodyLimitLayer, conn::ConnGuard};
 use palisade_testkit::{
     alloc::{self, CountingAllocator},
-    memory_group::{MemoryGroup, Version2},
+    memory_group::{MemoryGroup, version_2::Version2},
     server_process::{ChildProcess, ServerProcess, say_listening},
 };
 use std::{
@@ -102,7 +102,7 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a server in `group`.
     pub(crate) fn start(group: &MemoryGroup, kind: Kind) -> Self {
-        let version_2 = group.as_version_2().unwrap();
+        let version_2 = Version2::of(group).unwrap();
         let root = version_2.root().as_os_str().to_owned();
         let variables = [(SERVES, format!("{kind:?}").into()), (ROOT, root)];
         let mut process = ChildProcess::start::<OsString>(variables);
@@ -183,8 +183,6 @@ pub(crate) fn serve_if_told() {
 }
 
 async fn serve(kind: Kind) {
-    let of_version_2 = || Memory::below(Path::new(&env::var_os(ROOT).unwrap()));
-    let memory = matches!(kind, Kind::Stack | Kind::Repeated | Kind::Cached).then(of_version_2);
     if kind == Kind::Release {
         Memory::of_process().release(alloc::trim);
     }
@@ -194,6 +192,9 @@ async fn serve(kind: Kind) {
         Kind::Stack | Kind::Repeated | Kind::Alone => (Budget::of_process(), 0),
     };
     let _cache = vec![1u8; cached_bytes];
+    // It looks at once, and sees what is kept.
+    let of_version_2 = || Memory::below(Path::new(&env::var_os(ROOT).unwrap()));
+    let memory = matches!(kind, Kind::Stack | Kind::Repeated | Kind::Cached).then(of_version_2);
     let gauges = Gauges::default();
     let mut guard = ConnGuard::builder()
         .metrics(gauges.clone())

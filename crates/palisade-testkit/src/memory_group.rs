@@ -1,13 +1,12 @@
 //! A control group with a limit on memory, near that of this process.
 
-mod version_2;
+pub mod version_2;
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering::Relaxed},
 };
-pub use version_2::Version2;
 
 /// A group that is removed when this is dropped. The processes in it must have ended by then.
 #[derive(Debug)]
@@ -116,11 +115,6 @@ impl MemoryGroup {
         } else {
             usage
         })
-    }
-
-    /// Returns the files of the group as version 2 has them.
-    pub fn as_version_2(&self) -> io::Result<Version2> {
-        Version2::of(self)
     }
 
     fn write(&self, file: &str, value: u64) -> io::Result<()> {

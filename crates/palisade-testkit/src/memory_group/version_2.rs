@@ -48,7 +48,8 @@ struct Files {
 }
 
 impl Version2 {
-    pub(super) fn of(group: &MemoryGroup) -> io::Result<Self> {
+    /// Returns the files of `group` as version 2 has them.
+    pub fn of(group: &MemoryGroup) -> io::Result<Self> {
         if *group.names == V2 {
             let (copies, folder) = (None, None);
             return Ok(Self { copies, folder });
@@ -169,7 +170,7 @@ mod tests {
             eprintln!("skipped: this process may not create control groups");
             return;
         };
-        let version_2 = group.as_version_2().unwrap();
+        let version_2 = Version2::of(&group).unwrap();
         if version_2.is_copied() {
             let root = version_2.root().to_owned();
             let memory = Memory::below(&root);
