@@ -290,7 +290,7 @@ impl std::io::Write for MemoryLog {
 }
 
 #[test]
-fn a_body_limit_above_axum_s_own_is_logged_once() {
+fn a_body_limit_above_axum_s_own_or_above_what_is_charged_is_logged_once() {
     let log = MemoryLog::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt()
@@ -300,13 +300,15 @@ fn a_body_limit_above_axum_s_own_is_logged_once() {
     let logged = || String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     let _ = Stack::edge().build().unwrap();
     assert_eq!(logged(), "");
+    let charged = Stack::edge()
+        .max_body(10 << 20)
+        .tune_body_budget(|budget| budget.max_held(20 << 20));
+    let _ = charged.build().unwrap();
+    assert!(!logged().contains("max_held"));
     for _ in 0..2 {
         let _ = Stack::edge().max_body(10 << 20).build().unwrap();
-        assert_eq!(
-            logged().matches("DefaultBodyLimit").count(),
-            1,
-            "{}",
-            logged()
-        );
+        for name in ["DefaultBodyLimit", "max_held"] {
+            assert_eq!(logged().matches(name).count(), 1, "{}", logged());
+        }
     }
 }

@@ -180,6 +180,12 @@ impl BodyBudgetLayer {
         self
     }
 
+    /// Returns the longest body that is charged as a whole, in bytes.
+    #[doc(hidden)]
+    pub fn longest_charged(&self) -> u64 {
+        self.policy().max_held / BodyAccount::WEIGHT
+    }
+
     #[doc(hidden)]
     pub fn policy(&self) -> &BodyBudgetPolicy {
         self.guard.policy()

@@ -440,7 +440,8 @@ impl Stack {
 
     /// Sets the largest size of a request body, in bytes. axum's extractors have a limit of their
     /// own, of 2 MiB: for a larger value, set `axum::extract::DefaultBodyLimit` as well. With the
-    /// features `axum` and `tracing`, a larger value logs one warning. Defaults to 2 MiB.
+    /// features `axum` and `tracing`, a larger value logs one warning. So does a value above half of
+    /// what a request is charged to the [byte budget](Self::byte_budget) at most. Defaults to 2 MiB.
     ///
     /// ```
     /// use palisade::Stack;
@@ -886,6 +887,13 @@ impl Stack {
             body_budget: {
                 let layer = self.body_budget();
                 let layer = configured!(layer, Guard::BodyLimit, body_budget);
+                #[cfg(feature = "tracing")]
+                if self.max_body > layer.longest_charged()
+                    && self.byte_budget.is_some()
+                    && !self.is_grpc
+                {
+                    warn_about_uncharged_bytes_once(self.max_body, layer.longest_charged());
+                }
                 if self.byte_budget.is_some() {
                     layer
                 } else {
@@ -976,6 +984,20 @@ fn warn_about_axum_limit_once(max_body: u64) {
             max_body,
             "axum's extractors accept at most 2 MiB unless `axum::extract::DefaultBodyLimit` is set \
              as well"
+        );
+    });
+}
+
+#[cfg(all(feature = "body-limit", feature = "tracing"))]
+fn warn_about_uncharged_bytes_once(max_body: u64, charged: u64) {
+    static WARNED: std::sync::Once = std::sync::Once::new();
+    WARNED.call_once(|| {
+        tracing::warn!(
+            target: "palisade",
+            max_body,
+            charged,
+            "of a body of up to `max_body` bytes only the first `charged` count towards the byte \
+             budget: raise `max_held` by `tune_body_budget`, unless the handlers pass bodies on"
         );
     });
 }
