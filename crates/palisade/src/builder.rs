@@ -440,8 +440,9 @@ impl Stack {
 
     /// Sets the largest size of a request body, in bytes. axum's extractors have a limit of their
     /// own, of 2 MiB: for a larger value, set `axum::extract::DefaultBodyLimit` as well. With the
-    /// features `axum` and `tracing`, a larger value logs one warning. So does a value above half of
-    /// what a request is charged to the [byte budget](Self::byte_budget) at most. Defaults to 2 MiB.
+    /// features `axum` and `tracing`, a larger value logs one warning. So does a value above half
+    /// of what a request is charged to the [byte budget](Self::byte_budget) at most. Defaults to 2
+    /// MiB.
     ///
     /// ```
     /// use palisade::Stack;
