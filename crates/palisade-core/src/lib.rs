@@ -9,7 +9,8 @@
 //! - Metrics: a guard records each [`Event`] and registers a [`GaugeSource`] with [`Metrics`],
 //!   through its [`Recorder`].
 //! - Clients: [`ConnInfo`] is the connection of a request. [`ClientKey`] is what guards count by,
-//!   and a [`KeyExtractor`] chooses it for a [`RequestHead`]. [`Network`] is a block of addresses.
+//!   and a [`KeyExtractor`] chooses it for a [`RequestHead`]. [`Network`] is a block of addresses,
+//!   and [`Networks`] a set of them that can be replaced at run time.
 //! - Shared state and bodies: [`Memory`], [`Budget`], [`RuntimeLoad`], [`Pressure`], [`GuardBody`].
 //! - Configuration errors: [`ConfigError`].
 #![forbid(unsafe_code)]
@@ -43,6 +44,10 @@ pub use load::RuntimeLoad;
 pub use memory::{Memory, MemoryEvents};
 #[doc(hidden)]
 pub use messages::{MessageBoundaries, MessageScanner, MessageTooLong};
-pub use network::{InvalidNetwork, Network};
+pub use network::{
+    InvalidNetwork, Network,
+    networks::{Networks, PresentNetworks},
+    set::NetworkSet,
+};
 pub use pressure::Pressure;
 pub use rejection::{Rejection, ResponseFormat, Violation};

@@ -1,4 +1,7 @@
-//! Address blocks.
+//! Address blocks, and sets of them.
+
+pub(crate) mod networks;
+pub(crate) mod set;
 
 use crate::client::{address_bits, leading_bits};
 use std::{
@@ -74,6 +77,20 @@ impl Network {
     pub fn contains(&self, address: IpAddr) -> bool {
         let is_v4 = address.to_canonical().is_ipv4();
         is_v4 == self.is_v4 && leading_bits(address_bits(address), self.prefix_bits) == self.bits
+    }
+
+    /// Returns the first and the last address of the block, both of its family.
+    fn range(&self) -> (IpAddr, IpAddr) {
+        let last = self.bits | !leading_bits(u128::MAX, self.prefix_bits);
+        let address = |bits| {
+            let address = Ipv6Addr::from_bits(bits);
+            if self.is_v4 {
+                address.to_canonical()
+            } else {
+                address.into()
+            }
+        };
+        (address(self.bits), address(last))
     }
 }
 
