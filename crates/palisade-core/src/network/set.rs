@@ -1,6 +1,6 @@
 //! Sets of address blocks.
 
-use crate::{ConfigError, network::Network};
+use crate::{ConfigError, client::address_bits, network::Network};
 use std::{cmp::Ordering, fmt, net::IpAddr, str::FromStr};
 
 /// The longest part of a bad line that an error repeats, in characters.
@@ -84,9 +84,17 @@ impl NetworkSet {
     /// Returns whether `address` is in a block of the set.
     #[inline]
     pub fn contains(&self, address: IpAddr) -> bool {
-        match address.to_canonical() {
-            IpAddr::V4(v4) => is_in_range(&self.v4, v4.to_bits()),
-            IpAddr::V6(v6) => is_in_range(&self.v6, v6.to_bits()),
+        self.contains_bits(address_bits(address))
+    }
+
+    /// As [`Self::contains`], of 128 bits: an IPv4 address is IPv4-mapped.
+    #[doc(hidden)]
+    #[inline]
+    pub fn contains_bits(&self, bits: u128) -> bool {
+        if bits >> 32 == 0xffff {
+            is_in_range(&self.v4, bits as u32)
+        } else {
+            is_in_range(&self.v6, bits)
         }
     }
 
@@ -183,8 +191,7 @@ impl Collected {
                 self.v4.push((first.to_bits(), last.to_bits()));
             }
             (first, last) => {
-                let bits = crate::client::address_bits;
-                self.v6.push((bits(first), bits(last)));
+                self.v6.push((address_bits(first), address_bits(last)));
             }
         }
     }
