@@ -1,19 +1,12 @@
-//! Identifies clients by the network of the connection's peer: the key that per-client guards
-//! count by.
+//! Finds the client of a request: the peer of its connection, or the address that trusted proxies
+//! name. Every guard that counts per client counts by it.
 //!
-//! The peer is read from the request's extensions. The sources, in this order:
+//! # Without proxies
 //!
-//! 1. palisade's own `Arc<ConnInfo>`;
-//! 2. axum's `ConnectInfo<SocketAddr>` (feature `axum`);
-//! 3. tonic's `TcpConnectInfo` (feature `tonic`), which is there with tonic's own TLS as well;
-//! 4. a bare [`SocketAddr`], for servers that run hyper directly.
-//!
-//! Headers such as `X-Forwarded-For` are never read: a client can write anything into them, and
-//! would choose its own key. Behind a proxy, all requests therefore count as the proxy's.
-//!
-//! An IPv4 address is one client, and so is an IPv6 /64, because the smallest subscriber gets a
-//! whole /64. Other guards and extractors, such as those of `tower_governor`, count each of its
-//! 2^64 addresses as a separate client.
+//! [`ClientIp`] is the key of a client: the network of the peer. An IPv4 address is one client, and
+//! so is an IPv6 /64, because the smallest subscriber gets a whole /64. Other guards and
+//! extractors, such as those of `tower_governor`, count each of its 2^64 addresses as a separate
+//! client.
 //!
 //! ```
 //! use palisade_client_ip::{ClientIp, Missing};
@@ -27,313 +20,68 @@
 //! let network = ClientKey::address([192, 0, 2, 0].into(), Prefix::default());
 //! assert_eq!(by_ip.extract(&RequestHead::from(&request)), KeyOutcome::Key(network));
 //! ```
+//!
+//! The peer is read from the request's extensions. The sources, in this order:
+//!
+//! 1. palisade's own `Arc<ConnInfo>`;
+//! 2. axum's `ConnectInfo<SocketAddr>` (feature `axum`);
+//! 3. tonic's `TcpConnectInfo` (feature `tonic`), which is there with tonic's own TLS as well;
+//! 4. a bare `SocketAddr`, for servers that run hyper directly.
+//!
+//! # Behind proxies
+//!
+//! A client can write anything into a forwarding header, and would choose its own key. So a header
+//! is read from trusted proxies only. [`Trust`] says which these are, and the one field in which
+//! they name the client. The field is read from the right, because proxies add on the right, up to
+//! the first address that is no trusted proxy.
+//!
+//! [`ClientIpLayer`] does it once per request and inserts a [`Client`], which [`ClientIp`] and so
+//! every guard reads first. With the feature `axum` it is an extractor, too.
+//!
+//! ```
+//! use palisade_client_ip::{ClientIp, ClientIpLayer, Networks, Trust};
+//! use palisade_core::{ClientKey, KeyExtractor, KeyOutcome, Prefix, RequestHead};
+//! # use palisade_testkit::example::*;
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), BoxError> {
+//! let proxies = Networks::parse("10.0.0.0/8  # our load balancers")?;
+//! let layer = ClientIpLayer::new(Trust::networks(proxies.clone()))?;
+//! let service = layer.layer(service_fn(async |request: Request<Full<Bytes>>| {
+//!     Ok::<_, BoxError>(Response::new(ClientIp::peer().extract(&RequestHead::from(&request))))
+//! }));
+//!
+//! let mut request = Request::new(Full::<Bytes>::default());
+//! request.extensions_mut().insert(std::net::SocketAddr::from(([10, 0, 0, 7], 4711)));
+//! // The client has invented the first address. The balancer has added the second one.
+//! request.headers_mut().insert("x-forwarded-for", "6.6.6.6, 203.0.113.7".parse()?);
+//! let client = ClientKey::address([203, 0, 113, 7].into(), Prefix::default());
+//! assert_eq!(service.oneshot(request).await?.into_body(), KeyOutcome::Key(client));
+//!
+//! proxies.reload("10.0.0.0/8\n2001:db8::/48")?; // While it is in use.
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `tower_governor`'s extractor for proxies reads four fields of any peer, the leftmost address
+//! first, so that a client has a new quota with each value that it invents.
 #![forbid(unsafe_code)]
 
-use http::Extensions;
-use palisade_core::{ClientKey, ConnInfo, KeyExtractor, KeyOutcome, RequestHead};
-use std::net::SocketAddr;
-
+mod address;
+mod client;
+mod elements;
+mod extractor;
+mod forwarded;
+mod layer;
+mod peer;
 mod proxy_protocol;
-
-pub use palisade_core::Prefix;
-pub use proxy_protocol::{ProxyClient, ProxyHeader, ProxyHeaderError, ProxyParse};
-
-/// A [`KeyExtractor`] that counts requests by the network of their peer. The default of every
-/// guard that counts per client.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ClientIp {
-    prefix: Option<Prefix>,
-    missing: Missing,
-}
-
-/// How a request without a known peer is treated.
-///
-/// A missing peer is a mistake in the setup of the server. axum, for example, passes the peer to
-/// its layers only if it is served with `into_make_service_with_connect_info::<SocketAddr>()`. With
-/// the feature `tracing`, one warning per process is logged, in each of the modes below.
-#[non_exhaustive]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Missing {
-    /// All such requests count as one client, [`ClientKey::SHARED`]. No client evades a limit that
-    /// way, but all of them reach it early.
-    #[default]
-    Shared,
-    /// The request is refused with 500, and recorded as `PeerMissing`.
-    Refuse,
-    /// The request is admitted uncounted. A wrongly set up server then has no limit per client.
-    Pass,
-}
-
-// === ClientIp ===
-
-impl ClientIp {
-    /// Returns an extractor that reads the address at the other end of the socket.
-    ///
-    /// ```
-    /// use palisade_client_ip::ClientIp;
-    /// use palisade_core::{KeyExtractor, KeyOutcome, RequestHead};
-    /// use std::net::SocketAddr;
-    ///
-    /// let key = |peer: &str| -> Result<KeyOutcome, std::net::AddrParseError> {
-    ///     let mut request = http::Request::new(());
-    ///     request.extensions_mut().insert(peer.parse::<SocketAddr>()?);
-    ///     Ok(ClientIp::peer().extract(&RequestHead::from(&request)))
-    /// };
-    /// assert_ne!(key("192.0.2.1:4711")?, key("192.0.2.2:4711")?);
-    /// assert_eq!(key("192.0.2.1:4711")?, key("192.0.2.1:4712")?); // Two connections of one client.
-    /// assert_eq!(key("[2001:db8::1]:4711")?, key("[2001:db8::2]:4711")?); // One /64.
-    /// assert_ne!(key("[2001:db8::1]:4711")?, key("[2001:db8:0:1::1]:4711")?);
-    /// # Ok::<(), std::net::AddrParseError>(())
-    /// ```
-    pub const fn peer() -> Self {
-        Self {
-            prefix: None,
-            missing: Missing::Shared,
-        }
-    }
-
-    /// Sets how many bits of the peer's address identify a client. Defaults to the prefix of the
-    /// connection's `ConnInfo`, or without one to a whole IPv4 address and an IPv6 /64.
-    ///
-    /// ```
-    /// use palisade_client_ip::{ClientIp, Prefix};
-    /// use palisade_core::{KeyExtractor, KeyOutcome, RequestHead};
-    /// use std::net::SocketAddr;
-    ///
-    /// let by_network = ClientIp::peer().prefix(Prefix::new(24, 48).expect("bits of an address"));
-    /// let key = |peer: &str| -> Result<KeyOutcome, std::net::AddrParseError> {
-    ///     let mut request = http::Request::new(());
-    ///     request.extensions_mut().insert(peer.parse::<SocketAddr>()?);
-    ///     Ok(by_network.extract(&RequestHead::from(&request)))
-    /// };
-    /// assert_eq!(key("192.0.2.1:4711")?, key("192.0.2.2:4711")?); // One /24.
-    /// assert_ne!(key("192.0.2.1:4711")?, key("192.0.3.1:4711")?);
-    /// assert_eq!(key("[2001:db8::1]:4711")?, key("[2001:db8:0:1::1]:4711")?); // One /48.
-    /// # Ok::<(), std::net::AddrParseError>(())
-    /// ```
-    pub const fn prefix(mut self, prefix: Prefix) -> Self {
-        self.prefix = Some(prefix);
-        self
-    }
-
-    /// Sets how a request without a known peer is treated. Defaults to [`Missing::Shared`].
-    ///
-    /// ```
-    /// use palisade_client_ip::{ClientIp, Missing};
-    /// use palisade_core::{ClientKey, KeyExtractor, KeyOutcome, RequestHead};
-    ///
-    /// // A server that does not put the peer into the extensions of the request.
-    /// let request = http::Request::new(());
-    /// let head = RequestHead::from(&request);
-    /// let by_ip = ClientIp::peer();
-    /// assert_eq!(by_ip.extract(&head), KeyOutcome::Key(ClientKey::SHARED));
-    /// assert_eq!(by_ip.missing(Missing::Refuse).extract(&head), KeyOutcome::Refuse);
-    /// assert_eq!(by_ip.missing(Missing::Pass).extract(&head), KeyOutcome::Exempt);
-    /// ```
-    pub const fn missing(mut self, missing: Missing) -> Self {
-        self.missing = missing;
-        self
-    }
-}
-
-impl KeyExtractor for ClientIp {
-    fn extract(&self, head: &RequestHead<'_>) -> KeyOutcome {
-        if self.prefix.is_none()
-            && let Some(conn) = ConnInfo::from_extensions(head.extensions)
-        {
-            return KeyOutcome::Key(conn.client()); // Computed once per connection.
-        }
-        if let Some(peer) = peer(head.extensions) {
-            return KeyOutcome::Key(ClientKey::address(
-                peer.ip(),
-                self.prefix.unwrap_or_default(),
-            ));
-        }
-        warn_about_missing_peer_once(self.missing);
-        match self.missing {
-            Missing::Shared => KeyOutcome::Key(ClientKey::SHARED),
-            Missing::Refuse => KeyOutcome::Refuse,
-            Missing::Pass => KeyOutcome::Exempt,
-        }
-    }
-}
-
-// === peer ===
-
-/// Returns the address at the other end of the socket of the request with these extensions, if one
-/// of the sources in the [crate docs](crate) has it.
-///
-/// ```
-/// use std::net::SocketAddr;
-///
-/// let mut request = http::Request::new(());
-/// request.headers_mut().insert("x-forwarded-for", http::HeaderValue::from_static("192.0.2.9"));
-/// assert_eq!(palisade_client_ip::peer(request.extensions()), None);
-/// let socket = SocketAddr::from(([192, 0, 2, 1], 4711));
-/// request.extensions_mut().insert(socket);
-/// assert_eq!(palisade_client_ip::peer(request.extensions()), Some(socket));
-/// ```
-pub fn peer(extensions: &Extensions) -> Option<SocketAddr> {
-    ConnInfo::from_extensions(extensions)
-        .map(|conn| conn.peer())
-        .or_else(|| peer_from_axum(extensions))
-        .or_else(|| peer_from_tonic(extensions))
-        .or_else(|| extensions.get().copied())
-}
+mod trust;
 
 #[cfg(feature = "axum")]
-fn peer_from_axum(extensions: &Extensions) -> Option<SocketAddr> {
-    extensions
-        .get::<axum::extract::ConnectInfo<SocketAddr>>()
-        .map(|info| info.0)
-}
-
-#[cfg(not(feature = "axum"))]
-fn peer_from_axum(_: &Extensions) -> Option<SocketAddr> {
-    None
-}
-
-#[cfg(feature = "tonic")]
-fn peer_from_tonic(extensions: &Extensions) -> Option<SocketAddr> {
-    extensions
-        .get::<tonic::transport::server::TcpConnectInfo>()?
-        .remote_addr()
-}
-
-#[cfg(not(feature = "tonic"))]
-fn peer_from_tonic(_: &Extensions) -> Option<SocketAddr> {
-    None
-}
-
-#[cfg(feature = "tracing")]
-fn warn_about_missing_peer_once(missing: Missing) {
-    static WARNED: std::sync::Once = std::sync::Once::new();
-    WARNED.call_once(|| {
-        tracing::warn!(
-            target: "palisade",
-            ?missing,
-            "a request carries no peer address, so clients cannot be distinguished; with axum, \
-             serve `router.into_make_service_with_connect_info::<SocketAddr>()` and enable \
-             palisade's feature `axum`; with tonic, enable its feature `tonic`; with hyper, insert \
-             the peer's `SocketAddr` into the request's extensions",
-        );
-    });
-}
-
-#[cfg(not(feature = "tracing"))]
-fn warn_about_missing_peer_once(_: Missing) {}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use http::Request;
-
-    fn request<T: Clone + Send + Sync + 'static>(extension: T) -> Request<()> {
-        let mut request = Request::new(());
-        request.extensions_mut().insert(extension);
-        request
-    }
-
-    fn extract(client_ip: ClientIp, request: &Request<()>) -> KeyOutcome {
-        client_ip.extract(&RequestHead::from(request))
-    }
-
-    fn network(address: &str) -> KeyOutcome {
-        KeyOutcome::Key(ClientKey::address(
-            address.parse().unwrap(),
-            Prefix::default(),
-        ))
-    }
-
-    fn socket(address: &str) -> SocketAddr {
-        SocketAddr::new(address.parse().unwrap(), 4711)
-    }
-
-    #[test]
-    fn a_bare_socket_address_is_read() {
-        let outcome = extract(ClientIp::peer(), &request(socket("2001:db8::1")));
-        assert_eq!(outcome, network("2001:db8::ffff"));
-        assert_ne!(outcome, network("2001:db8:0:1::1"));
-    }
-
-    #[test]
-    fn an_ipv4_mapped_address_counts_as_its_ipv4_address() {
-        let outcome = extract(ClientIp::peer(), &request(socket("::ffff:192.0.2.1")));
-        assert_eq!(outcome, network("192.0.2.1"));
-    }
-
-    #[test]
-    fn the_key_of_the_connection_is_used_unless_a_prefix_is_set() {
-        let coarse = Prefix::new(24, 48).unwrap();
-        let conn = ConnInfo::new(socket("192.0.2.1"), None, coarse);
-        let request = request(conn);
-        assert_eq!(extract(ClientIp::peer(), &request), network("192.0.2.0"));
-        let fine = ClientIp::peer().prefix(Prefix::default());
-        assert_eq!(extract(fine, &request), network("192.0.2.1"));
-    }
-
-    #[test]
-    fn the_connection_info_takes_precedence_over_other_sources() {
-        let mut request = request(socket("198.51.100.1"));
-        let conn = ConnInfo::new(socket("192.0.2.1"), None, Prefix::default());
-        request.extensions_mut().insert(conn);
-        assert_eq!(peer(request.extensions()), Some(socket("192.0.2.1")));
-    }
-
-    #[test]
-    fn forwarding_headers_do_not_change_the_key() {
-        let mut request = request(socket("192.0.2.1"));
-        for name in ["x-forwarded-for", "x-real-ip", "cf-connecting-ip"] {
-            request
-                .headers_mut()
-                .insert(name, "198.51.100.1".parse().unwrap());
-        }
-        request
-            .headers_mut()
-            .insert("forwarded", "for=198.51.100.1".parse().unwrap());
-        assert_eq!(extract(ClientIp::peer(), &request), network("192.0.2.1"));
-    }
-
-    #[test]
-    fn a_request_without_a_peer_is_shared_refused_or_admitted_as_configured() {
-        let without_peer = Request::new(());
-        let client_ip = ClientIp::peer();
-        assert_eq!(
-            extract(client_ip, &without_peer),
-            KeyOutcome::Key(ClientKey::SHARED)
-        );
-        assert_eq!(
-            extract(client_ip.missing(Missing::Refuse), &without_peer),
-            KeyOutcome::Refuse
-        );
-        assert_eq!(
-            extract(client_ip.missing(Missing::Pass), &without_peer),
-            KeyOutcome::Exempt
-        );
-        assert_eq!(peer(without_peer.extensions()), None);
-    }
-
-    #[cfg(feature = "axum")]
-    #[test]
-    fn the_connect_info_of_axum_is_read() {
-        let info = axum::extract::ConnectInfo(socket("192.0.2.1"));
-        assert_eq!(
-            extract(ClientIp::peer(), &request(info)),
-            network("192.0.2.1")
-        );
-    }
-
-    #[cfg(feature = "tonic")]
-    #[test]
-    fn the_connect_info_of_tonic_is_read() {
-        let remote_addr = Some(socket("192.0.2.1"));
-        let info = tonic::transport::server::TcpConnectInfo {
-            local_addr: None,
-            remote_addr,
-        };
-        assert_eq!(
-            extract(ClientIp::peer(), &request(info)),
-            network("192.0.2.1")
-        );
-    }
-}
+pub use client::ClientMissing;
+pub use client::{Client, Found};
+pub use extractor::{ClientIp, Missing};
+pub use layer::{ClientIpLayer, FindClient};
+pub use palisade_core::{Network, NetworkSet, Networks, Prefix};
+pub use peer::peer;
+pub use proxy_protocol::{ProxyClient, ProxyHeader, ProxyHeaderError, ProxyParse};
+pub use trust::{Source, Trust, TrustTotals};
