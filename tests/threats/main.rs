@@ -19,6 +19,7 @@ mod t08_huge_body;
 mod t09_heads;
 mod t10_decompression;
 mod t11_request_flood;
+mod t13_spoofed_identity;
 mod t14_overload;
 mod t15_http2_abuse;
 mod t15_http2_floods;

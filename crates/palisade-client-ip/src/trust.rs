@@ -355,6 +355,20 @@ impl Trust {
         self.resolve_with_key(peer, None, headers)
     }
 
+    /// Returns whether this peer is a trusted proxy: whether its field is read.
+    ///
+    /// ```
+    /// let trust = palisade_client_ip::Trust::private();
+    /// assert!(trust.is_proxy([10, 0, 0, 7].into()) && !trust.is_proxy([192, 0, 2, 1].into()));
+    /// ```
+    pub fn is_proxy(&self, peer: IpAddr) -> bool {
+        let canonical = self.embedded.canonical(peer.into());
+        if canonical.is_unspecified() {
+            return self.unix_peers;
+        }
+        Proxies(self.networks.as_ref().map(Networks::present)).is_believed(canonical)
+    }
+
     /// Returns the client of a request of `conn`, and counts those that are not named by a trusted
     /// proxy. The peer's own key is that of the connection. For servers that know the connection;
     /// they insert the client into the request.

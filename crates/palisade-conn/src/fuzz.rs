@@ -167,7 +167,7 @@ impl Harness {
             21 if size.is_multiple_of(2) => drop(self.requests.pop()),
             21 => self
                 .requests
-                .extend(InFlight::begin(conn.info(), size % 4 == 1)),
+                .extend(InFlight::begin(conn.info(), size % 4 == 1, None)),
             22 if size.is_multiple_of(2) => drop(self.other_ios.pop()),
             22 => self
                 .other_ios

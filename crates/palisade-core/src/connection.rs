@@ -133,6 +133,21 @@ impl<S> ConnInfo<S> {
         }
     }
 
+    /// Notes that the peer is a trusted proxy. It is [no client](Self::known_client) then, and has
+    /// no share of anything. For the connection guard, before the connection is shared.
+    ///
+    /// ```
+    /// use palisade_core::{ConnInfo, Prefix};
+    /// let peer = ([10, 0, 0, 7], 4711).into();
+    /// let conn = ConnInfo::with_state(peer, None, Prefix::default(), ()).of_proxy();
+    /// assert!(conn.is_proxy() && conn.known_client().is_none());
+    /// assert_eq!(conn.peer(), peer);
+    /// ```
+    pub fn of_proxy(mut self) -> Self {
+        self.kept = self.kept.of_proxy();
+        self
+    }
+
     /// Returns the server's state of the connection.
     #[inline]
     pub fn state(&self) -> &S {
@@ -141,6 +156,13 @@ impl<S> ConnInfo<S> {
 }
 
 impl<S: ?Sized> ConnInfo<S> {
+    /// Returns whether the peer is a trusted proxy, so that its requests are those of other
+    /// clients.
+    #[inline]
+    pub fn is_proxy(&self) -> bool {
+        self.kept.is_proxy()
+    }
+
     /// Returns the connection's number. Numbers count up from 1 over all connections of the
     /// process.
     pub fn id(&self) -> u64 {
@@ -170,7 +192,8 @@ impl<S: ?Sized> ConnInfo<S> {
         ClientKey::from_parts(bits, self.client_hash)
     }
 
-    /// Returns [`Self::client`] if the peer has an address. The peers of a Unix socket have none.
+    /// Returns [`Self::client`] if the peer is a client with an address. The peers of a Unix socket
+    /// have none, and a [trusted proxy](Self::is_proxy) is no client.
     ///
     /// ```
     /// use palisade_core::{ClientKey, ConnInfo, Prefix};
@@ -190,7 +213,7 @@ impl<S: ?Sized> ConnInfo<S> {
     pub fn known_client_hash(&self) -> Option<u64> {
         // `::` and `::ffff:0.0.0.0`.
         let is_unspecified = matches!(self.ip, [0, 0 | 0xffff_0000_0000]);
-        (!is_unspecified).then_some(self.client_hash)
+        (!is_unspecified && !self.is_proxy()).then_some(self.client_hash)
     }
 
     /// Notes whether a layer charges the body of the present request to a
@@ -312,6 +335,10 @@ impl KeptBits {
     const V6: u8 = 64;
     /// The number of bits before the IPv4 address in an IPv4-mapped address.
     const MAPPED: u8 = 96;
+    /// The IPv4 address of a trusted proxy, of which all bits count.
+    const PROXY_V4: Self = Self(Self::V6 - 1);
+    /// The IPv6 address of one.
+    const PROXY_V6: Self = Self(u8::MAX);
 
     /// Creates the value for `kept` of the 128 bits of an IPv4-mapped or IPv6 address.
     fn new(is_v4: bool, kept: u8) -> Self {
@@ -322,6 +349,19 @@ impl KeptBits {
         })
     }
 
+    fn of_proxy(self) -> Self {
+        if self.is_v4() {
+            Self::PROXY_V4
+        } else {
+            Self::PROXY_V6
+        }
+    }
+
+    #[inline]
+    fn is_proxy(self) -> bool {
+        self.0 == Self::PROXY_V4.0 || self.0 == Self::PROXY_V6.0
+    }
+
     #[inline]
     fn is_v4(self) -> bool {
         self.0 < Self::V6
@@ -330,7 +370,9 @@ impl KeptBits {
     /// Returns how many of the 128 bits are kept.
     #[inline]
     fn mapped_bits(self) -> u8 {
-        if self.is_v4() {
+        if self.is_proxy() {
+            128
+        } else if self.is_v4() {
             Self::MAPPED + self.0
         } else {
             self.0 - Self::V6

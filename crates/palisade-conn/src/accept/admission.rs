@@ -51,7 +51,11 @@ pub(crate) fn check_rate(
     let Some(table) = &shared.accept_rates else {
         return Ok(());
     };
-    if !has_peer || shared.limits.mode == Mode::Off || shared.is_reserved_for(conn) {
+    if !has_peer
+        || conn.is_proxy()
+        || shared.limits.mode == Mode::Off
+        || shared.is_reserved_for(conn)
+    {
         return Ok(());
     }
     let Limits {
@@ -110,6 +114,7 @@ pub(crate) fn admit(
     let now = shared.now();
     let is_enforced = shared.limits.mode == Mode::Enforce;
     let is_reserved = has_peer && shared.is_reserved_for(conn);
+    let has_peer = has_peer && !conn.is_proxy();
     let max = shared.limits.max_open(is_reserved);
     let open = shared.open.load(SeqCst);
     let shares = if has_peer && !is_reserved {

@@ -8,7 +8,10 @@ use palisade_core::{
     ConnInfo, Reason,
     shed::{LoadShedding, Shed},
 };
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    num::NonZeroU64,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 /// A request that its client cancels within this time was not waited for.
 const EARLY_MILLIS: u32 = 1000;
@@ -24,6 +27,8 @@ pub(crate) struct InFlight {
     /// The requests that its client had in flight then, with this one; 1 if its connection had no
     /// other.
     of_client: u32,
+    /// The client, if a proxy has named it.
+    proxied: Option<NonZeroU64>,
     /// The bytes that its head is charged.
     head_bytes: u32,
     stage: Stage,
@@ -64,10 +69,14 @@ pub(crate) fn asked_for(conn: &ConnInfo) -> Option<&LoadShedding> {
 }
 
 impl InFlight {
-    /// Counts a request whose head has arrived on `conn`. Returns `None` if the connection is not
-    /// one of a guard's.
+    /// Counts a request whose head has arrived on `conn`, of the client with the hash `proxied` if a
+    /// proxy has named one. Returns `None` if the connection is not one of a guard's.
     #[inline]
-    pub(crate) fn begin(conn: Arc<ConnInfo>, http2: bool) -> Option<Self> {
+    pub(crate) fn begin(
+        conn: Arc<ConnInfo>,
+        http2: bool,
+        proxied: Option<NonZeroU64>,
+    ) -> Option<Self> {
         let state = conn.state_as::<ConnState>()?;
         state.set_protocol(http2);
         let is_alone = count(state.in_flight.fetch_add(REQUEST, Relaxed), REQUEST) == 0;
@@ -81,8 +90,13 @@ impl InFlight {
         };
         let (mut begun, mut of_client) = (0, 1);
         if let Some(totals) = state.totals() {
-            let all_of_client = totals.begin_request(conn.known_client_hash());
-            of_client = if is_alone { 1 } else { all_of_client };
+            of_client = match proxied {
+                Some(client) => totals.begin_proxied(client.get()),
+                None => {
+                    let all_of_client = totals.begin_request(conn.known_client_hash());
+                    if is_alone { 1 } else { all_of_client }
+                }
+            };
             begun = totals.time();
             if totals.max_requests.is_some_and(|max| requests >= max) {
                 state.begin_closing(Reason::MaxRequests);
@@ -92,6 +106,7 @@ impl InFlight {
             conn,
             begun,
             of_client,
+            proxied,
             head_bytes: 0,
             stage: Stage::Handler,
             is_upload: false,
@@ -194,8 +209,15 @@ impl InFlight {
         if let Some(totals) = self.totals()
             && self.is_in_totals
         {
-            totals.end_request(self.conn.known_client_hash());
+            self.end_in(totals);
             self.is_in_totals = false;
+        }
+    }
+
+    fn end_in(&self, totals: &ConnTotals) {
+        match self.proxied {
+            Some(client) => totals.end_proxied(client.get()),
+            None => totals.end_request(self.conn.known_client_hash()),
         }
     }
 
@@ -228,7 +250,7 @@ impl Drop for InFlight {
                     .fetch_update(Relaxed, Relaxed, |early| early.checked_add(1));
             }
             if self.is_in_totals {
-                totals.end_request(self.conn.known_client_hash());
+                self.end_in(totals);
             }
             if self.head_bytes > 0 {
                 totals.give_back(&self.conn, self.head_bytes);

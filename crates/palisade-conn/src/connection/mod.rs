@@ -43,8 +43,10 @@ impl ConnHandle {
         prefix: Prefix,
         totals: Option<Arc<ConnTotals>>,
     ) -> Self {
-        let state = ConnState::with_totals(totals);
-        Self(Arc::new(ConnInfo::with_state(peer, local, prefix, state)))
+        let trust = totals.as_ref().and_then(|totals| totals.trust.as_ref());
+        let is_proxy = trust.is_some_and(|trust| trust.is_proxy(peer.ip()));
+        let info = ConnInfo::with_state(peer, local, prefix, ConnState::with_totals(totals));
+        Self(Arc::new(if is_proxy { info.of_proxy() } else { info }))
     }
 
     /// Returns the `Arc` that belongs in the extensions of each request on the connection.
@@ -257,7 +259,7 @@ impl ConnHandle {
     /// Begins a request on the connection.
     #[cfg(test)]
     pub(crate) fn begin_request(&self, http2: bool) -> in_flight::InFlight {
-        in_flight::InFlight::begin(self.info(), http2).expect("the connection is guarded")
+        in_flight::InFlight::begin(self.info(), http2, None).expect("the connection is guarded")
     }
 
     pub(crate) fn downgrade(&self) -> WeakConnHandle {

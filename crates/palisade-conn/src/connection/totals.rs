@@ -2,6 +2,7 @@
 
 use super::memory_gate::MemoryGate;
 use crate::sync::Mutex;
+use palisade_client_ip::Trust;
 use palisade_core::{
     Budget, BudgetFull, Charge, ClientKey, ConnInfo, Mode, Network, Recorder, shed::Shed,
 };
@@ -48,6 +49,10 @@ pub(crate) struct ConnTotals {
     /// Decides what is admitted while memory is short, or the runtime overloaded. Defaults to
     /// everything.
     pub(crate) memory: MemoryGate,
+    /// The proxies that name the clients of their requests. Defaults to none.
+    pub(crate) trust: Option<Trust>,
+    /// The requests of clients behind proxies. There are no more entries than requests in flight.
+    proxied: Mutex<HashMap<u64, u32>>,
     in_flight: AtomicUsize,
     in_flight_by_client: OnceLock<Box<[AtomicU32]>>,
     upgraded: AtomicUsize,
@@ -134,6 +139,34 @@ impl ConnTotals {
         self.in_flight.fetch_add(1, Relaxed);
         self.client_counter(client)
             .map_or(1, |own| own.fetch_add(1, Relaxed).saturating_add(1))
+    }
+
+    /// Counts a request of the client with this hash that comes through a proxy. Returns how many of
+    /// that client are in flight now. They are counted exactly, because a client always has one:
+    /// it must not be that of another.
+    pub(super) fn begin_proxied(&self, client: u64) -> u32 {
+        self.in_flight.fetch_add(1, Relaxed);
+        let mut proxied = self.proxied.lock();
+        let own = proxied.entry(client).or_insert(0);
+        *own = own.saturating_add(1);
+        *own
+    }
+
+    /// Uncounts it.
+    pub(super) fn end_proxied(&self, client: u64) {
+        self.in_flight.fetch_sub(1, Relaxed);
+        if let Entry::Occupied(mut own) = self.proxied.lock().entry(client) {
+            *own.get_mut() -= 1;
+            if *own.get() == 0 {
+                own.remove();
+            }
+        }
+    }
+
+    /// Returns the number of clients behind proxies with requests in flight.
+    #[cfg(test)]
+    pub(crate) fn proxied_clients(&self) -> usize {
+        self.proxied.lock().len()
     }
 
     /// Uncounts it.

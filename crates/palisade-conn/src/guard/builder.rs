@@ -5,9 +5,10 @@ use super::{
     limits::{CapFrom, Growth, Limits, default_cap, default_in_flight},
 };
 use crate::connection::memory_gate::MemoryGate;
+use palisade_client_ip::Trust;
 use palisade_core::{
-    Budget, ConfigError, Memory, Mode, Network, Prefix, Pressure, Recorder, RequestHead,
-    RuntimeLoad, shed::PicksRequests,
+    Budget, ConfigError, ConfigFault, Memory, Mode, Network, Prefix, Pressure, Recorder,
+    RequestHead, RuntimeLoad, shed::PicksRequests,
 };
 use palisade_guard::Gcra;
 use std::{fmt, sync::Arc, time::Duration};
@@ -49,6 +50,7 @@ pub struct ConnGuardBuilder {
     critical: Picked,
     sheddable: Picked,
     budget: ByteBudget,
+    trust: Option<Trust>,
 }
 
 /// The budget of bytes.
@@ -155,6 +157,7 @@ impl ConnGuardBuilder {
             critical: Picked(None),
             sheddable: Picked(None),
             budget: ByteBudget::OfProcess,
+            trust: None,
         }
     }
 
@@ -1260,6 +1263,38 @@ impl ConnGuardBuilder {
         self
     }
 
+    /// Sets which proxies in front of the server are believed, and the one field in which they name
+    /// the client of a request. See [`Trust`].
+    ///
+    /// [Request tracking](crate#request-tracking) finds the client of each request once, and
+    /// inserts it as a [`Client`](palisade_client_ip::Client) into its extensions. Every guard that
+    /// counts by [`ClientIp`](palisade_client_ip::ClientIp) then counts that client, and so does
+    /// [`max_in_flight`](Self::max_in_flight): a client may have what it leaves of three quarters,
+    /// and one request always, on whatever connections of the proxy they come.
+    ///
+    /// A connection of a trusted proxy has no share of its own: none of the limits per client apply
+    /// to it. Other peers are clients, and nothing is read of what they say. If all clients come
+    /// through proxies, set [`behind_proxy`](Self::behind_proxy) as well, for its longer idle
+    /// timeout.
+    ///
+    /// `None` believes no one. Defaults to that.
+    ///
+    /// ```
+    /// use palisade_client_ip::Trust;
+    /// use palisade_conn::ConnGuard;
+    ///
+    /// let guard = ConnGuard::builder().behind_proxy().trust(Trust::private()).build()?;
+    /// # drop(guard);
+    /// let everyone = palisade_core::NetworkSet::parse("0.0.0.0/0")?;
+    /// let error = ConnGuard::builder().trust(Trust::networks(everyone)).build().unwrap_err();
+    /// assert_eq!(error.faults()[0].field, "Trust::networks");
+    /// # Ok::<_, palisade_conn::ConfigError>(())
+    /// ```
+    pub fn trust(mut self, trust: impl Into<Option<Trust>>) -> Self {
+        self.trust = trust.into();
+        self
+    }
+
     /// Builds the guard.
     ///
     /// ```
@@ -1361,7 +1396,15 @@ impl ConnGuardBuilder {
         }
         let (critical, sheddable) = (self.critical.0, self.sheddable.0);
         let gate = MemoryGate::new(self.memory, runtime, critical, sheddable, budget);
-        Ok(ConnGuard::new(limits, self.recorder, self.pressure, gate))
+        let trust = self.trust.filter(|_| self.mode != Mode::Off);
+        let trust = trust.map(|trust| trust.prefix(self.prefix));
+        Ok(ConnGuard::new(
+            limits,
+            self.recorder,
+            self.pressure,
+            gate,
+            trust,
+        ))
     }
 
     fn check(&self, connections: usize) -> Result<(), ConfigError> {
@@ -1468,6 +1511,16 @@ impl ConnGuardBuilder {
             let allowed = format!("at most the limit of the memory, {limit}");
             error.push("byte_budget", budget.limit().to_string(), allowed);
         }
+        let of_trust = self.trust.as_ref().map(Trust::check);
+        for fault in of_trust.iter().flat_map(faults) {
+            let ConfigFault {
+                field,
+                value,
+                allowed,
+                ..
+            } = fault.clone();
+            error.push(field, value, allowed);
+        }
         error.into_result()
     }
 }
@@ -1483,6 +1536,11 @@ fn gcra(per_second: u32, burst: u32) -> Option<Gcra> {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Returns the faults of a check.
+fn faults(result: &Result<(), ConfigError>) -> &[ConfigFault] {
+    result.as_ref().err().map_or(&[], ConfigError::faults)
 }
 
 #[cfg(test)]

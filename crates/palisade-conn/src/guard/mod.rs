@@ -22,6 +22,7 @@ use crate::{
 use bound::MemoryBound;
 use builder::ConnGuardBuilder;
 use limits::Limits;
+use palisade_client_ip::Trust;
 use palisade_core::{
     ConnInfo, Event, GaugeSource, Mode, Pressure, Reason, Recorder, Rejection, Violation,
     shed::LoadShedding,
@@ -64,8 +65,10 @@ impl ConnGuard {
         recorder: Recorder,
         external_pressure: Pressure,
         memory: MemoryGate,
+        trust: Option<Trust>,
     ) -> Self {
-        let shared = Arc::new(Shared::new(limits, recorder, external_pressure, memory));
+        let shared = Shared::new(limits, recorder, external_pressure, memory, trust);
+        let shared = Arc::new(shared);
         LoadShedding::find_asked_by(in_flight::asked_for);
         log::connection_cap(&shared.limits);
         log::memory_bound(shared.limits.mode, &MemoryBound::of(&shared));

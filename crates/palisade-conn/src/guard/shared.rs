@@ -13,6 +13,7 @@ use crate::{
         handle::Sweeper, memory_growth::MemoryGrowth, scaled_timeouts, untracked::UntrackedTimer,
     },
 };
+use palisade_client_ip::Trust;
 use palisade_core::{Gauge, GaugeSource, Guard, Memory, Mode, Pressure, Recorder};
 use palisade_guard::{Clock, Table};
 use parking_lot::Mutex;
@@ -102,6 +103,7 @@ impl Shared {
         recorder: Recorder,
         external_pressure: Pressure,
         memory: MemoryGate,
+        trust: Option<Trust>,
     ) -> Self {
         let is_enforced = limits.mode == Mode::Enforce;
         let base = memory.memory.as_ref().and_then(Memory::used).unwrap_or(0);
@@ -117,6 +119,7 @@ impl Shared {
         totals.max_upgraded = Some(limits.max_upgraded);
         totals.reserved = limits.reserved.clone();
         totals.memory = memory;
+        totals.trust = trust;
         totals.peers_are_clients = limits.per_client.is_some() && limits.mode != Mode::Off;
         let limits_rate = limits.accept_rate.is_some() || limits.accept_rate_per_network.is_some();
         let none = Shares {

@@ -378,7 +378,7 @@ impl Sweep<'_> {
         let Some(max) = self.max_kept_idle else {
             return;
         };
-        if state.closing().is_some() {
+        if state.closing().is_some() || conn.is_proxy() {
             return;
         }
         self.counts.kept_idle += 1;

@@ -24,7 +24,10 @@ fn count(in_flight: &InFlight, headers: &HeaderMap) {
     let Some(totals) = in_flight.totals() else {
         return;
     };
-    if !totals.peers_are_clients || in_flight.conn().known_client().is_none() {
+    if !totals.peers_are_clients
+        || totals.trust.is_some()
+        || in_flight.conn().known_client().is_none()
+    {
         return;
     }
     let names = ["forwarded", "x-forwarded-for", "x-real-ip"];

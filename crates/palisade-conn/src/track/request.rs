@@ -3,6 +3,7 @@
 use super::{body::TrackedBody, head, proxy_hint};
 use crate::connection::{
     in_flight::{InFlight, OverLimit},
+    state::ConnState,
     totals::ConnTotals,
 };
 use bytes::Bytes;
@@ -11,12 +12,13 @@ use http::{
     header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING},
 };
 use http_body::Body;
+use palisade_client_ip::Trust;
 use palisade_core::{
     ConnInfo, Guard, GuardBody, Mode, Phase, Reason, Rejection, ResponseFormat, Violation,
     shed::{Shed, Verdict},
 };
 use palisade_guard::Settings;
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroU64, sync::Arc, time::Duration};
 
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
 /// What `Retry-After` says: what is full now may have room then.
@@ -37,12 +39,13 @@ impl TrackedRequest {
     #[inline(always)]
     pub(super) fn begin<B: Body>(
         conn: Arc<ConnInfo>,
-        request: &Request<B>,
+        request: &mut Request<B>,
         reports_windows: bool,
     ) -> Option<Self> {
         let is_http2 = request.version() == Version::HTTP_2;
         let is_http1 = request.version() <= Version::HTTP_11;
-        let mut in_flight = InFlight::begin(conn, is_http2)?;
+        let client = trusted_client(&conn, request);
+        let mut in_flight = InFlight::begin(conn, is_http2, client)?;
         let state = in_flight.state();
         // Whatever was expected when the connection was accepted.
         state.set_tracked();
@@ -286,6 +289,28 @@ impl TrackedRequest {
             )
         })
     }
+}
+
+/// Inserts the client of `request`, if the guard knows of proxies. Returns its hash if a proxy has
+/// named it.
+#[inline]
+fn trusted_client<B>(conn: &ConnInfo, request: &mut Request<B>) -> Option<NonZeroU64> {
+    let trust = conn.state_as::<ConnState>()?.totals()?.trust.as_ref()?;
+    identify_client(trust, conn, request)
+}
+
+#[cold]
+fn identify_client<B>(
+    trust: &Trust,
+    conn: &ConnInfo,
+    request: &mut Request<B>,
+) -> Option<NonZeroU64> {
+    let client = trust.identify_connection(conn, request.headers());
+    if client.address().is_some() {
+        request.extensions_mut().insert(client);
+    }
+    let is_named = conn.is_proxy() && client.is_forwarded();
+    NonZeroU64::new(client.key().to_hash()).filter(|_| is_named)
 }
 
 fn violation(reason: Reason, phase: Phase, (limit, observed): (u64, u64)) -> Violation {
