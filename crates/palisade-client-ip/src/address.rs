@@ -148,25 +148,25 @@ pub(crate) fn ipv4_at_the_end(text: &[u8]) -> Option<(u32, &[u8])> {
     Some(((first << 24) | (second << 16) | (third << 8) | fourth, rest))
 }
 
-#[inline]
+#[inline(always)]
 fn octet_at_the_end(text: &[u8]) -> Option<(u32, &[u8])> {
-    let digit_at_the_end = |text: &'_ [u8]| -> Option<u32> {
-        let digit = text.last()?.wrapping_sub(b'0');
-        (digit <= 9).then_some(u32::from(digit))
-    };
-    let (mut rest, mut octet) = (text, digit_at_the_end(text)?);
-    rest = rest.split_last()?.1;
-    let Some(tens) = digit_at_the_end(rest) else {
+    let (rest, octet) = digit_at_the_end(text)?;
+    let Some((rest, tens)) = digit_at_the_end(rest) else {
         return Some((octet, rest));
     };
-    octet += 10 * tens;
-    rest = rest.split_last()?.1;
-    let Some(hundreds) = digit_at_the_end(rest) else {
+    let octet = octet + 10 * tens;
+    let Some((rest, hundreds)) = digit_at_the_end(rest) else {
         return (tens > 0).then_some((octet, rest));
     };
-    octet += 100 * hundreds;
-    rest = rest.split_last()?.1;
+    let octet = octet + 100 * hundreds;
     (hundreds > 0 && octet <= 255).then_some((octet, rest))
+}
+
+#[inline(always)]
+fn digit_at_the_end(text: &[u8]) -> Option<(&[u8], u32)> {
+    let (last, rest) = text.split_last()?;
+    let digit = last.wrapping_sub(b'0');
+    (digit <= 9).then_some((rest, u32::from(digit)))
 }
 
 /// Parses an IPv6 address, with or without a zone such as `%eth0`.

@@ -70,7 +70,7 @@ where
 {
     type Item = Result<Element<'a>, TooLong>;
 
-    #[inline]
+    #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
         let rest = match self.rest.take() {
             Some(rest) => rest,

@@ -477,8 +477,9 @@ impl Trust {
                 let only = lines.next().map(|value| trimmed(value.as_bytes()));
                 if lines.next().is_some() {
                     return Walked {
+                        address: None,
                         found: Found::Malformed,
-                        ..Walked::PEER
+                        is_proven: true,
                     };
                 }
                 let only = only.map(|text| Ok(Element::Text(text)));
@@ -495,45 +496,58 @@ impl Trust {
         parse: impl Fn(&[u8]) -> Option<Address>,
         proxies: &Proxies,
     ) -> Walked {
-        // The peer is the last trusted proxy so far.
-        let mut last = Walked {
-            found: Found::Missing,
-            is_proven: proxies.are_known(),
-            ..Walked::PEER
-        };
+        // The last trusted proxy so far. `None` is the peer.
+        let mut last = None;
+        let mut is_proven = proxies.are_known();
         let mut hops_left = self.hops;
+        let mut ended = None;
         for element in elements {
             let address = match element {
                 Ok(Element::Ipv4(v4)) => (!v4.is_unspecified()).then_some(v4),
                 Ok(Element::Text([])) => continue,
                 Ok(Element::Text(text)) => parse(text),
-                Err(TooLong) => return last.ended(Found::TooLong),
+                Err(TooLong) => {
+                    ended = Some(Found::TooLong);
+                    break;
+                }
             };
             let Some(address) = address else {
-                return last.ended(Found::Malformed);
+                ended = Some(Found::Malformed);
+                break;
             };
             let address = self.embedded.canonical(address);
             let is_proxy = proxies.is_known(address);
-            last = Walked {
-                address: Some(address),
-                found: Found::AllTrusted,
-                ..last
-            };
+            last = Some(address);
             match &mut hops_left {
                 None if is_proxy => {}
-                Some(1) if is_proxy => return last,
-                None | Some(0 | 1) => return last.ended(Found::Forwarded),
-                Some(hops) => {
+                Some(hops) if *hops > 1 => {
                     *hops -= 1;
-                    last.is_proven &= is_proxy;
+                    is_proven &= is_proxy;
+                }
+                _ => {
+                    ended = Some(if is_proxy {
+                        Found::AllTrusted
+                    } else {
+                        Found::Forwarded
+                    });
+                    break;
                 }
             }
         }
-        let is_short = hops_left.is_some() && last.address.is_some();
-        if is_short {
-            return Walked::PEER.ended(Found::Short);
+        let found = match (ended, last) {
+            (Some(found), _) => found,
+            (None, None) => Found::Missing,
+            (None, Some(_)) if hops_left.is_none() => Found::AllTrusted,
+            (None, Some(_)) => {
+                last = None;
+                Found::Short
+            }
+        };
+        Walked {
+            address: last,
+            found,
+            is_proven,
         }
-        last
     }
 
     /// Counts `client` if it was not named by the trusted proxy, and says so in the log once for
@@ -596,20 +610,5 @@ impl Proxies {
             };
             networks.contains_bits(address.to_bits()) && !has_all
         })
-    }
-}
-
-// === Walked ===
-
-impl Walked {
-    /// The peer is the client.
-    const PEER: Self = Self {
-        address: None,
-        found: Found::Peer,
-        is_proven: true,
-    };
-
-    fn ended(self, found: Found) -> Self {
-        Self { found, ..self }
     }
 }

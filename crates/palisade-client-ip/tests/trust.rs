@@ -714,6 +714,14 @@ fn the_key_extractor_reads_the_client_before_anything_else() {
     let by_network = ClientIp::peer().prefix(wide);
     assert_eq!(extract(by_network, &request), key("203.0.113.0", wide));
 
+    // Without a prefix of the extractor, that of the client holds.
+    let client = Client::from_peer(Some(ip("203.0.113.7")), wide);
+    request.extensions_mut().insert(client);
+    assert_eq!(
+        extract(ClientIp::peer(), &request),
+        key("203.0.113.0", wide)
+    );
+
     // An unknown client is treated as a request without a peer.
     let mut unknown = Request::new(Full::<Bytes>::default());
     unknown
