@@ -6,6 +6,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 #[path = "../fuzz/bodies.rs"]
 mod bodies;
+#[path = "../fuzz/fields.rs"]
+mod fields;
 #[path = "../fuzz/proxy_protocol.rs"]
 mod proxy_protocol;
 #[path = "../fuzz/silence.rs"]
@@ -87,6 +89,26 @@ proptest! {
         data in vec(any::<u8>(), 0..300),
     ) {
         proxy_protocol::proxy_protocol(&data);
+    }
+
+    #[test]
+    fn no_client_changes_what_a_proxy_adds_to_x_forwarded_for(
+        data in r#"([0-9a-f.:, \[\]%"\n]{0,80}|.{0,200}|(10\.0\.0\.1, ?){0,40})"#,
+    ) {
+        fields::x_forwarded_for(data.as_bytes());
+    }
+
+    #[test]
+    fn no_client_changes_what_a_proxy_adds_to_forwarded(
+        data in r#"((for=|by=|[0-9.:;,="\\ \[\]\n]){0,60}|.{0,200})"#,
+    ) {
+        fields::forwarded(data.as_bytes());
+    }
+
+    #[test]
+    fn fields_of_random_bytes_cause_no_panic(data in vec(any::<u8>(), 0..600)) {
+        fields::x_forwarded_for(&data);
+        fields::forwarded(&data);
     }
 }
 

@@ -1,0 +1,6 @@
+#![no_main]
+
+#[path = "../fields.rs"]
+mod fields;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fields::forwarded(data));
