@@ -60,9 +60,10 @@ impl Networks {
         self.0.store(Arc::new(Dated::now(set.into())));
     }
 
-    /// Replaces the set by the one that [`NetworkSet::parse`] returns. A list of 100,000 lines takes
-    /// tens of milliseconds to parse, so call this where a thread may block, such as in tokio's
-    /// `spawn_blocking`.
+    /// Replaces the set by the one that [`NetworkSet::parse`] returns.
+    ///
+    /// A list of 100,000 lines takes tens of milliseconds to parse: call this where a thread may
+    /// block, as in tokio's `spawn_blocking`.
     ///
     /// # Errors
     ///
