@@ -129,11 +129,13 @@ impl Syntax {
             let is_of_name = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
             return !name.is_empty() && name.iter().all(is_of_name);
         }
-        let digits = port.iter().all(u8::is_ascii_digit) && (1..=5).contains(&port.len());
-        let number = port.iter().fold(0u32, |number, digit| {
-            number * 10 + u32::from(digit.wrapping_sub(b'0'))
-        });
-        digits && number <= u32::from(u16::MAX)
+        let is_digits = (1..=5).contains(&port.len()) && port.iter().all(u8::is_ascii_digit);
+        // At most 99,999.
+        let number = |port: &[u8]| {
+            let digits = port.iter().map(|digit| u32::from(digit - b'0'));
+            digits.fold(0, |number, digit| 10 * number + digit)
+        };
+        is_digits && number(port) <= u32::from(u16::MAX)
     }
 }
 
@@ -278,6 +280,9 @@ mod tests {
             "1.2.3.4:",
             "1.2.3.4:65536",
             "1.2.3.4:080000",
+            "1.2.3.4:99999999999999999999",
+            "1.2.3.4:xxxxxxxxxxxxxxxxxxxx",
+            "[2001:db8::1]:443, 198.51.100.9",
             "1.2.3.4:_x",
             "1.2.3.4:+1",
             "1.2.3.4/32",
@@ -392,6 +397,17 @@ mod tests {
         fn no_bytes_make_the_parser_panic(bytes in vec(any::<u8>(), 0..200)) {
             let _ = Syntax::Plain.parse(&bytes);
             let _ = Syntax::Node.parse(&bytes);
+        }
+
+        #[test]
+        fn no_text_after_an_address_makes_the_parser_panic(
+            address in r"192\.0\.2\.1|\[2001:db8::1\]|2001:db8::1|\[",
+            between in "[:%._ ]?",
+            after in "[0-9]{0,130}|.{0,130}|[0-9a-f:.]{0,30}",
+        ) {
+            let text = format!("{address}{between}{after}");
+            let _ = Syntax::Plain.parse(text.as_bytes());
+            let _ = Syntax::Node.parse(text.as_bytes());
         }
     }
 }
