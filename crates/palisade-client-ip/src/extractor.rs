@@ -12,9 +12,11 @@ use palisade_core::{ClientKey, ConnInfo, KeyExtractor, KeyOutcome, Prefix, Reque
 pub struct ClientIp {
     prefix: Option<Prefix>,
     missing: Missing,
+    /// Whether a peer is a proxy, and never a client.
+    ignores_peers: bool,
 }
 
-/// How a request without a known peer is treated.
+/// How a request without a known client is treated.
 ///
 /// A missing peer is a mistake in the setup of the server. axum, for example, passes the peer to
 /// its layers only if it is served with `into_make_service_with_connect_info::<SocketAddr>()`. With
@@ -58,6 +60,33 @@ impl ClientIp {
         Self {
             prefix: None,
             missing: Missing::Shared,
+            ignores_peers: false,
+        }
+    }
+
+    /// Returns an extractor that reads the [`Client`] of the request and nothing else, for servers
+    /// of which every peer is a proxy. A request without one is not counted, because it could be
+    /// anyone's: see [`Self::missing`].
+    ///
+    /// ```
+    /// use palisade_client_ip::{Client, ClientIp, Prefix};
+    /// use palisade_core::{ClientKey, KeyExtractor, KeyOutcome, RequestHead};
+    /// use std::net::SocketAddr;
+    ///
+    /// let mut request = http::Request::new(());
+    /// request.extensions_mut().insert("10.0.0.7:4711".parse::<SocketAddr>()?); // The proxy.
+    /// let by_client = ClientIp::forwarded();
+    /// assert_eq!(by_client.extract(&RequestHead::from(&request)), KeyOutcome::Exempt);
+    /// let client = Client::from_peer(Some([203, 0, 113, 7].into()), Prefix::default());
+    /// request.extensions_mut().insert(client);
+    /// assert_eq!(by_client.extract(&RequestHead::from(&request)), KeyOutcome::Key(client.key()));
+    /// # Ok::<(), std::net::AddrParseError>(())
+    /// ```
+    pub const fn forwarded() -> Self {
+        Self {
+            prefix: None,
+            missing: Missing::Pass,
+            ignores_peers: true,
         }
     }
 
@@ -85,7 +114,8 @@ impl ClientIp {
         self
     }
 
-    /// Sets how a request without a known peer is treated. Defaults to [`Missing::Shared`].
+    /// Sets how a request without a known client is treated. Defaults to [`Missing::Shared`], and
+    /// for [`Self::forwarded`] to [`Missing::Pass`].
     ///
     /// ```
     /// use palisade_client_ip::{ClientIp, Missing};
@@ -115,6 +145,10 @@ impl KeyExtractor for ClientIp {
                 Some(prefix) => ClientKey::address(address, prefix),
             });
         }
+        if self.ignores_peers {
+            warn_about_missing_client_once(self.missing);
+            return self.missing.outcome();
+        }
         if self.prefix.is_none()
             && let Some(conn) = ConnInfo::from_extensions(head.extensions)
         {
@@ -127,13 +161,35 @@ impl KeyExtractor for ClientIp {
             ));
         }
         warn_about_missing_peer_once(self.missing);
-        match self.missing {
-            Missing::Shared => KeyOutcome::Key(ClientKey::SHARED),
-            Missing::Refuse => KeyOutcome::Refuse,
-            Missing::Pass => KeyOutcome::Exempt,
+        self.missing.outcome()
+    }
+}
+
+impl Missing {
+    fn outcome(self) -> KeyOutcome {
+        match self {
+            Self::Shared => KeyOutcome::Key(ClientKey::SHARED),
+            Self::Refuse => KeyOutcome::Refuse,
+            Self::Pass => KeyOutcome::Exempt,
         }
     }
 }
+
+#[cfg(feature = "tracing")]
+fn warn_about_missing_client_once(missing: Missing) {
+    static WARNED: std::sync::Once = std::sync::Once::new();
+    WARNED.call_once(|| {
+        tracing::warn!(
+            target: "palisade",
+            ?missing,
+            "no client is known of a request behind a proxy: set `trust` of the connection guard, \
+             or put a `ClientIpLayer` outside of the guards",
+        );
+    });
+}
+
+#[cfg(not(feature = "tracing"))]
+fn warn_about_missing_client_once(_: Missing) {}
 
 #[cfg(feature = "tracing")]
 fn warn_about_missing_peer_once(missing: Missing) {

@@ -147,8 +147,12 @@ impl Stack {
     }
 
     /// Returns the preset for a server behind your own proxies. The same numbers as
-    /// [`Self::edge`], but no guard uses the peer's address, which is the same for all clients. A
-    /// rate limit requires [`Self::client`] to identify clients.
+    /// [`Self::edge`], but no guard uses the peer's address, which is the same for all clients.
+    /// Clients are told apart by the [`Client`](crate::client_ip::Client) of the request, which a
+    /// connection guard with [`trust`](palisade_conn::ConnGuardBuilder::trust) inserts, or a
+    /// [`ClientIpLayer`](crate::client_ip::ClientIpLayer). A request without one is not counted,
+    /// and with the feature `tracing` one warning says so. [`Self::client`] tells clients apart in
+    /// another way.
     ///
     /// ```
     /// use palisade::{Quota, Stack};
@@ -157,7 +161,6 @@ impl Stack {
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), BoxError> {
     /// let stack = || Stack::behind_proxy().rate_limit(Quota::per_minute(1));
-    /// assert_eq!(stack().build().unwrap_err().faults()[0].field, "rate_limit");
     ///
     /// // The proxy sets this header in every request, so that no client can choose its value.
     /// let by_header = |head: &RequestHead<'_>| match head.headers.get("x-client") {
@@ -804,8 +807,8 @@ impl Stack {
     /// use palisade::{Quota, Stack};
     /// use std::time::Duration;
     ///
-    /// let stack = Stack::behind_proxy()
-    ///     .rate_limit(Quota::per_second(10)) // All requests would count as the proxy's.
+    /// let stack = Stack::internal()
+    ///     .rate_limit(Quota::per_second(10)) // All requests would count as one client's.
     ///     .total_timeout(Duration::from_secs(10)) // Less than the 30 s to the response head.
     ///     .max_requests(0);
     /// let error = stack.build().unwrap_err();
@@ -945,7 +948,8 @@ impl Stack {
         match (&self.client_key, self.preset) {
             (Some(client_key), _) => Some(client_key.clone()),
             (None, Preset::Edge) => Some(Arc::new(ClientIp::peer())),
-            (None, Preset::BehindProxy | Preset::Internal) => None,
+            (None, Preset::BehindProxy) => Some(Arc::new(ClientIp::forwarded())),
+            (None, Preset::Internal) => None,
         }
     }
 }
@@ -1028,7 +1032,7 @@ mod tests {
         feature = "concurrency-limit"
     ))]
     fn all_faults_are_reported_at_once() {
-        let error = Stack::behind_proxy()
+        let error = Stack::internal()
             .rate_limit(palisade_rate_limit::Quota::per_second(0))
             .timeout(Duration::ZERO)
             .pace(Pace::builder().rate(0))

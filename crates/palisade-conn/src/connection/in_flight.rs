@@ -69,8 +69,8 @@ pub(crate) fn asked_for(conn: &ConnInfo) -> Option<&LoadShedding> {
 }
 
 impl InFlight {
-    /// Counts a request whose head has arrived on `conn`, of the client with the hash `proxied` if a
-    /// proxy has named one. Returns `None` if the connection is not one of a guard's.
+    /// Counts a request whose head has arrived on `conn`, of the client with the hash `proxied` if
+    /// a proxy has named one. Returns `None` if the connection is not one of a guard's.
     #[inline]
     pub(crate) fn begin(
         conn: Arc<ConnInfo>,

@@ -141,8 +141,8 @@ impl ConnTotals {
             .map_or(1, |own| own.fetch_add(1, Relaxed).saturating_add(1))
     }
 
-    /// Counts a request of the client with this hash that comes through a proxy. Returns how many of
-    /// that client are in flight now. They are counted exactly, because a client always has one:
+    /// Counts a request of the client with this hash that comes through a proxy. Returns how many
+    /// of that client are in flight now. They are counted exactly, because a client always has one:
     /// it must not be that of another.
     pub(super) fn begin_proxied(&self, client: u64) -> u32 {
         self.in_flight.fetch_add(1, Relaxed);

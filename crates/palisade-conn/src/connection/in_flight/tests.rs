@@ -326,3 +326,22 @@ fn a_layer_learns_what_was_asked_for_a_request_that_is_tracked_and_for_no_other(
     let foreign = ConnInfo::new(([192, 0, 2, 1], 1).into(), None, Prefix::default());
     assert!(asked_for(&foreign).is_none());
 }
+
+#[test]
+fn clients_behind_a_proxy_are_counted_exactly_and_only_while_they_have_requests() {
+    let mut totals = ConnTotals::default();
+    totals.max_in_flight = Some(100);
+    let totals = Arc::new(totals);
+    let conn = conn_with(&totals, [10, 0, 0, 7]);
+    let begin = |client| InFlight::begin(conn.info(), true, NonZeroU64::new(client)).unwrap();
+    // One client has what it leaves of three quarters.
+    let greedy: Vec<_> = (0..40).map(|_| begin(1)).collect();
+    assert!(greedy.iter().any(|one| one.exceeded_limit().is_some()));
+    // Each other client has one request, in the same place of a table or not.
+    let others: Vec<_> = (2..50).map(|client| begin(client << 32 | 1)).collect();
+    assert!(others.iter().all(|one| one.exceeded_limit().is_none()));
+    assert!(begin(2 << 32 | 1).exceeded_limit().is_some());
+    assert_eq!(totals.proxied_clients(), 49);
+    drop((greedy, others));
+    assert_eq!((totals.proxied_clients(), totals.in_flight()), (0, 0));
+}
