@@ -10,7 +10,7 @@ use axum::{
 };
 use http::Request;
 use http_body_util::{BodyExt, Full};
-use palisade::{Guard, Quota, Stack, slow_body::Pace, types::Gauge};
+use palisade::{Guard, Memory, Quota, Stack, slow_body::Pace, types::Gauge};
 use palisade_testkit::{
     Journal,
     alloc::CountingAllocator,
@@ -31,6 +31,7 @@ static ALLOCATOR: CountingAllocator = CountingAllocator::new();
 
 const CLIENTS: u32 = 60;
 const MIB: usize = 1 << 20;
+const MEMORY_BYTES: u64 = 1_000_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_is_released_after_every_kind_of_misbehaviour() {
@@ -39,7 +40,10 @@ async fn everything_is_released_after_every_kind_of_misbehaviour() {
         .and_then(|text| text.parse().ok());
     let journal = Journal::default();
     let metrics = palisade::Snapshot::new();
+    let memory = Memory::reported(MEMORY_BYTES).unwrap();
+    let growth = tokio::spawn(grow_now_and_then(memory.clone()));
     let guards = Stack::edge()
+        .memory(memory)
         .rate_limit(Quota::per_second(50).burst(50))
         .timeout(Duration::from_millis(400))
         .total_timeout(Duration::from_secs(1))
@@ -78,6 +82,7 @@ async fn everything_is_released_after_every_kind_of_misbehaviour() {
     wait_until_nothing_is_held(&journal).await;
     let released = || ALLOCATOR.live() <= before + MIB;
     clients::wait_until("live bytes are released", released).await;
+    growth.abort();
 
     // Each guard had something to do. The connection guard has its own soak test in
     // `t22_connections.rs`.
@@ -90,6 +95,15 @@ async fn everything_is_released_after_every_kind_of_misbehaviour() {
             .map(|reason| metrics.refused(*guard, *reason))
             .sum();
         assert!(refused > 0, "{guard} had nothing to do:\n{metrics}");
+    }
+}
+
+/// Reports memory that is short. Four times a second it is freed and grows again.
+async fn grow_now_and_then(memory: Memory) {
+    for look in 0.. {
+        let percent = if look % 25 == 0 { 95 } else { 99 };
+        memory.report(MEMORY_BYTES / 100 * percent);
+        sleep(Duration::from_millis(10)).await;
     }
 }
 
