@@ -87,7 +87,8 @@
 //! as a tenant in the extensions, count by that: [`Stack::client`] with `ClientKey::of(&tenant)`.
 //! An unchecked token is as bad as an unchecked header.
 //!
-//! The part of nginx, for HTTP/1.1 with connections that are kept:
+//! `cargo run --example behind_proxy` is a server for this, and `.ci/proxies` runs it behind nginx,
+//! behind HAProxy, and behind both. The part of nginx, for HTTP/1.1 with connections that are kept:
 //!
 //! ```text
 //! upstream app { server 127.0.0.1:3000; keepalive 64; keepalive_timeout 60s; }
