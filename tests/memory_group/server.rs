@@ -202,6 +202,7 @@ async fn serve(kind: Kind) {
         .runtime_load(None)
         .byte_budget(budget.clone());
     let mut stack = Stack::edge()
+        .runtime_load(None)
         // Requests that hang are to fill the memory, not the concurrency limit.
         .max_requests(100_000)
         .timeout(match kind {

@@ -146,7 +146,12 @@ async fn a_body_without_room_is_answered_503_and_the_next_one_is_served() {
                 ),
                 (503, &"1".parse().unwrap())
             );
-            assert_eq!(response.body(), "server is short of memory");
+            // On HTTP/2 it is a head and nothing else.
+            let text = match version {
+                Version::HTTP_2 => "",
+                _ => "server is short of memory",
+            };
+            assert_eq!(response.body(), text);
             fixture.assert_refused();
             // On HTTP/2 on the same connection.
             if version != Version::HTTP_2 {
@@ -254,6 +259,37 @@ async fn a_body_without_room_is_cut_if_the_response_has_begun() {
     }
 }
 
+/// Reads the body, and keeps nothing of it.
+async fn pass_on(request: Request<RequestBody>) -> Result<Response<Full<Bytes>>, BoxError> {
+    let (mut body, mut length) = (request.into_body(), 0);
+    while let Some(frame) = body.frame().await {
+        length += frame?.into_data().map_or(0, |data| data.len());
+    }
+    Ok(Response::new(length.to_string().into()))
+}
+
+/// h2 itself ends a connection with thousands of tiny frames.
+#[tokio::test]
+async fn small_frames_are_charged_for_what_they_take_while_the_app_keeps_them() {
+    let fixture = Fixture::start(Mode::Enforce, service_fn(read)).await;
+    let mut client = Client::connect(Version::HTTP_11, fixture.addr()).await;
+    // A few hundred are as good as any other body. Collected, 5,000 take a mebibyte.
+    let few = client.send(Pieces::new(200, 1), "text/plain").await;
+    assert_eq!(few.unwrap().body(), "200");
+    let many = client.send(Pieces::new(5000, 1), "text/plain").await;
+    assert_eq!(many.unwrap().status(), 503);
+    fixture.assert_refused();
+    drop(client);
+    fixture.assert_nothing_left().await;
+    // An app that passes them on keeps none.
+    let fixture = Fixture::start(Mode::Enforce, service_fn(pass_on)).await;
+    let mut client = Client::connect(Version::HTTP_11, fixture.addr()).await;
+    let many = client.send(Pieces::new(5000, 1), "text/plain").await;
+    assert_eq!(many.unwrap().body(), "5000");
+    drop(client);
+    fixture.assert_nothing_left().await;
+}
+
 #[tokio::test]
 async fn in_shadow_mode_it_is_only_reported_and_once() {
     let fixture = Fixture::start(Mode::Shadow, service_fn(read)).await;
@@ -355,15 +391,8 @@ async fn send_messages(addr: SocketAddr, count: usize, bytes: usize) -> Response
 
 #[tokio::test]
 async fn a_grpc_stream_holds_a_message_and_not_its_sum() {
-    // Copies each frame, as tonic does, and drops it.
-    let app = service_fn(async |request: Request<RequestBody>| {
-        let (mut body, mut length) = (request.into_body(), 0);
-        while let Some(frame) = body.frame().await {
-            length += frame?.into_data().map_or(0, |data| data.len());
-        }
-        Ok::<_, BoxError>(Response::new(Full::<Bytes>::from(length.to_string())))
-    });
-    let fixture = Fixture::start(Mode::Enforce, app).await;
+    // As tonic does, which copies each frame.
+    let fixture = Fixture::start(Mode::Enforce, service_fn(pass_on)).await;
     // Two mebibytes in all, in messages of a tenth of the budget.
     let response = send_messages(fixture.addr(), 80, 25 << 10).await;
     assert_eq!(response.body(), &(80 * ((25 << 10) + 5)).to_string());
@@ -388,6 +417,29 @@ async fn an_app_that_collects_what_claims_to_be_grpc_is_protected_too() {
         );
     }
     assert_eq!(fixture.journal.refusals().len(), 2);
+    // A message of 4 GiB, in small frames.
+    let mut client = clients::http2(CLIENT, fixture.addr()).await.unwrap();
+    let frames = std::iter::once(Bytes::from_static(&[0, 0xff, 0xff, 0xff, 0xff]));
+    let frames = frames.chain(std::iter::repeat_n(Bytes::from_static(&[b'x'; 60]), 600));
+    let frames = frames.map(|data| Ok::<_, Infallible>(http_body::Frame::data(data)));
+    let body = StreamBody::new(futures_util::stream::iter(frames));
+    let request = Request::post("http://x/").header("content-type", "application/grpc");
+    let response = client
+        .send_request(request.body(body).unwrap())
+        .await
+        .unwrap();
+    let response = whole(response).await.unwrap();
+    assert_eq!(response.headers()["grpc-status"], "8");
+    drop(client);
+    fixture.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn in_shadow_mode_a_stream_of_messages_is_reported_once() {
+    let fixture = Fixture::start(Mode::Shadow, service_fn(read)).await;
+    let response = send_messages(fixture.addr(), 1000, 1000).await;
+    assert_eq!(response.body(), &(1000 * 1005).to_string());
+    assert_eq!(fixture.journal.refusals().len(), 1);
     fixture.assert_nothing_left().await;
 }
 

@@ -5,7 +5,7 @@ use http::{Request, Response, StatusCode};
 use http_body::Body;
 use palisade_core::{
     BodyAccount, BodyAccountRef, Budget, BudgetFull, ClientKey, ConnInfo, KeyExtractor, KeyOutcome,
-    MessageBoundaries, Phase, Rejection, RequestHead, Violation,
+    MessageBoundaries, Mode, Phase, Rejection, RequestHead, Violation,
 };
 use palisade_guard::{
     Facts, Flow, GuardLayer, Guarded, KeepAny, Keys, NeverQueued, PerRequest, Policy, Polled,
@@ -333,6 +333,9 @@ impl Policy for BodyBudgetPolicy {
             }
             // The server, or an outer layer, charges nothing twice.
             if let Some(outer) = BodyAccountRef::of(request.extensions()) {
+                if self.settings.mode == Mode::Shadow {
+                    return BudgetState(Charged::Nowhere); // What enforces its limit goes on.
+                }
                 outer.account().hand_over();
             }
         }

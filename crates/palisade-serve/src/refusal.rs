@@ -1,6 +1,7 @@
 //! Refusals of the server itself: responses that it sends in place of the app.
 
-use http::StatusCode;
+use http::{Request, StatusCode, Version};
+use http_body::Body;
 use palisade_conn::{ConnGuard, ConnHandle};
 use palisade_core::{BudgetFull, Guard, Mode, Phase, Reason, Rejection, ResponseFormat, Violation};
 use std::{sync::Arc, time::Duration};
@@ -25,6 +26,19 @@ pub(crate) enum Refusal {
 /// Reports the refusals on one connection to its guard. Clones share one allocation.
 #[derive(Clone)]
 pub(crate) struct RefusalReporter(Arc<(ConnGuard, ConnHandle)>);
+
+/// Returns the format of the refusal of a request. On HTTP/2 it is a head and nothing else, which
+/// waits for no window.
+pub(crate) fn format_for<B: Body>(request: &Request<B>) -> ResponseFormat {
+    match ResponseFormat::detect(request) {
+        ResponseFormat::GrpcWeb { .. } | ResponseFormat::GrpcWebText { .. }
+            if request.version() == Version::HTTP_2 =>
+        {
+            ResponseFormat::Grpc
+        }
+        format => format,
+    }
+}
 
 // === Refusal ===
 

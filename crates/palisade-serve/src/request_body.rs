@@ -1,13 +1,13 @@
 //! The body of a request. It is charged to the byte budget of the guard, unless a layer charges it.
 
-use crate::refusal::RefusalReporter;
+use crate::refusal::{self, RefusalReporter};
 use bytes::Bytes;
 use http::{Method, Request, header::CONTENT_ENCODING};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use palisade_core::{
-    BodyAccount, BodyAccountRef, BoxError, BudgetFull, HasBodyAccount, MessageBoundaries, Phase,
-    Rejection, ResponseFormat, Violation,
+    BodyAccount, BodyAccountRef, BoxError, BudgetFull, Charge, HasBodyAccount, MessageBoundaries,
+    Phase, Rejection, ResponseFormat, Violation,
 };
 use std::{
     fmt,
@@ -22,8 +22,12 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-/// What is kept for a frame of gRPC beside its bytes.
+/// What is kept for a small frame beside its bytes, by the allocator and by who collects frames.
 const FRAME_OVERHEAD_BYTES: u64 = 256;
+/// A frame with fewer bytes is small. hyper's own may keep a whole buffer.
+const SMALL_FRAME_BYTES: usize = 1024;
+/// What small frames take is charged in steps of this.
+const STEP_BYTES: u64 = 16 * 1024;
 
 // Values of `BodyCharge::head`.
 
@@ -45,7 +49,8 @@ const REFUSED: u8 = 2;
 /// its own rules in place of this.
 ///
 /// A request that claims to be gRPC is charged for the message that is being received, and for
-/// what the app keeps of the frames before.
+/// what the app keeps of the frames before. Frames of less than 1 KiB are copied, and each that
+/// the app keeps is charged 256 bytes more, beyond the 4 MiB too.
 pub struct RequestBody {
     incoming: Incoming,
     /// `None` if nothing is charged.
@@ -69,10 +74,11 @@ struct Upload {
 /// dropped.
 pub(crate) struct BodyCharge {
     account: BodyAccount,
+    /// What small frames take beside their bytes.
+    small: Charge,
     refusals: RefusalReporter,
     format: ResponseFormat,
-    /// Bytes of frames of gRPC that the app has not dropped.
-    live: AtomicU64,
+    live: Arc<Live>,
     /// Why the request is refused, if it is.
     full: OnceLock<BudgetFull>,
     /// What has become of the head of the response.
@@ -82,10 +88,17 @@ pub(crate) struct BodyCharge {
 /// A request with the charge of its body, if there is one.
 type Wrapped = (Request<RequestBody>, Option<Arc<BodyCharge>>);
 
-/// The data of a frame of gRPC, which is counted until it is dropped.
+/// The frames that the app has not dropped, of those that are counted.
+#[derive(Default)]
+struct Live {
+    bytes: AtomicU64,
+    small: AtomicU64,
+}
+
+/// The data of a frame, which is counted until it is dropped.
 struct LiveFrame {
     data: Bytes,
-    charge: Arc<BodyCharge>,
+    live: Arc<Live>,
 }
 
 // === RequestBody ===
@@ -113,10 +126,13 @@ impl RequestBody {
         let is_free = length
             .exact()
             .is_some_and(|bytes| bytes <= BodyAccount::FREE_BYTES);
-        let Some(account) = conn.body_account().filter(|_| !is_free) else {
+        let charge = |request: &Request<Incoming>| conn.body_charge(request.extensions());
+        let (Some(of_body), Some(small), false) = (charge(&request), charge(&request), is_free)
+        else {
             return Ok((request.map(Self::free), None));
         };
-        let format = ResponseFormat::detect(&request);
+        let account = BodyAccount::new(of_body, BodyAccount::MAX_HELD);
+        let format = refusal::format_for(&request);
         let is_encoded = request.headers().contains_key(CONTENT_ENCODING);
         let has_messages = matches!(
             format,
@@ -133,9 +149,10 @@ impl RequestBody {
         }
         let charge = Arc::new(BodyCharge {
             account,
+            small,
             refusals: refusals.clone(),
             format,
-            live: AtomicU64::new(0),
+            live: Arc::default(),
             full: OnceLock::new(),
             head: AtomicU8::new(UNSENT),
         });
@@ -223,19 +240,26 @@ impl Upload {
 
     /// Counts the data of a frame, which is there already, so it is passed on with room or without.
     fn count(&mut self, data: Bytes) -> Bytes {
-        let bytes = data.len() as u64;
         let charge = &self.charge;
-        if let Some(messages) = &mut self.messages {
-            if messages.begin_one(&data) {
-                // The app has the messages before, and may keep them.
-                let kept = charge.live.load(Relaxed);
-                self.paid = BodyAccount::FREE_BYTES;
-                self.full = charge.account.charge_exactly(kept).err();
-            }
-            self.pay(bytes);
-            return LiveFrame::count(data, &self.charge);
+        if charge.full.get().is_some() || charge.account.is_handed_over() {
+            return data; // It was reported, or is charged by a layer.
         }
-        self.pay(bytes);
+        if let Some(messages) = &mut self.messages
+            && messages.begin_one(&data)
+        {
+            // The app has the messages before, and may keep them.
+            let kept = charge.live.bytes.load(Relaxed);
+            self.paid = BodyAccount::FREE_BYTES;
+            self.full = charge.account.charge_exactly(kept).err();
+        }
+        let is_small = data.len() < SMALL_FRAME_BYTES;
+        if is_small && let Err(full) = charge.pay_small() {
+            self.full = Some(full);
+        }
+        self.pay(data.len() as u64);
+        if is_small || self.messages.is_some() {
+            return LiveFrame::count(data, &self.charge.live);
+        }
         data
     }
 
@@ -257,6 +281,22 @@ impl Upload {
 // === BodyCharge ===
 
 impl BodyCharge {
+    /// Charges what small frames take, with one more.
+    fn pay_small(&self) -> Result<(), BudgetFull> {
+        let wanted = (self.live.small.load(Relaxed) + 1) * FRAME_OVERHEAD_BYTES;
+        let paid = self.small.bytes();
+        if wanted <= STEP_BYTES {
+            return Ok(()); // A few are free, as a body of a few bytes is.
+        }
+        if wanted > paid {
+            return self.small.take(wanted.next_multiple_of(STEP_BYTES) - paid);
+        }
+        if wanted + 2 * STEP_BYTES < paid {
+            self.small.give_back_to(wanted.next_multiple_of(STEP_BYTES));
+        }
+        Ok(())
+    }
+
     /// Refuses the request, or cuts its body if hyper has the head of the response. Returns the
     /// violation if the guard enforces its limits.
     #[cold]
@@ -309,17 +349,20 @@ impl fmt::Debug for BodyCharge {
 // === LiveFrame ===
 
 impl LiveFrame {
-    fn count(data: Bytes, charge: &Arc<BodyCharge>) -> Bytes {
+    /// Returns `data`, which is counted until it is dropped. That of a small frame is copied.
+    fn count(data: Bytes, live: &Arc<Live>) -> Bytes {
+        let is_small = data.len() < SMALL_FRAME_BYTES;
         let frame = Self {
-            data,
-            charge: charge.clone(),
+            data: if is_small {
+                Bytes::copy_from_slice(&data)
+            } else {
+                data
+            },
+            live: live.clone(),
         };
-        charge.live.fetch_add(frame.memory(), Relaxed);
+        live.bytes.fetch_add(frame.data.len() as u64, Relaxed);
+        live.small.fetch_add(is_small.into(), Relaxed);
         Bytes::from_owner(frame)
-    }
-
-    fn memory(&self) -> u64 {
-        self.data.len() as u64 + FRAME_OVERHEAD_BYTES
     }
 }
 
@@ -331,6 +374,8 @@ impl AsRef<[u8]> for LiveFrame {
 
 impl Drop for LiveFrame {
     fn drop(&mut self) {
-        self.charge.live.fetch_sub(self.memory(), Relaxed);
+        let is_small = self.data.len() < SMALL_FRAME_BYTES;
+        self.live.bytes.fetch_sub(self.data.len() as u64, Relaxed);
+        self.live.small.fetch_sub(is_small.into(), Relaxed);
     }
 }

@@ -62,7 +62,7 @@ pin_project! {
         },
         Refused { refusal: Refusal, is_http2: bool },
         // The byte budget had no room for the body of the request.
-        Shed { rejection: Option<Box<Rejection>> },
+        Shed { rejection: Option<Box<Rejection>>, is_http2: bool },
     }
 }
 
@@ -117,7 +117,10 @@ impl<S: HttpService> ConnApp<S> {
                 Ok(wrapped) => wrapped,
                 Err(rejection) => {
                     let rejection = Some(rejection);
-                    return ConnAppFuture::Shed { rejection };
+                    return ConnAppFuture::Shed {
+                        rejection,
+                        is_http2,
+                    };
                 }
             }
         } else {
@@ -240,7 +243,11 @@ impl<S: HttpService> Future for ConnAppFuture<S, S::Future> {
                     });
                     if let Some(rejection) = refusal {
                         let rejection = Some(Box::new(rejection));
-                        self.set(Self::Shed { rejection });
+                        let is_http2 = room.is_some();
+                        self.set(Self::Shed {
+                            rejection,
+                            is_http2,
+                        });
                         continue;
                     }
                     let next = match ready!(result) {
@@ -270,9 +277,17 @@ impl<S: HttpService> Future for ConnAppFuture<S, S::Future> {
                     }
                     return Poll::Ready(Ok(response));
                 }
-                ConnAppProj::Shed { rejection } => {
+                ConnAppProj::Shed {
+                    rejection,
+                    is_http2,
+                } => {
                     let rejection = rejection.take().expect("polled once");
-                    return Poll::Ready(Ok(rejection.into_bytes().map(ServedBody::of_server)));
+                    let is_http2 = *is_http2;
+                    let body = |text| match is_http2 {
+                        true => ServedBody::of_server(Bytes::new()),
+                        false => ServedBody::of_server(text),
+                    };
+                    return Poll::Ready(Ok(rejection.into_bytes().map(body)));
                 }
                 ConnAppProj::AwaitingReady {
                     service,

@@ -27,7 +27,7 @@ pub(crate) struct InFlight {
     /// The requests that its client had in flight then, with this one; 1 if its connection had no
     /// other.
     of_client: u32,
-    /// The client, if a proxy has named it.
+    /// The client, if the peer is a proxy.
     proxied: Option<NonZeroU64>,
     /// The bytes that its head is charged.
     head_bytes: u32,
@@ -196,7 +196,10 @@ impl InFlight {
     /// If there is no room: the limit and the bytes that would be held.
     pub(crate) fn charge_head(&mut self, bytes: u64) -> Result<(), (u64, u64)> {
         if let Some(totals) = self.totals() {
-            let charged = totals.charge(&self.conn, bytes);
+            let charged = match self.proxied {
+                Some(client) => totals.charge_for(Some(client.get()), &self.conn, bytes),
+                None => totals.charge(&self.conn, bytes),
+            };
             self.head_bytes = charged.map_err(|full| (full.limit, full.observed))?;
         }
         Ok(())
@@ -253,7 +256,13 @@ impl Drop for InFlight {
                 self.end_in(totals);
             }
             if self.head_bytes > 0 {
-                totals.give_back(&self.conn, self.head_bytes);
+                match self.proxied {
+                    Some(client) => {
+                        let client = Some(client.get());
+                        totals.give_back_for(client, &self.conn, self.head_bytes);
+                    }
+                    None => totals.give_back(&self.conn, self.head_bytes),
+                }
             }
         }
         if self.stage != Stage::Answered {

@@ -2,7 +2,9 @@
 //! request.
 
 use super::ConnHandle;
-use palisade_core::BodyAccount;
+use http::Extensions;
+use palisade_client_ip::Client;
+use palisade_core::Charge;
 
 /// Bytes of a response that are charged to the budget of the guard, until this is dropped. Returned
 /// by [`ConnHandle::charge_response`].
@@ -51,12 +53,17 @@ impl ConnHandle {
 }
 
 impl ConnHandle {
-    /// Returns an account for the body of one request, if the guard has a byte budget.
+    /// Returns a charge for the body of the request with these extensions, if the guard has a byte
+    /// budget. Behind a proxy it is that of the client.
     #[doc(hidden)]
-    pub fn body_account(&self) -> Option<BodyAccount> {
-        let charge = self.state().totals()?.body_charge(self)?;
-        let account = BodyAccount::new(charge.on(self.info()), BodyAccount::MAX_HELD);
-        Some(account)
+    pub fn body_charge(&self, extensions: &Extensions) -> Option<Charge> {
+        let totals = self.state().totals()?;
+        let client = match Client::from_extensions(extensions) {
+            Some(client) if self.is_proxy() => Some(client.key()),
+            _ => totals.charged_client(self),
+        };
+        let charge = totals.memory.budget.as_ref()?.charge(client);
+        Some(charge.on(self.info()))
     }
 }
 

@@ -57,8 +57,8 @@ const CLOSE_PENDING: u16 = 0x1000;
 const CHARGES_READS: u16 = 0x2000;
 /// The socket is asked how many bytes it has for the server to read.
 const UNREAD_ASKED: u16 = 0x4000;
-/// The socket has answered that, and its client made no progress since.
-const LOOKED: u16 = 0x8000;
+/// It is asked that because its client is silent. Once it has answered, it has looked for bytes.
+const LOOK_ASKED: u16 = 0x8000;
 
 // Values of `ConnState::writing`; 0 if no bytes wait.
 
@@ -267,11 +267,7 @@ impl ConnState {
 
     /// Returns whether the socket is asked how many bytes it has for the server to read, once.
     pub(crate) fn take_unread_asked(&self) -> bool {
-        let is_asked = self.flags.fetch_and(!UNREAD_ASKED, Relaxed) & UNREAD_ASKED != 0;
-        if is_asked {
-            self.set(LOOKED);
-        }
-        is_asked
+        self.flags.fetch_and(!UNREAD_ASKED, Relaxed) & UNREAD_ASKED != 0
     }
 
     /// Returns whether the socket is asked to check whether its client has hung up, once.
@@ -549,9 +545,15 @@ impl ConnState {
         self.wake();
     }
 
+    /// Asks the socket to look for bytes of its client, which is silent.
+    pub(crate) fn ask_reader(&self) {
+        self.set(UNREAD_ASKED | LOOK_ASKED);
+        self.wake();
+    }
+
     /// Forgets that the socket has looked for bytes of its client.
     pub(crate) fn clear_looked(&self) {
-        self.flags.fetch_and(!LOOKED, Relaxed);
+        self.flags.fetch_and(!LOOK_ASKED, Relaxed);
     }
 
     /// Notes that a close has been reported in shadow mode. Returns whether one was before.
@@ -602,7 +604,7 @@ impl ConnState {
             body_left: !is_http2 && read < position,
             unmeasured: protocol == UNMEASURED,
             awaits_read: self.awaits_read.load(Relaxed),
-            looked: flags & LOOKED != 0,
+            looked: flags & (LOOK_ASKED | UNREAD_ASKED) == LOOK_ASKED,
             framed: flags & FRAMED != 0,
             goaway: flags & GOAWAY != 0,
             data: if is_http2 { position as u32 } else { 0 },

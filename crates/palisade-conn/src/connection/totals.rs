@@ -3,9 +3,7 @@
 use super::memory_gate::MemoryGate;
 use crate::sync::Mutex;
 use palisade_client_ip::Trust;
-use palisade_core::{
-    Budget, BudgetFull, Charge, ClientKey, ConnInfo, Mode, Network, Recorder, shed::Shed,
-};
+use palisade_core::{Budget, BudgetFull, ClientKey, ConnInfo, Mode, Network, Recorder, shed::Shed};
 use std::{
     collections::{HashMap, hash_map::Entry},
     net::IpAddr,
@@ -218,11 +216,25 @@ impl ConnTotals {
     ///
     /// If there is no room.
     pub(super) fn charge(&self, conn: &ConnInfo, bytes: u64) -> Result<u32, BudgetFull> {
+        self.charge_for(self.charged_hash(conn), conn, bytes)
+    }
+
+    /// Charges the share of the client with this hash.
+    ///
+    /// # Errors
+    ///
+    /// If there is no room.
+    pub(super) fn charge_for(
+        &self,
+        client: Option<u64>,
+        conn: &ConnInfo,
+        bytes: u64,
+    ) -> Result<u32, BudgetFull> {
         let Some(budget) = &self.memory.budget else {
             return Ok(0);
         };
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        budget.take(self.charged_client(conn), bytes.into())?;
+        budget.take(client, bytes.into())?;
         conn.add_charged(bytes.into());
         Ok(bytes)
     }
@@ -240,20 +252,24 @@ impl ConnTotals {
         }
     }
 
-    /// Returns a charge for the body of a request on `conn`, if there is a budget.
-    pub(super) fn body_charge(&self, conn: &ConnInfo) -> Option<Charge> {
-        let client = conn.known_client().filter(|_| self.peers_are_clients);
-        Some(self.memory.budget.as_ref()?.charge(client))
+    pub(super) fn give_back(&self, conn: &ConnInfo, bytes: u32) {
+        self.give_back_for(self.charged_hash(conn), conn, bytes);
     }
 
-    pub(super) fn give_back(&self, conn: &ConnInfo, bytes: u32) {
+    /// Gives back to the share of the client with this hash.
+    pub(super) fn give_back_for(&self, client: Option<u64>, conn: &ConnInfo, bytes: u32) {
         if let Some(budget) = &self.memory.budget {
-            budget.give_back(self.charged_client(conn), bytes.into());
+            budget.give_back(client, bytes.into());
             conn.remove_charged(bytes.into());
         }
     }
 
-    fn charged_client(&self, conn: &ConnInfo) -> Option<u64> {
+    /// Returns the client whose share of the budget is charged for `conn`.
+    pub(super) fn charged_client(&self, conn: &ConnInfo) -> Option<ClientKey> {
+        conn.known_client().filter(|_| self.peers_are_clients)
+    }
+
+    fn charged_hash(&self, conn: &ConnInfo) -> Option<u64> {
         conn.known_client_hash().filter(|_| self.peers_are_clients)
     }
 

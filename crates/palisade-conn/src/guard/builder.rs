@@ -1085,7 +1085,8 @@ impl ConnGuardBuilder {
 
     /// Sets the interval between two sweeps, each of which checks every connection.
     ///
-    /// No deadline is early, and each is at most two intervals late.
+    /// No deadline is early, and each is at most two intervals late. That of a silent connection is
+    /// up to ten seconds later if its task does not run.
     ///
     /// Range: 1 ms to 10 s. Defaults to 250 ms.
     ///
@@ -1273,9 +1274,14 @@ impl ConnGuardBuilder {
     /// and one request always, on whatever connections of the proxy they come.
     ///
     /// A connection of a trusted proxy has no share of its own: none of the limits per client apply
-    /// to it. Other peers are clients, and nothing is read of what they say. If all clients come
-    /// through proxies, set [`behind_proxy`](Self::behind_proxy) as well, for its longer idle
-    /// timeout.
+    /// to it, nor a share of upgraded connections and of responses that are not taken. Other peers
+    /// are clients, and nothing is read of what they say. With [`Trust::hops`] alone every peer is
+    /// a proxy. A peer that is no trusted proxy any more keeps its connections as they are. If all
+    /// clients come through proxies, set [`behind_proxy`](Self::behind_proxy) as well, for its
+    /// longer idle timeout.
+    ///
+    /// In [`Mode::Off`] no client is found: put a
+    /// [`ClientIpLayer`](palisade_client_ip::ClientIpLayer) outside of the guards then.
     ///
     /// `None` believes no one. Defaults to that.
     ///

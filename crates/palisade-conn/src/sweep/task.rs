@@ -362,7 +362,7 @@ impl Sweep<'_> {
             Action::Close(request) => _ = close(self.shared, conn, request),
             Action::EndLingering => state.end_lingering(),
             Action::AskWriter => state.ask_writer(),
-            Action::AskReader => state.ask_unread(),
+            Action::AskReader => state.ask_reader(),
             Action::Announce(request) => announce(self.shared, conn, request),
             Action::BeginClosing(reason) if is_enforced => _ = state.begin_closing(reason),
             Action::Probe if is_enforced => state.probe(),

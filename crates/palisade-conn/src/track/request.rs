@@ -291,8 +291,8 @@ impl TrackedRequest {
     }
 }
 
-/// Inserts the client of `request`, if the guard knows of proxies. Returns its hash if a proxy has
-/// named it.
+/// Inserts the client of `request`, if the guard knows of proxies. Returns its hash if the peer is
+/// one.
 #[inline]
 fn trusted_client<B>(conn: &ConnInfo, request: &mut Request<B>) -> Option<NonZeroU64> {
     let trust = conn.state_as::<ConnState>()?.totals()?.trust.as_ref()?;
@@ -309,8 +309,8 @@ fn identify_client<B>(
     if client.address().is_some() {
         request.extensions_mut().insert(client);
     }
-    let is_named = conn.is_proxy() && client.is_forwarded();
-    NonZeroU64::new(client.key().to_hash()).filter(|_| is_named)
+    // Requests of a proxy that names no client are those of the proxy.
+    NonZeroU64::new(client.key().to_hash()).filter(|_| conn.is_proxy())
 }
 
 fn violation(reason: Reason, phase: Phase, (limit, observed): (u64, u64)) -> Violation {

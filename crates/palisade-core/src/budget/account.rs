@@ -131,6 +131,11 @@ impl BodyAccount {
         self.charge.give_back();
     }
 
+    /// Returns whether an inner layer has an account in place of this one.
+    pub fn is_handed_over(&self) -> bool {
+        self.max_held() == 0
+    }
+
     /// Gives everything back and charges no more, because an inner layer has an account for the
     /// same request.
     pub fn hand_over(&self) {
