@@ -1,4 +1,4 @@
-//! An axum app behind nginx or HAProxy on the same machine. Each client has its own limit.
+//! An axum app behind nginx or `HAProxy` on the same machine. Each client has its own limit.
 //!
 //! ```text
 //! cargo run --example behind_proxy 127.0.0.1:3000

@@ -99,6 +99,7 @@ async fn a_health_probe_is_served_while_memory_grows(kind: ServerKind) {
     let (guard, journal) = guarded_by(&memory, Mode::Enforce);
     let server = kind.serve(&guard, app()).await;
     let mut probe = RawClient::connect(server.addr).await.unwrap();
+    wait_until("the probe is admitted", || journal.opened() == 1).await;
     grow(&memory);
     for _ in 0..32 {
         probe
