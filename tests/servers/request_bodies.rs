@@ -291,6 +291,42 @@ async fn small_frames_are_charged_for_what_they_take_while_the_app_keeps_them() 
 }
 
 #[tokio::test]
+async fn small_frames_are_given_back_when_the_app_drops_them() {
+    let (keep, kept) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (wait, tell) = (keep.clone(), kept.clone());
+    let app = service_fn(move |request: Request<RequestBody>| {
+        let (wait, tell) = (wait.clone(), tell.clone());
+        async move {
+            let mut body = request.into_body();
+            let mut frames = Vec::new();
+            while frames.len() < 300 {
+                frames.extend(body.frame().await);
+            }
+            tell.notify_one();
+            wait.notified().await;
+            frames.clear();
+            let _ = body.frame().await;
+            tell.notify_one();
+            wait.notified().await;
+            Ok::<_, BoxError>(Response::new(Full::<Bytes>::from("read")))
+        }
+    });
+    let fixture = Fixture::start(Mode::Enforce, app).await;
+    let mut client = Client::connect(Version::HTTP_11, fixture.addr()).await;
+    let upload = tokio::spawn(async move { client.send(Pieces::new(400, 1), "x/y").await });
+    kept.notified().await;
+    let held = fixture.budget.held();
+    assert!(held >= 300 * 256, "{held}");
+    keep.notify_one();
+    kept.notified().await;
+    let held = fixture.budget.held();
+    assert!(held < 4 << 10, "{held}");
+    keep.notify_one();
+    assert_eq!(upload.await.unwrap().unwrap().body(), "read");
+    fixture.assert_nothing_left().await;
+}
+
+#[tokio::test]
 async fn in_shadow_mode_it_is_only_reported_and_once() {
     let fixture = Fixture::start(Mode::Shadow, service_fn(read)).await;
     for (version, number) in [(Version::HTTP_11, 1), (Version::HTTP_2, 2)] {

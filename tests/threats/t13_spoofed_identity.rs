@@ -2,12 +2,15 @@
 //! value in each request, is one client: by itself, and through a trusted proxy that appends. Its
 //! neighbour behind the same proxy keeps its own quota, and its place among the requests in flight.
 
-use axum::{Router, routing::get};
+use axum::{
+    Router,
+    routing::{get, post},
+};
 use bytes::Bytes;
 use http::{Request, StatusCode};
-use http_body_util::Empty;
+use http_body_util::{Empty, Full};
 use palisade::{
-    Quota, Stack,
+    Budget, Quota, Stack,
     client_ip::{Client, Network, NetworkSet, Trust},
     conn::{ConnGuard, ConnGuardBuilder},
 };
@@ -20,7 +23,7 @@ use palisade_testkit::{
     servers::Server,
 };
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
 };
 use tokio::{sync::Semaphore, task::JoinSet};
@@ -210,6 +213,37 @@ async fn one_client_of_a_proxy_cannot_take_all_requests_in_flight(kind: ServerKi
         }
         all_gone(&guard).await;
     }
+}
+
+/// Sends a body of so many bytes for `client` through the proxy on a new connection, and returns
+/// the status.
+async fn upload(to: SocketAddr, client: &str, bytes: usize) -> StatusCode {
+    let request = Request::post("http://x/")
+        .header("host", "x")
+        .header("x-forwarded-for", client);
+    let request = request.body(Full::new(Bytes::from(vec![b'x'; bytes])));
+    let request = request.unwrap();
+    let mut conn = clients::http1(PROXY, to).await.unwrap();
+    conn.send_request(request).await.unwrap().status()
+}
+
+#[tokio::test]
+async fn one_client_of_a_proxy_has_a_share_of_the_byte_budget() {
+    let kind = ServerKind::Serve;
+    let budget = Budget::new(256 << 10).unwrap();
+    let guard = ConnGuard::builder().trust(trust()).byte_budget(budget);
+    let guard = guard.build().unwrap();
+    let length = async |body: Bytes| body.len().to_string();
+    let server = kind
+        .serve(&guard, Router::new().route("/", post(length)))
+        .await;
+    // Charged twice, it is more than what a client leaves of three quarters.
+    for client in ["203.0.113.7", "203.0.113.8"] {
+        let status = upload(server.addr, client, 100 << 10).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(upload(server.addr, client, 40 << 10).await, StatusCode::OK);
+    }
+    all_gone(&guard).await;
 }
 
 on_servers!([axum, serve, tonic]

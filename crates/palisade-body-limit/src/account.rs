@@ -1,4 +1,4 @@
-//! The account of a request whose body is compressed.
+//! The account of a request with a compressed body.
 
 use http::{Request, header::CONTENT_ENCODING};
 use palisade_core::{BodyAccountRef, BudgetFull, Guard, HasBodyAccount, Phase, Reason, Violation};

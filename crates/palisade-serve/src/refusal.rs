@@ -1,7 +1,6 @@
 //! Refusals of the server itself: responses that it sends in place of the app.
 
 use http::{Request, StatusCode, Version};
-use http_body::Body;
 use palisade_conn::{ConnGuard, ConnHandle};
 use palisade_core::{BudgetFull, Guard, Mode, Phase, Reason, Rejection, ResponseFormat, Violation};
 use std::{sync::Arc, time::Duration};
@@ -27,10 +26,10 @@ pub(crate) enum Refusal {
 #[derive(Clone)]
 pub(crate) struct RefusalReporter(Arc<(ConnGuard, ConnHandle)>);
 
-/// Returns the format of the refusal of a request. On HTTP/2 it is a head and nothing else, which
-/// waits for no window.
-pub(crate) fn format_for<B: Body>(request: &Request<B>) -> ResponseFormat {
-    match ResponseFormat::detect(request) {
+/// Returns the format of the refusal of a request that claims `format`. On HTTP/2 a refusal is a
+/// head and nothing else, which waits for no window.
+pub(crate) fn format_for<B>(request: &Request<B>, format: ResponseFormat) -> ResponseFormat {
+    match format {
         ResponseFormat::GrpcWeb { .. } | ResponseFormat::GrpcWebText { .. }
             if request.version() == Version::HTTP_2 =>
         {
@@ -102,7 +101,7 @@ impl RefusalReporter {
         self.0.0.mode() == Mode::Enforce
     }
 
-    /// Returns the refusal of a request for whose body the byte budget has no room.
+    /// Returns the refusal of a request if the byte budget has no room for its body.
     pub(crate) fn no_room(full: BudgetFull, phase: Phase, format: ResponseFormat) -> Rejection {
         let violation = Self::bytes_full(full, phase);
         Rejection::new(violation, StatusCode::SERVICE_UNAVAILABLE, format).retry_after(RETRY_AFTER)

@@ -22,10 +22,11 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-/// What is kept for a small frame beside its bytes, by the allocator and by who collects frames.
+/// What is kept for a small frame beside its bytes: by the allocator, and in a list of frames.
 const FRAME_OVERHEAD_BYTES: u64 = 256;
-/// A frame with fewer bytes is small. hyper's own may keep a whole buffer.
-const SMALL_FRAME_BYTES: usize = 1024;
+/// A frame with fewer bytes is small. It fills less than half of the block of 8 KiB or more into
+/// which hyper has read it, and which it keeps.
+const SMALL_FRAME_BYTES: usize = 4096;
 /// What small frames take is charged in steps of this.
 const STEP_BYTES: u64 = 16 * 1024;
 
@@ -44,13 +45,13 @@ const REFUSED: u8 = 2;
 /// of the guard: two bytes for each byte that arrives, until the response has ended and the body is
 /// dropped, and 4 MiB at most. Bodies of up to 1 KiB are free. Where there is no room left, the
 /// next read fails with a [`Violation`]. If the app has not responded yet, the response is 503 with
-/// `Retry-After` then, whatever the app does. A body for which even an empty budget has no room, by
-/// its declared length, is answered 413 at its head. A `Stack`, or a `BodyBudgetLayer`, charges by
-/// its own rules in place of this.
+/// `Retry-After` then, whatever the app returns. A body for which even an empty budget has no room,
+/// by its declared length, is answered 413 at its head. A `Stack`, or a `BodyBudgetLayer`, charges
+/// by its own rules in place of this.
 ///
 /// A request that claims to be gRPC is charged for the message that is being received, and for
-/// what the app keeps of the frames before. Frames of less than 1 KiB are copied, and each that
-/// the app keeps is charged 256 bytes more, beyond the 4 MiB too.
+/// what the app keeps of the frames before. Frames of less than 4 KiB are copied, unless they are
+/// the last, and each that the app keeps is charged 256 bytes more, beyond the 4 MiB too.
 pub struct RequestBody {
     incoming: Incoming,
     /// `None` if nothing is charged.
@@ -132,12 +133,11 @@ impl RequestBody {
             return Ok((request.map(Self::free), None));
         };
         let account = BodyAccount::new(of_body, BodyAccount::MAX_HELD);
-        let format = refusal::format_for(&request);
+        let claim = ResponseFormat::detect(&request);
+        let format = refusal::format_for(&request, claim);
         let is_encoded = request.headers().contains_key(CONTENT_ENCODING);
-        let has_messages = matches!(
-            format,
-            ResponseFormat::Grpc | ResponseFormat::GrpcWeb { .. }
-        ) && !is_encoded;
+        let has_messages =
+            matches!(claim, ResponseFormat::Grpc | ResponseFormat::GrpcWeb { .. }) && !is_encoded;
         let max_held = BodyAccount::MAX_HELD;
         if let Some(full) = BodyAccount::exceeds(account.budget(), length.lower(), max_held)
             && !has_messages
@@ -195,13 +195,14 @@ impl Body for RequestBody {
         {
             return Poll::Ready(Some(Err(violation.into())));
         }
-        let frame = match ready!(Pin::new(incoming).poll_frame(cx)) {
+        let frame = match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
             None => return Poll::Ready(None),
         };
+        let is_last = incoming.is_end_stream();
         Poll::Ready(Some(Ok(match upload {
-            Some(upload) => frame.map_data(|data| upload.count(data)),
+            Some(upload) => frame.map_data(|data| upload.count(data, is_last)),
             None => frame,
         })))
     }
@@ -226,6 +227,17 @@ impl fmt::Debug for RequestBody {
     }
 }
 
+/// Returns the data of a small frame in memory of its own. The last frame of a body stays where it
+/// is: most bodies have one frame.
+#[inline]
+fn without_its_block(data: Bytes, is_last: bool) -> Bytes {
+    if is_last || data.len() >= SMALL_FRAME_BYTES {
+        data
+    } else {
+        Bytes::copy_from_slice(&data)
+    }
+}
+
 // === Upload ===
 
 impl Upload {
@@ -239,7 +251,7 @@ impl Upload {
     }
 
     /// Counts the data of a frame, which is there already, so it is passed on with room or without.
-    fn count(&mut self, data: Bytes) -> Bytes {
+    fn count(&mut self, data: Bytes, is_last: bool) -> Bytes {
         let charge = &self.charge;
         if charge.full.get().is_some() || charge.account.is_handed_over() {
             return data; // It was reported, or is charged by a layer.
@@ -258,6 +270,7 @@ impl Upload {
         }
         self.pay(data.len() as u64);
         if is_small || self.messages.is_some() {
+            let data = without_its_block(data, is_last);
             return LiveFrame::count(data, &self.charge.live);
         }
         data
@@ -284,17 +297,18 @@ impl BodyCharge {
     /// Charges what small frames take, with one more.
     fn pay_small(&self) -> Result<(), BudgetFull> {
         let wanted = (self.live.small.load(Relaxed) + 1) * FRAME_OVERHEAD_BYTES;
-        let paid = self.small.bytes();
-        if wanted <= STEP_BYTES {
-            return Ok(()); // A few are free, as a body of a few bytes is.
+        // A few are free, as a body of a few bytes is.
+        let price = match wanted {
+            ..=STEP_BYTES => 0,
+            _ => wanted.next_multiple_of(STEP_BYTES),
+        };
+        match price.checked_sub(self.small.bytes()) {
+            Some(more) => self.small.take(more),
+            None => {
+                self.small.give_back_to(price);
+                Ok(())
+            }
         }
-        if wanted > paid {
-            return self.small.take(wanted.next_multiple_of(STEP_BYTES) - paid);
-        }
-        if wanted + 2 * STEP_BYTES < paid {
-            self.small.give_back_to(wanted.next_multiple_of(STEP_BYTES));
-        }
-        Ok(())
     }
 
     /// Refuses the request, or cuts its body if hyper has the head of the response. Returns the
@@ -349,15 +363,11 @@ impl fmt::Debug for BodyCharge {
 // === LiveFrame ===
 
 impl LiveFrame {
-    /// Returns `data`, which is counted until it is dropped. That of a small frame is copied.
+    /// Returns `data`, which is counted until it is dropped.
     fn count(data: Bytes, live: &Arc<Live>) -> Bytes {
         let is_small = data.len() < SMALL_FRAME_BYTES;
         let frame = Self {
-            data: if is_small {
-                Bytes::copy_from_slice(&data)
-            } else {
-                data
-            },
+            data,
             live: live.clone(),
         };
         live.bytes.fetch_add(frame.data.len() as u64, Relaxed);

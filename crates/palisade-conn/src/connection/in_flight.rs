@@ -69,8 +69,8 @@ pub(crate) fn asked_for(conn: &ConnInfo) -> Option<&LoadShedding> {
 }
 
 impl InFlight {
-    /// Counts a request whose head has arrived on `conn`, of the client with the hash `proxied` if
-    /// a proxy has named one. Returns `None` if the connection is not one of a guard's.
+    /// Counts a request whose head has arrived on `conn`. `proxied` is the hash of its client, if
+    /// the peer is a proxy. Returns `None` if the connection is not one of a guard's.
     #[inline]
     pub(crate) fn begin(
         conn: Arc<ConnInfo>,
@@ -196,10 +196,7 @@ impl InFlight {
     /// If there is no room: the limit and the bytes that would be held.
     pub(crate) fn charge_head(&mut self, bytes: u64) -> Result<(), (u64, u64)> {
         if let Some(totals) = self.totals() {
-            let charged = match self.proxied {
-                Some(client) => totals.charge_for(Some(client.get()), &self.conn, bytes),
-                None => totals.charge(&self.conn, bytes),
-            };
+            let charged = totals.charge_for(self.charged_client(totals), &self.conn, bytes);
             self.head_bytes = charged.map_err(|full| (full.limit, full.observed))?;
         }
         Ok(())
@@ -215,6 +212,12 @@ impl InFlight {
             self.end_in(totals);
             self.is_in_totals = false;
         }
+    }
+
+    /// Returns the hash of the client that is charged.
+    fn charged_client(&self, totals: &ConnTotals) -> Option<u64> {
+        let proxied = self.proxied.map(NonZeroU64::get);
+        proxied.or_else(|| totals.charged_hash(&self.conn))
     }
 
     fn end_in(&self, totals: &ConnTotals) {
@@ -256,13 +259,8 @@ impl Drop for InFlight {
                 self.end_in(totals);
             }
             if self.head_bytes > 0 {
-                match self.proxied {
-                    Some(client) => {
-                        let client = Some(client.get());
-                        totals.give_back_for(client, &self.conn, self.head_bytes);
-                    }
-                    None => totals.give_back(&self.conn, self.head_bytes),
-                }
+                let client = self.charged_client(totals);
+                totals.give_back_for(client, &self.conn, self.head_bytes);
             }
         }
         if self.stage != Stage::Answered {

@@ -521,8 +521,8 @@ impl ConnState {
         self.wake();
     }
 
-    /// Asks the writer whether it still writes. A writer whose bytes are still not taken reports
-    /// so again; a write that was given up is not heard of again, and then nothing waits.
+    /// Asks the writer whether it still writes. A writer whose bytes are still not taken reports so
+    /// again; a write that was given up is not heard of again, and then nothing waits.
     pub(crate) fn ask_writer(&self) {
         if self
             .writing
@@ -553,7 +553,9 @@ impl ConnState {
 
     /// Forgets that the socket has looked for bytes of its client.
     pub(crate) fn clear_looked(&self) {
-        self.flags.fetch_and(!LOOK_ASKED, Relaxed);
+        if self.flags.load(Relaxed) & LOOK_ASKED != 0 {
+            self.flags.fetch_and(!LOOK_ASKED, Relaxed);
+        }
     }
 
     /// Notes that a close has been reported in shadow mode. Returns whether one was before.

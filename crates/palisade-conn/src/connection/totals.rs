@@ -264,12 +264,13 @@ impl ConnTotals {
         }
     }
 
-    /// Returns the client whose share of the budget is charged for `conn`.
+    /// Returns the client that is charged for what `conn` holds.
     pub(super) fn charged_client(&self, conn: &ConnInfo) -> Option<ClientKey> {
         conn.known_client().filter(|_| self.peers_are_clients)
     }
 
-    fn charged_hash(&self, conn: &ConnInfo) -> Option<u64> {
+    /// Returns the hash of that client.
+    pub(super) fn charged_hash(&self, conn: &ConnInfo) -> Option<u64> {
         conn.known_client_hash().filter(|_| self.peers_are_clients)
     }
 

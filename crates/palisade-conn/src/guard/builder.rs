@@ -1052,7 +1052,8 @@ impl ConnGuardBuilder {
     /// connections have it from there, without a system call for each. Elsewhere, and for
     /// [`ConnGuard::admit`], it is set on the connection. Connections that were waiting at a
     /// listener before [`ConnGuard::listen`] keep what they have. While 80 % of the
-    /// [memory](crate#memory) are in use, new connections get 64 KiB, if that is less.
+    /// [memory](crate#memory) are in use, new connections get 64 KiB, if that is less, and so do
+    /// those of which the server leaves as much unread while the memory grows. They keep that.
     ///
     /// Linux allows at most `net.core.rmem_max`, which is 208 KiB on older kernels, and uses up to
     /// twice the value. Only [`Mode::Enforce`] sets it.

@@ -257,6 +257,11 @@ impl<T: Transport> GuardedIo<T> {
     #[inline(never)]
     fn answer(&self) {
         self.tell_unread();
+        self.answer_probe();
+    }
+
+    #[cold]
+    fn answer_probe(&self) {
         if self.state().take_probe() {
             self.check_client();
         }
@@ -424,12 +429,18 @@ impl<T: Transport> AsyncRead for GuardedIo<T> {
         if !this.is_watched {
             return Pin::new(&mut this.inner).poll_read(cx, buf);
         }
-        this.handle_probe();
+        let is_asked = this.state().is_asked();
+        if is_asked {
+            this.answer_probe();
+        }
         if let Some(decision) = this.decision() {
             return this.read_after_decision(decision, cx);
         }
         let before = buf.filled().len();
         let result = Pin::new(&mut this.inner).poll_read(cx, buf);
+        if is_asked {
+            this.tell_unread(); // What is left.
+        }
         match &result {
             Poll::Ready(Ok(())) => {
                 let new = buf.filled().get(before..).unwrap_or_default();

@@ -349,7 +349,8 @@ impl Sweep<'_> {
         let kept = state.sweep_state();
         let (kept, action) = evaluate(self.limits, time, &stats, closing, kept);
         state.store_sweep_state(kept);
-        if stats.looked && kept.since == self.now as u32 {
+        if kept.since == self.now as u32 {
+            // Also if it has not answered: the answer would count for the next silence.
             state.clear_looked();
         }
         if stats.early > 0 {

@@ -6,6 +6,21 @@ use futures_util::FutureExt;
 
 const KIB: usize = 1 << 10;
 
+/// A guard with a budget of so many KiB.
+fn guarded(kib: u64) -> (Budget, ConnGuard, Journal) {
+    let budget = Budget::new(kib << 10).unwrap();
+    let builder = ConnGuard::builder().byte_budget(budget.clone());
+    let (guard, journal) = tracking_guard(builder);
+    (budget, guard, journal)
+}
+
+/// Begins a request with a body that the socket charges.
+fn begin_upload(pair: &Pair) -> InFlight {
+    let mut request = pair.server.conn().begin_request(false);
+    request.charge_by_socket();
+    request
+}
+
 /// Sends so many KiB to the server, which reads them. Returns what the last read returned.
 async fn upload(pair: &mut Pair, kib: usize) -> io::Result<usize> {
     let mut piece = [0; KIB];
@@ -18,13 +33,11 @@ async fn upload(pair: &mut Pair, kib: usize) -> io::Result<usize> {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_read_is_charged_while_a_body_is_in_flight() {
-    let budget = Budget::new(64 << 10).unwrap();
-    let (guard, _) = tracking_guard(ConnGuard::builder().byte_budget(budget.clone()));
+    let (budget, guard, _) = guarded(64);
     let mut pair = connect(&guard);
     upload(&mut pair, 5).await.unwrap();
     assert_eq!(budget.held(), 0); // Heads, or a body that a layer charges.
-    let mut request = pair.server.conn().begin_request(false);
-    request.charge_by_socket();
+    let request = begin_upload(&pair);
     upload(&mut pair, 20).await.unwrap();
     assert_eq!(budget.held(), 40 << 10);
     drop(request);
@@ -32,8 +45,7 @@ async fn what_is_read_is_charged_while_a_body_is_in_flight() {
     let mut piece = [0; KIB];
     assert!(pair.server.read(&mut piece).now_or_never().is_none());
     assert_eq!(budget.held(), 0);
-    let mut request = pair.server.conn().begin_request(false);
-    request.charge_by_socket();
+    let _request = begin_upload(&pair);
     upload(&mut pair, 20).await.unwrap();
     drop(pair);
     assert_eq!(budget.held(), 0);
@@ -41,19 +53,16 @@ async fn what_is_read_is_charged_while_a_body_is_in_flight() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_whose_body_finds_no_room_is_reset() {
-    let budget = Budget::new(64 << 10).unwrap();
-    let (guard, journal) = tracking_guard(ConnGuard::builder().byte_budget(budget.clone()));
+    let (budget, guard, journal) = guarded(64);
     let (mut pair, mut neighbour) = (connect(&guard), connect(&guard));
-    let mut request = pair.server.conn().begin_request(false);
-    request.charge_by_socket();
+    let request = begin_upload(&pair);
     let error = upload(&mut pair, 40).await.unwrap_err();
     assert_eq!(violation(&error).reason, Reason::BytesFull);
     let (reported, _) = journal.disconnected()[0];
     assert_eq!((reported.limit, reported.observed), (64 << 10, 66 << 10));
     drop((request, pair));
     assert_eq!(budget.held(), 0);
-    let mut request = neighbour.server.conn().begin_request(false);
-    request.charge_by_socket();
+    let _request = begin_upload(&neighbour);
     upload(&mut neighbour, 20).await.unwrap();
 }
 
@@ -73,27 +82,22 @@ async fn nothing_is_charged_twice_or_without_a_budget() {
 
 #[tokio::test(start_paused = true)]
 async fn a_layer_speaks_for_one_request_and_not_for_the_next_one_of_the_connection() {
-    let budget = Budget::new(64 << 10).unwrap();
-    let (guard, _) = tracking_guard(ConnGuard::builder().byte_budget(budget.clone()));
+    let (_, guard, _) = guarded(64);
     let mut pair = connect(&guard);
-    let mut request = pair.server.conn().begin_request(false);
-    request.charge_by_socket();
+    let request = begin_upload(&pair);
     pair.server.conn().set_charged_body(true);
     upload(&mut pair, 100).await.unwrap();
     drop(request);
     // A route outside of the layer.
-    let mut request = pair.server.conn().begin_request(false);
-    request.charge_by_socket();
+    let _request = begin_upload(&pair);
     assert!(upload(&mut pair, 100).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_body_that_is_charged_the_most_goes_on_while_others_fill_the_budget() {
-    let budget = Budget::new(16 << 20).unwrap();
-    let (guard, _) = tracking_guard(ConnGuard::builder().byte_budget(budget.clone()));
+    let (budget, guard, _) = guarded(16 << 10);
     let mut pair = connect(&guard);
-    let mut request = pair.server.conn().begin_request(false);
-    request.charge_by_socket();
+    let request = begin_upload(&pair);
     upload(&mut pair, 3 << 10).await.unwrap();
     assert_eq!(budget.held(), 4 << 20);
     let others = budget.charge(None);
@@ -105,11 +109,9 @@ async fn a_body_that_is_charged_the_most_goes_on_while_others_fill_the_budget() 
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_lingers_is_charged_nothing() {
-    let budget = Budget::new(64 << 10).unwrap();
-    let (guard, _) = tracking_guard(ConnGuard::builder().byte_budget(budget.clone()));
+    let (budget, guard, _) = guarded(64);
     let mut pair = connect(&guard);
-    let mut request = pair.server.conn().begin_request(false);
-    request.charge_by_socket();
+    let request = begin_upload(&pair);
     upload(&mut pair, 20).await.unwrap();
     assert_eq!(budget.held(), 40 << 10);
     drop(request); // Answered before the end of the upload.
@@ -120,11 +122,9 @@ async fn a_connection_that_lingers_is_charged_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn an_upgraded_connection_is_charged_nothing() {
-    let budget = Budget::new(64 << 10).unwrap();
-    let (guard, _) = tracking_guard(ConnGuard::builder().byte_budget(budget.clone()));
+    let (budget, guard, _) = guarded(64);
     let mut pair = connect(&guard);
-    let mut request = pair.server.conn().begin_request(false);
-    request.charge_by_socket();
+    let request = begin_upload(&pair);
     upload(&mut pair, 20).await.unwrap();
     assert_eq!(budget.held(), 40 << 10);
     pair.server.conn().state().upgrade(None).unwrap();

@@ -209,6 +209,25 @@ async fn what_the_kernel_has_unread_counts_and_an_old_answer_of_a_socket_does_no
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_the_server_is_about_to_read_does_not_count() {
+    let fixture = fixture(Mode::Enforce);
+    let (mut pair, _request) = connect_working(&fixture.guard, 1).unwrap();
+    let upload = async |pair: &mut Pair, level| {
+        pair.client.write_all(&[b'x'; 800]).await.unwrap();
+        pair.unread.store(64 * KIB + 700, Relaxed);
+        fixture.report(level).await;
+        // A task that is woken reads.
+        pair.server.read_exact(&mut [0; 800]).await.unwrap();
+    };
+    sleep(TICK / 2).await;
+    for level in [870, 890, 905, 915, 925] {
+        upload(&mut pair, level).await;
+        assert!(!is_cut(&pair), "{level}");
+    }
+    assert_eq!(pair.server.conn().unread_bytes(), 64 * KIB as u32 - 100);
+}
+
+#[tokio::test(start_paused = true)]
 async fn while_memory_is_short_and_grows_what_is_not_read_gets_a_small_receive_buffer() {
     let fixture = fixture(Mode::Enforce);
     let (mut pair, _request) = connect_working(&fixture.guard, 1).unwrap();

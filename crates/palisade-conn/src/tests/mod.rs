@@ -105,7 +105,12 @@ impl AsyncRead for TestTransport {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.inner).poll_read(cx, buf);
+        let read = (buf.filled().len() - before) as u64;
+        let unread = self.unread.load(Relaxed);
+        self.unread.store(unread.saturating_sub(read), Relaxed);
+        result
     }
 }
 

@@ -299,7 +299,7 @@ fn trusted_client<B>(conn: &ConnInfo, request: &mut Request<B>) -> Option<NonZer
     identify_client(trust, conn, request)
 }
 
-#[cold]
+#[inline(never)]
 fn identify_client<B>(
     trust: &Trust,
     conn: &ConnInfo,

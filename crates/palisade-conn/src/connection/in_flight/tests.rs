@@ -345,3 +345,21 @@ fn clients_behind_a_proxy_are_counted_exactly_and_only_while_they_have_requests(
     drop((greedy, others));
     assert_eq!((totals.proxied_clients(), totals.in_flight()), (0, 0));
 }
+
+#[test]
+fn heads_behind_a_proxy_are_charged_to_the_share_of_their_client() {
+    let budget = palisade_core::Budget::new(256 << 10).unwrap();
+    let mut totals = ConnTotals::default();
+    totals.memory.budget = Some(budget.clone());
+    let totals = Arc::new(totals);
+    let conn = conn_with(&totals, [10, 0, 0, 7]);
+    let begin = |client| InFlight::begin(conn.info(), true, NonZeroU64::new(client)).unwrap();
+    // Not more than the client leaves of three quarters.
+    let (mut greedy, mut other) = (begin(1 << 32 | 1), begin(2 << 32 | 2));
+    assert!(greedy.charge_head(100 << 10).is_err());
+    greedy.charge_head(90 << 10).unwrap();
+    assert!(begin(1 << 32 | 1).charge_head(20 << 10).is_err());
+    other.charge_head(20 << 10).unwrap();
+    drop((greedy, other));
+    assert_eq!(budget.held(), 0);
+}

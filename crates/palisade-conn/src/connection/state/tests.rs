@@ -138,6 +138,23 @@ fn every_decision_is_decoded_from_its_code() {
 }
 
 #[test]
+fn a_socket_has_looked_when_it_has_answered_a_question_about_silence_and_no_other() {
+    let state = ConnState::default();
+    let looked = || state.stats().looked;
+    state.ask_unread(); // Because memory is short.
+    assert!(state.take_unread_asked() && !looked());
+    state.ask_reader();
+    assert!(!looked());
+    assert!(state.take_unread_asked() && looked());
+    state.clear_looked();
+    assert!(!looked());
+    // An answer to a question of an earlier silence.
+    state.ask_reader();
+    state.clear_looked();
+    assert!(state.take_unread_asked() && !looked());
+}
+
+#[test]
 fn a_socket_awaits_bytes_from_an_empty_read_to_the_next_full_one() {
     let state = ConnState::default();
     assert!(!state.stats().awaits_read);

@@ -19,7 +19,7 @@ use palisade_core::{Mode, Phase, Reason};
 /// h2 reads this many bytes of heads, or more, before hyper reports the first of their requests.
 /// What exceeds the budget in one sweep only, and by no more than this, may be such heads.
 const MAX_UNREPORTED_HEAD_BYTES: u64 = 4 << 20;
-/// How much later than its deadline a silent connection is closed whose task does not run.
+/// How much later than its deadline a silent connection is closed if its task does not run.
 const MAX_UNSEEN_MILLIS: u64 = 10_000;
 
 /// The rules, in order. The first one that returns an action decides.
