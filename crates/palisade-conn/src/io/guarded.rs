@@ -229,6 +229,59 @@ impl<T: Transport> GuardedIo<T> {
         }
     }
 
+    /// Reads, and notes what that shows.
+    #[inline(always)]
+    fn read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(decision) = self.decision() {
+            return self.read_after_decision(decision, cx);
+        }
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.inner).poll_read(cx, buf);
+        match &result {
+            Poll::Ready(Ok(())) => {
+                let new = buf.filled().get(before..).unwrap_or_default();
+                let state = self.permit.conn().state();
+                if self.opening <= Opening::Http2 {
+                    self.opening = read_opening(self.opening, &mut self.frames, state, new);
+                }
+                state.add_read(new.len());
+                if state.charges_reads() {
+                    let bytes = new.len();
+                    self.charge_read(bytes);
+                    if let Some(decision) = self.decision() {
+                        return self.read_after_decision(decision, cx);
+                    }
+                } else if self.permit.is_charged() {
+                    self.permit.end_charge();
+                }
+            }
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => {
+                if self.permit.is_charged() {
+                    self.permit.end_charge();
+                }
+                if let Some(decision) = self.park_reader(cx) {
+                    return self.read_after_decision(decision, cx);
+                }
+            }
+        }
+        result
+    }
+
+    /// Reads, and answers what the guard asks of the socket.
+    #[cold]
+    #[inline(never)]
+    fn read_and_answer(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.answer_probe();
+        let result = self.read(cx, buf);
+        self.tell_unread(); // What is left.
+        result
+    }
+
     /// Returns what a read gets after a close decision.
     #[cold]
     fn read_after_decision(
@@ -260,7 +313,6 @@ impl<T: Transport> GuardedIo<T> {
         self.answer_probe();
     }
 
-    #[cold]
     fn answer_probe(&self) {
         if self.state().take_probe() {
             self.check_client();
@@ -429,47 +481,11 @@ impl<T: Transport> AsyncRead for GuardedIo<T> {
         if !this.is_watched {
             return Pin::new(&mut this.inner).poll_read(cx, buf);
         }
-        let is_asked = this.state().is_asked();
-        if is_asked {
-            this.answer_probe();
+        if this.state().is_asked() {
+            this.read_and_answer(cx, buf)
+        } else {
+            this.read(cx, buf)
         }
-        if let Some(decision) = this.decision() {
-            return this.read_after_decision(decision, cx);
-        }
-        let before = buf.filled().len();
-        let result = Pin::new(&mut this.inner).poll_read(cx, buf);
-        if is_asked {
-            this.tell_unread(); // What is left.
-        }
-        match &result {
-            Poll::Ready(Ok(())) => {
-                let new = buf.filled().get(before..).unwrap_or_default();
-                let state = this.permit.conn().state();
-                if this.opening <= Opening::Http2 {
-                    this.opening = read_opening(this.opening, &mut this.frames, state, new);
-                }
-                state.add_read(new.len());
-                if state.charges_reads() {
-                    let bytes = new.len();
-                    this.charge_read(bytes);
-                    if let Some(decision) = this.decision() {
-                        return this.read_after_decision(decision, cx);
-                    }
-                } else if this.permit.is_charged() {
-                    this.permit.end_charge();
-                }
-            }
-            Poll::Ready(Err(_)) => {}
-            Poll::Pending => {
-                if this.permit.is_charged() {
-                    this.permit.end_charge();
-                }
-                if let Some(decision) = this.park_reader(cx) {
-                    return this.read_after_decision(decision, cx);
-                }
-            }
-        }
-        result
     }
 }
 
