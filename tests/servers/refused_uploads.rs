@@ -159,11 +159,8 @@ async fn tonic_sees_resource_exhausted() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn curl_sees_413() {
     for (options, seen, failed) in curl_uploads(&server().await, UPLOADS).await {
-        let missed = if options.contains(&HTTP2) {
-            0
-        } else {
-            UPLOADS / 50
-        };
+        // On a busy machine curl may write for longer than the server lingers.
+        let missed = UPLOADS / 50;
         assert!(
             seen + missed >= UPLOADS,
             "{options:?}: {} {failed:?}",

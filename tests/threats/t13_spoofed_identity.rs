@@ -14,7 +14,7 @@ use palisade::{
     client_ip::{Client, Network, NetworkSet, Trust},
     conn::{ConnGuard, ConnGuardBuilder},
 };
-use palisade_core::{Gauge, Guard, Reason};
+use palisade_core::{ClientKey, Gauge, Guard, Prefix, Reason};
 use palisade_testkit::{
     Journal,
     clients::{self, wait_until},
@@ -149,6 +149,15 @@ async fn ten_thousand_invented_identities_are_one_client(kind: ServerKind) {
     );
     let by_rate = (Guard::RateLimit, Reason::RateExceeded);
     assert!(refused.iter().all(|one| *one == by_rate));
+    // Each refusal names the client, if that is not the peer.
+    let clients = journal.clients();
+    let count = |client: Option<IpAddr>| clients.iter().filter(|one| **one == client).count();
+    assert_eq!(count(None), VALUES as usize - BURST);
+    assert_eq!(count(Some(DIRECT.into())), 1);
+    assert_eq!(
+        count(Some([203, 0, 113, 7].into())),
+        PROXIED_VALUES as usize - BURST
+    );
     drop((direct, proxied));
     all_gone(&guard).await;
 }
@@ -170,7 +179,8 @@ async fn waiting_server(
 
 async fn one_client_of_a_proxy_cannot_take_all_requests_in_flight(kind: ServerKind) {
     for builder in [ConnGuard::builder(), ConnGuard::builder().behind_proxy()] {
-        let (guard, server, release) = waiting_server(kind, builder).await;
+        let journal = Journal::default();
+        let (guard, server, release) = waiting_server(kind, builder.metrics(journal.clone())).await;
         let addr = server.addr;
         // Each request of the client is on a connection of the proxy of its own.
         let mut greedy = JoinSet::new();
@@ -204,6 +214,21 @@ async fn one_client_of_a_proxy_cannot_take_all_requests_in_flight(kind: ServerKi
             });
         }
         wait_until("all others are served", || guard.snapshot().in_flight == 40).await;
+        let now = guard.snapshot();
+        assert!(now.clients[0].is_proxy && now.most_in_flight.len() == 10);
+        let most = now.most_in_flight[0];
+        let client = ClientKey::address([203, 0, 113, 7].into(), Prefix::default());
+        assert_eq!(
+            (most.key, most.in_flight, most.is_forwarded),
+            (client, 15, true)
+        );
+        let refused_clients = journal.clients();
+        assert!(
+            refused_clients
+                .iter()
+                .all(|one| *one == Some([203, 0, 113, 7].into()))
+        );
+        assert_eq!(refused_clients.len() as u64, refused);
         release.add_permits(1000);
         for status in honest.join_all().await {
             assert_eq!(status, StatusCode::OK);

@@ -142,7 +142,7 @@ impl BodyLimitPolicy {
     ) -> Flow {
         // Shadow mode: one event per request is enough.
         *held = ResponseState::Nothing;
-        if !self.settings.cut(&violation, facts.conn()) {
+        if !self.settings.cut(&violation, facts) {
             return Flow::Continue;
         }
         *slot = Poll::Ready(Some(violation.final_frame(facts.form)));

@@ -1,7 +1,7 @@
 //! The key that guards count a client by.
 
-use crate::{client::Client, peer::peer};
-use palisade_core::{ClientKey, ConnInfo, KeyExtractor, KeyOutcome, Prefix, RequestHead};
+use crate::peer::peer;
+use palisade_core::{Client, ClientKey, ConnInfo, KeyExtractor, KeyOutcome, Prefix, RequestHead};
 
 /// A [`KeyExtractor`] that counts requests by the network of their client. The default of every
 /// guard that counts per client.

@@ -67,7 +67,6 @@
 #![forbid(unsafe_code)]
 
 mod address;
-mod client;
 mod elements;
 mod extractor;
 mod forwarded;
@@ -76,12 +75,11 @@ mod peer;
 mod proxy_protocol;
 mod trust;
 
-#[cfg(feature = "axum")]
-pub use client::ClientMissing;
-pub use client::{Client, Found};
 pub use extractor::{ClientIp, Missing};
 pub use layer::{ClientIpLayer, FindClient};
-pub use palisade_core::{Network, NetworkSet, Networks, Prefix};
+#[cfg(feature = "axum")]
+pub use palisade_core::ClientMissing;
+pub use palisade_core::{Client, Found, Network, NetworkSet, Networks, Prefix};
 pub use peer::peer;
 pub use proxy_protocol::{ProxyClient, ProxyHeader, ProxyHeaderError, ProxyParse};
 pub use trust::{Source, Trust, TrustTotals};

@@ -2,7 +2,6 @@
 
 use crate::{
     address::{Address, Embedded, Syntax},
-    client::{Client, Found},
     elements::{Element, Elements, MAX_ELEMENTS, TooLong, trimmed},
     forwarded,
     peer::peer,
@@ -12,7 +11,8 @@ use http::{
     header::{self, HeaderName, HeaderValue},
 };
 use palisade_core::{
-    ClientKey, ConfigError, ConnInfo, Network, NetworkSet, Networks, Prefix, PresentNetworks,
+    Client, ClientKey, ConfigError, ConnInfo, Found, Network, NetworkSet, Networks, Prefix,
+    PresentNetworks,
 };
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -446,7 +446,7 @@ impl Trust {
         let found = if is_trusted {
             let walked = self.walk(headers, &proxies);
             if let Some(address) = walked.address {
-                let client = Client::new(address, walked.found, self.prefix);
+                let client = Client::of_bits(address.to_bits(), walked.found, self.prefix);
                 return client.claimed(!walked.is_proven);
             }
             walked.found
@@ -456,9 +456,9 @@ impl Trust {
         match key {
             // A translated peer is another client than its connection.
             Some(key) if canonical == peer && !peer.is_unspecified() => {
-                Client::with_key(peer, found, key)
+                Client::with_key(peer.to_bits(), found, key)
             }
-            _ => Client::new(canonical, found, self.prefix),
+            _ => Client::of_bits(canonical.to_bits(), found, self.prefix),
         }
     }
 
@@ -554,11 +554,11 @@ impl Trust {
     /// each kind.
     fn counted(&self, client: Client, peer: Option<IpAddr>) -> Client {
         let counter = match client.found() {
-            Found::Peer | Found::Forwarded | Found::AllTrusted => return client,
             Found::Missing => &self.counters.missing,
             Found::Short => &self.counters.short,
             Found::Malformed => &self.counters.malformed,
             Found::TooLong => &self.counters.too_long,
+            _ => return client, // The peer, or named by a proxy.
         };
         if counter.fetch_add(1, Relaxed) == 0 {
             warn(client.found(), peer, self.field());

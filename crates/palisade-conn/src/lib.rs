@@ -284,7 +284,7 @@ pub use guard::{
     builder::ConnGuardBuilder,
     limits::CapFrom,
     recent::ClosedConn,
-    snapshot::{AcceptErrorCounts, ConnHolder, ConnRates, ConnSnapshot},
+    snapshot::{AcceptErrorCounts, ConnHolder, ConnRates, ConnSnapshot, RequestHolder},
 };
 #[cfg(feature = "axum")]
 pub use integrations::axum::{Connected, ConnectedFuture, ConnectedService, connected, settled};

@@ -2,9 +2,11 @@
 //! model checker.
 
 #[cfg(palisade_loom)]
+pub(crate) use loom::sync::MutexGuard;
+#[cfg(palisade_loom)]
 pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 #[cfg(not(palisade_loom))]
-pub(crate) use parking_lot::Mutex;
+pub(crate) use parking_lot::{Mutex, MutexGuard};
 #[cfg(not(palisade_loom))]
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 

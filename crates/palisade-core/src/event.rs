@@ -4,7 +4,7 @@
 //! may become a metric label is an enum, so a peer cannot add a time series. Addresses are for logs
 //! only.
 
-use crate::{ConnInfo, Guard, Mode, Phase, Reason, Rejection, Violation};
+use crate::{Client, ConnInfo, Guard, Mode, Phase, Reason, Rejection, Violation};
 use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
@@ -33,6 +33,9 @@ pub enum Event<'a> {
         mode: Mode,
         /// The connection of the request, if it is known.
         conn: Option<&'a ConnInfo>,
+        /// The client, if the peer of the connection is a trusted proxy, or if only the client is
+        /// known. Otherwise the peer is the client.
+        client: Option<&'a Client>,
     },
     /// A guard cut a body: it ended the body after the response head was sent, or would have in
     /// [`Mode::Shadow`].
@@ -44,6 +47,9 @@ pub enum Event<'a> {
         mode: Mode,
         /// The connection of the request, if it is known.
         conn: Option<&'a ConnInfo>,
+        /// The client, if the peer of the connection is a trusted proxy, or if only the client is
+        /// known. Otherwise the peer is the client.
+        client: Option<&'a Client>,
     },
     /// A connection was admitted.
     #[non_exhaustive]
@@ -148,7 +154,27 @@ impl<'a> Event<'a> {
             rejection,
             mode,
             conn,
+            client: None,
         }
+    }
+
+    /// Adds the client to [`Event::Refused`] or [`Event::Cut`]. Other events stay as they are.
+    ///
+    /// ```
+    /// # use palisade_core::{Client, Event, Mode, Prefix};
+    /// # use palisade_core::{Guard, Phase, Reason, Violation};
+    /// # let (guard, reason, phase) = (Guard::SlowBody, Reason::Gap, Phase::RequestBody);
+    /// # let violation = Violation::new(guard, reason, phase, 30, 31);
+    /// let client = Client::from_peer(Some([203, 0, 113, 7].into()), Prefix::default());
+    /// let event = Event::cut(&violation, Mode::Enforce, None).of_client(Some(&client));
+    /// let Event::Cut { client: Some(found), .. } = event else { panic!("no client") };
+    /// assert_eq!(found.address(), Some([203, 0, 113, 7].into()));
+    /// ```
+    pub const fn of_client(mut self, of: Option<&'a Client>) -> Self {
+        if let Self::Refused { client, .. } | Self::Cut { client, .. } = &mut self {
+            *client = of;
+        }
+        self
     }
 
     /// Returns [`Event::Forwarded`].
@@ -187,6 +213,7 @@ impl<'a> Event<'a> {
             violation,
             mode,
             conn,
+            client: None,
         }
     }
 

@@ -8,9 +8,10 @@
 //!   [`Mode`] says whether a guard acts on its decisions.
 //! - Metrics: a guard records each [`Event`] and registers a [`GaugeSource`] with [`Metrics`],
 //!   through its [`Recorder`].
-//! - Clients: [`ConnInfo`] is the connection of a request. [`ClientKey`] is what guards count by,
-//!   and a [`KeyExtractor`] chooses it for a [`RequestHead`]. [`Network`] is a block of addresses,
-//!   and [`Networks`] a set of them that can be replaced at run time.
+//! - Clients: [`ConnInfo`] is the connection of a request, and [`Client`] what was found out about
+//!   its client. [`ClientKey`] is what guards count by, and a [`KeyExtractor`] chooses it for a
+//!   [`RequestHead`]. [`Network`] is a block of addresses, and [`Networks`] a set of them that can
+//!   be replaced at run time.
 //! - Shared state and bodies: [`Memory`], [`Budget`], [`RuntimeLoad`], [`Pressure`], [`GuardBody`].
 //! - Configuration errors: [`ConfigError`].
 #![forbid(unsafe_code)]
@@ -21,6 +22,7 @@ mod client;
 mod config;
 mod connection;
 mod event;
+mod identity;
 mod labels;
 mod load;
 mod memory;
@@ -39,6 +41,9 @@ pub use client::{ClientKey, KeyExtractor, KeyOutcome, Prefix, RequestHead};
 pub use config::{ConfigError, ConfigFault};
 pub use connection::ConnInfo;
 pub use event::{Event, Gauge, GaugeSource, Metrics, Recorder};
+#[cfg(feature = "axum")]
+pub use identity::ClientMissing;
+pub use identity::{Client, Found};
 pub use labels::{Guard, Mode, Phase, Reason};
 pub use load::RuntimeLoad;
 pub use memory::{Memory, MemoryEvents};

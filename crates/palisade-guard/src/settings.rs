@@ -1,7 +1,7 @@
 //! The settings that all guards have, and the builder methods for them.
 
 use crate::{Facts, OnReject, Refusal};
-use palisade_core::{ConnInfo, Event, Mode, Recorder, Rejection, Violation};
+use palisade_core::{Client, ConnInfo, Event, Mode, Recorder, Rejection, Violation};
 use std::fmt;
 
 /// Mode, metrics sink and response writer of one guard. Set by the builder methods of its layer.
@@ -26,16 +26,21 @@ impl Settings {
 
     /// Records `rejection`. Returns `true` if it must be enforced, and `false` if the request is
     /// admitted.
-    pub fn refuse(&self, rejection: &Rejection, conn: Option<&ConnInfo>) -> bool {
+    pub fn refuse(
+        &self,
+        rejection: &Rejection,
+        conn: Option<&ConnInfo>,
+        client: Option<&Client>,
+    ) -> bool {
         self.recorder
-            .record(|| Event::refused(rejection, self.mode, conn));
+            .record(|| Event::refused(rejection, self.mode, conn).of_client(client));
         self.mode == Mode::Enforce
     }
 
     /// Records `rejection` of the request with these facts. Returns an error if it must be
     /// enforced.
     pub fn refuse_request(&self, rejection: Rejection, facts: &Facts) -> Result<(), Refusal> {
-        if self.refuse(&rejection, facts.conn()) {
+        if self.refuse(&rejection, facts.conn(), facts.client()) {
             return Err(Refusal::new(rejection, self.on_reject.clone()));
         }
         Ok(())
@@ -43,9 +48,9 @@ impl Settings {
 
     /// Records that a body broke a rule after the response head was sent. Returns `true` if the
     /// body must be cut, and `false` if it continues.
-    pub fn cut(&self, violation: &Violation, conn: Option<&ConnInfo>) -> bool {
+    pub fn cut(&self, violation: &Violation, facts: &Facts) -> bool {
         self.recorder
-            .record(|| Event::cut(violation, self.mode, conn));
+            .record(|| Event::cut(violation, self.mode, facts.conn()).of_client(facts.client()));
         self.mode == Mode::Enforce
     }
 }

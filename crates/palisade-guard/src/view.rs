@@ -89,7 +89,7 @@ impl<'a, S> SharedView<'a, S> {
         let HeadState::Unsent(waker) = &mut *state else {
             drop(state);
             let (violation, _) = describe(Phase::ResponseBody);
-            return settings.cut(&violation, facts.conn()).then_some(violation);
+            return settings.cut(&violation, facts).then_some(violation);
         };
         let (violation, status) = describe(Phase::RequestBody);
         let mut rejection = Rejection::new(violation, status, facts.form);
@@ -104,7 +104,7 @@ impl<'a, S> SharedView<'a, S> {
             *state = HeadState::Refused(Box::new(refusal));
         }
         drop(state);
-        let enforced = settings.refuse(&rejection, facts.conn());
+        let enforced = settings.refuse(&rejection, facts.conn(), facts.client());
         if let Some(task) = task {
             task.wake();
         }

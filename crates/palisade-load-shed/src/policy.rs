@@ -4,7 +4,8 @@ use crate::gauges::Gauges;
 use http::{Request, StatusCode};
 use http_body::Body;
 use palisade_core::{
-    ConnInfo, GaugeSource, Guard, Memory, Phase, Rejection, ResponseFormat, RuntimeLoad, Violation,
+    Client, ConnInfo, GaugeSource, Guard, Memory, Phase, Rejection, ResponseFormat, RuntimeLoad,
+    Violation,
     shed::{LoadShedding, Shares, Verdict},
 };
 use palisade_guard::{
@@ -85,7 +86,8 @@ impl LoadShedPolicy {
         let violation = Violation::new(guard, refused.reason, phase, limit, observed);
         let rejection = Rejection::new(violation, StatusCode::SERVICE_UNAVAILABLE, format);
         let rejection = rejection.retry_after(refused.retry_after);
-        if self.settings.refuse(&rejection, conn) {
+        let client = Client::beside(conn, request.extensions());
+        if self.settings.refuse(&rejection, conn, client) {
             return Err(Refusal::new(rejection, self.settings.on_reject.clone()));
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! The log of what the guards did, sampled so that a flood cannot fill a disk.
 
 use crate::series::{GUARD_COUNT, MODE_COUNT, REASON_COUNT};
-use palisade_core::{ConnInfo, Event, Guard, Metrics, Mode, Reason, Rejection, Violation};
+use palisade_core::{Client, ConnInfo, Event, Guard, Metrics, Mode, Reason, Rejection, Violation};
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
@@ -19,6 +19,7 @@ use tracing::field::display;
 /// | `option` | the option that changes the limit |
 /// | `status` | the HTTP status (gRPC clients get a gRPC status); only for refused requests |
 /// | `conn`, `peer` | the number of the connection and the address of its peer, if known |
+/// | `client` | the address of the client, if a trusted proxy has named one |
 /// | `suppressed` | the number of lines of this reason and mode that were left out since the last one |
 ///
 /// The target is `palisade`. The level is `WARN`, or `INFO` in [`Mode::Shadow`] and for a changed
@@ -28,7 +29,7 @@ use tracing::field::display;
 ///
 /// No line contains text from a peer: no path, no header, no host, so there is nothing to escape.
 /// `peer` is an address from the operating system. If clients come through a proxy it is the
-/// proxy's, so do not ban by it.
+/// proxy's, so do not ban by it. `client` is an address that was parsed, and not the text of it.
 ///
 /// One reason cannot use up the lines of another one, nor a guard in shadow mode those of a guard
 /// that enforces. In any second of tokio's clock there are at most [`Self::LINES`] lines for each
@@ -139,7 +140,13 @@ impl Log {
             .take_line(self.shared.now_micros())
     }
 
-    fn log_refusal(&self, rejection: &Rejection, mode: Mode, conn: Option<&ConnInfo>) {
+    fn log_refusal(
+        &self,
+        rejection: &Rejection,
+        mode: Mode,
+        conn: Option<&ConnInfo>,
+        client: Option<&Client>,
+    ) {
         let Violation {
             guard,
             reason,
@@ -152,6 +159,7 @@ impl Log {
             return;
         };
         let peer = conn.map(|conn| display(conn.peer()));
+        let client = client.and_then(Client::address).map(display);
         log_line!(
             mode,
             guard = guard.as_str(),
@@ -165,6 +173,7 @@ impl Log {
             status = rejection.status().as_u16(),
             conn = conn.map(ConnInfo::id),
             peer,
+            client,
             suppressed,
             "request refused"
         );
@@ -177,6 +186,7 @@ impl Log {
         violation: &Violation,
         mode: Mode,
         conn: Option<&ConnInfo>,
+        client: Option<&Client>,
     ) {
         let Violation {
             guard,
@@ -190,6 +200,7 @@ impl Log {
             return;
         };
         let peer = conn.map(|conn| display(conn.peer()));
+        let client = client.and_then(Client::address).map(display);
         log_line!(
             mode,
             guard = guard.as_str(),
@@ -202,6 +213,7 @@ impl Log {
             option = reason.option(),
             conn = conn.map(ConnInfo::id),
             peer,
+            client,
             suppressed,
             "{message}"
         );
@@ -231,15 +243,17 @@ impl Metrics for Log {
                 rejection,
                 mode,
                 conn,
+                client,
                 ..
-            } => self.log_refusal(rejection, mode, conn),
+            } => self.log_refusal(rejection, mode, conn, client),
             Event::Cut {
                 violation,
                 mode,
                 conn,
+                client,
                 ..
             } => {
-                self.log_violation("body cut", violation, mode, conn);
+                self.log_violation("body cut", violation, mode, conn, client);
             }
             Event::Disconnected {
                 violation,
@@ -247,7 +261,7 @@ impl Metrics for Log {
                 conn,
                 ..
             } => {
-                self.log_violation("connection ended", violation, mode, Some(conn));
+                self.log_violation("connection ended", violation, mode, Some(conn), None);
             }
             Event::LimitChanged { guard, limit, .. } => self.log_limit_change(guard, limit),
             // The connection guard logs `Forwarded` and `Untracked` itself.
@@ -296,7 +310,8 @@ impl Sampler {
 mod tests {
     use super::*;
     use crate::testing::FakeGuard;
-    use palisade_core::{Phase, Prefix};
+    use http::StatusCode;
+    use palisade_core::{Phase, Prefix, ResponseFormat};
     use parking_lot::Mutex;
     use proptest::prelude::*;
     use std::{collections::BTreeMap, fmt, time::Duration};
@@ -472,6 +487,31 @@ mod tests {
         assert_eq!(fields["mode"], "shadow");
         for absent in ["peer", "conn", "status"] {
             assert!(!fields.contains_key(absent), "{absent}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_names_the_client_beside_the_proxy() {
+        let (lines, _subscription) = capture_lines();
+        let log = Log::new();
+        let peer = ([10, 0, 0, 7], 4711).into();
+        let conn = ConnInfo::with_state(peer, None, Prefix::default(), ()).of_proxy();
+        let client = Client::from_peer("2001:db8::7".parse().ok(), Prefix::default());
+        let (guard, reason, phase) = (Guard::SlowBody, Reason::Gap, Phase::RequestBody);
+        let violation = Violation::new(guard, reason, phase, 30, 31);
+        let form = ResponseFormat::Http { close: true };
+        let rejection = Rejection::new(violation, StatusCode::REQUEST_TIMEOUT, form);
+        let refused = Event::refused(&rejection, Mode::Enforce, Some(&conn));
+        let cut = Event::cut(&violation, Mode::Enforce, Some(&conn));
+        for event in [refused, cut] {
+            log.record(&event.of_client(Some(&client)));
+            let [(_, Fields(fields))] = &lines.take()[..] else {
+                panic!("expected one line")
+            };
+            assert_eq!(
+                (&fields["peer"][..], &fields["client"][..]),
+                ("10.0.0.7:4711", "2001:db8::7")
+            );
         }
     }
 

@@ -138,7 +138,7 @@ impl SlowBodyPolicy {
         };
         *held = ResponseState::Nothing;
         let violation = slow.violation(Phase::ResponseBody);
-        if !self.settings.cut(&violation, exchange.facts.conn()) {
+        if !self.settings.cut(&violation, exchange.facts) {
             return Flow::Continue;
         }
         *slot = Poll::Ready(Some(violation.final_frame(exchange.facts.form)));

@@ -1,10 +1,13 @@
 //! A [`Metrics`] sink that keeps every event.
 
-use palisade_core::{Event, Gauge, GaugeSource, Guard, Metrics, Mode, Reason, Violation};
+use palisade_core::{Client, Event, Gauge, GaugeSource, Guard, Metrics, Mode, Reason, Violation};
 use parking_lot::Mutex;
-use std::sync::{
-    Arc, Weak,
-    atomic::{AtomicUsize, Ordering::Relaxed},
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 /// Keeps every event, in order. Clones share the same records.
@@ -15,6 +18,7 @@ pub struct Journal(Arc<Records>);
 struct Records {
     refused: Mutex<Vec<(Violation, Mode)>>,
     cut: Mutex<Vec<(Violation, Mode)>>,
+    clients: Mutex<Vec<Option<IpAddr>>>,
     limits: Mutex<Vec<(Guard, u64)>>,
     disconnected: Mutex<Vec<(Violation, Mode)>>,
     opened: AtomicUsize,
@@ -53,6 +57,11 @@ impl Journal {
     /// Returns the violation and mode of every cut body so far.
     pub fn cuts(&self) -> Vec<(Violation, Mode)> {
         self.0.cut.lock().clone()
+    }
+
+    /// Returns the client that each refusal and cut so far has named.
+    pub fn clients(&self) -> Vec<Option<IpAddr>> {
+        self.0.clients.lock().clone()
     }
 
     /// Returns the violation and mode of every connection that a guard has closed or refused so
@@ -116,13 +125,23 @@ impl Metrics for Journal {
     fn record(&self, event: &Event<'_>) {
         match event {
             Event::Refused {
-                rejection, mode, ..
+                rejection,
+                mode,
+                client,
+                ..
             } => {
+                self.0.clients.lock().push(client.and_then(Client::address));
                 self.0.refused.lock().push((*rejection.violation(), *mode));
             }
             Event::Cut {
-                violation, mode, ..
-            } => self.0.cut.lock().push((**violation, *mode)),
+                violation,
+                mode,
+                client,
+                ..
+            } => {
+                self.0.clients.lock().push(client.and_then(Client::address));
+                self.0.cut.lock().push((**violation, *mode));
+            }
             Event::Opened { .. } => {
                 self.0.opened.fetch_add(1, Relaxed);
             }

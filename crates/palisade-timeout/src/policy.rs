@@ -330,7 +330,7 @@ impl Policy for TimeoutPolicy {
         let Some(violation) = violation else {
             return Flow::Continue;
         };
-        if !self.settings.cut(&violation, view.facts.conn()) {
+        if !self.settings.cut(&violation, view.facts) {
             return Flow::Continue;
         }
         *slot = Poll::Ready(Some(violation.final_frame(view.facts.form)));

@@ -73,7 +73,7 @@ impl ConcurrencyLimitPolicy {
 
     pub(super) fn record_cut(&self, request: RequestView<'_, SharedState>) -> Violation {
         let violation = self.eviction_violation(Phase::ResponseBody);
-        self.0.settings.cut(&violation, request.facts.conn());
+        self.0.settings.cut(&violation, request.facts);
         violation
     }
 

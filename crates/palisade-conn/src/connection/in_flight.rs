@@ -5,7 +5,7 @@ use super::{
     totals::ConnTotals,
 };
 use palisade_core::{
-    ConnInfo, Reason,
+    ClientKey, ConnInfo, Reason,
     shed::{LoadShedding, Shed},
 };
 use std::{
@@ -27,7 +27,7 @@ pub(crate) struct InFlight {
     /// The requests that its client had in flight then, with this one; 1 if its connection had no
     /// other.
     of_client: u32,
-    /// The client, if the peer is a proxy.
+    /// The hash of the client, if the peer is a proxy.
     proxied: Option<NonZeroU64>,
     /// The bytes that its head is charged.
     head_bytes: u32,
@@ -69,15 +69,17 @@ pub(crate) fn asked_for(conn: &ConnInfo) -> Option<&LoadShedding> {
 }
 
 impl InFlight {
-    /// Counts a request whose head has arrived on `conn`. `proxied` is the hash of its client, if
-    /// the peer is a proxy. Returns `None` if the connection is not one of a guard's.
+    /// Counts a request whose head has arrived on `conn`. `proxied` is its client, if the peer is a
+    /// proxy. Returns `None` if the connection is not one of a guard's.
     #[inline]
     pub(crate) fn begin(
         conn: Arc<ConnInfo>,
         http2: bool,
-        proxied: Option<NonZeroU64>,
+        proxied: Option<ClientKey>,
     ) -> Option<Self> {
         let state = conn.state_as::<ConnState>()?;
+        // The key with the hash 0 is that of unknown clients, which have no share.
+        let proxied = proxied.filter(|client| client.to_hash() != 0);
         state.set_protocol(http2);
         let is_alone = count(state.in_flight.fetch_add(REQUEST, Relaxed), REQUEST) == 0;
         let requests = match state.requests.fetch_add(1, Relaxed).checked_add(1) {
@@ -91,7 +93,7 @@ impl InFlight {
         let (mut begun, mut of_client) = (0, 1);
         if let Some(totals) = state.totals() {
             of_client = match proxied {
-                Some(client) => totals.begin_proxied(client.get()),
+                Some(client) => totals.begin_proxied(client),
                 None => {
                     let all_of_client = totals.begin_request(conn.known_client_hash());
                     if is_alone { 1 } else { all_of_client }
@@ -106,7 +108,7 @@ impl InFlight {
             conn,
             begun,
             of_client,
-            proxied,
+            proxied: proxied.and_then(|client| NonZeroU64::new(client.to_hash())),
             head_bytes: 0,
             stage: Stage::Handler,
             is_upload: false,

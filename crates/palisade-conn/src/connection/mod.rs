@@ -197,12 +197,12 @@ impl ConnHandle {
     /// [`max_upgraded`](crate::ConnGuardBuilder::max_upgraded) allows: the limit, and the number
     /// there would be.
     pub fn upgrade(&self) -> Result<(), (u64, u64)> {
-        self.state().upgrade(self.known_client())
+        self.state().upgrade(self, None)
     }
 
     /// Reports that the last tunnel has ended.
     pub fn end_upgrade(&self) {
-        self.state().end_upgrade(self.known_client());
+        self.state().end_upgrade(self);
     }
 
     /// Returns why the connection is to take no more requests, if it is not. The tasks that read

@@ -112,7 +112,7 @@ impl Drop for Permit {
         }
         let opened = shared.registry.leave(*place, conn);
         let state = conn.state();
-        state.release_upgrade(conn.known_client());
+        state.release_upgrade(conn);
         let decision = state.mark_closed();
         if state.take_close_pending() {
             shared.close_pending.fetch_sub(1, Relaxed);

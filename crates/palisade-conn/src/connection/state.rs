@@ -14,7 +14,7 @@ use crate::{
     sweep::state::SweepState,
     sync::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Mutex},
 };
-use palisade_core::{ClientKey, Mode, Reason};
+use palisade_core::{ClientKey, ConnInfo, Mode, Reason};
 use std::{
     fmt,
     sync::{
@@ -338,48 +338,60 @@ impl ConnState {
         self.is_set(UPGRADED)
     }
 
-    /// Notes that the connection is, or carries, something other than HTTP, and counts it for
-    /// `client` until [`Self::release_upgrade`] or [`Self::end_upgrade`].
+    /// Notes that `conn`, the connection of this state, is, or carries, something other than HTTP,
+    /// and counts it for its client until [`Self::release_upgrade`] or [`Self::end_upgrade`].
+    /// `named` is the client if a proxy has named it.
     ///
     /// # Errors
     ///
     /// If more connections would be upgraded than [`ConnTotals::max_upgraded`] allows: the limit,
     /// and the number there would be. Nothing has changed then, unless the guard only reports.
-    pub(crate) fn upgrade(&self, client: Option<ClientKey>) -> Result<(), (u64, u64)> {
+    pub(crate) fn upgrade(
+        &self,
+        conn: &ConnInfo,
+        named: Option<ClientKey>,
+    ) -> Result<(), (u64, u64)> {
         let Some(totals) = self.totals() else {
             self.set(UPGRADED);
             return Ok(());
         };
+        // Held while the flags change, so that what is counted is what the flags say.
+        let mut upgraded = totals.lock_upgraded();
         if self.is_set(COUNTED) {
             return Ok(());
         }
-        let result = totals.begin_upgraded(client);
+        let client = totals.upgraded_client(conn, named);
+        let result = upgraded
+            .exceeded(totals.max_upgraded, client)
+            .map_or(Ok(()), Err);
         if result.is_err() && totals.mode == Mode::Enforce {
-            totals.end_upgraded(client);
             return result;
         }
-        // If it was counted twice, or after its socket was dropped, nothing else would uncount it.
-        if self.set(UPGRADED | COUNTED) & (COUNTED | GONE) != 0 {
-            totals.end_upgraded(client);
+        if self.set(UPGRADED | COUNTED) & GONE == 0 {
+            upgraded.add(conn, client, named.is_some());
         }
         result
     }
 
-    /// Notes that the last tunnel of an HTTP/2 connection has ended: it carries only HTTP again.
-    pub(crate) fn end_upgrade(&self, client: Option<ClientKey>) {
+    /// Notes that the last tunnel of `conn`, an HTTP/2 connection, has ended: it carries only HTTP
+    /// again.
+    pub(crate) fn end_upgrade(&self, conn: &ConnInfo) {
+        let Some(totals) = self.totals() else {
+            self.flags.fetch_and(!UPGRADED, AcqRel);
+            return;
+        };
+        let mut upgraded = totals.lock_upgraded();
         let before = self.flags.fetch_and(!(UPGRADED | COUNTED), AcqRel);
-        if before & (COUNTED | GONE) == COUNTED
-            && let Some(totals) = self.totals()
-        {
-            totals.end_upgraded(client);
+        if before & (COUNTED | GONE) == COUNTED {
+            upgraded.remove(totals, conn);
         }
     }
 
-    /// Notes that the socket has been dropped: it counts as upgraded no more.
-    pub(crate) fn release_upgrade(&self, client: Option<ClientKey>) {
+    /// Notes that the socket of `conn` has been dropped: it counts as upgraded no more.
+    pub(crate) fn release_upgrade(&self, conn: &ConnInfo) {
         let is_counted = self.set(GONE) & (COUNTED | GONE) == COUNTED;
         if is_counted && let Some(totals) = self.totals() {
-            totals.end_upgraded(client);
+            totals.lock_upgraded().remove(totals, conn);
         }
     }
 

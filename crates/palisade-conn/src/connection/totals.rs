@@ -1,7 +1,7 @@
 //! What all connections of one guard count together.
 
 use super::memory_gate::MemoryGate;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, MutexGuard};
 use palisade_client_ip::Trust;
 use palisade_core::{Budget, BudgetFull, ClientKey, ConnInfo, Mode, Network, Recorder, shed::Shed};
 use std::{
@@ -49,19 +49,29 @@ pub(crate) struct ConnTotals {
     pub(crate) memory: MemoryGate,
     /// The proxies that name the clients of their requests. Defaults to none.
     pub(crate) trust: Option<Trust>,
-    /// The requests of clients behind proxies. There are no more entries than requests in flight.
-    proxied: Mutex<HashMap<u64, u32>>,
+    /// The requests of clients behind proxies, by the hash of the client. There are no more entries
+    /// than requests in flight.
+    proxied: Mutex<HashMap<u64, (ClientKey, u32)>>,
     in_flight: AtomicUsize,
     in_flight_by_client: OnceLock<Box<[AtomicU32]>>,
-    upgraded: AtomicUsize,
-    /// Clients that have any, so that there are no more entries than upgraded connections.
-    upgraded_by_client: Mutex<HashMap<ClientKey, u32>>,
+    upgraded: Mutex<Upgraded>,
     millis: AtomicU32,
     examined: AtomicU32,
     forwarded: AtomicU32,
     forwarded_percent: AtomicU32,
     is_proxy_reported: AtomicBool,
 }
+
+/// The connections that count as upgraded. No list has more entries than there are of these.
+#[derive(Debug, Default)]
+pub(super) struct Upgraded {
+    connections: usize,
+    by_client: HashMap<ClientKey, u32>,
+    /// The clients of the connections of proxies, by the number of the connection.
+    named: HashMap<u64, ClientKey>,
+}
+
+// === ConnTotals ===
 
 impl ConnTotals {
     /// Returns the bytes of the counters of clients, those of the budget included.
@@ -85,13 +95,14 @@ impl ConnTotals {
 
     /// Returns the number of connections that count as upgraded.
     pub(crate) fn upgraded(&self) -> usize {
-        self.upgraded.load(Relaxed)
+        self.upgraded.lock().connections
     }
 
-    /// Returns the number of clients with upgraded connections.
+    /// Returns the number of clients with upgraded connections, and of proxies' connections.
     #[cfg(test)]
-    pub(crate) fn upgraded_clients(&self) -> usize {
-        self.upgraded_by_client.lock().len()
+    pub(crate) fn upgraded_clients(&self) -> (usize, usize) {
+        let upgraded = self.upgraded.lock();
+        (upgraded.by_client.len(), upgraded.named.len())
     }
 
     /// Sets the coarse clock, in wrapping milliseconds. The sweeper calls this on every pass, so
@@ -139,35 +150,34 @@ impl ConnTotals {
             .map_or(1, |own| own.fetch_add(1, Relaxed).saturating_add(1))
     }
 
-    /// Counts a request of the client with this hash that comes through a proxy. Returns how many
-    /// of that client are in flight now. They are counted exactly, because a client always has one:
-    /// it must not be that of another.
-    pub(super) fn begin_proxied(&self, client: u64) -> u32 {
+    /// Counts a request of `client` that comes through a proxy. Returns how many of that client are
+    /// in flight now. They are counted exactly, because a client always has one: it must not be
+    /// that of another.
+    pub(super) fn begin_proxied(&self, client: ClientKey) -> u32 {
         self.in_flight.fetch_add(1, Relaxed);
         let mut proxied = self.proxied.lock();
-        let own = proxied.entry(client).or_insert(0);
+        let (_, own) = proxied.entry(client.to_hash()).or_insert((client, 0));
         *own = own.saturating_add(1);
         *own
     }
 
-    /// Uncounts it.
+    /// Uncounts a request of the client with this hash.
     pub(super) fn end_proxied(&self, client: u64) {
         self.in_flight.fetch_sub(1, Relaxed);
         if let Entry::Occupied(mut own) = self.proxied.lock().entry(client) {
-            *own.get_mut() -= 1;
-            if *own.get() == 0 {
+            own.get_mut().1 -= 1;
+            if own.get().1 == 0 {
                 own.remove();
             }
         }
     }
 
-    /// Returns the number of clients behind proxies with requests in flight.
-    #[cfg(test)]
-    pub(crate) fn proxied_clients(&self) -> usize {
-        self.proxied.lock().len()
+    /// Returns the clients behind proxies, and how many requests each has in flight.
+    pub(crate) fn proxied(&self) -> Vec<(ClientKey, u32)> {
+        self.proxied.lock().values().copied().collect()
     }
 
-    /// Uncounts it.
+    /// Uncounts a request.
     #[inline]
     pub(super) fn end_request(&self, client: Option<u64>) {
         self.in_flight.fetch_sub(1, Relaxed);
@@ -284,36 +294,54 @@ impl ConnTotals {
         counters.get(client as usize % CLIENT_COUNTERS)
     }
 
-    /// Counts an upgraded connection of `client`. Where peers are clients, one client may have no
-    /// more than it leaves, as with requests.
-    ///
-    /// # Errors
-    ///
-    /// If that exceeds the limit: the limit and the number. It is counted all the same.
-    pub(super) fn begin_upgraded(&self, client: Option<ClientKey>) -> Result<(), (u64, u64)> {
-        let all = self.upgraded.fetch_add(1, Relaxed).saturating_add(1);
-        let own = client
-            .filter(|_| self.peers_are_clients)
-            .map_or(1, |client| {
-                let mut by_client = self.upgraded_by_client.lock();
-                let own = by_client.entry(client).or_insert(0);
-                *own += 1;
-                *own
-            });
-        match self
-            .max_upgraded
-            .and_then(|max| exceeded(max, all, own as usize))
-        {
-            Some(exceeded) => Err(exceeded),
-            None => Ok(()),
+    /// Begins to change which connections count as upgraded.
+    pub(super) fn lock_upgraded(&self) -> MutexGuard<'_, Upgraded> {
+        self.upgraded.lock()
+    }
+
+    /// Returns the client that an upgraded connection would count for: `named` if a proxy has named
+    /// it, or the peer if peers are clients.
+    pub(super) fn upgraded_client(
+        &self,
+        conn: &ConnInfo,
+        named: Option<ClientKey>,
+    ) -> Option<ClientKey> {
+        named.or_else(|| self.charged_client(conn))
+    }
+}
+
+// === Upgraded ===
+
+impl Upgraded {
+    /// Returns the limit and the number there would be if one more connection of `client` exceeds
+    /// it. Of several one client may have no more than it leaves, as with requests.
+    pub(super) fn exceeded(
+        &self,
+        max: Option<usize>,
+        client: Option<ClientKey>,
+    ) -> Option<(u64, u64)> {
+        let own = client.and_then(|client| self.by_client.get(&client));
+        let own = own.map_or(1, |own| own.saturating_add(1));
+        exceeded(max?, self.connections.saturating_add(1), own as usize)
+    }
+
+    /// Counts `conn`. `is_named` says whether a proxy has named its client.
+    pub(super) fn add(&mut self, conn: &ConnInfo, client: Option<ClientKey>, is_named: bool) {
+        self.connections += 1;
+        if let Some(client) = client {
+            *self.by_client.entry(client).or_insert(0) += 1;
+            if is_named {
+                self.named.insert(conn.id(), client);
+            }
         }
     }
 
     /// Uncounts it.
-    pub(super) fn end_upgraded(&self, client: Option<ClientKey>) {
-        self.upgraded.fetch_sub(1, Relaxed);
+    pub(super) fn remove(&mut self, totals: &ConnTotals, conn: &ConnInfo) {
+        self.connections -= 1;
+        let client = totals.upgraded_client(conn, self.named.remove(&conn.id()));
         if let Some(client) = client
-            && let Entry::Occupied(mut own) = self.upgraded_by_client.lock().entry(client)
+            && let Entry::Occupied(mut own) = self.by_client.entry(client)
         {
             *own.get_mut() -= 1;
             if *own.get() == 0 {

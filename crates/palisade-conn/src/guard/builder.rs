@@ -1272,10 +1272,12 @@ impl ConnGuardBuilder {
     /// inserts it as a [`Client`](palisade_client_ip::Client) into its extensions. Every guard that
     /// counts by [`ClientIp`](palisade_client_ip::ClientIp) then counts that client, and so does
     /// [`max_in_flight`](Self::max_in_flight): a client may have what it leaves of three quarters,
-    /// and one request always, on whatever connections of the proxy they come.
+    /// and one request always, on whatever connections of the proxy they come. The same holds for
+    /// [`max_upgraded`](Self::max_upgraded). An HTTP/2 connection counts there once, for the client
+    /// of its first tunnel. Events and the log name the client beside the proxy.
     ///
     /// A connection of a trusted proxy has no share of its own: none of the limits per client apply
-    /// to it, nor a share of upgraded connections and of responses that are not taken. Other peers
+    /// to it, nor a share of responses that are not taken. Other peers
     /// are clients, and nothing is read of what they say. With [`Trust::hops`] alone every peer is
     /// a proxy. A peer that is no trusted proxy any more keeps its connections as they are. If all
     /// clients come through proxies, set [`behind_proxy`](Self::behind_proxy) as well, for its

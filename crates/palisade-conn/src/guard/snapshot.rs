@@ -29,6 +29,8 @@ pub struct ConnRates {
 pub struct ConnHolder {
     /// The client or network, as the first address of its block. For logs, never for labels.
     pub key: ClientKey,
+    /// Whether it is, or has, a trusted proxy, whose requests are those of other clients.
+    pub is_proxy: bool,
     /// The number of its open connections.
     pub connections: usize,
     /// Requests on these connections since they were opened.
@@ -39,6 +41,18 @@ pub struct ConnHolder {
     pub written: u64,
     /// The same per second.
     pub per_second: ConnRates,
+}
+
+/// The requests in flight of one client.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug)]
+pub struct RequestHolder {
+    /// The client, as the first address of its block. For logs, never for labels.
+    pub key: ClientKey,
+    /// Whether trusted proxies have named it.
+    pub is_forwarded: bool,
+    /// The number of its requests in flight.
+    pub in_flight: u64,
 }
 
 /// Clients or networks with connections, by key.
@@ -79,6 +93,9 @@ pub struct ConnSnapshot {
     /// The ten networks with the most connections, the most first. A network is a block of
     /// [`max_per_network`](crate::ConnGuardBuilder::max_per_network).
     pub networks: Vec<ConnHolder>,
+    /// The ten clients with the most requests in flight, the most first. If a proxy has named a
+    /// client, the request is that of the client and not of the proxy.
+    pub most_in_flight: Vec<RequestHolder>,
     /// The number of clients with open connections.
     pub distinct_clients: usize,
     /// The age of the oldest connection.
@@ -133,9 +150,10 @@ impl AddAssign for ConnRates {
 // === Holders ===
 
 impl Holders {
-    fn add(&mut self, key: ClientKey, stats: &ConnStats, rates: ConnRates) {
+    fn add(&mut self, key: ClientKey, is_proxy: bool, stats: &ConnStats, rates: ConnRates) {
         let empty = ConnHolder {
             key,
+            is_proxy,
             connections: 0,
             requests: 0,
             read: 0,
@@ -143,6 +161,7 @@ impl Holders {
             per_second: ConnRates::default(),
         };
         let holder = self.0.entry(key).or_insert(empty);
+        holder.is_proxy |= is_proxy;
         holder.connections += 1;
         holder.requests += u64::from(stats.requests);
         holder.read = holder.read.saturating_add(stats.read);
@@ -168,6 +187,7 @@ impl ConnSnapshot {
         (0..SHARDS).for_each(|shard| shared.registry.copy(shard, &mut found));
         let mut phases = [0; Phase::ALL.len()];
         let (mut clients, mut networks) = (Holders::default(), Holders::default());
+        let mut direct = HashMap::<ClientKey, u64>::new();
         let mut untracked = 0;
         let mut per_second = ConnRates::default();
         let mut ages = Vec::with_capacity(found.len());
@@ -179,8 +199,18 @@ impl ConnSnapshot {
             untracked += usize::from(!stats.tracked);
             per_second += rates;
             ages.push(age);
-            clients.add(one.conn.client(), &stats, rates);
-            networks.add(shared.registry.network_of(&one.conn), &stats, rates);
+            let is_proxy = one.conn.is_proxy();
+            clients.add(one.conn.client(), is_proxy, &stats, rates);
+            networks.add(
+                shared.registry.network_of(&one.conn),
+                is_proxy,
+                &stats,
+                rates,
+            );
+            if !is_proxy && stats.in_flight > 0 {
+                let own = direct.entry(one.conn.client()).or_insert(0);
+                *own += u64::from(stats.in_flight);
+            }
         }
         ages.sort_unstable();
         let age_at = |index: usize| Duration::from_millis(ages.get(index).copied().unwrap_or(0));
@@ -208,6 +238,7 @@ impl ConnSnapshot {
             clients: clients.top(|holder| (holder.connections, holder.requests)),
             busiest: clients.top(|holder| (holder.requests, holder.connections)),
             networks: networks.top(|holder| (holder.connections, holder.requests)),
+            most_in_flight: most_in_flight(direct, shared.totals.proxied(), &clients),
             distinct_clients,
             oldest: age_at(ages.len().saturating_sub(1)),
             median_age: age_at(ages.len() / 2),
@@ -247,4 +278,28 @@ impl ConnSnapshot {
             .find(|(at, _)| *at == phase)
             .map_or(0, |(_, count)| *count)
     }
+}
+
+/// Returns the clients with the most requests in flight: those that are peers, and those that
+/// proxies have named.
+fn most_in_flight(
+    direct: HashMap<ClientKey, u64>,
+    proxied: Vec<(ClientKey, u32)>,
+    peers: &Holders,
+) -> Vec<RequestHolder> {
+    let direct = direct.into_iter().map(|(key, in_flight)| RequestHolder {
+        key,
+        is_forwarded: false,
+        in_flight,
+    });
+    let proxied = proxied.into_iter().map(|(key, in_flight)| RequestHolder {
+        key,
+        // The requests of which a proxy names no client are its own.
+        is_forwarded: peers.0.get(&key).is_none_or(|peer| !peer.is_proxy),
+        in_flight: in_flight.into(),
+    });
+    let mut all: Vec<_> = direct.chain(proxied).collect();
+    all.sort_unstable_by_key(|holder| Reverse(holder.in_flight));
+    all.truncate(MAX_HOLDERS);
+    all
 }

@@ -127,7 +127,7 @@ async fn an_upgraded_connection_is_charged_nothing() {
     let request = begin_upload(&pair);
     upload(&mut pair, 20).await.unwrap();
     assert_eq!(budget.held(), 40 << 10);
-    pair.server.conn().state().upgrade(None).unwrap();
+    pair.server.conn().upgrade().unwrap();
     drop(request);
     // What is a protocol of its own from now on, in any amount.
     upload(&mut pair, 200).await.unwrap();

@@ -9,16 +9,16 @@ use crate::connection::{
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING},
+    header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE},
 };
 use http_body::Body;
 use palisade_client_ip::Trust;
 use palisade_core::{
-    ConnInfo, Guard, GuardBody, Mode, Phase, Reason, Rejection, ResponseFormat, Violation,
+    Client, ConnInfo, Guard, GuardBody, Mode, Phase, Reason, Rejection, ResponseFormat, Violation,
     shed::{Shed, Verdict},
 };
 use palisade_guard::Settings;
-use std::{num::NonZeroU64, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
 /// What `Retry-After` says: what is full now may have room then.
@@ -32,6 +32,8 @@ pub(super) struct TrackedRequest {
     reports_windows: bool,
     is_connect: bool,
     is_head: bool,
+    /// The client that a proxy has named, if the request may become something other than HTTP.
+    upgrading: Option<Box<Client>>,
 }
 
 impl TrackedRequest {
@@ -45,7 +47,8 @@ impl TrackedRequest {
         let is_http2 = request.version() == Version::HTTP_2;
         let is_http1 = request.version() <= Version::HTTP_11;
         let client = trusted_client(&conn, request);
-        let mut in_flight = InFlight::begin(conn, is_http2, client)?;
+        let upgrading = client.filter(|_| may_upgrade(request)).map(Box::new);
+        let mut in_flight = InFlight::begin(conn, is_http2, client.map(|client| client.key()))?;
         let state = in_flight.state();
         // Whatever was expected when the connection was accepted.
         state.set_tracked();
@@ -66,6 +69,7 @@ impl TrackedRequest {
             reports_windows: reports_windows && !is_http1,
             is_connect: request.method() == Method::CONNECT,
             is_head: request.method() == Method::HEAD,
+            upgrading,
         })
     }
 
@@ -110,7 +114,7 @@ impl TrackedRequest {
             let violation = violation(Reason::HeadTooLarge, Phase::RequestHead, numbers);
             let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
             let rejection = Rejection::new(violation, status, self.format_for(request));
-            return self.enforce(rejection);
+            return self.enforce(rejection, self.client_of(request));
         }
         let bytes = head::memory(request);
         if bytes <= head::FREE_BYTES {
@@ -160,7 +164,7 @@ impl TrackedRequest {
     ) -> Option<Rejection> {
         let violation = violation(reason, Phase::RequestHead, numbers);
         let rejection = busy(violation, self.format_for(request)).retry_after(retry_after);
-        self.enforce(rejection)
+        self.enforce(rejection, self.client_of(request))
     }
 
     /// Returns the format of a refusal of `request`.
@@ -176,14 +180,19 @@ impl TrackedRequest {
         }
     }
 
+    /// Returns the client of `request`, if a proxy has named it.
+    fn client_of<'a, B>(&self, request: &'a Request<B>) -> Option<&'a Client> {
+        Client::beside(Some(self.in_flight.conn()), request.extensions())
+    }
+
     /// Reports a refusal, and returns it unless the guard is in shadow mode.
     #[cold]
-    fn enforce(&self, rejection: Rejection) -> Option<Rejection> {
+    fn enforce(&self, rejection: Rejection, client: Option<&Client>) -> Option<Rejection> {
         let totals = self.in_flight.totals()?;
         let mut settings = Settings::default();
         settings.mode = totals.mode;
         settings.recorder = totals.recorder.clone();
-        let is_refused = settings.refuse(&rejection, Some(self.in_flight.conn()));
+        let is_refused = settings.refuse(&rejection, Some(self.in_flight.conn()), client);
         is_refused.then_some(rejection)
     }
 
@@ -199,14 +208,18 @@ impl TrackedRequest {
         if !is_upgrade {
             return Ok(false);
         }
-        let client = self.in_flight.conn().known_client();
-        let Err(exceeded) = self.in_flight.state().upgrade(client) else {
+        let (conn, client) = (self.in_flight.conn(), self.upgrading.as_deref());
+        let upgraded = self
+            .in_flight
+            .state()
+            .upgrade(conn, client.map(Client::key));
+        let Err(exceeded) = upgraded else {
             return Ok(true);
         };
         // A request for an upgrade has no body and is not gRPC.
         let format = ResponseFormat::Http { close: false };
         let violation = violation(Reason::UpgradedFull, Phase::Handler, exceeded);
-        match self.enforce(busy(violation, format).retry_after(RETRY_AFTER)) {
+        match self.enforce(busy(violation, format).retry_after(RETRY_AFTER), client) {
             Some(rejection) => Err(rejection),
             None => Ok(true),
         }
@@ -291,26 +304,25 @@ impl TrackedRequest {
     }
 }
 
-/// Inserts the client of `request`, if the guard knows of proxies. Returns its hash if the peer is
-/// one.
+/// Inserts the client of `request`, if the guard knows of proxies. Returns it if the peer is one.
 #[inline]
-fn trusted_client<B>(conn: &ConnInfo, request: &mut Request<B>) -> Option<NonZeroU64> {
+fn trusted_client<B>(conn: &ConnInfo, request: &mut Request<B>) -> Option<Client> {
     let trust = conn.state_as::<ConnState>()?.totals()?.trust.as_ref()?;
     identify_client(trust, conn, request)
 }
 
 #[inline(never)]
-fn identify_client<B>(
-    trust: &Trust,
-    conn: &ConnInfo,
-    request: &mut Request<B>,
-) -> Option<NonZeroU64> {
+fn identify_client<B>(trust: &Trust, conn: &ConnInfo, request: &mut Request<B>) -> Option<Client> {
     let client = trust.identify_connection(conn, request.headers());
-    if client.address().is_some() {
-        request.extensions_mut().insert(client);
-    }
+    client.address()?;
+    request.extensions_mut().insert(client);
     // Requests of a proxy that names no client are those of the proxy.
-    NonZeroU64::new(client.key().to_hash()).filter(|_| conn.is_proxy())
+    conn.is_proxy().then_some(client)
+}
+
+/// Returns whether the response may turn the connection into something other than HTTP.
+fn may_upgrade<B>(request: &Request<B>) -> bool {
+    request.method() == Method::CONNECT || request.headers().contains_key(UPGRADE)
 }
 
 fn violation(reason: Reason, phase: Phase, (limit, observed): (u64, u64)) -> Violation {

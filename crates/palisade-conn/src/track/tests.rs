@@ -9,10 +9,11 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, TRANSFER_ENCODING},
+    header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, TRANSFER_ENCODING, UPGRADE},
 };
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Channel, Empty, Full};
+use palisade_client_ip::Trust;
 use palisade_core::{Budget, Guard, Mode, Prefix, Reason};
 use palisade_testkit::Journal;
 use std::{
@@ -318,11 +319,52 @@ async fn an_upgrade_above_the_limit_is_refused_and_its_connection_stays_open() {
     assert_eq!(response.headers()[RETRY_AFTER], "1");
     assert!(!second.state().is_upgraded() && first.state().is_upgraded());
     drop(response);
-    first.state().release_upgrade(first.known_client());
+    first.state().release_upgrade(&first);
     let response = serve(&second, request(&second), switching()).await;
     assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
-    second.state().release_upgrade(second.known_client());
+    second.state().release_upgrade(&second);
     assert_eq!((totals.upgraded(), totals.in_flight()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_client_behind_a_proxy_may_upgrade_no_more_connections_than_it_leaves() {
+    let journal = Journal::default();
+    let mut totals = ConnTotals::default();
+    totals.max_upgraded = Some(20);
+    totals.recorder = journal.clone().into();
+    totals.trust = Some(Trust::private());
+    let totals = Arc::new(totals);
+    let ask = async |client: String| {
+        let conn = conn_with_totals(&totals); // The proxy opens one for each.
+        let mut request = request(&conn);
+        let headers = request.headers_mut();
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert("x-forwarded-for", client.parse().unwrap());
+        let mut switching = full(0);
+        *switching.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let response = serve(&conn, request, switching).await;
+        (conn, response.status() == StatusCode::SWITCHING_PROTOCOLS)
+    };
+    let greedy = (0..20).map(|_| ask("203.0.113.7".into()));
+    let greedy = futures_util::future::join_all(greedy).await;
+    assert_eq!(
+        greedy
+            .iter()
+            .filter(|(_, is_upgraded)| *is_upgraded)
+            .count(),
+        7
+    );
+    let named = journal.clients();
+    assert_eq!(named, [Some([203, 0, 113, 7].into()); 13]);
+    let others = (0..13).map(|last| ask(format!("198.51.100.{last}")));
+    let others = futures_util::future::join_all(others).await;
+    assert!(others.iter().all(|(_, is_upgraded)| *is_upgraded));
+    for (conn, _) in greedy.iter().chain(&others) {
+        conn.state().release_upgrade(conn);
+    }
+    assert_eq!((totals.upgraded(), totals.upgraded_clients()), (0, (0, 0)));
+    // The share is free again.
+    assert!(ask("203.0.113.7".into()).await.1);
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use crate::connection::{
     decision::{CloseDecision, CloseMode},
     stats::{ConnStats, IdleStats},
 };
-use palisade_core::Prefix;
+use palisade_core::{ClientKey, Prefix};
 use std::net::Ipv4Addr;
 
 fn conn() -> ConnHandle {
@@ -333,17 +333,23 @@ fn clients_behind_a_proxy_are_counted_exactly_and_only_while_they_have_requests(
     totals.max_in_flight = Some(100);
     let totals = Arc::new(totals);
     let conn = conn_with(&totals, [10, 0, 0, 7]);
-    let begin = |client| InFlight::begin(conn.info(), true, NonZeroU64::new(client)).unwrap();
+    let begin =
+        |client: u32| InFlight::begin(conn.info(), true, Some(ClientKey::of(&client))).unwrap();
     // One client has what it leaves of three quarters.
     let greedy: Vec<_> = (0..40).map(|_| begin(1)).collect();
     assert!(greedy.iter().any(|one| one.exceeded_limit().is_some()));
-    // Each other client has one request, in the same place of a table or not.
-    let others: Vec<_> = (2..50).map(|client| begin(client << 32 | 1)).collect();
+    // Each other client has one request.
+    let others: Vec<_> = (2..50).map(begin).collect();
     assert!(others.iter().all(|one| one.exceeded_limit().is_none()));
-    assert!(begin(2 << 32 | 1).exceeded_limit().is_some());
-    assert_eq!(totals.proxied_clients(), 49);
+    assert!(begin(2).exceeded_limit().is_some());
+    assert_eq!(totals.proxied().len(), 49);
     drop((greedy, others));
-    assert_eq!((totals.proxied_clients(), totals.in_flight()), (0, 0));
+    assert_eq!((totals.proxied().len(), totals.in_flight()), (0, 0));
+    // Unknown clients have no share.
+    let unknown = InFlight::begin(conn.info(), true, Some(ClientKey::SHARED)).unwrap();
+    assert_eq!((totals.proxied().len(), totals.in_flight()), (0, 1));
+    drop(unknown);
+    assert_eq!(totals.in_flight(), 0);
 }
 
 #[test]
@@ -353,12 +359,13 @@ fn heads_behind_a_proxy_are_charged_to_the_share_of_their_client() {
     totals.memory.budget = Some(budget.clone());
     let totals = Arc::new(totals);
     let conn = conn_with(&totals, [10, 0, 0, 7]);
-    let begin = |client| InFlight::begin(conn.info(), true, NonZeroU64::new(client)).unwrap();
+    let begin =
+        |client: u32| InFlight::begin(conn.info(), true, Some(ClientKey::of(&client))).unwrap();
     // Not more than the client leaves of three quarters.
-    let (mut greedy, mut other) = (begin(1 << 32 | 1), begin(2 << 32 | 2));
+    let (mut greedy, mut other) = (begin(1), begin(2));
     assert!(greedy.charge_head(100 << 10).is_err());
     greedy.charge_head(90 << 10).unwrap();
-    assert!(begin(1 << 32 | 1).charge_head(20 << 10).is_err());
+    assert!(begin(1).charge_head(20 << 10).is_err());
     other.charge_head(20 << 10).unwrap();
     drop((greedy, other));
     assert_eq!(budget.held(), 0);

@@ -1,38 +1,33 @@
 //! The client of a request, as all guards see it.
 
-use crate::address::Address;
+use crate::{
+    ClientKey, ConnInfo, Prefix,
+    client::{address_bits, from_halves, halves},
+};
 use http::Extensions;
-use palisade_core::{ClientKey, Prefix};
-use std::{fmt, net::IpAddr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+};
 
 /// The client of a request: an extension of the request, inserted once, outermost. `Copy`.
 ///
-/// A [`ClientIpLayer`](crate::ClientIpLayer) inserts it, or a connection guard that has a
-/// [`Trust`](crate::Trust). [`ClientIp`](crate::ClientIp) reads it before anything else, so that
-/// every guard counts the same client. With the feature `axum` it is an extractor.
+/// A `ClientIpLayer` of `palisade-client-ip` inserts it, or a connection guard that has a `Trust`.
+/// Every guard reads it before anything else, so that all of them count the same client, and the
+/// [`Event`](crate::Event)s of its requests have it. With the feature `axum` it is an extractor.
 ///
 /// ```
-/// use palisade_client_ip::{Client, ClientIpLayer, Trust};
-/// # use palisade_testkit::example::*;
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), BoxError> {
-/// let layer = ClientIpLayer::new(Trust::private())?;
-/// let service = layer.layer(service_fn(async |request: Request<Full<Bytes>>| {
-///     let client = Client::from_extensions(request.extensions()).and_then(Client::address);
-///     Ok::<_, BoxError>(Response::new(format!("{client:?}")))
-/// }));
-///
-/// let mut request = Request::new(Full::<Bytes>::default());
-/// request.extensions_mut().insert(std::net::SocketAddr::from(([10, 0, 0, 7], 4711))); // A proxy.
-/// request.headers_mut().insert("x-forwarded-for", "6.6.6.6, 203.0.113.7".parse()?);
-/// assert_eq!(service.oneshot(request).await?.body(), "Some(203.0.113.7)");
-/// # Ok(())
-/// # }
+/// use palisade_core::{Client, Prefix};
+/// let client = Client::from_peer(Some([203, 0, 113, 7].into()), Prefix::default());
+/// let mut request = http::Request::new(());
+/// request.extensions_mut().insert(client); // A server that finds its clients by itself.
+/// assert_eq!(Client::from_extensions(request.extensions()), Some(&client));
+/// assert_eq!(client.address(), Some([203, 0, 113, 7].into()));
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Client {
-    /// [`Address::UNKNOWN`] if there is none.
-    address: Address,
+    /// The bits of the address, of IPv4 in its IPv4-mapped form, or [`UNKNOWN`].
+    address: [u64; 2],
     key: ClientKey,
     found: Found,
     is_claim: bool,
@@ -60,6 +55,11 @@ pub enum Found {
     TooLong,
 }
 
+/// The unspecified address `::`, which stands for a client without an address.
+const UNKNOWN: [u64; 2] = [0; 2];
+/// `::ffff:0.0.0.0`.
+const UNSPECIFIED_IPV4: [u64; 2] = [0, 0xffff_0000_0000];
+
 // === Client ===
 
 impl Client {
@@ -68,8 +68,7 @@ impl Client {
     /// client is unknown.
     ///
     /// ```
-    /// use palisade_client_ip::{Client, Prefix};
-    /// use palisade_core::ClientKey;
+    /// use palisade_core::{Client, ClientKey, Prefix};
     /// let client = Client::from_peer(Some("2001:db8::1".parse()?), Prefix::default());
     /// let key = ClientKey::address("2001:db8::2".parse()?, Prefix::default());
     /// assert_eq!(client.key(), key); // One /64.
@@ -77,30 +76,34 @@ impl Client {
     /// # Ok::<(), std::net::AddrParseError>(())
     /// ```
     pub fn from_peer(address: Option<IpAddr>, prefix: Prefix) -> Self {
-        let address = address.map_or(Address::UNKNOWN, Address::from);
-        Self::new(address, Found::Peer, prefix)
+        Self::of_bits(address.map_or(0, address_bits), Found::Peer, prefix)
     }
 
-    pub(crate) fn new(address: Address, found: Found, prefix: Prefix) -> Self {
-        if address.is_unspecified() {
-            return Self::with_key(Address::UNKNOWN, found, ClientKey::SHARED);
+    /// Returns the client with these bits of an address, of IPv4 in its IPv4-mapped form.
+    #[doc(hidden)]
+    pub fn of_bits(bits: u128, found: Found, prefix: Prefix) -> Self {
+        if matches!(halves(bits), UNKNOWN | UNSPECIFIED_IPV4) {
+            return Self::with_key(0, found, ClientKey::SHARED);
         }
-        let key = ClientKey::address(address.into(), prefix);
-        Self::with_key(address, found, key)
+        let address = IpAddr::V6(Ipv6Addr::from_bits(bits)).to_canonical();
+        Self::with_key(bits, found, ClientKey::address(address, prefix))
     }
 
-    /// Returns a client by its key, which is known already.
+    /// Returns a client of which the key is known already.
+    #[doc(hidden)]
     #[inline]
-    pub(crate) fn with_key(address: Address, found: Found, key: ClientKey) -> Self {
+    pub fn with_key(bits: u128, found: Found, key: ClientKey) -> Self {
         Self {
-            address,
+            address: halves(bits),
             key,
             found,
             is_claim: false,
         }
     }
 
-    pub(crate) fn claimed(self, is_claim: bool) -> Self {
+    /// Sets whether the client may have written its address itself.
+    #[doc(hidden)]
+    pub fn claimed(self, is_claim: bool) -> Self {
         Self { is_claim, ..self }
     }
 
@@ -110,11 +113,20 @@ impl Client {
         extensions.get()
     }
 
+    /// Returns the client of the request with these extensions in the form that events take: `None`
+    /// if it is the peer of `conn`.
+    #[doc(hidden)]
+    pub fn beside<'a>(conn: Option<&ConnInfo>, extensions: &'a Extensions) -> Option<&'a Self> {
+        let client = Self::from_extensions(extensions)?;
+        (conn.is_none() || client.found != Found::Peer).then_some(client)
+    }
+
     /// Returns the address in its canonical form: an IPv4-mapped address is an IPv4 address. `None`
     /// if the client is unknown, such as the peer of a Unix socket.
     #[inline]
     pub fn address(&self) -> Option<IpAddr> {
-        (self.address != Address::UNKNOWN).then(|| self.address.into())
+        let address = || IpAddr::V6(Ipv6Addr::from_bits(from_halves(self.address)));
+        (self.address != UNKNOWN).then(|| address().to_canonical())
     }
 
     /// Returns the key that guards count the client by, or [`ClientKey::SHARED`] if it is unknown.
@@ -138,17 +150,6 @@ impl Client {
 
     /// Returns whether the address is that of a trusted proxy, because no client behind it is
     /// known. To ban it would ban all clients behind it.
-    ///
-    /// ```
-    /// use palisade_client_ip::Trust;
-    /// let trust = Trust::private();
-    /// let mut headers = http::HeaderMap::new();
-    /// let proxy = trust.resolve(Some([10, 0, 0, 7].into()), &headers);
-    /// assert!(proxy.is_proxy());
-    /// headers.insert("x-forwarded-for", "203.0.113.7".parse()?);
-    /// assert!(!trust.resolve(Some([10, 0, 0, 7].into()), &headers).is_proxy());
-    /// # Ok::<(), http::header::InvalidHeaderValue>(())
-    /// ```
     #[inline]
     pub fn is_proxy(&self) -> bool {
         !matches!(self.found, Found::Peer | Found::Forwarded)
@@ -157,17 +158,6 @@ impl Client {
     /// Returns whether a client may have written the address itself, because proxies are trusted by
     /// their number and not by their networks. Such an address may be that of a victim. A guard may
     /// count by it, but must not keep the address away from the listener.
-    ///
-    /// ```
-    /// use palisade_client_ip::Trust;
-    /// let mut headers = http::HeaderMap::new();
-    /// headers.insert("x-forwarded-for", "203.0.113.7".parse()?);
-    /// let peer = Some([10, 0, 0, 7].into());
-    /// assert!(Trust::hops(1).resolve(peer, &headers).is_claim());
-    /// assert!(!Trust::private().resolve(peer, &headers).is_claim());
-    /// assert!(!Trust::private().and_hops(1).resolve(peer, &headers).is_claim());
-    /// # Ok::<(), http::header::InvalidHeaderValue>(())
-    /// ```
     #[inline]
     pub fn is_claim(&self) -> bool {
         self.is_claim
@@ -189,16 +179,16 @@ impl fmt::Debug for Client {
 #[cfg(feature = "axum")]
 mod axum_extractor {
     use super::Client;
-    use axum::{
+    use axum_core::{
         extract::{FromRequestParts, OptionalFromRequestParts},
-        http::{StatusCode, request::Parts},
         response::{IntoResponse, Response},
     };
+    use http::{StatusCode, request::Parts};
     use std::{convert::Infallible, error::Error, fmt};
 
     /// A handler asks for a [`Client`], and the request has none. The response is 500, because the
-    /// server is not set up: it needs a [`ClientIpLayer`](crate::ClientIpLayer), or a connection
-    /// guard with a [`Trust`](crate::Trust), and a known peer.
+    /// server is not set up: it needs a `ClientIpLayer`, or a connection guard with a `Trust`, and
+    /// a known peer.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct ClientMissing;
 
@@ -258,14 +248,12 @@ mod tests {
     #[cfg(feature = "axum")]
     #[tokio::test]
     async fn axum_extracts_the_client() {
-        use axum::{
-            body::Body,
+        use axum_core::{
             extract::{FromRequestParts, OptionalFromRequestParts},
-            http::Request,
             response::IntoResponse,
         };
 
-        let (mut parts, _) = Request::new(Body::empty()).into_parts();
+        let (mut parts, ()) = http::Request::new(()).into_parts();
         let missing = <Client as FromRequestParts<()>>::from_request_parts(&mut parts, &()).await;
         assert_eq!(missing.unwrap_err().into_response().status(), 500);
         let none = <Client as OptionalFromRequestParts<()>>::from_request_parts(&mut parts, &());
