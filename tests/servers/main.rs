@@ -10,6 +10,7 @@ mod guarded_grpc;
 mod guarded_tonic;
 mod guarded_uploads;
 mod panicking_metrics;
+mod proxy_protocol;
 mod refused_uploads;
 mod request_bodies;
 mod serve;

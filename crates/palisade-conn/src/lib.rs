@@ -41,6 +41,7 @@ axum::serve(guard.bind("127.0.0.1:3000").await?, connected(app)).await
 //! | age | 1 h ± 10 % | `Connection: close`; on HTTP/2 GOAWAY, or FIN after 30 s idle; RST after an [optional grace period](ConnGuardBuilder::age_grace) | `MaxAge` |
 //! | requests of one connection | 10,000 | the same | `MaxRequests` |
 //! | idle connections of one client | a quarter of the places that are left below nine tenths of the cap; near the cap 8 | `Connection: close`, FIN after 5 s idle | `KeepAlivePerClient` |
+//! | a peer that [is a proxy](ConnGuardBuilder::proxy_protocol) and sends no valid PROXY header | off; 4 KiB | RST, in every mode | `ProxyHeader` |
 //! | a client that has hung up while its HTTP/1 request is at work | checked every 5 s, on Linux | RST | `HungUp` |
 //!
 //! No deadline is early, except that they shrink [under pressure](#under-pressure). Each may be up

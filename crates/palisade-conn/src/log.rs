@@ -4,6 +4,7 @@ use crate::{
     connection::ConnHandle,
     guard::{bound::MemoryBound, limits::Limits},
 };
+use palisade_client_ip::ProxyHeaderError;
 use palisade_core::{Event, Mode, Recorder, Violation};
 #[cfg(feature = "tracing")]
 use palisade_core::{Guard, Reason};
@@ -70,6 +71,26 @@ pub(crate) fn refused_locally(violation: &Violation, conn: &ConnHandle) {
 
 #[cfg(not(feature = "tracing"))]
 pub(crate) fn refused_locally(_: &Violation, _: &ConnHandle) {}
+
+/// Warns once per process that a proxy sent no valid PROXY header.
+#[cfg(feature = "tracing")]
+pub(crate) fn proxy_header(error: ProxyHeaderError, conn: &ConnHandle) {
+    static IS_LOGGED: AtomicBool = AtomicBool::new(false);
+    if !IS_LOGGED.swap(true, Relaxed) {
+        tracing::warn!(
+            target: "palisade",
+            guard = Guard::Connection.as_str(),
+            peer = %conn.peer(),
+            %error,
+            "a proxy did not begin its connection with a valid header of the PROXY protocol, so \
+             the connection was reset: let the proxy send the header, or take it out of the \
+             networks of `ConnGuard::builder().proxy_protocol(networks)`",
+        );
+    }
+}
+
+#[cfg(not(feature = "tracing"))]
+pub(crate) fn proxy_header(_: ProxyHeaderError, _: &ConnHandle) {}
 
 /// Reports that the requests of this many connections are not reported to the guard.
 pub(crate) fn untracked(recorder: &Recorder, connections: usize) {

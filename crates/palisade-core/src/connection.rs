@@ -148,6 +148,15 @@ impl<S> ConnInfo<S> {
         self
     }
 
+    /// Takes the number of `before`, another identity of the same socket: its proxy has named the
+    /// client only after the connection was accepted. For the connection guard, before the
+    /// connection is shared.
+    #[doc(hidden)]
+    pub fn continues<T: ?Sized>(mut self, before: &ConnInfo<T>) -> Self {
+        self.id = before.id;
+        self
+    }
+
     /// Returns the server's state of the connection.
     #[inline]
     pub fn state(&self) -> &S {

@@ -137,6 +137,9 @@ closed_enum! {
         KeepAlivePerClient = "keep_alive_per_client",
         /// The client closed the connection while its request was at work. Unit: none.
         HungUp = "hung_up",
+        /// A peer that is a proxy did not begin its connection with a valid header of the PROXY
+        /// protocol. The observed value is what arrived. Unit: bytes.
+        ProxyHeader = "proxy_header",
         /// The client took too little of response bodies that wait for an HTTP/2 flow-control
         /// window, for too long. Unit: milliseconds.
         WindowStall = "window_stall",
@@ -236,6 +239,7 @@ impl Reason {
             | Self::DecompressedTooLarge
             | Self::BytesFull
             | Self::NoProgress
+            | Self::ProxyHeader
             | Self::MemoryPressure => "bytes",
             Self::TinyFrames => "frames",
             Self::Rate => "bytes_per_second",
@@ -295,6 +299,7 @@ impl Reason {
             Self::MaxRequests => "ConnGuard::builder().max_requests(requests)",
             Self::KeepAlivePerClient => "ConnGuard::builder().keep_alive_per_client(connections)",
             Self::HungUp => "ConnGuard::builder().probe_interval(duration)",
+            Self::ProxyHeader => "ConnGuard::builder().proxy_protocol(networks)",
             Self::UpgradedFull => "ConnGuard::builder().max_upgraded(connections)",
             Self::InFlightFull => "ConnGuard::builder().max_in_flight(requests)",
             Self::MemoryPressure => {

@@ -357,6 +357,7 @@ impl Rejection {
                 "connection is due to close"
             }
             Reason::HungUp => "client hung up",
+            Reason::ProxyHeader => "no valid PROXY header",
             Reason::CancelledRequests => "too many requests cancelled",
             Reason::NoProgress => "too much besides requests",
             Reason::HandshakesFull => "too many handshakes",

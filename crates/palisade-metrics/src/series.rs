@@ -185,6 +185,7 @@ const DISCONNECTS: &[(Guard, Reason, Phase)] = &[
     (Guard::Connection, Reason::KeepAlivePerClient, Phase::Idle),
     (Guard::Connection, Reason::HungUp, Phase::Working),
     (Guard::Connection, Reason::HungUp, Phase::Writing),
+    (Guard::Connection, Reason::ProxyHeader, Phase::FirstHead),
     (Guard::Connection, Reason::HandshakesFull, Phase::FirstHead),
     (Guard::Connection, Reason::Shutdown, Phase::FirstHead),
     (Guard::Connection, Reason::Shutdown, Phase::NextHead),

@@ -1,10 +1,12 @@
 //! Admission of new connections.
 
+use super::proxied::Named;
 use crate::{
     connection::{
         ConnHandle,
+        decision::CloseDecision,
         permit::Permit,
-        registry::{Found, Share},
+        registry::{Found, Place, Share},
     },
     eviction::{Claim, close_evicted, evict},
     guard::{
@@ -167,18 +169,81 @@ pub(crate) fn admit(
         )
         .map_err(AdmitError::Refused)?;
     }
-    let max_of = |share| match (share, shares) {
-        (Share::Client, Some(shares)) => u64::from(shares.client),
-        (Share::Network, Some(shares)) => u64::from(shares.network),
-        (_, None) => 0,
+    let entered = enter(shared, conn, now, shares);
+    let (place, evicted) = entered.inspect_err(|_| _ = shared.open.fetch_sub(1, SeqCst))?;
+    // From here on dropping the permit undoes everything, also if the metrics panic.
+    let permit = Permit::new(shared.clone(), conn.clone(), place);
+    close_of_share(shared, evicted, shares);
+    shared.opened.fetch_add(1, Relaxed);
+    shared.recorder.record(|| Event::opened(conn));
+    task::watch(shared, open == 1);
+    Ok(permit)
+}
+
+/// Lets an admitted connection continue as what its proxy has named, and keep its place and its
+/// age. Accept rate and shares apply to the client from then on.
+///
+/// # Errors
+///
+/// The permit if the client is refused.
+pub(crate) fn readmit(mut permit: Permit, named: Named) -> Result<Permit, Permit> {
+    let shared = permit.shared_arc().clone();
+    let before = permit.conn();
+    let conn = match named {
+        Named::Client {
+            source,
+            destination,
+        } => shared.connection(Some(source), Some(destination)),
+        Named::Proxy => shared
+            .connection(Some(before.peer()), before.local())
+            .of_proxy(),
     };
-    let entered = shared.registry.enter(conn, now, shares).or_else(|full| {
+    let conn = conn.continues(before);
+    if shared.limits.mode == Mode::Off {
+        permit.continue_as(conn, Place::NOWHERE);
+        return Ok(permit);
+    }
+    let has_peer = conn.known_client().is_some();
+    let is_listed = has_peer && !shared.is_reserved_for(&conn);
+    let shares = is_listed.then(|| shared.limits.shares(shared.open.load(SeqCst)));
+    let shares = shares.flatten();
+    let entered = check_rate(&shared, &conn, has_peer)
+        .map_err(AdmitError::Refused)
+        .and_then(|()| enter(&shared, &conn, permit.opened(), shares));
+    match entered {
+        Ok((place, evicted)) => {
+            permit.continue_as(conn, place);
+            close_of_share(&shared, evicted, shares);
+            Ok(permit)
+        }
+        Err(error) => {
+            let reason = report_refusal(&shared, error, &conn).reason;
+            let decision = CloseDecision::reset(reason);
+            before.state().request_close(decision);
+            Err(permit)
+        }
+    }
+}
+
+/// Adds `conn` to the registry.
+///
+/// # Errors
+///
+/// If it is refused because of the share of its client or network.
+fn enter(
+    shared: &Shared,
+    conn: &ConnHandle,
+    opened: u64,
+    shares: Option<Shares>,
+) -> Result<(Place, Option<(Share, Found)>), AdmitError> {
+    shared.registry.enter(conn, opened, shares).or_else(|full| {
         let observed = u64::from(full.connections).saturating_add(1);
         let reason = match full.share {
             Share::Client => Reason::ClientConnectionsFull,
             Share::Network => Reason::NetworkConnectionsFull,
         };
-        refuse(shared, reason, max_of(full.share), observed, conn).map_err(AdmitError::Refused)?;
+        let max = max_of(full.share, shares);
+        refuse(shared, reason, max, observed, conn).map_err(AdmitError::Refused)?;
         // In shadow mode every connection is admitted.
         let unlimited = Shares {
             client: u32::MAX,
@@ -186,24 +251,24 @@ pub(crate) fn admit(
         };
         shared
             .registry
-            .enter(conn, now, Some(unlimited))
+            .enter(conn, opened, Some(unlimited))
             .map_err(|_| AdmitError::NotYet)
-    });
-    let (place, evicted) = entered.inspect_err(|_| _ = shared.open.fetch_sub(1, SeqCst))?;
-    // From here on dropping the permit undoes everything, also if the metrics panic.
-    let permit = Permit::new(shared.clone(), conn.clone(), place);
+    })
+}
+
+/// Closes the connection that a client or network at its share gives up for a new one.
+fn close_of_share(shared: &Shared, evicted: Option<(Share, Found)>, shares: Option<Shares>) {
     if let Some((share, Found { conn, .. })) = evicted {
-        close_evicted(
-            shared,
-            &conn,
-            max_of(share),
-            max_of(share).saturating_add(1),
-        );
+        let max = max_of(share, shares);
+        close_evicted(shared, &conn, max, max.saturating_add(1));
     }
-    shared.opened.fetch_add(1, Relaxed);
-    shared.recorder.record(|| Event::opened(conn));
-    task::watch(shared, open == 1);
-    Ok(permit)
+}
+
+fn max_of(share: Share, shares: Option<Shares>) -> u64 {
+    shares.map_or(0, |shares| match share {
+        Share::Client => shares.client.into(),
+        Share::Network => shares.network.into(),
+    })
 }
 
 /// Returns the violation of a connection that is not admitted, and reports it unless it has been

@@ -1,6 +1,9 @@
 //! The guarded listener: accepts connections and passes on those that the guard admits.
 
-use super::admission::{self, AdmitError};
+use super::{
+    admission::{self, AdmitError},
+    proxied,
+};
 use crate::{
     connection::ConnHandle,
     eviction::evict_for_file,
@@ -26,6 +29,7 @@ use std::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
+    task::JoinSet,
     time::{Sleep, sleep},
 };
 
@@ -84,6 +88,8 @@ pub struct GuardedListener<L: Listener> {
     /// Errors since a connection was last accepted.
     errors_in_a_row: u32,
     pending: Option<PendingConn<L::Io>>,
+    /// The connections of proxies whose headers are being read. No more than are open.
+    headers: JoinSet<Option<GuardedIo<L::Io>>>,
     listening: Option<Listening>,
     /// Whether accepted connections have the receive buffer of the guard.
     has_buffer: bool,
@@ -94,6 +100,8 @@ struct PendingConn<T> {
     io: T,
     conn: ConnHandle,
     has_peer: bool,
+    /// Whether it begins with a header of the PROXY protocol.
+    has_header: bool,
     /// How often it has yielded to other tasks.
     yields: u32,
 }
@@ -175,6 +183,7 @@ impl<L: Listener> GuardedListener<L> {
             next_pause: MIN_PAUSE,
             errors_in_a_row: 0,
             pending: None,
+            headers: JoinSet::new(),
             listening,
         }
     }
@@ -249,6 +258,11 @@ impl<L: Listener> GuardedListener<L> {
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<(GuardedIo<L::Io>, SocketAddr)>> {
         for _ in 0..MAX_ATTEMPTS_PER_POLL {
+            match self.headers.poll_join_next(cx) {
+                Poll::Ready(Some(Ok(Some(io)))) => return accepted(io),
+                Poll::Ready(Some(_)) => continue,
+                Poll::Ready(None) | Poll::Pending => {}
+            }
             if let Some(pause) = &mut self.pause {
                 ready!(pause.as_mut().poll(cx));
                 self.pause = None;
@@ -270,10 +284,8 @@ impl<L: Listener> GuardedListener<L> {
                 },
             };
             match self.try_admit(pending) {
-                Some(io) => {
-                    let peer = io.conn().peer();
-                    return Poll::Ready(Ok((io, peer)));
-                }
+                Some((io, false)) => return accepted(io),
+                Some((io, true)) => _ = self.headers.spawn(proxied::identify(io)),
                 None if self.pending.is_some() => break,
                 None => {}
             }
@@ -290,8 +302,12 @@ impl<L: Listener> GuardedListener<L> {
     /// Returns an accepted connection, or resets it and returns `None` if its client connects too
     /// often.
     fn check_rate(&self, io: L::Io, peer: Option<SocketAddr>) -> Option<PendingConn<L::Io>> {
-        let conn = self.shared().connection(peer, L::local_of(&io));
-        let has_peer = peer.is_some();
+        let mut conn = self.shared().connection(peer, L::local_of(&io));
+        let has_header = self.shared().begins_with_header(peer);
+        if has_header {
+            conn = conn.of_proxy();
+        }
+        let has_peer = peer.is_some() && !has_header;
         if admission::check_rate(self.shared(), &conn, has_peer).is_err() {
             io.reset_on_close();
             return None;
@@ -300,15 +316,20 @@ impl<L: Listener> GuardedListener<L> {
             io,
             conn,
             has_peer,
+            has_header,
             yields: 0,
         })
     }
 
-    /// Admits a connection. Returns `None` if it was reset, or if it has to wait.
-    fn try_admit(&mut self, mut pending: PendingConn<L::Io>) -> Option<GuardedIo<L::Io>> {
+    /// Admits a connection. Also returns whether it begins with a header. Returns `None` if it was
+    /// reset, or if it has to wait.
+    fn try_admit(&mut self, mut pending: PendingConn<L::Io>) -> Option<(GuardedIo<L::Io>, bool)> {
         let is_first = pending.yields == 0;
         match admission::admit(self.shared(), &pending.conn, pending.has_peer, is_first) {
-            Ok(permit) => return Some(GuardedIo::new(pending.io, permit, self.has_buffer)),
+            Ok(permit) => {
+                let io = GuardedIo::new(pending.io, permit, self.has_buffer);
+                return Some((io, pending.has_header));
+            }
             Err(AdmitError::NotYet) if pending.yields < MAX_YIELDS => {
                 pending.yields += 1;
                 self.pending = Some(pending);
@@ -350,6 +371,11 @@ impl<L: Listener> GuardedListener<L> {
             None
         }
     }
+}
+
+fn accepted<T>(io: GuardedIo<T>) -> Poll<io::Result<(GuardedIo<T>, SocketAddr)>> {
+    let peer = io.conn().peer();
+    Poll::Ready(Ok((io, peer)))
 }
 
 impl<L: Listener> Drop for GuardedListener<L> {

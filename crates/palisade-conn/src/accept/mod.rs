@@ -3,3 +3,4 @@
 pub(crate) mod admission;
 pub(crate) mod bind;
 pub(crate) mod listener;
+pub(crate) mod proxied;

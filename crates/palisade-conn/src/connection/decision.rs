@@ -71,6 +71,11 @@ impl CloseRequest {
 }
 
 impl CloseDecision {
+    pub(crate) fn reset(reason: Reason) -> Self {
+        let mode = CloseMode::Reset;
+        Self { reason, mode }
+    }
+
     pub(crate) fn graceful(reason: Reason) -> Self {
         let mode = CloseMode::Graceful;
         Self { reason, mode }

@@ -49,6 +49,27 @@ impl ConnHandle {
         Self(Arc::new(if is_proxy { info.of_proxy() } else { info }))
     }
 
+    /// Returns the same connection as that of a proxy. For a new connection, which is not shared.
+    pub(crate) fn of_proxy(self) -> Self {
+        Self::of_info(self.0, ConnInfo::of_proxy)
+    }
+
+    /// Returns this connection with the number of `before`. For a new connection, which is not
+    /// shared.
+    pub(crate) fn continues(self, before: &Self) -> Self {
+        Self::of_info(self.0, |info| info.continues(&before.0))
+    }
+
+    fn of_info(
+        info: Arc<ConnInfo<ConnState>>,
+        change: impl FnOnce(ConnInfo<ConnState>) -> ConnInfo<ConnState>,
+    ) -> Self {
+        Self(match Arc::try_unwrap(info) {
+            Ok(info) => Arc::new(change(info)),
+            Err(shared) => shared,
+        })
+    }
+
     /// Returns the `Arc` that belongs in the extensions of each request on the connection.
     /// [`RequestTracking`](crate::RequestTracking) inserts it.
     ///

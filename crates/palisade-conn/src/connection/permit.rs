@@ -56,6 +56,35 @@ impl Permit {
         &self.shared
     }
 
+    pub(crate) fn shared_arc(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Returns when the connection was admitted, in milliseconds of the guard.
+    pub(crate) fn opened(&self) -> u64 {
+        self.shared.registry.opened(self.place)
+    }
+
+    /// Continues as `conn`, which has entered the registry at `place`. What the guard has decided
+    /// about the connection meanwhile holds for `conn`.
+    pub(crate) fn continue_as(&mut self, conn: ConnHandle, place: Place) {
+        let before = std::mem::replace(&mut self.conn, conn);
+        let place_before = std::mem::replace(&mut self.place, place);
+        if place_before != Place::NOWHERE {
+            self.shared.registry.leave(place_before, &before);
+        }
+        let decision = before.state().mark_closed();
+        let is_close_pending = before.state().take_close_pending();
+        if let Some(decision) = decision {
+            if is_close_pending {
+                self.conn.state().set_close_pending();
+            }
+            self.conn.state().request_close(decision);
+        } else if is_close_pending {
+            self.shared.close_pending.fetch_sub(1, Relaxed);
+        }
+    }
+
     /// Charges the bytes of a read during an HTTP/1 body, unless a layer charges that.
     ///
     /// # Errors

@@ -179,6 +179,13 @@ impl Registry {
             || shard.network_connections(hashes.network) >= shares.network
     }
 
+    /// Returns when the connection at `place` was admitted.
+    pub(crate) fn opened(&self, place: Place) -> u64 {
+        let shard = self.shards[place.shard()].lock();
+        let slot = shard.slots.get(place.slot() as usize);
+        slot.map_or(0, |slot| slot.opened)
+    }
+
     /// Removes the connection at `place`, and returns when it was admitted.
     pub(crate) fn leave(&self, place: Place, conn: &ConnHandle) -> u64 {
         let hashes = self.owner_hashes(conn);

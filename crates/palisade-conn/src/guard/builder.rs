@@ -7,7 +7,7 @@ use super::{
 use crate::connection::memory_gate::MemoryGate;
 use palisade_client_ip::Trust;
 use palisade_core::{
-    Budget, ConfigError, ConfigFault, Memory, Mode, Network, Prefix, Pressure, Recorder,
+    Budget, ConfigError, ConfigFault, Memory, Mode, Network, Networks, Prefix, Pressure, Recorder,
     RequestHead, RuntimeLoad, shed::PicksRequests,
 };
 use palisade_guard::Gcra;
@@ -51,6 +51,8 @@ pub struct ConnGuardBuilder {
     sheddable: Picked,
     budget: ByteBudget,
     trust: Option<Trust>,
+    header_peers: Option<Networks>,
+    is_behind_proxy: bool,
 }
 
 /// The budget of bytes.
@@ -158,6 +160,8 @@ impl ConnGuardBuilder {
             sheddable: Picked(None),
             budget: ByteBudget::OfProcess,
             trust: None,
+            header_peers: None,
+            is_behind_proxy: false,
         }
     }
 
@@ -373,7 +377,8 @@ impl ConnGuardBuilder {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn behind_proxy(self) -> Self {
+    pub fn behind_proxy(mut self) -> Self {
+        self.is_behind_proxy = true;
         let proxied = self
             .max_per_client(None)
             .accept_rate(None)
@@ -1304,6 +1309,57 @@ impl ConnGuardBuilder {
         self
     }
 
+    /// Sets the peers that are proxies and begin each connection with a header of the [PROXY
+    /// protocol](https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt), version 1 or 2, in
+    /// front of TLS and HTTP: HAProxy with `send-proxy` or `send-proxy-v2`, AWS's NLB, nginx with
+    /// `proxy_protocol on` in a `stream` block.
+    ///
+    /// The connection is that of the client from then on: `peer()`, axum's `ConnectInfo` and
+    /// tonic's `remote_addr()` are the address of the client, `local()` is the one that the client
+    /// connected to, and accept rate and all limits per client and network apply to it. A header of
+    /// a proxy that connects by itself (`LOCAL`, a health check) or that names no TCP client leaves
+    /// the address as it is, and the connection has no share of anything then.
+    ///
+    /// A peer in `networks` must send the header, and from no other peer one is read: others are
+    /// clients. The connection counts under the cap from accept, and has until
+    /// [`first_request_timeout`](Self::first_request_timeout) for the header and its first request.
+    /// Meanwhile others are accepted. A header that is missing, malformed or longer than 4 KiB gets
+    /// an RST, in [every mode](Self::mode), because the server could not read what follows.
+    ///
+    /// Concerns listeners ([`ConnGuard::bind`], [`ConnGuard::listen`]), not [`ConnGuard::admit`].
+    /// Clients are peers again, so [`behind_proxy`](Self::behind_proxy) together with this is a
+    /// fault. A proxy that sends requests of several clients on one connection, as with HTTP/2, has
+    /// to name them in a field: see [`trust`](Self::trust). Both may be set, for one behind the
+    /// other.
+    ///
+    /// `networks` is a set of networks, or a [`Networks`] that the application replaces while the
+    /// guard runs. Range: not every address of a family. Defaults to none: no header is read.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::ConnGuard;
+    /// use palisade_core::Networks;
+    ///
+    /// let balancers = Networks::parse("127.0.0.0/8")?;
+    /// let guard = ConnGuard::builder().proxy_protocol(balancers).build()?;
+    /// let mut listener = guard.bind("127.0.0.1:0").await?;
+    /// let mut balancer = TcpStream::connect(listener.local_addr()?).await?;
+    /// balancer.write_all(b"PROXY TCP4 203.0.113.7 198.51.100.1 56324 443\r\nGET / ").await?;
+    ///
+    /// let (mut io, peer) = listener.accept().await?;
+    /// assert_eq!(peer, "203.0.113.7:56324".parse()?);
+    /// assert_eq!(io.conn().local(), Some("198.51.100.1:443".parse()?));
+    /// assert_eq!(io.read_u8().await?, b'G');
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn proxy_protocol(mut self, networks: impl Into<Networks>) -> Self {
+        self.header_peers = Some(networks.into());
+        self
+    }
+
     /// Builds the guard.
     ///
     /// ```
@@ -1407,12 +1463,13 @@ impl ConnGuardBuilder {
         let gate = MemoryGate::new(self.memory, runtime, critical, sheddable, budget);
         let trust = self.trust.filter(|_| self.mode != Mode::Off);
         let trust = trust.map(|trust| trust.prefix(self.prefix));
+        let header_peers = self.header_peers.map(Trust::networks);
         Ok(ConnGuard::new(
             limits,
             self.recorder,
             self.pressure,
             gate,
-            trust,
+            (trust, header_peers),
         ))
     }
 
@@ -1519,6 +1576,23 @@ impl ConnGuardBuilder {
         {
             let allowed = format!("at most the limit of the memory, {limit}");
             error.push("byte_budget", budget.limit().to_string(), allowed);
+        }
+        if let Some(peers) = &self.header_peers {
+            let peers = peers.present();
+            let narrower = "the networks of your own proxies, because every client could write its \
+                            own address otherwise";
+            if peers.contains_all_ipv4() {
+                error.push("proxy_protocol", "0.0.0.0/0", narrower);
+            }
+            if peers.contains_all_ipv6() {
+                error.push("proxy_protocol", "::/0", narrower);
+            }
+            error.check(
+                !self.is_behind_proxy,
+                "behind_proxy",
+                &"set",
+                "not together with `proxy_protocol`, by which peers are clients again",
+            );
         }
         let of_trust = self.trust.as_ref().map(Trust::check);
         for fault in of_trust.iter().flat_map(faults) {

@@ -65,9 +65,9 @@ impl ConnGuard {
         recorder: Recorder,
         external_pressure: Pressure,
         memory: MemoryGate,
-        trust: Option<Trust>,
+        proxies: (Option<Trust>, Option<Trust>),
     ) -> Self {
-        let shared = Shared::new(limits, recorder, external_pressure, memory, trust);
+        let shared = Shared::new(limits, recorder, external_pressure, memory, proxies);
         let shared = Arc::new(shared);
         LoadShedding::find_asked_by(in_flight::asked_for);
         log::connection_cap(&shared.limits);

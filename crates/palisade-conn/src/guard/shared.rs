@@ -41,6 +41,8 @@ const MIN_CONNECTIONS: usize = 64;
 /// The state of a guard.
 pub(crate) struct Shared {
     pub(crate) limits: Limits,
+    /// The peers that begin each connection with a header of the PROXY protocol.
+    pub(crate) header_peers: Option<Trust>,
     pub(crate) totals: Arc<ConnTotals>,
     pub(crate) recorder: Recorder,
     /// The bytes in use when the guard was built.
@@ -103,7 +105,7 @@ impl Shared {
         recorder: Recorder,
         external_pressure: Pressure,
         memory: MemoryGate,
-        trust: Option<Trust>,
+        (trust, header_peers): (Option<Trust>, Option<Trust>),
     ) -> Self {
         let is_enforced = limits.mode == Mode::Enforce;
         let base = memory.memory.as_ref().and_then(Memory::used).unwrap_or(0);
@@ -131,6 +133,7 @@ impl Shared {
             accept_rates: limits_rate.then(|| Table::new(ACCEPT_RATE_CLIENTS)),
             registry: Registry::new(limits.network(), limits.shares(0).unwrap_or(none)),
             limits,
+            header_peers,
             recorder,
             base,
             external_pressure,
@@ -171,6 +174,14 @@ impl Shared {
             conn.set_tracked();
         }
         conn
+    }
+
+    /// Returns whether the connections of `peer` begin with a header of the PROXY protocol.
+    pub(crate) fn begins_with_header(&self, peer: Option<SocketAddr>) -> bool {
+        let (Some(peers), Some(peer)) = (&self.header_peers, peer) else {
+            return false;
+        };
+        peers.is_proxy(peer.ip())
     }
 
     /// Returns the bytes that the tables of this guard take at most.

@@ -8,7 +8,7 @@ use crate::{
         permit::Permit,
         state::ConnState,
     },
-    guard::{close::close, limits::MAX_LINGER_BYTES},
+    guard::{close::close, limits::MAX_LINGER_BYTES, shared::Shared},
 };
 use palisade_core::{Mode, Reason};
 use std::{
@@ -147,7 +147,12 @@ impl<T: Transport> GuardedIo<T> {
         if let Some(bytes) = shared.receive_buffer(has_buffer) {
             inner.limit_receive_buffer(bytes);
         }
-        let is_watched = shared.limits.mode != Mode::Off;
+        Self::resume(inner, permit)
+    }
+
+    /// Guards a socket whose options are set.
+    fn resume(inner: T, permit: Permit) -> Self {
+        let is_watched = permit.shared().limits.mode != Mode::Off;
         Self {
             inner,
             permit,
@@ -159,6 +164,41 @@ impl<T: Transport> GuardedIo<T> {
             timeout_response: TimeoutResponse::NotTried,
             shutdown: Shutdown::NotBegun,
         }
+    }
+
+    /// Returns the connection for the reader of a PROXY header, which shows no protocol and is
+    /// answered with nothing.
+    pub(crate) fn before_header(mut self) -> Self {
+        self.opening = Opening::Other;
+        self.state().set_tracked(); // No request can come before the end of the header.
+        self
+    }
+
+    /// Returns the connection as it begins after its PROXY header, with what `readmit` makes of its
+    /// permit. Resets the connection if that is an error.
+    pub(crate) fn after_header(
+        self,
+        readmit: impl FnOnce(Permit) -> Result<Permit, Permit>,
+    ) -> Option<Self> {
+        let Self { inner, permit, .. } = self;
+        match readmit(permit) {
+            Ok(permit) => Some(Self::resume(inner, permit)),
+            Err(_permit) => {
+                inner.reset_on_close();
+                drop(inner); // Before its place is free.
+                None
+            }
+        }
+    }
+
+    /// Resets the connection, for a reason that has been reported.
+    pub(crate) fn refuse(self, reason: Reason) {
+        self.state().request_close(CloseDecision::reset(reason));
+        self.inner.reset_on_close();
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        self.permit.shared()
     }
 
     /// Charges the bytes of a read. Closes the connection if the budget has no room.

@@ -12,6 +12,7 @@ mod memory_levels;
 mod modes;
 mod polling;
 mod pressure;
+mod proxied;
 #[cfg(target_os = "linux")]
 mod receive_buffer;
 mod shares;

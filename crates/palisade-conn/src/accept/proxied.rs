@@ -1,0 +1,100 @@
+//! Connections of proxies, which begin with a header of the PROXY protocol.
+
+use super::admission;
+use crate::{
+    guard::close::report,
+    io::{guarded::GuardedIo, transport::Transport},
+    log,
+};
+use palisade_client_ip::{ProxyClient, ProxyHeader, ProxyHeaderError, ProxyParse};
+use palisade_core::{Guard, Mode, Phase, Reason, Violation};
+use std::net::SocketAddr;
+use tokio::io::AsyncReadExt;
+
+/// The number of bytes for which there is room before they arrive.
+const CHUNK_BYTES: usize = 512;
+
+/// The addresses of a connection whose header has been read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Named {
+    /// The client, and the address that it connected to.
+    Client {
+        source: SocketAddr,
+        destination: SocketAddr,
+    },
+    /// The header names no client: they are those of the socket.
+    Proxy,
+}
+
+/// Why there is no header.
+enum HeaderEnd {
+    /// The proxy has closed the connection before the first byte, it is gone, or the guard has
+    /// closed it.
+    Closed,
+    /// The bytes are no header, or end within one.
+    Bad(ProxyHeaderError, usize),
+}
+
+/// Reads the header of a connection, and lets the connection continue as one of the client that it
+/// names. No byte after the header is read. Returns `None` if the connection has ended: it was
+/// refused then, or has closed by itself.
+pub(crate) async fn identify<T: Transport>(io: GuardedIo<T>) -> Option<GuardedIo<T>> {
+    let mut io = io.before_header();
+    match read_header(&mut io).await {
+        Ok(header) => io.after_header(|permit| admission::readmit(permit, header.into())),
+        Err(HeaderEnd::Closed) => None,
+        Err(HeaderEnd::Bad(error, length)) => {
+            let (reason, limit) = (Reason::ProxyHeader, ProxyHeader::MAX_BYTES as u64);
+            let phase = Phase::FirstHead;
+            let violation = Violation::new(Guard::Connection, reason, phase, limit, length as u64);
+            // In every mode: what follows is not what the server expects.
+            report(io.shared(), &violation, Mode::Enforce, io.conn());
+            log::proxy_header(error, io.conn());
+            io.refuse(reason);
+            None
+        }
+    }
+}
+
+async fn read_header<T: Transport>(io: &mut GuardedIo<T>) -> Result<ProxyHeader, HeaderEnd> {
+    let mut bytes = Vec::new();
+    loop {
+        let missing = match ProxyHeader::parse(&bytes) {
+            Ok(ProxyParse::Complete(header)) => return Ok(header),
+            Ok(ProxyParse::Incomplete { missing }) => missing,
+            Err(error) => return Err(HeaderEnd::Bad(error, bytes.len())),
+        };
+        let length = bytes.len();
+        bytes.resize(length + missing.min(CHUNK_BYTES), 0);
+        let read = io.read(bytes.get_mut(length..).unwrap_or_default()).await;
+        match read {
+            Ok(0) if length > 0 && io.conn().state().decision().is_none() => {
+                return Err(HeaderEnd::Bad(ProxyHeaderError::NotAHeader, length));
+            }
+            Ok(0) | Err(_) => return Err(HeaderEnd::Closed),
+            Ok(read) => bytes.truncate(length + read),
+        }
+    }
+}
+
+impl From<ProxyHeader> for Named {
+    fn from(header: ProxyHeader) -> Self {
+        // An IPv4 address may be in its IPv4-mapped form.
+        let canonical = |address: SocketAddr| match address {
+            SocketAddr::V6(v6) if v6.ip().to_ipv4_mapped().is_some() => {
+                (address.ip().to_canonical(), address.port()).into()
+            }
+            address => address,
+        };
+        match header.client() {
+            ProxyClient::Named {
+                source,
+                destination,
+            } => Self::Client {
+                source: canonical(source),
+                destination: canonical(destination),
+            },
+            ProxyClient::Local | ProxyClient::Unknown => Self::Proxy,
+        }
+    }
+}
