@@ -1,6 +1,7 @@
 //! The layers in stacks, on real servers and in memory.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod browsers;
 mod buffering;
 mod compositions;
 mod concurrency_limit;

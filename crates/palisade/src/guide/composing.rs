@@ -6,7 +6,7 @@
 //! | layer | place | why |
 //! |---|---|---|
 //! | `TraceLayer` | outside | it records refusals with their status; inside, refused requests make no spans |
-//! | `CorsLayer` | outside | refusals carry its headers, so that a page can read a 429; preflight requests cost no quota |
+//! | `CorsLayer` | outside | refusals carry its headers, so that a page can read a 429, and its `Retry-After` if `expose_headers` names it; preflight requests cost no quota |
 //! | **stack** | | |
 //! | `TimeoutLayer` | none, see below | the stack has a timeout |
 //! | `CompressionLayer` | inside | a request holds a permit while its response is compressed |
