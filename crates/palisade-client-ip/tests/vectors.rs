@@ -1,7 +1,10 @@
 //! What other servers make of forwarding fields, row by row, and what palisade makes of them.
 //!
 //! The rows are those of the tests of nginx's realip module, of Envoy's XFF extension and of
-//! ASP.NET's forwarded headers, and the examples of RFC 7239. The addresses are others.
+//! ASP.NET's forwarded headers, and the examples of RFC 7239. The addresses are others. Where
+//! palisade finds another client, a remark at the row says so and why. A row without one is judged
+//! as there. Left out are rows of what palisade does not do: it changes no header, and leaves the
+//! scheme and the host of a request as they are.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -65,7 +68,7 @@ fn nginx_realip_recursive() {
     let lines = ["10.0.1.1", "192.0.2.1", "127.0.0.1"];
     check(&proxies, peer, XFF, &lines, "192.0.2.1", forwarded);
     // With `real_ip_recursive off` the rightmost address counts, here that of a proxy. palisade has
-    // no such mode: `and_hops(1)` is the same.
+    // no such mode, because the next address is the client's: `and_hops(1)` is the same.
     let last = proxies.clone().and_hops(1);
     let lines = ["192.0.2.1, 10.0.1.1, 127.0.0.1"];
     check(&last, peer, XFF, &lines, "127.0.0.1", Found::AllTrusted);
@@ -100,6 +103,8 @@ fn envoy_xff_num_trusted_hops() {
 fn envoy_xff_trusted_cidrs() {
     let proxies = trust("192.0.2.0/24 198.51.100.0/24 2001:db8:7e57:1::/64");
     let two = ["203.0.113.4,203.0.113.2"];
+    // Envoy's extension finds no client here. palisade takes the peer: what an untrusted one writes
+    // is not read.
     check(
         &proxies,
         "10.10.11.11",
@@ -135,6 +140,26 @@ fn envoy_xff_trusted_cidrs() {
         &all,
         "192.0.2.4",
         Found::AllTrusted,
+    );
+    // Envoy's tests set a number of hops, too, which the networks override. Here both hold, for a
+    // proxy of one's own behind others of unknown networks: the peer must be in the networks, and
+    // the client is at the place that `and_hops` says.
+    let both = proxies.clone().and_hops(4);
+    check(
+        &both,
+        "192.0.2.11",
+        XFF,
+        &recursive,
+        "203.0.113.4",
+        Found::Forwarded,
+    );
+    check(
+        &both,
+        "10.10.11.11",
+        XFF,
+        &recursive,
+        "10.10.11.11",
+        Found::Peer,
     );
     // Envoy gives up on more than 20 addresses, wherever the client is. palisade stops at the first
     // untrusted one, so a client cannot make itself unknown by a long list of its own.
@@ -303,6 +328,7 @@ fn asp_net_known_proxies_and_a_limit() {
 fn asp_net_ipv4_mapped_addresses() {
     let known = |networks: &str| trust(&format!("127.0.0.0/8 ::1 {networks}"));
     let (v4, v6) = ("203.0.113.55", "2001:db8:802::200e");
+    // An address has its IPv4 form before it is compared, and so have the networks. No row differs.
     for (networks, line, client) in [
         ("", "203.0.113.55,::ffff:127.0.0.1", v4),
         ("172.123.142.121", "203.0.113.55,::ffff:172.123.142.121", v4),
@@ -343,7 +369,8 @@ fn rfc_7239_examples() {
     let name = "forwarded";
     let peer = "10.0.0.1";
     let one = trust(peer).source(Source::Forwarded);
-    // Section 4.
+    // Section 4. A hidden client counts as the proxy that hides it: its clients share a key, and
+    // none of them can have a second one.
     let v6 = "2001:db8:cafe::17";
     check(
         &one,
@@ -361,7 +388,7 @@ fn rfc_7239_examples() {
     check(&one, peer, name, &[line], "198.51.100.17", Found::Forwarded);
     let both = trust("10.0.0.1 198.51.100.17").source(Source::Forwarded);
     check(&both, peer, name, &[line], "192.0.2.43", Found::Forwarded);
-    // Section 6.3: clients with hidden addresses count as the proxy that hides them.
+    // Section 6.3: the same, twice.
     let line = "for=_hidden, for=_SEVKISEK";
     check(&one, peer, name, &[line], peer, Found::Malformed);
     // Section 7.1: one list in one line or in two.
@@ -373,6 +400,8 @@ fn rfc_7239_examples() {
     ] {
         check(&two, peer, name, lines, "192.0.2.43", Found::Forwarded);
     }
+    // The RFC leaves open what an unknown hop means. On the right of it stand proxies alone, so it
+    // is one of them, and what it has added cannot be told from what a client has written.
     for lines in [
         &["for=192.0.2.43,for=\"[2001:db8:cafe::17]\",for=unknown"][..],
         &["for=192.0.2.43, for=\"[2001:db8:cafe::17]\", for=unknown"],
