@@ -9,6 +9,7 @@ mod guarded_axum;
 mod guarded_grpc;
 mod guarded_tonic;
 mod guarded_uploads;
+mod honest_behind_proxy;
 mod panicking_metrics;
 mod proxy_protocol;
 mod refused_uploads;
