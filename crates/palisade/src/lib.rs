@@ -132,3 +132,10 @@ pub mod guide;
 ))]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
+
+/// Compiles and runs the snippets of documents that are not part of the crate.
+#[cfg(all(doctest, feature = "axum", feature = "conn", feature = "rate-limit"))]
+mod documents {
+    #[doc = include_str!("../../../docs/behind-a-proxy.md")]
+    struct BehindAProxy;
+}

@@ -347,7 +347,8 @@ impl ConnGuardBuilder {
     ///
     /// That is no [limit per client](Self::max_per_client), no [accept rate](Self::accept_rate), no
     /// [limit on cancelled requests](Self::max_cancelled), and 620 s for [idle](Self::idle_timeout)
-    /// connections, which is longer than any balancer keeps its own. These replace earlier values.
+    /// connections, which is longer than most balancers keep their own (Envoy an hour, Cloudflare
+    /// 900 s). These replace earlier values.
     /// The guard cannot tell apart the clients behind a proxy. The layers can, by the address that
     /// the proxy forwards.
     ///

@@ -69,9 +69,14 @@
 //! | addresses in logs, events, `snapshot()` and `recently_closed()` | are the proxy's: never ban by them |
 //! | the PROXY protocol | is not read: see above |
 //!
-//! The proxy needs an idle timeout below 620 s for its connections to the server (nginx: 60 s), or
-//! it may send a request on a connection that the guard is closing. Near the cap the guard closes
-//! idle connections earlier.
+//! The proxy needs an idle timeout below 620 s for its connections to the server, or it may send a
+//! request on a connection that the guard is closing. nginx has 60 s, but Envoy an hour, and
+//! Cloudflare 900 s: set [`ConnGuardBuilder::idle_timeout`] above that. Near the cap the guard
+//! closes idle connections earlier. The document [behind-a-proxy.md] has the lines for nginx,
+//! `HAProxy`, Envoy, Caddy, AWS, Google, Cloudflare and Fly.
+//!
+//! [behind-a-proxy.md]: https://github.com/palisade-rs/palisade/blob/main/docs/behind-a-proxy.md
+//! [`ConnGuardBuilder::idle_timeout`]: crate::conn::ConnGuardBuilder::idle_timeout
 //!
 //! # Which header is believed
 //!
@@ -88,18 +93,7 @@
 //! An unchecked token is as bad as an unchecked header.
 //!
 //! `cargo run --example behind_proxy` is a server for this, and `.ci/proxies` runs it behind nginx,
-//! behind HAProxy, and behind both. The part of nginx, for HTTP/1.1 with connections that are kept:
-//!
-//! ```text
-//! upstream app { server 127.0.0.1:3000; keepalive 64; keepalive_timeout 60s; }
-//! location / {
-//!     proxy_pass http://app;
-//!     proxy_http_version 1.1;
-//!     proxy_set_header Connection "";
-//!     proxy_set_header Host $host;
-//!     proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;  # Appends on the right.
-//! }
-//! ```
+//! behind HAProxy, and behind both.
 //!
 //! # How to find out that there is a proxy
 //!
