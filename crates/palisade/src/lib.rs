@@ -138,4 +138,6 @@ struct Readme;
 mod documents {
     #[doc = include_str!("../../../docs/behind-a-proxy.md")]
     struct BehindAProxy;
+    #[doc = include_str!("../../../docs/from-tower-governor.md")]
+    struct FromTowerGovernor;
 }

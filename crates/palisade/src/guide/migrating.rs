@@ -5,24 +5,11 @@
 //!
 //! # From `tower_governor`
 //!
-//! | today | palisade | what changes |
-//! |---|---|---|
-//! | `.per_second(2).burst_size(5)`: one request *every* 2 s | `Quota::period(2 s).burst(5)` | [`Quota::per_second(n)`] is n requests in one second |
-//! | `GovernorConfig::default()` | `Quota::per_second(2).burst(8)` | |
-//! | `GovernorConfig::secure()` | `Quota::period(4 s).burst(2)` | |
-//! | `PeerIpKeyExtractor` | the default | an IPv6 client is a /64, not one of its 2^64 addresses |
-//! | `SmartIpKeyExtractor` | a [`KeyExtractor`](crate::types::KeyExtractor) | it takes the leftmost address of a header, which the client writes: see [`behind_proxy`](super::behind_proxy) |
-//! | `GlobalKeyExtractor` | a key extractor that returns `ClientKey::SHARED` | |
-//! | `.methods(..)` | a key extractor that returns `KeyOutcome::Exempt` for the others | |
-//! | `.use_headers()` | none | the only header is `Retry-After`, at least 1; `x-ratelimit-after` is not sent |
-//! | `.error_handler(..)` | [`Stack::on_reject`] | for plain HTTP; gRPC requests get a gRPC status by themselves |
-//! | `.finish()`, an `Option` | `.build()`, a `Result` | the error names every fault |
-//! | a thread that calls `retain_recent` | none | the table of clients has a fixed size |
-//! | 500 if no peer is known | all such requests share one quota | `ClientIp::missing(Missing::Refuse)` brings the 500 back |
-//! | `into_make_service_with_connect_info` | not needed under `palisade::serve` or `connected` | |
+//! Its `.per_second(2)` is one request *every* 2 s. Its `SmartIpKeyExtractor` takes the leftmost
+//! address of a header, which the client writes: [`behind_proxy`](super::behind_proxy) has what
+//! replaces it. The document [from-tower-governor.md] has every option and its place here.
 //!
-//! [`Quota::per_second(n)`]: crate::Quota::per_second
-//! [`Stack::on_reject`]: crate::Stack::on_reject
+//! [from-tower-governor.md]: https://github.com/palisade-rs/palisade/blob/main/docs/from-tower-governor.md
 //!
 //! ```
 //! use axum::{Router, body::Body, http::{Method, Request, Response}, routing::get};
@@ -157,7 +144,7 @@
 //! | `reset_timedout_connection`, `lingering_close` | not needed | stalled readers are reset, refused uploads read on for a moment |
 //! | `proxy_read_timeout`, 60 s | [`Stack::timeout`], 30 s | to the response head, not between two reads; 503 in place of 504 |
 //! | `worker_shutdown_timeout`, none | `WithGracefulShutdown::drain`, 30 s | |
-//! | `set_real_ip_from`, `real_ip_header` | a [`KeyExtractor`](crate::types::KeyExtractor) | see [`behind_proxy`](super::behind_proxy) |
+//! | `set_real_ip_from`, `real_ip_header`, `real_ip_recursive on` | `ConnGuardBuilder::trust`, [`Trust`](crate::client_ip::Trust) | one field, and always recursive: see [`behind_proxy`](super::behind_proxy) |
 //! | `limit_rate`, `deny` | none | no bandwidth is limited, no address is banned |
 //!
 //! [`Stack::max_requests_per_client`]: crate::Stack::max_requests_per_client
