@@ -21,7 +21,7 @@ use tonic::transport::server::TcpConnectInfo;
 const BALANCER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 7);
 const DIRECT: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 8);
 const GET: &str = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
-/// HAProxy's health check.
+/// The health check of `HAProxy`.
 const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x07\x03\x00\x04\xa9\xb8\x7e\x8f";
 
 on_servers!(

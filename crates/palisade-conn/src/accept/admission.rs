@@ -193,7 +193,12 @@ pub(crate) fn readmit(mut permit: Permit, named: Named) -> Result<Permit, Permit
         Named::Client {
             source,
             destination,
-        } => shared.connection(Some(source), Some(destination)),
+        } => {
+            // Some proxies do not know it.
+            let is_known = !destination.ip().is_unspecified();
+            let local = Some(destination).filter(|_| is_known).or(before.local());
+            shared.connection(Some(source), local)
+        }
         Named::Proxy => shared
             .connection(Some(before.peer()), before.local())
             .of_proxy(),

@@ -1312,14 +1312,15 @@ impl ConnGuardBuilder {
 
     /// Sets the peers that are proxies and begin each connection with a header of the [PROXY
     /// protocol](https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt), version 1 or 2, in
-    /// front of TLS and HTTP: HAProxy with `send-proxy` or `send-proxy-v2`, AWS's NLB, nginx with
+    /// front of TLS and HTTP: `HAProxy` with `send-proxy` or `send-proxy-v2`, AWS's NLB, nginx with
     /// `proxy_protocol on` in a `stream` block.
     ///
     /// The connection is that of the client from then on: `peer()`, axum's `ConnectInfo` and
     /// tonic's `remote_addr()` are the address of the client, `local()` is the one that the client
-    /// connected to, and accept rate and all limits per client and network apply to it. A header of
-    /// a proxy that connects by itself (`LOCAL`, a health check) or that names no TCP client leaves
-    /// the address as it is, and the connection has no share of anything then.
+    /// connected to if the header has it, and accept rate and all limits per client and network
+    /// apply to it. A header of a proxy that connects by itself (`LOCAL`, a health check) or that
+    /// names no TCP client leaves the address as it is, and the connection has no share of anything
+    /// then.
     ///
     /// A peer in `networks` must send the header, and from no other peer one is read: others are
     /// clients. The connection counts under the cap from accept, and has until

@@ -17,7 +17,7 @@ const V1: &[u8] = b"PROXY TCP4 203.0.113.7 198.51.100.1 56324 443\r\n";
 /// Version 2 for the same addresses.
 const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\
     \xcb\x00\x71\x07\xc6\x33\x64\x01\xdc\x04\x01\xbb";
-/// HAProxy's health check.
+/// The health check of `HAProxy`.
 const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x07\x03\x00\x04\xa9\xb8\x7e\x8f";
 
 type Arrival = (TestTransport, Option<SocketAddr>);
@@ -452,6 +452,12 @@ async fn an_ipv4_mapped_client_is_an_ipv4_client() {
     let io = server.accept().await.unwrap();
     assert_eq!(io.conn().peer(), address("203.0.113.7:56324"));
     assert_eq!(io.conn().local(), Some(address("[2001:db8::1]:443")));
+    // A proxy that does not know where the client has connected to.
+    let (_client, _) = server
+        .connect(b"PROXY TCP4 203.0.113.7 0.0.0.0 56324 443\r\n")
+        .await;
+    let io = server.accept().await.unwrap();
+    assert_eq!(io.conn().local(), Some(address("127.0.0.1:80")));
 }
 
 #[tokio::test(start_paused = true)]

@@ -47,7 +47,7 @@
 //! assert_eq!(status("198.51.100.1, 192.0.2.7").await, "429"); // An invented address is no help.
 //! assert_eq!(status("192.0.2.8").await, "200");
 //!
-//! // The PROXY protocol is not HTTP: turn it off in the proxy.
+//! // The PROXY protocol is read if `proxy_protocol` says from whom. Otherwise it is not HTTP.
 //! let line = "PROXY TCP4 192.0.2.7 192.0.2.1 4711 443\r\nGET / HTTP/1.1\r\nhost: x\r\n\r\n";
 //! assert!(exchange(server, line).await?.starts_with("HTTP/1.1 400"));
 //! # Ok(())
@@ -66,8 +66,9 @@
 //! | timeout, body limit | hold |
 //! | slow bodies | hold, but a proxy that buffers requests (nginx does by default) hides slow clients |
 //! | concurrency limit | holds; fair shares and `max_requests_per_client` by the same client |
-//! | addresses in logs, events, `snapshot()` and `recently_closed()` | are the proxy's: never ban by them |
-//! | the PROXY protocol | is not read: see above |
+//! | addresses of refused requests in events and logs | the proxy's as `peer`, the client's as `client` |
+//! | addresses of connections in events, logs, `snapshot()` and `recently_closed()` | are the proxy's: never ban by them |
+//! | the PROXY protocol | is read if [`ConnGuardBuilder::proxy_protocol`] is set, and makes all of this hold for clients |
 //!
 //! The proxy needs an idle timeout below 620 s for its connections to the server, or it may send a
 //! request on a connection that the guard is closing. nginx has 60 s, but Envoy an hour, and
@@ -76,6 +77,7 @@
 //! `HAProxy`, Envoy, Caddy, AWS, Google, Cloudflare and Fly.
 //!
 //! [behind-a-proxy.md]: https://github.com/palisade-rs/palisade/blob/main/docs/behind-a-proxy.md
+//! [`ConnGuardBuilder::proxy_protocol`]: crate::conn::ConnGuardBuilder::proxy_protocol
 //! [`ConnGuardBuilder::idle_timeout`]: crate::conn::ConnGuardBuilder::idle_timeout
 //!
 //! # Which header is believed
