@@ -11,6 +11,7 @@
 
 mod callgrind;
 mod connections;
+mod identity;
 mod keys;
 mod run;
 mod scenarios;
@@ -522,6 +523,50 @@ fn add_counts(costs: &Costs, rows: &mut Vec<Row>) {
     let figure = "load shed alone, which counts too: instructions over an empty policy";
     let asked = ir("load_shed palisade", "no_guard palisade");
     count("P16", figure, None, asked, Limit::None);
+
+    let figure = "the client of an untrusted peer, with the extension: instructions";
+    count(
+        "P17",
+        figure,
+        None,
+        ir("client untrusted", "client bare"),
+        AtMost(250.0),
+    );
+    let figure = "the client behind three hops, with the extension: instructions";
+    count(
+        "P17",
+        figure,
+        None,
+        ir("client three-hops", "client bare"),
+        AtMost(1000.0),
+    );
+    let figure = "the same: allocations";
+    let allocated = cost("client three-hops", "client bare").allocations;
+    count("P17", figure, None, allocated, AtMost(1.0));
+    for (figure, small, middle, large) in [
+        (
+            "X-Forwarded-For, 4 KiB over 2: growth over that of 2 over 1",
+            "x-forwarded-for 1",
+            "x-forwarded-for 2",
+            "x-forwarded-for 4",
+        ),
+        (
+            "Forwarded, 4 KiB over 2: growth over that of 2 over 1",
+            "forwarded 1",
+            "forwarded 2",
+            "forwarded 4",
+        ),
+        (
+            "PROXY header, 4 KiB over 2: growth over that of 2 over 1",
+            "proxy-header 1",
+            "proxy-header 2",
+            "proxy-header 4",
+        ),
+    ] {
+        // Twice as much for twice as many bytes: linear time.
+        let growth = ir(large, middle) / ir(middle, small);
+        count("P17", figure, None, growth, AtMost(2.1));
+    }
 
     let figure = "a sweep over one idle connection: instructions";
     let each = ir("sweep many", "sweep none") / f64::from(connections::SWEPT_CONNECTIONS);

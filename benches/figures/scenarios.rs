@@ -6,6 +6,7 @@ use crate::{
     connections::{
         self, SWEPT_CONNECTIONS, StubTransport, flush, guarded, read, repeat_call, sweeps, write,
     },
+    identity,
     run::Run,
     shares,
 };
@@ -37,6 +38,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     single_guards(&mut all);
     all.add("shares bare", shares::not_asked);
     all.add("shares palisade", shares::asked);
+    identities(&mut all);
     with_a_body(&mut all);
     with_waits(&mut all);
     downloads(&mut all);
@@ -44,6 +46,21 @@ pub(crate) fn all() -> Vec<Scenario> {
     end_to_end(&mut all);
     on_connections(&mut all);
     all.0
+}
+
+fn identities(all: &mut ScenarioList) {
+    all.add("client bare", identity::not_found);
+    all.add("client untrusted", identity::of_untrusted_peer);
+    all.add("client three-hops", identity::of_three_hops);
+    all.add("x-forwarded-for 1", || identity::x_forwarded_for(1 << 10));
+    all.add("x-forwarded-for 2", || identity::x_forwarded_for(2 << 10));
+    all.add("x-forwarded-for 4", || identity::x_forwarded_for(4 << 10));
+    all.add("forwarded 1", || identity::forwarded(1 << 10));
+    all.add("forwarded 2", || identity::forwarded(2 << 10));
+    all.add("forwarded 4", || identity::forwarded(4 << 10));
+    all.add("proxy-header 1", || identity::proxy_header(1 << 10));
+    all.add("proxy-header 2", || identity::proxy_header(2 << 10));
+    all.add("proxy-header 4", || identity::proxy_header(4 << 10));
 }
 
 /// A list of scenarios under construction.

@@ -384,6 +384,19 @@ impl Trust {
         )
     }
 
+    /// Returns the same for a connection of which its guard has asked at accept whether the peer is
+    /// a proxy, and noted it. So a peer that is none is not looked for among the networks again.
+    #[doc(hidden)]
+    #[inline]
+    pub fn identify_guarded<S: ?Sized>(&self, conn: &ConnInfo<S>, headers: &HeaderMap) -> Client {
+        // A peer with an embedded address is another client than its connection.
+        if conn.is_proxy() || self.embedded != Embedded::default() {
+            return self.identify_connection(conn, headers);
+        }
+        let peer = Address::from(conn.peer().ip());
+        Client::with_key(peer.to_bits(), Found::Peer, conn.client())
+    }
+
     /// Returns the client of the request with these extensions and headers. The peer is read as by
     /// [`peer`](crate::peer).
     pub(crate) fn identify(&self, extensions: &Extensions, headers: &HeaderMap) -> Client {

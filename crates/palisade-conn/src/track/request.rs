@@ -313,7 +313,7 @@ fn trusted_client<B>(conn: &ConnInfo, request: &mut Request<B>) -> Option<Client
 
 #[inline(never)]
 fn identify_client<B>(trust: &Trust, conn: &ConnInfo, request: &mut Request<B>) -> Option<Client> {
-    let client = trust.identify_connection(conn, request.headers());
+    let client = trust.identify_guarded(conn, request.headers());
     client.address()?;
     request.extensions_mut().insert(client);
     // Requests of a proxy that names no client are those of the proxy.
