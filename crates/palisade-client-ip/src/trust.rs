@@ -11,8 +11,7 @@ use http::{
     header::{self, HeaderName, HeaderValue},
 };
 use palisade_core::{
-    Client, ClientKey, ConfigError, ConnInfo, Found, Network, NetworkSet, Networks, Prefix,
-    PresentNetworks,
+    Client, ConfigError, ConnInfo, Found, Network, NetworkSet, Networks, Prefix, PresentNetworks,
 };
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -352,7 +351,7 @@ impl Trust {
     /// is counted or logged. `None` is a peer without an address, as is `::`.
     pub fn resolve(&self, peer: Option<IpAddr>, headers: &HeaderMap) -> Client {
         let peer = peer.map_or(Address::UNKNOWN, Address::from);
-        self.resolve_with_key(peer, None, headers)
+        self.resolve_of(peer, None::<&ConnInfo>, headers)
     }
 
     /// Returns whether this peer is a trusted proxy: whether its field is read.
@@ -379,7 +378,7 @@ impl Trust {
     ) -> Client {
         let peer = conn.peer().ip();
         self.counted(
-            self.resolve_with_key(peer.into(), Some(conn.client()), headers),
+            self.resolve_of(peer.into(), Some(conn), headers),
             Some(peer),
         )
     }
@@ -441,12 +440,12 @@ impl Trust {
         }
     }
 
-    /// `key` is the key of the peer, if it is known.
+    /// `conn` is the connection of the peer, if it is known.
     #[inline]
-    fn resolve_with_key(
+    fn resolve_of<S: ?Sized>(
         &self,
         peer: Address,
-        key: Option<ClientKey>,
+        conn: Option<&ConnInfo<S>>,
         headers: &HeaderMap,
     ) -> Client {
         let canonical = self.embedded.canonical(peer);
@@ -466,12 +465,13 @@ impl Trust {
         } else {
             Found::Peer
         };
-        match key {
+        match conn {
             // A translated peer is another client than its connection.
-            Some(key) if canonical == peer && !peer.is_unspecified() => {
-                Client::with_key(peer.to_bits(), found, key)
+            Some(conn) if canonical == peer => Client::of_conn(conn, found),
+            _ => {
+                let client = Client::of_bits(canonical.to_bits(), found, self.prefix);
+                client.translated(canonical != peer)
             }
-            _ => Client::of_bits(canonical.to_bits(), found, self.prefix),
         }
     }
 

@@ -37,6 +37,7 @@ pub struct ConnInfo<S: ?Sized = dyn Any + Send + Sync> {
     // The peer's address and its client key share their bits: there is one of these for each open
     // connection, so every byte counts.
     ip: [u64; 2],
+    /// The scope of an IPv6 address, or [`PROXIED_SCOPE`].
     scope: u32,
     port: u16,
     kept: KeptBits,
@@ -52,6 +53,10 @@ pub struct ConnInfo<S: ?Sized = dyn Any + Send + Sync> {
     unread: AtomicU32,
     state: S,
 }
+
+/// Stands for no scope, of an address that a PROXY header names. An interface has no such number:
+/// they are positive and signed.
+const PROXIED_SCOPE: u32 = u32::MAX;
 
 /// A layer charges the body of the present request to a budget.
 const CHARGED: u8 = 1;
@@ -157,6 +162,22 @@ impl<S> ConnInfo<S> {
         self
     }
 
+    /// Notes that the peer's address is the one that a header of the PROXY protocol names, and not
+    /// that of the socket. For the connection guard, before the connection is shared.
+    ///
+    /// ```
+    /// use palisade_core::{ConnInfo, Prefix};
+    /// let peer = "[2001:db8::1]:4711".parse()?;
+    /// let conn = ConnInfo::with_state(peer, None, Prefix::default(), ()).of_proxied();
+    /// assert!(conn.is_proxied() && !conn.is_proxy());
+    /// assert_eq!(conn.peer(), peer);
+    /// # Ok::<(), std::net::AddrParseError>(())
+    /// ```
+    pub fn of_proxied(mut self) -> Self {
+        self.scope = PROXIED_SCOPE;
+        self
+    }
+
     /// Returns the server's state of the connection.
     #[inline]
     pub fn state(&self) -> &S {
@@ -170,6 +191,24 @@ impl<S: ?Sized> ConnInfo<S> {
     #[inline]
     pub fn is_proxy(&self) -> bool {
         self.kept.is_proxy()
+    }
+
+    /// Returns whether a header of the PROXY protocol has named the peer's address.
+    #[inline]
+    pub fn is_proxied(&self) -> bool {
+        self.scope == PROXIED_SCOPE
+    }
+
+    /// Returns the bits of the peer's address, of IPv4 in its IPv4-mapped form.
+    #[inline]
+    pub(crate) fn address_halves(&self) -> [u64; 2] {
+        self.ip
+    }
+
+    /// Returns how many of these bits identify the client.
+    #[inline]
+    pub(crate) fn kept_bits(&self) -> u8 {
+        self.kept.mapped_bits()
     }
 
     /// Returns the connection's number. Numbers count up from 1 over all connections of the
@@ -186,7 +225,8 @@ impl<S: ?Sized> ConnInfo<S> {
             return (Ipv4Addr::from_bits(self.ip[1] as u32), self.port).into();
         }
         let ip = Ipv6Addr::from_bits(from_halves(self.ip));
-        SocketAddrV6::new(ip, self.port, 0, self.scope).into()
+        let scope = if self.is_proxied() { 0 } else { self.scope };
+        SocketAddrV6::new(ip, self.port, 0, scope).into()
     }
 
     /// Returns the server's end of the socket, where known.

@@ -4,7 +4,7 @@
 //! may become a metric label is an enum, so a peer cannot add a time series. Addresses are for logs
 //! only.
 
-use crate::{Client, ConnInfo, Guard, Mode, Phase, Reason, Rejection, Violation};
+use crate::{Client, ConnInfo, Guard, Mode, Network, Phase, Reason, Rejection, Violation};
 use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
@@ -14,6 +14,7 @@ use std::{
     },
     time::Duration,
 };
+use tokio::time::Instant;
 
 /// A transition that a guard records.
 ///
@@ -81,6 +82,22 @@ pub enum Event<'a> {
         mode: Mode,
         /// The connection.
         conn: &'a ConnInfo,
+    },
+    /// A client was banned, or would have been in [`Mode::Shadow`]. The hand-off to a firewall.
+    /// Recorded once for each ban.
+    #[non_exhaustive]
+    Banned {
+        /// The block of addresses that counts as the client.
+        network: Network,
+        /// The client. A firewall of this machine sees its address only if its
+        /// [source](Client::source) is the peer.
+        client: &'a Client,
+        /// When the client is admitted again.
+        until: Instant,
+        /// The refusal that was one too many. `None` if the application decided.
+        reason: Option<Reason>,
+        /// [`Mode::Enforce`], or [`Mode::Shadow`] if the client is admitted all the same.
+        mode: Mode,
     },
     /// Clients have sent bytes for a while, but no request is reported to the connection guard, so
     /// most of its rules do nothing: request tracking is missing. Recorded at most once for each
@@ -217,6 +234,34 @@ impl<'a> Event<'a> {
         }
     }
 
+    /// Returns [`Event::Banned`]; `None` for a client without an address.
+    ///
+    /// ```
+    /// # use palisade_core::{Client, Event, Mode, Prefix, Reason};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let client = Client::from_peer(Some([203, 0, 113, 7].into()), Prefix::default());
+    /// let until = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+    /// let event = Event::banned(&client, until, Some(Reason::BadRequest), Mode::Enforce);
+    /// let Some(Event::Banned { network, .. }) = event else { panic!("another event") };
+    /// assert_eq!(network.to_string(), "203.0.113.7/32");
+    /// # }
+    /// ```
+    pub fn banned(
+        client: &'a Client,
+        until: Instant,
+        reason: Option<Reason>,
+        mode: Mode,
+    ) -> Option<Self> {
+        Some(Self::Banned {
+            network: client.network()?,
+            client,
+            until,
+            reason,
+            mode,
+        })
+    }
+
     /// Returns [`Event::Disconnected`].
     pub const fn disconnected(violation: &'a Violation, mode: Mode, conn: &'a ConnInfo) -> Self {
         Self::Disconnected {
@@ -313,7 +358,7 @@ pub trait Metrics: Send + Sync + 'static {
 ///
 /// Most gauges are current values. [Totals](Self::is_total) count from the start of the guard and
 /// never decrease. The unit is the thing that is counted, except for the gauges in percent
-/// and [`Gauge::RuntimeDelay`].
+/// [`Gauge::RuntimeDelay`] and the ages.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Gauge {
@@ -328,12 +373,13 @@ pub enum Gauge {
     Limit,
     /// Concurrency limit: the total number of admitted requests.
     Admitted,
-    /// Rate limit: the number of client keys for which the table holds a debt.
+    /// Rate limit and ban: the number of keys for which the table holds a debt. A banned client has
+    /// up to three.
     Keys,
-    /// Rate limit: the number of client keys that the table can hold.
+    /// Rate limit and ban: the number of keys that the table can hold.
     KeyCapacity,
-    /// Rate limit: the total number of client keys that were evicted from the full table while they
-    /// were in debt.
+    /// Rate limit and ban: the total number of keys that were evicted from the full table while
+    /// they were in debt.
     KeysEvicted,
     /// The number of open connections.
     Connections,
@@ -390,6 +436,16 @@ pub enum Gauge {
     /// The total number of connections that the kernel dropped before they were accepted, for any
     /// reason, including [`Gauge::ListenOverflows`]. Linux only.
     ListenDrops,
+    /// Ban: the total number of bans.
+    Bans,
+    /// Ban: the number of ranges of addresses that are allowed whatever else holds.
+    AllowedNetworks,
+    /// Ban: the seconds since the allowed networks were put in place.
+    AllowedNetworksAge,
+    /// Ban: the number of ranges of addresses that are denied.
+    DeniedNetworks,
+    /// Ban: the seconds since the denied networks were put in place.
+    DeniedNetworksAge,
 }
 
 impl Gauge {
@@ -427,6 +483,11 @@ impl Gauge {
         Self::AcceptQueueLimit,
         Self::ListenOverflows,
         Self::ListenDrops,
+        Self::Bans,
+        Self::AllowedNetworks,
+        Self::AllowedNetworksAge,
+        Self::DeniedNetworks,
+        Self::DeniedNetworksAge,
     ];
 
     /// Returns whether the gauge is a total, which never decreases.
@@ -447,6 +508,7 @@ impl Gauge {
                 | Self::AcceptErrors
                 | Self::ListenOverflows
                 | Self::ListenDrops
+                | Self::Bans
         )
     }
 }

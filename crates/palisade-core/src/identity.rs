@@ -1,7 +1,7 @@
 //! The client of a request, as all guards see it.
 
 use crate::{
-    ClientKey, ConnInfo, Prefix,
+    AddressSource, ClientKey, ConnInfo, Network, Prefix,
     client::{address_bits, from_halves, halves},
 };
 use http::Extensions;
@@ -29,7 +29,11 @@ pub struct Client {
     /// The bits of the address, of IPv4 in its IPv4-mapped form, or [`UNKNOWN`].
     address: [u64; 2],
     key: ClientKey,
+    /// How many of the 128 bits identify the client.
+    kept_bits: u8,
     found: Found,
+    /// Where a peer's address comes from.
+    peer_source: AddressSource,
     is_claim: bool,
 }
 
@@ -83,22 +87,59 @@ impl Client {
     #[doc(hidden)]
     pub fn of_bits(bits: u128, found: Found, prefix: Prefix) -> Self {
         if matches!(halves(bits), UNKNOWN | UNSPECIFIED_IPV4) {
-            return Self::with_key(0, found, ClientKey::SHARED);
+            return Self::unknown(found);
         }
         let address = IpAddr::V6(Ipv6Addr::from_bits(bits)).to_canonical();
-        Self::with_key(bits, found, ClientKey::address(address, prefix))
-    }
-
-    /// Returns a client of which the key is known already.
-    #[doc(hidden)]
-    #[inline]
-    pub fn with_key(bits: u128, found: Found, key: ClientKey) -> Self {
         Self {
             address: halves(bits),
-            key,
+            key: ClientKey::address(address, prefix),
+            kept_bits: prefix.kept_bits(address),
             found,
+            peer_source: AddressSource::Peer,
             is_claim: false,
         }
+    }
+
+    /// Returns the peer of `conn` as a client. Its key is that of the connection.
+    #[doc(hidden)]
+    #[inline]
+    pub fn of_conn<S: ?Sized>(conn: &ConnInfo<S>, found: Found) -> Self {
+        let address = conn.address_halves();
+        if matches!(address, UNKNOWN | UNSPECIFIED_IPV4) {
+            return Self::unknown(found);
+        }
+        Self {
+            address,
+            key: conn.client(),
+            kept_bits: conn.kept_bits(),
+            found,
+            peer_source: if conn.is_proxied() {
+                AddressSource::Proxy
+            } else {
+                AddressSource::Peer
+            },
+            is_claim: false,
+        }
+    }
+
+    fn unknown(found: Found) -> Self {
+        Self {
+            address: UNKNOWN,
+            key: ClientKey::SHARED,
+            kept_bits: 0,
+            found,
+            peer_source: AddressSource::Peer,
+            is_claim: false,
+        }
+    }
+
+    /// Notes whether the address was taken from another one, which the socket has.
+    #[doc(hidden)]
+    pub fn translated(mut self, is_translated: bool) -> Self {
+        if is_translated {
+            self.peer_source = AddressSource::Forwarded;
+        }
+        self
     }
 
     /// Sets whether the client may have written its address itself.
@@ -133,6 +174,42 @@ impl Client {
     #[inline]
     pub fn key(&self) -> ClientKey {
         self.key
+    }
+
+    /// Returns the block of addresses that counts as this client, such as an IPv6 /64. `None` if
+    /// the client is unknown.
+    ///
+    /// ```
+    /// use palisade_core::{Client, Prefix};
+    /// let client = Client::from_peer(Some("2001:db8::1".parse()?), Prefix::default());
+    /// assert_eq!(client.network(), Some("2001:db8::/64".parse()?));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn network(&self) -> Option<Network> {
+        let bits = from_halves(self.address);
+        (self.address != UNKNOWN).then(|| Network::of_mapped(bits, self.kept_bits))
+    }
+
+    /// Returns where the address comes from. A firewall of this machine can act on a
+    /// [peer](AddressSource::Peer) only.
+    ///
+    /// ```
+    /// use palisade_core::{AddressSource, Client, Prefix};
+    /// let client = Client::from_peer(Some([203, 0, 113, 7].into()), Prefix::default());
+    /// assert_eq!(client.source(), AddressSource::Peer);
+    /// ```
+    pub fn source(&self) -> AddressSource {
+        match self.found {
+            Found::Peer => self.peer_source,
+            _ => AddressSource::Forwarded,
+        }
+    }
+
+    /// Returns the 128 bits of the address, of IPv4 in its IPv4-mapped form.
+    #[doc(hidden)]
+    #[inline]
+    pub fn address_bits(&self) -> u128 {
+        from_halves(self.address)
     }
 
     /// Returns how the client was found.
@@ -243,6 +320,35 @@ mod tests {
             let client = Client::from_peer(address.parse().ok(), Prefix::default());
             assert_eq!((client.address(), client.key()), (None, ClientKey::SHARED));
         }
+    }
+
+    #[test]
+    fn a_client_knows_its_block_of_addresses_and_where_its_address_comes_from() {
+        let wide = Prefix::new(24, 56).unwrap();
+        for (address, network) in [
+            ("192.0.2.77", "192.0.2.0/24"),
+            ("::ffff:192.0.2.77", "192.0.2.0/24"),
+            ("2001:db8:1:2ff::1", "2001:db8:1:200::/56"),
+        ] {
+            let address: IpAddr = address.parse().unwrap();
+            let conn = ConnInfo::with_state((address, 80).into(), None, wide, ());
+            let client = Client::of_conn(&conn, Found::Peer);
+            assert_eq!(client, Client::from_peer(Some(address), wide));
+            assert_eq!(client.network(), network.parse().ok());
+            assert_eq!(client.source(), AddressSource::Peer);
+
+            let proxied = Client::of_conn(&conn.of_proxied(), Found::Peer);
+            assert_eq!(proxied.source(), AddressSource::Proxy);
+            assert_eq!(proxied.key(), client.key());
+            let bits = client.address_bits();
+            let forwarded = Client::of_bits(bits, Found::Forwarded, wide);
+            assert_eq!(forwarded.source(), AddressSource::Forwarded);
+            assert_eq!(client.translated(true).source(), AddressSource::Forwarded);
+        }
+        let unknown = ConnInfo::new(([0, 0, 0, 0], 0).into(), None, wide);
+        let unknown = Client::of_conn(&unknown, Found::Peer);
+        assert_eq!(unknown, Client::from_peer(None, wide));
+        assert_eq!((unknown.network(), unknown.address()), (None, None));
     }
 
     #[cfg(feature = "axum")]

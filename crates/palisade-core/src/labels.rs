@@ -33,6 +33,8 @@ closed_enum! {
     /// The guard that acted.
     #[non_exhaustive]
     Guard {
+        /// `palisade-ban`, which keeps banned clients and denied networks out.
+        Ban = "ban",
         /// `palisade-load-shed`, which refuses requests while memory grows or the runtime is
         /// overloaded.
         LoadShed = "load_shed",
@@ -114,6 +116,11 @@ closed_enum! {
         /// The client, or its network, opens connections too often. The limit is 0, and the
         /// observed value is the time until it may open the next one. Unit: milliseconds.
         AcceptRate = "accept_rate",
+        /// The client is banned. The limit is 0, and the observed value is the time until it is
+        /// admitted again. Unit: milliseconds.
+        Banned = "banned",
+        /// The address is in a network that is denied. Unit: none.
+        Denied = "denied",
         /// The connection was evicted: it was the least useful one when another connection needed
         /// its place. Unit: connections.
         ConnectionEvicted = "connection_evicted",
@@ -227,6 +234,7 @@ impl Reason {
             | Self::Gap
             | Self::BodyTotal
             | Self::AcceptRate
+            | Self::Banned
             | Self::FirstRequest
             | Self::SlowHead
             | Self::Idle
@@ -244,6 +252,7 @@ impl Reason {
             Self::TinyFrames => "frames",
             Self::Rate => "bytes_per_second",
             Self::PeerMissing
+            | Self::Denied
             | Self::HungUp
             | Self::HandshakesFull
             | Self::Shutdown
@@ -289,6 +298,8 @@ impl Reason {
             Self::ClientConnectionsFull => "ConnGuard::builder().max_per_client(connections)",
             Self::NetworkConnectionsFull => "ConnGuard::builder().max_per_network(connections)",
             Self::AcceptRate => "ConnGuard::builder().accept_rate(per_second, burst)",
+            Self::Banned => "Ban::builder().strikes(strikes, per), or Ban::unban(client)",
+            Self::Denied => "Ban::builder().deny(networks) or .allow(networks)",
             Self::FirstRequest => "ConnGuard::builder().first_request_timeout(duration)",
             Self::SlowHead => "ConnGuard::builder().header_timeout(duration)",
             Self::Idle => {
@@ -367,6 +378,37 @@ closed_enum! {
         Shadow = "shadow",
         /// The guard checks nothing.
         Off = "off",
+    }
+}
+
+closed_enum! {
+    /// Where the address of a [`Client`](crate::Client) comes from.
+    #[non_exhaustive]
+    AddressSource {
+        /// The other end of the socket. A firewall of this machine sees the same address.
+        Peer = "peer",
+        /// The header of the PROXY protocol, which a trusted proxy has sent before all else.
+        Proxy = "proxy",
+        /// A field of the request, which a trusted proxy has written, or an IPv4 address that was
+        /// taken from an IPv6 address.
+        Forwarded = "forwarded",
+    }
+}
+
+impl Mode {
+    /// Returns the weaker of two modes: what two guards that must agree do.
+    ///
+    /// ```
+    /// use palisade_core::Mode;
+    /// assert_eq!(Mode::Enforce.weaker(Mode::Shadow), Mode::Shadow);
+    /// assert_eq!(Mode::Off.weaker(Mode::Shadow), Mode::Off);
+    /// ```
+    pub const fn weaker(self, other: Self) -> Self {
+        if self as u8 >= other as u8 {
+            self
+        } else {
+            other
+        }
     }
 }
 

@@ -12,6 +12,7 @@
 //!   its client. [`ClientKey`] is what guards count by, and a [`KeyExtractor`] chooses it for a
 //!   [`RequestHead`]. [`Network`] is a block of addresses, and [`Networks`] a set of them that can
 //!   be replaced at run time.
+//! - Access: a [`Gate`] decides which peers may connect at all.
 //! - Shared state and bodies: [`Memory`], [`Budget`], [`RuntimeLoad`], [`Pressure`], [`GuardBody`].
 //! - Configuration errors: [`ConfigError`].
 #![forbid(unsafe_code)]
@@ -22,6 +23,7 @@ mod client;
 mod config;
 mod connection;
 mod event;
+mod gate;
 mod identity;
 mod labels;
 mod load;
@@ -41,10 +43,11 @@ pub use client::{ClientKey, KeyExtractor, KeyOutcome, Prefix, RequestHead};
 pub use config::{ConfigError, ConfigFault};
 pub use connection::ConnInfo;
 pub use event::{Event, Gauge, GaugeSource, Metrics, Recorder};
+pub use gate::Gate;
 #[cfg(feature = "axum")]
 pub use identity::ClientMissing;
 pub use identity::{Client, Found};
-pub use labels::{Guard, Mode, Phase, Reason};
+pub use labels::{AddressSource, Guard, Mode, Phase, Reason};
 pub use load::RuntimeLoad;
 pub use memory::{Memory, MemoryEvents};
 #[doc(hidden)]

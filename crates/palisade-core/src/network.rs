@@ -54,13 +54,17 @@ impl Network {
         if prefix > max_prefix {
             return None;
         }
-        let prefix_bits = mapped_bits + prefix;
-        let is_v4 = address.to_canonical().is_ipv4() && prefix_bits >= 96;
-        Some(Self {
-            bits: leading_bits(address_bits(address), prefix_bits),
+        Some(Self::of_mapped(address_bits(address), mapped_bits + prefix))
+    }
+
+    /// Creates the block of all addresses that share their first `prefix_bits` bits with `bits`, an
+    /// IPv6 or IPv4-mapped address.
+    pub(crate) fn of_mapped(bits: u128, prefix_bits: u8) -> Self {
+        Self {
+            bits: leading_bits(bits, prefix_bits),
             prefix_bits,
-            is_v4,
-        })
+            is_v4: bits >> 32 == 0xffff && prefix_bits >= 96,
+        }
     }
 
     /// Returns whether `address` is in the block.

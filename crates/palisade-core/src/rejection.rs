@@ -282,8 +282,9 @@ impl Rejection {
         self.format
     }
 
-    /// Returns the gRPC status code: 4 `DEADLINE_EXCEEDED` if a time limit was exceeded, 13
-    /// `INTERNAL` if the server is not set up or failed, otherwise 8 `RESOURCE_EXHAUSTED`.
+    /// Returns the gRPC status code: 4 `DEADLINE_EXCEEDED` if a time limit was exceeded, 7
+    /// `PERMISSION_DENIED` if the client is banned or denied, 13 `INTERNAL` if the server is not
+    /// set up or failed, otherwise 8 `RESOURCE_EXHAUSTED`.
     ///
     /// ```
     /// # use palisade_core::{Guard, Phase, Reason, Rejection, ResponseFormat, Violation};
@@ -307,6 +308,7 @@ impl Rejection {
             | Reason::SlowHead
             | Reason::Idle
             | Reason::WriteStall => 4,
+            Reason::Banned | Reason::Denied => 7,
             Reason::PeerMissing | Reason::AppFailed => 13,
             _ => 8,
         }
@@ -343,13 +345,15 @@ impl Rejection {
             Reason::Deadline | Reason::TotalDeadline => "request took too long",
             Reason::Gap | Reason::Rate | Reason::BodyTotal => "body too slow",
             // No request is refused for the reasons from here to `Shutdown`, except for
-            // `UpgradedFull`: the connection is gone or was not admitted.
+            // `UpgradedFull`, `Banned` and `Denied`: the connection is gone or was not admitted.
             Reason::ConnectionsFull | Reason::ConnectionEvicted | Reason::UpgradedFull => {
                 "server has no place left"
             }
             Reason::ClientConnectionsFull | Reason::NetworkConnectionsFull | Reason::AcceptRate => {
                 "too many connections"
             }
+            Reason::Banned => "client is banned for a while",
+            Reason::Denied => "access denied",
             Reason::FirstRequest | Reason::SlowHead => "request head too slow",
             Reason::Idle => "connection idle for too long",
             Reason::WriteStall | Reason::WindowStall => "answer taken too slowly",
@@ -479,7 +483,9 @@ impl Rejection {
             trailers.insert(GRPC_PUSHBACK, HeaderValue::from(millis));
         } else if matches!(
             self.violation.reason,
-            Reason::CostOverBurst
+            Reason::Banned
+                | Reason::Denied
+                | Reason::CostOverBurst
                 | Reason::TooLarge
                 | Reason::DecompressedTooLarge
                 | Reason::TinyFrames

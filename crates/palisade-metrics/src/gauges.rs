@@ -43,7 +43,7 @@ struct Source {
 }
 
 /// A value per guard and gauge; `None` if none has been reported.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct GaugeSums([[Option<u64>; GAUGE_COUNT]; GUARD_COUNT]);
 
 // === GaugeRegistry ===
@@ -188,6 +188,12 @@ impl Sources {
 }
 
 // === GaugeSums ===
+
+impl Default for GaugeSums {
+    fn default() -> Self {
+        Self([[None; GAUGE_COUNT]; GUARD_COUNT])
+    }
+}
 
 impl GaugeSums {
     fn get(&self, guard: Guard, gauge: Gauge) -> Option<u64> {

@@ -64,6 +64,8 @@ pub(crate) const LEVELS_IGNORED: Family = Family {
 /// The reasons for which guards refuse requests. These series start at zero, so that the first
 /// refusal is an increase. Other series appear when they are first counted.
 const REFUSALS: &[(Guard, Reason)] = &[
+    (Guard::Ban, Reason::Banned),
+    (Guard::Ban, Reason::Denied),
     (Guard::LoadShed, Reason::MemoryPressure),
     (Guard::LoadShed, Reason::RuntimeBusy),
     (Guard::RateLimit, Reason::RateExceeded),
@@ -123,6 +125,8 @@ const CUTS: &[(Guard, Reason, Phase)] = &[
 
 /// The reasons for which connections are closed or refused.
 const DISCONNECTS: &[(Guard, Reason, Phase)] = &[
+    (Guard::Ban, Reason::Banned, Phase::Accept),
+    (Guard::Ban, Reason::Denied, Phase::Accept),
     (Guard::Connection, Reason::ConnectionsFull, Phase::Accept),
     (
         Guard::Connection,
@@ -304,6 +308,23 @@ pub(crate) fn gauge_family(gauge: Gauge) -> Option<Family> {
         Gauge::ListenDrops => (
             "palisade_listen_drops_total",
             "Connections that the kernel dropped before they were accepted, at any listener",
+        ),
+        Gauge::Bans => ("palisade_bans_total", "Clients that were banned"),
+        Gauge::AllowedNetworks => (
+            "palisade_allowed_networks",
+            "Ranges of addresses that are never refused as banned or denied",
+        ),
+        Gauge::AllowedNetworksAge => (
+            "palisade_allowed_networks_age_seconds",
+            "Time since the allowed networks were put in place",
+        ),
+        Gauge::DeniedNetworks => (
+            "palisade_denied_networks",
+            "Ranges of addresses that are denied",
+        ),
+        Gauge::DeniedNetworksAge => (
+            "palisade_denied_networks_age_seconds",
+            "Time since the denied networks were put in place",
         ),
         _ => return None,
     };

@@ -1,6 +1,8 @@
 //! A [`Metrics`] sink that keeps every event.
 
-use palisade_core::{Client, Event, Gauge, GaugeSource, Guard, Metrics, Mode, Reason, Violation};
+use palisade_core::{
+    Client, Event, Gauge, GaugeSource, Guard, Metrics, Mode, Network, Reason, Violation,
+};
 use parking_lot::Mutex;
 use std::{
     net::IpAddr,
@@ -25,6 +27,7 @@ struct Records {
     closed: Mutex<Vec<Option<Reason>>>,
     untracked: Mutex<Vec<usize>>,
     forwarded: Mutex<Vec<u32>>,
+    bans: Mutex<Vec<(Network, Option<Reason>, Mode)>>,
     gauge_sources: Mutex<Vec<Weak<dyn GaugeSource>>>,
 }
 
@@ -83,6 +86,11 @@ impl Journal {
     /// Returns the percentage of forwarded requests in each `Forwarded` event so far.
     pub fn forwarded(&self) -> Vec<u32> {
         self.0.forwarded.lock().clone()
+    }
+
+    /// Returns the network, the reason and the mode of every ban so far.
+    pub fn bans(&self) -> Vec<(Network, Option<Reason>, Mode)> {
+        self.0.bans.lock().clone()
     }
 
     /// Returns the number of untracked connections in each `Untracked` event so far.
@@ -154,6 +162,12 @@ impl Metrics for Journal {
             Event::LimitChanged { guard, limit, .. } => {
                 self.0.limits.lock().push((*guard, *limit));
             }
+            Event::Banned {
+                network,
+                reason,
+                mode,
+                ..
+            } => self.0.bans.lock().push((*network, *reason, *mode)),
             Event::Forwarded { percent, .. } => self.0.forwarded.lock().push(*percent),
             Event::Untracked { connections, .. } => {
                 self.0.untracked.lock().push(*connections);
