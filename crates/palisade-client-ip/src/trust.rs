@@ -392,8 +392,7 @@ impl Trust {
         if conn.is_proxy() || self.embedded != Embedded::default() {
             return self.identify_connection(conn, headers);
         }
-        let peer = Address::from(conn.peer().ip());
-        Client::with_key(peer.to_bits(), Found::Peer, conn.client())
+        Client::of_conn(conn, Found::Peer)
     }
 
     /// Returns the client of the request with these extensions and headers. The peer is read as by

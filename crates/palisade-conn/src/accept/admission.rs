@@ -40,16 +40,45 @@ pub(crate) enum AdmitError {
     Refused(Violation),
 }
 
-/// Charges the client and its network for one connection.
+/// Asks the gate of the guard whether the peer may connect.
 ///
 /// # Errors
 ///
-/// If one of them connects too often.
+/// If it may not, and both the gate and the guard enforce it.
+fn check_gate(shared: &Shared, conn: &ConnHandle, has_peer: bool) -> Result<(), Violation> {
+    let Some(gate) = &shared.limits.gate else {
+        return Ok(());
+    };
+    let mode = shared.limits.mode;
+    if !has_peer || conn.is_proxy() || mode == Mode::Off {
+        return Ok(());
+    }
+    let Some((violation, of_gate)) = gate.refusal(conn) else {
+        return Ok(());
+    };
+    let mode = mode.weaker(of_gate);
+    if mode == Mode::Off || shared.is_reserved_for(conn) {
+        return Ok(());
+    }
+    report(shared, &violation, mode, conn);
+    if mode == Mode::Enforce {
+        Err(violation)
+    } else {
+        Ok(())
+    }
+}
+
+/// Asks the gate, and charges the client and its network for one connection.
+///
+/// # Errors
+///
+/// If the client may not connect, or one of them connects too often.
 pub(crate) fn check_rate(
     shared: &Shared,
     conn: &ConnHandle,
     has_peer: bool,
 ) -> Result<(), Violation> {
+    check_gate(shared, conn, has_peer)?;
     let Some(table) = &shared.accept_rates else {
         return Ok(());
     };
@@ -197,7 +226,7 @@ pub(crate) fn readmit(mut permit: Permit, named: Named) -> Result<Permit, Permit
             // Some proxies do not know it.
             let is_known = !destination.ip().is_unspecified();
             let local = Some(destination).filter(|_| is_known).or(before.local());
-            shared.connection(Some(source), local)
+            shared.connection(Some(source), local).of_proxied()
         }
         Named::Proxy => shared
             .connection(Some(before.peer()), before.local())

@@ -54,6 +54,12 @@ impl ConnHandle {
         Self::of_info(self.0, ConnInfo::of_proxy)
     }
 
+    /// Returns the same connection as one of which a PROXY header has named the peer. For a new
+    /// connection, which is not shared.
+    pub(crate) fn of_proxied(self) -> Self {
+        Self::of_info(self.0, ConnInfo::of_proxied)
+    }
+
     /// Returns this connection with the number of `before`. For a new connection, which is not
     /// shared.
     pub(crate) fn continues(self, before: &Self) -> Self {

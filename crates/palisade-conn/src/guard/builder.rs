@@ -7,8 +7,8 @@ use super::{
 use crate::connection::memory_gate::MemoryGate;
 use palisade_client_ip::Trust;
 use palisade_core::{
-    Budget, ConfigError, ConfigFault, Memory, Mode, Network, Networks, Prefix, Pressure, Recorder,
-    RequestHead, RuntimeLoad, shed::PicksRequests,
+    Budget, ConfigError, ConfigFault, Gate, Memory, Mode, Network, Networks, Prefix, Pressure,
+    Recorder, RequestHead, RuntimeLoad, shed::PicksRequests,
 };
 use palisade_guard::Gcra;
 use std::{fmt, sync::Arc, time::Duration};
@@ -53,6 +53,7 @@ pub struct ConnGuardBuilder {
     trust: Option<Trust>,
     header_peers: Option<Networks>,
     is_behind_proxy: bool,
+    gate: Option<Arc<dyn Gate>>,
 }
 
 /// The budget of bytes.
@@ -162,6 +163,7 @@ impl ConnGuardBuilder {
             trust: None,
             header_peers: None,
             is_behind_proxy: false,
+            gate: None,
         }
     }
 
@@ -1362,6 +1364,42 @@ impl ConnGuardBuilder {
         self
     }
 
+    /// Sets what decides which peers may connect, such as a `Ban` of palisade-ban. It is asked at
+    /// accept, before the [accept rate](Self::accept_rate) and all limits, and a connection that it
+    /// refuses is reset. Peers in [reserved](Self::reserve) networks, [trusted](Self::trust)
+    /// proxies and peers without an address are not asked for. It is enforced if both the gate and
+    /// the guard are in [`Mode::Enforce`]. Defaults to no gate.
+    ///
+    /// ```
+    /// # use palisade_testkit::doc::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use palisade_conn::ConnGuard;
+    /// use palisade_core::{ConnInfo, Gate, Guard, Mode, Network, Phase, Reason, Violation};
+    ///
+    /// #[derive(Debug)]
+    /// struct Without(Network);
+    ///
+    /// impl Gate for Without {
+    ///     fn refusal(&self, conn: &ConnInfo) -> Option<(Violation, Mode)> {
+    ///         let denied = Violation::new(Guard::Ban, Reason::Denied, Phase::Accept, 0, 0);
+    ///         self.0.contains(conn.peer().ip()).then_some((denied, Mode::Enforce))
+    ///     }
+    /// }
+    ///
+    /// let guard = ConnGuard::builder().gate(Without("192.0.2.0/24".parse()?)).build()?;
+    /// assert!(connect(&guard, "192.0.2.1").await.is_err());
+    /// assert_eq!(guard.recently_closed()[0].reason, Reason::Denied);
+    /// let io = connect(&guard, "203.0.113.7").await?;
+    /// # drop(io);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn gate(mut self, gate: impl Gate) -> Self {
+        self.gate = Some(Arc::new(gate));
+        self
+    }
+
     /// Builds the guard.
     ///
     /// ```
@@ -1424,6 +1462,7 @@ impl ConnGuardBuilder {
                 KeepAlive::Max(max) => Some(max),
                 KeepAlive::Unlimited => None,
             },
+            gate: self.gate,
             // `check` has verified that neither is 0. Their product is at most 2^40.
             accept_rate: accept_rate.and_then(|(rate, burst)| gcra(rate, burst)),
             accept_rate_per_network: accept_rate_per_network

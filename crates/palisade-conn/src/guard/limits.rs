@@ -1,7 +1,7 @@
 //! The limits of a guard, after their values have been checked.
 
 use crate::track::head::FREE_BYTES;
-use palisade_core::{Memory, Mode, Network, Prefix};
+use palisade_core::{Gate, Memory, Mode, Network, Prefix};
 use palisade_guard::Gcra;
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
@@ -63,6 +63,8 @@ pub(crate) struct Limits {
     pub(crate) keep_alive: Option<u32>,
     /// Which of these three are larger while there are places.
     pub(crate) grows: Growth,
+    /// Asked before a connection is counted.
+    pub(crate) gate: Option<Arc<dyn Gate>>,
     pub(crate) accept_rate: Option<Gcra>,
     pub(crate) accept_rate_per_network: Option<Gcra>,
     pub(crate) prefix: Prefix,

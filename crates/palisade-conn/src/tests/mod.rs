@@ -6,6 +6,7 @@ mod budget;
 mod closing;
 mod deadlines;
 mod eviction;
+mod gate;
 mod lingering;
 mod memory_cut;
 mod memory_levels;

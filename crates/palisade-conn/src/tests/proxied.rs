@@ -117,7 +117,7 @@ async fn a_connection_of_a_proxy_is_that_of_the_client_that_its_header_names() {
             let conn = io.conn().clone();
             assert_eq!(conn.peer(), address("203.0.113.7:56324"));
             assert_eq!(conn.local(), Some(address("198.51.100.1:443")));
-            assert!(!conn.is_proxy() && conn.known_client().is_some());
+            assert!(!conn.is_proxy() && conn.is_proxied() && conn.known_client().is_some());
             let mut text = [0; 16];
             io.read_exact(&mut text).await.unwrap();
             assert_eq!(&text, b"GET / HTTP/1.1\r\n");
