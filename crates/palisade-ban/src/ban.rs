@@ -1,0 +1,331 @@
+//! The handle on lists and bans, for the whole application.
+
+use crate::{accounts::Accounts, builder::BanBuilder};
+use http::Extensions;
+use palisade_core::{
+    Client, ConnInfo, Event, Found, Gate, Guard, Mode, Networks, Phase, Prefix, Reason, Recorder,
+    Violation,
+};
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// Lists of networks, and the clients that are banned. Clones are handles on the same state, so
+/// that any part of the application can strike, ban and pardon clients.
+///
+/// See the [crate docs](crate).
+#[derive(Clone)]
+pub struct Ban {
+    pub(crate) shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) mode: Mode,
+    pub(crate) recorder: Recorder,
+    pub(crate) accounts: Accounts,
+    pub(crate) allow: Option<Networks>,
+    pub(crate) deny: Option<Networks>,
+    /// The strikes of a refusal, by its reason.
+    pub(crate) strikes_for: Box<[u32]>,
+    /// Whether a peer is a proxy, and never a client.
+    pub(crate) ignores_peers: AtomicBool,
+    pub(crate) bans: AtomicU64,
+}
+
+/// Why a client is not admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KeptOut {
+    Banned(Duration),
+    Denied,
+}
+
+// === Ban ===
+
+impl Ban {
+    /// Returns a builder with all options at their defaults.
+    pub fn builder() -> BanBuilder {
+        BanBuilder::new()
+    }
+
+    /// Returns a handle that refuses these networks, and otherwise has all options at their
+    /// defaults.
+    ///
+    /// ```
+    /// use palisade_ban::{Ban, BanLayer, Networks};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let networks = Networks::parse("203.0.113.0/24\n198.51.100.0/24")?;
+    /// let layer = BanLayer::new(Ban::denying(networks));
+    /// assert_eq!(status(&layer, request_from([203, 0, 113, 7])).await, 403);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn denying(networks: impl Into<Networks>) -> Self {
+        Self::builder().deny(networks).build_checked()
+    }
+
+    /// Holds `strikes` against `client`, for a failed login, say. The strike that is one too many
+    /// bans it: see [`BanBuilder::strikes`]. A client that is banned already gets no strikes.
+    ///
+    /// Does nothing to a client that is [allowed](BanBuilder::allow), that is a trusted proxy, or
+    /// of which no address is known. Returns whether the client is banned now, `false` in
+    /// [`Mode::Shadow`].
+    ///
+    /// ```
+    /// use palisade_ban::{Ban, Client, Prefix};
+    /// use std::time::Duration;
+    ///
+    /// let ban = Ban::builder().strikes(3, Duration::from_secs(60)).build()?;
+    /// let client = Client::from_peer(Some([203, 0, 113, 7].into()), Prefix::default());
+    /// assert!(!ban.strike(&client, 1) && !ban.strike(&client, 1));
+    /// assert!(ban.strike(&client, 1));
+    /// # Ok::<_, palisade_ban::ConfigError>(())
+    /// ```
+    pub fn strike(&self, client: &Client, strikes: u32) -> bool {
+        self.strike_for(client, strikes, None)
+    }
+
+    /// Adds strikes for `reason`, or because the application says so.
+    pub(crate) fn strike_for(&self, client: &Client, strikes: u32, reason: Option<Reason>) -> bool {
+        let Shared { accounts, mode, .. } = &*self.shared;
+        if strikes == 0 || !self.may_ban(client) {
+            return false;
+        }
+        if accounts.banned_for(client).is_zero() {
+            match accounts.strike(client, strikes) {
+                Some(time) => self.record(client, time, reason),
+                None => return self.is_banned(client),
+            }
+        }
+        *mode == Mode::Enforce
+    }
+
+    /// Bans `client` for `time`, at most 12 days. A ban that lasts longer stays. For longer than
+    /// that, put the network into the list of [denied](BanBuilder::deny) ones.
+    ///
+    /// Does nothing to a client that [`strike`](Self::strike) does nothing to. Returns whether the
+    /// client is banned now, `false` in [`Mode::Shadow`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), palisade_ban::ConfigError> {
+    /// use palisade_ban::{Ban, Client, Prefix};
+    /// use std::time::Duration;
+    ///
+    /// let ban = Ban::builder().build()?;
+    /// let client = Client::from_peer(Some([203, 0, 113, 7].into()), Prefix::default());
+    /// ban.ban(&client, Duration::from_secs(60));
+    /// tokio::time::advance(Duration::from_secs(45)).await;
+    /// assert_eq!(ban.banned_for(&client), Some(Duration::from_secs(15)));
+    /// tokio::time::advance(Duration::from_secs(15)).await;
+    /// assert_eq!(ban.banned_for(&client), None);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn ban(&self, client: &Client, time: Duration) -> bool {
+        if time.is_zero() || !self.may_ban(client) {
+            return false;
+        }
+        if let Some(time) = self.shared.accounts.ban(client, time) {
+            self.record(client, time, None);
+        }
+        self.is_banned(client)
+    }
+
+    /// Ends the ban of `client`, and forgets its strikes and how often it was banned.
+    ///
+    /// ```
+    /// use palisade_ban::{Ban, Client, Prefix};
+    /// use std::time::Duration;
+    ///
+    /// let ban = Ban::builder().build()?;
+    /// let client = Client::from_peer(Some([203, 0, 113, 7].into()), Prefix::default());
+    /// ban.ban(&client, Duration::from_secs(60));
+    /// ban.unban(&client);
+    /// assert_eq!(ban.banned_for(&client), None);
+    /// # Ok::<_, palisade_ban::ConfigError>(())
+    /// ```
+    pub fn unban(&self, client: &Client) {
+        if client.address().is_some() {
+            self.shared.accounts.clear(client);
+        }
+    }
+
+    /// Returns for how long `client` is banned; `None` if it is not. The lists are not asked.
+    pub fn banned_for(&self, client: &Client) -> Option<Duration> {
+        let is_known = client.address().is_some();
+        let time = || self.shared.accounts.banned_for(client);
+        is_known.then(time).filter(|time| !time.is_zero())
+    }
+
+    /// Returns the client of the request with these extensions: the [`Client`] that was found
+    /// there, or else the peer of the connection. `None` if neither is known.
+    ///
+    /// ```
+    /// use palisade_ban::{Ban, Client};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let ban = Ban::builder().build()?;
+    /// let request = request_from([203, 0, 113, 7]); // With the address of its peer.
+    /// let client = ban.client_of(request.extensions());
+    /// assert_eq!(client.and_then(|client| client.address()), Some([203, 0, 113, 7].into()));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[inline]
+    pub fn client_of(&self, extensions: &Extensions) -> Option<Client> {
+        if let Some(client) = Client::from_extensions(extensions) {
+            return Some(*client);
+        }
+        if self.shared.ignores_peers.load(Relaxed) {
+            return None;
+        }
+        if let Some(conn) = ConnInfo::from_extensions(extensions) {
+            return client_of_conn(conn);
+        }
+        client_of_peer(palisade_client_ip::peer(extensions)?)
+    }
+
+    /// Notes that every peer is a proxy, so that only clients that a request names are banned.
+    #[doc(hidden)]
+    pub fn ignore_peers(&self) {
+        self.shared.ignores_peers.store(true, Relaxed);
+    }
+
+    pub(crate) fn mode(&self) -> Mode {
+        self.shared.mode
+    }
+
+    /// Returns why `client` is not admitted.
+    #[inline]
+    pub(crate) fn keeps_out(&self, client: &Client) -> Option<KeptOut> {
+        let banned_for = self.shared.accounts.banned_for(client);
+        self.judge(client, banned_for)
+    }
+
+    /// Returns the client of an event.
+    pub(crate) fn client_of_event(
+        &self,
+        client: Option<&Client>,
+        conn: Option<&ConnInfo>,
+    ) -> Option<Client> {
+        if let Some(client) = client {
+            return Some(*client);
+        }
+        let ignores_peers = self.shared.ignores_peers.load(Relaxed);
+        conn.filter(|_| !ignores_peers).and_then(client_of_conn)
+    }
+
+    #[inline]
+    fn judge(&self, client: &Client, banned_for: Duration) -> Option<KeptOut> {
+        let is_denied = || is_in(self.shared.deny.as_ref(), client);
+        if banned_for.is_zero() && !is_denied() {
+            return None;
+        }
+        self.unless_allowed(client, banned_for)
+    }
+
+    #[cold]
+    fn unless_allowed(&self, client: &Client, banned_for: Duration) -> Option<KeptOut> {
+        // The address of a proxy stands for all clients behind it.
+        let is_exempt = client.address().is_none() || client.is_proxy();
+        if is_exempt || is_in(self.shared.allow.as_ref(), client) {
+            return None;
+        }
+        Some(if is_in(self.shared.deny.as_ref(), client) {
+            KeptOut::Denied
+        } else {
+            KeptOut::Banned(banned_for)
+        })
+    }
+
+    /// Returns whether there is anything to ban.
+    fn may_ban(&self, client: &Client) -> bool {
+        self.shared.mode != Mode::Off
+            && client.address().is_some()
+            && !client.is_proxy()
+            && !is_in(self.shared.allow.as_ref(), client)
+    }
+
+    fn is_banned(&self, client: &Client) -> bool {
+        self.shared.mode == Mode::Enforce && !self.shared.accounts.banned_for(client).is_zero()
+    }
+
+    fn record(&self, client: &Client, time: Duration, reason: Option<Reason>) {
+        self.shared.bans.fetch_add(1, Relaxed);
+        let until = Instant::now() + time;
+        if let Some(event) = Event::banned(client, until, reason, self.shared.mode) {
+            self.shared.recorder.record(|| event);
+        }
+    }
+}
+
+/// At accept. A ban of an address that a client may have written itself does not count here.
+impl Gate for Ban {
+    fn refusal(&self, conn: &ConnInfo) -> Option<(Violation, Mode)> {
+        let mode = self.shared.mode;
+        if mode == Mode::Off {
+            return None;
+        }
+        let client = client_of_conn(conn)?;
+        let banned_for = self.shared.accounts.address_banned_for(client.key());
+        let kept_out = self.judge(&client, banned_for)?;
+        Some((kept_out.violation(Phase::Accept), mode))
+    }
+}
+
+impl fmt::Debug for Ban {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ban")
+            .field("mode", &self.shared.mode)
+            .field("accounts", &self.shared.accounts)
+            .field("allow", &self.shared.allow)
+            .field("deny", &self.shared.deny)
+            .finish_non_exhaustive()
+    }
+}
+
+// === KeptOut ===
+
+impl KeptOut {
+    pub(crate) fn violation(self, phase: Phase) -> Violation {
+        let (reason, observed) = match self {
+            Self::Banned(time) => {
+                let millis = time.as_micros().div_ceil(1000);
+                (Reason::Banned, u64::try_from(millis).unwrap_or(u64::MAX))
+            }
+            Self::Denied => (Reason::Denied, 0),
+        };
+        Violation::new(Guard::Ban, reason, phase, 0, observed)
+    }
+}
+
+/// Returns the peer of `conn` as a client, unless it is a trusted proxy or has no address.
+#[inline]
+fn client_of_conn(conn: &ConnInfo) -> Option<Client> {
+    conn.known_client_hash()?;
+    Some(Client::of_conn(conn, Found::Peer))
+}
+
+/// Returns a peer that the server reports as a client.
+#[cold]
+fn client_of_peer(peer: SocketAddr) -> Option<Client> {
+    let client = Client::from_peer(Some(peer.ip()), Prefix::default());
+    client.address().is_some().then_some(client)
+}
+
+/// Returns whether the address of `client` is in these networks, if there are any.
+#[inline]
+fn is_in(networks: Option<&Networks>, client: &Client) -> bool {
+    networks.is_some_and(|networks| networks.present().contains_bits(client.address_bits()))
+}

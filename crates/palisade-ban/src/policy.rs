@@ -1,0 +1,94 @@
+//! The policy of the layer.
+
+use crate::ban::{Ban, KeptOut};
+use http::{Request, StatusCode};
+use http_body::Body;
+use palisade_core::{Client, ConnInfo, Event, Mode, Phase, Rejection, ResponseFormat};
+use palisade_guard::{DropUnread, Facts, Keys, NeverQueued, Policy, Refusal, Settings};
+
+/// The policy of [`BanLayer`](crate::BanLayer).
+#[derive(Clone, Debug)]
+pub struct BanPolicy {
+    pub(crate) settings: Settings,
+    /// `None` in a stack without one.
+    pub(crate) ban: Option<Ban>,
+}
+
+// === BanPolicy ===
+
+impl BanPolicy {
+    /// Admits or refuses a request with this `ban`.
+    #[inline(never)]
+    fn admit_by<B: Body>(
+        &self,
+        ban: &Ban,
+        request: &Request<B>,
+        format: ResponseFormat,
+    ) -> Result<(), Refusal> {
+        let Some(client) = ban.client_of(request.extensions()) else {
+            return Ok(());
+        };
+        match ban.keeps_out(&client) {
+            None => Ok(()),
+            Some(kept_out) => self.refuse(ban, kept_out, request, format),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn refuse<B: Body>(
+        &self,
+        ban: &Ban,
+        kept_out: KeptOut,
+        request: &Request<B>,
+        format: ResponseFormat,
+    ) -> Result<(), Refusal> {
+        let mode = self.settings.mode.weaker(ban.mode());
+        if mode == Mode::Off {
+            return Ok(());
+        }
+        let violation = kept_out.violation(Phase::RequestHead);
+        let rejection = Rejection::new(violation, StatusCode::FORBIDDEN, format);
+        let conn = ConnInfo::from_extensions(request.extensions()).map(AsRef::as_ref);
+        let client = Client::beside(conn, request.extensions());
+        let event = || Event::refused(&rejection, mode, conn).of_client(client);
+        self.settings.recorder.record(event);
+        if mode == Mode::Enforce {
+            return Err(Refusal::new(rejection, self.settings.on_reject.clone()));
+        }
+        Ok(())
+    }
+}
+
+impl Policy for BanPolicy {
+    type Held = ();
+    type Shared = ();
+    type Upload = ();
+    type QueuedService = NeverQueued;
+    /// Nothing more is read of a client that is kept out.
+    type Unread = DropUnread;
+
+    #[inline(always)]
+    fn has_recorder(&self) -> bool {
+        self.settings.recorder.is_enabled()
+    }
+
+    #[inline(always)]
+    fn admit<B: Body>(
+        &self,
+        request: &Request<B>,
+        facts: &Facts,
+        _: &mut Keys,
+    ) -> Result<(), Refusal> {
+        match &self.ban {
+            Some(ban) => self.admit_by(ban, request, facts.form),
+            None => Ok(()),
+        }
+    }
+
+    #[inline(always)]
+    fn share<B: Body>(&self, (): &mut (), _: &mut Request<B>, _: &Facts, _: &mut Keys) {}
+
+    #[inline(always)]
+    fn upload(&self, (): &mut (), (): &(), _: &Facts) {}
+}
