@@ -1,5 +1,7 @@
 //! The builder of a stack: a preset, and changes to it.
 
+#[cfg(feature = "ban")]
+mod ban;
 mod check;
 #[cfg(feature = "load-shed")]
 mod load_shed;
@@ -9,6 +11,8 @@ use palisade_core::{ConfigError, Guard, Mode, Recorder, Rejection};
 use palisade_guard::OnReject;
 use std::{fmt, sync::Arc};
 
+#[cfg(feature = "ban")]
+use palisade_ban::Ban;
 #[cfg(feature = "body-limit")]
 use palisade_body_limit::{BodyBudgetLayer, BodyLimitLayer};
 #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
@@ -45,6 +49,8 @@ pub struct Stack {
     modes: Vec<(Option<Guard>, Mode)>,
     recorder: Option<Recorder>,
     on_reject: Option<OnReject>,
+    #[cfg(feature = "ban")]
+    ban: Option<Ban>,
     #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
     client_key: Option<Arc<dyn KeyExtractor>>,
     #[cfg(feature = "rate-limit")]
@@ -214,6 +220,8 @@ impl Stack {
             modes: Vec::new(),
             recorder: None,
             on_reject: None,
+            #[cfg(feature = "ban")]
+            ban: None,
             #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
             client_key: None,
             #[cfg(feature = "rate-limit")]
@@ -835,7 +843,7 @@ impl Stack {
         let tunes = std::mem::take(&mut self.tunes);
         // Applies the settings that all layers have in common, and then the layer's `tune_*`.
         macro_rules! configured {
-            ($layer:expr, $guard:expr, $tune:ident) => {{
+            ($layer:expr, $guard:expr) => {{
                 let mut layer = $layer.mode(self.mode_for($guard));
                 if let Some(recorder) = &self.recorder {
                     layer = layer.metrics(recorder.clone());
@@ -843,6 +851,10 @@ impl Stack {
                 if let Some(answer) = self.on_reject.clone() {
                     layer = layer.on_reject(move |rejection| answer(rejection));
                 }
+                layer
+            }};
+            ($layer:expr, $guard:expr, $tune:ident) => {{
+                let layer = configured!($layer, $guard);
                 match tunes.$tune {
                     Some(tune) => tune(layer),
                     None => layer,
@@ -852,6 +864,8 @@ impl Stack {
         #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
         let client_key = self.client_key_extractor();
         let layers = Layers {
+            #[cfg(feature = "ban")]
+            ban: configured!(self.ban_layer(), Guard::Ban),
             #[cfg(feature = "load-shed")]
             load_shed: {
                 let layer = self.load_shed_layer();

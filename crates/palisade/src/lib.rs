@@ -26,6 +26,7 @@
 //!
 //! | guard | stops | response |
 //! |---|---|---|
+//! | [`ban`] | banned clients, and networks of your lists | 403; RST at accept |
 //! | [`load_shed`] | requests that memory or processors are short for | 503 with `Retry-After` |
 //! | [`rate_limit`] | a client that sends more requests than its quota | 429 with `Retry-After` |
 //! | [`timeout`] | handlers that take too long | 503 |
@@ -36,7 +37,7 @@
 //! | [`mod@serve`] | attacks that hyper does not stop | 431, 400, 501, GOAWAY, `RST_STREAM` |
 //!
 //! gRPC clients get the same decisions as a gRPC status. Each guard is a crate and a feature, all
-//! on by default, and each of the first six is a `Layer` by itself. With the features `axum` and
+//! on by default, and each of the first seven is a `Layer` by itself. With the features `axum` and
 //! `tonic` the guards read the peer's address from where those servers put it. The features
 //! `metrics` and `tracing` add further [`Metrics`] to the [`Snapshot`] of the feature `snapshot`,
 //! which is on by default.
@@ -51,6 +52,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(any(
+    feature = "ban",
     feature = "body-limit",
     feature = "concurrency-limit",
     feature = "load-shed",
@@ -60,6 +62,7 @@
 ))]
 mod builder;
 #[cfg(any(
+    feature = "ban",
     feature = "body-limit",
     feature = "concurrency-limit",
     feature = "load-shed",
@@ -76,6 +79,7 @@ pub use palisade_core::{
     Rejection, RuntimeLoad,
 };
 #[cfg(any(
+    feature = "ban",
     feature = "body-limit",
     feature = "concurrency-limit",
     feature = "load-shed",
@@ -85,9 +89,11 @@ pub use palisade_core::{
 ))]
 pub use {builder::Stack, stack::*};
 
+#[cfg(feature = "ban")]
+pub use palisade_ban::{self as ban, Ban};
 #[cfg(feature = "body-limit")]
 pub use palisade_body_limit as body_limit;
-#[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
+#[cfg(any(feature = "ban", feature = "concurrency-limit", feature = "rate-limit"))]
 pub use palisade_client_ip::{self as client_ip, ClientIp};
 #[cfg(feature = "concurrency-limit")]
 pub use palisade_concurrency_limit as concurrency_limit;
@@ -110,6 +116,7 @@ pub use palisade_timeout as timeout;
 #[cfg(all(
     any(doc, doctest),
     feature = "axum",
+    feature = "ban",
     feature = "body-limit",
     feature = "concurrency-limit",
     feature = "load-shed",

@@ -13,6 +13,8 @@ pub use buffered::{BufferedLayer, BufferedStack};
 use palisade_guard::{And, GuardLayer};
 use tower_layer::Layer;
 
+#[cfg(feature = "ban")]
+use palisade_ban::{BanLayer, BanPolicy};
 #[cfg(feature = "body-limit")]
 use palisade_body_limit::{BodyBudgetLayer, BodyBudgetPolicy, BodyLimitLayer, BodyLimitPolicy};
 #[cfg(feature = "concurrency-limit")]
@@ -48,17 +50,23 @@ pub type RequestBody<B> = palisade_guard::RequestBody<B, Policies>;
 /// The response body of a service inside the stack.
 pub type ResponseBody<B> = palisade_guard::ResponseBody<B, Policies>;
 
-/// The policies of a stack, from the outermost guard to the innermost. Load is shed before anything
-/// is done for a request. The cheapest refusals come first; the permit is granted last and given
-/// back last. The timeout is outside the concurrency limit, so that it includes the wait for a
-/// permit.
+/// The policies of a stack, from the outermost guard to the innermost. Banned clients are refused
+/// before they count for anything, and load is shed before anything is done for a request. The
+/// cheapest refusals come first; the permit is granted last and given back last. The timeout is
+/// outside the concurrency limit, so that it includes the wait for a permit.
 pub(crate) type Policies = And<
-    MaybeLoadShed,
+    MaybeBan,
     And<
-        MaybeRateLimit,
+        MaybeLoadShed,
         And<
-            MaybeTimeout,
-            And<MaybeBodyLimit, And<MaybeBodyBudget, And<MaybeSlowBody, MaybeConcurrencyLimit>>>,
+            MaybeRateLimit,
+            And<
+                MaybeTimeout,
+                And<
+                    MaybeBodyLimit,
+                    And<MaybeBodyBudget, And<MaybeSlowBody, MaybeConcurrencyLimit>>,
+                >,
+            >,
         >,
     >,
 >;
@@ -66,15 +74,20 @@ pub(crate) type Policies = And<
 /// The policies outside of the concurrency limit, where a stack has a buffer between them.
 #[cfg(feature = "body-limit")]
 pub(crate) type OuterPolicies = And<
-    MaybeLoadShed,
+    MaybeBan,
     And<
-        MaybeRateLimit,
-        And<MaybeTimeout, And<MaybeBodyLimit, And<MaybeBodyBudget, MaybeSlowBody>>>,
+        MaybeLoadShed,
+        And<
+            MaybeRateLimit,
+            And<MaybeTimeout, And<MaybeBodyLimit, And<MaybeBodyBudget, MaybeSlowBody>>>,
+        >,
     >,
 >;
 
 /// The layers of a stack, before they are combined into one.
 pub(crate) struct Layers {
+    #[cfg(feature = "ban")]
+    pub(crate) ban: BanLayer,
     #[cfg(feature = "load-shed")]
     pub(crate) load_shed: LoadShedLayer,
     #[cfg(feature = "rate-limit")]
@@ -112,6 +125,7 @@ macro_rules! optional_policy {
     };
 }
 
+optional_policy!("ban", MaybeBan, BanPolicy, ban);
 optional_policy!("load-shed", MaybeLoadShed, LoadShedPolicy, load_shed);
 optional_policy!("rate-limit", MaybeRateLimit, RateLimitPolicy, rate_limit);
 optional_policy!("timeout", MaybeTimeout, TimeoutPolicy, timeout);
@@ -143,7 +157,7 @@ impl Layers {
         );
         let requests = And(self.rate_limit(), And(self.timeout(), bodies));
         StackLayer {
-            guard: GuardLayer::new(And(self.load_shed(), requests)),
+            guard: GuardLayer::new(And(self.ban(), And(self.load_shed(), requests))),
             #[cfg(feature = "concurrency-limit")]
             concurrency_limit: self.concurrency_limit.handle(),
         }
@@ -162,14 +176,14 @@ impl StackLayer {
     /// Returns the guards outside of a buffer, and the one inside. They share the state of this
     /// stack.
     fn split(&self) -> (GuardLayer<OuterPolicies>, GuardLayer<MaybeConcurrencyLimit>) {
-        let And(load_shed, And(rate_limit, And(timeout, bodies))) = self.guard.policy();
+        let And(ban, And(load_shed, And(rate_limit, And(timeout, bodies)))) = self.guard.policy();
         let And(body_limit, And(body_budget, And(slow_body, concurrency_limit))) = bodies;
         let bodies = And(
             body_limit.clone(),
             And(body_budget.clone(), slow_body.clone()),
         );
         let requests = And(rate_limit.clone(), And(timeout.clone(), bodies));
-        let outer = And(load_shed.clone(), requests);
+        let outer = And(ban.clone(), And(load_shed.clone(), requests));
         (
             GuardLayer::new(outer),
             GuardLayer::new(concurrency_limit.clone()),
