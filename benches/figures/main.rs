@@ -9,6 +9,7 @@
     reason = "a command-line program prints"
 )]
 
+mod bans;
 mod callgrind;
 mod connections;
 mod identity;
@@ -566,6 +567,40 @@ fn add_counts(costs: &Costs, rows: &mut Vec<Row>) {
         // Twice as much for twice as many bytes: linear time.
         let growth = ir(large, middle) / ir(middle, small);
         count("P17", figure, None, growth, AtMost(2.1));
+    }
+    for (scenario, bare, figure, limit) in [
+        (
+            "ban palisade",
+            "no_guard palisade",
+            "a ban asked for the peer, 10,000 others banned: instructions over an empty policy",
+            200.0,
+        ),
+        (
+            "ban_named palisade",
+            "no_guard_named palisade",
+            "a ban asked for a named client: instructions over an empty policy",
+            200.0,
+        ),
+        (
+            "deny palisade",
+            "no_guard palisade",
+            "a ban and a list of 100,000 networks: instructions over an empty policy",
+            400.0,
+        ),
+        (
+            "accept ban",
+            "accept bare",
+            "a ban asked at accept: instructions",
+            300.0,
+        ),
+        (
+            "accept deny",
+            "accept bare",
+            "a ban and a list of 100,000 networks at accept: instructions",
+            300.0,
+        ),
+    ] {
+        count("P19", figure, None, ir(scenario, bare), AtMost(limit));
     }
 
     let figure = "a sweep over one idle connection: instructions";

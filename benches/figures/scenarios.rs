@@ -3,6 +3,7 @@
 //! The name of a scenario is the kind of request, then the service: `bare`, `palisade` or `peers`.
 
 use crate::{
+    bans,
     connections::{
         self, SWEPT_CONNECTIONS, StubTransport, flush, guarded, read, repeat_call, sweeps, write,
     },
@@ -16,7 +17,11 @@ use http::{HeaderValue, Request, Response, Version, header};
 use http_body::Body;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use palisade::{Mode, Stack, conn::ConnGuard};
+use palisade::{
+    Mode, Stack,
+    conn::ConnGuard,
+    types::{Client, Prefix},
+};
 use palisade_benches::{
     Frames, Identified, Pends, Protocol, Reads, Ready, Sends, Server, anonymous, at_rest,
     connection, drive, drive_to_the_end, for_peers, for_peers_boxed, high_quota, hyper_http1,
@@ -39,6 +44,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     all.add("shares bare", shares::not_asked);
     all.add("shares palisade", shares::asked);
     identities(&mut all);
+    with_bans(&mut all);
     with_a_body(&mut all);
     with_waits(&mut all);
     downloads(&mut all);
@@ -248,6 +254,26 @@ fn single_guards(all: &mut ScenarioList) {
         fair.layer(Ready),
         palisade_request(),
     );
+}
+
+fn with_bans(all: &mut ScenarioList) {
+    let bans = || bans::layer(bans::others_banned());
+    all.drive("ban palisade", bans().layer(Ready), palisade_request());
+    let lists = bans::layer(bans::others_denied());
+    all.drive("deny palisade", lists.layer(Ready), palisade_request());
+    let named = || {
+        let mut request = anonymous();
+        let address = [192, 0, 2, 1].into();
+        let client = Client::from_peer(Some(address), Prefix::default());
+        request.extensions_mut().insert(client);
+        request
+    };
+    let no_guard = GuardLayer::new(()).layer(Ready);
+    all.drive("no_guard_named palisade", no_guard, named);
+    all.drive("ban_named palisade", bans().layer(Ready), named);
+    all.add("accept bare", bans::accepts_without_a_gate);
+    all.add("accept ban", || bans::accepts(bans::others_banned()));
+    all.add("accept deny", || bans::accepts(bans::others_denied()));
 }
 
 fn with_a_body(all: &mut ScenarioList) {

@@ -1,6 +1,7 @@
 //! The guards on real servers: axum, tonic and `palisade::serve`.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod bans;
 mod behind_proxy;
 mod blocked_runtime;
 mod elsewhere;

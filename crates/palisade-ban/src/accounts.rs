@@ -78,12 +78,24 @@ impl Accounts {
         }
     }
 
+    /// Returns whether the client with this hash may be banned. `false` for nearly all clients that
+    /// are not. Reads no clock.
+    #[inline]
+    pub(crate) fn may_be_banned(&self, hash: u64) -> bool {
+        self.table.may_hold(ClientKey::account_hash(hash, BAN))
+    }
+
+    /// As [`Self::may_be_banned`], of a client that may have written its address itself.
+    pub(crate) fn may_be_banned_as_claimed(&self, hash: u64) -> bool {
+        let hash = ClientKey::account_hash(hash, BAN + CLAIMED);
+        self.table.may_hold(hash)
+    }
+
     /// Returns the time for which `client` is banned; zero if it is not.
     ///
     /// What claims to be a client is banned with it, and not the other way round.
-    #[inline]
     pub(crate) fn banned_for(&self, client: &Client) -> Duration {
-        let own = self.debt_of(client.key().account(BAN));
+        let own = self.address_banned_for(client.key());
         if client.is_claim() {
             return own.max(self.debt_of(account(client, BAN)));
         }
@@ -91,7 +103,6 @@ impl Accounts {
     }
 
     /// Returns the time for which the client with this key is banned; zero if it is not.
-    #[inline]
     pub(crate) fn address_banned_for(&self, key: ClientKey) -> Duration {
         self.debt_of(key.account(BAN))
     }
@@ -151,18 +162,7 @@ impl Accounts {
         self.table.occupancy(self.clock.now(), MAX_DEBT)
     }
 
-    /// Returns the debt of `key`. Reads no clock if there is none, as for nearly all clients.
-    #[inline]
     fn debt_of(&self, key: ClientKey) -> Duration {
-        if self.table.may_hold(key) {
-            self.known_debt_of(key)
-        } else {
-            Duration::ZERO
-        }
-    }
-
-    #[cold]
-    fn known_debt_of(&self, key: ClientKey) -> Duration {
         let debt = self.table.debt(key, self.clock.now(), MAX_DEBT);
         Duration::from_micros(debt)
     }

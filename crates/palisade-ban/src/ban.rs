@@ -182,7 +182,6 @@ impl Ban {
     /// # Ok(())
     /// # }
     /// ```
-    #[inline]
     pub fn client_of(&self, extensions: &Extensions) -> Option<Client> {
         if let Some(client) = Client::from_extensions(extensions) {
             return Some(*client);
@@ -206,11 +205,80 @@ impl Ban {
         self.shared.mode
     }
 
-    /// Returns why `client` is not admitted.
+    /// Returns why the client of the request with these extensions is not admitted.
+    // Only what may be refused is looked at closely: by a reference to the client, or the hash and
+    // the address of the connection.
     #[inline]
-    pub(crate) fn keeps_out(&self, client: &Client) -> Option<KeptOut> {
-        let banned_for = self.shared.accounts.banned_for(client);
+    pub(crate) fn keeps_out(&self, extensions: &Extensions) -> Option<KeptOut> {
+        let accounts = &self.shared.accounts;
+        if let Some(client) = Client::from_extensions(extensions) {
+            let hash = client.key().to_hash();
+            let may_be_banned = accounts.may_be_banned(hash)
+                || client.is_claim() && accounts.may_be_banned_as_claimed(hash);
+            if may_be_banned || self.denies(client.address_bits()) {
+                return self.judge(client, accounts.banned_for(client));
+            }
+            return None;
+        }
+        if self.shared.ignores_peers.load(Relaxed) {
+            return None;
+        }
+        match ConnInfo::from_extensions(extensions) {
+            Some(conn) => self.keeps_out_peer(conn),
+            None => self.keeps_out_reported(extensions),
+        }
+    }
+
+    /// Returns why the peer of `conn` is not admitted.
+    #[inline]
+    fn keeps_out_peer(&self, conn: &ConnInfo) -> Option<KeptOut> {
+        let hash = conn.known_client_hash()?;
+        if self.shared.accounts.may_be_banned(hash) || self.denies(conn.address_bits()) {
+            return self.judge_peer(&Client::of_conn(conn, Found::Peer));
+        }
+        None
+    }
+
+    /// As [`Self::keeps_out_peer`], of a peer that another server than palisade's reports.
+    #[cold]
+    fn keeps_out_reported(&self, extensions: &Extensions) -> Option<KeptOut> {
+        let client = client_of_peer(palisade_client_ip::peer(extensions)?)?;
+        let may_be_banned = self.shared.accounts.may_be_banned(client.key().to_hash());
+        if may_be_banned || self.denies(client.address_bits()) {
+            return self.judge_peer(&client);
+        }
+        None
+    }
+
+    /// A ban of an address that a client may have written itself is none of a peer.
+    #[cold]
+    fn judge_peer(&self, client: &Client) -> Option<KeptOut> {
+        let banned_for = self.shared.accounts.address_banned_for(client.key());
         self.judge(client, banned_for)
+    }
+
+    #[cold]
+    fn judge(&self, client: &Client, banned_for: Duration) -> Option<KeptOut> {
+        // The address of a proxy stands for all clients behind it.
+        let is_exempt = client.address().is_none() || client.is_proxy() || self.allows(client);
+        if is_exempt {
+            None
+        } else if self.denies(client.address_bits()) {
+            Some(KeptOut::Denied)
+        } else {
+            (!banned_for.is_zero()).then_some(KeptOut::Banned(banned_for))
+        }
+    }
+
+    #[inline]
+    fn denies(&self, address: u128) -> bool {
+        let deny = self.shared.deny.as_ref();
+        deny.is_some_and(|networks| networks.present().contains_bits(address))
+    }
+
+    fn allows(&self, client: &Client) -> bool {
+        let allow = self.shared.allow.as_ref();
+        allow.is_some_and(|networks| networks.present().contains_bits(client.address_bits()))
     }
 
     /// Returns the client of an event.
@@ -226,35 +294,12 @@ impl Ban {
         conn.filter(|_| !ignores_peers).and_then(client_of_conn)
     }
 
-    #[inline]
-    fn judge(&self, client: &Client, banned_for: Duration) -> Option<KeptOut> {
-        let is_denied = || is_in(self.shared.deny.as_ref(), client);
-        if banned_for.is_zero() && !is_denied() {
-            return None;
-        }
-        self.unless_allowed(client, banned_for)
-    }
-
-    #[cold]
-    fn unless_allowed(&self, client: &Client, banned_for: Duration) -> Option<KeptOut> {
-        // The address of a proxy stands for all clients behind it.
-        let is_exempt = client.address().is_none() || client.is_proxy();
-        if is_exempt || is_in(self.shared.allow.as_ref(), client) {
-            return None;
-        }
-        Some(if is_in(self.shared.deny.as_ref(), client) {
-            KeptOut::Denied
-        } else {
-            KeptOut::Banned(banned_for)
-        })
-    }
-
     /// Returns whether there is anything to ban.
     fn may_ban(&self, client: &Client) -> bool {
         self.shared.mode != Mode::Off
             && client.address().is_some()
             && !client.is_proxy()
-            && !is_in(self.shared.allow.as_ref(), client)
+            && !self.allows(client)
     }
 
     fn is_banned(&self, client: &Client) -> bool {
@@ -277,9 +322,7 @@ impl Gate for Ban {
         if mode == Mode::Off {
             return None;
         }
-        let client = client_of_conn(conn)?;
-        let banned_for = self.shared.accounts.address_banned_for(client.key());
-        let kept_out = self.judge(&client, banned_for)?;
+        let kept_out = self.keeps_out_peer(conn)?;
         Some((kept_out.violation(Phase::Accept), mode))
     }
 }
@@ -311,21 +354,13 @@ impl KeptOut {
 }
 
 /// Returns the peer of `conn` as a client, unless it is a trusted proxy or has no address.
-#[inline]
 fn client_of_conn(conn: &ConnInfo) -> Option<Client> {
     conn.known_client_hash()?;
     Some(Client::of_conn(conn, Found::Peer))
 }
 
 /// Returns a peer that the server reports as a client.
-#[cold]
 fn client_of_peer(peer: SocketAddr) -> Option<Client> {
     let client = Client::from_peer(Some(peer.ip()), Prefix::default());
     client.address().is_some().then_some(client)
-}
-
-/// Returns whether the address of `client` is in these networks, if there are any.
-#[inline]
-fn is_in(networks: Option<&Networks>, client: &Client) -> bool {
-    networks.is_some_and(|networks| networks.present().contains_bits(client.address_bits()))
 }

@@ -25,10 +25,7 @@ impl BanPolicy {
         request: &Request<B>,
         format: ResponseFormat,
     ) -> Result<(), Refusal> {
-        let Some(client) = ban.client_of(request.extensions()) else {
-            return Ok(());
-        };
-        match ban.keeps_out(&client) {
+        match ban.keeps_out(request.extensions()) {
             None => Ok(()),
             Some(kept_out) => self.refuse(ban, kept_out, request, format),
         }

@@ -157,13 +157,20 @@ impl ClientKey {
     /// assert_eq!(client.account(0), client);
     /// ```
     pub fn account(self, number: u32) -> Self {
+        Self {
+            hash: Self::account_hash(self.hash, number),
+            ..self
+        }
+    }
+
+    /// Returns the hash of one of the accounts of the client with this hash.
+    #[doc(hidden)]
+    #[inline]
+    pub const fn account_hash(hash: u64, number: u32) -> u64 {
         // Odd and without a pattern, so that the accounts of a client have different slots in a
         // table.
         const HASH_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-        Self {
-            hash: self.hash ^ u64::from(number).wrapping_mul(HASH_STEP),
-            ..self
-        }
+        hash ^ (number as u64).wrapping_mul(HASH_STEP)
     }
 
     /// Returns the key of a client from the leading bits of its address and its hash.

@@ -199,10 +199,11 @@ impl<S: ?Sized> ConnInfo<S> {
         self.scope == PROXIED_SCOPE
     }
 
-    /// Returns the bits of the peer's address, of IPv4 in its IPv4-mapped form.
+    /// Returns the 128 bits of the peer's address, of IPv4 in its IPv4-mapped form.
+    #[doc(hidden)]
     #[inline]
-    pub(crate) fn address_halves(&self) -> [u64; 2] {
-        self.ip
+    pub fn address_bits(&self) -> u128 {
+        from_halves(self.ip)
     }
 
     /// Returns how many of these bits identify the client.

@@ -104,7 +104,7 @@ impl Client {
     #[doc(hidden)]
     #[inline]
     pub fn of_conn<S: ?Sized>(conn: &ConnInfo<S>, found: Found) -> Self {
-        let address = conn.address_halves();
+        let address = halves(conn.address_bits());
         if matches!(address, UNKNOWN | UNSPECIFIED_IPV4) {
             return Self::unknown(found);
         }

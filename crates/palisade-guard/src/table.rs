@@ -202,23 +202,28 @@ impl Table {
         slot.map_or(0, |slot| slot.debt)
     }
 
-    /// Returns whether the table may hold a debt of `key`. Needs no clock: a key that the table
-    /// does not know has no debt, at whatever time.
+    /// Returns whether the table may hold a debt of the key with this [hash](ClientKey::to_hash).
+    /// Needs no clock: a key that the table does not know has no debt, at whatever time.
     ///
     /// ```
     /// use palisade_core::ClientKey;
     /// use palisade_guard::Table;
     /// let (table, key) = (Table::new(1_000), ClientKey::of("alice"));
-    /// assert!(!table.may_hold(key));
+    /// assert!(!table.may_hold(key.to_hash()));
     /// table.update(key, 0, 1_000, |_| Ok::<_, ()>(((), 500)));
-    /// assert!(table.may_hold(key));
+    /// assert!(table.may_hold(key.to_hash()));
     /// ```
     #[inline]
-    pub fn may_hold(&self, key: ClientKey) -> bool {
-        let hash = key.to_hash();
+    pub fn may_hold(&self, hash: u64) -> bool {
         let tag = tag(hash);
-        let mut words = self.lines_of(hash).into_iter().flat_map(|line| &line.0);
-        words.any(|word| word.load(Relaxed) >> TAT_BITS == tag)
+        for line in self.lines_of(hash) {
+            for word in &line.0 {
+                if word.load(Relaxed) >> TAT_BITS == tag {
+                    return true;
+                }
+            }
+        }
+        false
     }
 
     /// Counts the keys in debt at `now`. Reads every word: about a millisecond per million words.

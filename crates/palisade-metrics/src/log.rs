@@ -1,7 +1,9 @@
 //! The log of what the guards did, sampled so that a flood cannot fill a disk.
 
 use crate::series::{GUARD_COUNT, MODE_COUNT, REASON_COUNT};
-use palisade_core::{Client, ConnInfo, Event, Guard, Metrics, Mode, Reason, Rejection, Violation};
+use palisade_core::{
+    Client, ConnInfo, Event, Guard, Metrics, Mode, Network, Reason, Rejection, Violation,
+};
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
@@ -26,6 +28,13 @@ use tracing::field::display;
 /// limit (fields `guard`, `limit`, `suppressed`). The connection guard itself writes one more line,
 /// once, with `guard` and `connections`: the requests of these connections are not reported to it.
 /// A line that a subscriber filters out counts as written.
+///
+/// A ban has a line of its own, of target `palisade::ban`, for fail2ban and the like: the address
+/// first, then `source`, which is `peer`, `proxy` or `forwarded`, the `network` that counts as the
+/// client, the `seconds` of the ban, the `reason` of the last strike, if it was a refusal, and
+/// `suppressed`. The level is `WARN`, or `INFO` in [`Mode::Shadow`]. There is one line for each
+/// ban, at most [`Self::BAN_LINES`] a second in each mode. A firewall of this machine can act on
+/// `source=peer` only.
 ///
 /// No line contains text from a peer: no path, no header, no host, so there is nothing to escape.
 /// `peer` is an address from the operating system. If clients come through a proxy it is the
@@ -54,13 +63,14 @@ struct Shared {
     started: Instant,
     by_reason: [[Sampler; MODE_COUNT]; REASON_COUNT],
     limit_changes: [Sampler; GUARD_COUNT],
+    bans: [Sampler<{ Log::BAN_LINES }>; MODE_COUNT],
 }
 
-/// Grants [`Log::LINES`] lines a second and counts the others.
-#[derive(Debug, Default)]
-struct Sampler {
+/// Grants so many lines a second and counts the others.
+#[derive(Debug)]
+struct Sampler<const LINES: usize = { Log::LINES }> {
     /// The time at which each line was last granted, in microseconds plus one; 0 for never.
-    granted_at: [AtomicU64; Log::LINES],
+    granted_at: [AtomicU64; LINES],
     suppressed: AtomicU64,
 }
 
@@ -81,6 +91,10 @@ macro_rules! log_line {
 impl Log {
     /// The largest number of lines a second for each reason and mode.
     pub const LINES: usize = 5;
+
+    /// The largest number of lines of bans a second for each mode. A flood of clients that are
+    /// banned cannot fill a disk either.
+    pub const BAN_LINES: usize = 100;
 
     /// Creates a log without any lines granted yet.
     ///
@@ -127,6 +141,7 @@ impl Log {
                 started: Instant::now(),
                 by_reason,
                 limit_changes,
+                bans: std::array::from_fn(|_| Sampler::default()),
             }),
         }
     }
@@ -228,6 +243,47 @@ impl Log {
             tracing::info!(target: "palisade", guard, limit, suppressed, "limit changed");
         }
     }
+
+    /// Logs a ban. The address comes first, where a filter that is anchored at the start of the line
+    /// finds it.
+    fn log_ban(
+        &self,
+        client: &Client,
+        network: Network,
+        until: Instant,
+        reason: Option<Reason>,
+        mode: Mode,
+    ) {
+        let Some(sampler) = self.shared.bans.get(mode as usize) else {
+            return;
+        };
+        let (Some(address), Some(suppressed)) = (
+            client.address(),
+            sampler.take_line(self.shared.now_micros()),
+        ) else {
+            return;
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        let seconds = left.as_secs() + u64::from(left.subsec_nanos() > 0);
+        macro_rules! log_ban {
+            ($log:ident) => {
+                // Without a message, which would come first.
+                tracing::$log!(
+                    target: "palisade::ban",
+                    client = display(address),
+                    source = display(client.source()),
+                    network = display(network),
+                    seconds,
+                    reason = reason.map(display),
+                    suppressed
+                )
+            };
+        }
+        match mode {
+            Mode::Enforce => log_ban!(warn),
+            Mode::Shadow | Mode::Off => log_ban!(info),
+        }
+    }
 }
 
 impl Default for Log {
@@ -263,6 +319,14 @@ impl Metrics for Log {
             } => {
                 self.log_violation("connection ended", violation, mode, Some(conn), None);
             }
+            Event::Banned {
+                client,
+                network,
+                until,
+                reason,
+                mode,
+                ..
+            } => self.log_ban(client, network, until, reason, mode),
             Event::LimitChanged { guard, limit, .. } => self.log_limit_change(guard, limit),
             // The connection guard logs `Forwarded` and `Untracked` itself.
             _ => {}
@@ -281,7 +345,16 @@ impl Shared {
 
 // === Sampler ===
 
-impl Sampler {
+impl<const LINES: usize> Default for Sampler<LINES> {
+    fn default() -> Self {
+        Self {
+            granted_at: [const { AtomicU64::new(0) }; LINES],
+            suppressed: AtomicU64::new(0),
+        }
+    }
+}
+
+impl<const LINES: usize> Sampler<LINES> {
     /// Takes a line that was not granted for a second, and returns the number of lines left out
     /// since the last one. Returns `None` if no line is free.
     ///
@@ -311,10 +384,10 @@ mod tests {
     use super::*;
     use crate::testing::FakeGuard;
     use http::StatusCode;
-    use palisade_core::{Phase, Prefix, ResponseFormat};
+    use palisade_core::{Found, Phase, Prefix, ResponseFormat};
     use parking_lot::Mutex;
     use proptest::prelude::*;
-    use std::{collections::BTreeMap, fmt, time::Duration};
+    use std::{collections::BTreeMap, fmt, io, time::Duration};
     use tokio::time::advance;
     use tracing::{
         Level, Metadata, Subscriber,
@@ -328,6 +401,21 @@ mod tests {
 
     #[derive(Clone, Debug, Default)]
     struct Fields(BTreeMap<&'static str, String>);
+
+    /// What a formatting subscriber writes.
+    #[derive(Clone, Default)]
+    struct Text(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Text {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
 
     impl Visit for Fields {
         fn record_str(&mut self, field: &Field, value: &str) {
@@ -355,7 +443,13 @@ mod tests {
         fn event(&self, event: &tracing::Event<'_>) {
             let mut fields = Fields::default();
             event.record(&mut fields);
-            assert_eq!(event.metadata().target(), "palisade");
+            // Only a ban has no message.
+            let target = if fields.0.contains_key("message") {
+                "palisade"
+            } else {
+                "palisade::ban"
+            };
+            assert_eq!(event.metadata().target(), target);
             self.0.lock().push((*event.metadata().level(), fields));
         }
 
@@ -561,10 +655,61 @@ mod tests {
         assert_eq!(fields["suppressed"], (1000 - Log::LINES).to_string());
     }
 
+    /// Records a ban of `client` for `seconds`.
+    fn ban(log: &Log, client: &Client, seconds: u64, reason: Option<Reason>, mode: Mode) {
+        let until = Instant::now() + Duration::from_secs(seconds);
+        log.record(&Event::banned(client, until, reason, mode).unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_ban_is_one_line_with_the_address_first_and_its_source() {
+        let text = Text::default();
+        let writer = text.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .without_time()
+            .with_writer(move || writer.clone());
+        let _subscription = tracing::subscriber::set_default(subscriber.finish());
+        let log = Log::new();
+        let address = "2001:db8::7".parse().unwrap();
+        let direct = Client::from_peer(Some(address), Prefix::default());
+        let forwarded = Client::of_bits(direct.address_bits(), Found::Forwarded, Prefix::default());
+        let peer = "[2001:db8::7]:4711".parse().unwrap();
+        let proxied = ConnInfo::with_state(peer, None, Prefix::default(), ()).of_proxied();
+        let proxied = Client::of_conn(&proxied, Found::Peer);
+        ban(&log, &direct, 10, None, Mode::Enforce);
+        ban(&log, &proxied, 20, Some(Reason::BadRequest), Mode::Enforce);
+        ban(&log, &forwarded, 40, None, Mode::Shadow);
+        let lines = String::from_utf8(text.0.lock().clone()).unwrap();
+        let start = "palisade::ban: client=2001:db8::7 source";
+        let end = "network=2001:db8::/64 seconds";
+        let expected = [
+            format!(" WARN {start}=peer {end}=10 suppressed=0"),
+            format!(" WARN {start}=proxy {end}=20 reason=bad_request suppressed=0"),
+            format!(" INFO {start}=forwarded {end}=40 suppressed=0"),
+        ];
+        assert_eq!(lines.lines().collect::<Vec<_>>(), expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_bans_writes_a_hundred_lines_a_second() {
+        let (lines, _subscription) = capture_lines();
+        let log = Log::new();
+        let client = Client::from_peer("192.0.2.1".parse().ok(), Prefix::default());
+        for _ in 0..1_000 {
+            ban(&log, &client, 10, None, Mode::Enforce);
+        }
+        ban(&log, &client, 10, None, Mode::Shadow);
+        assert_eq!(lines.suppressed(), [0; Log::BAN_LINES + 1]);
+        advance(Duration::from_secs(1)).await;
+        ban(&log, &client, 10, None, Mode::Enforce);
+        assert_eq!(lines.suppressed(), [1_000 - Log::BAN_LINES as u64]);
+    }
+
     #[test]
     fn eight_threads_get_no_excess_line_and_lose_no_count() {
         const CALLS_PER_THREAD: u64 = 100_000;
-        let sampler = Sampler::default();
+        let sampler = <Sampler>::default();
         let (mut lines, mut reported) = (0, 0);
         std::thread::scope(|scope| {
             let threads = [(); 8].map(|()| {
@@ -591,7 +736,7 @@ mod tests {
 
     #[test]
     fn the_largest_time_and_count_do_not_panic() {
-        let sampler = Sampler::default();
+        let sampler = <Sampler>::default();
         sampler.suppressed.store(u64::MAX, Relaxed);
         for _ in 0..2 * Log::LINES {
             sampler.take_line(u64::MAX);
@@ -604,7 +749,7 @@ mod tests {
         fn no_second_has_more_than_the_allowed_lines(
             steps in prop::collection::vec(0..400_000u64, 1..300),
         ) {
-            let sampler = Sampler::default();
+            let sampler = <Sampler>::default();
             let (mut now, mut lines, mut reported) = (0, Vec::new(), 0);
             for step in &steps {
                 now += step;
