@@ -3,6 +3,7 @@
 
 use palisade::{
     Quota, Snapshot, Stack,
+    client_ip::{Networks, Trust},
     conn::{Budget, ConnGuard, Memory},
 };
 use palisade_core::{Gauge, GaugeSource, Guard, Metrics, Mode, Phase, Reason};
@@ -38,6 +39,8 @@ async fn exposition() -> String {
         .metrics(metrics.clone());
     let _stack = stack.build().unwrap();
     let guard = ConnGuard::builder()
+        .trust(Trust::private())
+        .proxy_protocol(Networks::default())
         .metrics(metrics.clone())
         .build()
         .unwrap();

@@ -58,7 +58,7 @@ fn trust() -> Trust {
 async fn server(kind: ServerKind) -> (ConnGuard, Server, Journal) {
     let journal = Journal::default();
     let guard = ConnGuard::builder().trust(trust()).max_requests(None);
-    let guard = guard.build().unwrap();
+    let guard = guard.metrics(journal.clone()).build().unwrap();
     let stack = Stack::edge()
         .rate_limit(Quota::per_hour(1).burst(BURST as u32))
         .metrics(journal.clone());
@@ -137,6 +137,18 @@ async fn ten_thousand_invented_identities_are_one_client(kind: ServerKind) {
     let (served, seen) = invent(&mut proxied, PROXIED_VALUES, Some("203.0.113.7")).await;
     assert_eq!((served, &seen[..]), (BURST, &b"203.0.113.7"[..]));
     wait_until("two keys are counted", || keys() == Some(2)).await;
+    // A request that names no client is the proxy's own, and is reported.
+    let level = |gauge| journal.gauge(Guard::Connection, gauge);
+    assert_eq!(level(Gauge::ClientsUnnamed), Some(0));
+    assert_eq!(ask(&mut proxied, []).await.0, StatusCode::OK);
+    assert_eq!(level(Gauge::ClientsUnnamed), Some(1));
+    assert_eq!(
+        (
+            level(Gauge::TrustedNetworks),
+            level(Gauge::ProxyProtocolNetworks)
+        ),
+        (Some(1), None)
+    );
     // Its neighbour, on the same connection.
     for _ in 0..BURST {
         let (status, _) = ask(&mut proxied, [("x-forwarded-for", "203.0.113.8".into())]).await;

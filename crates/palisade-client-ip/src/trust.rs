@@ -106,6 +106,27 @@ pub struct TrustTotals {
     pub too_long: u64,
 }
 
+impl TrustTotals {
+    /// Returns the sum of all.
+    ///
+    /// ```
+    /// use palisade_client_ip::Trust;
+    /// assert_eq!(Trust::private().totals().sum(), 0);
+    /// ```
+    pub fn sum(&self) -> u64 {
+        let Self {
+            missing,
+            short,
+            malformed,
+            too_long,
+        } = *self;
+        missing
+            .wrapping_add(short)
+            .wrapping_add(malformed)
+            .wrapping_add(too_long)
+    }
+}
+
 #[derive(Debug, Default)]
 struct Counters {
     missing: AtomicU64,
@@ -428,6 +449,12 @@ impl Trust {
             malformed: self.counters.malformed.load(Relaxed),
             too_long: self.counters.too_long.load(Relaxed),
         }
+    }
+
+    /// Returns the networks of the trusted proxies, unless proxies are trusted by their number
+    /// alone.
+    pub fn proxies(&self) -> Option<&Networks> {
+        self.networks.as_ref()
     }
 
     /// Returns the name of the field that is read.

@@ -398,6 +398,17 @@ pub enum Gauge {
     /// The percentage of requests that claim that a proxy forwarded them. Only sampled if the guard
     /// counts each peer as a client.
     ForwardedPercent,
+    /// The total number of requests of trusted proxies that did not name their client as expected.
+    /// Only sampled if proxies are trusted.
+    ClientsUnnamed,
+    /// The number of ranges of addresses that are those of trusted proxies.
+    TrustedNetworks,
+    /// The seconds since the networks of trusted proxies were put in place.
+    TrustedNetworksAge,
+    /// The number of ranges of addresses from which connections begin with a PROXY header.
+    ProxyProtocolNetworks,
+    /// The seconds since these networks were put in place.
+    ProxyProtocolNetworksAge,
     /// The pressure on connections in percent, 0 to 100.
     PressurePercent,
     /// The bytes of memory in use that the kernel cannot drop: see [`Memory`](crate::Memory).
@@ -467,6 +478,11 @@ impl Gauge {
         Self::Upgraded,
         Self::UpgradedLimit,
         Self::ForwardedPercent,
+        Self::ClientsUnnamed,
+        Self::TrustedNetworks,
+        Self::TrustedNetworksAge,
+        Self::ProxyProtocolNetworks,
+        Self::ProxyProtocolNetworksAge,
         Self::PressurePercent,
         Self::MemoryUsed,
         Self::MemoryLimit,
@@ -503,6 +519,7 @@ impl Gauge {
             Self::Admitted
                 | Self::KeysEvicted
                 | Self::ConnectionsOpened
+                | Self::ClientsUnnamed
                 | Self::MemoryOomKills
                 | Self::MemoryLimitHits
                 | Self::AcceptErrors

@@ -251,6 +251,26 @@ pub(crate) fn gauge_family(gauge: Gauge) -> Option<Family> {
             "palisade_forwarded_percent",
             "Percentage of requests that claim to be forwarded by a proxy",
         ),
+        Gauge::ClientsUnnamed => (
+            "palisade_clients_unnamed_total",
+            "Requests of trusted proxies that did not name their client as expected",
+        ),
+        Gauge::TrustedNetworks => (
+            "palisade_trusted_networks",
+            "Ranges of addresses of trusted proxies",
+        ),
+        Gauge::TrustedNetworksAge => (
+            "palisade_trusted_networks_age_seconds",
+            "Time since the networks of trusted proxies were put in place",
+        ),
+        Gauge::ProxyProtocolNetworks => (
+            "palisade_proxy_protocol_networks",
+            "Ranges of addresses from which connections begin with a PROXY header",
+        ),
+        Gauge::ProxyProtocolNetworksAge => (
+            "palisade_proxy_protocol_networks_age_seconds",
+            "Time since the networks of PROXY headers were put in place",
+        ),
         Gauge::PressurePercent => (
             "palisade_pressure_percent",
             "Pressure on connections, 0 to 100; from 80 on their timeouts get shorter",

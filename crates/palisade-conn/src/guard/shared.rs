@@ -300,6 +300,22 @@ impl GaugeSource for Shared {
             let percent = self.totals.forwarded_percent();
             visit(Gauge::ForwardedPercent, percent.into());
         }
+        let mut networks = |trust: &Option<Trust>, size, age| {
+            if let Some(networks) = trust.as_ref().and_then(Trust::proxies) {
+                visit(size, networks.len() as u64);
+                visit(age, networks.age().as_secs());
+            }
+        };
+        let trust = &self.totals.trust;
+        networks(trust, Gauge::TrustedNetworks, Gauge::TrustedNetworksAge);
+        networks(
+            &self.header_peers,
+            Gauge::ProxyProtocolNetworks,
+            Gauge::ProxyProtocolNetworksAge,
+        );
+        if let Some(trust) = trust {
+            visit(Gauge::ClientsUnnamed, trust.totals().sum());
+        }
         #[cfg(target_os = "linux")]
         self.sample_accept_queues(visit);
     }
