@@ -12,7 +12,7 @@ use palisade_guard::OnReject;
 use std::{fmt, sync::Arc};
 
 #[cfg(feature = "ban")]
-use palisade_ban::Ban;
+use palisade_ban::{Ban, BanLayer};
 #[cfg(feature = "body-limit")]
 use palisade_body_limit::{BodyBudgetLayer, BodyLimitLayer};
 #[cfg(any(feature = "concurrency-limit", feature = "rate-limit"))]
@@ -108,6 +108,8 @@ type Tune<L> = Option<Box<dyn FnOnce(L) -> L + Send>>;
 /// The changes that are applied to each layer after all other settings.
 #[derive(Default)]
 struct Tunes {
+    #[cfg(feature = "ban")]
+    ban: Tune<BanLayer>,
     #[cfg(feature = "load-shed")]
     load_shed: Tune<LoadShedLayer>,
     #[cfg(feature = "rate-limit")]
@@ -843,7 +845,7 @@ impl Stack {
         let tunes = std::mem::take(&mut self.tunes);
         // Applies the settings that all layers have in common, and then the layer's `tune_*`.
         macro_rules! configured {
-            ($layer:expr, $guard:expr) => {{
+            ($layer:expr, $guard:expr, $tune:ident) => {{
                 let mut layer = $layer.mode(self.mode_for($guard));
                 if let Some(recorder) = &self.recorder {
                     layer = layer.metrics(recorder.clone());
@@ -851,10 +853,6 @@ impl Stack {
                 if let Some(answer) = self.on_reject.clone() {
                     layer = layer.on_reject(move |rejection| answer(rejection));
                 }
-                layer
-            }};
-            ($layer:expr, $guard:expr, $tune:ident) => {{
-                let layer = configured!($layer, $guard);
                 match tunes.$tune {
                     Some(tune) => tune(layer),
                     None => layer,
@@ -865,7 +863,7 @@ impl Stack {
         let client_key = self.client_key_extractor();
         let layers = Layers {
             #[cfg(feature = "ban")]
-            ban: configured!(self.ban_layer(), Guard::Ban),
+            ban: configured!(self.ban_layer(), Guard::Ban, ban),
             #[cfg(feature = "load-shed")]
             load_shed: {
                 let layer = self.load_shed_layer();

@@ -32,6 +32,32 @@ impl Stack {
         self
     }
 
+    /// Changes any option of the ban's layer, after all settings of the stack are applied. Defaults
+    /// to no change.
+    ///
+    /// ```
+    /// use palisade::{Ban, Stack, ban::Networks};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let stack = Stack::edge()
+    ///     .ban(Ban::denying(Networks::parse("203.0.113.0/24")?))
+    ///     // Does not admit that there is anything here.
+    ///     .tune_ban(|layer| layer.on_reject(|_| {
+    ///         let mut response = Response::default();
+    ///         *response.status_mut() = StatusCode::NOT_FOUND;
+    ///         response
+    ///     }))
+    ///     .build()?;
+    /// assert_eq!(status(&stack, request_from([203, 0, 113, 7])).await, 404);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn tune_ban(mut self, tune: impl FnOnce(BanLayer) -> BanLayer + Send + 'static) -> Self {
+        self.tunes.ban = Some(Box::new(tune));
+        self
+    }
+
     pub(super) fn ban_layer(&self) -> BanLayer {
         if let (Some(ban), Preset::BehindProxy) = (&self.ban, self.preset) {
             ban.ignore_peers();
