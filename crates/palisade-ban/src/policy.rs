@@ -1,6 +1,6 @@
 //! The policy of the layer.
 
-use crate::ban::{Ban, KeptOut};
+use crate::ban::Ban;
 use http::{Request, StatusCode};
 use http_body::Body;
 use palisade_core::{Client, ConnInfo, Event, Mode, Phase, Rejection, ResponseFormat};
@@ -17,26 +17,13 @@ pub struct BanPolicy {
 // === BanPolicy ===
 
 impl BanPolicy {
-    /// Admits or refuses a request with this `ban`.
-    #[inline(never)]
-    fn admit_by<B: Body>(
-        &self,
-        ban: &Ban,
-        request: &Request<B>,
-        format: ResponseFormat,
-    ) -> Result<(), Refusal> {
-        match ban.keeps_out(request.extensions()) {
-            None => Ok(()),
-            Some(kept_out) => self.refuse(ban, kept_out, request, format),
-        }
-    }
-
+    /// Refuses a request of a client that `ban` keeps out.
+    // Not by the facts: their address would keep them out of the registers of each request.
     #[cold]
     #[inline(never)]
     fn refuse<B: Body>(
         &self,
         ban: &Ban,
-        kept_out: KeptOut,
         request: &Request<B>,
         format: ResponseFormat,
     ) -> Result<(), Refusal> {
@@ -44,6 +31,9 @@ impl BanPolicy {
         if mode == Mode::Off {
             return Ok(());
         }
+        let Some(kept_out) = ban.keeps_out(request.extensions()) else {
+            return Ok(());
+        };
         let violation = kept_out.violation(Phase::RequestHead);
         let rejection = Rejection::new(violation, StatusCode::FORBIDDEN, format);
         let conn = ConnInfo::from_extensions(request.extensions()).map(AsRef::as_ref);
@@ -78,8 +68,10 @@ impl Policy for BanPolicy {
         _: &mut Keys,
     ) -> Result<(), Refusal> {
         match &self.ban {
-            Some(ban) => self.admit_by(ban, request, facts.form),
-            None => Ok(()),
+            Some(ban) if ban.may_keep_out(request.extensions()) => {
+                self.refuse(ban, request, facts.form)
+            }
+            _ => Ok(()),
         }
     }
 

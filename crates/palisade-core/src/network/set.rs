@@ -235,15 +235,17 @@ fn is_in_range<T: Copy + Ord>(ranges: &[(T, T)], address: T) -> bool {
 #[inline]
 fn is_found<T>(ranges: &[T], mut compare: impl FnMut(&T) -> Ordering) -> bool {
     let mut rest = ranges;
-    while let Some(range) = rest.get(rest.len() / 2) {
+    loop {
         let (before, after) = rest.split_at(rest.len() / 2);
+        let Some((range, after)) = after.split_first() else {
+            return false;
+        };
         rest = match compare(range) {
-            Ordering::Less => after.get(1..).unwrap_or_default(),
+            Ordering::Less => after,
             Ordering::Greater => before,
             Ordering::Equal => return true,
         };
     }
-    false
 }
 
 /// Returns the beginning of `text` in quotes and with escapes, for an error.
