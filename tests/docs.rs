@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use palisade::{
-    Quota, Snapshot, Stack,
+    Ban, Quota, Snapshot, Stack,
     client_ip::{Networks, Trust},
     conn::{Budget, ConnGuard, Memory},
 };
@@ -38,7 +38,14 @@ async fn exposition() -> String {
         .rate_limit(Quota::per_second(10))
         .metrics(metrics.clone());
     let _stack = stack.build().unwrap();
+    let ban = Ban::builder()
+        .allow(Networks::default())
+        .deny(Networks::default())
+        .metrics(metrics.clone())
+        .build()
+        .unwrap();
     let guard = ConnGuard::builder()
+        .gate(ban)
         .trust(Trust::private())
         .proxy_protocol(Networks::default())
         .metrics(metrics.clone())
@@ -152,9 +159,10 @@ fn every_alert_is_tested_both_ways() {
 #[tokio::test]
 async fn every_reason_of_a_connection_has_its_line_in_the_runbook() {
     let text = exposition().await;
+    // Those of the ban are connections that its gate refuses.
     let of_connections = text
         .lines()
-        .filter(|line| line.contains("guard=\"connection\""));
+        .filter(|line| line.contains("guard=\"connection\"") || line.contains("guard=\"ban\""));
     let reasons: BTreeSet<_> = of_connections
         .flat_map(|line| values(line, "reason"))
         .collect();

@@ -56,12 +56,15 @@
 //! | `palisade_tracked_keys` | gauge | `guard` | clients in debt in the table | above 0.6 of `palisade_tracked_keys_limit` |
 //! | `palisade_tracked_keys_limit` | gauge | `guard` | clients that the table can hold | - |
 //! | `palisade_key_evictions_total` | counter | `guard` | clients evicted from the table while in debt | any increase for 5 min: the table is too small, or under a flood of keys |
+//! | `palisade_bans_total` | counter | `guard` | clients that were banned | an unexplained increase |
+//! | `palisade_denied_networks`, `palisade_denied_networks_age_seconds` | gauge | `guard` | ranges of the list of denied networks, and the time since it was put in place | an age beyond the interval at which the list is read |
+//! | `palisade_allowed_networks`, `palisade_allowed_networks_age_seconds` | gauge | `guard` | the same of allowed networks | - |
 //! | `palisade_limit_changes_total` | counter | `guard` | changes of a limit at run time; present from the first change on | - |
 //! | `palisade_levels_ignored_total` | counter | - | guards with unreported gauges | above 0: more than 1,024 guards are alive, one per request perhaps |
 //!
 //! `mode="shadow"` counts what would have been refused, cut or closed, and was not. Before you
-//! enforce, it should be below 0.1 % of the admitted requests. The metrics count things, never
-//! seconds or bytes, so no name carries a unit.
+//! enforce, it should be below 0.1 % of the admitted requests. Nearly all metrics count things, and
+//! their names carry no unit. The others end in it.
 //!
 //! All instances of one guard (two concurrency limits, for example) share its series: counters and
 //! gauges, including the limit, are sums over them. A total does not fall when an instance is

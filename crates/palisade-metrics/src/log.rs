@@ -244,8 +244,8 @@ impl Log {
         }
     }
 
-    /// Logs a ban. The address comes first, where a filter that is anchored at the start of the line
-    /// finds it.
+    /// Logs a ban. The address comes first, where a filter that is anchored at the start of the
+    /// line finds it.
     fn log_ban(
         &self,
         client: &Client,
