@@ -3,11 +3,11 @@
 use axum::{Router, extract::ConnectInfo, routing::get};
 use http::{Request, StatusCode};
 use palisade::{
-    Quota, Stack,
+    Ban, Quota, Stack,
     conn::{ConnGuard, ConnGuardBuilder},
     types::Networks,
 };
-use palisade_core::{ConnInfo, Guard, Reason};
+use palisade_core::{Client, ConnInfo, Guard, Prefix, Reason};
 use palisade_testkit::{
     Journal,
     clients::{RawClient, wait_until},
@@ -29,6 +29,7 @@ on_servers!(
     every_layer_and_handler_sees_the_client_of_the_header,
     a_balancer_that_sends_nothing_keeps_no_client_waiting,
     a_rate_limit_counts_the_clients_behind_the_balancer,
+    a_banned_client_gets_no_connection_through_the_balancer,
 );
 
 /// A guard that reads headers of [`BALANCER`] and of no other peer.
@@ -174,5 +175,26 @@ async fn a_rate_limit_counts_the_clients_behind_the_balancer(kind: ServerKind) {
     let mut direct = RawClient::connect_from(DIRECT, server.addr).await.unwrap();
     assert_served(&mut direct).await;
     drop(direct);
+    all_gone(&guard).await;
+}
+
+async fn a_banned_client_gets_no_connection_through_the_balancer(kind: ServerKind) {
+    let ban = Ban::builder().build().unwrap();
+    let (guard, journal) = guard(ConnGuard::builder().gate(ban.clone()));
+    let server = server(kind, &guard).await;
+    let client = Client::from_peer(Some([203, 0, 113, 7].into()), Prefix::default());
+    assert!(ban.ban(&client, 60 * SECOND));
+    let mut banned = connect_as("203.0.113.7", server.addr).await;
+    let _ = banned.send(GET).await; // It may be reset already.
+    assert_eq!(banned.rest().await, b"");
+    // Neither the balancer nor its other clients are.
+    let mut neighbour = connect_as("203.0.113.8", server.addr).await;
+    assert_eq!(ask(&mut neighbour).await.0, StatusCode::OK);
+    let reasons = journal.disconnected();
+    assert_eq!((reasons.len(), reasons[0].0.reason), (1, Reason::Banned));
+    ban.unban(&client);
+    let mut again = connect_as("203.0.113.7", server.addr).await;
+    assert_eq!(ask(&mut again).await.0, StatusCode::OK);
+    drop((banned, neighbour, again));
     all_gone(&guard).await;
 }
