@@ -268,8 +268,9 @@ async fn upload(to: SocketAddr, client: &str, bytes: usize) -> StatusCode {
 async fn one_client_of_a_proxy_has_a_share_of_the_byte_budget() {
     let kind = ServerKind::Serve;
     let budget = Budget::new(256 << 10).unwrap();
+    let journal = Journal::default();
     let guard = ConnGuard::builder().trust(trust()).byte_budget(budget);
-    let guard = guard.build().unwrap();
+    let guard = guard.metrics(journal.clone()).build().unwrap();
     let length = async |body: Bytes| body.len().to_string();
     let server = kind
         .serve(&guard, Router::new().route("/", post(length)))
@@ -280,6 +281,8 @@ async fn one_client_of_a_proxy_has_a_share_of_the_byte_budget() {
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(upload(server.addr, client, 40 << 10).await, StatusCode::OK);
     }
+    let named = [7, 8].map(|last| Some(IpAddr::from([203, 0, 113, last])));
+    assert_eq!(journal.clients(), named);
     all_gone(&guard).await;
 }
 

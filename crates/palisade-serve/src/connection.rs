@@ -116,7 +116,7 @@ pub(crate) async fn serve_http<T, S>(
             }
             .await;
             if let Some(refusal) = refusal {
-                refusals.report(refusal);
+                refusals.report(refusal, None);
             }
             if conn.is_upgraded() {
                 drain_token.add_upgraded(conn);

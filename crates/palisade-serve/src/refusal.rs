@@ -2,7 +2,9 @@
 
 use http::{Request, StatusCode, Version};
 use palisade_conn::{ConnGuard, ConnHandle};
-use palisade_core::{BudgetFull, Guard, Mode, Phase, Reason, Rejection, ResponseFormat, Violation};
+use palisade_core::{
+    BudgetFull, Client, Guard, Mode, Phase, Reason, Rejection, ResponseFormat, Violation,
+};
 use std::{sync::Arc, time::Duration};
 
 /// The text of hyper's error for a URI of 64 KiB or more. Nothing else distinguishes it from the
@@ -119,11 +121,12 @@ impl RefusalReporter {
         &self,
         full: BudgetFull,
         format: ResponseFormat,
+        client: Option<&Client>,
     ) -> Option<Rejection> {
         let violation = Self::bytes_full(full, Phase::RequestHead);
         let rejection = Rejection::new(violation, StatusCode::PAYLOAD_TOO_LARGE, format);
         let (guard, conn) = &*self.0;
-        guard.report_shed(&rejection, conn);
+        guard.report_shed(&rejection, conn, client);
         self.is_enforced().then_some(rejection)
     }
 
@@ -136,6 +139,7 @@ impl RefusalReporter {
         full: BudgetFull,
         is_refused: bool,
         format: ResponseFormat,
+        client: Option<&Client>,
     ) -> Option<Violation> {
         let (guard, conn) = &*self.0;
         let phase = if is_refused {
@@ -146,16 +150,16 @@ impl RefusalReporter {
         let rejection = Self::no_room(full, phase, format);
         let violation = *rejection.violation();
         if is_refused {
-            guard.report_shed(&rejection, conn);
+            guard.report_shed(&rejection, conn, client);
         } else {
-            guard.report_cut(&violation, conn);
+            guard.report_cut(&violation, conn, client);
         }
         self.is_enforced().then_some(violation)
     }
 
     #[cold]
-    pub(crate) fn report(&self, refusal: Refusal) {
+    pub(crate) fn report(&self, refusal: Refusal, client: Option<&Client>) {
         let (guard, conn) = &*self.0;
-        guard.report_refused(&refusal.rejection(), conn);
+        guard.report_refused(&refusal.rejection(), conn, client);
     }
 }

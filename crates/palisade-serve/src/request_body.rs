@@ -6,8 +6,8 @@ use http::{Method, Request, header::CONTENT_ENCODING};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use palisade_core::{
-    BodyAccount, BodyAccountRef, BoxError, BudgetFull, Charge, HasBodyAccount, MessageBoundaries,
-    Phase, Rejection, ResponseFormat, Violation,
+    BodyAccount, BodyAccountRef, BoxError, BudgetFull, Charge, Client, HasBodyAccount,
+    MessageBoundaries, Phase, Rejection, ResponseFormat, Violation,
 };
 use std::{
     fmt,
@@ -78,6 +78,8 @@ pub(crate) struct BodyCharge {
     /// What small frames take beside their bytes.
     small: Charge,
     refusals: RefusalReporter,
+    /// The client if a proxy has named it.
+    client: Option<Client>,
     format: ResponseFormat,
     live: Arc<Live>,
     /// Why the request is refused, if it is.
@@ -133,6 +135,7 @@ impl RequestBody {
             return Ok((request.map(Self::free), None));
         };
         let account = BodyAccount::new(of_body, BodyAccount::MAX_HELD);
+        let client = Client::beside(Some(conn), request.extensions());
         let claim = ResponseFormat::detect(&request);
         let format = refusal::format_for(&request, claim);
         let is_encoded = request.headers().contains_key(CONTENT_ENCODING);
@@ -142,7 +145,7 @@ impl RequestBody {
         if let Some(full) = BodyAccount::exceeds(account.budget(), length.lower(), max_held)
             && !has_messages
         {
-            return match refusals.report_too_large(full, format) {
+            return match refusals.report_too_large(full, format, client) {
                 Some(rejection) => Err(Box::new(rejection)),
                 None => Ok((request.map(Self::free), None)), // Reported once.
             };
@@ -151,6 +154,7 @@ impl RequestBody {
             account,
             small,
             refusals: refusals.clone(),
+            client: client.copied(),
             format,
             live: Arc::default(),
             full: OnceLock::new(),
@@ -322,7 +326,9 @@ impl BodyCharge {
             UNSENT
         };
         let head = self.head.compare_exchange(UNSENT, next, SeqCst, SeqCst);
-        self.refusals.report_full(full, head.is_ok(), self.format)
+        let client = self.client.as_ref();
+        self.refusals
+            .report_full(full, head.is_ok(), self.format, client)
     }
 
     /// Notes that the app has responded. Returns the refusal that is sent in place of its response,

@@ -15,7 +15,7 @@ use http::{
 use http_body::Body;
 use hyper::body::Incoming;
 use palisade_conn::{ConnHandle, RequestTracking, TrackedBody, TrackingFuture};
-use palisade_core::Rejection;
+use palisade_core::{Client, Rejection};
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
@@ -110,7 +110,8 @@ impl<S: HttpService> ConnApp<S> {
         let is_http2 = self.held.is_some();
         let refusals = &self.refusals;
         if let Some(refusal) = head::check(&request, self.allow_connect) {
-            return ConnAppFuture::refused(refusal, refusals, is_http2);
+            let client = Client::beside(Some(refusals.conn()), request.extensions());
+            return ConnAppFuture::refused(refusal, refusals, client, is_http2);
         }
         let (request, charge) = if RequestBody::is_upload(&request) {
             match RequestBody::wrap_upload(request, refusals) {
@@ -190,13 +191,18 @@ impl<S: HttpService> ConnAppFuture<S, S::Future> {
 impl<S, F> ConnAppFuture<S, F> {
     /// Refuses the request because the app failed. The app reports its error itself.
     fn failed(refusals: &RefusalReporter, is_http2: bool) -> Self {
-        Self::refused(Refusal::AppFailed, refusals, is_http2)
+        Self::refused(Refusal::AppFailed, refusals, None, is_http2)
     }
 
     /// Refuses the request and reports the refusal.
     #[cold]
-    fn refused(refusal: Refusal, refusals: &RefusalReporter, is_http2: bool) -> Self {
-        refusals.report(refusal);
+    fn refused(
+        refusal: Refusal,
+        refusals: &RefusalReporter,
+        client: Option<&Client>,
+        is_http2: bool,
+    ) -> Self {
+        refusals.report(refusal, client);
         Self::Refused { refusal, is_http2 }
     }
 }

@@ -463,6 +463,7 @@ impl Stall {
             guard.report_cut(
                 &Violation::new(Guard::Connection, reason, phase, limit, observed),
                 conn,
+                None,
             );
         }
         guard.mode() == Mode::Enforce

@@ -24,7 +24,7 @@ use builder::ConnGuardBuilder;
 use limits::Limits;
 use palisade_client_ip::Trust;
 use palisade_core::{
-    ConnInfo, Event, GaugeSource, Mode, Pressure, Reason, Recorder, Rejection, Violation,
+    Client, ConnInfo, Event, GaugeSource, Mode, Pressure, Reason, Recorder, Rejection, Violation,
     shed::LoadShedding,
 };
 use recent::ClosedConn;
@@ -136,7 +136,8 @@ impl ConnGuard {
     }
 
     /// Reports one request of `conn` that its server cuts, or would cut in [`Mode::Shadow`], while
-    /// the connection stays open. For servers that can cut single requests.
+    /// the connection stays open. `client` is the client if a proxy has named it. For servers that
+    /// can cut single requests.
     ///
     /// ```
     /// # use palisade_testkit::doc::*;
@@ -152,19 +153,20 @@ impl ConnGuard {
     /// // The client of a stream took nothing for 300 s. In shadow mode it is not reset.
     /// let (reason, phase) = (Reason::WindowStall, Phase::ResponseBody);
     /// let violation = Violation::new(Guard::Connection, reason, phase, 300_000, 300_120);
-    /// guard.report_cut(&violation, io.conn());
+    /// guard.report_cut(&violation, io.conn(), None);
     /// let (reported, mode) = journal.cuts()[0];
     /// assert_eq!((reported.reason, mode), (Reason::WindowStall, Mode::Shadow));
     /// # Ok(())
     /// # }
     /// ```
-    pub fn report_cut(&self, violation: &Violation, conn: &ConnInfo) {
-        let event = || Event::cut(violation, self.mode(), Some(conn));
+    pub fn report_cut(&self, violation: &Violation, conn: &ConnInfo, client: Option<&Client>) {
+        let event = || Event::cut(violation, self.mode(), Some(conn)).of_client(client);
         self.shared.recorder.record(event);
     }
 
     /// Reports one request of `conn` that its server refused by itself. That is not a rule of the
-    /// guard and applies in every mode, so the event says [`Mode::Enforce`]. For servers.
+    /// guard and applies in every mode, so the event says [`Mode::Enforce`]. `client` is the client
+    /// if a proxy has named it. For servers.
     ///
     /// ```
     /// # use palisade_testkit::doc::*;
@@ -182,21 +184,21 @@ impl ConnGuard {
     /// let violation = Violation::new(Guard::Connection, reason, phase, 0, 0);
     /// let format = ResponseFormat::Http { close: true };
     /// let rejection = Rejection::new(violation, StatusCode::BAD_REQUEST, format);
-    /// guard.report_refused(&rejection, io.conn());
+    /// guard.report_refused(&rejection, io.conn(), None);
     /// let (reported, mode) = journal.refusals()[0];
     /// assert_eq!((reported.reason, mode), (Reason::BadRequest, Mode::Enforce)); // In every mode.
     /// # Ok(())
     /// # }
     /// ```
-    pub fn report_refused(&self, rejection: &Rejection, conn: &ConnInfo) {
-        let event = || Event::refused(rejection, Mode::Enforce, Some(conn));
+    pub fn report_refused(&self, rejection: &Rejection, conn: &ConnInfo, client: Option<&Client>) {
+        let event = || Event::refused(rejection, Mode::Enforce, Some(conn)).of_client(client);
         self.shared.recorder.record(event);
     }
 
     /// Reports one request of `conn` that its server refused by a limit of this guard, in its mode.
     #[doc(hidden)]
-    pub fn report_shed(&self, rejection: &Rejection, conn: &ConnInfo) {
-        let event = || Event::refused(rejection, self.mode(), Some(conn));
+    pub fn report_shed(&self, rejection: &Rejection, conn: &ConnInfo, client: Option<&Client>) {
+        let event = || Event::refused(rejection, self.mode(), Some(conn)).of_client(client);
         self.shared.recorder.record(event);
     }
 
