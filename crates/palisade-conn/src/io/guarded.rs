@@ -271,7 +271,11 @@ impl<T: Transport> GuardedIo<T> {
 
     /// Reads, and notes what that shows.
     #[inline(always)]
-    fn read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn read_watched(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if let Some(decision) = self.decision() {
             return self.read_after_decision(decision, cx);
         }
@@ -317,7 +321,7 @@ impl<T: Transport> GuardedIo<T> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.answer_probe();
-        let result = self.read(cx, buf);
+        let result = self.read_watched(cx, buf);
         self.tell_unread(); // What is left.
         result
     }
@@ -524,7 +528,7 @@ impl<T: Transport> AsyncRead for GuardedIo<T> {
         if this.state().is_asked() {
             this.read_and_answer(cx, buf)
         } else {
-            this.read(cx, buf)
+            this.read_watched(cx, buf)
         }
     }
 }
