@@ -11,7 +11,7 @@ const MAX_QUOTED_CHARS: usize = 64;
 /// An IPv4-mapped IPv6 address counts as the IPv4 address, and an IPv6 block contains no IPv4
 /// address, as in a [`Network`]. Blocks that overlap or touch become one range. A lookup compares
 /// the address with at most 17 ranges if there are 100,000 of its family. A range takes 8 bytes for
-/// IPv4 and 32 bytes for IPv6.
+/// IPv4 and 32 bytes for IPv6. A list of more than 4,096 ranges of IPv4 has an index of 256 KiB.
 ///
 /// ```
 /// use palisade_core::NetworkSet;
@@ -32,7 +32,12 @@ pub struct NetworkSet {
     // Sorted, and neither overlapping nor touching: the first and the last address of each range.
     v4: Box<[(u32, u32)]>,
     v6: Box<[(u128, u128)]>,
+    /// The number of IPv4 ranges that end before each /16, and of all. Empty for a short list.
+    v4_before: Box<[u32]>,
 }
+
+/// An index is made for more ranges than this. It costs as much memory as eight times as many.
+const MIN_INDEXED_RANGES: usize = 4096;
 
 /// The ranges of a set that is not complete: unsorted, and they may overlap.
 #[derive(Default)]
@@ -92,9 +97,25 @@ impl NetworkSet {
     #[inline]
     pub fn contains_bits(&self, bits: u128) -> bool {
         if bits >> 32 == 0xffff {
-            is_in_range(&self.v4, bits as u32)
+            let address = bits as u32;
+            is_in_range(self.v4_near(address), address)
         } else {
             is_in_range(&self.v6, bits)
+        }
+    }
+
+    /// Returns the ranges among which that of an IPv4 address is, if there is one.
+    #[inline]
+    fn v4_near(&self, address: u32) -> &[(u32, u32)] {
+        let block = (address >> 16) as usize;
+        match self.v4_before.get(block..block + 2) {
+            Some(&[first, after]) => {
+                // The one after may begin in the same block.
+                let ranges = self.v4.get(first as usize..).unwrap_or_default();
+                let length = (after - first) as usize + 1;
+                ranges.get(..length).unwrap_or(ranges)
+            }
+            _ => &self.v4,
         }
     }
 
@@ -197,11 +218,30 @@ impl Collected {
     }
 
     fn into_set(self) -> NetworkSet {
+        let v4 = merged(self.v4, |last| last.checked_add(1));
         NetworkSet {
-            v4: merged(self.v4, |last| last.checked_add(1)),
+            v4_before: ends_before_blocks(&v4),
+            v4,
             v6: merged(self.v6, |last| last.checked_add(1)),
         }
     }
+}
+
+/// Returns how many of the sorted `ranges` end before each /16, and how many there are, unless they
+/// are few.
+fn ends_before_blocks(ranges: &[(u32, u32)]) -> Box<[u32]> {
+    if ranges.len() <= MIN_INDEXED_RANGES {
+        return Box::default();
+    }
+    let mut ends = ranges.iter().map(|(_, last)| last >> 16).peekable();
+    let mut before = 0;
+    let of_blocks = (0..=1 << 16).map(|block| {
+        while ends.next_if(|end| *end < block).is_some() {
+            before += 1;
+        }
+        before
+    });
+    of_blocks.collect()
 }
 
 /// Sorts `ranges` and merges those that overlap or touch. `next` returns the address after another.
@@ -382,7 +422,9 @@ mod tests {
     fn a_hundred_thousand_networks_fit_into_4_mib() {
         let (v4, v6) = separate(100_000);
         assert_eq!((v4.len(), v6.len()), (100_000, 100_000));
-        let bytes = |set: &NetworkSet| size_of_val(&*set.v4) + size_of_val(&*set.v6);
+        let bytes = |set: &NetworkSet| {
+            size_of_val(&*set.v4) + size_of_val(&*set.v6) + size_of_val(&*set.v4_before)
+        };
         assert!(bytes(&v4) <= 4 << 20, "{}", bytes(&v4));
         assert!(bytes(&v6) <= 4 << 20, "{}", bytes(&v6));
     }
@@ -398,6 +440,40 @@ mod tests {
             });
             assert_eq!(found, (0..100_000).contains(&wanted));
             assert!(compared <= 17, "{compared} for {wanted}");
+        }
+    }
+
+    #[test]
+    fn a_long_list_contains_what_a_search_of_all_its_ranges_finds() {
+        // Ranges of many lengths, some over many /16s, and gaps of many lengths.
+        let (mut first, mut ranges, mut step) = (0u32, Vec::new(), 1u32);
+        while ranges.len() < 3 * MIN_INDEXED_RANGES {
+            step = step.wrapping_mul(0x9e37_79b1).wrapping_add(7);
+            let length = step >> if step % 64 == 0 { 12 } else { 17 };
+            let Some(last) = first.checked_add(length) else {
+                break;
+            };
+            ranges.push((first, last));
+            let gap = 2 + (step % 300_000);
+            let Some(next) = last.checked_add(gap) else {
+                break;
+            };
+            first = next;
+        }
+        assert!(ranges.len() > MIN_INDEXED_RANGES);
+        let collected = Collected {
+            v4: ranges.clone(),
+            v6: Vec::new(),
+        };
+        let set = collected.into_set();
+        assert_eq!(set.v4_before.len(), (1 << 16) + 1);
+        let edges = ranges.iter().flat_map(|&(first, last)| {
+            let around = |n: u32| [n.wrapping_sub(1), n, n.wrapping_add(1)];
+            [around(first), around(last), around(first & 0xffff_0000)].concat()
+        });
+        for address in edges.chain([0, u32::MAX]) {
+            let is_in_one = is_in_range(&ranges, address);
+            assert_eq!(set.contains(Ipv4Addr::from_bits(address).into()), is_in_one);
         }
     }
 
