@@ -24,8 +24,9 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     process::Command,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
+use tokio::time::Instant;
 
 const ABUSER: Ipv4Addr = Ipv4Addr::new(127, 0, 36, 1);
 const HONEST: Ipv4Addr = Ipv4Addr::new(127, 0, 36, 2);

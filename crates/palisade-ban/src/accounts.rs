@@ -185,3 +185,46 @@ fn account(client: &Client, number: u32) -> ClientKey {
 pub(crate) fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(MAX_DEBT)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use palisade_core::Prefix;
+
+    const RULES: Rules = Rules {
+        strikes: 2,
+        strike: 30_000_000,
+        first_ban: 10_000_000,
+        longest_ban: 3_600_000_000,
+        level: 600_000_000,
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn strikes_that_come_after_the_ban_change_neither_the_ban_nor_the_level() {
+        let accounts = Accounts::new(64, RULES);
+        let client = Client::from_peer(Some([192, 0, 2, 1].into()), Prefix::default());
+        let levels = || accounts.debt_of(account(&client, LEVELS));
+        assert_eq!(accounts.strike(&client, 1), None);
+        assert_eq!(accounts.strike(&client, 1), Some(Duration::from_secs(10)));
+        let level = levels();
+        assert_eq!(level, Duration::from_secs(10 + 600));
+        // As of threads that have looked before the ban.
+        for _ in 0..10 {
+            assert_eq!(accounts.strike(&client, 5), None);
+        }
+        assert_eq!(accounts.banned_for(&client), Duration::from_secs(10));
+        assert_eq!(levels(), level);
+    }
+
+    #[test]
+    fn no_level_and_no_debt_is_too_large() {
+        for level in [0, 1, 8, 9, 63, 64, u64::from(u32::MAX), u64::MAX] {
+            assert!(RULES.ban_at(level) <= RULES.longest_ban);
+            assert!(RULES.debt_after(level.min(9)) <= MAX_DEBT);
+        }
+        assert_eq!(RULES.levels_of(MAX_DEBT), MAX_DEBT.div_ceil(RULES.level));
+        let debt = RULES.debt_after(9) - RULES.longest_ban;
+        assert_eq!(RULES.levels_of(debt), 9);
+        assert_eq!(RULES.ban_at(9), RULES.longest_ban);
+    }
+}

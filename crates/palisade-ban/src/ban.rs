@@ -224,8 +224,7 @@ impl Ban {
 
     #[inline]
     fn may_keep_out_peer(&self, conn: &ConnInfo) -> bool {
-        let hash = conn.known_client_hash();
-        hash.is_some_and(|hash| self.shared.accounts.may_be_banned(hash))
+        self.shared.accounts.may_be_banned(conn.client().to_hash())
             || self.denies(conn.address_bits())
     }
 

@@ -293,6 +293,13 @@ async fn a_peer_that_writes_the_address_of_a_victim_does_not_keep_it_from_connec
     assert_eq!(ban.banned_for(&direct(VICTIM)), None);
     ban.unban(&direct(VICTIM));
     assert_eq!(status(&ban, claimed).await, 200);
+    // Nor if the table knows the victim from a ban that has ended.
+    ban.ban(&direct(VICTIM), SECOND);
+    ban.ban(&claimed, 60 * MINUTE);
+    advance(2 * SECOND).await;
+    assert_eq!(status(&ban, claimed).await, 403);
+    assert_eq!(at_accept(&ban, VICTIM), None);
+    assert_eq!(status(&ban, direct(VICTIM)).await, 200);
     // What a banned client is, it may not be called either.
     ban.ban(&direct(VICTIM), MINUTE);
     assert_eq!(status(&ban, claimed).await, 403);
