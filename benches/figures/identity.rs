@@ -45,15 +45,15 @@ fn found(peer: [u8; 4], is_found: bool) -> Run {
     })
 }
 
-pub(crate) fn not_found() -> Run {
+fn not_found() -> Run {
     found([192, 0, 2, 1], false)
 }
 
-pub(crate) fn of_untrusted_peer() -> Run {
+fn of_untrusted_peer() -> Run {
     found([192, 0, 2, 1], true)
 }
 
-pub(crate) fn of_three_hops() -> Run {
+fn of_three_hops() -> Run {
     found([10, 0, 0, 7], true)
 }
 
@@ -73,19 +73,19 @@ fn field(source: Source, name: &'static str, element: &str, bytes: usize) -> Run
 }
 
 /// As long as an element can be, so that 32 of them fill 4 KiB.
-pub(crate) fn x_forwarded_for(bytes: usize) -> Run {
+fn x_forwarded_for(bytes: usize) -> Run {
     let spaces = " ".repeat(116);
     let element = format!("{spaces}10.0.0.8");
     field(Source::XForwardedFor, "x-forwarded-for", &element, bytes)
 }
 
-pub(crate) fn forwarded(bytes: usize) -> Run {
+fn forwarded(bytes: usize) -> Run {
     let element = format!("for=10.0.0.8;secret=\"{}\"", "\\\"".repeat(50));
     field(Source::Forwarded, "forwarded", &element, bytes)
 }
 
 /// Returns a run that parses a header of so many bytes, of which all but 28 are TLVs.
-pub(crate) fn proxy_header(bytes: usize) -> Run {
+fn proxy_header(bytes: usize) -> Run {
     let mut header =
         b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\0\xcb\0\x71\x07\xc6\x33\x64\x01\xdc\x04\x01\xbb".to_vec();
     while header.len() + 64 <= bytes {
@@ -100,4 +100,20 @@ pub(crate) fn proxy_header(bytes: usize) -> Run {
             assert!(parse(black_box(&header)));
         }
     })
+}
+
+/// Adds the scenarios of this file.
+pub(crate) fn scenarios(all: &mut ScenarioList) {
+    all.add("client bare", not_found);
+    all.add("client untrusted", of_untrusted_peer);
+    all.add("client three-hops", of_three_hops);
+    all.add("x-forwarded-for 1", || x_forwarded_for(1 << 10));
+    all.add("x-forwarded-for 2", || x_forwarded_for(2 << 10));
+    all.add("x-forwarded-for 4", || x_forwarded_for(4 << 10));
+    all.add("forwarded 1", || forwarded(1 << 10));
+    all.add("forwarded 2", || forwarded(2 << 10));
+    all.add("forwarded 4", || forwarded(4 << 10));
+    all.add("proxy-header 1", || proxy_header(1 << 10));
+    all.add("proxy-header 2", || proxy_header(2 << 10));
+    all.add("proxy-header 4", || proxy_header(4 << 10));
 }

@@ -17,11 +17,7 @@ use http::{HeaderValue, Request, Response, Version, header};
 use http_body::Body;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use palisade::{
-    Mode, Stack,
-    conn::ConnGuard,
-    types::{Client, Prefix},
-};
+use palisade::{Mode, Stack, conn::ConnGuard};
 use palisade_benches::{
     Frames, Identified, Pends, Protocol, Reads, Ready, Sends, Server, anonymous, at_rest,
     connection, drive, drive_to_the_end, for_peers, for_peers_boxed, high_quota, hyper_http1,
@@ -43,8 +39,8 @@ pub(crate) fn all() -> Vec<Scenario> {
     single_guards(&mut all);
     all.add("shares bare", shares::not_asked);
     all.add("shares palisade", shares::asked);
-    identities(&mut all);
-    with_bans(&mut all);
+    identity::scenarios(&mut all);
+    bans::scenarios(&mut all);
     with_a_body(&mut all);
     with_waits(&mut all);
     downloads(&mut all);
@@ -54,33 +50,18 @@ pub(crate) fn all() -> Vec<Scenario> {
     all.0
 }
 
-fn identities(all: &mut ScenarioList) {
-    all.add("client bare", identity::not_found);
-    all.add("client untrusted", identity::of_untrusted_peer);
-    all.add("client three-hops", identity::of_three_hops);
-    all.add("x-forwarded-for 1", || identity::x_forwarded_for(1 << 10));
-    all.add("x-forwarded-for 2", || identity::x_forwarded_for(2 << 10));
-    all.add("x-forwarded-for 4", || identity::x_forwarded_for(4 << 10));
-    all.add("forwarded 1", || identity::forwarded(1 << 10));
-    all.add("forwarded 2", || identity::forwarded(2 << 10));
-    all.add("forwarded 4", || identity::forwarded(4 << 10));
-    all.add("proxy-header 1", || identity::proxy_header(1 << 10));
-    all.add("proxy-header 2", || identity::proxy_header(2 << 10));
-    all.add("proxy-header 4", || identity::proxy_header(4 << 10));
-}
-
 /// A list of scenarios under construction.
-struct ScenarioList(Vec<Scenario>);
+pub(crate) struct ScenarioList(Vec<Scenario>);
 
 // === ScenarioList ===
 
 impl ScenarioList {
-    fn add(&mut self, name: &'static str, make: impl FnOnce() -> Run + 'static) {
+    pub(crate) fn add(&mut self, name: &'static str, make: impl FnOnce() -> Run + 'static) {
         self.0.push((name, Box::new(make)));
     }
 
     /// Adds a scenario that sends each `request` to one service by polling it directly.
-    fn drive<S, B, R>(&mut self, name: &'static str, service: S, request: R)
+    pub(crate) fn drive<S, B, R>(&mut self, name: &'static str, service: S, request: R)
     where
         S: Service<Request<B>> + 'static,
         R: Fn() -> Request<B> + 'static,
@@ -150,7 +131,7 @@ impl ScenarioList {
 }
 
 /// Returns a constructor of requests that carry palisade's connection info.
-fn palisade_request() -> impl Fn() -> Request<Full<Bytes>> + 'static {
+pub(crate) fn palisade_request() -> impl Fn() -> Request<Full<Bytes>> + 'static {
     let conn = connection();
     move || request(&conn)
 }
@@ -254,26 +235,6 @@ fn single_guards(all: &mut ScenarioList) {
         fair.layer(Ready),
         palisade_request(),
     );
-}
-
-fn with_bans(all: &mut ScenarioList) {
-    let bans = || bans::layer(bans::others_banned());
-    all.drive("ban palisade", bans().layer(Ready), palisade_request());
-    let lists = bans::layer(bans::others_denied());
-    all.drive("deny palisade", lists.layer(Ready), palisade_request());
-    let named = || {
-        let mut request = anonymous();
-        let address = [192, 0, 2, 1].into();
-        let client = Client::from_peer(Some(address), Prefix::default());
-        request.extensions_mut().insert(client);
-        request
-    };
-    let no_guard = GuardLayer::new(()).layer(Ready);
-    all.drive("no_guard_named palisade", no_guard, named);
-    all.drive("ban_named palisade", bans().layer(Ready), named);
-    all.add("accept bare", bans::accepts_without_a_gate);
-    all.add("accept ban", || bans::accepts(bans::others_banned()));
-    all.add("accept deny", || bans::accepts(bans::others_denied()));
 }
 
 fn with_a_body(all: &mut ScenarioList) {
