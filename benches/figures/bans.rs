@@ -1,15 +1,12 @@
 //! What a client that nothing is held against pays for bans and lists.
 
-use crate::{
-    run::Run,
-    scenarios::{ScenarioList, palisade_request},
-};
+use crate::run::{Run, ScenarioList};
 use palisade::{
     Ban,
     ban::{BanLayer, Networks},
     types::{Client, Gate, Prefix},
 };
-use palisade_benches::{Ready, anonymous, connection};
+use palisade_benches::{Ready, anonymous, connection, request};
 use palisade_guard::GuardLayer;
 use std::{fmt::Write, hint::black_box, net::Ipv4Addr, time::Duration};
 use tower::Layer;
@@ -21,10 +18,14 @@ const NETWORKS: u32 = 100_000;
 
 /// Adds a request of the peer, one of a named client, and a new connection.
 pub(crate) fn scenarios(all: &mut ScenarioList) {
+    let of_peer = || {
+        let conn = connection();
+        move || request(&conn)
+    };
     let bans = || BanLayer::new(others_banned());
-    all.drive("ban palisade", bans().layer(Ready), palisade_request());
+    all.drive("ban palisade", bans().layer(Ready), of_peer());
     let lists = BanLayer::new(others_denied());
-    all.drive("deny palisade", lists.layer(Ready), palisade_request());
+    all.drive("deny palisade", lists.layer(Ready), of_peer());
     let named = || {
         let mut request = anonymous();
         let address = [192, 0, 2, 1].into();

@@ -1,6 +1,6 @@
 //! What it costs to find the client of a request, and to read the header of a connection.
 
-use crate::run::Run;
+use crate::run::{Run, ScenarioList};
 use http::{HeaderMap, Request};
 use palisade::{
     client_ip::{NetworkSet, ProxyHeader, ProxyParse, Source, Trust},

@@ -8,7 +8,7 @@ use crate::{
         self, SWEPT_CONNECTIONS, StubTransport, flush, guarded, read, repeat_call, sweeps, write,
     },
     identity,
-    run::Run,
+    run::{Run, Scenario, ScenarioList},
     shares,
 };
 use axum::{Router, routing::get};
@@ -20,21 +20,16 @@ use hyper::body::Incoming;
 use palisade::{Mode, Stack, conn::ConnGuard};
 use palisade_benches::{
     Frames, Identified, Pends, Protocol, Reads, Ready, Sends, Server, anonymous, at_rest,
-    connection, drive, drive_to_the_end, for_peers, for_peers_boxed, high_quota, hyper_http1,
-    hyper_util_auto, low_quota, palisade, peer_request, peers, peers_limit, request, runtime,
-    serve, tower_governor, upload,
+    connection, for_peers, for_peers_boxed, high_quota, hyper_http1, hyper_util_auto, low_quota,
+    palisade, peer_request, peers, peers_limit, request, runtime, serve, tower_governor, upload,
 };
 use palisade_guard::GuardLayer;
 use std::time::Duration;
 use tower::{BoxError, Layer, Service, layer::util::Identity};
 
-/// A name, and the constructor of the scenario's run. The run is created before the scenario is
-/// counted and dropped after it.
-pub(crate) type Scenario = (&'static str, Box<dyn FnOnce() -> Run>);
-
 /// Returns all scenarios, in the order in which they are counted.
 pub(crate) fn all() -> Vec<Scenario> {
-    let mut all = ScenarioList(Vec::new());
+    let mut all = ScenarioList::default();
     without_a_body(&mut all);
     single_guards(&mut all);
     all.add("shares bare", shares::not_asked);
@@ -47,91 +42,11 @@ pub(crate) fn all() -> Vec<Scenario> {
     refusals(&mut all);
     end_to_end(&mut all);
     on_connections(&mut all);
-    all.0
-}
-
-/// A list of scenarios under construction.
-pub(crate) struct ScenarioList(Vec<Scenario>);
-
-// === ScenarioList ===
-
-impl ScenarioList {
-    pub(crate) fn add(&mut self, name: &'static str, make: impl FnOnce() -> Run + 'static) {
-        self.0.push((name, Box::new(make)));
-    }
-
-    /// Adds a scenario that sends each `request` to one service by polling it directly.
-    pub(crate) fn drive<S, B, R>(&mut self, name: &'static str, service: S, request: R)
-    where
-        S: Service<Request<B>> + 'static,
-        R: Fn() -> Request<B> + 'static,
-    {
-        self.add(name, move || {
-            let mut service = service;
-            Box::new(move |requests| {
-                for _ in 0..requests {
-                    drive(&mut service, request());
-                }
-            })
-        });
-    }
-
-    /// Adds a scenario like [`Self::drive`] that reads the body of each response to its end.
-    fn drive_to_the_end<S, B, R, A>(&mut self, name: &'static str, service: S, request: R)
-    where
-        S: Service<Request<B>, Response = Response<A>> + 'static,
-        R: Fn() -> Request<B> + 'static,
-        A: Body,
-    {
-        self.add(name, move || {
-            let mut service = service;
-            Box::new(move |requests| {
-                for _ in 0..requests {
-                    drive_to_the_end(&mut service, request());
-                }
-            })
-        });
-    }
-
-    /// Adds a scenario that runs each request in the task of a runtime that wakes it.
-    fn drive_tasks<S, B, R>(&mut self, name: &'static str, service: S, request: R)
-    where
-        S: Service<Request<B>> + 'static,
-        R: Fn() -> Request<B> + 'static,
-    {
-        self.add(name, move || {
-            let (mut service, runtime) = (service, runtime());
-            Box::new(move |requests| {
-                for _ in 0..requests {
-                    let response = runtime.block_on(async {
-                        let ready = std::future::poll_fn(|cx| service.poll_ready(cx)).await;
-                        assert!(ready.is_ok(), "poll_ready never waits");
-                        service.call(request()).await
-                    });
-                    let _ = std::hint::black_box(response);
-                }
-            })
-        });
-    }
-
-    /// Adds a scenario like [`Self::drive`] that clones the service for each request.
-    fn drive_clones<S, B, R>(&mut self, name: &'static str, service: S, request: R)
-    where
-        S: Service<Request<B>> + Clone + 'static,
-        R: Fn() -> Request<B> + 'static,
-    {
-        self.add(name, move || {
-            Box::new(move |requests| {
-                for _ in 0..requests {
-                    drive(&mut service.clone(), request());
-                }
-            })
-        });
-    }
+    all.into_vec()
 }
 
 /// Returns a constructor of requests that carry palisade's connection info.
-pub(crate) fn palisade_request() -> impl Fn() -> Request<Full<Bytes>> + 'static {
+fn palisade_request() -> impl Fn() -> Request<Full<Bytes>> + 'static {
     let conn = connection();
     move || request(&conn)
 }
