@@ -1,6 +1,5 @@
 //! Admission of new connections.
 
-use super::proxied::Named;
 use crate::{
     connection::{
         ConnHandle,
@@ -18,9 +17,12 @@ use crate::{
 };
 use palisade_core::{Event, Guard, Mode, Phase, Reason, Violation, shed::Shed};
 use palisade_guard::Denied;
-use std::sync::{
-    Arc,
-    atomic::Ordering::{Relaxed, SeqCst},
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::Ordering::{Relaxed, SeqCst},
+    },
 };
 
 /// The numbers of connections from which a client or a network has many. A client with many, or in
@@ -38,6 +40,18 @@ pub(crate) enum AdmitError {
     NotYet,
     /// It is refused.
     Refused(Violation),
+}
+
+/// The addresses of a connection whose header has been read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Named {
+    /// The client, and the address that it connected to.
+    Client {
+        source: SocketAddr,
+        destination: SocketAddr,
+    },
+    /// The header names no client: they are those of the socket.
+    Proxy,
 }
 
 /// Asks the gate of the guard whether the peer may connect.

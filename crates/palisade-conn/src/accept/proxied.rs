@@ -1,6 +1,6 @@
 //! Connections of proxies, which begin with a header of the PROXY protocol.
 
-use super::admission;
+use super::admission::{self, Named};
 use crate::{
     guard::close::report,
     io::{guarded::GuardedIo, transport::Transport},
@@ -13,18 +13,6 @@ use tokio::io::AsyncReadExt;
 
 /// The number of bytes for which there is room before they arrive.
 const CHUNK_BYTES: usize = 512;
-
-/// The addresses of a connection whose header has been read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Named {
-    /// The client, and the address that it connected to.
-    Client {
-        source: SocketAddr,
-        destination: SocketAddr,
-    },
-    /// The header names no client: they are those of the socket.
-    Proxy,
-}
 
 /// Why there is no header.
 enum HeaderEnd {
