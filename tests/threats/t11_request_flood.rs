@@ -315,7 +315,7 @@ async fn in_shadow_mode_a_wide_limit_records_refusals_and_admits_all_requests() 
 }
 
 #[tokio::test]
-async fn on_tonic_the_client_gets_resource_exhausted_with_message_and_pushback() {
+async fn on_tonic_the_client_gets_resource_exhausted_with_message_pushback_and_retry_info() {
     let journal = Journal::default();
     let service = EchoServer::new(Lengths);
     let router = tonic::transport::Server::builder()
@@ -349,6 +349,10 @@ async fn on_tonic_the_client_gets_resource_exhausted_with_message_and_pushback()
             let pushback = status.metadata().get("grpc-retry-pushback-ms").unwrap();
             let wait = Duration::from_millis(pushback.to_str().unwrap().parse().unwrap());
             assert!((Duration::from_secs(1)..=Duration::from_secs(60)).contains(&wait));
+            // tonic has decoded the base64 of `grpc-status-details-bin`.
+            let name = b"type.googleapis.com/google.rpc.RetryInfo";
+            let mut parts = status.details().windows(name.len());
+            assert!(parts.any(|part| part == name), "{status:?}");
         }
         assert_eq!(honest.unary(piece()).await.unwrap().into_inner().bytes, 4);
     }

@@ -1,5 +1,7 @@
 //! A guard's decision against a request, and the response to the client.
 
+mod retry_info;
+
 use crate::{BoxError, Guard, GuardBody, Phase, Reason};
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{
@@ -378,8 +380,10 @@ impl Rejection {
     /// - Plain HTTP: the status, [`Self::message`], `Retry-After` in whole seconds, rounded up and
     ///   at least 1 (RFC 9110 section 10.2.3), and `Connection: close` if unread bytes of the
     ///   request may still arrive.
-    /// - gRPC: status 200, `grpc-status`, `grpc-message` and `grpc-retry-pushback-ms` (gRFC A6),
-    ///   trailers-only.
+    /// - gRPC: status 200, `grpc-status`, `grpc-message` and, if the client may retry,
+    ///   `grpc-retry-pushback-ms` (gRFC A6) and the same time as `google.rpc.RetryInfo` in
+    ///   `grpc-status-details-bin`. OpenTelemetry's exporters retry `RESOURCE_EXHAUSTED` only with
+    ///   the latter. Trailers-only.
     ///
     /// ```
     /// use http::StatusCode;
@@ -481,6 +485,15 @@ impl Rejection {
             let millis = wait.as_nanos().div_ceil(1_000_000);
             let millis = i32::try_from(millis).unwrap_or(-1);
             trailers.insert(GRPC_PUSHBACK, HeaderValue::from(millis));
+            if let Ok(millis) = u64::try_from(millis)
+                && let Ok(details) = HeaderValue::from_maybe_shared(retry_info::status_details(
+                    self.grpc_status(),
+                    self.message(),
+                    millis,
+                ))
+            {
+                trailers.insert(GRPC_DETAILS, details);
+            }
         } else if matches!(
             self.violation.reason,
             Reason::Banned
@@ -504,6 +517,7 @@ const GRPC_WEB_TEXT: HeaderValue = HeaderValue::from_static("application/grpc-we
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+const GRPC_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
 /// Returns `wait` as a value of `Retry-After`, in seconds. Formatting a number costs 4 allocations,
 /// so the usual waits are prepared and cost none.

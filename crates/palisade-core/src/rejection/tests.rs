@@ -152,6 +152,102 @@ fn the_pushback_is_rounded_up_to_whole_milliseconds() {
     }
 }
 
+/// The messages of `google.rpc` that the details of a status consist of, as prost reads them.
+mod google_rpc {
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Status {
+        #[prost(int32, tag = "1")]
+        pub(super) code: i32,
+        #[prost(string, tag = "2")]
+        pub(super) message: String,
+        #[prost(message, repeated, tag = "3")]
+        pub(super) details: Vec<Any>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Any {
+        #[prost(string, tag = "1")]
+        pub(super) type_url: String,
+        #[prost(bytes = "vec", tag = "2")]
+        pub(super) value: Vec<u8>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct RetryInfo {
+        #[prost(message, optional, tag = "1")]
+        pub(super) retry_delay: Option<Duration>,
+    }
+
+    #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+    pub(super) struct Duration {
+        #[prost(int64, tag = "1")]
+        pub(super) seconds: i64,
+        #[prost(int32, tag = "2")]
+        pub(super) nanos: i32,
+    }
+}
+
+/// Decodes base64 without padding (RFC 4648 section 4).
+fn from_base64(text: &[u8]) -> Vec<u8> {
+    let sextet = |byte: u8| match byte {
+        b'A'..=b'Z' => byte - b'A',
+        b'a'..=b'z' => byte - b'a' + 26,
+        b'0'..=b'9' => byte - b'0' + 52,
+        b'+' => 62,
+        b'/' => 63,
+        _ => panic!("not base64 without padding: {byte}"),
+    };
+    let bits = text.iter().flat_map(|&byte| {
+        let sextet = sextet(byte);
+        (0..6).rev().map(move |bit| (sextet >> bit) & 1)
+    });
+    let bits: Vec<u8> = bits.collect();
+    let bytes = bits.chunks_exact(8);
+    bytes
+        .map(|bits| bits.iter().fold(0, |byte, bit| (byte << 1) | bit))
+        .collect()
+}
+
+#[test]
+fn a_grpc_response_has_a_retry_info_of_the_same_time_as_the_pushback() {
+    use prost::Message;
+    for (wait, seconds, nanos) in [
+        (Duration::ZERO, 0, 0),
+        (Duration::from_micros(1), 0, 1_000_000),
+        (Duration::from_millis(1_500), 1, 500_000_000),
+        (Duration::from_millis(127), 0, 127_000_000),
+        (Duration::from_secs(12 * 24 * 60 * 60), 1_036_800, 0),
+    ] {
+        let response = rejection(ResponseFormat::Grpc).retry_after(wait);
+        let response = response.into_response::<Full<Bytes>>();
+        let details = from_base64(response.headers()["grpc-status-details-bin"].as_bytes());
+        let status = google_rpc::Status::decode(&*details).unwrap();
+        assert_eq!((status.code, &*status.message), (8, "too many requests"));
+        let [detail] = &status.details[..] else {
+            panic!("{status:?}");
+        };
+        assert_eq!(detail.type_url, "type.googleapis.com/google.rpc.RetryInfo");
+        let delay = google_rpc::RetryInfo::decode(&*detail.value).unwrap();
+        let expected = google_rpc::Duration { seconds, nanos };
+        assert_eq!(delay.retry_delay, Some(expected), "{wait:?}");
+    }
+}
+
+#[test]
+fn a_grpc_response_without_a_time_for_the_retry_has_no_retry_info() {
+    let never = Duration::from_millis(i32::MAX as u64 + 1);
+    for rejection in [
+        rejection(ResponseFormat::Grpc),
+        rejection(ResponseFormat::Grpc).retry_after(never),
+    ] {
+        let response = rejection.into_response::<Full<Bytes>>();
+        assert!(!response.headers().contains_key("grpc-status-details-bin"));
+    }
+    let plain = rejection(ResponseFormat::Http { close: false }).retry_after(Duration::ZERO);
+    let response = plain.into_response::<Full<Bytes>>();
+    assert!(!response.headers().contains_key("grpc-status-details-bin"));
+}
+
 #[tokio::test]
 async fn a_grpc_web_response_has_its_trailers_in_a_body_frame() {
     let response =
