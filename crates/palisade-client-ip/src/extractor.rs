@@ -2,6 +2,7 @@
 
 use crate::peer::peer;
 use palisade_core::{Client, ClientKey, ConnInfo, KeyExtractor, KeyOutcome, Prefix, RequestHead};
+use std::net::IpAddr;
 
 /// A [`KeyExtractor`] that counts requests by the network of their client. The default of every
 /// guard that counts per client.
@@ -163,6 +164,14 @@ impl KeyExtractor for ClientIp {
         warn_about_missing_peer_once(self.missing);
         self.missing.outcome()
     }
+
+    fn address(&self, head: &RequestHead<'_>) -> Option<IpAddr> {
+        let client = Client::from_extensions(head.extensions).and_then(Client::address);
+        match client {
+            None if !self.ignores_peers => peer(head.extensions).map(|peer| peer.ip()),
+            known => known,
+        }
+    }
 }
 
 impl Missing {
@@ -298,6 +307,25 @@ mod tests {
             KeyOutcome::Exempt
         );
         assert_eq!(peer(without_peer.extensions()), None);
+    }
+
+    #[test]
+    fn the_address_is_that_of_the_client_and_else_of_the_peer() {
+        let address = |client_ip: ClientIp, request: &Request<()>| {
+            client_ip.address(&RequestHead::from(request))
+        };
+        let (peer, client) = (socket("10.0.0.7"), socket("2001:db8::1").ip());
+        let mut request = request(peer);
+        assert_eq!(address(ClientIp::peer(), &request), Some(peer.ip()));
+        assert_eq!(address(ClientIp::forwarded(), &request), None);
+        let prefix = Prefix::default();
+        request
+            .extensions_mut()
+            .insert(Client::from_peer(Some(client), prefix));
+        for client_ip in [ClientIp::peer(), ClientIp::forwarded().prefix(prefix)] {
+            assert_eq!(address(client_ip, &request), Some(client));
+        }
+        assert_eq!(address(ClientIp::peer(), &Request::new(())), None);
     }
 
     #[cfg(feature = "axum")]

@@ -65,6 +65,16 @@ impl Prefix {
         Self { v4, v6 }
     }
 
+    /// Returns the number of bits of an IPv4 address, and of an IPv6 address.
+    ///
+    /// ```
+    /// use palisade_core::Prefix;
+    /// assert_eq!(Prefix::default().bits(), (32, 64));
+    /// ```
+    pub const fn bits(self) -> (u8, u8) {
+        (self.v4, self.v6)
+    }
+
     /// Returns how many of the 128 bits of `address`, IPv4-mapped if it is IPv4, identify the
     /// client.
     pub(crate) fn kept_bits(self, address: IpAddr) -> u8 {
@@ -326,6 +336,44 @@ pub trait KeyExtractor: Send + Sync + 'static {
     /// # Ok::<(), http::Error>(())
     /// ```
     fn extract(&self, head: &RequestHead<'_>) -> KeyOutcome;
+
+    /// Returns the address of the client, if the key stands for the network of an address. Limits of
+    /// wider networks, and quotas of certain networks, are by this address: a key alone cannot be
+    /// widened. Called only if there are such limits, after [`Self::extract`]: it must be fast and
+    /// must not panic.
+    ///
+    /// Defaults to `None`, also for closures: requests then count by their key alone.
+    ///
+    /// ```
+    /// use palisade_core::{ClientKey, KeyExtractor, KeyOutcome, Prefix, RequestHead};
+    /// use std::net::{IpAddr, SocketAddr};
+    ///
+    /// /// Counts by the address that an own listener has inserted.
+    /// struct ByAddress;
+    ///
+    /// impl KeyExtractor for ByAddress {
+    ///     fn extract(&self, head: &RequestHead<'_>) -> KeyOutcome {
+    ///         match self.address(head) {
+    ///             Some(ip) => KeyOutcome::Key(ClientKey::address(ip, Prefix::default())),
+    ///             None => KeyOutcome::Refuse,
+    ///         }
+    ///     }
+    ///
+    ///     fn address(&self, head: &RequestHead<'_>) -> Option<IpAddr> {
+    ///         head.extensions.get::<SocketAddr>().map(SocketAddr::ip)
+    ///     }
+    /// }
+    ///
+    /// let mut request = http::Request::new(());
+    /// request.extensions_mut().insert(SocketAddr::from(([192, 0, 2, 1], 4711)));
+    /// assert_eq!(ByAddress.address(&(&request).into()), Some([192, 0, 2, 1].into()));
+    /// let closure = |_: &RequestHead<'_>| KeyOutcome::Key(ClientKey::SHARED);
+    /// assert_eq!(closure.address(&(&request).into()), None);
+    /// ```
+    fn address(&self, head: &RequestHead<'_>) -> Option<IpAddr> {
+        let _ = head;
+        None
+    }
 }
 
 impl<F> KeyExtractor for F

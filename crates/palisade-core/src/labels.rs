@@ -75,6 +75,10 @@ closed_enum! {
         /// The client has used up its quota. The limit is 0, and the observed value is the time
         /// until the quota grants the request. Unit: milliseconds.
         RateExceeded = "rate_exceeded",
+        /// The network of the client has used up its quota, by the requests of all its clients.
+        /// The limit is 0, and the observed value is the time until the quota grants the request.
+        /// Unit: milliseconds.
+        NetworkRateExceeded = "network_rate_exceeded",
         /// The request costs more than the burst of the quota, so the quota can never grant it.
         /// Unit: cells, of which a request costs one by default.
         CostOverBurst = "cost_over_burst",
@@ -229,6 +233,7 @@ impl Reason {
             | Self::UpgradedFull => "connections",
             Self::QueueTimeout
             | Self::RateExceeded
+            | Self::NetworkRateExceeded
             | Self::Deadline
             | Self::TotalDeadline
             | Self::Gap
@@ -279,6 +284,7 @@ impl Reason {
             Self::QueueFull | Self::QueueTimeout => "ConcurrencyLimitLayer::queue(waiters, wait)",
             Self::Evicted => "ConcurrencyLimitLayer::present(requests)",
             Self::RateExceeded => "RateLimitLayer::new(quota)",
+            Self::NetworkRateExceeded => "RateLimitLayer::wider(prefix, times)",
             Self::CostOverBurst => "Quota::burst(cells) or RateLimitLayer::cost(..)",
             Self::PeerMissing => "ClientIp::missing(policy)",
             Self::TooLarge => "BodyLimitLayer::new(bytes) or .response(bytes)",

@@ -69,6 +69,7 @@ const REFUSALS: &[(Guard, Reason)] = &[
     (Guard::LoadShed, Reason::MemoryPressure),
     (Guard::LoadShed, Reason::RuntimeBusy),
     (Guard::RateLimit, Reason::RateExceeded),
+    (Guard::RateLimit, Reason::NetworkRateExceeded),
     (Guard::RateLimit, Reason::CostOverBurst),
     (Guard::RateLimit, Reason::PeerMissing),
     (Guard::Timeout, Reason::Deadline),
