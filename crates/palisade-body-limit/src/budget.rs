@@ -382,7 +382,7 @@ impl Policy for BodyBudgetPolicy {
         &self,
         (): &mut (),
         view: RequestView<'_, BudgetState>,
-        response: &Response<B>,
+        response: &mut Response<B>,
         _: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
         let is_charged = view.shared.is_some_and(|shared| shared.account().is_some());

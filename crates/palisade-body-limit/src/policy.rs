@@ -356,7 +356,7 @@ impl Policy for BodyLimitPolicy {
         &self,
         held: &mut ResponseState,
         exchange: RequestView<'_, SharedState>,
-        response: &Response<B>,
+        response: &mut Response<B>,
         _: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
         let Some(limit) = self.response_limit else {

@@ -167,7 +167,7 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
         &self,
         held: &mut Self::Held,
         view: RequestView<'_, Self::Shared>,
-        response: &Response<R>,
+        response: &mut Response<R>,
         started: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
         let (outer, inner) = (view.map(|shared| &shared.0), view.map(|shared| &shared.1));

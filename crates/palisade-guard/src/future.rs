@@ -92,7 +92,8 @@ where
                 let polled = inner.poll(cx);
                 drop(entered);
                 match polled {
-                    Poll::Ready(Ok(response)) => match check_response_head(slot, &response) {
+                    Poll::Ready(Ok(mut response)) => match check_response_head(slot, &mut response)
+                    {
                         Ok(true) => return Poll::Ready(Ok(watch_body(response, slot))),
                         Ok(false) => return Poll::Ready(Ok(release(response, slot))),
                         Err(refusal) => refusal,
@@ -117,7 +118,7 @@ where
 #[inline(always)]
 fn check_response_head<P: Policy, B: Body>(
     lease: &mut Option<Lease<P>>,
-    response: &Response<B>,
+    response: &mut Response<B>,
 ) -> Result<bool, Box<Refusal>> {
     let Some(lease) = lease else { return Ok(false) };
     let has_body = !response.body().is_end_stream();
@@ -204,14 +205,14 @@ where
                     if let Some(refusal) = lease.handler_ready(cx) {
                         break refusal;
                     }
-                    let response = match result {
+                    let mut response = match result {
                         Ok(response) => response,
                         Err(error) => {
                             *slot = None;
                             return Poll::Ready(Err(error));
                         }
                     };
-                    match check_response_head(slot, &response) {
+                    match check_response_head(slot, &mut response) {
                         Ok(true) => return Poll::Ready(Ok(watch_body(response, slot))),
                         Ok(false) => return Poll::Ready(Ok(release(response, slot))),
                         Err(refusal) => break refusal,

@@ -71,6 +71,89 @@ impl Gcra {
         self.period * self.burst as u64
     }
 
+    /// Returns this quota `times` over, for a network of several clients: the same largest debt,
+    /// with as many more cells. The period is rounded up to whole microseconds, and the burst down
+    /// to match, so the result is at most `times` this quota. 0 counts as 1.
+    ///
+    /// ```
+    /// use palisade_guard::Gcra;
+    /// let quota = Gcra::new(100_000, 40).expect("a valid quota");
+    /// assert_eq!(Some(quota.times(8)), Gcra::new(12_500, 320));
+    /// let fast = Gcra::new(100, 40).expect("a valid quota");
+    /// assert_eq!(Some(fast.times(64)), Gcra::new(2, 2_000)); // 1.56 µs, and 2,560 cells.
+    /// ```
+    #[inline]
+    pub const fn times(self, times: u32) -> Self {
+        if times <= 1 {
+            return self;
+        }
+        let max_debt = self.max_debt();
+        let period = self.period.div_ceil(times as u64);
+        // Neither is less than that of `self`, because `period` is not longer.
+        let (most, wanted) = (max_debt / period, self.burst as u64 * times as u64);
+        let burst = if most < wanted { most } else { wanted };
+        let burst = if burst > u32::MAX as u64 {
+            u32::MAX
+        } else {
+            burst as u32
+        };
+        Self { period, burst }
+    }
+
+    /// Returns the debt of a key that has `debt`, and was charged `charged` cells where `cells`
+    /// would have been right. It is at least 0 and at most [`max_debt`](Self::max_debt).
+    ///
+    /// ```
+    /// use palisade_guard::Gcra;
+    /// let quota = Gcra::new(100_000, 4).expect("a valid quota");
+    /// assert_eq!(quota.correct(200_000, 1, 0), 100_000);
+    /// assert_eq!(quota.correct(50_000, 1, 0), 0);
+    /// assert_eq!(quota.correct(100_000, 1, 3), 300_000);
+    /// assert_eq!(quota.correct(100_000, 1, 10), 400_000); // One burst, and no more.
+    /// ```
+    #[inline]
+    pub const fn correct(self, debt: u64, charged: u32, cells: u32) -> u64 {
+        let max_debt = self.max_debt();
+        let difference = (cells.abs_diff(charged) as u64).saturating_mul(self.period);
+        let debt = if debt > max_debt { max_debt } else { debt };
+        let corrected = if cells < charged {
+            debt.saturating_sub(difference)
+        } else {
+            debt.saturating_add(difference)
+        };
+        if corrected > max_debt {
+            max_debt
+        } else {
+            corrected
+        }
+    }
+
+    /// Returns how many cells a key that has `debt` may use at once, and after how many
+    /// microseconds it is one more; `None` if it has no debt.
+    ///
+    /// ```
+    /// use palisade_guard::Gcra;
+    /// let quota = Gcra::new(100_000, 4).expect("a valid quota");
+    /// assert_eq!(quota.available(0), (4, None));
+    /// assert_eq!(quota.available(100_000), (3, Some(100_000)));
+    /// assert_eq!(quota.available(100_001), (2, Some(1)));
+    /// assert_eq!(quota.available(400_000), (0, Some(100_000)));
+    /// ```
+    #[inline]
+    pub const fn available(self, debt: u64) -> (u32, Option<u64>) {
+        let max_debt = self.max_debt();
+        if debt == 0 {
+            return (self.burst, None);
+        }
+        let debt = if debt > max_debt { max_debt } else { debt };
+        let cells = (max_debt - debt) / self.period;
+        // At most `burst`, which is a `u32`.
+        (
+            cells as u32,
+            Some(debt - (max_debt - (cells + 1) * self.period)),
+        )
+    }
+
     /// Returns the new debt of a key that has `debt` and asks for `cells`, or the reason for which
     /// the cells are refused.
     ///
@@ -125,7 +208,62 @@ mod tests {
         assert_eq!(quota.decide(u64::MAX, 10), Err(Denied::Wait(10_000)));
     }
 
+    #[test]
+    fn several_times_a_quota_is_never_more_than_that_and_has_no_longer_debts() {
+        let quota = Gcra::new(1, 5_000_000).unwrap();
+        assert_eq!(quota.times(64), quota); // A microsecond is the shortest period.
+        let longest = Gcra::new(Table::MAX_DEBT / 2, 2).unwrap();
+        assert_eq!(longest.times(1 << 20).max_debt(), Table::MAX_DEBT);
+        assert!(longest.times(u32::MAX).max_debt() <= Table::MAX_DEBT);
+        assert_eq!((quota.times(0), quota.times(1)), (quota, quota));
+    }
+
     proptest! {
+        #[test]
+        fn a_multiple_lies_between_the_quota_and_its_multiple(
+            period in 1..=Table::MAX_DEBT, burst in 1u32.., times in 1u32..,
+        ) {
+            let burst = burst.min(u32::try_from(Table::MAX_DEBT / period).unwrap_or(u32::MAX));
+            let quota = Gcra::new(period, burst).unwrap();
+            let wide = quota.times(times);
+            prop_assert_eq!(Gcra::new(wide.period(), wide.burst()), Some(wide));
+            prop_assert!(wide.period() * u64::from(times) >= period && wide.period() <= period);
+            prop_assert!(wide.burst() >= burst);
+            prop_assert!(u64::from(wide.burst()) <= u64::from(burst) * u64::from(times));
+            prop_assert!(wide.max_debt() <= quota.max_debt());
+        }
+
+        #[test]
+        fn as_many_cells_are_granted_as_are_available(
+            period in 1..1_000_000u64, burst in 1..10_000u32, debt: u64,
+        ) {
+            let quota = Gcra::new(period, burst).unwrap();
+            let debt = debt % (quota.max_debt() + 1);
+            let (cells, next) = quota.available(debt);
+            prop_assert!(quota.decide(debt, cells).is_ok());
+            match next {
+                None => prop_assert_eq!(cells, burst),
+                Some(micros) => {
+                    prop_assert!(quota.decide(debt, cells + 1).is_err());
+                    prop_assert!((1..=period).contains(&micros));
+                    prop_assert!(quota.decide(debt - micros, cells + 1).is_ok());
+                    prop_assert!(quota.decide(debt - micros + 1, cells + 1).is_err());
+                }
+            }
+        }
+
+        #[test]
+        fn what_is_charged_and_given_back_leaves_no_trace(
+            period in 1..1_000_000u64, burst in 1..10_000u32, debt: u64, cells in 0..10_000u32,
+        ) {
+            let quota = Gcra::new(period, burst).unwrap();
+            let debt = debt % (quota.max_debt() + 1);
+            if let Ok(charged) = quota.decide(debt, cells) {
+                prop_assert_eq!(quota.correct(charged, cells, 0), debt);
+            }
+            prop_assert!(quota.correct(debt, 0, cells) <= quota.max_debt());
+        }
+
         #[test]
         fn decisions_match_the_definition(
             period in 1..=Table::MAX_DEBT, burst in 1u32.., debt: u64, cells: u32,

@@ -146,7 +146,7 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
         None
     }
 
-    /// Called when the response head is ready. Returns whether the policy needs
+    /// Called when the response head is ready, which the policy may add to. Returns whether it needs
     /// [`Self::poll_response`]. A refusal replaces the response. Not called if the response has no
     /// body and the request is not shared. `started` is [`Elapsed::started`], or `None` if the
     /// request has no timer.
@@ -155,7 +155,7 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
         &self,
         _held: &mut Self::Held,
         _view: RequestView<'_, Self::Shared>,
-        _response: &Response<B>,
+        _response: &mut Response<B>,
         _started: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
         Ok(false)

@@ -230,7 +230,7 @@ impl Policy for SlowBodyPolicy {
         &self,
         held: &mut ResponseState,
         exchange: RequestView<'_, SharedState>,
-        _: &Response<B>,
+        _: &mut Response<B>,
         _: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
         let is_checked = self.settings.is_enabled() && !self.response_pace(exchange).is_off();

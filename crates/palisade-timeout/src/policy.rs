@@ -275,7 +275,7 @@ impl Policy for TimeoutPolicy {
         &self,
         held: &mut ResponseState,
         view: RequestView<'_, SharedState>,
-        response: &Response<B>,
+        response: &mut Response<B>,
         started: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
         let Some(total) = self.effective_limits(view).total else {

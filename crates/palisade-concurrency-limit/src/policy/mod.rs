@@ -407,7 +407,7 @@ impl Policy for ConcurrencyLimitPolicy {
         &self,
         held: &mut ResponseState,
         request: RequestView<'_, SharedState>,
-        response: &Response<B>,
+        response: &mut Response<B>,
         _: Option<Instant>,
     ) -> Result<bool, Box<Refusal>> {
         if let Some(common) = request.shared {
