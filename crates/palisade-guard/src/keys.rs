@@ -1,7 +1,7 @@
 //! The client key of a request, extracted once, and what a policy keeps beside it.
 
 use palisade_core::{KeyExtractor, KeyOutcome, RequestHead};
-use std::{any::Any, sync::Arc};
+use std::sync::Arc;
 
 /// Caches the outcome of the key extractor for one request, so that policies with the same
 /// extractor run it once.
@@ -11,7 +11,7 @@ use std::{any::Any, sync::Arc};
 #[derive(Debug, Default)]
 pub struct Keys {
     known: Option<(usize, KeyOutcome)>,
-    kept: Option<Box<dyn Any + Send + Sync>>,
+    kept: Option<(usize, u64)>,
 }
 
 impl Keys {
@@ -29,27 +29,24 @@ impl Keys {
         }
     }
 
-    /// Keeps a value from `admit` for `share`, in place of one that another policy has kept.
+    /// Keeps a number from `admit` for `share` of the policy at this address, in place of one that
+    /// another policy has kept.
     ///
     /// ```
     /// use palisade_guard::Keys;
     /// let mut keys = Keys::default();
-    /// keys.keep(Box::new(7u32));
-    /// assert_eq!(keys.take_kept::<u64>(), None);
-    /// assert_eq!(keys.take_kept::<u32>().as_deref(), Some(&7));
-    /// assert_eq!(keys.take_kept::<u32>(), None);
+    /// assert_eq!(keys.kept(0x1000), None);
+    /// keys.keep(0x1000, 7);
+    /// assert_eq!((keys.kept(0x1000), keys.kept(0x2000)), (Some(7), None));
     /// ```
-    pub fn keep<T: Any + Send + Sync>(&mut self, value: Box<T>) {
-        self.kept = Some(value);
+    pub fn keep(&mut self, policy: usize, number: u64) {
+        self.kept = Some((policy, number));
     }
 
-    /// Returns the value that has been kept, if it is one of this type.
-    pub fn take_kept<T: Any>(&mut self) -> Option<Box<T>> {
-        if self.kept.as_ref()?.is::<T>() {
-            self.kept.take()?.downcast().ok()
-        } else {
-            None
-        }
+    /// Returns the number that the policy at this address has kept.
+    pub fn kept(&self, policy: usize) -> Option<u64> {
+        let (keeper, number) = self.kept?;
+        (keeper == policy).then_some(number)
     }
 }
 

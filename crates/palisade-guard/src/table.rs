@@ -145,6 +145,7 @@ impl Table {
     /// assert!(admitted(0) && admitted(0) && !admitted(0));
     /// assert!(admitted(100_000)); // A tenth of a second later.
     /// ```
+    #[inline(always)]
     pub fn update<T, E>(
         &self,
         key: ClientKey,
@@ -155,6 +156,33 @@ impl Table {
         let max_debt = max_debt.min(Self::MAX_DEBT);
         self.clear_paid(now, max_debt);
         let hash = key.to_hash();
+        // The usual case: the key has a word, and no other thread changes it.
+        if let Some(slot) = self.find(hash, now, max_debt) {
+            let (value, debt) = match decide(slot.debt) {
+                Ok(decided) => decided,
+                Err(error) => return Some(Err(error)),
+            };
+            let word = word(hash, now.wrapping_add(debt.min(max_debt)));
+            if slot
+                .word
+                .compare_exchange(slot.seen, word, Relaxed, Relaxed)
+                .is_ok()
+            {
+                return Some(Ok(value));
+            }
+        }
+        self.update_contended(hash, now, max_debt, decide)
+    }
+
+    /// Updates the word of a key that has none, or that other threads change.
+    #[inline(never)]
+    fn update_contended<T, E>(
+        &self,
+        hash: u64,
+        now: u64,
+        max_debt: u64,
+        decide: impl Fn(u64) -> Result<(T, u64), E>,
+    ) -> Option<Result<T, E>> {
         for _ in 0..MAX_TRIES {
             let slot = match self.find(hash, now, max_debt) {
                 Some(slot) => slot,
@@ -167,7 +195,7 @@ impl Table {
             if debt == 0 && !slot.found {
                 return Some(Ok(value)); // A key without debt needs no word.
             }
-            let word = (tag(hash) << TAT_BITS) | (now.wrapping_add(debt.min(max_debt)) & TAT_MASK);
+            let word = word(hash, now.wrapping_add(debt.min(max_debt)));
             if slot
                 .word
                 .compare_exchange(slot.seen, word, Relaxed, Relaxed)
@@ -253,7 +281,7 @@ impl Table {
     }
 
     /// Returns the word of the key with this hash, if there is one.
-    #[inline]
+    #[inline(always)]
     fn find(&self, hash: u64, now: u64, max_debt: u64) -> Option<Slot<'_>> {
         let tag = tag(hash);
         for line in self.lines_of(hash) {
@@ -414,6 +442,12 @@ fn debt(word: u64, now: u64, max_debt: u64) -> u64 {
     } else {
         ahead
     }
+}
+
+/// Returns the word of a key with this hash and TAT.
+#[inline]
+fn word(hash: u64, tat: u64) -> u64 {
+    (tag(hash) << TAT_BITS) | (tat & TAT_MASK)
 }
 
 /// Returns the tag of a key with this hash.
