@@ -148,21 +148,21 @@ impl ClientKey {
     /// let client = ClientKey::address("2001:db8::".parse().unwrap(), Prefix::default());
     /// assert_ne!(key("2001:db8::", 64), client);
     /// ```
+    #[inline]
     pub fn network(address: Ipv6Addr, bits: u8) -> Self {
         /// The accounts of a network: one per size, from beyond those of a client on.
         const ACCOUNTS_OF_CLIENT: u32 = 4;
         // In halves, because shifts of 128 bits take 20 instructions.
-        let [high, low] = halves(address.to_bits());
         let mask = |kept: u8| !u64::MAX.checked_shr(kept.into()).unwrap_or(0);
-        let [high, low] = [high & mask(bits), low & mask(bits.saturating_sub(64))];
-        let hash = match (high, low) {
-            // All networks that are assigned to subscribers, and all of IPv4.
-            (word, 0) | (0, word) => hash_word(word),
-            _ => {
-                let (k0, k1) = hash_keys();
-                let bits = from_halves([high, low]);
-                SipHasher13::new_with_keys(k0, k1).hash(&bits.to_le_bytes())
-            }
+        let [high, low] = match halves(address.to_bits()) {
+            [high, _] if bits <= 64 => [high & mask(bits), 0],
+            [high, low] => [high, low & mask(bits - 64)],
+        };
+        // All networks that are assigned to subscribers, and all of IPv4, have one word.
+        let hash = if low == 0 || high == 0 {
+            hash_word(high | low)
+        } else {
+            hash_words(high, low)
         };
         let key = Self {
             bits: [high, low],
@@ -301,8 +301,17 @@ fn hash_word(word: u64) -> u64 {
     a ^ b ^ c ^ d
 }
 
+#[cold]
+#[inline(never)]
+fn hash_words(high: u64, low: u64) -> u64 {
+    let (k0, k1) = hash_keys();
+    let bits = from_halves([high, low]);
+    SipHasher13::new_with_keys(k0, k1).hash(&bits.to_le_bytes())
+}
+
 /// Returns the two hash keys of this process: 128 random bits that the standard library's random
 /// state has from the operating system.
+#[inline]
 fn hash_keys() -> (u64, u64) {
     static KEYS: OnceLock<(u64, u64)> = OnceLock::new();
     let random = || {
@@ -411,10 +420,10 @@ pub trait KeyExtractor: Send + Sync + 'static {
     /// ```
     fn extract(&self, head: &RequestHead<'_>) -> KeyOutcome;
 
-    /// Returns the address of the client, if the key stands for the network of an address. Limits of
-    /// wider networks, and quotas of certain networks, are by this address: a key alone cannot be
-    /// widened. Called only if there are such limits, after [`Self::extract`]: it must be fast and
-    /// must not panic.
+    /// Returns the address of the client, if the key stands for the network of an address. Limits
+    /// of wider networks, and quotas of certain networks, are by this address: a key alone cannot
+    /// be widened. Called only if there are such limits, after [`Self::extract`]: it must be fast
+    /// and must not panic.
     ///
     /// Defaults to `None`, also for closures: requests then count by their key alone.
     ///

@@ -267,8 +267,8 @@ impl Rejection {
         self
     }
 
-    /// Adds a header field to the response in plain HTTP, beside those of the same name. Defaults to
-    /// no further fields. A response in gRPC has none of them.
+    /// Adds a header field to the response in plain HTTP, beside those of the same name. Defaults
+    /// to no further fields. A response in gRPC has none of them.
     ///
     /// ```
     /// # use palisade_core::{Guard, Phase, Reason, Rejection, ResponseFormat, Violation};

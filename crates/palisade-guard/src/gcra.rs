@@ -94,14 +94,14 @@ impl Gcra {
         }
         let max_debt = self.max_debt();
         let period = self.period.div_ceil(times as u64);
-        // The rounding of the debt is less than either product: less than `period`, and a
-        // microsecond for each cell. So it is less than the root of their product, 2^20 or so.
-        let (most, wanted) = (max_debt.div_ceil(period), self.burst as u64 * times as u64);
-        let burst = if most < wanted { most } else { wanted };
-        let burst = if burst > u32::MAX as u64 {
+        // The rounding of the debt is less than `period`, and than a microsecond for each cell. So
+        // it is less than the root of their product, 2^20 or so. And because `period` is rounded
+        // up, these are at most `times` as many cells.
+        let cells = max_debt.div_ceil(period);
+        let burst = if cells > u32::MAX as u64 {
             u32::MAX
         } else {
-            burst as u32
+            cells as u32
         };
         Self { period, burst }
     }

@@ -146,10 +146,10 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
         None
     }
 
-    /// Called when the response head is ready, which the policy may add to. Returns whether it needs
-    /// [`Self::poll_response`]. A refusal replaces the response. Not called if the response has no
-    /// body and the request is not shared. `started` is [`Elapsed::started`], or `None` if the
-    /// request has no timer.
+    /// Called when the response head is ready, which the policy may add to. Returns whether it
+    /// needs [`Self::poll_response`]. A refusal replaces the response. Not called if the response
+    /// has no body and the request is not shared. `started` is [`Elapsed::started`], or `None` if
+    /// the request has no timer.
     #[inline(always)]
     fn response_head<B: Body>(
         &self,
