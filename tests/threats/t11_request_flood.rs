@@ -242,25 +242,16 @@ async fn all_addresses_of_a_64_are_one_client() {
     assert_eq!(journal.gauge(GUARD, Gauge::Keys), Some(2));
 }
 
-/// Three times the burst and the rate for a whole /48, behind the limit of each client.
+/// Three times the quota of a client for a whole /48.
 fn limit_per_48(journal: &Journal) -> RateLimitLayer {
-    let quota = Quota::per_minute(3).burst(3 * BURST as u32);
-    let limiter = TableLimiter::new(quota).unwrap().capacity(1 << 10);
-    let network = ClientIp::peer().prefix(Prefix::new(32, 48).unwrap());
-    RateLimitLayer::with_limiter(limiter)
-        .key(network)
-        .metrics(journal.clone())
+    limit(journal).wider(Prefix::new(32, 48).unwrap(), 3)
 }
 
 #[tokio::test]
 async fn a_client_with_a_48_gets_no_fresh_quota_for_every_64() {
-    let (narrow, wider) = (Journal::default(), Journal::default());
-    // The narrowest limit comes first, so that a client over its own limit does not use up the
-    // quota of others.
-    let layers = ServiceBuilder::new()
-        .layer(limit(&narrow))
-        .layer(limit_per_48(&wider));
-    let server = serve_with_peer_from_header(layers).await;
+    let journal = Journal::default();
+    let layer = limit_per_48(&journal).wider_mode(Mode::Enforce);
+    let server = serve_with_peer_from_header(layer).await;
     let mut client = clients::http2::<Empty<Bytes>>(ATTACKER, server.addr)
         .await
         .unwrap();
@@ -288,17 +279,15 @@ async fn a_client_with_a_48_gets_no_fresh_quota_for_every_64() {
         }
     }
     assert_eq!(served, 2 * BURST);
-    assert_eq!(narrow.refused().len(), 100 - BURST);
-    assert_eq!(wider.refused().len(), 300 - 2 * BURST);
+    let mut refused = vec![(GUARD, Reason::RateExceeded); 100 - BURST];
+    refused.resize(400 - 3 * BURST, (GUARD, Reason::NetworkRateExceeded));
+    assert_eq!(journal.refused(), refused);
 }
 
 #[tokio::test]
-async fn in_shadow_mode_a_wide_limit_records_refusals_and_admits_all_requests() {
-    let (narrow, wider) = (Journal::default(), Journal::default());
-    let layers = ServiceBuilder::new()
-        .layer(limit(&narrow))
-        .layer(limit_per_48(&wider).mode(Mode::Shadow));
-    let server = serve_with_peer_from_header(layers).await;
+async fn until_it_is_enforced_a_wide_limit_records_refusals_and_admits_all_requests() {
+    let journal = Journal::default();
+    let server = serve_with_peer_from_header(limit_per_48(&journal)).await;
     let mut client = clients::http2::<Empty<Bytes>>(ATTACKER, server.addr)
         .await
         .unwrap();
@@ -311,7 +300,16 @@ async fn in_shadow_mode_a_wide_limit_records_refusals_and_admits_all_requests() 
             .unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
     }
-    assert_eq!(wider.refused().len(), 100 - 3 * BURST);
+    let refusals = journal.refusals();
+    assert_eq!(refusals.len(), 100 - 3 * BURST);
+    let modes = refusals
+        .into_iter()
+        .map(|(violation, mode)| (violation.reason, mode));
+    assert!(
+        modes
+            .into_iter()
+            .all(|it| it == (Reason::NetworkRateExceeded, Mode::Shadow))
+    );
 }
 
 #[tokio::test]

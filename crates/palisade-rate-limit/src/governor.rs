@@ -58,6 +58,10 @@ impl From<governor::Quota> for Policy {
 
 /// A cost above 65,536 counts as more than the burst, because governor's arithmetic could wrap.
 /// For the same reason, quotas slower than one cell in three days are safe only with a cost of 1.
+///
+/// A limiter of governor has one quota for all keys, and cannot give back what it has charged. So a
+/// layer with it has no limits of wider networks, no quotas for certain networks, no charges that
+/// are corrected, and no `RateLimit` fields: these need a [`TableLimiter`](crate::TableLimiter).
 impl<S, C, MW> Limiter for RateLimiter<ClientKey, S, C, MW>
 where
     S: StateStore<Key = ClientKey> + Send + Sync + 'static,

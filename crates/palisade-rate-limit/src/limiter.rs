@@ -1,7 +1,7 @@
 //! The limiter trait, and the limiter over a table of fixed size.
 
 use crate::{
-    ConfigError, Policy,
+    Account, ConfigError, Policy, QuotaState,
     quota::{BURST_BITS, MAX_QUOTAS, PERIOD_BITS},
 };
 use palisade_core::{ClientKey, GaugeSource};
@@ -54,6 +54,108 @@ pub trait Limiter: Send + Sync + 'static {
     /// # }
     /// ```
     fn check(&self, key: ClientKey, cost: u32) -> Decision;
+
+    /// Charges the accounts of one request, as [`check`](Self::check) charges a client, until one
+    /// of them refuses: first that of the client, then those of its networks. Returns how many were
+    /// charged, and the decision of the one that refused, or [`Decision::Admit`]. Called in place
+    /// of `check` if the layer has limits of [wider networks](crate::RateLimitLayer::wider) or
+    /// other options.
+    ///
+    /// Defaults to `check` for the client: a limiter without this method has no limits of networks.
+    ///
+    /// ```
+    /// use palisade_rate_limit::{Account, ClientKey, Decision, Limiter, Quota, TableLimiter};
+    /// use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), palisade_rate_limit::ConfigError> {
+    /// let limiter = TableLimiter::new(Quota::per_second(1).burst(2))?;
+    /// let network = Account::of_network(ClientKey::of("network"), 8);
+    /// let check = |client: &str, cost| {
+    ///     let client = Account::of_client(ClientKey::of(client));
+    ///     limiter.check_accounts(&mut [client, network].into_iter(), cost)
+    /// };
+    /// for client in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+    ///     assert_eq!(check(client, 2), (2, Decision::Admit));
+    /// }
+    /// // The client has two left, and its network none.
+    /// assert_eq!(check("i", 1), (1, Decision::Deny { wait: Duration::from_millis(125) }));
+    /// # Ok(())
+    /// # }
+    /// ```
+    fn check_accounts(
+        &self,
+        accounts: &mut dyn Iterator<Item = Account>,
+        cost: u32,
+    ) -> (usize, Decision) {
+        match accounts.next().map(|client| self.check(client.key, cost)) {
+            None => (0, Decision::Admit),
+            Some(Decision::Admit) => (1, Decision::Admit),
+            Some(decision) => (0, decision),
+        }
+    }
+
+    /// Corrects a charge of `charged` cells to `cells`: charges the difference, up to one burst, or
+    /// gives it back, down to no debt. Called by [`settle`](crate::RateLimitLayer::settle), and
+    /// when a wider network refuses what its client was charged for.
+    ///
+    /// Defaults to nothing: a limiter without this method leaves each request charged as before.
+    ///
+    /// ```
+    /// use palisade_rate_limit::{Account, ClientKey, Decision, Limiter, Quota, TableLimiter};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), palisade_rate_limit::ConfigError> {
+    /// let limiter = TableLimiter::new(Quota::per_minute(1).burst(2))?;
+    /// let (key, alice) = (ClientKey::of("alice"), Account::of_client(ClientKey::of("alice")));
+    /// assert_eq!(limiter.check(key, 2), Decision::Admit);
+    /// limiter.correct(alice, 2, 1);
+    /// assert_eq!(limiter.check(key, 1), Decision::Admit);
+    /// assert_ne!(limiter.check(key, 1), Decision::Admit);
+    /// # Ok(())
+    /// # }
+    /// ```
+    fn correct(&self, account: Account, charged: u32, cells: u32) {
+        let _ = (account, charged, cells);
+    }
+
+    /// Returns what is left of each quota of `account`, for the header fields of
+    /// [`name`](crate::RateLimitLayer::name). Always the same quotas in the same order.
+    ///
+    /// Defaults to none: a limiter without this method sends no such fields.
+    ///
+    /// ```
+    /// use palisade_rate_limit::{Account, ClientKey, Limiter, Quota, TableLimiter};
+    /// use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), palisade_rate_limit::ConfigError> {
+    /// let limiter = TableLimiter::new(Quota::per_second(1).burst(5))?;
+    /// limiter.check(ClientKey::of("alice"), 2);
+    /// let alice = Account::of_client(ClientKey::of("alice"));
+    /// let [quota] = limiter.quotas(alice)[..] else { unreachable!() };
+    /// assert_eq!((quota.burst, quota.window), (5, Duration::from_secs(5)));
+    /// assert_eq!((quota.available, quota.next), (3, Some(Duration::from_secs(1))));
+    /// # Ok(())
+    /// # }
+    /// ```
+    fn quotas(&self, account: Account) -> Vec<QuotaState> {
+        let _ = account;
+        Vec::new()
+    }
+
+    /// Returns a limiter that applies another policy to the same accounts, for
+    /// [`quota_for`](crate::RateLimitLayer::quota_for). A client that goes from one to the other
+    /// keeps its debt, as by [`TableLimiter::set`].
+    ///
+    /// # Errors
+    ///
+    /// If the policy is invalid. Defaults to an error: a limiter without this method has one policy
+    /// for all clients.
+    fn with_policy(&self, policy: Policy) -> Result<Arc<dyn Limiter>, ConfigError> {
+        let _ = policy;
+        let mut error = ConfigError::new("invalid rate limit");
+        let allowed = "a TableLimiter: this limiter has one policy for all clients";
+        error.push("quota_for", "set", allowed);
+        Err(error)
+    }
 
     /// Returns the number of keys held, for the metrics. Defaults to `None`: not reported.
     fn occupancy(&self) -> Option<Occupancy> {
@@ -110,16 +212,21 @@ pub enum Decision {
 /// If the table is full of clients in debt, the client with the least debt is evicted to make room
 /// for a new one: the evicted client gets its whole burst back, and the metrics count the eviction.
 pub struct TableLimiter {
-    table: Table,
-    clock: Clock,
+    debts: Arc<Debts>,
     /// The quotas, the one with the longest debts first, so that it keeps its index when others
     /// are added. 0 means no quota. A quota is packed into one word, so that a change needs no lock
     /// and no reader sees a partial one.
     quotas: [AtomicU64; MAX_QUOTAS],
-    /// The longest debt that any quota so far allows, in microseconds. Never shrinks.
-    max_debt: AtomicU64,
     /// The gauges, while a layer holds them.
     gauges: Mutex<Option<Weak<dyn GaugeSource>>>,
+}
+
+/// The debts of all accounts. The limiters of one table share them.
+struct Debts {
+    table: Table,
+    clock: Clock,
+    /// The longest debt that any quota so far allows, in microseconds. Never shrinks.
+    max_debt: AtomicU64,
 }
 
 // === Limiter ===
@@ -127,6 +234,26 @@ pub struct TableLimiter {
 impl<L: Limiter + ?Sized> Limiter for Arc<L> {
     fn check(&self, key: ClientKey, cost: u32) -> Decision {
         (**self).check(key, cost)
+    }
+
+    fn check_accounts(
+        &self,
+        accounts: &mut dyn Iterator<Item = Account>,
+        cost: u32,
+    ) -> (usize, Decision) {
+        (**self).check_accounts(accounts, cost)
+    }
+
+    fn correct(&self, account: Account, charged: u32, cells: u32) {
+        (**self).correct(account, charged, cells);
+    }
+
+    fn quotas(&self, account: Account) -> Vec<QuotaState> {
+        (**self).quotas(account)
+    }
+
+    fn with_policy(&self, policy: Policy) -> Result<Arc<dyn Limiter>, ConfigError> {
+        (**self).with_policy(policy)
     }
 
     fn occupancy(&self) -> Option<Occupancy> {
@@ -176,11 +303,13 @@ impl TableLimiter {
     /// # Errors
     /// If a quota is invalid or its debts are too long for the table.
     pub fn new(policy: impl Into<Policy>) -> Result<Self, ConfigError> {
+        Self::over(Arc::new(Debts::new(DEFAULT_CAPACITY_KEYS)), policy)
+    }
+
+    fn over(debts: Arc<Debts>, policy: impl Into<Policy>) -> Result<Self, ConfigError> {
         let limiter = Self {
-            table: Table::new(DEFAULT_CAPACITY_KEYS),
-            clock: Clock::new(),
+            debts,
             quotas: Default::default(),
-            max_debt: AtomicU64::new(0),
             gauges: Mutex::new(None),
         };
         limiter.set(policy)?;
@@ -205,7 +334,9 @@ impl TableLimiter {
     /// # }
     /// ```
     pub fn capacity(mut self, keys: usize) -> Self {
-        self.table = Table::new(keys);
+        let max_debt = self.debts.max_debt.load(Relaxed);
+        self.debts = Arc::new(Debts::new(keys));
+        self.debts.max_debt.store(max_debt, Relaxed);
         self
     }
 
@@ -240,8 +371,10 @@ impl TableLimiter {
     /// The errors of [`Self::new`]. The present policy is then kept.
     pub fn set(&self, policy: impl Into<Policy>) -> Result<(), ConfigError> {
         let quotas = policy.into().compile()?;
-        let max_debt = quotas.first().map_or(0, |widest| widest.max_debt());
-        self.max_debt.fetch_max(max_debt, Relaxed);
+        // Longer than any debt of a network, of which the quotas are multiples of these.
+        let longest = |widest: &Gcra| widest.max_debt() + Gcra::MAX_ROUNDING;
+        let max_debt = quotas.first().map_or(0, longest);
+        self.debts.max_debt.fetch_max(max_debt, Relaxed);
         let words = quotas.into_iter().map(pack).chain(std::iter::repeat(0));
         for (quota, word) in self.quotas.iter().zip(words) {
             // Stored after `max_debt`, so that a reader of this quota sees a large enough bound.
@@ -250,33 +383,44 @@ impl TableLimiter {
         Ok(())
     }
 
-    fn check_at(&self, key: ClientKey, cost: u32, now: u64) -> Decision {
-        match unpack(&self.quotas[0]) {
-            Some(only) if self.quotas[1].load(Relaxed) == 0 => self.charge(key, cost, now, only),
-            _ => self.check_all(key, cost, now),
-        }
+    /// Returns the quota of a policy that has no other one.
+    #[inline]
+    fn only_quota(&self) -> Option<Gcra> {
+        unpack(&self.quotas[0]).filter(|_| self.quotas[1].load(Relaxed) == 0)
+    }
+
+    /// Returns the key and the quota of each word of `account`, the one with the longest debts
+    /// first.
+    fn words(
+        &self,
+        account: Account,
+    ) -> impl DoubleEndedIterator<Item = (ClientKey, Gcra)> + use<> {
+        let quotas = self.quotas.each_ref().map(unpack);
+        quotas
+            .into_iter()
+            .enumerate()
+            .filter_map(move |(index, gcra)| {
+                let key = account.key.account(index as u32); // At most `MAX_QUOTAS`.
+                Some((key, gcra?.times(account.times)))
+            })
     }
 
     /// Checks a request against several quotas, each with its own word. All quotas are checked
     /// before any is charged, and each is charged only if it still grants the request. A race can
     /// therefore charge a client for a request that is then denied, but never admit a request
     /// uncharged. The quota that recovers soonest is charged first, which keeps that loss small.
-    fn check_all(&self, key: ClientKey, cost: u32, now: u64) -> Decision {
-        let quotas = self.quotas.each_ref().map(unpack);
-        let max_debt = self.max_debt.load(Relaxed);
-        let quota_key = |index: usize| key.account(index as u32); // At most `MAX_QUOTAS`.
-        let quotas = || {
-            let soonest_first = quotas.iter().enumerate().rev();
-            soonest_first.filter_map(|(index, gcra)| Some((index, (*gcra)?)))
-        };
-        let decision = quotas().fold(Decision::Admit, |decision, (index, gcra)| {
-            let debt = self.table.debt(quota_key(index), now, max_debt);
+    #[inline(never)]
+    fn check_all(&self, account: Account, cost: u32, now: u64) -> Decision {
+        let max_debt = self.debts.max_debt.load(Relaxed);
+        let soonest_first = self.words(account).rev();
+        let decision = soonest_first.fold(Decision::Admit, |decision, (key, gcra)| {
+            let debt = self.debts.table.debt(key, now, max_debt);
             match gcra.decide(debt, cost) {
                 Ok(_) => decision,
                 // A debt left over from a wider quota: `charge` denies the request and caps the
                 // debt.
                 Err(_) if debt > gcra.max_debt() => {
-                    stricter(decision, self.charge(quota_key(index), cost, now, gcra))
+                    stricter(decision, self.charge_one_of_several(key, cost, now, gcra))
                 }
                 Err(denied) => stricter(decision, Decision::denied(denied, gcra)),
             }
@@ -284,8 +428,8 @@ impl TableLimiter {
         if decision != Decision::Admit {
             return decision;
         }
-        for (index, gcra) in quotas() {
-            let charged = self.charge(quota_key(index), cost, now, gcra);
+        for (key, gcra) in self.words(account).rev() {
+            let charged = self.charge_one_of_several(key, cost, now, gcra);
             if charged != Decision::Admit {
                 return charged;
             }
@@ -293,8 +437,14 @@ impl TableLimiter {
         Decision::Admit
     }
 
+    #[inline(never)]
+    fn charge_one_of_several(&self, key: ClientKey, cost: u32, now: u64, gcra: Gcra) -> Decision {
+        self.charge(key, cost, now, gcra)
+    }
+
     /// Charges one quota, or denies the request. A denied request changes only a debt that is
     /// longer than the quota allows: it is capped.
+    #[inline(always)]
     fn charge(&self, key: ClientKey, cost: u32, now: u64, gcra: Gcra) -> Decision {
         let decide = |debt| match gcra.decide(debt, cost) {
             Ok(debt) => Ok((Ok(()), debt)),
@@ -302,10 +452,10 @@ impl TableLimiter {
             Err(denied) if debt > gcra.max_debt() => Ok((Err(denied), gcra.max_debt())),
             Err(denied) => Err(denied),
         };
-        match self
-            .table
-            .update(key, now, self.max_debt.load(Relaxed), decide)
-        {
+        let Debts {
+            table, max_debt, ..
+        } = &*self.debts;
+        match table.update(key, now, max_debt.load(Relaxed), decide) {
             Some(Ok(Ok(()))) => Decision::Admit,
             Some(Ok(Err(denied)) | Err(denied)) => Decision::denied(denied, gcra),
             // Other threads changed this key's word in every try, which takes a flood of requests
@@ -322,14 +472,74 @@ impl Limiter for TableLimiter {
         if cost == 0 {
             return Decision::Admit;
         }
-        self.check_at(key, cost, self.clock.now())
+        let now = self.debts.clock.now();
+        match self.only_quota() {
+            Some(only) => self.charge(key, cost, now, only),
+            None => self.check_all(Account::of_client(key), cost, now),
+        }
+    }
+
+    fn check_accounts(
+        &self,
+        accounts: &mut dyn Iterator<Item = Account>,
+        cost: u32,
+    ) -> (usize, Decision) {
+        if cost == 0 {
+            return (accounts.count(), Decision::Admit);
+        }
+        let (now, mut charged) = (self.debts.clock.now(), 0);
+        let only = self.only_quota();
+        for account in accounts {
+            let decision = match only {
+                Some(only) => self.charge(account.key, cost, now, only.times(account.times)),
+                None => self.check_all(account, cost, now),
+            };
+            if decision != Decision::Admit {
+                return (charged, decision);
+            }
+            charged += 1;
+        }
+        (charged, Decision::Admit)
+    }
+
+    fn correct(&self, account: Account, charged: u32, cells: u32) {
+        if charged == cells {
+            return;
+        }
+        let now = self.debts.clock.now();
+        let max_debt = self.debts.max_debt.load(Relaxed);
+        for (key, gcra) in self.words(account) {
+            let correct = |debt| Ok::<_, ()>(((), gcra.correct(debt, charged, cells)));
+            // Without a result, a flood of requests with this key has changed its word in every
+            // try. What is then lost is one correction among a thousand decisions.
+            let _ = self.debts.table.update(key, now, max_debt, correct);
+        }
+    }
+
+    fn quotas(&self, account: Account) -> Vec<QuotaState> {
+        let now = self.debts.clock.now();
+        let max_debt = self.debts.max_debt.load(Relaxed);
+        let state = |(key, gcra): (ClientKey, Gcra)| {
+            let (available, next) = gcra.available(self.debts.table.debt(key, now, max_debt));
+            let window = Duration::from_micros(gcra.max_debt());
+            let next = next.map(Duration::from_micros);
+            QuotaState::new(gcra.burst(), window, available, next)
+        };
+        self.words(account).map(state).collect()
+    }
+
+    fn with_policy(&self, policy: Policy) -> Result<Arc<dyn Limiter>, ConfigError> {
+        let limiter = Self::over(Arc::clone(&self.debts), policy)?;
+        Ok(Arc::new(limiter))
     }
 
     fn occupancy(&self) -> Option<Occupancy> {
-        Some(
-            self.table
-                .occupancy(self.clock.now(), self.max_debt.load(Relaxed)),
-        )
+        let Debts {
+            table,
+            clock,
+            max_debt,
+        } = &*self.debts;
+        Some(table.occupancy(clock.now(), max_debt.load(Relaxed)))
     }
 
     fn levels(&self, make: &dyn Fn(u64) -> Arc<dyn GaugeSource>) -> Arc<dyn GaugeSource> {
@@ -353,8 +563,20 @@ impl fmt::Debug for TableLimiter {
         let quotas: Vec<Gcra> = self.quotas.iter().filter_map(unpack).collect();
         f.debug_struct("TableLimiter")
             .field("quotas", &quotas)
-            .field("table", &self.table)
+            .field("table", &self.debts.table)
             .finish()
+    }
+}
+
+// === Debts ===
+
+impl Debts {
+    fn new(keys: usize) -> Self {
+        Self {
+            table: Table::new(keys),
+            clock: Clock::new(),
+            max_debt: AtomicU64::new(0),
+        }
     }
 }
 

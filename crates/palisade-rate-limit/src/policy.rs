@@ -1,12 +1,19 @@
 //! The policy of the rate limit: the key and cost of a request, and its refusal.
 
-use crate::{Decision, KeyExtractor, KeyOutcome, Limiter, RequestHead};
-use http::{Request, StatusCode};
+use crate::{
+    Account, Decision, KeyExtractor, KeyOutcome, Limiter, RequestHead, ResponseHead,
+    options::Options,
+};
+use http::{Request, Response, StatusCode};
 use http_body::Body;
-use palisade_core::{Gauge, GaugeSource, Guard, Phase, Reason, Rejection, Violation};
-use palisade_guard::{Facts, KeepUnread, Keys, NeverQueued, Occupancy, Policy, Refusal, Settings};
+use palisade_core::{
+    ClientKey, Gauge, GaugeSource, Guard, Mode, Phase, Reason, Rejection, Violation,
+};
+use palisade_guard::{
+    Facts, KeepUnread, Keys, NeverQueued, Occupancy, Policy, Refusal, RequestView, Settings,
+};
 use parking_lot::Mutex;
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// The policy of [`RateLimitLayer`](crate::RateLimitLayer).
@@ -17,6 +24,8 @@ pub struct RateLimitPolicy {
     pub(crate) gauges: Arc<dyn GaugeSource>,
     pub(crate) key: Arc<dyn KeyExtractor>,
     pub(crate) cost: Option<CostFn>,
+    /// Kept apart, so that a layer without options checks once that it has none.
+    pub(crate) options: Option<Arc<Options>>,
 }
 
 pub(crate) type CostFn = Arc<dyn Fn(&RequestHead<'_>) -> u32 + Send + Sync>;
@@ -40,7 +49,22 @@ const MIN_CACHED_CAPACITY_KEYS: u64 = 1 << 16;
 pub(crate) enum DenyReason {
     PeerMissing,
     RateExceeded(Duration),
+    NetworkExceeded(Duration),
     OverBurst { cost: u32, burst: u32 },
+}
+
+/// An admitted request, and what it has been charged.
+#[derive(Debug)]
+pub struct Charged {
+    key: ClientKey,
+    address: Option<IpAddr>,
+    /// The index of the networks of which it has the quota.
+    network: Option<usize>,
+    cells: u32,
+    /// The number of accounts that it was charged to: its own, and its networks from the narrowest
+    /// on.
+    accounts: usize,
+    is_grpc: bool,
 }
 
 // === RateLimitPolicy ===
@@ -66,29 +90,194 @@ impl RateLimitPolicy {
         }
     }
 
+    /// Charges the client, and the networks around it, for a request of a layer with options.
+    /// Records a refusal. Returns what was charged, or `None` if nothing was.
+    ///
+    /// The client is charged first, then the networks from the narrowest on. A refusal charges no
+    /// wider network, and what its client and the narrower networks were charged is given back: so
+    /// a client that has used up its quota takes nothing from its neighbours, and one whose network
+    /// is used up keeps its own quota.
+    #[inline(never)]
+    pub(crate) fn check_with(
+        &self,
+        options: &Options,
+        head: &RequestHead<'_>,
+        facts: &Facts,
+        keys: &mut Keys,
+    ) -> Result<Option<Charged>, Refusal> {
+        if !self.settings.is_enabled() {
+            return Ok(None);
+        }
+        let key = match keys.get(&self.key, head) {
+            KeyOutcome::Key(key) => key,
+            KeyOutcome::Exempt => return Ok(None),
+            // Refused, or an outcome that this version does not know.
+            _ => return self.refuse(DenyReason::PeerMissing, facts).map(|()| None),
+        };
+        let cost = self.cost.as_ref().map_or(1, |cost| cost(head));
+        let address = self.address(options, head);
+        let mode = match options.ladder.mode {
+            Mode::Enforce => self.settings.mode,
+            mode => mode,
+        };
+        let mut charged = Charged {
+            key,
+            address,
+            network: options.network_of(address),
+            cells: cost,
+            accounts: 0,
+            is_grpc: facts.form.is_grpc(),
+        };
+        let limiter = options.limiter(charged.network, &self.limiter);
+        let networks = address.filter(|_| mode != Mode::Off);
+        let mut accounts = options.ladder.accounts(key, networks);
+        let decision;
+        (charged.accounts, decision) = limiter.check_accounts(&mut accounts, cost);
+        if decision != Decision::Admit {
+            self.refuse_with(options, &charged, decision, mode, facts)?;
+        }
+        Ok((charged.accounts > 0).then_some(charged))
+    }
+
+    /// Settles the charge of a request by its response, and adds header fields.
+    #[inline(never)]
+    pub(crate) fn answered<B>(&self, charged: &Charged, response: &mut Response<B>) {
+        let Some(options) = self.options.as_deref() else {
+            return;
+        };
+        let limiter = options.limiter(charged.network, &self.limiter);
+        if let Some(settle) = &options.settle {
+            let cells = settle(&ResponseHead::new(response, charged.cells));
+            let accounts = charged.accounts(options);
+            accounts.for_each(|account| limiter.correct(account, charged.cells, cells));
+        }
+        if let Some(fields) = &options.fields
+            && options.fields_on_every_response
+            && self.settings.mode == Mode::Enforce
+            && !charged.is_grpc
+        {
+            let quotas = limiter.quotas(Account::of_client(charged.key));
+            fields.add_to(response.headers_mut(), &quotas);
+        }
+    }
+
+    /// Returns what the request was charged in [`Policy::admit`], if its response matters.
+    #[inline(never)]
+    fn charged(
+        &self,
+        options: &Options,
+        head: &RequestHead<'_>,
+        facts: &Facts,
+        keys: &mut Keys,
+    ) -> Option<Box<Charged>> {
+        let bits = keys.kept(self.id()).filter(|_| options.needs_response())?;
+        let KeyOutcome::Key(key) = keys.get(&self.key, head) else {
+            return None;
+        };
+        let address = self.address(options, head);
+        let charged = Charged::from_bits(bits, key, address, facts.form.is_grpc());
+        Some(Box::new(charged))
+    }
+
+    fn address(&self, options: &Options, head: &RequestHead<'_>) -> Option<IpAddr> {
+        if options.needs_address() {
+            self.key.address(head)
+        } else {
+            None
+        }
+    }
+
+    /// Identifies this policy while a request is admitted.
+    fn id(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
+    /// Returns whether the response of an admitted request matters.
+    #[inline]
+    pub(crate) fn needs_response(&self) -> bool {
+        let options = self.options.as_ref();
+        options.is_some_and(|it| it.needs_response() && self.settings.is_enabled())
+    }
+
+    /// Records the refusal of a request by its client's account or, in `networks`, by that of a
+    /// network. If it is enforced, gives back what was charged and returns it as an error, with
+    /// header fields if the layer has a name.
+    #[cold]
+    #[inline(never)]
+    fn refuse_with(
+        &self,
+        options: &Options,
+        charged: &Charged,
+        decision: Decision,
+        networks: Mode,
+        facts: &Facts,
+    ) -> Result<(), Refusal> {
+        let cost = charged.cells;
+        let is_network = charged.accounts > 0;
+        let reason = match decision {
+            Decision::NeverPossible { burst } => DenyReason::OverBurst { cost, burst },
+            Decision::Deny { wait } if is_network => DenyReason::NetworkExceeded(wait),
+            Decision::Deny { wait } => DenyReason::RateExceeded(wait),
+            Decision::Admit => return Ok(()),
+        };
+        let mut settings = self.settings.clone();
+        if is_network {
+            settings.mode = networks;
+        }
+        let mut rejection = reason.rejection(facts);
+        let limiter = options.limiter(charged.network, &self.limiter);
+        if settings.mode == Mode::Enforce {
+            let charged_to = charged.accounts(options);
+            charged_to.for_each(|account| limiter.correct(account, cost, 0));
+            let mut accounts = options.ladder.accounts(charged.key, charged.address);
+            if let Some(fields) = &options.fields
+                && rejection.retry_delay().is_some()
+                && let Some(refusing) = accounts.nth(charged.accounts)
+            {
+                let quotas = limiter.quotas(refusing);
+                for (name, value) in fields.of_refusal(&quotas, cost, is_network) {
+                    rejection = rejection.field(name, value);
+                }
+            }
+        }
+        settings.refuse_request(rejection, facts)
+    }
+
     /// Records a refusal. Returns it as an error if it is enforced.
     #[cold]
     #[inline(never)]
     pub(crate) fn refuse(&self, reason: DenyReason, facts: &Facts) -> Result<(), Refusal> {
-        let (reason, status, limit, observed, wait) = match reason {
-            DenyReason::PeerMissing => (
+        self.settings.refuse_request(reason.rejection(facts), facts)
+    }
+}
+
+// === DenyReason ===
+
+impl DenyReason {
+    #[inline]
+    fn rejection(self, facts: &Facts) -> Rejection {
+        let (reason, status, limit, observed, wait) = match self {
+            Self::PeerMissing => (
                 Reason::PeerMissing,
                 StatusCode::INTERNAL_SERVER_ERROR,
                 0,
                 0,
                 None,
             ),
-            DenyReason::RateExceeded(wait) => {
+            Self::RateExceeded(wait) | Self::NetworkExceeded(wait) => {
                 let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
                 (
-                    Reason::RateExceeded,
+                    match self {
+                        Self::NetworkExceeded(_) => Reason::NetworkRateExceeded,
+                        _ => Reason::RateExceeded,
+                    },
                     StatusCode::TOO_MANY_REQUESTS,
                     0,
                     millis,
                     Some(wait),
                 )
             }
-            DenyReason::OverBurst { cost, burst } => {
+            Self::OverBurst { cost, burst } => {
                 let (limit, observed) = (burst.into(), cost.into());
                 (
                     Reason::CostOverBurst,
@@ -101,17 +290,48 @@ impl RateLimitPolicy {
         };
         let phase = Phase::RequestHead;
         let violation = Violation::new(Guard::RateLimit, reason, phase, limit, observed);
-        let mut rejection = Rejection::new(violation, status, facts.form);
-        if let Some(wait) = wait {
-            rejection = rejection.retry_after(wait);
+        let rejection = Rejection::new(violation, status, facts.form);
+        match wait {
+            Some(wait) => rejection.retry_after(wait),
+            None => rejection,
         }
-        self.settings.refuse_request(rejection, facts)
+    }
+}
+
+// === Charged ===
+
+impl Charged {
+    /// Returns the accounts that the request was charged to.
+    fn accounts<'a>(&self, options: &'a Options) -> impl Iterator<Item = Account> + use<'a> {
+        let accounts = options.ladder.accounts(self.key, self.address);
+        accounts.take(self.accounts)
+    }
+
+    /// Returns what of this cannot be found out again from the request.
+    fn to_bits(&self) -> u64 {
+        let network = self.network.and_then(|index| u16::try_from(index + 1).ok());
+        let accounts = u16::try_from(self.accounts).unwrap_or(u16::MAX);
+        u64::from(self.cells)
+            | u64::from(accounts) << 32
+            | u64::from(network.unwrap_or_default()) << 48
+    }
+
+    /// Returns the charge of a request from [`Self::to_bits`].
+    fn from_bits(bits: u64, key: ClientKey, address: Option<IpAddr>, is_grpc: bool) -> Self {
+        Self {
+            key,
+            address,
+            network: usize::from((bits >> 48) as u16).checked_sub(1),
+            cells: bits as u32,
+            accounts: usize::from((bits >> 32) as u16),
+            is_grpc,
+        }
     }
 }
 
 impl Policy for RateLimitPolicy {
     type Held = ();
-    type Shared = ();
+    type Shared = Option<Box<Charged>>;
     type Upload = ();
     type QueuedService = NeverQueued;
     type Unread = KeepUnread;
@@ -128,15 +348,49 @@ impl Policy for RateLimitPolicy {
         facts: &Facts,
         keys: &mut Keys,
     ) -> Result<(), Refusal> {
+        if let Some(options) = &self.options {
+            if let Some(charged) = self.check_with(options, &request.into(), facts, keys)? {
+                keys.keep(self.id(), charged.to_bits());
+            }
+            return Ok(());
+        }
         self.check(&request.into(), keys)
             .or_else(|reason| self.refuse(reason, facts))
     }
 
     #[inline(always)]
-    fn share<B: Body>(&self, (): &mut (), _: &mut Request<B>, _: &Facts, _: &mut Keys) {}
+    fn needs_sharing(&self, (): &()) -> bool {
+        self.needs_response()
+    }
 
     #[inline(always)]
-    fn upload(&self, (): &mut (), (): &(), _: &Facts) {}
+    fn share<B: Body>(
+        &self,
+        (): &mut (),
+        request: &mut Request<B>,
+        facts: &Facts,
+        keys: &mut Keys,
+    ) -> Option<Box<Charged>> {
+        let options = self.options.as_deref()?;
+        self.charged(options, &(&*request).into(), facts, keys)
+    }
+
+    #[inline(always)]
+    fn upload(&self, (): &mut (), _: &Option<Box<Charged>>, _: &Facts) {}
+
+    #[inline(always)]
+    fn response_head<B: Body>(
+        &self,
+        (): &mut (),
+        view: RequestView<'_, Option<Box<Charged>>>,
+        response: &mut Response<B>,
+        _: Option<Instant>,
+    ) -> Result<bool, Box<Refusal>> {
+        if let Some(Some(charged)) = view.shared {
+            self.answered(charged, response);
+        }
+        Ok(false)
+    }
 }
 
 impl fmt::Debug for RateLimitPolicy {

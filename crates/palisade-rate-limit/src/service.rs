@@ -1,6 +1,9 @@
 //! The service of the rate limit. It leaves request and response bodies unchanged.
 
-use crate::{RequestHead, policy::RateLimitPolicy};
+use crate::{
+    RequestHead,
+    policy::{Charged, RateLimitPolicy},
+};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
@@ -10,7 +13,7 @@ use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 use tower_service::Service;
 
@@ -22,7 +25,8 @@ pub struct RateLimit<S> {
 }
 
 pin_project! {
-    /// Response future of [`RateLimit`]. It can be dropped at any time; the request stays charged.
+    /// Response future of [`RateLimit`]. It can be dropped at any time; the request stays charged
+    /// as it is.
     #[derive(Debug)]
     pub struct ResponseFuture<F> {
         #[pin]
@@ -36,8 +40,17 @@ pin_project! {
     enum State<F> {
         // `policy` is the address of the policy, which identifies it while the service is alive.
         Admitted { #[pin] inner: F, policy: usize },
+        // The response matters.
+        Charged { #[pin] inner: F, charged: Option<Box<Awaited>> },
         Refused { refused: Option<Refused> },
     }
+}
+
+/// An admitted request whose response matters, and its policy.
+#[derive(Debug)]
+struct Awaited {
+    policy: Arc<RateLimitPolicy>,
+    charged: Charged,
 }
 
 // === RateLimit ===
@@ -81,15 +94,19 @@ where
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let policy = std::ptr::from_ref(&*self.policy).addr();
         // A service nested in another one of the same policy does not count a request twice.
-        if !is_inside(policy)
-            && let Err(reason) = self
+        if !is_inside(policy) {
+            if self.policy.options.is_some() {
+                return self.call_with_options(request);
+            }
+            if let Err(reason) = self
                 .policy
                 .check(&RequestHead::from(&request), &mut Keys::default())
-            && let Err(refusal) = self
-                .policy
-                .refuse(reason, &Facts::from_request(&request, true))
-        {
-            return ResponseFuture::refused(refusal, request);
+                && let Err(refusal) = self
+                    .policy
+                    .refuse(reason, &Facts::from_request(&request, true))
+            {
+                return ResponseFuture::refused(refusal, request);
+            }
         }
         let inside = enter(policy);
         let inner = self.inner.call(request);
@@ -97,6 +114,39 @@ where
         ResponseFuture {
             state: State::Admitted { inner, policy },
         }
+    }
+}
+
+impl<S> RateLimit<S> {
+    #[inline(never)]
+    fn call_with_options<B>(&mut self, request: Request<B>) -> ResponseFuture<S::Future>
+    where
+        S: Service<Request<B>>,
+        B: Body + Send + 'static,
+    {
+        let facts = Facts::from_request(&request, self.policy.settings.recorder.is_enabled());
+        let (head, keys) = (RequestHead::from(&request), &mut Keys::default());
+        let checked = match self.policy.options.as_deref() {
+            Some(options) => self.policy.check_with(options, &head, &facts, keys),
+            None => Ok(None),
+        };
+        let charged = match checked {
+            Ok(charged) => charged.filter(|_| self.policy.needs_response()),
+            Err(refusal) => return ResponseFuture::refused(refusal, request),
+        };
+        let policy = Arc::as_ptr(&self.policy).addr();
+        let inside = enter(policy);
+        let inner = self.inner.call(request);
+        drop(inside);
+        let state = match charged {
+            None => State::Admitted { inner, policy },
+            Some(charged) => {
+                let policy = Arc::clone(&self.policy);
+                let charged = Some(Box::new(Awaited { policy, charged }));
+                State::Charged { inner, charged }
+            }
+        };
+        ResponseFuture { state }
     }
 }
 
@@ -133,9 +183,34 @@ where
                     Poll::Ready(Ok(response)) => Poll::Ready(Ok(response.map(GuardBody::passing))),
                 }
             }
+            StateProj::Charged { inner, charged } => poll_charged(inner, charged, cx),
             StateProj::Refused { refused } => Poll::Ready(Ok(rejection_response(refused))),
         }
     }
+}
+
+#[inline(never)]
+fn poll_charged<F, B, E>(
+    inner: Pin<&mut F>,
+    charged: &mut Option<Box<Awaited>>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Response<GuardBody<B>>, E>>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    B: Body<Data = Bytes>,
+{
+    let awaited = charged.as_ref().expect("polled after completion");
+    let inside = enter(Arc::as_ptr(&awaited.policy).addr());
+    let polled = inner.poll(cx);
+    drop(inside);
+    let result = ready!(polled);
+    // An error leaves the request charged as it is.
+    let awaited = charged.take().filter(|_| result.is_ok());
+    let mut response = result?;
+    if let Some(awaited) = awaited {
+        awaited.policy.answered(&awaited.charged, &mut response);
+    }
+    Poll::Ready(Ok(response.map(GuardBody::passing)))
 }
 
 #[cold]

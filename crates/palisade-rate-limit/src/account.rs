@@ -1,0 +1,208 @@
+//! The accounts that a request is charged to: its client, and the networks around it.
+
+use palisade_core::{ClientKey, Mode, Prefix};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    time::Duration,
+};
+
+/// An account that a request is charged to: that of a client, or that of a network of several
+/// clients.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// The key of the client or of the network.
+    pub key: ClientKey,
+    /// How many times the quota of a client the account has. 1 for a client.
+    pub times: u32,
+}
+
+/// What is left of one quota of an [`Account`].
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuotaState {
+    /// The number of cells that the quota grants at once.
+    pub burst: u32,
+    /// The time in which it grants as many again.
+    pub window: Duration,
+    /// The number of cells that it grants now.
+    pub available: u32,
+    /// The time until it grants one more; `None` if all of the burst is available.
+    pub next: Option<Duration>,
+}
+
+/// The limits of the networks around a client, the narrowest first.
+#[derive(Clone, Debug)]
+pub(crate) struct Ladder {
+    v4: Vec<Level>,
+    v6: Vec<Level>,
+    pub(crate) mode: Mode,
+}
+
+/// A limit of all clients of a network together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Level {
+    /// The number of bits of an IPv6 address that the network has, an IPv4 address as an
+    /// IPv4-mapped one.
+    bits: u8,
+    times: u32,
+}
+
+/// The accounts of one request.
+pub(crate) struct Accounts<'a> {
+    client: Option<ClientKey>,
+    levels: std::slice::Iter<'a, Level>,
+    /// [`Ipv6Addr::UNSPECIFIED`] if it is unknown.
+    address: Ipv6Addr,
+}
+
+// === Account ===
+
+impl Account {
+    /// The account of a client.
+    pub const fn of_client(key: ClientKey) -> Self {
+        Self { key, times: 1 }
+    }
+
+    /// The account of a network that has `times` the quota of a client.
+    pub const fn of_network(key: ClientKey, times: u32) -> Self {
+        Self { key, times }
+    }
+}
+
+// === QuotaState ===
+
+impl QuotaState {
+    /// Creates the state of a quota of `burst` cells in `window`. `next` is the time until there is
+    /// one more than `available`.
+    pub const fn new(burst: u32, window: Duration, available: u32, next: Option<Duration>) -> Self {
+        Self {
+            burst,
+            window,
+            available,
+            next,
+        }
+    }
+}
+
+// === Ladder ===
+
+impl Default for Ladder {
+    fn default() -> Self {
+        Self {
+            v4: Vec::new(),
+            v6: Vec::new(),
+            mode: Mode::Shadow,
+        }
+    }
+}
+
+impl Ladder {
+    /// Adds a level for each family of which `prefix` does not keep the whole address.
+    pub(crate) fn add(&mut self, prefix: Prefix, times: u32) {
+        let (v4, v6) = prefix.bits();
+        for (levels, bits, whole) in [
+            (&mut self.v4, v4 + 96, v4 == 32),
+            (&mut self.v6, v6, v6 == 128),
+        ] {
+            if whole {
+                continue;
+            }
+            levels.retain(|level| level.bits != bits);
+            let after = levels.partition_point(|level| level.bits > bits);
+            levels.insert(
+                after,
+                Level {
+                    bits,
+                    times: times.max(1),
+                },
+            );
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.v4.is_empty() && self.v6.is_empty()
+    }
+
+    /// Returns the levels of a client with this address, the narrowest first.
+    #[inline]
+    fn levels(&self, address: Ipv6Addr) -> &[Level] {
+        if address.to_ipv4_mapped().is_some() {
+            &self.v4
+        } else {
+            &self.v6
+        }
+    }
+
+    /// Returns the accounts of a client with this key, and of its networks from the narrowest on.
+    #[inline]
+    pub(crate) fn accounts(&self, key: ClientKey, address: Option<IpAddr>) -> Accounts<'_> {
+        let address = match address {
+            None => Ipv6Addr::UNSPECIFIED,
+            Some(IpAddr::V4(v4)) => v4.to_ipv6_mapped(),
+            Some(IpAddr::V6(v6)) => v6,
+        };
+        let levels = if address.is_unspecified() {
+            &[]
+        } else {
+            self.levels(address)
+        };
+        Accounts {
+            client: Some(key),
+            levels: levels.iter(),
+            address,
+        }
+    }
+}
+
+impl Iterator for Accounts<'_> {
+    type Item = Account;
+
+    #[inline]
+    fn next(&mut self) -> Option<Account> {
+        if let Some(client) = self.client.take() {
+            return Some(Account::of_client(client));
+        }
+        let level = self.levels.next()?;
+        let key = ClientKey::network(self.address, level.bits);
+        Some(Account::of_network(key, level.times))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prefix(v4: u8, v6: u8) -> Prefix {
+        Prefix::new(v4, v6).unwrap()
+    }
+
+    fn bits(levels: &[Level]) -> Vec<(u8, u32)> {
+        levels
+            .iter()
+            .map(|level| (level.bits, level.times))
+            .collect()
+    }
+
+    #[test]
+    fn levels_are_narrowest_first_in_each_family_and_a_whole_address_is_none() {
+        let mut ladder = Ladder::default();
+        ladder.add(prefix(24, 48), 64);
+        ladder.add(prefix(32, 56), 8);
+        ladder.add(prefix(16, 128), 0);
+        ladder.add(prefix(32, 48), 32); // In place of the first.
+        let address = |text: &str| text.parse().unwrap();
+        assert_eq!(
+            bits(ladder.levels(address("2001:db8::1"))),
+            [(56, 8), (48, 32)]
+        );
+        assert_eq!(
+            bits(ladder.levels(address("::ffff:192.0.2.1"))),
+            [(120, 64), (112, 1)]
+        );
+        assert_eq!(
+            bits(ladder.levels(address("::ffff:192.0.2.1"))),
+            [(120, 64), (112, 1)]
+        );
+    }
+}
