@@ -5,6 +5,8 @@ mod ban;
 mod check;
 #[cfg(feature = "load-shed")]
 mod load_shed;
+#[cfg(feature = "rate-limit")]
+mod rate_limit;
 
 use crate::{StackLayer, stack::Layers};
 use palisade_core::{ConfigError, Guard, Mode, Recorder, Rejection};
@@ -57,6 +59,8 @@ pub struct Stack {
     rate_policy: Option<Policy>,
     #[cfg(feature = "rate-limit")]
     max_clients: Option<usize>,
+    #[cfg(feature = "rate-limit")]
+    rate_options: rate_limit::RateOptions,
     #[cfg(feature = "timeout")]
     timeout: Duration,
     #[cfg(feature = "timeout")]
@@ -230,6 +234,8 @@ impl Stack {
             rate_policy: None,
             #[cfg(feature = "rate-limit")]
             max_clients: None,
+            #[cfg(feature = "rate-limit")]
+            rate_options: rate_limit::RateOptions::default(),
             #[cfg(feature = "timeout")]
             timeout: Duration::from_secs(30),
             #[cfg(feature = "timeout")]
@@ -876,8 +882,8 @@ impl Stack {
                         let limiter = TableLimiter::new(policy.clone());
                         let limiter = limiter.expect("validated by `check`");
                         let clients = self.max_clients.unwrap_or(DEFAULT_MAX_CLIENTS);
-                        RateLimitLayer::with_limiter(limiter.capacity(clients))
-                            .shared_key(client_key)
+                        let layer = RateLimitLayer::with_limiter(limiter.capacity(clients));
+                        self.rate_options.apply(layer.shared_key(client_key))
                     }
                     _ => RateLimitLayer::with_limiter(Unlimited),
                 };

@@ -91,6 +91,8 @@ impl Stack {
 
     #[cfg(feature = "rate-limit")]
     fn check_rate_limit(&self, error: &mut ConfigError) {
+        let has_limit = self.rate_policy.is_some();
+        self.rate_options.check(has_limit, error);
         let Some(policy) = &self.rate_policy else {
             let enables_rate_limit = |(guard, mode): &(Option<Guard>, Mode)| {
                 *guard == Some(Guard::RateLimit) && *mode != Mode::Off
@@ -143,7 +145,12 @@ impl Stack {
 
 /// Adds the faults of `part` to `error`, each with the reason `why` its values are restricted.
 #[cfg(any(feature = "rate-limit", feature = "slow-body"))]
-fn push_faults_of(error: &mut ConfigError, part: &str, part_error: &ConfigError, why: &str) {
+pub(super) fn push_faults_of(
+    error: &mut ConfigError,
+    part: &str,
+    part_error: &ConfigError,
+    why: &str,
+) {
     for fault in part_error.faults() {
         let (field, allowed) = (&fault.field, &fault.allowed);
         error.push(

@@ -12,7 +12,7 @@
 //! | `present` | streams and uploads at once | above their number; 8 × `max_requests` by default |
 //! | memory for bodies | `present`, `max_body` | their product, if handlers collect bodies; about twice that at worst |
 //! | `timeout` | the slowest honest handler (p99.9) | × 3 or so, and below the client's own timeout |
-//! | `rate_limit` | one honest client | the mean as the rate, the largest burst as the burst, times the people behind one address |
+//! | `rate_limit` | one honest client | the mean as the rate, the largest burst as the burst; many people behind one address get their own by [`quota_for`](crate::Stack::quota_for) |
 //! | `pace` | the slowest honest line | the default of 500 B/s suits any, more costs an attacker more |
 //!
 //! `max_requests` is the number of requests at *work*. A request that waits for its own client, for

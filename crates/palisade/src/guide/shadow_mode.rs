@@ -113,7 +113,8 @@
 //!
 //! | would be refused | honest cause | change |
 //! |---|---|---|
-//! | `rate_exceeded` | many people behind one address, a client that polls | [`Stack::rate_limit`], [`Stack::client`] |
+//! | `rate_exceeded` | many people behind one address, a client that polls | [`Stack::rate_limit`], [`Stack::quota_for`], [`Stack::client`] |
+//! | `network_rate_exceeded` | a mobile carrier, a campus | [`Stack::quota_for`], [`Stack::wider`] with more |
 //! | `deadline` | a slow report, a long poll | `TimeoutLayer::limits_for` by [`Stack::tune_timeout`] |
 //! | `too_large` | uploads | [`Stack::max_body`], `BodyLimitLayer::limit_for` by [`Stack::tune_body_limit`] |
 //! | `gap`, `rate` | streams with long silence | `SlowBodyLayer::pace_for` by [`Stack::tune_slow_body`] |
@@ -122,6 +123,8 @@
 //! | `idle`, `write_stall` | pools, paused downloads | `ConnGuardBuilder::idle_timeout`, `write_timeout` |
 //!
 //! [`Stack::rate_limit`]: crate::Stack::rate_limit
+//! [`Stack::quota_for`]: crate::Stack::quota_for
+//! [`Stack::wider`]: crate::Stack::wider
 //! [`Stack::client`]: crate::Stack::client
 //! [`Stack::max_body`]: crate::Stack::max_body
 //! [`Stack::max_requests`]: crate::Stack::max_requests

@@ -76,6 +76,9 @@
 //! | too many requests present, of which this one waited longest for its client | `RESOURCE_EXHAUSTED` | not sent |
 //! | no known peer, with `Missing::Refuse` | `INTERNAL` | not sent |
 //!
+//! A refusal with a time also has it as `google.rpc.RetryInfo` in the details of the status,
+//! without which OpenTelemetry's exporters do not retry.
+//!
 //! [`Stack::on_reject`](crate::Stack::on_reject) changes responses of plain HTTP only.
 //!
 //! # Messages and streams
