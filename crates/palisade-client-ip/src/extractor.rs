@@ -172,6 +172,24 @@ impl KeyExtractor for ClientIp {
             known => known,
         }
     }
+
+    fn extract_with_address(&self, head: &RequestHead<'_>) -> (KeyOutcome, Option<IpAddr>) {
+        let client = Client::from_extensions(head.extensions);
+        let known = client.and_then(|client| Some((client.address()?, client.key())));
+        let known = match known {
+            None if !self.ignores_peers => ConnInfo::from_extensions(head.extensions)
+                .map(|conn| (conn.peer().ip(), conn.client())),
+            known => known,
+        };
+        let Some((address, key)) = known else {
+            return (self.extract(head), self.address(head));
+        };
+        let key = match self.prefix {
+            None => key,
+            Some(prefix) => ClientKey::address(address, prefix),
+        };
+        (KeyOutcome::Key(key), Some(address))
+    }
 }
 
 impl Missing {
@@ -326,6 +344,33 @@ mod tests {
             assert_eq!(address(client_ip, &request), Some(client));
         }
         assert_eq!(address(ClientIp::peer(), &Request::new(())), None);
+    }
+
+    #[test]
+    fn key_and_address_are_the_same_one_by_one_and_together() {
+        let conn = || ConnInfo::new(socket("192.0.2.1"), None, Prefix::new(24, 48).unwrap());
+        let client = |ip: &str| Client::from_peer(ip.parse().ok(), Prefix::default());
+        let mut both = request(conn());
+        both.extensions_mut().insert(client("2001:db8::1"));
+        let mut unknown = request(conn());
+        unknown.extensions_mut().insert(client("::"));
+        let requests = [
+            Request::new(()),
+            request(socket("192.0.2.1")),
+            request(conn()),
+            request(client("192.0.2.7")),
+            both,
+            unknown,
+        ];
+        for request in &requests {
+            for by_ip in [ClientIp::peer(), ClientIp::forwarded()] {
+                for by_ip in [by_ip, by_ip.prefix(Prefix::new(16, 32).unwrap())] {
+                    let head = RequestHead::from(request);
+                    let apart = (by_ip.extract(&head), by_ip.address(&head));
+                    assert_eq!(by_ip.extract_with_address(&head), apart, "{request:?}");
+                }
+            }
+        }
     }
 
     #[cfg(feature = "axum")]

@@ -135,13 +135,17 @@ impl ClientKey {
         }
     }
 
-    /// Returns the key of the network of the first `bits` bits of `address`, an IPv4 address as an
-    /// IPv4-mapped one. Unlike the keys of [`Self::address`], those of networks of different sizes
+    /// Returns the key of the network of the first `bits` bits of `address`: the 128 bits of an IPv6
+    /// address, or of an IPv4-mapped one. Unlike the keys of [`Self::address`], those of networks of different sizes
     /// differ if the networks begin alike. None is the key of a client.
     ///
     /// ```
     /// use palisade_core::{ClientKey, Prefix};
-    /// let key = |address: &str, bits| ClientKey::network(address.parse().unwrap(), bits);
+    /// use std::net::Ipv6Addr;
+    /// let key = |address: &str, bits| {
+    ///     let address: Ipv6Addr = address.parse().unwrap();
+    ///     ClientKey::network(address.to_bits(), bits)
+    /// };
     /// assert_eq!(key("2001:db8::1", 56), key("2001:db8:0:ff::1", 56));
     /// assert_ne!(key("2001:db8::1", 56), key("2001:db8::1", 48));
     /// assert_eq!(key("::ffff:192.0.2.1", 96 + 24), key("::ffff:192.0.2.2", 96 + 24));
@@ -149,12 +153,12 @@ impl ClientKey {
     /// assert_ne!(key("2001:db8::", 64), client);
     /// ```
     #[inline]
-    pub fn network(address: Ipv6Addr, bits: u8) -> Self {
+    pub fn network(address: u128, bits: u8) -> Self {
         /// The accounts of a network: one per size, from beyond those of a client on.
         const ACCOUNTS_OF_CLIENT: u32 = 4;
         // In halves, because shifts of 128 bits take 20 instructions.
         let mask = |kept: u8| !u64::MAX.checked_shr(kept.into()).unwrap_or(0);
-        let [high, low] = match halves(address.to_bits()) {
+        let [high, low] = match halves(address) {
             [high, _] if bits <= 64 => [high & mask(bits), 0],
             [high, low] => [high, low & mask(bits - 64)],
         };
@@ -457,6 +461,13 @@ pub trait KeyExtractor: Send + Sync + 'static {
         let _ = head;
         None
     }
+
+    /// Returns the results of [`Self::extract`] and [`Self::address`], for extractors that find both
+    /// at once.
+    #[doc(hidden)]
+    fn extract_with_address(&self, head: &RequestHead<'_>) -> (KeyOutcome, Option<IpAddr>) {
+        (self.extract(head), self.address(head))
+    }
 }
 
 impl<F> KeyExtractor for F
@@ -509,19 +520,21 @@ mod tests {
 
     #[test]
     fn networks_that_begin_alike_have_keys_of_their_own_and_accounts_for_each_quota() {
-        let address = "2001:db8::".parse().unwrap();
+        let address: Ipv6Addr = "2001:db8::".parse().unwrap();
         let client = ClientKey::address(IpAddr::V6(address), Prefix::default());
-        let networks = (0..=128).map(|bits| ClientKey::network(address, bits));
+        let networks = (0..=128).map(|bits| ClientKey::network(address.to_bits(), bits));
         let keys = std::iter::once(client).chain(networks);
         let accounts = keys.flat_map(|key| (0..4).map(move |number| key.account(number).to_hash()));
         let accounts: std::collections::HashSet<u64> = accounts.collect();
         assert_eq!(accounts.len(), 4 * 130);
         for bits in 0..=130 {
-            let address = Ipv6Addr::from_bits(u128::MAX);
-            let kept = from_halves(ClientKey::network(address, bits).bits);
+            let kept = from_halves(ClientKey::network(u128::MAX, bits).bits);
             assert_eq!(kept, leading_bits(u128::MAX, bits), "{bits}");
         }
-        let key = |address: &str| ClientKey::network(address.parse().unwrap(), 120);
+        let key = |address: &str| {
+            let address: Ipv6Addr = address.parse().unwrap();
+            ClientKey::network(address.to_bits(), 120)
+        };
         assert_ne!(key("2001:db8::100"), key("2001:db8::200"));
         assert_ne!(key("::ffff:192.0.2.1"), key("::ffff:192.0.3.1"));
     }

@@ -1,7 +1,7 @@
 //! The client key of a request, extracted once, and what a policy keeps beside it.
 
 use palisade_core::{KeyExtractor, KeyOutcome, RequestHead};
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 /// Caches the outcome of the key extractor for one request, so that policies with the same
 /// extractor run it once.
@@ -25,6 +25,24 @@ impl Keys {
                 let key = extractor.extract(head);
                 self.known = Some((id, key));
                 key
+            }
+        }
+    }
+
+    /// Returns the outcome of `extractor`, and the address of the client if it reports one.
+    #[inline]
+    pub fn get_with_address(
+        &mut self,
+        extractor: &Arc<dyn KeyExtractor>,
+        head: &RequestHead<'_>,
+    ) -> (KeyOutcome, Option<IpAddr>) {
+        let id = Arc::as_ptr(extractor).cast::<()>().addr();
+        match self.known {
+            Some((known, key)) if known == id => (key, extractor.address(head)),
+            _ => {
+                let (key, address) = extractor.extract_with_address(head);
+                self.known = Some((id, key));
+                (key, address)
             }
         }
     }

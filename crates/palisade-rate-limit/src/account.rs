@@ -52,8 +52,8 @@ pub(crate) struct Level {
 pub(crate) struct Accounts<'a> {
     client: Option<ClientKey>,
     levels: std::slice::Iter<'a, Level>,
-    /// [`Ipv6Addr::UNSPECIFIED`] if it is unknown.
-    address: Ipv6Addr,
+    /// The bits of the address, or of the IPv4-mapped one. 0 if it is unknown.
+    address: u128,
 }
 
 // === Account ===
@@ -150,7 +150,7 @@ impl Ladder {
         Accounts {
             client: Some(key),
             levels: levels.iter(),
-            address,
+            address: address.to_bits(),
         }
     }
 }

@@ -53,6 +53,11 @@ pub(crate) enum DenyReason {
     OverBurst { cost: u32, burst: u32 },
 }
 
+/// What of a charge cannot be found out again from the request: the cells, the number of accounts,
+/// and whose quota it was. One word, which [`Keys`] can keep.
+#[derive(Clone, Copy)]
+pub(crate) struct Settled(u64);
+
 /// An admitted request, and what it has been charged.
 #[derive(Debug)]
 pub struct Charged {
@@ -98,45 +103,84 @@ impl RateLimitPolicy {
     /// a client that has used up its quota takes nothing from its neighbours, and one whose network
     /// is used up keeps its own quota.
     #[inline(never)]
-    pub(crate) fn check_with(
+    pub(crate) fn check_with<B: Body>(
         &self,
         options: &Options,
-        head: &RequestHead<'_>,
-        facts: &Facts,
+        request: &Request<B>,
+        facts: Option<&Facts>,
         keys: &mut Keys,
-    ) -> Result<Option<Charged>, Refusal> {
+    ) -> Result<Option<Settled>, Box<Refusal>> {
         if !self.settings.is_enabled() {
             return Ok(None);
         }
-        let key = match keys.get(&self.key, head) {
+        let head = RequestHead::from(request);
+        let (outcome, address) = if options.needs_address() {
+            keys.get_with_address(&self.key, &head)
+        } else {
+            (keys.get(&self.key, &head), None)
+        };
+        let key = match outcome {
             KeyOutcome::Key(key) => key,
             KeyOutcome::Exempt => return Ok(None),
             // Refused, or an outcome that this version does not know.
-            _ => return self.refuse(DenyReason::PeerMissing, facts).map(|()| None),
+            _ => {
+                let own = || Facts::from_request(request, true);
+                let facts = facts.map_or_else(own, Facts::clone);
+                self.refuse(DenyReason::PeerMissing, &facts)?;
+                return Ok(None);
+            }
         };
-        let cost = self.cost.as_ref().map_or(1, |cost| cost(head));
-        let address = self.address(options, head);
+        let cost = self.cost.as_ref().map_or(1, |cost| cost(&head));
         let mode = match options.ladder.mode {
             Mode::Enforce => self.settings.mode,
             mode => mode,
         };
-        let mut charged = Charged {
-            key,
-            address,
-            network: options.network_of(address),
-            cells: cost,
-            accounts: 0,
-            is_grpc: facts.form.is_grpc(),
-        };
-        let limiter = options.limiter(charged.network, &self.limiter);
+        let network = options.network_of(address);
+        let limiter = options.limiter(network, &self.limiter);
         let networks = address.filter(|_| mode != Mode::Off);
         let mut accounts = options.ladder.accounts(key, networks);
-        let decision;
-        (charged.accounts, decision) = limiter.check_accounts(&mut accounts, cost);
+        let (accounts, decision) = limiter.check_accounts(&mut accounts, cost);
         if decision != Decision::Admit {
-            self.refuse_with(options, &charged, decision, mode, facts)?;
+            let charged = Charged {
+                key,
+                address,
+                network,
+                cells: cost,
+                accounts,
+                is_grpc: false,
+            };
+            let own = || Facts::from_request(request, true);
+            let facts = facts.map_or_else(own, Facts::clone);
+            self.refuse_with(options, &charged, decision, mode, &facts)?;
         }
-        Ok((charged.accounts > 0).then_some(charged))
+        let is_awaited = accounts > 0 && options.needs_response();
+        Ok(is_awaited.then(|| Settled::new(network, cost, accounts)))
+    }
+
+    /// Returns what the request was charged, to be settled by its response.
+    #[inline(never)]
+    pub(crate) fn charged(
+        &self,
+        options: &Options,
+        head: &RequestHead<'_>,
+        settled: Settled,
+        is_grpc: bool,
+        keys: &mut Keys,
+    ) -> Option<Charged> {
+        let (outcome, address) = keys.get_with_address(&self.key, head);
+        let KeyOutcome::Key(key) = outcome else {
+            return None;
+        };
+        let address = address.filter(|_| options.needs_address());
+        let [cells, accounts, network] = settled.parts();
+        Some(Charged {
+            key,
+            address,
+            network: network.checked_sub(1),
+            cells: cells as u32,
+            accounts,
+            is_grpc,
+        })
     }
 
     /// Settles the charge of a request by its response, and adds header fields.
@@ -158,32 +202,6 @@ impl RateLimitPolicy {
         {
             let quotas = limiter.quotas(Account::of_client(charged.key));
             fields.add_to(response.headers_mut(), &quotas);
-        }
-    }
-
-    /// Returns what the request was charged in [`Policy::admit`], if its response matters.
-    #[inline(never)]
-    fn charged(
-        &self,
-        options: &Options,
-        head: &RequestHead<'_>,
-        facts: &Facts,
-        keys: &mut Keys,
-    ) -> Option<Box<Charged>> {
-        let bits = keys.kept(self.id()).filter(|_| options.needs_response())?;
-        let KeyOutcome::Key(key) = keys.get(&self.key, head) else {
-            return None;
-        };
-        let address = self.address(options, head);
-        let charged = Charged::from_bits(bits, key, address, facts.form.is_grpc());
-        Some(Box::new(charged))
-    }
-
-    fn address(&self, options: &Options, head: &RequestHead<'_>) -> Option<IpAddr> {
-        if options.needs_address() {
-            self.key.address(head)
-        } else {
-            None
         }
     }
 
@@ -306,26 +324,29 @@ impl Charged {
         let accounts = options.ladder.accounts(self.key, self.address);
         accounts.take(self.accounts)
     }
+}
 
-    /// Returns what of this cannot be found out again from the request.
-    fn to_bits(&self) -> u64 {
-        let network = self.network.and_then(|index| u16::try_from(index + 1).ok());
-        let accounts = u16::try_from(self.accounts).unwrap_or(u16::MAX);
-        u64::from(self.cells)
-            | u64::from(accounts) << 32
-            | u64::from(network.unwrap_or_default()) << 48
+// === Settled ===
+
+impl Settled {
+    fn new(network: Option<usize>, cells: u32, accounts: usize) -> Self {
+        let network = network.and_then(|index| u16::try_from(index + 1).ok());
+        let accounts = u16::try_from(accounts).unwrap_or(u16::MAX);
+        Self(
+            u64::from(cells)
+                | u64::from(accounts) << 32
+                | u64::from(network.unwrap_or_default()) << 48,
+        )
     }
 
-    /// Returns the charge of a request from [`Self::to_bits`].
-    fn from_bits(bits: u64, key: ClientKey, address: Option<IpAddr>, is_grpc: bool) -> Self {
-        Self {
-            key,
-            address,
-            network: usize::from((bits >> 48) as u16).checked_sub(1),
-            cells: bits as u32,
-            accounts: usize::from((bits >> 32) as u16),
-            is_grpc,
-        }
+    /// Returns the cells, the number of accounts, and that of the networks or 0.
+    fn parts(self) -> [usize; 3] {
+        let Self(bits) = self;
+        [
+            bits as u32 as usize,
+            usize::from((bits >> 32) as u16),
+            usize::from((bits >> 48) as u16),
+        ]
     }
 }
 
@@ -349,10 +370,14 @@ impl Policy for RateLimitPolicy {
         keys: &mut Keys,
     ) -> Result<(), Refusal> {
         if let Some(options) = &self.options {
-            if let Some(charged) = self.check_with(options, &request.into(), facts, keys)? {
-                keys.keep(self.id(), charged.to_bits());
-            }
-            return Ok(());
+            return match self.check_with(options, request, Some(facts), keys) {
+                Ok(None) => Ok(()),
+                Ok(Some(Settled(bits))) => {
+                    keys.keep(self.id(), bits);
+                    Ok(())
+                }
+                Err(refusal) => Err(*refusal),
+            };
         }
         self.check(&request.into(), keys)
             .or_else(|reason| self.refuse(reason, facts))
@@ -372,7 +397,10 @@ impl Policy for RateLimitPolicy {
         keys: &mut Keys,
     ) -> Option<Box<Charged>> {
         let options = self.options.as_deref()?;
-        self.charged(options, &(&*request).into(), facts, keys)
+        let settled = Settled(keys.kept(self.id())?);
+        let (head, is_grpc) = ((&*request).into(), facts.form.is_grpc());
+        let charged = self.charged(options, &head, settled, is_grpc, keys)?;
+        Some(Box::new(charged))
     }
 
     #[inline(always)]

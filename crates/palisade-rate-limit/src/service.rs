@@ -7,7 +7,7 @@ use crate::{
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use palisade_core::GuardBody;
+use palisade_core::{GuardBody, ResponseFormat};
 use palisade_guard::{Facts, KeepUnread, Keys, Refusal, Refused, enter, is_inside};
 use pin_project_lite::pin_project;
 use std::{
@@ -93,12 +93,15 @@ where
     #[inline(always)]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let policy = std::ptr::from_ref(&*self.policy).addr();
+        let mut charged = None;
         // A service nested in another one of the same policy does not count a request twice.
         if !is_inside(policy) {
             if self.policy.options.is_some() {
-                return self.call_with_options(request);
-            }
-            if let Err(reason) = self
+                match check_with_options(&self.policy, &request) {
+                    Ok(awaited) => charged = awaited,
+                    Err(refusal) => return ResponseFuture::refused(*refusal, request),
+                }
+            } else if let Err(reason) = self
                 .policy
                 .check(&RequestHead::from(&request), &mut Keys::default())
                 && let Err(refusal) = self
@@ -111,43 +114,34 @@ where
         let inside = enter(policy);
         let inner = self.inner.call(request);
         drop(inside);
-        ResponseFuture {
-            state: State::Admitted { inner, policy },
-        }
-    }
-}
-
-impl<S> RateLimit<S> {
-    #[inline(never)]
-    fn call_with_options<B>(&mut self, request: Request<B>) -> ResponseFuture<S::Future>
-    where
-        S: Service<Request<B>>,
-        B: Body + Send + 'static,
-    {
-        let facts = Facts::from_request(&request, self.policy.settings.recorder.is_enabled());
-        let (head, keys) = (RequestHead::from(&request), &mut Keys::default());
-        let checked = match self.policy.options.as_deref() {
-            Some(options) => self.policy.check_with(options, &head, &facts, keys),
-            None => Ok(None),
-        };
-        let charged = match checked {
-            Ok(charged) => charged.filter(|_| self.policy.needs_response()),
-            Err(refusal) => return ResponseFuture::refused(refusal, request),
-        };
-        let policy = Arc::as_ptr(&self.policy).addr();
-        let inside = enter(policy);
-        let inner = self.inner.call(request);
-        drop(inside);
         let state = match charged {
             None => State::Admitted { inner, policy },
-            Some(charged) => {
-                let policy = Arc::clone(&self.policy);
-                let charged = Some(Box::new(Awaited { policy, charged }));
-                State::Charged { inner, charged }
-            }
+            charged => State::Charged { inner, charged },
         };
         ResponseFuture { state }
     }
+}
+
+/// Charges a request of a layer with options. Returns the charge if the response matters.
+#[inline(never)]
+fn check_with_options<B: Body>(
+    policy: &Arc<RateLimitPolicy>,
+    request: &Request<B>,
+) -> Result<Option<Box<Awaited>>, Box<Refusal>> {
+    let Some(options) = policy.options.as_deref() else {
+        return Ok(None);
+    };
+    let mut keys = Keys::default();
+    let Some(settled) = policy.check_with(options, request, None, &mut keys)? else {
+        return Ok(None);
+    };
+    let is_grpc = ResponseFormat::detect(request).is_grpc();
+    let charged = policy.charged(options, &request.into(), settled, is_grpc, &mut keys);
+    let awaited = charged.map(|charged| {
+        let policy = Arc::clone(policy);
+        Box::new(Awaited { policy, charged })
+    });
+    Ok(awaited)
 }
 
 // === ResponseFuture ===
