@@ -135,9 +135,9 @@ impl ClientKey {
         }
     }
 
-    /// Returns the key of the network of the first `bits` bits of `address`: the 128 bits of an IPv6
-    /// address, or of an IPv4-mapped one. Unlike the keys of [`Self::address`], those of networks of different sizes
-    /// differ if the networks begin alike. None is the key of a client.
+    /// Returns the key of the network of the first `bits` bits of `address`: the 128 bits of an
+    /// IPv6 address, or of an IPv4-mapped one. Unlike the keys of [`Self::address`], those of
+    /// networks of different sizes differ if the networks begin alike. None is the key of a client.
     ///
     /// ```
     /// use palisade_core::{ClientKey, Prefix};
@@ -285,13 +285,16 @@ fn hash_word(word: u64) -> u64 {
 
     /// The last word of a message has its length in the top byte.
     const LENGTH: u64 = (size_of::<u64>() as u64) << 56;
-    let (k0, k1) = hash_keys();
-    let mut state = [
-        k0 ^ 0x736f_6d65_7073_6575,
-        k1 ^ 0x646f_7261_6e64_6f6d,
-        k0 ^ 0x6c79_6765_6e65_7261,
-        k1 ^ 0x7465_6462_7974_6573,
-    ];
+    static FIRST: OnceLock<[u64; 4]> = OnceLock::new();
+    let mut state = *FIRST.get_or_init(|| {
+        let (k0, k1) = hash_keys();
+        [
+            k0 ^ 0x736f_6d65_7073_6575,
+            k1 ^ 0x646f_7261_6e64_6f6d,
+            k0 ^ 0x6c79_6765_6e65_7261,
+            k1 ^ 0x7465_6462_7974_6573,
+        ]
+    });
     for word in [word, LENGTH] {
         state[3] ^= word;
         state = round(state);
@@ -462,8 +465,8 @@ pub trait KeyExtractor: Send + Sync + 'static {
         None
     }
 
-    /// Returns the results of [`Self::extract`] and [`Self::address`], for extractors that find both
-    /// at once.
+    /// Returns the results of [`Self::extract`] and [`Self::address`], for extractors that find
+    /// both at once.
     #[doc(hidden)]
     fn extract_with_address(&self, head: &RequestHead<'_>) -> (KeyOutcome, Option<IpAddr>) {
         (self.extract(head), self.address(head))

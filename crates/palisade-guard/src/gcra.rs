@@ -97,7 +97,11 @@ impl Gcra {
         // The rounding of the debt is less than `period`, and than a microsecond for each cell. So
         // it is less than the root of their product, 2^20 or so. And because `period` is rounded
         // up, these are at most `times` as many cells.
-        let cells = max_debt.div_ceil(period);
+        let cells = if period * times as u64 == self.period {
+            self.burst as u64 * times as u64 // One division less.
+        } else {
+            max_debt.div_ceil(period)
+        };
         let burst = if cells > u32::MAX as u64 {
             u32::MAX
         } else {

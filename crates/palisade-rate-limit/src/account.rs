@@ -1,10 +1,7 @@
 //! The accounts that a request is charged to: its client, and the networks around it.
 
 use palisade_core::{ClientKey, Mode, Prefix};
-use std::{
-    net::{IpAddr, Ipv6Addr},
-    time::Duration,
-};
+use std::{net::IpAddr, time::Duration};
 
 /// An account that a request is charged to: that of a client, or that of a network of several
 /// clients.
@@ -124,13 +121,15 @@ impl Ladder {
         self.v4.is_empty() && self.v6.is_empty()
     }
 
-    /// Returns the levels of a client with this address, the narrowest first.
+    /// Returns the levels of a client with these bits of an address, the narrowest first.
     #[inline]
-    fn levels(&self, address: Ipv6Addr) -> &[Level] {
-        if address.to_ipv4_mapped().is_some() {
-            &self.v4
-        } else {
-            &self.v6
+    fn levels(&self, address: u128) -> &[Level] {
+        // The first 96 bits of an IPv4-mapped address.
+        const MAPPED: u128 = 0xffff;
+        match address >> 32 {
+            _ if address == 0 => &[],
+            MAPPED => &self.v4,
+            _ => &self.v6,
         }
     }
 
@@ -138,19 +137,14 @@ impl Ladder {
     #[inline]
     pub(crate) fn accounts(&self, key: ClientKey, address: Option<IpAddr>) -> Accounts<'_> {
         let address = match address {
-            None => Ipv6Addr::UNSPECIFIED,
-            Some(IpAddr::V4(v4)) => v4.to_ipv6_mapped(),
-            Some(IpAddr::V6(v6)) => v6,
-        };
-        let levels = if address.is_unspecified() {
-            &[]
-        } else {
-            self.levels(address)
+            None => 0,
+            Some(IpAddr::V4(v4)) => v4.to_ipv6_mapped().to_bits(),
+            Some(IpAddr::V6(v6)) => v6.to_bits(),
         };
         Accounts {
             client: Some(key),
-            levels: levels.iter(),
-            address: address.to_bits(),
+            levels: self.levels(address).iter(),
+            address,
         }
     }
 }
@@ -191,7 +185,7 @@ mod tests {
         ladder.add(prefix(32, 56), 8);
         ladder.add(prefix(16, 128), 0);
         ladder.add(prefix(32, 48), 32); // In place of the first.
-        let address = |text: &str| text.parse().unwrap();
+        let address = |text: &str| text.parse::<std::net::Ipv6Addr>().unwrap().to_bits();
         assert_eq!(
             bits(ladder.levels(address("2001:db8::1"))),
             [(56, 8), (48, 32)]

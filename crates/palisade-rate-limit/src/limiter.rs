@@ -494,10 +494,10 @@ impl Limiter for TableLimiter {
                 Some(only) => self.charge(account.key, cost, now, only.times(account.times)),
                 None => self.check_all(account, cost, now),
             };
-            if decision != Decision::Admit {
-                return (charged, decision);
+            match decision {
+                Decision::Admit => charged += 1,
+                _ => return (charged, decision),
             }
-            charged += 1;
         }
         (charged, Decision::Admit)
     }
