@@ -228,8 +228,6 @@ pub struct Rejection {
     status: StatusCode,
     retry_after: Option<Duration>,
     format: ResponseFormat,
-    /// Usually none, and then of one word.
-    fields: Option<Box<HeaderMap>>,
 }
 
 impl Rejection {
@@ -241,7 +239,6 @@ impl Rejection {
             status,
             retry_after: None,
             format,
-            fields: None,
         }
     }
 
@@ -264,30 +261,6 @@ impl Rejection {
     /// ```
     pub fn retry_after(mut self, wait: Duration) -> Self {
         self.retry_after = Some(wait);
-        self
-    }
-
-    /// Adds a header field to the response in plain HTTP, beside those of the same name. Defaults
-    /// to no further fields. A response in gRPC has none of them.
-    ///
-    /// ```
-    /// # use palisade_core::{Guard, Phase, Reason, Rejection, ResponseFormat, Violation};
-    /// # use {bytes::Bytes, http::StatusCode, http_body_util::Full};
-    /// use http::{HeaderName, HeaderValue};
-    /// # let (guard, reason, phase) = (Guard::RateLimit, Reason::RateExceeded, Phase::RequestHead);
-    /// # let violation = Violation::new(guard, reason, phase, 0, 1_200);
-    /// let name = HeaderName::from_static("ratelimit");
-    /// let refusal = |format| {
-    ///     Rejection::new(violation, StatusCode::TOO_MANY_REQUESTS, format)
-    ///         .field(name.clone(), HeaderValue::from_static("\"api\";r=0;t=2"))
-    ///         .into_response::<Full<Bytes>>()
-    /// };
-    /// let response = refusal(ResponseFormat::Http { close: false });
-    /// assert_eq!(response.headers()["ratelimit"], "\"api\";r=0;t=2");
-    /// assert!(!refusal(ResponseFormat::Grpc).headers().contains_key("ratelimit"));
-    /// ```
-    pub fn field(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.fields.get_or_insert_default().append(name, value);
         self
     }
 
@@ -496,11 +469,6 @@ impl Rejection {
         }
         if self.format == (ResponseFormat::Http { close: true }) {
             response.headers_mut().insert(CONNECTION, CLOSE);
-        }
-        if let Some(fields) = &self.fields {
-            for (name, value) in &**fields {
-                response.headers_mut().append(name.clone(), value.clone());
-            }
         }
         response
     }

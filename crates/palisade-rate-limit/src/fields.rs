@@ -46,13 +46,12 @@ impl Fields {
         quotas: &[QuotaState],
         cost: u32,
         is_network: bool,
-    ) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+    ) -> Vec<(HeaderName, HeaderValue)> {
         let policy = self.policy(quotas, is_network);
         let limit = self.limit(quotas, is_network, |quota| quota.available < cost);
         let fields = [(POLICY, policy), (LIMIT, limit)];
-        fields
-            .into_iter()
-            .filter_map(|(name, value)| Some((name, value?)))
+        let present = |(name, value): (_, Option<_>)| Some((name, value?));
+        fields.into_iter().filter_map(present).collect()
     }
 
     /// Adds the fields to the response of an admitted request. A response that names a time itself

@@ -4,13 +4,15 @@ use crate::{
     Account, Decision, KeyExtractor, KeyOutcome, Limiter, RequestHead, ResponseHead,
     options::Options,
 };
-use http::{Request, Response, StatusCode};
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::Body;
 use palisade_core::{
     ClientKey, Gauge, GaugeSource, Guard, Mode, Phase, Reason, Rejection, Violation,
 };
 use palisade_guard::{
-    Facts, KeepUnread, Keys, NeverQueued, Occupancy, Policy, Refusal, RequestView, Settings,
+    Facts, KeepUnread, Keys, NeverQueued, Occupancy, OnReject, Policy, Refusal, RequestView,
+    Settings,
 };
 use parking_lot::Mutex;
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
@@ -242,7 +244,7 @@ impl RateLimitPolicy {
         if is_network {
             settings.mode = networks;
         }
-        let mut rejection = reason.rejection(facts);
+        let rejection = reason.rejection(facts);
         let limiter = options.limiter(charged.network, &self.limiter);
         if settings.mode == Mode::Enforce {
             let charged_to = charged.accounts(options);
@@ -253,9 +255,8 @@ impl RateLimitPolicy {
                 && let Some(refusing) = accounts.nth(charged.accounts)
             {
                 let quotas = limiter.quotas(refusing);
-                for (name, value) in fields.of_refusal(&quotas, cost, is_network) {
-                    rejection = rejection.field(name, value);
-                }
+                let fields = fields.of_refusal(&quotas, cost, is_network);
+                settings.on_reject = Some(with_fields(settings.on_reject, fields));
             }
         }
         settings.refuse_request(rejection, facts)
@@ -267,6 +268,21 @@ impl RateLimitPolicy {
     pub(crate) fn refuse(&self, reason: DenyReason, facts: &Facts) -> Result<(), Refusal> {
         self.settings.refuse_request(reason.rejection(facts), facts)
     }
+}
+
+/// Returns a writer of responses in plain HTTP that adds `fields` to those of `on_reject`, or to the
+/// default ones.
+fn with_fields(on_reject: Option<OnReject>, fields: Vec<(HeaderName, HeaderValue)>) -> OnReject {
+    Arc::new(move |rejection| {
+        let mut response = match &on_reject {
+            Some(on_reject) => on_reject(rejection),
+            None => Response::new(Bytes::from_static(rejection.message().as_bytes())),
+        };
+        for (name, value) in &fields {
+            response.headers_mut().append(name, value.clone());
+        }
+        response
+    })
 }
 
 // === DenyReason ===
