@@ -14,6 +14,7 @@ mod callgrind;
 mod connections;
 mod identity;
 mod keys;
+mod rate_limits;
 mod run;
 mod scenarios;
 mod shares;
@@ -602,6 +603,23 @@ fn add_counts(costs: &Costs, rows: &mut Vec<Row>) {
     ] {
         count("P19", figure, None, ir(scenario, bare), AtMost(limit));
     }
+    let figure = "each limit of a wider network, of two: instructions";
+    let each = ir("v6 ladder", "v6 no_level") / 2.0;
+    count("P18", figure, None, each, AtMost(250.0));
+    let figure = "a ladder of two: instructions over the rate limit alone";
+    let ladder = ir("v6 ladder", "v6 rate_limit");
+    count("P18", figure, None, ladder, Limit::None);
+    let figure = "a quota for certain networks: instructions";
+    let networks = ir("v6 quota_for", "v6 rate_limit");
+    count("P18", figure, None, networks, Limit::None);
+    let figure = "a charge that the response gives back: instructions";
+    let settled = cost("v6 settle", "v6 rate_limit");
+    count("P18", figure, None, settled.instructions, Limit::None);
+    let figure = "the same: allocations";
+    count("P18", figure, None, settled.allocations, AtMost(1.0));
+    let figure = "RateLimit fields on every response: instructions";
+    let fields = ir("v6 fields", "v6 rate_limit");
+    count("P18", figure, None, fields, Limit::None);
 
     let figure = "a sweep over one idle connection: instructions";
     let each = ir("sweep many", "sweep none") / f64::from(connections::SWEPT_CONNECTIONS);

@@ -7,7 +7,7 @@ use crate::{
     connections::{
         self, SWEPT_CONNECTIONS, StubTransport, flush, guarded, read, repeat_call, sweeps, write,
     },
-    identity,
+    identity, rate_limits,
     run::{Run, Scenario, ScenarioList},
     shares,
 };
@@ -20,8 +20,9 @@ use hyper::body::Incoming;
 use palisade::{Mode, Stack, conn::ConnGuard};
 use palisade_benches::{
     Frames, Identified, Pends, Protocol, Reads, Ready, Sends, Server, anonymous, at_rest,
-    connection, for_peers, for_peers_boxed, high_quota, hyper_http1, hyper_util_auto, low_quota,
-    palisade, peer_request, peers, peers_limit, request, runtime, serve, tower_governor, upload,
+    connection, for_peers, for_peers_boxed, high_quota, hyper_http1, hyper_util_auto,
+    ipv6_connection, low_quota, palisade, peer_request, peers, peers_limit, request, runtime,
+    serve, tower_governor, upload,
 };
 use palisade_guard::GuardLayer;
 use std::time::Duration;
@@ -32,6 +33,10 @@ pub(crate) fn all() -> Vec<Scenario> {
     let mut all = ScenarioList::default();
     without_a_body(&mut all);
     single_guards(&mut all);
+    for (name, layer) in rate_limits::layers() {
+        let conn = ipv6_connection();
+        all.drive(name, layer.layer(Ready), move || request(&conn));
+    }
     all.add("shares bare", shares::not_asked);
     all.add("shares palisade", shares::asked);
     identity::scenarios(&mut all);

@@ -26,7 +26,10 @@ use bytes::Bytes;
 use http::{Method, Request, header};
 use http_body_util::Full;
 use palisade::types::{ConnInfo, Prefix};
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
 
 /// The peer of all requests.
 pub const PEER: ([u8; 4], u16) = ([192, 0, 2, 1], 4711);
@@ -39,6 +42,12 @@ pub fn anonymous() -> Request<Full<Bytes>> {
 /// Returns the connection of [`request`].
 pub fn connection() -> Arc<ConnInfo> {
     ConnInfo::new(PEER.into(), None, Prefix::default())
+}
+
+/// Returns a connection of an IPv6 client.
+pub fn ipv6_connection() -> Arc<ConnInfo> {
+    let peer = Ipv6Addr::new(0x2001, 0xdb8, 1, 2, 3, 4, 5, 6);
+    ConnInfo::new((peer, 4711).into(), None, Prefix::default())
 }
 
 /// Returns a request without a body that carries its connection, as palisade's guards expect.

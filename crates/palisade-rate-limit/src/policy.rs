@@ -270,8 +270,8 @@ impl RateLimitPolicy {
     }
 }
 
-/// Returns a writer of responses in plain HTTP that adds `fields` to those of `on_reject`, or to the
-/// default ones.
+/// Returns a writer of responses in plain HTTP that adds `fields` to those of `on_reject`, or to
+/// the default ones.
 fn with_fields(on_reject: Option<OnReject>, fields: Vec<(HeaderName, HeaderValue)>) -> OnReject {
     Arc::new(move |rejection| {
         let mut response = match &on_reject {

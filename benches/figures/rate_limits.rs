@@ -1,0 +1,28 @@
+//! Rate limits with options, for clients of IPv6.
+
+use palisade::{
+    Mode, Quota,
+    rate_limit::{Networks, Prefix, RateLimitLayer},
+};
+use palisade_benches::low_quota;
+
+/// Returns the name of a scenario, and its layer. Each is compared with the first one, and the
+/// ladder with a layer that has a limit of networks for IPv4 only.
+pub(crate) fn layers() -> [(&'static str, RateLimitLayer); 6] {
+    // A usual rate, because that decides how the quota of a network is divided, and a burst that is
+    // never used up.
+    let quota = Quota::per_second(10).burst(100_000);
+    let alone = || RateLimitLayer::new(quota).expect("the quota is valid");
+    let networks = Networks::parse("192.0.2.0/24\n198.51.100.0/24").expect("two networks");
+    let with_networks = alone().quota_for(networks, low_quota());
+    let named = alone().name("api").expect("the name is valid");
+    let per_24 = Prefix::new(24, 128).expect("bits of an address");
+    [
+        ("v6 rate_limit", alone()),
+        ("v6 no_level", alone().wider(per_24, 64)),
+        ("v6 ladder", alone().ladder().wider_mode(Mode::Enforce)),
+        ("v6 quota_for", with_networks.expect("the quota is valid")),
+        ("v6 settle", alone().settle(|response| response.charged - 1)),
+        ("v6 fields", named.fields_on_every_response(true)),
+    ]
+}
