@@ -10,8 +10,8 @@ const BAN: u32 = 1;
 const STRIKES: u32 = 2;
 /// The number of its account of levels: how often it was banned, and not long ago.
 const LEVELS: u32 = 3;
-/// Added to the number if the client may have written its address itself. Such a client may be
-/// somebody's victim, so it shares no account with the address.
+/// Added to the number if the client may have written its address itself, which may be that of a
+/// victim. So it shares no account with the address.
 const CLAIMED: u32 = 8;
 
 /// Every debt of the table is shorter.
@@ -57,11 +57,7 @@ impl Rules {
     /// the ban on. There are no more than make the ban the longest one.
     fn debt_after(&self, level: u64) -> u64 {
         let ban = self.ban_at(level);
-        let next = if ban < self.longest_ban {
-            level + 1
-        } else {
-            level
-        };
+        let next = level + u64::from(ban < self.longest_ban);
         ban.saturating_add(next.saturating_mul(self.level))
             .min(MAX_DEBT)
     }
@@ -78,45 +74,28 @@ impl Accounts {
         }
     }
 
-    /// Returns whether the client with this hash may be banned. `false` for nearly all clients that
-    /// are not. Reads no clock.
+    /// Returns whether the client with this hash may be banned, or what claims to be it. `false`
+    /// for nearly all clients that are not. Reads no clock.
     #[inline]
-    pub(crate) fn may_be_banned(&self, hash: u64) -> bool {
-        self.table.may_hold(ClientKey::account_hash(hash, BAN))
-    }
-
-    /// As [`Self::may_be_banned`], of a client that may have written its address itself.
-    pub(crate) fn may_be_banned_as_claimed(&self, hash: u64) -> bool {
-        let hash = ClientKey::account_hash(hash, BAN + CLAIMED);
-        self.table.may_hold(hash)
+    pub(crate) fn may_be_banned(&self, hash: u64, is_claim: bool) -> bool {
+        let may_hold = |number| self.table.may_hold(ClientKey::account_hash(hash, number));
+        may_hold(BAN) || is_claim && may_hold(BAN + CLAIMED)
     }
 
     /// Returns the time for which `client` is banned; zero if it is not.
     ///
     /// What claims to be a client is banned with it, and not the other way round.
     pub(crate) fn banned_for(&self, client: &Client) -> Duration {
-        let own = self.address_banned_for(client.key());
-        if client.is_claim() {
-            return own.max(self.debt_of(account(client, BAN)));
-        }
-        own
-    }
-
-    /// Returns the time for which the client with this key is banned; zero if it is not.
-    pub(crate) fn address_banned_for(&self, key: ClientKey) -> Duration {
-        self.debt_of(key.account(BAN))
+        let own = self.debt_of(client.key().account(BAN));
+        own.max(self.debt_of(account(client, BAN)))
     }
 
     /// Adds strikes. Returns for how long this bans the client, unless there are too few of them,
     /// or another thread has banned it in the meantime.
     pub(crate) fn strike(&self, client: &Client, strikes: u32) -> Option<Duration> {
         let now = self.clock.now();
-        let Rules {
-            strikes: max,
-            strike,
-            ..
-        } = self.rules;
-        let most = u64::from(max - 1).saturating_mul(strike);
+        let strike = self.rules.strike;
+        let most = u64::from(self.rules.strikes - 1).saturating_mul(strike);
         let added = u64::from(strikes).saturating_mul(strike);
         let key = account(client, STRIKES);
         let is_too_many = self.update(key, now, |debt| match debt.saturating_add(added) {

@@ -6,22 +6,15 @@ use palisade_core::{
     Client, ConnInfo, Event, Found, Gate, Guard, Mode, Networks, Phase, Prefix, Reason, Recorder,
     Violation,
 };
-use std::{
-    fmt,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// Lists of networks, and the clients that are banned. Clones are handles on the same state, so
 /// that any part of the application can strike, ban and pardon clients.
 ///
 /// See the [crate docs](crate).
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Ban {
     pub(crate) shared: Arc<Shared>,
 }
@@ -34,17 +27,10 @@ pub(crate) struct Shared {
     pub(crate) allow: Option<Networks>,
     pub(crate) deny: Option<Networks>,
     /// The strikes of a refusal, by its reason.
-    pub(crate) strikes_for: Box<[u32]>,
+    pub(crate) strikes_for: [u32; Reason::ALL.len()],
     /// Whether a peer is a proxy, and never a client.
     pub(crate) ignores_peers: AtomicBool,
     pub(crate) bans: AtomicU64,
-}
-
-/// Why a client is not admitted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum KeptOut {
-    Banned(Duration),
-    Denied,
 }
 
 // === Ban ===
@@ -96,17 +82,16 @@ impl Ban {
 
     /// Adds strikes for `reason`, or because the application says so.
     pub(crate) fn strike_for(&self, client: &Client, strikes: u32, reason: Option<Reason>) -> bool {
-        let Shared { accounts, mode, .. } = &*self.shared;
         if strikes == 0 || !self.may_ban(client) {
             return false;
         }
-        if accounts.banned_for(client).is_zero() {
-            match accounts.strike(client, strikes) {
-                Some(time) => self.record(client, time, reason),
-                None => return self.is_banned(client),
-            }
+        let accounts = &self.shared.accounts;
+        if accounts.banned_for(client).is_zero()
+            && let Some(time) = accounts.strike(client, strikes)
+        {
+            self.record(client, time, reason);
         }
-        *mode == Mode::Enforce
+        self.is_banned(client)
     }
 
     /// Bans `client` for `time`, at most 12 days. A ban that lasts longer stays. For longer than
@@ -192,7 +177,9 @@ impl Ban {
         if let Some(conn) = ConnInfo::from_extensions(extensions) {
             return client_of_conn(conn);
         }
-        client_of_peer(palisade_client_ip::peer(extensions)?)
+        let peer = palisade_client_ip::peer(extensions)?.ip();
+        let client = Client::from_peer(Some(peer), Prefix::default());
+        client.address().is_some().then_some(client)
     }
 
     /// Notes that every peer is a proxy, so that only clients that a request names are banned.
@@ -201,20 +188,12 @@ impl Ban {
         self.shared.ignores_peers.store(true, Relaxed);
     }
 
-    pub(crate) fn mode(&self) -> Mode {
-        self.shared.mode
-    }
-
     /// Returns whether the client of the request with these extensions may have to be refused.
     /// `false` for nearly all clients against which nothing is held. Reads no clock.
     #[inline(never)]
     pub(crate) fn may_keep_out(&self, extensions: &Extensions) -> bool {
-        let accounts = &self.shared.accounts;
         if let Some(client) = Client::from_extensions(extensions) {
-            let hash = client.key().to_hash();
-            return accounts.may_be_banned(hash)
-                || client.is_claim() && accounts.may_be_banned_as_claimed(hash)
-                || self.denies(client.address_bits());
+            return self.may_keep_out_client(client);
         }
         match ConnInfo::from_extensions(extensions) {
             Some(conn) => self.may_keep_out_peer(conn),
@@ -223,48 +202,38 @@ impl Ban {
     }
 
     #[inline]
+    fn may_keep_out_client(&self, client: &Client) -> bool {
+        let hash = client.key().to_hash();
+        self.shared.accounts.may_be_banned(hash, client.is_claim())
+            || self.denies(client.address_bits())
+    }
+
+    #[inline]
     fn may_keep_out_peer(&self, conn: &ConnInfo) -> bool {
-        self.shared.accounts.may_be_banned(conn.client().to_hash())
-            || self.denies(conn.address_bits())
+        let hash = conn.client().to_hash();
+        self.shared.accounts.may_be_banned(hash, false) || self.denies(conn.address_bits())
     }
 
     /// As [`Self::may_keep_out_peer`], of a peer that another server than palisade's reports.
     #[cold]
     fn may_keep_out_reported(&self, extensions: &Extensions) -> bool {
-        self.client_of(extensions).is_some_and(|client| {
-            self.shared.accounts.may_be_banned(client.key().to_hash())
-                || self.denies(client.address_bits())
-        })
+        let client = self.client_of(extensions);
+        client.is_some_and(|client| self.may_keep_out_client(&client))
     }
 
-    /// Returns why the client of the request with these extensions is not admitted.
-    pub(crate) fn keeps_out(&self, extensions: &Extensions) -> Option<KeptOut> {
-        let client = self.client_of(extensions)?;
-        self.judge(&client, self.shared.accounts.banned_for(&client))
-    }
-
-    fn judge(&self, client: &Client, banned_for: Duration) -> Option<KeptOut> {
+    /// Returns the rule by which `client` is not admitted.
+    pub(crate) fn violation(&self, client: &Client, phase: Phase) -> Option<Violation> {
         // The address of a proxy stands for all clients behind it.
-        let is_exempt = client.address().is_none() || client.is_proxy() || self.allows(client);
-        if is_exempt {
-            None
-        } else if self.denies(client.address_bits()) {
-            Some(KeptOut::Denied)
-        } else {
-            (!banned_for.is_zero()).then_some(KeptOut::Banned(banned_for))
-        }
-    }
-
-    #[cold]
-    fn refusal_of(&self, conn: &ConnInfo) -> Option<(Violation, Mode)> {
-        let mode = self.shared.mode;
-        if mode == Mode::Off {
+        if client.address().is_none() || client.is_proxy() || self.allows(client) {
             return None;
         }
-        let client = client_of_conn(conn)?;
-        let banned_for = self.shared.accounts.address_banned_for(client.key());
-        let kept_out = self.judge(&client, banned_for)?;
-        Some((kept_out.violation(Phase::Accept), mode))
+        let broken = |reason, left| Violation::new(Guard::Ban, reason, phase, 0, left);
+        if self.denies(client.address_bits()) {
+            return Some(broken(Reason::Denied, 0));
+        }
+        let left = self.shared.accounts.banned_for(client).as_micros();
+        let millis = u64::try_from(left.div_ceil(1000)).unwrap_or(u64::MAX);
+        (left > 0).then(|| broken(Reason::Banned, millis))
     }
 
     #[inline]
@@ -276,19 +245,6 @@ impl Ban {
     fn allows(&self, client: &Client) -> bool {
         let allow = self.shared.allow.as_ref();
         allow.is_some_and(|networks| networks.present().contains_bits(client.address_bits()))
-    }
-
-    /// Returns the client of an event.
-    pub(crate) fn client_of_event(
-        &self,
-        client: Option<&Client>,
-        conn: Option<&ConnInfo>,
-    ) -> Option<Client> {
-        if let Some(client) = client {
-            return Some(*client);
-        }
-        let ignores_peers = self.shared.ignores_peers.load(Relaxed);
-        conn.filter(|_| !ignores_peers).and_then(client_of_conn)
     }
 
     /// Returns whether there is anything to ban.
@@ -312,51 +268,20 @@ impl Ban {
     }
 }
 
-/// At accept. A ban of an address that a client may have written itself does not count here.
+/// At accept. A peer is what its socket says, so a ban of an address that a client may have written
+/// itself does not count here.
 impl Gate for Ban {
     fn refusal(&self, conn: &ConnInfo) -> Option<(Violation, Mode)> {
-        if self.may_keep_out_peer(conn) {
-            self.refusal_of(conn)
-        } else {
-            None
+        if !self.may_keep_out_peer(conn) || self.shared.mode == Mode::Off {
+            return None;
         }
-    }
-}
-
-impl fmt::Debug for Ban {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ban")
-            .field("mode", &self.shared.mode)
-            .field("accounts", &self.shared.accounts)
-            .field("allow", &self.shared.allow)
-            .field("deny", &self.shared.deny)
-            .finish_non_exhaustive()
-    }
-}
-
-// === KeptOut ===
-
-impl KeptOut {
-    pub(crate) fn violation(self, phase: Phase) -> Violation {
-        let (reason, observed) = match self {
-            Self::Banned(time) => {
-                let millis = time.as_micros().div_ceil(1000);
-                (Reason::Banned, u64::try_from(millis).unwrap_or(u64::MAX))
-            }
-            Self::Denied => (Reason::Denied, 0),
-        };
-        Violation::new(Guard::Ban, reason, phase, 0, observed)
+        let violation = self.violation(&client_of_conn(conn)?, Phase::Accept)?;
+        Some((violation, self.shared.mode))
     }
 }
 
 /// Returns the peer of `conn` as a client, unless it is a trusted proxy or has no address.
-fn client_of_conn(conn: &ConnInfo) -> Option<Client> {
+pub(crate) fn client_of_conn(conn: &ConnInfo) -> Option<Client> {
     conn.known_client_hash()?;
     Some(Client::of_conn(conn, Found::Peer))
-}
-
-/// Returns a peer that the server reports as a client.
-fn client_of_peer(peer: SocketAddr) -> Option<Client> {
-    let client = Client::from_peer(Some(peer.ip()), Prefix::default());
-    client.address().is_some().then_some(client)
 }

@@ -6,12 +6,9 @@ use crate::{
 };
 use palisade_core::{ConfigError, GaugeSource, Mode, Networks, Reason, Recorder};
 use palisade_guard::Table;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::{
-    fmt,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, AtomicU64},
-    },
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -24,7 +21,7 @@ pub struct BanBuilder {
     allow: Option<Networks>,
     deny: Option<Networks>,
     strikes: (u32, Duration),
-    strikes_for: Vec<(Reason, u32)>,
+    strikes_for: [u32; Reason::ALL.len()],
     ban_times: (Duration, Duration),
     forgive_after: Duration,
     capacity: usize,
@@ -50,7 +47,7 @@ impl BanBuilder {
             allow: None,
             deny: None,
             strikes: (10, Duration::from_secs(60)),
-            strikes_for: Vec::new(),
+            strikes_for: [0; Reason::ALL.len()],
             ban_times: (10 * SECOND, HOUR),
             forgive_after: Duration::from_secs(600),
             capacity: 1 << 16,
@@ -171,7 +168,7 @@ impl BanBuilder {
     }
 
     /// Sets how many strikes each refusal for `reason` is, by any guard that records to this
-    /// [`Ban`]. May be called for several reasons. Defaults to none for every reason.
+    /// [`Ban`]. May be called for several reasons. Defaults to 0 for every reason.
     ///
     /// Choose reasons that no honest client gives by itself, such as `BadRequest`. A page that
     /// loads many assets exceeds a rate limit without malice: let it take many strikes to ban.
@@ -204,7 +201,7 @@ impl BanBuilder {
     /// # }
     /// ```
     pub fn strike_for(mut self, reason: Reason, strikes: u32) -> Self {
-        self.strikes_for.push((reason, strikes));
+        self.strikes_for[reason as usize] = strikes;
         self
     }
 
@@ -301,12 +298,6 @@ impl BanBuilder {
 
     /// Builds the handle from options that are in their ranges, as the defaults are.
     pub(crate) fn build_checked(self) -> Ban {
-        let mut strikes_for = vec![0; Reason::ALL.len()];
-        for (reason, strikes) in &self.strikes_for {
-            if let Some(of_reason) = strikes_for.get_mut(*reason as usize) {
-                *of_reason = *strikes;
-            }
-        }
         let (strikes, time) = self.strikes;
         let rules = Rules {
             strikes,
@@ -321,7 +312,7 @@ impl BanBuilder {
             accounts: Accounts::new(self.capacity, rules),
             allow: self.allow,
             deny: self.deny,
-            strikes_for: strikes_for.into(),
+            strikes_for: self.strikes_for,
             ignores_peers: AtomicBool::new(self.ignores_peers),
             bans: AtomicU64::new(0),
         });
@@ -332,51 +323,26 @@ impl BanBuilder {
 
     fn check(&self) -> Result<(), ConfigError> {
         let mut error = ConfigError::new("the ban cannot be built");
-        let mut check = |is_allowed, field, value: &dyn fmt::Debug, allowed| {
-            error.check(is_allowed, field, value, allowed);
-        };
         let (strikes, time) = self.strikes;
-        check(
-            (1..=MAX_STRIKES).contains(&strikes)
-                && (MILLISECOND..=MAX_TIME).contains(&time)
-                && time.as_micros() >= u128::from(strikes),
-            "strikes",
-            &self.strikes,
-            "1 to 1000000 in 1 ms to 24 h, a microsecond for each at least",
-        );
-        for (reason, strikes) in &self.strikes_for {
-            check(
-                *strikes > 0,
-                "strike_for",
-                &(reason, strikes),
-                "at least one strike",
-            );
-            check(
-                !matches!(reason, Reason::Banned | Reason::Denied),
-                "strike_for",
-                reason,
-                "a reason of another guard: a ban would prolong itself",
-            );
+        let is_allowed = (1..=MAX_STRIKES).contains(&strikes)
+            && (MILLISECOND..=MAX_TIME).contains(&time)
+            && time.as_micros() >= u128::from(strikes);
+        let allowed = "1 to 1000000 in 1 ms to 24 h, a microsecond for each at least";
+        error.check(is_allowed, "strikes", &self.strikes, allowed);
+        for reason in [Reason::Banned, Reason::Denied] {
+            let is_allowed = self.strikes_for[reason as usize] == 0;
+            let allowed = "a reason of another guard: a ban would prolong itself";
+            error.check(is_allowed, "strike_for", &reason, allowed);
         }
         let (first, longest) = self.ban_times;
-        check(
-            SECOND <= first && first <= longest && longest <= MAX_TIME,
-            "ban_times",
-            &self.ban_times,
-            "1 s to 24 h, the first no longer than the longest",
-        );
-        check(
-            (SECOND..=MAX_FORGIVE_AFTER).contains(&self.forgive_after),
-            "forgive_after",
-            &self.forgive_after,
-            "1 s to 12 h",
-        );
-        check(
-            (1..=Table::MAX_CAPACITY).contains(&self.capacity),
-            "capacity",
-            &self.capacity,
-            "1 to 16777216",
-        );
+        let is_allowed = SECOND <= first && first <= longest && longest <= MAX_TIME;
+        let allowed = "1 s to 24 h, the first no longer than the longest";
+        error.check(is_allowed, "ban_times", &self.ban_times, allowed);
+        let time = self.forgive_after;
+        let is_allowed = (SECOND..=MAX_FORGIVE_AFTER).contains(&time);
+        error.check(is_allowed, "forgive_after", &time, "1 s to 12 h");
+        let is_allowed = (1..=Table::MAX_CAPACITY).contains(&self.capacity);
+        error.check(is_allowed, "capacity", &self.capacity, "1 to 16777216");
         error.into_result()
     }
 }

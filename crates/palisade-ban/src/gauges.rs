@@ -1,7 +1,7 @@
 //! The gauges of lists and bans.
 
 use crate::ban::Shared;
-use palisade_core::{Gauge, GaugeSource, Guard, Networks};
+use palisade_core::{Gauge, GaugeSource, Guard};
 use std::sync::atomic::Ordering::Relaxed;
 
 impl GaugeSource for Shared {
@@ -15,21 +15,13 @@ impl GaugeSource for Shared {
         visit(Gauge::KeyCapacity, occupancy.capacity);
         visit(Gauge::KeysEvicted, occupancy.evicted);
         visit(Gauge::Bans, self.bans.load(Relaxed));
-        let mut list = |networks: Option<&Networks>, size, age| {
+        let allow = (Gauge::AllowedNetworks, Gauge::AllowedNetworksAge);
+        let deny = (Gauge::DeniedNetworks, Gauge::DeniedNetworksAge);
+        for (networks, (size, age)) in [(&self.allow, allow), (&self.deny, deny)] {
             if let Some(networks) = networks {
                 visit(size, networks.len() as u64);
                 visit(age, networks.age().as_secs());
             }
-        };
-        list(
-            self.allow.as_ref(),
-            Gauge::AllowedNetworks,
-            Gauge::AllowedNetworksAge,
-        );
-        list(
-            self.deny.as_ref(),
-            Gauge::DeniedNetworks,
-            Gauge::DeniedNetworksAge,
-        );
+        }
     }
 }

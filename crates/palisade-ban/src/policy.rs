@@ -27,14 +27,12 @@ impl BanPolicy {
         request: &Request<B>,
         format: ResponseFormat,
     ) -> Result<(), Refusal> {
-        let mode = self.settings.mode.weaker(ban.mode());
-        if mode == Mode::Off {
-            return Ok(());
-        }
-        let Some(kept_out) = ban.keeps_out(request.extensions()) else {
+        let mode = self.settings.mode.weaker(ban.shared.mode);
+        let client = ban.client_of(request.extensions());
+        let violation = client.and_then(|client| ban.violation(&client, Phase::RequestHead));
+        let Some(violation) = violation.filter(|_| mode != Mode::Off) else {
             return Ok(());
         };
-        let violation = kept_out.violation(Phase::RequestHead);
         let rejection = Rejection::new(violation, StatusCode::FORBIDDEN, format);
         let conn = ConnInfo::from_extensions(request.extensions()).map(AsRef::as_ref);
         let client = Client::beside(conn, request.extensions());

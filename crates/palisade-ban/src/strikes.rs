@@ -1,7 +1,8 @@
 //! Strikes for refusals of other guards.
 
-use crate::ban::Ban;
+use crate::ban::{Ban, client_of_conn};
 use palisade_core::{Event, Metrics, Mode};
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Holds refusals against their clients, for the reasons that
 /// [`BanBuilder::strike_for`](crate::BanBuilder::strike_for) selects: give a clone to the
@@ -33,12 +34,13 @@ impl Metrics for Ban {
             _ => return,
         };
         let reason = violation.reason;
-        let strikes = self.shared.strikes_for.get(reason as usize);
-        let strikes = strikes.copied().unwrap_or_default();
+        let strikes = self.shared.strikes_for[reason as usize];
         if strikes == 0 || mode != Mode::Enforce {
             return;
         }
-        if let Some(client) = self.client_of_event(client, conn) {
+        let ignores_peers = self.shared.ignores_peers.load(Relaxed);
+        let peer = || conn.filter(|_| !ignores_peers).and_then(client_of_conn);
+        if let Some(client) = client.copied().or_else(peer) {
             self.strike_for(&client, strikes, Some(reason));
         }
     }

@@ -513,7 +513,7 @@ async fn a_refused_request_gets_403_and_a_grpc_call_permission_denied() {
 fn every_wrong_option_is_named() {
     let wrong = Ban::builder()
         .strikes(10, Duration::from_micros(9))
-        .strike_for(Reason::BadRequest, 0)
+        .strike_for(Reason::Banned, 1)
         .strike_for(Reason::Denied, 1)
         .ban_times(2 * SECOND, SECOND)
         .forgive_after(Duration::ZERO)
