@@ -275,6 +275,23 @@ async fn a_client_is_one_whether_it_is_direct_or_forwarded() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn refusals_of_a_client_behind_nat64_strike_that_client_and_not_the_translator() {
+    let (ban, _) = build(three_strikes().strike_for(Reason::BadRequest, 3));
+    let trust = Trust::private().nat64(true);
+    let address = format!("64:ff9b::{VICTIM}");
+    let client = trust.resolve(Some(ip(&address)), &HeaderMap::new());
+    let mut request = request(client);
+    request.extensions_mut().insert(conn(&address));
+    let facts = palisade_guard::Facts::from_request(&request, true);
+    let rejection = rejection(Reason::BadRequest);
+    let event = Event::refused(&rejection, Mode::Enforce, facts.conn());
+    ban.record(&event.of_client(facts.client()));
+    assert_eq!(status(&ban, client).await, 403);
+    // All others come from the same /64.
+    assert_eq!(at_accept(&ban, "64:ff9b::198.51.100.1"), None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_peer_that_writes_the_address_of_a_victim_does_not_keep_it_from_connecting() {
     let (ban, journal) = build(three_strikes());
     let hops = Trust::hops(1);

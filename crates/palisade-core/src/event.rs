@@ -34,8 +34,8 @@ pub enum Event<'a> {
         mode: Mode,
         /// The connection of the request, if it is known.
         conn: Option<&'a ConnInfo>,
-        /// The client, if the peer of the connection is a trusted proxy, or if only the client is
-        /// known. Otherwise the peer is the client.
+        /// The client, if it is not the peer of the connection, if that is a trusted proxy, or if
+        /// only the client is known. Otherwise the peer is the client.
         client: Option<&'a Client>,
     },
     /// A guard cut a body: it ended the body after the response head was sent, or would have in
@@ -48,8 +48,8 @@ pub enum Event<'a> {
         mode: Mode,
         /// The connection of the request, if it is known.
         conn: Option<&'a ConnInfo>,
-        /// The client, if the peer of the connection is a trusted proxy, or if only the client is
-        /// known. Otherwise the peer is the client.
+        /// The client, if it is not the peer of the connection, if that is a trusted proxy, or if
+        /// only the client is known. Otherwise the peer is the client.
         client: Option<&'a Client>,
     },
     /// A connection was admitted.

@@ -159,7 +159,11 @@ impl Client {
     #[doc(hidden)]
     pub fn beside<'a>(conn: Option<&ConnInfo>, extensions: &'a Extensions) -> Option<&'a Self> {
         let client = Self::from_extensions(extensions)?;
-        (conn.is_none() || client.found != Found::Peer).then_some(client)
+        // A server may have found the client by itself, or translated the address of the peer.
+        let is_peer = |conn: &ConnInfo| {
+            client.found == Found::Peer && client.address == halves(conn.address_bits())
+        };
+        (!conn.is_some_and(is_peer)).then_some(client)
     }
 
     /// Returns the address in its canonical form: an IPv4-mapped address is an IPv4 address. `None`
@@ -349,6 +353,23 @@ mod tests {
         let unknown = Client::of_conn(&unknown, Found::Peer);
         assert_eq!(unknown, Client::from_peer(None, wide));
         assert_eq!((unknown.network(), unknown.address()), (None, None));
+    }
+
+    #[test]
+    fn events_have_the_client_beside_a_connection_unless_it_is_the_peer() {
+        let beside = |peer: &str, client: Client| {
+            let peer = (peer.parse::<IpAddr>().unwrap(), 4711).into();
+            let conn = ConnInfo::new(peer, None, Prefix::default());
+            let mut extensions = Extensions::new();
+            extensions.insert(client);
+            Client::beside(Some(&*conn), &extensions).copied()
+        };
+        let client = Client::from_peer("192.0.2.1".parse().ok(), Prefix::default());
+        assert_eq!(beside("192.0.2.1", client), None);
+        assert_eq!(beside("::ffff:192.0.2.1", client), None);
+        // A server has found it by itself, or NAT64 has translated it.
+        assert_eq!(beside("10.0.0.7", client), Some(client));
+        assert_eq!(beside("64:ff9b::192.0.2.1", client), Some(client));
     }
 
     #[cfg(feature = "axum")]
