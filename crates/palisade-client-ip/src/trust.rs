@@ -398,10 +398,13 @@ impl Trust {
         headers: &HeaderMap,
     ) -> Client {
         let peer = conn.peer().ip();
-        self.counted(
-            self.resolve_of(peer.into(), Some(conn), headers),
-            Some(peer),
-        )
+        let client = self.resolve_of(peer.into(), Some(conn), headers);
+        if conn.is_proxy() && client.found() == Found::Peer {
+            // It is not asked for clients, but has sent a PROXY header that names none, or was
+            // trusted at accept. Its requests are those of a proxy all the same.
+            return Client::of_conn(conn, Found::Missing);
+        }
+        self.counted(client, Some(peer))
     }
 
     /// Returns the same for a connection of which its guard has asked at accept whether the peer is

@@ -47,8 +47,8 @@ pub enum Found {
     Forwarded,
     /// Every address is that of a trusted proxy. The leftmost one counts.
     AllTrusted,
-    /// The peer is a trusted proxy, and the request has no field that names a client. The peer
-    /// counts.
+    /// The peer is a trusted proxy, and the request has no field that names a client, or it is one
+    /// that has sent a PROXY header without a client. The peer counts.
     Missing,
     /// The field names fewer proxies than are in front of the server. The peer counts.
     Short,

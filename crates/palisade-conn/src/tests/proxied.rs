@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{CloseMode, GuardedListener, Listener, connection::registry::Place};
+use palisade_client_ip::Trust;
 use palisade_core::{Mode, Network, Networks};
 use palisade_testkit::Journal;
 use std::net::IpAddr;
@@ -493,6 +494,20 @@ async fn a_close_that_was_decided_before_the_header_arrived_holds_for_the_client
     drop(named);
     assert_eq!(journal.closed(), [Some(Reason::Idle)]);
     assert_nothing_left(&guard);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_without_a_named_client_are_those_of_a_proxy_also_with_trust_in_others() {
+    let trust = Trust::networks(Networks::parse("172.16.0.0/12").unwrap());
+    let mut server = Server::new(ConnGuard::builder().trust(trust.clone()));
+    for header in [LOCAL, b"PROXY UNKNOWN\r\n"] {
+        let (_client, _) = server.connect(header).await;
+        let io = server.accept().await.unwrap();
+        let client = trust.identify_guarded(&*io.conn().info(), &http::HeaderMap::new());
+        assert_eq!(client.address(), Some(IpAddr::from(BALANCER)));
+        assert!(client.is_proxy());
+    }
+    assert_eq!(trust.totals().missing, 0);
 }
 
 #[test]
