@@ -75,13 +75,14 @@ impl Permit {
         }
         let decision = before.state().mark_closed();
         let is_close_pending = before.state().take_close_pending();
-        if let Some(decision) = decision {
-            if is_close_pending {
-                self.conn.state().set_close_pending();
-            }
-            self.conn.state().request_close(decision);
-        } else if is_close_pending {
+        let after = self.conn.state();
+        // A close of `conn` may have counted it already: it has been in the registry for a moment.
+        let is_counted = decision.is_some() && is_close_pending && after.set_close_pending();
+        if is_close_pending && !is_counted {
             self.shared.close_pending.fetch_sub(1, Relaxed);
+        }
+        if let Some(decision) = decision {
+            after.request_close(decision);
         }
     }
 

@@ -497,6 +497,26 @@ async fn a_close_that_was_decided_before_the_header_arrived_holds_for_the_client
 }
 
 #[tokio::test(start_paused = true)]
+async fn two_closes_while_the_header_is_read_count_once() {
+    let (guard, _) = tracking_guard(ConnGuard::builder());
+    let pair = connect_from(&guard, 1).unwrap();
+    let before = pair.server.conn().clone();
+    let after = guard.shared().connection(peer(2), None).continues(&before);
+    let named = pair.server.after_header(|mut permit| {
+        let registry = &guard.shared().registry;
+        let (place, _) = registry.enter(&after, permit.opened(), None).unwrap();
+        // Other threads find both of them.
+        assert!(guard.close(&before, Reason::Idle, CloseMode::Reset));
+        assert!(guard.close(&after, Reason::ConnectionEvicted, CloseMode::Reset));
+        permit.continue_as(after.clone(), place);
+        Ok(permit)
+    });
+    assert_eq!(guard.snapshot().close_pending, 1);
+    drop(named);
+    assert_nothing_left(&guard);
+}
+
+#[tokio::test(start_paused = true)]
 async fn requests_without_a_named_client_are_those_of_a_proxy_also_with_trust_in_others() {
     let trust = Trust::networks(Networks::parse("172.16.0.0/12").unwrap());
     let mut server = Server::new(ConnGuard::builder().trust(trust.clone()));
