@@ -171,10 +171,12 @@ impl Ban {
         if let Some(client) = Client::from_extensions(extensions) {
             return Some(*client);
         }
-        if self.shared.ignores_peers.load(Relaxed) {
+        let conn = ConnInfo::from_extensions(extensions);
+        let is_named = conn.is_some_and(|conn| conn.is_proxied());
+        if self.shared.ignores_peers.load(Relaxed) && !is_named {
             return None;
         }
-        if let Some(conn) = ConnInfo::from_extensions(extensions) {
+        if let Some(conn) = conn {
             return client_of_conn(conn);
         }
         let peer = palisade_client_ip::peer(extensions)?.ip();

@@ -147,6 +147,15 @@ impl KeyExtractor for ClientIp {
             });
         }
         if self.ignores_peers {
+            // The header of a PROXY connection names its client.
+            if let Some(conn) = ConnInfo::from_extensions(head.extensions)
+                && conn.is_proxied()
+            {
+                return KeyOutcome::Key(match self.prefix {
+                    None => conn.client(),
+                    Some(prefix) => ClientKey::address(conn.peer().ip(), prefix),
+                });
+            }
             warn_about_missing_client_once(self.missing);
             return self.missing.outcome();
         }
@@ -209,8 +218,10 @@ fn warn_about_missing_client_once(missing: Missing) {
         tracing::warn!(
             target: "palisade",
             ?missing,
-            "no client is known of a request behind a proxy: set `trust` of the connection guard, \
-             or put a `ClientIpLayer` outside of the guards",
+            "no client is known of a request behind a proxy, so no limit per client applies to \
+             it: set `trust` on `ConnGuard::builder()`, and under axum::serve wrap the router in \
+             `connected(router)`; without a connection guard put a `ClientIpLayer` outside of the \
+             guards",
         );
     });
 }
@@ -226,8 +237,9 @@ fn warn_about_missing_peer_once(missing: Missing) {
             target: "palisade",
             ?missing,
             "a request carries no peer address, so clients cannot be distinguished; with axum, \
-             serve `router.into_make_service_with_connect_info::<SocketAddr>()` and enable \
-             palisade's feature `axum`; with tonic, enable its feature `tonic`; with hyper, insert \
+             serve `connected(router)` on a guarded listener, or on another one \
+             `router.into_make_service_with_connect_info::<SocketAddr>()`, and enable palisade's \
+             feature `axum`; with tonic, enable its feature `tonic`; with hyper, insert \
              the peer's `SocketAddr` into the request's extensions",
         );
     });
@@ -261,6 +273,20 @@ mod tests {
 
     fn socket(address: &str) -> SocketAddr {
         SocketAddr::new(address.parse().unwrap(), 4711)
+    }
+
+    #[test]
+    fn behind_proxies_a_peer_counts_only_if_a_proxy_header_names_it() {
+        let conn = || {
+            let peer = socket("203.0.113.7");
+            ConnInfo::with_state(peer, None, Prefix::default(), ())
+        };
+        let with = |conn: ConnInfo<()>| {
+            let conn: std::sync::Arc<ConnInfo> = std::sync::Arc::new(conn);
+            extract(ClientIp::forwarded(), &request(conn))
+        };
+        assert_eq!(with(conn()), KeyOutcome::Exempt);
+        assert_eq!(with(conn().of_proxied()), network("203.0.113.7"));
     }
 
     #[test]

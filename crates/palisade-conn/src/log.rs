@@ -115,7 +115,8 @@ pub(crate) fn forwarded(recorder: &Recorder, percent: u32) {
         guard = Guard::Connection.as_str(),
         percent,
         "most requests have the headers of a proxy: if `clients` in the snapshot are proxies of \
-         yours, use `Stack::behind_proxy()` and `ConnGuardBuilder::behind_proxy()`; if not, a \
-         flood sends these headers",
+         yours, use `Stack::behind_proxy()`, and `ConnGuard::builder().behind_proxy()` with \
+         `.trust(Trust::networks(..))`, without which no client is limited; if not, a flood sends \
+         these headers",
     );
 }

@@ -154,6 +154,32 @@ impl Client {
         extensions.get()
     }
 
+    /// Returns the client of the request with these extensions: the one that has been inserted, or
+    /// else the peer of its connection. `None` if neither has an address.
+    ///
+    /// ```
+    /// use palisade_core::{Client, ConnInfo, Prefix};
+    /// let mut request = http::Request::new(());
+    /// assert_eq!(Client::of_request(request.extensions()), None);
+    /// let conn = ConnInfo::new(([203, 0, 113, 7], 4711).into(), None, Prefix::default());
+    /// request.extensions_mut().insert(conn); // A guarded server does this.
+    /// let client = Client::of_request(request.extensions()).expect("the peer");
+    /// assert_eq!(client.address(), Some([203, 0, 113, 7].into()));
+    /// ```
+    pub fn of_request(extensions: &Extensions) -> Option<Self> {
+        if let Some(client) = Self::from_extensions(extensions) {
+            return Some(*client);
+        }
+        let conn = ConnInfo::from_extensions(extensions)?;
+        let found = if conn.is_proxy() {
+            Found::Missing
+        } else {
+            Found::Peer
+        };
+        let client = Self::of_conn(conn, found);
+        client.address().is_some().then_some(client)
+    }
+
     /// Returns the client of the request with these extensions in the form that events take: `None`
     /// if it is the peer of `conn`.
     #[doc(hidden)]
@@ -267,9 +293,9 @@ mod axum_extractor {
     use http::{StatusCode, request::Parts};
     use std::{convert::Infallible, error::Error, fmt};
 
-    /// A handler asks for a [`Client`], and the request has none. The response is 500, because the
-    /// server is not set up: it needs a `ClientIpLayer`, or a connection guard with a `Trust`, and
-    /// a known peer.
+    /// A handler asks for a [`Client`], and none [is known](Client::of_request). The response is
+    /// 500, because the server is not set up: it needs a connection guard, around the router the
+    /// service that `palisade_conn::connected` returns, or else a `ClientIpLayer`.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct ClientMissing;
 
@@ -277,9 +303,7 @@ mod axum_extractor {
         type Rejection = ClientMissing;
 
         async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ClientMissing> {
-            Self::from_extensions(&parts.extensions)
-                .copied()
-                .ok_or(ClientMissing)
+            Self::of_request(&parts.extensions).ok_or(ClientMissing)
         }
     }
 
@@ -287,7 +311,7 @@ mod axum_extractor {
         type Rejection = Infallible;
 
         async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Infallible> {
-            Ok(Self::from_extensions(&parts.extensions).copied())
+            Ok(Self::of_request(&parts.extensions))
         }
     }
 
@@ -299,7 +323,10 @@ mod axum_extractor {
 
     impl fmt::Display for ClientMissing {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("the client of the request is not known")
+            f.write_str(
+                "the client of the request is not known: serve `connected(router)` on a guarded \
+                 listener, or put a `ClientIpLayer` around the router",
+            )
         }
     }
 
@@ -386,7 +413,16 @@ mod tests {
         let none = <Client as OptionalFromRequestParts<()>>::from_request_parts(&mut parts, &());
         assert_eq!(none.await, Ok(None));
 
+        // The peer of a guarded connection.
         let client = Client::from_peer(Some([192, 0, 2, 1].into()), Prefix::default());
+        let peer = ([192, 0, 2, 1], 4711).into();
+        parts
+            .extensions
+            .insert(ConnInfo::new(peer, None, Prefix::default()));
+        let found = <Client as FromRequestParts<()>>::from_request_parts(&mut parts, &()).await;
+        assert_eq!(found, Ok(client));
+
+        let client = Client::from_peer(Some([203, 0, 113, 7].into()), Prefix::default());
         parts.extensions.insert(client);
         let found = <Client as FromRequestParts<()>>::from_request_parts(&mut parts, &()).await;
         assert_eq!(found, Ok(client));

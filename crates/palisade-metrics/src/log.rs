@@ -561,7 +561,10 @@ mod tests {
             ("message", "request refused"),
             ("mode", "enforce"),
             ("observed", "11"),
-            ("option", "RateLimitLayer::new(quota)"),
+            (
+                "option",
+                "Stack::rate_limit(quota) or RateLimitLayer::new(quota)",
+            ),
             ("peer", "[2001:db8::1]:4711"),
             ("phase", "request_head"),
             ("reason", "rate_exceeded"),

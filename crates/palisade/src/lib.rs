@@ -93,7 +93,12 @@ pub use {builder::Stack, stack::*};
 pub use palisade_ban::{self as ban, Ban};
 #[cfg(feature = "body-limit")]
 pub use palisade_body_limit as body_limit;
-#[cfg(any(feature = "ban", feature = "concurrency-limit", feature = "rate-limit"))]
+#[cfg(any(
+    feature = "ban",
+    feature = "concurrency-limit",
+    feature = "conn",
+    feature = "rate-limit"
+))]
 pub use palisade_client_ip::{self as client_ip, ClientIp};
 #[cfg(feature = "concurrency-limit")]
 pub use palisade_concurrency_limit as concurrency_limit;

@@ -8,8 +8,8 @@ use crate::{
 };
 use palisade_client_ip::{ProxyClient, ProxyHeader, ProxyHeaderError, ProxyParse};
 use palisade_core::{Guard, Mode, Phase, Reason, Violation};
-use std::net::SocketAddr;
-use tokio::io::AsyncReadExt;
+use std::{future::poll_fn, net::SocketAddr, pin::Pin};
+use tokio::io::{AsyncRead, ReadBuf};
 
 /// The number of bytes for which there is room before they arrive.
 const CHUNK_BYTES: usize = 512;
@@ -54,8 +54,9 @@ async fn read_header<T: Transport>(io: &mut GuardedIo<T>) -> Result<ProxyHeader,
         };
         let length = bytes.len();
         bytes.resize(length + missing.min(CHUNK_BYTES), 0);
-        let read = io.read(bytes.get_mut(length..).unwrap_or_default()).await;
-        match read {
+        let mut space = ReadBuf::new(bytes.get_mut(length..).unwrap_or_default());
+        let read = poll_fn(|cx| Pin::new(&mut *io).poll_read(cx, &mut space)).await;
+        match read.map(|()| space.filled().len()) {
             Ok(0) if length > 0 && io.conn().state().decision().is_none() => {
                 return Err(HeaderEnd::Bad(ProxyHeaderError::NotAHeader, length));
             }

@@ -78,7 +78,7 @@ impl NetworkSet {
                 Err(_) => error.push(
                     format!("line {number}"),
                     quoted(block),
-                    "an address such as 192.0.2.1, or a network such as 192.0.2.0/24",
+                    "one address such as 192.0.2.1, or one network such as 192.0.2.0/24, on a line",
                 ),
             }
         }

@@ -165,9 +165,9 @@ impl RateOptions {
     /// Reports the faults of a stack that has a rate limit, or has none.
     pub(super) fn check(&self, has_limit: bool, error: &mut ConfigError) {
         if !has_limit {
-            let allowed = "nothing without `rate_limit`: there is no quota";
+            let allowed = "only with a quota: set `rate_limit(quota)`, too";
             for (field, is_set) in [
-                ("wider", !self.wider.is_empty()),
+                ("wider or ladder", !self.wider.is_empty()),
                 ("wider_mode", self.wider_mode.is_some()),
                 ("quota_for", !self.networks.is_empty()),
                 ("settle", self.settle.is_some()),

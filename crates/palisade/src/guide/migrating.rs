@@ -145,7 +145,8 @@
 //! | `proxy_read_timeout`, 60 s | [`Stack::timeout`], 30 s | to the response head, not between two reads; 503 in place of 504 |
 //! | `worker_shutdown_timeout`, none | `WithGracefulShutdown::drain`, 30 s | |
 //! | `set_real_ip_from`, `real_ip_header`, `real_ip_recursive on` | `ConnGuardBuilder::trust`, [`Trust`](crate::client_ip::Trust) | one field, and always recursive: see [`behind_proxy`](super::behind_proxy) |
-//! | `limit_rate`, `deny` | none | no bandwidth is limited, no address is banned |
+//! | `allow`, `deny` | `Ban::builder().allow(..).deny(..)`, with the feature `ban` | replaced at run time, and asked at accept as well: see [`banning`](super::banning) |
+//! | `limit_rate` | none | no bandwidth is limited |
 //!
 //! [`Stack::max_requests_per_client`]: crate::Stack::max_requests_per_client
 //!

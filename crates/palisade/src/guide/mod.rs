@@ -8,6 +8,7 @@
 //! | [`composing`] | Where does the stack go among other layers? |
 //! | [`tonic`] | What is different for gRPC? |
 //! | [`behind_proxy`] | What holds behind nginx or a load balancer? |
+//! | [`banning`] | How are abusers kept out for a while? |
 //! | [`migrating`] | Which option replaces the one that I use today? |
 //!
 //! Every example is a whole program that is compiled and run as a test:
@@ -27,6 +28,7 @@
 //! The module exists in the documentation only. The terms are those of `docs/glossary.md` in the
 //! repository.
 
+pub mod banning;
 pub mod behind_proxy;
 pub mod choosing_numbers;
 pub mod composing;

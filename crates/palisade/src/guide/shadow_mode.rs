@@ -105,7 +105,8 @@
 //!
 //! ```
 //! use palisade::Reason;
-//! assert_eq!(Reason::RateExceeded.option(), "RateLimitLayer::new(quota)");
+//! let option = "Stack::rate_limit(quota) or RateLimitLayer::new(quota)";
+//! assert_eq!(Reason::RateExceeded.option(), option);
 //! assert_eq!(Reason::Idle.unit(), "milliseconds");
 //! ```
 //!
