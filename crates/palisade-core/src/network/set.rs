@@ -349,7 +349,7 @@ mod tests {
             ("line 6", "\"1.2.3.4\\r5.6.7.8\""),
         ];
         assert_eq!(faults, expected);
-        let start = "the networks cannot be read:\n  line 2 is \"ten\", allowed is an address";
+        let start = "the networks cannot be read:\n  line 2 is \"ten\", allowed is one address";
         assert!(error.to_string().starts_with(start), "{error}");
     }
 

@@ -101,6 +101,6 @@
 //!
 //! While neither `behind_proxy` nor `trust` is set, the guard looks for forwarding headers in one
 //! of 16 requests. After 2,048 requests the gauge `palisade_forwarded_percent` has their share, and
-//! above 90 % the guard reports it once, with the feature `tracing` in the log too. Clients can send
-//! the headers, so nothing else follows. The runbook says what to look at before you change
+//! above 90 % the guard reports it once, with the feature `tracing` in the log too. Clients can
+//! send the headers, so nothing else follows. The runbook says what to look at before you change
 //! anything.
