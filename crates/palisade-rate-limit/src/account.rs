@@ -51,7 +51,14 @@ pub(crate) struct Accounts<'a> {
     levels: std::slice::Iter<'a, Level>,
     /// The bits of the address, or of the IPv4-mapped one. 0 if it is unknown.
     address: u128,
+    /// Added to the number of the account of a network, for the clients there that have a policy of
+    /// their own.
+    of_policy: u32,
 }
+
+/// The number of the accounts of networks for the first policy of certain networks. Above all
+/// numbers of quotas and of sizes.
+const POLICY_STEP: u32 = 1 << 16;
 
 // === Account ===
 
@@ -134,8 +141,17 @@ impl Ladder {
     }
 
     /// Returns the accounts of a client with this key, and of its networks from the narrowest on.
+    /// `policy` is the index of the policy that the client has in place of that of all others.
+    ///
+    /// A network has accounts for each policy: the debts of another one, which may be longer, would
+    /// refuse the clients of this one, and be cut off by them.
     #[inline]
-    pub(crate) fn accounts(&self, key: ClientKey, address: Option<IpAddr>) -> Accounts<'_> {
+    pub(crate) fn accounts(
+        &self,
+        key: ClientKey,
+        address: Option<IpAddr>,
+        policy: Option<usize>,
+    ) -> Accounts<'_> {
         let address = match address {
             None => 0,
             Some(IpAddr::V4(v4)) => v4.to_ipv6_mapped().to_bits(),
@@ -145,6 +161,7 @@ impl Ladder {
             client: Some(key),
             levels: self.levels(address).iter(),
             address,
+            of_policy: policy.map_or(0, |policy| (policy as u32 + 1).wrapping_mul(POLICY_STEP)),
         }
     }
 }
@@ -158,7 +175,7 @@ impl Iterator for Accounts<'_> {
             return Some(Account::of_client(client));
         }
         let level = self.levels.next()?;
-        let key = ClientKey::network(self.address, level.bits);
+        let key = ClientKey::network(self.address, level.bits).account(self.of_policy);
         Some(Account::of_network(key, level.times))
     }
 }

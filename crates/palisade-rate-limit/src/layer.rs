@@ -259,8 +259,8 @@ impl RateLimitLayer {
     /// those of a carrier, behind each of which are many people. The networks can be
     /// [replaced](Networks::reload) while the server runs. A client in several of them has the
     /// policy that was set first. Its debts are kept if it moves from one policy to another, as by
-    /// [`TableLimiter::set`], and the limits of [wider networks](Self::wider) are multiples of the
-    /// policy of the client.
+    /// [`TableLimiter::set`]. The limits of [wider networks](Self::wider) are multiples of the
+    /// policy of the client, and count the clients there that have the same policy.
     ///
     /// As with [`Self::wider`], the address is the one that the extractor reports, and a closure
     /// reports none.

@@ -140,7 +140,7 @@ impl RateLimitPolicy {
         let network = options.network_of(address);
         let limiter = options.limiter(network, &self.limiter);
         let networks = address.filter(|_| mode != Mode::Off);
-        let mut accounts = options.ladder.accounts(key, networks);
+        let mut accounts = options.ladder.accounts(key, networks, network);
         let (accounts, decision) = limiter.check_accounts(&mut accounts, cost);
         if decision != Decision::Admit {
             let charged = Charged {
@@ -249,7 +249,10 @@ impl RateLimitPolicy {
         if settings.mode == Mode::Enforce {
             let charged_to = charged.accounts(options);
             charged_to.for_each(|account| limiter.correct(account, cost, 0));
-            let mut accounts = options.ladder.accounts(charged.key, charged.address);
+            let mut accounts =
+                options
+                    .ladder
+                    .accounts(charged.key, charged.address, charged.network);
             if let Some(fields) = &options.fields
                 && rejection.retry_delay().is_some()
                 && let Some(refusing) = accounts.nth(charged.accounts)
@@ -337,7 +340,9 @@ impl DenyReason {
 impl Charged {
     /// Returns the accounts that the request was charged to.
     fn accounts<'a>(&self, options: &'a Options) -> impl Iterator<Item = Account> + use<'a> {
-        let accounts = options.ladder.accounts(self.key, self.address);
+        let accounts = options
+            .ladder
+            .accounts(self.key, self.address, self.network);
         accounts.take(self.accounts)
     }
 }

@@ -416,6 +416,19 @@ async fn the_wider_networks_of_a_client_are_multiples_of_its_own_policy() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_office_in_a_network_that_is_used_up_is_served_and_pays_none_of_its_debts() {
+    let office = Networks::parse("2001:db8:1::/64").unwrap();
+    let layer = enforced_ladder()
+        .quota_for(office, Quota::period(PERIOD / 100).burst(BURST as u32))
+        .unwrap();
+    for network in 1..=8 {
+        assert_eq!(admitted(&layer, host(0, network), BURST).await, BURST);
+    }
+    assert_eq!(admitted(&layer, host(0, 0), 2 * BURST).await, BURST);
+    assert_eq!(admitted(&layer, host(0, 9), BURST).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn longer_debts_of_a_quota_for_networks_are_no_clean_slate() {
     // The table knows of the longest debt of any policy: a longer one would count as paid.
     let slow = Networks::parse("192.0.2.0/24").unwrap();
