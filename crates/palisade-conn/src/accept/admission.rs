@@ -212,7 +212,7 @@ pub(crate) fn admit(
         )
         .map_err(AdmitError::Refused)?;
     }
-    let entered = enter(shared, conn, now, shares);
+    let entered = enter(shared, conn, (now, now), shares);
     let (place, evicted) = entered.inspect_err(|_| _ = shared.open.fetch_sub(1, SeqCst))?;
     // From here on dropping the permit undoes everything, also if the metrics panic.
     let permit = Permit::new(shared.clone(), conn.clone(), place);
@@ -257,7 +257,7 @@ pub(crate) fn readmit(mut permit: Permit, named: Named) -> Result<Permit, Permit
     let shares = shares.flatten();
     let entered = check_rate(&shared, &conn, has_peer)
         .map_err(AdmitError::Refused)
-        .and_then(|()| enter(&shared, &conn, permit.opened(), shares));
+        .and_then(|()| enter(&shared, &conn, (permit.opened(), shared.now()), shares));
     match entered {
         Ok((place, evicted)) => {
             permit.continue_as(conn, place);
@@ -273,7 +273,7 @@ pub(crate) fn readmit(mut permit: Permit, named: Named) -> Result<Permit, Permit
     }
 }
 
-/// Adds `conn` to the registry.
+/// Adds `conn` to the registry. The times are when it was opened, and now.
 ///
 /// # Errors
 ///
@@ -281,10 +281,11 @@ pub(crate) fn readmit(mut permit: Permit, named: Named) -> Result<Permit, Permit
 fn enter(
     shared: &Shared,
     conn: &ConnHandle,
-    opened: u64,
+    (opened, now): (u64, u64),
     shares: Option<Shares>,
 ) -> Result<(Place, Option<(Share, Found)>), AdmitError> {
-    shared.registry.enter(conn, opened, shares).or_else(|full| {
+    let entered = shared.registry.enter_late(conn, opened, now, shares);
+    entered.or_else(|full| {
         let observed = u64::from(full.connections).saturating_add(1);
         let reason = match full.share {
             Share::Client => Reason::ClientConnectionsFull,
@@ -299,7 +300,7 @@ fn enter(
         };
         shared
             .registry
-            .enter(conn, opened, Some(unlimited))
+            .enter_late(conn, opened, now, Some(unlimited))
             .map_err(|_| AdmitError::NotYet)
     })
 }

@@ -120,18 +120,20 @@ impl Registry {
         }
     }
 
-    /// Adds `conn`. If its client or its network has its share already, also returns which share
-    /// that is, and the connection that is to be evicted for it.
+    /// Adds `conn`, which was admitted at `opened`. If its client or its network has its share
+    /// already, also returns which share that is, and the connection that is to be evicted for it,
+    /// as of `now`.
     ///
     /// # Errors
     ///
     /// If the client or the network has its share already and none of its connections can be
     /// evicted, or if it is at a higher limit. That limit is twice the share, or the largest share
     /// if that is more, and counts connections that have been asked to close and are still open.
-    pub(crate) fn enter(
+    pub(crate) fn enter_late(
         &self,
         conn: &ConnHandle,
         opened: u64,
+        now: u64,
         shares: Option<Shares>,
     ) -> Result<(Place, Option<(Share, Found)>), ShareFull> {
         let hashes = self.owner_hashes(conn);
@@ -150,7 +152,7 @@ impl Registry {
             // The hard limit bounds connections that have been asked to close and are still open.
             let with_hard_limit = |soft: u32, max: u32| (soft, soft.saturating_mul(2).max(max));
             let limits = with_hard_limit(shares.client, self.max_shares.client);
-            let own = locked.find_evictable_of_client(newest, limits, opened, &mut examined)?;
+            let own = locked.find_evictable_of_client(newest, limits, now, &mut examined)?;
             evicted = own.map(|at| (Share::Client, at));
             if evicted.is_none() {
                 let is_of_network =
@@ -158,7 +160,7 @@ impl Registry {
                 let found = locked.find_evictable_of_network(
                     hashes.network,
                     with_hard_limit(shares.network, self.max_shares.network),
-                    opened,
+                    now,
                     is_of_network,
                     &mut examined,
                 )?;
@@ -168,6 +170,17 @@ impl Registry {
         let slot = locked.insert(conn, opened, shares.map(|_| hashes));
         let evicted = evicted.map(|(share, at)| (share, examined.swap_remove(at)));
         Ok((Place::new(shard, slot), evicted))
+    }
+
+    /// Adds `conn`, which is admitted now.
+    #[cfg(test)]
+    pub(crate) fn enter(
+        &self,
+        conn: &ConnHandle,
+        now: u64,
+        shares: Option<Shares>,
+    ) -> Result<(Place, Option<(Share, Found)>), ShareFull> {
+        self.enter_late(conn, now, now, shares)
     }
 
     /// Returns whether the client of `conn`, or its network, has its share already.

@@ -403,6 +403,29 @@ async fn a_client_at_its_share_evicts_its_own_idle_connection() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn connections_are_compared_as_of_the_header_and_not_of_accept() {
+    let mut server = Server::new(ConnGuard::builder().max_per_client(2));
+    let (mut late, _) = server.connect_from(BALANCER);
+    assert!(server.accept().await.is_none()); // A second.
+    let mut open = Vec::new();
+    for (requests, wait) in [(20, 6 * SECOND), (6, 2 * SECOND)] {
+        let (client, _) = server.connect(V1).await;
+        let io = server.accept().await.unwrap();
+        for _ in 0..requests {
+            io.conn().begin_request(false).set_answered();
+        }
+        open.push((client, io));
+        advance(wait).await;
+    }
+    late.write_all(V1).await.unwrap();
+    let _late = server.accept().await.unwrap();
+    // The first one had more requests, but in four times as long.
+    let decisions = open.iter().map(|(_, io)| io.conn().state().decision());
+    let is_evicted: Vec<_> = decisions.map(|decision| decision.is_some()).collect();
+    assert_eq!(is_evicted, [true, false]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn reserved_places_are_for_the_client_that_the_header_names() {
     let monitor: Network = "203.0.113.7/32".parse().unwrap();
     let builder = ConnGuard::builder()
