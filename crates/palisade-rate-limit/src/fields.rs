@@ -11,6 +11,8 @@ pub(crate) const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 
 /// The longest name.
 const MAX_NAME_BYTES: usize = 64;
+/// An integer has at most 15 digits (RFC 9651 section 3.3.1).
+const MAX_INTEGER: u64 = 999_999_999_999_999;
 /// What the name of the quota of a network ends with.
 const OF_NETWORK: &str = "-network";
 
@@ -122,8 +124,9 @@ impl Fields {
     }
 }
 
-/// Returns `time` in seconds, rounded up.
+/// Returns `time` in seconds, rounded up, or the largest number of a structured field.
 fn whole_seconds(time: Duration) -> u64 {
-    time.as_secs()
-        .saturating_add(u64::from(time.subsec_nanos() > 0))
+    let seconds = time.as_secs();
+    let seconds = seconds.saturating_add(u64::from(time.subsec_nanos() > 0));
+    seconds.min(MAX_INTEGER)
 }

@@ -5,7 +5,10 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body_util::Full;
 use palisade_core::{Guard, GuardBody, Reason};
-use palisade_rate_limit::{Mode, Policy, Prefix, Quota, RateLimitLayer, TableLimiter};
+use palisade_rate_limit::{
+    Account, ClientKey, Decision, Limiter, Mode, Policy, Prefix, Quota, QuotaState, RateLimitLayer,
+    TableLimiter,
+};
 use palisade_testkit::Journal;
 use sfv::{BareItem, FieldType, ListEntry};
 use std::{convert::Infallible, net::SocketAddr, panic::AssertUnwindSafe, time::Duration};
@@ -344,6 +347,28 @@ async fn a_window_of_less_than_a_second_is_left_out() {
     let response = send(&layer, request("/200")).await;
     let policy = [member("api", &[("q", 99)])];
     assert_eq!(list(response.headers(), "ratelimit-policy"), policy);
+}
+
+#[tokio::test]
+async fn numbers_of_a_limiter_have_no_more_digits_than_structured_fields_have() {
+    struct Forever;
+    impl Limiter for Forever {
+        fn check(&self, _: ClientKey, _: u32) -> Decision {
+            Decision::Deny {
+                wait: Duration::MAX,
+            }
+        }
+        fn quotas(&self, _: Account) -> Vec<QuotaState> {
+            vec![QuotaState::new(1, Duration::MAX, 0, Some(Duration::MAX))]
+        }
+    }
+    let layer = RateLimitLayer::with_limiter(Forever).name("api").unwrap();
+    let answer = send(&layer, request("/")).await;
+    let most = 999_999_999_999_999;
+    let policy = list(answer.headers(), "ratelimit-policy");
+    assert_eq!(policy, [member("api", &[("q", 1), ("w", most)])]);
+    let limit = list(answer.headers(), "ratelimit");
+    assert_eq!(limit, [member("api", &[("r", 0), ("t", most)])]);
 }
 
 #[tokio::test(start_paused = true)]
