@@ -8,11 +8,18 @@ use crate::{
 };
 use palisade_client_ip::{ProxyClient, ProxyHeader, ProxyHeaderError, ProxyParse};
 use palisade_core::{Guard, Mode, Phase, Reason, Violation};
-use std::{future::poll_fn, net::SocketAddr, pin::Pin};
-use tokio::io::{AsyncRead, ReadBuf};
+use std::{future::poll_fn, net::SocketAddr, pin::Pin, time::Duration};
+use tokio::{
+    io::{AsyncRead, ReadBuf},
+    time::timeout,
+};
 
 /// The number of bytes for which there is room before they arrive.
 const CHUNK_BYTES: usize = 512;
+
+/// How long a header is awaited by a guard that does not enforce its timeouts. Without a header
+/// there is no server that could give up.
+const MAX_WAIT: Duration = Duration::from_secs(120);
 
 /// Why there is no header.
 enum HeaderEnd {
@@ -28,7 +35,17 @@ enum HeaderEnd {
 /// refused then, or has closed by itself.
 pub(crate) async fn identify<T: Transport>(io: GuardedIo<T>) -> Option<GuardedIo<T>> {
     let mut io = io.before_header();
-    match read_header(&mut io).await {
+    let header = match io.shared().limits.mode {
+        Mode::Enforce => read_header(&mut io).await,
+        Mode::Shadow | Mode::Off => match timeout(MAX_WAIT, read_header(&mut io)).await {
+            Ok(header) => header,
+            Err(_) => {
+                let length = io.conn().state().stats().read as usize;
+                Err(HeaderEnd::Bad(ProxyHeaderError::NotAHeader, length))
+            }
+        },
+    };
+    match header {
         Ok(header) => io.after_header(|permit| admission::readmit(permit, header.into())),
         Err(HeaderEnd::Closed) => None,
         Err(HeaderEnd::Bad(error, length)) => {

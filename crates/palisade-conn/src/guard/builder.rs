@@ -1328,7 +1328,8 @@ impl ConnGuardBuilder {
     /// clients. The connection counts under the cap from accept, and has until
     /// [`first_request_timeout`](Self::first_request_timeout) for the header and its first request.
     /// Meanwhile others are accepted. A header that is missing, malformed or longer than 4 KiB gets
-    /// an RST, in [every mode](Self::mode), because the server could not read what follows.
+    /// an RST, in [every mode](Self::mode), because the server could not read what follows. A guard
+    /// that does not enforce its timeouts waits 120 s for it.
     ///
     /// Concerns listeners ([`ConnGuard::bind`], [`ConnGuard::listen`]), not [`ConnGuard::admit`].
     /// Clients are peers again, so [`behind_proxy`](Self::behind_proxy) together with this is a

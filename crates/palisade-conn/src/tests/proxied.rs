@@ -294,6 +294,30 @@ async fn the_time_to_the_first_request_counts_from_accept() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_guard_that_only_reports_does_not_wait_for_ever_either() {
+    for mode in [Mode::Shadow, Mode::Off] {
+        for header in [&b""[..], &V1[..20]] {
+            let mut server = Server::new(ConnGuard::builder().mode(mode));
+            let (_client, reset) = server.connect(header).await;
+            for _ in 0..119 {
+                assert!(server.accept().await.is_none());
+            }
+            assert!(!reset.load(Relaxed));
+            assert!(server.accept().await.is_none());
+            assert!(server.accept().await.is_none());
+            assert!(reset.load(Relaxed), "{mode:?} {header:?}");
+            let reports = server.journal.disconnected();
+            let last = reports.last().unwrap();
+            assert_eq!(
+                (last.0.reason, last.1),
+                (Reason::ProxyHeader, Mode::Enforce)
+            );
+            assert_nothing_left(&server.guard);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn proxies_that_send_nothing_keep_no_other_connection_waiting() {
     let mut server = Server::new(ConnGuard::builder().max_connections(100));
     let mut silent = Vec::new();
