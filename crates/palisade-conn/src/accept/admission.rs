@@ -256,6 +256,7 @@ pub(crate) fn readmit(mut permit: Permit, named: Named) -> Result<Permit, Permit
     let shares = is_listed.then(|| shared.limits.shares(shared.open.load(SeqCst)));
     let shares = shares.flatten();
     let entered = check_rate(&shared, &conn, has_peer)
+        .and_then(|()| check_last_places(&shared, &conn, shares))
         .map_err(AdmitError::Refused)
         .and_then(|()| enter(&shared, &conn, (permit.opened(), shared.now()), shares));
     match entered {
@@ -270,6 +271,32 @@ pub(crate) fn readmit(mut permit: Permit, named: Named) -> Result<Permit, Permit
             before.state().request_close(decision);
             Err(permit)
         }
+    }
+}
+
+/// Checks that a connection whose header has been read, and that has a place since its accept, is
+/// not that of a client with many while only the last places are left. A client that has its share
+/// gives up another connection.
+///
+/// # Errors
+///
+/// If it is.
+fn check_last_places(
+    shared: &Shared,
+    conn: &ConnHandle,
+    shares: Option<Shares>,
+) -> Result<(), Violation> {
+    let soft = shared.limits.soft();
+    let open = shared.open.load(SeqCst);
+    // One may have been evicted for it.
+    let staying = open.saturating_sub(shared.close_pending.load(Relaxed));
+    let has = |shares| shared.registry.has(conn, shares);
+    match shares {
+        Some(shares) if staying > soft && !has(shares) && has(MANY_CONNECTIONS) => {
+            let (limit, used) = (soft as u64, staying as u64);
+            refuse(shared, Reason::ConnectionsFull, limit, used, conn)
+        }
+        _ => Ok(()),
     }
 }
 

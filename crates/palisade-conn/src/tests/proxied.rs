@@ -3,7 +3,7 @@
 use super::*;
 use crate::{CloseMode, GuardedListener, Listener, connection::registry::Place};
 use palisade_client_ip::Trust;
-use palisade_core::{Mode, Network, Networks};
+use palisade_core::{Mode, Network, Networks, Violation};
 use palisade_testkit::Journal;
 use std::net::IpAddr;
 use tokio::{
@@ -409,6 +409,28 @@ async fn limits_per_client_apply_to_the_client_behind_the_proxy() {
         closed.iter().filter(|reason| reason.is_some()).count(),
         reasons.len()
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_places_are_for_clients_with_few_connections_behind_the_proxy_too() {
+    let builder = ConnGuard::builder().max_connections(100);
+    let builder = builder.max_per_client(100).accept_rate(None);
+    let mut server = Server::new(builder.accept_rate_per_network(None));
+    let mut open = Vec::new();
+    for _ in 0..120 {
+        let (client, _) = server.connect(V1).await;
+        if let Some(io) = server.accept().await {
+            let request = io.conn().begin_request(false);
+            open.push((client, io, request));
+        }
+    }
+    assert_eq!(open.len(), 90);
+    let reports = server.journal.disconnected();
+    let is_full = |violation: &Violation| violation.reason == Reason::ConnectionsFull;
+    assert!(reports.len() == 30 && reports.iter().all(|(violation, _)| is_full(violation)));
+    let other = b"PROXY TCP4 198.51.100.8 198.51.100.1 56324 443\r\n";
+    let (_client, _) = server.connect(other).await;
+    assert!(server.accept().await.is_some());
 }
 
 #[tokio::test(start_paused = true)]
