@@ -1,7 +1,7 @@
 //! Strikes for refusals of other guards.
 
 use crate::ban::{Ban, client_of_conn};
-use palisade_core::{Event, Metrics, Mode};
+use palisade_core::{ConnInfo, Event, Metrics, Mode};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Holds refusals against their clients, for the reasons that
@@ -39,7 +39,8 @@ impl Metrics for Ban {
             return;
         }
         let ignores_peers = self.shared.ignores_peers.load(Relaxed);
-        let peer = || conn.filter(|_| !ignores_peers).and_then(client_of_conn);
+        let is_client = |conn: &&ConnInfo| !ignores_peers || conn.is_proxied();
+        let peer = || conn.filter(is_client).and_then(client_of_conn);
         if let Some(client) = client.copied().or_else(peer) {
             self.strike_for(&client, strikes, Some(reason));
         }

@@ -360,6 +360,7 @@ impl ConnState {
         if self.is_set(COUNTED) {
             return Ok(());
         }
+        let named = upgraded.named(conn).or(named);
         let client = totals.upgraded_client(conn, named);
         let result = upgraded
             .exceeded(totals.max_upgraded, client)
@@ -390,8 +391,14 @@ impl ConnState {
     /// Notes that the socket of `conn` has been dropped: it counts as upgraded no more.
     pub(crate) fn release_upgrade(&self, conn: &ConnInfo) {
         let is_counted = self.set(GONE) & (COUNTED | GONE) == COUNTED;
-        if is_counted && let Some(totals) = self.totals() {
-            totals.lock_upgraded().remove(totals, conn);
+        if (is_counted || conn.is_proxy())
+            && let Some(totals) = self.totals()
+        {
+            let mut upgraded = totals.lock_upgraded();
+            if is_counted {
+                upgraded.remove(totals, conn);
+            }
+            upgraded.forget(conn);
         }
     }
 

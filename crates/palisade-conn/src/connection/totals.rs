@@ -67,7 +67,8 @@ pub(crate) struct ConnTotals {
 pub(super) struct Upgraded {
     connections: usize,
     by_client: HashMap<ClientKey, u32>,
-    /// The clients of the connections of proxies, by the number of the connection.
+    /// The clients of the connections of proxies that have been upgraded, by the number of the
+    /// connection, until it is gone.
     named: HashMap<u64, ClientKey>,
 }
 
@@ -336,10 +337,20 @@ impl Upgraded {
         }
     }
 
+    /// Returns the client that a proxy named when `conn` was counted for the first time.
+    pub(super) fn named(&self, conn: &ConnInfo) -> Option<ClientKey> {
+        self.named.get(&conn.id()).copied()
+    }
+
+    /// Forgets `conn`, which is gone.
+    pub(super) fn forget(&mut self, conn: &ConnInfo) {
+        self.named.remove(&conn.id());
+    }
+
     /// Uncounts it.
     pub(super) fn remove(&mut self, totals: &ConnTotals, conn: &ConnInfo) {
         self.connections -= 1;
-        let client = totals.upgraded_client(conn, self.named.remove(&conn.id()));
+        let client = totals.upgraded_client(conn, self.named(conn));
         if let Some(client) = client
             && let Entry::Occupied(mut own) = self.by_client.entry(client)
         {

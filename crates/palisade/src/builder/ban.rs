@@ -8,7 +8,8 @@ impl Stack {
     /// the stack sees them. Give a clone to the connection guard's `gate` as well, so that such a
     /// client gets no connection either. What it bans, it records to its own
     /// [metrics](palisade_ban::BanBuilder::metrics). With [`behind_proxy`](Self::behind_proxy), no
-    /// peer is ever banned. `None` removes it. Defaults to none.
+    /// peer is ever banned, by any clone of `ban`: a stack for direct clients needs a ban of its
+    /// own. `None` removes it. Defaults to none.
     ///
     /// ```
     /// use palisade::{Ban, Stack};

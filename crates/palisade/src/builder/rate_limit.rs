@@ -167,7 +167,7 @@ impl RateOptions {
         if !has_limit {
             let allowed = "only with a quota: set `rate_limit(quota)`, too";
             for (field, is_set) in [
-                ("wider or ladder", !self.wider.is_empty()),
+                ("wider", !self.wider.is_empty()),
                 ("wider_mode", self.wider_mode.is_some()),
                 ("quota_for", !self.networks.is_empty()),
                 ("settle", self.settle.is_some()),

@@ -247,3 +247,30 @@ fn a_client_may_upgrade_no_more_connections_than_it_leaves_and_at_least_one() {
     all.iter().for_each(drop_socket);
     assert_eq!((totals.upgraded(), totals.upgraded_clients()), (0, (0, 0)));
 }
+
+#[test]
+fn a_connection_of_a_proxy_counts_for_the_client_of_its_first_tunnel() {
+    let mut totals = ConnTotals::default();
+    totals.max_upgraded = Some(20);
+    let totals = Arc::new(totals);
+    let conns: Vec<_> = (0..20)
+        .map(|_| conn([10, 0, 0, 7], &totals).of_proxy())
+        .collect();
+    let (client, other) = (ClientKey::of("client"), ClientKey::of("other"));
+    let mut upgraded = 0;
+    for conn in &conns {
+        let state = conn.state();
+        if state.upgrade(conn, Some(client)).is_err() {
+            continue;
+        }
+        upgraded += 1;
+        // The last tunnel ends as the next one begins.
+        state.end_upgrade(conn);
+        assert!(conn.upgrade().is_ok());
+        state.end_upgrade(conn);
+        assert!(state.upgrade(conn, Some(other)).is_ok());
+    }
+    assert_eq!(upgraded, 7);
+    conns.iter().for_each(drop_socket);
+    assert_eq!((totals.upgraded(), totals.upgraded_clients()), (0, (0, 0)));
+}
