@@ -10,7 +10,11 @@ use axum::{
 };
 use http::Request;
 use http_body_util::{BodyExt, Full};
-use palisade::{Guard, Memory, Quota, Stack, slow_body::Pace, types::Gauge};
+use palisade::{
+    Ban, Guard, Memory, Quota, Stack,
+    slow_body::Pace,
+    types::{Client, Gauge, Prefix},
+};
 use palisade_testkit::{
     Journal,
     alloc::CountingAllocator,
@@ -41,8 +45,10 @@ async fn everything_is_released_after_every_kind_of_misbehaviour() {
     let journal = Journal::default();
     let metrics = palisade::Snapshot::new();
     let memory = Memory::reported(MEMORY_BYTES).unwrap();
-    let growth = tokio::spawn(grow_now_and_then(memory.clone()));
+    let ban = Ban::builder().build().unwrap();
+    let growth = tokio::spawn(grow_and_ban_now_and_then(memory.clone(), ban.clone()));
     let guards = Stack::edge()
+        .ban(ban)
         .memory(memory)
         .rate_limit(Quota::per_second(50).burst(50))
         .timeout(Duration::from_millis(400))
@@ -98,9 +104,14 @@ async fn everything_is_released_after_every_kind_of_misbehaviour() {
     }
 }
 
-/// Reports memory that is short. Four times a second it is freed and grows again.
-async fn grow_now_and_then(memory: Memory) {
+/// Reports memory that is short. Four times a second it is freed and grows again, and one of the
+/// clients is banned for a while.
+async fn grow_and_ban_now_and_then(memory: Memory, ban: Ban) {
+    let client = Client::from_peer(Some([127, 0, 1, 7].into()), Prefix::default());
     for look in 0.. {
+        if look % 25 == 0 {
+            ban.ban(&client, Duration::from_millis(100));
+        }
         let percent = if look % 25 == 0 { 95 } else { 99 };
         memory.report(MEMORY_BYTES / 100 * percent);
         sleep(Duration::from_millis(10)).await;
