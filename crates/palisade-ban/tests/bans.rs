@@ -484,7 +484,7 @@ async fn a_ban_is_recorded_once_and_again_if_it_becomes_twice_as_long() {
     assert_eq!(ban.banned_for(&client), Some(10 * MINUTE));
     assert_eq!(journal.bans().len(), 2);
     assert!(!ban.ban(&direct("192.0.2.1"), Duration::ZERO));
-    // Nobody is banned for longer than the table can tell.
+    // No ban is longer than the table can tell.
     ban.ban(&direct("192.0.2.1"), Duration::MAX);
     let days = ban.banned_for(&direct("192.0.2.1")).unwrap().as_secs() / 86_400;
     assert_eq!(days, 12);

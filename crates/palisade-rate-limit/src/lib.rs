@@ -123,7 +123,7 @@
 //!
 //! # A quota per tenant
 //!
-//! The key can be whoever an outer layer has authenticated. Put this layer **behind the
+//! The key can be what an outer layer has authenticated. Put this layer **behind the
 //! authentication**, and count by what that has verified: by a header that is not verified, each
 //! invented value is a new quota, and one client can use up the quota of another. Authentication
 //! costs something as well, so keep a limit by address in front of it.

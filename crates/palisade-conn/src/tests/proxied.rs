@@ -3,7 +3,7 @@
 use super::*;
 use crate::{CloseMode, GuardedListener, Listener, connection::registry::Place};
 use palisade_client_ip::Trust;
-use palisade_core::{Mode, Network, Networks, Violation};
+use palisade_core::{Event, Metrics, Mode, Network, Networks, Violation};
 use palisade_testkit::Journal;
 use std::net::IpAddr;
 use tokio::{
@@ -67,6 +67,10 @@ impl Server {
         if is_tracked {
             guard.track_requests();
         }
+        Self::of(guard, journal)
+    }
+
+    fn of(guard: ConnGuard, journal: Journal) -> Self {
         let (arrivals, received) = unbounded_channel();
         let listener = guard.listen(ChannelListener(received));
         Self {
@@ -162,14 +166,8 @@ async fn no_header_is_read_from_any_other_peer() {
 #[tokio::test(start_paused = true)]
 async fn the_networks_of_proxies_are_replaced_at_run_time() {
     let networks = Networks::parse(BALANCERS).unwrap();
-    let mut server = Server::new(ConnGuard::builder());
-    server.guard = ConnGuard::builder()
-        .proxy_protocol(networks.clone())
-        .build()
-        .unwrap();
-    let (arrivals, received) = unbounded_channel();
-    server.listener = server.guard.listen(ChannelListener(received));
-    server.arrivals = arrivals;
+    let builder = ConnGuard::builder().proxy_protocol(networks.clone());
+    let mut server = Server::of(builder.build().unwrap(), Journal::default());
     networks.reload("172.16.0.0/12").unwrap();
     let _direct = server.connect_from(BALANCER);
     assert_eq!(
@@ -330,7 +328,10 @@ async fn proxies_that_send_nothing_keep_no_other_connection_waiting() {
             assert!(server.accept().await.is_none());
         }
     }
-    assert!(server.guard.snapshot().open <= 100);
+    let now = server.guard.snapshot();
+    assert!(now.open <= 100);
+    // Until the header has come they are those of a proxy, in each list and share.
+    assert!(now.clients.iter().all(|holder| holder.is_proxy));
     let (_client, _) = server.connect(V1).await;
     let _direct = server.connect_from([192, 0, 2, 1]);
     let mut peers = Vec::new();
@@ -606,4 +607,31 @@ fn networks_of_all_addresses_and_peers_that_are_no_clients_are_refused() {
     let error = builder.build().unwrap_err();
     let fields: Vec<_> = error.faults().iter().map(|fault| &*fault.field).collect();
     assert_eq!(fields, ["proxy_protocol", "proxy_protocol", "behind_proxy"]);
+}
+
+/// Keeps the number and the peer of each connection that is opened or closed.
+#[derive(Clone, Default)]
+struct OpenedAndClosed(Arc<parking_lot::Mutex<Vec<(u64, IpAddr)>>>);
+
+impl Metrics for OpenedAndClosed {
+    fn record(&self, event: &Event<'_>) {
+        if let Event::Opened { conn, .. } | Event::Closed { conn, .. } = event {
+            self.0.lock().push((conn.id(), conn.peer().ip()));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_socket_is_opened_and_closed_once_with_one_number() {
+    let seen = OpenedAndClosed::default();
+    let networks = Networks::parse(BALANCERS).unwrap();
+    let builder = ConnGuard::builder().proxy_protocol(networks);
+    let guard = builder.metrics(seen.clone()).build().unwrap();
+    let mut server = Server::of(guard, Journal::default());
+    let (_client, _) = server.connect(V2).await;
+    let io = server.accept().await.unwrap();
+    let id = io.conn().id();
+    drop(io);
+    let client = address("203.0.113.7:1").ip();
+    assert_eq!(*seen.0.lock(), [(id, BALANCER.into()), (id, client)]);
 }

@@ -58,8 +58,9 @@
 //! - **What counts.** A failed login, an invalid token, a scanner's path. Count refusals of other
 //!   guards with `BanBuilder::strike_for`, and give the ban to their `.metrics(..)`. Nothing counts
 //!   by itself, and nothing of a guard in shadow mode.
-//! - **Who never.** `BanBuilder::allow` has the networks of your offices and monitoring. A trusted
-//!   proxy is never banned.
+//! - **What is never banned.** `BanBuilder::allow` has the networks of your offices and monitoring,
+//!   and of carriers, where thousands of people share one address: a ban of the address keeps all
+//!   of them out. A trusted proxy is never banned.
 //! - **Lists.** `BanBuilder::deny` has networks of your own files, replaced while the server runs.
 //! - **Behind a proxy that sends a field** the gate sees the proxy, and lets it pass: only the
 //!   `Stack` refuses, with 403. With the PROXY protocol the gate acts on the client.
