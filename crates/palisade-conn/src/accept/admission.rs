@@ -54,17 +54,34 @@ pub(crate) enum Named {
     Proxy,
 }
 
+/// What is known of the client of a new connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Newcomer {
+    /// Its address.
+    Peer,
+    /// Nothing: the peer has no address.
+    Unknown,
+    /// Nothing yet: a header of its proxy follows.
+    BeforeHeader,
+}
+
+impl Newcomer {
+    pub(crate) fn of(peer: Option<SocketAddr>) -> Self {
+        peer.map_or(Self::Unknown, |_| Self::Peer)
+    }
+}
+
 /// Asks the gate of the guard whether the peer may connect.
 ///
 /// # Errors
 ///
 /// If it may not, and both the gate and the guard enforce it.
-fn check_gate(shared: &Shared, conn: &ConnHandle, has_peer: bool) -> Result<(), Violation> {
+fn check_gate(shared: &Shared, conn: &ConnHandle) -> Result<(), Violation> {
     let Some(gate) = &shared.limits.gate else {
         return Ok(());
     };
     let mode = shared.limits.mode;
-    if !has_peer || conn.is_proxy() || mode == Mode::Off {
+    if conn.known_client_hash().is_none() || mode == Mode::Off {
         return Ok(());
     }
     let Some((violation, of_gate)) = gate.refusal(conn) else {
@@ -87,17 +104,12 @@ fn check_gate(shared: &Shared, conn: &ConnHandle, has_peer: bool) -> Result<(), 
 /// # Errors
 ///
 /// If the client may not connect, or one of them connects too often.
-pub(crate) fn check_rate(
-    shared: &Shared,
-    conn: &ConnHandle,
-    has_peer: bool,
-) -> Result<(), Violation> {
-    check_gate(shared, conn, has_peer)?;
+pub(crate) fn check_rate(shared: &Shared, conn: &ConnHandle) -> Result<(), Violation> {
+    check_gate(shared, conn)?;
     let Some(table) = &shared.accept_rates else {
         return Ok(());
     };
-    if !has_peer
-        || conn.is_proxy()
+    if conn.known_client_hash().is_none()
         || shared.limits.mode == Mode::Off
         || shared.is_reserved_for(conn)
     {
@@ -146,7 +158,7 @@ pub(crate) fn check_rate(
 pub(crate) fn admit(
     shared: &Arc<Shared>,
     conn: &ConnHandle,
-    has_peer: bool,
+    newcomer: Newcomer,
     may_evict: bool,
 ) -> Result<Permit, AdmitError> {
     if shared.limits.mode == Mode::Off {
@@ -158,21 +170,20 @@ pub(crate) fn admit(
     }
     let now = shared.now();
     let is_enforced = shared.limits.mode == Mode::Enforce;
-    let is_reserved = has_peer && shared.is_reserved_for(conn);
-    let has_peer = has_peer && !conn.is_proxy();
+    let is_reserved = newcomer == Newcomer::Peer && shared.is_reserved_for(conn);
     let max = shared.limits.max_open(is_reserved);
     let open = shared.open.load(SeqCst);
-    let shares = if has_peer && !is_reserved {
-        shared.limits.shares(open)
-    } else {
-        None
-    };
+    let shares = shares_of(shared, conn, is_reserved);
     let next = open.saturating_add(1);
     // A client that has its share evicts one of its own connections, and no other.
     let has_share = || shares.is_some_and(|shares| shared.registry.has(conn, shares));
     let (soft, evicts_above) = (shared.limits.soft(), shared.evicts_above());
     if may_evict && next > evicts_above && !has_share() {
-        let has_many = shares.is_some() && shared.registry.has(conn, MANY_CONNECTIONS);
+        // Before its header it may be that of any client, and takes one of the last places without
+        // the place of a connection that has worked: see `make_room`.
+        let awaits_header = newcomer == Newcomer::BeforeHeader;
+        let has_many = (awaits_header && (soft..max).contains(&open))
+            || shares.is_some() && shared.registry.has(conn, MANY_CONNECTIONS);
         // If the tasks of closing connections do not run, each new connection that waits in vain
         // would evict one more, and in the end a useful one.
         let close_pending = shared.close_pending.load(Relaxed);
@@ -182,6 +193,7 @@ pub(crate) fn admit(
                 shared,
                 next,
                 Claim {
+                    own: conn.id(),
                     is_reserved,
                     has_many,
                     is_for_memory: next <= soft,
@@ -189,7 +201,7 @@ pub(crate) fn admit(
                 },
             );
         // The places that are left are for clients with few connections.
-        if !is_evicted && has_many && next > soft {
+        if !is_evicted && has_many && !awaits_header && next > soft {
             let limit = soft as u64;
             refuse(shared, Reason::ConnectionsFull, limit, next as u64, conn)
                 .map_err(AdmitError::Refused)?;
@@ -251,12 +263,10 @@ pub(crate) fn readmit(mut permit: Permit, named: Named) -> Result<Permit, Permit
         permit.continue_as(conn, Place::NOWHERE);
         return Ok(permit);
     }
-    let has_peer = conn.known_client().is_some();
-    let is_listed = has_peer && !shared.is_reserved_for(&conn);
-    let shares = is_listed.then(|| shared.limits.shares(shared.open.load(SeqCst)));
-    let shares = shares.flatten();
-    let entered = check_rate(&shared, &conn, has_peer)
-        .and_then(|()| check_last_places(&shared, &conn, shares))
+    let is_reserved = shared.is_reserved_for(&conn);
+    let shares = shares_of(&shared, &conn, is_reserved);
+    let entered = check_rate(&shared, &conn)
+        .and_then(|()| make_room(&shared, &conn, shares, is_reserved))
         .map_err(AdmitError::Refused)
         .and_then(|()| enter(&shared, &conn, (permit.opened(), shared.now()), shares));
     match entered {
@@ -274,30 +284,45 @@ pub(crate) fn readmit(mut permit: Permit, named: Named) -> Result<Permit, Permit
     }
 }
 
-/// Checks that a connection whose header has been read, and that has a place since its accept, is
-/// not that of a client with many while only the last places are left. A client that has its share
-/// gives up another connection.
+/// Returns the shares that apply to `conn`, if any do.
+fn shares_of(shared: &Shared, conn: &ConnHandle, is_reserved: bool) -> Option<Shares> {
+    let is_listed = conn.known_client_hash().is_some() && !is_reserved;
+    let shares = is_listed.then(|| shared.limits.shares(shared.open.load(SeqCst)));
+    shares.flatten()
+}
+
+/// Evicts a connection for one of which the header has been read, if that has one of the last
+/// places. A client that has its share gives up another connection of its own.
 ///
 /// # Errors
 ///
-/// If it is.
-fn check_last_places(
+/// If the client has many connections, and none can be evicted for it.
+fn make_room(
     shared: &Shared,
     conn: &ConnHandle,
     shares: Option<Shares>,
+    is_reserved: bool,
 ) -> Result<(), Violation> {
-    let soft = shared.limits.soft();
-    let open = shared.open.load(SeqCst);
-    // One may have been evicted for it.
+    let (soft, open) = (shared.limits.soft(), shared.open.load(SeqCst));
+    // One may have been evicted for it at accept.
     let staying = open.saturating_sub(shared.close_pending.load(Relaxed));
     let has = |shares| shared.registry.has(conn, shares);
-    match shares {
-        Some(shares) if staying > soft && !has(shares) && has(MANY_CONNECTIONS) => {
-            let (limit, used) = (soft as u64, staying as u64);
-            refuse(shared, Reason::ConnectionsFull, limit, used, conn)
-        }
-        _ => Ok(()),
+    if staying <= soft || shares.is_some_and(has) {
+        return Ok(());
     }
+    let has_many = shares.is_some() && has(MANY_CONNECTIONS);
+    let claim = Claim {
+        own: conn.id(),
+        is_reserved,
+        has_many,
+        is_for_memory: false,
+        spares_unread: true,
+    };
+    if evict(shared, staying, claim) || !has_many {
+        return Ok(());
+    }
+    let (limit, used) = (soft as u64, staying as u64);
+    refuse(shared, Reason::ConnectionsFull, limit, used, conn)
 }
 
 /// Adds `conn` to the registry. The times are when it was opened, and now.

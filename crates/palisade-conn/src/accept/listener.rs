@@ -1,7 +1,7 @@
 //! The guarded listener: accepts connections and passes on those that the guard admits.
 
 use super::{
-    admission::{self, AdmitError},
+    admission::{self, AdmitError, Newcomer},
     proxied,
 };
 use crate::{
@@ -99,9 +99,7 @@ pub struct GuardedListener<L: Listener> {
 struct PendingConn<T> {
     io: T,
     conn: ConnHandle,
-    has_peer: bool,
-    /// Whether it begins with a header of the PROXY protocol.
-    has_header: bool,
+    newcomer: Newcomer,
     /// How often it has yielded to other tasks.
     yields: u32,
 }
@@ -303,20 +301,19 @@ impl<L: Listener> GuardedListener<L> {
     /// often.
     fn check_rate(&self, io: L::Io, peer: Option<SocketAddr>) -> Option<PendingConn<L::Io>> {
         let mut conn = self.shared().connection(peer, L::local_of(&io));
-        let has_header = self.shared().begins_with_header(peer);
-        if has_header {
+        let mut newcomer = Newcomer::of(peer);
+        if self.shared().begins_with_header(peer) {
             conn = conn.of_proxy();
+            newcomer = Newcomer::BeforeHeader;
         }
-        let has_peer = peer.is_some() && !has_header;
-        if admission::check_rate(self.shared(), &conn, has_peer).is_err() {
+        if admission::check_rate(self.shared(), &conn).is_err() {
             io.reset_on_close();
             return None;
         }
         Some(PendingConn {
             io,
             conn,
-            has_peer,
-            has_header,
+            newcomer,
             yields: 0,
         })
     }
@@ -325,10 +322,10 @@ impl<L: Listener> GuardedListener<L> {
     /// reset, or if it has to wait.
     fn try_admit(&mut self, mut pending: PendingConn<L::Io>) -> Option<(GuardedIo<L::Io>, bool)> {
         let is_first = pending.yields == 0;
-        match admission::admit(self.shared(), &pending.conn, pending.has_peer, is_first) {
+        match admission::admit(self.shared(), &pending.conn, pending.newcomer, is_first) {
             Ok(permit) => {
                 let io = GuardedIo::new(pending.io, permit, self.has_buffer);
-                return Some((io, pending.has_header));
+                return Some((io, pending.newcomer == Newcomer::BeforeHeader));
             }
             Err(AdmitError::NotYet) if pending.yields < MAX_YIELDS => {
                 pending.yields += 1;

@@ -23,6 +23,8 @@ const MAX_EXAMINED: usize = 32;
 /// A connection that asks for the place of another.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Claim {
+    /// Its number. It may be open already.
+    pub(crate) own: u64,
     /// A place is reserved for it.
     pub(crate) is_reserved: bool,
     /// Its client or its network has many connections already.
@@ -44,9 +46,9 @@ impl Claim {
             && !(self.is_for_memory && (is_young || class.is_last_resort()))
     }
 
-    /// Returns whether `conn` stays because it was never read.
+    /// Returns whether `conn` stays because it claims the place itself, or was never read.
     fn spares(self, conn: &ConnHandle) -> bool {
-        self.spares_unread && !was_read(&conn.state().stats())
+        conn.id() == self.own || self.spares_unread && !was_read(&conn.state().stats())
     }
 }
 
@@ -83,6 +85,7 @@ pub(crate) fn evict_for_file(shared: &Shared) -> bool {
     const MIN_AGE_MILLIS: u64 = 1000;
     let open = shared.open.load(Relaxed);
     let claim = Claim {
+        own: 0, // The number of no connection.
         is_reserved: true,
         has_many: false,
         is_for_memory: false,

@@ -3,7 +3,7 @@
 use super::ConnGuard;
 use crate::{
     accept::{
-        admission::{self, AdmitError},
+        admission::{self, AdmitError, Newcomer},
         bind::BindOptions,
         listener::{GuardedListener, Listener},
     },
@@ -181,10 +181,9 @@ impl ConnGuard {
     ) -> io::Result<GuardedIo<T>> {
         let shared = self.shared();
         let conn = shared.connection(peer, local);
-        let has_peer = peer.is_some();
-        let result = admission::check_rate(shared, &conn, has_peer)
+        let result = admission::check_rate(shared, &conn)
             .map_err(AdmitError::Refused)
-            .and_then(|()| admission::admit(shared, &conn, has_peer, true));
+            .and_then(|()| admission::admit(shared, &conn, Newcomer::of(peer), true));
         match result {
             Ok(permit) => Ok(GuardedIo::new(io, permit, false)),
             Err(error) => {

@@ -635,3 +635,49 @@ async fn a_socket_is_opened_and_closed_once_with_one_number() {
     let client = address("203.0.113.7:1").ip();
     assert_eq!(*seen.0.lock(), [(id, BALANCER.into()), (id, client)]);
 }
+
+/// Fills the places of a guard with 20, up to the last tenth, with connections of others that have
+/// worked and are idle.
+async fn fill_with_idle(guard: &ConnGuard) -> Vec<Pair> {
+    let mut idle = Vec::new();
+    for last in 1..=18 {
+        let mut pair = connect_from(guard, last).unwrap();
+        serve_once(&mut pair, false).await;
+        idle.push(pair);
+    }
+    advance(3 * SECOND).await;
+    idle
+}
+
+fn evicted(idle: &[Pair]) -> usize {
+    let is_evicted = |pair: &&Pair| pair.decision().is_some();
+    idle.iter().filter(is_evicted).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_one_client_through_the_proxy_evicts_no_more_than_its_rate_admits() {
+    let builder = ConnGuard::builder().max_connections(20).accept_rate((1, 2));
+    let builder = builder.accept_rate_per_network(None).max_per_client(None);
+    let mut server = Server::new(builder);
+    let idle = fill_with_idle(&server.guard).await;
+    for _ in 0..200 {
+        let (client, _) = server.connect(V1).await;
+        let accepted = timeout(Duration::from_millis(1), server.listener.accept()).await;
+        drop((client, accepted));
+    }
+    assert!(evicted(&idle) <= 2, "{}", evicted(&idle));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_whose_header_comes_late_gets_the_place_of_an_idle_connection_and_not_its_own() {
+    let mut server = Server::new(ConnGuard::builder().max_connections(20));
+    let idle = fill_with_idle(&server.guard).await;
+    let (mut client, _) = server.connect_from(BALANCER);
+    assert!(server.accept().await.is_none());
+    assert_eq!(evicted(&idle), 0); // Nothing is known of it yet.
+    advance(3 * SECOND).await;
+    client.write_all(V1).await.unwrap();
+    let io = server.accept().await.unwrap();
+    assert_eq!(io.conn().state().decision(), None);
+    assert_eq!(evicted(&idle), 1);
+}
