@@ -14,7 +14,8 @@ use http::{
 use http_body::Body;
 use palisade_client_ip::Trust;
 use palisade_core::{
-    Client, ConnInfo, Guard, GuardBody, Mode, Phase, Reason, Rejection, ResponseFormat, Violation,
+    Client, ConnInfo, Found, Guard, GuardBody, Mode, Phase, Reason, Rejection, ResponseFormat,
+    Violation,
     shed::{Shed, Verdict},
 };
 use palisade_guard::Settings;
@@ -316,8 +317,10 @@ fn identify_client<B>(trust: &Trust, conn: &ConnInfo, request: &mut Request<B>) 
     let client = trust.identify_guarded(conn, request.headers());
     client.address()?;
     request.extensions_mut().insert(client);
-    // Requests of a proxy that names no client are those of the proxy.
-    conn.is_proxy().then_some(client)
+    // Requests of a proxy that names no client are those of the proxy. But one that is not asked for
+    // clients, and has sent a PROXY header without any, has no share.
+    let has_share = client.found() != Found::Missing || trust.is_proxy(conn.peer().ip());
+    (conn.is_proxy() && has_share).then_some(client)
 }
 
 /// Returns whether the response may turn the connection into something other than HTTP.

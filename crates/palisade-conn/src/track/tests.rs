@@ -368,6 +368,26 @@ async fn a_client_behind_a_proxy_may_upgrade_no_more_connections_than_it_leaves(
 }
 
 #[tokio::test]
+async fn a_proxy_that_names_no_client_in_its_proxy_header_has_no_share() {
+    let mut totals = ConnTotals::default();
+    totals.trust = Some(Trust::private());
+    let totals = Arc::new(totals);
+    let conn = |peer: [u8; 4]| {
+        let (peer, totals) = ((peer, 1).into(), Some(totals.clone()));
+        ConnHandle::new(peer, None, Prefix::default(), totals).of_proxy()
+    };
+    // It has a share if it is asked for its clients.
+    for (peer, clients) in [([198, 51, 100, 7], 0), ([10, 0, 0, 7], 1)] {
+        let conn = conn(peer);
+        let (_send, body) = Channel::<Bytes, Infallible>::new(1);
+        let response = serve(&conn, request(&conn), Response::new(body.boxed_unsync())).await;
+        assert_eq!((totals.in_flight(), totals.proxied().len()), (1, clients));
+        drop(response);
+    }
+    assert_eq!((totals.in_flight(), totals.proxied().len()), (0, 0));
+}
+
+#[tokio::test]
 async fn a_request_above_the_limit_is_refused_and_in_shadow_mode_only_reported() {
     for mode in [Mode::Enforce, Mode::Shadow] {
         let journal = Journal::default();
