@@ -317,8 +317,8 @@ fn identify_client<B>(trust: &Trust, conn: &ConnInfo, request: &mut Request<B>) 
     let client = trust.identify_guarded(conn, request.headers());
     client.address()?;
     request.extensions_mut().insert(client);
-    // Requests of a proxy that names no client are those of the proxy. But one that is not asked for
-    // clients, and has sent a PROXY header without any, has no share.
+    // Requests of a proxy that names no client are those of the proxy. But one that is not asked
+    // for clients, and has sent a PROXY header without any, has no share.
     let has_share = client.found() != Found::Missing || trust.is_proxy(conn.peer().ip());
     (conn.is_proxy() && has_share).then_some(client)
 }
