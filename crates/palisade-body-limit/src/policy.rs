@@ -295,7 +295,7 @@ impl Policy for BodyLimitPolicy {
     }
 
     #[inline(always)]
-    fn needs_sharing(&self, _: &ResponseState) -> bool {
+    fn needs_sharing(&self, _: &ResponseState, _: &Keys) -> bool {
         self.is_overridable
     }
 

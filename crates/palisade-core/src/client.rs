@@ -175,9 +175,9 @@ impl ClientKey {
         key.account((u32::from(bits) + 1) * ACCOUNTS_OF_CLIENT)
     }
 
-    /// Returns a key from a 128-bit hash of `value`. The hash is keyed by a random number of this
+    /// Returns a key from a 112-bit hash of `value`. The hash is keyed by a random number of this
     /// process, so a client cannot aim for the key of another client. Another process has another
-    /// key for the same value.
+    /// key for the same value, so limits that several nodes share do not work with it.
     ///
     /// ```
     /// use palisade_core::ClientKey;
@@ -189,11 +189,30 @@ impl ClientKey {
         let (k0, k1) = hash_keys();
         let mut hasher = sip128::SipHasher13::new_with_keys(k0, k1);
         value.hash(&mut hasher);
-        let bits = halves(hasher.finish128().as_u128());
+        let [high, low] = halves(hasher.finish128().as_u128());
+        Self {
+            bits: [marked(high, OF_PROCESS), low],
+            hash: high,
+        }
+    }
+
+    /// Returns the key of a client that all nodes with the same secret know by `digest`.
+    #[doc(hidden)]
+    pub fn of_digest(digest: u128) -> Self {
+        let [high, low] = halves(digest);
+        let bits = [marked(high, OF_FLEET), low];
         Self {
             bits,
-            hash: bits[0],
+            hash: hash_words(bits),
         }
+    }
+
+    /// Returns what identifies this client on all nodes: the bits of its address, or a digest under
+    /// a secret that they share. `None` for a key that this process alone can make.
+    #[doc(hidden)]
+    #[inline]
+    pub fn on_all_nodes(self) -> Option<[u64; 2]> {
+        (self.bits[0] >> MARK_SHIFT != OF_PROCESS).then_some(self.bits)
     }
 
     /// Returns the key of one of several accounts of this client. Account 0 is the client's own
@@ -240,6 +259,18 @@ impl ClientKey {
     pub fn to_hash(self) -> u64 {
         self.hash
     }
+}
+
+/// Set in the first 16 bits of a key from a hash. Both are multicast addresses with flags that are
+/// not assigned (RFC 4291 section 2.7), and so no address of a client.
+const OF_PROCESS: u64 = 0xfff0;
+const OF_FLEET: u64 = 0xfff1;
+/// The number of bits on the right of a mark.
+const MARK_SHIFT: u32 = 48;
+
+/// Returns the high half of a key from a hash.
+fn marked(high: u64, mark: u64) -> u64 {
+    mark << MARK_SHIFT | high & (u64::MAX >> (u64::BITS - MARK_SHIFT))
 }
 
 /// Splits `bits` into the high half and the low half.
@@ -469,6 +500,21 @@ mod tests {
     fn equal_values_have_one_hashed_key_and_different_values_have_different_ones() {
         assert_eq!(ClientKey::of("tenant"), ClientKey::of("tenant"));
         assert_ne!(ClientKey::of("tenant"), ClientKey::of("other"));
+    }
+
+    #[test]
+    fn a_key_is_the_same_on_all_nodes_unless_it_is_hashed_by_this_process() {
+        let client = key("2001:db8::1", 32, 64);
+        assert_eq!(client.on_all_nodes(), Some([0x2001_0db8_0000_0000, 0]));
+        assert_eq!(ClientKey::SHARED.on_all_nodes(), Some([0, 0]));
+        assert_eq!(ClientKey::of("tenant").on_all_nodes(), None);
+        let digest = ClientKey::of_digest(u128::MAX / 3);
+        assert_eq!(
+            digest.on_all_nodes(),
+            Some([0xfff1_5555_5555_5555, u64::MAX / 3])
+        );
+        assert_ne!(digest, ClientKey::of_digest(u128::MAX / 3 - 1));
+        assert_eq!(digest.account(3).on_all_nodes(), digest.on_all_nodes());
     }
 
     #[test]

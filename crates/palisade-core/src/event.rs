@@ -123,6 +123,15 @@ pub enum Event<'a> {
         /// The time so far.
         delay: Duration,
     },
+    /// The store that the nodes of a fleet share answers no longer, so that this node counts alone,
+    /// or it answers again.
+    #[non_exhaustive]
+    FleetChanged {
+        /// Whether this node counts alone from now on.
+        is_alone: bool,
+        /// What the last call has failed of, if one has.
+        cause: Option<&'a (dyn std::error::Error + 'static)>,
+    },
     /// A limit was changed while the server runs.
     #[non_exhaustive]
     LimitChanged {
@@ -153,6 +162,14 @@ impl Event<'_> {
 }
 
 impl<'a> Event<'a> {
+    /// Returns [`Event::FleetChanged`].
+    pub const fn fleet_changed(
+        is_alone: bool,
+        cause: Option<&'a (dyn std::error::Error + 'static)>,
+    ) -> Self {
+        Self::FleetChanged { is_alone, cause }
+    }
+
     /// Returns [`Event::Refused`] for a request of `conn`.
     ///
     /// ```
@@ -457,6 +474,34 @@ pub enum Gauge {
     DeniedNetworks,
     /// Ban: the seconds since the denied networks were put in place.
     DeniedNetworksAge,
+    /// Fleet: 1 while the store is not asked, because it does not answer, and else 0.
+    FleetAlone,
+    /// Fleet: the number of nodes that count together.
+    FleetNodes,
+    /// Fleet: the microseconds from the last call of the store to its answer.
+    FleetRoundTrip,
+    /// Fleet: the number of cells that were admitted and not reported to the store yet.
+    FleetUnreported,
+    /// Fleet: the total number of calls of the store.
+    FleetCalls,
+    /// Fleet: the total number of accounts in all calls.
+    FleetAccounts,
+    /// Fleet: the total number of calls that were not answered in time, or not rightly.
+    FleetFailures,
+    /// Fleet: the total number of requests that have waited for an answer of the store.
+    FleetWaited,
+    /// Fleet: the total number of requests that have waited for too long.
+    FleetWaitedInVain,
+    /// Fleet: the total number of requests that had to do without an answer, because as many waited
+    /// as may.
+    FleetWaitersFull,
+    /// Fleet: the total number of accounts of requests that were counted by this node alone, for
+    /// lack of room, of a key that other nodes know, or of a store that can hold it.
+    FleetLocalOnly,
+    /// Fleet: the total number of requests that would have been refused, in shadow mode.
+    FleetWouldRefuse,
+    /// Fleet: the total number of requests that would have waited in shadow mode.
+    FleetWouldWait,
 }
 
 impl Gauge {
@@ -504,6 +549,19 @@ impl Gauge {
         Self::AllowedNetworksAge,
         Self::DeniedNetworks,
         Self::DeniedNetworksAge,
+        Self::FleetAlone,
+        Self::FleetNodes,
+        Self::FleetRoundTrip,
+        Self::FleetUnreported,
+        Self::FleetCalls,
+        Self::FleetAccounts,
+        Self::FleetFailures,
+        Self::FleetWaited,
+        Self::FleetWaitedInVain,
+        Self::FleetWaitersFull,
+        Self::FleetLocalOnly,
+        Self::FleetWouldRefuse,
+        Self::FleetWouldWait,
     ];
 
     /// Returns whether the gauge is a total, which never decreases.
@@ -526,6 +584,15 @@ impl Gauge {
                 | Self::ListenOverflows
                 | Self::ListenDrops
                 | Self::Bans
+                | Self::FleetCalls
+                | Self::FleetAccounts
+                | Self::FleetFailures
+                | Self::FleetWaited
+                | Self::FleetWaitedInVain
+                | Self::FleetWaitersFull
+                | Self::FleetLocalOnly
+                | Self::FleetWouldRefuse
+                | Self::FleetWouldWait
         )
     }
 }

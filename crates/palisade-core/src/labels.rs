@@ -79,6 +79,9 @@ closed_enum! {
         /// The limit is 0, and the observed value is the time until the quota grants the request.
         /// Unit: milliseconds.
         NetworkRateExceeded = "network_rate_exceeded",
+        /// The policy refuses while the other nodes that count the client cannot be asked.
+        /// Unit: none.
+        FleetUnavailable = "fleet_unavailable",
         /// The request costs more than the burst of the quota, so the quota can never grant it.
         /// Unit: cells, of which a request costs one by default.
         CostOverBurst = "cost_over_burst",
@@ -256,7 +259,8 @@ impl Reason {
             | Self::MemoryPressure => "bytes",
             Self::TinyFrames => "frames",
             Self::Rate => "bytes_per_second",
-            Self::PeerMissing
+            Self::FleetUnavailable
+            | Self::PeerMissing
             | Self::Denied
             | Self::HungUp
             | Self::HandshakesFull
@@ -285,6 +289,7 @@ impl Reason {
             Self::Evicted => "ConcurrencyLimitLayer::present(requests)",
             Self::RateExceeded => "Stack::rate_limit(quota) or RateLimitLayer::new(quota)",
             Self::NetworkRateExceeded => "Stack or RateLimitLayer, .wider(prefix, times)",
+            Self::FleetUnavailable => "Fleet::on_failure(policy)",
             Self::CostOverBurst => "Quota::burst(cells) or RateLimitLayer::cost(..)",
             Self::PeerMissing => "ClientIp::missing(policy)",
             Self::TooLarge => "BodyLimitLayer::new(bytes) or .response(bytes)",

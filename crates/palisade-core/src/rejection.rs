@@ -340,6 +340,7 @@ impl Rejection {
             Reason::ClientFull => "too many requests at once",
             Reason::RateExceeded => "too many requests",
             Reason::NetworkRateExceeded => "too many requests from this network",
+            Reason::FleetUnavailable => "server cannot count the client",
             Reason::CostOverBurst => "request costs more than the quota",
             Reason::PeerMissing => "server cannot identify the client",
             Reason::TooLarge => "body too large",

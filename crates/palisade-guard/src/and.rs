@@ -68,8 +68,8 @@ impl<A: Policy, B: Policy> Policy for And<A, B> {
     }
 
     #[inline(always)]
-    fn needs_sharing(&self, held: &Self::Held) -> bool {
-        self.0.needs_sharing(&held.0) || self.1.needs_sharing(&held.1)
+    fn needs_sharing(&self, held: &Self::Held, keys: &Keys) -> bool {
+        self.0.needs_sharing(&held.0, keys) || self.1.needs_sharing(&held.1, keys)
     }
 
     #[inline(always)]

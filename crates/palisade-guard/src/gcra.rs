@@ -110,6 +110,28 @@ impl Gcra {
         Self { period, burst }
     }
 
+    /// Returns `share` of this quota, between 0 and 1: the rate, and the burst in whole cells, but
+    /// one at least. The largest debt is about the same.
+    ///
+    /// ```
+    /// use palisade_guard::Gcra;
+    /// let quota = Gcra::new(100_000, 40).expect("a valid quota");
+    /// assert_eq!(Some(quota.part(0.25)), Gcra::new(400_000, 10));
+    /// assert_eq!(Some(quota.part(0.01)), Gcra::new(10_000_000, 1));
+    /// assert_eq!(quota.part(1.0), quota);
+    /// ```
+    pub fn part(self, share: f64) -> Self {
+        let share = share.clamp(f64::MIN_POSITIVE, 1.0);
+        // Conversions of floats saturate. A period is below 2^40, so that `f64` has it exactly.
+        let burst = ((f64::from(self.burst) * share) as u32).max(1);
+        let longest = Table::MAX_DEBT / u64::from(burst);
+        let period = (self.period as f64 / share).ceil() as u64;
+        Self {
+            period: period.clamp(self.period, longest),
+            burst,
+        }
+    }
+
     /// Returns the debt of a key that has `debt`, and was charged `charged` cells where `cells`
     /// would have been right. It is at least 0 and at most [`max_debt`](Self::max_debt).
     ///

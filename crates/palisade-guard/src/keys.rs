@@ -11,7 +11,7 @@ use std::{net::IpAddr, sync::Arc};
 #[derive(Debug, Default)]
 pub struct Keys {
     known: Option<(usize, KeyOutcome)>,
-    kept: Option<(usize, u64)>,
+    kept: Option<(usize, [u64; 2])>,
 }
 
 impl Keys {
@@ -47,24 +47,24 @@ impl Keys {
         }
     }
 
-    /// Keeps a number from `admit` for `share` of the policy at this address, in place of one that
-    /// another policy has kept.
+    /// Keeps two words from `admit` for `share` of the policy at this address, in place of those
+    /// that another policy has kept.
     ///
     /// ```
     /// use palisade_guard::Keys;
     /// let mut keys = Keys::default();
     /// assert_eq!(keys.kept(0x1000), None);
-    /// keys.keep(0x1000, 7);
-    /// assert_eq!((keys.kept(0x1000), keys.kept(0x2000)), (Some(7), None));
+    /// keys.keep(0x1000, [7, 8]);
+    /// assert_eq!((keys.kept(0x1000), keys.kept(0x2000)), (Some([7, 8]), None));
     /// ```
-    pub fn keep(&mut self, policy: usize, number: u64) {
-        self.kept = Some((policy, number));
+    pub fn keep(&mut self, policy: usize, words: [u64; 2]) {
+        self.kept = Some((policy, words));
     }
 
-    /// Returns the number that the policy at this address has kept.
-    pub fn kept(&self, policy: usize) -> Option<u64> {
-        let (keeper, number) = self.kept?;
-        (keeper == policy).then_some(number)
+    /// Returns what the policy at this address has kept.
+    pub fn kept(&self, policy: usize) -> Option<[u64; 2]> {
+        let (keeper, words) = self.kept?;
+        (keeper == policy).then_some(words)
     }
 }
 

@@ -63,9 +63,10 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     /// Creates the state on the request side. Called for a request that has a body.
     fn upload(&self, held: &mut Self::Held, shared: &Self::Shared, facts: &Facts) -> Self::Upload;
 
-    /// Returns whether a request needs [`Self::share`] even without a body.
+    /// Returns whether a request needs [`Self::share`] even without a body. `keys` has what
+    /// [`Self::admit`] has kept there.
     #[inline(always)]
-    fn needs_sharing(&self, _held: &Self::Held) -> bool {
+    fn needs_sharing(&self, _held: &Self::Held, _keys: &Keys) -> bool {
         false
     }
 

@@ -44,7 +44,7 @@ impl Refusal {
 
     /// Completes the refusal of a request. `is_head` says whether its method is `HEAD`, `is_read`
     /// whether its body is read to its end, so that the connection may stay open.
-    pub(crate) fn refused(mut self, is_head: bool, is_read: bool) -> Refused {
+    pub fn refused(mut self, is_head: bool, is_read: bool) -> Refused {
         if is_read {
             self.rejection.keep_open();
         }

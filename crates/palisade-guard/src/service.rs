@@ -152,7 +152,7 @@ where
             }
         };
         // From here on, dropping the lease releases the request.
-        let is_shared = facts.has_body || self.policy.needs_sharing(&held);
+        let is_shared = facts.has_body || self.policy.needs_sharing(&held, &keys);
         let lease = Lease::new(self.policy.clone(), facts, held);
         if is_shared {
             return self.call_shared(request, lease, &mut keys);

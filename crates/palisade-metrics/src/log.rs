@@ -327,10 +327,24 @@ impl Metrics for Log {
                 mode,
                 ..
             } => self.log_ban(client, network, until, reason, mode),
+            Event::FleetChanged {
+                is_alone, cause, ..
+            } => log_fleet_change(is_alone, cause),
             Event::LimitChanged { guard, limit, .. } => self.log_limit_change(guard, limit),
             // The connection guard logs `Forwarded` and `Untracked` itself.
             _ => {}
         }
+    }
+}
+
+/// Logs that a node counts alone, or no longer. At most a few times a second, by how often a store
+/// is tried.
+fn log_fleet_change(is_alone: bool, cause: Option<&(dyn std::error::Error + 'static)>) {
+    if is_alone {
+        let cause = cause.map(ToString::to_string).unwrap_or_default();
+        tracing::warn!(target: "palisade", cause, "fleet: this node counts alone");
+    } else {
+        tracing::info!(target: "palisade", "fleet: the nodes count together again");
     }
 }
 

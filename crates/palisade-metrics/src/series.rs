@@ -70,6 +70,7 @@ const REFUSALS: &[(Guard, Reason)] = &[
     (Guard::LoadShed, Reason::RuntimeBusy),
     (Guard::RateLimit, Reason::RateExceeded),
     (Guard::RateLimit, Reason::NetworkRateExceeded),
+    (Guard::RateLimit, Reason::FleetUnavailable),
     (Guard::RateLimit, Reason::CostOverBurst),
     (Guard::RateLimit, Reason::PeerMissing),
     (Guard::Timeout, Reason::Deadline),
@@ -346,6 +347,52 @@ pub(crate) fn gauge_family(gauge: Gauge) -> Option<Family> {
         Gauge::DeniedNetworksAge => (
             "palisade_denied_networks_age_seconds",
             "Time since the denied networks were put in place",
+        ),
+        Gauge::FleetAlone => (
+            "palisade_fleet_alone",
+            "Whether this node counts alone, because the store does not answer",
+        ),
+        Gauge::FleetNodes => ("palisade_fleet_nodes", "Nodes that count together"),
+        Gauge::FleetRoundTrip => (
+            "palisade_fleet_round_trip_microseconds",
+            "Time from the last call of the store to its answer",
+        ),
+        Gauge::FleetUnreported => (
+            "palisade_fleet_unreported_cells",
+            "Cells that were admitted and not reported to the store yet",
+        ),
+        Gauge::FleetCalls => ("palisade_fleet_calls_total", "Calls of the store"),
+        Gauge::FleetAccounts => (
+            "palisade_fleet_accounts_total",
+            "Accounts in all calls of the store",
+        ),
+        Gauge::FleetFailures => (
+            "palisade_fleet_failures_total",
+            "Calls of the store that were not answered in time, or not rightly",
+        ),
+        Gauge::FleetWaited => (
+            "palisade_fleet_waited_total",
+            "Requests that have waited for an answer of the store",
+        ),
+        Gauge::FleetWaitedInVain => (
+            "palisade_fleet_waited_in_vain_total",
+            "Requests that have waited for an answer of the store for too long",
+        ),
+        Gauge::FleetWaitersFull => (
+            "palisade_fleet_waiters_full_total",
+            "Requests that did not wait, because as many waited as may",
+        ),
+        Gauge::FleetLocalOnly => (
+            "palisade_fleet_local_only_total",
+            "Accounts of requests that were counted by this node alone",
+        ),
+        Gauge::FleetWouldRefuse => (
+            "palisade_fleet_would_refuse_total",
+            "Requests that the fleet would have refused, in shadow mode",
+        ),
+        Gauge::FleetWouldWait => (
+            "palisade_fleet_would_wait_total",
+            "Requests that would have waited for the store, in shadow mode",
         ),
         _ => return None,
     };

@@ -12,6 +12,8 @@ pub struct Account {
     pub key: ClientKey,
     /// How many times the quota of a client the account has. 1 for a client.
     pub times: u32,
+    /// What tells the accounts of networks that begin alike apart, on all nodes. 0 for a client.
+    number: u32,
 }
 
 /// What is left of one quota of an [`Account`].
@@ -65,12 +67,27 @@ const POLICY_STEP: u32 = 1 << 16;
 impl Account {
     /// The account of a client.
     pub const fn of_client(key: ClientKey) -> Self {
-        Self { key, times: 1 }
+        Self {
+            key,
+            times: 1,
+            number: 0,
+        }
     }
 
     /// The account of a network that has `times` the quota of a client.
     pub const fn of_network(key: ClientKey, times: u32) -> Self {
-        Self { key, times }
+        Self {
+            key,
+            times,
+            number: 0,
+        }
+    }
+
+    /// Returns what identifies the account on all nodes; `None` if only this process knows its key.
+    #[doc(hidden)]
+    #[inline]
+    pub fn on_all_nodes(&self) -> Option<([u64; 2], u32)> {
+        Some((self.key.on_all_nodes()?, self.number))
     }
 }
 
@@ -176,7 +193,11 @@ impl Iterator for Accounts<'_> {
         }
         let level = self.levels.next()?;
         let key = ClientKey::network(self.address, level.bits).account(self.of_policy);
-        Some(Account::of_network(key, level.times))
+        Some(Account {
+            key,
+            times: level.times,
+            number: self.of_policy + 1 + u32::from(level.bits),
+        })
     }
 }
 

@@ -4,6 +4,7 @@ use crate::{
     ClientIp, ConfigError, KeyExtractor, Limiter, Mode, Networks, Policy, Prefix, RateLimit,
     RequestHead, ResponseHead, TableLimiter,
     fields::Fields,
+    fleet::FleetLimiter,
     options::{NetworkQuota, Options},
     policy::{LimiterGauges, RateLimitPolicy},
 };
@@ -55,7 +56,19 @@ impl RateLimitLayer {
     /// # Errors
     /// If a quota is invalid or its debts are too long for the table.
     pub fn new(policy: impl Into<Policy>) -> Result<Self, ConfigError> {
-        TableLimiter::new(policy).map(Self::with_limiter)
+        Self::sized(&policy.into(), TableLimiter::DEFAULT_CAPACITY)
+    }
+
+    /// As [`Self::new`], with a table for `clients` keys.
+    #[doc(hidden)]
+    pub fn sized(policy: &Policy, clients: usize) -> Result<Self, ConfigError> {
+        let table = TableLimiter::of_node(policy, clients)?;
+        let Some(fleet) = policy.handle() else {
+            return Ok(Self::with_limiter(table));
+        };
+        let mut layer = Self::with_limiter(FleetLimiter::new(table, policy, fleet)?);
+        layer.options_mut();
+        Ok(layer)
     }
 
     /// Creates a layer that applies the decisions of `limiter`: a [`TableLimiter`] of another

@@ -199,10 +199,12 @@
 
 mod account;
 mod fields;
+mod fleet;
 #[cfg(feature = "governor")]
 mod governor;
 mod layer;
 mod limiter;
+mod nodes;
 mod options;
 mod policy;
 mod quota;
@@ -212,7 +214,12 @@ mod service;
 pub use crate::governor::TableStore;
 pub use account::{Account, QuotaState};
 pub use layer::RateLimitLayer;
+#[doc(hidden)]
+pub use limiter::{Checked, Deferred};
 pub use limiter::{Decision, Limiter, TableLimiter};
+pub use nodes::CountsFleet;
+#[doc(hidden)]
+pub use nodes::{Alone, FleetQuotas, LocalDebts, Verdict};
 pub use options::ResponseHead;
 pub use palisade_client_ip::{ClientIp, Missing};
 pub use palisade_core::{

@@ -2,6 +2,7 @@
 
 use crate::{
     Account, ConfigError, Policy, QuotaState,
+    nodes::LocalDebts,
     quota::{BURST_BITS, MAX_QUOTAS, PERIOD_BITS},
 };
 use palisade_core::{ClientKey, GaugeSource};
@@ -9,6 +10,7 @@ use palisade_guard::{Clock, Denied, Gcra, Occupancy, Table};
 use parking_lot::Mutex;
 use std::{
     fmt,
+    pin::Pin,
     sync::{
         Arc, Weak,
         atomic::{
@@ -18,9 +20,7 @@ use std::{
     },
     time::Duration,
 };
-
-/// The default number of keys in a table: 8 MiB.
-const DEFAULT_CAPACITY_KEYS: usize = 1 << 20;
+use tokio::time::Instant;
 
 /// Decides whether a request of a client is admitted.
 ///
@@ -151,15 +151,47 @@ pub trait Limiter: Send + Sync + 'static {
     /// for all clients.
     fn with_policy(&self, policy: Policy) -> Result<Arc<dyn Limiter>, ConfigError> {
         let _ = policy;
-        let mut error = ConfigError::new("invalid rate limit");
-        let allowed = "a TableLimiter: this limiter has one policy for all clients";
-        error.push("quota_for", "set", allowed);
-        Err(error)
+        Err(has_one_policy())
+    }
+
+    /// As [`with_policy`](Self::with_policy), for this node's part of a policy that several nodes
+    /// count.
+    #[doc(hidden)]
+    fn table_for(&self, policy: &Policy) -> Result<TableLimiter, ConfigError> {
+        let _ = policy;
+        Err(has_one_policy())
     }
 
     /// Returns the number of keys held, for the metrics. Defaults to `None`: not reported.
     fn occupancy(&self) -> Option<Occupancy> {
         None
+    }
+
+    /// As [`check_accounts`](Self::check_accounts), but may leave the decision to
+    /// [`defer`](Self::defer).
+    #[doc(hidden)]
+    fn check_or_defer(&self, accounts: &mut dyn Iterator<Item = Account>, cost: u32) -> Checked {
+        let (charged, decision) = self.check_accounts(accounts, cost);
+        Checked::decided(charged, decision)
+    }
+
+    /// Decides what [`check_or_defer`](Self::check_or_defer) has left, within milliseconds.
+    #[doc(hidden)]
+    fn defer(&self, accounts: &mut dyn Iterator<Item = Account>, cost: u32) -> Deferred {
+        let checked = self.check_or_defer(accounts, cost);
+        Box::pin(std::future::ready(checked))
+    }
+
+    /// Admits what [`check_or_defer`](Self::check_or_defer) has left, without a decision.
+    #[doc(hidden)]
+    fn admit_deferred(&self, accounts: &mut dyn Iterator<Item = Account>, cost: u32) {
+        let _ = (accounts, cost);
+    }
+
+    /// Takes back a charge that another account of the request has made void.
+    #[doc(hidden)]
+    fn refund(&self, account: Account, cost: u32) {
+        self.correct(account, cost, 0);
     }
 
     /// Returns the gauges of this limiter: those that another layer has made for it, or else the
@@ -187,7 +219,37 @@ pub enum Decision {
         /// The number of cells that the quota grants at once.
         burst: u32,
     },
+    /// The request is refused because the other nodes that count the client cannot be asked.
+    /// Nothing was charged.
+    Unavailable {
+        /// The time after which they may be.
+        wait: Duration,
+    },
 }
+
+/// The error of a limiter that cannot apply another policy.
+fn has_one_policy() -> ConfigError {
+    let mut error = ConfigError::new("invalid rate limit");
+    let allowed = "a TableLimiter: this limiter has one policy for all clients";
+    error.push("quota_for", "set", allowed);
+    error
+}
+
+/// What a [`Limiter`] says about the accounts of one request.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// The number of accounts that are charged.
+    pub(crate) charged: usize,
+    /// The index of the account that refuses the request.
+    pub(crate) refusing: usize,
+    /// `None` if it is left to [`Limiter::defer`].
+    pub(crate) decision: Option<Decision>,
+}
+
+/// A decision that other nodes are asked about.
+#[doc(hidden)]
+pub type Deferred = Pin<Box<dyn Future<Output = Checked> + Send>>;
 
 /// Applies a [`Policy`] over a table of fixed size. A check uses one atomic word per client and
 /// quota, takes no lock, allocates nothing, and reads tokio's clock once.
@@ -256,8 +318,28 @@ impl<L: Limiter + ?Sized> Limiter for Arc<L> {
         (**self).with_policy(policy)
     }
 
+    fn table_for(&self, policy: &Policy) -> Result<TableLimiter, ConfigError> {
+        (**self).table_for(policy)
+    }
+
     fn occupancy(&self) -> Option<Occupancy> {
         (**self).occupancy()
+    }
+
+    fn check_or_defer(&self, accounts: &mut dyn Iterator<Item = Account>, cost: u32) -> Checked {
+        (**self).check_or_defer(accounts, cost)
+    }
+
+    fn defer(&self, accounts: &mut dyn Iterator<Item = Account>, cost: u32) -> Deferred {
+        (**self).defer(accounts, cost)
+    }
+
+    fn admit_deferred(&self, accounts: &mut dyn Iterator<Item = Account>, cost: u32) {
+        (**self).admit_deferred(accounts, cost);
+    }
+
+    fn refund(&self, account: Account, cost: u32) {
+        (**self).refund(account, cost);
     }
 
     fn levels(&self, make: &dyn Fn(u64) -> Arc<dyn GaugeSource>) -> Arc<dyn GaugeSource> {
@@ -280,9 +362,45 @@ impl Decision {
     }
 }
 
+// === Checked ===
+
+impl Checked {
+    pub(crate) const fn decided(charged: usize, decision: Decision) -> Self {
+        Self {
+            charged,
+            refusing: charged,
+            decision: Some(decision),
+        }
+    }
+
+    pub(crate) const fn admitted(charged: usize) -> Self {
+        Self::decided(charged, Decision::Admit)
+    }
+
+    pub(crate) const fn refused(charged: usize, refusing: usize, decision: Decision) -> Self {
+        Self {
+            charged,
+            refusing,
+            decision: Some(decision),
+        }
+    }
+
+    pub(crate) const fn deferred(charged: usize) -> Self {
+        Self {
+            charged,
+            refusing: 0,
+            decision: None,
+        }
+    }
+}
+
 // === TableLimiter ===
 
 impl TableLimiter {
+    /// The default number of keys in a table: 8 MiB.
+    #[doc(hidden)]
+    pub const DEFAULT_CAPACITY: usize = 1 << 20;
+
     /// Creates a limiter for `policy` with room for 1,048,576 keys: 8 MiB, allocated at once.
     ///
     /// ```
@@ -301,19 +419,36 @@ impl TableLimiter {
     /// ```
     ///
     /// # Errors
-    /// If a quota is invalid or its debts are too long for the table.
+    /// If a quota is invalid or its debts are too long for the table, or if the policy is counted
+    /// over [several nodes](Policy::fleet): a check of this limiter cannot wait for them, so that
+    /// is for [`RateLimitLayer::new`](crate::RateLimitLayer::new).
     pub fn new(policy: impl Into<Policy>) -> Result<Self, ConfigError> {
-        Self::over(Arc::new(Debts::new(DEFAULT_CAPACITY_KEYS)), policy)
+        let policy = policy.into();
+        policy.check_local()?;
+        Self::of_node(&policy, Self::DEFAULT_CAPACITY)
     }
 
-    fn over(debts: Arc<Debts>, policy: impl Into<Policy>) -> Result<Self, ConfigError> {
+    /// Creates a limiter for `policy` on this node alone, with room for `keys` keys.
+    pub(crate) fn of_node(policy: &Policy, keys: usize) -> Result<Self, ConfigError> {
+        let quotas = policy.compile()?;
+        Ok(Self::over(Arc::new(Debts::new(keys)), quotas))
+    }
+
+    fn over(debts: Arc<Debts>, quotas: Vec<Gcra>) -> Self {
         let limiter = Self {
             debts,
             quotas: Default::default(),
             gauges: Mutex::new(None),
         };
-        limiter.set(policy)?;
-        Ok(limiter)
+        limiter.set_quotas(quotas);
+        limiter
+    }
+
+    /// Returns a limiter over the same table that admits `share` of each quota, between 0 and 1.
+    pub(crate) fn part(&self, share: f64) -> Self {
+        let quotas = self.quotas.iter().filter_map(unpack);
+        let quotas = quotas.map(|gcra| gcra.part(share)).collect();
+        Self::over(Arc::clone(&self.debts), quotas)
     }
 
     /// Sets the number of keys that the table can hold, at 8 bytes each, rounded up to a power of
@@ -370,7 +505,13 @@ impl TableLimiter {
     /// # Errors
     /// The errors of [`Self::new`]. The present policy is then kept.
     pub fn set(&self, policy: impl Into<Policy>) -> Result<(), ConfigError> {
-        let quotas = policy.into().compile()?;
+        let policy = policy.into();
+        policy.check_local()?;
+        self.set_quotas(policy.compile()?);
+        Ok(())
+    }
+
+    fn set_quotas(&self, quotas: Vec<Gcra>) {
         // Longer than any debt of a network, of which the quotas are multiples of these.
         let longest = |widest: &Gcra| widest.max_debt() + Gcra::MAX_ROUNDING;
         let max_debt = quotas.first().map_or(0, longest);
@@ -380,7 +521,28 @@ impl TableLimiter {
             // Stored after `max_debt`, so that a reader of this quota sees a large enough bound.
             quota.store(word, Release);
         }
-        Ok(())
+    }
+
+    /// As [`check_accounts`](Limiter::check_accounts), at `now`.
+    pub(crate) fn check_accounts_at(
+        &self,
+        accounts: &mut dyn Iterator<Item = Account>,
+        cost: u32,
+        now: Instant,
+    ) -> (usize, Decision) {
+        let (now, mut charged) = (self.debts.clock.micros(now), 0);
+        let only = self.only_quota();
+        for account in accounts {
+            let decision = match only {
+                Some(only) => self.charge(account.key, cost, now, only.times(account.times)),
+                None => self.check_all(account, cost, now),
+            };
+            match decision {
+                Decision::Admit => charged += 1,
+                _ => return (charged, decision),
+            }
+        }
+        (charged, Decision::Admit)
     }
 
     /// Returns the quota of a policy that has no other one.
@@ -487,19 +649,7 @@ impl Limiter for TableLimiter {
         if cost == 0 {
             return (accounts.count(), Decision::Admit);
         }
-        let (now, mut charged) = (self.debts.clock.now(), 0);
-        let only = self.only_quota();
-        for account in accounts {
-            let decision = match only {
-                Some(only) => self.charge(account.key, cost, now, only.times(account.times)),
-                None => self.check_all(account, cost, now),
-            };
-            match decision {
-                Decision::Admit => charged += 1,
-                _ => return (charged, decision),
-            }
-        }
-        (charged, Decision::Admit)
+        self.check_accounts_at(accounts, cost, Instant::now())
     }
 
     fn correct(&self, account: Account, charged: u32, cells: u32) {
@@ -529,8 +679,13 @@ impl Limiter for TableLimiter {
     }
 
     fn with_policy(&self, policy: Policy) -> Result<Arc<dyn Limiter>, ConfigError> {
-        let limiter = Self::over(Arc::clone(&self.debts), policy)?;
-        Ok(Arc::new(limiter))
+        policy.check_local()?;
+        Ok(Arc::new(self.table_for(&policy)?))
+    }
+
+    fn table_for(&self, policy: &Policy) -> Result<TableLimiter, ConfigError> {
+        let quotas = policy.compile()?;
+        Ok(Self::over(Arc::clone(&self.debts), quotas))
     }
 
     fn occupancy(&self) -> Option<Occupancy> {
@@ -555,6 +710,17 @@ impl Limiter for TableLimiter {
         let gauges = make(evicted_before);
         *last = Some(Arc::downgrade(&gauges));
         gauges
+    }
+}
+
+impl LocalDebts for TableLimiter {
+    fn debt(&self, account: Account, quota: usize, now: Instant) -> u64 {
+        let key = account.key.account(quota as u32); // At most `MAX_QUOTAS`.
+        let (now, max_debt) = (
+            self.debts.clock.micros(now),
+            self.debts.max_debt.load(Relaxed),
+        );
+        self.debts.table.debt(key, now, max_debt)
     }
 }
 
@@ -591,7 +757,8 @@ fn stricter(one: Decision, other: Decision) -> Decision {
         (NeverPossible { burst: one }, NeverPossible { burst: other }) => NeverPossible {
             burst: one.min(other),
         },
-        (never @ NeverPossible { .. }, Deny { .. }) | (Deny { .. }, never) => never,
+        // No quota of a table is ever unavailable.
+        (never @ NeverPossible { .. }, _) | (_, never) => never,
     }
 }
 

@@ -1,8 +1,9 @@
 //! The options of a layer that limits more than one quota per client.
 
-use crate::{ConfigError, Limiter, Policy, account::Ladder, fields::Fields};
+use crate::{ConfigError, Limiter, Policy, account::Ladder, fields::Fields, fleet::FleetLimiter};
 use http::{Extensions, HeaderMap, Response, StatusCode};
-use palisade_core::Networks;
+use palisade_core::{Mode, Networks};
+use palisade_guard::Settings;
 use std::{net::IpAddr, sync::Arc};
 
 /// What a layer does beyond one quota per client. A layer without any of it checks once that it has
@@ -49,6 +50,14 @@ impl Options {
         self.settle.is_some() || (self.fields.is_some() && self.fields_on_every_response)
     }
 
+    /// Returns the mode of the limits of networks in a layer with these settings.
+    pub(crate) fn networks_mode(&self, settings: &Settings) -> Mode {
+        match self.ladder.mode {
+            Mode::Enforce => settings.mode,
+            mode => mode,
+        }
+    }
+
     /// Returns whether the address of a client matters.
     pub(crate) fn needs_address(&self) -> bool {
         !self.ladder.is_empty() || !self.networks.is_empty()
@@ -80,7 +89,13 @@ impl NetworkQuota {
         policy: Policy,
         others: &dyn Limiter,
     ) -> Result<Self, ConfigError> {
-        let limiter = others.with_policy(policy)?;
+        let limiter = match policy.handle() {
+            None => others.with_policy(policy)?,
+            Some(fleet) => {
+                let table = others.table_for(&policy)?;
+                Arc::new(FleetLimiter::new(table, &policy, fleet)?)
+            }
+        };
         Ok(Self { networks, limiter })
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     Account, Decision, KeyExtractor, KeyOutcome, Limiter, RequestHead, ResponseHead,
+    limiter::{Checked, Deferred},
     options::Options,
 };
 use bytes::Bytes;
@@ -11,11 +12,17 @@ use palisade_core::{
     ClientKey, Gauge, GaugeSource, Guard, Mode, Phase, Reason, Rejection, Violation,
 };
 use palisade_guard::{
-    Facts, KeepUnread, Keys, NeverQueued, Occupancy, OnReject, Policy, Refusal, RequestView,
-    Settings,
+    Facts, Handler, KeepUnread, Keys, NeverQueued, Occupancy, OnReject, Policy, Refusal,
+    RequestView, Settings, SharedView,
 };
 use parking_lot::Mutex;
-use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    net::IpAddr,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 use tokio::time::Instant;
 
 /// The policy of [`RateLimitLayer`](crate::RateLimitLayer).
@@ -52,13 +59,19 @@ pub(crate) enum DenyReason {
     PeerMissing,
     RateExceeded(Duration),
     NetworkExceeded(Duration),
+    FleetUnavailable(Duration),
     OverBurst { cost: u32, burst: u32 },
 }
 
-/// What of a charge cannot be found out again from the request: the cells, the number of accounts,
-/// and whose quota it was. One word, which [`Keys`] can keep.
+/// What of a charge cannot be found out again from the request. Two words, which [`Keys`] can keep.
 #[derive(Clone, Copy)]
-pub(crate) struct Settled(u64);
+pub(crate) struct Settled {
+    cells: u32,
+    accounts: u16,
+    /// The number of the networks of which it has the quota, from 1 on, or 0.
+    network: u16,
+    is_deferred: bool,
+}
 
 /// An admitted request, and what it has been charged.
 #[derive(Debug)]
@@ -72,6 +85,15 @@ pub struct Charged {
     /// on.
     accounts: usize,
     is_grpc: bool,
+    /// The decision, if other nodes are asked about it.
+    pub(crate) deferred: Option<Box<Mutex<State>>>,
+}
+
+/// What other nodes say about a request.
+pub(crate) enum State {
+    Waits(Deferred),
+    Admitted,
+    Refused(Option<Box<Refusal>>),
 }
 
 // === RateLimitPolicy ===
@@ -94,6 +116,7 @@ impl RateLimitPolicy {
             Decision::Admit => Ok(()),
             Decision::Deny { wait } => Err(DenyReason::RateExceeded(wait)),
             Decision::NeverPossible { burst } => Err(DenyReason::OverBurst { cost, burst }),
+            Decision::Unavailable { wait } => Err(DenyReason::FleetUnavailable(wait)),
         }
     }
 
@@ -133,30 +156,37 @@ impl RateLimitPolicy {
             }
         };
         let cost = self.cost.as_ref().map_or(1, |cost| cost(&head));
-        let mode = match options.ladder.mode {
-            Mode::Enforce => self.settings.mode,
-            mode => mode,
-        };
+        let mode = options.networks_mode(&self.settings);
         let network = options.network_of(address);
         let limiter = options.limiter(network, &self.limiter);
         let networks = address.filter(|_| mode != Mode::Off);
-        let mut accounts = options.ladder.accounts(key, networks, network);
-        let (accounts, decision) = limiter.check_accounts(&mut accounts, cost);
-        if decision != Decision::Admit {
-            let charged = Charged {
-                key,
-                address,
-                network,
-                cells: cost,
-                accounts,
-                is_grpc: false,
-            };
-            let own = || Facts::from_request(request, true);
-            let facts = facts.map_or_else(own, Facts::clone);
-            self.refuse_with(options, &charged, decision, mode, &facts)?;
+        let accounts = || options.ladder.accounts(key, networks, network);
+        let checked = limiter.check_or_defer(&mut accounts(), cost);
+        let settled = || Settled::new(network, cost, checked.charged);
+        match checked.decision {
+            Some(Decision::Admit) => {}
+            Some(_) => {
+                let charged = Charged {
+                    key,
+                    address,
+                    network,
+                    cells: cost,
+                    accounts: checked.charged,
+                    is_grpc: false,
+                    deferred: None,
+                };
+                let own = || Facts::from_request(request, true);
+                let facts = facts.map_or_else(own, Facts::clone);
+                self.refuse_with(options, &charged, checked, mode, &facts)?;
+            }
+            None if self.settings.mode == Mode::Enforce => {
+                return Ok(Some(settled().deferred()));
+            }
+            // What is not enforced does not wait either.
+            None => limiter.admit_deferred(&mut accounts(), cost),
         }
-        let is_awaited = accounts > 0 && options.needs_response();
-        Ok(is_awaited.then(|| Settled::new(network, cost, accounts)))
+        let is_awaited = checked.charged > 0 && options.needs_response();
+        Ok(is_awaited.then(settled))
     }
 
     /// Returns what the request was charged, to be settled by its response.
@@ -174,15 +204,53 @@ impl RateLimitPolicy {
             return None;
         };
         let address = address.filter(|_| options.needs_address());
-        let [cells, accounts, network] = settled.parts();
-        Some(Charged {
+        let Settled { cells, .. } = settled;
+        let mut charged = Charged {
             key,
             address,
-            network: network.checked_sub(1),
-            cells: cells as u32,
-            accounts,
+            network: settled.network.checked_sub(1).map(usize::from),
+            cells,
+            accounts: settled.accounts.into(),
             is_grpc,
-        })
+            deferred: None,
+        };
+        if settled.is_deferred {
+            let limiter = options.limiter(charged.network, &self.limiter);
+            let decision = limiter.defer(&mut charged.accounts(options), cells);
+            charged.deferred = Some(Box::new(Mutex::new(State::Waits(decision))));
+        }
+        Some(charged)
+    }
+
+    /// Polls the decision about a request that other nodes are asked about. If they refuse it,
+    /// records that, and keeps the refusal if it is enforced.
+    #[inline(never)]
+    pub(crate) fn poll_deferred(
+        &self,
+        charged: &Charged,
+        deferred: &Mutex<State>,
+        facts: &Facts,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), ()>> {
+        let Some(options) = self.options.as_deref() else {
+            return Poll::Ready(Ok(()));
+        };
+        let mut state = deferred.lock();
+        let checked = match &mut *state {
+            State::Waits(decision) => ready!(decision.as_mut().poll(cx)),
+            State::Admitted => return Poll::Ready(Ok(())),
+            State::Refused(_) => return Poll::Ready(Err(())),
+        };
+        let networks = options.networks_mode(&self.settings);
+        let refused = self.refuse_with(options, charged, checked, networks, facts);
+        *state = match refused {
+            Ok(()) => State::Admitted,
+            Err(refusal) => State::Refused(Some(Box::new(refusal))),
+        };
+        match &*state {
+            State::Refused(_) => Poll::Ready(Err(())),
+            _ => Poll::Ready(Ok(())),
+        }
     }
 
     /// Settles the charge of a request by its response, and adds header fields.
@@ -212,13 +280,6 @@ impl RateLimitPolicy {
         std::ptr::from_ref(self).addr()
     }
 
-    /// Returns whether the response of an admitted request matters.
-    #[inline]
-    pub(crate) fn needs_response(&self) -> bool {
-        let options = self.options.as_ref();
-        options.is_some_and(|it| it.needs_response() && self.settings.is_enabled())
-    }
-
     /// Records the refusal of a request by its client's account or, in `networks`, by that of a
     /// network. If it is enforced, gives back what was charged and returns it as an error, with
     /// header fields if the layer has a name.
@@ -228,17 +289,18 @@ impl RateLimitPolicy {
         &self,
         options: &Options,
         charged: &Charged,
-        decision: Decision,
+        checked: Checked,
         networks: Mode,
         facts: &Facts,
     ) -> Result<(), Refusal> {
         let cost = charged.cells;
-        let is_network = charged.accounts > 0;
-        let reason = match decision {
-            Decision::NeverPossible { burst } => DenyReason::OverBurst { cost, burst },
-            Decision::Deny { wait } if is_network => DenyReason::NetworkExceeded(wait),
-            Decision::Deny { wait } => DenyReason::RateExceeded(wait),
-            Decision::Admit => return Ok(()),
+        let is_network = checked.refusing > 0;
+        let reason = match checked.decision {
+            Some(Decision::NeverPossible { burst }) => DenyReason::OverBurst { cost, burst },
+            Some(Decision::Deny { wait }) if is_network => DenyReason::NetworkExceeded(wait),
+            Some(Decision::Deny { wait }) => DenyReason::RateExceeded(wait),
+            Some(Decision::Unavailable { wait }) => DenyReason::FleetUnavailable(wait),
+            Some(Decision::Admit) | None => return Ok(()),
         };
         let mut settings = self.settings.clone();
         if is_network {
@@ -247,15 +309,15 @@ impl RateLimitPolicy {
         let rejection = reason.rejection(facts);
         let limiter = options.limiter(charged.network, &self.limiter);
         if settings.mode == Mode::Enforce {
-            let charged_to = charged.accounts(options);
-            charged_to.for_each(|account| limiter.correct(account, cost, 0));
+            let charged_to = charged.accounts(options).take(checked.charged);
+            charged_to.for_each(|account| limiter.refund(account, cost));
             let mut accounts =
                 options
                     .ladder
                     .accounts(charged.key, charged.address, charged.network);
             if let Some(fields) = &options.fields
                 && rejection.retry_delay().is_some()
-                && let Some(refusing) = accounts.nth(charged.accounts)
+                && let Some(refusing) = accounts.nth(checked.refusing)
             {
                 let quotas = limiter.quotas(refusing);
                 let fields = fields.of_refusal(&quotas, cost, is_network);
@@ -314,6 +376,13 @@ impl DenyReason {
                     Some(wait),
                 )
             }
+            Self::FleetUnavailable(wait) => (
+                Reason::FleetUnavailable,
+                StatusCode::SERVICE_UNAVAILABLE,
+                0,
+                0,
+                Some(wait),
+            ),
             Self::OverBurst { cost, burst } => {
                 let (limit, observed) = (burst.into(), cost.into());
                 (
@@ -345,6 +414,26 @@ impl Charged {
             .accounts(self.key, self.address, self.network);
         accounts.take(self.accounts)
     }
+
+    /// Returns the refusal of other nodes, once.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn take_refusal(&self) -> Option<Box<Refusal>> {
+        match &mut *self.deferred.as_ref()?.lock() {
+            State::Refused(refusal) => refusal.take(),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Waits(_) => "Waits",
+            Self::Admitted => "Admitted",
+            Self::Refused(_) => "Refused",
+        })
+    }
 }
 
 // === Settled ===
@@ -352,22 +441,39 @@ impl Charged {
 impl Settled {
     fn new(network: Option<usize>, cells: u32, accounts: usize) -> Self {
         let network = network.and_then(|index| u16::try_from(index + 1).ok());
-        let accounts = u16::try_from(accounts).unwrap_or(u16::MAX);
-        Self(
-            u64::from(cells)
-                | u64::from(accounts) << 32
-                | u64::from(network.unwrap_or_default()) << 48,
-        )
+        Self {
+            cells,
+            accounts: u16::try_from(accounts).unwrap_or(u16::MAX),
+            network: network.unwrap_or_default(),
+            is_deferred: false,
+        }
     }
 
-    /// Returns the cells, the number of accounts, and that of the networks or 0.
-    fn parts(self) -> [usize; 3] {
-        let Self(bits) = self;
-        [
-            bits as u32 as usize,
-            usize::from((bits >> 32) as u16),
-            usize::from((bits >> 48) as u16),
-        ]
+    fn deferred(self) -> Self {
+        Self {
+            is_deferred: true,
+            ..self
+        }
+    }
+
+    fn to_words(self) -> [u64; 2] {
+        let Self {
+            cells,
+            accounts,
+            network,
+            is_deferred,
+        } = self;
+        let word = u64::from(cells) | u64::from(accounts) << 32 | u64::from(network) << 48;
+        [word, is_deferred.into()]
+    }
+
+    fn from_words([word, is_deferred]: [u64; 2]) -> Self {
+        Self {
+            cells: word as u32,
+            accounts: (word >> 32) as u16,
+            network: (word >> 48) as u16,
+            is_deferred: is_deferred != 0,
+        }
     }
 }
 
@@ -393,8 +499,8 @@ impl Policy for RateLimitPolicy {
         if let Some(options) = &self.options {
             return match self.check_with(options, request, Some(facts), keys) {
                 Ok(None) => Ok(()),
-                Ok(Some(Settled(bits))) => {
-                    keys.keep(self.id(), bits);
+                Ok(Some(settled)) => {
+                    keys.keep(self.id(), settled.to_words());
                     Ok(())
                 }
                 Err(refusal) => Err(*refusal),
@@ -405,8 +511,8 @@ impl Policy for RateLimitPolicy {
     }
 
     #[inline(always)]
-    fn needs_sharing(&self, (): &()) -> bool {
-        self.needs_response()
+    fn needs_sharing(&self, (): &(), keys: &Keys) -> bool {
+        self.options.is_some() && keys.kept(self.id()).is_some()
     }
 
     #[inline(always)]
@@ -418,7 +524,7 @@ impl Policy for RateLimitPolicy {
         keys: &mut Keys,
     ) -> Option<Box<Charged>> {
         let options = self.options.as_deref()?;
-        let settled = Settled(keys.kept(self.id())?);
+        let settled = Settled::from_words(keys.kept(self.id())?);
         let (head, is_grpc) = ((&*request).into(), facts.form.is_grpc());
         let charged = self.charged(options, &head, settled, is_grpc, keys)?;
         Some(Box::new(charged))
@@ -426,6 +532,40 @@ impl Policy for RateLimitPolicy {
 
     #[inline(always)]
     fn upload(&self, (): &mut (), _: &Option<Box<Charged>>, _: &Facts) {}
+
+    #[inline(always)]
+    fn before_handler(
+        &self,
+        (): &mut (),
+        view: SharedView<'_, Option<Box<Charged>>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        let Some(charged) = view.shared else {
+            return Poll::Ready(());
+        };
+        let Some(deferred) = &charged.deferred else {
+            return Poll::Ready(());
+        };
+        match self.poll_deferred(charged, deferred, view.facts, cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(()),
+            // The refusal is returned by `after_handler`.
+            Poll::Ready(Err(())) | Poll::Pending => Poll::Pending,
+        }
+    }
+
+    #[inline(always)]
+    fn after_handler(
+        &self,
+        (): &mut (),
+        view: RequestView<'_, Option<Box<Charged>>>,
+        handler: Handler,
+        _: &mut Context<'_>,
+    ) -> Option<Box<Refusal>> {
+        match (handler, view.shared) {
+            (Handler::HeldBack, Some(Some(charged))) => charged.take_refusal(),
+            _ => None,
+        }
+    }
 
     #[inline(always)]
     fn response_head<B: Body>(

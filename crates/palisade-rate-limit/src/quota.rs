@@ -1,8 +1,9 @@
 //! Quotas and policies, and their validation.
 
+use crate::nodes::{CountsFleet, FleetHandle};
 use palisade_core::ConfigError;
 use palisade_guard::Gcra;
-use std::{cmp::Reverse, time::Duration};
+use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 /// The largest number of quotas in a [`Policy`].
 pub(crate) const MAX_QUOTAS: usize = 4;
@@ -39,6 +40,7 @@ pub struct Quota {
 #[must_use = "a policy does nothing until a layer takes it"]
 pub struct Policy {
     quotas: Vec<Quota>,
+    fleet: Option<FleetHandle>,
 }
 
 // === Quota ===
@@ -149,6 +151,12 @@ impl Quota {
         Policy::from(self).and(other)
     }
 
+    /// Returns a policy of this quota that counts each client over all nodes of `fleet`. See
+    /// [`Policy::fleet`].
+    pub fn fleet<F: CountsFleet + Clone>(self, fleet: &F) -> Policy {
+        Policy::from(self).fleet(fleet)
+    }
+
     /// Returns the quota in the table's units, or passes every fault to `report`.
     fn compile(&self, mut report: impl FnMut(&'static str, String, &'static str)) -> Option<Gcra> {
         let burst = self.burst.unwrap_or(self.cells);
@@ -212,6 +220,26 @@ impl Policy {
         self
     }
 
+    /// Counts each client over all nodes of `fleet`, which is a `Fleet` of the crate
+    /// palisade-fleet. The policy then admits on all nodes together what it would admit on one.
+    pub fn fleet<F: CountsFleet + Clone>(mut self, fleet: &F) -> Self {
+        self.fleet = Some(FleetHandle(Arc::new(fleet.clone())));
+        self
+    }
+
+    /// Returns what counts the policy over several nodes.
+    pub(crate) fn handle(&self) -> Option<&FleetHandle> {
+        self.fleet.as_ref()
+    }
+
+    /// Returns an error if the policy is counted over several nodes.
+    pub(crate) fn check_local(&self) -> Result<(), ConfigError> {
+        let mut error = ConfigError::new("invalid rate limit");
+        let allowed = "RateLimitLayer::new: a check of a TableLimiter cannot wait for other nodes";
+        error.check(self.fleet.is_none(), "fleet", &"set", allowed);
+        error.into_result()
+    }
+
     /// Validates the policy.
     ///
     /// ```
@@ -255,6 +283,7 @@ impl From<Quota> for Policy {
     fn from(quota: Quota) -> Self {
         Self {
             quotas: vec![quota],
+            fleet: None,
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::{
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use palisade_core::{GuardBody, ResponseFormat};
+use palisade_core::GuardBody;
 use palisade_guard::{Facts, KeepUnread, Keys, Refusal, Refused, enter, is_inside};
 use pin_project_lite::pin_project;
 use std::{
@@ -40,17 +40,18 @@ pin_project! {
     enum State<F> {
         // `policy` is the address of the policy, which identifies it while the service is alive.
         Admitted { #[pin] inner: F, policy: usize },
-        // The response matters.
+        // The response matters, or other nodes are asked.
         Charged { #[pin] inner: F, charged: Option<Box<Awaited>> },
         Refused { refused: Option<Refused> },
     }
 }
 
-/// An admitted request whose response matters, and its policy.
+/// A request whose response matters or that other nodes are asked about, and its policy.
 #[derive(Debug)]
 struct Awaited {
     policy: Arc<RateLimitPolicy>,
     charged: Charged,
+    facts: Facts,
 }
 
 // === RateLimit ===
@@ -135,11 +136,16 @@ fn check_with_options<B: Body>(
     let Some(settled) = policy.check_with(options, request, None, &mut keys)? else {
         return Ok(None);
     };
-    let is_grpc = ResponseFormat::detect(request).is_grpc();
+    let facts = Facts::from_request(request, policy.settings.recorder.is_enabled());
+    let is_grpc = facts.form.is_grpc();
     let charged = policy.charged(options, &request.into(), settled, is_grpc, &mut keys);
     let awaited = charged.map(|charged| {
         let policy = Arc::clone(policy);
-        Box::new(Awaited { policy, charged })
+        Box::new(Awaited {
+            policy,
+            charged,
+            facts,
+        })
     });
     Ok(awaited)
 }
@@ -166,7 +172,8 @@ where
 
     #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().state.project() {
+        let mut state = self.project().state;
+        match state.as_mut().project() {
             StateProj::Admitted { inner, policy } => {
                 let inside = enter(*policy);
                 let polled = inner.poll(cx);
@@ -177,10 +184,38 @@ where
                     Poll::Ready(Ok(response)) => Poll::Ready(Ok(response.map(GuardBody::passing))),
                 }
             }
-            StateProj::Charged { inner, charged } => poll_charged(inner, charged, cx),
+            StateProj::Charged { inner, charged } => {
+                let Some(refused) = ready!(poll_deferred(charged, cx)) else {
+                    return poll_charged(inner, charged, cx);
+                };
+                // Drops the handler.
+                state.set(State::Refused { refused: None });
+                Poll::Ready(Ok(rejection_response(&mut Some(refused))))
+            }
             StateProj::Refused { refused } => Poll::Ready(Ok(rejection_response(refused))),
         }
     }
+}
+
+/// Waits for the decision of other nodes. Returns their refusal.
+#[inline(never)]
+fn poll_deferred(charged: &Option<Box<Awaited>>, cx: &mut Context<'_>) -> Poll<Option<Refused>> {
+    let Some(awaited) = charged else {
+        return Poll::Ready(None);
+    };
+    let Awaited {
+        policy,
+        charged,
+        facts,
+    } = &**awaited;
+    let Some(deferred) = &charged.deferred else {
+        return Poll::Ready(None);
+    };
+    let decision = ready!(policy.poll_deferred(charged, deferred, facts, cx));
+    let refusal = decision.err().and_then(|()| charged.take_refusal());
+    // The body is dropped unread with the handler.
+    let refused = refusal.map(|refusal| refusal.refused(facts.is_head, !facts.has_body));
+    Poll::Ready(refused)
 }
 
 #[inline(never)]

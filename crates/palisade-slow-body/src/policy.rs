@@ -195,7 +195,7 @@ impl Policy for SlowBodyPolicy {
     }
 
     #[inline(always)]
-    fn needs_sharing(&self, held: &ResponseState) -> bool {
+    fn needs_sharing(&self, held: &ResponseState, _: &Keys) -> bool {
         matches!(held, ResponseState::Own(_))
     }
 

@@ -26,6 +26,7 @@ struct Records {
     opened: AtomicUsize,
     closed: Mutex<Vec<Option<Reason>>>,
     untracked: Mutex<Vec<usize>>,
+    fleet: Mutex<Vec<bool>>,
     forwarded: Mutex<Vec<u32>>,
     bans: Mutex<Vec<(Network, Option<Reason>, Mode)>>,
     gauge_sources: Mutex<Vec<Weak<dyn GaugeSource>>>,
@@ -98,6 +99,11 @@ impl Journal {
         self.0.untracked.lock().clone()
     }
 
+    /// Returns whether a node counted alone, for each change of that so far.
+    pub fn fleet(&self) -> Vec<bool> {
+        self.0.fleet.lock().clone()
+    }
+
     /// Returns every change of a limit so far.
     pub fn limits(&self) -> Vec<(Guard, u64)> {
         self.0.limits.lock().clone()
@@ -162,6 +168,7 @@ impl Metrics for Journal {
             Event::LimitChanged { guard, limit, .. } => {
                 self.0.limits.lock().push((*guard, *limit));
             }
+            Event::FleetChanged { is_alone, .. } => self.0.fleet.lock().push(*is_alone),
             Event::Banned {
                 network,
                 reason,

@@ -34,6 +34,9 @@ pub mod memory_group;
 )]
 pub mod open_loop;
 pub mod process;
+#[cfg(unix)]
+#[allow(clippy::unwrap_used, reason = "test support may panic")]
+pub mod redis;
 #[allow(clippy::unwrap_used, reason = "test support may panic")]
 pub mod server_process;
 pub mod servers;

@@ -179,7 +179,7 @@ impl Policy for TimeoutPolicy {
     }
 
     #[inline(always)]
-    fn needs_sharing(&self, held: &ResponseState) -> bool {
+    fn needs_sharing(&self, held: &ResponseState, _: &Keys) -> bool {
         matches!(held, ResponseState::Own(_))
     }
 

@@ -34,7 +34,7 @@ use palisade_core::{RuntimeLoad, shed::PicksRequests};
 #[cfg(feature = "load-shed")]
 use palisade_load_shed::LoadShedLayer;
 #[cfg(feature = "rate-limit")]
-use palisade_rate_limit::{Decision, Limiter, Policy, RateLimitLayer, TableLimiter};
+use palisade_rate_limit::{Decision, Limiter, Policy, RateLimitLayer};
 #[cfg(feature = "slow-body")]
 use palisade_slow_body::{Pace, PaceBuilder, SlowBodyLayer};
 #[cfg(feature = "timeout")]
@@ -877,16 +877,7 @@ impl Stack {
             },
             #[cfg(feature = "rate-limit")]
             rate_limit: {
-                let layer = match (&self.rate_policy, client_key.clone()) {
-                    (Some(policy), Some(client_key)) => {
-                        let limiter = TableLimiter::new(policy.clone());
-                        let limiter = limiter.expect("validated by `check`");
-                        let clients = self.max_clients.unwrap_or(DEFAULT_MAX_CLIENTS);
-                        let layer = RateLimitLayer::with_limiter(limiter.capacity(clients));
-                        self.rate_options.apply(layer.shared_key(client_key))
-                    }
-                    _ => RateLimitLayer::with_limiter(Unlimited),
-                };
+                let layer = self.rate_limit_layer(client_key.clone())?;
                 configured!(layer, Guard::RateLimit, rate_limit)
             },
             #[cfg(feature = "timeout")]

@@ -104,6 +104,8 @@ pub use palisade_client_ip::{self as client_ip, ClientIp};
 pub use palisade_concurrency_limit as concurrency_limit;
 #[cfg(feature = "conn")]
 pub use palisade_conn as conn;
+#[cfg(feature = "fleet")]
+pub use palisade_fleet::{self as fleet, Fleet};
 #[cfg(feature = "load-shed")]
 pub use palisade_load_shed as load_shed;
 #[cfg(feature = "snapshot")]

@@ -292,7 +292,7 @@ impl Policy for ConcurrencyLimitPolicy {
     }
 
     #[inline(always)]
-    fn needs_sharing(&self, held: &ResponseState) -> bool {
+    fn needs_sharing(&self, held: &ResponseState, _: &Keys) -> bool {
         self.is_queued(held)
     }
 

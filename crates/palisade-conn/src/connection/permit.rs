@@ -7,7 +7,10 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::Ordering::{Relaxed, SeqCst},
+        atomic::{
+            AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::Duration,
 };
@@ -127,6 +130,15 @@ impl Permit {
     }
 }
 
+/// A place under the cap, also if a metrics sink panics.
+struct ReturnedOnDrop<'a>(&'a AtomicUsize);
+
+impl Drop for ReturnedOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
         self.give_back();
@@ -147,7 +159,8 @@ impl Drop for Permit {
         if state.take_close_pending() {
             shared.close_pending.fetch_sub(1, Relaxed);
         }
-        shared.open.fetch_sub(1, SeqCst);
+        // Last, so that what waits until no connection is open finds all of them recorded.
+        let _place = ReturnedOnDrop(&shared.open);
         shared.recorder.record(|| {
             let reason = decision.map(|decision| decision.reason).or(state.closing());
             let open_for = Duration::from_millis(shared.now().saturating_sub(opened));

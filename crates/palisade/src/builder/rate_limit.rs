@@ -1,7 +1,7 @@
 //! The options of the rate limit beyond one quota per client.
 
 use super::Stack;
-use palisade_core::{ConfigError, Mode, Networks, Prefix};
+use palisade_core::{ConfigError, KeyExtractor, Mode, Networks, Prefix};
 use palisade_rate_limit::{Policy, RateLimitLayer, ResponseHead};
 use std::sync::Arc;
 
@@ -161,6 +161,25 @@ impl Stack {
     }
 }
 
+impl Stack {
+    /// Returns the layer of the rate limit, which admits all requests if there is no quota.
+    ///
+    /// # Errors
+    ///
+    /// If a policy cannot be counted over several nodes. All else has been checked.
+    pub(super) fn rate_limit_layer(
+        &self,
+        client_key: Option<Arc<dyn KeyExtractor>>,
+    ) -> Result<RateLimitLayer, ConfigError> {
+        let (Some(policy), Some(client_key)) = (&self.rate_policy, client_key) else {
+            return Ok(RateLimitLayer::with_limiter(super::Unlimited));
+        };
+        let clients = self.max_clients.unwrap_or(super::DEFAULT_MAX_CLIENTS);
+        let layer = RateLimitLayer::sized(policy, clients)?;
+        self.rate_options.apply(layer.shared_key(client_key))
+    }
+}
+
 impl RateOptions {
     /// Reports the faults of a stack that has a rate limit, or has none.
     pub(super) fn check(&self, has_limit: bool, error: &mut ConfigError) {
@@ -194,7 +213,11 @@ impl RateOptions {
     }
 
     /// Applies the options, which have been checked, to `layer`.
-    pub(super) fn apply(&self, mut layer: RateLimitLayer) -> RateLimitLayer {
+    ///
+    /// # Errors
+    ///
+    /// If a policy cannot be counted over several nodes.
+    fn apply(&self, mut layer: RateLimitLayer) -> Result<RateLimitLayer, ConfigError> {
         for &(prefix, times) in &self.wider {
             layer = layer.wider(prefix, times);
         }
@@ -202,15 +225,14 @@ impl RateOptions {
             layer = layer.wider_mode(mode);
         }
         for (networks, policy) in &self.networks {
-            let layer_with = layer.quota_for(networks.clone(), policy.clone());
-            layer = layer_with.expect("validated by `check`");
+            layer = layer.quota_for(networks.clone(), policy.clone())?;
         }
         if let Some(settle) = self.settle.clone() {
             layer = layer.settle(move |response| settle(response));
         }
         if let Some(name) = &self.name {
-            layer = layer.name(name).expect("validated by `check`");
+            layer = layer.name(name)?;
         }
-        layer
+        Ok(layer)
     }
 }

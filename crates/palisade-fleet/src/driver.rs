@@ -1,0 +1,164 @@
+//! The task that asks the store.
+
+use crate::{
+    QuotaStore,
+    fleet::Shared,
+    machine::{Flush, Micros, Reply, State},
+    store::{Answer, Batch, StoreError},
+};
+use palisade_core::Event;
+use std::{
+    error::Error,
+    future::pending,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::Waker,
+    time::Duration,
+};
+use tokio::{
+    task::{JoinError, JoinSet},
+    time::{Instant, timeout},
+};
+
+/// Asks a store for all accounts of a node.
+pub(crate) struct Driver<S> {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) store: Arc<S>,
+    /// The name of the fleet.
+    pub(crate) name: Arc<str>,
+}
+
+/// A call that has ended.
+struct Ended {
+    call: u64,
+    answer: Result<Vec<Answer>, StoreError>,
+    is_too_late: bool,
+    took: Duration,
+}
+
+/// The longest time until an answer, two flush intervals. Beyond it the store counts as failed.
+const ANSWER_WITHIN: Duration = Duration::from_millis(40);
+
+/// Tells the machine that no call will be made any more, when the task ends in whatever way.
+struct EndOnDrop(Arc<Shared>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.end();
+        self.0.ended.send_replace(true);
+    }
+}
+
+impl<S: QuotaStore> Driver<S> {
+    pub(crate) async fn run(self) {
+        let _end = EndOnDrop(Arc::clone(&self.shared));
+        let mut calls = JoinSet::new();
+        while !self.shared.is_stopping.load(Relaxed) {
+            let wake_at = self.start_due(&mut calls);
+            tokio::select! {
+                () = self.shared.changed.notified() => {}
+                () = self.sleep_until(wake_at) => {}
+                Some(ended) = calls.join_next() => {
+                    self.end_call(ended);
+                }
+            }
+        }
+        self.report_all(&mut calls).await;
+    }
+
+    /// Starts the calls that are due. Returns when the next one is.
+    fn start_due(&self, calls: &mut JoinSet<Ended>) -> Option<Micros> {
+        let now = self.shared.now();
+        let mut state = self.shared.state.lock();
+        while let Some(flush) = state.machine.flush(now) {
+            self.start(flush, calls);
+        }
+        state.machine.wake_at()
+    }
+
+    fn start(&self, flush: Flush, calls: &mut JoinSet<Ended>) {
+        let store = Arc::clone(&self.store);
+        let batch = Batch {
+            fleet: Arc::clone(&self.name),
+            asks: flush.asks,
+        };
+        calls.spawn(async move {
+            let started = Instant::now();
+            let answer = timeout(ANSWER_WITHIN, store.call(batch)).await;
+            let is_too_late = answer.is_err();
+            Ended {
+                call: flush.call,
+                answer: answer.unwrap_or_else(|late| Err(StoreError::unanswered(late))),
+                is_too_late,
+                took: started.elapsed(),
+            }
+        });
+    }
+
+    /// Continues after a call. Returns whether it was answered.
+    fn end_call(&self, ended: Result<Ended, JoinError>) -> bool {
+        let shared = &*self.shared;
+        let now = shared.now();
+        let mut state = shared.state.lock();
+        let before = state.machine.state();
+        let (wakers, cause) = match ended {
+            Ok(ended) => {
+                let (reply, cause) = match ended.answer {
+                    Ok(answers) => {
+                        let micros = u64::try_from(ended.took.as_micros());
+                        shared.round_trip.store(micros.unwrap_or(u64::MAX), Relaxed);
+                        (Reply::Answers(answers), None)
+                    }
+                    Err(error) if ended.is_too_late => (Reply::TimedOut, Some(error)),
+                    Err(error) if error.may_be_charged() => (Reply::Failed, Some(error)),
+                    Err(error) => (Reply::Unsent, Some(error)),
+                };
+                (state.machine.reply(ended.call, reply, now), cause)
+            }
+            // The store has panicked. Which call it was is unknown.
+            Err(panic) => {
+                let cause = StoreError::unanswered(panic);
+                (state.machine.fail_all(now), Some(cause))
+            }
+        };
+        let after = state.machine.state();
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+        let is_alone = after != State::Closed;
+        if is_alone != (before != State::Closed) {
+            let cause = cause.as_ref().map(|cause| cause as &(dyn Error + 'static));
+            shared
+                .recorder
+                .record(|| Event::fleet_changed(is_alone, cause));
+        }
+        cause.is_none()
+    }
+
+    async fn sleep_until(&self, at: Option<Micros>) {
+        match at {
+            Some(at) => {
+                let left = at.saturating_sub(self.shared.now());
+                tokio::time::sleep(Duration::from_micros(left)).await;
+            }
+            None => pending().await,
+        }
+    }
+
+    /// Reports what is left, in as many calls as are needed, until one fails.
+    async fn report_all(&self, calls: &mut JoinSet<Ended>) {
+        loop {
+            let now = self.shared.now();
+            let batch = self.shared.state.lock().machine.take_batch(now);
+            match batch {
+                Some(flush) => self.start(flush, calls),
+                None => {
+                    let Some(ended) = calls.join_next().await else {
+                        return;
+                    };
+                    if !self.end_call(ended) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,499 @@
+//! The handle of a fleet, and what it is for a policy.
+
+use crate::{
+    digest::Secret,
+    machine::{Asked, Claim, MAX_CLAIMS, Machine, Micros, Outcome},
+};
+use palisade_core::{ClientKey, ConfigError, Mode, Recorder};
+use palisade_guard::{Clock, Gcra};
+use palisade_rate_limit::{Account, Alone, CountsFleet, FleetQuotas, LocalDebts, Verdict};
+use parking_lot::Mutex;
+use std::{
+    fmt,
+    future::poll_fn,
+    pin::Pin,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    task::Poll,
+    time::Duration,
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, timeout},
+};
+
+/// What counts a rate limit over several nodes. Clones are the same one.
+///
+/// See the [crate docs](crate).
+#[derive(Clone)]
+pub struct Fleet {
+    pub(crate) shared: Arc<Shared>,
+    policy: Arc<str>,
+    on_failure: OnFailure,
+}
+
+/// What a policy does while a node cannot ask the other ones.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum OnFailure {
+    /// Each node admits its share of the limit times this number: of the rate, and of the burst,
+    /// but one request at least. With 2.0, all nodes together admit at most twice the limit, if the
+    /// burst is at least half the number of nodes. A client whose requests all reach one node gets
+    /// less than its limit.
+    LocalShare(f64),
+    /// Each node admits the whole limit, so that all nodes together admit as many times the limit
+    /// as there are nodes. For clients whose requests reach one node, as by a balancer that keeps
+    /// them there, or by connections that stay open.
+    LocalFull,
+    /// Refuses all requests with 503.
+    Deny,
+}
+
+/// What all clones have in common.
+pub(crate) struct Shared {
+    pub(crate) state: Mutex<State>,
+    pub(crate) clock: Clock,
+    /// Wakes the task that asks the store.
+    pub(crate) changed: Notify,
+    pub(crate) secret: Secret,
+    pub(crate) nodes: u32,
+    pub(crate) mode: Mode,
+    pub(crate) recorder: Recorder,
+    /// The microseconds of the last call.
+    pub(crate) round_trip: AtomicU64,
+    pub(crate) is_stopping: AtomicBool,
+    /// Whether the task has ended.
+    pub(crate) ended: watch::Sender<bool>,
+}
+
+pub(crate) struct State {
+    pub(crate) machine: Machine,
+    policies: Vec<Joined>,
+}
+
+/// A policy that has joined.
+struct Joined {
+    name: Arc<str>,
+    /// Without it, the name is free.
+    alive: Weak<()>,
+    quotas: Vec<Gcra>,
+    /// The number of the rule of the first quota, for each multiple of the quotas.
+    rules: Vec<(u32, Vec<Option<u16>>)>,
+}
+
+/// What counts one policy.
+struct PolicyOfFleet {
+    shared: Arc<Shared>,
+    index: usize,
+    name: Arc<str>,
+    quotas: usize,
+    on_failure: OnFailure,
+    _alive: Arc<()>,
+}
+
+/// The longest wait of a request for an answer of the store.
+pub(crate) const MAX_WAIT: Duration = Duration::from_millis(5);
+/// The time in which [`Fleet::shutdown`] reports what is left.
+const SHUTDOWN_WITHIN: Duration = Duration::from_millis(20);
+/// The most policies of one fleet, at one time.
+const MAX_POLICIES: usize = 64;
+
+// === Fleet ===
+
+impl Fleet {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            policy: Arc::from("default"),
+            on_failure: OnFailure::LocalShare(2.0),
+        }
+    }
+
+    /// Returns the same fleet for a policy with this name. It must be the same on all nodes, and
+    /// no other policy may have it. Defaults to `"default"`.
+    pub fn named(&self, policy: impl AsRef<str>) -> Self {
+        Self {
+            policy: Arc::from(policy.as_ref()),
+            ..self.clone()
+        }
+    }
+
+    /// Returns the same fleet for a policy that does this while the other nodes cannot be asked.
+    /// Defaults to `OnFailure::LocalShare(2.0)`.
+    pub fn on_failure(&self, on_failure: OnFailure) -> Self {
+        Self {
+            on_failure,
+            ..self.clone()
+        }
+    }
+
+    /// Returns a key that is the same on all nodes, for a client that is known by `name`: an
+    /// authenticated user or tenant. A key from [`ClientKey::of`] is another one in each process,
+    /// so each node alone would count it.
+    pub fn key(&self, name: impl AsRef<[u8]>) -> ClientKey {
+        self.key_of(&[name.as_ref()])
+    }
+
+    /// Returns a key that is the same on all nodes, for a client that is known by several parts,
+    /// such as a tenant and a route.
+    pub fn key_of(&self, parts: &[&[u8]]) -> ClientKey {
+        ClientKey::of_digest(self.shared.secret.key(parts))
+    }
+
+    /// Reports what is not reported yet, once, and ends. From then on each policy does what it is
+    /// told to do on [failure](Self::on_failure). Takes 20 ms at most.
+    pub async fn shutdown(&self) {
+        self.shared.is_stopping.store(true, Relaxed);
+        self.shared.changed.notify_one();
+        let mut ended = self.shared.ended.subscribe();
+        let _ = timeout(SHUTDOWN_WITHIN, ended.wait_for(|ended| *ended)).await;
+        self.shared.end();
+    }
+}
+
+impl CountsFleet for Fleet {
+    fn join(&self, quotas: &[Gcra]) -> Result<Arc<dyn FleetQuotas>, ConfigError> {
+        let mut error = ConfigError::new("invalid fleet");
+        let name = &*self.policy;
+        error.check(
+            (1..=64).contains(&name.len()),
+            "named",
+            &name,
+            "1 to 64 bytes",
+        );
+        if let OnFailure::LocalShare(times) = self.on_failure {
+            let allowed = "LocalShare of a number above 0";
+            error.check(times > 0.0, "on_failure", &self.on_failure, allowed);
+        }
+        let mut state = self.shared.state.lock();
+        state
+            .policies
+            .iter_mut()
+            .for_each(Joined::forget_if_dropped);
+        let is_taken = state.policies.iter().any(|policy| *policy.name == *name);
+        let allowed = "a name of its own for each policy: use Fleet::named";
+        error.check(!is_taken, "named", &name, allowed);
+        let vacant = state.policies.iter().position(Joined::is_vacant);
+        let index = vacant.unwrap_or(state.policies.len());
+        error.check(index < MAX_POLICIES, "policies", &(index + 1), "64 at most");
+        error.into_result()?;
+        let alive = Arc::new(());
+        let joined = Joined {
+            name: Arc::clone(&self.policy),
+            alive: Arc::downgrade(&alive),
+            quotas: quotas.to_vec(),
+            rules: Vec::new(),
+        };
+        match state.policies.get_mut(index) {
+            Some(place) => *place = joined,
+            None => state.policies.push(joined),
+        }
+        // So that the usual account finds its rules first.
+        state.rules_of(index, 1);
+        drop(state);
+        Ok(Arc::new(PolicyOfFleet {
+            shared: Arc::clone(&self.shared),
+            index,
+            name: Arc::clone(&self.policy),
+            quotas: quotas.len(),
+            on_failure: self.on_failure,
+            _alive: alive,
+        }))
+    }
+}
+
+impl fmt::Debug for Fleet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fleet")
+            .field("policy", &self.policy)
+            .field("on_failure", &self.on_failure)
+            .field("nodes", &self.shared.nodes)
+            .field("state", &self.shared.state.lock().machine.state())
+            .finish_non_exhaustive()
+    }
+}
+
+// === Shared ===
+
+impl Shared {
+    /// No call will be made any more.
+    pub(crate) fn end(&self) {
+        let wakers = self.state.lock().machine.end();
+        wakers.into_iter().for_each(std::task::Waker::wake);
+    }
+
+    pub(crate) fn now(&self) -> Micros {
+        self.clock.now()
+    }
+
+    /// Wakes the task if it must look again.
+    #[inline]
+    fn wake(&self, is_changed: bool) {
+        if is_changed {
+            self.changed.notify_one();
+        }
+    }
+}
+
+impl State {
+    pub(crate) fn new(machine: Machine) -> Self {
+        Self {
+            machine,
+            policies: Vec::new(),
+        }
+    }
+
+    /// Returns the rules of the accounts that have `times` the quotas of the policy at `index`.
+    fn rules_of(&mut self, index: usize, times: u32) -> &[Option<u16>] {
+        let Self { machine, policies } = self;
+        let Joined { rules, quotas, .. } = &mut policies[index];
+        let known = rules.iter().position(|(of, _)| *of == times);
+        let place = known.unwrap_or_else(|| {
+            let rule = |gcra: &Gcra| {
+                let gcra = gcra.times(times);
+                machine.rule(gcra.period(), gcra.burst())
+            };
+            rules.push((times, quotas.iter().map(rule).collect()));
+            rules.len() - 1
+        });
+        &rules[place].1
+    }
+}
+
+impl Joined {
+    fn is_vacant(&self) -> bool {
+        self.name.is_empty()
+    }
+
+    fn forget_if_dropped(&mut self) {
+        if self.alive.strong_count() == 0 {
+            self.name = Arc::from("");
+        }
+    }
+}
+
+// === PolicyOfFleet ===
+
+/// The accounts of a request, each under each quota.
+struct Claims {
+    all: [Claim; MAX_CLAIMS],
+    /// The number of the quota of each.
+    quotas: [u8; MAX_CLAIMS],
+    len: usize,
+}
+
+impl PolicyOfFleet {
+    /// Returns what `accounts` are in this node. Those for which the nodes have no common name, or
+    /// for which there is no room, are missing.
+    #[inline]
+    fn claims(&self, state: &mut State, accounts: &[Account]) -> Claims {
+        let none = Claim {
+            tag: 0,
+            rule: 0,
+            account: 0,
+        };
+        let mut claims = Claims {
+            all: [none; MAX_CLAIMS],
+            quotas: [0; MAX_CLAIMS],
+            len: 0,
+        };
+        for (index, account) in accounts.iter().enumerate() {
+            if account.on_all_nodes().is_none() {
+                state.machine.count_local_only();
+                continue;
+            }
+            let mut lost = 0;
+            let hash = account.key.to_hash();
+            for (quota, rule) in state.rules_of(self.index, account.times).iter().enumerate() {
+                let (Some(rule), true) = (rule, claims.len < MAX_CLAIMS) else {
+                    lost += 1;
+                    continue;
+                };
+                let number = OF_FLEET | (self.index << 2 | quota) as u32;
+                claims.all[claims.len] = Claim {
+                    tag: ClientKey::account_hash(hash, number).max(1),
+                    rule: *rule,
+                    account: index as u8,
+                };
+                claims.quotas[claims.len] = quota as u8;
+                claims.len += 1;
+            }
+            for _ in 0..lost {
+                state.machine.count_local_only();
+            }
+        }
+        claims
+    }
+
+    /// Returns the account of a claim on all nodes.
+    fn digest(&self, claims: &Claims, accounts: &[Account], index: usize) -> [u64; 2] {
+        let claim = claims.all[index];
+        let account = accounts[usize::from(claim.account)];
+        let (client, number) = account.on_all_nodes().unwrap_or_default();
+        let secret = &self.shared.secret;
+        secret.account(&self.name, claims.quotas[index], client, number)
+    }
+
+    fn alone(&self, retry_in: Micros) -> Alone {
+        match self.on_failure {
+            _ if self.shared.mode == Mode::Shadow => Alone::Full,
+            OnFailure::LocalFull => Alone::Full,
+            OnFailure::Deny => Alone::Deny(Duration::from_micros(retry_in)),
+            OnFailure::LocalShare(times) => {
+                Alone::Share((times / f64::from(self.shared.nodes)).min(1.0))
+            }
+        }
+    }
+
+    fn verdict(&self, outcome: Outcome, state: &State, now: Micros) -> Verdict {
+        match outcome {
+            Outcome::Admit => Verdict::Admit,
+            Outcome::Deny { wait, account } => Verdict::Deny {
+                wait: Duration::from_micros(wait),
+                account: account.into(),
+            },
+            Outcome::Local => Verdict::Local,
+            Outcome::Ask => Verdict::Ask,
+            Outcome::Alone => Verdict::Alone(self.alone(state.machine.retry_in(now))),
+        }
+    }
+}
+
+/// Added to the numbers of accounts, for those of a fleet.
+const OF_FLEET: u32 = 1 << 30;
+
+impl Claims {
+    #[inline]
+    fn get(&self) -> &[Claim] {
+        &self.all[..self.len]
+    }
+}
+
+impl FleetQuotas for PolicyOfFleet {
+    fn admit(
+        &self,
+        accounts: &[Account],
+        cost: u32,
+        now: Instant,
+        local: &mut dyn FnMut() -> bool,
+    ) -> Verdict {
+        let now = self.shared.clock.micros(now);
+        let mut state = self.shared.state.lock();
+        let claims = self.claims(&mut state, accounts);
+        let digest = |index| self.digest(&claims, accounts, index);
+        let mut outcome = state.machine.check(claims.get(), cost, now, local, &digest);
+        if self.shared.mode == Mode::Shadow {
+            outcome = state
+                .machine
+                .in_shadow(outcome, claims.get(), cost, now, local, &digest);
+        }
+        let verdict = self.verdict(outcome, &state, now);
+        let is_changed = state.machine.take_changed();
+        drop(state);
+        self.shared.wake(is_changed);
+        verdict
+    }
+
+    fn ask(
+        &self,
+        accounts: &[Account],
+        cost: u32,
+    ) -> Pin<Box<dyn Future<Output = Verdict> + Send>> {
+        let now = self.shared.now();
+        let mut state = self.shared.state.lock();
+        let claims = self.claims(&mut state, accounts);
+        let digest = |index| self.digest(&claims, accounts, index);
+        let asked = state.machine.ask(claims.get(), cost, now, &digest);
+        let decided = match asked {
+            Asked::Decided(outcome) => Err(self.verdict(outcome, &state, now)),
+            Asked::Waits(number) => Ok(number),
+        };
+        let is_changed = state.machine.take_changed();
+        drop(state);
+        self.shared.wake(is_changed);
+        let number = match decided {
+            Err(verdict) => return Box::pin(std::future::ready(verdict)),
+            Ok(number) => number,
+        };
+        let alone = self.alone(0);
+        let waiting = Waiting {
+            shared: Arc::clone(&self.shared),
+            number,
+            is_in_vain: false,
+        };
+        Box::pin(async move {
+            match waiting.outcome().await {
+                Outcome::Admit => Verdict::Admit,
+                Outcome::Deny { wait, account } => Verdict::Deny {
+                    wait: Duration::from_micros(wait),
+                    account: account.into(),
+                },
+                _ => Verdict::Alone(alone),
+            }
+        })
+    }
+
+    fn report(&self, accounts: &[Account], cells: u32, now: Instant, debts: &dyn LocalDebts) {
+        let micros = self.shared.clock.micros(now);
+        let mut state = self.shared.state.lock();
+        let claims = self.claims(&mut state, accounts);
+        let digest = |index| self.digest(&claims, accounts, index);
+        let paid = |index: usize| {
+            let account = accounts[usize::from(claims.all[index].account)];
+            micros + debts.debt(account, claims.quotas[index].into(), now)
+        };
+        state
+            .machine
+            .report(claims.get(), cells, micros, &paid, &digest);
+        let is_changed = state.machine.take_changed();
+        drop(state);
+        self.shared.wake(is_changed);
+    }
+
+    fn take_back(&self, accounts: &[Account], cells: u32) {
+        let mut state = self.shared.state.lock();
+        let claims = self.claims(&mut state, accounts);
+        state.machine.take_back(claims.get(), cells);
+    }
+}
+
+impl fmt::Debug for PolicyOfFleet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PolicyOfFleet")
+            .field("name", &self.name)
+            .field("quotas", &self.quotas)
+            .field("on_failure", &self.on_failure)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A request that waits. Dropped, it waits no longer.
+struct Waiting {
+    shared: Arc<Shared>,
+    number: u32,
+    is_in_vain: bool,
+}
+
+impl Waiting {
+    async fn outcome(mut self) -> Outcome {
+        let outcome = poll_fn(|cx| {
+            let mut state = self.shared.state.lock();
+            match state.machine.poll(self.number, cx.waker()) {
+                Some(outcome) => Poll::Ready(outcome),
+                None => Poll::Pending,
+            }
+        });
+        let outcome = timeout(MAX_WAIT, outcome).await;
+        self.is_in_vain = outcome.is_err();
+        outcome.unwrap_or(Outcome::Alone)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let mut state = self.shared.state.lock();
+        state.machine.leave(self.number, self.is_in_vain);
+    }
+}

@@ -1,0 +1,71 @@
+//! A store in the memory of one process.
+
+use crate::{Answer, Batch, QuotaStore, StoreError};
+use palisade_guard::Clock;
+use parking_lot::Mutex;
+use std::{
+    collections::HashMap,
+    fmt,
+    future::{Future, ready},
+    sync::Arc,
+};
+
+/// A [`QuotaStore`] in the memory of one process: for tests, and for several runtimes in one
+/// process. Clones share it. It holds the accounts in debt, and those whose debt was paid not long
+/// ago.
+#[derive(Clone, Default)]
+pub struct MemoryStore {
+    inner: Arc<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    clock: Clock,
+    accounts: Mutex<Accounts>,
+}
+
+#[derive(Default)]
+struct Accounts {
+    /// When the debt of each account is paid.
+    paid: HashMap<(Arc<str>, u128), u64>,
+    /// The number of accounts at which those without debt are removed.
+    full: usize,
+}
+
+impl MemoryStore {
+    /// Creates a store without debts.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Accounts {
+    /// Removes the accounts without debt, when there are twice as many as after the last time.
+    fn remove_paid(&mut self, now: u64) {
+        if self.paid.len() >= self.full.max(1024) {
+            self.paid.retain(|_, paid| *paid > now);
+            self.full = 2 * self.paid.len();
+        }
+    }
+}
+
+impl QuotaStore for MemoryStore {
+    fn call(&self, batch: Batch) -> impl Future<Output = Result<Vec<Answer>, StoreError>> + Send {
+        let now = self.inner.clock.now();
+        let mut accounts = self.inner.accounts.lock();
+        accounts.remove_paid(now);
+        let mut answer = |ask: &crate::Ask| {
+            let key = (Arc::clone(&batch.fleet), ask.account);
+            ask.apply(accounts.paid.entry(key).or_default(), now)
+        };
+        ready(Ok(batch.asks.iter().map(&mut answer).collect()))
+    }
+}
+
+impl fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryStore")
+            .field("accounts", &self.inner.accounts.lock().paid.len())
+            .finish()
+    }
+}

@@ -1,0 +1,296 @@
+//! The store on Redis.
+
+use crate::{Answer, Batch, QuotaStore, StoreError};
+use palisade_core::ConfigError;
+use parking_lot::Mutex;
+use redis::{
+    AsyncConnectionConfig, ConnectionAddr, ErrorKind, IntoConnectionInfo, RedisConnectionInfo,
+    RedisError, ServerErrorKind, Value, aio::MultiplexedConnection,
+};
+use std::{
+    fmt, io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    task::AbortHandle,
+};
+
+/// A [`QuotaStore`] on one Redis or Valkey.
+///
+/// It needs these rights: `+evalsha +eval +script|load +time +get +set`, and all keys that begin
+/// with `palisade:`.
+pub struct RedisStore {
+    addr: ConnectionAddr,
+    settings: RedisConnectionInfo,
+    connection: Mutex<Option<Arc<Connection>>>,
+}
+
+/// An open connection on which the script is known.
+struct Connection {
+    inner: MultiplexedConnection,
+    /// The script, as Redis calls it.
+    digest: String,
+    /// The bytes that may still arrive before the next complete answer.
+    budget: Arc<AtomicUsize>,
+    task: AbortHandle,
+}
+
+const SCRIPT: &str = include_str!("script.lua");
+
+/// The most bytes without a complete answer. The longest answer has 128 times two numbers: 6 KiB.
+const MAX_ANSWER: usize = 64 << 10;
+
+/// A retry longer than this is the answer of a store that errs. The longest debt of a quota is 12
+/// days.
+const MAX_WAIT: Duration = Duration::from_secs(60 * 60 * 24 * 365);
+
+impl RedisStore {
+    /// Creates a store on the Redis at this URL. Connects when it is called for the first time.
+    pub(crate) fn new(url: &str) -> Result<Self, ConfigError> {
+        let mut error = ConfigError::new("invalid address of a Redis");
+        let allowed = "redis://[user:password@]host[:port][/db] or redis+unix:///path";
+        // The error of the client may quote the URL, and hence the password.
+        let Ok(info) = url.into_connection_info() else {
+            error.push("redis", "not a URL of a Redis", allowed);
+            return Err(error);
+        };
+        let addr = info.addr().clone();
+        if !matches!(addr, ConnectionAddr::Tcp(..) | ConnectionAddr::Unix(_)) {
+            error.push("redis", format!("a URL of {addr}"), allowed);
+            return Err(error);
+        }
+        // What is not asked for need not be allowed.
+        let settings = info.redis_settings().clone().set_skip_set_lib_name();
+        Ok(Self {
+            addr,
+            settings,
+            connection: Mutex::new(None),
+        })
+    }
+
+    /// Returns the open connection, or a new one.
+    async fn connection(&self) -> Result<Arc<Connection>, RedisError> {
+        if let Some(open) = &*self.connection.lock() {
+            return Ok(Arc::clone(open));
+        }
+        let opened = Arc::new(self.connect().await?);
+        *self.connection.lock() = Some(Arc::clone(&opened));
+        Ok(opened)
+    }
+
+    async fn connect(&self) -> Result<Connection, RedisError> {
+        match &self.addr {
+            ConnectionAddr::Tcp(host, port) => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                stream.set_nodelay(true)?;
+                self.connect_over(stream).await
+            }
+            #[cfg(unix)]
+            ConnectionAddr::Unix(path) => {
+                self.connect_over(tokio::net::UnixStream::connect(path).await?)
+                    .await
+            }
+            _ => Err(io::Error::from(io::ErrorKind::Unsupported).into()),
+        }
+    }
+
+    async fn connect_over<T>(&self, stream: T) -> Result<Connection, RedisError>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let budget = Arc::new(AtomicUsize::new(MAX_ANSWER));
+        let stream = Bounded {
+            stream,
+            budget: Arc::clone(&budget),
+        };
+        // Timeouts are those of the caller.
+        let config = AsyncConnectionConfig::new()
+            .set_response_timeout(None)
+            .set_connection_timeout(None);
+        let (inner, task) =
+            MultiplexedConnection::new_with_config(&self.settings, stream, config).await?;
+        let task = tokio::spawn(task).abort_handle();
+        let mut connection = Connection {
+            inner,
+            digest: String::new(),
+            budget,
+            task,
+        };
+        let mut load = redis::cmd("SCRIPT");
+        load.arg("LOAD").arg(SCRIPT);
+        connection.digest = load.query_async(&mut connection.inner.clone()).await?;
+        connection.budget.store(MAX_ANSWER, Relaxed);
+        Ok(connection)
+    }
+
+    /// Closes a connection, unless another one has taken its place.
+    fn close(&self, connection: &Arc<Connection>) {
+        let mut present = self.connection.lock();
+        if present
+            .as_ref()
+            .is_some_and(|it| Arc::ptr_eq(it, connection))
+        {
+            *present = None;
+        }
+    }
+}
+
+/// Closes the connection of a call that is dropped before its answer, which would otherwise be
+/// waited for on a connection that may be dead.
+struct CloseOnDrop<'a> {
+    store: &'a RedisStore,
+    connection: Option<Arc<Connection>>,
+}
+
+impl Drop for CloseOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            self.store.close(&connection);
+        }
+    }
+}
+
+impl QuotaStore for RedisStore {
+    async fn call(&self, batch: Batch) -> Result<Vec<Answer>, StoreError> {
+        let connection = self.connection().await.map_err(StoreError::unsent)?;
+        let mut on_drop = CloseOnDrop {
+            store: self,
+            connection: Some(Arc::clone(&connection)),
+        };
+        let mut answer = connection.call("EVALSHA", &connection.digest, &batch).await;
+        if let Err(error) = &answer
+            && error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+        {
+            // It has not run: the script was flushed, or this is another server.
+            answer = connection.call("EVAL", SCRIPT, &batch).await;
+        }
+        // A complete answer leaves the connection in order, even one that is an error.
+        let is_kept = match &answer {
+            Ok(_) => true,
+            Err(error) => matches!(error.kind(), ErrorKind::Server(_)),
+        };
+        if is_kept {
+            on_drop.connection = None;
+        }
+        let answer = answer.map_err(StoreError::unanswered)?;
+        connection.budget.store(MAX_ANSWER, Relaxed);
+        parse(answer, batch.asks.len()).ok_or_else(|| {
+            self.close(&connection);
+            StoreError::unanswered("an answer of another form than that of the script")
+        })
+    }
+}
+
+impl Connection {
+    async fn call(&self, command: &str, script: &str, batch: &Batch) -> Result<Value, RedisError> {
+        let mut command = redis::cmd(command);
+        command.arg(script).arg(batch.asks.len());
+        for ask in &batch.asks {
+            command.arg(format!(
+                "palisade:{{{}:0}}:{:032x}",
+                batch.fleet, ask.account
+            ));
+        }
+        for ask in &batch.asks {
+            command
+                .arg(micros(ask.period))
+                .arg(ask.burst)
+                .arg(ask.admitted)
+                .arg(ask.asked)
+                .arg(ask.fewest)
+                .arg(micros(ask.longest));
+        }
+        command.query_async(&mut self.inner.clone()).await
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Returns the answers of the script: two numbers for each of `accounts` accounts.
+fn parse(answer: Value, accounts: usize) -> Option<Vec<Answer>> {
+    let Value::Array(numbers) = answer else {
+        return None;
+    };
+    let (pairs, rest) = numbers.as_chunks::<2>();
+    if pairs.len() != accounts || !rest.is_empty() {
+        return None;
+    }
+    let answer = |pair: &[Value; 2]| match pair {
+        [Value::Int(-1), Value::Int(_)] => Some(Answer::Unusable),
+        [Value::Int(cells), Value::Int(wait)] => Some(Answer::Granted {
+            cells: u32::try_from(*cells).ok()?,
+            wait: Duration::from_micros(u64::try_from(*wait).ok()?).min(MAX_WAIT),
+        }),
+        _ => None,
+    };
+    pairs.iter().map(answer).collect()
+}
+
+impl fmt::Debug for RedisStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without the settings, which have the password.
+        f.debug_struct("RedisStore")
+            .field("addr", &self.addr.to_string())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A stream that fails when too many bytes have arrived without a complete answer. The parser of
+/// the client has no bound.
+struct Bounded<T> {
+    stream: T,
+    budget: Arc<AtomicUsize>,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Bounded<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        let read = buf.filled().len() - before;
+        let left = self.budget.load(Relaxed).checked_sub(read);
+        let Some(left) = left else {
+            let text = "too many bytes without a complete answer";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, text)));
+        };
+        self.budget.store(left, Relaxed);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Bounded<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,64 @@
+//! Nodes that share a store in memory count together.
+
+use crate::{SECRET, status};
+use palisade_fleet::{Fleet, MemoryStore, OnFailure, QuotaStore};
+use palisade_rate_limit::{Quota, RateLimitLayer};
+use std::time::Duration;
+use tokio::time::{Instant, advance, sleep};
+
+fn node<S: QuotaStore>(store: S, nodes: u32) -> Fleet {
+    let fleet = Fleet::with_store(store).nodes(nodes).secret(SECRET);
+    fleet.start().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_has_one_limit_over_all_nodes() {
+    let store = MemoryStore::new();
+    let quota = Quota::per_minute(16);
+    let nodes: Vec<_> = (0..4)
+        .map(|_| RateLimitLayer::new(quota.fleet(&node(store.clone(), 4))).unwrap())
+        .collect();
+    let mut served = 0;
+    for _ in 0..40 {
+        for node in &nodes {
+            served += u32::from(status(node, 1).await == 200);
+        }
+        advance(Duration::from_millis(5)).await;
+    }
+    // 16, and what the four nodes may admit before they have reported.
+    assert!((16..=16 + 8).contains(&served), "{served}");
+    assert_eq!(status(&nodes[0], 2).await, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_with_thirty_requests_is_served_by_one_node() {
+    let fleet = node(MemoryStore::new(), 8);
+    let layer = RateLimitLayer::new(Quota::per_second(10).burst(40).fleet(&fleet)).unwrap();
+    let started = Instant::now();
+    let page = (0..30).map(|_| {
+        let layer = layer.clone();
+        tokio::spawn(async move { status(&layer, 1).await })
+    });
+    for response in page.collect::<Vec<_>>() {
+        assert_eq!(response.await.unwrap(), 200);
+    }
+    assert!(started.elapsed() < Duration::from_millis(5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_shutdown_each_node_admits_its_share() {
+    let store = MemoryStore::new();
+    let (first, second) = (node(store.clone(), 2), node(store, 2));
+    let policy = |fleet: &Fleet| Quota::per_minute(20).fleet(fleet);
+    let layer = RateLimitLayer::new(policy(&first.on_failure(OnFailure::LocalShare(0.5)))).unwrap();
+    let other = RateLimitLayer::new(policy(&second.on_failure(OnFailure::Deny))).unwrap();
+    first.shutdown().await;
+    second.shutdown().await;
+    let mut served = 0;
+    for _ in 0..20 {
+        served += u32::from(status(&layer, 1).await == 200);
+    }
+    assert_eq!(served, 5);
+    assert_eq!(status(&other, 1).await, 503);
+    sleep(Duration::from_secs(60)).await;
+}

@@ -1,0 +1,249 @@
+//! A policy whose quotas are counted over several nodes.
+
+use crate::{
+    Account, Decision, Limiter, Policy, QuotaState, TableLimiter,
+    limiter::{Checked, Deferred},
+    nodes::{Alone, FleetHandle, FleetQuotas, Verdict},
+};
+use palisade_core::{ClientKey, ConfigError};
+use palisade_guard::Occupancy;
+use parking_lot::Mutex;
+use std::{fmt, sync::Arc};
+use tokio::time::Instant;
+
+/// Applies a policy that several nodes count together.
+pub(crate) struct FleetLimiter {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// The whole quota, on this node alone: an upper bound, whatever the other nodes say.
+    table: TableLimiter,
+    fleet: Arc<dyn FleetQuotas>,
+    /// The part of the quota that this node admits if it is alone, and its limiter.
+    share: Mutex<Option<(f64, Arc<TableLimiter>)>>,
+}
+
+/// The number of accounts of one request for which no memory is allocated: those of the client, and
+/// of three networks around it.
+const FEW: usize = 4;
+
+/// Added to the numbers of accounts, for those of a node that is alone.
+const ALONE: u32 = 1 << 31;
+
+/// The accounts of one request.
+struct Accounts {
+    few: [Account; FEW],
+    len: usize,
+    /// All of them, if they are more than a few.
+    many: Vec<Account>,
+}
+
+// === FleetLimiter ===
+
+impl FleetLimiter {
+    /// Counts `policy` over the nodes of `fleet`, and in `table` for this node.
+    pub(crate) fn new(
+        table: TableLimiter,
+        policy: &Policy,
+        fleet: &FleetHandle,
+    ) -> Result<Self, ConfigError> {
+        let fleet = fleet.0.join(&policy.compile()?)?;
+        let inner = Arc::new(Inner {
+            table,
+            fleet,
+            share: Mutex::new(None),
+        });
+        Ok(Self { inner })
+    }
+}
+
+impl Inner {
+    /// Charges the table of this node. Returns the number of accounts that were charged.
+    fn charge(&self, accounts: &[Account], cost: u32, now: Instant) -> (usize, Decision) {
+        let mut accounts = accounts.iter().copied();
+        self.table.check_accounts_at(&mut accounts, cost, now)
+    }
+
+    /// Takes back what [`charge`](Self::charge) has charged.
+    fn refund(&self, accounts: &[Account], cost: u32) {
+        for account in accounts {
+            self.table.correct(*account, cost, 0);
+        }
+    }
+
+    /// Decides about a request that this node has charged, and that the other nodes have not
+    /// decided about.
+    fn decide_alone(&self, alone: Alone, accounts: &[Account], cost: u32) -> Checked {
+        let (refusing, decision) = match alone {
+            Alone::Full => (0, Decision::Admit),
+            Alone::Deny(wait) => (0, Decision::Unavailable { wait }),
+            Alone::Share(share) => {
+                let share = self.share(share);
+                let mut own = accounts.iter().map(|account| {
+                    let mut own = *account;
+                    own.key = account.key.account(ALONE);
+                    own
+                });
+                share.check_accounts(&mut own, cost)
+            }
+        };
+        if decision == Decision::Admit {
+            let now = Instant::now();
+            self.fleet.report(accounts, cost, now, &self.table);
+            return Checked::admitted(accounts.len());
+        }
+        self.refund(accounts, cost);
+        Checked::refused(0, refusing, decision)
+    }
+
+    /// Returns the limiter for a part of the quota.
+    fn share(&self, share: f64) -> Arc<TableLimiter> {
+        let mut present = self.share.lock();
+        if let Some((of, limiter)) = &*present
+            && *of == share
+        {
+            return Arc::clone(limiter);
+        }
+        let limiter = Arc::new(self.table.part(share));
+        *present = Some((share, Arc::clone(&limiter)));
+        limiter
+    }
+}
+
+impl Limiter for FleetLimiter {
+    fn check(&self, key: ClientKey, cost: u32) -> Decision {
+        let client = Account::of_client(key);
+        self.check_accounts(&mut std::iter::once(client), cost).1
+    }
+
+    fn check_accounts(
+        &self,
+        accounts: &mut dyn Iterator<Item = Account>,
+        cost: u32,
+    ) -> (usize, Decision) {
+        let accounts = Accounts::collect(accounts);
+        let checked = self.check_or_defer(&mut accounts.get().iter().copied(), cost);
+        let checked = match checked.decision {
+            Some(_) => checked,
+            None => self.inner.decide_alone(Alone::Full, accounts.get(), cost),
+        };
+        (checked.charged, checked.decision.unwrap_or(Decision::Admit))
+    }
+
+    fn check_or_defer(&self, accounts: &mut dyn Iterator<Item = Account>, cost: u32) -> Checked {
+        let accounts = Accounts::collect(accounts);
+        let accounts = accounts.get();
+        if cost == 0 {
+            return Checked::admitted(accounts.len());
+        }
+        let (now, inner) = (Instant::now(), &*self.inner);
+        let mut local = (0, Decision::Admit);
+        let verdict = inner.fleet.admit(accounts, cost, now, &mut || {
+            local = inner.charge(accounts, cost, now);
+            local.1 == Decision::Admit
+        });
+        match verdict {
+            Verdict::Admit => Checked::admitted(accounts.len()),
+            Verdict::Deny { wait, account } => {
+                inner.refund(&accounts[..local.0], cost);
+                Checked::refused(0, account, Decision::Deny { wait })
+            }
+            Verdict::Local => {
+                let (charged, decision) = local;
+                Checked::refused(charged, charged, decision)
+            }
+            Verdict::Ask => Checked::deferred(accounts.len()),
+            Verdict::Alone(alone) => inner.decide_alone(alone, accounts, cost),
+        }
+    }
+
+    fn defer(&self, accounts: &mut dyn Iterator<Item = Account>, cost: u32) -> Deferred {
+        let (accounts, inner) = (Accounts::collect(accounts), Arc::clone(&self.inner));
+        let asked = inner.fleet.ask(accounts.get(), cost);
+        Box::pin(async move {
+            let accounts = accounts.get();
+            match asked.await {
+                Verdict::Deny { wait, account } => {
+                    inner.refund(accounts, cost);
+                    Checked::refused(0, account, Decision::Deny { wait })
+                }
+                Verdict::Alone(alone) => inner.decide_alone(alone, accounts, cost),
+                _ => Checked::admitted(accounts.len()),
+            }
+        })
+    }
+
+    fn admit_deferred(&self, accounts: &mut dyn Iterator<Item = Account>, cost: u32) {
+        let accounts = Accounts::collect(accounts);
+        let (now, inner) = (Instant::now(), &*self.inner);
+        inner.fleet.report(accounts.get(), cost, now, &inner.table);
+    }
+
+    fn refund(&self, account: Account, cost: u32) {
+        self.inner.table.correct(account, cost, 0);
+    }
+
+    fn correct(&self, account: Account, charged: u32, cells: u32) {
+        let Inner { table, fleet, .. } = &*self.inner;
+        table.correct(account, charged, cells);
+        match cells.checked_sub(charged) {
+            Some(0) => {}
+            Some(more) => fleet.report(&[account], more, Instant::now(), table),
+            None => fleet.take_back(&[account], charged - cells),
+        }
+    }
+
+    fn quotas(&self, account: Account) -> Vec<QuotaState> {
+        self.inner.table.quotas(account)
+    }
+
+    fn with_policy(&self, policy: Policy) -> Result<Arc<dyn Limiter>, ConfigError> {
+        self.inner.table.with_policy(policy)
+    }
+
+    fn table_for(&self, policy: &Policy) -> Result<TableLimiter, ConfigError> {
+        self.inner.table.table_for(policy)
+    }
+
+    fn occupancy(&self) -> Option<Occupancy> {
+        self.inner.table.occupancy()
+    }
+}
+
+impl fmt::Debug for FleetLimiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FleetLimiter")
+            .field("table", &self.inner.table)
+            .field("fleet", &self.inner.fleet)
+            .finish_non_exhaustive()
+    }
+}
+
+// === Accounts ===
+
+impl Accounts {
+    #[inline]
+    fn collect(accounts: &mut dyn Iterator<Item = Account>) -> Self {
+        let none = Account::of_client(ClientKey::SHARED);
+        let (mut few, mut len, mut many) = ([none; FEW], 0, Vec::new());
+        for account in accounts {
+            match few.get_mut(len) {
+                Some(slot) => *slot = account,
+                None if many.is_empty() => many.extend(few.into_iter().chain([account])),
+                None => many.push(account),
+            }
+            len += 1;
+        }
+        Self { few, len, many }
+    }
+
+    #[inline]
+    fn get(&self) -> &[Account] {
+        if self.len <= FEW {
+            &self.few[..self.len]
+        } else {
+            &self.many
+        }
+    }
+}
