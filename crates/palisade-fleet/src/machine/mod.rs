@@ -43,6 +43,8 @@ pub(crate) struct Machine {
     last_call: u64,
     breaker: Breaker,
     nodes: u32,
+    /// The time from the first admitted cell to the report.
+    flush_every: Micros,
     counts: Counts,
     /// Whether the task that flushes must look again.
     is_changed: bool,
@@ -163,6 +165,7 @@ impl Machine {
             last_call: 0,
             breaker: Breaker::new(seed),
             nodes,
+            flush_every: FLUSH_EVERY,
             counts: Counts::default(),
             is_changed: false,
         }
@@ -612,7 +615,7 @@ impl Machine {
         self.entries.get_mut(slot).flags |= DIRTY;
         self.dirty.push_back(slot);
         if self.due.is_none() {
-            self.due = Some(now + FLUSH_EVERY);
+            self.due = Some(now + self.flush_every);
             self.is_changed = true;
         }
         true
@@ -721,6 +724,9 @@ impl Machine {
         if granted > 0 {
             entry.extend_lease(granted, now);
         }
+        // All nodes have heard of a debt beyond one cell, and would use their allowances again at
+        // the same time. Twice as long for what is beyond halves the debt that remains.
+        let wait = (wait + wait.saturating_sub(rule.period)).min(longest);
         if granted < item.asked {
             entry.advance = 0;
             entry.until = now + wait.max(DENY_AT_LEAST);

@@ -1,0 +1,5 @@
+//! The machine in virtual time.
+
+mod fleet;
+mod rules;
+mod simulation;
