@@ -482,6 +482,9 @@ pub enum Gauge {
     FleetRoundTrip,
     /// Fleet: the number of cells that were admitted and not reported to the store yet.
     FleetUnreported,
+    /// Fleet: the milliseconds by which the clock of the store has moved against that of this node.
+    /// Only sampled if the store does not tell its time to the script.
+    FleetClockSkew,
     /// Fleet: the total number of calls of the store.
     FleetCalls,
     /// Fleet: the total number of accounts in all calls.
@@ -553,6 +556,7 @@ impl Gauge {
         Self::FleetNodes,
         Self::FleetRoundTrip,
         Self::FleetUnreported,
+        Self::FleetClockSkew,
         Self::FleetCalls,
         Self::FleetAccounts,
         Self::FleetFailures,

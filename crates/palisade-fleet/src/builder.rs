@@ -5,7 +5,7 @@ use crate::{
     digest::{self, Secret},
     driver::Driver,
     fleet::{Shared, State},
-    machine::Machine,
+    machine::{MAX_NODES, Machine},
 };
 use palisade_core::{ConfigError, GaugeSource, Mode, Recorder};
 use palisade_guard::Clock;
@@ -27,16 +27,21 @@ use tokio::{
 pub struct FleetBuilder<S = RedisStore> {
     store: S,
     name: String,
-    nodes: Option<u32>,
+    nodes: Option<Nodes>,
     secret: Option<Vec<u8>>,
     mode: Mode,
     recorder: Recorder,
 }
 
+/// The number of nodes.
+#[derive(Clone, Copy, Debug)]
+enum Nodes {
+    Set(u32),
+    Counted,
+}
+
 /// The fewest bytes of a secret.
 const MIN_SECRET: usize = 16;
-/// The most nodes.
-const MAX_NODES: u32 = 1024;
 /// The most accounts that a node knows at once.
 const MAX_ENTRIES: usize = 1 << 16;
 
@@ -65,9 +70,18 @@ impl Fleet {
 }
 
 impl<S: QuotaStore> FleetBuilder<S> {
-    /// Sets the number of nodes that serve, 1 to 1,024. Required.
+    /// Sets the number of nodes that serve, 1 to 1,024. Either this or
+    /// [`count_nodes`](Self::count_nodes) is required.
     pub fn nodes(mut self, nodes: u32) -> Self {
-        self.nodes = Some(nodes);
+        self.nodes = Some(Nodes::Set(nodes));
+        self
+    }
+
+    /// Counts the nodes: each is heard of in the store once a second, and counts for three seconds.
+    /// A node that knows of no other one yet counts as the only one. On Redis this needs the rights
+    /// `+zadd +zremrangebyscore +zcard +pexpire`, too.
+    pub fn count_nodes(mut self) -> Self {
+        self.nodes = Some(Nodes::Counted);
         self
     }
 
@@ -109,11 +123,12 @@ impl<S: QuotaStore> FleetBuilder<S> {
     pub fn start(self) -> Result<Fleet, ConfigError> {
         let mut error = ConfigError::new("the fleet cannot be started");
         match self.nodes {
-            Some(nodes) => {
+            Some(Nodes::Set(nodes)) => {
                 let allowed = "1 to 1024";
                 error.check((1..=MAX_NODES).contains(&nodes), "nodes", &nodes, allowed);
             }
-            None => error.push("nodes", "not set", "1 to 1024"),
+            Some(Nodes::Counted) => {}
+            None => error.push("nodes", "not set", "1 to 1024, or `count_nodes`"),
         }
         let allowed = "16 bytes at least, the same on all nodes";
         match self.secret.as_ref().map(Vec::len) {
@@ -144,16 +159,23 @@ impl<S: QuotaStore> FleetBuilder<S> {
         let (Ok(runtime), Some(nodes), Some(secret)) = (runtime, self.nodes, self.secret) else {
             unreachable!("checked above");
         };
-        let machine = Machine::new(nodes, MAX_ENTRIES, digest::seed());
+        let (set, is_counted) = match nodes {
+            Nodes::Set(nodes) => (nodes, false),
+            Nodes::Counted => (1, true),
+        };
+        let mut machine = Machine::new(set, MAX_ENTRIES, digest::seed());
+        if is_counted {
+            machine.count_nodes();
+        }
         let shared = Arc::new(Shared {
             state: Mutex::new(State::new(machine)),
             clock: Clock::new(),
             changed: Notify::new(),
             secret: Secret::new(&secret),
-            nodes,
             mode: self.mode,
             recorder: self.recorder,
             round_trip: AtomicU64::new(0),
+            skew: AtomicU64::new(u64::MAX),
             is_stopping: AtomicBool::new(false),
             ended: watch::Sender::new(false),
         });
@@ -163,6 +185,7 @@ impl<S: QuotaStore> FleetBuilder<S> {
             shared: Arc::clone(&shared),
             store: Arc::new(self.store),
             name: Arc::from(self.name),
+            node: digest::seed(),
         };
         runtime.spawn(driver.run());
         Ok(Fleet::new(shared))

@@ -4,7 +4,7 @@ use crate::{
     QuotaStore,
     fleet::Shared,
     machine::{Flush, Micros, Reply, State},
-    store::{Answer, Batch, StoreError},
+    store::{Answers, Batch, StoreError},
 };
 use palisade_core::Event;
 use std::{
@@ -25,12 +25,14 @@ pub(crate) struct Driver<S> {
     pub(crate) store: Arc<S>,
     /// The name of the fleet.
     pub(crate) name: Arc<str>,
+    /// The number of this node.
+    pub(crate) node: u64,
 }
 
 /// A call that has ended.
 struct Ended {
     call: u64,
-    answer: Result<Vec<Answer>, StoreError>,
+    answer: Result<Answers, StoreError>,
     is_too_late: bool,
     took: Duration,
 }
@@ -80,6 +82,7 @@ impl<S: QuotaStore> Driver<S> {
         let batch = Batch {
             fleet: Arc::clone(&self.name),
             asks: flush.asks,
+            node: flush.counts_nodes.then_some(self.node),
         };
         calls.spawn(async move {
             let started = Instant::now();
@@ -106,6 +109,8 @@ impl<S: QuotaStore> Driver<S> {
                     Ok(answers) => {
                         let micros = u64::try_from(ended.took.as_micros());
                         shared.round_trip.store(micros.unwrap_or(u64::MAX), Relaxed);
+                        let skew = self.store.clock_skew().map(|skew| skew.as_millis() as u64);
+                        shared.skew.store(skew.unwrap_or(u64::MAX), Relaxed);
                         (Reply::Answers(answers), None)
                     }
                     Err(error) if ended.is_too_late => (Reply::TimedOut, Some(error)),

@@ -58,11 +58,12 @@ pub(crate) struct Shared {
     /// Wakes the task that asks the store.
     pub(crate) changed: Notify,
     pub(crate) secret: Secret,
-    pub(crate) nodes: u32,
     pub(crate) mode: Mode,
     pub(crate) recorder: Recorder,
     /// The microseconds of the last call.
     pub(crate) round_trip: AtomicU64,
+    /// The milliseconds by which the clock of the store has moved; `u64::MAX` if it is its own.
+    pub(crate) skew: AtomicU64,
     pub(crate) is_stopping: AtomicBool,
     /// Whether the task has ended.
     pub(crate) ended: watch::Sender<bool>,
@@ -206,11 +207,12 @@ impl CountsFleet for Fleet {
 
 impl fmt::Debug for Fleet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.shared.state.lock();
         f.debug_struct("Fleet")
             .field("policy", &self.policy)
             .field("on_failure", &self.on_failure)
-            .field("nodes", &self.shared.nodes)
-            .field("state", &self.shared.state.lock().machine.state())
+            .field("nodes", &state.machine.nodes())
+            .field("state", &state.machine.state())
             .finish_non_exhaustive()
     }
 }
@@ -336,13 +338,13 @@ impl PolicyOfFleet {
         secret.account(&self.name, claims.quotas[index], client, number)
     }
 
-    fn alone(&self, retry_in: Micros) -> Alone {
+    fn alone(&self, machine: &Machine, now: Micros) -> Alone {
         match self.on_failure {
             _ if self.shared.mode == Mode::Shadow => Alone::Full,
             OnFailure::LocalFull => Alone::Full,
-            OnFailure::Deny => Alone::Deny(Duration::from_micros(retry_in)),
+            OnFailure::Deny => Alone::Deny(Duration::from_micros(machine.retry_in(now))),
             OnFailure::LocalShare(times) => {
-                Alone::Share((times / f64::from(self.shared.nodes)).min(1.0))
+                Alone::Share((times / f64::from(machine.nodes())).min(1.0))
             }
         }
     }
@@ -356,7 +358,7 @@ impl PolicyOfFleet {
             },
             Outcome::Local => Verdict::Local,
             Outcome::Ask => Verdict::Ask,
-            Outcome::Alone => Verdict::Alone(self.alone(state.machine.retry_in(now))),
+            Outcome::Alone => Verdict::Alone(self.alone(&state.machine, now)),
         }
     }
 }
@@ -410,6 +412,7 @@ impl FleetQuotas for PolicyOfFleet {
             Asked::Decided(outcome) => Err(self.verdict(outcome, &state, now)),
             Asked::Waits(number) => Ok(number),
         };
+        let alone = self.alone(&state.machine, now);
         let is_changed = state.machine.take_changed();
         drop(state);
         self.shared.wake(is_changed);
@@ -417,7 +420,6 @@ impl FleetQuotas for PolicyOfFleet {
             Err(verdict) => return Box::pin(std::future::ready(verdict)),
             Ok(number) => number,
         };
-        let alone = self.alone(0);
         let waiting = Waiting {
             shared: Arc::clone(&self.shared),
             number,

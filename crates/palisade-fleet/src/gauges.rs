@@ -13,11 +13,16 @@ impl GaugeSource for Shared {
         let state = self.state.lock();
         let (counts, unreported) = (state.machine.counts(), state.machine.unreported());
         let is_alone = state.machine.state() != machine::State::Closed;
+        let nodes = state.machine.nodes();
         drop(state);
         visit(Gauge::FleetAlone, is_alone.into());
-        visit(Gauge::FleetNodes, self.nodes.into());
+        visit(Gauge::FleetNodes, nodes.into());
         visit(Gauge::FleetRoundTrip, self.round_trip.load(Relaxed));
         visit(Gauge::FleetUnreported, unreported);
+        let skew = self.skew.load(Relaxed);
+        if skew != u64::MAX {
+            visit(Gauge::FleetClockSkew, skew);
+        }
         visit(Gauge::FleetCalls, counts.calls);
         visit(Gauge::FleetAccounts, counts.accounts);
         visit(Gauge::FleetFailures, counts.failures);

@@ -69,6 +69,6 @@ pub use crate::{
     fleet::{Fleet, OnFailure},
     memory::MemoryStore,
     redis::RedisStore,
-    store::{Answer, Ask, Batch, QuotaStore, StoreError},
+    store::{Answer, Answers, Ask, Batch, QuotaStore, StoreError},
 };
 pub use palisade_core::{ClientKey, ConfigError, Mode};

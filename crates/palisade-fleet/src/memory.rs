@@ -1,6 +1,6 @@
 //! A store in the memory of one process.
 
-use crate::{Answer, Batch, QuotaStore, StoreError};
+use crate::{Answers, Ask, Batch, QuotaStore, StoreError};
 use palisade_guard::Clock;
 use parking_lot::Mutex;
 use std::{
@@ -30,7 +30,12 @@ struct Accounts {
     paid: HashMap<(Arc<str>, u128), u64>,
     /// The number of accounts at which those without debt are removed.
     full: usize,
+    /// When each node was heard of.
+    nodes: HashMap<(Arc<str>, u64), u64>,
 }
+
+/// How long a node counts after it was heard of, in microseconds.
+const NODE_FOR: u64 = 3_000_000;
 
 impl MemoryStore {
     /// Creates a store without debts.
@@ -47,18 +52,30 @@ impl Accounts {
             self.full = 2 * self.paid.len();
         }
     }
+
+    /// Returns the number of nodes of a fleet, of which one is heard of at `now`.
+    fn count(&mut self, fleet: &Arc<str>, node: u64, now: u64) -> u32 {
+        self.nodes.insert((Arc::clone(fleet), node), now);
+        self.nodes.retain(|_, heard| *heard + NODE_FOR > now);
+        let nodes = self.nodes.keys().filter(|(of, _)| of == fleet);
+        u32::try_from(nodes.count()).unwrap_or(u32::MAX)
+    }
 }
 
 impl QuotaStore for MemoryStore {
-    fn call(&self, batch: Batch) -> impl Future<Output = Result<Vec<Answer>, StoreError>> + Send {
+    fn call(&self, batch: Batch) -> impl Future<Output = Result<Answers, StoreError>> + Send {
         let now = self.inner.clock.now();
         let mut accounts = self.inner.accounts.lock();
         accounts.remove_paid(now);
-        let mut answer = |ask: &crate::Ask| {
+        let mut answer = |ask: &Ask| {
             let key = (Arc::clone(&batch.fleet), ask.account);
             ask.apply(accounts.paid.entry(key).or_default(), now)
         };
-        ready(Ok(batch.asks.iter().map(&mut answer).collect()))
+        let answers = batch.asks.iter().map(&mut answer).collect();
+        let nodes = batch
+            .node
+            .map(|node| accounts.count(&batch.fleet, node, now));
+        ready(Ok(Answers::new(answers, nodes)))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The store on Redis.
 
-use crate::{Answer, Batch, QuotaStore, StoreError};
+use crate::{Answer, Answers, Batch, QuotaStore, StoreError};
 use palisade_core::ConfigError;
 use parking_lot::Mutex;
 use redis::{
@@ -21,16 +21,30 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     task::AbortHandle,
+    time::Instant,
 };
 
 /// A [`QuotaStore`] on one Redis or Valkey.
 ///
 /// It needs these rights: `+evalsha +eval +script|load +time +get +set`, and all keys that begin
-/// with `palisade:`.
+/// with `palisade:`. If nodes are [counted](crate::FleetBuilder::count_nodes), also
+/// `+zadd +zremrangebyscore +zcard +pexpire`.
 pub struct RedisStore {
     addr: ConnectionAddr,
     settings: RedisConnectionInfo,
     connection: Mutex<Option<Arc<Connection>>>,
+    /// The clock of the server, if scripts are not told its time.
+    clock: Mutex<Option<ServerClock>>,
+}
+
+/// The clock of a server, by that of this node.
+#[derive(Clone, Copy, Debug)]
+struct ServerClock {
+    /// When it was read, and what it was then, in microseconds.
+    read_at: Instant,
+    micros: u64,
+    /// By how much it has moved since it was read before.
+    skew: Duration,
 }
 
 /// An open connection on which the script is known.
@@ -51,6 +65,11 @@ const MAX_ANSWER: usize = 64 << 10;
 /// A retry longer than this is the answer of a store that errs. The longest debt of a quota is 12
 /// days.
 const MAX_WAIT: Duration = Duration::from_secs(60 * 60 * 24 * 365);
+
+/// How often the time of the server is read, if scripts are not told it.
+const READ_TIME_EVERY: Duration = Duration::from_secs(1);
+/// How much the clock of the server may move in that time.
+const MAX_SKEW: Duration = Duration::from_millis(50);
 
 impl RedisStore {
     /// Creates a store on the Redis at this URL. Connects when it is called for the first time.
@@ -73,6 +92,7 @@ impl RedisStore {
             addr,
             settings,
             connection: Mutex::new(None),
+            clock: Mutex::new(None),
         })
     }
 
@@ -159,18 +179,18 @@ impl Drop for CloseOnDrop<'_> {
 }
 
 impl QuotaStore for RedisStore {
-    async fn call(&self, batch: Batch) -> Result<Vec<Answer>, StoreError> {
+    async fn call(&self, batch: Batch) -> Result<Answers, StoreError> {
         let connection = self.connection().await.map_err(StoreError::unsent)?;
         let mut on_drop = CloseOnDrop {
             store: self,
             connection: Some(Arc::clone(&connection)),
         };
-        let mut answer = connection.call("EVALSHA", &connection.digest, &batch).await;
-        if let Err(error) = &answer
-            && error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
-        {
-            // It has not run: the script was flushed, or this is another server.
-            answer = connection.call("EVAL", SCRIPT, &batch).await;
+        let mut time = self.time(&connection).await?;
+        let mut answer = connection.call(&batch, time).await;
+        if time.is_none() && answer.as_ref().is_err_and(refuses_time) {
+            // The first thing that the script does, so that it has charged nothing.
+            time = Some(self.read_time(&connection).await?);
+            answer = connection.call(&batch, time).await;
         }
         // A complete answer leaves the connection in order, even one that is an error.
         let is_kept = match &answer {
@@ -182,23 +202,110 @@ impl QuotaStore for RedisStore {
         }
         let answer = answer.map_err(StoreError::unanswered)?;
         connection.budget.store(MAX_ANSWER, Relaxed);
-        parse(answer, batch.asks.len()).ok_or_else(|| {
+        parse(&answer, &batch).ok_or_else(|| {
             self.close(&connection);
             StoreError::unanswered("an answer of another form than that of the script")
         })
     }
+
+    fn clock_skew(&self) -> Option<Duration> {
+        self.clock.lock().map(|clock| clock.skew)
+    }
+}
+
+/// Returns whether a server does not let scripts ask for the time, as serverless Redis does.
+fn refuses_time(error: &RedisError) -> bool {
+    let detail = error.detail().unwrap_or_default();
+    matches!(error.kind(), ErrorKind::Server(_)) && detail.contains("not allowed from script")
+}
+
+impl RedisStore {
+    /// Returns the time of the server in microseconds, if scripts are not told it.
+    async fn time(&self, connection: &Connection) -> Result<Option<u64>, StoreError> {
+        let Some(clock) = *self.clock.lock() else {
+            return Ok(None);
+        };
+        if clock.read_at.elapsed() < READ_TIME_EVERY {
+            return Ok(Some(clock.now()));
+        }
+        self.read_time(connection).await.map(Some)
+    }
+
+    /// Reads the time of the server.
+    ///
+    /// # Errors
+    ///
+    /// If it has moved too much since it was read before, or takes too long to be read: debts would
+    /// be paid too early or too late.
+    async fn read_time(&self, connection: &Connection) -> Result<u64, StoreError> {
+        let sent = Instant::now();
+        let mut inner = connection.inner.clone();
+        let time = redis::cmd("TIME").query_async(&mut inner).await;
+        let (seconds, micros): (u64, u64) = time.map_err(StoreError::unsent)?;
+        let half = sent.elapsed() / 2;
+        let mut clock = ServerClock {
+            read_at: sent + half,
+            micros: seconds.saturating_mul(1_000_000).saturating_add(micros),
+            skew: half,
+        };
+        let mut present = self.clock.lock();
+        if let Some(before) = *present {
+            let moved = clock.micros.abs_diff(before.at(clock.read_at));
+            clock.skew = Duration::from_micros(moved).max(half);
+        }
+        *present = Some(clock);
+        if clock.skew > MAX_SKEW {
+            let text = format!("the clock of the store has moved by {:?}", clock.skew);
+            return Err(StoreError::unsent(text));
+        }
+        Ok(clock.now())
+    }
+}
+
+impl ServerClock {
+    /// Returns the time of the server at an instant, in microseconds.
+    fn at(&self, instant: Instant) -> u64 {
+        let since = instant.saturating_duration_since(self.read_at);
+        self.micros.saturating_add(micros(since))
+    }
+
+    fn now(&self) -> u64 {
+        self.at(Instant::now())
+    }
 }
 
 impl Connection {
-    async fn call(&self, command: &str, script: &str, batch: &Batch) -> Result<Value, RedisError> {
-        let mut command = redis::cmd(command);
-        command.arg(script).arg(batch.asks.len());
-        for ask in &batch.asks {
-            command.arg(format!(
-                "palisade:{{{}:0}}:{:032x}",
-                batch.fleet, ask.account
-            ));
+    /// Runs the script, at `time` if scripts are not told the time.
+    async fn call(&self, batch: &Batch, time: Option<u64>) -> Result<Value, RedisError> {
+        let answer = self.run("EVALSHA", &self.digest, batch, time).await;
+        match answer {
+            // It has not run: the script was flushed, or this is another server.
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                self.run("EVAL", SCRIPT, batch, time).await
+            }
+            answer => answer,
         }
+    }
+
+    async fn run(
+        &self,
+        command: &str,
+        script: &str,
+        batch: &Batch,
+        time: Option<u64>,
+    ) -> Result<Value, RedisError> {
+        let mut command = redis::cmd(command);
+        let keys = batch.asks.len() + usize::from(batch.node.is_some());
+        command.arg(script).arg(keys);
+        let prefix = format!("palisade:{{{}:0}}:", batch.fleet);
+        for ask in &batch.asks {
+            command.arg(format!("{prefix}{:032x}", ask.account));
+        }
+        if batch.node.is_some() {
+            command.arg(format!("{prefix}nodes"));
+        }
+        let or_none = |number: Option<u64>| number.map(|it| it.to_string()).unwrap_or_default();
+        command.arg(or_none(time)).arg(or_none(batch.node));
         for ask in &batch.asks {
             command
                 .arg(micros(ask.period))
@@ -222,13 +329,15 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Returns the answers of the script: two numbers for each of `accounts` accounts.
-fn parse(answer: Value, accounts: usize) -> Option<Vec<Answer>> {
+/// Returns the answers of the script: two numbers for each account, and the number of nodes.
+fn parse(answer: &Value, batch: &Batch) -> Option<Answers> {
     let Value::Array(numbers) = answer else {
         return None;
     };
-    let (pairs, rest) = numbers.as_chunks::<2>();
-    if pairs.len() != accounts || !rest.is_empty() {
+    let (pairs, [Value::Int(nodes)]) = numbers.as_chunks::<2>() else {
+        return None;
+    };
+    if pairs.len() != batch.asks.len() {
         return None;
     }
     let answer = |pair: &[Value; 2]| match pair {
@@ -239,7 +348,10 @@ fn parse(answer: Value, accounts: usize) -> Option<Vec<Answer>> {
         }),
         _ => None,
     };
-    pairs.iter().map(answer).collect()
+    let accounts = pairs.iter().map(answer).collect::<Option<_>>()?;
+    // 0 if the set of nodes cannot be used.
+    let nodes = u32::try_from(*nodes).ok().filter(|nodes| *nodes > 0);
+    Some(Answers::new(accounts, batch.node.and(nodes)))
 }
 
 impl fmt::Debug for RedisStore {

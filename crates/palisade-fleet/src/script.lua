@@ -1,17 +1,25 @@
--- Charges accounts with what nodes have admitted, and grants what they ask for.
+-- Charges accounts with what a node has admitted, and grants what it asks for.
 --
--- KEYS are the accounts. ARGV has six numbers for each: the microseconds for one cell, the burst,
--- the cells that were admitted, the cells asked for, the fewest of them that are of use, and the
--- longest debt in microseconds. The answer has two numbers for each: the cells granted, or -1 if
--- the key cannot be used, and the microseconds until the fewest cells are free, or 0.
+-- ARGV[1] is the time in microseconds, or '' for that of this server. ARGV[2] is the node, or '' if
+-- nodes are not counted. Then there are six numbers for each account: the microseconds for one
+-- cell, the burst, the cells that were admitted, the cells asked for, the fewest of them that are of
+-- use, and the longest debt in microseconds. KEYS are the accounts, and the set of nodes if they are
+-- counted.
+--
+-- The answer has two numbers for each account: the cells granted, or -1 if its key cannot be used,
+-- and the microseconds until the fewest cells are free, or 0. Then the number of nodes, or 0.
 --
 -- The value of a key is the time in microseconds at which its debt is paid. Lua has doubles, which
 -- hold these times exactly.
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
+local now = tonumber(ARGV[1])
+if not now then
+  local time = redis.call('TIME')
+  now = time[1] * 1000000 + time[2]
+end
 local answers = {}
-for i, key in ipairs(KEYS) do
-  local at = 6 * (i - 1)
+local accounts = (#ARGV - 2) / 6
+for i = 1, accounts do
+  local key, at = KEYS[i], 6 * i - 4
   local period, burst = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   local admitted, asked = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
   local fewest, longest = tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6])
@@ -34,4 +42,14 @@ for i, key in ipairs(KEYS) do
   end
   answers[2 * i - 1], answers[2 * i] = granted, wait
 end
+local nodes = 0
+if ARGV[2] ~= '' then
+  local set, millis = KEYS[accounts + 1], string.format('%.0f', math.floor(now / 1000))
+  redis.pcall('ZADD', set, millis, ARGV[2])
+  redis.pcall('ZREMRANGEBYSCORE', set, '-inf', '(' .. string.format('%.0f', millis - 3000))
+  redis.pcall('PEXPIRE', set, '5000')
+  local count = redis.pcall('ZCARD', set)
+  nodes = type(count) == 'number' and count or 0
+end
+answers[2 * accounts + 1] = nodes
 return answers

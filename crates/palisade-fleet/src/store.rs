@@ -8,8 +8,7 @@ use std::{error::Error, fmt, future::Future, sync::Arc, time::Duration};
 /// A batch is charged whether or not its answer arrives, so it must not be repeated: a call that
 /// fails may have charged it.
 pub trait QuotaStore: Send + Sync + 'static {
-    /// Charges the accounts of `batch`, and grants what they ask for. Returns an answer for each,
-    /// in the same order.
+    /// Charges the accounts of `batch`, and grants what they ask for.
     ///
     /// Cancel safety: the future may be dropped at any time. The next call must then not get the
     /// answer of this one.
@@ -17,7 +16,14 @@ pub trait QuotaStore: Send + Sync + 'static {
     /// # Errors
     ///
     /// If no answer has arrived.
-    fn call(&self, batch: Batch) -> impl Future<Output = Result<Vec<Answer>, StoreError>> + Send;
+    fn call(&self, batch: Batch) -> impl Future<Output = Result<Answers, StoreError>> + Send;
+
+    /// Returns by how much the clock of the store has moved against that of this node, if batches
+    /// carry the time of the node.
+    #[doc(hidden)]
+    fn clock_skew(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// The accounts that a node reports and asks for at once: 128 at most.
@@ -28,6 +34,26 @@ pub struct Batch {
     pub fleet: Arc<str>,
     /// The accounts. None occurs twice.
     pub asks: Vec<Ask>,
+    /// The node, if the nodes of the fleet are to be counted.
+    pub node: Option<u64>,
+}
+
+/// What a store answers to a [`Batch`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Answers {
+    /// One for each account, in the same order.
+    pub accounts: Vec<Answer>,
+    /// The number of nodes that have sent a batch with their number in the last 3 s; `None` if the
+    /// batch has none.
+    pub nodes: Option<u32>,
+}
+
+impl Answers {
+    /// Creates the answer to a batch.
+    pub fn new(accounts: Vec<Answer>, nodes: Option<u32>) -> Self {
+        Self { accounts, nodes }
+    }
 }
 
 /// One account of a [`Batch`].

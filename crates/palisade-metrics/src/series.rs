@@ -361,6 +361,10 @@ pub(crate) fn gauge_family(gauge: Gauge) -> Option<Family> {
             "palisade_fleet_unreported_cells",
             "Cells that were admitted and not reported to the store yet",
         ),
+        Gauge::FleetClockSkew => (
+            "palisade_fleet_clock_skew_milliseconds",
+            "Time by which the clock of the store has moved against that of the node",
+        ),
         Gauge::FleetCalls => ("palisade_fleet_calls_total", "Calls of the store"),
         Gauge::FleetAccounts => (
             "palisade_fleet_accounts_total",

@@ -81,15 +81,17 @@ impl Entry {
     }
 
     /// Forgets of the cells that were admitted alone those that are paid by now. The others are
-    /// reported.
+    /// reported. Returns the number of the first.
     #[inline]
-    pub(crate) fn end_alone(&mut self, period: u64, now: u64) {
+    pub(crate) fn end_alone(&mut self, period: u64, now: u64) -> u32 {
+        let before = self.unreported;
         if self.has(ALONE) {
             let owed = self.until.saturating_sub(now).div_ceil(period);
             self.unreported = self.unreported.min(u32::try_from(owed).unwrap_or(u32::MAX));
             self.until = 0;
             self.flags &= !ALONE;
         }
+        before - self.unreported
     }
 
     /// Returns whether nothing would be lost without the entry.

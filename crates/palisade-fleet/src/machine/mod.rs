@@ -19,7 +19,7 @@ mod waiters;
 #[cfg(test)]
 mod tests;
 
-use crate::store::{Answer, Ask};
+use crate::store::{Answer, Answers, Ask};
 use breaker::Breaker;
 pub(crate) use breaker::State;
 use entries::{ALONE, DIRTY, Entries, Entry, IN_FLIGHT, UNUSABLE, URGENT};
@@ -43,6 +43,8 @@ pub(crate) struct Machine {
     last_call: u64,
     breaker: Breaker,
     nodes: u32,
+    /// When the node must be heard of next, if nodes are counted.
+    heard_of_at: Option<Micros>,
     /// The time from the first admitted cell to the report.
     flush_every: Micros,
     counts: Counts,
@@ -77,6 +79,8 @@ pub(crate) struct Counts {
     /// Accounts of requests that were counted by this node alone, for lack of room or of a key that
     /// other nodes know.
     pub(crate) local_only: u64,
+    /// Cells that were admitted alone, and are not reported because they are paid.
+    pub(crate) paid: u64,
     /// Calls, and the accounts in all of them.
     pub(crate) calls: u64,
     pub(crate) accounts: u64,
@@ -89,12 +93,14 @@ pub(crate) struct Counts {
 pub(crate) struct Flush {
     pub(crate) call: u64,
     pub(crate) asks: Vec<Ask>,
+    /// Whether nodes are to be counted.
+    pub(crate) counts_nodes: bool,
 }
 
 /// How a call has ended.
 #[derive(Debug)]
 pub(crate) enum Reply {
-    Answers(Vec<Answer>),
+    Answers(Answers),
     /// It was not sent.
     Unsent,
     /// It has failed, and may have been charged.
@@ -132,6 +138,10 @@ const DENY_AT_LEAST: Micros = 50_000;
 const UNUSABLE_FOR: Micros = 1_000_000;
 /// The most cells that are asked for in advance.
 const MAX_IN_ADVANCE: u32 = 128;
+/// The time between two calls that count nodes.
+const HEARD_OF_EVERY: Micros = 1_000_000;
+/// The most nodes.
+pub(crate) const MAX_NODES: u32 = 1024;
 
 impl Rule {
     pub(crate) fn new(period: Micros, burst: u32, nodes: u32) -> Self {
@@ -165,9 +175,26 @@ impl Machine {
             last_call: 0,
             breaker: Breaker::new(seed),
             nodes,
+            heard_of_at: None,
             flush_every: FLUSH_EVERY,
             counts: Counts::default(),
             is_changed: false,
+        }
+    }
+
+    /// Counts the nodes from now on.
+    pub(crate) fn count_nodes(&mut self) {
+        self.heard_of_at = Some(0);
+    }
+
+    pub(crate) fn nodes(&self) -> u32 {
+        self.nodes
+    }
+
+    fn set_nodes(&mut self, nodes: u32) {
+        self.nodes = nodes.clamp(1, MAX_NODES);
+        for rule in &mut self.rules {
+            *rule = Rule::new(rule.period, rule.burst, self.nodes);
         }
     }
 
@@ -404,13 +431,14 @@ impl Machine {
     /// Returns when [`flush`](Self::flush) must be called next.
     pub(crate) fn wake_at(&self) -> Option<Micros> {
         let has_room = self.calls.iter().any(Option::is_none);
-        if !has_room || (self.dirty.is_empty() && self.urgent.is_empty()) {
+        let has_work = !self.dirty.is_empty() || !self.urgent.is_empty();
+        if !has_room || !(has_work || self.heard_of_at.is_some()) {
             return None;
         }
         match self.breaker.probe_at() {
             Some(at) => at,
             None if self.is_urgent() => Some(0),
-            None => self.due,
+            None => earlier(self.due, self.heard_of_at),
         }
     }
 
@@ -441,8 +469,12 @@ impl Machine {
             }
         }
         self.due = (!self.dirty.is_empty()).then_some(now);
-        if asks.is_empty() {
+        let counts_nodes = self.heard_of_at.is_some_and(|at| at <= now);
+        if asks.is_empty() && !counts_nodes {
             return None;
+        }
+        if counts_nodes {
+            self.heard_of_at = Some(now + HEARD_OF_EVERY);
         }
         self.last_call += 1;
         let number = self.last_call;
@@ -450,7 +482,11 @@ impl Machine {
         self.calls[place] = Some(Call { number, items });
         self.counts.calls += 1;
         self.counts.accounts += asks.len() as u64;
-        Some(Flush { call: number, asks })
+        Some(Flush {
+            call: number,
+            asks,
+            counts_nodes,
+        })
     }
 
     /// Continues with the end of a call. Returns the requests that are decided.
@@ -461,7 +497,7 @@ impl Machine {
             return Vec::new();
         };
         let answers = match reply {
-            Reply::Answers(answers) if answers.len() == items.len() => answers,
+            Reply::Answers(answers) if answers.accounts.len() == items.len() => answers,
             reply => {
                 self.counts.failures += 1;
                 let is_unsent = matches!(reply, Reply::Unsent);
@@ -478,7 +514,10 @@ impl Machine {
             }
         };
         self.breaker.call_answered();
-        for (item, answer) in items.iter().zip(answers) {
+        if let (Some(nodes), Some(_)) = (answers.nodes, self.heard_of_at) {
+            self.set_nodes(nodes);
+        }
+        for (item, answer) in items.iter().zip(answers.accounts) {
             self.apply(item, answer, now);
         }
         let mut waiters = std::mem::take(&mut self.waiters);
@@ -562,7 +601,7 @@ impl Machine {
             if self.mark_dirty(slot, now) {
                 let rule = self.rule_of(self.entries.get(slot));
                 let entry = self.entries.get_mut(slot);
-                entry.end_alone(rule.period, now);
+                self.counts.paid += u64::from(entry.end_alone(rule.period, now));
                 entry.unreported = entry.unreported.saturating_add(cost);
             }
             return;
@@ -631,6 +670,7 @@ impl Machine {
             return false;
         }
         entry.flags &= !(ALONE | DIRTY);
+        self.counts.paid += u64::from(entry.unreported);
         entry.unreported = 0;
         self.dirty.pop_front();
         true
@@ -669,7 +709,7 @@ impl Machine {
         if entry.has(IN_FLIGHT) {
             return None;
         }
-        entry.end_alone(rule.period, now);
+        self.counts.paid += u64::from(entry.end_alone(rule.period, now));
         let lease = entry.lease(now);
         let needed = entry.waiting.saturating_sub(lease);
         let advance = u32::from(entry.advance);
@@ -760,6 +800,10 @@ impl Machine {
             self.mark_dirty(slot, now);
         }
     }
+}
+
+fn earlier(one: Option<Micros>, other: Option<Micros>) -> Option<Micros> {
+    one.into_iter().chain(other).min()
 }
 
 /// No slot.

@@ -3,7 +3,7 @@
 use crate::{
     digest::Secret,
     machine::{Asked, Claim, Machine, Micros, Outcome, Reply},
-    store::{Answer, Ask},
+    store::{Answer, Answers, Ask},
 };
 use palisade_guard::Gcra;
 use std::{
@@ -177,7 +177,7 @@ impl Simulation {
     pub(super) fn restart(&mut self, node: usize) {
         let fresh = Self::new(self.setup.clone()).nodes.swap_remove(node);
         let old = std::mem::replace(&mut self.nodes[node], fresh);
-        self.lost += old.machine.unreported();
+        self.lost += old.machine.unreported() + old.machine.counts().paid;
         // Its calls are on their way.
         self.nodes[node].calls = old.calls;
         self.nodes[node].machine.last_call = old.machine.last_call;
@@ -348,7 +348,10 @@ impl Simulation {
                     cells,
                     wait: std::time::Duration::from_micros(micros),
                 };
-                Reply::Answers(answers.into_iter().map(answer).collect())
+                Reply::Answers(Answers::new(
+                    answers.into_iter().map(answer).collect(),
+                    None,
+                ))
             }
             None => {
                 // It has not reached the store, and never will.
@@ -386,6 +389,11 @@ impl Simulation {
                 waited: sum.waited + of.waited,
                 alone: sum.alone + of.alone,
             })
+    }
+
+    /// Returns the cells that were not reported because they were paid.
+    pub(super) fn paid(&self) -> u64 {
+        self.nodes.iter().map(|it| it.machine.counts().paid).sum()
     }
 
     pub(super) fn calls(&self) -> u64 {
