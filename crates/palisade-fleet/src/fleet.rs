@@ -303,6 +303,7 @@ impl PolicyOfFleet {
         };
         for (index, account) in accounts.iter().enumerate() {
             if account.on_all_nodes().is_none() {
+                warn_once_of_own_keys();
                 state.machine.count_local_only();
                 continue;
             }
@@ -360,6 +361,22 @@ impl PolicyOfFleet {
             Outcome::Ask => Verdict::Ask,
             Outcome::Alone => Verdict::Alone(self.alone(&state.machine, now)),
         }
+    }
+}
+
+/// Logs that clients are counted by each node alone, because their keys differ in each process.
+#[cold]
+fn warn_once_of_own_keys() {
+    #[cfg(feature = "tracing")]
+    {
+        static ONCE: std::sync::Once = std::sync::Once::new();
+        ONCE.call_once(|| {
+            tracing::warn!(
+                target: "palisade",
+                "fleet: a key from ClientKey::of is another one in each process, so each node alone \
+                 counts its client: use Fleet::key; this is logged once",
+            );
+        });
     }
 }
 

@@ -63,6 +63,8 @@ mod machine;
 mod memory;
 mod redis;
 mod store;
+#[cfg(test)]
+mod suite;
 
 pub use crate::{
     builder::FleetBuilder,

@@ -262,6 +262,16 @@ impl RedisStore {
     }
 }
 
+#[cfg(test)]
+impl RedisStore {
+    /// Runs the script at a time of the caller.
+    pub(crate) async fn call_at(&self, batch: &Batch, time: u64) -> Answers {
+        let connection = self.connection().await.unwrap();
+        let answer = connection.call(batch, Some(time)).await.unwrap();
+        parse(&answer, batch).unwrap()
+    }
+}
+
 impl ServerClock {
     /// Returns the time of the server at an instant, in microseconds.
     fn at(&self, instant: Instant) -> u64 {

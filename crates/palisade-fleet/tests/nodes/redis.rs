@@ -1,9 +1,10 @@
 //! Nodes on a real Redis.
 
 use crate::{SECRET, status};
-use palisade_fleet::{Fleet, OnFailure};
-use palisade_rate_limit::{Quota, RateLimitLayer};
-use palisade_testkit::redis::RedisServer;
+use palisade_core::{Gauge, Guard};
+use palisade_fleet::{ClientKey, Fleet, OnFailure};
+use palisade_rate_limit::{KeyOutcome, Quota, RateLimitLayer, RequestHead};
+use palisade_testkit::{Journal, redis::RedisServer};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -84,4 +85,52 @@ async fn a_node_without_its_redis_admits_its_share_at_once_and_reports_again_whe
         sleep(Duration::from_millis(5)).await;
     }
     println!("reported {:?} after it was back", back.elapsed());
+}
+
+/// The variable by which a test tells another process of its Redis.
+const URL: &str = "PALISADE_TEST_REDIS";
+
+/// Sends a request of a tenant and one of an address, as one of two nodes.
+async fn serve_tenant_and_address(url: &str) -> u64 {
+    let journal = Journal::default();
+    let fleet = Fleet::redis(url).unwrap().nodes(2).secret(SECRET);
+    let fleet = fleet.metrics(journal.clone()).start().unwrap();
+    let layer = layer(Quota::per_minute(10), &fleet.named("addresses"));
+    assert_eq!(status(&layer, 1).await, 200);
+    for key in [fleet.key("tenant"), ClientKey::of("tenant")] {
+        let name = if key == fleet.key("tenant") {
+            "tenants"
+        } else {
+            "own"
+        };
+        let quota = Quota::per_minute(10).fleet(&fleet.named(name));
+        let layer = RateLimitLayer::new(quota).unwrap();
+        let layer = layer.key(move |_: &RequestHead<'_>| KeyOutcome::Key(key));
+        assert_eq!(status(&layer, 1).await, 200);
+    }
+    fleet.shutdown().await;
+    let local_only = journal.gauge(Guard::RateLimit, Gauge::FleetLocalOnly);
+    local_only.unwrap()
+}
+
+#[tokio::test]
+async fn two_processes_have_the_same_key_for_an_address_and_for_a_name() {
+    if let Ok(url) = std::env::var(URL) {
+        serve_tenant_and_address(&url).await;
+        return;
+    }
+    let Some(redis) = RedisServer::start().await else {
+        return;
+    };
+    // The key of this process alone is counted here, and is not in Redis.
+    assert_eq!(serve_tenant_and_address(&redis.url()).await, 1);
+    let value = redis.command(&["KEYS", "*"]).await;
+    assert!(value.starts_with("*2\r\n"), "{value}");
+    let this = std::env::current_exe().unwrap();
+    let name = "redis::two_processes_have_the_same_key_for_an_address_and_for_a_name";
+    let mut other = tokio::process::Command::new(this);
+    let other = other.args(["--exact", name]).env(URL, redis.url());
+    assert!(other.status().await.unwrap().success());
+    let both = redis.command(&["KEYS", "*"]).await;
+    assert!(both.starts_with("*2\r\n"), "{both}");
 }
