@@ -102,6 +102,11 @@ pub(crate) fn add(rows: &mut Vec<Row>, cost: impl Fn(&str, &str) -> Cost) {
     count("P18", figure, None, settled.instructions, Limit::None);
     let figure = "the same: allocations";
     count("P18", figure, None, settled.allocations, AtMost(1.0));
+    let fleet = cost("v6 fleet", "v6 rate_limit");
+    let figure = "over several nodes: instructions over the rate limit of one";
+    count("P20", figure, None, fleet.instructions, AtMost(250.0));
+    let figure = "the same: allocations";
+    count("P20", figure, None, fleet.allocations, AtMost(0.0));
     let figure = "RateLimit fields on every response: instructions";
     let fields = ir("v6 fields", "v6 rate_limit");
     count("P18", figure, None, fields, Limit::None);

@@ -1,14 +1,15 @@
 //! Rate limits with options, for clients of IPv6.
 
 use palisade::{
-    Mode, Quota,
+    Fleet, Mode, Quota,
+    fleet::MemoryStore,
     rate_limit::{Networks, Prefix, RateLimitLayer},
 };
 use palisade_benches::low_quota;
 
 /// Returns the name of a scenario, and its layer. Each is compared with the first one, and the
 /// ladder with a layer that has a limit of networks for IPv4 only.
-pub(crate) fn layers() -> [(&'static str, RateLimitLayer); 6] {
+pub(crate) fn layers() -> [(&'static str, RateLimitLayer); 7] {
     // A usual rate, because that decides how the quota of a network is divided, and a burst that is
     // never used up.
     let quota = Quota::per_second(10).burst(100_000);
@@ -24,5 +25,18 @@ pub(crate) fn layers() -> [(&'static str, RateLimitLayer); 6] {
         ("v6 quota_for", with_networks.expect("the quota is valid")),
         ("v6 settle", alone().settle(|response| response.charged - 1)),
         ("v6 fields", named.fields_on_every_response(true)),
+        ("v6 fleet", fleet(quota)),
     ]
+}
+
+/// Returns a layer that counts over several nodes. Its task never runs, so that all requests are
+/// within what the node may admit before it reports.
+fn fleet(quota: Quota) -> RateLimitLayer {
+    // With the runtime, the task would end, and the node count alone.
+    let runtime = Box::leak(Box::new(palisade_benches::runtime()));
+    let _entered = runtime.enter();
+    let fleet = Fleet::with_store(MemoryStore::new()).nodes(1);
+    let fleet = fleet.secret("of 16 bytes at least").start();
+    let policy = quota.fleet(&fleet.expect("the options are valid"));
+    RateLimitLayer::new(policy).expect("the policy is valid")
 }

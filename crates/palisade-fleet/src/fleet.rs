@@ -21,7 +21,7 @@ use std::{
 };
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, timeout},
+    time::timeout,
 };
 
 /// What counts a rate limit over several nodes. Clones are the same one.
@@ -90,6 +90,8 @@ struct PolicyOfFleet {
     index: usize,
     name: Arc<str>,
     quotas: usize,
+    /// The rule of its only quota. `None` if there are several, or in shadow mode.
+    only_rule: Option<u16>,
     on_failure: OnFailure,
     _alive: Arc<()>,
 }
@@ -191,14 +193,17 @@ impl CountsFleet for Fleet {
             Some(place) => *place = joined,
             None => state.policies.push(joined),
         }
-        // So that the usual account finds its rules first.
-        state.rules_of(index, 1);
+        let only_rule = match state.rules_of(index, 1) {
+            [rule] if self.shared.mode == Mode::Enforce => *rule,
+            _ => None,
+        };
         drop(state);
         Ok(Arc::new(PolicyOfFleet {
             shared: Arc::clone(&self.shared),
             index,
             name: Arc::clone(&self.policy),
             quotas: quotas.len(),
+            only_rule,
             on_failure: self.on_failure,
             _alive: alive,
         }))
@@ -287,6 +292,16 @@ struct Claims {
 }
 
 impl PolicyOfFleet {
+    #[inline]
+    fn claim(&self, key: ClientKey, quota: usize, rule: u16, account: usize) -> Claim {
+        let number = OF_FLEET | (self.index << 2 | quota) as u32;
+        Claim {
+            tag: ClientKey::account_hash(key.to_hash(), number).max(1),
+            rule,
+            account: account as u8,
+        }
+    }
+
     /// Returns what `accounts` are in this node. Those for which the nodes have no common name, or
     /// for which there is no room, are missing.
     #[inline]
@@ -308,18 +323,12 @@ impl PolicyOfFleet {
                 continue;
             }
             let mut lost = 0;
-            let hash = account.key.to_hash();
             for (quota, rule) in state.rules_of(self.index, account.times).iter().enumerate() {
                 let (Some(rule), true) = (rule, claims.len < MAX_CLAIMS) else {
                     lost += 1;
                     continue;
                 };
-                let number = OF_FLEET | (self.index << 2 | quota) as u32;
-                claims.all[claims.len] = Claim {
-                    tag: ClientKey::account_hash(hash, number).max(1),
-                    rule: *rule,
-                    account: index as u8,
-                };
+                claims.all[claims.len] = self.claim(account.key, quota, *rule, index);
                 claims.quotas[claims.len] = quota as u8;
                 claims.len += 1;
             }
@@ -395,11 +404,23 @@ impl FleetQuotas for PolicyOfFleet {
         &self,
         accounts: &[Account],
         cost: u32,
-        now: Instant,
+        now: Micros,
         local: &mut dyn FnMut() -> bool,
     ) -> Verdict {
-        let now = self.shared.clock.micros(now);
         let mut state = self.shared.state.lock();
+        // The usual case: one account, one quota, and the machine knows it.
+        if let ([account], Some(rule)) = (accounts, self.only_rule)
+            && account.times == 1
+        {
+            let claim = self.claim(account.key, 0, rule, 0);
+            if let Some(outcome) = state.machine.check_known(claim, cost, now, local) {
+                let is_changed = state.machine.take_changed();
+                let verdict = self.verdict(outcome, &state, now);
+                drop(state);
+                self.shared.wake(is_changed);
+                return verdict;
+            }
+        }
         let claims = self.claims(&mut state, accounts);
         let digest = |index| self.digest(&claims, accounts, index);
         let mut outcome = state.machine.check(claims.get(), cost, now, local, &digest);
@@ -454,18 +475,22 @@ impl FleetQuotas for PolicyOfFleet {
         })
     }
 
-    fn report(&self, accounts: &[Account], cells: u32, now: Instant, debts: &dyn LocalDebts) {
-        let micros = self.shared.clock.micros(now);
+    fn clock(&self) -> Clock {
+        self.shared.clock
+    }
+
+    fn report(&self, accounts: &[Account], cells: u32, debts: &dyn LocalDebts) {
+        let now = self.shared.now();
         let mut state = self.shared.state.lock();
         let claims = self.claims(&mut state, accounts);
         let digest = |index| self.digest(&claims, accounts, index);
         let paid = |index: usize| {
             let account = accounts[usize::from(claims.all[index].account)];
-            micros + debts.debt(account, claims.quotas[index].into(), now)
+            now + debts.debt(account, claims.quotas[index].into())
         };
         state
             .machine
-            .report(claims.get(), cells, micros, &paid, &digest);
+            .report(claims.get(), cells, now, &paid, &digest);
         let is_changed = state.machine.take_changed();
         drop(state);
         self.shared.wake(is_changed);

@@ -110,15 +110,18 @@ impl QuotaState {
 
 impl Default for Ladder {
     fn default() -> Self {
-        Self {
-            v4: Vec::new(),
-            v6: Vec::new(),
-            mode: Mode::Shadow,
-        }
+        Self::NONE
     }
 }
 
 impl Ladder {
+    /// No limits of networks.
+    pub(crate) const NONE: Self = Self {
+        v4: Vec::new(),
+        v6: Vec::new(),
+        mode: Mode::Shadow,
+    };
+
     /// Adds a level for each family of which `prefix` does not keep the whole address.
     pub(crate) fn add(&mut self, prefix: Prefix, times: u32) {
         let (v4, v6) = prefix.bits();

@@ -9,7 +9,6 @@ use palisade_core::{ClientKey, ConfigError};
 use palisade_guard::Occupancy;
 use parking_lot::Mutex;
 use std::{fmt, sync::Arc};
-use tokio::time::Instant;
 
 /// Applies a policy that several nodes count together.
 pub(crate) struct FleetLimiter {
@@ -20,6 +19,8 @@ struct Inner {
     /// The whole quota, on this node alone: an upper bound, whatever the other nodes say.
     table: TableLimiter,
     fleet: Arc<dyn FleetQuotas>,
+    /// What the clock of the fleet is ahead of that of the table, in microseconds.
+    ahead: u64,
     /// The part of the quota that this node admits if it is alone, and its limiter.
     share: Mutex<Option<(f64, Arc<TableLimiter>)>>,
 }
@@ -49,9 +50,15 @@ impl FleetLimiter {
         fleet: &FleetHandle,
     ) -> Result<Self, ConfigError> {
         let fleet = fleet.0.join(&policy.compile()?)?;
+        let now = tokio::time::Instant::now();
+        let ahead = fleet
+            .clock()
+            .micros(now)
+            .wrapping_sub(table.clock().micros(now));
         let inner = Arc::new(Inner {
             table,
             fleet,
+            ahead,
             share: Mutex::new(None),
         });
         Ok(Self { inner })
@@ -60,7 +67,7 @@ impl FleetLimiter {
 
 impl Inner {
     /// Charges the table of this node. Returns the number of accounts that were charged.
-    fn charge(&self, accounts: &[Account], cost: u32, now: Instant) -> (usize, Decision) {
+    fn charge(&self, accounts: &[Account], cost: u32, now: u64) -> (usize, Decision) {
         let mut accounts = accounts.iter().copied();
         self.table.check_accounts_at(&mut accounts, cost, now)
     }
@@ -69,6 +76,28 @@ impl Inner {
     fn refund(&self, accounts: &[Account], cost: u32) {
         for account in accounts {
             self.table.correct(*account, cost, 0);
+        }
+    }
+
+    /// Decides by what the nodes together say, and by the number of accounts that this node has
+    /// charged, and what it says.
+    #[inline(never)]
+    fn decide(
+        &self,
+        verdict: Verdict,
+        (charged, local): (usize, Decision),
+        accounts: &[Account],
+        cost: u32,
+    ) -> Checked {
+        match verdict {
+            Verdict::Admit => Checked::admitted(accounts.len()),
+            Verdict::Deny { wait, account } => {
+                self.refund(&accounts[..charged], cost);
+                Checked::refused(0, account, Decision::Deny { wait })
+            }
+            Verdict::Local => Checked::refused(charged, charged, local),
+            Verdict::Ask => Checked::deferred(accounts.len()),
+            Verdict::Alone(alone) => self.decide_alone(alone, accounts, cost),
         }
     }
 
@@ -89,8 +118,7 @@ impl Inner {
             }
         };
         if decision == Decision::Admit {
-            let now = Instant::now();
-            self.fleet.report(accounts, cost, now, &self.table);
+            self.fleet.report(accounts, cost, &self.table);
             return Checked::admitted(accounts.len());
         }
         self.refund(accounts, cost);
@@ -112,9 +140,24 @@ impl Inner {
 }
 
 impl Limiter for FleetLimiter {
+    #[inline]
     fn check(&self, key: ClientKey, cost: u32) -> Decision {
-        let client = Account::of_client(key);
-        self.check_accounts(&mut std::iter::once(client), cost).1
+        if cost == 0 {
+            return Decision::Admit;
+        }
+        let (client, inner) = ([Account::of_client(key)], &*self.inner);
+        let (now, mut local) = (inner.table.now(), Decision::Admit);
+        let in_fleet = now.wrapping_add(inner.ahead);
+        let verdict = inner.fleet.admit(&client, cost, in_fleet, &mut || {
+            local = inner.table.check_at(key, cost, now);
+            local == Decision::Admit
+        });
+        match verdict {
+            Verdict::Admit => Decision::Admit,
+            Verdict::Ask => Decision::Deferred,
+            // A client that has nothing left, or that this node refuses, is not charged.
+            verdict => inner.decide(verdict, (0, local), &client, cost).decision,
+        }
     }
 
     fn check_accounts(
@@ -125,10 +168,10 @@ impl Limiter for FleetLimiter {
         let accounts = Accounts::collect(accounts);
         let checked = self.check_or_defer(&mut accounts.get().iter().copied(), cost);
         let checked = match checked.decision {
-            Some(_) => checked,
-            None => self.inner.decide_alone(Alone::Full, accounts.get(), cost),
+            Decision::Deferred => self.inner.decide_alone(Alone::Full, accounts.get(), cost),
+            _ => checked,
         };
-        (checked.charged, checked.decision.unwrap_or(Decision::Admit))
+        (checked.charged, checked.decision)
     }
 
     fn check_or_defer(&self, accounts: &mut dyn Iterator<Item = Account>, cost: u32) -> Checked {
@@ -137,25 +180,14 @@ impl Limiter for FleetLimiter {
         if cost == 0 {
             return Checked::admitted(accounts.len());
         }
-        let (now, inner) = (Instant::now(), &*self.inner);
-        let mut local = (0, Decision::Admit);
-        let verdict = inner.fleet.admit(accounts, cost, now, &mut || {
+        let inner = &*self.inner;
+        let (now, mut local) = (inner.table.now(), (0, Decision::Admit));
+        let in_fleet = now.wrapping_add(inner.ahead);
+        let verdict = inner.fleet.admit(accounts, cost, in_fleet, &mut || {
             local = inner.charge(accounts, cost, now);
             local.1 == Decision::Admit
         });
-        match verdict {
-            Verdict::Admit => Checked::admitted(accounts.len()),
-            Verdict::Deny { wait, account } => {
-                inner.refund(&accounts[..local.0], cost);
-                Checked::refused(0, account, Decision::Deny { wait })
-            }
-            Verdict::Local => {
-                let (charged, decision) = local;
-                Checked::refused(charged, charged, decision)
-            }
-            Verdict::Ask => Checked::deferred(accounts.len()),
-            Verdict::Alone(alone) => inner.decide_alone(alone, accounts, cost),
-        }
+        inner.decide(verdict, local, accounts, cost)
     }
 
     fn defer(&self, accounts: &mut dyn Iterator<Item = Account>, cost: u32) -> Deferred {
@@ -176,8 +208,8 @@ impl Limiter for FleetLimiter {
 
     fn admit_deferred(&self, accounts: &mut dyn Iterator<Item = Account>, cost: u32) {
         let accounts = Accounts::collect(accounts);
-        let (now, inner) = (Instant::now(), &*self.inner);
-        inner.fleet.report(accounts.get(), cost, now, &inner.table);
+        let inner = &*self.inner;
+        inner.fleet.report(accounts.get(), cost, &inner.table);
     }
 
     fn refund(&self, account: Account, cost: u32) {
@@ -189,7 +221,7 @@ impl Limiter for FleetLimiter {
         table.correct(account, charged, cells);
         match cells.checked_sub(charged) {
             Some(0) => {}
-            Some(more) => fleet.report(&[account], more, Instant::now(), table),
+            Some(more) => fleet.report(&[account], more, table),
             None => fleet.take_back(&[account], charged - cells),
         }
     }

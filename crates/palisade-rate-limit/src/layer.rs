@@ -66,9 +66,7 @@ impl RateLimitLayer {
         let Some(fleet) = policy.handle() else {
             return Ok(Self::with_limiter(table));
         };
-        let mut layer = Self::with_limiter(FleetLimiter::new(table, policy, fleet)?);
-        layer.options_mut();
-        Ok(layer)
+        FleetLimiter::new(table, policy, fleet).map(Self::with_limiter)
     }
 
     /// Creates a layer that applies the decisions of `limiter`: a [`TableLimiter`] of another

@@ -20,7 +20,6 @@ use std::{
     },
     time::Duration,
 };
-use tokio::time::Instant;
 
 /// Decides whether a request of a client is admitted.
 ///
@@ -168,7 +167,7 @@ pub trait Limiter: Send + Sync + 'static {
     }
 
     /// As [`check_accounts`](Self::check_accounts), but may leave the decision to
-    /// [`defer`](Self::defer).
+    /// [`defer`](Self::defer), as [`check`](Self::check) of the limiters of this crate.
     #[doc(hidden)]
     fn check_or_defer(&self, accounts: &mut dyn Iterator<Item = Account>, cost: u32) -> Checked {
         let (charged, decision) = self.check_accounts(accounts, cost);
@@ -225,6 +224,9 @@ pub enum Decision {
         /// The time after which they may be.
         wait: Duration,
     },
+    /// The request is charged, and other nodes must be asked about it.
+    #[doc(hidden)]
+    Deferred,
 }
 
 /// The error of a limiter that cannot apply another policy.
@@ -243,8 +245,7 @@ pub struct Checked {
     pub(crate) charged: usize,
     /// The index of the account that refuses the request.
     pub(crate) refusing: usize,
-    /// `None` if it is left to [`Limiter::defer`].
-    pub(crate) decision: Option<Decision>,
+    pub(crate) decision: Decision,
 }
 
 /// A decision that other nodes are asked about.
@@ -369,7 +370,7 @@ impl Checked {
         Self {
             charged,
             refusing: charged,
-            decision: Some(decision),
+            decision,
         }
     }
 
@@ -381,16 +382,12 @@ impl Checked {
         Self {
             charged,
             refusing,
-            decision: Some(decision),
+            decision,
         }
     }
 
     pub(crate) const fn deferred(charged: usize) -> Self {
-        Self {
-            charged,
-            refusing: 0,
-            decision: None,
-        }
+        Self::decided(charged, Decision::Deferred)
     }
 }
 
@@ -523,14 +520,33 @@ impl TableLimiter {
         }
     }
 
+    /// Returns the time in microseconds, of [`Self::clock`].
+    #[inline]
+    pub(crate) fn now(&self) -> u64 {
+        self.debts.clock.now()
+    }
+
+    pub(crate) fn clock(&self) -> Clock {
+        self.debts.clock
+    }
+
+    /// As [`check`](Limiter::check), at `now`. `cost` is not 0.
+    #[inline]
+    pub(crate) fn check_at(&self, key: ClientKey, cost: u32, now: u64) -> Decision {
+        match self.only_quota() {
+            Some(only) => self.charge(key, cost, now, only),
+            None => self.check_all(Account::of_client(key), cost, now),
+        }
+    }
+
     /// As [`check_accounts`](Limiter::check_accounts), at `now`.
     pub(crate) fn check_accounts_at(
         &self,
         accounts: &mut dyn Iterator<Item = Account>,
         cost: u32,
-        now: Instant,
+        now: u64,
     ) -> (usize, Decision) {
-        let (now, mut charged) = (self.debts.clock.micros(now), 0);
+        let mut charged = 0;
         let only = self.only_quota();
         for account in accounts {
             let decision = match only {
@@ -634,11 +650,7 @@ impl Limiter for TableLimiter {
         if cost == 0 {
             return Decision::Admit;
         }
-        let now = self.debts.clock.now();
-        match self.only_quota() {
-            Some(only) => self.charge(key, cost, now, only),
-            None => self.check_all(Account::of_client(key), cost, now),
-        }
+        self.check_at(key, cost, self.now())
     }
 
     fn check_accounts(
@@ -649,7 +661,7 @@ impl Limiter for TableLimiter {
         if cost == 0 {
             return (accounts.count(), Decision::Admit);
         }
-        self.check_accounts_at(accounts, cost, Instant::now())
+        self.check_accounts_at(accounts, cost, self.now())
     }
 
     fn correct(&self, account: Account, charged: u32, cells: u32) {
@@ -714,13 +726,10 @@ impl Limiter for TableLimiter {
 }
 
 impl LocalDebts for TableLimiter {
-    fn debt(&self, account: Account, quota: usize, now: Instant) -> u64 {
+    fn debt(&self, account: Account, quota: usize) -> u64 {
         let key = account.key.account(quota as u32); // At most `MAX_QUOTAS`.
-        let (now, max_debt) = (
-            self.debts.clock.micros(now),
-            self.debts.max_debt.load(Relaxed),
-        );
-        self.debts.table.debt(key, now, max_debt)
+        let max_debt = self.debts.max_debt.load(Relaxed);
+        self.debts.table.debt(key, self.now(), max_debt)
     }
 }
 
@@ -757,7 +766,7 @@ fn stricter(one: Decision, other: Decision) -> Decision {
         (NeverPossible { burst: one }, NeverPossible { burst: other }) => NeverPossible {
             burst: one.min(other),
         },
-        // No quota of a table is ever unavailable.
+        // No quota of a table is ever unavailable or deferred.
         (never @ NeverPossible { .. }, _) | (_, never) => never,
     }
 }

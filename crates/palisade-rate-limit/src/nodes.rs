@@ -2,9 +2,8 @@
 
 use crate::Account;
 use palisade_core::ConfigError;
-use palisade_guard::Gcra;
+use palisade_guard::{Clock, Gcra};
 use std::{fmt, pin::Pin, sync::Arc, time::Duration};
-use tokio::time::Instant;
 
 /// Counts the quotas of a [`Policy`](crate::Policy) over several nodes: the argument of
 /// [`Quota::fleet`](crate::Quota::fleet). `Fleet` of the crate palisade-fleet is one.
@@ -22,13 +21,18 @@ pub trait CountsFleet: fmt::Debug + Send + Sync + 'static {
 pub trait FleetQuotas: fmt::Debug + Send + Sync + 'static {
     /// Charges `accounts` with `cost` cells for all nodes, if they and `local` admit them. Calls
     /// `local` at most once, and not if an account is known to have nothing left.
+    ///
+    /// `now` is in microseconds of [`Self::clock`].
     fn admit(
         &self,
         accounts: &[Account],
         cost: u32,
-        now: Instant,
+        now: u64,
         local: &mut dyn FnMut() -> bool,
     ) -> Verdict;
+
+    /// Returns the clock of `now`.
+    fn clock(&self) -> Clock;
 
     /// Waits until the other nodes have been asked about `accounts`. Ends within a few
     /// milliseconds, and never by [`Verdict::Local`] or [`Verdict::Ask`].
@@ -37,7 +41,7 @@ pub trait FleetQuotas: fmt::Debug + Send + Sync + 'static {
 
     /// Charges `accounts` with what was admitted without the other nodes, or more than was asked
     /// for. `debts` are the debts that the table of this node has for each of them and each quota.
-    fn report(&self, accounts: &[Account], cells: u32, now: Instant, debts: &dyn LocalDebts);
+    fn report(&self, accounts: &[Account], cells: u32, debts: &dyn LocalDebts);
 
     /// Takes up to `cells` back, of those that the other nodes do not know yet.
     fn take_back(&self, accounts: &[Account], cells: u32);
@@ -47,7 +51,7 @@ pub trait FleetQuotas: fmt::Debug + Send + Sync + 'static {
 #[doc(hidden)]
 pub trait LocalDebts {
     /// Returns the debt of `account` under the quota with this index, in microseconds.
-    fn debt(&self, account: Account, quota: usize, now: Instant) -> u64;
+    fn debt(&self, account: Account, quota: usize) -> u64;
 }
 
 /// What the nodes together say about a request.

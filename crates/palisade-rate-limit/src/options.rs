@@ -44,6 +44,15 @@ pub struct ResponseHead<'a> {
 // === Options ===
 
 impl Options {
+    /// No options.
+    pub(crate) const NONE: &'static Self = &Self {
+        ladder: Ladder::NONE,
+        networks: Vec::new(),
+        settle: None,
+        fields: None,
+        fields_on_every_response: false,
+    };
+
     /// Returns whether the response of an admitted request matters.
     #[inline]
     pub(crate) fn needs_response(&self) -> bool {

@@ -60,7 +60,14 @@ pub(crate) enum DenyReason {
     RateExceeded(Duration),
     NetworkExceeded(Duration),
     FleetUnavailable(Duration),
-    OverBurst { cost: u32, burst: u32 },
+    /// It is not refused: other nodes must be asked.
+    Deferred {
+        cost: u32,
+    },
+    OverBurst {
+        cost: u32,
+        burst: u32,
+    },
 }
 
 /// What of a charge cannot be found out again from the request. Two words, which [`Keys`] can keep.
@@ -117,7 +124,40 @@ impl RateLimitPolicy {
             Decision::Deny { wait } => Err(DenyReason::RateExceeded(wait)),
             Decision::NeverPossible { burst } => Err(DenyReason::OverBurst { cost, burst }),
             Decision::Unavailable { wait } => Err(DenyReason::FleetUnavailable(wait)),
+            Decision::Deferred => Err(DenyReason::Deferred { cost }),
         }
+    }
+
+    /// Continues after [`check`](Self::check) of a layer without options has not admitted a
+    /// request. Records a refusal. Returns what is left to be decided.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn not_admitted<B: Body>(
+        &self,
+        reason: DenyReason,
+        request: &Request<B>,
+        facts: Option<&Facts>,
+        keys: &mut Keys,
+    ) -> Result<Option<Settled>, Refusal> {
+        let DenyReason::Deferred { cost } = reason else {
+            let own = || Facts::from_request(request, true);
+            let facts = facts.map_or_else(own, Facts::clone);
+            self.refuse(reason, &facts)?;
+            return Ok(None);
+        };
+        if self.settings.mode == Mode::Enforce {
+            return Ok(Some(Settled::new(None, cost, 1).deferred()));
+        }
+        // What is not enforced does not wait either.
+        if let KeyOutcome::Key(key) = keys.get(&self.key, &request.into()) {
+            let mut client = std::iter::once(Account::of_client(key));
+            self.limiter.admit_deferred(&mut client, cost);
+        }
+        Ok(None)
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        self.options.as_deref().unwrap_or(Options::NONE)
     }
 
     /// Charges the client, and the networks around it, for a request of a layer with options.
@@ -164,8 +204,13 @@ impl RateLimitPolicy {
         let checked = limiter.check_or_defer(&mut accounts(), cost);
         let settled = || Settled::new(network, cost, checked.charged);
         match checked.decision {
-            Some(Decision::Admit) => {}
-            Some(_) => {
+            Decision::Admit => {}
+            Decision::Deferred if self.settings.mode == Mode::Enforce => {
+                return Ok(Some(settled().deferred()));
+            }
+            // What is not enforced does not wait either.
+            Decision::Deferred => limiter.admit_deferred(&mut accounts(), cost),
+            _ => {
                 let charged = Charged {
                     key,
                     address,
@@ -179,11 +224,6 @@ impl RateLimitPolicy {
                 let facts = facts.map_or_else(own, Facts::clone);
                 self.refuse_with(options, &charged, checked, mode, &facts)?;
             }
-            None if self.settings.mode == Mode::Enforce => {
-                return Ok(Some(settled().deferred()));
-            }
-            // What is not enforced does not wait either.
-            None => limiter.admit_deferred(&mut accounts(), cost),
         }
         let is_awaited = checked.charged > 0 && options.needs_response();
         Ok(is_awaited.then(settled))
@@ -193,12 +233,12 @@ impl RateLimitPolicy {
     #[inline(never)]
     pub(crate) fn charged(
         &self,
-        options: &Options,
         head: &RequestHead<'_>,
         settled: Settled,
         is_grpc: bool,
         keys: &mut Keys,
     ) -> Option<Charged> {
+        let options = self.options();
         let (outcome, address) = keys.get_with_address(&self.key, head);
         let KeyOutcome::Key(key) = outcome else {
             return None;
@@ -232,9 +272,7 @@ impl RateLimitPolicy {
         facts: &Facts,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), ()>> {
-        let Some(options) = self.options.as_deref() else {
-            return Poll::Ready(Ok(()));
-        };
+        let options = self.options();
         let mut state = deferred.lock();
         let checked = match &mut *state {
             State::Waits(decision) => ready!(decision.as_mut().poll(cx)),
@@ -296,11 +334,11 @@ impl RateLimitPolicy {
         let cost = charged.cells;
         let is_network = checked.refusing > 0;
         let reason = match checked.decision {
-            Some(Decision::NeverPossible { burst }) => DenyReason::OverBurst { cost, burst },
-            Some(Decision::Deny { wait }) if is_network => DenyReason::NetworkExceeded(wait),
-            Some(Decision::Deny { wait }) => DenyReason::RateExceeded(wait),
-            Some(Decision::Unavailable { wait }) => DenyReason::FleetUnavailable(wait),
-            Some(Decision::Admit) | None => return Ok(()),
+            Decision::NeverPossible { burst } => DenyReason::OverBurst { cost, burst },
+            Decision::Deny { wait } if is_network => DenyReason::NetworkExceeded(wait),
+            Decision::Deny { wait } => DenyReason::RateExceeded(wait),
+            Decision::Unavailable { wait } => DenyReason::FleetUnavailable(wait),
+            Decision::Admit | Decision::Deferred => return Ok(()),
         };
         let mut settings = self.settings.clone();
         if is_network {
@@ -376,6 +414,13 @@ impl DenyReason {
                     Some(wait),
                 )
             }
+            Self::Deferred { .. } => (
+                Reason::RateExceeded,
+                StatusCode::TOO_MANY_REQUESTS,
+                0,
+                0,
+                None,
+            ),
             Self::FleetUnavailable(wait) => (
                 Reason::FleetUnavailable,
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -506,13 +551,22 @@ impl Policy for RateLimitPolicy {
                 Err(refusal) => Err(*refusal),
             };
         }
-        self.check(&request.into(), keys)
-            .or_else(|reason| self.refuse(reason, facts))
+        let Err(reason) = self.check(&request.into(), keys) else {
+            return Ok(());
+        };
+        match self.not_admitted(reason, request, Some(facts), keys) {
+            Ok(None) => Ok(()),
+            Ok(Some(settled)) => {
+                keys.keep(self.id(), settled.to_words());
+                Ok(())
+            }
+            Err(refusal) => Err(refusal),
+        }
     }
 
     #[inline(always)]
     fn needs_sharing(&self, (): &(), keys: &Keys) -> bool {
-        self.options.is_some() && keys.kept(self.id()).is_some()
+        keys.kept(self.id()).is_some()
     }
 
     #[inline(always)]
@@ -523,10 +577,9 @@ impl Policy for RateLimitPolicy {
         facts: &Facts,
         keys: &mut Keys,
     ) -> Option<Box<Charged>> {
-        let options = self.options.as_deref()?;
         let settled = Settled::from_words(keys.kept(self.id())?);
         let (head, is_grpc) = ((&*request).into(), facts.form.is_grpc());
-        let charged = self.charged(options, &head, settled, is_grpc, keys)?;
+        let charged = self.charged(&head, settled, is_grpc, keys)?;
         Some(Box::new(charged))
     }
 

@@ -2,12 +2,12 @@
 
 use crate::{
     RequestHead,
-    policy::{Charged, RateLimitPolicy},
+    policy::{Charged, DenyReason, RateLimitPolicy, Settled},
 };
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use palisade_core::GuardBody;
+use palisade_core::{GuardBody, ResponseFormat};
 use palisade_guard::{Facts, KeepUnread, Keys, Refusal, Refused, enter, is_inside};
 use pin_project_lite::pin_project;
 use std::{
@@ -51,7 +51,8 @@ pin_project! {
 struct Awaited {
     policy: Arc<RateLimitPolicy>,
     charged: Charged,
-    facts: Facts,
+    /// For the refusal of other nodes.
+    facts: Option<Box<Facts>>,
 }
 
 // === RateLimit ===
@@ -105,11 +106,11 @@ where
             } else if let Err(reason) = self
                 .policy
                 .check(&RequestHead::from(&request), &mut Keys::default())
-                && let Err(refusal) = self
-                    .policy
-                    .refuse(reason, &Facts::from_request(&request, true))
             {
-                return ResponseFuture::refused(refusal, request);
+                match not_admitted(&self.policy, reason, &request) {
+                    Ok(awaited) => charged = awaited,
+                    Err(refusal) => return ResponseFuture::refused(refusal, request),
+                }
             }
         }
         let inside = enter(policy);
@@ -133,21 +134,39 @@ fn check_with_options<B: Body>(
         return Ok(None);
     };
     let mut keys = Keys::default();
-    let Some(settled) = policy.check_with(options, request, None, &mut keys)? else {
-        return Ok(None);
-    };
-    let facts = Facts::from_request(request, policy.settings.recorder.is_enabled());
-    let is_grpc = facts.form.is_grpc();
-    let charged = policy.charged(options, &request.into(), settled, is_grpc, &mut keys);
-    let awaited = charged.map(|charged| {
-        let policy = Arc::clone(policy);
-        Box::new(Awaited {
-            policy,
-            charged,
-            facts,
-        })
-    });
-    Ok(awaited)
+    let settled = policy.check_with(options, request, None, &mut keys)?;
+    Ok(settled.and_then(|settled| awaited(policy, request, settled, &mut keys)))
+}
+
+/// Continues after a layer without options has not admitted a request at once. Returns what is left
+/// to be decided.
+#[cold]
+#[inline(never)]
+fn not_admitted<B: Body>(
+    policy: &Arc<RateLimitPolicy>,
+    reason: DenyReason,
+    request: &Request<B>,
+) -> Result<Option<Box<Awaited>>, Refusal> {
+    let mut keys = Keys::default();
+    let settled = policy.not_admitted(reason, request, None, &mut keys)?;
+    Ok(settled.and_then(|settled| awaited(policy, request, settled, &mut keys)))
+}
+
+/// Returns what a request was charged.
+fn awaited<B: Body>(
+    policy: &Arc<RateLimitPolicy>,
+    request: &Request<B>,
+    settled: Settled,
+    keys: &mut Keys,
+) -> Option<Box<Awaited>> {
+    let is_grpc = ResponseFormat::detect(request).is_grpc();
+    let charged = policy.charged(&request.into(), settled, is_grpc, keys)?;
+    let facts = || Facts::from_request(request, policy.settings.recorder.is_enabled());
+    Some(Box::new(Awaited {
+        policy: Arc::clone(policy),
+        facts: charged.deferred.is_some().then(|| Box::new(facts())),
+        charged,
+    }))
 }
 
 // === ResponseFuture ===
@@ -208,7 +227,7 @@ fn poll_deferred(charged: &Option<Box<Awaited>>, cx: &mut Context<'_>) -> Poll<O
         charged,
         facts,
     } = &**awaited;
-    let Some(deferred) = &charged.deferred else {
+    let (Some(deferred), Some(facts)) = (&charged.deferred, facts) else {
         return Poll::Ready(None);
     };
     let decision = ready!(policy.poll_deferred(charged, deferred, facts, cx));

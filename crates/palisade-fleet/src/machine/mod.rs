@@ -241,6 +241,35 @@ impl Machine {
 
     // === Requests ===
 
+    /// As [`check`](Self::check), for one account. `None`, without a call of `local`, if the machine
+    /// does not know it, or is alone.
+    #[inline]
+    pub(crate) fn check_known(
+        &mut self,
+        claim: Claim,
+        cost: u32,
+        now: Micros,
+        local: &mut dyn FnMut() -> bool,
+    ) -> Option<Outcome> {
+        let slot = self.entries.find(claim.tag)?;
+        if !self.breaker.is_closed() {
+            return None;
+        }
+        let wait = self.entries.get(slot).denied_for(cost, now);
+        if wait > 0 {
+            let account = claim.account;
+            return Some(Outcome::Deny { wait, account });
+        }
+        if !local() {
+            return Some(Outcome::Local);
+        }
+        if !self.can_pay(slot, cost, now) {
+            return Some(Outcome::Ask);
+        }
+        self.pay(slot, cost, now);
+        Some(Outcome::Admit)
+    }
+
     /// Decides about a request of `cost` cells. `local` is called at most once, and not if an
     /// account has nothing left; it decides for this node. `digest` returns the account of the
     /// claim with this index on all nodes.
@@ -643,10 +672,13 @@ impl Machine {
 
     /// Puts an entry into the queue of those to be reported. Returns `false` if the queue is full:
     /// the entry is then counted by this node alone.
+    #[inline]
     fn mark_dirty(&mut self, slot: u32, now: Micros) -> bool {
-        if self.entries.get(slot).has(DIRTY) {
-            return true;
-        }
+        self.entries.get(slot).has(DIRTY) || self.push_dirty(slot, now)
+    }
+
+    #[inline(never)]
+    fn push_dirty(&mut self, slot: u32, now: Micros) -> bool {
         if self.dirty.len() >= MAX_DIRTY && !self.drop_paid(now) {
             self.counts.local_only += 1;
             return false;
