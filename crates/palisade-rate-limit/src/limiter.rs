@@ -664,6 +664,12 @@ impl Limiter for TableLimiter {
         self.check_accounts_at(accounts, cost, self.now())
     }
 
+    // Without a call of another method, which would be one by a pointer.
+    fn check_or_defer(&self, accounts: &mut dyn Iterator<Item = Account>, cost: u32) -> Checked {
+        let (charged, decision) = TableLimiter::check_accounts(self, accounts, cost);
+        Checked::decided(charged, decision)
+    }
+
     fn correct(&self, account: Account, charged: u32, cells: u32) {
         if charged == cells {
             return;

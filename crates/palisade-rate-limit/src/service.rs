@@ -204,6 +204,10 @@ where
                 }
             }
             StateProj::Charged { inner, charged } => {
+                let is_deferred = charged.as_ref().is_some_and(|it| it.facts.is_some());
+                if !is_deferred {
+                    return poll_charged(inner, charged, cx);
+                }
                 let Some(refused) = ready!(poll_deferred(charged, cx)) else {
                     return poll_charged(inner, charged, cx);
                 };

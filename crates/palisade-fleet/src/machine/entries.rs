@@ -57,6 +57,9 @@ impl Entry {
     /// Returns the cells of the lease that may be used at `now`.
     #[inline]
     pub(crate) fn lease(&self, now: u64) -> u32 {
+        if self.lease == 0 {
+            return 0;
+        }
         let left = self.lease_until.wrapping_sub(millis(now));
         // Beyond: it has ended, up to 49 days ago.
         if left > 0 && left <= LEASE_MILLIS {
@@ -78,6 +81,19 @@ impl Entry {
             return 0;
         }
         self.until - now
+    }
+
+    /// Charges `cost` to an entry that is to be reported anyway, if the allowance covers it and there
+    /// is no lease. Returns `false` if all of that is to be looked at closer.
+    #[inline]
+    pub(crate) fn pay_more(&mut self, cost: u32, allowance: u32) -> bool {
+        let after = self.unreported.saturating_add(cost);
+        let is_plain = self.flags & (DIRTY | ALONE | UNUSABLE) == DIRTY && self.lease == 0;
+        let is_covered = is_plain && after <= allowance;
+        if is_covered {
+            self.unreported = after;
+        }
+        is_covered
     }
 
     /// Forgets of the cells that were admitted alone those that are paid by now. The others are

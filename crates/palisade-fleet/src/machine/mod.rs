@@ -263,6 +263,10 @@ impl Machine {
         if !local() {
             return Some(Outcome::Local);
         }
+        let allowance = self.rules[usize::from(claim.rule)].allowance;
+        if self.entries.get_mut(slot).pay_more(cost, allowance) {
+            return Some(Outcome::Admit);
+        }
         if !self.can_pay(slot, cost, now) {
             return Some(Outcome::Ask);
         }
