@@ -540,6 +540,7 @@ impl TableLimiter {
     }
 
     /// As [`check_accounts`](Limiter::check_accounts), at `now`.
+    #[inline]
     pub(crate) fn check_accounts_at(
         &self,
         accounts: &mut dyn Iterator<Item = Account>,

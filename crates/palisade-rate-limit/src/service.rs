@@ -153,6 +153,7 @@ fn not_admitted<B: Body>(
 }
 
 /// Returns what a request was charged.
+#[inline]
 fn awaited<B: Body>(
     policy: &Arc<RateLimitPolicy>,
     request: &Request<B>,
