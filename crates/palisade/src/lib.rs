@@ -46,6 +46,9 @@
 //! in one line: how many may be open, how long they may be silent, which are evicted first, and
 //! how much hyper accepts from each. [`conn`] is its listener, for other servers.
 //!
+//! A rate limit that several nodes count together, on a Redis, is the feature `fleet`, which is off
+//! by default: [`Fleet`].
+//!
 //! [`guide`] takes up one task at a time: getting started, shadow mode, the choice of numbers,
 //! other layers, tonic, proxies, migration.
 #![forbid(unsafe_code)]
@@ -154,4 +157,7 @@ mod documents {
     struct BehindAProxy;
     #[doc = include_str!("../../../docs/from-tower-governor.md")]
     struct FromTowerGovernor;
+    #[cfg(all(feature = "ban", feature = "fleet", feature = "snapshot"))]
+    #[doc = include_str!("../../../docs/fleet.md")]
+    struct FleetOnRedis;
 }
