@@ -5,12 +5,14 @@ use palisade::{
     Ban, Quota, Snapshot, Stack,
     client_ip::{Networks, Trust},
     conn::{Budget, ConnGuard, Memory},
+    fleet::{Fleet, MemoryStore},
 };
 use palisade_core::{Gauge, GaugeSource, Guard, Metrics, Mode, Phase, Reason};
 use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
 
 const ALERTS: &str = include_str!("../docs/operations/alerts.yml");
 const ALERTS_TEST: &str = include_str!("../docs/operations/alerts_test.yml");
+const FLEET: &str = include_str!("../docs/fleet.md");
 const MEMORY: &str = include_str!("../docs/memory.md");
 const RUNBOOK: &str = include_str!("../docs/operations/runbook.md");
 
@@ -34,8 +36,14 @@ async fn exposition() -> String {
     let metrics = Snapshot::new();
     let of_group: Arc<dyn GaugeSource> = Arc::new(OfGroup);
     metrics.register(Arc::downgrade(&of_group));
+    let fleet = Fleet::with_store(MemoryStore::new())
+        .nodes(1)
+        .secret("a secret of the tests")
+        .metrics(metrics.clone())
+        .start()
+        .unwrap();
     let stack = Stack::edge()
-        .rate_limit(Quota::per_second(10))
+        .rate_limit(Quota::per_second(10).fleet(&fleet))
         .metrics(metrics.clone());
     let _stack = stack.build().unwrap();
     let ban = Ban::builder()
@@ -84,7 +92,7 @@ async fn alerts_ask_for_nothing_that_is_not_written() {
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
     let written: BTreeSet<_> = written.collect();
-    for (asked, at_least) in [(ALERTS, 9), (ALERTS_TEST, 8), (RUNBOOK, 8)] {
+    for (asked, at_least) in [(ALERTS, 9), (ALERTS_TEST, 8), (RUNBOOK, 8), (FLEET, 7)] {
         let asked = series(asked);
         assert!(asked.len() >= at_least, "{asked:?}");
         assert!(
@@ -92,6 +100,16 @@ async fn alerts_ask_for_nothing_that_is_not_written() {
             "{:?}",
             asked.difference(&written)
         );
+    }
+}
+
+#[test]
+fn the_page_on_fleets_names_alerts_that_exist() {
+    let words = FLEET.split(|c: char| !c.is_ascii_alphanumeric());
+    let named: BTreeSet<_> = words.filter(|word| word.starts_with("Palisade")).collect();
+    assert!(named.len() >= 4, "{named:?}");
+    for alert in named {
+        assert!(ALERTS.contains(&format!("- alert: {alert}\n")), "{alert}");
     }
 }
 

@@ -59,6 +59,18 @@
 //! | `palisade_bans_total` | counter | `guard` | clients that were banned | an unexplained increase |
 //! | `palisade_denied_networks`, `palisade_denied_networks_age_seconds` | gauge | `guard` | ranges of the list of denied networks, and the time since it was put in place | an age beyond the interval at which the list is read |
 //! | `palisade_allowed_networks`, `palisade_allowed_networks_age_seconds` | gauge | `guard` | the same of allowed networks | - |
+//! | `palisade_fleet_alone` | gauge | `guard` | 1 while this node counts alone, because the store of its fleet does not answer | 1 for 1 min |
+//! | `palisade_fleet_nodes` | gauge | `guard` | nodes that count together, as configured | differs from the nodes that serve |
+//! | `palisade_fleet_round_trip_microseconds` | gauge | `guard` | time from the last call of the store to its answer | above 2,000 for 5 min: from 5,000 on, requests wait in vain |
+//! | `palisade_fleet_unreported_cells` | gauge | `guard` | cells that were admitted and not reported to the store yet | - |
+//! | `palisade_fleet_calls_total` | counter | `guard` | calls of the store | - |
+//! | `palisade_fleet_accounts_total` | counter | `guard` | accounts in all calls of the store, 128 in each at most | 128 a call for 5 min: there are more clients than a node can report |
+//! | `palisade_fleet_failures_total` | counter | `guard` | calls of the store that were not answered in time, or not rightly | any increase for 5 min |
+//! | `palisade_fleet_waited_total` | counter | `guard` | requests that have waited for an answer of the store | above 1 % of the requests for 5 min: many clients send bursts, or fewer nodes serve than configured |
+//! | `palisade_fleet_waited_in_vain_total` | counter | `guard` | requests that have waited for 5 ms without an answer | above a tenth of those that wait, for 5 min: the store is slow or far away |
+//! | `palisade_fleet_waiters_full_total` | counter | `guard` | requests that did not wait, because 1,024 did | any increase: a flood from many clients, or a slow store |
+//! | `palisade_fleet_local_only_total` | counter | `guard` | accounts of requests that were counted by this node alone | any increase for 10 min: a key that other nodes do not know (use `Fleet::key`), a store that is full, or too many clients |
+//! | `palisade_fleet_would_refuse_total`, `palisade_fleet_would_wait_total` | counter | `guard` | requests that the fleet would have refused or let wait, in shadow mode | - |
 //! | `palisade_limit_changes_total` | counter | `guard` | changes of a limit at run time; present from the first change on | - |
 //! | `palisade_levels_ignored_total` | counter | - | guards with unreported gauges | above 0: more than 1,024 guards are alive, one per request perhaps |
 //!
