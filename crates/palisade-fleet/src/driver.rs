@@ -9,9 +9,10 @@ use crate::{
 use palisade_core::Event;
 use std::{
     error::Error,
-    future::pending,
+    future::{pending, poll_fn},
+    pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
-    task::Waker,
+    task::{Poll, Waker},
     time::Duration,
 };
 use tokio::{
@@ -56,15 +57,28 @@ impl<S: QuotaStore> Driver<S> {
         let mut calls = JoinSet::new();
         while !self.shared.is_stopping.load(Relaxed) {
             let wake_at = self.start_due(&mut calls);
-            tokio::select! {
-                () = self.shared.changed.notified() => {}
-                () = self.sleep_until(wake_at) => {}
-                Some(ended) = calls.join_next() => {
-                    self.end_call(ended);
-                }
+            if let Some(ended) = self.next_event(wake_at, &mut calls).await {
+                self.end_call(ended);
             }
         }
         self.report_all(&mut calls).await;
+    }
+
+    /// Waits for the end of a call, which it returns, for a change, or until `wake_at`.
+    async fn next_event(
+        &self,
+        wake_at: Option<Micros>,
+        calls: &mut JoinSet<Ended>,
+    ) -> Option<Result<Ended, JoinError>> {
+        let mut changed = pin!(self.shared.changed.notified());
+        let mut sleep = pin!(self.sleep_until(wake_at));
+        // Without the macro `select`, which would be another feature of tokio.
+        poll_fn(|cx| match calls.poll_join_next(cx) {
+            Poll::Ready(Some(ended)) => Poll::Ready(Some(ended)),
+            _ if changed.as_mut().poll(cx).is_ready() => Poll::Ready(None),
+            _ => sleep.as_mut().poll(cx).map(|()| None),
+        })
+        .await
     }
 
     /// Starts the calls that are due. Returns when the next one is.
