@@ -22,7 +22,22 @@ use tokio::{
     sync::{Notify, watch},
 };
 
-/// The options of a [`Fleet`].
+/// Builds a [`Fleet`]. Values are checked by [`start`](Self::start), which names every fault at
+/// once.
+///
+/// ```
+/// use palisade_fleet::{Fleet, Mode};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), palisade_fleet::ConfigError> {
+/// let fleet = Fleet::redis("redis://palisade:password@10.0.0.5")?
+///     .nodes(8)
+///     .secret("of 16 bytes at least, the same on all nodes")
+///     .mode(Mode::Shadow)
+///     .start()?;
+/// # let _ = fleet;
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "a fleet must be started"]
 pub struct FleetBuilder<S = RedisStore> {
     store: S,
@@ -46,17 +61,49 @@ const MIN_SECRET: usize = 16;
 const MAX_ENTRIES: usize = 1 << 16;
 
 impl Fleet {
-    /// Counts on the Redis at this URL: `redis://host:port/db`, with `user:password@` in front of
-    /// the host if it has a password, or `redis+unix:///path`.
+    /// Counts on the Redis at this URL: `redis://user:password@host:port/db`, of which all but the
+    /// host may be left out, or `redis+unix:///path?user=user&pass=password&db=db`. The port
+    /// defaults to 6379 and the database to 0; another one needs the right `+select`. What is no
+    /// letter or digit in a password is written as `%2F` and the like.
+    ///
+    /// Connects when there is something to report, and again whenever it must.
+    ///
+    /// ```
+    /// use palisade_fleet::Fleet;
+    /// # fn main() -> Result<(), palisade_fleet::ConfigError> {
+    /// let over_tcp = Fleet::redis("redis://palisade:password@10.0.0.5:6379")?;
+    /// let unix = Fleet::redis("redis+unix:///run/redis.sock?user=palisade&pass=password")?;
+    ///
+    /// let error = Fleet::redis("http://palisade:password@10.0.0.5").unwrap_err();
+    /// let text = "invalid address of a Redis:
+    ///   redis is not a URL of a Redis, allowed is \
+    ///      redis://[user:password@]host[:port][/db] or redis+unix:///path";
+    /// assert_eq!(error.to_string(), text);
+    /// # let _ = (over_tcp, unix);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
-    /// If the URL is invalid. The error has no password.
+    /// If the URL is invalid, or asks for TLS, which is not supported yet. The error has no
+    /// password.
     pub fn redis(url: impl AsRef<str>) -> Result<FleetBuilder, ConfigError> {
         RedisStore::new(url.as_ref()).map(Self::with_store)
     }
 
-    /// Counts in `store`.
+    /// Counts in `store`: a [`MemoryStore`](crate::MemoryStore) in tests, or one of your own.
+    ///
+    /// ```
+    /// use palisade_fleet::{Fleet, MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), palisade_fleet::ConfigError> {
+    /// let store = MemoryStore::new();
+    /// let fleet = Fleet::with_store(store).nodes(1).secret("a secret of the tests").start()?;
+    /// # let _ = fleet;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn with_store<S: QuotaStore>(store: S) -> FleetBuilder<S> {
         FleetBuilder {
             store,
@@ -72,6 +119,31 @@ impl Fleet {
 impl<S: QuotaStore> FleetBuilder<S> {
     /// Sets the number of nodes that serve, 1 to 1,024. Either this or
     /// [`count_nodes`](Self::count_nodes) is required.
+    ///
+    /// It decides how much of a burst a node admits before it has asked, and which share of a limit
+    /// it admits alone. The rate in the long run does not depend on it. If the number changes, set
+    /// the largest one.
+    ///
+    /// ```
+    /// use palisade_fleet::{Fleet, MemoryStore};
+    /// use palisade_rate_limit::{Quota, RateLimitLayer};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// # let secret = "of 16 bytes at least, the same on all nodes";
+    /// for (nodes, expected) in [(1, 100), (2, 100), (8, 25), (40, 5)] {
+    ///     let fleet = Fleet::with_store(MemoryStore::new()).nodes(nodes).secret(secret).start()?;
+    ///     fleet.shutdown().await; // As if there was no store: twice the limit by all nodes.
+    ///     let layer = RateLimitLayer::new(Quota::per_minute(100).fleet(&fleet))?;
+    ///     let mut served = 0;
+    ///     for _ in 0..200 {
+    ///         served += u32::from(status(&layer, request_from([192, 0, 2, 1])).await == 200);
+    ///     }
+    ///     assert_eq!(served, expected);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn nodes(mut self, nodes: u32) -> Self {
         self.nodes = Some(Nodes::Set(nodes));
         self
@@ -85,37 +157,160 @@ impl<S: QuotaStore> FleetBuilder<S> {
         self
     }
 
-    /// Sets the secret that all nodes have, 16 bytes at least. The store never sees it, and without
-    /// it nobody can tell of whom its keys are. Required.
+    /// Sets the secret that all nodes have, 16 bytes at least. Required: it has no default.
+    ///
+    /// The store never sees it, and sees digests under it in place of addresses and names. Nodes
+    /// with different secrets do not count together. A new secret gives each client one burst.
+    ///
+    /// ```
+    /// # use palisade_testkit::example::*;
+    /// use palisade_fleet::{Fleet, MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let file = "/run/secrets/fleet"; // `openssl rand -hex 32`
+    /// # let file = std::env::temp_dir().join(format!("palisade-secret-{}", std::process::id()));
+    /// # std::fs::write(&file, "60b1d47f41c3d2e8a95b")?;
+    /// let secret = std::fs::read(&file)?;
+    /// let fleet = Fleet::with_store(MemoryStore::new()).nodes(8).secret(secret);
+    /// assert!(format!("{fleet:?}").contains(r#"secret: Some("..")"#));
+    /// # std::fs::remove_file(file)?;
+    /// fleet.start()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn secret(mut self, secret: impl AsRef<[u8]>) -> Self {
         self.secret = Some(secret.as_ref().to_vec());
         self
     }
 
-    /// Sets the name of the fleet, which its keys in the store begin with: letters, digits, `-`,
-    /// `_` and `.`. Defaults to `"default"`.
+    /// Sets the name of the fleet, which its keys in the store begin with: 1 to 64 letters, digits,
+    /// `-`, `_` and `.`. Fleets with different names share a store without sharing an account.
+    /// Defaults to `"default"`.
+    ///
+    /// ```
+    /// use palisade_fleet::{Fleet, MemoryStore};
+    /// use palisade_rate_limit::{Quota, RateLimitLayer};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// # let secret = "of 16 bytes at least, the same on all nodes";
+    /// let redis = MemoryStore::new();
+    /// for name in ["production", "staging"] {
+    ///     // One request is admitted at once, and reported by the shutdown.
+    ///     let node = || Fleet::with_store(redis.clone()).nodes(2).secret(secret).name(name);
+    ///     let (first, second) = (node().start()?, node().start()?);
+    ///     let layer = |fleet: &Fleet| RateLimitLayer::new(Quota::per_hour(2).fleet(fleet));
+    ///     let (on_first, on_second) = (layer(&first)?, layer(&second)?);
+    ///     assert_eq!(status(&on_first, request_from([192, 0, 2, 1])).await, 200);
+    ///     first.shutdown().await;
+    ///     assert_eq!(status(&on_second, request_from([192, 0, 2, 1])).await, 200);
+    ///     tokio::time::sleep(Duration::from_millis(25)).await;
+    ///     assert_eq!(status(&on_second, request_from([192, 0, 2, 1])).await, 429);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
     }
 
     /// Sets whether what the other nodes say is enforced. In [`Mode::Shadow`] it is asked for and
-    /// counted, and each node enforces its own limit. [`Mode::Off`] is not allowed: leave
-    /// `.fleet(..)` out. Defaults to [`Mode::Enforce`].
+    /// counted, no request waits, and each node enforces its own limit. [`Mode::Off`] is not
+    /// allowed: leave `.fleet(..)` out. Defaults to [`Mode::Enforce`].
+    ///
+    /// ```
+    /// use palisade_core::{Gauge, Guard};
+    /// use palisade_fleet::{Fleet, MemoryStore, Mode};
+    /// use palisade_metrics::Snapshot;
+    /// use palisade_rate_limit::{Quota, RateLimitLayer};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// # let secret = "of 16 bytes at least, the same on all nodes";
+    /// let (redis, metrics) = (MemoryStore::new(), Snapshot::new());
+    /// for _ in 0..2 {
+    ///     let node = Fleet::with_store(redis.clone()).nodes(2).secret(secret);
+    ///     let node = node.mode(Mode::Shadow).metrics(metrics.clone()).start()?;
+    ///     let layer = RateLimitLayer::new(Quota::per_hour(10).fleet(&node))?;
+    ///     for _ in 0..10 {
+    ///         assert_eq!(status(&layer, request_from([192, 0, 2, 1])).await, 200);
+    ///         tokio::time::sleep(Duration::from_millis(25)).await;
+    ///     }
+    /// }
+    /// // All but one of the second node.
+    /// assert_eq!(metrics.gauge(Guard::RateLimit, Gauge::FleetWouldRefuse), Some(9));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn mode(mut self, mode: Mode) -> Self {
         self.mode = mode;
         self
     }
 
     /// Sets the sink for the gauges, and for
-    /// [`Event::FleetChanged`](palisade_core::Event::FleetChanged). Defaults to none.
+    /// [`Event::FleetChanged`](palisade_core::Event::FleetChanged). Refusals are recorded by the
+    /// layer, to its own metrics. Defaults to none.
+    ///
+    /// ```
+    /// use palisade_core::{Event, Metrics};
+    /// use palisade_fleet::{Answer, Batch, Fleet, QuotaStore, StoreError};
+    /// use palisade_rate_limit::{Quota, RateLimitLayer};
+    /// use std::sync::{Arc, Mutex};
+    /// # use palisade_testkit::example::*;
+    ///
+    /// /// Tells an operator.
+    /// #[derive(Clone, Default)]
+    /// struct Pager(Arc<Mutex<Vec<String>>>);
+    /// impl Metrics for Pager {
+    ///     fn record(&self, event: &Event<'_>) {
+    ///         if let Event::FleetChanged { is_alone: true, cause: Some(cause), .. } = event {
+    ///             self.0.lock().unwrap().push(cause.to_string());
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// struct NotThere;
+    /// impl QuotaStore for NotThere {
+    ///     async fn call(&self, _: Batch) -> Result<Vec<Answer>, StoreError> {
+    ///         Err(StoreError::unsent("no route to it"))
+    ///     }
+    /// }
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// # let secret = "of 16 bytes at least, the same on all nodes";
+    /// let pager = Pager::default();
+    /// let fleet = Fleet::with_store(NotThere).nodes(8).secret(secret).metrics(pager.clone());
+    /// let layer = RateLimitLayer::new(Quota::per_minute(100).fleet(&fleet.start()?))?;
+    /// assert_eq!(status(&layer, request_from([192, 0, 2, 1])).await, 200);
+    /// tokio::time::sleep(Duration::from_millis(100)).await; // Three calls, and each has failed.
+    /// assert_eq!(*pager.0.lock().unwrap(), ["the store cannot be reached: no route to it"]);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn metrics(mut self, metrics: impl Into<Recorder>) -> Self {
         self.recorder = metrics.into();
         self
     }
 
     /// Starts the task that asks the store, on the current runtime. The store need not be there
-    /// yet.
+    /// yet. If the runtime ends, each policy does what it is told to do on
+    /// [failure](Fleet::on_failure).
+    ///
+    /// Takes 4 MiB for 65,536 accounts that are not settled with the store.
+    ///
+    /// ```
+    /// use palisade_fleet::{Fleet, MemoryStore, Mode};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let fleet = Fleet::with_store(MemoryStore::new()).secret("short").mode(Mode::Off);
+    /// let text = "the fleet cannot be started:
+    ///   nodes is not set, allowed is 1 to 1024
+    ///   secret is 5 bytes, allowed is 16 bytes at least, the same on all nodes
+    ///   mode is Off, allowed is Enforce or Shadow: without a fleet there is no `.fleet(..)`";
+    /// assert_eq!(fleet.start().unwrap_err().to_string(), text);
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///

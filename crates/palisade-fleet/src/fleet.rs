@@ -26,7 +26,23 @@ use tokio::{
 
 /// What counts a rate limit over several nodes. Clones are the same one.
 ///
-/// See the [crate docs](crate).
+/// The task that asks the store ends with [`shutdown`](Self::shutdown) or with its runtime, and not
+/// when the last handle is dropped. See the [crate docs](crate).
+///
+/// ```
+/// use palisade_fleet::{Fleet, MemoryStore};
+/// use palisade_rate_limit::{Quota, RateLimitLayer};
+/// # use palisade_testkit::example::*;
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), BoxError> {
+/// # let secret = "of 16 bytes at least, the same on all nodes";
+/// let fleet = Fleet::with_store(MemoryStore::new()).nodes(8).secret(secret).start()?;
+/// let layer = RateLimitLayer::new(Quota::per_second(10).burst(40).fleet(&fleet))?;
+/// assert_eq!(status(&layer, request_from([192, 0, 2, 1])).await, 200);
+/// fleet.shutdown().await; // After the server.
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Fleet {
     pub(crate) shared: Arc<Shared>,
@@ -34,20 +50,52 @@ pub struct Fleet {
     on_failure: OnFailure,
 }
 
-/// What a policy does while a node cannot ask the other ones.
+/// What a policy does while a node cannot ask the other ones: the store does not answer, a request
+/// has waited for 5 ms, or 1,024 wait already.
+///
+/// The table of the node limits at the whole quota as well. In [`Mode::Shadow`] it alone does.
+///
+/// ```
+/// use palisade_fleet::{Fleet, MemoryStore, OnFailure};
+/// use palisade_rate_limit::{Quota, RateLimitLayer};
+/// # use palisade_testkit::example::*;
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), BoxError> {
+/// # let secret = "of 16 bytes at least, the same on all nodes";
+/// let fleet = Fleet::with_store(MemoryStore::new()).nodes(8).secret(secret).start()?;
+/// fleet.shutdown().await; // As if there was no store.
+/// for (on_failure, expected, beyond) in [
+///     (OnFailure::LocalShare(2.0), 25, 429),
+///     (OnFailure::LocalShare(1.0), 12, 429),
+///     (OnFailure::LocalFull, 100, 429),
+///     (OnFailure::Deny, 0, 503),
+/// ] {
+///     let layer = Quota::per_minute(100).fleet(&fleet.on_failure(on_failure));
+///     let layer = RateLimitLayer::new(layer)?;
+///     let mut served = 0;
+///     while status(&layer, request_from([192, 0, 2, 1])).await == 200 {
+///         served += 1;
+///     }
+///     assert_eq!(served, expected);
+///     assert_eq!(status(&layer, request_from([192, 0, 2, 1])).await, beyond);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum OnFailure {
-    /// Each node admits its share of the limit times this number: of the rate, and of the burst,
-    /// but one request at least. With 2.0, all nodes together admit at most twice the limit, if the
-    /// burst is at least half the number of nodes. A client whose requests all reach one node gets
-    /// less than its limit.
+    /// Each node admits its share of the limit times this number, above 0: of the rate, and of the
+    /// burst, but one request at least, and never more than the whole limit. With 2.0, all nodes
+    /// together admit at most twice the limit, if the burst is at least half the number of nodes. A
+    /// client whose requests all reach one node gets less than its limit.
     LocalShare(f64),
     /// Each node admits the whole limit, so that all nodes together admit as many times the limit
     /// as there are nodes. For clients whose requests reach one node, as by a balancer that keeps
     /// them there, or by connections that stay open.
     LocalFull,
-    /// Refuses all requests with 503.
+    /// Refuses all requests with 503 and `Retry-After`, for the reason
+    /// [`FleetUnavailable`](palisade_core::Reason::FleetUnavailable).
     Deny,
 }
 
@@ -114,8 +162,28 @@ impl Fleet {
         }
     }
 
-    /// Returns the same fleet for a policy with this name. It must be the same on all nodes, and
-    /// no other policy may have it. Defaults to `"default"`.
+    /// Returns the same fleet for a policy with this name, 1 to 64 bytes. It must be the same on
+    /// all nodes, and no other policy of this node may have it. A fleet has 64 policies at most.
+    /// Defaults to `"default"`.
+    ///
+    /// ```
+    /// use palisade_fleet::{Fleet, MemoryStore};
+    /// use palisade_rate_limit::{Quota, RateLimitLayer};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), palisade_fleet::ConfigError> {
+    /// # let secret = "of 16 bytes at least, the same on all nodes";
+    /// let fleet = Fleet::with_store(MemoryStore::new()).nodes(8).secret(secret).start()?;
+    /// let api = RateLimitLayer::new(Quota::per_second(10).fleet(&fleet))?;
+    /// let login = RateLimitLayer::new(Quota::per_minute(5).fleet(&fleet.named("login")))?;
+    ///
+    /// let error = RateLimitLayer::new(Quota::per_hour(1).fleet(&fleet)).unwrap_err();
+    /// let text = "invalid fleet:
+    ///   named is \"default\", allowed is a name of its own for each policy: use Fleet::named";
+    /// assert_eq!(error.to_string(), text);
+    /// # let _ = (api, login);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn named(&self, policy: impl AsRef<str>) -> Self {
         Self {
             policy: Arc::from(policy.as_ref()),
@@ -125,6 +193,23 @@ impl Fleet {
 
     /// Returns the same fleet for a policy that does this while the other nodes cannot be asked.
     /// Defaults to `OnFailure::LocalShare(2.0)`.
+    ///
+    /// ```
+    /// use palisade_fleet::{Fleet, MemoryStore, OnFailure};
+    /// use palisade_rate_limit::{Quota, RateLimitLayer};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), palisade_fleet::ConfigError> {
+    /// # let secret = "of 16 bytes at least, the same on all nodes";
+    /// let fleet = Fleet::with_store(MemoryStore::new()).nodes(8).secret(secret).start()?;
+    /// // A balancer keeps each client on one node.
+    /// let api = fleet.on_failure(OnFailure::LocalFull);
+    /// let api = RateLimitLayer::new(Quota::per_second(10).fleet(&api))?;
+    /// let login = fleet.named("login").on_failure(OnFailure::Deny);
+    /// let login = RateLimitLayer::new(Quota::per_minute(5).fleet(&login))?;
+    /// # let _ = (api, login);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn on_failure(&self, on_failure: OnFailure) -> Self {
         Self {
             on_failure,
@@ -135,18 +220,85 @@ impl Fleet {
     /// Returns a key that is the same on all nodes, for a client that is known by `name`: an
     /// authenticated user or tenant. A key from [`ClientKey::of`] is another one in each process,
     /// so each node alone would count it.
+    ///
+    /// ```
+    /// use palisade_core::{KeyOutcome, RequestHead};
+    /// use palisade_fleet::{Fleet, MemoryStore};
+    /// use palisade_rate_limit::{Quota, RateLimitLayer};
+    /// # use palisade_testkit::example::*;
+    ///
+    /// /// Put into the request by your authentication.
+    /// #[derive(Clone)]
+    /// struct User(&'static str);
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// # let secret = "of 16 bytes at least, the same on all nodes";
+    /// let fleet = Fleet::with_store(MemoryStore::new()).nodes(8).secret(secret).start()?;
+    /// let layer = RateLimitLayer::new(Quota::per_hour(1).fleet(&fleet))?;
+    /// let layer = layer.key(move |head: &RequestHead<'_>| match head.extensions.get::<User>() {
+    ///     Some(User(name)) => KeyOutcome::Key(fleet.key(name)),
+    ///     None => KeyOutcome::Refuse,
+    /// });
+    /// for (user, expected) in [("alice", 200), ("bob", 200), ("alice", 429)] {
+    ///     let mut request = Request::new(Empty::<Bytes>::new());
+    ///     request.extensions_mut().insert(User(user));
+    ///     assert_eq!(status(&layer, request).await, expected);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn key(&self, name: impl AsRef<[u8]>) -> ClientKey {
         self.key_of(&[name.as_ref()])
     }
 
     /// Returns a key that is the same on all nodes, for a client that is known by several parts,
-    /// such as a tenant and a route.
+    /// such as a tenant and a route. The same bytes in other parts are another key.
+    ///
+    /// ```
+    /// use palisade_fleet::{Fleet, MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), palisade_fleet::ConfigError> {
+    /// let node = || Fleet::with_store(MemoryStore::new()).nodes(8).secret("equal on all nodes");
+    /// let (first, second) = (node().start()?, node().start()?);
+    /// let key = first.key_of(&[b"tenant 4711", b"/search"]);
+    /// assert_eq!(second.key_of(&[b"tenant 4711", b"/search"]), key);
+    /// assert_ne!(first.key_of(&[b"tenant 4711/", b"search"]), key);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn key_of(&self, parts: &[&[u8]]) -> ClientKey {
         ClientKey::of_digest(self.shared.secret.key(parts))
     }
 
     /// Reports what is not reported yet, once, and ends. From then on each policy does what it is
-    /// told to do on [failure](Self::on_failure). Takes 20 ms at most.
+    /// told to do on [failure](Self::on_failure). Takes 20 ms at most. Call it when the server has
+    /// ended.
+    ///
+    /// Cancel safety: the task reports and ends also if this future is dropped after its first
+    /// poll.
+    ///
+    /// ```
+    /// use palisade_fleet::{Fleet, MemoryStore};
+    /// use palisade_rate_limit::{Quota, RateLimitLayer};
+    /// # use palisade_testkit::example::*;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// # let secret = "of 16 bytes at least, the same on all nodes";
+    /// let redis = MemoryStore::new();
+    /// let node = || Fleet::with_store(redis.clone()).nodes(2).secret(secret).start();
+    /// let layer = |fleet: &Fleet| RateLimitLayer::new(Quota::per_hour(4).fleet(fleet));
+    /// let first = node()?;
+    /// assert_eq!(status(&layer(&first)?, request_from([192, 0, 2, 1])).await, 200);
+    /// first.shutdown().await;
+    ///
+    /// let second = layer(&node()?)?;
+    /// for expected in [200, 200, 200, 429] {
+    ///     assert_eq!(status(&second, request_from([192, 0, 2, 1])).await, expected);
+    ///     tokio::time::sleep(Duration::from_millis(25)).await;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn shutdown(&self) {
         self.shared.is_stopping.store(true, Relaxed);
         self.shared.changed.notify_one();

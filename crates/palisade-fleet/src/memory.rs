@@ -12,7 +12,33 @@ use std::{
 
 /// A [`QuotaStore`] in the memory of one process: for tests, and for several runtimes in one
 /// process. Clones share it. It holds the accounts in debt, and those whose debt was paid not long
-/// ago.
+/// ago. A call is answered at once.
+///
+/// Its clock is that of tokio, so that a test may pause it:
+///
+/// ```
+/// use palisade_fleet::{Fleet, MemoryStore};
+/// use palisade_rate_limit::{Quota, RateLimitLayer};
+/// # use palisade_testkit::example::*;
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), BoxError> {
+/// # let secret = "of 16 bytes at least, the same on all nodes";
+/// let store = MemoryStore::new();
+/// let node = || Fleet::with_store(store.clone()).nodes(2).secret(secret).start();
+/// let layer = |fleet: &Fleet| RateLimitLayer::new(Quota::per_minute(2).fleet(fleet));
+/// let (first, second) = (layer(&node()?)?, layer(&node()?)?);
+/// let mut statuses = Vec::new();
+/// for layer in [&first, &second, &first, &second] {
+///     statuses.push(status(layer, request_from([192, 0, 2, 1])).await.as_u16());
+///     tokio::time::sleep(Duration::from_millis(25)).await;
+/// }
+/// // The first node learns of the second request by the report of the third.
+/// assert_eq!(statuses, [200, 200, 200, 429]);
+/// tokio::time::sleep(Duration::from_secs(60)).await;
+/// assert_eq!(status(&second, request_from([192, 0, 2, 1])).await, 200);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Default)]
 pub struct MemoryStore {
     inner: Arc<Inner>,
@@ -39,6 +65,11 @@ const NODE_FOR: u64 = 3_000_000;
 
 impl MemoryStore {
     /// Creates a store without debts.
+    ///
+    /// ```
+    /// let store = palisade_fleet::MemoryStore::new();
+    /// assert_eq!(format!("{store:?}"), "MemoryStore { accounts: 0 }");
+    /// ```
     pub fn new() -> Self {
         Self::default()
     }

@@ -24,11 +24,22 @@ use tokio::{
     time::Instant,
 };
 
-/// A [`QuotaStore`] on one Redis or Valkey.
+/// A [`QuotaStore`] on one Redis or Valkey: what [`Fleet::redis`](crate::Fleet::redis) counts on.
+/// Tested with Redis 7.0.15; the script uses only commands of Redis 6.2.
 ///
-/// It needs these rights: `+evalsha +eval +script|load +time +get +set`, and all keys that begin
-/// with `palisade:`. If nodes are [counted](crate::FleetBuilder::count_nodes), also
-/// `+zadd +zremrangebyscore +zcard +pexpire`.
+/// It has one connection, and opens another one when that one fails, or when a call is dropped. It
+/// needs these rights: `+evalsha +eval +script|load +time +get +set`, and all keys that begin with
+/// `palisade:`. If nodes are [counted](crate::FleetBuilder::count_nodes), also
+/// `+zadd +zremrangebyscore +zcard +pexpire`. No password is in its `Debug` form or in an error.
+///
+/// ```
+/// use palisade_fleet::{Fleet, FleetBuilder, RedisStore};
+/// # fn main() -> Result<(), palisade_fleet::ConfigError> {
+/// let fleet: FleetBuilder<RedisStore> = Fleet::redis("redis://palisade:password@10.0.0.5")?;
+/// assert!(!format!("{fleet:?}").contains("password"));
+/// # Ok(())
+/// # }
+/// ```
 pub struct RedisStore {
     addr: ConnectionAddr,
     settings: RedisConnectionInfo,

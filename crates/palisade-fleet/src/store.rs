@@ -7,15 +7,62 @@ use std::{error::Error, fmt, future::Future, sync::Arc, time::Duration};
 ///
 /// A batch is charged whether or not its answer arrives, so it must not be repeated: a call that
 /// fails may have charged it.
+///
+/// A node has at most two calls at a time, never two about one account, and drops one that takes
+/// longer than 40 ms. An [`Ask`] says how accounts are charged.
+///
+/// ```
+/// use palisade_fleet::{Answer, Answers, Batch, Fleet, MemoryStore, QuotaStore, StoreError};
+/// use palisade_rate_limit::{Quota, RateLimitLayer};
+/// use std::sync::{Arc, atomic::{AtomicU32, Ordering::Relaxed}};
+/// # use palisade_testkit::example::*;
+///
+/// /// Counts the requests that are charged in another store.
+/// #[derive(Clone)]
+/// struct Counted<S> {
+///     inner: S,
+///     cells: Arc<AtomicU32>,
+/// }
+///
+/// impl<S: QuotaStore> QuotaStore for Counted<S> {
+///     async fn call(&self, batch: Batch) -> Result<Answers, StoreError> {
+///         let reported: u32 = batch.asks.iter().map(|ask| ask.admitted).sum();
+///         let answers = self.inner.call(batch).await?;
+///         let granted = answers.accounts.iter().map(|answer| match answer {
+///             Answer::Granted { cells, .. } => *cells,
+///             Answer::Unusable => 0,
+///         });
+///         self.cells.fetch_add(reported + granted.sum::<u32>(), Relaxed);
+///         Ok(answers)
+///     }
+/// }
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), BoxError> {
+/// # let secret = "of 16 bytes at least, the same on all nodes";
+/// let store = Counted { inner: MemoryStore::new(), cells: Arc::default() };
+/// let fleet = Fleet::with_store(store.clone()).nodes(8).secret(secret).start()?;
+/// let layer = RateLimitLayer::new(Quota::per_minute(100).fleet(&fleet))?;
+/// for _ in 0..3 {
+///     assert_eq!(status(&layer, request_from([192, 0, 2, 1])).await, 200);
+/// }
+/// fleet.shutdown().await;
+/// assert_eq!(store.cells.load(Relaxed), 3);
+/// # Ok(())
+/// # }
+/// ```
 pub trait QuotaStore: Send + Sync + 'static {
     /// Charges the accounts of `batch`, and grants what they ask for.
+    ///
+    /// Called on the runtime of the fleet, also without requests. It must not block. If it panics,
+    /// the calls in flight count as failed.
     ///
     /// Cancel safety: the future may be dropped at any time. The next call must then not get the
     /// answer of this one.
     ///
     /// # Errors
     ///
-    /// If no answer has arrived.
+    /// If no answer has arrived: [`StoreError::unsent`] if the batch is surely not charged, and
+    /// [`StoreError::unanswered`] else.
     fn call(&self, batch: Batch) -> impl Future<Output = Result<Answers, StoreError>> + Send;
 
     /// Returns by how much the clock of the store has moved against that of this node, if batches
@@ -26,7 +73,8 @@ pub trait QuotaStore: Send + Sync + 'static {
     }
 }
 
-/// The accounts that a node reports and asks for at once: 128 at most.
+/// The accounts that a node reports and asks for at once: 128 at most, and one at least. See
+/// [`QuotaStore`] for an example.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Batch {
@@ -57,6 +105,59 @@ impl Answers {
 }
 
 /// One account of a [`Batch`].
+///
+/// A store keeps one number for each account, the time at which its debt is paid, and may forget it
+/// when that time has passed. The account and the number are all that it needs to keep: the quota
+/// comes with each call. This is a whole store, but for its memory, which grows:
+///
+/// ```
+/// use palisade_fleet::{Answer, Ask, Batch, Fleet, QuotaStore, StoreError};
+/// use palisade_rate_limit::{Quota, RateLimitLayer};
+/// use std::{collections::HashMap, sync::{Arc, Mutex}};
+/// use tokio::time::Instant;
+/// # use palisade_testkit::example::*;
+///
+/// #[derive(Clone, Default)]
+/// struct Debts(Arc<Mutex<HashMap<(Arc<str>, u128), Instant>>>);
+///
+/// /// Returns the answer, and when the debt is paid.
+/// fn charge(ask: &Ask, paid: Instant, now: Instant) -> (Answer, Instant) {
+///     // What the node has admitted is charged in any case.
+///     let paid = paid.max(now) + ask.period * ask.admitted;
+///     let debt = (paid - now).min(ask.longest);
+///     let left = (ask.period * ask.burst).saturating_sub(debt);
+///     let room = (left.as_micros() / ask.period.as_micros()) as u32;
+///     // Too few cells would be lost.
+///     let cells = if room < ask.fewest { 0 } else { ask.asked.min(room) };
+///     let debt = debt + ask.period * cells;
+///     let wait = (debt + ask.period * ask.fewest).saturating_sub(ask.period * ask.burst);
+///     (Answer::Granted { cells, wait }, now + debt)
+/// }
+///
+/// impl QuotaStore for Debts {
+///     async fn call(&self, batch: Batch) -> Result<Answers, StoreError> {
+///         let (mut debts, now) = (self.0.lock().unwrap(), Instant::now());
+///         let answer = |ask: &Ask| {
+///             let paid = debts.entry((batch.fleet.clone(), ask.account)).or_insert(now);
+///             let (answer, after) = charge(ask, *paid, now);
+///             *paid = after;
+///             answer
+///         };
+///         Ok(batch.asks.iter().map(answer).collect())
+///     }
+/// }
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), BoxError> {
+/// # let secret = "of 16 bytes at least, the same on all nodes";
+/// let fleet = Fleet::with_store(Debts::default()).nodes(1).secret(secret).start()?;
+/// let layer = RateLimitLayer::new(Quota::per_hour(8).fleet(&fleet))?;
+/// for request in 0..10 {
+///     let expected = if request < 8 { 200 } else { 429 };
+///     assert_eq!(status(&layer, request_from([192, 0, 2, 1])).await, expected);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Ask {
@@ -76,7 +177,10 @@ pub struct Ask {
     pub longest: Duration,
 }
 
-/// What a store says about one account.
+/// What a store says about one account. See [`QuotaStore`] and [`Ask`] for examples.
+///
+/// A node believes only what can be true: more cells than it has asked for count as those asked
+/// for, and a longer wait than the longest debt as that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// What it grants.
@@ -86,11 +190,20 @@ pub enum Answer {
         /// The time until the fewest cells that are of use are left; zero if they are.
         wait: Duration,
     },
-    /// The store cannot hold this account. It is counted by each node alone for a while.
+    /// The store cannot hold this account. This node counts it alone, at the whole limit, and asks
+    /// again after a second.
     Unusable,
 }
 
 /// Why a store gives no answer.
+///
+/// ```
+/// use palisade_fleet::StoreError;
+/// use std::{error::Error, io};
+/// let error = StoreError::unsent(io::Error::from(io::ErrorKind::ConnectionRefused));
+/// assert_eq!(error.to_string(), "the store cannot be reached: connection refused");
+/// assert!(error.source().is_some_and(|source| source.is::<io::Error>()));
+/// ```
 #[derive(Debug)]
 pub struct StoreError {
     is_sent: bool,
@@ -98,7 +211,14 @@ pub struct StoreError {
 }
 
 impl StoreError {
-    /// The batch may have been charged.
+    /// The batch may have been charged. It is not sent again, so that the node may have lost what
+    /// it reported.
+    ///
+    /// ```
+    /// # use palisade_fleet::StoreError;
+    /// let error = StoreError::unanswered("connection reset");
+    /// assert_eq!(error.to_string(), "the store has not answered: connection reset");
+    /// ```
     pub fn unanswered(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self {
             is_sent: true,
@@ -106,7 +226,13 @@ impl StoreError {
         }
     }
 
-    /// The batch was not sent, so that it is not charged.
+    /// The batch was not sent, so that it is not charged. What it reports is reported again.
+    ///
+    /// ```
+    /// # use palisade_fleet::StoreError;
+    /// let error = StoreError::unsent("connection refused");
+    /// assert_eq!(error.to_string(), "the store cannot be reached: connection refused");
+    /// ```
     pub fn unsent(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self {
             is_sent: false,
@@ -115,6 +241,12 @@ impl StoreError {
     }
 
     /// Returns whether the batch may have been charged.
+    ///
+    /// ```
+    /// # use palisade_fleet::StoreError;
+    /// assert!(StoreError::unanswered("connection reset").may_be_charged());
+    /// assert!(!StoreError::unsent("connection refused").may_be_charged());
+    /// ```
     pub fn may_be_charged(&self) -> bool {
         self.is_sent
     }

@@ -151,8 +151,13 @@ impl Quota {
         Policy::from(self).and(other)
     }
 
-    /// Returns a policy of this quota that counts each client over all nodes of `fleet`. See
-    /// [`Policy::fleet`].
+    /// Returns a policy of this quota that counts each client over all nodes of `fleet`, which is a
+    /// `Fleet` of the crate palisade-fleet. See [`Policy::fleet`].
+    ///
+    /// ```text
+    /// let fleet = Fleet::redis("redis://10.0.0.5")?.nodes(8).secret(secret).start()?;
+    /// let layer = RateLimitLayer::new(Quota::per_minute(100).fleet(&fleet))?;
+    /// ```
     pub fn fleet<F: CountsFleet + Clone>(self, fleet: &F) -> Policy {
         Policy::from(self).fleet(fleet)
     }
@@ -222,6 +227,21 @@ impl Policy {
 
     /// Counts each client over all nodes of `fleet`, which is a `Fleet` of the crate
     /// palisade-fleet. The policy then admits on all nodes together what it would admit on one.
+    /// Defaults to none: each node counts alone.
+    ///
+    /// ```text
+    /// let quotas = Quota::per_second(10).and(Quota::per_hour(5_000));
+    /// let layer = RateLimitLayer::new(quotas.fleet(&fleet.named("search")))?;
+    /// ```
+    ///
+    /// Exact in the long run. With N nodes, what is admitted at once exceeds the burst B of a quota
+    /// by 2·N·*a* cells at most, where *a* is B / 4N, but 1 at least. A request may wait for an
+    /// answer of the store, 5 ms at most. Dropped meanwhile, it stays charged.
+    ///
+    /// The policy fits into a [`RateLimitLayer`](crate::RateLimitLayer), its
+    /// [`quota_for`](crate::RateLimitLayer::quota_for), or a `Stack`. A bare
+    /// [`TableLimiter`](crate::TableLimiter) cannot wait, and refuses it with an error. So does a
+    /// layer if another policy of the fleet has the same name.
     pub fn fleet<F: CountsFleet + Clone>(mut self, fleet: &F) -> Self {
         self.fleet = Some(FleetHandle(Arc::new(fleet.clone())));
         self
