@@ -18,6 +18,7 @@ mod t07_window_stall;
 mod t08_huge_body;
 mod t09_heads;
 mod t10_decompression;
+mod t11_flood_over_nodes;
 mod t11_request_flood;
 mod t13_spoofed_identity;
 mod t14_overload;
