@@ -81,8 +81,8 @@ impl Nodes {
         (self.burst / (4 * NODES)).max(1)
     }
 
-    /// The fewest requests that a client gets that has used up its burst. What was granted to a node
-    /// that got no request for it in half a second is lost.
+    /// The fewest requests that a client gets that has used up its burst. What was granted to a
+    /// node that got no request for it in half a second is lost.
     fn least(&self) -> u32 {
         self.burst - self.allowance()
     }
