@@ -254,7 +254,7 @@ impl<S: QuotaStore> FleetBuilder<S> {
     ///
     /// ```
     /// use palisade_core::{Event, Metrics};
-    /// use palisade_fleet::{Answer, Batch, Fleet, QuotaStore, StoreError};
+    /// use palisade_fleet::{Answers, Batch, Fleet, QuotaStore, StoreError};
     /// use palisade_rate_limit::{Quota, RateLimitLayer};
     /// use std::sync::{Arc, Mutex};
     /// # use palisade_testkit::example::*;
@@ -272,7 +272,7 @@ impl<S: QuotaStore> FleetBuilder<S> {
     ///
     /// struct NotThere;
     /// impl QuotaStore for NotThere {
-    ///     async fn call(&self, _: Batch) -> Result<Vec<Answer>, StoreError> {
+    ///     async fn call(&self, _: Batch) -> Result<Answers, StoreError> {
     ///         Err(StoreError::unsent("no route to it"))
     ///     }
     /// }
@@ -305,7 +305,7 @@ impl<S: QuotaStore> FleetBuilder<S> {
     /// # async fn main() {
     /// let fleet = Fleet::with_store(MemoryStore::new()).secret("short").mode(Mode::Off);
     /// let text = "the fleet cannot be started:
-    ///   nodes is not set, allowed is 1 to 1024
+    ///   nodes is not set, allowed is 1 to 1024, or `count_nodes`
     ///   secret is 5 bytes, allowed is 16 bytes at least, the same on all nodes
     ///   mode is Off, allowed is Enforce or Shadow: without a fleet there is no `.fleet(..)`";
     /// assert_eq!(fleet.start().unwrap_err().to_string(), text);

@@ -41,19 +41,17 @@ struct Ended {
 /// The longest time until an answer, two flush intervals. Beyond it the store counts as failed.
 const ANSWER_WITHIN: Duration = Duration::from_millis(40);
 
-/// Tells the machine that no call will be made any more, when the task ends in whatever way.
-struct EndOnDrop(Arc<Shared>);
-
-impl Drop for EndOnDrop {
+// Tells the machine that no call will be made any more, when the task ends in whatever way: also
+// with its runtime, before it has run.
+impl<S> Drop for Driver<S> {
     fn drop(&mut self) {
-        self.0.end();
-        self.0.ended.send_replace(true);
+        self.shared.end();
+        self.shared.ended.send_replace(true);
     }
 }
 
 impl<S: QuotaStore> Driver<S> {
     pub(crate) async fn run(self) {
-        let _end = EndOnDrop(Arc::clone(&self.shared));
         let mut calls = JoinSet::new();
         while !self.shared.is_stopping.load(Relaxed) {
             let wake_at = self.start_due(&mut calls);

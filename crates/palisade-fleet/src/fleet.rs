@@ -24,7 +24,8 @@ use tokio::{
     time::timeout,
 };
 
-/// What counts a rate limit over several nodes. Clones are the same one.
+/// What counts a rate limit over several nodes. Clones are the same one. Without a clone and
+/// without a policy, it reports what is left and ends.
 ///
 /// The task that asks the store ends with [`shutdown`](Self::shutdown) or with its runtime, and not
 /// when the last handle is dropped. See the [crate docs](crate).
@@ -46,6 +47,7 @@ use tokio::{
 #[derive(Clone)]
 pub struct Fleet {
     pub(crate) shared: Arc<Shared>,
+    handle: Arc<Handle>,
     policy: Arc<str>,
     on_failure: OnFailure,
 }
@@ -99,6 +101,9 @@ pub enum OnFailure {
     Deny,
 }
 
+/// What the clones and the policies hold. The task ends with the last of them.
+struct Handle(Arc<Shared>);
+
 /// What all clones have in common.
 pub(crate) struct Shared {
     pub(crate) state: Mutex<State>,
@@ -142,6 +147,7 @@ struct PolicyOfFleet {
     only_rule: Option<u16>,
     on_failure: OnFailure,
     _alive: Arc<()>,
+    _handle: Arc<Handle>,
 }
 
 /// The longest wait of a request for an answer of the store.
@@ -156,6 +162,7 @@ const MAX_POLICIES: usize = 64;
 impl Fleet {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self {
+            handle: Arc::new(Handle(Arc::clone(&shared))),
             shared,
             policy: Arc::from("default"),
             on_failure: OnFailure::LocalShare(2.0),
@@ -300,8 +307,7 @@ impl Fleet {
     /// # }
     /// ```
     pub async fn shutdown(&self) {
-        self.shared.is_stopping.store(true, Relaxed);
-        self.shared.changed.notify_one();
+        self.shared.stop();
         let mut ended = self.shared.ended.subscribe();
         let _ = timeout(SHUTDOWN_WITHIN, ended.wait_for(|ended| *ended)).await;
         self.shared.end();
@@ -358,6 +364,7 @@ impl CountsFleet for Fleet {
             only_rule,
             on_failure: self.on_failure,
             _alive: alive,
+            _handle: Arc::clone(&self.handle),
         }))
     }
 }
@@ -374,9 +381,21 @@ impl fmt::Debug for Fleet {
     }
 }
 
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
 // === Shared ===
 
 impl Shared {
+    /// Lets the task report what is left, and end.
+    fn stop(&self) {
+        self.is_stopping.store(true, Relaxed);
+        self.changed.notify_one();
+    }
+
     /// No call will be made any more.
     pub(crate) fn end(&self) {
         let wakers = self.state.lock().machine.end();

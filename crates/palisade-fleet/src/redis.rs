@@ -20,8 +20,9 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    task::AbortHandle,
-    time::Instant,
+    sync::Mutex as AsyncMutex,
+    task::{AbortHandle, JoinSet},
+    time::{Instant, timeout},
 };
 
 /// A [`QuotaStore`] on one Redis or Valkey: what [`Fleet::redis`](crate::Fleet::redis) counts on.
@@ -29,8 +30,9 @@ use tokio::{
 ///
 /// It has one connection, and opens another one when that one fails, or when a call is dropped. It
 /// needs these rights: `+evalsha +eval +script|load +time +get +set`, and all keys that begin with
-/// `palisade:`. If nodes are [counted](crate::FleetBuilder::count_nodes), also
-/// `+zadd +zremrangebyscore +zcard +pexpire`. No password is in its `Debug` form or in an error.
+/// `palisade:`; for another database than 0 also `+select`; and if nodes are
+/// [counted](crate::FleetBuilder::count_nodes), `+zadd +zremrangebyscore +zcard +pexpire`. No
+/// password is in its `Debug` form or in an error.
 ///
 /// ```
 /// use palisade_fleet::{Fleet, FleetBuilder, RedisStore};
@@ -41,9 +43,12 @@ use tokio::{
 /// # }
 /// ```
 pub struct RedisStore {
-    addr: ConnectionAddr,
-    settings: RedisConnectionInfo,
+    server: Arc<Server>,
     connection: Mutex<Option<Arc<Connection>>>,
+    /// The task that opens a connection, if one does. It outlives the call that has started it: a
+    /// server far away would otherwise never be reached, because a call has less time than the
+    /// round trips take that open a connection.
+    opening: AsyncMutex<JoinSet<Result<Connection, RedisError>>>,
     /// The clock of the server, if scripts are not told its time.
     clock: Mutex<Option<ServerClock>>,
 }
@@ -58,12 +63,18 @@ struct ServerClock {
     skew: Duration,
 }
 
+/// Where the server is, and as whom to speak to it.
+struct Server {
+    addr: ConnectionAddr,
+    settings: RedisConnectionInfo,
+}
+
 /// An open connection on which the script is known.
 struct Connection {
     inner: MultiplexedConnection,
     /// The script, as Redis calls it.
     digest: String,
-    /// The bytes that may still arrive before the next complete answer.
+    /// The bytes that may still arrive before the next complete answer, which adds its own.
     budget: Arc<AtomicUsize>,
     task: AbortHandle,
 }
@@ -71,16 +82,27 @@ struct Connection {
 const SCRIPT: &str = include_str!("script.lua");
 
 /// The most bytes without a complete answer. The longest answer has 128 times two numbers: 6 KiB.
+/// What is no answer counts for as long as the connection is open: the client keeps some of it.
 const MAX_ANSWER: usize = 64 << 10;
 
-/// A retry longer than this is the answer of a store that errs. The longest debt of a quota is 12
-/// days.
-const MAX_WAIT: Duration = Duration::from_secs(60 * 60 * 24 * 365);
+/// How long a call waits for a connection. Beyond it the call has failed, and was not sent.
+const CONNECTION_WITHIN: Duration = Duration::from_millis(25);
+
+/// How long it may take to open a connection. Shorter than the time between two tries of a server
+/// that does not answer, so that each of them connects anew.
+const OPEN_WITHIN: Duration = Duration::from_millis(500);
 
 /// How often the time of the server is read, if scripts are not told it.
 const READ_TIME_EVERY: Duration = Duration::from_secs(1);
 /// How much the clock of the server may move in that time.
 const MAX_SKEW: Duration = Duration::from_millis(50);
+
+/// The most characters of an error that a server has sent.
+const MAX_ERROR: usize = 200;
+
+/// A retry longer than this is the answer of a store that errs. The longest debt of a quota is 12
+/// days.
+const MAX_WAIT: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 
 impl RedisStore {
     /// Creates a store on the Redis at this URL. Connects when it is called for the first time.
@@ -100,21 +122,64 @@ impl RedisStore {
         // What is not asked for need not be allowed.
         let settings = info.redis_settings().clone().set_skip_set_lib_name();
         Ok(Self {
-            addr,
-            settings,
+            server: Arc::new(Server { addr, settings }),
             connection: Mutex::new(None),
+            opening: AsyncMutex::default(),
             clock: Mutex::new(None),
         })
     }
 
     /// Returns the open connection, or a new one.
     async fn connection(&self) -> Result<Arc<Connection>, RedisError> {
-        if let Some(open) = &*self.connection.lock() {
-            return Ok(Arc::clone(open));
+        if let Some(open) = self.open() {
+            return Ok(open);
         }
-        let opened = Arc::new(self.connect().await?);
-        *self.connection.lock() = Some(Arc::clone(&opened));
-        Ok(opened)
+        let mut opening = self.opening.lock().await;
+        // Another call may have opened it meanwhile.
+        if let Some(open) = self.open() {
+            return Ok(open);
+        }
+        let closed = || RedisError::from(io::Error::from(io::ErrorKind::ConnectionAborted));
+        // One that was opened since the last call. What has failed since is tried again.
+        let opened = match opening.try_join_next() {
+            Some(Ok(Ok(opened))) => opened,
+            _ => {
+                if opening.is_empty() {
+                    opening.spawn(Arc::clone(&self.server).open());
+                }
+                let ended = opening.join_next().await.and_then(Result::ok);
+                ended.unwrap_or_else(|| Err(closed()))?
+            }
+        };
+        *self.connection.lock() = Some(Arc::new(opened));
+        self.open().ok_or_else(closed)
+    }
+
+    /// Returns the connection if it is open. The server may have closed it while it was idle.
+    fn open(&self) -> Option<Arc<Connection>> {
+        let mut present = self.connection.lock();
+        if present.as_ref().is_some_and(|it| it.task.is_finished()) {
+            *present = None;
+        }
+        present.clone()
+    }
+
+    /// Closes a connection, unless another one has taken its place.
+    fn close(&self, connection: &Arc<Connection>) {
+        let mut present = self.connection.lock();
+        if present
+            .as_ref()
+            .is_some_and(|it| Arc::ptr_eq(it, connection))
+        {
+            *present = None;
+        }
+    }
+}
+
+impl Server {
+    async fn open(self: Arc<Self>) -> Result<Connection, RedisError> {
+        let opened = timeout(OPEN_WITHIN, self.connect()).await;
+        opened.unwrap_or_else(|late| Err(io::Error::from(late).into()))
     }
 
     async fn connect(&self) -> Result<Connection, RedisError> {
@@ -162,39 +227,50 @@ impl RedisStore {
         Ok(connection)
     }
 
-    /// Closes a connection, unless another one has taken its place.
-    fn close(&self, connection: &Arc<Connection>) {
-        let mut present = self.connection.lock();
-        if present
-            .as_ref()
-            .is_some_and(|it| Arc::ptr_eq(it, connection))
-        {
-            *present = None;
+    /// Returns what to say of an error. A server may repeat in it what was sent, such as the
+    /// password of a command that it does not know, and may write as much as it likes.
+    fn describe(&self, error: &RedisError) -> String {
+        let mut text = error.to_string();
+        if let Some(arguments) = text.find("with args beginning with") {
+            text.truncate(arguments);
         }
+        if let Some(password) = self.settings.password().filter(|it| !it.is_empty()) {
+            text = text.replace(password, "..");
+        }
+        text.chars()
+            .take(MAX_ERROR)
+            .flat_map(char::escape_debug)
+            .collect()
     }
 }
 
-/// Closes the connection of a call that is dropped before its answer, which would otherwise be
-/// waited for on a connection that may be dead.
+/// Closes the connection of a call without a right answer. The answer may come yet, the connection
+/// may be dead, or the server may have become a replica since.
 struct CloseOnDrop<'a> {
     store: &'a RedisStore,
-    connection: Option<Arc<Connection>>,
+    connection: &'a Arc<Connection>,
+    is_answered: bool,
 }
 
 impl Drop for CloseOnDrop<'_> {
     fn drop(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            self.store.close(&connection);
+        if !self.is_answered {
+            self.store.close(self.connection);
         }
     }
 }
 
 impl QuotaStore for RedisStore {
     async fn call(&self, batch: Batch) -> Result<Answers, StoreError> {
-        let connection = self.connection().await.map_err(StoreError::unsent)?;
+        let server = &*self.server;
+        let connection = timeout(CONNECTION_WITHIN, self.connection())
+            .await
+            .unwrap_or_else(|late| Err(io::Error::from(late).into()))
+            .map_err(|error| StoreError::unsent(server.describe(&error)))?;
         let mut on_drop = CloseOnDrop {
             store: self,
-            connection: Some(Arc::clone(&connection)),
+            connection: &connection,
+            is_answered: false,
         };
         let mut time = self.time(&connection).await?;
         let mut answer = connection.call(&batch, time).await;
@@ -203,20 +279,20 @@ impl QuotaStore for RedisStore {
             time = Some(self.read_time(&connection).await?);
             answer = connection.call(&batch, time).await;
         }
-        // A complete answer leaves the connection in order, even one that is an error.
-        let is_kept = match &answer {
-            Ok(_) => true,
-            Err(error) => matches!(error.kind(), ErrorKind::Server(_)),
-        };
-        if is_kept {
-            on_drop.connection = None;
-        }
-        let answer = answer.map_err(StoreError::unanswered)?;
-        connection.budget.store(MAX_ANSWER, Relaxed);
-        parse(&answer, &batch).ok_or_else(|| {
-            self.close(&connection);
+        let answer = answer.map_err(|error| {
+            let text = server.describe(&error);
+            if has_not_run(&error) {
+                StoreError::unsent(text)
+            } else {
+                StoreError::unanswered(text)
+            }
+        })?;
+        let (answers, length) = parse(&answer, &batch).ok_or_else(|| {
             StoreError::unanswered("an answer of another form than that of the script")
-        })
+        })?;
+        connection.budget.fetch_add(length, Relaxed);
+        on_drop.is_answered = true;
+        Ok(answers)
     }
 
     fn clock_skew(&self) -> Option<Duration> {
@@ -227,7 +303,28 @@ impl QuotaStore for RedisStore {
 /// Returns whether a server does not let scripts ask for the time, as serverless Redis does.
 fn refuses_time(error: &RedisError) -> bool {
     let detail = error.detail().unwrap_or_default();
-    matches!(error.kind(), ErrorKind::Server(_)) && detail.contains("not allowed from script")
+    detail.contains("not allowed from script")
+}
+
+/// Returns whether an error says that the script has charged nothing.
+fn has_not_run(error: &RedisError) -> bool {
+    use ServerErrorKind as Kind;
+    match error.kind() {
+        ErrorKind::Server(
+            Kind::NoScript
+            | Kind::BusyLoading
+            | Kind::ReadOnly
+            | Kind::NoPerm
+            | Kind::MasterDown
+            | Kind::ClusterDown
+            | Kind::CrossSlot
+            | Kind::Moved
+            | Kind::Ask
+            | Kind::TryAgain,
+        ) => true,
+        // The script says the first itself.
+        _ => matches!(error.code(), Some("UNCHARGED" | "BUSY" | "NOAUTH")),
+    }
 }
 
 impl RedisStore {
@@ -252,8 +349,13 @@ impl RedisStore {
         let sent = Instant::now();
         let mut inner = connection.inner.clone();
         let time = redis::cmd("TIME").query_async(&mut inner).await;
-        let (seconds, micros): (u64, u64) = time.map_err(StoreError::unsent)?;
         let half = sent.elapsed() / 2;
+        let time: (u64, u64) = time.map_err(|error| {
+            let text = self.server.describe(&error);
+            StoreError::unsent(text)
+        })?;
+        let (seconds, micros) = time;
+        connection.budget.fetch_add(TIME_LENGTH, Relaxed);
         let mut clock = ServerClock {
             read_at: sent + half,
             micros: seconds.saturating_mul(1_000_000).saturating_add(micros),
@@ -279,7 +381,9 @@ impl RedisStore {
     pub(crate) async fn call_at(&self, batch: &Batch, time: u64) -> Answers {
         let connection = self.connection().await.unwrap();
         let answer = connection.call(batch, Some(time)).await.unwrap();
-        parse(&answer, batch).unwrap()
+        let (answers, length) = parse(&answer, batch).unwrap();
+        connection.budget.fetch_add(length, Relaxed);
+        answers
     }
 }
 
@@ -346,12 +450,16 @@ impl Drop for Connection {
     }
 }
 
+/// The fewest bytes of the answer to `TIME`.
+const TIME_LENGTH: usize = "*2\r\n$10\r\n1795922802\r\n$1\r\n0\r\n".len();
+
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Returns the answers of the script: two numbers for each account, and the number of nodes.
-fn parse(answer: &Value, batch: &Batch) -> Option<Answers> {
+/// Returns the answers of the script, two numbers for each account and the number of nodes, and the
+/// bytes that they take.
+fn parse(answer: &Value, batch: &Batch) -> Option<(Answers, usize)> {
     let Value::Array(numbers) = answer else {
         return None;
     };
@@ -372,14 +480,26 @@ fn parse(answer: &Value, batch: &Batch) -> Option<Answers> {
     let accounts = pairs.iter().map(answer).collect::<Option<_>>()?;
     // 0 if the set of nodes cannot be used.
     let nodes = u32::try_from(*nodes).ok().filter(|nodes| *nodes > 0);
-    Some(Answers::new(accounts, batch.node.and(nodes)))
+    let lengths = numbers.iter().map(|number| match number {
+        Value::Int(number) => length(*number),
+        _ => 0,
+    });
+    let own = i64::try_from(numbers.len()).map_or(0, length);
+    let length = own + lengths.sum::<usize>();
+    Some((Answers::new(accounts, batch.node.and(nodes)), length))
+}
+
+/// Returns the number of bytes that a number takes, with its type before and a line end after it.
+fn length(number: i64) -> usize {
+    let digits = number.unsigned_abs().checked_ilog10().unwrap_or(0) as usize + 1;
+    1 + usize::from(number < 0) + digits + 2
 }
 
 impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Without the settings, which have the password.
         f.debug_struct("RedisStore")
-            .field("addr", &self.addr.to_string())
+            .field("addr", &self.server.addr.to_string())
             .finish_non_exhaustive()
     }
 }
@@ -425,5 +545,38 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Bounded<T> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Ask;
+
+    #[test]
+    fn the_length_of_an_answer_is_that_of_its_bytes() {
+        for number in [0, 1, 9, 10, 99, 100, -1, -10, i64::MAX, i64::MIN] {
+            assert_eq!(length(number), format!(":{number}\r\n").len(), "{number}");
+        }
+        let numbers = [3, 0, -1, 0, 0].map(Value::Int);
+        let ask = Ask {
+            account: 1,
+            period: Duration::from_secs(1),
+            burst: 1,
+            admitted: 0,
+            asked: 0,
+            fewest: 1,
+            longest: Duration::from_secs(1),
+        };
+        let batch = Batch {
+            fleet: Arc::from("fleet"),
+            asks: vec![ask; 2],
+            node: None,
+        };
+        let (answers, length) = parse(&Value::Array(numbers.to_vec()), &batch).unwrap();
+        assert_eq!(length, "*5\r\n:3\r\n:0\r\n:-1\r\n:0\r\n:0\r\n".len());
+        assert_eq!(answers.accounts[1], Answer::Unusable);
+        let time = "*2\r\n$10\r\n1795922802\r\n$6\r\n084427\r\n";
+        assert!(TIME_LENGTH <= time.len() && TIME_LENGTH > time.len() - 6);
     }
 }

@@ -11,9 +11,17 @@
 --
 -- The value of a key is the time in microseconds at which its debt is paid. Lua has doubles, which
 -- hold these times exactly.
+--
+-- An error other than that of one key is one of the server: it is out of memory, a replica, or does
+-- not allow a command. It fails the call, and says whether an account was charged before.
+local is_charged = false
+local function failed(answer)
+  return {err = (is_charged and 'CHARGED ' or 'UNCHARGED ') .. answer['err']}
+end
 local now = tonumber(ARGV[1])
 if not now then
-  local time = redis.call('TIME')
+  local time = redis.pcall('TIME')
+  if time['err'] then return failed(time) end
   now = time[1] * 1000000 + time[2]
 end
 local answers = {}
@@ -26,7 +34,9 @@ for i = 1, accounts do
   local granted, wait = -1, 0
   -- A failure of one key must not lose the answers of those before it.
   local stored = redis.pcall('GET', key)
-  if type(stored) ~= 'table' then
+  if type(stored) == 'table' then
+    if not string.find(stored['err'], 'WRONGTYPE', 1, true) then return failed(stored) end
+  else
     local paid = math.max(stored and tonumber(stored) or 0, now) + admitted * period
     -- Also if the clock was set back, or if the value is no number.
     if not (paid <= now + longest) then paid = now + longest end
@@ -37,7 +47,8 @@ for i = 1, accounts do
     if paid > now then
       local millis = string.format('%.0f', math.ceil((paid - now) / 1000))
       local set = redis.pcall('SET', key, string.format('%.0f', paid), 'PX', millis)
-      if set['err'] then granted, wait = -1, 0 end
+      if set['err'] then return failed(set) end
+      is_charged = true
     end
   end
   answers[2 * i - 1], answers[2 * i] = granted, wait

@@ -73,7 +73,7 @@ pub trait QuotaStore: Send + Sync + 'static {
     }
 }
 
-/// The accounts that a node reports and asks for at once: 128 at most, and one at least. See
+/// The accounts that a node reports and asks for at once: 128 at most, or none. See
 /// [`QuotaStore`] for an example.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -111,7 +111,7 @@ impl Answers {
 /// comes with each call. This is a whole store, but for its memory, which grows:
 ///
 /// ```
-/// use palisade_fleet::{Answer, Ask, Batch, Fleet, QuotaStore, StoreError};
+/// use palisade_fleet::{Answer, Answers, Ask, Batch, Fleet, QuotaStore, StoreError};
 /// use palisade_rate_limit::{Quota, RateLimitLayer};
 /// use std::{collections::HashMap, sync::{Arc, Mutex}};
 /// use tokio::time::Instant;
@@ -143,7 +143,7 @@ impl Answers {
 ///             *paid = after;
 ///             answer
 ///         };
-///         Ok(batch.asks.iter().map(answer).collect())
+///         Ok(Answers::new(batch.asks.iter().map(answer).collect(), None))
 ///     }
 /// }
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]

@@ -53,6 +53,11 @@ impl Breaker {
         self.state == State::Closed
     }
 
+    #[inline]
+    pub(super) fn has_ended(&self) -> bool {
+        self.state == State::Ended
+    }
+
     /// Returns when the store is tried next, if the breaker is not closed. `Some(None)` if it is
     /// being tried, or never is.
     pub(super) fn probe_at(&self) -> Option<Option<Micros>> {

@@ -122,6 +122,8 @@ struct Item {
     asked: u32,
     /// How many of them requests wait for.
     needed: u32,
+    /// When the debt is paid, if some of the cells were admitted alone, and else 0.
+    paid: Micros,
 }
 
 const MAX_CALLS: usize = 2;
@@ -302,6 +304,7 @@ impl Machine {
             return Outcome::Local;
         }
         if !self.breaker.is_closed() {
+            self.want_probe(claims, now, digest);
             return Outcome::Alone;
         }
         let mut must_ask = false;
@@ -432,6 +435,9 @@ impl Machine {
         paid: &dyn Fn(usize) -> Micros,
         digest: &dyn Fn(usize) -> [u64; 2],
     ) {
+        if self.breaker.has_ended() {
+            return;
+        }
         let is_alone = !self.breaker.is_closed();
         for (index, claim) in claims.iter().enumerate() {
             let Some(slot) = self.insert(*claim, now, || digest(index)) else {
@@ -485,6 +491,9 @@ impl Machine {
 
     /// Returns a batch of what is to be reported, whether or not it is time for it.
     pub(crate) fn take_batch(&mut self, now: Micros) -> Option<Flush> {
+        if self.breaker.has_ended() {
+            return None;
+        }
         let place = self.calls.iter().position(Option::is_none)?;
         // One account is enough to see whether the store answers, and may be lost.
         let most = if self.breaker.is_closed() {
@@ -696,6 +705,18 @@ impl Machine {
         true
     }
 
+    /// Puts an account of a request into the queue, if it is empty, for the store to be tried with.
+    /// What is refused is not reported, so a node that refuses would never ask again.
+    fn want_probe(&mut self, claims: &[Claim], now: Micros, digest: &dyn Fn(usize) -> [u64; 2]) {
+        if self.dirty.is_empty()
+            && !self.breaker.has_ended()
+            && let Some(claim) = claims.first()
+            && let Some(slot) = self.insert(*claim, now, || digest(0))
+        {
+            self.mark_dirty(slot, now);
+        }
+    }
+
     /// Makes room in the queue by an entry whose debt is paid, after a long time without the store.
     fn drop_paid(&mut self, now: Micros) -> bool {
         let Some(&slot) = self.dirty.front() else {
@@ -745,6 +766,7 @@ impl Machine {
         if entry.has(IN_FLIGHT) {
             return None;
         }
+        let paid = if entry.has(ALONE) { entry.until } else { 0 };
         self.counts.paid += u64::from(entry.end_alone(rule.period, now));
         let lease = entry.lease(now);
         let needed = entry.waiting.saturating_sub(lease);
@@ -755,7 +777,12 @@ impl Machine {
             entry.advance /= 2;
         }
         let ahead = if lease <= advance / 2 { advance } else { 0 };
-        let (admitted, asked) = (entry.unreported, needed.saturating_add(ahead));
+        let admitted = entry.unreported;
+        let mut asked = needed.saturating_add(ahead);
+        // A call that charges nothing would not show whether the store can be written to.
+        if admitted == 0 && !self.breaker.is_closed() {
+            asked = asked.max(1);
+        }
         if admitted == 0 && asked == 0 {
             return None;
         }
@@ -777,6 +804,7 @@ impl Machine {
             admitted,
             asked,
             needed,
+            paid,
         };
         Some((item, ask))
     }
@@ -821,6 +849,11 @@ impl Machine {
         entry.flags &= !IN_FLIGHT;
         if is_unsent {
             entry.unreported = entry.unreported.saturating_add(item.admitted);
+            // So that they are not reported after they are paid.
+            if item.paid > 0 && !entry.has(ALONE | UNUSABLE) {
+                entry.flags |= ALONE;
+                entry.until = item.paid;
+            }
         }
         self.requeue(item.slot, now);
     }

@@ -1,7 +1,14 @@
 //! Nodes that count together.
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic")]
 
+#[cfg(unix)]
+mod failures;
+mod false_redis;
+mod hostile;
 mod memory;
+mod node;
+#[cfg(unix)]
+mod proxy;
 #[cfg(unix)]
 mod redis;
 

@@ -1,6 +1,6 @@
 //! Nodes on a real Redis.
 
-use crate::{SECRET, status};
+use crate::{SECRET, node::Node, status};
 use palisade_core::{Gauge, Guard};
 use palisade_fleet::{ClientKey, Fleet, OnFailure};
 use palisade_rate_limit::{KeyOutcome, Quota, RateLimitLayer, RequestHead};
@@ -46,17 +46,22 @@ async fn a_flushed_script_is_sent_again_in_the_same_call() {
     let Some(redis) = RedisServer::start().await else {
         return;
     };
-    let fleet = node(&redis, 1).on_failure(OnFailure::Deny);
-    let layer = layer(Quota::per_hour(8), &fleet);
-    let mut served = 0;
-    for _ in 0..12 {
-        assert_eq!(redis.command(&["SCRIPT", "FLUSH"]).await, "+OK\r\n");
-        match status(&layer, 1).await {
-            200 => served += 1,
-            status => assert_eq!(status, 429),
+    for client in [1, 2, 3] {
+        let builder = Fleet::redis(redis.url()).unwrap();
+        let node = Node::start(builder, 1, Quota::per_hour(8), OnFailure::Deny);
+        let mut served = 0;
+        for _ in 0..12 {
+            assert_eq!(redis.command(&["SCRIPT", "FLUSH"]).await, "+OK\r\n");
+            served += u32::from(status(&node.layer, client).await == 200);
         }
+        if node.journal.fleet().is_empty() {
+            assert_eq!(node.gauge(Gauge::FleetFailures), 0);
+            assert_eq!(served, 8);
+            return;
+        }
+        println!("once more: this machine had no time for an answer within 40 ms");
     }
-    assert_eq!(served, 8);
+    panic!("this machine is too busy");
 }
 
 #[tokio::test]
