@@ -4,8 +4,8 @@ use crate::{
     Fleet, QuotaStore, RedisStore,
     digest::{self, Secret},
     driver::Driver,
-    fleet::{Shared, State},
     machine::{MAX_NODES, Machine},
+    shared::{Shared, State},
 };
 use palisade_core::{ConfigError, GaugeSource, Mode, Recorder};
 use palisade_guard::Clock;
@@ -66,7 +66,7 @@ impl Fleet {
     /// defaults to 6379 and the database to 0; another one needs the right `+select`. What is no
     /// letter or digit in a password is written as `%2F` and the like.
     ///
-    /// Connects when there is something to report, and again whenever it must.
+    /// Connects when it is started, and again whenever it must.
     ///
     /// ```
     /// use palisade_fleet::Fleet;

@@ -2,8 +2,8 @@
 
 use crate::{
     QuotaStore,
-    fleet::Shared,
     machine::{Flush, Micros, Reply, State},
+    shared::Shared,
     store::{Answers, Batch, StoreError},
 };
 use palisade_core::Event;

@@ -1,6 +1,6 @@
 //! The gauges of a fleet.
 
-use crate::{fleet::Shared, machine};
+use crate::{machine, shared::Shared};
 use palisade_core::{Gauge, GaugeSource, Guard};
 use std::sync::atomic::Ordering::Relaxed;
 

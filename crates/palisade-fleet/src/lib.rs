@@ -61,15 +61,18 @@ mod fleet;
 mod gauges;
 mod machine;
 mod memory;
+mod policy;
 mod redis;
+mod shared;
 mod store;
 #[cfg(test)]
 mod suite;
 
 pub use crate::{
     builder::FleetBuilder,
-    fleet::{Fleet, OnFailure},
+    fleet::Fleet,
     memory::MemoryStore,
+    policy::OnFailure,
     redis::RedisStore,
     store::{Answer, Answers, Ask, Batch, QuotaStore, StoreError},
 };

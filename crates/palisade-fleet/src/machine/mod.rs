@@ -12,19 +12,24 @@
 //! at most an allowance unreported and another one in a call.
 
 mod breaker;
+mod call;
 mod entries;
+mod flush;
 mod request;
+mod rule;
 mod waiters;
 
 #[cfg(test)]
 mod tests;
 
-use crate::store::{Answer, Answers, Ask};
 use breaker::Breaker;
 pub(crate) use breaker::State;
+use call::Call;
+pub(crate) use call::{Flush, Reply};
 use entries::{ALONE, DIRTY, Entries, Entry, IN_FLIGHT, UNUSABLE, URGENT};
 pub(crate) use request::{Asked, Claim, Micros, Outcome};
-use std::{collections::VecDeque, task::Waker, time::Duration};
+use rule::Rule;
+use std::{collections::VecDeque, task::Waker};
 pub(crate) use waiters::MAX_CLAIMS;
 use waiters::{Waiter, Waiters};
 
@@ -43,25 +48,14 @@ pub(crate) struct Machine {
     last_call: u64,
     breaker: Breaker,
     nodes: u32,
-    /// When the node must be heard of next, if nodes are counted.
-    heard_of_at: Option<Micros>,
+    /// When the store must be called next, if only to be connected to or to count nodes.
+    hello_at: Option<Micros>,
+    counts_nodes: bool,
     /// The time from the first admitted cell to the report.
     flush_every: Micros,
     counts: Counts,
     /// Whether the task that flushes must look again.
     is_changed: bool,
-}
-
-/// A quota of an account.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Rule {
-    /// The time for one cell.
-    pub(crate) period: Micros,
-    pub(crate) burst: u32,
-    /// The cells that a node admits before it has reported them.
-    allowance: u32,
-    /// The most cells that are asked for in advance.
-    most_in_advance: u8,
 }
 
 /// What has been counted since the start.
@@ -88,79 +82,13 @@ pub(crate) struct Counts {
     pub(crate) failures: u64,
 }
 
-/// A batch to be sent.
-#[derive(Debug)]
-pub(crate) struct Flush {
-    pub(crate) call: u64,
-    pub(crate) asks: Vec<Ask>,
-    /// Whether nodes are to be counted.
-    pub(crate) counts_nodes: bool,
-}
-
-/// How a call has ended.
-#[derive(Debug)]
-pub(crate) enum Reply {
-    Answers(Answers),
-    /// It was not sent.
-    Unsent,
-    /// It has failed, and may have been charged.
-    Failed,
-    /// It took too long, and may be charged yet.
-    TimedOut,
-}
-
-/// A call that is in flight.
-struct Call {
-    number: u64,
-    items: Vec<Item>,
-}
-
-/// An account of a call.
-struct Item {
-    slot: u32,
-    admitted: u32,
-    asked: u32,
-    /// How many of them requests wait for.
-    needed: u32,
-    /// When the debt is paid, if some of the cells were admitted alone, and else 0.
-    paid: Micros,
-}
-
 const MAX_CALLS: usize = 2;
-/// The most accounts in a call. The store is busy for about a millisecond with twice as many.
-pub(crate) const MAX_BATCH: usize = 128;
 /// The most entries that wait to be reported.
 const MAX_DIRTY: usize = 16_384;
 /// The time from the first admitted cell to the report.
 const FLUSH_EVERY: Micros = 20_000;
-/// How long an account at least has nothing left, once the store has said so. Otherwise a node
-/// would ask for each single cell.
-const DENY_AT_LEAST: Micros = 50_000;
-/// How long an account that the store cannot hold is left alone.
-const UNUSABLE_FOR: Micros = 1_000_000;
-/// The most cells that are asked for in advance.
-const MAX_IN_ADVANCE: u32 = 128;
-/// The time between two calls that count nodes.
-const HEARD_OF_EVERY: Micros = 1_000_000;
 /// The most nodes.
 pub(crate) const MAX_NODES: u32 = 1024;
-
-impl Rule {
-    pub(crate) fn new(period: Micros, burst: u32, nodes: u32) -> Self {
-        let nodes = nodes.max(1);
-        Self {
-            period,
-            burst,
-            allowance: (burst / nodes.saturating_mul(4)).max(1),
-            most_in_advance: (burst / nodes).min(MAX_IN_ADVANCE) as u8,
-        }
-    }
-
-    /// Returns the longest debt in the store, in cells. Normal work never reaches it.
-    fn longest_debt(&self, nodes: u32) -> u64 {
-        2 * u64::from(self.burst) + 2 * u64::from(nodes) * u64::from(self.allowance)
-    }
-}
 
 impl Machine {
     /// Creates a machine for one of `nodes` nodes, with room for `entries` accounts. `seed` is for
@@ -177,7 +105,8 @@ impl Machine {
             last_call: 0,
             breaker: Breaker::new(seed),
             nodes,
-            heard_of_at: None,
+            hello_at: Some(0),
+            counts_nodes: false,
             flush_every: FLUSH_EVERY,
             counts: Counts::default(),
             is_changed: false,
@@ -186,7 +115,7 @@ impl Machine {
 
     /// Counts the nodes from now on.
     pub(crate) fn count_nodes(&mut self) {
-        self.heard_of_at = Some(0);
+        self.counts_nodes = true;
     }
 
     pub(crate) fn nodes(&self) -> u32 {
@@ -465,139 +394,6 @@ impl Machine {
         }
     }
 
-    // === The store ===
-
-    /// Returns when [`flush`](Self::flush) must be called next.
-    pub(crate) fn wake_at(&self) -> Option<Micros> {
-        let has_room = self.calls.iter().any(Option::is_none);
-        let has_work = !self.dirty.is_empty() || !self.urgent.is_empty();
-        if !has_room || !(has_work || self.heard_of_at.is_some()) {
-            return None;
-        }
-        match self.breaker.probe_at() {
-            Some(at) => at,
-            None if self.is_urgent() => Some(0),
-            None => earlier(self.due, self.heard_of_at),
-        }
-    }
-
-    /// Returns the next batch, if it is time for one.
-    pub(crate) fn flush(&mut self, now: Micros) -> Option<Flush> {
-        if self.wake_at().is_none_or(|at| at > now) {
-            return None;
-        }
-        self.take_batch(now)
-    }
-
-    /// Returns a batch of what is to be reported, whether or not it is time for it.
-    pub(crate) fn take_batch(&mut self, now: Micros) -> Option<Flush> {
-        if self.breaker.has_ended() {
-            return None;
-        }
-        let place = self.calls.iter().position(Option::is_none)?;
-        // One account is enough to see whether the store answers, and may be lost.
-        let most = if self.breaker.is_closed() {
-            MAX_BATCH
-        } else {
-            1
-        };
-        let (mut items, mut asks) = (Vec::new(), Vec::new());
-        while asks.len() < most
-            && let Some(slot) = self.next_slot()
-        {
-            if let Some((item, ask)) = self.take_entry(slot, now) {
-                items.push(item);
-                asks.push(ask);
-            }
-        }
-        self.due = (!self.dirty.is_empty()).then_some(now);
-        let counts_nodes = self.heard_of_at.is_some_and(|at| at <= now);
-        if asks.is_empty() && !counts_nodes {
-            return None;
-        }
-        if counts_nodes {
-            self.heard_of_at = Some(now + HEARD_OF_EVERY);
-        }
-        self.last_call += 1;
-        let number = self.last_call;
-        self.breaker.call_begins();
-        self.calls[place] = Some(Call { number, items });
-        self.counts.calls += 1;
-        self.counts.accounts += asks.len() as u64;
-        Some(Flush {
-            call: number,
-            asks,
-            counts_nodes,
-        })
-    }
-
-    /// Continues with the end of a call. Returns the requests that are decided.
-    pub(crate) fn reply(&mut self, call: u64, reply: Reply, now: Micros) -> Vec<Waker> {
-        let mut calls = self.calls.iter_mut();
-        let place = calls.find(|place| place.as_ref().is_some_and(|it| it.number == call));
-        let Some(Call { items, .. }) = place.and_then(Option::take) else {
-            return Vec::new();
-        };
-        let answers = match reply {
-            Reply::Answers(answers) if answers.accounts.len() == items.len() => answers,
-            reply => {
-                self.counts.failures += 1;
-                let is_unsent = matches!(reply, Reply::Unsent);
-                for item in items {
-                    self.fail(&item, is_unsent, now);
-                }
-                if self
-                    .breaker
-                    .call_failed(matches!(reply, Reply::TimedOut), now)
-                {
-                    return self.all_alone();
-                }
-                return Vec::new();
-            }
-        };
-        self.breaker.call_answered();
-        if let (Some(nodes), Some(_)) = (answers.nodes, self.heard_of_at) {
-            self.set_nodes(nodes);
-        }
-        for (item, answer) in items.iter().zip(answers.accounts) {
-            self.apply(item, answer, now);
-        }
-        let mut waiters = std::mem::take(&mut self.waiters);
-        let wakers = waiters.decide(|waiter| self.settle_waiting(waiter, now));
-        self.waiters = waiters;
-        for item in &items {
-            self.requeue(item.slot, now);
-        }
-        wakers
-    }
-
-    /// Ends all calls that are in flight as failed. Returns the requests that are decided.
-    pub(crate) fn fail_all(&mut self, now: Micros) -> Vec<Waker> {
-        let calls = self.calls.each_ref();
-        let calls = calls.map(|call| call.as_ref().map(|it| it.number));
-        let calls = calls.into_iter().flatten();
-        let ended = calls.flat_map(|call| self.reply(call, Reply::Failed, now));
-        ended.collect()
-    }
-
-    /// No call will be made any more. Returns the requests that are decided.
-    pub(crate) fn end(&mut self) -> Vec<Waker> {
-        self.breaker.end();
-        self.all_alone()
-    }
-
-    /// Decides about all requests that wait.
-    fn all_alone(&mut self) -> Vec<Waker> {
-        let (entries, waiters) = (&mut self.entries, &mut self.waiters);
-        waiters.decide(|waiter| {
-            for &(slot, _) in waiter.claims() {
-                let entry = entries.get_mut(slot);
-                entry.waiting = entry.waiting.saturating_sub(waiter.cost);
-            }
-            Some(Outcome::Alone)
-        })
-    }
-
     // === Entries ===
 
     fn insert(
@@ -747,132 +543,6 @@ impl Machine {
     fn is_urgent(&self) -> bool {
         !self.urgent.is_empty() && self.calls.iter().all(Option::is_none)
     }
-
-    fn next_slot(&mut self) -> Option<u32> {
-        let (slot, flag) = match self.urgent.pop_front() {
-            Some(slot) => (slot, URGENT),
-            None => (self.dirty.pop_front()?, DIRTY),
-        };
-        self.entries.get_mut(slot).flags &= !flag;
-        Some(slot)
-    }
-
-    /// Returns what is reported and asked for of one account; `None` if there is nothing, or if
-    /// another call about it is in flight.
-    fn take_entry(&mut self, slot: u32, now: Micros) -> Option<(Item, Ask)> {
-        let rule = self.rule_of(self.entries.get(slot));
-        let longest = rule.longest_debt(self.nodes).saturating_mul(rule.period);
-        let entry = self.entries.get_mut(slot);
-        if entry.has(IN_FLIGHT) {
-            return None;
-        }
-        let paid = if entry.has(ALONE) { entry.until } else { 0 };
-        self.counts.paid += u64::from(entry.end_alone(rule.period, now));
-        let lease = entry.lease(now);
-        let needed = entry.waiting.saturating_sub(lease);
-        let advance = u32::from(entry.advance);
-        if entry.lease > 0 && lease == 0 {
-            // It was not used in time.
-            entry.lease = 0;
-            entry.advance /= 2;
-        }
-        let ahead = if lease <= advance / 2 { advance } else { 0 };
-        let admitted = entry.unreported;
-        let mut asked = needed.saturating_add(ahead);
-        // A call that charges nothing would not show whether the store can be written to.
-        if admitted == 0 && !self.breaker.is_closed() {
-            asked = asked.max(1);
-        }
-        if admitted == 0 && asked == 0 {
-            return None;
-        }
-        entry.unreported = 0;
-        entry.flags |= IN_FLIGHT;
-        let [high, low] = entry.digest;
-        let ask = Ask {
-            account: u128::from(high) << 64 | u128::from(low),
-            period: Duration::from_micros(rule.period),
-            burst: rule.burst,
-            admitted,
-            asked,
-            fewest: entry.fewest.clamp(1, asked.max(1)),
-            longest: Duration::from_micros(longest),
-        };
-        entry.fewest = 0;
-        let item = Item {
-            slot,
-            admitted,
-            asked,
-            needed,
-            paid,
-        };
-        Some((item, ask))
-    }
-
-    /// Continues an entry after an answer.
-    fn apply(&mut self, item: &Item, answer: Answer, now: Micros) {
-        let rule = self.rule_of(self.entries.get(item.slot));
-        let longest = rule.longest_debt(self.nodes).saturating_mul(rule.period);
-        let entry = self.entries.get_mut(item.slot);
-        entry.flags &= !IN_FLIGHT;
-        let Answer::Granted { cells, wait } = answer else {
-            entry.flags |= UNUSABLE;
-            entry.until = now + UNUSABLE_FOR;
-            return;
-        };
-        // A store that errs must not make this node wait for ever, or admit more than it asked for.
-        let granted = cells.min(item.asked);
-        let wait = u64::try_from(wait.as_micros())
-            .unwrap_or(u64::MAX)
-            .min(longest);
-        if granted > 0 {
-            entry.extend_lease(granted, now);
-        }
-        // All nodes have heard of a debt beyond one cell, and would use their allowances again at
-        // the same time. Twice as long for what is beyond halves the debt that remains.
-        let wait = (wait + wait.saturating_sub(rule.period)).min(longest);
-        if granted < item.asked {
-            entry.advance = 0;
-            entry.until = now + wait.max(DENY_AT_LEAST);
-        } else if item.asked == 0 && wait > 0 {
-            // Without this, each node would use its allowance once more in each flush.
-            entry.until = now + wait;
-        } else if item.needed > 0 {
-            let doubled = entry.advance.saturating_mul(2).max(1);
-            entry.advance = doubled.min(rule.most_in_advance);
-        }
-    }
-
-    /// Continues an entry after a call that has failed.
-    fn fail(&mut self, item: &Item, is_unsent: bool, now: Micros) {
-        let entry = self.entries.get_mut(item.slot);
-        entry.flags &= !IN_FLIGHT;
-        if is_unsent {
-            entry.unreported = entry.unreported.saturating_add(item.admitted);
-            // So that they are not reported after they are paid.
-            if item.paid > 0 && !entry.has(ALONE | UNUSABLE) {
-                entry.flags |= ALONE;
-                entry.until = item.paid;
-            }
-        }
-        self.requeue(item.slot, now);
-    }
-
-    /// Puts an entry into the queues in which it belongs after a call.
-    fn requeue(&mut self, slot: u32, now: Micros) {
-        let entry = self.entries.get(slot);
-        let (waiting, unreported) = (entry.waiting, entry.unreported);
-        if waiting > entry.lease(now) {
-            self.mark_urgent(slot);
-        }
-        if unreported > 0 {
-            self.mark_dirty(slot, now);
-        }
-    }
-}
-
-fn earlier(one: Option<Micros>, other: Option<Micros>) -> Option<Micros> {
-    one.into_iter().chain(other).min()
 }
 
 /// No slot.

@@ -464,14 +464,17 @@ async fn after_a_shutdown_nothing_is_sent_whatever_the_node_admits() {
 async fn what_is_left_is_reported_when_the_last_policy_is_dropped() {
     let store = Told::new(How::Answer);
     let node = store.node(OnFailure::LocalFull);
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(store.calls.load(Relaxed), 1); // It has connected.
     assert_eq!(status(&node.layer, 1).await, 200);
     let Node { fleet, layer, .. } = node;
     drop(fleet);
     sleep(Duration::from_millis(1)).await;
-    assert_eq!(store.calls.load(Relaxed), 0);
+    assert_eq!(store.calls.load(Relaxed), 1);
     drop(layer);
     sleep(Duration::from_millis(1)).await;
-    assert_eq!(store.calls.load(Relaxed), 1);
+    assert_eq!(store.calls.load(Relaxed), 2);
+    assert_eq!(store.admitted.load(Relaxed), 1);
 }
 
 #[test]

@@ -62,3 +62,46 @@ async fn after_a_shutdown_each_node_admits_its_share() {
     assert_eq!(status(&other, 1).await, 503);
     sleep(Duration::from_secs(60)).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_is_built_again_has_its_accounts_and_another_one_at_its_place_has_not() {
+    let store = MemoryStore::new();
+    let fleet = node(store.clone(), 1);
+    let policy = |name| RateLimitLayer::new(Quota::per_hour(1).fleet(&fleet.named(name)));
+    let first = policy("first").unwrap();
+    assert_eq!(status(&first, 1).await, 200);
+    assert!(policy("first").is_err());
+    sleep(Duration::from_millis(30)).await;
+    drop(first);
+    // At the same place, under another name: another account.
+    let second = policy("second").unwrap();
+    assert_eq!(status(&second, 1).await, 200);
+    drop(second);
+    // Again under its name, with the table of the node empty: its account in the store is not.
+    let again = policy("first").unwrap();
+    let _ = status(&again, 1).await;
+    sleep(Duration::from_millis(30)).await;
+    assert_eq!(status(&again, 1).await, 429);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_that_are_counted_know_how_many_they_are() {
+    let store = MemoryStore::new();
+    let start = || {
+        let fleet = Fleet::with_store(store.clone()).count_nodes();
+        fleet.secret(SECRET).start().unwrap()
+    };
+    let nodes: Vec<_> = (0..3).map(|_| start()).collect();
+    sleep(Duration::from_millis(1_100)).await;
+    for node in &nodes {
+        assert!(format!("{node:?}").contains("nodes: 3"), "{node:?}");
+    }
+    let [first, rest @ ..] = &nodes[..] else {
+        unreachable!()
+    };
+    for node in rest {
+        node.shutdown().await;
+    }
+    sleep(Duration::from_secs(5)).await;
+    assert!(format!("{first:?}").contains("nodes: 1"), "{first:?}");
+}

@@ -4,7 +4,7 @@ use crate::{SECRET, node::Node, status};
 use palisade_core::{Gauge, Guard};
 use palisade_fleet::{ClientKey, Fleet, OnFailure};
 use palisade_rate_limit::{KeyOutcome, Quota, RateLimitLayer, RequestHead};
-use palisade_testkit::{Journal, redis::RedisServer};
+use palisade_testkit::{Journal, clients::wait_until, redis::RedisServer};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -138,4 +138,37 @@ async fn two_processes_have_the_same_key_for_an_address_and_for_a_name() {
     assert!(other.status().await.unwrap().success());
     let both = redis.command(&["KEYS", "*"]).await;
     assert!(both.starts_with("*2\r\n"), "{both}");
+}
+
+#[tokio::test]
+async fn nodes_are_counted_also_beside_a_million_that_are_gone() {
+    let Some(redis) = RedisServer::start().await else {
+        return;
+    };
+    let start = || {
+        let fleet = Fleet::redis(redis.url()).unwrap().count_nodes();
+        fleet.secret(SECRET).start().unwrap()
+    };
+    let nodes = [start(), start()];
+    let know = |count: usize| {
+        let count = format!("nodes: {count}");
+        nodes
+            .iter()
+            .all(|node| format!("{node:?}").contains(&count))
+    };
+    wait_until("both know of each other", || know(2)).await;
+    // Whoever may write to the set may make nodes too many, and not stop them from counting.
+    let script = "for i = 1, 1000000 do redis.call('ZADD', KEYS[1], '1e15', i) end";
+    let set = "palisade:{default:0}:nodes";
+    redis.command(&["EVAL", script, "1", set]).await;
+    wait_until("there are 1,024 at most", || know(1024)).await;
+    redis.command(&["DEL", set]).await;
+    wait_until("both know of each other again", || know(2)).await;
+    // A key of another kind: they stay as many as they were.
+    redis.command(&["DEL", set]).await;
+    redis.command(&["SET", set, "no set"]).await;
+    let layer = layer(Quota::per_minute(60), &nodes[0]);
+    assert_eq!(status(&layer, 1).await, 200);
+    nodes[0].shutdown().await;
+    assert!(know(2) || know(1), "{nodes:?}");
 }

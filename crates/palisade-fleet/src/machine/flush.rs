@@ -1,0 +1,287 @@
+//! What is reported and asked for, and what comes of it.
+
+use super::{
+    Machine,
+    call::{Call, Flush, Item, Reply},
+    entries::{ALONE, DIRTY, IN_FLIGHT, UNUSABLE, URGENT},
+    request::{Micros, Outcome},
+};
+use crate::store::{Answer, Ask};
+use std::{task::Waker, time::Duration};
+
+/// The most accounts in a call. The store is busy for about a millisecond with twice as many.
+pub(crate) const MAX_BATCH: usize = 128;
+/// How long an account at least has nothing left, once the store has said so. Otherwise a node
+/// would ask for each single cell.
+const DENY_AT_LEAST: Micros = 50_000;
+/// How long an account that the store cannot hold is left alone.
+const UNUSABLE_FOR: Micros = 1_000_000;
+/// The time between two calls that count nodes.
+const COUNT_NODES_EVERY: Micros = 1_000_000;
+
+impl Machine {
+    /// Returns when [`flush`](Self::flush) must be called next.
+    pub(crate) fn wake_at(&self) -> Option<Micros> {
+        let has_room = self.calls.iter().any(Option::is_none);
+        let has_work = !self.dirty.is_empty() || !self.urgent.is_empty();
+        if !has_room || !(has_work || self.hello_at.is_some()) {
+            return None;
+        }
+        match self.breaker.probe_at() {
+            Some(at) => at,
+            None if self.is_urgent() => Some(0),
+            None => earlier(self.due, self.hello_at),
+        }
+    }
+
+    /// Returns the next batch, if it is time for one.
+    pub(crate) fn flush(&mut self, now: Micros) -> Option<Flush> {
+        if self.wake_at().is_none_or(|at| at > now) {
+            return None;
+        }
+        self.take_batch(now)
+    }
+
+    /// Returns a batch of what is to be reported, whether or not it is time for it.
+    pub(crate) fn take_batch(&mut self, now: Micros) -> Option<Flush> {
+        if self.breaker.has_ended() {
+            return None;
+        }
+        let place = self.calls.iter().position(Option::is_none)?;
+        // One account is enough to see whether the store answers, and may be lost.
+        let most = if self.breaker.is_closed() {
+            MAX_BATCH
+        } else {
+            1
+        };
+        let (mut items, mut asks) = (Vec::new(), Vec::new());
+        while asks.len() < most
+            && let Some(slot) = self.next_slot()
+        {
+            if let Some((item, ask)) = self.take_entry(slot, now) {
+                items.push(item);
+                asks.push(ask);
+            }
+        }
+        self.due = (!self.dirty.is_empty()).then_some(now);
+        let is_hello = self.hello_at.is_some_and(|at| at <= now);
+        if asks.is_empty() && !is_hello {
+            return None;
+        }
+        if is_hello {
+            self.hello_at = self.counts_nodes.then_some(now + COUNT_NODES_EVERY);
+        }
+        self.last_call += 1;
+        let number = self.last_call;
+        self.breaker.call_begins();
+        self.calls[place] = Some(Call { number, items });
+        self.counts.calls += 1;
+        self.counts.accounts += asks.len() as u64;
+        Some(Flush {
+            call: number,
+            asks,
+            counts_nodes: is_hello && self.counts_nodes,
+        })
+    }
+
+    /// Continues with the end of a call. Returns the requests that are decided.
+    pub(crate) fn reply(&mut self, call: u64, reply: Reply, now: Micros) -> Vec<Waker> {
+        let mut calls = self.calls.iter_mut();
+        let place = calls.find(|place| place.as_ref().is_some_and(|it| it.number == call));
+        let Some(Call { items, .. }) = place.and_then(Option::take) else {
+            return Vec::new();
+        };
+        let answers = match reply {
+            Reply::Answers(answers) if answers.accounts.len() == items.len() => answers,
+            reply => {
+                self.counts.failures += 1;
+                let is_unsent = matches!(reply, Reply::Unsent);
+                for item in items {
+                    self.fail(&item, is_unsent, now);
+                }
+                if self
+                    .breaker
+                    .call_failed(matches!(reply, Reply::TimedOut), now)
+                {
+                    return self.all_alone();
+                }
+                return Vec::new();
+            }
+        };
+        self.breaker.call_answered();
+        if let (Some(nodes), true) = (answers.nodes, self.counts_nodes) {
+            self.set_nodes(nodes);
+        }
+        for (item, answer) in items.iter().zip(answers.accounts) {
+            self.apply(item, answer, now);
+        }
+        let mut waiters = std::mem::take(&mut self.waiters);
+        let wakers = waiters.decide(|waiter| self.settle_waiting(waiter, now));
+        self.waiters = waiters;
+        for item in &items {
+            self.requeue(item.slot, now);
+        }
+        wakers
+    }
+
+    /// Ends all calls that are in flight as failed. Returns the requests that are decided.
+    pub(crate) fn fail_all(&mut self, now: Micros) -> Vec<Waker> {
+        let calls = self.calls.each_ref();
+        let calls = calls.map(|call| call.as_ref().map(|it| it.number));
+        let calls = calls.into_iter().flatten();
+        let ended = calls.flat_map(|call| self.reply(call, Reply::Failed, now));
+        ended.collect()
+    }
+
+    /// No call will be made any more. Returns the requests that are decided.
+    pub(crate) fn end(&mut self) -> Vec<Waker> {
+        self.breaker.end();
+        self.all_alone()
+    }
+
+    /// Decides about all requests that wait.
+    fn all_alone(&mut self) -> Vec<Waker> {
+        let (entries, waiters) = (&mut self.entries, &mut self.waiters);
+        waiters.decide(|waiter| {
+            for &(slot, _) in waiter.claims() {
+                let entry = entries.get_mut(slot);
+                entry.waiting = entry.waiting.saturating_sub(waiter.cost);
+            }
+            Some(Outcome::Alone)
+        })
+    }
+
+    // === Accounts ===
+
+    fn next_slot(&mut self) -> Option<u32> {
+        let (slot, flag) = match self.urgent.pop_front() {
+            Some(slot) => (slot, URGENT),
+            None => (self.dirty.pop_front()?, DIRTY),
+        };
+        self.entries.get_mut(slot).flags &= !flag;
+        Some(slot)
+    }
+
+    /// Returns what is reported and asked for of one account; `None` if there is nothing, or if
+    /// another call about it is in flight.
+    fn take_entry(&mut self, slot: u32, now: Micros) -> Option<(Item, Ask)> {
+        let rule = self.rule_of(self.entries.get(slot));
+        let longest = rule.longest_debt(self.nodes).saturating_mul(rule.period);
+        let entry = self.entries.get_mut(slot);
+        if entry.has(IN_FLIGHT) {
+            return None;
+        }
+        let paid = if entry.has(ALONE) { entry.until } else { 0 };
+        self.counts.paid += u64::from(entry.end_alone(rule.period, now));
+        let lease = entry.lease(now);
+        let needed = entry.waiting.saturating_sub(lease);
+        let advance = u32::from(entry.advance);
+        if entry.lease > 0 && lease == 0 {
+            // It was not used in time.
+            entry.lease = 0;
+            entry.advance /= 2;
+        }
+        let ahead = if lease <= advance / 2 { advance } else { 0 };
+        let admitted = entry.unreported;
+        let mut asked = needed.saturating_add(ahead);
+        // A call that charges nothing would not show whether the store can be written to.
+        if admitted == 0 && !self.breaker.is_closed() {
+            asked = asked.max(1);
+        }
+        if admitted == 0 && asked == 0 {
+            return None;
+        }
+        entry.unreported = 0;
+        entry.flags |= IN_FLIGHT;
+        let [high, low] = entry.digest;
+        let ask = Ask {
+            account: u128::from(high) << 64 | u128::from(low),
+            period: Duration::from_micros(rule.period),
+            burst: rule.burst,
+            admitted,
+            asked,
+            fewest: entry.fewest.clamp(1, asked.max(1)),
+            longest: Duration::from_micros(longest),
+        };
+        entry.fewest = 0;
+        let item = Item {
+            slot,
+            admitted,
+            asked,
+            needed,
+            paid,
+        };
+        Some((item, ask))
+    }
+
+    /// Continues an entry after an answer.
+    fn apply(&mut self, item: &Item, answer: Answer, now: Micros) {
+        let rule = self.rule_of(self.entries.get(item.slot));
+        let longest = rule.longest_debt(self.nodes).saturating_mul(rule.period);
+        let entry = self.entries.get_mut(item.slot);
+        entry.flags &= !IN_FLIGHT;
+        let Answer::Granted { cells, wait } = answer else {
+            entry.flags |= UNUSABLE;
+            entry.until = now + UNUSABLE_FOR;
+            return;
+        };
+        // A store that errs must not make this node wait for ever, or admit more than it asked for.
+        let granted = cells.min(item.asked);
+        let wait = u64::try_from(wait.as_micros())
+            .unwrap_or(u64::MAX)
+            .min(longest);
+        if granted > 0 {
+            entry.extend_lease(granted, now);
+        }
+        // All nodes have heard of a debt beyond one cell, and would use their allowances again at
+        // the same time. Twice as long for what is beyond halves the debt that remains.
+        let wait = (wait + wait.saturating_sub(rule.period)).min(longest);
+        let nothing_left = if granted < item.asked {
+            entry.advance = 0;
+            wait.max(DENY_AT_LEAST)
+        } else if item.asked == 0 {
+            // Without this, each node would use its allowance once more in each flush.
+            wait
+        } else {
+            0
+        };
+        // Cells that were admitted alone meanwhile are paid at the time that is there.
+        if nothing_left > 0 && !entry.has(ALONE) {
+            entry.until = now + nothing_left;
+        } else if nothing_left == 0 && item.needed > 0 {
+            let doubled = entry.advance.saturating_mul(2).max(1);
+            entry.advance = doubled.min(rule.most_in_advance);
+        }
+    }
+
+    /// Continues an entry after a call that has failed.
+    fn fail(&mut self, item: &Item, is_unsent: bool, now: Micros) {
+        let entry = self.entries.get_mut(item.slot);
+        entry.flags &= !IN_FLIGHT;
+        if is_unsent {
+            entry.unreported = entry.unreported.saturating_add(item.admitted);
+            // So that they are not reported after they are paid.
+            if item.paid > 0 && !entry.has(ALONE | UNUSABLE) {
+                entry.flags |= ALONE;
+                entry.until = item.paid;
+            }
+        }
+        self.requeue(item.slot, now);
+    }
+
+    /// Puts an entry into the queues in which it belongs after a call.
+    fn requeue(&mut self, slot: u32, now: Micros) {
+        let entry = self.entries.get(slot);
+        let (waiting, unreported) = (entry.waiting, entry.unreported);
+        if waiting > entry.lease(now) {
+            self.mark_urgent(slot);
+        }
+        if unreported > 0 {
+            self.mark_dirty(slot, now);
+        }
+    }
+}
+
+fn earlier(one: Option<Micros>, other: Option<Micros>) -> Option<Micros> {
+    one.into_iter().chain(other).min()
+}
