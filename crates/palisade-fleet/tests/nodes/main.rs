@@ -7,6 +7,7 @@ mod false_redis;
 mod hostile;
 mod memory;
 mod node;
+mod outage;
 #[cfg(unix)]
 mod proxy;
 #[cfg(unix)]

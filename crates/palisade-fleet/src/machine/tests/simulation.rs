@@ -244,3 +244,48 @@ fn a_client_at_nine_tenths_of_the_rate_is_never_refused() {
     let served = simulation.served[&1];
     assert_eq!((served.admitted, served.refused), (540, 0));
 }
+
+#[test]
+fn the_neighbours_of_an_abuser_are_never_refused_and_rarely_wait() {
+    let mut simulation = Simulation::new(setup(8, ten_a_second()));
+    traffic(&mut simulation, &Clients::new(1), 0, 16_000, 10);
+    const NEIGHBOURS: u64 = 200;
+    for client in 1..=NEIGHBOURS {
+        for request in 0..50 {
+            let at = request * 200_000 + simulation.random() % 100_000;
+            let node = (simulation.random() % 8) as usize;
+            simulation.arrive(Arrival {
+                at,
+                node,
+                client,
+                cost: 1,
+            });
+        }
+    }
+    simulation.run(12 * SECOND);
+    let (mut waited, mut requests) = (0, 0);
+    for client in 1..=NEIGHBOURS {
+        let served = simulation.served[&client];
+        assert_eq!(served.refused, 0, "{client}");
+        waited += served.waited;
+        requests += served.admitted;
+    }
+    assert!(waited * 100 < requests, "{waited} of {requests}");
+    // A second and node.
+    let calls = simulation.calls() as f64 / 8.0 / 12.0;
+    println!("{waited} of {requests} waited, {calls:.1} calls a second and node");
+    assert!(calls <= 60.0, "{calls}");
+}
+
+#[test]
+fn all_that_a_node_keeps_takes_four_mebibytes_at_most() {
+    use crate::machine::{Machine, entries::Entry, waiters::Waiter};
+    const SLOTS: usize = 1 << 16;
+    let account = size_of::<Entry>() + size_of::<u64>();
+    assert!(account <= 64, "{account} bytes");
+    // The queues of 16,384 and of 65,536 slots at most, which double as they grow.
+    let queues = (16_384 + SLOTS) * size_of::<u32>();
+    let waiters = 1024 * (size_of::<Option<Waiter>>() + 2 * size_of::<u32>());
+    let all = SLOTS * account + queues + waiters + size_of::<Machine>();
+    assert!(all <= 4 << 20, "{all} bytes");
+}
