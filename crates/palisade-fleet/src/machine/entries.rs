@@ -83,8 +83,8 @@ impl Entry {
         self.until - now
     }
 
-    /// Charges `cost` to an entry that is to be reported anyway, if the allowance covers it and there
-    /// is no lease. Returns `false` if all of that is to be looked at closer.
+    /// Charges `cost` to an entry that is to be reported anyway, if the allowance covers it and
+    /// there is no lease. Returns `false` if all of that is to be looked at closer.
     #[inline]
     pub(crate) fn pay_more(&mut self, cost: u32, allowance: u32) -> bool {
         let after = self.unreported.saturating_add(cost);

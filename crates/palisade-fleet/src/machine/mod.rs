@@ -172,8 +172,8 @@ impl Machine {
 
     // === Requests ===
 
-    /// As [`check`](Self::check), for one account. `None`, without a call of `local`, if the machine
-    /// does not know it, or is alone.
+    /// As [`check`](Self::check), for one account. `None`, without a call of `local`, if the
+    /// machine does not know it, or is alone.
     #[inline]
     pub(crate) fn check_known(
         &mut self,

@@ -72,7 +72,7 @@ where
     // At first the nodes do not know it.
     let first = Flood::until(&nodes, 2, || nodes.iter().all(Node::is_alone)).await;
     assert!(first.served <= at_most(3, first.took), "{first:?}");
-    assert_eq!(sum(&nodes, Gauge::FleetAlone), NODES.into(), "{name}");
+    assert_eq!(sum(&nodes, Gauge::FleetAlone), u64::from(NODES), "{name}");
     assert!(sum(&nodes, Gauge::FleetFailures) > 0, "{name}");
     // A client that comes now has twice its limit, a half on each of four nodes.
     let during = Flood::of(&nodes, 3, 25).await;

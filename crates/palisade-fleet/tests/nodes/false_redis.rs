@@ -184,7 +184,8 @@ pub(crate) fn accounts(words: &[Vec<u8>]) -> usize {
     String::from_utf8_lossy(&words[2]).parse().unwrap()
 }
 
-/// Returns an answer of the script: the same two numbers for each of so many accounts, and no nodes.
+/// Returns an answer of the script: the same two numbers for each of so many accounts, and no
+/// nodes.
 pub(crate) fn numbers(accounts: usize, cells: &str, wait: &str) -> Vec<u8> {
     let pair = format!(":{cells}\r\n:{wait}\r\n");
     format!("*{}\r\n{}:0\r\n", 2 * accounts + 1, pair.repeat(accounts)).into()

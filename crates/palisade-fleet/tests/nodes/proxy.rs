@@ -298,7 +298,7 @@ async fn with_a_redis_that_refuses_time_in_scripts_the_nodes_carry_it() {
         (2 * LIMIT..=at_most(2, alone.took)).contains(&alone.served),
         "{alone:?}"
     );
-    assert_eq!(sum(&nodes, Gauge::FleetAlone), NODES.into());
+    assert_eq!(sum(&nodes, Gauge::FleetAlone), u64::from(NODES));
     let texts = nodes[0].texts();
     assert!(texts.contains("not allowed from script"), "{texts}");
 }
