@@ -60,9 +60,10 @@
 //! | `palisade_denied_networks`, `palisade_denied_networks_age_seconds` | gauge | `guard` | ranges of the list of denied networks, and the time since it was put in place | an age beyond the interval at which the list is read |
 //! | `palisade_allowed_networks`, `palisade_allowed_networks_age_seconds` | gauge | `guard` | the same of allowed networks | - |
 //! | `palisade_fleet_alone` | gauge | `guard` | 1 while this node counts alone, because the store of its fleet does not answer | 1 for 1 min |
-//! | `palisade_fleet_nodes` | gauge | `guard` | nodes that count together, as configured | differs from the nodes that serve |
+//! | `palisade_fleet_nodes` | gauge | `guard` | nodes that count together, as configured or counted | differs from the nodes that serve |
 //! | `palisade_fleet_round_trip_microseconds` | gauge | `guard` | time from the last call of the store to its answer | above 2,000 for 5 min: from 5,000 on, requests wait in vain |
 //! | `palisade_fleet_unreported_cells` | gauge | `guard` | cells that were admitted and not reported to the store yet | - |
+//! | `palisade_fleet_clock_skew_milliseconds` | gauge | `guard` | time by which the clock of the store has moved against that of the node, if calls carry the time | above 10 for 5 min; above 50 the node counts alone |
 //! | `palisade_fleet_calls_total` | counter | `guard` | calls of the store | - |
 //! | `palisade_fleet_accounts_total` | counter | `guard` | accounts in all calls of the store, 128 in each at most | 128 a call for 5 min: there are more clients than a node can report |
 //! | `palisade_fleet_failures_total` | counter | `guard` | calls of the store that were not answered in time, or not rightly | any increase for 5 min |

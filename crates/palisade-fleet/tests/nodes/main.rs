@@ -12,6 +12,8 @@ mod outage;
 mod proxy;
 #[cfg(unix)]
 mod redis;
+#[cfg(unix)]
+mod soak;
 
 use http::{Request, Response};
 use http_body_util::Empty;
