@@ -77,7 +77,8 @@ impl Fleet {
     /// let error = Fleet::redis("http://palisade:password@10.0.0.5").unwrap_err();
     /// let text = "invalid address of a Redis:
     ///   redis is not a URL of a Redis, allowed is \
-    ///      redis://[user:password@]host[:port][/db] or redis+unix:///path";
+    ///      redis://[user:password@]host[:port][/db] or redis+unix:///path, and for \
+    ///      rediss:// Fleet::redis_over_tls, with the feature rustls";
     /// assert_eq!(error.to_string(), text);
     /// # let _ = (over_tcp, unix);
     /// # Ok(())
@@ -90,6 +91,35 @@ impl Fleet {
     /// password.
     pub fn redis(url: impl AsRef<str>) -> Result<FleetBuilder, ConfigError> {
         RedisStore::new(url.as_ref()).map(Self::with_store)
+    }
+
+    /// Counts on the Redis at this URL by TLS: as [`redis`](Self::redis), with `rediss://`. The
+    /// certificate must be one that `config` accepts, for the host in the URL.
+    ///
+    /// ```
+    /// use palisade_fleet::{ConfigError, Fleet, FleetBuilder};
+    /// use std::sync::Arc;
+    /// use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+    ///
+    /// /// `roots` has the certificate of your own authority, or those of `webpki-roots`.
+    /// fn fleet(roots: RootCertStore) -> Result<FleetBuilder, ConfigError> {
+    ///     let config = ClientConfig::builder()
+    ///         .with_root_certificates(roots)
+    ///         .with_no_client_auth();
+    ///     Fleet::redis_over_tls("rediss://palisade:password@redis.internal", Arc::new(config))
+    /// }
+    /// # assert!(fleet(RootCertStore::empty()).is_ok());
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If the URL is invalid. The error has no password.
+    #[cfg(feature = "rustls")]
+    pub fn redis_over_tls(
+        url: impl AsRef<str>,
+        config: std::sync::Arc<tokio_rustls::rustls::ClientConfig>,
+    ) -> Result<FleetBuilder, ConfigError> {
+        RedisStore::over_tls(url.as_ref(), config).map(Self::with_store)
     }
 
     /// Counts in `store`: a [`MemoryStore`](crate::MemoryStore) in tests, or one of your own.

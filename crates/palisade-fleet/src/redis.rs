@@ -67,7 +67,14 @@ struct ServerClock {
 struct Server {
     addr: ConnectionAddr,
     settings: RedisConnectionInfo,
+    tls: Option<Tls>,
 }
+
+/// How the certificate of the server is verified.
+#[cfg(feature = "rustls")]
+type Tls = tokio_rustls::TlsConnector;
+#[cfg(not(feature = "rustls"))]
+enum Tls {}
 
 /// An open connection on which the script is known.
 struct Connection {
@@ -107,8 +114,28 @@ const MAX_WAIT: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 impl RedisStore {
     /// Creates a store on the Redis at this URL. Connects when it is called for the first time.
     pub(crate) fn new(url: &str) -> Result<Self, ConfigError> {
+        Self::with_tls(url, None)
+    }
+
+    /// Creates a store that is reached by TLS.
+    #[cfg(feature = "rustls")]
+    pub(crate) fn over_tls(
+        url: &str,
+        config: Arc<tokio_rustls::rustls::ClientConfig>,
+    ) -> Result<Self, ConfigError> {
+        let Some(rest) = url.strip_prefix("rediss://") else {
+            let mut error = ConfigError::new("invalid address of a Redis");
+            let allowed = "rediss://[user:password@]host[:port][/db]";
+            error.push("redis_over_tls", "not a URL of a Redis with TLS", allowed);
+            return Err(error);
+        };
+        Self::with_tls(&format!("redis://{rest}"), Some(config.into()))
+    }
+
+    fn with_tls(url: &str, tls: Option<Tls>) -> Result<Self, ConfigError> {
         let mut error = ConfigError::new("invalid address of a Redis");
-        let allowed = "redis://[user:password@]host[:port][/db] or redis+unix:///path";
+        let allowed = "redis://[user:password@]host[:port][/db] or redis+unix:///path, and for \
+                       rediss:// Fleet::redis_over_tls, with the feature rustls";
         // The error of the client may quote the URL, and hence the password.
         let Ok(info) = url.into_connection_info() else {
             error.push("redis", "not a URL of a Redis", allowed);
@@ -122,7 +149,11 @@ impl RedisStore {
         // What is not asked for need not be allowed.
         let settings = info.redis_settings().clone().set_skip_set_lib_name();
         Ok(Self {
-            server: Arc::new(Server { addr, settings }),
+            server: Arc::new(Server {
+                addr,
+                settings,
+                tls,
+            }),
             connection: Mutex::new(None),
             opening: AsyncMutex::default(),
             clock: Mutex::new(None),
@@ -187,7 +218,16 @@ impl Server {
             ConnectionAddr::Tcp(host, port) => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;
                 stream.set_nodelay(true)?;
-                self.connect_over(stream).await
+                match &self.tls {
+                    None => self.connect_over(stream).await,
+                    #[cfg(feature = "rustls")]
+                    Some(tls) => {
+                        let name = host.clone().try_into().map_err(io::Error::other)?;
+                        self.connect_over(tls.connect(name, stream).await?).await
+                    }
+                    #[cfg(not(feature = "rustls"))]
+                    Some(never) => match *never {},
+                }
             }
             #[cfg(unix)]
             ConnectionAddr::Unix(path) => {

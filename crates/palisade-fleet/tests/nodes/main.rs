@@ -14,6 +14,8 @@ mod proxy;
 mod redis;
 #[cfg(unix)]
 mod soak;
+#[cfg(all(unix, feature = "rustls"))]
+mod tls;
 
 use http::{Request, Response};
 use http_body_util::Empty;
