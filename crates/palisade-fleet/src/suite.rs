@@ -194,7 +194,9 @@ async fn the_store_in_memory_passes() {
 
 #[cfg(unix)]
 mod script {
-    use super::{Ask, Batch, Decided, Implementation, Limit, Micros, ask, batch, decided, run};
+    use super::{
+        Ask, Batch, Decided, Implementation, Limit, Micros, SECOND, THREE, ask, batch, decided, run,
+    };
     use crate::{Answer, redis::RedisStore};
     use palisade_testkit::redis::RedisServer;
     use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
@@ -279,5 +281,24 @@ mod script {
             let answers = store.call_at(&batch, now).await;
             assert_eq!(answers.accounts, expected, "{batch:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_is_set_back_an_hour_costs_a_client_its_longest_debt_and_no_hour() {
+        let Some(redis) = RedisServer::start().await else {
+            return;
+        };
+        const HOUR: Micros = 3_600 * SECOND;
+        let store = RedisStore::new(&redis.url()).unwrap();
+        let mut script = Script { store, now: START };
+        assert_eq!(script.request(THREE, 0, 1, 3).await, Ok(()));
+        script.now -= HOUR;
+        // The longest debt is that of four bursts here.
+        let wait = 12 * SECOND - 3 * SECOND + SECOND;
+        assert_eq!(script.request(THREE, 0, 1, 1).await, Err(wait));
+        assert_eq!(script.request(THREE, wait, 1, 1).await, Ok(()));
+        // Forward: all debts are paid.
+        assert_eq!(script.request(THREE, HOUR, 1, 3).await, Ok(()));
+        assert_eq!(script.request(THREE, 0, 1, 1).await, Err(SECOND));
     }
 }
