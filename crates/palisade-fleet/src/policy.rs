@@ -8,7 +8,7 @@ use palisade_core::{ClientKey, Mode};
 use palisade_guard::Clock;
 use palisade_rate_limit::{Account, Alone, FleetQuotas, LocalDebts, Verdict};
 use std::{fmt, future::poll_fn, pin::Pin, sync::Arc, task::Poll, time::Duration};
-use tokio::time::timeout;
+use tokio::{runtime, time::timeout};
 
 /// What a policy does while a node cannot ask the other ones: the store does not answer, a request
 /// has waited for 5 ms, or 1,024 wait already.
@@ -239,6 +239,11 @@ impl FleetQuotas for PolicyOfFleet {
     ) -> Pin<Box<dyn Future<Output = Verdict> + Send>> {
         let now = self.shared.now();
         let mut state = self.shared.state.lock();
+        if runtime::Handle::try_current().is_err() {
+            // There is no timer that would end the wait.
+            let alone = self.alone(&state.machine, now);
+            return Box::pin(std::future::ready(Verdict::Alone(alone)));
+        }
         let claims = self.claims(&mut state, accounts);
         let digest = |index| self.digest(&claims, accounts, index);
         let asked = state.machine.ask(claims.get(), cost, now, &digest);

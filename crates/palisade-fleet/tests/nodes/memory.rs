@@ -105,3 +105,18 @@ async fn nodes_that_are_counted_know_how_many_they_are() {
     sleep(Duration::from_secs(5)).await;
     assert!(format!("{first:?}").contains("nodes: 1"), "{first:?}");
 }
+
+#[test]
+fn without_a_runtime_a_request_does_not_wait() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let fleet = runtime.block_on(async { node(MemoryStore::new(), 1) });
+    let policy = Quota::per_hour(40).fleet(&fleet.on_failure(OnFailure::LocalFull));
+    let layer = RateLimitLayer::new(policy).unwrap();
+    // Ten are admitted before they are reported, and the others would wait.
+    let served = (0..50).filter(|_| {
+        let mut request = std::pin::pin!(status(&layer, 1));
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        request.as_mut().poll(&mut cx) == std::task::Poll::Ready(200)
+    });
+    assert_eq!(served.count(), 40);
+}
