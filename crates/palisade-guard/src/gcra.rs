@@ -124,7 +124,9 @@ impl Gcra {
         let share = share.clamp(f64::MIN_POSITIVE, 1.0);
         // Conversions of floats saturate. A period is below 2^40, so that `f64` has it exactly.
         let burst = ((f64::from(self.burst) * share) as u32).max(1);
-        let longest = Table::MAX_DEBT / u64::from(burst);
+        // Less than `MAX_DEBT`, which is a power of two and takes one bit more than all below it.
+        let longest = (Table::MAX_DEBT - 1) / u64::from(burst);
+        let longest = longest.max(self.period);
         let period = (self.period as f64 / share).ceil() as u64;
         Self {
             period: period.clamp(self.period, longest),

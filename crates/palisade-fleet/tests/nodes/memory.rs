@@ -64,6 +64,16 @@ async fn after_a_shutdown_each_node_admits_its_share() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_share_of_a_slow_quota_on_many_nodes_is_not_the_whole_quota() {
+    let fleet = node(MemoryStore::new(), 1024);
+    let layer = RateLimitLayer::new(Quota::per_hour(1).fleet(&fleet)).unwrap();
+    fleet.shutdown().await;
+    assert_eq!(status(&layer, 1).await, 200);
+    advance(Duration::from_secs(2 * 60 * 60)).await;
+    assert_eq!(status(&layer, 1).await, 429);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_policy_that_is_built_again_has_its_accounts_and_another_one_at_its_place_has_not() {
     let store = MemoryStore::new();
     let fleet = node(store.clone(), 1);
