@@ -212,6 +212,10 @@ impl Limiter for FleetLimiter {
         inner.fleet.report(accounts.get(), cost, &inner.table);
     }
 
+    fn charges_all_or_none(&self) -> bool {
+        true
+    }
+
     fn refund(&self, account: Account, cost: u32) {
         self.inner.table.correct(account, cost, 0);
     }

@@ -187,6 +187,13 @@ pub trait Limiter: Send + Sync + 'static {
         let _ = (accounts, cost);
     }
 
+    /// Returns whether a refusal by one account leaves none of them charged. Else those before it
+    /// stay charged.
+    #[doc(hidden)]
+    fn charges_all_or_none(&self) -> bool {
+        false
+    }
+
     /// Takes back a charge that another account of the request has made void.
     #[doc(hidden)]
     fn refund(&self, account: Account, cost: u32) {
@@ -337,6 +344,10 @@ impl<L: Limiter + ?Sized> Limiter for Arc<L> {
 
     fn admit_deferred(&self, accounts: &mut dyn Iterator<Item = Account>, cost: u32) {
         (**self).admit_deferred(accounts, cost);
+    }
+
+    fn charges_all_or_none(&self) -> bool {
+        (**self).charges_all_or_none()
     }
 
     fn refund(&self, account: Account, cost: u32) {

@@ -201,7 +201,22 @@ impl RateLimitPolicy {
         let limiter = options.limiter(network, &self.limiter);
         let networks = address.filter(|_| mode != Mode::Off);
         let accounts = || options.ladder.accounts(key, networks, network);
-        let checked = limiter.check_or_defer(&mut accounts(), cost);
+        // Networks that are only watched are asked about apart: they must neither let a client
+        // wait nor keep it from being charged.
+        let is_watched = mode == Mode::Shadow && self.settings.mode == Mode::Enforce;
+        let is_apart = is_watched && limiter.charges_all_or_none();
+        let most = if is_apart { 1 } else { usize::MAX };
+        let mut checked = limiter.check_or_defer(&mut accounts().take(most), cost);
+        if is_apart && matches!(checked.decision, Decision::Admit | Decision::Deferred) {
+            let own = || Facts::from_request(request, true);
+            let facts = || facts.map_or_else(own, Facts::clone);
+            let client = Charged::new(key, address, network, cost);
+            let watched = self.watch_networks(options, limiter, &client, &facts);
+            // What waits is charged to its client alone.
+            if checked.decision == Decision::Admit {
+                checked.charged += watched;
+            }
+        }
         let settled = || Settled::new(network, cost, checked.charged);
         match checked.decision {
             Decision::Admit => {}
@@ -212,13 +227,8 @@ impl RateLimitPolicy {
             Decision::Deferred => limiter.admit_deferred(&mut accounts(), cost),
             _ => {
                 let charged = Charged {
-                    key,
-                    address,
-                    network,
-                    cells: cost,
                     accounts: checked.charged,
-                    is_grpc: false,
-                    deferred: None,
+                    ..Charged::new(key, address, network, cost)
                 };
                 let own = || Facts::from_request(request, true);
                 let facts = facts.map_or_else(own, Facts::clone);
@@ -227,6 +237,40 @@ impl RateLimitPolicy {
         }
         let is_awaited = checked.charged > 0 && options.needs_response();
         Ok(is_awaited.then(settled))
+    }
+
+    /// Asks about the networks around a client that is admitted, or waits, and records a refusal
+    /// by one of them, which is not enforced. Returns how many of them were charged.
+    #[inline(never)]
+    fn watch_networks(
+        &self,
+        options: &Options,
+        limiter: &dyn Limiter,
+        client: &Charged,
+        facts: &dyn Fn() -> Facts,
+    ) -> usize {
+        let Charged {
+            key,
+            address,
+            network,
+            cells,
+            ..
+        } = *client;
+        let networks = || options.ladder.accounts(key, address, network).skip(1);
+        if networks().next().is_none() {
+            return 0;
+        }
+        let mut checked = limiter.check_or_defer(&mut networks(), cells);
+        match checked.decision {
+            Decision::Admit => {}
+            Decision::Deferred => limiter.admit_deferred(&mut networks(), cells),
+            _ => {
+                checked.refusing += 1; // Of all accounts, the first of which is the client.
+                let watched = self.refuse_with(options, client, checked, Mode::Shadow, &facts());
+                debug_assert!(watched.is_ok(), "shadow mode refuses nothing");
+            }
+        }
+        checked.charged
     }
 
     /// Returns what the request was charged, to be settled by its response.
@@ -452,6 +496,19 @@ impl DenyReason {
 // === Charged ===
 
 impl Charged {
+    /// A request of this client that has not been charged.
+    fn new(key: ClientKey, address: Option<IpAddr>, network: Option<usize>, cells: u32) -> Self {
+        Self {
+            key,
+            address,
+            network,
+            cells,
+            accounts: 0,
+            is_grpc: false,
+            deferred: None,
+        }
+    }
+
     /// Returns the accounts that the request was charged to.
     fn accounts<'a>(&self, options: &'a Options) -> impl Iterator<Item = Account> + use<'a> {
         let accounts = options

@@ -5,6 +5,7 @@
 mod failures;
 mod false_redis;
 mod hostile;
+mod layers;
 mod memory;
 mod node;
 mod outage;

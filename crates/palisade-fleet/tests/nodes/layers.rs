@@ -1,0 +1,51 @@
+//! The options of a layer whose policy is counted over several nodes.
+
+use crate::SECRET;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use palisade_core::{Guard, Mode, Reason, Violation};
+use palisade_fleet::{Fleet, MemoryStore};
+use palisade_rate_limit::{Quota, RateLimitLayer};
+use palisade_testkit::Journal;
+use std::{
+    convert::Infallible,
+    net::{Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+use tokio::time::advance;
+use tower::{Layer, ServiceExt, service_fn};
+
+async fn status(layer: &RateLimitLayer, network: u16) -> u16 {
+    let peer = Ipv6Addr::new(0x2001, 0xdb8, 1, network, 0, 0, 0, 1);
+    let mut request = Request::new(Full::<Bytes>::default());
+    let peer = SocketAddr::new(peer.into(), 4711);
+    request.extensions_mut().insert(peer);
+    let handler = async |_| Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()));
+    let service = layer.layer(service_fn(handler));
+    service.oneshot(request).await.unwrap().status().as_u16()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_network_that_is_only_watched_leaves_the_limit_of_each_client_in_force() {
+    let journal = Journal::default();
+    let fleet = Fleet::with_store(MemoryStore::new()).nodes(1);
+    let fleet = fleet.secret(SECRET).start().unwrap();
+    let layer = RateLimitLayer::new(Quota::per_hour(4).fleet(&fleet)).unwrap();
+    let layer = layer.ladder().metrics(journal.clone());
+    // Twelve clients of one /56, which has the quota of eight, and so nothing left for the last.
+    for network in 0..12 {
+        let mut served = 0;
+        for _ in 0..20 {
+            served += u32::from(status(&layer, network).await == 200);
+            advance(Duration::from_millis(30)).await;
+        }
+        assert_eq!(served, 4, "{network}");
+    }
+    let watched = (Guard::RateLimit, Reason::NetworkRateExceeded);
+    assert!(journal.refused().contains(&watched));
+    let is_shadow = |(violation, mode): &(Violation, Mode)| {
+        violation.reason != watched.1 || *mode == Mode::Shadow
+    };
+    assert!(journal.refusals().iter().all(is_shadow));
+}
