@@ -28,7 +28,8 @@ impl Machine {
             return None;
         }
         match self.breaker.probe_at() {
-            Some(at) => at,
+            Some(at) if has_work => at,
+            Some(at) => at.zip(self.hello_at).map(|(at, hello)| at.max(hello)),
             None if self.is_urgent() => Some(0),
             None => earlier(self.due, self.hello_at),
         }
@@ -225,6 +226,10 @@ impl Machine {
             entry.until = now + UNUSABLE_FOR;
             return;
         };
+        if entry.has(UNUSABLE) {
+            entry.flags &= !UNUSABLE;
+            entry.until = 0;
+        }
         // A store that errs must not make this node wait for ever, or admit more than it asked for.
         let granted = cells.min(item.asked);
         let wait = u64::try_from(wait.as_micros())
