@@ -85,6 +85,8 @@ struct Claims {
     /// The number of the quota of each.
     quotas: [u8; MAX_CLAIMS],
     len: usize,
+    /// Whether the nodes have no common name for an account.
+    has_own_keys: bool,
 }
 
 impl PolicyOfFleet {
@@ -111,10 +113,11 @@ impl PolicyOfFleet {
             all: [none; MAX_CLAIMS],
             quotas: [0; MAX_CLAIMS],
             len: 0,
+            has_own_keys: false,
         };
         for (index, account) in accounts.iter().enumerate() {
             if account.on_all_nodes().is_none() {
-                warn_once_of_own_keys();
+                claims.has_own_keys = true;
                 state.machine.count_local_only();
                 continue;
             }
@@ -193,6 +196,14 @@ impl Claims {
     fn get(&self) -> &[Claim] {
         &self.all[..self.len]
     }
+
+    /// Called without the lock: a subscriber may read the gauges of the fleet.
+    #[inline]
+    fn warn(&self) {
+        if self.has_own_keys {
+            warn_once_of_own_keys();
+        }
+    }
 }
 
 impl FleetQuotas for PolicyOfFleet {
@@ -229,6 +240,7 @@ impl FleetQuotas for PolicyOfFleet {
         let is_changed = state.machine.take_changed();
         drop(state);
         self.shared.wake(is_changed);
+        claims.warn();
         verdict
     }
 
@@ -255,6 +267,7 @@ impl FleetQuotas for PolicyOfFleet {
         let is_changed = state.machine.take_changed();
         drop(state);
         self.shared.wake(is_changed);
+        claims.warn();
         let number = match decided {
             Err(verdict) => return Box::pin(std::future::ready(verdict)),
             Ok(number) => number,
@@ -295,12 +308,15 @@ impl FleetQuotas for PolicyOfFleet {
         let is_changed = state.machine.take_changed();
         drop(state);
         self.shared.wake(is_changed);
+        claims.warn();
     }
 
     fn take_back(&self, accounts: &[Account], cells: u32) {
         let mut state = self.shared.state.lock();
         let claims = self.claims(&mut state, accounts);
         state.machine.take_back(claims.get(), cells);
+        drop(state);
+        claims.warn();
     }
 }
 
@@ -324,11 +340,12 @@ struct Waiting {
 impl Waiting {
     async fn outcome(mut self) -> Outcome {
         let outcome = poll_fn(|cx| {
+            // Dropped after the lock: the drop of a waker may run any code.
+            let mut before = None;
             let mut state = self.shared.state.lock();
-            match state.machine.poll(self.number, cx.waker()) {
-                Some(outcome) => Poll::Ready(outcome),
-                None => Poll::Pending,
-            }
+            let outcome = state.machine.poll(self.number, cx.waker(), &mut before);
+            drop(state);
+            outcome.map_or(Poll::Pending, Poll::Ready)
         });
         let outcome = timeout(MAX_WAIT, outcome).await;
         self.is_in_vain = outcome.is_err();
@@ -339,6 +356,8 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         let mut state = self.shared.state.lock();
-        state.machine.leave(self.number, self.is_in_vain);
+        let waker = state.machine.leave(self.number, self.is_in_vain);
+        drop(state);
+        drop(waker);
     }
 }

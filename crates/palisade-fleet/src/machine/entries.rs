@@ -146,10 +146,11 @@ impl Entries {
     }
 
     /// Returns the slot of the entry with this tag, if need be in place of one that is idle.
-    /// `None` if all slots of the tag are in use.
+    /// `None` if all slots of the tag are in use. Those in `kept` are, also if they are idle.
     pub(crate) fn find_or_insert(
         &mut self,
         tag: u64,
+        kept: &[u32],
         now: u64,
         new: impl FnOnce() -> Entry,
     ) -> Option<u32> {
@@ -158,10 +159,12 @@ impl Entries {
         }
         for set in self.sets_of(tag) {
             for way in 0..WAYS {
-                if self.tags[set][way] == 0 || self.entries[set][way].is_idle(now) {
+                let slot = (set * WAYS + way) as u32;
+                let is_idle = || self.entries[set][way].is_idle(now) && !kept.contains(&slot);
+                if self.tags[set][way] == 0 || is_idle() {
                     self.tags[set][way] = tag;
                     self.entries[set][way] = new();
-                    return Some((set * WAYS + way) as u32);
+                    return Some(slot);
                 }
             }
         }
@@ -225,12 +228,12 @@ mod tests {
             ..Entry::default()
         };
         for tag in 1..=16 {
-            assert!(entries.find_or_insert(tag, 0, busy).is_some(), "{tag}");
+            assert!(entries.find_or_insert(tag, &[], 0, busy).is_some(), "{tag}");
         }
-        assert_eq!(entries.find_or_insert(17, 0, busy), None);
+        assert_eq!(entries.find_or_insert(17, &[], 0, busy), None);
         let slot = entries.find(5).unwrap();
         entries.get_mut(slot).unreported = 0;
-        assert_eq!(entries.find_or_insert(17, 0, busy), Some(slot));
+        assert_eq!(entries.find_or_insert(17, &[], 0, busy), Some(slot));
         assert_eq!((entries.find(5), entries.find(17)), (None, Some(slot)));
     }
 }

@@ -237,13 +237,12 @@ impl Machine {
             return Outcome::Alone;
         }
         let mut must_ask = false;
-        for (index, (claim, slot)) in claims.iter().zip(&mut slots).enumerate() {
-            if *slot == NO_SLOT {
-                *slot = self
-                    .insert(*claim, now, || digest(index))
-                    .unwrap_or(NO_SLOT);
+        for (index, claim) in claims.iter().enumerate().take(MAX_CLAIMS) {
+            if slots[index] == NO_SLOT {
+                let inserted = self.insert(*claim, &slots, now, || digest(index));
+                slots[index] = inserted.unwrap_or(NO_SLOT);
             }
-            must_ask |= *slot != NO_SLOT && !self.can_pay(*slot, cost, now);
+            must_ask |= slots[index] != NO_SLOT && !self.can_pay(slots[index], cost, now);
         }
         if must_ask {
             return Outcome::Ask;
@@ -299,8 +298,13 @@ impl Machine {
             outcome: None,
             waker: None,
         };
+        let mut slots = [NO_SLOT; MAX_CLAIMS];
+        for (claim, slot) in claims.iter().zip(&mut slots) {
+            *slot = self.entries.find(claim.tag).unwrap_or(NO_SLOT);
+        }
         for (index, claim) in claims.iter().enumerate().take(MAX_CLAIMS) {
-            if let Some(slot) = self.insert(*claim, now, || digest(index)) {
+            if let Some(slot) = self.insert(*claim, &slots, now, || digest(index)) {
+                slots[index] = slot;
                 waiter.claims[usize::from(waiter.count)] = (slot, claim.account);
                 waiter.count += 1;
             }
@@ -326,25 +330,28 @@ impl Machine {
         Asked::Waits(self.waiters.push(waiter))
     }
 
-    /// Returns what was decided about a request that waits, and else keeps its waker.
-    pub(crate) fn poll(&mut self, waiter: u32, waker: &Waker) -> Option<Outcome> {
+    /// Returns what was decided about a request that waits, and else keeps its waker. `before` gets
+    /// the one that it had, to be dropped without a lock.
+    pub(crate) fn poll(
+        &mut self,
+        waiter: u32,
+        waker: &Waker,
+        before: &mut Option<Waker>,
+    ) -> Option<Outcome> {
         let Some(waiter) = self.waiters.get_mut(waiter) else {
             return Some(Outcome::Alone);
         };
-        if waiter.outcome.is_none() {
-            match &mut waiter.waker {
-                Some(present) => present.clone_from(waker),
-                None => waiter.waker = Some(waker.clone()),
-            }
+        let is_known = || waiter.waker.as_ref().is_some_and(|it| it.will_wake(waker));
+        if waiter.outcome.is_none() && !is_known() {
+            *before = waiter.waker.replace(waker.clone());
         }
         waiter.outcome
     }
 
-    /// Ends the wait of a request. What is granted to it stays in the leases.
-    pub(crate) fn leave(&mut self, waiter: u32, is_in_vain: bool) {
-        let Some(waiter) = self.waiters.remove(waiter) else {
-            return;
-        };
+    /// Ends the wait of a request. What is granted to it stays in the leases. Returns its waker, to
+    /// be dropped without a lock.
+    pub(crate) fn leave(&mut self, waiter: u32, is_in_vain: bool) -> Option<Waker> {
+        let waiter = self.waiters.remove(waiter)?;
         if waiter.outcome.is_none() {
             self.counts.waited_in_vain += u64::from(is_in_vain);
             for &(slot, _) in waiter.claims() {
@@ -352,6 +359,7 @@ impl Machine {
                 entry.waiting = entry.waiting.saturating_sub(waiter.cost);
             }
         }
+        waiter.waker
     }
 
     /// Charges cells that were admitted without the store. `paid` returns the time at which the
@@ -369,7 +377,7 @@ impl Machine {
         }
         let is_alone = !self.breaker.is_closed();
         for (index, claim) in claims.iter().enumerate() {
-            let Some(slot) = self.insert(*claim, now, || digest(index)) else {
+            let Some(slot) = self.insert(*claim, &[], now, || digest(index)) else {
                 continue;
             };
             if !self.mark_dirty(slot, now) {
@@ -396,13 +404,16 @@ impl Machine {
 
     // === Entries ===
 
+    /// Returns the slot of an account, if need be a new one. `kept` are those of the other accounts
+    /// of the request, which hold nothing yet.
     fn insert(
         &mut self,
         claim: Claim,
+        kept: &[u32],
         now: Micros,
         digest: impl FnOnce() -> [u64; 2],
     ) -> Option<u32> {
-        let slot = self.entries.find_or_insert(claim.tag, now, || Entry {
+        let slot = self.entries.find_or_insert(claim.tag, kept, now, || Entry {
             digest: digest(),
             rule: claim.rule,
             ..Entry::default()
@@ -507,7 +518,7 @@ impl Machine {
         if self.dirty.is_empty()
             && !self.breaker.has_ended()
             && let Some(claim) = claims.first()
-            && let Some(slot) = self.insert(*claim, now, || digest(0))
+            && let Some(slot) = self.insert(*claim, &[], now, || digest(0))
         {
             self.mark_dirty(slot, now);
         }

@@ -365,7 +365,7 @@ impl Simulation {
         node.machine.reply(call, reply, now);
         let mut decided = Vec::new();
         node.waiting.retain(|(_, number, arrival)| {
-            match node.machine.poll(*number, Waker::noop()) {
+            match node.machine.poll(*number, Waker::noop(), &mut None) {
                 Some(outcome) => {
                     node.machine.leave(*number, false);
                     decided.push((*arrival, outcome));

@@ -1,8 +1,13 @@
 //! Single rules of the machine, and what holds whatever happens.
 
 use super::fleet::{Arrival, MAX_WAIT, Setup, Simulation};
+use crate::{
+    machine::{Asked, Claim, Machine, Outcome, Reply},
+    store::{Answer, Answers},
+};
 use palisade_guard::Gcra;
 use proptest::prelude::*;
+use std::time::Duration;
 
 fn arrivals(nodes: u32) -> impl Strategy<Value = Vec<Arrival>> {
     let arrival = (0u64..3_000_000, 0..nodes as usize, 0u64..3, 1u32..4).prop_map(
@@ -43,6 +48,68 @@ fn bound(simulation: &Simulation, seconds: f64) -> f64 {
     let allowance = (quota.burst() / (4 * nodes)).max(1);
     let rate = 1_000_000.0 / quota.period() as f64;
     f64::from(quota.burst()) + rate * seconds + f64::from(2 * nodes * allowance)
+}
+
+#[test]
+fn accounts_of_one_request_do_not_take_the_slot_of_each_other() {
+    let digest = |index: usize| [0, index as u64];
+    // Two of sixteen slots: both tags are assigned to the first eight of them.
+    let claims = |rule| [(2, 0), (4, 1)].map(|(tag, account)| Claim { tag, rule, account });
+    let accounts = |machine: &mut Machine| {
+        let asks = machine.take_batch(0).unwrap().asks.into_iter();
+        asks.map(|ask| (ask.account, ask.admitted, ask.asked))
+            .collect::<Vec<_>>()
+    };
+    let mut machine = Machine::new(1, 16, 1);
+    let rule = machine.rule(1_000, 40).unwrap();
+    let outcome = machine.check(&claims(rule), 1, 0, &mut || true, &digest);
+    assert_eq!(outcome, Outcome::Admit);
+    assert_eq!(accounts(&mut machine), [(0, 1, 0), (1, 1, 0)]);
+
+    let mut machine = Machine::new(1, 16, 1);
+    let rule = machine.rule(1_000, 40).unwrap();
+    let asked = machine.ask(&claims(rule), 20, 0, &digest);
+    assert!(matches!(asked, Asked::Waits(_)), "{asked:?}");
+    assert_eq!(accounts(&mut machine), [(0, 0, 20), (1, 0, 20)]);
+}
+
+#[test]
+fn a_node_without_requests_tries_a_dead_store_when_it_counts_nodes_and_not_before() {
+    let mut machine = Machine::new(1, 16, 1);
+    machine.count_nodes();
+    let flush = machine.flush(0).unwrap();
+    machine.reply(flush.call, Reply::TimedOut, 40_000);
+    // Else the task would look again and again, from the time of the next try on.
+    assert_eq!(machine.wake_at(), Some(1_000_000));
+    assert!(
+        machine
+            .flush(1_000_000)
+            .is_some_and(|flush| flush.counts_nodes)
+    );
+}
+
+#[test]
+fn an_account_that_the_store_can_hold_again_is_refused_when_it_has_nothing_left() {
+    let digest = |_| [0, 1];
+    let mut machine = Machine::new(1, 16, 1);
+    let rule = machine.rule(1_000_000, 40).unwrap();
+    let claims = [Claim {
+        tag: 2,
+        rule,
+        account: 0,
+    }];
+    let answer = |machine: &mut Machine, answer, now| {
+        let flush = machine.take_batch(now).unwrap();
+        let answers = Answers::new(vec![answer], None);
+        machine.reply(flush.call, Reply::Answers(answers), now);
+    };
+    machine.report(&claims, 1, 0, &|_| 0, &digest);
+    answer(&mut machine, Answer::Unusable, 0);
+    machine.report(&claims, 1, 0, &|_| 0, &digest);
+    let wait = Duration::from_secs(10);
+    answer(&mut machine, Answer::Granted { cells: 0, wait }, 0);
+    let outcome = machine.check(&claims, 1, 0, &mut || true, &digest);
+    assert!(matches!(outcome, Outcome::Deny { .. }), "{outcome:?}");
 }
 
 proptest! {
