@@ -48,7 +48,8 @@ pub enum OnFailure {
     /// Each node admits its share of the limit times this number, above 0: of the rate, and of the
     /// burst, but one request at least, and never more than the whole limit. With 2.0, all nodes
     /// together admit at most twice the limit, if the burst is at least half the number of nodes. A
-    /// client whose requests all reach one node gets less than its limit.
+    /// client whose requests all reach one node gets less than its limit. A request that costs more
+    /// than the share of the burst is refused with 503 and `Retry-After`.
     LocalShare(f64),
     /// Each node admits the whole limit, so that all nodes together admit as many times the limit
     /// as there are nodes. For clients whose requests reach one node, as by a balancer that keeps

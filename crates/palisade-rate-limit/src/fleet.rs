@@ -8,7 +8,7 @@ use crate::{
 use palisade_core::{ClientKey, ConfigError};
 use palisade_guard::Occupancy;
 use parking_lot::Mutex;
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 /// Applies a policy that several nodes count together.
 pub(crate) struct FleetLimiter {
@@ -31,6 +31,9 @@ const FEW: usize = 4;
 
 /// Added to the numbers of accounts, for those of a node that is alone.
 const ALONE: u32 = 1 << 31;
+
+/// When a request that costs more than the part of a node may be sent again.
+const RECOVERY: Duration = Duration::from_secs(1);
 
 /// The accounts of one request.
 struct Accounts {
@@ -107,15 +110,7 @@ impl Inner {
         let (refusing, decision) = match alone {
             Alone::Full => (0, Decision::Admit),
             Alone::Deny(wait) => (0, Decision::Unavailable { wait }),
-            Alone::Share(share) => {
-                let share = self.share(share);
-                let mut own = accounts.iter().map(|account| {
-                    let mut own = *account;
-                    own.key = account.key.account(ALONE);
-                    own
-                });
-                share.check_accounts(&mut own, cost)
-            }
+            Alone::Share(share) => self.charge_share(share, accounts, cost),
         };
         if decision == Decision::Admit {
             self.fleet.report(accounts, cost, &self.table);
@@ -123,6 +118,30 @@ impl Inner {
         }
         self.refund(accounts, cost);
         Checked::refused(0, refusing, decision)
+    }
+
+    /// Charges the accounts of a node that is alone, or none of them. Returns the index of the one
+    /// that refuses.
+    fn charge_share(&self, share: f64, accounts: &[Account], cost: u32) -> (usize, Decision) {
+        let share = self.share(share);
+        let own = |account: &Account| {
+            let mut own = *account;
+            own.key = account.key.account(ALONE);
+            own
+        };
+        let (charged, decision) = share.check_accounts(&mut accounts.iter().map(own), cost);
+        match decision {
+            Decision::Admit => {}
+            _ => accounts[..charged]
+                .iter()
+                .for_each(|account| share.correct(own(account), cost, 0)),
+        }
+        let decision = match decision {
+            // The whole quota has as many, and is counted again when the other nodes answer.
+            Decision::NeverPossible { .. } => Decision::Unavailable { wait: RECOVERY },
+            decision => decision,
+        };
+        (charged, decision)
     }
 
     /// Returns the limiter for a part of the quota.

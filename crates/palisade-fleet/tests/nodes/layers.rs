@@ -5,8 +5,8 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use palisade_core::{Guard, Mode, Reason, Violation};
-use palisade_fleet::{Fleet, MemoryStore};
-use palisade_rate_limit::{Quota, RateLimitLayer};
+use palisade_fleet::{Fleet, MemoryStore, OnFailure};
+use palisade_rate_limit::{Prefix, Quota, RateLimitLayer};
 use palisade_testkit::Journal;
 use std::{
     convert::Infallible,
@@ -48,4 +48,37 @@ async fn a_network_that_is_only_watched_leaves_the_limit_of_each_client_in_force
         violation.reason != watched.1 || *mode == Mode::Shadow
     };
     assert!(journal.refusals().iter().all(is_shadow));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_costs_more_than_the_share_of_a_node_may_be_sent_again() {
+    let fleet = Fleet::with_store(MemoryStore::new()).nodes(8);
+    let fleet = fleet.secret(SECRET).start().unwrap();
+    let layer = RateLimitLayer::new(Quota::per_hour(40).fleet(&fleet)).unwrap();
+    let layer = layer.cost(|_| 20);
+    fleet.shutdown().await;
+    assert_eq!(status(&layer, 0).await, 503);
+    assert_eq!(status(&layer.cost(|_| 41), 0).await, 413);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_alone_charges_no_client_for_what_its_network_refuses() {
+    let fleet = Fleet::with_store(MemoryStore::new()).nodes(2);
+    let fleet = fleet.secret(SECRET).start().unwrap();
+    let alone = fleet.on_failure(OnFailure::LocalShare(1.0));
+    let layer = RateLimitLayer::new(Quota::per_hour(8).fleet(&alone)).unwrap();
+    let per_56 = Prefix::new(32, 56).unwrap();
+    let layer = layer.wider(per_56, 2).wider_mode(Mode::Enforce);
+    fleet.shutdown().await;
+    for client in [0, 0, 0, 0, 1, 1, 1, 1] {
+        assert_eq!(status(&layer, client).await, 200);
+    }
+    // The share of the network is used up, and a third client keeps its own.
+    for _ in 0..8 {
+        assert_eq!(status(&layer, 2).await, 429);
+    }
+    advance(Duration::from_secs(30 * 60)).await;
+    for _ in 0..4 {
+        assert_eq!(status(&layer, 2).await, 200);
+    }
 }
