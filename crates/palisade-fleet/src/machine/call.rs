@@ -35,6 +35,8 @@ pub(super) struct Item {
     pub(super) slot: u32,
     pub(super) admitted: u32,
     pub(super) asked: u32,
+    /// The fewest cells that are of use.
+    pub(super) fewest: u32,
     /// How many of them requests wait for.
     pub(super) needed: u32,
     /// When the debt is paid, if some of the cells were admitted alone, and else 0.

@@ -19,7 +19,10 @@ pub(crate) struct Entry {
     pub(crate) waiting: u32,
     /// The fewest cells of one of them.
     pub(crate) fewest: u32,
-    pub(crate) rule: u16,
+    pub(crate) rule: u8,
+    /// The number of bits of the fewest cells that the account has not left. Requests that cost
+    /// less may be admitted.
+    pub(crate) denied_bits: u8,
     /// Cells that are asked for in advance.
     pub(crate) advance: u8,
     pub(crate) flags: u8,
@@ -80,6 +83,9 @@ impl Entry {
         if self.until <= now || self.has(ALONE | UNUSABLE) || self.lease(now) >= cost {
             return 0;
         }
+        if bits(cost) < self.denied_bits {
+            return 0;
+        }
         self.until - now
     }
 
@@ -117,6 +123,11 @@ impl Entry {
             && self.until <= now
             && self.lease(now) == 0
     }
+}
+
+/// Returns the number of bits of a number of cells.
+pub(crate) fn bits(cells: u32) -> u8 {
+    (u32::BITS - cells.leading_zeros()) as u8
 }
 
 fn millis(micros: u64) -> u32 {

@@ -3,7 +3,7 @@
 use super::{
     Machine,
     call::{Call, Flush, Item, Reply},
-    entries::{ALONE, DIRTY, IN_FLIGHT, UNUSABLE, URGENT},
+    entries::{ALONE, DIRTY, IN_FLIGHT, UNUSABLE, URGENT, bits},
     request::{Micros, Outcome},
 };
 use crate::store::{Answer, Ask};
@@ -209,6 +209,7 @@ impl Machine {
             slot,
             admitted,
             asked,
+            fewest: ask.fewest,
             needed,
             paid,
         };
@@ -253,6 +254,7 @@ impl Machine {
         // Cells that were admitted alone meanwhile are paid at the time that is there.
         if nothing_left > 0 && !entry.has(ALONE) {
             entry.until = now + nothing_left;
+            entry.denied_bits = bits(item.fewest);
         } else if nothing_left == 0 && item.needed > 0 {
             let doubled = entry.advance.saturating_mul(2).max(1);
             entry.advance = doubled.min(rule.most_in_advance);

@@ -415,7 +415,7 @@ impl Machine {
     ) -> Option<u32> {
         let slot = self.entries.find_or_insert(claim.tag, kept, now, || Entry {
             digest: digest(),
-            rule: claim.rule,
+            rule: claim.rule as u8, // Below 255.
             ..Entry::default()
         });
         self.counts.local_only += u64::from(slot.is_none());

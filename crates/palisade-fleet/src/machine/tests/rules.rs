@@ -112,6 +112,29 @@ fn an_account_that_the_store_can_hold_again_is_refused_when_it_has_nothing_left(
     assert!(matches!(outcome, Outcome::Deny { .. }), "{outcome:?}");
 }
 
+#[test]
+fn a_request_that_the_account_cannot_pay_keeps_no_cheaper_one_from_it() {
+    let digest = |_| [0, 1];
+    let mut machine = Machine::new(1, 16, 1);
+    let rule = machine.rule(1_000_000, 40).unwrap();
+    let claims = [Claim {
+        tag: 2,
+        rule,
+        account: 0,
+    }];
+    let asked = machine.ask(&claims, 20, 0, &digest);
+    assert!(matches!(asked, Asked::Waits(_)), "{asked:?}");
+    let flush = machine.take_batch(0).unwrap();
+    let wait = Duration::from_secs(10);
+    // Ten cells are left.
+    let answers = Answers::new(vec![Answer::Granted { cells: 0, wait }], None);
+    machine.reply(flush.call, Reply::Answers(answers), 0);
+    let mut check = |cost| machine.check(&claims, cost, 0, &mut || true, &digest);
+    assert!(matches!(check(20), Outcome::Deny { .. }));
+    assert_eq!(check(1), Outcome::Admit);
+    assert_eq!(check(9), Outcome::Admit);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
