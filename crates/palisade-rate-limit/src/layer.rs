@@ -5,8 +5,9 @@ use crate::{
     RequestHead, ResponseHead, TableLimiter,
     fields::Fields,
     fleet::FleetLimiter,
+    gauges::LimiterGauges,
     options::{NetworkQuota, Options},
-    policy::{LimiterGauges, RateLimitPolicy},
+    policy::RateLimitPolicy,
 };
 use palisade_guard::Settings;
 use std::sync::Arc;

@@ -200,6 +200,7 @@
 mod account;
 mod fields;
 mod fleet;
+mod gauges;
 #[cfg(feature = "governor")]
 mod governor;
 mod layer;

@@ -8,12 +8,10 @@ use crate::{
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::Body;
-use palisade_core::{
-    ClientKey, Gauge, GaugeSource, Guard, Mode, Phase, Reason, Rejection, Violation,
-};
+use palisade_core::{ClientKey, GaugeSource, Guard, Mode, Phase, Reason, Rejection, Violation};
 use palisade_guard::{
-    Facts, Handler, KeepUnread, Keys, NeverQueued, Occupancy, OnReject, Policy, Refusal,
-    RequestView, Settings, SharedView,
+    Facts, Handler, KeepUnread, Keys, NeverQueued, OnReject, Policy, Refusal, RequestView,
+    Settings, SharedView,
 };
 use parking_lot::Mutex;
 use std::{
@@ -38,20 +36,6 @@ pub struct RateLimitPolicy {
 }
 
 pub(crate) type CostFn = Arc<dyn Fn(&RequestHead<'_>) -> u32 + Send + Sync>;
-
-/// The gauges of a limiter.
-pub(crate) struct LimiterGauges {
-    limiter: Arc<dyn Limiter>,
-    evicted_before: u64,
-    /// The last occupancy of a large table, and when it was read.
-    cached: Mutex<Option<(Instant, Occupancy)>>,
-}
-
-/// How long the occupancy of a large table is cached: reading a table of a million keys takes two
-/// milliseconds.
-const OCCUPANCY_CACHE_TTL: Duration = Duration::from_secs(1);
-/// The occupancy of a table with at least this capacity is cached.
-const MIN_CACHED_CAPACITY_KEYS: u64 = 1 << 16;
 
 /// Why a request is refused.
 #[derive(Clone, Copy)]
@@ -697,47 +681,5 @@ impl fmt::Debug for RateLimitPolicy {
         f.debug_struct("RateLimitPolicy")
             .field("settings", &self.settings)
             .finish_non_exhaustive()
-    }
-}
-
-// === LimiterGauges ===
-
-impl LimiterGauges {
-    pub(crate) fn new(limiter: Arc<dyn Limiter>, evicted_before: u64) -> Self {
-        Self {
-            limiter,
-            evicted_before,
-            cached: Mutex::new(None),
-        }
-    }
-
-    fn occupancy(&self) -> Option<Occupancy> {
-        let now = Instant::now();
-        let mut cached = self.cached.lock();
-        if let Some((read_at, occupancy)) = *cached
-            && now.saturating_duration_since(read_at) < OCCUPANCY_CACHE_TTL
-        {
-            return Some(occupancy);
-        }
-        let occupancy = self.limiter.occupancy()?;
-        if occupancy.capacity >= MIN_CACHED_CAPACITY_KEYS {
-            *cached = Some((now, occupancy));
-        }
-        Some(occupancy)
-    }
-}
-
-impl GaugeSource for LimiterGauges {
-    fn guard(&self) -> Guard {
-        Guard::RateLimit
-    }
-
-    fn sample(&self, visit: &mut dyn FnMut(Gauge, u64)) {
-        if let Some(occupancy) = self.occupancy() {
-            visit(Gauge::Keys, occupancy.keys);
-            visit(Gauge::KeyCapacity, occupancy.capacity);
-            let evicted = occupancy.evicted.saturating_sub(self.evicted_before);
-            visit(Gauge::KeysEvicted, evicted);
-        }
     }
 }
