@@ -41,6 +41,9 @@ struct Ended {
 /// The longest time until an answer, two flush intervals. Beyond it the store counts as failed.
 const ANSWER_WITHIN: Duration = Duration::from_millis(40);
 
+/// The time in which what is left is reported at the end.
+pub(crate) const REPORT_WITHIN: Duration = Duration::from_millis(20);
+
 // Tells the machine that no call will be made any more, when the task ends in whatever way: also
 // with its runtime, before it has run.
 impl<S> Drop for Driver<S> {
@@ -59,7 +62,8 @@ impl<S: QuotaStore> Driver<S> {
                 self.end_call(ended);
             }
         }
-        self.report_all(&mut calls).await;
+        // While requests go on there is always something left.
+        let _ = timeout(REPORT_WITHIN, self.report_all(&mut calls)).await;
     }
 
     /// Waits for the end of a call, which it returns, for a change, or until `wake_at`.

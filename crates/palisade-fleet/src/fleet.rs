@@ -1,13 +1,14 @@
 //! The handle of a fleet.
 
 use crate::{
+    driver::REPORT_WITHIN,
     policy::{OnFailure, PolicyOfFleet},
     shared::{Handle, Shared},
 };
 use palisade_core::{ClientKey, ConfigError, Mode};
 use palisade_guard::Gcra;
 use palisade_rate_limit::{CountsFleet, FleetQuotas};
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc};
 use tokio::time::timeout;
 
 /// What counts a rate limit over several nodes. Clones are the same one. Without a clone and
@@ -37,9 +38,6 @@ pub struct Fleet {
     policy: Arc<str>,
     on_failure: OnFailure,
 }
-
-/// The time in which [`Fleet::shutdown`] reports what is left.
-const SHUTDOWN_WITHIN: Duration = Duration::from_millis(20);
 
 // === Fleet ===
 
@@ -193,7 +191,7 @@ impl Fleet {
     pub async fn shutdown(&self) {
         self.shared.stop();
         let mut ended = self.shared.ended.subscribe();
-        let _ = timeout(SHUTDOWN_WITHIN, ended.wait_for(|ended| *ended)).await;
+        let _ = timeout(REPORT_WITHIN, ended.wait_for(|ended| *ended)).await;
         self.shared.end();
     }
 }

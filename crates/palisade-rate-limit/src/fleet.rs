@@ -68,6 +68,13 @@ impl FleetLimiter {
     }
 }
 
+/// Returns what an account is in the share of a node that is alone.
+fn of_node_alone(account: &Account) -> Account {
+    let mut alone = *account;
+    alone.key = account.key.account(ALONE);
+    alone
+}
+
 impl Inner {
     /// Charges the table of this node. Returns the number of accounts that were charged.
     fn charge(&self, accounts: &[Account], cost: u32, now: u64) -> (usize, Decision) {
@@ -124,17 +131,13 @@ impl Inner {
     /// that refuses.
     fn charge_share(&self, share: f64, accounts: &[Account], cost: u32) -> (usize, Decision) {
         let share = self.share(share);
-        let own = |account: &Account| {
-            let mut own = *account;
-            own.key = account.key.account(ALONE);
-            own
-        };
-        let (charged, decision) = share.check_accounts(&mut accounts.iter().map(own), cost);
+        let (charged, decision) =
+            share.check_accounts(&mut accounts.iter().map(of_node_alone), cost);
         match decision {
             Decision::Admit => {}
             _ => accounts[..charged]
                 .iter()
-                .for_each(|account| share.correct(own(account), cost, 0)),
+                .for_each(|account| share.correct(of_node_alone(account), cost, 0)),
         }
         let decision = match decision {
             // The whole quota has as many, and is counted again when the other nodes answer.
@@ -142,6 +145,11 @@ impl Inner {
             decision => decision,
         };
         (charged, decision)
+    }
+
+    fn present_share(&self) -> Option<Arc<TableLimiter>> {
+        let present = self.share.lock();
+        present.as_ref().map(|(_, limiter)| Arc::clone(limiter))
     }
 
     /// Returns the limiter for a part of the quota.
@@ -242,6 +250,11 @@ impl Limiter for FleetLimiter {
     fn correct(&self, account: Account, charged: u32, cells: u32) {
         let Inner { table, fleet, .. } = &*self.inner;
         table.correct(account, charged, cells);
+        // Only of a client that was counted alone.
+        let (alone, share) = (of_node_alone(&account), self.inner.present_share());
+        if let Some(share) = share.filter(|share| share.is_in_debt(alone)) {
+            share.correct(alone, charged, cells);
+        }
         match cells.checked_sub(charged) {
             Some(0) => {}
             Some(more) => fleet.report(&[account], more, table),

@@ -550,6 +550,12 @@ impl TableLimiter {
         }
     }
 
+    pub(crate) fn is_in_debt(&self, account: Account) -> bool {
+        let (now, max_debt) = (self.now(), self.debts.max_debt.load(Relaxed));
+        let mut words = self.words(account);
+        words.any(|(key, _)| self.debts.table.debt(key, now, max_debt) > 0)
+    }
+
     /// As [`check_accounts`](Limiter::check_accounts), at `now`.
     #[inline]
     pub(crate) fn check_accounts_at(

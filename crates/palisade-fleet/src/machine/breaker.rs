@@ -72,6 +72,7 @@ impl Breaker {
     pub(super) fn retry_in(&self, now: Micros) -> Micros {
         match self.state {
             State::Ended => LAST_PROBE,
+            State::Closed => FIRST_PROBE,
             _ => self.probe_at.saturating_sub(now),
         }
     }

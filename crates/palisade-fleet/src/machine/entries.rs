@@ -194,12 +194,6 @@ impl Entries {
         &mut self.entries[slot / WAYS][slot % WAYS]
     }
 
-    /// Returns the number of cells that are not reported yet. Reads every slot.
-    pub(crate) fn unreported(&self) -> u64 {
-        let entries = self.entries.iter().flatten();
-        entries.map(|entry| u64::from(entry.unreported)).sum()
-    }
-
     #[inline]
     fn sets_of(&self, tag: u64) -> [usize; 2] {
         let last = self.entries.len() - 1;

@@ -155,8 +155,10 @@ impl Machine {
         self.breaker.state()
     }
 
+    /// Returns the number of cells that are not reported yet.
     pub(crate) fn unreported(&self) -> u64 {
-        self.entries.unreported()
+        let dirty = self.dirty.iter().map(|slot| self.entries.get(*slot));
+        dirty.map(|entry| u64::from(entry.unreported)).sum()
     }
 
     /// Returns whether the task that flushes must look again, once.
@@ -383,6 +385,8 @@ impl Machine {
             if !self.mark_dirty(slot, now) {
                 continue;
             }
+            // What a response is settled at may be any number. A client owes one burst for it.
+            let cells = cells.min(self.rule_of(self.entries.get(slot)).burst);
             let entry = self.entries.get_mut(slot);
             entry.unreported = entry.unreported.saturating_add(cells);
             if is_alone && !entry.has(UNUSABLE) {

@@ -82,3 +82,16 @@ async fn a_node_alone_charges_no_client_for_what_its_network_refuses() {
         assert_eq!(status(&layer, 2).await, 200);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_node_alone_gives_back_what_a_response_settles() {
+    let fleet = Fleet::with_store(MemoryStore::new()).nodes(2);
+    let fleet = fleet.secret(SECRET).start().unwrap();
+    let alone = fleet.on_failure(OnFailure::LocalShare(1.0));
+    let layer = RateLimitLayer::new(Quota::per_hour(8).fleet(&alone)).unwrap();
+    let layer = layer.settle(|_| 0);
+    fleet.shutdown().await;
+    for _ in 0..20 {
+        assert_eq!(status(&layer, 0).await, 200);
+    }
+}

@@ -104,8 +104,9 @@ pub(crate) struct Flood {
     pub(crate) served: u32,
     pub(crate) refused: u32,
     pub(crate) unavailable: u32,
-    /// The longest time until an answer.
+    /// The longest time until an answer, and how many took longer than [`LONGEST`].
     pub(crate) longest: Duration,
+    pub(crate) slow: u32,
     pub(crate) took: Duration,
 }
 
@@ -139,11 +140,15 @@ impl Flood {
                     other => panic!("{other}"),
                 }
                 self.longest = self.longest.max(sent.elapsed());
+                self.slow += u32::from(sent.elapsed() > LONGEST);
             }
             assert!(started.elapsed() < Duration::from_secs(10), "{self:?}");
             sleep(Duration::from_millis(2)).await;
         }
         self.took = started.elapsed();
-        assert!(self.longest < LONGEST, "{self:?}");
+        // A machine that is busy may hold back a few. Those that wait for a Redis that is dead are
+        // all of them.
+        let sent = self.served + self.refused + self.unavailable;
+        assert!(self.slow <= 1 + sent / 20, "{self:?}");
     }
 }

@@ -67,6 +67,7 @@ impl Trouble {
 /// Sends requests of all clients to all nodes for `time`. Returns how many of each were served.
 async fn flood(nodes: &[Node], time: Duration) -> [u32; CLIENTS as usize] {
     let (started, mut served) = (Instant::now(), [0; CLIENTS as usize]);
+    let (mut sent_in_all, mut slow) = (0, 0);
     while started.elapsed() < time {
         for node in nodes {
             for client in 0..CLIENTS {
@@ -76,11 +77,13 @@ async fn flood(nodes: &[Node], time: Duration) -> [u32; CLIENTS as usize] {
                     429 => {}
                     status => panic!("{status}"),
                 }
-                assert!(sent.elapsed() < 5 * LONGEST, "{:?}", sent.elapsed());
+                sent_in_all += 1;
+                slow += u32::from(sent.elapsed() > LONGEST);
             }
         }
         sleep(Duration::from_millis(10)).await;
     }
+    assert!(slow <= 1 + sent_in_all / 20, "{slow} of {sent_in_all}");
     served
 }
 
