@@ -483,7 +483,7 @@ pub enum Gauge {
     /// Fleet: the number of cells that were admitted and not reported to the store yet.
     FleetUnreported,
     /// Fleet: the milliseconds by which the clock of the store has moved against that of this node.
-    /// Only sampled if the store does not tell its time to the script.
+    /// 0 if the store tells its time to the script.
     FleetClockSkew,
     /// Fleet: the total number of calls of the store.
     FleetCalls,

@@ -400,7 +400,7 @@ impl<S: QuotaStore> FleetBuilder<S> {
             mode: self.mode,
             recorder: self.recorder,
             round_trip: AtomicU64::new(0),
-            skew: AtomicU64::new(u64::MAX),
+            skew: AtomicU64::new(0),
             is_stopping: AtomicBool::new(false),
             ended: watch::Sender::new(false),
         });

@@ -126,7 +126,7 @@ impl<S: QuotaStore> Driver<S> {
                         let micros = u64::try_from(ended.took.as_micros());
                         shared.round_trip.store(micros.unwrap_or(u64::MAX), Relaxed);
                         let skew = self.store.clock_skew().map(|skew| skew.as_millis() as u64);
-                        shared.skew.store(skew.unwrap_or(u64::MAX), Relaxed);
+                        shared.skew.store(skew.unwrap_or(0), Relaxed);
                         (Reply::Answers(answers), None)
                     }
                     Err(error) if ended.is_too_late => (Reply::TimedOut, Some(error)),

@@ -19,10 +19,7 @@ impl GaugeSource for Shared {
         visit(Gauge::FleetNodes, nodes.into());
         visit(Gauge::FleetRoundTrip, self.round_trip.load(Relaxed));
         visit(Gauge::FleetUnreported, unreported);
-        let skew = self.skew.load(Relaxed);
-        if skew != u64::MAX {
-            visit(Gauge::FleetClockSkew, skew);
-        }
+        visit(Gauge::FleetClockSkew, self.skew.load(Relaxed));
         visit(Gauge::FleetCalls, counts.calls);
         visit(Gauge::FleetAccounts, counts.accounts);
         visit(Gauge::FleetFailures, counts.failures);

@@ -30,7 +30,8 @@ pub(crate) struct Shared {
     pub(crate) recorder: Recorder,
     /// The microseconds of the last call.
     pub(crate) round_trip: AtomicU64,
-    /// The milliseconds by which the clock of the store has moved; `u64::MAX` if it is its own.
+    /// The milliseconds by which the clock of the store has moved; 0 if it tells its time to the
+    /// script.
     pub(crate) skew: AtomicU64,
     pub(crate) is_stopping: AtomicBool,
     /// Whether the task has ended.

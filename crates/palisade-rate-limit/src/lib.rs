@@ -210,6 +210,7 @@ mod options;
 mod policy;
 mod quota;
 mod service;
+mod settled;
 
 #[cfg(feature = "governor")]
 pub use crate::governor::TableStore;

@@ -4,6 +4,7 @@ use crate::{
     Account, Decision, KeyExtractor, KeyOutcome, Limiter, RequestHead, ResponseHead,
     limiter::{Checked, Deferred},
     options::Options,
+    settled::Settled,
 };
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
@@ -52,16 +53,6 @@ pub(crate) enum DenyReason {
         cost: u32,
         burst: u32,
     },
-}
-
-/// What of a charge cannot be found out again from the request. Two words, which [`Keys`] can keep.
-#[derive(Clone, Copy)]
-pub(crate) struct Settled {
-    cells: u32,
-    accounts: u16,
-    /// The number of the networks of which it has the quota, from 1 on, or 0.
-    network: u16,
-    is_deferred: bool,
 }
 
 /// An admitted request, and what it has been charged.
@@ -188,19 +179,14 @@ impl RateLimitPolicy {
         // Networks that are only watched are asked about apart: they must neither let a client
         // wait nor keep it from being charged.
         let is_watched = mode == Mode::Shadow && self.settings.mode == Mode::Enforce;
-        let is_apart = is_watched && limiter.charges_all_or_none();
-        let most = if is_apart { 1 } else { usize::MAX };
-        let mut checked = limiter.check_or_defer(&mut accounts().take(most), cost);
-        if is_apart && matches!(checked.decision, Decision::Admit | Decision::Deferred) {
+        let checked = if is_watched && limiter.charges_all_or_none() {
+            let client = Charged::new(key, address, network, cost);
             let own = || Facts::from_request(request, true);
             let facts = || facts.map_or_else(own, Facts::clone);
-            let client = Charged::new(key, address, network, cost);
-            let watched = self.watch_networks(options, limiter, &client, &facts);
-            // What waits is charged to its client alone.
-            if checked.decision == Decision::Admit {
-                checked.charged += watched;
-            }
-        }
+            self.check_apart(options, limiter, &client, &facts)
+        } else {
+            limiter.check_or_defer(&mut accounts(), cost)
+        };
         let settled = || Settled::new(network, cost, checked.charged);
         match checked.decision {
             Decision::Admit => {}
@@ -223,9 +209,30 @@ impl RateLimitPolicy {
         Ok(is_awaited.then(settled))
     }
 
-    /// Asks about the networks around a client that is admitted, or waits, and records a refusal
-    /// by one of them, which is not enforced. Returns how many of them were charged.
+    /// Asks about a client and then, if it is admitted or waits, about the networks around it.
+    /// Records a refusal by one of them, which is not enforced.
     #[inline(never)]
+    fn check_apart(
+        &self,
+        options: &Options,
+        limiter: &dyn Limiter,
+        client: &Charged,
+        facts: &dyn Fn() -> Facts,
+    ) -> Checked {
+        let account = Account::of_client(client.key);
+        let mut checked = limiter.check_or_defer(&mut std::iter::once(account), client.cells);
+        if !matches!(checked.decision, Decision::Admit | Decision::Deferred) {
+            return checked;
+        }
+        let watched = self.watch_networks(options, limiter, client, facts);
+        // What waits is charged to its client alone.
+        if checked.decision == Decision::Admit {
+            checked.charged += watched;
+        }
+        checked
+    }
+
+    /// Asks about the networks around a client. Returns how many of them were charged.
     fn watch_networks(
         &self,
         options: &Options,
@@ -519,47 +526,6 @@ impl fmt::Debug for State {
             Self::Admitted => "Admitted",
             Self::Refused(_) => "Refused",
         })
-    }
-}
-
-// === Settled ===
-
-impl Settled {
-    fn new(network: Option<usize>, cells: u32, accounts: usize) -> Self {
-        let network = network.and_then(|index| u16::try_from(index + 1).ok());
-        Self {
-            cells,
-            accounts: u16::try_from(accounts).unwrap_or(u16::MAX),
-            network: network.unwrap_or_default(),
-            is_deferred: false,
-        }
-    }
-
-    fn deferred(self) -> Self {
-        Self {
-            is_deferred: true,
-            ..self
-        }
-    }
-
-    fn to_words(self) -> [u64; 2] {
-        let Self {
-            cells,
-            accounts,
-            network,
-            is_deferred,
-        } = self;
-        let word = u64::from(cells) | u64::from(accounts) << 32 | u64::from(network) << 48;
-        [word, is_deferred.into()]
-    }
-
-    fn from_words([word, is_deferred]: [u64; 2]) -> Self {
-        Self {
-            cells: word as u32,
-            accounts: (word >> 32) as u16,
-            network: (word >> 48) as u16,
-            is_deferred: is_deferred != 0,
-        }
     }
 }
 

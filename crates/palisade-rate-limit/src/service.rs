@@ -2,7 +2,8 @@
 
 use crate::{
     RequestHead,
-    policy::{Charged, DenyReason, RateLimitPolicy, Settled},
+    policy::{Charged, DenyReason, RateLimitPolicy},
+    settled::Settled,
 };
 use bytes::Bytes;
 use http::{Request, Response};

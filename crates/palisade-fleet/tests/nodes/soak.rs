@@ -1,5 +1,5 @@
-//! Whatever happens to a Redis, at random: the clients of four nodes get no more than the limit, one
-//! burst for each loss of data, and the share of each node in an outage.
+//! Whatever happens to a Redis, at random: the clients of four nodes get no more than the limit,
+//! one burst for each loss of data, and the share of each node in an outage.
 
 use crate::{
     SECRET,
