@@ -25,7 +25,7 @@ impl ConnGuardBuilder {
     /// clients come through proxies, set [`behind_proxy`](Self::behind_proxy) as well, for its
     /// longer idle timeout.
     ///
-    /// In [`Mode::Off`] no client is found: put a
+    /// In [`Mode::Off`](palisade_core::Mode::Off) no client is found: put a
     /// [`ClientIpLayer`](palisade_client_ip::ClientIpLayer) outside of the guards then.
     ///
     /// `None` believes no one. Defaults to that.
@@ -65,7 +65,8 @@ impl ConnGuardBuilder {
     /// an RST, in [every mode](Self::mode), because the server could not read what follows. A guard
     /// that does not enforce its timeouts waits 120 s for it.
     ///
-    /// Concerns listeners ([`ConnGuard::bind`], [`ConnGuard::listen`]), not [`ConnGuard::admit`].
+    /// Concerns listeners ([`bind`](crate::ConnGuard::bind), [`listen`](crate::ConnGuard::listen)),
+    /// not [`ConnGuard::admit`](crate::ConnGuard::admit).
     /// Clients are peers again, so [`behind_proxy`](Self::behind_proxy) together with this is a
     /// fault. A proxy that sends requests of several clients on one connection, as with HTTP/2, has
     /// to name them in a field: see [`trust`](Self::trust). Both may be set, for one behind the
@@ -103,7 +104,7 @@ impl ConnGuardBuilder {
     /// accept, before the [accept rate](Self::accept_rate) and all limits, and a connection that it
     /// refuses is reset. Peers in [reserved](Self::reserve) networks, [trusted](Self::trust)
     /// proxies and peers without an address are not asked for. It is enforced if both the gate and
-    /// the guard are in [`Mode::Enforce`]. Defaults to no gate.
+    /// the guard are in [`Mode::Enforce`](palisade_core::Mode::Enforce). Defaults to no gate.
     ///
     /// ```
     /// # use palisade_testkit::doc::*;
