@@ -9,7 +9,7 @@ use std::{
     io,
     ops::Sub,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 /// The cost of one request of a scenario.
@@ -42,13 +42,41 @@ const CLOCK_FUNCTIONS: &[&str] = &["clock_gettime"];
 pub(crate) const ARGUMENT: &str = "under-callgrind";
 
 /// Returns the cost of every scenario, or `None` without valgrind.
+///
+/// Each group of scenarios has a process of its own, and hence a heap that does not depend on the
+/// scenarios of other groups: what an allocation costs depends on what was freed before it.
 pub(crate) fn count() -> io::Result<Option<BTreeMap<&'static str, Cost>>> {
     let program = env::current_exe()?;
     let folder = program.with_file_name("figures-callgrind");
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder)?;
-    let output = folder.join("out");
-    let status = Command::new("valgrind")
+    let output = |group: usize| folder.join(format!("group{group}"));
+    let start = |group| start_valgrind(&program, group, &output(group));
+    let started = (0..scenarios::GROUPS.len()).map(start);
+    let started = match started.collect::<io::Result<Vec<_>>>() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        started => started?,
+    };
+    for mut process in started {
+        if !process.wait()?.success() {
+            return Err(io::Error::other("the program failed under callgrind"));
+        }
+    }
+    let mut costs = BTreeMap::new();
+    for group in 0..scenarios::GROUPS.len() {
+        for (index, (name, _)) in scenarios::of_group(group).into_iter().enumerate() {
+            // The first of three dumps is the warm-up.
+            let short = Cost::read(&dump_path(&output(group), 3 * index + 2))?;
+            let long = Cost::read(&dump_path(&output(group), 3 * index + 3))?;
+            costs.insert(name, (long - short).per_request());
+        }
+    }
+    Ok(Some(costs))
+}
+
+/// Starts the scenarios of a group under valgrind.
+fn start_valgrind(program: &Path, group: usize, output: &Path) -> io::Result<Child> {
+    Command::new("valgrind")
         .args([
             "--quiet",
             "--tool=callgrind",
@@ -62,40 +90,16 @@ pub(crate) fn count() -> io::Result<Option<BTreeMap<&'static str, Cost>>> {
         ])
         .arg(format!("--callgrind-out-file={}", output.display()))
         .arg(program)
-        .arg(ARGUMENT)
+        .args([ARGUMENT, &group.to_string()])
         .stdin(Stdio::null())
-        .status();
-    match status {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-        Ok(status) if !status.success() => {
-            return Err(io::Error::other("the program failed under callgrind"));
-        }
-        Ok(_) => {}
-    }
-    let names = scenarios::all().into_iter().map(|(name, _)| name);
-    let costs = names.enumerate().map(|(index, name)| {
-        // The first of three dumps is the warm-up.
-        let short = Cost::read(&dump_path(&output, 3 * index + 2))?;
-        let long = Cost::read(&dump_path(&output, 3 * index + 3))?;
-        let requests = (LONG_RUN_REQUESTS - SHORT_RUN_REQUESTS) as f64;
-        let per_request = |part: fn(&Cost) -> f64| (part(&long) - part(&short)) / requests;
-        let cost = Cost {
-            instructions: per_request(|cost| cost.instructions),
-            allocations: per_request(|cost| cost.allocations),
-            clock_reads: per_request(|cost| cost.clock_reads),
-            timers: per_request(|cost| cost.timers),
-        };
-        Ok((name, cost))
-    });
-    costs.collect::<io::Result<_>>().map(Some)
+        .spawn()
 }
 
-/// Runs every scenario under callgrind.
-pub(crate) fn run_scenarios() {
+/// Runs every scenario of a group under callgrind.
+pub(crate) fn run_scenarios(group: usize) {
     let runtime = runtime();
     let _guard = runtime.enter();
-    for (_, make) in scenarios::all() {
+    for (_, make) in scenarios::of_group(group) {
         let mut run = make();
         // The first run is a warm-up, for state that is created once and tables that grow. It is
         // counted and dumped too, because callgrind does not reset the number of calls for which
@@ -143,6 +147,17 @@ impl Cost {
             }
         }
         Ok(cost)
+    }
+
+    /// Returns the cost of one request, of the difference between a long run and a short one.
+    fn per_request(self) -> Self {
+        let requests = (LONG_RUN_REQUESTS - SHORT_RUN_REQUESTS) as f64;
+        Self {
+            instructions: self.instructions / requests,
+            allocations: self.allocations / requests,
+            clock_reads: self.clock_reads / requests,
+            timers: self.timers / requests,
+        }
     }
 
     /// Adds the calls of a function to its sum.

@@ -35,8 +35,8 @@ type Costs = BTreeMap<&'static str, Cost>;
 fn main() -> io::Result<ExitCode> {
     let arguments: Vec<_> = env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [callgrind::ARGUMENT] => {
-            callgrind::run_scenarios();
+        [callgrind::ARGUMENT, group] => {
+            callgrind::run_scenarios(group.parse().map_err(io::Error::other)?);
             Ok(ExitCode::SUCCESS)
         }
         [syscalls::ARGUMENT, server, requests] => {

@@ -28,26 +28,34 @@ use palisade_guard::GuardLayer;
 use std::time::Duration;
 use tower::{BoxError, Layer, Service, layer::util::Identity};
 
-/// Returns all scenarios, in the order in which they are counted.
-pub(crate) fn all() -> Vec<Scenario> {
+/// Adds the scenarios of a group.
+type Group = fn(&mut ScenarioList);
+
+/// The scenarios in the order in which they are counted, each group in a process of its own.
+pub(crate) const GROUPS: [&[Group]; 4] = [
+    &[without_a_body, single_guards],
+    &[limits_of_rates, identity::scenarios, bans::scenarios],
+    &[with_a_body, with_waits, downloads, refusals],
+    &[end_to_end, on_connections],
+];
+
+/// Returns the scenarios of one of [`GROUPS`].
+pub(crate) fn of_group(group: usize) -> Vec<Scenario> {
     let mut all = ScenarioList::default();
-    without_a_body(&mut all);
-    single_guards(&mut all);
+    for add in GROUPS[group] {
+        add(&mut all);
+    }
+    all.into_vec()
+}
+
+fn limits_of_rates(all: &mut ScenarioList) {
     for (name, layer) in rate_limits::layers() {
         let conn = ipv6_connection();
         all.drive(name, layer.layer(Ready), move || request(&conn));
     }
+    all.add("v6 fleet", rate_limits::fleet);
     all.add("shares bare", shares::not_asked);
     all.add("shares palisade", shares::asked);
-    identity::scenarios(&mut all);
-    bans::scenarios(&mut all);
-    with_a_body(&mut all);
-    with_waits(&mut all);
-    downloads(&mut all);
-    refusals(&mut all);
-    end_to_end(&mut all);
-    on_connections(&mut all);
-    all.into_vec()
 }
 
 /// Returns a constructor of requests that carry palisade's connection info.

@@ -10,7 +10,7 @@
 //!   *a* requests of a client before it has reported them, where *a* is B / 4N, but one at least.
 //!   All nodes together exceed the burst by 2·N·*a* at most, once, and never the rate.
 //! - **No request sends a call.** A task of the node reports every 20 ms what was admitted, for up
-//!   to 128 clients in one call, and learns who has nothing left. A request waits only if its
+//!   to 128 clients in one call, and learns which have nothing left. A request waits only if its
 //!   client sends more than *a* requests in that time: for the next answer, 5 ms at most.
 //! - **A dead Redis is the normal case.** After 40 ms without an answer a node counts alone, as
 //!   each policy says, and tries again from time to time. Nothing queues meanwhile.
@@ -54,6 +54,7 @@
 //! use [`Fleet::key`].
 #![forbid(unsafe_code)]
 
+mod bounded;
 mod builder;
 mod digest;
 mod driver;

@@ -1,6 +1,6 @@
 //! The store on Redis.
 
-use crate::{Answer, Answers, Batch, QuotaStore, StoreError};
+use crate::{Answer, Answers, Batch, QuotaStore, StoreError, bounded::Bounded};
 use palisade_core::ConfigError;
 use parking_lot::Mutex;
 use redis::{
@@ -9,16 +9,14 @@ use redis::{
 };
 use std::{
     fmt, io,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    task::{Context, Poll, ready},
     time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::Mutex as AsyncMutex,
     task::{AbortHandle, JoinSet},
@@ -63,7 +61,7 @@ struct ServerClock {
     skew: Duration,
 }
 
-/// Where the server is, and as whom to speak to it.
+/// The address of the server, and the user and the password for it.
 struct Server {
     addr: ConnectionAddr,
     settings: RedisConnectionInfo,
@@ -541,50 +539,6 @@ impl fmt::Debug for RedisStore {
         f.debug_struct("RedisStore")
             .field("addr", &self.server.addr.to_string())
             .finish_non_exhaustive()
-    }
-}
-
-/// A stream that fails when too many bytes have arrived without a complete answer. The parser of
-/// the client has no bound.
-struct Bounded<T> {
-    stream: T,
-    budget: Arc<AtomicUsize>,
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for Bounded<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        let read = buf.filled().len() - before;
-        let left = self.budget.load(Relaxed).checked_sub(read);
-        let Some(left) = left else {
-            let text = "too many bytes without a complete answer";
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, text)));
-        };
-        self.budget.store(left, Relaxed);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for Bounded<T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

@@ -38,6 +38,16 @@ pub struct RateLimitPolicy {
 
 pub(crate) type CostFn = Arc<dyn Fn(&RequestHead<'_>) -> u32 + Send + Sync>;
 
+/// Why a request is not admitted at once.
+#[derive(Clone, Copy)]
+pub(crate) enum NotAdmitted {
+    Refused(DenyReason),
+    /// Other nodes must be asked.
+    Deferred {
+        cost: u32,
+    },
+}
+
 /// Why a request is refused.
 #[derive(Clone, Copy)]
 pub(crate) enum DenyReason {
@@ -45,14 +55,7 @@ pub(crate) enum DenyReason {
     RateExceeded(Duration),
     NetworkExceeded(Duration),
     FleetUnavailable(Duration),
-    /// It is not refused: other nodes must be asked.
-    Deferred {
-        cost: u32,
-    },
-    OverBurst {
-        cost: u32,
-        burst: u32,
-    },
+    OverBurst { cost: u32, burst: u32 },
 }
 
 /// An admitted request, and what it has been charged.
@@ -81,54 +84,48 @@ pub(crate) enum State {
 // === RateLimitPolicy ===
 
 impl RateLimitPolicy {
-    /// Charges the client for a request, or returns why the request is denied.
+    /// Charges the client for a request, or returns why the request is not admitted.
     #[inline]
-    pub(crate) fn check(&self, head: &RequestHead<'_>, keys: &mut Keys) -> Result<(), DenyReason> {
+    pub(crate) fn check(&self, head: &RequestHead<'_>, keys: &mut Keys) -> Result<(), NotAdmitted> {
         if !self.settings.is_enabled() {
             return Ok(());
         }
+        let refused = |reason| Err(NotAdmitted::Refused(reason));
         let key = match keys.get(&self.key, head) {
             KeyOutcome::Key(key) => key,
             KeyOutcome::Exempt => return Ok(()),
             // Refused, or an outcome that this version does not know.
-            _ => return Err(DenyReason::PeerMissing),
+            _ => return refused(DenyReason::PeerMissing),
         };
         let cost = self.cost.as_ref().map_or(1, |cost| cost(head));
         match self.limiter.check(key, cost) {
             Decision::Admit => Ok(()),
-            Decision::Deny { wait } => Err(DenyReason::RateExceeded(wait)),
-            Decision::NeverPossible { burst } => Err(DenyReason::OverBurst { cost, burst }),
-            Decision::Unavailable { wait } => Err(DenyReason::FleetUnavailable(wait)),
-            Decision::Deferred => Err(DenyReason::Deferred { cost }),
+            Decision::Deny { wait } => refused(DenyReason::RateExceeded(wait)),
+            Decision::NeverPossible { burst } => refused(DenyReason::OverBurst { cost, burst }),
+            Decision::Unavailable { wait } => refused(DenyReason::FleetUnavailable(wait)),
+            Decision::Deferred => Err(NotAdmitted::Deferred { cost }),
         }
     }
 
-    /// Continues after [`check`](Self::check) of a layer without options has not admitted a
-    /// request. Records a refusal. Returns what is left to be decided.
+    /// Continues after [`check`](Self::check) has left the decision about a request to other nodes.
+    /// Returns what is left to be decided.
     #[cold]
     #[inline(never)]
-    pub(crate) fn not_admitted<B: Body>(
+    pub(crate) fn deferred<B>(
         &self,
-        reason: DenyReason,
+        cost: u32,
         request: &Request<B>,
-        facts: Option<&Facts>,
         keys: &mut Keys,
-    ) -> Result<Option<Settled>, Refusal> {
-        let DenyReason::Deferred { cost } = reason else {
-            let own = || Facts::from_request(request, true);
-            let facts = facts.map_or_else(own, Facts::clone);
-            self.refuse(reason, &facts)?;
-            return Ok(None);
-        };
+    ) -> Option<Settled> {
         if self.settings.mode == Mode::Enforce {
-            return Ok(Some(Settled::new(None, cost, 1).deferred()));
+            return Some(Settled::new(None, cost, 1).deferred());
         }
         // What is not enforced does not wait either.
         if let KeyOutcome::Key(key) = keys.get(&self.key, &request.into()) {
             let mut client = std::iter::once(Account::of_client(key));
             self.limiter.admit_deferred(&mut client, cost);
         }
-        Ok(None)
+        None
     }
 
     pub(crate) fn options(&self) -> &Options {
@@ -449,13 +446,6 @@ impl DenyReason {
                     Some(wait),
                 )
             }
-            Self::Deferred { .. } => (
-                Reason::RateExceeded,
-                StatusCode::TOO_MANY_REQUESTS,
-                0,
-                0,
-                None,
-            ),
             Self::FleetUnavailable(wait) => (
                 Reason::FleetUnavailable,
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -558,16 +548,15 @@ impl Policy for RateLimitPolicy {
                 Err(refusal) => Err(*refusal),
             };
         }
-        let Err(reason) = self.check(&request.into(), keys) else {
-            return Ok(());
-        };
-        match self.not_admitted(reason, request, Some(facts), keys) {
-            Ok(None) => Ok(()),
-            Ok(Some(settled)) => {
-                keys.keep(self.id(), settled.to_words());
+        match self.check(&request.into(), keys) {
+            Ok(()) => Ok(()),
+            Err(NotAdmitted::Refused(reason)) => self.refuse(reason, facts),
+            Err(NotAdmitted::Deferred { cost }) => {
+                if let Some(settled) = self.deferred(cost, request, keys) {
+                    keys.keep(self.id(), settled.to_words());
+                }
                 Ok(())
             }
-            Err(refusal) => Err(refusal),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     RequestHead,
-    policy::{Charged, DenyReason, RateLimitPolicy},
+    policy::{Charged, NotAdmitted, RateLimitPolicy},
     settled::Settled,
 };
 use bytes::Bytes;
@@ -104,13 +104,21 @@ where
                     Ok(awaited) => charged = awaited,
                     Err(refusal) => return ResponseFuture::refused(*refusal, request),
                 }
-            } else if let Err(reason) = self
-                .policy
-                .check(&RequestHead::from(&request), &mut Keys::default())
-            {
-                match not_admitted(&self.policy, reason, &request) {
-                    Ok(awaited) => charged = awaited,
-                    Err(refusal) => return ResponseFuture::refused(refusal, request),
+            } else {
+                match self
+                    .policy
+                    .check(&RequestHead::from(&request), &mut Keys::default())
+                {
+                    Ok(()) => {}
+                    Err(NotAdmitted::Refused(reason)) => {
+                        let facts = Facts::from_request(&request, true);
+                        if let Err(refusal) = self.policy.refuse(reason, &facts) {
+                            return ResponseFuture::refused(refusal, request);
+                        }
+                    }
+                    Err(NotAdmitted::Deferred { cost }) => {
+                        charged = deferred(&self.policy, cost, &request);
+                    }
                 }
             }
         }
@@ -139,18 +147,17 @@ fn check_with_options<B: Body>(
     Ok(settled.and_then(|settled| awaited(policy, request, settled, &mut keys)))
 }
 
-/// Continues after a layer without options has not admitted a request at once. Returns what is left
-/// to be decided.
+/// Returns what is left to be decided about a request of a layer without options.
 #[cold]
 #[inline(never)]
-fn not_admitted<B: Body>(
+fn deferred<B: Body>(
     policy: &Arc<RateLimitPolicy>,
-    reason: DenyReason,
+    cost: u32,
     request: &Request<B>,
-) -> Result<Option<Box<Awaited>>, Refusal> {
+) -> Option<Box<Awaited>> {
     let mut keys = Keys::default();
-    let settled = policy.not_admitted(reason, request, None, &mut keys)?;
-    Ok(settled.and_then(|settled| awaited(policy, request, settled, &mut keys)))
+    let settled = policy.deferred(cost, request, &mut keys)?;
+    awaited(policy, request, settled, &mut keys)
 }
 
 /// Returns what a request was charged.

@@ -17,7 +17,7 @@ pub(crate) struct Entry {
     pub(crate) unreported: u32,
     /// Cells of the requests that wait.
     pub(crate) waiting: u32,
-    /// The fewest cells of one of them.
+    /// The fewest cells of one of them, or of one that has waited beside them.
     pub(crate) fewest: u32,
     pub(crate) rule: u8,
     /// The number of bits of the fewest cells that the account has not left. Requests that cost
@@ -87,6 +87,23 @@ impl Entry {
             return 0;
         }
         self.until - now
+    }
+
+    /// Notes that a request of `cost` cells waits.
+    pub(crate) fn begin_wait(&mut self, cost: u32) {
+        self.waiting = self.waiting.saturating_add(cost);
+        self.fewest = match self.fewest {
+            0 => cost,
+            fewest => fewest.min(cost),
+        };
+    }
+
+    /// Notes that a request of `cost` cells waits no longer.
+    pub(crate) fn end_wait(&mut self, cost: u32) {
+        self.waiting = self.waiting.saturating_sub(cost);
+        if self.waiting == 0 {
+            self.fewest = 0;
+        }
     }
 
     /// Charges `cost` to an entry that is to be reported anyway, if the allowance covers it and

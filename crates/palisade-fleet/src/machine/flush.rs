@@ -145,8 +145,7 @@ impl Machine {
         let (entries, waiters) = (&mut self.entries, &mut self.waiters);
         waiters.decide(|waiter| {
             for &(slot, _) in waiter.claims() {
-                let entry = entries.get_mut(slot);
-                entry.waiting = entry.waiting.saturating_sub(waiter.cost);
+                entries.get_mut(slot).end_wait(waiter.cost);
             }
             Some(Outcome::Alone)
         })
@@ -204,7 +203,6 @@ impl Machine {
             fewest: entry.fewest.clamp(1, asked.max(1)),
             longest: Duration::from_micros(longest),
         };
-        entry.fewest = 0;
         let item = Item {
             slot,
             admitted,

@@ -321,12 +321,7 @@ impl Machine {
         }
         self.counts.waited += 1;
         for &(slot, _) in waiter.claims() {
-            let entry = self.entries.get_mut(slot);
-            entry.waiting = entry.waiting.saturating_add(cost);
-            entry.fewest = match entry.fewest {
-                0 => cost,
-                fewest => fewest.min(cost),
-            };
+            self.entries.get_mut(slot).begin_wait(cost);
             self.mark_urgent(slot);
         }
         Asked::Waits(self.waiters.push(waiter))
@@ -357,8 +352,7 @@ impl Machine {
         if waiter.outcome.is_none() {
             self.counts.waited_in_vain += u64::from(is_in_vain);
             for &(slot, _) in waiter.claims() {
-                let entry = self.entries.get_mut(slot);
-                entry.waiting = entry.waiting.saturating_sub(waiter.cost);
+                self.entries.get_mut(slot).end_wait(waiter.cost);
             }
         }
         waiter.waker
@@ -488,8 +482,7 @@ impl Machine {
     fn settle_waiting(&mut self, waiter: &Waiter, now: Micros) -> Option<Outcome> {
         let outcome = self.settle(waiter, now)?;
         for &(slot, _) in waiter.claims() {
-            let entry = self.entries.get_mut(slot);
-            entry.waiting = entry.waiting.saturating_sub(waiter.cost);
+            self.entries.get_mut(slot).end_wait(waiter.cost);
         }
         Some(outcome)
     }

@@ -35,8 +35,9 @@ impl Waiter {
 }
 
 impl Waiters {
+    /// Returns whether no more requests may wait. Those that are decided count until they are told.
     pub(crate) fn is_full(&self) -> bool {
-        self.order.len() >= MAX_WAITERS
+        self.slots.len() - self.free.len() >= MAX_WAITERS
     }
 
     pub(crate) fn push(&mut self, waiter: Waiter) -> u32 {
@@ -53,7 +54,7 @@ impl Waiters {
         self.slots.get_mut(id as usize)?.as_mut()
     }
 
-    /// Removes a waiter. Returns whether it had no outcome yet, and what it was.
+    /// Removes a waiter, and returns it.
     pub(crate) fn remove(&mut self, id: u32) -> Option<Waiter> {
         let waiter = self.slots.get_mut(id as usize)?.take()?;
         self.free.push(id);

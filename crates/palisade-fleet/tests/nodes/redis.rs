@@ -157,7 +157,7 @@ async fn nodes_are_counted_also_beside_a_million_that_are_gone() {
             .all(|node| format!("{node:?}").contains(&count))
     };
     wait_until("both know of each other", || know(2)).await;
-    // Whoever may write to the set may make nodes too many, and not stop them from counting.
+    // A program that may write to the set can make nodes too many, and not stop them from counting.
     let script = "for i = 1, 1000000 do redis.call('ZADD', KEYS[1], '1e15', i) end \
                   redis.call('PERSIST', KEYS[1])";
     let set = "palisade:{default:0}:nodes";

@@ -21,6 +21,14 @@ fn arrivals(nodes: u32) -> impl Strategy<Value = Vec<Arrival>> {
     proptest::collection::vec(arrival, 1..400)
 }
 
+/// Any setup that `change` has changed, and arrivals at its nodes.
+fn any_traffic(change: fn(Setup) -> Setup) -> impl Strategy<Value = (Setup, Vec<Arrival>)> {
+    any_setup().prop_map(change).prop_flat_map(|setup| {
+        let nodes = setup.nodes;
+        (Just(setup), arrivals(nodes))
+    })
+}
+
 fn any_setup() -> impl Strategy<Value = Setup> {
     let numbers = (
         1u32..9,
@@ -48,6 +56,15 @@ fn bound(simulation: &Simulation, seconds: f64) -> f64 {
     let allowance = (quota.burst() / (4 * nodes)).max(1);
     let rate = 1_000_000.0 / quota.period() as f64;
     f64::from(quota.burst()) + rate * seconds + f64::from(2 * nodes * allowance)
+}
+
+fn one_account(rule: u16) -> [Claim; 1] {
+    let claim = Claim {
+        tag: 2,
+        rule,
+        account: 0,
+    };
+    [claim]
 }
 
 #[test]
@@ -93,11 +110,7 @@ fn an_account_that_the_store_can_hold_again_is_refused_when_it_has_nothing_left(
     let digest = |_| [0, 1];
     let mut machine = Machine::new(1, 16, 1);
     let rule = machine.rule(1_000_000, 40).unwrap();
-    let claims = [Claim {
-        tag: 2,
-        rule,
-        account: 0,
-    }];
+    let claims = one_account(rule);
     let answer = |machine: &mut Machine, answer, now| {
         let flush = machine.take_batch(now).unwrap();
         let answers = Answers::new(vec![answer], None);
@@ -117,11 +130,7 @@ fn a_request_that_the_account_cannot_pay_keeps_no_cheaper_one_from_it() {
     let digest = |_| [0, 1];
     let mut machine = Machine::new(1, 16, 1);
     let rule = machine.rule(1_000_000, 40).unwrap();
-    let claims = [Claim {
-        tag: 2,
-        rule,
-        account: 0,
-    }];
+    let claims = one_account(rule);
     let asked = machine.ask(&claims, 20, 0, &digest);
     assert!(matches!(asked, Asked::Waits(_)), "{asked:?}");
     let flush = machine.take_batch(0).unwrap();
@@ -135,15 +144,37 @@ fn a_request_that_the_account_cannot_pay_keeps_no_cheaper_one_from_it() {
     assert_eq!(check(9), Outcome::Admit);
 }
 
+#[test]
+fn a_request_that_is_decided_has_a_place_among_those_that_wait_until_it_is_told() {
+    let mut machine = Machine::new(1, 16, 1);
+    let rule = machine.rule(1_000, 40).unwrap();
+    let claims = one_account(rule);
+    let digest = |_| [0, 1];
+    let mut numbers = Vec::new();
+    while let Asked::Waits(number) = machine.ask(&claims, 20, 0, &digest) {
+        numbers.push(number);
+    }
+    assert_eq!(numbers.len(), 1024);
+    let flush = machine.take_batch(0).unwrap();
+    let wait = Duration::from_micros(1);
+    let answers = Answers::new(vec![Answer::Granted { cells: 0, wait }], None);
+    machine.reply(flush.call, Reply::Answers(answers), 0);
+    // All are refused, and none of them has heard of it. It is asked again after a while.
+    let now = 1_000_000;
+    let asked = machine.ask(&claims, 20, now, &digest);
+    assert_eq!(asked, Asked::Decided(Outcome::Alone));
+    machine.leave(numbers[0], false);
+    let asked = machine.ask(&claims, 20, now, &digest);
+    assert!(matches!(asked, Asked::Waits(_)), "{asked:?}");
+    assert_eq!(machine.counts().not_waited, 2);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn every_admitted_cell_is_charged_in_the_store_once(
-        (setup, arrivals) in any_setup().prop_flat_map(|setup| {
-            let nodes = setup.nodes;
-            (Just(setup), arrivals(nodes))
-        }),
+        (setup, arrivals) in any_traffic(|setup| setup),
     ) {
         let mut simulation = Simulation::new(setup);
         let costs: u64 = arrivals.iter().map(|arrival| u64::from(arrival.cost)).sum();
@@ -161,9 +192,10 @@ proptest! {
 
     #[test]
     fn no_client_gets_more_than_the_bound(
-        (setup, arrivals) in any_setup().prop_flat_map(|setup| {
-            let nodes = setup.nodes;
-            (Just(Setup { round_trip: setup.round_trip.min(4_000), jitter: 0, ..setup }), arrivals(nodes))
+        (setup, arrivals) in any_traffic(|setup| Setup {
+            round_trip: setup.round_trip.min(4_000),
+            jitter: 0,
+            ..setup
         }),
     ) {
         let mut simulation = Simulation::new(setup);
@@ -177,10 +209,10 @@ proptest! {
 
     #[test]
     fn lost_calls_and_answers_lose_their_own_cells_and_leave_the_node_in_order(
-        (setup, arrivals) in any_setup().prop_flat_map(|setup| {
-            let nodes = setup.nodes;
-            let setup = Setup { lost_calls: 50, lost_answers: 50, ..setup };
-            (Just(setup), arrivals(nodes))
+        (setup, arrivals) in any_traffic(|setup| Setup {
+            lost_calls: 50,
+            lost_answers: 50,
+            ..setup
         }),
         restarts in proptest::collection::vec((0u64..3_000_000, 0usize..8), 0..4),
     ) {
