@@ -66,6 +66,12 @@ impl Fleet {
     /// defaults to 6379 and the database to 0; another one needs the right `+select`. What is no
     /// letter or digit in a password is written as `%2F` and the like.
     ///
+    /// A cluster is `redis+cluster://user:password@host:port,host:port`, with some of its servers.
+    /// A master that sentinels watch is `redis+sentinel://user:password@host:port,host:port/name/db`
+    /// with the hosts and ports of the sentinels, which default to port 26379, and the name of the
+    /// master. User and password are those of the master; the sentinels', if they ask for any, are
+    /// `?sentinel_user=user&sentinel_pass=password` at the end. There are 16 servers at most.
+    ///
     /// Connects when it is started, and again whenever it must.
     ///
     /// ```
@@ -73,28 +79,33 @@ impl Fleet {
     /// # fn main() -> Result<(), palisade_fleet::ConfigError> {
     /// let over_tcp = Fleet::redis("redis://palisade:password@10.0.0.5:6379")?;
     /// let unix = Fleet::redis("redis+unix:///run/redis.sock?user=palisade&pass=password")?;
+    /// let cluster = Fleet::redis("redis+cluster://palisade:password@10.0.0.5,10.0.0.6:6379")?;
+    /// let by_sentinels = Fleet::redis("redis+sentinel://:password@10.0.0.7,10.0.0.8/mymaster")?;
     ///
     /// let error = Fleet::redis("http://palisade:password@10.0.0.5").unwrap_err();
     /// let text = "invalid address of a Redis:
     ///   redis is not a URL of a Redis, allowed is \
-    ///      redis://[user:password@]host[:port][/db] or redis+unix:///path, and for \
-    ///      rediss:// Fleet::redis_over_tls, with the feature rustls";
+    ///      redis://[user:password@]host[:port][/db], redis+unix:///path, \
+    ///      redis+cluster://[user:password@]host[:port],host[:port], or \
+    ///      redis+sentinel://[user:password@]host[:port],host[:port]/master[/db]; \
+    ///      and for rediss:// Fleet::redis_over_tls, with the feature rustls";
     /// assert_eq!(error.to_string(), text);
-    /// # let _ = (over_tcp, unix);
+    /// # let _ = (over_tcp, unix, cluster, by_sentinels);
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
     ///
-    /// If the URL is invalid, or asks for TLS, which is not supported yet. The error has no
-    /// password.
+    /// If the URL is invalid, or asks for TLS. The error has no password.
     pub fn redis(url: impl AsRef<str>) -> Result<FleetBuilder, ConfigError> {
         RedisStore::new(url.as_ref()).map(Self::with_store)
     }
 
-    /// Counts on the Redis at this URL by TLS: as [`redis`](Self::redis), with `rediss://`. The
-    /// certificate must be one that `config` accepts, for the host in the URL.
+    /// Counts on the Redis at this URL by TLS: as [`redis`](Self::redis), with `rediss://`,
+    /// `rediss+cluster://` or `rediss+sentinel://`. The certificate must be one that `config`
+    /// accepts, for the host in the URL; and for the host by which the other servers of a cluster,
+    /// or the sentinels, name it.
     ///
     /// ```
     /// use palisade_fleet::{ConfigError, Fleet, FleetBuilder};
@@ -389,6 +400,7 @@ impl<S: QuotaStore> FleetBuilder<S> {
             Nodes::Counted => (1, true),
         };
         let mut machine = Machine::new(set, MAX_ENTRIES, digest::seed());
+        machine.divide(self.store.shards(), digest::seed());
         if is_counted {
             machine.count_nodes();
         }

@@ -97,6 +97,7 @@ impl<S: QuotaStore> Driver<S> {
         let store = Arc::clone(&self.store);
         let batch = Batch {
             fleet: Arc::clone(&self.name),
+            shard: flush.shard,
             asks: flush.asks,
             node: flush.counts_nodes.then_some(self.node),
         };

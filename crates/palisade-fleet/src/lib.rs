@@ -49,13 +49,15 @@
 //! # Keys
 //!
 //! Redis sees no address and no name: an account is a digest under the secret of the fleet, and has
-//! the key `palisade:{name:0}:digest`. All nodes must make the same key for a client. They do for
+//! the key `palisade:{name:0}:digest`, on a cluster with the number of one of 16 shards in place of
+//! 0. All nodes must make the same key for a client. They do for
 //! addresses. A key from [`ClientKey::of`] differs in each process, and each node counts it alone:
 //! use [`Fleet::key`].
 #![forbid(unsafe_code)]
 
 mod bounded;
 mod builder;
+mod cluster;
 mod digest;
 mod driver;
 mod fleet;
@@ -64,6 +66,8 @@ mod machine;
 mod memory;
 mod policy;
 mod redis;
+mod redis_store;
+mod sentinel;
 mod shared;
 mod store;
 #[cfg(test)]
@@ -74,7 +78,7 @@ pub use crate::{
     fleet::Fleet,
     memory::MemoryStore,
     policy::OnFailure,
-    redis::RedisStore,
+    redis_store::RedisStore,
     store::{Answer, Answers, Ask, Batch, QuotaStore, StoreError},
 };
 pub use palisade_core::{ClientKey, ConfigError, Mode};

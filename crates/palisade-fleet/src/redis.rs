@@ -1,7 +1,6 @@
-//! The store on Redis.
+//! One Redis server. The only file that uses its client.
 
-use crate::{Answer, Answers, Batch, QuotaStore, StoreError, bounded::Bounded};
-use palisade_core::ConfigError;
+use crate::{Answer, Answers, Batch, StoreError, bounded::Bounded};
 use parking_lot::Mutex;
 use redis::{
     AsyncConnectionConfig, ConnectionAddr, ErrorKind, IntoConnectionInfo, RedisConnectionInfo,
@@ -23,25 +22,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// A [`QuotaStore`] on one Redis or Valkey: what [`Fleet::redis`](crate::Fleet::redis) counts on.
-/// Tested with Redis 7.0.15; the script uses only commands of Redis 6.2.
-///
-/// It has one connection, and opens another one when that one fails, or when a call is dropped. It
-/// needs these rights: `+evalsha +eval +script|load +time +get +set`, and all keys that begin with
-/// `palisade:`; for another database than 0 also `+select`; and if nodes are
-/// [counted](crate::FleetBuilder::count_nodes), `+zadd +zremrangebyscore +zcard +pexpire`. No
-/// password is in its `Debug` form or in an error.
-///
-/// ```
-/// use palisade_fleet::{Fleet, FleetBuilder, RedisStore};
-/// # fn main() -> Result<(), palisade_fleet::ConfigError> {
-/// let fleet: FleetBuilder<RedisStore> = Fleet::redis("redis://palisade:password@10.0.0.5")?;
-/// assert!(!format!("{fleet:?}").contains("password"));
-/// # Ok(())
-/// # }
-/// ```
-pub struct RedisStore {
-    server: Arc<Server>,
+/// One server that runs the script. It has one connection, and opens another one when that one
+/// fails, or when a call is dropped.
+pub(crate) struct Server {
+    endpoint: Arc<Endpoint>,
     connection: Mutex<Option<Arc<Connection>>>,
     /// The task that opens a connection, if one does. It outlives the call that has started it: a
     /// server far away would otherwise never be reached, because a call has less time than the
@@ -49,6 +33,13 @@ pub struct RedisStore {
     opening: AsyncMutex<JoinSet<Result<Connection, RedisError>>>,
     /// The clock of the server, if scripts are not told its time.
     clock: Mutex<Option<ServerClock>>,
+}
+
+/// A call without an answer.
+pub(crate) struct CallError {
+    pub(crate) error: StoreError,
+    /// The server that holds the accounts, by the answer of this one.
+    pub(crate) moved_to: Option<(String, u16)>,
 }
 
 /// The clock of a server, by that of this node.
@@ -62,7 +53,7 @@ struct ServerClock {
 }
 
 /// The address of the server, and the user and the password for it.
-struct Server {
+struct Endpoint {
     addr: ConnectionAddr,
     settings: RedisConnectionInfo,
     tls: Option<Tls>,
@@ -70,14 +61,15 @@ struct Server {
 
 /// How the certificate of the server is verified.
 #[cfg(feature = "rustls")]
-type Tls = tokio_rustls::TlsConnector;
+pub(crate) type Tls = tokio_rustls::TlsConnector;
 #[cfg(not(feature = "rustls"))]
-enum Tls {}
+#[derive(Clone)]
+pub(crate) enum Tls {}
 
-/// An open connection on which the script is known.
+/// An open connection.
 struct Connection {
     inner: MultiplexedConnection,
-    /// The script, as Redis calls it.
+    /// The script, as Redis calls it, if it is loaded.
     digest: String,
     /// The bytes that may still arrive before the next complete answer, which adds its own.
     budget: Arc<AtomicUsize>,
@@ -91,7 +83,7 @@ const SCRIPT: &str = include_str!("script.lua");
 const MAX_ANSWER: usize = 64 << 10;
 
 /// How long a call waits for a connection. Beyond it the call has failed, and was not sent.
-const CONNECTION_WITHIN: Duration = Duration::from_millis(25);
+pub(crate) const CONNECTION_WITHIN: Duration = Duration::from_millis(25);
 
 /// How long it may take to open a connection. Shorter than the time between two tries of a server
 /// that does not answer, so that each of them connects anew.
@@ -109,53 +101,58 @@ const MAX_ERROR: usize = 200;
 /// days.
 const MAX_WAIT: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 
-impl RedisStore {
-    /// Creates a store on the Redis at this URL. Connects when it is called for the first time.
-    pub(crate) fn new(url: &str) -> Result<Self, ConfigError> {
-        Self::with_tls(url, None)
-    }
-
-    /// Creates a store that is reached by TLS.
-    #[cfg(feature = "rustls")]
-    pub(crate) fn over_tls(
-        url: &str,
-        config: Arc<tokio_rustls::rustls::ClientConfig>,
-    ) -> Result<Self, ConfigError> {
-        let Some(rest) = url.strip_prefix("rediss://") else {
-            let mut error = ConfigError::new("invalid address of a Redis");
-            let allowed = "rediss://[user:password@]host[:port][/db]";
-            error.push("redis_over_tls", "not a URL of a Redis with TLS", allowed);
-            return Err(error);
-        };
-        Self::with_tls(&format!("redis://{rest}"), Some(config.into()))
-    }
-
-    fn with_tls(url: &str, tls: Option<Tls>) -> Result<Self, ConfigError> {
-        let mut error = ConfigError::new("invalid address of a Redis");
-        let allowed = "redis://[user:password@]host[:port][/db] or redis+unix:///path, and for \
-                       rediss:// Fleet::redis_over_tls, with the feature rustls";
-        // The error of the client may quote the URL, and hence the password.
-        let Ok(info) = url.into_connection_info() else {
-            error.push("redis", "not a URL of a Redis", allowed);
-            return Err(error);
-        };
+impl Server {
+    /// Creates the server at this URL, `redis://` or `redis+unix://`. Connects when it is called
+    /// for the first time. `None` if the URL is invalid: the error of the client may quote it, and
+    /// hence the password.
+    pub(crate) fn new(url: &str, tls: Option<Tls>) -> Option<Self> {
+        let info = url.into_connection_info().ok()?;
         let addr = info.addr().clone();
         if !matches!(addr, ConnectionAddr::Tcp(..) | ConnectionAddr::Unix(_)) {
-            error.push("redis", format!("a URL of {addr}"), allowed);
-            return Err(error);
+            return None;
         }
         // What is not asked for need not be allowed.
         let settings = info.redis_settings().clone().set_skip_set_lib_name();
-        Ok(Self {
-            server: Arc::new(Server {
-                addr,
-                settings,
-                tls,
-            }),
+        Some(Self::of(Endpoint {
+            addr,
+            settings,
+            tls,
+        }))
+    }
+
+    fn of(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint: Arc::new(endpoint),
             connection: Mutex::new(None),
             opening: AsyncMutex::default(),
             clock: Mutex::new(None),
+        }
+    }
+
+    /// Returns a server at another address that is reached in the same way.
+    pub(crate) fn at(&self, (host, port): (String, u16)) -> Self {
+        Self::of(Endpoint {
+            addr: ConnectionAddr::Tcp(host, port),
+            settings: self.endpoint.settings.clone(),
+            tls: self.endpoint.tls.clone(),
         })
+    }
+
+    /// Returns the host and the port, if it is reached by TCP.
+    pub(crate) fn tcp_addr(&self) -> Option<(&str, u16)> {
+        match &self.endpoint.addr {
+            ConnectionAddr::Tcp(host, port) => Some((host, *port)),
+            _ => None,
+        }
+    }
+
+    /// Asks a sentinel for the address of the master with this name.
+    pub(crate) async fn master(&self, name: &str) -> Result<(String, u16), StoreError> {
+        let endpoint = &*self.endpoint;
+        let found = timeout(OPEN_WITHIN, endpoint.master(name)).await;
+        found
+            .unwrap_or_else(|late| Err(io::Error::from(late).into()))
+            .map_err(|error| StoreError::unsent(endpoint.describe(&error)))
     }
 
     /// Returns the open connection, or a new one.
@@ -174,7 +171,7 @@ impl RedisStore {
             Some(Ok(Ok(opened))) => opened,
             _ => {
                 if opening.is_empty() {
-                    opening.spawn(Arc::clone(&self.server).open());
+                    opening.spawn(Arc::clone(&self.endpoint).open());
                 }
                 let ended = opening.join_next().await.and_then(Result::ok);
                 ended.unwrap_or_else(|| Err(closed()))?
@@ -205,10 +202,29 @@ impl RedisStore {
     }
 }
 
-impl Server {
+impl Endpoint {
+    /// Opens a connection and loads the script.
     async fn open(self: Arc<Self>) -> Result<Connection, RedisError> {
-        let opened = timeout(OPEN_WITHIN, self.connect()).await;
-        opened.unwrap_or_else(|late| Err(io::Error::from(late).into()))
+        let opened = timeout(OPEN_WITHIN, async {
+            let mut connection = self.connect().await?;
+            let mut load = redis::cmd("SCRIPT");
+            load.arg("LOAD").arg(SCRIPT);
+            connection.digest = load.query_async(&mut connection.inner.clone()).await?;
+            connection.budget.store(MAX_ANSWER, Relaxed);
+            Ok(connection)
+        });
+        let late = |late| Err(io::Error::from(late).into());
+        opened.await.unwrap_or_else(late)
+    }
+
+    async fn master(&self, name: &str) -> Result<(String, u16), RedisError> {
+        let connection = self.connect().await?;
+        let mut ask = redis::cmd("SENTINEL");
+        ask.arg("get-master-addr-by-name").arg(name);
+        let found: Option<(String, u16)> = ask.query_async(&mut connection.inner.clone()).await?;
+        let text = "the sentinel does not know the master";
+        let found = found.filter(|(host, _)| is_host(host));
+        found.ok_or_else(|| io::Error::other(text).into())
     }
 
     async fn connect(&self) -> Result<Connection, RedisError> {
@@ -251,18 +267,12 @@ impl Server {
             .set_connection_timeout(None);
         let (inner, task) =
             MultiplexedConnection::new_with_config(&self.settings, stream, config).await?;
-        let task = tokio::spawn(task).abort_handle();
-        let mut connection = Connection {
+        Ok(Connection {
             inner,
             digest: String::new(),
             budget,
-            task,
-        };
-        let mut load = redis::cmd("SCRIPT");
-        load.arg("LOAD").arg(SCRIPT);
-        connection.digest = load.query_async(&mut connection.inner.clone()).await?;
-        connection.budget.store(MAX_ANSWER, Relaxed);
-        Ok(connection)
+            task: tokio::spawn(task).abort_handle(),
+        })
     }
 
     /// Returns what to say of an error. A server may repeat in it what was sent, such as the
@@ -285,7 +295,7 @@ impl Server {
 /// Closes the connection of a call without a right answer. The answer may come yet, the connection
 /// may be dead, or the server may have become a replica since.
 struct CloseOnDrop<'a> {
-    store: &'a RedisStore,
+    server: &'a Server,
     connection: &'a Arc<Connection>,
     is_answered: bool,
 }
@@ -293,39 +303,46 @@ struct CloseOnDrop<'a> {
 impl Drop for CloseOnDrop<'_> {
     fn drop(&mut self) {
         if !self.is_answered {
-            self.store.close(self.connection);
+            self.server.close(self.connection);
         }
     }
 }
 
-impl QuotaStore for RedisStore {
-    async fn call(&self, batch: Batch) -> Result<Answers, StoreError> {
-        let server = &*self.server;
+impl Server {
+    /// Charges the accounts of `batch`, as [`QuotaStore::call`](crate::QuotaStore::call).
+    pub(crate) async fn call(&self, batch: &Batch) -> Result<Answers, CallError> {
+        let endpoint = &*self.endpoint;
         let connection = timeout(CONNECTION_WITHIN, self.connection())
             .await
             .unwrap_or_else(|late| Err(io::Error::from(late).into()))
-            .map_err(|error| StoreError::unsent(server.describe(&error)))?;
+            .map_err(|error| StoreError::unsent(endpoint.describe(&error)))?;
         let mut on_drop = CloseOnDrop {
-            store: self,
+            server: self,
             connection: &connection,
             is_answered: false,
         };
         let mut time = self.time(&connection).await?;
-        let mut answer = connection.call(&batch, time).await;
+        let mut answer = connection.call(batch, time).await;
         if time.is_none() && answer.as_ref().is_err_and(refuses_time) {
             // The first thing that the script does, so that it has charged nothing.
             time = Some(self.read_time(&connection).await?);
-            answer = connection.call(&batch, time).await;
+            answer = connection.call(batch, time).await;
         }
         let answer = answer.map_err(|error| {
-            let text = server.describe(&error);
-            if has_not_run(&error) {
+            let moved_to = moved_to(&error, self.tcp_addr());
+            // That is an answer, in order.
+            on_drop.is_answered = moved_to.is_some();
+            let length = error.detail().map_or(0, str::len);
+            connection.budget.fetch_add(length, Relaxed);
+            let text = endpoint.describe(&error);
+            let error = if has_not_run(&error) {
                 StoreError::unsent(text)
             } else {
                 StoreError::unanswered(text)
-            }
+            };
+            CallError { error, moved_to }
         })?;
-        let (answers, length) = parse(&answer, &batch).ok_or_else(|| {
+        let (answers, length) = parse(&answer, batch).ok_or_else(|| {
             StoreError::unanswered("an answer of another form than that of the script")
         })?;
         connection.budget.fetch_add(length, Relaxed);
@@ -333,8 +350,35 @@ impl QuotaStore for RedisStore {
         Ok(answers)
     }
 
-    fn clock_skew(&self) -> Option<Duration> {
+    pub(crate) fn clock_skew(&self) -> Option<Duration> {
         self.clock.lock().map(|clock| clock.skew)
+    }
+}
+
+/// Returns the address of the server that holds the accounts, if an error names it.
+fn moved_to(error: &RedisError, asked: Option<(&str, u16)>) -> Option<(String, u16)> {
+    if error.kind() != ErrorKind::Server(ServerErrorKind::Moved) {
+        return None;
+    }
+    let (host, port) = error.redirect_node()?.0.rsplit_once(':')?;
+    // A server that does not know its own host leaves it out.
+    let host = match host {
+        "" => asked?.0,
+        host => host,
+    };
+    is_host(host).then_some((host.to_owned(), port.parse().ok()?))
+}
+
+/// Returns whether this may be a host: a server may write anything in its place.
+fn is_host(host: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:".contains(&byte);
+    (1..=255).contains(&host.len()) && host.bytes().all(is_allowed)
+}
+
+impl From<StoreError> for CallError {
+    fn from(error: StoreError) -> Self {
+        let moved_to = None;
+        Self { error, moved_to }
     }
 }
 
@@ -365,7 +409,7 @@ fn has_not_run(error: &RedisError) -> bool {
     }
 }
 
-impl RedisStore {
+impl Server {
     /// Returns the time of the server in microseconds, if scripts are not told it.
     async fn time(&self, connection: &Connection) -> Result<Option<u64>, StoreError> {
         let Some(clock) = *self.clock.lock() else {
@@ -389,7 +433,7 @@ impl RedisStore {
         let time = redis::cmd("TIME").query_async(&mut inner).await;
         let half = sent.elapsed() / 2;
         let time: (u64, u64) = time.map_err(|error| {
-            let text = self.server.describe(&error);
+            let text = self.endpoint.describe(&error);
             StoreError::unsent(text)
         })?;
         let (seconds, micros) = time;
@@ -414,7 +458,7 @@ impl RedisStore {
 }
 
 #[cfg(test)]
-impl RedisStore {
+impl Server {
     /// Runs the script at a time of the caller.
     pub(crate) async fn call_at(&self, batch: &Batch, time: u64) -> Answers {
         let connection = self.connection().await.unwrap();
@@ -460,7 +504,7 @@ impl Connection {
         let mut command = redis::cmd(command);
         let keys = batch.asks.len() + usize::from(batch.node.is_some());
         command.arg(script).arg(keys);
-        let prefix = format!("palisade:{{{}:0}}:", batch.fleet);
+        let prefix = format!("palisade:{{{}:{}}}:", batch.fleet, batch.shard);
         for ask in &batch.asks {
             command.arg(format!("{prefix}{:032x}", ask.account));
         }
@@ -533,12 +577,10 @@ fn length(number: i64) -> usize {
     1 + usize::from(number < 0) + digits + 2
 }
 
-impl fmt::Debug for RedisStore {
+impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Without the settings, which have the password.
-        f.debug_struct("RedisStore")
-            .field("addr", &self.server.addr.to_string())
-            .finish_non_exhaustive()
+        fmt::Display::fmt(&self.endpoint.addr, f)
     }
 }
 
@@ -564,6 +606,7 @@ mod tests {
         };
         let batch = Batch {
             fleet: Arc::from("fleet"),
+            shard: 0,
             asks: vec![ask; 2],
             node: None,
         };

@@ -8,8 +8,8 @@ use std::{error::Error, fmt, future::Future, sync::Arc, time::Duration};
 /// A batch is charged whether or not its answer arrives, so it must not be repeated: a call that
 /// fails may have charged it.
 ///
-/// A node has at most two calls at a time, never two about one account, and drops one that takes
-/// longer than 40 ms. An [`Ask`] says how accounts are charged.
+/// A node has at most two calls at a time for each [shard](Self::shards), never two about one
+/// account, and drops one that takes longer than 40 ms. An [`Ask`] says how accounts are charged.
 ///
 /// ```
 /// use palisade_fleet::{Answer, Answers, Batch, Fleet, MemoryStore, QuotaStore, StoreError};
@@ -65,6 +65,59 @@ pub trait QuotaStore: Send + Sync + 'static {
     /// [`StoreError::unanswered`] else.
     fn call(&self, batch: Batch) -> impl Future<Output = Result<Answers, StoreError>> + Send;
 
+    /// Returns the number of parts of the store that may fail alone: 1, 2, 4, 8 or 16; another
+    /// number is rounded up. Asked once, at the start. Defaults to 1.
+    ///
+    /// The accounts are divided over the parts evenly, by their digests, on all nodes in the same
+    /// way. While a part does not answer, a node counts only the accounts in that part alone. Each
+    /// part has calls of its own, so that more of them are made in all.
+    ///
+    /// ```
+    /// use palisade_fleet::{Answers, Batch, Fleet, MemoryStore, QuotaStore, StoreError};
+    /// use palisade_rate_limit::{Quota, RateLimitLayer};
+    /// # use palisade_testkit::example::*;
+    ///
+    /// /// A store on two servers, the second of which is not there.
+    /// struct Two(MemoryStore);
+    ///
+    /// impl QuotaStore for Two {
+    ///     fn shards(&self) -> u32 {
+    ///         2
+    ///     }
+    ///     async fn call(&self, batch: Batch) -> Result<Answers, StoreError> {
+    ///         match batch.shard {
+    ///             0 => self.0.call(batch).await,
+    ///             _ => Err(StoreError::unsent("the second server is not there")),
+    ///         }
+    ///     }
+    /// }
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// # let secret = "of 16 bytes at least, the same on all nodes";
+    /// # use palisade_fleet::OnFailure;
+    /// let fleet = Fleet::with_store(Two(MemoryStore::new())).nodes(1).secret(secret).start()?;
+    /// let deny = fleet.on_failure(OnFailure::Deny);
+    /// let layer = RateLimitLayer::new(Quota::per_minute(60).fleet(&deny))?;
+    /// let (mut served, mut unavailable) = (0, 0);
+    /// for _ in 0..20 {
+    ///     (served, unavailable) = (0, 0);
+    ///     for client in 0..100 {
+    ///         match status(&layer, request_from([192, 0, 2, client])).await {
+    ///             200 => served += 1,
+    ///             503 => unavailable += 1,
+    ///             other => panic!("{other}"),
+    ///         }
+    ///     }
+    ///     tokio::time::sleep(Duration::from_millis(25)).await;
+    /// }
+    /// assert!(served > 30 && unavailable > 30, "{served} {unavailable}");
+    /// # Ok(())
+    /// # }
+    /// ```
+    fn shards(&self) -> u32 {
+        1
+    }
+
     /// Returns by how much the clock of the store has moved against that of this node, if batches
     /// carry the time of the node.
     #[doc(hidden)]
@@ -80,6 +133,8 @@ pub trait QuotaStore: Send + Sync + 'static {
 pub struct Batch {
     /// The name of the fleet.
     pub fleet: Arc<str>,
+    /// The [shard](QuotaStore::shards) that all accounts are in. Counted from 0.
+    pub shard: u32,
     /// The accounts. None occurs twice.
     pub asks: Vec<Ask>,
     /// The node, if the nodes of the fleet are to be counted.

@@ -143,6 +143,7 @@ fn ask(limit: Limit, client: u8, cost: u32) -> Ask {
 fn batch(ask: Ask) -> Batch {
     Batch {
         fleet: Arc::from("suite"),
+        shard: 0,
         asks: vec![ask],
         node: None,
     }
@@ -197,14 +198,14 @@ mod script {
     use super::{
         Ask, Batch, Decided, Implementation, Limit, Micros, SECOND, THREE, ask, batch, decided, run,
     };
-    use crate::{Answer, redis::RedisStore};
+    use crate::{Answer, redis::Server};
     use palisade_testkit::redis::RedisServer;
     use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
     use std::{sync::Arc, time::Duration};
 
     /// The script, at times of the test.
     struct Script {
-        store: RedisStore,
+        store: Server,
         now: Micros,
     }
 
@@ -225,7 +226,7 @@ mod script {
         let Some(redis) = RedisServer::start().await else {
             return;
         };
-        let store = RedisStore::new(&redis.url()).unwrap();
+        let store = Server::new(&redis.url(), None).unwrap();
         run(Script { store, now: START }).await;
     }
 
@@ -259,7 +260,7 @@ mod script {
         let Some(redis) = RedisServer::start().await else {
             return;
         };
-        let store = RedisStore::new(&redis.url()).unwrap();
+        let store = Server::new(&redis.url(), None).unwrap();
         let mut runner = TestRunner::deterministic();
         let asks = proptest::collection::vec(any_ask(), 1..4);
         let (mut now, mut paid) = (START, std::collections::HashMap::new());
@@ -275,6 +276,7 @@ mod script {
                 .collect();
             let batch = Batch {
                 fleet: Arc::from("suite"),
+                shard: 0,
                 asks,
                 node: None,
             };
@@ -289,7 +291,7 @@ mod script {
             return;
         };
         const HOUR: Micros = 3_600 * SECOND;
-        let store = RedisStore::new(&redis.url()).unwrap();
+        let store = Server::new(&redis.url(), None).unwrap();
         let mut script = Script { store, now: START };
         assert_eq!(script.request(THREE, 0, 1, 3).await, Ok(()));
         script.now -= HOUR;

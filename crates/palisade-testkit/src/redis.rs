@@ -36,6 +36,38 @@ impl RedisServer {
 
     /// Starts a server with further options, such as `--maxmemory`.
     pub async fn start_with(options: &[&str]) -> Option<Self> {
+        let mut server = Self::new()?;
+        let own = ["--port", "0", "--save", "", "--appendonly", "no", "--dir"];
+        server.args = own.map(str::to_owned).to_vec();
+        server.args.push(server.folder.display().to_string());
+        let socket = server.socket().display().to_string();
+        server.args.extend(["--unixsocket".to_owned(), socket]);
+        server.args.extend(options.iter().map(ToString::to_string));
+        server.restart().await;
+        Some(server)
+    }
+
+    /// Starts a sentinel on a port of 127.0.0.1. It watches the master `watched` on another one,
+    /// and decides alone that this is dead, after half a second.
+    pub async fn start_sentinel(port: u16, master: u16) -> Option<Self> {
+        let mut server = Self::new()?;
+        let config = server.folder.join("sentinel.conf");
+        let text = format!(
+            "bind 127.0.0.1\nport {port}\nunixsocket {socket}\ndir {folder}\n\
+             sentinel monitor watched 127.0.0.1 {master} 1\n\
+             sentinel down-after-milliseconds watched 500\n\
+             sentinel failover-timeout watched 2000\n",
+            socket = server.socket().display(),
+            folder = server.folder.display(),
+        );
+        fs::write(&config, text).unwrap();
+        server.args = vec![config.display().to_string(), "--sentinel".to_owned()];
+        server.restart().await;
+        Some(server)
+    }
+
+    /// Creates a folder for a server that is not started.
+    fn new() -> Option<Self> {
         if Command::new("redis-server")
             .arg("--version")
             .output()
@@ -51,24 +83,17 @@ impl RedisServer {
         let name = format!("palisade-redis-{}-{number}", std::process::id());
         let folder = std::env::temp_dir().join(name);
         fs::create_dir_all(&folder).unwrap();
-        let mut server = Self {
+        Some(Self {
             folder,
-            args: options.iter().map(ToString::to_string).collect(),
+            args: Vec::new(),
             child: None,
-        };
-        server.restart().await;
-        Some(server)
+        })
     }
 
     /// Starts the server again, on the same socket, with nothing stored. Kills it first.
     pub async fn restart(&mut self) {
         self.kill();
         let child = Command::new("redis-server")
-            .arg("--unixsocket")
-            .arg(self.socket())
-            .args(["--port", "0", "--save", "", "--appendonly", "no"])
-            .arg("--dir")
-            .arg(&self.folder)
             .args(&self.args)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -135,6 +160,12 @@ impl RedisServer {
         };
         timeout(PATIENCE, answer).await.unwrap().unwrap()
     }
+}
+
+/// Returns a port of 127.0.0.1 that is free. Another process may take it before it is used.
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
 }
 
 impl Drop for RedisServer {

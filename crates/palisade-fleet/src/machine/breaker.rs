@@ -15,14 +15,14 @@ pub(super) struct Breaker {
 }
 
 /// Whether a node asks the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum State {
     /// It does.
     Closed,
-    /// It does not.
-    Open,
     /// It tries.
     HalfOpen,
+    /// It does not.
+    Open,
     /// It never does again.
     Ended,
 }
@@ -58,14 +58,9 @@ impl Breaker {
         self.state == State::Ended
     }
 
-    /// Returns when the store is tried next, if the breaker is not closed. `Some(None)` if it is
-    /// being tried, or never is.
-    pub(super) fn probe_at(&self) -> Option<Option<Micros>> {
-        match self.state {
-            State::Closed => None,
-            State::Open => Some(Some(self.probe_at)),
-            State::HalfOpen | State::Ended => Some(None),
-        }
+    /// Returns when the store is tried next, if the breaker is open.
+    pub(super) fn probe_at(&self) -> Micros {
+        self.probe_at
     }
 
     /// Returns the time until the store is tried next.

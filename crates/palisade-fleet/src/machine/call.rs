@@ -7,6 +7,7 @@ use crate::store::{Answers, Ask};
 #[derive(Debug)]
 pub(crate) struct Flush {
     pub(crate) call: u64,
+    pub(crate) shard: u32,
     pub(crate) asks: Vec<Ask>,
     /// Whether nodes are to be counted.
     pub(crate) counts_nodes: bool,

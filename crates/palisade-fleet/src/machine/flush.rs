@@ -2,9 +2,11 @@
 
 use super::{
     Machine,
+    breaker::Breaker,
     call::{Call, Flush, Item, Reply},
     entries::{ALONE, DIRTY, IN_FLIGHT, UNUSABLE, URGENT, bits},
     request::{Micros, Outcome},
+    shard::{Shard, earlier},
 };
 use crate::store::{Answer, Ask};
 use std::{task::Waker, time::Duration};
@@ -22,74 +24,75 @@ const COUNT_NODES_EVERY: Micros = 1_000_000;
 impl Machine {
     /// Returns when [`flush`](Self::flush) must be called next.
     pub(crate) fn wake_at(&self) -> Option<Micros> {
-        let has_room = self.calls.iter().any(Option::is_none);
-        let has_work = !self.dirty.is_empty() || !self.urgent.is_empty();
-        if !has_room || !(has_work || self.hello_at.is_some()) {
-            return None;
-        }
-        match self.breaker.probe_at() {
-            Some(at) if has_work => at,
-            Some(at) => at.zip(self.hello_at).map(|(at, hello)| at.max(hello)),
-            None if self.is_urgent() => Some(0),
-            None => earlier(self.due, self.hello_at),
-        }
+        let shards = self.shards.iter();
+        shards.fold(None, |at, shard| earlier(at, shard.wake_at()))
     }
 
     /// Returns the next batch, if it is time for one.
     pub(crate) fn flush(&mut self, now: Micros) -> Option<Flush> {
-        if self.wake_at().is_none_or(|at| at > now) {
-            return None;
-        }
-        self.take_batch(now)
+        let is_due = |shard: &Shard| shard.wake_at().is_some_and(|at| at <= now);
+        (0..self.shards.len()).find_map(|shard| {
+            let is_due = is_due(&self.shards[shard]);
+            is_due.then(|| self.take_batch_of(shard, now)).flatten()
+        })
     }
 
     /// Returns a batch of what is to be reported, whether or not it is time for it.
     pub(crate) fn take_batch(&mut self, now: Micros) -> Option<Flush> {
-        if self.breaker.has_ended() {
+        (0..self.shards.len()).find_map(|shard| self.take_batch_of(shard, now))
+    }
+
+    fn take_batch_of(&mut self, index: usize, now: Micros) -> Option<Flush> {
+        let shard = &self.shards[index];
+        if shard.breaker.has_ended() {
             return None;
         }
-        let place = self.calls.iter().position(Option::is_none)?;
+        let place = shard.calls.iter().position(Option::is_none)?;
         // One account is enough to see whether the store answers, and may be lost.
-        let most = if self.breaker.is_closed() {
+        let most = if shard.breaker.is_closed() {
             MAX_BATCH
         } else {
             1
         };
         let (mut items, mut asks) = (Vec::new(), Vec::new());
         while asks.len() < most
-            && let Some(slot) = self.next_slot()
+            && let Some(slot) = self.next_slot(index)
         {
             if let Some((item, ask)) = self.take_entry(slot, now) {
                 items.push(item);
                 asks.push(ask);
             }
         }
-        self.due = (!self.dirty.is_empty()).then_some(now);
-        let is_hello = self.hello_at.is_some_and(|at| at <= now);
+        let shard = &mut self.shards[index];
+        shard.due = (!shard.dirty.is_empty()).then_some(now);
+        let is_hello = shard.hello_at.is_some_and(|at| at <= now);
         if asks.is_empty() && !is_hello {
             return None;
         }
+        // One part of the store counts the nodes.
+        let counts_nodes = self.counts_nodes && index == 0;
         if is_hello {
-            self.hello_at = self.counts_nodes.then_some(now + COUNT_NODES_EVERY);
+            shard.hello_at = counts_nodes.then_some(now + COUNT_NODES_EVERY);
         }
         self.last_call += 1;
         let number = self.last_call;
-        self.breaker.call_begins();
-        self.calls[place] = Some(Call { number, items });
+        shard.breaker.call_begins();
+        shard.calls[place] = Some(Call { number, items });
         self.counts.calls += 1;
         self.counts.accounts += asks.len() as u64;
         Some(Flush {
             call: number,
+            shard: index as u32, // Below 16.
             asks,
-            counts_nodes: is_hello && self.counts_nodes,
+            counts_nodes: is_hello && counts_nodes,
         })
     }
 
     /// Continues with the end of a call. Returns the requests that are decided.
     pub(crate) fn reply(&mut self, call: u64, reply: Reply, now: Micros) -> Vec<Waker> {
-        let mut calls = self.calls.iter_mut();
-        let place = calls.find(|place| place.as_ref().is_some_and(|it| it.number == call));
-        let Some(Call { items, .. }) = place.and_then(Option::take) else {
+        let shards = self.shards.iter_mut().enumerate();
+        let mut taken = shards.map(|(index, shard)| (index, shard.take_call(call)));
+        let Some((index, Some(Call { items, .. }))) = taken.find(|(_, call)| call.is_some()) else {
             return Vec::new();
         };
         let answers = match reply {
@@ -100,16 +103,14 @@ impl Machine {
                 for item in items {
                     self.fail(&item, is_unsent, now);
                 }
-                if self
-                    .breaker
-                    .call_failed(matches!(reply, Reply::TimedOut), now)
-                {
-                    return self.all_alone();
+                let is_too_late = matches!(reply, Reply::TimedOut);
+                if self.shards[index].breaker.call_failed(is_too_late, now) {
+                    return self.alone();
                 }
                 return Vec::new();
             }
         };
-        self.breaker.call_answered();
+        self.shards[index].breaker.call_answered();
         if let (Some(nodes), true) = (answers.nodes, self.counts_nodes) {
             self.set_nodes(nodes);
         }
@@ -127,36 +128,47 @@ impl Machine {
 
     /// Ends all calls that are in flight as failed. Returns the requests that are decided.
     pub(crate) fn fail_all(&mut self, now: Micros) -> Vec<Waker> {
-        let calls = self.calls.each_ref();
-        let calls = calls.map(|call| call.as_ref().map(|it| it.number));
-        let calls = calls.into_iter().flatten();
-        let ended = calls.flat_map(|call| self.reply(call, Reply::Failed, now));
-        ended.collect()
+        let calls = self.shards.iter().flat_map(|shard| &shard.calls);
+        let calls: Vec<_> = calls.flatten().map(|call| call.number).collect();
+        let ended = calls.into_iter();
+        ended
+            .flat_map(|call| self.reply(call, Reply::Failed, now))
+            .collect()
     }
 
     /// No call will be made any more. Returns the requests that are decided.
     pub(crate) fn end(&mut self) -> Vec<Waker> {
-        self.breaker.end();
-        self.all_alone()
+        for shard in &mut self.shards {
+            shard.breaker.end();
+        }
+        self.alone()
     }
 
-    /// Decides about all requests that wait.
-    fn all_alone(&mut self) -> Vec<Waker> {
-        let (entries, waiters) = (&mut self.entries, &mut self.waiters);
-        waiters.decide(|waiter| {
+    /// Decides about the requests that wait for a part of the store that is not asked any more.
+    fn alone(&mut self) -> Vec<Waker> {
+        let mut waiters = std::mem::take(&mut self.waiters);
+        let wakers = waiters.decide(|waiter| {
+            let shards = waiter.claims().iter().map(|&(slot, _)| self.shard_of(slot));
+            let mut breakers = shards.map(|shard| &self.shards[shard].breaker);
+            if breakers.all(Breaker::is_closed) {
+                return None;
+            }
             for &(slot, _) in waiter.claims() {
-                entries.get_mut(slot).end_wait(waiter.cost);
+                self.entries.get_mut(slot).end_wait(waiter.cost);
             }
             Some(Outcome::Alone)
-        })
+        });
+        self.waiters = waiters;
+        wakers
     }
 
     // === Accounts ===
 
-    fn next_slot(&mut self) -> Option<u32> {
-        let (slot, flag) = match self.urgent.pop_front() {
+    fn next_slot(&mut self, shard: usize) -> Option<u32> {
+        let shard = &mut self.shards[shard];
+        let (slot, flag) = match shard.urgent.pop_front() {
             Some(slot) => (slot, URGENT),
-            None => (self.dirty.pop_front()?, DIRTY),
+            None => (shard.dirty.pop_front()?, DIRTY),
         };
         self.entries.get_mut(slot).flags &= !flag;
         Some(slot)
@@ -167,6 +179,7 @@ impl Machine {
     fn take_entry(&mut self, slot: u32, now: Micros) -> Option<(Item, Ask)> {
         let rule = self.rule_of(self.entries.get(slot));
         let longest = rule.longest_debt(self.nodes).saturating_mul(rule.period);
+        let is_closed = self.shards[self.shard_of(slot)].breaker.is_closed();
         let entry = self.entries.get_mut(slot);
         if entry.has(IN_FLIGHT) {
             return None;
@@ -185,7 +198,7 @@ impl Machine {
         let admitted = entry.unreported;
         let mut asked = needed.saturating_add(ahead);
         // A call that charges nothing would not show whether the store can be written to.
-        if admitted == 0 && !self.breaker.is_closed() {
+        if admitted == 0 && !is_closed {
             asked = asked.max(1);
         }
         if admitted == 0 && asked == 0 {
@@ -285,8 +298,4 @@ impl Machine {
             self.mark_dirty(slot, now);
         }
     }
-}
-
-fn earlier(one: Option<Micros>, other: Option<Micros>) -> Option<Micros> {
-    one.into_iter().chain(other).min()
 }

@@ -17,19 +17,19 @@ mod entries;
 mod flush;
 mod request;
 mod rule;
+mod shard;
 mod waiters;
 
 #[cfg(test)]
 mod tests;
 
-use breaker::Breaker;
 pub(crate) use breaker::State;
-use call::Call;
 pub(crate) use call::{Flush, Reply};
 use entries::{ALONE, DIRTY, Entries, Entry, IN_FLIGHT, UNUSABLE, URGENT};
 pub(crate) use request::{Asked, Claim, Micros, Outcome};
 use rule::Rule;
-use std::{collections::VecDeque, task::Waker};
+use shard::Shard;
+use std::task::Waker;
 pub(crate) use waiters::MAX_CLAIMS;
 use waiters::{Waiter, Waiters};
 
@@ -38,18 +38,10 @@ pub(crate) struct Machine {
     entries: Entries,
     rules: Vec<Rule>,
     waiters: Waiters,
-    /// Entries to be reported, the first first.
-    dirty: VecDeque<u32>,
-    /// Entries for which requests wait.
-    urgent: VecDeque<u32>,
-    /// When the next batch is due, if any entry is dirty.
-    due: Option<Micros>,
-    calls: [Option<Call>; MAX_CALLS],
+    /// One for each part of the store, a power of two of them.
+    shards: Box<[Shard]>,
     last_call: u64,
-    breaker: Breaker,
     nodes: u32,
-    /// When the store must be called next, if only to be connected to or to count nodes.
-    hello_at: Option<Micros>,
     counts_nodes: bool,
     /// The time from the first admitted cell to the report.
     flush_every: Micros,
@@ -82,8 +74,9 @@ pub(crate) struct Counts {
     pub(crate) failures: u64,
 }
 
-const MAX_CALLS: usize = 2;
-/// The most entries that wait to be reported.
+/// The most parts of a store.
+pub(crate) const MAX_SHARDS: u32 = 16;
+/// The most entries that wait to be reported, in all shards.
 const MAX_DIRTY: usize = 16_384;
 /// The time from the first admitted cell to the report.
 const FLUSH_EVERY: Micros = 20_000;
@@ -91,26 +84,28 @@ const FLUSH_EVERY: Micros = 20_000;
 pub(crate) const MAX_NODES: u32 = 1024;
 
 impl Machine {
-    /// Creates a machine for one of `nodes` nodes, with room for `entries` accounts. `seed` is for
-    /// the times at which a store that does not answer is tried again.
+    /// Creates a machine for one of `nodes` nodes, with room for `entries` accounts, and a store in
+    /// one part. `seed` is for the times at which a store that does not answer is tried again.
     pub(crate) fn new(nodes: u32, entries: usize, seed: u64) -> Self {
         Self {
             entries: Entries::new(entries),
             rules: Vec::new(),
             waiters: Waiters::default(),
-            dirty: VecDeque::new(),
-            urgent: VecDeque::new(),
-            due: None,
-            calls: [None, None],
+            shards: [Shard::new(seed)].into(),
             last_call: 0,
-            breaker: Breaker::new(seed),
             nodes,
-            hello_at: Some(0),
             counts_nodes: false,
             flush_every: FLUSH_EVERY,
             counts: Counts::default(),
             is_changed: false,
         }
+    }
+
+    /// Divides the store into parts, each of which fails alone: 1 to 16, a power of two.
+    pub(crate) fn divide(&mut self, shards: u32, seed: u64) {
+        let shards = shards.clamp(1, MAX_SHARDS).next_power_of_two();
+        let new = |shard| Shard::new(seed.wrapping_add(u64::from(shard)));
+        self.shards = (0..shards).map(new).collect();
     }
 
     /// Counts the nodes from now on.
@@ -151,13 +146,16 @@ impl Machine {
         self.counts.local_only += 1;
     }
 
+    /// Returns the state of the part of the store that is worst.
     pub(crate) fn state(&self) -> State {
-        self.breaker.state()
+        let states = self.shards.iter().map(|shard| shard.breaker.state());
+        states.max().unwrap_or(State::Ended)
     }
 
     /// Returns the number of cells that are not reported yet.
     pub(crate) fn unreported(&self) -> u64 {
-        let dirty = self.dirty.iter().map(|slot| self.entries.get(*slot));
+        let dirty = self.shards.iter().flat_map(|shard| &shard.dirty);
+        let dirty = dirty.map(|slot| self.entries.get(*slot));
         dirty.map(|entry| u64::from(entry.unreported)).sum()
     }
 
@@ -169,7 +167,9 @@ impl Machine {
 
     /// Returns the time until the store is tried again, or until the next flush.
     pub(crate) fn retry_in(&self, now: Micros) -> Micros {
-        self.breaker.retry_in(now)
+        let shards = self.shards.iter().map(|shard| &shard.breaker);
+        let worst = shards.max_by_key(|breaker| breaker.state());
+        worst.map_or(0, |breaker| breaker.retry_in(now))
     }
 
     // === Requests ===
@@ -185,7 +185,7 @@ impl Machine {
         local: &mut dyn FnMut() -> bool,
     ) -> Option<Outcome> {
         let slot = self.entries.find(claim.tag)?;
-        if !self.breaker.is_closed() {
+        if !self.shards[self.shard_of(slot)].breaker.is_closed() {
             return None;
         }
         let wait = self.entries.get(slot).denied_for(cost, now);
@@ -234,8 +234,7 @@ impl Machine {
         if !local() {
             return Outcome::Local;
         }
-        if !self.breaker.is_closed() {
-            self.want_probe(claims, now, digest);
+        if self.want_probes(claims, &slots, now, digest) {
             return Outcome::Alone;
         }
         let mut must_ask = false;
@@ -290,9 +289,6 @@ impl Machine {
         now: Micros,
         digest: &dyn Fn(usize) -> [u64; 2],
     ) -> Asked {
-        if !self.breaker.is_closed() {
-            return Asked::Decided(Outcome::Alone);
-        }
         let mut waiter = Waiter {
             claims: [(NO_SLOT, 0); MAX_CLAIMS],
             count: 0,
@@ -310,6 +306,10 @@ impl Machine {
                 waiter.claims[usize::from(waiter.count)] = (slot, claim.account);
                 waiter.count += 1;
             }
+        }
+        let mut shards = waiter.claims().iter().map(|&(slot, _)| self.shard_of(slot));
+        if shards.any(|shard| !self.shards[shard].breaker.is_closed()) {
+            return Asked::Decided(Outcome::Alone);
         }
         // Another answer may have come meanwhile.
         if let Some(outcome) = self.settle(&waiter, now) {
@@ -368,10 +368,9 @@ impl Machine {
         paid: &dyn Fn(usize) -> Micros,
         digest: &dyn Fn(usize) -> [u64; 2],
     ) {
-        if self.breaker.has_ended() {
+        if self.has_ended() {
             return;
         }
-        let is_alone = !self.breaker.is_closed();
         for (index, claim) in claims.iter().enumerate() {
             let Some(slot) = self.insert(*claim, &[], now, || digest(index)) else {
                 continue;
@@ -381,6 +380,7 @@ impl Machine {
             }
             // What a response is settled at may be any number. A client owes one burst for it.
             let cells = cells.min(self.rule_of(self.entries.get(slot)).burst);
+            let is_alone = !self.shards[self.shard_of(slot)].breaker.is_closed();
             let entry = self.entries.get_mut(slot);
             entry.unreported = entry.unreported.saturating_add(cells);
             if is_alone && !entry.has(UNUSABLE) {
@@ -418,6 +418,21 @@ impl Machine {
         });
         self.counts.local_only += u64::from(slot.is_none());
         slot
+    }
+
+    /// Returns the index of the shard of an account.
+    #[inline]
+    fn shard_of(&self, slot: u32) -> usize {
+        self.shard_of_digest(self.entries.get(slot).digest)
+    }
+
+    #[inline]
+    fn shard_of_digest(&self, [_, low]: [u64; 2]) -> usize {
+        low as usize & (self.shards.len() - 1)
+    }
+
+    fn has_ended(&self) -> bool {
+        self.shards.iter().all(|shard| shard.breaker.has_ended())
     }
 
     fn rule_of(&self, entry: &Entry) -> Rule {
@@ -496,34 +511,70 @@ impl Machine {
 
     #[inline(never)]
     fn push_dirty(&mut self, slot: u32, now: Micros) -> bool {
-        if self.dirty.len() >= MAX_DIRTY && !self.drop_paid(now) {
+        let (index, most) = (self.shard_of(slot), MAX_DIRTY / self.shards.len());
+        if self.shards[index].dirty.len() >= most && !self.drop_paid(index, now) {
             self.counts.local_only += 1;
             return false;
         }
         self.entries.get_mut(slot).flags |= DIRTY;
-        self.dirty.push_back(slot);
-        if self.due.is_none() {
-            self.due = Some(now + self.flush_every);
+        let shard = &mut self.shards[index];
+        shard.dirty.push_back(slot);
+        if shard.due.is_none() {
+            shard.due = Some(now + self.flush_every);
             self.is_changed = true;
         }
         true
     }
 
-    /// Puts an account of a request into the queue, if it is empty, for the store to be tried with.
-    /// What is refused is not reported, so a node that refuses would never ask again.
-    fn want_probe(&mut self, claims: &[Claim], now: Micros, digest: &dyn Fn(usize) -> [u64; 2]) {
-        if self.dirty.is_empty()
-            && !self.breaker.has_ended()
-            && let Some(claim) = claims.first()
-            && let Some(slot) = self.insert(*claim, &[], now, || digest(0))
-        {
-            self.mark_dirty(slot, now);
-        }
+    /// Returns whether a part of the store is not asked that one of these accounts is in. Puts the
+    /// account into the queue, if it is empty, for that part to be tried with. What is refused is
+    /// not reported, so a node that refuses would never ask again.
+    #[inline]
+    fn want_probes(
+        &mut self,
+        claims: &[Claim],
+        slots: &[u32; MAX_CLAIMS],
+        now: Micros,
+        digest: &dyn Fn(usize) -> [u64; 2],
+    ) -> bool {
+        let is_asked = |shard: &Shard| shard.breaker.is_closed();
+        !self.shards.iter().all(is_asked) && self.want_probes_of_some(claims, slots, now, digest)
     }
 
-    /// Makes room in the queue by an entry whose debt is paid, after a long time without the store.
-    fn drop_paid(&mut self, now: Micros) -> bool {
-        let Some(&slot) = self.dirty.front() else {
+    #[cold]
+    #[inline(never)]
+    fn want_probes_of_some(
+        &mut self,
+        claims: &[Claim],
+        slots: &[u32; MAX_CLAIMS],
+        now: Micros,
+        digest: &dyn Fn(usize) -> [u64; 2],
+    ) -> bool {
+        let mut is_alone = false;
+        for (index, (claim, slot)) in claims.iter().zip(slots).enumerate() {
+            let shard = match *slot {
+                NO_SLOT => self.shard_of_digest(digest(index)),
+                slot => self.shard_of(slot),
+            };
+            let shard = &self.shards[shard];
+            if shard.breaker.is_closed() {
+                continue;
+            }
+            is_alone = true;
+            if shard.dirty.is_empty()
+                && !shard.breaker.has_ended()
+                && let Some(slot) = self.insert(*claim, slots, now, || digest(index))
+            {
+                self.mark_dirty(slot, now);
+            }
+        }
+        is_alone
+    }
+
+    /// Makes room in a queue by an entry whose debt is paid, after a long time without the store.
+    fn drop_paid(&mut self, shard: usize, now: Micros) -> bool {
+        let dirty = &mut self.shards[shard].dirty;
+        let Some(&slot) = dirty.front() else {
             return false;
         };
         let entry = self.entries.get_mut(slot);
@@ -533,23 +584,20 @@ impl Machine {
         entry.flags &= !(ALONE | DIRTY);
         self.counts.paid += u64::from(entry.unreported);
         entry.unreported = 0;
-        self.dirty.pop_front();
+        dirty.pop_front();
         true
     }
 
     fn mark_urgent(&mut self, slot: u32) {
-        let is_first = !self.is_urgent();
+        let index = self.shard_of(slot);
+        let shard = &mut self.shards[index];
+        let is_first = !shard.is_urgent();
         let entry = self.entries.get_mut(slot);
         if !entry.has(URGENT | IN_FLIGHT) {
             entry.flags |= URGENT;
-            self.urgent.push_back(slot);
+            shard.urgent.push_back(slot);
             self.is_changed |= is_first;
         }
-    }
-
-    /// Returns whether a request waits and no call is in flight.
-    fn is_urgent(&self) -> bool {
-        !self.urgent.is_empty() && self.calls.iter().all(Option::is_none)
     }
 }
 

@@ -14,6 +14,8 @@ mod proxy;
 #[cfg(unix)]
 mod redis;
 #[cfg(unix)]
+mod servers;
+#[cfg(unix)]
 mod soak;
 #[cfg(all(unix, feature = "rustls"))]
 mod tls;

@@ -4,8 +4,11 @@ use crate::{node::Node, status};
 use palisade_core::Gauge;
 use palisade_fleet::{Fleet, FleetBuilder, OnFailure};
 use palisade_rate_limit::Quota;
-use palisade_testkit::{clients::wait_until, redis::RedisServer};
-use std::{net::TcpListener, sync::Arc};
+use palisade_testkit::{
+    clients::wait_until,
+    redis::{RedisServer, free_port},
+};
+use std::sync::Arc;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer};
 
 fn node(builder: FleetBuilder) -> Node {
@@ -27,9 +30,7 @@ async fn a_node_counts_over_tls_and_refuses_a_certificate_that_it_does_not_know(
     let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
     std::fs::write(&cert, made.cert.pem()).unwrap();
     std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-    // The port is free again for the Redis, and may be taken before it starts.
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr();
-    let port = free.unwrap().port();
+    let port = free_port();
     let (cert, key) = (cert.display().to_string(), key.display().to_string());
     let options = [
         "--bind",

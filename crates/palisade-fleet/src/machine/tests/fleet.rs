@@ -30,6 +30,8 @@ pub(super) struct Setup {
     /// Up to how much longer than a round trip a call may take.
     pub(super) jitter: Micros,
     pub(super) seed: u64,
+    /// Parts of the store.
+    pub(super) shards: u32,
 }
 
 /// A request of `cost` cells.
@@ -106,6 +108,7 @@ impl Simulation {
     pub(super) fn new(setup: Setup) -> Self {
         let node = |index| {
             let mut machine = Machine::new(setup.nodes, 1 << 16, setup.seed + index);
+            machine.divide(setup.shards, setup.seed + index);
             machine.flush_every = setup.flush_every;
             machine.rule(setup.quota.period(), setup.quota.burst());
             Node {

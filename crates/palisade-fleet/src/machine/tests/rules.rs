@@ -2,12 +2,12 @@
 
 use super::fleet::{Arrival, MAX_WAIT, Setup, Simulation};
 use crate::{
-    machine::{Asked, Claim, Machine, Outcome, Reply},
+    machine::{Asked, Claim, Machine, Outcome, Reply, State},
     store::{Answer, Answers},
 };
 use palisade_guard::Gcra;
 use proptest::prelude::*;
-use std::time::Duration;
+use std::{task::Waker, time::Duration};
 
 fn arrivals(nodes: u32) -> impl Strategy<Value = Vec<Arrival>> {
     let arrival = (0u64..3_000_000, 0..nodes as usize, 0u64..3, 1u32..4).prop_map(
@@ -37,16 +37,20 @@ fn any_setup() -> impl Strategy<Value = Setup> {
         100u64..20_000,
         0u64..5_000,
     );
-    (numbers, 0u64..2).prop_map(|((nodes, period, burst, round_trip, jitter), seed)| Setup {
-        nodes,
-        quota: Gcra::new(period, burst).unwrap(),
-        flush_every: 20_000,
-        round_trip,
-        lost_calls: 0,
-        lost_answers: 0,
-        jitter,
-        seed: 0x5eed_0002 + seed,
-    })
+    let parts = (0u64..2, 0u32..5);
+    (numbers, parts).prop_map(
+        |((nodes, period, burst, round_trip, jitter), (seed, shards))| Setup {
+            nodes,
+            quota: Gcra::new(period, burst).unwrap(),
+            flush_every: 20_000,
+            round_trip,
+            lost_calls: 0,
+            lost_answers: 0,
+            jitter,
+            seed: 0x5eed_0002 + seed,
+            shards: 1 << shards,
+        },
+    )
 }
 
 /// The cells that a single limiter would have admitted at most in any time: the burst, the rate,
@@ -167,6 +171,51 @@ fn a_request_that_is_decided_has_a_place_among_those_that_wait_until_it_is_told(
     let asked = machine.ask(&claims, 20, now, &digest);
     assert!(matches!(asked, Asked::Waits(_)), "{asked:?}");
     assert_eq!(machine.counts().not_waited, 2);
+}
+
+#[test]
+fn a_part_of_the_store_that_does_not_answer_leaves_requests_to_the_others_as_they_were() {
+    let mut machine = Machine::new(1, 16, 1);
+    machine.divide(2, 1);
+    let rule = machine.rule(1_000, 40).unwrap();
+    let claims = |tag| {
+        let account = 0;
+        [Claim { tag, rule, account }]
+    };
+    let digest = |shard: u64| move |_: usize| [0, shard];
+    let hello = [machine.flush(0).unwrap(), machine.flush(0).unwrap()];
+    assert_eq!(hello.each_ref().map(|flush| flush.shard), [0, 1]);
+    machine.reply(hello[0].call, Reply::Answers(Answers::new(vec![], None)), 0);
+    let waits = [0, 1].map(|shard| {
+        let asked = machine.ask(&claims(2 + shard), 20, 0, &digest(shard));
+        let Asked::Waits(number) = asked else {
+            panic!("{asked:?}");
+        };
+        number
+    });
+    machine.reply(hello[1].call, Reply::TimedOut, 0);
+    assert_eq!(machine.state(), State::Open);
+    let mut poll = |number| machine.poll(number, Waker::noop(), &mut None);
+    assert_eq!(waits.map(&mut poll), [None, Some(Outcome::Alone)]);
+    // Also later, and one of both parts.
+    let mut local = || true;
+    for shard in [0, 1] {
+        let expected = [Outcome::Admit, Outcome::Alone][shard as usize];
+        let outcome = machine.check(&claims(4 + shard), 1, 0, &mut local, &digest(shard));
+        assert_eq!(outcome, expected);
+    }
+    let [both] = claims(6);
+    let both = [both, Claim { tag: 7, ..both }];
+    let outcome = machine.check(&both, 1, 0, &mut local, &|index| [0, index as u64]);
+    assert_eq!(outcome, Outcome::Alone);
+    // A part is asked at once, and the other one with one account when it is time.
+    let first = machine.flush(0).unwrap();
+    assert_eq!((first.shard, first.asks.len()), (0, 2));
+    assert!(machine.flush(100_000).is_none());
+    let second = machine.flush(400_000).unwrap();
+    assert_eq!((second.shard, second.asks.len()), (1, 1));
+    machine.end();
+    assert_eq!(machine.state(), State::Ended);
 }
 
 proptest! {

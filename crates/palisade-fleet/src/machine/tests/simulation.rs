@@ -17,6 +17,7 @@ fn setup(nodes: u32, quota: Gcra) -> Setup {
         lost_answers: 0,
         jitter: 0,
         seed: 0x5eed_0001,
+        shards: 1,
     }
 }
 
