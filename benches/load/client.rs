@@ -74,18 +74,19 @@ pub(crate) fn throughput(
     })
 }
 
-/// Returns the median latency of a client that sends requests at a fixed interval.
+/// Returns the latencies of clients that send requests at a fixed interval, the least first. Each
+/// client has an address of its own, the first one `HONEST`.
 ///
 /// # Errors
 ///
-/// If one of its requests is refused.
-pub(crate) fn median_latency(
-    from: Ipv4Addr,
+/// If one of their requests is refused.
+pub(crate) fn latencies(
+    clients: u32,
     addr: SocketAddr,
     (protocol, path): (Protocol, &'static str),
     time: Duration,
-) -> io::Result<Duration> {
-    runtime().block_on(async {
+) -> io::Result<Vec<Duration>> {
+    let of_one = move |from: Ipv4Addr| async move {
         let until = Instant::now() + time;
         let mut client = Client::connect(from, addr, protocol, path).await?;
         let mut times = Vec::new();
@@ -100,12 +101,16 @@ pub(crate) fn median_latency(
             }
             sleep(REQUEST_INTERVAL).await;
         }
-        times.sort_unstable();
-        times
-            .get(times.len() / 2)
-            .copied()
-            .ok_or_else(|| io::Error::other("no request was served"))
-    })
+        Ok(times)
+    };
+    let froms = (0..clients).map(|client| Ipv4Addr::from_bits(HONEST.to_bits() + (client << 8)));
+    let all = runtime().block_on(async {
+        let clients: JoinSet<_> = froms.map(of_one).collect();
+        clients.join_all().await
+    });
+    let mut times = all.into_iter().collect::<io::Result<Vec<_>>>()?.concat();
+    times.sort_unstable();
+    Ok(times)
 }
 
 /// Starts a flood: requests from one address on many connections, whatever the responses, until it

@@ -6,10 +6,12 @@
 #![allow(clippy::print_stdout, reason = "a command-line program prints")]
 
 mod client;
+mod redis;
 mod server;
 
-use client::{FLOODER, HONEST, flood, median_latency, throughput};
+use client::{FLOODER, flood, latencies, throughput};
 use palisade_benches::Protocol;
+use redis::Redis;
 use server::Child;
 use std::{env, io, time::Duration};
 
@@ -41,7 +43,7 @@ fn main() -> io::Result<()> {
                 measure_cost(protocol, name)?;
                 measure_latency_beside_a_flood(protocol, name)?;
             }
-            Ok(())
+            measure_latency_of_a_fleet()
         }
         _ => Err(io::Error::other("expected no arguments")),
     }
@@ -106,9 +108,10 @@ fn measure_latency_beside_a_flood(protocol: Protocol, name: &str) -> io::Result<
         for _ in 0..TURNS {
             let time = |server: &Child| -> io::Result<f64> {
                 let flood = flood(FLOODER, server.addr, (protocol, path));
-                let time = median_latency(HONEST, server.addr, (protocol, path), TURN_DURATION);
+                let times = latencies(1, server.addr, (protocol, path), TURN_DURATION);
                 flood.stop();
-                Ok(time?.as_secs_f64() * 1e3)
+                let times = times?;
+                Ok(times[times.len() / 2].as_secs_f64() * 1e3)
             };
             let (base, ours) = (time(&bare)?, time(&guarded)?);
             ratios.push(ours / base);
@@ -126,6 +129,37 @@ fn measure_latency_beside_a_flood(protocol: Protocol, name: &str) -> io::Result<
             &mut guarded_times,
             "-",
         );
+    }
+    Ok(())
+}
+
+/// P20: the latency of clients whose limit is counted on a Redis, none of which waits for it.
+fn measure_latency_of_a_fleet() -> io::Result<()> {
+    let Some(_redis) = Redis::start()? else {
+        println!("there is no redis-server: no figures of a fleet");
+        return Ok(());
+    };
+    let (alone, fleet) = (
+        Child::start("palisade+quota")?,
+        Child::start("palisade+fleet")?,
+    );
+    for (percent, name) in [(50, "p50"), (99, "p99")] {
+        let (mut ratios, mut more) = (Vec::new(), Vec::new());
+        for _ in 0..TURNS {
+            let time = |server: &Child| -> io::Result<f64> {
+                let times = latencies(64, server.addr, (Protocol::Http1, "/"), TURN_DURATION)?;
+                Ok(times[times.len() * percent / 100].as_secs_f64() * 1e3)
+            };
+            let (base, ours) = (time(&alone)?, time(&fleet)?);
+            ratios.push(ours / base);
+            more.push(ours - base);
+        }
+        show(
+            &format!("P20 {name} of 64 clients with a fleet: part of the limit of one node"),
+            &mut ratios,
+            "-",
+        );
+        show("P20 the same: ms more", &mut more, "<= 0.5");
     }
     Ok(())
 }

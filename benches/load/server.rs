@@ -1,7 +1,8 @@
 //! The servers, each in a separate process so that its CPU time can be measured.
 
+use crate::redis;
 use axum::{Router, routing::get};
-use palisade::Quota;
+use palisade::{Fleet, Quota};
 use palisade_benches::{Server, high_quota, palisade, runtime};
 use std::{
     env, fs,
@@ -36,22 +37,30 @@ pub(crate) fn run(name: &str) -> io::Result<()> {
         }
         "ok"
     };
+    let runtime = runtime();
     let router = Router::new()
         .route("/", get(async || "ok"))
         .route("/work", get(work));
     let (name, router) = match name.split_once('+') {
         Some((name, "layers")) => (name, router.layer(palisade(high_quota()))),
-        Some((name, "quota")) => (
-            name,
-            router.layer(palisade(Quota::per_second(100).burst(100))),
-        ),
+        Some((name, "quota")) => (name, router.layer(palisade(quota()))),
+        Some((name, "fleet")) => {
+            let _entered = runtime.enter();
+            let fleet = Fleet::redis(redis::url_of_parent()).map_err(io::Error::other)?;
+            let fleet = fleet.nodes(1).secret("of 16 bytes at least").start();
+            let policy = quota().fleet(&fleet.map_err(io::Error::other)?);
+            (name, router.layer(palisade(policy)))
+        }
         _ => (name, router),
     };
     let server = Server::from_name(name).ok_or_else(|| io::Error::other("no such server"))?;
-    let runtime = runtime();
     let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
     println!("{}", listener.local_addr()?);
     runtime.block_on(server.start(&runtime, listener, router))?
+}
+
+fn quota() -> Quota {
+    Quota::per_second(100).burst(100)
 }
 
 // === Child ===

@@ -1,7 +1,7 @@
 //! palisade's stack, and the stack of peer layers that a careful user assembles.
 
 use http::StatusCode;
-use palisade::{Memory, Quota, RuntimeLoad, Stack, StackLayer};
+use palisade::{Memory, Quota, RuntimeLoad, Stack, StackLayer, rate_limit::Policy};
 use std::{sync::Arc, time::Duration};
 use tower::{
     ServiceBuilder,
@@ -37,7 +37,7 @@ pub fn low_quota() -> Quota {
 }
 
 /// Returns a stack of all six guards with the limits of [`Stack::edge`].
-pub fn palisade(quota: Quota) -> StackLayer {
+pub fn palisade(quota: impl Into<Policy>) -> StackLayer {
     let (memory, load) = at_rest();
     Stack::edge()
         .rate_limit(quota)

@@ -1,0 +1,49 @@
+//! A Redis that the servers of a fleet count on.
+
+use std::{
+    env, fs, io,
+    path::PathBuf,
+    process::{Child, Command, Stdio, id},
+};
+
+/// A `redis-server` on a Unix socket in a temporary folder. Dropping this kills it.
+#[derive(Debug)]
+pub(crate) struct Redis(Child);
+
+impl Redis {
+    /// Starts a server. `None` if there is no `redis-server` on this machine.
+    pub(crate) fn start() -> io::Result<Option<Self>> {
+        fs::create_dir_all(folder(id()))?;
+        let started = Command::new("redis-server")
+            .args(["--port", "0", "--save", "", "--appendonly", "no"])
+            .arg("--dir")
+            .arg(folder(id()))
+            .args(["--unixsocket", "redis.sock"])
+            .stdout(Stdio::null())
+            .spawn();
+        match started {
+            Ok(child) => Ok(Some(Self(child))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Returns the URL of the server that the parent of this process has started.
+pub(crate) fn url_of_parent() -> String {
+    let folder = folder(std::os::unix::process::parent_id());
+    format!("redis+unix://{}", folder.join("redis.sock").display())
+}
+
+fn folder(process: u32) -> PathBuf {
+    env::temp_dir().join(format!("palisade-load-{process}"))
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+        let _ = fs::remove_dir_all(folder(id()));
+    }
+}
