@@ -1,0 +1,163 @@
+//! The builder of a drill.
+
+use crate::{
+    error::DrillError, options::Options, report::Report, run, server::Server, target,
+    worker::Worker,
+};
+use std::{
+    fmt,
+    net::{SocketAddr, ToSocketAddrs},
+};
+use tokio::net::TcpListener;
+
+/// A drill against one server. See the [crate docs](crate).
+///
+/// A GET that is cheap is all that it needs. What needs another route is skipped by name.
+#[derive(Debug)]
+#[must_use = "a drill does nothing until it is run"]
+pub struct Drill {
+    subject: Subject,
+    options: Options,
+}
+
+/// The server under attack.
+#[derive(Debug)]
+pub(crate) enum Subject {
+    /// Started by the drill, in this process.
+    Server(Server),
+    /// Runs already, at one of these addresses.
+    Running(Vec<SocketAddr>),
+}
+
+impl Drill {
+    /// A drill against the server that `serve` runs on a loopback port, in a thread and a
+    /// current-thread runtime of its own. The server ends with the drill.
+    ///
+    /// `serve` returns a future that serves the listener until it is dropped; its output is
+    /// ignored. The limit on open files of this process is raised as far as it may be, because
+    /// attackers and server share it.
+    pub fn serving<F, Fut>(serve: F) -> Self
+    where
+        F: FnOnce(TcpListener) -> Fut + Send + 'static,
+        Fut: Future + 'static,
+    {
+        Self::of(Subject::Server(Server::new(serve)))
+    }
+
+    /// A drill against a server that runs already, on a loopback address. A name is resolved once,
+    /// here; the call blocks while it is.
+    ///
+    /// ```
+    /// use palisade_drill::Drill;
+    /// assert!(Drill::against("127.0.0.1:8080").is_ok());
+    /// let error = Drill::against("192.0.2.1:80").unwrap_err();
+    /// assert!(error.to_string().contains("only loopback addresses are attacked"));
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`DrillError::Refused`] if the target has no address, or one that is not loopback.
+    pub fn against(target: impl ToSocketAddrs + fmt::Debug) -> Result<Self, DrillError> {
+        Ok(Self::of(Subject::Running(target::resolve(target)?)))
+    }
+
+    fn of(subject: Subject) -> Self {
+        Self {
+            subject,
+            options: Options::default(),
+        }
+    }
+
+    /// The number of connections that the server admits, 1 to 3,621. More attackers than that come,
+    /// and newcomers ask for all places at the end. Defaults to unknown: fewer attackers come, and
+    /// whether those that stay are tolerated or cannot be displaced is not found out.
+    pub fn places(mut self, places: usize) -> Self {
+        self.options.places = Some(places);
+        self
+    }
+
+    /// The path of a cheap GET. Defaults to `/`.
+    pub fn get(mut self, path: impl Into<String>) -> Self {
+        self.options.get = path.into();
+        self
+    }
+
+    /// The path of a POST that reads its body, of 100,000 bytes at most. Defaults to none: honest
+    /// clients send no POST, and slow uploads are skipped.
+    pub fn post(mut self, path: impl Into<String>) -> Self {
+        self.options.post = Some(path.into());
+        self
+    }
+
+    /// The path of a GET with a response of 256 KiB or more. Defaults to none: slow readers are
+    /// skipped.
+    pub fn large(mut self, path: impl Into<String>) -> Self {
+        self.options.large = Some(path.into());
+        self
+    }
+
+    /// Adds a header to every request, a credential for example. Defaults to none.
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.options.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// Runs the attack `name`, and those of other calls of this method, alone. Defaults to all
+    /// [`attacks`](crate::attacks::all).
+    pub fn only(mut self, name: impl Into<String>) -> Self {
+        self.options.only.push(name.into());
+        self
+    }
+
+    /// Does not run the attack `name`. Defaults to none.
+    pub fn skip(mut self, name: impl Into<String>) -> Self {
+        self.options.skip.push(name.into());
+        self
+    }
+
+    /// Runs shorter attacks: the whole drill takes a minute or two. A server with patient timeouts
+    /// has less time to end what it would end.
+    pub fn quick(mut self) -> Self {
+        self.options.quick = true;
+        self
+    }
+
+    /// The seed of all that is random in the attacks. Defaults to 1.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.options.seed = seed;
+        self
+    }
+
+    /// Runs the drill without any attacker. Every verdict is *held* or *inconclusive*, unless the
+    /// machine or the server is too restless for a drill.
+    pub fn rehearse(mut self) -> Self {
+        self.options.has_attackers = false;
+        self
+    }
+
+    /// Runs the drill, in threads and runtimes of its own. The caller's runtime may be of any kind.
+    ///
+    /// # Errors
+    ///
+    /// - [`DrillError::Config`] if options are wrong, before any socket is made.
+    /// - [`DrillError::Refused`] if the target may not be attacked.
+    /// - [`DrillError::NotServed`] if it does not answer the honest requests to begin with.
+    /// - [`DrillError::ServerEnded`] if the server of [`serving`](Self::serving) ended.
+    /// - [`DrillError::Io`] if the system has no more files, ports or threads.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the server of [`serving`](Self::serving), all clients and all
+    /// connections end. The drop waits for that, for two seconds at most.
+    pub async fn run(self) -> Result<Report, DrillError> {
+        let Self { subject, options } = self;
+        options.check()?;
+        let mut worker = Worker::spawn("drill", move || run::run(subject, options))?;
+        worker.finished().await.unwrap_or_else(|| {
+            Err(std::io::Error::other("a thread of the drill panicked, which is a bug").into())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

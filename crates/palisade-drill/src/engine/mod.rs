@@ -1,0 +1,176 @@
+//! Runs the machines of one attack over sockets, within the bounds of [`crate::bounds`].
+
+mod connection;
+
+use crate::{
+    attacks::{Addresses, Attack, Plan},
+    bounds::{MAX_ATTACK_BYTES, MAX_ATTACK_TIME, MAX_CONNECTIONS, MAX_OPENED},
+    target::{Source, Target},
+};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::{sync::watch, task::JoinSet, time::Instant};
+
+/// The attackers of one attack. Dropping this closes all their connections.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    tasks: JoinSet<()>,
+    shared: Arc<Shared>,
+    census: watch::Sender<()>,
+}
+
+/// What all connections of an attack share.
+#[derive(Debug)]
+struct Shared {
+    target: Target,
+    began: Instant,
+    /// When connections begin nothing more.
+    ends: Duration,
+    receive_buffer: Option<u32>,
+    opened: AtomicU64,
+    failed: AtomicU64,
+    alive: AtomicUsize,
+    sent: AtomicU64,
+    received: AtomicU64,
+}
+
+/// What the attackers have done and hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// Connections that were opened.
+    pub(crate) opened: u64,
+    /// Connections that could not be opened.
+    pub(crate) failed: u64,
+    /// Connections that are open, as far as the attackers see.
+    pub(crate) alive: usize,
+    /// Bytes that were sent.
+    pub(crate) sent: u64,
+    /// Bytes that were received.
+    pub(crate) received: u64,
+}
+
+// === Engine ===
+
+impl Engine {
+    /// Starts `connections` machines of `attack`, evenly within `ramp_up`. `number` is that of the
+    /// attack in the drill, which decides its addresses.
+    pub(crate) fn start(
+        target: &Target,
+        attack: &Attack,
+        plan: &Plan,
+        number: u8,
+        connections: usize,
+        ramp_up: Duration,
+    ) -> Self {
+        let connections = connections.min(MAX_CONNECTIONS);
+        let sources = |index: usize| {
+            let address = match attack.addresses {
+                Addresses::One => 0,
+                Addresses::Many(count) => index % count.max(1),
+            };
+            Source::Attacker {
+                attack: number,
+                address,
+            }
+        };
+        Self::run(
+            target,
+            plan.ends,
+            attack.receive_buffer,
+            (0..connections).map(|index| {
+                let starts = ramp_up.mul_f64(index as f64 / connections as f64);
+                (sources(index), starts, (attack.make)(plan, index))
+            }),
+        )
+    }
+
+    /// Starts machines, each at its address and its time.
+    pub(crate) fn run(
+        target: &Target,
+        ends: Duration,
+        receive_buffer: Option<u32>,
+        machines: impl Iterator<Item = (Source, Duration, Box<dyn crate::machine::Machine>)>,
+    ) -> Self {
+        let (census, counted) = watch::channel(());
+        let shared = Arc::new(Shared {
+            target: target.clone(),
+            began: Instant::now(),
+            ends: ends.min(MAX_ATTACK_TIME),
+            receive_buffer,
+            opened: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            alive: AtomicUsize::new(0),
+            sent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+        });
+        let mut tasks = JoinSet::new();
+        for (source, starts, machine) in machines.take(MAX_CONNECTIONS) {
+            let connection =
+                connection::Connection::new(shared.clone(), source, machine, counted.clone());
+            tasks.spawn(connection.run(starts));
+        }
+        Self {
+            tasks,
+            shared,
+            census,
+        }
+    }
+
+    /// Returns what the attackers have done and hold. Connections that do not read are looked at
+    /// first, because the server may have closed them unseen.
+    pub(crate) async fn census(&self) -> Counts {
+        self.census.send_replace(());
+        // Every task is polled once: they all run on this thread.
+        for _ in 0..3 {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        self.counts()
+    }
+
+    /// Returns what the attackers have done and hold.
+    pub(crate) fn counts(&self) -> Counts {
+        let shared = &self.shared;
+        Counts {
+            opened: shared.opened.load(Relaxed),
+            failed: shared.failed.load(Relaxed),
+            alive: shared.alive.load(Relaxed),
+            sent: shared.sent.load(Relaxed),
+            received: shared.received.load(Relaxed),
+        }
+    }
+
+    /// Closes all connections.
+    pub(crate) async fn stop(mut self) -> Counts {
+        let counts = self.counts();
+        self.tasks.shutdown().await;
+        counts
+    }
+}
+
+// === Shared ===
+
+impl Shared {
+    /// Returns the time since the attack began.
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Returns whether a connection may be opened now.
+    fn may_open(&self) -> bool {
+        self.now() < self.ends && self.opened.load(Relaxed) < MAX_OPENED && self.may_send()
+    }
+
+    /// Returns whether the bound on bytes is not reached.
+    fn may_send(&self) -> bool {
+        self.sent.load(Relaxed) + self.received.load(Relaxed) < MAX_ATTACK_BYTES
+    }
+}
+
+#[cfg(test)]
+mod tests;

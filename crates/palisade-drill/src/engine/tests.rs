@@ -1,0 +1,132 @@
+use super::*;
+use crate::machine::{Actions, Event, Machine};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    time::timeout,
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn listener() -> (TcpListener, Target) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    (listener, Target::open(&[addr]).await.unwrap())
+}
+
+fn run(target: &Target, machines: Vec<Box<dyn Machine>>) -> Engine {
+    let source = Source::Attacker {
+        attack: 9,
+        address: 0,
+    };
+    let machines = machines.into_iter();
+    let machines = machines.map(|machine| (source, Duration::ZERO, machine));
+    Engine::run(target, PATIENCE, None, machines)
+}
+
+async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let wait = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    assert!(timeout(PATIENCE, wait).await.is_ok(), "{what}");
+}
+
+/// Sends what it receives.
+struct Echo;
+
+impl Machine for Echo {
+    fn on(&mut self, event: Event<'_>, _: Duration, out: &mut Actions) {
+        if let Event::Received(bytes) = event {
+            out.send(bytes.to_vec());
+        }
+    }
+}
+
+/// Reads nothing, and opens nothing again.
+struct Paused;
+
+impl Machine for Paused {
+    fn on(&mut self, _: Event<'_>, _: Duration, out: &mut Actions) {
+        out.pause_reading();
+    }
+}
+
+#[tokio::test]
+async fn bytes_go_both_ways_and_a_closed_connection_is_not_alive() {
+    let (listener, target) = listener().await;
+    let engine = run(&target, vec![Box::new(Echo)]);
+    let (mut server, from) = listener.accept().await.unwrap();
+    assert_eq!(from.ip().to_string(), "127.1.9.1");
+    server.write_all(b"ping").await.unwrap();
+    let mut answer = [0; 4];
+    server.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"ping");
+    assert_eq!(engine.census().await.alive, 1);
+
+    drop(server);
+    until("it is closed", async || engine.counts().alive == 0).await;
+    assert_eq!((engine.counts().sent, engine.counts().received), (4, 4));
+    assert_eq!(target.sockets(), (0, 1));
+}
+
+#[tokio::test]
+async fn a_connection_that_does_not_read_is_seen_to_be_closed_in_a_census() {
+    let (listener, target) = listener().await;
+    let engine = run(&target, vec![Box::new(Paused), Box::new(Paused)]);
+    let (mut first, _) = listener.accept().await.unwrap();
+    let (mut second, _) = listener.accept().await.unwrap();
+    first.write_all(b"unread").await.unwrap();
+    second.write_all(b"unread").await.unwrap();
+    assert_eq!(engine.census().await.alive, 2);
+    drop(first);
+    until("it is closed", async || engine.census().await.alive == 1).await;
+    drop(second);
+    until("it is closed", async || engine.census().await.alive == 0).await;
+    assert_eq!(engine.counts().received, 0);
+}
+
+#[tokio::test]
+async fn a_dropped_engine_closes_every_connection() {
+    let (listener, target) = listener().await;
+    let engine = run(&target, (0..50).map(|_| Box::new(Echo) as _).collect());
+    let mut accepted = Vec::new();
+    for _ in 0..50 {
+        accepted.push(listener.accept().await.unwrap().0);
+    }
+    assert_eq!(target.sockets(), (50, 50));
+    drop(engine);
+    for mut server in accepted {
+        let end = timeout(PATIENCE, server.read(&mut [0])).await.unwrap();
+        assert!(matches!(end, Ok(0) | Err(_)));
+    }
+    assert_eq!(target.sockets(), (0, 50));
+}
+
+/// Sends a megabyte whenever it may, and asks to be woken at once.
+struct Greedy;
+
+impl Machine for Greedy {
+    fn on(&mut self, event: Event<'_>, now: Duration, out: &mut Actions) {
+        if matches!(event, Event::Opened | Event::Woken) {
+            out.send(vec![0; 1 << 20]);
+            out.wake_at(now);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_machine_gets_no_further_ahead_than_one_event() {
+    let (listener, target) = listener().await;
+    let engine = run(&target, vec![Box::new(Greedy)]);
+    // Nothing is read: the kernel's buffers fill, and the machine waits.
+    let (_server, _) = listener.accept().await.unwrap();
+    let mut last = 0;
+    until("it stops", async || {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        std::mem::replace(&mut last, engine.counts().sent) == engine.counts().sent && last > 0
+    })
+    .await;
+    assert!(engine.counts().sent < 32 << 20);
+}

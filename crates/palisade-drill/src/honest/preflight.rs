@@ -1,0 +1,146 @@
+//! The first requests of a drill: whether the target serves them, and what it answers.
+
+use super::{
+    client::PATIENCE,
+    exchange::{Connection, MAX_BODY_BYTES, Route},
+};
+use crate::{
+    attacks::h2::frames::{PREFACE, SETTINGS, settings},
+    error::DrillError,
+    sample::Kind,
+    target::{Source, Stream, Target},
+    text::{printable, printable_bytes},
+};
+use bytes::Bytes;
+use http::{HeaderMap, Request};
+use http_body_util::{BodyExt, Full, Limited};
+use std::time::Duration;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
+
+/// The longest wait for the first frame of an HTTP/2 server.
+const MAX_H2_WAIT: Duration = Duration::from_secs(1);
+
+/// Sends `request` twice and returns the route with the answer to expect, and its headers.
+///
+/// # Errors
+///
+/// If the target does not answer with a status of success.
+pub(crate) async fn learn(
+    target: &Target,
+    kind: Kind,
+    request: Request<Full<Bytes>>,
+) -> Result<(Route, HeaderMap), DrillError> {
+    let (status, headers, first) = answer(target, &request).await?;
+    let Some(first) = first else {
+        let mib = MAX_BODY_BYTES >> 20;
+        let reason = format!(
+            "the answer to {} is more than {mib} MiB or breaks off: set a cheaper path",
+            printable(&request.uri().to_string())
+        );
+        let target = target.addr();
+        return Err(DrillError::NotServed { target, reason });
+    };
+    let (_, _, second) = answer(target, &request).await?;
+    let route = Route {
+        kind,
+        request,
+        status,
+        body: second.filter(|second| *second == first),
+    };
+    Ok((route, headers))
+}
+
+/// Returns status, headers and body of the answer; no body if it is too long.
+async fn answer(
+    target: &Target,
+    request: &Request<Full<Bytes>>,
+) -> Result<(u16, HeaderMap, Option<Bytes>), DrillError> {
+    let refused = |reason: String| DrillError::NotServed {
+        target: target.addr(),
+        reason,
+    };
+    let exchange = async {
+        let stream = target.connect(Source::Honest(0), None).await?;
+        let mut connection = Connection::new(stream)
+            .await
+            .ok_or(std::io::ErrorKind::ConnectionReset)?;
+        let response = connection
+            .send(request.clone())
+            .await
+            .map_err(std::io::Error::other)?;
+        let (parts, body) = response.into_parts();
+        let body = Limited::new(body, MAX_BODY_BYTES).collect().await;
+        Ok::<_, std::io::Error>((parts, body.ok().map(http_body_util::Collected::to_bytes)))
+    };
+    let (method, path) = (request.method(), printable(&request.uri().to_string()));
+    let (parts, body) = match timeout(PATIENCE, exchange).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(error)) => return Err(refused(explain(target, &error).await)),
+        Err(_) => {
+            let seconds = PATIENCE.as_secs();
+            return Err(refused(format!(
+                "no answer to {method} {path} within {seconds} s"
+            )));
+        }
+    };
+    let status = parts.status;
+    if !status.is_success() {
+        let hint = match status.as_u16() {
+            300..=399 => {
+                let location = parts.headers.get("location");
+                let location =
+                    location.map_or("nowhere".into(), |to| printable_bytes(to.as_bytes()));
+                format!("it redirects to {location}, which the drill does not follow")
+            }
+            401 | 403 => "set credentials with `header`".to_owned(),
+            404 | 405 => "set a path that exists with `get` or `post`".to_owned(),
+            429 | 503 => "it refuses even a first request".to_owned(),
+            _ => "mend it first".to_owned(),
+        };
+        return Err(refused(format!(
+            "{method} {path} is answered {}: {hint}",
+            status.as_u16()
+        )));
+    }
+    Ok((status.as_u16(), parts.headers, body))
+}
+
+/// Returns what the target speaks instead of HTTP/1 in clear text.
+async fn explain(target: &Target, error: &std::io::Error) -> String {
+    let mut start = [0; 64];
+    let read = async {
+        let mut stream = target.connect(Source::Honest(0), None).await.ok()?;
+        let request = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+        stream.write_all(request).await.ok()?;
+        stream.read(&mut start).await.ok()
+    };
+    let count = timeout(MAX_H2_WAIT, read).await.ok().flatten();
+    match start.get(..count.unwrap_or(0)).unwrap_or_default() {
+        [] => format!("it closes the connection without an answer ({error})"),
+        // The record of a TLS alert.
+        [0x15, 3, ..] => {
+            "it speaks TLS, and the drill clear text: run it behind the TLS".to_owned()
+        }
+        [_, _, _, SETTINGS, _, 0, 0, 0, 0, ..] => {
+            "it speaks HTTP/2 alone, and the honest requests are HTTP/1".to_owned()
+        }
+        bytes if bytes.starts_with(b"HTTP/1.") => format!("its answer breaks off ({error})"),
+        bytes => format!("it does not speak HTTP: {}", printable_bytes(bytes)),
+    }
+}
+
+/// Returns whether the target speaks HTTP/2 with prior knowledge.
+pub(crate) async fn speaks_h2(target: &Target) -> bool {
+    let first = async {
+        let mut stream: Stream = target.connect(Source::Honest(0), None).await.ok()?;
+        let hello = [PREFACE, &settings(&[])].concat();
+        stream.write_all(&hello).await.ok()?;
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.ok()?;
+        Some(head[3] == SETTINGS && head[5..] == [0; 4])
+    };
+    matches!(timeout(MAX_H2_WAIT, first).await, Ok(Some(true)))
+}

@@ -1,0 +1,77 @@
+//! An attack drill for your own HTTP server, from `cargo test`. It attacks the server on loopback as
+//! attackers do, sends the requests of honest clients beside that, and grades what it saw.
+//!
+//! ```
+//! use palisade_drill::{Drill, Grade};
+//!
+//! # async fn my_server(listener: tokio::net::TcpListener) {
+//! #     let app = axum::Router::new().route("/", axum::routing::get(async || "hello"));
+//! #     axum::serve(listener, app).await.unwrap();
+//! # }
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), palisade_drill::DrillError> {
+//! let drill = Drill::serving(my_server).get("/").quick();
+//! # let drill = drill.only("churn");
+//! let report = drill.run().await?;
+//! report.assert(Grade::C); // Panics with the report if the grade is worse.
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Load generators measure speed. A drill asks another question: is an honest client served as
+//! before while others try to prevent it, and what do those others keep? One rule holds for every
+//! server and every attack:
+//!
+//! | verdict | meaning |
+//! |---|---|
+//! | held | honest clients are served 99 % of the time, at a p99 latency of 3 times that before and 50 ms at most; 10 % of the attackers' connections are left at most |
+//! | kept | honest clients are unharmed, but the attackers keep what they took |
+//! | harmed | one kind of honest client is served less or later |
+//! | down | honest clients are served less than half of the time, or not within 5 s afterwards |
+//! | inconclusive | nothing can be said, for the reason that is given |
+//!
+//! The grade is A if every attack was held, B if honest clients were unharmed throughout, C if some
+//! were harmed, F if the server was down.
+//!
+//! # Places
+//!
+//! A server that keeps silent connections while it has room is patient, not weak. Say how many
+//! connections it admits with [`Drill::places`]. The drill then sends more attackers than that, and
+//! lets newcomers ask for all places: attackers that the server gives up for them are not *kept*.
+//! Without it, the report says "perhaps patience".
+//!
+//! # Safety
+//!
+//! The drill attacks loopback alone, and only a listener of the user who runs it (on Linux, where
+//! that is known), not one of ssh or another program that forwards. Redirects are not followed. No
+//! option exceeds the [`bounds`]. When the future of [`Drill::run`] is dropped, all
+//! connections end.
+#![forbid(unsafe_code)]
+
+pub mod attacks;
+pub mod bounds;
+mod drill;
+mod engine;
+mod error;
+mod figures;
+mod files;
+mod honest;
+pub mod machine;
+mod options;
+mod plan;
+mod report;
+mod run;
+mod sample;
+mod server;
+mod target;
+mod text;
+mod verdict;
+mod wave;
+mod worker;
+
+pub use drill::Drill;
+pub use error::{ConfigFault, DrillError};
+pub use figures::Figures;
+pub use report::{AttackReport, AttackersReport, Report, ReportError, SCHEMA, Skipped};
+pub use sample::Kind;
+pub use verdict::{Grade, Honest, Verdict};

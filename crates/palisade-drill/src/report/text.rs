@@ -1,0 +1,134 @@
+//! Reports as text: the worst attack first, with what stops it.
+
+use super::{AttackReport, Report};
+use crate::{text::printable, verdict::Verdict};
+use std::fmt;
+
+/// All verdicts, the worst first.
+const WORST_FIRST: [Verdict; 5] = [
+    Verdict::Down,
+    Verdict::Harmed,
+    Verdict::Kept,
+    Verdict::Inconclusive,
+    Verdict::Held,
+];
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let target = printable(&self.target);
+        write!(
+            f,
+            "palisade-drill {} against {target}",
+            printable(&self.version)
+        )?;
+        if let Some(places) = self.places {
+            write!(f, " with {places} places")?;
+        }
+        let quick = if self.quick { ", quick" } else { "" };
+        writeln!(f, ": {:.0} s{quick}, seed {}", self.seconds, self.seed)?;
+        match self.grade() {
+            Some(grade) => write!(f, "grade {grade}:")?,
+            None => write!(f, "no grade:")?,
+        }
+        for verdict in WORST_FIRST {
+            write!(f, " {} {verdict},", self.count(verdict))?;
+        }
+        writeln!(f, " {} skipped", self.skipped.len())?;
+
+        for verdict in WORST_FIRST {
+            for attack in self
+                .attacks
+                .iter()
+                .filter(|attack| attack.verdict == verdict)
+            {
+                write_attack(f, attack)?;
+            }
+        }
+        if !self.skipped.is_empty() {
+            writeln!(f)?;
+        }
+        for skipped in &self.skipped {
+            let (name, reason) = (printable(&skipped.name), printable(&skipped.reason));
+            writeln!(f, "skipped       {name}: {reason}")?;
+        }
+        for caution in &self.cautions {
+            writeln!(f, "not ruled out: {}", printable(caution))?;
+        }
+        Ok(())
+    }
+}
+
+fn write_attack(f: &mut fmt::Formatter<'_>, attack: &AttackReport) -> fmt::Result {
+    let verdict = attack.verdict;
+    let (name, threat) = (printable(&attack.name), printable(&attack.threat));
+    write!(f, "\n{verdict:<14}{name} ({threat}")?;
+    if let Some(cve) = &attack.cve {
+        write!(f, ", {}", printable(cve))?;
+    }
+    writeln!(f, "): {}", printable(&attack.title))?;
+    let mut line = |label: &str, text: String| writeln!(f, "  {label:<12}{text}");
+    if !attack.reason.is_empty() {
+        line("because", printable(&attack.reason))?;
+    }
+    for honest in &attack.honest {
+        let (before, during) = (&honest.before, &honest.during);
+        line(
+            "honest",
+            format!(
+                "{}: {} of {} served, p50 {}, p99 {} (before {})",
+                honest.kind,
+                during.served,
+                during.sent,
+                latency(during.p50_ms),
+                latency(during.p99_ms),
+                latency(before.p99_ms),
+            ),
+        )?;
+    }
+    let attackers = &attack.attackers;
+    let mut text = format!(
+        "{} attackers, {} connections, {} left at the end, {} sent a second",
+        attackers.connections,
+        attackers.opened,
+        attackers.alive,
+        bytes(attackers.sent_per_second)
+    );
+    if let Some(left) = attackers.displaced_to {
+        text.push_str(&format!(", {left} left when places were short"));
+    }
+    line("attackers", text)?;
+    if let Some(price) = attackers.bytes_per_lost_request {
+        line("price", format!("{} for each lost request", bytes(price)))?;
+    }
+    if let Some(price) = attackers.bytes_per_kept_place {
+        line("price", format!("{} for each kept place", bytes(price)))?;
+    }
+    for caution in &attack.cautions {
+        line("not ruled out", format!("  {}", printable(caution)))?;
+    }
+    if matches!(verdict, Verdict::Down | Verdict::Harmed | Verdict::Kept) {
+        line("stopped by", printable(&attack.stopped_by))?;
+        for remedy in &attack.remedies {
+            line("", printable(remedy))?;
+        }
+    }
+    Ok(())
+}
+
+/// Formats a latency in milliseconds.
+fn latency(milliseconds: Option<f64>) -> String {
+    match milliseconds {
+        Some(time) if time < 10.0 => format!("{time:.1} ms"),
+        Some(time) => format!("{time:.0} ms"),
+        None => "-".to_owned(),
+    }
+}
+
+/// Formats a number of bytes.
+fn bytes(count: f64) -> String {
+    match count {
+        count if count < 1_024.0 => format!("{count:.0} B"),
+        count if count < 1_048_576.0 => format!("{:.0} KiB", count / 1_024.0),
+        count => format!("{:.0} MiB", count / 1_048_576.0),
+    }
+}

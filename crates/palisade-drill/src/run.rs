@@ -1,0 +1,213 @@
+//! The course of a drill: for each attack before, during, after, and a verdict.
+
+mod round;
+mod schedule;
+
+use crate::{
+    attacks::{self, Attack, Needs, Plan, Protocol},
+    bounds::MAX_RUN_TIME,
+    drill::Subject,
+    error::DrillError,
+    files,
+    honest::{HonestClients, Route, preflight},
+    options::Options,
+    report::{AttackReport, Report, SCHEMA, Skipped},
+    sample::Kind,
+    target::{Target, owner},
+    text::{printable, printable_bytes},
+    verdict::Verdict,
+    worker::Worker,
+};
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request};
+use http_body_util::Full;
+use schedule::Schedule;
+use tokio::time::Instant;
+
+/// The body of a small POST.
+const SMALL_BODY: &[u8] = b"palisade-drill";
+
+/// A drill under way.
+struct Run {
+    target: Target,
+    options: Options,
+    schedule: Schedule,
+    honest: HonestClients,
+    server: Option<Worker<()>>,
+    /// The largest number of attackers, by the limit on open files.
+    max_attackers: usize,
+}
+
+/// Runs the drill in the thread of the engine.
+///
+/// # Errors
+///
+/// See [`Drill::run`](crate::Drill::run).
+pub(crate) async fn run(subject: Subject, options: Options) -> Result<Report, DrillError> {
+    let epoch = Instant::now();
+    let (addrs, server) = match subject {
+        Subject::Server(server) => {
+            let (addr, worker) = server.start()?;
+            (vec![addr], Some(worker))
+        }
+        Subject::Running(addrs) => (addrs, None),
+    };
+    let max_attackers = files::raise_limit(if server.is_some() { 2 } else { 1 });
+    let target = Target::open(&addrs).await?;
+    let (routes, headers) = learn(&target, &options).await?;
+    let speaks_h2 = preflight::speaks_h2(&target).await;
+    let schedule = Schedule::new(options.quick);
+    let mut report = Report {
+        schema: SCHEMA,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        target: target.addr().to_string(),
+        places: options.places,
+        quick: options.quick,
+        seed: options.seed,
+        seconds: 0.0,
+        attacks: Vec::new(),
+        skipped: Vec::new(),
+        cautions: cautions(&target, &headers),
+    };
+    let honest = HonestClients::start(&target, routes, epoch)?;
+    let mut run = Run {
+        target,
+        options,
+        schedule,
+        honest,
+        server,
+        max_attackers,
+    };
+    let mut down = false;
+    for (number, attack) in attacks::all().into_iter().enumerate() {
+        if !run.options.selects(&attack) {
+            continue;
+        }
+        let reason = if down {
+            Some("the target is down".to_owned())
+        } else if epoch.elapsed() + run.schedule.longest() > MAX_RUN_TIME {
+            Some("the time of the drill is over: select fewer attacks with `only`".to_owned())
+        } else {
+            run.missing(&attack, speaks_h2)
+        };
+        if let Some(reason) = reason {
+            let name = attack.name.to_owned();
+            report.skipped.push(Skipped { name, reason });
+            continue;
+        }
+        let result = run.attack(&attack, number as u8).await;
+        down = result.verdict == Verdict::Down && result.recovery_ms.is_none();
+        report.attacks.push(result);
+    }
+    report.seconds = epoch.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+/// Sends the first honest requests. Returns the routes, and the headers of the GET's answer.
+async fn learn(target: &Target, options: &Options) -> Result<(Vec<Route>, HeaderMap), DrillError> {
+    let plan = plan(target, options, &Schedule::new(options.quick));
+    let request = |method: Method, path: &str, body: &'static [u8]| {
+        let mut request = Request::builder().method(method).uri(path);
+        for (name, value) in plan.fields("", "").into_iter().skip(4) {
+            request = request.header(name, value);
+        }
+        request
+            .header("host", &plan.host)
+            .body(Full::new(Bytes::from_static(body)))
+            .map_err(|error| DrillError::Io(std::io::Error::other(error)))
+    };
+    let get = request(Method::GET, &options.get, b"")?;
+    let (route, headers) = preflight::learn(target, Kind::NewConnection, get).await?;
+    let mut routes = vec![
+        route.clone(),
+        Route {
+            kind: Kind::KeepAlive,
+            ..route
+        },
+    ];
+    if let Some(path) = &options.post {
+        let post = request(Method::POST, path, SMALL_BODY)?;
+        routes.push(preflight::learn(target, Kind::SmallPost, post).await?.0);
+    }
+    Ok((routes, headers))
+}
+
+/// Returns what attackers know.
+fn plan(target: &Target, options: &Options, schedule: &Schedule) -> Plan {
+    Plan {
+        host: target.addr().to_string(),
+        get: options.get.clone(),
+        post: options.post.clone(),
+        large: options.large.clone(),
+        headers: options.headers.clone(),
+        ends: schedule.attack(),
+        seed: options.seed,
+    }
+}
+
+/// Returns what no verdict of this drill can rule out.
+fn cautions(target: &Target, headers: &HeaderMap) -> Vec<String> {
+    let mut cautions = Vec::new();
+    if !target.has_addresses() {
+        cautions.push(
+            "attackers and honest clients have the same address, so that a limit for each client \
+             refuses both"
+                .to_owned(),
+        );
+    }
+    if !owner::is_known() {
+        cautions.push("this system does not tell whose listener it is".to_owned());
+    }
+    let known = ["nginx", "haproxy", "envoy", "caddy", "cloudflare"];
+    let header = |name: &str| {
+        let value = headers.get(name)?;
+        Some(printable_bytes(value.as_bytes()))
+    };
+    if let Some(via) = header("via") {
+        cautions.push(format!("a proxy answers for the server: Via {via}"));
+    } else if let Some(server) = header("server")
+        && known
+            .iter()
+            .any(|name| server.to_lowercase().contains(name))
+    {
+        cautions.push(format!(
+            "a proxy may answer for the server: Server {server}"
+        ));
+    }
+    cautions
+}
+
+impl Run {
+    /// Returns what the attack needs and this target has not.
+    fn missing(&self, attack: &Attack, speaks_h2: bool) -> Option<String> {
+        let reason = match (attack.needs, attack.protocol) {
+            (Needs::Post, _) if self.options.post.is_none() => {
+                "it needs the path of a POST: set `post`"
+            }
+            (Needs::Large, _) if self.options.large.is_none() => {
+                "it needs the path of a large GET: set `large`"
+            }
+            (_, Protocol::Http2) if !speaks_h2 => "the target does not speak HTTP/2 in clear text",
+            _ => return None,
+        };
+        Some(reason.to_owned())
+    }
+
+    /// Runs one attack. Harm is confirmed by a second round, because a hiccup of the machine looks
+    /// like it; so is a round that says nothing.
+    async fn attack(&mut self, attack: &Attack, number: u8) -> AttackReport {
+        let first = self.round(attack, number).await;
+        if !matches!(first.verdict, Verdict::Harmed | Verdict::Inconclusive) {
+            return first;
+        }
+        let mut second = self.round(attack, number).await;
+        if first.verdict == Verdict::Harmed
+            && matches!(second.verdict, Verdict::Held | Verdict::Kept)
+        {
+            let reason = printable(&first.reason);
+            second.reason = format!("harmed in one of two rounds: {reason}");
+            second.verdict = Verdict::Inconclusive;
+        }
+        second
+    }
+}

@@ -1,0 +1,208 @@
+//! One round of one attack.
+
+use super::{Run, plan};
+use crate::{
+    attacks::{Attack, Protocol, Takes},
+    bounds::MAX_CONNECTIONS,
+    engine::{Counts, Engine},
+    figures::{figures, milliseconds},
+    options::more_than,
+    report::{AttackReport, AttackersReport},
+    sample::Span,
+    verdict::{Attackers, Evidence, Honest, MAX_RECOVERY, judge},
+    wave,
+};
+use std::time::Duration;
+use tokio::time::sleep;
+
+/// The interval between two looks at the honest clients after an attack.
+const RECOVERY_CHECK: Duration = Duration::from_millis(20);
+/// The age from which an unfinished request is judged: what a server that holds may take at least.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// What a round has seen of the attackers.
+struct Seen {
+    connections: usize,
+    counts: Counts,
+    displaced: Option<usize>,
+}
+
+impl Run {
+    /// Runs one round and judges it.
+    pub(super) async fn round(&mut self, attack: &Attack, number: u8) -> AttackReport {
+        let schedule = self.schedule;
+        let log = self.honest.log();
+        log.forget(log.now());
+        let from = log.now();
+        sleep(schedule.before).await;
+        let before = Span {
+            from,
+            to: log.now(),
+        };
+
+        let (seen, during) = self.run_attackers(attack, number).await;
+        let recovery = self.recover().await;
+        let has_ended = self.server.as_mut().is_some_and(super::Worker::has_ended);
+
+        let honest = self.figures(before, during);
+        let log = self.honest.log();
+        let evidence = Evidence {
+            honest: &honest,
+            during,
+            lateness: log.lateness(before).max(log.lateness(during)),
+            recovery,
+            has_ended,
+            attackers: Attackers {
+                connections: seen.connections,
+                opened: seen.counts.opened,
+                alive: seen.counts.alive,
+                displaced: seen.displaced,
+                takes_places: attack.takes == Takes::Places,
+            },
+        };
+        let (verdict, reason) = judge(&evidence);
+        let mut report = AttackReport::new(attack);
+        report.verdict = verdict;
+        report.reason = reason;
+        report.recovery_ms = recovery.map(milliseconds);
+        report.attackers = self.price(&seen, &honest);
+        report.honest = honest;
+        let wanted = self.wanted(attack);
+        if seen.connections < wanted {
+            report.cautions.push(format!(
+                "the limit on open files allows {} of {wanted} attackers: raise `ulimit -n`",
+                seen.connections
+            ));
+        }
+        report
+    }
+
+    /// Runs the attackers. Returns what they did, and the span that is judged.
+    async fn run_attackers(&self, attack: &Attack, number: u8) -> (Seen, Span) {
+        let schedule = &self.schedule;
+        let log = self.honest.log();
+        let plan = plan(&self.target, &self.options, schedule);
+        let connections = self.wanted(attack).min(self.max_attackers);
+        let engine = Engine::start(
+            &self.target,
+            attack,
+            &plan,
+            number,
+            connections,
+            schedule.ramp_up,
+        );
+        sleep(schedule.ramp_up).await;
+        let from = log.now();
+        sleep(schedule.middle).await;
+        let during = Span {
+            from,
+            to: log.now(),
+        };
+        sleep(schedule.settle).await;
+        let counts = engine.census().await;
+        let mut displaced = None;
+        let takes_places = attack.takes == Takes::Places;
+        if let Some(places) = self.options.places
+            && takes_places
+            && counts.alive > 0
+        {
+            let rest = MAX_CONNECTIONS - connections.min(MAX_CONNECTIONS);
+            let rest = rest.min(self.max_attackers.saturating_sub(connections));
+            let newcomers = places.min(rest);
+            let half = schedule.wave / 2;
+            let newcomers = wave::start(&self.target, &plan, number, newcomers, half);
+            sleep(schedule.wave).await;
+            displaced = Some(engine.census().await.alive);
+            newcomers.stop().await;
+        }
+        let counts = Counts {
+            alive: counts.alive,
+            ..engine.stop().await
+        };
+        let seen = Seen {
+            connections,
+            counts,
+            displaced,
+        };
+        (seen, during)
+    }
+
+    /// Returns the number of attackers that the attack wants.
+    fn wanted(&self, attack: &Attack) -> usize {
+        if !self.options.has_attackers {
+            return 0;
+        }
+        // HTTP/2 attackers take streams: few connections hold as much.
+        let fills = attack.takes == Takes::Places && attack.protocol == Protocol::Http1;
+        match self.options.places {
+            Some(places) if fills => attack.connections.max(more_than(places)),
+            _ => attack.connections,
+        }
+    }
+
+    /// Waits until every kind of honest client is served again. Returns how long that took; `None`
+    /// if it took too long.
+    async fn recover(&self) -> Option<Duration> {
+        let log = self.honest.log();
+        let from = log.now();
+        self.honest.retry();
+        loop {
+            let kinds = self.honest.kinds().iter();
+            let served: Option<Vec<_>> = kinds.map(|kind| log.served_since(*kind, from)).collect();
+            if let Some(served) = served {
+                let last = served.into_iter().max().unwrap_or(from);
+                return Some(last.saturating_sub(from));
+            }
+            if log.now() - from > MAX_RECOVERY {
+                return None;
+            }
+            sleep(RECOVERY_CHECK).await;
+        }
+    }
+
+    /// Returns what each kind of honest client saw.
+    fn figures(&self, before: Span, during: Span) -> Vec<Honest> {
+        let log = self.honest.log();
+        let interval = self.honest.interval();
+        let of = |kind, span| figures(&log.samples(kind, span), span, interval, PATIENCE);
+        let kinds = self.honest.kinds().iter();
+        let honest = kinds.map(|kind| Honest {
+            kind: *kind,
+            before: of(*kind, before),
+            during: of(*kind, during),
+        });
+        honest.collect()
+    }
+
+    /// Returns what the attackers did, and what it cost them.
+    fn price(&self, seen: &Seen, honest: &[Honest]) -> AttackersReport {
+        let Counts {
+            opened,
+            failed,
+            alive,
+            sent,
+            received,
+        } = seen.counts;
+        let schedule = &self.schedule;
+        let seconds = (schedule.attack() + schedule.settle).as_secs_f64();
+        let lost: f64 = honest
+            .iter()
+            .map(|honest| {
+                let wanted = schedule.middle.as_secs_f64() / self.honest.interval().as_secs_f64();
+                (1.0 - honest.during.served_share) * wanted
+            })
+            .sum();
+        let kept = seen.displaced.unwrap_or(alive);
+        AttackersReport {
+            connections: seen.connections,
+            opened,
+            failed,
+            alive,
+            displaced_to: seen.displaced,
+            sent_per_second: sent as f64 / seconds,
+            received_per_second: received as f64 / seconds,
+            bytes_per_lost_request: (lost >= 1.0).then(|| sent as f64 / lost),
+            bytes_per_kept_place: (kept > 0).then(|| sent as f64 / kept as f64),
+        }
+    }
+}

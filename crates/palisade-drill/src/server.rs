@@ -1,0 +1,53 @@
+//! A server in a thread and a runtime of its own, on a loopback port.
+
+use crate::{error::DrillError, worker::Worker};
+use std::{
+    fmt,
+    net::{Ipv4Addr, SocketAddr},
+    pin::Pin,
+};
+use tokio::net::TcpListener;
+
+/// Serves a listener for ever. The future is made in the thread that runs it.
+type Serve = dyn FnOnce(TcpListener) -> Pin<Box<dyn Future<Output = ()>>> + Send;
+
+/// A server that the drill starts.
+pub(crate) struct Server(Box<Serve>);
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Server")
+    }
+}
+
+impl Server {
+    pub(crate) fn new<F, Fut>(serve: F) -> Self
+    where
+        F: FnOnce(TcpListener) -> Fut + Send + 'static,
+        Fut: Future + 'static,
+    {
+        Self(Box::new(|listener| {
+            let served = serve(listener);
+            Box::pin(async {
+                served.await;
+            })
+        }))
+    }
+
+    /// Starts the server. It ends with its worker.
+    ///
+    /// # Errors
+    ///
+    /// If the system has no more ports, threads or files.
+    pub(crate) fn start(self) -> Result<(SocketAddr, Worker<()>), DrillError> {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        listener.set_nonblocking(true)?;
+        let addr = listener.local_addr()?;
+        let worker = Worker::spawn("drill-server", move || async move {
+            if let Ok(listener) = TcpListener::from_std(listener) {
+                self.0(listener).await;
+            }
+        })?;
+        Ok((addr, worker))
+    }
+}

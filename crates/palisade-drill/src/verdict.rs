@@ -1,0 +1,276 @@
+//! Verdicts: what honest clients saw and what attackers hold, in one word and one sentence. Pure.
+
+use crate::{
+    figures::Figures,
+    sample::{Kind, Span},
+};
+use serde::{Deserialize, Serialize};
+use std::{fmt, time::Duration};
+
+/// The part of the time in which honest clients are served by a server that holds.
+const HELD_SHARE: f64 = 0.99;
+/// The part of the time below which a server is down.
+const DOWN_SHARE: f64 = 0.5;
+/// The p99 latency of a server that holds: this multiple of the latency before, and this much more.
+const LATENCY_FACTOR: f64 = 3.0;
+const LATENCY_MARGIN_MS: f64 = 50.0;
+/// The part of the attackers' connections that a server may keep.
+const KEPT_SHARE: f64 = 0.1;
+/// The least number of requests of each kind before and during the attack.
+const MIN_REQUESTS: u64 = 3;
+/// The lateness of the drill's own clock from which nothing is judged.
+pub(crate) const MAX_LATENESS: Duration = Duration::from_millis(50);
+/// The longest time after the attack in which the server is back.
+pub(crate) const MAX_RECOVERY: Duration = Duration::from_secs(5);
+
+/// What became of the server under one attack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Honest clients were served as before, and the attackers hold nothing.
+    Held,
+    /// Honest clients were served as before, but the attackers keep what they took.
+    Kept,
+    /// Honest clients were served worse than before.
+    Harmed,
+    /// Honest clients were served less than half of the time, or not within 5 s after the attack.
+    Down,
+    /// Nothing can be said, for the reason that is given.
+    Inconclusive,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Held => "held",
+            Self::Kept => "kept",
+            Self::Harmed => "harmed",
+            Self::Down => "down",
+            Self::Inconclusive => "inconclusive",
+        })
+    }
+}
+
+/// The grade of a server: the verdict of its worst attack. A better grade is greater.
+///
+/// ```
+/// use palisade_drill::Grade;
+/// assert!(Grade::A > Grade::B && Grade::C >= Grade::F);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Grade {
+    /// An attack brought the server down.
+    F,
+    /// An attack harmed honest clients.
+    C,
+    /// Honest clients were unharmed throughout.
+    B,
+    /// Every attack was held.
+    A,
+}
+
+impl Grade {
+    /// Returns the grade of these verdicts; `None` if all are inconclusive.
+    ///
+    /// ```
+    /// use palisade_drill::{Grade, Verdict};
+    /// let verdicts = [Verdict::Held, Verdict::Kept, Verdict::Inconclusive];
+    /// assert_eq!(Grade::of(verdicts), Some(Grade::B));
+    /// assert_eq!(Grade::of([Verdict::Inconclusive]), None);
+    /// ```
+    pub fn of(verdicts: impl IntoIterator<Item = Verdict>) -> Option<Self> {
+        let grades = verdicts.into_iter().filter_map(|verdict| match verdict {
+            Verdict::Held => Some(Self::A),
+            Verdict::Kept => Some(Self::B),
+            Verdict::Harmed => Some(Self::C),
+            Verdict::Down => Some(Self::F),
+            Verdict::Inconclusive => None,
+        });
+        grades.min()
+    }
+}
+
+impl fmt::Display for Grade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// What one kind of honest client saw before and during an attack.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Honest {
+    /// The kind.
+    pub kind: Kind,
+    /// Before the attack.
+    pub before: Figures,
+    /// In the settled middle of the attack.
+    pub during: Figures,
+}
+
+/// All that a verdict is made from.
+#[derive(Clone, Debug)]
+pub(crate) struct Evidence<'a> {
+    pub(crate) honest: &'a [Honest],
+    /// The part of the attack that is judged.
+    pub(crate) during: Span,
+    /// The largest lateness of the honest clients' clock, before and during the attack.
+    pub(crate) lateness: Duration,
+    /// The time after the attack until each kind was served again; `None` if that took too long.
+    pub(crate) recovery: Option<Duration>,
+    /// Whether the server's process or thread has ended.
+    pub(crate) has_ended: bool,
+    pub(crate) attackers: Attackers,
+}
+
+/// What the attackers hold at the end.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Attackers {
+    /// The number of attackers.
+    pub(crate) connections: usize,
+    /// The number of connections that they opened.
+    pub(crate) opened: u64,
+    /// The number that is open at the end.
+    pub(crate) alive: usize,
+    /// The number that is open after newcomers asked for all places, if they did.
+    pub(crate) displaced: Option<usize>,
+    /// Whether what is open at the end counts.
+    pub(crate) takes_places: bool,
+}
+
+/// Returns the verdict and its reason.
+pub(crate) fn judge(evidence: &Evidence<'_>) -> (Verdict, String) {
+    if let Some(reason) = unfit(evidence) {
+        return (Verdict::Inconclusive, reason);
+    }
+    if evidence.has_ended {
+        return (Verdict::Down, "the server ended".to_owned());
+    }
+    let share = overall(evidence.honest);
+    if share < DOWN_SHARE {
+        let reason = format!("served {} of the time", percent(share));
+        return (Verdict::Down, reason);
+    }
+    if evidence.recovery.is_none() {
+        let reason = format!("not back within {} s", MAX_RECOVERY.as_secs());
+        return (Verdict::Down, reason);
+    }
+    let harms: Vec<_> = evidence.honest.iter().filter_map(harm).collect();
+    if !harms.is_empty() {
+        return (Verdict::Harmed, harms.join("; "));
+    }
+    kept(&evidence.attackers)
+}
+
+/// Returns why nothing can be said.
+fn unfit(evidence: &Evidence<'_>) -> Option<String> {
+    if evidence.lateness > MAX_LATENESS {
+        let late = evidence.lateness.as_millis();
+        return Some(format!(
+            "the drill's own clock was {late} ms late: the machine is busy"
+        ));
+    }
+    if evidence.honest.is_empty() {
+        return Some("there were no honest clients".to_owned());
+    }
+    for Honest {
+        kind,
+        before,
+        during,
+    } in evidence.honest
+    {
+        if before.sent < MIN_REQUESTS {
+            return Some(format!(
+                "{kind}: {} requests before the attack",
+                before.sent
+            ));
+        }
+        if before.served_share < HELD_SHARE {
+            let share = percent(before.served_share);
+            return Some(format!(
+                "{kind}: served {share} of the time before the attack"
+            ));
+        }
+        let enough = during.sent >= MIN_REQUESTS || !during.failures.is_empty();
+        if !enough && !evidence.has_ended {
+            let seconds = evidence.during.length().as_secs_f64();
+            return Some(format!(
+                "{kind}: {} requests in {seconds:.1} s",
+                during.sent
+            ));
+        }
+    }
+    let attackers = &evidence.attackers;
+    let has_reached_nothing = attackers.connections > 0 && attackers.opened == 0;
+    (has_reached_nothing && overall(evidence.honest) >= HELD_SHARE)
+        .then(|| "no attacker got a connection".to_owned())
+}
+
+/// Returns the part of the time in which all kinds together were served.
+fn overall(honest: &[Honest]) -> f64 {
+    let shares = honest.iter().map(|honest| honest.during.served_share);
+    shares.sum::<f64>() / honest.len().max(1) as f64
+}
+
+/// Returns how one kind of client was harmed.
+fn harm(honest: &Honest) -> Option<String> {
+    let Honest {
+        kind,
+        before,
+        during,
+    } = honest;
+    if during.served_share < HELD_SHARE {
+        let share = percent(during.served_share);
+        let failures: Vec<_> = during
+            .failures
+            .iter()
+            .map(|(name, count)| format!("{name} x {count}"))
+            .collect();
+        return Some(format!(
+            "{kind}: served {share} of the time ({})",
+            failures.join(", ")
+        ));
+    }
+    let (before, during) = (before.p99_ms?, during.p99_ms?);
+    (during > LATENCY_FACTOR * before + LATENCY_MARGIN_MS)
+        .then(|| format!("{kind}: p99 {during:.0} ms, before {before:.1} ms"))
+}
+
+/// Returns whether the attackers keep what they took.
+fn kept(attackers: &Attackers) -> (Verdict, String) {
+    let Attackers {
+        connections,
+        alive,
+        displaced,
+        takes_places,
+        ..
+    } = *attackers;
+    let is_kept = |alive: usize| alive as f64 > KEPT_SHARE * connections as f64;
+    if !takes_places || !is_kept(alive) {
+        return (Verdict::Held, String::new());
+    }
+    match displaced {
+        Some(left) if !is_kept(left) => {
+            let reason =
+                format!("{alive} attackers stayed until newcomers displaced all but {left}");
+            (Verdict::Held, reason)
+        }
+        Some(left) => {
+            let reason = format!("{left} of {connections} attackers stay when places are short");
+            (Verdict::Kept, reason)
+        }
+        None => {
+            let reason = format!(
+                "{alive} of {connections} attackers stay, perhaps patience: `places` tells"
+            );
+            (Verdict::Kept, reason)
+        }
+    }
+}
+
+/// Formats a share, rounded down so that only 1 is 100 %.
+pub(crate) fn percent(share: f64) -> String {
+    format!("{:.1} %", (share * 1_000.0).floor() / 10.0)
+}
+
+#[cfg(test)]
+mod tests;
