@@ -1,13 +1,15 @@
 //! The builder of a drill.
 
 use crate::{
-    error::DrillError, options::Options, report::Report, run, server::Server, target,
+    error::DrillError,
+    options::Options,
+    report::Report,
+    run,
+    server::{Server, Subject},
+    target,
     worker::Worker,
 };
-use std::{
-    fmt,
-    net::{SocketAddr, ToSocketAddrs},
-};
+use std::{fmt, net::ToSocketAddrs};
 use tokio::net::TcpListener;
 
 /// A drill against one server. See the [crate docs](crate).
@@ -18,15 +20,6 @@ use tokio::net::TcpListener;
 pub struct Drill {
     subject: Subject,
     options: Options,
-}
-
-/// The server under attack.
-#[derive(Debug)]
-pub(crate) enum Subject {
-    /// Started by the drill, in this process.
-    Server(Server),
-    /// Runs already, at one of these addresses.
-    Running(Vec<SocketAddr>),
 }
 
 impl Drill {

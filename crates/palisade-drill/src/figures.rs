@@ -14,7 +14,9 @@ pub struct Figures {
     pub sent: u64,
     /// Requests that were answered as expected.
     pub served: u64,
-    /// The part of the time in which the client was served, from 0 to 1.
+    /// The time that these requests account for, in seconds.
+    pub seconds: f64,
+    /// The part of that time in which the client was served, from 0 to 1.
     pub served_share: f64,
     /// The latency in milliseconds that 50 % of the served time did not exceed.
     pub p50_ms: Option<f64>,
@@ -26,7 +28,8 @@ pub struct Figures {
 
 /// Returns the figures of `samples`, those of one kind, which sends a request each `interval`.
 ///
-/// A request that is younger than `patience` at the end of the samples is not yet judged.
+/// A request that has no answer at the end of the span hangs, whatever became of it later. One that
+/// is younger than `patience` then is not judged.
 pub(crate) fn figures(
     samples: &[Sample],
     span: Span,
@@ -37,13 +40,14 @@ pub(crate) fn figures(
     let (mut served, mut all) = (Duration::ZERO, Duration::ZERO);
     let mut latencies = Vec::new();
     for sample in samples {
-        let latency = sample.end.saturating_sub(sample.start);
-        let overlap = span.overlap(sample.start, sample.end);
+        let end = sample.end.min(span.to);
+        let latency = end.saturating_sub(sample.start);
+        let overlap = span.overlap(sample.start, end);
         let begins_within = (span.from..span.to).contains(&sample.start);
         if !begins_within && overlap.is_zero() {
             continue;
         }
-        let is_unfinished = sample.outcome == Outcome::Unfinished;
+        let is_unfinished = sample.outcome == Outcome::Unfinished || sample.end > span.to;
         if is_unfinished && latency <= patience {
             continue;
         }
@@ -57,15 +61,21 @@ pub(crate) fn figures(
         let weight = overlap.max(least);
         all += weight;
         figures.sent += 1;
-        if sample.outcome == Outcome::Served {
+        let outcome = if is_unfinished {
+            Outcome::Unfinished
+        } else {
+            sample.outcome
+        };
+        if outcome == Outcome::Served {
             figures.served += 1;
             served += weight;
             latencies.push((latency, weight));
         } else {
-            let name = sample.outcome.to_string();
+            let name = outcome.to_string();
             *figures.failures.entry(name).or_default() += 1;
         }
     }
+    figures.seconds = all.as_secs_f64();
     if !all.is_zero() {
         figures.served_share = served.as_secs_f64() / all.as_secs_f64();
     }
@@ -148,6 +158,9 @@ mod tests {
         let before = sample(6_000, 5_000, Outcome::TimedOut);
         let served = sample(11_000, 1_000, Outcome::Served);
         assert!((of(&[before, served]).served_share - 0.5).abs() < 1e-9);
+        // It ends in time, and the request is not judged by what comes after.
+        let later = of(&[sample(12_000, 9_000, Outcome::Served)]);
+        assert_eq!((later.served, later.failures["hung"]), (0, 1));
         assert_eq!(
             of(&[sample(1_000, 100, Outcome::Served)]),
             Figures::default()

@@ -6,10 +6,22 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     pin::Pin,
 };
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
+
+/// The connections that wait in the kernel, as many as tokio's listener lets wait.
+const BACKLOG: u32 = 1024;
 
 /// Serves a listener for ever. The future is made in the thread that runs it.
 type Serve = dyn FnOnce(TcpListener) -> Pin<Box<dyn Future<Output = ()>>> + Send;
+
+/// The server under attack.
+#[derive(Debug)]
+pub(crate) enum Subject {
+    /// Started by the drill, in this process.
+    Server(Server),
+    /// Runs already, at one of these addresses.
+    Running(Vec<SocketAddr>),
+}
 
 /// A server that the drill starts.
 pub(crate) struct Server(Box<Serve>);
@@ -40,8 +52,9 @@ impl Server {
     ///
     /// If the system has no more ports, threads or files.
     pub(crate) fn start(self) -> Result<(SocketAddr, Worker<()>), DrillError> {
-        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        listener.set_nonblocking(true)?;
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+        let listener = socket.listen(BACKLOG)?.into_std()?;
         let addr = listener.local_addr()?;
         let worker = Worker::spawn("drill-server", move || async move {
             if let Ok(listener) = TcpListener::from_std(listener) {

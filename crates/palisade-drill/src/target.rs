@@ -126,6 +126,7 @@ impl Target {
     }
 
     /// Returns the number of sockets that are open now, and of those that were ever made.
+    #[cfg(test)]
     pub(crate) fn sockets(&self) -> (usize, u64) {
         (
             self.sockets.open.load(Relaxed),

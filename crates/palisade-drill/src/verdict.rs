@@ -16,8 +16,10 @@ const LATENCY_FACTOR: f64 = 3.0;
 const LATENCY_MARGIN_MS: f64 = 50.0;
 /// The part of the attackers' connections that a server may keep.
 const KEPT_SHARE: f64 = 0.1;
-/// The least number of requests of each kind before and during the attack.
+/// The least number of requests of each kind before the attack.
 const MIN_REQUESTS: u64 = 3;
+/// The part of the time that the requests of each kind must account for during the attack.
+const MIN_JUDGED_SHARE: f64 = 0.5;
 /// The lateness of the drill's own clock from which nothing is judged.
 pub(crate) const MAX_LATENESS: Duration = Duration::from_millis(50);
 /// The longest time after the attack in which the server is back.
@@ -190,12 +192,13 @@ fn unfit(evidence: &Evidence<'_>) -> Option<String> {
                 "{kind}: served {share} of the time before the attack"
             ));
         }
-        let enough = during.sent >= MIN_REQUESTS || !during.failures.is_empty();
-        if !enough && !evidence.has_ended {
-            let seconds = evidence.during.length().as_secs_f64();
+        // A request that hangs accounts for all its time, so that only a client without turns has
+        // too little of it.
+        let seconds = evidence.during.length().as_secs_f64();
+        if during.seconds < MIN_JUDGED_SHARE * seconds && !evidence.has_ended {
+            let judged = during.seconds;
             return Some(format!(
-                "{kind}: {} requests in {seconds:.1} s",
-                during.sent
+                "{kind}: {judged:.1} s of {seconds:.1} s can be judged"
             ));
         }
     }

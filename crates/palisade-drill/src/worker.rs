@@ -91,8 +91,8 @@ mod tests {
         let mut worker = Worker::spawn("one", async || 1).unwrap();
         assert_eq!(worker.finished().await, Some(1));
         let mut worker = Worker::spawn("two", || async {
-            let empty: Option<u8> = None;
-            empty.unwrap()
+            let mut nothing = std::iter::empty::<u8>();
+            nothing.next().unwrap()
         })
         .unwrap();
         assert_eq!(worker.finished().await, None);

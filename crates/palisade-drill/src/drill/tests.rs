@@ -62,7 +62,13 @@ async fn without_attackers_every_verdict_is_held() {
 async fn a_bare_server_of_few_places_falls_to_connections_that_stay() {
     let _one = ONE_AT_A_TIME.lock().await;
     let drill = Drill::serving(|listener| bare(listener, app(), 100));
-    let drill = drill.places(100).quick().only("silent").only("rapid-reset");
+    let drill = drill
+        .places(100)
+        .quick()
+        .only("silent")
+        .only("dripped-head")
+        .only("flood-from-one-address")
+        .only("rapid-reset");
     let report = drill.run().await.unwrap();
     println!("{report}");
     let silent = verdict(&report, "silent");

@@ -218,7 +218,7 @@ async fn is_closed(stream: &Stream) -> bool {
     tokio::select! {
         biased;
         ready = stream.get_ref().ready(Interest::READABLE) => {
-            ready.map_or(true, |ready| ready.is_read_closed())
+            ready.map_or(true, tokio::io::Ready::is_read_closed)
         }
         () = std::future::ready(()) => false,
     }

@@ -92,6 +92,8 @@ pub struct AttackersReport {
     pub bytes_per_lost_request: Option<f64>,
     /// The bytes that they sent for each place that they keep.
     pub bytes_per_kept_place: Option<f64>,
+    /// The connections that they opened for each place that they keep.
+    pub connections_per_kept_place: Option<f64>,
 }
 
 /// An attack that was not run.

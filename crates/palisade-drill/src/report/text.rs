@@ -100,8 +100,15 @@ fn write_attack(f: &mut fmt::Formatter<'_>, attack: &AttackReport) -> fmt::Resul
     if let Some(price) = attackers.bytes_per_lost_request {
         line("price", format!("{} for each lost request", bytes(price)))?;
     }
-    if let Some(price) = attackers.bytes_per_kept_place {
-        line("price", format!("{} for each kept place", bytes(price)))?;
+    if let (Some(price), Some(connections)) = (
+        attackers.bytes_per_kept_place,
+        attackers.connections_per_kept_place,
+    ) {
+        let price = bytes(price);
+        line(
+            "price",
+            format!("{connections:.1} connections and {price} for each kept place"),
+        )?;
     }
     for caution in &attack.cautions {
         line("not ruled out", format!("  {}", printable(caution)))?;

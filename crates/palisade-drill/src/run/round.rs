@@ -65,7 +65,7 @@ impl Run {
         report.verdict = verdict;
         report.reason = reason;
         report.recovery_ms = recovery.map(milliseconds);
-        report.attackers = self.price(&seen, &honest);
+        report.attackers = self.price(attack, &seen, &honest);
         report.honest = honest;
         let wanted = self.wanted(attack);
         if seen.connections < wanted {
@@ -175,7 +175,7 @@ impl Run {
     }
 
     /// Returns what the attackers did, and what it cost them.
-    fn price(&self, seen: &Seen, honest: &[Honest]) -> AttackersReport {
+    fn price(&self, attack: &Attack, seen: &Seen, honest: &[Honest]) -> AttackersReport {
         let Counts {
             opened,
             failed,
@@ -192,7 +192,10 @@ impl Run {
                 (1.0 - honest.during.served_share) * wanted
             })
             .sum();
-        let kept = seen.displaced.unwrap_or(alive);
+        let kept = match attack.takes {
+            Takes::Places => seen.displaced.unwrap_or(alive),
+            Takes::Work => 0,
+        };
         AttackersReport {
             connections: seen.connections,
             opened,
@@ -203,6 +206,7 @@ impl Run {
             received_per_second: received as f64 / seconds,
             bytes_per_lost_request: (lost >= 1.0).then(|| sent as f64 / lost),
             bytes_per_kept_place: (kept > 0).then(|| sent as f64 / kept as f64),
+            connections_per_kept_place: (kept > 0).then(|| opened as f64 / kept as f64),
         }
     }
 }

@@ -150,7 +150,7 @@ fn forwarder(proc: &Path, inode: u64) -> Option<String> {
     None
 }
 
-#[cfg(all(test, target_endian = "little"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

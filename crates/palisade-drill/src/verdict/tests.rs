@@ -7,6 +7,7 @@ fn figures(served_share: f64, p99_ms: f64) -> Figures {
     Figures {
         sent: 50 + failed,
         served: 50,
+        seconds: 5.0,
         served_share,
         p50_ms: Some(1.0),
         p99_ms: Some(p99_ms),
@@ -126,8 +127,11 @@ fn a_busy_machine_a_bad_start_and_too_few_requests_are_inconclusive() {
     );
 
     let mut few = honest(UNHARMED);
-    few[1].during.sent = 2;
-    assert_eq!(judge(&evidence(&few)).1, "keep-alive: 2 requests in 5.0 s");
+    few[1].during.seconds = 2.0;
+    assert_eq!(
+        judge(&evidence(&few)).1,
+        "keep-alive: 2.0 s of 5.0 s can be judged"
+    );
     assert_eq!(judge(&evidence(&[])).0, Verdict::Inconclusive);
 }
 
