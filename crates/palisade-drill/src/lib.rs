@@ -1,5 +1,5 @@
-//! An attack drill for your own HTTP server, from `cargo test`. It attacks the server on loopback as
-//! attackers do, sends the requests of honest clients beside that, and grades what it saw.
+//! An attack drill for your own HTTP server, from `cargo test`. It attacks the server on loopback
+//! as attackers do, sends the requests of honest clients beside that, and grades what it saw.
 //!
 //! ```
 //! use palisade_drill::{Drill, Grade};
