@@ -33,6 +33,7 @@ pub(crate) struct Driver<S> {
 /// A call that has ended.
 struct Ended {
     call: u64,
+    shard: u32,
     answer: Result<Answers, StoreError>,
     is_too_late: bool,
     took: Duration,
@@ -107,6 +108,7 @@ impl<S: QuotaStore> Driver<S> {
             let is_too_late = answer.is_err();
             Ended {
                 call: flush.call,
+                shard: flush.shard,
                 answer: answer.unwrap_or_else(|late| Err(StoreError::unanswered(late))),
                 is_too_late,
                 took: started.elapsed(),
@@ -165,19 +167,24 @@ impl<S: QuotaStore> Driver<S> {
         }
     }
 
-    /// Reports what is left, in as many calls as are needed, until one fails.
+    /// Reports what is left, in as many calls as are needed, to each part of the store until a call
+    /// of it fails.
     async fn report_all(&self, calls: &mut JoinSet<Ended>) {
+        let mut failed = 0u32;
         loop {
             let now = self.shared.now();
-            let batch = self.shared.state.lock().machine.take_batch(now);
+            let is_asked = |shard: usize| failed & 1 << shard == 0;
+            let batch = self.shared.state.lock().machine.take_batch(now, is_asked);
             match batch {
                 Some(flush) => self.start(flush, calls),
                 None => {
                     let Some(ended) = calls.join_next().await else {
                         return;
                     };
+                    // All of them, if the store has panicked.
+                    let shard = ended.as_ref().map_or(u32::MAX, |it| 1 << it.shard);
                     if !self.end_call(ended) {
-                        return;
+                        failed |= shard;
                     }
                 }
             }

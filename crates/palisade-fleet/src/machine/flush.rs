@@ -37,9 +37,15 @@ impl Machine {
         })
     }
 
-    /// Returns a batch of what is to be reported, whether or not it is time for it.
-    pub(crate) fn take_batch(&mut self, now: Micros) -> Option<Flush> {
-        (0..self.shards.len()).find_map(|shard| self.take_batch_of(shard, now))
+    /// Returns a batch of what is to be reported to a part of the store that `is_asked`, whether or
+    /// not it is time for it.
+    pub(crate) fn take_batch(
+        &mut self,
+        now: Micros,
+        is_asked: impl Fn(usize) -> bool,
+    ) -> Option<Flush> {
+        let mut shards = (0..self.shards.len()).filter(|shard| is_asked(*shard));
+        shards.find_map(|shard| self.take_batch_of(shard, now))
     }
 
     fn take_batch_of(&mut self, index: usize, now: Micros) -> Option<Flush> {

@@ -1,9 +1,15 @@
 //! Nodes that share a store in memory count together.
 
 use crate::{SECRET, status};
-use palisade_fleet::{Fleet, MemoryStore, OnFailure, QuotaStore};
+use palisade_fleet::{Answers, Batch, Fleet, MemoryStore, OnFailure, QuotaStore, StoreError};
 use palisade_rate_limit::{Quota, RateLimitLayer};
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 use tokio::time::{Instant, advance, sleep};
 
 fn node<S: QuotaStore>(store: S, nodes: u32) -> Fleet {
@@ -129,4 +135,42 @@ fn without_a_runtime_a_request_does_not_wait() {
         request.as_mut().poll(&mut cx) == std::task::Poll::Ready(200)
     });
     assert_eq!(served.count(), 40);
+}
+
+/// A store in two parts, of which the first refuses all calls at once. Counts what is reported.
+#[derive(Clone, Default)]
+struct HalfDead {
+    inner: MemoryStore,
+    reported: Arc<AtomicU32>,
+}
+
+impl QuotaStore for HalfDead {
+    fn shards(&self) -> u32 {
+        2
+    }
+
+    async fn call(&self, batch: Batch) -> Result<Answers, StoreError> {
+        if batch.shard == 0 {
+            return Err(StoreError::unsent("it is dead"));
+        }
+        sleep(Duration::from_millis(5)).await;
+        let reported = batch.asks.iter().map(|ask| ask.admitted).sum();
+        self.reported.fetch_add(reported, Relaxed);
+        self.inner.call(batch).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_reports_to_one_part_of_the_store_also_if_another_one_fails() {
+    let store = HalfDead::default();
+    let fleet = node(store.clone(), 1);
+    let layer = RateLimitLayer::new(Quota::per_hour(8).fleet(&fleet)).unwrap();
+    let mut served = 0;
+    for client in 0..200 {
+        served += u32::from(status(&layer, client).await == 200);
+    }
+    assert_eq!(served, 200);
+    fleet.shutdown().await;
+    let reported = store.reported.load(Relaxed);
+    assert!((60..=140).contains(&reported), "{reported}");
 }

@@ -77,7 +77,7 @@ fn accounts_of_one_request_do_not_take_the_slot_of_each_other() {
     // Two of sixteen slots: both tags are assigned to the first eight of them.
     let claims = |rule| [(2, 0), (4, 1)].map(|(tag, account)| Claim { tag, rule, account });
     let accounts = |machine: &mut Machine| {
-        let asks = machine.take_batch(0).unwrap().asks.into_iter();
+        let asks = machine.take_batch(0, |_| true).unwrap().asks.into_iter();
         asks.map(|ask| (ask.account, ask.admitted, ask.asked))
             .collect::<Vec<_>>()
     };
@@ -116,7 +116,7 @@ fn an_account_that_the_store_can_hold_again_is_refused_when_it_has_nothing_left(
     let rule = machine.rule(1_000_000, 40).unwrap();
     let claims = one_account(rule);
     let answer = |machine: &mut Machine, answer, now| {
-        let flush = machine.take_batch(now).unwrap();
+        let flush = machine.take_batch(now, |_| true).unwrap();
         let answers = Answers::new(vec![answer], None);
         machine.reply(flush.call, Reply::Answers(answers), now);
     };
@@ -137,7 +137,7 @@ fn a_request_that_the_account_cannot_pay_keeps_no_cheaper_one_from_it() {
     let claims = one_account(rule);
     let asked = machine.ask(&claims, 20, 0, &digest);
     assert!(matches!(asked, Asked::Waits(_)), "{asked:?}");
-    let flush = machine.take_batch(0).unwrap();
+    let flush = machine.take_batch(0, |_| true).unwrap();
     let wait = Duration::from_secs(10);
     // Ten cells are left.
     let answers = Answers::new(vec![Answer::Granted { cells: 0, wait }], None);
@@ -159,7 +159,7 @@ fn a_request_that_is_decided_has_a_place_among_those_that_wait_until_it_is_told(
         numbers.push(number);
     }
     assert_eq!(numbers.len(), 1024);
-    let flush = machine.take_batch(0).unwrap();
+    let flush = machine.take_batch(0, |_| true).unwrap();
     let wait = Duration::from_micros(1);
     let answers = Answers::new(vec![Answer::Granted { cells: 0, wait }], None);
     machine.reply(flush.call, Reply::Answers(answers), 0);
