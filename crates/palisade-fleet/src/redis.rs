@@ -502,13 +502,17 @@ impl Connection {
         time: Option<u64>,
     ) -> Result<Value, RedisError> {
         let mut command = redis::cmd(command);
-        let keys = batch.asks.len() + usize::from(batch.node.is_some());
-        command.arg(script).arg(keys);
+        // Without any key, each server of a cluster would answer, also one that does not hold the
+        // shard, and a replica.
+        let has_nodes = batch.node.is_some() || batch.asks.is_empty();
+        command
+            .arg(script)
+            .arg(batch.asks.len() + usize::from(has_nodes));
         let prefix = format!("palisade:{{{}:{}}}:", batch.fleet, batch.shard);
         for ask in &batch.asks {
             command.arg(format!("{prefix}{:032x}", ask.account));
         }
-        if batch.node.is_some() {
+        if has_nodes {
             command.arg(format!("{prefix}nodes"));
         }
         let or_none = |number: Option<u64>| number.map(|it| it.to_string()).unwrap_or_default();

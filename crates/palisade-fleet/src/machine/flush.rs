@@ -110,7 +110,14 @@ impl Machine {
                     self.fail(&item, is_unsent, now);
                 }
                 let is_too_late = matches!(reply, Reply::TimedOut);
-                if self.shards[index].breaker.call_failed(is_too_late, now) {
+                let is_divided = self.shards.len() > 1;
+                let shard = &mut self.shards[index];
+                if shard.breaker.call_failed(is_too_late, now) {
+                    // A part that no client is in any more would else never be tried again, and
+                    // the node would seem to be alone for ever.
+                    if is_divided {
+                        shard.hello_at.get_or_insert(now);
+                    }
                     return self.alone();
                 }
                 return Vec::new();

@@ -181,7 +181,9 @@ where
 
 /// Returns the number of accounts that a call of the script is about.
 pub(crate) fn accounts(words: &[Vec<u8>]) -> usize {
-    String::from_utf8_lossy(&words[2]).parse().unwrap()
+    // Six numbers of each, after the command, the script, the keys, the time and the node.
+    let keys: usize = String::from_utf8_lossy(&words[2]).parse().unwrap();
+    (words.len() - keys - 5) / 6
 }
 
 /// Returns an answer of the script: the same two numbers for each of so many accounts, and no

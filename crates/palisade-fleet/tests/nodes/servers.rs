@@ -154,6 +154,20 @@ async fn nodes_count_together_on_a_cluster_also_while_one_master_is_dead() {
 }
 
 #[tokio::test]
+async fn a_node_learns_at_its_start_which_server_holds_each_shard() {
+    let Some(cluster) = Cluster::start().await else {
+        return;
+    };
+    let node = cluster.node(&[3], Quota::per_hour(9));
+    let info = ["INFO", "commandstats"];
+    for server in &cluster.servers[..3] {
+        wait_for(server, &info, "cmdstat_evalsha").await;
+    }
+    // That is 16 calls, each to a replica that names another server, and again.
+    assert!(!node.is_alone(), "{}", node.texts());
+}
+
+#[tokio::test]
 async fn a_client_that_floods_all_nodes_gets_one_limit_on_a_cluster() {
     let Some(cluster) = Cluster::start().await else {
         return;

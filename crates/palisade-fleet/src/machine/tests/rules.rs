@@ -218,6 +218,30 @@ fn a_part_of_the_store_that_does_not_answer_leaves_requests_to_the_others_as_the
     assert_eq!(machine.state(), State::Ended);
 }
 
+#[test]
+fn a_part_of_the_store_without_clients_is_tried_again_until_it_answers() {
+    let mut machine = Machine::new(1, 16, 1);
+    machine.divide(2, 1);
+    let hello = [machine.flush(0).unwrap(), machine.flush(0).unwrap()];
+    let answer = || Reply::Answers(Answers::new(vec![], None));
+    machine.reply(hello[0].call, answer(), 0);
+    machine.reply(hello[1].call, Reply::TimedOut, 40_000);
+    let mut now = 40_000;
+    for _ in 0..3 {
+        let at = machine.wake_at().unwrap();
+        assert!((now + 200_000..=now + 960_000).contains(&at), "{now} {at}");
+        let probe = machine.flush(at).unwrap();
+        assert_eq!((probe.shard, probe.asks.len()), (1, 0));
+        assert!(machine.flush(at).is_none());
+        now = at + 40_000;
+        machine.reply(probe.call, Reply::TimedOut, now);
+    }
+    let at = machine.wake_at().unwrap();
+    let probe = machine.flush(at).unwrap();
+    machine.reply(probe.call, answer(), at);
+    assert_eq!((machine.state(), machine.wake_at()), (State::Closed, None));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
