@@ -21,6 +21,8 @@ struct State {
     servers: Vec<Arc<Server>>,
     /// For each shard, the index of the server that is asked.
     asked: [usize; MAX_SHARDS as usize],
+    /// For each shard, how often another server was asked after one without an answer.
+    turns: [usize; MAX_SHARDS as usize],
 }
 
 /// The most servers. Beyond it, those that are not named in the URL are forgotten.
@@ -34,6 +36,7 @@ impl Cluster {
             state: Mutex::new(State {
                 servers: servers.into_iter().map(Arc::new).collect(),
                 asked: Default::default(),
+                turns: Default::default(),
             }),
         }
     }
@@ -44,6 +47,7 @@ impl Cluster {
         let mut on_drop = AskAnotherOnDrop {
             cluster: self,
             shard,
+            server: Arc::clone(&server),
             is_answered: false,
         };
         let CallError { error, moved_to } = match server.call(batch).await {
@@ -56,14 +60,17 @@ impl Cluster {
         let Some(addr) = moved_to else {
             return Err(error);
         };
-        // The script has not run.
+        // The script has not run. If there is no time left to ask the other server, the next call
+        // does: both may be too far away for one call.
+        on_drop.is_answered = true;
         let server = self.moved(shard, &server, addr);
         let answer = server.call(batch).await;
-        let moved_to = answer.as_ref().err().and_then(|it| it.moved_to.clone());
-        // Servers that name each other are tried again by the next call.
-        on_drop.is_answered = answer.is_ok() || moved_to.is_some();
-        if let Some(addr) = moved_to {
-            self.moved(shard, &server, addr);
+        if let Err(CallError { moved_to, .. }) = &answer {
+            match moved_to {
+                // Servers that name each other are tried again by the next call.
+                Some(addr) => drop(self.moved(shard, &server, addr.clone())),
+                None => self.ask_another(shard, &server),
+            }
         }
         answer.map_err(|it| it.error)
     }
@@ -95,21 +102,42 @@ impl Cluster {
         state.asked[shard] = index;
         Arc::clone(&state.servers[index])
     }
+
+    /// Asks another server than `failed` for a shard, unless another call has done so.
+    fn ask_another(&self, shard: usize, failed: &Arc<Server>) {
+        let state = &mut *self.state.lock();
+        let asked = &mut state.asked[shard];
+        if !Arc::ptr_eq(&state.servers[*asked], failed) {
+            return;
+        }
+        let learnt = state.servers.len() - self.named;
+        let turn = &mut state.turns[shard];
+        *turn = turn.wrapping_add(1);
+        // In turn one that is named and one that was learnt: most of these may be gone for long.
+        let next = match learnt {
+            0 => *asked,
+            _ if *turn % 2 == 1 => *turn / 2 % self.named,
+            _ => self.named + *turn / 2 % learnt,
+        };
+        *asked = match next == *asked {
+            true => (next + 1) % state.servers.len(),
+            false => next,
+        };
+    }
 }
 
 /// Asks another server for a shard after a call without an answer: it knows which one holds it now.
 struct AskAnotherOnDrop<'a> {
     cluster: &'a Cluster,
     shard: usize,
+    server: Arc<Server>,
     is_answered: bool,
 }
 
 impl Drop for AskAnotherOnDrop<'_> {
     fn drop(&mut self) {
         if !self.is_answered {
-            let state = &mut *self.cluster.state.lock();
-            let asked = &mut state.asked[self.shard];
-            *asked = (*asked + 1) % state.servers.len();
+            self.cluster.ask_another(self.shard, &self.server);
         }
     }
 }
@@ -124,6 +152,11 @@ impl fmt::Debug for Cluster {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        time::{sleep, timeout},
+    };
 
     #[test]
     fn a_server_is_learnt_once_and_too_many_of_them_are_forgotten() {
@@ -148,7 +181,101 @@ mod tests {
         drop(AskAnotherOnDrop {
             cluster: &cluster,
             shard: 5,
+            server: from,
             is_answered: false,
         });
+    }
+
+    fn cluster_of(count: u8) -> Cluster {
+        let server = |it| Server::new(&format!("redis://10.0.0.{it}"), None).unwrap();
+        Cluster::new((1..=count).map(server).collect())
+    }
+
+    #[test]
+    fn calls_that_fail_at_the_same_time_ask_one_other_server_and_not_the_next_but_one() {
+        let cluster = cluster_of(2);
+        let first = cluster.server_of(0);
+        for _ in 0..2 {
+            drop(AskAnotherOnDrop {
+                cluster: &cluster,
+                shard: 0,
+                server: Arc::clone(&first),
+                is_answered: false,
+            });
+        }
+        assert!(!Arc::ptr_eq(&first, &cluster.server_of(0)));
+    }
+
+    #[test]
+    fn servers_that_are_named_are_soon_asked_also_after_many_have_gone() {
+        let cluster = cluster_of(2);
+        let named = [cluster.server_of(0), {
+            cluster.ask_another(0, &cluster.server_of(0));
+            cluster.server_of(0)
+        }];
+        for port in 1..50 {
+            cluster.moved(0, &named[0], ("10.0.0.9".to_owned(), port));
+        }
+        let mut asked = Vec::new();
+        for _ in 0..100 {
+            cluster.ask_another(0, &cluster.server_of(0));
+            asked.push(format!("{:?}", cluster.server_of(0)));
+        }
+        for server in &named {
+            let addr = format!("{server:?}");
+            assert!(asked[..4].contains(&addr), "{asked:?}");
+        }
+        asked.sort();
+        asked.dedup();
+        assert_eq!(asked.len(), 51, "each is asked");
+    }
+
+    /// Starts a server that answers all scripts so after 25 ms, and the rest at once. Returns its
+    /// port.
+    async fn far_server(answer: String) -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let answer = answer.clone();
+                tokio::spawn(async move {
+                    let mut bytes = vec![0; 64 << 10];
+                    while let Ok(length @ 1..) = stream.read(&mut bytes).await {
+                        let text = String::from_utf8_lossy(&bytes[..length]);
+                        let answer = match () {
+                            () if text.contains("\r\nSCRIPT\r\n") => "$2\r\nab\r\n",
+                            () if text.contains("\r\nEVALSHA\r\n") => {
+                                sleep(Duration::from_millis(25)).await;
+                                &answer
+                            }
+                            () => continue,
+                        };
+                        stream.write_all(answer.as_bytes()).await.unwrap();
+                    }
+                });
+            }
+        });
+        port
+    }
+
+    #[tokio::test]
+    async fn a_server_is_found_also_if_a_call_has_no_time_for_two_of_them() {
+        let holds = far_server("*1\r\n:0\r\n".to_owned()).await;
+        let names_it = far_server(format!("-MOVED 1 127.0.0.1:{holds}\r\n")).await;
+        let server = Server::new(&format!("redis://127.0.0.1:{names_it}"), None).unwrap();
+        let cluster = Cluster::new(vec![server]);
+        let batch = Batch {
+            fleet: Arc::from("fleet"),
+            shard: 0,
+            asks: Vec::new(),
+            node: None,
+        };
+        for _ in 0..20 {
+            let answer = timeout(Duration::from_millis(40), cluster.call(&batch)).await;
+            if answer.is_ok_and(|it| it.is_ok()) {
+                return;
+            }
+        }
+        panic!("no call was answered: {cluster:?}");
     }
 }
