@@ -59,13 +59,16 @@ impl Sentinels {
     pub(crate) async fn call(&self, batch: &Batch) -> Result<Answers, StoreError> {
         let server = timeout(CONNECTION_WITHIN, self.server())
             .await
-            .unwrap_or_else(|late| Err(StoreError::unsent(late)))?;
+            .unwrap_or_else(|late| Err(StoreError::unsent(late)));
+        // Without an answer of the sentinels, the one that they named last may still be the master.
+        let server = server.or_else(|error| self.current.lock().server.clone().ok_or(error))?;
         let mut on_drop = DoubtOnDrop {
             sentinels: self,
             is_answered: false,
         };
         let answers = server.call(batch).await.map_err(|it| it.error)?;
         on_drop.is_answered = true;
+        self.trust(&server);
         Ok(answers)
     }
 
@@ -84,11 +87,17 @@ impl Sentinels {
         if let Some(known) = self.known() {
             return Ok(known);
         }
-        if finding.is_empty() {
-            finding.spawn(Arc::clone(&self.shared).find());
-        }
-        let ended = finding.join_next().await.and_then(Result::ok);
-        let addr = ended.unwrap_or_else(|| Err(StoreError::unsent("the runtime ends")))?;
+        // What was found since the last call. What has failed since is tried again.
+        let addr = match finding.try_join_next() {
+            Some(Ok(Ok(addr))) => addr,
+            _ => {
+                if finding.is_empty() {
+                    finding.spawn(Arc::clone(&self.shared).find());
+                }
+                let ended = finding.join_next().await.and_then(Result::ok);
+                ended.unwrap_or_else(|| Err(StoreError::unsent("the runtime ends")))?
+            }
+        };
         let current = &mut *self.current.lock();
         current.is_doubtful = false;
         // Else a server far away would never be reached: it takes more than one call to connect.
@@ -96,6 +105,15 @@ impl Sentinels {
         let same = known.filter(|it| it.tcp_addr() == Some((&addr.0, addr.1)));
         let server = same.map_or_else(|| Arc::new(self.master.at(addr)), Arc::clone);
         Ok(Arc::clone(current.server.insert(server)))
+    }
+
+    /// Does not ask the sentinels again, if this is still the master that they named last.
+    fn trust(&self, server: &Arc<Server>) {
+        let current = &mut *self.current.lock();
+        let is_current = |it: &Arc<Server>| Arc::ptr_eq(it, server);
+        if current.server.as_ref().is_some_and(is_current) {
+            current.is_doubtful = false;
+        }
     }
 
     fn known(&self) -> Option<Arc<Server>> {

@@ -254,6 +254,33 @@ async fn nodes_follow_the_master_that_a_sentinel_names() {
     );
 }
 
+#[tokio::test]
+async fn a_master_that_hangs_for_a_moment_is_followed_again_while_all_sentinels_are_dead() {
+    let (master_port, sentinel_port) = (free_port(), free_port());
+    let port = master_port.to_string();
+    let options = ["--bind", "127.0.0.1", "--port", &port];
+    let Some(master) = RedisServer::start_with(&options).await else {
+        return;
+    };
+    let sentinel = RedisServer::start_sentinel(sentinel_port, master_port).await;
+    let builder = Fleet::redis(format!(
+        "redis+sentinel://127.0.0.1:{sentinel_port}/watched"
+    ));
+    let quota = Quota::per_hour(20_000);
+    let node = Node::start(builder.unwrap(), 2, quota, OnFailure::Deny);
+    request_until(&node, |answers| answers == (256, 0)).await;
+    wait_until("the master answers", || {
+        node.gauge(Gauge::FleetRoundTrip) > 0
+    })
+    .await;
+    drop(sentinel);
+    let pause = ["CLIENT", "PAUSE", "300", "ALL"];
+    assert_eq!(master.command(&pause).await, "+OK\r\n");
+    request_until(&node, |_| node.is_alone()).await;
+    request_until(&node, |answers| answers == (256, 0)).await;
+    assert!(!node.is_alone(), "{}", node.texts());
+}
+
 /// Sends requests of many clients to a node on a cluster of one server that answers the script so.
 /// Returns the number of scripts that it was called with, and what the node says of itself.
 async fn moved_by(reply: impl Fn() -> String + Clone + Send + Sync + 'static) -> (usize, String) {
