@@ -72,6 +72,10 @@ impl RedisStore {
     }
 
     fn at(url: &str, tls: Option<Tls>) -> Option<Self> {
+        // A fragment has no meaning. In a password, it would make the user a host.
+        if url.contains('#') {
+            return None;
+        }
         let servers = match url.split_once("://")? {
             ("redis+cluster", rest) => cluster(rest, tls.as_ref()),
             ("redis+sentinel", rest) => sentinels(rest, tls.as_ref()),
@@ -120,7 +124,11 @@ fn sentinels(rest: &str, tls: Option<&Tls>) -> Option<Servers> {
     }
     let (mut sentinel_user, mut sentinel_password) = ("", "");
     for part in query.split('&').filter(|part| !part.is_empty()) {
-        match part.split_once('=')? {
+        // What would end the user and the password in a URL is percent-encoded.
+        match part
+            .split_once('=')
+            .filter(|_| !part.contains(['/', '?']))?
+        {
             ("sentinel_user", value) => sentinel_user = value,
             ("sentinel_pass", value) => sentinel_password = value,
             _ => return None,

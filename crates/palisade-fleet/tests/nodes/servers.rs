@@ -337,11 +337,16 @@ fn the_url_of_several_servers_is_checked_and_shows_no_password() {
         "redis+sentinel://10.0.0.5/a%20name",
         "redis+sentinel://10.0.0.5/watched/db",
         "redis+sentinel://10.0.0.5/watched?password=password",
+        // A host `user` with port 12, without any password.
+        "redis+sentinel://user:12#word@10.0.0.5/watched",
+        "redis+sentinel://10.0.0.5/watched?sentinel_user=user&sentinel_pass=12#word",
+        "redis+sentinel://10.0.0.5/watched?sentinel_user=user&sentinel_pass=12?word",
         "redis+unix+cluster:///path",
         "rediss+cluster://user:password@10.0.0.5",
     ];
     for url in invalid {
-        let text = Fleet::redis(url).unwrap_err().to_string();
+        let error = Fleet::redis(url).map(|it| format!("{url}: {it:?}"));
+        let text = error.unwrap_err().to_string();
         assert!(
             text.contains("redis+cluster://") && !text.contains("password@10"),
             "{text}"
