@@ -153,4 +153,6 @@ impl Drill {
 }
 
 #[cfg(test)]
+mod bad_targets;
+#[cfg(test)]
 mod tests;

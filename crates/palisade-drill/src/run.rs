@@ -45,7 +45,7 @@ struct Run {
 /// See [`Drill::run`](crate::Drill::run).
 pub(crate) async fn run(subject: Subject, options: Options) -> Result<Report, DrillError> {
     let epoch = Instant::now();
-    let (addrs, server) = match subject {
+    let (addrs, mut server) = match subject {
         Subject::Server(server) => {
             let (addr, worker) = server.start()?;
             (vec![addr], Some(worker))
@@ -54,7 +54,12 @@ pub(crate) async fn run(subject: Subject, options: Options) -> Result<Report, Dr
     };
     let max_attackers = files::raise_limit(if server.is_some() { 2 } else { 1 });
     let target = Target::open(&addrs).await?;
-    let (routes, headers) = learn(&target, &options).await?;
+    let (routes, headers) = match learn(&target, &options).await {
+        Err(_) if server.as_mut().is_some_and(Worker::has_ended) => {
+            return Err(DrillError::ServerEnded);
+        }
+        learned => learned?,
+    };
     let speaks_h2 = preflight::speaks_h2(&target).await;
     let schedule = Schedule::new(options.quick);
     let mut report = Report {

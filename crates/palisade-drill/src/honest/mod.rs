@@ -84,3 +84,6 @@ impl HonestClients {
         self.retry.send_replace(());
     }
 }
+
+#[cfg(test)]
+mod tests;

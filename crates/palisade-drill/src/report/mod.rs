@@ -60,6 +60,8 @@ pub struct AttackReport {
     pub honest: Vec<Honest>,
     /// The time after the attack until every kind was served again, in milliseconds.
     pub recovery_ms: Option<f64>,
+    /// The largest lateness of the honest clients' own clock, in milliseconds.
+    pub lateness_ms: f64,
     /// What the attackers did and hold.
     pub attackers: AttackersReport,
     /// What stops the attack.
@@ -152,6 +154,7 @@ impl AttackReport {
             reason: String::new(),
             honest: Vec::new(),
             recovery_ms: None,
+            lateness_ms: 0.0,
             attackers: AttackersReport::default(),
             stopped_by: attack.stopped_by.to_owned(),
             remedies: attack.remedies.iter().map(remedy).collect(),

@@ -46,10 +46,11 @@ impl Run {
 
         let honest = self.figures(before, during);
         let log = self.honest.log();
+        let lateness = log.lateness(before).max(log.lateness(during));
         let evidence = Evidence {
             honest: &honest,
             during,
-            lateness: log.lateness(before).max(log.lateness(during)),
+            lateness,
             recovery,
             has_ended,
             attackers: Attackers {
@@ -64,6 +65,7 @@ impl Run {
         let mut report = AttackReport::new(attack);
         report.verdict = verdict;
         report.reason = reason;
+        report.lateness_ms = milliseconds(lateness);
         report.recovery_ms = recovery.map(milliseconds);
         report.attackers = self.price(attack, &seen, &honest);
         report.honest = honest;
@@ -91,17 +93,19 @@ impl Run {
             connections,
             schedule.ramp_up,
         );
-        sleep(schedule.ramp_up).await;
+        sleep(schedule.ramp_up + schedule.lead_in).await;
         let from = log.now();
         sleep(schedule.middle).await;
         let during = Span {
             from,
             to: log.now(),
         };
-        sleep(schedule.settle).await;
+        let takes_places = attack.takes == Takes::Places;
+        if takes_places {
+            sleep(schedule.settle).await;
+        }
         let counts = engine.census().await;
         let mut displaced = None;
-        let takes_places = attack.takes == Takes::Places;
         if let Some(places) = self.options.places
             && takes_places
             && counts.alive > 0
@@ -109,8 +113,8 @@ impl Run {
             let rest = MAX_CONNECTIONS - connections.min(MAX_CONNECTIONS);
             let rest = rest.min(self.max_attackers.saturating_sub(connections));
             let newcomers = places.min(rest);
-            let half = schedule.wave / 2;
-            let newcomers = wave::start(&self.target, &plan, number, newcomers, half);
+            let ramp_up = schedule.wave / 4;
+            let newcomers = wave::start(&self.target, &plan, number, newcomers, ramp_up);
             sleep(schedule.wave).await;
             displaced = Some(engine.census().await.alive);
             newcomers.stop().await;
@@ -184,7 +188,7 @@ impl Run {
             received,
         } = seen.counts;
         let schedule = &self.schedule;
-        let seconds = (schedule.attack() + schedule.settle).as_secs_f64();
+        let seconds = schedule.attack().as_secs_f64();
         let lost: f64 = honest
             .iter()
             .map(|honest| {

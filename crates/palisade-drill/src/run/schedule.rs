@@ -10,12 +10,14 @@ pub(super) struct Schedule {
     pub(super) before: Duration,
     /// The attackers begin, one after the other.
     pub(super) ramp_up: Duration,
+    /// The first shock passes.
+    pub(super) lead_in: Duration,
     /// The part of the attack that is judged.
     pub(super) middle: Duration,
     /// Attackers begin nothing more, and the server has time to end what they hold.
     pub(super) settle: Duration,
-    /// Newcomers ask for places, where the number of those is known: the first half to come, the
-    /// second to be served.
+    /// Newcomers ask for places, where the number of those is known: a quarter of it to come, the
+    /// rest to be served. Attackers grow old meanwhile, and a server can tell them from newcomers.
     pub(super) wave: Duration,
 }
 
@@ -26,15 +28,16 @@ impl Schedule {
         Self {
             before: milliseconds(1_500, 1_000),
             ramp_up: milliseconds(1_000, 500),
-            middle: milliseconds(6_000, 2_500),
-            settle: milliseconds(3_000, 500),
-            wave: milliseconds(2_000, 1_200),
+            lead_in: milliseconds(1_000, 300),
+            middle: milliseconds(6_000, 2_200),
+            settle: milliseconds(3_000, 1_000),
+            wave: milliseconds(4_000, 2_000),
         }
     }
 
     /// Returns the time in which attackers begin something.
     pub(super) fn attack(&self) -> Duration {
-        self.ramp_up + self.middle
+        self.ramp_up + self.lead_in + self.middle
     }
 
     /// Returns the longest time of an attack, with a second round.
