@@ -18,6 +18,8 @@ const LATENCY_MARGIN_MS: f64 = 50.0;
 const KEPT_SHARE: f64 = 0.1;
 /// The least number of requests of each kind before the attack.
 const MIN_REQUESTS: u64 = 3;
+/// The latency before the attack from which three times as much would hide harm.
+const MAX_P99_BEFORE_MS: f64 = 500.0;
 /// The part of the time that the requests of each kind must account for during the attack.
 const MIN_JUDGED_SHARE: f64 = 0.5;
 /// The lateness of the drill's own clock from which nothing is judged.
@@ -191,6 +193,9 @@ fn unfit(evidence: &Evidence<'_>) -> Option<String> {
             return Some(format!(
                 "{kind}: served {share} of the time before the attack"
             ));
+        }
+        if let Some(p99) = before.p99_ms.filter(|p99| *p99 > MAX_P99_BEFORE_MS) {
+            return Some(format!("{kind}: p99 {p99:.0} ms before the attack"));
         }
         // A request that hangs accounts for all its time, so that only a client without turns has
         // too little of it.

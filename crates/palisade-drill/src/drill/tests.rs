@@ -163,3 +163,42 @@ async fn a_dropped_drill_leaves_no_connection_and_no_server() {
     assert!(timeout(Duration::from_secs(20), closed).await.is_ok());
     server.abort();
 }
+
+#[tokio::test]
+async fn one_hiccup_of_the_server_is_no_harm() {
+    let _one = ONE_AT_A_TIME.lock().await;
+    let drill = Drill::serving(async |listener| {
+        let (requests, turn) = (Arc::new(AtomicU64::new(0)), Arc::new(Mutex::new(())));
+        let hiccup = async move || {
+            let _turn = turn.lock().await;
+            // In the middle of the first round: 20 requests come a second.
+            if requests.fetch_add(1, Relaxed) == 50 {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            "hello"
+        };
+        axum::serve(listener, Router::new().route("/", get(hiccup))).await
+    });
+    let report = drill.rehearse().quick().only("silent").run().await.unwrap();
+    let attack = report.attack("silent").unwrap();
+    assert_eq!(attack.verdict, Verdict::Inconclusive, "{report}");
+    assert!(attack.reason.contains("in one of two rounds"), "{report}");
+}
+
+#[tokio::test]
+async fn an_ipv6_target_has_one_address_for_both_sides_and_the_report_says_so() {
+    let _one = ONE_AT_A_TIME.lock().await;
+    let Ok(listener) = TcpListener::bind("[::1]:0").await else {
+        return; // This system has no IPv6.
+    };
+    let drill = Drill::against(listener.local_addr().unwrap()).unwrap();
+    let server = tokio::spawn(async move { axum::serve(listener, app()).await });
+    let report = drill.quick().only("churn").run().await.unwrap();
+    server.abort();
+    expect(&report, "churn", Verdict::Held);
+    assert!(report.target.starts_with("[::1]:"), "{report}");
+    assert!(
+        report.cautions[0].contains("have the same address"),
+        "{report}"
+    );
+}

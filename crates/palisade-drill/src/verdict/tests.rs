@@ -126,6 +126,11 @@ fn a_busy_machine_a_bad_start_and_too_few_requests_are_inconclusive() {
         "new connection: served 90.0 % of the time before the attack"
     );
 
+    let mut slow = honest(UNHARMED);
+    slow[0].before.p99_ms = Some(501.0);
+    let reason = judge(&evidence(&slow)).1;
+    assert_eq!(reason, "new connection: p99 501 ms before the attack");
+
     let mut few = honest(UNHARMED);
     few[1].during.seconds = 2.0;
     assert_eq!(
