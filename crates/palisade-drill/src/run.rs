@@ -185,7 +185,11 @@ fn cautions(target: &Target, headers: &HeaderMap) -> Vec<String> {
 impl Run {
     /// Returns what the attack needs and this target has not.
     fn missing(&self, attack: &Attack, speaks_h2: bool) -> Option<String> {
+        let is_named = !self.options.only.is_empty();
         let reason = match (attack.needs, attack.protocol) {
+            _ if self.options.quick && !attack.is_quick && !is_named => {
+                "a quick drill has another attack of its family: name it with `only`"
+            }
             (Needs::Post, _) if self.options.post.is_none() => {
                 "it needs the path of a POST: set `post`"
             }

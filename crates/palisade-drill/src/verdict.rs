@@ -243,7 +243,12 @@ fn harm(honest: &Honest) -> Option<String> {
         .then(|| format!("{kind}: p99 {during:.0} ms, before {before:.1} ms"))
 }
 
-/// Returns whether the attackers keep what they took.
+/// Returns whether so many of the attackers stay that they keep what they took.
+pub(crate) fn is_kept(alive: usize, connections: usize) -> bool {
+    alive as f64 > KEPT_SHARE * connections as f64
+}
+
+/// Returns whether the attackers keep what they took, and why.
 fn kept(attackers: &Attackers) -> (Verdict, String) {
     let Attackers {
         connections,
@@ -252,12 +257,11 @@ fn kept(attackers: &Attackers) -> (Verdict, String) {
         takes_places,
         ..
     } = *attackers;
-    let is_kept = |alive: usize| alive as f64 > KEPT_SHARE * connections as f64;
-    if !takes_places || !is_kept(alive) {
+    if !takes_places || !is_kept(alive, connections) {
         return (Verdict::Held, String::new());
     }
     match displaced {
-        Some(left) if !is_kept(left) => {
+        Some(left) if !is_kept(left, connections) => {
             let reason =
                 format!("{alive} attackers stayed until newcomers displaced all but {left}");
             (Verdict::Held, reason)

@@ -29,6 +29,9 @@ pub struct Attack {
     pub needs: Needs,
     /// What it takes from the server.
     pub takes: Takes,
+    /// Whether a quick drill runs it. The others are second shapes: they meet the same guard as
+    /// another attack of their family.
+    pub is_quick: bool,
     /// The size of the kernel's receive buffer in bytes, if not the system's choice.
     pub receive_buffer: Option<u32>,
     /// Creates the machine of the connection with this number.
@@ -99,6 +102,7 @@ impl Attack {
         addresses: Addresses::Many(50),
         needs: Needs::Get,
         takes: Takes::Places,
+        is_quick: true,
         receive_buffer: None,
         make: |_, _| Box::new(Nothing),
     };

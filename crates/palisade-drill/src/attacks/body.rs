@@ -51,6 +51,7 @@ pub(super) fn attacks() -> Vec<Attack> {
         },
         Attack {
             name: "half-sent-upload",
+            is_quick: false,
             title: "uploads of which one half arrives at once and the other never",
             withholds: "the second half of the request body",
             stopped_by: "a longest gap between pieces of the body",

@@ -44,6 +44,7 @@ pub(super) fn attacks() -> Vec<Attack> {
         },
         Attack {
             name: "flood-from-many-addresses",
+            is_quick: false,
             title: "5 requests a second from each of 250 addresses",
             withholds: "nothing: each client stays below a usual limit",
             stopped_by: "a limit on the requests of all clients together",

@@ -38,6 +38,7 @@ pub(super) fn attacks() -> Vec<Attack> {
         },
         Attack {
             name: "head-burst-then-silence",
+            is_quick: false,
             title: "request heads that are sent at once but for the last line",
             stopped_by: "a deadline for the whole head, not a lowest rate of bytes",
             make: |plan, _| {
@@ -53,6 +54,7 @@ pub(super) fn attacks() -> Vec<Attack> {
         },
         Attack {
             name: "one-byte-per-window",
+            is_quick: false,
             title: "request heads of which one byte arrives every 2.9 seconds",
             stopped_by: "a deadline for the whole head that no byte extends",
             make: |_, _| {

@@ -60,6 +60,7 @@ pub(super) fn attacks() -> Vec<Attack> {
         },
         Attack {
             name: "pipelined-silence",
+            is_quick: false,
             threat: "T01",
             title: "a GET and a POST in one packet, both answered, then silence",
             withholds: "the third request",

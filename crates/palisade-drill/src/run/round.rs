@@ -9,7 +9,7 @@ use crate::{
     options::more_than,
     report::{AttackReport, AttackersReport},
     sample::Span,
-    verdict::{Attackers, Evidence, Honest, MAX_RECOVERY, judge},
+    verdict::{Attackers, Evidence, Honest, MAX_RECOVERY, is_kept, judge},
     wave,
 };
 use std::time::Duration;
@@ -108,7 +108,7 @@ impl Run {
         let mut displaced = None;
         if let Some(places) = self.options.places
             && takes_places
-            && counts.alive > 0
+            && is_kept(counts.alive, connections)
         {
             let rest = MAX_CONNECTIONS - connections.min(MAX_CONNECTIONS);
             let rest = rest.min(self.max_attackers.saturating_sub(connections));

@@ -26,7 +26,7 @@ impl Schedule {
         let milliseconds =
             |full, quickly| Duration::from_millis(if quick { quickly } else { full });
         Self {
-            before: milliseconds(1_500, 1_000),
+            before: milliseconds(1_500, 800),
             ramp_up: milliseconds(1_000, 500),
             lead_in: milliseconds(1_000, 300),
             middle: milliseconds(6_000, 2_200),

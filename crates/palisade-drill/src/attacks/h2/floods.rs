@@ -54,6 +54,7 @@ pub(in crate::attacks) fn attacks() -> Vec<Attack> {
         },
         Attack {
             name: "settings-flood",
+            is_quick: false,
             title: "empty HTTP/2 SETTINGS frames without pause",
             cve: Some("CVE-2019-9515"),
             make: |plan, _| Box::new(Flood::new(&settings(&[]), plan.ends)),

@@ -39,6 +39,7 @@ pub(in crate::attacks) fn attacks() -> Vec<Attack> {
     vec![
         Attack {
             name: "zero-window",
+            is_quick: false,
             title: "99 HTTP/2 responses on each connection into windows of zero bytes",
             withholds: "the window of the streams",
             stopped_by: "a deadline for responses that make no progress",
